@@ -1,0 +1,167 @@
+//! Where instances meet.
+
+use std::{
+    fmt,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use nix::sys::socket::UnixAddr;
+
+use crate::error::{Error, Result};
+
+/// `sun_path` holds 108 bytes (unix(7)): a path needs one of them for its terminating NUL, an abstract name for
+/// its leading one.
+const LONGEST: usize = 107;
+
+/// Where instances meet: the path of a named Unix socket, or `@name` for an abstract one.
+///
+/// A **path** has a mode and lies in a directory, and both decide who can come near it. An **abstract** name has
+/// neither: any process in the same network namespace may connect to it, or take it first. Abstract names are
+/// compared byte by byte, without padding: `@x` and `@x` followed by NULs are two addresses.
+///
+/// At most 107 bytes (the abstract name without its `@`), no NUL.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Address(Kind);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Kind {
+    Path(PathBuf),
+    Abstract(Vec<u8>),
+}
+
+impl Address {
+    /// The address of a named socket. Errors with [`Error::AddressInvalid`].
+    pub fn path(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        check(path.as_os_str().as_bytes(), &path.display().to_string(), "a path")?;
+        Ok(Self(Kind::Path(path.to_owned())))
+    }
+
+    /// The address of an abstract socket, without the `@`. Errors with [`Error::AddressInvalid`].
+    pub fn abstract_name(name: impl AsRef<[u8]>) -> Result<Self> {
+        let name = name.as_ref();
+        check(
+            name,
+            &format!("@{}", String::from_utf8_lossy(name)),
+            "an abstract name",
+        )?;
+        Ok(Self(Kind::Abstract(name.to_owned())))
+    }
+
+    /// The path, if the address has one.
+    pub fn as_path(&self) -> Option<&Path> {
+        match &self.0 {
+            Kind::Path(path) => Some(path),
+            Kind::Abstract(_) => None,
+        }
+    }
+
+    /// The same place, wherever this process or another goes meanwhile. As it is where it would be too long.
+    pub(crate) fn absolute(&self) -> Self {
+        let absolute = self.as_path().and_then(|path| std::path::absolute(path).ok());
+        absolute
+            .and_then(|path| Self::path(path).ok())
+            .unwrap_or_else(|| self.clone())
+    }
+
+    pub(crate) fn to_socket(&self) -> Result<UnixAddr> {
+        match &self.0 {
+            Kind::Path(path) => UnixAddr::new(path.as_path()),
+            Kind::Abstract(name) => UnixAddr::new_abstract(name),
+        }
+        .map_err(|errno| self.invalid("the kernel does not take it", Some(errno)))
+    }
+
+    pub(crate) fn invalid(&self, reason: impl Into<String>, errno: Option<nix::errno::Errno>) -> Error {
+        Error::AddressInvalid {
+            address: self.to_string(),
+            reason: reason.into(),
+            source: errno.map(Into::into),
+        }
+    }
+
+    pub(crate) fn occupied(&self, by: impl Into<String>) -> Error {
+        Error::AddressOccupied {
+            address: self.to_string(),
+            by: by.into(),
+        }
+    }
+}
+
+fn check(bytes: &[u8], shown: &str, kind: &str) -> Result<()> {
+    let reason = if bytes.is_empty() {
+        format!("{kind} must not be empty")
+    } else if bytes.contains(&0) {
+        format!("{kind} must not contain a NUL byte")
+    } else if bytes.len() > LONGEST {
+        format!(
+            "{kind} has {} bytes, and a Unix socket's address takes {LONGEST}",
+            bytes.len()
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Error::AddressInvalid {
+        address: shown.to_owned(),
+        reason,
+        source: None,
+    })
+}
+
+impl FromStr for Address {
+    type Err = Error;
+
+    /// `@name` is abstract, everything else a path. A path that begins with `@` is written `./@name`.
+    fn from_str(text: &str) -> Result<Self> {
+        match text.strip_prefix('@') {
+            Some(name) => Self::abstract_name(name),
+            None => Self::path(text),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Path(path) => path.display().fmt(f),
+            Kind::Abstract(name) => write!(f, "@{}", String::from_utf8_lossy(name)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_address_is_refused_with_its_reason() {
+        for (text, reason) in [
+            ("", "empty"),
+            ("@", "empty"),
+            ("a\0b", "NUL"),
+            ("@a\0b", "NUL"),
+            (&*"x".repeat(108), "108 bytes"),
+            (&*format!("@{}", "x".repeat(108)), "108 bytes"),
+        ] {
+            let error = text.parse::<Address>().unwrap_err();
+            assert_eq!(error.code(), "ADDRESS_INVALID", "{text:?}");
+            assert!(error.to_string().contains(reason), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_longest_addresses_pass_and_reach_the_kernel_unpadded() {
+        let name = "x".repeat(107);
+        assert!(name.parse::<Address>().unwrap().to_socket().is_ok());
+        let socket = format!("@{name}")
+            .parse::<Address>()
+            .unwrap()
+            .to_socket()
+            .unwrap();
+        assert_eq!(socket.as_abstract(), Some(name.as_bytes()));
+        let short = "@x".parse::<Address>().unwrap().to_socket().unwrap();
+        assert_eq!(short.as_abstract(), Some(&b"x"[..]));
+    }
+}

@@ -1,0 +1,385 @@
+//! How a sleeping peer is woken, and how its death is noticed.
+//!
+//! Whoever wants to sleep says so in a word of its own region, looks once more, and then waits on the private line.
+//! The other side looks at that word after each publication, and sends one byte if it finds the sleeper there. Between
+//! the two stores and the two looks there must be a full barrier on both sides, or both could miss each other. On
+//! the side that publishes, that barrier would cost more than the message: so where both processes take
+//! membarrier(2), the sleeper issues it for both.
+
+use std::{
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{Ordering, compiler_fence},
+    },
+    time::Instant,
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{MsgFlags, Shutdown, recv, send, shutdown},
+};
+
+use crate::{
+    error::{Error, Result},
+    region::{Readable, Writable},
+    sys,
+};
+
+/// Who makes the barrier between a publication and the look at the sleeper's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Barriers {
+    /// Each side its own, every time.
+    Both,
+    /// The sleeper, for both, when it goes to sleep.
+    Sleeper,
+}
+
+/// The sleeper's side: one word of its own region, odd while it sleeps (or is about to).
+#[derive(Debug)]
+pub(crate) struct Bed<O> {
+    own: O,
+    at: usize,
+    sequence: u64,
+    barriers: Barriers,
+}
+
+impl<O: Writable> Bed<O> {
+    pub(crate) fn new(own: O, at: usize, barriers: Barriers) -> Self {
+        Self {
+            own,
+            at,
+            sequence: 0,
+            barriers,
+        }
+    }
+
+    /// Says that this side is about to sleep. After this, and before sleeping, it must look once more.
+    pub(crate) fn lie_down(&mut self) -> Result<()> {
+        // A new number each time, so that the bell is rung once for each time, and not for each message.
+        self.sequence = (self.sequence + 1) | 1;
+        self.own.store(self.at, self.sequence, Ordering::Release);
+        match self.barriers {
+            Barriers::Both => self.own.full_fence(),
+            Barriers::Sleeper => {
+                sys::issue_barrier()
+                    .map_err(|errno| Error::system("a memory barrier (membarrier)", errno))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that this side is awake.
+    pub(crate) fn get_up(&mut self) {
+        if self.sequence % 2 == 1 {
+            self.sequence += 1;
+            self.own.store(self.at, self.sequence, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The other side: looks at the sleeper's word.
+#[derive(Debug)]
+pub(crate) struct Watch<P> {
+    peer: P,
+    at: usize,
+    rung: u64,
+    barriers: Barriers,
+}
+
+impl<P: Readable> Watch<P> {
+    pub(crate) fn new(peer: P, at: usize, barriers: Barriers) -> Self {
+        Self {
+            peer,
+            at,
+            rung: 0,
+            barriers,
+        }
+    }
+
+    /// Whether the peer sleeps and has not been rung for since it lay down. To be asked after a publication.
+    #[inline]
+    pub(crate) fn must_ring(&mut self) -> bool {
+        match self.barriers {
+            // The processor may still be holding the publication back: the sleeper's barrier flushes it out. Only
+            // the compiler must keep the order.
+            Barriers::Sleeper => compiler_fence(Ordering::SeqCst),
+            Barriers::Both => self.peer.full_fence(),
+        }
+        let word = self.peer.load(self.at, Ordering::Relaxed);
+        if word.is_multiple_of(2) || word == self.rung {
+            return false;
+        }
+        self.rung = word;
+        true
+    }
+}
+
+/// The line itself: shared by whoever waits in this process.
+#[derive(Debug)]
+pub(crate) struct Doorbell {
+    line: Arc<OwnedFd>,
+    pidfd: Option<Arc<OwnedFd>>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// One thread waits on the line for all; the others wait for it.
+    watched: bool,
+    /// How many those are: to wake nobody is a system call as well.
+    waiting: usize,
+    /// Grows with everything that came over the line, so that nobody sleeps through what another has read.
+    heard: u64,
+    /// The peer has closed its end, or is dead, or this side has shut the line.
+    gone: bool,
+}
+
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.line.as_fd()
+    }
+}
+
+impl Doorbell {
+    pub(crate) fn new(line: OwnedFd, pidfd: Option<Arc<OwnedFd>>) -> Self {
+        Self {
+            line: Arc::new(line),
+            pidfd,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is valid after every statement that changes it, so a panic elsewhere has not spoilt it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the threads that wait for what has changed.
+    fn wake(&self, state: &State) {
+        if state.waiting > 0 {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Wakes the peer. Never blocks: a full buffer holds enough bells already. The flag is per call, because the
+    /// peer made the line and could change the mode of the descriptor that both share.
+    #[cold]
+    pub(crate) fn ring(&self) {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            match send(self.line.as_raw_fd(), &[1], flags) {
+                Err(Errno::EINTR) => {}
+                // A peer that is gone is noticed where it matters: by whoever waits, or reads the line.
+                _ => return,
+            }
+        }
+    }
+
+    /// Reads whatever came over the line and returns whether the peer is still there. What the bytes say does not
+    /// matter: they are bells.
+    pub(crate) fn listen(&self) -> bool {
+        let gone = self.empty_line();
+        let mut state = self.state();
+        state.gone |= gone;
+        state.heard += 1;
+        self.wake(&state);
+        !state.gone
+    }
+
+    /// What tells of the peer's end and of nothing else, for whoever waits for that alone.
+    pub(crate) fn ends(&self) -> Ends {
+        Ends {
+            line: Arc::clone(&self.line),
+            pidfd: self.pidfd.clone(),
+        }
+    }
+
+    /// Notices a peer that is gone, and leaves every bell where it is: somebody may be waiting for it.
+    pub(crate) fn look(&self) {
+        let ends = self.ends();
+        let mut polled: Vec<_> = ends
+            .watched()
+            .map(|(descriptor, flags)| PollFd::new(descriptor, flags))
+            .collect();
+        // A poll that fails has seen nothing; the next one will.
+        if poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+            let mut state = self.state();
+            state.gone = true;
+            self.wake(&state);
+        }
+    }
+
+    fn empty_line(&self) -> bool {
+        let mut bells = [0_u8; 512];
+        // A peer that rings faster than this reads keeps nobody here: the line stays readable.
+        for _ in 0..16 {
+            // recv, not recvmsg: what descriptors a hostile peer attaches are dropped by the kernel uninstalled.
+            match recv(self.line.as_raw_fd(), &mut bells, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) => return true,
+                Ok(count) if count < bells.len() => return false,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return false,
+                Err(_) => return true,
+            }
+        }
+        false
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.state().gone
+    }
+
+    /// What has been heard so far: to be asked before lying down, and given to [`Doorbell::wait`].
+    pub(crate) fn heard(&self) -> u64 {
+        self.state().heard
+    }
+
+    /// Waits until something is heard after `heard`, or the peer is gone, or the deadline has passed (`false`).
+    pub(crate) fn wait(&self, heard: u64, deadline: Option<Instant>) -> Result<bool> {
+        let mut state = self.state();
+        loop {
+            if state.gone || state.heard != heard {
+                return Ok(true);
+            }
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Ok(false);
+            }
+            if state.watched {
+                state.waiting += 1;
+                state = match deadline {
+                    None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                    Some(deadline) => {
+                        let left = deadline.saturating_duration_since(Instant::now());
+                        self.changed
+                            .wait_timeout(state, left)
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .0
+                    }
+                };
+                state.waiting -= 1;
+                continue;
+            }
+            state.watched = true;
+            drop(state);
+            let polled = self.poll(deadline);
+            // Bells of a dead peer are rung by somebody who holds its end of the line: the peer is gone all the same.
+            let gone = match &polled {
+                Ok(Polled { line, dead }) => (*line && self.empty_line()) || *dead,
+                Err(_) => false,
+            };
+            state = self.state();
+            state.watched = false;
+            state.gone |= gone;
+            if polled.as_ref().is_ok_and(|polled| polled.line) {
+                state.heard += 1;
+            }
+            // Whoever waits for this thread looks for itself now, and one of them takes over the line.
+            self.wake(&state);
+            polled?;
+        }
+    }
+
+    fn poll(&self, deadline: Option<Instant>) -> Result<Polled> {
+        let mut polled = vec![PollFd::new(self.line.as_fd(), PollFlags::POLLIN)];
+        // The line ends with the peer, unless somebody else holds the peer's end of it open.
+        polled.extend(
+            self.pidfd
+                .as_ref()
+                .map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)),
+        );
+        match poll(&mut polled, timeout(deadline)) {
+            Ok(_) | Err(Errno::EINTR) => {
+                let ready = |index: usize| polled.get(index).is_some_and(|fd| fd.any() == Some(true));
+                Ok(Polled {
+                    line: ready(0),
+                    dead: ready(1),
+                })
+            }
+            Err(errno) => Err(Error::system("waiting on the line (poll)", errno)),
+        }
+    }
+
+    /// Waits until `other` is readable, or the peer is gone, or the deadline has passed (`false`). Leaves every bell where it
+    /// is. Once the peer is gone, `other` alone is waited for.
+    pub(crate) fn wait_beside(&self, other: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
+        let mut polled = vec![PollFd::new(other, PollFlags::POLLIN)];
+        if !self.is_gone() {
+            // POLLHUP is told without being asked for.
+            polled.push(PollFd::new(self.line.as_fd(), PollFlags::empty()));
+            let pidfd = self.pidfd.as_ref();
+            polled.extend(pidfd.map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)));
+        }
+        match poll(&mut polled, timeout(deadline)) {
+            Ok(0) => return Ok(false),
+            Ok(_) => {}
+            // Whoever waits looks again.
+            Err(Errno::EINTR) => return Ok(true),
+            Err(errno) => return Err(Error::system("waiting for a token (poll)", errno)),
+        }
+        if polled[1..].iter().any(|fd| fd.any() == Some(true)) {
+            let mut state = self.state();
+            state.gone = true;
+            self.wake(&state);
+        }
+        Ok(true)
+    }
+
+    /// Says no more on the line: the peer sees its end, and can still answer by ending it from its side.
+    pub(crate) fn fall_silent(&self) {
+        self.shut(Shutdown::Write);
+    }
+
+    /// Ends the line from this side: the peer sees it, and so does whoever waits in this process.
+    pub(crate) fn hang_up(&self) {
+        self.shut(Shutdown::Both);
+    }
+
+    fn shut(&self, how: Shutdown) {
+        // A line that is not connected any more is hung up already.
+        let _ = shutdown(self.line.as_raw_fd(), how);
+        let mut state = self.state();
+        state.gone = true;
+        self.wake(&state);
+    }
+}
+
+/// What is left until a deadline.
+fn timeout(deadline: Option<Instant>) -> PollTimeout {
+    deadline.map_or(PollTimeout::NONE, |deadline| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
+    })
+}
+
+/// See [`Doorbell::ends`]. Holds the line open, though nobody may use it any more.
+#[derive(Debug, Clone)]
+pub(crate) struct Ends {
+    line: Arc<OwnedFd>,
+    pidfd: Option<Arc<OwnedFd>>,
+}
+
+impl Ends {
+    /// To be polled. No bell makes any of this ready, so that whoever waits here takes none from anybody.
+    pub(crate) fn watched(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        // Also where the peer has ended its direction alone, as one does that leaves.
+        let line = (self.line.as_fd(), sys::HUNG_UP);
+        let pidfd = self
+            .pidfd
+            .as_ref()
+            .map(|pidfd| (pidfd.as_fd(), PollFlags::POLLIN));
+        std::iter::once(line).chain(pidfd)
+    }
+}
+
+#[derive(Debug)]
+struct Polled {
+    line: bool,
+    dead: bool,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,257 @@
+//! What can go wrong, each with a code for programs and a sentence for people.
+
+use std::{fmt, io, sync::Arc, time::Duration};
+
+use crate::{identity::Identity, sys::Credentials};
+
+/// The result of everything in this crate that can be refused.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why something was refused. [`Error::code`] gives the stable name that a program can switch on; `Display`
+/// gives a sentence that says what to do.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An argument of the wrong type or range, or a call that the channel's state does not allow
+    /// (a second reservation, for instance).
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// The address cannot be used: empty, too long, with a NUL in it, in a directory that is missing or closed
+    /// to this process, or taken by something that is not a socket.
+    #[error("the address {address:?} cannot be used: {reason}")]
+    AddressInvalid {
+        /// The address as it was given.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+        /// What the kernel said, where it was asked.
+        source: Option<io::Error>,
+    },
+    /// Two processes already share this address (or this process itself holds it).
+    #[error("the address {address:?} is taken: {by}; wait for it with the `wait` option, or choose another")]
+    AddressOccupied {
+        /// The address as it was given.
+        address: String,
+        /// Who has it, as far as is known.
+        by: String,
+    },
+    /// The peer is not who the policy says it must be, or this could not be found out.
+    #[error(transparent)]
+    PeerRefused(Box<Refusal>),
+    /// The peer left (or died) before the channel was made, or a message can no longer reach it.
+    #[error("the peer is gone: {0}")]
+    PeerLost(String),
+    /// The partner came, but did not do its part of the handshake in time.
+    #[error("the handshake was not finished within {} ms: {step}; a longer `timeout` waits longer", .after.as_millis())]
+    HandshakeTimeout {
+        /// What was being waited for.
+        step: &'static str,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// What the peer said is not this protocol, not this version of it, or does not agree with this side's options.
+    #[error("the peer does not speak this protocol as agreed: {0}")]
+    Protocol(String),
+    /// Somebody else had the shared memory open, or tried to open it: what was in it is destroyed.
+    #[error("the shared memory was exposed to somebody else: {0}")]
+    ObjectExposed(String),
+    /// The shared object that the peer passed is not what was agreed, or could be changed behind our back.
+    #[error("the peer's shared object was refused: its {check} should be {wanted} and is {found}")]
+    ObjectUnsound {
+        /// Which property was looked at.
+        check: &'static str,
+        /// What it must be.
+        wanted: String,
+        /// What it is.
+        found: String,
+    },
+    /// The peer wrote something into its own region that an honest peer never writes. The channel is closed.
+    #[error("the peer's ring is corrupt, the channel was closed: {0}")]
+    RingCorrupt(String),
+    /// The message is larger than the peer takes, or than this call can ever put into the ring at once.
+    #[error("a message of {size} bytes is too large: {limit} bytes at most here ({reason})")]
+    MessageTooLarge {
+        /// Size of the message, in bytes.
+        size: usize,
+        /// The largest size that would pass, in bytes.
+        limit: u64,
+        /// Whose limit it is.
+        reason: &'static str,
+    },
+    /// There is not enough memory, or there are not enough descriptors.
+    #[error("there is not enough room for {what}: {reason}")]
+    NoSpace {
+        /// What was to be made.
+        what: String,
+        /// What is missing.
+        reason: String,
+    },
+    /// This side has closed the channel, or ended its sending direction.
+    #[error("{0}")]
+    Closed(&'static str),
+    /// The waiting was called off by this process.
+    #[error("the waiting was called off")]
+    Aborted,
+    /// This kernel, sandbox or platform does not offer what is needed.
+    #[error("this system does not offer what is needed: {what}")]
+    Unsupported {
+        /// The call or property that is missing.
+        what: String,
+        /// What the kernel said.
+        source: Option<io::Error>,
+    },
+}
+
+impl Error {
+    /// The stable name of this kind of error. The Node face prefixes it with `ERR_RINGFENCE_`.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidArgument(_) => "INVALID_ARGUMENT",
+            Self::AddressInvalid { .. } => "ADDRESS_INVALID",
+            Self::AddressOccupied { .. } => "ADDRESS_OCCUPIED",
+            Self::PeerRefused(_) => "PEER_REFUSED",
+            Self::PeerLost(_) => "PEER_LOST",
+            Self::HandshakeTimeout { .. } => "HANDSHAKE_TIMEOUT",
+            Self::Protocol(_) => "PROTOCOL",
+            Self::ObjectExposed(_) => "OBJECT_EXPOSED",
+            Self::ObjectUnsound { .. } => "OBJECT_UNSOUND",
+            Self::RingCorrupt(_) => "RING_CORRUPT",
+            Self::MessageTooLarge { .. } => "MESSAGE_TOO_LARGE",
+            Self::NoSpace { .. } => "NO_SPACE",
+            Self::Closed(_) => "CLOSED",
+            Self::Aborted => "ABORTED",
+            Self::Unsupported { .. } => "UNSUPPORTED",
+        }
+    }
+
+    /// The refusal behind [`Error::PeerRefused`].
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::PeerRefused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn invalid(what: impl Into<String>) -> Self {
+        Self::InvalidArgument(what.into())
+    }
+
+    /// A system call that failed where no rule of the protocol gives the failure a name of its own: either the
+    /// process or the machine has run out of something, or the kernel or a sandbox does not allow the call.
+    pub(crate) fn system(what: impl Into<String>, errno: nix::errno::Errno) -> Self {
+        use nix::errno::Errno;
+        let what = what.into();
+        match errno {
+            Errno::EMFILE
+            | Errno::ENFILE
+            | Errno::ENOMEM
+            | Errno::ENOSPC
+            | Errno::ENOBUFS
+            | Errno::EDQUOT
+            | Errno::EFBIG => Self::NoSpace {
+                what,
+                reason: errno.desc().to_owned(),
+            },
+            _ => Self::Unsupported {
+                what: format!("{what}: {}", errno.desc()),
+                source: Some(errno.into()),
+            },
+        }
+    }
+}
+
+/// A peer that was refused: which check, what it wanted, what it found.
+#[non_exhaustive]
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// The check that failed: `uid`, `gid`, `executable`, `cgroup`, `label`, `authorize`, `pid`, `line`…
+    pub check: String,
+    /// What the check asked for.
+    pub wanted: String,
+    /// What it found, or why it could not look.
+    pub found: String,
+    /// Whether the peer refused us (its words), rather than we it.
+    pub by_peer: bool,
+    /// As much as was learned about the refused peer.
+    pub identity: Option<Identity>,
+    /// What the policy's callback failed with.
+    pub(crate) cause: Option<Cause>,
+}
+
+/// An error of the caller's own.
+pub(crate) type Cause = Arc<dyn std::error::Error + Send + Sync>;
+
+impl std::error::Error for Refusal {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}
+
+/// What another user is told in place of what was wanted and found.
+const UNTOLD: &str = "what it does not tell another user";
+
+impl Refusal {
+    pub(crate) fn new(check: impl Into<String>, wanted: impl Into<String>, found: impl Into<String>) -> Self {
+        Self {
+            check: check.into(),
+            wanted: wanted.into(),
+            found: found.into(),
+            by_peer: false,
+            identity: None,
+            cause: None,
+        }
+    }
+
+    /// Of whom no more is known than this.
+    pub(crate) fn about(mut self, who: Credentials) -> Self {
+        self.identity = Some(Identity::of(who));
+        self
+    }
+
+    /// What the peer said. It tells another user the check alone.
+    pub(crate) fn by_peer(check: String, wanted: String, found: String) -> Self {
+        let told = |text: String| if text.is_empty() { UNTOLD.to_owned() } else { text };
+        Self {
+            by_peer: true,
+            ..Self::new(check, told(wanted), told(found))
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            check,
+            wanted,
+            found,
+            by_peer,
+            identity,
+            ..
+        } = self;
+        if *by_peer {
+            f.write_str("the peer refused this process: ")?;
+            return if wanted == UNTOLD {
+                write!(
+                    f,
+                    "its policy looks at {check}, and it does not tell another user more"
+                )
+            } else {
+                write!(
+                    f,
+                    "its policy looks at {check}, asks for {wanted} and found {found}"
+                )
+            };
+        }
+        match identity {
+            Some(peer) => write!(f, "process {} was refused", peer.pid)?,
+            None => f.write_str("the peer was refused")?,
+        }
+        write!(f, ": the policy asks for {check} {wanted} and found {found}")
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::PeerRefused(Box::new(refusal))
+    }
+}

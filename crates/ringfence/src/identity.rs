@@ -1,0 +1,702 @@
+//! Who the peer is, as the kernel says.
+
+use std::{
+    fmt,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{AtFlags, OFlag, open, openat, readlinkat},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        socket::{getsockopt, sockopt},
+        stat::{Mode, fstat, fstatat, stat},
+        statfs::{CGROUP2_SUPER_MAGIC, PROC_SUPER_MAGIC, fstatfs},
+    },
+    unistd::{Pid, geteuid, getpid, read},
+};
+
+use crate::{
+    digest::{self, Digest},
+    error::{Error, Refusal, Result},
+    evidence::Record,
+    patience::Patience,
+    sys::{self, Credentials},
+};
+
+/// A file that a process executes: what it is (device and inode), and what it is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Executable {
+    /// The path by which the kernel knows it now. For people: names can be made to say anything.
+    pub path: PathBuf,
+    /// The filesystem, `st_dev` of stat(2).
+    pub device: u64,
+    /// The file on it, `st_ino` of stat(2).
+    pub inode: u64,
+    /// What its content hashes to, where the policy asked for that.
+    pub sha256: Option<Digest>,
+}
+
+impl Executable {
+    /// The very same file: names and contents may be equal elsewhere.
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+}
+
+impl fmt::Display for Executable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            path,
+            device,
+            inode,
+            sha256,
+        } = self;
+        write!(f, "{} (device {device:#x}, inode {inode}", path.display())?;
+        if let Some(sha256) = sha256 {
+            write!(f, ", SHA-256 {sha256}")?;
+        }
+        f.write_str(")")
+    }
+}
+
+/// What the kernel attested of the peer when it was looked at.
+#[non_exhaustive]
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Process id, in this process's pid namespace (`SO_PEERCRED`).
+    pub pid: i32,
+    /// Effective user id when it connected or listened, which must be its effective user id at each later look.
+    pub uid: u32,
+    /// Effective group id, likewise.
+    pub gid: u32,
+    /// Supplementary groups when it connected or listened (`SO_PEERGROUPS`, Linux 4.13) that it still has; `None`
+    /// where the kernel does not tell.
+    pub groups: Option<Vec<u32>>,
+    /// The executable; `None` where it cannot be read: another uid's process, or one that is not dumpable.
+    pub executable: Option<Executable>,
+    /// The cgroup (version 2) path, as this process's cgroup namespace names it.
+    pub cgroup: Option<String>,
+    /// The security label when it connected or listened (`SO_PEERSEC`), where a security module gives one.
+    pub label: Option<String>,
+}
+
+impl Identity {
+    /// As much as a connection tells by itself.
+    pub(crate) fn of(credentials: Credentials) -> Self {
+        let Credentials { pid, uid, gid } = credentials;
+        Self {
+            pid,
+            uid,
+            gid,
+            groups: None,
+            executable: None,
+            cgroup: None,
+            label: None,
+        }
+    }
+}
+
+/// The peer, held fast: as long as this lives, what is looked up belongs to the process that connected (or
+/// listened), and not to a later one with the same pid.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) credentials: Credentials,
+    /// Names the process itself. From the socket since Linux 6.5, else from the pid.
+    pidfd: Option<Arc<OwnedFd>>,
+    /// The process's directory in /proc: opened once, it goes dead with the process and never names another. Held
+    /// where there is no pidfd, and during the handshake.
+    directory: Option<Arc<OwnedFd>>,
+    groups: Option<Vec<u32>>,
+    label: Result<String, Errno>,
+    /// The executable as it was when it was first let in.
+    seen: OnceLock<Executable>,
+    /// It has said that it closes itself to others of its user, and with that its executable to a later look.
+    pub(crate) hardens: bool,
+}
+
+/// One look at the peer: what could be read, and why the rest could not.
+#[derive(Debug)]
+pub(crate) struct Look {
+    pub(crate) identity: Identity,
+    /// `None`: /proc does not show the process to this one (`hidepid`, proc(5)).
+    directory: Option<Arc<OwnedFd>>,
+    executable: Result<(), Errno>,
+    cgroup: Result<(), Errno>,
+    /// The number of its cgroup by its pidfd (Linux 6.13): no name that could be read a moment too late.
+    cgroup_number: Option<u64>,
+    label: Result<(), Errno>,
+}
+
+fn refuse(check: &'static str, wanted: impl Into<String>, found: impl Into<String>) -> Error {
+    Refusal::new(check, wanted, found).into()
+}
+
+impl Peer {
+    /// Asks the kernel who is at the other end of a connected socket.
+    pub(crate) fn attest(socket: impl AsFd, record: &mut Record) -> Result<Self> {
+        let socket = socket.as_fd();
+        let credentials = getsockopt(&socket, sockopt::PeerCredentials)
+            .map(|c| Credentials {
+                pid: c.pid(),
+                uid: c.uid(),
+                gid: c.gid(),
+            })
+            .map_err(|errno| refuse("credentials", "SO_PEERCRED of the peer", errno.desc()))?;
+        let Credentials { pid, uid, gid } = credentials;
+        if pid <= 0 {
+            return Err(refuse(
+                "pid",
+                "a process of this pid namespace",
+                format!("pid {pid}: the peer lives in one that cannot be seen from here"),
+            ));
+        }
+        record.passed(
+            "credentials",
+            "pid",
+            "visible in this pid namespace",
+            pid.to_string(),
+        );
+        let overflow = overflow_uid()?;
+        if uid == overflow {
+            return Err(refuse(
+                "uid",
+                "a uid that is mapped in this user namespace",
+                format!("{uid}, the overflow uid, which every unmapped user has here"),
+            ));
+        }
+        record.passed(
+            "credentials",
+            "uid mapped",
+            format!("not the overflow uid {overflow}"),
+            uid.to_string(),
+        );
+
+        let (pidfd, whence) = match getsockopt(&socket, sockopt::PeerPidfd) {
+            Ok(pidfd) => (Some(pidfd), "SO_PEERPIDFD"),
+            // Before Linux 6.5. The number could be another's by now; the credentials that each later message
+            // carries are of that number too, so another would have to be the one who speaks.
+            Err(Errno::ENOPROTOOPT) => match sys::pidfd_open(Pid::from_raw(pid)) {
+                Ok(pidfd) => (Some(pidfd), "pidfd_open"),
+                Err(Errno::ENOSYS | Errno::EPERM) => (None, "the pid alone"),
+                Err(_) => {
+                    return Err(Error::PeerLost(format!(
+                        "process {pid} ended before it could be looked at"
+                    )));
+                }
+            },
+            // What kernels answer for a process that has been reaped already: EINVAL from Linux 6.5 on, later ESRCH.
+            Err(Errno::EINVAL | Errno::ESRCH | Errno::ENODATA) => {
+                return Err(Error::PeerLost(format!(
+                    "process {pid} ended before it could be looked at"
+                )));
+            }
+            Err(errno) => return Err(refuse("pidfd", "SO_PEERPIDFD of the peer", errno.desc())),
+        };
+        let mut peer = Self {
+            credentials,
+            pidfd: pidfd.map(Arc::new),
+            directory: None,
+            groups: sys::peer_groups(socket).ok(),
+            label: sys::peer_label(socket),
+            seen: OnceLock::new(),
+            hardens: false,
+        };
+        peer.directory = peer.open_directory()?;
+        // The look at /proc came after the pidfd was had: if the process still lives, the directory is its own.
+        peer.check_alive()?;
+        record.passed(
+            "credentials",
+            "process",
+            "alive, and held by a pidfd",
+            format!("pid {pid}, gid {gid}, by {whence}"),
+        );
+        Ok(peer)
+    }
+
+    /// A process that nothing is known of, for what does not look at it.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn unknown(credentials: Credentials) -> Self {
+        Self {
+            credentials,
+            pidfd: None,
+            directory: None,
+            groups: None,
+            label: Err(Errno::ENOPROTOOPT),
+            seen: OnceLock::new(),
+            hardens: false,
+        }
+    }
+
+    pub(crate) fn is_self(&self) -> bool {
+        self.credentials.pid == getpid().as_raw()
+    }
+
+    fn gone(&self) -> Error {
+        Error::PeerLost(format!("process {} has ended", self.credentials.pid))
+    }
+
+    /// The process's directory in /proc. What is read there counts only if the process is alive afterwards. `None`:
+    /// it is hidden from this process, which its pidfd must make up for.
+    fn open_directory(&self) -> Result<Option<Arc<OwnedFd>>> {
+        if let Some(directory) = &self.directory {
+            return Ok(Some(Arc::clone(directory)));
+        }
+        let path = format!("/proc/{}", self.credentials.pid);
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = match open(path.as_str(), flags, Mode::empty()) {
+            Ok(directory) => directory,
+            Err(Errno::ENOENT | Errno::ESRCH) if self.pidfd.is_some() => return Ok(None),
+            Err(Errno::ENOENT | Errno::ESRCH) => return Err(self.gone()),
+            Err(errno) => return Err(refuse("proc", path, errno.desc())),
+        };
+        let kind = fstatfs(&directory)
+            .map_err(|errno| refuse("proc", "a mounted /proc", errno.desc()))?
+            .filesystem_type();
+        if kind == PROC_SUPER_MAGIC {
+            Ok(Some(Arc::new(directory)))
+        } else {
+            Err(refuse(
+                "proc",
+                "the kernel's /proc",
+                "another filesystem mounted there",
+            ))
+        }
+    }
+
+    /// A pidfd polls readable once the process has ended, reaped or not. (Signal 0 succeeds on a zombie.)
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        if let Some(pidfd) = &self.pidfd {
+            let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+            loop {
+                match poll(&mut polled, PollTimeout::ZERO) {
+                    Ok(0) => break,
+                    Ok(_) => return Err(self.gone()),
+                    Err(Errno::EINTR) => {}
+                    Err(errno) => return Err(refuse("process", "alive", errno.desc())),
+                }
+            }
+        }
+        // A zombie's directory is still there, but its state letter says what it is.
+        let Some(directory) = &self.directory else {
+            return Ok(());
+        };
+        match (read_text(directory, "stat"), &self.pidfd) {
+            (Ok(stat), _) => {
+                let state = stat
+                    .rsplit(')')
+                    .next()
+                    .and_then(|rest| rest.split_whitespace().next())
+                    .unwrap_or("X");
+                if matches!(state, "Z" | "X" | "x") {
+                    Err(self.gone())
+                } else {
+                    Ok(())
+                }
+            }
+            // Hidden (`hidepid`): the pidfd has answered.
+            (Err(Errno::EACCES | Errno::EPERM), Some(_)) => Ok(()),
+            (Err(_), _) => Err(self.gone()),
+        }
+    }
+
+    /// Everything about the process that can be read now. Errors with [`Error::PeerLost`] if it has ended, and refuses
+    /// a process that is not the user and group any more that it was.
+    pub(crate) fn look(&self) -> Result<Look> {
+        self.check_alive()?;
+        let directory = self.open_directory()?;
+        let (executable, executable_found) = match directory.as_deref().map(executable_of) {
+            Some(Ok(executable)) => (Some(executable), Ok(())),
+            // Its memory is gone: it is on its way out, though neither the pidfd nor its state says so yet.
+            Some(Err(Errno::ENOENT | Errno::ESRCH)) => return Err(self.gone()),
+            // Executing another program opens it again (unless it may not read that program, or that changes its ids):
+            // as long as it is closed, it is what it was.
+            Some(Err(errno)) => {
+                let closed = self.hardens
+                    && directory
+                        .as_deref()
+                        .is_some_and(|it| self.is_dumpable(it) == Ok(false));
+                (self.seen.get().filter(|_| closed).cloned(), Err(errno))
+            }
+            None => (None, Err(Errno::ENOENT)),
+        };
+        let text = |name| {
+            directory
+                .as_deref()
+                .map_or(Err(Errno::ENOENT), |directory| read_text(directory, name))
+        };
+        let info = match self.pidfd.as_ref().map(sys::pidfd_info) {
+            Some(Ok(info)) => Some(info),
+            Some(Err(Errno::ESRCH)) => return Err(self.gone()),
+            // Before Linux 6.13.
+            Some(Err(_)) | None => None,
+        };
+        let status = text("status");
+        let cgroup = text("cgroup").and_then(|text| {
+            text.lines()
+                .find_map(|line| line.strip_prefix("0::").map(str::to_owned))
+                .ok_or(Errno::ENODATA)
+        });
+        // What was read between two looks that found the process alive is of that process.
+        self.check_alive()?;
+        let Credentials { pid, uid, gid } = self.credentials;
+        let now = info
+            .as_ref()
+            .map(|info| (info.uid, info.gid))
+            .or_else(|| Some((effective(&status, "Uid:")?, effective(&status, "Gid:")?)));
+        let groups = self.groups.clone().map(|mut attested| {
+            if let Some(now) = numbers(&status, "Groups:") {
+                attested.retain(|group| now.contains(group));
+            }
+            attested
+        });
+        let look = Look {
+            identity: Identity {
+                pid,
+                uid,
+                gid,
+                groups,
+                executable,
+                cgroup: cgroup.as_ref().ok().cloned(),
+                label: self
+                    .label
+                    .as_ref()
+                    .ok()
+                    .filter(|label| !label.is_empty())
+                    .cloned(),
+            },
+            directory,
+            executable: executable_found,
+            cgroup: cgroup.map(drop),
+            cgroup_number: info.and_then(|info| info.cgroup),
+            label: self.label.as_ref().map(drop).map_err(|errno| *errno),
+        };
+        for (check, then, now) in [
+            ("uid", uid, now.map(|(uid, _)| uid)),
+            ("gid", gid, now.map(|(_, gid)| gid)),
+        ] {
+            let found = match now {
+                Some(now) if now == then => continue,
+                Some(now) => format!("{now} now"),
+                None => "what it is now cannot be read in /proc, and the kernel is older than 6.13".into(),
+            };
+            let mut refusal = Refusal::new(check, format!("{then}, as it was attested at first"), found);
+            refusal.identity = Some(look.identity);
+            return Err(refusal.into());
+        }
+        Ok(look)
+    }
+
+    /// It was let in as this: see [`Peer::look`].
+    pub(crate) fn remember(&self, identity: &Identity) {
+        if let Some(executable) = &identity.executable {
+            self.seen.get_or_init(|| executable.clone());
+        }
+    }
+
+    /// Whether others of its user may look into it: what is in its directory belongs to root if not (proc(5)). Of
+    /// root's own processes this cannot be told, and they count as open.
+    fn is_dumpable(&self, directory: &OwnedFd) -> Result<bool, Errno> {
+        let file = fstatat(directory, "stat", AtFlags::empty())?;
+        Ok(file.st_uid == self.credentials.uid)
+    }
+
+    /// What is known of its being closed to others, for the evidence.
+    pub(crate) fn openness(&self) -> String {
+        let said = if self.hardens {
+            "it says so, which proves nothing"
+        } else {
+            "it does not say so"
+        };
+        let directory = self.directory.as_deref();
+        let shown = match directory.map(|directory| self.is_dumpable(directory)) {
+            Some(Ok(false)) => "not dumpable, as the owner of its files in /proc shows",
+            Some(Ok(true)) if self.credentials.uid == 0 => {
+                "whether it is dumpable does not show: it is root's"
+            }
+            Some(Ok(true)) => "dumpable, as the owner of its files in /proc shows",
+            Some(Err(_)) | None => "its files in /proc cannot be looked at",
+        };
+        let closed = directory.is_some_and(|directory| executable_of(directory).is_err());
+        let again = if closed && self.hardens && self.seen.get().is_some() {
+            "; its executable is what it was before"
+        } else {
+            ""
+        };
+        format!("{said}; {shown}{again}")
+    }
+
+    /// The pidfd, for whoever waits for the peer's end.
+    pub(crate) fn pidfd(&self) -> Option<Arc<OwnedFd>> {
+        self.pidfd.clone()
+    }
+
+    /// For as long as a channel lives: a pidfd is enough to open the directory anew.
+    pub(crate) fn keep(mut self) -> Self {
+        if self.pidfd.is_some() {
+            self.directory = None;
+        }
+        // It may do so at any time from now on, and need not say so: see `look`.
+        self.hardens = true;
+        self
+    }
+}
+
+impl Look {
+    /// Why the executable is not known, and what to ask for instead.
+    pub(crate) fn executable_unreadable(&self) -> String {
+        let Identity { pid, uid, .. } = self.identity;
+        match self.executable {
+            Err(Errno::EACCES | Errno::EPERM) if uid != geteuid().as_raw() => format!(
+                "unreadable: process {pid} is another user's (uid {uid}), whose executable takes CAP_SYS_PTRACE to see; \
+                 ask for uid, gid, cgroup or label instead"
+            ),
+            Err(Errno::EACCES | Errno::EPERM) => format!(
+                "unreadable: process {pid} is hardened (not dumpable), or has other groups or more capabilities than \
+                 this one, and then seeing its executable takes CAP_SYS_PTRACE; ask for uid, gid, cgroup or label instead"
+            ),
+            _ if self.directory.is_none() => format!(
+                "unreadable: /proc does not show process {pid} to this one (it is mounted with hidepid); ask for uid, \
+                 gid, cgroup or label instead"
+            ),
+            Err(errno) => format!("unreadable: {}", errno.desc()),
+            Ok(()) => "unreadable".into(),
+        }
+    }
+
+    /// The SHA-256 of what the peer executes, read through /proc/PID/exe: the very file, whatever has its name now.
+    /// `Err(Ok(why))`: it cannot be told. `Err(Err(_))`: the waiting was called off.
+    pub(crate) fn digest(&mut self, patience: &Patience) -> Result<Digest, Result<String, Error>> {
+        let unreadable = |errno: Errno| Ok(format!("its content cannot be read: {}", errno.desc()));
+        let (Some(directory), Some(executable)) = (&self.directory, &mut self.identity.executable) else {
+            return Err(unreadable(Errno::ENOENT));
+        };
+        // It has closed itself since that was read, and is what it was.
+        if let (Err(_), Some(digest)) = (self.executable, executable.sha256) {
+            return Ok(digest);
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+        let file = openat(directory.as_ref(), "exe", flags, Mode::empty()).map_err(unreadable)?;
+        let found = fstat(&file).map_err(unreadable)?;
+        if (found.st_dev, found.st_ino) != (executable.device, executable.inode) {
+            return Err(Ok("it executed another file while it was looked at".into()));
+        }
+        let digest = digest::of(&file, &found, patience)?;
+        executable.sha256 = Some(digest);
+        Ok(digest)
+    }
+
+    /// Whether the peer is in the cgroup that `wanted` names: what was compared with what, and how that came out.
+    /// Through its pidfd where the kernel tells and the cgroup filesystem is mounted here: a number names one cgroup,
+    /// also when others come and go under the same name. Else by what /proc said.
+    pub(crate) fn compare_cgroup(&self, wanted: &str) -> (String, String, bool) {
+        let text = self.identity.cgroup.as_deref();
+        let shown = self.cgroup_shown();
+        let by_number = self
+            .cgroup_number
+            .and_then(|number| Some((number, cgroup_numbers(wanted)?)));
+        match by_number {
+            Some((number, named)) => {
+                let passed = named.contains(&number);
+                let found = format!("{shown}, number {number} by its pidfd");
+                match named.first() {
+                    Some(first) => (format!("{wanted}, number {first}"), found, passed),
+                    None => (format!("{wanted}, which there is not"), found, passed),
+                }
+            }
+            None => (wanted.to_owned(), shown, text == Some(wanted)),
+        }
+    }
+
+    /// The cgroup, or why it is not known.
+    pub(crate) fn cgroup_shown(&self) -> String {
+        match (&self.identity.cgroup, self.cgroup) {
+            (Some(cgroup), _) => cgroup.clone(),
+            (None, Err(Errno::ENODATA)) => "none of version 2".into(),
+            (None, Err(errno)) => format!("unreadable in /proc: {}", errno.desc()),
+            (None, Ok(())) => "none".into(),
+        }
+    }
+
+    /// The label, or why there is none.
+    pub(crate) fn label_shown(&self) -> String {
+        match (&self.identity.label, self.label) {
+            (Some(label), _) => label.clone(),
+            (None, Err(Errno::ENOPROTOOPT)) => {
+                "none: no security module of this kernel labels sockets".into()
+            }
+            (None, Err(errno)) => format!("unreadable (SO_PEERSEC): {}", errno.desc()),
+            (None, Ok(())) => "none".into(),
+        }
+    }
+}
+
+/// proc(5): `exe` is followed by the kernel to the very file, renamed, replaced or unlinked as it may be.
+fn executable_of(directory: &OwnedFd) -> Result<Executable, Errno> {
+    let file = fstatat(directory, "exe", AtFlags::empty())?;
+    let path = readlinkat(directory, "exe").map_or_else(|_| PathBuf::from("(unnamed)"), PathBuf::from);
+    Ok(Executable {
+        path,
+        device: file.st_dev,
+        inode: file.st_ino,
+        sha256: None,
+    })
+}
+
+fn read_text(directory: &OwnedFd, name: &str) -> Result<String, Errno> {
+    let file = openat(directory, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut text = Vec::new();
+    let mut chunk = [0_u8; 1024];
+    loop {
+        match read(&file, &mut chunk) {
+            Ok(0) => return Ok(String::from_utf8_lossy(&text).into_owned()),
+            Ok(count) => text.extend_from_slice(&chunk[..count]),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// The numbers of a line of /proc/PID/status.
+fn numbers(status: &Result<String, Errno>, name: &str) -> Option<Vec<u32>> {
+    let line = status
+        .as_ref()
+        .ok()?
+        .lines()
+        .find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace()
+        .map(|number| number.parse().ok())
+        .collect()
+}
+
+/// Of real, effective, saved and filesystem id, the second.
+fn effective(status: &Result<String, Errno>, name: &str) -> Option<u32> {
+    numbers(status, name)?.get(1).copied()
+}
+
+/// The numbers of the cgroups that have this name below some mount of the cgroup filesystem (version 2): one or none.
+/// `None`: it is not mounted where this process sees it. On 64 bits a cgroup's number is its directory's inode.
+fn cgroup_numbers(name: &str) -> Option<Vec<u64>> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    numbers_below(mounts.lines().filter_map(cgroup_mount), name)
+}
+
+/// proc(5), mountinfo: root and mount point of a cgroup filesystem.
+fn cgroup_mount(line: &str) -> Option<(String, String)> {
+    let (mount, kind) = line.split_once(" - ")?;
+    let mut fields = mount.split(' ').skip(3).map(unescape);
+    kind.starts_with("cgroup2 ")
+        .then_some((fields.next()?, fields.next()?))
+}
+
+/// mountinfo writes blanks and backslashes as three octal digits.
+fn unescape(text: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(text.to_owned(), |text, (code, character)| {
+            text.replace(code, character)
+        })
+}
+
+fn numbers_below(mounts: impl Iterator<Item = (String, String)>, name: &str) -> Option<Vec<u64>> {
+    let mut mounted = false;
+    let mut found = Vec::new();
+    for (root, point) in mounts {
+        let below = name.strip_prefix(root.trim_end_matches('/'));
+        let Some(below) = below.filter(|below| below.is_empty() || below.starts_with('/')) else {
+            continue;
+        };
+        mounted = true;
+        let path = Path::new(&point).join(below.trim_start_matches('/'));
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let Ok(directory) = open(&path, flags, Mode::empty()) else {
+            continue;
+        };
+        // What was mounted over it is no cgroup.
+        if fstatfs(&directory).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
+            && let Ok(stat) = fstat(&directory)
+        {
+            found.push(stat.st_ino);
+        }
+    }
+    found.dedup();
+    mounted.then_some(found)
+}
+
+/// This process's own executable, to compare with.
+pub(crate) fn own_executable() -> Result<Executable, Errno> {
+    let file = stat("/proc/self/exe")?;
+    let path =
+        nix::fcntl::readlink("/proc/self/exe").map_or_else(|_| PathBuf::from("(unnamed)"), PathBuf::from);
+    Ok(Executable {
+        path,
+        device: file.st_dev,
+        inode: file.st_ino,
+        sha256: None,
+    })
+}
+
+/// The executable behind a path, as a policy names it.
+pub(crate) fn named_executable(path: &Path) -> Result<Executable, Errno> {
+    let file = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    let found = fstat(&file)?;
+    Ok(Executable {
+        path: path.to_owned(),
+        device: found.st_dev,
+        inode: found.st_ino,
+        sha256: None,
+    })
+}
+
+/// The uid that the kernel shows for users that are not mapped here (user_namespaces(7)).
+fn overflow_uid() -> Result<u32> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid");
+    text.ok()
+        .and_then(|text| text.trim().parse().ok())
+        .ok_or_else(|| {
+            refuse(
+                "uid",
+                "a uid that is mapped in this user namespace",
+                "/proc/sys/kernel/overflowuid cannot be read, so it cannot be told",
+            )
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_proc_says_of_ids_is_read_by_its_names() {
+        let status: Result<String, Errno> =
+            Ok("Name:\tUid: 7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nShdPnd:\t0\n".into());
+        assert_eq!(
+            (effective(&status, "Uid:"), effective(&status, "Gid:")),
+            (Some(2), Some(6))
+        );
+        assert_eq!(numbers(&status, "Groups:"), Some(vec![9, 10]));
+        let none: Result<String, Errno> = Ok("Groups:\t\n".into());
+        assert_eq!(
+            (numbers(&none, "Groups:"), effective(&none, "Uid:")),
+            (Some(vec![]), None)
+        );
+    }
+
+    #[test]
+    fn a_cgroup_filesystem_is_found_wherever_it_is_mounted() {
+        let line = "29 23 0:26 /a\\040b /mnt/c\\134d rw,nosuid shared:4 - cgroup2 cgroup2 rw";
+        assert_eq!(cgroup_mount(line), Some(("/a b".into(), "/mnt/c\\d".into())));
+        assert_eq!(cgroup_mount("29 23 0:26 / /mnt rw - cgroup cgroup rw"), None);
+        let nowhere = || [("/a".to_owned(), "/nowhere/at/all".to_owned())].into_iter();
+        // Below this mount, were it there; and beside it.
+        assert_eq!(numbers_below(nowhere(), "/a/b"), Some(vec![]));
+        assert_eq!(numbers_below(nowhere(), "/ab"), None);
+        // What lies at a mount point and is no cgroup has no number.
+        let elsewhere = [("/".to_owned(), "/".to_owned())].into_iter();
+        assert_eq!(numbers_below(elsewhere, "/proc"), Some(vec![]));
+    }
+}

@@ -1,0 +1,239 @@
+//! What a process wants of a channel.
+
+use std::time::Duration;
+
+use crate::{
+    error::{Error, Result},
+    object::{self, Backing},
+    patience::Canceller,
+    policy::Policy,
+    region::{region_size, round_capacity},
+    rendezvous::Access,
+    signal,
+};
+
+/// The longest message that one header can describe is cut well below 4 GiB, so that no sum of lengths overflows
+/// anywhere: 2 GiB.
+pub const MAX_MESSAGE_SIZE: u64 = 1 << 31;
+
+/// What a process wants of a channel: a builder, all of whose values have defaults.
+///
+/// ```
+/// use ringfence::{Backing, Options};
+/// let options = Options::new().capacity(1 << 20).backing(Backing::Memfd);
+/// ```
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub(crate) backing: Backing,
+    pub(crate) capacity: u64,
+    pub(crate) max_message_size: u64,
+    pub(crate) policy: Policy,
+    pub(crate) mode: u32,
+    pub(crate) group: Option<Group>,
+    pub(crate) timeout: Duration,
+    pub(crate) wait: bool,
+    pub(crate) max_peers: Option<usize>,
+    pub(crate) busy_poll: Duration,
+    pub(crate) harden: bool,
+    pub(crate) signal_number: Option<i32>,
+    pub(crate) canceller: Option<Canceller>,
+}
+
+/// A group, as it was named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Group {
+    Id(u32),
+    Name(String),
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            backing: Backing::Memfd,
+            capacity: 4 << 20,
+            max_message_size: 64 << 20,
+            policy: Policy::default(),
+            mode: 0o600,
+            group: None,
+            timeout: Duration::from_secs(5),
+            wait: false,
+            max_peers: None,
+            busy_poll: Duration::ZERO,
+            harden: false,
+            signal_number: None,
+            canceller: None,
+        }
+    }
+}
+
+impl Options {
+    /// The defaults, each named at its setter.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What the shared memory is made of ([`Backing::Memfd`]). Both sides must choose the same.
+    #[must_use]
+    pub fn backing(mut self, backing: Backing) -> Self {
+        self.backing = backing;
+        self
+    }
+
+    /// Bytes of the ring that this side writes (4 MiB), rounded up to a power of two of at least 4096. Each side
+    /// chooses its own. All of it is reserved when the channel is made.
+    #[must_use]
+    pub fn capacity(mut self, bytes: u64) -> Self {
+        self.capacity = bytes;
+        self
+    }
+
+    /// Bytes of the longest message that this side will receive (64 MiB), at most [`MAX_MESSAGE_SIZE`]. The peer is
+    /// told, and its sends of longer ones fail there.
+    #[must_use]
+    pub fn max_message_size(mut self, bytes: u64) -> Self {
+        self.max_message_size = bytes;
+        self
+    }
+
+    /// Who the peer must be ([`Policy::default`]: the same uid and the same executable).
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Permission bits of a named socket's file (0600), whatever the umask. Abstract addresses have none.
+    #[must_use]
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// The group of a named socket's file (the process's own).
+    #[must_use]
+    pub fn group(mut self, gid: u32) -> Self {
+        self.group = Some(Group::Id(gid));
+        self
+    }
+
+    /// The same by name, looked up when the address is bound (getgrnam(3)).
+    #[must_use]
+    pub fn group_name(mut self, name: impl Into<String>) -> Self {
+        self.group = Some(Group::Name(name.into()));
+        self
+    }
+
+    /// How long one handshake may take with a partner that has come (5 s). Waiting for a partner to come has no end
+    /// but a [`Canceller`]. [`Membership::leave`](crate::Membership::leave) waits as long for its partner's answer.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Wait where two share the address already, or a service is full, instead of failing with
+    /// [`Error::AddressOccupied`]; and where nobody listens, for the service to come (off).
+    #[must_use]
+    pub fn wait(mut self, wait: bool) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Channels that a [`Listener`](crate::Listener) has open at a time (no limit). Further agents are refused with
+    /// [`Error::AddressOccupied`] until one leaves.
+    #[must_use]
+    pub fn max_peers(mut self, count: usize) -> Self {
+        self.max_peers = Some(count);
+        self
+    }
+
+    /// How long a wait on the channel may spin before it sleeps (0).
+    #[must_use]
+    pub fn busy_poll(mut self, time: Duration) -> Self {
+        self.busy_poll = time;
+        self
+    }
+
+    /// Close this process to others of its user (see [`harden`](crate::harden())) within the handshake: after both
+    /// sides have looked at each other's executable, before the shared memory is made (off). From then on it stays so,
+    /// whatever becomes of the handshake: whoever comes later cannot look up this process's executable, and a policy
+    /// that asks for it refuses.
+    #[must_use]
+    pub fn harden(mut self, harden: bool) -> Self {
+        self.harden = harden;
+        self
+    }
+
+    /// The realtime signal by which the kernel tells that somebody tries to open this side's memory, and by which the peer's
+    /// [tokens](crate::Tokens) come (the first from 50 on that this process does not use); 34 to 64 with most C libraries. It
+    /// goes to a thread of this crate's own; no handler of the program's is touched. While there is a channel, the number is
+    /// taken; one that the process uses itself is [`Error::InvalidArgument`].
+    #[must_use]
+    pub fn signal_number(mut self, number: i32) -> Self {
+        self.signal_number = Some(number);
+        self
+    }
+
+    /// What can call the waiting for a channel off. The channel itself is no longer tied to it.
+    #[must_use]
+    pub fn canceller(mut self, canceller: Canceller) -> Self {
+        self.canceller = Some(canceller);
+        self
+    }
+
+    /// Who may connect to a named address. Errors with [`Error::InvalidArgument`] for a group that nobody knows.
+    pub(crate) fn access(&self) -> Result<Access> {
+        let group = match &self.group {
+            None => None,
+            Some(Group::Id(gid)) => Some(*gid),
+            Some(Group::Name(name)) => match nix::unistd::Group::from_name(name) {
+                Ok(Some(group)) => Some(group.gid.as_raw()),
+                Ok(None) => {
+                    return Err(Error::invalid(format!(
+                        "there is no group {name:?} on this system"
+                    )));
+                }
+                Err(errno) => return Err(Error::system(format!("looking up the group {name:?}"), errno)),
+            },
+        };
+        Ok(Access {
+            mode: self.mode,
+            group,
+        })
+    }
+
+    /// Checks the ranges, and that the ring would find room now: better told before a partner comes than after.
+    pub(crate) fn checked(mut self) -> Result<Self> {
+        let capacity = self.capacity;
+        if capacity == 0 {
+            return Err(Error::invalid("capacity must be at least 1 byte, not 0"));
+        }
+        self.capacity = round_capacity(capacity)
+            .filter(|rounded| rounded.checked_add(1 << 20).is_some())
+            .ok_or_else(|| Error::NoSpace {
+                what: format!("a ring of {capacity} bytes"),
+                reason: "it exceeds the address space".into(),
+            })?;
+        if !(1..=MAX_MESSAGE_SIZE).contains(&self.max_message_size) {
+            return Err(Error::invalid(format!(
+                "max_message_size must be 1 to {MAX_MESSAGE_SIZE} bytes, not {}",
+                self.max_message_size
+            )));
+        }
+        if self.mode & !0o777 != 0 {
+            return Err(Error::invalid(format!(
+                "mode must be permission bits, 0 to 0o777, not {:#o}",
+                self.mode
+            )));
+        }
+        if self.max_peers == Some(0) {
+            return Err(Error::invalid("max_peers must be at least 1, not 0"));
+        }
+        if self.timeout.is_zero() {
+            return Err(Error::invalid("timeout must be longer than 0"));
+        }
+        signal::check(self.signal_number)?;
+        object::check_room(region_size(self.capacity))?;
+        Ok(self)
+    }
+}

@@ -1,0 +1,281 @@
+//! How long something is waited for, and who may call it off.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::{EfdFlags, EventFd},
+};
+
+use crate::error::{Error, Result};
+
+/// Calls off the waiting of a [`join`](crate::join) on another thread. Clones share one state; once called off, it
+/// stays so. Holds one descriptor (eventfd(2)).
+#[derive(Debug, Clone)]
+pub struct Canceller(Arc<EventFd>);
+
+impl Canceller {
+    /// A canceller that has not been used. Errors with [`Error::NoSpace`] where descriptors have run out.
+    pub fn new() -> Result<Self> {
+        EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map(|event| Self(Arc::new(event)))
+            .map_err(|errno| Error::system("a descriptor to call off the waiting", errno))
+    }
+
+    /// Calls off whatever waits with this canceller, now or later. It ends with [`Error::Aborted`].
+    pub fn cancel(&self) {
+        // The only failure is a counter near its 64-bit limit, which is called off already.
+        let _ = self.0.write(1);
+    }
+}
+
+/// The same descriptor as a bell inside this process: rung by [`Bell::ring`], heard by waiting for it to be readable.
+#[derive(Debug, Clone)]
+pub(crate) struct Bell(Canceller);
+
+impl Bell {
+    pub(crate) fn new() -> Result<Self> {
+        Canceller::new().map(Self)
+    }
+
+    pub(crate) fn ring(&self) {
+        self.0.cancel();
+    }
+
+    /// Forgets what was rung so far.
+    pub(crate) fn hush(&self) {
+        // Nothing to read is what is wanted.
+        let _ = self.0.0.read();
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
+    }
+}
+
+/// Waits until a descriptor (a channel's line, say) is readable or has ended: for bindings to event loops that have
+/// nothing of their own. Errors with [`Error::Aborted`] when called off.
+pub fn wait_readable(descriptor: impl AsFd, canceller: &Canceller) -> Result<()> {
+    Patience::endless(vec![canceller.clone()], Duration::ZERO)
+        .wait(&[(descriptor.as_fd(), PollFlags::POLLIN)])
+        .map(drop)
+}
+
+/// What ended a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// One of the descriptors is ready (or has failed, which a read will tell).
+    Ready,
+    /// The deadline has passed.
+    Late,
+}
+
+/// A deadline, and everything that may call the waiting off.
+#[derive(Debug, Clone)]
+pub(crate) struct Patience {
+    deadline: Option<Instant>,
+    /// The time that the deadline stands for.
+    pub(crate) allowed: Duration,
+    cancellers: Vec<Canceller>,
+}
+
+impl Patience {
+    /// No deadline; errors state `allowed`.
+    pub(crate) fn endless(cancellers: Vec<Canceller>, allowed: Duration) -> Self {
+        Self {
+            deadline: None,
+            allowed,
+            cancellers,
+        }
+    }
+
+    /// The same cancellers, with a deadline from now.
+    pub(crate) fn within(&self, time: Duration) -> Self {
+        Self {
+            deadline: Instant::now().checked_add(time),
+            allowed: time,
+            cancellers: self.cancellers.clone(),
+        }
+    }
+
+    /// The same deadline, with one more canceller.
+    pub(crate) fn or(&self, canceller: &Canceller) -> Self {
+        let mut more = self.clone();
+        more.cancellers.push(canceller.clone());
+        more
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// As far as `moment`, if that is sooner.
+    pub(crate) fn until(&self, moment: Option<Instant>) -> Self {
+        let mut sooner = self.clone();
+        sooner.deadline = self.deadline.into_iter().chain(moment).min();
+        sooner
+    }
+
+    /// How much of the time that was allowed is over.
+    pub(crate) fn elapsed(&self) -> Duration {
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        self.allowed
+            .saturating_sub(self.deadline.map_or(self.allowed, left))
+    }
+
+    /// Whether a descriptor is readable, or becomes so within a time. Also `true` where the waiting was called off, for
+    /// whoever reads to find out.
+    pub(crate) fn is_spoken_to(&self, descriptor: BorrowedFd<'_>, within: Duration) -> bool {
+        let moment = Instant::now().checked_add(within);
+        !matches!(
+            self.until(moment).wait(&[(descriptor, PollFlags::POLLIN)]),
+            Ok(Woken::Late)
+        )
+    }
+
+    /// Whether the deadline has not passed yet.
+    pub(crate) fn is_left(&self) -> bool {
+        self.deadline.is_none_or(|deadline| Instant::now() < deadline)
+    }
+
+    /// Waits until one of the descriptors is ready. Errors with [`Error::Aborted`] when called off.
+    pub(crate) fn wait(&self, descriptors: &[(BorrowedFd<'_>, PollFlags)]) -> Result<Woken> {
+        loop {
+            let mut polled: Vec<PollFd<'_>> = self
+                .cancellers
+                .iter()
+                .map(|canceller| PollFd::new(canceller.0.as_fd(), PollFlags::POLLIN))
+                .chain(descriptors.iter().map(|(fd, events)| PollFd::new(*fd, *events)))
+                .collect();
+            match poll(&mut polled, self.timeout()) {
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(Error::system("waiting for a descriptor (poll)", errno)),
+                Ok(0) if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+                    return Ok(Woken::Late);
+                }
+                Ok(0) => continue,
+                Ok(_) => {}
+            }
+            if polled
+                .iter()
+                .take(self.cancellers.len())
+                .any(|fd| fd.any() == Some(true))
+            {
+                return Err(Error::Aborted);
+            }
+            return Ok(Woken::Ready);
+        }
+    }
+
+    /// For work that does not wait: whether the deadline has passed. Errors with [`Error::Aborted`] when called off.
+    pub(crate) fn look(&self) -> Result<Woken> {
+        if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Ok(Woken::Late);
+        }
+        let now = Self {
+            deadline: Some(Instant::now()),
+            ..self.clone()
+        };
+        now.wait(&[]).map(|_| Woken::Ready)
+    }
+
+    /// Waits for a time, or for being called off.
+    pub(crate) fn pause(&self, time: Duration) -> Result<()> {
+        self.within(time).wait(&[]).map(drop)
+    }
+
+    /// poll(2) counts in milliseconds: rounded up, so that a wait never ends before its deadline.
+    fn timeout(&self) -> PollTimeout {
+        let Some(deadline) = self.deadline else {
+            return PollTimeout::NONE;
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
+    }
+}
+
+/// Which of the descriptors are readable now (or have ended).
+pub(crate) fn readable<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) -> Vec<bool> {
+    let mut polled: Vec<_> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    // A poll that fails has seen nothing; the next one will.
+    let seen = poll(&mut polled, PollTimeout::ZERO).is_ok();
+    polled.iter().map(|fd| seen && fd.any() == Some(true)).collect()
+}
+
+/// The pauses between one try to meet somebody and the next.
+pub(crate) struct Pauses<'a> {
+    patience: &'a Patience,
+    next: Duration,
+    snubbed: Option<Instant>,
+}
+
+impl<'a> Pauses<'a> {
+    pub(crate) fn new(patience: &'a Patience) -> Self {
+        Self {
+            patience,
+            next: Duration::from_millis(5),
+            snubbed: None,
+        }
+    }
+
+    /// Longer each time, up to 100 ms.
+    pub(crate) fn pause(&mut self) -> Result<()> {
+        self.patience.pause(self.next)?;
+        self.next = (self.next * 2).min(Duration::from_millis(100));
+        Ok(())
+    }
+
+    /// After somebody has gone away, with these last words if it had any. Somebody who goes away each time is none.
+    pub(crate) fn snubbed(&mut self, why: Option<Error>) -> Result<()> {
+        if self.snubbed.get_or_insert_with(Instant::now).elapsed() >= self.patience.allowed {
+            return Err(why.unwrap_or_else(|| {
+                Error::PeerLost("whoever has the address closes each connection without an answer".into())
+            }));
+        }
+        self.patience.pause(Duration::from_millis(1))
+    }
+}
+
+/// A number of turns, for which threads wait in no order. Holds one descriptor.
+#[derive(Debug)]
+pub(crate) struct Turns(EventFd);
+
+/// Given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Turn<'a>(&'a EventFd);
+
+impl Turns {
+    pub(crate) fn new(count: usize) -> Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_SEMAPHORE;
+        EventFd::from_value_and_flags(u32::try_from(count).unwrap_or(u32::MAX), flags)
+            .map(Self)
+            .map_err(|errno| Error::system("a descriptor to take turns by", errno))
+    }
+
+    /// Waits for a turn.
+    pub(crate) fn take(&self, patience: &Patience) -> Result<Turn<'_>> {
+        loop {
+            patience.wait(&[(self.0.as_fd(), PollFlags::POLLIN)])?;
+            match self.0.read() {
+                Ok(_) => return Ok(Turn(&self.0)),
+                // Another thread was faster.
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Err(errno) => return Err(Error::system("waiting for a turn", errno)),
+            }
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // There is room for what was taken out before.
+        let _ = self.0.write(1);
+    }
+}

@@ -1,0 +1,487 @@
+//! The reading half of a channel.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
+    time::Instant,
+};
+
+use crate::{
+    error::{Error, Result},
+    message::{Message, too_small},
+    region::{OwnRegion, PeerRegion, Phase, Readable, layout},
+    ring::{Consumer, Gathered, Progress, Pulled, Record, WHOLE},
+    shared::{CloseReason, LOOKS_PER_GLANCE, Link, Shared, spin, state},
+};
+
+/// The reading half of a channel.
+#[derive(Debug)]
+pub struct Receiver {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) consumer: Consumer<OwnRegion, PeerRegion>,
+    /// `None` once the peer is gone: what it left has been copied to memory of this process.
+    pub(crate) link: Option<Link>,
+    pub(crate) longest: u64,
+    /// The fragments of a message, where the caller's buffer cannot take them one by one.
+    pub(crate) scratch: Vec<u8>,
+    /// A message is being gathered in a buffer of the caller's, through [`Receiver::receive_part`].
+    pub(crate) gathered: bool,
+    pub(crate) fruitless: u32,
+    /// How far this half had read when it last looked whether the peer sleeps.
+    pub(crate) woken: u64,
+}
+
+impl Receiver {
+    /// Bytes of the longest message that this side takes.
+    pub fn max_message_size(&self) -> u64 {
+        self.longest
+    }
+
+    /// What keeps this half from reading: this side's own close, or a lie. A peer that is gone does not: what it
+    /// has left is still read.
+    #[inline]
+    fn check(&mut self) -> Result<()> {
+        match self.shared.state.load(Ordering::Relaxed) {
+            state::OPEN => Ok(()),
+            _ => self.check_ended(),
+        }
+    }
+
+    #[cold]
+    fn check_ended(&mut self) -> Result<()> {
+        if self.shared.peer_is_gone() {
+            self.salvage();
+            return Ok(());
+        }
+        if self.shared.receiving_ended.load(Ordering::Acquire)
+            && self
+                .shared
+                .check()
+                .is_err_and(|error| matches!(error, Error::Closed(_)))
+        {
+            // Everything was read before the channel closed: that is an end, not an error.
+            self.let_go();
+            return Ok(());
+        }
+        self.let_go();
+        self.shared.check()
+    }
+
+    /// Copies what the peer has left, and lets go of its region.
+    fn salvage(&mut self) {
+        if self.link.take().is_some() {
+            self.consumer
+                .replace(|peer, what| (OwnRegion::nowhere(), peer.salvage(what)));
+        }
+    }
+
+    /// Lets go of both regions; there is nothing more to read.
+    fn let_go(&mut self) {
+        if self.link.take().is_some() {
+            self.consumer.forget(OwnRegion::nowhere(), PeerRegion::nowhere());
+        }
+    }
+
+    /// What was copied out of the peer's memory since the last look is what it had sent: a peer whose memory is exposed
+    /// says so before it wipes it.
+    #[inline]
+    fn must_be_whole(&self) -> Result<()> {
+        fence(Ordering::Acquire);
+        let phase = self.consumer.peer().load(layout::PHASE, Ordering::Relaxed);
+        if phase == Phase::Exposed as u64 {
+            return self.exposed();
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn exposed(&self) -> Result<()> {
+        self.shared.finish(state::EXPOSED_AT_PEER);
+        self.shared.check()
+    }
+
+    #[inline]
+    fn must_not_be_gathering(&self) -> Result<()> {
+        if self.gathered {
+            return Err(still_gathering());
+        }
+        Ok(())
+    }
+
+    /// The next message, into the beginning of `into`. `None`: nothing is there now (see [`Receiver::is_ended`]).
+    ///
+    /// Errors: [`Error::InvalidArgument`] if the message is longer than `into` (it stays there);
+    /// [`Error::RingCorrupt`]; [`Error::ObjectExposed`] where somebody has tried to open the memory of either side;
+    /// [`Error::Closed`] after this side's close.
+    #[inline]
+    pub fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        self.check()?;
+        if self.consumer.is_gathering() || self.gathered {
+            return self.try_receive_fragments(into);
+        }
+        let record = match self.consumer.next_record() {
+            Ok(Some(record)) if record.flags == WHOLE => record,
+            Ok(Some(_)) => return self.try_receive_fragments(into),
+            other => return self.not_received(other),
+        };
+        let Some(place) = into.get_mut(..record.length) else {
+            return Err(too_small(into.len(), record.length));
+        };
+        self.consumer.peer().copy_out_ahead(record.at, place, record.end);
+        self.must_be_whole()?;
+        self.consumer.consume(record);
+        self.tell();
+        Ok(Some(record.length))
+    }
+
+    /// What follows on a look that found nothing, or a lie.
+    #[cold]
+    fn not_received(&mut self, result: Result<Option<Record>>) -> Result<Option<usize>> {
+        self.shared.judge(result)?;
+        self.ring_if_published();
+        self.fruitless += 1;
+        if self.fruitless >= LOOKS_PER_GLANCE {
+            self.fruitless = 0;
+            self.shared.doorbell.look();
+            self.shared.notice();
+            self.check()?;
+        }
+        Ok(None)
+    }
+
+    /// Publishes the head and wakes a peer that waits for room.
+    #[inline]
+    fn tell(&mut self) {
+        self.consumer.publish();
+        self.wake();
+    }
+
+    #[inline]
+    fn ring_if_published(&mut self) {
+        if self.link.as_mut().is_some_and(|link| link.watch.must_ring()) {
+            self.shared.doorbell.ring();
+        }
+    }
+
+    fn try_receive_fragments(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        self.must_not_be_gathering()?;
+        let Some(size) = self.next_size()? else {
+            return Ok(None);
+        };
+        if size > into.len() {
+            return Err(too_small(into.len(), size));
+        }
+        let Some(length) = self.gather_in_scratch(size)? else {
+            return Ok(None);
+        };
+        into[..length].copy_from_slice(&self.scratch[..length]);
+        Ok(Some(length))
+    }
+
+    fn gather_in_scratch(&mut self, size: usize) -> Result<Option<usize>> {
+        if self.scratch.len() < size {
+            self.scratch.resize(size, 0);
+        }
+        let gathered = self.consumer.gather(&mut self.scratch[..size]);
+        self.ring_if_published();
+        let gathered = self.shared.judge(gathered)?;
+        self.must_be_whole()?;
+        match gathered {
+            Gathered::Whole(length) => Ok(Some(length)),
+            Gathered::Part | Gathered::Nothing => Ok(None),
+        }
+    }
+
+    /// The size of the next message, in bytes, once its beginning is there. `None`: nothing is there now. Errors as
+    /// [`Receiver::try_receive`].
+    pub fn next_size(&mut self) -> Result<Option<usize>> {
+        self.check()?;
+        let size = self.consumer.next_size();
+        let size = self.shared.judge(size)?;
+        if size.is_none() {
+            self.not_received(Ok(None))?;
+        }
+        Ok(size)
+    }
+
+    /// The next message, into the beginning of `into`; sleeps until there is one. `None`: no more will come, and
+    /// everything was read. Errors as [`Receiver::try_receive`].
+    pub fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        loop {
+            if let Some(length) = self.try_receive(into)? {
+                return Ok(Some(length));
+            }
+            if self.is_ended()? {
+                return Ok(None);
+            }
+            self.wait(None)?;
+        }
+    }
+
+    /// As [`Receiver::receive`], up to a deadline, when it errors with [`Error::Aborted`]. Nothing is lost by that.
+    pub fn receive_until(&mut self, into: &mut [u8], deadline: Instant) -> Result<Option<usize>> {
+        loop {
+            if let Some(length) = self.try_receive(into)? {
+                return Ok(Some(length));
+            }
+            if self.is_ended()? {
+                return Ok(None);
+            }
+            if !self.wait(Some(deadline))? {
+                return Err(Error::Aborted);
+            }
+        }
+    }
+
+    /// Copies as much of the next message as is there to its place in `into`, for callers that wait in a way of
+    /// their own. The same buffer, at least [`Receiver::next_size`] long, must be passed until the message is whole.
+    /// Errors as [`Receiver::try_receive`].
+    pub fn receive_part(&mut self, into: &mut [u8]) -> Result<Progress> {
+        self.check()?;
+        let so_far = self.consumer.gathered_so_far();
+        if so_far > 0 && !self.gathered {
+            // Another call has begun it, and has not waited for its end.
+            let room = into.len();
+            let place = into.get_mut(..so_far).ok_or_else(|| too_small(room, so_far))?;
+            place.copy_from_slice(&self.scratch[..so_far]);
+        }
+        let gathered = self.consumer.gather(into);
+        self.ring_if_published();
+        let gathered = self.shared.judge(gathered)?;
+        self.must_be_whole()?;
+        self.gathered = self.consumer.is_gathering();
+        Ok(match gathered {
+            Gathered::Whole(_) => Progress::Whole,
+            Gathered::Part | Gathered::Nothing => Progress::Part(self.consumer.gathered_so_far()),
+        })
+    }
+
+    /// Copies whole messages, laid out as the ring has them (see
+    /// [`Sender::try_send_packed`](crate::Sender::try_send_packed)), as many as are there and fit. Errors as [`Receiver::try_receive`].
+    pub fn try_receive_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
+        let packed = self.receive_packed(into);
+        self.wake();
+        packed
+    }
+
+    /// As [`Receiver::try_receive_packed`], for a caller who will call again at once: a peer that sleeps for want of room
+    /// is woken only where there is much of it (a quarter of the ring), or nothing left to read, since a waking costs
+    /// both sides more than many messages. Whoever stops before that must call [`Receiver::wake`].
+    pub fn try_receive_more_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
+        let packed = self.receive_packed(into);
+        self.wake_if_worthwhile();
+        packed
+    }
+
+    #[inline]
+    fn wake_if_worthwhile(&mut self) {
+        if self.consumer.position().saturating_sub(self.woken) >= self.consumer.capacity() / 4 {
+            self.wake();
+        }
+    }
+
+    /// Wakes a peer that sleeps until there is room, if anything was read since it lay down.
+    pub fn wake(&mut self) {
+        self.woken = self.consumer.position();
+        self.ring_if_published();
+    }
+
+    fn receive_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
+        self.check()?;
+        self.must_not_be_gathering()?;
+        if self.consumer.is_gathering() {
+            return Ok(self.consumer.next_size()?.map_or(Packed::Nothing, Packed::Large));
+        }
+        let pulled = self.consumer.pull_packed(into);
+        let pulled = self.shared.judge(pulled)?;
+        self.must_be_whole()?;
+        match pulled {
+            Pulled::Bytes(bytes) => Ok(Packed::Bytes(bytes)),
+            Pulled::Large(size) => Ok(Packed::Large(size)),
+            Pulled::Nothing => {
+                self.not_received(Ok(None))?;
+                Ok(Packed::Nothing)
+            }
+        }
+    }
+
+    /// Visits the messages that are there, where they lie, at most `max`, and returns how many. Errors as
+    /// [`Receiver::try_receive`]; with [`Error::ObjectExposed`] also where the peer has wiped its memory during the visits,
+    /// so that the last of them may have seen zeros.
+    #[inline]
+    pub fn drain(&mut self, mut visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
+        self.check()?;
+        self.must_not_be_gathering()?;
+        let mut count = 0;
+        while count < max {
+            let record = match self.consumer.next_record() {
+                Ok(Some(record)) => record,
+                other => {
+                    self.not_received(other)?;
+                    break;
+                }
+            };
+            if record.flags == WHOLE {
+                count += self.consumer.visit_in_row(record, max - count, |peer, record| {
+                    visit(Message::in_ring(peer, record.at, record.length, record.end));
+                });
+                self.wake_if_worthwhile();
+            } else {
+                if !self.visit_gathered(&mut visit)? {
+                    break;
+                }
+                count += 1;
+            }
+        }
+        self.must_be_whole()?;
+        self.tell();
+        Ok(count)
+    }
+
+    /// Visits a message that comes in fragments, if all of it is there.
+    #[cold]
+    fn visit_gathered(&mut self, visit: &mut dyn FnMut(Message<'_>)) -> Result<bool> {
+        let Some(size) = self.next_size()? else {
+            return Ok(false);
+        };
+        let Some(length) = self.gather_in_scratch(size)? else {
+            return Ok(false);
+        };
+        visit(Message::gathered(&self.scratch[..length]));
+        Ok(true)
+    }
+
+    /// Whether there is something to read now (for a message in fragments, its beginning or its next). Errors as
+    /// [`Receiver::try_receive`].
+    pub fn has_message(&mut self) -> Result<bool> {
+        self.check()?;
+        let available = self.consumer.available();
+        self.shared.judge(available)
+    }
+
+    /// Whether no more will come, and everything was read. Errors as [`Receiver::try_receive`].
+    pub fn is_ended(&mut self) -> Result<bool> {
+        if self.shared.receiving_ended.load(Ordering::Acquire) {
+            return Ok(true);
+        }
+        if self.has_message()? {
+            return Ok(false);
+        }
+        let word = self.consumer.peer().load(layout::PHASE, Ordering::Acquire);
+        let phase = Phase::from_word(word).ok_or_else(|| Error::RingCorrupt(format!("its phase is {word}")));
+        let phase = self.shared.judge(phase)?;
+        // What was published before the peer said that it ends is seen by a look after that.
+        if (phase == Phase::Open && self.link.is_some()) || self.has_message()? {
+            return Ok(false);
+        }
+        self.must_be_whole()?;
+        self.shared.receiving_ended.store(true, Ordering::Release);
+        match phase {
+            Phase::Closed | Phase::Succeeds => self.shared.finish(state::CLOSED_BY_PEER),
+            Phase::Left => self.shared.finish(state::LEFT_BY_PEER),
+            Phase::Open | Phase::Ended | Phase::Exposed => {}
+        }
+        self.shared.finish_if_both_ended();
+        Ok(true)
+    }
+
+    /// Sleeps until there is something to read, or no more will come. `false`: the deadline has passed. Errors as
+    /// [`Receiver::try_receive`].
+    pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        let time = self.shared.busy_poll;
+        if spin(time, || self.has_message())? {
+            return Ok(true);
+        }
+        loop {
+            let heard = self.shared.doorbell.heard();
+            if !self.arm()? {
+                return Ok(true);
+            }
+            let woken = self.shared.doorbell.wait(heard, deadline);
+            self.disarm();
+            self.shared.notice();
+            if self.has_message()? || self.is_ended()? {
+                return Ok(true);
+            }
+            if !woken? {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// For event loops: says that this half sleeps until there is something to read. `true`: there is nothing now;
+    /// wait for the line ([`AsFd`]) to be readable, then call [`Receiver::listen`] and [`Receiver::disarm`].
+    /// `false`: there is something, or no more will come. Errors as [`Receiver::try_receive`].
+    pub fn arm(&mut self) -> Result<bool> {
+        self.check()?;
+        let Some(link) = &mut self.link else {
+            return Ok(false);
+        };
+        link.bed.lie_down()?;
+        let ready = self
+            .has_message()
+            .and_then(|there| if there { Ok(true) } else { self.is_ended() });
+        if !matches!(ready, Ok(false)) {
+            self.disarm();
+        }
+        ready.map(|ready| !ready)
+    }
+
+    /// Says that this half is awake.
+    pub fn disarm(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.bed.get_up();
+        }
+    }
+
+    /// Reads whatever has come over the line, and notices a peer that is gone: then what it has left is copied, and
+    /// its region let go of. Errors as [`Receiver::try_receive`].
+    pub fn listen(&mut self) -> Result<()> {
+        self.shared.doorbell.listen();
+        self.shared.notice();
+        self.check()
+    }
+
+    /// Whether the peer has gone without having said that no more would come: it may have meant to send more.
+    pub fn is_cut(&self) -> bool {
+        self.shared.peer_is_gone()
+            && self.consumer.peer().load(layout::PHASE, Ordering::Acquire) == Phase::Open as u64
+    }
+
+    /// Closes the whole channel from this half.
+    pub fn close(&mut self) {
+        self.shared.finish(state::CLOSED_HERE);
+        self.let_go();
+    }
+
+    /// Why the channel has ended; `None` while it has not. What the peer left may still be there to read.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.shared.close_reason()
+    }
+}
+
+#[cold]
+fn still_gathering() -> Error {
+    Error::invalid("a message is being gathered with receive_part: finish it first")
+}
+
+impl AsFd for Receiver {
+    /// The private line: readable when the peer has rung, or has gone.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.doorbell.as_fd()
+    }
+}
+
+/// What [`Receiver::try_receive_packed`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packed {
+    /// This many bytes of whole messages were copied.
+    Bytes(usize),
+    /// The next message does not fit the buffer, or comes in fragments: its size, for [`Receiver::receive_part`].
+    Large(usize),
+    /// Nothing is there.
+    Nothing,
+}

@@ -1,0 +1,281 @@
+//! A peer that lies in its own region, at any moment: between two reads of one call as well as between two calls. Told
+//! by chance in the tests, and by what has led further before in the fuzzer.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    sync::atomic::Ordering,
+};
+
+use super::{Consumer, Gathered, Producer, Progress, Pulled, Record, WHOLE, header, record_size};
+use crate::{
+    error::Error,
+    region::{CAPACITY_MIN as SMALLEST, OwnRegion, Readable, Writable, as_offset, layout},
+};
+
+/// One answer to one look.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Lie {
+    /// Any word whatever.
+    Word(u64),
+    /// What lies there, with one bit turned over.
+    Flip(u32),
+    /// So many bytes further than the last position that was told.
+    Further(u64),
+    /// A header of a length and flags that may well follow.
+    Header(u64, u32),
+    /// What is really there.
+    Truth,
+}
+
+/// No honest look and no lie makes one call look more often than this.
+pub(super) const LOOKS: u32 = 5000;
+
+/// The peer's region as somebody sees it whose peer answers each look with the next lie. Whoever looks outside of it,
+/// or beside its words, or without an end, fails the test.
+pub(super) struct Liar {
+    region: OwnRegion,
+    /// The end of the ring and its overhang; what lies behind is nobody's.
+    end: usize,
+    lies: RefCell<VecDeque<Lie>>,
+    position: Cell<u64>,
+    looks: Cell<u32>,
+}
+
+impl Liar {
+    pub(super) fn new(region: OwnRegion, capacity: u64, lies: impl IntoIterator<Item = Lie>) -> Self {
+        Self {
+            region,
+            end: layout::DATA + as_offset(capacity) + layout::OVERHANG,
+            lies: RefCell::new(lies.into_iter().collect()),
+            position: Cell::new(0),
+            looks: Cell::new(0),
+        }
+    }
+
+    fn answer(&self, at: usize, truth: u64) -> u64 {
+        self.looks.set(self.looks.get() + 1);
+        assert!(self.looks.get() < LOOKS, "it looks again and again");
+        let mut lies = self.lies.borrow_mut();
+        let Some(lie) = lies.pop_front() else { return truth };
+        // Told again and again, so that a long run does not end in truths.
+        lies.push_back(lie);
+        let answer = match lie {
+            Lie::Word(word) => word,
+            Lie::Flip(bit) => truth ^ (1 << bit),
+            Lie::Further(bytes) => self.position.get().wrapping_add(bytes),
+            Lie::Header(length, flags) => header(length, flags),
+            Lie::Truth => truth,
+        };
+        if at < layout::DATA && !matches!(lie, Lie::Word(_) | Lie::Flip(_) | Lie::Header(..)) {
+            self.position.set(answer);
+        }
+        answer
+    }
+}
+
+impl Readable for Liar {
+    fn load(&self, at: usize, order: Ordering) -> u64 {
+        assert!(
+            at.is_multiple_of(8) && at + 8 <= self.end,
+            "a look outside, at {at}"
+        );
+        self.answer(at, self.region.load(at, order))
+    }
+
+    fn copy_out(&self, at: usize, into: &mut [u8]) {
+        assert!(
+            at.is_multiple_of(8) && at >= layout::DATA && at + into.len() <= self.end,
+            "a copy of {} bytes outside, at {at}",
+            into.len()
+        );
+        for (index, word) in into.chunks_mut(8).enumerate() {
+            let lied = self
+                .answer(at, self.region.load(at + index * 8, Ordering::Relaxed))
+                .to_le_bytes();
+            word.copy_from_slice(&lied[..word.len()]);
+            self.looks.set(0);
+        }
+    }
+}
+
+type Victim = Consumer<OwnRegion, Liar>;
+
+/// The longest message that the victim takes.
+pub(super) const LONGEST: u64 = 3 * SMALLEST;
+
+fn victim(lies: impl IntoIterator<Item = Lie>) -> Victim {
+    let region = OwnRegion::private(SMALLEST);
+    // What is told when it is the truth: small records all over.
+    let mut at = layout::DATA;
+    while at < layout::DATA + as_offset(SMALLEST) {
+        region.store(at, header(24, WHOLE), Ordering::Relaxed);
+        at += 32;
+    }
+    let liar = Liar::new(region, SMALLEST, lies);
+    Consumer::new(OwnRegion::private(SMALLEST), liar, SMALLEST, LONGEST)
+}
+
+/// One call of a reader.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Read {
+    Receive,
+    Gather,
+    Strides,
+    Pull(usize),
+    Size,
+    Salvage,
+}
+
+/// One call, as [`crate::Receiver`] makes it. `Ok`: nothing, or a message (or part of one) within the limits.
+fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Error> {
+    victim.peer().looks.set(0);
+    match read {
+        Read::Receive | Read::Strides => {
+            let Some(record) = victim.next_record()? else {
+                return Ok(());
+            };
+            assert!(record.length as u64 <= SMALLEST);
+            if record.flags != WHOLE {
+                return call(victim, Read::Gather, buffer);
+            }
+            let copy = |peer: &Liar, record: Record| {
+                assert!(record.length as u64 <= LONGEST.min(SMALLEST / 2));
+                peer.copy_out(record.at, &mut vec![0; record.length]);
+            };
+            if matches!(read, Read::Strides) {
+                let max = 3;
+                assert!((1..=max).contains(&victim.visit_in_row(record, max, copy)));
+            } else {
+                copy(victim.peer(), record);
+                victim.consume(record);
+                victim.publish();
+            }
+        }
+        Read::Gather => {
+            let began = victim.is_gathering();
+            let Some(size) = victim.next_size()? else {
+                return Ok(());
+            };
+            assert!(size as u64 <= LONGEST);
+            if !began {
+                buffer.clear();
+                buffer.resize(size, 0);
+            }
+            // The buffer is as long as was said, so nothing but a lie can make it too short.
+            match victim.gather(buffer)? {
+                Gathered::Whole(length) => assert_eq!(length, buffer.len(), "as long as was said"),
+                Gathered::Part => assert!(victim.gathered_so_far() < buffer.len()),
+                Gathered::Nothing => {}
+            }
+        }
+        Read::Pull(room) => {
+            let mut into = vec![0; room];
+            match victim.pull_packed(&mut into)? {
+                Pulled::Bytes(end) => {
+                    // What is handed over has been checked in the copy: it can be walked without any check.
+                    let mut at = 0;
+                    while at < end {
+                        let word = u64::from_le_bytes(into[at..at + 8].try_into().expect("eight bytes"));
+                        assert_eq!(word >> 32, u64::from(WHOLE));
+                        assert!(word & 0xffff_ffff <= SMALLEST / 2);
+                        at += as_offset(record_size(word & 0xffff_ffff));
+                    }
+                    assert!(at == end && end <= room);
+                }
+                Pulled::Large(size) => assert!(size as u64 <= LONGEST),
+                Pulled::Nothing => {}
+            }
+        }
+        Read::Size => {
+            if let Some(size) = victim.next_size()? {
+                assert!(size as u64 <= LONGEST);
+            }
+        }
+        Read::Salvage => {
+            victim.available()?;
+            victim.look_at_tail()?;
+        }
+    }
+    assert!(victim.tail - victim.head <= SMALLEST && victim.published <= victim.head);
+    assert!(victim.head.is_multiple_of(8) && victim.tail.is_multiple_of(8));
+    Ok(())
+}
+
+/// Reads what a producer lies. Every call gives a message within the limits or nothing, or finds the ring corrupt, which
+/// ends it; anything else is a panic.
+pub(crate) fn read_lies(lies: impl IntoIterator<Item = Lie>, reads: impl IntoIterator<Item = Read>) {
+    let mut victim = victim(lies);
+    let mut buffer = Vec::new();
+    for read in reads {
+        match call(&mut victim, read, &mut buffer) {
+            Ok(()) => {}
+            Err(Error::RingCorrupt(_)) => break,
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+/// One call of a writer: the size of a message, and how it is sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Write {
+    /// At most half of [`SMALLEST`].
+    pub(crate) size: u64,
+    pub(crate) kind: u8,
+}
+
+/// Writes into a ring whose consumer lies. Nothing is ever written over that has not been read, as it says; a lie
+/// that cannot be true ends it.
+pub(crate) fn write_among_lies(lies: impl IntoIterator<Item = Lie>, writes: impl IntoIterator<Item = Write>) {
+    /// Longer than the ring: it travels in fragments.
+    const LONG: [u8; 10_000] = [9; 10_000];
+    let liar = Liar::new(OwnRegion::private(SMALLEST), SMALLEST, lies);
+    let mut producer = Producer::new(OwnRegion::private(SMALLEST), liar, SMALLEST);
+    let mut part = None;
+    for Write { size, kind } in writes {
+        producer.peer.looks.set(0);
+        let payload = vec![7; as_offset(size)];
+        let result = match (kind, part) {
+            (3, _) | (_, Some(_)) => producer.push_part(&LONG, part.unwrap_or(0)).map(|progress| {
+                part = match progress {
+                    Progress::Part(written) if written > 0 => Some(written),
+                    _ => None,
+                };
+            }),
+            (0, _) => producer.push(&payload).map(drop),
+            (1, _) => producer.has_room(size).map(drop),
+            (2, _) => producer
+                .push_packed(&packed([payload.as_slice(); 5]), SMALLEST)
+                .map(drop),
+            _ => producer.claim_record(size).map(|claimed| {
+                if let Some(at) = claimed {
+                    producer.finish(at, size / 2);
+                }
+            }),
+        };
+        if kind % 2 == 0 || result.is_err() {
+            producer.publish();
+        }
+        assert!(
+            producer.tail - producer.head <= SMALLEST,
+            "never more than a ring ahead"
+        );
+        assert!(producer.head <= producer.published && producer.published <= producer.tail);
+        match result {
+            Ok(()) => {}
+            Err(Error::RingCorrupt(_)) => break,
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+/// Messages as they lie in the ring.
+pub(super) fn packed<'a>(messages: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut packed = Vec::new();
+    for message in messages {
+        packed.extend_from_slice(&header(message.len() as u64, WHOLE).to_le_bytes());
+        packed.extend_from_slice(message);
+        packed.resize(packed.len().next_multiple_of(8), 0);
+    }
+    packed
+}

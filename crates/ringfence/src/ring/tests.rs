@@ -1,0 +1,216 @@
+//! The ring on plain memory: against a model, facing a peer that lies, and in every order that memory allows.
+
+mod liars;
+mod model;
+mod orderings;
+mod threads;
+
+use super::{
+    Consumer, Gathered, HEADER, Producer, Progress, Pulled, WHOLE, header, lies::packed, record_size,
+};
+use crate::region::{OwnRegion, PeerRegion, as_offset};
+
+/// Both ends of one direction, on private memory.
+struct Pair {
+    producer: Producer<OwnRegion, PeerRegion>,
+    consumer: Consumer<OwnRegion, PeerRegion>,
+}
+
+/// The smallest region, which is all that a head needs.
+const SMALLEST: u64 = 4096;
+
+fn pair(capacity: u64, longest: u64) -> Pair {
+    let (writer, reader) = (OwnRegion::private(capacity), OwnRegion::private(SMALLEST));
+    let (written, read) = (writer.seen_by_peer(), reader.seen_by_peer());
+    Pair {
+        producer: Producer::new(writer, read, capacity),
+        consumer: Consumer::new(reader, written, capacity, longest),
+    }
+}
+
+/// Bytes that tell message, place and length apart: their period is prime.
+fn bytes(number: usize, length: usize) -> Vec<u8> {
+    const PERIOD: usize = 251;
+    let mut bytes: Vec<u8> = (0..PERIOD.min(length))
+        .map(|at| u8::try_from((number * 131 + length * 17 + at * 7) % PERIOD).expect("below 251"))
+        .collect();
+    bytes = bytes.repeat(length.div_ceil(PERIOD));
+    bytes.truncate(length);
+    bytes
+}
+
+impl Pair {
+    fn take(&mut self) -> Option<Vec<u8>> {
+        let record = self.consumer.next_record().expect("an honest ring")?;
+        assert_eq!(record.flags, WHOLE, "a whole message");
+        let mut into = vec![0; record.length];
+        crate::region::Readable::copy_out(self.consumer.peer(), record.at, &mut into);
+        self.consumer.consume(record);
+        self.consumer.publish();
+        Some(into)
+    }
+
+    fn send(&mut self, message: &[u8]) -> bool {
+        let pushed = self.producer.push(message).expect("an honest ring");
+        self.producer.publish();
+        pushed
+    }
+
+    /// Moves both positions to a place in the ring, which is empty before and after.
+    fn move_to(&mut self, place: u64) {
+        let goal = self.producer.tail.next_multiple_of(self.producer.capacity) + place;
+        let mut steps = 0;
+        while self.producer.tail != goal {
+            let left = goal - self.producer.tail;
+            // Near the end, the bytes of one record; before, a quarter of a ring, which any place has room for.
+            let payload = (left - HEADER).min(self.producer.capacity / 4);
+            let before = self.producer.tail;
+            assert!(self.send(&vec![1; as_offset(payload)]));
+            assert!(self.take().is_some());
+            assert!(
+                self.producer.tail > before && self.producer.tail <= goal,
+                "it gets there"
+            );
+            steps += 1;
+            assert!(steps < 100);
+        }
+    }
+}
+
+#[test]
+fn half_a_ring_fits_an_empty_one_wherever_its_positions_are() {
+    let capacity = SMALLEST;
+    let step = if cfg!(miri) { 8 * 51 } else { 8 };
+    for place in (0..capacity).step_by(step) {
+        let mut pair = pair(capacity, capacity);
+        pair.move_to(place);
+        let half = bytes(as_offset(place), as_offset(capacity / 2));
+        assert!(pair.producer.has_room(capacity / 2).unwrap(), "at {place}");
+        assert!(pair.send(&half), "at {place}");
+        assert_eq!(pair.take(), Some(half), "at {place}");
+        assert_eq!(pair.take(), None, "at {place}");
+    }
+}
+
+#[test]
+fn packed_and_single_records_pass_every_place_of_the_ring() {
+    let capacity = SMALLEST;
+    let step = if cfg!(miri) { 8 * 61 } else { 8 };
+    for place in (0..capacity).step_by(step) {
+        let mut pair = pair(capacity, capacity);
+        pair.move_to(place);
+        let messages: Vec<_> = [0, 1, 8, 9, 700, 16, 1000]
+            .map(|length| bytes(as_offset(place), length))
+            .into();
+        let packed = packed(messages.iter().map(Vec::as_slice));
+        assert_eq!(
+            pair.producer.push_packed(&packed, capacity).unwrap(),
+            packed.len(),
+            "at {place}"
+        );
+        pair.producer.publish();
+        let mut pulled = vec![0; packed.len()];
+        let mut filled = 0;
+        while filled < packed.len() {
+            match pair.consumer.pull_packed(&mut pulled[filled..]).unwrap() {
+                Pulled::Bytes(bytes) => filled += bytes,
+                other => panic!("{other:?} at {place} after {filled}"),
+            }
+        }
+        // Padding bytes are whatever lay there; headers and payloads are what was sent.
+        let mut at = 0;
+        for message in &messages {
+            assert_eq!(
+                &pulled[at..at + 8],
+                header(message.len() as u64, WHOLE).to_le_bytes()
+            );
+            assert_eq!(&pulled[at + 8..at + 8 + message.len()], message);
+            at += as_offset(record_size(message.len() as u64));
+        }
+        assert_eq!(pair.consumer.pull_packed(&mut pulled).unwrap(), Pulled::Nothing);
+    }
+}
+
+#[test]
+fn a_reservation_given_back_leaves_nothing_to_read() {
+    let mut pair = pair(SMALLEST, SMALLEST);
+    // Near the end, so that the claim has to fill it with padding, which stays.
+    pair.move_to(SMALLEST - 64);
+    assert!(pair.producer.claim_record(2000).unwrap().is_some());
+    pair.producer.publish();
+    assert_eq!(pair.take(), None);
+    assert!(pair.send(b"after"));
+    assert_eq!(pair.take().as_deref(), Some(&b"after"[..]));
+}
+
+#[test]
+fn what_is_wrong_in_packed_records_is_refused_and_what_stands_before_it_is_sent() {
+    let good = packed([&b"one"[..], b"two"]);
+    let mut cut = good.clone();
+    cut.truncate(good.len() - 8);
+    let mut flags = good.clone();
+    flags[16 + 4] = 1;
+    let long = [&good[..16], &packed([&[0; 3000][..]])].concat();
+    let tail = [&good[..], &[3, 0, 0]].concat();
+    for (what, bad, before, code) in [
+        ("a record cut", cut, 16, "INVALID_ARGUMENT"),
+        ("a fragment", flags, 16, "INVALID_ARGUMENT"),
+        ("more than half the ring", long, 16, "MESSAGE_TOO_LARGE"),
+        ("a header cut", tail, 32, "INVALID_ARGUMENT"),
+    ] {
+        let mut pair = pair(SMALLEST, SMALLEST);
+        assert_eq!(
+            pair.producer.push_packed(&bad, SMALLEST).unwrap(),
+            before,
+            "{what}"
+        );
+        let error = pair.producer.push_packed(&bad[before..], SMALLEST).unwrap_err();
+        assert_eq!(error.code(), code, "{what}");
+        pair.producer.publish();
+        assert_eq!(pair.take().as_deref(), Some(&b"one"[..]), "{what}");
+    }
+}
+
+#[test]
+fn a_message_of_many_rings_goes_through_in_fragments() {
+    let mut pair = pair(SMALLEST, 1 << 20);
+    let message = bytes(3, if cfg!(miri) { 9000 } else { 100_000 });
+    let mut into = vec![0; message.len()];
+    let mut written = 0;
+    loop {
+        let progress = pair.producer.push_part(&message, written).unwrap();
+        assert_eq!(pair.consumer.next_size().unwrap(), Some(message.len()));
+        let gathered = pair.consumer.gather(&mut into).unwrap();
+        match progress {
+            Progress::Part(so_far) => {
+                assert!(so_far > written, "an emptied ring takes more");
+                assert_eq!(gathered, Gathered::Part);
+                assert_eq!(pair.consumer.gathered_so_far(), so_far);
+                written = so_far;
+            }
+            Progress::Whole => {
+                assert_eq!(gathered, Gathered::Whole(message.len()));
+                break;
+            }
+        }
+    }
+    assert!(into == message, "its bytes are those that were sent");
+}
+
+#[test]
+fn what_lies_past_the_end_of_the_ring_is_no_record() {
+    let mut pair = pair(SMALLEST, SMALLEST);
+    // A message that ends past the ring's end, in what would be a message of nothing.
+    pair.move_to(SMALLEST - 32);
+    let disguised = [[0; 24].as_slice(), &header(0, WHOLE).to_le_bytes()].concat();
+    assert!(pair.send(&disguised));
+    assert_eq!(pair.take(), Some(disguised));
+    // A lap later, one that ends exactly there, and another after it.
+    pair.move_to(SMALLEST - 32);
+    assert!(pair.producer.push(&[1; 24]).unwrap() && pair.producer.push(&[2; 16]).unwrap());
+    pair.producer.publish();
+    let mut into = [0; 200];
+    assert_eq!(pair.consumer.pull_packed(&mut into).unwrap(), Pulled::Bytes(32));
+    assert_eq!(pair.consumer.pull_packed(&mut into).unwrap(), Pulled::Bytes(24));
+    assert_eq!(into[8..24], [2; 16]);
+}

@@ -1,0 +1,405 @@
+//! A peer that lies: by chance, and each lie by itself.
+
+use std::{cell::Cell, sync::atomic::Ordering};
+
+use proptest::{prelude::*, test_runner::Config};
+
+use super::{SMALLEST, header};
+use crate::{
+    error::Error,
+    region::{OwnRegion, Readable, Writable, as_offset, layout},
+    ring::{
+        Consumer, FIRST, HEADER, LAST, PADDING, Producer, Pulled, WHOLE,
+        lies::{LONGEST, LOOKS, Lie, Read, Write, read_lies, write_among_lies},
+        record_size,
+    },
+};
+
+/// As in the model, one strategy of plain numbers: Miri would spend its time in proptest's choices.
+fn lie() -> impl Strategy<Value = Lie> {
+    (0..21_u8, any::<u64>()).prop_map(|(kind, word)| match kind {
+        0..=5 => Lie::Truth,
+        6..=11 => Lie::Further(word % (SMALLEST / 8 + 1) * 8),
+        12..=15 => Lie::Header(word % 64, (word >> 32) as u32 % 9),
+        16..=18 => Lie::Header(word % (SMALLEST + 1), (word >> 32) as u32 % 5),
+        19 => Lie::Flip((word >> 32) as u32 % 64),
+        _ => Lie::Word(word),
+    })
+}
+
+fn read() -> impl Strategy<Value = Read> {
+    (0..14_u8, 0..5000_usize).prop_map(|(kind, room)| match kind {
+        0..=3 => Read::Receive,
+        4..=7 => Read::Gather,
+        8..=9 => Read::Strides,
+        10..=11 => Read::Pull(room),
+        12 => Read::Size,
+        _ => Read::Salvage,
+    })
+}
+
+fn config(cases: u32) -> Config {
+    let mut config = Config {
+        failure_persistence: None,
+        ..Config::default()
+    };
+    config.cases = if cfg!(miri) {
+        config.cases.min(6)
+    } else {
+        config.cases * cases
+    };
+    config
+}
+
+proptest! {
+    #![proptest_config(config(32))]
+
+    #[test]
+    fn whatever_a_producer_lies_its_reader_finds_it_corrupt_or_a_message_within_the_limits(
+        lies in prop::collection::vec(lie(), 1..60),
+        reads in prop::collection::vec(read(), 1..60),
+    ) {
+        read_lies(lies, reads);
+    }
+
+    #[test]
+    fn whatever_a_consumer_lies_its_writer_finds_it_corrupt_or_writes_in_what_was_read(
+        lies in prop::collection::vec(lie(), 1..40),
+        writes in prop::collection::vec((0..=SMALLEST / 2, 0..5_u8), 1..60),
+    ) {
+        let writes = writes.into_iter().map(|(size, kind)| Write { size, kind });
+        write_among_lies(lies, writes);
+    }
+}
+
+/// A region in which the words are what the test sets.
+struct Words {
+    region: OwnRegion,
+    victim: Consumer<OwnRegion, crate::region::PeerRegion>,
+}
+
+fn words() -> Words {
+    let region = OwnRegion::private(SMALLEST);
+    let victim = Consumer::new(
+        OwnRegion::private(SMALLEST),
+        region.seen_by_peer(),
+        SMALLEST,
+        LONGEST,
+    );
+    Words { region, victim }
+}
+
+impl Words {
+    fn tail(&self, tail: u64) {
+        self.region.store(layout::TAIL, tail, Ordering::Release);
+    }
+
+    fn record(&self, place: u64, length: u64, flags: u32) {
+        self.region.store(
+            layout::DATA + as_offset(place),
+            header(length, flags),
+            Ordering::Relaxed,
+        );
+    }
+
+    fn word(&self, place: u64, word: u64) {
+        self.region
+            .store(layout::DATA + as_offset(place), word, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn tails_that_no_honest_writer_publishes_are_corrupt() {
+    for (first, second) in [
+        (8, 0),
+        (64, 56),
+        (SMALLEST + 8, 0),
+        (u64::MAX, 0),
+        (u64::MAX - 7, 0),
+        (4, 0),
+        (16, 17),
+        (16, SMALLEST + 32),
+        (16, 1 << 63),
+    ] {
+        let mut words = words();
+        words.record(0, 8, WHOLE);
+        words.tail(first);
+        let first_look = words.victim.available();
+        words.tail(second);
+        let found = first_look.and_then(|_| words.victim.look_at_tail());
+        assert!(
+            matches!(found, Err(Error::RingCorrupt(_))),
+            "{first} then {second}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn heads_that_no_honest_reader_publishes_are_corrupt() {
+    for (first, second) in [
+        (32, 0),
+        (0, 100_000),
+        (0, u64::MAX),
+        (4, 0),
+        (16, 8),
+        (40, 0),
+        (0, 48),
+    ] {
+        let reader = OwnRegion::private(SMALLEST);
+        let mut producer = Producer::new(OwnRegion::private(SMALLEST), reader.seen_by_peer(), SMALLEST);
+        // 32 bytes published, and 16 more written that nobody can have read.
+        assert!(producer.push(&[0; 24]).unwrap());
+        producer.publish();
+        assert!(producer.push(&[0; 8]).unwrap());
+        reader.store(layout::HEAD, first, Ordering::Release);
+        let first_look = producer.look_at_head();
+        reader.store(layout::HEAD, second, Ordering::Release);
+        let found = first_look.and_then(|()| producer.look_at_head());
+        assert!(
+            matches!(found, Err(Error::RingCorrupt(_))),
+            "{first} then {second}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn records_that_no_honest_writer_writes_are_corrupt() {
+    let half = SMALLEST / 2;
+    for (what, tail, length, flags) in [
+        ("more than is published", 32, 25, WHOLE),
+        ("more than half the ring", SMALLEST, half + 8, WHOLE),
+        ("the longest length", SMALLEST, 0xffff_ffff, WHOLE),
+        ("a middle without a beginning", 32, 24, 0),
+        ("an end without a beginning", 32, 24, LAST),
+        ("a beginning without a size", 32, 8, FIRST),
+        ("a beginning of nothing", 32, 0, FIRST),
+        ("unknown flags", 32, 24, 8),
+        ("all flags", 32, 24, u32::MAX),
+        ("padding that is a message too", 32, 24, PADDING | WHOLE),
+        ("padding that ends before the ring", 32, 24, PADDING),
+        ("padding of a whole ring", SMALLEST, SMALLEST - HEADER, PADDING),
+    ] {
+        let mut words = words();
+        words.record(0, length, flags);
+        words.tail(tail);
+        let found = words.victim.next_record();
+        assert!(matches!(found, Err(Error::RingCorrupt(_))), "{what}: {found:?}");
+    }
+}
+
+#[test]
+fn fragments_that_do_not_follow_are_corrupt() {
+    for (what, size, length, flags) in [
+        ("another message within this one", 100, 24, WHOLE),
+        ("another beginning", 100, 24, FIRST),
+        ("an end too early", 100, 24, LAST),
+        ("more than was stated", 40, 48, 0),
+        ("all that was stated, and no end", 40, 32, 0),
+        ("a fragment of nothing", 100, 0, 0),
+        ("an end of nothing", 100, 0, LAST),
+        ("unknown flags", 100, 24, 16),
+    ] {
+        let mut words = words();
+        words.record(0, 16, FIRST);
+        words.word(8, size);
+        words.record(24, length, flags);
+        words.tail(24 + record_size(length));
+        let mut into = vec![0; 100];
+        let found = words.victim.gather(&mut into);
+        assert!(matches!(found, Err(Error::RingCorrupt(_))), "{what}: {found:?}");
+    }
+}
+
+#[test]
+fn sizes_that_cannot_be_are_corrupt_when_the_message_begins() {
+    for size in [0, 7, 8, LONGEST + 1, 1 << 32, u64::MAX] {
+        for told in [false, true] {
+            let mut words = words();
+            words.record(0, 16, FIRST);
+            words.word(8, size);
+            words.tail(24);
+            if told {
+                let told = words.victim.next_size().unwrap().unwrap();
+                assert!(told as u64 <= LONGEST, "what is to be allocated");
+            }
+            let found = words.victim.gather(&mut vec![0; as_offset(LONGEST)]);
+            assert!(matches!(found, Err(Error::RingCorrupt(_))), "{size}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn a_size_that_was_told_is_the_size_that_counts() {
+    // The reader has made room for what was told: a longer message would end up past its end, a shorter one would
+    // leave in it what was there before.
+    for (what, length, flags, size) in [
+        ("a longer one", 16, FIRST, 200),
+        ("a shorter one", 16, FIRST, 50),
+        ("a whole one", 90, WHOLE, 0),
+    ] {
+        let mut words = words();
+        words.record(0, 16, FIRST);
+        words.word(8, 100);
+        words.tail(24 + 104);
+        assert_eq!(words.victim.next_size().unwrap(), Some(100));
+        words.record(0, length, flags);
+        words.word(8, size);
+        let found = words.victim.gather(&mut [0; 1000]);
+        assert!(matches!(found, Err(Error::RingCorrupt(_))), "{what}: {found:?}");
+    }
+}
+
+#[test]
+fn a_size_that_was_told_counts_for_the_message_behind_padding_too() {
+    let mut words = words();
+    words.record(0, 16, WHOLE);
+    words.record(24, 16, FIRST);
+    words.word(32, 100);
+    words.tail(SMALLEST);
+    let record = words.victim.next_record().unwrap().unwrap();
+    words.victim.consume(record);
+    assert_eq!(words.victim.next_size().unwrap(), Some(100));
+    words.record(24, SMALLEST - 24 - HEADER, PADDING);
+    words.record(0, 10, WHOLE);
+    words.tail(SMALLEST + 24);
+    words.victim.look_at_tail().unwrap();
+    let found = words.victim.gather(&mut [0; 1000]);
+    assert!(matches!(found, Err(Error::RingCorrupt(_))), "{found:?}");
+}
+
+#[test]
+fn a_record_that_goes_on_past_the_end_is_corrupt() {
+    for (length, sound) in [(24, true), (32, true), (33, false), (40, false)] {
+        let mut words = words();
+        words.record(0, 24, WHOLE);
+        words.record(32, SMALLEST / 2, WHOLE);
+        words.record(40 + SMALLEST / 2, SMALLEST / 2 - 80, WHOLE);
+        let last = SMALLEST - 32;
+        words.record(last, length, WHOLE);
+        words.tail(last);
+        while let Some(record) = words.victim.next_record().unwrap() {
+            words.victim.consume(record);
+        }
+        words.tail(SMALLEST + 64);
+        let found = words.victim.next_record();
+        assert_eq!(found.is_ok(), sound, "{length}: {found:?}");
+    }
+}
+
+#[test]
+fn padding_that_does_not_reach_the_end_is_corrupt_at_every_place() {
+    let rest = SMALLEST - 32;
+    for length in [0, 8, rest - HEADER - 8, rest - HEADER + 8] {
+        let mut words = words();
+        words.record(0, 24, WHOLE);
+        words.record(32, length, PADDING);
+        // What would follow it is a record like any other.
+        words.record((32 + record_size(length)) % SMALLEST, 0, WHOLE);
+        words.tail(SMALLEST);
+        let record = words.victim.next_record().unwrap().unwrap();
+        words.victim.consume(record);
+        words.victim.publish();
+        words.tail(SMALLEST + 32);
+        words.victim.look_at_tail().unwrap();
+        let found = words.victim.next_record();
+        assert!(matches!(found, Err(Error::RingCorrupt(_))), "{length}: {found:?}");
+    }
+}
+
+#[test]
+fn a_record_too_long_is_corrupt_among_packed_ones_too() {
+    for (what, longest, length) in [
+        ("half the ring", LONGEST, SMALLEST / 2 + 8),
+        ("the limit", 100, 104),
+    ] {
+        let region = OwnRegion::private(SMALLEST);
+        let mut words = Words {
+            victim: Consumer::new(
+                OwnRegion::private(SMALLEST),
+                region.seen_by_peer(),
+                SMALLEST,
+                longest,
+            ),
+            region,
+        };
+        words.record(0, 8, WHOLE);
+        words.record(16, length, WHOLE);
+        words.tail(16 + record_size(length));
+        let found = words.victim.pull_packed(&mut [0; 8192]);
+        assert!(matches!(found, Err(Error::RingCorrupt(_))), "{what}: {found:?}");
+    }
+}
+
+#[test]
+fn a_writer_that_publishes_padding_without_end_does_not_keep_its_reader() {
+    /// A whole ring of padding more, each time that one has been read.
+    struct Padder {
+        tail: Cell<u64>,
+        read: Cell<bool>,
+    }
+
+    impl Readable for Padder {
+        fn load(&self, at: usize, _: Ordering) -> u64 {
+            if at != layout::TAIL {
+                self.read.set(true);
+                return header(SMALLEST - HEADER, PADDING);
+            }
+            if self.read.take() {
+                self.tail.set(self.tail.get() + SMALLEST);
+            }
+            assert!(
+                self.tail.get() < SMALLEST * u64::from(LOOKS),
+                "it looks again and again"
+            );
+            self.tail.get()
+        }
+
+        fn copy_out(&self, _: usize, _: &mut [u8]) {}
+    }
+
+    let padder = Padder {
+        tail: Cell::new(0),
+        read: Cell::new(true),
+    };
+    let mut victim = Consumer::new(OwnRegion::private(SMALLEST), padder, SMALLEST, LONGEST);
+    let found = victim.next_record();
+    assert!(matches!(found, Err(Error::RingCorrupt(_))), "{found:?}");
+}
+
+#[test]
+fn a_payload_that_changes_while_it_is_read_is_what_the_reader_has_copied() {
+    let mut words = words();
+    words.record(0, 8, WHOLE);
+    words.word(8, u64::from_le_bytes(*b"original"));
+    words.tail(16);
+    let mut into = vec![0; 64];
+    assert_eq!(words.victim.pull_packed(&mut into).unwrap(), Pulled::Bytes(16));
+    words.word(8, u64::from_le_bytes(*b"replaced"));
+    words.record(0, u64::from(u32::MAX), WHOLE);
+    assert_eq!(&into[8..16], b"original");
+    assert_eq!(&into[..8], header(8, WHOLE).to_le_bytes());
+}
+
+#[test]
+fn a_last_lie_is_found_behind_what_was_known_to_be_there_and_is_not_forgotten() {
+    for lie in [0, 8, 33, u64::MAX, 32 + SMALLEST + 8] {
+        let mut words = words();
+        words.record(0, 8, WHOLE);
+        words.record(16, 8, WHOLE);
+        words.tail(32);
+        let first = words.victim.next_record().unwrap().unwrap();
+        words.victim.consume(first);
+        words.tail(lie);
+        words
+            .victim
+            .replace(|peer, what| (OwnRegion::nowhere(), peer.salvage(what)));
+        // The peer's own memory does not count any more.
+        words.tail(32);
+        let second = words.victim.next_record().unwrap().unwrap();
+        words.victim.consume(second);
+        for _ in 0..2 {
+            let found = words.victim.next_record();
+            assert!(matches!(found, Err(Error::RingCorrupt(_))), "{lie}: {found:?}");
+        }
+    }
+}

@@ -1,0 +1,543 @@
+//! Random calls at both ends, beside a queue that says what each must answer.
+
+use std::collections::VecDeque;
+
+use proptest::{prelude::*, test_runner::Config};
+
+use super::{Pair, SMALLEST, bytes, packed, pair};
+use crate::{
+    region::{Readable, as_offset, layout},
+    ring::{Gathered, Progress, Pulled, WHOLE, record_size},
+};
+
+/// A size, as far as it can be told before the capacity is known.
+#[derive(Debug, Clone, Copy)]
+enum Size {
+    Small(u64),
+    /// This much less than half the ring.
+    NearHalf(u64),
+    /// Thousandths of half the ring.
+    OfHalf(u64),
+    /// Thousandths of the ring, more than half: fragments.
+    Rings(u64),
+}
+
+impl Size {
+    fn of(self, capacity: u64) -> usize {
+        as_offset(match self {
+            Self::Small(size) => size,
+            Self::NearHalf(less) => capacity / 2 - less,
+            Self::OfHalf(part) => capacity / 2 * part / 1000,
+            Self::Rings(part) => capacity * part / 1000,
+        })
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Call {
+    /// Written, and not published.
+    Push(Size),
+    Send(Size),
+    Packed(Vec<Size>),
+    Part(Size),
+    /// Reserved, and then committed with that many thousandths of it, or given back.
+    Reserve(Size, Option<usize>),
+    Batch(Vec<Size>),
+    Publish,
+    HasRoom(Size),
+    Receive,
+    Gather,
+    Drain(usize),
+    Pull(usize),
+    NextSize,
+}
+
+/// A size of what is sent at once, from two numbers.
+fn at_once(shape: u64, amount: u64) -> Size {
+    match shape % 9 {
+        0..=5 => Size::Small(amount % 80),
+        6 => Size::NearHalf(amount % 24),
+        _ => Size::OfHalf(amount),
+    }
+}
+
+fn any_size(shape: u64, amount: u64) -> Size {
+    // Under Miri, one and a half rings have to do.
+    let most = if cfg!(miri) { 1 } else { 9 };
+    match shape % 3 {
+        0 => at_once(shape / 3, amount),
+        _ => Size::Rings(500 + amount * (shape % most + 1)),
+    }
+}
+
+/// One strategy of plain numbers, and not one for each kind of call: Miri would spend its time in proptest's choices.
+fn call() -> impl Strategy<Value = Call> {
+    (0..29_u8, 0..1000_u64, 0..=1000_u64, 0..12_usize, 0..9000_usize).prop_map(
+        |(kind, shape, amount, count, room)| {
+            let size = at_once(shape, amount);
+            let many = || {
+                (0..count as u64)
+                    .map(|index| at_once(shape + index * 5, amount * (index + 1) % 1001))
+                    .collect()
+            };
+            match kind {
+                0..=3 => Call::Receive,
+                4..=6 => Call::Push(size),
+                7..=9 => Call::Send(size),
+                10..=12 => Call::Part(any_size(shape, amount)),
+                13..=15 => Call::Gather,
+                16..=17 => Call::Packed(many()),
+                18..=19 => Call::Batch(many()),
+                20..=21 => Call::Reserve(size, (count > 3).then_some(room % 1001)),
+                22..=23 => Call::Drain(count * 2),
+                24..=26 => Call::Pull(room),
+                27 => Call::HasRoom(any_size(shape, amount)),
+                _ if count < 6 => Call::Publish,
+                _ => Call::NextSize,
+            }
+        },
+    )
+}
+
+/// A message that is on its way.
+struct Sent {
+    bytes: Vec<u8>,
+    /// How much of it is in the ring, or was.
+    written: usize,
+    read: usize,
+}
+
+/// What the ring must do, told without one.
+struct Model {
+    capacity: u64,
+    queue: VecDeque<Sent>,
+    /// So many of the queue can be seen by the reader.
+    visible: usize,
+    tail: u64,
+    published: u64,
+}
+
+impl Model {
+    /// A record never wraps, but for the eight bytes past the ring's end: what has to be skipped before it.
+    fn padding(&self, size: usize) -> u64 {
+        let rest = self.capacity - self.tail % self.capacity;
+        if record_size(size as u64) > rest + 8 {
+            rest
+        } else {
+            0
+        }
+    }
+
+    fn fits(&self, size: usize, head: u64) -> bool {
+        self.tail + self.padding(size) + record_size(size as u64) - head <= self.capacity
+    }
+
+    fn wrote(&mut self, size: usize) {
+        self.tail += self.padding(size) + record_size(size as u64);
+    }
+
+    fn whole(&mut self, bytes: Vec<u8>) {
+        let written = bytes.len();
+        self.wrote(written);
+        self.queue.push_back(Sent {
+            bytes,
+            written,
+            read: 0,
+        });
+    }
+
+    fn publish(&mut self) {
+        self.visible = self.queue.len();
+        self.published = self.tail;
+    }
+
+    /// The message of which something can be read, if there is one.
+    fn front(&self) -> Option<&Sent> {
+        let front = self.queue.front().filter(|_| self.visible > 0)?;
+        let whole = front.written == front.bytes.len() && front.read == 0;
+        (whole || front.read < front.written).then_some(front)
+    }
+
+    fn pop(&mut self) {
+        self.queue.pop_front();
+        self.visible -= 1;
+    }
+
+    /// A message in fragments whose end has not been written.
+    fn under_way(&self) -> bool {
+        self.queue
+            .back()
+            .is_some_and(|last| last.written < last.bytes.len())
+    }
+}
+
+struct Rig {
+    pair: Pair,
+    model: Model,
+    /// The buffer of the message whose fragments are being read.
+    gathering: Vec<u8>,
+    number: usize,
+}
+
+impl Rig {
+    fn new(capacity: u64) -> Self {
+        Self {
+            pair: pair(capacity, capacity * 10),
+            model: Model {
+                capacity,
+                queue: VecDeque::new(),
+                visible: 0,
+                tail: 0,
+                published: 0,
+            },
+            gathering: Vec::new(),
+            number: 0,
+        }
+    }
+
+    fn message(&mut self, size: Size) -> Vec<u8> {
+        self.number += 1;
+        bytes(self.number, size.of(self.model.capacity))
+    }
+
+    /// What the producer can know of how far the reader is.
+    fn head(&self) -> u64 {
+        self.pair
+            .producer
+            .peer
+            .load(layout::HEAD, std::sync::atomic::Ordering::Acquire)
+    }
+
+    fn push(&mut self, message: Vec<u8>) -> bool {
+        let fits = self.model.fits(message.len(), self.head());
+        assert_eq!(
+            self.pair.producer.push(&message).unwrap(),
+            fits,
+            "{} bytes",
+            message.len()
+        );
+        if fits {
+            self.model.whole(message);
+        }
+        fits
+    }
+
+    fn publish(&mut self) {
+        let news = self.model.published != self.model.tail;
+        assert_eq!(self.pair.producer.publish(), news);
+        self.model.publish();
+    }
+
+    fn push_packed(&mut self, sizes: Vec<Size>) {
+        let messages: Vec<_> = sizes.into_iter().map(|size| self.message(size)).collect();
+        let packed = packed(messages.iter().map(Vec::as_slice));
+        let taken = self
+            .pair
+            .producer
+            .push_packed(&packed, self.pair.producer.largest_record())
+            .unwrap();
+        let head = self.head();
+        let mut left = taken;
+        for message in messages {
+            let record = as_offset(record_size(message.len() as u64));
+            let fits = self.model.fits(message.len(), head);
+            assert_eq!(
+                left > 0,
+                fits,
+                "as many as fit, and {left} of {taken} bytes are left"
+            );
+            if !fits {
+                break;
+            }
+            left = left.checked_sub(record).expect("whole records");
+            self.model.whole(message);
+        }
+        assert_eq!(left, 0);
+        self.publish();
+    }
+
+    /// Begins or goes on with a message that may come in fragments.
+    fn push_part(&mut self, size: Size) {
+        let capacity = self.model.capacity;
+        if !self.model.under_way() {
+            let bytes = self.message(size);
+            if bytes.len() as u64 <= capacity / 2 {
+                let fits = self.model.fits(bytes.len(), self.head());
+                let progress = self.pair.producer.push_part(&bytes, 0).unwrap();
+                assert_eq!(progress, if fits { Progress::Whole } else { Progress::Part(0) });
+                if fits {
+                    self.model.whole(bytes);
+                }
+                self.model.publish();
+                return;
+            }
+            self.model.queue.push_back(Sent {
+                bytes,
+                written: 0,
+                read: 0,
+            });
+        }
+        let head = self.head();
+        let mut sent = self.model.queue.pop_back().expect("the message under way");
+        let progress = self.pair.producer.push_part(&sent.bytes, sent.written).unwrap();
+        let written = match progress {
+            Progress::Whole => sent.bytes.len(),
+            Progress::Part(written) => written,
+        };
+        // Fragments of an eighth of the ring, the first with the size of the whole in front.
+        let began = sent.written;
+        while sent.written < sent.bytes.len() {
+            let prefix = if sent.written == 0 { 8 } else { 0 };
+            let count = (sent.bytes.len() - sent.written).min(as_offset(capacity / 8) - prefix);
+            if !self.model.fits(prefix + count, head) {
+                break;
+            }
+            self.model.wrote(prefix + count);
+            sent.written += count;
+        }
+        assert_eq!(written, sent.written, "of {} bytes", sent.bytes.len());
+        let wrote = sent.written > began;
+        if sent.written > 0 {
+            self.model.queue.push_back(sent);
+        }
+        if wrote {
+            self.model.publish();
+        }
+    }
+
+    fn reserve(&mut self, size: Size, commit: Option<usize>) {
+        let message = self.message(size);
+        let fits = self.model.fits(message.len(), self.head());
+        let Some(at) = self.pair.producer.claim_record(message.len() as u64).unwrap() else {
+            assert!(!fits);
+            return;
+        };
+        assert!(fits);
+        // The padding is there to stay, whatever becomes of the reservation.
+        self.model.tail += self.model.padding(message.len());
+        // SAFETY: the producer has just claimed the range, and claims nothing else before this borrow ends.
+        let room = unsafe { self.pair.producer.own_mut().claimed(at + 8, message.len()) };
+        room.copy_from_slice(&message);
+        if let Some(part) = commit {
+            let length = message.len() * part / 1000;
+            self.pair.producer.finish(at, length as u64);
+            self.model.whole(message[..length].to_vec());
+            self.publish();
+        }
+    }
+
+    fn receive(&mut self) {
+        if self.pair.consumer.is_gathering() {
+            return self.gather();
+        }
+        let record = self.pair.consumer.next_record().unwrap();
+        let Some(front) = self.model.front() else {
+            assert_eq!(record, None);
+            return;
+        };
+        let record = record.expect("a message");
+        if record.flags != WHOLE {
+            return self.gather();
+        }
+        let mut into = vec![0; record.length];
+        self.pair.consumer.peer().copy_out(record.at, &mut into);
+        assert!(into == front.bytes, "the oldest message, byte by byte");
+        self.pair.consumer.consume(record);
+        self.pair.consumer.publish();
+        self.model.pop();
+    }
+
+    fn gather(&mut self) {
+        let expected = self.model.front().map(|front| front.bytes.len());
+        let size = self.pair.consumer.next_size().unwrap();
+        if !self.pair.consumer.is_gathering() {
+            assert_eq!(size, expected);
+            self.gathering = vec![0; size.unwrap_or(0)];
+        }
+        let gathered = self.pair.consumer.gather(&mut self.gathering).unwrap();
+        let Some(front) = self.model.queue.front_mut().filter(|_| self.model.visible > 0) else {
+            assert_eq!(gathered, Gathered::Nothing);
+            return;
+        };
+        front.read = front.written;
+        if front.written < front.bytes.len() {
+            assert_eq!(gathered, Gathered::Part);
+            assert_eq!(self.pair.consumer.gathered_so_far(), front.written);
+            return;
+        }
+        assert_eq!(gathered, Gathered::Whole(front.bytes.len()));
+        assert!(self.gathering == front.bytes, "the message as it was sent");
+        self.model.pop();
+    }
+
+    fn drain(&mut self, most: usize) {
+        let mut seen = 0;
+        while seen < most {
+            let Some(record) = self.pair.consumer.next_record().unwrap() else {
+                assert!(self.model.front().is_none());
+                break;
+            };
+            if record.flags != WHOLE {
+                self.gather();
+                seen += 1;
+                continue;
+            }
+            let model = &mut self.model;
+            let visited = self
+                .pair
+                .consumer
+                .visit_in_row(record, most - seen, |peer, record| {
+                    let mut into = vec![0; record.length];
+                    peer.copy_out(record.at, &mut into);
+                    assert!(
+                        into == model.front().expect("a message").bytes,
+                        "the oldest message"
+                    );
+                    model.pop();
+                });
+            assert!((1..=most - seen).contains(&visited));
+            seen += visited;
+        }
+        self.pair.consumer.publish();
+    }
+
+    fn pull(&mut self, room: usize) {
+        let mut into = vec![0; room];
+        let pulled = self.pair.consumer.pull_packed(&mut into).unwrap();
+        let fragments = self.pair.consumer.is_gathering();
+        let Some(front) = self.model.front() else {
+            assert_eq!(pulled, Pulled::Nothing);
+            return;
+        };
+        let longest = as_offset(self.model.capacity / 2);
+        let size = front.bytes.len();
+        if fragments || size > longest || as_offset(record_size(size as u64)) > room {
+            assert_eq!(pulled, Pulled::Large(size));
+            return;
+        }
+        let Pulled::Bytes(end) = pulled else {
+            panic!("{pulled:?}")
+        };
+        assert!(end > 0 && end <= room);
+        let mut at = 0;
+        while at < end {
+            let message = &self.model.front().expect("no more than was sent").bytes;
+            let record = as_offset(record_size(message.len() as u64));
+            let expected = packed([message.as_slice()]);
+            assert!(
+                into[at..at + 8 + message.len()] == expected[..8 + message.len()],
+                "header and bytes"
+            );
+            at += record;
+            self.model.pop();
+        }
+        assert_eq!(at, end, "whole records");
+    }
+
+    fn call(&mut self, call: Call) {
+        let sends = matches!(
+            call,
+            Call::Push(_) | Call::Send(_) | Call::Packed(_) | Call::Reserve(..) | Call::Batch(_)
+        );
+        if sends && self.model.under_way() {
+            // Nothing else may be sent before the message under way is.
+            return self.push_part(Size::Small(0));
+        }
+        match call {
+            Call::Push(size) => {
+                let message = self.message(size);
+                self.push(message);
+            }
+            Call::Send(size) => {
+                let message = self.message(size);
+                if self.push(message) {
+                    self.publish();
+                }
+            }
+            Call::Packed(sizes) => self.push_packed(sizes),
+            Call::Part(size) => self.push_part(size),
+            Call::Reserve(size, commit) => self.reserve(size, commit),
+            Call::Batch(sizes) => {
+                for size in sizes {
+                    let message = self.message(size);
+                    if !self.push(message) {
+                        break;
+                    }
+                }
+                self.publish();
+            }
+            Call::Publish => self.publish(),
+            Call::HasRoom(size) => {
+                let most = as_offset(self.model.capacity / 2);
+                let size = size.of(self.model.capacity);
+                let fits = self.model.fits(size.min(most), self.head());
+                assert_eq!(self.pair.producer.has_room(size as u64).unwrap(), fits);
+            }
+            Call::Receive => self.receive(),
+            Call::Gather => self.gather(),
+            Call::Drain(most) => self.drain(most),
+            Call::Pull(room) => self.pull(room),
+            Call::NextSize => {
+                let size = self.pair.consumer.next_size().unwrap();
+                if self.pair.consumer.is_gathering() {
+                    assert_eq!(size, Some(self.gathering.len()));
+                } else {
+                    assert_eq!(size, self.model.front().map(|front| front.bytes.len()));
+                }
+            }
+        }
+        let own = self.pair.producer.own_mut();
+        let tail = own.load(layout::TAIL, std::sync::atomic::Ordering::Acquire);
+        assert_eq!(tail, self.model.published, "what the reader can see");
+        assert_eq!(self.pair.producer.tail, self.model.tail, "what is written");
+        assert!(self.head() <= tail && self.model.tail - self.head() <= self.model.capacity);
+    }
+
+    /// Sends and reads whatever is under way, and finds the ring empty, and usable.
+    fn finish(mut self) {
+        if !self.model.under_way() {
+            self.publish();
+        }
+        let mut rounds = 0;
+        while self.model.under_way() || !self.model.queue.is_empty() {
+            if self.model.under_way() {
+                self.push_part(Size::Small(0));
+            }
+            self.receive();
+            rounds += 1;
+            assert!(rounds < 100_000, "it comes to an end");
+        }
+        self.receive();
+        assert_eq!(self.head(), self.model.tail, "all of it is free again");
+        self.call(Call::Send(Size::NearHalf(0)));
+        assert_eq!(self.model.queue.len(), 1, "half a ring fits an empty one");
+        self.receive();
+    }
+}
+
+fn config() -> Config {
+    let mut config = Config {
+        failure_persistence: None,
+        ..Config::default()
+    };
+    if cfg!(miri) {
+        config.cases = config.cases.min(4);
+    }
+    config
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn whatever_is_called_in_whatever_order_messages_come_out_whole_and_in_order(
+        doublings in 0..=if cfg!(miri) { 0 } else { 4_u32 },
+        calls in prop::collection::vec(call(), 0..if cfg!(miri) { 60 } else { 250 }),
+    ) {
+        let mut rig = Rig::new(SMALLEST << doublings);
+        for call in calls {
+            rig.call(call);
+        }
+        rig.finish();
+    }
+}

@@ -1,0 +1,497 @@
+//! Realtime signals for this crate alone: a number that nobody else in the process uses, and a thread that takes what
+//! is sent to it.
+//!
+//! The thread blocks every signal and waits for its own (sigwaitinfo(2)), and whoever has something to say, the kernel or
+//! the peer of a channel, directs it at that very thread. So nothing is ever said to a handler and no other thread is
+//! interrupted, and a program that blocks signals everywhere, or on no thread, changes nothing. What comes after the thread
+//! has ended finds nobody, where a signal to the process would end that. The signal-hook crate was not taken: it never
+//! gives a disposition back, and it hears what is sent to the whole process.
+//!
+//! The number's disposition is a handler that counts, as long as it is claimed, so that one which some process of
+//! the same user sends to the process is no death sentence (signal(7): the default of a realtime signal is to end it).
+
+use std::{
+    cell::Cell,
+    fmt,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+};
+
+use nix::{
+    errno::Errno,
+    libc::{self, c_int},
+    sys::signal::{Signal, kill},
+    unistd::{getpid, gettid},
+};
+
+use crate::{
+    error::{Error, Result},
+    sys::{self, SignalInfo},
+};
+
+/// Who is told what the thread of any number hears, on that thread: one of each kind in a process.
+#[derive(Clone, Copy)]
+pub(crate) enum Listener {
+    /// Of what the kernel says: its codes are above 0, which no process can give to another (rt_sigqueueinfo(2)). Also where
+    /// SIGIO comes: the kernel sends it in the number's stead where the queue of signals is full (fcntl(2), `F_SETSIG`).
+    Alarms(fn()),
+    /// Of what some process has said. Answers whether anybody was to hear that.
+    Words(fn(&SignalInfo) -> bool),
+}
+
+static ALARMS: OnceLock<fn()> = OnceLock::new();
+static WORDS: OnceLock<fn(&SignalInfo) -> bool> = OnceLock::new();
+
+fn alarm() {
+    if let Some(alarm) = ALARMS.get() {
+        alarm();
+    }
+}
+
+/// A hold on a number. The last one gives the number back as it was.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) number: c_int,
+    /// The thread's id, for whoever directs a signal at it.
+    pub(crate) thread: libc::pid_t,
+    /// Whether all that a process sends with a signal arrives with it here.
+    pub(crate) carries_all: bool,
+    progress: Arc<Progress>,
+}
+
+struct Post {
+    number: c_int,
+    claims: usize,
+    thread: libc::pid_t,
+    carries_all: bool,
+    over: Arc<AtomicBool>,
+    progress: Arc<Progress>,
+    join: JoinHandle<()>,
+}
+
+thread_local! {
+    /// This is the thread of a number. Two of those that wait for each other would do so for ever.
+    static HEARS: Cell<bool> = const { Cell::new(false) };
+}
+
+static POSTS: Mutex<Vec<Post>> = Mutex::new(Vec::new());
+
+fn posts() -> MutexGuard<'static, Vec<Post>> {
+    // Valid after every statement that changes it.
+    POSTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Signals of each number that nobody was to hear, since this process began.
+static STRAYS: [AtomicU64; 65] = [const { AtomicU64::new(0) }; 65];
+
+/// How many signals of this number have come to this process that nobody was to hear.
+pub(crate) fn strays(number: c_int) -> u64 {
+    let count = usize::try_from(number).ok().and_then(|at| STRAYS.get(at));
+    count.map_or(0, |count| count.load(Ordering::Relaxed))
+}
+
+/// The handler: it may interrupt any thread in the middle of anything, so it adds to a counter and does nothing else
+/// (signal-safety(7)). Nobody who has something to say to this process says it to this.
+extern "C" fn count_stray(number: c_int) {
+    if let Some(count) = usize::try_from(number).ok().and_then(|at| STRAYS.get(at)) {
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The handler's address, as the kernel tells it.
+fn own_handler() -> libc::sighandler_t {
+    count_stray as extern "C" fn(c_int) as libc::sighandler_t
+}
+
+/// Of the realtime signals, one from the middle: C libraries take from the beginning, programs mostly from either end.
+const USUAL: c_int = 50;
+
+/// The numbers to claim one of, where none is asked for; in the order in which they are tried.
+fn candidates() -> impl Iterator<Item = c_int> {
+    (USUAL..=libc::SIGRTMAX()).chain(libc::SIGRTMIN()..USUAL)
+}
+
+/// Whether a number may be claimed, or any where there is none. Errors with [`Error::InvalidArgument`] for one that is no
+/// realtime signal, or that the process uses itself.
+pub(crate) fn check(number: Option<c_int>) -> Result<()> {
+    let Some(number) = number else {
+        return unused().map(drop);
+    };
+    check_range(number)?;
+    check_claimable(&posts(), number)
+}
+
+/// The number that a claim of any would get now.
+pub(crate) fn unused() -> Result<c_int> {
+    let posts = posts();
+    candidates()
+        .find(|number| check_claimable(&posts, *number).is_ok())
+        .ok_or_else(none_free)
+}
+
+fn check_claimable(posts: &[Post], number: c_int) -> Result<()> {
+    if posts.iter().any(|post| post.number == number) {
+        return Ok(());
+    }
+    check_free(number)
+}
+
+fn none_free() -> Error {
+    Error::invalid("every realtime signal is in use: this process has handlers for all, or ignores them")
+}
+
+fn check_range(number: c_int) -> Result<()> {
+    let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
+    if !(first..=last).contains(&number) {
+        return Err(Error::invalid(format!(
+            "the signal number must be that of a realtime signal, {first} to {last}, not {number}"
+        )));
+    }
+    Ok(())
+}
+
+fn check_free(number: c_int) -> Result<()> {
+    let found = sys::disposition_of(number)
+        .map_err(|errno| Error::system("looking at a signal's handler (sigaction)", errno))?;
+    if found.sa_sigaction == libc::SIG_DFL {
+        return Ok(());
+    }
+    let how = if found.sa_sigaction == libc::SIG_IGN {
+        "ignores it"
+    } else {
+        "has a handler for it"
+    };
+    Err(Error::invalid(format!(
+        "signal {number} is in use: this process {how}; give another number (signalNumber, {} to {})",
+        libc::SIGRTMIN(),
+        libc::SIGRTMAX()
+    )))
+}
+
+impl Claim {
+    /// Claims a number, or the first that the process does not use where none is asked for (another copy of this crate in
+    /// the same process has the usual one, say), and has the listener told from now on.
+    ///
+    /// Errors with [`Error::InvalidArgument`] as [`check`], and with [`Error::NoSpace`] where there can be no thread.
+    pub(crate) fn new(number: Option<c_int>, listener: Listener) -> Result<Self> {
+        // Whoever was first is of the same kind, and so the same.
+        let _ = match listener {
+            Listener::Alarms(alarm) => ALARMS.set(alarm).is_ok(),
+            Listener::Words(hear) => WORDS.set(hear).is_ok(),
+        };
+        let mut posts = posts();
+        if let Some(number) = number {
+            check_range(number)?;
+            return Self::of(&mut posts, number);
+        }
+        for number in candidates() {
+            match Self::of(&mut posts, number) {
+                Err(Error::InvalidArgument(_)) => {}
+                outcome => return outcome,
+            }
+        }
+        Err(none_free())
+    }
+
+    fn of(posts: &mut Vec<Post>, number: c_int) -> Result<Self> {
+        if let Some(post) = posts.iter_mut().find(|post| post.number == number) {
+            return Ok(post.claim());
+        }
+        check_free(number)?;
+        sys::set_disposition(number, &sys::disposition(own_handler()))
+            .map_err(|errno| Error::system("a handler of a realtime signal (sigaction)", errno))?;
+        match start(number) {
+            Ok(mut post) => {
+                let claim = post.claim();
+                posts.push(post);
+                Ok(claim)
+            }
+            Err(error) => {
+                give_back(number);
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until the thread has heard everything that was directed at it before this call. On the thread of a number, which
+    /// waits for none, returns at once.
+    pub(crate) fn catch_up(&self) {
+        if HEARS.get() {
+            return;
+        }
+        let ticket = self.progress.ask();
+        let mark = self.progress.mark(self.number, ticket);
+        if sys::queue_signal(getpid().as_raw(), self.thread, &mark).is_err() {
+            // SIGIO takes no place in the queue. Only a thread that has ended does not get it.
+            if sys::signal_thread(self.thread, libc::SIGIO).is_err() {
+                return;
+            }
+        }
+        self.progress.wait_for(ticket);
+    }
+}
+
+impl Post {
+    fn claim(&mut self) -> Claim {
+        self.claims += 1;
+        Claim {
+            number: self.number,
+            thread: self.thread,
+            carries_all: self.carries_all,
+            progress: Arc::clone(&self.progress),
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut posts = posts();
+        let Some(index) = posts.iter().position(|post| post.number == self.number) else {
+            return;
+        };
+        posts[index].claims -= 1;
+        if posts[index].claims > 0 {
+            return;
+        }
+        let post = posts.swap_remove(index);
+        post.over.store(true, Ordering::Release);
+        // Not a realtime signal, for which there may be no room; and it can come to nobody but that thread.
+        let told = sys::signal_thread(post.thread, libc::SIGIO);
+        give_back(self.number);
+        drop(posts);
+        // What a thread hears may end the last claim, its own or another number's: then that one ends by itself.
+        if told.is_ok() && !HEARS.get() {
+            // A panic of that thread has been told where it happened.
+            let _ = post.join.join();
+        }
+    }
+}
+
+/// Puts the default back, unless the program has taken the number meanwhile.
+fn give_back(number: c_int) {
+    if sys::disposition_of(number).is_ok_and(|found| found.sa_sigaction == own_handler()) {
+        // What some process has sent, and no thread has taken yet, would end this one. To ignore a signal throws away what
+        // is pending (sigaction(2)). The number was good when it was claimed, so the kernel has no reason to refuse.
+        for handler in [libc::SIG_IGN, libc::SIG_DFL] {
+            let _ = sys::set_disposition(number, &sys::disposition(handler));
+        }
+    }
+}
+
+/// How far the thread is in what is directed at it.
+struct Progress {
+    /// What a mark of this process's own carries, so that nobody else's is taken for one.
+    key: [u8; 16],
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    asked: u64,
+    reached: u64,
+    /// The thread has ended, and reaches nothing more.
+    over: bool,
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Progress").finish_non_exhaustive()
+    }
+}
+
+impl Progress {
+    fn new() -> Result<Self> {
+        let key = sys::random().map_err(|errno| Error::system("random bytes", errno))?;
+        Ok(Self {
+            key,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Valid after every statement that changes it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ask(&self) -> u64 {
+        let mut state = self.state();
+        state.asked += 1;
+        state.asked
+    }
+
+    fn asked(&self) -> u64 {
+        self.state().asked
+    }
+
+    /// A signal that says no more than that the thread has come to it. Signals of one number reach a thread in the order
+    /// in which they were queued.
+    fn mark(&self, number: c_int, ticket: u64) -> SignalInfo {
+        SignalInfo {
+            signal: number,
+            errno: 0,
+            code: libc::SI_QUEUE,
+            value: ticket,
+            rest: self.key,
+        }
+    }
+
+    /// The number of a mark; `None` for what is none.
+    fn ticket(&self, heard: &SignalInfo) -> Option<u64> {
+        (*heard == self.mark(heard.signal, heard.value)).then_some(heard.value)
+    }
+
+    fn reached(&self, ticket: u64) {
+        let mut state = self.state();
+        // Marks may be queued in another order than they were asked for. Whoever asked before had asked for no more.
+        state.reached = state.reached.max(ticket);
+        self.changed.notify_all();
+    }
+
+    fn wait_for(&self, ticket: u64) {
+        let mut state = self.state();
+        while state.reached < ticket && !state.over {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// However the thread ends: nobody waits for it then.
+struct Ending(Arc<Progress>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.state().over = true;
+        self.0.changed.notify_all();
+    }
+}
+
+fn start(number: c_int) -> Result<Post> {
+    let over = Arc::new(AtomicBool::new(false));
+    let progress = Arc::new(Progress::new()?);
+    let (ready, started) = mpsc::channel();
+    let told = Arc::clone(&over);
+    let ending = Ending(Arc::clone(&progress));
+    let no_thread = |reason: String| Error::NoSpace {
+        what: "a thread for a realtime signal".into(),
+        reason,
+    };
+    let join = thread::Builder::new()
+        .name("ringfence-signal".into())
+        .spawn(move || {
+            HEARS.set(true);
+            let progress = &ending.0;
+            let begun = sys::block_signals().map(|()| {
+                // A full queue tells nothing. Where it was wrong to hope, what comes is not matched.
+                let whole =
+                    arrives_whole(&progress.mark(number, 0)).unwrap_or_else(|errno| errno == Errno::EAGAIN);
+                (gettid().as_raw(), whole)
+            });
+            let fine = begun.is_ok();
+            // Without a receiver, nobody waits for this thread any more.
+            let _ = ready.send(begun);
+            if fine {
+                listen(number, &told, progress);
+            }
+        })
+        .map_err(|error| no_thread(error.to_string()))?;
+    let (thread, carries_all) = started
+        .recv()
+        .map_err(|error| no_thread(error.to_string()))?
+        .map_err(|errno| Error::system("blocking signals in a thread (pthread_sigmask)", errno))?;
+    Ok(Post {
+        number,
+        claims: 0,
+        thread,
+        carries_all,
+        over,
+        progress,
+        join,
+    })
+}
+
+/// Sends this thread, which is new and blocks all signals, this one, and looks at what has arrived of it: not everything
+/// that runs Linux programs hands on what lies behind the value.
+fn arrives_whole(sent: &SignalInfo) -> Result<bool, Errno> {
+    sys::queue_signal(getpid().as_raw(), gettid().as_raw(), sent)?;
+    // A thread's own signals come before those of its process.
+    Ok(sys::take_signal(sent.signal) == Ok(*sent))
+}
+
+/// The same on a thread that is over when this returns, whatever the process does with the signal.
+pub(crate) fn carry_all() -> Result<bool, Errno> {
+    let sent = SignalInfo {
+        signal: libc::SIGRTMAX(),
+        errno: 1,
+        code: libc::SI_QUEUE,
+        value: u64::MAX,
+        rest: *b"behind the value",
+    };
+    let thread = thread::Builder::new()
+        .spawn(move || {
+            sys::block_signals()?;
+            arrives_whole(&sent)
+        })
+        .map_err(|_| Errno::EAGAIN)?;
+    thread.join().unwrap_or(Err(Errno::EAGAIN))
+}
+
+fn listen(number: c_int, over: &AtomicBool, progress: &Progress) {
+    loop {
+        let heard = sys::wait_for_signal(&[number, libc::SIGIO]);
+        if over.load(Ordering::Acquire) {
+            return;
+        }
+        match heard {
+            Ok(heard) if heard.signal == libc::SIGIO => {
+                let asked = progress.asked();
+                alarm();
+                // Of two signals the lower number comes first, so what was queued before may still be there.
+                empty(number, progress);
+                progress.reached(asked);
+                forward_io();
+            }
+            Ok(heard) => hear(&heard, progress),
+            // Interrupted, by a stop and a continuation for instance.
+            Err(_) => {}
+        }
+    }
+}
+
+fn hear(heard: &SignalInfo, progress: &Progress) {
+    if heard.code > 0 {
+        alarm();
+    } else if let Some(ticket) = progress.ticket(heard) {
+        progress.reached(ticket);
+    } else if WORDS.get().is_none_or(|hear| !hear(heard)) {
+        count_stray(heard.signal);
+    }
+}
+
+/// Hears what is queued now. Somebody who goes on queuing more keeps nobody waiting.
+fn empty(number: c_int, progress: &Progress) {
+    /// More than the kernel queues for a user by default, on most machines.
+    const MOST: usize = 1 << 17;
+    for _ in 0..MOST {
+        match sys::take_signal(number) {
+            Ok(heard) => hear(&heard, progress),
+            Err(Errno::EINTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// A SIGIO that was meant for the program may come here, if this thread begins to wait just then. It says no more than
+/// "look at your descriptors": once too often does no harm, once too few does.
+fn forward_io() {
+    let handler = sys::disposition_of(libc::SIGIO).map(|found| found.sa_sigaction);
+    if handler.is_ok_and(|handler| handler != libc::SIG_DFL && handler != libc::SIG_IGN) {
+        // To the process, of which this is one.
+        let _ = kill(getpid(), Signal::SIGIO);
+    }
+}

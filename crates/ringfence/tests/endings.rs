@@ -1,0 +1,334 @@
+//! How it ends: a peer that is killed at any step and at any moment, and one that closes.
+
+mod support;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{ForkResult, Pid, fork, pause},
+};
+use ringfence::{Address, Canceller, Channel, CloseReason, Error, Receiver, join};
+use support::{Actor, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire};
+
+/// The length of a message of a stream: every hundredth travels in fragments.
+fn length(number: u64) -> usize {
+    let number = usize::try_from(number).unwrap();
+    if number.is_multiple_of(100) {
+        10_000
+    } else {
+        number * 37 % 1500 + 8
+    }
+}
+
+fn message(number: u64) -> Vec<u8> {
+    let mut message: Vec<u8> = (0..=u8::MAX).cycle().take(length(number)).collect();
+    message[..8].copy_from_slice(&number.to_le_bytes());
+    message
+}
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    match role.as_str() {
+        "host stops at" => wire::host(&arguments[0], &arguments[1], || {
+            say("there");
+            wait_for_test();
+        }),
+        "again and again" => loop {
+            let channel = join(&address, &small().wait(true)).unwrap();
+            say("met");
+            drop(channel);
+        },
+        "stream" => {
+            let (mut sender, _receiver) = join(&address, &small()).unwrap().split();
+            for number in 0.. {
+                sender.send(&message(number)).unwrap();
+            }
+        }
+        "ten" => {
+            let channel = join(&address, &small()).unwrap();
+            let (mut sender, _receiver) = channel.split();
+            for number in 1..=10 {
+                sender.send(&message(number)[..8]).unwrap();
+            }
+            if arguments[1] == "ends first" {
+                sender.end();
+            }
+            sender.close();
+            say("closed");
+            wait_for_test();
+        }
+        "sits" => {
+            let mut channel = join(&address, &small()).unwrap();
+            say("met");
+            wait_for_test();
+            channel.sender().close();
+            say("closed");
+            wait_for_test();
+        }
+        "answers at the end" => {
+            let (mut sender, mut receiver) = join(&address, &small()).unwrap().split();
+            let mut into = [0; 16_000];
+            let mut count = 0;
+            while let Some(found) = receiver.receive(&mut into).unwrap() {
+                assert!(into[..found] == message(count), "message {count}");
+                count += 1;
+            }
+            assert_eq!(receiver.close_reason(), None, "the other direction is open");
+            for number in 0..count {
+                sender.send(&message(number)).unwrap();
+            }
+            sender.end();
+            say(format!("{:?}", receiver.close_reason()));
+        }
+        "forks" => {
+            let _channel = join(&address, &small()).unwrap();
+            // SAFETY: the child does nothing but sleep.
+            match unsafe { fork() }.unwrap() {
+                ForkResult::Child => loop {
+                    pause();
+                },
+                ForkResult::Parent { child } => {
+                    say(child.to_string());
+                    wait_for_test();
+                }
+            }
+        }
+        other => unreachable!("{other}"),
+    }
+}
+
+fn host_with(role: &str, arguments: &[&str]) -> (Actor, Channel) {
+    let (address, _keep) = fresh_address(false);
+    let host = join_later(&address, &small());
+    wait_for_host(&address);
+    let address = address.to_string();
+    let mut all = vec![address.as_str()];
+    all.extend(arguments);
+    let actor = Actor::start(role, &all);
+    (actor, host.join().unwrap().expect("a channel"))
+}
+
+/// Whatever else comes over it, the channel ends.
+fn end_of(receiver: &mut Receiver) -> CloseReason {
+    while receiver
+        .receive(&mut [0; 16_000])
+        .expect("an honest peer")
+        .is_some()
+    {}
+    receiver.close_reason().expect("an ended channel")
+}
+
+#[test]
+fn a_host_killed_at_any_step_is_lost_or_its_guest_takes_its_place() {
+    for step in wire::HOST_STEPS {
+        let (address, _keep) = fresh_address(false);
+        let mut host = Actor::start("host stops at", &[&address.to_string(), step]);
+        wait_for_host(&address);
+        let guest = join_later(&address, &small());
+        host.expect("there");
+        host.kill();
+        match step {
+            "listening" | "accepted" | "HELLO" => {
+                // It had not answered: its guest and the next one who comes are a pair.
+                let partner = Actor::start("sits", &[&address.to_string()]);
+                let channel = guest.join().unwrap().expect("a channel");
+                assert_eq!(channel.peer().pid, partner.pid(), "{step}");
+            }
+            // It was a host in every respect: whether its guest has looked at it for the last time decides.
+            "READY" => match guest.join().unwrap() {
+                Ok(channel) => {
+                    let (_sender, mut receiver) = channel.split();
+                    assert_eq!(end_of(&mut receiver), CloseReason::Exited);
+                }
+                Err(error) => assert_eq!(error.code(), "PEER_LOST", "{error}"),
+            },
+            _ => {
+                let error = guest.join().unwrap().expect_err("no channel");
+                assert_eq!(error.code(), "PEER_LOST", "{step}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn peers_killed_at_whatever_moment_leave_the_address_to_the_next() {
+    const KILLS: u32 = 60;
+    let (address, keep) = fresh_address(true);
+    for round in 0..KILLS {
+        let mut worker = Actor::start("again and again", &[&address.to_string()]);
+        let pid = worker.pid();
+        let channel = join(&address, &small().wait(true)).expect("a channel");
+        assert_eq!(channel.peer().pid, pid);
+        drop(channel);
+        worker.expect("met");
+        // The worker is in the midst of its next join, at a different place each round.
+        let canceller = Canceller::new().unwrap();
+        let calls_off = canceller.clone();
+        let killer = thread::spawn(move || {
+            let end = Instant::now() + Duration::from_micros(u64::from(round) * 53 % 1500);
+            while Instant::now() < end {
+                std::hint::spin_loop();
+            }
+            worker.kill();
+            calls_off.cancel();
+        });
+        match join(&address, &small().wait(true).canceller(canceller)) {
+            Ok(channel) => {
+                // It ends, by the worker's own close or by its death.
+                let (_sender, mut receiver) = channel.split();
+                assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
+            }
+            Err(error) => assert!(
+                matches!(error, Error::Aborted | Error::PeerLost(_)),
+                "round {round}: {error}"
+            ),
+        }
+        killer.join().unwrap();
+    }
+    let partner = Actor::start("sits", &[&address.to_string()]);
+    wait_for_host(&address);
+    let channel = join(&address, &small()).expect("a channel");
+    partner.expect("met");
+    channel.close();
+    drop(partner);
+    // The partner was killed as the host: its files are the next one's to remove.
+    let host = Canceller::new().unwrap();
+    let next = join_later(&address, &small().canceller(host.clone()));
+    wait_for_host(&address);
+    host.cancel();
+    assert!(matches!(next.join().unwrap(), Err(Error::Aborted)));
+    assert_eq!(std::fs::read_dir(keep.unwrap().path()).unwrap().count(), 0);
+}
+
+#[test]
+fn what_was_committed_before_a_kill_in_the_midst_of_a_transfer_arrives_in_order() {
+    const READ_BEFORE: u64 = 5000;
+    let (mut streamer, channel) = host_with("stream", &[]);
+    let (mut sender, mut receiver) = channel.split();
+    let mut into = [0; 16_000];
+    let mut count = 0;
+    while let Some(found) = receiver.receive(&mut into).expect("an honest peer") {
+        assert!(into[..found] == message(count), "message {count}");
+        count += 1;
+        if count == READ_BEFORE {
+            streamer.kill();
+        }
+    }
+    assert!(count >= READ_BEFORE);
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+    assert!(receiver.is_cut(), "it had not said that it would send no more");
+    assert_eq!(sender.send(b"x").unwrap_err().code(), "PEER_LOST");
+    assert_eq!(receiver.receive(&mut into).unwrap(), None, "and so it stays");
+}
+
+#[test]
+fn what_was_sent_before_a_close_is_read_after_it() {
+    for how in ["at once", "ends first"] {
+        let (mut closer, channel) = host_with("ten", &[how]);
+        closer.expect("closed");
+        let (mut sender, mut receiver) = channel.split();
+        let mut into = [0; 16];
+        for number in 1..=10_u64 {
+            assert_eq!(receiver.receive(&mut into).unwrap(), Some(8));
+            assert_eq!(into[..8], number.to_le_bytes());
+        }
+        assert_eq!(receiver.receive(&mut into).unwrap(), None);
+        // Where the end of the sending came first, the close is a second piece of news.
+        while how == "ends first" && receiver.close_reason().is_none() {
+            receiver.listen().unwrap();
+        }
+        assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
+        assert!(!receiver.is_cut());
+        assert_eq!(sender.send(b"x").unwrap_err().code(), "PEER_LOST");
+        closer.go_on();
+    }
+}
+
+#[test]
+fn a_sender_that_waits_for_room_is_told_when_its_peer_goes() {
+    for killed in [true, false] {
+        let (mut sitter, channel) = host_with("sits", &[]);
+        let (mut sender, _receiver) = channel.split();
+        while sender.try_send(&[1; 500]).unwrap() {}
+        let waiting = thread::spawn(move || sender.send(&[1; 2000]).unwrap_err());
+        sitter.expect("met");
+        if killed {
+            sitter.kill();
+        } else {
+            sitter.go_on();
+            sitter.expect("closed");
+        }
+        assert_eq!(waiting.join().unwrap().code(), "PEER_LOST");
+    }
+}
+
+#[test]
+fn a_close_on_one_thread_ends_the_waiting_on_the_other() {
+    let (_sitter, channel) = host_with("sits", &[]);
+    let (mut sender, mut receiver) = channel.split();
+    let waiting = thread::spawn(move || receiver.receive(&mut [0; 8]));
+    sender.close();
+    let found = waiting.join().unwrap();
+    assert!(matches!(found, Err(Error::Closed(_))), "{found:?}");
+}
+
+#[test]
+fn one_direction_ends_and_the_other_goes_on() {
+    const MESSAGES: u64 = 500;
+    let (answerer, channel) = host_with("answers at the end", &[]);
+    let (mut sender, mut receiver) = channel.split();
+    for number in 0..MESSAGES {
+        sender.send(&message(number)).unwrap();
+    }
+    sender.end();
+    assert!(matches!(sender.try_send(b"x"), Err(Error::Closed(_))));
+    assert_eq!(receiver.close_reason(), None);
+    let mut into = [0; 16_000];
+    for number in 0..MESSAGES {
+        let found = receiver.receive(&mut into).unwrap().expect("a message");
+        assert!(into[..found] == message(number), "message {number}");
+    }
+    assert_eq!(receiver.receive(&mut into).unwrap(), None);
+    assert_eq!(
+        receiver.close_reason(),
+        Some(CloseReason::Closed),
+        "both have ended"
+    );
+    assert!(matches!(sender.send(b"x"), Err(Error::Closed(_))));
+    answerer.expect("Some(Closed)");
+    answerer.finish();
+}
+
+#[test]
+fn a_death_is_noticed_while_a_forked_child_holds_the_line_and_the_child_has_no_mapping() {
+    /// A child of a process that is dead: nobody else would end it.
+    struct Orphan(Pid);
+
+    impl Drop for Orphan {
+        fn drop(&mut self) {
+            // It may have been ended with its parent.
+            let _ = kill(self.0, Signal::SIGKILL);
+        }
+    }
+
+    let (mut forker, channel) = host_with("forks", &[]);
+    let child = Orphan(Pid::from_raw(forker.hear().parse().unwrap()));
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", child.0)).unwrap();
+    assert!(
+        !maps.contains("ringfence (deleted)") && !maps.contains("memfd:"),
+        "{maps}"
+    );
+    let (_sender, mut receiver) = channel.split();
+    forker.kill();
+    assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+}

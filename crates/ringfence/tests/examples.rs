@@ -1,0 +1,43 @@
+//! The examples run. `cargo test` builds them beside the tests; so does `cargo test --examples`.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let built = test.ancestors().nth(2).unwrap().join("examples").join(name);
+    assert!(
+        built.exists(),
+        "{} is not built: cargo test --examples",
+        built.display()
+    );
+    built
+}
+
+#[test]
+fn two_of_the_pair_meet_and_talk() {
+    let address = format!("@ringfence-example-{}", std::process::id());
+    let start = || {
+        Command::new(example("pair"))
+            .arg(&address)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let said = [start(), start()].map(|process| {
+        let output = process.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    });
+    let both = said.concat();
+    for wanted in [
+        "this process is the host",
+        "this process is the guest",
+        "wanted",
+        "answer to question 4",
+    ] {
+        assert!(both.contains(wanted), "no {wanted:?} in:\n{both}");
+    }
+}

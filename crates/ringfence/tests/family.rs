@@ -1,0 +1,355 @@
+//! A parent and its child: the line that it inherits, and what comes of it where something goes wrong.
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    os::fd::AsRawFd,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use ringfence::{Channel, CloseReason, LINE_VARIABLE, Policy, Role, from_parent, private_line, spawn};
+use support::{Actor, PATIENCE, say, small, wait_for_test};
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    match role.as_str() {
+        // Sends back what it gets.
+        "child" => {
+            let channel = from_parent(&small()).unwrap();
+            assert_eq!(channel.role(), Role::Guest);
+            assert_eq!(channel.peer().pid, nix::unistd::getppid().as_raw());
+            say(descriptors());
+            let again = from_parent(&small()).unwrap_err();
+            say(format!("{}: {again}", again.code()));
+            echo(channel);
+        }
+        "asks" => {
+            let time = arguments
+                .first()
+                .map_or(PATIENCE, |time| Duration::from_millis(time.parse().unwrap()));
+            let options = small().timeout(time);
+            let options = match arguments.get(1) {
+                Some(parent) => options.policy(Policy::new().executables([parent])),
+                None => options,
+            };
+            match from_parent(&options) {
+                Ok(_) => say("a channel"),
+                Err(error) => say(format!("{}: {error}", error.code())),
+            }
+        }
+        "leaves" => {}
+        "says nothing" => {
+            say("here");
+            wait_for_test();
+        }
+        // Has a child of its own answer in its place.
+        "passes it on" => {
+            let grandchild = Actor::start("asks", &[]);
+            say(grandchild.hear());
+        }
+        "starts one of its own" => {
+            let channel = from_parent(&small()).unwrap();
+            let grandchild = Actor::start("asks", &[]);
+            say(grandchild.hear());
+            grandchild.finish();
+            echo(channel);
+        }
+        "looks" => {
+            say(descriptors());
+            wait_for_test();
+        }
+        "executes" => {
+            use std::os::unix::process::CommandExt;
+            let channel = from_parent(&small()).unwrap();
+            wait_for_test();
+            let error = Command::new("/bin/true").exec();
+            drop(channel);
+            panic!("{error}");
+        }
+        other => unreachable!("{other}"),
+    }
+}
+
+fn echo(channel: Channel) {
+    let (mut sender, mut receiver) = channel.split();
+    let mut message = vec![0; 1 << 16];
+    while let Some(length) = receiver.receive(&mut message).unwrap() {
+        sender.send(&message[..length]).unwrap();
+    }
+}
+
+/// The sockets that this process has.
+fn sockets() -> BTreeSet<String> {
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .map(|target| target.display().to_string())
+        .filter(|target| target.starts_with("socket:"))
+        .collect()
+}
+
+fn descriptors() -> String {
+    Vec::from_iter(sockets()).join(" ")
+}
+
+#[test]
+fn a_parent_and_its_child_have_a_channel_with_the_evidence_of_any_other() {
+    if support::role().is_some() {
+        return;
+    }
+    let (child, line) = Actor::spawn("child", &[]);
+    let channel = line.channel(&small()).unwrap();
+    assert_eq!(channel.role(), Role::Host);
+    assert_eq!(channel.peer().pid, child.pid());
+    let checks: Vec<_> = channel
+        .evidence()
+        .iter()
+        .map(|evidence| format!("{} {}", evidence.step, evidence.check))
+        .collect();
+    for wanted in [
+        "rendezvous line",
+        "credentials child",
+        "credentials process",
+        "executable uid",
+        "executable executable",
+        "hello line",
+        "final executable",
+        "ready received",
+    ] {
+        assert!(checks.iter().any(|check| check == wanted), "{wanted}: {checks:?}");
+    }
+    let sockets = child.hear();
+    assert_eq!(
+        sockets.split(' ').count(),
+        1,
+        "the channel's line, and not the one that was inherited: {sockets}"
+    );
+    let again = child.hear();
+    assert!(
+        again.starts_with("ADDRESS_INVALID") && again.contains("already"),
+        "{again}"
+    );
+    let (mut sender, mut receiver) = channel.split();
+    let mut message = [0; 16];
+    for text in [&b""[..], b"one", b"two"] {
+        sender.send(text).unwrap();
+        assert_eq!(receiver.receive(&mut message).unwrap(), Some(text.len()));
+        assert_eq!(&message[..text.len()], text);
+    }
+    sender.end();
+    assert_eq!(receiver.receive(&mut message).unwrap(), None);
+    child.finish();
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
+}
+
+#[test]
+fn a_child_that_ends_before_it_answers_is_lost_at_once() {
+    if support::role().is_some() {
+        return;
+    }
+    let begun = Instant::now();
+    let (child, line) = Actor::spawn("leaves", &[]);
+    let error = line.channel(&small()).unwrap_err();
+    assert_eq!(error.code(), "PEER_LOST", "{error}");
+    assert!(begun.elapsed() < PATIENCE, "it was told, and not waited for");
+    child.finish();
+}
+
+#[test]
+fn a_child_that_never_answers_is_waited_for_until_the_deadline() {
+    if support::role().is_some() {
+        return;
+    }
+    let (mut child, line) = Actor::spawn("says nothing", &[]);
+    child.expect("here");
+    let options = small().timeout(Duration::from_millis(50));
+    let error = line.channel(&options).unwrap_err();
+    assert_eq!(error.code(), "HANDSHAKE_TIMEOUT");
+    assert!(error.to_string().contains("the child's HELLO"), "{error}");
+    child.go_on();
+    child.finish();
+}
+
+#[test]
+fn a_child_that_never_answers_can_be_waited_for_until_called_off() {
+    if support::role().is_some() {
+        return;
+    }
+    let (child, line) = Actor::spawn("says nothing", &[]);
+    let canceller = ringfence::Canceller::new().unwrap();
+    let options = small().canceller(canceller.clone());
+    let waiting = std::thread::spawn(move || line.channel(&options).map(drop));
+    child.expect("here");
+    canceller.cancel();
+    assert_eq!(waiting.join().unwrap().unwrap_err().code(), "ABORTED");
+}
+
+#[test]
+fn a_parent_that_lets_go_of_its_end_is_lost_and_one_that_does_nothing_is_waited_for_until_the_deadline() {
+    if support::role().is_some() {
+        return;
+    }
+    let (child, line) = Actor::spawn("asks", &[]);
+    drop(line);
+    let told = child.hear();
+    assert!(told.starts_with("PEER_LOST"), "{told}");
+    let (child, _line) = Actor::spawn("asks", &["50"]);
+    let told = child.hear();
+    assert!(told.starts_with("HANDSHAKE_TIMEOUT"), "{told}");
+}
+
+#[test]
+fn a_process_that_was_left_no_line_is_told_so() {
+    if support::role().is_some() {
+        return;
+    }
+    let told = Actor::start("asks", &[]).hear();
+    assert!(told.starts_with("ADDRESS_INVALID"), "{told}");
+    assert!(told.contains("no parent has left this process a line"), "{told}");
+    // A number and a socket that are not what is open there, and what is neither.
+    for (value, why) in [
+        ("0:1", "is not the line that was left"),
+        ("1000:1", "is not the line that was left"),
+        ("-1:1", "and not a descriptor"),
+        ("3", "and not a descriptor"),
+        ("", "and not a descriptor"),
+    ] {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env(LINE_VARIABLE, value);
+        let told = Actor::run(command, "asks", &[]).hear();
+        assert!(
+            told.starts_with("ADDRESS_INVALID") && told.contains(why),
+            "{value}: {told}"
+        );
+    }
+}
+
+#[test]
+fn whoever_answers_in_the_childs_place_is_refused() {
+    if support::role().is_some() {
+        return;
+    }
+    let (child, line) = Actor::spawn("passes it on", &[]);
+    let error = line.channel(&small()).unwrap_err();
+    let refusal = error.refusal().expect("a refusal");
+    assert_eq!(refusal.check, "child");
+    assert!(refusal.wanted.contains(&child.pid().to_string()), "{error}");
+    let told = child.hear();
+    assert!(told.starts_with("PEER_REFUSED"), "{told}");
+}
+
+#[test]
+fn a_grandchild_inherits_the_variable_and_no_line() {
+    if support::role().is_some() {
+        return;
+    }
+    let (child, line) = Actor::spawn("starts one of its own", &[]);
+    let channel = line.channel(&small()).unwrap();
+    let told = child.hear();
+    assert!(
+        told.starts_with("ADDRESS_INVALID") && told.contains("is not the line that was left"),
+        "{told}"
+    );
+    channel.close();
+    child.finish();
+}
+
+#[test]
+fn another_program_is_refused_unless_the_policy_names_it() {
+    if support::role().is_some() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let other = directory.path().join("another");
+    support::copy_of_this_executable(&other);
+    let own = std::env::current_exe().unwrap();
+    let meet = |named_by_parent: bool, named_by_child: bool| {
+        let arguments: &[&str] = &["60000", own.to_str().unwrap()];
+        let arguments = &arguments[..if named_by_child { 2 } else { 1 }];
+        let (child, line) = Actor::spawn_from(&other, "asks", arguments);
+        let options = if named_by_parent {
+            small().policy(Policy::new().executables([&other]))
+        } else {
+            small()
+        };
+        (line.channel(&options), child.hear())
+    };
+    let (outcome, told) = meet(false, true);
+    let error = outcome.unwrap_err();
+    let refusal = error.refusal().expect("a refusal");
+    assert!(!refusal.by_peer && refusal.check == "executable", "{error}");
+    assert!(told.starts_with("PEER_REFUSED"), "{told}");
+
+    let (outcome, told) = meet(true, false);
+    let error = outcome.unwrap_err();
+    let refusal = error.refusal().expect("a refusal");
+    assert!(refusal.by_peer && refusal.check == "executable", "{error}");
+    assert!(told.starts_with("PEER_REFUSED"), "{told}");
+
+    let (outcome, told) = meet(true, true);
+    outcome.unwrap();
+    assert_eq!(told, "a channel");
+}
+
+#[test]
+fn a_program_that_cannot_be_started_is_an_error_that_names_it() {
+    if support::role().is_some() {
+        return;
+    }
+    let error = spawn(Command::new("/no/such/program")).unwrap_err();
+    assert_eq!(error.code(), "INVALID_ARGUMENT");
+    assert!(error.to_string().contains("/no/such/program"), "{error}");
+}
+
+#[test]
+fn nothing_of_a_line_is_inherited_by_whoever_is_started_meanwhile() {
+    if support::role().is_some() {
+        return;
+    }
+    let (_parent, child) = private_line().unwrap();
+    let flags = fcntl(&child, FcntlArg::F_GETFD).unwrap();
+    assert!(FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC));
+    let value = child.value(9);
+    let own = format!("socket:[{}]", value.split_once(':').unwrap().1);
+    assert_eq!(
+        std::fs::read_link(format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsFd::as_fd(&child).as_raw_fd()
+        ))
+        .unwrap()
+        .display()
+        .to_string(),
+        own
+    );
+    // Beside children with lines that are being started, a child without one, again and again.
+    std::thread::scope(|scope| {
+        let lines = scope.spawn(|| (0..20).map(|_| Actor::spawn("looks", &[])).collect::<Vec<_>>());
+        let plain: Vec<_> = (0..10).map(|_| Actor::start("looks", &[])).collect();
+        for child in &plain {
+            assert_eq!(child.hear(), "", "a child that was left nothing");
+        }
+        for (child, _line) in &lines.join().unwrap() {
+            let found = child.hear();
+            assert_eq!(found.split(' ').count(), 1, "its own line alone: {found}");
+        }
+    });
+}
+
+#[test]
+fn a_child_that_executes_another_program_is_cut_off() {
+    if support::role().is_some() {
+        return;
+    }
+    let (mut child, line) = Actor::spawn("executes", &[]);
+    let (_sender, mut receiver) = line.channel(&small()).unwrap().split();
+    child.go_on();
+    assert_eq!(receiver.receive(&mut [0; 16]).unwrap(), None);
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+}

@@ -1,0 +1,1076 @@
+//! Members of an address: one goes, the other has the place, and nobody loses anything.
+
+mod support;
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::{
+            fs::FileExt,
+            net::{UnixListener, UnixStream},
+            process::CommandExt,
+        },
+    },
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc, Mutex,
+        mpsc::{self, Receiver},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{Signal, kill},
+        socket::{Shutdown, accept, getsockopt, shutdown, sockopt},
+    },
+    unistd::Pid,
+};
+use ringfence::{
+    Address, Canceller, Change, Channel, CloseReason, Error, LEAVING, Options, Policy, Role, join, member,
+};
+use support::{Actor, PATIENCE, STRANGER, Strangers, fresh_address, say, small, wait_for_test, wire};
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address = || arguments[0].parse::<Address>().unwrap();
+    match role.as_str() {
+        "member" => obey(&address(), &small()),
+        "stranger" => obey(&address(), &small().policy(Policy::new().uids([0])).wait(true)),
+        "patient" => obey(&address(), &small().wait(true)),
+        "sleeper" => {
+            let membership = member(&address(), &small()).unwrap();
+            say("host");
+            let (mut sender, mut receiver) = membership.partner(None).unwrap().unwrap().split();
+            let before = wake_ups();
+            let mut message = [0; 8];
+            for _ in 0..EXCHANGES {
+                sender.send(b"question").unwrap();
+                receiver.receive(&mut message).unwrap().unwrap();
+            }
+            // What came before may still have been on its way.
+            let woken = wake_ups() - before;
+            assert!(woken < EXCHANGES / 10, "woken {woken} times");
+            say("slept");
+            wait_for_test();
+        }
+        "deceived" => {
+            let before = traces();
+            let error = member(&address(), &small()).map(drop).unwrap_err();
+            assert_eq!(traces(), before);
+            say(format!("{} {error}", error.code()));
+        }
+        "wanderer" => wander(&address(), Path::new(&arguments[1])),
+        "joiner" => match join(&address(), &small()) {
+            Ok(channel) => say(channel.role().to_string()),
+            Err(error) => say(format!("{} {error}", error.code())),
+        },
+        "executor" => {
+            let membership = member(&address(), &small()).unwrap();
+            say(membership.role().to_string());
+            wait_for_test();
+            let error = Command::new("/bin/sleep").arg("1000").exec();
+            panic!("{error}");
+        }
+        // Leaves, and keeps the listening socket all the same, at which it lets in whoever comes.
+        "thief" => {
+            let membership = member(&address(), &small()).unwrap();
+            say("host");
+            wait_for_test();
+            let stolen = listening_socket();
+            membership.leave();
+            say("left");
+            for _ in 0..THEFTS {
+                wire::answer(&next_of(&stolen));
+                say("stolen");
+            }
+            wait_for_test();
+        }
+        // Has its host's accept hang, or come back at once for ever.
+        "saboteur" => {
+            let membership = member(&address(), &small()).unwrap();
+            let channel = membership.partner(None).unwrap();
+            let listener = listening_socket();
+            if arguments[1] == "hang" {
+                fcntl(&listener, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+            } else {
+                shutdown(listener.as_raw_fd(), Shutdown::Read).unwrap();
+            }
+            say("done");
+            wait_for_test();
+            drop((membership, channel));
+        }
+        "false host" => {
+            let passed = |listener: &UnixListener| match arguments[1].as_str() {
+                "nothing" => vec![],
+                "another socket" => vec![OwnedFd::from(wire::listen(&format!("{}-x", arguments[0])))],
+                "a pair" => vec![wire::line().1],
+                "a file" => vec![OwnedFd::from(File::open("/dev/null").unwrap())],
+                "one too many" => vec![
+                    OwnedFd::from(listener.try_clone().unwrap()),
+                    OwnedFd::from(File::open("/dev/null").unwrap()),
+                ],
+                "too many" => (0..3)
+                    .map(|_| OwnedFd::from(listener.try_clone().unwrap()))
+                    .collect(),
+                "the socket" => vec![OwnedFd::from(listener.try_clone().unwrap())],
+                other => unreachable!("{other}"),
+            };
+            say(wire::member_host(&arguments[0], || say("listening"), passed));
+            wait_for_test();
+        }
+        other => unreachable!("{other}"),
+    }
+}
+
+/// The listening socket of this process, held once more.
+fn listening_socket() -> OwnedFd {
+    let numbers = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
+        let name = entry.unwrap().file_name();
+        name.to_str().unwrap().parse::<i32>().ok()
+    });
+    numbers
+        // SAFETY: used for this one call, which answers EBADF where nothing is open there.
+        .map(|number| unsafe { BorrowedFd::borrow_raw(number) })
+        .find(|fd| getsockopt(fd, sockopt::AcceptConn) == Ok(true))
+        .expect("it listens")
+        .try_clone_to_owned()
+        .unwrap()
+}
+
+/// Whoever comes next there, unless somebody else is faster.
+fn next_of(listener: &OwnedFd) -> UnixStream {
+    loop {
+        let mut polled = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+        poll(&mut polled, PollTimeout::NONE).unwrap();
+        match accept(listener) {
+            Ok(stream) => return UnixStream::from(stream),
+            Err(Errno::EAGAIN) => {}
+            Err(errno) => panic!("{errno}"),
+        }
+    }
+}
+
+/// Messages there and back, each with a sleeper that is rung for.
+const EXCHANGES: u64 = 200;
+
+/// How often this process's keeper was woken.
+fn wake_ups() -> u64 {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let keeper = tasks
+        .map(|task| task.unwrap().path())
+        .find(|task| fs::read_to_string(task.join("comm")).unwrap().trim() == "ringfence-membe")
+        .expect("a keeper");
+    let status = fs::read_to_string(keeper.join("status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+/// A member that does what it is told, a word to a line: `leave`, `close` (the channel alone), `tell` (a message to the
+/// partner), `end`.
+fn obey(address: &Address, options: &Options) {
+    let before = traces();
+    let membership = match member(address, options) {
+        Ok(membership) => membership,
+        Err(error) => {
+            say(format!("{} {error}", error.code()));
+            return;
+        }
+    };
+    say(membership.role().to_string());
+    let mut channel: Option<Channel> = None;
+    loop {
+        let told = {
+            let stdin = std::io::stdin();
+            let mut polled = [
+                PollFd::new(stdin.as_fd(), PollFlags::POLLIN),
+                PollFd::new(membership.as_fd(), PollFlags::POLLIN),
+            ];
+            poll(&mut polled, PollTimeout::NONE).unwrap();
+            polled[0].any() == Some(true)
+        };
+        while let Some(change) = match membership.try_next() {
+            Ok(change) => change,
+            Err(error) => {
+                say(format!("lost {} {error}", error.code()));
+                return;
+            }
+        } {
+            match change {
+                Change::Channel(new) => {
+                    say(format!("channel {} {}", new.role(), new.peer().pid));
+                    if let Some(old) = channel.replace(new) {
+                        say(format!("before {}", last_words(old)));
+                    }
+                }
+                Change::Role(role) => say(format!("now {role}")),
+                Change::Refused(refused) => say(format!("refused {}", refused.error.code())),
+                other => panic!("{other:?}"),
+            }
+        }
+        if !told {
+            continue;
+        }
+        match &*word() {
+            "close" => drop(channel.take()),
+            "tell" => channel.as_mut().unwrap().sender().send(b"told").unwrap(),
+            "partner" => say(membership.has_partner().to_string()),
+            "leave" | "" => {
+                membership.leave();
+                drop(channel);
+                assert_eq!(traces(), before);
+                say("left");
+                return;
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
+
+/// The next word that this process is told, and nothing of what comes behind it.
+fn word() -> String {
+    let mut word = Vec::new();
+    let mut byte = [0];
+    while nix::unistd::read(std::io::stdin(), &mut byte).unwrap() == 1 && byte != *b"\n" {
+        word.push(byte[0]);
+    }
+    String::from_utf8(word).unwrap()
+}
+
+/// What is still read of a channel that has ended, and why it has.
+fn last_words(channel: Channel) -> String {
+    let (_sender, mut receiver) = channel.split();
+    let mut words = Vec::new();
+    let mut message = [0; 64];
+    while let Ok(Some(length)) = receiver.receive(&mut message) {
+        words.push(String::from_utf8_lossy(&message[..length]).into_owned());
+    }
+    let reason = receiver
+        .close_reason()
+        .map_or("open".to_owned(), |reason| reason.to_string());
+    words.push(reason);
+    words.join(" ")
+}
+
+/// Descriptors, and mappings of shared memory.
+fn traces() -> (usize, usize) {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let mapped = maps.lines().filter(|line| line.contains("memfd:")).count();
+    (fs::read_dir("/proc/self/fd").unwrap().count(), mapped)
+}
+
+fn start(role: &str, address: &Address) -> Actor {
+    Actor::start(role, &[&address.to_string()])
+}
+
+/// Two members with a channel between them: the host, and the guest.
+fn two(address: &Address) -> (Actor, Actor) {
+    let host = start("member", address);
+    host.expect("host");
+    let guest = start("member", address);
+    guest.expect("guest");
+    guest.expect(&format!("channel guest {}", host.pid()));
+    host.expect(&format!("channel host {}", guest.pid()));
+    (host, guest)
+}
+
+/// Nobody has it any more, and no file is left. Whoever has ended, or executes another program, may have been followed a
+/// moment before the kernel has closed all that it had.
+fn assert_free(address: &Address) {
+    let end = Instant::now() + PATIENCE;
+    let name = format!(" {address}");
+    loop {
+        let listed = fs::read_to_string("/proc/net/unix").unwrap();
+        let bound = listed.lines().any(|line| line.ends_with(&name));
+        let directory = address.as_path().and_then(Path::parent);
+        let left = directory.map_or(0, |directory| fs::read_dir(directory).unwrap().count());
+        if !bound && left == 0 {
+            return;
+        }
+        assert!(Instant::now() < end, "bound: {bound}, with {left} files");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_host_that_leaves_is_followed_by_its_guest() {
+    for named in [true, false] {
+        let (address, _keep) = fresh_address(named);
+        let (mut host, mut guest) = two(&address);
+        for _ in 0..5 {
+            host.tell("tell");
+            host.tell("leave");
+            // It does not return before the guest has the place.
+            host.expect("left");
+            host.finish();
+            guest.expect("now host");
+            let next = start("member", &address);
+            next.expect("guest");
+            next.expect(&format!("channel guest {}", guest.pid()));
+            guest.expect(&format!("channel host {}", next.pid()));
+            // What was sent before is read, though the next is there already.
+            guest.expect("before told closed");
+            (host, guest) = (guest, next);
+        }
+        host.tell("leave");
+        host.expect("left");
+        guest.expect("now host");
+        guest.tell("leave");
+        guest.expect("left");
+        assert_free(&address);
+    }
+}
+
+#[test]
+fn a_host_that_is_killed_is_followed_by_its_guest() {
+    for named in [true, false] {
+        let (address, _keep) = fresh_address(named);
+        let (mut host, mut guest) = two(&address);
+        for _ in 0..5 {
+            host.tell("tell");
+            host.tell("partner");
+            host.expect("true");
+            host.kill();
+            guest.expect("now host");
+            let next = start("member", &address);
+            next.expect("guest");
+            next.expect(&format!("channel guest {}", guest.pid()));
+            guest.expect(&format!("channel host {}", next.pid()));
+            guest.expect("before told exited");
+            (host, guest) = (guest, next);
+        }
+        guest.tell("leave");
+        guest.expect("left");
+        host.tell("leave");
+        host.expect("left");
+        assert_free(&address);
+    }
+}
+
+#[test]
+fn a_host_that_executes_another_program_is_followed_by_its_guest() {
+    for named in [true, false] {
+        let (address, _keep) = fresh_address(named);
+        let mut host = start("executor", &address);
+        host.expect("host");
+        let mut guest = start("member", &address);
+        guest.expect("guest");
+        guest.expect(&format!("channel guest {}", host.pid()));
+        host.go_on();
+        guest.expect("now host");
+        guest.tell("leave");
+        guest.expect("left");
+        assert_free(&address);
+    }
+}
+
+#[test]
+fn a_third_is_told_so_or_waits_for_its_turn() {
+    for named in [true, false] {
+        let (address, _keep) = fresh_address(named);
+        let (mut host, mut guest) = two(&address);
+        let third = start("member", &address);
+        let told = third.hear();
+        assert!(told.starts_with("ADDRESS_OCCUPIED "), "{told}");
+        assert!(told.contains("two members hold it already"), "{told}");
+        host.expect("refused ADDRESS_OCCUPIED");
+        let patient = start("patient", &address);
+        host.expect("refused ADDRESS_OCCUPIED");
+        // The host leaves: the guest is the host, and the one that waits its guest.
+        host.tell("leave");
+        while host.hear() != "left" {}
+        guest.expect("now host");
+        patient.expect("guest");
+        patient.expect(&format!("channel guest {}", guest.pid()));
+        guest.expect(&format!("channel host {}", patient.pid()));
+        guest.expect("before closed");
+        // The guest is killed: the next has its place.
+        drop(patient);
+        let last = start("patient", &address);
+        last.expect("guest");
+        last.expect(&format!("channel guest {}", guest.pid()));
+        guest.expect(&format!("channel host {}", last.pid()));
+        guest.expect("before exited");
+        guest.tell("leave");
+        guest.expect("left");
+        last.expect("now host");
+        drop(last);
+    }
+}
+
+#[test]
+fn a_guest_that_leaves_frees_its_place_alone() {
+    for named in [true, false] {
+        let (address, _keep) = fresh_address(named);
+        let (mut host, mut guest) = two(&address);
+        for _ in 0..3 {
+            guest.tell("tell");
+            guest.tell("leave");
+            guest.expect("left");
+            let next = start("member", &address);
+            next.expect("guest");
+            next.expect(&format!("channel guest {}", host.pid()));
+            host.expect(&format!("channel host {}", next.pid()));
+            host.expect("before told closed");
+            guest = next;
+        }
+        drop(guest);
+        host.tell("leave");
+        host.expect("left");
+        assert_free(&address);
+    }
+}
+
+#[test]
+fn whoever_closes_the_channel_alone_keeps_its_place() {
+    for named in [true, false] {
+        let (address, _keep) = fresh_address(named);
+        let (mut host, mut guest) = two(&address);
+        for round in 0..6 {
+            let closes = if round % 2 == 0 { &mut host } else { &mut guest };
+            closes.tell("close");
+            guest.expect(&format!("channel guest {}", host.pid()));
+            host.expect(&format!("channel host {}", guest.pid()));
+            let stays = if round % 2 == 0 { &guest } else { &host };
+            stays.expect("before closed");
+        }
+        host.tell("leave");
+        host.expect("left");
+        guest.expect("now host");
+        guest.tell("leave");
+        guest.expect("left");
+        assert_free(&address);
+    }
+}
+
+#[test]
+fn both_may_leave_at_once() {
+    let mut succeeded = 0;
+    for round in 0..60 {
+        let (address, _keep) = fresh_address(round % 2 == 0);
+        let (mut host, mut guest) = two(&address);
+        let (first, second) = if round % 4 < 2 {
+            (&mut host, &mut guest)
+        } else {
+            (&mut guest, &mut host)
+        };
+        first.tell("leave");
+        second.tell("leave");
+        for member in [host, guest] {
+            match member.hear().as_str() {
+                "left" => {}
+                "now host" => {
+                    succeeded += 1;
+                    member.expect("left");
+                }
+                other => panic!("{other}"),
+            }
+            member.finish();
+        }
+        assert_free(&address);
+    }
+    eprintln!("in {succeeded} of 60 rounds the guest was the host before it left");
+}
+
+#[test]
+fn a_guest_of_another_user_follows_as_well() {
+    let Some(strangers) = Strangers::new() else {
+        return;
+    };
+    let address = strangers.address();
+    let options = small().mode(0o666).policy(Policy::new().uids([STRANGER]));
+    let come = |role| {
+        let own = member(&address, &options).unwrap();
+        assert_eq!(own.role(), role);
+        own
+    };
+    let own = come(Role::Host);
+    let mut stranger = strangers.start("stranger", &address);
+    stranger.expect("guest");
+    let channel = own.partner(None).unwrap().unwrap();
+    assert_eq!(channel.peer().uid, STRANGER);
+    own.leave();
+    while stranger.hear() != "now host" {}
+    let own = come(Role::Guest);
+    let next = own.partner(None).unwrap().unwrap();
+    assert_eq!(next.peer().uid, STRANGER);
+    // The last one may not remove what is there, and whoever comes next takes it over.
+    own.leave();
+    stranger.tell("leave");
+    while stranger.hear() != "left" {}
+    assert!(address.as_path().unwrap().exists());
+    come(Role::Host).leave();
+    assert_free(&address);
+}
+
+#[test]
+fn the_keeper_sleeps_while_two_talk() {
+    let (address, _keep) = fresh_address(false);
+    let sleeper = start("sleeper", &address);
+    sleeper.expect("host");
+    let own = member(&address, &small()).unwrap();
+    let (mut sender, mut receiver) = own.partner(None).unwrap().unwrap().split();
+    let mut message = [0; 8];
+    for _ in 0..EXCHANGES {
+        receiver.receive(&mut message).unwrap().unwrap();
+        sender.send(&message).unwrap();
+    }
+    sleeper.expect("slept");
+}
+
+#[test]
+fn members_meet_members_alone() {
+    let (address, _keep) = fresh_address(false);
+    let mut host = start("member", &address);
+    host.expect("host");
+    let joiner = start("joiner", &address);
+    let told = joiner.hear();
+    assert!(told.starts_with("PROTOCOL "), "{told}");
+    assert!(told.contains("a member (member)"), "{told}");
+    assert!(told.contains("one of a pair (join)"), "{told}");
+    host.expect("refused PROTOCOL");
+    host.tell("leave");
+    host.expect("left");
+    // And the other way round.
+    let canceller = Canceller::new().unwrap();
+    let waiting = support::join_later(&address, &small().canceller(canceller.clone()));
+    support::wait_for_host(&address);
+    let member = start("member", &address);
+    let told = member.hear();
+    assert!(told.starts_with("PROTOCOL "), "{told}");
+    canceller.cancel();
+    assert!(matches!(waiting.join().unwrap(), Err(Error::Aborted)));
+}
+
+#[test]
+fn a_process_does_not_meet_itself() {
+    let (address, _keep) = fresh_address(true);
+    let first = member(&address, &small()).unwrap();
+    assert_eq!((first.role(), first.has_partner()), (Role::Host, false));
+    assert!(matches!(
+        member(&address, &small()),
+        Err(Error::AddressOccupied { .. })
+    ));
+    assert!(matches!(first.next().unwrap(), Change::Refused(_)));
+    assert!(first.try_next().unwrap().is_none());
+    let deadline = Instant::now() + Duration::from_millis(5);
+    assert!(first.next_until(Some(deadline)).unwrap().is_none());
+    first.leave();
+    assert_free(&address);
+    // Having left, it may come again at once.
+    member(&address, &small()).unwrap().leave();
+    assert_free(&address);
+}
+
+#[test]
+fn one_that_has_left_may_come_again_at_once_as_the_guest_of_its_guest() {
+    let (address, _keep) = fresh_address(true);
+    let mut own = member(&address, &small()).unwrap();
+    for _ in 0..20 {
+        let mut other = start("member", &address);
+        other.expect("guest");
+        let channel = own.partner(None).unwrap().unwrap();
+        assert_eq!(channel.peer().pid, other.pid());
+        own.leave();
+        own = member(&address, &small()).unwrap();
+        assert_eq!(own.role(), Role::Guest);
+        let channel = own.partner(None).unwrap().unwrap();
+        assert_eq!(channel.peer().pid, other.pid());
+        other.tell("leave");
+        assert!(matches!(own.next().unwrap(), Change::Role(Role::Host)));
+        // Which it said by a token as well.
+        assert_eq!(channel.tokens().try_token(), Some(LEAVING));
+        assert_eq!(last_words(channel), "closed");
+        // It holds the place for a moment after it was taken over.
+        while other.hear() != "left" {}
+    }
+    own.leave();
+    assert_free(&address);
+}
+
+#[test]
+fn the_waiting_for_a_place_can_be_called_off() {
+    let (address, _keep) = fresh_address(false);
+    let (_host, _guest) = two(&address);
+    let canceller = Canceller::new().unwrap();
+    let calls_off = canceller.clone();
+    let (address_, options) = (address.clone(), small().wait(true).canceller(canceller));
+    let waiting = thread::spawn(move || member(&address_, &options).map(drop));
+    calls_off.cancel();
+    assert!(matches!(waiting.join().unwrap(), Err(Error::Aborted)));
+}
+
+#[test]
+fn a_host_does_not_wait_for_ever_for_a_guest_that_was_stopped() {
+    for named in [true, false] {
+        let (address, _keep) = fresh_address(named);
+        let own = member(&address, &small().timeout(Duration::from_millis(300))).unwrap();
+        let mut guest = start("member", &address);
+        guest.expect("guest");
+        guest.hear();
+        let _channel = own.partner(None).unwrap().unwrap();
+        let pid = Pid::from_raw(guest.pid());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        own.leave();
+        kill(pid, Signal::SIGCONT).unwrap();
+        // It finds the place its own all the same.
+        guest.expect("now host");
+        let next = start("member", &address);
+        next.expect("guest");
+        drop(next);
+        while !guest.hear().starts_with("channel host") {}
+        guest.expect("before closed");
+        guest.tell("leave");
+        guest.expect("left");
+        assert_free(&address);
+    }
+}
+
+const THEFTS: usize = 2;
+
+#[test]
+fn one_that_keeps_the_listening_socket_is_not_believed() {
+    let (address, _keep) = fresh_address(false);
+    let mut thief = start("thief", &address);
+    thief.expect("host");
+    let guest = start("member", &address);
+    guest.expect("guest");
+    guest.hear();
+    thief.go_on();
+    thief.expect("left");
+    guest.expect("now host");
+    // Whomever it takes away comes again, until it meets the one that the kernel has named.
+    let mut stolen = 0;
+    while stolen < THEFTS {
+        let mut next = start("member", &address);
+        next.expect("guest");
+        next.expect(&format!("channel guest {}", guest.pid()));
+        next.tell("leave");
+        next.expect("left");
+        while thief.heard().is_some() {
+            stolen += 1;
+        }
+    }
+}
+
+#[test]
+fn a_partner_that_spoils_the_listening_socket_hangs_nobody() {
+    for deed in ["hang", "shut"] {
+        let (address, _keep) = fresh_address(false);
+        let own = member(&address, &small()).unwrap();
+        let mut saboteur = Actor::start("saboteur", &[&address.to_string(), deed]);
+        saboteur.expect("done");
+        let channel = own.partner(None).unwrap().unwrap();
+        if deed == "shut" {
+            // Nobody can come any more, and that is told.
+            assert!(matches!(own.next(), Err(Error::Closed(_))));
+        } else {
+            let next = start("member", &address);
+            assert!(next.hear().starts_with("ADDRESS_OCCUPIED "));
+        }
+        drop(channel);
+        saboteur.go_on();
+        own.leave();
+        saboteur.finish();
+    }
+}
+
+#[test]
+fn what_a_host_passes_is_looked_at() {
+    let cases = [
+        ("nothing", "OBJECT_UNSOUND"),
+        ("one too many", "OBJECT_UNSOUND"),
+        ("too many", "OBJECT_UNSOUND"),
+        ("another socket", "PEER_REFUSED"),
+        ("a pair", "PEER_REFUSED"),
+        ("a file", "PEER_REFUSED"),
+    ];
+    for (passed, code) in cases {
+        let (address, _keep) = fresh_address(false);
+        let host = Actor::start("false host", &[&address.to_string(), passed]);
+        host.expect("listening");
+        let guest = start("deceived", &address);
+        let told = guest.hear();
+        assert!(told.starts_with(code), "{passed}: {told}");
+        guest.finish();
+        let told = host.hear();
+        assert!(told.starts_with("REFUSE"), "{passed}: {told}");
+    }
+    let (address, _keep) = fresh_address(false);
+    let mut host = Actor::start("false host", &[&address.to_string(), "the socket"]);
+    host.expect("listening");
+    let own = member(&address, &small()).unwrap();
+    assert_eq!(own.role(), Role::Guest);
+    host.kill();
+    let channel = own.partner(None).unwrap().unwrap();
+    assert!(matches!(own.next().unwrap(), Change::Role(Role::Host)));
+    assert_eq!(channel.peer().pid, host.pid());
+    let (_sender, receiver) = channel.split();
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+}
+
+#[test]
+fn whoever_asks_for_nothing_is_brought_no_more_than_so_many() {
+    let (address, _keep) = fresh_address(false);
+    let own = member(&address, &small()).unwrap();
+    let mut guest = start("member", &address);
+    guest.expect("guest");
+    // It closes its channel, and comes anew, until this side takes nobody in.
+    for _ in 0..16 {
+        guest.hear();
+        guest.tell("close");
+    }
+    assert_eq!(own.role(), Role::Host);
+    for _ in 0..16 {
+        assert!(matches!(own.next().unwrap(), Change::Channel(_)));
+    }
+    // Which it does again now.
+    assert!(guest.hear().starts_with("channel guest"));
+    assert!(own.partner(None).unwrap().is_some());
+}
+
+// Three that come and go at random.
+
+/// Messages on a channel, in each direction: some at once, then one for each that comes.
+const AT_ONCE: u64 = 8;
+const MESSAGES: u64 = 100;
+
+fn now() -> u128 {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap().as_micros()
+}
+
+/// Inside a process that comes and goes: with each partner it exchanges messages, and each that it has sent it writes down
+/// where it survives this process.
+fn wander(address: &Address, notes: &Path) {
+    let mut number = 0;
+    let before = traces();
+    loop {
+        let membership = member(address, &small().wait(true)).unwrap();
+        say(format!("{} {}", membership.role(), now()));
+        let quiet = Arc::new(Mutex::new(false));
+        let mut talks = Vec::new();
+        loop {
+            let stdin = std::io::stdin();
+            let mut polled = [
+                PollFd::new(stdin.as_fd(), PollFlags::POLLIN),
+                PollFd::new(membership.as_fd(), PollFlags::POLLIN),
+            ];
+            poll(&mut polled, PollTimeout::NONE).unwrap();
+            let told = polled[0].any() == Some(true);
+            while let Some(change) = membership.try_next().unwrap() {
+                match change {
+                    Change::Channel(channel) => {
+                        say(format!("channel {} {}", channel.role(), channel.peer().pid));
+                        let (notes, quiet) = (notes.to_owned(), Arc::clone(&quiet));
+                        number += 1;
+                        talks.push(thread::spawn(move || talk(channel, number, &notes, &quiet)));
+                    }
+                    Change::Role(role) => say(format!("{role} {}", now())),
+                    Change::Refused(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            if told {
+                break;
+            }
+        }
+        word();
+        *quiet.lock().unwrap() = true;
+        say(format!("leaving {}", now()));
+        membership.leave();
+        for talk in talks {
+            talk.join().unwrap();
+        }
+        assert_eq!(traces(), before);
+        say("left");
+        word();
+    }
+}
+
+fn note(notes: &Path, process: u32, number: u32) -> PathBuf {
+    notes.join(format!("{process}-{number}"))
+}
+
+fn talk(channel: Channel, number: u32, notes: &Path, quiet: &Mutex<bool>) {
+    let (mut sender, mut receiver) = channel.split();
+    let own = std::process::id();
+    let note = File::create(note(notes, own, number)).unwrap();
+    let mut count = 0_u64;
+    let mut send = || {
+        // A message that is sent in the moment in which this process leaves would be on nobody's side.
+        let quiet = quiet.lock().unwrap();
+        if *quiet || count == MESSAGES {
+            return;
+        }
+        let mut message = [0; 16];
+        message[..4].copy_from_slice(&own.to_le_bytes());
+        message[4..8].copy_from_slice(&number.to_le_bytes());
+        message[8..].copy_from_slice(&count.to_le_bytes());
+        if sender.try_send(&message).unwrap_or(false) {
+            count += 1;
+            note.write_all_at(&count.to_le_bytes(), 0).unwrap();
+        }
+    };
+    for _ in 0..AT_ONCE {
+        send();
+    }
+    let (mut read, mut whose) = (0_u64, None);
+    let mut message = [0; 16];
+    let ended = loop {
+        match receiver.receive(&mut message) {
+            Ok(Some(16)) => {}
+            Ok(Some(other)) => panic!("{other} bytes"),
+            Ok(None) => break true,
+            Err(Error::Closed(_)) => break false,
+            Err(error) => panic!("{error}"),
+        }
+        let word = |at: usize| u32::from_le_bytes(message[at..at + 4].try_into().unwrap());
+        let this = (word(0), word(4));
+        assert_eq!(*whose.get_or_insert(this), this);
+        assert_eq!(u64::from_le_bytes(message[8..].try_into().unwrap()), read);
+        read += 1;
+        send();
+    };
+    // Where this side has left, nobody promises it anything.
+    if let (true, Some((process, number))) = (ended, whose) {
+        say(format!("received {process} {number} {read}"));
+    }
+}
+
+/// What the supervisor knows of one.
+#[derive(Debug, Default, Clone)]
+struct Known {
+    /// Since when, in microseconds.
+    host_since: Option<u128>,
+    guest: bool,
+    partner: Option<i32>,
+    left: bool,
+}
+
+struct Supervisor {
+    address: Address,
+    notes: tempfile::TempDir,
+    actors: HashMap<usize, (Actor, Known)>,
+    next: usize,
+    says: mpsc::Sender<(usize, String)>,
+    said: Receiver<(usize, String)>,
+    /// When each host began and ended.
+    terms: Vec<(u128, u128)>,
+    received: Vec<(u32, u32, u64)>,
+    random: u64,
+}
+
+impl Supervisor {
+    fn start(&mut self) {
+        let number = self.next;
+        self.next += 1;
+        let address = self.address.to_string();
+        let words = [&*address, self.notes.path().to_str().unwrap()];
+        let actor = Actor::start_among(number, self.says.clone(), "wanderer", &words);
+        self.actors.insert(number, (actor, Known::default()));
+    }
+
+    fn random(&mut self, below: usize) -> usize {
+        self.random = self
+            .random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.random >> 33) as usize % below
+    }
+
+    /// The next thing that somebody says.
+    fn hear(&mut self) {
+        let heard = self.said.recv_timeout(PATIENCE);
+        let (number, line) = heard.unwrap_or_else(|_| panic!("nothing happens: {:?}", self.known()));
+        let words: Vec<_> = line.split(' ').collect();
+        if words[0] == "received" {
+            let number = |at: usize| words[at].parse::<u64>().unwrap();
+            let (process, channel) = (u32::try_from(number(1)), u32::try_from(number(2)));
+            self.received
+                .push((process.unwrap(), channel.unwrap(), number(3)));
+            return;
+        }
+        // Of one that was killed since, nothing matters any more.
+        let Some((_, known)) = self.actors.get_mut(&number) else {
+            return;
+        };
+        match words[..] {
+            ["host", at] => {
+                known.host_since = Some(at.parse().unwrap());
+                (known.guest, known.partner) = (false, None);
+            }
+            ["guest", _] => known.guest = true,
+            ["channel", _, peer] => known.partner = Some(peer.parse().unwrap()),
+            ["leaving", at] => {
+                known.guest = false;
+                if let Some(since) = known.host_since.take() {
+                    self.terms.push((since, at.parse().unwrap()));
+                }
+            }
+            ["left"] => known.left = true,
+            _ => panic!("{number} says {line}"),
+        }
+    }
+
+    fn known(&self) -> Vec<(i32, Known)> {
+        let known = self.actors.values();
+        known.map(|(actor, known)| (actor.pid(), known.clone())).collect()
+    }
+
+    /// One is the host, one its guest, with a channel between them.
+    fn settle(&mut self) {
+        loop {
+            let all = self.known();
+            let settled = all.iter().any(|(host, of_host)| {
+                let is_guest = |(guest, of_guest): &(i32, Known)| {
+                    of_guest.guest && of_host.partner == Some(*guest) && of_guest.partner == Some(*host)
+                };
+                of_host.host_since.is_some() && all.iter().any(is_guest)
+            });
+            if settled {
+                return;
+            }
+            self.hear();
+        }
+    }
+
+    /// Of those that are the host, or the guest, or wait.
+    fn pick(&mut self) -> usize {
+        let kind = self.random(10);
+        let wanted = |known: &Known| match kind {
+            0..7 => known.host_since.is_some(),
+            7..9 => known.guest,
+            _ => known.host_since.is_none() && !known.guest,
+        };
+        let found = self.actors.iter().find(|(_, (_, known))| wanted(known));
+        let any = || self.actors.keys().next();
+        *found.map(|(number, _)| number).or_else(any).unwrap()
+    }
+
+    fn kill(&mut self, number: usize) {
+        let (mut actor, known) = self.actors.remove(&number).unwrap();
+        let at = now();
+        actor.kill();
+        if let Some(since) = known.host_since {
+            self.terms.push((since, at));
+        }
+    }
+
+    /// It leaves, and comes again.
+    fn send_away(&mut self, number: usize) {
+        self.actors.get_mut(&number).unwrap().0.go_on();
+        loop {
+            let Some((actor, known)) = self.actors.get_mut(&number) else {
+                return;
+            };
+            if known.left {
+                *known = Known::default();
+                actor.go_on();
+                return;
+            }
+            self.hear();
+        }
+    }
+
+    /// Nobody is there twice, and everything that was sent before a departure was received.
+    fn check(&mut self) {
+        self.terms.sort_unstable();
+        let mut longest = 0;
+        for pair in self.terms.windows(2) {
+            let ((_, ended), (began, _)) = (pair[0], pair[1]);
+            assert!(began >= ended, "two hosts at a time: {pair:?}");
+            longest = longest.max(began - ended);
+        }
+        let mut messages = 0;
+        for (process, number, received) in &self.received {
+            let sent = fs::read(note(self.notes.path(), *process, *number)).unwrap();
+            // Nothing is written down yet of what was sent a moment ago.
+            let sent = sent.try_into().map_or(0, u64::from_le_bytes);
+            assert!(
+                (sent..=sent + 1).contains(received),
+                "{received} of {sent} messages were received"
+            );
+            messages += received;
+        }
+        eprintln!(
+            "{}: {} hosts, one after the other; none for {longest} µs at most; {messages} messages received, of {} partners",
+            self.address,
+            self.terms.len(),
+            self.received.len()
+        );
+    }
+}
+
+/// How often the host goes, at each of two addresses.
+fn handovers() -> usize {
+    let wanted = std::env::var("RINGFENCE_HANDOVERS").ok();
+    wanted.map_or(1000, |wanted| wanted.parse().expect("a number"))
+}
+
+#[test]
+fn three_come_and_go_and_there_is_always_one_host() {
+    for named in [true, false] {
+        let (address, _keep) = fresh_address(named);
+        let (says, said) = mpsc::channel();
+        let mut supervisor = Supervisor {
+            address: address.clone(),
+            notes: tempfile::tempdir().unwrap(),
+            actors: HashMap::new(),
+            next: 0,
+            says,
+            said,
+            terms: Vec::new(),
+            received: Vec::new(),
+            random: 1,
+        };
+        (0..3).for_each(|_| supervisor.start());
+        while supervisor.terms.len() < handovers() {
+            // Now and then nobody waits for the dust to settle.
+            if supervisor.random(4) > 0 {
+                supervisor.settle();
+            }
+            let number = supervisor.pick();
+            if supervisor.random(2) == 0 {
+                supervisor.kill(number);
+                supervisor.start();
+            } else if supervisor.actors[&number].1.host_since.is_some() || supervisor.actors[&number].1.guest
+            {
+                supervisor.send_away(number);
+            }
+        }
+        supervisor.settle();
+        // All leave, the last with nobody to follow it.
+        while !supervisor.actors.is_empty() {
+            let found = supervisor
+                .actors
+                .iter()
+                .find(|(_, (_, known))| known.host_since.is_some())
+                .map(|(number, _)| *number);
+            match found {
+                Some(number) => {
+                    supervisor.actors.get_mut(&number).unwrap().0.go_on();
+                    while !supervisor.actors[&number].1.left {
+                        supervisor.hear();
+                    }
+                    supervisor.actors.remove(&number);
+                }
+                None => supervisor.hear(),
+            }
+        }
+        supervisor.check();
+        assert_free(&address);
+    }
+}

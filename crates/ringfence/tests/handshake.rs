@@ -1,0 +1,312 @@
+//! Each step of the handshake on its own: what is said wrongly, cut short, or not at all.
+
+mod support;
+
+use std::{
+    io::Read,
+    net::Shutdown,
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use ringfence::{Address, Backing, Canceller, CloseReason, Error, Options, Policy, join};
+use support::{Actor, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire};
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address = arguments[0].as_str();
+    match role.as_str() {
+        "join" => {
+            let backing = arguments
+                .get(1)
+                .map_or(Backing::Memfd, |text| text.parse().unwrap());
+            match join(&address.parse().unwrap(), &small().backing(backing)) {
+                Ok(channel) => {
+                    say(channel.role().to_string());
+                    let (_sender, mut receiver) = channel.split();
+                    // Until the other side ends.
+                    receiver.receive(&mut [0; 64]).unwrap();
+                }
+                Err(error) => say(format!("{} {error}", error.code())),
+            }
+        }
+        "stop at" => wire::guest(address, &arguments[1], false, || {
+            say("there");
+            wait_for_test();
+        }),
+        "silent guest" => {
+            let mut answer = Vec::new();
+            let _ = wire::connect(address).read_to_end(&mut answer);
+            say("hung up");
+        }
+        "in pieces" => wire::guest(address, "", true, || {}),
+        "prefixes" => {
+            let hello = wire::hello(&[0; 32]);
+            for length in 0..hello.len() {
+                let mut stream = wire::connect(address);
+                let (_mine, theirs) = wire::line();
+                if length > 0 {
+                    wire::send(&stream, &hello[..length], Some(theirs.as_fd()));
+                }
+                // Until it is turned away: a host does not take in any number of connections of one process at a time.
+                stream.shutdown(Shutdown::Write).unwrap();
+                stream.read_to_end(&mut Vec::new()).unwrap();
+            }
+            say("all");
+        }
+        "say" => {
+            let mut stream = wire::connect(address);
+            let (_mine, theirs) = wire::line();
+            let hello = wire::hello(&[0; 32]);
+            let bytes = match arguments[1].as_str() {
+                "magic" => wire::frame(*b"RINGFNCE", 1, 1, &hello[16..]),
+                "version" => wire::frame(*b"ringfnce", 2, 1, &hello[16..]),
+                "kind" => wire::good(9, &hello[16..]),
+                "early" => wire::good(3, &[0; 32]),
+                "long" => wire::good(1, &[0; 97]),
+                _ => unreachable!("{arguments:?}"),
+            };
+            wire::send(&stream, &bytes, Some(theirs.as_fd()));
+            // The reason comes on the agreed socket: a REFUSE frame, or at least the end.
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer);
+            say(String::from_utf8_lossy(&answer).replace(char::is_control, " "));
+        }
+        "silent host" => {
+            let listener = wire::listen(address);
+            say("listening");
+            let _stream = listener.accept().unwrap();
+            wait_for_test();
+        }
+        other => unreachable!("{other}"),
+    }
+}
+
+/// A good partner comes, and gets the place.
+fn partner_gets_the_place(
+    address: &Address,
+    host: std::thread::JoinHandle<ringfence::Result<ringfence::Channel>>,
+) {
+    let partner = Actor::start("join", &[&address.to_string()]);
+    let channel = host.join().unwrap().expect("a channel");
+    assert_eq!(channel.peer().pid, partner.pid());
+    partner.expect("guest");
+    channel.close();
+    partner.finish();
+}
+
+#[test]
+fn a_guest_killed_at_any_step_leaves_the_place_to_the_next() {
+    for step in wire::GUEST_STEPS {
+        let (address, _keep) = fresh_address(false);
+        let host = join_later(&address, &small());
+        wait_for_host(&address);
+        let mut guest = Actor::start("stop at", &[&address.to_string(), step]);
+        guest.expect("there");
+        if step == "READY" {
+            // It was a guest in every respect, and it died: the host has a channel that ends.
+            guest.kill();
+            let (_sender, mut receiver) = host.join().unwrap().expect("a channel").split();
+            assert_eq!(receiver.receive(&mut [0; 64]).unwrap(), None);
+            assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+        } else {
+            guest.kill();
+            partner_gets_the_place(&address, host);
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_dawdles_at_any_step_holds_up_nobody() {
+    for step in &wire::GUEST_STEPS[..5] {
+        let (address, _keep) = fresh_address(false);
+        let host = join_later(&address, &small());
+        wait_for_host(&address);
+        let dawdler = Actor::start("stop at", &[&address.to_string(), step]);
+        dawdler.expect("there");
+        // It still stands there when the next one comes.
+        partner_gets_the_place(&address, host);
+    }
+}
+
+#[test]
+fn a_hello_cut_at_any_byte_is_turned_away_and_one_in_single_bytes_is_taken() {
+    let (address, _keep) = fresh_address(false);
+    let host = join_later(&address, &small());
+    wait_for_host(&address);
+    let prefixes = Actor::start("prefixes", &[&address.to_string()]);
+    prefixes.expect("all");
+    let pieces = Actor::start("in pieces", &[&address.to_string()]);
+    let channel = host.join().unwrap().expect("a channel");
+    assert_eq!(channel.peer().pid, pieces.pid());
+    assert_eq!(
+        (channel.role(), channel.peer().executable.is_some()),
+        (ringfence::Role::Host, true)
+    );
+    channel.close();
+    pieces.finish();
+}
+
+#[test]
+fn what_is_not_this_protocol_is_refused_with_its_reason() {
+    let (address, _keep) = fresh_address(false);
+    let host = join_later(&address, &small());
+    wait_for_host(&address);
+    for (what, reason) in [
+        ("magic", "begins with"),
+        ("version", "speaks version 2"),
+        ("kind", "unknown kind 9"),
+        ("early", "something else than a HELLO"),
+        ("long", "97 bytes"),
+    ] {
+        let stranger = Actor::start("say", &[&address.to_string(), what]);
+        let answer = stranger.hear();
+        assert!(answer.contains(reason), "{what}: {answer}");
+        stranger.finish();
+    }
+    partner_gets_the_place(&address, host);
+}
+
+#[test]
+fn a_silent_host_is_given_up_at_the_deadline() {
+    let (address, _keep) = fresh_address(false);
+    let host = Actor::start("silent host", &[&address.to_string()]);
+    host.expect("listening");
+    let started = Instant::now();
+    let error = join(&address, &small().timeout(Duration::from_millis(300))).unwrap_err();
+    assert!(
+        matches!(error, Error::HandshakeTimeout { after, .. } if after == Duration::from_millis(300)),
+        "{error}"
+    );
+    assert!(started.elapsed() >= Duration::from_millis(300));
+}
+
+#[test]
+fn a_silent_guest_is_given_up_at_the_deadline_and_the_host_goes_on() {
+    let (address, _keep) = fresh_address(false);
+    let host = join_later(&address, &small().timeout(Duration::from_millis(200)));
+    wait_for_host(&address);
+    let silent = Actor::start("silent guest", &[&address.to_string()]);
+    // Past its deadline the host hangs up: the silent one hears it.
+    silent.expect("hung up");
+    partner_gets_the_place(&address, host);
+}
+
+#[test]
+fn backings_that_differ_are_named_to_the_guest() {
+    let (address, _keep) = fresh_address(false);
+    let host = join_later(&address, &small());
+    wait_for_host(&address);
+    let guest = Actor::start("join", &[&address.to_string(), "shm"]);
+    let answer = guest.hear();
+    assert!(
+        answer.starts_with("PROTOCOL") && answer.contains("memfd") && answer.contains("shm"),
+        "{answer}"
+    );
+    guest.finish();
+    partner_gets_the_place(&address, host);
+}
+
+#[test]
+fn another_executable_is_refused_on_both_sides_and_told_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let copy = directory.path().join("copy");
+    support::copy_of_this_executable(&copy);
+    let (address, _keep) = fresh_address(false);
+    let host = join_later(&address, &small());
+    wait_for_host(&address);
+    let stranger = Actor::start_from(copy.clone(), "join", &[&address.to_string()]);
+    let answer = stranger.hear();
+    assert!(
+        answer.starts_with("PEER_REFUSED") && answer.contains("executable"),
+        "{answer}"
+    );
+    stranger.finish();
+    partner_gets_the_place(&address, host);
+
+    // And as the host, by the guest.
+    let (address, _keep) = fresh_address(false);
+    let mut stranger = Actor::start_from(copy.clone(), "join", &[&address.to_string()]);
+    wait_for_host(&address);
+    let error = join(&address, &small()).unwrap_err();
+    let refusal = error.refusal().expect("a refusal");
+    assert_eq!((refusal.check.as_str(), refusal.by_peer), ("executable", false));
+    assert_eq!(
+        refusal.identity.as_ref().map(|peer| peer.pid),
+        Some(stranger.pid())
+    );
+    assert!(refusal.found.contains("copy"), "{refusal}");
+    // A policy that names it lets it in; its own must name us.
+    stranger.kill();
+    let mut stranger = Actor::start_from(copy.clone(), "join", &[&address.to_string()]);
+    wait_for_host(&address);
+    let error = join(&address, &small().policy(Policy::new().executables([&copy]))).unwrap_err();
+    assert!(error.refusal().is_some_and(|refusal| refusal.by_peer), "{error}");
+    stranger.kill();
+}
+
+#[test]
+fn another_user_is_refused_and_the_host_goes_on() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root to be another user");
+        return;
+    }
+    let (address, _keep) = fresh_address(false);
+    // Another user must be able to run it.
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(
+        directory.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    let copy = directory.path().join("copy");
+    support::copy_of_this_executable(&copy);
+    let options = small().policy(Policy::new());
+    let host = join_later(&address, &options);
+    wait_for_host(&address);
+    let mut command = std::process::Command::new("setpriv");
+    command
+        .args(["--reuid=65001", "--regid=65001", "--clear-groups"])
+        .arg(&copy);
+    let stranger = Actor::run(command, "join", &[&address.to_string()]);
+    let answer = stranger.hear();
+    assert!(answer.starts_with("PEER_REFUSED"), "{answer}");
+    stranger.finish();
+    partner_gets_the_place(&address, host);
+}
+
+#[test]
+fn a_wait_can_be_called_off() {
+    let (address, _keep) = fresh_address(true);
+    let canceller = Canceller::new().unwrap();
+    let host = join_later(&address, &small().canceller(canceller.clone()));
+    wait_for_host(&address);
+    canceller.cancel();
+    assert!(matches!(host.join().unwrap(), Err(Error::Aborted)));
+    let path = address.as_path().unwrap();
+    assert_eq!(
+        std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
+        0,
+        "nothing is left behind"
+    );
+}
+
+#[test]
+fn options_out_of_range_are_refused_before_anybody_is_met() {
+    let (address, _keep) = fresh_address(false);
+    for (options, code) in [
+        (Options::new().capacity(0), "INVALID_ARGUMENT"),
+        (Options::new().max_message_size(0), "INVALID_ARGUMENT"),
+        (Options::new().max_message_size((1 << 31) + 1), "INVALID_ARGUMENT"),
+        (Options::new().mode(0o1777), "INVALID_ARGUMENT"),
+        (Options::new().timeout(Duration::ZERO), "INVALID_ARGUMENT"),
+        (Options::new().capacity(1 << 45), "NO_SPACE"),
+        (Options::new().capacity(u64::MAX), "NO_SPACE"),
+    ] {
+        assert_eq!(join(&address, &options).unwrap_err().code(), code, "{options:?}");
+    }
+}

@@ -1,0 +1,164 @@
+//! Processes that close themselves to others of their user, within the handshake and outside of it.
+
+mod support;
+
+use std::process::Command;
+
+use ringfence::{Address, Options, Policy, harden, is_hardened, join};
+use support::{Actor, fresh_address, say, small, wait_for_host, wait_for_test};
+
+/// A user who is nobody in particular: root may look at everything, so that root's own processes show nothing.
+const USER: u32 = 54_325;
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    let mut options = small();
+    for argument in &arguments[1..] {
+        options = match argument.as_str() {
+            "option" => options.harden(true),
+            "before" => {
+                harden().unwrap();
+                options
+            }
+            "uid alone" => options.policy(Policy::new()),
+            _ => unreachable!("{argument}"),
+        };
+    }
+    assert_eq!(role, "join");
+    // Whoever is refused may try again, as the same process.
+    loop {
+        join_and_tell(&address, &options);
+        wait_for_test();
+    }
+}
+
+fn join_and_tell(address: &Address, options: &Options) {
+    match join(address, options) {
+        Ok(channel) => {
+            say(format!("{} {}", channel.role(), is_hardened()));
+            for check in channel.evidence() {
+                if check.check.ends_with("hardened") || check.step == "final" && check.check == "executable" {
+                    say(format!("{}: {} [{}]", check.check, check.found, check.wanted));
+                }
+            }
+            say("evidence ends");
+            wait_for_test();
+        }
+        Err(error) => {
+            let refusal = error.refusal();
+            say(format!(
+                "{} {} {error}",
+                error.code(),
+                refusal.map_or("", |refusal| refusal.check.as_str())
+            ));
+        }
+    }
+}
+
+/// Starts one who joins; not as root.
+fn joiner(address: &Address, how: &[&str]) -> Actor {
+    let own = std::env::current_exe().unwrap();
+    let command = if nix::unistd::geteuid().is_root() {
+        let mut command = Command::new("setpriv");
+        command
+            .args([&format!("--reuid={USER}"), &format!("--regid={USER}")])
+            .args(["--clear-groups", "--"])
+            .arg(own);
+        command
+    } else {
+        Command::new(own)
+    };
+    Actor::run(command, "join", &[&[&*address.to_string()], how].concat())
+}
+
+fn evidence(actor: &Actor) -> Vec<String> {
+    std::iter::repeat_with(|| actor.hear())
+        .take_while(|line| line != "evidence ends")
+        .collect()
+}
+
+#[test]
+fn both_close_themselves_once_they_have_looked_at_each_other() {
+    let (address, _keep) = fresh_address(false);
+    let host = joiner(&address, &["option"]);
+    wait_for_host(&address);
+    let guest = joiner(&address, &["option"]);
+    for (actor, role) in [(&host, "host"), (&guest, "guest")] {
+        actor.expect(&format!("{role} true"));
+        let seen = evidence(actor);
+        assert_eq!(
+            seen[0],
+            "hardened: not dumpable, no core [this process, after it was looked at and before its object is made]"
+        );
+        // The default policy held, at the end as well.
+        let last = seen.last().unwrap();
+        assert!(
+            seen.iter().any(|line| line.starts_with("executable: ")),
+            "{seen:?}"
+        );
+        assert!(last.contains("it says so, which proves nothing"), "{last}");
+        assert!(last.contains("not dumpable, as the owner of its files"), "{last}");
+        assert!(last.contains("its executable is what it was before"), "{last}");
+    }
+}
+
+#[test]
+fn one_closes_itself_and_the_other_does_not() {
+    let (address, _keep) = fresh_address(false);
+    let host = joiner(&address, &["option"]);
+    wait_for_host(&address);
+    let guest = joiner(&address, &[]);
+    host.expect("host true");
+    let seen = evidence(&host);
+    let last = seen.last().unwrap();
+    assert!(last.contains("it does not say so; dumpable"), "{last}");
+    guest.expect("guest false");
+    assert_eq!(
+        evidence(&guest)[0],
+        "hardened: this process: dumpable [not asked for]"
+    );
+}
+
+#[test]
+fn who_is_closed_already_is_refused_by_a_policy_that_asks_for_the_executable() {
+    let (address, _keep) = fresh_address(false);
+    let mut host = joiner(&address, &[]);
+    wait_for_host(&address);
+    let guest = joiner(&address, &["before"]);
+    let answer = guest.hear();
+    assert!(
+        answer.starts_with("PEER_REFUSED executable ")
+            && answer.contains("ask for uid, gid, cgroup or label instead"),
+        "{answer}"
+    );
+    drop(guest);
+    // The host waits on, for one that it can look at.
+    let guest = joiner(&address, &[]);
+    guest.expect("guest false");
+    host.expect("host false");
+    host.go_on();
+}
+
+#[test]
+fn who_is_closed_already_meets_where_the_policies_ask_for_what_can_be_seen() {
+    let (address, _keep) = fresh_address(false);
+    let host = joiner(&address, &["before", "uid alone"]);
+    wait_for_host(&address);
+    let guest = joiner(&address, &["before", "uid alone"]);
+    for (actor, role) in [(&host, "host"), (&guest, "guest")] {
+        actor.expect(&format!("{role} true"));
+        let seen = evidence(actor);
+        assert_eq!(seen[0], "hardened: this process: not dumpable [not asked for]");
+        assert!(
+            seen.last()
+                .unwrap()
+                .contains("; not dumpable, as the owner of its files in /proc shows ["),
+            "{seen:?}"
+        );
+    }
+}

@@ -1,0 +1,123 @@
+//! What an open channel leaves in its process, and what a child of it gets of that: this test is alone in its process.
+
+mod support;
+
+use std::{collections::BTreeSet, path::Path};
+
+use ringfence::{Address, Backing, join};
+use support::{Actor, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
+
+/// The other processes of this test.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    match role.as_str() {
+        "partner" => {
+            let address: Address = arguments[0].parse().unwrap();
+            let backing: Backing = arguments[1].parse().unwrap();
+            let before = descriptors();
+            let channel = join(&address, &small().backing(backing)).unwrap();
+            report(&before);
+            wait_for_test();
+            drop(channel);
+            report(&before);
+        }
+        "child" => report(&BTreeSet::new()),
+        other => unreachable!("{other}"),
+    }
+}
+
+/// What the descriptors lead to, but for standard input, output and error, and the pipes between the processes.
+fn descriptors() -> BTreeSet<(i32, String)> {
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            // The one by which the directory is read is gone when it is looked at.
+            let target = std::fs::read_link(entry.path()).ok()?.display().to_string();
+            (number > 2 && !target.contains("/fd") && !target.starts_with("pipe:"))
+                .then_some((number, target))
+        })
+        .collect()
+}
+
+/// How the shared objects are mapped.
+fn mappings() -> Vec<String> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let mut access: Vec<_> = maps
+        .lines()
+        .filter(|line| line.contains("memfd:") || line.contains("/dev/shm"))
+        .map(|line| line.split(' ').nth(1).unwrap().to_owned())
+        .collect();
+    access.sort_unstable();
+    access
+}
+
+/// What a descriptor is, without what tells one from another.
+fn kinds(more_than: &BTreeSet<(i32, String)>) -> Vec<String> {
+    let mut kinds: Vec<_> = descriptors()
+        .difference(more_than)
+        .map(|(_, target)| target.split(':').next().unwrap().to_owned())
+        .collect();
+    kinds.sort_unstable();
+    kinds
+}
+
+fn is_lock(kind: &str) -> bool {
+    Path::new(kind)
+        .extension()
+        .is_some_and(|extension| extension == "lock")
+}
+
+fn report(before: &BTreeSet<(i32, String)>) {
+    say(format!("{} | {}", kinds(before).join(" "), mappings().join(" ")));
+}
+
+#[test]
+fn an_open_channel_is_its_mappings_and_its_line_and_a_child_inherits_nothing_of_it() {
+    if support::role().is_some() {
+        return;
+    }
+    let child = || {
+        let child = Actor::start("child", &[]);
+        let report = child.hear();
+        child.finish();
+        report
+    };
+    // Whoever started this test may have left it something open.
+    let inherited = child();
+    for backing in [Backing::Memfd, Backing::Shm] {
+        for named in [false, true] {
+            let (address, _keep) = fresh_address(named);
+            let before = descriptors();
+            let host = join_later(&address, &small().backing(backing));
+            wait_for_host(&address);
+            let mut partner = Actor::start("partner", &[&address.to_string(), &backing.to_string()]);
+            let channel = host.join().unwrap().unwrap();
+            // The guest keeps the line and the pidfd that tells of its peer's end.
+            partner.expect("anon_inode socket | r--s rw-s");
+            assert_eq!(
+                mappings(),
+                ["r--s", "rw-s"],
+                "its own to write, the peer's to read"
+            );
+            let held = kinds(&before);
+            let (locks, rest): (Vec<_>, Vec<_>) = held.into_iter().partition(|kind| is_lock(kind));
+            assert_eq!(locks.len(), usize::from(named), "{locks:?}");
+            let wanted = ["anon_inode", "socket", "socket"];
+            assert_eq!(rest, wanted, "the line, the pidfd and the place");
+
+            assert_eq!(child(), inherited);
+
+            channel.close();
+            assert_eq!(mappings(), [""; 0]);
+            partner.go_on();
+            partner.expect(" | ");
+            partner.finish();
+            assert_eq!(descriptors(), before);
+        }
+    }
+}

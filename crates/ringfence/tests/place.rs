@@ -1,0 +1,353 @@
+//! The place where they meet: who may come to it, who gets it, and what of it is left.
+
+mod support;
+
+use std::{
+    os::unix::{fs::MetadataExt, net::UnixListener},
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::stat::{Mode, umask},
+    unistd::geteuid,
+};
+use ringfence::{Address, Canceller, Channel, Error, Options, Policy, Role, join};
+use support::{
+    Actor, STRANGER, Strangers, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire,
+};
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address = || arguments[0].parse::<Address>().unwrap();
+    match role.as_str() {
+        "racer" => {
+            for _ in 0..RACES {
+                wait_for_test();
+                let channel = match join(&address(), &small()) {
+                    Ok(channel) => channel,
+                    Err(error) => {
+                        say(error.to_string());
+                        return;
+                    }
+                };
+                say(channel.role().to_string());
+                say(greet(channel).to_string());
+            }
+        }
+        "crowd" => {
+            let canceller = Canceller::new().unwrap();
+            let calls_off = canceller.clone();
+            thread::spawn(move || {
+                wait_for_test();
+                calls_off.cancel();
+            });
+            let options = small().wait(true).canceller(canceller);
+            loop {
+                let channel = match join(&address(), &options) {
+                    Ok(channel) => channel,
+                    // Called off, or the host was; whoever ends too early is missed by the test.
+                    Err(Error::Aborted | Error::PeerLost(_)) => return,
+                    Err(error) => panic!("{error}"),
+                };
+                let peer = channel.peer().pid;
+                // Called off between its READY and ours, it has left: again the test would miss whoever left early.
+                let Some(answer) = greet_or_miss(channel) else {
+                    return;
+                };
+                assert_eq!(answer, peer, "who answers is who was looked at");
+                say("met");
+            }
+        }
+        "join" => match join(&address(), &small()) {
+            Ok(channel) => {
+                say(channel.role().to_string());
+                wait_for_test();
+                drop(channel);
+            }
+            Err(error) => say(format!("{} {error}", error.code())),
+        },
+        // As another user, who would take root for its partner.
+        "stranger" => match join(&address(), &small().policy(Policy::new().uids([0]))) {
+            Ok(channel) => {
+                say(format!("{} of {}", channel.role(), channel.peer().uid));
+                wait_for_test();
+            }
+            Err(error) => {
+                let refusal = error.refusal();
+                let by_peer = refusal.is_some_and(|refusal| refusal.by_peer);
+                let check = refusal.map_or("", |refusal| refusal.check.as_str());
+                say(format!("{} by peer: {by_peer} {check}", error.code()));
+            }
+        },
+        "masked" => {
+            umask(Mode::from_bits_truncate(0o077));
+            let mode = u32::from_str_radix(&arguments[1], 8).unwrap();
+            let options = small().mode(mode);
+            let options = match arguments.get(2) {
+                Some(group) => options.group(group.parse().unwrap()),
+                None => options,
+            };
+            drop(join(&address(), &options).unwrap());
+        }
+        "snub" => {
+            let listener = wire::listen(&arguments[0]);
+            say("listening");
+            for stream in listener.incoming() {
+                drop(stream);
+            }
+        }
+        other => unreachable!("{other}"),
+    }
+}
+
+/// Tells the peer this process's id, and hears its. Both have heard the other once both directions have ended, and
+/// the channel is closed then.
+fn greet(channel: Channel) -> i32 {
+    greet_or_miss(channel).expect("the peer's greeting")
+}
+
+/// As `greet`; `None` where the peer's process has ended before it had said a word.
+fn greet_or_miss(channel: Channel) -> Option<i32> {
+    let (mut sender, mut receiver) = channel.split();
+    match sender.send(&std::process::id().to_le_bytes()) {
+        Err(Error::PeerLost(_)) => {}
+        sent => sent.unwrap(),
+    }
+    sender.end();
+    let mut peer = [0; 4];
+    let Some(length) = receiver.receive(&mut peer).unwrap() else {
+        assert!(
+            receiver.is_cut(),
+            "it ended without a word, and was not killed or called off"
+        );
+        return None;
+    };
+    assert_eq!((length, receiver.receive(&mut [0; 4]).unwrap()), (4, None));
+    Some(i32::from_le_bytes(peer))
+}
+
+const RACES: u32 = 1000;
+
+#[test]
+fn in_a_crowd_that_comes_and_goes_nobody_is_left_standing() {
+    const MEETINGS: u32 = 150;
+    for named in [true, false] {
+        let (address, keep) = fresh_address(named);
+        let start = |_| Actor::start("crowd", &[&address.to_string()]);
+        let mut crowd: Vec<_> = (0..5).map(start).collect();
+        for one in &crowd {
+            (0..MEETINGS).for_each(|_| one.expect("met"));
+        }
+        crowd.iter_mut().for_each(Actor::go_on);
+        crowd.into_iter().for_each(Actor::finish);
+        if let Some(directory) = keep {
+            assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+        }
+    }
+}
+
+#[test]
+fn of_two_who_race_for_a_place_one_is_the_host_and_the_other_its_guest_a_thousand_times() {
+    let (address, keep) = fresh_address(true);
+    let path = address.as_path().unwrap();
+    let lock = PathBuf::from(format!("{}.lock", path.display()));
+    let mut racers = [
+        Actor::start("racer", &[&address.to_string()]),
+        Actor::start("racer", &[&address.to_string()]),
+    ];
+    for round in 0..RACES {
+        // What a killed host leaves: a socket that nobody answers at, and mostly its lock file, that nobody holds.
+        if round % 4 != 3 {
+            drop(UnixListener::bind(path).expect("a socket"));
+        }
+        if round % 4 < 2 {
+            std::fs::write(&lock, "").unwrap();
+        }
+        racers.iter_mut().for_each(Actor::go_on);
+        let mut roles = racers.each_ref().map(Actor::hear);
+        roles.sort_unstable();
+        assert_eq!(roles, ["guest", "host"], "round {round}");
+        let pids = [racers[1].pid(), racers[0].pid()].map(|pid| pid.to_string());
+        assert_eq!(
+            racers.each_ref().map(Actor::hear),
+            pids,
+            "each other, in round {round}"
+        );
+    }
+    racers.into_iter().for_each(Actor::finish);
+    assert_eq!(std::fs::read_dir(keep.unwrap().path()).unwrap().count(), 0);
+}
+
+#[test]
+fn who_waits_gets_the_place_when_it_is_free() {
+    let (address, _keep) = fresh_address(true);
+    let host = join_later(&address, &small());
+    wait_for_host(&address);
+    let mut first = Actor::start("join", &[&address.to_string()]);
+    first.expect("guest");
+    let channel = host.join().unwrap().unwrap();
+    // Two who wait together become a pair once the first two have gone.
+    let second = Actor::start("join", &[&address.to_string()]);
+    assert!(second.hear().starts_with("ADDRESS_OCCUPIED"));
+    let patient = join_later(&address, &small().wait(true));
+    first.go_on();
+    first.finish();
+    channel.close();
+    wait_for_host(&address);
+    let third = Actor::start("join", &[&address.to_string()]);
+    third.expect("guest");
+    let channel = patient.join().unwrap().expect("a channel");
+    assert_eq!((channel.role(), channel.peer().pid), (Role::Host, third.pid()));
+}
+
+#[test]
+fn a_socket_has_the_mode_and_the_group_that_were_asked_for_whatever_the_umask() {
+    let group = geteuid().is_root().then_some(STRANGER);
+    for mode in [0o600, 0o660, 0o666, 0o644] {
+        let (address, _keep) = fresh_address(true);
+        let text = (address.to_string(), format!("{mode:o}"), STRANGER.to_string());
+        let mut arguments = vec![text.0.as_str(), text.1.as_str()];
+        arguments.extend(group.map(|_| text.2.as_str()));
+        let _host = Actor::start("masked", &arguments);
+        wait_for_host(&address);
+        let path = address.as_path().unwrap();
+        let socket = std::fs::symlink_metadata(path).unwrap();
+        assert_eq!(socket.mode() & 0o7777, mode, "{mode:o}");
+        if let Some(group) = group {
+            assert_eq!(socket.gid(), group);
+        }
+        let lock = std::fs::symlink_metadata(format!("{}.lock", path.display())).unwrap();
+        assert_eq!(lock.mode() & 0o7777, 0o600, "the lock is its owner's");
+    }
+}
+
+#[test]
+fn whatever_lies_in_the_way_is_named_and_left_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    std::fs::write(at("file"), "precious").unwrap();
+    std::fs::create_dir(at("folder")).unwrap();
+    std::os::unix::fs::symlink(at("target"), at("linked.lock")).unwrap();
+    std::fs::create_dir(at("locked.lock")).unwrap();
+    for (name, reason) in [
+        ("file", "something else than a socket"),
+        ("folder", "something else than a socket"),
+        ("linked", "symbolic link"),
+        ("locked", "lock file"),
+        ("missing/socket", "directory"),
+        ("file/socket", "directory"),
+    ] {
+        let error = join(&Address::path(at(name)).unwrap(), &small()).unwrap_err();
+        assert_eq!(error.code(), "ADDRESS_INVALID", "{name}: {error}");
+        assert!(error.to_string().contains(reason), "{name}: {error}");
+    }
+    assert_eq!(std::fs::read_to_string(at("file")).unwrap(), "precious");
+    assert!(!at("target").exists(), "no link was followed");
+    let mut left: Vec<_> = std::fs::read_dir(directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort_unstable();
+    assert_eq!(left, ["file", "folder", "linked.lock", "locked.lock"]);
+}
+
+#[test]
+fn a_file_that_took_the_sockets_place_is_not_removed_with_it() {
+    let (address, _keep) = fresh_address(true);
+    let canceller = Canceller::new().unwrap();
+    let host = join_later(&address, &small().canceller(canceller.clone()));
+    wait_for_host(&address);
+    let path = address.as_path().unwrap();
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, "somebody else's").unwrap();
+    canceller.cancel();
+    assert!(matches!(host.join().unwrap(), Err(Error::Aborted)));
+    assert_eq!(std::fs::read_to_string(path).unwrap(), "somebody else's");
+}
+
+#[test]
+fn a_host_that_closes_each_connection_unanswered_is_given_up_at_the_deadline() {
+    let (address, _keep) = fresh_address(false);
+    let snub = Actor::start("snub", &[&address.to_string()]);
+    snub.expect("listening");
+    let allowed = Duration::from_millis(200);
+    let started = Instant::now();
+    let error = join(&address, &small().timeout(allowed)).unwrap_err();
+    assert_eq!(error.code(), "PEER_LOST", "{error}");
+    assert!(started.elapsed() >= allowed);
+}
+
+/// Any executable, since theirs is a copy.
+fn of_users(uids: &[u32]) -> Options {
+    small().mode(0o666).policy(Policy::new().uids(uids))
+}
+
+#[test]
+fn another_user_who_can_connect_is_refused_by_the_host_which_goes_on() {
+    let Some(strangers) = Strangers::new() else { return };
+    for address in [strangers.address(), fresh_address(false).0] {
+        let host = join_later(&address, &of_users(&[0]));
+        wait_for_host(&address);
+        for _ in 0..3 {
+            let stranger = strangers.start("stranger", &address);
+            stranger.expect("PEER_REFUSED by peer: true uid");
+            stranger.finish();
+        }
+        let partner = Actor::start("join", &[&address.to_string()]);
+        partner.expect("guest");
+        assert_eq!(host.join().unwrap().expect("a channel").peer().pid, partner.pid());
+    }
+}
+
+#[test]
+fn another_user_who_squats_the_address_is_refused_by_the_guest() {
+    let Some(strangers) = Strangers::new() else { return };
+    let (address, _keep) = fresh_address(false);
+    let _squatter = strangers.start("stranger", &address);
+    wait_for_host(&address);
+    let error = join(&address, &small()).unwrap_err();
+    let refusal = error.refusal().expect("a refusal");
+    assert_eq!(
+        (refusal.check.as_str(), refusal.by_peer),
+        ("uid", false),
+        "{error}"
+    );
+    assert!(refusal.found.contains(&STRANGER.to_string()), "{error}");
+}
+
+#[test]
+fn two_users_are_a_pair_where_both_policies_name_the_other() {
+    let Some(strangers) = Strangers::new() else { return };
+    let address = strangers.address();
+    let host = join_later(&address, &of_users(&[STRANGER]));
+    wait_for_host(&address);
+    let stranger = strangers.start("stranger", &address);
+    stranger.expect("guest of 0");
+    let channel = host.join().unwrap().expect("a channel");
+    assert_eq!((channel.peer().uid, channel.peer().gid), (STRANGER, STRANGER));
+}
+
+#[test]
+fn another_user_who_may_not_connect_or_write_the_directory_is_told_so() {
+    let Some(strangers) = Strangers::new() else { return };
+    let address = strangers.address();
+    // Nobody is there, and the stranger may not be the first.
+    let stranger = strangers.start("stranger", &address);
+    stranger.expect("ADDRESS_INVALID by peer: false ");
+    stranger.finish();
+    // Somebody is there, whose socket is for its own user.
+    let canceller = Canceller::new().unwrap();
+    let host = join_later(&address, &small().canceller(canceller.clone()));
+    wait_for_host(&address);
+    let stranger = strangers.start("stranger", &address);
+    stranger.expect("ADDRESS_INVALID by peer: false ");
+    stranger.finish();
+    canceller.cancel();
+    assert!(host.join().unwrap().is_err());
+}

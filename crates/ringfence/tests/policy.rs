@@ -1,0 +1,595 @@
+//! Who is let in, who is not and why, and who is found to have changed.
+
+mod support;
+
+use std::{
+    error::Error as _,
+    fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use nix::{
+    sys::{prctl, stat::stat},
+    unistd::{Uid, geteuid, setgroups, setresuid},
+};
+use ringfence::{
+    Address, Canceller, Channel, CloseReason, Decision, Digest, Error, Options, Policy, Program, join,
+};
+use support::{Actor, PATIENCE, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
+
+/// Other users, whom nothing belongs to.
+const STRANGER: u32 = 65001;
+const ANOTHER: u32 = 65002;
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    // The uid that it takes for its partner's, where that is another than its own.
+    let policy = match arguments.get(1).filter(|text| !text.is_empty()) {
+        Some(uid) => Policy::new().uids([uid.parse::<u32>().unwrap()]),
+        None => Policy::new(),
+    };
+    let policy = match role.as_str() {
+        "same executable" | "verify" => policy.same_executable(),
+        _ => policy,
+    };
+    if role == "hardened" {
+        prctl::set_dumpable(false).unwrap();
+    }
+    let mut channel = match join(&address, &small().policy(policy)) {
+        Ok(channel) => channel,
+        Err(error) => {
+            say(format!("{} {error}", error.code()));
+            return;
+        }
+    };
+    say("joined");
+    match role.as_str() {
+        "change user" => {
+            wait_for_test();
+            let uid = Uid::from_raw(STRANGER);
+            setresuid(uid, uid, uid).unwrap();
+            say("changed");
+        }
+        "leave groups" => {
+            wait_for_test();
+            setgroups(&[]).unwrap();
+            say("changed");
+        }
+        "harden" => {
+            wait_for_test();
+            prctl::set_dumpable(false).unwrap();
+            say("changed");
+        }
+        "verify" => {
+            wait_for_test();
+            say(match channel.verify() {
+                Ok(peer) => format!("verified {}", peer.pid),
+                Err(error) => error.to_string(),
+            });
+        }
+        "execute" => {
+            wait_for_test();
+            let error = Command::new("sleep").arg("1000").exec();
+            panic!("{error}");
+        }
+        _ => {}
+    }
+    let (_sender, mut receiver) = channel.split();
+    // Until the other side ends, in whatever way.
+    let _ = receiver.receive(&mut [0; 64]);
+    say("ended");
+}
+
+/// The other side's policy asks for the same uid alone.
+fn host_of(actor: Actor, address: &Address, options: &Options) -> (Actor, ringfence::Result<Channel>) {
+    wait_for_host(address);
+    let joined = join(address, options);
+    (actor, joined)
+}
+
+/// This side joins a host in a role, as a guest.
+fn meet(role: &str, options: &Options) -> (Actor, ringfence::Result<Channel>) {
+    let (address, _keep) = fresh_address(false);
+    let actor = Actor::start(role, &[&address.to_string()]);
+    host_of(actor, &address, options)
+}
+
+fn with(policy: Policy) -> Options {
+    small().policy(policy)
+}
+
+/// The refusal of this side: its check, what it wanted and what it found.
+fn refused(result: ringfence::Result<Channel>) -> (String, String, String) {
+    let error = result.unwrap_err();
+    let refusal = error.refusal().unwrap_or_else(|| panic!("no refusal: {error}"));
+    assert!(!refusal.by_peer, "{error}");
+    assert!(refusal.identity.is_some(), "{error}");
+    assert!(error.to_string().contains(&refusal.found), "{error}");
+    (
+        refusal.check.clone(),
+        refusal.wanted.clone(),
+        refusal.found.clone(),
+    )
+}
+
+fn as_user(uid: u32, executable: &Path) -> Command {
+    let id = uid.to_string();
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid", &id, "--regid", &id, "--clear-groups"])
+        .arg(executable);
+    command
+}
+
+fn root() -> bool {
+    let root = geteuid().is_root();
+    if !root {
+        eprintln!("skipped: it takes root to be another user");
+    }
+    root
+}
+
+/// A directory that everybody may read, and a copy of this executable in it.
+fn copied() -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let copy = directory.path().join("copy");
+    support::copy_of_this_executable(&copy);
+    (directory, copy)
+}
+
+fn digest_of(path: &Path) -> Digest {
+    let output = Command::new("sha256sum").arg(path).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()[..64].parse().unwrap()
+}
+
+#[test]
+fn an_executable_is_pinned_by_its_content() {
+    let own = std::env::current_exe().unwrap();
+    let (sha256, wrong) = (digest_of(&own), Digest::from([7; 32]));
+    for program in [
+        Program::content(sha256),
+        Program::same().with_content(sha256),
+        Program::path(&own).with_content(sha256),
+    ] {
+        let policy = Policy::new().programs([Program::path("/nowhere"), program]);
+        let (_actor, channel) = meet("stay", &with(policy));
+        let channel = channel.unwrap();
+        let found = channel.peer().executable.as_ref().unwrap();
+        assert_eq!(found.sha256, Some(sha256));
+        let evidence = channel.evidence().iter().rfind(|one| one.check == "executable");
+        assert!(evidence.unwrap().found.contains(&sha256.to_string()));
+    }
+    for program in [
+        Program::content(wrong),
+        Program::same().with_content(wrong),
+        Program::path("/bin/sh").with_content(sha256),
+    ] {
+        let (_actor, channel) = meet("stay", &with(Policy::new().programs([program])));
+        let (check, wanted, found) = refused(channel);
+        assert_eq!(check, "executable");
+        assert!(
+            wanted.contains("SHA-256") && found.contains(&*own.to_string_lossy()),
+            "{wanted} / {found}"
+        );
+    }
+}
+
+#[test]
+fn an_executable_that_cannot_be_read_is_a_refusal_that_says_what_to_ask_for() {
+    // Root sees every executable: both sides are users without capabilities.
+    let (_directory, copy) = copied();
+    let start = |role: &str, address: &Address, uid: u32, of: u32| {
+        let command = if geteuid().is_root() {
+            as_user(uid, &copy)
+        } else {
+            Command::new(&copy)
+        };
+        Actor::run(command, role, &[&address.to_string(), &of.to_string()])
+    };
+    let (me, other) = if geteuid().is_root() {
+        (STRANGER, ANOTHER)
+    } else {
+        (geteuid().as_raw(), geteuid().as_raw())
+    };
+    // Not dumpable, of the same user.
+    let (address, _keep) = fresh_address(false);
+    let _host = start("hardened", &address, me, me);
+    wait_for_host(&address);
+    let answer = start("same executable", &address, me, me).hear();
+    for words in [
+        "PEER_REFUSED",
+        "the policy asks for executable",
+        "hardened (not dumpable)",
+        "ask for uid, gid, cgroup or label",
+    ] {
+        assert!(answer.contains(words), "{answer}");
+    }
+    // One that hardens itself later is who it was.
+    let (address, _keep) = fresh_address(false);
+    let mut host = start("harden", &address, me, me);
+    wait_for_host(&address);
+    let mut guest = start("verify", &address, me, me);
+    host.expect("joined");
+    guest.expect("joined");
+    host.go_on();
+    host.expect("changed");
+    guest.go_on();
+    guest.expect(&format!("verified {}", host.pid()));
+    if !root() {
+        return;
+    }
+    let (address, _keep) = fresh_address(false);
+    let host = start("stay", &address, me, other);
+    wait_for_host(&address);
+    let answer = start("same executable", &address, other, me).hear();
+    for words in [
+        "PEER_REFUSED",
+        "another user's (uid 65001)",
+        "CAP_SYS_PTRACE",
+        "ask for uid, gid, cgroup or label",
+    ] {
+        assert!(answer.contains(words), "{answer}");
+    }
+    // The policy that asks for what can be seen lets it in.
+    start("stay", &address, other, me).expect("joined");
+    host.expect("joined");
+}
+
+#[test]
+fn another_user_is_told_the_check_alone() {
+    if !root() {
+        return;
+    }
+    let (_directory, copy) = copied();
+    let (address, _keep) = fresh_address(false);
+    let canceller = Canceller::new().unwrap();
+    let host = join_later(
+        &address,
+        &with(Policy::new().uids([4711])).canceller(canceller.clone()),
+    );
+    wait_for_host(&address);
+    let stranger = Actor::run(as_user(STRANGER, &copy), "stay", &[&address.to_string(), "0"]);
+    stranger.expect(
+        "PEER_REFUSED the peer refused this process: its policy looks at uid, and it does not tell another user more",
+    );
+    canceller.cancel();
+    assert!(matches!(host.join().unwrap(), Err(Error::Aborted)));
+}
+
+#[test]
+fn a_supplementary_group_counts_as_long_as_it_is_had() {
+    if !root() {
+        return;
+    }
+    let (address, _keep) = fresh_address(false);
+    let mut command = Command::new("setpriv");
+    command
+        .arg("--groups=4711,4712")
+        .arg(std::env::current_exe().unwrap());
+    let actor = Actor::run(command, "leave groups", &[&address.to_string()]);
+    let (mut actor, channel) = host_of(actor, &address, &with(Policy::new().gids([1, 4712])));
+    let mut channel = channel.unwrap();
+    assert_eq!(channel.peer().groups, Some(vec![4711, 4712]));
+    actor.expect("joined");
+    channel.verify().unwrap();
+    actor.go_on();
+    actor.expect("changed");
+    let error = channel.verify().unwrap_err();
+    let refusal = error.refusal().expect("a refusal");
+    assert_eq!(
+        (refusal.check.as_str(), refusal.found.as_str()),
+        ("gid", "0 with []")
+    );
+    actor.expect("ended");
+}
+
+/// A cgroup of this test's own, for as long as nobody is in it any more at the end.
+struct Cgroup {
+    path: PathBuf,
+    name: String,
+}
+
+impl Cgroup {
+    fn new(what: &str) -> Option<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mount = mounts
+            .lines()
+            .find(|line| line.contains(" - cgroup2 ") && line.split(' ').nth(3) == Some("/"))?;
+        let name = format!("ringfence-test-{}-{what}", std::process::id());
+        let path = Path::new(mount.split(' ').nth(4)?).join(&name);
+        fs::create_dir(&path).ok()?;
+        let name = format!("/{name}");
+        Some(Self { path, name })
+    }
+
+    fn take(&self, pid: i32) {
+        fs::write(self.path.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Busy for a moment after the last process in it was killed.
+        while fs::remove_dir(&self.path).is_err_and(|error| error.raw_os_error() == Some(nix::libc::EBUSY)) {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn a_cgroup_is_compared_by_its_number_and_looked_at_again() {
+    let (Some(one), Some(two)) = (Cgroup::new("one"), Cgroup::new("two")) else {
+        eprintln!("skipped: no cgroup filesystem (version 2) that this user may write");
+        return;
+    };
+    let enter = |policy: Policy| {
+        let (address, _keep) = fresh_address(false);
+        let actor = Actor::start("stay", &[&address.to_string()]);
+        one.take(actor.pid());
+        host_of(actor, &address, &with(policy))
+    };
+    for wrong in [
+        two.name.clone(),
+        format!("{}/below", one.name),
+        "/".into(),
+        one.name[1..].into(),
+    ] {
+        let (_actor, channel) = enter(Policy::new().cgroup(&wrong));
+        let (check, wanted, found) = refused(channel);
+        assert_eq!(check, "cgroup");
+        assert!(
+            wanted.starts_with(&wrong) && found.starts_with(&one.name),
+            "{wanted} / {found}"
+        );
+    }
+    let (actor, channel) = enter(Policy::new().cgroup(&one.name));
+    let mut channel = channel.unwrap();
+    assert_eq!(channel.peer().cgroup.as_deref(), Some(&*one.name));
+    let looked = channel
+        .evidence()
+        .iter()
+        .find(|one| one.check == "cgroup")
+        .unwrap();
+    if ringfence::doctor()
+        .findings
+        .iter()
+        .any(|one| one.name == "pidfd-info" && one.status == ringfence::Status::Good)
+    {
+        let number = stat(&one.path).unwrap().st_ino;
+        assert_eq!(
+            looked.found,
+            format!("{}, number {number} by its pidfd", one.name)
+        );
+    }
+    channel.verify().unwrap();
+    two.take(actor.pid());
+    let error = channel.verify().unwrap_err();
+    assert_eq!(
+        error.refusal().map(|refusal| refusal.check.as_str()),
+        Some("cgroup"),
+        "{error}"
+    );
+    actor.expect("joined");
+    actor.expect("ended");
+}
+
+#[test]
+fn a_label_that_cannot_be_told_is_a_refusal_that_says_so() {
+    let (_actor, channel) = meet("stay", &with(Policy::new().label("nobody has this")));
+    let (check, wanted, found) = refused(channel);
+    assert_eq!((check.as_str(), wanted.as_str()), ("label", "nobody has this"));
+    assert!(!found.is_empty());
+}
+
+#[test]
+fn authorize_is_asked_last_and_its_no_and_its_failures_are_refusals() {
+    // As the guest. Yes: once, about who it is.
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let policy = Policy::new().authorize({
+        let asked = Arc::clone(&asked);
+        move |identity| {
+            asked.lock().unwrap().push(identity.pid);
+            Ok::<_, Error>(true)
+        }
+    });
+    let (actor, channel) = meet("stay", &with(policy));
+    let mut channel = channel.unwrap();
+    channel.verify().unwrap();
+    assert_eq!(*asked.lock().unwrap(), [actor.pid()]);
+    let steps: Vec<_> = channel.evidence().iter().map(|one| one.check).collect();
+    let first = |check| steps.iter().position(|found| *found == check).unwrap();
+    assert!(first("executable") < first("authorize"), "{steps:?}");
+    // The line is its own, and nothing was shared.
+    assert!(first("line") < first("authorize"), "{steps:?}");
+    assert!(first("authorize") < first("sent"), "{steps:?}");
+    drop(channel);
+
+    let no = Policy::new().authorize(|_| Ok::<_, Error>(false));
+    let (_actor, channel) = meet("stay", &with(no));
+    assert_eq!(
+        refused(channel),
+        ("authorize".into(), "true".into(), "false".into())
+    );
+
+    let error = Policy::new().authorize(|_| Err("the directory is down"));
+    let (_actor, channel) = meet("stay", &with(error));
+    let error = channel.unwrap_err();
+    assert_eq!(error.refusal().unwrap().found, "an error: the directory is down");
+    assert_eq!(error.source().unwrap().to_string(), "the directory is down");
+
+    let panics = Policy::new().authorize(|_| -> Result<bool, Error> { panic!("as this test wants it") });
+    let (_actor, channel) = meet("stay", &with(panics));
+    assert_eq!(refused(channel).2, "it was dropped without an answer");
+
+    // Whoever fails before is not asked about.
+    let asked = Arc::new(AtomicBool::new(false));
+    let policy = Policy::new().executables(["/bin/sh"]).authorize({
+        let asked = Arc::clone(&asked);
+        move |_| {
+            asked.store(true, Ordering::Release);
+            Ok::<_, Error>(true)
+        }
+    });
+    let (_actor, channel) = meet("stay", &with(policy));
+    assert_eq!(refused(channel).0, "executable");
+    assert!(!asked.load(Ordering::Acquire));
+}
+
+#[test]
+fn a_decision_that_never_comes_costs_its_peer_the_deadline_and_others_nothing() {
+    let kept: Arc<Mutex<Vec<Decision>>> = Arc::default();
+    let number = AtomicU32::new(0);
+    let policy = Policy::new().authorize_later({
+        let kept = Arc::clone(&kept);
+        move |_, decision| match number.fetch_add(1, Ordering::Relaxed) {
+            0 => kept.lock().unwrap().push(decision),
+            _ => decision.allow(),
+        }
+    });
+    // The host: the next one passes while the first is still waited for.
+    let (address, _keep) = fresh_address(false);
+    let host = join_later(&address, &with(policy));
+    wait_for_host(&address);
+    let first = Actor::start("stay", &[&address.to_string()]);
+    while kept.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    let second = Actor::start("stay", &[&address.to_string()]);
+    let channel = host.join().unwrap().unwrap();
+    assert_eq!(channel.peer().pid, second.pid());
+    assert!(first.hear().starts_with("ADDRESS_OCCUPIED"));
+    let late = kept.lock().unwrap().pop().unwrap();
+    assert!(!late.is_awaited());
+    late.allow();
+    drop(channel);
+
+    // The guest: up to its deadline.
+    let policy = Policy::new().authorize_later({
+        let kept = Arc::clone(&kept);
+        move |_, decision| kept.lock().unwrap().push(decision)
+    });
+    let allowed = Duration::from_millis(200);
+    let (_actor, channel) = meet("stay", &with(policy.clone()).timeout(allowed));
+    let error = channel.unwrap_err();
+    assert!(
+        matches!(error, Error::HandshakeTimeout { step: "the answer of authorize", after } if after == allowed),
+        "{error}"
+    );
+
+    // A peer that goes meanwhile is not waited for.
+    let (address, _keep) = fresh_address(false);
+    let mut actor = Actor::start("stay", &[&address.to_string()]);
+    wait_for_host(&address);
+    kept.lock().unwrap().clear();
+    let joining = join_later(&address, &with(policy).timeout(PATIENCE * 10));
+    while kept.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    actor.kill();
+    assert_eq!(joining.join().unwrap().unwrap_err().code(), "PEER_LOST");
+    assert!(!kept.lock().unwrap()[0].is_awaited());
+}
+
+#[test]
+fn a_verification_tells_who_the_peer_is_now() {
+    let (mut actor, channel) = meet("stay", &with(Policy::default()));
+    let mut channel = channel.unwrap();
+    let before = channel.evidence().len();
+    for _ in 0..3 {
+        assert_eq!(channel.verify().unwrap().pid, actor.pid());
+    }
+    let looks = &channel.evidence()[before..];
+    assert_eq!(
+        looks.iter().map(|one| one.check).collect::<Vec<_>>(),
+        ["uid", "gid", "cgroup", "label", "executable"],
+        "those of the last verification"
+    );
+    assert!(looks.iter().all(|one| one.step == "verify" && one.passed));
+    let verifier = channel.verifier();
+    let elsewhere = std::thread::spawn(move || verifier.verify().unwrap().identity.pid);
+    assert_eq!(elsewhere.join().unwrap(), actor.pid());
+
+    let verifier = channel.verifier();
+    actor.kill();
+    assert_eq!(channel.verify().unwrap_err().code(), "PEER_LOST");
+    drop(channel);
+    assert_eq!(verifier.verify().unwrap_err().code(), "CLOSED");
+}
+
+#[test]
+fn an_executable_that_was_replaced_is_another_one() {
+    let (directory, copy) = copied();
+    let (address, _keep) = fresh_address(false);
+    let actor = Actor::start_from(copy.clone(), "stay", &[&address.to_string()]);
+    let (actor, channel) = host_of(actor, &address, &with(Policy::new().executables([&copy])));
+    let mut channel = channel.unwrap();
+    channel.verify().unwrap();
+    let other = directory.path().join("other");
+    fs::copy(&copy, &other).unwrap();
+    fs::rename(&other, &copy).unwrap();
+    let error = channel.verify().unwrap_err();
+    let refusal = error.refusal().expect("a refusal");
+    assert_eq!(refusal.check, "executable");
+    assert!(refusal.found.contains("(deleted)"), "{error}");
+    assert_eq!(refusal.identity.as_ref().map(|peer| peer.pid), Some(actor.pid()));
+    // It is cut off, on both sides.
+    assert_eq!(channel.verify().unwrap_err().code(), "CLOSED");
+    let (mut sender, mut receiver) = channel.split();
+    assert_eq!(sender.try_send(b"no").unwrap_err().code(), "CLOSED");
+    assert_eq!(receiver.try_receive(&mut [0; 8]).unwrap_err().code(), "CLOSED");
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
+    actor.expect("joined");
+    actor.expect("ended");
+}
+
+#[test]
+fn a_peer_that_became_another_user_is_cut_off() {
+    if !root() {
+        return;
+    }
+    let (mut actor, channel) = meet("change user", &with(Policy::new().uids([0, STRANGER])));
+    let mut channel = channel.unwrap();
+    actor.expect("joined");
+    actor.go_on();
+    actor.expect("changed");
+    let error = channel.verify().unwrap_err();
+    let refusal = error.refusal().expect("a refusal");
+    assert_eq!(
+        (
+            refusal.check.as_str(),
+            refusal.wanted.as_str(),
+            refusal.found.as_str()
+        ),
+        ("uid", "0, as it was attested at first", "65001 now")
+    );
+    actor.expect("ended");
+}
+
+#[test]
+fn a_peer_that_executes_another_program_is_cut_off() {
+    let (mut actor, channel) = meet("execute", &with(Policy::default()));
+    let mut channel = channel.unwrap();
+    let verifier = channel.verifier();
+    channel.sender().send(b"to whom it was").unwrap();
+    actor.expect("joined");
+    actor.go_on();
+    let (_sender, mut receiver) = channel.split();
+    assert_eq!(receiver.receive(&mut [0; 64]).unwrap(), None);
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+    // It lives, and is nobody's peer.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(actor.pid()), None).unwrap();
+    assert_eq!(verifier.verify().unwrap_err().code(), "PEER_LOST");
+}

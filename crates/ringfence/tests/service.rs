@@ -1,0 +1,698 @@
+//! One service and its agents: everybody is served, nobody is held up by another, and what ends is told.
+
+mod support;
+
+use std::{
+    collections::HashMap,
+    io::Read,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use ringfence::{
+    Address, Arrival, Canceller, Channel, Channels, CloseReason, Error, Listener, Policy, Refused, Role,
+    connect, join, listen,
+};
+use support::{
+    Actor, PATIENCE, STRANGER, Strangers, fresh_address, join_later, say, small, wait_for_host,
+    wait_for_test, wire,
+};
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address = || arguments[0].parse::<Address>().unwrap();
+    match role.as_str() {
+        // Connects, and answers until the service ends it.
+        "agent" | "any agent" => {
+            let options = match role.as_str() {
+                "agent" => small(),
+                _ => small().policy(Policy::new().uids([0])),
+            };
+            match connect(&address(), &options) {
+                Ok(channel) => {
+                    say(format!("{} of {}", channel.role(), channel.peer().uid));
+                    echo(channel);
+                    say("over");
+                }
+                Err(error) => {
+                    let by_peer = error.refusal().is_some_and(|refusal| refusal.by_peer);
+                    say(format!("{} by peer: {by_peer} {error}", error.code()));
+                }
+            }
+        }
+        "patient agent" => {
+            let channel = connect(&address(), &small().wait(true)).unwrap();
+            say("in");
+            echo(channel);
+        }
+        // Connects many times, and exchanges messages on each channel, over and over.
+        "agents" => {
+            let count: usize = arguments[1].parse().unwrap();
+            let rounds: u32 = arguments[2].parse().unwrap();
+            more_descriptors();
+            let channels: Vec<_> = (0..count)
+                .map(|_| connect(&address(), &small()).expect("a channel"))
+                .collect();
+            say("all in");
+            wait_for_test();
+            let mut halves: Vec<_> = channels.into_iter().map(Channel::split).collect();
+            for round in 0..rounds {
+                for (number, (sender, _)) in halves.iter_mut().enumerate() {
+                    sender.send(format!("{number} {round}").as_bytes()).unwrap();
+                }
+                for (number, (_, receiver)) in halves.iter_mut().enumerate() {
+                    let mut message = [0; 64];
+                    let length = receiver.receive(&mut message).unwrap().expect("an answer");
+                    assert_eq!(message[..length], *format!("{number} {round}").as_bytes());
+                }
+            }
+            say("all answered");
+            wait_for_test();
+        }
+        // Many threads at once.
+        "crowd" => {
+            let count: usize = arguments[1].parse().unwrap();
+            more_descriptors();
+            let address = address();
+            let threads: Vec<_> = (0..count)
+                .map(|_| {
+                    let address = address.clone();
+                    thread::spawn(move || connect(&address, &small()).expect("a channel"))
+                })
+                .collect();
+            let channels: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+            say("all in");
+            wait_for_test();
+            drop(channels);
+        }
+        // Connects, and says nothing.
+        "silent" => {
+            let count: usize = arguments[1].parse().unwrap();
+            let streams: Vec<_> = (0..count).map(|_| wire::connect(&arguments[0])).collect();
+            say("silent");
+            wait_for_test();
+            drop(streams);
+        }
+        "thousand" => thousand(),
+        "stop at" => wire::guest_for(wire::SERVICE, &arguments[0], &arguments[1], false, || {
+            say("there");
+            wait_for_test();
+        }),
+        "join" => match join(&address(), &small()) {
+            Ok(_) => say("in"),
+            Err(error) => say(format!("{} {error}", error.code())),
+        },
+        "service" => {
+            let listener = listen(&address(), &small()).unwrap();
+            say("listening");
+            loop {
+                if let Arrival::Accepted(channel) = listener.accept().unwrap() {
+                    thread::spawn(|| echo(channel));
+                }
+            }
+        }
+        other => unreachable!("{other}"),
+    }
+}
+
+/// Answers every message with itself, until no more come.
+fn echo(channel: Channel) {
+    let (mut sender, mut receiver) = channel.split();
+    let mut message = [0; 64];
+    while let Ok(Some(length)) = receiver.receive(&mut message) {
+        if sender.send(&message[..length]).is_err() {
+            return;
+        }
+    }
+}
+
+/// As many as this process may have.
+fn more_descriptors() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+}
+
+fn accepted(listener: &Listener) -> Channel {
+    match listener.accept().expect("news") {
+        Arrival::Accepted(channel) => channel,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refused(listener: &Listener) -> Refused {
+    match listener.accept().expect("news") {
+        Arrival::Refused(refused) => refused,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A message there and back.
+fn ask(channel: &mut Channel, message: &str) {
+    channel.sender().send(message.as_bytes()).expect("sent");
+    let mut answer = [0; 64];
+    let length = channel.receiver().receive(&mut answer).expect("received");
+    assert_eq!(length.map(|length| &answer[..length]), Some(message.as_bytes()));
+}
+
+fn agent(address: &Address) -> Actor {
+    Actor::start("agent", &[&address.to_string()])
+}
+
+#[test]
+fn every_agent_has_a_channel_of_its_own() {
+    for named in [true, false] {
+        let (address, _keep) = fresh_address(named);
+        let listener = listen(&address, &small()).unwrap();
+        assert_eq!((listener.address(), listener.size()), (&address, 0));
+        let agents: Vec<_> = (0..5).map(|_| agent(&address)).collect();
+        let mut channels: HashMap<_, _> = (0..5)
+            .map(|_| accepted(&listener))
+            .map(|channel| (channel.peer().pid, channel))
+            .collect();
+        assert_eq!(listener.size(), 5);
+        for agent in &agents {
+            assert!(agent.hear().starts_with("guest of "));
+            let channel = channels.get_mut(&agent.pid()).expect("its channel");
+            assert_eq!(channel.role(), Role::Host);
+            let listed = |check| {
+                channel
+                    .evidence()
+                    .iter()
+                    .any(|one| one.check == check && one.passed)
+            };
+            assert!(["uid", "executable", "seals", "sent"].into_iter().all(listed));
+            (0..10).for_each(|round| ask(channel, &format!("{round} to {}", agent.pid())));
+        }
+        // One leaves, and the others stay.
+        let (first, rest) = agents.split_first().unwrap();
+        channels.remove(&first.pid()).unwrap().close();
+        first.expect("over");
+        assert_eq!(listener.size(), 4);
+        for agent in rest {
+            ask(channels.get_mut(&agent.pid()).unwrap(), "still there");
+        }
+    }
+}
+
+#[test]
+fn one_process_may_connect_many_times() {
+    const COUNT: usize = 60;
+    let (address, _keep) = fresh_address(false);
+    let listener = listen(&address, &small()).unwrap();
+    let mut agents = Actor::start("agents", &[&address.to_string(), &COUNT.to_string(), "20"]);
+    for _ in 0..COUNT {
+        let channel = accepted(&listener);
+        assert_eq!(channel.peer().pid, agents.pid());
+        thread::spawn(|| echo(channel));
+    }
+    agents.expect("all in");
+    agents.go_on();
+    agents.expect("all answered");
+    agents.go_on();
+    agents.finish();
+}
+
+/// A service that answers everybody by looking round, with one thread for all.
+struct Answering {
+    over: Arc<AtomicBool>,
+    thread: thread::JoinHandle<(Listener, usize)>,
+}
+
+impl Answering {
+    fn start(listener: Listener) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&over);
+        let thread = thread::spawn(move || {
+            let (mut channels, mut refusals) = (Vec::new(), 0);
+            let mut message = [0; 64];
+            while !stop.load(Ordering::Acquire) {
+                let mut idle = true;
+                while let Some(arrival) = listener.try_accept().expect("news") {
+                    idle = false;
+                    match arrival {
+                        Arrival::Accepted(channel) => channels.push(channel),
+                        Arrival::Refused(refused) => {
+                            eprintln!("{}", refused.error);
+                            refusals += 1;
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+                channels.retain_mut(|channel| {
+                    while let Some(length) = channel.receiver().try_receive(&mut message).expect("sound") {
+                        idle = false;
+                        if !channel.sender().try_send(&message[..length]).unwrap_or(false) {
+                            return false;
+                        }
+                    }
+                    !channel.receiver().is_ended().expect("sound")
+                });
+                if idle {
+                    thread::sleep(Duration::from_millis(20));
+                    // Who only polls has to look at the line as well, to notice who has left.
+                    for channel in &mut channels {
+                        channel.receiver().listen().expect("sound");
+                    }
+                }
+            }
+            (listener, refusals)
+        });
+        Self { over, thread }
+    }
+
+    fn stop(self) -> (Listener, usize) {
+        self.over.store(true, Ordering::Release);
+        self.thread.join().expect("the service")
+    }
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[test]
+fn a_thousand_agents_at_once_are_all_served_and_nothing_stays_of_them() {
+    // In a process of its own, since it counts descriptors.
+    let service = Actor::start("thousand", &[]);
+    for news in ["all in", "all answered", "all gone"] {
+        service.expect(news);
+    }
+    service.finish();
+}
+
+fn thousand() {
+    more_descriptors();
+    let (address, _keep) = fresh_address(false);
+    let listener = listen(&address, &small()).unwrap();
+    // The door has what it needs once it has let somebody in.
+    let first = agent(&address);
+    accepted(&listener).close();
+    first.finish();
+    let before = descriptors();
+    let service = Answering::start(listener);
+    // 25 processes with 38 channels each, and 50 with one.
+    let start = |count| Actor::start("agents", &[&address.to_string(), count, "30"]);
+    let mut agents: Vec<_> = (0..75)
+        .map(|number| start(if number < 25 { "38" } else { "1" }))
+        .collect();
+    for agent in &agents {
+        agent.expect("all in");
+    }
+    say("all in");
+    // All are connected, and all begin to talk.
+    agents.iter_mut().for_each(Actor::go_on);
+    for agent in &agents {
+        agent.expect("all answered");
+    }
+    say("all answered");
+    // Half of them leave as they should, and half are killed.
+    for (number, mut agent) in agents.into_iter().enumerate() {
+        if number % 2 == 0 {
+            agent.kill();
+        } else {
+            agent.go_on();
+            agent.finish();
+        }
+    }
+    let end = Instant::now() + PATIENCE;
+    while descriptors() > before {
+        assert!(
+            Instant::now() < end,
+            "{} descriptors, {before} before",
+            descriptors()
+        );
+        thread::yield_now();
+    }
+    say("all gone");
+    let (listener, refusals) = service.stop();
+    assert_eq!((listener.size(), refusals), (0, 0));
+}
+
+/// Accepts so many, until all are in, and holds them until the crowd has ended.
+fn serve_crowd(listener: &Listener, mut crowd: Actor, count: usize) {
+    let channels: Vec<_> = (0..count).map(|_| accepted(listener)).collect();
+    crowd.expect("all in");
+    crowd.go_on();
+    crowd.finish();
+    drop(channels);
+}
+
+#[test]
+fn a_crowd_of_threads_in_one_process_is_served_in_turns() {
+    const COUNT: usize = 150;
+    let (address, _keep) = fresh_address(false);
+    let listener = listen(&address, &small()).unwrap();
+    let crowd = Actor::start("crowd", &[&address.to_string(), &COUNT.to_string()]);
+    serve_crowd(&listener, crowd, COUNT);
+}
+
+#[test]
+fn whoever_dawdles_at_any_step_holds_up_nobody() {
+    let (address, _keep) = fresh_address(false);
+    let listener = listen(&address, &small()).unwrap();
+    let dawdlers: Vec<_> = wire::GUEST_STEPS[..5]
+        .iter()
+        .map(|step| Actor::start("stop at", &[&address.to_string(), step]))
+        .collect();
+    for dawdler in &dawdlers {
+        dawdler.expect("there");
+    }
+    let agent = agent(&address);
+    assert_eq!(accepted(&listener).peer().pid, agent.pid());
+    // They left, each as it stood there, and that is told.
+    let mut missing: Vec<_> = dawdlers.iter().map(Actor::pid).collect();
+    drop(dawdlers);
+    while !missing.is_empty() {
+        let Refused { error, identity, .. } = refused(&listener);
+        assert_eq!(error.code(), "PEER_LOST", "{error}");
+        let pid = identity.expect("its identity").pid;
+        missing.remove(missing.iter().position(|one| *one == pid).expect("one of them"));
+    }
+}
+
+#[test]
+fn a_silent_crowd_of_many_processes_holds_up_nobody() {
+    let (address, _keep) = fresh_address(false);
+    // Nobody's time is over before the test is.
+    let listener = listen(&address, &small()).unwrap();
+    let start = |_| Actor::start("silent", &[&address.to_string(), "30"]);
+    // More than find room: those who have been silent for longest give way.
+    let silent: Vec<_> = (0..8).map(start).collect();
+    for silent in &silent {
+        silent.expect("silent");
+    }
+    let agents: Vec<_> = (0..5).map(|_| agent(&address)).collect();
+    let mut met = 0;
+    while met < agents.len() {
+        match listener.accept().unwrap() {
+            Arrival::Accepted(channel) => {
+                assert!(agents.iter().any(|agent| agent.pid() == channel.peer().pid));
+                met += 1;
+            }
+            Arrival::Refused(refused) => {
+                assert_eq!(refused.error.code(), "HANDSHAKE_TIMEOUT", "{}", refused.error);
+                let pid = refused.identity.expect("its identity").pid;
+                assert!(silent.iter().any(|silent| silent.pid() == pid));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_process_with_too_many_connections_is_refused_the_next_and_told() {
+    let (address, _keep) = fresh_address(false);
+    let listener = listen(&address, &small()).unwrap();
+    let greedy = Actor::start("silent", &[&address.to_string(), "40"]);
+    greedy.expect("silent");
+    for _ in 0..8 {
+        let Refused { error, identity, .. } = refused(&listener);
+        assert!(matches!(error, Error::AddressOccupied { .. }), "{error}");
+        assert!(error.to_string().contains("32 handshakes"), "{error}");
+        assert_eq!(identity.map(|identity| identity.pid), Some(greedy.pid()));
+    }
+    let agent = agent(&address);
+    assert_eq!(accepted(&listener).peer().pid, agent.pid());
+}
+
+#[test]
+fn a_silent_one_is_refused_at_its_deadline() {
+    let (address, _keep) = fresh_address(false);
+    let listener = listen(&address, &small().timeout(Duration::from_millis(200))).unwrap();
+    let mut stream = wire::connect(&address.to_string());
+    // This process itself: refused at once, whatever it says.
+    let Refused { error, .. } = refused(&listener);
+    assert!(matches!(error, Error::AddressOccupied { .. }), "{error}");
+    stream.read_to_end(&mut Vec::new()).unwrap();
+    let silent = Actor::start("silent", &[&address.to_string(), "1"]);
+    let Refused { error, identity, .. } = refused(&listener);
+    assert!(matches!(error, Error::HandshakeTimeout { .. }), "{error}");
+    let identity = identity.expect("its identity");
+    assert_eq!(
+        (identity.pid, identity.executable.is_some()),
+        (silent.pid(), true)
+    );
+}
+
+#[test]
+fn a_full_service_says_so_and_takes_the_next_when_one_has_left() {
+    let (address, _keep) = fresh_address(false);
+    let listener = listen(&address, &small().max_peers(2)).unwrap();
+    let mut agents = [agent(&address), agent(&address)];
+    let mut channels = [accepted(&listener), accepted(&listener)];
+    for agent in &agents {
+        assert!(agent.hear().starts_with("guest"));
+    }
+    let third = agent(&address);
+    let answer = third.hear();
+    assert!(
+        answer.starts_with("ADDRESS_OCCUPIED") && answer.contains("the service is full, with 2 at once"),
+        "{answer}"
+    );
+    let Refused { error, identity, .. } = refused(&listener);
+    assert_eq!(error.code(), "ADDRESS_OCCUPIED");
+    assert_eq!(identity.map(|identity| identity.pid), Some(third.pid()));
+    // One who waits gets in once another was closed…
+    let mut patient = Actor::start("patient agent", &[&address.to_string()]);
+    assert_eq!(refused(&listener).error.code(), "ADDRESS_OCCUPIED");
+    let closed = channels[0].peer().pid;
+    let [first, mut second] = channels;
+    first.close();
+    channels = [next_accepted(&listener), {
+        ask(&mut second, "still there");
+        second
+    }];
+    assert_eq!(channels[0].peer().pid, patient.pid());
+    patient.expect("in");
+    // …or was killed, though nobody here has looked at its channel.
+    let killed = agents.iter_mut().find(|agent| agent.pid() != closed).unwrap();
+    killed.kill();
+    let fourth = agent(&address);
+    assert_eq!(accepted(&listener).peer().pid, fourth.pid());
+    assert_eq!(channels[1].receiver().receive(&mut [0; 8]).unwrap(), None);
+    patient.kill();
+}
+
+fn next_accepted(listener: &Listener) -> Channel {
+    loop {
+        if let Arrival::Accepted(channel) = listener.accept().expect("news") {
+            return channel;
+        }
+    }
+}
+
+#[test]
+fn a_listener_that_closes_keeps_its_channels_or_closes_them_as_asked() {
+    for channels in [Channels::Keep, Channels::Close] {
+        let (address, keep) = fresh_address(true);
+        let listener = listen(&address, &small()).unwrap();
+        let first = agent(&address);
+        let mut channel = accepted(&listener);
+        assert!(first.hear().starts_with("guest"));
+        // This one is connected, and nobody has asked for it.
+        let second = agent(&address);
+        assert!(second.hear().starts_with("guest"));
+        listener.close(channels);
+        assert_eq!(std::fs::read_dir(keep.unwrap().path()).unwrap().count(), 0);
+        assert!(matches!(listener.accept(), Err(Error::Closed(_))));
+        assert!(matches!(listener.try_accept(), Err(Error::Closed(_))));
+        second.expect("over");
+        if channels == Channels::Keep {
+            ask(&mut channel, "still there");
+            assert_eq!(listener.size(), 1);
+        } else {
+            assert_eq!(channel.receiver().close_reason(), Some(CloseReason::Closed));
+            first.expect("over");
+            assert_eq!(listener.size(), 0);
+        }
+        listener.close(Channels::Close);
+        let error = connect(&address, &small()).unwrap_err();
+        assert!(
+            matches!(error, Error::PeerLost(_) | Error::AddressInvalid { .. }),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn where_nobody_listens_that_is_said_or_waited_for() {
+    let (address, keep) = fresh_address(true);
+    let (nowhere, _) = fresh_address(false);
+    let path = address.as_path().unwrap();
+    let missing = Address::path(path.parent().unwrap().join("none/socket")).unwrap();
+    for (address, code, reason) in [
+        (&address, "PEER_LOST", "nobody listens at"),
+        (&nowhere, "PEER_LOST", "nobody listens at"),
+        (&missing, "ADDRESS_INVALID", "directory does not exist"),
+    ] {
+        let error = connect(address, &small()).unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+    // What a killed service leaves is nobody too.
+    let mut killed = Actor::start("service", &[&address.to_string()]);
+    killed.expect("listening");
+    killed.kill();
+    assert!(path.exists());
+    assert_eq!(connect(&address, &small()).unwrap_err().code(), "PEER_LOST");
+    let patient = Actor::start("patient agent", &[&address.to_string()]);
+    let listener = listen(&address, &small()).unwrap();
+    assert_eq!(accepted(&listener).peer().pid, patient.pid());
+    drop(listener);
+    assert_eq!(std::fs::read_dir(keep.unwrap().path()).unwrap().count(), 0);
+}
+
+#[test]
+fn one_address_has_one_service_and_the_next_may_wait_for_it() {
+    for named in [true, false] {
+        let (address, _keep) = fresh_address(named);
+        let first = listen(&address, &small()).unwrap();
+        let error = listen(&address, &small()).unwrap_err();
+        assert!(matches!(error, Error::AddressOccupied { .. }), "{error}");
+        let next = {
+            let address = address.clone();
+            thread::spawn(move || listen(&address, &small().wait(true)))
+        };
+        let agent = agent(&address);
+        assert_eq!(accepted(&first).peer().pid, agent.pid());
+        first.close(Channels::Keep);
+        assert!(next.join().unwrap().is_ok());
+    }
+}
+
+#[test]
+fn a_pair_and_a_service_do_not_mix() {
+    let (address, _keep) = fresh_address(false);
+    let listener = listen(&address, &small()).unwrap();
+    let stray = Actor::start("join", &[&address.to_string()]);
+    let both = ["one of a pair (join)", "a service or its agent (listen, connect)"];
+    let answer = stray.hear();
+    assert!(
+        answer.starts_with("PROTOCOL") && both.iter().all(|kind| answer.contains(kind)),
+        "{answer}"
+    );
+    let error = refused(&listener).error;
+    assert!(
+        matches!(&error, Error::Protocol(what) if both.iter().all(|kind| what.contains(kind))),
+        "{error}"
+    );
+    drop(listener);
+
+    let host = join_later(&address, &small());
+    wait_for_host(&address);
+    let stray = agent(&address);
+    assert!(stray.hear().starts_with("PROTOCOL"));
+    let partner = Actor::start("join", &[&address.to_string()]);
+    partner.expect("in");
+    assert_eq!(host.join().unwrap().expect("a channel").peer().pid, partner.pid());
+}
+
+#[test]
+fn a_listener_that_nobody_asks_takes_in_so_many_and_the_rest_when_it_is_asked() {
+    const COUNT: usize = 150;
+    let (address, _keep) = fresh_address(false);
+    let listener = listen(&address, &small()).unwrap();
+    let crowd = Actor::start("crowd", &[&address.to_string(), &COUNT.to_string()]);
+    let end = Instant::now() + PATIENCE;
+    while listener.size() < 64 {
+        assert!(Instant::now() < end, "{} taken in", listener.size());
+        thread::yield_now();
+    }
+    // It goes no further, however long it is given.
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(listener.size(), 64);
+    serve_crowd(&listener, crowd, COUNT);
+}
+
+#[test]
+fn a_paused_listener_lets_newcomers_wait() {
+    let (address, _keep) = fresh_address(false);
+    let listener = listen(&address, &small()).unwrap();
+    listener.pause();
+    let agent = agent(&address);
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(listener.size(), 0);
+    listener.resume();
+    assert_eq!(accepted(&listener).peer().pid, agent.pid());
+}
+
+#[test]
+fn listening_and_waiting_can_be_called_off() {
+    let (address, keep) = fresh_address(true);
+    let canceller = Canceller::new().unwrap();
+    let options = small().canceller(canceller.clone()).wait(true);
+    let waiting = {
+        let (address, options) = (address.clone(), options.clone());
+        thread::spawn(move || connect(&address, &options))
+    };
+    canceller.cancel();
+    assert!(matches!(waiting.join().unwrap(), Err(Error::Aborted)));
+
+    let canceller = Canceller::new().unwrap();
+    let options = small().canceller(canceller.clone()).wait(true);
+    let listener = listen(&address, &options).unwrap();
+    let second = {
+        let (address, options) = (address.clone(), options.clone());
+        thread::spawn(move || listen(&address, &options))
+    };
+    let agent = agent(&address);
+    let mut channel = accepted(&listener);
+    canceller.cancel();
+    assert!(matches!(listener.accept(), Err(Error::Aborted)));
+    assert!(matches!(listener.accept(), Err(Error::Aborted)));
+    // Either called off while it waited, or bound in the moment that the first had left, and called off there.
+    if let Ok(second) = second.join().unwrap() {
+        assert!(matches!(second.accept(), Err(Error::Aborted)));
+    }
+    ask(&mut channel, "still there");
+    drop(channel);
+    agent.finish();
+    drop(listener);
+    assert_eq!(std::fs::read_dir(keep.unwrap().path()).unwrap().count(), 0);
+}
+
+#[test]
+fn agents_of_two_users_talk_while_a_third_is_refused() {
+    let Some(strangers) = Strangers::new() else { return };
+    let (first, second, third) = (STRANGER, STRANGER + 1, STRANGER + 2);
+    for address in [strangers.address(), fresh_address(false).0] {
+        let options = small().mode(0o666).policy(Policy::new().uids([first, second]));
+        let listener = listen(&address, &options).unwrap();
+        let text = address.to_string();
+        let agents = [first, second].map(|uid| strangers.start_as(uid, "any agent", &[&text]));
+        let mut channels = [accepted(&listener), accepted(&listener)];
+        for agent in &agents {
+            agent.expect("guest of 0");
+        }
+        let mut uids = channels.each_ref().map(|channel| channel.peer().uid);
+        uids.sort_unstable();
+        assert_eq!(uids, [first, second]);
+        for round in 0..20 {
+            for channel in &mut channels {
+                ask(channel, &round.to_string());
+            }
+            if round % 10 == 0 {
+                let stranger = strangers.start_as(third, "any agent", &[&text]);
+                let Refused { error, identity, .. } = refused(&listener);
+                let refusal = error.refusal().expect("a refusal");
+                assert_eq!(
+                    (refusal.check.as_str(), refusal.found.as_str()),
+                    ("uid", &*third.to_string())
+                );
+                assert!(refusal.wanted.contains(&first.to_string()), "{refusal}");
+                let identity = identity.expect("its identity");
+                assert_eq!((identity.pid, identity.uid), (stranger.pid(), third));
+                assert!(stranger.hear().starts_with("PEER_REFUSED by peer: true"));
+            }
+        }
+    }
+}

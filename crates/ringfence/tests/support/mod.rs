@@ -1,0 +1,302 @@
+//! What the tests of two processes share: starting this very test binary again in a role, and hearing from it.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::allow_attributes,
+    reason = "each test binary uses a part of it"
+)]
+
+pub mod wire;
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::{
+        Once,
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::unistd::geteuid;
+use ringfence::{Address, Channel, Options, ParentLine, join, spawn};
+
+/// Longer than anything takes on a loaded machine, shorter than anybody waits.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A test that waits for ever has failed: after this, its process ends, whoever it is that waits.
+const LIMIT: Duration = Duration::from_secs(600);
+
+fn limit() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        thread::spawn(|| {
+            thread::sleep(LIMIT);
+            eprintln!("a test hangs: {LIMIT:?} have passed");
+            std::process::abort();
+        });
+    });
+}
+
+/// Lines that are news; the rest is the test harness talking.
+const NEWS: &str = "@@ ";
+
+static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+
+/// Another file with the content of this executable, which can be executed. Copied by another process: a child that a
+/// thread of this one forks meanwhile would hold the file open for writing, and it could not be executed then (ETXTBSY).
+pub fn copy_of_this_executable(to: &Path) {
+    let own = std::env::current_exe().expect("this executable");
+    let copied = Command::new("cp").arg(own).arg(to).status();
+    assert!(copied.is_ok_and(|status| status.success()), "{}", to.display());
+}
+
+/// An address that no other test has.
+pub fn fresh_address(named: bool) -> (Address, Option<tempfile::TempDir>) {
+    if named {
+        let directory = tempfile::tempdir().expect("a directory");
+        let address = Address::path(directory.path().join("socket")).expect("an address");
+        return (address, Some(directory));
+    }
+    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let name = format!("ringfence-test-{}-{number}", std::process::id());
+    (Address::abstract_name(name).expect("an address"), None)
+}
+
+/// Small rings: the tests make thousands.
+pub fn small() -> Options {
+    Options::new().capacity(4096).timeout(PATIENCE)
+}
+
+/// Another process of this executable, in a role. Killed when dropped.
+pub struct Actor {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    news: Receiver<String>,
+}
+
+impl Actor {
+    pub fn start(role: &str, arguments: &[&str]) -> Self {
+        Self::start_from(std::env::current_exe().expect("this executable"), role, arguments)
+    }
+
+    pub fn start_from(executable: PathBuf, role: &str, arguments: &[&str]) -> Self {
+        Self::run(Command::new(executable), role, arguments)
+    }
+
+    /// `command` is this executable, however it is started.
+    pub fn run(command: Command, role: &str, arguments: &[&str]) -> Self {
+        let mut command = Self::prepare(command, role, arguments);
+        Self::hear_from(command.spawn().expect("a process"))
+    }
+
+    /// One that inherits a private line.
+    pub fn spawn(role: &str, arguments: &[&str]) -> (Self, ParentLine) {
+        Self::spawn_from(
+            &std::env::current_exe().expect("this executable"),
+            role,
+            arguments,
+        )
+    }
+
+    pub fn spawn_from(executable: &Path, role: &str, arguments: &[&str]) -> (Self, ParentLine) {
+        let command = Self::prepare(Command::new(executable), role, arguments);
+        let (child, line) = spawn(command).expect("a process");
+        (Self::hear_from(child), line)
+    }
+
+    fn prepare(mut command: Command, role: &str, arguments: &[&str]) -> Command {
+        limit();
+        command
+            .args(["--exact", "role", "--nocapture", "--test-threads=1"])
+            .env("RINGFENCE_ROLE", role)
+            .env("RINGFENCE_ARGUMENTS", arguments.join("\n"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        command
+    }
+
+    /// One of several, whose news come together: what each says has its number.
+    pub fn start_among(number: usize, news: Sender<(usize, String)>, role: &str, arguments: &[&str]) -> Self {
+        let executable = std::env::current_exe().expect("this executable");
+        let mut command = Self::prepare(Command::new(executable), role, arguments);
+        let child = command.spawn().expect("a process");
+        Self::hear_by(child, channel().1, move |text| news.send((number, text)).is_ok())
+    }
+
+    fn hear_from(child: Child) -> Self {
+        let (sender, news) = channel();
+        Self::hear_by(child, news, move |text| sender.send(text).is_ok())
+    }
+
+    fn hear_by(
+        mut child: Child,
+        news: Receiver<String>,
+        mut hear: impl FnMut(String) -> bool + Send + 'static,
+    ) -> Self {
+        let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                // The harness prints the name of the test without a line's end before it runs it.
+                if let Some((_, text)) = line.split_once(NEWS)
+                    && !hear(text.to_owned())
+                {
+                    break;
+                }
+            }
+        });
+        let stdin = child.stdin.take();
+        Self { child, stdin, news }
+    }
+
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).expect("a pid")
+    }
+
+    /// The next thing that it says. Panics if it says nothing more.
+    pub fn hear(&self) -> String {
+        self.news
+            .recv_timeout(PATIENCE)
+            .expect("news of the other process")
+    }
+
+    pub fn expect(&self, wanted: &str) {
+        assert_eq!(self.hear(), wanted);
+    }
+
+    /// What it has said already, if anything.
+    pub fn heard(&self) -> Option<String> {
+        self.news.try_recv().ok()
+    }
+
+    /// Lets a role that waits go on.
+    pub fn go_on(&mut self) {
+        self.tell("");
+    }
+
+    /// A word to a role that takes one.
+    pub fn tell(&mut self, word: &str) {
+        let stdin = self.stdin.as_mut().expect("its input is open");
+        stdin
+            .write_all(format!("{word}\n").as_bytes())
+            .and_then(|()| stdin.flush())
+            .expect("it listens");
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().expect("SIGKILL");
+        self.child.wait().expect("its end");
+    }
+
+    /// Waits until it has ended by itself, well.
+    pub fn finish(mut self) {
+        self.stdin = None;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("its end") {
+                assert!(status.success(), "the other process failed: {status}");
+                return;
+            }
+            assert!(Instant::now() < end, "the other process does not end");
+            thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Another user, whom nothing belongs to.
+pub const STRANGER: u32 = 65001;
+
+/// Where root runs the tests, another user can play along, from a copy of this executable that it may run.
+pub struct Strangers(tempfile::TempDir);
+
+impl Strangers {
+    pub fn new() -> Option<Self> {
+        if !geteuid().is_root() {
+            eprintln!("skipped: it takes root to be another user");
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        copy_of_this_executable(&directory.path().join("copy"));
+        Some(Self(directory))
+    }
+
+    pub fn start(&self, role: &str, address: &Address) -> Actor {
+        self.start_as(STRANGER, role, &[&address.to_string()])
+    }
+
+    pub fn start_as(&self, uid: u32, role: &str, arguments: &[&str]) -> Actor {
+        let mut command = Command::new("setpriv");
+        let id = uid.to_string();
+        command
+            .args(["--reuid", &id, "--regid", &id, "--clear-groups"])
+            .arg(self.0.path().join("copy"));
+        Actor::run(command, role, arguments)
+    }
+
+    /// A path in a directory that everybody may pass through, and only root may write.
+    pub fn address(&self) -> Address {
+        let directory = self.0.path().join("open");
+        if !directory.exists() {
+            std::fs::create_dir(&directory).unwrap();
+            std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o711)).unwrap();
+        }
+        Address::path(directory.join("socket")).unwrap()
+    }
+}
+
+/// Inside another process: says something to the test.
+pub fn say(text: impl AsRef<str>) {
+    println!("\n{NEWS}{}", text.as_ref());
+}
+
+/// Inside another process: waits for the test.
+pub fn wait_for_test() {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).expect("the test's word");
+}
+
+/// Inside another process: the role and its arguments; `None` in the test itself.
+pub fn role() -> Option<(String, Vec<String>)> {
+    let role = std::env::var("RINGFENCE_ROLE").ok()?;
+    limit();
+    let arguments = std::env::var("RINGFENCE_ARGUMENTS").unwrap_or_default();
+    Some((role, arguments.lines().map(str::to_owned).collect()))
+}
+
+/// Joins on a thread, so that the test can do something meanwhile.
+pub fn join_later(address: &Address, options: &Options) -> thread::JoinHandle<ringfence::Result<Channel>> {
+    let (address, options) = (address.clone(), options.clone());
+    thread::spawn(move || join(&address, &options))
+}
+
+/// Waits until somebody listens at the address, whoever it is.
+pub fn wait_for_host(address: &Address) {
+    let end = Instant::now() + PATIENCE;
+    let wanted = address.to_string();
+    loop {
+        let table = std::fs::read_to_string("/proc/net/unix").expect("the table of sockets");
+        // The flag is __SO_ACCEPTCON: it listens.
+        let listens = |line: &str| {
+            let mut fields = line.split_whitespace();
+            fields.nth(3) == Some("00010000") && fields.next_back() == Some(&wanted)
+        };
+        if table.lines().any(listens) {
+            return;
+        }
+        assert!(Instant::now() < end, "nobody listens at {wanted}");
+        thread::yield_now();
+    }
+}

@@ -1,0 +1,338 @@
+//! The protocol by hand, as docs/protocol.md has it: for peers that do not keep to it.
+
+use std::{
+    io::{IoSlice, IoSliceMut, Read},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener, UnixStream},
+    },
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use memmap2::MmapRaw;
+use nix::{
+    fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl, open},
+    libc,
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        socket::{
+            AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+            UnixCredentials, recvmsg, sendmsg, setsockopt, socketpair, sockopt,
+        },
+        stat::Mode,
+    },
+};
+
+pub const CAPACITY: u64 = 4096;
+/// Header page, ring, overhang rounded to a page.
+const SIZE: u64 = 4096 + CAPACITY + 4096;
+
+pub fn frame(magic: [u8; 8], version: u16, kind: u16, body: &[u8]) -> Vec<u8> {
+    let mut frame = magic.to_vec();
+    frame.extend_from_slice(&version.to_le_bytes());
+    frame.extend_from_slice(&kind.to_le_bytes());
+    frame.extend_from_slice(&u32::try_from(body.len()).unwrap().to_le_bytes());
+    frame.extend_from_slice(body);
+    frame
+}
+
+pub fn good(kind: u16, body: &[u8]) -> Vec<u8> {
+    frame(*b"ringfnce", 1, kind, body)
+}
+
+pub fn hello(echo: &[u8]) -> Vec<u8> {
+    hello_for(0, echo)
+}
+
+/// What a HELLO says its sender has come for.
+pub const SERVICE: u32 = 1;
+pub const MEMBERSHIP: u32 = 3;
+
+pub fn hello_for(meeting: u32, echo: &[u8]) -> Vec<u8> {
+    let mut body = vec![7; 32];
+    body.extend_from_slice(echo);
+    body.extend_from_slice(&CAPACITY.to_le_bytes());
+    body.extend_from_slice(&65536_u64.to_le_bytes());
+    body.extend_from_slice(&1_u32.to_le_bytes());
+    body.extend_from_slice(&[0; 4]);
+    body.extend_from_slice(&meeting.to_le_bytes());
+    body.extend_from_slice(&[0; 4]);
+    good(1, &body)
+}
+
+pub fn offer(echo: &[u8]) -> Vec<u8> {
+    let mut body = echo.to_vec();
+    body.extend_from_slice(&SIZE.to_le_bytes());
+    body.extend_from_slice(&CAPACITY.to_le_bytes());
+    // It takes no tokens.
+    body.extend_from_slice(&[0; 32]);
+    good(2, &body)
+}
+
+/// Sends bytes with this process's credentials, and a descriptor.
+pub fn send(socket: impl AsFd, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) {
+    send_with(socket, bytes, descriptor.as_slice());
+}
+
+/// The same with several descriptors.
+pub fn send_with(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+    let credentials = UnixCredentials::new();
+    let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut control = vec![ControlMessage::ScmCredentials(&credentials)];
+    if !raw.is_empty() {
+        control.push(ControlMessage::ScmRights(&raw));
+    }
+    let socket = socket.as_fd().as_raw_fd();
+    let sent = sendmsg::<()>(
+        socket,
+        &[IoSlice::new(bytes)],
+        &control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    );
+    assert_eq!(sent, Ok(bytes.len()));
+}
+
+/// Reads one frame's body. What comes with it is dropped by the kernel.
+pub fn receive(line: &mut UnixStream) -> std::io::Result<(u16, Vec<u8>)> {
+    let mut head = [0; 16];
+    line.read_exact(&mut head)?;
+    let kind = u16::from_le_bytes([head[10], head[11]]);
+    let length = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
+    let mut body = vec![0; length as usize];
+    line.read_exact(&mut body)?;
+    Ok((kind, body))
+}
+
+pub fn connect(address: &str) -> UnixStream {
+    let name = address.strip_prefix('@').expect("an abstract address");
+    let address = SocketAddr::from_abstract_name(name).expect("an address");
+    UnixStream::connect_addr(&address).expect("somebody listens")
+}
+
+pub fn listen(address: &str) -> UnixListener {
+    let name = address.strip_prefix('@').expect("an abstract address");
+    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).expect("an address"))
+        .expect("a listener");
+    setsockopt(&listener, sockopt::PassCred, &true).expect("SO_PASSCRED");
+    listener
+}
+
+/// Both ends of a private line.
+pub fn line() -> (UnixStream, OwnedFd) {
+    let (mine, theirs) = socketpair(
+        AddressFamily::Unix,
+        SockType::Stream,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .expect("a line");
+    (UnixStream::from(mine), theirs)
+}
+
+/// A sound object, and its owner's mapping.
+pub fn object() -> (OwnedFd, MmapRaw) {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let raw = memfd_create("by hand", flags).expect("a memfd");
+    let path = format!("/proc/self/fd/{}", raw.as_raw_fd());
+    let object = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).expect("reopened");
+    drop(raw);
+    fallocate(&object, FallocateFlags::empty(), 0, SIZE.try_into().unwrap()).expect("room");
+    let mut words = b"ringfnc1".to_vec();
+    words.extend_from_slice(&CAPACITY.to_le_bytes());
+    nix::sys::uio::pwrite(&object, &words, 0).expect("written");
+    let mapping = MmapRaw::map_raw(&object).expect("mapped");
+    let seals = SealFlag::F_SEAL_FUTURE_WRITE
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_SEAL;
+    fcntl(&object, FcntlArg::F_ADD_SEALS(seals)).expect("sealed");
+    // SAFETY: F_SETLEASE takes an integer.
+    let leased = unsafe { libc::fcntl(object.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) };
+    assert_eq!(leased, 0);
+    (object, mapping)
+}
+
+/// The steps of a guest, each the last for one that stops there.
+pub const GUEST_STEPS: [&str; 6] = ["connected", "half a HELLO", "HELLO", "answered", "OFFER", "READY"];
+
+/// A guest by hand that stops after a step, or goes to the end. `in_pieces`: every byte of HELLO by itself.
+pub fn guest(address: &str, stop_at: &str, in_pieces: bool, stopped: impl FnMut()) {
+    guest_for(0, address, stop_at, in_pieces, stopped);
+}
+
+/// As `guest`, for what it says it has come for.
+pub fn guest_for(meeting: u32, address: &str, stop_at: &str, in_pieces: bool, mut stopped: impl FnMut()) {
+    let stream = connect(address);
+    let mut stop = |step: &str| {
+        if step == stop_at {
+            stopped();
+        }
+    };
+    stop("connected");
+    let (mut mine, theirs) = line();
+    let hello = hello_for(meeting, &[0; 32]);
+    if stop_at == "half a HELLO" {
+        send(&stream, &hello[..hello.len() / 2], Some(theirs.as_fd()));
+        stop("half a HELLO");
+    }
+    if in_pieces {
+        for (at, byte) in hello.iter().enumerate() {
+            send(&stream, &[*byte], (at == 0).then(|| theirs.as_fd()));
+        }
+    } else {
+        send(&stream, &hello, Some(theirs.as_fd()));
+    }
+    drop(theirs);
+    stop("HELLO");
+    let (kind, body) = receive(&mut mine).expect("the host's HELLO");
+    assert_eq!(kind, 1);
+    let nonce = &body[..32];
+    stop("answered");
+    let (object, _mapping) = object();
+    send(&mine, &offer(nonce), Some(object.as_fd()));
+    assert_eq!(receive(&mut mine).expect("the host's OFFER").0, 2);
+    stop("OFFER");
+    send(&mine, &good(3, nonce), None);
+    assert_eq!(receive(&mut mine).expect("the host's READY").0, 3);
+    // From here on the host has a channel with it.
+    stop("READY");
+    // The line stays open until the host hangs up.
+    let _ = mine.read(&mut [0; 16]);
+}
+
+/// A guest by hand that has passed the handshake: from here on it may write into its region what it wants.
+pub struct Met {
+    pub line: UnixStream,
+    mapping: MmapRaw,
+}
+
+impl Met {
+    pub fn guest(address: &str) -> Self {
+        let stream = connect(address);
+        let (mut line, theirs) = line();
+        send(&stream, &hello(&[0; 32]), Some(theirs.as_fd()));
+        drop(theirs);
+        let (_, body) = receive(&mut line).expect("the host's HELLO");
+        let nonce = &body[..32];
+        let (object, mapping) = object();
+        send(&line, &offer(nonce), Some(object.as_fd()));
+        assert_eq!(receive(&mut line).expect("the host's OFFER").0, 2);
+        send(&line, &good(3, nonce), None);
+        assert_eq!(receive(&mut line).expect("the host's READY").0, 3);
+        Self { line, mapping }
+    }
+
+    /// Writes a word at an offset of its region.
+    pub fn write(&self, at: usize, word: u64) {
+        assert!(at.is_multiple_of(8) && at + 8 <= self.mapping.len());
+        // SAFETY: in bounds.
+        let place = unsafe { self.mapping.as_mut_ptr().add(at) };
+        // SAFETY: aligned, since the mapping is whole pages; only atomics and the peer's process touch it.
+        unsafe { AtomicU64::from_ptr(place.cast()) }.store(word, Ordering::Release);
+    }
+
+    pub fn ring_bell(&self) {
+        send(&self.line, &[1], None);
+    }
+}
+
+/// The steps of a host, each the last for one that stops there.
+pub const HOST_STEPS: [&str; 6] = ["listening", "accepted", "HELLO", "answered", "OFFER", "READY"];
+
+/// A host by hand that stops after a step.
+pub fn host(address: &str, stop_at: &str, mut stopped: impl FnMut()) {
+    let mut stop = |step: &str| {
+        if step == stop_at {
+            stopped();
+        }
+    };
+    let listener = listen(address);
+    stop("listening");
+    let (stream, _) = listener.accept().expect("a guest");
+    stop("accepted");
+    let (hello_of_guest, line) = receive_hello(&stream);
+    stop("HELLO");
+    let nonce = &hello_of_guest[16..48];
+    let mut line = UnixStream::from(line);
+    line.set_nonblocking(false).expect("a mode of its own");
+    send(&line, &hello(nonce), None);
+    stop("answered");
+    let (object, _mapping) = object();
+    send(&line, &offer(nonce), Some(object.as_fd()));
+    assert_eq!(receive(&mut line).expect("the guest's OFFER").0, 2);
+    stop("OFFER");
+    assert_eq!(receive(&mut line).expect("the guest's READY").0, 3);
+    send(&line, &good(3, nonce), None);
+    stop("READY");
+}
+
+/// The first answer of a host among members, and what the guest says to that, if it says anything.
+pub fn answer(stream: &UnixStream) {
+    stream.set_nonblocking(false).expect("a mode of its own");
+    let (hello_of_guest, line) = receive_hello(stream);
+    let mut line = UnixStream::from(line);
+    line.set_nonblocking(false).expect("a mode of its own");
+    send(&line, &hello_for(MEMBERSHIP, &hello_of_guest[16..48]), None);
+    let _ = receive(&mut line);
+}
+
+/// A host by hand among members, which passes what it is told to with its READY. Returns what the guest says to that.
+pub fn member_host(
+    address: &str,
+    listening: impl FnOnce(),
+    passed: impl FnOnce(&UnixListener) -> Vec<OwnedFd>,
+) -> String {
+    let listener = listen(address);
+    listening();
+    let (stream, _) = listener.accept().expect("a guest");
+    let (hello_of_guest, line) = receive_hello(&stream);
+    let nonce = &hello_of_guest[16..48];
+    let mut line = UnixStream::from(line);
+    line.set_nonblocking(false).expect("a mode of its own");
+    send(&line, &hello_for(MEMBERSHIP, nonce), None);
+    let (object, _mapping) = object();
+    send(&line, &offer(nonce), Some(object.as_fd()));
+    assert_eq!(receive(&mut line).expect("the guest's OFFER").0, 2);
+    assert_eq!(receive(&mut line).expect("the guest's READY").0, 3);
+    let passed = passed(&listener);
+    let descriptors: Vec<_> = passed.iter().map(AsFd::as_fd).collect();
+    send_with(&line, &good(3, nonce), &descriptors);
+    match receive(&mut line) {
+        Ok((4, body)) => format!(
+            "REFUSE {}",
+            String::from_utf8_lossy(&body[2..]).replace(char::is_control, " ")
+        ),
+        Ok((kind, _)) => format!("a frame of kind {kind}"),
+        Err(error) => format!("nothing: {error}"),
+    }
+}
+
+/// The guest's HELLO whole, and the line that comes with its first byte.
+fn receive_hello(stream: &UnixStream) -> (Vec<u8>, OwnedFd) {
+    let (mut hello, mut line) = (vec![0; 112], None);
+    let mut filled = 0;
+    while filled < hello.len() {
+        let mut slices = [IoSliceMut::new(&mut hello[filled..])];
+        let mut control = nix::cmsg_space!(UnixCredentials, [RawFd; 1]);
+        let received = recvmsg::<()>(
+            stream.as_raw_fd(),
+            &mut slices,
+            Some(&mut control),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        )
+        .expect("a HELLO");
+        for message in received.cmsgs().expect("whole control messages") {
+            if let ControlMessageOwned::ScmRights(descriptors) = message {
+                for raw in descriptors {
+                    // SAFETY: the kernel has just installed it for this process.
+                    line = Some(unsafe { OwnedFd::from_raw_fd(raw) });
+                }
+            }
+        }
+        assert!(received.bytes > 0, "the guest has left");
+        filled += received.bytes;
+    }
+    (hello, line.expect("a line comes with a HELLO"))
+}

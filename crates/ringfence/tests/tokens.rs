@@ -1,0 +1,701 @@
+//! Tokens: realtime signals that the two sides of a channel send each other, and that nobody else can.
+
+mod support;
+
+use std::{
+    fs,
+    os::unix::process::CommandExt,
+    process::Command,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    libc,
+    sys::{
+        resource::{Resource, setrlimit},
+        signal::{Signal, kill},
+        wait::{Id, WaitPidFlag, waitid},
+    },
+    unistd::Pid,
+};
+use ringfence::{Address, Canceller, Channel, Error, Options, Policy, Tokens, join};
+use support::{
+    Actor, PATIENCE, STRANGER, Strangers, fresh_address, say, small, wait_for_host, wait_for_test,
+};
+
+/// The default, which the forgers below count on.
+const NUMBER: i32 = 50;
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    if let "forge" = role.as_str() {
+        return forge(&arguments);
+    }
+    let address: Address = arguments[0].parse().unwrap();
+    match role.as_str() {
+        // Sends every token back, one more than it was.
+        "echo" => {
+            match arguments.get(1).map(String::as_str) {
+                // As before Linux 6.9.
+                Some("no threads") => forbid(libc::SYS_pidfd_open, Some((1, libc::O_EXCL)), libc::EINVAL),
+                // It cannot try what arrives with a signal, and so takes none.
+                Some("no trial") => forbid(libc::SYS_rt_tgsigqueueinfo, None, libc::EPERM),
+                _ => {}
+            }
+            let channel = join(&address, &small()).unwrap();
+            let tokens = channel.tokens();
+            say("joined");
+            if arguments.len() > 2 {
+                insist(&tokens, arguments[2].parse().unwrap());
+            }
+            while let Some(token) = tokens.token().unwrap() {
+                insist(&tokens, token + 1);
+            }
+            say(format!("{:?}", tokens.signal(1).unwrap_err().code()));
+        }
+        // Sends tokens, and is killed by its own hand at once.
+        "last words" => {
+            let channel = join(&address, &small()).unwrap();
+            let tokens = channel.tokens();
+            for token in 1..=3 {
+                insist(&tokens, token);
+            }
+            kill(Pid::this(), Signal::SIGKILL).unwrap();
+        }
+        "little room" => {
+            let limit = arguments[1].parse().unwrap();
+            setrlimit(Resource::RLIMIT_SIGPENDING, limit, limit).unwrap();
+            let channel = join(&address, &small()).unwrap();
+            let tokens = channel.tokens();
+            say("joined");
+            for wanted in 0.. {
+                let token = tokens.token().unwrap();
+                if token == Some(u64::MAX) {
+                    say(format!("{wanted} in order"));
+                    break;
+                }
+                assert_eq!(token, Some(wanted));
+            }
+            wait_for_test();
+        }
+        "gather" => {
+            let channel = join(&address, &small()).unwrap();
+            let tokens = channel.tokens();
+            say("joined");
+            let found: Vec<_> = std::iter::from_fn(|| tokens.token().unwrap()).collect();
+            say(format!("{found:?}"));
+            wait_for_test();
+        }
+        "leave alone" => {
+            let channel = join(&address, &small()).unwrap();
+            let tokens = channel.tokens();
+            say("joined");
+            wait_for_test();
+            // Whatever was made up is counted, and none of it handed out; what was not is.
+            let wanted: u64 = arguments[1].parse().unwrap();
+            until(|| tokens.strays() >= wanted);
+            say(format!("{} {:?}", tokens.strays(), tokens.try_token()));
+            let token = tokens.token_until(Instant::now() + PATIENCE).unwrap();
+            say(format!("{token:?} {} {}", tokens.strays(), tokens.dropped()));
+        }
+        "send 42" => {
+            let channel = join(&address, &small()).unwrap();
+            let tokens = channel.tokens();
+            say("joined");
+            wait_for_test();
+            insist(&tokens, 42);
+            wait_for_test();
+        }
+        "beset" => beset(&address, arguments[1].parse().unwrap()),
+        "part" => part(&address, arguments[1].parse().unwrap()),
+        "execute" => {
+            let mut channel = join(&address, &small()).unwrap();
+            say("joined");
+            channel.receiver().receive(&mut [0; 8]).unwrap();
+            let error = Command::new("sh")
+                .args(["-c", "echo; echo @@ alive; read x"])
+                .exec();
+            panic!("{error}");
+        }
+        "stranger" => {
+            let options = small().policy(Policy::new().uids([0]));
+            let channel = join(&address, &options).unwrap();
+            let tokens = channel.tokens();
+            say(format!("{:?}", tokens.token().unwrap()));
+            let error = tokens.signal(1).unwrap_err();
+            say(format!("{} {error}", error.code()));
+            // The channel goes on.
+            let (mut sender, _receiver) = channel.split();
+            sender.send(b"instead").unwrap();
+            wait_for_test();
+        }
+        _ => unreachable!("{role}"),
+    }
+}
+
+fn until(holds: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "waited in vain");
+        thread::yield_now();
+    }
+}
+
+/// Sends a token, however often the queue is full.
+fn insist(tokens: &Tokens, token: u64) {
+    loop {
+        match tokens.signal(token) {
+            Ok(()) => return,
+            Err(Error::NoSpace { .. }) => thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// From here on the kernel answers a system call of this thread, and of those that it starts, with an error (seccomp(2)): every
+/// such call, or those with this argument.
+fn forbid(call: libc::c_long, argument: Option<(u32, i32)>, error: i32) {
+    let statement = |code: u32, k: u32| libc::sock_filter {
+        code: u16::try_from(code).unwrap(),
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let (load, answer) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_RET | libc::BPF_K,
+    );
+    let other_than = |k: u32, skip: u8| libc::sock_filter {
+        jf: skip,
+        ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, k)
+    };
+    // What is looked at: the number, and behind it, the processor's and an address, the arguments of eight bytes each.
+    let call = u32::try_from(call).unwrap();
+    let (at, value) = argument.map_or((0, call), |(index, value)| {
+        (16 + 8 * index, value.cast_unsigned())
+    });
+    let mut filter = [
+        statement(load, 0),
+        other_than(call, 3),
+        statement(load, at),
+        other_than(value, 1),
+        statement(answer, libc::SECCOMP_RET_ERRNO | error.cast_unsigned()),
+        statement(answer, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: 6,
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: prctl takes integers here.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    let (mode, program) = (libc::SECCOMP_MODE_FILTER, &raw const program);
+    // SAFETY: the kernel reads the program, and the six statements that it points to.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, program) }, 0);
+}
+
+/// The threads of another process, each with its name.
+fn threads_of(process: i32) -> Vec<(i32, String)> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
+    tasks
+        .map(|task| {
+            let name = fs::read_to_string(task.path().join("comm")).unwrap();
+            let id = task.file_name().to_str().unwrap().parse().unwrap();
+            (id, name.trim().to_owned())
+        })
+        .collect()
+}
+
+/// The one that its tokens are sent to.
+fn thread_of(process: i32) -> i32 {
+    let threads = threads_of(process);
+    let (id, _) = threads
+        .iter()
+        .find(|(_, name)| name == "ringfence-signa")
+        .unwrap();
+    *id
+}
+
+/// A signal as anybody can make one up. Whether there was room for it.
+fn made_up(to: i32, thread: Option<i32>, from: i32, mailbox: i32, rest: [u8; 16]) -> bool {
+    // SAFETY: all-zero bytes are a valid siginfo.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    info.si_signo = NUMBER;
+    info.si_errno = mailbox;
+    info.si_code = libc::SI_QUEUE;
+    // SAFETY: a siginfo has 128 bytes.
+    let bytes = unsafe { std::slice::from_raw_parts_mut((&raw mut info).cast::<u8>(), 128) };
+    bytes[16..20].copy_from_slice(&from.to_ne_bytes());
+    bytes[24..32].copy_from_slice(&666_u64.to_ne_bytes());
+    bytes[32..48].copy_from_slice(&rest);
+    let info = &raw const info;
+    // SAFETY: the kernel reads one siginfo.
+    let result = unsafe {
+        match thread {
+            Some(thread) => libc::syscall(libc::SYS_rt_tgsigqueueinfo, to, thread, NUMBER, info),
+            None => libc::syscall(libc::SYS_rt_sigqueueinfo, to, NUMBER, info),
+        }
+    };
+    let error = std::io::Error::last_os_error();
+    assert!(
+        result == 0 || error.raw_os_error() == Some(libc::EAGAIN),
+        "{error}"
+    );
+    result == 0
+}
+
+/// Sends so many signals, half of them to the process and half to its threads, each in turn, however full the queue is.
+fn forge(arguments: &[String]) {
+    let to = arguments[0].parse().unwrap();
+    let count: usize = arguments[1].parse().unwrap();
+    let threads = threads_of(to);
+    for number in 0..count {
+        let thread = (number % 2 == 0).then(|| threads[number / 2 % threads.len()].0);
+        while !made_up(to, thread, to, 1, [7; 16]) {
+            thread::yield_now();
+        }
+    }
+    say("sent");
+    wait_for_test();
+}
+
+#[test]
+fn tokens_go_both_ways_and_keep_their_order() {
+    let (address, _keep) = fresh_address(false);
+    let other = Actor::start("echo", &[&address.to_string()]);
+    let channel = join(&address, &small()).unwrap();
+    other.expect("joined");
+    let tokens = channel.tokens();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for token in 0..2000 {
+                insist(&tokens, token << 40);
+            }
+        });
+        for token in 0..2000 {
+            assert_eq!(
+                tokens.token_until(Instant::now() + PATIENCE).unwrap(),
+                Some((token << 40) + 1)
+            );
+        }
+    });
+    assert_eq!(tokens.try_token(), None);
+    assert!(!tokens.is_ended());
+    assert_eq!(tokens.dropped(), 0);
+    let error = tokens
+        .token_until(Instant::now() + Duration::from_millis(1))
+        .unwrap_err();
+    assert!(matches!(error, Error::Aborted), "{error}");
+    channel.close();
+    assert_eq!(tokens.token().unwrap(), None);
+    assert!(tokens.is_ended());
+    assert_eq!(tokens.signal(1).unwrap_err().code(), "CLOSED");
+    other.expect("\"PEER_LOST\"");
+    other.finish();
+}
+
+/// Where a thread cannot be held, its number must do; and a process that cannot be sent tokens sends them all the same.
+#[test]
+fn an_older_kernel_and_a_filter_of_system_calls_cost_what_they_must() {
+    let (address, _keep) = fresh_address(false);
+    let other = Actor::start("echo", &[&address.to_string(), "no threads"]);
+    let channel = join(&address, &small()).unwrap();
+    other.expect("joined");
+    let tokens = channel.tokens();
+    for token in 0..200 {
+        insist(&tokens, token);
+        assert_eq!(
+            tokens.token_until(Instant::now() + PATIENCE).unwrap(),
+            Some(token + 1)
+        );
+    }
+    channel.close();
+    other.expect("\"PEER_LOST\"");
+    other.finish();
+
+    let (address, _keep) = fresh_address(false);
+    let other = Actor::start("echo", &[&address.to_string(), "no trial", "7"]);
+    let channel = join(&address, &small()).unwrap();
+    other.expect("joined");
+    let tokens = channel.tokens();
+    let error = tokens.signal(1).unwrap_err();
+    assert_eq!(error.code(), "UNSUPPORTED");
+    assert!(error.to_string().contains("does not hand on all"), "{error}");
+    assert_eq!(tokens.token_until(Instant::now() + PATIENCE).unwrap(), Some(7));
+    channel.close();
+    other.expect("\"PEER_LOST\"");
+    other.finish();
+}
+
+#[test]
+fn what_was_sent_before_a_death_comes_before_its_news() {
+    let mut met = 0;
+    while met < 30 {
+        let (address, _keep) = fresh_address(false);
+        let _other = Actor::start("last words", &[&address.to_string()]);
+        let channel = match join(&address, &small()) {
+            Ok(channel) => channel,
+            // It was ready, sent, and dead before this side's last look.
+            Err(Error::PeerLost(_)) => continue,
+            Err(error) => panic!("{error}"),
+        };
+        let tokens = channel.tokens();
+        met += 1;
+        let found: Vec<_> = std::iter::from_fn(|| tokens.token().unwrap()).collect();
+        assert_eq!(found, [1, 2, 3]);
+        assert_eq!(tokens.signal(4).unwrap_err().code(), "PEER_LOST");
+    }
+}
+
+/// Whoever is told of the end first has its thread say that it has heard what came before. Where the queue has no room for that
+/// signal either, another takes its place.
+#[test]
+fn what_was_sent_before_the_end_comes_though_the_queue_is_full() {
+    for _ in 0..10 {
+        let (address, _keep) = fresh_address(false);
+        let mut other = Actor::start("gather", &[&address.to_string()]);
+        let channel = join(&address, &small()).unwrap();
+        other.expect("joined");
+        stop(other.pid());
+        let tokens = channel.tokens();
+        for token in 0..50 {
+            insist(&tokens, token);
+        }
+        let none = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: the kernel reads one rlimit, and writes none.
+        let result = unsafe {
+            libc::prlimit(
+                other.pid(),
+                libc::RLIMIT_SIGPENDING,
+                &raw const none,
+                std::ptr::null_mut(),
+            )
+        };
+        assert_eq!(result, 0);
+        assert_eq!(tokens.signal(50).unwrap_err().code(), "NO_SPACE");
+        channel.close();
+        kill(Pid::from_raw(other.pid()), Signal::SIGCONT).unwrap();
+        other.expect(&format!("{:?}", (0..50).collect::<Vec<_>>()));
+        other.go_on();
+        other.finish();
+    }
+}
+
+/// Stops a child of this process, and waits until it is.
+fn stop(process: i32) {
+    let process = Pid::from_raw(process);
+    kill(process, Signal::SIGSTOP).unwrap();
+    waitid(Id::Pid(process), WaitPidFlag::WSTOPPED).unwrap();
+}
+
+#[test]
+fn several_threads_share_what_comes() {
+    let (address, _keep) = fresh_address(false);
+    let other = Actor::start("echo", &[&address.to_string()]);
+    let channel = join(&address, &small()).unwrap();
+    let tokens = channel.tokens();
+    let found = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while let Some(token) = tokens.token().unwrap() {
+                    found.lock().unwrap().push(token);
+                }
+            });
+        }
+        for token in 0..600 {
+            insist(&tokens, token);
+        }
+        until(|| found.lock().unwrap().len() == 600);
+        channel.close();
+    });
+    let mut found = found.into_inner().unwrap();
+    found.sort_unstable();
+    assert_eq!(found, (1..=600).collect::<Vec<_>>());
+    drop(other);
+}
+
+#[test]
+fn a_token_that_somebody_makes_up_is_counted_and_not_handed_out() {
+    let (address, _keep) = fresh_address(false);
+    let mut target = Actor::start("leave alone", &[&address.to_string(), "84"]);
+    wait_for_host(&address);
+    let mut peer = Actor::start("send 42", &[&address.to_string()]);
+    target.expect("joined");
+    peer.expect("joined");
+    let thread = thread_of(target.pid());
+    for _ in 0..20 {
+        until(|| made_up(target.pid(), None, peer.pid(), 1, [0; 16]));
+    }
+    // The mailboxes' numbers can be guessed.
+    for mailbox in 0..64 {
+        until(|| made_up(target.pid(), Some(thread), peer.pid(), mailbox, [0; 16]));
+    }
+    target.go_on();
+    target.expect("84 None");
+    peer.go_on();
+    target.expect("Some(42) 84 0");
+    target.finish();
+}
+
+#[test]
+fn a_full_queue_is_an_error_and_what_was_taken_comes() {
+    const LIMIT: u64 = 1000;
+    let (address, _keep) = fresh_address(false);
+    let mut other = Actor::start("little room", &[&address.to_string(), &LIMIT.to_string()]);
+    let channel = join(&address, &small()).unwrap();
+    other.expect("joined");
+    let tokens = channel.tokens();
+    stop(other.pid());
+    let mut sent = 0;
+    let error = loop {
+        match tokens.signal(sent) {
+            Ok(()) => sent += 1,
+            Err(error) => break error,
+        }
+        assert!(sent <= LIMIT);
+    };
+    assert_eq!(error.code(), "NO_SPACE", "{error}");
+    assert!(error.to_string().contains("RLIMIT_SIGPENDING"), "{error}");
+    // The channel is what it was.
+    let (mut sender, _receiver) = channel.split();
+    sender.send(b"there is room here").unwrap();
+    kill(Pid::from_raw(other.pid()), Signal::SIGCONT).unwrap();
+    insist(&tokens, u64::MAX);
+    other.expect(&format!("{sent} in order"));
+    other.go_on();
+    other.finish();
+}
+
+/// Messages and tokens go to and fro while somebody floods the process with signals, which interrupt threads that do nothing
+/// but ask for memory and take locks.
+#[test]
+fn a_flood_of_signals_costs_neither_messages_nor_tokens() {
+    const FLOOD: u64 = 100_000;
+    let (address, _keep) = fresh_address(false);
+    let mut beset = Actor::start("beset", &[&address.to_string(), &FLOOD.to_string()]);
+    let channel = join(&address, &small()).unwrap();
+    beset.expect("joined");
+    let mut forger = Actor::start("forge", &[&beset.pid().to_string(), &FLOOD.to_string()]);
+    let tokens = channel.tokens();
+    let (mut sender, mut receiver) = channel.split();
+    let over = AtomicBool::new(false);
+    let (messages, words) = thread::scope(|scope| {
+        let messages = scope.spawn(|| {
+            let mut sent = 0_u64;
+            while !over.load(Ordering::Relaxed) {
+                sender.send(&sent.to_le_bytes()).unwrap();
+                let mut answer = [0; 8];
+                assert_eq!(receiver.receive(&mut answer).unwrap(), Some(8));
+                assert_eq!(u64::from_le_bytes(answer), sent);
+                sent += 1;
+            }
+            sent
+        });
+        let words = scope.spawn(|| {
+            let mut sent = 0;
+            while !over.load(Ordering::Relaxed) {
+                insist(&tokens, sent);
+                assert_eq!(tokens.token_until(Instant::now() + PATIENCE).unwrap(), Some(sent));
+                sent += 1;
+            }
+            sent
+        });
+        forger.expect("sent");
+        over.store(true, Ordering::Relaxed);
+        (messages.join().unwrap(), words.join().unwrap())
+    });
+    forger.go_on();
+    assert!(messages > 0 && words > 0);
+    beset.go_on();
+    beset.expect(&FLOOD.to_string());
+    drop((sender, receiver));
+    beset.expect(&words.to_string());
+    beset.finish();
+}
+
+/// Sends messages and tokens back, and works meanwhile.
+fn beset(address: &Address, flood: u64) {
+    let channel = join(address, &small()).unwrap();
+    let tokens = channel.tokens();
+    let (mut sender, mut receiver) = channel.split();
+    let before = resident();
+    let over = AtomicBool::new(false);
+    let counted = Mutex::new(0_u64);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let block = vec![1_u8; 100 + std::hint::black_box(400)];
+                    *counted.lock().unwrap() += u64::from(block[7]);
+                }
+            });
+        }
+        scope.spawn(|| {
+            let mut message = [0; 8];
+            while let Some(length) = receiver.receive(&mut message).unwrap() {
+                sender.send(&message[..length]).unwrap();
+            }
+        });
+        let words = scope.spawn(|| {
+            let mut count = 0;
+            while let Some(token) = tokens.token().unwrap() {
+                insist(&tokens, token);
+                count += 1;
+            }
+            count
+        });
+        say("joined");
+        wait_for_test();
+        until(|| tokens.strays() >= flood);
+        let grown = resident().saturating_sub(before);
+        assert!(grown < 32 << 20, "{grown} bytes more are resident");
+        say(tokens.strays().to_string());
+        // Until the channel ends.
+        say(words.join().unwrap().to_string());
+        over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Bytes of this process's own memory that are resident.
+fn resident() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+/// Whoever closes gives its number back, and the default of a realtime signal is to end the process: the other's tokens must
+/// not reach it then.
+#[test]
+fn two_that_part_while_they_send_tokens_both_live() {
+    let (address, _keep) = fresh_address(false);
+    let address = address.to_string();
+    let mut one = Actor::start("part", &[&address, "150"]);
+    // One of the two may take for met what the other does not, so only one counts.
+    let mut other = Actor::start("part", &[&address, "1000000"]);
+    one.expect("parted");
+    one.go_on();
+    other.go_on();
+    other.expect("parted");
+    one.finish();
+    other.finish();
+}
+
+fn part(address: &Address, rounds: u32) {
+    let enough = Canceller::new().unwrap();
+    let told = enough.clone();
+    let listening = thread::spawn(move || {
+        wait_for_test();
+        told.cancel();
+    });
+    for round in 0..rounds {
+        let Some(channel) = meet(address, &enough) else {
+            break;
+        };
+        let tokens = channel.tokens();
+        thread::scope(|scope| {
+            let sending = scope.spawn(|| {
+                loop {
+                    match tokens.signal(7) {
+                        Ok(()) | Err(Error::NoSpace { .. }) => {}
+                        Err(error) => return error,
+                    }
+                }
+            });
+            // Both get about as far as this, and each of them is the first in half of the rounds.
+            for _ in 0..round % 7 {
+                let _ = tokens.token().unwrap();
+            }
+            channel.close();
+            let error = sending.join().unwrap();
+            assert!(matches!(error, Error::Closed(_) | Error::PeerLost(_)), "{error}");
+        });
+    }
+    say("parted");
+    listening.join().unwrap();
+}
+
+/// The two may come to the address while it is the last round's still, or be gone again before the other has looked.
+fn meet(address: &Address, enough: &Canceller) -> Option<Channel> {
+    loop {
+        match join(address, &small().wait(true).canceller(enough.clone())) {
+            Ok(channel) => return Some(channel),
+            Err(Error::Aborted) => return None,
+            Err(Error::PeerLost(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_executes_another_program_is_not_ended_by_a_token() {
+    for _ in 0..20 {
+        let (address, _keep) = fresh_address(false);
+        let mut other = Actor::start("execute", &[&address.to_string()]);
+        let channel = join(&address, &small()).unwrap();
+        other.expect("joined");
+        let tokens = channel.tokens();
+        let (mut sender, _receiver) = channel.split();
+        sender.send(b"now").unwrap();
+        let error = loop {
+            match tokens.signal(1) {
+                Ok(()) | Err(Error::NoSpace { .. }) => {}
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.code(), "PEER_LOST");
+        other.expect("alive");
+        other.go_on();
+        other.finish();
+    }
+}
+
+#[test]
+fn another_user_is_sent_tokens_by_root_alone() {
+    let Some(strangers) = Strangers::new() else {
+        return;
+    };
+    let address = strangers.address();
+    let options = Options::new()
+        .capacity(4096)
+        .timeout(PATIENCE)
+        .mode(0o666)
+        .policy(Policy::new().uids([STRANGER]));
+    let joining = support::join_later(&address, &options);
+    wait_for_host(&address);
+    let mut stranger = strangers.start("stranger", &address);
+    let (_sender, mut receiver, tokens) = {
+        let channel = joining.join().unwrap().unwrap();
+        let tokens = channel.tokens();
+        let (sender, receiver) = channel.split();
+        (sender, receiver, tokens)
+    };
+    insist(&tokens, u64::MAX);
+    stranger.expect(&format!("{:?}", Some(u64::MAX)));
+    let refused = stranger.hear();
+    assert!(
+        refused.starts_with("UNSUPPORTED")
+            && refused.contains("may not send process")
+            && refused.contains("CAP_KILL"),
+        "{refused}"
+    );
+    let mut message = [0; 16];
+    assert_eq!(receiver.receive(&mut message).unwrap(), Some(7));
+    assert_eq!(tokens.try_token(), None);
+    stranger.go_on();
+    stranger.finish();
+}

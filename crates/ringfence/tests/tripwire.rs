@@ -1,0 +1,346 @@
+//! Who opens the shared memory of a channel sets off an alarm; what was read is wiped when a channel closes.
+
+mod support;
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Read,
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Instant,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open},
+    libc,
+    sys::{
+        resource::{Resource, setrlimit},
+        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+        stat::Mode,
+    },
+};
+use ringfence::{Address, Backing, Channel, CloseReason, Error, Options, join};
+use support::{Actor, PATIENCE, fresh_address, say, small, wait_for_test};
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    let backing = arguments[1].parse().unwrap();
+    let options = small().backing(backing);
+    match role.as_str() {
+        // Joins, and says how the channel ended.
+        "wait" => {
+            let (mut sender, mut receiver) = join_for_keeper(&address, &options).split();
+            say("joined");
+            let error = loop {
+                match receiver.receive(&mut [0; 64]) {
+                    Ok(Some(_)) => say("received"),
+                    Ok(None) => break "end".into(),
+                    Err(error) => break error.code().to_owned(),
+                }
+            };
+            let sent = sender.try_send(b"too late");
+            say(format!(
+                "{error} {:?} {}",
+                receiver.close_reason(),
+                sent.map_or_else(|error| error.code(), |_| "sent")
+            ));
+        }
+        // Opens the memory of its own channel, or of its peer's, as anybody could who has a path to it.
+        "open" => {
+            if arguments.get(2).is_some_and(|how| how == "full") {
+                setrlimit(Resource::RLIMIT_SIGPENDING, 0, 0).unwrap();
+            }
+            let (channel, kept) = join_and_keep(&address, &options);
+            let (mut sender, mut receiver) = channel.split();
+            sender.send(b"the secret").unwrap();
+            wait_for_test();
+            let opened = match reopen(&kept[0]) {
+                Err(error) if error.raw_os_error() == Some(Errno::EWOULDBLOCK as i32) => "held back".into(),
+                other => format!("{other:?}"),
+            };
+            let error = receiver.receive(&mut [0; 64]).unwrap_err();
+            say(format!(
+                "{opened} {} {:?} {}",
+                error.code(),
+                receiver.close_reason(),
+                sender.try_send(b"more").unwrap_err().code()
+            ));
+            drop((sender, receiver));
+            wait_for_test();
+            // Everybody has let go: the memory can be opened, and there is nothing in it.
+            say(contains(&kept, b"the secret"));
+        }
+        // Sends two messages of which one is read, and closes.
+        "two messages" => {
+            let (channel, kept) = join_and_keep(&address, &options);
+            let (mut sender, mut receiver) = channel.split();
+            sender.send(b"the first, which is read").unwrap();
+            assert_eq!(receiver.receive(&mut [0; 64]).unwrap(), Some(4));
+            sender.send(b"the second, which is not").unwrap();
+            drop((sender, receiver));
+            say(format!(
+                "{} {}",
+                contains(&kept, b"which is read"),
+                contains(&kept, b"which is not")
+            ));
+            wait_for_test();
+        }
+        _ => unreachable!("{role}"),
+    }
+}
+
+/// Whether one of these objects has this text in it. Those that cannot be opened are somebody else's still; the one that
+/// was let go of can be opened once the thread that heard of the alarm has let go of it too.
+fn contains(kept: &[File], text: &[u8]) -> String {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let found: Vec<_> = kept.iter().filter_map(|file| contents(file).ok()).collect();
+        if !found.is_empty() {
+            let there = found
+                .iter()
+                .any(|bytes| bytes.windows(text.len()).any(|window| window == text));
+            return if there { "there" } else { "wiped" }.into();
+        }
+        assert!(Instant::now() < end, "nothing can be opened");
+        thread::yield_now();
+    }
+}
+
+/// Joins with one who takes paths to the objects, as often as that takes.
+fn join_for_keeper(address: &Address, options: &Options) -> Channel {
+    loop {
+        let mut channel = join(address, options).unwrap();
+        let mut word = [0; 64];
+        match channel.receiver().receive(&mut word).unwrap() {
+            Some(4) => return channel,
+            // Not caught: the moment was too short.
+            Some(5) => channel.close(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// `O_PATH` descriptors, which count as no opening, of every shared object that this process has a descriptor of.
+fn keep_paths(kept: &mut Vec<File>) {
+    for entry in fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        let target = fs::read_link(entry.path()).unwrap_or_default();
+        let target = target.to_string_lossy();
+        if !target.starts_with("/memfd:ringfence") && !target.starts_with("/dev/shm/ringfence") {
+            continue;
+        }
+        let own = kept
+            .iter()
+            .any(|file| entry.file_name().to_str() == Some(&file.as_raw_fd().to_string()));
+        // Not OpenOptions, which takes the flag away where the C library counts it to the ways of access (musl).
+        let path = open(&entry.path(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+        if let (false, Ok(file)) = (own, path.map(File::from)) {
+            // By then the number may be another file's.
+            if fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+                .is_ok_and(|now| now.to_string_lossy() == target)
+            {
+                kept.push(file);
+            }
+        }
+    }
+}
+
+/// Joins, and takes paths to both objects in the moments in which there are descriptors. This process has no other
+/// objects.
+fn join_and_keep(address: &Address, options: &Options) -> (Channel, Vec<File>) {
+    loop {
+        let over = AtomicBool::new(false);
+        let (mut channel, kept) = thread::scope(|scope| {
+            let keeper = scope.spawn(|| {
+                let mut kept = Vec::new();
+                while !over.load(Ordering::Relaxed) && kept.len() < 200 {
+                    keep_paths(&mut kept);
+                }
+                kept
+            });
+            let channel = join(address, options);
+            over.store(true, Ordering::Relaxed);
+            (channel.unwrap(), keeper.join().unwrap())
+        });
+        if kept.is_empty() {
+            channel.sender().send(b"again").unwrap();
+            // The other side closes, once it has read that.
+            assert_eq!(channel.receiver().receive(&mut [0; 8]).unwrap(), None);
+        } else {
+            channel.sender().send(b"kept").unwrap();
+            return (channel, kept);
+        }
+    }
+}
+
+fn reopen(file: &File) -> std::io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+fn contents(file: &File) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    reopen(file)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[test]
+fn whoever_opens_the_memory_of_a_channel_ends_it_on_both_sides() {
+    for backing in [Backing::Memfd, Backing::Shm] {
+        if backing == Backing::Shm && !nix::unistd::geteuid().is_root() {
+            eprintln!(
+                "shm left out: its mode is 0, and only root opens such a file without changing that first"
+            );
+            continue;
+        }
+        is_ended_on_both_sides(backing, "");
+    }
+}
+
+#[test]
+fn a_full_queue_of_signals_keeps_no_alarm_back() {
+    is_ended_on_both_sides(Backing::Memfd, "full");
+}
+
+fn is_ended_on_both_sides(backing: Backing, how: &str) {
+    let (address, _keep) = fresh_address(false);
+    let (address, backing) = (address.to_string(), backing.to_string());
+    let mut opener = Actor::start("open", &[&address, &backing, how]);
+    let other = Actor::start("wait", &[&address, &backing]);
+    other.expect("joined");
+    other.expect("received");
+    opener.go_on();
+    let ended = "OBJECT_EXPOSED Some(Exposed) OBJECT_EXPOSED";
+    opener.expect(&format!("held back {ended}"));
+    other.expect(ended);
+    other.finish();
+    opener.go_on();
+    opener.expect("wiped");
+    opener.finish();
+}
+
+#[test]
+fn an_orderly_close_wipes_what_was_read_and_keeps_what_was_not() {
+    let (address, _keep) = fresh_address(false);
+    let mut other = Actor::start("two messages", &[&address.to_string(), "memfd"]);
+    let (mut sender, mut receiver) = join_for_keeper(&address, &small()).split();
+    let mut message = [0; 64];
+    assert_eq!(receiver.receive(&mut message).unwrap(), Some(24));
+    sender.send(b"read").unwrap();
+    // This side looks at nothing until the other has looked into what is left.
+    other.expect("wiped there");
+    assert_eq!(receiver.receive(&mut message).unwrap(), Some(24));
+    assert_eq!(&message[..24], b"the second, which is not");
+    assert_eq!(receiver.receive(&mut message).unwrap(), None);
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
+    other.go_on();
+    other.finish();
+}
+
+/// What this process does on a signal: its handler as a number, 0 for the default.
+fn handler_of(number: i32) -> usize {
+    // SAFETY: all-zero bytes are a valid sigaction.
+    let mut found: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one sigaction, and reads none.
+    let result = unsafe { libc::sigaction(number, std::ptr::null(), &raw mut found) };
+    assert_eq!(result, 0);
+    found.sa_sigaction
+}
+
+#[test]
+fn a_number_is_taken_while_there_is_a_channel_and_given_back_after() {
+    const NUMBER: i32 = 57;
+    let (address, _keep) = fresh_address(false);
+    let options = small().signal_number(NUMBER);
+    let other = Actor::start("wait", &[&address.to_string(), "memfd"]);
+    let mut channel = join(&address, &options).unwrap();
+    channel.sender().send(b"kept").unwrap();
+    other.expect("joined");
+    assert_ne!(handler_of(NUMBER), libc::SIG_DFL);
+    assert!(
+        channel
+            .evidence()
+            .iter()
+            .any(|check| check.check == "tripwire" && check.found.contains("57"))
+    );
+    // A signal that somebody sends, who is not the kernel, does nothing; neither does one at the very thread.
+    let own = std::process::id().cast_signed();
+    // SAFETY: kill takes two integers.
+    assert_eq!(unsafe { libc::kill(own, NUMBER) }, 0);
+    for task in fs::read_dir("/proc/self/task").unwrap().flatten() {
+        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        if name.trim() == "ringfence-signa" {
+            let thread: i32 = task.file_name().to_str().unwrap().parse().unwrap();
+            // SAFETY: tgkill takes three integers.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, own, thread, NUMBER) }, 0);
+        }
+    }
+    let (mut sender, receiver) = channel.split();
+    sender.send(b"still").unwrap();
+    other.expect("received");
+    assert_eq!(receiver.close_reason(), None);
+    drop((sender, receiver));
+    other.finish();
+    let end = Instant::now() + PATIENCE;
+    // The handshake's thread of another test has nothing to do with this number; the channel's end is all it takes.
+    while handler_of(NUMBER) != libc::SIG_DFL {
+        assert!(Instant::now() < end, "the number is not given back");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_number_that_the_process_uses_is_an_error_and_not_a_theft() {
+    // nix names no realtime signals.
+    const NUMBER: i32 = 58;
+    // SAFETY: all-zero bytes are a valid sigaction.
+    let mut ignore: libc::sigaction = unsafe { std::mem::zeroed() };
+    ignore.sa_sigaction = libc::SIG_IGN;
+    // SAFETY: the kernel reads one sigaction.
+    let result = unsafe { libc::sigaction(NUMBER, &raw const ignore, std::ptr::null_mut()) };
+    assert_eq!(result, 0);
+    let (address, _keep) = fresh_address(false);
+    let error = join(&address, &small().signal_number(NUMBER)).unwrap_err();
+    assert!(
+        matches!(&error, Error::InvalidArgument(text) if text.contains("signal 58 is in use")),
+        "{error}"
+    );
+    assert_eq!(handler_of(NUMBER), libc::SIG_IGN);
+    for number in [0, 10, 33, 65] {
+        let error = join(&address, &small().signal_number(number)).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument(_)), "{number}: {error}");
+    }
+}
+
+/// A program that listens to SIGIO goes on hearing it.
+#[test]
+fn the_program_s_own_sigio_is_left_alone() {
+    static HEARD: AtomicBool = AtomicBool::new(false);
+    extern "C" fn hear(_: i32) {
+        HEARD.store(true, Ordering::Relaxed);
+    }
+    let action = SigAction::new(SigHandler::Handler(hear), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler stores an atomic.
+    unsafe { sigaction(Signal::SIGIO, &action) }.unwrap();
+    let (address, _keep) = fresh_address(false);
+    let other = Actor::start("wait", &[&address.to_string(), "memfd"]);
+    let mut channel = join(&address, &small()).unwrap();
+    channel.sender().send(b"kept").unwrap();
+    other.expect("joined");
+    nix::sys::signal::kill(nix::unistd::getpid(), Signal::SIGIO).unwrap();
+    let end = Instant::now() + PATIENCE;
+    while !HEARD.load(Ordering::Relaxed) {
+        assert!(Instant::now() < end, "SIGIO was not heard");
+        thread::yield_now();
+    }
+    channel.close();
+    other.finish();
+}
