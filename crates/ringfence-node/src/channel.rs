@@ -1,0 +1,722 @@
+//! A channel as a plain JavaScript object of functions. Those on the hot path answer with numbers: what is negative
+//! is not a size, and `-1` says that `failure()` knows more.
+
+use std::{
+    cell::RefCell,
+    ffi::{CStr, c_void},
+    os::fd::{AsFd, AsRawFd},
+    ptr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use napi::{bindgen_prelude::*, sys};
+use napi_derive::napi;
+use ringfence::{CloseReason, Packed, Progress, Receiver, Reserved, Sender, Tokens, Verified, Verifier};
+
+use crate::{
+    convert::{self, Evidence, Failure, Identity},
+    once,
+    raw::{Answer, Call, Function, add_function, check},
+    watcher::Watcher,
+};
+
+/// `failure()` says what went wrong.
+const FAILED: i32 = -1;
+/// A message is through.
+const WHOLE: i32 = -2;
+/// No more will come, and everything was read.
+const ENDED: i32 = -3;
+/// Sizes of messages that do not fit are told as `LARGE - size`.
+const LARGE: f64 = -16.0;
+/// Below this a copy at commit is cheaper than memory that the engine has to keep books on.
+const SCRATCH: usize = 4096;
+
+struct Endpoint {
+    /// `None` once the channel is closed and everything is let go of, the line included.
+    halves: Option<Halves>,
+    watcher: Option<Watcher>,
+    /// `None` once all have been taken after the channel's end, or nobody is to have the rest.
+    tokens: Option<Tokens>,
+    /// Of the bell of the tokens, which must not be closed while it is watched.
+    token_watcher: Option<Watcher>,
+    /// Strays and dropped tokens, once there is nobody any more to ask.
+    counted: (u64, u64),
+    failure: Option<ringfence::Error>,
+    /// Until it is asked for: in JavaScript it takes several times as much memory.
+    evidence: Vec<ringfence::Evidence>,
+    reserved: Option<Reserved>,
+    /// The array buffer that shows the reserved memory to JavaScript, to be detached from it.
+    shown: sys::napi_ref,
+    busy_poll: Duration,
+    use_libuv: bool,
+}
+
+struct Halves {
+    sender: Sender,
+    receiver: Receiver,
+    verifier: Verifier,
+}
+
+const CLOSED: ringfence::Error = ringfence::Error::Closed("the channel is closed");
+
+impl Endpoint {
+    fn sender(&mut self) -> ringfence::Result<&mut Sender> {
+        self.halves
+            .as_mut()
+            .map(|halves| &mut halves.sender)
+            .ok_or(CLOSED)
+    }
+
+    fn receiver(&mut self) -> ringfence::Result<&mut Receiver> {
+        self.halves
+            .as_mut()
+            .map(|halves| &mut halves.receiver)
+            .ok_or(CLOSED)
+    }
+
+    fn fail(&mut self, error: ringfence::Error) -> Answer {
+        self.failure = Some(error);
+        Answer::from(FAILED)
+    }
+
+    fn answer<T: Into<Answer>>(&mut self, result: ringfence::Result<T>) -> Answer {
+        match result {
+            Ok(value) => value.into(),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// What was to be watched is not.
+    fn unwatched(&mut self, error: &napi::Error) -> Answer {
+        self.fail(ringfence::Error::Unsupported {
+            what: error.reason.clone(),
+            source: None,
+        })
+    }
+
+    fn panicked(&mut self) {
+        self.let_tokens_go();
+        self.let_go();
+        self.failure = Some(ringfence::Error::Unsupported {
+            what: "a defect of ringfence itself, please report it (the channel was closed)".into(),
+            source: None,
+        });
+    }
+
+    /// Why the channel has ended: 0 while it has not.
+    fn reason(&self) -> Answer {
+        let Some(Halves { sender, verifier, .. }) = &self.halves else {
+            return Answer::from(1);
+        };
+        Answer::from(match sender.close_reason() {
+            None => 0,
+            Some(_) if verifier.has_refused() => 5,
+            Some(CloseReason::Closed) => 1,
+            Some(CloseReason::Exited) => 2,
+            Some(CloseReason::Corrupt) => 3,
+            Some(_) => 4,
+        })
+    }
+
+    /// Closes the channel, and lets go of the line as well.
+    fn let_go(&mut self) {
+        // First: a watched descriptor must not be closed.
+        self.watcher = None;
+        if let Some(Halves {
+            mut sender,
+            mut receiver,
+            ..
+        }) = self.halves.take()
+        {
+            sender.close();
+            receiver.close();
+        }
+    }
+
+    fn tokens(&self) -> ringfence::Result<&Tokens> {
+        self.tokens.as_ref().ok_or(CLOSED)
+    }
+
+    fn let_tokens_go(&mut self) {
+        self.token_watcher = None;
+        if let Some(tokens) = self.tokens.take() {
+            self.counted = (tokens.strays(), tokens.dropped());
+        }
+    }
+
+    fn cancel(&mut self, env: sys::napi_env) {
+        if let (Some(reserved), Ok(sender)) = (self.reserved.take(), self.sender()) {
+            // On a channel that has ended there is nothing to give back to.
+            let _ = sender.cancel(reserved);
+        }
+        self.hide(env);
+    }
+
+    /// The reservation's array buffer shows nothing any more; the region stays mapped until its finalizer has run.
+    fn hide(&mut self, env: sys::napi_env) {
+        let shown = std::mem::replace(&mut self.shown, ptr::null_mut());
+        if shown.is_null() {
+            return;
+        }
+        let mut buffer = ptr::null_mut();
+        // SAFETY: the reference was made in `reserve`, by this environment, and is deleted once, here.
+        unsafe {
+            if sys::napi_get_reference_value(env, shown, &raw mut buffer) == sys::Status::napi_ok
+                && !buffer.is_null()
+            {
+                sys::napi_detach_arraybuffer(env, buffer);
+            }
+            sys::napi_delete_reference(env, shown);
+        }
+    }
+}
+
+fn flush(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    // SAFETY: used within this call, and asked for once.
+    let arena = unsafe { call.bytes(0) };
+    let range = call.size(1)..call.size(2);
+    let Some(packed) = arena.get(range) else {
+        return Answer::from(0);
+    };
+    let taken = endpoint
+        .sender()
+        .and_then(|sender| sender.try_send_packed(packed));
+    endpoint.answer(taken)
+}
+
+fn send(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    // SAFETY: used within this call, and asked for once.
+    let message = unsafe { call.bytes(0) };
+    match endpoint
+        .sender()
+        .and_then(|sender| sender.send_part(message, call.size(1).min(message.len())))
+    {
+        Ok(Progress::Whole) => Answer::from(WHOLE),
+        Ok(Progress::Part(bytes)) => Answer::from(bytes),
+        Err(error) => endpoint.fail(error),
+    }
+}
+
+fn try_send(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    // SAFETY: used within this call, and asked for once.
+    let message = unsafe { call.bytes(0) };
+    let sent = endpoint
+        .sender()
+        .and_then(|sender| sender.try_send(message))
+        .map(i32::from);
+    endpoint.answer(sent)
+}
+
+/// Whether the reader has come to the end, where it has found nothing.
+fn nothing(endpoint: &mut Endpoint) -> Answer {
+    let ended = endpoint
+        .receiver()
+        .and_then(Receiver::is_ended)
+        .map(|ended| if ended { ENDED } else { 0 });
+    endpoint.answer(ended)
+}
+
+fn pull(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    // SAFETY: used within this call, and asked for once.
+    let arena = unsafe { call.bytes(0) };
+    let from = call.size(1).min(arena.len());
+    let goes_on = call.size(2) != 0;
+    let pulled = endpoint.receiver().and_then(|receiver| {
+        if goes_on {
+            receiver.try_receive_more_packed(&mut arena[from..])
+        } else {
+            receiver.try_receive_packed(&mut arena[from..])
+        }
+    });
+    match pulled {
+        Ok(Packed::Bytes(bytes)) => bytes.into(),
+        #[expect(clippy::cast_precision_loss, reason = "sizes of messages are below 2^53")]
+        Ok(Packed::Large(size)) => Answer::Number(LARGE - size as f64),
+        Ok(Packed::Nothing) => nothing(endpoint),
+        Err(error) => endpoint.fail(error),
+    }
+}
+
+/// As `pull`, and where nothing is there, spins for as long as the channel's option says.
+fn pull_busy(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let end = Instant::now() + endpoint.busy_poll;
+    loop {
+        match pull(endpoint, call) {
+            Answer::Number(0.0) => {}
+            answer => return answer,
+        }
+        // The clock costs as much as many looks.
+        for _ in 0..64 {
+            match endpoint.receiver().and_then(Receiver::has_message) {
+                Ok(false) => std::hint::spin_loop(),
+                Ok(true) => break,
+                Err(error) => return endpoint.fail(error),
+            }
+        }
+        if Instant::now() >= end {
+            return pull(endpoint, call);
+        }
+    }
+}
+
+fn wake(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    if let Some(Halves { receiver, .. }) = &mut endpoint.halves {
+        receiver.wake();
+    }
+    Answer::Nothing
+}
+
+fn gather(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    // SAFETY: used within this call, and asked for once.
+    let into = unsafe { call.bytes(0) };
+    match endpoint
+        .receiver()
+        .and_then(|receiver| receiver.receive_part(into))
+    {
+        Ok(Progress::Whole) => Answer::from(WHOLE),
+        Ok(Progress::Part(bytes)) => match nothing(endpoint) {
+            Answer::Number(0.0) => bytes.into(),
+            answer => answer,
+        },
+        Err(error) => endpoint.fail(error),
+    }
+}
+
+fn has_room(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let room = endpoint
+        .sender()
+        .and_then(|sender| sender.has_room(call.size(0)))
+        .map(i32::from);
+    endpoint.answer(room)
+}
+
+fn arm_writer(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let armed = endpoint
+        .sender()
+        .and_then(|sender| sender.arm(call.size(0)))
+        .map(i32::from);
+    endpoint.answer(armed)
+}
+
+fn arm_reader(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    let armed = endpoint.receiver().and_then(Receiver::arm).map(i32::from);
+    endpoint.answer(armed)
+}
+
+fn disarm(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    if let Some(Halves { sender, receiver, .. }) = &mut endpoint.halves {
+        sender.disarm();
+        receiver.disarm();
+    }
+    Answer::Nothing
+}
+
+/// Reads the line. 0 while the channel is open; the peer's messages may still be there to read when it is not.
+fn listen(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    if let Some(Halves { sender, receiver, .. }) = &mut endpoint.halves {
+        // What the reader finds wrong is told to whoever reads next, again; here only the end counts.
+        let _ = receiver.listen();
+        sender.heard();
+    }
+    endpoint.reason()
+}
+
+/// 1 where the peer has gone without having said that no more would come.
+fn is_cut(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    let cut = endpoint
+        .halves
+        .as_ref()
+        .is_some_and(|halves| halves.receiver.is_cut());
+    Answer::from(i32::from(cut))
+}
+
+/// Arguments: the size, and 1 for memory of JavaScript's own whatever the engine allows.
+fn reserve(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let mut reserved = match endpoint
+        .sender()
+        .and_then(|sender| sender.reserve_detached(call.size(0)))
+    {
+        Ok(Some(reserved)) => reserved,
+        Ok(None) => return Answer::from(0),
+        Err(error) => return endpoint.fail(error),
+    };
+    let view = if reserved.size() > SCRATCH {
+        show(call.env, &mut reserved, call.size(1) != 0)
+    } else {
+        None
+    };
+    endpoint.reserved = Some(reserved);
+    match view {
+        Some((value, shown)) => {
+            endpoint.shown = shown;
+            Answer::Value(value)
+        }
+        // JavaScript fills memory of its own, and commit copies it.
+        None => Answer::from(1),
+    }
+}
+
+/// Shows the reserved bytes to JavaScript as an array buffer of their own. `None` where the engine does not allow
+/// memory that is not its own (Electron), or is `forbidden` to be asked.
+fn show(
+    env: sys::napi_env,
+    reserved: &mut Reserved,
+    forbidden: bool,
+) -> Option<(sys::napi_value, sys::napi_ref)> {
+    let keep = Box::into_raw(Box::new(reserved.keeper())).cast::<c_void>();
+    let bytes = reserved.bytes();
+    let (mut value, mut reference) = (ptr::null_mut(), ptr::null_mut());
+    let status = if forbidden {
+        sys::Status::napi_no_external_buffers_allowed
+    } else {
+        // SAFETY: the bytes stay mapped until the finalizer has dropped the keeper. JavaScript writes them on this
+        // thread, while no reference to them lives on the Rust side: `Reserved::bytes` is borrowed anew where it is
+        // used.
+        unsafe {
+            sys::napi_create_external_arraybuffer(
+                env,
+                bytes.as_mut_ptr().cast(),
+                bytes.len(),
+                Some(let_go),
+                keep,
+                &raw mut value,
+            )
+        }
+    };
+    if status != sys::Status::napi_ok {
+        // SAFETY: without a buffer there is no finalizer.
+        drop(unsafe { Box::from_raw(keep.cast::<ringfence::Keeper>()) });
+        return None;
+    }
+    // SAFETY: value is a live value of env.
+    let status = unsafe { sys::napi_create_reference(env, value, 1, &raw mut reference) };
+    (status == sys::Status::napi_ok).then_some((value, reference))
+}
+
+unsafe extern "C" fn let_go(_env: sys::napi_env, _data: *mut c_void, keep: *mut c_void) {
+    // SAFETY: the keeper of `show`; the engine finalizes a buffer once.
+    drop(unsafe { Box::from_raw(keep.cast::<ringfence::Keeper>()) });
+}
+
+/// Arguments: the length, and the scratch memory where the reservation has no view of its own.
+fn commit(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let length = call.size(0);
+    let Some(mut reserved) = endpoint.reserved.take() else {
+        return endpoint.fail(ringfence::Error::InvalidArgument(
+            "the reservation is not open any more".into(),
+        ));
+    };
+    if length > reserved.size() {
+        let what = format!("{length} bytes committed of a reservation of {}", reserved.size());
+        endpoint.reserved = Some(reserved);
+        return endpoint.fail(ringfence::Error::InvalidArgument(what));
+    }
+    if endpoint.shown.is_null() {
+        // SAFETY: used within this call, and asked for once.
+        let scratch = unsafe { call.bytes(1) };
+        let Some(bytes) = scratch.get(..length) else {
+            endpoint.reserved = Some(reserved);
+            endpoint.cancel(call.env);
+            let what = "the reservation's bytes were taken away (transferred)";
+            return endpoint.fail(ringfence::Error::InvalidArgument(what.into()));
+        };
+        reserved.bytes()[..length].copy_from_slice(bytes);
+    }
+    endpoint.hide(call.env);
+    let committed = endpoint
+        .sender()
+        .and_then(|sender| sender.commit(reserved, length))
+        .map(|()| 0_i32);
+    endpoint.answer(committed)
+}
+
+fn cancel(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    endpoint.cancel(call.env);
+    Answer::Nothing
+}
+
+fn end(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    if let Ok(sender) = endpoint.sender() {
+        sender.end();
+    }
+    endpoint.reason()
+}
+
+fn close(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    endpoint.cancel(call.env);
+    endpoint.let_go();
+    Answer::Nothing
+}
+
+fn watch(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let line = match endpoint.sender() {
+        Ok(sender) => sender.as_fd().as_raw_fd(),
+        Err(error) => return endpoint.fail(error),
+    };
+    // SAFETY: this runs in a callback of the environment; the line lives as long as the endpoint, whose watcher is
+    // stopped before it goes.
+    let started = unsafe { Watcher::start(call.env, line, call.value(0), endpoint.use_libuv) };
+    match started {
+        Ok(watcher) => {
+            endpoint.watcher = Some(watcher);
+            Answer::from(0)
+        }
+        Err(error) => endpoint.unwatched(&error),
+    }
+}
+
+/// Argument: the token.
+fn signal(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let sent = endpoint.tokens().and_then(|tokens| tokens.signal(call.word(0)));
+    endpoint.answer(sent.map(|()| 0_i32))
+}
+
+/// A token, as a bigint; 0: none now.
+fn token(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let Some(tokens) = &endpoint.tokens else {
+        return Answer::from(ENDED);
+    };
+    let Some(token) = tokens.try_token() else {
+        if !tokens.is_ended() {
+            return Answer::from(0);
+        }
+        endpoint.let_tokens_go();
+        return Answer::from(ENDED);
+    };
+    let mut value = ptr::null_mut();
+    // SAFETY: env is live, and the out-pointer is to a local. On failure it stays null, which is undefined.
+    unsafe { sys::napi_create_bigint_uint64(call.env, token, &raw mut value) };
+    Answer::Value(value)
+}
+
+/// The callback is called while there is a token to take, or no more will come. It keeps no event loop alive: the
+/// channel does.
+fn watch_tokens(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let bell = match endpoint.tokens().and_then(Tokens::bell) {
+        Ok(bell) => bell.as_raw_fd(),
+        Err(error) => return endpoint.fail(error),
+    };
+    // SAFETY: this runs in a callback of the environment; the bell lives as long as the tokens, whose watcher is stopped
+    // before they go.
+    let started = unsafe { Watcher::start(call.env, bell, call.value(0), endpoint.use_libuv) };
+    match started {
+        Ok(watcher) => {
+            watcher.keep_alive(call.env, false);
+            endpoint.token_watcher = Some(watcher);
+            Answer::from(0)
+        }
+        Err(error) => endpoint.unwatched(&error),
+    }
+}
+
+fn unwatch_tokens(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    endpoint.token_watcher = None;
+    Answer::Nothing
+}
+
+fn end_tokens(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    endpoint.let_tokens_go();
+    Answer::Nothing
+}
+
+#[expect(clippy::cast_precision_loss, reason = "nobody counts to 2^53")]
+fn stray_tokens(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    let count = endpoint
+        .tokens
+        .as_ref()
+        .map_or(endpoint.counted.0, Tokens::strays);
+    Answer::Number(count as f64)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "nobody counts to 2^53")]
+fn dropped_tokens(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    let count = endpoint
+        .tokens
+        .as_ref()
+        .map_or(endpoint.counted.1, Tokens::dropped);
+    Answer::Number(count as f64)
+}
+
+/// Looks at the peer again, on a thread, since a content may take long to read. The callback gets a failure, or null
+/// and what was found; it is called once, later.
+fn verify(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let Some(Halves { verifier, .. }) = &endpoint.halves else {
+        return endpoint.fail(CLOSED);
+    };
+    let verifier = verifier.clone();
+    // SAFETY: this runs in a callback of the environment, whose argument the function is.
+    let started = unsafe {
+        once::run(
+            call.env,
+            call.value(0),
+            "ringfence-verify",
+            move || verifier.verify(),
+            |env, outcome: ringfence::Result<Verified>| match outcome {
+                Ok(found) => Ok([
+                    ToNapiValue::to_napi_value(env, Null)?,
+                    ToNapiValue::to_napi_value(env, convert::Verified::from(&found))?,
+                ]),
+                Err(error) => Ok([
+                    ToNapiValue::to_napi_value(env, Failure::from(&error))?,
+                    ToNapiValue::to_napi_value(env, Null)?,
+                ]),
+            },
+            || {},
+        )
+    };
+    match started {
+        Ok(()) => Answer::from(0),
+        Err(error) => endpoint.fail(ringfence::Error::NoSpace {
+            what: "looking at the peer".into(),
+            reason: error.reason.clone(),
+        }),
+    }
+}
+
+fn keep_alive(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    if let Some(watcher) = &endpoint.watcher {
+        watcher.keep_alive(call.env, call.size(0) != 0);
+    }
+    Answer::Nothing
+}
+
+/// What was checked in the handshake, once.
+fn evidence(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let evidence = std::mem::take(&mut endpoint.evidence);
+    let evidence: Vec<Evidence> = evidence.iter().map(Evidence::from).collect();
+    // SAFETY: this runs in a callback of the environment.
+    match unsafe { ToNapiValue::to_napi_value(call.env, evidence) } {
+        Ok(value) => Answer::Value(value),
+        Err(_) => Answer::Nothing,
+    }
+}
+
+fn failure(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let failure = endpoint.failure.take().map(|error| Failure::from(&error));
+    // SAFETY: this runs in a callback of the environment.
+    match unsafe { ToNapiValue::to_napi_value(call.env, failure) } {
+        Ok(value) => Answer::Value(value),
+        Err(_) => Answer::Nothing,
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.let_tokens_go();
+        self.let_go();
+    }
+}
+
+/// What a channel can do. One function of the channel's does it all: each function takes a KiB of JavaScript's memory.
+const OPERATIONS: [(&str, Function<Endpoint>); 30] = [
+    ("flush", flush),
+    ("send", send),
+    ("trySend", try_send),
+    ("pull", pull),
+    ("pullBusy", pull_busy),
+    ("wake", wake),
+    ("gather", gather),
+    ("hasRoom", has_room),
+    ("armWriter", arm_writer),
+    ("armReader", arm_reader),
+    ("disarm", disarm),
+    ("listen", listen),
+    ("isCut", is_cut),
+    ("reserve", reserve),
+    ("commit", commit),
+    ("cancel", cancel),
+    ("end", end),
+    ("close", close),
+    ("watch", watch),
+    ("keepAlive", keep_alive),
+    ("verify", verify),
+    ("signal", signal),
+    ("token", token),
+    ("watchTokens", watch_tokens),
+    ("unwatchTokens", unwatch_tokens),
+    ("endTokens", end_tokens),
+    ("strayTokens", stray_tokens),
+    ("droppedTokens", dropped_tokens),
+    ("evidence", evidence),
+    ("failure", failure),
+];
+
+/// The names of a channel's operations: each is asked for by its place here.
+#[napi]
+pub(crate) fn operations() -> Vec<&'static str> {
+    OPERATIONS.iter().map(|(name, _)| *name).collect()
+}
+
+fn operate(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let operation = call.size(0);
+    call.shift();
+    match OPERATIONS.get(operation) {
+        Some((_, function)) => function(endpoint, call),
+        None => Answer::Nothing,
+    }
+}
+
+/// A channel as a JavaScript object.
+///
+/// # Safety
+/// `env` is the environment that runs now, on this thread, inside a handle scope.
+pub(crate) unsafe fn to_object(
+    env: sys::napi_env,
+    channel: ringfence::Channel,
+    use_libuv: bool,
+) -> napi::Result<sys::napi_value> {
+    let mut object = ptr::null_mut();
+    // SAFETY: env is live.
+    let status = unsafe { sys::napi_create_object(env, &raw mut object) };
+    check(status, "an object")?;
+    let set = |name: &CStr, value: sys::napi_value| {
+        // SAFETY: object and value are live values of env.
+        check(
+            unsafe { sys::napi_set_named_property(env, object, name.as_ptr(), value) },
+            "a property",
+        )
+    };
+    let identity = Identity::from(channel.peer());
+    let evidence = channel.evidence().to_vec();
+    let role = channel.role().to_string();
+    let busy_poll = channel.busy_poll();
+    let verifier = channel.verifier();
+    let tokens = channel.tokens();
+    let (sender, receiver) = channel.split();
+    #[expect(clippy::cast_precision_loss, reason = "sizes of memory are below 2^53")]
+    let sizes = [
+        (c"capacity", sender.capacity() as f64),
+        (c"maxMessageSize", sender.max_message_size() as f64),
+        (c"maxAtOnce", sender.max_at_once() as f64),
+    ];
+    // SAFETY: env is live.
+    unsafe {
+        set(c"peer", ToNapiValue::to_napi_value(env, identity)?)?;
+        set(c"role", ToNapiValue::to_napi_value(env, role)?)?;
+        for (name, size) in sizes {
+            set(name, ToNapiValue::to_napi_value(env, size)?)?;
+        }
+    }
+    let endpoint = Endpoint {
+        halves: Some(Halves {
+            sender,
+            receiver,
+            verifier,
+        }),
+        watcher: None,
+        tokens: Some(tokens),
+        token_watcher: None,
+        counted: (0, 0),
+        failure: None,
+        evidence,
+        reserved: None,
+        shown: ptr::null_mut(),
+        busy_poll,
+        use_libuv,
+    };
+    let endpoint = Rc::new(RefCell::new(endpoint));
+    // SAFETY: env and object are live.
+    unsafe { add_function(env, object, c"operate", &endpoint, operate, Endpoint::panicked) }?;
+    Ok(object)
+}

@@ -1,0 +1,373 @@
+//! From the core's types to plain JavaScript objects, and back.
+
+#![expect(
+    unreachable_pub,
+    reason = "what is pub here is exported to JavaScript by its macro"
+)]
+
+use napi::bindgen_prelude::*;
+use napi_derive::napi;
+
+use crate::asking::{Asking, Thrown};
+
+/// An error: its code without prefix, its sentence, and for a refusal what was compared.
+#[napi(object)]
+pub struct Failure {
+    /// `PEER_REFUSED` and so on.
+    pub code: String,
+    /// One sentence for people.
+    pub message: String,
+    /// The check that failed, for a refusal.
+    pub check: Option<String>,
+    /// What it asked for.
+    pub wanted: Option<String>,
+    /// What it found.
+    pub found: Option<String>,
+    /// The refused peer, as far as it is known.
+    pub identity: Option<Identity>,
+    /// What the kernel said, where that is behind it.
+    pub cause: Option<String>,
+    /// The question to the policy's callback that JavaScript answered with an error of its own.
+    pub question: Option<u32>,
+}
+
+impl From<&ringfence::Error> for Failure {
+    fn from(error: &ringfence::Error) -> Self {
+        let refusal = error.refusal();
+        let (check, wanted, found) = match error {
+            ringfence::Error::ObjectUnsound { check, wanted, found } => (
+                Some((*check).to_owned()),
+                Some(wanted.clone()),
+                Some(found.clone()),
+            ),
+            _ => (
+                refusal.map(|refusal| refusal.check.clone()),
+                refusal.map(|refusal| refusal.wanted.clone()),
+                refusal.map(|refusal| refusal.found.clone()),
+            ),
+        };
+        Self {
+            code: error.code().to_owned(),
+            message: error.to_string(),
+            check,
+            wanted,
+            found,
+            identity: refusal
+                .and_then(|refusal| refusal.identity.as_ref())
+                .map(Identity::from),
+            cause: std::error::Error::source(error).map(ToString::to_string),
+            question: std::error::Error::source(error)
+                .and_then(|cause| cause.downcast_ref::<Thrown>())
+                .map(|thrown| thrown.question),
+        }
+    }
+}
+
+/// A file that a process executes.
+#[napi(object)]
+pub struct Executable {
+    /// Its path, for people.
+    pub path: String,
+    /// `st_dev`.
+    pub device: BigInt,
+    /// `st_ino`.
+    pub inode: BigInt,
+    /// What its content hashes to, where the policy asked for that.
+    pub sha256: Option<String>,
+}
+
+/// What the kernel attested of a peer.
+#[napi(object)]
+pub struct Identity {
+    /// Process id.
+    pub pid: i32,
+    /// Effective user id.
+    pub uid: u32,
+    /// Effective group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Option<Vec<u32>>,
+    /// The cgroup's path.
+    pub cgroup: Option<String>,
+    /// The security label.
+    pub label: Option<String>,
+    /// The executable.
+    pub executable: Option<Executable>,
+}
+
+impl From<&ringfence::Identity> for Identity {
+    fn from(identity: &ringfence::Identity) -> Self {
+        Self {
+            pid: identity.pid,
+            uid: identity.uid,
+            gid: identity.gid,
+            groups: identity.groups.clone(),
+            cgroup: identity.cgroup.clone(),
+            label: identity.label.clone(),
+            executable: identity.executable.as_ref().map(|executable| Executable {
+                path: executable.path.to_string_lossy().into_owned(),
+                device: executable.device.into(),
+                inode: executable.inode.into(),
+                sha256: executable.sha256.map(|sha256| sha256.to_string()),
+            }),
+        }
+    }
+}
+
+/// One check that was made.
+#[napi(object)]
+pub struct Evidence {
+    /// The step of the handshake.
+    pub step: String,
+    /// What was looked at.
+    pub check: String,
+    /// What it had to be.
+    pub wanted: String,
+    /// What it was.
+    pub found: String,
+    /// Whether it passed.
+    pub passed: bool,
+}
+
+impl From<&ringfence::Evidence> for Evidence {
+    fn from(evidence: &ringfence::Evidence) -> Self {
+        Self {
+            step: evidence.step.to_owned(),
+            check: evidence.check.to_owned(),
+            wanted: evidence.wanted.clone(),
+            found: evidence.found.clone(),
+            passed: evidence.passed,
+        }
+    }
+}
+
+/// What a later look at the peer has found.
+#[napi(object)]
+pub struct Verified {
+    /// Who it is.
+    pub identity: Identity,
+    /// The checks that were made.
+    pub evidence: Vec<Evidence>,
+}
+
+impl From<&ringfence::Verified> for Verified {
+    fn from(verified: &ringfence::Verified) -> Self {
+        Self {
+            identity: Identity::from(&verified.identity),
+            evidence: verified.evidence.iter().map(Evidence::from).collect(),
+        }
+    }
+}
+
+/// An executable that a policy lets in.
+#[napi(object)]
+pub struct Program {
+    /// This process's own.
+    pub same: bool,
+    /// Left out, and not this process's own: whatever file has the content.
+    pub path: Option<String>,
+    /// 64 hexadecimal digits.
+    pub sha256: Option<String>,
+}
+
+/// A policy, as TypeScript has checked it.
+#[napi(object)]
+pub struct Policy {
+    /// The uids that pass; left out: this process's own.
+    pub uids: Option<Vec<u32>>,
+    /// The gids that pass; left out: not looked at.
+    pub gids: Option<Vec<u32>>,
+    /// The executables that pass; left out: not looked at.
+    pub executables: Option<Vec<Program>>,
+    /// The cgroup.
+    pub cgroup: Option<String>,
+    /// The security label.
+    pub label: Option<String>,
+}
+
+/// The options of a channel, as TypeScript has checked them.
+#[napi(object)]
+pub struct Options {
+    /// `memfd` or `shm`.
+    pub backing: Option<String>,
+    /// Bytes.
+    pub capacity: Option<f64>,
+    /// Bytes.
+    pub max_message_size: Option<f64>,
+    /// Left out: the same uid and the same executable.
+    pub policy: Option<Policy>,
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// A gid.
+    pub group: Option<u32>,
+    /// A group's name.
+    pub group_name: Option<String>,
+    /// Milliseconds.
+    pub timeout: Option<f64>,
+    /// Wait for the place.
+    pub wait: Option<bool>,
+    /// Channels of a service.
+    pub max_peers: Option<f64>,
+    /// Microseconds.
+    pub busy_poll: Option<f64>,
+    /// Close this process to others of its user within the handshake.
+    pub harden: Option<bool>,
+    /// The tripwire's realtime signal.
+    pub signal_number: Option<i32>,
+    /// Whether the event loop's own handles may be used to watch the line.
+    pub use_libuv: bool,
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "TypeScript passes safe non-negative integers"
+)]
+fn whole(number: f64) -> u64 {
+    number as u64
+}
+
+impl Options {
+    /// The core's options, with the policy's callback. Errors with what the core says to them.
+    pub(crate) fn to_core(&self, asking: Option<Asking>) -> ringfence::Result<ringfence::Options> {
+        let mut options = ringfence::Options::new();
+        if let Some(backing) = &self.backing {
+            options = options.backing(backing.parse()?);
+        }
+        if let Some(capacity) = self.capacity {
+            options = options.capacity(whole(capacity));
+        }
+        if let Some(size) = self.max_message_size {
+            options = options.max_message_size(whole(size));
+        }
+        if let Some(policy) = &self.policy {
+            let policy = policy.to_core()?;
+            options = options.policy(match asking {
+                Some(asking) => asking.of(policy),
+                None => policy,
+            });
+        }
+        if let Some(mode) = self.mode {
+            options = options.mode(mode);
+        }
+        if let Some(group) = self.group {
+            options = options.group(group);
+        }
+        if let Some(name) = &self.group_name {
+            options = options.group_name(name);
+        }
+        if let Some(timeout) = self.timeout {
+            options = options.timeout(std::time::Duration::from_micros(whole(timeout * 1000.0)));
+        }
+        if let Some(count) = self.max_peers {
+            options = options.max_peers(usize::try_from(whole(count)).unwrap_or(usize::MAX));
+        }
+        if let Some(busy_poll) = self.busy_poll {
+            options = options.busy_poll(std::time::Duration::from_micros(whole(busy_poll)));
+        }
+        if let Some(number) = self.signal_number {
+            options = options.signal_number(number);
+        }
+        Ok(options
+            .wait(self.wait.unwrap_or(false))
+            .harden(self.harden.unwrap_or(false)))
+    }
+}
+
+impl Policy {
+    fn to_core(&self) -> ringfence::Result<ringfence::Policy> {
+        let mut policy = ringfence::Policy::new();
+        if let Some(uids) = &self.uids {
+            policy = policy.uids(uids.clone());
+        }
+        if let Some(gids) = &self.gids {
+            policy = policy.gids(gids.clone());
+        }
+        if let Some(programs) = &self.executables {
+            let programs: ringfence::Result<Vec<_>> = programs.iter().map(Program::to_core).collect();
+            policy = policy.programs(programs?);
+        }
+        if let Some(cgroup) = &self.cgroup {
+            policy = policy.cgroup(cgroup);
+        }
+        if let Some(label) = &self.label {
+            policy = policy.label(label);
+        }
+        Ok(policy)
+    }
+}
+
+impl Program {
+    fn to_core(&self) -> ringfence::Result<ringfence::Program> {
+        let sha256 = self
+            .sha256
+            .as_deref()
+            .map(str::parse::<ringfence::Digest>)
+            .transpose()?;
+        let file = match &self.path {
+            _ if self.same => Some(ringfence::Program::same()),
+            path => path.as_ref().map(ringfence::Program::path),
+        };
+        match (file, sha256) {
+            (Some(file), Some(sha256)) => Ok(file.with_content(sha256)),
+            (Some(file), None) => Ok(file),
+            (None, Some(sha256)) => Ok(ringfence::Program::content(sha256)),
+            (None, None) => Err(ringfence::Error::InvalidArgument(
+                "an executable of a policy needs a path or a sha256".into(),
+            )),
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[napi(object)]
+pub struct Finding {
+    /// Its name for programs.
+    pub name: String,
+    /// Its name for people.
+    pub title: String,
+    /// `good`, `limited` or `missing`.
+    pub status: String,
+    /// What was found.
+    pub found: String,
+    /// What that means for the promises.
+    pub meaning: String,
+}
+
+/// What this system offers.
+#[napi(object)]
+pub struct Diagnosis {
+    /// The kernel's name and version.
+    pub kernel: String,
+    /// One entry for each thing that the promises rest on.
+    pub findings: Vec<Finding>,
+}
+
+/// Closes this process to others of its user. Returns what went wrong, or null.
+#[napi]
+pub fn harden() -> Option<Failure> {
+    ringfence::harden().err().as_ref().map(Failure::from)
+}
+
+/// Keeps Node from opening its inspector on SIGUSR1. Returns what went wrong, or null.
+#[napi]
+pub fn ignore_sigusr1() -> Option<Failure> {
+    ringfence::ignore_sigusr1().err().as_ref().map(Failure::from)
+}
+
+/// Tries what this system offers.
+#[napi]
+pub fn doctor() -> Diagnosis {
+    let diagnosis = ringfence::doctor();
+    let findings = diagnosis.findings.into_iter().map(|finding| Finding {
+        name: finding.name.to_owned(),
+        title: finding.title.to_owned(),
+        status: finding.status.to_string(),
+        found: finding.found,
+        meaning: finding.meaning,
+    });
+    Diagnosis {
+        kernel: diagnosis.kernel,
+        findings: findings.collect(),
+    }
+}

@@ -1,0 +1,227 @@
+//! `join`, `connect`, `listen` and `member`: what blocks in the core runs on a thread of its own.
+
+#![expect(
+    unreachable_pub,
+    reason = "what is pub here is exported to JavaScript by its macro"
+)]
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use napi::{Env, bindgen_prelude::*, sys};
+use napi_derive::napi;
+
+use crate::{
+    asking::{Asking, Questions},
+    channel,
+    convert::{Failure, Options},
+    listener, membership, once,
+};
+
+/// What calls a handshake off, as long as it is under way. JavaScript's garbage is collected some time; the
+/// descriptor in here must not wait for that.
+#[derive(Clone)]
+struct UnderWay(Arc<Mutex<Option<ringfence::Canceller>>>);
+
+impl UnderWay {
+    fn new(canceller: ringfence::Canceller) -> Self {
+        Self(Arc::new(Mutex::new(Some(canceller))))
+    }
+
+    fn take(&self) -> Option<ringfence::Canceller> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn cancel(&self) {
+        if let Some(canceller) = self.take() {
+            canceller.cancel();
+        }
+    }
+}
+
+/// A handshake under way.
+#[napi]
+pub struct Joining {
+    under_way: UnderWay,
+    questions: Option<Arc<Questions>>,
+}
+
+#[napi]
+impl Joining {
+    /// Calls it off: its callback gets `ABORTED`, unless it gets a channel just now.
+    #[napi]
+    pub fn cancel(&self) {
+        self.under_way.cancel();
+    }
+
+    /// Answers question `id` of the policy's callback: see `Questions::answer`.
+    #[napi]
+    pub fn answer(&self, id: u32, verdict: u32, found: String) {
+        if let Some(questions) = &self.questions {
+            questions.answer(id, verdict, found);
+        }
+    }
+}
+
+/// Meets the other instance at an address. The callback gets a failure, or null and a channel; it is called once,
+/// later, and keeps the event loop alive until then. `ask` is the policy's callback, if it has one.
+///
+/// # Errors
+/// Throws a plain `Error` where a thread or a function cannot be made.
+#[napi(
+    ts_args_type = "address: string, options: Options, done: (failure: Failure | null, channel: unknown) => void, ask?: (id: number, identity: Identity) => void"
+)]
+pub fn join(
+    env: Env,
+    address: String,
+    options: Options,
+    done: Unknown<'_>,
+    ask: Option<Unknown<'_>>,
+) -> napi::Result<Joining> {
+    begin(
+        env,
+        address,
+        options,
+        done,
+        ask,
+        ("ringfence-join", ringfence::join, channel::to_object),
+    )
+}
+
+/// Connects to the service at an address. Otherwise as `join`.
+///
+/// # Errors
+/// As `join`.
+#[napi(
+    ts_args_type = "address: string, options: Options, done: (failure: Failure | null, channel: unknown) => void, ask?: (id: number, identity: Identity) => void"
+)]
+pub fn connect(
+    env: Env,
+    address: String,
+    options: Options,
+    done: Unknown<'_>,
+    ask: Option<Unknown<'_>>,
+) -> napi::Result<Joining> {
+    begin(
+        env,
+        address,
+        options,
+        done,
+        ask,
+        ("ringfence-connect", ringfence::connect, channel::to_object),
+    )
+}
+
+/// Binds an address for a service. The callback gets a failure, or null and a listener. Otherwise as `join`.
+///
+/// # Errors
+/// As `join`.
+#[napi(
+    ts_args_type = "address: string, options: Options, done: (failure: Failure | null, listener: unknown) => void, ask?: (id: number, identity: Identity) => void"
+)]
+pub fn listen(
+    env: Env,
+    address: String,
+    options: Options,
+    done: Unknown<'_>,
+    ask: Option<Unknown<'_>>,
+) -> napi::Result<Joining> {
+    begin(
+        env,
+        address,
+        options,
+        done,
+        ask,
+        ("ringfence-listen", ringfence::listen, listener::to_object),
+    )
+}
+
+/// Takes a place at an address. The callback gets a failure, or null and a membership. Otherwise as `join`.
+///
+/// # Errors
+/// As `join`.
+#[napi(
+    ts_args_type = "address: string, options: Options, done: (failure: Failure | null, membership: unknown) => void, ask?: (id: number, identity: Identity) => void"
+)]
+pub fn member(
+    env: Env,
+    address: String,
+    options: Options,
+    done: Unknown<'_>,
+    ask: Option<Unknown<'_>>,
+) -> napi::Result<Joining> {
+    begin(
+        env,
+        address,
+        options,
+        done,
+        ask,
+        ("ringfence-member", ringfence::member, membership::to_object),
+    )
+}
+
+/// What meets somebody at an address.
+type Meet<T> = fn(&ringfence::Address, &ringfence::Options) -> ringfence::Result<T>;
+
+/// The name of a thread, what blocks on it, and what makes a JavaScript object of the outcome.
+type Way<M, T> = (
+    &'static str,
+    M,
+    unsafe fn(sys::napi_env, T, bool) -> napi::Result<sys::napi_value>,
+);
+
+fn begin<T: Send + 'static>(
+    env: Env,
+    address: String,
+    options: Options,
+    done: Unknown<'_>,
+    ask: Option<Unknown<'_>>,
+    (name, meet, to_object): Way<Meet<T>, T>,
+) -> napi::Result<Joining> {
+    let meet = move |options: &ringfence::Options| meet(&address.parse()?, options);
+    run(env, options, done, ask, (name, meet, to_object))
+}
+
+/// As `begin`, without an address.
+pub(crate) fn run<T: Send + 'static>(
+    env: Env,
+    options: Options,
+    done: Unknown<'_>,
+    ask: Option<Unknown<'_>>,
+    (name, meet, to_object): Way<
+        impl FnOnce(&ringfence::Options) -> ringfence::Result<T> + Send + 'static,
+        T,
+    >,
+) -> napi::Result<Joining> {
+    let canceller =
+        ringfence::Canceller::new().map_err(|error| napi::Error::from_reason(error.to_string()))?;
+    let under_way = UnderWay::new(canceller.clone());
+    let asking = match ask {
+        // SAFETY: env is live, and the callback a value of it; what is no function is refused by the engine.
+        Some(ask) => Some(unsafe { Asking::new(env.raw(), ask.raw()) }?),
+        None => None,
+    };
+    let questions = asking.as_ref().map(Asking::questions);
+    let use_libuv = options.use_libuv;
+    let (delivered, called_off) = (under_way.clone(), under_way.clone());
+    // SAFETY: env is live, and the callback a value of it; what is no function is refused by the engine.
+    unsafe {
+        once::run(
+            env.raw(),
+            done.raw(),
+            name,
+            move || meet(&options.to_core(asking)?.canceller(canceller)),
+            move |env, outcome: ringfence::Result<T>| {
+                // Once there is an outcome, there is nothing to call off: a listener is closed instead.
+                drop(delivered.take());
+                match outcome {
+                    Ok(made) => to_object(env, made, use_libuv)
+                        .and_then(|object| Ok([ToNapiValue::to_napi_value(env, Null)?, object])),
+                    Err(error) => ToNapiValue::to_napi_value(env, Failure::from(&error))
+                        .and_then(|failure| Ok([failure, ToNapiValue::to_napi_value(env, Null)?])),
+                }
+            },
+            move || called_off.cancel(),
+        )
+    }?;
+    Ok(Joining { under_way, questions })
+}

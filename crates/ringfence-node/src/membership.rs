@@ -1,0 +1,235 @@
+//! A membership as a plain JavaScript object of functions, as a listener is one. The keeper's thread is the core's; what it
+//! has to tell makes a descriptor readable, which is watched like a channel's line.
+
+use std::{
+    cell::RefCell,
+    ffi::CStr,
+    os::fd::{AsFd, AsRawFd},
+    ptr,
+    rc::Rc,
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use napi::{bindgen_prelude::*, sys};
+use ringfence::Change;
+
+use crate::{
+    channel,
+    convert::{Failure, Identity},
+    once,
+    raw::{Answer, Call, Function, add_function, check},
+    watcher::Watcher,
+};
+
+/// `failure()` says what went wrong.
+const FAILED: i32 = -1;
+
+/// How long the end of an environment waits until the place is left: it takes a moment, and a process that ends in that
+/// moment would leave its files behind. A partner that was stopped keeps nobody for longer.
+const A_MOMENT: Duration = Duration::from_secs(1);
+
+struct Seat {
+    /// `None` once it was left.
+    membership: Option<ringfence::Membership>,
+    watcher: Option<Watcher>,
+    failure: Option<ringfence::Error>,
+    use_libuv: bool,
+}
+
+impl Seat {
+    fn fail(&mut self, error: ringfence::Error) -> Answer {
+        self.failure = Some(error);
+        Answer::from(FAILED)
+    }
+
+    fn panicked(&mut self) {
+        self.let_go();
+        self.failure = Some(ringfence::Error::Unsupported {
+            what: "a defect of ringfence itself, please report it (the membership was left)".into(),
+            source: None,
+        });
+    }
+
+    /// Takes the membership out, which nobody watches any more.
+    fn take(&mut self) -> Option<ringfence::Membership> {
+        // First: a watched descriptor must not be closed.
+        self.watcher = None;
+        self.membership.take()
+    }
+
+    /// Leaves, and waits for nobody: a partner may take its time, and the event loop must not. What comes back ends once
+    /// it is left.
+    fn let_go(&mut self) -> Option<mpsc::Receiver<()>> {
+        let membership = self.take()?;
+        let (leaving, left) = mpsc::channel();
+        let leave = move || {
+            membership.leave();
+            drop(leaving);
+        };
+        // Without a thread it is left here, by dropping it.
+        let _ = thread::Builder::new().name("ringfence-leave".into()).spawn(leave);
+        Some(left)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some(left) = self.let_go() {
+            // Nothing is ever sent: it ends, or it takes too long.
+            let _ = left.recv_timeout(A_MOMENT);
+        }
+    }
+}
+
+/// The next change: a channel, a role, or the failure of whoever was refused; 0 where there is none now.
+fn next(seat: &mut Seat, call: &mut Call) -> Answer {
+    let Some(membership) = &seat.membership else {
+        return Answer::from(0);
+    };
+    let change = match membership.try_next() {
+        Ok(Some(change)) => change,
+        Ok(None) => return Answer::from(0),
+        Err(error) => return seat.fail(error),
+    };
+    // SAFETY: this runs in a callback of the environment.
+    let made = unsafe {
+        match change {
+            Change::Channel(channel) => channel::to_object(call.env, channel, seat.use_libuv),
+            Change::Role(role) => ToNapiValue::to_napi_value(call.env, role.to_string()),
+            Change::Refused(refused) => {
+                let mut failure = Failure::from(&refused.error);
+                failure.identity = refused.identity.as_ref().map(Identity::from);
+                ToNapiValue::to_napi_value(call.env, failure)
+            }
+            _ => return Answer::from(0),
+        }
+    };
+    match made {
+        Ok(value) => Answer::Value(value),
+        // The engine is out of memory, or is ending; a channel was closed with its object.
+        Err(error) => seat.fail(ringfence::Error::NoSpace {
+            what: "an object for what has changed".into(),
+            reason: error.reason.clone(),
+        }),
+    }
+}
+
+fn watch(seat: &mut Seat, call: &mut Call) -> Answer {
+    let Some(membership) = &seat.membership else {
+        return Answer::from(0);
+    };
+    let news = membership.as_fd().as_raw_fd();
+    // SAFETY: this runs in a callback of the environment; the descriptor lives as long as the membership, and the watcher
+    // is stopped before that.
+    match unsafe { Watcher::start(call.env, news, call.value(0), seat.use_libuv) } {
+        Ok(watcher) => {
+            seat.watcher = Some(watcher);
+            Answer::from(0)
+        }
+        Err(error) => seat.fail(ringfence::Error::Unsupported {
+            what: error.reason.clone(),
+            source: None,
+        }),
+    }
+}
+
+/// 1: newcomers wait; 0: they are taken in.
+fn pause(seat: &mut Seat, call: &mut Call) -> Answer {
+    match &seat.membership {
+        Some(membership) if call.size(0) != 0 => membership.pause(),
+        Some(membership) => membership.resume(),
+        None => {}
+    }
+    Answer::Nothing
+}
+
+fn keep_alive(seat: &mut Seat, call: &mut Call) -> Answer {
+    if let Some(watcher) = &seat.watcher {
+        watcher.keep_alive(call.env, call.size(0) != 0);
+    }
+    Answer::Nothing
+}
+
+/// Leaves, on a thread, since the partner's answer is waited for. 1: the callback is called later, once; 0: it is done
+/// already.
+fn leave(seat: &mut Seat, call: &mut Call) -> Answer {
+    let Some(membership) = seat.take() else {
+        return Answer::from(0);
+    };
+    // SAFETY: this runs in a callback of the environment, whose argument the function is.
+    let started = unsafe {
+        once::run(
+            call.env,
+            call.value(0),
+            "ringfence-leave",
+            move || membership.leave(),
+            |env, ()| {
+                Ok([
+                    ToNapiValue::to_napi_value(env, Null)?,
+                    ToNapiValue::to_napi_value(env, Null)?,
+                ])
+            },
+            || {},
+        )
+    };
+    // Where no thread was to be had, it was left by dropping it.
+    Answer::from(i32::from(started.is_ok()))
+}
+
+fn close(seat: &mut Seat, _call: &mut Call) -> Answer {
+    seat.let_go();
+    Answer::Nothing
+}
+
+fn failure(seat: &mut Seat, call: &mut Call) -> Answer {
+    let failure = seat.failure.take().map(|error| Failure::from(&error));
+    // SAFETY: this runs in a callback of the environment.
+    match unsafe { ToNapiValue::to_napi_value(call.env, failure) } {
+        Ok(value) => Answer::Value(value),
+        Err(_) => Answer::Nothing,
+    }
+}
+
+/// The functions that JavaScript sees.
+const FUNCTIONS: [(&CStr, Function<Seat>); 7] = [
+    (c"next", next),
+    (c"watch", watch),
+    (c"pause", pause),
+    (c"keepAlive", keep_alive),
+    (c"leave", leave),
+    (c"close", close),
+    (c"failure", failure),
+];
+
+/// A membership as a JavaScript object.
+///
+/// # Safety
+/// `env` is the environment that runs now, on this thread, inside a handle scope.
+pub(crate) unsafe fn to_object(
+    env: sys::napi_env,
+    membership: ringfence::Membership,
+    use_libuv: bool,
+) -> napi::Result<sys::napi_value> {
+    let mut object = ptr::null_mut();
+    // SAFETY: env is live.
+    let status = unsafe { sys::napi_create_object(env, &raw mut object) };
+    check(status, "an object")?;
+    // SAFETY: env is live.
+    let role = unsafe { ToNapiValue::to_napi_value(env, membership.role().to_string()) }?;
+    // SAFETY: object and role are live values of env.
+    let status = unsafe { sys::napi_set_named_property(env, object, c"role".as_ptr(), role) };
+    check(status, "a property")?;
+    let seat = Rc::new(RefCell::new(Seat {
+        membership: Some(membership),
+        watcher: None,
+        failure: None,
+        use_libuv,
+    }));
+    for (name, function) in FUNCTIONS {
+        // SAFETY: env and object are live.
+        unsafe { add_function(env, object, name, &seat, function, Seat::panicked) }?;
+    }
+    Ok(object)
+}

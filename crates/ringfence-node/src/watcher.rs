@@ -1,0 +1,470 @@
+//! How the event loop learns that a line is readable.
+//!
+//! Where the process has libuv (Node, Electron), a poll handle on the loop itself: one system call from the bell to
+//! JavaScript. It is closed by an asynchronous cleanup hook when its environment ends, for which the engine waits,
+//! so that a worker thread can be terminated at any moment. Where there is no libuv (Bun names the functions, but
+//! ends the process when they are called), a thread waits, and a thread-safe function carries the news.
+
+use std::{
+    cell::Cell,
+    ffi::{CStr, c_char, c_int, c_void},
+    mem, ptr,
+    rc::Rc,
+    sync::{
+        Arc, Condvar, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use napi::sys;
+
+use crate::{messenger::Messenger, raw::check};
+
+const UV_READABLE: c_int = 1;
+const UV_DISCONNECT: c_int = 4;
+/// `UV_POLL` in uv_handle_type: part of libuv's stable interface since 1.0.
+const UV_POLL: c_int = 8;
+
+type Handle = c_void;
+type PollCallback = unsafe extern "C" fn(*mut Handle, c_int, c_int);
+type CloseCallback = unsafe extern "C" fn(*mut Handle);
+
+/// The functions of libuv that are used, as found in this process.
+#[derive(Clone, Copy)]
+struct Libuv {
+    handle_size: unsafe extern "C" fn(c_int) -> usize,
+    poll_init: unsafe extern "C" fn(*mut c_void, *mut Handle, c_int) -> c_int,
+    poll_start: unsafe extern "C" fn(*mut Handle, c_int, PollCallback) -> c_int,
+    poll_stop: unsafe extern "C" fn(*mut Handle) -> c_int,
+    close: unsafe extern "C" fn(*mut Handle, Option<CloseCallback>),
+    set_data: unsafe extern "C" fn(*mut Handle, *mut c_void),
+    get_data: unsafe extern "C" fn(*const Handle) -> *mut c_void,
+    reference: unsafe extern "C" fn(*mut Handle),
+    unreference: unsafe extern "C" fn(*mut Handle),
+}
+
+fn symbol(name: &CStr) -> Option<*mut c_void> {
+    // SAFETY: dlsym with RTLD_DEFAULT looks through what is loaded and calls nothing.
+    let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr().cast::<c_char>()) };
+    (!address.is_null()).then_some(address)
+}
+
+impl Libuv {
+    /// Looked up once: the symbols of a process do not move.
+    fn find() -> Option<Self> {
+        static FOUND: OnceLock<Option<Libuv>> = OnceLock::new();
+        *FOUND.get_or_init(Self::look_up)
+    }
+
+    fn look_up() -> Option<Self> {
+        // SAFETY: each symbol is transmuted to the type that libuv's headers declare for it; those have not changed
+        // since libuv 1.19 (2018), which every Node that we run on is newer than.
+        unsafe {
+            Some(Self {
+                handle_size: mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int) -> usize>(symbol(
+                    c"uv_handle_size",
+                )?),
+                poll_init: mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(*mut c_void, *mut Handle, c_int) -> c_int,
+                >(symbol(c"uv_poll_init")?),
+                poll_start: mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(*mut Handle, c_int, PollCallback) -> c_int,
+                >(symbol(c"uv_poll_start")?),
+                poll_stop: mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut Handle) -> c_int>(symbol(
+                    c"uv_poll_stop",
+                )?),
+                close: mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut Handle, Option<CloseCallback>)>(
+                    symbol(c"uv_close")?,
+                ),
+                set_data: mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut Handle, *mut c_void)>(
+                    symbol(c"uv_handle_set_data")?,
+                ),
+                get_data: mem::transmute::<*mut c_void, unsafe extern "C" fn(*const Handle) -> *mut c_void>(
+                    symbol(c"uv_handle_get_data")?,
+                ),
+                reference: mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut Handle)>(symbol(
+                    c"uv_ref",
+                )?),
+                unreference: mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut Handle)>(symbol(
+                    c"uv_unref",
+                )?),
+            })
+        }
+    }
+}
+
+/// Watches a descriptor and calls a JavaScript function, on its own thread, whenever it is readable or has ended.
+pub(crate) enum Watcher {
+    Poll(PollWatcher),
+    Thread(ThreadWatcher),
+}
+
+impl Watcher {
+    /// Starts to watch. The function is called without arguments; it must read what there is. Keeps the event loop
+    /// alive until [`Watcher::unref`].
+    ///
+    /// # Safety
+    /// `env` is the environment that runs now, on this thread; `callback` a live function of it. The descriptor
+    /// stays open until the watcher is dropped, which stops it: the function is not called again.
+    pub(crate) unsafe fn start(
+        env: sys::napi_env,
+        descriptor: c_int,
+        callback: sys::napi_value,
+        use_libuv: bool,
+    ) -> napi::Result<Self> {
+        match Libuv::find().filter(|_| use_libuv) {
+            // SAFETY: passed on from the caller.
+            Some(libuv) => unsafe { PollWatcher::start(env, libuv, descriptor, callback) }.map(Self::Poll),
+            // SAFETY: as above.
+            None => unsafe { ThreadWatcher::start(env, descriptor, callback) }.map(Self::Thread),
+        }
+    }
+
+    /// Whether this watcher keeps the event loop alive.
+    pub(crate) fn keep_alive(&self, env: sys::napi_env, alive: bool) {
+        match self {
+            Self::Poll(watcher) => watcher.keep_alive(alive),
+            Self::Thread(watcher) => watcher.keep_alive(env, alive),
+        }
+    }
+}
+
+pub(crate) struct PollWatcher(Rc<Poll>);
+
+impl Drop for PollWatcher {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+struct Poll {
+    libuv: Libuv,
+    env: sys::napi_env,
+    handle: Cell<*mut Handle>,
+    size: usize,
+    callback: Cell<sys::napi_ref>,
+    context: Cell<sys::napi_async_context>,
+    hook: Cell<sys::napi_async_cleanup_hook_handle>,
+}
+
+impl PollWatcher {
+    /// # Safety
+    /// As [`Watcher::start`].
+    unsafe fn start(
+        env: sys::napi_env,
+        libuv: Libuv,
+        descriptor: c_int,
+        callback: sys::napi_value,
+    ) -> napi::Result<Self> {
+        let mut event_loop = ptr::null_mut();
+        // SAFETY: env is live.
+        let status = unsafe { sys::napi_get_uv_event_loop(env, &raw mut event_loop) };
+        check(status, "finding the event loop")?;
+        // SAFETY: uv_handle_size takes a constant.
+        let size = unsafe { (libuv.handle_size)(UV_POLL) };
+        let layout = handle_layout(size);
+        // SAFETY: a poll handle is not empty.
+        let handle = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<Handle>();
+        if handle.is_null() {
+            std::alloc::handle_alloc_error(layout);
+        }
+        // SAFETY: the loop is this thread's, the handle as large as libuv says, and the descriptor open.
+        let status = unsafe { (libuv.poll_init)(event_loop.cast(), handle, descriptor) };
+        if status != 0 {
+            // SAFETY: libuv does not know of it after a failed init.
+            unsafe { std::alloc::dealloc(handle.cast(), layout) };
+            return Err(napi::Error::from_reason(format!(
+                "the event loop does not watch the line (libuv error {status})"
+            )));
+        }
+        let poll = Rc::new(Poll {
+            libuv,
+            env,
+            handle: Cell::new(handle),
+            size,
+            callback: Cell::new(ptr::null_mut()),
+            context: Cell::new(ptr::null_mut()),
+            hook: Cell::new(ptr::null_mut()),
+        });
+        // The handle's own share of the state, given back when libuv has closed it.
+        // SAFETY: the handle is initialised.
+        unsafe { (libuv.set_data)(handle, Rc::into_raw(Rc::clone(&poll)).cast_mut().cast()) };
+        let watcher = Self(poll);
+        let (mut reference, mut context, mut hook) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+        // SAFETY: callback is a live function of env.
+        let status = unsafe { sys::napi_create_reference(env, callback, 1, &raw mut reference) };
+        check(status, "keeping the callback")?;
+        watcher.0.callback.set(reference);
+        let mut name = ptr::null_mut();
+        // SAFETY: env is live and the name's length is given.
+        let status = unsafe { sys::napi_create_string_utf8(env, c"ringfence".as_ptr(), 9, &raw mut name) };
+        check(status, "a name")?;
+        // SAFETY: env is live; without a resource, the engine makes one.
+        let status = unsafe { sys::napi_async_init(env, ptr::null_mut(), name, &raw mut context) };
+        check(status, "an async context")?;
+        watcher.0.context.set(context);
+        let data = Rc::as_ptr(&watcher.0).cast_mut().cast();
+        // SAFETY: the state outlives the hook: the handle's share of it is given back after the hook is removed.
+        let status =
+            unsafe { sys::napi_add_async_cleanup_hook(env, Some(environment_ends), data, &raw mut hook) };
+        check(status, "a cleanup hook")?;
+        watcher.0.hook.set(hook);
+        // SAFETY: the handle is initialised and not closing.
+        let status = unsafe { (libuv.poll_start)(handle, UV_READABLE | UV_DISCONNECT, readable) };
+        if status != 0 {
+            return Err(napi::Error::from_reason(format!(
+                "the event loop does not watch the line (libuv error {status})"
+            )));
+        }
+        Ok(watcher)
+    }
+
+    fn keep_alive(&self, alive: bool) {
+        let Poll { libuv, handle, .. } = &*self.0;
+        if !handle.get().is_null() {
+            // SAFETY: the handle is initialised and not closing (it is null from then on).
+            unsafe {
+                if alive {
+                    (libuv.reference)(handle.get());
+                } else {
+                    (libuv.unreference)(handle.get());
+                }
+            }
+        }
+    }
+}
+
+/// libuv's handles hold pointers and integers.
+fn handle_layout(size: usize) -> std::alloc::Layout {
+    std::alloc::Layout::from_size_align(size.max(1), 16).expect("the size of a libuv handle")
+}
+
+impl Poll {
+    fn stop(&self) {
+        let handle = self.handle.replace(ptr::null_mut());
+        if handle.is_null() {
+            return;
+        }
+        // SAFETY: the handle is initialised and not closing; libuv calls back once it is done with it.
+        unsafe { (self.libuv.poll_stop)(handle) };
+        // SAFETY: as above.
+        unsafe { (self.libuv.close)(handle, Some(closed)) };
+    }
+}
+
+unsafe extern "C" fn readable(handle: *mut Handle, _status: c_int, _events: c_int) {
+    let Some(libuv) = Libuv::find() else { return };
+    // SAFETY: libuv calls with the handle that was started, whose data was set to a share of the state.
+    let poll = unsafe { (libuv.get_data)(handle) }.cast_const().cast::<Poll>();
+    // SAFETY: one more share, so that the state outlives a stop from inside the callback.
+    let poll = unsafe {
+        Rc::increment_strong_count(poll);
+        Rc::from_raw(poll)
+    };
+    let (env, mut scope) = (poll.env, ptr::null_mut());
+    // SAFETY: libuv runs its callbacks on the loop's thread, which is the environment's, and the environment ends
+    // only after this handle is closed.
+    unsafe {
+        if sys::napi_open_handle_scope(env, &raw mut scope) != sys::Status::napi_ok {
+            return;
+        }
+        let (mut function, mut receiver, mut result) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+        if sys::napi_get_reference_value(env, poll.callback.get(), &raw mut function) == sys::Status::napi_ok
+            && !function.is_null()
+            && sys::napi_get_global(env, &raw mut receiver) == sys::Status::napi_ok
+        {
+            let status = sys::napi_make_callback(
+                env,
+                poll.context.get(),
+                receiver,
+                function,
+                0,
+                ptr::null(),
+                &raw mut result,
+            );
+            if status == sys::Status::napi_pending_exception {
+                let mut exception = ptr::null_mut();
+                if sys::napi_get_and_clear_last_exception(env, &raw mut exception) == sys::Status::napi_ok {
+                    // As an exception in any callback of the event loop: the process's uncaught-exception handling.
+                    sys::napi_fatal_exception(env, exception);
+                }
+            } else if status != sys::Status::napi_ok {
+                // JavaScript does not run any more: the environment is about to end, and nobody reads the line.
+                poll.stop();
+            }
+        }
+        sys::napi_close_handle_scope(env, scope);
+    }
+}
+
+/// The environment ends: the engine waits until the hook is removed, which is when libuv has closed the handle.
+unsafe extern "C" fn environment_ends(_hook: sys::napi_async_cleanup_hook_handle, data: *mut c_void) {
+    // SAFETY: the data is the state, alive until `closed` gives back the handle's share.
+    unsafe { &*data.cast_const().cast::<Poll>() }.stop();
+}
+
+unsafe extern "C" fn closed(handle: *mut Handle) {
+    let Some(libuv) = Libuv::find() else { return };
+    // SAFETY: the handle's data is its share of the state, given back here, once.
+    let poll = unsafe { Rc::from_raw((libuv.get_data)(handle).cast_const().cast::<Poll>()) };
+    // SAFETY: libuv is done with the handle, which was allocated with this layout.
+    unsafe { std::alloc::dealloc(handle.cast(), handle_layout(poll.size)) };
+    let (callback, context) = (
+        poll.callback.replace(ptr::null_mut()),
+        poll.context.replace(ptr::null_mut()),
+    );
+    // SAFETY: each was made in `start` by this environment, which still waits for the hook below (or goes on).
+    unsafe {
+        if !callback.is_null() {
+            sys::napi_delete_reference(poll.env, callback);
+        }
+        if !context.is_null() {
+            sys::napi_async_destroy(poll.env, context);
+        }
+        let hook = poll.hook.replace(ptr::null_mut());
+        if !hook.is_null() {
+            sys::napi_remove_async_cleanup_hook(hook);
+        }
+    }
+}
+
+/// A thread that waits for the line, and a thread-safe function that carries the news.
+pub(crate) struct ThreadWatcher(Arc<Waiting>);
+
+struct Waiting {
+    messenger: Messenger,
+    /// Rung to end the thread.
+    over: ringfence::Canceller,
+    stopped: AtomicBool,
+    /// The news was delivered and read: the line may be looked at again.
+    heard: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl ThreadWatcher {
+    /// # Safety
+    /// As [`Watcher::start`].
+    unsafe fn start(env: sys::napi_env, descriptor: c_int, callback: sys::napi_value) -> napi::Result<Self> {
+        let failed = |what: &str| napi::Error::from_reason(format!("the line cannot be watched: {what}"));
+        // SAFETY: the caller promises an open descriptor; the duplicate is the thread's own.
+        let line = unsafe { std::os::fd::BorrowedFd::borrow_raw(descriptor) }
+            .try_clone_to_owned()
+            .map_err(|error| failed(&error.to_string()))?;
+        let over = ringfence::Canceller::new().map_err(|error| failed(&error.to_string()))?;
+        let (mut name, mut function) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: env is live and the name's length is given.
+        let status = unsafe { sys::napi_create_string_utf8(env, c"ringfence".as_ptr(), 9, &raw mut name) };
+        check(status, "a name")?;
+        let waiting = Arc::new(Waiting {
+            messenger: Messenger::default(),
+            over,
+            stopped: AtomicBool::new(false),
+            heard: Mutex::new(false),
+            changed: Condvar::new(),
+        });
+        let share = Arc::into_raw(Arc::clone(&waiting)).cast_mut().cast();
+        // SAFETY: env, callback and name are live; the share of the state is given back by `gone`, which the engine
+        // calls once, when the function goes, or below where there is none.
+        let status = unsafe {
+            sys::napi_create_threadsafe_function(
+                env,
+                callback,
+                ptr::null_mut(),
+                name,
+                0,
+                1,
+                share,
+                Some(gone),
+                ptr::null_mut(),
+                Some(deliver),
+                &raw mut function,
+            )
+        };
+        if let Err(error) = check(status, "a thread-safe function") {
+            // SAFETY: there is no function that would give it back.
+            drop(unsafe { Arc::from_raw(share.cast_const().cast::<Waiting>()) });
+            return Err(error);
+        }
+        waiting.messenger.take_over(function);
+        let shared = Arc::clone(&waiting);
+        thread::Builder::new()
+            .name("ringfence-line".into())
+            .spawn(move || shared.run(&line))
+            .map_err(|error| {
+                waiting.messenger.release();
+                failed(&error.to_string())
+            })?;
+        Ok(Self(waiting))
+    }
+
+    fn keep_alive(&self, env: sys::napi_env, alive: bool) {
+        self.0.messenger.keep_alive(env, alive);
+    }
+}
+
+impl Drop for ThreadWatcher {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+impl Waiting {
+    fn run(self: Arc<Self>, line: &std::os::fd::OwnedFd) {
+        while ringfence::wait_readable(line, &self.over).is_ok() && !self.stopped.load(Ordering::Acquire) {
+            let data = Arc::into_raw(Arc::clone(&self)).cast_mut().cast();
+            if !self.messenger.send(data) {
+                // SAFETY: it was not sent, so the share is still this thread's.
+                drop(unsafe { Arc::from_raw(data.cast_const().cast::<Self>()) });
+                break;
+            }
+            let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            while !*heard {
+                heard = self.changed.wait(heard).unwrap_or_else(PoisonError::into_inner);
+            }
+            *heard = false;
+        }
+        self.messenger.release();
+    }
+
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.over.cancel();
+        self.hear();
+    }
+
+    fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+}
+
+/// The function goes: the thread has released it, or the environment ends.
+unsafe extern "C" fn gone(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
+    // SAFETY: the share that `start` gave; the engine calls this once.
+    let waiting = unsafe { Arc::from_raw(data.cast_const().cast::<Waiting>()) };
+    waiting.messenger.forget();
+    waiting.stop();
+}
+
+unsafe extern "C" fn deliver(
+    env: sys::napi_env,
+    callback: sys::napi_value,
+    _context: *mut c_void,
+    data: *mut c_void,
+) {
+    // SAFETY: the share that `run` queued; the engine delivers each once, with a null env where it is ending.
+    let waiting = unsafe { Arc::from_raw(data.cast_const().cast::<Waiting>()) };
+    if !env.is_null() && !waiting.stopped.load(Ordering::Acquire) {
+        let (mut receiver, mut result) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: the engine calls on the environment's thread, inside a handle scope and a callback scope of its own;
+        // an exception stays pending, and the engine reports it as uncaught.
+        unsafe {
+            sys::napi_get_global(env, &raw mut receiver);
+            sys::napi_call_function(env, receiver, callback, 0, ptr::null(), &raw mut result);
+        }
+    }
+    waiting.hear();
+}
