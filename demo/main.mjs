@@ -1,0 +1,102 @@
+// The demonstration: two processes meet, prove to each other who they are, and move a file from the one to the
+// other, in both backings. `npm start [-- FILE]`; without a file, the node binary itself.
+
+import { fork } from 'node:child_process'
+import { createHash, randomBytes } from 'node:crypto'
+import { createReadStream, createWriteStream } from 'node:fs'
+import { mkdtemp, rm, stat } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join as joinPath } from 'node:path'
+import { pipeline } from 'node:stream/promises'
+
+import { Progress } from '../dist/esm/cli/progress.js'
+import { evidenceTable, formatBytes } from '../dist/esm/cli/text.js'
+
+/** What is moved where no file is named is at least this long. */
+const ENOUGH = 100_000_000
+
+const folder = await mkdtemp(joinPath(tmpdir(), 'ringfence-demo-'))
+const file = process.argv[2] ?? (await enough())
+const { size } = await stat(file)
+
+try {
+  for (const [backing, address, what] of [
+    ['memfd', joinPath(folder, 'demo.sock'), 'a named address, sealed memory'],
+    [
+      'shm',
+      `@ringfence-demo-${randomBytes(8).toString('hex')}`,
+      'an abstract address, and shm_open as the seed has it',
+    ],
+  ]) {
+    console.log(`\n━━ ${backing}: ${what} ━━`)
+    await run(backing, address)
+  }
+} catch (error) {
+  console.error(`\nThe demonstration failed: ${error.message}`)
+  process.exitCode = 1
+} finally {
+  await rm(folder, { recursive: true, force: true })
+}
+
+/** The node binary, as many times over as it takes. */
+async function enough() {
+  const name = joinPath(folder, 'node')
+  for (let length = 0; length < ENOUGH; { size: length } = await stat(name)) {
+    await pipeline(createReadStream(process.execPath), createWriteStream(name, { flags: 'a' }))
+  }
+  return name
+}
+
+async function run(backing, address) {
+  const copy = joinPath(folder, 'copy')
+  const progress = new Progress(size)
+  const started = [side('receive', copy), side('send', file, (bytes) => progress.add(bytes - progress.bytes))]
+  const [receiver, sender] = await Promise.all(started)
+  progress.done()
+  for (const [name, { introduction }] of Object.entries({ sender, receiver })) {
+    const { role, pid, peer, evidence } = introduction
+    console.log(`\nThe ${name}, process ${pid}, was the ${role}. Its peer is process ${peer.pid}. What it checked:`)
+    console.log(evidenceTable(evidence, process.stdout.columns ?? 160))
+  }
+  const written = await sha256(copy)
+  const rate = `${formatBytes(sender.bytes / sender.seconds)}/s`
+  console.log(
+    `\n${formatBytes(sender.bytes)} of ${file} in ${sender.seconds.toFixed(2)} s: ${rate}, hashed at both ends and written to a file`,
+  )
+  console.log(`SHA-256 at the sender    ${sender.sha256}`)
+  console.log(`SHA-256 at the receiver  ${receiver.sha256}`)
+  console.log(`SHA-256 of the copy      ${written}`)
+  if (sender.bytes !== size || new Set([sender.sha256, receiver.sha256, written]).size !== 1) {
+    throw new Error('what arrived is not what was sent')
+  }
+  if (sender.reason !== 'closed' || receiver.reason !== 'closed') throw new Error('the channel did not end as agreed')
+  console.log('They agree.')
+
+  /** Starts one process, and resolves with what it says of itself and of its work once it has ended well. */
+  function side(task, path, onBytes = () => {}) {
+    const child = fork(new URL('side.mjs', import.meta.url), [task, address, backing, path], {
+      // Identities hold device and inode numbers, which are bigints.
+      serialization: 'advanced',
+    })
+    let introduction
+    let result
+    child.on('message', (message) => {
+      if (message.role !== undefined) introduction = message
+      else if (message.sha256 !== undefined) result = message
+      if (message.bytes !== undefined) onBytes(message.bytes)
+    })
+    return new Promise((resolve, reject) => {
+      child.on('error', reject)
+      child.on('exit', (code, signal) => {
+        if (code === 0 && result !== undefined) resolve({ introduction, ...result })
+        else reject(new Error(`the process that should ${task} ended with ${signal ?? `code ${code}`}`))
+      })
+    })
+  }
+}
+
+async function sha256(path) {
+  const hash = createHash('sha256')
+  for await (const chunk of createReadStream(path)) hash.update(chunk)
+  return hash.digest('hex')
+}

@@ -1,0 +1,44 @@
+// One of the two processes of the demonstration: `node side.mjs send|receive ADDRESS BACKING FILE`.
+
+import { createHash } from 'node:crypto'
+import { createReadStream, createWriteStream } from 'node:fs'
+import { once } from 'node:events'
+import { finished } from 'node:stream/promises'
+
+import { join } from 'ringfence'
+
+const [, , task, address, backing, file] = process.argv
+const channel = await join(address, { backing, timeout: 10_000 })
+const { role, peer, evidence } = channel
+process.send({ role, pid: process.pid, peer, evidence })
+
+const hash = createHash('sha256')
+let bytes = 0
+const started = performance.now()
+const tell = setInterval(() => process.send({ bytes }), 50)
+
+if (task === 'send') {
+  for await (const chunk of createReadStream(file, { highWaterMark: 256 * 1024 })) {
+    hash.update(chunk)
+    await channel.send(chunk)
+    bytes += chunk.length
+  }
+  await channel.end()
+  // The receiver ends its side when it has written everything; until then, nothing is done.
+  if ((await channel.receive()) !== null) throw new Error('the receiver answered')
+} else {
+  const sink = createWriteStream(file)
+  for await (const message of channel) {
+    hash.update(message)
+    bytes += message.length
+    if (!sink.write(message)) await once(sink, 'drain')
+  }
+  sink.end()
+  await finished(sink)
+  await channel.end()
+}
+
+const reason = await channel.closed
+clearInterval(tell)
+process.send({ bytes, seconds: (performance.now() - started) / 1000, sha256: hash.digest('hex'), reason })
+process.disconnect()

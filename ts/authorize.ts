@@ -1,0 +1,76 @@
+import { show } from './errors.js'
+import type { Failure } from './native.js'
+import type { Identity, Policy } from './types.js'
+
+type Decide = NonNullable<Policy['authorize']>
+
+/** Answers of the binding's `answer`. */
+const NO = 0
+const YES = 1
+const FAILED = 2
+
+/** Newcomers whom a host has turned away tell nobody why: what was thrown about them is forgotten in order. */
+const REMEMBERED = 256
+
+/** Answers what the binding asks a policy's callback, and keeps what that has thrown for the error that tells of it. */
+export class Authorizer {
+  /** Where answers go: what asks, once it is there. */
+  answer: ((id: number, verdict: number, found: string) => void) | undefined
+  readonly #decide: Decide
+  readonly #causes = new Map<number, unknown>()
+
+  private constructor(policy: Policy, authorize: Decide) {
+    this.#decide = (identity) => authorize.call(policy, identity)
+  }
+
+  /** `undefined` for a policy without a callback. */
+  static of(policy: Policy | undefined): Authorizer | undefined {
+    return policy?.authorize === undefined ? undefined : new Authorizer(policy, policy.authorize)
+  }
+
+  /** The binding's question. Never throws. */
+  readonly ask = (id: number, identity: Identity): void => {
+    void this.#decideOn(id, identity)
+  }
+
+  async #decideOn(id: number, identity: Identity): Promise<void> {
+    let found: string
+    try {
+      // What a caller of plain JavaScript gives back is not known.
+      const verdict: unknown = await this.#decide(identity)
+      if (typeof verdict === 'boolean') {
+        this.answer?.(id, verdict ? YES : NO, String(verdict))
+        return
+      }
+      found = show(verdict)
+      this.#keep(id, new TypeError(`authorize must answer true or false, not ${found}`))
+    } catch (error) {
+      found = `an exception: ${sentence(error)}`
+      this.#keep(id, error)
+    }
+    this.answer?.(id, FAILED, found)
+  }
+
+  #keep(id: number, cause: unknown): void {
+    this.#causes.set(id, cause)
+    if (this.#causes.size > REMEMBERED) this.#causes.delete(this.#causes.keys().next().value as number)
+  }
+
+  /** What the callback threw, where that is behind a failure. */
+  causeOf(failure: Failure | null): unknown {
+    const question = failure?.question
+    if (question === undefined) return undefined
+    const cause = this.#causes.get(question)
+    this.#causes.delete(question)
+    return cause
+  }
+}
+
+/** Anything may be thrown, and may throw again when it is looked at. */
+function sentence(thrown: unknown): string {
+  try {
+    return thrown instanceof Error ? String(thrown.message) : show(thrown)
+  } catch {
+    return 'one that cannot be shown'
+  }
+}

@@ -1,0 +1,72 @@
+import { Authorizer } from './authorize.js'
+import { RingfenceError, fromFailure, invalid, show } from './errors.js'
+import { closeInspector } from './harden.js'
+import type { Begin, Failure, Given, Joining, NativeOptions } from './native.js'
+import { checkOptions } from './options.js'
+import type { Options } from './types.js'
+
+/** What is at hand when the binding has made something. */
+export interface Beginning {
+  options: NativeOptions
+  signal: AbortSignal | undefined
+  authorizer: Authorizer | undefined
+}
+
+/** As {@link run}, at an address. */
+export async function begin<Raw, Made>(
+  call: Begin<Raw>,
+  address: string,
+  options: Options,
+  open: (raw: Raw, beginning: Beginning) => Made,
+): Promise<Made> {
+  if (typeof address !== 'string') throw invalid(`address must be a string, not ${show(address)}`)
+  return run((...given: Given<Raw>) => call(address, ...given), options, open)
+}
+
+/** Begins what the binding does on a thread of its own, can be called off, and ends in something that it has made. */
+export async function run<Raw, Made>(
+  call: (...given: Given<Raw>) => Joining,
+  options: Options,
+  open: (raw: Raw, beginning: Beginning) => Made,
+): Promise<Made> {
+  const checked = checkOptions(options)
+  const { signal } = options
+  if (signal?.aborted) throw aborted(signal)
+  if (checked.harden) closeInspector()
+  const authorizer = Authorizer.of(options.policy)
+  return new Promise<Made>((resolve, reject) => {
+    const done = (failure: Failure | null, raw: Raw | null) => {
+      signal?.removeEventListener('abort', cancel)
+      if (raw === null) {
+        const calledOff = failure?.code === 'ABORTED' && signal?.aborted
+        reject(calledOff ? aborted(signal) : fromFailure(failure, authorizer?.causeOf(failure)))
+        return
+      }
+      try {
+        resolve(open(raw, { options: checked, signal, authorizer }))
+      } catch (error) {
+        reject(error)
+      }
+    }
+    const joining = start(call, checked, done, authorizer?.ask)
+    if (authorizer !== undefined) authorizer.answer = (...answer) => joining.answer(...answer)
+    const cancel = () => joining.cancel()
+    signal?.addEventListener('abort', cancel, { once: true })
+  })
+}
+
+/** A handshake needs a thread and a descriptor to call it off by, before it can fail in any other way. */
+function start<Raw>(call: (...given: Given<Raw>) => Joining, ...given: Given<Raw>): Joining {
+  try {
+    return call(...given)
+  } catch (error) {
+    if (error instanceof RingfenceError) throw error
+    throw new RingfenceError('NO_SPACE', `the handshake cannot be started: ${(error as Error).message}`, {
+      cause: error,
+    })
+  }
+}
+
+export function aborted(signal: AbortSignal): RingfenceError {
+  return new RingfenceError('ABORTED', 'the waiting was called off', { cause: signal.reason })
+}

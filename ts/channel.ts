@@ -1,0 +1,486 @@
+import type { Duplex } from 'node:stream'
+
+import { toDuplex } from './duplex.js'
+import { RingfenceError, fromFailure, invalid, show } from './errors.js'
+import { Inbox, type Visit } from './inbox.js'
+import { FAILED, withOperations, type NativeChannel, type RawChannel } from './native.js'
+import { Outbox } from './outbox.js'
+import { Tokens, toToken } from './tokens.js'
+import { Turns } from './turns.js'
+import type { CloseReason, Evidence, Identity, Reservation } from './types.js'
+
+/** What the binding's `listen` answers. */
+const REASONS: readonly (CloseReason | null)[] = [null, 'closed', 'exited', 'corrupt', 'exposed', 'closed']
+/** Of these, the end that a look at the peer has brought about. */
+const REFUSED = 5
+
+const lost = (reason: CloseReason) =>
+  new RingfenceError(
+    'PEER_LOST',
+    reason === 'exited'
+      ? "the peer's process has ended, or executes another program now"
+      : 'the peer has closed the channel',
+  )
+
+/** Only `join`, `connect`, `member` and listeners make channels. */
+const KEY = Symbol('ringfence')
+
+const closedHere = () => new RingfenceError('CLOSED', 'the channel is closed')
+const exposed = () =>
+  new RingfenceError(
+    'OBJECT_EXPOSED',
+    'somebody tried to open the shared memory of one of the two sides: it was wiped, and the channel is closed',
+  )
+const refusedHere = () =>
+  new RingfenceError('CLOSED', 'the channel was closed: its peer is no longer who the policy asks for')
+const endedHere = () => new RingfenceError('CLOSED', 'this side has ended its sending')
+
+/** Has a channel's pending messages put into the ring, and nothing new. Returns what tells it that it was closed. */
+export let depart: (channel: Channel) => () => void
+
+/**
+ * Both directions between this process and its peer.
+ *
+ * `for await (const message of channel)` yields messages until no more will come; leaving the loop neither closes the
+ * channel nor loses a message. `await using` closes it. An open channel keeps the process alive, as a socket does,
+ * until {@link Channel.unref}.
+ */
+export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
+  /** Which part this process had at the rendezvous. Both have the same rights afterwards. */
+  readonly role: 'host' | 'guest'
+  /** Bytes of the ring that this side writes. */
+  readonly capacity: number
+  /** Bytes of the longest message that this side may send, as the peer said. */
+  readonly maxMessageSize: number
+  /**
+   * Resolves when the channel has ended, whichever side ended it, and has let go of everything, the address included.
+   * What the peer had sent before that can still be read. Never rejects.
+   */
+  readonly closed: Promise<CloseReason>
+
+  readonly #native: NativeChannel
+  readonly #loop = new Turns()
+  readonly #outbox: Outbox
+  readonly #inbox: Inbox
+  readonly #tokens: Tokens
+  /** Fetched when it is first asked for. */
+  #ofHandshake: readonly Evidence[] | null = null
+  #peer: Identity
+  #evidence: readonly Evidence[] | null = null
+  #resolveClosed!: (reason: CloseReason) => void
+  #reason: CloseReason | null = null
+  /** What a call gets once the channel has ended. */
+  #whyOver = closedHere
+  #ending: Promise<void> | null = null
+  /** The peer's end came without a word from it. */
+  #cut = false
+  /** Whoever made it closes it. */
+  #departing = false
+
+  static {
+    depart = (channel) => channel.#depart()
+  }
+
+  /** @internal */
+  constructor(key: symbol, native: NativeChannel, busyPoll: number) {
+    if (key !== KEY) throw invalid('channels are made by join, connect, listen and member')
+    this.#native = native
+    this.role = native.role
+    this.#peer = native.peer
+    this.capacity = native.capacity
+    this.maxMessageSize = native.maxMessageSize
+    this.closed = new Promise((resolve) => {
+      this.#resolveClosed = resolve
+    })
+    const failed = (error: RingfenceError) => this.#failed(error)
+    this.#outbox = new Outbox(native, busyPoll > 0, this.#loop, failed)
+    this.#inbox = new Inbox(native, busyPoll > 0, this.#loop, failed, () => this.#mayBeOver())
+    this.#tokens = new Tokens(native)
+    if (native.watch(() => this.#hear()) === FAILED) {
+      const error = fromFailure(native.failure())
+      native.close()
+      throw error
+    }
+  }
+
+  /** Who the peer was when it was last looked at: as the channel was made, or by {@link Channel.verify}. */
+  get peer(): Identity {
+    return this.#peer
+  }
+
+  /** Every check that was made on the way, in order, and those of the last {@link Channel.verify}. */
+  get evidence(): readonly Evidence[] {
+    return (this.#evidence ??= this.#evidenceOfHandshake())
+  }
+
+  #evidenceOfHandshake(): readonly Evidence[] {
+    return (this.#ofHandshake ??= Object.freeze(this.#native.evidence()))
+  }
+
+  /**
+   * Looks at the peer again, now, and compares with the policy that the channel was made with (`authorize` is not asked
+   * again). {@link Channel.peer} and {@link Channel.evidence} then tell of this look.
+   *
+   * @returns Who the peer is. Rejects with PEER_REFUSED where the policy does not hold any more, or this cannot be told:
+   * then the channel is closed at once, and what it held is discarded. PEER_LOST where the peer has gone, or executes
+   * another program; CLOSED after this side's close; RING_CORRUPT; NO_SPACE where no thread can be had.
+   */
+  verify(): Promise<Identity> {
+    if (this.#reason !== null) return Promise.reject(this.#whyOver())
+    return new Promise((resolve, reject) => {
+      const started = this.#native.verify((failure, verified) => {
+        // Also where it has ended meanwhile: of a closed channel nothing is told.
+        if (verified !== null && this.#reason === null) {
+          this.#peer = verified.identity
+          this.#evidence = Object.freeze([...this.#evidenceOfHandshake(), ...verified.evidence])
+          resolve(verified.identity)
+          return
+        }
+        const error = failure === null ? this.#whyOver() : fromFailure(failure)
+        reject(error)
+        // The core has ended it, which the event loop may not have heard of yet.
+        this.#hear()
+      })
+      if (started === FAILED) reject(fromFailure(this.#native.failure()))
+    })
+  }
+
+  /**
+   * Sends a message, in fragments if it must. Copies before it returns. Strings are sent as UTF-8.
+   *
+   * @returns A promise that resolves once the message is in the ring, where it survives this process: wait for it
+   * to not outrun the peer. It rejects with MESSAGE_TOO_LARGE above {@link Channel.maxMessageSize}; PEER_LOST once
+   * the peer has gone; CLOSED after `end` or `close`; RING_CORRUPT; OBJECT_EXPOSED; INVALID_ARGUMENT for what is no message, and
+   * while a reservation is open.
+   */
+  send(message: Uint8Array | string): Promise<void> {
+    return this.#outbox.send(message)
+  }
+
+  /**
+   * Puts a message into the ring now.
+   *
+   * @returns Whether there was room.
+   * @throws {@link RingfenceError} as `send` rejects, but MESSAGE_TOO_LARGE above half the capacity already.
+   */
+  trySend(message: Uint8Array | string): boolean {
+    return this.#outbox.trySend(message)
+  }
+
+  /**
+   * Room in the ring itself for a message, to be filled in place and committed. One at a time.
+   *
+   * @returns null where there is no room now.
+   * @throws {@link RingfenceError} as `trySend`
+   */
+  reserve(size: number): Reservation | null {
+    return this.#outbox.reserve(size)
+  }
+
+  /** Resolves when `trySend` or `reserve` of `size` bytes can succeed. Rejects as `trySend` throws. */
+  writable(size = 1): Promise<void> {
+    return this.#outbox.writable(size)
+  }
+
+  /**
+   * The next message.
+   *
+   * @returns null: no more will come, and everything was read.
+   * Rejects with CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED, where what was not read is lost; ABORTED by the signal, which loses nothing.
+   */
+  async receive(options?: { signal?: AbortSignal }): Promise<Buffer | null> {
+    const signal = this.#readerSignal(options)
+    const message = this.#receiveNow()
+    if (message === undefined) return this.#inbox.wait(true, signal, aborted)
+    if (this.#loop.due !== null) await this.#loop.due
+    return message
+  }
+
+  /**
+   * The next message, if there is one now.
+   *
+   * @throws {@link RingfenceError} CLOSED after this side's close; RING_CORRUPT
+   */
+  tryReceive(): Buffer | null {
+    return this.#inbox.tryReceive()
+  }
+
+  /**
+   * Visits the messages that are there now, at most `max`. The bytes are valid during the visit.
+   *
+   * @returns How many were visited.
+   * @throws {@link RingfenceError} CLOSED after this side's close; RING_CORRUPT
+   */
+  drain(visit: Visit, max = Infinity): number {
+    if (typeof visit !== 'function') throw invalid(`drain takes a function, not ${show(visit)}`)
+    if (typeof max !== 'number' || !(max >= 0)) throw invalid(`max must be a number of messages, not ${show(max)}`)
+    return this.#inbox.drain(visit, max)
+  }
+
+  /**
+   * Waits until there is something to read.
+   *
+   * @returns false: no more will come, and everything was read. Rejects as `receive`.
+   */
+  async readable(options?: { signal?: AbortSignal }): Promise<boolean> {
+    const signal = this.#readerSignal(options)
+    this.#outbox.pump()
+    const readable = this.#inbox.isReadableNow()
+    if (readable === undefined) return (await this.#inbox.wait(false, signal, aborted)) !== null
+    if (this.#loop.due !== null) await this.#loop.due
+    return readable
+  }
+
+  /** No more will come, and all was read. */
+  get ended(): boolean {
+    return this.#inbox.isEnded
+  }
+
+  [Symbol.asyncIterator](): AsyncIterator<Buffer, undefined> {
+    return {
+      next: () => {
+        try {
+          const message = this.#receiveNow()
+          if (message !== undefined) {
+            const result = toResult(message)
+            return this.#loop.due === null ? Promise.resolve(result) : this.#loop.due.then(() => result)
+          }
+        } catch (error) {
+          return Promise.reject(error as Error)
+        }
+        return this.#inbox.wait(true, undefined, aborted).then(toResult)
+      },
+      return: () => Promise.resolve({ done: true, value: undefined }),
+    }
+  }
+
+  /**
+   * Sends the peer a token: a number of 64 bits beside the messages, as a realtime signal, which the peer has however full
+   * the rings are, and whatever it is busy with. Returns once the kernel has it. See {@link Channel.signals}.
+   *
+   * @param token - A bigint from 0 to 2^64 - 1, or a safe integer from 0.
+   * @throws {@link RingfenceError} INVALID_ARGUMENT; NO_SPACE where the peer's queue of signals is full (RLIMIT_SIGPENDING
+   * of its user); UNSUPPORTED where this process may not send the peer a signal (another user's, without CAP_KILL), or the
+   * peer's system does not hand on all that comes with one; PEER_LOST once the peer has gone; CLOSED after this side's
+   * close; RING_CORRUPT; OBJECT_EXPOSED.
+   */
+  signal(token: bigint | number): void {
+    const word = toToken(token)
+    if (this.#reason !== null) throw this.#whyOver()
+    if (this.#native.signal(word) !== FAILED) return
+    const error = fromFailure(this.#native.failure())
+    // A peer that takes no token now, or never, has the channel still.
+    if (error.code !== 'ERR_RINGFENCE_NO_SPACE' && error.code !== 'ERR_RINGFENCE_UNSUPPORTED') this.#failed(error)
+    throw error
+  }
+
+  /**
+   * The tokens that the peer sends, in its order; in no order with its messages. Several loops share them, and leaving one
+   * loses none. Ends when the channel has ended, after what has come; at once where this side has closed it. 65,536 wait
+   * here for whoever takes them, further ones are {@link Channel.droppedTokens}. Waiting for one does not keep the process
+   * alive, which the open channel does. Rejects with NO_SPACE where there is no descriptor to wait with.
+   *
+   * Each was sent by the peer: its signal carries a secret that only the private line has carried.
+   */
+  signals(): AsyncIterable<bigint> {
+    return { [Symbol.asyncIterator]: () => this.#tokens.iterate() }
+  }
+
+  /**
+   * How many signals of this channel's number (`signalNumber`) this process has been sent, since it began, that were no token
+   * of any of its channels: somebody has made them up, or took a channel for open that had ended.
+   */
+  get strayTokens(): number {
+    return this.#native.strayTokens()
+  }
+
+  /** How many tokens of this channel were dropped, since 65,536 waited already. */
+  get droppedTokens(): number {
+    return this.#native.droppedTokens()
+  }
+
+  /**
+   * Sends no more; the other direction goes on. Resolves once everything that was sent before is in the ring, or the
+   * channel has ended. Once both sides have ended, and everything was read here, the channel closes by itself.
+   */
+  end(): Promise<void> {
+    if (this.#ending === null) {
+      this.#outbox.refuse(this.#reason === null ? endedHere : closedHere)
+      this.#ending = this.#outbox.empty().then(() => {
+        this.#outbox.shut(endedHere)
+        if (this.#reason === null) this.#settle(this.#native.end())
+      })
+    }
+    return this.#ending
+  }
+
+  /**
+   * Closes the channel. What is in the ring stays readable to the peer. Sends that are still pending have `linger`
+   * milliseconds (0), then they reject with CLOSED.
+   *
+   * @returns A promise that resolves once everything is let go of.
+   */
+  async close(options: { linger?: number } = {}): Promise<void> {
+    if (typeof options !== 'object' || options === null)
+      throw invalid(`options must be an object, not ${show(options)}`)
+    const { linger = 0 } = options
+    if (typeof linger !== 'number' || !(linger >= 0)) {
+      throw invalid(`linger must be a number of milliseconds, not ${show(linger)}`)
+    }
+    if (this.#reason !== null) return
+    this.#outbox.refuse(closedHere)
+    const empty = this.#outbox.empty()
+    if (linger > 0 && !this.#outbox.isEmpty) {
+      let timer: NodeJS.Timeout | undefined
+      const late = new Promise<void>((resolve) => {
+        timer = setTimeout(resolve, Math.min(linger, 2 ** 31 - 1))
+      })
+      await Promise.race([empty, late, this.closed])
+      clearTimeout(timer)
+    }
+    this.#finish('closed', closedHere)
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  /**
+   * The channel as a stream of bytes: borders of messages are not kept, empty messages are skipped, `end()` sends no
+   * more, and destroying it closes the channel. Its readable side fails with PEER_LOST where the peer's process
+   * ended before it had said that no more would come.
+   */
+  duplex(): Duplex {
+    return toDuplex(this, () =>
+      this.#cut ? new RingfenceError('PEER_LOST', 'the peer is gone before it had ended its sending') : undefined,
+    )
+  }
+
+  /** An open channel keeps the process alive (which it does from the start). */
+  ref(): this {
+    this.#native.keepAlive(1)
+    return this
+  }
+
+  /** An open channel does not keep the process alive. */
+  unref(): this {
+    this.#native.keepAlive(0)
+    return this
+  }
+
+  #readerSignal(options: { signal?: AbortSignal } | undefined): AbortSignal | undefined {
+    const signal = options?.signal
+    if (signal === undefined) return undefined
+    if (!(signal instanceof AbortSignal)) throw invalid('signal must be an AbortSignal')
+    if (signal.aborted) throw aborted(signal)
+    return signal
+  }
+
+  /** What was sent before must be on its way before an answer is waited for. */
+  #receiveNow(): Buffer | null | undefined {
+    if (!this.#outbox.isEmpty) this.#outbox.pump()
+    return this.#inbox.receiveNow()
+  }
+
+  /** The line is readable. */
+  #hear(): void {
+    if (this.#reason !== null) return
+    this.#loop.rest()
+    const answer = this.#native.listen()
+    const reason = REASONS[answer] ?? null
+    if (reason === null) this.#wake()
+    else if (this.#departing) this.#finish(reason, closedHere)
+    else if (answer === REFUSED) this.#finish(reason, refusedHere)
+    else this.#gone(reason)
+  }
+
+  /** The peer has rung: everybody looks again. */
+  #wake(): void {
+    this.#native.disarm()
+    this.#outbox.awake()
+    this.#inbox.awake()
+  }
+
+  /** The core has ended the channel. */
+  #gone(reason: CloseReason): void {
+    if (reason === 'exposed') {
+      this.#finish(reason, exposed)
+      return
+    }
+    this.#cut = this.#native.isCut() === 1
+    this.#inbox.keepRest()
+    this.#finish(reason, () => lost(reason))
+  }
+
+  /** The binding closes it in a moment, from another thread: what was sent before is in the ring by then. */
+  #depart(): () => void {
+    if (this.#reason !== null) return () => {}
+    this.#outbox.pump()
+    this.#outbox.refuse(closedHere)
+    this.#departing = true
+    return () => this.#finish('closed', closedHere)
+  }
+
+  /** After this side's end: both may have ended. */
+  #settle(answer: number): void {
+    const reason = REASONS[answer] ?? null
+    if (reason !== null) this.#finish(reason, endedHere)
+  }
+
+  #mayBeOver(): void {
+    // Not before whoever has found the end is done with it.
+    if (this.#ending !== null) queueMicrotask(() => this.#lookForEnd())
+  }
+
+  /** Both sides may have ended. */
+  #lookForEnd(): void {
+    if (this.#reason !== null) return
+    this.#settle(this.#native.listen())
+    // The line was read: a bell that was meant for a waiting send is not rung twice.
+    if (this.#reason === null) this.#wake()
+  }
+
+  /** A call into the core has failed: what ends the channel, ends it here. */
+  #failed(error: RingfenceError): void {
+    if (this.#reason !== null) return
+    if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') {
+      this.#finish('corrupt', () => new RingfenceError('RING_CORRUPT', error.message, { cause: error }))
+    } else if (error.code === 'ERR_RINGFENCE_OBJECT_EXPOSED') {
+      this.#finish('exposed', exposed)
+    } else if (error.code === 'ERR_RINGFENCE_PEER_LOST') {
+      // Noticed by a call before the event loop heard of it.
+      this.#hear()
+    } else if (error.code === 'ERR_RINGFENCE_UNSUPPORTED') {
+      this.#finish('closed', () => error)
+    }
+  }
+
+  #finish(reason: CloseReason, unsendable: () => RingfenceError): void {
+    if (this.#reason !== null) return
+    this.#reason = reason
+    this.#native.close()
+    this.#outbox.shut(unsendable)
+    this.#whyOver = unsendable
+    if (unsendable === closedHere || unsendable === refusedHere) {
+      this.#inbox.close(unsendable)
+      this.#tokens.close()
+    } else {
+      this.#inbox.stop(unsendable)
+      this.#tokens.stop()
+    }
+    this.#resolveClosed(reason)
+  }
+}
+
+function aborted(signal: AbortSignal): RingfenceError {
+  return new RingfenceError('ABORTED', 'the waiting was called off', { cause: signal.reason })
+}
+
+function toResult(message: Buffer | null): IteratorResult<Buffer, undefined> {
+  return message === null ? { done: true, value: undefined } : { done: false, value: message }
+}
+
+/** A channel over what the binding has made. */
+export function openChannel(raw: RawChannel, busyPoll: number): Channel {
+  return new Channel(KEY, withOperations(raw), busyPoll)
+}

@@ -1,0 +1,112 @@
+#!/usr/bin/env node
+// The command line. What it prints for people goes to standard error; standard output is the data's.
+
+import { readFileSync } from 'node:fs'
+import { parseArgs } from 'node:util'
+
+import { diagnose } from './cli/doctor.js'
+import { exitCode, UsageError } from './cli/exit.js'
+import { parseSize } from './cli/text.js'
+import { receive, send, type Transfer } from './cli/transfer.js'
+
+const HELP = `ringfence: shared memory between two processes, and nobody else
+
+  ringfence send ADDRESS [FILE]       sends FILE (or standard input) to whoever receives at ADDRESS
+  ringfence receive ADDRESS [FILE]    receives into FILE (or standard output)
+  ringfence doctor [--json]           what this kernel offers, and what that means for the promises
+
+ADDRESS is a path, or @name for an abstract address. Either side may come first. The other side must run as the
+same user, from the same executable.
+
+  --backing memfd|shm    what the shared memory is made of (memfd); both sides must choose the same
+  --capacity SIZE        of the ring, with K, M or G (4M); the sender's counts
+  --timeout SECONDS      how long to wait for the other side (for ever)
+  --evidence             print every check that was made
+  --json                 doctor: print what a program can read
+  --help, --version
+
+Exit codes: 0 all went through; 1 another failure; 2 usage; 3 the address cannot be used or is taken; 4 the peer was
+refused, or refused us; 5 the peer was lost before everything had gone through; 6 nobody came in time; 7 the peer does
+not keep to the protocol; 8 no room; 9 this system does not offer what is needed.
+
+  tar c . | ringfence send @x                    ringfence receive @x | tar x
+`
+
+async function main(): Promise<void> {
+  const { values, positionals } = parseArguments()
+  if (values.help) {
+    process.stdout.write(HELP)
+    return
+  }
+  if (values.version) {
+    const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
+    process.stdout.write(`${version}\n`)
+    return
+  }
+  const [command, address, file, ...rest] = positionals
+  if (command === 'doctor') {
+    if (address !== undefined) throw new UsageError('doctor takes no address')
+    diagnose(values.json)
+    return
+  }
+  if (command !== 'send' && command !== 'receive') {
+    throw new UsageError(
+      command === undefined ? 'say what to do: send, receive or doctor' : `there is no command ${command}`,
+    )
+  }
+  if (address === undefined) throw new UsageError(`${command} needs an address`)
+  if (rest.length > 0) throw new UsageError(`${command} takes an address and at most one file`)
+  const transfer: Transfer = {
+    address,
+    file,
+    evidence: values.evidence,
+    options: {
+      backing: checkBacking(values.backing),
+      capacity: values.capacity === undefined ? undefined : parseSize(values.capacity),
+      signal: values.timeout === undefined ? undefined : AbortSignal.timeout(parseSeconds(values.timeout)),
+    },
+  }
+  await (command === 'send' ? send(transfer) : receive(transfer))
+}
+
+function parseArguments() {
+  try {
+    return parseArgs({
+      allowPositionals: true,
+      options: {
+        backing: { type: 'string' },
+        capacity: { type: 'string' },
+        timeout: { type: 'string' },
+        evidence: { type: 'boolean', default: false },
+        json: { type: 'boolean', default: false },
+        help: { type: 'boolean', short: 'h', default: false },
+        version: { type: 'boolean', short: 'V', default: false },
+      },
+    })
+  } catch (error) {
+    throw new UsageError((error as Error).message)
+  }
+}
+
+function checkBacking(backing: string | undefined): 'memfd' | 'shm' | undefined {
+  if (backing === undefined || backing === 'memfd' || backing === 'shm') return backing
+  throw new UsageError(`--backing is memfd or shm, not ${backing}`)
+}
+
+function parseSeconds(text: string): number {
+  const seconds = Number(text)
+  if (!(seconds > 0) || seconds > 2_000_000) throw new UsageError(`--timeout takes a number of seconds, not ${text}`)
+  return Math.ceil(seconds * 1000)
+}
+
+// A reader that has left (`ringfence receive @x | head`) is a failure like any other, not a stack trace.
+process.stdout.on('error', fail)
+
+function fail(error: unknown): void {
+  const message = error instanceof Error ? error.message : String(error)
+  process.stderr.write(`ringfence: ${message}\n`)
+  if (error instanceof UsageError) process.stderr.write('Try ringfence --help.\n')
+  process.exit(exitCode(error))
+}
+
+main().catch(fail)

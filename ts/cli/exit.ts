@@ -1,0 +1,29 @@
+import { RingfenceError, type ErrorName } from '../errors.js'
+
+/** What was asked for cannot be understood. */
+export class UsageError extends Error {}
+
+const CODES: Record<ErrorName, number> = {
+  INVALID_ARGUMENT: 2,
+  ADDRESS_INVALID: 3,
+  ADDRESS_OCCUPIED: 3,
+  PEER_REFUSED: 4,
+  PEER_LOST: 5,
+  CLOSED: 5,
+  HANDSHAKE_TIMEOUT: 6,
+  ABORTED: 6,
+  PROTOCOL: 7,
+  OBJECT_EXPOSED: 7,
+  OBJECT_UNSOUND: 7,
+  RING_CORRUPT: 7,
+  MESSAGE_TOO_LARGE: 7,
+  NO_SPACE: 8,
+  UNSUPPORTED: 9,
+}
+
+/** What a script learns of a failure. */
+export function exitCode(error: unknown): number {
+  if (error instanceof UsageError) return 2
+  if (!(error instanceof RingfenceError)) return 1
+  return CODES[error.code.slice('ERR_RINGFENCE_'.length) as ErrorName] ?? 1
+}

@@ -1,0 +1,58 @@
+// Numbers and tables for people.
+
+import type { Evidence } from '../types.js'
+import { UsageError } from './exit.js'
+
+const UNITS: Record<string, number> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30 }
+
+/** `64K`, `4M`, `1G` or plain bytes. */
+export function parseSize(text: string): number {
+  const match = /^(\d+)([KMG]?)$/i.exec(text)
+  const bytes = match === null ? NaN : Number(match[1]) * UNITS[match[2]!.toUpperCase()]!
+  if (!Number.isSafeInteger(bytes) || bytes < 1) throw new UsageError(`a size is a number with K, M or G, not ${text}`)
+  return bytes
+}
+
+/** Bytes in the unit that fits. */
+export function formatBytes(bytes: number): string {
+  for (const [unit, size] of [
+    ['GB', 1e9],
+    ['MB', 1e6],
+    ['kB', 1e3],
+  ] as const) {
+    if (bytes >= size) return `${(bytes / size).toFixed(bytes >= 100 * size ? 0 : 2)} ${unit}`
+  }
+  return `${bytes} B`
+}
+
+/** Rows under headings, columns as wide as they must be, the last one cut to the width. */
+export function table(headings: string[], rows: string[][], width = process.stderr.columns ?? 160): string {
+  const widths = headings.map((heading, column) => Math.max(heading.length, ...rows.map((row) => row[column]!.length)))
+  const line = (cells: string[]) => {
+    const text = cells.map((cell, column) => cell.padEnd(widths[column]!)).join('  ')
+    return text.trimEnd().length > width ? `${text.slice(0, width - 1)}…` : text.trimEnd()
+  }
+  return [line(headings), line(widths.map((size) => '─'.repeat(size))), ...rows.map(line)].join('\n')
+}
+
+/** The checks that were made, for the log and the audit. */
+export function evidenceTable(evidence: readonly Evidence[], width?: number): string {
+  const rows = evidence.map(({ step, check, wanted, found, passed }) => [
+    mark(passed, wanted),
+    step,
+    check,
+    shorten(found, 50),
+    shorten(wanted, 60),
+  ])
+  return table(['', 'step', 'check', 'found', 'wanted'], rows, width)
+}
+
+/** What was only noted is in the list so that nobody takes it for checked. */
+function mark(passed: boolean, wanted: string): string {
+  if (!passed) return 'FAILED'
+  return wanted === 'not asked for' ? '-' : 'ok'
+}
+
+function shorten(text: string, length: number): string {
+  return text.length > length ? `${text.slice(0, length - 1)}…` : text
+}

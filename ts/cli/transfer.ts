@@ -1,0 +1,97 @@
+import { open, type FileHandle } from 'node:fs/promises'
+import type { Readable, Writable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
+
+import type { Channel } from '../channel.js'
+import { RingfenceError } from '../errors.js'
+import { join } from '../join.js'
+import type { Options } from '../types.js'
+import { Progress } from './progress.js'
+import { evidenceTable } from './text.js'
+
+/** One run of the command line. */
+export interface Transfer {
+  address: string
+  /** Standard input or output where left out. */
+  file: string | undefined
+  evidence: boolean
+  options: Options
+}
+
+/** Bytes read from a file at a time, and so of a message. */
+const CHUNK = 256 * 1024
+
+/** Sends a file, or standard input, and waits until the other side has all of it. */
+export async function send({ address, file, evidence, options }: Transfer): Promise<void> {
+  // Before anybody is met: a file that is not there is nobody else's affair.
+  const source = file === undefined ? undefined : await open(file, 'r')
+  try {
+    const channel = await meet(address, options, evidence)
+    const progress = new Progress(await sizeOf(source))
+    const stream = read(source)
+    // Whoever waits for standard input must not wait on when there is nobody left to send it to.
+    let reading = true
+    void channel.closed.then(() => {
+      if (reading) stream.destroy(new RingfenceError('PEER_LOST', 'the receiver has left'))
+    })
+    for await (const chunk of stream as AsyncIterable<Buffer>) {
+      await channel.send(chunk)
+      progress.add(chunk.length)
+    }
+    reading = false
+    await channel.end()
+    // The receiver ends its side once it has written everything; then the channel closes by itself.
+    const answer = await channel.receive()
+    const reason = await channel.closed
+    progress.done()
+    if (answer !== null || reason !== 'closed') {
+      throw new RingfenceError('PEER_LOST', 'the receiver left before it had said that it has everything')
+    }
+  } finally {
+    await source?.close()
+  }
+}
+
+/** Receives into a file, or to standard output. */
+export async function receive({ address, file, evidence, options }: Transfer): Promise<void> {
+  const target = file === undefined ? undefined : await open(file, 'w')
+  try {
+    const channel = await meet(address, options, evidence)
+    const progress = new Progress(undefined)
+    const sink = target === undefined ? process.stdout : (target.createWriteStream({ autoClose: false }) as Writable)
+    // The stream of the channel would close it once it has ended; what ends it here is what has been written.
+    await pipeline(messages(channel, progress), sink, { end: target !== undefined })
+    await channel.end()
+    progress.done()
+  } finally {
+    await target?.close()
+  }
+}
+
+async function meet(address: string, options: Options, evidence: boolean): Promise<Channel> {
+  const channel = await join(address, options).catch((error: unknown) => {
+    const late = error instanceof RingfenceError && error.code === 'ERR_RINGFENCE_ABORTED'
+    throw late ? new RingfenceError('ABORTED', `nobody came to ${address} in time`, { cause: error }) : error
+  })
+  if (evidence)
+    process.stderr.write(`${channel.role}, peer is process ${channel.peer.pid}\n${evidenceTable(channel.evidence)}\n`)
+  return channel
+}
+
+async function sizeOf(source: FileHandle | undefined): Promise<number | undefined> {
+  const stat = await source?.stat()
+  return stat?.isFile() ? stat.size : undefined
+}
+
+function read(source: FileHandle | undefined): Readable {
+  return source === undefined ? process.stdin : source.createReadStream({ highWaterMark: CHUNK, autoClose: false })
+}
+
+async function* messages(channel: Channel, progress: Progress): AsyncGenerator<Uint8Array> {
+  const stream = channel.duplex()
+  // Its errors are told by the loop.
+  for await (const chunk of stream.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
+    progress.add(chunk.length)
+    yield chunk
+  }
+}

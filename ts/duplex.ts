@@ -1,0 +1,96 @@
+import { Duplex } from 'node:stream'
+
+import type { Channel } from './channel.js'
+
+/** A chunk larger than this is sent in pieces, so that the peer reads the first while the next is written. */
+const PIECE = 256 * 1024
+
+/**
+ * The channel as a stream of bytes.
+ *
+ * @param cutOff - What the readable side is destroyed with where the peer's end came without a word from it.
+ */
+export function toDuplex(channel: Channel, cutOff: () => Error | undefined): Duplex {
+  return new ChannelStream(channel, cutOff)
+}
+
+type Done = (error?: Error | null) => void
+
+class ChannelStream extends Duplex {
+  readonly #channel: Channel
+  readonly #cutOff: () => Error | undefined
+  #reading = false
+  /** What the stream is destroyed with once everything that came before has been read. */
+  #failure: Error | undefined
+
+  constructor(channel: Channel, cutOff: () => Error | undefined) {
+    super()
+    this.#channel = channel
+    this.#cutOff = cutOff
+  }
+
+  override read(size?: number): unknown {
+    const chunk: unknown = super.read(size)
+    if (this.#failure !== undefined) this.#failOnceRead(this.#failure)
+    return chunk
+  }
+
+  override _read(): void {
+    if (!this.#reading) void this.#fetch()
+  }
+
+  override _write(chunk: Uint8Array, _encoding: BufferEncoding, done: Done): void {
+    this.#send(chunk).then(() => done(), done)
+  }
+
+  override _final(done: Done): void {
+    this.#channel.end().then(() => done(), done)
+  }
+
+  override _destroy(error: Error | null, done: Done): void {
+    this.#channel.close().then(
+      () => done(error),
+      (other: Error) => done(error ?? other),
+    )
+  }
+
+  async #send(chunk: Uint8Array): Promise<void> {
+    const piece = Math.min(PIECE, this.#channel.maxMessageSize)
+    for (let at = 0; at < chunk.length; at += piece) await this.#channel.send(chunk.subarray(at, at + piece))
+  }
+
+  /** Pushes messages until that is enough for now. */
+  async #fetch(): Promise<void> {
+    this.#reading = true
+    try {
+      for (;;) {
+        const message = this.#channel.tryReceive()
+        // An empty chunk would say that nothing is there.
+        if (message !== null && message.length > 0 && !this.push(message)) return
+        if (message !== null || (await this.#channel.readable())) continue
+        this.#end()
+        return
+      }
+    } catch (error) {
+      this.destroy(error as Error)
+    } finally {
+      this.#reading = false
+    }
+  }
+
+  #end(): void {
+    const failure = this.#cutOff()
+    if (failure === undefined) {
+      this.push(null)
+      return
+    }
+    this.#failure = failure
+    this.#failOnceRead(failure)
+  }
+
+  /** A stream that is destroyed forgets what nobody has read yet; but what has arrived, has arrived. */
+  #failOnceRead(failure: Error): void {
+    // Not before whoever reads just now has what it reads.
+    if (this.readableLength === 0) process.nextTick(() => this.destroy(failure))
+  }
+}

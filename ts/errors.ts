@@ -1,0 +1,95 @@
+import type { Failure } from './native.js'
+import type { Identity } from './types.js'
+
+/** What a {@link RingfenceError}'s code can say, behind `ERR_RINGFENCE_`. */
+export type ErrorName =
+  | 'INVALID_ARGUMENT'
+  | 'ADDRESS_INVALID'
+  | 'ADDRESS_OCCUPIED'
+  | 'PEER_REFUSED'
+  | 'PEER_LOST'
+  | 'HANDSHAKE_TIMEOUT'
+  | 'PROTOCOL'
+  | 'OBJECT_EXPOSED'
+  | 'OBJECT_UNSOUND'
+  | 'RING_CORRUPT'
+  | 'MESSAGE_TOO_LARGE'
+  | 'NO_SPACE'
+  | 'CLOSED'
+  | 'ABORTED'
+  | 'UNSUPPORTED'
+
+/** What a {@link RingfenceError} knows beyond its code and sentence. */
+export interface ErrorDetails {
+  /** The error or reason behind it. */
+  cause?: unknown
+  /** The check that failed. */
+  check?: string
+  /** What the check asked for. */
+  wanted?: string
+  /** What it found. */
+  found?: string
+  /** The refused peer, as far as it is known. */
+  identity?: Identity
+}
+
+/** Known to every copy of this package in the process. */
+const BRAND = Symbol.for('ringfence.RingfenceError')
+
+/** Every refusal: a code that a program can switch on, and a sentence that a person can act on. */
+export class RingfenceError extends Error {
+  static {
+    RingfenceError.prototype.name = 'RingfenceError'
+    Object.defineProperty(RingfenceError.prototype, BRAND, { value: true })
+  }
+
+  /** A program may load both builds of this package, and each has a class: an error of either is one of both. */
+  static override [Symbol.hasInstance](value: unknown): boolean {
+    if (this !== RingfenceError) return Function.prototype[Symbol.hasInstance].call(this, value)
+    return typeof value === 'object' && value !== null && BRAND in value
+  }
+
+  /** `ERR_RINGFENCE_` and the kind of error. */
+  readonly code: `ERR_RINGFENCE_${ErrorName}`
+  /** For PEER_REFUSED and OBJECT_UNSOUND: the check that failed. */
+  declare readonly check?: string
+  /** What the check asked for. */
+  declare readonly wanted?: string
+  /** What it found. */
+  declare readonly found?: string
+  /** The refused peer, as far as it is known. */
+  declare readonly identity?: Identity
+
+  constructor(name: ErrorName, message: string, details: ErrorDetails = {}) {
+    super(message, details.cause === undefined ? undefined : { cause: details.cause })
+    this.code = `ERR_RINGFENCE_${name}`
+    for (const key of ['check', 'wanted', 'found', 'identity'] as const) {
+      if (details[key] !== undefined) Object.defineProperty(this, key, { value: details[key], enumerable: true })
+    }
+  }
+}
+
+/** The error that the binding's failure stands for; `thrown` is what was thrown in JavaScript and is behind it. */
+export function fromFailure(failure: Failure | null, thrown?: unknown): RingfenceError {
+  if (failure === null) return new RingfenceError('UNSUPPORTED', 'the native binding failed without a reason')
+  const { code, message, cause, check, wanted, found, identity } = failure
+  return new RingfenceError(code as ErrorName, message, {
+    cause: thrown ?? (cause === undefined ? undefined : new Error(cause)),
+    check,
+    wanted,
+    found,
+    identity,
+  })
+}
+
+/** A value as a sentence names it: any value, since it is about the wrong ones. */
+export function show(value: unknown): string {
+  if (typeof value === 'string') return JSON.stringify(value)
+  if (typeof value === 'function') return 'a function'
+  if (typeof value === 'object' && value !== null) return Array.isArray(value) ? 'an array' : 'an object'
+  return String(value)
+}
+
+export function invalid(message: string): RingfenceError {
+  return new RingfenceError('INVALID_ARGUMENT', message)
+}

@@ -1,0 +1,108 @@
+import { spawn as start, type ChildProcess, type SpawnOptions } from 'node:child_process'
+
+import { run } from './begin.js'
+import { openChannel, type Channel } from './channel.js'
+import { RingfenceError, fromFailure, invalid, show } from './errors.js'
+import { native, type Given, type Joining, type RawChannel, type PrivateLine } from './native.js'
+import { checkOptions } from './options.js'
+import type { Options } from './types.js'
+
+/** A child, and the channel with it. */
+export interface Spawned {
+  /** As `child_process.spawn` gives it. It is the caller's: what becomes of the channel does not end it. */
+  child: ChildProcess
+  /**
+   * The channel, once the child has called {@link fromParent}. This side is the host. Rejects as {@link join} does,
+   * and with PEER_LOST where the child ends before it has answered, HANDSHAKE_TIMEOUT where it has not answered after
+   * `timeout` (which is for its start, up to its first word, and anew for the handshake), PEER_REFUSED where another answers that has the line from it, and
+   * INVALID_ARGUMENT where the command cannot be started.
+   */
+  channel: Promise<Channel>
+}
+
+/**
+ * Starts a child that gets one end of a private line: no address, which anybody could take first or ask at. The child
+ * calls {@link fromParent}.
+ *
+ * Without a policy the child must run the same executable as this process, which for a script is
+ * `spawn(process.execPath, ['script.js'])`. Another program must be named, here and there:
+ * `{ policy: { executable: '/path/to/program' } }`.
+ *
+ * @param command - As for `child_process.spawn`, and so are the next two. A `shell` is a process of its own, and the
+ * child is then refused, unless the shell executes it in its own place (`exec`).
+ * @throws {@link RingfenceError} INVALID_ARGUMENT, NO_SPACE, UNSUPPORTED; and what `child_process.spawn` throws
+ */
+export function spawn(
+  command: string,
+  args: readonly string[] = [],
+  spawnOptions: SpawnOptions = {},
+  options: Options = {},
+): Spawned {
+  // Before there is a child that would wait for nothing.
+  checkOptions(options)
+  if (typeof spawnOptions !== 'object' || spawnOptions === null) {
+    throw invalid(`spawnOptions must be an object, not ${show(spawnOptions)}`)
+  }
+  const line = privateLine()
+  try {
+    const stdio = [...standard(spawnOptions.stdio), line.descriptor]
+    const [name, value] = line.variable(stdio.length - 1)!
+    const env = { ...(spawnOptions.env ?? process.env), [name!]: value }
+    const child = start(command, args, { ...spawnOptions, stdio, env })
+    const channel = child.pid === undefined ? notStarted(line, command, child) : adopt(line, child.pid, options)
+    // Whoever waits for it is told. Whoever looks at the child alone must not be ended by it.
+    channel.catch(() => {})
+    return { child, channel }
+  } catch (error) {
+    line.close()
+    throw error
+  }
+}
+
+/**
+ * The channel with the parent, in a process that was started by {@link spawn}, or by the same function in Rust. This
+ * side is the guest. It works once in a process, and is best called early: until then, processes that are started here
+ * by other means than Node's may inherit the line as well, though the parent refuses them.
+ *
+ * @throws {@link RingfenceError} as {@link join}; ADDRESS_INVALID in a process that was left no line, or has taken it
+ * already; PEER_LOST where the parent has gone.
+ */
+export function fromParent(options: Options = {}): Promise<Channel> {
+  return handshake((...given) => native.fromParent(...given), options)
+}
+
+function handshake(call: (...given: Given<RawChannel>) => Joining, options: Options): Promise<Channel> {
+  return run(call, options, (raw, { options: { busyPoll } }) => openChannel(raw, busyPoll ?? 0))
+}
+
+function privateLine(): PrivateLine {
+  try {
+    return native.privateLine()
+  } catch (error) {
+    if (error instanceof RingfenceError) throw error
+    throw new RingfenceError('NO_SPACE', `no line can be made: ${(error as Error).message}`, { cause: error })
+  }
+}
+
+/** What is said of the child's descriptors, as a list with room for the three standard ones. */
+function standard(stdio: SpawnOptions['stdio']): Exclude<SpawnOptions['stdio'], string | undefined> {
+  if (!Array.isArray(stdio)) return [stdio, stdio, stdio]
+  const missing = Array.from({ length: Math.max(0, 3 - stdio.length) }, () => undefined)
+  return [...stdio, ...missing]
+}
+
+function adopt(line: PrivateLine, pid: number, options: Options): Promise<Channel> {
+  const failure = line.started(pid)
+  if (failure !== null) {
+    line.close()
+    return Promise.reject(fromFailure(failure))
+  }
+  return handshake((...given) => native.adopt(line, ...given), options).finally(() => line.close())
+}
+
+/** Why there is no child. */
+async function notStarted(line: PrivateLine, command: string, child: ChildProcess): Promise<never> {
+  line.close()
+  const cause = await new Promise<Error>((resolve) => child.once('error', resolve))
+  throw new RingfenceError('INVALID_ARGUMENT', `${show(command)} cannot be started: ${cause.message}`, { cause })
+}

@@ -1,0 +1,226 @@
+import { EventEmitter } from 'node:events'
+
+import type { Authorizer } from './authorize.js'
+import { aborted, begin, type Beginning } from './begin.js'
+import { openChannel, type Channel } from './channel.js'
+import { type RingfenceError, fromFailure, invalid, show } from './errors.js'
+import { FAILED, native, type Failure, type RawChannel, type NativeListener } from './native.js'
+import type { Options } from './types.js'
+
+/** Only `listen` makes listeners. */
+const KEY = Symbol('ringfence')
+
+/** So many channels that nobody has taken may lie here before newcomers have to wait. */
+const UNCLAIMED = 16
+
+interface Waiting {
+  resolve(result: IteratorResult<Channel, undefined>): void
+  reject(error: Error): void
+}
+
+/** What a {@link Listener} tells. */
+export interface ListenerEvents {
+  /** Somebody came and got no channel. The listener goes on. */
+  refused: [refusal: RingfenceError]
+  /** It listens no more, and the address is free. */
+  close: []
+}
+
+/**
+ * A service at its address.
+ *
+ * `for await (const channel of listener)` yields a channel for each agent that has passed; leaving the loop does not close
+ * the listener, and several loops share what comes. An open listener keeps the process alive, as a `net.Server` does,
+ * until {@link Listener.unref}.
+ *
+ * The event `refused` tells of everybody who came and got no channel: PEER_REFUSED with `check`, `wanted` and `found`,
+ * HANDSHAKE_TIMEOUT, PROTOCOL, PEER_LOST, ADDRESS_OCCUPIED where the service is full, or what kept this process from it,
+ * such as NO_SPACE; and with the `identity`, as much as was learned.
+ *
+ * What nobody takes is bounded: once 16 channels lie here, newcomers wait at the address, and fail there at their own
+ * deadline; at most 64 handshakes that are under way then still end in channels.
+ */
+export class Listener extends EventEmitter<ListenerEvents> implements AsyncIterable<Channel>, AsyncDisposable {
+  /** Where it listens. */
+  readonly address: string
+
+  readonly #native: NativeListener
+  readonly #authorizer: Authorizer | undefined
+  readonly #busyPoll: number
+  readonly #open = new Set<Channel>()
+  #unclaimed: Channel[] = []
+  #waiting: Waiting[] = []
+  #paused = false
+  #closed = false
+  /** Why it has ended by itself: told to whoever asks first. */
+  #failure: RingfenceError | null = null
+  #signal: AbortSignal | undefined
+  readonly #abort = () => void this.close()
+
+  /** @internal */
+  constructor(key: symbol, address: string, raw: NativeListener, beginning: Beginning) {
+    super()
+    if (key !== KEY) throw invalid('listeners are made by listen')
+    const { options, signal, authorizer } = beginning
+    this.address = address
+    this.#native = raw
+    this.#authorizer = authorizer
+    this.#busyPoll = options.busyPoll ?? 0
+    if (raw.watch(() => this.#hear()) === FAILED) {
+      const error = fromFailure(raw.failure())
+      raw.close()
+      throw error
+    }
+    this.#signal = signal
+    signal?.addEventListener('abort', this.#abort, { once: true })
+  }
+
+  /** Channels that are open now, those that nobody has taken yet included. */
+  get size(): number {
+    return this.#open.size
+  }
+
+  [Symbol.asyncIterator](): AsyncIterator<Channel, undefined> {
+    return {
+      next: () => this.#next(),
+      return: () => Promise.resolve({ done: true, value: undefined }),
+    }
+  }
+
+  /**
+   * Listens no more. Channels that were taken go on ('keep'), or are closed ('close'). Those that nobody has taken are
+   * closed either way, and their agents see that, as does whoever has a handshake under way. Loops over the listener end.
+   *
+   * @returns A promise that resolves once the address is free, and closed channels have let go of everything.
+   */
+  async close(options: { channels?: 'keep' | 'close' } = {}): Promise<void> {
+    if (typeof options !== 'object' || options === null)
+      throw invalid(`options must be an object, not ${show(options)}`)
+    const { channels = 'keep' } = options
+    if (channels !== 'keep' && channels !== 'close') {
+      throw invalid(`channels must be 'keep' or 'close', not ${show(channels)}`)
+    }
+    const unclaimed = this.#finish()
+    const leaving = channels === 'close' ? [...this.#open] : unclaimed
+    await Promise.all(leaving.map((channel) => channel.close()))
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  /** An open listener keeps the process alive (which it does from the start). */
+  ref(): this {
+    this.#native.keepAlive(1)
+    return this
+  }
+
+  /** An open listener does not keep the process alive. */
+  unref(): this {
+    this.#native.keepAlive(0)
+    return this
+  }
+
+  #next(): Promise<IteratorResult<Channel, undefined>> {
+    const value = this.#unclaimed.shift()
+    if (value !== undefined) {
+      this.#pause(this.#unclaimed.length >= UNCLAIMED)
+      return Promise.resolve({ done: false, value })
+    }
+    const failure = this.#failure
+    if (failure !== null) {
+      this.#failure = null
+      return Promise.reject(failure)
+    }
+    if (this.#closed) return Promise.resolve({ done: true, value: undefined })
+    return new Promise((resolve, reject) => this.#waiting.push({ resolve, reject }))
+  }
+
+  /** There is news. */
+  #hear(): void {
+    while (!this.#closed) {
+      const arrival = this.#native.accept()
+      if (arrival === FAILED) {
+        this.#fail(fromFailure(this.#native.failure()))
+        return
+      }
+      if (typeof arrival === 'number') return
+      if ('role' in arrival) this.#admit(arrival)
+      else this.#refuse(arrival)
+    }
+  }
+
+  #admit(raw: RawChannel): void {
+    let channel: Channel
+    try {
+      channel = openChannel(raw, this.#busyPoll)
+    } catch (error) {
+      const { message, code } = error as RingfenceError
+      const { peer: identity } = raw
+      this.#refuse({ code: code.replace('ERR_RINGFENCE_', ''), message, identity } as Failure)
+      return
+    }
+    this.#open.add(channel)
+    void channel.closed.then(() => this.#open.delete(channel))
+    const waiting = this.#waiting.shift()
+    if (waiting === undefined) {
+      this.#unclaimed.push(channel)
+      this.#pause(this.#unclaimed.length >= UNCLAIMED)
+    } else waiting.resolve({ done: false, value: channel })
+  }
+
+  #refuse(failure: Failure): void {
+    this.emit('refused', fromFailure(failure, this.#authorizer?.causeOf(failure)))
+  }
+
+  #pause(paused: boolean): void {
+    if (paused === this.#paused) return
+    this.#paused = paused
+    this.#native.pause(paused ? 1 : 0)
+  }
+
+  /** The door has ended by itself. */
+  #fail(error: RingfenceError): void {
+    const [first] = this.#waiting.splice(0, 1)
+    if (first === undefined) this.#failure = error
+    else first.reject(error)
+    for (const channel of this.#finish()) void channel.close()
+  }
+
+  /** Closes, once. Returns the channels that nobody will take any more. */
+  #finish(): Channel[] {
+    if (this.#closed) return []
+    this.#closed = true
+    this.#signal?.removeEventListener('abort', this.#abort)
+    this.#native.close()
+    const unclaimed = this.#unclaimed
+    this.#unclaimed = []
+    for (const { resolve } of this.#waiting) resolve({ done: true, value: undefined })
+    this.#waiting = []
+    queueMicrotask(() => this.emit('close'))
+    return unclaimed
+  }
+}
+
+/**
+ * Binds an address for a service. Agents connect there with {@link connect}, each gets a channel and memory of its own, and
+ * what they have agreed on is that of {@link join}. Where somebody has the address it rejects with ADDRESS_OCCUPIED, or
+ * waits for it with the option `wait`; a socket that a dead service has left is taken over. The mode and the group of a path
+ * are set before anybody can reach it. Anybody on this host may connect to an abstract name, or take it first.
+ *
+ * Handshakes run side by side, on threads of their own, each with the deadline of `timeout`. The signal closes the
+ * listener, as that of `net.Server` does: loops over it end.
+ *
+ * @param address - As for {@link join}.
+ * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, NO_SPACE, ABORTED, UNSUPPORTED
+ */
+export function listen(address: string, options: Options = {}): Promise<Listener> {
+  return begin(native.listen, address, options, (raw, beginning) => {
+    const { signal } = beginning
+    if (signal?.aborted) {
+      raw.close()
+      throw aborted(signal)
+    }
+    return new Listener(KEY, address, raw, beginning)
+  })
+}

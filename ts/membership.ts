@@ -1,0 +1,301 @@
+import { EventEmitter } from 'node:events'
+
+import type { Authorizer } from './authorize.js'
+import { aborted, begin, type Beginning } from './begin.js'
+import { depart, openChannel, type Channel } from './channel.js'
+import { type RingfenceError, fromFailure, invalid } from './errors.js'
+import { FAILED, native, type Failure, type NativeMembership, type RawChannel } from './native.js'
+import type { Options } from './types.js'
+
+/** Only `member` makes memberships. */
+const KEY = Symbol('ringfence')
+
+/**
+ * The token by which a host says that it leaves: a hint, and no more, since its guest goes by what is said in the host's memory
+ * and on the line. A program that sends tokens of its own has another meaning for others.
+ */
+export const LEAVING: bigint = Buffer.from('leaving\0').readBigUInt64LE()
+
+/** So many channels may lie here that no loop has taken. */
+const UNCLAIMED = 16
+
+interface Waiting {
+  resolve(result: IteratorResult<Channel, undefined>): void
+  reject(error: Error): void
+}
+
+/** What a {@link Membership} tells. */
+export interface MembershipEvents {
+  /** There is a partner, by a channel of its own. */
+  channel: [channel: Channel]
+  /** This process has another part now: the guest of a host that has gone is the host. */
+  role: [role: 'host' | 'guest']
+  /**
+   * The partner has sent a token; {@link LEAVING} where it is a host that leaves. Whoever listens to this takes the tokens of
+   * all partners, which `signals()` of a channel shares with it.
+   */
+  signal: [token: bigint]
+  /** Somebody came and got no channel. The membership goes on. */
+  refused: [refusal: RingfenceError]
+  /** The place is left; or it was lost, and this is why. */
+  close: [reason: RingfenceError | null]
+}
+
+/**
+ * A place at an address, kept while partners come and go.
+ *
+ * `for await (const channel of membership)` yields a channel for each partner, one after the other; leaving the loop leaves
+ * nothing else, and several loops share what comes. The event `channel` tells of each as well. A channel ends like any
+ * other: what was sent before is still read there, while the next partner comes. Whoever closes a channel without leaving
+ * keeps its place; so does the partner.
+ *
+ * A membership keeps the process alive, as a `net.Server` does, until {@link Membership.unref}; so does its channel, which
+ * has an `unref` of its own.
+ *
+ * Before anybody has begun a loop, the last 16 channels wait for one. From then on nothing is passed over: once 16 channels
+ * lie here untaken, newcomers wait at the address.
+ */
+export class Membership extends EventEmitter<MembershipEvents> implements AsyncIterable<Channel>, AsyncDisposable {
+  /** Where the place is. */
+  readonly address: string
+
+  readonly #native: NativeMembership
+  readonly #authorizer: Authorizer | undefined
+  readonly #busyPoll: number
+  #role: 'host' | 'guest'
+  #channel: Channel | null = null
+  /** Its tokens are told as events. */
+  #listened: Channel | null = null
+  #unclaimed: Channel[] = []
+  #waiting: Waiting[] = []
+  #iterated = false
+  #paused = false
+  #closed = false
+  #leaving: Promise<void> | null = null
+  /** Why the place was lost: told to whoever asks first. */
+  #failure: RingfenceError | null = null
+  /** Events of the beginning; null once they are told. */
+  #untold: (() => void)[] | null = []
+
+  /** @internal */
+  constructor(key: symbol, address: string, raw: NativeMembership, beginning: Beginning) {
+    super()
+    if (key !== KEY) throw invalid('memberships are made by member')
+    const { options, authorizer } = beginning
+    this.address = address
+    this.#native = raw
+    this.#role = raw.role
+    this.#authorizer = authorizer
+    this.#busyPoll = options.busyPoll ?? 0
+    if (raw.watch(() => this.#hear()) === FAILED) {
+      const error = fromFailure(raw.failure())
+      raw.close()
+      throw error
+    }
+    super.on('newListener' as keyof MembershipEvents, (name: unknown) => {
+      if (name === 'signal' && this.#channel !== null) void this.#listen(this.#channel)
+    })
+    // A guest comes with its channel. Whoever awaits this membership hears of that as well.
+    this.#hear()
+    setImmediate(() => {
+      const untold = this.#untold ?? []
+      this.#untold = null
+      for (const tell of untold) tell()
+    })
+  }
+
+  /** Which part this process has now. */
+  get role(): 'host' | 'guest' {
+    return this.#role
+  }
+
+  /** The channel with the partner; null where there is none at present. */
+  get channel(): Channel | null {
+    return this.#channel
+  }
+
+  [Symbol.asyncIterator](): AsyncIterator<Channel, undefined> {
+    this.#iterated = true
+    return {
+      next: () => this.#next(),
+      return: () => Promise.resolve({ done: true, value: undefined }),
+    }
+  }
+
+  /**
+   * Closes the channel, and hands the address over to the partner, if there is one: what was sent before is there to be read,
+   * and sends that are still pending reject with CLOSED. The last to leave removes what is at the address. Loops over the
+   * membership end.
+   *
+   * @returns A promise that resolves once everything is let go of: a partner has taken the address over by then. One that does
+   * not answer (its process is stopped, say) is waited for as long as `timeout` says, and finds the address its own once it
+   * goes on.
+   */
+  leave(): Promise<void> {
+    this.#leaving ??= this.#leave()
+    return this.#leaving
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.leave()
+  }
+
+  /** A membership keeps the process alive (which it does from the start). */
+  ref(): this {
+    this.#native.keepAlive(1)
+    return this
+  }
+
+  /** A membership does not keep the process alive. */
+  unref(): this {
+    this.#native.keepAlive(0)
+    return this
+  }
+
+  async #leave(): Promise<void> {
+    if (this.#closed) return
+    const closed = this.#channel === null ? undefined : depart(this.#channel)
+    await new Promise<void>((resolve) => {
+      if (this.#native.leave(() => resolve()) === 0) resolve()
+    })
+    closed?.()
+    this.#finish(null)
+  }
+
+  #next(): Promise<IteratorResult<Channel, undefined>> {
+    const value = this.#unclaimed.shift()
+    if (value !== undefined) {
+      this.#pause()
+      return Promise.resolve({ done: false, value })
+    }
+    const failure = this.#failure
+    if (failure !== null) {
+      this.#failure = null
+      return Promise.reject(failure)
+    }
+    if (this.#closed) return Promise.resolve({ done: true, value: undefined })
+    return new Promise((resolve, reject) => this.#waiting.push({ resolve, reject }))
+  }
+
+  /** Something has changed. */
+  #hear(): void {
+    while (!this.#closed) {
+      const change = this.#native.next()
+      if (change === FAILED) {
+        this.#lose(fromFailure(this.#native.failure()))
+        return
+      }
+      if (typeof change === 'number') return
+      if (typeof change === 'string') {
+        this.#role = change
+        this.#tell(() => this.emit('role', change))
+      } else if ('role' in change) this.#welcome(change)
+      else this.#refuse(change)
+    }
+  }
+
+  #welcome(raw: RawChannel): void {
+    let channel: Channel
+    try {
+      channel = openChannel(raw, this.#busyPoll)
+    } catch (error) {
+      const { message, code } = error as RingfenceError
+      const { peer: identity } = raw
+      this.#refuse({ code: code.replace('ERR_RINGFENCE_', ''), message, identity } as Failure)
+      return
+    }
+    this.#channel = channel
+    void channel.closed.then(() => {
+      if (this.#channel === channel) this.#channel = null
+    })
+    const waiting = this.#waiting.shift()
+    if (waiting === undefined) {
+      this.#unclaimed.push(channel)
+      if (!this.#iterated && this.#unclaimed.length > UNCLAIMED) this.#unclaimed.shift()
+      this.#pause()
+    } else waiting.resolve({ done: false, value: channel })
+    this.#tell(() => this.emit('channel', channel))
+    if (this.listenerCount('signal') > 0) void this.#listen(channel)
+  }
+
+  /** Once for each channel, as soon as somebody listens. */
+  async #listen(channel: Channel): Promise<void> {
+    if (this.#listened === channel) return
+    this.#listened = channel
+    const tokens = channel.signals()[Symbol.asyncIterator]()
+    for (;;) {
+      let next: IteratorResult<bigint, undefined>
+      try {
+        next = await tokens.next()
+      } catch (error) {
+        this.#tell(() => this.emit('refused', error as RingfenceError))
+        return
+      }
+      const { value } = next
+      if (value === undefined) return
+      this.#tell(() => this.emit('signal', value))
+    }
+  }
+
+  #refuse(failure: Failure): void {
+    const refusal = fromFailure(failure, this.#authorizer?.causeOf(failure))
+    this.#tell(() => this.emit('refused', refusal))
+  }
+
+  #tell(tell: () => void): void {
+    if (this.#untold === null) tell()
+    else this.#untold.push(tell)
+  }
+
+  #pause(): void {
+    const paused = this.#iterated && this.#unclaimed.length >= UNCLAIMED
+    if (paused === this.#paused) return
+    this.#paused = paused
+    this.#native.pause(paused ? 1 : 0)
+  }
+
+  /** The place is not this process's any more. */
+  #lose(error: RingfenceError): void {
+    const [first] = this.#waiting.splice(0, 1)
+    if (first === undefined) this.#failure = error
+    else first.reject(error)
+    this.#native.close()
+    this.#finish(error)
+  }
+
+  #finish(reason: RingfenceError | null): void {
+    if (this.#closed) return
+    this.#closed = true
+    if (reason === null) this.#unclaimed = []
+    for (const { resolve } of this.#waiting) resolve({ done: true, value: undefined })
+    this.#waiting = []
+    queueMicrotask(() => this.#tell(() => this.emit('close', reason)))
+  }
+}
+
+/**
+ * Takes a place at an address, and keeps it while partners come and go. Two hold an address, as with {@link join}: whoever
+ * comes first is the host, the second its guest, and they have a channel. When the guest goes, the host takes the next. When
+ * the host goes, by {@link Membership.leave} or by its death, the guest is the host from that moment on, and takes the next;
+ * nobody else can take the address in between.
+ *
+ * Resolves once a place is held: for a host at once, for a guest with the channel. Where two hold the address it rejects with
+ * ADDRESS_OCCUPIED, or with the option `wait` waits for a place. The signal ends that waiting; the membership is not tied to
+ * it. Members meet members alone: whoever comes by `join` or `connect` is told so (PROTOCOL).
+ *
+ * A guest that is let in gets the listening socket, and the lock beside a path. One that turns hostile can keep others from the
+ * address; it cannot make them believe that it is another.
+ *
+ * @param address - As for {@link join}.
+ * @throws {@link RingfenceError} as {@link join}
+ */
+export function member(address: string, options: Options = {}): Promise<Membership> {
+  return begin(native.member, address, options, (raw, beginning) => {
+    const { signal } = beginning
+    if (signal?.aborted) {
+      raw.close()
+      throw aborted(signal)
+    }
+    return new Membership(KEY, address, raw, beginning)
+  })
+}

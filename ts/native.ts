@@ -1,0 +1,209 @@
+// The native binding, as the face uses it. Everything in it is raw: what a caller sees is made in the other files.
+
+// oxlint-disable-next-line import/default -- what a CommonJS module exports is the default
+import loaded from './binding.cjs'
+import { unsupported } from './unsupported.js'
+import type {
+  Failure,
+  Joining,
+  Options as NativeOptions,
+  PrivateLine,
+  Program as NativeProgram,
+} from '../../binding/index.cjs'
+import type { Evidence, Identity } from './types.js'
+
+export type { Failure, Joining, NativeOptions, NativeProgram, PrivateLine }
+
+/** What a later look at the peer has found. */
+export interface Verified {
+  identity: Identity
+  evidence: Evidence[]
+}
+
+/** The functions of an open channel. Those that answer with a number say with a negative one that it is no size. */
+export interface NativeChannel {
+  readonly role: 'host' | 'guest'
+  readonly peer: Identity
+  readonly capacity: number
+  readonly maxMessageSize: number
+  readonly maxAtOnce: number
+  /** Of the handshake. To be asked for once; the binding keeps nothing of it then. */
+  evidence(): Evidence[]
+  /** Bytes of whole records taken from `arena[from..to]`. */
+  flush(arena: Uint8Array, from: number, to: number): number
+  /** `WHOLE`, or how many bytes of the message are in the ring. */
+  send(message: Uint8Array, written: number): number
+  /** 1 or 0. */
+  trySend(message: Uint8Array): number
+  /**
+   * Bytes of whole records put at `into[from..]`; 0, `ENDED`, or `LARGE - size`. `goesOn` of 1: a peer that waits for
+   * room is not woken for a little of it, unless nothing is left; whoever stops before that calls `wake`.
+   */
+  pull(into: Uint8Array, from: number, goesOn: number): number
+  /** As `pull`, spinning as long as the channel's `busyPoll` says. */
+  pullBusy(into: Uint8Array, from: number, goesOn: number): number
+  wake(): void
+  /** `WHOLE`, `ENDED`, or how many bytes of the message are there. */
+  gather(into: Uint8Array): number
+  hasRoom(size: number): number
+  /** 1: armed, the line will ring; 0: there is room. */
+  armWriter(size: number): number
+  /** 1: armed, the line will ring; 0: there is something to read, or no more will come. */
+  armReader(): number
+  disarm(): void
+  /** Reads the line and tells why the channel has ended, as an index of `REASONS`; 0 while it has not. */
+  listen(): number
+  /** 1 where the peer's end came without a word from it. */
+  isCut(): number
+  /** 0: no room; 1: fill memory of your own; else the reserved memory, which `own` of 1 forbids. */
+  reserve(size: number, own: number): number | ArrayBuffer
+  commit(length: number, scratch?: Uint8Array): number
+  cancel(): void
+  end(): number
+  close(): void
+  watch(callback: () => void): number
+  keepAlive(alive: number): void
+  /** 0: the callback is called later, once. */
+  verify(callback: (failure: Failure | null, verified: Verified | null) => void): number
+  /** The token as 64 bits. */
+  signal(token: bigint): number
+  /** The next token; 0: none now; `ENDED`. */
+  token(): bigint | number
+  /** The callback is called again and again while there is a token, or `ENDED` to be told. Keeps nothing alive. */
+  watchTokens(callback: () => void): number
+  unwatchTokens(): void
+  /** What has come is let go of. */
+  endTokens(): void
+  strayTokens(): number
+  droppedTokens(): number
+  failure(): Failure | null
+}
+
+/** A channel as the binding makes it: one function does it all, since each function takes a KiB of memory. */
+export interface RawChannel {
+  readonly role: 'host' | 'guest'
+  readonly peer: Identity
+  readonly capacity: number
+  readonly maxMessageSize: number
+  readonly maxAtOnce: number
+  operate(operation: number, a?: unknown, b?: unknown, c?: unknown): unknown
+}
+
+/** The functions of a listener. */
+export interface NativeListener {
+  /** A channel, or why somebody was refused; 0 where there is no news, `FAILED` once it has ended. */
+  accept(): RawChannel | Failure | number
+  /** 1: newcomers wait; 0: they are taken in. */
+  pause(paused: number): void
+  watch(callback: () => void): number
+  keepAlive(alive: number): void
+  close(): void
+  failure(): Failure | null
+}
+
+/** The functions of a membership. */
+export interface NativeMembership {
+  /** At first. */
+  readonly role: 'host' | 'guest'
+  /** A channel, another role, or why somebody was refused; 0 where nothing has changed, `FAILED` once the place is lost. */
+  next(): RawChannel | 'host' | 'guest' | Failure | number
+  /** 1: newcomers wait; 0: they are taken in. */
+  pause(paused: number): void
+  watch(callback: () => void): number
+  keepAlive(alive: number): void
+  /** 1: the callback is called later, once; 0: it is done. */
+  leave(callback: () => void): number
+  /** Leaves, and does not tell when that is done. */
+  close(): void
+  failure(): Failure | null
+}
+
+/** `failure()` knows more. */
+export const FAILED = -1
+/** A message is through. */
+export const WHOLE = -2
+/** No more will come, and everything was read. */
+export const ENDED = -3
+/** A message that does not fit: its size is `LARGE - answer`. */
+export const LARGE = -16
+
+/** Bytes of a record's header, and its flags for a whole message. */
+export const HEADER = 8
+export const FLAGS = 3
+
+/** What everything that takes its time is begun with: options, what is told of the outcome, the policy's callback. */
+export type Given<Raw> = [
+  options: NativeOptions,
+  done: (failure: Failure | null, made: Raw | null) => void,
+  ask?: (id: number, identity: Identity) => void,
+]
+
+/** How the binding begins what takes its time, at an address. */
+export type Begin<Raw> = (address: string, ...given: Given<Raw>) => Joining
+
+interface Binding {
+  join: Begin<RawChannel>
+  connect: Begin<RawChannel>
+  listen: Begin<NativeListener>
+  member: Begin<NativeMembership>
+  privateLine(): PrivateLine
+  adopt(line: PrivateLine, ...given: Given<RawChannel>): Joining
+  fromParent(...given: Given<RawChannel>): Joining
+  operations(): string[]
+  harden(): Failure | null
+  ignoreSigusr1(): Failure | null
+  doctor(): { kernel: string; findings: Finding[] }
+}
+
+/** One thing that `doctor` looked at. */
+export interface Finding {
+  /** Its name for programs. */
+  name: string
+  /** Its name for people. */
+  title: string
+  /** Whether the promises that rest on it hold. */
+  status: 'good' | 'limited' | 'missing'
+  /** What was found. */
+  found: string
+  /** What that means for the promises. */
+  meaning: string
+}
+
+/** Where the binding could not be loaded, each call of it throws UNSUPPORTED, which says why. */
+export const native: Binding = 'binding' in loaded ? (loaded.binding as unknown as Binding) : unsupported(loaded.error)
+
+class Operations {
+  readonly role: 'host' | 'guest'
+  readonly peer: Identity
+  readonly capacity: number
+  readonly maxMessageSize: number
+  readonly maxAtOnce: number
+  readonly operate: RawChannel['operate']
+
+  constructor(raw: RawChannel) {
+    this.role = raw.role
+    this.peer = raw.peer
+    this.capacity = raw.capacity
+    this.maxMessageSize = raw.maxMessageSize
+    this.maxAtOnce = raw.maxAtOnce
+    this.operate = raw.operate
+  }
+}
+
+function named(operation: number): (this: Operations, a?: unknown, b?: unknown, c?: unknown) => unknown {
+  return function (a, b, c) {
+    return this.operate(operation, a, b, c)
+  }
+}
+
+let known = false
+
+/** A function for each operation, of which all channels have the same. */
+export function withOperations(raw: RawChannel): NativeChannel {
+  if (!known) {
+    for (const [operation, name] of native.operations().entries())
+      Object.defineProperty(Operations.prototype, name, { value: named(operation) })
+    known = true
+  }
+  return new Operations(raw) as unknown as NativeChannel
+}

@@ -1,0 +1,147 @@
+// Checks the types of what a caller passed. Ranges that depend on the system are the core's affair.
+
+import { invalid, show } from './errors.js'
+import type { NativeOptions, NativeProgram } from './native.js'
+import type { ExecutableFile, Options, Policy } from './types.js'
+
+const KNOWN = [
+  'backing',
+  'capacity',
+  'maxMessageSize',
+  'policy',
+  'mode',
+  'group',
+  'timeout',
+  'signal',
+  'wait',
+  'maxPeers',
+  'busyPoll',
+  'harden',
+  'signalNumber',
+] as const satisfies (keyof Options)[]
+const KNOWN_OF_POLICY = ['uid', 'gid', 'executable', 'cgroup', 'label', 'authorize'] as const satisfies (keyof Policy)[]
+
+/** The largest number that a uid or gid can be: the kernel keeps the next one for "none". */
+const LARGEST_ID = 2 ** 32 - 2
+
+function plainObject(what: string, value: unknown, known: readonly string[]): void {
+  if (typeof value !== 'object' || value === null) throw invalid(`${what} must be an object, not ${show(value)}`)
+  for (const key of Object.keys(value)) {
+    // A policy or an option that is misspelt and passed over would be a check that nobody makes.
+    if (!known.includes(key)) throw invalid(`${what} has no property ${JSON.stringify(key)}: ${known.join(', ')}`)
+  }
+}
+
+function integer(name: string, value: unknown, least: number, most: number): number {
+  if (typeof value !== 'number' || !Number.isInteger(value) || value < least || value > most) {
+    throw invalid(`${name} must be a whole number from ${least} to ${most}, not ${show(value)}`)
+  }
+  return value
+}
+
+function text(name: string, value: unknown): string {
+  if (typeof value !== 'string' || value === '' || value.includes('\0')) {
+    throw invalid(`${name} must be a string that is not empty and has no NUL, not ${show(value)}`)
+  }
+  return value
+}
+
+function list<T>(value: T | T[]): T[] {
+  return Array.isArray(value) ? value : [value]
+}
+
+function ids(name: string, value: unknown): number[] {
+  const all = list(value)
+  if (all.length === 0) throw invalid(`${name} must name at least one`)
+  return all.map((id) => integer(name, id, 0, LARGEST_ID))
+}
+
+function program(value: string | ExecutableFile): NativeProgram {
+  if (typeof value !== 'object')
+    return value === 'same' ? { same: true } : { same: false, path: text('executable', value) }
+  plainObject('executable', value, ['path', 'sha256'])
+  const { path, sha256 } = value
+  if (typeof sha256 !== 'string' || !/^[0-9a-f]{64}$/i.test(sha256)) {
+    throw invalid(`sha256 of an executable must be 64 hexadecimal digits, not ${show(sha256)}`)
+  }
+  if (path === undefined) return { same: false, sha256 }
+  return path === 'same' ? { same: true, sha256 } : { same: false, path: text('path of an executable', path), sha256 }
+}
+
+function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
+  plainObject('policy', policy, KNOWN_OF_POLICY)
+  const { uid, gid, executable, cgroup, label, authorize } = policy
+  const programs = executable === undefined ? undefined : list(executable).map(program)
+  if (programs?.length === 0) throw invalid('executable must name at least one')
+  if (authorize !== undefined && typeof authorize !== 'function') {
+    throw invalid(`authorize must be a function, not ${show(authorize)}`)
+  }
+  return {
+    uids: uid === undefined || uid === 'same' ? undefined : ids('uid', uid),
+    gids: gid === undefined ? undefined : ids('gid', gid),
+    executables: programs,
+    cgroup: cgroup === undefined ? undefined : text('cgroup', cgroup),
+    label: label === undefined ? undefined : text('label', label),
+  }
+}
+
+/** Throws INVALID_ARGUMENT for what is not as {@link Options} says. */
+export function checkOptions(options: Options): NativeOptions {
+  plainObject('options', options, KNOWN)
+  const {
+    backing,
+    capacity,
+    maxMessageSize,
+    policy,
+    mode,
+    group,
+    timeout,
+    signal,
+    wait,
+    maxPeers,
+    busyPoll,
+    harden,
+    signalNumber,
+  } = options
+  if (backing !== undefined && backing !== 'memfd' && backing !== 'shm') {
+    throw invalid(`backing must be 'memfd' or 'shm', not ${show(backing)}`)
+  }
+  if (wait !== undefined && typeof wait !== 'boolean') throw invalid(`wait must be true or false, not ${show(wait)}`)
+  if (harden !== undefined && typeof harden !== 'boolean') {
+    throw invalid(`harden must be true or false, not ${show(harden)}`)
+  }
+  if (signal !== undefined && !(signal instanceof AbortSignal)) {
+    throw invalid(`signal must be an AbortSignal, not ${show(signal)}`)
+  }
+  const size = (name: string, value: number | undefined, most: number) =>
+    value === undefined ? undefined : integer(name, value, 1, most)
+  return {
+    backing,
+    capacity: size('capacity', capacity, Number.MAX_SAFE_INTEGER),
+    maxMessageSize: size('maxMessageSize', maxMessageSize, 2 ** 31),
+    policy: policy === undefined ? undefined : checkPolicy(policy),
+    mode: mode === undefined ? undefined : integer('mode', mode, 0, 0o777),
+    group: typeof group === 'number' ? integer('group', group, 0, LARGEST_ID) : undefined,
+    groupName: group === undefined || typeof group === 'number' ? undefined : text('group', group),
+    timeout: checkTimeout(timeout),
+    wait,
+    maxPeers: size('maxPeers', maxPeers, Number.MAX_SAFE_INTEGER),
+    busyPoll: busyPoll === undefined ? undefined : integer('busyPoll', busyPoll, 0, 60_000_000),
+    harden,
+    signalNumber: signalNumber === undefined ? undefined : integer('signalNumber', signalNumber, 1, 64),
+    useLibuv: usesLibuv(),
+  }
+}
+
+function checkTimeout(timeout: unknown): number | undefined {
+  if (timeout === undefined) return undefined
+  if (typeof timeout !== 'number' || !(timeout > 0) || timeout > 2 ** 31) {
+    throw invalid(`timeout must be a number of milliseconds above 0, not ${show(timeout)}`)
+  }
+  return timeout
+}
+
+/** Bun has libuv's functions by name, and ends the process when they are called: only its own name tells. */
+function usesLibuv(): boolean {
+  return process.versions.bun === undefined
+}

@@ -1,0 +1,463 @@
+// What waits to be sent: the order of the calls, and who is to be told.
+//
+// Small messages are written as records into an arena, which one call into the binding copies into the ring: the
+// call costs more than the message. Where the ring is full, what is left waits in line, behind what came before it.
+
+import { isUint8Array } from 'node:util/types'
+
+import { fromFailure, invalid, show, type RingfenceError } from './errors.js'
+import { FAILED, FLAGS, HEADER, WHOLE, type NativeChannel } from './native.js'
+import type { Turns } from './turns.js'
+import type { Reservation } from './types.js'
+
+/** Bytes of the staging arena: what one call carries at most. */
+const ARENA = 128 * 1024
+/** Longer messages are copied once, straight into the ring. */
+const STAGED_AT_MOST = 8 * 1024
+
+/**
+ * For tests: 1 where the engine is not even asked whether JavaScript may be shown memory that is not its own. Electron
+ * answers no, and there a reservation is a copy.
+ */
+const OWN_MEMORY = process.env['RINGFENCE_NO_EXTERNAL_BUFFERS'] === '1' ? 1 : 0
+
+/** What whoever sent a message is told once it is in the ring, where it is there already. */
+const SENT: Promise<void> = Promise.resolve()
+
+/**
+ * Where the ring is full, this many turns of the event loop are let pass before the peer is asked to ring: to ask it costs
+ * both processes several microseconds (membarrier(2) interrupts the peer, a byte on the line wakes this side), in which a
+ * peer that reads makes much room.
+ */
+const TURNS = 8
+
+interface Deferred {
+  promise: Promise<void>
+  resolve(): void
+  reject(error: Error): void
+}
+
+function defer(): Deferred {
+  const deferred = {} as Deferred
+  deferred.promise = new Promise((resolve, reject) => {
+    deferred.resolve = resolve
+    deferred.reject = reject
+  })
+  return deferred
+}
+
+/** Memory that copies of messages have left, kept for the next: fresh memory costs more than the copy. */
+const SPARE_KEPT = 16 * 1024 * 1024
+
+/** Something in line: records, or one message too long to be staged. */
+interface Parcel {
+  bytes: Uint8Array
+  packed: boolean
+  /** How much of it is in the ring. */
+  sent: number
+  told: Deferred
+}
+
+/** Somebody who waits for room. */
+interface Asking extends Deferred {
+  size: number
+}
+
+export class Outbox {
+  readonly #native: NativeChannel
+  /** Every message goes into the ring at once: its sender spins for the answer. */
+  readonly #eager: boolean
+  readonly #maxMessageSize: number
+  readonly #maxAtOnce: number
+  /** A record of the arena goes into the ring in one piece. */
+  readonly #stagedAtMost: number
+  readonly #arena: Buffer = Buffer.allocUnsafeSlow(ARENA)
+  readonly #words = new Uint32Array(this.#arena.buffer)
+  /** The arena holds records from here… */
+  #from = 0
+  /** …to here. */
+  #to = 0
+  /** Whoever sent what is in the arena. */
+  #told: Deferred | null = null
+  /** In line before the arena. */
+  #line: Parcel[] = []
+  #spare: Uint8Array | null = null
+  #asking: Asking[] = []
+  #whenEmpty: (() => void)[] = []
+  /** Why nothing can be sent now: a reservation, or an end. */
+  #shut: (() => RingfenceError) | null = null
+  /** The peer will ring once it has read something. */
+  #armed = false
+  /** Turns that were let pass since something last found room. */
+  #turns = 0
+  /** Room for what is next, in bytes. */
+  #wanted = 0
+  /** A turn is let pass just now. */
+  #turning = false
+  /** Room that is worth another go, in bytes. */
+  readonly #worthwhile: number
+  readonly #loop: Turns
+  readonly #failed: (error: RingfenceError) => void
+
+  /**
+   * @param failed - Told what the binding's calls say where it is no caller's fault.
+   */
+  constructor(native: NativeChannel, eager: boolean, loop: Turns, failed: (error: RingfenceError) => void) {
+    this.#native = native
+    this.#eager = eager
+    this.#maxMessageSize = native.maxMessageSize
+    this.#maxAtOnce = native.maxAtOnce
+    this.#stagedAtMost = Math.min(STAGED_AT_MOST, native.maxAtOnce)
+    this.#worthwhile = Math.min(native.capacity / 16, native.maxAtOnce)
+    this.#loop = loop
+    this.#failed = failed
+  }
+
+  /** Everything that was sent is in the ring. */
+  get isEmpty(): boolean {
+    return this.#from === this.#to && this.#line.length === 0
+  }
+
+  send(message: Uint8Array | string): Promise<void> {
+    if (this.#shut === null && !this.#eager && message instanceof Uint8Array) {
+      const { length } = message
+      const at = this.#to
+      const next = at + HEADER + ((length + 7) & ~7)
+      if (length <= this.#stagedAtMost && next <= ARENA) {
+        this.#words[at >>> 2] = length
+        this.#words[(at >>> 2) + 1] = FLAGS
+        this.#arena.set(message, at + HEADER)
+        this.#to = next
+        return this.#told === null ? this.#begin() : this.#told.promise
+      }
+    }
+    return this.#sendOther(message)
+  }
+
+  /** The first message in the arena: all that follow until it is flushed share its promise. */
+  #begin(): Promise<void> {
+    const told = (this.#told = defer())
+    queueMicrotask(() => {
+      if (this.#told === told) this.pump()
+    })
+    return told.promise
+  }
+
+  #sendOther(message: Uint8Array | string): Promise<void> {
+    try {
+      const bytes = this.#admit(message)
+      const { length } = bytes
+      if (length > this.#maxMessageSize) {
+        // The binding checks sizes first, and says whose limit it is.
+        this.#native.send(bytes, 0)
+        throw this.#failure()
+      }
+      if (this.#eager || length > this.#stagedAtMost) return this.#sendNow(bytes)
+      if (this.#to + HEADER + length + 7 > ARENA) {
+        this.pump()
+        this.#clearArena()
+        if (this.#shut !== null) throw this.#shut()
+      }
+      const at = this.#to
+      this.#words[at >>> 2] = length
+      this.#words[(at >>> 2) + 1] = FLAGS
+      this.#arena.set(bytes, at + HEADER)
+      this.#to = at + HEADER + ((length + 7) & ~7)
+      return this.#told === null ? this.#begin() : this.#told.promise
+    } catch (error) {
+      return Promise.reject(error as Error)
+    }
+  }
+
+  /** Straight into the ring, if everything before it is there; else a copy in line. */
+  #sendNow(bytes: Uint8Array): Promise<void> {
+    if (!this.isEmpty) this.pump()
+    let sent = 0
+    if (this.isEmpty) {
+      sent = this.#native.send(bytes, 0)
+      if (sent === WHOLE) {
+        this.#loop.spend(bytes.length)
+        return this.#loop.due ?? SENT
+      }
+      if (sent === FAILED) throw this.#fail()
+    } else if (this.#shut !== null) {
+      throw this.#shut()
+    }
+    this.#clearArena()
+    const told = defer()
+    this.#line.push({ bytes: this.#copy(bytes), packed: false, sent, told })
+    this.pump()
+    return told.promise
+  }
+
+  /** The caller may use its bytes again. */
+  #copy(bytes: Uint8Array): Uint8Array {
+    const spare = this.#spare
+    // Not much more than is needed, which would be kept from everybody as long as this is in line.
+    if (spare === null || spare.length < bytes.length || spare.length > 2 * bytes.length) return new Uint8Array(bytes)
+    this.#spare = null
+    const memory = spare.subarray(0, bytes.length)
+    memory.set(bytes)
+    return memory
+  }
+
+  /** Nobody but this side has ever seen the memory. */
+  #recycle(bytes: Uint8Array): void {
+    if (bytes.buffer.byteLength <= SPARE_KEPT) this.#spare = new Uint8Array(bytes.buffer)
+  }
+
+  /** Moves what is in the arena to the line, so that something else can come behind it. */
+  #clearArena(): void {
+    if (this.#from < this.#to) {
+      const told = this.#told ?? defer()
+      this.#line.push({ bytes: this.#copy(this.#arena.subarray(this.#from, this.#to)), packed: true, sent: 0, told })
+    }
+    this.#from = this.#to = 0
+    this.#told = null
+  }
+
+  /** Checks what a caller wants to send, and that anything can be sent now. */
+  #admit(message: Uint8Array | string): Uint8Array {
+    const bytes = typeof message === 'string' ? Buffer.from(message, 'utf8') : message
+    // By what it is and not by its class: one of another realm (node:vm) has another Uint8Array's.
+    if (!isUint8Array(bytes)) throw invalid(`a message must be a Uint8Array or a string, not ${show(message)}`)
+    if (this.#shut !== null) throw this.#shut()
+    return bytes
+  }
+
+  trySend(message: Uint8Array | string): boolean {
+    const bytes = this.#admit(message)
+    if (bytes.length <= this.#maxAtOnce && !this.#isThrough()) return false
+    const sent = this.#native.trySend(bytes)
+    if (sent === FAILED) throw this.#fail()
+    return sent === 1
+  }
+
+  reserve(size: number): Reservation | null {
+    if (!Number.isInteger(size) || size < 0)
+      throw invalid(`a reservation's size must be a whole number, not ${show(size)}`)
+    if (this.#shut !== null) throw this.#shut()
+    if (size <= this.#maxAtOnce && !this.#isThrough()) return null
+    const reserved = this.#native.reserve(size, OWN_MEMORY)
+    if (reserved === FAILED) throw this.#fail()
+    if (reserved === 0) return null
+    const open = () => invalid('a reservation is open: commit or cancel it first')
+    this.#shut = open
+    return new Reserved(reserved instanceof ArrayBuffer ? reserved : null, size, (length, scratch) => {
+      // An end of the channel that came meanwhile has cancelled it.
+      if (this.#shut !== open) throw this.#shut?.() ?? invalid('the reservation is not open any more')
+      this.#shut = null
+      if (length === null) this.#native.cancel()
+      else if (this.#native.commit(length, scratch) === FAILED) throw this.#fail()
+      this.pump()
+    })
+  }
+
+  /** Whether a message sent now would be the next one in the ring. */
+  #isThrough(): boolean {
+    if (!this.isEmpty) this.pump()
+    if (this.#shut !== null) throw this.#shut()
+    return this.isEmpty
+  }
+
+  writable(size: number): Promise<void> {
+    try {
+      if (!Number.isInteger(size) || size < 0)
+        throw invalid(`a message's size must be a whole number, not ${show(size)}`)
+      if (this.#shut !== null) throw this.#shut()
+      if (size > this.#maxAtOnce) {
+        this.#native.reserve(size, OWN_MEMORY)
+        throw this.#failure()
+      }
+      const asking: Asking = { size, ...defer() }
+      this.#asking.push(asking)
+      this.pump()
+      return asking.promise
+    } catch (error) {
+      return Promise.reject(error as Error)
+    }
+  }
+
+  /** Resolves once everything that was sent so far is in the ring, or never will be. */
+  empty(): Promise<void> {
+    this.pump()
+    if (this.isEmpty) return SENT
+    return new Promise((resolve) => this.#whenEmpty.push(resolve))
+  }
+
+  /** The peer has rung. */
+  awake(): void {
+    this.#armed = false
+    this.pump()
+  }
+
+  /** Puts as much into the ring as there is room for, in order; has the peer ring for the rest. */
+  pump(): void {
+    if (!this.#pumpLine() || !this.#pumpArena()) return
+    for (const empty of this.#whenEmpty.splice(0)) empty()
+    this.#pumpAsking()
+  }
+
+  /** `false`: the ring is full, or something failed. */
+  #pumpLine(): boolean {
+    while (this.#line.length > 0) {
+      const parcel = this.#line[0]!
+      const { bytes, packed } = parcel
+      const result = packed
+        ? this.#native.flush(bytes, parcel.sent, bytes.length)
+        : this.#native.send(bytes, parcel.sent)
+      if (result === FAILED) return this.#giveUp()
+      const before = parcel.sent
+      if (packed) parcel.sent += result
+      else parcel.sent = result === WHOLE ? bytes.length : result
+      if (parcel.sent !== before) this.#turns = 0
+      if (packed ? parcel.sent < bytes.length : result !== WHOLE) {
+        const size = packed ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(parcel.sent, true) : bytes.length
+        if (this.#arm(size)) return false
+        continue
+      }
+      this.#line.shift()
+      this.#recycle(bytes)
+      this.#tell(parcel.told)
+    }
+    return true
+  }
+
+  #pumpArena(): boolean {
+    while (this.#from < this.#to) {
+      const taken = this.#native.flush(this.#arena, this.#from, this.#to)
+      if (taken === FAILED) return this.#giveUp()
+      if (taken !== 0) this.#turns = 0
+      this.#loop.spend(taken)
+      this.#from += taken
+      if (this.#from < this.#to && this.#arm(this.#words[this.#from >>> 2]!)) return false
+    }
+    this.#from = this.#to = 0
+    const told = this.#told
+    this.#told = null
+    if (told !== null) this.#tell(told)
+    return true
+  }
+
+  #pumpAsking(): void {
+    while (this.#asking.length > 0) {
+      const asking = this.#asking[0]!
+      const room = this.#native.hasRoom(asking.size)
+      if (room === FAILED) {
+        this.#fail()
+        return
+      }
+      if (room === 0) {
+        if (this.#arm(asking.size)) return
+        continue
+      }
+      this.#asking.shift()
+      this.#turns = 0
+      this.#loop.spend(0)
+      this.#tell(asking)
+    }
+  }
+
+  #tell(told: Deferred): void {
+    if (this.#loop.due === null) told.resolve()
+    else void this.#loop.due.then(told.resolve)
+  }
+
+  /** `true`: there is no room, and this side will look again, or the peer will ring once it has read something. */
+  #arm(size: number): boolean {
+    if (this.#armed || this.#turning) return true
+    if (this.#turns < TURNS) {
+      this.#wanted = size
+      this.#turning = true
+      setImmediate(this.#turn)
+      return true
+    }
+    this.#turns = 0
+    const armed = this.#native.armWriter(size)
+    if (armed === FAILED) {
+      this.#giveUp()
+      return true
+    }
+    this.#armed = armed === 1
+    return this.#armed
+  }
+
+  readonly #turn = (): void => {
+    if (!this.#turning) return
+    this.#turns += 1
+    if (this.#turns < TURNS && this.#native.hasRoom(Math.max(this.#wanted, this.#worthwhile)) === 0) {
+      setImmediate(this.#turn)
+      return
+    }
+    this.#turning = false
+    this.pump()
+  }
+
+  #giveUp(): false {
+    this.#fail()
+    return false
+  }
+
+  #failure(): RingfenceError {
+    return fromFailure(this.#native.failure())
+  }
+
+  #fail(): RingfenceError {
+    const error = this.#failure()
+    this.#failed(error)
+    return error
+  }
+
+  /** Nothing is sent any more: whoever waits is told why, and so is who comes later. */
+  shut(why: () => RingfenceError): void {
+    this.#shut = why
+    const waiting = [...this.#line.map((parcel) => parcel.told), ...(this.#told ? [this.#told] : []), ...this.#asking]
+    this.#line = []
+    this.#turning = false
+    this.#spare = null
+    this.#asking = []
+    this.#told = null
+    this.#from = this.#to = 0
+    for (const told of waiting) told.reject(why())
+    for (const empty of this.#whenEmpty.splice(0)) empty()
+  }
+
+  /** Nothing new is sent any more; what was sent before goes on. */
+  refuse(why: () => RingfenceError): void {
+    this.#shut = why
+  }
+}
+
+class Reserved implements Reservation {
+  readonly bytes: Uint8Array
+  readonly #size: number
+  readonly #scratch: boolean
+  readonly #finish: (length: number | null, scratch?: Uint8Array) => void
+  #open = true
+
+  constructor(memory: ArrayBuffer | null, size: number, finish: (length: number | null, scratch?: Uint8Array) => void) {
+    this.#size = size
+    this.#scratch = memory === null
+    this.bytes = memory === null ? new Uint8Array(size) : new Uint8Array(memory)
+    this.#finish = finish
+  }
+
+  commit(length = this.#size): void {
+    if (!this.#open) throw invalid('the reservation is not open any more')
+    if (!Number.isInteger(length) || length < 0 || length > this.#size) {
+      throw invalid(`commit takes a length from 0 to ${this.#size}, not ${show(length)}`)
+    }
+    if (this.bytes.length !== this.#size) {
+      this.cancel()
+      throw invalid("the reservation's bytes were transferred elsewhere: it is cancelled")
+    }
+    this.#open = false
+    this.#finish(length, this.#scratch ? this.bytes : undefined)
+  }
+
+  cancel(): void {
+    if (!this.#open) return
+    this.#open = false
+    this.#finish(null)
+  }
+}

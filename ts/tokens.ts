@@ -1,0 +1,111 @@
+// The tokens of one channel, as they are handed out.
+
+import { type RingfenceError, fromFailure, invalid, show } from './errors.js'
+import { ENDED, FAILED, type NativeChannel } from './native.js'
+
+interface Waiting {
+  found(token: bigint | null): void
+  failed(error: RingfenceError): void
+}
+
+const LARGEST = 2n ** 64n - 1n
+
+/** The 64 bits that a caller means. */
+export function toToken(token: bigint | number): bigint {
+  if (typeof token === 'bigint' && token >= 0n && token <= LARGEST) return token
+  if (typeof token === 'number' && Number.isSafeInteger(token) && token >= 0) return BigInt(token)
+  throw invalid(
+    `a token must be a bigint from 0 to 2^64 - 1, or a whole number from 0 to 2^53 - 1, not ${show(token)}` +
+      (typeof token === 'bigint' ? 'n' : ''),
+  )
+}
+
+export class Tokens {
+  readonly #native: NativeChannel
+  #waiting: Waiting[] = []
+  #watched = false
+  /** No more will come from the binding. */
+  #over = false
+  /** What had come when the channel ended, the next one last. */
+  #kept: bigint[] = []
+
+  constructor(native: NativeChannel) {
+    this.#native = native
+  }
+
+  iterate(): AsyncIterator<bigint, undefined> {
+    return {
+      next: async () => {
+        const token = await this.#next()
+        return token === null ? { done: true, value: undefined } : { done: false, value: token }
+      },
+      return: () => Promise.resolve({ done: true, value: undefined }),
+    }
+  }
+
+  #next(): Promise<bigint | null> | bigint | null {
+    if (this.#waiting.length === 0) {
+      const token = this.#take()
+      if (token !== undefined) return token
+    }
+    return new Promise((found, failed) => {
+      this.#waiting.push({ found, failed })
+      this.#watch()
+    })
+  }
+
+  /** A token if there is one, `undefined` if one may come, `null` if none will. */
+  #take(): bigint | null | undefined {
+    if (this.#over) return this.#kept.pop() ?? null
+    const answer = this.#native.token()
+    if (typeof answer === 'bigint') return answer
+    if (answer !== ENDED) return undefined
+    this.#over = true
+    return null
+  }
+
+  #watch(): void {
+    if (this.#watched) return
+    if (this.#native.watchTokens(() => this.#heard()) === FAILED) {
+      const error = fromFailure(this.#native.failure())
+      for (const { failed } of this.#waiting.splice(0)) failed(error)
+      return
+    }
+    this.#watched = true
+  }
+
+  /** There is a token, or no more will come. */
+  #heard(): void {
+    if (this.#waiting.length > 0) {
+      this.#serve()
+      return
+    }
+    // It would be told again and again, where nobody takes it.
+    this.#watched = false
+    this.#native.unwatchTokens()
+  }
+
+  #serve(): void {
+    while (this.#waiting.length > 0) {
+      const token = this.#take()
+      if (token === undefined) return
+      this.#waiting.shift()!.found(token)
+    }
+  }
+
+  /** The channel has ended: what has come is handed out, and nothing more comes. */
+  stop(): void {
+    this.#serve()
+    const kept: bigint[] = []
+    for (let token = this.#take(); typeof token === 'bigint'; token = this.#take()) kept.push(token)
+    this.#kept = kept.reverse()
+    this.close()
+  }
+
+  /** Nobody is to have what has not been taken. */
+  close(): void {
+    this.#over = true
+    this.#native.endTokens()
+    this.#serve()
+  }
+}

@@ -1,0 +1,146 @@
+/** What the kernel attested of a peer when it was looked at. */
+export interface Identity {
+  /** Process id, in this process's pid namespace. */
+  pid: number
+  /** Effective user id. */
+  uid: number
+  /** Effective group id. */
+  gid: number
+  /** Supplementary groups that it had at first and still has, where the kernel tells them (Linux 4.13). */
+  groups?: number[]
+  /** The cgroup (version 2), as /proc/PID/cgroup names it. */
+  cgroup?: string
+  /** The security label, where a security module gives one. */
+  label?: string
+  /**
+   * The executable, where it can be read. What counts is device and inode; the path is for people. `sha256` is there
+   * where the policy asked for it.
+   */
+  executable?: { path: string; device: bigint; inode: bigint; sha256?: string }
+}
+
+/** One check made on the way to a channel. */
+export interface Evidence {
+  /**
+   * The step of the handshake: rendezvous, credentials, executable, hello, object, offer, final, ready; or
+   * verify, for a later look.
+   */
+  step: string
+  /** What was looked at. */
+  check: string
+  /** What it had to be. */
+  wanted: string
+  /** What it was. */
+  found: string
+  /** Whether it passed. */
+  passed: boolean
+}
+
+/** An executable by its content. */
+export interface ExecutableFile {
+  /** The file as well, compared by device and inode ('same': this process's own). Left out: whatever file it is. */
+  path?: string
+  /**
+   * 64 hexadecimal digits, as sha256sum prints them: what is read through /proc/PID/exe, which takes permission to read
+   * the file. It says what the file holds, and nothing of what was loaded beside it.
+   */
+  sha256: string
+}
+
+/**
+ * Who the peer must be. Without one: `{ uid: 'same', executable: 'same' }`. One that is given replaces that whole: a
+ * uid left out means 'same', anything else left out is not looked at, and the evidence says so. All checks must hold,
+ * and one that cannot be made is a refusal.
+ */
+export interface Policy {
+  /** The peer's effective uid. */
+  uid?: 'same' | number | number[]
+  /** One of these must be its effective gid or among its supplementary groups. */
+  gid?: number | number[]
+  /**
+   * What it executes: the file, compared by device and inode ('same': this process's own), or its content. Of another
+   * user's process, and of a hardened one, it can be seen by CAP_SYS_PTRACE alone: ask for uid, gid, cgroup or label.
+   */
+  executable?: 'same' | string | ExecutableFile | ('same' | string | ExecutableFile)[]
+  /** Its very cgroup (version 2), as /proc/PID/cgroup names it. */
+  cgroup?: string
+  /** Its security label when it connected or listened. */
+  label?: string
+  /**
+   * Asked last, about a peer that has passed everything else, before anything is shared with it, on both sides. What it
+   * throws or rejects with, and what is no boolean, refuses the peer; the error has it as its `cause`. It has the
+   * handshake's deadline (HANDSHAKE_TIMEOUT), and others are served meanwhile. `verify` does not ask it again.
+   */
+  authorize?(identity: Identity): boolean | Promise<boolean>
+}
+
+/** What a process wants of a channel. */
+export interface Options {
+  /** What the shared memory is made of ('memfd'). Both sides must choose the same. */
+  backing?: 'memfd' | 'shm'
+  /** Bytes of the ring that this side writes (4 MiB); rounded up to a power of two of at least 4096. */
+  capacity?: number
+  /** Bytes of the longest message that this side will receive (64 MiB); at most 2 GiB. */
+  maxMessageSize?: number
+  /** Who the peer must be. */
+  policy?: Policy
+  /** Permission bits of a named socket (0o600), whatever the umask. */
+  mode?: number
+  /** Group of a named socket: its name or number. */
+  group?: number | string
+  /**
+   * Milliseconds that one handshake may take with a partner that has come (5,000). `leave` of a membership waits as long for
+   * its partner's answer.
+   */
+  timeout?: number
+  /**
+   * Ends the waiting for a channel or for a place, which are no longer tied to it once they are there. Closes a listener.
+   */
+  signal?: AbortSignal
+  /**
+   * Where the place is taken, or a service is full, wait for it instead of failing with ADDRESS_OCCUPIED; and where nobody
+   * listens, for the service to come (false).
+   */
+  wait?: boolean
+  /**
+   * `listen`: channels that may be open at a time (no limit). Further agents get ADDRESS_OCCUPIED until one of those
+   * connected leaves.
+   */
+  maxPeers?: number
+  /** Microseconds that a wait may spin on this thread before it sleeps (0). */
+  busyPoll?: number
+  /**
+   * Close this process to others of its user (see {@link harden}) within the handshake: after both sides have looked at
+   * each other's executable, and before the shared memory is made (false). It stays so, whatever becomes of the
+   * handshake. SIGUSR1 is ignored from the call on.
+   */
+  harden?: boolean
+  /**
+   * The realtime signal by which the kernel tells that somebody tries to open this side's memory, and by which the peer's
+   * tokens come (the first from 50 on that this process does not use); 34 to 64 with most C libraries. Nobody else in the
+   * process hears of it. One that this process uses itself, or ignores, is INVALID_ARGUMENT.
+   */
+  signalNumber?: number
+}
+
+/**
+ * Why a channel has ended: closed by either side (or by itself, when both had ended and everything was read), the
+ * peer's process exited without a word, its ring was corrupt, or somebody tried to open the shared memory of either
+ * side, which was then wiped.
+ */
+export type CloseReason = 'closed' | 'exited' | 'corrupt' | 'exposed'
+
+/** Room in the ring for one message. */
+export interface Reservation {
+  /** The memory to fill. Not to be used after commit or cancel. */
+  readonly bytes: Uint8Array
+  /**
+   * Sends the first `length` bytes (all).
+   *
+   * @throws {@link RingfenceError} INVALID_ARGUMENT if that is more than was reserved, or the reservation is not open
+   * any more.
+   */
+  commit(length?: number): void
+  /** Sends nothing. */
+  cancel(): void
+}
