@@ -1,0 +1,291 @@
+import { createHash } from 'node:crypto'
+import { Readable, Writable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
+
+import test from 'ava'
+import type { RingfenceError } from 'ringfence'
+
+import { pattern, random } from './support/bytes.js'
+import { pair } from './support/partner.js'
+import { isPending } from './support/until.js'
+
+/** Everything that comes out of a stream. */
+async function collect(stream: AsyncIterable<Buffer>): Promise<Buffer> {
+  const chunks: Buffer[] = []
+  for await (const chunk of stream) chunks.push(chunk)
+  return Buffer.concat(chunks)
+}
+
+test.serial('50 MB go through it both ways at once, and each end of the one is the end of the other', async (t) => {
+  const size = 50_000_000
+  const { channel, partner } = await pair(t)
+  const there = partner.run(async (kit, total: number) => {
+    const { createHash: hash } = kit.require('node:crypto') as typeof import('node:crypto')
+    const streams = kit.require('node:stream') as typeof import('node:stream')
+    const { pipeline: pipe } = kit.require('node:stream/promises') as typeof import('node:stream/promises')
+    const [sent, received] = [hash('sha256'), hash('sha256')]
+    const source = function* () {
+      const next = kit.bytes.random(7)
+      for (let left = total; left > 0;) {
+        const chunk = kit.bytes.pattern(left, Math.min(left, Math.ceil(next() ** 4 * 1_000_000)))
+        left -= chunk.length
+        sent.update(chunk)
+        yield chunk
+      }
+    }
+    const stream = kit.channel.duplex()
+    const sink = new streams.Writable({
+      write(chunk: Buffer, _encoding, done) {
+        received.update(chunk)
+        done()
+      },
+    })
+    await Promise.all([pipe(streams.Readable.from(source(), { objectMode: false }), stream), pipe(stream, sink)])
+    return { sent: sent.digest('hex'), received: received.digest('hex'), reason: await kit.channel.closed }
+  }, size)
+
+  const [sent, received] = [createHash('sha256'), createHash('sha256')]
+  const next = random(8)
+  const source = function* () {
+    for (let left = size; left > 0;) {
+      const chunk = pattern(left, Math.min(left, Math.ceil(next() ** 4 * 1_000_000)))
+      left -= chunk.length
+      sent.update(chunk)
+      yield chunk
+    }
+  }
+  let bytes = 0
+  const sink = new Writable({
+    write(chunk: Buffer, _encoding, done) {
+      bytes += chunk.length
+      received.update(chunk)
+      done()
+    },
+  })
+  const stream = channel.duplex()
+  await Promise.all([pipeline(Readable.from(source(), { objectMode: false }), stream), pipeline(stream, sink)])
+  const other = await there
+
+  t.is(bytes, size)
+  t.is(received.digest('hex'), other.sent)
+  t.is(sent.digest('hex'), other.received)
+  t.is(other.reason, 'closed')
+  t.is(await channel.closed, 'closed')
+})
+
+test.serial('end half-closes: the other direction goes on', async (t) => {
+  const { channel, partner } = await pair(t)
+  const stream = channel.duplex()
+  stream.end('the last of this side')
+  const there = await partner.run(async (kit) => {
+    const texts = []
+    for await (const message of kit.channel) texts.push(String(message))
+    await kit.channel.send('still ')
+    await kit.channel.send('going on')
+    await kit.channel.end()
+    return texts.join('')
+  })
+  t.is(there, 'the last of this side')
+  t.is(String(await collect(stream)), 'still going on')
+  t.is(await channel.closed, 'closed')
+})
+
+test.serial('the peer’s end is the end of what is read, and writing goes on', async (t) => {
+  const { channel, partner } = await pair(t)
+  await partner.run(async (kit) => {
+    await kit.channel.send('all of it')
+    await kit.channel.end()
+  })
+  const stream = channel.duplex()
+  const chunks: Buffer[] = []
+  stream.on('data', (chunk: Buffer) => chunks.push(chunk))
+  await new Promise((resolve) => stream.on('end', resolve))
+  t.is(String(Buffer.concat(chunks)), 'all of it')
+  stream.write('an answer')
+  t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'an answer')
+  stream.end()
+  t.is(await channel.closed, 'closed')
+})
+
+test.serial('empty chunks and empty messages are skipped, and end nothing', async (t) => {
+  const { channel, partner } = await pair(t)
+  const stream = channel.duplex()
+  await partner.run(async (kit) => {
+    for (const text of ['', 'a', '', '', 'b', '']) await kit.channel.send(text)
+    await kit.channel.end()
+  })
+  for (const text of ['', 'x', '', Buffer.alloc(0), 'y']) stream.write(text)
+  stream.end('')
+  t.is(String(await collect(stream)), 'ab')
+  const there = partner.run(async (kit) => {
+    const lengths = []
+    for await (const message of kit.channel) lengths.push(message.length)
+    return lengths
+  })
+  t.deepEqual(await there, [1, 1])
+})
+
+test.serial('strings are written in the encoding that is named', async (t) => {
+  const { channel, partner } = await pair(t)
+  const stream = channel.duplex()
+  stream.write('ä€')
+  stream.write('e282ac', 'hex')
+  stream.end('ab', 'utf16le')
+  const there = partner.run(async (kit) => {
+    const chunks = []
+    for await (const message of kit.channel) chunks.push(message)
+    return Buffer.concat(chunks).toString('hex')
+  })
+  t.is(await there, `${Buffer.from('ä€').toString('hex')}e282ac61006200`)
+})
+
+test.serial('a chunk may be longer than the peer’s longest message', async (t) => {
+  const { channel, partner } = await pair(t, { there: { maxMessageSize: 100 }, here: { capacity: 4096 } })
+  const there = partner.run(async (kit) => {
+    const chunks = []
+    for await (const message of kit.channel) chunks.push(message)
+    return { longest: Math.max(...chunks.map(({ length }) => length)), bytes: Buffer.concat(chunks) }
+  })
+  channel.duplex().end(pattern(0, 25_033))
+  const { longest, bytes } = await there
+  t.is(longest, 100)
+  t.true(bytes.equals(pattern(0, 25_033)))
+})
+
+test.serial('a writer is held back while the peer does not read', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 65_536 } })
+  const stream = channel.duplex()
+  let written = 0
+  const count = 64
+  for (let number = 0; number < count; number += 1) {
+    stream.write(pattern(number, 16_384), () => {
+      written += 1
+    })
+  }
+  await partner.run(() => {})
+  t.true(await isPending(new Promise((resolve) => stream.once('drain', resolve))))
+  t.true(stream.writableNeedDrain)
+  t.true(written < 5, `${written} of ${count} chunks are through, four fill the ring`)
+  const drained = new Promise((resolve) => stream.once('drain', resolve))
+  const there = partner.run(async (kit, wanted: number) => {
+    let bytes = 0
+    while (bytes < wanted) bytes += (await kit.channel.receive())!.length
+    return bytes
+  }, count * 16_384)
+  t.is(await there, count * 16_384)
+  await drained
+})
+
+test.serial('a reader that does not read holds the peer back', async (t) => {
+  const { channel, partner } = await pair(t, { there: { capacity: 65_536 } })
+  const stream = channel.duplex()
+  const first = await new Promise<Buffer>((resolve) => {
+    stream.once('readable', () => resolve(stream.read(1) as Buffer))
+    void partner.run(async (kit) => {
+      kit.keep['all'] = (async () => {
+        for (let number = 0; number < 64; number += 1) await kit.channel.send(kit.bytes.pattern(number, 16_384))
+        kit.keep['through'] = true
+        await kit.channel.end()
+      })()
+    })
+  })
+  t.is(first.length, 1)
+  t.is(await partner.run((kit) => kit.keep['through']), undefined)
+  t.is((await collect(stream)).length, 64 * 16_384 - 1)
+})
+
+test.serial('destroy closes the channel: the peer reads what was written, and then the end', async (t) => {
+  const { channel, partner } = await pair(t)
+  const stream = channel.duplex()
+  await new Promise((resolve) => stream.write('written', resolve))
+  stream.destroy()
+  t.is(await channel.closed, 'closed')
+  const there = await partner.run(async (kit) => [
+    String(await kit.channel.receive()),
+    await kit.channel.receive(),
+    await kit.channel.closed,
+  ])
+  t.deepEqual(there, ['written', null, 'closed'])
+})
+
+test.serial('destroy with an error closes the channel, and the error is the stream’s', async (t) => {
+  const { channel } = await pair(t, { here: { capacity: 4096 } })
+  const stream = channel.duplex()
+  const errors: Error[] = []
+  stream.on('error', (error) => errors.push(error))
+  stream.write(pattern(0, 100_000))
+  const reason = new Error('enough')
+  stream.destroy(reason)
+  await new Promise((resolve) => stream.on('close', resolve))
+  t.deepEqual(errors, [reason])
+  t.is(await channel.closed, 'closed')
+})
+
+test.serial('a peer that was cut off is an error, after everything that it had written', async (t) => {
+  const { channel, partner } = await pair(t)
+  const stream = channel.duplex()
+  const chunks: Buffer[] = []
+  const failed = new Promise<RingfenceError>((resolve) => stream.on('error', resolve))
+  await partner.run(async (kit) => {
+    for (let number = 0; number < 30; number += 1) await kit.channel.send(kit.bytes.pattern(number, 10_000))
+  })
+  await partner.kill()
+  stream.on('data', (chunk: Buffer) => chunks.push(chunk))
+  t.is((await failed).code, 'ERR_RINGFENCE_PEER_LOST')
+  const wanted = Buffer.concat(Array.from({ length: 30 }, (_, number) => pattern(number, 10_000)))
+  t.true(Buffer.concat(chunks).equals(wanted))
+})
+
+test.serial('a slow reader too gets everything that a peer had written before it was cut off', async (t) => {
+  const { channel, partner } = await pair(t)
+  const stream = channel.duplex()
+  await partner.run(async (kit) => {
+    for (let number = 0; number < 30; number += 1) await kit.channel.send(kit.bytes.pattern(number, 1000))
+  })
+  const chunks: Buffer[] = []
+  const error = await t.throwsAsync<RingfenceError>(async () => {
+    for await (const chunk of stream as AsyncIterable<Buffer>) {
+      if (chunks.length === 0) await partner.kill()
+      chunks.push(chunk)
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+  })
+  t.is(error?.code, 'ERR_RINGFENCE_PEER_LOST')
+  const wanted = Buffer.concat(Array.from({ length: 30 }, (_, number) => pattern(number, 1000)))
+  t.is(Buffer.concat(chunks).length, wanted.length)
+  t.true(Buffer.concat(chunks).equals(wanted))
+})
+
+test.serial('writing to a peer that has gone is an error', async (t) => {
+  for (const way of ['killed', 'closed'] as const) {
+    const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+    const stream = channel.duplex()
+    const failed = new Promise<RingfenceError>((resolve) => stream.on('error', resolve))
+    stream.write(pattern(0, 100_000))
+    if (way === 'killed') await partner.kill()
+    else await partner.run((kit) => kit.channel.close())
+    t.is((await failed).code, 'ERR_RINGFENCE_PEER_LOST')
+  }
+})
+
+test.serial('a peer that closes is the end of what is read, not an error', async (t) => {
+  const { channel, partner } = await pair(t)
+  await partner.run(async (kit) => {
+    await kit.channel.send('all of it')
+    await kit.channel.close()
+  })
+  t.is(String(await collect(channel.duplex())), 'all of it')
+})
+
+test.serial('a pipeline that fails closes the channel', async (t) => {
+  const { channel, partner } = await pair(t)
+  const reason = new Error('the source is broken')
+  const source = async function* () {
+    yield 'the beginning'
+    throw reason
+  }
+  const error = await t.throwsAsync(pipeline(source, channel.duplex()))
+  t.is(error, reason)
+  t.is(await channel.closed, 'closed')
+  t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+})

@@ -1,0 +1,473 @@
+import { openSync, readFileSync, writeSync, closeSync } from 'node:fs'
+
+import test, { type ExecutionContext } from 'ava'
+import { join, RingfenceError, type Channel } from 'ringfence'
+
+import { addressOf, isBound, kinds, untilBound } from './support/address.js'
+import { pattern } from './support/bytes.js'
+import { joinHere, pair, Partner } from './support/partner.js'
+import { isPending } from './support/until.js'
+
+const closed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_CLOSED' } as const
+const lost = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_PEER_LOST' } as const
+
+function fill(channel: Channel, size = 1000): number {
+  let count = 0
+  while (channel.trySend(pattern(count, size))) count += 1
+  return count
+}
+
+/** Every way to send fails so. */
+async function nothingIsSent(t: ExecutionContext, channel: Channel, error: { code: string }): Promise<void> {
+  await t.throwsAsync(channel.send('late'), error, 'send')
+  await t.throwsAsync(channel.send(pattern(0, 20_000)), error, 'send of more')
+  t.throws(() => channel.trySend('late'), error, 'trySend')
+  t.throws(() => channel.reserve(5), error, 'reserve')
+  await t.throwsAsync(channel.writable(), error, 'writable')
+}
+
+/** Every way to read fails so. */
+async function nothingIsRead(t: ExecutionContext, channel: Channel, error: { code: string }): Promise<void> {
+  await t.throwsAsync(channel.receive(), error, 'receive')
+  await t.throwsAsync(channel.readable(), error, 'readable')
+  t.throws(() => channel.tryReceive(), error, 'tryReceive')
+  t.throws(() => channel.drain(() => {}), error, 'drain')
+  await t.throwsAsync(channel[Symbol.asyncIterator]().next(), error, 'for await')
+}
+
+test.serial('after end the peer reads the rest and then the end, and the other direction goes on', async (t) => {
+  const { channel, partner } = await pair(t)
+  void channel.send('one')
+  void channel.send('two')
+  await channel.end()
+  await nothingIsSent(t, channel, closed)
+  const there = await partner.run(async (kit) => {
+    const texts = []
+    for await (const message of kit.channel) texts.push(String(message))
+    await kit.channel.send('still')
+    return [...texts, String(kit.channel.ended)]
+  })
+  t.deepEqual(there, ['one', 'two', 'true'])
+  t.is(String(await channel.receive()), 'still')
+  t.false(channel.ended)
+  t.true(await isPending(channel.closed))
+})
+
+for (const first of ['here', 'there'] as const) {
+  test.serial(
+    `once both have ended, ${first} first, and everything was read, the channel closes by itself`,
+    async (t) => {
+      const { channel, partner, address } = await pair(t)
+      const endThere = () => partner.run((kit) => kit.channel.end())
+      await channel.send('to there')
+      await partner.run((kit) => kit.channel.send('to here'))
+      if (first === 'here') {
+        await channel.end()
+        await endThere()
+      } else {
+        await endThere()
+        await channel.end()
+      }
+      t.true(await isPending(channel.closed), 'neither has read')
+      t.is(String(await channel.receive()), 'to here')
+      t.is(await channel.receive(), null)
+      t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'to there')
+      t.is(await partner.run((kit) => kit.channel.receive()), null)
+
+      t.is(await channel.closed, 'closed')
+      t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+      t.is(await channel.receive(), null, 'an end that was read stays an end')
+      t.false(isBound(address))
+      await nothingIsSent(t, channel, closed)
+    },
+  )
+}
+
+test.serial('end resolves once everything that was sent before is in the ring', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  const sent = [channel.send(pattern(0, 30_000)), channel.send('after it')]
+  const ended = channel.end()
+  t.is(channel.end(), ended, 'a second end is the first one')
+  t.true(await isPending(ended))
+  await t.throwsAsync(channel.send('too late'), closed)
+  const lengths = await partner.run(async (kit) => {
+    const found = []
+    for await (const message of kit.channel) found.push(message.length)
+    return found
+  })
+  t.deepEqual(lengths, [30_000, 8])
+  await Promise.all(sent)
+  await ended
+})
+
+test.serial(
+  'after close the peer reads what is in the ring, then its end; closed is closed on both sides',
+  async (t) => {
+    const { channel, partner, address } = await pair(t, { here: { capacity: 65536 } })
+    const count = fill(channel)
+    await channel.close()
+    t.is(await channel.closed, 'closed')
+    const there = await partner.run(async (kit) => {
+      const reason = await kit.channel.closed
+      let found = 0
+      for await (const message of kit.channel) {
+        if (!message.equals(kit.bytes.pattern(found, 1000))) throw new Error(`message ${found} is another`)
+        found += 1
+      }
+      return { reason, found, ended: kit.channel.ended, again: await kit.channel.receive() }
+    })
+    t.deepEqual(there, { reason: 'closed', found: count, ended: true, again: null })
+    // The address is the host's to give back, and one of the two is the host.
+    t.false(isBound(address))
+  },
+)
+
+test.serial('sends that wait when this side closes reject with CLOSED, and so does a writable', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  fill(channel)
+  const waiting = [channel.send('x'.repeat(100)), channel.send(pattern(0, 9000)), channel.send(pattern(0, 100_000))]
+  const writable = channel.writable(1000)
+  t.true(await isPending(waiting[0]!))
+  const over = channel.close()
+  for (const send of waiting) await t.throwsAsync(send, closed)
+  await t.throwsAsync(writable, closed)
+  await over
+  t.is(await partner.run((kit) => kit.channel.drain(() => {})), 4)
+})
+
+test.serial('close puts into the ring what was sent in the same tick and finds room', async (t) => {
+  const { channel, partner } = await pair(t)
+  const sent = [channel.send('one'), channel.send(pattern(0, 100_000)), channel.send('three')]
+  await channel.close()
+  await t.notThrowsAsync(Promise.all(sent))
+  const lengths = partner.run(async (kit) => {
+    const found = []
+    for await (const message of kit.channel) found.push(message.length)
+    return found
+  })
+  t.deepEqual(await lengths, [3, 100_000, 5])
+})
+
+test.serial('with linger, sends that wait have that long to get through', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  fill(channel)
+  const sent = channel.send(pattern(0, 100_000))
+  const over = channel.close({ linger: 60_000 })
+  await t.throwsAsync(channel.send('too late'), closed)
+  t.true(await isPending(over))
+  t.true(await isPending(channel.closed))
+  const lengths = partner.run(async (kit) => {
+    const found = []
+    for await (const message of kit.channel) found.push(message.length)
+    return found
+  })
+  await sent
+  await over
+  t.deepEqual(await lengths, [1000, 1000, 1000, 1000, 100_000])
+})
+
+test.serial('after linger, sends that still wait reject with CLOSED', async (t) => {
+  const { channel } = await pair(t, { here: { capacity: 4096 } })
+  const sent = channel.send(pattern(0, 100_000))
+  const over = channel.close({ linger: 30 })
+  await t.throwsAsync(sent, closed)
+  await over
+  t.is(await channel.closed, 'closed')
+})
+
+test.serial('a second close does not wait for the linger of the first, and both resolve', async (t) => {
+  const { channel } = await pair(t, { here: { capacity: 4096 } })
+  const sent = channel.send(pattern(0, 100_000))
+  const first = channel.close({ linger: 600_000 })
+  const second = channel.close()
+  await t.throwsAsync(sent, closed)
+  await Promise.all([first, second, channel.close(), channel.close({ linger: 600_000 })])
+  t.is(await channel.closed, 'closed')
+})
+
+test.serial('a linger is over when the peer goes', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  const sent = channel.send(pattern(0, 100_000))
+  const over = channel.close({ linger: 600_000 })
+  await partner.kill()
+  await t.throwsAsync(sent, lost)
+  await over
+  t.is(await channel.closed, 'exited')
+})
+
+test.serial('whoever waits to read when this side closes is told the end, whoever comes later CLOSED', async (t) => {
+  const { channel, partner } = await pair(t)
+  const waiting = channel.receive()
+  const readable = channel.readable()
+  const iterator = channel[Symbol.asyncIterator]()
+  const next = iterator.next()
+  await channel.close()
+  t.is(await waiting, null)
+  t.false(await readable)
+  t.true((await next).done)
+  await nothingIsRead(t, channel, closed)
+  await nothingIsSent(t, channel, closed)
+  t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+})
+
+test.serial('everything that is used after close is CLOSED or does nothing', async (t) => {
+  const { channel, partner } = await pair(t)
+  await partner.run((kit) => kit.channel.send('never read'))
+  await channel.close()
+  await nothingIsRead(t, channel, closed)
+  await nothingIsSent(t, channel, closed)
+  await t.notThrowsAsync(channel.end())
+  await t.notThrowsAsync(channel.close())
+  t.is(channel.ref(), channel)
+  t.is(channel.unref(), channel)
+  t.true(channel.ended)
+  t.is(channel.peer.pid, partner.pid)
+  t.true(channel.evidence.length > 0)
+  t.is(await channel.closed, 'closed')
+  const stream = channel.duplex()
+  const failed = new Promise<Error>((resolve) => stream.on('error', resolve))
+  stream.resume()
+  t.is(((await failed) as RingfenceError).code, 'ERR_RINGFENCE_CLOSED')
+})
+
+for (const linger of [-1, NaN, '5', null, {}, 5n, Symbol('linger')]) {
+  test.serial(`a linger of ${typeof linger} ${String(linger)} is INVALID_ARGUMENT, and closes nothing`, async (t) => {
+    const { channel, partner } = await pair(t)
+    const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
+    await t.throwsAsync(channel.close({ linger: linger as number }), invalid)
+    await channel.send('still open')
+    t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'still open')
+  })
+}
+
+test.serial('once the peer has closed, sends that wait and sends that come are PEER_LOST', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  fill(channel)
+  const waiting = [channel.send('x'.repeat(100)), channel.send(pattern(0, 9000)), channel.writable(1000)]
+  t.true(await isPending(waiting[0]!))
+  await partner.run(async (kit) => {
+    await kit.channel.send('the last')
+    await kit.channel.close()
+  })
+  for (const promise of waiting) await t.throwsAsync(promise, lost)
+  t.is(await channel.closed, 'closed')
+  await nothingIsSent(t, channel, lost)
+  t.is(String(await channel.receive()), 'the last')
+  t.is(await channel.receive(), null)
+})
+
+test.serial(
+  'after the peer’s SIGKILL everything that it had sent arrives, then the end; closed is exited',
+  async (t) => {
+    const { channel, partner } = await pair(t)
+    const count = await partner.run((kit) => {
+      let sent = 0
+      while (kit.channel.trySend(kit.bytes.pattern(sent, sent % 3000))) sent += 1
+      return sent
+    })
+    await partner.kill()
+    for (let number = 0; number < count; number += 1) {
+      const message = await channel.receive()
+      if (!message?.equals(pattern(number, number % 3000))) return t.fail(`message ${number} of ${count} is another`)
+    }
+    t.is(await channel.receive(), null)
+    t.true(channel.ended)
+    t.is(await channel.closed, 'exited')
+    return nothingIsSent(t, channel, lost)
+  },
+)
+
+test.serial(
+  'a peer may be killed at any moment of a transfer: what it was told is sent arrives, and in order',
+  async (t) => {
+    const address = addressOf('abstract', t)
+    for (let round = 0; round < 10; round += 1) {
+      const partner = await Partner.start(t)
+      const { channel } = await pair(t, { address, partner })
+      const size = [20, 900, 9000, 700_000][round % 4]!
+      void partner.run(async (kit, length: number) => {
+        for (let number = 0; ; number += 1) {
+          await kit.channel.send(kit.bytes.pattern(number, length))
+          kit.keep['sent'] = number + 1
+          if (number % 5 === 0) await new Promise((resolve) => setImmediate(resolve))
+        }
+      }, size)
+      let received = 0
+      const read = (async () => {
+        for await (const message of channel) {
+          if (!message.equals(pattern(received, size))) throw new Error(`message ${received} is another`)
+          received += 1
+        }
+      })()
+      // Between two turns of its event loop it tells how much has been sent; then it is in the middle of something.
+      let told = 0
+      while (told < 20 + round * 7) told = await partner.run((kit) => (kit.keep['sent'] as number) ?? 0)
+      await partner.kill()
+      await read
+      t.true(received >= told, `${received} received, ${told} were sent`)
+      t.is(await channel.closed, 'exited')
+      t.false(isBound(address))
+    }
+  },
+)
+
+test.serial('a message that its sender was killed in does not arrive, those before it do', async (t) => {
+  const { channel, partner } = await pair(t, { there: { capacity: 4096 } })
+  await partner.run((kit) => {
+    void kit.channel.send('whole')
+    void kit.channel.send(kit.bytes.pattern(0, 50_000))
+  })
+  const first = await channel.receive()
+  // The rest of the ring is the beginning of the second by now, and it has been begun to be read.
+  t.is(channel.tryReceive(), null)
+  await partner.kill()
+  t.is(String(first), 'whole')
+  t.is(await channel.receive(), null)
+  t.is(await channel.closed, 'exited')
+})
+
+test.serial('sends that wait when the peer is killed reject with PEER_LOST', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  const waiting = [channel.send('x'.repeat(100)), channel.send(pattern(0, 9000)), channel.send(pattern(0, 1_000_000))]
+  const writable = channel.writable(1000)
+  await partner.kill()
+  await Promise.allSettled(waiting)
+  await t.throwsAsync(waiting[2]!, lost)
+  await t.throwsAsync(writable, lost)
+  t.is(await channel.closed, 'exited')
+  await nothingIsSent(t, channel, lost)
+})
+
+test.serial('a receive that waits when the peer is killed gets null', async (t) => {
+  const { channel, partner } = await pair(t)
+  const waiting = [channel.receive(), channel.receive()]
+  const readable = channel.readable()
+  await partner.kill()
+  t.deepEqual(await Promise.all(waiting), [null, null])
+  t.false(await readable)
+})
+
+test.serial('a peer that ends its process without a close leaves what it sent, and the end', async (t) => {
+  for (const way of ['exit', 'throw'] as const) {
+    const { channel, partner } = await pair(t)
+    partner.mayFail()
+    void partner.run(async (kit, how: string) => {
+      await kit.channel.send('the last')
+      if (how === 'exit') process.exit(0)
+      setImmediate(() => {
+        throw new Error('nobody catches this')
+      })
+    }, way)
+    t.is(String(await channel.receive()), 'the last')
+    t.is(await channel.receive(), null)
+    t.regex(await channel.closed, /^(closed|exited)$/)
+    await partner.exited
+  }
+})
+
+for (const kind of kinds) {
+  test.serial(`once closed has resolved, ${kind} addresses are free: the host may join there at once`, async (t) => {
+    const address = addressOf(kind, t)
+    for (const who of ['here', 'there', 'killed'] as const) {
+      const joined = joinHere(t, address)
+      await untilBound(address)
+      const partner = await Partner.start(t)
+      await partner.join(address)
+      const channel = await joined
+      t.is(channel.role, 'host')
+      if (who === 'here') void channel.close()
+      else if (who === 'there') await partner.run((kit) => kit.channel.close())
+      else await partner.kill()
+      await channel.closed
+      t.false(isBound(address))
+
+      const next = await Partner.start(t)
+      const [again] = await Promise.all([join(address), next.join(address)])
+      t.is(again.peer.pid, next.pid)
+      await again.close()
+    }
+  })
+}
+
+test.serial('await using closes the channel where its block is left', async (t) => {
+  const { partner, address } = await (async () => {
+    const made = await pair(t)
+    await using channel = made.channel
+    await channel.send('from the block')
+    t.is(channel[Symbol.asyncDispose] instanceof Function, true)
+    return made
+  })()
+  const there = await partner.run(async (kit) => [String(await kit.channel.receive()), await kit.channel.closed])
+  t.deepEqual(there, ['from the block', 'closed'])
+  // Whichever of the two was the host has let go of it by now.
+  t.false(isBound(address))
+})
+
+test.serial('await using closes the channel where its block throws', async (t) => {
+  const { channel, partner } = await pair(t)
+  const thrown = new Error('enough')
+  const error = await t.throwsAsync(async () => {
+    await using mine = channel
+    await mine.send('from the block')
+    throw thrown
+  })
+  t.is(error, thrown)
+  t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+})
+
+/** The process's mapping of the region that it writes, as /proc tells. */
+function ownRegion(pid: number): number {
+  const line = readFileSync(`/proc/${pid}/maps`, 'utf8')
+    .split('\n')
+    .find((one) => / rw-s .*(memfd|\/dev\/shm|\/SYSV|deleted)/.test(one))
+  if (line === undefined) throw new Error('no region is mapped')
+  return Number.parseInt(line, 16)
+}
+
+/** Writes a word into another process's memory: what that process could have written itself. */
+function lie(pid: number, offset: number, word: bigint): void {
+  const memory = openSync(`/proc/${pid}/mem`, 'r+')
+  const bytes = Buffer.alloc(8)
+  bytes.writeBigUInt64LE(word)
+  writeSync(memory, bytes, 0, 8, ownRegion(pid) + offset)
+  closeSync(memory)
+}
+
+const TAIL = 128
+const HEAD = 256
+
+test.serial(
+  'a peer whose ring lies is RING_CORRUPT: the channel closes as corrupt, and the process goes on',
+  async (t) => {
+    for (const backing of ['memfd', 'shm'] as const) {
+      const { channel, partner } = await pair(t, { options: { backing } })
+      await partner.run((kit) => kit.channel.send('true'))
+      t.is(String(await channel.receive()), 'true')
+      lie(partner.pid, TAIL, 2n ** 40n)
+      const corrupt = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_RING_CORRUPT' } as const
+      t.throws(() => channel.tryReceive(), corrupt)
+      t.is(await channel.closed, 'corrupt')
+      await nothingIsRead(t, channel, corrupt)
+      await nothingIsSent(t, channel, corrupt)
+    }
+  },
+)
+
+test.serial('a peer that lies about what it has read is RING_CORRUPT as well', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  fill(channel)
+  const waiting = channel.send('x'.repeat(1000))
+  t.true(await isPending(waiting))
+  lie(partner.pid, HEAD, 2n ** 40n)
+  const corrupt = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_RING_CORRUPT' } as const
+  await t.throwsAsync(
+    (async () => {
+      while (!channel.trySend('x'.repeat(1000)));
+    })(),
+    corrupt,
+  )
+  await t.throwsAsync(waiting, corrupt)
+  t.is(await channel.closed, 'corrupt')
+  await nothingIsSent(t, channel, corrupt)
+  await nothingIsRead(t, channel, corrupt)
+})

@@ -1,0 +1,54 @@
+// The examples run, as their READMEs say.
+
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { text } from 'node:stream/consumers'
+import { fileURLToPath } from 'node:url'
+
+import test from 'ava'
+
+import { framesProducer } from './support/rust.js'
+
+const example = (name: string) => fileURLToPath(new URL(`../../examples/${name}`, import.meta.url))
+
+async function run(
+  script: string,
+  words: string[] = [],
+): Promise<{ code: number | null; output: string; errors: string }> {
+  const child = spawn(process.execPath, [example(script), ...words])
+  const [output, errors, [code]] = await Promise.all([text(child.stdout), text(child.stderr), once(child, 'exit')])
+  return { code, output, errors }
+}
+
+test('frames: a Node process reads every frame that a Rust process draws', async (t) => {
+  const words = ['--frames', '12', '--size', '1920x1080', '--producer', framesProducer]
+  const { code, output, errors } = await run('frames/main.mjs', words)
+  t.is(errors, '')
+  t.is(code, 0)
+  t.regex(output, /^12 frames of 1920x1080 RGBA, every pixel summed up and checked: \d+ frames\/s, \d+\.\d\d GB\/s\n$/)
+})
+
+test('pair: a parent asks its child, and tells why it believes it', async (t) => {
+  const { code, output, errors } = await run('pair/pair.mjs')
+  t.is(errors, '')
+  t.is(code, 0)
+  t.regex(output, /^parent \d+: my child is process \d+/)
+  t.regex(output, /rendezvous +line +made by this process/)
+  t.regex(output, /6 \* 7 is 42\n.*2 \*\* 10 is 1024\n.*1 \/ 3 is 0\.333/s)
+  t.regex(output, /the channel is closed, and the child has exited with 0\n$/)
+})
+
+test('counter: restarted a hundred times, and its client has lost nothing that was answered', async (t) => {
+  // A hundred and one processes start, one after the other.
+  t.timeout(600_000)
+  const { code, output, errors } = await run('counter/counter.mjs')
+  t.is(errors, '')
+  t.is(code, 0)
+  const lines = output.split('\n')
+  t.is(lines[0], '100 restarts, every other one by SIGKILL; the client was the guest, then the host')
+  const [, answered, count] = /^(\d+) additions were answered \(\d+ were said\), and the counter says (\d+)$/.exec(
+    lines[1]!,
+  )!
+  t.is(answered, count)
+  t.true(Number(answered) >= 5000)
+})

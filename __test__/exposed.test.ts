@@ -1,0 +1,103 @@
+import test from 'ava'
+import { join } from 'ringfence'
+
+import { abstractAddress } from './support/address.js'
+import { joinHere, Partner } from './support/partner.js'
+import { soon } from './support/until.js'
+
+/**
+ * Joins over there, and takes a path to one of the objects while there are descriptors: as any process of the same user
+ * could that is not kept out. Tries again where it came too late.
+ */
+function joinAndKeep(partner: Partner, address: string): Promise<void> {
+  return partner.run(async (kit, where) => {
+    const fs = kit.require('node:fs') as typeof import('node:fs')
+    const O_PATH = 0o10000000
+    const object = (path: string) => {
+      try {
+        return fs.readlinkSync(path).startsWith('/memfd:ringfence')
+      } catch {
+        return false
+      }
+    }
+    for (;;) {
+      const joining = kit.join(where, { capacity: 8 << 20 })
+      const until = performance.now() + 2000
+      // The handshake runs on a thread of its own meanwhile.
+      while (kit.keep.path === undefined && performance.now() < until) {
+        for (const fd of fs.readdirSync('/proc/self/fd')) {
+          if (!object(`/proc/self/fd/${fd}`)) continue
+          try {
+            const kept = `/proc/self/fd/${fs.openSync(`/proc/self/fd/${fd}`, O_PATH)}`
+            if (object(kept)) kit.keep.path = kept
+          } catch {
+            // It was closed meanwhile.
+          }
+        }
+      }
+      kit.channel = await joining
+      await kit.channel.send(kit.keep.path === undefined ? 'again' : 'kept')
+      if (kit.keep.path !== undefined) return
+      await kit.channel.close()
+    }
+  }, address)
+}
+
+test('whoever opens the shared memory ends the channel on both sides, and every call says why', async (t) => {
+  const address = abstractAddress()
+  const partner = await Partner.start(t)
+  const keeping = joinAndKeep(partner, address)
+  let channel = await joinHere(t, address, { capacity: 8 << 20 })
+  while (String(await channel.receive()) !== 'kept') {
+    await channel.close()
+    channel = await joinHere(t, address, { capacity: 8 << 20, wait: true })
+  }
+  await keeping
+  const receiving = channel.receive()
+  const code = await partner.run(({ keep, require }) => {
+    const fs = require('node:fs') as typeof import('node:fs')
+    try {
+      fs.openSync(keep.path as string, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK)
+      return 'open'
+    } catch (error) {
+      return (error as NodeJS.ErrnoException).code
+    }
+  })
+  t.is(code, 'EAGAIN')
+  const exposed = { code: 'ERR_RINGFENCE_OBJECT_EXPOSED', message: /somebody tried to open/ }
+  await t.throwsAsync(soon(receiving, 'the end of the waiting'), exposed)
+  t.is(await soon(channel.closed, 'the end'), 'exposed')
+  await t.throwsAsync(channel.send('more'), exposed)
+  t.throws(() => channel.tryReceive(), exposed)
+  t.true(channel.ended)
+  t.is(
+    await soon(
+      partner.run(({ channel: there }) => there.closed),
+      'the end over there',
+    ),
+    'exposed',
+  )
+  await t.throwsAsync(
+    partner.run(({ channel: there }) => there.send('more')),
+    { code: exposed.code },
+  )
+})
+
+test('the number of the tripwire’s signal is a realtime signal that the process does not use', async (t) => {
+  for (const signalNumber of [10, 65, 0, 50.5, '50' as unknown as number]) {
+    await t.throwsAsync(join(abstractAddress(), { signalNumber }), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+  }
+  // A process that ignores a signal hands that down to the program that it becomes.
+  const partner = await Partner.start(t, { through: ['env', '--ignore-signal=51', '--'] })
+  await t.throwsAsync(partner.join(abstractAddress(), { signalNumber: 51 }), {
+    code: 'ERR_RINGFENCE_INVALID_ARGUMENT',
+    message: /signal 51 is in use: this process ignores it/,
+  })
+  const address = abstractAddress()
+  const joined = joinHere(t, address, { signalNumber: 51 })
+  await partner.join(address, { signalNumber: 52 })
+  const number = (evidence: readonly { check: string; found: string }[]) =>
+    evidence.find(({ check }) => check === 'tripwire')?.found
+  t.is(number((await joined).evidence), 'by signal 51')
+  t.is(number(await partner.run(({ channel }) => channel.evidence)), 'by signal 52')
+})

@@ -1,0 +1,293 @@
+// A child that inherits a private line: no address, and nobody else in its place.
+
+import { spawn as start, type SpawnOptions } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { join } from 'node:path'
+import { text } from 'node:stream/consumers'
+
+import test, { type ExecutionContext } from 'ava'
+import { fromParent, spawn, type Options, type RingfenceError, type Spawned } from 'ringfence'
+
+import { temporaryDirectory } from './support/address.js'
+import { Partner } from './support/partner.js'
+import { RustPartner, rustPartner } from './support/rust.js'
+import { until } from './support/until.js'
+
+/** Node's arguments that have it run a script; the imports are resolved from here. */
+const script = (code: string) => ['--input-type=module', '--eval', code]
+
+const ECHO = `
+  import { fromParent } from 'ringfence'
+  const channel = await fromParent({ timeout: 60_000 })
+  for await (const message of channel) await channel.send(message)
+  await channel.end()
+`
+const SILENT = `console.log('here'); setInterval(() => {}, 1000)`
+/** Says what comes of it. */
+const TELL = `
+  import { fromParent } from 'ringfence'
+  await fromParent({ timeout: 60_000 }).then(
+    (channel) => console.log('a channel as', channel.role),
+    (error) => console.log(error.code, error.message),
+  )
+`
+/** What the process has of them. */
+const sockets = (pid: number | undefined) =>
+  readdirSync(`/proc/${pid}/fd`)
+    .map((fd) => {
+      try {
+        return readlinkSync(`/proc/${pid}/fd/${fd}`)
+      } catch {
+        return ''
+      }
+    })
+    .filter((target) => target.startsWith('socket:'))
+
+/** Many processes start at the same time here, on whatever machine that is. */
+const PATIENT: Options = { timeout: 60_000 }
+
+/** Starts one, and has it ended with the test. */
+function child(t: ExecutionContext, code: string, spawnOptions: SpawnOptions = {}, options?: Options): Spawned {
+  const spawned = spawn(process.execPath, script(code), spawnOptions, { ...PATIENT, ...options })
+  t.teardown(async () => {
+    if (spawned.child.exitCode !== null || spawned.child.signalCode !== null) return
+    spawned.child.kill('SIGKILL')
+    await once(spawned.child, 'exit')
+  })
+  return spawned
+}
+
+test('a parent and its child have a channel, with the evidence of any other', async (t) => {
+  const { child: process, channel } = child(t, ECHO, { stdio: ['ignore', 'ignore', 'inherit'] })
+  const open = await channel
+  t.is(open.role, 'host')
+  t.is(open.peer.pid, process.pid!)
+  const checks = new Set(open.evidence.map(({ step, check }) => `${step} ${check}`))
+  for (const wanted of ['rendezvous line', 'credentials child', 'executable executable', 'final executable']) {
+    t.true(checks.has(wanted), wanted)
+  }
+  t.true(open.evidence.every(({ passed }) => passed))
+  const messages = ['', 'grüße', 'x'.repeat(100_000)]
+  for (const message of messages) await open.send(message)
+  await open.end()
+  const found: string[] = []
+  for await (const message of open) found.push(message.toString())
+  t.deepEqual(found, messages)
+  t.is(await open.closed, 'closed')
+  if (process.exitCode === null) await once(process, 'exit')
+  t.is(process.exitCode, 0)
+})
+
+test("the standard descriptors, a channel of Node's and the environment are as they were asked for", async (t) => {
+  const code = `
+    import { fromParent } from 'ringfence'
+    const channel = await fromParent({ timeout: 60_000 })
+    process.send('by IPC')
+    console.log(process.env.GIVEN, process.env.PATH)
+    await channel.send(process.argv.length.toString())
+    await channel.close()
+    process.disconnect()
+  `
+  const { child: process, channel } = child(t, code, {
+    stdio: ['ignore', 'pipe', 'inherit', 'ipc'],
+    env: { GIVEN: 'given' },
+  })
+  const output = text(process.stdout!)
+  const [said] = await once(process, 'message')
+  t.is(said, 'by IPC')
+  t.is((await (await channel).receive())?.toString(), '1')
+  t.is(await output, 'given undefined\n')
+})
+
+test('the line is taken once, and closed in the child after that', async (t) => {
+  const code = `
+    import { fromParent } from 'ringfence'
+    const channel = await fromParent({ timeout: 60_000 })
+    const again = await fromParent().catch((error) => error)
+    await channel.send(again.code + ' ' + again.message)
+    await channel.receive()
+  `
+  const { child: process, channel } = child(t, code, { stdio: 'ignore' })
+  const open = await channel
+  t.regex(String(await open.receive()), /^ERR_RINGFENCE_ADDRESS_INVALID .*taken its line already/)
+  // The channel's own.
+  t.is(sockets(process.pid).length, 1)
+  await open.close()
+})
+
+test('a process that was left no line is told so', async (t) => {
+  await t.throwsAsync(fromParent(), { code: 'ERR_RINGFENCE_ADDRESS_INVALID', message: /no parent has left/ })
+})
+
+test('a child that ends before it has answered is lost', async (t) => {
+  const { child: process, channel } = child(t, '', { stdio: 'ignore' })
+  await t.throwsAsync(channel, { code: 'ERR_RINGFENCE_PEER_LOST', message: /ended before|it left/ })
+  if (process.exitCode === null) await once(process, 'exit')
+  t.is(process.exitCode, 0)
+})
+
+test('a child that never answers is waited for until the deadline, or until called off', async (t) => {
+  const late = child(t, SILENT, { stdio: 'ignore' }, { timeout: 20 })
+  await t.throwsAsync(late.channel, { code: 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT', message: /the child's HELLO/ })
+  const over = new AbortController()
+  const calledOff = child(t, SILENT, { stdio: ['ignore', 'pipe', 'inherit'] }, { signal: over.signal, timeout: 1e6 })
+  await once(calledOff.child.stdout!, 'data')
+  over.abort('enough')
+  const error = await t.throwsAsync(calledOff.channel, { code: 'ERR_RINGFENCE_ABORTED' })
+  t.is(error?.cause, 'enough')
+  // It is the caller's, still.
+  t.is(calledOff.child.exitCode, null)
+})
+
+test('a child whose parent has called it off is told that nobody answers', async (t) => {
+  const { child: process, channel } = child(
+    t,
+    TELL,
+    { stdio: ['ignore', 'pipe', 'inherit'] },
+    { signal: AbortSignal.abort() },
+  )
+  await t.throwsAsync(channel, { code: 'ERR_RINGFENCE_ABORTED' })
+  t.regex(await text(process.stdout!), /^ERR_RINGFENCE_PEER_LOST/)
+})
+
+test('a command that cannot be started', async (t) => {
+  const { child: process, channel } = spawn('/no/such/program')
+  t.is(process.pid, undefined)
+  const error = await t.throwsAsync<RingfenceError>(channel, { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+  t.regex(error?.message ?? '', /no\/such\/program/)
+  t.like(error?.cause, { code: 'ENOENT' })
+})
+
+test('what is wrong in the options is told before anything is started', (t) => {
+  t.throws(() => spawn('true', [], {}, { capacity: -1 }), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+  t.throws(() => spawn('true', [], null as never), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+  t.throws(() => spawn(7 as never), { code: 'ERR_INVALID_ARG_TYPE' })
+})
+
+test('whoever a child passes its line on to is refused', async (t) => {
+  // Node's own descriptors are close-on-exec for what it starts; a shell's are not.
+  const code = `${process.execPath} --input-type=module --eval "$0" & wait`
+  const shell = spawn('/bin/sh', ['-c', code, TELL], { stdio: ['ignore', 'pipe', 'inherit'] }, PATIENT)
+  const error = await t.throwsAsync<RingfenceError>(shell.channel, { code: 'ERR_RINGFENCE_PEER_REFUSED' })
+  t.is(error?.check, 'child')
+  t.is(error?.wanted, `pid ${shell.child.pid}, the process that was started`)
+  t.regex(await text(shell.child.stdout!), /^ERR_RINGFENCE_PEER_REFUSED/)
+})
+
+test('a shell that executes the program in its own place has passed the line on', async (t) => {
+  const code = `exec ${process.execPath} --input-type=module --eval "$0"`
+  const shell = spawn('/bin/sh', ['-c', code, TELL], { stdio: ['ignore', 'pipe', 'inherit'] }, PATIENT)
+  const open = await shell.channel
+  t.is(open.peer.pid, shell.child.pid!)
+  await open.close()
+  t.is(await text(shell.child.stdout!), 'a channel as guest\n')
+})
+
+test("children that are started at the same time get nothing of each other's lines", async (t) => {
+  const count = 6
+  const lines = Array.from({ length: count }, () => {
+    const spawned = child(t, SILENT, { stdio: ['ignore', 'pipe', 'ignore'] }, { timeout: 1e6 })
+    const plain = start(process.execPath, script(SILENT), { stdio: ['ignore', 'pipe', 'ignore'] })
+    t.teardown(() => plain.kill('SIGKILL'))
+    return { spawned, plain }
+  })
+  const seen = new Set<string>()
+  for (const { spawned, plain } of lines) {
+    await Promise.all([once(spawned.child.stdout!, 'data'), once(plain.stdout!, 'data')])
+    // Node gives its children pipes that are sockets: one each.
+    const [own, other] = [sockets(spawned.child.pid), sockets(plain.pid)]
+    t.is(other.length, 1, 'a child that was left no line')
+    t.is(own.length, 2, 'its own line alone')
+    for (const socket of [...own, ...other]) {
+      t.false(seen.has(socket))
+      seen.add(socket)
+    }
+  }
+})
+
+test('nothing is left of lines that came to nothing', async (t) => {
+  const partner = await Partner.start(t)
+  const left = await partner.run(async ({ ringfence, require }) => {
+    const { readdirSync: list } = require('node:fs') as typeof import('node:fs')
+    const { once: event } = require('node:events') as typeof import('node:events')
+    const attempt = async () => {
+      const { child: ended, channel } = ringfence.spawn('/bin/true', [], { stdio: 'ignore' })
+      const exited = event(ended, 'exit')
+      await channel.catch(() => {})
+      await exited
+      await ringfence.spawn('/no/such/program').channel.catch(() => {})
+    }
+    // What is made once stays.
+    await attempt()
+    const before = list('/proc/self/fd').length
+    for (let round = 0; round < 5; round += 1) await attempt()
+    return { before, after: list('/proc/self/fd').length }
+  })
+  t.is(left.after, left.before)
+})
+
+test('a child learns that its parent was killed', async (t) => {
+  const told = join(temporaryDirectory(t), 'told')
+  const partner = await Partner.start(t)
+  await partner.run(
+    async ({ ringfence }, node: string, words: string[]) => {
+      const { channel } = ringfence.spawn(node, words, { stdio: 'ignore' }, { timeout: 60_000 })
+      await (await channel).receive()
+    },
+    process.execPath,
+    [
+      ...script(`
+        import { writeFileSync, renameSync } from 'node:fs'
+        import { fromParent } from 'ringfence'
+        const channel = await fromParent({ timeout: 60_000 })
+        await channel.send('here')
+        const last = await channel.receive()
+        writeFileSync(${JSON.stringify(told)} + '.new', last + ' ' + (await channel.closed))
+        renameSync(${JSON.stringify(told)} + '.new', ${JSON.stringify(told)})
+      `),
+    ],
+  )
+  await partner.kill()
+  await until(() => existsSync(told), 'the child has told of its parent')
+  t.is(readFileSync(told, 'utf8'), 'null exited')
+})
+
+test('a Node parent and a Rust child, each naming the other', async (t) => {
+  const words = ['echo', 'parent', process.execPath, '8192', '100000']
+  const stdio: SpawnOptions['stdio'] = ['ignore', 'pipe', 'inherit']
+  const refused = spawn(rustPartner, words, { stdio }, PATIENT)
+  await t.throwsAsync(refused.channel, { code: 'ERR_RINGFENCE_PEER_REFUSED', message: /executable/ })
+  t.regex(await text(refused.child.stdout!), /^PEER_REFUSED/)
+
+  const { child: rust, channel } = spawn(
+    rustPartner,
+    words,
+    { stdio },
+    { ...PATIENT, policy: { executable: rustPartner } },
+  )
+  const output = text(rust.stdout!)
+  const open = await channel
+  await open.send('x'.repeat(50_000))
+  t.is((await open.receive())?.length, 50_000)
+  await open.end()
+  t.is(await open.receive(), null)
+  t.is(await open.closed, 'closed')
+  t.is(await output, `guest ${process.pid}\nover closed\n`)
+})
+
+test('a Rust parent and a Node child, each naming the other', async (t) => {
+  const code = `
+    import { fromParent } from 'ringfence'
+    const channel = await fromParent({ timeout: 60_000, policy: { executable: ${JSON.stringify(rustPartner)} } })
+    await channel.send('from Node')
+    const answer = await channel.receive()
+    if (String(answer) !== 'from Node' || channel.role !== 'guest') throw new Error('an echo as ' + channel.role)
+    await channel.end()
+    await channel.receive()
+  `
+  const rust = new RustPartner(t, { deed: 'echo', address: `child:${code}`, capacity: 4096, longest: 4096 })
+  t.regex(await rust.hear(), /^host \d+$/)
+  t.is(await rust.hear(), 'over closed')
+  t.deepEqual(await rust.exited, [0, null])
+})

@@ -1,0 +1,163 @@
+import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
+import { createServer, type AddressInfo } from 'node:net'
+
+import test, { type ExecutionContext } from 'ava'
+
+import { abstractAddress, untilBound } from './support/address.js'
+import { Partner, type PartnerError } from './support/partner.js'
+import { until } from './support/until.js'
+
+/** Root may look into everything: what is closed to a user shows only between two of a user's processes. */
+const through =
+  process.getuid!() === 0 ? ['setpriv', '--reuid=54326', '--regid=54326', '--clear-groups', '--'] : undefined
+
+const start = (t: ExecutionContext, node: string[] = []) => Partner.start(t, { through, node })
+
+/** What a process of the same user gets of another. */
+function lookInto(attacker: Partner, victim: Partner): Promise<string[]> {
+  return attacker.run(({ require }, pid) => {
+    const fs = require('node:fs') as typeof import('node:fs')
+    const tries = [
+      () => fs.openSync(`/proc/${pid}/mem`, 'r+'),
+      () => fs.openSync(`/proc/${pid}/environ`, 'r'),
+      () => fs.readdirSync(`/proc/${pid}/fd`),
+      () => fs.readlinkSync(`/proc/${pid}/exe`),
+    ]
+    return tries.map((look) => {
+      try {
+        look()
+        return 'open'
+      } catch (error) {
+        return (error as NodeJS.ErrnoException).code ?? String(error)
+      }
+    })
+  }, victim.pid)
+}
+
+/** A port of the loopback interface that nobody has now. */
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  server.close()
+  await once(server, 'close')
+  return port
+}
+
+/** Whether somebody listens there, as the kernel tells. */
+function isOpen(port: number): boolean {
+  const local = `0100007F:${port.toString(16).toUpperCase().padStart(4, '0')}`
+  return readFileSync('/proc/net/tcp', 'latin1')
+    .split('\n')
+    .map((line) => line.trim().split(/\s+/))
+    .some(([, address, , state]) => address === local && state === '0A')
+}
+
+const SIGUSR1 = 1n << 9n
+
+/** What the kernel says that a process does on a signal. */
+function onSignal(pid: number, bit: bigint): string {
+  const status = readFileSync(`/proc/${pid}/status`, 'latin1')
+  const set = (name: string) => (BigInt(`0x${new RegExp(`${name}:\\s*(\\w+)`).exec(status)![1]}`) & bit) !== 0n
+  return set('SigIgn') ? 'ignored' : set('SigCgt') ? 'handled' : 'default'
+}
+
+test('a hardened process is closed to others of its user', async (t) => {
+  const [victim, attacker] = await Promise.all([start(t), start(t)])
+  t.deepEqual(await lookInto(attacker, victim), ['open', 'open', 'open', 'open'])
+  await victim.run(({ ringfence }) => {
+    ringfence.harden()
+    ringfence.harden()
+  })
+  t.deepEqual(await lookInto(attacker, victim), ['EACCES', 'EACCES', 'EACCES', 'EACCES'])
+  const limits = await victim.run(({ require }) =>
+    (require('node:fs') as typeof import('node:fs')).readFileSync('/proc/self/limits', 'utf8'),
+  )
+  t.regex(limits, /Max core file size +0 +0 /)
+})
+
+test('SIGUSR1 opens no inspector in a hardened process', async (t) => {
+  const port = await freePort()
+  const [open, closed] = await Promise.all([start(t, [`--inspect-port=${port}`]), start(t, [`--inspect-port=${port}`])])
+  open.mayFail()
+  await closed.run(({ ringfence }) => ringfence.harden())
+  t.is(onSignal(closed.pid, SIGUSR1), 'ignored')
+  t.is(onSignal(open.pid, SIGUSR1), 'handled')
+  process.kill(closed.pid, 'SIGUSR1')
+  t.is(await closed.run(() => process.getBuiltinModule('node:inspector').url()), undefined)
+  t.false(isOpen(port))
+  // Where nobody has hardened it, the same signal opens it.
+  process.kill(open.pid, 'SIGUSR1')
+  await until(() => isOpen(port), 'the inspector of the other process is open')
+  const error = await t.throwsAsync<PartnerError>(
+    open.run(({ ringfence }) => ringfence.harden()),
+    { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' },
+  )
+  t.regex(error?.message ?? '', /inspector is open at ws:/)
+  await t.throwsAsync(open.join(abstractAddress(), { harden: true }), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+})
+
+test('a program that listens to SIGUSR1 itself keeps its listener', async (t) => {
+  const partner = await start(t)
+  await partner.run(({ ringfence, keep }) => {
+    process.on('SIGUSR1', () => {
+      keep.heard = true
+    })
+    ringfence.harden()
+  })
+  process.kill(partner.pid, 'SIGUSR1')
+  await until(() => partner.run(({ keep }) => keep.heard === true), 'the listener has heard')
+  t.is(await partner.run(() => process.getBuiltinModule('node:inspector').url()), undefined)
+})
+
+test('two that harden within the handshake meet under the default policy, and the evidence says so', async (t) => {
+  const [host, guest, attacker] = await Promise.all([start(t), start(t), start(t)])
+  const address = abstractAddress()
+  const hosting = host.join(address, { harden: true })
+  await untilBound(address)
+  await guest.join(address, { harden: true })
+  await hosting
+  for (const partner of [host, guest]) {
+    const evidence = await partner.run(({ channel }) => channel.evidence)
+    const found = (check: string) => evidence.filter((each) => each.check === check).map((each) => each.found)
+    t.deepEqual(found('hardened'), ['not dumpable, no core'])
+    t.regex(found('peer hardened').at(-1) ?? '', /says so.*; not dumpable/)
+    t.deepEqual(await lookInto(attacker, partner), ['EACCES', 'EACCES', 'EACCES', 'EACCES'])
+    t.is(onSignal(partner.pid, SIGUSR1), 'ignored')
+  }
+  await host.run(({ channel }) => channel.send('behind closed doors'))
+  t.is(await guest.run(async ({ channel }) => String(await channel.receive())), 'behind closed doors')
+})
+
+test('who is hardened already is refused by the default policy, with what is left to ask for', async (t) => {
+  const [host, guest] = await Promise.all([start(t), start(t)])
+  const address = abstractAddress()
+  const hosting = host.join(address)
+  await untilBound(address)
+  await guest.run(({ ringfence }) => ringfence.harden())
+  const error = await t.throwsAsync<PartnerError>(guest.join(address), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
+  t.is(error?.thrown.check, 'executable')
+  t.regex(error?.thrown.found ?? '', /ask for uid, gid, cgroup or label instead/)
+  const next = await start(t)
+  await next.join(address)
+  await hosting
+})
+
+test('hardened before, two meet under a policy that asks for what can be seen', async (t) => {
+  const [host, guest] = await Promise.all([start(t), start(t)])
+  await Promise.all([host, guest].map((partner) => partner.run(({ ringfence }) => ringfence.harden())))
+  const address = abstractAddress()
+  const policy = { uid: 'same' as const }
+  await Promise.all([host.join(address, { policy }), guest.join(address, { policy })])
+  await host.run(({ channel }) => channel.send('still'))
+  t.is(await guest.run(async ({ channel }) => String(await channel.receive())), 'still')
+})
+
+test('harden is true or false', async (t) => {
+  const partner = await start(t)
+  await t.throwsAsync(partner.join(abstractAddress(), { harden: 'yes' as unknown as boolean }), {
+    code: 'ERR_RINGFENCE_INVALID_ARGUMENT',
+    message: /harden must be true or false/,
+  })
+})

@@ -1,0 +1,199 @@
+// A Rust process and a Node process are a pair like any other: one protocol, spoken by both, each naming the other's
+// executable.
+
+import test, { type ExecutionContext } from 'ava'
+import type { Channel, Options } from 'ringfence'
+
+import { addressOf, kinds, type Kind, untilBound } from './support/address.js'
+import { pattern } from './support/bytes.js'
+import { joinHere, Partner } from './support/partner.js'
+import { RustPartner, rustPartner, type RustSettings } from './support/rust.js'
+
+const CAPACITY = 8192
+const LONGEST = 100_000
+
+/** About every limit: words, an eighth of the ring (a fragment), half of it (a record), all of it, and the longest. */
+const SIZES = [0, 1, 8, 16, 64, CAPACITY / 8, CAPACITY / 2, CAPACITY, 3 * CAPACITY, LONGEST].flatMap((size) =>
+  Array.from({ length: 19 }, (_, index) => size - 9 + index).filter((near) => near >= 0 && near <= LONGEST),
+)
+
+const NODE: Options = { capacity: CAPACITY, maxMessageSize: LONGEST, policy: { executable: rustPartner } }
+
+type Role = 'host' | 'guest'
+type Case = [kind: Kind, role: Role]
+
+/** A channel to a Rust process, in which this process has that role. */
+async function meet(
+  t: ExecutionContext,
+  [kind, role]: Case,
+  settings: Pick<RustSettings, 'deed' | 'sizes'>,
+): Promise<{ channel: Channel; rust: RustPartner }> {
+  const address = addressOf(kind, t)
+  const start = () => new RustPartner(t, { address, capacity: CAPACITY, longest: LONGEST, ...settings })
+  let rust: RustPartner
+  let joining: Promise<Channel>
+  if (role === 'host') {
+    joining = joinHere(t, address, NODE)
+    await untilBound(address)
+    rust = start()
+  } else {
+    rust = start()
+    await untilBound(address)
+    joining = joinHere(t, address, NODE)
+  }
+  const channel = await joining
+  t.is(channel.role, role)
+  t.is(channel.peer.pid, rust.pid)
+  t.is(channel.peer.executable?.path, rustPartner)
+  t.is(await rust.hear(), `${role === 'host' ? 'guest' : 'host'} ${process.pid}`)
+  return { channel, rust }
+}
+
+/** Every way to send, one after the other. */
+async function sendAll(channel: Channel): Promise<void> {
+  for (const [number, size] of SIZES.entries()) {
+    const message = pattern(number, size)
+    if (size > CAPACITY / 2 || number % 3 === 0) {
+      await channel.send(message)
+    } else if (number % 3 === 1) {
+      while (!channel.trySend(message)) await channel.writable(size)
+    } else {
+      // More than is committed, where half a ring has room for that.
+      const room = Math.min(size + 100, CAPACITY / 2)
+      let reservation = channel.reserve(room)
+      for (; reservation === null; reservation = channel.reserve(room)) await channel.writable(room)
+      reservation.bytes.set(message)
+      reservation.commit(size)
+    }
+  }
+}
+
+/** Every way to read, one after the other; the messages are checked as they come. */
+async function readAll(t: ExecutionContext, channel: Channel): Promise<void> {
+  let number = 0
+  const check = (found: Uint8Array) => {
+    const wanted = pattern(number, SIZES[number]!)
+    if (!wanted.equals(found)) t.fail(`message ${number}: ${found.length} bytes, not ${wanted.length}, or others`)
+    number += 1
+  }
+  while (await channel.readable()) {
+    const message = number % 4 === 0 ? await channel.receive() : channel.tryReceive()
+    if (message !== null) check(message)
+    channel.drain((bytes, offset, length) => check(bytes.subarray(offset, offset + length)), number % 3)
+    if (number % 5 === 0) {
+      for await (const next of channel) {
+        check(next)
+        break
+      }
+    }
+  }
+  t.is(number, SIZES.length)
+}
+
+for (const kind of kinds) {
+  for (const role of ['host', 'guest'] as const) {
+    test(`a Rust process reads what a Node ${role} sends, in every way and every size, ${kind}`, async (t) => {
+      const { channel, rust } = await meet(t, [kind, role], { deed: 'consume', sizes: SIZES })
+      await sendAll(channel)
+      await channel.end()
+      t.is(await rust.hear(), `read ${SIZES.length}`)
+      t.is(await channel.receive(), null)
+      t.is(await channel.closed, 'closed')
+      t.is(await rust.hear(), 'over closed')
+      t.deepEqual(await rust.exited, [0, null])
+    })
+
+    test(`a Node ${role} reads what a Rust process sends, in every way and every size, ${kind}`, async (t) => {
+      const { channel, rust } = await meet(t, [kind, role], { deed: 'produce', sizes: SIZES })
+      await readAll(t, channel)
+      t.is(await rust.hear(), 'sent')
+      // The other direction is open still, after the first has ended.
+      t.true(channel.trySend('') === true)
+      await channel.close()
+      await rust.exited
+    })
+  }
+}
+
+test('text goes to Rust and comes back, with what is longer than the ring, while both directions are busy', async (t) => {
+  const { channel, rust } = await meet(t, ['abstract', 'host'], { deed: 'echo' })
+  const texts = ['', 'grüße', '日本語 🦀', 'x'.repeat(CAPACITY), '🦀'.repeat(20_000)]
+  const sending = (async () => {
+    for (const text of texts) await channel.send(text)
+    await channel.end()
+  })()
+  const found: string[] = []
+  for await (const message of channel) found.push(message.toString())
+  await sending
+  t.deepEqual(found, texts)
+  t.is(await channel.closed, 'closed')
+  t.is(await rust.hear(), 'over closed')
+})
+
+for (const role of ['host', 'guest'] as const) {
+  test(`tokens go to a Rust process and come back to a Node ${role}`, async (t) => {
+    const { channel, rust } = await meet(t, ['abstract', role], { deed: 'tokens' })
+    const sent = [0n, 1n, 2n ** 63n, 2n ** 64n - 2n, 2n ** 64n - 1n]
+    for (const token of sent) channel.signal(token)
+    const found: bigint[] = []
+    for await (const token of channel.signals()) if (found.push(token) === sent.length) break
+    t.deepEqual(found, [1n, 2n, 2n ** 63n + 1n, 2n ** 64n - 1n, 0n])
+    await channel.close()
+    t.is(await rust.hear(), 'over closed')
+    t.deepEqual(await rust.exited, [0, null])
+  })
+}
+
+test('each end learns that the other has closed', async (t) => {
+  const closes = await meet(t, ['abstract', 'guest'], { deed: 'close' })
+  await closes.channel.send('now')
+  t.is(await closes.channel.receive(), null)
+  t.is(await closes.channel.closed, 'closed')
+
+  const isClosed = await meet(t, ['abstract', 'guest'], { deed: 'consume' })
+  await isClosed.channel.close()
+  t.is(await isClosed.rust.hear(), 'read 0')
+  t.is(await isClosed.rust.hear(), 'over closed')
+})
+
+test('what a killed Rust process had sent is read, and then its end', async (t) => {
+  const sizes = [10, 0, 2000, 1]
+  const { channel, rust } = await meet(t, ['abstract', 'host'], { deed: 'leave', sizes })
+  t.is(await rust.hear(), 'sent')
+  await rust.kill()
+  t.is(await channel.closed, 'exited')
+  for (const [number, size] of sizes.entries()) t.deepEqual(await channel.receive(), pattern(number, size))
+  t.is(await channel.receive(), null)
+})
+
+test('what a killed Node process had sent is read by Rust, and then its end', async (t) => {
+  const address = addressOf('abstract', t)
+  const partner = await Partner.start(t)
+  const rust = new RustPartner(t, { deed: 'consume', address, capacity: CAPACITY, longest: LONGEST, sizes: [9, 3000] })
+  await untilBound(address)
+  await partner.join(address, NODE)
+  t.is(await rust.hear(), `host ${partner.pid}`)
+  await partner.run(
+    async ({ channel, bytes }, sizes: number[]) => {
+      for (const [number, size] of sizes.entries()) await channel.send(bytes.pattern(number, size))
+    },
+    [9, 3000],
+  )
+  await partner.kill()
+  t.is(await rust.hear(), 'read 2')
+  t.is(await rust.hear(), 'over exited')
+})
+
+test('a process of the other language is refused where it is not named, from either end', async (t) => {
+  const node = addressOf('abstract', t)
+  const rust = new RustPartner(t, { deed: 'echo', address: node, capacity: CAPACITY, longest: LONGEST })
+  await untilBound(node)
+  await t.throwsAsync(joinHere(t, node), { code: 'ERR_RINGFENCE_PEER_REFUSED', message: /executable/ })
+  await rust.kill()
+
+  const other = addressOf('abstract', t)
+  new RustPartner(t, { deed: 'echo', address: other, capacity: CAPACITY, longest: LONGEST, executable: '/bin/sh' })
+  await untilBound(other)
+  const error = await t.throwsAsync(joinHere(t, other, NODE), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
+  t.regex(error?.message ?? '', /the peer refused this process: its policy looks at executable/)
+})

@@ -1,0 +1,220 @@
+import { setTimeout as pause } from 'node:timers/promises'
+
+import test from 'ava'
+
+import { abstractAddress, untilBound } from './support/address.js'
+import { pattern } from './support/bytes.js'
+import { joinHere, pair, Partner, type Exit } from './support/partner.js'
+import { isPending, soon, until } from './support/until.js'
+
+/** How the line is watched: by the event loop's own handle; by a thread where there is no libuv. */
+const watchers = ['the event loop', 'a thread'] as const
+type Watcher = (typeof watchers)[number]
+
+/** A partner whose channels are watched so. */
+async function watching(t: Parameters<typeof Partner.start>[0], watcher: Watcher): Promise<Partner> {
+  const partner = await Partner.start(t)
+  if (watcher === 'a thread') {
+    // The face takes a process with this version for one that has no libuv.
+    await partner.run(() => void Object.defineProperty(process.versions, 'bun', { value: '1.0.0' }))
+  }
+  return partner
+}
+
+/** Has the partner do nothing for two seconds, and tells what that cost it: milliseconds, and wake-ups of all threads. */
+function idle(partner: Partner): Promise<{ cpu: number; wakeUps: number }> {
+  return partner.run(async (kit) => {
+    const { readdirSync, readFileSync } = kit.require('node:fs') as typeof import('node:fs')
+    const wakeUps = () => {
+      let sum = 0
+      for (const task of readdirSync('/proc/self/task')) {
+        const status = readFileSync(`/proc/self/task/${task}/status`, 'utf8')
+        sum += Number(/^voluntary_ctxt_switches:\s+(\d+)/m.exec(status)![1])
+      }
+      return sum
+    }
+    // What is still to be done from before, compiling and the like, is not what this is about.
+    await new Promise((resolve) => setTimeout(resolve, 300))
+    const before = wakeUps()
+    const start = process.cpuUsage()
+    await new Promise((resolve) => setTimeout(resolve, 2000))
+    const { user, system } = process.cpuUsage(start)
+    return { cpu: (user + system) / 1000, wakeUps: wakeUps() - before }
+  })
+}
+
+for (const watcher of watchers) {
+  test.serial(
+    `an idle channel that ${watcher} watches uses no CPU and wakes nobody, whatever waits on it`,
+    async (t) => {
+      const partners = await Promise.all(['nothing', 'reading', 'writing'].map(() => watching(t, watcher)))
+      const [nothing, reading, writing] = partners as [Partner, Partner, Partner]
+      for (const partner of partners) await pair(t, { partner, there: { capacity: 4096 } })
+      await reading.run((kit) => {
+        kit.keep['waiting'] = kit.channel.receive()
+      })
+      await writing.run((kit) => {
+        kit.keep['waiting'] = kit.channel.send(kit.bytes.pattern(0, 100_000))
+      })
+      const costs = await Promise.all([idle(nothing), idle(reading), idle(writing)])
+      for (const [index, { cpu, wakeUps }] of costs.entries()) {
+        t.true(cpu < 40, `${['nothing', 'reading', 'writing'][index]}: ${cpu} ms of CPU time in 2 s`)
+        t.true(wakeUps < 40, `${['nothing', 'reading', 'writing'][index]}: ${wakeUps} wake-ups in 2 s`)
+      }
+      // Whoever is killed while it waits complains of nothing.
+      t.false(costs.some(({ cpu }) => Number.isNaN(cpu)))
+    },
+  )
+
+  test.serial(`messages wake a process whose channel ${watcher} watches, both ways`, async (t) => {
+    const partner = await echoing(t, watcher)
+    const { channel } = await pair(t, { partner, here: { capacity: 4096 } })
+    for (let number = 0; number < 500; number += 1) {
+      const message = pattern(number, (number * 67) % 10_000)
+      const sent = channel.send(message)
+      const answer = await soon(channel.receive(), `the answer to message ${number}`)
+      if (!answer!.equals(message)) return t.fail(`message ${number} came back as another`)
+      await sent
+    }
+    // A thread gives itself its name once it runs: by now it has.
+    const threads = await partner.run((kit) => {
+      const { readdirSync, readFileSync } = kit.require('node:fs') as typeof import('node:fs')
+      return readdirSync('/proc/self/task').map((task) => readFileSync(`/proc/self/task/${task}/comm`, 'utf8').trim())
+    })
+    return t.is(threads.includes('ringfence-line'), watcher === 'a thread')
+  })
+
+  test.serial(`a process whose channel ${watcher} watches exits by itself once the peer has closed`, async (t) => {
+    const partner = await echoing(t, watcher)
+    const { channel } = await pair(t, { partner })
+    const exited = partner.letGo()
+    await channel.send('are you there?')
+    t.is(String(await channel.receive()), 'are you there?')
+    t.true(await isPending(exited))
+    await channel.close()
+    t.deepEqual(await soon(exited, 'its exit'), { code: 0, signal: null })
+  })
+
+  test.serial(
+    `an open channel that ${watcher} watches keeps the process alive though nobody waits on it`,
+    async (t) => {
+      const partner = await watching(t, watcher)
+      const { channel } = await pair(t, { partner })
+      const exited = partner.letGo()
+      await staysAlive(t, exited)
+      await channel.close()
+      t.deepEqual(await soon(exited, 'its exit'), { code: 0, signal: null })
+    },
+  )
+
+  test.serial(`unref lets a process exit whose channel ${watcher} watches, ref keeps it`, async (t) => {
+    const kept = await watching(t, watcher)
+    const { channel } = await pair(t, { partner: kept })
+    await kept.run((kit) => void kit.channel.unref().ref())
+    const keptExit = kept.letGo()
+    await staysAlive(t, keptExit)
+    await channel.close()
+    t.is((await soon(keptExit, 'its exit')).code, 0)
+
+    const partner = await watching(t, watcher)
+    const second = await pair(t, { partner })
+    await partner.run(async (kit) => {
+      kit.channel.unref()
+      kit.keep['waiting'] = kit.channel.receive()
+      await kit.channel.send('goodbye')
+    })
+    t.deepEqual(await soon(partner.letGo(), 'its exit'), { code: 0, signal: null })
+    t.is(String(await second.channel.receive()), 'goodbye')
+    t.is(await second.channel.receive(), null)
+    t.regex(await second.channel.closed, /^(closed|exited)$/)
+  })
+
+  test.serial(`a process that is killed is missed by one whose channel ${watcher} watches`, async (t) => {
+    const partner = await watching(t, watcher)
+    const other = await Partner.start(t)
+    const address = abstractAddress()
+    await Promise.all([partner.join(address), other.join(address)])
+    const waiting = partner.run(async (kit) => [await kit.channel.receive(), await kit.channel.closed])
+    await other.kill()
+    t.deepEqual(await soon(waiting, 'its end'), [null, 'exited'])
+  })
+}
+
+/** There is no event for what does not happen: half a second has to do. */
+async function staysAlive(t: Parameters<typeof Partner.start>[0], exited: Promise<Exit>): Promise<void> {
+  t.is(await Promise.race([exited, pause(500, 'alive')]), 'alive')
+}
+
+/** A partner that sends back what it receives on the channel that it will be joined by. */
+async function echoing(t: Parameters<typeof Partner.start>[0], watcher: Watcher): Promise<Partner> {
+  const partner = await watching(t, watcher)
+  await partner.run((kit) => {
+    const { join } = kit
+    kit.join = async (...given) => {
+      const channel = await join(...given)
+      void (async () => {
+        for await (const message of channel) await channel.send(message)
+      })()
+      return channel
+    }
+  })
+  return partner
+}
+
+test.serial('a join that waits for a partner keeps the process alive', async (t) => {
+  const address = abstractAddress()
+  const partner = await echoing(t, 'the event loop')
+  void partner.join(address)
+  await untilBound(address)
+  const exited = partner.letGo()
+  await staysAlive(t, exited)
+  const channel = await joinHere(t, address)
+  await channel.send('are you there?')
+  t.is(String(await channel.receive()), 'are you there?')
+  await channel.close()
+  t.deepEqual(await soon(exited, 'its exit'), { code: 0, signal: null })
+})
+
+test.serial('a process whose join is called off exits by itself', async (t) => {
+  const address = abstractAddress()
+  const partner = await Partner.start(t)
+  await partner.run((kit, where: string) => {
+    const over = new AbortController()
+    kit.keep['over'] = over
+    kit.keep['joined'] = kit.join(where, { signal: over.signal }).catch((error: Error) => error)
+  }, address)
+  await untilBound(address)
+  await partner.run((kit) => {
+    ;(kit.keep['over'] as AbortController).abort()
+  })
+  t.deepEqual(await soon(partner.letGo(), 'its exit'), { code: 0, signal: null })
+})
+
+test.serial('a process that waits for a partner without an end can still be told to exit', async (t) => {
+  const address = abstractAddress()
+  const partner = await Partner.start(t)
+  void partner.join(address)
+  await untilBound(address)
+  partner.mayFail()
+  void partner.run(() => process.exit(7))
+  t.deepEqual(await soon(partner.exited, 'its exit'), { code: 7, signal: null })
+})
+
+test.serial('waiting for messages, for room and for a partner all at once leaves the event loop free', async (t) => {
+  const { channel } = await pair(t, { here: { capacity: 4096 } })
+  const over = new AbortController()
+  const waiting = [
+    channel.receive(),
+    channel.send(pattern(0, 100_000)).catch(() => {}),
+    channel.readable(),
+    joinHere(t, abstractAddress(), { signal: over.signal }).catch(() => {}),
+  ]
+  let turns = 0
+  const timer = setInterval(() => {
+    turns += 1
+  }, 1)
+  await until(() => turns > 50, 'timers have fired')
+  clearInterval(timer)
+  for (const one of waiting) t.true(await isPending(one))
+  over.abort()
+})

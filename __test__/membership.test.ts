@@ -1,0 +1,541 @@
+// Members of an address: one goes, the other has the place, and loses nothing.
+
+import { once } from 'node:events'
+import { readdirSync } from 'node:fs'
+import { dirname } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+import test, { type ExecutionContext } from 'ava'
+import { join, LEAVING, member, Membership, type Channel, type Options, type RingfenceError } from 'ringfence'
+
+import { abstractAddress, addressOf, isBound, kinds, namedAddress, untilBound } from './support/address.js'
+import { Partner } from './support/partner.js'
+import { RustPartner, rustPartner } from './support/rust.js'
+import { isPending, soon, until } from './support/until.js'
+
+const small: Options = { capacity: 4096 }
+
+/** A member here, which leaves when the test ends. */
+async function memberHere(t: ExecutionContext, address: string, options: Options = small): Promise<Membership> {
+  const membership = await member(address, options)
+  t.teardown(() => membership.leave())
+  return membership
+}
+
+/** The next partner's channel. */
+async function nextOf(membership: Membership): Promise<Channel> {
+  const { value } = await soon(membership[Symbol.asyncIterator]().next(), 'a partner')
+  if (value === undefined) throw new Error('the membership is over')
+  return value
+}
+
+/** A member over there, which writes down what it is told. */
+async function memberThere(partner: Partner, address: string, options: Options = small): Promise<string> {
+  return partner.run(
+    async (kit, where: string, how: Options) => {
+      const membership = await kit.ringfence.member(where, how)
+      const events: string[] = []
+      membership.on('channel', (channel) => events.push(`channel ${channel.role} ${channel.peer.pid}`))
+      membership.on('role', (role) => events.push(`role ${role}`))
+      membership.on('close', (reason) => events.push(`close ${reason === null ? '' : reason.code}`))
+      Object.assign(kit.keep, { membership, events })
+      return membership.role
+    },
+    address,
+    options,
+  )
+}
+
+const roleThere = (partner: Partner) => partner.run((kit) => (kit.keep['membership'] as Membership).role)
+const eventsThere = (partner: Partner) => partner.run((kit) => kit.keep['events'] as string[])
+const leaveThere = (partner: Partner) => partner.run((kit) => (kit.keep['membership'] as Membership).leave())
+const sayThere = (partner: Partner, words: string[]) =>
+  partner.run(async (kit, all: string[]) => {
+    const membership = kit.keep['membership'] as Membership
+    await kit.until.until(() => membership.channel !== null, 'it hears of its partner')
+    await Promise.all(all.map((word) => membership.channel!.send(word)))
+  }, words)
+
+async function readAll(channel: Channel): Promise<string[]> {
+  const words: string[] = []
+  for await (const message of channel) words.push(String(message))
+  return words
+}
+
+for (const kind of kinds) {
+  test.serial(`a host that leaves is followed by its guest, at ${kind} addresses`, async (t) => {
+    const address = addressOf(kind, t)
+    const first = await Partner.start(t)
+    t.is(await memberThere(first, address), 'host')
+    const here = await memberHere(t, address)
+    t.is(here.role, 'guest')
+    t.is(here.address, address)
+    const channel = await nextOf(here)
+    t.is(here.channel, channel)
+    t.is(channel.role, 'guest')
+    t.is(channel.peer.pid, first.pid)
+    t.true(channel.evidence.some(({ step, check }) => step === 'ready' && check === 'address'))
+    await until(async () => (await eventsThere(first)).length === 1, 'the host hears of its guest')
+    await sayThere(first, ['one', 'two'])
+    const role = once(here, 'role')
+    await leaveThere(first)
+    // The place is taken over by the time that it has left.
+    t.deepEqual(await soon(role, 'the role'), ['host'])
+    t.is(here.role, 'host')
+    t.is(await channel.closed, 'closed')
+    t.is(here.channel, null)
+    t.deepEqual(await readAll(channel), ['one', 'two'])
+    t.deepEqual(await eventsThere(first), [`channel host ${process.pid}`, 'close '])
+
+    // Killed in its turn, as a guest; then as a host.
+    const second = await Partner.start(t)
+    t.is(await memberThere(second, address), 'guest')
+    const next = await nextOf(here)
+    t.is(next.role, 'host')
+    t.is(next.peer.pid, second.pid)
+    await until(async () => (await eventsThere(second)).length === 1, 'a guest comes with its channel')
+    await sayThere(second, ['three'])
+    await second.kill()
+    t.is(await next.closed, 'exited')
+    t.deepEqual(await readAll(next), ['three'])
+    t.is(here.channel, null)
+
+    const third = await Partner.start(t)
+    t.is(await memberThere(third, address), 'guest')
+    await nextOf(here)
+    await here.leave()
+    await until(async () => (await roleThere(third)) === 'host', 'the guest is the host')
+    await leaveThere(third)
+    t.false(isBound(address))
+    if (kind === 'named') t.deepEqual(readdirSync(dirname(address)), [])
+  })
+
+  test.serial(`a host that is killed is followed by its guest, at ${kind} addresses`, async (t) => {
+    const address = addressOf(kind, t)
+    const host = await Partner.start(t)
+    await memberThere(host, address)
+    const here = await memberHere(t, address)
+    const channel = await nextOf(here)
+    await sayThere(host, ['last words'])
+    const role = once(here, 'role')
+    await host.kill()
+    t.deepEqual(await soon(role, 'the role'), ['host'])
+    t.is(await channel.closed, 'exited')
+    t.deepEqual(await readAll(channel), ['last words'])
+    const next = await Partner.start(t)
+    t.is(await memberThere(next, address), 'guest')
+    t.is((await nextOf(here)).peer.pid, next.pid)
+  })
+
+  test.serial(`a third is told, or waits for its turn, at ${kind} addresses`, async (t) => {
+    const address = addressOf(kind, t)
+    const here = await memberHere(t, address)
+    const refused = once(here, 'refused')
+    const [second, third] = await Promise.all([Partner.start(t), Partner.start(t)])
+    await memberThere(second, address)
+    await nextOf(here)
+    await t.throwsAsync(memberThere(third, address), {
+      code: 'ERR_RINGFENCE_ADDRESS_OCCUPIED',
+      message: /two members hold it already/,
+    })
+    const [refusal] = (await refused) as [RingfenceError & { identity: { pid: number } }]
+    t.is(refusal.code, 'ERR_RINGFENCE_ADDRESS_OCCUPIED')
+    t.is(refusal.identity.pid, third.pid)
+    const patient = memberThere(third, address, { ...small, wait: true })
+    t.true(await isPending(patient))
+    await here.leave()
+    t.is(await soon(patient, 'its turn'), 'guest')
+    t.is(await roleThere(second), 'host')
+    t.is(await third.run((kit) => (kit.keep['membership'] as Membership).channel!.peer.pid), second.pid)
+  })
+}
+
+test.serial('whoever closes a channel without leaving keeps its place', async (t) => {
+  const address = abstractAddress()
+  const here = await memberHere(t, address)
+  const partner = await Partner.start(t)
+  await memberThere(partner, address)
+  for (let round = 0; round < 6; round += 1) {
+    const channel = await nextOf(here)
+    t.is(channel.peer.pid, partner.pid)
+    if (round % 2 === 0) await channel.close()
+    const there = await partner.run(
+      async (kit, closes: boolean) => {
+        const { value } = await (kit.keep['membership'] as Membership)[Symbol.asyncIterator]().next()
+        if (closes) await value!.close()
+        return value!.closed
+      },
+      round % 2 === 1,
+    )
+    t.is(there, 'closed')
+    t.is(await channel.closed, 'closed')
+  }
+  await nextOf(here)
+  t.is(here.role, 'host')
+  t.is(await roleThere(partner), 'guest')
+  t.false((await eventsThere(partner)).some((event) => event.startsWith('role')))
+})
+
+test.serial('leaving sends what was sent before, rejects what waits, and ends loops', async (t) => {
+  const address = abstractAddress()
+  const here = await member(address, small)
+  const partner = await Partner.start(t)
+  await memberThere(partner, address)
+  const channel = await nextOf(here)
+  const loop = (async () => {
+    for await (const other of here) t.fail(`${other.peer.pid} came`)
+  })()
+  const closed = once(here, 'close')
+  // Together they fit the ring; what comes behind does not.
+  const fit = ['a', 'b', 'c'].map((word) => channel.send(word))
+  const stuck = channel.send(new Uint8Array(20_000))
+  const leaving = here.leave()
+  t.is(here.leave(), leaving)
+  await t.throwsAsync(channel.send('later'), { code: 'ERR_RINGFENCE_CLOSED' })
+  await Promise.all(fit)
+  await t.throwsAsync(stuck, { code: 'ERR_RINGFENCE_CLOSED' })
+  await leaving
+  await loop
+  t.deepEqual(await closed, [null])
+  t.is(here.channel, null)
+  t.is(await channel.closed, 'closed')
+  await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_CLOSED' })
+  t.deepEqual(await here[Symbol.asyncIterator]().next(), { done: true, value: undefined })
+  const words = await partner.run(async (kit) => {
+    const { value } = (await (kit.keep['membership'] as Membership)[Symbol.asyncIterator]().next()) as {
+      value: Channel
+    }
+    const all: string[] = []
+    for await (const message of value) all.push(String(message))
+    return all
+  })
+  t.deepEqual(words, ['a', 'b', 'c'])
+  t.is(await roleThere(partner), 'host')
+})
+
+test.serial('tokens of each partner are events, and a host that leaves says so by one', async (t) => {
+  const address = abstractAddress()
+  const partner = await Partner.start(t)
+  await memberThere(partner, address)
+  const here = await memberHere(t, address)
+  await nextOf(here)
+  const heard: bigint[] = []
+  here.on('signal', (token) => heard.push(token))
+  await until(async () => (await eventsThere(partner)).length === 1, 'they have met')
+  await partner.run((kit) => {
+    const { channel } = kit.keep['membership'] as Membership
+    for (const token of [1, 2n ** 64n - 1n]) channel!.signal(token)
+  })
+  await until(() => heard.length === 2, 'both tokens')
+  await leaveThere(partner)
+  await until(() => heard.length === 3, 'its farewell')
+  t.deepEqual(heard, [1n, 2n ** 64n - 1n, LEAVING])
+  const next = await Partner.start(t)
+  await memberThere(next, address)
+  await until(() => here.channel !== null, 'the next partner')
+  await next.run((kit) => (kit.keep['membership'] as Membership).channel!.signal(5))
+  await until(() => heard.length === 4, 'a token of the next one')
+  t.is(heard[3], 5n)
+})
+
+test.serial('a guest leaves, and the host takes the next; await using leaves', async (t) => {
+  const address = namedAddress(t)
+  const partner = await Partner.start(t)
+  await memberThere(partner, address)
+  for (let round = 0; round < 5; round += 1) {
+    await using here = await member(address, small)
+    t.is(here.role, 'guest')
+    t.is((await nextOf(here)).peer.pid, partner.pid)
+  }
+  t.is(await roleThere(partner), 'host')
+  await leaveThere(partner)
+  t.deepEqual(readdirSync(dirname(address)), [])
+})
+
+test.serial('one that leaves may come again at once, a hundred times, and holds no more than before', async (t) => {
+  const address = namedAddress(t)
+  const [one, other] = await Promise.all([Partner.start(t), Partner.start(t)])
+  const come = (partner: Partner) => memberThere(partner, address, { ...small, wait: true })
+  const descriptors = (partner: Partner) =>
+    partner.run((kit) => {
+      const { readdirSync: list } = kit.require('node:fs') as typeof import('node:fs')
+      return list('/proc/self/fd').length
+    })
+  await come(one)
+  await come(other)
+  let before: number[] = []
+  for (let round = 0; round <= 100; round += 1) {
+    const leaves = round % 2 === 0 ? one : other
+    const stays = round % 2 === 0 ? other : one
+    await leaveThere(leaves)
+    await until(async () => (await roleThere(stays)) === 'host', 'the other is the host')
+    t.is(await come(leaves), 'guest')
+    // The host has one more than its guest.
+    if (round === 10) before = await Promise.all([one, other].map(descriptors))
+  }
+  await until(async () => {
+    const after = await Promise.all([one, other].map(descriptors))
+    return after.every((count, index) => count <= before[index]!)
+  }, 'no descriptor stays')
+})
+
+test.serial('both leave at once, and nothing is left', async (t) => {
+  const [one, other] = await Promise.all([Partner.start(t), Partner.start(t)])
+  for (let round = 0; round < 20; round += 1) {
+    const address = namedAddress(t)
+    await memberThere(one, address)
+    await memberThere(other, address)
+    await Promise.all([leaveThere(one), leaveThere(other)])
+    t.deepEqual(readdirSync(dirname(address)), [])
+  }
+})
+
+test.serial('several loops share what comes, and a loop that is left leaves nothing else', async (t) => {
+  const address = abstractAddress()
+  const here = await memberHere(t, address)
+  const met: number[] = []
+  const partner = await Partner.start(t)
+  await memberThere(partner, address)
+  for await (const channel of here) {
+    await channel.close()
+    break
+  }
+  const loop = async () => {
+    for await (const channel of here) {
+      met.push(channel.peer.pid)
+      await channel.close()
+    }
+  }
+  const loops = [loop(), loop()]
+  await until(() => met.length >= 10, 'it has come again and again')
+  await here.leave()
+  await Promise.all(loops)
+  t.true(met.every((pid) => pid === partner.pid))
+})
+
+test.serial('where no loop has begun the last ones wait; from then on nothing is passed over', async (t) => {
+  const address = abstractAddress()
+  const here = await memberHere(t, address)
+  let met = 0
+  here.on('channel', (channel) => {
+    met += 1
+    void channel.close()
+  })
+  const partner = await Partner.start(t)
+  await memberThere(partner, address)
+  // Nobody has a loop, and that holds up nobody.
+  await until(() => met >= 40, 'it has come again and again')
+  const iterator = here[Symbol.asyncIterator]()
+  const counted = met
+  for (let count = 0; count < counted + 40 - 16; count += 1) {
+    const { value } = (await soon(iterator.next(), 'a channel')) as { value: Channel }
+    t.is(value.peer.pid, partner.pid)
+    if (count === 0) {
+      // The others are not taken: the partner waits at the address.
+      await until(() => met >= counted + 1, 'one more has come')
+      await new Promise((resolve) => setTimeout(resolve, 200))
+      t.true(met <= counted + 34, `${met - counted} more have come`)
+    }
+  }
+})
+
+test.serial('an AbortSignal ends the waiting for a place, and nothing else', async (t) => {
+  const address = abstractAddress()
+  const over = new AbortController()
+  const here = await memberHere(t, address, { ...small, signal: over.signal })
+  const partner = await Partner.start(t)
+  await memberThere(partner, address)
+  await nextOf(here)
+  const third = await Partner.start(t)
+  const waiting = third.run(async (kit, where: string) => {
+    const stop = new AbortController()
+    kit.keep['stop'] = stop
+    await kit.ringfence.member(where, { capacity: 4096, wait: true, signal: stop.signal })
+  }, address)
+  await once(here, 'refused')
+  await third.run((kit) => (kit.keep['stop'] as AbortController).abort())
+  await t.throwsAsync(waiting, { code: 'ERR_RINGFENCE_ABORTED' })
+  over.abort()
+  t.is(here.channel?.peer.pid, partner.pid)
+  await t.throwsAsync(member(address, { signal: over.signal }), { code: 'ERR_RINGFENCE_ABORTED' })
+})
+
+test.serial('a member meets members alone: PROTOCOL names both', async (t) => {
+  const address = abstractAddress()
+  const here = await memberHere(t, address)
+  const refused = once(here, 'refused')
+  const stray = await Partner.start(t)
+  const both = /one of a pair \(join\).*a member \(member\)|a member \(member\).*one of a pair \(join\)/
+  await t.throwsAsync(stray.join(address, small), { code: 'ERR_RINGFENCE_PROTOCOL', message: both })
+  t.regex(((await refused) as [Error])[0].message, both)
+  await here.leave()
+  const over = new AbortController()
+  const joining = join(address, { ...small, signal: over.signal })
+  await untilBound(address)
+  await t.throwsAsync(memberThere(stray, address), { code: 'ERR_RINGFENCE_PROTOCOL', message: both })
+  over.abort()
+  await t.throwsAsync(joining, { code: 'ERR_RINGFENCE_ABORTED' })
+})
+
+test.serial('a guest whose host lets nobody in any more loses its place, and is told why', async (t) => {
+  const address = abstractAddress()
+  const partner = await Partner.start(t)
+  await partner.run(async (kit, where: string) => {
+    let asked = 0
+    const authorize = () => (asked += 1) === 1
+    const membership = await kit.ringfence.member(where, { capacity: 4096, policy: { executable: 'same', authorize } })
+    kit.keep['membership'] = membership
+  }, address)
+  const here = await memberHere(t, address)
+  const channel = await nextOf(here)
+  const closed = once(here, 'close')
+  await channel.close()
+  const [reason] = (await soon(closed, 'the end')) as [RingfenceError]
+  t.is(reason.code, 'ERR_RINGFENCE_PEER_REFUSED')
+  t.is(reason.check, 'authorize')
+  const iterator = here[Symbol.asyncIterator]()
+  await t.throwsAsync(iterator.next(), { is: reason })
+  t.deepEqual(await iterator.next(), { done: true, value: undefined })
+})
+
+test.serial('what is no address, no option and no way to a membership is refused', async (t) => {
+  await t.throwsAsync(member(5 as unknown as string), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+  await t.throwsAsync(member('@x', { waits: true } as Options), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+  const Anything = Membership as unknown as new () => Membership
+  t.throws(() => new Anything(), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+  const address = abstractAddress()
+  const here = await memberHere(t, address)
+  await t.throwsAsync(member(address), { code: 'ERR_RINGFENCE_ADDRESS_OCCUPIED', message: /itself/ })
+  t.is(here.role, 'host')
+})
+
+test.serial('a membership keeps its process alive until unref, and again after ref', async (t) => {
+  for (const [steps, exits] of [
+    [['unref'], true],
+    [['unref', 'ref'], false],
+    [[], false],
+  ] as const) {
+    const process_ = await Partner.start(t)
+    const address = namedAddress(t)
+    await process_.run(
+      async (kit, where: string, calls: readonly ('ref' | 'unref')[]) => {
+        const membership = await kit.ringfence.member(where)
+        for (const call of calls) if (membership[call]() !== membership) throw new Error('not itself')
+      },
+      address,
+      steps,
+    )
+    const exit = process_.letGo()
+    if (exits) {
+      t.is((await soon(exit, 'its exit')).code, 0)
+      // It has left with its event loop.
+      t.deepEqual(readdirSync(dirname(address)), [])
+      continue
+    }
+    const other = await Partner.start(t)
+    await memberThere(other, address)
+    t.true(await isPending(exit))
+    await process_.kill()
+  }
+})
+
+test.serial('where a thread watches instead of the event loop, a membership works as well', async (t) => {
+  const address = abstractAddress()
+  const [one, other] = await Promise.all([Partner.start(t), Partner.start(t)])
+  for (const partner of [one, other]) {
+    await partner.run(() => void Object.defineProperty(process.versions, 'bun', { value: '1.0.0' }))
+  }
+  t.is(await memberThere(one, address), 'host')
+  t.is(await memberThere(other, address), 'guest')
+  await until(async () => (await eventsThere(one)).length === 1, 'they have met')
+  await sayThere(one, ['hello'])
+  await leaveThere(one)
+  await until(async () => (await roleThere(other)) === 'host', 'the guest is the host')
+  t.deepEqual(await eventsThere(other), [`channel guest ${one.pid}`, 'role host'])
+})
+
+test.serial('a member in a worker may be terminated at any moment, 60 times', async (t) => {
+  const stage = await Partner.start(t, { node: ['--expose-gc'] })
+  const other = await Partner.start(t)
+  const address = namedAddress(t)
+  await other.run(async (kit, where: string) => {
+    const membership = await kit.ringfence.member(where, { capacity: 16_384, wait: true })
+    kit.keep['membership'] = membership
+    kit.keep['met'] = 0
+    void (async () => {
+      for await (const channel of membership) {
+        kit.keep['met'] = (kit.keep['met'] as number) + 1
+        void (async () => {
+          void channel.send('hello').catch(() => {})
+          for await (const message of channel) await channel.send(message)
+        })().catch(() => {})
+      }
+    })()
+  }, address)
+  const rounds = (first: number, count: number) =>
+    stage.run(
+      async (kit, where: string, script: string, from: number, to: number) => {
+        const { Worker: Thread } = kit.require('node:worker_threads') as typeof import('node:worker_threads')
+        const { readdirSync: list } = kit.require('node:fs') as typeof import('node:fs')
+        const chance = kit.bytes.random(from)
+        for (let round = from; round < to; round += 1) {
+          const orders = { address: where, deed: 'staying', threads: round % 2 === 1 }
+          const worker = new Thread(script, { workerData: orders })
+          const exited = new Promise((resolve) => worker.on('exit', resolve))
+          await new Promise<void>((resolve) => {
+            worker.on('message', (what: string) => {
+              if (what === (round % 5 === 4 ? 'joining' : 'joined')) resolve()
+            })
+          })
+          await new Promise((resolve) => setTimeout(resolve, chance() * 30))
+          await worker.terminate()
+          await exited
+        }
+        const { gc } = globalThis as unknown as { gc(): void }
+        let fds = Infinity
+        for (let look = 0; look < 100; look += 1) {
+          await new Promise((resolve) => setTimeout(resolve, 10))
+          gc()
+          fds = Math.min(fds, list('/proc/self/fd').length)
+        }
+        return fds
+      },
+      address,
+      fileURLToPath(new URL('support/doomed.js', import.meta.url)),
+      first,
+      first + count,
+    )
+  const before = await rounds(0, 10)
+  const after = await rounds(10, 50)
+  t.true(after <= before, `${before} descriptors before, ${after} after`)
+  t.true((await other.run((kit) => kit.keep['met'] as number)) > 20)
+  await stage.kill()
+  // Whoever the workers were, the other still has its place, or takes it now.
+  const here = await memberHere(t, address, { capacity: 16_384, wait: true })
+  t.is((await nextOf(here)).peer.pid, other.pid)
+})
+
+test.serial('a Node process follows a Rust process, and the other way round', async (t) => {
+  const address = namedAddress(t)
+  const options: Options = { capacity: 8192, policy: { executable: rustPartner } }
+  const start = () => new RustPartner(t, { deed: 'member', address, capacity: 8192, longest: 1000 })
+  const first = start()
+  t.is(await first.hear(), 'host')
+  const here = await memberHere(t, address, options)
+  t.is(here.role, 'guest')
+  let channel = await nextOf(here)
+  t.is(await first.hear(), `channel ${process.pid}`)
+  t.is(String(await channel.receive()), 'hello')
+  const role = once(here, 'role')
+  // A word is enough for it to leave.
+  await channel.send('leave')
+  t.is(await first.hear(), 'left')
+  t.deepEqual(await soon(role, 'the role'), ['host'])
+  const second = start()
+  t.is(await second.hear(), 'guest')
+  channel = await nextOf(here)
+  t.is(channel.peer.pid, second.pid)
+  t.is(await second.hear(), `channel ${process.pid}`)
+  await here.leave()
+  t.is(await second.hear(), 'host')
+})

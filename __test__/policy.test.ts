@@ -1,0 +1,488 @@
+import { createHash } from 'node:crypto'
+import { copyFileSync, chmodSync, readFileSync, realpathSync, renameSync } from 'node:fs'
+
+import test, { type ExecutionContext } from 'ava'
+import { join, RingfenceError, type Options, type Policy } from 'ringfence'
+
+import { abstractAddress, addressOf, kinds, namedAddress, temporaryDirectory, untilBound } from './support/address.js'
+import { joinHere, Partner, PartnerError } from './support/partner.js'
+import { RustPartner, rustPartner } from './support/rust.js'
+import { isPending, soon, until } from './support/until.js'
+
+const node = realpathSync(process.execPath)
+const me = { uid: process.getuid!(), gid: process.getgid!() }
+const isRoot = me.uid === 0
+/** Other users, who are nobody in particular. */
+const STRANGER = 54321
+const withOthers = isRoot ? test.serial : test.serial.skip
+
+function as(uid: number): string[] {
+  return ['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups', '--']
+}
+
+/** Meets with policies of both sides: this side is the host. */
+async function meet(
+  t: ExecutionContext,
+  here: Policy | undefined,
+  there: Policy | undefined,
+  settings: { address?: string; through?: string[]; options?: Options } = {},
+) {
+  const { address = abstractAddress(), through, options } = settings
+  const partner = await Partner.start(t, { through })
+  const hosting = joinHere(t, address, { ...options, policy: here })
+  await untilBound(address)
+  const guesting = partner.join(address, { policy: there })
+  return { partner, hosting, guesting, address }
+}
+
+/** The partner is refused as this says, and the host waits on. */
+async function isRefused(
+  t: ExecutionContext,
+  { hosting, guesting }: Awaited<ReturnType<typeof meet>>,
+  check: string,
+  found: RegExp,
+  told = /./,
+) {
+  const error = await t.throwsAsync<PartnerError>(guesting, {
+    instanceOf: PartnerError,
+    code: 'ERR_RINGFENCE_PEER_REFUSED',
+  })
+  t.is(error?.thrown.check, check)
+  t.regex(error?.thrown.wanted ?? '', told)
+  t.regex(error?.thrown.found ?? '', found)
+  t.true(error?.thrown.isRingfenceError)
+  t.true(await isPending(hosting), 'a refused guest does not end the host’s waiting')
+}
+
+const content = createHash('sha256').update(readFileSync(node)).digest('hex')
+const otherContent = '0'.repeat(64)
+
+const passes: [string, Policy][] = [
+  ['nothing in particular: the same uid', {}],
+  ['the same uid and the same executable', { uid: 'same', executable: 'same' }],
+  ['this uid', { uid: me.uid }],
+  ['one of several uids', { uid: [STRANGER, me.uid] }],
+  ['this gid', { gid: me.gid }],
+  ['one of several gids', { gid: [STRANGER, me.gid] }],
+  ['this executable', { executable: node }],
+  ['one of several executables', { executable: ['/bin/sh', node, '/nowhere/at/all'] }],
+  ['this executable among others', { executable: ['/bin/sh', 'same'] }],
+  ['this content', { executable: { sha256: content.toUpperCase() } }],
+  [
+    'this executable with this content',
+    {
+      executable: [
+        { path: node, sha256: otherContent },
+        { path: node, sha256: content },
+      ],
+    },
+  ],
+  ['its own executable with this content', { executable: { path: 'same', sha256: content } }],
+  ['whatever authorize says', { authorize: () => true }],
+  ['whatever authorize says later', { authorize: () => new Promise((resolve) => setTimeout(resolve, 10, true)) }],
+]
+
+for (const [title, policy] of passes) {
+  test.serial(`a policy of ${title} lets this process’s like in`, async (t) => {
+    const { authorize, ...carried } = policy
+    const { hosting, guesting, partner } = await meet(t, policy, carried)
+    await guesting
+    const channel = await hosting
+    t.is(channel.peer.pid, partner.pid)
+    t.is(
+      channel.evidence.find((one) => one.check === 'authorize')?.found,
+      authorize === undefined ? 'no callback' : 'true',
+    )
+    const looked = (check: string) => channel.evidence.find((one) => one.step === 'executable' && one.check === check)
+    t.is(looked('executable')?.wanted === 'not asked for', policy.executable === undefined)
+    t.is(looked('gid')?.wanted === 'not asked for', policy.gid === undefined)
+    t.not(looked('uid')?.wanted, 'not asked for')
+  })
+}
+
+const refusals: [string, Policy, string, RegExp][] = [
+  ['another uid', { uid: STRANGER }, 'uid', new RegExp(`\\b${me.uid}\\b`)],
+  ['several other uids', { uid: [STRANGER, STRANGER + 1] }, 'uid', new RegExp(`\\b${me.uid}\\b`)],
+  ['another gid', { gid: STRANGER }, 'gid', new RegExp(`\\b${me.gid}\\b`)],
+  ['another executable', { executable: '/bin/sh' }, 'executable', /node/],
+  ['an executable that does not exist', { executable: '/nowhere/at/all' }, 'executable', /node/],
+  ['another content', { executable: { sha256: otherContent } }, 'executable', new RegExp(content)],
+  ['another file with this content', { executable: { path: '/bin/sh', sha256: content } }, 'executable', /node/],
+  ['another cgroup', { cgroup: '/no/such/cgroup' }, 'cgroup', /./],
+  ['a label', { label: 'no-such-label' }, 'label', /./],
+]
+
+for (const [title, policy, check, found] of refusals) {
+  test.serial(
+    `a host whose policy wants ${title} refuses: PEER_REFUSED tells the guest what was compared`,
+    async (t) => {
+      await isRefused(t, await meet(t, policy, {}), check, found)
+    },
+  )
+
+  test.serial(`a guest whose policy wants ${title} refuses: PEER_REFUSED with the host’s identity`, async (t) => {
+    const address = abstractAddress()
+    const partner = await Partner.start(t)
+    void partner.join(address)
+    await untilBound(address)
+    const error = await t.throwsAsync<RingfenceError>(join(address, { policy }), {
+      instanceOf: RingfenceError,
+      code: 'ERR_RINGFENCE_PEER_REFUSED',
+    })
+    t.is(error?.check, check)
+    t.truthy(error?.wanted)
+    t.regex(error?.found ?? '', found)
+    t.is(error?.identity?.pid, partner.pid)
+    t.is(error?.identity?.uid, me.uid)
+  })
+}
+
+test.serial('a file that is another one, were it byte for byte the same, is another executable', async (t) => {
+  const copy = `${temporaryDirectory(t)}/node`
+  copyFileSync(node, copy)
+  chmodSync(copy, 0o755)
+  // The copy is run by the kernel itself, with node's own words behind it.
+  const through = ['sh', '-c', `shift; exec "${copy}" "$@"`, 'sh']
+  await isRefused(t, await meet(t, undefined, {}, { through }), 'executable', /ringfence-test/)
+  const { guesting, hosting } = await meet(t, { executable: copy }, {}, { through })
+  await guesting
+  t.is((await hosting).peer.executable?.path, realpathSync(copy))
+})
+
+test.serial('whoever was refused does not hold the place of the next one', async (t) => {
+  const { guesting, hosting, address } = await meet(t, undefined, { uid: STRANGER })
+  await t.throwsAsync(guesting, { code: 'ERR_RINGFENCE_PEER_REFUSED' })
+  const next = await Partner.start(t)
+  await next.join(address)
+  t.is((await hosting).peer.pid, next.pid)
+})
+
+for (const kind of kinds) {
+  withOthers(`without a policy another user is refused on both sides, at ${kind} addresses`, async (t) => {
+    const settings = () => {
+      const address = addressOf(kind, t)
+      if (kind === 'named') chmodSync(address.replace(/\/[^/]*$/, ''), 0o755)
+      return { address, through: as(STRANGER), options: { mode: 0o666 } }
+    }
+    await isRefused(t, await meet(t, undefined, undefined, settings()), 'uid', /^0$/)
+    // Another user learns what was looked at, and neither what would have passed nor what was seen.
+    const byHost = await meet(t, undefined, { uid: 0 }, settings())
+    await isRefused(t, byHost, 'uid', /does not tell another user/, /does not tell another user/)
+  })
+
+  withOthers(`users that name each other’s uid meet at ${kind} addresses, and know each other`, async (t) => {
+    const address = addressOf(kind, t)
+    if (kind === 'named') chmodSync(address.replace(/\/[^/]*$/, ''), 0o755)
+    const settings = { address, through: as(STRANGER), options: { mode: 0o666 } }
+    const { partner, hosting, guesting } = await meet(t, { uid: [1, STRANGER] }, { uid: 0 }, settings)
+    await guesting
+    const channel = await hosting
+    t.is(channel.peer.uid, STRANGER)
+    t.is(channel.peer.gid, STRANGER)
+    t.is(await partner.run((kit) => kit.channel.peer.uid), 0)
+    await channel.send('over the border')
+    t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'over the border')
+    if (kind === 'abstract') return
+    // The stranger may not remove the files; they are the host's.
+    await channel.close()
+    await t.throwsAsync(partner.join(address, { policy: { uid: 0 } }), { code: 'ERR_RINGFENCE_ADDRESS_INVALID' })
+  })
+}
+
+withOthers('a socket that another user may not connect to is ADDRESS_INVALID to that user', async (t) => {
+  const address = namedAddress(t)
+  chmodSync(address.replace(/\/[^/]*$/, ''), 0o755)
+  const { guesting, hosting } = await meet(t, { uid: STRANGER }, { uid: 0 }, { address, through: as(STRANGER) })
+  await t.throwsAsync(guesting, { code: 'ERR_RINGFENCE_ADDRESS_INVALID' })
+  t.true(await isPending(hosting))
+})
+
+withOthers('the overflow uid is refused even where it is named', async (t) => {
+  const overflow = 65534
+  await isRefused(t, await meet(t, { uid: overflow }, { uid: 0 }, { through: as(overflow) }), 'uid', /does not tell/)
+  const address = abstractAddress()
+  const host = await Partner.start(t, { through: as(overflow) })
+  host.join(address, { policy: { uid: 0 } }).catch(() => {})
+  await untilBound(address)
+  const error = await t.throwsAsync<RingfenceError>(join(address, { policy: { uid: overflow } }), {
+    code: 'ERR_RINGFENCE_PEER_REFUSED',
+  })
+  t.regex(error?.found ?? '', /overflow uid/)
+})
+
+/** This side is the guest, and asks `authorize` about its host. */
+async function asked(t: ExecutionContext, authorize: Policy['authorize'], options: Options = {}) {
+  const address = abstractAddress()
+  const partner = await Partner.start(t)
+  partner.join(address).catch(() => {})
+  await untilBound(address)
+  return { partner, address, joining: joinHere(t, address, { ...options, policy: { authorize } }) }
+}
+
+test.serial('authorize is asked once, with the identity, and as a method of its policy', async (t) => {
+  const calls: unknown[] = []
+  const policy: Policy = {
+    authorize(identity) {
+      calls.push(this === policy, identity.pid, identity.uid, identity.executable?.path)
+      return true
+    },
+  }
+  const { hosting, guesting, partner } = await meet(t, policy, {})
+  await guesting
+  const channel = await hosting
+  await channel.verify()
+  t.deepEqual(calls, [true, partner.pid, me.uid, node])
+})
+
+const thrown = new Error('the directory is down')
+const noes: [string, Policy['authorize'], RegExp, (cause: unknown) => boolean][] = [
+  ['false', () => false, /^false$/, (cause) => cause === undefined],
+  ['false later', async () => false, /^false$/, (cause) => cause === undefined],
+  [
+    'an exception',
+    () => {
+      throw thrown
+    },
+    /an exception: the directory is down/,
+    (cause) => cause === thrown,
+  ],
+  ['a rejection', () => Promise.reject(thrown), /an exception: the directory is down/, (cause) => cause === thrown],
+  [
+    'a rejection that is no error',
+    () => Promise.reject('no' as never),
+    /an exception: "no"/,
+    (cause) => cause === 'no',
+  ],
+  ['nothing', (() => undefined) as never, /^undefined$/, (cause) => cause instanceof TypeError],
+  ['a string', (() => 'yes') as never, /^"yes"$/, (cause) => cause instanceof TypeError],
+  ['1', (async () => 1) as never, /^1$/, (cause) => cause instanceof TypeError],
+]
+
+for (const [title, authorize, found, isCause] of noes) {
+  test.serial(`authorize that answers with ${title} refuses, and its cause is in the error`, async (t) => {
+    const { joining, partner } = await asked(t, authorize)
+    const error = await t.throwsAsync<RingfenceError>(joining, { code: 'ERR_RINGFENCE_PEER_REFUSED' })
+    t.is(error?.check, 'authorize')
+    t.is(error?.wanted, 'true')
+    t.regex(error?.found ?? '', found)
+    t.is(error?.identity?.pid, partner.pid)
+    t.true(isCause(error?.cause), String(error?.cause))
+  })
+}
+
+test.serial('a host whose authorize says no goes on to the next one, and the guest is told', async (t) => {
+  const asking: number[] = []
+  const policy: Policy = { authorize: ({ pid }) => asking.push(pid) > 1 }
+  const first = await meet(t, policy, {})
+  await isRefused(t, first, 'authorize', /^false$/)
+  const next = await Partner.start(t)
+  await next.join(first.address)
+  t.is((await first.hosting).peer.pid, next.pid)
+  t.deepEqual(asking, [first.partner.pid, next.pid])
+})
+
+test.serial('authorize is not asked about whoever has failed before', async (t) => {
+  const policy: Policy = { executable: '/bin/sh', authorize: () => t.fail() as never }
+  await isRefused(t, await meet(t, policy, {}), 'executable', /node/)
+})
+
+test.serial(
+  'authorize that never answers is HANDSHAKE_TIMEOUT for its peer, and others are served meanwhile',
+  async (t) => {
+    const { joining } = await asked(t, () => new Promise(() => {}), { timeout: 200 })
+    const error = await t.throwsAsync(joining, { code: 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT' })
+    t.regex(error?.message ?? '', /authorize/)
+
+    let first: number | undefined
+    const policy: Policy = {
+      authorize: ({ pid }) => {
+        first ??= pid
+        return pid === first ? new Promise(() => {}) : true
+      },
+    }
+    const { hosting, guesting, address } = await meet(t, policy, {}, { options: { timeout: 60_000 } })
+    await until(() => first !== undefined, 'the first is asked about')
+    const next = await Partner.start(t)
+    await next.join(address)
+    t.is((await hosting).peer.pid, next.pid)
+    await t.throwsAsync(guesting, { code: 'ERR_RINGFENCE_ADDRESS_OCCUPIED' })
+  },
+)
+
+test.serial('a signal ends the waiting for authorize, and a late answer changes nothing', async (t) => {
+  const over = new AbortController()
+  let answer: (verdict: boolean) => void = () => {}
+  const called = new Promise<void>((begun) => {
+    void asked(
+      t,
+      () => {
+        begun()
+        return new Promise((resolve) => {
+          answer = resolve
+        })
+      },
+      { signal: over.signal, timeout: 60_000 },
+    ).then(({ joining }) => joining.catch((error) => (t.context = error)))
+  })
+  await called
+  over.abort(new Error('enough'))
+  await until(() => t.context instanceof RingfenceError, 'the wait is over')
+  t.is((t.context as RingfenceError).code, 'ERR_RINGFENCE_ABORTED')
+  answer(true)
+})
+
+test.serial('a process may exit, and a worker be terminated, while authorize is asked', async (t) => {
+  const address = abstractAddress()
+  const host = await Partner.start(t)
+  host.join(address).catch(() => {})
+  await untilBound(address)
+  const guest = await Partner.start(t)
+  guest.mayFail()
+  const left = guest.run((kit, where: string) => {
+    void kit.join(where, { timeout: 60_000, policy: { authorize: () => process.exit(7) } })
+  }, address)
+  await left
+  t.deepEqual(await soon(guest.exited, 'its exit'), { code: 7, signal: null })
+
+  const stage = await Partner.start(t)
+  const places = Array.from({ length: 20 }, () => abstractAddress())
+  const there = host.run((kit, all: string[]) => {
+    kit.keep['joins'] = Promise.allSettled(all.map((one) => kit.join(one)))
+  }, places)
+  await there
+  for (const place of places) await untilBound(place)
+  const ends = await stage.run(async (kit, all: string[]) => {
+    const { Worker } = kit.require('node:worker_threads') as typeof import('node:worker_threads')
+    const program = `
+      const { parentPort, workerData } = require('node:worker_threads')
+      const { join } = require(workerData.package)
+      join(workerData.place, { timeout: 60000, policy: { authorize: () => {
+        parentPort.postMessage('asked')
+        if (workerData.late) return new Promise((resolve) => setImmediate(resolve, true))
+        return new Promise(() => {})
+      } } }).catch(() => {})`
+    const path = kit.require.resolve('ringfence')
+    let number = 0
+    for (const place of all) {
+      number += 1
+      const worker = new Worker(program, { eval: true, workerData: { place, package: path, late: number % 2 === 0 } })
+      await new Promise((resolve) => worker.once('message', resolve))
+      await worker.terminate()
+    }
+    return number
+  }, places)
+  t.is(ends, places.length)
+})
+
+test.serial('verify tells who the peer is now, and adds to the evidence', async (t) => {
+  const { hosting, guesting, partner } = await meet(t, { executable: { sha256: content } }, {})
+  await guesting
+  const channel = await hosting
+  const before = channel.evidence
+  const identities = await Promise.all([channel.verify(), channel.verify()])
+  for (const identity of identities) {
+    t.is(identity.pid, partner.pid)
+    t.is(identity.executable?.sha256, content)
+  }
+  t.is(channel.peer.pid, partner.pid)
+  t.deepEqual(channel.evidence.slice(0, before.length), before)
+  const added = channel.evidence.slice(before.length)
+  t.deepEqual(
+    added.map((one) => one.check),
+    ['uid', 'gid', 'cgroup', 'label', 'executable'],
+  )
+  t.true(added.every((one) => one.step === 'verify' && one.passed))
+  t.true(Object.isFrozen(channel.evidence))
+  await channel.send('still here')
+  t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'still here')
+})
+
+test.serial('verify of a peer that is gone is PEER_LOST, and of a closed channel CLOSED', async (t) => {
+  const { hosting, guesting, partner } = await meet(t, {}, {})
+  await guesting
+  const channel = await hosting
+  await partner.kill()
+  await t.throwsAsync(channel.verify(), { code: 'ERR_RINGFENCE_PEER_LOST' })
+  t.is(await channel.closed, 'exited')
+  await t.throwsAsync(channel.verify(), { code: 'ERR_RINGFENCE_PEER_LOST' })
+
+  const other = await meet(t, {}, {})
+  await other.guesting
+  const second = await other.hosting
+  const late = second.verify()
+  await second.close()
+  await t.throwsAsync(late, { code: 'ERR_RINGFENCE_CLOSED' })
+  await t.throwsAsync(second.verify(), { code: 'ERR_RINGFENCE_CLOSED' })
+})
+
+test.serial('a peer that is not any more what the policy asks for is cut off by verify', async (t) => {
+  const directory = temporaryDirectory(t)
+  const copy = `${directory}/node`
+  copyFileSync(node, copy)
+  chmodSync(copy, 0o755)
+  const through = ['sh', '-c', `shift; exec "${copy}" "$@"`, 'sh']
+  const { hosting, guesting, partner } = await meet(t, { executable: copy }, {}, { through })
+  await guesting
+  const channel = await hosting
+  await channel.verify()
+  await partner.run((kit) => kit.channel.send('read before'))
+  t.is(String(await channel.receive()), 'read before')
+  // Begun before the channel is cut off, it ends; begun afterwards, it is refused.
+  const reading = channel.receive()
+  // An upgrade: another file has the name now.
+  copyFileSync(copy, `${directory}/new`)
+  renameSync(`${directory}/new`, copy)
+  const error = await t.throwsAsync<RingfenceError>(channel.verify(), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
+  t.is(error?.check, 'executable')
+  t.regex(error?.wanted ?? '', /node/)
+  t.regex(error?.found ?? '', /deleted/)
+  t.is(error?.identity?.pid, partner.pid)
+  t.is(await channel.closed, 'closed')
+  t.is(await reading, null)
+  for (const call of [channel.send('no'), channel.receive(), channel.verify()]) {
+    await t.throwsAsync(call, { code: 'ERR_RINGFENCE_CLOSED', message: /no longer who the policy asks for/ })
+  }
+  t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+})
+
+withOthers('a peer that has become another user is refused by verify', async (t) => {
+  const { hosting, guesting, partner } = await meet(t, { uid: [0, STRANGER] }, {})
+  await guesting
+  const channel = await hosting
+  await partner.run((_, uid) => process.setuid!(uid), STRANGER)
+  const error = await t.throwsAsync<RingfenceError>(channel.verify(), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
+  t.is(error?.check, 'uid')
+  t.regex(error?.found ?? '', new RegExp(`${STRANGER} now`))
+})
+
+withOthers('an executable that cannot be seen across users is a refusal that says what to ask for', async (t) => {
+  const address = abstractAddress()
+  const host = await Partner.start(t, { through: as(STRANGER) })
+  host.join(address, { policy: { uid: STRANGER + 1 } }).catch(() => {})
+  await untilBound(address)
+  const guest = await Partner.start(t, { through: as(STRANGER + 1) })
+  const error = await t.throwsAsync<PartnerError>(
+    guest.join(address, { policy: { uid: STRANGER, executable: 'same' } }),
+    {
+      code: 'ERR_RINGFENCE_PEER_REFUSED',
+    },
+  )
+  t.is(error?.thrown.check, 'executable')
+  t.regex(error?.thrown.found ?? '', /another user's .*CAP_SYS_PTRACE.*ask for uid, gid, cgroup or label/)
+})
+
+test.serial('a peer that executes another program is cut off', async (t) => {
+  const address = abstractAddress()
+  const hosting = joinHere(t, address, { policy: { executable: rustPartner } })
+  await untilBound(address)
+  const partner = new RustPartner(t, { deed: 'execute', address, capacity: 4096, longest: 4096 })
+  const channel = await hosting
+  t.is(await partner.hear(), `guest ${process.pid}`)
+  t.is(realpathSync(`/proc/${partner.pid}/exe`), rustPartner)
+  await channel.send('now')
+  t.is(await soon(channel.closed, 'the end'), 'exited')
+  t.is(await channel.receive(), null)
+  await t.throwsAsync(channel.verify(), { code: 'ERR_RINGFENCE_PEER_LOST', message: /another program/ })
+  // It lives, and is nobody's peer.
+  t.not(realpathSync(`/proc/${partner.pid}/exe`), rustPartner)
+})

@@ -1,0 +1,552 @@
+import { getEventListeners } from 'node:events'
+
+import test from 'ava'
+import { RingfenceError, type Channel } from 'ringfence'
+
+import { pattern, random } from './support/bytes.js'
+import { pair, type Partner } from './support/partner.js'
+import { isPending, until } from './support/until.js'
+
+const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
+const aborted = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_ABORTED' } as const
+
+/** Has the partner send messages `first` to `first + count - 1`, of a size or of sizes that differ, and then answer. */
+function sendThere(partner: Partner, count: number, size: number | 'mixed' = 100, first = 0): Promise<void> {
+  return partner.run(
+    async (kit, from: number, to: number, bytes: number | 'mixed') => {
+      for (let number = from; number < to; number += 1) {
+        const next = kit.bytes.random(number)()
+        const length = bytes === 'mixed' ? Math.floor(next ** 6 * 300_000) : bytes
+        await kit.channel.send(kit.bytes.pattern(number, length))
+      }
+    },
+    first,
+    first + count,
+    size,
+  )
+}
+
+/** Sends texts from over there, and has them in the ring when it returns. */
+function sayThere(partner: Partner, ...texts: string[]): Promise<void> {
+  return partner.run(async (kit, words: string[]) => {
+    for (const text of words) await kit.channel.send(text)
+  }, texts)
+}
+
+test.serial('receive gives the messages in their order, then null once the peer has ended', async (t) => {
+  const { channel, partner } = await pair(t)
+  await sayThere(partner, 'one', 'two', 'three')
+  await partner.run((kit) => kit.channel.end())
+  const texts = []
+  for (let count = 0; count < 3; count += 1) texts.push(String(await channel.receive()))
+  t.deepEqual(texts, ['one', 'two', 'three'])
+  t.is(await channel.receive(), null)
+  t.is(await channel.receive(), null)
+  t.is(channel.tryReceive(), null)
+  t.is(
+    channel.drain(() => t.fail()),
+    0,
+  )
+})
+
+test.serial('receive waits for a message that comes later', async (t) => {
+  const { channel, partner } = await pair(t)
+  for (const text of ['soon', 'later', '']) {
+    const received = channel.receive()
+    t.true(await isPending(received))
+    await sayThere(partner, text)
+    t.is(String(await received), text)
+  }
+})
+
+test.serial('tryReceive gives a message that is there, or null', async (t) => {
+  const { channel, partner } = await pair(t)
+  t.is(channel.tryReceive(), null)
+  await sayThere(partner, 'one', 'two')
+  t.is(String(channel.tryReceive()), 'one')
+  t.is(String(channel.tryReceive()), 'two')
+  t.is(channel.tryReceive(), null)
+})
+
+test.serial('drain visits what is there, at most max, and returns how many', async (t) => {
+  const { channel, partner } = await pair(t)
+  t.is(
+    channel.drain(() => t.fail()),
+    0,
+  )
+  await sendThere(partner, 10)
+  const seen: Buffer[] = []
+  const visit = (bytes: Uint8Array, offset: number, length: number) => {
+    seen.push(Buffer.from(bytes.subarray(offset, offset + length)))
+  }
+  t.is(channel.drain(visit, 0), 0)
+  t.is(channel.drain(visit, 3), 3)
+  t.is(channel.drain(visit, 1), 1)
+  t.is(channel.drain(visit), 6)
+  t.deepEqual(
+    seen,
+    Array.from({ length: 10 }, (_, number) => pattern(number, 100)),
+  )
+})
+
+test.serial('drain visits large messages and fragments as well', async (t) => {
+  const { channel, partner } = await pair(t, { there: { capacity: 65536 } })
+  const sizes = [0, 10, 8000, 20_000, 32_768, 32_769, 200_000, 5, 140_000, 10_000]
+  const sent = partner.run(async (kit, lengths: number[]) => {
+    for (const [number, length] of lengths.entries()) await kit.channel.send(kit.bytes.pattern(number, length))
+  }, sizes)
+  let next = 0
+  while (next < sizes.length) {
+    await channel.readable()
+    channel.drain((bytes, offset, length) => {
+      t.true(pattern(next, sizes[next]!).equals(bytes.subarray(offset, offset + length)), `${sizes[next]} bytes`)
+      next += 1
+    })
+  }
+  await sent
+})
+
+test.serial('for await gives every message, and is over at the end', async (t) => {
+  const { channel, partner } = await pair(t)
+  const sent = sendThere(partner, 500, 'mixed').then(() => partner.run((kit) => kit.channel.end()))
+  let number = 0
+  for await (const message of channel) {
+    if (!message.equals(pattern(number, message.length))) return t.fail(`message ${number} is another`)
+    number += 1
+  }
+  t.is(number, 500)
+  return sent
+})
+
+test.serial('leaving a for await neither closes the channel nor loses a message', async (t) => {
+  const { channel, partner } = await pair(t)
+  await sayThere(partner, 'one', 'two', 'three', 'four', 'five')
+  for await (const message of channel) {
+    t.is(String(message), 'one')
+    break
+  }
+  await t.throwsAsync(
+    async () => {
+      for await (const message of channel) throw new Error(String(message))
+    },
+    { message: 'two' },
+  )
+  const first = channel[Symbol.asyncIterator]()
+  const second = channel[Symbol.asyncIterator]()
+  t.is(String((await first.next()).value), 'three')
+  t.deepEqual(await first.return!(), { done: true, value: undefined })
+  t.is(String((await second.next()).value), 'four')
+  t.is(String(await channel.receive()), 'five')
+
+  await channel.send('still open')
+  t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'still open')
+})
+
+test.serial('receive, tryReceive, drain, readable and for await may be mixed, and nothing is lost', async (t) => {
+  const count = 4000
+  const { channel, partner } = await pair(t, { there: { capacity: 131_072 } })
+  const sent = sendThere(partner, count, 'mixed').then(() => partner.run((kit) => kit.channel.end()))
+  const next = random(2)
+  let number = 0
+  const check = (message: Uint8Array) => {
+    if (!pattern(number, message.length).equals(message)) throw new Error(`message ${number} is another`)
+    number += 1
+  }
+  while (!channel.ended) {
+    const way = Math.floor(next() * 5)
+    if (way === 0) {
+      const message = await channel.receive()
+      if (message !== null) check(message)
+    } else if (way === 1) {
+      const message = channel.tryReceive()
+      if (message !== null) check(message)
+    } else if (way === 2) {
+      channel.drain((bytes, offset, length) => check(bytes.subarray(offset, offset + length)), Math.ceil(next() * 9))
+    } else if (way === 3) {
+      await channel.readable()
+    } else {
+      let left = Math.ceil(next() * 5)
+      for await (const message of channel) {
+        check(message)
+        left -= 1
+        if (left === 0) break
+      }
+    }
+  }
+  t.is(number, count)
+  await sent
+})
+
+test.serial('a visitor that throws has had its message, and the rest stays', async (t) => {
+  const { channel, partner } = await pair(t)
+  await sendThere(partner, 5)
+  await sendThere(partner, 2, 500_000, 5)
+  const seen: number[] = []
+  for (let number = 0; number < 7; number += 1) {
+    const thrown = new Error('enough')
+    const error = t.throws(() =>
+      channel.drain((bytes, offset, length) => {
+        t.true(pattern(number, length).equals(bytes.subarray(offset, offset + length)))
+        seen.push(number)
+        throw thrown
+      }),
+    )
+    t.is(error, thrown)
+  }
+  t.is(seen.length, 7)
+  t.is(channel.tryReceive(), null)
+})
+
+test.serial('a visitor may read, and what it was given stays as it is meanwhile', async (t) => {
+  const { channel, partner } = await pair(t)
+  for (const [size, count] of [
+    [100, 60],
+    [5000, 60],
+    [200_000, 18],
+  ] as const) {
+    await sendThere(partner, count, size)
+    let number = 0
+    const take = (bytes: Uint8Array, what: string) => {
+      t.true(pattern(number, size).equals(bytes), `${what} gave something else as number ${number}`)
+      number += 1
+    }
+    const within = (bytes: Uint8Array, offset: number, length: number) => {
+      const mine = number
+      const view = bytes.subarray(offset, offset + length)
+      take(view, 'drain')
+      if (mine % 3 === 0) {
+        const message = channel.tryReceive()
+        if (message !== null) take(message, 'tryReceive')
+      }
+      if (mine % 7 === 0) channel.drain(within, 2)
+      if (mine % 10 === 0) void channel.readable()
+      t.true(pattern(mine, size).equals(view), `number ${mine} has changed while it was visited`)
+    }
+    channel.drain(within)
+    t.is(number, count)
+  }
+})
+
+test.serial('a visitor may drain in its turn, as deep as there are messages', async (t) => {
+  const { channel, partner } = await pair(t)
+  // More than one fetch brings, so that the next one is made while all of the last one is being visited.
+  const count = 300
+  await sendThere(partner, count, 2000)
+  let number = 0
+  const within = (bytes: Uint8Array, offset: number, length: number) => {
+    const mine = number
+    number += 1
+    channel.drain(within)
+    t.true(pattern(mine, 2000).equals(bytes.subarray(offset, offset + length)), `number ${mine} has changed`)
+  }
+  t.is(channel.drain(within), 1)
+  t.is(number, count)
+})
+
+test.serial('a visitor may call receive: it gets the message after its own', async (t) => {
+  const { channel, partner } = await pair(t)
+  await sayThere(partner, 'one', 'two', 'three', 'four')
+  const visited: string[] = []
+  const received: Promise<Buffer | null>[] = []
+  channel.drain((bytes, offset, length) => {
+    visited.push(Buffer.from(bytes).toString('utf8', offset, offset + length))
+    received.push(channel.receive())
+  })
+  t.deepEqual(visited, ['one', 'three'])
+  t.deepEqual((await Promise.all(received)).map(String), ['two', 'four'])
+})
+
+test.serial('a visitor may close the channel: it is visited no more', async (t) => {
+  for (const size of [100, 300_000]) {
+    const { channel, partner } = await pair(t)
+    await sendThere(partner, 5, size)
+    let visits = 0
+    const count = channel.drain((bytes, offset, length) => {
+      visits += 1
+      void channel.close()
+      t.true(pattern(0, size).equals(bytes.subarray(offset, offset + length)))
+    })
+    t.deepEqual([count, visits], [1, 1])
+    t.is(await channel.closed, 'closed')
+    t.throws(() => channel.drain(() => {}), { code: 'ERR_RINGFENCE_CLOSED' })
+  }
+})
+
+test.serial('a Buffer is the receiver’s own: later reads leave it alone, and writing to it hurts nobody', async (t) => {
+  const { channel, partner } = await pair(t, { there: { capacity: 65536 } })
+  const count = 3000
+  const sent = sendThere(partner, count, 'mixed')
+  const kept: Buffer[] = []
+  while (kept.length < count) {
+    const message = (await channel.receive())!
+    if (!message.equals(pattern(kept.length, message.length))) return t.fail(`message ${kept.length} is another`)
+    // Every other one is written over, to its very borders.
+    if (kept.length % 2 === 0) message.fill(0xff)
+    kept.push(message)
+  }
+  await sent
+  await channel.close()
+  for (const [number, message] of kept.entries()) {
+    const wanted = number % 2 === 0 ? Buffer.alloc(message.length, 0xff) : pattern(number, message.length)
+    if (!message.equals(wanted)) return t.fail(`message ${number} has changed`)
+  }
+  return t.pass()
+})
+
+test.serial('readable waits until there is something to read, and is false once no more will come', async (t) => {
+  const { channel, partner } = await pair(t)
+  const readable = channel.readable()
+  t.true(await isPending(readable))
+  await sayThere(partner, 'one')
+  t.true(await readable)
+  t.true(await channel.readable(), 'it reads nothing itself')
+  t.is(String(channel.tryReceive()), 'one')
+  const again = channel.readable()
+  t.true(await isPending(again))
+  await partner.run((kit) => kit.channel.end())
+  t.false(await again)
+  t.false(await channel.readable())
+})
+
+test.serial('a message of which a part is there is neither received nor seen', async (t) => {
+  const { channel, partner } = await pair(t, { there: { capacity: 4096 } })
+  const sent = partner.run((kit) => kit.channel.send(kit.bytes.pattern(0, 40_000)))
+  let looks = 0
+  let message: Buffer | null = null
+  while (message === null) {
+    looks += 1
+    if (looks % 3 === 0)
+      t.is(
+        channel.drain((_, offset, length) => t.is(length - offset, 40_000), 0),
+        0,
+      )
+    t.false(channel.ended)
+    message = channel.tryReceive()
+    if (message === null) await new Promise((resolve) => setImmediate(resolve))
+  }
+  t.deepEqual(message, pattern(0, 40_000))
+  await sent
+})
+
+test.serial(
+  'a message that one way of reading has begun is the receiver’s own where another has finished it',
+  async (t) => {
+    const { channel, partner } = await pair(t, { there: { capacity: 4096 } })
+    const size = 40_000
+    const kept: Buffer[] = []
+    for (let number = 0; number < 4; number += 1) {
+      const sent = sendThere(partner, 1, size, number)
+      // The partner answers once it has filled the ring: a part of the message, which drain fetches.
+      await partner.run(() => {})
+      t.is(
+        channel.drain(() => t.fail('it cannot be whole')),
+        0,
+      )
+      kept.push((await channel.receive())!)
+      await sent
+    }
+    for (const [number, message] of kept.entries()) t.true(message.equals(pattern(number, size)), `message ${number}`)
+  },
+)
+
+test.serial('ended is true once no more will come and all was read', async (t) => {
+  const { channel, partner } = await pair(t)
+  t.false(channel.ended)
+  await sayThere(partner, 'one', 'two')
+  await partner.run((kit) => kit.channel.end())
+  t.false(channel.ended)
+  await channel.receive()
+  t.false(channel.ended)
+  t.is(
+    channel.drain(() => {}),
+    1,
+  )
+  t.true(channel.ended)
+})
+
+test.serial('a signal calls off a receive or a readable, and no message is lost by it', async (t) => {
+  const { channel, partner } = await pair(t)
+  for (const way of ['receive', 'readable'] as const) {
+    const over = new AbortController()
+    const waiting = channel[way]({ signal: over.signal })
+    t.true(await isPending(waiting))
+    const reason = new Error('enough')
+    over.abort(reason)
+    const error = await t.throwsAsync<RingfenceError>(waiting, aborted)
+    t.is(error?.cause, reason)
+    t.is(getEventListeners(over.signal, 'abort').length, 0)
+    await t.throwsAsync(channel[way]({ signal: over.signal }), aborted, 'aborted before')
+
+    await sayThere(partner, `after ${way}`)
+    await t.throwsAsync(channel[way]({ signal: over.signal }), aborted, 'aborted before, and a message is there')
+    t.is(String(await channel.receive()), `after ${way}`)
+  }
+})
+
+test.serial('an abort that comes with the message loses neither', async (t) => {
+  const { channel, partner } = await pair(t)
+  let received = 0
+  const count = 500
+  const sent = sendThere(partner, count, 10)
+  while (received < count) {
+    const over = new AbortController()
+    const waiting = channel.receive({ signal: over.signal })
+    setImmediate(() => over.abort())
+    try {
+      const message = await waiting
+      if (!message!.equals(pattern(received, 10))) return t.fail(`message ${received} is another`)
+      received += 1
+    } catch (error) {
+      t.is((error as RingfenceError).code, 'ERR_RINGFENCE_ABORTED')
+    }
+  }
+  return sent.then(() => t.pass())
+})
+
+test.serial('a signal that is not used leaves no listener behind', async (t) => {
+  const { channel, partner } = await pair(t)
+  const { signal } = new AbortController()
+  for (let round = 0; round < 5; round += 1) {
+    const received = channel.receive({ signal })
+    await sayThere(partner, 'x')
+    await received
+  }
+  t.is(getEventListeners(signal, 'abort').length, 0)
+})
+
+test.serial('several receives that wait are served in the order of their calls', async (t) => {
+  const { channel, partner } = await pair(t)
+  const over = new AbortController()
+  const waiting = Array.from({ length: 10 }, (_, number) =>
+    channel.receive(number === 4 ? { signal: over.signal } : undefined),
+  )
+  over.abort()
+  await t.throwsAsync(waiting[4]!, aborted)
+  const rest = waiting.filter((_, number) => number !== 4)
+  await sendThere(partner, 9, 50)
+  t.deepEqual(
+    await Promise.all(rest),
+    rest.map((_, number) => pattern(number, 50)),
+  )
+})
+
+test.serial(
+  'a receive does not overtake one that waits, though the messages are there and nobody has rung yet',
+  async (t) => {
+    const { channel, partner } = await pair(t)
+    const first = channel.receive()
+    await partner.run((kit) => {
+      setTimeout(() => {
+        void kit.channel.send('one')
+        void kit.channel.send('two')
+      }, 20)
+    })
+    // This thread sleeps until both have come, without a turn of the event loop.
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 300)
+    const second = channel.receive()
+    t.deepEqual([String(await first), String(await second)], ['one', 'two'])
+  },
+)
+
+test.serial('receives that wait when the peer ends all get null', async (t) => {
+  const { channel, partner } = await pair(t)
+  const waiting = [channel.receive(), channel.receive(), channel.receive()]
+  const readable = channel.readable()
+  await sayThere(partner, 'one')
+  await partner.run((kit) => kit.channel.end())
+  t.is(String(await waiting[0]), 'one')
+  t.deepEqual(await Promise.all(waiting.slice(1)), [null, null])
+  t.false(await readable)
+})
+
+test.serial('what was sent here is on its way before an answer is waited for', async (t) => {
+  const { channel, partner } = await pair(t)
+  const echo = partner.run(async (kit) => {
+    for await (const message of kit.channel) await kit.channel.send(message)
+  })
+  for (let number = 0; number < 200; number += 1) {
+    void channel.send(`question ${number}`)
+    const answer = number % 2 === 0 ? await channel.receive() : (await channel.readable()) && channel.tryReceive()
+    if (String(answer) !== `question ${number}`) return t.fail(`${String(answer)} answers question ${number}`)
+  }
+  await channel.end()
+  return echo.then(() => t.pass())
+})
+
+test.serial('arguments of the wrong type are INVALID_ARGUMENT, and nothing is lost by them', async (t) => {
+  const { channel, partner } = await pair(t)
+  await sayThere(partner, 'one')
+  for (const visit of [undefined, null, 5, 'visit', {}]) t.throws(() => channel.drain(visit as never), invalid)
+  for (const max of [NaN, -1, '3', null, {}]) t.throws(() => channel.drain(() => t.fail(), max as number), invalid)
+  for (const signal of [5, 'signal', {}, null]) {
+    await t.throwsAsync(channel.receive({ signal: signal as AbortSignal }), invalid)
+    await t.throwsAsync(channel.readable({ signal: signal as AbortSignal }), invalid)
+  }
+  t.is(String(await channel.receive()), 'one')
+})
+
+test.serial('a reader that keeps up with a fast sender never blocks the event loop for long', async (t) => {
+  const { channel, partner } = await pair(t)
+  let turns = 0
+  const timer = setInterval(() => {
+    turns += 1
+  }, 1)
+  t.teardown(() => clearInterval(timer))
+  const sent = partner.run(async (kit) => {
+    for (let number = 0; number < 300_000; number += 1) {
+      const promise = kit.channel.send('a small message')
+      if (number % 1000 === 0) await promise
+    }
+    await kit.channel.end()
+  })
+  let count = 0
+  while (await channel.readable()) count += channel.drain(() => {}, 5000)
+  await sent
+  t.is(count, 300_000)
+  await until(() => turns > 0, 'a timer has fired')
+})
+
+for (const way of ['for await', 'receive', 'readable and drain'] as const) {
+  test.serial(`a loop of ${way} that finds something each time lets the event loop turn`, async (t) => {
+    const { channel, partner } = await pair(t, { there: { capacity: 16 << 20 } })
+    const there = await partner.run((kit) => {
+      let sent = 0
+      while (kit.channel.trySend('a small message')) sent += 1
+      return sent
+    })
+    let fired = false
+    setImmediate(() => (fired = true))
+    let count = 0
+    // Without a turn it would go on to the end of what is there.
+    const enough = () => fired || (count += 1) === there
+    if (way === 'for await') {
+      for await (const _ of channel) if (enough()) break
+    } else if (way === 'receive') {
+      while (!enough()) await channel.receive()
+    } else {
+      while (!enough()) {
+        await channel.readable()
+        channel.drain(() => {}, 1)
+      }
+    }
+    t.true(fired, `${count} of ${there} messages`)
+  })
+}
+
+/** Reads to the end, one way or another. */
+async function readAll(channel: Channel): Promise<number> {
+  let bytes = 0
+  for await (const message of channel) bytes += message.length
+  return bytes
+}
+
+test.serial('large messages arrive whole', async (t) => {
+  const { channel, partner } = await pair(t)
+  const sent = partner.run(async (kit) => {
+    for (let number = 0; number < 4; number += 1) await kit.channel.send(kit.bytes.pattern(number, 20_000_000))
+    await kit.channel.end()
+  })
+  t.true((await channel.receive())!.equals(pattern(0, 20_000_000)))
+  t.is(await readAll(channel), 60_000_000)
+  await sent
+})

@@ -1,0 +1,236 @@
+import { readdirSync } from 'node:fs'
+import { dirname } from 'node:path'
+
+import test from 'ava'
+
+import { addressOf, backings, isBound, kinds, namedAddress } from './support/address.js'
+import type { Kit } from './support/partner-process.js'
+import { pair, Partner } from './support/partner.js'
+import { until } from './support/until.js'
+
+/** What a process has open, as it sees itself. */
+interface Holdings {
+  descriptors: string[]
+  mappings: string[]
+  /** Threads that hear of alarms. */
+  listeners: number
+}
+
+/**
+ * Looks without collecting JavaScript's garbage: what a channel held must not wait for that. But for threads, which
+ * take a moment to be gone once they have delivered what came of a handshake.
+ */
+async function holdings(partner: Partner): Promise<Holdings> {
+  await until(() => partner.run(areThreadsGone), 'the threads of all handshakes are gone')
+  return partner.run((kit) => {
+    const { readdirSync: list, readFileSync, readlinkSync } = kit.require('node:fs') as typeof import('node:fs')
+    const descriptors: string[] = []
+    for (const fd of list('/proc/self/fd')) {
+      try {
+        descriptors.push(readlinkSync(`/proc/self/fd/${fd}`).replace(/\d+/g, 'N'))
+      } catch {
+        // The one that the list itself was read by.
+      }
+    }
+    const mappings = readFileSync('/proc/self/maps', 'utf8')
+      .split('\n')
+      .filter((line) => /ringfence|memfd|\/dev\/shm|deleted/.test(line))
+      .filter((line) => !line.includes('.node'))
+    const listeners = list('/proc/self/task').filter((task) => {
+      try {
+        return readFileSync(`/proc/self/task/${task}/comm`, 'utf8').startsWith('ringfence-signa')
+      } catch {
+        return false
+      }
+    }).length
+    return { descriptors: descriptors.sort(), mappings, listeners }
+  })
+}
+
+/** The thread that hears of alarms stays as long as there is a channel. */
+function areThreadsGone(kit: Kit): boolean {
+  const { readdirSync: list, readFileSync } = kit.require('node:fs') as typeof import('node:fs')
+  return !list('/proc/self/task').some((task) => {
+    try {
+      return /^ringfence-(?!signa)/.test(readFileSync(`/proc/self/task/${task}/comm`, 'utf8'))
+    } catch {
+      // It is gone since the list was read.
+      return false
+    }
+  })
+}
+
+/** Has both partners meet and part so often, one message each way; all at one address. */
+async function meetAndPart(partners: Partner[], address: string, backing: 'memfd' | 'shm', times: number) {
+  const runs = partners.map((partner, index) =>
+    partner.run(
+      async (kit, where: string, how: 'memfd' | 'shm', count: number, closes: number) => {
+        for (let round = 0; round < count; round += 1) {
+          const channel = await kit.join(where, { backing: how, capacity: 4096, wait: true })
+          void channel.send(`round ${round}`)
+          const heard = String(await channel.receive())
+          if (heard !== `round ${round}`) throw new Error(`${heard} in round ${round}`)
+          // In turn one side closes, then the other, and then both end.
+          if (round % 3 === closes) await channel.close()
+          else if (round % 3 === 2) await channel.end()
+          else while ((await channel.receive()) !== null);
+          if (round % 3 === 2) while ((await channel.receive()) !== null);
+          await channel.closed
+        }
+      },
+      address,
+      backing,
+      times,
+      index,
+    ),
+  )
+  await Promise.all(runs)
+}
+
+for (const [kind, backing] of [
+  ['named', 'memfd'],
+  ['abstract', 'shm'],
+] as const) {
+  test.serial(`1,000 joins and closes at ${kind} addresses over ${backing} leave nothing behind`, async (t) => {
+    const address = addressOf(kind, t)
+    const partners = await Promise.all([Partner.start(t), Partner.start(t)])
+    await meetAndPart(partners, address, backing, 10)
+    const before = await Promise.all(partners.map(holdings))
+    await meetAndPart(partners, address, backing, 1000)
+    t.deepEqual(await Promise.all(partners.map(holdings)), before)
+    for (const { mappings } of before) t.deepEqual(mappings, [], 'no region is mapped between two channels')
+    t.false(isBound(address))
+    if (kind === 'named') t.deepEqual(readdirSync(dirname(address)), [])
+  })
+}
+
+test.serial(
+  'once closed has resolved, nothing of the channel is open any more, though somebody still holds it',
+  async (t) => {
+    for (const backing of backings) {
+      const partner = await Partner.start(t)
+      const before = await holdings(partner)
+      for (const kind of kinds) {
+        const { channel } = await pair(t, { partner, address: addressOf(kind, t), options: { backing } })
+        const during = await holdings(partner)
+        t.true(during.descriptors.length > before.descriptors.length)
+        t.is(during.mappings.length, 2, 'the region of either side')
+        t.is(during.listeners, 1)
+        await partner.run((kit) => kit.channel.send('unread'))
+        await channel.close()
+        await partner.run((kit) => kit.channel.closed)
+        const after = await holdings(partner)
+        t.deepEqual(after.descriptors, before.descriptors)
+        t.deepEqual(after.mappings, [])
+        t.is(after.listeners, 0)
+      }
+    }
+  },
+)
+
+test.serial('an open channel has no descriptor of a shared object, only mappings', async (t) => {
+  for (const backing of backings) {
+    const partner = await Partner.start(t)
+    await pair(t, { partner, options: { backing } })
+    const { descriptors, mappings } = await holdings(partner)
+    t.false(
+      descriptors.some((target) => /memfd|\/dev\/shm|ringfence/.test(target)),
+      descriptors.join('\n'),
+    )
+    t.is(mappings.length, 2)
+    t.is(mappings.filter((line) => / rw-s /.test(line)).length, 1, 'one to write')
+    t.is(mappings.filter((line) => / r--s /.test(line)).length, 1, 'one to read')
+    t.deepEqual(
+      readdirSync('/dev/shm').filter((name) => name.includes('ringfence')),
+      [],
+    )
+  }
+})
+
+test.serial('joins that fail leave nothing behind', async (t) => {
+  const { address } = await pair(t)
+  const partner = await Partner.start(t)
+  const elsewhere = namedAddress(t)
+  const fail = (times: number) =>
+    partner.run(
+      async (kit, taken: string, free: string, count: number) => {
+        const codes = new Set<string>()
+        const note = (error: { code: string }) => void codes.add(error.code)
+        for (let round = 0; round < count; round += 1) {
+          await kit.join(`${free}/nowhere`).catch(note)
+          await kit.join(free, { signal: AbortSignal.timeout(1) }).catch(note)
+          await kit.join(free, { capacity: 2 ** 50 }).catch(note)
+          if (round % 20 === 0) await kit.join(taken).catch(note)
+        }
+        return [...codes].sort()
+      },
+      address,
+      elsewhere,
+      times,
+    )
+  await fail(2)
+  const before = await holdings(partner)
+  t.deepEqual(await fail(60), [
+    'ERR_RINGFENCE_ABORTED',
+    'ERR_RINGFENCE_ADDRESS_INVALID',
+    'ERR_RINGFENCE_ADDRESS_OCCUPIED',
+    'ERR_RINGFENCE_NO_SPACE',
+  ])
+  t.deepEqual(await holdings(partner), before)
+  t.deepEqual(readdirSync(dirname(elsewhere)), [])
+})
+
+test.serial('channels that nobody holds any more are let go of with the garbage', async (t) => {
+  const partner = await Partner.start(t, { node: ['--expose-gc'] })
+  const other = await Partner.start(t)
+  const address = addressOf('abstract', t)
+  await Promise.all([partner.join(address), other.join(address)])
+  await other.kill()
+  await partner.run(async (kit) => void (await kit.channel.closed))
+  // In calls of their own, so that no frame of a function that is under way holds the channel.
+  await partner.run((kit) => {
+    kit.keep['watched'] = new WeakRef(kit.channel)
+    kit.channel = undefined as never
+  })
+  const left = await partner.run(async (kit) => {
+    const watched = kit.keep['watched'] as WeakRef<object>
+    const { gc } = globalThis as unknown as { gc(): void }
+    for (let round = 0; round < 50; round += 1) {
+      await new Promise((resolve) => setTimeout(resolve, 1))
+      gc()
+    }
+    return watched.deref() !== undefined
+  })
+  t.false(left)
+})
+
+test.serial('messages leave no memory behind', async (t) => {
+  const partner = await Partner.start(t, { node: ['--expose-gc'] })
+  const { channel } = await pair(t, { partner })
+  const memory = () =>
+    partner.run(() => {
+      const { gc } = globalThis as unknown as { gc(): void }
+      gc()
+      gc()
+      const { heapUsed, external, arrayBuffers } = process.memoryUsage()
+      return heapUsed + external + arrayBuffers
+    })
+  const round = async (count: number) => {
+    const received = partner.run(async (kit, wanted: number) => {
+      for (let number = 0; number < wanted; number += 1) {
+        const message = await kit.channel.receive()
+        if (number % 10 === 0) await kit.channel.send(message!)
+      }
+    }, count)
+    for (let number = 0; number < count; number += 1) {
+      void channel.send(new Uint8Array((number % 100) * 1000))
+      if (number % 10 === 0) await channel.receive()
+    }
+    await received
+  }
+  await round(1000)
+  const before = await memory()
+  await round(10_000)
+  const grown = (await memory()) - before
+  t.true(grown < 4_000_000, `${grown} bytes more after 500 MB of messages`)
+})

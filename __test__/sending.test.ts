@@ -1,0 +1,432 @@
+import { runInNewContext } from 'node:vm'
+
+import test from 'ava'
+import { RingfenceError, type Channel } from 'ringfence'
+
+import { pattern, random } from './support/bytes.js'
+import { pair, type Partner } from './support/partner.js'
+import { isPending } from './support/until.js'
+
+/** Has the partner read messages until `count` of them have come. */
+function readThere(partner: Partner, count: number): Promise<Buffer[]> {
+  return partner.run(async (kit, wanted: number) => {
+    const messages: Buffer[] = []
+    while (messages.length < wanted) messages.push((await kit.channel.receive())!)
+    return messages
+  }, count)
+}
+
+/** Has the partner read until the end, and answer each message's length. */
+function lengthsThere(partner: Partner): Promise<number[]> {
+  return partner.run(async (kit) => {
+    const lengths: number[] = []
+    for await (const message of kit.channel) lengths.push(message.length)
+    return lengths
+  })
+}
+
+/** Fills the ring with messages of a size until none finds room. */
+function fill(channel: Channel, size: number): number {
+  let count = 0
+  while (channel.trySend(pattern(count, size))) count += 1
+  return count
+}
+
+test.serial('send copies before it returns, whether there is room or not', async (t) => {
+  const { channel, partner } = await pair(t, { options: { capacity: 65536 } })
+  // Staged, straight into the ring, in fragments; and in line behind those.
+  const sizes = [5, 8000, 9000, 30_000, 100_000, 7, 8000, 9000, 30_000, 100_000]
+  const sent = sizes.map((size, number) => {
+    const message = pattern(number, size)
+    const promise = channel.send(message)
+    message.fill(0xff)
+    return promise
+  })
+  const messages = await readThere(partner, sizes.length)
+  await Promise.all(sent)
+
+  for (const [number, message] of messages.entries()) t.deepEqual(message, pattern(number, sizes[number]!))
+})
+
+test.serial('trySend copies before it returns', async (t) => {
+  const { channel, partner } = await pair(t)
+  const message = pattern(1, 100)
+  t.true(channel.trySend(message))
+  message.fill(0xff)
+  t.deepEqual(await readThere(partner, 1), [pattern(1, 100)])
+})
+
+test.serial('order is the order of the calls, whichever of send, trySend and reserve made them', async (t) => {
+  const count = 3000
+  const { channel, partner } = await pair(t, { here: { capacity: 16384 } })
+  const received = partner.run(async (kit, wanted: number) => {
+    for (let number = 0; number < wanted; number += 1) {
+      const message = (await kit.channel.receive())!
+      if (!message.equals(kit.bytes.pattern(number, message.length))) return `message ${number} is another`
+    }
+    return 'in order'
+  }, count)
+  const next = random(1)
+  const used = { send: 0, trySend: 0, reserve: 0 }
+  let last: Promise<void> = Promise.resolve()
+  for (let number = 0; number < count; number += 1) {
+    const size = Math.floor(next() ** 4 * 40_000)
+    const message = pattern(number, size)
+    const way = next()
+    if (way < 0.3 && size <= 8192 && channel.trySend(message)) {
+      used.trySend += 1
+      continue
+    }
+    if (way < 0.6 && size <= 8192) {
+      const reservation = channel.reserve(size)
+      if (reservation !== null) {
+        reservation.bytes.set(message)
+        reservation.commit()
+        used.reserve += 1
+        continue
+      }
+    }
+    last = channel.send(message)
+    used.send += 1
+    // Now and then everything gets through, so that the other two find room.
+    if (next() < 0.3) await last
+  }
+  await last
+
+  t.is(await received, 'in order')
+  t.true(used.send > 100 && used.trySend > 100 && used.reserve > 100, JSON.stringify(used))
+})
+
+test.serial('sends of one tick arrive in order, awaited or not', async (t) => {
+  const count = 20_000
+  const { channel, partner } = await pair(t, { here: { capacity: 65536 } })
+  const received = partner.run(async (kit, wanted: number) => {
+    for (let number = 0; number < wanted; number += 1) {
+      const message = String(await kit.channel.receive())
+      if (message !== `message ${number}`) return `${message} came as number ${number}`
+    }
+    return 'in order'
+  }, count)
+  let last: Promise<void> | undefined
+  for (let number = 0; number < count; number += 1) {
+    const message = `message ${number}`
+    last = channel.send(number % 2 === 0 ? message : Buffer.from(message))
+  }
+
+  t.is(await received, 'in order')
+  await last
+})
+
+test.serial(
+  'a send resolves once its message is in the ring: where that is full, when the peer has read',
+  async (t) => {
+    const { channel, partner } = await pair(t, { here: { capacity: 16384 } })
+    fill(channel, 1000)
+    const sizes = [1000, 9000, 50_000]
+    const sent = sizes.map((size) => channel.send(pattern(0, size)))
+    await partner.run(() => {})
+    for (const promise of sent) t.true(await isPending(promise))
+
+    const reading = partner.run(async (kit, wanted: number) => {
+      let bytes = 0
+      while (bytes < wanted) bytes += (await kit.channel.receive())!.length
+      return bytes
+    }, 16_000 + 60_000)
+    t.is(await reading, 76_000)
+    await t.notThrowsAsync(Promise.all(sent))
+  },
+)
+
+test.serial('a send into a ring with room has resolved in the next turn of the event loop', async (t) => {
+  const { channel } = await pair(t)
+  for (const size of [0, 10, 9000, 3_000_000]) t.false(await isPending(channel.send(pattern(0, size))), `${size} bytes`)
+})
+
+test.serial('trySend is false once the ring is full, and true again after the peer has read', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  const count = fill(channel, 1000)
+  t.is(count, 4)
+  t.false(channel.trySend(pattern(0, 1000)))
+  await readThere(partner, 1)
+  t.true(channel.trySend(pattern(4, 1000)))
+
+  const rest = await readThere(partner, 4)
+  t.deepEqual(
+    rest,
+    [1, 2, 3, 4].map((number) => pattern(number, 1000)),
+  )
+})
+
+test.serial('trySend does not overtake sends that wait', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  fill(channel, 1000)
+  const waiting = channel.send(pattern(4, 1000))
+  t.false(channel.trySend('small enough for the rest of the ring'))
+  t.is(channel.reserve(1), null)
+  await readThere(partner, 5)
+  await waiting
+  t.true(channel.trySend('now'))
+})
+
+test.serial('writable resolves when trySend and reserve of that size can succeed', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  await channel.writable()
+  await channel.writable(2048)
+  fill(channel, 1000)
+  const some = channel.writable(1000)
+  const half = channel.writable(2048)
+  t.true(await isPending(some))
+  await readThere(partner, 4)
+  await some
+  t.true(channel.trySend(pattern(0, 1000)))
+  await half
+
+  await partner.run((kit) => void kit.channel.drain(() => {}))
+  await channel.writable(2048)
+  const reservation = channel.reserve(2048)
+  t.not(reservation, null)
+  reservation!.cancel()
+})
+
+test.serial('a sender that uses writable and trySend alone gets everything through', async (t) => {
+  const count = 5000
+  const { channel, partner } = await pair(t, { here: { capacity: 8192 } })
+  const received = partner.run(async (kit, wanted: number) => {
+    for (let number = 0; number < wanted; number += 1) {
+      const message = (await kit.channel.receive())!
+      if (!message.equals(kit.bytes.pattern(number, message.length))) return `message ${number} is another`
+    }
+    return 'all'
+  }, count)
+  for (let number = 0; number < count; number += 1) {
+    const message = pattern(number, (number * 37) % 4097)
+    while (!channel.trySend(message)) await channel.writable(message.length)
+  }
+  t.is(await received, 'all')
+})
+
+test.serial('above what the peer takes, a message is MESSAGE_TOO_LARGE here, before anything is sent', async (t) => {
+  const { channel, partner } = await pair(t, { there: { maxMessageSize: 20_000 } })
+  const tooLarge = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE' } as const
+  const message = pattern(0, 20_001)
+  await t.throwsAsync(channel.send(message), tooLarge)
+  await t.throwsAsync(channel.send('x'.repeat(20_001)), tooLarge)
+  t.throws(() => channel.trySend(message), tooLarge)
+  t.throws(() => channel.reserve(20_001), tooLarge)
+  await t.throwsAsync(channel.writable(20_001), tooLarge)
+
+  await channel.send(pattern(1, 20_000))
+  t.true(channel.trySend(pattern(2, 20_000)))
+  t.deepEqual(await readThere(partner, 2), [pattern(1, 20_000), pattern(2, 20_000)])
+})
+
+test.serial('a small limit of the peer’s counts for small messages', async (t) => {
+  const { channel, partner } = await pair(t, { there: { maxMessageSize: 10 } })
+  await t.throwsAsync(channel.send(Buffer.alloc(11)), { code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE' })
+  await t.throwsAsync(channel.send('eleven char'), { code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE' })
+  await channel.send('ten chars!')
+  t.deepEqual((await readThere(partner, 1)).map(String), ['ten chars!'])
+})
+
+test.serial('above half the ring, trySend and reserve are MESSAGE_TOO_LARGE, and send fragments', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  const tooLarge = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE' } as const
+  const message = pattern(0, 2049)
+  t.throws(() => channel.trySend(message), tooLarge)
+  t.throws(() => channel.reserve(2049), tooLarge)
+  await t.throwsAsync(channel.writable(2049), tooLarge)
+  const sent = channel.send(message)
+  t.deepEqual(await readThere(partner, 1), [message])
+  await sent
+})
+
+test.serial('a message of exactly half the ring finds room in an empty one, wherever that begins', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  const echo = partner.run(async (kit) => {
+    for await (const message of kit.channel) await kit.channel.send(String(message.length))
+  })
+  const half = pattern(0, 2048)
+  // Each round leaves the ring eight bytes further on.
+  for (let round = 0; round < 4096 / 8; round += 1) {
+    if (!channel.trySend(half)) return t.fail(`not in round ${round}`)
+    await channel.receive()
+    if (!channel.trySend(pattern(0, 2024))) return t.fail(`no room for the rest in round ${round}`)
+    await channel.receive()
+  }
+  await channel.end()
+  await echo
+  return t.pass()
+})
+
+for (const capacity of [4096, 8192, 16384, 65536]) {
+  test.serial(`every size gets through a ring of ${capacity} bytes, up to ten times of that`, async (t) => {
+    const edges = [0, 8, capacity / 8, capacity / 4, capacity / 2, capacity, 2 * capacity, 8192, 10 * capacity]
+    const sizes = edges.flatMap((edge) => [edge - 9, edge - 8, edge - 1, edge, edge + 1]).filter((size) => size >= 0)
+    const { channel, partner } = await pair(t, { here: { capacity } })
+    const received = readThere(partner, sizes.length)
+    for (const [number, size] of sizes.entries()) void channel.send(pattern(number, size))
+
+    for (const [number, message] of (await received).entries()) {
+      t.true(message.equals(pattern(number, sizes[number]!)), `${sizes[number]} bytes`)
+    }
+  })
+}
+
+test.serial('strings are sent as UTF-8', async (t) => {
+  const { channel, partner } = await pair(t)
+  const strings = ['', 'plain', 'naïve Wörter, 日本語, עברית', '😀 👩‍👩‍👧', 'a\0b', '\ufeffmark', 'ä'.repeat(100_000)]
+  for (const string of strings) void channel.send(string)
+  for (const string of strings) t.true(channel.trySend(string))
+  const messages = await readThere(partner, 2 * strings.length)
+  t.deepEqual(messages.map(String), [...strings, ...strings])
+})
+
+test.serial('a lone surrogate is sent as UTF-8 has it: as the replacement character', async (t) => {
+  const { channel, partner } = await pair(t)
+  void channel.send('\ud83d')
+  void channel.send('a\udc00b')
+  const messages = await readThere(partner, 2)
+  t.deepEqual(messages, [Buffer.from('efbfbd', 'hex'), Buffer.from('61efbfbd62', 'hex')])
+})
+
+test.serial('a message of no bytes is a message', async (t) => {
+  const { channel, partner } = await pair(t)
+  await channel.send(new Uint8Array(0))
+  await channel.send('')
+  t.true(channel.trySend(Buffer.alloc(0)))
+  channel.reserve(0)!.commit()
+  channel.reserve(10)!.commit(0)
+  await channel.end()
+  t.deepEqual(await lengthsThere(partner), [0, 0, 0, 0, 0])
+})
+
+test.serial('views are sent as far as they go, whatever lies around them', async (t) => {
+  class Message extends Uint8Array {}
+  const { channel, partner } = await pair(t)
+  const whole = pattern(0, 100)
+  const shared = new Uint8Array(new SharedArrayBuffer(10), 2, 5).fill(7)
+  const foreign = runInNewContext('new Uint8Array([1, 2, 3])') as Uint8Array
+  const views: [string, Uint8Array][] = [
+    ['a Buffer', whole],
+    ['a part of a Buffer', whole.subarray(3, 50)],
+    ['a view at an odd offset', new Uint8Array(whole.buffer, whole.byteOffset + 1, 33)],
+    ['a subclass of Uint8Array', new Message([1, 2, 3])],
+    ['a view of shared memory', shared],
+    ['a Uint8Array of another realm', foreign],
+  ]
+  for (const [, view] of views) {
+    void channel.send(view)
+    channel.trySend(view)
+  }
+  const messages = await readThere(partner, 2 * views.length)
+  for (const [index, [title, view]] of views.entries()) {
+    t.deepEqual(messages[2 * index], Buffer.from(view), `${title}, sent`)
+    t.deepEqual(messages[2 * index + 1], Buffer.from(view), `${title}, tried`)
+  }
+})
+
+const noMessages: [string, unknown][] = [
+  ['nothing', undefined],
+  ['null', null],
+  ['a number', 5],
+  ['a bigint', 5n],
+  ['a symbol', Symbol('message')],
+  ['true', true],
+  ['an object', { length: 3 }],
+  ['an object without a prototype', Object.create(null)],
+  ['an array', [1, 2, 3]],
+  ['an ArrayBuffer', new ArrayBuffer(8)],
+  ['a DataView', new DataView(new ArrayBuffer(8))],
+  ['a Uint16Array', new Uint16Array(4)],
+  ['a Uint8ClampedArray', new Uint8ClampedArray(4)],
+  ['a function', () => {}],
+]
+
+test.serial(
+  'what is no message is INVALID_ARGUMENT: send rejects, trySend throws, and the channel goes on',
+  async (t) => {
+    const { channel, partner } = await pair(t)
+    const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
+    for (const [title, value] of noMessages) {
+      await t.throwsAsync(channel.send(value as string), invalid, title)
+      t.throws(() => channel.trySend(value as string), invalid, title)
+    }
+    for (const size of [-1, 1.5, NaN, Infinity, '5', null, 5n, Symbol('size'), {}]) {
+      await t.throwsAsync(channel.writable(size as number), invalid, String(typeof size))
+    }
+
+    await channel.send('a message')
+    t.deepEqual((await readThere(partner, 1)).map(String), ['a message'])
+  },
+)
+
+test.serial('millions of small messages arrive whole, each in its place', async (t) => {
+  const count = 2_000_000
+  const { channel, partner } = await pair(t)
+  const received = partner.run(async (kit, wanted: number) => {
+    let next = 0
+    let wrong = 0
+    const visit = (bytes: Uint8Array, offset: number, length: number) => {
+      const size = 4 + (next % 61)
+      const number =
+        (bytes[offset]! | (bytes[offset + 1]! << 8) | (bytes[offset + 2]! << 16) | (bytes[offset + 3]! << 24)) >>> 0
+      const rest = size === 4 ? 0 : bytes[offset + size - 1]!
+      if (length !== size || number !== next || (size > 4 && rest !== (next & 0xff))) wrong += 1
+      next += 1
+    }
+    while (next < wanted) {
+      if (kit.channel.drain(visit) === 0) await kit.channel.readable()
+    }
+    return { next, wrong }
+  }, count)
+  const message = Buffer.alloc(64)
+  const views = Array.from({ length: 61 }, (_, index) => message.subarray(0, 4 + index))
+  for (let number = 0; number < count; number += 1) {
+    const view = views[number % 61]!
+    view[view.length - 1] = number & 0xff
+    message.writeUInt32LE(number)
+    const sent = channel.send(view)
+    if (number % 5000 === 0) await sent
+  }
+
+  t.deepEqual(await received, { next: count, wrong: 0 })
+})
+
+test.serial('with busyPoll messages go back and forth as without', async (t) => {
+  const { channel, partner } = await pair(t, { options: { busyPoll: 50 } })
+  const echo = partner.run(async (kit) => {
+    for await (const message of kit.channel) await kit.channel.send(message)
+  })
+  for (let number = 0; number < 2000; number += 1) {
+    const message = pattern(number, (number * 13) % 10_000)
+    const sent = channel.send(message)
+    const answer = await channel.receive()
+    await sent
+    if (!answer?.equals(message)) return t.fail(`message ${number} came back as another`)
+  }
+  await channel.end()
+  return echo.then(() => t.pass())
+})
+
+test.serial('a full ring does not keep the event loop from turning', async (t) => {
+  const { channel } = await pair(t, { here: { capacity: 4096 } })
+  const sent = channel.send(pattern(0, 100_000))
+  sent.catch(() => {})
+  for (let turn = 0; turn < 20; turn += 1) await new Promise((resolve) => setTimeout(resolve, 1))
+  t.true(await isPending(sent))
+})
+
+for (const [size, most] of [
+  [10, 500_000],
+  [20_000, 3000],
+] as const) {
+  test.serial(`a loop of sends of ${size} bytes that all find room lets the event loop turn`, async (t) => {
+    const { channel } = await pair(t, { here: { capacity: 64 << 20 } })
+    let fired = false
+    setImmediate(() => (fired = true))
+    const message = pattern(0, size)
+    let count = 0
+    for (; !fired && count < most; count += 1) await channel.send(message)
+    t.true(fired, `${count} messages`)
+  })
+}

@@ -1,0 +1,45 @@
+// Addresses that no other test uses: tests run side by side.
+
+import { randomBytes } from 'node:crypto'
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+import type { ExecutionContext } from 'ava'
+
+import { until } from './until.js'
+
+export const kinds = ['named', 'abstract'] as const
+export type Kind = (typeof kinds)[number]
+
+export const backings = ['memfd', 'shm'] as const
+
+export function abstractAddress(): string {
+  return `@ringfence-test-${randomBytes(8).toString('hex')}`
+}
+
+/** A directory that is gone after the test. */
+export function temporaryDirectory(t: ExecutionContext): string {
+  const directory = mkdtempSync(join(tmpdir(), 'ringfence-test-'))
+  t.teardown(() => rmSync(directory, { recursive: true, force: true }))
+  return directory
+}
+
+export function namedAddress(t: ExecutionContext): string {
+  return join(temporaryDirectory(t), 'meet.sock')
+}
+
+export function addressOf(kind: Kind, t: ExecutionContext): string {
+  return kind === 'named' ? namedAddress(t) : abstractAddress()
+}
+
+/** Whether somebody has the address, as the kernel tells. */
+export function isBound(address: string): boolean {
+  const lines = readFileSync('/proc/net/unix', 'latin1').split('\n')
+  return lines.some((line) => line.endsWith(` ${address}`))
+}
+
+/** Resolves once somebody has bound the address, and its files are in place. */
+export async function untilBound(address: string): Promise<void> {
+  await until(() => isBound(address) && (address.startsWith('@') || existsSync(address)), `${address} is bound`)
+}

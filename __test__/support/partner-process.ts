@@ -1,0 +1,86 @@
+// The main script of a partner: runs what it is sent, and tells what came of it.
+
+import { createRequire } from 'node:module'
+
+import * as ringfence from 'ringfence'
+import type { Channel } from 'ringfence'
+
+import * as bytes from './bytes.js'
+import * as until from './until.js'
+
+/** What a function that runs in a partner has at hand. */
+export interface Kit {
+  ringfence: typeof ringfence
+  join: typeof ringfence.join
+  /** The channel that was joined last. */
+  channel: Channel
+  /** What is kept from one call to the next. */
+  keep: Record<string, unknown>
+  bytes: typeof bytes
+  until: typeof until
+  require: NodeJS.Require
+}
+
+/** What an error tells on its way to another process. */
+export interface Thrown {
+  name: string
+  message: string
+  code?: string
+  check?: string
+  wanted?: string
+  found?: string
+  cause?: string
+  isRingfenceError: boolean
+}
+
+/** What came of a call. */
+export interface Answer {
+  id: number
+  value?: unknown
+  thrown?: Thrown
+}
+
+let open: Channel | undefined
+
+const kit: Kit = {
+  ringfence,
+  join: ringfence.join,
+  get channel() {
+    if (open === undefined) throw new Error('no channel was joined')
+    return open
+  },
+  set channel(channel) {
+    open = channel
+  },
+  keep: {},
+  bytes,
+  until,
+  require: createRequire(import.meta.url),
+}
+
+function describe(error: unknown): Thrown {
+  if (!(error instanceof Error)) return { name: 'no error', message: String(error), isRingfenceError: false }
+  const { code, check, wanted, found, cause } = error as Partial<ringfence.RingfenceError> & Error
+  return {
+    name: error.name,
+    message: error.message,
+    code,
+    check,
+    wanted,
+    found,
+    cause: cause === undefined ? undefined : String(cause),
+    isRingfenceError: error instanceof ringfence.RingfenceError,
+  }
+}
+
+process.on('message', async ({ id, code, given }: { id: number; code: string; given: unknown[] }) => {
+  const answer: Answer = { id }
+  try {
+    // oxlint-disable-next-line no-new-func
+    const what = new Function(`return (${code})`)() as (kit: Kit, ...given: unknown[]) => unknown
+    answer.value = await what(kit, ...given)
+  } catch (error) {
+    answer.thrown = describe(error)
+  }
+  if (process.connected) process.send!(answer)
+})

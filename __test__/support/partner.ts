@@ -1,0 +1,227 @@
+// Another process: what it does is written in the test, as a function that is carried over as text.
+
+import { spawn, type ChildProcess } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
+
+import type { ExecutionContext } from 'ava'
+import { join, listen, type Channel, type Listener, type Options } from 'ringfence'
+
+import { abstractAddress } from './address.js'
+import type { Answer, Kit, Thrown } from './partner-process.js'
+
+/** What ended a process. */
+export interface Exit {
+  code: number | null
+  signal: NodeJS.Signals | null
+}
+
+export interface PartnerSettings {
+  /** A command that runs the process: its words come before node's. */
+  through?: string[]
+  /** Options of node. */
+  node?: string[]
+}
+
+interface Waiting {
+  resolve(value: unknown): void
+  reject(error: Error): void
+}
+
+const script = fileURLToPath(new URL('partner-process.js', import.meta.url))
+
+/** An error of the other process, with what a test asks about. */
+export class PartnerError extends Error {
+  readonly code: string | undefined
+  readonly thrown: Thrown
+
+  constructor(thrown: Thrown) {
+    super(thrown.message)
+    this.name = thrown.name
+    this.code = thrown.code
+    this.thrown = thrown
+  }
+}
+
+export class Partner {
+  readonly exited: Promise<Exit>
+  readonly #child: ChildProcess
+  readonly #waiting = new Map<number, Waiting>()
+  #next = 0
+  #complaints = ''
+  #exit: Exit | null = null
+  #expected: 'to run' | 'to exit' | 'to fail' | 'to be killed' = 'to run'
+
+  private constructor(child: ChildProcess) {
+    this.#child = child
+    child.stderr!.setEncoding('utf8').on('data', (text: string) => {
+      this.#complaints += text
+    })
+    child.on('message', (answer: Answer) => {
+      const waiting = this.#waiting.get(answer.id)
+      this.#waiting.delete(answer.id)
+      if (answer.thrown === undefined) waiting?.resolve(answer.value)
+      else waiting?.reject(new PartnerError(answer.thrown))
+    })
+    // Not the event 'close', which never comes for a child that was disconnected.
+    const silent = new Promise((resolve) => child.stderr!.on('close', resolve))
+    const ended = new Promise<Exit>((resolve) => child.on('exit', (code, signal) => resolve({ code, signal })))
+    this.exited = Promise.all([ended, silent]).then(([exit]) => {
+      this.#exit = exit
+      for (const { reject } of this.#waiting.values()) reject(new Error(`the partner is gone: ${this.#describe()}`))
+      this.#waiting.clear()
+      return exit
+    })
+  }
+
+  /** Starts a process that ends with the test, which fails if the process ended by itself before. */
+  static async start(t: ExecutionContext, { through = [], node = [] }: PartnerSettings = {}): Promise<Partner> {
+    const [command, ...words] = [...through, process.execPath, '--enable-source-maps', ...node, script]
+    const child = spawn(command!, words, { stdio: ['ignore', 'inherit', 'pipe', 'ipc'], serialization: 'advanced' })
+    const partner = new Partner(child)
+    t.teardown(() => partner.#over())
+    await partner.run(() => {})
+    return partner
+  }
+
+  get pid(): number {
+    return this.#child.pid!
+  }
+
+  /** Calls a function over there. It sees nothing of this process but its arguments. */
+  run<Arguments extends unknown[], Result>(
+    what: (kit: Kit, ...given: Arguments) => Result,
+    ...given: Arguments
+  ): Promise<Awaited<Result>> {
+    const id = this.#next
+    this.#next += 1
+    const answer = new Promise<Awaited<Result>>((resolve, reject) => {
+      this.#waiting.set(id, { resolve: resolve as Waiting['resolve'], reject })
+      if (this.#exit !== null) reject(new Error(`the partner is gone: ${this.#describe()}`))
+      else this.#child.send({ id, code: what.toString(), given })
+    })
+    // Whoever waits for it is told; a test that ends before it must not fail by it.
+    answer.catch(() => {})
+    return answer
+  }
+
+  /** Joins over there; the channel is the partner's from then on. */
+  join(address: string, options: Options = {}): Promise<void> {
+    return this.run(
+      async (kit, where: string, how: Options) => {
+        kit.channel = await kit.join(where, how)
+      },
+      address,
+      options,
+    )
+  }
+
+  /** Connects over there, as the agent of a service; the channel is the partner's from then on. */
+  connect(address: string, options: Options = {}): Promise<void> {
+    return this.run(
+      async (kit, where: string, how: Options) => {
+        kit.channel = await kit.ringfence.connect(where, how)
+      },
+      address,
+      options,
+    )
+  }
+
+  /** Nothing but what the partner has open keeps it alive from here on. */
+  letGo(): Promise<Exit> {
+    this.#expected = 'to exit'
+    this.#child.disconnect()
+    return this.exited
+  }
+
+  /** Its end, however it comes about, and what it complains of, are what the test is about. */
+  mayFail(): void {
+    this.#expected = 'to fail'
+  }
+
+  kill(): Promise<Exit> {
+    this.#expected = 'to be killed'
+    this.#child.kill('SIGKILL')
+    return this.exited
+  }
+
+  /** Has the kernel run it no more: it is there, and does nothing. */
+  stop(): void {
+    this.#child.kill('SIGSTOP')
+  }
+
+  /** Has the kernel run it again. */
+  goOn(): void {
+    this.#child.kill('SIGCONT')
+  }
+
+  #describe(): string {
+    const { code, signal } = this.#exit ?? {}
+    return `${signal ?? `exit code ${code}`}\n${this.#complaints}`
+  }
+
+  async #over(): Promise<void> {
+    const exit = this.#exit
+    if (exit === null) {
+      this.#child.kill('SIGKILL')
+      await this.exited
+    } else if (this.#expected === 'to run') throw new Error(`the partner ended by itself: ${this.#describe()}`)
+    else if (this.#expected === 'to exit' && exit.code !== 0) throw new Error(`the partner failed: ${this.#describe()}`)
+    if (this.#complaints !== '' && this.#expected !== 'to fail')
+      throw new Error(`the partner complained:\n${this.#complaints}`)
+  }
+}
+
+export interface PairSettings {
+  address?: string
+  /** For both sides. */
+  options?: Options
+  /** For this side alone. */
+  here?: Options
+  /** For the partner's side alone. */
+  there?: Options
+  partner?: Partner
+}
+
+export interface Pair {
+  channel: Channel
+  partner: Partner
+  address: string
+}
+
+/** Joins, and has the channel closed when the test ends. */
+export function joinHere(t: ExecutionContext, address: string, options: Options = {}): Promise<Channel> {
+  const over = new AbortController()
+  const signal = options.signal === undefined ? over.signal : AbortSignal.any([over.signal, options.signal])
+  const joined = join(address, { ...options, signal })
+  t.teardown(async () => {
+    over.abort()
+    const channel = await joined.catch(() => undefined)
+    await channel?.close()
+  })
+  return joined
+}
+
+/** Listens, and has the listener and its channels closed when the test ends. */
+export async function listenHere(t: ExecutionContext, address: string, options: Options = {}): Promise<Listener> {
+  const listener = await listen(address, options)
+  t.teardown(() => listener.close({ channels: 'close' }))
+  return listener
+}
+
+/** The next channel of a listener. */
+export async function nextOf(listener: Listener): Promise<Channel> {
+  const { value } = await listener[Symbol.asyncIterator]().next()
+  if (value === undefined) throw new Error('the listener has closed')
+  return value
+}
+
+/** A channel from this process to another. */
+export async function pair(t: ExecutionContext, settings: PairSettings = {}): Promise<Pair> {
+  const { address = abstractAddress(), options = {}, here = {}, there = {} } = settings
+  const partner = settings.partner ?? (await Partner.start(t))
+  const [channel] = await Promise.all([
+    joinHere(t, address, { ...options, ...here }),
+    partner.join(address, { ...options, ...there }),
+  ])
+  return { channel, partner, address }
+}

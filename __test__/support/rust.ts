@@ -1,0 +1,56 @@
+// A partner in Rust: __test__/rust, which the tests' build compiles.
+
+import { spawn, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+
+import type { ExecutionContext } from 'ava'
+
+import { soon } from './until.js'
+
+const built = (name: string) => fileURLToPath(new URL(`../../../target/debug/${name}`, import.meta.url))
+
+export const rustPartner = built('ringfence-partner')
+export const framesProducer = built('ringfence-frames')
+
+export interface RustSettings {
+  deed: 'produce' | 'consume' | 'echo' | 'close' | 'leave' | 'execute' | 'tokens' | 'member'
+  address: string
+  capacity: number
+  longest: number
+  sizes?: number[]
+  /** The executable that its peer must have. */
+  executable?: string
+}
+
+export class RustPartner {
+  readonly exited: Promise<[code: number | null, signal: NodeJS.Signals | null]>
+  readonly #child: ChildProcess
+  readonly #lines: AsyncIterator<string>
+
+  constructor(t: ExecutionContext, settings: RustSettings) {
+    const { deed, address, capacity, longest, sizes = [], executable = process.execPath } = settings
+    const words = [deed, address, executable, String(capacity), String(longest)]
+    if (sizes.length > 0) words.push(sizes.join(','))
+    this.#child = spawn(rustPartner, words, { stdio: ['ignore', 'pipe', 'inherit'] })
+    this.#lines = createInterface({ input: this.#child.stdout! })[Symbol.asyncIterator]()
+    this.exited = once(this.#child, 'exit') as typeof this.exited
+    t.teardown(() => this.kill())
+  }
+
+  get pid(): number {
+    return this.#child.pid!
+  }
+
+  /** Its next line. */
+  async hear(): Promise<string> {
+    const { done, value } = await soon(this.#lines.next(), 'a line of the Rust partner')
+    return done === true ? '(the end)' : value
+  }
+
+  async kill(): Promise<void> {
+    this.#child.kill('SIGKILL')
+    await this.exited
+  }
+}

@@ -1,0 +1,37 @@
+// Waiting for what has no event of its own.
+
+import { setTimeout as pause } from 'node:timers/promises'
+
+/** Looks again and again until something holds. The limit only ends a test that has failed. */
+export async function until(holds: () => boolean | Promise<boolean>, what: string, limit = 60_000): Promise<void> {
+  const end = performance.now() + limit
+  while (!(await holds())) {
+    if (performance.now() > end) throw new Error(`waited ${limit} ms in vain until ${what}`)
+    await pause(2)
+  }
+}
+
+/** Whether a promise has settled by now, after everything that is due has run. */
+export async function isPending(promise: Promise<unknown>): Promise<boolean> {
+  let pending = true
+  const settled = () => {
+    pending = false
+  }
+  promise.then(settled, settled)
+  // Two turns of the event loop: what the line has brought is read in the first.
+  for (let turn = 0; turn < 2; turn += 1) await new Promise((resolve) => setImmediate(resolve))
+  return pending
+}
+
+/** What a promise brings, or an error where it brings nothing: for what hangs when it is broken. */
+export async function soon<Value>(promise: Promise<Value>, what: string, limit = 20_000): Promise<Value> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`waited ${limit} ms in vain for ${what}`)), limit)
+  })
+  try {
+    return await Promise.race([promise, late])
+  } finally {
+    clearTimeout(timer)
+  }
+}

@@ -1,0 +1,96 @@
+import test from 'ava'
+
+import { pattern } from './support/bytes.js'
+import { pair } from './support/partner.js'
+import { soon } from './support/until.js'
+
+/** More looks than the core makes before it looks at the line as well. */
+const MANY_LOOKS = 10_000
+
+test.serial('a receive that waits is not forgotten for looks that found nothing in between', async (t) => {
+  const { channel, partner } = await pair(t)
+  for (const way of ['tryReceive', 'drain', 'trySend'] as const) {
+    const waiting = channel.receive()
+    await partner.run((kit) => {
+      setTimeout(() => void kit.channel.send('taken by a look'), 20)
+    })
+    // This turn of the event loop sees the message come, takes it, and goes on looking. The bell is in the line.
+    while (channel.tryReceive() === null);
+    if (way === 'trySend') while (channel.trySend(pattern(0, 100_000)));
+    for (let look = 0; look < MANY_LOOKS; look += 1) {
+      if (way === 'tryReceive') channel.tryReceive()
+      else if (way === 'drain') channel.drain(() => {})
+      else channel.trySend(pattern(0, 100_000))
+    }
+    await partner.run((kit) => kit.channel.send('for whoever waits'))
+    t.is(String(await soon(waiting, 'the message')), 'for whoever waits', way)
+  }
+})
+
+test.serial('a send that waits is not forgotten for looks that found nothing in between', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  const message = pattern(0, 50_000)
+  const waiting = channel.send(message)
+  await partner.run((kit) => {
+    setTimeout(() => (kit.keep['read'] = kit.channel.receive()), 20)
+  })
+  // Until the peer has read, and rung, and for long after that.
+  const end = performance.now() + 500
+  while (performance.now() < end) channel.tryReceive()
+  await soon(waiting, 'the send')
+  t.deepEqual(await partner.run((kit) => kit.keep['read']), message)
+})
+
+test.serial('a send that waits is not forgotten where the peer’s end is found', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  const message = pattern(0, 50_000)
+  const waiting = channel.send(message)
+  const ended = channel.end()
+  await partner.run(async (kit) => {
+    setTimeout(async () => {
+      await kit.channel.end()
+      kit.keep['read'] = kit.channel.receive()
+    }, 20)
+  })
+  const end = performance.now() + 500
+  while (performance.now() < end) void channel.ended
+  t.is(await channel.receive(), null)
+  await soon(waiting, 'the send')
+  await ended
+  t.deepEqual(await partner.run((kit) => kit.keep['read']), message)
+})
+
+for (const stop of ['at its limit', 'by an error'] as const) {
+  test.serial(`a drain that stops ${stop} lets a send that waits go on, however little was read`, async (t) => {
+    const { channel, partner } = await pair(t, { there: { capacity: 1 << 20 } })
+    await partner.run(async (kit) => {
+      const message = new Uint8Array(1000)
+      while (kit.channel.trySend(message));
+      kit.keep['sent'] = kit.channel.send(message)
+      // The sender looks again for some turns of its event loop before it has this side ring.
+      for (let turn = 0; turn < 100; turn += 1) await new Promise((resolve) => setImmediate(resolve))
+    })
+    if (stop === 'at its limit') {
+      t.is(
+        channel.drain(() => {}, 1),
+        1,
+      )
+    } else {
+      const thrown = new Error('of the visitor')
+      t.is(
+        t.throws(() =>
+          channel.drain(() => {
+            throw thrown
+          }),
+        ),
+        thrown,
+      )
+    }
+    await soon(
+      partner.run(async (kit) => {
+        await kit.keep['sent']
+      }),
+      'the send',
+    )
+  })
+}

@@ -1,0 +1,241 @@
+import { fileURLToPath } from 'node:url'
+import { Worker } from 'node:worker_threads'
+
+import test, { type ExecutionContext } from 'ava'
+import { join } from 'ringfence'
+
+import { abstractAddress, isBound } from './support/address.js'
+import { pattern } from './support/bytes.js'
+import type { Deed, Orders } from './support/doomed.js'
+import { joinHere, pair, Partner } from './support/partner.js'
+import { soon, until } from './support/until.js'
+
+const doomed = fileURLToPath(new URL('support/doomed.js', import.meta.url))
+
+function work(t: ExecutionContext, orders: Orders): { worker: Worker; exited: Promise<number> } {
+  const worker = new Worker(doomed, { workerData: orders })
+  const exited = new Promise<number>((resolve, reject) => {
+    worker.on('exit', resolve)
+    worker.on('error', reject)
+  })
+  t.teardown(() => worker.terminate())
+  return { worker, exited }
+}
+
+for (const threads of [false, true]) {
+  const how = threads ? 'where a thread watches' : 'where the event loop watches'
+
+  test.serial(`a channel in a worker thread is a channel like any other, ${how}`, async (t) => {
+    const address = abstractAddress()
+    const partner = await Partner.start(t)
+    const { exited } = work(t, { address, deed: 'echoing', threads })
+    await partner.join(address)
+    const there = await partner.run(async (kit) => {
+      for (let number = 0; number < 500; number += 1) {
+        const message = kit.bytes.pattern(number, (number * 91) % 40_000)
+        void kit.channel.send(message)
+        const answer = await kit.channel.receive()
+        if (!answer?.equals(message)) return `message ${number} came back as another`
+      }
+      await kit.channel.end()
+      return kit.channel.closed
+    })
+    t.is(there, 'closed')
+    t.is(await soon(exited, 'the worker to exit by itself'), 0)
+  })
+}
+
+test.serial('several workers of a process have channels of their own', async (t) => {
+  const addresses = Array.from({ length: 4 }, abstractAddress)
+  const workers = addresses.map((address, number) => work(t, { address, deed: 'echoing', threads: number % 2 === 1 }))
+  const partner = await Partner.start(t)
+  const there = partner.run(async (kit, where: string[]) => {
+    const channels = await Promise.all(where.map((address) => kit.join(address)))
+    const tasks = channels.map(async (channel, number) => {
+      for (let round = 0; round < 200; round += 1) {
+        void channel.send(`${number} ${round}`)
+        const answer = String(await channel.receive())
+        if (answer !== `${number} ${round}`) return answer
+      }
+      await channel.close()
+      return 'right'
+    })
+    return Promise.all(tasks)
+  }, addresses)
+  t.deepEqual(await there, ['right', 'right', 'right', 'right'])
+  for (const { exited } of workers) t.is(await soon(exited, 'a worker to exit by itself'), 0)
+})
+
+test.serial('two threads of one process are no pair: ADDRESS_OCCUPIED', async (t) => {
+  const address = abstractAddress()
+  const over = new AbortController()
+  const joined = joinHere(t, address, { signal: over.signal })
+  await until(() => isBound(address), 'it is bound')
+  const { exited } = work(t, { address, deed: 'waiting', threads: false })
+  const error = await exited.then(String, (thrown: { code: string }) => thrown.code)
+  t.is(error, 'ERR_RINGFENCE_ADDRESS_OCCUPIED')
+  over.abort()
+  await t.throwsAsync(joined, { code: 'ERR_RINGFENCE_ABORTED' })
+})
+
+test.serial('a worker that is terminated lets go of the address, and its peer notices', async (t) => {
+  const { partner, address } = await pair(t).then(async ({ channel, ...rest }) => {
+    await channel.close()
+    return rest
+  })
+  const { worker } = work(t, { address, deed: 'waiting', threads: false })
+  await partner.join(address)
+  await worker.terminate()
+  t.regex(await partner.run((kit) => kit.channel.closed), /^(closed|exited)$/)
+  await until(() => !isBound(address), 'the address is free')
+})
+
+const deeds: Deed[] = ['joining', 'waiting', 'sending', 'draining', 'reserving', 'echoing', 'closing', 'signalling']
+
+/** `npm run test:torture` asks for more. */
+const times = Number(process.env['RINGFENCE_TORTURE'] ?? 200)
+
+test.serial(
+  `workers may be terminated at any moment, ${times} times: the process goes on, and keeps nothing`,
+  async (t) => {
+    const stage = await Partner.start(t, { node: ['--expose-gc'] })
+    const other = await Partner.start(t)
+    const address = abstractAddress()
+    // The other side meets whoever comes, and keeps it busy both ways.
+    await other.run((kit, where: string) => {
+      kit.keep['met'] = 0
+      const meet = async () => {
+        for (;;) {
+          const channel = await kit.join(where, { capacity: 16_384, wait: true })
+          kit.keep['met'] = (kit.keep['met'] as number) + 1
+          const message = kit.bytes.pattern(1, 3000)
+          const flood = async () => {
+            for (let number = 0; ; number += 1) {
+              await channel.send(message)
+              if (number % 10 === 0) await new Promise((resolve) => setImmediate(resolve))
+            }
+          }
+          const read = async () => {
+            while (await channel.readable()) {
+              channel.drain(() => {}, 5)
+              await new Promise((resolve) => setImmediate(resolve))
+            }
+          }
+          const signal = async () => {
+            for await (const token of channel.signals()) channel.signal(token)
+          }
+          await Promise.all([flood().catch(() => {}), read().catch(() => {}), signal().catch(() => {})])
+          await channel.close()
+        }
+      }
+      kit.keep['over'] = meet()
+    }, address)
+
+    const rounds = (first: number, count: number) =>
+      stage.run(
+        async (kit, where: string, script: string, ways: Deed[], from: number, to: number) => {
+          const { Worker: Thread } = kit.require('node:worker_threads') as typeof import('node:worker_threads')
+          const { readdirSync, readFileSync } = kit.require('node:fs') as typeof import('node:fs')
+          const { gc } = globalThis as unknown as { gc(): void }
+          const holds = () => {
+            gc()
+            return {
+              descriptors: readdirSync('/proc/self/fd').length,
+              threads: readdirSync('/proc/self/task').length,
+              regions: readFileSync('/proc/self/maps', 'latin1').match(/memfd:ringfence/g)?.length ?? 0,
+              resident: Math.round(process.memoryUsage.rss() / 1024 / 1024),
+            }
+          }
+          const chance = kit.bytes.random(from)
+          const joined = { times: 0 }
+          for (let round = from; round < to; round += 1) {
+            const deed = ways[round % ways.length]!
+            // Where nobody will come, it is terminated while it joins.
+            const meeting = deed === 'joining' ? `${where}-alone` : where
+            const orders = { address: meeting, deed, threads: Math.floor(round / ways.length) % 2 === 1 }
+            const worker = new Thread(script, { workerData: orders })
+            worker.on('error', (error: Error & { code?: string }) => {
+              // The other has not yet noticed that the last one is gone, or is gone from the one before.
+              if (!/OCCUPIED|PEER_LOST/.test(error.code ?? '')) throw error
+            })
+            const exited = new Promise((resolve) => worker.on('exit', resolve))
+            const begun = new Promise<void>((resolve) => {
+              worker.on('message', (what: string) => {
+                if (what === 'joined') joined.times += 1
+                if (what === (deed === 'joining' || round % 10 === 9 ? 'joining' : 'joined')) resolve()
+              })
+            })
+            await Promise.race([begun, exited])
+            const late = chance() * 8
+            if (round % 3 !== 0) await new Promise((resolve) => setTimeout(resolve, late))
+            await worker.terminate()
+            await exited
+            if (to > 1000 && round % 1000 === 999) console.log(`${round + 1} of ${to}: ${JSON.stringify(holds())}`)
+          }
+          // Threads that were left alone with their handshake let go when they notice.
+          let held = holds()
+          for (let look = 0; look < 100; look += 1) {
+            await new Promise((resolve) => setTimeout(resolve, 10))
+            const { descriptors, threads, regions, resident } = holds()
+            held = {
+              descriptors: Math.min(held.descriptors, descriptors),
+              threads: Math.min(held.threads, threads),
+              regions: Math.min(held.regions, regions),
+              resident: Math.min(held.resident, resident),
+            }
+          }
+          return { ...held, joined: joined.times }
+        },
+        address,
+        doomed,
+        deeds,
+        first,
+        first + count,
+      )
+    const first = times / 10
+    const before = await rounds(0, first)
+    const after = await rounds(first, times - first)
+    t.log(`after ${first}: ${JSON.stringify(before)}; after ${times}: ${JSON.stringify(after)}`)
+    t.true(
+      after.descriptors <= before.descriptors,
+      `${before.descriptors} descriptors before, ${after.descriptors} after`,
+    )
+    t.true(after.threads <= before.threads, `${before.threads} threads before, ${after.threads} after`)
+    t.is(after.regions, 0)
+    t.true(after.joined > times * 0.3, `${after.joined} workers had a channel`)
+    t.true((await other.run((kit) => kit.keep['met'] as number)) > times * 0.3)
+
+    // Both processes are as good as new.
+    const { channel } = await pair(t, { partner: stage })
+    await channel.send(pattern(0, 5_000_000).subarray(0, 1000))
+    t.is(await stage.run(async (kit) => (await kit.channel.receive())!.length), 1000)
+  },
+)
+
+test.serial('a process may exit while its workers have channels', async (t) => {
+  const partner = await Partner.start(t)
+  const stage = await Partner.start(t)
+  const address = abstractAddress()
+  await stage.run(
+    (kit, script: string, where: string) => {
+      const { Worker: Thread } = kit.require('node:worker_threads') as typeof import('node:worker_threads')
+      kit.keep['worker'] = new Thread(script, { workerData: { address: where, deed: 'sending', threads: false } })
+    },
+    doomed,
+    address,
+  )
+  await partner.join(address)
+  await partner.run((kit) => kit.channel.receive())
+  stage.mayFail()
+  void stage.run(() => process.exit(3))
+  t.deepEqual(await soon(stage.exited, 'its exit'), { code: 3, signal: null })
+  t.regex(
+    await partner.run(async (kit) => {
+      for await (const message of kit.channel) void message
+      return kit.channel.closed
+    }),
+    /^(closed|exited)$/,
+  )
+  const [again] = await Promise.all([join(address), partner.join(address)])
+  await again.close()
+})

@@ -1,0 +1,90 @@
+// A counter that is restarted a hundred times while its client keeps its place: README.md, beside this file, tells how.
+
+import { spawn } from 'node:child_process'
+import { EventEmitter, once } from 'node:events'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+import { member } from 'ringfence'
+
+const RESTARTS = Number(process.argv[2] ?? 100)
+/** So many additions between one restart and the next. */
+const BETWEEN = 50
+/** So many may be on their way. */
+const AHEAD = 32
+
+const directory = mkdtempSync(join(tmpdir(), 'ringfence-counter-'))
+const address = join(directory, 'counter.sock')
+const book = join(directory, 'book')
+writeFileSync(book, new BigUint64Array(2))
+
+/** Additions that were answered, one after the other. */
+let answered = 0
+const progress = new EventEmitter()
+/** What the counter said last. */
+let count = 0
+let said = 0
+let over = false
+
+let service = start()
+await once(service.stdout, 'data')
+const membership = await member(address, { wait: true, capacity: 1 << 16 })
+const roles = [membership.role]
+membership.on('role', (role) => roles.push(role))
+
+const client = add()
+for (let round = 0; round < RESTARTS; round += 1) {
+  // The next one is there before this one goes, and waits for its place.
+  const next = start()
+  await someMore()
+  await stop(service, round % 2 === 0 ? 'SIGTERM' : 'SIGKILL')
+  service = next
+}
+await someMore()
+over = true
+await client
+await stop(service, 'SIGTERM')
+await membership.leave()
+rmSync(directory, { recursive: true })
+
+console.log(`${RESTARTS} restarts, every other one by SIGKILL; the client was the ${roles.join(', then the ')}`)
+console.log(`${answered} additions were answered (${said} were said), and the counter says ${count}`)
+process.exitCode = answered === count ? 0 : 1
+
+/** Adds one, again and again, with whatever partner there is. What one has not answered is said to the next. */
+async function add() {
+  for await (const channel of membership) {
+    let sent = answered
+    const more = () => {
+      for (; !over && sent < answered + AHEAD; sent += 1, said += 1) {
+        // Whether it has arrived is told by its answer.
+        channel.send(`${sent + 1} 1`).catch(() => {})
+      }
+    }
+    more()
+    for await (const answer of channel) {
+      ;[answered, count] = answer.toString().split(' ').map(Number)
+      progress.emit('answered')
+      more()
+      if (over && answered === sent) return
+    }
+  }
+}
+
+async function someMore() {
+  const goal = answered + BETWEEN
+  while (answered < goal) await once(progress, 'answered')
+}
+
+function start() {
+  const script = fileURLToPath(new URL('service.mjs', import.meta.url))
+  return spawn(process.execPath, [script, address, book], { stdio: ['ignore', 'pipe', 'inherit'] })
+}
+
+async function stop(child, signal) {
+  const exited = once(child, 'exit')
+  child.kill(signal)
+  await exited
+}

@@ -1,0 +1,45 @@
+// Two hosts on one machine: each has a service and a bridge, and a NATS server is between the bridges.
+//
+//     node main.mjs [COUNT [NATS-SERVER]]
+
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+
+const [count = '1000', executable = 'nats-server'] = process.argv.slice(2)
+const path = (name) => fileURLToPath(new URL(name, import.meta.url))
+const address = (host) => `@ringfence-nats-${process.pid}-${host}`
+
+const server = spawn(executable, ['--addr', '127.0.0.1', '--port', '-1'], { stdio: ['ignore', 'ignore', 'pipe'] })
+const processes = [server]
+const start = (name, ...words) => {
+  const child = spawn(process.execPath, [path(name), ...words], { stdio: ['ignore', 'inherit', 'inherit'] })
+  processes.push(child)
+  return once(child, 'exit').then(([code, signal]) => {
+    if (code !== 0) throw new Error(`${name} ${words.join(' ')} has ended with ${signal ?? code}`)
+  })
+}
+
+async function place() {
+  for await (const line of createInterface({ input: server.stderr })) {
+    const found = /Listening for client connections on (\S+)/.exec(line)
+    if (found) return found[1]
+  }
+  throw new Error('the NATS server has ended before it was ready')
+}
+
+try {
+  const at = await Promise.race([place(), once(server, 'error').then(([error]) => Promise.reject(error))])
+  await Promise.all([
+    start('bridge.mjs', address('west'), 'west', 'east', at),
+    start('bridge.mjs', address('east'), 'east', 'west', at),
+    start('service.mjs', address('west'), 'asks', count),
+    start('service.mjs', address('east'), 'answers'),
+  ])
+} catch (error) {
+  console.error(`It did not work: ${error.message}`)
+  process.exitCode = 1
+} finally {
+  for (const child of processes) child.kill()
+}
