@@ -1,0 +1,216 @@
+//! A spawned process that is talked to in lines.
+//!
+//! Every role of this executable takes its orders on standard input and answers on standard output, one line each,
+//! so that the rows order events by what they have heard and never by sleeping. Whatever happens, a process that
+//! was started here is killed and reaped here.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::process::ExitStatusExt as _,
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{Signal, kill},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    },
+    unistd::Pid,
+};
+
+use crate::Trouble;
+
+/// How long an answer may take that must come. Generous: the machine may be busy with other things.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    /// One line of its standard output.
+    Line(String),
+    /// It ended, in these words.
+    Ended(String),
+    /// Nothing, in the time given.
+    Silence,
+}
+
+/// A process of this test.
+#[derive(Debug)]
+pub struct Actor {
+    name: &'static str,
+    child: Child,
+    orders: Option<ChildStdin>,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Actor {
+    /// Starts `command` and calls it `name` in every complaint.
+    pub fn start(name: &'static str, command: &mut Command) -> Result<Self, Trouble> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| Trouble::wrong(format!("{name} could not be started: {error}")))?;
+        let (orders, answers) = (child.stdin.take(), child.stdout.take());
+        let (sender, lines) = mpsc::channel();
+        if let Some(answers) = answers {
+            thread::spawn(move || {
+                for line in BufReader::new(answers).lines() {
+                    let Ok(line) = line else { break };
+                    if sender.send(line).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        Ok(Self {
+            name,
+            child,
+            orders,
+            lines,
+        })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// Gives an order.
+    pub fn say(&mut self, order: &str) -> Result<(), Trouble> {
+        let name = self.name;
+        let orders = self
+            .orders
+            .as_mut()
+            .ok_or_else(|| Trouble::wrong(format!("{name} takes no more orders")))?;
+        orders
+            .write_all(format!("{order}\n").as_bytes())
+            .map_err(|error| Trouble::wrong(format!("{name} could not be told {order:?}: {error}")))
+    }
+
+    /// Waits for a line, or for the end of the process.
+    pub fn hear(&mut self, within: Duration) -> Heard {
+        let end = Instant::now() + within;
+        match self.lines.recv_timeout(within) {
+            Ok(line) => Heard::Line(line),
+            Err(RecvTimeoutError::Timeout) => Heard::Silence,
+            // Its output is closed, which most often means that it is just ending.
+            Err(RecvTimeoutError::Disconnected) => loop {
+                match self.child.try_wait() {
+                    Ok(Some(status)) => break Heard::Ended(words(status)),
+                    Ok(None) if Instant::now() < end => thread::sleep(Duration::from_millis(1)),
+                    _ => break Heard::Silence,
+                }
+            },
+        }
+    }
+
+    /// Waits for a line that must come.
+    pub fn line(&mut self) -> Result<String, Trouble> {
+        match self.hear(PATIENCE) {
+            Heard::Line(line) => Ok(line),
+            other => Err(Trouble::wrong(format!(
+                "{} was to answer, but: {other:?}",
+                self.name
+            ))),
+        }
+    }
+
+    /// Waits for a line that begins with `start`, and returns what follows it.
+    pub fn expect(&mut self, start: &str) -> Result<String, Trouble> {
+        let line = self.line()?;
+        match line.strip_prefix(start) {
+            Some(rest) => Ok(rest.trim().to_owned()),
+            None => Err(Trouble::wrong(format!(
+                "{} was to say {start:?}, but said {line:?}",
+                self.name
+            ))),
+        }
+    }
+
+    /// An order and its answer.
+    pub fn ask(&mut self, order: &str) -> Result<String, Trouble> {
+        self.say(order)?;
+        self.line()
+    }
+
+    /// An order, and its answer or its end or its silence.
+    pub fn try_ask(&mut self, order: &str, within: Duration) -> Heard {
+        if self.say(order).is_err() {
+            // Whoever is dead cannot be told anything; how it died is what matters.
+            return self.hear(within);
+        }
+        self.hear(within)
+    }
+
+    /// Waits until the process is a zombie, and leaves it one.
+    pub fn leave_as_zombie(&self) -> Result<(), Trouble> {
+        let end = Instant::now() + PATIENCE;
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+        loop {
+            match waitid(Id::Pid(self.pid()), flags) {
+                Ok(WaitStatus::StillAlive) if Instant::now() < end => thread::sleep(Duration::from_millis(1)),
+                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                other => {
+                    return Err(Trouble::wrong(format!(
+                        "{} did not become a zombie: {other:?}",
+                        self.name
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Stops it where it is, as any process of the same user can.
+    pub fn freeze(&self) -> Result<(), Trouble> {
+        let refused = |errno| Trouble::wrong(format!("{} could not be stopped: {errno}", self.name));
+        kill(self.pid(), Signal::SIGSTOP).map_err(refused)?;
+        let end = Instant::now() + PATIENCE;
+        while state_of(self.pid()) != Some('T') {
+            if Instant::now() > end {
+                return Err(Trouble::wrong(format!("{} did not stop", self.name)));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) -> Result<(), Trouble> {
+        kill(self.pid(), Signal::SIGCONT)
+            .map_err(|errno| Trouble::wrong(format!("{} could not be continued: {errno}", self.name)))
+    }
+
+    /// Ends it without asking.
+    pub fn kill(&mut self) {
+        // A process that has ended already is no error here.
+        drop(self.child.kill());
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        self.kill();
+        drop(self.child.wait());
+    }
+}
+
+/// A process's state letter in /proc/PID/stat.
+pub fn state_of(pid: Pid) -> Option<char> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    text.rsplit_once(") ")?.1.chars().next()
+}
+
+/// How a process ended, as a reader of the table wants it.
+fn words(status: ExitStatus) -> String {
+    match status.signal().and_then(|number| Signal::try_from(number).ok()) {
+        Some(signal) => signal.as_str().to_owned(),
+        None => status.to_string(),
+    }
+}

@@ -1,0 +1,374 @@
+//! The plain program: shared memory between two processes, built as the well-known recipe says, and nothing more.
+//!
+//! `shm_open` with `O_EXCL` and mode 0, `shm_unlink` at once, a lease to see that nobody else got in; bind or connect
+//! at an agreed Unix socket; `SO_PEERCRED`, the uid, the inode of `/proc/PID/exe`; the object by `SCM_RIGHTS` with its
+//! size as data; mmap; everything closed. Then a ring each way in the one object that both may write, with words
+//! that either side takes at their value. It is written to be attacked, and leaves out nothing that the recipe names.
+
+use std::{
+    os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    ptr,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use nix::{
+    cmsg_space,
+    errno::Errno,
+    fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
+    sys::{
+        mman::{MapFlags, ProtFlags, mmap, shm_open, shm_unlink},
+        signal::kill,
+        socket::{
+            AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+            accept, bind, connect, getsockopt, listen, recvmsg, sendmsg, socket, sockopt,
+        },
+        stat::{Mode, stat},
+    },
+    unistd::{Pid, ftruncate, geteuid, getpid, getuid, read},
+};
+
+use crate::post;
+
+/// Bytes before the two rings: their tails and heads.
+const HEAD_WORDS: usize = 4096;
+/// Instead of a length: the rest of the ring is unused.
+const SKIP: u32 = u32::MAX;
+
+/// A moment on the way, at which other threads of the program may be doing anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// It has become the host, its object is made, and it listens.
+    Listening,
+    /// The guest has the object's descriptor, and has not yet mapped it.
+    Received,
+    /// A peer was turned away.
+    Refused,
+}
+
+/// What of the recipe can be read in two ways.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reading {
+    /// Keeps the lease that "to check" is taken, instead of giving it back.
+    pub keep_lease: bool,
+    /// Where the two run as different users the executable cannot be looked at, and the uid is all there is.
+    pub uid_only: bool,
+    /// "The same inode", without "on the same filesystem".
+    pub inode_only: bool,
+}
+
+/// Shared memory with a peer.
+#[derive(Debug)]
+pub struct Plain {
+    /// `host` or `guest`.
+    pub role: &'static str,
+    /// The peer, as it was when it was checked.
+    pub peer: Pid,
+    base: *mut u8,
+    capacity: u64,
+    sends: usize,
+}
+
+/// The word that one is about to exit, and that the other should bind and listen.
+pub const LEAVING: usize = 1;
+
+/// Tells the other, by a realtime signal that carries the word (sigqueue(3)).
+pub fn tell(process: Pid, signal: i32) -> Result<(), Errno> {
+    let value = libc::sigval {
+        sival_ptr: ptr::without_provenance_mut(LEAVING),
+    };
+    // SAFETY: sigqueue takes integers and a word that nobody follows.
+    Errno::result(unsafe { libc::sigqueue(process.as_raw(), signal, value) }).map(drop)
+}
+
+/// Blocks a realtime signal in this thread and those that it starts.
+pub fn block(signal: i32) -> Result<(), String> {
+    let set = set_of(signal);
+    // SAFETY: reads the set; the mask of this thread alone changes.
+    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) } {
+        0 => Ok(()),
+        error => Err(said("pthread_sigmask")(Errno::from_raw(error))),
+    }
+}
+
+fn set_of(signal: i32) -> libc::sigset_t {
+    // SAFETY: all-zero bytes are a valid set of signals.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: adds to the set, which is ours.
+    unsafe { libc::sigaddset(&raw mut set, signal) };
+    set
+}
+
+/// Waits for the peer to say that it is about to exit, and takes the address over: the recipe's last sentence.
+pub fn inherit(address: &str, signal: i32, peer: Pid) -> Result<OwnedFd, String> {
+    let set = set_of(signal);
+    loop {
+        // SAFETY: all-zero bytes are a valid siginfo.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: reads the set, and writes one siginfo.
+        let heard = unsafe { libc::sigwaitinfo(&raw const set, &raw mut info) };
+        if heard != signal || info.si_code != libc::SI_QUEUE {
+            continue;
+        }
+        // SAFETY: a queued signal has both.
+        let (sender, value) = unsafe { (info.si_pid(), info.si_value()) };
+        if sender == peer.as_raw() && value.sival_ptr.addr() == LEAVING {
+            return post::listen_at(address).map_err(said("listen"));
+        }
+    }
+}
+
+fn said(what: &'static str) -> impl Fn(Errno) -> String {
+    move |errno| format!("{what}: {errno}")
+}
+
+/// Meets the other instance at `address`, with an object of `size` bytes if this one is the first.
+pub fn join(
+    address: &str,
+    size: usize,
+    reading: Reading,
+    on: &mut dyn FnMut(Moment),
+) -> Result<Plain, String> {
+    let agreed = post::address(address).map_err(said("address"))?;
+    let line =
+        socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).map_err(said("socket"))?;
+    fcntl(&line, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(said("FD_CLOEXEC"))?;
+    match bind(line.as_raw_fd(), &agreed) {
+        Ok(()) => {
+            let object = create(size, reading)?;
+            listen(&line, Backlog::new(8).map_err(said("backlog"))?).map_err(said("listen"))?;
+            on(Moment::Listening);
+            loop {
+                let connection = accept(&line).map_err(said("accept"))?;
+                fcntl(&connection, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(said("FD_CLOEXEC"))?;
+                let Ok(peer) = check(&connection, reading) else {
+                    on(Moment::Refused);
+                    continue;
+                };
+                let descriptors = [object.as_raw_fd()];
+                let rights = [ControlMessage::ScmRights(&descriptors)];
+                let data = size.to_ne_bytes();
+                sendmsg::<()>(
+                    connection.as_raw_fd(),
+                    &[std::io::IoSlice::new(&data)],
+                    &rights,
+                    MsgFlags::MSG_NOSIGNAL,
+                    None,
+                )
+                .map_err(said("sendmsg"))?;
+                return map(&object, size, "host", peer);
+            }
+        }
+        Err(Errno::EADDRINUSE) => {
+            connect(line.as_raw_fd(), &agreed).map_err(said("connect"))?;
+            let peer = check(&line, reading)?;
+            let (object, size) = receive(&line)?;
+            on(Moment::Received);
+            map(&object.ok_or("no descriptor came")?, size, "guest", peer)
+        }
+        Err(errno) => Err(said("bind")(errno)),
+    }
+}
+
+/// Makes the object that nobody else can open.
+fn create(size: usize, reading: Reading) -> Result<OwnedFd, String> {
+    let name = format!("/plain-{}", getpid());
+    let object = shm_open(
+        name.as_str(),
+        OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL,
+        Mode::empty(),
+    )
+    .map_err(said("shm_open"))?;
+    shm_unlink(name.as_str()).map_err(said("shm_unlink"))?;
+    lease(&object, libc::F_WRLCK).map_err(said("somebody else has it open"))?;
+    if !reading.keep_lease {
+        lease(&object, libc::F_UNLCK).map_err(said("F_UNLCK"))?;
+    }
+    ftruncate(&object, size.try_into().map_err(|_| "size")?).map_err(said("ftruncate"))?;
+    Ok(object)
+}
+
+fn lease(object: &OwnedFd, kind: i32) -> Result<(), Errno> {
+    // SAFETY: F_SETLEASE takes an integer and touches no memory of ours.
+    Errno::result(unsafe { libc::fcntl(object.as_raw_fd(), libc::F_SETLEASE, kind) }).map(drop)
+}
+
+/// The recipe's checks: the uid is ours, and the executable is the very file that we execute.
+fn check(connection: &OwnedFd, reading: Reading) -> Result<Pid, String> {
+    let peer = getsockopt(connection, sockopt::PeerCredentials).map_err(said("SO_PEERCRED"))?;
+    if peer.uid() != getuid().as_raw() || peer.uid() != geteuid().as_raw() {
+        return Err(format!("uid {}", peer.uid()));
+    }
+    if reading.uid_only {
+        return Ok(Pid::from_raw(peer.pid()));
+    }
+    let theirs = stat(format!("/proc/{}/exe", peer.pid()).as_str()).map_err(said("/proc/PID/exe"))?;
+    let own = stat("/proc/self/exe").map_err(said("/proc/self/exe"))?;
+    if theirs.st_ino != own.st_ino || (theirs.st_dev != own.st_dev && !reading.inode_only) {
+        return Err("executable".into());
+    }
+    Ok(Pid::from_raw(peer.pid()))
+}
+
+/// Receives the object with its size, and goes on reading until the size is whole.
+fn receive(line: &OwnedFd) -> Result<(Option<OwnedFd>, usize), String> {
+    let mut data = [0; size_of::<usize>()];
+    let mut control = cmsg_space!(RawFd);
+    let mut object = None;
+    let mut filled = {
+        let mut slices = [std::io::IoSliceMut::new(&mut data)];
+        let message = recvmsg::<()>(
+            line.as_raw_fd(),
+            &mut slices,
+            Some(&mut control),
+            MsgFlags::empty(),
+        )
+        .map_err(said("recvmsg"))?;
+        if let Ok(items) = message.cmsgs() {
+            for item in items {
+                if let ControlMessageOwned::ScmRights(numbers) = item {
+                    // SAFETY: the kernel has just installed this descriptor for us. (Any further ones are lost
+                    // sight of: the recipe speaks of one.)
+                    object = numbers
+                        .first()
+                        .map(|number| unsafe { OwnedFd::from_raw_fd(*number) });
+                }
+            }
+        }
+        message.bytes
+    };
+    while filled < data.len() {
+        match read(line, &mut data[filled..]) {
+            Ok(0) => return Err("the peer left".into()),
+            Ok(count) => filled += count,
+            Err(errno) => return Err(said("read")(errno)),
+        }
+    }
+    Ok((object, usize::from_ne_bytes(data)))
+}
+
+fn map(object: &OwnedFd, size: usize, role: &'static str, peer: Pid) -> Result<Plain, String> {
+    let length = size.try_into().map_err(|_| "a size of 0")?;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
+    let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, object.as_fd(), 0) }
+        .map_err(said("mmap"))?;
+    let capacity = (size.saturating_sub(HEAD_WORDS) / 2) as u64;
+    Ok(Plain {
+        role,
+        peer,
+        base: base.as_ptr().cast(),
+        capacity,
+        sends: usize::from(role == "guest"),
+    })
+}
+
+/// Where a ring's words lie; 0 is the host's, 1 the guest's.
+pub const fn tail_of(ring: usize) -> usize {
+    ring * 128
+}
+
+/// See [`tail_of`].
+pub const fn head_of(ring: usize) -> usize {
+    ring * 128 + 64
+}
+
+/// Where a ring's bytes begin, in an object of `size` bytes.
+pub const fn data_of(ring: usize, size: usize) -> usize {
+    HEAD_WORDS + ring * ((size - HEAD_WORDS) / 2)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "64-bit Linux only")]
+const fn offset(position: u64) -> usize {
+    position as usize
+}
+
+impl Plain {
+    fn word(&self, at: usize) -> &AtomicU64 {
+        // SAFETY: the words lie in the first page of the mapping, if the peer has told the truth about its size.
+        let place = unsafe { self.base.add(at) };
+        // SAFETY: aligned, since the mapping begins with a page; it is never unmapped.
+        unsafe { AtomicU64::from_ptr(place.cast()) }
+    }
+
+    /// Where a record's length is: positions are multiples of eight.
+    fn length_at(&self, ring: usize, position: u64) -> *mut u32 {
+        let words: *mut u32 = self.base.cast();
+        words.wrapping_add((HEAD_WORDS + offset(ring as u64 * self.capacity + position % self.capacity)) / 4)
+    }
+
+    fn place(&self, ring: usize, position: u64) -> *mut u8 {
+        let at = HEAD_WORDS + offset(ring as u64 * self.capacity + position % self.capacity);
+        self.base.wrapping_add(at)
+    }
+
+    /// Puts a message into the ring, if there is room.
+    pub fn send(&self, message: &[u8]) -> bool {
+        let (tail, head) = (
+            self.word(tail_of(self.sends)),
+            self.word(head_of(self.sends)).load(Ordering::Acquire),
+        );
+        let mut position = tail.load(Ordering::Relaxed);
+        let needed = (message.len() as u64 + 4).next_multiple_of(8);
+        let rest = self.capacity - position % self.capacity;
+        let skipped = if needed > rest { rest } else { 0 };
+        if position + skipped + needed - head > self.capacity {
+            return false;
+        }
+        if skipped > 0 {
+            // SAFETY: positions are multiples of eight, so four bytes fit the ring's end.
+            unsafe { self.length_at(self.sends, position).write_volatile(SKIP) };
+            position += skipped;
+        }
+        let place = self.place(self.sends, position);
+        let length = u32::try_from(message.len()).unwrap_or(SKIP - 1);
+        // SAFETY: there is room for the record, by the words that both sides keep.
+        unsafe { self.length_at(self.sends, position).write_volatile(length) };
+        // SAFETY: as above.
+        unsafe { ptr::copy_nonoverlapping(message.as_ptr(), place.wrapping_add(4), message.len()) };
+        tail.store(position + needed, Ordering::Release);
+        true
+    }
+
+    /// The next message where it lies in the shared memory: no copy is the point of shared memory.
+    pub fn peek(&self) -> Option<(*const u8, usize)> {
+        let ring = 1 - self.sends;
+        loop {
+            let head = self.word(head_of(ring));
+            let position = head.load(Ordering::Relaxed);
+            if position == self.word(tail_of(ring)).load(Ordering::Acquire) {
+                return None;
+            }
+            let place = self.place(ring, position);
+            // SAFETY: a record begins here, by the words that both sides keep.
+            let length = unsafe { self.length_at(ring, position).read_volatile() };
+            if length != SKIP {
+                return Some((place.wrapping_add(4), length as usize));
+            }
+            let rest = self.capacity - position % self.capacity;
+            head.store(position + rest, Ordering::Release);
+        }
+    }
+
+    /// The bytes of a message that [`Plain::peek`] found, as they are now.
+    pub fn look(&self, (place, length): (*const u8, usize)) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(length);
+        // SAFETY: the record is as long as the ring says. Whoever can write there can make this untrue, which is
+        // what the rows about lying rings show; the process then dies in this call.
+        unsafe { ptr::copy_nonoverlapping(place, bytes.as_mut_ptr(), length) };
+        // SAFETY: just filled.
+        unsafe { bytes.set_len(length) };
+        bytes
+    }
+
+    /// Goes past the message that [`Plain::peek`] found.
+    pub fn advance(&self, length: usize) {
+        let head = self.word(head_of(1 - self.sends));
+        let needed = (length as u64 + 4).next_multiple_of(8);
+        head.store(head.load(Ordering::Relaxed) + needed, Ordering::Release);
+    }
+
+    /// The only way to ask whether the peer is still there, once all descriptors are closed.
+    pub fn peer_is_alive(&self) -> bool {
+        kill(self.peer, None).is_ok()
+    }
+}

@@ -1,0 +1,209 @@
+//! ringfence's frames, written from their description by somebody who need not follow it.
+
+use std::{
+    fmt,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+
+use crate::post;
+
+/// Where things lie in a region.
+pub mod layout {
+    /// How far the owner has written.
+    pub const TAIL: usize = 128;
+    /// How far the owner has read in the other's ring.
+    pub const HEAD: usize = 256;
+    /// Odd while the owner sleeps until there is something to read.
+    pub const READER_PARKED: usize = 384;
+    /// Odd while the owner sleeps until there is room.
+    pub const WRITER_PARKED: usize = 512;
+    /// 0: more may come, 1: it sends no more, 2: it has closed.
+    pub const PHASE: usize = 640;
+    /// The ring.
+    pub const DATA: usize = 4096;
+    /// Pages after the ring.
+    pub const AFTER: usize = 4096;
+    /// The first word.
+    pub const MAGIC: [u8; 8] = *b"ringfnc1";
+    /// A record is the beginning of a message.
+    pub const FIRST: u32 = 1;
+    /// A record is the end of a message.
+    pub const LAST: u32 = 2;
+    /// A record is no message.
+    pub const PADDING: u32 = 4;
+}
+
+/// Thirty-two random bytes of one side.
+pub type Nonce = [u8; 32];
+
+/// What a frame says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// Nonce, echo, capacity, longest message, backing, features.
+    Hello(Nonce, Nonce, u64, u64, u32, u32),
+    /// Echo, size, capacity.
+    Offer(Nonce, u64, u64),
+    /// Echo.
+    Ready(Nonce),
+    /// Code, check, wanted, found.
+    Refuse(u16, String, String, String),
+    /// The other end is closed.
+    End,
+    /// Nothing came in time.
+    Silence,
+    /// Something that is no frame.
+    Garbage(Vec<u8>),
+}
+
+impl fmt::Display for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hello(_, _, capacity, longest, backing, _) => {
+                write!(f, "hello {capacity} {longest} {backing}")
+            }
+            Self::Offer(_, size, capacity) => write!(f, "offer {size} {capacity}"),
+            Self::Ready(_) => write!(f, "ready"),
+            Self::Refuse(code, check, wanted, found) => {
+                write!(f, "refuse {code} {check} | {wanted} | {found}")
+            }
+            Self::End => write!(f, "end"),
+            Self::Silence => write!(f, "silence"),
+            Self::Garbage(bytes) => write!(f, "garbage {bytes:02x?}"),
+        }
+    }
+}
+
+/// A frame's bytes, with any kind and body.
+pub fn frame(kind: u16, body: &[u8]) -> Vec<u8> {
+    let mut bytes = b"ringfnce".to_vec();
+    bytes.extend(1_u16.to_le_bytes());
+    bytes.extend(kind.to_le_bytes());
+    bytes.extend(u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+/// HELLO.
+pub fn hello(nonce: &Nonce, echo: &Nonce, capacity: u64, longest: u64, backing: u32) -> Vec<u8> {
+    let mut body = nonce.to_vec();
+    body.extend(echo);
+    body.extend(capacity.to_le_bytes());
+    body.extend(longest.to_le_bytes());
+    body.extend(backing.to_le_bytes());
+    // No barriers: then every fence is the other side's.
+    body.extend(0_u32.to_le_bytes());
+    body.extend(0_u64.to_le_bytes());
+    frame(1, &body)
+}
+
+/// OFFER.
+pub fn offer(echo: &Nonce, size: u64, capacity: u64) -> Vec<u8> {
+    let mut body = echo.to_vec();
+    body.extend(size.to_le_bytes());
+    body.extend(capacity.to_le_bytes());
+    // It takes no tokens.
+    body.extend([0; 32]);
+    frame(2, &body)
+}
+
+/// READY.
+pub fn ready(echo: &Nonce) -> Vec<u8> {
+    frame(3, echo)
+}
+
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (field, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*field)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+
+    fn text(&mut self) -> Option<String> {
+        let length = usize::from(self.take().map(u16::from_le_bytes)?);
+        let (text, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(String::from_utf8_lossy(text).into_owned())
+    }
+}
+
+fn parse(kind: u16, body: &[u8]) -> Option<Frame> {
+    let mut fields = Fields(body);
+    Some(match kind {
+        1 => Frame::Hello(
+            fields.take()?,
+            fields.take()?,
+            fields.u64()?,
+            fields.u64()?,
+            fields.take().map(u32::from_le_bytes)?,
+            fields.take().map(u32::from_le_bytes)?,
+        ),
+        2 => Frame::Offer(fields.take()?, fields.u64()?, fields.u64()?),
+        3 => Frame::Ready(fields.take()?),
+        4 => Frame::Refuse(
+            fields.take().map(u16::from_le_bytes)?,
+            fields.text()?,
+            fields.text()?,
+            fields.text()?,
+        ),
+        _ => return None,
+    })
+}
+
+/// Whether something can be read within this many milliseconds.
+pub fn readable(socket: BorrowedFd<'_>, milliseconds: u16) -> bool {
+    let mut polled = [PollFd::new(socket, PollFlags::POLLIN)];
+    loop {
+        match poll(&mut polled, PollTimeout::from(milliseconds)) {
+            Err(Errno::EINTR) => {}
+            other => return other.is_ok_and(|count| count > 0),
+        }
+    }
+}
+
+/// The next frame, and the descriptors that came with it.
+pub fn hear(socket: BorrowedFd<'_>, milliseconds: u16) -> (Frame, Vec<OwnedFd>) {
+    hear_rest(socket, milliseconds, Vec::new())
+}
+
+/// A frame whose first bytes have been read already.
+pub fn hear_rest(socket: BorrowedFd<'_>, milliseconds: u16, mut bytes: Vec<u8>) -> (Frame, Vec<OwnedFd>) {
+    let mut descriptors = Vec::new();
+    let mut wanted = 16;
+    while bytes.len() < wanted {
+        if !readable(socket.as_fd(), milliseconds) {
+            return (Frame::Silence, descriptors);
+        }
+        let parcel = match post::receive(socket, wanted - bytes.len()) {
+            Ok(parcel) => parcel,
+            Err(Errno::EAGAIN) => continue,
+            Err(_) => return (Frame::End, descriptors),
+        };
+        if parcel.bytes.is_empty() {
+            return (Frame::End, descriptors);
+        }
+        bytes.extend(parcel.bytes);
+        descriptors.extend(parcel.descriptors);
+        if bytes.len() == 16 {
+            let length: [u8; 4] = [bytes[12], bytes[13], bytes[14], bytes[15]];
+            wanted = 16 + (u32::from_le_bytes(length) as usize).min(4096);
+        }
+    }
+    let kind = u16::from_le_bytes([bytes[10], bytes[11]]);
+    let frame = if bytes.starts_with(b"ringfnce") {
+        parse(kind, &bytes[16..])
+    } else {
+        None
+    };
+    (frame.unwrap_or(Frame::Garbage(bytes)), descriptors)
+}

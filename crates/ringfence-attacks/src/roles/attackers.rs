@@ -1,0 +1,475 @@
+//! Attackers that are no peer: they watch, link, connect, or stand between.
+
+use std::{
+    env, fs,
+    os::{
+        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::process::CommandExt as _,
+    },
+    path::Path,
+    process::Command,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{AT_FDCWD, AtFlags, FallocateFlags, FcntlArg, FdFlag, OFlag, fallocate, fcntl, open},
+    sched::{CpuSet, sched_setaffinity},
+    sys::{
+        inotify::{AddWatchFlags, InitFlags, Inotify},
+        memfd::{MFdFlags, memfd_create},
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{Signal, kill},
+        socket::{AddressFamily, SockFlag, SockType, UnixCredentials, accept4, connect, socket, socketpair},
+        stat::{FchmodatFlags, Mode, fchmodat, fstat, stat},
+        wait::{WaitStatus, waitpid},
+    },
+    unistd::{ForkResult, Pid, fork, ftruncate, getgid, getpid, getppid, getuid, linkat},
+};
+
+use super::{hand, number, serve};
+use crate::{
+    actor::{PATIENCE, state_of},
+    mapping::Mapping,
+    plain, post,
+    protocol::{self, Frame},
+};
+
+fn said(what: &'static str) -> impl Fn(Errno) -> String {
+    move |errno| format!("{what}: {errno}")
+}
+
+pub(super) fn run(args: &[&str]) -> Result<(), String> {
+    match args {
+        ["linker", victims @ ..] => linker(victims),
+        ["watcher", victims @ ..] => watcher(victims),
+        ["connect-then-exec", address, victim, genuine] => connect_then_exec(address, victim, genuine),
+        ["thief", connection, victim, genuine] => thief(connection, victim, genuine),
+        ["knock", address] => knock(address),
+        ["knock-and-die", address] => post::connect_to(address).map(drop).map_err(said("connect")),
+        ["turncoat", address, other] => turncoat(address, other),
+        ["receiver", connection] => take(&inherited(connection)?),
+        ["filler"] => filler(),
+        ["crowd", address, count] => crowd(address, number(count)?),
+        ["listen-then-exec", address, genuine] => listen_then_exec(address, genuine),
+        ["false-host", listener, genuine] => false_host(listener, genuine),
+        ["wrap", address, victim, genuine] => wrap(address, victim, genuine),
+        ["forge", victim, pretended, signal, value] => forge(
+            number(victim)?,
+            number(pretended)?,
+            number(signal)?,
+            number(value)?,
+        ),
+        ["flood"] => flood(),
+        other => Err(format!("no such attacker: {other:?}")),
+    }
+}
+
+/// Tells the victim, in somebody else's name, that this one leaves. The kernel lets a process say whatever it wants of
+/// where a signal comes from, as long as its code is no kernel's (rt_sigqueueinfo(2)).
+fn forge(victim: i32, pretended: i32, signal: i32, value: u64) -> Result<(), String> {
+    // siginfo_t: number, errno, code, padding; then pid, uid and the value, of eight bytes.
+    let mut info = [0_i32; 32];
+    info[0] = signal;
+    info[2] = libc::SI_QUEUE;
+    info[4] = pretended;
+    info[5] = getuid().as_raw().cast_signed();
+    for (word, bytes) in info[6..].iter_mut().zip(value.to_ne_bytes().chunks_exact(4)) {
+        *word = i32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+    // SAFETY: the kernel reads one siginfo, of 128 bytes.
+    let result = unsafe { libc::syscall(libc::SYS_rt_sigqueueinfo, victim, signal, info.as_ptr()) };
+    Errno::result(result).map_err(said("rt_sigqueueinfo"))?;
+    println!("forged");
+    Ok(())
+}
+
+/// Takes all the room that there is for this user's signals, until it is told to end.
+fn flood() -> Result<(), String> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_SIGPENDING).map_err(said("getrlimit"))?;
+    setrlimit(Resource::RLIMIT_SIGPENDING, hard, hard).map_err(said("setrlimit"))?;
+    // Realtime signals queue, however many there are of a number.
+    let signal = libc::SIGRTMIN() + 1;
+    plain::block(signal)?;
+    let mut queued = 0_u64;
+    loop {
+        match plain::tell(getpid(), signal) {
+            Ok(()) => queued += 1,
+            Err(Errno::EAGAIN) => break,
+            Err(errno) => return Err(said("sigqueue")(errno)),
+        }
+    }
+    println!("flooded {queued}");
+    serve(|_| Ok("still".into()))
+}
+
+/// Waits until something is so that another process brings about.
+pub(super) fn until(what: &str, mut so: impl FnMut() -> bool) -> Result<(), String> {
+    let end = Instant::now() + PATIENCE;
+    while !so() {
+        if Instant::now() > end {
+            return Err(format!("in vain: {what}"));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Puts the victims on one processor with this process and below it, as anybody may do to processes of the same
+/// user: then whatever a victim does that wakes this process is the last thing that it does for now.
+fn overshadow(victims: &[&str]) -> Result<(), String> {
+    let mut one = CpuSet::new();
+    one.set(0).map_err(said("CpuSet"))?;
+    sched_setaffinity(Pid::from_raw(0), &one).map_err(said("sched_setaffinity"))?;
+    for victim in victims {
+        // Every thread there is; those to come inherit it.
+        let tasks = fs::read_dir(format!("/proc/{victim}/task")).map_err(|error| error.to_string())?;
+        for task in tasks.filter_map(Result::ok) {
+            let task: i32 = number(&task.file_name().to_string_lossy())?;
+            sched_setaffinity(Pid::from_raw(task), &one).map_err(said("sched_setaffinity"))?;
+            // SAFETY: all-zero bytes are a valid sched_param.
+            let param: libc::sched_param = unsafe { std::mem::zeroed() };
+            // SAFETY: the kernel reads one sched_param.
+            Errno::result(unsafe { libc::sched_setscheduler(task, libc::SCHED_IDLE, &raw const param) })
+                .map_err(said("sched_setscheduler"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Watches /dev/shm and does something with each object that appears, in the moment before its name is taken away.
+fn watch<T: Send + 'static>(
+    victims: &[&str],
+    mut grab: impl FnMut(&Path, usize) -> Result<T, Errno> + Send + 'static,
+) -> Result<Arc<Mutex<Vec<T>>>, String> {
+    overshadow(victims)?;
+    let watch = Inotify::init(InitFlags::IN_CLOEXEC).map_err(said("inotify"))?;
+    watch
+        .add_watch("/dev/shm", AddWatchFlags::IN_CREATE)
+        .map_err(said("inotify"))?;
+    println!("watching");
+    let grabbed: Arc<Mutex<Vec<T>>> = Arc::default();
+    let known = Arc::clone(&grabbed);
+    thread::spawn(move || {
+        while let Ok(events) = watch.read_events() {
+            for name in events.into_iter().filter_map(|event| event.name) {
+                if name.to_string_lossy().starts_with("link-") {
+                    continue;
+                }
+                let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Ok(object) = grab(&Path::new("/dev/shm").join(&name), known.len()) {
+                    known.push(object);
+                }
+            }
+        }
+    });
+    Ok(grabbed)
+}
+
+/// Opens what was grabbed, through a path that leads to it, and searches it. Whoever owns a file may change its mode.
+fn search(path: &str, text: &str) -> Result<&'static str, Errno> {
+    fchmodat(
+        AT_FDCWD,
+        path,
+        Mode::S_IRUSR | Mode::S_IWUSR,
+        FchmodatFlags::FollowSymlink,
+    )?;
+    // Without O_NONBLOCK, this would wait until a lease is given back or taken away (fcntl(2)).
+    let object = open(
+        path,
+        OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK,
+        Mode::empty(),
+    )?;
+    let size = usize::try_from(fstat(&object)?.st_size).unwrap_or(0);
+    let found = size > 0 && Mapping::new(object, size, true)?.find(text.as_bytes()).is_some();
+    Ok(if found { "found" } else { "absent" })
+}
+
+/// What a search of everything that was grabbed came to: found, if it was anywhere; else the last answer.
+fn search_all(paths: impl Iterator<Item = String>, text: &str) -> String {
+    let mut answer = "absent".to_owned();
+    for path in paths {
+        match search(&path, text) {
+            Ok("found") => return "found".into(),
+            Ok(_) => {}
+            Err(errno) => answer = format!("{errno:?}"),
+        }
+    }
+    answer
+}
+
+/// Gives each object a second name.
+fn linker(victims: &[&str]) -> Result<(), String> {
+    let links = watch(victims, |found, index| {
+        let link = format!("/dev/shm/link-{}-{index}", getpid());
+        linkat(AT_FDCWD, found, AT_FDCWD, link.as_str(), AtFlags::empty()).map(|()| link)
+    })?;
+    serve(|order| {
+        let links = links.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(match order {
+            ["count"] => links.len().to_string(),
+            ["find", text] => search_all(links.iter().cloned(), text),
+            other => return Err(format!("no such order: {other:?}")),
+        })
+    })
+}
+
+/// Takes an `O_PATH` descriptor of each object: that is no opening, so that no lease is in its way or notices it.
+fn watcher(victims: &[&str]) -> Result<(), String> {
+    let kept = watch(victims, |found, _| {
+        open(found, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+    })?;
+    serve(|order| {
+        let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let paths = kept
+            .iter()
+            .map(|descriptor| format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
+        Ok(match order {
+            ["count"] => kept.len().to_string(),
+            ["find", text] => search_all(paths, text),
+            other => return Err(format!("no such order: {other:?}")),
+        })
+    })
+}
+
+/// Connects, leaves the connection to another process, and becomes the genuine program: from then on
+/// /proc/PID/exe of the process that connected is as it should be. The victim is stopped while this happens.
+fn connect_then_exec(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
+    post::wait_for_listener(address)?;
+    let pid = Pid::from_raw(number(victim)?);
+    kill(pid, Signal::SIGSTOP).map_err(said("SIGSTOP"))?;
+    until("the victim has stopped", || state_of(pid) == Some('T'))?;
+    let connection = post::connect_to(address).map_err(said("connect"))?;
+    let inherited = leave_open(&connection)?;
+    let own = env::current_exe().map_err(|error| error.to_string())?;
+    Command::new(own)
+        .args(["role", "attacker", "thief", &inherited, victim, genuine])
+        .spawn()
+        .map_err(|error| error.to_string())?;
+    fcntl(&connection, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(said("FD_CLOEXEC"))?;
+    Err(Command::new(genuine).args(["role", "still"]).exec().to_string())
+}
+
+/// Lets the next program have a descriptor, and returns its number.
+fn leave_open(descriptor: &OwnedFd) -> Result<String, String> {
+    fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty())).map_err(said("FD_CLOEXEC"))?;
+    Ok(descriptor.as_raw_fd().to_string())
+}
+
+fn inherited(descriptor: &str) -> Result<OwnedFd, String> {
+    let descriptor: RawFd = number(descriptor)?;
+    // SAFETY: the program that started this one has left this descriptor open for it, and it is taken here only.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Waits until its parent looks genuine, lets the victim go on, and takes what comes over the connection.
+fn thief(connection: &str, victim: &str, genuine: &str) -> Result<(), String> {
+    let connection = inherited(connection)?;
+    parent_looks(genuine)?;
+    let parent = getppid();
+    // The plain program speaks first; ringfence waits for a HELLO, which whoever holds the socket can send.
+    let (line, theirs) = socketpair(
+        AddressFamily::Unix,
+        SockType::Stream,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .map_err(said("socketpair"))?;
+    let hello = protocol::hello(&[0x5a; 32], &[0; 32], 64 * 1024, 1 << 20, 1);
+    // As the process that connected: the kernel lets nobody claim to be another without CAP_SYS_ADMIN.
+    let claim = UnixCredentials::from(libc::ucred {
+        pid: parent.as_raw(),
+        uid: getuid().as_raw(),
+        gid: getgid().as_raw(),
+    });
+    let forged = post::send(connection.as_fd(), &hello, &[theirs.as_fd()], Some(claim));
+    let sent = post::send(connection.as_fd(), &hello, &[theirs.as_fd()], None);
+    drop(theirs);
+    println!("forged {forged:?}, own {sent:?}");
+    kill(Pid::from_raw(number(victim)?), Signal::SIGCONT).map_err(said("SIGCONT"))?;
+    take(&connection)?;
+    // The line that came with the HELLO: has anything come over it?
+    let (frame, descriptors) = protocol::hear(line.as_fd(), 100);
+    println!("{frame}, {} descriptors", descriptors.len());
+    Ok(())
+}
+
+/// Takes what comes over a connection and, if it is an object, looks into it for a secret.
+fn take(connection: &OwnedFd) -> Result<(), String> {
+    let mut parcel =
+        post::receive_exactly(connection.as_fd(), size_of::<usize>()).map_err(said("receive"))?;
+    if parcel.bytes == b"ringfnce" {
+        let (frame, descriptors) = protocol::hear_rest(connection.as_fd(), 30_000, parcel.bytes);
+        println!("{frame}, {} descriptors", descriptors.len());
+        return Ok(());
+    }
+    let (Some(object), Ok(size)) = (parcel.descriptors.pop(), <[u8; 8]>::try_from(parcel.bytes)) else {
+        println!("nothing");
+        return Ok(());
+    };
+    let size = usize::from_ne_bytes(size);
+    println!("holding {size}");
+    hand::manipulate(&object, size)
+}
+
+/// Connects and takes what comes.
+fn knock(address: &str) -> Result<(), String> {
+    let connection = post::connect_to(address).map_err(said("connect"))?;
+    take(&connection)
+}
+
+/// Runs the genuine program, connects, passes every check, and becomes another program with the connection.
+fn turncoat(address: &str, other: &str) -> Result<(), String> {
+    let connection = post::connect_to(address).map_err(said("connect"))?;
+    // What comes was sent after the check.
+    if !protocol::readable(connection.as_fd(), 30_000) {
+        return Err("nothing came".into());
+    }
+    let inherited = leave_open(&connection)?;
+    Err(Command::new(other)
+        .args(["role", "attacker", "receiver", &inherited])
+        .exec()
+        .to_string())
+}
+
+/// Listens, leaves the listening socket to another process, and becomes the genuine program: `SO_PEERCRED` of
+/// whoever connects names the process that called listen.
+fn listen_then_exec(address: &str, genuine: &str) -> Result<(), String> {
+    let listener = post::listen_at(address).map_err(said("listen"))?;
+    let inherited = leave_open(&listener)?;
+    let own = env::current_exe().map_err(|error| error.to_string())?;
+    Command::new(own)
+        .args(["role", "attacker", "false-host", &inherited, genuine])
+        .spawn()
+        .map_err(|error| error.to_string())?;
+    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(said("FD_CLOEXEC"))?;
+    Err(Command::new(genuine).args(["role", "still"]).exec().to_string())
+}
+
+/// Waits until its parent looks genuine, and passes an object of its own to whoever comes: as the plain program
+/// does, or, to who speaks first, as ringfence does.
+fn false_host(listener: &str, genuine: &str) -> Result<(), String> {
+    let listener = inherited(listener)?;
+    parent_looks(genuine)?;
+    println!("listening");
+    let connection = accept4(&listener, SockFlag::SOCK_CLOEXEC).map_err(said("accept"))?;
+    if protocol::readable(connection.as_fd(), 300) {
+        let (frame, mut descriptors) = protocol::hear(connection.as_fd(), 30_000);
+        let (Frame::Hello(nonce, ..), Some(line)) = (frame, descriptors.pop()) else {
+            return Err("no HELLO".into());
+        };
+        let answer = protocol::hello(&[0x5a; 32], &nonce, 64 * 1024, 1 << 20, 1);
+        println!("answered {:?}", post::send(line.as_fd(), &answer, &[], None));
+        let (frame, descriptors) = protocol::hear(line.as_fd(), 30_000);
+        println!("{frame}, {} descriptors", descriptors.len());
+        return Ok(());
+    }
+    let size: usize = 64 * 1024;
+    let object = memfd_create("false", MFdFlags::MFD_CLOEXEC).map_err(said("memfd"))?;
+    ftruncate(&object, 64 * 1024).map_err(said("ftruncate"))?;
+    post::send(connection.as_fd(), &size.to_ne_bytes(), &[object.as_fd()], None).map_err(said("send"))?;
+    println!("passed");
+    hand::manipulate(&object, size)
+}
+
+fn parent_looks(genuine: &str) -> Result<(), String> {
+    let wanted = stat(genuine).map_err(said("stat"))?;
+    let parent = getppid();
+    until("the parent looks genuine", || {
+        stat(format!("/proc/{parent}/exe").as_str())
+            .is_ok_and(|found| (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino))
+    })
+}
+
+/// Has a child connect and end, and then starts processes until the genuine program has that child's number. The
+/// victim is stopped meanwhile.
+fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
+    post::wait_for_listener(address)?;
+    let pid = Pid::from_raw(number(victim)?);
+    kill(pid, Signal::SIGSTOP).map_err(said("SIGSTOP"))?;
+    until("the victim has stopped", || state_of(pid) == Some('T'))?;
+    let socket = post::stream().map_err(said("socket"))?;
+    let name = post::address(address).map_err(said("address"))?;
+    // SAFETY: this process has one thread, and the child makes one system call and ends.
+    let wanted = match unsafe { fork() }.map_err(said("fork"))? {
+        ForkResult::Child => {
+            let failed = connect(socket.as_raw_fd(), &name).is_err();
+            // SAFETY: _exit ends the child without anything of the parent's being run.
+            unsafe { libc::_exit(i32::from(failed)) }
+        }
+        ForkResult::Parent { child } => child,
+    };
+    if waitpid(wanted, None).map_err(said("waitpid"))? != WaitStatus::Exited(wanted, 0) {
+        return Err("the child did not connect".into());
+    }
+    println!("pid {wanted}");
+    let mut count = 0;
+    loop {
+        count += 1;
+        // SAFETY: this process has one thread, and the child makes a few system calls and ends or executes.
+        match unsafe { fork() }.map_err(said("fork"))? {
+            ForkResult::Child if getpid() == wanted => {
+                let error = Command::new(genuine).args(["role", "still"]).exec();
+                return Err(error.to_string());
+            }
+            // SAFETY: as above.
+            ForkResult::Child => unsafe { libc::_exit(0) },
+            ForkResult::Parent { child } if child == wanted => break,
+            ForkResult::Parent { child } => drop(waitpid(child, None).map_err(said("waitpid"))?),
+        }
+    }
+    let looks = stat(genuine).map_err(said("stat"))?;
+    until("the number is the genuine program's", || {
+        stat(format!("/proc/{wanted}/exe").as_str()).is_ok_and(|found| found.st_ino == looks.st_ino)
+    })?;
+    println!("wrapped after {count}");
+    kill(pid, Signal::SIGCONT).map_err(said("SIGCONT"))?;
+    let result = take(&socket);
+    kill(wanted, Signal::SIGKILL).map_err(said("SIGKILL"))?;
+    waitpid(wanted, None).map_err(said("waitpid"))?;
+    result
+}
+
+/// Connects as often as it can, up to `count` times, and says nothing.
+fn crowd(address: &str, count: usize) -> Result<(), String> {
+    let name = post::address(address).map_err(said("address"))?;
+    let mut connections = Vec::new();
+    let mut last = "no error".to_owned();
+    for _ in 0..count {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(said("socket"))?;
+        match connect(socket.as_raw_fd(), &name) {
+            Ok(()) => connections.push(socket),
+            Err(errno) => {
+                last = format!("{errno:?}");
+                break;
+            }
+        }
+    }
+    println!("crowd {} {last}", connections.len());
+    serve(|_| Ok("still there".into()))
+}
+
+/// Takes every byte that /dev/shm has left.
+fn filler() -> Result<(), String> {
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC;
+    let file = open("/dev/shm/filler", flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(said("open"))?;
+    let (mut at, mut step) = (0, 1 << 20);
+    while step >= 4096 {
+        match fallocate(&file, FallocateFlags::empty(), at, step) {
+            Ok(()) => at += step,
+            Err(Errno::ENOSPC) => step /= 2,
+            Err(errno) => return Err(said("fallocate")(errno)),
+        }
+    }
+    println!("filled {at}");
+    serve(|order| match order {
+        ["empty"] => {
+            fs::remove_file("/dev/shm/filler").map_err(|error| error.to_string())?;
+            std::process::exit(0)
+        }
+        other => Err(format!("no such order: {other:?}")),
+    })
+}

@@ -1,0 +1,109 @@
+//! A mount namespace with a /dev/shm of its own, and programs in it.
+
+use std::{
+    fs,
+    io::stdin,
+    os::{
+        fd::AsFd,
+        unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    },
+    process::Command,
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+    unistd::{Gid, Uid, getgid, getuid, setgid, setgroups, setuid},
+};
+
+/// Mounts a small tmpfs on /dev/shm in a mount namespace of its own, and one with a copy of this program at each of
+/// `places`, and keeps them until told to end.
+pub(super) fn own_shm(bytes: &str, as_whom: &str, places: &[&str]) -> Result<(), String> {
+    let (uid, gid) = (getuid(), getgid());
+    let said = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
+    if as_whom == "root" {
+        unshare(CloneFlags::CLONE_NEWNS).map_err(said("a mount namespace"))?;
+    } else {
+        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(said("a user namespace"))?;
+        // Everybody stays who they are: the checks compare uids.
+        let write = |file: &str, text: String| {
+            fs::write(format!("/proc/self/{file}"), text).map_err(|error| format!("{file}: {error}"))
+        };
+        write("setgroups", "deny".into())?;
+        write("uid_map", format!("{uid} {uid} 1"))?;
+        write("gid_map", format!("{gid} {gid} 1"))?;
+    }
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )
+    .map_err(said("making the mounts private"))?;
+    let options = format!("mode=1777,size={bytes}");
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(
+        Some("tmpfs"),
+        "/dev/shm",
+        Some("tmpfs"),
+        flags,
+        Some(options.as_str()),
+    )
+    .map_err(said("mounting"))?;
+    let own = fs::read("/proc/self/exe").map_err(|error| error.to_string())?;
+    for place in places {
+        mount(
+            Some("tmpfs"),
+            *place,
+            Some("tmpfs"),
+            MsFlags::MS_NOSUID,
+            Some("mode=755"),
+        )
+        .map_err(said("mounting"))?;
+        let program = format!("{place}/program");
+        fs::write(&program, &own).map_err(|error| error.to_string())?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
+            .map_err(|error| error.to_string())?;
+    }
+    println!("mounted");
+    stdin().lines().next();
+    Ok(())
+}
+
+/// Executes a program in a user namespace in which nobody is mapped, not even itself: every uid there reads as the
+/// overflow uid (user_namespaces(7)).
+pub(super) fn unmapped(program: &str, args: &[&str]) -> Result<(), String> {
+    unshare(CloneFlags::CLONE_NEWUSER).map_err(|errno| format!("a user namespace: {errno}"))?;
+    Err(Command::new(program).args(args).exec().to_string())
+}
+
+/// Executes a program, as `uid`, as the first process of a pid namespace: whoever is outside of it has no number
+/// there (pid_namespaces(7)).
+pub(super) fn own_pids(uid: &str, program: &str, args: &[&str]) -> Result<(), String> {
+    unshare(CloneFlags::CLONE_NEWPID).map_err(|errno| format!("a pid namespace: {errno}"))?;
+    let uid: u32 = super::number(uid)?;
+    // It inherits the streams, so that orders reach it past this process.
+    let status = Command::new(program).args(args).uid(uid).gid(uid).status();
+    status.map(drop).map_err(|error| error.to_string())
+}
+
+/// Enters the namespaces of `keeper`, becomes `uid` (0: stays who it is) and executes `program`.
+pub(super) fn within(keeper: &str, uid: &str, program: &str, args: &[&str]) -> Result<(), String> {
+    let said = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
+    let enter = |name: &str, kind| {
+        let file = fs::File::open(format!("/proc/{keeper}/ns/{name}")).map_err(|error| error.to_string())?;
+        setns(file.as_fd(), kind).map_err(said("setns"))
+    };
+    let uid: u32 = super::number(uid)?;
+    if uid == 0 {
+        enter("user", CloneFlags::CLONE_NEWUSER)?;
+    }
+    enter("mnt", CloneFlags::CLONE_NEWNS)?;
+    if uid != 0 {
+        setgroups(&[]).map_err(said("setgroups"))?;
+        setgid(Gid::from_raw(uid)).map_err(said("setgid"))?;
+        setuid(Uid::from_raw(uid)).map_err(said("setuid"))?;
+    }
+    Err(Command::new(program).args(args).exec().to_string())
+}

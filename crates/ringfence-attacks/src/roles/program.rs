@@ -1,0 +1,105 @@
+//! What any program does beside its channel: being there, and starting others.
+
+use std::{
+    env, fs,
+    os::unix::process::CommandExt as _,
+    process::{Command, Stdio},
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{Signal, kill},
+        wait::waitpid,
+    },
+    unistd::{ForkResult, fork, pause},
+};
+
+/// Closes what whoever started the tests has left open, so that what is inherited later comes from here.
+pub(super) fn forget_inherited() -> Result<(), String> {
+    // SAFETY: called first of all: nothing in this process has a descriptor beyond the standard streams yet.
+    Errno::result(unsafe { libc::close_range(3, u32::MAX, 0) })
+        .map(drop)
+        .map_err(|errno| format!("close_range: {errno}"))
+}
+
+/// Does nothing, until it is killed.
+pub(super) fn still() -> ! {
+    loop {
+        pause();
+    }
+}
+
+/// Becomes another program, as any program may, and takes no care of its descriptors.
+pub(super) fn exec_inventory(program: &str) -> Result<String, String> {
+    Err(Command::new(program)
+        .args(["role", "inventory"])
+        .exec()
+        .to_string())
+}
+
+/// What this process's descriptors refer to, as /proc/self/fd says. Sorted, one entry each.
+pub(super) fn inventory() -> Vec<String> {
+    let Ok(entries) = fs::read_dir("/proc/self/fd") else {
+        return Vec::new();
+    };
+    let mut open: Vec<String> = entries
+        .filter_map(Result::ok)
+        .filter_map(|entry| {
+            let target = fs::read_link(entry.path()).ok()?;
+            // The directory that is being read is no descriptor of the program's.
+            let own = format!("/proc/{}/fd", std::process::id());
+            (target.to_string_lossy() != own)
+                .then(|| format!("{}={}", entry.file_name().to_string_lossy(), target.display()))
+        })
+        .collect();
+    open.sort();
+    open
+}
+
+/// Prints what it has inherited beyond the three standard streams.
+pub(super) fn print_inventory() {
+    let beyond: Vec<String> = inventory()
+        .into_iter()
+        .filter(|entry| {
+            !["0=", "1=", "2="]
+                .iter()
+                .any(|standard| entry.starts_with(standard))
+        })
+        .collect();
+    println!("[{}]", beyond.join(" "));
+}
+
+/// Starts another program, as any thread of a program might at any time, and returns what that one inherited.
+pub(super) fn child_inherits() -> Result<String, String> {
+    let own = env::current_exe().map_err(|error| error.to_string())?;
+    let output = Command::new(own)
+        .args(["role", "inventory"])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| error.to_string())?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Forks without exec, and returns which shared objects are mapped in the child.
+pub(super) fn fork_maps() -> Result<String, String> {
+    // SAFETY: the child does nothing but wait for a signal, which is allowed after a fork of any process.
+    match unsafe { fork() }.map_err(|errno| errno.to_string())? {
+        ForkResult::Child => loop {
+            pause();
+        },
+        ForkResult::Parent { child } => {
+            let maps = fs::read_to_string(format!("/proc/{child}/maps"));
+            // It is our own unreaped child, so the number is still its.
+            let _ = kill(child, Signal::SIGKILL);
+            let _ = waitpid(child, None);
+            let maps = maps.map_err(|error| error.to_string())?;
+            let shared: Vec<&str> = maps
+                .lines()
+                .filter(|line| line.contains("/memfd:") || line.contains("/dev/shm/"))
+                .filter_map(|line| line.split_whitespace().nth(5))
+                .collect();
+            Ok(format!("[{}]", shared.join(" ")))
+        }
+    }
+}

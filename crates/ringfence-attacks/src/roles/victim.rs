@@ -1,0 +1,121 @@
+//! An instance of the plain program, under orders.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::unistd::getpid;
+
+use super::{number, program, serve};
+use crate::plain::{self, Moment, Plain, Reading};
+
+pub(super) fn run() -> Result<(), String> {
+    let mut channel: Option<Plain> = None;
+    let mut held = None;
+    serve(|order| {
+        let connected = || channel.as_ref().ok_or("not joined");
+        Ok(match order {
+            ["pid"] => getpid().to_string(),
+            ["descriptors"] => program::inventory().len().to_string(),
+            ["child"] => program::child_inherits()?,
+            ["exec", other] => program::exec_inventory(other)?,
+            ["fork"] => program::fork_maps()?,
+            ["join", address, size, options @ ..] => match join(address, number(size)?, options) {
+                Ok(joined) => format!("joined {}", channel.insert(joined).role),
+                Err(what) => format!("error {what}"),
+            },
+            ["send", text] => if connected()?.send(text.as_bytes()) {
+                "sent"
+            } else {
+                "full"
+            }
+            .into(),
+            // Copies nothing: the program works on the message where it lies.
+            ["receive", milliseconds] => match wait(connected()?, number(milliseconds)?) {
+                Some(message) => {
+                    held = Some(message);
+                    show(&connected()?.look(message))
+                }
+                None => "nothing".into(),
+            },
+            ["again"] => show(&connected()?.look(held.ok_or("no message")?)),
+            ["done"] => {
+                let (_, length) = held.take().ok_or("no message")?;
+                connected()?.advance(length);
+                "done".into()
+            }
+            // As a producer does that has nothing else to do.
+            ["send-all", count] => {
+                for _ in 0..number::<usize>(count)? {
+                    while !connected()?.send(&[7; 1000]) {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                }
+                "all sent".into()
+            }
+            // Takes the address over once the peer says that it leaves, and says so.
+            ["heir", address, signal] => {
+                let (address, signal, peer) = ((*address).to_owned(), number(signal)?, connected()?.peer);
+                plain::block(signal)?;
+                thread::spawn(move || match plain::inherit(&address, signal, peer) {
+                    Ok(listener) => {
+                        println!("took over");
+                        std::mem::forget(listener);
+                    }
+                    Err(what) => println!("error {what}"),
+                });
+                "waiting".into()
+            }
+            ["farewell", signal] => match plain::tell(connected()?.peer, number(signal)?) {
+                Ok(()) => "told".into(),
+                Err(errno) => format!("error {errno}"),
+            },
+            ["alive"] => if connected()?.peer_is_alive() {
+                "alive"
+            } else {
+                "gone"
+            }
+            .into(),
+            other => return Err(format!("no such order: {other:?}")),
+        })
+    })
+}
+
+/// A message as the rows read it.
+fn show(message: &[u8]) -> String {
+    format!(
+        "got {} {}",
+        message.len(),
+        String::from_utf8_lossy(&message[..message.len().min(64)]).escape_default()
+    )
+}
+
+fn join(address: &str, size: usize, options: &[&str]) -> Result<Plain, String> {
+    let reading = Reading {
+        keep_lease: options.contains(&"keep-lease"),
+        uid_only: options.contains(&"uid-only"),
+        inode_only: options.contains(&"inode-only"),
+    };
+    plain::join(address, size, reading, &mut |moment| match moment {
+        Moment::Listening if options.contains(&"listening") => println!("listening"),
+        Moment::Refused if options.contains(&"tell") => println!("refused"),
+        Moment::Received if options.contains(&"forking") => {
+            println!("child {}", program::child_inherits().unwrap_or_else(|what| what));
+        }
+        _ => {}
+    })
+}
+
+fn wait(channel: &Plain, milliseconds: u64) -> Option<(*const u8, usize)> {
+    let end = Instant::now() + Duration::from_millis(milliseconds);
+    loop {
+        if let Some(message) = channel.peek() {
+            return Some(message);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        thread::sleep(Duration::from_micros(200));
+    }
+}

@@ -1,0 +1,293 @@
+//! An instance of a program that uses ringfence, under orders: what a program can do with its public face.
+
+use std::{
+    os::unix::net::UnixListener,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::unistd::{getegid, getpid};
+use ringfence::{
+    Address, Change, Channel, Error, Membership, Message, Options, Packed, Policy, Progress, Receiver,
+    Sender, join, member,
+};
+
+use super::{number, program, serve};
+
+/// The longest message that this program takes, and so the buffer that it receives into.
+const LONGEST: usize = 1 << 20;
+
+type Halves = (Sender, Receiver);
+
+pub(super) fn run() -> Result<(), String> {
+    let channel: Arc<Mutex<Option<Halves>>> = Arc::default();
+    let mut held = Vec::new();
+    let mut membership: Option<Membership> = None;
+    serve(|order| {
+        Ok(match order {
+            ["pid"] => getpid().to_string(),
+            ["egid"] => getegid().to_string(),
+            ["descriptors"] => program::inventory().len().to_string(),
+            ["inventory"] => program::inventory().join(" "),
+            ["child"] => program::child_inherits()?,
+            ["exec", other] => program::exec_inventory(other)?,
+            ["fork"] => program::fork_maps()?,
+            // What a host leaves behind that was killed.
+            ["stale", path] => UnixListener::bind(path)
+                .map_err(|error| error.to_string())
+                .map(|_| "stale".into())?,
+            // On another thread, so that orders are still taken; it answers when it is done.
+            ["join-aside", address, options @ ..] => {
+                let (address, options, channel) =
+                    ((*address).to_owned(), parse(options)?, Arc::clone(&channel));
+                thread::spawn(move || println!("{}", joined(&address, &options, &channel)));
+                "joining".into()
+            }
+            ["join", address, options @ ..] => joined(address, &parse(options)?, &channel),
+            ["member", address, options @ ..] => {
+                let address = address.parse::<Address>().map_err(|error| error.to_string())?;
+                match member(&address, &parse(options)?) {
+                    Ok(joined) => format!("member {}", membership.insert(joined).role()),
+                    Err(error) => show(&error),
+                }
+            }
+            ["role"] => membership.as_ref().ok_or("no member")?.role().to_string(),
+            ["change", milliseconds] => {
+                let deadline = Instant::now() + Duration::from_millis(number(milliseconds)?);
+                let change = membership.as_ref().ok_or("no member")?.next_until(Some(deadline));
+                match change {
+                    Ok(Some(Change::Channel(new))) => {
+                        let peer = new.peer().pid;
+                        *channel.lock().unwrap_or_else(PoisonError::into_inner) = Some(new.split());
+                        format!("channel {peer}")
+                    }
+                    Ok(Some(Change::Role(role))) => format!("role {role}"),
+                    Ok(Some(Change::Refused(refused))) => format!("refused {}", refused.error.code()),
+                    Ok(Some(other)) => format!("{other:?}"),
+                    Ok(None) => "nothing".into(),
+                    Err(error) => show(&error),
+                }
+            }
+            ["leave"] => {
+                membership.take().ok_or("no member")?.leave();
+                "left".into()
+            }
+            other => {
+                let mut channel = channel.lock().unwrap_or_else(PoisonError::into_inner);
+                if other == ["close"] {
+                    let start = Instant::now();
+                    drop(channel.take());
+                    return Ok(if start.elapsed() < Duration::from_secs(2) {
+                        "closed"
+                    } else {
+                        "closed late"
+                    }
+                    .into());
+                }
+                let (sender, receiver) = channel.as_mut().ok_or("not joined")?;
+                on_channel(other, sender, receiver, &mut held)?
+            }
+        })
+    })
+}
+
+fn on_channel(
+    order: &[&str],
+    sender: &mut Sender,
+    receiver: &mut Receiver,
+    held: &mut Vec<u8>,
+) -> Result<String, String> {
+    Ok(match order {
+        ["send", text] => match sender.try_send(text.as_bytes()) {
+            Ok(true) => "sent".into(),
+            Ok(false) => "full".into(),
+            Err(error) => show(&error),
+        },
+        ["receive", milliseconds] => {
+            let deadline = Instant::now() + Duration::from_millis(number(milliseconds)?);
+            let mut buffer = vec![0; LONGEST];
+            match receiver.receive_until(&mut buffer, deadline) {
+                Ok(Some(length)) => {
+                    buffer.truncate(length);
+                    *held = buffer;
+                    show_message(held)
+                }
+                Ok(None) => "end".into(),
+                Err(Error::Aborted) => "nothing".into(),
+                Err(error) => show(&error),
+            }
+        }
+        ["again"] => show_message(held),
+        // Everything that was handed over stays what it was.
+        ["work", how, milliseconds] => {
+            let (messages, end) = work(how, sender, receiver, number(milliseconds)?);
+            format!("worked {messages} {end}")
+        }
+        ["stuck-close"] => stuck_close(sender, receiver),
+        // Fills the ring, and then waits for room that never comes.
+        ["stuff", milliseconds] => {
+            let deadline = Instant::now() + Duration::from_millis(number(milliseconds)?);
+            loop {
+                match sender.try_send(&[7; 1000]) {
+                    Ok(true) => continue,
+                    Ok(false) => {}
+                    Err(error) => break show(&error),
+                }
+                match sender.wait(1000, Some(deadline)) {
+                    Ok(true) => {}
+                    Ok(false) => break "full".into(),
+                    Err(error) => break show(&error),
+                }
+            }
+        }
+        ["reason"] => receiver
+            .close_reason()
+            .map_or("open".into(), |reason| reason.to_string()),
+        other => return Err(format!("no such order: {other:?}")),
+    })
+}
+
+/// Closes the channel while another thread waits for room that never comes.
+fn stuck_close(sender: &mut Sender, receiver: &mut Receiver) -> String {
+    let sent = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let stuck = scope.spawn(|| {
+            loop {
+                match sender.send(&[7; 1000]) {
+                    Ok(()) => sent.fetch_add(1, Ordering::Relaxed),
+                    Err(error) => return show(&error),
+                };
+            }
+        });
+        // It is stuck once nothing has gone for a while.
+        let mut before = usize::MAX;
+        while sent.load(Ordering::Relaxed) != before {
+            before = sent.load(Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(200));
+        }
+        let start = Instant::now();
+        receiver.close();
+        let end = stuck.join().unwrap_or_else(|_| "a panic".into());
+        let how = if start.elapsed() < Duration::from_secs(2) {
+            "at once"
+        } else {
+            "late"
+        };
+        format!("closed {how}, {before} sent, {end}")
+    })
+}
+
+/// An error as the rows read it: its code first.
+fn show(error: &Error) -> String {
+    let check = error.refusal().map_or(String::new(), |refusal| {
+        format!(" check={} by_peer={}", refusal.check, refusal.by_peer)
+    });
+    format!("error {}{check} | {error}", error.code())
+}
+
+fn show_message(message: &[u8]) -> String {
+    format!(
+        "got {} {}",
+        message.len(),
+        String::from_utf8_lossy(&message[..message.len().min(64)]).escape_default()
+    )
+}
+
+fn joined(address: &str, options: &Options, channel: &Mutex<Option<Halves>>) -> String {
+    let result = address
+        .parse::<Address>()
+        .and_then(|address| join(&address, options));
+    let answer = match &result {
+        Ok(channel) => format!("joined {} pid={}", channel.role(), channel.peer().pid),
+        Err(error) => show(error),
+    };
+    *channel.lock().unwrap_or_else(PoisonError::into_inner) = result.ok().map(Channel::split);
+    answer
+}
+
+fn parse(options: &[&str]) -> Result<Options, String> {
+    let mut parsed = Options::new()
+        .capacity(64 * 1024)
+        .max_message_size(LONGEST as u64)
+        .timeout(Duration::from_secs(20));
+    for option in options {
+        parsed = match option.split_once('=') {
+            None if *option == "harden" => parsed.harden(true),
+            Some(("backing", backing)) => {
+                parsed.backing(backing.parse().map_err(|error: Error| error.to_string())?)
+            }
+            Some(("capacity", bytes)) => parsed.capacity(number(bytes)?),
+            Some(("timeout", milliseconds)) => parsed.timeout(Duration::from_millis(number(milliseconds)?)),
+            Some(("policy", "uid")) => parsed.policy(Policy::new()),
+            Some(("policy", "executable")) => parsed.policy(Policy::default()),
+            Some(("gid", gid)) => parsed.policy(Policy::new().gids([number(gid)?])),
+            Some(("uid", uid)) => parsed.policy(Policy::new().uids([number(uid)?])),
+            _ => return Err(format!("no such option: {option}")),
+        };
+    }
+    Ok(parsed)
+}
+
+/// Sends and receives as fast as it can in one of the ways that there are, for a time or until an error. Returns how
+/// many messages came, and what ended it.
+fn work(how: &str, writing: &mut Sender, reading: &mut Receiver, milliseconds: u64) -> (usize, String) {
+    let end = Instant::now() + Duration::from_millis(milliseconds);
+    let mut buffer = vec![0; LONGEST + 8];
+    let mut messages = 0;
+    // A message whose beginning has been read must be read on in the same way, into the same buffer.
+    let mut under_way = false;
+    while Instant::now() < end {
+        let received = match how {
+            "packed" | "part" if under_way => part(reading, &mut buffer, &mut under_way),
+            "receive" => reading
+                .try_receive(&mut buffer)
+                .map(|length| usize::from(length.is_some())),
+            "packed" => reading
+                .try_receive_packed(&mut buffer)
+                .and_then(|packed| match packed {
+                    Packed::Bytes(_) => Ok(1),
+                    Packed::Large(_) => part(reading, &mut buffer, &mut under_way),
+                    Packed::Nothing => Ok(0),
+                }),
+            "part" => reading.next_size().and_then(|size| {
+                if size.is_some() {
+                    part(reading, &mut buffer, &mut under_way)
+                } else {
+                    Ok(0)
+                }
+            }),
+            _ => reading.drain(
+                |message: Message<'_>| {
+                    // Every word once, and a copy.
+                    std::hint::black_box(message.words().fold(0, u64::wrapping_add));
+                    std::hint::black_box(message.to_vec());
+                },
+                64,
+            ),
+        };
+        match received {
+            Ok(count) => messages += count,
+            Err(error) => return (messages, show(&error)),
+        }
+        if let Err(error) = writing.try_send(b"an answer") {
+            return (messages, show(&error));
+        }
+        match reading.is_ended() {
+            Ok(false) => {}
+            Ok(true) => return (messages, "end".into()),
+            Err(error) => return (messages, show(&error)),
+        }
+    }
+    (messages, "still open".into())
+}
+
+/// Reads on in a message. Returns how many have become whole, and notes whether one is under way.
+fn part(reading: &mut Receiver, buffer: &mut [u8], under_way: &mut bool) -> Result<usize, Error> {
+    let progress = reading.receive_part(buffer)?;
+    *under_way = matches!(progress, Progress::Part(bytes) if bytes > 0);
+    Ok(usize::from(progress == Progress::Whole))
+}

@@ -1,0 +1,237 @@
+//! The genuine executable with something else in it. Within one user, no check of the executable can tell: what can
+//! be promised is that a policy which asks for more (here a group that only a setgid launcher gives) is not fooled.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use super::{SIZE, fenced_host, hand, must, plain_host};
+use crate::{
+    Half, Report, Trouble,
+    actor::Actor,
+    stage::{Program, Stage, Who},
+};
+
+/// What the documentation says of the default policy, for these rows.
+pub(super) const DOCUMENTED: &str =
+    "default policy: let in, as documented; with a setgid launcher's gid in it: PEER_REFUSED (gid)";
+
+/// A host that asks for the launcher's group, and the launcher itself.
+fn guarded_host(stage: &Stage, address: &str) -> Result<(Actor, PathBuf), Trouble> {
+    let launcher = stage.launcher()?;
+    let mut probe = stage.spawn_at("the launched", &launcher, &["victim", "ringfence"], &[])?;
+    let group = probe.ask("egid")?;
+    if group != stage.launcher_group().to_string() {
+        return Err(Trouble::Skipped(format!(
+            "setgid has no effect in {}",
+            launcher.display()
+        )));
+    }
+    let host = fenced_host(stage, address, &format!("gid={}", stage.launcher_group()))?;
+    Ok((host, launcher))
+}
+
+/// Whoever was started by the launcher gets in.
+fn launched_gets_in(
+    stage: &Stage,
+    host: &mut Actor,
+    launcher: &std::path::Path,
+    address: &str,
+    environment: &[(&str, &str)],
+) -> Result<(), Trouble> {
+    let mut guest = stage.spawn_at(
+        "the launched guest",
+        launcher,
+        &["victim", "ringfence"],
+        environment,
+    )?;
+    let pid = guest.pid().to_string();
+    must(&mut guest, "pid", &pid)?;
+    must(&mut guest, &format!("join {address} policy=uid"), "joined guest")?;
+    host.expect("joined host")?;
+    super::talks(host, &mut guest)
+}
+
+/// Row 9: the attacker starts the genuine program as its tracer (ptrace(2)), and can write anything into it.
+///
+/// What is promised: the executable alone proves nothing within one user. With a setgid launcher, the group is the
+/// proof: the kernel does not give it to a program that is traced at its exec (execve(2)).
+pub(super) fn traced(stage: &Stage) -> Result<Report, Trouble> {
+    let genuine = stage.program(Program::Genuine).display().to_string();
+    let trace = |program: &str, kind: &str| {
+        let args = ["insider", "trace", program, "role", "victim", kind];
+        let mut traced = stage.spawn("the traced guest", Who::Agent, Program::Other, &args)?;
+        traced.expect("tracing")?;
+        Ok::<_, Trouble>(traced)
+    };
+    let address = stage.address("plain");
+    let mut host = plain_host(stage, &address, "")?;
+    let mut guest = trace(&genuine, "plain")?;
+    must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+    host.expect("joined host")?;
+    let plain = Half::bit("a traced program gets in");
+
+    let address = stage.address("default");
+    let mut host = fenced_host(stage, &address, "")?;
+    let mut guest = trace(&genuine, "ringfence")?;
+    must(&mut guest, &format!("join {address}"), "joined guest")?;
+    host.expect("joined host")?;
+
+    let address = stage.address("guarded");
+    let (mut host, launcher) = guarded_host(stage, &address)?;
+    let mut guest = trace(&launcher.display().to_string(), "ringfence")?;
+    let answer = guest.ask(&format!("join {address} policy=uid"))?;
+    if !answer.starts_with("error PEER_REFUSED check=gid by_peer=true") {
+        return Ok(Report::bitten(plain, format!("with gid in the policy: {answer}")));
+    }
+    launched_gets_in(stage, &mut host, &launcher, &address, &[])?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held(DOCUMENTED),
+        stopped_by: "no setgid for a program that is traced",
+    })
+}
+
+/// Row 10: the loader puts the attacker's library into the genuine program before its main runs (ld.so(8)).
+///
+/// What is promised: as in row 9. For a setgid program the loader ignores `LD_PRELOAD`.
+pub(super) fn preloaded(stage: &Stage) -> Result<Report, Trouble> {
+    let library = injected_library(stage)?.display().to_string();
+    let genuine = stage.program(Program::Genuine);
+    let environment = [("LD_PRELOAD", &*library)];
+    let inject = |kind: &str| {
+        let mut guest = stage.spawn_at("the injected guest", &genuine, &["victim", kind], &environment)?;
+        guest.expect("injected")?;
+        Ok::<_, Trouble>(guest)
+    };
+    let address = stage.address("plain");
+    let mut host = plain_host(stage, &address, "")?;
+    let mut guest = inject("plain")?;
+    must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+    host.expect("joined host")?;
+    let plain = Half::bit("a program with foreign code in it gets in");
+
+    let address = stage.address("default");
+    let mut host = fenced_host(stage, &address, "")?;
+    let mut guest = inject("ringfence")?;
+    must(&mut guest, &format!("join {address}"), "joined guest")?;
+    host.expect("joined host")?;
+
+    let address = stage.address("guarded");
+    let (mut host, launcher) = guarded_host(stage, &address)?;
+    let mut guest = inject("ringfence")?;
+    let answer = guest.ask(&format!("join {address} policy=uid"))?;
+    if !answer.starts_with("error PEER_REFUSED check=gid by_peer=true") {
+        return Ok(Report::bitten(plain, format!("with gid in the policy: {answer}")));
+    }
+    // The launcher with the same environment: nothing is injected.
+    launched_gets_in(stage, &mut host, &launcher, &address, &environment)?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held(DOCUMENTED),
+        stopped_by: "no preloading into a setgid program",
+    })
+}
+
+/// A library that says so when it is loaded.
+fn injected_library(stage: &Stage) -> Result<PathBuf, Trouble> {
+    if cfg!(target_env = "musl") {
+        return Err(Trouble::Skipped(
+            "this executable is linked statically: there is no loader".into(),
+        ));
+    }
+    let (source, library) = (
+        stage.shared().join("injected.c"),
+        stage.shared().join("injected.so"),
+    );
+    let text = "#include <unistd.h>\n\
+                __attribute__((constructor)) static void injected(void) { if (write(1, \"injected\\n\", 9)) {} }\n";
+    fs::write(&source, text).map_err(|error| Trouble::wrong(error.to_string()))?;
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .status();
+    if compiled.is_ok_and(|status| status.success()) {
+        return Ok(library);
+    }
+    Err(Trouble::Skipped("needs a C compiler (cc)".into()))
+}
+
+/// Row 13: in a user namespace of its own, a process may say which file is its executable (`PR_SET_MM_MAP`,
+/// PR_SET_MM(2const)), once nothing of the old one is mapped any more: /proc/PID/exe then names the genuine one.
+///
+/// What is promised: as in row 9.
+pub(super) fn worn(stage: &Stage) -> Result<Report, Trouble> {
+    let genuine = stage.program(Program::Genuine).display().to_string();
+    let wear = |then: &[&str]| {
+        let args = [&["insider", "wear", &genuine], then].concat();
+        let mut attacker = stage.spawn("the wearer", Who::Agent, Program::Other, &args)?;
+        match &*attacker.line()? {
+            "worn" => Ok(attacker),
+            other => Err(Trouble::Skipped(format!(
+                "the executable cannot be changed here: {other}"
+            ))),
+        }
+    };
+    let address = stage.address("plain");
+    let mut host = plain_host(stage, &address, "")?;
+    let mut thief = wear(&["attacker", "knock", &address])?;
+    thief.expect("holding")?;
+    host.expect("joined host")?;
+    must(&mut host, "send secret", "sent")?;
+    must(&mut thief, "find secret", "found")?;
+    let plain = Half::bit("another program gets in, and reads what is sent");
+
+    let address = stage.address("default");
+    let mut host = fenced_host(stage, &address, "")?;
+    let mut thief = wear(&["hand", "ringfence"])?;
+    must(&mut thief, &format!("channel {address}"), "channel")?;
+    host.expect("joined host")?;
+
+    let address = stage.address("guarded");
+    let (mut host, launcher) = guarded_host(stage, &address)?;
+    let mut thief = wear(&["attacker", "knock", &address])?;
+    let answer = thief.line()?;
+    if !answer.starts_with("refuse 2 gid ") {
+        return Ok(Report::bitten(plain, format!("with gid in the policy: {answer}")));
+    }
+    launched_gets_in(stage, &mut host, &launcher, &address, &[])?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held(DOCUMENTED),
+        stopped_by: "a group is not to be had this way",
+    })
+}
+
+/// Row 20: the same executable does other work: another script of the same interpreter, another role of this program.
+///
+/// What is promised: as in row 9.
+pub(super) fn other_script(stage: &Stage) -> Result<Report, Trouble> {
+    let address = stage.address("plain");
+    let mut host = plain_host(stage, &address, "")?;
+    let args = ["hand", "plain", "guest", &address];
+    let mut other = stage.spawn("the other script", Who::Agent, Program::Genuine, &args)?;
+    other.expect("holding")?;
+    host.expect("joined host")?;
+    must(&mut host, "send secret", "sent")?;
+    must(&mut other, "find secret", "found")?;
+    let plain = Half::bit("it gets in, and reads what is sent");
+
+    let address = stage.address("default");
+    let mut host = fenced_host(stage, &address, "")?;
+    let mut other = hand(stage)?;
+    must(&mut other, &format!("channel {address}"), "channel")?;
+    host.expect("joined host")?;
+
+    let address = stage.address("guarded");
+    let (mut host, launcher) = guarded_host(stage, &address)?;
+    must(&mut other, &format!("connect {address}"), "connected")?;
+    let answer = other.ask("hear")?;
+    if !answer.starts_with("refuse 2 gid ") {
+        return Ok(Report::bitten(plain, format!("with gid in the policy: {answer}")));
+    }
+    launched_gets_in(stage, &mut host, &launcher, &address, &[])?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held(DOCUMENTED),
+        stopped_by: "the group of a launcher that starts one script only",
+    })
+}

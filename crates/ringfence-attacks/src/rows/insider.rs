@@ -1,0 +1,351 @@
+//! Processes of the same user that look into another: /proc, descriptors, memory, cores.
+
+use super::{
+    Heard, SIZE, fenced_host, hand, is_exposed, must,
+    object::{window_of_plain, window_of_shm},
+    plain, plain_host, plain_pair,
+};
+use crate::{
+    Half, Report, Trouble,
+    actor::Actor,
+    plain::data_of,
+    protocol::layout,
+    stage::{Program, Stage, Who},
+};
+
+/// The plain program's object, as /proc names it.
+const PLAIN: &str = "/dev/shm/plain-";
+/// ringfence's.
+const FENCED: &str = "/memfd:ringfence";
+
+fn insider(stage: &Stage, args: &[&str]) -> Result<Actor, Trouble> {
+    stage.spawn(
+        "the insider",
+        Who::Agent,
+        Program::Other,
+        &[&["insider"][..], args].concat(),
+    )
+}
+
+/// Something was opened that shows what the host sends.
+fn shows_secret(host: &mut Actor, attacker: &mut Actor) -> Result<(), Trouble> {
+    must(host, "send secret", "sent")?;
+    must(attacker, "find secret", "found")
+}
+
+/// A host of ringfence's in the middle of a handshake, with its object open, and the guest that keeps it waiting.
+fn waiting_host(stage: &Stage, address: &str, options: &str) -> Result<(Actor, Actor), Trouble> {
+    let host = fenced_host(stage, address, options)?;
+    let mut guest = hand(stage)?;
+    must(&mut guest, &format!("connect {address}"), "connected")?;
+    must(&mut guest, "hello", "said")?;
+    must(&mut guest, "hear", "hello")?;
+    must(&mut guest, "hear", "offer")?;
+    Ok((host, guest))
+}
+
+/// The guest that kept it waiting goes on, and the channel works.
+fn goes_on(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
+    must(guest, "offer sound", "said")?;
+    must(guest, "ready", "said")?;
+    must(guest, "hear", "ready")?;
+    host.expect("joined host")?;
+    must(guest, "message hello", "rung")?;
+    must(host, "receive 10000", "got 5 hello")
+}
+
+/// The guest that kept it waiting goes on, but somebody has tried to open the host's object meanwhile: there is no
+/// channel, or not for long.
+fn ends_exposed(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
+    must(guest, "offer sound", "")?;
+    // The host may have hung up by now.
+    guest.ask("ready")?;
+    let answer = host.line()?;
+    if answer.starts_with("joined host") {
+        return is_exposed(host);
+    }
+    if answer.starts_with("error OBJECT_EXPOSED") {
+        return Ok(());
+    }
+    Err(Trouble::wrong(format!("the host was to notice, but: {answer}")))
+}
+
+/// Row 1: in the moment between `shm_open` and `shm_unlink`, another process of the same user takes an `O_PATH`
+/// descriptor of the object. That is no opening (open(2)): the lease neither notices it nor is in its way. Later, the
+/// file's owner changes its mode and opens it through /proc/self/fd.
+///
+/// What stops it: a memfd has no such moment. With shm, the lease stays for as long as the object is mapped, and the
+/// kernel holds back whoever opens it (fcntl(2)); the owner is told, wipes it, and closes.
+pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, Trouble> {
+    let shm = stage.own_shm(1 << 20)?;
+    let plain = window_of_plain(stage, &shm, "watcher")?;
+
+    let address = stage.address("memfd");
+    let mut host = shm.spawn("the host", Program::Genuine, &["victim", "ringfence"])?;
+    must(&mut host, "pid", "")?;
+    let args = ["attacker", "watcher", &host.pid().to_string()];
+    let mut watcher = shm.spawn("the attacker", Program::Other, &args)?;
+    watcher.expect("watching")?;
+    super::host_again(&mut host, &address, "")?;
+    let mut guest = shm.spawn("the hostile peer", Program::Genuine, &["hand", "ringfence"])?;
+    must(&mut guest, &format!("channel {address}"), "channel")?;
+    host.expect("joined host")?;
+    let seen = watcher.ask("count")?;
+    if seen != "0" {
+        return Ok(Report::bitten(plain, format!("memfd: {seen} objects appeared")));
+    }
+    drop(watcher);
+
+    let (mut attacker, mut host, mut guest, exposed) = window_of_shm(stage, &shm, "watcher")?;
+    if exposed {
+        return Err(Trouble::wrong(
+            "an O_PATH descriptor is not to be seen by the lease",
+        ));
+    }
+    must(&mut host, "send secret", "sent")?;
+    match &*attacker.ask("find secret")? {
+        "EAGAIN" => {}
+        other => return Ok(Report::bitten(plain, format!("shm: {other}"))),
+    }
+    is_exposed(&mut host)?;
+    // The peer has it mapped still, and so it can be looked for.
+    match &*guest.ask("find-theirs secret")? {
+        "absent" => {}
+        other => return Ok(Report::bitten(plain, format!("shm: it was to be wiped: {other}"))),
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held("memfd: nothing appears; shm: EAGAIN, 'exposed', and the memory is wiped"),
+        stopped_by: "a memfd has no name; shm: the lease, and the tripwire on it",
+    })
+}
+
+/// Row 3: while the host holds its object's descriptor, another process of the same user opens it through
+/// /proc/PID/fd.
+///
+/// What stops it: once hardened, the directory is closed (EACCES, proc(5)). Before that, the lease holds the opening
+/// back, and is to warn the holder.
+pub(super) fn proc_fd(stage: &Stage) -> Result<Report, Trouble> {
+    let plain = opened(stage, &["open"])?;
+    let (host, _guest) = waiting_host(stage, &stage.address("hardened"), "harden")?;
+    let answer = insider(stage, &["open", &host.pid().to_string(), FENCED])?.line()?;
+    if answer != "EACCES" {
+        return Ok(Report::bitten(plain, format!("hardened: {answer}")));
+    }
+    let (mut host, mut guest) = waiting_host(stage, &stage.address("ringfence"), "")?;
+    let answer = insider(stage, &["open", &host.pid().to_string(), FENCED])?.line()?;
+    if answer != "EAGAIN" {
+        return Ok(Report::bitten(plain, answer));
+    }
+    ends_exposed(&mut host, &mut guest)?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("hardened: EACCES; otherwise EAGAIN, and the host sees 'exposed'"),
+        stopped_by: "harden(): /proc/PID/fd is closed; otherwise the lease, and the tripwire on it",
+    })
+}
+
+/// Row 4: the descriptor itself is copied out of the process (pidfd_getfd(2)): the very open file, which no lease
+/// sees.
+///
+/// What stops it: once hardened, EPERM, since it takes the right to trace the process.
+pub(super) fn getfd(stage: &Stage) -> Result<Report, Trouble> {
+    let plain = opened(stage, &["getfd"])?;
+    let (mut host, mut guest) = waiting_host(stage, &stage.address("hardened"), "harden")?;
+    let answer = insider(stage, &["getfd", &host.pid().to_string(), FENCED])?.line()?;
+    if answer != "EPERM" {
+        return Ok(Report::bitten(plain, format!("hardened: {answer}")));
+    }
+    goes_on(&mut host, &mut guest)?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("hardened: EPERM for every number (not hardened: as documented)"),
+        stopped_by: "harden(): not dumpable, so nobody may trace it",
+    })
+}
+
+/// Tries `how` on a host of the plain program while it holds its object's descriptor.
+fn opened(stage: &Stage, how: &[&str]) -> Result<Half, Trouble> {
+    let address = stage.address("plain");
+    let mut host = plain_host(stage, &address, "")?;
+    let mut attacker = insider(stage, &[how, &[&host.pid().to_string(), PLAIN]].concat())?;
+    attacker.expect("opened")?;
+    let mut guest = plain(stage, "the guest")?;
+    must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+    host.expect("joined host")?;
+    shows_secret(&mut host, &mut attacker)?;
+    Ok(Half::bit("the object is opened, and read, and may be written"))
+}
+
+/// Row 5: an `O_PATH` descriptor is taken through /proc/PID/fd during the handshake, and opened when both sides have
+/// long closed theirs.
+///
+/// What stops it: the lease belongs to the open file, and that lives as long as the mapping (mmap(2)); the owner is
+/// told, wipes it, and closes. Once hardened, no such descriptor is to be had.
+pub(super) fn kept_path(stage: &Stage) -> Result<Report, Trouble> {
+    let address = stage.address("plain");
+    let mut host = plain_host(stage, &address, "")?;
+    let mut attacker = insider(stage, &["keep-path", &host.pid().to_string(), PLAIN])?;
+    attacker.expect("kept")?;
+    let mut guest = plain(stage, "the guest")?;
+    must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+    host.expect("joined host")?;
+    must(&mut attacker, "reopen", "opened")?;
+    shows_secret(&mut host, &mut attacker)?;
+    let plain = Half::bit("the object is opened, and read");
+
+    let (mut host, mut guest) = waiting_host(stage, &stage.address("ringfence"), "")?;
+    let mut attacker = insider(stage, &["keep-path", &host.pid().to_string(), FENCED])?;
+    attacker.expect("kept")?;
+    goes_on(&mut host, &mut guest)?;
+    must(&mut host, "send secret", "sent")?;
+    must(&mut guest, "find-theirs secret", "found")?;
+    match &*attacker.ask("reopen")? {
+        "EAGAIN" => {}
+        other => return Ok(Report::bitten(plain, other)),
+    }
+    is_exposed(&mut host)?;
+    // The peer has it mapped still, and so it can be looked for.
+    match &*guest.ask("find-theirs secret")? {
+        "absent" => {}
+        other => return Ok(Report::bitten(plain, format!("it was to be wiped: {other}"))),
+    }
+    let (host, _guest) = waiting_host(stage, &stage.address("hardened"), "harden")?;
+    let answer = insider(stage, &["keep-path", &host.pid().to_string(), FENCED])?.line()?;
+    if answer != "EACCES" {
+        return Ok(Report::bitten(plain, format!("hardened: {answer}")));
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held("EAGAIN; the host sees 'exposed', and the memory is wiped. Hardened: EACCES"),
+        stopped_by: "the lease outlives the descriptor, and the tripwire on it",
+    })
+}
+
+/// Row 6: whoever opens a leased file makes the kernel send SIGIO to the holder, which ends it unless it is handled
+/// (fcntl(2), signal(7)).
+///
+/// What stops it: the signal of the lease is another, and goes to a thread that waits for it.
+pub(super) fn lease_break(stage: &Stage) -> Result<Report, Trouble> {
+    let mut host = plain_host(stage, &stage.address("plain"), "keep-lease")?;
+    let mut attacker = insider(stage, &["open", &host.pid().to_string(), PLAIN])?;
+    attacker.expect("EAGAIN")?;
+    let plain = match host.hear(super::PATIENCE) {
+        Heard::Ended(how) => Half::bit(format!("killed: {how}")),
+        other => Half::held(format!("{other:?}")),
+    };
+    let (mut host, mut guest) = waiting_host(stage, &stage.address("ringfence"), "")?;
+    let mut attacker = insider(stage, &["open", &host.pid().to_string(), FENCED])?;
+    attacker.expect("EAGAIN")?;
+    match host.try_ask("pid", super::PATIENCE) {
+        Heard::Line(pid) if pid == host.pid().to_string() => {}
+        other => return Ok(Report::bitten(plain, format!("{other:?}"))),
+    }
+    ends_exposed(&mut host, &mut guest)?;
+    let pid = host.pid().to_string();
+    must(&mut host, "pid", &pid)?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("EAGAIN for the attacker; the host lives, and sees 'exposed'"),
+        stopped_by: "the lease's signal is taken by a thread that waits for it",
+    })
+}
+
+/// Row 7: a process of the same user reads the memory of another that is dumpable, and attaches to it (proc(5),
+/// ptrace(2), process_vm_readv(2)).
+///
+/// What stops it: once hardened, EACCES and EPERM.
+pub(super) fn memory(stage: &Stage) -> Result<Report, Trouble> {
+    let (mut host, _guest) = plain_pair(stage, &stage.address("plain"))?;
+    let mut attacker = insider(stage, &["read-memory", &host.pid().to_string(), "secret"])?;
+    attacker.expect("reading")?;
+    must(&mut host, "send secret", "sent")?;
+    attacker.expect("found")?;
+    // Who may look finds that nothing is mapped at the address.
+    insider(stage, &["attach", &host.pid().to_string()])?.expect("attached Some(EFAULT)")?;
+    let plain = Half::bit("the message is read in its memory, and it is attached to");
+
+    let (mut host, mut guest) = super::fenced_pair(stage, &stage.address("ringfence"), "harden")?;
+    must(&mut host, "send secret", "sent")?;
+    for victim in [host.pid(), guest.pid()] {
+        let victim = victim.to_string();
+        for (how, wanted) in [
+            (&["read-memory", &victim, "secret"][..], "EACCES"),
+            (&["attach", &victim], "EPERM Some(EPERM)"),
+        ] {
+            let answer = insider(stage, how)?.line()?;
+            if answer != wanted {
+                return Ok(Report::bitten(plain, format!("{}: {answer}", how[0])));
+            }
+        }
+    }
+    must(&mut guest, "receive 10000", "got 6 secret")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("hardened: mem EACCES, ptrace EPERM, process_vm_readv EPERM"),
+        stopped_by: "harden(): not dumpable",
+    })
+}
+
+/// Row 8: the limit of another process's core file is raised (prlimit(2)), it is made to abort, and the core is
+/// searched for a message that its peer has written. Shared memory without a name counts as anonymous there, and is
+/// dumped by default (core(5)).
+///
+/// What stops it: mappings are `MADV_DONTDUMP` (madvise(2)). Once hardened, there is no core.
+pub(super) fn core_dump(stage: &Stage) -> Result<Report, Trouble> {
+    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+    let pattern = pattern.trim();
+    if pattern.starts_with('|') || pattern.contains('/') {
+        return Err(Trouble::Skipped(format!(
+            "cores are not written to the working directory here ({pattern})"
+        )));
+    }
+    let cores = stage.private().display().to_string();
+    let genuine = stage.program(Program::Genuine);
+    let dump = |victim: &Actor| {
+        let mut attacker = insider(stage, &["dump", &victim.pid().to_string(), &cores, "topsecret"])?;
+        attacker.line()
+    };
+    // Messages that the guest has written: the victim itself has never had them in its own memory.
+    let address = stage.address("plain");
+    let mut host = stage.spawn_at("the host", &genuine, &["victim", "plain"], &[])?;
+    host.say(&format!("join {address} {SIZE} listening"))?;
+    host.expect("listening")?;
+    let args = ["hand", "plain", "guest", &address];
+    let mut guest = stage.spawn("the guest", Who::Agent, Program::Genuine, &args)?;
+    guest.expect("holding")?;
+    host.expect("joined host")?;
+    must(
+        &mut guest,
+        &format!("write {} topsecret", data_of(1, SIZE)),
+        "written",
+    )?;
+    let plain = match &*dump(&host)? {
+        "found" => Half::bit("the message is in the core"),
+        "no core" => return Err(Trouble::Skipped("no core is written here (a hard limit?)".into())),
+        _ => Half::held("it is not in the core"),
+    };
+
+    for (options, wanted) in [("", "absent"), ("harden", "no core")] {
+        let address = stage.address(&format!("ringfence-{options}"));
+        let mut host = stage.spawn_at("the host", &genuine, &["victim", "ringfence"], &[])?;
+        super::host_again(&mut host, &address, options)?;
+        let mut guest = hand(stage)?;
+        must(&mut guest, &format!("channel {address}"), "channel")?;
+        host.expect("joined host")?;
+        must(
+            &mut guest,
+            &format!("write {} topsecret", layout::DATA + 8),
+            "written",
+        )?;
+        let answer = dump(&host)?;
+        if answer != wanted {
+            return Ok(Report::bitten(plain, format!("{options}: {answer}")));
+        }
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held("it is not in the core; hardened: no core"),
+        stopped_by: "MADV_DONTDUMP; harden(): not dumpable, no core",
+    })
+}

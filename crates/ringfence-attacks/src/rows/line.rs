@@ -1,0 +1,127 @@
+//! What is said, or not said, on the line.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Heard, SIZE, fenced_host, hand, honest_guest, hostile_channel, must, plain, ring::plain_and_hand,
+};
+use crate::{
+    Half, Report, Trouble,
+    stage::{Program, Stage, Who},
+};
+
+/// Row 36: A peer that says half of what it must and then nothing; that changes the mode of the socket both hold, fills
+/// its buffers, and sends garbage, with and without descriptors.
+///
+/// What stops it: every wait of a handshake has one deadline, and newcomers are served side by side. On a channel,
+/// every call on the line says for itself that it must not block (`MSG_DONTWAIT`), what comes over it is read and
+/// thrown away, and descriptors that come along are never installed (recv instead of recvmsg).
+pub(super) fn rude(stage: &Stage) -> Result<Report, Trouble> {
+    let address = stage.address("plain");
+    let mut host = stage.spawn(
+        "the hostile host",
+        Who::Agent,
+        Program::Genuine,
+        &["hand", "plain", "host", &address, "half"],
+    )?;
+    host.expect("listening")?;
+    let mut guest = plain(stage, "the guest")?;
+    guest.say(&format!("join {address} {SIZE}"))?;
+    host.expect("passed")?;
+    let plain = match guest.hear(Duration::from_secs(1)) {
+        Heard::Silence => Half::bit("waits for the rest of a struct for ever"),
+        other => Half::held(format!("{other:?}")),
+    };
+
+    // Silence, and half a HELLO: others are served meanwhile, and the deadline ends it.
+    let address = stage.address("silent");
+    let mut host = fenced_host(stage, &address, "timeout=700")?;
+    let (mut silent, mut halting) = (hand(stage)?, hand(stage)?);
+    must(&mut silent, &format!("connect {address}"), "connected")?;
+    let start = Instant::now();
+    must(&mut halting, &format!("connect {address}"), "connected")?;
+    must(&mut halting, "half-hello", "said")?;
+    let answers = (silent.ask("hear-door")?, halting.ask("hear-door")?);
+    let late = start.elapsed();
+    let timely = late > Duration::from_millis(600) && late < Duration::from_secs(10);
+    let told = |answer: &str| answer.starts_with("refuse 5 HANDSHAKE_TIMEOUT");
+    if !(told(&answers.0) && told(&answers.1) && timely) {
+        return Err(Trouble::wrong(format!(
+            "the silent were to be told HANDSHAKE_TIMEOUT in time: {answers:?} after {late:?}"
+        )));
+    }
+    must(&mut silent, &format!("connect {address}"), "connected")?;
+    must(&mut halting, &format!("connect {address}"), "connected")?;
+    honest_guest(stage, &mut host, &address, "")?;
+
+    // On a channel.
+    let address = stage.address("rude");
+    let (mut host, mut peer) = hostile_channel(stage, &address, "", "keep=1")?;
+    let before = host.ask("descriptors")?;
+    for round in 0..4 {
+        // To and fro: both modes are tried.
+        must(
+            &mut peer,
+            "nonblock",
+            if round % 2 == 0 {
+                "non-blocking"
+            } else {
+                "blocking"
+            },
+        )?;
+        must(&mut peer, "fill", "filled")?;
+        must(&mut peer, "parcel", "EAGAIN")?;
+        let start = Instant::now();
+        // Until the ring is full, which nobody empties here.
+        must(&mut host, "send more", if round == 0 { "sent" } else { "full" })?;
+        must(&mut host, "receive 50", "nothing")?;
+        must(&mut host, "stuff 50", "full")?;
+        if start.elapsed() > Duration::from_secs(10) {
+            return Ok(Report::bitten(plain, "it was held up"));
+        }
+        must(&mut peer, "garbage 3", "")?;
+        must(&mut peer, "parcel", "")?;
+        must(&mut host, "receive 50", "nothing")?;
+    }
+    let after = host.ask("descriptors")?;
+    if before != after {
+        return Ok(Report::bitten(
+            plain,
+            format!("{before} descriptors became {after}"),
+        ));
+    }
+    must(&mut peer, "message after-all", "")?;
+    must(&mut host, "receive 10000", "got 9 after-all")?;
+    must(&mut host, "close", "closed")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held(
+            "HANDSHAKE_TIMEOUT for the silent, others served meanwhile; a channel goes on as if nothing had been",
+        ),
+        stopped_by: "deadlines; MSG_DONTWAIT in every call; the line's bytes mean nothing",
+    })
+}
+
+/// Row 38: the peer never reads.
+///
+/// What stops it: a full ring is an answer (`false` of `try_send`) or a wait, and a wait ends with the channel.
+pub(super) fn never_reads(stage: &Stage) -> Result<Report, Trouble> {
+    let (mut host, _guest) = plain_and_hand(stage, &stage.address("plain"))?;
+    let plain = match host.try_ask("send-all 100", Duration::from_secs(1)) {
+        Heard::Silence => Half::bit("the producer waits for ever"),
+        other => Half::held(format!("{other:?}")),
+    };
+    let (mut host, _peer) = hostile_channel(stage, &stage.address("ringfence"), "", "")?;
+    must(&mut host, "stuff 100", "full")?;
+    let answer = host.ask("stuck-close")?;
+    if !(answer.starts_with("closed at once") && answer.contains("error CLOSED")) {
+        return Ok(Report::bitten(plain, answer));
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held(
+            "the ring is full; close() ends the waiting of another thread at once (CLOSED)",
+        ),
+        stopped_by: "backpressure; waits end with the channel",
+    })
+}

@@ -1,0 +1,161 @@
+//! A Node program: its inspector, and what its environment makes it load.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+};
+
+use super::{fenced_host, must};
+use crate::{
+    Half, Report, Trouble,
+    actor::Actor,
+    stage::{Program, Stage, Who},
+};
+
+/// The Node program, run by `node`.
+fn program(
+    stage: &Stage,
+    name: &'static str,
+    node: &Path,
+    flags: &[&str],
+    environment: &[(&str, &str)],
+) -> Result<Actor, Trouble> {
+    let script = stage.shared().join("program.mjs");
+    fs::write(&script, include_str!("../roles/program.mjs"))
+        .map_err(|error| Trouble::wrong(error.to_string()))?;
+    let face = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../dist/esm/index.js"));
+    if !face.exists() {
+        return Err(Trouble::Skipped("needs what `npm run build` makes".into()));
+    }
+    let face = face.display().to_string();
+    let script = script.display().to_string();
+    let arguments = [flags, &[&*script]].concat();
+    let environment = [&[("RINGFENCE", &*face)], environment].concat();
+    stage.spawn_other(name, node, &arguments, &environment)
+}
+
+fn attacker(stage: &Stage, who: Who, args: &[&str]) -> Result<String, Trouble> {
+    stage
+        .spawn(
+            "the attacker",
+            who,
+            Program::Other,
+            &[&["insider"][..], args].concat(),
+        )?
+        .line()
+}
+
+/// A port of the loopback interface that nobody has now.
+fn free_port() -> Result<String, Trouble> {
+    TcpListener::bind(("127.0.0.1", 0))
+        .and_then(|listener| listener.local_addr())
+        .map(|address| address.port().to_string())
+        .map_err(|error| Trouble::wrong(error.to_string()))
+}
+
+/// Row 12: SIGUSR1 makes Node open its inspector on port 9229 of the loopback interface (here on another, which
+/// nobody else has), dumpable or not. Whoever can connect there, of whatever user, reads everything.
+///
+/// What stops it: once hardened, SIGUSR1 is ignored.
+pub(super) fn inspector(stage: &Stage) -> Result<Report, Trouble> {
+    let node = stage.node()?;
+    let port = free_port()?;
+    let flag = format!("--inspect-port={port}");
+    // Whoever reads it need not be who sent the signal.
+    let reader = if stage.is_root() {
+        Who::Stranger
+    } else {
+        Who::Agent
+    };
+
+    let mut victim = program(stage, "the victim", &node, &[&flag], &[])?;
+    let pid = victim.ask("pid")?;
+    let mut opener = stage.spawn(
+        "the attacker",
+        Who::Agent,
+        Program::Other,
+        &["insider", "inspector-open", &pid, &port],
+    )?;
+    opener.expect("knocked")?;
+    opener.expect("open")?;
+    let answer = attacker(stage, reader, &["inspector-read", &port, "globalThis.secret"])?;
+    let plain = if answer == "read topsecret" {
+        Half::bit("a variable of the program is read through its inspector")
+    } else {
+        Half::held(answer)
+    };
+    victim.kill();
+
+    let mut victim = program(stage, "the victim", &node, &[&flag], &[])?;
+    let pid = victim.ask("pid")?;
+    must(&mut victim, "harden", "hardened")?;
+    let answer = attacker(stage, Who::Agent, &["inspector-knock", &pid])?;
+    if answer != "knocked" {
+        return Err(Trouble::wrong(answer));
+    }
+    // An ignored signal is thrown away when it is sent: what has not happened by now does not happen.
+    must(&mut victim, "pid", &pid)?;
+    let answer = attacker(stage, reader, &["inspector-read", &port, "globalThis.secret"])?;
+    if answer != "ConnectionRefused" {
+        return Ok(Report::bitten(plain, answer));
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held("hardened: no port opens"),
+        stopped_by: "harden(): SIGUSR1 is ignored",
+    })
+}
+
+/// Row 11: `NODE_OPTIONS` makes Node load the attacker's module into the genuine program before its first line.
+///
+/// What is promised: as in row 9, the executable proves nothing within one user. Node does not listen to
+/// `NODE_OPTIONS` in a program that is set to another group (secure execution, getauxval(3) `AT_SECURE`).
+pub(super) fn injected(stage: &Stage) -> Result<Report, Trouble> {
+    let node = stage.node()?;
+    let module = stage.shared().join("injected.cjs");
+    let text = "console.log('injected')\nsetTimeout(() => console.log('read ' + globalThis.secret), 0)\n";
+    fs::write(&module, text).map_err(|error| Trouble::wrong(error.to_string()))?;
+    let options = format!("--require={}", module.display());
+    let environment = [("NODE_OPTIONS", &*options)];
+    let inject = || {
+        let mut guest = program(stage, "the injected guest", &node, &[], &environment)?;
+        guest.expect("injected")?;
+        guest.expect("read")?;
+        Ok::<_, Trouble>(guest)
+    };
+    inject()?;
+    let plain = Half::bit("foreign code runs in the genuine program");
+
+    let address = stage.address("default");
+    let mut host = program(stage, "the host", &node, &[], &[])?;
+    host.say(&format!("join {address}"))?;
+    crate::post::wait_for_listener(&address).map_err(Trouble::Wrong)?;
+    let mut guest = inject()?;
+    must(&mut guest, &format!("join {address}"), "joined guest")?;
+    host.expect("joined host")?;
+
+    // The group that only a launcher gives: here a copy of Node that is set to it.
+    let launcher = stage.set_to_group(&node)?;
+    let policy = r#"{"uid":"same"}"#;
+    let mut probe = program(stage, "the launched", &launcher, &[], &[])?;
+    if probe.ask("egid")? != stage.launcher_group().to_string() {
+        return Err(Trouble::Skipped("setgid has no effect here".into()));
+    }
+    let address = stage.address("guarded");
+    let mut host = fenced_host(stage, &address, &format!("gid={}", stage.launcher_group()))?;
+    let mut guest = inject()?;
+    let answer = guest.ask(&format!("join {address} {policy}"))?;
+    if !answer.starts_with("error ERR_RINGFENCE_PEER_REFUSED check=gid") {
+        return Ok(Report::bitten(plain, format!("with gid in the policy: {answer}")));
+    }
+    // The launcher with the same environment: nothing is injected.
+    let mut guest = program(stage, "the launched guest", &launcher, &[], &environment)?;
+    must(&mut guest, &format!("join {address} {policy}"), "joined guest")?;
+    host.expect("joined host")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held(super::face::DOCUMENTED),
+        stopped_by: "no NODE_OPTIONS in a setgid program",
+    })
+}

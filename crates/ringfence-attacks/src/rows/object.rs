@@ -1,0 +1,540 @@
+//! The shared object: who else has it, and what can be done to it.
+
+use std::time::Instant;
+
+use super::{
+    Heard, SIZE, died, fenced, fenced_host, fenced_pair, hand, honest_guest, hostile_channel, must, plain,
+    ring::plain_and_hand, talks,
+};
+use crate::{
+    Half, Report, Trouble,
+    actor::Actor,
+    plain::tail_of,
+    stage::{OwnShm, Program, Stage, Who},
+};
+
+/// Tries that a race may take. Each is won most of the time.
+const TRIES: u32 = 50;
+
+/// Row 2: In the moment between `shm_open` and `shm_unlink`, the object has a name. Another process of the same user
+/// watches the directory, and makes a hard link: the object then keeps a name whatever its maker unlinks, and its
+/// owner may change its mode. Neither `O_EXCL` nor the lease sees a link (the lease counts open files only).
+///
+/// What stops it: a memfd is never in a directory, and lies on a filesystem of the kernel's own, to which no link can
+/// be made (EXDEV). With shm, the link count must be 0 after the unlink: such an object is thrown away unused.
+pub(super) fn hard_link(stage: &Stage) -> Result<Report, Trouble> {
+    let shm = stage.own_shm(1 << 20)?;
+    let plain = window_of_plain(stage, &shm, "linker")?;
+
+    let (mut attacker, mut host, mut guest, exposed) = window_of_shm(stage, &shm, "linker")?;
+    let count = attacker.ask("count")?;
+    let shm_half = if exposed {
+        format!("shm: OBJECT_EXPOSED after {count} linked objects")
+    } else {
+        must(&mut host, "send secret", "sent")?;
+        must(&mut guest, "find-theirs secret", "found")?;
+        if attacker.ask("find secret")? != "absent" {
+            return Ok(Report::bitten(plain, "shm: the link leads to the channel"));
+        }
+        format!("shm: {count} linked objects thrown away, the channel has another")
+    };
+
+    // The memfd backing: a guest that has the object's descriptor tries to give it a name.
+    let (_host, mut guest) = hostile_channel(stage, &stage.address("memfd"), "", "")?;
+    for path in [
+        "/dev/shm/ringfence-attacks-link",
+        &stage.private().join("link").display().to_string(),
+    ] {
+        let answer = guest.ask(&format!("link-theirs {path}"))?;
+        if answer != "EXDEV" {
+            return Ok(Report::bitten(plain, format!("memfd: a link is {answer}")));
+        }
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held(format!("memfd: EXDEV; {shm_half}")),
+        stopped_by: "a memfd has no name at any time; shm: st_nlink must be 0",
+    })
+}
+
+/// An attacker that gets hold of what its victim makes in /dev/shm, in the moment in which it has a name.
+fn at_the_window(shm: &OwnShm<'_>, role: &str, victim: &Actor) -> Result<Actor, Trouble> {
+    let args = ["attacker", role, &victim.pid().to_string()];
+    let mut attacker = shm.spawn("the attacker", Program::Other, &args)?;
+    attacker.expect("watching")?;
+    Ok(attacker)
+}
+
+/// The attack on the plain program, until it succeeds.
+pub(super) fn window_of_plain(stage: &Stage, shm: &OwnShm<'_>, role: &str) -> Result<Half, Trouble> {
+    for attempt in 0..TRIES {
+        let address = stage.address(&format!("plain-{attempt}"));
+        let mut host = shm.spawn("the host", Program::Genuine, &["victim", "plain"])?;
+        must(&mut host, "pid", "")?;
+        let mut attacker = at_the_window(shm, role, &host)?;
+        host.say(&format!("join {address} {SIZE} listening"))?;
+        host.expect("listening")?;
+        if attacker.ask("count")? == "0" {
+            continue;
+        }
+        let mut guest = shm.spawn("the guest", Program::Genuine, &["victim", "plain"])?;
+        must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+        host.expect("joined host")?;
+        must(&mut host, "send secret", "sent")?;
+        return Ok(match &*attacker.ask("find secret")? {
+            "found" => Half::bit("the object is opened later, and read, and may be written"),
+            other => Half::held(other),
+        });
+    }
+    Ok(Half::held(format!("not in {TRIES} tries")))
+}
+
+/// The attack on ringfence's shm backing. Returns the attacker, the host, its guest, and whether the host has
+/// noticed and given up.
+pub(super) fn window_of_shm(
+    stage: &Stage,
+    shm: &OwnShm<'_>,
+    role: &str,
+) -> Result<(Actor, Actor, Actor, bool), Trouble> {
+    for attempt in 0..TRIES {
+        let address = stage.address(&format!("shm-{attempt}"));
+        let mut host = shm.spawn("the host", Program::Genuine, &["victim", "ringfence"])?;
+        must(&mut host, "pid", "")?;
+        let mut attacker = at_the_window(shm, role, &host)?;
+        super::host_again(&mut host, &address, "backing=shm")?;
+        // Its own object is no shm, so that what the attacker gets is the host's.
+        let mut guest = shm.spawn("the hostile peer", Program::Genuine, &["hand", "ringfence"])?;
+        must(&mut guest, &format!("connect {address}"), "connected")?;
+        must(&mut guest, "hello backing=2", "said")?;
+        must(&mut guest, "hear", "hello")?;
+        let exposed = !guest.ask("hear")?.starts_with("offer");
+        // Lost the race: the next object is another chance.
+        if attacker.ask("count")? == "0" {
+            continue;
+        }
+        if exposed {
+            host.expect("error OBJECT_EXPOSED")?;
+        } else {
+            must(&mut guest, "offer unsealed", "said")?;
+            must(&mut guest, "ready", "said")?;
+            must(&mut guest, "hear", "ready")?;
+            host.expect("joined host")?;
+        }
+        return Ok((attacker, host, guest, exposed));
+    }
+    Err(Trouble::wrong("the attacker got hold of nothing"))
+}
+
+/// Row 30: The peer has the object's descriptor, and makes the object shorter: whoever touches a page beyond its end
+/// gets SIGBUS (mmap(2)).
+///
+/// What stops it: the seals `F_SEAL_SHRINK`, `F_SEAL_GROW` and, for holes, `F_SEAL_FUTURE_WRITE` (fcntl(2)). An shm
+/// object cannot be sealed: with that backing, the pair must trust each other in this.
+pub(super) fn truncate(stage: &Stage) -> Result<Report, Trouble> {
+    let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
+    must(&mut guest, "truncate", "truncated")?;
+    let plain = match died(&mut host, "send more") {
+        Heard::Ended(how) if how == "SIGBUS" => Half::bit("SIGBUS"),
+        other => Half::held(format!("{other:?}")),
+    };
+
+    let (mut host, mut guest) = hostile_channel(stage, &stage.address("memfd"), "", "")?;
+    for order in ["shrink-theirs", "grow-theirs", "punch-theirs", "shrink-own"] {
+        let answer = guest.ask(order)?;
+        if answer != "EPERM" {
+            return Ok(Report::bitten(plain, format!("{order}: {answer}")));
+        }
+    }
+    must(&mut host, "stuff 100", "full")?;
+    must(&mut guest, "message still-here", "rung")?;
+    must(&mut host, "receive 10000", "got 10 still-here")?;
+
+    // What the documentation says of the shm backing is true.
+    let (mut host, mut guest) = hostile_channel(
+        stage,
+        &stage.address("shm"),
+        "backing=shm",
+        "backing=2 object=unsealed",
+    )?;
+    must(&mut guest, "shrink-theirs", "shrunk")?;
+    let shm = match died(&mut host, "send more") {
+        Heard::Ended(how) if how == "SIGBUS" => "shm: SIGBUS, as documented for a pair",
+        _ => "shm: no SIGBUS",
+    };
+    Ok(Report {
+        plain,
+        ringfence: Half::held(format!("memfd: EPERM; {shm}")),
+        stopped_by: "seals: SHRINK, GROW, FUTURE_WRITE",
+    })
+}
+
+/// Row 31: Somebody takes all the room that /dev/shm has left. A page that was never written must still be found then,
+/// and whoever writes it gets SIGBUS.
+///
+/// What stops it: fallocate(2) when the object is made. If there is no room, that is when it is said (`NO_SPACE`); if
+/// there was, it is taken. A memfd does not lie on that filesystem at all.
+pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, Trouble> {
+    let shm = stage.own_shm(2 << 20)?;
+    let fill = || {
+        let mut filler = shm.spawn("the filler", Program::Other, &["attacker", "filler"])?;
+        filler.expect("filled")?;
+        Ok::<_, Trouble>(filler)
+    };
+    let victim = |name: &'static str, kind: &str| shm.spawn(name, Program::Genuine, &["victim", kind]);
+
+    let address = stage.address("plain");
+    let mut host = victim("the host", "plain")?;
+    host.say(&format!("join {address} {} listening", 1 << 20))?;
+    host.expect("listening")?;
+    let mut guest = victim("the guest", "plain")?;
+    must(&mut guest, &format!("join {address} {}", 1 << 20), "joined guest")?;
+    host.expect("joined host")?;
+    let mut filler = fill()?;
+    let plain = match died(&mut host, "send more") {
+        Heard::Ended(how) if how == "SIGBUS" => Half::bit("SIGBUS at the first message"),
+        other => Half::held(format!("{other:?}")),
+    };
+
+    // A full filesystem is an error when the object is made.
+    let address = stage.address("full");
+    let mut host = victim("the host", "ringfence")?;
+    let mut guest = victim("the guest", "ringfence")?;
+    super::host_again(&mut host, &address, "backing=shm")?;
+    let told = guest.ask(&format!("join {address} backing=shm"))?;
+    let answer = host.line()?;
+    if !answer.starts_with("error NO_SPACE") || !told.starts_with("error ") {
+        return Err(Trouble::wrong(format!(
+            "the host was to say NO_SPACE: {answer}; its guest: {told}"
+        )));
+    }
+
+    // One that fills up later changes nothing.
+    filler.say("empty")?;
+    filler.hear(super::PATIENCE);
+    let address = stage.address("later");
+    super::host_again(&mut host, &address, "backing=shm")?;
+    must(&mut guest, &format!("join {address} backing=shm"), "joined guest")?;
+    host.expect("joined host")?;
+    let _filler = fill()?;
+    for (name, actor) in [("host", &mut host), ("guest", &mut guest)] {
+        let answer = actor.try_ask("stuff 100", super::PATIENCE);
+        if answer != Heard::Line("full".into()) {
+            return Ok(Report::bitten(
+                plain,
+                format!("the {name} filling its ring: {answer:?}"),
+            ));
+        }
+    }
+    for actor in [&mut host, &mut guest] {
+        must(actor, "work receive 100", "worked")?;
+    }
+
+    // The default backing does not notice.
+    let address = stage.address("memfd");
+    let (mut host, mut guest) = (
+        victim("the host", "ringfence")?,
+        victim("the guest", "ringfence")?,
+    );
+    super::host_again(&mut host, &address, "")?;
+    must(&mut guest, &format!("join {address}"), "joined guest")?;
+    host.expect("joined host")?;
+    talks(&mut host, &mut guest)?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("shm: NO_SPACE when it is made, nothing later; memfd: not on that filesystem"),
+        stopped_by: "fallocate before anything is passed",
+    })
+}
+
+/// Row 32: The peer writes into the ring that it should only read.
+///
+/// What stops it: each process writes a region of its own. The other's was sealed with `F_SEAL_FUTURE_WRITE` once its
+/// owner had mapped it (memfd_create(2), fcntl(2)): the kernel makes no other writable mapping of it, by this
+/// descriptor, by a new one, or by changing a mapping's protection.
+pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, Trouble> {
+    let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
+    must(&mut host, "send first", "sent")?;
+    // The host's own tail.
+    must(
+        &mut guest,
+        &format!("store {} {}", tail_of(0), 1_u64 << 40),
+        "stored",
+    )?;
+    let plain = match &*host.ask("send second")? {
+        "full" => Half::bit("the host's own tail is overwritten: it can send no more"),
+        other => Half::held(other),
+    };
+
+    let (mut host, mut guest) = hostile_channel(stage, &stage.address("ringfence"), "", "")?;
+    must(&mut host, "send first", "sent")?;
+    let mut seen = Vec::new();
+    for (order, wanted) in [
+        ("map-theirs", &["EPERM"][..]),
+        ("protect-theirs", &["EACCES"]),
+        ("write-theirs", &["EPERM"]),
+        ("punch-theirs", &["EPERM"]),
+        ("unseal-theirs", &["EPERM"]),
+    ] {
+        let answer = guest.ask(order)?;
+        if !wanted.contains(&&*answer) {
+            return Ok(Report::bitten(plain, format!("{order}: {answer}")));
+        }
+        seen.push(format!("{order} {answer}"));
+    }
+    must(&mut guest, "find-theirs first", "found")?;
+    must(&mut host, "stuff 100", "full")?;
+    // The lease keeps even a new open file away, and tells the owner; without it, the seal would keep it from writing.
+    let answer = guest.ask("reopen-theirs")?;
+    if answer != "EAGAIN" {
+        return Ok(Report::bitten(plain, format!("reopen-theirs: {answer}")));
+    }
+    super::is_exposed(&mut host)?;
+    seen.push("reopen-theirs EAGAIN and the end".into());
+    Ok(Report {
+        plain,
+        ringfence: Half::held(seen.join(", ")),
+        stopped_by: "F_SEAL_FUTURE_WRITE: only the owner's first mapping is writable",
+    })
+}
+
+/// Row 35: The peer passes something else than what was agreed.
+///
+/// What stops it: the receiver asks the kernel what it got, whatever the peer says of it: exactly one descriptor, a
+/// regular file on tmpfs, of the agreed size, of the peer's uid, without a name, sealed, and laid out as it
+/// should be. Descriptors too many are closed.
+pub(super) fn unsound(stage: &Stage) -> Result<Report, Trouble> {
+    let harm = unsound_for_plain(stage)?;
+    let plain = if harm.is_empty() {
+        Half::held("everything was refused")
+    } else {
+        Half::bit(harm.join(", "))
+    };
+
+    let address = stage.address("ringfence");
+    let mut host = fenced_host(stage, &address, "")?;
+    let mut guest = hand(stage)?;
+    let before = host.ask("descriptors")?;
+    let (mut refused, mut holes) = unsound_objects(&mut guest, &address)?;
+    // What the last one may have left behind is over with its connection.
+    must(&mut guest, "hang-up", "hung up")?;
+    match unsound_lines(&mut host, &mut guest, &address)? {
+        Ok(count) => refused += count,
+        Err(hole) => holes.push(hole),
+    }
+    if !holes.is_empty() {
+        return Ok(Report::bitten(plain, holes.join("; ")));
+    }
+    must(&mut guest, "hang-up", "hung up")?;
+    // Whoever is turned away is told so a moment before the host lets go of what it had of it.
+    let end = Instant::now() + super::PATIENCE;
+    loop {
+        let after = host.ask("descriptors")?;
+        if before == after {
+            break;
+        }
+        if Instant::now() > end {
+            return Ok(Report::bitten(
+                plain,
+                format!("{before} descriptors became {after}"),
+            ));
+        }
+    }
+    honest_guest(stage, &mut host, &address, "")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held(format!(
+            "OBJECT_UNSOUND or PROTOCOL to each of {refused} kinds, no descriptor leaks"
+        )),
+        stopped_by: "the receiver asks the kernel what it got",
+    })
+}
+
+/// What harm each kind of object does to a guest of the plain program.
+fn unsound_for_plain(stage: &Stage) -> Result<Vec<String>, Trouble> {
+    let mut harm = Vec::new();
+    for (kind, then) in [
+        ("short", "receive 100"),
+        ("unsealed", "receive 100"),
+        ("two", "descriptors"),
+        ("none", "descriptors"),
+    ] {
+        let address = stage.address(&format!("plain-{kind}"));
+        let args = ["hand", "plain", "host", &address, kind];
+        let mut host = stage.spawn("the hostile host", Who::Agent, Program::Genuine, &args)?;
+        host.expect("listening")?;
+        let mut guest = plain(stage, "the guest")?;
+        let before: usize = guest.ask("descriptors")?.parse().unwrap_or(0);
+        must(&mut guest, &format!("join {address} {SIZE}"), "")?;
+        host.expect("passed")?;
+        if kind == "unsealed" {
+            must(&mut host, "truncate", "truncated")?;
+        }
+        match guest.try_ask(then, super::PATIENCE) {
+            Heard::Ended(how) => harm.push(format!("{kind}: {how}")),
+            Heard::Line(after) if after.parse().is_ok_and(|after: usize| after > before) => {
+                harm.push(format!("{kind}: a leaked descriptor"));
+            }
+            _ => {}
+        }
+    }
+    Ok(harm)
+}
+
+/// Objects that are not sound, and the check that must notice each. Returns how many were refused, and what was not.
+fn unsound_objects(guest: &mut Actor, address: &str) -> Result<(usize, Vec<String>), Trouble> {
+    let (mut refused, mut holes) = (0, Vec::new());
+    for (kind, check) in [
+        ("directory", "kind"),
+        ("pipe", "kind"),
+        ("socket", "kind"),
+        ("device", "kind"),
+        ("path", "kind"),
+        ("file", "filesystem"),
+        ("empty", "size"),
+        ("short", "size"),
+        ("long", "size"),
+        ("unsealed", "seals"),
+        ("may-shrink", "seals"),
+        ("may-unseal", "seals"),
+        ("wrong-magic", "layout"),
+        ("wrong-capacity", "capacity"),
+        ("none", "descriptors"),
+        ("two", "descriptors"),
+        ("three", "descriptors"),
+        ("many", "descriptors"),
+        ("sound size=4096", "size"),
+        ("sound size=18446744073709551615", "size"),
+        // Last, since one that is accepted waits for a READY.
+        ("sparse", ""),
+    ] {
+        must(guest, &format!("connect {address}"), "connected")?;
+        must(guest, "hello", "said")?;
+        must(guest, "hear", "hello")?;
+        must(guest, "hear", "offer")?;
+        must(guest, &format!("offer {kind}"), "said")?;
+        // An object that is found sound is answered by nothing before READY.
+        let answer = guest.ask(if kind == "sparse" { "hear 300" } else { "hear" })?;
+        // Refused as an object (code 4), by the check that should notice it.
+        if answer.starts_with("refuse 4 ") && answer["refuse 4 ".len()..].starts_with(check) {
+            refused += 1;
+        } else if kind == "sparse" && answer == "silence" {
+            let taken = guest.ask("blocks")?;
+            holes.push(format!(
+                "an object without memory is accepted; the receiver provides {taken} bytes for it"
+            ));
+        } else {
+            return Err(Trouble::wrong(format!(
+                "{kind} was to be refused for its {check}: {answer}"
+            )));
+        }
+    }
+    Ok((refused, holes))
+}
+
+/// Lines that are none. The host must turn each away, saying so, and go on: how many it did, or what it did instead.
+fn unsound_lines(
+    host: &mut Actor,
+    guest: &mut Actor,
+    address: &str,
+) -> Result<Result<usize, String>, Trouble> {
+    let kinds = [
+        "none",
+        "file",
+        "pipe",
+        "datagram",
+        "unconnected",
+        "listener",
+        "two",
+        "many",
+    ];
+    for kind in kinds {
+        must(guest, &format!("connect {address}"), "connected")?;
+        must(guest, &format!("hello line={kind}"), "said")?;
+        let answer = guest.ask("hear-door")?;
+        if !["refuse 2 line ", "refuse 3 ", "refuse 4 descriptors "]
+            .iter()
+            .any(|start| answer.starts_with(start))
+        {
+            return Ok(Err(format!(
+                "a line of the kind {kind:?} was answered by {answer:?}"
+            )));
+        }
+        // An answer to this order, and not the end of the joining.
+        let (answer, pid) = (host.ask("pid")?, host.pid().to_string());
+        if answer != pid {
+            return Ok(Err(format!(
+                "a line of the kind {kind:?} ends the host's joining: {answer}"
+            )));
+        }
+    }
+    Ok(Ok(kinds.len()))
+}
+
+/// Row 37: A program starts another one at any moment: whatever descriptor is not close-on-exec from birth is the
+/// child's too. And a child that is forked keeps its parent's mappings.
+///
+/// What stops it: every descriptor is made close-on-exec by the call that makes it (`SOCK_CLOEXEC`, `MFD_CLOEXEC`,
+/// `MSG_CMSG_CLOEXEC`), and mappings are `MADV_DONTFORK` (madvise(2)).
+pub(super) fn inheritance(stage: &Stage) -> Result<Report, Trouble> {
+    let address = stage.address("plain");
+    let (mut host, mut guest) = (plain(stage, "the host")?, plain(stage, "the guest")?);
+    must(&mut guest, "child", "[]")?;
+    host.say(&format!("join {address} {SIZE} listening"))?;
+    host.expect("listening")?;
+    guest.say(&format!("join {address} {SIZE} forking"))?;
+    let inherited = guest.expect("child")?;
+    guest.expect("joined guest")?;
+    let mapped = guest.ask("fork")?;
+    let plain = if inherited == "[]" {
+        Half::held("nothing")
+    } else {
+        Half::bit(format!("the object's descriptor; mappings: {mapped}"))
+    };
+
+    // Every step of a handshake at which the host waits, with a child at each.
+    let address = stage.address("ringfence");
+    let mut host = fenced(stage, "the host")?;
+    must(&mut host, "child", "[]")?;
+    super::host_again(&mut host, &address, "")?;
+    let mut guest = hand(stage)?;
+    let steps: [(&[(&str, &str)], &str); 4] = [
+        (&[], "listening"),
+        (&[("hello", "said"), ("hear", "hello")], "with the line"),
+        (&[("hear", "offer")], "with its object"),
+        (&[("offer sound", "said")], "with the peer's object"),
+    ];
+    must(&mut guest, &format!("connect {address}"), "connected")?;
+    for (orders, when) in steps {
+        for (order, answer) in orders {
+            must(&mut guest, order, answer)?;
+        }
+        let inherited = host.ask("child")?;
+        if inherited != "[]" {
+            return Ok(Report::bitten(plain, format!("{when}: {inherited}")));
+        }
+    }
+    must(&mut guest, "ready", "said")?;
+    must(&mut guest, "hear", "ready")?;
+    host.expect("joined host")?;
+    let (inherited, mapped) = (host.ask("child")?, host.ask("fork")?);
+    if (&*inherited, &*mapped) != ("[]", "[]") {
+        return Ok(Report::bitten(
+            plain,
+            format!("on the channel: {inherited} {mapped}"),
+        ));
+    }
+    // And a guest that is one of ours.
+    let (_host, mut guest) = fenced_pair(stage, &stage.address("pair"), "")?;
+    let (inherited, mapped) = (guest.ask("child")?, guest.ask("fork")?);
+    if (&*inherited, &*mapped) != ("[]", "[]") {
+        return Ok(Report::bitten(
+            plain,
+            format!("in the guest: {inherited} {mapped}"),
+        ));
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held("no descriptor and no mapping at any step"),
+        stopped_by: "close-on-exec from birth; MADV_DONTFORK",
+    })
+}

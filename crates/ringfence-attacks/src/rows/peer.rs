@@ -1,0 +1,301 @@
+//! Who the other one is.
+
+use super::{SIZE, fenced_host, fenced_pair, hand, honest_guest, must, plain, plain_pair};
+use crate::{
+    Half, Report, Trouble,
+    stage::{Program, Stage, Who},
+};
+
+/// Row 14: Another process of the same user connects, leaves the socket to a helper, and executes the genuine program:
+/// `SO_PEERCRED` names the process that called connect, and `/proc/PID/exe` of that process is now as it should be,
+/// while the helper holds the other end. The victim is stopped meanwhile, which any process of the same user may do.
+///
+/// What stops it: ringfence gives nothing to the agreed socket. The guest must speak first and pass a line of its
+/// own, and every message is stamped by the kernel with its sender (unix(7), `SCM_CREDENTIALS`), which must be the
+/// process that connected; to claim to be another takes CAP_SYS_ADMIN.
+pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, Trouble> {
+    let genuine = stage.program(Program::Genuine).display().to_string();
+    let attacker = |address: &str, victim: &str| {
+        let args = ["attacker", "connect-then-exec", address, victim, &genuine];
+        stage.spawn("the attacker", Who::Agent, Program::Other, &args)
+    };
+
+    let address = stage.address("plain");
+    let mut host = plain(stage, "the host")?;
+    host.say(&format!("join {address} {SIZE} listening"))?;
+    host.expect("listening")?;
+    let mut thief = attacker(&address, &host.pid().to_string())?;
+    thief.expect("forged")?;
+    thief.expect("holding")?;
+    host.expect("joined host")?;
+    must(&mut host, "send secret", "sent")?;
+    must(&mut thief, "find secret", "found")?;
+    let plain = Half::bit("the object is passed to the helper, which reads what is sent");
+
+    let address = stage.address("ringfence");
+    let mut host = fenced_host(stage, &address, "")?;
+    let mut thief = attacker(&address, &host.pid().to_string())?;
+    let attempt = thief.expect("forged")?;
+    if attempt != "Err(EPERM), own Ok(112)" {
+        return Err(Trouble::wrong(format!(
+            "the attack itself went otherwise: {attempt}"
+        )));
+    }
+    let got = thief.line()?;
+    let over_line = thief.line()?;
+    if !(got.starts_with("refuse 2 line ")
+        && got.ends_with(", 0 descriptors")
+        && over_line == "end, 0 descriptors")
+    {
+        return Ok(Report::bitten(plain, format!("{got}; {over_line}")));
+    }
+    honest_guest(stage, &mut host, &address, "")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("PEER_REFUSED (line); the host goes on to the next"),
+        stopped_by: "every message carries its sender's credentials, which must be those of who connected",
+    })
+}
+
+/// Row 17: A peer that has died and that nobody has waited for. Its pid stays taken, and signal 0 succeeds on it
+/// (kill(2)), so a program that asks that way waits for the dead. Before the handshake it is seen at once by both,
+/// since `/proc/PID/exe` of a zombie cannot be followed; afterwards, the plain program has nothing else to ask.
+///
+/// What stops it: a pidfd polls readable once its process has ended, reaped or not (pidfd_open(2)), and the line
+/// that only the two processes hold ends with either.
+pub(super) fn zombie(stage: &Stage) -> Result<Report, Trouble> {
+    let (mut host, mut guest) = plain_pair(stage, &stage.address("plain"))?;
+    guest.kill();
+    guest.leave_as_zombie()?;
+    must(&mut host, "alive", "alive")?;
+    must(&mut host, "receive 100", "nothing")?;
+    let plain = Half::bit("signal 0 says that it lives; the host waits on");
+
+    let address = stage.address("ringfence");
+    let (mut host, mut guest) = fenced_pair(stage, &address, "")?;
+    host.say("receive 20000")?;
+    guest.kill();
+    guest.leave_as_zombie()?;
+    let (ended, sent, reason) = (host.line()?, host.ask("send more")?, host.ask("reason")?);
+    if ended != "end" || !sent.starts_with("error PEER_LOST") || reason != "exited" {
+        return Err(Trouble::wrong(format!(
+            "receive: {ended}, send: {sent}, reason: {reason}"
+        )));
+    }
+
+    // The same with an accomplice that holds the line, and keeps it busy.
+    let address = stage.address("accomplice");
+    let (mut host, mut peer) = super::hostile_channel(stage, &address, "", "")?;
+    host.say("receive 5000")?;
+    peer.say("die-ringing")?;
+    peer.leave_as_zombie()?;
+    let (ended, reason) = (host.line()?, host.ask("reason")?);
+    must(&mut host, "close", "closed")?;
+    if (&*ended, &*reason) != ("end", "exited") {
+        let seen =
+            format!("an accomplice that keeps ringing hides its death: receive: {ended}, reason: {reason}");
+        return Ok(Report::bitten(plain, seen));
+    }
+
+    // The same in the moment before the host looks at it.
+    let address = stage.address("before");
+    let mut host = fenced_host(stage, &address, "")?;
+    host.freeze()?;
+    let dead = stage.spawn(
+        "the dead guest",
+        Who::Agent,
+        Program::Genuine,
+        &["attacker", "knock-and-die", &address],
+    )?;
+    dead.leave_as_zombie()?;
+    host.thaw()?;
+    honest_guest(stage, &mut host, &address, "")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("PEER_LOST, 'exited'; one that is dead on arrival is passed over"),
+        stopped_by: "the line ends, and the pidfd is polled; signal 0 is not asked",
+    })
+}
+
+/// Row 18: A peer that passed the check executes another program, and leaves it the socket. The kernel's credentials
+/// of the connection stay what they were.
+///
+/// What stops it: an honest peer's line is close-on-exec, so that its exec ends the channel. A hostile one can keep
+/// the line, but is looked at a second time after its object has come, and its executable is then another.
+pub(super) fn turncoat(stage: &Stage) -> Result<Report, Trouble> {
+    let other = stage.program(Program::Other).display().to_string();
+    let address = stage.address("plain");
+    let mut host = plain(stage, "the host")?;
+    host.say(&format!("join {address} {SIZE} listening"))?;
+    host.expect("listening")?;
+    let args = ["attacker", "turncoat", &address, &other];
+    let mut turncoat = stage.spawn("the turncoat", Who::Agent, Program::Genuine, &args)?;
+    turncoat.expect("holding")?;
+    host.expect("joined host")?;
+    must(&mut host, "send secret", "sent")?;
+    must(&mut turncoat, "find secret", "found")?;
+    let plain = Half::bit("another program receives the object and reads it");
+
+    let address = stage.address("honest");
+    let (mut host, mut guest) = fenced_pair(stage, &address, "")?;
+    must(&mut guest, &format!("exec {other}"), "[]")?;
+    let (ended, reason) = (host.ask("receive 20000")?, host.ask("reason")?);
+    if (&*ended, &*reason) != ("end", "exited") {
+        return Err(Trouble::wrong(format!("after an exec: {ended}, {reason}")));
+    }
+
+    let address = stage.address("hostile");
+    let mut host = fenced_host(stage, &address, "")?;
+    let mut hand = hand(stage)?;
+    must(&mut hand, &format!("connect {address}"), "connected")?;
+    must(&mut hand, "hello", "said")?;
+    must(&mut hand, "hear", "hello")?;
+    must(&mut hand, "hear", "offer")?;
+    host.freeze()?;
+    must(&mut hand, "offer sound", "said")?;
+    must(&mut hand, &format!("exec {other}"), "said")?;
+    host.thaw()?;
+    let answer = hand.line()?;
+    if !(answer.starts_with("refuse 2 executable ") && answer.ends_with(", 0 descriptors")) {
+        return Ok(Report::bitten(plain, answer));
+    }
+    honest_guest(stage, &mut host, &address, "")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held(
+            "an honest peer's exec ends the channel; a hostile one's: PEER_REFUSED (executable)",
+        ),
+        stopped_by: "the line is close-on-exec; the executable is looked at again at the end",
+    })
+}
+
+/// Row 21: A process of another user connects to an abstract address, which has no permissions.
+///
+/// What stops it: the uid that the kernel attests. The host goes on to whoever comes next.
+pub(super) fn stranger(stage: &Stage) -> Result<Report, Trouble> {
+    let address = stage.address("plain");
+    let mut host = plain(stage, "the host")?;
+    host.say(&format!("join {address} {SIZE} tell listening"))?;
+    host.expect("listening")?;
+    let knock = |address: &str| {
+        stage.spawn(
+            "the stranger",
+            Who::Stranger,
+            Program::Genuine,
+            &["attacker", "knock", address],
+        )
+    };
+    let got = knock(&address)?.line()?;
+    let plain = if got == "nothing" {
+        Half::held("refused")
+    } else {
+        Half::bit(got)
+    };
+    host.expect("refused")?;
+
+    let address = stage.address("ringfence");
+    let mut host = fenced_host(stage, &address, "")?;
+    let got = knock(&address)?.line()?;
+    if !(got.starts_with("refuse 2 uid ") && got.ends_with(", 0 descriptors")) {
+        return Ok(Report::bitten(plain, got));
+    }
+    honest_guest(stage, &mut host, &address, "")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("PEER_REFUSED (uid); the host goes on to the next"),
+        stopped_by: "the uid that the kernel attests (SO_PEERCRED)",
+    })
+}
+
+/// Row 15: the same with the listening socket: `SO_PEERCRED` of a client names the process that called listen
+/// (unix(7)), which has become the genuine program since, while the helper accepts.
+///
+/// What stops it: the host's HELLO must come over the guest's own line, with the credentials of the process that
+/// listened. The guest passes nothing before that.
+pub(super) fn false_host(stage: &Stage) -> Result<Report, Trouble> {
+    let genuine = stage.program(Program::Genuine).display().to_string();
+    let squat = |address: &str| {
+        let args = ["attacker", "listen-then-exec", address, &genuine];
+        let mut attacker = stage.spawn("the false host", Who::Agent, Program::Other, &args)?;
+        attacker.expect("listening")?;
+        Ok::<_, Trouble>(attacker)
+    };
+    let address = stage.address("plain");
+    let mut thief = squat(&address)?;
+    let mut guest = plain(stage, "the guest")?;
+    must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+    thief.expect("passed")?;
+    must(&mut guest, "send secret", "sent")?;
+    must(&mut thief, "find secret", "found")?;
+    let plain = Half::bit("the guest maps the helper's object, and writes its messages there");
+
+    let address = stage.address("ringfence");
+    let mut thief = squat(&address)?;
+    let mut guest = super::fenced(stage, "the guest")?;
+    let joined = guest.ask(&format!("join {address}"))?;
+    thief.expect("answered Ok")?;
+    let got = thief.line()?;
+    if !joined.starts_with("error PEER_REFUSED check=line by_peer=false") || !got.ends_with(" 0 descriptors")
+    {
+        return Ok(Report::bitten(
+            plain,
+            format!("the guest: {joined}; the helper: {got}"),
+        ));
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held("PEER_REFUSED (line); nothing was passed"),
+        stopped_by: "the answer must come over the private line, from the process that listened",
+    })
+}
+
+/// The longest time that a whole round of process numbers may take here.
+const LARGEST_PID_MAX: u64 = 70_000;
+
+/// Row 16: the process that connected ends, and processes are started until the genuine program has its number. The
+/// victim, stopped meanwhile, then looks at the wrong process.
+///
+/// What stops it: a pidfd names the process, and not its number. The kernel gives it with the socket (`SO_PEERPIDFD`,
+/// Linux 6.5), and what is read of the process counts only between two looks that find it alive.
+pub(super) fn wrap(stage: &Stage) -> Result<Report, Trouble> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    if text.trim().parse().is_ok_and(|most: u64| most > LARGEST_PID_MAX) {
+        return Err(Trouble::Skipped(format!(
+            "a round of {} process numbers takes too long",
+            text.trim()
+        )));
+    }
+    let genuine = stage.program(Program::Genuine).display().to_string();
+    let attacker = |address: &str, victim: &str| {
+        let args = ["attacker", "wrap", address, victim, &genuine];
+        let mut attacker = stage.spawn("the attacker", Who::Agent, Program::Other, &args)?;
+        attacker.expect("pid")?;
+        // It takes as long as it takes to start that many processes.
+        match attacker.hear(super::PATIENCE * 2) {
+            crate::actor::Heard::Line(line) if line.starts_with("wrapped") => Ok(attacker),
+            other => Err(Trouble::wrong(format!("no round of process numbers: {other:?}"))),
+        }
+    };
+    let address = stage.address("plain");
+    let mut host = super::plain_host(stage, &address, "")?;
+    let mut thief = attacker(&address, &host.pid().to_string())?;
+    thief.expect("holding")?;
+    host.expect("joined host")?;
+    must(&mut host, "send secret", "sent")?;
+    must(&mut thief, "find secret", "found")?;
+    let plain = Half::bit("the object is passed to whoever holds the socket of the dead process");
+
+    let address = stage.address("ringfence");
+    let mut host = fenced_host(stage, &address, "")?;
+    let mut thief = attacker(&address, &host.pid().to_string())?;
+    let got = thief.line()?;
+    if got != "nothing" && !(got.starts_with("refuse 5 PEER_LOST") && got.ends_with(" 0 descriptors")) {
+        return Ok(Report::bitten(plain, got));
+    }
+    honest_guest(stage, &mut host, &address, "")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("PEER_LOST: turned away with nothing; the host goes on to the next"),
+        stopped_by: "the pidfd that comes with the socket; alive before and after each look",
+    })
+}

@@ -1,0 +1,231 @@
+//! The address.
+
+use std::time::Duration;
+
+use super::{Heard, SIZE, fenced, fenced_host, honest_guest, must, plain, plain_host, talks};
+use crate::{
+    Half, Report, Trouble,
+    actor::Actor,
+    stage::{Program, Stage, Who},
+};
+
+/// Row 24: another user binds the name before the program does. An abstract name belongs to whoever comes first.
+///
+/// What stops it: the guest looks at the host as well as the host at the guest, and says who is there. A path in a
+/// directory that only the user may enter cannot be taken by another (EACCES): that is the address to choose.
+pub(super) fn squatter(stage: &Stage) -> Result<Report, Trouble> {
+    let squat = |address: &str, who: Who| {
+        stage.spawn(
+            "the squatter",
+            who,
+            Program::Genuine,
+            &["hand", "plain", "host", address, "unsealed"],
+        )
+    };
+    let address = stage.address("plain");
+    let mut squatter = squat(&address, Who::Stranger)?;
+    squatter.expect("listening")?;
+    let mut client = plain(stage, "the client")?;
+    let plain = match &*client.ask(&format!("join {address} {SIZE}"))? {
+        answer if answer.starts_with("error uid") => {
+            Half::bit("refused by the client; the service is denied")
+        }
+        answer => Half::bit(answer),
+    };
+
+    let address = stage.address("ringfence");
+    let mut squatter = squat(&address, Who::Stranger)?;
+    squatter.expect("listening")?;
+    let mut client = fenced(stage, "the client")?;
+    let answer = client.ask(&format!("join {address}"))?;
+    let who = format!("process {}", squatter.pid());
+    if !answer.starts_with("error PEER_REFUSED check=uid by_peer=false") || !answer.contains(&who) {
+        return Ok(Report::bitten(plain, answer));
+    }
+
+    let path = stage.private().join("named.sock").display().to_string();
+    let refused = squat(&path, Who::Stranger)?.line()?;
+    if refused != "failed listen: EACCES: Permission denied" {
+        return Ok(Report::bitten(
+            plain,
+            format!("a path in a private directory: {refused}"),
+        ));
+    }
+    let mut host = fenced(stage, "the host")?;
+    must(&mut host, &format!("join-aside {path}"), "joining")?;
+    crate::post::wait_for_listener(&path).map_err(Trouble::Wrong)?;
+    honest_guest(stage, &mut host, &path, "")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held(
+            "abstract: PEER_REFUSED that names who holds it; a path: EACCES for the other user",
+        ),
+        stopped_by: "both sides check; the directory's mode",
+    })
+}
+
+/// Row 25: another user connects until the backlog is full (listen(2)), while the host is busy for a moment: then
+/// nobody else gets in. (The host is stopped here, so that the moment is as long as it takes.)
+///
+/// What stops it: to connect takes write permission on the socket's file (unix(7)), which is the owner's alone from
+/// birth, whatever the umask. An abstract name has no such file.
+pub(super) fn backlog(stage: &Stage) -> Result<Report, Trouble> {
+    let crowd = |address: &str| {
+        stage.spawn(
+            "the crowd",
+            Who::Stranger,
+            Program::Other,
+            &["attacker", "crowd", address, "300"],
+        )
+    };
+    let address = stage.address("plain");
+    let host = plain_host(stage, &address, "")?;
+    host.freeze()?;
+    let mut strangers = crowd(&address)?;
+    let there = strangers.expect("crowd")?;
+    let mut guest = plain(stage, "the guest")?;
+    let plain = match guest.try_ask(&format!("join {address} {SIZE}"), Duration::from_secs(1)) {
+        Heard::Silence => Half::bit(format!("the guest cannot get in (crowd {there})")),
+        other => Half::held(format!("{other:?}")),
+    };
+
+    // In a directory that everybody may enter: what counts is the socket itself.
+    let path = stage.shared().join("named.sock").display().to_string();
+    let mut host = fenced(stage, "the host")?;
+    must(&mut host, &format!("join-aside {path}"), "joining")?;
+    crate::post::wait_for_listener(&path).map_err(Trouble::Wrong)?;
+    host.freeze()?;
+    let mut strangers = crowd(&path)?;
+    let there = strangers.expect("crowd")?;
+    host.thaw()?;
+    if there != "0 EACCES" {
+        return Ok(Report::bitten(plain, format!("a crowd of {there}")));
+    }
+    honest_guest(stage, &mut host, &path, "")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("a path: EACCES for the other user"),
+        stopped_by: "the socket's file is 0600 from birth",
+    })
+}
+
+/// Row 26: many processes that pass every check (same user, same executable) connect and say nothing. The plain
+/// program passes its object to the first of them and is then gone for everybody else.
+///
+/// What stops it: the place is taken by whoever finishes a handshake first, and not by who comes first; handshakes
+/// run side by side, and each has a deadline.
+pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, Trouble> {
+    let crowd = |address: &str, count: &str| {
+        stage.spawn(
+            "the crowd",
+            Who::Agent,
+            Program::Genuine,
+            &["attacker", "crowd", address, count],
+        )
+    };
+    let address = stage.address("plain");
+    let mut host = plain_host(stage, &address, "")?;
+    let mut silent = crowd(&address, "3")?;
+    silent.expect("crowd")?;
+    host.expect("joined host")?;
+    let mut guest = plain(stage, "the guest")?;
+    guest.say(&format!("join {address} {SIZE}"))?;
+    let plain = match guest.hear(Duration::from_secs(1)) {
+        // It is the host of its own now, and waits for somebody who waits elsewhere.
+        Heard::Silence => Half::bit("the silent one has the place; the honest one meets nobody"),
+        other => Half::bit(format!("the silent one has the place; the honest one: {other:?}")),
+    };
+
+    // A few: others are served at once. Then more than there are handshakes side by side: after their deadline.
+    for (count, timeout) in [("8", "20000"), ("40", "500")] {
+        let address = stage.address(&format!("ringfence-{count}"));
+        let mut host = fenced_host(stage, &address, &format!("timeout={timeout}"))?;
+        let mut silent = crowd(&address, count)?;
+        must_be(&silent.expect("crowd")?, &format!("{count} no error"))?;
+        let start = std::time::Instant::now();
+        honest_guest(stage, &mut host, &address, "")?;
+        if start.elapsed() > Duration::from_secs(10) {
+            return Ok(Report::bitten(
+                plain,
+                format!("{count} silent ones hold it up for {:?}", start.elapsed()),
+            ));
+        }
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held(
+            "the honest one gets in beside 8 silent ones, and past 40 once their time is up",
+        ),
+        stopped_by: "handshakes side by side, each with a deadline; the place is taken at READY",
+    })
+}
+
+fn must_be(found: &str, wanted: &str) -> Result<(), Trouble> {
+    if found == wanted {
+        Ok(())
+    } else {
+        Err(Trouble::wrong(format!("{found:?} instead of {wanted:?}")))
+    }
+}
+
+/// How often two start at once.
+const RACES: usize = 1000;
+
+/// Row 27: a host was killed and has left its socket's file; two start at the same moment. The plain program finds
+/// the name taken by nobody who answers, and gives up.
+///
+/// What stops it: a lock file beside the socket says whether its owner lives (flock(2) ends with its holder); whoever
+/// has the lock may remove what is stale, and nobody else.
+pub(super) fn stale_race(stage: &Stage) -> Result<Report, Trouble> {
+    let path = stage.private().join("plain.sock").display().to_string();
+    let (mut one, mut two) = (fenced(stage, "the first")?, fenced(stage, "the second")?);
+    must(&mut one, &format!("stale {path}"), "stale")?;
+    let (mut first, mut second) = (plain(stage, "the first")?, plain(stage, "the second")?);
+    let answers = (
+        first.ask(&format!("join {path} {SIZE}"))?,
+        second.ask(&format!("join {path} {SIZE}"))?,
+    );
+    let plain = if answers.0.starts_with("error connect") && answers.1.starts_with("error connect") {
+        Half::bit("neither becomes the host: the stale file is in the way")
+    } else {
+        Half::held(format!("{answers:?}"))
+    };
+
+    let path = stage.private().join("ringfence.sock").display().to_string();
+    let mut hosts = [0, 0];
+    for round in 0..RACES {
+        must(&mut one, &format!("stale {path}"), "stale")?;
+        let order = format!("join {path}");
+        one.say(&order)?;
+        two.say(&order)?;
+        let (first, second) = (one.line()?, two.line()?);
+        let role = |answer: &str| answer.split(" pid=").next().map(str::to_owned);
+        match (role(&first).as_deref(), role(&second).as_deref()) {
+            (Some("joined host"), Some("joined guest")) => hosts[0] += 1,
+            (Some("joined guest"), Some("joined host")) => hosts[1] += 1,
+            _ => {
+                return Ok(Report::bitten(
+                    plain,
+                    format!("race {round}: {first} and {second}"),
+                ));
+            }
+        }
+        if round % 100 == 0 {
+            talks(&mut one, &mut two)?;
+        }
+        close_both(&mut one, &mut two)?;
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held(format!(
+            "{RACES} races: one host, the other its guest ({} to {})",
+            hosts[0], hosts[1]
+        )),
+        stopped_by: "a lock file that dies with its holder",
+    })
+}
+
+fn close_both(one: &mut Actor, other: &mut Actor) -> Result<(), Trouble> {
+    must(one, "close", "closed")?;
+    must(other, "close", "closed")
+}

@@ -1,0 +1,288 @@
+//! What lies in the shared memory.
+
+use super::{Heard, died, hand, hostile_channel, must, plain};
+use crate::{
+    Half, Report, Trouble,
+    actor::Actor,
+    plain::{data_of, tail_of},
+    protocol::layout,
+    stage::{Program, Stage, Who},
+};
+
+use super::SIZE;
+
+/// A host of the plain program and a guest that does everything by hand.
+pub(super) fn plain_and_hand(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
+    let mut host = plain(stage, "the host")?;
+    host.say(&format!("join {address} {SIZE} listening"))?;
+    host.expect("listening")?;
+    let mut hand = stage.spawn(
+        "the hostile guest",
+        Who::Agent,
+        Program::Genuine,
+        &["hand", "plain", "guest", address],
+    )?;
+    hand.expect("holding")?;
+    host.expect("joined host")?;
+    Ok((host, hand))
+}
+
+const CAPACITY: u64 = 64 * 1024;
+const WHOLE: u32 = layout::FIRST | layout::LAST;
+
+/// A record's header.
+const fn header(length: u64, flags: u32) -> u64 {
+    length | (flags as u64) << 32
+}
+
+/// Lies about what the peer has written: what is stored where, one after the other.
+fn lies_of_a_producer() -> Vec<(&'static str, Vec<(usize, u64)>)> {
+    let (tail, data) = (layout::TAIL, layout::DATA);
+    let record = |length, flags, published| vec![(data, header(length, flags)), (tail, published)];
+    vec![
+        ("a tail between two words", vec![(tail, 12)]),
+        ("a tail more than a ring ahead", vec![(tail, CAPACITY + 8)]),
+        ("a tail behind zero", vec![(tail, u64::MAX - 7)]),
+        ("a tail half the number space ahead", vec![(tail, 1 << 63)]),
+        ("a record longer than what is published", record(64, WHOLE, 16)),
+        (
+            "the longest record that there can be",
+            record(u64::from(u32::MAX), WHOLE, CAPACITY),
+        ),
+        (
+            "a length just short of overflow",
+            record(u64::from(u32::MAX) - 7, WHOLE, CAPACITY),
+        ),
+        (
+            "a record above half the ring",
+            record(CAPACITY / 2 + 8, WHOLE, CAPACITY),
+        ),
+        (
+            "the whole ring as one record",
+            record(CAPACITY - 8, WHOLE, CAPACITY),
+        ),
+        ("unknown flags", record(8, 8 | WHOLE, 16)),
+        ("all flags", record(8, u32::MAX, 16)),
+        ("no flags", record(8, 0, 16)),
+        ("an end without a beginning", record(8, layout::LAST, 16)),
+        ("padding in the middle", record(8, layout::PADDING, 64)),
+        ("a beginning too short for its size", record(8, layout::FIRST, 16)),
+        (
+            "a message longer than agreed",
+            [vec![(data + 8, 1 << 40)], record(16, layout::FIRST, 24)].concat(),
+        ),
+        (
+            "a message shorter than its beginning",
+            [vec![(data + 8, 4)], record(16, layout::FIRST, 24)].concat(),
+        ),
+        (
+            "a whole message inside another",
+            [
+                vec![(data + 8, 100), (data + 24, header(8, WHOLE))],
+                record(16, layout::FIRST, 40),
+            ]
+            .concat(),
+        ),
+        (
+            "more fragments than the message has",
+            [
+                vec![(data + 8, 16), (data + 24, header(64, layout::LAST))],
+                record(16, layout::FIRST, 96),
+            ]
+            .concat(),
+        ),
+        (
+            "an empty fragment",
+            [
+                vec![(data + 8, 100), (data + 24, header(0, 0))],
+                record(16, layout::FIRST, 32),
+            ]
+            .concat(),
+        ),
+        ("an unknown phase", vec![(layout::PHASE, 77)]),
+    ]
+}
+
+/// Lies about what the peer has read.
+fn lies_of_a_consumer() -> Vec<(&'static str, Vec<(usize, u64)>)> {
+    let head = layout::HEAD;
+    vec![
+        ("a head past what was published", vec![(head, CAPACITY * 2)]),
+        ("a head between two words", vec![(head, 12)]),
+        ("a head behind zero", vec![(head, u64::MAX - 7)]),
+        ("a head half the number space ahead", vec![(head, 1 << 63)]),
+    ]
+}
+
+/// Row 33: a peer that passed every check lies in the words and headers that it writes: at rest, one lie after the
+/// other, and as fast as it can while they are read.
+///
+/// What stops it: every word is read once into a local and checked against what this process knows by itself; a lie
+/// ends the channel (`RING_CORRUPT`), and the process goes on.
+pub(super) fn lies(stage: &Stage) -> Result<Report, Trouble> {
+    let address = stage.address("plain");
+    let (mut host, mut guest) = plain_and_hand(stage, &address)?;
+    // A record of four gigabytes in a ring of thirty kilobytes.
+    must(
+        &mut guest,
+        &format!("store {} {}", data_of(1, SIZE), u32::MAX - 16),
+        "stored",
+    )?;
+    must(&mut guest, &format!("store {} 16", tail_of(1)), "stored")?;
+    let plain = match died(&mut host, "receive 10000") {
+        Heard::Ended(how) => Half::bit(format!("reads outside of its memory: {how}")),
+        Heard::Line(answer) if answer.starts_with("got 4294967279") => {
+            Half::bit("reads outside of its memory")
+        }
+        other => Half::held(format!("{other:?}")),
+    };
+
+    let mut pair = Liar {
+        stage,
+        host: super::fenced(stage, "the host")?,
+        peer: hand(stage)?,
+    };
+    let pid = pair.host.ask("pid")?;
+    let named = pair.at_rest()?;
+    for round in 0..STORMS + SIZES {
+        if let Err(harm) = pair.storm(round)? {
+            return Ok(Report::bitten(plain, harm));
+        }
+    }
+    if pair.host.ask("pid")? != pid {
+        return Err(Trouble::wrong("the host is another process"));
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held(format!(
+            "RING_CORRUPT to each of {named} lies; {} storms, and the process lives",
+            STORMS + SIZES
+        )),
+        stopped_by: "each shared word is read once and checked against private state",
+    })
+}
+
+/// One process that makes one channel after the other with a peer that lies on each.
+struct Liar<'stage> {
+    stage: &'stage Stage,
+    host: Actor,
+    peer: Actor,
+}
+
+impl Liar<'_> {
+    fn channel(&mut self, name: &str) -> Result<(), Trouble> {
+        let address = self.stage.address(name);
+        super::host_again(&mut self.host, &address, "")?;
+        must(&mut self.peer, &format!("channel {address}"), "channel")?;
+        self.host.expect("joined host").map(drop)
+    }
+
+    /// What the host finds once the lie is there must be that.
+    fn found(&mut self, lie: &str, stores: &[(usize, u64)], order: &str) -> Result<(), Trouble> {
+        for (at, value) in stores {
+            must(&mut self.peer, &format!("store {at} {value}"), "stored")?;
+        }
+        let answer = self.host.try_ask(order, super::PATIENCE);
+        match &answer {
+            Heard::Line(found) if found.starts_with("error RING_CORRUPT") => {}
+            other => return Err(Trouble::wrong(format!("{lie}: {other:?}"))),
+        }
+        must(&mut self.host, "reason", "corrupt")?;
+        must(&mut self.host, "close", "closed")
+    }
+
+    /// Every lie for itself. Returns how many there were.
+    fn at_rest(&mut self) -> Result<usize, Trouble> {
+        let mut count = 0;
+        for (lies, order) in [
+            (lies_of_a_producer(), "receive 300"),
+            (lies_of_a_consumer(), "stuff 300"),
+        ] {
+            for (lie, stores) in lies {
+                count += 1;
+                self.channel(&format!("lie-{count}"))?;
+                self.found(lie, &stores, order)?;
+            }
+        }
+        // What goes back: a tail that was further already.
+        self.channel("backwards")?;
+        must(&mut self.peer, "message honest", "rung")?;
+        must(&mut self.host, "receive 10000", "got 6 honest")?;
+        self.found("a tail that goes back", &[(layout::TAIL, 0)], "receive 300")?;
+        Ok(count + 1)
+    }
+
+    /// Lies under the reader's eyes, in one of the ways that there are to read. `Err`: what harm they did.
+    fn storm(&mut self, round: usize) -> Result<Result<(), String>, Trouble> {
+        let (how, number, time) = if round < STORMS {
+            // No multiple of five: those are about sizes.
+            (
+                ["receive", "packed", "part", "drain"][round % 4],
+                round * 35 + round % 4 + 1,
+                150,
+            )
+        } else {
+            (["receive", "drain"][round % 2], round * 5, 40)
+        };
+        self.channel(&format!("storm-{round}"))?;
+        must(&mut self.peer, &format!("storm {number}"), "storming")?;
+        let answer = self.host.try_ask(&format!("work {how} {time}"), super::PATIENCE);
+        must(&mut self.peer, "calm", "calm")?;
+        let Heard::Line(line) = &answer else {
+            return Ok(Err(format!("{how}, storm {round}: {answer:?}")));
+        };
+        let end = line.split_whitespace().skip(2).collect::<Vec<_>>().join(" ");
+        if !(end.starts_with("error RING_CORRUPT") || end == "still open") {
+            return Ok(Err(format!(
+                "a lie is blamed on the caller ({how}, storm {round}): {end}"
+            )));
+        }
+        must(&mut self.host, "close", "closed").map(Ok)
+    }
+}
+
+/// Channels with a peer that lies as fast as it can.
+const STORMS: usize = 16;
+/// And with one that lies about the sizes of fragmented messages alone, at the beginning of a channel.
+const SIZES: usize = 40;
+
+/// Row 34: A peer changes a message after the reader has checked it and before it uses it: a program that works on the
+/// shared memory itself reads twice, and gets two answers.
+///
+/// What stops it: what `receive` hands over is a copy in memory of the receiver's own.
+pub(super) fn double_fetch(stage: &Stage) -> Result<Report, Trouble> {
+    let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
+    let data = data_of(1, SIZE);
+    must(&mut guest, &format!("store {data} 8"), "stored")?;
+    must(&mut guest, &format!("write {} allowed!", data + 4), "written")?;
+    must(&mut guest, &format!("store {} 16", tail_of(1)), "stored")?;
+    must(&mut host, "receive 10000", "got 8 allowed!")?;
+    must(&mut guest, &format!("write {} deadly!!", data + 4), "written")?;
+    let plain = match &*host.ask("again")? {
+        "got 8 deadly!!" => Half::bit("the message that was checked is another when it is used"),
+        other => Half::held(other),
+    };
+
+    let (mut host, mut guest) = hostile_channel(stage, &stage.address("ringfence"), "", "")?;
+    must(&mut guest, "message allowed!", "rung")?;
+    must(&mut host, "receive 10000", "got 8 allowed!")?;
+    must(
+        &mut guest,
+        &format!("write {} deadly!!", layout::DATA + 8),
+        "written",
+    )?;
+    must(
+        &mut guest,
+        &format!("store {} {}", layout::DATA, header(4, WHOLE)),
+        "stored",
+    )?;
+    let ringfence = match &*host.ask("again")? {
+        "got 8 allowed!" => Half::held("the message stays what it was"),
+        other => Half::bit(other),
+    };
+    Ok(Report {
+        plain,
+        ringfence,
+        stopped_by: "what is handed over is a private copy",
+    })
+}

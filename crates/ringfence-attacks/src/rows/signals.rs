@@ -1,0 +1,143 @@
+//! The signal by which one tells the other that it is about to leave, and the place that is handed over.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use super::{SIZE, fenced, must, plain, plain_host};
+use crate::{
+    Half, Report, Trouble,
+    actor::{Actor, Heard},
+    plain::LEAVING,
+    stage::{Program, Stage, Who},
+};
+
+/// The number that the plain program waits for; and the one that ringfence does, by default.
+const NUMBERS: (i32, i32) = (40, 50);
+/// A user has one queue for all its processes: who fills it, and who needs it, take turns.
+static QUEUE: Mutex<()> = Mutex::new(());
+/// Longer than any of them takes to do what it must not.
+const WHILE: Duration = Duration::from_secs(1);
+
+fn attacker(stage: &Stage, words: &[&str]) -> Result<Actor, Trouble> {
+    let words: Vec<_> = ["attacker"].iter().chain(words).copied().collect();
+    stage.spawn("the attacker", Who::Agent, Program::Genuine, &words)
+}
+
+/// A pair of the plain program, whose guest waits for the word to take the address over.
+fn plain_heir(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
+    let mut host = plain_host(stage, address, "")?;
+    let mut guest = plain(stage, "the guest")?;
+    must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+    host.expect("joined host")?;
+    must(&mut guest, &format!("heir {address} {}", NUMBERS.0), "waiting")?;
+    Ok((host, guest))
+}
+
+/// Two members, with a channel between them.
+fn members(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
+    let (mut host, mut guest) = (fenced(stage, "the host")?, fenced(stage, "the guest")?);
+    must(&mut host, &format!("member {address}"), "member host")?;
+    must(&mut guest, &format!("member {address}"), "member guest")?;
+    must(&mut guest, "change 10000", "channel")?;
+    must(&mut host, "change 10000", "channel")?;
+    super::talks(&mut host, &mut guest)?;
+    Ok((host, guest))
+}
+
+/// The host leaves, and its guest has the place: a third one comes to it.
+fn hands_over(stage: &Stage, host: &mut Actor, guest: &mut Actor, address: &str) -> Result<(), Trouble> {
+    must(host, "leave", "left")?;
+    must(guest, "change 10000", "role host")?;
+    let mut third = fenced(stage, "the third")?;
+    must(&mut third, &format!("member {address}"), "member guest")?;
+    must(&mut third, "change 10000", "channel")?;
+    must(guest, "change 10000", "channel")?;
+    super::talks(guest, &mut third)
+}
+
+/// Row 28: a process of the same user sends the guest the signal that says "I am leaving", in the host's name
+/// (rt_sigqueueinfo(2): whose number is in there is for the sender to say). The plain program takes the address over while
+/// its host is there, and from then on there are two.
+///
+/// What stops it: a host that leaves says so in its own memory, which nobody else can write, and ends the private line.
+pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, Trouble> {
+    let _turn = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
+    let address = stage.address("plain");
+    let (mut host, mut guest) = plain_heir(stage, &address)?;
+    let forge = |guest: &Actor, host: &Actor, number: i32, value: u64| {
+        let words = [
+            "forge",
+            &guest.pid().to_string(),
+            &host.pid().to_string(),
+            &number.to_string(),
+            &value.to_string(),
+        ];
+        attacker(stage, &words)?.expect("forged")
+    };
+    forge(&guest, &host, NUMBERS.0, LEAVING as u64)?;
+    let plain = match guest.hear(WHILE) {
+        Heard::Line(line) if line == "took over" => {
+            must(&mut host, "alive", "alive")?;
+            Half::bit("the guest takes the address over, and its host is there still")
+        }
+        other => Half::held(format!("{other:?}")),
+    };
+
+    let address = stage.address("ringfence");
+    let (mut host, mut guest) = members(stage, &address)?;
+    for _ in 0..10 {
+        forge(&guest, &host, NUMBERS.1, ringfence::LEAVING)?;
+        forge(&host, &guest, NUMBERS.1, ringfence::LEAVING)?;
+    }
+    for (member, role) in [(&mut guest, "guest"), (&mut host, "host")] {
+        let change = member.ask("change 500")?;
+        let now = member.ask("role")?;
+        if change != "nothing" || now != role {
+            return Ok(Report::bitten(
+                plain,
+                format!("{change}, and the {role} is the {now}"),
+            ));
+        }
+    }
+    super::talks(&mut host, &mut guest)?;
+    hands_over(stage, &mut host, &mut guest, &address)?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("nothing happens; when the host leaves, its guest follows it"),
+        stopped_by: "that it leaves is said in the host's memory and on the private line",
+    })
+}
+
+/// Row 29: a process of the same user fills the queue of signals, of which a user has so many (`RLIMIT_SIGPENDING`), with
+/// signals to itself. The plain program's host cannot tell its guest any more that it leaves: the address is nobody's.
+///
+/// What stops it: the line tells.
+pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, Trouble> {
+    let _turn = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
+    let address = stage.address("plain");
+    let (mut host, mut guest) = plain_heir(stage, &address)?;
+    let mut flood = attacker(stage, &["flood"])?;
+    flood.expect("flooded")?;
+    let told = host.ask(&format!("farewell {}", NUMBERS.0))?;
+    host.kill();
+    let plain = match guest.hear(WHILE) {
+        Heard::Silence if told.starts_with("error EAGAIN") => {
+            Half::bit("the host cannot say that it leaves, and nobody takes the address over")
+        }
+        other => Half::held(format!("{told}, then {other:?}")),
+    };
+    drop(flood);
+
+    let address = stage.address("ringfence");
+    let (mut host, mut guest) = members(stage, &address)?;
+    let mut flood = attacker(stage, &["flood"])?;
+    flood.expect("flooded")?;
+    hands_over(stage, &mut host, &mut guest, &address)?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("the guest follows its host as ever"),
+        stopped_by: "the private line tells, and no signal is needed",
+    })
+}

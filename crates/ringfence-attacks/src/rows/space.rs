@@ -1,0 +1,139 @@
+//! Namespaces, in which numbers mean something else.
+
+use super::{SIZE, must};
+use crate::{
+    Half, Report, Trouble,
+    stage::{Program, Space, Stage, Who},
+};
+
+/// Row 19: inode numbers are unique within a filesystem only. Two fresh filesystems with one file each give both the
+/// same number.
+///
+/// What stops it: device and inode are compared (inode(7)).
+pub(super) fn same_inode(stage: &Stage) -> Result<Report, Trouble> {
+    let (one, two) = (stage.private().join("one"), stage.private().join("two"));
+    for place in [&one, &two] {
+        std::fs::create_dir(place).map_err(|error| Trouble::wrong(error.to_string()))?;
+    }
+    let mounts = stage.own_mounts(1 << 20, &[&one, &two])?;
+    let (genuine, other) = (one.join("program"), two.join("program"));
+    let address = stage.address("plain");
+    let mut host = mounts.spawn_at("the host", &genuine, &["victim", "plain"])?;
+    host.say(&format!("join {address} {SIZE} inode-only listening"))?;
+    host.expect("listening")?;
+    let mut thief = mounts.spawn_at("the other program", &other, &["attacker", "knock", &address])?;
+    let plain = match &*thief.line()? {
+        answer if answer.starts_with("holding") => {
+            Half::bit("the object is passed, if only st_ino is compared")
+        }
+        answer => Half::held(answer),
+    };
+
+    let address = stage.address("ringfence");
+    let mut host = mounts.spawn_at("the host", &genuine, &["victim", "ringfence"])?;
+    super::host_again(&mut host, &address, "")?;
+    let mut thief = mounts.spawn_at("the other program", &other, &["hand", "ringfence"])?;
+    must(&mut thief, &format!("connect {address}"), "connected")?;
+    let answer = thief.ask("hear")?;
+    if !answer.starts_with("refuse 2 executable ") {
+        return Ok(Report::bitten(plain, answer));
+    }
+    let mut guest = mounts.spawn_at("the honest guest", &genuine, &["victim", "ringfence"])?;
+    must(&mut guest, &format!("join {address}"), "joined guest")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("PEER_REFUSED (executable); the host goes on to the next"),
+        stopped_by: "device and inode are compared",
+    })
+}
+
+/// Row 22: in a user namespace, everybody who is not mapped there has the overflow uid (user_namespaces(7)). A victim
+/// that is not mapped itself finds every stranger equal to it. (Where the executable can be read, it may still tell
+/// them apart; here it cannot, and the uid is all that is looked at.)
+///
+/// What stops it: the overflow uid is nobody's, and is refused whoever asks.
+pub(super) fn unmapped(stage: &Stage) -> Result<Report, Trouble> {
+    let address = stage.address("plain");
+    let mut host = stage.spawn_in("the host", Space::UnmappedUsers, &["victim", "plain"])?;
+    host.say(&format!("join {address} {SIZE} uid-only listening tell"))?;
+    if let Some(why) = host.line()?.strip_prefix("failed ") {
+        return Err(Trouble::Skipped(why.to_owned()));
+    }
+    let knock = |address: &str| {
+        stage.spawn(
+            "the stranger",
+            Who::Stranger,
+            Program::Genuine,
+            &["attacker", "knock", address],
+        )
+    };
+    let plain = match &*knock(&address)?.line()? {
+        answer if answer.starts_with("holding") => {
+            Half::bit("the object is passed to another user: both read as the overflow uid")
+        }
+        answer => Half::held(answer),
+    };
+
+    let address = stage.address("ringfence");
+    let mut host = stage.spawn_in("the host", Space::UnmappedUsers, &["victim", "ringfence"])?;
+    super::host_again(&mut host, &address, "policy=uid")?;
+    let answer = knock(&address)?.line()?;
+    // An unmapped process cannot even stamp a message, so nothing says why.
+    if answer != "nothing" && !answer.starts_with("refuse 2 uid ") {
+        return Ok(Report::bitten(plain, answer));
+    }
+    must(&mut host, "pid", "")?;
+    // The other way round, it can be heard.
+    let address = stage.address("guest");
+    let args = ["hand", "plain", "host", &address, "unsealed"];
+    let mut stranger = stage.spawn("the stranger", Who::Stranger, Program::Genuine, &args)?;
+    stranger.expect("listening")?;
+    let mut guest = stage.spawn_in("the guest", Space::UnmappedUsers, &["victim", "ringfence"])?;
+    let answer = guest.ask(&format!("join {address} policy=uid"))?;
+    if !answer.starts_with("error PEER_REFUSED check=uid by_peer=false") {
+        return Ok(Report::bitten(plain, answer));
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held("PEER_REFUSED (uid), whatever the policy"),
+        stopped_by: "the overflow uid is never let in",
+    })
+}
+
+/// Row 23: a process of another pid namespace that is not below the victim's has no number there: `SO_PEERCRED` says
+/// 0 (pid_namespaces(7)), which means oneself to some calls and one's process group to others. (The plain program
+/// is saved by there being no /proc/0.)
+///
+/// What stops it: such a peer is refused before anything is asked about it.
+pub(super) fn pid_zero(stage: &Stage) -> Result<Report, Trouble> {
+    let address = stage.address("plain");
+    let mut host = stage.spawn_in("the host", Space::OwnPids, &["victim", "plain"])?;
+    host.say(&format!("join {address} {SIZE} listening tell"))?;
+    host.expect("listening")?;
+    let knock = |address: &str| {
+        stage.spawn(
+            "the foreigner",
+            Who::Agent,
+            Program::Genuine,
+            &["attacker", "knock", address],
+        )
+    };
+    let plain = match &*knock(&address)?.line()? {
+        "nothing" => Half::held("refused, since there is no /proc/0"),
+        answer => Half::bit(answer),
+    };
+
+    let address = stage.address("ringfence");
+    let mut host = stage.spawn_in("the host", Space::OwnPids, &["victim", "ringfence"])?;
+    super::host_again(&mut host, &address, "policy=uid")?;
+    let answer = knock(&address)?.line()?;
+    if !(answer.starts_with("refuse 2 pid ") && answer.ends_with(" 0 descriptors")) {
+        return Ok(Report::bitten(plain, answer));
+    }
+    must(&mut host, "pid", "1")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("PEER_REFUSED (pid), whatever the policy"),
+        stopped_by: "a pid must be one that is seen from here",
+    })
+}
