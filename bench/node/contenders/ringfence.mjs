@@ -1,0 +1,114 @@
+// ringfence through its public face.
+
+import { Reader, add, fill, message } from '../work.mjs'
+
+let join
+let why = null
+try {
+  ;({ join } = await import('ringfence'))
+} catch (error) {
+  why = `ringfence is not built (${error.code ?? error.message})`
+}
+
+/** Bytes that a sender stages before it awaits: what a program that cares for its memory does once in a while. */
+const AWAIT_EVERY = 256 * 1024
+/** Microseconds of spinning in the polled round trip: longer than any round trip between two awake cores. */
+const BUSY_POLL = 200
+
+async function open({ job }, mode) {
+  let capacity = job.capacity
+  while (capacity < 4 * job.size) capacity *= 2
+  const busyPoll = job.measure === 'rtt-polled' ? BUSY_POLL : 0
+  const channel = await join(`@${job.tag}`, { capacity, busyPoll })
+  const reader = new Reader()
+  const { size } = job
+  const { words, bytes } = message(size)
+  const every = Math.max(1, Math.floor(AWAIT_EVERY / size))
+
+  async function sendAll(count) {
+    let sent
+    for (let n = 0; n < count; n++) {
+      fill(words, 0, words.length, n)
+      sent = channel.send(bytes)
+      if (n % every === every - 1) await sent
+    }
+    await sent
+  }
+
+  async function reserveAll(count) {
+    for (let n = 0; n < count; n++) {
+      let reservation
+      while ((reservation = channel.reserve(size)) === null) await channel.writable(size)
+      const memory = reservation.bytes
+      fill(new Float64Array(memory.buffer, memory.byteOffset, size / 8), 0, size / 8, n)
+      reservation.commit()
+    }
+  }
+
+  async function drainAll(count) {
+    let total = 0
+    const visit = (memory, offset, length) => {
+      total = add(total, reader.sum(memory, offset, length))
+    }
+    for (let n = 0; n < count;) {
+      const seen = channel.drain(visit)
+      n += seen
+      if (seen === 0) await channel.readable()
+    }
+    return total
+  }
+
+  async function awaitAll(count) {
+    let total = 0
+    let n = 0
+    for await (const buffer of channel) {
+      total = add(total, reader.sum(buffer, 0, buffer.length))
+      if (++n === count) break
+    }
+    return total
+  }
+
+  return {
+    produce: mode === 'reserve' ? reserveAll : sendAll,
+    consume: mode === 'await' ? awaitAll : drainAll,
+    send(n) {
+      fill(words, 0, words.length, n)
+      return channel.send(bytes)
+    },
+    async receive() {
+      const buffer = await channel.receive()
+      return reader.sum(buffer, 0, buffer.length)
+    },
+    close: () => channel.close(),
+  }
+}
+
+const contender = (id, note, mode, takes) => ({
+  id,
+  version: 'this tree',
+  note,
+  unavailable: why,
+  takes,
+  open: (setup) => open(setup, mode),
+})
+
+const oneWay = (measure) => (measure === 'one' ? null : 'one-way only')
+
+export const ringfence = contender(
+  'ringfence',
+  'two processes; send each, drain with a visitor; round trip: send and receive',
+  'drain',
+  () => null,
+)
+export const ringfenceAwait = contender(
+  'ringfence-await',
+  'the same, read by for await: a Buffer each',
+  'await',
+  oneWay,
+)
+export const ringfenceReserve = contender(
+  'ringfence-reserve',
+  'written in place through reserve, drained',
+  'reserve',
+  oneWay,
+)

@@ -1,0 +1,83 @@
+// A Unix stream socket with a length before each message, as most programs would write it.
+
+import { once } from 'node:events'
+import net from 'node:net'
+import os from 'node:os'
+import path from 'node:path'
+
+import { Frames, PREFIX, Sink } from '../frames.mjs'
+import { Maker, add, fill } from '../work.mjs'
+
+async function open({ side, job, line }, corked) {
+  const where = path.join(os.tmpdir(), `${job.tag}.sock`)
+  let socket
+  let server
+  if (side === 'a') {
+    server = net.createServer()
+    server.listen(where)
+    await once(server, 'listening')
+    line.send('listening')
+    ;[socket] = await once(server, 'connection')
+    server.close()
+  } else {
+    await line.receive()
+    socket = net.connect(where)
+    await once(socket, 'connect')
+  }
+  const sink = new Sink(add)
+  const frames = new Frames(sink.put)
+  socket.on('data', (chunk) => frames.push(chunk))
+  const { size } = job
+  const words = size / 8
+  const maker = new Maker(size, PREFIX)
+  const per = corked ? Math.max(1, Math.floor(65_536 / (size + PREFIX))) : 1
+  // The socket keeps what it could not write at once; it says when it is done.
+  function write(n) {
+    const bytes = maker.make(n)
+    return maker.recycles ? socket.write(bytes, () => maker.recycle(bytes)) : socket.write(bytes)
+  }
+
+  async function produceCorked(count) {
+    const spare = []
+    const length = (size + PREFIX) / 8
+    for (let n = 0; n < count;) {
+      const block = spare.pop() ?? new Float64Array(per * length)
+      const bytes = Buffer.from(block.buffer)
+      let used = 0
+      for (; used < block.length && n < count; used += length, n++) {
+        bytes.writeUInt32LE(size, used * 8)
+        fill(block, used + 1, words, n)
+      }
+      if (!socket.write(bytes.subarray(0, used * 8), () => spare.push(block))) await once(socket, 'drain')
+    }
+  }
+
+  async function produce(count) {
+    for (let n = 0; n < count; n++) if (!write(n)) await once(socket, 'drain')
+  }
+
+  return {
+    produce: corked ? produceCorked : produce,
+    consume: (count) => sink.expect(count),
+    send: write,
+    receive: () => sink.inbox.take(),
+    close: () => socket.destroy(),
+  }
+}
+
+export const plain = {
+  id: 'unix',
+  version: 'node:net',
+  note: 'stream socket, length before each message, one write a message',
+  takes: (measure) => (measure === 'rtt-polled' ? 'it does not poll' : null),
+  open: (setup) => open(setup, false),
+}
+
+export const corked = {
+  id: 'unix-corked',
+  version: 'node:net',
+  note: 'the same, messages gathered into writes of 64 KiB by hand',
+  takes: (measure, size) =>
+    measure !== 'one' ? 'one-way only' : size > 32_768 ? 'a message fills the write by itself' : null,
+  open: (setup) => open(setup, true),
+}

@@ -1,0 +1,120 @@
+// Messages over a byte stream: a length, in a word of its own so that payloads stay aligned, then the payload.
+
+import { Reader } from './work.mjs'
+
+export const PREFIX = 8
+
+/** Calls `visit(sum)` for each whole message of the chunks that it is given. */
+export class Frames {
+  #reader = new Reader()
+  #visit
+  #rest = Buffer.alloc(0)
+  #kept = 0
+
+  constructor(visit) {
+    this.#visit = visit
+  }
+
+  push(chunk) {
+    let at = 0
+    if (this.#kept > 0) {
+      at = this.#complete(chunk)
+      if (at < 0) return
+    }
+    // What a short read has left out of step is walked from aligned memory: byte by byte would be slower than a copy.
+    if (((chunk.byteOffset + at) & 7) !== 0 && chunk.length > at) {
+      chunk = Buffer.from(new Uint8Array(chunk.subarray(at)).buffer)
+      at = 0
+    }
+    while (chunk.length - at >= PREFIX) {
+      const size = chunk.readUInt32LE(at)
+      if (chunk.length - at - PREFIX < size) break
+      this.#visit(this.#reader.sum(chunk, at + PREFIX, size))
+      at += PREFIX + size
+    }
+    if (at < chunk.length) this.#keep(chunk, at, chunk.length)
+  }
+
+  #keep(chunk, from, to) {
+    const need = this.#kept + to - from
+    if (this.#rest.length < need) {
+      // Aligned, and with room for the whole message where its length is known: a long one comes in many chunks.
+      const size =
+        this.#kept >= 4 ? this.#rest.readUInt32LE(0) : to - from >= 4 && this.#kept === 0 ? chunk.readUInt32LE(from) : 0
+      const grown = Buffer.from(new ArrayBuffer(Math.max(need, size + PREFIX, 1024)))
+      this.#rest.copy(grown, 0, 0, this.#kept)
+      this.#rest = grown
+    }
+    chunk.copy(this.#rest, this.#kept, from, to)
+    this.#kept = need
+  }
+
+  /** Completes the message that began in an earlier chunk; returns where the next one begins, -1 if none does. */
+  #complete(chunk) {
+    let at = 0
+    if (this.#kept < PREFIX) {
+      at = Math.min(PREFIX - this.#kept, chunk.length)
+      this.#keep(chunk, 0, at)
+      if (this.#kept < PREFIX) return -1
+    }
+    const missing = PREFIX + this.#rest.readUInt32LE(0) - this.#kept
+    const to = Math.min(at + missing, chunk.length)
+    this.#keep(chunk, at, to)
+    if (to - at < missing) return -1
+    this.#visit(this.#reader.sum(this.#rest, PREFIX, this.#kept - PREFIX))
+    this.#kept = 0
+    return to
+  }
+}
+
+/** Turns sums that arrive by themselves into sums that are waited for. */
+export class Inbox {
+  #sums = []
+  #waiting = null
+
+  put = (sum) => {
+    if (this.#waiting === null) this.#sums.push(sum)
+    else {
+      const resolve = this.#waiting
+      this.#waiting = null
+      resolve(sum)
+    }
+  }
+
+  take() {
+    if (this.#sums.length > 0) return Promise.resolve(this.#sums.shift())
+    return new Promise((resolve) => {
+      this.#waiting = resolve
+    })
+  }
+}
+
+/** Counts sums down to the end of a stretch; outside of one they go to the inbox. */
+export class Sink {
+  inbox = new Inbox()
+  #left = 0
+  #total = 0
+  #done = null
+  #add
+
+  constructor(add) {
+    this.#add = add
+  }
+
+  put = (sum) => {
+    if (this.#left === 0) {
+      this.inbox.put(sum)
+      return
+    }
+    this.#total = this.#add(this.#total, sum)
+    if (--this.#left === 0) this.#done(this.#total)
+  }
+
+  expect(count) {
+    this.#left = count
+    this.#total = 0
+    return new Promise((resolve) => {
+      this.#done = resolve
+    })
+  }
+}

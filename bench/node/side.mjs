@@ -1,0 +1,310 @@
+// One side of one run. Side A makes the messages, times them and starts side B, which takes and sums them. Both are
+// fresh for every run, so that no contender inherits another's heap or compiled code.
+
+import { execFileSync, spawn } from 'node:child_process'
+import fs from 'node:fs'
+import process from 'node:process'
+import readline from 'node:readline'
+import { fileURLToPath } from 'node:url'
+import { MessageChannel, Worker, isMainThread, workerData } from 'node:worker_threads'
+
+import { build } from 'hdr-histogram-js'
+
+import { contenders } from './contenders/index.mjs'
+import { add, expectedSum, messageSum, now } from './work.mjs'
+
+const here = fileURLToPath(import.meta.url)
+
+/** The line over which the two sides agree; nothing measured goes over it. */
+function lineOf(write, subscribe) {
+  const queue = []
+  let waiting = null
+  subscribe((message) => {
+    if (waiting === null) queue.push(message)
+    else {
+      const resolve = waiting
+      waiting = null
+      resolve(message)
+    }
+  })
+  return {
+    send: write,
+    receive: () =>
+      queue.length > 0
+        ? Promise.resolve(queue.shift())
+        : new Promise((resolve) => {
+            waiting = resolve
+          }),
+  }
+}
+
+const lineOfStreams = (output, input) =>
+  lineOf(
+    (message) => output.write(`${JSON.stringify(message)}\n`),
+    (put) => readline.createInterface({ input }).on('line', (text) => put(JSON.parse(text))),
+  )
+
+const lineOfPort = (port) =>
+  lineOf(
+    (message) => port.postMessage(message),
+    (put) => port.on('message', put),
+  )
+
+/** Pins this thread. `/proc/thread-self` is asked by a synchronous call, and so on the thread that wants to know. */
+function pinThread(cpu) {
+  try {
+    const tid = fs.readlinkSync('/proc/thread-self').split('/').at(-1)
+    execFileSync('taskset', ['-cp', String(cpu), tid], { stdio: 'ignore' })
+  } catch {
+    // Without taskset the scheduler decides; the results say so.
+  }
+}
+
+function startPeer(job, contender) {
+  const stdio = ['pipe', 'pipe', 'inherit', ...(contender.ipc ? ['ipc'] : [])]
+  const options = { stdio, serialization: 'advanced' }
+  const arguments_ = [...process.execArgv, here, 'b', JSON.stringify(job)]
+  return job.pinned
+    ? spawn('taskset', ['-c', String(job.cpus[1]), process.execPath, ...arguments_], options)
+    : spawn(process.execPath, arguments_, options)
+}
+
+/** How often the threads of a process have been given a core, voluntarily or not. */
+function switches(pid) {
+  let total = 0
+  for (const task of fs.readdirSync(`/proc/${pid}/task`)) {
+    const status = fs.readFileSync(`/proc/${pid}/task/${task}/status`, 'utf8')
+    for (const [, count] of status.matchAll(/ctxt_switches:\s+(\d+)/g)) total += Number(count)
+  }
+  return total
+}
+
+function usage() {
+  const { userCPUTime, systemCPUTime, involuntaryContextSwitches } = process.resourceUsage()
+  return { cpu: (userCPUTime + systemCPUTime) * 1000, preempted: involuntaryContextSwitches }
+}
+
+const since = (before) => {
+  const after = usage()
+  return { cpu: after.cpu - before.cpu, preempted: after.preempted - before.preempted }
+}
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
+
+async function ping(contender, count, record) {
+  let total = 0
+  let at = 0
+  const sent = () => {
+    at = performance.now()
+  }
+  const received = (sum, n) => {
+    record((performance.now() - at) * 1e6)
+    total = add(total, sum)
+    return n
+  }
+  if (contender.roundTrips) contender.roundTrips(count, sent, received)
+  else {
+    for (let n = 0; n < count; n++) {
+      sent()
+      contender.send(n)
+      received(await contender.receive(), n)
+    }
+  }
+  return total
+}
+
+async function echo(contender, count) {
+  if (contender.echo) return contender.echo(count)
+  let total = 0
+  for (let n = 0; n < count; n++) {
+    total = add(total, await contender.receive())
+    contender.send(n)
+  }
+  return total
+}
+
+/** Side B: does what A orders. */
+async function serve(setup, line) {
+  const contender = await setup.contender.open({ ...setup, line })
+  line.send({ pid: process.pid })
+  for (;;) {
+    const order = await line.receive()
+    if (order.quit) break
+    const before = usage()
+    // The receiver must be listening before A starts its clock, and not only about to; but one that blocks its
+    // thread could not say so any more.
+    if (contender.blocks) line.send('ready')
+    const work = order.consume ? contender.consume(order.consume) : null
+    if (!contender.blocks) line.send('ready')
+    const sum = work === null ? await echo(contender, order.echo) : await work
+    line.send({ finished: now(), sum, ...since(before) })
+  }
+  await contender.close()
+}
+
+async function main(side, job) {
+  const contender = contenders.find(({ id }) => id === job.contender)
+  const setup = { side, job, contender }
+  if (side === 'b') {
+    // stdout is the line.
+    await serve({ ...setup }, lineOfStreams(process.stdout, process.stdin))
+    process.exit(0)
+  }
+
+  let line
+  if (contender.threads) {
+    if (job.pinned) pinThread(job.cpus[0])
+    const control = new MessageChannel()
+    const data = new MessageChannel()
+    new Worker(here, {
+      workerData: { job, control: control.port2, data: data.port2 },
+      transferList: [control.port2, data.port2],
+    })
+    line = lineOfPort(control.port1)
+    setup.port = data.port1
+  } else {
+    const child = startPeer(job, contender)
+    child.on('exit', (code) => {
+      if (code !== 0) {
+        console.error(`the other side ended with ${code}`)
+        process.exit(1)
+      }
+    })
+    line = lineOfStreams(child.stdin, child.stdout)
+    setup.child = child
+  }
+  const opened = await contender.open({ ...setup, line })
+  const hello = await line.receive()
+  const outcome =
+    job.measure === 'one'
+      ? await oneWay(opened, line, job, contender)
+      : await roundTrip(opened, line, job, contender, hello)
+  console.log(JSON.stringify(outcome))
+  line.send({ quit: true })
+  await Promise.race([
+    pause(500),
+    contender.threads ? pause(100) : new Promise((resolve) => setup.child.on('exit', resolve)),
+  ])
+  await Promise.race([pause(200), opened.close()])
+  process.exit(0)
+}
+
+/** Threads share a process, whose figures each of them sees. */
+const together = (mine, theirs, contender) =>
+  contender.threads ? mine : { cpu: mine.cpu + theirs.cpu, preempted: mine.preempted + theirs.preempted }
+
+async function oneWay(contender, line, job, { threads }) {
+  async function stretch(count) {
+    line.send({ consume: count })
+    await line.receive()
+    const before = usage()
+    const started = now()
+    await contender.produce(count)
+    let mine = since(before)
+    const report = await line.receive()
+    if (threads) mine = since(before)
+    const wanted = expectedSum(job.size, count)
+    if (report.sum !== wanted) throw new Error(`what arrived is not what was sent: sum ${report.sum}, not ${wanted}`)
+    return { seconds: (report.finished - started) / 1e9, ...together(mine, report, { threads }) }
+  }
+
+  // Long enough for every page to be touched and for the compiler to have seen the loops.
+  const enough = Math.min(Math.max(job.seconds / 2, 0.15), 0.5)
+  let count = Math.ceil((2 * Math.max(job.capacity, 4 * job.size)) / job.size / 8)
+  let rate
+  for (;;) {
+    const { seconds } = await stretch(count)
+    rate = count / seconds
+    if (seconds >= enough) break
+    count = Math.ceil(count * Math.min(Math.max((1.3 * enough) / seconds, 1.5), 16))
+  }
+  count = Math.ceil(rate * job.seconds)
+  const { seconds, cpu, preempted } = await stretch(count)
+  return {
+    messages: count,
+    seconds,
+    messages_per_second: count / seconds,
+    bytes_per_second: (count * job.size) / seconds,
+    cpu_ns_per_message: cpu / count,
+    preempted,
+    round_trip: null,
+    idle_wakeups_per_second: null,
+  }
+}
+
+async function roundTrip(contender, line, job, { threads }, hello) {
+  async function stretch(count, record) {
+    line.send({ echo: count })
+    await line.receive()
+    const before = usage()
+    const started = now()
+    const sum = await ping(contender, count, record)
+    const seconds = (now() - started) / 1e9
+    const mine = since(before)
+    const report = await line.receive()
+    let wanted = 0
+    for (let n = 0; n < count; n++) wanted = add(wanted, messageSum(job.size, n))
+    if (sum !== wanted || report.sum !== wanted) throw new Error('what came back is not what was sent')
+    return { seconds, ...together(mine, report, { threads }) }
+  }
+
+  const enough = Math.min(Math.max(job.seconds / 2, 0.15), 0.5)
+  let count = 500
+  let rate
+  for (;;) {
+    const { seconds } = await stretch(count, () => {})
+    rate = count / seconds
+    if (seconds >= enough) break
+    count = Math.ceil(count * Math.min(Math.max((1.3 * enough) / seconds, 1.5), 16))
+  }
+  count = Math.ceil(rate * job.seconds)
+  const histogram = build({ lowestDiscernibleValue: 1, highestTrackableValue: 60e9, numberOfSignificantValueDigits: 3 })
+  const { seconds, cpu, preempted } = await stretch(count, (ns) => histogram.recordValue(Math.max(1, Math.round(ns))))
+
+  let idle = null
+  if (job.measure === 'rtt-parked' && !threads) {
+    line.send({ echo: 1 })
+    await line.receive()
+    await pause(100)
+    const [from, started] = [switches(hello.pid), now()]
+    await pause(300)
+    idle = (switches(hello.pid) - from) / ((now() - started) / 1e9)
+    contender.send(0)
+    await contender.receive()
+    await line.receive()
+  }
+
+  const at = (percentile) => histogram.getValueAtPercentile(percentile)
+  const curve = [0, 10, 25, 50, 75, 90, 95, 97.5, 99, 99.5, 99.75, 99.9, 99.95, 99.99, 99.999, 100]
+  return {
+    messages: count,
+    seconds,
+    messages_per_second: count / seconds,
+    bytes_per_second: (count * job.size) / seconds,
+    cpu_ns_per_message: cpu / count,
+    preempted,
+    round_trip: {
+      min_ns: histogram.minNonZeroValue,
+      p50_ns: at(50),
+      p90_ns: at(90),
+      p99_ns: at(99),
+      p999_ns: at(99.9),
+      max_ns: histogram.maxValue,
+      curve: curve.map((percentile) => [percentile, at(percentile)]),
+    },
+    idle_wakeups_per_second: idle,
+  }
+}
+
+function fail(error) {
+  console.error(error?.stack ?? String(error))
+  process.exit(1)
+}
+
+if (isMainThread) main(process.argv[2], JSON.parse(process.argv[3])).catch(fail)
+else {
+  const { job, control, data } = workerData
+  if (job.pinned) pinThread(job.cpus[1])
+  const contender = contenders.find(({ id }) => id === job.contender)
+  serve({ side: 'b', job, contender, port: data }, lineOfPort(control)).then(() => control.close(), fail)
+}

@@ -1,0 +1,135 @@
+// The work that every contender does: every eight bytes of a message are written by the sender as one double, and
+// read and added up by the receiver. Doubles, because they are the widest numbers that JavaScript moves without
+// allocating. Sums stay integers below 2^53 and are therefore exact.
+
+const LIMIT = 2 ** 52
+const CYCLE = 0x10000
+
+/** From here on the built-in fill is faster than a loop, its call included. */
+const LONG = 32
+
+/** Every word of message `n` is `(n mod 65536) + 1`: what is lost, doubled or torn changes the sum. */
+export function fill(words, at, count, n) {
+  const value = (n & (CYCLE - 1)) + 1
+  const end = at + count
+  if (count >= LONG) words.fill(value, at, end)
+  else for (let i = at; i < end; i++) words[i] = value
+}
+
+/** Four sums at once: a single one would wait for each addition. */
+export function sum(words, at, count) {
+  let a = 0
+  let b = 0
+  let c = 0
+  let d = 0
+  let i = at
+  const end = at + count
+  for (const whole = end - 3; i < whole; i += 4) {
+    a += words[i]
+    b += words[i + 1]
+    c += words[i + 2]
+    d += words[i + 3]
+  }
+  for (; i < end; i++) a += words[i]
+  return a + b + c + d
+}
+
+/** Adds modulo 2^52, so that no total is ever rounded. */
+export function add(total, more) {
+  const next = total + more
+  return next < LIMIT ? next : next % LIMIT
+}
+
+/** What the receiver of `count` messages of `size` bytes must arrive at. */
+export function expectedSum(size, count) {
+  const cycles = BigInt(Math.floor(count / CYCLE))
+  const rest = BigInt(count % CYCLE)
+  const cycle = BigInt(CYCLE)
+  const values = (cycles * cycle * (cycle + 1n)) / 2n + (rest * (rest + 1n)) / 2n
+  return Number((values * BigInt(size / 8)) % BigInt(LIMIT))
+}
+
+/** The sum of one message whose number is `n`. */
+export const messageSum = (size, n) => (size / 8) * ((n & (CYCLE - 1)) + 1)
+
+/** A message to be filled anew before each send, as doubles and as the bytes that are sent. */
+export function message(size) {
+  const words = new Float64Array(size / 8)
+  return { words, bytes: Buffer.from(words.buffer) }
+}
+
+/**
+ * Makes messages for those who keep what they are given: fresh memory each, small ones from Node's pool, large ones
+ * from those that came back.
+ */
+export class Maker {
+  #size
+  #prefix
+  #large
+  #spare = []
+  #buffer = null
+  #words = null
+
+  constructor(size, prefix = 0) {
+    this.#size = size
+    this.#prefix = prefix
+    this.#large = size >= 16_384
+  }
+
+  /** Whether memory should come back through `recycle`, where the contender tells when it is done with it. */
+  get recycles() {
+    return this.#large
+  }
+
+  make(n) {
+    const bytes = this.#spare.pop() ?? Buffer.allocUnsafe(this.#size + this.#prefix)
+    if (bytes.buffer !== this.#buffer) {
+      this.#buffer = bytes.buffer
+      this.#words = new Float64Array(bytes.buffer, 0, bytes.buffer.byteLength >>> 3)
+    }
+    fill(this.#words, (bytes.byteOffset + this.#prefix) / 8, this.#size / 8, n)
+    if (this.#prefix > 0) bytes.writeUInt32LE(this.#size, 0)
+    return bytes
+  }
+
+  recycle(bytes) {
+    this.#spare.push(bytes)
+  }
+}
+
+/**
+ * Sums bytes wherever they lie. A view for each message would cost more than a small message does, and so would asking
+ * each time what the bytes are a view of: what was found out of the last ones is kept.
+ */
+export class Reader {
+  #bytes = null
+  #start = 0
+  #buffer = null
+  #words = null
+
+  sum(bytes, offset, length) {
+    if (bytes !== this.#bytes) this.#look(bytes)
+    const at = this.#start + offset
+    if ((at & 7) !== 0) return this.#unaligned(bytes, offset, length)
+    return sum(this.#words, at / 8, length / 8)
+  }
+
+  #look(bytes) {
+    this.#bytes = bytes
+    this.#start = bytes.byteOffset
+    const { buffer } = bytes
+    if (buffer === this.#buffer) return
+    this.#buffer = buffer
+    this.#words = new Float64Array(buffer, 0, buffer.byteLength >>> 3)
+  }
+
+  #unaligned(bytes, offset, length) {
+    const view = new DataView(bytes.buffer, bytes.byteOffset + offset, length)
+    let total = 0
+    for (let i = 0; i < length; i += 8) total += view.getFloat64(i, true)
+    return total
+  }
+}
+
+/** Nanoseconds on the clock that all processes of the machine share. */
+export const now = () => Number(process.hrtime.bigint())

@@ -1,0 +1,182 @@
+//! Who takes part, in what, and why not where not.
+
+pub mod baseline;
+#[cfg(feature = "iceoryx2")]
+pub mod iceoryx;
+#[cfg(feature = "ipc-channel")]
+pub mod ipc_channel;
+#[cfg(feature = "native-ipc")]
+pub mod native_ipc;
+#[cfg(feature = "ringfire")]
+pub mod ringfire;
+#[cfg(feature = "rtrb")]
+pub mod rtrb;
+#[cfg(feature = "shmem-ipc")]
+pub mod shmem_ipc;
+pub mod unix;
+
+use anyhow::Result;
+
+use crate::driver::{Job, Measure, Outcome, run_a, run_b};
+
+pub struct Entry {
+    pub id: &'static str,
+    pub version: &'static str,
+    /// One line for the table's legend.
+    pub note: &'static str,
+    /// `Err` is the reason why this cell stays empty.
+    pub takes: fn(Measure, usize) -> Result<(), &'static str>,
+    pub a: fn(&Job) -> Result<Outcome>,
+    pub b: fn(&Job) -> Result<()>,
+}
+
+/// Messages of contenders whose elements are Rust types of a fixed size: those that were compiled in.
+#[allow(unused_macros, reason = "used by the contenders of some features only")]
+macro_rules! fixed_sizes {
+    ($run:ident, $type:ident, $job:expr) => {
+        match $job.size {
+            8 => $run::<$type<1>>($job),
+            64 => $run::<$type<8>>($job),
+            256 => $run::<$type<32>>($job),
+            1024 => $run::<$type<128>>($job),
+            4096 => $run::<$type<512>>($job),
+            16_384 => $run::<$type<2048>>($job),
+            65_536 => $run::<$type<8192>>($job),
+            262_144 => $run::<$type<32_768>>($job),
+            1_048_576 => $run::<$type<131_072>>($job),
+            16_777_216 => $run::<$type<2_097_152>>($job),
+            _ => anyhow::bail!("not one of the sizes compiled in"),
+        }
+    };
+}
+#[allow(unused_imports, reason = "used by the contenders of some features only")]
+pub(crate) use fixed_sizes;
+
+#[allow(dead_code, reason = "used by the contenders of some features only")]
+pub fn is_fixed_size(size: usize) -> Result<(), &'static str> {
+    const SIZES: [usize; 10] = [
+        8, 64, 256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576, 16_777_216,
+    ];
+    if SIZES.contains(&size) {
+        Ok(())
+    } else {
+        Err("elements of a fixed size; this one is not compiled in")
+    }
+}
+
+pub fn all() -> Vec<Entry> {
+    vec![
+        #[cfg(feature = "ringfence")]
+        Entry {
+            id: "ringfence",
+            version: "this tree",
+            note: "two processes; reserve or batch in place, drain by words; copy: try_send and try_receive",
+            takes: crate::ringfence::takes,
+            a: run_a::<crate::ringfence::Side>,
+            b: run_b::<crate::ringfence::Side>,
+        },
+        Entry {
+            id: "unix",
+            version: "kernel",
+            note: "stream socket, length before each message; one: a write each; batch: 64 KiB a write",
+            takes: unix::takes,
+            a: run_a::<unix::Side>,
+            b: run_b::<unix::Side>,
+        },
+        #[cfg(feature = "iceoryx2")]
+        Entry {
+            id: "iceoryx2",
+            version: "0.10",
+            note: "publish-subscribe, loaned and read in place, no overflow; parked: its event service",
+            takes: iceoryx::takes,
+            a: run_a::<iceoryx::Side>,
+            b: run_b::<iceoryx::Side>,
+        },
+        #[cfg(feature = "shmem-ipc")]
+        Entry {
+            id: "shmem-ipc",
+            version: "0.3",
+            note: "elements of one fixed size, in place; polled without its eventfds, parked with them",
+            takes: shmem_ipc::takes,
+            a: shmem_ipc::a,
+            b: shmem_ipc::b,
+        },
+        #[cfg(feature = "shmem-ipc")]
+        Entry {
+            id: "shmem-ipc-run",
+            version: "0.3",
+            note: "the same, each publish as long as the free run allows",
+            takes: shmem_ipc::takes_run,
+            a: shmem_ipc::a_run,
+            b: shmem_ipc::b_run,
+        },
+        #[cfg(feature = "ipc-channel")]
+        Entry {
+            id: "ipc-channel",
+            version: "0.23",
+            note: "bytes channel",
+            takes: ipc_channel::takes,
+            a: run_a::<ipc_channel::Side>,
+            b: run_b::<ipc_channel::Side>,
+        },
+        #[cfg(feature = "ringfire")]
+        Entry {
+            id: "ringfire",
+            version: "0.5",
+            note: "lossless ring of fixed-size elements; from 16 KiB its blobs in place, held back by the reader's position",
+            takes: ringfire::takes,
+            a: ringfire::a,
+            b: ringfire::b,
+        },
+        #[cfg(feature = "native-ipc")]
+        Entry {
+            id: "native-ipc",
+            version: "0.6.3",
+            note: "slots and acknowledgements of its core; parked: its control frames",
+            takes: native_ipc::takes,
+            a: run_a::<native_ipc::Side>,
+            b: run_b::<native_ipc::Side>,
+        },
+        #[cfg(feature = "rtrb")]
+        Entry {
+            id: "rtrb",
+            version: "0.4",
+            note: "ceiling: two threads of one process, which trust each other; push and pop, chunks for batches and from 1 KiB",
+            takes: rtrb::takes,
+            a: run_a::<rtrb::Side>,
+            b: run_b::<rtrb::Side>,
+        },
+        Entry {
+            id: "cache-line",
+            version: "machine",
+            note: "limit: one word to and fro between two cores",
+            takes: baseline::takes_polled,
+            a: run_a::<baseline::CacheLine>,
+            b: run_b::<baseline::CacheLine>,
+        },
+        Entry {
+            id: "eventfd",
+            version: "kernel",
+            note: "limit: two sleeping processes wake each other through two eventfds, no message",
+            takes: baseline::takes_parked,
+            a: run_a::<baseline::EventFd>,
+            b: run_b::<baseline::EventFd>,
+        },
+        Entry {
+            id: "futex",
+            version: "kernel",
+            note: "limit: the same through a futex in shared memory",
+            takes: baseline::takes_parked,
+            a: run_a::<baseline::Futex>,
+            b: run_b::<baseline::Futex>,
+        },
+        Entry {
+            id: "memcpy",
+            version: "machine",
+            note: "limit: one thread copies a buffer of that size to another",
+            takes: baseline::takes_memcpy,
+            a: baseline::memcpy,
+            b: |_| Ok(()),
+        },
+    ]
+}
