@@ -1,0 +1,93 @@
+// The binding for all four targets, as they are published, and what a stranger's machine would find wrong with them:
+// a symbol that its C library lacks, a stack that can be executed, tables that can be written, a path of the machine
+// that built it. Each lands in binding/ under its own name, ready for `napi artifacts`.
+
+import { spawnSync } from 'node:child_process'
+import { readFileSync, statSync } from 'node:fs'
+import { homedir } from 'node:os'
+import { join } from 'node:path'
+import { addTarget, fail, install, isInPath, root, script, zig } from './lib.mjs'
+
+/** glibc 2.17 is of 2012: Debian 8, CentOS 7, Amazon Linux 2. musl has no versions of its symbols. */
+const GLIBC = [2, 17]
+const LIMIT = 1_000_000
+
+const targets = [
+  { target: 'x86_64-unknown-linux-gnu', name: 'linux-x64-gnu', machine: 'X86-64' },
+  { target: 'x86_64-unknown-linux-musl', name: 'linux-x64-musl', machine: 'X86-64' },
+  { target: 'aarch64-unknown-linux-gnu', name: 'linux-arm64-gnu', machine: 'AArch64' },
+  { target: 'aarch64-unknown-linux-musl', name: 'linux-arm64-musl', machine: 'AArch64' },
+]
+
+install()
+if (!isInPath('readelf')) fail('✗ What was built is looked at with readelf, which binutils has.', 127)
+const environment = zig()
+const home = process.env.CARGO_HOME ?? join(homedir(), '.cargo')
+const places = [
+  [root.replace(/\/$/, ''), '/ringfence'],
+  [home, '/cargo'],
+  [process.env.RUSTUP_HOME ?? join(homedir(), '.rustup'), '/rustup'],
+]
+const remap = places.map(([from, to]) => `--remap-path-prefix=${from}=${to}`).join(' ')
+
+const rows = targets.map(({ target, name, machine }) => {
+  const gnu = target.endsWith('-gnu')
+  addTarget(target)
+  const floor = gnu ? `.${GLIBC.join('.')}` : ''
+  // A library that Node loads takes the C library of that Node, whatever the target's habit is.
+  const flags = gnu ? remap : `${remap} -C target-feature=-crt-static`
+  script('build-binding.mjs', ['--release', '-x', '--target', target + floor], { ...environment, RUSTFLAGS: flags })
+  const file = join(root, 'binding', `ringfence.${name}.node`)
+  const { needed, wrong } = look(file, gnu, machine)
+  return { name, size: statSync(file).size, needed, wrong }
+})
+
+console.log('\ntarget              bytes  needs')
+for (const { name, size, needed, wrong } of rows) {
+  console.log(`${name.padEnd(17)} ${String(size).padStart(7)}  ${needed}`)
+  for (const what of wrong) console.log(`  ✗ ${what}`)
+}
+if (rows.some(({ wrong }) => wrong.length > 0)) fail('✗ These must not be published.')
+
+/** What the file needs, in words, and what is wrong with it. */
+function look(file, gnu, machine) {
+  const read = (option) => {
+    const { status, stdout, stderr } = spawnSync('readelf', ['--wide', option, file], { encoding: 'utf8' })
+    if (status !== 0) fail(`✗ readelf ${option} ${file}: ${stderr}`)
+    return stdout
+  }
+  const wrong = []
+  const expect = (holds, what) => holds || wrong.push(what)
+
+  expect(read('--file-header').includes(machine), `it is not for ${machine}`)
+  const dynamic = read('--dynamic')
+  const libraries = [...dynamic.matchAll(/NEEDED.*\[(.*)\]/g)].map(([, library]) => library)
+  const versions = [...read('--version-info').matchAll(/Name: GLIBC_([\d.]+)/g)].map(([, version]) =>
+    version.split('.').map(Number),
+  )
+  const newest = versions.sort((a, b) => a[0] - b[0] || a[1] - b[1]).at(-1)
+  if (gnu) {
+    const known = new Set(['libc.so.6', 'libdl.so.2', 'libgcc_s.so.1', 'libm.so.6', 'libpthread.so.0', 'librt.so.1'])
+    const strange = libraries.filter((library) => !known.has(library) && !library.startsWith('ld-linux'))
+    expect(strange.length === 0, `it needs ${strange.join(', ')}`)
+    const old = newest && (newest[0] < GLIBC[0] || (newest[0] === GLIBC[0] && newest[1] <= GLIBC[1]))
+    expect(old, `it needs GLIBC_${newest?.join('.')}, above ${GLIBC.join('.')}`)
+  } else {
+    expect(
+      libraries.every((library) => library === 'libc.so'),
+      `it needs ${libraries.join(', ')}`,
+    )
+    expect(!newest, `it needs GLIBC_${newest?.join('.')}`)
+  }
+  expect(/\bBIND_NOW\b|FLAGS_1.*\bNOW\b/.test(dynamic), 'its symbols are not bound at once (BIND_NOW)')
+  const segments = read('--program-headers')
+  expect(/GNU_RELRO/.test(segments), 'its tables stay writable (RELRO)')
+  expect(!/GNU_STACK.*RWE/.test(segments) && /GNU_STACK/.test(segments), 'its stack can be executed')
+  const text = readFileSync(file, 'latin1')
+  for (const [place] of places) expect(!text.includes(place), `it names ${place}, a path of this machine`)
+  expect(!read('--sections').includes('.symtab'), 'it is not stripped')
+  expect(statSync(file).size < LIMIT, `it has more than ${LIMIT} bytes`)
+
+  const version = newest ? `GLIBC_${newest.join('.')}` : ''
+  return { needed: [...libraries, version].filter(Boolean).join(' '), wrong }
+}

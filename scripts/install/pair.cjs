@@ -1,0 +1,4 @@
+const { join } = require('ringfence')
+const { speak } = require('./speak.cjs')
+
+void speak(join, ...process.argv.slice(2))

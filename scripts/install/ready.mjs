@@ -1,0 +1,3 @@
+// As much as a program needs before it can join.
+
+import 'ringfence'

@@ -1,0 +1,111 @@
+// What the scripts of this folder share. Node's builtins only: they run before anything is installed.
+
+import { spawnSync } from 'node:child_process'
+import { existsSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs'
+import { delimiter, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+export const root = fileURLToPath(new URL('..', import.meta.url))
+
+/** Ends the script with a sentence instead of a stack: it is for whoever ran the command, not for us. */
+export function fail(message, code = 1) {
+  console.error(`\n${message}`)
+  process.exit(code)
+}
+
+/** Announces a command and runs it in the project's root. A failure ends this process with its exit code. */
+export function run(title, command, args = [], { env, cwd = root, quiet = false } = {}) {
+  console.log(`\n▸ ${title}: ${[command, ...args].join(' ')}`)
+  const started = performance.now()
+  const result = spawnSync(command, args, {
+    cwd,
+    env: { ...process.env, ...env },
+    // Nothing here asks a question, and under CI there is nobody to answer one.
+    stdio: ['ignore', quiet ? 'ignore' : 'inherit', 'inherit'],
+  })
+  const took = `${((performance.now() - started) / 1000).toFixed(1)} s`
+  if (result.error?.code === 'ENOENT') fail(`✗ ${title}: there is no ${command} on this machine`, 127)
+  if (result.error) fail(`✗ ${title}: ${result.error.message}`)
+  // As a shell counts it, so that a caller can still tell a crash from a failed check.
+  if (result.signal) fail(`✗ ${title}: ended by ${result.signal} after ${took}`, 128)
+  if (result.status !== 0) fail(`✗ ${title}: exit code ${result.status} after ${took}`, result.status)
+  console.log(`✓ ${title} (${took})`)
+}
+
+/** Runs another script of this folder, which announces its own steps; ends as it ends. */
+export function script(name, args = [], env = {}) {
+  const result = spawnSync(process.execPath, [join('scripts', name), ...args], {
+    cwd: root,
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'inherit', 'inherit'],
+  })
+  if (result.status !== 0) process.exit(result.status ?? 128)
+}
+
+/** The path of a command that a development dependency brings. */
+export function tool(name) {
+  return join(root, 'node_modules', '.bin', name)
+}
+
+export function isInPath(command) {
+  return spawnSync(command, ['--version'], { stdio: 'ignore' }).error === undefined
+}
+
+/** Installs the development dependencies, unless what is there is what the lock file asks for. */
+export function install() {
+  const lock = join(root, 'package-lock.json')
+  // npm writes this file last, so one that an interrupted install left half done is not taken for whole.
+  const installed = join(root, 'node_modules', '.package-lock.json')
+  if (existsSync(installed) && statSync(installed).mtimeMs >= statSync(lock).mtimeMs) return
+  run('install', 'npm', ['ci', '--no-audit', '--no-fund'])
+}
+
+/** The native binding, and the TypeScript face, whose types rest on the binding's. */
+export function build(...options) {
+  install()
+  if (!isInPath('cargo')) fail('The binding is built from Rust sources, and there is no cargo here: install Rust.')
+  script('build-binding.mjs', options)
+  script('build-ts.mjs')
+}
+
+/**
+ * zig as the linker of cargo, below build/zig once: it carries the C library of every architecture and age. Answers
+ * with the environment that puts it in the PATH.
+ */
+export function zig() {
+  const home = join(root, 'build', 'zig')
+  if (!existsSync(join(home, 'bin', 'cargo-zigbuild'))) {
+    run('Python environment', 'python3', ['-m', 'venv', home])
+    run('zig', join(home, 'bin', 'pip'), ['install', '--quiet', 'ziglang', 'cargo-zigbuild'])
+  }
+  return { PATH: join(home, 'bin') + delimiter + process.env.PATH }
+}
+
+/** The standard library of a target, through rustup. */
+export function addTarget(target) {
+  if (!isInPath('rustup'))
+    fail(`✗ The standard library of ${target} comes from rustup, and there is no rustup here.`, 127)
+  run(`standard library of ${target}`, 'rustup', ['target', 'add', target])
+}
+
+/** Node as npm carries it, unpacked below build/nodes once; answers with the path of its executable. */
+export function fetchNode(name, major) {
+  const nodes = join(root, 'build', 'nodes')
+  const home = join(nodes, `${name}-${major}`)
+  const executable = join(home, 'bin', 'node')
+  if (existsSync(executable)) return executable
+
+  const unpacked = `${home}.partial`
+  rmSync(unpacked, { recursive: true, force: true })
+  mkdirSync(unpacked, { recursive: true })
+  // Packed and not installed: an install would refuse the binary of another architecture.
+  const pack = ['pack', `${name}@${major}`, '--silent', '--pack-destination', unpacked]
+  run(`fetch ${name} ${major}`, 'npm', pack, { quiet: true })
+  // The executable alone; its headers and manuals are twice as large.
+  const unpack = 'tar -xzf *.tgz --strip-components=1 package/bin && rm *.tgz'
+  run(`unpack ${name} ${major}`, 'sh', ['-c', unpack], { cwd: unpacked })
+  // In one step at the end, so that a run that was cut off does not leave half a Node behind.
+  rmSync(home, { recursive: true, force: true })
+  renameSync(unpacked, home)
+  return executable
+}
