@@ -39,8 +39,6 @@ test('pair: a parent asks its child, and tells why it believes it', async (t) =>
 })
 
 test('counter: restarted a hundred times, and its client has lost nothing that was answered', async (t) => {
-  // A hundred and one processes start, one after the other.
-  t.timeout(600_000)
   const { code, output, errors } = await run('counter/counter.mjs')
   t.is(errors, '')
   t.is(code, 0)
