@@ -141,7 +141,10 @@ function checkTimeout(timeout: unknown): number | undefined {
   return timeout
 }
 
-/** Bun has libuv's functions by name, and ends the process when they are called: only its own name tells. */
+/**
+ * Two runtimes have libuv's functions by name and not by what they do, and only their own names tell: Bun ends the
+ * process when they are called, and Deno's poll handle calls back once and never again.
+ */
 function usesLibuv(): boolean {
-  return process.versions.bun === undefined
+  return process.versions.bun === undefined && process.versions.deno === undefined
 }

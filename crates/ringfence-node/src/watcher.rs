@@ -2,8 +2,9 @@
 //!
 //! Where the process has libuv (Node, Electron), a poll handle on the loop itself: one system call from the bell to
 //! JavaScript. It is closed by an asynchronous cleanup hook when its environment ends, for which the engine waits,
-//! so that a worker thread can be terminated at any moment. Where there is no libuv (Bun names the functions, but
-//! ends the process when they are called), a thread waits, and a thread-safe function carries the news.
+//! so that a worker thread can be terminated at any moment. Where there is no libuv (Bun and Deno name the functions, but
+//! the one ends the process when they are called, and the other's poll handle calls back only once), a thread waits, and
+//! a thread-safe function carries the news.
 
 use std::{
     cell::Cell,
