@@ -1,5 +1,8 @@
 // The packages as a user gets them: published to a registry on this machine, installed in an empty folder by a user
-// without privileges and without a compiler in the PATH, and used by each Node and by Bun.
+// without privileges and without a compiler in the PATH, and used by each runtime, on each architecture and C library
+// that this machine can run. What a runtime gave the last time is in install/expected.json, and must not become less.
+//
+//     node scripts/test-install.mjs [--update]     to remember what this run has given, instead of comparing
 
 import { spawn, spawnSync } from 'node:child_process'
 import {
@@ -16,59 +19,89 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
-import { fail, fetchNode, install, root, run, script } from './lib.mjs'
+import { fail, install, root, run, script } from './lib.mjs'
 import { startRegistry } from './install/registry.mjs'
+import { compare, remember, report } from './install/results.mjs'
+import { platforms } from './install/runtimes.mjs'
 
-const LIMIT = 120_000
-/** Of the table's first column. */
-const WIDE = 26
+/** For one process. In an emulator all takes longer. */
+const LIMIT = 45_000
+const EMULATED_LIMIT = 120_000
+/** For all of it: where much hangs, the table tells more than a run that was ended from outside. */
+const END = performance.now() + 9 * 60_000
+/** What the partners of one that has failed may still have to say. */
+const GRACE = 3000
 /** Somebody who owns nothing here. Not 65534, which stands for every user that has no number here, and is refused. */
 const NOBODY = 61_534
 const asRoot = process.getuid() === 0
+/** What is run where the package was installed, and what that needs. */
+const PROGRAMS = [
+  'who.cjs',
+  'pair.mjs',
+  'pair.cjs',
+  'speak.cjs',
+  'service.mjs',
+  'handover.mjs',
+  'tokens.mjs',
+  'ready.mjs',
+  'types.mts',
+]
 
 const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
+const update = process.argv.includes('--update')
 
 install()
 if (!existsSync(join(root, 'binding', 'index.cjs'))) script('build.mjs', ['--release'])
+const untried = new Map(platforms.map((platform) => [platform, platform.cannot()]))
+for (const platform of platforms) if (untried.get(platform) === null) platform.build?.()
 
+/** Groups of processes that are to be ended with this one. */
+const groups = new Set()
+for (const [signal, number] of [
+  ['SIGINT', 2],
+  ['SIGTERM', 15],
+]) {
+  process.once(signal, () => process.exit(128 + number))
+}
 const work = mkdtempSync(join(tmpdir(), 'ringfence-install-'))
+process.once('exit', () => {
+  for (const group of groups) endGroup(group)
+  rmSync(work, { recursive: true, force: true })
+})
 chmodSync(work, 0o755)
 const registry = await startRegistry(join(work, 'registry'))
-const table = []
-try {
-  publish()
-  await tryAll()
-} finally {
-  registry.stop()
-  rmSync(work, { recursive: true, force: true })
+process.once('exit', () => registry.stop())
+
+publish()
+const tools = join(work, 'tools')
+const npm = realPath(join(dirname(process.execPath), 'npm'))
+// npm and nothing else: whoever installs it must not need more.
+mkdirSync(tools)
+for (const name of ['sh', 'env']) symlinkSync(realPath(`/bin/${name}`), join(tools, name))
+symlinkSync(process.execPath, join(tools, 'node'))
+
+const rows = []
+for (const platform of platforms) {
+  const why = untried.get(platform)
+  if (why === null) await tryPlatform(platform)
+  else for (const { name } of platform.runtimes) rows.push({ ...row(platform, name, name), untried: why })
 }
 
-console.log(
-  `\n${'runtime'.padEnd(WIDE)}${Object.keys(table[0].results)
-    .map((name) => name.padEnd(12))
-    .join('')}`,
-)
-for (const { runtime, results } of table) {
-  console.log(
-    runtime.padEnd(WIDE) +
-      Object.values(results)
-        .map((result) => result.word.padEnd(12))
-        .join(''),
-  )
+if (rows.every(({ results }) => !results)) fail('✗ Nothing could be tried on this machine.')
+report(rows)
+if (update) {
+  remember(rows)
+} else {
+  const { broken, mended } = compare(rows)
+  for (const what of mended) console.log(`\npasses now, and --update remembers it: ${what}`)
+  if (broken.length > 0) fail(`✗ ${broken.join('\n✗ ')}`)
 }
-// What is not tried above, and why: so that nobody takes it for a pass.
-console.log(`
-not tried here:
-  the package on musl     no Node that is built with musl starts on this system's musl; the crate's tests run there
-                          (npm run test:musl), and the binding is tried on Alpine by the workflow
-  the package on arm64    npm run test:arm64 has a pair of Node 22 under qemu; the workflow has real machines
-  Deno 2.9.6              it may hang while joining, or end by SIGSEGV after the channel has closed: not supported`)
-const broken = table.flatMap(({ runtime, results }) =>
-  Object.entries(results)
-    .filter(([, { word }]) => word === 'failed')
-    .map(([name, { why }]) => `${runtime}, ${name}: ${why}`),
-)
-if (broken.length > 0) fail(`✗ ${broken.join('\n✗ ')}`)
+process.exit()
+
+function row(platform, name, title) {
+  const emulator = platform.emulated ? ' in qemu' : ''
+  return { key: `${name}${emulator}, ${platform.name}`, title: title + emulator, platform: platform.name }
+}
 
 /** The packages, each in a folder as the release puts it together, and published from there. */
 function publish() {
@@ -101,136 +134,167 @@ function send(place) {
   run('publish', 'npm', ['publish', place, '--userconfig', settings, '--loglevel=error'], { quiet: true })
 }
 
-async function tryAll() {
-  // npm and nothing else: whoever installs it must not need more.
-  const tools = join(work, 'tools')
-  mkdirSync(tools)
-  for (const name of ['sh', 'env'])
-    symlinkSync(spawnSync('which', [name], { encoding: 'utf8' }).stdout.trim(), join(tools, name))
-  const npm = join(dirname(process.execPath), 'npm')
-
-  const place = join(work, 'home', 'app')
+async function tryPlatform(platform) {
+  const wanted = `ringfence-linux-${platform.name.replace(' ', '-')}`
+  const limit = platform.emulated ? EMULATED_LIMIT : LIMIT
+  const place = join(work, wanted, 'app')
   mkdirSync(place, { recursive: true })
-  for (const file of ['pair.mjs', 'pair.cjs', 'service.mjs', 'handover.mjs', 'ready.mjs', 'speak.cjs', 'types.mts']) {
-    cpSync(join(root, 'scripts', 'install', file), join(place, file))
-  }
+  for (const file of PROGRAMS) cpSync(join(root, 'scripts', 'install', file), join(place, file))
   writeFileSync(join(place, 'package.json'), '{ "name": "app", "private": true }\n')
   writeFileSync(join(place, 'empty.mjs'), '')
   if (asRoot) run('give it away', 'chown', ['-R', `${NOBODY}:${NOBODY}`, dirname(place)])
+  const go = (command, stop) => runAs(place, command, limit, stop)
 
-  const environment = {
-    PATH: `${dirname(process.execPath)}:${tools}`,
-    HOME: dirname(place),
+  const options = ['--no-audit', '--no-fund', ...(platform.install ?? [])]
+  const { why: refused } = await go([process.execPath, npm, 'install', 'ringfence', ...options])
+  const got = existsSync(join(place, 'node_modules'))
+    ? readdirSync(join(place, 'node_modules')).filter((name) => name.startsWith('ringfence-'))
+    : []
+  const missing =
+    refused ?? (got.join() === wanted ? null : `npm has installed ${got.join(', ') || 'no binding'}, not ${wanted}`)
+  console.log(missing === null ? `✓ npm install ringfence: with ${wanted}` : `✗ npm install ringfence: ${missing}`)
+  if (missing === null && rows.every(({ results }) => !results)) checkTypes(place)
+
+  for (const { name, find } of platform.runtimes) {
+    const command = find()
+    const { why, said } = await go([...command, 'who.cjs'])
+    const [version, where] = said.trim().split('\n')
+    const title = `${name.split(' ')[0]} ${why === null ? version : '?'}`
+    const strange = why ?? (where === platform.name ? null : `it says that it runs on ${where}`)
+    const results = await tryRuntime(title, command, place, go, missing ?? strange)
+    rows.push({ ...row(platform, name, title), results })
+    if (!platform.emulated && Object.values(results).every((result) => result === null)) {
+      const [first, second] = [await least(go, [...command, 'ready.mjs']), await least(go, [...command, 'empty.mjs'])]
+      console.log(`  ${title}: from start to end with import ${first} ms, of an empty script ${second} ms`)
+    }
+  }
+}
+
+/** Each way to use the package: null, or why it failed. */
+async function tryRuntime(title, command, place, go, lacking) {
+  let number = 0
+  const address = () => `@ringfence-install-${process.pid}-${title.replaceAll(/\W/g, '')}-${(number += 1)}`
+  const cli = join(place, 'node_modules', 'ringfence', 'dist', 'esm', 'cli.js')
+  const [from, to] = [join(place, 'types.mts'), join(place, 'copy')]
+  rmSync(to, { force: true })
+  const pair = (...words) => [
+    [...words.slice(0, -1), 'send', words.at(-1)],
+    [...words.slice(0, -1), 'receive', words.at(-1)],
+  ]
+  const ways = {
+    ESM: (at) => pair('pair.mjs', at),
+    CommonJS: (at) => pair('pair.cjs', at),
+    service: (at) => [
+      ['service.mjs', 'service', at, '3'],
+      ...['one', 'two', 'three'].map((name) => ['service.mjs', name, at]),
+    ],
+    handover: (at) => Array.from({ length: 3 }, () => ['handover.mjs', at, '3']),
+    tokens: (at) => [
+      ['tokens.mjs', '1', at],
+      ['tokens.mjs', '18446744073709551615', at],
+    ],
+    command: (at) => [
+      [cli, 'send', at, from],
+      [cli, 'receive', at, to],
+    ],
+  }
+  const results = {}
+  for (const [name, sides] of Object.entries(ways)) {
+    let why =
+      lacking ??
+      (await together(
+        go,
+        sides(address()).map((words) => command.concat(words)),
+      ))
+    if (why === null && name === 'command' && !readFileSync(from).equals(readFileSync(to))) {
+      why = 'what was received is not what was sent'
+    }
+    results[name] = why
+    console.log(`${why === null ? '✓' : '✗'} ${title}: ${name}${why === null ? '' : `: ${why}`}`)
+  }
+  return results
+}
+
+/** All at once. Answers with null, or what the first has failed with. */
+async function together(go, commands) {
+  const stop = new AbortController()
+  const failures = []
+  const one = async (command) => {
+    const { why } = await go(command, stop.signal)
+    if (why === null) return
+    failures.push(why)
+    // The others may wait for it, in vain.
+    setTimeout(() => stop.abort(), GRACE).unref()
+  }
+  await Promise.all(commands.map(one))
+  return failures[0] ?? null
+}
+
+/** How long it takes: the least of several, in ms. */
+async function least(go, command) {
+  let shortest = Infinity
+  for (let count = 0; count < 7; count += 1) {
+    const started = performance.now()
+    const { why } = await go(command)
+    if (why !== null) fail(`✗ ${command.join(' ')}: ${why}`)
+    shortest = Math.min(shortest, performance.now() - started)
+  }
+  return Math.round(shortest)
+}
+
+function realPath(path) {
+  return spawnSync('readlink', ['-f', path], { encoding: 'utf8' }).stdout.trim()
+}
+
+/** Runs as somebody without privileges. Answers with what was said, and null or what went wrong. */
+async function runAs(cwd, [command, ...args], limit, stop) {
+  const started = performance.now()
+  const time = Math.min(limit, END - started)
+  if (time <= 0) return { said: '', why: 'not tried, as no time was left' }
+  const { RINGFENCE_STEP } = process.env
+  const home = dirname(cwd)
+  const env = {
+    PATH: tools,
+    HOME: home,
+    NO_COLOR: '1',
     npm_config_registry: registry.address,
-    npm_config_cache: join(dirname(place), 'cache'),
+    npm_config_cache: join(home, 'cache'),
+    // By it .ci/run finds what a step has left behind.
+    ...(RINGFENCE_STEP === undefined ? {} : { RINGFENCE_STEP }),
   }
-  const go = (command, ...args) => runAs(place, environment, command, args)
-  const installed = await go(process.execPath, realNpm(npm), 'install', 'ringfence', '--no-audit', '--no-fund')
-  if (installed !== null) fail(`✗ npm install ringfence: ${installed}`)
-  const library = readdirSync(join(place, 'node_modules')).find((name) => name.startsWith('ringfence-'))
-  if (library === undefined) fail('✗ npm installed no binding for this machine')
-  console.log(`✓ npm install ringfence: with ${library}`)
-  checkTypes(place)
-
-  const runtimes = [
-    { runtime: on(`Node ${process.versions.node}`), command: [process.execPath] },
-    ...[22, 24, 26].map((major) => ({
-      runtime: on(`Node ${major}`),
-      command: [fetchNode(`node-linux-${process.arch}`, major)],
-    })),
-    other('bun', '@oven/bun-linux-x64', 'bin/bun', []),
-  ].filter(Boolean)
-  for (const { runtime, command } of runtimes) {
-    const results = {}
-    let number = 0
-    const together = async (name, ...sides) => {
-      const outcomes = await Promise.all(sides.map((side) => go(...side)))
-      const why = outcomes.find((outcome) => outcome !== null) ?? null
-      results[name] = { word: why === null ? 'pass' : 'failed', why }
-      console.log(`${why === null ? '✓' : '✗'} ${runtime}: ${name}${why === null ? '' : `: ${why}`}`)
-    }
-    const address = () => `@ringfence-install-${process.pid}-${runtime.replaceAll(/\W/g, '')}-${(number += 1)}`
-    const cli = join(place, 'node_modules', 'ringfence', 'dist', 'esm', 'cli.js')
-    let at = address()
-    await together('ESM', [...command, 'pair.mjs', 'send', at], [...command, 'pair.mjs', 'receive', at])
-    at = address()
-    await together('CommonJS', [...command, 'pair.cjs', 'send', at], [...command, 'pair.cjs', 'receive', at])
-    at = address()
-    const agents = ['one', 'two', 'three'].map((name) => command.concat('service.mjs', name, at))
-    await together('service', [...command, 'service.mjs', 'service', at, '3'], ...agents)
-    at = address()
-    const follow = command.concat('handover.mjs', at, '3')
-    await together('handover', follow, follow, follow)
-    at = address()
-    const [from, to] = [join(place, 'types.mts'), join(place, 'copy')]
-    rmSync(to, { force: true })
-    await together('command', [...command, cli, 'send', at, from], [...command, cli, 'receive', at, to])
-    if (results.command.word === 'pass' && !readFileSync(from).equals(readFileSync(to))) {
-      results.command = { word: 'failed', why: 'what was received is not what was sent' }
-    }
-    table.push({ runtime, results })
-    console.log(`  ${runtime}: ${time(place, environment, command)}`)
+  const user = asRoot ? { uid: NOBODY, gid: NOBODY } : {}
+  // A group of its own, so that it is ended with all that it has started.
+  const child = spawn(command, args, { cwd, env, ...user, detached: true, stdio: ['ignore', 'pipe', 'pipe'] })
+  let [said, heard, ended] = ['', '', null]
+  child.stdout.on('data', (text) => (said += text))
+  for (const stream of [child.stdout, child.stderr]) stream.on('data', (text) => (heard += text))
+  const end = (reason) => {
+    ended ??= reason
+    endGroup(child.pid)
   }
-}
-
-/** How long it takes until the package is there, beside a script that is empty: the least of several, in ms. */
-function time(cwd, env, [command, ...words]) {
-  const least = (file) => {
-    const tries = Array.from({ length: 7 }, () => {
-      const started = performance.now()
-      const { status } = spawnSync(command, [...words, file], { cwd, env, stdio: 'ignore', timeout: LIMIT })
-      if (status !== 0) fail(`✗ ${command} ${file}: exit code ${status}`)
-      return performance.now() - started
-    })
-    return Math.round(Math.min(...tries))
-  }
-  return `from start to end with import ${least('ready.mjs')} ms, of an empty script ${least('empty.mjs')} ms`
-}
-
-/** With the architecture and the C library for which npm has chosen the binding. */
-function on(runtime) {
-  const glibc = process.report.getReport().header.glibcVersionRuntime
-  return `${runtime}, ${process.arch} ${glibc === undefined ? 'musl' : 'gnu'}`
-}
-
-/** npm as a script, so that it runs with the Node that is named, whatever the PATH holds. */
-function realNpm(npm) {
-  return spawnSync('readlink', ['-f', npm], { encoding: 'utf8' }).stdout.trim()
-}
-
-/** Another runtime as npm carries it, unpacked below build/nodes once. */
-function other(name, from, executable, options) {
-  if (process.arch !== 'x64') return null
-  const home = join(root, 'build', 'nodes', name)
-  const file = join(home, executable)
-  if (!existsSync(file)) {
-    mkdirSync(home, { recursive: true })
-    run(`fetch ${name}`, 'npm', ['pack', from, '--silent', '--pack-destination', home], { quiet: true })
-    run(`unpack ${name}`, 'sh', ['-c', 'tar -xzf *.tgz --strip-components=1 && rm *.tgz'], { cwd: home })
-    chmodSync(file, 0o755)
-  }
-  const version = spawnSync(file, ['--version'], { encoding: 'utf8' }).stdout.trim().split('\n')[0]
-  return { runtime: on(`${name} ${version.replace(/^\D*/, '').split(' ')[0]}`), command: [file, ...options] }
-}
-
-/** Runs as somebody without privileges. Answers with null, or what went wrong. */
-async function runAs(cwd, env, command, args) {
-  const child = spawn(command, args, {
-    cwd,
-    env,
-    ...(asRoot ? { uid: NOBODY, gid: NOBODY } : {}),
-    stdio: ['ignore', 'pipe', 'pipe'],
-    timeout: LIMIT,
-    killSignal: 'SIGKILL',
-  })
-  let said = ''
-  for (const stream of [child.stdout, child.stderr]) stream.on('data', (text) => (said += text))
+  const timer = setTimeout(() => end(`not over after ${Math.round(time / 1000)} s`), time)
+  stop?.addEventListener('abort', () => end('ended, as its partner had failed'))
+  groups.add(child.pid)
   const outcome = await new Promise((resolve) => {
     child.once('error', (error) => resolve(error.message))
-    child.once('close', (code, signal) => resolve(code === 0 ? null : `exit code ${code ?? signal}`))
+    child.once('exit', () => endGroup(child.pid))
+    child.once('close', (code, signal) => resolve(code === 0 ? null : (ended ?? `exit code ${code ?? signal}`)))
   })
-  if (outcome === null) return null
-  return `${outcome}: ${said.trim().split('\n').slice(-8).join('\n  ')}`
+  clearTimeout(timer)
+  groups.delete(child.pid)
+  if (outcome === null) return { said, why: null }
+  const lines = heard.trim().split('\n').slice(-8)
+  // First what the table has room for.
+  const short = /\b\w*Error: .*/.exec(heard)?.[0] ?? lines.at(-1)
+  return { said, why: short === '' ? outcome : [`${outcome}: ${short}`, ...lines].join('\n  ') }
+}
+
+function endGroup(leader) {
+  try {
+    if (leader !== undefined) process.kill(-leader, 'SIGKILL')
+  } catch {
+    // Nobody is left in it.
+  }
 }
 
 function checkTypes(place) {

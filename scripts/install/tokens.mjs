@@ -1,0 +1,14 @@
+// Two that send each other a token, and say that it has come before they close: a token does not outlive the channel.
+
+import { join } from 'ringfence'
+
+const [mine, address] = process.argv.slice(2)
+const channel = await join(address, { signal: AbortSignal.timeout(60_000) })
+channel.signal(BigInt(mine))
+for await (const token of channel.signals()) {
+  await channel.send(String(token))
+  break
+}
+const heard = String(await channel.receive())
+if (heard !== mine) throw new Error(`${mine} was sent, and ${heard} has come`)
+await channel.close({ linger: 5000 })
