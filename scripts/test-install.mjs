@@ -131,7 +131,8 @@ function send(place) {
   const settings = join(work, 'npmrc')
   const token = `//${new URL(registry.address).host}/:_authToken=nobody`
   writeFileSync(settings, `registry=${registry.address}\n${token}\n`)
-  run('publish', 'npm', ['publish', place, '--userconfig', settings, '--loglevel=error'], { quiet: true })
+  const options = ['--userconfig', settings, '--loglevel=error']
+  run('publish', 'npm', ['publish', place, ...options], { quiet: true, limit: LIMIT })
 }
 
 async function tryPlatform(platform) {

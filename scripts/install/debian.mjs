@@ -4,7 +4,7 @@
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { fail, isInPath, root, run } from '../lib.mjs'
+import { FETCH_LIMIT, fail, isInPath, root, run } from '../lib.mjs'
 
 /**
  * Not the machine's own release: Debian 12 has musl 1.2.3, which does not know the relocations (RELR) of the libraries
@@ -58,14 +58,14 @@ export function fromDebian(architecture, packages) {
   const config = join(state, 'apt.conf')
   const lines = Object.entries(options).map(([name, value]) => `${name} "${value}";\n`)
   writeFileSync(config, lines.join(''))
-  const settings = { cwd: state, env: { APT_CONFIG: config } }
+  const settings = { cwd: state, env: { APT_CONFIG: config }, limit: FETCH_LIMIT }
   run(`package lists of ${RELEASE} for ${architecture}`, 'apt-get', ['update', '-qq'], settings)
   run('download', 'apt-get', ['download', '-qq', ...names], settings)
   for (const name of names) {
     const file = readdirSync(state).find((entry) => entry.startsWith(`${name}_`))
     if (file === undefined) fail(`✗ apt-get has not downloaded ${name}.`)
     const unpack = `dpkg-deb --fsys-tarfile '${file}' | tar -x -C '${place}' '${packages[name]}'`
-    run(`unpack ${name}`, 'sh', ['-c', unpack], { cwd: state })
+    run(`unpack ${name}`, 'sh', ['-c', unpack], { cwd: state, limit: FETCH_LIMIT })
     writeFileSync(done(name), '')
   }
   rmSync(state, { recursive: true })

