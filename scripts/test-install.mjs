@@ -160,10 +160,10 @@ async function tryPlatform(platform) {
     const command = find()
     const { why, said } = await go([...command, 'who.cjs'])
     const [version, where] = said.trim().split('\n')
-    const title = `${name.split(' ')[0]} ${why === null ? version : '?'}`
+    const { title, ...rest } = row(platform, name, `${name.split(' ')[0]} ${why === null ? version : '?'}`)
     const strange = why ?? (where === platform.name ? null : `it says that it runs on ${where}`)
     const results = await tryRuntime(title, command, place, go, missing ?? strange)
-    rows.push({ ...row(platform, name, title), results })
+    rows.push({ ...rest, title, results })
     if (!platform.emulated && Object.values(results).every((result) => result === null)) {
       const [first, second] = [await least(go, [...command, 'ready.mjs']), await least(go, [...command, 'empty.mjs'])]
       console.log(`  ${title}: from start to end with import ${first} ms, of an empty script ${second} ms`)
