@@ -312,11 +312,17 @@ fn disarm(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-/// Reads the line. 0 while the channel is open; the peer's messages may still be there to read when it is not.
+/// Reads the line, or sees to it that it is read later. 0 while the channel is open; the peer's messages may still be there
+/// to read when it is not.
 fn listen(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    let later = endpoint.watcher.as_ref().is_some_and(Watcher::comes_again);
     if let Some(Halves { sender, receiver, .. }) = &mut endpoint.halves {
         // What the reader finds wrong is told to whoever reads next, again; here only the end counts.
-        let _ = receiver.listen();
+        let _ = if later {
+            receiver.listen_later()
+        } else {
+            receiver.listen()
+        };
         sender.heard();
     }
     endpoint.reason()

@@ -124,6 +124,16 @@ impl Watcher {
         }
     }
 
+    /// Whether the function is called again, soon and for nothing more than that, while the line is not read. Where it was
+    /// called last for the line's end, that is told by reading it.
+    pub(crate) fn comes_again(&self) -> bool {
+        match self {
+            Self::Poll(PollWatcher(poll)) => !poll.ended.get(),
+            // A message to the event loop each time.
+            Self::Thread(_) => false,
+        }
+    }
+
     /// Whether this watcher keeps the event loop alive.
     pub(crate) fn keep_alive(&self, env: sys::napi_env, alive: bool) {
         match self {
@@ -149,6 +159,8 @@ struct Poll {
     callback: Cell<sys::napi_ref>,
     context: Cell<sys::napi_async_context>,
     hook: Cell<sys::napi_async_cleanup_hook_handle>,
+    /// The line has ended, or libuv could not say.
+    ended: Cell<bool>,
 }
 
 impl PollWatcher {
@@ -189,6 +201,7 @@ impl PollWatcher {
             callback: Cell::new(ptr::null_mut()),
             context: Cell::new(ptr::null_mut()),
             hook: Cell::new(ptr::null_mut()),
+            ended: Cell::new(false),
         });
         // The handle's own share of the state, given back when libuv has closed it.
         // SAFETY: the handle is initialised.
@@ -256,7 +269,7 @@ impl Poll {
     }
 }
 
-unsafe extern "C" fn readable(handle: *mut Handle, _status: c_int, _events: c_int) {
+unsafe extern "C" fn readable(handle: *mut Handle, status: c_int, events: c_int) {
     let Some(libuv) = Libuv::find() else { return };
     // SAFETY: libuv calls with the handle that was started, whose data was set to a share of the state.
     let poll = unsafe { (libuv.get_data)(handle) }.cast_const().cast::<Poll>();
@@ -265,6 +278,7 @@ unsafe extern "C" fn readable(handle: *mut Handle, _status: c_int, _events: c_in
         Rc::increment_strong_count(poll);
         Rc::from_raw(poll)
     };
+    poll.ended.set(status < 0 || events & UV_DISCONNECT != 0);
     let (env, mut scope) = (poll.env, ptr::null_mut());
     // SAFETY: libuv runs its callbacks on the loop's thread, which is the environment's, and the environment ends
     // only after this handle is closed.

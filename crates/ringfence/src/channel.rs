@@ -10,13 +10,12 @@ use std::{
 };
 
 use crate::{
-    doorbell::Doorbell,
+    doorbell::{Doorbell, Spot},
     error::Result,
     evidence::Evidence,
     identity::Identity,
     options::Options,
     receiver::Receiver,
-    region::layout,
     ring::{Consumer, Producer},
     sender::{Sender, Writing},
     shared::{Held, Link, Parts, Role, Shared, Tenure, state},
@@ -41,8 +40,8 @@ pub struct Channel {
 
 impl Channel {
     pub(crate) fn assemble(parts: Parts, tenure: Option<Box<dyn Tenure>>, options: &Options) -> Self {
-        let reading = Link::new(&parts, layout::READER_PARKED, layout::WRITER_PARKED);
-        let writing = Link::new(&parts, layout::WRITER_PARKED, layout::READER_PARKED);
+        let reading = Link::new(&parts, Spot::READER, Spot::WRITER);
+        let writing = Link::new(&parts, Spot::WRITER, Spot::READER);
         let producer = Producer::new(parts.own.clone(), parts.peer.clone(), parts.own_capacity);
         let consumer = Consumer::new(
             parts.own.clone(),

@@ -6,10 +6,12 @@ use std::sync::atomic::Ordering;
 use loom::{
     cell::UnsafeCell,
     sync::{
-        Arc,
+        Arc, Condvar, Mutex,
         atomic::{AtomicU64, fence},
     },
 };
+
+use nix::errno::Errno;
 
 use crate::region::{Readable, Writable, as_offset, layout};
 
@@ -25,14 +27,18 @@ pub(crate) struct Region {
 struct Shared {
     polled: Vec<AtomicU64>,
     ring: Vec<UnsafeCell<u64>>,
+    /// A publisher that needs the sleeper's barrier has published all that it will.
+    over: (Mutex<bool>, Condvar),
 }
 
-const POLLED: [usize; 5] = [
+const POLLED: [usize; 7] = [
     layout::TAIL,
     layout::HEAD,
     layout::READER_PARKED,
     layout::WRITER_PARKED,
     layout::PHASE,
+    layout::TAIL_FENCED,
+    layout::HEAD_FENCED,
 ];
 
 impl Region {
@@ -42,6 +48,7 @@ impl Region {
             shared: Arc::new(Shared {
                 polled: POLLED.iter().map(|_| AtomicU64::new(0)).collect(),
                 ring: (0..words).map(|_| UnsafeCell::new(0)).collect(),
+                over: (Mutex::new(false), Condvar::new()),
             }),
             fences: true,
         }
@@ -53,6 +60,12 @@ impl Region {
             shared: Arc::clone(&self.shared),
             fences: false,
         }
+    }
+
+    /// Nothing more is published: see [`Readable::barrier_for_all`].
+    pub(crate) fn is_over(&self) {
+        *self.shared.over.0.lock().unwrap() = true;
+        self.shared.over.1.notify_all();
     }
 
     fn polled(&self, at: usize) -> &AtomicU64 {
@@ -98,6 +111,16 @@ impl Readable for Region {
         if self.fences {
             fence(Ordering::SeqCst);
         }
+    }
+
+    /// Loom has no barrier that one thread makes for another. What has ended is seen as what a barrier has flushed out is,
+    /// so this waits for that: the model is of those who find that they need no barrier.
+    fn barrier_for_all(&self) -> Result<(), Errno> {
+        let mut over = self.shared.over.0.lock().unwrap();
+        while !*over {
+            over = self.shared.over.1.wait(over).unwrap();
+        }
+        Ok(())
     }
 }
 

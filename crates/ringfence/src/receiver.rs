@@ -396,6 +396,7 @@ impl Receiver {
             return Ok(true);
         }
         loop {
+            self.catch_up();
             let heard = self.shared.doorbell.heard();
             if !self.arm()? {
                 return Ok(true);
@@ -416,6 +417,7 @@ impl Receiver {
     /// wait for the line ([`AsFd`]) to be readable, then call [`Receiver::listen`] and [`Receiver::disarm`].
     /// `false`: there is something, or no more will come. Errors as [`Receiver::try_receive`].
     pub fn arm(&mut self) -> Result<bool> {
+        self.catch_up();
         self.check()?;
         let Some(link) = &mut self.link else {
             return Ok(false);
@@ -430,6 +432,12 @@ impl Receiver {
         ready.map(|ready| !ready)
     }
 
+    fn catch_up(&mut self) {
+        if self.shared.doorbell.catch_up() {
+            self.shared.notice();
+        }
+    }
+
     /// Says that this half is awake.
     pub fn disarm(&mut self) {
         if let Some(link) = &mut self.link {
@@ -441,6 +449,15 @@ impl Receiver {
     /// its region let go of. Errors as [`Receiver::try_receive`].
     pub fn listen(&mut self) -> Result<()> {
         self.shared.doorbell.listen();
+        self.shared.notice();
+        self.check()
+    }
+
+    /// As [`Receiver::listen`], where the line is readable and nothing says that it has ended: it is read when either half
+    /// is armed next, so that an answer can go first. Where that has not happened by the next call, that one reads. A line
+    /// that is not read stays readable.
+    pub fn listen_later(&mut self) -> Result<()> {
+        self.shared.doorbell.listen_later();
         self.shared.notice();
         self.check()
     }

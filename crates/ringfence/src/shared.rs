@@ -13,7 +13,7 @@ use std::{
 use nix::poll::PollFlags;
 
 use crate::{
-    doorbell::{Barriers, Bed, Doorbell, Ends, Watch},
+    doorbell::{Barriers, Bed, Doorbell, Ends, Spot, Watch},
     error::{Error, Result},
     evidence::Evidence,
     identity::{Identity, Peer},
@@ -383,20 +383,21 @@ pub(crate) const LOOKS_PER_GLANCE: u32 = 4096;
 /// What one half needs of the other process: gone with it.
 #[derive(Debug)]
 pub(crate) struct Link {
-    pub(crate) bed: Bed<OwnRegion>,
-    pub(crate) watch: Watch<PeerRegion>,
+    pub(crate) bed: Bed<OwnRegion, PeerRegion>,
+    pub(crate) watch: Watch<OwnRegion, PeerRegion>,
 }
 
 impl Link {
-    pub(crate) fn new(parts: &Parts, bed: usize, watch: usize) -> Self {
+    /// `bed`: what this half sleeps for; `watch`: what the peer's other half does.
+    pub(crate) fn new(parts: &Parts, bed: Spot, watch: Spot) -> Self {
         let barriers = if parts.barriers {
             Barriers::Sleeper
         } else {
             Barriers::Both
         };
         Self {
-            bed: Bed::new(parts.own.clone(), bed, barriers),
-            watch: Watch::new(parts.peer.clone(), watch, barriers),
+            bed: Bed::new(parts.own.clone(), parts.peer.clone(), bed, barriers),
+            watch: Watch::new(parts.own.clone(), parts.peer.clone(), watch, barriers),
         }
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{
     os::fd::{AsRawFd, OwnedFd},
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -102,6 +105,80 @@ fn one_bell_wakes_every_thread_that_waits() {
         ring(&peer);
         for _ in 0..4 {
             assert!(count.recv().unwrap(), "not the deadline");
+        }
+    });
+}
+
+fn unread(peer_of: &Doorbell) -> bool {
+    let mut byte = [0];
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+    recv(peer_of.line.as_raw_fd(), &mut byte, flags) == Ok(1)
+}
+
+#[test]
+fn a_bell_is_left_on_the_line_until_somebody_lies_down_again() {
+    let (doorbell, peer) = line();
+    ring(&peer);
+    assert!(doorbell.wait(doorbell.heard(), far()).unwrap());
+    assert!(unread(&doorbell));
+    assert!(doorbell.catch_up());
+    assert!(!unread(&doorbell));
+    assert!(!doorbell.catch_up(), "nothing is left");
+    // The same for an event loop, which comes again where nobody lies down.
+    ring(&peer);
+    let heard = doorbell.heard();
+    doorbell.listen_later();
+    assert!(unread(&doorbell));
+    assert!(doorbell.wait(heard, None).unwrap(), "it was heard");
+    doorbell.listen_later();
+    assert!(!unread(&doorbell));
+    assert!(!doorbell.catch_up());
+    // What is left there does not hide the end.
+    ring(&peer);
+    doorbell.listen_later();
+    drop(peer);
+    assert!(doorbell.wait(doorbell.heard(), None).unwrap());
+    assert!(doorbell.is_gone());
+}
+
+/// Two halves of a channel wait on two threads, each for its own; a bell that one of them reads may be the other's.
+#[test]
+fn two_that_wait_take_no_bell_from_each_other() {
+    const TURNS: u64 = 20_000;
+    let (doorbell, peer) = line();
+    let halves = [const { (AtomicU64::new(0), AtomicU64::new(0)) }; 2];
+    thread::scope(|scope| {
+        for (said, parked) in &halves {
+            let doorbell = &doorbell;
+            scope.spawn(move || {
+                let mut sleeps = 1;
+                for turn in 1..=TURNS {
+                    while said.load(Ordering::SeqCst) < turn {
+                        doorbell.catch_up();
+                        let heard = doorbell.heard();
+                        sleeps += 2;
+                        parked.store(sleeps, Ordering::SeqCst);
+                        if said.load(Ordering::SeqCst) < turn {
+                            assert!(doorbell.wait(heard, far()).unwrap(), "a bell was lost");
+                        }
+                        parked.store(0, Ordering::SeqCst);
+                    }
+                }
+            });
+        }
+        let mut rung = [0; 2];
+        for turn in 1..=TURNS {
+            for ((said, parked), rung) in halves.iter().zip(&mut rung) {
+                said.store(turn, Ordering::SeqCst);
+                let sleeps = parked.load(Ordering::SeqCst);
+                if sleeps != 0 && sleeps != *rung {
+                    *rung = sleeps;
+                    ring(&peer);
+                }
+                if turn % 7 == 0 {
+                    thread::yield_now();
+                }
+            }
         }
     });
 }

@@ -9,7 +9,7 @@ use loom::{
 };
 
 use crate::{
-    doorbell::{Barriers, Bed, Watch},
+    doorbell::{Barriers, Bed, Spot, Watch},
     loomed::Region,
     region::{Phase, Readable, Writable, layout},
     ring::{Consumer, Producer},
@@ -39,7 +39,7 @@ impl Line {
 }
 
 /// As both halves of a channel wait: lie down, look once more, and only then sleep.
-fn sleep_until(bed: &mut Bed<Region>, line: &Line, mut look: impl FnMut() -> bool) {
+fn sleep_until(bed: &mut Bed<Region, Region>, line: &Line, mut look: impl FnMut() -> bool) {
     while !look() {
         bed.lie_down().unwrap();
         if look() {
@@ -62,11 +62,15 @@ const CAPACITY: u64 = 64;
 
 /// A reader that sleeps whenever it finds nothing, and a writer that rings whenever it must. Both directions' words
 /// have places of their own, so one region serves both; each thread sees it through fences of its own.
-fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64) {
+fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64, barriers: Barriers, fences: u32) {
     let line = Line::new();
     let mut producer = Producer::new(region.clone(), region.clone(), CAPACITY);
-    let mut watch = Watch::new(writer.clone(), layout::READER_PARKED, Barriers::Both);
+    let mut watch = Watch::new(writer.clone(), writer.clone(), Spot::READER, barriers);
+    if fences > 0 {
+        watch.fence_for(fences);
+    }
     let bell = line.clone();
+    let over = region.clone();
     let writer = thread::spawn(move || {
         for word in 0..messages {
             let pushed = producer.push(&word.to_le_bytes()).unwrap();
@@ -76,9 +80,10 @@ fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64) {
                 bell.ring();
             }
         }
+        over.is_over();
     });
     let mut consumer = Consumer::new(region.clone(), region.clone(), CAPACITY, CAPACITY);
-    let mut bed = Bed::new(reader.clone(), layout::READER_PARKED, Barriers::Both);
+    let mut bed = Bed::new(reader.clone(), reader.clone(), Spot::READER, barriers);
     for word in 0..messages {
         sleep_until(&mut bed, &line, || consumer.available().unwrap());
         let record = consumer.next_record().unwrap().expect("what was looked at");
@@ -95,7 +100,7 @@ fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64) {
 fn a_reader_that_sleeps_is_woken_for_each_message() {
     bounded().check(|| {
         let region = Region::new(CAPACITY);
-        stream(&region, &region, &region, 2);
+        stream(&region, &region, &region, 2, Barriers::Both, 0);
     });
 }
 
@@ -105,7 +110,7 @@ fn a_reader_that_sleeps_is_woken_for_each_message() {
 fn without_the_sleepers_fence_a_reader_would_sleep_for_ever() {
     loom::model(|| {
         let region = Region::new(CAPACITY);
-        stream(&region, &region.without_fences(), &region, 1);
+        stream(&region, &region.without_fences(), &region, 1, Barriers::Both, 0);
     });
 }
 
@@ -115,7 +120,71 @@ fn without_the_sleepers_fence_a_reader_would_sleep_for_ever() {
 fn without_the_ringers_fence_a_reader_would_sleep_for_ever() {
     loom::model(|| {
         let region = Region::new(CAPACITY);
-        stream(&region, &region, &region.without_fences(), 1);
+        stream(&region, &region, &region.without_fences(), 1, Barriers::Both, 0);
+    });
+}
+
+/// A writer that makes its own fences, and no more after so many, meets a reader that relies on them.
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+fn a_reader_that_trusts_the_writers_fences_is_woken_for_each_message() {
+    for fences in [1, 2] {
+        bounded().check(move || {
+            let region = Region::new(CAPACITY);
+            stream(&region, &region, &region, 2, Barriers::Sleeper, fences);
+        });
+    }
+}
+
+/// The same from no fences to fences: what was published without is seen by whoever sees the promise.
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+fn a_reader_sees_what_was_published_before_the_writer_began_to_make_fences() {
+    bounded().check(|| {
+        let region = Region::new(CAPACITY);
+        let line = Line::new();
+        let mut producer = Producer::new(region.clone(), region.clone(), CAPACITY);
+        let mut watch = Watch::new(region.clone(), region.clone(), Spot::READER, Barriers::Sleeper);
+        let (bell, over) = (line.clone(), region.clone());
+        let writer = thread::spawn(move || {
+            for turn in 0..2 {
+                assert!(producer.push(&[0; 8]).unwrap());
+                producer.publish();
+                if watch.must_ring() {
+                    bell.ring();
+                }
+                if turn == 0 {
+                    // As after a bell, which the model has no way to tell from this.
+                    watch.fence_for(2);
+                }
+            }
+            over.is_over();
+        });
+        let mut consumer = Consumer::new(region.clone(), region.clone(), CAPACITY, CAPACITY);
+        let mut bed = Bed::new(region.clone(), region, Spot::READER, Barriers::Sleeper);
+        for _ in 0..2 {
+            sleep_until(&mut bed, &line, || consumer.available().unwrap());
+            let record = consumer.next_record().unwrap().expect("what was looked at");
+            consumer.consume(record);
+        }
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+#[should_panic(expected = "deadlock")]
+fn a_reader_that_trusted_fences_that_nobody_makes_would_sleep_for_ever() {
+    loom::model(|| {
+        let region = Region::new(CAPACITY);
+        stream(
+            &region,
+            &region,
+            &region.without_fences(),
+            2,
+            Barriers::Sleeper,
+            3,
+        );
     });
 }
 
@@ -130,7 +199,7 @@ fn a_writer_that_sleeps_is_woken_once_there_is_room() {
         assert!(producer.push(&[0; 8]).unwrap() && producer.push(&[1; 8]).unwrap());
         producer.publish();
         let mut consumer = Consumer::new(region.clone(), region.clone(), 32, 32);
-        let mut watch = Watch::new(region.clone(), layout::WRITER_PARKED, Barriers::Both);
+        let mut watch = Watch::new(region.clone(), region.clone(), Spot::WRITER, Barriers::Both);
         let bell = line.clone();
         let reader = thread::spawn(move || {
             for _ in 0..2 {
@@ -142,7 +211,7 @@ fn a_writer_that_sleeps_is_woken_once_there_is_room() {
                 }
             }
         });
-        let mut bed = Bed::new(region, layout::WRITER_PARKED, Barriers::Both);
+        let mut bed = Bed::new(region.clone(), region, Spot::WRITER, Barriers::Both);
         for word in 2..4 {
             sleep_until(&mut bed, &line, || producer.has_room(8).unwrap());
             assert!(producer.push(&[word; 8]).unwrap());
@@ -158,7 +227,7 @@ fn an_end_wakes_a_reader_as_a_message_does() {
     loom::model(|| {
         let region = Region::new(32);
         let line = Line::new();
-        let mut watch = Watch::new(region.clone(), layout::READER_PARKED, Barriers::Both);
+        let mut watch = Watch::new(region.clone(), region.clone(), Spot::READER, Barriers::Both);
         let (bell, own) = (line.clone(), region.clone());
         let writer = thread::spawn(move || {
             own.store(layout::PHASE, Phase::Ended as u64, Ordering::Release);
@@ -166,7 +235,7 @@ fn an_end_wakes_a_reader_as_a_message_does() {
                 bell.ring();
             }
         });
-        let mut bed = Bed::new(region.clone(), layout::READER_PARKED, Barriers::Both);
+        let mut bed = Bed::new(region.clone(), region.clone(), Spot::READER, Barriers::Both);
         sleep_until(&mut bed, &line, || {
             region.load(layout::PHASE, Ordering::Acquire) == Phase::Ended as u64
         });
