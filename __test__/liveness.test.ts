@@ -54,7 +54,8 @@ for (const watcher of watchers) {
         kit.keep['waiting'] = kit.channel.receive()
       })
       await writing.run((kit) => {
-        kit.keep['waiting'] = kit.channel.send(kit.bytes.pattern(0, 100_000))
+        // The channel is closed before this process ends.
+        kit.keep['waiting'] = kit.channel.send(kit.bytes.pattern(0, 100_000)).catch(() => {})
       })
       const costs = await Promise.all([idle(nothing), idle(reading), idle(writing)])
       for (const [index, { cpu, wakeUps }] of costs.entries()) {

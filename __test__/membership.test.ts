@@ -210,7 +210,7 @@ test.serial('leaving sends what was sent before, rejects what waits, and ends lo
     return all
   })
   t.deepEqual(words, ['a', 'b', 'c'])
-  t.is(await roleThere(partner), 'host')
+  await until(async () => (await roleThere(partner)) === 'host', 'it has the address')
 })
 
 test.serial('tokens of each partner are events, and a host that leaves says so by one', async (t) => {
