@@ -455,13 +455,7 @@ impl<'a> Side<'a> {
         peer.hardens = hello.features & HARDENS != 0;
         self.close_off(record)?;
         let inlet = Inlet::open(options.signal_number)?;
-        let object = SharedObject::create(
-            options.backing,
-            options.capacity,
-            inlet.number(),
-            peer.credentials.uid,
-            record,
-        )?;
+        let object = SharedObject::create(options, inlet.number(), peer.credentials.uid, record)?;
         let offer = Offer {
             echo: hello.nonce,
             size: object.size,

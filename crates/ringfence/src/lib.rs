@@ -60,6 +60,7 @@ mod join;
 #[cfg(test)]
 mod loomed;
 mod mailbox;
+mod mapping;
 mod message;
 mod news;
 mod object;

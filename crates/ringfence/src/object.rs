@@ -23,6 +23,8 @@ use nix::{
 use crate::{
     error::{Error, Result},
     evidence::Record,
+    mapping::Gathered,
+    options::Options,
     region::{OwnRegion, PeerRegion, region_size},
     sys,
     tripwire::{Tripwire, refused},
@@ -123,15 +125,15 @@ impl AsFd for SharedObject {
 }
 
 impl SharedObject {
-    /// Makes an object for a ring of `capacity` bytes and proves that nobody else has it. `signal` is that of the
+    /// Makes an object for a ring as the options want it and proves that nobody else has it. `signal` is that of the
     /// tripwire; `owner` the peer's uid.
-    pub(crate) fn create(
-        backing: Backing,
-        capacity: u64,
-        signal: c_int,
-        owner: u32,
-        record: &mut Record,
-    ) -> Result<Self> {
+    pub(crate) fn create(options: &Options, signal: c_int, owner: u32, record: &mut Record) -> Result<Self> {
+        let Options {
+            backing,
+            capacity,
+            huge_pages,
+            ..
+        } = *options;
         let size = region_size(capacity);
         check_room(size)?;
         let mut tries = 0;
@@ -148,7 +150,13 @@ impl SharedObject {
             };
             match created {
                 Err(Error::ObjectExposed(_)) if tries < TRIES => {}
-                other => return other,
+                Ok(object) => {
+                    if huge_pages {
+                        note_huge_pages(&object, record);
+                    }
+                    return Ok(object);
+                }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -276,6 +284,19 @@ fn note_lease(signal: Option<c_int>, record: &mut Record) {
             "none: with shm and a peer of another user, that peer could have any signal sent",
         ),
     }
+}
+
+/// Before the peer has the object, since it maps in huge pages only what is in them by then.
+fn note_huge_pages(object: &SharedObject, record: &mut Record) {
+    let Some(Gathered { bytes, rest }) = object.region.gather() else {
+        return;
+    };
+    let found = match (bytes, rest) {
+        (0, Some(why)) => format!("none: {why}"),
+        (bytes, None) => format!("{bytes} of {} bytes", object.size),
+        (bytes, Some(why)) => format!("{bytes} of {} bytes; the rest: {why}", object.size),
+    };
+    record.passed("object", "huge pages", "as many as the kernel gives", found);
 }
 
 fn links(descriptor: &OwnedFd) -> Result<u64> {

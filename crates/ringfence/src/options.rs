@@ -35,6 +35,7 @@ pub struct Options {
     pub(crate) max_peers: Option<usize>,
     pub(crate) busy_poll: Duration,
     pub(crate) harden: bool,
+    pub(crate) huge_pages: bool,
     pub(crate) signal_number: Option<i32>,
     pub(crate) canceller: Option<Canceller>,
 }
@@ -60,6 +61,7 @@ impl Default for Options {
             max_peers: None,
             busy_poll: Duration::ZERO,
             harden: false,
+            huge_pages: false,
             signal_number: None,
             canceller: None,
         }
@@ -161,6 +163,15 @@ impl Options {
     #[must_use]
     pub fn harden(mut self, harden: bool) -> Self {
         self.harden = harden;
+        self
+    }
+
+    /// Have the kernel put the ring that this side writes into huge pages, as far as it will (off); the peer maps them as
+    /// such. A channel without them works all the same: the evidence says how many bytes are in huge pages, or why none.
+    /// It takes a ring of at least a huge page, and some time when the channel is made.
+    #[must_use]
+    pub fn huge_pages(mut self, huge_pages: bool) -> Self {
+        self.huge_pages = huge_pages;
         self
     }
 

@@ -6,6 +6,7 @@
 
 use std::{
     mem,
+    os::fd::AsFd,
     ptr::{self, NonNull},
     sync::{
         Arc, OnceLock,
@@ -13,11 +14,11 @@ use std::{
     },
 };
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::{errno::Errno, libc};
 
 use crate::{
     error::{Error, Result},
+    mapping::{Gathered, Mapping},
     sys,
     tripwire::Tripwire,
 };
@@ -172,7 +173,7 @@ pub(crate) trait Writable: Readable {
 
 #[derive(Debug)]
 enum Backing {
-    Shared(MmapRaw),
+    Shared(Mapping),
     Own(Own),
     /// Memory of this process alone: what is left of a peer's ring once the peer has gone.
     Private(Words),
@@ -183,7 +184,7 @@ enum Backing {
 struct Own {
     /// First, since the lease that it watches goes with the mapping.
     tripwire: OnceLock<Tripwire>,
-    map: MmapRaw,
+    map: Mapping,
     /// The peer may still read the ring from this position on; one that no tail can have: nothing more.
     kept_from: AtomicU64,
     /// Whether anything was ever to be read here.
@@ -289,25 +290,9 @@ const _: () = assert!(
     "ringfence needs a 64-bit target"
 );
 
-fn map(
-    what: &str,
-    options: &MmapOptions,
-    object: impl memmap2::MmapAsRawDesc,
-    writable: bool,
-) -> Result<MmapRaw> {
-    let mapped = if writable {
-        options.map_raw(object)
-    } else {
-        options.map_raw_read_only(object)
-    };
-    let refused = |error: std::io::Error| {
-        Error::system(what, error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw))
-    };
-    let mapped = mapped.map_err(refused)?;
-    // A core dump must not hold what only two processes may see, and a forked child is not one of the two.
-    mapped.advise(Advice::DontDump).map_err(refused)?;
-    mapped.advise(Advice::DontFork).map_err(refused)?;
-    Ok(mapped)
+fn map(what: &str, object: impl AsFd, capacity: u64, writable: bool) -> Result<Mapping> {
+    let size = length(region_size(capacity))?;
+    Mapping::new(object, size, writable).map_err(|errno| Error::system(what, errno))
 }
 
 fn length(size: u64) -> Result<usize> {
@@ -339,14 +324,8 @@ impl OwnRegion {
     }
 
     /// Maps a new object of `region_size(capacity)` bytes, prefaulted, and writes its head words.
-    pub(crate) fn map(object: impl memmap2::MmapAsRawDesc, capacity: u64) -> Result<Self> {
-        let size = length(region_size(capacity))?;
-        let map = map(
-            "mapping the shared object",
-            MmapOptions::new().len(size).populate(),
-            object,
-            true,
-        )?;
+    pub(crate) fn map(object: impl AsFd, capacity: u64) -> Result<Self> {
+        let map = map("mapping the shared object", object, capacity, true)?;
         let own = Own {
             tripwire: OnceLock::new(),
             map,
@@ -369,6 +348,11 @@ impl OwnRegion {
             // There is one object, and one lease on it.
             let _ = own.tripwire.set(tripwire);
         }
+    }
+
+    /// Has the kernel put the region into huge pages, as far as it will.
+    pub(crate) fn gather(&self) -> Option<Gathered> {
+        Some(self.own()?.map.gather())
     }
 
     pub(crate) fn tripwire(&self) -> Option<&Tripwire> {
@@ -545,16 +529,10 @@ unsafe impl Sync for PeerRegion {}
 
 impl PeerRegion {
     /// Maps what the peer passed, for reading, and checks that it is laid out as agreed.
-    pub(crate) fn map(object: impl memmap2::MmapAsRawDesc, capacity: u64) -> Result<Self> {
-        let size = length(region_size(capacity))?;
-        let map = map(
-            "mapping the peer's object",
-            MmapOptions::new().len(size).populate(),
-            object,
-            false,
-        )?;
+    pub(crate) fn map(object: impl AsFd, capacity: u64) -> Result<Self> {
+        let map = map("mapping the peer's object", object, capacity, false)?;
         let region = Self {
-            base: map.as_ptr(),
+            base: map.as_mut_ptr(),
             keep: Arc::new(Backing::Shared(map)),
         };
         for (check, at, wanted) in [
