@@ -1,4 +1,5 @@
-// npm run bench: builds what is needed, runs both harnesses in alternating rounds, writes docs/bench.
+// npm run bench: builds what is needed, runs both harnesses in alternating rounds, writes docs/bench. With --scale it runs
+// bench/scale in their place.
 
 import { spawn, spawnSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -8,6 +9,7 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 
 import { json, merge, page, plots, usualPlacement } from './report.mjs'
+import * as scale from './scale.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const rust = path.join(root, 'bench/rust')
@@ -15,22 +17,26 @@ const rust = path.join(root, 'bench/rust')
 const HELP = `npm run bench -- [options]
 
   --rust, --node       that half alone
+  --scale              neither: ringfence alone, as channels, messages and rings grow; takes the options marked *
   --peers a,b          these contenders alone, ringfence's own names included; a half that has none of them is left out
   --measures a,b       of one, batch, copy, rtt-polled, rtt-spin, rtt-parked
   --sizes 64,1024      bytes of a message for the one-way measure; multiples of 8
-  --seconds 0.5        of one run, warm-up not counted
-  --runs 5             rounds: each runs every cell once
+  --seconds 0.5      * of one run, warm-up not counted
+  --runs 5           * rounds: each runs every cell once
   --capacity BYTES     of a ring (4 MiB; at least four messages)
   --cpus 0,1           where the two sides are pinned
-  --out docs/bench     where the page, the plots and results.json go; --out '' writes none
-  --json FILE          the results there as well
-  --no-build           what is built already is good enough`
+  --pause 0          * seconds between two steps of --scale, for others on the same machine
+  --out docs/bench   * where the page, the plots and results.json go; --out '' writes none
+  --json FILE        * the results there as well
+  --no-build         * what is built already is good enough`
 
 const text = { type: 'string' }
 const { values } = parseArgs({
   options: {
     rust: { type: 'boolean' },
     node: { type: 'boolean' },
+    scale: { type: 'boolean' },
+    pause: { ...text, default: '0' },
     peers: text,
     measures: text,
     sizes: text,
@@ -80,6 +86,37 @@ function toolchainOf197() {
     if (isNewEnough(answer('rustup', ['run', name, 'rustc', '--version']))) return `+${name}`
   }
   return null
+}
+
+/** What every page says of where it comes from. */
+const origin = () => ({
+  date: new Date().toISOString().slice(0, 10),
+  commit: answer('git', ['describe', '--always', '--dirty']),
+})
+
+function write(files) {
+  fs.mkdirSync(values.out, { recursive: true })
+  for (const [name, content] of Object.entries(files)) fs.writeFileSync(path.join(values.out, name), content)
+  say(`\nwritten to ${path.relative(process.cwd(), values.out) || '.'}`)
+}
+
+if (values.scale) {
+  const program = path.join(rust, 'target/release/ringfence-scale')
+  if (values.build) must('cargo', ['build', '--release', '-p', 'ringfence-scale'], { cwd: rust })
+  const scratch = fs.mkdtempSync(path.join(os.tmpdir(), 'ringfence-scale-'))
+  const file = path.join(scratch, 'scale.json')
+  try {
+    const chosen = ['runs', 'seconds', 'pause'].flatMap((name) => [`--${name}`, values[name]])
+    must(program, [...chosen, '--json', file])
+    const results = { ...origin(), ...JSON.parse(fs.readFileSync(file, 'utf8')) }
+    const files = scale.plots(results)
+    if (values.out !== '')
+      write({ 'scale.json': scale.json(results), 'scale.md': scale.page(results, files), ...files })
+    if (values.json) fs.writeFileSync(values.json, scale.json(results))
+  } finally {
+    fs.rmSync(scratch, { recursive: true, force: true })
+  }
+  process.exit(0)
 }
 
 const both = !values.rust && !values.node
@@ -201,8 +238,7 @@ try {
   const found = running.map(({ name }) => merged[name])
   const machine = found[0].machine
   const results = {
-    date: new Date().toISOString().slice(0, 10),
-    commit: answer('git', ['describe', '--always', '--dirty']),
+    ...origin(),
     node: wanted.node ? process.version : undefined,
     rustc: merged.rust?.machine.rustc,
     machine,
@@ -215,13 +251,7 @@ try {
     harnesses: found,
   }
   const files = plots(results)
-  if (values.out !== '') {
-    fs.mkdirSync(values.out, { recursive: true })
-    fs.writeFileSync(path.join(values.out, 'results.json'), json(results))
-    fs.writeFileSync(path.join(values.out, 'README.md'), page(results, files))
-    for (const [name, svg] of Object.entries(files)) fs.writeFileSync(path.join(values.out, name), svg)
-    say(`\nwritten to ${path.relative(process.cwd(), values.out) || '.'}`)
-  }
+  if (values.out !== '') write({ 'results.json': json(results), 'README.md': page(results, files), ...files })
   if (values.json) fs.writeFileSync(values.json, json(results))
   say(`\n${page(results, files)}`)
 } finally {

@@ -1,4 +1,4 @@
-// A small SVG writer: two kinds of line charts on logarithmic axes, readable on light and dark pages.
+// A small SVG writer: line charts on logarithmic axes, readable on light and dark pages.
 
 const WIDTH = 860
 const HEIGHT = 480
@@ -21,7 +21,8 @@ const COLOURS = [
 const escape = (text) => String(text).replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;')
 const round = (value) => Math.round(value * 10) / 10
 
-function scale(low, high, from, to) {
+function scale({ low, high, linear }, from, to) {
+  if (linear) return (value) => from + ((value - low) / (high - low)) * (to - from)
   const [a, b] = [Math.log10(low), Math.log10(high)]
   return (value) => from + ((Math.log10(value) - a) / (b - a)) * (to - from)
 }
@@ -31,6 +32,13 @@ const decades = (low, high) => {
   for (let power = Math.floor(Math.log10(low)); 10 ** power <= high * 1.0001; power++)
     if (10 ** power >= low * 0.9999) ticks.push(10 ** power)
   return ticks
+}
+
+/** Round values from nothing on, four or five of them. */
+function steps(high) {
+  const power = 10 ** Math.floor(Math.log10(high))
+  const step = [0.2, 0.5, 1, 2].map((part) => part * power).find((size) => high / size <= 5) ?? power
+  return Array.from({ length: Math.floor(high / step) + 1 }, (_, index) => Number((index * step).toPrecision(6)))
 }
 
 /** Labels beside the ends of their lines, moved apart where they would cover each other. */
@@ -48,15 +56,16 @@ function spreadLabels(labels, top, bottom) {
 
 /**
  * `series`: `{ name, points: [[x, y, low?, high?]], strong? }`, in the units of the axes.
- * `x`, `y`: `{ label, low, high, ticks?: [value, text][] , text }`.
+ * `x`, `y`: `{ label, low, high, ticks?: [value, text][], text }`; `y.linear`: from nothing on, where a value may be none.
  */
 export function chart({ title, subtitle, series, x, y }) {
   const [left, right, top, bottom] = [MARGIN.left, WIDTH - MARGIN.right, MARGIN.top, HEIGHT - MARGIN.bottom]
-  const atX = scale(x.low, x.high, left, right)
-  const atY = scale(y.low, y.high, bottom, top)
+  const atX = scale(x, left, right)
+  const atY = scale(y, bottom, top)
   const out = []
   const ticksX = x.ticks ?? decades(x.low, x.high).map((value) => [value, x.text(value)])
-  const ticksY = y.ticks ?? decades(y.low, y.high).map((value) => [value, y.text(value)])
+  const valuesY = y.linear ? steps(y.high) : decades(y.low, y.high)
+  const ticksY = y.ticks ?? valuesY.map((value) => [value, y.text(value)])
   for (const [value, text] of ticksX) {
     const at = round(atX(value))
     out.push(

@@ -39,12 +39,38 @@ struct Answer {
     resources: Resources,
 }
 
-/// CPU and context switches over a stretch of time.
+/// What a process has used over a stretch of time.
 #[derive(Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Usage {
     pub cpu_ns: u64,
-    pub switches: u64,
+    /// How often it went to sleep.
+    pub sleeps: u64,
+    /// How often it lost its core to somebody else.
+    pub preempted: u64,
     pub seconds: f64,
+}
+
+impl Usage {
+    /// What was used since `before`, which was taken so long ago.
+    fn since(before: Self, seconds: f64) -> Self {
+        let after = used();
+        Self {
+            cpu_ns: after.cpu_ns - before.cpu_ns,
+            sleeps: after.sleeps - before.sleeps,
+            preempted: after.preempted - before.preempted,
+            seconds,
+        }
+    }
+}
+
+/// Messages that go one way for a while.
+#[derive(Clone, Copy)]
+pub struct Flow {
+    pub messages_per_second: f64,
+    /// Of both sides, user and system.
+    pub cpu_ns_per_message: f64,
+    /// How often either side lost its core to somebody else, each second.
+    pub preempted_per_second: f64,
 }
 
 /// What a process holds.
@@ -67,14 +93,16 @@ pub fn raise_descriptor_limit() {
     }
 }
 
-fn used() -> (u64, u64) {
+fn used() -> Usage {
     let mut usage = unsafe { std::mem::zeroed::<libc::rusage>() };
     unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };
     let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
-    (
-        ns(usage.ru_utime) + ns(usage.ru_stime),
-        (usage.ru_nvcsw + usage.ru_nivcsw) as u64,
-    )
+    Usage {
+        cpu_ns: ns(usage.ru_utime) + ns(usage.ru_stime),
+        sleeps: usage.ru_nvcsw as u64,
+        preempted: usage.ru_nivcsw as u64,
+        seconds: 0.0,
+    }
 }
 
 fn resources() -> Result<Resources> {
@@ -181,16 +209,11 @@ impl Channels {
                 self.ends[woken].1.listen()?;
             }
         }
-        let after = used();
-        let seconds = (clock::now() - started) as f64 / 1e9;
+        let usage = Usage::since(before, (clock::now() - started) as f64 / 1e9);
         for (_, receiver) in &mut self.ends {
             receiver.disarm();
         }
-        Ok(Usage {
-            cpu_ns: after.0 - before.0,
-            switches: after.1 - before.1,
-            seconds,
-        })
+        Ok(usage)
     }
 }
 
@@ -202,12 +225,20 @@ pub fn peer(tag: &str, capacity: usize, size: usize) -> Result<()> {
     let mut channels = Channels::new(tag, capacity, size)?;
     loop {
         let mut answer = Answer::default();
-        match line.receive()? {
+        let order = line.receive()?;
+        let before = used();
+        match order {
             Order::Join(more) => channels.join(more)?,
             Order::Idle(milliseconds) => answer.usage = channels.idle(milliseconds)?,
-            Order::Busy(count) => answer.sum = poll_all(&mut channels, count)?,
+            Order::Busy(count) => {
+                answer.sum = poll_all(&mut channels, count)?;
+                answer.usage = Usage::since(before, 0.0);
+            }
             Order::Woken(count) => answer.sum = echo_woken(&mut channels, count)?,
-            Order::Stream(count) => answer.sum = take(&mut channels, count)?,
+            Order::Stream(count) => {
+                answer.sum = take(&mut channels, count)?;
+                answer.usage = Usage::since(before, 0.0);
+            }
             Order::Resources => answer.resources = resources()?,
             Order::Quit => return Ok(()),
         }
@@ -275,6 +306,39 @@ fn take(channels: &mut Channels, count: u64) -> Result<u64> {
     Ok(total)
 }
 
+/// The same work by one thread, with plain memory in the ring's place: written, copied in and out in the parts in which a
+/// channel does it, summed. What the machine takes for that, before there is a channel.
+pub fn alone(capacity: usize, size: usize, seconds: f64) -> Result<f64> {
+    let (mut from, mut ring, mut to) = (vec![0; size], vec![0; capacity], vec![0; size]);
+    let part = if size > capacity / 2 { capacity / 8 } else { size };
+    let mut place = 0;
+    let mut stretch = |count: u64| -> Result<f64> {
+        let work = Work::new(size, count);
+        let mut total = 0u64;
+        let started = clock::now();
+        for n in 0..work.count {
+            fill_bytes(&mut from, work.first_word(n));
+            for (from, to) in from.chunks(part).zip(to.chunks_mut(part)) {
+                if place + part > capacity {
+                    place = 0;
+                }
+                let ring = &mut ring[place..place + from.len()];
+                ring.copy_from_slice(from);
+                to.copy_from_slice(std::hint::black_box(ring));
+                place += part;
+            }
+            total = total.wrapping_add(sum_bytes(&to));
+        }
+        if total != work.expected_sum() {
+            bail!("what was copied is not what was there");
+        }
+        Ok(work.count as f64 / ((clock::now() - started) as f64 / 1e9))
+    };
+    let rate = stretch((1 << 20) / size as u64 + 1)?;
+    let rate = stretch((rate * seconds / 5.0) as u64 + 1)?;
+    stretch((rate * seconds) as u64 + 1)
+}
+
 /// This process, which sends and measures.
 pub struct Host {
     channels: Channels,
@@ -338,13 +402,14 @@ impl Host {
         Ok(Usage {
             cpu_ns: mine.cpu_ns + theirs.cpu_ns,
             // The one sleep that each of them ends by its own clock is not the channels' doing.
-            switches: (mine.switches + theirs.switches).saturating_sub(2),
+            sleeps: (mine.sleeps + theirs.sleeps).saturating_sub(2),
+            preempted: mine.preempted + theirs.preempted,
             seconds: mine.seconds,
         })
     }
 
-    /// Messages per second, `batch` to each channel in turn.
-    pub fn busy(&mut self, seconds: f64, batch: usize) -> Result<f64> {
+    /// `batch` messages to each channel in turn.
+    pub fn busy(&mut self, seconds: f64, batch: usize) -> Result<Flow> {
         let channels = self.channels.ends.len() as u64;
         self.timed(
             seconds,
@@ -373,8 +438,8 @@ impl Host {
         )
     }
 
-    /// Messages per second through the first channel, by plain send and receive, which know fragments.
-    pub fn stream(&mut self, seconds: f64) -> Result<f64> {
+    /// Messages through the first channel, by plain send and receive, which know fragments.
+    pub fn stream(&mut self, seconds: f64) -> Result<Flow> {
         let first = (16 << 20) / self.size as u64 + 1;
         self.timed(seconds, first, Order::Stream, |host, work| {
             let (sender, _) = host.channels.ends.first_mut().context("a channel")?;
@@ -428,35 +493,46 @@ impl Host {
         Ok(())
     }
 
-    /// Warms up, then sends for so long; messages per second, the sums compared.
+    /// Warms up, then sends for so long; the sums are compared.
     fn timed(
         &mut self,
         seconds: f64,
         first: u64,
         order: fn(u64) -> Order,
         send: impl Fn(&mut Self, &Work) -> Result<()>,
-    ) -> Result<f64> {
-        let mut stretch = |count: u64| -> Result<(u64, f64)> {
+    ) -> Result<Flow> {
+        let mut stretch = |count: u64| -> Result<(u64, Usage)> {
             let work = Work::new(self.size, count);
             self.line.send(&order(work.count))?;
-            let started = clock::now();
+            let (before, started) = (used(), clock::now());
             send(self, &work)?;
+            let mine = Usage::since(before, 0.0);
             let answer: Answer = self.line.receive()?;
             if answer.sum != work.expected_sum() {
                 bail!("what arrived is not what was sent");
             }
-            Ok((work.count, (answer.finished - started) as f64 / 1e9))
+            let both = Usage {
+                cpu_ns: mine.cpu_ns + answer.usage.cpu_ns,
+                sleeps: mine.sleeps + answer.usage.sleeps,
+                preempted: mine.preempted + answer.usage.preempted,
+                seconds: (answer.finished - started) as f64 / 1e9,
+            };
+            Ok((work.count, both))
         };
         let enough = (seconds / 5.0).clamp(0.02, 0.2);
         let mut count = first;
         let rate = loop {
-            let (sent, taken) = stretch(count)?;
+            let (sent, Usage { seconds: taken, .. }) = stretch(count)?;
             if taken >= enough {
                 break sent as f64 / taken;
             }
             count = (sent as f64 * (1.3 * enough / taken).clamp(1.5, 64.0)) as u64;
         };
-        let (sent, taken) = stretch((rate * seconds) as u64 + 1)?;
-        Ok(sent as f64 / taken)
+        let (sent, usage) = stretch((rate * seconds) as u64 + 1)?;
+        Ok(Flow {
+            messages_per_second: sent as f64 / usage.seconds,
+            cpu_ns_per_message: usage.cpu_ns as f64 / sent as f64,
+            preempted_per_second: usage.preempted as f64 / usage.seconds,
+        })
     }
 }
