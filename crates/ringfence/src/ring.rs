@@ -49,6 +49,10 @@ const SHORT: u64 = 1024;
 /// full ring, the reader is not far from there.
 const BEFOREHAND: u64 = 1024;
 
+/// Bytes of a record all of whose lines are taken back like that. Of longer ones the first alone: all of them cost more than they
+/// brought where the two cores are near.
+const SHORT_WRITE: u64 = 192;
+
 /// Bytes that a record with this payload takes.
 #[inline]
 pub(crate) const fn record_size(payload: u64) -> u64 {
@@ -156,10 +160,15 @@ impl<O: Writable, P: Readable> Producer<O, P> {
             payload <= self.largest_record(),
             "a record is at most half the ring"
         );
-        if self.tail + record_size(payload) <= self.until {
+        let record = record_size(payload);
+        if self.tail + record <= self.until {
             let at = self.place();
             if self.tail + BEFOREHAND < self.until {
-                self.own.will_write(at + as_offset(BEFOREHAND));
+                // Each line of a short one: the writer would wait for those that are passed over.
+                let ahead = BEFOREHAND + if record <= SHORT_WRITE { record } else { 1 };
+                for line in (BEFOREHAND..ahead).step_by(LINE) {
+                    self.own.will_write(at + as_offset(line));
+                }
             }
             return Ok(Some(at));
         }
