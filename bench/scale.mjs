@@ -245,7 +245,10 @@ export function page(results, files) {
   ]
   if (worse.length === 0) out.push('No step cost more than the work that it added, by more than a quarter.')
   else {
-    out.push('Steps that cost more than the work that they added, by more than a quarter (medians):', '')
+    out.push(
+      'Steps that cost more than the work that they added, by more than a quarter (medians, of a join the least):',
+      '',
+    )
     out.push(...worse.map((step) => `- ${step}`))
   }
   out.push('')
