@@ -116,8 +116,9 @@ export interface Options {
    */
   harden?: boolean
   /**
-   * Have the kernel put the ring that this side writes into huge pages, as far as it will (false). A channel without them
-   * works all the same; `evidence` says how many bytes are in huge pages, or why none.
+   * Have the kernel put the ring that this side writes into huge pages, as far as it will (false); a peer that asks for them
+   * too maps them as such. A channel without them works all the same; `evidence` says how many bytes are in huge pages, or
+   * why none.
    */
   hugePages?: boolean
   /**

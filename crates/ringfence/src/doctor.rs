@@ -32,7 +32,7 @@ use nix::{
 
 use crate::{
     identity,
-    mapping::{Gathered, Mapping, huge_page},
+    mapping::{Gathered, Mapping, Pages, huge_page},
     object,
     options::Options,
     region::{CAPACITY_MIN, OwnRegion, PeerRegion, Writable, layout, region_size},
@@ -244,13 +244,13 @@ fn sealed_against() -> Result<Vec<&'static str>, String> {
     let size = region_size(CAPACITY_MIN);
     let length = libc::off_t::try_from(size).map_err(|error| error.to_string())?;
     ftruncate(&object, length).map_err(failed("ftruncate"))?;
-    let own = OwnRegion::map(&object, CAPACITY_MIN).map_err(|error| error.to_string())?;
+    let own = OwnRegion::map(&object, CAPACITY_MIN, Pages::Any).map_err(|error| error.to_string())?;
     fcntl(&object, FcntlArg::F_ADD_SEALS(object::seals())).map_err(failed("F_ADD_SEALS"))?;
-    let peer = PeerRegion::map(&object, CAPACITY_MIN).map_err(|error| error.to_string())?;
+    let peer = PeerRegion::map(&object, CAPACITY_MIN, Pages::Any).map_err(|error| error.to_string())?;
 
     own.store(layout::DATA, 42, Ordering::Release);
     let live = peer.peek(layout::DATA) == 42;
-    let mapping = Mapping::new(&object, 4096, false).map_err(failed("mapping it to read"))?;
+    let mapping = Mapping::new(&object, 4096, false, Pages::Any).map_err(failed("mapping it to read"))?;
     let writable = NonNull::new(mapping.as_mut_ptr().cast()).is_some_and(|address| {
         // SAFETY: the range is that mapping, which nobody else knows of and nobody reads. If the call succeeds, it
         // is writable until it is unmapped a few lines further down.
@@ -268,7 +268,7 @@ fn sealed_against() -> Result<Vec<&'static str>, String> {
         ("the owner's mapping writes nothing any more", !live),
         (
             "a second writable mapping",
-            Mapping::new(&object, 4096, true).is_ok(),
+            Mapping::new(&object, 4096, true, Pages::Any).is_ok(),
         ),
         ("making a mapping writable", writable),
         ("writing", pwrite(&object, b"x", 0).is_ok()),
@@ -749,7 +749,7 @@ fn huge_pages() -> Finding {
     match gathered(page) {
         Ok(()) => HUGE_PAGES.good(
             format!("granted, of {size}; {rule}"),
-            format!("a ring of {size} or more is put into huge pages where its side asks for it (the option hugePages)"),
+            format!("a ring of {size} or more is put into huge pages where its side asks for it, and its peer maps them as such where that asks too (the option hugePages)"),
         ),
         Err(why) => HUGE_PAGES.limited(format!("not granted: {why}; {rule}"), none),
     }
@@ -760,7 +760,7 @@ fn gathered(page: usize) -> Result<(), String> {
     let object = memfd()?;
     let length = libc::off_t::try_from(page).map_err(|error| error.to_string())?;
     fallocate(&object, FallocateFlags::empty(), 0, length).map_err(failed("fallocate"))?;
-    let mapping = Mapping::new(&object, page, true).map_err(failed("mapping it"))?;
+    let mapping = Mapping::new(&object, page, true, Pages::Huge).map_err(failed("mapping it"))?;
     match mapping.gather() {
         Gathered { rest: Some(why), .. } => Err(why),
         Gathered { rest: None, .. } => Ok(()),
@@ -1233,7 +1233,7 @@ mod tests {
     fn the_probe_of_seals_sees_what_an_unsealed_object_allows() {
         let object = memfd().unwrap();
         ftruncate(&object, 4096).unwrap();
-        assert!(Mapping::new(&object, 4096, true).is_ok());
+        assert!(Mapping::new(&object, 4096, true, Pages::Any).is_ok());
         assert!(pwrite(&object, b"x", 0).is_ok());
         assert!(ftruncate(&object, 0).is_ok());
         assert_eq!(sealed_against(), Ok(vec![]));

@@ -497,7 +497,7 @@ impl<'a> Side<'a> {
         );
         let region = object::accept(
             &descriptor,
-            options.backing,
+            options,
             hello.capacity,
             offer.size,
             peer.credentials.uid,

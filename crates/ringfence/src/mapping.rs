@@ -1,7 +1,14 @@
 //! A shared object as it lies in this process's memory, and in pages of which size.
 
-use std::{fs, num::NonZeroUsize, os::fd::AsFd, ptr::NonNull, sync::OnceLock};
+use std::{
+    fs,
+    num::NonZeroUsize,
+    os::fd::{AsFd, AsRawFd},
+    ptr::NonNull,
+    sync::OnceLock,
+};
 
+use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::{
     errno::Errno,
     libc::c_void,
@@ -30,52 +37,76 @@ pub(crate) struct Gathered {
     pub(crate) rest: Option<String>,
 }
 
+/// Which pages a mapping is to be made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pages {
+    /// Whichever.
+    Any,
+    /// Huge ones, where they fit in.
+    Huge,
+}
+
+impl Pages {
+    pub(crate) fn huge_if(huge: bool) -> Self {
+        if huge { Self::Huge } else { Self::Any }
+    }
+}
+
 /// A mapping of a shared object from its beginning; unmapped when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Mapping {
+pub(crate) enum Mapping {
+    /// Where the kernel has chosen.
+    Anywhere(MmapRaw),
+    /// At an address of our choice, for which memmap2 has no word.
+    Placed(Placed),
+}
+
+/// A mapping that begins where huge pages can be mapped as such.
+#[derive(Debug)]
+pub(crate) struct Placed {
     base: NonNull<c_void>,
     length: NonZeroUsize,
 }
 
 // SAFETY: it is memory, as good on one thread as on another. Whoever goes through its pointers sees to the rest.
-unsafe impl Send for Mapping {}
+unsafe impl Send for Placed {}
 // SAFETY: as above.
-unsafe impl Sync for Mapping {}
+unsafe impl Sync for Placed {}
 
 impl Mapping {
-    /// Maps all of it now: nothing is left for a later fault to find wanting. Where huge pages fit in, it begins at an
-    /// address from which they can be mapped as such: whoever maps a peer's object is not told what that is made of.
-    pub(crate) fn new(object: impl AsFd, length: usize, writable: bool) -> Result<Self, Errno> {
-        let length = NonZeroUsize::new(length).ok_or(Errno::EINVAL)?;
-        let access = if writable {
-            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE
-        } else {
-            ProtFlags::PROT_READ
+    /// Maps all of it now: nothing is left for a later fault to find wanting.
+    pub(crate) fn new(object: impl AsFd, length: usize, writable: bool, pages: Pages) -> Result<Self, Errno> {
+        let place = huge_page().filter(|page| pages == Pages::Huge && length >= *page);
+        let mapping = match place {
+            Some(page) => Self::Placed(Placed::new(&object, length, writable, page)?),
+            None => Self::Anywhere(anywhere(&object, length, writable)?),
         };
-        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
-        let place = huge_page()
-            .filter(|page| length.get() >= *page)
-            .and_then(|page| border(length, page));
-        // SAFETY: the place is a wish, which the kernel passes over where something is mapped already.
-        let base = unsafe { mmap(place, length, access, flags, object, 0) }?;
-        let mapping = Self { base, length };
         // A core dump must not hold what only two processes may see, and a forked child is not one of the two.
-        mapping.advise(MmapAdvise::MADV_DONTDUMP)?;
-        mapping.advise(MmapAdvise::MADV_DONTFORK)?;
+        match &mapping {
+            Self::Anywhere(map) => {
+                map.advise(Advice::DontDump).map_err(|error| errno(&error))?;
+                map.advise(Advice::DontFork).map_err(|error| errno(&error))?;
+            }
+            Self::Placed(placed) => {
+                placed.advise(MmapAdvise::MADV_DONTDUMP)?;
+                placed.advise(MmapAdvise::MADV_DONTFORK)?;
+            }
+        }
         Ok(mapping)
     }
 
-    fn advise(&self, advice: MmapAdvise) -> Result<(), Errno> {
-        // SAFETY: the range is this mapping; what is advised here changes neither its bytes nor whether it is there.
-        unsafe { madvise(self.base, self.length.get(), advice) }
-    }
-
     pub(crate) fn as_mut_ptr(&self) -> *mut u8 {
-        self.base.as_ptr().cast()
+        match self {
+            Self::Anywhere(map) => map.as_mut_ptr(),
+            Self::Placed(placed) => placed.base.as_ptr().cast(),
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.length.get()
+        match self {
+            Self::Anywhere(map) => map.len(),
+            Self::Placed(placed) => placed.length.get(),
+        }
     }
 
     /// Has the kernel put the object into huge pages, as far as it will. Not by MADV_HUGEPAGE, which is about pages that
@@ -126,7 +157,43 @@ impl Mapping {
     }
 }
 
-impl Drop for Mapping {
+fn anywhere(object: &impl AsFd, length: usize, writable: bool) -> Result<MmapRaw, Errno> {
+    let descriptor = object.as_fd().as_raw_fd();
+    let mut options = MmapOptions::new();
+    let options = options.len(length).populate();
+    let mapped = if writable {
+        options.map_raw(descriptor)
+    } else {
+        options.map_raw_read_only(descriptor)
+    };
+    mapped.map_err(|error| errno(&error))
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
+}
+
+impl Placed {
+    fn new(object: &impl AsFd, length: usize, writable: bool, page: usize) -> Result<Self, Errno> {
+        let length = NonZeroUsize::new(length).ok_or(Errno::EINVAL)?;
+        let access = if writable {
+            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE
+        } else {
+            ProtFlags::PROT_READ
+        };
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
+        // SAFETY: the place is a wish, which the kernel passes over where something is mapped already.
+        let base = unsafe { mmap(border(length, page), length, access, flags, object, 0) }?;
+        Ok(Self { base, length })
+    }
+
+    fn advise(&self, advice: MmapAdvise) -> Result<(), Errno> {
+        // SAFETY: the range is this mapping; what is advised here changes neither its bytes nor whether it is there.
+        unsafe { madvise(self.base, self.length.get(), advice) }
+    }
+}
+
+impl Drop for Placed {
     fn drop(&mut self) {
         // SAFETY: whoever has pointers into the mapping keeps this from being dropped.
         let unmapped = unsafe { munmap(self.base, self.length.get()) };
@@ -165,7 +232,7 @@ mod tests {
         for length in [page, page + 8192, 2 * page + 4096] {
             let object = object(length);
             nix::sys::uio::pwrite(&object, b"begins", 0).unwrap();
-            let mapping = Mapping::new(&object, length, false).unwrap();
+            let mapping = Mapping::new(&object, length, false, Pages::Huge).unwrap();
             assert!(mapping.as_mut_ptr().addr().is_multiple_of(page));
             assert_eq!(mapping.len(), length);
             // SAFETY: the first byte of the mapping, which nobody writes.
@@ -176,7 +243,7 @@ mod tests {
     #[test]
     fn what_holds_no_huge_page_says_so() {
         let object = object(8192);
-        let gathered = Mapping::new(&object, 8192, true).unwrap().gather();
+        let gathered = Mapping::new(&object, 8192, true, Pages::Huge).unwrap().gather();
         assert_eq!(gathered.bytes, 0);
         assert!(gathered.rest.is_some());
     }
@@ -189,7 +256,7 @@ mod tests {
         let object = object(2 * page + 4096);
         let text: Vec<u8> = (0..=250).cycle().take(2 * page + 4096).collect();
         nix::sys::uio::pwrite(&object, &text, 0).unwrap();
-        let mapping = Mapping::new(&object, text.len(), true).unwrap();
+        let mapping = Mapping::new(&object, text.len(), true, Pages::Huge).unwrap();
         let Gathered { bytes, rest } = mapping.gather();
         assert!(bytes <= 2 * page && bytes.is_multiple_of(page));
         assert_eq!(rest.is_none(), bytes == 2 * page, "{rest:?}");

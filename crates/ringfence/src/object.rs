@@ -23,7 +23,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     evidence::Record,
-    mapping::Gathered,
+    mapping::{Gathered, Pages},
     options::Options,
     region::{OwnRegion, PeerRegion, region_size},
     sys,
@@ -136,16 +136,17 @@ impl SharedObject {
         } = *options;
         let size = region_size(capacity);
         check_room(size)?;
+        let pages = Pages::huge_if(huge_pages);
         let mut tries = 0;
         loop {
             tries += 1;
             let created = match backing {
-                Backing::Memfd => Self::create_memfd(capacity, size, signal, record),
+                Backing::Memfd => Self::create_memfd(capacity, pages, signal, record),
                 // The lease belongs to the very descriptor that the peer gets, which could have any signal sent in its
                 // place, one that ends this process as well. A peer of the same user can do that anyhow.
                 Backing::Shm => {
                     let signal = (owner == geteuid().as_raw()).then_some(signal);
-                    Self::create_shm(capacity, size, signal, record)
+                    Self::create_shm(capacity, pages, signal, record)
                 }
             };
             match created {
@@ -161,7 +162,7 @@ impl SharedObject {
         }
     }
 
-    fn create_memfd(capacity: u64, size: u64, signal: c_int, record: &mut Record) -> Result<Self> {
+    fn create_memfd(capacity: u64, pages: Pages, signal: c_int, record: &mut Record) -> Result<Self> {
         /// MFD_NOEXEC_SEAL, Linux 6.3: the object can never be executed.
         const NOEXEC_SEAL: u32 = 8;
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
@@ -178,8 +179,8 @@ impl SharedObject {
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&raw));
         let leased = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|errno| Error::system("reopening the memfd through /proc/self/fd", errno))?;
-        reserve(&leased, size)?;
-        let region = OwnRegion::map(&leased, capacity)?;
+        reserve(&leased, region_size(capacity))?;
+        let region = OwnRegion::map(&leased, capacity, pages)?;
         fcntl(&leased, FcntlArg::F_ADD_SEALS(seals()))
             .map_err(|errno| Error::system("sealing the memfd (Linux 5.1)", errno))?;
         let links = links(&leased)?;
@@ -209,11 +210,11 @@ impl SharedObject {
         Ok(Self {
             descriptor: raw,
             region,
-            size,
+            size: region_size(capacity),
         })
     }
 
-    fn create_shm(capacity: u64, size: u64, signal: Option<c_int>, record: &mut Record) -> Result<Self> {
+    fn create_shm(capacity: u64, pages: Pages, signal: Option<c_int>, record: &mut Record) -> Result<Self> {
         let random: [u8; 16] = sys::random().map_err(|errno| Error::system("random bytes", errno))?;
         let name = format!("/ringfence-{:032x}", u128::from_le_bytes(random));
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
@@ -228,8 +229,8 @@ impl SharedObject {
                 "it has {links} more names: somebody made a link in the moment before it was unlinked"
             )));
         }
-        reserve(&descriptor, size)?;
-        let region = OwnRegion::map(&descriptor, capacity)?;
+        reserve(&descriptor, region_size(capacity))?;
+        let region = OwnRegion::map(&descriptor, capacity, pages)?;
         record.passed(
             "object",
             "created",
@@ -244,7 +245,7 @@ impl SharedObject {
         Ok(Self {
             descriptor,
             region,
-            size,
+            size: region_size(capacity),
         })
     }
 
@@ -390,7 +391,7 @@ pub(crate) fn available_memory() -> Option<u64> {
 /// Looks at an object that the peer passed, believing nothing, and maps it for reading.
 pub(crate) fn accept(
     descriptor: &OwnedFd,
-    backing: Backing,
+    options: &Options,
     capacity: u64,
     stated: u64,
     owner: u32,
@@ -454,7 +455,7 @@ pub(crate) fn accept(
         stat.st_uid == owner,
     )?;
     hold("names", "0".into(), stat.st_nlink.to_string(), stat.st_nlink == 0)?;
-    if backing == Backing::Memfd {
+    if options.backing == Backing::Memfd {
         let found = fcntl(descriptor, FcntlArg::F_GET_SEALS)
             .map_err(|errno| unsound("seals", "a sealed memfd", errno))?;
         let found = SealFlag::from_bits_retain(found);
@@ -476,5 +477,5 @@ pub(crate) fn accept(
             leased,
         )?;
     }
-    PeerRegion::map(descriptor, capacity)
+    PeerRegion::map(descriptor, capacity, Pages::huge_if(options.huge_pages))
 }

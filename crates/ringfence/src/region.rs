@@ -18,7 +18,7 @@ use nix::{errno::Errno, libc};
 
 use crate::{
     error::{Error, Result},
-    mapping::{Gathered, Mapping},
+    mapping::{Gathered, Mapping, Pages},
     sys,
     tripwire::Tripwire,
 };
@@ -290,9 +290,9 @@ const _: () = assert!(
     "ringfence needs a 64-bit target"
 );
 
-fn map(what: &str, object: impl AsFd, capacity: u64, writable: bool) -> Result<Mapping> {
+fn map(what: &str, object: impl AsFd, capacity: u64, writable: bool, pages: Pages) -> Result<Mapping> {
     let size = length(region_size(capacity))?;
-    Mapping::new(object, size, writable).map_err(|errno| Error::system(what, errno))
+    Mapping::new(object, size, writable, pages).map_err(|errno| Error::system(what, errno))
 }
 
 fn length(size: u64) -> Result<usize> {
@@ -324,8 +324,8 @@ impl OwnRegion {
     }
 
     /// Maps a new object of `region_size(capacity)` bytes, prefaulted, and writes its head words.
-    pub(crate) fn map(object: impl AsFd, capacity: u64) -> Result<Self> {
-        let map = map("mapping the shared object", object, capacity, true)?;
+    pub(crate) fn map(object: impl AsFd, capacity: u64, pages: Pages) -> Result<Self> {
+        let map = map("mapping the shared object", object, capacity, true, pages)?;
         let own = Own {
             tripwire: OnceLock::new(),
             map,
@@ -529,8 +529,8 @@ unsafe impl Sync for PeerRegion {}
 
 impl PeerRegion {
     /// Maps what the peer passed, for reading, and checks that it is laid out as agreed.
-    pub(crate) fn map(object: impl AsFd, capacity: u64) -> Result<Self> {
-        let map = map("mapping the peer's object", object, capacity, false)?;
+    pub(crate) fn map(object: impl AsFd, capacity: u64, pages: Pages) -> Result<Self> {
+        let map = map("mapping the peer's object", object, capacity, false, pages)?;
         let region = Self {
             base: map.as_mut_ptr(),
             keep: Arc::new(Backing::Shared(map)),
@@ -907,7 +907,7 @@ mod tests {
             for tail in [0, 64, 4200, u64::MAX] {
                 let object = memfd_create("ringfence-test", MFdFlags::MFD_CLOEXEC).unwrap();
                 ftruncate(&object, i64::try_from(region_size(4096)).unwrap()).unwrap();
-                let own = OwnRegion::map(&object, 4096).unwrap();
+                let own = OwnRegion::map(&object, 4096, Pages::Any).unwrap();
                 own.copy_in(layout::DATA, &[7; 4104]);
                 own.in_use();
                 own.keep_from(8);

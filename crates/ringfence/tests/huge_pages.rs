@@ -93,7 +93,7 @@ fn talk(channel: Channel) {
 
 /// One test, since it looks at all that this process has mapped.
 #[test]
-fn whoever_asks_has_huge_pages_where_the_kernel_gives_them_and_the_peer_maps_them_as_such() {
+fn whoever_asks_has_huge_pages_where_the_kernel_gives_them_and_a_peer_that_asks_too_maps_them_as_such() {
     if support::role().is_some() {
         return;
     }
@@ -105,8 +105,8 @@ fn whoever_asks_has_huge_pages_where_the_kernel_gives_them_and_the_peer_maps_the
         .find(|finding| finding.name == "huge-pages");
     assert_eq!(finding.unwrap().status == Status::Good, offered, "{finding:?}");
     for backing in [Backing::Memfd, Backing::Shm].map(|backing| backing.to_string()) {
-        // Asked for by this side, by the other, and by nobody.
-        for (here, there) in [(true, false), (false, true), (false, false)] {
+        // Asked for by this side, by the other, by nobody and by both.
+        for (here, there) in [(true, false), (false, true), (false, false), (true, true)] {
             let (address, _keep) = fresh_address(false);
             let asks = if there { "asks" } else { "does not" };
             let mut partner = Actor::start("echo", &[&address.to_string(), &backing, asks]);
@@ -119,8 +119,18 @@ fn whoever_asks_has_huge_pages_where_the_kernel_gives_them_and_the_peer_maps_the
             assert_eq!(said != "not asked for", there);
             let found = own.unwrap_or(said);
             let bytes = found.split(' ').next().unwrap().parse().unwrap_or(0);
-            assert_eq!(here_mapped, bytes, "{backing}, the owner or its peer: {found}");
-            assert_eq!(there_mapped, bytes, "{backing}, the peer or the owner: {found}");
+            // Each maps both rings, and where only one has asked, its own alone as huge pages.
+            let expected = |asks: bool, other: bool| bytes * (u64::from(asks) + u64::from(asks && other));
+            assert_eq!(
+                here_mapped,
+                expected(here, there),
+                "{backing}, {here} and {there}: {found}"
+            );
+            assert_eq!(
+                there_mapped,
+                expected(there, here),
+                "{backing}, {there} and {here}: {found}"
+            );
             if here || there {
                 assert_eq!(bytes > 0, offered, "{found}");
                 assert!(offered || found.starts_with("none: "), "{found}");

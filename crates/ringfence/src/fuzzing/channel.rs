@@ -23,6 +23,7 @@ use crate::{
     error::Error,
     identity::{Identity, Peer},
     mailbox::{Addressee, Inlet},
+    mapping::Pages,
     options::Options,
     receiver::{Packed, Receiver},
     region::{CAPACITY_MIN, OwnRegion, PeerRegion, Writable, as_offset, layout, region_size},
@@ -53,9 +54,9 @@ impl Memory {
         MEMORY.get_or_init(|| {
             let (own, liar) = (object(), object());
             Self {
-                own: OwnRegion::map(&own, CAPACITY).expect("a mapping"),
-                liar: OwnRegion::map(&liar, CAPACITY).expect("a mapping"),
-                peer: PeerRegion::map(&liar, CAPACITY).expect("a mapping"),
+                own: OwnRegion::map(&own, CAPACITY, Pages::Any).expect("a mapping"),
+                liar: OwnRegion::map(&liar, CAPACITY, Pages::Any).expect("a mapping"),
+                peer: PeerRegion::map(&liar, CAPACITY, Pages::Any).expect("a mapping"),
             }
         })
     }
