@@ -30,7 +30,7 @@ async function meet(
   const { address = abstractAddress(), through, options } = settings
   const partner = await Partner.start(t, { through })
   const hosting = joinHere(t, address, { ...options, policy: here })
-  await untilBound(address)
+  await untilBound(address, options?.mode)
   const guesting = partner.join(address, { policy: there })
   return { partner, hosting, guesting, address }
 }

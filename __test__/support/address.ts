@@ -1,7 +1,7 @@
 // Addresses that no other test uses: tests run side by side.
 
 import { randomBytes } from 'node:crypto'
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -39,7 +39,8 @@ export function isBound(address: string): boolean {
   return lines.some((line) => line.endsWith(` ${address}`))
 }
 
-/** Resolves once somebody has bound the address, and its files are in place. */
-export async function untilBound(address: string): Promise<void> {
-  await until(() => isBound(address) && (address.startsWith('@') || existsSync(address)), `${address} is bound`)
+/** Resolves once somebody has bound the address, and its files are in place. Until they have their mode, they let in nobody. */
+export async function untilBound(address: string, mode = 0o600): Promise<void> {
+  const isThere = () => address.startsWith('@') || (existsSync(address) && (statSync(address).mode & 0o777) === mode)
+  await until(() => isBound(address) && isThere(), `${address} is bound`)
 }

@@ -1,7 +1,7 @@
 //! A message where it lies.
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-use crate::region::has_wide_loads;
+use crate::region::{ROW, has_wide_loads};
 use crate::{
     error::{Error, Result},
     region::{BLOCK, PeerRegion, Readable},
@@ -192,24 +192,34 @@ impl Words<'_> {
         mut result: B,
         f: &mut F,
     ) -> (Self, B) {
-        if let Lies::Ring {
+        let Lies::Ring {
             peer, at: start, end, ..
         } = self.message.0
-        {
-            while self.at + BLOCK <= whole {
-                peer.will_read_on(start + self.at, BLOCK, end);
-                // SAFETY: the caller promises AVX2.
-                let block = unsafe { peer.peek_block(start + self.at) };
-                self.at += BLOCK;
-                for word in block {
-                    result = f(result, u64::from_le(word));
-                }
-            }
-            if self.at == whole {
-                return (self, result);
+        else {
+            return self.fold_blocks(whole, result, f);
+        };
+        while self.at + BLOCK <= whole {
+            peer.will_read_on(start + self.at, BLOCK, end);
+            // SAFETY: the caller promises AVX2.
+            let block = unsafe { peer.peek_block(start + self.at) };
+            self.at += BLOCK;
+            for word in block {
+                result = f(result, u64::from_le(word));
             }
         }
-        self.fold_blocks(whole, result, f)
+        while self.at + ROW <= whole {
+            // SAFETY: as above.
+            let row = unsafe { peer.peek_row(start + self.at) };
+            self.at += ROW;
+            for word in row {
+                result = f(result, u64::from_le(word));
+            }
+        }
+        while self.at < whole {
+            result = f(result, u64::from_le(peer.peek(start + self.at)));
+            self.at += 8;
+        }
+        (self, result)
     }
 
     #[inline]

@@ -141,7 +141,15 @@ pub(crate) trait Readable {
     /// As many bytes will be read at `at` now: fetches as many that lie further on, where there is something up to `end`.
     #[inline]
     fn will_read_on(&self, at: usize, length: usize, end: usize) {
-        for line in (at + AHEAD..(at + AHEAD + length).min(end)).step_by(LINE) {
+        let from = at + AHEAD;
+        if length == BLOCK && from + BLOCK <= end {
+            // So many that the compiler can write them out: to count them took as long as to read the block.
+            for line in 0..BLOCK / LINE {
+                self.will_read(from + line * LINE);
+            }
+            return;
+        }
+        for line in (from..(from + length).min(end)).step_by(LINE) {
             self.will_read(line);
         }
     }
@@ -654,7 +662,11 @@ impl PeerRegion {
     }
 }
 
-/// Whether [`PeerRegion::peek_block`] may be called.
+/// Bytes of four wide loads.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+pub(crate) const ROW: usize = 4 * 32;
+
+/// Whether [`PeerRegion::peek_row`] may be called.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline]
 pub(crate) fn has_wide_loads() -> bool {
@@ -663,45 +675,53 @@ pub(crate) fn has_wide_loads() -> bool {
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 impl PeerRegion {
-    /// A block of words, whoever writes them meanwhile, by the widest loads that most processors have: a tenth of the
-    /// instructions that it takes word by word, and no call in between, as a copy of a block would.
+    /// Words in a row, whoever writes them meanwhile, by the widest loads that most processors have: a tenth of the
+    /// instructions that it takes word by word, and no call in between, as a copy would take.
     ///
     /// # Safety
     /// The processor has AVX2: see [`has_wide_loads`].
     #[target_feature(enable = "avx2")]
     #[inline]
-    pub(crate) unsafe fn peek_block(&self, at: usize) -> [u64; BLOCK / 8] {
+    pub(crate) unsafe fn peek_row(&self, at: usize) -> [u64; ROW / 8] {
         use std::arch::{asm, x86_64::__m256i};
 
-        /// Bytes of four loads.
-        const FOUR: usize = 4 * 32;
+        debug_assert!(at + ROW <= self.keep.size(), "a row of the region");
+        let from = self.base.wrapping_add(at);
+        let (a, b, c, d): (__m256i, __m256i, __m256i, __m256i);
+        // SAFETY: in bounds; to the compiler this is foreign code that yields some bytes, whoever writes there
+        // meanwhile. The caller promises that the processor has the instruction.
+        unsafe {
+            asm!(
+                "vmovdqu {a}, [{from}]",
+                "vmovdqu {b}, [{from} + 32]",
+                "vmovdqu {c}, [{from} + 64]",
+                "vmovdqu {d}, [{from} + 96]",
+                from = in(reg) from,
+                a = out(ymm_reg) a,
+                b = out(ymm_reg) b,
+                c = out(ymm_reg) c,
+                d = out(ymm_reg) d,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+        // SAFETY: as many bytes either way, all of which are valid as either.
+        unsafe { mem::transmute::<[__m256i; 4], [u64; ROW / 8]>([a, b, c, d]) }
+    }
 
-        debug_assert!(at + BLOCK <= self.keep.size(), "a block of the region");
-        let mut block = [[0_u64; FOUR / 8]; BLOCK / FOUR];
-        for (index, four) in block.iter_mut().enumerate() {
-            let from = self.base.wrapping_add(at + index * FOUR);
-            let (a, b, c, d): (__m256i, __m256i, __m256i, __m256i);
-            // SAFETY: in bounds; to the compiler this is foreign code that yields some bytes, whoever writes there
-            // meanwhile. The caller promises that the processor has the instruction.
-            unsafe {
-                asm!(
-                    "vmovdqu {a}, [{from}]",
-                    "vmovdqu {b}, [{from} + 32]",
-                    "vmovdqu {c}, [{from} + 64]",
-                    "vmovdqu {d}, [{from} + 96]",
-                    from = in(reg) from,
-                    a = out(ymm_reg) a,
-                    b = out(ymm_reg) b,
-                    c = out(ymm_reg) c,
-                    d = out(ymm_reg) d,
-                    options(nostack, preserves_flags, readonly)
-                );
-            }
-            // SAFETY: as many bytes either way, all of which are valid as either.
-            *four = unsafe { mem::transmute::<[__m256i; 4], [u64; FOUR / 8]>([a, b, c, d]) };
+    /// As [`PeerRegion::peek_row`], for a block of them.
+    ///
+    /// # Safety
+    /// As there.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    pub(crate) unsafe fn peek_block(&self, at: usize) -> [u64; BLOCK / 8] {
+        let mut rows = [[0; ROW / 8]; BLOCK / ROW];
+        for (index, row) in rows.iter_mut().enumerate() {
+            // SAFETY: the caller promises it.
+            *row = unsafe { self.peek_row(at + index * ROW) };
         }
         // SAFETY: an array of arrays lies as one array does.
-        unsafe { mem::transmute::<[[u64; FOUR / 8]; BLOCK / FOUR], [u64; BLOCK / 8]>(block) }
+        unsafe { mem::transmute::<[[u64; ROW / 8]; BLOCK / ROW], [u64; BLOCK / 8]>(rows) }
     }
 }
 
