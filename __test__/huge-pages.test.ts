@@ -26,36 +26,37 @@ function mapped(smaps: string): number {
 }
 
 for (const backing of backings) {
-  test.serial(`a ring over ${backing} is in huge pages at both sides where both ask and the kernel gives them`, async (t) => {
-    const { channel, partner } = await pair(t, {
-      options: { backing },
-      here: { hugePages: true, capacity: CAPACITY },
-      there: { hugePages: true, capacity: 4096 },
-    })
-    const found = said(channel)!
-    const bytes = Number(/^\d+/.exec(found)?.[0] ?? 0)
-    const smaps = await partner.run((kit: Kit) =>
-      (kit.require('node:fs') as typeof import('node:fs')).readFileSync('/proc/self/smaps', 'utf8'),
-    )
-    t.is(mapped(readFileSync('/proc/self/smaps', 'utf8')), bytes, found)
-    t.is(mapped(smaps), bytes, found)
-    t.is(bytes > 0, offered, found)
-    if (bytes === 0) t.regex(found, /^none: /)
-    const there = await partner.run(
-      (kit) => kit.channel.evidence.find(({ check }) => check === 'huge pages')?.found,
-    )
-    t.regex(there!, /^none: /, 'its own is too small')
+  test.serial(
+    `a ring over ${backing} is in huge pages at both sides where both ask and the kernel gives them`,
+    async (t) => {
+      const { channel, partner } = await pair(t, {
+        options: { backing },
+        here: { hugePages: true, capacity: CAPACITY },
+        there: { hugePages: true, capacity: 4096 },
+      })
+      const found = said(channel)!
+      const bytes = Number(/^\d+/.exec(found)?.[0] ?? 0)
+      const smaps = await partner.run((kit: Kit) =>
+        (kit.require('node:fs') as typeof import('node:fs')).readFileSync('/proc/self/smaps', 'utf8'),
+      )
+      t.is(mapped(readFileSync('/proc/self/smaps', 'utf8')), bytes, found)
+      t.is(mapped(smaps), bytes, found)
+      t.is(bytes > 0, offered, found)
+      if (bytes === 0) t.regex(found, /^none: /)
+      const there = await partner.run((kit) => kit.channel.evidence.find(({ check }) => check === 'huge pages')?.found)
+      t.regex(there!, /^none: /, 'its own is too small')
 
-    const sent = Buffer.alloc(3 * CAPACITY, 'more than the ring holds')
-    const heard = partner.run(async (kit) => {
-      const message = await kit.channel.receive()
-      await kit.channel.send('heard')
-      return message
-    })
-    await channel.send(sent)
-    t.true(sent.equals((await heard)!))
-    t.is(String(await channel.receive()), 'heard')
-  })
+      const sent = Buffer.alloc(3 * CAPACITY, 'more than the ring holds')
+      const heard = partner.run(async (kit) => {
+        const message = await kit.channel.receive()
+        await kit.channel.send('heard')
+        return message
+      })
+      await channel.send(sent)
+      t.true(sent.equals((await heard)!))
+      t.is(String(await channel.receive()), 'heard')
+    },
+  )
 }
 
 test.serial('nothing is said of huge pages where nobody asks for them', async (t) => {
