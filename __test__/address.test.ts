@@ -24,7 +24,7 @@ for (const mode of [0o600, 0o660, 0o666, 0o000, 0o777]) {
     const partner = await Partner.start(t)
     await partner.run(() => void process.umask(0o077))
     void partner.join(address, { mode })
-    await untilBound(address)
+    await untilBound(address, mode)
     // The address is bound before its mode is set, and listened at after that.
     await partner.run(
       (kit, where: string, wanted: number) => {
