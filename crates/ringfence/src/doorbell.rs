@@ -244,7 +244,9 @@ impl Doorbell {
     /// matter: they are bells.
     pub(crate) fn listen(&self) -> bool {
         self.state().unread = false;
-        let gone = self.empty_line();
+        // To its end: an event loop may tell of that once only (libuv stops to watch what has failed, as a line does whose peer
+        // has left bells unread), and a bell may lie before it.
+        let gone = self.empty_line(true);
         let mut state = self.state();
         state.gone |= gone;
         state.heard += 1;
@@ -278,7 +280,7 @@ impl Doorbell {
         // Nobody begins to watch meanwhile: a bell that is rung now and read here is told by `heard`.
         state.watched = true;
         drop(state);
-        let gone = self.empty_line();
+        let gone = self.empty_line(false);
         let mut state = self.state();
         state.watched = false;
         state.gone |= gone;
@@ -310,14 +312,16 @@ impl Doorbell {
         }
     }
 
-    fn empty_line(&self) -> bool {
+    /// Whether the line has ended. Where that need not be known, what is left after a read that was not full is the next
+    /// one's affair.
+    fn empty_line(&self, to_its_end: bool) -> bool {
         let mut bells = [0_u8; 512];
         // A peer that rings faster than this reads keeps nobody here: the line stays readable.
         for _ in 0..16 {
             // recv, not recvmsg: what descriptors a hostile peer attaches are dropped by the kernel uninstalled.
             match recv(self.line.as_raw_fd(), &mut bells, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) => return true,
-                Ok(count) if count < bells.len() => return false,
+                Ok(count) if count < bells.len() && !to_its_end => return false,
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return false,
                 Err(_) => return true,

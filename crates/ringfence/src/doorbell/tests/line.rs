@@ -75,6 +75,16 @@ fn an_end_of_the_line_wakes_and_stays() {
     doorbell.ring();
 }
 
+/// The line has failed then (ECONNRESET), which libuv tells once.
+#[test]
+fn an_end_behind_a_bell_is_found_at_once_though_the_peer_has_left_bells_unread() {
+    let (doorbell, peer) = line();
+    doorbell.ring();
+    ring(&peer);
+    drop(peer);
+    assert!(!doorbell.listen());
+}
+
 #[test]
 fn hanging_up_wakes_whoever_waits_on_both_sides() {
     let (doorbell, peer) = line();
