@@ -3,7 +3,7 @@ import type { Duplex } from 'node:stream'
 import { toDuplex } from './duplex.js'
 import { RingfenceError, fromFailure, invalid, show } from './errors.js'
 import { Inbox, type Visit } from './inbox.js'
-import { FAILED, withOperations, type NativeChannel, type RawChannel } from './native.js'
+import { FAILED, withOperations, type Failure, type NativeChannel, type RawChannel } from './native.js'
 import { Outbox } from './outbox.js'
 import { Tokens, toToken } from './tokens.js'
 import { Turns } from './turns.js'
@@ -483,4 +483,14 @@ function toResult(message: Buffer | null): IteratorResult<Buffer, undefined> {
 /** A channel over what the binding has made. */
 export function openChannel(raw: RawChannel, busyPoll: number): Channel {
   return new Channel(KEY, withOperations(raw), busyPoll)
+}
+
+/** As {@link openChannel}, for one that has come by itself: where it cannot be had, that is a refusal like any other. */
+export function openArrived(raw: RawChannel, busyPoll: number): Channel | Failure {
+  try {
+    return openChannel(raw, busyPoll)
+  } catch (error) {
+    const { message, code } = error as RingfenceError
+    return { code: code.replace('ERR_RINGFENCE_', ''), message, identity: raw.peer } as Failure
+  }
 }

@@ -1,22 +1,15 @@
 import { EventEmitter } from 'node:events'
 
+import { Arrivals } from './arrivals.js'
 import type { Authorizer } from './authorize.js'
 import { aborted, begin, type Beginning } from './begin.js'
-import { openChannel, type Channel } from './channel.js'
+import { Channel, openArrived } from './channel.js'
 import { type RingfenceError, fromFailure, invalid, show } from './errors.js'
 import { FAILED, native, type Failure, type RawChannel, type NativeListener } from './native.js'
 import type { Options } from './types.js'
 
 /** Only `listen` makes listeners. */
 const KEY = Symbol('ringfence')
-
-/** So many channels that nobody has taken may lie here before newcomers have to wait. */
-const UNCLAIMED = 16
-
-interface Waiting {
-  resolve(result: IteratorResult<Channel, undefined>): void
-  reject(error: Error): void
-}
 
 /** What a {@link Listener} tells. */
 export interface ListenerEvents {
@@ -48,12 +41,8 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
   readonly #authorizer: Authorizer | undefined
   readonly #busyPoll: number
   readonly #open = new Set<Channel>()
-  #unclaimed: Channel[] = []
-  #waiting: Waiting[] = []
-  #paused = false
+  readonly #arrivals: Arrivals
   #closed = false
-  /** Why it has ended by itself: told to whoever asks first. */
-  #failure: RingfenceError | null = null
   #signal: AbortSignal | undefined
   readonly #abort = () => void this.close()
 
@@ -66,6 +55,7 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
     this.#native = raw
     this.#authorizer = authorizer
     this.#busyPoll = options.busyPoll ?? 0
+    this.#arrivals = new Arrivals(true, (paused) => raw.pause(paused ? 1 : 0))
     if (raw.watch(() => this.#hear()) === FAILED) {
       const error = fromFailure(raw.failure())
       raw.close()
@@ -81,10 +71,7 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
   }
 
   [Symbol.asyncIterator](): AsyncIterator<Channel, undefined> {
-    return {
-      next: () => this.#next(),
-      return: () => Promise.resolve({ done: true, value: undefined }),
-    }
+    return this.#arrivals.iterator()
   }
 
   /**
@@ -121,21 +108,6 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
     return this
   }
 
-  #next(): Promise<IteratorResult<Channel, undefined>> {
-    const value = this.#unclaimed.shift()
-    if (value !== undefined) {
-      this.#pause(this.#unclaimed.length >= UNCLAIMED)
-      return Promise.resolve({ done: false, value })
-    }
-    const failure = this.#failure
-    if (failure !== null) {
-      this.#failure = null
-      return Promise.reject(failure)
-    }
-    if (this.#closed) return Promise.resolve({ done: true, value: undefined })
-    return new Promise((resolve, reject) => this.#waiting.push({ resolve, reject }))
-  }
-
   /** There is news. */
   #hear(): void {
     while (!this.#closed) {
@@ -151,39 +123,23 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
   }
 
   #admit(raw: RawChannel): void {
-    let channel: Channel
-    try {
-      channel = openChannel(raw, this.#busyPoll)
-    } catch (error) {
-      const { message, code } = error as RingfenceError
-      const { peer: identity } = raw
-      this.#refuse({ code: code.replace('ERR_RINGFENCE_', ''), message, identity } as Failure)
+    const channel = openArrived(raw, this.#busyPoll)
+    if (!(channel instanceof Channel)) {
+      this.#refuse(channel)
       return
     }
     this.#open.add(channel)
     void channel.closed.then(() => this.#open.delete(channel))
-    const waiting = this.#waiting.shift()
-    if (waiting === undefined) {
-      this.#unclaimed.push(channel)
-      this.#pause(this.#unclaimed.length >= UNCLAIMED)
-    } else waiting.resolve({ done: false, value: channel })
+    this.#arrivals.add(channel)
   }
 
   #refuse(failure: Failure): void {
     this.emit('refused', fromFailure(failure, this.#authorizer?.causeOf(failure)))
   }
 
-  #pause(paused: boolean): void {
-    if (paused === this.#paused) return
-    this.#paused = paused
-    this.#native.pause(paused ? 1 : 0)
-  }
-
   /** The door has ended by itself. */
   #fail(error: RingfenceError): void {
-    const [first] = this.#waiting.splice(0, 1)
-    if (first === undefined) this.#failure = error
-    else first.reject(error)
+    this.#arrivals.fail(error)
     for (const channel of this.#finish()) void channel.close()
   }
 
@@ -193,12 +149,9 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
     this.#closed = true
     this.#signal?.removeEventListener('abort', this.#abort)
     this.#native.close()
-    const unclaimed = this.#unclaimed
-    this.#unclaimed = []
-    for (const { resolve } of this.#waiting) resolve({ done: true, value: undefined })
-    this.#waiting = []
+    this.#arrivals.end()
     queueMicrotask(() => this.emit('close'))
-    return unclaimed
+    return this.#arrivals.discard()
   }
 }
 

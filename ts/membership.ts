@@ -1,8 +1,9 @@
 import { EventEmitter } from 'node:events'
 
+import { Arrivals } from './arrivals.js'
 import type { Authorizer } from './authorize.js'
 import { aborted, begin, type Beginning } from './begin.js'
-import { depart, openChannel, type Channel } from './channel.js'
+import { Channel, depart, openArrived } from './channel.js'
 import { type RingfenceError, fromFailure, invalid } from './errors.js'
 import { FAILED, native, type Failure, type NativeMembership, type RawChannel } from './native.js'
 import type { Options } from './types.js'
@@ -15,14 +16,6 @@ const KEY = Symbol('ringfence')
  * and on the line. A program that sends tokens of its own has another meaning for others.
  */
 export const LEAVING: bigint = Buffer.from('leaving\0').readBigUInt64LE()
-
-/** So many channels may lie here that no loop has taken. */
-const UNCLAIMED = 16
-
-interface Waiting {
-  resolve(result: IteratorResult<Channel, undefined>): void
-  reject(error: Error): void
-}
 
 /** What a {@link Membership} tells. */
 export interface MembershipEvents {
@@ -66,14 +59,9 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
   #channel: Channel | null = null
   /** Its tokens are told as events. */
   #listened: Channel | null = null
-  #unclaimed: Channel[] = []
-  #waiting: Waiting[] = []
-  #iterated = false
-  #paused = false
+  readonly #arrivals: Arrivals
   #closed = false
   #leaving: Promise<void> | null = null
-  /** Why the place was lost: told to whoever asks first. */
-  #failure: RingfenceError | null = null
   /** Events of the beginning; null once they are told. */
   #untold: (() => void)[] | null = []
 
@@ -87,6 +75,7 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
     this.#role = raw.role
     this.#authorizer = authorizer
     this.#busyPoll = options.busyPoll ?? 0
+    this.#arrivals = new Arrivals(false, (paused) => raw.pause(paused ? 1 : 0))
     if (raw.watch(() => this.#hear()) === FAILED) {
       const error = fromFailure(raw.failure())
       raw.close()
@@ -115,11 +104,7 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
   }
 
   [Symbol.asyncIterator](): AsyncIterator<Channel, undefined> {
-    this.#iterated = true
-    return {
-      next: () => this.#next(),
-      return: () => Promise.resolve({ done: true, value: undefined }),
-    }
+    return this.#arrivals.iterator()
   }
 
   /**
@@ -162,21 +147,6 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
     this.#finish(null)
   }
 
-  #next(): Promise<IteratorResult<Channel, undefined>> {
-    const value = this.#unclaimed.shift()
-    if (value !== undefined) {
-      this.#pause()
-      return Promise.resolve({ done: false, value })
-    }
-    const failure = this.#failure
-    if (failure !== null) {
-      this.#failure = null
-      return Promise.reject(failure)
-    }
-    if (this.#closed) return Promise.resolve({ done: true, value: undefined })
-    return new Promise((resolve, reject) => this.#waiting.push({ resolve, reject }))
-  }
-
   /** Something has changed. */
   #hear(): void {
     while (!this.#closed) {
@@ -195,25 +165,16 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
   }
 
   #welcome(raw: RawChannel): void {
-    let channel: Channel
-    try {
-      channel = openChannel(raw, this.#busyPoll)
-    } catch (error) {
-      const { message, code } = error as RingfenceError
-      const { peer: identity } = raw
-      this.#refuse({ code: code.replace('ERR_RINGFENCE_', ''), message, identity } as Failure)
+    const channel = openArrived(raw, this.#busyPoll)
+    if (!(channel instanceof Channel)) {
+      this.#refuse(channel)
       return
     }
     this.#channel = channel
     void channel.closed.then(() => {
       if (this.#channel === channel) this.#channel = null
     })
-    const waiting = this.#waiting.shift()
-    if (waiting === undefined) {
-      this.#unclaimed.push(channel)
-      if (!this.#iterated && this.#unclaimed.length > UNCLAIMED) this.#unclaimed.shift()
-      this.#pause()
-    } else waiting.resolve({ done: false, value: channel })
+    this.#arrivals.add(channel)
     this.#tell(() => this.emit('channel', channel))
     if (this.listenerCount('signal') > 0) void this.#listen(channel)
   }
@@ -247,18 +208,9 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
     else this.#untold.push(tell)
   }
 
-  #pause(): void {
-    const paused = this.#iterated && this.#unclaimed.length >= UNCLAIMED
-    if (paused === this.#paused) return
-    this.#paused = paused
-    this.#native.pause(paused ? 1 : 0)
-  }
-
   /** The place is not this process's any more. */
   #lose(error: RingfenceError): void {
-    const [first] = this.#waiting.splice(0, 1)
-    if (first === undefined) this.#failure = error
-    else first.reject(error)
+    this.#arrivals.fail(error)
     this.#native.close()
     this.#finish(error)
   }
@@ -266,9 +218,9 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
   #finish(reason: RingfenceError | null): void {
     if (this.#closed) return
     this.#closed = true
-    if (reason === null) this.#unclaimed = []
-    for (const { resolve } of this.#waiting) resolve({ done: true, value: undefined })
-    this.#waiting = []
+    // Where the place was lost, what has come is still there to be taken.
+    if (reason === null) this.#arrivals.discard()
+    this.#arrivals.end()
     queueMicrotask(() => this.#tell(() => this.emit('close', reason)))
   }
 }
