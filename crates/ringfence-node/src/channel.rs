@@ -18,11 +18,10 @@ use crate::{
     convert::{self, Evidence, Failure, Identity},
     once,
     raw::{Answer, Call, Function, add_function, check},
+    watched::Watched,
     watcher::Watcher,
 };
 
-/// `failure()` says what went wrong.
-const FAILED: i32 = -1;
 /// A message is through.
 const WHOLE: i32 = -2;
 /// No more will come, and everything was read.
@@ -35,21 +34,19 @@ const SCRATCH: usize = 4096;
 struct Endpoint {
     /// `None` once the channel is closed and everything is let go of, the line included.
     halves: Option<Halves>,
-    watcher: Option<Watcher>,
+    watched: Watched,
     /// `None` once all have been taken after the channel's end, or nobody is to have the rest.
     tokens: Option<Tokens>,
     /// Of the bell of the tokens, which must not be closed while it is watched.
     token_watcher: Option<Watcher>,
     /// Strays and dropped tokens, once there is nobody any more to ask.
     counted: (u64, u64),
-    failure: Option<ringfence::Error>,
     /// Until it is asked for: in JavaScript it takes several times as much memory.
     evidence: Vec<ringfence::Evidence>,
     reserved: Option<Reserved>,
     /// The array buffer that shows the reserved memory to JavaScript, to be detached from it.
     shown: sys::napi_ref,
     busy_poll: Duration,
-    use_libuv: bool,
 }
 
 struct Halves {
@@ -76,8 +73,7 @@ impl Endpoint {
     }
 
     fn fail(&mut self, error: ringfence::Error) -> Answer {
-        self.failure = Some(error);
-        Answer::from(FAILED)
+        self.watched.fail(error)
     }
 
     fn answer<T: Into<Answer>>(&mut self, result: ringfence::Result<T>) -> Answer {
@@ -87,21 +83,10 @@ impl Endpoint {
         }
     }
 
-    /// What was to be watched is not.
-    fn unwatched(&mut self, error: &napi::Error) -> Answer {
-        self.fail(ringfence::Error::Unsupported {
-            what: error.reason.clone(),
-            source: None,
-        })
-    }
-
     fn panicked(&mut self) {
         self.let_tokens_go();
         self.let_go();
-        self.failure = Some(ringfence::Error::Unsupported {
-            what: "a defect of ringfence itself, please report it (the channel was closed)".into(),
-            source: None,
-        });
+        self.watched.panicked("the channel was closed");
     }
 
     /// Why the channel has ended: 0 while it has not.
@@ -122,7 +107,7 @@ impl Endpoint {
     /// Closes the channel, and lets go of the line as well.
     fn let_go(&mut self) {
         // First: a watched descriptor must not be closed.
-        self.watcher = None;
+        self.watched.stop();
         if let Some(Halves {
             mut sender,
             mut receiver,
@@ -315,7 +300,7 @@ fn disarm(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
 /// Reads the line, or sees to it that it is read later. 0 while the channel is open; the peer's messages may still be there
 /// to read when it is not.
 fn listen(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
-    let later = endpoint.watcher.as_ref().is_some_and(Watcher::comes_again);
+    let later = endpoint.watched.was_rung();
     if let Some(Halves { sender, receiver, .. }) = &mut endpoint.halves {
         // What the reader finds wrong is told to whoever reads next, again; here only the end counts.
         let _ = if later {
@@ -460,16 +445,8 @@ fn watch(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
         Ok(sender) => sender.as_fd().as_raw_fd(),
         Err(error) => return endpoint.fail(error),
     };
-    // SAFETY: this runs in a callback of the environment; the line lives as long as the endpoint, whose watcher is
-    // stopped before it goes.
-    let started = unsafe { Watcher::start(call.env, line, call.value(0), endpoint.use_libuv) };
-    match started {
-        Ok(watcher) => {
-            endpoint.watcher = Some(watcher);
-            Answer::from(0)
-        }
-        Err(error) => endpoint.unwatched(&error),
-    }
+    // SAFETY: the line lives as long as the endpoint, whose watcher is stopped before it goes.
+    unsafe { endpoint.watched.watch(call, line) }
 }
 
 /// Argument: the token.
@@ -503,16 +480,14 @@ fn watch_tokens(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
         Ok(bell) => bell.as_raw_fd(),
         Err(error) => return endpoint.fail(error),
     };
-    // SAFETY: this runs in a callback of the environment; the bell lives as long as the tokens, whose watcher is stopped
-    // before they go.
-    let started = unsafe { Watcher::start(call.env, bell, call.value(0), endpoint.use_libuv) };
-    match started {
+    // SAFETY: the bell lives as long as the tokens, whose watcher is stopped before they go.
+    match unsafe { endpoint.watched.start(call, bell) } {
         Ok(watcher) => {
             watcher.keep_alive(call.env, false);
             endpoint.token_watcher = Some(watcher);
             Answer::from(0)
         }
-        Err(error) => endpoint.unwatched(&error),
+        Err(error) => endpoint.fail(error),
     }
 }
 
@@ -581,10 +556,7 @@ fn verify(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
 }
 
 fn keep_alive(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    if let Some(watcher) = &endpoint.watcher {
-        watcher.keep_alive(call.env, call.size(0) != 0);
-    }
-    Answer::Nothing
+    endpoint.watched.keep_alive(call)
 }
 
 /// What was checked in the handshake, once.
@@ -599,12 +571,7 @@ fn evidence(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
 }
 
 fn failure(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    let failure = endpoint.failure.take().map(|error| Failure::from(&error));
-    // SAFETY: this runs in a callback of the environment.
-    match unsafe { ToNapiValue::to_napi_value(call.env, failure) } {
-        Ok(value) => Answer::Value(value),
-        Err(_) => Answer::Nothing,
-    }
+    endpoint.watched.failure(call)
 }
 
 impl Drop for Endpoint {
@@ -710,16 +677,14 @@ pub(crate) unsafe fn to_object(
             receiver,
             verifier,
         }),
-        watcher: None,
+        watched: Watched::new(use_libuv),
         tokens: Some(tokens),
         token_watcher: None,
         counted: (0, 0),
-        failure: None,
         evidence,
         reserved: None,
         shown: ptr::null_mut(),
         busy_poll,
-        use_libuv,
     };
     let endpoint = Rc::new(RefCell::new(endpoint));
     // SAFETY: env and object are live.

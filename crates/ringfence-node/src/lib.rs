@@ -11,4 +11,5 @@ mod membership;
 mod messenger;
 mod once;
 mod raw;
+mod watched;
 mod watcher;

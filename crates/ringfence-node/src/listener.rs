@@ -14,39 +14,25 @@ use ringfence::{Arrival, Channels};
 
 use crate::{
     channel,
-    convert::{Failure, Identity},
     raw::{Answer, Call, Function, add_function, check},
-    watcher::Watcher,
+    watched::{Watched, failure_of},
 };
-
-/// `failure()` says what went wrong.
-const FAILED: i32 = -1;
 
 struct Reception {
     /// `None` once it is closed.
     listener: Option<ringfence::Listener>,
-    watcher: Option<Watcher>,
-    failure: Option<ringfence::Error>,
-    use_libuv: bool,
+    watched: Watched,
 }
 
 impl Reception {
-    fn fail(&mut self, error: ringfence::Error) -> Answer {
-        self.failure = Some(error);
-        Answer::from(FAILED)
-    }
-
     fn panicked(&mut self) {
         self.let_go();
-        self.failure = Some(ringfence::Error::Unsupported {
-            what: "a defect of ringfence itself, please report it (the listener was closed)".into(),
-            source: None,
-        });
+        self.watched.panicked("the listener was closed");
     }
 
     fn let_go(&mut self) {
         // First: a watched descriptor must not be closed.
-        self.watcher = None;
+        self.watched.stop();
         if let Some(listener) = self.listener.take() {
             // Those that JavaScript has are closed there, if they are to be.
             listener.close(Channels::Keep);
@@ -68,28 +54,17 @@ fn accept(reception: &mut Reception, call: &mut Call) -> Answer {
     let arrival = match listener.try_accept() {
         Ok(Some(arrival)) => arrival,
         Ok(None) => return Answer::from(0),
-        Err(error) => return reception.fail(error),
+        Err(error) => return reception.watched.fail(error),
     };
     // SAFETY: this runs in a callback of the environment.
     let made = unsafe {
         match arrival {
-            Arrival::Accepted(channel) => channel::to_object(call.env, channel, reception.use_libuv),
-            Arrival::Refused(refused) => {
-                let mut failure = Failure::from(&refused.error);
-                failure.identity = refused.identity.as_ref().map(Identity::from);
-                ToNapiValue::to_napi_value(call.env, failure)
-            }
+            Arrival::Accepted(channel) => channel::to_object(call.env, channel, reception.watched.use_libuv),
+            Arrival::Refused(refused) => ToNapiValue::to_napi_value(call.env, failure_of(&refused)),
             _ => return Answer::from(0),
         }
     };
-    match made {
-        Ok(value) => Answer::Value(value),
-        // The engine is out of memory, or is ending; a channel was closed with its object.
-        Err(error) => reception.fail(ringfence::Error::NoSpace {
-            what: "an object for whoever came".into(),
-            reason: error.reason.clone(),
-        }),
-    }
+    reception.watched.made(made, "whoever came")
 }
 
 /// 1: newcomers wait; 0: they are taken in.
@@ -107,25 +82,12 @@ fn watch(reception: &mut Reception, call: &mut Call) -> Answer {
         return Answer::from(0);
     };
     let news = listener.as_fd().as_raw_fd();
-    // SAFETY: this runs in a callback of the environment; the descriptor lives as long as the listener, and the watcher
-    // is stopped before that.
-    match unsafe { Watcher::start(call.env, news, call.value(0), reception.use_libuv) } {
-        Ok(watcher) => {
-            reception.watcher = Some(watcher);
-            Answer::from(0)
-        }
-        Err(error) => reception.fail(ringfence::Error::Unsupported {
-            what: error.reason.clone(),
-            source: None,
-        }),
-    }
+    // SAFETY: the descriptor lives as long as the listener, and the watcher is stopped before that goes.
+    unsafe { reception.watched.watch(call, news) }
 }
 
 fn keep_alive(reception: &mut Reception, call: &mut Call) -> Answer {
-    if let Some(watcher) = &reception.watcher {
-        watcher.keep_alive(call.env, call.size(0) != 0);
-    }
-    Answer::Nothing
+    reception.watched.keep_alive(call)
 }
 
 fn close(reception: &mut Reception, _call: &mut Call) -> Answer {
@@ -134,12 +96,7 @@ fn close(reception: &mut Reception, _call: &mut Call) -> Answer {
 }
 
 fn failure(reception: &mut Reception, call: &mut Call) -> Answer {
-    let failure = reception.failure.take().map(|error| Failure::from(&error));
-    // SAFETY: this runs in a callback of the environment.
-    match unsafe { ToNapiValue::to_napi_value(call.env, failure) } {
-        Ok(value) => Answer::Value(value),
-        Err(_) => Answer::Nothing,
-    }
+    reception.watched.failure(call)
 }
 
 /// The functions that JavaScript sees.
@@ -167,9 +124,7 @@ pub(crate) unsafe fn to_object(
     check(status, "an object")?;
     let reception = Rc::new(RefCell::new(Reception {
         listener: Some(listener),
-        watcher: None,
-        failure: None,
-        use_libuv,
+        watched: Watched::new(use_libuv),
     }));
     for (name, function) in FUNCTIONS {
         // SAFETY: env and object are live.

@@ -16,15 +16,10 @@ use napi::{bindgen_prelude::*, sys};
 use ringfence::Change;
 
 use crate::{
-    channel,
-    convert::{Failure, Identity},
-    once,
+    channel, once,
     raw::{Answer, Call, Function, add_function, check},
-    watcher::Watcher,
+    watched::{Watched, failure_of},
 };
-
-/// `failure()` says what went wrong.
-const FAILED: i32 = -1;
 
 /// How long the end of an environment waits until the place is left: it takes a moment, and a process that ends in that
 /// moment would leave its files behind. A partner that was stopped keeps nobody for longer.
@@ -33,29 +28,19 @@ const A_MOMENT: Duration = Duration::from_secs(1);
 struct Seat {
     /// `None` once it was left.
     membership: Option<ringfence::Membership>,
-    watcher: Option<Watcher>,
-    failure: Option<ringfence::Error>,
-    use_libuv: bool,
+    watched: Watched,
 }
 
 impl Seat {
-    fn fail(&mut self, error: ringfence::Error) -> Answer {
-        self.failure = Some(error);
-        Answer::from(FAILED)
-    }
-
     fn panicked(&mut self) {
         self.let_go();
-        self.failure = Some(ringfence::Error::Unsupported {
-            what: "a defect of ringfence itself, please report it (the membership was left)".into(),
-            source: None,
-        });
+        self.watched.panicked("the membership was left");
     }
 
     /// Takes the membership out, which nobody watches any more.
     fn take(&mut self) -> Option<ringfence::Membership> {
         // First: a watched descriptor must not be closed.
-        self.watcher = None;
+        self.watched.stop();
         self.membership.take()
     }
 
@@ -91,29 +76,18 @@ fn next(seat: &mut Seat, call: &mut Call) -> Answer {
     let change = match membership.try_next() {
         Ok(Some(change)) => change,
         Ok(None) => return Answer::from(0),
-        Err(error) => return seat.fail(error),
+        Err(error) => return seat.watched.fail(error),
     };
     // SAFETY: this runs in a callback of the environment.
     let made = unsafe {
         match change {
-            Change::Channel(channel) => channel::to_object(call.env, channel, seat.use_libuv),
+            Change::Channel(channel) => channel::to_object(call.env, channel, seat.watched.use_libuv),
             Change::Role(role) => ToNapiValue::to_napi_value(call.env, role.to_string()),
-            Change::Refused(refused) => {
-                let mut failure = Failure::from(&refused.error);
-                failure.identity = refused.identity.as_ref().map(Identity::from);
-                ToNapiValue::to_napi_value(call.env, failure)
-            }
+            Change::Refused(refused) => ToNapiValue::to_napi_value(call.env, failure_of(&refused)),
             _ => return Answer::from(0),
         }
     };
-    match made {
-        Ok(value) => Answer::Value(value),
-        // The engine is out of memory, or is ending; a channel was closed with its object.
-        Err(error) => seat.fail(ringfence::Error::NoSpace {
-            what: "an object for what has changed".into(),
-            reason: error.reason.clone(),
-        }),
-    }
+    seat.watched.made(made, "what has changed")
 }
 
 fn watch(seat: &mut Seat, call: &mut Call) -> Answer {
@@ -121,18 +95,8 @@ fn watch(seat: &mut Seat, call: &mut Call) -> Answer {
         return Answer::from(0);
     };
     let news = membership.as_fd().as_raw_fd();
-    // SAFETY: this runs in a callback of the environment; the descriptor lives as long as the membership, and the watcher
-    // is stopped before that.
-    match unsafe { Watcher::start(call.env, news, call.value(0), seat.use_libuv) } {
-        Ok(watcher) => {
-            seat.watcher = Some(watcher);
-            Answer::from(0)
-        }
-        Err(error) => seat.fail(ringfence::Error::Unsupported {
-            what: error.reason.clone(),
-            source: None,
-        }),
-    }
+    // SAFETY: the descriptor lives as long as the membership, and the watcher is stopped before that goes.
+    unsafe { seat.watched.watch(call, news) }
 }
 
 /// 1: newcomers wait; 0: they are taken in.
@@ -146,10 +110,7 @@ fn pause(seat: &mut Seat, call: &mut Call) -> Answer {
 }
 
 fn keep_alive(seat: &mut Seat, call: &mut Call) -> Answer {
-    if let Some(watcher) = &seat.watcher {
-        watcher.keep_alive(call.env, call.size(0) != 0);
-    }
-    Answer::Nothing
+    seat.watched.keep_alive(call)
 }
 
 /// Leaves, on a thread, since the partner's answer is waited for. 1: the callback is called later, once; 0: it is done
@@ -184,12 +145,7 @@ fn close(seat: &mut Seat, _call: &mut Call) -> Answer {
 }
 
 fn failure(seat: &mut Seat, call: &mut Call) -> Answer {
-    let failure = seat.failure.take().map(|error| Failure::from(&error));
-    // SAFETY: this runs in a callback of the environment.
-    match unsafe { ToNapiValue::to_napi_value(call.env, failure) } {
-        Ok(value) => Answer::Value(value),
-        Err(_) => Answer::Nothing,
-    }
+    seat.watched.failure(call)
 }
 
 /// The functions that JavaScript sees.
@@ -223,9 +179,7 @@ pub(crate) unsafe fn to_object(
     check(status, "a property")?;
     let seat = Rc::new(RefCell::new(Seat {
         membership: Some(membership),
-        watcher: None,
-        failure: None,
-        use_libuv,
+        watched: Watched::new(use_libuv),
     }));
     for (name, function) in FUNCTIONS {
         // SAFETY: env and object are live.

@@ -124,11 +124,12 @@ impl Watcher {
         }
     }
 
-    /// Whether the function is called again, soon and for nothing more than that, while the line is not read. Where it was
-    /// called last for the line's end, that is told by reading it.
-    pub(crate) fn comes_again(&self) -> bool {
+    /// Whether the function was called for a bell, and nobody has asked since. Then the line may be left unread: while it is,
+    /// the function is called again, soon and for nothing more than that. Where it was called for the line's end as well,
+    /// that is told by reading it.
+    pub(crate) fn was_rung(&self) -> bool {
         match self {
-            Self::Poll(PollWatcher(poll)) => !poll.ended.get(),
+            Self::Poll(PollWatcher(poll)) => poll.rung.take(),
             // A message to the event loop each time.
             Self::Thread(_) => false,
         }
@@ -159,8 +160,8 @@ struct Poll {
     callback: Cell<sys::napi_ref>,
     context: Cell<sys::napi_async_context>,
     hook: Cell<sys::napi_async_cleanup_hook_handle>,
-    /// The line has ended, or libuv could not say.
-    ended: Cell<bool>,
+    /// See [`Watcher::was_rung`].
+    rung: Cell<bool>,
 }
 
 impl PollWatcher {
@@ -201,7 +202,7 @@ impl PollWatcher {
             callback: Cell::new(ptr::null_mut()),
             context: Cell::new(ptr::null_mut()),
             hook: Cell::new(ptr::null_mut()),
-            ended: Cell::new(false),
+            rung: Cell::new(false),
         });
         // The handle's own share of the state, given back when libuv has closed it.
         // SAFETY: the handle is initialised.
@@ -278,7 +279,8 @@ unsafe extern "C" fn readable(handle: *mut Handle, status: c_int, events: c_int)
         Rc::increment_strong_count(poll);
         Rc::from_raw(poll)
     };
-    poll.ended.set(status < 0 || events & UV_DISCONNECT != 0);
+    // libuv calls once more for a line that has failed, and never again.
+    poll.rung.set(status >= 0 && events & UV_DISCONNECT == 0);
     let (env, mut scope) = (poll.env, ptr::null_mut());
     // SAFETY: libuv runs its callbacks on the loop's thread, which is the environment's, and the environment ends
     // only after this handle is closed.

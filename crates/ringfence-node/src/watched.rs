@@ -1,0 +1,118 @@
+//! What the objects have in common that JavaScript sees: each watches a descriptor, and knows what went wrong last.
+
+use std::os::fd::RawFd;
+
+use napi::{bindgen_prelude::*, sys};
+use ringfence::Refused;
+
+use crate::{
+    convert::{Failure, Identity},
+    raw::{Answer, Call},
+    watcher::Watcher,
+};
+
+/// `failure()` says what went wrong.
+const FAILED: i32 = -1;
+
+pub(crate) struct Watched {
+    watcher: Option<Watcher>,
+    failure: Option<ringfence::Error>,
+    pub(crate) use_libuv: bool,
+}
+
+impl Watched {
+    pub(crate) fn new(use_libuv: bool) -> Self {
+        Self {
+            watcher: None,
+            failure: None,
+            use_libuv,
+        }
+    }
+
+    pub(crate) fn fail(&mut self, error: ringfence::Error) -> Answer {
+        self.failure = Some(error);
+        Answer::from(FAILED)
+    }
+
+    /// A call has panicked; `what` became of the object.
+    pub(crate) fn panicked(&mut self, what: &str) {
+        self.failure = Some(ringfence::Error::Unsupported {
+            what: format!("a defect of ringfence itself, please report it ({what})"),
+            source: None,
+        });
+    }
+
+    /// What went wrong last, once.
+    pub(crate) fn failure(&mut self, call: &Call) -> Answer {
+        let failure = self.failure.take().map(|error| Failure::from(&error));
+        // SAFETY: a call is one in a callback of its environment.
+        match unsafe { ToNapiValue::to_napi_value(call.env, failure) } {
+            Ok(value) => Answer::Value(value),
+            Err(_) => Answer::Nothing,
+        }
+    }
+
+    /// Has the function that is the call's argument called whenever the descriptor is readable; 0 where that is so.
+    ///
+    /// # Safety
+    /// The descriptor stays open until [`Watched::stop`].
+    pub(crate) unsafe fn watch(&mut self, call: &Call, descriptor: RawFd) -> Answer {
+        // SAFETY: the caller promises it.
+        match unsafe { self.start(call, descriptor) } {
+            Ok(watcher) => {
+                self.watcher = Some(watcher);
+                Answer::from(0)
+            }
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// As [`Watched::watch`], by a watcher of the caller's own.
+    ///
+    /// # Safety
+    /// The descriptor stays open until the watcher is dropped.
+    pub(crate) unsafe fn start(&self, call: &Call, descriptor: RawFd) -> ringfence::Result<Watcher> {
+        // SAFETY: a call is one in a callback of its environment; the caller promises the rest.
+        let started = unsafe { Watcher::start(call.env, descriptor, call.value(0), self.use_libuv) };
+        started.map_err(|error| ringfence::Error::Unsupported {
+            what: error.reason.clone(),
+            source: None,
+        })
+    }
+
+    /// Whether the function was called for a bell that nobody has heard of since: see [`Watcher::was_rung`].
+    pub(crate) fn was_rung(&self) -> bool {
+        self.watcher.as_ref().is_some_and(Watcher::was_rung)
+    }
+
+    /// Argument: 1 where the event loop is kept alive, 0 where not.
+    pub(crate) fn keep_alive(&self, call: &Call) -> Answer {
+        if let Some(watcher) = &self.watcher {
+            watcher.keep_alive(call.env, call.size(0) != 0);
+        }
+        Answer::Nothing
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.watcher = None;
+    }
+
+    /// What was made for JavaScript, of whatever has come.
+    pub(crate) fn made(&mut self, made: napi::Result<sys::napi_value>, what: &str) -> Answer {
+        match made {
+            Ok(value) => Answer::Value(value),
+            // The engine is out of memory, or is ending; a channel was closed with its object.
+            Err(error) => self.fail(ringfence::Error::NoSpace {
+                what: format!("an object for {what}"),
+                reason: error.reason.clone(),
+            }),
+        }
+    }
+}
+
+/// Whoever was refused, as JavaScript is told.
+pub(crate) fn failure_of(refused: &Refused) -> Failure {
+    let mut failure = Failure::from(&refused.error);
+    failure.identity = refused.identity.as_ref().map(Identity::from);
+    failure
+}
