@@ -226,6 +226,13 @@ impl Doorbell {
         }
     }
 
+    /// Something was heard, or the end.
+    fn note(&self, state: &mut State, gone: bool) {
+        state.gone |= gone;
+        state.heard += 1;
+        self.wake(state);
+    }
+
     /// Wakes the peer. Never blocks: a full buffer holds enough bells already. The flag is per call, because the
     /// peer made the line and could change the mode of the descriptor that both share.
     #[cold]
@@ -248,9 +255,7 @@ impl Doorbell {
         // has left bells unread), and a bell may lie before it.
         let gone = self.empty_line(true);
         let mut state = self.state();
-        state.gone |= gone;
-        state.heard += 1;
-        self.wake(&state);
+        self.note(&mut state, gone);
         !state.gone
     }
 
@@ -264,8 +269,7 @@ impl Doorbell {
             return;
         }
         state.unread = true;
-        state.heard += 1;
-        self.wake(&state);
+        self.note(&mut state, false);
     }
 
     /// Reads what was left on the line, if anything was. Before lying down, and not after: then the line may hold the bell
@@ -283,9 +287,7 @@ impl Doorbell {
         let gone = self.empty_line(false);
         let mut state = self.state();
         state.watched = false;
-        state.gone |= gone;
-        state.heard += 1;
-        self.wake(&state);
+        self.note(&mut state, gone);
         true
     }
 

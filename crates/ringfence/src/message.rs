@@ -200,7 +200,8 @@ impl Words<'_> {
         };
         while self.at + BLOCK <= whole {
             peer.will_read_on(start + self.at, BLOCK, end);
-            // SAFETY: the caller promises AVX2.
+            // SAFETY: the ring has checked that the message lies in the region, and the block lies in the message; the
+            // caller promises AVX2.
             let block = unsafe { peer.peek_block(start + self.at) };
             self.at += BLOCK;
             for word in block {

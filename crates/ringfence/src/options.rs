@@ -167,8 +167,8 @@ impl Options {
     }
 
     /// Have the kernel put the ring that this side writes into huge pages, as far as it will (off); a peer that asks for
-    /// them too maps them as such. A channel without them works all the same: the evidence says how many bytes are in huge pages, or why none.
-    /// It takes a ring of at least a huge page, and some time when the channel is made.
+    /// them too maps them as such. A channel without them works all the same: the evidence says how many bytes are in huge
+    /// pages, or why none. It takes a ring of at least a huge page, and some time when the channel is made.
     #[must_use]
     pub fn huge_pages(mut self, huge_pages: bool) -> Self {
         self.huge_pages = huge_pages;

@@ -396,9 +396,9 @@ impl Receiver {
             return Ok(true);
         }
         loop {
-            self.catch_up();
+            self.shared.catch_up();
             let heard = self.shared.doorbell.heard();
-            if !self.arm()? {
+            if !self.lie_down()? {
                 return Ok(true);
             }
             let woken = self.shared.doorbell.wait(heard, deadline);
@@ -417,7 +417,12 @@ impl Receiver {
     /// wait for the line ([`AsFd`]) to be readable, then call [`Receiver::listen`] and [`Receiver::disarm`].
     /// `false`: there is something, or no more will come. Errors as [`Receiver::try_receive`].
     pub fn arm(&mut self) -> Result<bool> {
-        self.catch_up();
+        self.shared.catch_up();
+        self.lie_down()
+    }
+
+    /// As [`Receiver::arm`], for a caller who has caught up.
+    fn lie_down(&mut self) -> Result<bool> {
         self.check()?;
         let Some(link) = &mut self.link else {
             return Ok(false);
@@ -430,12 +435,6 @@ impl Receiver {
             self.disarm();
         }
         ready.map(|ready| !ready)
-    }
-
-    fn catch_up(&mut self) {
-        if self.shared.doorbell.catch_up() {
-            self.shared.notice();
-        }
     }
 
     /// Says that this half is awake.

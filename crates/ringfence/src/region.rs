@@ -679,7 +679,7 @@ impl PeerRegion {
     /// instructions that it takes word by word, and no call in between, as a copy would take.
     ///
     /// # Safety
-    /// The processor has AVX2: see [`has_wide_loads`].
+    /// The row lies in the region, and the processor has AVX2: see [`has_wide_loads`].
     #[target_feature(enable = "avx2")]
     #[inline]
     pub(crate) unsafe fn peek_row(&self, at: usize) -> [u64; ROW / 8] {
@@ -688,8 +688,8 @@ impl PeerRegion {
         debug_assert!(at + ROW <= self.keep.size(), "a row of the region");
         let from = self.base.wrapping_add(at);
         let (a, b, c, d): (__m256i, __m256i, __m256i, __m256i);
-        // SAFETY: in bounds; to the compiler this is foreign code that yields some bytes, whoever writes there
-        // meanwhile. The caller promises that the processor has the instruction.
+        // SAFETY: the caller promises that the bytes are there, and that the processor has the instruction; to the
+        // compiler this is foreign code that yields some bytes, whoever writes there meanwhile.
         unsafe {
             asm!(
                 "vmovdqu {a}, [{from}]",
@@ -711,13 +711,13 @@ impl PeerRegion {
     /// As [`PeerRegion::peek_row`], for a block of them.
     ///
     /// # Safety
-    /// As there.
+    /// As there, of a whole block.
     #[target_feature(enable = "avx2")]
     #[inline]
     pub(crate) unsafe fn peek_block(&self, at: usize) -> [u64; BLOCK / 8] {
         let mut rows = [[0; ROW / 8]; BLOCK / ROW];
         for (index, row) in rows.iter_mut().enumerate() {
-            // SAFETY: the caller promises it.
+            // SAFETY: the caller promises the block, of which the row is a part, and AVX2.
             *row = unsafe { self.peek_row(at + index * ROW) };
         }
         // SAFETY: an array of arrays lies as one array does.

@@ -292,9 +292,9 @@ impl Sender {
             return Ok(true);
         }
         loop {
-            self.catch_up();
+            self.shared.catch_up();
             let heard = self.shared.doorbell.heard();
-            if !self.arm(size)? {
+            if !self.lie_down(size)? {
                 return Ok(true);
             }
             let woken = self.shared.doorbell.wait(heard, deadline);
@@ -313,19 +313,18 @@ impl Sender {
     /// now; wait for the line ([`AsFd`]) to be readable, then call [`Sender::listen`] and [`Sender::disarm`].
     /// `false`: there is room. Errors as [`Sender::send`].
     pub fn arm(&mut self, size: usize) -> Result<bool> {
-        self.catch_up();
+        self.shared.catch_up();
+        self.lie_down(size)
+    }
+
+    /// As [`Sender::arm`], for a caller who has caught up.
+    fn lie_down(&mut self, size: usize) -> Result<bool> {
         self.writing()?.link.bed.lie_down()?;
         let room = self.has_room(size);
         if !matches!(room, Ok(false)) {
             self.disarm();
         }
         room.map(|room| !room)
-    }
-
-    fn catch_up(&mut self) {
-        if self.shared.doorbell.catch_up() {
-            self.shared.notice();
-        }
     }
 
     /// Says that this half is awake.

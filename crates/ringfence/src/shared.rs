@@ -289,6 +289,13 @@ impl Shared {
         Phase::from_word(held.as_ref()?.peer.load(layout::PHASE, Ordering::Acquire))
     }
 
+    /// Reads what was left on the line, before somebody lies down: see [`Doorbell::catch_up`].
+    pub(crate) fn catch_up(&self) {
+        if self.doorbell.catch_up() {
+            self.notice();
+        }
+    }
+
     /// Notices what the line says: a peer that is gone ends the channel.
     pub(crate) fn notice(&self) {
         if !self.doorbell.is_gone() {
