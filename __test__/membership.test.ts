@@ -3,7 +3,6 @@
 import { once } from 'node:events'
 import { readdirSync } from 'node:fs'
 import { dirname } from 'node:path'
-import { fileURLToPath } from 'node:url'
 
 import test, { type ExecutionContext } from 'ava'
 import { join, LEAVING, member, Membership, type Channel, type Options, type RingfenceError } from 'ringfence'
@@ -11,6 +10,7 @@ import { join, LEAVING, member, Membership, type Channel, type Options, type Rin
 import { abstractAddress, addressOf, isBound, kinds, namedAddress, untilBound } from './support/address.js'
 import { Partner } from './support/partner.js'
 import { RustPartner, rustPartner } from './support/rust.js'
+import { terminateWorkers } from './support/terminated.js'
 import { isPending, soon, until } from './support/until.js'
 
 const small: Options = { capacity: 4096 }
@@ -472,41 +472,8 @@ test.serial('a member in a worker may be terminated at any moment, 60 times', as
       }
     })()
   }, address)
-  const rounds = (first: number, count: number) =>
-    stage.run(
-      async (kit, where: string, script: string, from: number, to: number) => {
-        const { Worker: Thread } = kit.require('node:worker_threads') as typeof import('node:worker_threads')
-        const { readdirSync: list } = kit.require('node:fs') as typeof import('node:fs')
-        const chance = kit.bytes.random(from)
-        for (let round = from; round < to; round += 1) {
-          const orders = { address: where, deed: 'staying', threads: round % 2 === 1 }
-          const worker = new Thread(script, { workerData: orders })
-          const exited = new Promise((resolve) => worker.on('exit', resolve))
-          await new Promise<void>((resolve) => {
-            worker.on('message', (what: string) => {
-              if (what === (round % 5 === 4 ? 'joining' : 'joined')) resolve()
-            })
-          })
-          await new Promise((resolve) => setTimeout(resolve, chance() * 30))
-          await worker.terminate()
-          await exited
-        }
-        const { gc } = globalThis as unknown as { gc(): void }
-        let fds = Infinity
-        for (let look = 0; look < 100; look += 1) {
-          await new Promise((resolve) => setTimeout(resolve, 10))
-          gc()
-          fds = Math.min(fds, list('/proc/self/fd').length)
-        }
-        return fds
-      },
-      address,
-      fileURLToPath(new URL('support/doomed.js', import.meta.url)),
-      first,
-      first + count,
-    )
-  const before = await rounds(0, 10)
-  const after = await rounds(10, 50)
+  const before = await terminateWorkers(stage, address, 'staying', 0, 10)
+  const after = await terminateWorkers(stage, address, 'staying', 10, 50)
   t.true(after <= before, `${before} descriptors before, ${after} after`)
   t.true((await other.run((kit) => kit.keep['met'] as number)) > 20)
   await stage.kill()

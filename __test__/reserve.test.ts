@@ -2,7 +2,7 @@ import test from 'ava'
 import { RingfenceError, type Channel } from 'ringfence'
 
 import { pattern } from './support/bytes.js'
-import { pair, Partner } from './support/partner.js'
+import { pair, Partner, receivesPatterns } from './support/partner.js'
 import { isPending } from './support/until.js'
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
@@ -273,13 +273,7 @@ test.serial('transferred bytes stay mapped when the channel has closed', async (
 test.serial('reservations fill a ring to its end and over it', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 65536 } })
   const count = 2000
-  const received = partner.run(async (kit, wanted: number) => {
-    for (let number = 0; number < wanted; number += 1) {
-      const message = (await kit.channel.receive())!
-      if (!message.equals(kit.bytes.pattern(number, message.length))) return `message ${number} is another`
-    }
-    return 'all'
-  }, count)
+  const received = receivesPatterns(partner, count)
   for (let number = 0; number < count; number += 1) {
     const size = (number * 997) % 32_769
     let reservation = channel.reserve(size)

@@ -4,7 +4,7 @@ import test from 'ava'
 import { RingfenceError, type Channel } from 'ringfence'
 
 import { pattern, random } from './support/bytes.js'
-import { pair, type Partner } from './support/partner.js'
+import { pair, receivesPatterns, type Partner } from './support/partner.js'
 import { isPending } from './support/until.js'
 
 /** Has the partner read messages until `count` of them have come. */
@@ -59,13 +59,7 @@ test.serial('trySend copies before it returns', async (t) => {
 test.serial('order is the order of the calls, whichever of send, trySend and reserve made them', async (t) => {
   const count = 3000
   const { channel, partner } = await pair(t, { here: { capacity: 16384 } })
-  const received = partner.run(async (kit, wanted: number) => {
-    for (let number = 0; number < wanted; number += 1) {
-      const message = (await kit.channel.receive())!
-      if (!message.equals(kit.bytes.pattern(number, message.length))) return `message ${number} is another`
-    }
-    return 'in order'
-  }, count)
+  const received = receivesPatterns(partner, count)
   const next = random(1)
   const used = { send: 0, trySend: 0, reserve: 0 }
   let last: Promise<void> = Promise.resolve()
@@ -93,7 +87,7 @@ test.serial('order is the order of the calls, whichever of send, trySend and res
   }
   await last
 
-  t.is(await received, 'in order')
+  t.is(await received, 'all')
   t.true(used.send > 100 && used.trySend > 100 && used.reserve > 100, JSON.stringify(used))
 })
 
@@ -191,13 +185,7 @@ test.serial('writable resolves when trySend and reserve of that size can succeed
 test.serial('a sender that uses writable and trySend alone gets everything through', async (t) => {
   const count = 5000
   const { channel, partner } = await pair(t, { here: { capacity: 8192 } })
-  const received = partner.run(async (kit, wanted: number) => {
-    for (let number = 0; number < wanted; number += 1) {
-      const message = (await kit.channel.receive())!
-      if (!message.equals(kit.bytes.pattern(number, message.length))) return `message ${number} is another`
-    }
-    return 'all'
-  }, count)
+  const received = receivesPatterns(partner, count)
   for (let number = 0; number < count; number += 1) {
     const message = pattern(number, (number * 37) % 4097)
     while (!channel.trySend(message)) await channel.writable(message.length)

@@ -225,3 +225,14 @@ export async function pair(t: ExecutionContext, settings: PairSettings = {}): Pr
   ])
   return { channel, partner, address }
 }
+
+/** Has the partner receive so many messages, each a `pattern` by its number: 'all', or which is another. */
+export function receivesPatterns(partner: Partner, count: number): Promise<string> {
+  return partner.run(async (kit, wanted: number) => {
+    for (let number = 0; number < wanted; number += 1) {
+      const message = (await kit.channel.receive())!
+      if (!message.equals(kit.bytes.pattern(number, message.length))) return `message ${number} is another`
+    }
+    return 'all'
+  }, count)
+}

@@ -208,17 +208,7 @@ async function oneWay(contender, line, job, { threads }) {
     return { seconds: (report.finished - started) / 1e9, ...together(mine, report, { threads }) }
   }
 
-  // Long enough for every page to be touched and for the compiler to have seen the loops.
-  const enough = Math.min(Math.max(job.seconds / 2, 0.15), 0.5)
-  let count = Math.ceil((2 * Math.max(job.capacity, 4 * job.size)) / job.size / 8)
-  let rate
-  for (;;) {
-    const { seconds } = await stretch(count)
-    rate = count / seconds
-    if (seconds >= enough) break
-    count = Math.ceil(count * Math.min(Math.max((1.3 * enough) / seconds, 1.5), 16))
-  }
-  count = Math.ceil(rate * job.seconds)
+  const count = await warmedUp(job, Math.ceil((2 * Math.max(job.capacity, 4 * job.size)) / job.size / 8), stretch)
   const { seconds, cpu, preempted } = await stretch(count)
   return {
     messages: count,
@@ -229,6 +219,19 @@ async function oneWay(contender, line, job, { threads }) {
     preempted,
     round_trip: null,
     idle_wakeups_per_second: null,
+  }
+}
+
+/**
+ * Runs stretches, at first of so many, until one was long enough for every page to be touched and for the compiler to have
+ * seen the loops. Answers how many take as long as the job says.
+ */
+async function warmedUp(job, first, stretch) {
+  const enough = Math.min(Math.max(job.seconds / 2, 0.15), 0.5)
+  for (let count = first; ;) {
+    const { seconds } = await stretch(count)
+    if (seconds >= enough) return Math.ceil((count / seconds) * job.seconds)
+    count = Math.ceil(count * Math.min(Math.max((1.3 * enough) / seconds, 1.5), 16))
   }
 }
 
@@ -248,16 +251,7 @@ async function roundTrip(contender, line, job, { threads }, hello) {
     return { seconds, ...together(mine, report, { threads }) }
   }
 
-  const enough = Math.min(Math.max(job.seconds / 2, 0.15), 0.5)
-  let count = 500
-  let rate
-  for (;;) {
-    const { seconds } = await stretch(count, () => {})
-    rate = count / seconds
-    if (seconds >= enough) break
-    count = Math.ceil(count * Math.min(Math.max((1.3 * enough) / seconds, 1.5), 16))
-  }
-  count = Math.ceil(rate * job.seconds)
+  const count = await warmedUp(job, 500, (tries) => stretch(tries, () => {}))
   const histogram = build({ lowestDiscernibleValue: 1, highestTrackableValue: 60e9, numberOfSignificantValueDigits: 3 })
   const { seconds, cpu, preempted } = await stretch(count, (ns) => histogram.recordValue(Math.max(1, Math.round(ns))))
 

@@ -280,11 +280,17 @@ fn start(role: &str, address: &Address) -> Actor {
 fn two(address: &Address) -> (Actor, Actor) {
     let host = start("member", address);
     host.expect("host");
+    let guest = joined(address, &host);
+    (host, guest)
+}
+
+/// The guest of a host that has nobody; they have a channel.
+fn joined(address: &Address, host: &Actor) -> Actor {
     let guest = start("member", address);
     guest.expect("guest");
     guest.expect(&format!("channel guest {}", host.pid()));
     host.expect(&format!("channel host {}", guest.pid()));
-    (host, guest)
+    guest
 }
 
 /// Nobody has it any more, and no file is left. Whoever has ended, or executes another program, may have been followed a
@@ -317,10 +323,7 @@ fn a_host_that_leaves_is_followed_by_its_guest() {
             host.expect("left");
             host.finish();
             guest.expect("now host");
-            let next = start("member", &address);
-            next.expect("guest");
-            next.expect(&format!("channel guest {}", guest.pid()));
-            guest.expect(&format!("channel host {}", next.pid()));
+            let next = joined(&address, &guest);
             // What was sent before is read, though the next is there already.
             guest.expect("before told closed");
             (host, guest) = (guest, next);
@@ -345,10 +348,7 @@ fn a_host_that_is_killed_is_followed_by_its_guest() {
             host.expect("true");
             host.kill();
             guest.expect("now host");
-            let next = start("member", &address);
-            next.expect("guest");
-            next.expect(&format!("channel guest {}", guest.pid()));
-            guest.expect(&format!("channel host {}", next.pid()));
+            let next = joined(&address, &guest);
             guest.expect("before told exited");
             (host, guest) = (guest, next);
         }
@@ -420,10 +420,7 @@ fn a_guest_that_leaves_frees_its_place_alone() {
             guest.tell("tell");
             guest.tell("leave");
             guest.expect("left");
-            let next = start("member", &address);
-            next.expect("guest");
-            next.expect(&format!("channel guest {}", host.pid()));
-            host.expect(&format!("channel host {}", next.pid()));
+            let next = joined(&address, &host);
             host.expect("before told closed");
             guest = next;
         }
