@@ -11,7 +11,7 @@
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{Ordering, compiler_fence},
     },
     time::Instant,
@@ -19,6 +19,7 @@ use std::{
 
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{MsgFlags, Shutdown, recv, send, shutdown},
 };
@@ -27,11 +28,16 @@ use crate::{
     error::{Error, Result},
     region::{Readable, Writable, layout},
     sys,
+    vigil::Vigil,
 };
 
 /// Publications without a sleeper after which the publisher makes no fences any more. One fence takes some 20 ns, the
 /// sleeper's barrier 9 µs (both measured on two cores of an AMD EPYC under KVM).
 const FENCED_AFTER_A_BELL: u32 = 64;
+
+/// Waits that poll, before those that follow read instead. A read saves 1.4 µs; the thread that it takes costs 60 to 210 µs,
+/// begun and ended, and 1.5 µs for each further channel (measured on the same two cores).
+const POLLS_BEFORE_A_READ: u32 = 32;
 
 /// Who makes the barrier between a publication and the look at the sleeper's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +188,8 @@ pub(crate) struct Doorbell {
     pidfd: Option<Arc<OwnedFd>>,
     state: Mutex<State>,
     changed: Condvar,
+    /// What ends a read on the peer's death; or that this cannot be had.
+    vigil: OnceLock<Option<Vigil>>,
 }
 
 #[derive(Debug, Default)]
@@ -196,10 +204,31 @@ struct State {
     unread: bool,
     /// The peer has closed its end, or is dead, or this side has shut the line.
     gone: bool,
+    sleep: Sleep,
+}
+
+/// How whoever watches the line without a deadline sleeps.
+#[derive(Debug, Clone, Copy)]
+enum Sleep {
+    /// In poll(2), so many times still.
+    NotYet(u32),
+    /// In a plain read, which sees no more than the line.
+    Reading,
+    /// In poll(2), from now on.
+    Polling,
+}
+
+impl Default for Sleep {
+    fn default() -> Self {
+        Self::NotYet(POLLS_BEFORE_A_READ)
+    }
 }
 
 impl AsFd for Doorbell {
+    /// For an event loop of the program's, which is to find the bell of one half on the line, though a thread waits for
+    /// the other.
     fn as_fd(&self) -> BorrowedFd<'_> {
+        self.state().sleep = Sleep::Polling;
         self.line.as_fd()
     }
 }
@@ -211,6 +240,7 @@ impl Doorbell {
             pidfd,
             state: Mutex::default(),
             changed: Condvar::new(),
+            vigil: OnceLock::new(),
         }
     }
 
@@ -341,8 +371,8 @@ impl Doorbell {
         self.state().heard
     }
 
-    /// Waits until something is heard after `heard`, or the peer is gone, or the deadline has passed (`false`). Leaves the bell
-    /// on the line, for [`Doorbell::catch_up`].
+    /// Waits until something is heard after `heard`, or the peer is gone, or the deadline has passed (`false`). Where it polls,
+    /// it leaves the bell on the line, for [`Doorbell::catch_up`].
     pub(crate) fn wait(&self, heard: u64, deadline: Option<Instant>) -> Result<bool> {
         let mut state = self.state();
         loop {
@@ -368,24 +398,79 @@ impl Doorbell {
                 continue;
             }
             state.watched = true;
-            drop(state);
-            let polled = self.poll(deadline);
+            let found = if deadline.is_none() && self.may_read(&mut state) {
+                // Whoever leaves a bell there from now on says so again.
+                state.unread = false;
+                drop(state);
+                Ok(self.read())
+            } else {
+                drop(state);
+                self.poll(deadline)
+            };
             state = self.state();
             state.watched = false;
-            if let Ok(Polled { rung, gone }) = &polled {
-                state.gone |= gone;
-                if *rung {
-                    state.heard += 1;
-                    state.unread = true;
-                }
+            if let Ok(found) = &found {
+                state.gone |= found.gone;
+                state.heard += u64::from(found.rung);
+                state.unread |= found.left;
             }
             // Whoever waits for this thread looks for itself now, and one of them takes over the line.
             self.wake(&state);
-            polled?;
+            found?;
         }
     }
 
-    fn poll(&self, deadline: Option<Instant>) -> Result<Polled> {
+    /// Whether a wait may sleep in a read: the peer's death ends that, and nobody else wants the bell.
+    fn may_read(&self, state: &mut State) -> bool {
+        match state.sleep {
+            Sleep::Reading => return true,
+            Sleep::Polling => return false,
+            Sleep::NotYet(0) => {}
+            Sleep::NotYet(polls) => {
+                state.sleep = Sleep::NotYet(polls - 1);
+                return false;
+            }
+        }
+        let vigil = self.vigil.get_or_init(|| self.keep_vigil());
+        state.sleep = if vigil.is_some() {
+            Sleep::Reading
+        } else {
+            Sleep::Polling
+        };
+        vigil.is_some()
+    }
+
+    fn keep_vigil(&self) -> Option<Vigil> {
+        let pidfd = self.pidfd.as_ref()?;
+        // Every other call on the line says for itself that it does not wait.
+        let flags = fcntl(&*self.line, FcntlArg::F_GETFL).ok()?;
+        let blocking = OFlag::from_bits_retain(flags) - OFlag::O_NONBLOCK;
+        fcntl(&*self.line, FcntlArg::F_SETFL(blocking)).ok()?;
+        Vigil::over(&self.line, pidfd)
+    }
+
+    /// One system call where poll(2) takes two, and in the kernel the shorter way to sleep and to wake.
+    fn read(&self) -> Found {
+        let mut bells = [0_u8; 64];
+        let (rung, gone) = match recv(self.line.as_raw_fd(), &mut bells, MsgFlags::empty()) {
+            Ok(0) => (false, true),
+            Ok(_) => (true, false),
+            Err(Errno::EINTR) => (false, false),
+            Err(Errno::EAGAIN) => {
+                // Whoever made the line may have kept what both share, and has changed its mode or given it a timeout.
+                self.state().sleep = Sleep::Polling;
+                (false, false)
+            }
+            Err(_) => (false, true),
+        };
+        Found {
+            rung,
+            left: false,
+            gone,
+        }
+    }
+
+    fn poll(&self, deadline: Option<Instant>) -> Result<Found> {
         let mut polled = vec![PollFd::new(self.line.as_fd(), PollFlags::POLLIN | sys::HUNG_UP)];
         // The line ends with the peer, unless somebody else holds the peer's end of it open.
         polled.extend(
@@ -400,8 +485,10 @@ impl Doorbell {
                     Some(fd) => fd.revents().unwrap_or(PollFlags::POLLIN | sys::HUNG_UP),
                     None => PollFlags::empty(),
                 };
-                Ok(Polled {
-                    rung: found(0).contains(PollFlags::POLLIN),
+                let rung = found(0).contains(PollFlags::POLLIN);
+                Ok(Found {
+                    rung,
+                    left: rung,
                     // A bell is no sign of life: somebody else may hold the end of the line of a peer that is dead.
                     gone: !(found(0) - PollFlags::POLLIN).is_empty() || !found(1).is_empty(),
                 })
@@ -482,9 +569,12 @@ impl Ends {
     }
 }
 
+/// What a wait has found.
 #[derive(Debug)]
-struct Polled {
+struct Found {
     rung: bool,
+    /// The bell is on the line still.
+    left: bool,
     gone: bool,
 }
 

@@ -79,6 +79,7 @@ mod sys;
 mod tokens;
 mod tripwire;
 mod verify;
+mod vigil;
 mod wire;
 
 pub use address::Address;

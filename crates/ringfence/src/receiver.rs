@@ -485,7 +485,8 @@ fn still_gathering() -> Error {
 }
 
 impl AsFd for Receiver {
-    /// The private line: readable when the peer has rung, or has gone.
+    /// The private line: readable when the peer has rung, or has gone. To be taken before another thread waits on the other
+    /// half, which may read the bell otherwise; from then on it leaves every bell there.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared.doorbell.as_fd()
     }

@@ -1,0 +1,156 @@
+//! The death of a peer, for whoever sleeps in a plain read of the line: that sees the line alone, which somebody else may
+//! hold open at its other end.
+//!
+//! One thread of the process sleeps on the pidfds of all such peers. On the end of one it shuts the line for reading, which
+//! ends the read as the end of the line does; so it need not know who reads, or whether anybody does. It begins with the
+//! first line and has ended, joined, when the last is let go of.
+
+use std::{
+    collections::BTreeMap,
+    mem,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        eventfd::{EfdFlags, EventFd},
+        socket::{Shutdown, shutdown},
+    },
+    unistd::{Pid, getpid},
+};
+
+use crate::sys;
+
+/// A line over which the thread keeps watch, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Vigil {
+    key: u64,
+    pidfd: Arc<OwnedFd>,
+}
+
+struct Post {
+    /// A forked child has a copy of all this, and no such thread; what the descriptors lead to is its parent's.
+    process: Pid,
+    epoll: Arc<Epoll>,
+    over: EventFd,
+    lines: BTreeMap<u64, Arc<OwnedFd>>,
+    join: JoinHandle<()>,
+}
+
+static POST: Mutex<Option<Post>> = Mutex::new(None);
+
+/// Never given twice, unlike a descriptor's number: what the thread has just heard of a line that is let go of meanwhile
+/// is not taken for another's.
+static KEYS: AtomicU64 = AtomicU64::new(OVER + 1);
+
+/// The key of the descriptor that ends the thread.
+const OVER: u64 = 0;
+
+fn post() -> MutexGuard<'static, Option<Post>> {
+    // Valid after every statement that changes it.
+    POST.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Vigil {
+    /// From now on, and also where it has happened already, the end of that process ends the line. `None` where that
+    /// cannot be had: no descriptors are left, or no thread.
+    pub(crate) fn over(line: &Arc<OwnedFd>, pidfd: &Arc<OwnedFd>) -> Option<Self> {
+        let mut guard = post();
+        if guard.as_ref().is_some_and(|post| post.process != getpid())
+            && let Some(post) = guard.take()
+        {
+            mem::forget(post.join);
+        }
+        if guard.is_none() {
+            *guard = Some(Post::new().ok()?);
+        }
+        let post = guard.as_mut()?;
+        let vigil = Self {
+            key: KEYS.fetch_add(1, Ordering::Relaxed),
+            pidfd: Arc::clone(pidfd),
+        };
+        // It stays readable, and is told once.
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
+        let added = post.epoll.add(&**pidfd, EpollEvent::new(flags, vigil.key));
+        // Also where that has failed: what is dropped with the lock free ends a thread that has nothing else to watch.
+        post.lines.insert(vigil.key, Arc::clone(line));
+        drop(guard);
+        added.is_ok().then_some(vigil)
+    }
+}
+
+impl Drop for Vigil {
+    fn drop(&mut self) {
+        let mut guard = post();
+        let Some(post) = guard.as_mut().filter(|post| post.process == getpid()) else {
+            return;
+        };
+        // None of a child's is among those that were its parent's.
+        if post.lines.remove(&self.key).is_none() {
+            return;
+        }
+        // It was not added, where this fails.
+        let _ = post.epoll.delete(&*self.pidfd);
+        if !post.lines.is_empty() {
+            return;
+        }
+        let Some(post) = guard.take() else { return };
+        drop(guard);
+        if post.over.write(1).is_ok() {
+            // A panic of that thread has been told where it happened.
+            let _ = post.join.join();
+        }
+    }
+}
+
+impl Post {
+    fn new() -> Result<Self, Errno> {
+        let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
+        let over = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        epoll.add(&over, EpollEvent::new(EpollFlags::EPOLLIN, OVER))?;
+        let watched = Arc::clone(&epoll);
+        let join = thread::Builder::new()
+            .name("ringfence-vigil".into())
+            .spawn(move || watch(&watched))
+            .map_err(|_| Errno::EAGAIN)?;
+        Ok(Self {
+            process: getpid(),
+            epoll,
+            over,
+            lines: BTreeMap::new(),
+            join,
+        })
+    }
+}
+
+fn watch(epoll: &Epoll) {
+    // The program's handlers are not to run here. Where that cannot be had, they do no harm either.
+    let _ = sys::block_signals();
+    let mut events = [EpollEvent::empty(); 16];
+    loop {
+        let count = match epoll.wait(&mut events, EpollTimeout::NONE) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => continue,
+            // Only where the program has closed what is not its own.
+            Err(_) => return,
+        };
+        let guard = post();
+        for event in &events[..count] {
+            if event.data() == OVER {
+                return;
+            }
+            let line = guard.as_ref().and_then(|post| post.lines.get(&event.data()));
+            if let Some(line) = line {
+                // One that is not connected any more has ended already. What was rung before is read first.
+                let _ = shutdown(line.as_raw_fd(), Shutdown::Read);
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Whoever sleeps in a plain read of the line, and the thread that keeps watch for it: these tests are alone in their process.
+
+mod support;
+
+use std::{
+    fs,
+    sync::{Mutex, PoisonError, mpsc},
+    thread::{self, JoinHandle},
+    time::Instant,
+};
+
+use nix::{
+    libc,
+    sys::{
+        signal::{Signal, kill},
+        wait::{WaitStatus, waitpid},
+    },
+    unistd::{ForkResult, Pid, fork, gettid, pause},
+};
+use ringfence::{Address, CloseReason, Receiver, Sender, join};
+use support::{Actor, PATIENCE, fresh_address, join_later, say, small, wait_for_host};
+
+/// One test at a time looks at the threads and the descriptors of this process.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    let (mut sender, mut receiver) = join(&address, &small()).unwrap().split();
+    match role.as_str() {
+        "answers" => {
+            // SAFETY: the child does nothing but sleep.
+            match unsafe { fork() }.unwrap() {
+                ForkResult::Child => loop {
+                    pause();
+                },
+                ForkResult::Parent { child } => say(child.to_string()),
+            }
+            let mut into = [0; 8];
+            while let Some(length) = receiver.receive(&mut into).unwrap() {
+                sender.send(&into[..length]).unwrap();
+            }
+        }
+        "forks and joins" => {
+            let waiting = receive_asleep(&mut sender, receiver);
+            // SAFETY: the other threads of this process sleep, and hold no lock.
+            match unsafe { fork() }.unwrap() {
+                ForkResult::Child => {
+                    let address: Address = arguments[1].parse().unwrap();
+                    let (mut sender, receiver) = join(&address, &small()).unwrap().split();
+                    let waiting = receive_asleep(&mut sender, receiver);
+                    say("asleep");
+                    drop((woken(waiting), sender));
+                    assert!(!is_watched());
+                    // SAFETY: ends this process, and touches nothing of its parent's.
+                    unsafe { libc::_exit(0) };
+                }
+                ForkResult::Parent { child } => {
+                    assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)));
+                }
+            }
+            // What the child has let go of was its own.
+            assert!(is_watched());
+            say("the child has ended");
+            woken(waiting);
+        }
+        other => unreachable!("{other}"),
+    }
+}
+
+/// A process that answers, and whose end of the line another one holds.
+struct Partner {
+    actor: Actor,
+    holder: Pid,
+}
+
+impl Partner {
+    fn meet() -> (Self, Sender, Receiver) {
+        let (address, _keep) = fresh_address(false);
+        let host = join_later(&address, &small());
+        wait_for_host(&address);
+        let partner = Self::of(Actor::start("answers", &[&address.to_string()]));
+        let (sender, receiver) = host.join().unwrap().expect("a channel").split();
+        (partner, sender, receiver)
+    }
+
+    fn of(actor: Actor) -> Self {
+        let holder = Pid::from_raw(actor.hear().parse().unwrap());
+        Self { actor, holder }
+    }
+
+    /// Dies, while the other process lives on.
+    fn die(&mut self) {
+        self.actor.kill();
+        assert!(kill(self.holder, None).is_ok());
+    }
+}
+
+impl Drop for Partner {
+    fn drop(&mut self) {
+        // Nobody else would end it.
+        let _ = kill(self.holder, Signal::SIGKILL);
+    }
+}
+
+/// Receives on a thread until nothing more comes. When this returns, that has slept so often that it sleeps in a read.
+fn receive_asleep(sender: &mut Sender, mut receiver: Receiver) -> JoinHandle<Receiver> {
+    let (tell, told) = mpsc::channel();
+    let waiting = thread::spawn(move || {
+        tell.send(gettid()).unwrap();
+        while receiver.receive(&mut [0; 8]).unwrap().is_some() {}
+        receiver
+    });
+    let file = format!("/proc/self/task/{}/syscall", told.recv().unwrap());
+    let end = Instant::now() + PATIENCE;
+    let mut reads = || {
+        let call = fs::read_to_string(&file).unwrap();
+        let number = call.split(' ').next().unwrap();
+        assert!(Instant::now() < end, "it does not sleep in a read: {call}");
+        if number == libc::SYS_recvfrom.to_string() {
+            return true;
+        }
+        if number == POLL.to_string() {
+            sender.send(b"again").unwrap();
+        }
+        false
+    };
+    while !reads() {
+        thread::yield_now();
+    }
+    waiting
+}
+
+/// A thread that is never woken fails the test, and does not hang it.
+fn woken(waiting: JoinHandle<Receiver>) -> Receiver {
+    let end = Instant::now() + PATIENCE;
+    while !waiting.is_finished() {
+        assert!(Instant::now() < end, "it is not woken");
+        thread::yield_now();
+    }
+    waiting.join().unwrap()
+}
+
+/// What poll(2) is made of, where the kernel has no such call of its own (arm64).
+#[cfg(target_arch = "x86_64")]
+const POLL: libc::c_long = libc::SYS_poll;
+#[cfg(not(target_arch = "x86_64"))]
+const POLL: libc::c_long = libc::SYS_ppoll;
+
+fn is_watched() -> bool {
+    let watching = fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok())
+        .filter(|name| name.trim() == "ringfence-vigil")
+        .count();
+    assert!(watching <= 1, "one for all");
+    watching == 1
+}
+
+/// What the descriptors lead to, but for files and the pipes between the processes.
+fn descriptors() -> Vec<String> {
+    let mut found: Vec<_> = fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| Some(fs::read_link(entry.ok()?.path()).ok()?.display().to_string()))
+        .filter(|target| target.starts_with("anon_inode:") || target.starts_with("socket:"))
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+#[test]
+fn a_death_ends_the_sleep_though_another_holds_the_line_and_the_last_channel_ends_the_watch() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = descriptors();
+    let (mut mortal, mut sender, receiver) = Partner::meet();
+    let (_other, mut others_sender, others_receiver) = Partner::meet();
+    assert!(!is_watched(), "nobody has slept so often");
+    let waiting = receive_asleep(&mut sender, receiver);
+    let others = receive_asleep(&mut others_sender, others_receiver);
+    assert!(is_watched());
+    mortal.die();
+    let receiver = woken(waiting);
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+    drop((sender, receiver));
+    assert!(is_watched(), "for the other");
+    assert_eq!(others_sender.close_reason(), None);
+    // The partner reads to its end, and closes.
+    others_sender.end();
+    let others_receiver = woken(others);
+    assert_eq!(others_receiver.close_reason(), Some(CloseReason::Closed));
+    drop((others_sender, others_receiver));
+    assert!(!is_watched());
+    assert_eq!(descriptors(), before);
+}
+
+#[test]
+fn a_forked_child_has_a_watch_of_its_own() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let addresses = [(); 2].map(|()| fresh_address(false).0);
+    let [parents, childs] = &addresses;
+    let partners = addresses.each_ref().map(|address| {
+        let actor = Actor::start("answers", &[&address.to_string()]);
+        wait_for_host(address);
+        actor
+    });
+    let forks = Actor::start("forks and joins", &[&parents.to_string(), &childs.to_string()]);
+    let [mut parents, mut childs] = partners.map(Partner::of);
+    forks.expect("asleep");
+    childs.die();
+    forks.expect("the child has ended");
+    parents.die();
+    forks.finish();
+}
