@@ -4,6 +4,7 @@ mod support;
 
 use std::{
     fs,
+    path::PathBuf,
     sync::{Mutex, PoisonError, mpsc},
     thread::{self, JoinHandle},
     time::Instant,
@@ -151,14 +152,42 @@ const POLL: libc::c_long = libc::SYS_poll;
 #[cfg(not(target_arch = "x86_64"))]
 const POLL: libc::c_long = libc::SYS_ppoll;
 
-fn is_watched() -> bool {
-    let watching = fs::read_dir("/proc/self/task")
+/// Where /proc tells of the thread that keeps watch.
+fn watcher() -> Option<PathBuf> {
+    let mut watching = fs::read_dir("/proc/self/task")
         .unwrap()
-        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok())
-        .filter(|name| name.trim() == "ringfence-vigil")
-        .count();
-    assert!(watching <= 1, "one for all");
-    watching == 1
+        .filter_map(|task| Some(task.ok()?.path()))
+        .filter(|task| {
+            fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "ringfence-vigil")
+        });
+    let first = watching.next();
+    assert_eq!(watching.next(), None, "one for all");
+    first
+}
+
+/// What epoll_wait(2) is made of.
+#[cfg(target_arch = "x86_64")]
+const WAITS: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
+#[cfg(not(target_arch = "x86_64"))]
+const WAITS: &[libc::c_long] = &[libc::SYS_epoll_pwait];
+
+/// A thread has its name from its first moment on a core, and not before.
+fn is_watched() -> bool {
+    watcher().is_some()
+}
+
+/// How often the thread that keeps watch was given a core, and how long it had it, as soon as it sleeps.
+fn runs_of_the_watcher() -> String {
+    let watcher = watcher().expect("a thread");
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let call = fs::read_to_string(watcher.join("syscall")).unwrap();
+        if WAITS.iter().any(|wait| call.starts_with(&format!("{wait} "))) {
+            return fs::read_to_string(watcher.join("schedstat")).unwrap();
+        }
+        assert!(Instant::now() < end, "it does not sleep: {call}");
+        thread::yield_now();
+    }
 }
 
 /// What the descriptors lead to, but for files and the pipes between the processes.
@@ -181,10 +210,13 @@ fn a_death_ends_the_sleep_though_another_holds_the_line_and_the_last_channel_end
     assert!(!is_watched(), "nobody has slept so often");
     let waiting = receive_asleep(&mut sender, receiver);
     let others = receive_asleep(&mut others_sender, others_receiver);
-    assert!(is_watched());
     mortal.die();
     let receiver = woken(waiting);
     assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+    // A death is told once, though its channel is still there.
+    let runs = runs_of_the_watcher();
+    drop(Partner::meet());
+    assert_eq!(runs_of_the_watcher(), runs);
     drop((sender, receiver));
     assert!(is_watched(), "for the other");
     assert_eq!(others_sender.close_reason(), None);
