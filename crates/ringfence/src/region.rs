@@ -50,8 +50,8 @@ pub(crate) mod layout {
     /// The ring itself.
     pub(crate) const DATA: usize = 4096;
     /// A record that fits the ring's end but for this many bytes is written past it, so that a message of
-    /// exactly half the capacity always finds a place in an empty ring, headers notwithstanding.
-    pub(crate) const OVERHANG: usize = 8;
+    /// exactly half the capacity always finds a place in an empty ring, headers and beginnings of lines notwithstanding.
+    pub(crate) const OVERHANG: usize = 64;
 }
 
 /// The first word of every region: the name and the version of its layout.
@@ -890,15 +890,16 @@ mod tests {
     #[test]
     fn only_what_was_read_is_wiped() {
         let data = layout::DATA;
+        let end = 4096 + layout::OVERHANG;
         for (head, tail, wiped) in [
             // All was read; and a head that no peer has.
-            (64, 64, vec![(0, 4104)]),
-            (128, 64, vec![(0, 4104)]),
-            (0, 8192, vec![(0, 4104)]),
-            (4, 64, vec![(0, 4104)]),
-            (NOTHING_KEPT, 64, vec![(0, 4104)]),
+            (64, 64, vec![(0, end)]),
+            (128, 64, vec![(0, end)]),
+            (0, 8192, vec![(0, end)]),
+            (4, 64, vec![(0, end)]),
+            (NOTHING_KEPT, 64, vec![(0, end)]),
             // In the middle, over the end, to the very end, and a full ring.
-            (8, 64, vec![(0, 8), (64, 4104)]),
+            (8, 64, vec![(0, 8), (64, end)]),
             (4000, 4200, vec![(104, 4000)]),
             (4000, 4096, vec![(0, 4000)]),
             (8, 4104, vec![(8, 8)]),

@@ -32,6 +32,18 @@ pub(crate) struct Writing {
     pub(crate) link: Link,
 }
 
+impl Writing {
+    /// Sends a message that was claimed and filled.
+    #[inline]
+    fn finish(&mut self, shared: &Shared, at: usize, claimed: usize, length: usize) {
+        self.producer.finish(at, claimed, length);
+        self.producer.publish();
+        if self.link.watch.must_ring() {
+            shared.doorbell.ring();
+        }
+    }
+}
+
 impl Sender {
     /// Bytes of the ring that this half writes.
     pub fn capacity(&self) -> u64 {
@@ -188,14 +200,19 @@ impl Sender {
     /// no room now. Dropping it without a commit sends nothing. Errors as [`Sender::try_send`].
     #[inline]
     pub fn reserve(&mut self, size: usize) -> Result<Option<Reservation<'_>>> {
-        Ok(self.claim(size)?.map(|at| Reservation {
-            sender: self,
+        let Some(at) = self.claim(size)? else {
+            return Ok(None);
+        };
+        let writing = self.writing.as_mut().ok_or_else(ended)?;
+        Ok(Some(Reservation {
+            writing,
+            shared: &self.shared,
             at,
             size,
         }))
     }
 
-    /// Claims room for a message: its offset in the region.
+    /// Claims room for a message: the offset of its bytes in the region.
     #[inline]
     fn claim(&mut self, size: usize) -> Result<Option<usize>> {
         self.check_size(size, true)?;
@@ -208,18 +225,6 @@ impl Sender {
     #[cold]
     fn not_claimed(&mut self, result: Result<Option<usize>>) -> Result<Option<usize>> {
         self.not_sent(result.map(|_| false)).map(|_| None)
-    }
-
-    /// Sends a message that was claimed and filled.
-    #[inline]
-    fn finish(&mut self, at: usize, length: usize) -> Result<()> {
-        let Writing { producer, link } = self.writing()?;
-        producer.finish(at, length as u64);
-        producer.publish();
-        if link.watch.must_ring() {
-            self.shared.doorbell.ring();
-        }
-        Ok(())
     }
 
     /// As [`Sender::reserve`], for callers that cannot hold a borrow: until [`Sender::commit`] or [`Sender::cancel`],
@@ -242,7 +247,10 @@ impl Sender {
         if length > size {
             return Err(too_long(length, size));
         }
-        self.finish(at, length)
+        let Self { shared, writing, .. } = self;
+        let writing = writing.as_mut().ok_or_else(ended)?;
+        writing.finish(shared, at, size, length);
+        Ok(())
     }
 
     /// Gives back what was reserved; nothing is sent. Errors with [`Error::InvalidArgument`] for what was reserved
@@ -415,7 +423,7 @@ impl Reserved {
         // SAFETY: the producer claimed this range for this reservation, hands out no other before it is committed
         // or cancelled (which consume this), and this borrow is exclusive. A channel that is closed meanwhile
         // leaves the mapping alone: `region` holds it.
-        unsafe { self.region.claimed(self.at + 8, self.size) }
+        unsafe { self.region.claimed(self.at, self.size) }
     }
 
     /// Something that keeps the memory mapped after this is gone: for bindings that show it to another language.
@@ -440,7 +448,8 @@ pub struct Keeper {
 /// Room in the ring for one message: dereferences to its bytes. Dropping it sends nothing.
 #[derive(Debug)]
 pub struct Reservation<'a> {
-    sender: &'a mut Sender,
+    writing: &'a mut Writing,
+    shared: &'a Shared,
     at: usize,
     size: usize,
 }
@@ -452,7 +461,11 @@ impl Reservation<'_> {
         if length > self.size {
             return Err(too_long(length, self.size));
         }
-        self.sender.finish(self.at, length)
+        if self.shared.state.load(Ordering::Relaxed) != state::OPEN {
+            return Err(self.shared.check().err().unwrap_or_else(ended));
+        }
+        self.writing.finish(self.shared, self.at, self.size, length);
+        Ok(())
     }
 }
 
@@ -476,11 +489,13 @@ impl Deref for Reservation<'_> {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        match &self.sender.writing {
-            // SAFETY: the producer claimed this range for this reservation, which borrows the sender, so that nothing
-            // else is claimed meanwhile; writing takes an exclusive borrow, and no other process can write here.
-            Some(writing) => unsafe { writing.producer.own().claimed_for_reading(self.at + 8, self.size) },
-            None => &[],
+        // SAFETY: the producer claimed this range for this reservation, which borrows it, so that nothing else is claimed
+        // meanwhile; writing takes an exclusive borrow, and no other process can write here.
+        unsafe {
+            self.writing
+                .producer
+                .own()
+                .claimed_for_reading(self.at, self.size)
         }
     }
 }
@@ -488,11 +503,8 @@ impl Deref for Reservation<'_> {
 impl DerefMut for Reservation<'_> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
-        match &mut self.sender.writing {
-            // SAFETY: as above, with an exclusive borrow.
-            Some(writing) => unsafe { writing.producer.own_mut().claimed(self.at + 8, self.size) },
-            None => &mut [],
-        }
+        // SAFETY: as above, with an exclusive borrow.
+        unsafe { self.writing.producer.own_mut().claimed(self.at, self.size) }
     }
 }
 
@@ -523,10 +535,10 @@ impl Batch<'_> {
         let producer = &mut self.writing.producer;
         match producer.claim_record(size as u64) {
             Ok(Some(at)) => {
-                producer.finish(at, size as u64);
+                producer.finish(at, size, size);
                 // SAFETY: the range was just claimed, is published only after this borrow has ended, and is claimed
                 // by nobody else.
-                Ok(Some(unsafe { producer.own_mut().claimed(at + 8, size) }))
+                Ok(Some(unsafe { producer.own_mut().claimed(at, size) }))
             }
             Ok(None) => Ok(None),
             Err(error) => self.shared.judge(Err(error)),

@@ -27,7 +27,7 @@ use crate::{
     options::Options,
     receiver::{Packed, Receiver},
     region::{CAPACITY_MIN, OwnRegion, PeerRegion, Writable, as_offset, layout, region_size},
-    ring::{Progress, WHOLE, record_size},
+    ring::{Progress, WHOLE, packed_size},
     sender::Sender,
     shared::{CloseReason, Parts, Role},
     sys::Credentials,
@@ -372,7 +372,7 @@ fn check_packed(records: &[u8]) {
         assert_eq!(header >> 32, u64::from(WHOLE));
         let length = header & 0xffff_ffff;
         assert!(length <= CAPACITY / 2);
-        at += as_offset(record_size(length));
+        at += as_offset(packed_size(length));
     }
     assert_eq!(at, records.len());
 }

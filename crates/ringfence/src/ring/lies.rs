@@ -7,7 +7,7 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use super::{Consumer, Gathered, Producer, Progress, Pulled, Record, WHOLE, header, record_size};
+use super::{Consumer, Gathered, Producer, Progress, Pulled, Record, WHOLE, header, packed_size};
 use crate::{
     error::Error,
     region::{CAPACITY_MIN as SMALLEST, OwnRegion, Readable, Writable, as_offset, layout},
@@ -179,7 +179,7 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
                         let word = u64::from_le_bytes(into[at..at + 8].try_into().expect("eight bytes"));
                         assert_eq!(word >> 32, u64::from(WHOLE));
                         assert!(word & 0xffff_ffff <= SMALLEST / 2);
-                        at += as_offset(record_size(word & 0xffff_ffff));
+                        at += as_offset(packed_size(word & 0xffff_ffff));
                     }
                     assert!(at == end && end <= room);
                 }
@@ -249,7 +249,7 @@ pub(crate) fn write_among_lies(lies: impl IntoIterator<Item = Lie>, writes: impl
                 .map(drop),
             _ => producer.claim_record(size).map(|claimed| {
                 if let Some(at) = claimed {
-                    producer.finish(at, size / 2);
+                    producer.finish(at, as_offset(size), as_offset(size / 2));
                 }
             }),
         };

@@ -5,10 +5,13 @@ mod model;
 mod orderings;
 mod threads;
 
+use std::sync::atomic::Ordering;
+
 use super::{
-    Consumer, Gathered, HEADER, Producer, Progress, Pulled, WHOLE, header, lies::packed, record_size,
+    ALIGNED, Consumer, Gathered, HEADER, LONG, Producer, Progress, Pulled, WHOLE, header, lies::packed,
+    packed_size,
 };
-use crate::region::{OwnRegion, PeerRegion, as_offset};
+use crate::region::{OwnRegion, PeerRegion, Writable, as_offset, layout};
 
 /// Both ends of one direction, on private memory.
 struct Pair {
@@ -62,8 +65,9 @@ impl Pair {
         let mut steps = 0;
         while self.producer.tail != goal {
             let left = goal - self.producer.tail;
-            // Near the end, the bytes of one record; before, a quarter of a ring, which any place has room for.
-            let payload = (left - HEADER).min(self.producer.capacity / 4);
+            // Near the end, the bytes of one record; before, a quarter of a ring, which any place has room for and which does
+            // not begin at a line.
+            let payload = (left - HEADER).min(self.producer.capacity / 4).min(LONG - 8);
             let before = self.producer.tail;
             assert!(self.send(&vec![1; as_offset(payload)]));
             assert!(self.take().is_some());
@@ -125,7 +129,7 @@ fn packed_and_single_records_pass_every_place_of_the_ring() {
                 header(message.len() as u64, WHOLE).to_le_bytes()
             );
             assert_eq!(&pulled[at + 8..at + 8 + message.len()], message);
-            at += as_offset(record_size(message.len() as u64));
+            at += as_offset(packed_size(message.len() as u64));
         }
         assert_eq!(pair.consumer.pull_packed(&mut pulled).unwrap(), Pulled::Nothing);
     }
@@ -210,7 +214,44 @@ fn what_lies_past_the_end_of_the_ring_is_no_record() {
     assert!(pair.producer.push(&[1; 24]).unwrap() && pair.producer.push(&[2; 16]).unwrap());
     pair.producer.publish();
     let mut into = [0; 200];
-    assert_eq!(pair.consumer.pull_packed(&mut into).unwrap(), Pulled::Bytes(32));
-    assert_eq!(pair.consumer.pull_packed(&mut into).unwrap(), Pulled::Bytes(24));
-    assert_eq!(into[8..24], [2; 16]);
+    assert_eq!(pair.consumer.pull_packed(&mut into).unwrap(), Pulled::Bytes(56));
+    assert_eq!(into[8..32], [1; 24]);
+    assert_eq!(into[40..56], [2; 16]);
+}
+
+#[test]
+fn a_long_payload_begins_at_a_line_wherever_its_record_does() {
+    let capacity = 4 * SMALLEST;
+    let (long, short) = (as_offset(LONG), as_offset(LONG) - 1);
+    for place in (0..128).chain(capacity - 3000..capacity).step_by(8) {
+        let mut pair = pair(capacity, capacity);
+        pair.move_to(place);
+        for (number, length) in [long, short, long + 1, 3, long].into_iter().enumerate() {
+            let at = pair.producer.claim_record(length as u64).unwrap().unwrap();
+            assert!(length < long || at.is_multiple_of(64), "at {at}, from {place}");
+            let message = bytes(number, length);
+            // SAFETY: the producer has just claimed the range, and claims nothing else before this borrow ends.
+            unsafe { pair.producer.own_mut().claimed(at, length) }.copy_from_slice(&message);
+            // A long one that has become short stays where it is.
+            let sent = if number == 2 { 5 } else { length };
+            pair.producer.finish(at, length, sent);
+            pair.producer.publish();
+            assert_eq!(pair.take().unwrap(), message[..sent], "from {place}");
+        }
+    }
+}
+
+#[test]
+fn a_gap_of_nothing_is_one_too() {
+    // Another implementation may say of a payload that it begins at a line where it would do so anyway.
+    let mut pair = pair(SMALLEST, SMALLEST);
+    pair.move_to(56);
+    assert!(pair.producer.push(b"payload").unwrap());
+    let header = header(7, WHOLE | ALIGNED);
+    let at = layout::DATA + 56;
+    pair.producer.own_mut().store(at, header, Ordering::Relaxed);
+    pair.producer.publish();
+    let mut into = [0; 64];
+    assert_eq!(pair.consumer.pull_packed(&mut into).unwrap(), Pulled::Bytes(16));
+    assert_eq!(into[..15], packed([&b"payload"[..]])[..15]);
 }

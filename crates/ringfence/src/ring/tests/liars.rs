@@ -9,9 +9,9 @@ use crate::{
     error::Error,
     region::{OwnRegion, Readable, Writable, as_offset, layout},
     ring::{
-        Consumer, FIRST, HEADER, LAST, PADDING, Producer, Pulled, WHOLE,
+        ALIGNED, Consumer, FIRST, HEADER, LAST, PADDING, Producer, Pulled, WHOLE,
         lies::{LONGEST, LOOKS, Lie, Read, Write, read_lies, write_among_lies},
-        record_size,
+        packed_size,
     },
 };
 
@@ -20,8 +20,11 @@ fn lie() -> impl Strategy<Value = Lie> {
     (0..21_u8, any::<u64>()).prop_map(|(kind, word)| match kind {
         0..=5 => Lie::Truth,
         6..=11 => Lie::Further(word % (SMALLEST / 8 + 1) * 8),
-        12..=15 => Lie::Header(word % 64, (word >> 32) as u32 % 9),
-        16..=18 => Lie::Header(word % (SMALLEST + 1), (word >> 32) as u32 % 5),
+        12..=15 => Lie::Header(word % 64, (word >> 32) as u32 % 17),
+        16..=18 => Lie::Header(
+            word % (SMALLEST + 1),
+            ((word >> 32) as u32 % 5) | ((word >> 40) as u32 & ALIGNED),
+        ),
         19 => Lie::Flip((word >> 32) as u32 % 64),
         _ => Lie::Word(word),
     })
@@ -173,9 +176,23 @@ fn records_that_no_honest_writer_writes_are_corrupt() {
         ("an end without a beginning", 32, 24, LAST),
         ("a beginning without a size", 32, 8, FIRST),
         ("a beginning of nothing", 32, 0, FIRST),
-        ("unknown flags", 32, 24, 8),
+        ("unknown flags", 32, 24, 16),
         ("all flags", 32, 24, u32::MAX),
         ("padding that is a message too", 32, 24, PADDING | WHOLE),
+        ("padding that begins at a line", 32, 24, PADDING | ALIGNED),
+        ("more than is published, from a line on", 96, 33, WHOLE | ALIGNED),
+        (
+            "the longest length from a line on",
+            SMALLEST,
+            0xffff_ffff,
+            WHOLE | ALIGNED,
+        ),
+        (
+            "more than half the ring from a line on",
+            SMALLEST,
+            half + 8,
+            WHOLE | ALIGNED,
+        ),
         ("padding that ends before the ring", 32, 24, PADDING),
         ("padding of a whole ring", SMALLEST, SMALLEST - HEADER, PADDING),
     ] {
@@ -203,7 +220,7 @@ fn fragments_that_do_not_follow_are_corrupt() {
         words.record(0, 16, FIRST);
         words.word(8, size);
         words.record(24, length, flags);
-        words.tail(24 + record_size(length));
+        words.tail(24 + packed_size(length));
         let mut into = vec![0; 100];
         let found = words.victim.gather(&mut into);
         assert!(matches!(found, Err(Error::RingCorrupt(_))), "{what}: {found:?}");
@@ -269,7 +286,7 @@ fn a_size_that_was_told_counts_for_the_message_behind_padding_too() {
 
 #[test]
 fn a_record_that_goes_on_past_the_end_is_corrupt() {
-    for (length, sound) in [(24, true), (32, true), (33, false), (40, false)] {
+    for (length, sound) in [(24, true), (32, true), (88, true), (89, false), (96, false)] {
         let mut words = words();
         words.record(0, 24, WHOLE);
         words.record(32, SMALLEST / 2, WHOLE);
@@ -294,7 +311,7 @@ fn padding_that_does_not_reach_the_end_is_corrupt_at_every_place() {
         words.record(0, 24, WHOLE);
         words.record(32, length, PADDING);
         // What would follow it is a record like any other.
-        words.record((32 + record_size(length)) % SMALLEST, 0, WHOLE);
+        words.record((32 + packed_size(length)) % SMALLEST, 0, WHOLE);
         words.tail(SMALLEST);
         let record = words.victim.next_record().unwrap().unwrap();
         words.victim.consume(record);
@@ -324,7 +341,7 @@ fn a_record_too_long_is_corrupt_among_packed_ones_too() {
         };
         words.record(0, 8, WHOLE);
         words.record(16, length, WHOLE);
-        words.tail(16 + record_size(length));
+        words.tail(16 + packed_size(length));
         let found = words.victim.pull_packed(&mut [0; 8192]);
         assert!(matches!(found, Err(Error::RingCorrupt(_))), "{what}: {found:?}");
     }

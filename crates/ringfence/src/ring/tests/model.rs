@@ -7,7 +7,7 @@ use proptest::{prelude::*, test_runner::Config};
 use super::{Pair, SMALLEST, bytes, packed, pair};
 use crate::{
     region::{Readable, as_offset, layout},
-    ring::{Gathered, Progress, Pulled, WHOLE, record_size},
+    ring::{Gathered, Progress, Pulled, WHOLE, packed_size, padded, record_size},
 };
 
 /// A size, as far as it can be told before the capacity is known.
@@ -118,22 +118,28 @@ struct Model {
 }
 
 impl Model {
-    /// A record never wraps, but for the eight bytes past the ring's end: what has to be skipped before it.
+    /// A record never wraps, but for the overhang: what has to be skipped before it.
     fn padding(&self, size: usize) -> u64 {
         let rest = self.capacity - self.tail % self.capacity;
-        if record_size(size as u64) > rest + 8 {
+        if record_size(self.tail, size as u64) > rest + layout::OVERHANG as u64 {
             rest
         } else {
             0
         }
     }
 
+    /// The tail behind a record for so many bytes.
+    fn behind(&self, size: usize) -> u64 {
+        let at = self.tail + self.padding(size);
+        at + record_size(at, size as u64)
+    }
+
     fn fits(&self, size: usize, head: u64) -> bool {
-        self.tail + self.padding(size) + record_size(size as u64) - head <= self.capacity
+        self.behind(size) - head <= self.capacity
     }
 
     fn wrote(&mut self, size: usize) {
-        self.tail += self.padding(size) + record_size(size as u64);
+        self.tail = self.behind(size);
     }
 
     fn whole(&mut self, bytes: Vec<u8>) {
@@ -239,7 +245,7 @@ impl Rig {
         let head = self.head();
         let mut left = taken;
         for message in messages {
-            let record = as_offset(record_size(message.len() as u64));
+            let record = as_offset(packed_size(message.len() as u64));
             let fits = self.model.fits(message.len(), head);
             assert_eq!(
                 left > 0,
@@ -315,13 +321,17 @@ impl Rig {
         assert!(fits);
         // The padding is there to stay, whatever becomes of the reservation.
         self.model.tail += self.model.padding(message.len());
+        let began = self.model.tail;
         // SAFETY: the producer has just claimed the range, and claims nothing else before this borrow ends.
-        let room = unsafe { self.pair.producer.own_mut().claimed(at + 8, message.len()) };
+        let room = unsafe { self.pair.producer.own_mut().claimed(at, message.len()) };
         room.copy_from_slice(&message);
         if let Some(part) = commit {
             let length = message.len() * part / 1000;
-            self.pair.producer.finish(at, length as u64);
+            self.pair.producer.finish(at, message.len(), length);
             self.model.whole(message[..length].to_vec());
+            // It begins where all of it would have begun.
+            let size = |length: usize| record_size(began, length as u64) - padded(length as u64);
+            self.model.tail += size(message.len()) - size(length);
             self.publish();
         }
     }
@@ -411,7 +421,7 @@ impl Rig {
         };
         let longest = as_offset(self.model.capacity / 2);
         let size = front.bytes.len();
-        if fragments || size > longest || as_offset(record_size(size as u64)) > room {
+        if fragments || size > longest || as_offset(packed_size(size as u64)) > room {
             assert_eq!(pulled, Pulled::Large(size));
             return;
         }
@@ -422,7 +432,7 @@ impl Rig {
         let mut at = 0;
         while at < end {
             let message = &self.model.front().expect("no more than was sent").bytes;
-            let record = as_offset(record_size(message.len() as u64));
+            let record = as_offset(packed_size(message.len() as u64));
             let expected = packed([message.as_slice()]);
             assert!(
                 into[at..at + 8 + message.len()] == expected[..8 + message.len()],

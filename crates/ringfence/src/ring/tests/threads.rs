@@ -11,7 +11,7 @@ use std::{
 use super::{Pair, SMALLEST, bytes, packed, pair};
 use crate::{
     region::{OwnRegion, PeerRegion, Readable, as_offset},
-    ring::{Gathered, Producer, Progress, Pulled, WHOLE, record_size},
+    ring::{Gathered, Producer, Progress, Pulled, WHOLE, packed_size},
 };
 
 /// The writer on its thread, and whether it has ended: all that it published can be seen then. (A thread's own
@@ -104,7 +104,7 @@ fn two_threads_pass_messages_on_without_a_race() {
                     into[at + 8..at + 8 + expected.len()] == expected,
                     "message {number}"
                 );
-                at += as_offset(record_size(expected.len() as u64));
+                at += as_offset(packed_size(expected.len() as u64));
                 number += 1;
             }
             continue;
