@@ -145,17 +145,22 @@ pub(crate) trait Readable {
         if length == BLOCK && from + BLOCK <= end {
             // So many that the compiler can write them out: to count them took as long as to read the block.
             for line in 0..BLOCK / LINE {
-                self.will_read(from + line * LINE);
+                self.will_read_later(from + line * LINE);
             }
             return;
         }
         for line in (from..(from + length).min(end)).step_by(LINE) {
-            self.will_read(line);
+            self.will_read_later(line);
         }
     }
     /// Fetches the cache line at `at` ahead of its reading.
     #[inline]
     fn will_read(&self, at: usize) {
+        let _ = at;
+    }
+    /// As [`Readable::will_read`], where much more will be read before: to the second cache.
+    #[inline]
+    fn will_read_later(&self, at: usize) {
         let _ = at;
     }
     /// A sequentially consistent fence, of the kind of memory that this is.
@@ -738,7 +743,12 @@ pub(crate) const fn as_offset(position: u64) -> usize {
 impl Readable for PeerRegion {
     #[inline]
     fn will_read(&self, at: usize) {
-        prefetch(self.base.wrapping_add(at));
+        prefetch(self.base.wrapping_add(at), Cache::First);
+    }
+
+    #[inline]
+    fn will_read_later(&self, at: usize) {
+        prefetch(self.base.wrapping_add(at), Cache::Second);
     }
 
     #[inline]
@@ -789,17 +799,28 @@ impl Readable for PeerRegion {
     }
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Cache {
+    First,
+    Second,
+}
+
 /// Asks for a cache line before it is needed. A hint: it changes nothing, whatever the address.
 #[inline]
-fn prefetch(at: *const u8) {
+fn prefetch(at: *const u8, to: Cache) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch never faults and has no effect that a program could see; every x86-64 processor takes it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+        unsafe {
+            match to {
+                Cache::First => _mm_prefetch::<_MM_HINT_T0>(at.cast()),
+                Cache::Second => _mm_prefetch::<_MM_HINT_T1>(at.cast()),
+            }
+        };
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    let _ = at;
+    let _ = (at, to);
 }
 
 /// Asks for a cache line before it is written: as [`prefetch`], but nobody else has it then.

@@ -37,7 +37,7 @@ const LONG: u64 = 2048;
 /// The consumer's distance: where it has found less than this, a consumer in full stream lets a moment pass before it looks
 /// again, so that it reads lines that the producer is done with. On its heels, it would take each line from the producer
 /// while that is being written, and both would crawl.
-const DISTANCE: u64 = 16 * 1024;
+const DISTANCE: u64 = 32 * 1024;
 /// How long that moment is, in spin-loop hints.
 const MOMENT: u32 = 128;
 /// A consumer is in full stream once it has read this much, of which every look that finds the ring empty takes back
