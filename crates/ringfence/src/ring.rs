@@ -53,8 +53,8 @@ const STRIDE: u64 = 64 * 1024;
 /// was copied for nothing.
 const RUN: usize = 4096;
 
-/// Bytes of a record for whose lines the ring asks: those of 1 KiB of payload, and a line.
-const SHORT: u64 = 1024 + LINE as u64;
+/// Bytes of a record for whose lines the ring asks. Longer ones are read in blocks, and each of those asks for what is ahead.
+const SHORT: u64 = 512;
 
 /// The writer takes lines that the reader has had back before it comes to them. Not as far ahead as [`AHEAD`]: with a
 /// full ring, the reader is not far from there.
