@@ -21,12 +21,11 @@ use nix::{
     sys::{
         epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
         eventfd::{EfdFlags, EventFd},
+        signal::{SigSet, Signal},
         socket::{Shutdown, shutdown},
     },
     unistd::{Pid, getpid},
 };
-
-use crate::sys;
 
 /// A line over which the thread keeps watch, until this is dropped.
 #[derive(Debug)]
@@ -131,8 +130,9 @@ impl Post {
 }
 
 fn watch(epoll: &Epoll) {
-    // The program's handlers are not to run here. Where that cannot be had, they do no harm either.
-    let _ = sys::block_signals();
+    // The program's handlers are not to run here. Where that cannot be had, they do no harm either. Realtime signals are let
+    // in: those that somebody sends to this thread would be queued for good, and count against RLIMIT_SIGPENDING.
+    let _ = Signal::iterator().collect::<SigSet>().thread_block();
     let mut events = [EpollEvent::empty(); 16];
     loop {
         let count = match epoll.wait(&mut events, EpollTimeout::NONE) {
