@@ -1,5 +1,6 @@
 // ringfence through its public face.
 
+import { Frames, PREFIX } from '../frames.mjs'
 import { Reader, add, fill, message } from '../work.mjs'
 
 let join
@@ -12,6 +13,8 @@ try {
 
 /** Bytes that a sender stages before it awaits: what a program that cares for its memory does once in a while. */
 const AWAIT_EVERY = 256 * 1024
+/** Bytes that are gathered by hand before they are sent: as many as with a Unix socket. */
+const GATHERED = 65_536
 /** Microseconds of spinning in the polled round trip: longer than any round trip between two awake cores. */
 const BUSY_POLL = 200
 
@@ -33,6 +36,20 @@ async function open({ job }, mode) {
       if (n % every === every - 1) await sent
     }
     await sent
+  }
+
+  async function gatherAll(count) {
+    const length = (size + PREFIX) / 8
+    const block = new Float64Array(Math.floor(GATHERED / (size + PREFIX)) * length)
+    const gathered = Buffer.from(block.buffer)
+    for (let n = 0; n < count;) {
+      let used = 0
+      for (; used < block.length && n < count; used += length, n++) {
+        gathered.writeUInt32LE(size, used * 8)
+        fill(block, used + 1, words.length, n)
+      }
+      await channel.send(gathered.subarray(0, used * 8))
+    }
   }
 
   async function reserveAll(count) {
@@ -68,9 +85,24 @@ async function open({ job }, mode) {
     return total
   }
 
+  async function scatterAll(count) {
+    let total = 0
+    let n = 0
+    const frames = new Frames((sum) => {
+      total = add(total, sum)
+      n++
+    })
+    const visit = (memory, offset, length) => frames.push(memory.subarray(offset, offset + length))
+    while (n < count) if (channel.drain(visit) === 0) await channel.readable()
+    return total
+  }
+
+  const produce = { drain: sendAll, await: sendAll, gather: gatherAll, reserve: reserveAll }
+  const consume = { drain: drainAll, await: awaitAll, gather: scatterAll, reserve: drainAll }
+
   return {
-    produce: mode === 'reserve' ? reserveAll : sendAll,
-    consume: mode === 'await' ? awaitAll : drainAll,
+    produce: produce[mode],
+    consume: consume[mode],
     send(n) {
       fill(words, 0, words.length, n)
       return channel.send(bytes)
@@ -105,6 +137,13 @@ export const ringfenceAwait = contender(
   'the same, read by for await: a Buffer each',
   'await',
   oneWay,
+)
+export const ringfenceGathered = contender(
+  'ringfence-gathered',
+  'messages gathered into 64 KiB by hand, as with unix-corked; one send and one visit for all of them',
+  'gather',
+  (measure, size) =>
+    measure !== 'one' ? 'one-way only' : size > 32_768 ? 'a message fills the gathering by itself' : null,
 )
 export const ringfenceReserve = contender(
   'ringfence-reserve',
