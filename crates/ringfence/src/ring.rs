@@ -39,7 +39,7 @@ const LONG: u64 = 2048;
 /// while that is being written, and both would crawl.
 const DISTANCE: u64 = 32 * 1024;
 /// How long that moment is, in spin-loop hints.
-const MOMENT: u32 = 128;
+const MOMENT: u64 = 128;
 /// A consumer is in full stream once it has read this much, of which every look that finds the ring empty takes back
 /// half: a conversation of questions and answers never comes near it, and must not pay for the distance.
 const STREAM: u64 = 4096;
@@ -92,6 +92,18 @@ fn rare() {}
 #[inline]
 pub(crate) fn record_size(at: u64, payload: u64) -> u64 {
     to_payload(at, payload >= LONG) + padded(payload)
+}
+
+/// [`DISTANCE`], and in a small ring less: the other side must not be kept waiting.
+fn distance(capacity: u64) -> u64 {
+    DISTANCE.min(capacity / 4)
+}
+
+/// Lets a moment pass, in which the other side gets about as far.
+fn rest(capacity: u64) {
+    for _ in 0..MOMENT * distance(capacity) / DISTANCE {
+        hint::spin_loop();
+    }
 }
 
 /// Bytes that a message takes among packed ones.
@@ -300,9 +312,7 @@ impl<O: Writable, P: Readable> Producer<O, P> {
     #[cold]
     fn wait_for_head(&mut self, needed: u64) -> Result<bool> {
         if self.starved {
-            for _ in 0..MOMENT {
-                hint::spin_loop();
-            }
+            rest(self.capacity);
         }
         self.look_at_head()?;
         self.starved = needed > self.room();
@@ -602,13 +612,11 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
 
     fn look_again(&mut self) -> Result<bool> {
         if self.is_close && self.streamed >= STREAM {
-            for _ in 0..MOMENT {
-                hint::spin_loop();
-            }
+            rest(self.capacity);
         }
         self.look_at_tail()?;
         let there = self.tail - self.head;
-        self.is_close = there < DISTANCE;
+        self.is_close = there < distance(self.capacity);
         if there == 0 {
             self.streamed = self.streamed.min(STREAM_MEMORY) / 2;
             self.publish();
