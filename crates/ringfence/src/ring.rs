@@ -31,7 +31,7 @@ pub(crate) const ALIGNED: u32 = 8;
 pub(crate) const WHOLE: u32 = FIRST | LAST;
 
 /// Payloads of at least this many bytes are written [`ALIGNED`]: whoever reads or writes them by wide loads and stores would
-/// touch two lines with every second one. 64 KiB went at 61 GB/s instead of 49, 1 MiB at 59 instead of 46.
+/// touch two lines with every second one.
 const LONG: u64 = 2048;
 
 /// The consumer's distance: where it has found less than this, a consumer in full stream lets a moment pass before it looks
@@ -554,7 +554,7 @@ pub(crate) struct Consumer<O, P> {
     until: u64,
     /// Bytes read since the ring was last found empty.
     streamed: u64,
-    /// The last look found less than [`DISTANCE`].
+    /// The last look found less than [`distance`].
     is_close: bool,
     /// Up to here, lines have been asked for.
     fetched: u64,
