@@ -11,7 +11,10 @@ use arbitrary::{Result, Unstructured};
 pub use self::{channel::channel, line::line};
 use crate::{
     region::CAPACITY_MIN,
-    ring::lies::{Lie, Read, Write, read_lies, write_among_lies},
+    ring::{
+        ALIGNED,
+        lies::{Lie, Read, Write, read_lies, write_among_lies},
+    },
     wire::Frame,
 };
 
@@ -69,10 +72,10 @@ fn lie(script: &mut Unstructured<'_>) -> Result<Lie> {
     Ok(match script.int_in_range(0..=5)? {
         0 => Lie::Truth,
         1 => Lie::Further(script.int_in_range(0..=CAPACITY_MIN / 8)? * 8),
-        2 => Lie::Header(script.int_in_range(0..=64)?, script.int_in_range(0..=8)?),
+        2 => Lie::Header(script.int_in_range(0..=64)?, script.int_in_range(0..=16)?),
         3 => Lie::Header(
             script.int_in_range(0..=CAPACITY_MIN)?,
-            script.int_in_range(0..=4)?,
+            script.int_in_range(0..=4)? | if script.arbitrary()? { ALIGNED } else { 0 },
         ),
         4 => Lie::Flip(script.int_in_range(0..=63)?),
         _ => Lie::Word(script.arbitrary()?),

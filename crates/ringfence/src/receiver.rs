@@ -259,7 +259,7 @@ impl Receiver {
         })
     }
 
-    /// Copies whole messages, laid out as the ring has them (see
+    /// Copies whole messages, laid out as the ring has short ones (see
     /// [`Sender::try_send_packed`](crate::Sender::try_send_packed)), as many as are there and fit. Errors as [`Receiver::try_receive`].
     pub fn try_receive_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
         let packed = self.receive_packed(into);

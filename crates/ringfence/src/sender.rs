@@ -176,7 +176,7 @@ impl Sender {
         self.shared.judge(result)
     }
 
-    /// Puts whole messages into the ring, laid out as the ring has them: each an eight-byte header (length u32, and
+    /// Puts whole messages into the ring, laid out as the ring has short ones: each an eight-byte header (length u32, and
     /// the flags 3 as u32, little-endian), its bytes, and zeros up to a multiple of eight. One publication for all.
     /// Returns how many bytes of `packed` were taken; the rest found no room.
     ///

@@ -269,7 +269,7 @@ pub(crate) fn write_among_lies(lies: impl IntoIterator<Item = Lie>, writes: impl
     }
 }
 
-/// Messages as they lie in the ring.
+/// Messages as short ones lie in the ring.
 pub(super) fn packed<'a>(messages: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut packed = Vec::new();
     for message in messages {

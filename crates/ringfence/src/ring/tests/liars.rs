@@ -180,6 +180,7 @@ fn records_that_no_honest_writer_writes_are_corrupt() {
         ("all flags", 32, 24, u32::MAX),
         ("padding that is a message too", 32, 24, PADDING | WHOLE),
         ("padding that begins at a line", 32, 24, PADDING | ALIGNED),
+        ("a middle without a beginning, from a line on", 96, 24, ALIGNED),
         ("more than is published, from a line on", 96, 33, WHOLE | ALIGNED),
         (
             "the longest length from a line on",
