@@ -5,7 +5,10 @@ mod support;
 use std::{
     fs::{self, File, OpenOptions},
     io::Read,
-    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Instant,
@@ -57,7 +60,7 @@ fn role() {
             if arguments.get(2).is_some_and(|how| how == "full") {
                 setrlimit(Resource::RLIMIT_SIGPENDING, 0, 0).unwrap();
             }
-            let (channel, kept) = join_and_keep(&address, &options);
+            let (channel, kept) = join_and_keep(&address, &options, |_| true);
             let (mut sender, mut receiver) = channel.split();
             sender.send(b"the secret").unwrap();
             wait_for_test();
@@ -79,7 +82,7 @@ fn role() {
         }
         // Sends two messages of which one is read, and closes.
         "two messages" => {
-            let (channel, kept) = join_and_keep(&address, &options);
+            let (channel, kept) = join_and_keep(&address, &options, is_own);
             let (mut sender, mut receiver) = channel.split();
             sender.send(b"the first, which is read").unwrap();
             assert_eq!(receiver.receive(&mut [0; 64]).unwrap(), Some(4));
@@ -151,12 +154,23 @@ fn keep_paths(kept: &mut Vec<File>) {
     }
 }
 
-/// Joins, and takes paths to both objects in the moments in which there are descriptors. This process has no other
-/// objects.
-fn join_and_keep(address: &Address, options: &Options) -> (Channel, Vec<File>) {
+/// Whether this is the object that this process writes, which alone is mapped for that. To try to open the peer's would end
+/// the channel at the peer.
+fn is_own(file: &File) -> bool {
+    let inode = file.metadata().unwrap().ino().to_string();
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().any(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        fields.next() == Some("rw-s") && fields.nth(2) == Some(&inode)
+    })
+}
+
+/// Joins, and takes paths to those objects that are wanted in the moments in which there are descriptors. This process has
+/// no other objects.
+fn join_and_keep(address: &Address, options: &Options, wanted: fn(&File) -> bool) -> (Channel, Vec<File>) {
     loop {
         let over = AtomicBool::new(false);
-        let (mut channel, kept) = thread::scope(|scope| {
+        let (mut channel, mut kept) = thread::scope(|scope| {
             let keeper = scope.spawn(|| {
                 let mut kept = Vec::new();
                 while !over.load(Ordering::Relaxed) && kept.len() < 200 {
@@ -168,6 +182,7 @@ fn join_and_keep(address: &Address, options: &Options) -> (Channel, Vec<File>) {
             over.store(true, Ordering::Relaxed);
             (channel.unwrap(), keeper.join().unwrap())
         });
+        kept.retain(wanted);
         if kept.is_empty() {
             channel.sender().send(b"again").unwrap();
             // The other side closes, once it has read that.
