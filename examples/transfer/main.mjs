@@ -1,5 +1,5 @@
-// The demonstration: two processes meet, prove to each other who they are, and move a file from the one to the
-// other, in both backings. `npm start [-- FILE]`; without a file, the node binary itself.
+// Two processes meet, prove to each other who they are, and move a file from the one to the other, in both backings.
+// `npm start [-- FILE]`; without a file, the node binary itself.
 
 import { fork } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
@@ -9,30 +9,26 @@ import { tmpdir } from 'node:os'
 import { join as joinPath } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 
-import { Progress } from '../dist/esm/cli/progress.js'
-import { evidenceTable, formatBytes } from '../dist/esm/cli/text.js'
+import { Progress } from '../../dist/esm/cli/progress.js'
+import { evidenceTable, formatBytes } from '../../dist/esm/cli/text.js'
 
 /** What is moved where no file is named is at least this long. */
 const ENOUGH = 100_000_000
 
-const folder = await mkdtemp(joinPath(tmpdir(), 'ringfence-demo-'))
+const folder = await mkdtemp(joinPath(tmpdir(), 'ringfence-transfer-'))
 const file = process.argv[2] ?? (await enough())
 const { size } = await stat(file)
 
 try {
   for (const [backing, address, what] of [
-    ['memfd', joinPath(folder, 'demo.sock'), 'a named address, sealed memory'],
-    [
-      'shm',
-      `@ringfence-demo-${randomBytes(8).toString('hex')}`,
-      'an abstract address, and shm_open as the seed has it',
-    ],
+    ['memfd', joinPath(folder, 'transfer.sock'), 'a named address, sealed memory'],
+    ['shm', `@ringfence-transfer-${randomBytes(8).toString('hex')}`, 'an abstract address, memory by shm_open'],
   ]) {
     console.log(`\n━━ ${backing}: ${what} ━━`)
     await run(backing, address)
   }
 } catch (error) {
-  console.error(`\nThe demonstration failed: ${error.message}`)
+  console.error(`\nThe transfer failed: ${error.message}`)
   process.exitCode = 1
 } finally {
   await rm(folder, { recursive: true, force: true })

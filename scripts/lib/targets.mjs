@@ -1,15 +1,13 @@
 // The binding for all four targets, as they are published, and what a stranger's machine would find wrong with them:
 // a symbol that its C library lacks, a stack that can be executed, tables that can be written, a path of the machine
 // that built it. Each lands in binding/ under its own name, ready for `napi artifacts`.
-//
-//     node scripts/build-targets.mjs [NAME …]      those alone: linux-x64-gnu, …
 
 import { spawnSync } from 'node:child_process'
 import { readFileSync, statSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
 import { gzipSync } from 'node:zlib'
-import { addTarget, fail, install, isInPath, root, script, zig } from './lib.mjs'
+import { addTarget, fail, install, isInPath, root, zig } from './run.mjs'
 
 /** glibc 2.17 is of 2012: Debian 8, CentOS 7, Amazon Linux 2. musl has no versions of its symbols. */
 const GLIBC = [2, 17]
@@ -23,43 +21,47 @@ const all = [
   { target: 'aarch64-unknown-linux-musl', name: 'linux-arm64-musl', machine: 'AArch64' },
 ]
 
-const names = process.argv.slice(2)
-const targets = names.length === 0 ? all : all.filter(({ name }) => names.includes(name))
-const unknown = names.filter((wanted) => !all.some(({ name }) => name === wanted))
-if (unknown.length > 0)
-  fail(`✗ There is no target ${unknown.join(', ')}, only ${all.map(({ name }) => name).join(', ')}.`)
-
-install()
-if (!isInPath('readelf')) fail('✗ What was built is looked at with readelf, which binutils has.', 127)
-const environment = zig()
 const home = process.env.CARGO_HOME ?? join(homedir(), '.cargo')
+/** Paths of this machine, and what stands for each in what is published. */
 const places = [
   [root.replace(/\/$/, ''), '/ringfence'],
   [home, '/cargo'],
   [process.env.RUSTUP_HOME ?? join(homedir(), '.rustup'), '/rustup'],
 ]
-const remap = places.map(([from, to]) => `--remap-path-prefix=${from}=${to}`).join(' ')
 
-const rows = targets.map(({ target, name, machine }) => {
-  const gnu = target.endsWith('-gnu')
-  addTarget(target)
-  const floor = gnu ? `.${GLIBC.join('.')}` : ''
-  // A library that Node loads takes the C library of that Node, whatever the target's habit is.
-  const flags = gnu ? remap : `${remap} -C target-feature=-crt-static`
-  script('build-binding.mjs', ['--release', '-x', '--target', target + floor], { ...environment, RUSTFLAGS: flags })
-  const file = join(root, 'binding', `ringfence.${name}.node`)
-  const { needed, wrong } = look(file, gnu, machine)
-  const packed = gzipSync(readFileSync(file), { level: 9 }).length
-  if (packed > LIMIT) wrong.push(`packed it has more than ${LIMIT} bytes`)
-  return { name, size: statSync(file).size, packed, needed, wrong }
-})
+/** Builds those that are named (`linux-x64-gnu`, …), or all. `buildBinding` builds one, with options and environment. */
+export function buildTargets(names, buildBinding) {
+  const targets = names.length === 0 ? all : all.filter(({ name }) => names.includes(name))
+  const unknown = names.filter((wanted) => !all.some(({ name }) => name === wanted))
+  if (unknown.length > 0)
+    fail(`✗ There is no target ${unknown.join(', ')}, only ${all.map(({ name }) => name).join(', ')}.`)
 
-console.log('\ntarget              bytes   packed  needs')
-for (const { name, size, packed, needed, wrong } of rows) {
-  console.log(`${name.padEnd(17)} ${String(size).padStart(7)}  ${String(packed).padStart(7)}  ${needed}`)
-  for (const what of wrong) console.log(`  ✗ ${what}`)
+  install()
+  if (!isInPath('readelf')) fail('✗ What was built is looked at with readelf, which binutils has.', 127)
+  const environment = zig()
+  const remap = places.map(([from, to]) => `--remap-path-prefix=${from}=${to}`).join(' ')
+
+  const rows = targets.map(({ target, name, machine }) => {
+    const gnu = target.endsWith('-gnu')
+    addTarget(target)
+    const floor = gnu ? `.${GLIBC.join('.')}` : ''
+    // A library that Node loads takes the C library of that Node, whatever the target's habit is.
+    const flags = gnu ? remap : `${remap} -C target-feature=-crt-static`
+    buildBinding(['--release', '-x', '--target', target + floor], { ...environment, RUSTFLAGS: flags })
+    const file = join(root, 'binding', `ringfence.${name}.node`)
+    const { needed, wrong } = look(file, gnu, machine)
+    const packed = gzipSync(readFileSync(file), { level: 9 }).length
+    if (packed > LIMIT) wrong.push(`packed it has more than ${LIMIT} bytes`)
+    return { name, size: statSync(file).size, packed, needed, wrong }
+  })
+
+  console.log('\ntarget              bytes   packed  needs')
+  for (const { name, size, packed, needed, wrong } of rows) {
+    console.log(`${name.padEnd(17)} ${String(size).padStart(7)}  ${String(packed).padStart(7)}  ${needed}`)
+    for (const what of wrong) console.log(`  ✗ ${what}`)
+  }
+  if (rows.some(({ wrong }) => wrong.length > 0)) fail('✗ These must not be published.')
 }
-if (rows.some(({ wrong }) => wrong.length > 0)) fail('✗ These must not be published.')
 
 /** What the file needs, in words, and what is wrong with it. */
 function look(file, gnu, machine) {

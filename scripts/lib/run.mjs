@@ -1,11 +1,11 @@
-// What the scripts of this folder share. Node's builtins only: they run before anything is installed.
+// What the programs of scripts/ share. Node's builtins only: they run before anything is installed.
 
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
-export const root = fileURLToPath(new URL('..', import.meta.url))
+export const root = fileURLToPath(new URL('../..', import.meta.url))
 
 /** Ends the script with a sentence instead of a stack: it is for whoever ran the command, not for us. */
 export function fail(message, code = 1) {
@@ -38,14 +38,17 @@ export function run(title, command, args = [], { env, cwd = root, quiet = false,
   console.log(`✓ ${title} (${took})`)
 }
 
-/** Runs another script of this folder, which announces its own steps; ends as it ends. */
-export function script(name, args = [], env = {}) {
-  const result = spawnSync(process.execPath, [join('scripts', name), ...args], {
-    cwd: root,
-    env: { ...process.env, ...env },
-    stdio: ['ignore', 'inherit', 'inherit'],
-  })
-  if (result.status !== 0) process.exit(result.status ?? 128)
+/**
+ * Runs the one of these that the command line names, with the arguments behind the name. The one named '' is run where
+ * no name is given; it gets options alone.
+ */
+export async function subcommand(commands) {
+  const [first = '', ...rest] = process.argv.slice(2)
+  const plain = first === '' || first.startsWith('-')
+  const command = commands[plain ? '' : first]
+  const names = Object.keys(commands).filter(Boolean).join(', ')
+  if (command === undefined) fail(`✗ ${first === '' ? 'Say which' : `There is no ${first}`}: ${names}.`, 2)
+  await command(plain ? process.argv.slice(2) : rest)
 }
 
 /** The path of a command that a development dependency brings. */
@@ -66,12 +69,10 @@ export function install() {
   run('install', 'npm', ['ci', '--no-audit', '--no-fund'])
 }
 
-/** The native binding, and the TypeScript face, whose types rest on the binding's. */
-export function build(...options) {
-  install()
-  if (!isInPath('cargo')) fail('The binding is built from Rust sources, and there is no cargo here: install Rust.')
-  script('build-binding.mjs', options)
-  script('build-ts.mjs')
+/** An environment of Python at this place, with these packages. */
+export function python(home, ...packages) {
+  run('Python environment', 'python3', ['-m', 'venv', home])
+  run(packages[0], join(home, 'bin', 'pip'), ['install', '--quiet', ...packages], { limit: FETCH_LIMIT })
 }
 
 /**
@@ -80,10 +81,7 @@ export function build(...options) {
  */
 export function zig() {
   const home = join(root, 'build', 'zig')
-  if (!existsSync(join(home, 'bin', 'cargo-zigbuild'))) {
-    run('Python environment', 'python3', ['-m', 'venv', home])
-    run('zig', join(home, 'bin', 'pip'), ['install', '--quiet', 'ziglang', 'cargo-zigbuild'], { limit: FETCH_LIMIT })
-  }
+  if (!existsSync(join(home, 'bin', 'cargo-zigbuild'))) python(home, 'ziglang', 'cargo-zigbuild')
   return { PATH: join(home, 'bin') + delimiter + process.env.PATH }
 }
 

@@ -1,8 +1,8 @@
 // The packages as a user gets them: published to a registry on this machine, installed in an empty folder by a user
 // without privileges and without a compiler in the PATH, and used by each runtime, on each architecture and C library
-// that this machine can run. What a runtime gave the last time is in install/expected.json, and must not become less.
+// that this machine can run. What a runtime gave the last time is in expected.json, and must not become less.
 //
-//     node scripts/test-install.mjs [--update]     to remember what this run has given, instead of comparing
+//     node __test__/install/main.mjs [--update]     to remember what this run has given, instead of comparing
 
 import { spawn, spawnSync } from 'node:child_process'
 import {
@@ -19,10 +19,11 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
-import { fail, install, root, run, script } from './lib.mjs'
-import { startRegistry } from './install/registry.mjs'
-import { compare, remember, report } from './install/results.mjs'
-import { platforms } from './install/runtimes.mjs'
+import { build } from '../../scripts/build.mjs'
+import { fail, root, run } from '../../scripts/lib/run.mjs'
+import { startRegistry } from './registry.mjs'
+import { compare, remember, report } from './results.mjs'
+import { platforms } from './runtimes.mjs'
 
 /** For one process. In an emulator all takes longer. */
 const LIMIT = 45_000
@@ -50,9 +51,8 @@ const PROGRAMS = [
 const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
 const update = process.argv.includes('--update')
 
-install()
 // What is published is what the sources say now.
-script('build.mjs', ['--release'])
+build('--release')
 const untried = new Map(platforms.map((platform) => [platform, platform.cannot()]))
 for (const platform of platforms) if (untried.get(platform) === null) platform.build?.()
 
@@ -141,7 +141,7 @@ async function tryPlatform(platform) {
   const limit = platform.emulated ? EMULATED_LIMIT : LIMIT
   const place = join(work, wanted, 'app')
   mkdirSync(place, { recursive: true })
-  for (const file of PROGRAMS) cpSync(join(root, 'scripts', 'install', file), join(place, file))
+  for (const file of PROGRAMS) cpSync(join(root, '__test__', 'install', file), join(place, file))
   writeFileSync(join(place, 'package.json'), '{ "name": "app", "private": true }\n')
   writeFileSync(join(place, 'empty.mjs'), '')
   if (asRoot) run('give it away', 'chown', ['-R', `${NOBODY}:${NOBODY}`, dirname(place)])

@@ -4,7 +4,7 @@
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { FETCH_LIMIT, fail, isInPath, root, run } from '../lib.mjs'
+import { FETCH_LIMIT, fail, isInPath, root, run } from '../../scripts/lib/run.mjs'
 
 /**
  * Not the machine's own release: Debian 12 has musl 1.2.3, which does not know the relocations (RELR) of the libraries

@@ -4,7 +4,7 @@ import { spawn } from 'node:child_process'
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
-import { FETCH_LIMIT, root, run } from '../lib.mjs'
+import { FETCH_LIMIT, root, run } from '../../scripts/lib/run.mjs'
 
 async function freePort() {
   const server = createServer()
