@@ -7,9 +7,9 @@ use std::{
     str::FromStr,
 };
 
-use nix::sys::socket::UnixAddr;
+use nix::{errno::Errno, sys::socket::UnixAddr};
 
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 
 /// `sun_path` holds 108 bytes (unix(7)): a path needs one of them for its terminating NUL, an abstract name for
 /// its leading one.
@@ -74,11 +74,18 @@ impl Address {
         .map_err(|errno| self.invalid("the kernel does not take it", Some(errno)))
     }
 
-    pub(crate) fn invalid(&self, reason: impl Into<String>, errno: Option<nix::errno::Errno>) -> Error {
-        Error::AddressInvalid {
-            address: self.to_string(),
-            reason: reason.into(),
-            source: errno.map(Into::into),
+    /// What a failed call at this address means: that the address is of no use, or that this process has run out of
+    /// descriptors or memory ([`Error::NoSpace`]), which is not the address's fault.
+    pub(crate) fn invalid(&self, reason: impl Into<String>, errno: Option<Errno>) -> Error {
+        let reason = reason.into();
+        let address = self.to_string();
+        match errno.filter(|errno| error::is_shortage(*errno)) {
+            Some(errno) => Error::system(format!("the address {address:?}: {reason}"), errno),
+            None => Error::AddressInvalid {
+                address,
+                reason,
+                source: errno.map(Into::into),
+            },
         }
     }
 

@@ -20,7 +20,7 @@ use nix::{
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    error::{Error, Result},
+    error::{self, Error, Result},
     patience::{Patience, Woken},
 };
 
@@ -96,13 +96,20 @@ fn version_of(stat: &FileStat) -> Option<Version> {
     ))
 }
 
+/// Why a content cannot be told: what the kernel says of the file, or that this process has run out of descriptors or memory.
+pub(crate) fn unreadable(errno: Errno) -> Result<String, Error> {
+    if error::is_shortage(errno) {
+        return Err(Error::system("the content of the peer's executable", errno));
+    }
+    Ok(format!("its content cannot be read: {}", errno.desc()))
+}
+
 /// Reads the file to its end. `Err(Ok(why))`: it cannot be told. `Err(Err(_))`: the waiting was called off.
 pub(crate) fn of(
     file: &OwnedFd,
     stat: &FileStat,
     patience: &Patience,
 ) -> Result<Digest, Result<String, Error>> {
-    let unreadable = |errno: Errno| Ok(format!("its content cannot be read: {}", errno.desc()));
     if fstatfs(file).map_err(unreadable)?.filesystem_type() == FUSE_SUPER_MAGIC {
         return Err(Ok(
             "it lies on a filesystem that a process serves (FUSE), which may show each reader another content".into(),

@@ -493,7 +493,7 @@ impl Doorbell {
                     gone: !(found(0) - PollFlags::POLLIN).is_empty() || !found(1).is_empty(),
                 })
             }
-            Err(errno) => Err(Error::system("waiting on the line (poll)", errno)),
+            Err(errno) => Err(Error::poll("waiting on the line", errno)),
         }
     }
 
@@ -512,7 +512,7 @@ impl Doorbell {
             Ok(_) => {}
             // Whoever waits looks again.
             Err(Errno::EINTR) => return Ok(true),
-            Err(errno) => return Err(Error::system("waiting for a token (poll)", errno)),
+            Err(errno) => return Err(Error::poll("waiting for a token", errno)),
         }
         if polled[1..].iter().any(|fd| fd.any() == Some(true)) {
             let mut state = self.state();

@@ -2,6 +2,8 @@
 
 use std::{fmt, io, sync::Arc, time::Duration};
 
+use nix::errno::Errno;
+
 use crate::{identity::Identity, sys::Credentials};
 
 /// The result of everything in this crate that can be refused.
@@ -138,26 +140,64 @@ impl Error {
 
     /// A system call that failed where no rule of the protocol gives the failure a name of its own: either the
     /// process or the machine has run out of something, or the kernel or a sandbox does not allow the call.
-    pub(crate) fn system(what: impl Into<String>, errno: nix::errno::Errno) -> Self {
-        use nix::errno::Errno;
+    pub(crate) fn system(what: impl Into<String>, errno: Errno) -> Self {
         let what = what.into();
-        match errno {
-            Errno::EMFILE
-            | Errno::ENFILE
-            | Errno::ENOMEM
-            | Errno::ENOSPC
-            | Errno::ENOBUFS
-            | Errno::EDQUOT
-            | Errno::EFBIG => Self::NoSpace {
+        if is_shortage(errno) || matches!(errno, Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) {
+            return Self::NoSpace {
                 what,
                 reason: errno.desc().to_owned(),
-            },
-            _ => Self::Unsupported {
-                what: format!("{what}: {}", errno.desc()),
-                source: Some(errno.into()),
-            },
+            };
+        }
+        Self::Unsupported {
+            what: format!("{what}: {}", errno.desc()),
+            source: Some(errno.into()),
         }
     }
+
+    /// A poll(2) that failed. It refuses to look at more descriptors than the process may have now (EINVAL), which is a
+    /// shortage like any other.
+    pub(crate) fn poll(what: &str, errno: Errno) -> Self {
+        let errno = if errno == Errno::EINVAL {
+            Errno::EMFILE
+        } else {
+            errno
+        };
+        Self::system(format!("{what} (poll)"), errno)
+    }
+
+    /// A system call about the peer, or about an address, that failed. For want of descriptors or memory it has found
+    /// nothing out, and that is this side's own trouble ([`Error::NoSpace`]): it is never held against the peer. Every other
+    /// failure is what `otherwise` makes of it.
+    pub(crate) fn unless_short(
+        what: impl Into<String>,
+        errno: Errno,
+        otherwise: impl FnOnce(Errno) -> Self,
+    ) -> Self {
+        if is_shortage(errno) {
+            Self::system(what, errno)
+        } else {
+            otherwise(errno)
+        }
+    }
+}
+
+/// Whether a system call has failed for want of this process's own descriptors or memory, or the machine's. Such a call
+/// tells nothing of what it was about. (EINTR is not among these: an interrupted call is made again.)
+pub(crate) const fn is_shortage(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::EMFILE
+            | Errno::ENFILE
+            | Errno::ENOMEM
+            | Errno::ENOBUFS
+            // Too many descriptors of this user are in flight on sockets, as many as RLIMIT_NOFILE allows (unix(7)).
+            | Errno::ETOOMANYREFS
+    )
+}
+
+/// The errno behind an error of the standard library. What has none was refused before the kernel was asked.
+pub(crate) fn errno(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
 }
 
 /// A peer that was refused: which check, what it wanted, what it found.

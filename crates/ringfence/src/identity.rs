@@ -21,7 +21,7 @@ use nix::{
 
 use crate::{
     digest::{self, Digest},
-    error::{Error, Refusal, Result},
+    error::{self, Error, Refusal, Result},
     evidence::Record,
     patience::Patience,
     sys::{self, Credentials},
@@ -131,8 +131,27 @@ pub(crate) struct Look {
     label: Result<(), Errno>,
 }
 
+/// What tells whether the process is a zombie.
+const STAT: &str = "the peer's state (/proc/PID/stat)";
+
 fn refuse(check: &'static str, wanted: impl Into<String>, found: impl Into<String>) -> Error {
     Refusal::new(check, wanted, found).into()
+}
+
+/// A look that failed is a refusal, unless this process has run out of what the look takes: then the peer was not looked at.
+fn unless_short(check: &'static str, wanted: &str, errno: Errno) -> Error {
+    Error::unless_short(format!("looking at the peer ({wanted})"), errno, |errno| {
+        refuse(check, wanted, errno.desc())
+    })
+}
+
+/// What the kernel has answered, a refusal to tell included. Errors where it was not asked, since this process has run out
+/// of descriptors or memory.
+fn answered<T>(what: &str, found: Result<T, Errno>) -> Result<Result<T, Errno>> {
+    match found {
+        Err(errno) if error::is_shortage(errno) => Err(Error::system(what, errno)),
+        found => Ok(found),
+    }
 }
 
 impl Peer {
@@ -145,7 +164,7 @@ impl Peer {
                 uid: c.uid(),
                 gid: c.gid(),
             })
-            .map_err(|errno| refuse("credentials", "SO_PEERCRED of the peer", errno.desc()))?;
+            .map_err(|errno| unless_short("credentials", "SO_PEERCRED of the peer", errno))?;
         let Credentials { pid, uid, gid } = credentials;
         if pid <= 0 {
             return Err(refuse(
@@ -182,10 +201,12 @@ impl Peer {
             Err(Errno::ENOPROTOOPT) => match sys::pidfd_open(Pid::from_raw(pid)) {
                 Ok(pidfd) => (Some(pidfd), "pidfd_open"),
                 Err(Errno::ENOSYS | Errno::EPERM) => (None, "the pid alone"),
-                Err(_) => {
-                    return Err(Error::PeerLost(format!(
-                        "process {pid} ended before it could be looked at"
-                    )));
+                Err(errno) => {
+                    return Err(Error::unless_short(
+                        "a descriptor of the peer's process (pidfd_open)",
+                        errno,
+                        |_| Error::PeerLost(format!("process {pid} ended before it could be looked at")),
+                    ));
                 }
             },
             // What kernels answer for a process that has been reaped already: EINVAL from Linux 6.5 on, later ESRCH.
@@ -194,14 +215,14 @@ impl Peer {
                     "process {pid} ended before it could be looked at"
                 )));
             }
-            Err(errno) => return Err(refuse("pidfd", "SO_PEERPIDFD of the peer", errno.desc())),
+            Err(errno) => return Err(unless_short("pidfd", "SO_PEERPIDFD of the peer", errno)),
         };
         let mut peer = Self {
             credentials,
             pidfd: pidfd.map(Arc::new),
             directory: None,
-            groups: sys::peer_groups(socket).ok(),
-            label: sys::peer_label(socket),
+            groups: answered("SO_PEERGROUPS of the peer", sys::peer_groups(socket))?.ok(),
+            label: answered("SO_PEERSEC of the peer", sys::peer_label(socket))?,
             seen: OnceLock::new(),
             hardens: false,
         };
@@ -251,10 +272,10 @@ impl Peer {
             Ok(directory) => directory,
             Err(Errno::ENOENT | Errno::ESRCH) if self.pidfd.is_some() => return Ok(None),
             Err(Errno::ENOENT | Errno::ESRCH) => return Err(self.gone()),
-            Err(errno) => return Err(refuse("proc", path, errno.desc())),
+            Err(errno) => return Err(unless_short("proc", &path, errno)),
         };
         let kind = fstatfs(&directory)
-            .map_err(|errno| refuse("proc", "a mounted /proc", errno.desc()))?
+            .map_err(|errno| unless_short("proc", "a mounted /proc", errno))?
             .filesystem_type();
         if kind == PROC_SUPER_MAGIC {
             Ok(Some(Arc::new(directory)))
@@ -276,7 +297,7 @@ impl Peer {
                     Ok(0) => break,
                     Ok(_) => return Err(self.gone()),
                     Err(Errno::EINTR) => {}
-                    Err(errno) => return Err(refuse("process", "alive", errno.desc())),
+                    Err(errno) => return Err(Error::poll("whether the peer is alive", errno)),
                 }
             }
         }
@@ -284,7 +305,7 @@ impl Peer {
         let Some(directory) = &self.directory else {
             return Ok(());
         };
-        match (read_text(directory, "stat"), &self.pidfd) {
+        match (answered(STAT, read_text(directory, "stat"))?, &self.pidfd) {
             (Ok(stat), _) => {
                 let state = stat
                     .rsplit(')')
@@ -308,7 +329,9 @@ impl Peer {
     pub(crate) fn look(&self) -> Result<Look> {
         self.check_alive()?;
         let directory = self.open_directory()?;
-        let (executable, executable_found) = match directory.as_deref().map(executable_of) {
+        let looked = directory.as_deref().map(executable_of);
+        let looked = looked.map(|found| answered("the peer's executable", found));
+        let (executable, executable_found) = match looked.transpose()? {
             Some(Ok(executable)) => (Some(executable), Ok(())),
             // Its memory is gone: it is on its way out, though neither the pidfd nor its state says so yet.
             Some(Err(Errno::ENOENT | Errno::ESRCH)) => return Err(self.gone()),
@@ -323,19 +346,21 @@ impl Peer {
             }
             None => (None, Err(Errno::ENOENT)),
         };
-        let text = |name| {
-            directory
+        let text = |name, what| {
+            let found = directory
                 .as_deref()
-                .map_or(Err(Errno::ENOENT), |directory| read_text(directory, name))
+                .map_or(Err(Errno::ENOENT), |directory| read_text(directory, name));
+            answered(what, found)
         };
         let info = match self.pidfd.as_ref().map(sys::pidfd_info) {
             Some(Ok(info)) => Some(info),
             Some(Err(Errno::ESRCH)) => return Err(self.gone()),
             // Before Linux 6.13.
-            Some(Err(_)) | None => None,
+            Some(found @ Err(_)) => answered("what the peer's pidfd tells", found)?.ok(),
+            None => None,
         };
-        let status = text("status");
-        let cgroup = text("cgroup").and_then(|text| {
+        let status = text("status", "the peer's ids (/proc/PID/status)")?;
+        let cgroup = text("cgroup", "the peer's cgroup (/proc/PID/cgroup)")?.and_then(|text| {
             text.lines()
                 .find_map(|line| line.strip_prefix("0::").map(str::to_owned))
                 .ok_or(Errno::ENODATA)
@@ -470,7 +495,7 @@ impl Look {
     /// The SHA-256 of what the peer executes, read through /proc/PID/exe: the very file, whatever has its name now.
     /// `Err(Ok(why))`: it cannot be told. `Err(Err(_))`: the waiting was called off.
     pub(crate) fn digest(&mut self, patience: &Patience) -> Result<Digest, Result<String, Error>> {
-        let unreadable = |errno: Errno| Ok(format!("its content cannot be read: {}", errno.desc()));
+        let unreadable = digest::unreadable;
         let (Some(directory), Some(executable)) = (&self.directory, &mut self.identity.executable) else {
             return Err(unreadable(Errno::ENOENT));
         };
@@ -654,7 +679,8 @@ pub(crate) fn named_executable(path: &Path) -> Result<Executable, Errno> {
 
 /// The uid that the kernel shows for users that are not mapped here (user_namespaces(7)).
 fn overflow_uid() -> Result<u32> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid");
+    let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid").map_err(|error| error::errno(&error));
+    let text = answered("/proc/sys/kernel/overflowuid", text)?;
     text.ok()
         .and_then(|text| text.trim().parse().ok())
         .ok_or_else(|| {

@@ -15,7 +15,7 @@ use nix::{
     sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap},
 };
 
-use crate::sys;
+use crate::{error::errno, sys};
 
 /// Bytes of a huge page; `None` where the kernel has none, or does not say.
 pub(crate) fn huge_page() -> Option<usize> {
@@ -167,10 +167,6 @@ fn anywhere(object: &impl AsFd, length: usize, writable: bool) -> Result<MmapRaw
         options.map_raw_read_only(descriptor)
     };
     mapped.map_err(|error| errno(&error))
-}
-
-fn errno(error: &std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
 }
 
 impl Placed {

@@ -156,7 +156,7 @@ impl Patience {
                 .collect();
             match poll(&mut polled, self.timeout()) {
                 Err(Errno::EINTR) => continue,
-                Err(errno) => return Err(Error::system("waiting for a descriptor (poll)", errno)),
+                Err(errno) => return Err(Error::poll("waiting for a descriptor", errno)),
                 Ok(0) if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
                     return Ok(Woken::Late);
                 }

@@ -14,7 +14,7 @@ use nix::{
 use crate::{
     authorize::{self, Authorize, Decision},
     digest::Digest,
-    error::{Error, Refusal, Result},
+    error::{self, Error, Refusal, Result},
     evidence::Record,
     identity::{self, Executable, Identity, Look, Peer},
     patience::Patience,
@@ -75,15 +75,17 @@ impl Program {
         self
     }
 
-    /// Errors where this process cannot look at its own executable. A path that does not exist allows nobody; it takes
-    /// nothing from the others.
+    /// Errors where this process cannot look at its own executable, or has run out of what a look takes. A path that does
+    /// not exist allows nobody; it takes nothing from the others.
     fn has_file(&self, found: &Executable) -> Result<bool, Errno> {
         Ok(match &self.file {
             Which::Any => true,
             Which::Same => identity::own_executable()?.is_same_file(found),
-            Which::Path(path) => {
-                identity::named_executable(path).is_ok_and(|named| named.is_same_file(found))
-            }
+            Which::Path(path) => match identity::named_executable(path) {
+                Ok(named) => named.is_same_file(found),
+                Err(errno) if error::is_shortage(errno) => return Err(errno),
+                Err(_) => false,
+            },
         })
     }
 }
@@ -361,6 +363,7 @@ impl Policy {
 /// Why a comparison did not come to a good end.
 enum Failed {
     Refused(Box<Refusal>),
+    /// This side cannot go on, whoever the peer is.
     CalledOff(Error),
 }
 
@@ -395,6 +398,10 @@ fn compare_executable(
                 None => passed = true,
                 Some(sha256) => contents.push(sha256),
             },
+            Err(errno) if error::is_shortage(errno) => {
+                let what = "looking at the executables that the policy names";
+                return Err(Failed::CalledOff(Error::system(what, errno)));
+            }
             Err(errno) => {
                 let found = format!("/proc/self/exe cannot be read: {}", errno.desc());
                 return Err(Failed::executable(wanted, found));

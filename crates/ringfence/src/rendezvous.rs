@@ -212,14 +212,18 @@ fn guest(stream: OwnedFd, record: &mut Record) -> OwnedFd {
     stream
 }
 
-fn new_socket() -> Result<OwnedFd> {
+fn new_socket() -> Result<OwnedFd, Errno> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     socket(AddressFamily::Unix, SockType::Stream, flags, None)
-        .map_err(|errno| Error::system("a Unix socket", errno))
+}
+
+/// A socket to listen at.
+fn new_listener() -> Result<OwnedFd> {
+    new_socket().map_err(|errno| Error::system("a Unix socket", errno))
 }
 
 fn reach(address: &Address) -> Result<OwnedFd, Errno> {
-    let stream = new_socket().map_err(|_| Errno::EMFILE)?;
+    let stream = new_socket()?;
     let socket = address.to_socket().map_err(|_| Errno::EINVAL)?;
     loop {
         match connect(stream.as_raw_fd(), &socket) {
@@ -238,7 +242,7 @@ fn take(address: &Address, access: Access, backlog: i32) -> Result<Taken> {
 }
 
 fn take_name(address: &Address, backlog: i32) -> Result<Taken> {
-    let listener = new_socket()?;
+    let listener = new_listener()?;
     match bind(listener.as_raw_fd(), &address.to_socket()?) {
         Ok(()) => open_for_guests(listener, None, backlog).map(Taken::Mine),
         Err(Errno::EADDRINUSE) => Ok(Taken::Held),
@@ -260,7 +264,7 @@ fn take_path(address: &Address, path: &Path, access: Access, backlog: i32) -> Re
         lock: Arc::new(lock),
         of_another: false,
     };
-    let listener = new_socket()?;
+    let listener = new_listener()?;
     // The bits that the socket's file will have from birth (sockfs gives bind its inode's mode), owner's only for
     // now: nobody else can come near it before its group is right.
     let bits = |mode: u32| Mode::from_bits_truncate(mode as _);
