@@ -99,7 +99,8 @@ export interface Options {
   signal?: AbortSignal
   /**
    * Where the place is taken, or a service is full, wait for it instead of failing with ADDRESS_OCCUPIED; and where nobody
-   * listens, for the service to come (false).
+   * listens, or the service ends in the middle of a handshake, for the service to come (false). A peer that hangs up each
+   * time, for as long as `timeout` says, is PEER_LOST all the same.
    */
   wait?: boolean
   /**

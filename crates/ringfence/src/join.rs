@@ -36,6 +36,8 @@ pub fn join(address: &Address, options: &Options) -> Result<Channel> {
             Ok(Some(channel)) => return Ok(channel),
             // The host went away before it had answered: whoever looks first is the next host.
             Ok(None) => pauses.snubbed(None)?,
+            // The same after it had answered: for a process that waits for a place, nothing has changed.
+            Err(error @ Error::PeerLost(_)) if options.wait => pauses.snubbed(Some(error))?,
             Err(Error::AddressOccupied { .. }) if options.wait => pauses.pause()?,
             Err(error) => return Err(error),
         }

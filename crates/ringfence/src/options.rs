@@ -134,7 +134,9 @@ impl Options {
     }
 
     /// Wait where two share the address already, or a service is full, instead of failing with
-    /// [`Error::AddressOccupied`]; and where nobody listens, for the service to come (off).
+    /// [`Error::AddressOccupied`]; and where nobody listens, or the service ends in the middle of a handshake, for the
+    /// service to come (off). A peer that hangs up each time, for as long as [`Options::timeout`] says, is
+    /// [`Error::PeerLost`] all the same.
     #[must_use]
     pub fn wait(mut self, wait: bool) -> Self {
         self.wait = wait;

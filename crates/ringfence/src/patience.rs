@@ -213,8 +213,13 @@ pub(crate) fn readable<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) ->
 pub(crate) struct Pauses<'a> {
     patience: &'a Patience,
     next: Duration,
-    snubbed: Option<Instant>,
+    /// Since when each try has ended in a hang-up, and how many tries that were.
+    snubbed: Option<(Instant, u32)>,
 }
+
+/// Tries that a peer must have hung up on, one after the other, before it is given up. A handshake may take long before
+/// it ends so, and then few hang-ups say nothing.
+const MANY_SNUBS: u32 = 8;
 
 impl<'a> Pauses<'a> {
     pub(crate) fn new(patience: &'a Patience) -> Self {
@@ -225,16 +230,21 @@ impl<'a> Pauses<'a> {
         }
     }
 
-    /// Longer each time, up to 100 ms.
+    /// After a try that has found the place taken, or nobody there. Longer each time, up to 100 ms.
     pub(crate) fn pause(&mut self) -> Result<()> {
+        // Whoever has the place now is not the one that hung up.
+        self.snubbed = None;
         self.patience.pause(self.next)?;
         self.next = (self.next * 2).min(Duration::from_millis(100));
         Ok(())
     }
 
-    /// After somebody has gone away, with these last words if it had any. Somebody who goes away each time is none.
+    /// After a peer that has hung up, with these last words if it had any. A peer that does so each time, for as long as a
+    /// handshake may take, is given up.
     pub(crate) fn snubbed(&mut self, why: Option<Error>) -> Result<()> {
-        if self.snubbed.get_or_insert_with(Instant::now).elapsed() >= self.patience.allowed {
+        let (since, count) = self.snubbed.get_or_insert_with(|| (Instant::now(), 0));
+        *count += 1;
+        if *count >= MANY_SNUBS && since.elapsed() >= self.patience.allowed {
             return Err(why.unwrap_or_else(|| {
                 Error::PeerLost("whoever has the address closes each connection without an answer".into())
             }));

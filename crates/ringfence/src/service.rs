@@ -104,6 +104,8 @@ pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
             Ok(Tried::Open(channel)) => return Ok(*channel),
             // It closes, and the next look finds nobody.
             Ok(Tried::Snubbed) => pauses.snubbed(None)?,
+            // It has closed, or ended, in the middle of the handshake. The next service may be there already.
+            Err(error @ Error::PeerLost(_)) if options.wait => pauses.snubbed(Some(error))?,
             Ok(Tried::Nobody) | Err(Error::AddressOccupied { .. }) if options.wait => pauses.pause()?,
             Ok(Tried::Nobody) => return Err(nobody(address)),
             Err(error) => return Err(error),

@@ -102,6 +102,27 @@ fn role() {
                 drop(stream);
             }
         }
+        // Hangs up on the first, has no room for longer than a handshake may take, hangs up on a few more, and leaves.
+        "moody" => {
+            let allowed = Duration::from_millis(arguments[1].parse().unwrap());
+            let listener = wire::listen(&arguments[0]);
+            say("listening");
+            drop(listener.accept().unwrap());
+            let first = Instant::now();
+            while first.elapsed() < 2 * allowed {
+                let (stream, _) = listener.accept().unwrap();
+                // REFUSE: two share the address already.
+                wire::send(&stream, &wire::good(4, &[1, 0, 0, 0, 0, 0, 0, 0]), None);
+            }
+            (0..7).for_each(|_| drop(listener.accept().unwrap()));
+        }
+        // Hangs up in the middle of each handshake.
+        "moody in the middle" => {
+            wire::host(&arguments[0], "OFFER", || {
+                say("leaving");
+                std::process::exit(0);
+            });
+        }
         other => unreachable!("{other}"),
     }
 }
@@ -281,6 +302,36 @@ fn a_host_that_closes_each_connection_unanswered_is_given_up_at_the_deadline() {
     let error = join(&address, &small().timeout(allowed)).unwrap_err();
     assert_eq!(error.code(), "PEER_LOST", "{error}");
     assert!(started.elapsed() >= allowed);
+}
+
+#[test]
+fn a_hang_up_long_ago_is_forgotten_once_somebody_else_had_the_place() {
+    let (address, _keep) = fresh_address(false);
+    let moody = Actor::start("moody", &[&address.to_string(), "200"]);
+    moody.expect("listening");
+    let options = small().timeout(Duration::from_millis(200)).wait(true);
+    let patient = join_later(&address, &options);
+    moody.finish();
+    // The one who waited has the place now, and waits for a partner.
+    wait_for_host(&address);
+    let partner = Actor::start("join", &[&address.to_string()]);
+    partner.expect("guest");
+    let channel = patient.join().unwrap().expect("a channel");
+    assert_eq!((channel.role(), channel.peer().pid), (Role::Host, partner.pid()));
+}
+
+#[test]
+fn who_waits_goes_on_when_its_host_ends_in_the_middle_of_a_handshake() {
+    let (address, _keep) = fresh_address(false);
+    let moody = Actor::start("moody in the middle", &[&address.to_string()]);
+    wait_for_host(&address);
+    let patient = join_later(&address, &small().wait(true));
+    moody.expect("leaving");
+    wait_for_host(&address);
+    let partner = Actor::start("join", &[&address.to_string()]);
+    partner.expect("guest");
+    let channel = patient.join().unwrap().expect("a channel");
+    assert_eq!(channel.peer().pid, partner.pid());
 }
 
 /// Any executable, since theirs is a copy.

@@ -8,6 +8,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     thread,
     time::{Duration, Instant},
@@ -119,6 +120,22 @@ fn role() {
                     thread::spawn(|| echo(channel));
                 }
             }
+        }
+        // Closes while its policy's callback is asked, and comes again when it is told to.
+        "closes while it is asked" => {
+            let (asked, question) = mpsc::channel();
+            let policy = Policy::default().authorize_later(move |_, decision| asked.send(decision).unwrap());
+            let listener = listen(&address(), &small().policy(policy)).unwrap();
+            say("listening");
+            let unanswered = question.recv().unwrap();
+            listener.close(Channels::Keep);
+            drop(unanswered);
+            say("closed");
+            wait_for_test();
+            let listener = listen(&address(), &small()).unwrap();
+            let channel = next_accepted(&listener);
+            say(format!("again, with {}", channel.peer().pid));
+            wait_for_test();
         }
         other => unreachable!("{other}"),
     }
@@ -549,6 +566,23 @@ fn where_nobody_listens_that_is_said_or_waited_for() {
     assert_eq!(accepted(&listener).peer().pid, patient.pid());
     drop(listener);
     assert_eq!(std::fs::read_dir(keep.unwrap().path()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_agent_that_waits_outlives_a_service_that_closes_in_the_middle_of_its_handshake() {
+    for named in [true, false] {
+        let (address, _keep) = fresh_address(named);
+        let mut service = Actor::start("closes while it is asked", &[&address.to_string()]);
+        service.expect("listening");
+        let patient = Actor::start("patient agent", &[&address.to_string()]);
+        service.expect("closed");
+        // Without waiting, that is an end, as nobody is.
+        let hasty = agent(&address);
+        assert!(hasty.hear().starts_with("PEER_LOST"));
+        service.go_on();
+        service.expect(&format!("again, with {}", patient.pid()));
+        patient.expect("in");
+    }
 }
 
 #[test]
