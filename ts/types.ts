@@ -82,6 +82,11 @@ export interface Options {
   capacity?: number
   /** Bytes of the longest message that this side will receive (64 MiB); at most 2 GiB. */
   maxMessageSize?: number
+  /**
+   * Bytes of the largest ring that the peer may bring (1 GiB), at least 4096. This side maps that ring, so the peer's choice
+   * takes address space here. A peer whose ring is larger is refused before anything is shared: PROTOCOL, which names both.
+   */
+  maxPeerCapacity?: number
   /** Who the peer must be. */
   policy?: Policy
   /** Permission bits of a named socket (0o600), whatever the umask. */

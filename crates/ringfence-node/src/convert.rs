@@ -194,6 +194,8 @@ pub struct Options {
     pub capacity: Option<f64>,
     /// Bytes.
     pub max_message_size: Option<f64>,
+    /// Bytes.
+    pub max_peer_capacity: Option<f64>,
     /// Left out: the same uid and the same executable.
     pub policy: Option<Policy>,
     /// Permission bits.
@@ -241,6 +243,9 @@ impl Options {
         }
         if let Some(size) = self.max_message_size {
             options = options.max_message_size(whole(size));
+        }
+        if let Some(size) = self.max_peer_capacity {
+            options = options.max_peer_capacity(whole(size));
         }
         if let Some(policy) = &self.policy {
             let policy = policy.to_core()?;

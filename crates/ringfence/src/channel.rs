@@ -91,6 +91,7 @@ impl Channel {
             shared,
             consumer,
             link: Some(reading),
+            cut: false,
             longest: parts.longest_in,
             scratch: Vec::new(),
             gathered: false,

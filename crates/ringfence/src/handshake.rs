@@ -395,6 +395,14 @@ impl<'a> Side<'a> {
         if crate::region::round_capacity(hello.capacity) != Some(hello.capacity) || hello.capacity > 1 << 46 {
             return Err(Error::Protocol(format!("a ring of {} bytes", hello.capacity)));
         }
+        // Before anything is made or mapped: the size of the peer's ring is the peer's choice, and this side would pay for it.
+        let most = self.options.max_peer_capacity;
+        if hello.capacity > most {
+            return Err(Error::Protocol(format!(
+                "the peer's ring has {} bytes, and this side takes {most} (max_peer_capacity)",
+                hello.capacity
+            )));
+        }
         if !(1..=crate::options::MAX_MESSAGE_SIZE).contains(&hello.longest) {
             return Err(Error::Protocol(format!("messages of {} bytes", hello.longest)));
         }

@@ -7,7 +7,7 @@ use crate::{
     object::{self, Backing},
     patience::Canceller,
     policy::Policy,
-    region::{region_size, round_capacity},
+    region::{CAPACITY_MIN, region_size, round_capacity},
     rendezvous::Access,
     signal,
 };
@@ -27,6 +27,7 @@ pub struct Options {
     pub(crate) backing: Backing,
     pub(crate) capacity: u64,
     pub(crate) max_message_size: u64,
+    pub(crate) max_peer_capacity: u64,
     pub(crate) policy: Policy,
     pub(crate) mode: u32,
     pub(crate) group: Option<Group>,
@@ -53,6 +54,7 @@ impl Default for Options {
             backing: Backing::Memfd,
             capacity: 4 << 20,
             max_message_size: 64 << 20,
+            max_peer_capacity: 1 << 30,
             policy: Policy::default(),
             mode: 0o600,
             group: None,
@@ -94,6 +96,15 @@ impl Options {
     #[must_use]
     pub fn max_message_size(mut self, bytes: u64) -> Self {
         self.max_message_size = bytes;
+        self
+    }
+
+    /// Bytes of the largest ring that the peer may bring (1 GiB), at least [`CAPACITY_MIN`]. This side maps that ring, so the
+    /// peer's choice takes address space and page tables here. A peer whose ring is larger is refused before anything is
+    /// shared: [`Error::Protocol`], which names both numbers.
+    #[must_use]
+    pub fn max_peer_capacity(mut self, bytes: u64) -> Self {
+        self.max_peer_capacity = bytes;
         self
     }
 
@@ -231,6 +242,12 @@ impl Options {
             return Err(Error::invalid(format!(
                 "max_message_size must be 1 to {MAX_MESSAGE_SIZE} bytes, not {}",
                 self.max_message_size
+            )));
+        }
+        if self.max_peer_capacity < CAPACITY_MIN {
+            return Err(Error::invalid(format!(
+                "max_peer_capacity must be at least {CAPACITY_MIN} bytes, not {}",
+                self.max_peer_capacity
             )));
         }
         if self.mode & !0o777 != 0 {

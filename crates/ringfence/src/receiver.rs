@@ -22,8 +22,10 @@ use crate::{
 pub struct Receiver {
     pub(crate) shared: Arc<Shared>,
     pub(crate) consumer: Consumer<OwnRegion, PeerRegion>,
-    /// `None` once the peer is gone: what it left has been copied to memory of this process.
+    /// `None` once the peer is gone, or the channel has ended.
     pub(crate) link: Option<Link>,
+    /// The peer was gone before it had said that no more would come; known once there is no link.
+    pub(crate) cut: bool,
     pub(crate) longest: u64,
     /// The fragments of a message, where the caller's buffer cannot take them one by one.
     pub(crate) scratch: Vec<u8>,
@@ -53,7 +55,7 @@ impl Receiver {
     #[cold]
     fn check_ended(&mut self) -> Result<()> {
         if self.shared.peer_is_gone() {
-            self.salvage();
+            self.settle();
             return Ok(());
         }
         if self.shared.receiving_ended.load(Ordering::Acquire)
@@ -70,19 +72,25 @@ impl Receiver {
         self.shared.check()
     }
 
-    /// Copies what the peer has left, and lets go of its region.
-    fn salvage(&mut self) {
+    /// Lets go of this side's region. The peer's stays mapped until what it left was read: this half is the last that has it.
+    fn settle(&mut self) {
         if self.link.take().is_some() {
-            self.consumer
-                .replace(|peer, what| (OwnRegion::nowhere(), peer.salvage(what)));
+            self.cut = self.phase_of_peer() == Some(Phase::Open);
+            self.consumer.settle(OwnRegion::nowhere());
         }
     }
 
     /// Lets go of both regions; there is nothing more to read.
     fn let_go(&mut self) {
-        if self.link.take().is_some() {
+        self.link = None;
+        if !self.consumer.peer().is_nowhere() {
             self.consumer.forget(OwnRegion::nowhere(), PeerRegion::nowhere());
+            self.scratch = Vec::new();
         }
+    }
+
+    fn phase_of_peer(&self) -> Option<Phase> {
+        Phase::from_word(self.consumer.peer().load(layout::PHASE, Ordering::Acquire))
     }
 
     /// What was copied out of the peer's memory since the last look is what it had sent: a peer whose memory is exposed
@@ -370,11 +378,17 @@ impl Receiver {
         if self.has_message()? {
             return Ok(false);
         }
+        if self.link.is_none() {
+            // The peer has gone, and all that it left was read. What its region says now counts no more.
+            self.shared.receiving_ended.store(true, Ordering::Release);
+            self.let_go();
+            return Ok(true);
+        }
         let word = self.consumer.peer().load(layout::PHASE, Ordering::Acquire);
         let phase = Phase::from_word(word).ok_or_else(|| Error::RingCorrupt(format!("its phase is {word}")));
         let phase = self.shared.judge(phase)?;
         // What was published before the peer said that it ends is seen by a look after that.
-        if (phase == Phase::Open && self.link.is_some()) || self.has_message()? {
+        if phase == Phase::Open || self.has_message()? {
             return Ok(false);
         }
         self.must_be_whole()?;
@@ -444,8 +458,8 @@ impl Receiver {
         }
     }
 
-    /// Reads whatever has come over the line, and notices a peer that is gone: then what it has left is copied, and
-    /// its region let go of. Errors as [`Receiver::try_receive`].
+    /// Reads whatever has come over the line, and notices a peer that is gone. What it has left can be read still, and its
+    /// memory stays mapped until then. Errors as [`Receiver::try_receive`].
     pub fn listen(&mut self) -> Result<()> {
         self.shared.doorbell.listen();
         self.shared.notice();
@@ -464,10 +478,14 @@ impl Receiver {
     /// Whether the peer has gone without having said that no more would come: it may have meant to send more.
     pub fn is_cut(&self) -> bool {
         self.shared.peer_is_gone()
-            && self.consumer.peer().load(layout::PHASE, Ordering::Acquire) == Phase::Open as u64
+            && if self.link.is_some() {
+                self.phase_of_peer() == Some(Phase::Open)
+            } else {
+                self.cut
+            }
     }
 
-    /// Closes the whole channel from this half.
+    /// Closes the whole channel from this half. What was not read is let go of.
     pub fn close(&mut self) {
         self.shared.finish(state::CLOSED_HERE);
         self.let_go();

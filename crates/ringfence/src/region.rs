@@ -188,7 +188,7 @@ pub(crate) trait Writable: Readable {
 enum Backing {
     Shared(Mapping),
     Own(Own),
-    /// Memory of this process alone: what is left of a peer's ring once the peer has gone.
+    /// Memory of this process alone: for a half that reads or writes nothing any more.
     Private(Words),
 }
 
@@ -516,18 +516,6 @@ impl Writable for OwnRegion {
     }
 }
 
-/// What is kept of a ring whose writer has gone.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Salvaged {
-    pub(crate) capacity: u64,
-    /// How far it was read.
-    pub(crate) head: u64,
-    /// Up to where there is something to read.
-    pub(crate) tail: u64,
-    /// What the writer said last: the tail, or a lie.
-    pub(crate) published: u64,
-}
-
 /// The region that the peer owns: mapped for reading. Its contents may change at any moment, and may be lies.
 #[derive(Debug, Clone)]
 pub(crate) struct PeerRegion {
@@ -570,56 +558,9 @@ impl PeerRegion {
         Self { base, keep }
     }
 
-    /// Copies what lies between two positions of the ring, and the head words, into private memory of the same
-    /// layout, so that the shared mapping can be let go while the last messages are still to be read.
-    pub(crate) fn salvage(&self, what: Salvaged) -> Self {
-        let Salvaged {
-            capacity,
-            head,
-            tail,
-            published,
-        } = what;
-        let private = OwnRegion::new(Backing::Private(Words::zeroed(self.keep.size())));
-        for at in [
-            layout::MAGIC_AT,
-            layout::CAPACITY,
-            layout::TAIL,
-            layout::HEAD,
-            layout::PHASE,
-        ] {
-            private.store(at, self.load(at, Ordering::Acquire), Ordering::Relaxed);
-        }
-        let mut chunk = [0_u8; 4096];
-        let mut copy = |from: u64, to: u64| {
-            let (mut at, end) = (layout::DATA + as_offset(from), layout::DATA + as_offset(to));
-            while at < end {
-                let count = chunk.len().min(end - at);
-                self.copy_out(at, &mut chunk[..count]);
-                private.copy_in(at, &chunk[..count]);
-                at += count;
-            }
-        };
-        let (from, to) = (head & (capacity - 1), tail & (capacity - 1));
-        let slack = layout::OVERHANG as u64;
-        if head == tail {
-        } else if from < to {
-            copy(from, to);
-        } else {
-            copy(from, capacity + slack);
-            copy(0, to);
-        }
-        // Nothing more will be published: the tail that counts is the one that was looked at then.
-        private.store(layout::TAIL, published, Ordering::Relaxed);
-        Self {
-            base: private.base,
-            keep: private.keep,
-        }
-    }
-
-    /// Whether this is shared memory still, rather than what was salvaged from it.
-    #[cfg(test)]
-    fn is_shared(&self) -> bool {
-        matches!(*self.keep, Backing::Shared(_))
+    /// Whether there is nothing to read here, nor will be: see [`PeerRegion::nowhere`].
+    pub(crate) fn is_nowhere(&self) -> bool {
+        self.keep.size() == layout::DATA
     }
 
     /// Reads the word at a multiple of eight, whoever writes it meanwhile: for payloads.
@@ -967,37 +908,6 @@ mod tests {
                     let is_wiped = wiped.iter().any(|(from, to)| (*from..*to).contains(&at));
                     assert_eq!(byte == 0, is_wiped, "{capacity} {tail}, at {at}");
                 }
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_salvaged_is_what_was_between_the_positions() {
-        let own = OwnRegion::private(4096);
-        let bytes: Vec<u8> = (0..4104_u32).map(|n| (n % 253) as u8).collect();
-        own.copy_in(layout::DATA, &bytes);
-        for (head, tail) in [
-            (0, 0),
-            (0, 4096),
-            (8, 64),
-            (4000, 4200),
-            (4096 * 3 - 8, 4096 * 3 + 16),
-        ] {
-            let kept = own.seen_by_peer().salvage(Salvaged {
-                capacity: 4096,
-                head,
-                tail,
-                published: tail,
-            });
-            assert!(!kept.is_shared());
-            assert_eq!(kept.load(layout::TAIL, Ordering::Relaxed), tail);
-            for position in (head..tail).step_by(8) {
-                let at = layout::DATA + as_offset(position % 4096);
-                assert_eq!(
-                    kept.peek(at),
-                    own.load(at, Ordering::Relaxed),
-                    "{head}..{tail} at {position}"
-                );
             }
         }
     }

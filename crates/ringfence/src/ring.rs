@@ -13,7 +13,7 @@ use std::{hint, sync::atomic::Ordering};
 
 use crate::{
     error::{Error, Result},
-    region::{AHEAD, LINE, Readable, Salvaged, Writable, as_offset, layout},
+    region::{AHEAD, LINE, Readable, Writable, as_offset, layout},
 };
 
 /// Bytes of a record's header.
@@ -550,6 +550,8 @@ pub(crate) struct Consumer<O, P> {
     tail: u64,
     /// A record that ends here or before is there, and stands where it may: the tail, or this lap's end and overhang.
     until: u64,
+    /// The last word of a producer that has gone, in place of its tail, which another process may still write.
+    last: Option<u64>,
     /// Bytes read since the ring was last found empty.
     streamed: u64,
     /// The last look found less than [`distance`].
@@ -573,6 +575,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             published: 0,
             tail: 0,
             until: 0,
+            last: None,
             streamed: 0,
             is_close: false,
             fetched: 0,
@@ -583,7 +586,10 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
 
     /// Looks how far the producer has written. A tail that goes backwards, or more than a ring ahead, is a lie.
     fn look_at_tail(&mut self) -> Result<()> {
-        let tail = self.peer.load(layout::TAIL, Ordering::Acquire);
+        let tail = match self.last {
+            None => self.peer.load(layout::TAIL, Ordering::Acquire),
+            Some(tail) => tail,
+        };
         if !self.can_be_tail(tail) {
             return Err(corrupt(format!(
                 "its tail went from {} to {tail}, and {} was read",
@@ -977,21 +983,13 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         self.gathering.map_or(0, |(_, read)| read)
     }
 
-    /// Reads the rest from somewhere else, and tells nobody any more: see
-    /// [`PeerRegion::salvage`](crate::region::PeerRegion::salvage), which gets the same positions. A tail that is a lie
-    /// goes with it: it is found behind what was known to be there, each time that somebody looks.
-    pub(crate) fn replace(&mut self, with: impl FnOnce(&P, Salvaged) -> (O, P)) {
-        let published = self.peer.load(layout::TAIL, Ordering::Acquire);
-        if self.can_be_tail(published) {
-            self.tail = published;
-        }
-        let what = Salvaged {
-            capacity: self.capacity,
-            head: self.head,
-            tail: self.tail,
-            published,
-        };
-        (self.own, self.peer) = with(&self.peer, what);
+    /// The producer has gone: looks at its tail for the last time, and tells nobody any more how far everything was read.
+    /// What is there is read where it lies. A child that the producer has forked may have the same memory and go on
+    /// writing there: the records are checked as ever, and nothing is read behind this tail. A tail that is a lie is found
+    /// behind what was known to be there, each time that somebody looks.
+    pub(crate) fn settle(&mut self, own: O) {
+        self.last = Some(self.peer.load(layout::TAIL, Ordering::Acquire));
+        self.own = own;
     }
 
     /// Reads nothing any more.

@@ -408,10 +408,8 @@ fn a_last_lie_is_found_behind_what_was_known_to_be_there_and_is_not_forgotten() 
         let first = words.victim.next_record().unwrap().unwrap();
         words.victim.consume(first);
         words.tail(lie);
-        words
-            .victim
-            .replace(|peer, what| (OwnRegion::nowhere(), peer.salvage(what)));
-        // The peer's own memory does not count any more.
+        words.victim.settle(OwnRegion::nowhere());
+        // What another process with the same memory makes of the tail does not count any more.
         words.tail(32);
         let second = words.victim.next_record().unwrap().unwrap();
         words.victim.consume(second);

@@ -1,0 +1,233 @@
+//! What a peer leaves when it goes is read where it lies: the survivor pays for no copy of it, and a shortage of memory
+//! takes nothing away.
+
+mod support;
+
+use std::{fs, time::Duration};
+
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use ringfence::{Address, Arrival, Channels, CloseReason, Error, Options, Packed, Receiver, join, listen};
+use support::{Actor, PATIENCE, fresh_address, say, small, wait_for_host, wait_for_test};
+
+const RING: u64 = 256 << 20;
+const MESSAGE: usize = 1 << 20;
+/// What a process may need for anything else meanwhile. An eighth of the ring.
+const LITTLE: u64 = 32 << 20;
+
+fn message(number: u64) -> Vec<u8> {
+    let mut message: Vec<u8> = (0..=250).cycle().take(MESSAGE).collect();
+    message[..8].copy_from_slice(&number.to_le_bytes());
+    message
+}
+
+/// A figure of this process, in bytes.
+fn status(name: &str) -> u64 {
+    let text = fs::read_to_string("/proc/self/status").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim_matches([':', '\t', ' ', 'k', 'B'])
+        .parse::<u64>()
+        .unwrap()
+        * 1024
+}
+
+/// Shared objects of ringfence that this process has mapped.
+fn mappings() -> usize {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines()
+        .filter(|line| line.contains("memfd:ringfence"))
+        .count()
+}
+
+/// All that is there, each way of reading in turn; how many there were.
+fn read_all(receiver: &mut Receiver) -> u64 {
+    let mut into = vec![0; 2 * MESSAGE];
+    let mut count = 0;
+    let wanted = message(0);
+    let check = |number: u64, bytes: &[u8]| {
+        assert_eq!(bytes[..8], number.to_le_bytes());
+        assert!(bytes[8..] == wanted[8..], "message {number}");
+    };
+    loop {
+        let before = count;
+        if let Some(length) = receiver.try_receive(&mut into).unwrap() {
+            check(count, &into[..length]);
+            count += 1;
+        }
+        let drain = |message: ringfence::Message<'_>| {
+            assert_eq!(message.words().next(), Some(count));
+            assert_eq!(message.len(), MESSAGE);
+            count += 1;
+        };
+        receiver.drain(drain, 3).unwrap();
+        if let Packed::Bytes(bytes) = receiver.try_receive_packed(&mut into).unwrap() {
+            check(count, &into[8..bytes]);
+            count += 1;
+        }
+        if count == before {
+            assert!(receiver.is_ended().unwrap());
+            return count;
+        }
+    }
+}
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    match role.as_str() {
+        "fills" => {
+            let options = Options::new().capacity(RING).timeout(PATIENCE);
+            let (mut sender, _receiver) = join(&address, &options).unwrap().split();
+            let mut count = 0;
+            while sender.try_send(&message(count)).unwrap() {
+                count += 1;
+            }
+            say(count.to_string());
+            wait_for_test();
+            sender.close();
+            say("closed");
+            wait_for_test();
+        }
+        "survives" => {
+            let (mut sender, mut receiver) = join(&address, &small()).unwrap().split();
+            say("met");
+            wait_for_test();
+            // From here on nothing large can be had: what would copy the ring fails, or ends the process.
+            let (before, size) = (status("RssAnon"), status("VmSize"));
+            let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
+            setrlimit(Resource::RLIMIT_AS, size + LITTLE, hard).unwrap();
+            say("ready");
+            while receiver.close_reason().is_none() {
+                receiver.wait(None).unwrap();
+                receiver.listen().unwrap();
+                sender.listen();
+            }
+            let reason = receiver.close_reason().unwrap();
+            assert!(receiver.has_message().unwrap());
+            let grown = status("RssAnon").saturating_sub(before);
+            assert!(grown < LITTLE, "{grown} bytes were copied");
+            setrlimit(Resource::RLIMIT_AS, hard.min(RLIM_INFINITY), hard).unwrap();
+            assert_eq!(mappings(), 1, "the peer's, and not this side's any more");
+            if arguments[1] == "reads" {
+                let count = read_all(&mut receiver);
+                assert!(status("RssAnon").saturating_sub(before) < LITTLE);
+                assert_eq!(mappings(), 0, "everything was read");
+                assert_eq!(receiver.is_cut(), reason == CloseReason::Exited);
+                say(format!("{reason} {count}"));
+            } else {
+                receiver.close();
+                assert_eq!(mappings(), 0, "nobody wants it any more");
+                say("let go of");
+            }
+        }
+        "brings" => {
+            let capacity = arguments[1].parse().unwrap();
+            let mut options = small().capacity(capacity);
+            if let Some(most) = arguments.get(2) {
+                options = options.max_peer_capacity(most.parse().unwrap());
+            }
+            match join(&address, &options).map(drop) {
+                Ok(()) => say("met"),
+                Err(error) => say(error.to_string()),
+            }
+        }
+        "agent" => {
+            let capacity = arguments[1].parse().unwrap();
+            match ringfence::connect(&address, &small().capacity(capacity)).map(drop) {
+                Ok(()) => say("met"),
+                Err(error) => say(error.to_string()),
+            }
+        }
+        other => unreachable!("{other}"),
+    }
+}
+
+/// A survivor, and a peer that has filled its ring; how many messages that took.
+fn meet(then: &str) -> (Actor, Actor, u64) {
+    let (address, _keep) = fresh_address(false);
+    let text = address.to_string();
+    let mut survivor = Actor::start("survives", &[&text, then]);
+    wait_for_host(&address);
+    let filler = Actor::start("fills", &[&text]);
+    let count = filler.hear().parse().unwrap();
+    assert!(count > 200, "{count} messages fill the ring");
+    survivor.expect("met");
+    survivor.go_on();
+    survivor.expect("ready");
+    (survivor, filler, count)
+}
+
+#[test]
+fn what_a_killed_peer_has_left_is_read_where_it_lies() {
+    let (survivor, mut filler, count) = meet("reads");
+    filler.kill();
+    survivor.expect(&format!("exited {count}"));
+    survivor.finish();
+}
+
+#[test]
+fn what_a_peer_has_left_that_closed_is_read_where_it_lies() {
+    let (survivor, mut filler, count) = meet("reads");
+    filler.go_on();
+    filler.expect("closed");
+    survivor.expect(&format!("closed {count}"));
+    survivor.finish();
+}
+
+#[test]
+fn what_nobody_wants_to_read_is_let_go_of() {
+    let (survivor, mut filler, _) = meet("closes");
+    filler.kill();
+    survivor.expect("let go of");
+    survivor.finish();
+}
+
+#[test]
+fn a_peer_whose_ring_is_larger_than_this_side_takes_is_refused_and_told_both_numbers() {
+    // The host goes on to the next, so the guest is asked, whichever of the two it is that takes no more.
+    for (host, guest) in [
+        (["4096", "32768"].as_slice(), ["65536"].as_slice()),
+        (&["65536"], &["4096", "32768"]),
+    ] {
+        let (address, _keep) = fresh_address(false);
+        let address_text = address.to_string();
+        let _host = Actor::start("brings", &[&[address_text.as_str()], host].concat());
+        wait_for_host(&address);
+        let guest = Actor::start("brings", &[&[address_text.as_str()], guest].concat());
+        let found = guest.hear();
+        assert!(found.contains("65536") && found.contains("32768"), "{found}");
+        guest.finish();
+    }
+}
+
+#[test]
+fn a_service_refuses_an_agent_with_a_larger_ring_and_goes_on() {
+    let (address, _keep) = fresh_address(false);
+    let listener = listen(&address, &small().max_peer_capacity(8192)).unwrap();
+    let large = Actor::start("agent", &[&address.to_string(), "16384"]);
+    let said = large.hear();
+    assert!(said.contains("16384") && said.contains("8192"), "{said}");
+    let right = Actor::start("agent", &[&address.to_string(), "8192"]);
+    let mut refused = 0;
+    let _channel = loop {
+        match listener.accept().unwrap() {
+            Arrival::Accepted(channel) => break channel,
+            Arrival::Refused(refusal) => {
+                assert!(matches!(refusal.error, Error::Protocol(_)), "{refusal:?}");
+                refused += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    right.expect("met");
+    assert_eq!(refused, 1);
+    listener.close(Channels::Keep);
+    let invalid = join(
+        &address,
+        &small().max_peer_capacity(4095).timeout(Duration::from_secs(1)),
+    );
+    assert!(matches!(invalid, Err(Error::InvalidArgument(_))), "{invalid:?}");
+}
