@@ -22,7 +22,6 @@ const wrong: Record<string, unknown[]> = {
   timeout: [0, -1, NaN, Infinity, '5', null, 5n],
   signal: [5, 'signal', {}, null, new EventTarget()],
   wait: [1, 'yes', null, {}],
-  hugePages: [1, 'yes', null, {}],
   busyPoll: [-1, 1.5, NaN, Infinity, '5', null],
   policy: [
     5,

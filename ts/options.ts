@@ -18,7 +18,6 @@ const KNOWN = [
   'maxPeers',
   'busyPoll',
   'harden',
-  'hugePages',
   'signalNumber',
 ] as const satisfies (keyof Options)[]
 const KNOWN_OF_POLICY = ['uid', 'gid', 'executable', 'cgroup', 'label', 'authorize'] as const satisfies (keyof Policy)[]
@@ -104,7 +103,6 @@ export function checkOptions(options: Options): NativeOptions {
     maxPeers,
     busyPoll,
     harden,
-    hugePages,
     signalNumber,
   } = options
   if (backing !== undefined && backing !== 'memfd' && backing !== 'shm') {
@@ -113,9 +111,6 @@ export function checkOptions(options: Options): NativeOptions {
   if (wait !== undefined && typeof wait !== 'boolean') throw invalid(`wait must be true or false, not ${show(wait)}`)
   if (harden !== undefined && typeof harden !== 'boolean') {
     throw invalid(`harden must be true or false, not ${show(harden)}`)
-  }
-  if (hugePages !== undefined && typeof hugePages !== 'boolean') {
-    throw invalid(`hugePages must be true or false, not ${show(hugePages)}`)
   }
   if (signal !== undefined && !(signal instanceof AbortSignal)) {
     throw invalid(`signal must be an AbortSignal, not ${show(signal)}`)
@@ -136,7 +131,6 @@ export function checkOptions(options: Options): NativeOptions {
     maxPeers: size('maxPeers', maxPeers, Number.MAX_SAFE_INTEGER),
     busyPoll: busyPoll === undefined ? undefined : integer('busyPoll', busyPoll, 0, 60_000_000),
     harden,
-    hugePages,
     signalNumber: signalNumber === undefined ? undefined : integer('signalNumber', signalNumber, 1, 64),
     useLibuv: usesLibuv(),
   }

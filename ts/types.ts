@@ -122,12 +122,6 @@ export interface Options {
    */
   harden?: boolean
   /**
-   * Have the kernel put the ring that this side writes into huge pages, as far as it will (false); a peer that asks for them
-   * too maps them as such. A channel without them works all the same; `evidence` says how many bytes are in huge pages, or
-   * why none.
-   */
-  hugePages?: boolean
-  /**
    * The realtime signal by which the kernel tells that somebody tries to open this side's memory, and by which the peer's
    * tokens come (the first from 50 on that this process does not use); 34 to 64 with most C libraries. Nobody else in the
    * process hears of it. One that this process uses itself, or ignores, is INVALID_ARGUMENT.

@@ -75,8 +75,6 @@ pub struct Job {
     pub cpus: [usize; 2],
     /// Bytes a ring may hold; never less than four messages.
     pub capacity: usize,
-    /// Whether ringfence asks for huge pages; its rivals do not.
-    pub huge_pages: bool,
     /// Unique: names sockets, services and files of this run.
     pub tag: String,
 }

@@ -23,7 +23,6 @@ ringfence-bench: ringfence and its rivals, two processes, one machine
   --seconds 0.5      of one run, warm-up not counted
   --runs 5           of each cell; contenders alternate
   --capacity BYTES   of a ring (4 MiB; at least four messages)
-  --huge-pages no    whether ringfence asks for huge pages (yes, no)
   --cpus 0,1         where the two sides are pinned
   --json FILE        every run and its summary
   --also PROGRAM     another build of this program, for contenders that need another toolchain
@@ -37,7 +36,6 @@ struct Plan {
     seconds: f64,
     runs: usize,
     capacity: usize,
-    huge_pages: bool,
     cpus: [usize; 2],
     json: Option<PathBuf>,
     also: Vec<PathBuf>,
@@ -163,8 +161,6 @@ struct Results {
     cpus: [usize; 2],
     seconds: f64,
     capacity: usize,
-    #[serde(default)]
-    huge_pages: bool,
     contenders: Vec<Listed>,
     cells: Vec<Cell>,
 }
@@ -177,7 +173,6 @@ fn parse(arguments: &[String]) -> Result<Option<Plan>> {
         seconds: 0.5,
         runs: 5,
         capacity: 4 << 20,
-        huge_pages: false,
         cpus: [0, 1],
         json: None,
         also: Vec::new(),
@@ -217,13 +212,6 @@ fn parse(arguments: &[String]) -> Result<Option<Plan>> {
             "--seconds" => plan.seconds = value.parse()?,
             "--runs" => plan.runs = value.parse()?,
             "--capacity" => plan.capacity = value.parse()?,
-            "--huge-pages" => {
-                plan.huge_pages = match value.as_str() {
-                    "yes" => true,
-                    "no" => false,
-                    _ => bail!("--huge-pages is yes or no"),
-                }
-            }
             "--cpus" => {
                 let cpus = list()
                     .iter()
@@ -461,7 +449,6 @@ pub fn run(arguments: &[String]) -> Result<()> {
                         seconds: plan.seconds,
                         cpus: plan.cpus,
                         capacity: plan.capacity,
-                        huge_pages: plan.huge_pages,
                         tag: format!("rfbench-{}-{serial}", std::process::id()),
                     };
                     let before = machine::probe(plan.cpus)?;
@@ -506,7 +493,6 @@ pub fn run(arguments: &[String]) -> Result<()> {
         cpus: plan.cpus,
         seconds: plan.seconds,
         capacity: plan.capacity,
-        huge_pages: plan.huge_pages,
         contenders: offers.into_iter().map(|offer| offer.listed).collect(),
         cells,
     };

@@ -25,9 +25,7 @@ pub struct Side {
 impl Contender for Side {
     fn open(setup: &mut Setup) -> Result<Self> {
         let address = format!("@{}", setup.job.tag).parse::<Address>()?;
-        let mut options = Options::new()
-            .capacity(setup.job.ring_bytes() as u64)
-            .huge_pages(setup.job.huge_pages);
+        let mut options = Options::new().capacity(setup.job.ring_bytes() as u64);
         if setup.job.measure == Measure::RttSpin {
             options = options.busy_poll(SPIN);
         }

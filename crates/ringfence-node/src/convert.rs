@@ -214,8 +214,6 @@ pub struct Options {
     pub busy_poll: Option<f64>,
     /// Close this process to others of its user within the handshake.
     pub harden: Option<bool>,
-    /// Ask for huge pages for the ring.
-    pub huge_pages: Option<bool>,
     /// The tripwire's realtime signal.
     pub signal_number: Option<i32>,
     /// Whether the event loop's own handles may be used to watch the line.
@@ -277,8 +275,7 @@ impl Options {
         }
         Ok(options
             .wait(self.wait.unwrap_or(false))
-            .harden(self.harden.unwrap_or(false))
-            .huge_pages(self.huge_pages.unwrap_or(false)))
+            .harden(self.harden.unwrap_or(false)))
     }
 }
 

@@ -32,7 +32,7 @@ use nix::{
 
 use crate::{
     identity,
-    mapping::{Gathered, Mapping, Pages, huge_page},
+    mapping::map,
     object,
     options::Options,
     region::{CAPACITY_MIN, OwnRegion, PeerRegion, Writable, layout, region_size},
@@ -121,7 +121,6 @@ pub fn doctor() -> Diagnosis {
             pid_namespace(),
             shared_memory(),
             memory(),
-            huge_pages(),
             ptrace_scope(),
             dumpable(),
             user(),
@@ -244,13 +243,13 @@ fn sealed_against() -> Result<Vec<&'static str>, String> {
     let size = region_size(CAPACITY_MIN);
     let length = libc::off_t::try_from(size).map_err(|error| error.to_string())?;
     ftruncate(&object, length).map_err(failed("ftruncate"))?;
-    let own = OwnRegion::map(&object, CAPACITY_MIN, Pages::Any).map_err(|error| error.to_string())?;
+    let own = OwnRegion::map(&object, CAPACITY_MIN).map_err(|error| error.to_string())?;
     fcntl(&object, FcntlArg::F_ADD_SEALS(object::seals())).map_err(failed("F_ADD_SEALS"))?;
-    let peer = PeerRegion::map(&object, CAPACITY_MIN, Pages::Any).map_err(|error| error.to_string())?;
+    let peer = PeerRegion::map(&object, CAPACITY_MIN).map_err(|error| error.to_string())?;
 
     own.store(layout::DATA, 42, Ordering::Release);
     let live = peer.peek(layout::DATA) == 42;
-    let mapping = Mapping::new(&object, 4096, false, Pages::Any).map_err(failed("mapping it to read"))?;
+    let mapping = map(&object, 4096, false).map_err(failed("mapping it to read"))?;
     let writable = NonNull::new(mapping.as_mut_ptr().cast()).is_some_and(|address| {
         // SAFETY: the range is that mapping, which nobody else knows of and nobody reads. If the call succeeds, it
         // is writable until it is unmapped a few lines further down.
@@ -266,10 +265,7 @@ fn sealed_against() -> Result<Vec<&'static str>, String> {
     let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let tried = [
         ("the owner's mapping writes nothing any more", !live),
-        (
-            "a second writable mapping",
-            Mapping::new(&object, 4096, true, Pages::Any).is_ok(),
-        ),
+        ("a second writable mapping", map(&object, 4096, true).is_ok()),
         ("making a mapping writable", writable),
         ("writing", pwrite(&object, b"x", 0).is_ok()),
         ("shrinking", ftruncate(&object, 0).is_ok()),
@@ -719,54 +715,6 @@ fn memory() -> Finding {
     }
 }
 
-const HUGE_PAGES: About = About {
-    name: "huge-pages",
-    title: "Huge pages for a ring (MADV_COLLAPSE)",
-};
-
-fn huge_pages() -> Finding {
-    /// A probe takes a page, and where pages are large a huge one has 512 MiB.
-    const MOST: usize = 32 << 20;
-    let none = "a channel with the option hugePages works as one without it; its evidence says why";
-    let Some(page) = huge_page() else {
-        return HUGE_PAGES.limited("this kernel says nothing of them (transparent_hugepage)", none);
-    };
-    let size = bytes(page as u64);
-    // Which of them is in force stands in brackets.
-    let rule = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
-        .ok()
-        .and_then(|text| Some(text.split_once('[')?.1.split_once(']')?.0.to_owned()))
-        .map_or_else(
-            || "shmem_enabled cannot be read".into(),
-            |rule| format!("shmem_enabled={rule}"),
-        );
-    if page > MOST {
-        return HUGE_PAGES.limited(
-            format!("of {size}, which was not tried; {rule}"),
-            "only a ring that is larger than that can be put into huge pages (the option hugePages)",
-        );
-    }
-    match gathered(page) {
-        Ok(()) => HUGE_PAGES.good(
-            format!("granted, of {size}; {rule}"),
-            format!("a ring of {size} or more is put into huge pages where its side asks for it, and its peer maps them as such where that asks too (the option hugePages)"),
-        ),
-        Err(why) => HUGE_PAGES.limited(format!("not granted: {why}; {rule}"), none),
-    }
-}
-
-/// Puts a throw-away memfd into a huge page, as a channel does.
-fn gathered(page: usize) -> Result<(), String> {
-    let object = memfd()?;
-    let length = libc::off_t::try_from(page).map_err(|error| error.to_string())?;
-    fallocate(&object, FallocateFlags::empty(), 0, length).map_err(failed("fallocate"))?;
-    let mapping = Mapping::new(&object, page, true, Pages::Huge).map_err(failed("mapping it"))?;
-    match mapping.gather() {
-        Gathered { rest: Some(why), .. } => Err(why),
-        Gathered { rest: None, .. } => Ok(()),
-    }
-}
-
 const PTRACE: About = About {
     name: "ptrace-scope",
     title: "Tracing by the same user (Yama)",
@@ -1186,7 +1134,6 @@ mod tests {
                 "pid-namespace",
                 "dev-shm",
                 "memory",
-                "huge-pages",
                 "ptrace-scope",
                 "dumpable",
                 "user",
@@ -1233,7 +1180,7 @@ mod tests {
     fn the_probe_of_seals_sees_what_an_unsealed_object_allows() {
         let object = memfd().unwrap();
         ftruncate(&object, 4096).unwrap();
-        assert!(Mapping::new(&object, 4096, true, Pages::Any).is_ok());
+        assert!(map(&object, 4096, true).is_ok());
         assert!(pwrite(&object, b"x", 0).is_ok());
         assert!(ftruncate(&object, 0).is_ok());
         assert_eq!(sealed_against(), Ok(vec![]));

@@ -23,7 +23,6 @@ use nix::{
 use crate::{
     error::{Error, Result},
     evidence::Record,
-    mapping::{Gathered, Pages},
     options::Options,
     region::{OwnRegion, PeerRegion, region_size},
     sys,
@@ -129,40 +128,30 @@ impl SharedObject {
     /// tripwire; `owner` the peer's uid.
     pub(crate) fn create(options: &Options, signal: c_int, owner: u32, record: &mut Record) -> Result<Self> {
         let Options {
-            backing,
-            capacity,
-            huge_pages,
-            ..
+            backing, capacity, ..
         } = *options;
         let size = region_size(capacity);
         check_room(size)?;
-        let pages = Pages::huge_if(huge_pages);
         let mut tries = 0;
         loop {
             tries += 1;
             let created = match backing {
-                Backing::Memfd => Self::create_memfd(capacity, pages, signal, record),
+                Backing::Memfd => Self::create_memfd(capacity, signal, record),
                 // The lease belongs to the very descriptor that the peer gets, which could have any signal sent in its
                 // place, one that ends this process as well. A peer of the same user can do that anyhow.
                 Backing::Shm => {
                     let signal = (owner == geteuid().as_raw()).then_some(signal);
-                    Self::create_shm(capacity, pages, signal, record)
+                    Self::create_shm(capacity, signal, record)
                 }
             };
             match created {
                 Err(Error::ObjectExposed(_)) if tries < TRIES => {}
-                Ok(object) => {
-                    if huge_pages {
-                        note_huge_pages(&object, record);
-                    }
-                    return Ok(object);
-                }
-                Err(error) => return Err(error),
+                other => return other,
             }
         }
     }
 
-    fn create_memfd(capacity: u64, pages: Pages, signal: c_int, record: &mut Record) -> Result<Self> {
+    fn create_memfd(capacity: u64, signal: c_int, record: &mut Record) -> Result<Self> {
         /// MFD_NOEXEC_SEAL, Linux 6.3: the object can never be executed.
         const NOEXEC_SEAL: u32 = 8;
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
@@ -180,7 +169,7 @@ impl SharedObject {
         let leased = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|errno| Error::system("reopening the memfd through /proc/self/fd", errno))?;
         reserve(&leased, region_size(capacity))?;
-        let region = OwnRegion::map(&leased, capacity, pages)?;
+        let region = OwnRegion::map(&leased, capacity)?;
         fcntl(&leased, FcntlArg::F_ADD_SEALS(seals()))
             .map_err(|errno| Error::system("sealing the memfd (Linux 5.1)", errno))?;
         let links = links(&leased)?;
@@ -214,7 +203,7 @@ impl SharedObject {
         })
     }
 
-    fn create_shm(capacity: u64, pages: Pages, signal: Option<c_int>, record: &mut Record) -> Result<Self> {
+    fn create_shm(capacity: u64, signal: Option<c_int>, record: &mut Record) -> Result<Self> {
         let random: [u8; 16] = sys::random().map_err(|errno| Error::system("random bytes", errno))?;
         let name = format!("/ringfence-{:032x}", u128::from_le_bytes(random));
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
@@ -230,7 +219,7 @@ impl SharedObject {
             )));
         }
         reserve(&descriptor, region_size(capacity))?;
-        let region = OwnRegion::map(&descriptor, capacity, pages)?;
+        let region = OwnRegion::map(&descriptor, capacity)?;
         record.passed(
             "object",
             "created",
@@ -285,19 +274,6 @@ fn note_lease(signal: Option<c_int>, record: &mut Record) {
             "none: with shm and a peer of another user, that peer could have any signal sent",
         ),
     }
-}
-
-/// Before the peer has the object, since it maps in huge pages only what is in them by then.
-fn note_huge_pages(object: &SharedObject, record: &mut Record) {
-    let Some(Gathered { bytes, rest }) = object.region.gather() else {
-        return;
-    };
-    let found = match (bytes, rest) {
-        (0, Some(why)) => format!("none: {why}"),
-        (bytes, None) => format!("{bytes} of {} bytes", object.size),
-        (bytes, Some(why)) => format!("{bytes} of {} bytes; the rest: {why}", object.size),
-    };
-    record.passed("object", "huge pages", "as many as the kernel gives", found);
 }
 
 fn links(descriptor: &OwnedFd) -> Result<u64> {
@@ -477,5 +453,5 @@ pub(crate) fn accept(
             leased,
         )?;
     }
-    PeerRegion::map(descriptor, capacity, Pages::huge_if(options.huge_pages))
+    PeerRegion::map(descriptor, capacity)
 }

@@ -36,7 +36,6 @@ pub struct Options {
     pub(crate) max_peers: Option<usize>,
     pub(crate) busy_poll: Duration,
     pub(crate) harden: bool,
-    pub(crate) huge_pages: bool,
     pub(crate) signal_number: Option<i32>,
     pub(crate) canceller: Option<Canceller>,
 }
@@ -63,7 +62,6 @@ impl Default for Options {
             max_peers: None,
             busy_poll: Duration::ZERO,
             harden: false,
-            huge_pages: false,
             signal_number: None,
             canceller: None,
         }
@@ -176,15 +174,6 @@ impl Options {
     #[must_use]
     pub fn harden(mut self, harden: bool) -> Self {
         self.harden = harden;
-        self
-    }
-
-    /// Have the kernel put the ring that this side writes into huge pages, as far as it will (off); a peer that asks for
-    /// them too maps them as such. A channel without them works all the same: the evidence says how many bytes are in huge
-    /// pages, or why none. It takes a ring of at least a huge page, and some time when the channel is made.
-    #[must_use]
-    pub fn huge_pages(mut self, huge_pages: bool) -> Self {
-        self.huge_pages = huge_pages;
         self
     }
 

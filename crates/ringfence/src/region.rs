@@ -14,12 +14,12 @@ use std::{
     },
 };
 
+use memmap2::MmapRaw;
 use nix::{errno::Errno, libc};
 
 use crate::{
     error::{Error, Result},
-    mapping::{Gathered, Mapping, Pages},
-    sys,
+    mapping, sys,
     tripwire::Tripwire,
 };
 
@@ -186,7 +186,7 @@ pub(crate) trait Writable: Readable {
 
 #[derive(Debug)]
 enum Backing {
-    Shared(Mapping),
+    Shared(MmapRaw),
     Own(Own),
     /// Memory of this process alone: for a half that reads or writes nothing any more.
     Private(Words),
@@ -197,7 +197,7 @@ enum Backing {
 struct Own {
     /// First, since the lease that it watches goes with the mapping.
     tripwire: OnceLock<Tripwire>,
-    map: Mapping,
+    map: MmapRaw,
     /// The peer may still read the ring from this position on; one that no tail can have: nothing more.
     kept_from: AtomicU64,
     /// Whether anything was ever to be read here.
@@ -303,9 +303,9 @@ const _: () = assert!(
     "ringfence needs a 64-bit target"
 );
 
-fn map(what: &str, object: impl AsFd, capacity: u64, writable: bool, pages: Pages) -> Result<Mapping> {
+fn map(what: &str, object: impl AsFd, capacity: u64, writable: bool) -> Result<MmapRaw> {
     let size = length(region_size(capacity))?;
-    Mapping::new(object, size, writable, pages).map_err(|errno| Error::system(what, errno))
+    mapping::map(object, size, writable).map_err(|errno| Error::system(what, errno))
 }
 
 fn length(size: u64) -> Result<usize> {
@@ -337,8 +337,8 @@ impl OwnRegion {
     }
 
     /// Maps a new object of `region_size(capacity)` bytes, prefaulted, and writes its head words.
-    pub(crate) fn map(object: impl AsFd, capacity: u64, pages: Pages) -> Result<Self> {
-        let map = map("mapping the shared object", object, capacity, true, pages)?;
+    pub(crate) fn map(object: impl AsFd, capacity: u64) -> Result<Self> {
+        let map = map("mapping the shared object", object, capacity, true)?;
         let own = Own {
             tripwire: OnceLock::new(),
             map,
@@ -361,11 +361,6 @@ impl OwnRegion {
             // There is one object, and one lease on it.
             let _ = own.tripwire.set(tripwire);
         }
-    }
-
-    /// Has the kernel put the region into huge pages, as far as it will.
-    pub(crate) fn gather(&self) -> Option<Gathered> {
-        Some(self.own()?.map.gather())
     }
 
     pub(crate) fn tripwire(&self) -> Option<&Tripwire> {
@@ -530,8 +525,8 @@ unsafe impl Sync for PeerRegion {}
 
 impl PeerRegion {
     /// Maps what the peer passed, for reading, and checks that it is laid out as agreed.
-    pub(crate) fn map(object: impl AsFd, capacity: u64, pages: Pages) -> Result<Self> {
-        let map = map("mapping the peer's object", object, capacity, false, pages)?;
+    pub(crate) fn map(object: impl AsFd, capacity: u64) -> Result<Self> {
+        let map = map("mapping the peer's object", object, capacity, false)?;
         let region = Self {
             base: map.as_mut_ptr(),
             keep: Arc::new(Backing::Shared(map)),
@@ -890,7 +885,7 @@ mod tests {
             for tail in [0, 64, 4200, u64::MAX] {
                 let object = memfd_create("ringfence-test", MFdFlags::MFD_CLOEXEC).unwrap();
                 ftruncate(&object, i64::try_from(region_size(4096)).unwrap()).unwrap();
-                let own = OwnRegion::map(&object, 4096, Pages::Any).unwrap();
+                let own = OwnRegion::map(&object, 4096).unwrap();
                 own.copy_in(layout::DATA, &[7; 4104]);
                 own.in_use();
                 own.keep_from(8);

@@ -442,15 +442,6 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], Errno> {
     Ok(bytes)
 }
 
-/// Puts what is mapped there into huge pages, now (madvise(2), `MADV_COLLAPSE`, Linux 6.1). Errors with EINVAL where the
-/// kernel does not know that, or must not, or where the address is on no border of a huge page.
-pub(crate) fn collapse(from: *mut u8, length: usize) -> Result<(), Errno> {
-    /// The same number on every architecture; libc does not name it everywhere.
-    const MADV_COLLAPSE: c_int = 25;
-    // SAFETY: the bytes stay what they are, wherever the range lies; what is not mapped there is an error.
-    Errno::result(unsafe { libc::madvise(from.cast(), length, MADV_COLLAPSE) }).map(drop)
-}
-
 /// membarrier(2) commands, Linux 4.16.
 const MEMBARRIER_GLOBAL_EXPEDITED: c_int = 1 << 1;
 const MEMBARRIER_REGISTER_GLOBAL_EXPEDITED: c_int = 1 << 2;

@@ -23,7 +23,6 @@ use crate::{
     error::Error,
     identity::{Identity, Peer},
     mailbox::{Addressee, Inlet},
-    mapping::Pages,
     options::Options,
     receiver::{Packed, Receiver},
     region::{CAPACITY_MIN, OwnRegion, PeerRegion, Writable, as_offset, layout, region_size},
@@ -54,9 +53,9 @@ impl Memory {
         MEMORY.get_or_init(|| {
             let (own, liar) = (object(), object());
             Self {
-                own: OwnRegion::map(&own, CAPACITY, Pages::Any).expect("a mapping"),
-                liar: OwnRegion::map(&liar, CAPACITY, Pages::Any).expect("a mapping"),
-                peer: PeerRegion::map(&liar, CAPACITY, Pages::Any).expect("a mapping"),
+                own: OwnRegion::map(&own, CAPACITY).expect("a mapping"),
+                liar: OwnRegion::map(&liar, CAPACITY).expect("a mapping"),
+                peer: PeerRegion::map(&liar, CAPACITY).expect("a mapping"),
             }
         })
     }
