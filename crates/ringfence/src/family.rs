@@ -30,7 +30,7 @@ use crate::{
     channel::Channel,
     error::{Error, Result},
     evidence::Record,
-    handshake::{Side, take_credentials},
+    handshake::{Side, settle_line},
     options::Options,
     patience::{Patience, Woken},
     sys,
@@ -94,8 +94,8 @@ pub fn private_line() -> Result<(ParentLine, ChildLine)> {
     )
     .map_err(|errno| Error::system("a private line", errno))?;
     // Whatever the child says is stamped with its credentials, however early it says it.
-    take_credentials(&line)?;
-    take_credentials(&childs)?;
+    settle_line(&line)?;
+    settle_line(&childs)?;
     let inode = fstat(&childs)
         .map_err(|errno| Error::system("the private line (fstat)", errno))?
         .st_ino;

@@ -9,8 +9,8 @@ use std::{
 use nix::{
     errno::Errno,
     sys::socket::{
-        AddressFamily, SockFlag, SockType, UnixAddr, getpeername, getsockname, getsockopt, setsockopt,
-        socketpair, sockopt,
+        AddressFamily, SockFlag, SockType, UnixAddr, getpeername, getsockname, getsockopt, socketpair,
+        sockopt,
     },
 };
 
@@ -279,7 +279,7 @@ impl<'a> Side<'a> {
         speaker: Credentials,
         record: &mut Record,
     ) -> Result<(Nonce, Hello)> {
-        take_credentials(line)?;
+        settle_line(line)?;
         let hello = self.agree(frame, Nonce::default(), record)?;
         let own = nonce()?;
         self.line(line, speaker)
@@ -299,8 +299,8 @@ impl<'a> Side<'a> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (line, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)
             .map_err(|errno| Error::system("a private line", errno))?;
-        take_credentials(&line)?;
-        take_credentials(&stream)?;
+        settle_line(&line)?;
+        settle_line(&stream)?;
         let own = nonce()?;
         let hello = Frame::Hello(self.hello(own, Nonce::default()));
         let sent = wire::send(stream.as_fd(), &hello, &[theirs.as_fd()]);
@@ -730,9 +730,10 @@ fn check_line(line: &OwnedFd, speaker: Credentials) -> Result<()> {
     .into())
 }
 
-/// From here on the kernel stamps what arrives with its sender's credentials (unix(7), `SO_PASSCRED`).
-pub(crate) fn take_credentials(socket: &OwnedFd) -> Result<()> {
-    setsockopt(socket, sockopt::PassCred, &true).map_err(|errno| Error::system("SO_PASSCRED", errno))
+/// From here on the kernel stamps what arrives with its sender's credentials (unix(7), `SO_PASSCRED`), and adds nothing else.
+/// To be called before the first read.
+pub(crate) fn settle_line(socket: &OwnedFd) -> Result<()> {
+    sys::settle_line(socket).map_err(|errno| Error::system("SO_PASSCRED", errno))
 }
 
 fn nonce() -> Result<Nonce> {

@@ -14,7 +14,7 @@ use nix::{
     sys::{
         socket::{
             AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, connect,
-            getsockname, getsockopt, listen, setsockopt, shutdown, socket, sockopt,
+            getsockname, getsockopt, listen, shutdown, socket, sockopt,
         },
         stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat, lstat},
     },
@@ -378,7 +378,7 @@ fn lock(address: &Address, path: &Path) -> Result<Result<Option<OwnedFd>, Errno>
 
 fn open_for_guests(listener: OwnedFd, named: Option<Named>, backlog: i32) -> Result<Place> {
     // Accepted sockets inherit it, so that what a guest sends before it is accepted comes with its credentials.
-    setsockopt(&listener, sockopt::PassCred, &true).map_err(|errno| Error::system("SO_PASSCRED", errno))?;
+    sys::settle_line(&listener).map_err(|errno| Error::system("SO_PASSCRED", errno))?;
     take_guests(&listener, backlog)?;
     Ok(Place {
         listener: Arc::new(listener),
@@ -424,7 +424,9 @@ impl Place {
         loop {
             match accept4(&*self.listener, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
                 Err(Errno::EINTR | Errno::ECONNABORTED) => {}
-                other => return other,
+                Err(errno) => return Err(errno),
+                // It has the listening socket's options, which among members the partner can set as well.
+                Ok(stream) => return sys::settle_line(&stream).map(|()| stream),
             }
         }
     }

@@ -30,10 +30,20 @@ pub(crate) struct Received {
     /// Bytes written into the buffer; 0 is the end of the stream.
     pub(crate) bytes: usize,
     pub(crate) credentials: Option<Credentials>,
-    /// Every descriptor that the kernel installed, wanted or not: dropping them closes them.
+    /// Every descriptor that the sender passed, wanted or not: dropping them closes them.
     pub(crate) descriptors: Vec<OwnedFd>,
-    /// `MSG_CTRUNC`: the sender attached more than there was room for.
-    pub(crate) truncated: bool,
+    pub(crate) control: Control,
+}
+
+/// What came of the control messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Control {
+    /// Credentials and descriptors, or less.
+    Expected,
+    /// One that this side has not asked for. What it installed is closed already.
+    Unexpected { level: c_int, kind: c_int },
+    /// `MSG_CTRUNC`: the kernel could not hand over all of them.
+    Truncated,
 }
 
 /// What this process stamps its messages with: the effective ids, as `SO_PEERCRED` shows them. The kernel lets a
@@ -46,17 +56,84 @@ pub(crate) fn effective_credentials() -> UnixCredentials {
     })
 }
 
-/// Room for credentials and for a few descriptors: the kernel installs as many as fit, and whoever looks at
-/// `descriptors` sees them, however many were wanted.
-const CONTROL: usize = 64;
+/// Puts a socket into the state in which frames are received from it: with the sender's credentials, and with no other
+/// control message than descriptors. Errors only where the credentials are not to be had.
+///
+/// The options belong to the socket and not to the descriptor. A line that a peer has passed may have any of them set, an
+/// accepted socket has those of the listening one, and a peer that kept a descriptor can set them again at any time. So this
+/// keeps them away from an honest channel, and [`receive`] is right without it.
+pub(crate) fn settle_line(socket: impl AsFd) -> Result<(), Errno> {
+    /// The same numbers on every architecture that we build for (asm-generic/socket.h); libc does not name them
+    /// everywhere. Linux 6.16, 6.5, 6.17, 6.14, 5.19.
+    const SO_PASSRIGHTS: c_int = 83;
+    const SO_PASSPIDFD: c_int = 76;
+    const SO_INQ: c_int = 84;
+    const SO_RCVPRIORITY: c_int = 82;
+    const SO_RCVMARK: c_int = 75;
+    let set = |option: c_int, value: c_int| {
+        let length = libc::socklen_t::try_from(size_of::<c_int>()).map_err(|_| Errno::EINVAL)?;
+        // SAFETY: the kernel reads one int, which `value` is.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                (&raw const value).cast::<c_void>(),
+                length,
+            )
+        };
+        Errno::result(result).map(drop)
+    };
+    set(libc::SO_PASSCRED, 1)?;
+    for (option, value) in [
+        (SO_PASSRIGHTS, 1),
+        (SO_PASSPIDFD, 0),
+        (libc::SO_PASSSEC, 0),
+        (SO_INQ, 0),
+        // This one ends SO_TIMESTAMPNS as well.
+        (libc::SO_TIMESTAMP, 0),
+        (libc::SO_TIMESTAMPING, 0),
+        (libc::SO_RXQ_OVFL, 0),
+        (libc::SO_WIFI_STATUS, 0),
+        (SO_RCVPRIORITY, 0),
+        (SO_RCVMARK, 0),
+        (libc::SO_PEEK_OFF, -1),
+    ] {
+        // What a kernel does not know it does not do, and what stays on is found by `receive`.
+        let _ = set(option, value);
+    }
+    Ok(())
+}
+
+/// Room for credentials, for a few descriptors more than any frame has, and for what the peer may have asked for on a
+/// socket that it holds as well, so that this is seen for what it is. The kernel installs as many descriptors as fit.
+const CONTROL: usize = 256;
 
 #[repr(align(8))]
-struct Control([u8; CONTROL]);
+struct ControlBuffer([u8; CONTROL]);
+
+/// The descriptors in a control message. The kernel has installed them by now, so they are owned here and nowhere later.
+/// One that it could not install has a negative number: nothing is there (`SCM_PIDFD`).
+///
+/// # Safety
+///
+/// `data` has `size` bytes, which the kernel has just written there: numbers of descriptors that it has installed for this
+/// call.
+unsafe fn own_descriptors(data: *const u8, size: usize) -> impl Iterator<Item = OwnedFd> {
+    (0..size / size_of::<c_int>()).filter_map(move |index| {
+        // SAFETY: as the caller promises, the number lies within the data; it need not be aligned.
+        let number = unsafe { data.cast::<c_int>().add(index).read_unaligned() };
+        // SAFETY: as the caller promises, the descriptor was installed for this call, and nothing else knows of it.
+        (number >= 0).then(|| unsafe { OwnedFd::from_raw_fd(number) })
+    })
+}
 
 /// Receives into `buffer` without blocking. nix's `recvmsg` returns an error where the ancillary data was
 /// truncated, and what descriptors came with it are then lost to the caller, but installed: hence this one.
 pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
-    let mut control = Control([0; CONTROL]);
+    /// Linux 6.5, and the same number everywhere; libc does not name it everywhere.
+    const SCM_PIDFD: c_int = 4;
+    let mut control = ControlBuffer([0; CONTROL]);
     let mut slice = IoSliceMut::new(buffer);
     // SAFETY: all-zero bytes are a valid msghdr (null pointers, zero lengths).
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
@@ -78,7 +155,11 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, 
         bytes: count.cast_unsigned(),
         credentials: None,
         descriptors: Vec::new(),
-        truncated: header.msg_flags & libc::MSG_CTRUNC != 0,
+        control: if header.msg_flags & libc::MSG_CTRUNC == 0 {
+            Control::Expected
+        } else {
+            Control::Truncated
+        },
     };
     // SAFETY: the kernel filled the control buffer and set msg_controllen to what it wrote.
     let mut cursor = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
@@ -98,13 +179,10 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, 
         let size = length.saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
         match (level, kind) {
             (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
-                for index in 0..size / size_of::<c_int>() {
-                    // SAFETY: the kernel wrote `size` bytes of descriptor numbers at `data`, this one among them.
-                    let number = unsafe { data.add(index * size_of::<c_int>()).cast::<[u8; 4]>().read() };
-                    let number = c_int::from_ne_bytes(number);
-                    // SAFETY: the kernel has just installed this descriptor for us, and nobody else knows of it.
-                    received.descriptors.push(unsafe { OwnedFd::from_raw_fd(number) });
-                }
+                // SAFETY: the kernel wrote `size` bytes of descriptor numbers at `data` in this call.
+                received
+                    .descriptors
+                    .extend(unsafe { own_descriptors(data, size) });
             }
             (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if size >= size_of::<libc::ucred>() => {
                 // SAFETY: the kernel wrote a whole ucred at `data`.
@@ -115,7 +193,14 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, 
                     gid: ucred.gid,
                 });
             }
-            _ => {}
+            _ => {
+                if (level, kind) == (libc::SOL_SOCKET, SCM_PIDFD) {
+                    // The only other message that installs something. It is closed here.
+                    // SAFETY: the kernel wrote the number of one descriptor at `data` in this call.
+                    unsafe { own_descriptors(data, size) }.for_each(drop);
+                }
+                received.control = Control::Unexpected { level, kind };
+            }
         }
         // SAFETY: header and cursor are those of this buffer.
         cursor = unsafe { libc::CMSG_NXTHDR(&raw const header, cursor) };

@@ -46,7 +46,7 @@ use nix::{
 use crate::{
     error::{Error, Refusal, Result},
     patience::{Patience, Woken},
-    sys::{self, Credentials},
+    sys::{self, Control, Credentials},
 };
 
 const MAGIC: [u8; 8] = *b"ringfnce";
@@ -644,8 +644,15 @@ fn fill(
             }
         };
         descriptors.extend(received.descriptors);
-        if received.truncated || descriptors.len() > MOST_DESCRIPTORS {
-            return Err(surplus(MOST_DESCRIPTORS));
+        match received.control {
+            Control::Expected if descriptors.len() <= MOST_DESCRIPTORS => {}
+            Control::Expected | Control::Truncated => return Err(surplus(MOST_DESCRIPTORS)),
+            // It comes of an option of this side's own socket, which only a peer that holds the socket too can have set.
+            Control::Unexpected { level, kind } => {
+                return Err(Error::Protocol(format!(
+                    "a control message that was not asked for (level {level}, type {kind}) comes with {step}"
+                )));
+            }
         }
         if received.bytes == 0 {
             return Err(Error::PeerLost(format!("it left while {step} was awaited")));

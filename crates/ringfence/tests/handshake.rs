@@ -43,6 +43,7 @@ fn role() {
             let _ = wire::connect(address).read_to_end(&mut answer);
             say("hung up");
         }
+        "pidfds before" | "pidfds after" => with_pidfds(address, role == "pidfds before"),
         "in pieces" => wire::guest(address, "", true, || {}),
         "prefixes" => {
             let hello = wire::hello(&[0; 32]);
@@ -84,6 +85,49 @@ fn role() {
         }
         other => unreachable!("{other}"),
     }
+}
+
+/// A guest that has the kernel install a pidfd with each part of its frames: from before it passes the line, or from then
+/// on when it has been answered.
+fn with_pidfds(address: &str, before: bool) {
+    let stream = wire::connect(address);
+    let (mut mine, theirs) = wire::line();
+    if before {
+        assert!(wire::ask_for_pidfds(&theirs));
+    }
+    wire::send(&stream, &wire::hello(&[0; 32]), Some(theirs.as_fd()));
+    let (_, body) = wire::receive(&mut mine).expect("the host's HELLO");
+    let nonce = &body[..32];
+    if !before {
+        assert!(wire::ask_for_pidfds(&theirs));
+    }
+    let (object, _mapping) = wire::object();
+    if before {
+        wire::send_in_pieces(&mine, &wire::offer(nonce), Some(object.as_fd()));
+    }
+    // Without an OFFER it is the wrong frame as well, which shows only once all of it was read.
+    wire::send_in_pieces(&mine, &wire::good(3, nonce), None);
+    loop {
+        match wire::receive(&mut mine) {
+            Ok((2, _)) => {}
+            Ok((3, _)) => break say("ready"),
+            Ok((4, body)) => {
+                break say(String::from_utf8_lossy(&body[2..]).replace(char::is_control, " "));
+            }
+            other => break say(format!("{other:?}")),
+        }
+    }
+    wait_for_test();
+}
+
+/// How many pidfds of a process this one holds, as /proc/self/fdinfo says.
+fn pidfds_of(pid: i32) -> usize {
+    let wanted = format!("Pid:\t{pid}");
+    std::fs::read_dir("/proc/self/fdinfo")
+        .unwrap()
+        .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok())
+        .filter(|text| text.lines().any(|line| line == wanted))
+        .count()
 }
 
 /// A good partner comes, and gets the place.
@@ -149,6 +193,53 @@ fn a_hello_cut_at_any_byte_is_turned_away_and_one_in_single_bytes_is_taken() {
     );
     channel.close();
     pieces.finish();
+}
+
+#[test]
+fn a_control_message_that_was_not_asked_for_ends_the_handshake_and_leaves_nothing() {
+    let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    if !wire::ask_for_pidfds(&one) {
+        eprintln!("skipped: SO_PASSPIDFD takes Linux 6.5");
+        return;
+    }
+    let (address, _keep) = fresh_address(false);
+    let host = join_later(&address, &small());
+    wait_for_host(&address);
+    let mut guest = Actor::start("pidfds after", &[&address.to_string()]);
+    let answer = guest.hear();
+    // The host lets go of the one that it has of every guest a moment after it has told why.
+    let end = Instant::now() + support::PATIENCE;
+    while pidfds_of(guest.pid()) > 0 {
+        assert!(Instant::now() < end, "{} pidfds are left", pidfds_of(guest.pid()));
+        std::thread::yield_now();
+    }
+    assert!(
+        answer.contains("protocol") && answer.contains("control message"),
+        "{answer}"
+    );
+    guest.go_on();
+    partner_gets_the_place(&address, host);
+}
+
+#[test]
+fn what_a_line_was_set_to_before_it_was_passed_is_put_back() {
+    let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    if !wire::ask_for_pidfds(&one) {
+        eprintln!("skipped: SO_PASSPIDFD takes Linux 6.5");
+        return;
+    }
+    let (address, _keep) = fresh_address(false);
+    let host = join_later(&address, &small());
+    wait_for_host(&address);
+    let mut guest = Actor::start("pidfds before", &[&address.to_string()]);
+    guest.expect("ready");
+    let channel = host.join().unwrap().unwrap();
+    assert_eq!(channel.peer().pid, guest.pid());
+    // The one that every channel has of its peer.
+    assert_eq!(pidfds_of(guest.pid()), 1);
+    drop(channel);
+    guest.go_on();
+    guest.finish();
 }
 
 #[test]

@@ -131,6 +131,42 @@ pub fn line() -> (UnixStream, OwnedFd) {
     (UnixStream::from(mine), theirs)
 }
 
+/// Has the kernel install a pidfd of the sender with everything that is read from this socket (`SO_PASSPIDFD`, Linux 6.5).
+/// The option belongs to the socket: it holds for every process that has a descriptor of it. `false`: this kernel has none.
+pub fn ask_for_pidfds(socket: impl AsFd) -> bool {
+    const SO_PASSPIDFD: libc::c_int = 76;
+    let on: libc::c_int = 1;
+    // SAFETY: the kernel reads one int, which `on` is.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSPIDFD,
+            (&raw const on).cast(),
+            4,
+        )
+    };
+    result == 0
+}
+
+/// Sends a frame byte by byte, each with this process's credentials; the descriptor comes with the first. Stops where the
+/// other side does not read any more.
+pub fn send_in_pieces(socket: impl AsFd, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) {
+    let credentials = UnixCredentials::new();
+    let raw: Vec<_> = descriptor.iter().map(AsRawFd::as_raw_fd).collect();
+    for (at, byte) in bytes.iter().enumerate() {
+        let mut control = vec![ControlMessage::ScmCredentials(&credentials)];
+        if at == 0 && !raw.is_empty() {
+            control.push(ControlMessage::ScmRights(&raw));
+        }
+        let slices = [IoSlice::new(std::slice::from_ref(byte))];
+        let number = socket.as_fd().as_raw_fd();
+        if sendmsg::<()>(number, &slices, &control, MsgFlags::MSG_NOSIGNAL, None).is_err() {
+            return;
+        }
+    }
+}
+
 /// A sound object, and its owner's mapping.
 pub fn object() -> (OwnedFd, MmapRaw) {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
