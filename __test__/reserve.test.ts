@@ -227,6 +227,19 @@ test.serial('an open reservation is cancelled where the peer goes: commit is PEE
   }
 })
 
+test.serial('cancel never throws: in a finally, it hides no error', async (t) => {
+  for (const end of ['closed here', 'closed by the peer', 'killed']) {
+    const { channel, partner } = await pair(t)
+    const reservation = reserve(channel, 10_000)
+    if (end === 'killed') await partner.kill()
+    else if (end === 'closed here') await channel.close()
+    else await partner.run((kit) => kit.channel.close())
+    await channel.closed
+    t.notThrows(() => reservation.cancel(), end)
+    t.notThrows(() => reservation.cancel(), end)
+  }
+})
+
 test.serial('an open reservation is cancelled where this side ends', async (t) => {
   const { channel, partner } = await pair(t)
   await channel.send('before')

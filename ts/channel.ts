@@ -151,7 +151,11 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * @returns A promise that resolves once the message is in the ring, where it survives this process: wait for it
    * to not outrun the peer. It rejects with MESSAGE_TOO_LARGE above {@link Channel.maxMessageSize}; PEER_LOST once
    * the peer has gone; CLOSED after `end` or `close`; RING_CORRUPT; OBJECT_EXPOSED; INVALID_ARGUMENT for what is no message, and
-   * while a reservation is open.
+   * while a reservation is open. A message whose promise `close` has rejected is not in the ring, and never will be.
+   *
+   * A rejection because the channel has ended is never an unhandled one: a program need not wait for each promise, since
+   * {@link Channel.closed} tells of the end. What is wrong with the call itself (INVALID_ARGUMENT, MESSAGE_TOO_LARGE, CLOSED
+   * after this side's `end` on an open channel) is unhandled as usual, where nobody waits.
    */
   send(message: Uint8Array | string): Promise<void> {
     return this.#outbox.send(message)
@@ -307,7 +311,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     if (this.#ending === null) {
       this.#outbox.refuse(this.#reason === null ? endedHere : closedHere)
       this.#ending = this.#outbox.empty().then(() => {
-        this.#outbox.shut(endedHere)
+        this.#outbox.shut(endedHere, false)
         if (this.#reason === null) this.#settle(this.#native.end())
       })
     }
@@ -459,7 +463,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     if (this.#reason !== null) return
     this.#reason = reason
     this.#native.close()
-    this.#outbox.shut(unsendable)
+    this.#outbox.shut(unsendable, true)
     this.#whyOver = unsendable
     if (unsendable === closedHere || unsendable === refusedHere) {
       this.#inbox.close(unsendable)

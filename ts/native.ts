@@ -46,6 +46,8 @@ export interface NativeChannel {
   /** `WHOLE`, `ENDED`, or how many bytes of the message are there. */
   gather(into: Uint8Array): number
   hasRoom(size: number): number
+  /** Bytes of records of an arena that `flush` will surely take, where no message of them is longer than `longest`. */
+  packedRoom(longest: number): number
   /** 1: armed, the line will ring; 0: there is room. */
   armWriter(size: number): number
   /** 1: armed, the line will ring; 0: there is something to read, or no more will come. */

@@ -2,6 +2,11 @@
 //
 // Small messages are written as records into an arena, which one call into the binding copies into the ring: the
 // call costs more than the message. Where the ring is full, what is left waits in line, behind what came before it.
+//
+// A promise tells the truth of its message: kept once that is in the ring, broken only where it never will be. Messages share
+// a promise where the ring surely has room for all of them, since only this side writes there and the peer only makes room:
+// they go in together. Each of those that may have to wait has a promise of its own, as any of them may be the last that
+// gets in before the channel is closed.
 
 import { isUint8Array } from 'node:util/types'
 
@@ -20,6 +25,9 @@ const STAGED_AT_MOST = 8 * 1024
  * answers no, and there a reservation is a copy.
  */
 const OWN_MEMORY = process.env['RINGFENCE_NO_EXTERNAL_BUFFERS'] === '1' ? 1 : 0
+
+/** For a promise that tells nothing new where it is broken: to leave it alone is no mistake. */
+function ignore(): void {}
 
 /** What whoever sent a message is told once it is in the ring, where it is there already. */
 const SENT: Promise<void> = Promise.resolve()
@@ -52,13 +60,19 @@ function defer(): Deferred {
 /** Memory that copies of messages have left, kept for the next: fresh memory costs more than the copy. */
 const SPARE_KEPT = 16 * 1024 * 1024
 
+/** A promise, and where the last record ends that it is about. */
+interface Told {
+  end: number
+  told: Deferred
+}
+
 /** Something in line: records, or one message too long to be staged. */
 interface Parcel {
   bytes: Uint8Array
   packed: boolean
   /** How much of it is in the ring. */
   sent: number
-  told: Deferred
+  told: Told[]
 }
 
 /** Somebody who waits for room. */
@@ -72,7 +86,7 @@ export class Outbox {
   readonly #eager: boolean
   readonly #maxMessageSize: number
   readonly #maxAtOnce: number
-  /** A record of the arena goes into the ring in one piece. */
+  /** A record of the arena goes into the ring in one piece, and leaves a small ring room for more of them. */
   readonly #stagedAtMost: number
   readonly #arena: Buffer = Buffer.allocUnsafeSlow(ARENA)
   readonly #words = new Uint32Array(this.#arena.buffer)
@@ -80,8 +94,20 @@ export class Outbox {
   #from = 0
   /** …to here. */
   #to = 0
-  /** Whoever sent what is in the arena. */
-  #told: Deferred | null = null
+  /** Bytes of records that have room in the ring for sure, those in the arena included. */
+  #room = 0
+  /** Less than this, and the ring is asked again: the peer may have read meanwhile. */
+  readonly #enough: number
+  /** Records in the arena that end here or before share a promise. 0 where there are others already. */
+  #sure = 0
+  /** The promise that they share… */
+  #shared: Deferred | null = null
+  /** …and where the last of them ends, once there are others behind it. */
+  #sharedEnd = 0
+  /** The promises of the others, in order. */
+  #single: Told[] = []
+  /** The arena is flushed in the next microtask. */
+  #scheduled = false
   /** In line before the arena. */
   #line: Parcel[] = []
   #spare: Uint8Array | null = null
@@ -89,6 +115,8 @@ export class Outbox {
   #whenEmpty: (() => void)[] = []
   /** Why nothing can be sent now: a reservation, or an end. */
   #shut: (() => RingfenceError) | null = null
+  /** The channel has ended, and says so itself. */
+  #over = false
   /** The peer will ring once it has read something. */
   #armed = false
   /** Turns that were let pass since something last found room. */
@@ -110,7 +138,8 @@ export class Outbox {
     this.#eager = eager
     this.#maxMessageSize = native.maxMessageSize
     this.#maxAtOnce = native.maxAtOnce
-    this.#stagedAtMost = Math.min(STAGED_AT_MOST, native.maxAtOnce)
+    this.#stagedAtMost = Math.min(STAGED_AT_MOST, native.maxAtOnce, native.capacity / 8)
+    this.#enough = Math.min(ARENA, native.capacity / 8)
     this.#worthwhile = Math.min(native.capacity / 16, native.maxAtOnce)
     this.#loop = loop
     this.#failed = failed
@@ -126,24 +155,32 @@ export class Outbox {
       const { length } = message
       const at = this.#to
       const next = at + HEADER + ((length + 7) & ~7)
-      if (length <= this.#stagedAtMost && next <= ARENA) {
+      if (length <= this.#stagedAtMost && next <= this.#sure) {
         this.#words[at >>> 2] = length
         this.#words[(at >>> 2) + 1] = FLAGS
         put.call(this.#arena, message, at + HEADER)
         this.#to = next
-        return this.#told === null ? this.#begin() : this.#told.promise
+        return this.#shared === null ? this.#begin() : this.#shared.promise
       }
     }
     return this.#sendOther(message)
   }
 
-  /** The first message in the arena: all that follow until it is flushed share its promise. */
+  /** The first message in the arena: those that follow, and surely find room, share its promise. */
   #begin(): Promise<void> {
-    const told = (this.#told = defer())
-    queueMicrotask(() => {
-      if (this.#told === told) this.pump()
-    })
-    return told.promise
+    this.#schedule()
+    return (this.#shared = defer()).promise
+  }
+
+  #schedule(): void {
+    if (this.#scheduled) return
+    this.#scheduled = true
+    queueMicrotask(this.#flush)
+  }
+
+  readonly #flush = (): void => {
+    this.#scheduled = false
+    if (this.#from < this.#to) this.pump()
   }
 
   #sendOther(message: Uint8Array | string): Promise<void> {
@@ -155,21 +192,55 @@ export class Outbox {
         this.#native.send(bytes, 0)
         throw this.#failure()
       }
-      if (this.#eager || length > this.#stagedAtMost) return this.#sendNow(bytes)
-      if (this.#to + HEADER + length + 7 > ARENA) {
-        this.pump()
-        this.#clearArena()
-        if (this.#shut !== null) throw this.#shut()
-      }
-      const at = this.#to
-      this.#words[at >>> 2] = length
-      this.#words[(at >>> 2) + 1] = FLAGS
-      this.#arena.set(bytes, at + HEADER)
-      this.#to = at + HEADER + ((length + 7) & ~7)
-      return this.#told === null ? this.#begin() : this.#told.promise
+      return this.#eager || length > this.#stagedAtMost ? this.#sendNow(bytes) : this.#stage(bytes)
     } catch (error) {
-      return Promise.reject(error as Error)
+      const broken = Promise.reject(error as Error)
+      // The channel's end is told by `closed`; that a call was wrong is told here alone.
+      if (this.#over && (error as RingfenceError).code !== 'ERR_RINGFENCE_INVALID_ARGUMENT') broken.catch(ignore)
+      return broken
     }
+  }
+
+  /** Into the arena, whether the ring has room for it or not. */
+  #stage(bytes: Uint8Array): Promise<void> {
+    const { length } = bytes
+    const size = HEADER + ((length + 7) & ~7)
+    let shared = this.#to + size <= this.#sure
+    if (!shared) {
+      if (!this.#armed && !this.#turning) this.pump()
+      shared = this.isEmpty && this.#hasSureRoom(size)
+      if (this.#shut !== null) throw this.#shut()
+      if (this.#to + size > ARENA) this.#clearArena()
+    }
+    const at = this.#to
+    this.#words[at >>> 2] = length
+    this.#words[(at >>> 2) + 1] = FLAGS
+    this.#arena.set(bytes, at + HEADER)
+    this.#to = at + size
+    if (shared) return this.#shared === null ? this.#begin() : this.#shared.promise
+    if (this.#single.length === 0) this.#sharedEnd = at
+    this.#sure = 0
+    const told = defer()
+    this.#single.push({ end: this.#to, told })
+    if (!this.#armed && !this.#turning) this.#schedule()
+    return told.promise
+  }
+
+  /** Asks how much room there is, with nothing in line. */
+  #hasSureRoom(size: number): boolean {
+    const room = this.#native.packedRoom(this.#stagedAtMost)
+    if (room === FAILED) {
+      this.#fail()
+      return false
+    }
+    this.#room = room
+    this.#sure = Math.min(room, ARENA)
+    return size <= this.#sure
+  }
+
+  /** Something else was written than the arena: what is known of the room does not hold any more. */
+  #forgetRoom(): void {
+    this.#room = this.#sure = 0
   }
 
   /** Straight into the ring, if everything before it is there; else a copy in line. */
@@ -177,6 +248,7 @@ export class Outbox {
     if (!this.isEmpty) this.pump()
     let sent = 0
     if (this.isEmpty) {
+      this.#forgetRoom()
       sent = this.#native.send(bytes, 0)
       if (sent === WHOLE) {
         this.#loop.spend(bytes.length)
@@ -188,7 +260,7 @@ export class Outbox {
     }
     this.#clearArena()
     const told = defer()
-    this.#line.push({ bytes: this.#copy(bytes), packed: false, sent, told })
+    this.#line.push({ bytes: this.#copy(bytes), packed: false, sent, told: [{ end: bytes.length, told }] })
     this.pump()
     return told.promise
   }
@@ -211,12 +283,18 @@ export class Outbox {
 
   /** Moves what is in the arena to the line, so that something else can come behind it. */
   #clearArena(): void {
-    if (this.#from < this.#to) {
-      const told = this.#told ?? defer()
-      this.#line.push({ bytes: this.#copy(this.#arena.subarray(this.#from, this.#to)), packed: true, sent: 0, told })
+    const from = this.#from
+    if (from < this.#to) {
+      const told = this.#single.map((single) => ({ end: single.end - from, told: single.told }))
+      if (this.#shared !== null) {
+        const end = this.#single.length === 0 ? this.#to : this.#sharedEnd
+        told.unshift({ end: end - from, told: this.#shared })
+      }
+      this.#line.push({ bytes: this.#copy(this.#arena.subarray(from, this.#to)), packed: true, sent: 0, told })
     }
-    this.#from = this.#to = 0
-    this.#told = null
+    this.#from = this.#to = this.#sure = 0
+    this.#shared = null
+    this.#single = []
   }
 
   /** Checks what a caller wants to send, and that anything can be sent now. */
@@ -231,6 +309,7 @@ export class Outbox {
   trySend(message: Uint8Array | string): boolean {
     const bytes = this.#admit(message)
     if (bytes.length <= this.#maxAtOnce && !this.#isThrough()) return false
+    this.#forgetRoom()
     const sent = this.#native.trySend(bytes)
     if (sent === FAILED) throw this.#fail()
     return sent === 1
@@ -241,6 +320,7 @@ export class Outbox {
       throw invalid(`a reservation's size must be a whole number, not ${show(size)}`)
     if (this.#shut !== null) throw this.#shut()
     if (size <= this.#maxAtOnce && !this.#isThrough()) return null
+    this.#forgetRoom()
     const reserved = this.#native.reserve(size, OWN_MEMORY)
     if (reserved === FAILED) throw this.#fail()
     if (reserved === 0) return null
@@ -248,11 +328,12 @@ export class Outbox {
     this.#shut = open
     return new Reserved(reserved instanceof ArrayBuffer ? reserved : null, size, (length, scratch) => {
       // An end of the channel that came meanwhile has cancelled it.
-      if (this.#shut !== open) throw this.#shut?.() ?? invalid('the reservation is not open any more')
+      if (this.#shut !== open) return this.#shut?.() ?? invalid('the reservation is not open any more')
       this.#shut = null
       if (length === null) this.#native.cancel()
-      else if (this.#native.commit(length, scratch) === FAILED) throw this.#fail()
+      else if (this.#native.commit(length, scratch) === FAILED) return this.#fail()
       this.pump()
+      return null
     })
   }
 
@@ -306,6 +387,7 @@ export class Outbox {
     while (this.#line.length > 0) {
       const parcel = this.#line[0]!
       const { bytes, packed } = parcel
+      this.#forgetRoom()
       const result = packed
         ? this.#native.flush(bytes, parcel.sent, bytes.length)
         : this.#native.send(bytes, parcel.sent)
@@ -314,6 +396,7 @@ export class Outbox {
       if (packed) parcel.sent += result
       else parcel.sent = result === WHOLE ? bytes.length : result
       if (parcel.sent !== before) this.#turns = 0
+      if (packed) this.#tellUpTo(parcel.told, parcel.sent)
       if (packed ? parcel.sent < bytes.length : result !== WHOLE) {
         const size = packed ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(parcel.sent, true) : bytes.length
         if (this.#arm(size)) return false
@@ -321,7 +404,7 @@ export class Outbox {
       }
       this.#line.shift()
       this.#recycle(bytes)
-      this.#tell(parcel.told)
+      this.#tellUpTo(parcel.told, bytes.length)
     }
     return true
   }
@@ -333,13 +416,33 @@ export class Outbox {
       if (taken !== 0) this.#turns = 0
       this.#loop.spend(taken)
       this.#from += taken
-      if (this.#from < this.#to && this.#arm(this.#words[this.#from >>> 2]!)) return false
+      this.#room -= taken
+      this.#tellArena()
+      if (this.#from < this.#to) {
+        this.#sure = 0
+        if (this.#arm(this.#words[this.#from >>> 2]!)) return false
+      }
     }
     this.#from = this.#to = 0
-    const told = this.#told
-    this.#told = null
-    if (told !== null) this.#tell(told)
+    this.#sure = this.#room < this.#enough ? 0 : Math.min(this.#room, ARENA)
     return true
+  }
+
+  /** Tells those whose records were taken from the arena. */
+  #tellArena(): void {
+    const shared = this.#shared
+    if (shared !== null && this.#from >= (this.#single.length === 0 ? this.#to : this.#sharedEnd)) {
+      this.#shared = null
+      this.#tell(shared)
+    }
+    this.#tellUpTo(this.#single, this.#from)
+  }
+
+  /** Tells those whose records end there or before, who are the first, and forgets them. */
+  #tellUpTo(those: Told[], sent: number): void {
+    let count = 0
+    while (count < those.length && those[count]!.end <= sent) count += 1
+    for (const { told } of those.splice(0, count)) this.#tell(told)
   }
 
   #pumpAsking(): void {
@@ -411,17 +514,31 @@ export class Outbox {
     return error
   }
 
-  /** Nothing is sent any more: whoever waits is told why, and so is who comes later. */
-  shut(why: () => RingfenceError): void {
+  /**
+   * Nothing is sent any more: whoever waits is told why, and so is who comes later. `over`: by the channel's end, which
+   * `closed` tells of. A broken promise of which nobody has taken notice then ends no process.
+   */
+  shut(why: () => RingfenceError, over: boolean): void {
     this.#shut = why
-    const waiting = [...this.#line.map((parcel) => parcel.told), ...(this.#told ? [this.#told] : []), ...this.#asking]
+    this.#over = over
+    const told = [...this.#line.flatMap((parcel) => parcel.told), ...this.#single].map((each) => each.told)
+    if (this.#shared !== null) told.push(this.#shared)
+    const waiting = [...told, ...this.#asking]
     this.#line = []
     this.#turning = false
     this.#spare = null
     this.#asking = []
-    this.#told = null
+    this.#shared = null
+    this.#single = []
     this.#from = this.#to = 0
-    for (const told of waiting) told.reject(why())
+    this.#forgetRoom()
+    if (waiting.length > 0) {
+      const error = why()
+      for (const { promise, reject } of waiting) {
+        if (over) promise.catch(ignore)
+        reject(error)
+      }
+    }
     for (const empty of this.#whenEmpty.splice(0)) empty()
   }
 
@@ -431,14 +548,17 @@ export class Outbox {
   }
 }
 
+/** Commits so many bytes, or cancels. Returns why that could not be. */
+type Finish = (length: number | null, scratch?: Uint8Array) => RingfenceError | null
+
 class Reserved implements Reservation {
   readonly bytes: Uint8Array
   readonly #size: number
   readonly #scratch: boolean
-  readonly #finish: (length: number | null, scratch?: Uint8Array) => void
+  readonly #finish: Finish
   #open = true
 
-  constructor(memory: ArrayBuffer | null, size: number, finish: (length: number | null, scratch?: Uint8Array) => void) {
+  constructor(memory: ArrayBuffer | null, size: number, finish: Finish) {
     this.#size = size
     this.#scratch = memory === null
     this.bytes = memory === null ? new Uint8Array(size) : new Uint8Array(memory)
@@ -450,17 +570,18 @@ class Reserved implements Reservation {
     if (!Number.isInteger(length) || length < 0 || length > this.#size) {
       throw invalid(`commit takes a length from 0 to ${this.#size}, not ${show(length)}`)
     }
-    if (this.bytes.length !== this.#size) {
-      this.cancel()
-      throw invalid("the reservation's bytes were transferred elsewhere: it is cancelled")
-    }
     this.#open = false
-    this.#finish(length, this.#scratch ? this.bytes : undefined)
+    // The channel's end takes the bytes away as well, and is what is told then.
+    const taken = this.bytes.length !== this.#size
+    const error = taken ? this.#finish(null) : this.#finish(length, this.#scratch ? this.bytes : undefined)
+    if (error !== null) throw error
+    if (taken) throw invalid("the reservation's bytes were transferred elsewhere: it is cancelled")
   }
 
   cancel(): void {
     if (!this.#open) return
     this.#open = false
+    // A channel that has ended has cancelled it already. An exception here would hide the one that led here.
     this.#finish(null)
   }
 }

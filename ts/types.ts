@@ -144,9 +144,9 @@ export interface Reservation {
    * Sends the first `length` bytes (all).
    *
    * @throws {@link RingfenceError} INVALID_ARGUMENT if that is more than was reserved, or the reservation is not open
-   * any more.
+   * any more; as `send` rejects, where the channel has ended meanwhile.
    */
   commit(length?: number): void
-  /** Sends nothing. */
+  /** Sends nothing. Never throws, also where the channel has ended meanwhile. */
   cancel(): void
 }

@@ -276,6 +276,14 @@ fn has_room(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     endpoint.answer(room)
 }
 
+/// Argument: the longest message among those that are to be flushed.
+fn packed_room(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let room = endpoint
+        .sender()
+        .and_then(|sender| sender.packed_room(call.size(0)));
+    endpoint.answer(room)
+}
+
 fn arm_writer(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     let armed = endpoint
         .sender()
@@ -582,7 +590,7 @@ impl Drop for Endpoint {
 }
 
 /// What a channel can do. One function of the channel's does it all: each function takes a KiB of JavaScript's memory.
-const OPERATIONS: [(&str, Function<Endpoint>); 30] = [
+const OPERATIONS: [(&str, Function<Endpoint>); 31] = [
     ("flush", flush),
     ("send", send),
     ("trySend", try_send),
@@ -591,6 +599,7 @@ const OPERATIONS: [(&str, Function<Endpoint>); 30] = [
     ("wake", wake),
     ("gather", gather),
     ("hasRoom", has_room),
+    ("packedRoom", packed_room),
     ("armWriter", arm_writer),
     ("armReader", arm_reader),
     ("disarm", disarm),

@@ -462,6 +462,20 @@ impl<O: Writable, P: Readable> Producer<O, P> {
         Ok(needed <= self.room())
     }
 
+    /// Bytes of packed records that surely find room now, all of them, be it in one go or in several: of messages of at most
+    /// `longest` bytes, whatever their sizes, and wherever the ring ends.
+    pub(crate) fn packed_room(&mut self, longest: u64) -> Result<u64> {
+        let longest = longest.min(self.largest_record());
+        self.look_at_head()?;
+        // Less than the ring goes in, so at most one record meets the ring's end, and leaves less room there than it takes.
+        let room = self.room().saturating_sub(HEADER + LINE as u64 + padded(longest));
+        if longest < LONG {
+            return Ok(room);
+        }
+        // A long one takes up to a line more than it does among packed ones.
+        Ok(room / (packed_size(LONG) + LINE as u64) * packed_size(LONG))
+    }
+
     /// A claimed record: the offset of its payload in the region, to be finished by [`Producer::finish`].
     #[inline]
     pub(crate) fn claim_record(&mut self, payload: u64) -> Result<Option<usize>> {

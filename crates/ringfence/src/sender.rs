@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     error::{Error, Result},
-    region::{OwnRegion, PeerRegion, Phase, Writable, layout},
+    region::{OwnRegion, PeerRegion, Phase, Writable, as_offset, layout},
     ring::{Producer, Progress},
     shared::{CloseReason, LOOKS_PER_GLANCE, Link, Shared, spin, state},
 };
@@ -291,6 +291,15 @@ impl Sender {
         let Writing { producer, .. } = self.writing()?;
         let result = producer.has_room(room_wanted(size, capacity));
         self.shared.judge(result)
+    }
+
+    /// Bytes of packed records (see [`Sender::try_send_packed`]), of messages of at most `longest` bytes each, that surely find
+    /// room now: so many are taken to the last, in one call or in several, as long as nothing else is sent in between. For
+    /// callers that promise for many messages at once. Errors as [`Sender::try_send`].
+    pub fn packed_room(&mut self, longest: usize) -> Result<usize> {
+        let Writing { producer, .. } = self.writing()?;
+        let room = producer.packed_room(longest as u64);
+        self.shared.judge(room).map(as_offset)
     }
 
     /// Sleeps until [`Sender::has_room`] of that size. `false`: the deadline has passed. Errors as [`Sender::send`].

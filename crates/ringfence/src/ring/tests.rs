@@ -256,3 +256,39 @@ fn a_gap_of_nothing_is_one_too() {
     assert_eq!(pair.consumer.pull_packed(&mut into).unwrap(), Pulled::Bytes(16));
     assert_eq!(into[..15], packed([&b"payload"[..]])[..15]);
 }
+
+#[test]
+fn packed_records_for_which_there_surely_is_room_go_in_together_wherever_the_ring_ends() {
+    let capacity = 2 * SMALLEST;
+    let step = if cfg!(miri) { 8 * 101 } else { 8 };
+    for place in (0..capacity).step_by(step) {
+        for longest in [0, 24, 700, LONG, capacity / 2] {
+            let mut pair = pair(capacity, capacity);
+            pair.move_to(place);
+            for kept in 0..3 {
+                let before = pair.producer.packed_room(longest).unwrap();
+                // Two calls use up what was promised once.
+                let mut left = before;
+                let mut number = as_offset(place);
+                let mut sets = [Vec::new(), Vec::new()];
+                while left >= packed_size(longest) {
+                    let length =
+                        [longest, longest / 3, longest.min(LONG), longest.saturating_sub(9)][number % 4];
+                    sets[usize::from(left < before / 2)].push(bytes(number, as_offset(length)));
+                    left -= packed_size(length);
+                    number += 1;
+                }
+                for set in &sets {
+                    let packed = packed(set.iter().map(Vec::as_slice));
+                    let taken = pair.producer.push_packed(&packed, longest).unwrap();
+                    assert_eq!(taken, packed.len(), "{longest} bytes at {place}, {kept} kept");
+                    pair.producer.publish();
+                }
+                // All are read but a few, which the next round finds in its way.
+                for message in sets.concat().iter().skip(kept) {
+                    pair.take().unwrap_or_else(|| panic!("{} bytes", message.len()));
+                }
+            }
+        }
+    }
+}

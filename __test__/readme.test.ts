@@ -1,0 +1,147 @@
+// What a user copies from the README runs, and does what it says.
+
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+
+import test, { type ExecutionContext } from 'ava'
+import { transform } from 'esbuild'
+
+import { namedAddress, untilBound } from './support/address.js'
+import { Partner } from './support/partner.js'
+
+const root = fileURLToPath(new URL('../..', import.meta.url))
+
+/** The example below a heading, or of several the one that says so. */
+function exampleOf(heading: string): string {
+  const readme = readFileSync(join(root, 'README.md'), 'utf8')
+  const section = readme.slice(readme.indexOf(`\n${heading}\n`))
+  const [, code] = /```ts\n(.*?)```/s.exec(section)!
+  return code!
+}
+
+/** Each must be there: an example that has changed is looked at again. */
+function replaceAll(t: ExecutionContext, code: string, changes: [from: string, to: string][]): string {
+  for (const [from, to] of changes) {
+    t.true(code.includes(from), `the README says ${from}`)
+    code = code.replaceAll(from, to)
+  }
+  return code
+}
+
+/** Runs code as a process of its own, which finds the package as one that depends on it does. */
+async function run(t: ExecutionContext, code: string) {
+  const directory = mkdtempSync(join(root, 'build', 'readme-'))
+  const file = join(directory, 'main.mjs')
+  // Node 20 knows no `await using`.
+  writeFileSync(file, (await transform(code, { loader: 'ts', target: 'node20' })).code)
+  const child = spawn(process.execPath, [file], { stdio: ['ignore', 'inherit', 'pipe'] })
+  const exited = once(child, 'exit')
+  t.teardown(async () => {
+    child.kill('SIGKILL')
+    await exited
+    rmSync(directory, { recursive: true })
+  })
+  return { child, exited, complaints: createInterface({ input: child.stderr })[Symbol.asyncIterator]() }
+}
+
+const me = `process.getuid()`
+
+test('the service goes on where one of its agents is killed', async (t) => {
+  const address = namedAddress(t)
+  const [service] = exampleOf('### A service and its agents').split('// an agent')
+  const { complaints, child } = await run(
+    t,
+    replaceAll(t, service!, [
+      ["'/run/orders/service.sock'", JSON.stringify(address)],
+      ['uid: [1001, 1002]', `uid: [${me}]`],
+      ["group: 'orders-agents'", 'group: process.getgid()'],
+    ]),
+  )
+  await untilBound(address, 0o660)
+  const [doomed, other] = await Promise.all([Partner.start(t), Partner.start(t)])
+  for (const agent of [doomed, other]) await agent.connect(address, { policy: { uid: process.getuid!() } })
+  await doomed.run(async (kit) => {
+    // More than both rings hold: the service has answers left to send, whenever this process ends.
+    for (let order = 0; order < 400; order += 1) void kit.channel.send('x'.repeat(65_536))
+    await kit.channel.receive()
+  })
+  await doomed.kill()
+  const { value: complaint } = await complaints.next()
+  t.regex(String(complaint), new RegExp(`^agent ${doomed.pid}: the peer's process has ended`))
+  t.is(
+    await other.run(async (kit) => {
+      await kit.channel.send('42')
+      return String(await kit.channel.receive())
+    }),
+    'done: 42',
+  )
+  t.is(child.exitCode, null)
+})
+
+test('a place is kept where one partner after the other is killed', async (t) => {
+  const address = namedAddress(t)
+  const serving = exampleOf('### A service and its agents')
+  const serve = serving.slice(serving.indexOf('async function serve'), serving.indexOf('// an agent'))
+  const { complaints, exited, child } = await run(
+    t,
+    replaceAll(t, exampleOf('### A place that is kept'), [["'/run/user/1000/orders.sock'", JSON.stringify(address)]]) +
+      serve,
+  )
+  for (let round = 0; round < 2; round += 1) {
+    await untilBound(address)
+    const partner = await Partner.start(t)
+    await partner.run(async (kit, where) => {
+      const membership = await kit.ringfence.member(where, { wait: true })
+      kit.channel = membership.channel!
+      for (let order = 0; order < 400; order += 1) void kit.channel.send('x'.repeat(65_536))
+      await kit.channel.receive()
+    }, address)
+    await partner.kill()
+    const { value: complaint } = await complaints.next()
+    t.regex(String(complaint), new RegExp(`^partner ${partner.pid}: the peer's process has ended`))
+  }
+  child.kill('SIGTERM')
+  t.deepEqual(await exited, [0, null])
+})
+
+test('a send that nobody awaits ends no process where the peer is killed', async (t) => {
+  const address = namedAddress(t)
+  const [sender, doomed] = await Promise.all([Partner.start(t), Partner.start(t)])
+  await Promise.all([sender.join(address, { capacity: 4096 }), doomed.join(address)])
+  // One is in the ring, and some wait for room, of all kinds.
+  await sender.run((kit) => {
+    for (const size of [10, 3000, 500, 10_000]) void kit.channel.send(Buffer.alloc(size))
+  })
+  await doomed.kill()
+  const told = await sender.run(async (kit) => {
+    const reason = await kit.channel.closed
+    void kit.channel.send('between two')
+    void kit.channel.send(Buffer.alloc(10_000))
+    void kit.channel.send(Buffer.alloc(10))
+    const awaited = await kit.channel.send('awaited').catch((error: { code: string }) => error.code)
+    // Unhandled rejections are told once the microtasks are done.
+    await new Promise((resolve) => setImmediate(resolve))
+    return { reason, awaited }
+  })
+  t.deepEqual(told, { reason: 'exited', awaited: 'ERR_RINGFENCE_PEER_LOST' })
+})
+
+test('a send that is wrong is an unhandled rejection where nobody awaits it', async (t) => {
+  const address = namedAddress(t)
+  const [sender, peer] = await Promise.all([Partner.start(t), Partner.start(t)])
+  await Promise.all([sender.join(address), peer.join(address)])
+  const heard = await sender.run(async (kit) => {
+    const codes: string[] = []
+    process.on('unhandledRejection', (error: { code: string }) => codes.push(error.code))
+    void kit.channel.send(5 as unknown as string)
+    await kit.channel.end()
+    void kit.channel.send('after the end')
+    await new Promise((resolve) => setImmediate(resolve))
+    return codes
+  })
+  t.deepEqual(heard, ['ERR_RINGFENCE_INVALID_ARGUMENT', 'ERR_RINGFENCE_CLOSED'])
+})
