@@ -55,7 +55,10 @@ export interface NativeChannel {
   disarm(): void
   /** Reads the line and tells why the channel has ended, as an index of `REASONS`; 0 while it has not. */
   listen(): number
-  /** 1 where the peer's end came without a word from it. */
+  /**
+   * Whether the peer is gone without having said that it sends no more: 0 no, 1 its process has ended, 2 it has closed the
+   * channel, or left the address.
+   */
   isCut(): number
   /** 0: no room; 1: fill memory of your own; else the reserved memory, which `own` of 1 forbids. */
   reserve(size: number, own: number): number | ArrayBuffer

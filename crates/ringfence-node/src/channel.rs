@@ -321,13 +321,17 @@ fn listen(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     endpoint.reason()
 }
 
-/// 1 where the peer has gone without having said that no more would come.
+/// Whether the peer is gone without having said that no more would come: 0 no, 1 its process has ended, 2 it has closed
+/// the channel.
 fn is_cut(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
-    let cut = endpoint
-        .halves
-        .as_ref()
-        .is_some_and(|halves| halves.receiver.is_cut());
-    Answer::from(i32::from(cut))
+    let cut = endpoint.halves.as_ref().map_or(0, |Halves { receiver, .. }| {
+        match (receiver.is_cut(), receiver.close_reason()) {
+            (false, _) => 0,
+            (true, Some(CloseReason::Exited)) => 1,
+            (true, _) => 2,
+        }
+    });
+    Answer::from(cut)
 }
 
 /// Arguments: the size, and 1 for memory of JavaScript's own whatever the engine allows.

@@ -18,7 +18,7 @@ use crate::{
     receiver::Receiver,
     ring::{Consumer, Producer},
     sender::{Sender, Writing},
-    shared::{Held, Link, Parts, Role, Shared, Tenure, state},
+    shared::{Held, Link, OwnPhase, Parts, Role, Shared, Tenure, state},
     tokens::Tokens,
     verify::{Verified, Verifier},
 };
@@ -58,6 +58,7 @@ impl Channel {
             receiving_ended: AtomicBool::new(false),
             held: Mutex::new(Some(Held {
                 own: parts.own.clone(),
+                phase: OwnPhase::of(&parts.own),
                 peer: parts.peer,
                 inlet: parts.inlet,
                 addressee: parts.addressee,

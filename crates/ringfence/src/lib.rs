@@ -66,6 +66,7 @@ mod news;
 mod object;
 mod options;
 mod patience;
+mod phase;
 mod policy;
 mod receiver;
 mod region;

@@ -221,7 +221,12 @@ impl Inlet {
     /// What must catch up, where the peer says that it has sent another number of tokens than has come.
     pub(crate) fn lags_behind(&self, sent: u64) -> Option<Arc<Claim>> {
         let heard = self.mailbox.state().heard;
-        self.claim.clone().filter(|_| heard != sent)
+        self.claim().filter(|_| heard != sent)
+    }
+
+    /// What brings this mailbox its tokens.
+    pub(crate) fn claim(&self) -> Option<Arc<Claim>> {
+        self.claim.clone()
     }
 }
 

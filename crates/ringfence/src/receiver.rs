@@ -12,7 +12,8 @@ use std::{
 use crate::{
     error::{Error, Result},
     message::{Message, too_small},
-    region::{OwnRegion, PeerRegion, Phase, Readable, layout},
+    phase::{Phase, Step},
+    region::{OwnRegion, PeerRegion, Readable, layout},
     ring::{Consumer, Gathered, Progress, Pulled, Record, WHOLE},
     shared::{CloseReason, LOOKS_PER_GLANCE, Link, Shared, spin, state},
 };
@@ -75,7 +76,7 @@ impl Receiver {
     /// Lets go of this side's region. The peer's stays mapped until what it left was read: this half is the last that has it.
     fn settle(&mut self) {
         if self.link.take().is_some() {
-            self.cut = self.phase_of_peer() == Some(Phase::Open);
+            self.cut = self.seems_cut();
             self.consumer.settle(OwnRegion::nowhere());
         }
     }
@@ -89,20 +90,33 @@ impl Receiver {
         }
     }
 
-    fn phase_of_peer(&self) -> Option<Phase> {
-        Phase::from_word(self.consumer.peer().load(layout::PHASE, Ordering::Acquire))
+    /// What the peer's region says: that it may have meant to send more.
+    fn seems_cut(&self) -> bool {
+        let word = self.consumer.peer().load(layout::PHASE, Ordering::Acquire);
+        Phase::from_word(word).is_none_or(|phase| !phase.ended)
     }
 
     /// What was copied out of the peer's memory since the last look is what it had sent: a peer whose memory is exposed
-    /// says so before it wipes it.
+    /// says so before it wipes it. And where this side has ended the channel, on another thread, the peer wipes what this half
+    /// would have read, but not before this side's own phase has told it.
     #[inline]
-    fn must_be_whole(&self) -> Result<()> {
+    fn must_be_whole(&mut self) -> Result<()> {
         fence(Ordering::Acquire);
-        let phase = self.consumer.peer().load(layout::PHASE, Ordering::Relaxed);
-        if phase == Phase::Exposed as u64 {
+        let peers = self.consumer.peer().load(layout::PHASE, Ordering::Relaxed);
+        if peers == Phase::EXPOSED.word() {
             return self.exposed();
         }
+        let own = self.consumer.own().load(layout::PHASE, Ordering::Relaxed);
+        if own > Phase::ENDED.word() {
+            return self.ended_meanwhile();
+        }
         Ok(())
+    }
+
+    #[cold]
+    fn ended_meanwhile(&mut self) -> Result<()> {
+        self.shared.wait_for_end();
+        self.check()
     }
 
     #[cold]
@@ -317,8 +331,8 @@ impl Receiver {
     }
 
     /// Visits the messages that are there, where they lie, at most `max`, and returns how many. Errors as
-    /// [`Receiver::try_receive`]; with [`Error::ObjectExposed`] also where the peer has wiped its memory during the visits,
-    /// so that the last of them may have seen zeros.
+    /// [`Receiver::try_receive`]; with [`Error::ObjectExposed`], and with [`Error::Closed`] where this side was closed on another
+    /// thread, also where the peer has wiped its memory during the visits, so that the last of them may have seen zeros.
     #[inline]
     pub fn drain(&mut self, mut visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
         self.check()?;
@@ -388,15 +402,16 @@ impl Receiver {
         let phase = Phase::from_word(word).ok_or_else(|| Error::RingCorrupt(format!("its phase is {word}")));
         let phase = self.shared.judge(phase)?;
         // What was published before the peer said that it ends is seen by a look after that.
-        if phase == Phase::Open || self.has_message()? {
+        if phase.is_open() || self.has_message()? {
             return Ok(false);
         }
         self.must_be_whole()?;
+        self.shared.hear_out();
         self.shared.receiving_ended.store(true, Ordering::Release);
-        match phase {
-            Phase::Closed | Phase::Succeeds => self.shared.finish(state::CLOSED_BY_PEER),
-            Phase::Left => self.shared.finish(state::LEFT_BY_PEER),
-            Phase::Open | Phase::Ended | Phase::Exposed => {}
+        match phase.step {
+            Step::Closed | Step::Succeeds => self.shared.finish(state::CLOSED_BY_PEER),
+            Step::Left => self.shared.finish(state::LEFT_BY_PEER),
+            Step::Open | Step::Exposed => {}
         }
         self.shared.finish_if_both_ended();
         Ok(true)
@@ -475,11 +490,16 @@ impl Receiver {
         self.check()
     }
 
-    /// Whether the peer has gone without having said that no more would come: it may have meant to send more.
+    /// Whether the peer is gone without having said that no more would come: it may have meant to send more.
+    ///
+    /// It says so by [`Sender::end`](crate::Sender::end), and by dropping its [`Sender`](crate::Sender) while the channel is
+    /// open. Its process may have ended before that, or it has closed the channel, or left the address;
+    /// [`Receiver::close_reason`] tells which: [`CloseReason::Exited`] or [`CloseReason::Closed`]. `false` while the channel is
+    /// open, and after this side's own close. [`Receiver::receive`] answers `None` in either case, once everything was read.
     pub fn is_cut(&self) -> bool {
         self.shared.peer_is_gone()
             && if self.link.is_some() {
-                self.phase_of_peer() == Some(Phase::Open)
+                self.seems_cut()
             } else {
                 self.cut
             }

@@ -38,7 +38,7 @@ pub(crate) mod layout {
     pub(crate) const READER_PARKED: usize = 384;
     /// Odd while the owner sleeps until there is room to write.
     pub(crate) const WRITER_PARKED: usize = 512;
-    /// What the owner will still do: see [`Phase`](super::Phase).
+    /// What the owner will still do: see [`Phase`](crate::phase::Phase).
     pub(crate) const PHASE: usize = 640;
     /// How many tokens the owner has sent.
     pub(crate) const TOKENS: usize = 768;
@@ -86,39 +86,6 @@ pub(crate) const AHEAD: usize = 8192;
 
 /// Bytes that are copied in one go: few, so that lines are asked for at the pace at which they come.
 pub(crate) const BLOCK: usize = 512;
-
-/// What the owner of a region will still send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u64)]
-pub(crate) enum Phase {
-    /// More may come.
-    Open = 0,
-    /// It has ended its sending direction, after the tail that it then had.
-    Ended = 1,
-    /// It has closed the channel on purpose.
-    Closed = 2,
-    /// Somebody tried to open this region's object: it was wiped.
-    Exposed = 3,
-    /// It has left the address that both are members of, and lets go of it once the peer has answered.
-    Left = 4,
-    /// The answer: it has taken the place of a peer that has left, or has ended.
-    Succeeds = 5,
-}
-
-impl Phase {
-    pub(crate) fn from_word(word: u64) -> Option<Self> {
-        [
-            Self::Open,
-            Self::Ended,
-            Self::Closed,
-            Self::Exposed,
-            Self::Left,
-            Self::Succeeds,
-        ]
-        .into_iter()
-        .find(|phase| *phase as u64 == word)
-    }
-}
 
 /// A region as the ring reads it. Offsets are in bytes from the region's start; those of words are multiples of
 /// eight. Implemented by the mappings below, and by the models that the ring's tests run on.

@@ -971,6 +971,11 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
     }
 
     #[inline]
+    pub(crate) fn own(&self) -> &O {
+        &self.own
+    }
+
+    #[inline]
     pub(crate) fn peer(&self) -> &P {
         &self.peer
     }

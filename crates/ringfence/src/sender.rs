@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     error::{Error, Result},
-    region::{OwnRegion, PeerRegion, Phase, Writable, as_offset, layout},
+    region::{OwnRegion, PeerRegion, as_offset},
     ring::{Producer, Progress},
     shared::{CloseReason, LOOKS_PER_GLANCE, Link, Shared, spin, state},
 };
@@ -371,15 +371,9 @@ impl Sender {
         if self.shared.sending_ended.swap(true, Ordering::AcqRel) {
             return;
         }
-        if let Some(mut writing) = self.writing.take()
-            && self.shared.state.load(Ordering::Acquire) == state::OPEN
-        {
+        if let Some(mut writing) = self.writing.take() {
             writing.producer.publish();
-            writing
-                .producer
-                .own_mut()
-                .store(layout::PHASE, Phase::Ended as u64, Ordering::Release);
-            if writing.link.watch.must_ring() {
+            if self.shared.end_sending() && writing.link.watch.must_ring() {
                 self.shared.doorbell.ring();
             }
         }

@@ -4,7 +4,7 @@ use std::{
     fmt,
     os::fd::{BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU8, Ordering, fence},
     },
     time::{Duration, Instant},
@@ -19,8 +19,10 @@ use crate::{
     identity::{Identity, Peer},
     mailbox::{Addressee, Inlet},
     patience::{Patience, Woken},
-    region::{OwnRegion, PeerRegion, Phase, Readable, Writable, layout},
+    phase::{Phase, Step},
+    region::{OwnRegion, PeerRegion, Readable, Writable, layout},
     rendezvous::Inheritance,
+    signal::Claim,
 };
 
 /// Which part this process had at the rendezvous. Both have the same rights afterwards.
@@ -115,7 +117,8 @@ pub(crate) struct Shared {
     pub(crate) state: AtomicU8,
     pub(crate) sending_ended: AtomicBool,
     pub(crate) receiving_ended: AtomicBool,
-    /// What is let go of when the channel ends.
+    /// What is let go of when the channel ends. Whoever changes the phase of this side's region, or the number of its tokens,
+    /// has this lock.
     pub(crate) held: Mutex<Option<Held>>,
     pub(crate) busy_poll: Duration,
 }
@@ -138,11 +141,75 @@ impl<T: fmt::Debug + Send> Tenure for Option<T> {
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) own: OwnRegion,
+    pub(crate) phase: OwnPhase,
     pub(crate) peer: PeerRegion,
     pub(crate) inlet: Inlet,
     pub(crate) addressee: Addressee,
     /// Dropped before anything says that the channel has ended: whoever hears of it may join anew at once.
     pub(crate) tenure: Option<Box<dyn Tenure>>,
+}
+
+impl Held {
+    /// The channel has ended here, and the peer's answer is waited for: every other end takes all of this out of its lock.
+    fn has_left(&self) -> bool {
+        self.phase.step() != Step::Open
+    }
+
+    /// The peer may be reading still. Its head lags behind, if anything.
+    fn keep_what_is_unread(&self) {
+        self.own
+            .keep_from(self.peer.load(layout::HEAD, Ordering::Acquire));
+    }
+
+    /// Another process tries to open this side's object: says so, and wipes it.
+    fn expose(&mut self) {
+        if self.phase.take(Step::Exposed) {
+            // Whoever copies what is wiped next finds the phase changed after that.
+            fence(Ordering::SeqCst);
+            self.own.wipe();
+        }
+    }
+}
+
+/// The one owner of the phase word of this side's region. It lies in [`Held`], so that whoever has it has the lock, and
+/// nothing but this writes the word: of two threads that end the channel in different ways, the second finds what the first
+/// has said, and what may not follow that is not written.
+#[derive(Debug)]
+pub(crate) struct OwnPhase {
+    region: OwnRegion,
+    now: Phase,
+}
+
+impl OwnPhase {
+    /// Of a region in which nothing has been said yet.
+    pub(crate) fn of(region: &OwnRegion) -> Self {
+        Self {
+            region: region.clone(),
+            now: Phase::OPEN,
+        }
+    }
+
+    pub(crate) fn step(&self) -> Step {
+        self.now.step
+    }
+
+    /// Says that no more will be sent. `false`: that was said before, or cannot be said any more.
+    pub(crate) fn end_sending(&mut self) -> bool {
+        self.become_(self.now.ending())
+    }
+
+    /// Takes this step. `false`: it does not follow, and nothing was written.
+    pub(crate) fn take(&mut self, step: Step) -> bool {
+        self.become_(self.now.then(step))
+    }
+
+    fn become_(&mut self, next: Option<Phase>) -> bool {
+        let Some(next) = next else { return false };
+        self.now = next;
+        // Release: whoever sees it sees what was published before.
+        self.region.store(layout::PHASE, next.word(), Ordering::Release);
+        true
+    }
 }
 
 /// What became of a place that this side has left.
@@ -191,24 +258,33 @@ impl Shared {
 
     /// Ends the channel, once. The address is free, and the line closed to both sides, when this returns.
     pub(crate) fn finish(&self, end: u8) {
-        let mut guard = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        match end {
+            // Not waited for: what the peer sends to a side that closes is lost in any case, and the thread that has heard
+            // the alarm is the one that would be waited for.
+            state::CLOSED_HERE | state::REFUSED | state::EXPOSED => {}
+            // It may have been killed between a token and the word of how many there are.
+            state::PEER_EXITED => self.hear_all(),
+            _ => self.hear_out(),
+        }
+        let mut guard = self.held();
+        if let Some(held) = guard.as_mut().filter(|held| held.has_left()) {
+            // All else is let go of by whoever waits for the answer.
+            if end == state::EXPOSED {
+                held.expose();
+            }
+            return;
+        }
         let Some(mut held) = guard.take() else { return };
         let mut tenure = held.tenure.take();
         let succeeds = tenure.as_mut().is_some_and(|tenure| tenure.end(end));
         if end == state::EXPOSED {
-            held.own
-                .store(layout::PHASE, Phase::Exposed as u64, Ordering::Relaxed);
-            // Whoever copies what is wiped next finds the phase changed after that.
-            fence(Ordering::SeqCst);
-            held.own.wipe();
+            held.expose();
         } else {
-            if matches!(end, state::CLOSED_HERE | state::CORRUPT) {
-                // The peer may be reading still. Its head lags behind, if anything.
-                held.own
-                    .keep_from(held.peer.load(layout::HEAD, Ordering::Acquire));
+            if matches!(end, state::CLOSED_HERE | state::REFUSED | state::CORRUPT) {
+                held.keep_what_is_unread();
             }
-            let phase = if succeeds { Phase::Succeeds } else { Phase::Closed };
-            held.own.store(layout::PHASE, phase as u64, Ordering::Release);
+            held.phase
+                .take(if succeeds { Step::Succeeds } else { Step::Closed });
         }
         self.state.store(end, Ordering::Release);
         self.doorbell.hang_up();
@@ -218,12 +294,39 @@ impl Shared {
         drop(held);
     }
 
-    /// What a peer has sent on its way out has come before its end is told.
-    fn hear_out(&self) {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let late = held.as_ref().and_then(|Held { inlet, peer, .. }| {
+    fn held(&self) -> MutexGuard<'_, Option<Held>> {
+        // Valid after every statement that changes it.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a thread that is about to end the channel has done so: the peer may have been told before the threads of this
+    /// side are.
+    pub(crate) fn wait_for_end(&self) {
+        drop(self.held());
+    }
+
+    /// Says that this side sends no more. `false`: the channel has ended already, and the peer was told of that.
+    pub(crate) fn end_sending(&self) -> bool {
+        let mut guard = self.held();
+        guard.as_mut().is_some_and(|held| held.phase.end_sending())
+    }
+
+    /// What the peer has announced has come when this returns. Before any end is told: the peer announces nothing after it
+    /// has said how it ends.
+    pub(crate) fn hear_out(&self) {
+        self.catch_up_with(|Held { inlet, peer, .. }| {
             inlet.lags_behind(peer.load(layout::TOKENS, Ordering::Acquire))
         });
+    }
+
+    /// As [`Shared::hear_out`], also what was sent and not announced.
+    fn hear_all(&self) {
+        self.catch_up_with(|held| held.inlet.claim());
+    }
+
+    fn catch_up_with(&self, late: impl FnOnce(&Held) -> Option<Arc<Claim>>) {
+        let held = self.held();
+        let late = held.as_ref().and_then(late);
         // As in `finish`.
         drop(held);
         if let Some(claim) = late {
@@ -242,8 +345,8 @@ impl Shared {
         }
         self.check()?;
         // This side does not end meanwhile, so that the word of how many there are is there to be written.
-        let mut guard = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(held) = guard.as_mut() else {
+        let mut guard = self.held();
+        let Some(held) = guard.as_mut().filter(|held| !held.has_left()) else {
             drop(guard);
             return self.check();
         };
@@ -255,29 +358,31 @@ impl Shared {
     /// As [`Shared::finish`], for a member that leaves its place to its peer: says so, and waits for the answer, as long
     /// as `patience` allows. Whoever sends or reads here meanwhile is told that the channel is closed.
     pub(crate) fn leave(&self, patience: &Patience) -> Legacy {
-        let mut guard = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(mut held) = guard.take() else {
+        let mut guard = self.held();
+        let Some(held) = guard.as_mut().filter(|held| !held.has_left()) else {
             return Legacy::Left;
         };
-        if let Some(tenure) = &mut held.tenure {
+        let mut tenure = held.tenure.take();
+        if let Some(tenure) = &mut tenure {
             tenure.end(state::CLOSED_HERE);
         }
-        held.own
-            .keep_from(held.peer.load(layout::HEAD, Ordering::Acquire));
+        held.keep_what_is_unread();
         self.state.store(state::CLOSED_HERE, Ordering::Release);
-        held.own
-            .store(layout::PHASE, Phase::Left as u64, Ordering::Release);
+        held.phase.take(Step::Left);
+        let peer = held.peer.clone();
         self.doorbell.fall_silent();
         drop(guard);
         let ends = self.doorbell.ends();
         let watched: Vec<_> = ends.watched().collect();
         // A wait that fails has heard nothing, as one that was too long.
         let answered = matches!(patience.wait(&watched), Ok(Woken::Ready));
-        let phase = Phase::from_word(held.peer.load(layout::PHASE, Ordering::Acquire));
+        let phase = Phase::from_word(peer.load(layout::PHASE, Ordering::Acquire));
         self.doorbell.hang_up();
-        drop(held);
-        match phase {
-            Some(Phase::Succeeds) => Legacy::Taken,
+        // Until now for the alarm, which wipes.
+        let held = self.held().take();
+        drop((held, tenure));
+        match phase.map(|phase| phase.step) {
+            Some(Step::Succeeds) => Legacy::Taken,
             _ if answered => Legacy::Left,
             _ => Legacy::Untold,
         }
@@ -285,7 +390,7 @@ impl Shared {
 
     /// The phase of the peer's region, while this side has that.
     fn phase_of_peer(&self) -> Option<Phase> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = self.held();
         Phase::from_word(held.as_ref()?.peer.load(layout::PHASE, Ordering::Acquire))
     }
 
@@ -301,13 +406,12 @@ impl Shared {
         if !self.doorbell.is_gone() {
             return;
         }
-        self.hear_out();
         // An honest peer says that it closes before it hangs up. A dead one has not said anything.
-        self.finish(match self.phase_of_peer() {
-            Some(Phase::Closed | Phase::Succeeds) => state::CLOSED_BY_PEER,
-            Some(Phase::Left) => state::LEFT_BY_PEER,
-            Some(Phase::Exposed) => state::EXPOSED_AT_PEER,
-            _ => state::PEER_EXITED,
+        self.finish(match self.phase_of_peer().map(|phase| phase.step) {
+            Some(Step::Closed | Step::Succeeds) => state::CLOSED_BY_PEER,
+            Some(Step::Left) => state::LEFT_BY_PEER,
+            Some(Step::Exposed) => state::EXPOSED_AT_PEER,
+            Some(Step::Open) | None => state::PEER_EXITED,
         });
     }
 
@@ -321,9 +425,14 @@ impl Shared {
     /// A lie of the peer's ends the channel.
     pub(crate) fn judge<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(Error::RingCorrupt(_)) = &result {
-            // Where the peer has wiped its memory, what is found there is no lie.
-            if self.phase_of_peer() == Some(Phase::Exposed) {
+            // Where the peer has wiped its memory, what is found there is no lie: when that was exposed, or once this side has
+            // ended the channel, on another thread, and so reads no more.
+            if self.phase_of_peer() == Some(Phase::EXPOSED) {
                 self.finish(state::EXPOSED_AT_PEER);
+                self.check()?;
+            }
+            self.wait_for_end();
+            if !self.peer_is_gone() {
                 self.check()?;
             }
             self.finish(state::CORRUPT);

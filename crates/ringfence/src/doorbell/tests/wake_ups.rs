@@ -11,7 +11,8 @@ use loom::{
 use crate::{
     doorbell::{Barriers, Bed, Spot, Watch},
     loomed::Region,
-    region::{Phase, Readable, Writable, layout},
+    phase::Phase,
+    region::{Readable, Writable, layout},
     ring::{Consumer, Producer},
 };
 
@@ -230,14 +231,14 @@ fn an_end_wakes_a_reader_as_a_message_does() {
         let mut watch = Watch::new(region.clone(), region.clone(), Spot::READER, Barriers::Both);
         let (bell, own) = (line.clone(), region.clone());
         let writer = thread::spawn(move || {
-            own.store(layout::PHASE, Phase::Ended as u64, Ordering::Release);
+            own.store(layout::PHASE, Phase::ENDED.word(), Ordering::Release);
             if watch.must_ring() {
                 bell.ring();
             }
         });
         let mut bed = Bed::new(region.clone(), region.clone(), Spot::READER, Barriers::Both);
         sleep_until(&mut bed, &line, || {
-            region.load(layout::PHASE, Ordering::Acquire) == Phase::Ended as u64
+            region.load(layout::PHASE, Ordering::Acquire) == Phase::ENDED.word()
         });
         writer.join().unwrap();
     });

@@ -1,0 +1,200 @@
+//! Several threads end a channel at once, in different ways: the peer is told of one end, the true one.
+
+mod support;
+
+use std::{
+    fs,
+    sync::{Arc, Barrier, mpsc},
+    thread,
+};
+
+use ringfence::{Address, Change, Channel, CloseReason, Policy, Role, join, member};
+use support::{Actor, copy_of_this_executable, fresh_address, say, small, wait_for_host, wait_for_test};
+
+/// Of 6,000 closes like these, 119 were told wrongly while each half wrote the phase for itself.
+const CLOSES: u32 = 800;
+/// As long as the peer's ring takes.
+const MESSAGES: usize = 9;
+const LENGTH: usize = 1500;
+/// It takes longer to copy than a peer takes to hear of an end.
+const MUCH: usize = 16 << 20;
+
+fn message(number: usize) -> Vec<u8> {
+    (0..LENGTH)
+        .map(|at| u8::try_from((at * 7 + number * 31) % 250 + 1).unwrap())
+        .collect()
+}
+
+/// Closes from the reading half while the writing half is dropped, on two threads that begin at the same moment.
+fn close_from_both_sides(channel: Channel) {
+    let (sender, mut receiver) = channel.split();
+    let start = Arc::new(Barrier::new(2));
+    let starts = Arc::clone(&start);
+    let closing = thread::spawn(move || {
+        starts.wait();
+        receiver.close();
+    });
+    start.wait();
+    drop(sender);
+    closing.join().unwrap();
+}
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    match role.as_str() {
+        "closes from both sides" => {
+            for _ in 0..CLOSES {
+                close_from_both_sides(join(&address, &small().wait(true)).unwrap());
+            }
+            wait_for_test();
+        }
+        "guest of one that closes" => {
+            let membership = member(&address, &small()).unwrap();
+            say(membership.role().to_string());
+            let mut channels = 0;
+            while channels < CLOSES {
+                match membership.next().unwrap() {
+                    Change::Channel(channel) => {
+                        let (_sender, mut receiver) = channel.split();
+                        assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
+                        channels += 1;
+                    }
+                    Change::Role(role) => panic!("the {role} after {channels} channels"),
+                    Change::Refused(refused) => panic!("{refused:?}"),
+                    _ => {}
+                }
+            }
+            say(format!("{} after {channels}", membership.role()));
+            wait_for_test();
+        }
+        "sends much" => {
+            let much = vec![7; MUCH];
+            loop {
+                let options = small().capacity(2 * MUCH as u64).wait(true);
+                let (mut sender, mut receiver) = join(&address, &options).unwrap().split();
+                sender.send(&much).unwrap();
+                // Lets go of the memory as soon as the other side is done with it.
+                assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
+            }
+        }
+        "reads after the cut" => {
+            // The test is of another file.
+            let policy = Policy::new().executables([&arguments[1]]);
+            let mut channel = join(&address, &small().policy(policy)).unwrap();
+            say("joined");
+            wait_for_test();
+            let receiver = channel.receiver();
+            let mut into = [0; LENGTH];
+            for number in 0..MESSAGES {
+                assert_eq!(receiver.receive(&mut into).unwrap(), Some(LENGTH), "{number}");
+                assert!(into[..] == message(number), "message {number} was torn");
+            }
+            assert_eq!(receiver.receive(&mut into).unwrap(), None);
+            assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
+            assert!(receiver.is_cut(), "the other side had not ended its sending");
+            say("all of it");
+        }
+        other => unreachable!("{other}"),
+    }
+}
+
+#[test]
+fn a_close_is_told_as_one_whatever_the_other_half_does_meanwhile() {
+    let (address, _keep) = fresh_address(false);
+    let closer = Actor::start("closes from both sides", &[&address.to_string()]);
+    let mut reasons = Vec::new();
+    for _ in 0..CLOSES {
+        let (_sender, mut receiver) = join(&address, &small().wait(true)).unwrap().split();
+        assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
+        // Where the end of the sending came first, the close is a second piece of news.
+        while receiver.close_reason().is_none() {
+            receiver.listen().unwrap();
+        }
+        reasons.push(receiver.close_reason().unwrap());
+    }
+    let wrong = reasons.iter().filter(|reason| **reason != CloseReason::Closed);
+    assert_eq!(wrong.count(), 0, "of {CLOSES} closes");
+    closer.finish();
+}
+
+/// A guest that took its host for dead would be a second host.
+#[test]
+fn a_member_that_closes_a_channel_stays_the_only_host() {
+    let (address, _keep) = fresh_address(false);
+    let membership = member(&address, &small()).unwrap();
+    let mut guest = Actor::start("guest of one that closes", &[&address.to_string()]);
+    guest.expect("guest");
+    let (news, result) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            news.send(guest.hear()).unwrap();
+            guest.go_on();
+        });
+        for _ in 0..CLOSES {
+            match membership.partner(None) {
+                Ok(Some(channel)) => close_from_both_sides(channel),
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    assert_eq!(result.recv().unwrap(), format!("guest after {CLOSES}"));
+    assert_eq!(membership.role(), Role::Host);
+}
+
+/// The peer wipes what this side does not read any more; and one of its threads may be in the midst of that.
+#[test]
+fn a_reader_whose_channel_is_closed_meanwhile_is_not_handed_what_was_wiped() {
+    let (address, _keep) = fresh_address(false);
+    let _sender = Actor::start("sends much", &[&address.to_string()]);
+    let mut into = vec![0; MUCH];
+    for round in 0..24 {
+        let (mut sender, mut receiver) = join(&address, &small().wait(true)).unwrap().split();
+        assert!(receiver.wait(None).unwrap());
+        into.fill(1);
+        let found = thread::scope(|scope| {
+            scope.spawn(move || sender.close());
+            receiver.receive(&mut into)
+        });
+        match found {
+            Ok(found) => {
+                assert_eq!(found, Some(MUCH));
+                assert!(into.iter().all(|byte| *byte == 7), "round {round}: torn");
+            }
+            Err(error) => assert_eq!(error.code(), "CLOSED", "round {round}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn what_was_sent_to_a_peer_that_is_refused_later_is_read_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let copy = directory.path().join("copy");
+    copy_of_this_executable(&copy);
+    let (address, _keep) = fresh_address(false);
+    let options = small()
+        .capacity(16 * 1024)
+        .policy(Policy::new().executables([&copy]));
+    let host = support::join_later(&address, &options);
+    wait_for_host(&address);
+    let own = std::env::current_exe().unwrap();
+    let arguments = [&address.to_string(), own.to_str().unwrap()];
+    let mut reader = Actor::start_from(copy.clone(), "reads after the cut", &arguments);
+    let mut channel = host.join().unwrap().unwrap();
+    reader.expect("joined");
+    for number in 0..MESSAGES {
+        assert!(channel.sender().try_send(&message(number)).unwrap());
+    }
+    let other = directory.path().join("other");
+    fs::copy(&copy, &other).unwrap();
+    fs::rename(&other, &copy).unwrap();
+    assert_eq!(channel.verify().unwrap_err().code(), "PEER_REFUSED");
+    drop(channel);
+    reader.go_on();
+    reader.expect("all of it");
+    reader.finish();
+}
