@@ -2,12 +2,13 @@
 
 import type { Channel } from './channel.js'
 import type { RingfenceError } from './errors.js'
+import { loop, type Wait } from './loops.js'
 
 /** So many channels that nobody has taken may lie here. */
 const UNCLAIMED = 16
 
 interface Waiting {
-  resolve(result: IteratorResult<Channel, undefined>): void
+  resolve(channel: Channel | null): void
   reject(error: Error): void
 }
 
@@ -31,31 +32,47 @@ export class Arrivals {
   /** A loop over what comes. From the first on, nothing is passed over. */
   iterator(): AsyncIterator<Channel, undefined> {
     this.#all = true
-    return {
-      next: () => this.#next(),
-      return: () => Promise.resolve({ done: true, value: undefined }),
-    }
+    return loop(
+      () => this.#now(),
+      () => this.#wait(),
+    )
   }
 
-  #next(): Promise<IteratorResult<Channel, undefined>> {
-    const value = this.#unclaimed.shift()
-    if (value !== undefined) {
+  #now(): Channel | null | undefined {
+    const channel = this.#unclaimed.shift()
+    if (channel !== undefined) {
       this.#pause()
-      return Promise.resolve({ done: false, value })
+      return channel
     }
     const failure = this.#failure
     if (failure !== null) {
       this.#failure = null
-      return Promise.reject(failure)
+      throw failure
     }
-    if (this.#over) return Promise.resolve({ done: true, value: undefined })
-    return new Promise((resolve, reject) => this.#waiting.push({ resolve, reject }))
+    return this.#over ? null : undefined
+  }
+
+  #wait(): Wait<Channel> {
+    let waiting!: Waiting
+    const promise = new Promise<Channel | null>((resolve, reject) => {
+      waiting = { resolve, reject }
+    })
+    this.#waiting.push(waiting)
+    return {
+      promise,
+      leave: () => {
+        const index = this.#waiting.indexOf(waiting)
+        if (index === -1) return
+        this.#waiting.splice(index, 1)
+        waiting.resolve(null)
+      },
+    }
   }
 
   add(channel: Channel): void {
     const waiting = this.#waiting.shift()
     if (waiting !== undefined) {
-      waiting.resolve({ done: false, value: channel })
+      waiting.resolve(channel)
       return
     }
     this.#unclaimed.push(channel)
@@ -80,7 +97,7 @@ export class Arrivals {
   /** No more will come: whoever waits is told. */
   end(): void {
     this.#over = true
-    for (const { resolve } of this.#waiting.splice(0)) resolve({ done: true, value: undefined })
+    for (const { resolve } of this.#waiting.splice(0)) resolve(null)
   }
 
   /** Those that nobody has taken; nobody will. */

@@ -3,10 +3,10 @@ import type { Duplex } from 'node:stream'
 import { toDuplex } from './duplex.js'
 import { RingfenceError, fromFailure, invalid, show } from './errors.js'
 import { Inbox, type Visit } from './inbox.js'
+import { loop } from './loops.js'
 import { FAILED, withOperations, type Failure, type NativeChannel, type RawChannel } from './native.js'
 import { Outbox } from './outbox.js'
 import { Tokens, toToken } from './tokens.js'
-import { Turns } from './turns.js'
 import type { CloseReason, Evidence, Identity, Reservation } from './types.js'
 
 /** What the binding's `listen` answers. */
@@ -59,7 +59,6 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   readonly closed: Promise<CloseReason>
 
   readonly #native: NativeChannel
-  readonly #loop = new Turns()
   readonly #outbox: Outbox
   readonly #inbox: Inbox
   readonly #tokens: Tokens
@@ -93,8 +92,8 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       this.#resolveClosed = resolve
     })
     const failed = (error: RingfenceError) => this.#failed(error)
-    this.#outbox = new Outbox(native, busyPoll > 0, this.#loop, failed)
-    this.#inbox = new Inbox(native, busyPoll > 0, this.#loop, failed, () => this.#mayBeOver())
+    this.#outbox = new Outbox(native, busyPoll > 0, failed)
+    this.#inbox = new Inbox(native, busyPoll > 0, failed, () => this.#mayBeOver())
     this.#tokens = new Tokens(native)
     if (native.watch(() => this.#hear()) === FAILED) {
       const error = fromFailure(native.failure())
@@ -195,9 +194,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   async receive(options?: { signal?: AbortSignal }): Promise<Buffer | null> {
     const signal = this.#readerSignal(options)
     const message = this.#receiveNow()
-    if (message === undefined) return this.#inbox.wait(true, signal, aborted)
-    if (this.#loop.due !== null) await this.#loop.due
-    return message
+    return message === undefined ? this.#inbox.wait(true, signal, aborted).promise : message
   }
 
   /**
@@ -210,14 +207,23 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   }
 
   /**
-   * Visits the messages that are there now, at most `max`. The bytes are valid during the visit.
+   * Visits the messages that are there now, in their order. What comes meanwhile is left to the next call, so that a loop of
+   * `readable` and `drain` lets the event loop turn, however fast the peer sends.
    *
+   * The bytes are valid during the visit, and must not be transferred elsewhere: the memory holds other messages as well.
+   *
+   * @param visit - What it throws is passed on; the message has been visited then, and the rest stays.
+   * @param max - At most so many, however long that takes. Left out, visits end after about 2 ms, and the rest stays:
+   * {@link Channel.readable} resolves then once the event loop has turned. `Infinity` visits all that is there.
    * @returns How many were visited.
-   * @throws {@link RingfenceError} CLOSED after this side's close; RING_CORRUPT
+   * @throws {@link RingfenceError} CLOSED after this side's close; RING_CORRUPT; NO_SPACE where there is no memory for the next
+   * message, which stays and is tried again by the next call; INVALID_ARGUMENT where a visitor has transferred the memory
+   * elsewhere all the same: what it took along is lost.
    */
-  drain(visit: Visit, max = Infinity): number {
+  drain(visit: Visit, max?: number): number {
     if (typeof visit !== 'function') throw invalid(`drain takes a function, not ${show(visit)}`)
-    if (typeof max !== 'number' || !(max >= 0)) throw invalid(`max must be a number of messages, not ${show(max)}`)
+    if (max !== undefined && (typeof max !== 'number' || !(max >= 0)))
+      throw invalid(`max must be a number of messages, not ${show(max)}`)
     return this.#inbox.drain(visit, max)
   }
 
@@ -230,9 +236,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     const signal = this.#readerSignal(options)
     this.#outbox.pump()
     const readable = this.#inbox.isReadableNow()
-    if (readable === undefined) return (await this.#inbox.wait(false, signal, aborted)) !== null
-    if (this.#loop.due !== null) await this.#loop.due
-    return readable
+    return readable ?? (await this.#inbox.wait(false, signal, aborted).promise) !== null
   }
 
   /** No more will come, and all was read. */
@@ -241,21 +245,10 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   }
 
   [Symbol.asyncIterator](): AsyncIterator<Buffer, undefined> {
-    return {
-      next: () => {
-        try {
-          const message = this.#receiveNow()
-          if (message !== undefined) {
-            const result = toResult(message)
-            return this.#loop.due === null ? Promise.resolve(result) : this.#loop.due.then(() => result)
-          }
-        } catch (error) {
-          return Promise.reject(error as Error)
-        }
-        return this.#inbox.wait(true, undefined, aborted).then(toResult)
-      },
-      return: () => Promise.resolve({ done: true, value: undefined }),
-    }
+    return loop(
+      () => this.#receiveNow(),
+      () => this.#inbox.wait(true),
+    )
   }
 
   /**
@@ -389,7 +382,6 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   /** The line is readable. */
   #hear(): void {
     if (this.#reason !== null) return
-    this.#loop.rest()
     const answer = this.#native.listen()
     const reason = REASONS[answer] ?? null
     if (reason === null) this.#wake()
@@ -478,10 +470,6 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
 function aborted(signal: AbortSignal): RingfenceError {
   return new RingfenceError('ABORTED', 'the waiting was called off', { cause: signal.reason })
-}
-
-function toResult(message: Buffer | null): IteratorResult<Buffer, undefined> {
-  return message === null ? { done: true, value: undefined } : { done: false, value: message }
 }
 
 /** A channel over what the binding has made. */

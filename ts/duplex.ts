@@ -1,6 +1,7 @@
 import { Duplex } from 'node:stream'
 
 import type { Channel } from './channel.js'
+import { turns } from './turns.js'
 
 /** A chunk larger than this is sent in pieces, so that the peer reads the first while the next is written. */
 const PIECE = 256 * 1024
@@ -64,6 +65,11 @@ class ChannelStream extends Duplex {
     this.#reading = true
     try {
       for (;;) {
+        // The stream asks for more from microtasks, where nobody else is heard.
+        if (turns.due !== null) {
+          await turns.due
+          if (this.destroyed) return
+        }
         const message = this.#channel.tryReceive()
         // An empty chunk would say that nothing is there.
         if (message !== null && message.length > 0 && !this.push(message)) return

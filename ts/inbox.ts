@@ -1,18 +1,36 @@
 // What has been read: fetched from the ring many messages at a time, and handed out one by one.
 //
-// One call into the binding copies as many records as fit into a chunk of memory, and JavaScript walks them there.
-// Whoever wants a Buffer gets a view of the chunk, which is then never written again; a visitor's chunk is used anew.
+// One call into the binding copies as many records as fit into a chunk of memory, and JavaScript walks them there. A visitor
+// is shown the chunk itself, which is used anew. Whoever wants a Buffer gets one that is never written again: a long message
+// has memory of its own, and short ones are copied out of the chunk several at a time, into a block that they share. So a
+// message that is kept keeps little besides, and one that is transferred elsewhere takes none along that is still to come.
 
-import { fromFailure, type RingfenceError } from './errors.js'
-import { ENDED, FAILED, HEADER, LARGE, WHOLE, type NativeChannel } from './native.js'
-import type { Turns } from './turns.js'
+import { RingfenceError, fromFailure, invalid } from './errors.js'
+import type { Wait } from './loops.js'
+import { allocate, allocateShared } from './memory.js'
+import { ENDED, FAILED, FIRST, HEADER, LARGE, MORE, WHOLE, type NativeChannel } from './native.js'
+import { turns } from './turns.js'
 
-/** Bytes of a chunk: what one call carries at most. */
+/** Bytes of the chunk: what one call carries at most. */
 const CHUNK = 128 * 1024
-/** With less room than this, a chunk that others hold parts of is left to them. */
+/** The same where Buffers are wanted: what is copied twice is to stay in the processor's cache, and what is longer is not. */
+const NEAR = 32 * 1024
+/** With less room than this, a chunk that visitors are looking at is left to them. */
 const ROOM = 8 * 1024
+/** A longer message has memory of its own. Node's own Buffers have the same limit, half of `Buffer.poolSize`. */
+const OWN = 4 * 1024
+/** Bytes of a block: so many times what its first message takes, within these. */
+const SHARE = 32
+const BLOCK_LEAST = 2 * 1024
+const BLOCK_MOST = 8 * 1024
 /** Memory for large messages that is kept for the next visit. */
 const SCRATCH_KEPT = 16 * 1024 * 1024
+
+/** What a wait for readability finds. */
+const EMPTY = Buffer.alloc(0)
+
+/** Looked up once, as in the outbox. */
+const put = Uint8Array.prototype.set
 
 export type Visit = (bytes: Uint8Array, offset: number, length: number) => void
 
@@ -33,14 +51,20 @@ interface Kept {
 export class Inbox {
   readonly #native: NativeChannel
   readonly #busy: boolean
-  #chunk: Buffer = Buffer.allocUnsafeSlow(CHUNK)
+  #chunk: Buffer = allocateShared(CHUNK, 'what is received')
+  #near = this.#chunk.subarray(0, NEAR)
   #words = new Uint32Array(this.#chunk.buffer)
   /** The chunk's records that nobody has read yet: from here… */
   #at = 0
   /** …to here. */
   #end = 0
-  /** Somebody holds a part of the chunk. */
-  #held = false
+  /** Where records are copied to, and how much of it is used. */
+  #block: Buffer = EMPTY
+  #used = 0
+  /** The chunk's records are in the block up to here… */
+  #copied = 0
+  /** …this many bytes further on than in the block. */
+  #shift = 0
   /** Messages were last read by visitors: whoever waits will look at the next that way as well. */
   #visited = false
   /** Visitors that are running: what they look at must not be written. */
@@ -57,7 +81,8 @@ export class Inbox {
   #armed = false
   /** No more will come from the ring: the end, or why. */
   #over: 'ended' | (() => RingfenceError) | null = null
-  readonly #loop: Turns
+  /** Those who wait are looked after once the event loop has turned. */
+  #deferred = false
   readonly #failed: (error: RingfenceError) => void
   readonly #ended: () => void
 
@@ -65,23 +90,22 @@ export class Inbox {
    * @param failed - Told what the binding's calls say.
    * @param ended - Told once the peer has said that no more will come, and everything was fetched.
    */
-  constructor(
-    native: NativeChannel,
-    busy: boolean,
-    loop: Turns,
-    failed: (error: RingfenceError) => void,
-    ended: () => void,
-  ) {
+  constructor(native: NativeChannel, busy: boolean, failed: (error: RingfenceError) => void, ended: () => void) {
     this.#native = native
     this.#busy = busy
-    this.#loop = loop
     this.#failed = failed
     this.#ended = ended
   }
 
   /** Whether no more will come, and all was read. */
   get isEnded(): boolean {
-    return !this.#has(false) && this.#over !== null
+    try {
+      return !this.#has(false) && this.#over !== null
+    } catch (error) {
+      // There is a message, and no memory for it: whoever receives it is told.
+      if (isShortage(error)) return false
+      throw error
+    }
   }
 
   #hasUnread(): boolean {
@@ -94,8 +118,10 @@ export class Inbox {
   }
 
   /**
-   * Fetches what is there. `own`: a large message goes into memory that can be given away. `goesOn` of 1: the caller
-   * will fetch until nothing is there, or wake the peer.
+   * Fetches what is there. `own`: Buffers are wanted, so a large message goes into memory that can be given away.
+   * `goesOn`: the caller is a visitor, who will fetch until nothing is there, or wake the peer.
+   *
+   * @throws {@link RingfenceError} NO_SPACE where there is no memory for a message, which stays where it is.
    */
   #fetch(own: boolean, spin: boolean, goesOn = 0): boolean {
     const kept = this.#kept.shift()
@@ -111,21 +137,26 @@ export class Inbox {
     }
     if (this.#over !== null) return false
     if (this.#gathering !== null) return this.#gather()
-    if (!this.#held && this.#visitors === 0) this.#at = this.#end = 0
-    else if (this.#chunk.length - this.#end < ROOM) this.#useChunk(Buffer.allocUnsafeSlow(CHUNK))
+    let into = this.#chunk
+    if (this.#visitors === 0) {
+      // A visitor has transferred it elsewhere: it has taken nothing along, since all was read.
+      if (into.length === 0) this.#useChunk(newChunk())
+      this.#at = this.#end = this.#copied = 0
+      into = own ? this.#near : this.#chunk
+    } else if (into.length - this.#end < ROOM) {
+      this.#useChunk(newChunk())
+      into = this.#chunk
+    }
     let answer =
-      spin && this.#busy
-        ? this.#native.pullBusy(this.#chunk, this.#end, goesOn)
-        : this.#native.pull(this.#chunk, this.#end, goesOn)
-    if (answer <= LARGE && this.#end > 0 && LARGE - answer + HEADER <= CHUNK) {
+      spin && this.#busy ? this.#native.pullBusy(into, this.#end, goesOn) : this.#native.pull(into, this.#end, goesOn)
+    if (answer <= LARGE && !own && this.#end > 0 && LARGE - answer + HEADER <= CHUNK) {
       // It may fit a chunk that nobody has begun.
-      this.#useChunk(Buffer.allocUnsafeSlow(CHUNK))
+      this.#useChunk(newChunk())
       answer = this.#native.pull(this.#chunk, 0, goesOn)
     }
     if (answer > 0) {
       this.#at = this.#end
       this.#end += answer
-      this.#loop.spend(answer)
       return true
     }
     if (answer > LARGE) return this.#nothing(answer)
@@ -135,17 +166,28 @@ export class Inbox {
 
   #useChunk(chunk: Buffer): void {
     this.#chunk = chunk
+    this.#near = chunk.subarray(0, NEAR)
     this.#words = new Uint32Array(chunk.buffer, chunk.byteOffset, chunk.length >>> 2)
-    this.#at = this.#end = 0
-    this.#held = false
+    this.#at = this.#end = this.#copied = 0
+  }
+
+  /** A visitor has transferred the chunk elsewhere, and with it what nobody has read. */
+  #lost(): RingfenceError {
+    const bytes = this.#end - this.#at
+    this.#useChunk(newChunk())
+    return invalid(
+      'a visitor has transferred the memory that it was shown, and with it ' +
+        `${bytes} bytes of messages that came behind its own: copy what is to be transferred`,
+    )
   }
 
   /** Memory for a large message. */
   #memory(size: number, own: boolean): Buffer {
     this.#own = own
-    if (own) return Buffer.allocUnsafeSlow(size)
+    if (own) return allocate(size, 'a message')
     if (this.#scratch === null || this.#scratch.length < size) {
-      const scratch = Buffer.allocUnsafeSlow(size)
+      this.#scratch = null
+      const scratch = allocate(size, 'a message')
       if (size <= SCRATCH_KEPT) this.#scratch = scratch
       return scratch
     }
@@ -157,7 +199,6 @@ export class Inbox {
     if (answer === WHOLE) {
       this.#large = this.#gathering
       this.#gathering = null
-      this.#loop.spend(this.#large?.length ?? 0)
       return true
     }
     return answer >= 0 ? false : this.#nothing(answer)
@@ -184,15 +225,49 @@ export class Inbox {
       if (this.#large === null && !this.#fetch(true, spin)) return null
       const large = this.#large
       if (large !== null) {
+        const message = this.#own ? large : copyOf(large)
         this.#large = null
-        return this.#own ? large : Buffer.from(large)
+        turns.spend()
+        return message
       }
     }
-    const start = this.#at + HEADER
-    const end = start + this.#words[this.#at >>> 2]!
+    const at = this.#at
+    const length = this.#words[at >>> 2]
+    if (length === undefined) throw this.#lost()
+    const start = at + HEADER
+    const end = start + length
+    let message: Buffer
+    if (length > OWN) {
+      message = allocate(length, 'a message')
+      put.call(message, this.#chunk.subarray(start, end))
+    } else {
+      // Where the block was transferred elsewhere, what has been handed out went with it; the rest is copied anew.
+      if (at >= this.#copied || this.#block.length === 0) this.#copy(at, length)
+      message = this.#block.subarray(start - this.#shift, end - this.#shift)
+    }
     this.#at = (end + 7) & ~7
-    this.#held = true
-    return this.#chunk.subarray(start, end)
+    turns.spend()
+    return message
+  }
+
+  /** Copies the record at `at` to the block, and those behind it that fit as well. */
+  #copy(at: number, length: number): void {
+    let to = at + HEADER + ((length + 7) & ~7)
+    if (to - at > this.#block.length - this.#used) {
+      const size = Math.min(Math.max(SHARE * (to - at), BLOCK_LEAST), BLOCK_MOST)
+      this.#block = allocateShared(size, 'a message')
+      this.#used = 0
+    }
+    const most = Math.min(this.#end, at + this.#block.length - this.#used)
+    while (to < most) {
+      const next = to + HEADER + ((this.#words[to >>> 2]! + 7) & ~7)
+      if (next > most) break
+      to = next
+    }
+    put.call(this.#block, this.#chunk.subarray(at, to), this.#used)
+    this.#shift = at - this.#used
+    this.#used += to - at
+    this.#copied = to
   }
 
   /** What is told where there is nothing to read. `true`: nothing now. */
@@ -210,85 +285,121 @@ export class Inbox {
 
   /** A message if there is one, `undefined` if one must be waited for, `null` if none will come. */
   receiveNow(): Buffer | null | undefined {
-    if (this.#waiting.length > 0) return undefined
+    if (this.#waiting.length > 0 || turns.due !== null) return undefined
     const message = this.#take(true)
     if (message !== null) return message
     return this.#isOpen() ? undefined : null
   }
 
   isReadableNow(): boolean | undefined {
+    turns.spend()
+    if (turns.due !== null) return undefined
     if (this.#has(true)) return true
     return this.#isOpen() ? undefined : false
   }
 
   /** Waits for a message (`takes`), or until there is one; called once `receiveNow` has found none. */
-  wait(
-    takes: boolean,
-    signal: AbortSignal | undefined,
-    aborted: (signal: AbortSignal) => Error,
-  ): Promise<Buffer | null> {
-    return new Promise((resolve, reject) => {
-      const leave = () => signal?.removeEventListener('abort', abort)
-      const waiting: Waiting = {
+  wait(takes: boolean, signal?: AbortSignal, aborted?: (signal: AbortSignal) => Error): Wait<Buffer> {
+    let waiting!: Waiting
+    const promise = new Promise<Buffer | null>((resolve, reject) => {
+      const forget = () => signal?.removeEventListener('abort', abort)
+      waiting = {
         takes,
         found(message) {
-          leave()
+          forget()
           resolve(message)
         },
         failed(error) {
-          leave()
+          forget()
           reject(error)
         },
       }
       const abort = () => {
-        const index = this.#waiting.indexOf(waiting)
-        if (index !== -1) this.#waiting.splice(index, 1)
-        reject(aborted(signal!))
+        this.#leave(waiting)
+        reject(aborted!(signal!))
       }
       signal?.addEventListener('abort', abort, { once: true })
-      this.#waiting.push(waiting)
-      this.serve()
     })
+    this.#waiting.push(waiting)
+    this.serve()
+    return {
+      promise,
+      leave: () => {
+        if (this.#leave(waiting)) waiting.found(null)
+      },
+    }
   }
 
-  drain(visit: Visit, max: number): number {
+  /** Whether it was still waiting. */
+  #leave(waiting: Waiting): boolean {
+    const index = this.#waiting.indexOf(waiting)
+    if (index === -1) return false
+    this.#waiting.splice(index, 1)
+    return true
+  }
+
+  /** @param max - Undefined: no more than the event loop can spare the time for. */
+  drain(visit: Visit, max: number | undefined): number {
+    const most = max ?? Infinity
     let count = 0
+    /** Messages until the next look at the clock; where that has been looked at, the first time. */
+    let left = turns.stride
+    let began = 0
+    let fetched = FIRST
     let goesOn = false
     this.#visited = true
     this.#visitors += 1
     try {
-      while (count < max) {
+      while (count < most) {
         if (this.#at === this.#end) {
           // Nobody looks at the chunk between two visits of the outermost visitor.
           this.#visitors -= 1
-          const there = this.#large !== null || this.#fetch(false, false, 1)
-          this.#visitors += 1
+          let there: boolean
+          try {
+            there = this.#large !== null || this.#fetch(false, false, fetched)
+          } catch (error) {
+            // What was visited is told first. The message is there the next time as well.
+            if (count > 0 && isShortage(error)) break
+            throw error
+          } finally {
+            this.#visitors += 1
+          }
           goesOn = there
+          fetched = MORE
           if (!there) {
             if (count === 0) this.#isOpen()
             break
           }
-          const large = this.#large
-          if (large !== null) {
-            this.#large = null
+        }
+        const large = this.#large
+        if (large !== null && this.#at === this.#end) {
+          this.#large = null
+          count += 1
+          left -= 1
+          visit(large, 0, large.length)
+        } else {
+          const chunk = this.#chunk
+          const words = this.#words
+          const end = this.#end
+          let at = this.#at
+          while (at < end && count < most) {
+            const length = words[at >>> 2]
+            if (length === undefined) throw this.#lost()
+            const next = at + HEADER + ((length + 7) & ~7)
+            this.#at = next
             count += 1
-            visit(large, 0, large.length)
-            continue
+            left -= 1
+            visit(chunk, at + HEADER, length)
+            // A visitor that reads, itself, may have changed all of this.
+            if (left <= 0 || this.#at !== next || this.#chunk !== chunk) break
+            at = next
           }
         }
-        const chunk = this.#chunk
-        const words = this.#words
-        const end = this.#end
-        let at = this.#at
-        while (at < end && count < max) {
-          const length = words[at >>> 2]!
-          const next = at + HEADER + ((length + 7) & ~7)
-          this.#at = next
-          count += 1
-          visit(chunk, at + HEADER, length)
-          // A visitor that reads, itself, may have changed all of this.
-          if (this.#at !== next || this.#chunk !== chunk) break
-          at = next
+        if (left <= 0) {
+          const now = turns.look()
+          left = turns.stride
+          if (began === 0) began = now
+          else if (max === undefined && turns.isLong(began, now)) break
         }
       }
     } finally {
@@ -307,23 +418,51 @@ export class Inbox {
   /** Gives whoever waits what is there, and has the peer ring for the rest. */
   serve(): void {
     while (this.#waiting.length > 0) {
+      if (turns.due !== null) {
+        this.#defer(turns.due)
+        return
+      }
       const waiting = this.#waiting[0]!
-      const message = waiting.takes ? this.#take(false) : null
-      if (message !== null || (!waiting.takes && this.#has(false))) {
+      let message: Buffer | null = null
+      let there = false
+      try {
+        if (waiting.takes) message = this.#take(false)
+        else there = this.#has(false)
+      } catch (error) {
+        // It is this one's: the others are told of what they find.
+        if (this.#leave(waiting)) waiting.failed(error as Error)
+        continue
+      }
+      if (message !== null || there) {
         this.#waiting.shift()
         waiting.found(message ?? EMPTY)
         continue
       }
       if (this.#over !== null) {
-        this.#waiting.shift()
-        if (this.#over === 'ended') waiting.found(null)
-        else waiting.failed(this.#over())
-        continue
+        this.#tellEnd()
+        return
       }
       if (this.#armed) return
       const armed = this.#native.armReader()
       if (armed === FAILED) this.#nothing(FAILED)
       else this.#armed = armed === 1
+    }
+  }
+
+  #defer(due: Promise<void>): void {
+    if (this.#deferred) return
+    this.#deferred = true
+    void due.then(() => {
+      this.#deferred = false
+      this.serve()
+    })
+  }
+
+  /** Nothing is there any more for those who wait. */
+  #tellEnd(): void {
+    for (const waiting of this.#waiting.splice(0)) {
+      if (this.#over === 'ended') waiting.found(null)
+      else waiting.failed(this.#over!())
     }
   }
 
@@ -356,13 +495,24 @@ export class Inbox {
   /** This side has closed the channel: whoever waits is told the end, and who comes later the reason. */
   close(why: () => RingfenceError): void {
     this.#over = 'ended'
-    this.#at = this.#end = 0
+    this.#at = this.#end = this.#copied = 0
     this.#large = this.#gathering = null
     this.#kept = []
-    this.serve()
+    this.#tellEnd()
     this.#over = why
   }
 }
 
-/** What a wait for readability finds. */
-const EMPTY = Buffer.alloc(0)
+function newChunk(): Buffer {
+  return allocateShared(CHUNK, 'what is received')
+}
+
+function copyOf(message: Buffer): Buffer {
+  const copy = allocate(message.length, 'a message')
+  put.call(copy, message)
+  return copy
+}
+
+function isShortage(error: unknown): boolean {
+  return error instanceof RingfenceError && error.code === 'ERR_RINGFENCE_NO_SPACE'
+}

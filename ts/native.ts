@@ -36,8 +36,9 @@ export interface NativeChannel {
   /** 1 or 0. */
   trySend(message: Uint8Array): number
   /**
-   * Bytes of whole records put at `into[from..]`; 0, `ENDED`, or `LARGE - size`. `goesOn` of 1: a peer that waits for
-   * room is not woken for a little of it, unless nothing is left; whoever stops before that calls `wake`.
+   * Bytes of whole records put at `into[from..]`; 0, `ENDED`, or `LARGE - size`. `goesOn` of `FIRST` or `MORE`: a peer that
+   * waits for room is not woken for a little of it, unless nothing is left; whoever stops before that calls `wake`. With `MORE`
+   * that is so once what was there at the last `FIRST` is through, though more may have come.
    */
   pull(into: Uint8Array, from: number, goesOn: number): number
   /** As `pull`, spinning as long as the channel's `busyPoll` says. */
@@ -131,6 +132,10 @@ export const WHOLE = -2
 export const ENDED = -3
 /** A message that does not fit: its size is `LARGE - answer`. */
 export const LARGE = -16
+
+/** What `pull` is told of what comes after it. */
+export const MORE = 1
+export const FIRST = 2
 
 /** Bytes of a record's header, and its flags for a whole message. */
 export const HEADER = 8

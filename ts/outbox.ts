@@ -12,7 +12,7 @@ import { isUint8Array } from 'node:util/types'
 
 import { fromFailure, invalid, show, type RingfenceError } from './errors.js'
 import { FAILED, FLAGS, HEADER, WHOLE, type NativeChannel } from './native.js'
-import type { Turns } from './turns.js'
+import { turns } from './turns.js'
 import type { Reservation } from './types.js'
 
 /** Bytes of the staging arena: what one call carries at most. */
@@ -127,13 +127,12 @@ export class Outbox {
   #turning = false
   /** Room that is worth another go, in bytes. */
   readonly #worthwhile: number
-  readonly #loop: Turns
   readonly #failed: (error: RingfenceError) => void
 
   /**
    * @param failed - Told what the binding's calls say where it is no caller's fault.
    */
-  constructor(native: NativeChannel, eager: boolean, loop: Turns, failed: (error: RingfenceError) => void) {
+  constructor(native: NativeChannel, eager: boolean, failed: (error: RingfenceError) => void) {
     this.#native = native
     this.#eager = eager
     this.#maxMessageSize = native.maxMessageSize
@@ -141,7 +140,6 @@ export class Outbox {
     this.#stagedAtMost = Math.min(STAGED_AT_MOST, native.maxAtOnce, native.capacity / 8)
     this.#enough = Math.min(ARENA, native.capacity / 8)
     this.#worthwhile = Math.min(native.capacity / 16, native.maxAtOnce)
-    this.#loop = loop
     this.#failed = failed
   }
 
@@ -251,8 +249,8 @@ export class Outbox {
       this.#forgetRoom()
       sent = this.#native.send(bytes, 0)
       if (sent === WHOLE) {
-        this.#loop.spend(bytes.length)
-        return this.#loop.due ?? SENT
+        turns.spend()
+        return turns.due ?? SENT
       }
       if (sent === FAILED) throw this.#fail()
     } else if (this.#shut !== null) {
@@ -414,7 +412,6 @@ export class Outbox {
       const taken = this.#native.flush(this.#arena, this.#from, this.#to)
       if (taken === FAILED) return this.#giveUp()
       if (taken !== 0) this.#turns = 0
-      this.#loop.spend(taken)
       this.#from += taken
       this.#room -= taken
       this.#tellArena()
@@ -459,14 +456,14 @@ export class Outbox {
       }
       this.#asking.shift()
       this.#turns = 0
-      this.#loop.spend(0)
       this.#tell(asking)
     }
   }
 
   #tell(told: Deferred): void {
-    if (this.#loop.due === null) told.resolve()
-    else void this.#loop.due.then(told.resolve)
+    turns.spend()
+    if (turns.due === null) told.resolve()
+    else void turns.due.then(told.resolve)
   }
 
   /** `true`: there is no room, and this side will look again, or the peer will ring once it has read something. */

@@ -1,7 +1,9 @@
 // The tokens of one channel, as they are handed out.
 
 import { type RingfenceError, fromFailure, invalid, show } from './errors.js'
+import { loop, type Wait } from './loops.js'
 import { ENDED, FAILED, type NativeChannel } from './native.js'
+import { turns } from './turns.js'
 
 interface Waiting {
   found(token: bigint | null): void
@@ -34,24 +36,40 @@ export class Tokens {
   }
 
   iterate(): AsyncIterator<bigint, undefined> {
+    return loop(
+      () => this.#now(),
+      () => this.#wait(),
+    )
+  }
+
+  #now(): bigint | null | undefined {
+    turns.spend()
+    return this.#waiting.length > 0 || turns.due !== null ? undefined : this.#take()
+  }
+
+  #wait(): Wait<bigint> {
+    let waiting!: Waiting
+    const promise = new Promise<bigint | null>((found, failed) => {
+      waiting = { found, failed }
+    })
+    this.#waiting.push(waiting)
+    if (turns.due === null) this.#watch()
+    else void turns.due.then(() => this.#serveOrWatch())
     return {
-      next: async () => {
-        const token = await this.#next()
-        return token === null ? { done: true, value: undefined } : { done: false, value: token }
+      promise,
+      leave: () => {
+        const index = this.#waiting.indexOf(waiting)
+        if (index === -1) return
+        this.#waiting.splice(index, 1)
+        waiting.found(null)
       },
-      return: () => Promise.resolve({ done: true, value: undefined }),
     }
   }
 
-  #next(): Promise<bigint | null> | bigint | null {
-    if (this.#waiting.length === 0) {
-      const token = this.#take()
-      if (token !== undefined) return token
-    }
-    return new Promise((found, failed) => {
-      this.#waiting.push({ found, failed })
-      this.#watch()
-    })
+  /** Those who wait since the event loop was to turn. */
+  #serveOrWatch(): void {
+    this.#serve()
+    if (this.#waiting.length > 0) this.#watch()
   }
 
   /** A token if there is one, `undefined` if one may come, `null` if none will. */

@@ -1,32 +1,59 @@
-/** What may be done in promises alone before others have their turn: a few milliseconds' worth. */
-const ALLOWANCE = 1024
-/** Bytes that count as much as the call that moves them. */
-const UNIT = 4096
+/** Milliseconds that may pass in promises alone, before timers, signals and other sockets have their turn. */
+const BUDGET = 2
+/** Milliseconds after which the clock is looked at again, about. */
+const SLICE = 0.25
+/** Messages that may go by before the clock is looked at: where each takes long, fewer do. */
+const MOST = 32
 
 /**
- * Sees to it that the event loop turns. A loop that awaits what is there already goes on in microtasks, and while it does, no
- * timer fires and nothing else is heard: so every so often a promise is kept back until the loop has turned.
+ * Sees to it that the event loop turns. A loop that awaits what is there already goes on in microtasks. While it does, no timer
+ * fires, no signal is heard, and no abort: so every so often a promise is kept back until the loop has turned.
+ *
+ * The budget is one for the whole thread, since the event loop is one: two channels that are read side by side share it.
  */
-export class Turns {
-  #spent = 0
+class Turns {
+  /** Messages until the next look at the clock. */
+  #left = 1
+  #stride = 1
+  #looked = performance.now()
+  /** When the loop is known to have turned. It may have turned since: then one turn too many is waited for. */
+  #since = this.#looked
   #due: Promise<void> | null = null
 
-  /** Something was moved. */
-  spend(bytes: number): void {
-    this.#spent += 1 + bytes / UNIT
-    if (this.#spent < ALLOWANCE || this.#due !== null) return
-    this.#due = new Promise((resolve) => {
-      setImmediate(() => {
-        this.#due = null
-        this.#spent = 0
-        resolve()
-      })
-    })
+  /** A message was handed out, taken over, or asked for. */
+  spend(): void {
+    this.#left -= 1
+    if (this.#left <= 0) this.look()
   }
 
-  /** The loop has turned just now. */
-  rest(): void {
-    if (this.#due === null) this.#spent = 0
+  /** Messages that may be handed out in one go before {@link look} is to be called. */
+  get stride(): number {
+    return this.#stride
+  }
+
+  /** Looks at the clock, which is returned. */
+  look(): number {
+    const now = performance.now()
+    const took = now - this.#looked
+    this.#looked = now
+    if (took > SLICE) this.#stride = Math.max(1, Math.floor((this.#stride * SLICE) / took))
+    else if (this.#stride < MOST) this.#stride *= 2
+    this.#left = this.#stride
+    if (now - this.#since >= BUDGET && this.#due === null) {
+      this.#due = new Promise((resolve) => {
+        setImmediate(() => {
+          this.#due = null
+          this.#since = this.#looked = performance.now()
+          resolve()
+        })
+      })
+    }
+    return now
+  }
+
+  /** Whether so much time has passed since another look that whoever goes on without a promise should stop. */
+  isLong(from: number, now: number): boolean {
+    return now - from >= BUDGET
   }
 
   /** What to wait for before a promise is kept; null: nothing. */
@@ -34,3 +61,5 @@ export class Turns {
     return this.#due
   }
 }
+
+export const turns = new Turns()

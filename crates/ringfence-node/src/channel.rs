@@ -28,6 +28,9 @@ const WHOLE: i32 = -2;
 const ENDED: i32 = -3;
 /// Sizes of messages that do not fit are told as `LARGE - size`.
 const LARGE: f64 = -16.0;
+/// What `pull` is told of what comes after it: more of the same round, and the first of one.
+const MORE: usize = 1;
+const FIRST: usize = 2;
 /// Below this a copy at commit is cheaper than memory that the engine has to keep books on.
 const SCRATCH: usize = 4096;
 
@@ -206,9 +209,19 @@ fn pull(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     // SAFETY: used within this call, and asked for once.
     let arena = unsafe { call.bytes(0) };
     let from = call.size(1).min(arena.len());
-    let goes_on = call.size(2) != 0;
+    let goes_on = call.size(2);
+    if let Ok(receiver) = endpoint.receiver() {
+        match goes_on {
+            FIRST => receiver.begin_round(),
+            MORE if receiver.is_round_over() => {
+                receiver.wake();
+                return Answer::from(0);
+            }
+            _ => {}
+        }
+    }
     let pulled = endpoint.receiver().and_then(|receiver| {
-        if goes_on {
+        if goes_on != 0 {
             receiver.try_receive_more_packed(&mut arena[from..])
         } else {
             receiver.try_receive_packed(&mut arena[from..])

@@ -98,6 +98,7 @@ impl Channel {
             gathered: false,
             fruitless: 0,
             woken: 0,
+            round: 0,
         };
         Self {
             sender,

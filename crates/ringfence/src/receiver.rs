@@ -35,6 +35,8 @@ pub struct Receiver {
     pub(crate) fruitless: u32,
     /// How far this half had read when it last looked whether the peer sleeps.
     pub(crate) woken: u64,
+    /// How often the peer's tail had been looked at when the caller's round began.
+    pub(crate) round: u64,
 }
 
 impl Receiver {
@@ -296,6 +298,18 @@ impl Receiver {
         let packed = self.receive_packed(into);
         self.wake_if_worthwhile();
         packed
+    }
+
+    /// For callers who read until nothing is there, and are to stop however fast the peer sends: a round begins, whose
+    /// messages are those that are there now. It ends when [`Receiver::is_round_over`] says so.
+    pub fn begin_round(&mut self) {
+        self.round = self.consumer.looks();
+    }
+
+    /// Whether everything was read that was there when the round began. Does not look whether more has come: that is for
+    /// the next round.
+    pub fn is_round_over(&self) -> bool {
+        self.consumer.is_through() && self.consumer.looks() != self.round
     }
 
     #[inline]

@@ -562,6 +562,8 @@ pub(crate) struct Consumer<O, P> {
     published: u64,
     /// The producer's tail when it was last looked at.
     tail: u64,
+    /// How often the tail was looked at.
+    looks: u64,
     /// A record that ends here or before is there, and stands where it may: the tail, or this lap's end and overhang.
     until: u64,
     /// The last word of a producer that has gone, in place of its tail, which another process may still write.
@@ -588,6 +590,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             head: 0,
             published: 0,
             tail: 0,
+            looks: 0,
             until: 0,
             last: None,
             streamed: 0,
@@ -611,7 +614,20 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             )));
         }
         self.tail = tail;
+        self.looks += 1;
         Ok(())
+    }
+
+    /// How often the producer's tail was looked at.
+    #[inline]
+    pub(crate) fn looks(&self) -> u64 {
+        self.looks
+    }
+
+    /// Whether everything was read that is known to be there, without a look at the producer's tail.
+    #[inline]
+    pub(crate) fn is_through(&self) -> bool {
+        self.head == self.tail
     }
 
     #[inline]

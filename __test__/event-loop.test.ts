@@ -1,0 +1,278 @@
+// The event loop turns while messages come without end, however long each takes: timers, signals and aborts are heard.
+
+import { getEventListeners, once } from 'node:events'
+
+import test from 'ava'
+import type { Channel, RingfenceError } from 'ringfence'
+
+import { pair, type Pair } from './support/partner.js'
+import { soon } from './support/until.js'
+
+/** So many messages are handled, each for 20 µs: a fifth of a second at least. */
+const COUNT = 10_000
+/** Turns of the event loop that must have happened by then. One each 2 ms makes about a hundred. */
+const TURNS = 20
+
+/** 20 µs of work. */
+function work(): void {
+  const end = performance.now() + 0.02
+  while (performance.now() < end);
+}
+
+/** Has the partner fill the ring, and go on sending for ever. */
+async function flood({ partner }: Pair, size: number): Promise<void> {
+  await partner.run((kit, length: number) => {
+    const { channel } = kit
+    const message = new Uint8Array(length)
+    while (channel.trySend(message));
+    kit.keep['flood'] = (async () => {
+      for (;;) {
+        await channel.writable(length)
+        while (channel.trySend(message));
+      }
+    })().catch(() => {})
+  }, size)
+}
+
+/** Counts what is heard beside a loop. */
+class Listening {
+  turns = 0
+  timers = 0
+  signals = 0
+  #over = false
+  readonly #timer = setInterval(() => (this.timers += 1), 10)
+  readonly #heed = () => (this.signals += 1)
+
+  constructor() {
+    process.on('SIGUSR2', this.#heed)
+    const turn = () => {
+      this.turns += 1
+      if (!this.#over) setImmediate(turn)
+    }
+    setImmediate(turn)
+    process.kill(process.pid, 'SIGUSR2')
+  }
+
+  stop(): void {
+    this.#over = true
+    clearInterval(this.#timer)
+    process.off('SIGUSR2', this.#heed)
+  }
+}
+
+type Loop = (channel: Channel, count: (messages?: number) => boolean) => Promise<void>
+
+const visitor = (count: () => boolean) => () => {
+  if (!count()) throw new Error('enough')
+}
+
+const readers: Record<string, Loop> = {
+  'for await': async (channel, count) => {
+    for await (const _ of channel) if (!count()) break
+  },
+  receive: async (channel, count) => {
+    do await channel.receive()
+    while (count())
+  },
+  'readable and tryReceive': async (channel, count) => {
+    do {
+      await channel.readable()
+      channel.tryReceive()
+    } while (count())
+  },
+  'readable and drain': async (channel, count) => {
+    const visit = visitor(count)
+    for (;;) {
+      await channel.readable()
+      channel.drain(visit)
+    }
+  },
+  'readable and a bounded drain': async (channel, count) => {
+    const visit = visitor(count)
+    for (;;) {
+      await channel.readable()
+      channel.drain(visit, 50)
+    }
+  },
+  'a duplex and its data': (channel, count) =>
+    new Promise((resolve) => {
+      const stream = channel.duplex()
+      stream.on('data', () => {
+        if (count()) return
+        stream.destroy()
+        resolve()
+      })
+    }),
+  'a duplex and for await': async (channel, count) => {
+    for await (const _ of channel.duplex()) if (!count()) break
+  },
+}
+
+for (const [way, read] of Object.entries(readers)) {
+  // A stream that is read by a loop makes one chunk of many short messages.
+  for (const size of way === 'a duplex and for await' ? [1024] : [8, 1024]) {
+    test.serial(`${way}: the event loop turns while a peer floods it with messages of ${size} bytes`, async (t) => {
+      const both = await pair(t, { there: { capacity: 16 << 20 } })
+      both.partner.mayFail()
+      await flood(both, size)
+      const heard = new Listening()
+      let count = 0
+      await read(both.channel, () => {
+        work()
+        count += 1
+        return count < COUNT
+      }).catch((error: Error) => t.is(error.message, 'enough'))
+      t.is(count, COUNT)
+      t.true(heard.turns >= TURNS, `${heard.turns} turns`)
+      t.true(heard.timers > 0, 'a timer of 10 ms has fired')
+      t.is(heard.signals, 1)
+      heard.stop()
+      await both.channel.close()
+    })
+  }
+}
+
+const senders: Record<string, Loop> = {
+  'send of 8 bytes': async (channel, count) => {
+    do await channel.send('8 bytes!')
+    while (count())
+  },
+  'send of 10,000 bytes': async (channel, count) => {
+    const message = new Uint8Array(10_000)
+    do await channel.send(message)
+    while (count())
+  },
+  'writable and trySend': async (channel, count) => {
+    do {
+      await channel.writable(8)
+      channel.trySend('8 bytes!')
+    } while (count())
+  },
+}
+
+for (const [way, send] of Object.entries(senders)) {
+  test.serial(`${way}: the event loop turns while there is always room`, async (t) => {
+    // All of it fits: nothing that the peer does makes this side wait.
+    const { channel } = await pair(t, { here: { capacity: 256 << 20 } })
+    const heard = new Listening()
+    let count = 0
+    await send(channel, () => {
+      work()
+      count += 1
+      return count < COUNT
+    })
+    t.true(heard.turns >= TURNS, `${heard.turns} turns`)
+    t.true(heard.timers > 0, 'a timer of 10 ms has fired')
+    t.is(heard.signals, 1)
+    heard.stop()
+  })
+}
+
+test.serial('signals(): the event loop turns while tokens are there', async (t) => {
+  const { channel, partner } = await pair(t)
+  const count = 2000
+  await partner.run(({ channel: there }, last: number) => {
+    for (let token = 0; token < last; token += 1) there.signal(token)
+  }, count)
+  const heard = new Listening()
+  let next = 0n
+  for await (const token of channel.signals()) {
+    const end = performance.now() + 0.1
+    while (performance.now() < end);
+    if (token !== next) return t.fail(`token ${token} came as ${next}`)
+    next += 1n
+    if (next === BigInt(count)) break
+  }
+  t.true(heard.turns >= TURNS, `${heard.turns} turns`)
+  t.is(heard.signals, 1)
+  heard.stop()
+})
+
+test.serial('an abort that a timer makes ends a loop of receive, though there is always a message', async (t) => {
+  const both = await pair(t, { there: { capacity: 16 << 20 } })
+  both.partner.mayFail()
+  await flood(both, 8)
+  const over = new AbortController()
+  setTimeout(() => over.abort(), 10)
+  let count = 0
+  const error = await t.throwsAsync<RingfenceError>(async () => {
+    for (; count < 100_000; count += 1) {
+      await both.channel.receive({ signal: over.signal })
+      work()
+    }
+  })
+  t.is(error?.code, 'ERR_RINGFENCE_ABORTED', `after ${count} messages`)
+  t.is(getEventListeners(over.signal, 'abort').length, 0)
+  await both.channel.close()
+})
+
+test.serial('drain ends with what was there when it was called, however fast the peer sends', async (t) => {
+  const both = await pair(t, { there: { capacity: 65_536 } })
+  both.partner.mayFail()
+  await flood(both, 1000)
+  let visits = 0
+  const endless = new Error('it does not end')
+  const count = both.channel.drain(() => {
+    visits += 1
+    // What was read makes room, and the partner has the time to fill it.
+    const end = performance.now() + 0.1
+    while (performance.now() < end);
+    if (visits > 2000) throw endless
+  }, Infinity)
+  t.is(count, visits)
+  t.true(count > 0 && count <= 65, `${count} messages of 1,000 bytes, from a ring of 64 KiB`)
+  await both.channel.close()
+})
+
+test.serial('drain without a limit leaves off in time, and the rest stays', async (t) => {
+  const { channel, partner } = await pair(t, { there: { capacity: 1 << 20 } })
+  const there = await partner.run((kit) => {
+    let sent = 0
+    while (kit.channel.trySend(kit.bytes.pattern(sent, 100))) sent += 1
+    return sent
+  })
+  let number = 0
+  const visit = () => {
+    const end = performance.now() + 0.1
+    while (performance.now() < end);
+    number += 1
+  }
+  const first = channel.drain(visit)
+  t.true(first > 0 && first < there, `${first} of ${there} messages, each for 0.1 ms`)
+  while (number < there) {
+    t.true(await soon(channel.readable(), 'the rest'))
+    channel.drain(visit)
+  }
+  t.is(number, there)
+  await partner.run((kit) => kit.channel.end())
+  t.false(await channel.readable())
+})
+
+test.serial('a drain with a limit visits that many, however long it takes', async (t) => {
+  const { channel, partner } = await pair(t)
+  await partner.run(async (kit) => {
+    for (let number = 0; number < 300; number += 1) await kit.channel.send(kit.bytes.pattern(number, 100))
+  })
+  const slow = () => {
+    const end = performance.now() + 0.1
+    while (performance.now() < end);
+  }
+  t.is(channel.drain(slow, 100), 100)
+  t.is(channel.drain(slow, Infinity), 200)
+})
+
+test.serial('a stream is destroyed while it lets the event loop turn: it is over, and nothing fails', async (t) => {
+  const both = await pair(t, { there: { capacity: 1 << 20 } })
+  both.partner.mayFail()
+  await flood(both, 8)
+  const stream = both.channel.duplex()
+  let chunks = 0
+  setImmediate(() => stream.destroy())
+  stream.on('data', () => {
+    work()
+    chunks += 1
+  })
+  await soon(once(stream, 'close'), 'the stream to be over')
+  t.true(chunks > 0)
+  t.is(await both.channel.closed, 'closed')
+})

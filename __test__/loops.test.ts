@@ -1,0 +1,124 @@
+// A loop that is left while it waits takes nothing any more: what comes then is for others.
+
+import { once } from 'node:events'
+import { Readable } from 'node:stream'
+
+import test from 'ava'
+import { member } from 'ringfence'
+
+import { abstractAddress } from './support/address.js'
+import { listenHere, pair, Partner } from './support/partner.js'
+import { isPending, soon } from './support/until.js'
+
+const over = { done: true, value: undefined }
+
+test('a stream over a channel that is destroyed swallows no message', async (t) => {
+  const { channel, partner } = await pair(t)
+  const stream = Readable.from(channel)
+  // It asks for the first one, and waits.
+  stream.read()
+  t.true(await isPending(once(stream, 'readable')))
+  const closed = once(stream, 'close')
+  stream.destroy()
+  await soon(closed, 'the stream to be closed')
+  await partner.run(async (kit) => {
+    for (const text of ['one', 'two']) await kit.channel.send(text)
+  })
+  t.is(String(await soon(channel.receive(), 'the first message')), 'one')
+  t.is(String(await soon(channel.receive(), 'the second message')), 'two')
+})
+
+test('a loop over messages that is left while it waits: its waiting is over, and the next gets the message', async (t) => {
+  const { channel, partner } = await pair(t)
+  const first = channel[Symbol.asyncIterator]()
+  const second = channel[Symbol.asyncIterator]()
+  const left = [first.next(), first.next()]
+  const waits = second.next()
+  t.true(await isPending(Promise.race([...left, waits])))
+  t.deepEqual(await first.return!(), over)
+  t.deepEqual(await soon(Promise.all(left), 'the loop that was left'), [over, over])
+  t.deepEqual(await first.next(), over, 'it stays left')
+  await partner.run(async (kit) => {
+    for (const text of ['one', 'two']) await kit.channel.send(text)
+  })
+  t.is(String((await soon(waits, 'the message')).value), 'one')
+  t.is(String(await soon(channel.receive(), 'the next one')), 'two')
+})
+
+test('a loop that is left while the event loop is given its turn takes no message', async (t) => {
+  const { channel, partner } = await pair(t, { there: { capacity: 1 << 20 } })
+  const there = await partner.run((kit) => {
+    let sent = 0
+    while (kit.channel.trySend(String(sent))) sent += 1
+    return sent
+  })
+  let next = 0
+  let leaves = 0
+  while (next < there) {
+    const loop = channel[Symbol.asyncIterator]()
+    const coming = loop.next().then(({ value }) => value)
+    // What has not come after all the microtasks that are due waits for a turn of the event loop.
+    const value = await Promise.race([coming, new Promise<null>((resolve) => process.nextTick(resolve, null))])
+    if (value === null) {
+      await loop.return!()
+      t.is(await coming, undefined)
+      leaves += 1
+      await new Promise((resolve) => setImmediate(resolve))
+      continue
+    }
+    if (String(value) !== String(next)) return t.fail(`${String(value)} came instead of ${next}`)
+    next += 1
+  }
+  t.true(leaves > 0)
+  t.is(next, there)
+})
+
+test('a loop over a listener that is left while it waits gets no agent that nobody would serve', async (t) => {
+  const address = abstractAddress()
+  const listener = await listenHere(t, address)
+  const partner = await Partner.start(t)
+  const first = listener[Symbol.asyncIterator]()
+  const left = first.next()
+  t.true(await isPending(left))
+  await first.return!()
+  t.deepEqual(await soon(left, 'the loop that was left'), over)
+  await partner.connect(address)
+  const { value: channel } = await soon(listener[Symbol.asyncIterator]().next(), 'the agent')
+  await partner.run((kit) => kit.channel.send('served'))
+  t.is(String(await channel!.receive()), 'served')
+})
+
+test('a loop over a membership that is left while it waits gets no partner that nobody would serve', async (t) => {
+  const address = abstractAddress()
+  const membership = await member(address)
+  t.teardown(() => membership.leave())
+  const partner = await Partner.start(t)
+  const first = membership[Symbol.asyncIterator]()
+  const left = first.next()
+  t.true(await isPending(left))
+  await first.return!()
+  t.deepEqual(await soon(left, 'the loop that was left'), over)
+  await partner.run(async (kit, where: string) => {
+    const there = await kit.ringfence.member(where)
+    kit.keep['membership'] = there
+    kit.channel = there.channel!
+  }, address)
+  const { value: channel } = await soon(membership[Symbol.asyncIterator]().next(), 'the partner')
+  await partner.run((kit) => kit.channel.send('served'))
+  t.is(String(await channel!.receive()), 'served')
+})
+
+test('a loop over tokens that is left while it waits takes no token', async (t) => {
+  const { channel, partner } = await pair(t)
+  const first = channel.signals()[Symbol.asyncIterator]()
+  const left = first.next()
+  t.true(await isPending(left))
+  await first.return!()
+  t.deepEqual(await soon(left, 'the loop that was left'), over)
+  await partner.run(({ channel: there }) => {
+    for (const token of [7n, 8n]) there.signal(token)
+  })
+  const second = channel.signals()[Symbol.asyncIterator]()
+  t.is((await soon(second.next(), 'the first token')).value, 7n)
+  t.is((await soon(second.next(), 'the second token')).value, 8n)
+})

@@ -1,0 +1,260 @@
+// The memory of what is received: whose it is, how much of it a message keeps, and what happens where there is none.
+
+import { execFileSync } from 'node:child_process'
+import { readFileSync } from 'node:fs'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
+import { MessageChannel, receiveMessageOnPort } from 'node:worker_threads'
+
+import test from 'ava'
+import type { RingfenceError } from 'ringfence'
+
+import { pattern } from './support/bytes.js'
+import { pair, type Partner } from './support/partner.js'
+import { soon } from './support/until.js'
+
+const noSpace = { code: 'ERR_RINGFENCE_NO_SPACE' }
+
+function patterns(partner: Partner, first: number, count: number, size: number): Promise<void> {
+  return partner.run(
+    async (kit, from: number, to: number, length: number) => {
+      for (let number = from; number < to; number += 1) await kit.channel.send(kit.bytes.pattern(number, length))
+    },
+    first,
+    first + count,
+    size,
+  )
+}
+
+for (const size of [0, 16, 100, 4096, 4097, 20_000, 40_000, 200_000]) {
+  test.serial(`messages of ${size} bytes are transferred elsewhere, and those that follow are whole`, async (t) => {
+    const { channel, partner } = await pair(t)
+    const { port1, port2 } = new MessageChannel()
+    t.teardown(() => port1.close())
+    const count = 20
+    await patterns(partner, 0, count, size)
+    for (let number = 0; number < count; number += 1) {
+      const message = (await channel.receive())!
+      t.true(message.equals(pattern(number, size)), `message ${number}`)
+      try {
+        port1.postMessage(message, [message.buffer as ArrayBuffer])
+        const { message: copy } = receiveMessageOnPort(port2) as { message: Uint8Array }
+        t.true(pattern(number, size).equals(copy), `message ${number}, transferred`)
+        // A long one has memory of its own, which is gone with it. A short one was copied.
+        t.is(message.length, size > 4096 ? 0 : size)
+      } catch (error) {
+        // From Node 21 on, what is not to be transferred is not copied either, but refused.
+        t.is((error as Error).name, 'DataCloneError')
+        t.true(size <= 4096)
+        t.true(message.equals(pattern(number, size)), `message ${number}, afterwards`)
+      }
+    }
+  })
+}
+
+/** Detaches, whatever the engine was told: a stream of bytes takes the memory of what is put into it. */
+function takeAway(bytes: Uint8Array): void {
+  void new ReadableStream({ type: 'bytes', start: (controller) => controller.enqueue(bytes) })
+}
+
+test.serial('memory that was taken away all the same is replaced, and no message is lost', async (t) => {
+  const { channel, partner } = await pair(t)
+  let number = 0
+  for (const size of [16, 300, 3000, 6000, 20_000, 60_000]) {
+    const count = 60
+    const sent = patterns(partner, number, count, size)
+    for (const last = number + count; number < last; number += 1) {
+      const message = (await soon(channel.receive(), `message ${number}`))!
+      if (!message.equals(pattern(number, size))) return t.fail(`message ${number} of ${size} bytes is another`)
+      if (number % 3 === 0) {
+        takeAway(message)
+        t.is(message.length, 0)
+      }
+    }
+    await sent
+  }
+  t.is(channel.tryReceive(), null)
+})
+
+test.serial('what a visitor is shown, and takes away, is told, and the channel goes on', async (t) => {
+  const { channel, partner } = await pair(t)
+  await patterns(partner, 0, 10, 100)
+  const visited: number[] = []
+  const error = t.throws(
+    () =>
+      channel.drain((bytes) => {
+        visited.push(visited.length)
+        if (visited.length === 4) takeAway(bytes)
+      }),
+    { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' },
+  )
+  t.regex(error?.message ?? '', /transferred .* and with it 672 bytes of messages/)
+  t.is(visited.length, 4)
+  // The last of them: nothing is lost.
+  await patterns(partner, 10, 1, 100)
+  t.is(
+    channel.drain((bytes) => takeAway(bytes)),
+    1,
+  )
+  await patterns(partner, 11, 3, 100)
+  for (let number = 11; number < 14; number += 1) t.true((await channel.receive())!.equals(pattern(number, 100)))
+})
+
+test.serial('3,000 short messages that are kept out of a long stream hold a few MiB', async (t) => {
+  setFlagsFromString('--expose-gc')
+  const gc = runInNewContext('gc') as () => void
+  const { channel, partner } = await pair(t)
+  const count = 3000
+  // Between two that are kept there is as much as one call fetches, or more.
+  const between = 13
+  const sent = partner.run(
+    async (kit, kept: number, others: number) => {
+      const other = new Uint8Array(10_000)
+      for (let number = 0; number < kept; number += 1) {
+        await kit.channel.send(kit.bytes.pattern(number, 16))
+        for (let next = 0; next < others; next += 1) await kit.channel.send(other)
+      }
+      await kit.channel.end()
+    },
+    count,
+    between,
+  )
+  gc()
+  const before = process.memoryUsage().arrayBuffers
+  const kept: Buffer[] = []
+  for await (const message of channel) if (message.length === 16) kept.push(message)
+  await sent
+  gc()
+  const held = (process.memoryUsage().arrayBuffers - before) / 2 ** 20
+  t.is(kept.length, count)
+  t.true(
+    kept.every((message, index) => message.equals(pattern(index, 16))),
+    'each is what was sent',
+  )
+  t.true(held < 12, `${held} MiB are held`)
+})
+
+test.serial('where there is no memory for a message, that receive fails, and the message stays', async (t) => {
+  // The other side of the pair is the one that is short of memory here.
+  const { channel, partner } = await pair(t)
+  const message = pattern(5, 2_000_000)
+  await partner.run((kit) => {
+    const real = Buffer.allocUnsafeSlow
+    kit.keep['short'] = (short: boolean) => {
+      Buffer.allocUnsafeSlow = short
+        ? (size: number) => {
+            if (size > 1_000_000) throw new RangeError('Array buffer allocation failed')
+            return real(size)
+          }
+        : real
+    }
+    const tell = kit.keep['short'] as (short: boolean) => void
+    tell(true)
+    kit.keep['error'] = async (deed: () => unknown) => {
+      try {
+        return await deed()
+      } catch (error) {
+        const { code, cause } = error as RingfenceError
+        return `${code}: ${(cause as Error)?.message}`
+      }
+    }
+  })
+  const failure = 'ERR_RINGFENCE_NO_SPACE: Array buffer allocation failed'
+  type Try = (deed: () => unknown) => Promise<unknown>
+  for (const way of ['receive', 'readable', 'for await'] as const) {
+    // It waits, and the message comes.
+    await partner.run((kit, how: typeof way) => {
+      const attempt = kit.keep['error'] as Try
+      kit.keep['waiting'] =
+        how === 'for await'
+          ? attempt(() => kit.channel[Symbol.asyncIterator]().next())
+          : attempt(() => kit.channel[how]())
+    }, way)
+    const sent = channel.send(message)
+    t.is(
+      await soon(
+        partner.run((kit) => kit.keep['waiting']),
+        way,
+      ),
+      failure,
+      `${way}, waiting`,
+    )
+    // It is there by now.
+    const found = await partner.run(async (kit) => {
+      const attempt = kit.keep['error'] as Try
+      return {
+        receive: await attempt(() => kit.channel.receive()),
+        readable: await attempt(() => kit.channel.readable()),
+        next: await attempt(() => kit.channel[Symbol.asyncIterator]().next()),
+        tryReceive: await attempt(() => kit.channel.tryReceive()),
+        drain: await attempt(() => kit.channel.drain(() => {})),
+        ended: kit.channel.ended,
+      }
+    })
+    t.deepEqual(found, {
+      receive: failure,
+      readable: failure,
+      next: failure,
+      tryReceive: failure,
+      drain: failure,
+      ended: false,
+    })
+    // There is memory again.
+    const received = await partner.run(async (kit) => {
+      const tell = kit.keep['short'] as (short: boolean) => void
+      tell(false)
+      const whole = await kit.channel.receive()
+      tell(true)
+      return whole
+    })
+    t.true(message.equals(received!), `${way}: the message`)
+    await sent
+  }
+  await channel.send('and what comes behind it')
+  t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'and what comes behind it')
+})
+
+test.serial('the same where the kernel gives no memory (RLIMIT_AS)', async (t) => {
+  const sizes = { maxMessageSize: 1 << 30 }
+  const { channel, partner } = await pair(t, { options: sizes })
+  const text = 'what is large is much of the same '
+  const message = Buffer.alloc(300_000_000, text)
+  const limit = (bytes: string) => execFileSync('prlimit', [`--pid=${partner.pid}`, `--as=${bytes}:`])
+  const [pages] = readFileSync(`/proc/${partner.pid}/statm`, 'utf8').split(' ')
+  await partner.run((kit) => {
+    kit.keep['waiting'] = kit.channel.receive().then(
+      () => 'received',
+      (error: RingfenceError) => error.code,
+    )
+  })
+  limit(String(Number(pages) * 4096 + 128 * 2 ** 20))
+  const sent = channel.send(message)
+  t.is(
+    await soon(
+      partner.run((kit) => kit.keep['waiting']),
+      'the receive to fail',
+    ),
+    noSpace.code,
+  )
+  t.is(
+    await partner.run((kit) => {
+      try {
+        return String(kit.channel.tryReceive())
+      } catch (error) {
+        return (error as RingfenceError).code as string
+      }
+    }),
+    noSpace.code,
+  )
+  limit('unlimited')
+  const received = await partner.run(
+    async (kit, words: string, size: number) => {
+      const whole = (await kit.channel.receive())!
+      return whole.equals(Buffer.alloc(size, words))
+    },
+    text,
+    message.length,
+  )
+  await sent
+  t.true(received)
+})

@@ -1,0 +1,35 @@
+// Memory for what is received.
+
+import * as threads from 'node:worker_threads'
+
+import { RingfenceError } from './errors.js'
+
+/** @throws {@link RingfenceError} NO_SPACE where the engine has none, with the engine's own error as the cause. */
+export function allocate(size: number, what: string): Buffer {
+  try {
+    return Buffer.allocUnsafeSlow(size)
+  } catch (error) {
+    throw new RingfenceError('NO_SPACE', `there is no memory of ${size} bytes for ${what}`, { cause: error })
+  }
+}
+
+const refuse = {
+  value: () => {
+    throw new TypeError('this memory holds other messages as well: copy the message, and transfer the copy')
+  },
+  configurable: true,
+}
+
+/**
+ * Memory that several messages lie in: whoever transfers one of them elsewhere would take the others along. The engine sees to
+ * that for `postMessage` and `structuredClone`, where it knows the mark (Node does); `ArrayBuffer.prototype.transfer` is
+ * covered by hand. Neither keeps a program from it that is bent on it.
+ */
+export function allocateShared(size: number, what: string): Buffer {
+  const memory = allocate(size, what)
+  const { buffer } = memory
+  // Not an import by name: where the engine has no such function, it could not be imported at all.
+  threads.markAsUntransferable?.(buffer)
+  if ('transfer' in buffer) Object.defineProperties(buffer, { transfer: refuse, transferToFixedLength: refuse })
+  return memory
+}
