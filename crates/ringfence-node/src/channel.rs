@@ -238,7 +238,7 @@ fn pull(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
 
 /// As `pull`, and where nothing is there, spins for as long as the channel's option says.
 fn pull_busy(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    let end = Instant::now() + endpoint.busy_poll;
+    let end = Instant::now().checked_add(endpoint.busy_poll);
     loop {
         match pull(endpoint, call) {
             Answer::Number(0.0) => {}
@@ -252,7 +252,7 @@ fn pull_busy(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
                 Err(error) => return endpoint.fail(error),
             }
         }
-        if Instant::now() >= end {
+        if end.is_some_and(|end| Instant::now() >= end) {
             return pull(endpoint, call);
         }
     }

@@ -17,7 +17,8 @@ use crate::{
     options::Options,
     receiver::Receiver,
     ring::{Consumer, Producer},
-    sender::{Sender, Writing},
+    scratch::Scratch,
+    sender::{Begun, Sender, Writing},
     shared::{Held, Link, OwnPhase, Parts, Role, Shared, Tenure, state},
     tokens::Tokens,
     verify::{Verified, Verifier},
@@ -85,7 +86,8 @@ impl Channel {
             }),
             capacity: parts.own_capacity,
             longest: parts.longest_out,
-            reserved: false,
+            begun: Begun::Nothing,
+            reservation: Arc::default(),
             fruitless: 0,
         };
         let receiver = Receiver {
@@ -94,7 +96,7 @@ impl Channel {
             link: Some(reading),
             cut: false,
             longest: parts.longest_in,
-            scratch: Vec::new(),
+            scratch: Scratch::default(),
             gathered: false,
             fruitless: 0,
             woken: 0,
@@ -187,3 +189,6 @@ impl AsFd for Channel {
         self.sender.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests;

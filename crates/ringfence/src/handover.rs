@@ -87,7 +87,7 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
         address: address.clone(),
         desk,
         stop,
-        late: timeout + ENOUGH,
+        late: timeout.saturating_add(ENOUGH),
         gone: Mutex::new(gone),
     };
     thread::Builder::new()

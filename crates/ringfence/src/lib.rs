@@ -26,7 +26,8 @@
 //! [`join`], [`connect`], [`member`], [`Listener::accept`], [`Membership::next`], [`Membership::leave`], [`Sender::send`],
 //! [`Sender::wait`], [`Receiver::receive`], [`Receiver::wait`] and [`Tokens::token`] block, and [`listen`] where it is to wait
 //! for the address. Everything else returns at once. Sending and receiving allocate nothing, but for messages above half the
-//! ring, which are gathered.
+//! ring, which are put together in memory that grows with what has come; where there is none, that is [`Error::NoSpace`] of that
+//! call, and the message stays.
 //! A full ring makes `try_send` and `reserve` say so, and `send` wait.
 //!
 //! # What is promised, against whom
@@ -72,6 +73,7 @@ mod receiver;
 mod region;
 mod rendezvous;
 mod ring;
+mod scratch;
 mod sender;
 mod service;
 mod shared;

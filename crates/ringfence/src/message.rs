@@ -78,7 +78,24 @@ impl<'a> Message<'a> {
         Ok(length)
     }
 
-    /// A copy of the message.
+    /// A copy of the message. Errors with [`Error::NoSpace`] where there is no memory for it: how much that takes is the peer's
+    /// choice.
+    pub fn try_to_vec(&self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        bytes
+            .try_reserve_exact(self.len())
+            .map_err(|error| Error::NoSpace {
+                what: format!("a copy of a message of {} bytes", self.len()),
+                reason: error.to_string(),
+            })?;
+        bytes.resize(self.len(), 0);
+        // As long as the message.
+        let _ = self.copy_to(&mut bytes);
+        Ok(bytes)
+    }
+
+    /// A copy of the message, for where memory cannot run out: this process is aborted if it does, as by every `Vec`. See
+    /// [`Message::try_to_vec`].
     pub fn to_vec(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.len()];
         // As long as the message.

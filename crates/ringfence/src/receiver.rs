@@ -15,8 +15,14 @@ use crate::{
     phase::{Phase, Step},
     region::{OwnRegion, PeerRegion, Readable, layout},
     ring::{Consumer, Gathered, Progress, Pulled, Record, WHOLE},
+    scratch::Scratch,
     shared::{CloseReason, LOOKS_PER_GLANCE, Link, Shared, spin, state},
 };
+
+/// Memory for messages in fragments that is kept for the next such message.
+const SCRATCH_KEPT: usize = 16 << 20;
+/// The same, where nothing is left to read.
+const SCRATCH_KEPT_IDLE: usize = 1 << 20;
 
 /// The reading half of a channel.
 #[derive(Debug)]
@@ -29,7 +35,7 @@ pub struct Receiver {
     pub(crate) cut: bool,
     pub(crate) longest: u64,
     /// The fragments of a message, where the caller's buffer cannot take them one by one.
-    pub(crate) scratch: Vec<u8>,
+    pub(crate) scratch: Scratch,
     /// A message is being gathered in a buffer of the caller's, through [`Receiver::receive_part`].
     pub(crate) gathered: bool,
     pub(crate) fruitless: u32,
@@ -88,7 +94,7 @@ impl Receiver {
         self.link = None;
         if !self.consumer.peer().is_nowhere() {
             self.consumer.forget(OwnRegion::nowhere(), PeerRegion::nowhere());
-            self.scratch = Vec::new();
+            self.scratch.give_back();
         }
     }
 
@@ -137,8 +143,10 @@ impl Receiver {
 
     /// The next message, into the beginning of `into`. `None`: nothing is there now (see [`Receiver::is_ended`]).
     ///
-    /// Errors: [`Error::InvalidArgument`] if the message is longer than `into` (it stays there);
-    /// [`Error::RingCorrupt`]; [`Error::ObjectExposed`] where somebody has tried to open the memory of either side;
+    /// Errors: [`Error::InvalidArgument`] if the message is longer than `into` (it stays there), or is being read with
+    /// [`Receiver::receive_part`]; [`Error::NoSpace`] where there is no memory to put the fragments of a message together: the
+    /// channel lives, the message stays, and the next call goes on with it (or [`Receiver::receive_part`], in memory of the
+    /// caller's own); [`Error::RingCorrupt`]; [`Error::ObjectExposed`] where somebody has tried to open the memory of either side;
     /// [`Error::Closed`] after this side's close.
     #[inline]
     pub fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
@@ -166,6 +174,7 @@ impl Receiver {
     fn not_received(&mut self, result: Result<Option<Record>>) -> Result<Option<usize>> {
         self.shared.judge(result)?;
         self.ring_if_published();
+        self.give_back(SCRATCH_KEPT_IDLE);
         self.fruitless += 1;
         if self.fruitless >= LOOKS_PER_GLANCE {
             self.fruitless = 0;
@@ -198,18 +207,23 @@ impl Receiver {
         if size > into.len() {
             return Err(too_small(into.len(), size));
         }
-        let Some(length) = self.gather_in_scratch(size)? else {
+        let Some(length) = self.gather_in_scratch()? else {
             return Ok(None);
         };
-        into[..length].copy_from_slice(&self.scratch[..length]);
+        into[..length].copy_from_slice(self.scratch.bytes(length));
+        self.give_back(SCRATCH_KEPT);
         Ok(Some(length))
     }
 
-    fn gather_in_scratch(&mut self, size: usize) -> Result<Option<usize>> {
-        if self.scratch.len() < size {
-            self.scratch.resize(size, 0);
+    /// Keeps no more memory for messages in fragments than this, unless one is under way.
+    fn give_back(&mut self, kept: usize) {
+        if self.scratch.size() > kept && !self.consumer.is_gathering() {
+            self.scratch.give_back();
         }
-        let gathered = self.consumer.gather(&mut self.scratch[..size]);
+    }
+
+    fn gather_in_scratch(&mut self) -> Result<Option<usize>> {
+        let gathered = self.consumer.gather_in(&mut self.scratch);
         self.ring_if_published();
         let gathered = self.shared.judge(gathered)?;
         self.must_be_whole()?;
@@ -270,7 +284,7 @@ impl Receiver {
             // Another call has begun it, and has not waited for its end.
             let room = into.len();
             let place = into.get_mut(..so_far).ok_or_else(|| too_small(room, so_far))?;
-            place.copy_from_slice(&self.scratch[..so_far]);
+            place.copy_from_slice(self.scratch.bytes(so_far));
         }
         let gathered = self.consumer.gather(into);
         self.ring_if_published();
@@ -380,13 +394,14 @@ impl Receiver {
     /// Visits a message that comes in fragments, if all of it is there.
     #[cold]
     fn visit_gathered(&mut self, visit: &mut dyn FnMut(Message<'_>)) -> Result<bool> {
-        let Some(size) = self.next_size()? else {
+        if self.next_size()?.is_none() {
+            return Ok(false);
+        }
+        let Some(length) = self.gather_in_scratch()? else {
             return Ok(false);
         };
-        let Some(length) = self.gather_in_scratch(size)? else {
-            return Ok(false);
-        };
-        visit(Message::gathered(&self.scratch[..length]));
+        visit(Message::gathered(self.scratch.bytes(length)));
+        self.give_back(SCRATCH_KEPT);
         Ok(true)
     }
 

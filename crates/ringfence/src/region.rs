@@ -361,11 +361,6 @@ impl OwnRegion {
         Self::new(Backing::Private(Words::zeroed(layout::DATA)))
     }
 
-    /// Whether this is the very same memory.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.keep, &other.keep)
-    }
-
     /// A region in private memory, for tests of the ring on plain memory (and under Miri).
     #[cfg(any(test, fuzzing))]
     pub(crate) fn private(capacity: u64) -> Self {

@@ -537,6 +537,26 @@ pub(crate) enum Gathered {
     Nothing,
 }
 
+/// Where the pieces of a message are put together.
+pub(crate) trait Place {
+    /// Room for the bytes from one offset to another of a message of this size. The pieces come in order.
+    fn room(&mut self, size: usize, from: usize, to: usize) -> Result<&mut [u8]>;
+}
+
+/// A buffer that must hold all of the message.
+struct Whole<'a>(&'a mut [u8]);
+
+impl Place for Whole<'_> {
+    fn room(&mut self, size: usize, from: usize, to: usize) -> Result<&mut [u8]> {
+        let room = self.0.len();
+        self.0.get_mut(from..to).filter(|_| room >= size).ok_or_else(|| {
+            Error::InvalidArgument(format!(
+                "a buffer of {room} bytes does not hold a message of {size}"
+            ))
+        })
+    }
+}
+
 /// What [`Consumer::pull_packed`] has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pulled {
@@ -863,7 +883,13 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
     /// Copies as much of the next message as is there to its place in `into`, and publishes the head. The same
     /// buffer must be passed until the message is whole; it must be as long as [`Consumer::next_size`] said.
     pub(crate) fn gather(&mut self, into: &mut [u8]) -> Result<Gathered> {
-        let told = self.told.take().filter(|(at, _)| *at == self.head);
+        self.gather_in(&mut Whole(into))
+    }
+
+    /// As [`Consumer::gather`]. Where there is no room, that is the error of this call alone: what has not been copied is still in
+    /// the ring, and the next call goes on.
+    pub(crate) fn gather_in(&mut self, into: &mut impl Place) -> Result<Gathered> {
+        let told = self.told.filter(|(at, _)| *at == self.head);
         loop {
             let Some(record) = self.next_record()? else {
                 return Ok(if self.gathering.is_some() {
@@ -893,12 +919,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
                     "a message of {size} bytes, which was told to have another size before"
                 )));
             }
-            let room = into.len();
-            let Some(place) = into.get_mut(read..read + count).filter(|_| room >= size) else {
-                return Err(Error::InvalidArgument(format!(
-                    "a buffer of {room} bytes does not hold a message of {size}"
-                )));
-            };
+            let place = into.room(size, read, read + count)?;
             self.peer.copy_out_ahead(from, place, record.end);
             self.consume(record);
             self.publish();

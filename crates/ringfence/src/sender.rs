@@ -3,7 +3,10 @@
 use std::{
     ops::{Deref, DerefMut},
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -22,8 +25,20 @@ pub struct Sender {
     pub(crate) writing: Option<Writing>,
     pub(crate) capacity: u64,
     pub(crate) longest: u64,
-    pub(crate) reserved: bool,
+    pub(crate) begun: Begun,
+    /// Whether there is a [`Reserved`] that may be written. It stores `false` when it is dropped.
+    pub(crate) reservation: Arc<AtomicBool>,
     pub(crate) fruitless: u32,
+}
+
+/// What was begun and must come to its end before anything else is sent: the ring's next bytes belong to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Begun {
+    Nothing,
+    /// A [`Reserved`], which may have been dropped meanwhile.
+    Reservation,
+    /// A message of so many bytes, of which as many are in the ring as the second number says.
+    Message(usize, usize),
 }
 
 #[derive(Debug)]
@@ -84,18 +99,47 @@ impl Sender {
         Error::MessageTooLarge { size, limit, reason }
     }
 
-    /// The ring, if this half may still write.
+    /// The ring, if something new may be sent now.
     #[inline]
     fn writing(&mut self) -> Result<&mut Writing> {
-        if self.shared.state.load(Ordering::Relaxed) != state::OPEN || self.writing.is_none() {
+        if self.begun != Begun::Nothing && self.is_open() {
+            self.must_have_ended(false)?;
+        }
+        self.writing_on()
+    }
+
+    /// The ring, if this half may still write: also for whoever goes on with a message that is under way.
+    #[inline]
+    fn writing_on(&mut self) -> Result<&mut Writing> {
+        if !self.is_open() {
             return Err(self.why_not());
         }
-        if self.reserved {
-            return Err(still_reserved());
+        if self.begun == Begun::Reservation {
+            self.must_have_ended(true)?;
         }
         match &mut self.writing {
             Some(writing) => Ok(writing),
             None => Err(ended()),
+        }
+    }
+
+    #[inline]
+    fn is_open(&self) -> bool {
+        self.shared.state.load(Ordering::Relaxed) == state::OPEN && self.writing.is_some()
+    }
+
+    /// What was begun must be over, but for a message that the caller `goes_on` with.
+    #[cold]
+    fn must_have_ended(&mut self, goes_on: bool) -> Result<()> {
+        match self.begun {
+            // Acquire: what was written there was written before the bytes are given to anybody else.
+            Begun::Reservation if self.reservation.load(Ordering::Acquire) => Err(still_reserved()),
+            Begun::Message(size, written) if !goes_on => Err(still_under_way(size, written)),
+            Begun::Message(..) => Ok(()),
+            Begun::Nothing | Begun::Reservation => {
+                self.begun = Begun::Nothing;
+                Ok(())
+            }
         }
     }
 
@@ -142,7 +186,7 @@ impl Sender {
                 self.fruitless = 0;
                 self.shared.doorbell.look();
                 self.shared.notice();
-                self.writing()?;
+                self.writing_on()?;
             }
         }
         Ok(false)
@@ -151,7 +195,8 @@ impl Sender {
     /// Puts a message into the ring, in fragments if it must, and sleeps while there is no room.
     ///
     /// Errors as [`Sender::try_send`], but [`Error::MessageTooLarge`] only above [`Sender::max_message_size`]. If the
-    /// peer goes while the message is under way, none of it counts as sent.
+    /// peer goes while the message is under way, none of it counts as sent. Where the waiting fails ([`Error::NoSpace`]), the
+    /// message may be under way: [`Sender::under_way`] tells, and [`Sender::send_part`] goes on with it.
     pub fn send(&mut self, message: &[u8]) -> Result<()> {
         let mut written = None;
         loop {
@@ -165,15 +210,38 @@ impl Sender {
 
     /// Puts as much of a message into the ring as there is room for now, and says how far it got: for callers that
     /// wait in a way of their own. Until it is whole, the same message must be passed with what the call before
-    /// returned (0 at first), and nothing else may be sent. Errors as [`Sender::send`].
+    /// returned (0 at first). Every other call that sends is refused meanwhile, with [`Error::InvalidArgument`], and so is one
+    /// that goes on with another length or from another place. [`Sender::end`] and close are not: the peer then never gets
+    /// the message. Errors as [`Sender::send`].
     pub fn send_part(&mut self, message: &[u8], written: usize) -> Result<Progress> {
         self.check_size(message.len(), false)?;
-        let Writing { producer, link } = self.writing()?;
+        let begun = self.begun;
+        let Writing { producer, link } = self.writing_on()?;
+        let goes_on = match begun {
+            Begun::Message(size, so_far) => (size, so_far) == (message.len(), written),
+            Begun::Nothing | Begun::Reservation => written == 0,
+        };
+        if !goes_on {
+            return Err(not_next(begun, message.len(), written));
+        }
         let result = producer.push_part(message, written);
         if link.watch.must_ring() {
             self.shared.doorbell.ring();
         }
+        self.begun = match result {
+            Ok(Progress::Part(written)) if written > 0 => Begun::Message(message.len(), written),
+            _ => Begun::Nothing,
+        };
         self.shared.judge(result)
+    }
+
+    /// How many bytes of a message are in the ring whose rest is still to be passed to [`Sender::send_part`]. `None`: no message
+    /// is under way.
+    pub fn under_way(&self) -> Option<usize> {
+        match self.begun {
+            Begun::Message(_, written) => Some(written),
+            _ => None,
+        }
     }
 
     /// Puts whole messages into the ring, laid out as the ring has short ones: each an eight-byte header (length u32, and
@@ -227,15 +295,23 @@ impl Sender {
         self.not_sent(result.map(|_| false)).map(|_| None)
     }
 
-    /// As [`Sender::reserve`], for callers that cannot hold a borrow: until [`Sender::commit`] or [`Sender::cancel`],
-    /// every other call that sends is refused with [`Error::InvalidArgument`].
+    /// As [`Sender::reserve`], for callers that cannot hold a borrow: until [`Sender::commit`] or [`Sender::cancel`], or until
+    /// what this returns is dropped, every other call that sends is refused with [`Error::InvalidArgument`]. One that is
+    /// forgotten ([`std::mem::forget`]) may still be written as far as this half can know, and so nothing is sent any more;
+    /// [`Sender::end`] and close work.
     pub fn reserve_detached(&mut self, size: usize) -> Result<Option<Reserved>> {
         let Some(at) = self.claim(size)? else {
             return Ok(None);
         };
         let region = self.writing()?.producer.own_mut().clone();
-        self.reserved = true;
-        Ok(Some(Reserved { region, at, size }))
+        self.begun = Begun::Reservation;
+        self.reservation.store(true, Ordering::Relaxed);
+        Ok(Some(Reserved {
+            region,
+            at,
+            size,
+            open: Arc::clone(&self.reservation),
+        }))
     }
 
     /// Sends the first `length` bytes of what was reserved. Errors with [`Error::InvalidArgument`] if that is more
@@ -256,19 +332,14 @@ impl Sender {
     /// Gives back what was reserved; nothing is sent. Errors with [`Error::InvalidArgument`] for what was reserved
     /// with another sender, and as [`Sender::try_send`] on a channel that has ended, where there is nothing to give
     /// back to.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "what was given back must not be written any more"
-    )]
     pub fn cancel(&mut self, reserved: Reserved) -> Result<()> {
-        let open = std::mem::replace(&mut self.reserved, false);
-        let result = match self.writing() {
-            Ok(writing) if writing.producer.own().is_same(&reserved.region) => return Ok(()),
-            Ok(_) => Err(Error::invalid("this was reserved with another sender")),
-            Err(error) => Err(error),
-        };
-        self.reserved = open;
-        result
+        let own = Arc::ptr_eq(&self.reservation, &reserved.open);
+        // Given back to whoever it is of.
+        drop(reserved);
+        if !own {
+            return Err(Error::invalid("this was reserved with another sender"));
+        }
+        self.writing().map(drop)
     }
 
     /// Many messages, one publication. Errors as [`Sender::try_send`].
@@ -288,7 +359,7 @@ impl Sender {
     pub fn has_room(&mut self, size: usize) -> Result<bool> {
         self.check_size(size, false)?;
         let capacity = self.capacity;
-        let Writing { producer, .. } = self.writing()?;
+        let Writing { producer, .. } = self.writing_on()?;
         let result = producer.has_room(room_wanted(size, capacity));
         self.shared.judge(result)
     }
@@ -336,7 +407,7 @@ impl Sender {
 
     /// As [`Sender::arm`], for a caller who has caught up.
     fn lie_down(&mut self, size: usize) -> Result<bool> {
-        self.writing()?.link.bed.lie_down()?;
+        self.writing_on()?.link.bed.lie_down()?;
         let room = self.has_room(size);
         if !matches!(room, Ok(false)) {
             self.disarm();
@@ -412,12 +483,21 @@ impl AsFd for Sender {
     }
 }
 
-/// Room in the ring that is not tied to its [`Sender`] by a borrow. The region stays mapped while this lives.
+/// Room in the ring that is not tied to its [`Sender`] by a borrow. The region stays mapped while this lives. Dropping it
+/// without a commit sends nothing, on whatever thread.
 #[derive(Debug)]
 pub struct Reserved {
     region: OwnRegion,
     at: usize,
     size: usize,
+    open: Arc<AtomicBool>,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // Release: see `must_have_ended`.
+        self.open.store(false, Ordering::Release);
+    }
 }
 
 impl Reserved {
@@ -479,7 +559,26 @@ fn ended() -> Error {
 
 #[cold]
 fn still_reserved() -> Error {
-    Error::invalid("a reservation is open: commit or cancel it first")
+    Error::invalid(
+        "a reservation is open: commit or cancel it first (one that was forgotten keeps this half from sending until it ends)",
+    )
+}
+
+#[cold]
+fn still_under_way(size: usize, written: usize) -> Error {
+    Error::invalid(format!(
+        "a message of {size} bytes is under way, {written} of which are in the ring: go on with it (send_part)"
+    ))
+}
+
+#[cold]
+fn not_next(begun: Begun, size: usize, written: usize) -> Error {
+    match begun {
+        Begun::Message(size, written) => still_under_way(size, written),
+        Begun::Nothing | Begun::Reservation => Error::invalid(format!(
+            "no message is under way: one of {size} bytes begins with 0, not with {written}"
+        )),
+    }
 }
 
 #[cold]

@@ -523,7 +523,8 @@ pub(crate) fn spin(time: Duration, mut done: impl FnMut() -> Result<bool>) -> Re
     if time.is_zero() {
         return Ok(false);
     }
-    let end = Instant::now() + time;
+    // A time that the clock cannot count has no end.
+    let end = Instant::now().checked_add(time);
     loop {
         // The clock costs as much as many looks.
         for _ in 0..64 {
@@ -532,7 +533,7 @@ pub(crate) fn spin(time: Duration, mut done: impl FnMut() -> Result<bool>) -> Re
             }
             std::hint::spin_loop();
         }
-        if Instant::now() >= end {
+        if end.is_some_and(|end| Instant::now() >= end) {
             return Ok(false);
         }
     }

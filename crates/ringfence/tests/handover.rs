@@ -1071,3 +1071,10 @@ fn three_come_and_go_and_there_is_always_one_host() {
         assert_free(&address);
     }
 }
+
+#[test]
+fn a_member_may_have_all_the_time_that_there_is() {
+    let (address, _keep) = fresh_address(false);
+    let options = small().timeout(Duration::MAX).busy_poll(Duration::MAX);
+    member(&address, &options).unwrap().leave();
+}

@@ -6,13 +6,23 @@ mod support;
 use std::{fs, time::Duration};
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
-use ringfence::{Address, Arrival, Channels, CloseReason, Error, Options, Packed, Receiver, join, listen};
+use ringfence::{
+    Address, Arrival, Channels, CloseReason, Error, Message, Options, Packed, Progress, Receiver, join,
+    listen,
+};
 use support::{Actor, PATIENCE, fresh_address, say, small, wait_for_host, wait_for_test};
 
 const RING: u64 = 256 << 20;
 const MESSAGE: usize = 1 << 20;
 /// What a process may need for anything else meanwhile. An eighth of the ring.
 const LITTLE: u64 = 32 << 20;
+
+/// Bytes of a message of many rings; all of it is taken by default.
+const LONG: usize = 64 << 20;
+
+fn long() -> Vec<u8> {
+    (0..=250).cycle().take(LONG).collect()
+}
 
 fn message(number: u64) -> Vec<u8> {
     let mut message: Vec<u8> = (0..=250).cycle().take(MESSAGE).collect();
@@ -53,7 +63,7 @@ fn read_all(receiver: &mut Receiver) -> u64 {
             check(count, &into[..length]);
             count += 1;
         }
-        let drain = |message: ringfence::Message<'_>| {
+        let drain = |message: Message<'_>| {
             assert_eq!(message.words().next(), Some(count));
             assert_eq!(message.len(), MESSAGE);
             count += 1;
@@ -123,6 +133,57 @@ fn role() {
                 say("let go of");
             }
         }
+        "sends long" => {
+            let (mut sender, _receiver) = join(&address, &Options::new().timeout(PATIENCE)).unwrap().split();
+            say("met");
+            for _ in 0..2 {
+                sender.send(&long()).unwrap();
+                sender.send(b"short").unwrap();
+            }
+            wait_for_test();
+        }
+        "is short" => {
+            let (_sender, mut receiver) = join(&address, &small()).unwrap().split();
+            let wanted = long();
+            // Written, so that it counts from here on.
+            let mut into = vec![1; LONG];
+            let before = status("RssAnon");
+            let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
+            setrlimit(Resource::RLIMIT_AS, status("VmSize") + LITTLE / 2, hard).unwrap();
+            let found = receiver.receive(&mut into);
+            assert!(matches!(found, Err(Error::NoSpace { .. })), "{found:?}");
+            assert_eq!(receiver.close_reason(), None, "the channel lives");
+            // No better than before.
+            let found = receiver.receive(&mut into);
+            assert!(matches!(found, Err(Error::NoSpace { .. })), "{found:?}");
+            if arguments[1] == "by itself" {
+                setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
+                assert_eq!(receiver.receive(&mut into).unwrap(), Some(LONG));
+            } else {
+                // In the memory that there is.
+                while receiver.receive_part(&mut into).unwrap() != Progress::Whole {
+                    receiver.wait(None).unwrap();
+                }
+                setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
+            }
+            assert!(into == wanted);
+            let kept = status("RssAnon").saturating_sub(before);
+            assert!(kept < LITTLE, "{kept} bytes are kept");
+            assert_eq!(receiver.receive(&mut into).unwrap(), Some(5));
+            let mut visited = 0;
+            while visited < 2 {
+                let drain = |message: Message<'_>| {
+                    assert_eq!(message.len(), if visited == 0 { LONG } else { 5 });
+                    visited += 1;
+                };
+                if receiver.drain(drain, 1).unwrap() == 0 {
+                    receiver.wait(None).unwrap();
+                }
+            }
+            let kept = status("RssAnon").saturating_sub(before);
+            assert!(kept < LITTLE, "{kept} bytes are kept");
+            say("received");
+        }
         "brings" => {
             let capacity = arguments[1].parse().unwrap();
             let mut options = small().capacity(capacity);
@@ -142,6 +203,22 @@ fn role() {
             }
         }
         other => unreachable!("{other}"),
+    }
+}
+
+#[test]
+fn a_message_that_there_is_no_memory_for_is_an_error_of_that_call_alone() {
+    for how in ["by itself", "in parts"] {
+        let (address, _keep) = fresh_address(false);
+        let text = address.to_string();
+        let short = Actor::start("is short", &[&text, how]);
+        wait_for_host(&address);
+        let mut sends = Actor::start("sends long", &[&text]);
+        sends.expect("met");
+        short.expect("received");
+        short.finish();
+        sends.go_on();
+        sends.finish();
     }
 }
 

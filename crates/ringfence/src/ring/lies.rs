@@ -270,7 +270,7 @@ pub(crate) fn write_among_lies(lies: impl IntoIterator<Item = Lie>, writes: impl
 }
 
 /// Messages as short ones lie in the ring.
-pub(super) fn packed<'a>(messages: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+pub(crate) fn packed<'a>(messages: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut packed = Vec::new();
     for message in messages {
         packed.extend_from_slice(&header(message.len() as u64, WHOLE).to_le_bytes());

@@ -1,0 +1,510 @@
+//! Both ends of a channel in one process, and calls in every order: whatever a program does that passes, forgets or mixes up
+//! what it has begun, its peer gets whole messages in their order, and never a ring that is corrupt.
+
+use std::{
+    collections::VecDeque,
+    mem,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use proptest::{prelude::*, test_runner::Config};
+
+use crate::{
+    channel::Channel,
+    error::{Error, Result},
+    identity::{Identity, Peer},
+    mailbox::{Addressee, Inlet},
+    options::Options,
+    receiver::{Packed, Receiver},
+    region::OwnRegion,
+    ring::{HEADER, Progress, packed_size},
+    sender::{Reserved, Sender},
+    shared::{Parts, Role},
+    sys::Credentials,
+    wire::TokenAddress,
+};
+
+const CAPACITY: u64 = 4096;
+const LONGEST: u64 = 20_000;
+
+fn end(line: OwnedFd, own: &OwnRegion, peer: &OwnRegion, options: &Options) -> Channel {
+    let nobody = Credentials {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let parts = Parts {
+        role: Role::Guest,
+        line,
+        process: Peer::unknown(nobody),
+        identity: Identity::of(nobody),
+        evidence: Vec::new(),
+        own: own.clone(),
+        peer: peer.seen_by_peer(),
+        own_capacity: CAPACITY,
+        peer_capacity: CAPACITY,
+        longest_out: LONGEST,
+        longest_in: LONGEST,
+        barriers: false,
+        inlet: Inlet::unreachable(),
+        addressee: Addressee::new(nobody.pid, TokenAddress::default()).expect("nobody"),
+        inheritance: None,
+    };
+    Channel::assemble(parts, None, options)
+}
+
+fn pair(options: &Options) -> (Channel, Channel) {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (one, other) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
+    let regions = [OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY)];
+    (
+        end(one, &regions[0], &regions[1], options),
+        end(other, &regions[1], &regions[0], options),
+    )
+}
+
+fn bytes(number: usize, length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|at| u8::try_from((number * 131 + at * 7) % 251).expect("below 251"))
+        .collect()
+}
+
+/// What the writing half has begun, told without looking at it.
+enum Begun {
+    Nothing,
+    Reserved(Reserved),
+    /// One that nobody can give back.
+    Forgotten,
+    Message(Vec<u8>, usize),
+    Ended,
+}
+
+struct Both {
+    sender: Sender,
+    receiver: Receiver,
+    /// Kept, since a half that is dropped ends its direction.
+    _others: (Receiver, Sender),
+    begun: Begun,
+    /// What must come, in this order.
+    sent: VecDeque<Vec<u8>>,
+    /// A message that is read with `receive_part`.
+    reading: Option<Vec<u8>>,
+    number: usize,
+}
+
+impl Both {
+    fn new() -> Self {
+        let (one, other) = pair(&Options::new());
+        let ((sender, unread), (unwritten, receiver)) = (one.split(), other.split());
+        Self {
+            sender,
+            receiver,
+            _others: (unread, unwritten),
+            begun: Begun::Nothing,
+            sent: VecDeque::new(),
+            reading: None,
+            number: 0,
+        }
+    }
+
+    /// What a call must answer that would send something new: `None` where it was rightly refused.
+    fn judge<T>(&self, result: Result<T>) -> Option<T> {
+        match (&self.begun, result) {
+            (Begun::Nothing, Ok(value)) => Some(value),
+            (Begun::Ended, Err(Error::Closed(_)))
+            | (Begun::Reserved(_) | Begun::Forgotten | Begun::Message(..), Err(Error::InvalidArgument(_))) => {
+                None
+            }
+            (_, Ok(_)) => panic!("sent in the middle of something else"),
+            (_, Err(error)) => panic!("{error}"),
+        }
+    }
+
+    fn message(&mut self, length: usize) -> Vec<u8> {
+        self.number += 1;
+        bytes(self.number, length)
+    }
+
+    fn send(&mut self, kind: u8, amount: usize) {
+        let short = amount % 2048;
+        match kind {
+            0 | 1 => {
+                let message = self.message(short);
+                let sent = self.sender.try_send(&message);
+                if self.judge(sent) == Some(true) {
+                    self.sent.push_back(message);
+                }
+            }
+            2..=4 => self.send_part(amount, kind == 4),
+            5 => {
+                let reserved = self.sender.reserve_detached(short);
+                if let Some(Some(mut reserved)) = self.judge(reserved) {
+                    reserved.bytes().fill(0xaa);
+                    self.begun = Begun::Reserved(reserved);
+                }
+            }
+            6 | 7 => self.end_reservation(amount),
+            8 => {
+                let message = self.message(short);
+                let reserved = self.sender.reserve(short).map(|reserved| {
+                    let Some(mut reserved) = reserved else {
+                        return false;
+                    };
+                    reserved.copy_from_slice(&message);
+                    match amount % 3 {
+                        0 => reserved
+                            .commit(short)
+                            .map_or_else(|error| panic!("{error}"), |()| true),
+                        1 => false,
+                        _ => {
+                            mem::forget(reserved);
+                            false
+                        }
+                    }
+                });
+                if self.judge(reserved) == Some(true) {
+                    self.sent.push_back(message);
+                }
+            }
+            9 => {
+                let messages: Vec<_> = (0..amount % 5).map(|n| self.message(n * short / 5)).collect();
+                let pushed = self.sender.batch().map(|mut batch| {
+                    let mut pushed = 0;
+                    for message in &messages {
+                        let room = if amount.is_multiple_of(2) {
+                            batch.push(message).unwrap()
+                        } else {
+                            batch
+                                .reserve(message.len())
+                                .unwrap()
+                                .map(|room| room.copy_from_slice(message))
+                                .is_some()
+                        };
+                        if !room {
+                            break;
+                        }
+                        pushed += 1;
+                    }
+                    if amount.is_multiple_of(7) {
+                        mem::forget(batch);
+                    }
+                    pushed
+                });
+                if let Some(pushed) = self.judge(pushed) {
+                    self.sent.extend(messages.into_iter().take(pushed));
+                }
+            }
+            10 => {
+                let messages: Vec<_> = (0..amount % 5 + 1).map(|n| self.message(n * short / 5)).collect();
+                let packed = crate::ring::lies::packed(messages.iter().map(Vec::as_slice));
+                let taken = self.sender.try_send_packed(&packed);
+                if let Some(mut taken) = self.judge(taken) {
+                    for message in messages {
+                        if taken == 0 {
+                            break;
+                        }
+                        taken -= usize::try_from(packed_size(message.len() as u64)).unwrap();
+                        self.sent.push_back(message);
+                    }
+                }
+            }
+            11 => {
+                // These go with a message that is under way, and with nothing else that was begun.
+                let looks = [
+                    self.sender.has_room(short),
+                    self.sender.arm(short),
+                    self.sender.wait(short, Some(Instant::now())),
+                ];
+                self.sender.disarm();
+                for look in looks {
+                    match (&self.begun, look) {
+                        (Begun::Nothing | Begun::Message(..), Ok(_))
+                        | (Begun::Ended, Err(Error::Closed(_)))
+                        | (Begun::Reserved(_) | Begun::Forgotten, Err(Error::InvalidArgument(_))) => {}
+                        (_, other) => panic!("{other:?}"),
+                    }
+                }
+            }
+            _ => self.sender.listen(),
+        }
+    }
+
+    fn send_part(&mut self, amount: usize, wrongly: bool) {
+        let before = mem::replace(&mut self.begun, Begun::Nothing);
+        let (message, written) = match before {
+            Begun::Message(message, written) => (message, written),
+            other => {
+                self.begun = other;
+                (self.message(amount % 20_001), 0)
+            }
+        };
+        if wrongly {
+            // Another length, or another place: refused, and as if it had not been tried.
+            let under_way = self.sender.under_way();
+            let mut other = message.clone();
+            other.push(1);
+            for (message, written) in [(&other, written), (&message, written + 8)] {
+                if written > 0 && message.len() as u64 <= LONGEST {
+                    let found = self.sender.send_part(message, written);
+                    assert!(
+                        matches!(found, Err(Error::InvalidArgument(_) | Error::Closed(_))),
+                        "{found:?}"
+                    );
+                }
+            }
+            assert_eq!(self.sender.under_way(), under_way);
+            if under_way.is_some() {
+                self.begun = Begun::Message(message, written);
+            }
+            return;
+        }
+        let result = self.sender.send_part(&message, written);
+        match self.judge(result) {
+            Some(Progress::Whole) => self.sent.push_back(message),
+            Some(Progress::Part(0)) => assert_eq!(written, 0),
+            Some(Progress::Part(so_far)) => {
+                assert!(so_far >= written);
+                assert_eq!(self.sender.under_way(), Some(so_far));
+                self.begun = Begun::Message(message, so_far);
+            }
+            None => {}
+        }
+    }
+
+    fn end_reservation(&mut self, amount: usize) {
+        let mut reserved = match mem::replace(&mut self.begun, Begun::Nothing) {
+            Begun::Reserved(reserved) => reserved,
+            other => {
+                self.begun = other;
+                return;
+            }
+        };
+        let size = reserved.size();
+        let length = amount % (size + 1);
+        match amount % 9 {
+            0..=3 => {
+                let message = self.message(length);
+                reserved.bytes()[..length].copy_from_slice(&message);
+                self.sender.commit(reserved, length).unwrap();
+                self.sent.push_back(message);
+            }
+            4 => {
+                let found = self.sender.commit(reserved, size + 1);
+                assert!(matches!(found, Err(Error::InvalidArgument(_))), "{found:?}");
+            }
+            5 => self.sender.cancel(reserved).unwrap(),
+            6 => drop(reserved),
+            7 => drop(std::thread::spawn(move || drop(reserved)).join()),
+            _ => {
+                mem::forget(reserved);
+                self.begun = Begun::Forgotten;
+            }
+        }
+    }
+
+    fn got(&mut self, message: &[u8]) {
+        let wanted = self.sent.pop_front().expect("something was sent");
+        assert!(
+            message == wanted,
+            "a message of {} bytes, not {}",
+            wanted.len(),
+            message.len()
+        );
+    }
+
+    /// A reading call in the middle of another's message is refused, and everything else is what was sent.
+    fn heard<T>(&self, result: Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(Error::InvalidArgument(_)) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn receive(&mut self, kind: u8, amount: usize) {
+        match kind {
+            0..=2 => {
+                let mut into = vec![0; if kind == 0 { amount } else { 20_000 }];
+                let received = self.receiver.try_receive(&mut into);
+                if let Some(Some(length)) = self.heard(received) {
+                    assert!(self.reading.is_none());
+                    self.got(&into[..length]);
+                }
+            }
+            3 | 4 => {
+                if self.reading.is_none() {
+                    let size = self.receiver.next_size().unwrap();
+                    self.reading = size.map(|size| vec![0; size]);
+                }
+                let Some(mut into) = self.reading.take() else {
+                    return;
+                };
+                match self.receiver.receive_part(&mut into).unwrap() {
+                    Progress::Whole => self.got(&into),
+                    Progress::Part(0) => {}
+                    Progress::Part(_) => self.reading = Some(into),
+                }
+            }
+            5 => {
+                let mut into = vec![0; amount.max(16)];
+                let packed = self.receiver.try_receive_packed(&mut into);
+                if let Some(Packed::Bytes(bytes)) = self.heard(packed) {
+                    let mut at = 0;
+                    while at < bytes {
+                        let length = u32::from_le_bytes(into[at..at + 4].try_into().unwrap()) as usize;
+                        let start = at + usize::try_from(HEADER).unwrap();
+                        self.got(&into[start..start + length].to_vec());
+                        at += usize::try_from(packed_size(length as u64)).unwrap();
+                    }
+                }
+            }
+            6 => {
+                let mut seen = Vec::new();
+                let drained = self
+                    .receiver
+                    .drain(|message| seen.push(message.try_to_vec().unwrap()), amount % 9);
+                if let Some(count) = self.heard(drained) {
+                    assert_eq!(count, seen.len());
+                    for message in seen {
+                        self.got(&message);
+                    }
+                }
+            }
+            7 => drop(self.receiver.has_message().unwrap()),
+            8 => {
+                self.receiver.arm().unwrap();
+                self.receiver.disarm();
+            }
+            9 => self.receiver.listen().unwrap(),
+            _ => {
+                let ended = self.receiver.is_ended().unwrap();
+                assert!(!ended || (matches!(self.begun, Begun::Ended) && self.sent.is_empty()));
+            }
+        }
+    }
+
+    /// Whatever was left begun, the end comes, and before it all that was sent.
+    fn end(mut self) {
+        self.sender.end();
+        // The rest of a message that was under way never comes.
+        self.begun = Begun::Ended;
+        let mut into = vec![0; 20_000];
+        for _ in 0..10_000 {
+            if self.receiver.is_ended().unwrap() {
+                assert!(self.sent.is_empty(), "{} are missing", self.sent.len());
+                return;
+            }
+            if self.reading.is_some() {
+                self.receive(3, 0);
+            } else if let Some(length) = self.receiver.try_receive(&mut into).unwrap() {
+                let message = into[..length].to_vec();
+                self.got(&message);
+            }
+        }
+        panic!("it does not end");
+    }
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(if cfg!(miri) { 2 } else { 1500 }))]
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+    fn no_order_of_calls_makes_the_peer_find_a_corrupt_ring(
+        calls in prop::collection::vec((any::<bool>(), 0..13_u8, 0..30_000_usize), 1..200),
+    ) {
+        let mut both = Both::new();
+        for (sends, kind, amount) in calls {
+            if sends {
+                both.send(kind, amount);
+            } else {
+                both.receive(kind, amount);
+            }
+        }
+        both.end();
+    }
+}
+
+/// A message under way in the ring: half of it, with the rest to come.
+fn under_way(sender: &mut Sender, message: &[u8]) -> usize {
+    let Progress::Part(written) = sender.send_part(message, 0).unwrap() else {
+        panic!("it fits");
+    };
+    assert!(written > 0);
+    written
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn whoever_sends_something_else_in_the_middle_of_a_message_is_told_so() {
+    let (one, other) = pair(&Options::new());
+    let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
+    let message = bytes(1, 10_000);
+    let mut written = under_way(&mut sender, &message);
+    let refused =
+        |result: Result<()>| assert!(matches!(result, Err(Error::InvalidArgument(_))), "{result:?}");
+    refused(sender.try_send(b"x").map(drop));
+    refused(sender.send(b"x"));
+    refused(
+        sender
+            .try_send_packed(&crate::ring::lies::packed([&b"x"[..]]))
+            .map(drop),
+    );
+    refused(sender.reserve(1).map(drop));
+    refused(sender.reserve_detached(1).map(drop));
+    refused(sender.batch().map(drop));
+    let mut into = vec![0; 10_000];
+    while receiver.try_receive(&mut into).unwrap().is_none() {
+        if let Progress::Part(more) = sender.send_part(&message, written).unwrap() {
+            written = more;
+        }
+    }
+    assert!(into == message);
+    assert!(sender.try_send(b"x").unwrap());
+    assert_eq!(receiver.try_receive(&mut into).unwrap(), Some(1));
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_time_that_no_clock_can_count_is_for_ever() {
+    let (one, other) = pair(&Options::new().busy_poll(Duration::MAX));
+    let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
+    let waiting = std::thread::spawn(move || {
+        let mut into = [0; 8];
+        receiver.receive(&mut into).unwrap();
+        into
+    });
+    sender.send(b"at last!").unwrap();
+    assert_eq!(&waiting.join().unwrap(), b"at last!");
+}
+
+/// Bytes of memory that a message in fragments holds.
+fn scratch(receiver: &Receiver) -> usize {
+    receiver.scratch.size()
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn memory_for_fragments_grows_with_what_has_come() {
+    let (one, other) = pair(&Options::new());
+    let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
+    let message = bytes(1, 20_000);
+    let written = under_way(&mut sender, &message);
+    let mut into = vec![0; 20_000];
+    assert_eq!(receiver.try_receive(&mut into).unwrap(), None);
+    assert!(
+        (written..=2 * written).contains(&scratch(&receiver)),
+        "{} for {written}",
+        scratch(&receiver)
+    );
+    let mut written = written;
+    while let Progress::Part(more) = sender.send_part(&message, written).unwrap() {
+        written = more;
+        assert_eq!(receiver.try_receive(&mut into).unwrap(), None);
+    }
+    assert_eq!(receiver.try_receive(&mut into).unwrap(), Some(20_000));
+    assert!(into == message);
+    assert!(scratch(&receiver) <= 20_000);
+}
