@@ -97,6 +97,7 @@ fn role() {
             }
             say(count.to_string());
             wait_for_test();
+            sender.end();
             sender.close();
             say("closed");
             wait_for_test();
