@@ -85,4 +85,5 @@ rows! {
     row_36_rude 36
     row_37_inheritance 37
     row_38_never_reads 38
+    row_56_fork 56
 }

@@ -74,11 +74,15 @@ impl Decision {
 
     /// Whether somebody waits for the answer still: not after the handshake's deadline, nor when it was called off.
     pub fn is_awaited(&self) -> bool {
-        self.question.strong_count() > 0
+        self.question
+            .upgrade()
+            .is_some_and(|question| question.answered.is_here())
     }
 
     fn answer(&self, answer: Answer) {
-        if let Some(question) = self.question.upgrade() {
+        // In a child nobody waits for it, and its parent's is not the child's to give.
+        let question = self.question.upgrade();
+        if let Some(question) = question.filter(|question| question.answered.is_here()) {
             let mut given = question.answer.lock().unwrap_or_else(PoisonError::into_inner);
             given.get_or_insert(answer);
             question.answered.ring();

@@ -2,10 +2,7 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU8},
-    },
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -54,7 +51,7 @@ impl Channel {
         let shared = Arc::new(Shared {
             role: parts.role,
             doorbell: Arc::new(Doorbell::new(parts.line, parts.process.pidfd())),
-            state: AtomicU8::new(state::OPEN),
+            state: parts.state,
             sending_ended: AtomicBool::new(false),
             receiving_ended: AtomicBool::new(false),
             held: Mutex::new(Some(Held {

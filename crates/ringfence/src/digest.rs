@@ -21,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     error::{self, Error, Result},
+    fork::PerProcess,
     patience::{Patience, Woken},
 };
 
@@ -73,7 +74,7 @@ impl FromStr for Digest {
 type Version = (u64, u64, i64, i64, i64);
 
 /// A service looks at the same few executables again and again; a Node binary takes tenths of a second.
-static KNOWN: Mutex<Option<HashMap<Version, Digest>>> = Mutex::new(None);
+static KNOWN: PerProcess<Mutex<HashMap<Version, Digest>>> = PerProcess::new();
 const KNOWN_AT_MOST: usize = 256;
 
 /// Twice the coarsest tick of a filesystem's clock: a file that was changed no longer ago could change again, and look
@@ -117,7 +118,7 @@ pub(crate) fn of(
     }
     let version = version_of(stat);
     let known = |map: &mut HashMap<Version, Digest>| version.and_then(|version| map.get(&version).copied());
-    if let Some(digest) = with_known(known) {
+    if let Some(digest) = with_known(known).flatten() {
         return Ok(digest);
     }
     let mut sha256 = Sha256::new();
@@ -157,9 +158,10 @@ pub(crate) fn of(
     Ok(digest)
 }
 
-fn with_known<T>(what: impl FnOnce(&mut HashMap<Version, Digest>) -> T) -> T {
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    what(known.get_or_insert_with(HashMap::new))
+/// `None` where there is no memory for it, and nothing is remembered.
+fn with_known<T>(what: impl FnOnce(&mut HashMap<Version, Digest>) -> T) -> Option<T> {
+    let mut known = KNOWN.get().ok()?.lock().unwrap_or_else(PoisonError::into_inner);
+    Some(what(&mut known))
 }
 
 #[cfg(test)]

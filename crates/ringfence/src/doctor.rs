@@ -32,7 +32,7 @@ use nix::{
 
 use crate::{
     identity,
-    mapping::map,
+    mapping::Mapping,
     object,
     options::Options,
     region::{CAPACITY_MIN, OwnRegion, PeerRegion, Writable, layout, region_size},
@@ -249,7 +249,7 @@ fn sealed_against() -> Result<Vec<&'static str>, String> {
 
     own.store(layout::DATA, 42, Ordering::Release);
     let live = peer.peek(layout::DATA) == 42;
-    let mapping = map(&object, 4096, false).map_err(failed("mapping it to read"))?;
+    let mapping = Mapping::new(&object, 4096, false).map_err(failed("mapping it to read"))?;
     let writable = NonNull::new(mapping.as_mut_ptr().cast()).is_some_and(|address| {
         // SAFETY: the range is that mapping, which nobody else knows of and nobody reads. If the call succeeds, it
         // is writable until it is unmapped a few lines further down.
@@ -265,7 +265,10 @@ fn sealed_against() -> Result<Vec<&'static str>, String> {
     let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let tried = [
         ("the owner's mapping writes nothing any more", !live),
-        ("a second writable mapping", map(&object, 4096, true).is_ok()),
+        (
+            "a second writable mapping",
+            Mapping::new(&object, 4096, true).is_ok(),
+        ),
         ("making a mapping writable", writable),
         ("writing", pwrite(&object, b"x", 0).is_ok()),
         ("shrinking", ftruncate(&object, 0).is_ok()),
@@ -1180,7 +1183,7 @@ mod tests {
     fn the_probe_of_seals_sees_what_an_unsealed_object_allows() {
         let object = memfd().unwrap();
         ftruncate(&object, 4096).unwrap();
-        assert!(map(&object, 4096, true).is_ok());
+        assert!(Mapping::new(&object, 4096, true).is_ok());
         assert!(pwrite(&object, b"x", 0).is_ok());
         assert!(ftruncate(&object, 0).is_ok());
         assert_eq!(sealed_against(), Ok(vec![]));

@@ -244,6 +244,11 @@ impl Doorbell {
         }
     }
 
+    /// The line, for whoever takes nothing from it.
+    pub(crate) fn line(&self) -> BorrowedFd<'_> {
+        self.line.as_fd()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // The state is valid after every statement that changes it, so a panic elsewhere has not spoilt it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

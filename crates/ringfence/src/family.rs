@@ -11,7 +11,7 @@ use std::{
         unix::process::CommandExt,
     },
     process::{Child, Command},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -30,6 +30,7 @@ use crate::{
     channel::Channel,
     error::{Error, Result},
     evidence::Record,
+    fork::Birth,
     handshake::{Side, settle_line},
     options::Options,
     patience::{Patience, Woken},
@@ -86,6 +87,7 @@ pub fn spawn(mut command: Command) -> Result<(Child, ParentLine)> {
 ///
 /// Errors with [`Error::NoSpace`] where descriptors have run out.
 pub fn private_line() -> Result<(ParentLine, ChildLine)> {
+    let birth = Birth::now()?;
     let (line, childs) = socketpair(
         AddressFamily::Unix,
         SockType::Stream,
@@ -100,7 +102,11 @@ pub fn private_line() -> Result<(ParentLine, ChildLine)> {
         .map_err(|errno| Error::system("the private line (fstat)", errno))?
         .st_ino;
     Ok((
-        ParentLine { line, child: None },
+        ParentLine {
+            line,
+            child: None,
+            birth,
+        },
         ChildLine { line: childs, inode },
     ))
 }
@@ -110,6 +116,8 @@ pub fn private_line() -> Result<(ParentLine, ChildLine)> {
 pub struct ParentLine {
     line: OwnedFd,
     child: Option<Started>,
+    /// What a fork of this process has of it would speak in its place.
+    birth: Birth,
 }
 
 #[derive(Debug)]
@@ -146,6 +154,7 @@ impl ParentLine {
     ///
     /// Errors with [`Error::PeerLost`] if there is no such process; [`Error::NoSpace`].
     pub fn started(&mut self, pid: u32) -> Result<()> {
+        self.birth.check()?;
         let gone = |errno: Errno| Error::PeerLost(format!("there is no process {pid}: {}", errno.desc()));
         let pid = i32::try_from(pid).map_err(|_| gone(Errno::ESRCH))?;
         let pidfd = match sys::pidfd_open(Pid::from_raw(pid)) {
@@ -169,6 +178,7 @@ impl ParentLine {
     /// end, before it has answered, [`Error::HandshakeTimeout`] where it does not answer, and [`Error::PeerRefused`]
     /// where somebody else answers, who has the line from it.
     pub fn channel(self, options: &Options) -> Result<Channel> {
+        self.birth.check()?;
         let options = &options.clone().checked()?;
         let mut record = Record::default();
         record.passed(
@@ -239,7 +249,8 @@ pub fn from_parent(options: &Options) -> Result<Channel> {
 
 /// The child's end, once.
 fn take() -> Result<OwnedFd> {
-    static TAKEN: AtomicBool = AtomicBool::new(false);
+    /// The inode of the line that was taken. In a fork too: there it is its parent's, at the same number.
+    static TAKEN: AtomicU64 = AtomicU64::new(0);
     let invalid = |reason: String| Error::AddressInvalid {
         address: LINE_VARIABLE.into(),
         reason,
@@ -253,10 +264,10 @@ fn take() -> Result<OwnedFd> {
             "it is {value:?}, and not a descriptor and a socket's inode"
         ))
     })?;
-    if TAKEN.swap(true, Ordering::AcqRel) {
+    if TAKEN.swap(inode, Ordering::AcqRel) == inode {
         return Err(invalid("this process has taken its line already".into()));
     }
-    let line = inherited(number, inode).inspect_err(|_| TAKEN.store(false, Ordering::Release));
+    let line = inherited(number, inode).inspect_err(|_| TAKEN.store(0, Ordering::Release));
     line.map_err(|found| {
         invalid(format!(
             "descriptor {number} is not the line that was left: {found}"

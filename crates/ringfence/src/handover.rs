@@ -25,6 +25,7 @@ use crate::{
     door::{Door, Failed, Host},
     error::{Error, Result},
     evidence::Record,
+    fork::{Birth, leave_torn},
     handshake::{Seats, Side},
     news::{End, News},
     options::Options,
@@ -71,6 +72,7 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
         settled: Condvar::new(),
         news: News::new(door.clone(), "this process has left the address")?,
         door,
+        birth: Birth::now()?,
     });
     let stop = Canceller::new()?;
     let timeout = options.timeout;
@@ -159,12 +161,13 @@ impl Membership {
 
     /// Which part this process has now.
     pub fn role(&self) -> Role {
-        self.desk.state().role.unwrap_or(Role::Guest)
+        let role = self.desk.birth.is_here().then(|| self.desk.state().role);
+        role.flatten().unwrap_or(Role::Guest)
     }
 
     /// Whether there is a partner at present.
     pub fn has_partner(&self) -> bool {
-        self.desk.channel().is_some()
+        self.desk.birth.is_here() && self.desk.channel().is_some()
     }
 
     /// Waits for the next change.
@@ -181,12 +184,14 @@ impl Membership {
 
     /// The same, with a deadline. `None`: it has passed.
     pub fn next_until(&self, deadline: Option<Instant>) -> Result<Option<Change>> {
+        self.desk.birth.check()?;
         let patience = Patience::endless(Vec::new(), Duration::ZERO).until(deadline);
         self.desk.news.wait(&patience)
     }
 
     /// The next change, if there is one now. Errors as [`Membership::next`].
     pub fn try_next(&self) -> Result<Option<Change>> {
+        self.desk.birth.check()?;
         self.desk.news.claim()
     }
 
@@ -204,13 +209,19 @@ impl Membership {
 
     /// Lets newcomers wait in the kernel's backlog. Handshakes under way go on.
     pub fn pause(&self) {
-        self.desk.state().paused = true;
+        self.set_paused(true);
     }
 
     /// Takes newcomers in again.
     pub fn resume(&self) {
-        self.desk.state().paused = false;
+        self.set_paused(false);
         self.desk.door.ring();
+    }
+
+    fn set_paused(&self, paused: bool) {
+        if self.desk.birth.is_here() {
+            self.desk.state().paused = paused;
+        }
     }
 
     /// Closes the channel, if there is a partner, and hands the address over to it: it is the host when this returns. The
@@ -225,6 +236,10 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
+        // The place is its parent's, and the keeper is not here.
+        if !self.desk.birth.is_here() {
+            return;
+        }
         self.stop.cancel();
         let gone = self.gone.get_mut().unwrap_or_else(PoisonError::into_inner);
         // It is never sent anything: this waits until the keeper has dropped the other end.
@@ -253,6 +268,16 @@ struct Desk {
     news: News<Change>,
     /// Rung when the keeper should look again.
     door: Bell,
+    /// A child has no place.
+    birth: Birth,
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        if !self.birth.is_here() {
+            leave_torn(&mut self.state);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -365,7 +390,9 @@ impl std::fmt::Debug for Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.part(None);
+        if self.0.birth.is_here() {
+            self.0.part(None);
+        }
     }
 }
 
@@ -396,6 +423,9 @@ impl Tenure for Heir {
 impl Drop for Heir {
     /// Not before the host has seen the end: it would take whoever comes anew for a third.
     fn drop(&mut self) {
+        if !self.desk.birth.is_here() {
+            return;
+        }
         let parted = self.place.take().map_or(Parted::Lost, Parted::Heir);
         self.desk.part(Some(parted));
     }

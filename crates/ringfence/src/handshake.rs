@@ -18,6 +18,7 @@ use crate::{
     address::Address,
     error::{Error, Refusal, Result},
     evidence::Record,
+    fork::{Mark, Withheld},
     harden,
     identity::{Identity, Peer},
     mailbox::{Addressee, Inlet},
@@ -26,7 +27,7 @@ use crate::{
     patience::Patience,
     region::PeerRegion,
     rendezvous::Inheritance,
-    shared::{Parts, Role},
+    shared::{Parts, Role, state},
     sys::{self, Credentials},
     wire::{self, Frame, HARDENS, Hello, Line, Meeting, Nonce, Offer, Refuse, TAKES_BARRIERS},
 };
@@ -87,6 +88,8 @@ struct Objects {
     /// Where the peer's tokens arrive, and where this side's go.
     inlet: Inlet,
     addressee: Addressee,
+    /// Of the channel that is to be: what cannot be had is told before this side is ready.
+    state: Mark,
 }
 
 impl<'a> Side<'a> {
@@ -491,6 +494,8 @@ impl<'a> Side<'a> {
                 found: count.to_string(),
             });
         };
+        // Until it is mapped.
+        let descriptor = Withheld::new(descriptor)?;
         if offer.capacity != hello.capacity {
             return Err(Error::Protocol(format!(
                 "an OFFER of {} bytes after a HELLO of {}",
@@ -517,6 +522,7 @@ impl<'a> Side<'a> {
             peer: region,
             inlet,
             addressee: Addressee::new(peer.credentials.pid, offer.tokens)?,
+            state: Mark::new(state::OPEN)?,
         })
     }
 
@@ -622,6 +628,7 @@ impl<'a> Side<'a> {
             process: peer.keep(),
             identity,
             evidence: record.into_list(),
+            state: objects.state,
             own: objects.own.into_region(),
             peer: objects.peer,
             own_capacity: self.options.capacity,

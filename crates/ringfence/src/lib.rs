@@ -30,6 +30,11 @@
 //! call, and the message stays.
 //! A full ring makes `try_send` and `reserve` say so, and `send` wait.
 //!
+//! # After a fork
+//! A child that is forked, and executes no other program, has no part in what its parent has made. There each call says
+//! [`Error::Closed`], and dropping a handle does nothing to the parent. What the child makes itself works as anywhere.
+//! `docs/promises.md` has the details.
+//!
 //! # What is promised, against whom
 //! Against **another uid**: the kernel keeps it out. Against **the same uid**: asking for the same executable is no
 //! boundary, since the same user can make the genuine executable run other code (`LD_PRELOAD`, ptrace, and with an
@@ -50,6 +55,7 @@ mod doorbell;
 mod error;
 mod evidence;
 mod family;
+mod fork;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;

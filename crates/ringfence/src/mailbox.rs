@@ -17,6 +17,7 @@ use nix::{errno::Errno, libc};
 
 use crate::{
     error::{Error, Result},
+    fork::{Birth, PerProcess, leave_torn},
     patience::Bell,
     signal::{Claim, Listener, strays},
     sys::{self, SignalInfo},
@@ -38,6 +39,8 @@ pub(crate) struct Mailbox {
     dropped: AtomicU64,
     /// Rung while there is something to take, or no more will come.
     bell: OnceLock<Bell>,
+    /// A child takes no tokens of its parent's.
+    birth: Birth,
 }
 
 #[derive(Debug, Default)]
@@ -55,14 +58,20 @@ struct Open {
     next: u32,
 }
 
-static OPEN: Mutex<Open> = Mutex::new(Open {
-    boxes: BTreeMap::new(),
-    next: 1,
-});
+impl Default for Open {
+    fn default() -> Self {
+        Self {
+            boxes: BTreeMap::new(),
+            next: 1,
+        }
+    }
+}
 
-fn open() -> MutexGuard<'static, Open> {
+static OPEN: PerProcess<Mutex<Open>> = PerProcess::new();
+
+fn locked(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
     // Valid after every statement that changes it.
-    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+    open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Mailbox {
@@ -94,6 +103,9 @@ impl Mailbox {
 
     /// The next token that has come and that nobody has taken.
     pub(crate) fn take(&self) -> Option<u64> {
+        if !self.birth.is_here() {
+            return None;
+        }
         let mut state = self.state();
         let token = state.waiting.pop_front()?;
         if let (true, false, Some(bell)) = (state.waiting.is_empty(), state.over, self.bell.get()) {
@@ -104,12 +116,16 @@ impl Mailbox {
 
     /// No more will come, and all were taken.
     pub(crate) fn is_over(&self) -> bool {
+        if !self.birth.is_here() {
+            return true;
+        }
         let state = self.state();
         state.over && state.waiting.is_empty()
     }
 
     /// Readable while there is something to take, or no more will come. Made when it is first asked for.
     pub(crate) fn bell(&self) -> Result<BorrowedFd<'_>> {
+        self.birth.check()?;
         // What comes meanwhile must not miss it.
         let state = self.state();
         let bell = if let Some(bell) = self.bell.get() {
@@ -125,6 +141,11 @@ impl Mailbox {
         Ok(bell.as_fd())
     }
 
+    /// Errors with [`Error::Closed`] in a child of the process whose it is.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.birth.check()
+    }
+
     /// How many found no room.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
@@ -136,12 +157,23 @@ impl Mailbox {
     }
 }
 
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        if !self.birth.is_here() {
+            leave_torn(&mut self.state);
+        }
+    }
+}
+
 /// On the thread of a number: whether what it has heard is a token of a channel of this process.
 fn deliver(heard: &SignalInfo) -> bool {
     if heard.code != libc::SI_QUEUE {
         return false;
     }
-    let mailbox = open().boxes.get(&heard.errno.cast_unsigned()).cloned();
+    let id = heard.errno.cast_unsigned();
+    let mailbox = OPEN
+        .existing()
+        .and_then(|open| locked(open).boxes.get(&id).cloned());
     match mailbox {
         Some(mailbox) if mailbox.secret == Secret(heard.rest) => {
             mailbox.put(heard.value);
@@ -163,11 +195,7 @@ impl Inlet {
     pub(crate) fn open(number: Option<i32>) -> Result<Self> {
         let claim = Claim::new(number, Listener::Words(deliver))?;
         let secret = sys::random().map_err(|errno| Error::system("random bytes", errno))?;
-        Ok(Self::register(
-            claim.number,
-            Secret(secret),
-            Some(Arc::new(claim)),
-        ))
+        Self::register(claim.number, Secret(secret), Some(Arc::new(claim)))
     }
 
     /// The number by which this process is told.
@@ -178,11 +206,12 @@ impl Inlet {
     /// A mailbox that no signal reaches, for what sends none.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn unreachable() -> Self {
-        Self::register(0, Secret([0; 16]), None)
+        Self::register(0, Secret([0; 16]), None).expect("memory")
     }
 
-    fn register(number: i32, secret: Secret, claim: Option<Arc<Claim>>) -> Self {
-        let mut open = open();
+    fn register(number: i32, secret: Secret, claim: Option<Arc<Claim>>) -> Result<Self> {
+        let birth = Birth::now()?;
+        let mut open = locked(OPEN.get()?);
         while open.next == 0 || open.boxes.contains_key(&open.next) {
             open.next = open.next.wrapping_add(1);
         }
@@ -194,11 +223,12 @@ impl Inlet {
             state: Mutex::default(),
             dropped: AtomicU64::new(0),
             bell: OnceLock::new(),
+            birth,
         });
         open.boxes.insert(id, Arc::clone(&mailbox));
         open.next = id.wrapping_add(1);
         drop(open);
-        Self { mailbox, claim }
+        Ok(Self { mailbox, claim })
     }
 
     pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
@@ -232,8 +262,11 @@ impl Inlet {
 
 impl Drop for Inlet {
     fn drop(&mut self) {
-        open().boxes.remove(&self.mailbox.id);
-        self.mailbox.end();
+        // In a child the number may be another mailbox's.
+        if let Some(open) = OPEN.existing().filter(|_| self.mailbox.birth.is_here()) {
+            locked(open).boxes.remove(&self.mailbox.id);
+            self.mailbox.end();
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use nix::poll::PollFlags;
 
 use crate::{
     error::{Error, Result},
+    fork::leave_torn,
     patience::{Bell, Patience, Woken},
 };
 
@@ -39,6 +40,16 @@ pub(crate) enum End {
     Failed(Error),
 }
 
+impl<T> Default for State<T> {
+    fn default() -> Self {
+        Self {
+            unclaimed: VecDeque::new(),
+            crowded: false,
+            end: None,
+        }
+    }
+}
+
 impl<T> fmt::Debug for News<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.state();
@@ -52,11 +63,7 @@ impl<T> fmt::Debug for News<T> {
 impl<T> News<T> {
     pub(crate) fn new(room: Bell, over: &'static str) -> Result<Self> {
         Ok(Self {
-            state: Mutex::new(State {
-                unclaimed: VecDeque::new(),
-                crowded: false,
-                end: None,
-            }),
+            state: Mutex::default(),
             bell: Bell::new()?,
             room,
             over,
@@ -136,6 +143,14 @@ impl<T> News<T> {
         let unclaimed = std::mem::take(&mut self.state().unclaimed);
         // Not under the lock: what goes may look here.
         drop(unclaimed);
+    }
+}
+
+impl<T> Drop for News<T> {
+    fn drop(&mut self) {
+        if !self.bell.is_here() {
+            leave_torn(&mut self.state);
+        }
     }
 }
 

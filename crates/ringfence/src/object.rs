@@ -23,6 +23,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     evidence::Record,
+    fork::Withheld,
     options::Options,
     region::{OwnRegion, PeerRegion, region_size},
     sys,
@@ -112,7 +113,7 @@ fn names(found: SealFlag) -> String {
 #[derive(Debug)]
 pub(crate) struct SharedObject {
     /// What is passed to the peer.
-    descriptor: OwnedFd,
+    descriptor: Withheld,
     pub(crate) region: OwnRegion,
     pub(crate) size: u64,
 }
@@ -163,11 +164,13 @@ impl SharedObject {
             ),
             Err(errno) => return Err(Error::system("making a memfd", errno)),
         };
+        let raw = Withheld::new(raw)?;
         // The kernel does not count a raw memfd as open for writing, so it would refuse the lease: a reopened one
         // behaves like any file. It stays with this process, and so does the lease: the peer gets the raw one.
-        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&raw));
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&**raw));
         let leased = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|errno| Error::system("reopening the memfd through /proc/self/fd", errno))?;
+        let leased = Withheld::new(leased)?;
         reserve(&leased, region_size(capacity))?;
         let region = OwnRegion::map(&leased, capacity)?;
         fcntl(&leased, FcntlArg::F_ADD_SEALS(seals()))
@@ -209,6 +212,7 @@ impl SharedObject {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let descriptor = shm_open(name.as_str(), flags, Mode::empty())
             .map_err(|errno| Error::system("making a shared object in /dev/shm", errno))?;
+        let descriptor = Withheld::new(descriptor)?;
         shm_unlink(name.as_str()).map_err(|errno| {
             Error::ObjectExposed(format!("its name could not be taken away: {}", errno.desc()))
         })?;

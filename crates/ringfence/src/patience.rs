@@ -12,25 +12,46 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    fork::Birth,
+};
 
 /// Calls off the waiting of a [`join`](crate::join) on another thread. Clones share one state; once called off, it
-/// stays so. Holds one descriptor (eventfd(2)).
+/// stays so. Holds one descriptor (eventfd(2)). In a child that was forked it calls nothing off, neither here nor there.
 #[derive(Debug, Clone)]
-pub struct Canceller(Arc<EventFd>);
+pub struct Canceller(Arc<Event>);
+
+#[derive(Debug)]
+struct Event {
+    descriptor: EventFd,
+    /// A child has the descriptor as well, and what it leads to is its parent's.
+    birth: Birth,
+}
 
 impl Canceller {
     /// A canceller that has not been used. Errors with [`Error::NoSpace`] where descriptors have run out.
     pub fn new() -> Result<Self> {
+        let birth = Birth::now()?;
         EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map(|event| Self(Arc::new(event)))
+            .map(|descriptor| Self(Arc::new(Event { descriptor, birth })))
             .map_err(|errno| Error::system("a descriptor to call off the waiting", errno))
     }
 
     /// Calls off whatever waits with this canceller, now or later. It ends with [`Error::Aborted`].
     pub fn cancel(&self) {
-        // The only failure is a counter near its 64-bit limit, which is called off already.
-        let _ = self.0.write(1);
+        if self.is_here() {
+            // The only failure is a counter near its 64-bit limit, which is called off already.
+            let _ = self.0.descriptor.write(1);
+        }
+    }
+
+    fn is_here(&self) -> bool {
+        self.0.birth.is_here()
+    }
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.descriptor.as_fd()
     }
 }
 
@@ -49,14 +70,21 @@ impl Bell {
 
     /// Forgets what was rung so far.
     pub(crate) fn hush(&self) {
-        // Nothing to read is what is wanted.
-        let _ = self.0.0.read();
+        if self.is_here() {
+            // Nothing to read is what is wanted.
+            let _ = self.0.0.descriptor.read();
+        }
+    }
+
+    /// Whether it was made in this process, and not in one that this was forked from.
+    pub(crate) fn is_here(&self) -> bool {
+        self.0.is_here()
     }
 }
 
 impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.0.as_fd()
+        self.0.as_fd()
     }
 }
 
@@ -88,7 +116,9 @@ pub(crate) struct Patience {
 
 impl Patience {
     /// No deadline; errors state `allowed`.
-    pub(crate) fn endless(cancellers: Vec<Canceller>, allowed: Duration) -> Self {
+    pub(crate) fn endless(mut cancellers: Vec<Canceller>, allowed: Duration) -> Self {
+        // A parent that calls off what waits there does not mean its child's.
+        cancellers.retain(Canceller::is_here);
         Self {
             deadline: None,
             allowed,
@@ -151,7 +181,7 @@ impl Patience {
             let mut polled: Vec<PollFd<'_>> = self
                 .cancellers
                 .iter()
-                .map(|canceller| PollFd::new(canceller.0.as_fd(), PollFlags::POLLIN))
+                .map(|canceller| PollFd::new(canceller.as_fd(), PollFlags::POLLIN))
                 .chain(descriptors.iter().map(|(fd, events)| PollFd::new(*fd, *events)))
                 .collect();
             match poll(&mut polled, self.timeout()) {
@@ -255,25 +285,26 @@ impl<'a> Pauses<'a> {
 
 /// A number of turns, for which threads wait in no order. Holds one descriptor.
 #[derive(Debug)]
-pub(crate) struct Turns(EventFd);
+pub(crate) struct Turns(Event);
 
 /// Given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Turn<'a>(&'a EventFd);
+pub(crate) struct Turn<'a>(&'a Event);
 
 impl Turns {
     pub(crate) fn new(count: usize) -> Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_SEMAPHORE;
+        let birth = Birth::now()?;
         EventFd::from_value_and_flags(u32::try_from(count).unwrap_or(u32::MAX), flags)
-            .map(Self)
+            .map(|descriptor| Self(Event { descriptor, birth }))
             .map_err(|errno| Error::system("a descriptor to take turns by", errno))
     }
 
     /// Waits for a turn.
     pub(crate) fn take(&self, patience: &Patience) -> Result<Turn<'_>> {
         loop {
-            patience.wait(&[(self.0.as_fd(), PollFlags::POLLIN)])?;
-            match self.0.read() {
+            patience.wait(&[(self.0.descriptor.as_fd(), PollFlags::POLLIN)])?;
+            match self.0.descriptor.read() {
                 Ok(_) => return Ok(Turn(&self.0)),
                 // Another thread was faster.
                 Err(Errno::EAGAIN | Errno::EINTR) => {}
@@ -285,7 +316,9 @@ impl Turns {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        // There is room for what was taken out before.
-        let _ = self.0.write(1);
+        if self.0.birth.is_here() {
+            // There is room for what was taken out before.
+            let _ = self.0.descriptor.write(1);
+        }
     }
 }

@@ -189,7 +189,7 @@ impl Receiver {
     #[inline]
     fn tell(&mut self) {
         self.consumer.publish();
-        self.wake();
+        self.wake_at_once();
     }
 
     #[inline]
@@ -301,7 +301,7 @@ impl Receiver {
     /// [`Sender::try_send_packed`](crate::Sender::try_send_packed)), as many as are there and fit. Errors as [`Receiver::try_receive`].
     pub fn try_receive_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
         let packed = self.receive_packed(into);
-        self.wake();
+        self.wake_at_once();
         packed
     }
 
@@ -329,12 +329,20 @@ impl Receiver {
     #[inline]
     fn wake_if_worthwhile(&mut self) {
         if self.consumer.position().saturating_sub(self.woken) >= self.consumer.capacity() / 4 {
-            self.wake();
+            self.wake_at_once();
         }
     }
 
     /// Wakes a peer that sleeps until there is room, if anything was read since it lay down.
     pub fn wake(&mut self) {
+        // Here, and not in what follows on each message: those calls have let go of a parent's ring by then.
+        if !self.shared.is_inherited() {
+            self.wake_at_once();
+        }
+    }
+
+    #[inline]
+    fn wake_at_once(&mut self) {
         self.woken = self.consumer.position();
         self.ring_if_published();
     }
@@ -497,6 +505,9 @@ impl Receiver {
 
     /// Says that this half is awake.
     pub fn disarm(&mut self) {
+        if self.shared.is_inherited() {
+            return;
+        }
         if let Some(link) = &mut self.link {
             link.bed.get_up();
         }
@@ -505,7 +516,7 @@ impl Receiver {
     /// Reads whatever has come over the line, and notices a peer that is gone. What it has left can be read still, and its
     /// memory stays mapped until then. Errors as [`Receiver::try_receive`].
     pub fn listen(&mut self) -> Result<()> {
-        self.shared.doorbell.listen();
+        self.shared.doorbell_here()?.listen();
         self.shared.notice();
         self.check()
     }
@@ -514,7 +525,7 @@ impl Receiver {
     /// is armed next, so that an answer can go first. Where that has not happened by the next call, that one reads. A line
     /// that is not read stays readable.
     pub fn listen_later(&mut self) -> Result<()> {
-        self.shared.doorbell.listen_later();
+        self.shared.doorbell_here()?.listen_later();
         self.shared.notice();
         self.check()
     }
@@ -555,7 +566,7 @@ impl AsFd for Receiver {
     /// The private line: readable when the peer has rung, or has gone. To be taken before another thread waits on the other
     /// half, which may read the bell otherwise; from then on it leaves every bell there.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.doorbell.as_fd()
+        self.shared.line()
     }
 }
 

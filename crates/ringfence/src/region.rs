@@ -14,12 +14,12 @@ use std::{
     },
 };
 
-use memmap2::MmapRaw;
 use nix::{errno::Errno, libc};
 
 use crate::{
     error::{Error, Result},
-    mapping, sys,
+    mapping::Mapping,
+    sys,
     tripwire::Tripwire,
 };
 
@@ -153,7 +153,7 @@ pub(crate) trait Writable: Readable {
 
 #[derive(Debug)]
 enum Backing {
-    Shared(MmapRaw),
+    Shared(Mapping),
     Own(Own),
     /// Memory of this process alone: for a half that reads or writes nothing any more.
     Private(Words),
@@ -164,7 +164,7 @@ enum Backing {
 struct Own {
     /// First, since the lease that it watches goes with the mapping.
     tripwire: OnceLock<Tripwire>,
-    map: MmapRaw,
+    map: Mapping,
     /// The peer may still read the ring from this position on; one that no tail can have: nothing more.
     kept_from: AtomicU64,
     /// Whether anything was ever to be read here.
@@ -177,7 +177,7 @@ const NOTHING_KEPT: u64 = u64::MAX;
 impl Drop for Own {
     fn drop(&mut self) {
         let head = *self.kept_from.get_mut();
-        if *self.used.get_mut() {
+        if *self.used.get_mut() && self.map.is_here() {
             // SAFETY: a word of the mapping, which nobody else in this process has any more.
             let tail = unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().add(layout::TAIL).cast()) };
             // With shm the peer may have written it: whatever it says, only the parts of the ring follow from it. The
@@ -270,9 +270,9 @@ const _: () = assert!(
     "ringfence needs a 64-bit target"
 );
 
-fn map(what: &str, object: impl AsFd, capacity: u64, writable: bool) -> Result<MmapRaw> {
+fn map(what: &str, object: impl AsFd, capacity: u64, writable: bool) -> Result<Mapping> {
     let size = length(region_size(capacity))?;
-    mapping::map(object, size, writable).map_err(|errno| Error::system(what, errno))
+    Mapping::new(object, size, writable).map_err(|errno| Error::system(what, errno))
 }
 
 fn length(size: u64) -> Result<usize> {

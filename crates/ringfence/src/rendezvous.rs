@@ -25,6 +25,7 @@ use crate::{
     address::Address,
     error::{Error, Refusal, Result},
     evidence::Record,
+    fork::{Birth, Withheld},
     patience::Patience,
     sys,
     wire::{self, Code, Frame, Refuse},
@@ -59,7 +60,7 @@ pub(crate) enum Met {
 /// behind.
 #[derive(Debug)]
 pub(crate) struct Place {
-    listener: Arc<OwnedFd>,
+    listener: Withheld,
     named: Option<Named>,
 }
 
@@ -72,14 +73,16 @@ struct Named {
     lock_path: PathBuf,
     /// Held as long as the address is: whoever finds a socket that nobody answers at knows from it whether there is
     /// still somebody.
-    lock: Arc<OwnedFd>,
+    lock: Withheld,
     /// Another process has the place, of which this one holds its share alone.
     of_another: bool,
+    /// A child has nothing of it.
+    birth: Birth,
 }
 
 impl Drop for Named {
     fn drop(&mut self) {
-        if self.of_another {
+        if self.of_another || !self.birth.is_here() {
             return;
         }
         // While the lock is held. A file that cannot be removed (its directory has changed hands, say) is left to
@@ -88,8 +91,8 @@ impl Drop for Named {
             let _ = unlink(&self.path);
         }
         let _ = unlink(&self.lock_path);
-        // A child that was forked meanwhile has the open file as well.
-        sys::unlock_file(&self.lock);
+        // A child that was forked past pthread_atfork(3) has the open file as well.
+        sys::unlock_file(&**self.lock);
     }
 }
 
@@ -261,8 +264,9 @@ fn take_path(address: &Address, path: &Path, access: Access, backlog: i32) -> Re
         path: path.to_owned(),
         socket: None,
         lock_path,
-        lock: Arc::new(lock),
+        lock: Withheld::new(lock)?,
         of_another: false,
+        birth: Birth::now()?,
     };
     let listener = new_listener()?;
     // The bits that the socket's file will have from birth (sockfs gives bind its inode's mode), owner's only for
@@ -381,7 +385,7 @@ fn open_for_guests(listener: OwnedFd, named: Option<Named>, backlog: i32) -> Res
     sys::settle_line(&listener).map_err(|errno| Error::system("SO_PASSCRED", errno))?;
     take_guests(&listener, backlog)?;
     Ok(Place {
-        listener: Arc::new(listener),
+        listener: Withheld::new(listener)?,
         named,
     })
 }
@@ -420,9 +424,9 @@ impl Place {
 
     fn next(&self) -> Result<OwnedFd, Errno> {
         // The mode belongs to the open socket, which among members the partner has as well.
-        fcntl(&*self.listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        fcntl(&**self.listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         loop {
-            match accept4(&*self.listener, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+            match accept4(&**self.listener, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
                 Err(Errno::EINTR | Errno::ECONNABORTED) => {}
                 Err(errno) => return Err(errno),
                 // It has the listening socket's options, which among members the partner can set as well.
@@ -451,7 +455,8 @@ impl Place {
     /// What a guest needs to go on in this process's place: the listening socket, and the lock beside a path.
     pub(crate) fn share(&self) -> Vec<Arc<OwnedFd>> {
         let lock = self.named.iter().map(|named| &named.lock);
-        std::iter::once(&self.listener).chain(lock).cloned().collect()
+        let withheld = std::iter::once(&self.listener).chain(lock);
+        withheld.map(|withheld| Arc::clone(withheld)).collect()
     }
 
     /// Lets go of it, and leaves everything there as it is: somebody else goes on with it.
@@ -509,7 +514,7 @@ impl Inheritance {
             _ => return Err(Error::Protocol("READY with a lock too many or too few".into())),
         };
         Ok(Self(Place {
-            listener: Arc::new(listener),
+            listener: Withheld::new(listener)?,
             named,
         }))
     }
@@ -544,8 +549,9 @@ impl Named {
             path: path.to_owned(),
             socket: inode_of(path),
             lock_path,
-            lock: Arc::new(lock),
+            lock: Withheld::new(lock)?,
             of_another: true,
+            birth: Birth::now()?,
         })
     }
 }

@@ -417,6 +417,9 @@ impl Sender {
 
     /// Says that this half is awake.
     pub fn disarm(&mut self) {
+        if self.shared.is_inherited() {
+            return;
+        }
         if let Some(writing) = &mut self.writing {
             writing.link.bed.get_up();
         }
@@ -424,8 +427,10 @@ impl Sender {
 
     /// Reads whatever has come over the line, and notices a peer that is gone: see [`Sender::close_reason`].
     pub fn listen(&mut self) {
-        self.shared.doorbell.listen();
-        self.shared.notice();
+        if !self.shared.is_inherited() {
+            self.shared.doorbell.listen();
+            self.shared.notice();
+        }
         self.heard();
     }
 
@@ -439,6 +444,9 @@ impl Sender {
     /// Sends no more; the other direction goes on. Messages in the ring stay readable. Once both sides have ended
     /// and this one has read everything, the channel closes by itself.
     pub fn end(&mut self) {
+        if self.shared.is_inherited() {
+            return;
+        }
         if self.shared.sending_ended.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -479,7 +487,7 @@ impl AsFd for Sender {
     /// The private line: readable when the peer has rung, or has gone. To be taken before another thread waits on the other
     /// half, which may read the bell otherwise; from then on it leaves every bell there.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.doorbell.as_fd()
+        self.shared.line()
     }
 }
 
@@ -662,6 +670,9 @@ impl Batch<'_> {
     /// Makes what was added so far visible to the peer.
     #[inline]
     pub fn publish(&mut self) {
+        if self.shared.is_inherited() {
+            return;
+        }
         if self.writing.producer.publish() && self.writing.link.watch.must_ring() {
             self.shared.doorbell.ring();
         }

@@ -19,6 +19,7 @@ use crate::{
     door::{Door, Failed, Host, OF_ONE_PROCESS, SIDE_BY_SIDE},
     error::{Error, Result},
     evidence::Record,
+    fork::{Birth, PerProcess, leave_torn},
     handshake::{Seats, Side},
     identity::Identity,
     news::{End, News},
@@ -60,6 +61,7 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
         state: Mutex::default(),
         news: News::new(door.clone(), "the listener is closed")?,
         door,
+        birth: Birth::now()?,
     });
     let stop = Canceller::new()?;
     let patience = patience.or(&stop);
@@ -136,12 +138,13 @@ fn connect_once(address: &Address, options: &Options, patience: &Patience) -> Re
 
 /// The turns of this process's handshakes as an agent: a service refuses a process that has more under way.
 fn turns() -> Result<&'static Turns> {
-    static TURNS: OnceLock<Turns> = OnceLock::new();
-    if let Some(turns) = TURNS.get() {
+    static TURNS: PerProcess<OnceLock<Turns>> = PerProcess::new();
+    let once = TURNS.get()?;
+    if let Some(turns) = once.get() {
         return Ok(turns);
     }
     let made = Turns::new(OF_ONE_PROCESS)?;
-    Ok(TURNS.get_or_init(|| made))
+    Ok(once.get_or_init(|| made))
 }
 
 fn nobody(address: &Address) -> Error {
@@ -232,12 +235,17 @@ impl Listener {
     /// Channels that are open now, those that nobody has accepted yet included. A channel counts until it was closed, or
     /// a call on it has noticed that its peer is gone; a full listener looks for itself.
     pub fn size(&self) -> usize {
-        self.desk.state().taken
+        if self.desk.birth.is_here() {
+            self.desk.state().taken
+        } else {
+            0
+        }
     }
 
     /// Waits for the next news. Errors with [`Error::Closed`] once the listener was closed, and [`Error::Aborted`] once it
     /// was called off.
     pub fn accept(&self) -> Result<Arrival> {
+        self.desk.birth.check()?;
         let patience = Patience::endless(Vec::new(), Duration::ZERO);
         loop {
             if let Some(arrival) = self.desk.news.wait(&patience)? {
@@ -248,23 +256,34 @@ impl Listener {
 
     /// The next news, if there are any now. Errors as [`Listener::accept`].
     pub fn try_accept(&self) -> Result<Option<Arrival>> {
+        self.desk.birth.check()?;
         self.desk.news.claim()
     }
 
     /// Lets newcomers wait in the kernel's backlog. Handshakes under way, 64 at most, go on.
     pub fn pause(&self) {
-        self.desk.state().paused = true;
+        self.set_paused(true);
     }
 
     /// Takes newcomers in again.
     pub fn resume(&self) {
-        self.desk.state().paused = false;
+        self.set_paused(false);
         self.desk.door.ring();
+    }
+
+    fn set_paused(&self, paused: bool) {
+        if self.desk.birth.is_here() {
+            self.desk.state().paused = paused;
+        }
     }
 
     /// Listens no more: the address is free when this returns. Whoever has a handshake under way or was not accepted yet
     /// is told, and their channels are closed.
     pub fn close(&self, channels: Channels) {
+        // The door is its parent's, and the thread that would say that it is shut is not here.
+        if !self.desk.birth.is_here() {
+            return;
+        }
         self.desk.end(End::Closed);
         self.stop.cancel();
         // It is never sent anything: this waits until the door has dropped the other end.
@@ -300,6 +319,16 @@ struct Desk {
     news: News<Arrival>,
     /// Rung when newcomers may be taken in again.
     door: Bell,
+    /// A child has neither the door nor a seat.
+    birth: Birth,
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        if !self.birth.is_here() {
+            leave_torn(&mut self.state);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -365,7 +394,9 @@ impl std::fmt::Debug for Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.state().taken -= 1;
+        if self.0.birth.is_here() {
+            self.0.state().taken -= 1;
+        }
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::{
     fmt,
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU8, Ordering, fence},
+        atomic::{AtomicBool, Ordering, fence},
     },
     time::{Duration, Instant},
 };
@@ -16,6 +16,7 @@ use crate::{
     doorbell::{Barriers, Bed, Doorbell, Ends, Spot, Watch},
     error::{Error, Result},
     evidence::Evidence,
+    fork::{Mark, inherited, leave_torn},
     identity::{Identity, Peer},
     mailbox::{Addressee, Inlet},
     patience::{Patience, Woken},
@@ -77,6 +78,8 @@ pub(crate) struct Parts {
     pub(crate) process: Peer,
     pub(crate) identity: Identity,
     pub(crate) evidence: Vec<Evidence>,
+    /// What the channel's [`state`] will be.
+    pub(crate) state: Mark,
     pub(crate) own: OwnRegion,
     pub(crate) peer: PeerRegion,
     pub(crate) own_capacity: u64,
@@ -97,7 +100,11 @@ pub(crate) struct Parts {
 
 /// The states of a channel, as one byte that every call looks at.
 pub(crate) mod state {
-    pub(crate) const OPEN: u8 = 0;
+    use crate::fork::Mark;
+
+    /// Of a channel of the process that this one was forked from.
+    pub(crate) const INHERITED: u8 = Mark::INHERITED;
+    pub(crate) const OPEN: u8 = u8::MAX;
     pub(crate) const CLOSED_HERE: u8 = 1;
     pub(crate) const CLOSED_BY_PEER: u8 = 2;
     pub(crate) const PEER_EXITED: u8 = 3;
@@ -114,7 +121,7 @@ pub(crate) struct Shared {
     pub(crate) role: Role,
     /// Also held by whoever waits for tokens, which keeps no channel open.
     pub(crate) doorbell: Arc<Doorbell>,
-    pub(crate) state: AtomicU8,
+    pub(crate) state: Mark,
     pub(crate) sending_ended: AtomicBool,
     pub(crate) receiving_ended: AtomicBool,
     /// What is let go of when the channel ends. Whoever changes the phase of this side's region, or the number of its tokens,
@@ -228,6 +235,7 @@ impl Shared {
     pub(crate) fn check(&self) -> Result<()> {
         match self.state.load(Ordering::Acquire) {
             state::OPEN => Ok(()),
+            state::INHERITED => Err(inherited()),
             state::CLOSED_HERE => Err(Error::Closed("the channel is closed")),
             state::CLOSED_BY_PEER => Err(Error::PeerLost("it has closed the channel".into())),
             state::LEFT_BY_PEER => Err(Error::PeerLost("it has left the address".into())),
@@ -249,6 +257,28 @@ impl Shared {
         }
     }
 
+    /// Whether this process was forked from the one whose channel it is.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == state::INHERITED
+    }
+
+    /// For whoever takes something from the line. Errors in a child, whose parent's it is.
+    pub(crate) fn doorbell_here(&self) -> Result<&Doorbell> {
+        if self.is_inherited() {
+            return Err(inherited());
+        }
+        Ok(&self.doorbell)
+    }
+
+    /// For an event loop of the program's.
+    pub(crate) fn line(&self) -> BorrowedFd<'_> {
+        // What a lock guards is looked at by no child: the thread that had it may be its parent's alone.
+        if self.is_inherited() {
+            return self.doorbell.line();
+        }
+        self.doorbell.as_fd()
+    }
+
     pub(crate) fn peer_is_gone(&self) -> bool {
         matches!(
             self.state.load(Ordering::Acquire),
@@ -258,6 +288,9 @@ impl Shared {
 
     /// Ends the channel, once. The address is free, and the line closed to both sides, when this returns.
     pub(crate) fn finish(&self, end: u8) {
+        if self.is_inherited() {
+            return;
+        }
         match end {
             // Not waited for: what the peer sends to a side that closes is lost in any case, and the thread that has heard
             // the alarm is the one that would be waited for.
@@ -302,11 +335,17 @@ impl Shared {
     /// Waits until a thread that is about to end the channel has done so: the peer may have been told before the threads of this
     /// side are.
     pub(crate) fn wait_for_end(&self) {
-        drop(self.held());
+        // In a child no such thread is there to give the lock back.
+        if !self.is_inherited() {
+            drop(self.held());
+        }
     }
 
     /// Says that this side sends no more. `false`: the channel has ended already, and the peer was told of that.
     pub(crate) fn end_sending(&self) -> bool {
+        if self.is_inherited() {
+            return false;
+        }
         let mut guard = self.held();
         guard.as_mut().is_some_and(|held| held.phase.end_sending())
     }
@@ -325,6 +364,9 @@ impl Shared {
     }
 
     fn catch_up_with(&self, late: impl FnOnce(&Held) -> Option<Arc<Claim>>) {
+        if self.is_inherited() {
+            return;
+        }
         let held = self.held();
         let late = held.as_ref().and_then(late);
         // As in `finish`.
@@ -336,9 +378,10 @@ impl Shared {
 
     /// Sends the peer a token.
     pub(crate) fn signal(&self, token: u64) -> Result<()> {
+        let doorbell = self.doorbell_here()?;
         let is_there = || {
-            self.doorbell.look();
-            !self.doorbell.is_gone()
+            doorbell.look();
+            !doorbell.is_gone()
         };
         if !is_there() {
             self.notice();
@@ -396,14 +439,14 @@ impl Shared {
 
     /// Reads what was left on the line, before somebody lies down: see [`Doorbell::catch_up`].
     pub(crate) fn catch_up(&self) {
-        if self.doorbell.catch_up() {
+        if !self.is_inherited() && self.doorbell.catch_up() {
             self.notice();
         }
     }
 
     /// Notices what the line says: a peer that is gone ends the channel.
     pub(crate) fn notice(&self) {
-        if !self.doorbell.is_gone() {
+        if self.is_inherited() || !self.doorbell.is_gone() {
             return;
         }
         // An honest peer says that it closes before it hangs up. A dead one has not said anything.
@@ -416,7 +459,8 @@ impl Shared {
     }
 
     pub(crate) fn finish_if_both_ended(&self) {
-        if self.sending_ended.load(Ordering::Acquire) && self.receiving_ended.load(Ordering::Acquire) {
+        let both = self.sending_ended.load(Ordering::Acquire) && self.receiving_ended.load(Ordering::Acquire);
+        if both && !self.is_inherited() {
             self.hear_out();
             self.finish(state::CLOSED_HERE);
         }
@@ -425,6 +469,9 @@ impl Shared {
     /// A lie of the peer's ends the channel.
     pub(crate) fn judge<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(Error::RingCorrupt(_)) = &result {
+            if self.is_inherited() {
+                return Err(inherited());
+            }
             // Where the peer has wiped its memory, what is found there is no lie: when that was exposed, or once this side has
             // ended the channel, on another thread, and so reads no more.
             if self.phase_of_peer() == Some(Phase::EXPOSED) {
@@ -443,9 +490,11 @@ impl Shared {
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
         match self.state.load(Ordering::Acquire) {
             state::OPEN => None,
-            state::CLOSED_HERE | state::CLOSED_BY_PEER | state::LEFT_BY_PEER | state::REFUSED => {
-                Some(CloseReason::Closed)
-            }
+            state::CLOSED_HERE
+            | state::CLOSED_BY_PEER
+            | state::LEFT_BY_PEER
+            | state::REFUSED
+            | state::INHERITED => Some(CloseReason::Closed),
             state::PEER_EXITED => Some(CloseReason::Exited),
             state::EXPOSED | state::EXPOSED_AT_PEER => Some(CloseReason::Exposed),
             _ => Some(CloseReason::Corrupt),
@@ -455,6 +504,9 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        if self.is_inherited() {
+            leave_torn(&mut self.held);
+        }
         self.finish(state::CLOSED_HERE);
     }
 }

@@ -30,6 +30,7 @@ use nix::{
 
 use crate::{
     error::{Error, Result},
+    fork::{Birth, PerProcess},
     sys::{self, SignalInfo},
 };
 
@@ -43,11 +44,19 @@ pub(crate) enum Listener {
     Words(fn(&SignalInfo) -> bool),
 }
 
-static ALARMS: OnceLock<fn()> = OnceLock::new();
-static WORDS: OnceLock<fn(&SignalInfo) -> bool> = OnceLock::new();
+/// What a process has of numbers, and whom it tells.
+#[derive(Default)]
+struct Numbers {
+    posts: Mutex<Vec<Post>>,
+    alarms: OnceLock<fn()>,
+    words: OnceLock<fn(&SignalInfo) -> bool>,
+    strays: Strays,
+}
+
+static NUMBERS: PerProcess<Numbers> = PerProcess::new();
 
 fn alarm() {
-    if let Some(alarm) = ALARMS.get() {
+    if let Some(alarm) = NUMBERS.existing().and_then(|numbers| numbers.alarms.get()) {
         alarm();
     }
 }
@@ -61,6 +70,8 @@ pub(crate) struct Claim {
     /// Whether all that a process sends with a signal arrives with it here.
     pub(crate) carries_all: bool,
     progress: Arc<Progress>,
+    /// A child has a copy of this, and no such thread.
+    birth: Birth,
 }
 
 struct Post {
@@ -78,26 +89,39 @@ thread_local! {
     static HEARS: Cell<bool> = const { Cell::new(false) };
 }
 
-static POSTS: Mutex<Vec<Post>> = Mutex::new(Vec::new());
-
-fn posts() -> MutexGuard<'static, Vec<Post>> {
-    // Valid after every statement that changes it.
-    POSTS.lock().unwrap_or_else(PoisonError::into_inner)
+impl Numbers {
+    fn posts(&self) -> MutexGuard<'_, Vec<Post>> {
+        // Valid after every statement that changes it.
+        self.posts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Signals of each number that nobody was to hear, since this process began.
-static STRAYS: [AtomicU64; 65] = [const { AtomicU64::new(0) }; 65];
+struct Strays([AtomicU64; 65]);
+
+impl Default for Strays {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; 65])
+    }
+}
+
+impl Strays {
+    fn of(&self, number: c_int) -> Option<&AtomicU64> {
+        usize::try_from(number).ok().and_then(|at| self.0.get(at))
+    }
+}
 
 /// How many signals of this number have come to this process that nobody was to hear.
 pub(crate) fn strays(number: c_int) -> u64 {
-    let count = usize::try_from(number).ok().and_then(|at| STRAYS.get(at));
+    let count = NUMBERS.existing().and_then(|numbers| numbers.strays.of(number));
     count.map_or(0, |count| count.load(Ordering::Relaxed))
 }
 
 /// The handler: it may interrupt any thread in the middle of anything, so it adds to a counter and does nothing else
 /// (signal-safety(7)). Nobody who has something to say to this process says it to this.
 extern "C" fn count_stray(number: c_int) {
-    if let Some(count) = usize::try_from(number).ok().and_then(|at| STRAYS.get(at)) {
+    // What it looks through is there before the handler is, and stays.
+    if let Some(count) = NUMBERS.existing().and_then(|numbers| numbers.strays.of(number)) {
         count.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -122,12 +146,12 @@ pub(crate) fn check(number: Option<c_int>) -> Result<()> {
         return unused().map(drop);
     };
     check_range(number)?;
-    check_claimable(&posts(), number)
+    check_claimable(&NUMBERS.get()?.posts(), number)
 }
 
 /// The number that a claim of any would get now.
 pub(crate) fn unused() -> Result<c_int> {
-    let posts = posts();
+    let posts = NUMBERS.get()?.posts();
     candidates()
         .find(|number| check_claimable(&posts, *number).is_ok())
         .ok_or_else(none_free)
@@ -157,7 +181,8 @@ fn check_range(number: c_int) -> Result<()> {
 fn check_free(number: c_int) -> Result<()> {
     let found = sys::disposition_of(number)
         .map_err(|errno| Error::system("looking at a signal's handler (sigaction)", errno))?;
-    if found.sa_sigaction == libc::SIG_DFL {
+    // Ours, and claimed by nobody here: by the process that this one was forked from.
+    if found.sa_sigaction == libc::SIG_DFL || found.sa_sigaction == own_handler() {
         return Ok(());
     }
     let how = if found.sa_sigaction == libc::SIG_IGN {
@@ -178,18 +203,20 @@ impl Claim {
     ///
     /// Errors with [`Error::InvalidArgument`] as [`check`], and with [`Error::NoSpace`] where there can be no thread.
     pub(crate) fn new(number: Option<c_int>, listener: Listener) -> Result<Self> {
+        let birth = Birth::now()?;
+        let numbers = NUMBERS.get()?;
         // Whoever was first is of the same kind, and so the same.
         let _ = match listener {
-            Listener::Alarms(alarm) => ALARMS.set(alarm).is_ok(),
-            Listener::Words(hear) => WORDS.set(hear).is_ok(),
+            Listener::Alarms(alarm) => numbers.alarms.set(alarm).is_ok(),
+            Listener::Words(hear) => numbers.words.set(hear).is_ok(),
         };
-        let mut posts = posts();
+        let mut posts = numbers.posts();
         if let Some(number) = number {
             check_range(number)?;
-            return Self::of(&mut posts, number);
+            return Self::of(&mut posts, number, birth);
         }
         for number in candidates() {
-            match Self::of(&mut posts, number) {
+            match Self::of(&mut posts, number, birth) {
                 Err(Error::InvalidArgument(_)) => {}
                 outcome => return outcome,
             }
@@ -197,16 +224,16 @@ impl Claim {
         Err(none_free())
     }
 
-    fn of(posts: &mut Vec<Post>, number: c_int) -> Result<Self> {
+    fn of(posts: &mut Vec<Post>, number: c_int, birth: Birth) -> Result<Self> {
         if let Some(post) = posts.iter_mut().find(|post| post.number == number) {
-            return Ok(post.claim());
+            return Ok(post.claim(birth));
         }
         check_free(number)?;
         sys::set_disposition(number, &sys::disposition(own_handler()))
             .map_err(|errno| Error::system("a handler of a realtime signal (sigaction)", errno))?;
         match start(number) {
             Ok(mut post) => {
-                let claim = post.claim();
+                let claim = post.claim(birth);
                 posts.push(post);
                 Ok(claim)
             }
@@ -220,7 +247,7 @@ impl Claim {
     /// Waits until the thread has heard everything that was directed at it before this call. On the thread of a number, which
     /// waits for none, returns at once.
     pub(crate) fn catch_up(&self) {
-        if HEARS.get() {
+        if HEARS.get() || !self.birth.is_here() {
             return;
         }
         let ticket = self.progress.ask();
@@ -236,20 +263,25 @@ impl Claim {
 }
 
 impl Post {
-    fn claim(&mut self) -> Claim {
+    fn claim(&mut self, birth: Birth) -> Claim {
         self.claims += 1;
         Claim {
             number: self.number,
             thread: self.thread,
             carries_all: self.carries_all,
             progress: Arc::clone(&self.progress),
+            birth,
         }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let mut posts = posts();
+        // In a child the number may be claimed anew.
+        let Some(numbers) = NUMBERS.existing().filter(|_| self.birth.is_here()) else {
+            return;
+        };
+        let mut posts = numbers.posts();
         let Some(index) = posts.iter().position(|post| post.number == self.number) else {
             return;
         };
@@ -468,8 +500,11 @@ fn hear(heard: &SignalInfo, progress: &Progress) {
         alarm();
     } else if let Some(ticket) = progress.ticket(heard) {
         progress.reached(ticket);
-    } else if WORDS.get().is_none_or(|hear| !hear(heard)) {
-        count_stray(heard.signal);
+    } else {
+        let words = NUMBERS.existing().and_then(|numbers| numbers.words.get());
+        if words.is_none_or(|hear| !hear(heard)) {
+            count_stray(heard.signal);
+        }
     }
 }
 

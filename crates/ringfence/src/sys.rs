@@ -447,6 +447,15 @@ pub(crate) fn unlock_file(file: impl AsFd) {
     unsafe { libc::flock(file.as_fd().as_raw_fd(), libc::LOCK_UN) };
 }
 
+/// Has this called in each child that is forked from now on, before the fork returns there (pthread_atfork(3)). Never undone.
+pub(crate) fn in_each_child(called: extern "C" fn()) -> Result<(), Errno> {
+    // SAFETY: it takes functions, of which `called` must do nothing that is not async-signal-safe.
+    match unsafe { libc::pthread_atfork(None, None, Some(called)) } {
+        0 => Ok(()),
+        error => Err(Errno::from_raw(error)),
+    }
+}
+
 /// pidfd_open(2), Linux 5.3.
 pub(crate) fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
     pidfd_open_with(pid.as_raw(), 0)

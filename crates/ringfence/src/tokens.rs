@@ -71,6 +71,7 @@ impl Tokens {
     }
 
     fn wait(&self, deadline: Option<Instant>) -> Result<Option<u64>> {
+        self.mailbox.check()?;
         loop {
             let Some(doorbell) = self.doorbell.upgrade() else {
                 // The channel was let go of: nothing more comes.

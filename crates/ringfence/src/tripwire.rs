@@ -23,6 +23,7 @@ use nix::{
 
 use crate::{
     error::{Error, Result},
+    fork::PerProcess,
     signal::{Claim, Listener},
     sys,
 };
@@ -56,11 +57,11 @@ impl fmt::Debug for Wire {
     }
 }
 
-static WIRES: Mutex<Vec<Arc<Wire>>> = Mutex::new(Vec::new());
+static WIRES: PerProcess<Mutex<Vec<Arc<Wire>>>> = PerProcess::new();
 
-fn wires() -> MutexGuard<'static, Vec<Arc<Wire>>> {
+fn locked(wires: &Mutex<Vec<Arc<Wire>>>) -> MutexGuard<'_, Vec<Arc<Wire>>> {
     // Valid after every statement that changes it.
-    WIRES.lock().unwrap_or_else(PoisonError::into_inner)
+    wires.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Tripwire {
@@ -73,6 +74,7 @@ impl Tripwire {
         let file =
             fstat(&object).map_err(|errno| Error::system("looking at the shared object (fstat)", errno))?;
         let claim = Claim::new(Some(signal), Listener::Alarms(look))?;
+        let wires = WIRES.get()?;
         let wire = Arc::new(Wire {
             place: format!(
                 "{:02x}:{:02x}:{}",
@@ -84,7 +86,7 @@ impl Tripwire {
             tripped: AtomicBool::new(false),
             alarm: Mutex::new(None),
         });
-        wires().push(Arc::clone(&wire));
+        locked(wires).push(Arc::clone(&wire));
         let tripwire = Self { wire, claim };
         sys::take_watched_lease(&object, tripwire.claim.thread, signal).map_err(refused)?;
         tripwire.wire.armed.store(true, Ordering::SeqCst);
@@ -111,7 +113,10 @@ impl Tripwire {
 
 impl Drop for Tripwire {
     fn drop(&mut self) {
-        wires().retain(|wire| !Arc::ptr_eq(wire, &self.wire));
+        // None of a child's is among those that were its parent's.
+        if let Some(wires) = WIRES.existing() {
+            locked(wires).retain(|wire| !Arc::ptr_eq(wire, &self.wire));
+        }
     }
 }
 
@@ -142,9 +147,10 @@ pub(crate) fn refused(errno: Errno) -> Error {
 
 /// On the signal's thread, once the kernel has said something.
 fn look() {
+    let Some(wires) = WIRES.existing() else { return };
     let tripped: Vec<_> = {
         // Whose wire is here has its mapping still, and with it the lease that is looked for.
-        let wires = wires();
+        let wires = locked(wires);
         // Read bytewise: what cannot be read cannot calm anybody.
         let locks = std::fs::read("/proc/locks").unwrap_or_default();
         let locks = String::from_utf8_lossy(&locks);

@@ -91,7 +91,7 @@ impl Verifier {
             .shared
             .upgrade()
             .ok_or(Error::Closed("the channel is closed"))?;
-        shared.doorbell.look();
+        shared.doorbell_here()?.look();
         shared.notice();
         shared.check()
     }

@@ -7,7 +7,6 @@
 
 use std::{
     collections::BTreeMap,
-    mem,
     os::fd::{AsRawFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -24,8 +23,9 @@ use nix::{
         signal::{SigSet, Signal},
         socket::{Shutdown, shutdown},
     },
-    unistd::{Pid, getpid},
 };
+
+use crate::fork::PerProcess;
 
 /// A line over which the thread keeps watch, until this is dropped.
 #[derive(Debug)]
@@ -35,15 +35,13 @@ pub(crate) struct Vigil {
 }
 
 struct Post {
-    /// A forked child has a copy of all this, and no such thread; what the descriptors lead to is its parent's.
-    process: Pid,
     epoll: Arc<Epoll>,
     over: EventFd,
     lines: BTreeMap<u64, Arc<OwnedFd>>,
     join: JoinHandle<()>,
 }
 
-static POST: Mutex<Option<Post>> = Mutex::new(None);
+static POST: PerProcess<Mutex<Option<Post>>> = PerProcess::new();
 
 /// Never given twice, unlike a descriptor's number: what the thread has just heard of a line that is let go of meanwhile
 /// is not taken for another's.
@@ -52,21 +50,16 @@ static KEYS: AtomicU64 = AtomicU64::new(OVER + 1);
 /// The key of the descriptor that ends the thread.
 const OVER: u64 = 0;
 
-fn post() -> MutexGuard<'static, Option<Post>> {
+fn locked(post: &Mutex<Option<Post>>) -> MutexGuard<'_, Option<Post>> {
     // Valid after every statement that changes it.
-    POST.lock().unwrap_or_else(PoisonError::into_inner)
+    post.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Vigil {
     /// From now on, and also where it has happened already, the end of that process ends the line. `None` where that
     /// cannot be had: no descriptors are left, or no thread.
     pub(crate) fn over(line: &Arc<OwnedFd>, pidfd: &Arc<OwnedFd>) -> Option<Self> {
-        let mut guard = post();
-        if guard.as_ref().is_some_and(|post| post.process != getpid())
-            && let Some(post) = guard.take()
-        {
-            mem::forget(post.join);
-        }
+        let mut guard = locked(POST.get().ok()?);
         if guard.is_none() {
             *guard = Some(Post::new().ok()?);
         }
@@ -87,10 +80,10 @@ impl Vigil {
 
 impl Drop for Vigil {
     fn drop(&mut self) {
-        let mut guard = post();
-        let Some(post) = guard.as_mut().filter(|post| post.process == getpid()) else {
+        let Some(mut guard) = POST.existing().map(locked) else {
             return;
         };
+        let Some(post) = guard.as_mut() else { return };
         // None of a child's is among those that were its parent's.
         if post.lines.remove(&self.key).is_none() {
             return;
@@ -120,7 +113,6 @@ impl Post {
             .spawn(move || watch(&watched))
             .map_err(|_| Errno::EAGAIN)?;
         Ok(Self {
-            process: getpid(),
             epoll,
             over,
             lines: BTreeMap::new(),
@@ -141,7 +133,9 @@ fn watch(epoll: &Epoll) {
             // Only where the program has closed what is not its own.
             Err(_) => return,
         };
-        let guard = post();
+        let Some(guard) = POST.existing().map(locked) else {
+            return;
+        };
         for event in &events[..count] {
             if event.data() == OVER {
                 return;

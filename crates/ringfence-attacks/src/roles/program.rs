@@ -3,6 +3,7 @@
 use std::{
     env, fs,
     os::unix::process::CommandExt as _,
+    panic::{AssertUnwindSafe, catch_unwind},
     process::{Command, Stdio},
 };
 
@@ -10,9 +11,9 @@ use nix::{
     errno::Errno,
     sys::{
         signal::{Signal, kill},
-        wait::waitpid,
+        wait::{WaitStatus, waitpid},
     },
-    unistd::{ForkResult, fork, pause},
+    unistd::{ForkResult, alarm, fork, pause},
 };
 
 /// Closes what whoever started the tests has left open, so that what is inherited later comes from here.
@@ -79,6 +80,26 @@ pub(super) fn child_inherits() -> Result<String, String> {
         .output()
         .map_err(|error| error.to_string())?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Forks without exec, has the child do something and say what came of it, and returns how it ended.
+pub(super) fn in_child(what: impl FnOnce() -> String) -> Result<String, String> {
+    /// Longer than anything takes that does not wait for somebody who is not there.
+    const LIMIT: u32 = 20;
+    // SAFETY: what the child may do in a copy of a process with several threads is what this is about.
+    match unsafe { fork() }.map_err(|errno| errno.to_string())? {
+        ForkResult::Child => {
+            alarm::set(LIMIT);
+            let said = catch_unwind(AssertUnwindSafe(what));
+            println!("child {}", said.as_deref().unwrap_or("panicked"));
+            // SAFETY: ends the process, and nothing else: what its parent has registered for its end is not its own.
+            unsafe { libc::_exit(0) }
+        }
+        ForkResult::Parent { child } => match waitpid(child, None).map_err(|errno| errno.to_string())? {
+            WaitStatus::Exited(_, 0) => Ok("ended well".into()),
+            other => Ok(format!("ended {other:?}")),
+        },
+    }
 }
 
 /// Forks without exec, and returns which shared objects are mapped in the child.

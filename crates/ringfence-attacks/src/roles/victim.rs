@@ -21,6 +21,14 @@ pub(super) fn run() -> Result<(), String> {
             ["child"] => program::child_inherits()?,
             ["exec", other] => program::exec_inventory(other)?,
             ["fork"] => program::fork_maps()?,
+            // In the child: goes on with what it has, and drops it.
+            ["in-child"] => {
+                let channel = channel.as_ref();
+                program::in_child(|| {
+                    let sent = channel.is_some_and(|channel| channel.send(b"the-childs"));
+                    if sent { "sent" } else { "full" }.into()
+                })?
+            }
             ["join", address, size, options @ ..] => match join(address, number(size)?, options) {
                 Ok(joined) => format!("joined {}", channel.insert(joined).role),
                 Err(what) => format!("error {what}"),

@@ -36,6 +36,24 @@ pub(super) fn run() -> Result<(), String> {
             ["child"] => program::child_inherits()?,
             ["exec", other] => program::exec_inventory(other)?,
             ["fork"] => program::fork_maps()?,
+            // In the child: goes on with what it has, and drops it.
+            ["in-child"] => {
+                let (channel, membership) = (&channel, &mut membership);
+                program::in_child(move || {
+                    let sent = {
+                        let mut channel = channel.lock().unwrap_or_else(PoisonError::into_inner);
+                        let sent = channel.as_mut().map(|(sender, _)| sender.try_send(b"the-childs"));
+                        drop(channel.take());
+                        sent
+                    };
+                    drop(membership.take());
+                    match sent {
+                        Some(Ok(true)) => "sent".into(),
+                        Some(Err(error)) => show(&error),
+                        other => format!("{other:?}"),
+                    }
+                })?
+            }
             // What a host leaves behind that was killed.
             ["stale", path] => UnixListener::bind(path)
                 .map_err(|error| error.to_string())

@@ -8,6 +8,7 @@ use crate::{
 };
 
 mod face;
+mod fork;
 mod insider;
 mod line;
 mod node;
@@ -285,6 +286,13 @@ pub const ROWS: &[Row] = &[
         attack: "never reads",
         bites_plain: true,
         run: line::never_reads,
+    },
+    Row {
+        number: 56,
+        who: "child",
+        attack: "is forked, executes nothing, uses and drops what it has",
+        bites_plain: true,
+        run: fork::without_exec,
     },
 ];
 

@@ -14,6 +14,7 @@ use proptest::{prelude::*, test_runner::Config};
 use crate::{
     channel::Channel,
     error::{Error, Result},
+    fork::Mark,
     identity::{Identity, Peer},
     mailbox::{Addressee, Inlet},
     options::Options,
@@ -21,7 +22,7 @@ use crate::{
     region::OwnRegion,
     ring::{HEADER, Progress, packed_size},
     sender::{Reserved, Sender},
-    shared::{Parts, Role},
+    shared::{Parts, Role, state},
     sys::Credentials,
     wire::TokenAddress,
 };
@@ -41,6 +42,7 @@ fn end(line: OwnedFd, own: &OwnRegion, peer: &OwnRegion, options: &Options) -> C
         process: Peer::unknown(nobody),
         identity: Identity::of(nobody),
         evidence: Vec::new(),
+        state: Mark::new(state::OPEN).expect("memory"),
         own: own.clone(),
         peer: peer.seen_by_peer(),
         own_capacity: CAPACITY,

@@ -21,6 +21,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use crate::{
     channel::Channel,
     error::Error,
+    fork::Mark,
     identity::{Identity, Peer},
     mailbox::{Addressee, Inlet},
     options::Options,
@@ -28,7 +29,7 @@ use crate::{
     region::{CAPACITY_MIN, OwnRegion, PeerRegion, Writable, as_offset, layout, region_size},
     ring::{Progress, WHOLE, packed_size},
     sender::Sender,
-    shared::{CloseReason, Parts, Role},
+    shared::{CloseReason, Parts, Role, state},
     sys::Credentials,
     wire::TokenAddress,
 };
@@ -166,6 +167,7 @@ impl Program {
             process: Peer::unknown(nobody),
             identity: Identity::of(nobody),
             evidence: Vec::new(),
+            state: Mark::new(state::OPEN).expect("memory"),
             own: memory.own.clone(),
             peer: memory.peer.clone(),
             own_capacity: CAPACITY,

@@ -1,0 +1,756 @@
+//! A child that is forked and executes nothing: what it inherits does nothing there and is left alone here, and what it makes
+//! is its own.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io::Read,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::{
+            fs::{MetadataExt, OpenOptionsExt},
+            net::{UnixListener, UnixStream},
+        },
+    },
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open},
+    libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{Signal, kill},
+        stat::Mode,
+        wait::{WaitStatus, waitpid},
+    },
+    unistd::{ForkResult, Pid, alarm, fork},
+};
+use ringfence::{
+    Address, Arrival, Canceller, Change, Channel, Channels, CloseReason, Error, Listener, Membership,
+    Receiver, Result, Role, Sender, connect, join, listen, member,
+};
+use support::{Actor, PATIENCE, fresh_address, say, small, wait_for_host, wait_for_test};
+
+/// How a child comes to be: by the C library, which runs what pthread_atfork(3) was told; or past it.
+const WAYS: [&str; 2] = ["fork", "clone"];
+
+/// Does something in a child, and tells how that went: "well", or what ended it.
+fn in_child(way: &str, what: impl FnOnce()) -> String {
+    let child = begin(way, what);
+    match waitpid(child, None).unwrap() {
+        WaitStatus::Exited(_, 0) => "well".into(),
+        other => format!("{other:?}"),
+    }
+}
+
+fn begin(way: &str, what: impl FnOnce()) -> Pid {
+    let forked = if way == "fork" {
+        // SAFETY: the child is what this test is about; the C library's own locks are whole in it.
+        unsafe { fork() }.unwrap()
+    } else {
+        // SAFETY: as above, where the other threads of this process wait.
+        match unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } {
+            0 => ForkResult::Child,
+            child => ForkResult::Parent {
+                child: Pid::from_raw(child.try_into().unwrap()),
+            },
+        }
+    };
+    match forked {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            // One that hangs has failed.
+            alarm::set(60);
+            let done = catch_unwind(AssertUnwindSafe(what));
+            // SAFETY: ends the process, and nothing else.
+            unsafe { libc::_exit(i32::from(done.is_err())) }
+        }
+    }
+}
+
+/// That this is what a call on something that is the parent's says.
+fn is_inherited<T: std::fmt::Debug>(result: Result<T>) {
+    match result {
+        Err(Error::Closed(why)) => assert!(why.contains("forked"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Everything that a channel can be asked, in a child.
+fn use_inherited(sender: &mut Sender, receiver: &mut Receiver, tokens: &ringfence::Tokens) {
+    let mut room = [0; 64];
+    sender.disarm();
+    sender.listen();
+    receiver.disarm();
+    receiver.wake();
+    is_inherited(receiver.listen());
+    is_inherited(receiver.listen_later());
+    is_inherited(sender.try_send(b"a child's"));
+    is_inherited(sender.send(b"a child's"));
+    is_inherited(sender.send_part(b"a child's", 0));
+    is_inherited(sender.try_send_packed(&[0; 8]));
+    is_inherited(sender.reserve(8).map(drop));
+    is_inherited(sender.reserve_detached(8));
+    is_inherited(sender.batch().map(drop));
+    is_inherited(sender.wait(8, None));
+    is_inherited(sender.arm(8));
+    is_inherited(receiver.try_receive(&mut room));
+    is_inherited(receiver.receive(&mut room));
+    is_inherited(receiver.receive_part(&mut room));
+    is_inherited(receiver.try_receive_packed(&mut room));
+    is_inherited(receiver.try_receive_more_packed(&mut room));
+    is_inherited(receiver.drain(|_| {}, 1));
+    is_inherited(receiver.next_size());
+    is_inherited(receiver.has_message());
+    is_inherited(receiver.is_ended());
+    is_inherited(receiver.wait(None));
+    is_inherited(receiver.arm());
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
+    assert!(!receiver.is_cut());
+    is_inherited(tokens.signal(1));
+    is_inherited(tokens.token());
+    assert_eq!(tokens.try_token(), None);
+    assert!(tokens.is_ended());
+    is_inherited(tokens.bell().map(drop));
+    assert!(sender.as_fd().as_raw_fd() >= 0 && receiver.as_fd().as_raw_fd() >= 0);
+    sender.end();
+    sender.close();
+    receiver.close();
+}
+
+/// Makes mappings of a child's own, which would come to lie where it has none of its parent's, and returns what looks
+/// whether they are whole.
+fn fill_memory() -> impl Fn() -> bool {
+    let filled: Vec<Vec<u8>> = (0..64).map(|_| vec![0xa5; 1 << 17]).collect();
+    move || filled.iter().flatten().all(|byte| *byte == 0xa5)
+}
+
+/// Answers so many messages, or all there are.
+fn echo(sender: &mut Sender, receiver: &mut Receiver, most: usize) {
+    let mut word = [0; 64];
+    for _ in 0..most {
+        let Some(length) = receiver.receive(&mut word).unwrap() else {
+            return;
+        };
+        sender.send(&word[..length]).unwrap();
+    }
+}
+
+fn answers(sender: &mut Sender, receiver: &mut Receiver, word: &[u8]) {
+    let mut answer = [0; 64];
+    sender.send(word).unwrap();
+    let length = receiver
+        .receive_until(&mut answer, Instant::now() + PATIENCE)
+        .unwrap();
+    assert_eq!(&answer[..length.unwrap()], word);
+}
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    let way = arguments.get(1).map_or("fork", String::as_str);
+    match role.as_str() {
+        "channel" => channel(&address, way),
+        "service" => service(&address, way),
+        "holder" => holder(&address, &arguments[1]),
+        "member" => membership(&address, way),
+        "anew" => anew(&address, &arguments[2].parse().unwrap(), way),
+        "turns" => turns(&address, &arguments[2].parse().unwrap()),
+        "locks" => locks(&address),
+        "canceller" => canceller(&address, way),
+        other => unreachable!("{other}"),
+    }
+}
+
+/// Has children that use what they inherit, and drop it; then goes on.
+fn channel(address: &Address, way: &str) {
+    let channel = join(address, &small()).unwrap();
+    let verifier = channel.verifier();
+    let tokens = channel.tokens();
+    let (mut sender, mut receiver) = channel.split();
+    // A thread that has slept so often has one that watches for the death of the peer.
+    echo(&mut sender, &mut receiver, SLEEPS);
+    say(in_child(way, || {
+        let whole = fill_memory();
+        is_inherited(verifier.verify());
+        use_inherited(&mut sender, &mut receiver, &tokens);
+        // SAFETY: a copy of what the parent goes on to own, in a process of which this is all that is left.
+        unsafe {
+            drop(std::ptr::read(&raw const sender));
+            drop(std::ptr::read(&raw const receiver));
+            drop(std::ptr::read(&raw const tokens));
+        }
+        assert!(whole());
+    }));
+    // What is open at the fork.
+    let mut reservation = sender.reserve(5).unwrap().unwrap();
+    reservation.copy_from_slice(b"whole");
+    let ended = in_child(way, || {
+        if way == "fork" {
+            let whole = fill_memory();
+            reservation.fill(0xee);
+            assert!(whole());
+        }
+        // SAFETY: as above.
+        is_inherited(unsafe { std::ptr::read(&raw const reservation) }.commit(5));
+    });
+    reservation.commit(5).unwrap();
+    say(ended);
+    let mut batch = sender.batch().unwrap();
+    assert!(batch.push(b"first").unwrap());
+    let ended = in_child(way, || {
+        if way == "fork" {
+            let whole = fill_memory();
+            let _ = batch.push(b"a child's");
+            assert!(whole());
+        }
+        // SAFETY: as above.
+        drop(unsafe { std::ptr::read(&raw const batch) });
+    });
+    assert!(batch.push(b"second").unwrap());
+    drop(batch);
+    say(ended);
+    let detached = sender.reserve_detached(5).unwrap().unwrap();
+    let ended = in_child(way, || {
+        // SAFETY: as above.
+        drop(unsafe { std::ptr::read(&raw const detached) });
+    });
+    sender.cancel(detached).unwrap();
+    say(ended);
+    assert_eq!(tokens.token().unwrap(), Some(7));
+    tokens.signal(8).unwrap();
+    say("token");
+    echo(&mut sender, &mut receiver, usize::MAX);
+    drop((sender, receiver));
+    say("ended");
+}
+
+/// Has children that use the listener, and drop it; then serves on.
+fn service(address: &Address, way: &str) {
+    let listener = listen(address, &small().max_peers(2)).unwrap();
+    let Arrival::Accepted(first) = listener.accept().unwrap() else {
+        panic!("a channel");
+    };
+    let (mut sender, mut receiver) = first.split();
+    say(in_child(way, || {
+        is_inherited(listener.accept());
+        is_inherited(listener.try_accept());
+        assert_eq!(listener.size(), 0);
+        listener.pause();
+        listener.resume();
+        listener.close(Channels::Close);
+        // SAFETY: copies of what the parent goes on to own, in a process of which this is all that is left.
+        unsafe {
+            drop(std::ptr::read(&raw const listener));
+            drop(std::ptr::read(&raw const sender));
+            drop(std::ptr::read(&raw const receiver));
+        }
+    }));
+    // The seats are what they were.
+    assert_eq!(listener.size(), 1);
+    let Arrival::Accepted(mut second) = listener.accept().unwrap() else {
+        panic!("a channel");
+    };
+    assert_eq!(listener.size(), 2);
+    let mut word = [0; 64];
+    assert_eq!(second.receiver().receive(&mut word).unwrap(), Some(5));
+    second.sender().send(b"hello").unwrap();
+    echo(&mut sender, &mut receiver, usize::MAX);
+    drop((sender, receiver, second));
+    drop(listener);
+    say("closed");
+}
+
+/// Has a child that lives on, and does nothing, until the test lets go of the connection to it.
+fn holder(address: &Address, test: &str) {
+    let mut test = UnixStream::connect(test).unwrap();
+    let listener = listen(address, &small()).unwrap();
+    begin("fork", || {
+        alarm::cancel();
+        test.read_to_end(&mut Vec::new()).unwrap();
+    });
+    say("forked");
+    wait_for_test();
+    drop(listener);
+    // At once, though the child is there still.
+    let again = listen(address, &small());
+    say(again.as_ref().map_or_else(Error::code, |_| "again"));
+    wait_for_test();
+}
+
+/// A member with its partner has children that drop all of it; then goes on.
+fn membership(address: &Address, way: &str) {
+    let membership = member(address, &small()).unwrap();
+    say(membership.role().to_string());
+    let channel = membership
+        .partner(Some(Instant::now() + PATIENCE))
+        .unwrap()
+        .unwrap();
+    let (mut sender, mut receiver) = channel.split();
+    let role = membership.role();
+    say(in_child(way, || {
+        is_inherited(membership.next());
+        is_inherited(membership.try_next());
+        assert_eq!(membership.role(), Role::Guest);
+        assert!(!membership.has_partner());
+        membership.pause();
+        membership.resume();
+        // SAFETY: copies of what the parent goes on to own, in a process of which this is all that is left.
+        unsafe {
+            drop(std::ptr::read(&raw const sender));
+            drop(std::ptr::read(&raw const receiver));
+            drop(std::ptr::read(&raw const membership));
+        }
+    }));
+    assert_eq!(membership.role(), role);
+    assert!(membership.has_partner());
+    echo(&mut sender, &mut receiver, usize::MAX);
+    // The guest has the place of a host that has gone.
+    let end = Instant::now() + PATIENCE;
+    while let Some(change) = membership.next_until(Some(end)).unwrap() {
+        if let Change::Role(role) = change {
+            say(role.to_string());
+            return;
+        }
+    }
+}
+
+/// Has a channel, and a child that makes one of its own, with the parent's partner and by itself.
+fn anew(address: &Address, service: &Address, way: &str) {
+    let (mut sender, mut receiver) = join(address, &small()).unwrap().split();
+    echo(&mut sender, &mut receiver, SLEEPS);
+    let ended = in_child(way, || {
+        let (channel, kept) = connect_and_keep(service);
+        let tokens = channel.tokens();
+        let (mut own, mut own_receiver) = channel.split();
+        // The parent's are gone before anything is heard here.
+        // SAFETY: copies of what the parent goes on to own, in a process of which this is all that is left.
+        unsafe {
+            drop(std::ptr::read(&raw const sender));
+            drop(std::ptr::read(&raw const receiver));
+        }
+        echo(&mut own, &mut own_receiver, SLEEPS);
+        tokens.signal(5).unwrap();
+        assert_eq!(tokens.token().unwrap(), Some(6));
+        let opened = reopen(&kept[0]).unwrap_err();
+        assert_eq!(opened.raw_os_error(), Some(Errno::EWOULDBLOCK as i32));
+        let error = own_receiver
+            .receive_until(&mut [0; 8], Instant::now() + PATIENCE)
+            .unwrap_err();
+        assert_eq!(error.code(), "OBJECT_EXPOSED");
+        drop((own, own_receiver));
+        // And it is a parent like any other.
+        assert_eq!(
+            in_child(way, || drop(connect(service, &small()).unwrap())),
+            "well"
+        );
+    });
+    say(ended);
+    echo(&mut sender, &mut receiver, usize::MAX);
+}
+
+/// More than a reader sleeps before a thread watches for the death of its peer.
+const SLEEPS: usize = 48;
+
+/// Connects, until a path to the own object was caught in the moments in which there is a descriptor of it.
+fn connect_and_keep(service: &Address) -> (Channel, Vec<File>) {
+    loop {
+        let over = AtomicBool::new(false);
+        let (mut channel, mut kept) = thread::scope(|scope| {
+            let keeper = scope.spawn(|| {
+                let mut kept = BTreeMap::new();
+                while !over.load(Ordering::Relaxed) {
+                    keep_paths(&mut kept);
+                }
+                kept.into_values().collect::<Vec<_>>()
+            });
+            let channel = connect(service, &small());
+            over.store(true, Ordering::Relaxed);
+            (channel.unwrap(), keeper.join().unwrap())
+        });
+        kept.retain(is_own);
+        let word: &[u8] = if kept.is_empty() { b"again" } else { b"kept" };
+        channel.sender().send(word).unwrap();
+        if !kept.is_empty() {
+            return (channel, kept);
+        }
+    }
+}
+
+/// An `O_PATH` descriptor, which counts as no opening, of every shared object that this process has a descriptor of.
+fn keep_paths(kept: &mut BTreeMap<u64, File>) {
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        let target = std::fs::read_link(entry.path()).unwrap_or_default();
+        if !target.to_string_lossy().starts_with("/memfd:ringfence") {
+            continue;
+        }
+        let path = open(&entry.path(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+        if let Ok(file) = path.map(File::from)
+            && let Ok(metadata) = file.metadata()
+        {
+            kept.entry(metadata.ino()).or_insert(file);
+        }
+    }
+}
+
+/// Whether this is an object that this process writes, which alone is mapped for that.
+fn is_own(file: &File) -> bool {
+    let inode = file.metadata().unwrap().ino().to_string();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().any(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        fields.next() == Some("rw-s") && fields.nth(2) == Some(&inode)
+    })
+}
+
+fn reopen(file: &File) -> std::io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Has as many handshakes under way as one process may, and a child that connects elsewhere.
+fn turns(silent: &Address, service: &Address) {
+    let canceller = Canceller::new().unwrap();
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| connect(silent, &small().canceller(canceller.clone())).unwrap_err());
+        }
+        wait_for_test();
+        let connected = || {
+            let (mut sender, mut receiver) = connect(service, &small()).unwrap().split();
+            answers(&mut sender, &mut receiver, b"at once");
+        };
+        for way in WAYS {
+            say(in_child(way, connected));
+        }
+        canceller.cancel();
+    });
+}
+
+/// Forks while other threads make and end channels, tokens and services without a pause, and hold each lock now and then.
+fn locks(service: &Address) {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let channel = connect(service, &small()).unwrap();
+                let tokens = channel.tokens();
+                let (mut sender, mut receiver) = channel.split();
+                answers(&mut sender, &mut receiver, b"parent");
+                let _ = tokens.signal(1);
+                drop(tokens.token_until(Instant::now() + Duration::from_millis(1)));
+            }
+        });
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let (address, _) = fresh_address(false);
+                let listener = listen(&address, &small()).unwrap();
+                for _ in 0..100 {
+                    let _ = listener.size();
+                }
+            }
+        });
+        for _ in 0..60 {
+            let ended = in_child("fork", || {
+                let (mut sender, mut receiver) = connect(service, &small()).unwrap().split();
+                answers(&mut sender, &mut receiver, b"child");
+                let (address, _) = fresh_address(false);
+                drop(listen(&address, &small()).unwrap());
+            });
+            if ended != "well" {
+                say(ended);
+                break;
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    say("done");
+}
+
+/// What a child calls off is nothing of its parent's, and what the parent calls off nothing of its child's.
+fn canceller(address: &Address, way: &str) {
+    let canceller = Canceller::new().unwrap();
+    let options = small().canceller(canceller.clone());
+    say(in_child(way, || canceller.cancel()));
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| join(address, &options));
+        wait_for_host(address);
+        say("waits");
+        wait_for_test();
+        canceller.cancel();
+        say(waiting.join().unwrap().unwrap_err().code());
+    });
+    say(in_child(way, || {
+        let mut channel = join(address, &options).unwrap();
+        // Until the other side has let go of it.
+        assert_eq!(channel.receiver().receive(&mut [0; 8]).unwrap(), None);
+    }));
+}
+
+#[test]
+fn a_channel_outlives_a_child_that_uses_it_and_drops_it() {
+    for way in WAYS {
+        // As the host, whose place the child could let go of, and as the guest.
+        for guest in [false, true] {
+            let (address, directory) = fresh_address(true);
+            let start = || Actor::start("channel", &[&address.to_string(), way]);
+            let (actor, channel) = if guest {
+                let later = support::join_later(&address, &small());
+                wait_for_host(&address);
+                (start(), later.join().unwrap().unwrap())
+            } else {
+                let actor = start();
+                wait_for_host(&address);
+                (actor, join(&address, &small()).unwrap())
+            };
+            let tokens = channel.tokens();
+            let (mut sender, mut receiver) = channel.split();
+            for _ in 0..SLEEPS {
+                answers(&mut sender, &mut receiver, b"before");
+            }
+            for _ in 0..4 {
+                actor.expect("well");
+            }
+            let mut word = [0; 64];
+            for wanted in [&b"whole"[..], b"first", b"second"] {
+                let length = receiver.receive(&mut word).unwrap().unwrap();
+                assert_eq!(&word[..length], wanted, "{way}");
+            }
+            tokens.signal(7).unwrap();
+            actor.expect("token");
+            assert_eq!(tokens.token().unwrap(), Some(8));
+            // What lies at the address is there still, and is its own.
+            let there = directory.as_ref().unwrap().path().read_dir().unwrap().count();
+            assert_eq!(there, 2, "the socket and its lock");
+            assert_eq!(join(&address, &small()).unwrap_err().code(), "ADDRESS_OCCUPIED");
+            for _ in 0..SLEEPS {
+                answers(&mut sender, &mut receiver, b"after");
+            }
+            sender.end();
+            assert_eq!(receiver.receive(&mut word).unwrap(), None);
+            actor.expect("ended");
+            actor.finish();
+        }
+    }
+}
+
+#[test]
+fn a_service_goes_on_when_a_child_drops_its_listener() {
+    for way in WAYS {
+        let (address, _) = fresh_address(false);
+        let actor = Actor::start("service", &[&address.to_string(), way]);
+        wait_for_host(&address);
+        let (mut sender, mut receiver) = connect(&address, &small()).unwrap().split();
+        actor.expect("well");
+        let mut second = connect(&address, &small()).unwrap();
+        second.sender().send(b"hello").unwrap();
+        let mut word = [0; 64];
+        let length = second.receiver().receive(&mut word).unwrap().unwrap();
+        assert_eq!(&word[..length], b"hello");
+        // Both seats are taken, and not more.
+        assert_eq!(
+            connect(&address, &small()).unwrap_err().code(),
+            "ADDRESS_OCCUPIED"
+        );
+        answers(&mut sender, &mut receiver, b"first");
+        drop((sender, receiver));
+        actor.expect("closed");
+        actor.finish();
+    }
+}
+
+#[test]
+fn a_child_that_lives_on_holds_no_address_of_its_parents() {
+    for named in [false, true] {
+        let (address, _directory) = fresh_address(named);
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("test");
+        let socket = UnixListener::bind(&path).unwrap();
+        let mut actor = Actor::start("holder", &[&address.to_string(), path.to_str().unwrap()]);
+        // The child ends when this does.
+        let _child = socket.accept().unwrap();
+        actor.expect("forked");
+        actor.go_on();
+        actor.expect("again");
+        // Nor when the parent is killed.
+        kill(Pid::from_raw(actor.pid()), Signal::SIGKILL).unwrap();
+        let ended = Instant::now() + PATIENCE;
+        let listener = loop {
+            match listen(&address, &small()) {
+                Err(Error::AddressOccupied { .. }) if Instant::now() < ended => thread::yield_now(),
+                other => break other.unwrap(),
+            }
+        };
+        drop(listener);
+    }
+}
+
+#[test]
+fn a_member_keeps_its_place_when_a_child_drops_it() {
+    for way in WAYS {
+        for role in [Role::Host, Role::Guest] {
+            let (address, _) = fresh_address(false);
+            let text = address.to_string();
+            let (actor, own) = if role == Role::Host {
+                let actor = Actor::start("member", &[&text, way]);
+                actor.expect("host");
+                (actor, member(&address, &small()).unwrap())
+            } else {
+                let own = member(&address, &small()).unwrap();
+                let actor = Actor::start("member", &[&text, way]);
+                actor.expect("guest");
+                (actor, own)
+            };
+            let channel = partner(&own);
+            actor.expect("well");
+            let (mut sender, mut receiver) = channel.split();
+            answers(&mut sender, &mut receiver, b"after");
+            if role == Role::Guest {
+                drop((sender, receiver));
+                drop(own);
+                // It has inherited the place, and its child has not spoilt that.
+                actor.expect("host");
+            }
+        }
+    }
+}
+
+fn partner(membership: &Membership) -> Channel {
+    membership
+        .partner(Some(Instant::now() + PATIENCE))
+        .unwrap()
+        .unwrap()
+}
+
+#[test]
+fn a_child_begins_anew_and_its_tripwire_tells() {
+    for way in WAYS {
+        let ((address, _), (service, _)) = (fresh_address(false), fresh_address(false));
+        let listener: Listener = listen(&service, &small()).unwrap();
+        let actor = Actor::start("anew", &[&address.to_string(), way, &service.to_string()]);
+        wait_for_host(&address);
+        let (mut sender, mut receiver) = join(&address, &small()).unwrap().split();
+        for _ in 0..SLEEPS {
+            answers(&mut sender, &mut receiver, b"before");
+        }
+        let mut word = [0; 64];
+        let childs = loop {
+            let Arrival::Accepted(mut channel) = listener.accept().unwrap() else {
+                panic!("a channel");
+            };
+            match channel.receiver().receive(&mut word).unwrap() {
+                Some(4) => break channel,
+                _ => channel.close(),
+            }
+        };
+        assert_ne!(childs.peer().pid, actor.pid(), "it is the child's own");
+        let tokens = childs.tokens();
+        let (mut own, mut own_receiver) = childs.split();
+        for _ in 0..SLEEPS {
+            answers(&mut own, &mut own_receiver, b"its own");
+        }
+        assert_eq!(tokens.token().unwrap(), Some(5));
+        tokens.signal(6).unwrap();
+        let error = own_receiver
+            .receive_until(&mut word, Instant::now() + PATIENCE)
+            .unwrap_err();
+        assert_eq!(error.code(), "OBJECT_EXPOSED", "{error}");
+        actor.expect("well");
+        answers(&mut sender, &mut receiver, b"after");
+        assert_eq!(sender.close_reason(), None);
+    }
+}
+
+#[test]
+fn a_child_has_turns_of_its_own() {
+    let (silent, directory) = fresh_address(true);
+    let path = directory.as_ref().unwrap().path().join("socket");
+    let socket = UnixListener::bind(path).unwrap();
+    let (service, _) = fresh_address(false);
+    let listener = listen(&service, &small()).unwrap();
+    let mut actor = Actor::start("turns", &[&silent.to_string(), "fork", &service.to_string()]);
+    let under_way: Vec<_> = (0..16).map(|_| socket.accept().unwrap().0).collect();
+    // Each has said the first word of its handshake, and waits for ours.
+    for stream in &under_way {
+        let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+        assert!(poll(&mut polled, PollTimeout::from(60_000_u16)).unwrap() > 0);
+    }
+    actor.go_on();
+    for _ in WAYS {
+        let Arrival::Accepted(channel) = listener.accept().unwrap() else {
+            panic!("a channel");
+        };
+        let (mut sender, mut receiver) = channel.split();
+        echo(&mut sender, &mut receiver, usize::MAX);
+        actor.expect("well");
+    }
+    actor.finish();
+}
+
+/// Closes a listener, so that who waits for its news goes on.
+struct Closing<'a>(&'a Listener);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close(Channels::Close);
+    }
+}
+
+#[test]
+fn a_lock_that_another_thread_had_at_the_fork_stops_no_child() {
+    let (service, _) = fresh_address(false);
+    let listener = listen(&service, &small()).unwrap();
+    let actor = Actor::start("locks", &[&service.to_string()]);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while let Ok(arrival) = listener.accept() {
+                let Arrival::Accepted(channel) = arrival else {
+                    continue;
+                };
+                thread::spawn(move || {
+                    let (mut sender, mut receiver) = channel.split();
+                    let mut word = [0; 64];
+                    while let Ok(Some(length)) = receiver.receive(&mut word) {
+                        if sender.send(&word[..length]).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+        // Also where what follows fails: the thread above is waited for.
+        let _closing = Closing(&listener);
+        actor.expect("done");
+    });
+    actor.finish();
+}
+
+#[test]
+fn a_canceller_is_its_processs_own() {
+    for way in WAYS {
+        let (address, _) = fresh_address(false);
+        let mut actor = Actor::start("canceller", &[&address.to_string(), way]);
+        actor.expect("well");
+        actor.expect("waits");
+        actor.go_on();
+        actor.expect("ABORTED");
+        // The child waits for a partner, though its parent has called off its own waiting.
+        wait_for_host(&address);
+        drop(join(&address, &small()).unwrap());
+        actor.expect("well");
+        actor.finish();
+    }
+}
