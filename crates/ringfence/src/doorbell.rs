@@ -21,11 +21,15 @@ use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{MsgFlags, Shutdown, recv, send, shutdown},
+    sys::socket::{MsgFlags, Shutdown, recv, shutdown},
 };
 
+mod bells;
+
+use bells::Bells;
+
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, is_shortage},
     region::{Readable, Writable, layout},
     sys,
     vigil::Vigil,
@@ -185,6 +189,7 @@ impl<O: Writable, P: Readable> Watch<O, P> {
 #[derive(Debug)]
 pub(crate) struct Doorbell {
     line: Arc<OwnedFd>,
+    bells: Arc<Bells>,
     pidfd: Option<Arc<OwnedFd>>,
     state: Mutex<State>,
     changed: Condvar,
@@ -235,8 +240,10 @@ impl AsFd for Doorbell {
 
 impl Doorbell {
     pub(crate) fn new(line: OwnedFd, pidfd: Option<Arc<OwnedFd>>) -> Self {
+        let line = Arc::new(line);
         Self {
-            line: Arc::new(line),
+            bells: Bells::new(&line),
+            line,
             pidfd,
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -268,18 +275,10 @@ impl Doorbell {
         self.wake(state);
     }
 
-    /// Wakes the peer. Never blocks: a full buffer holds enough bells already. The flag is per call, because the
-    /// peer made the line and could change the mode of the descriptor that both share.
+    /// Wakes the peer. Does not wait: see [`Bells::ring`].
     #[cold]
     pub(crate) fn ring(&self) {
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        loop {
-            match send(self.line.as_raw_fd(), &[1], flags) {
-                Err(Errno::EINTR) => {}
-                // A peer that is gone is noticed where it matters: by whoever waits, or reads the line.
-                _ => return,
-            }
-        }
+        self.bells.ring();
     }
 
     /// Reads whatever came over the line and returns whether the peer is still there. What the bytes say does not
@@ -361,6 +360,8 @@ impl Doorbell {
                 Ok(count) if count < bells.len() && !to_its_end => return false,
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return false,
+                // Nothing was read, and nothing is known of the peer. The line stays readable.
+                Err(errno) if is_shortage(errno) => return false,
                 Err(_) => return true,
             }
         }
@@ -461,8 +462,9 @@ impl Doorbell {
             Ok(0) => (false, true),
             Ok(_) => (true, false),
             Err(Errno::EINTR) => (false, false),
-            Err(Errno::EAGAIN) => {
-                // Whoever made the line may have kept what both share, and has changed its mode or given it a timeout.
+            Err(errno) if errno == Errno::EAGAIN || is_shortage(errno) => {
+                // Whoever made the line may have kept what both share, and has changed its mode or given it a timeout. Or
+                // the kernel is short of memory, and says nothing of the peer.
                 self.state().sleep = Sleep::Polling;
                 (false, false)
             }

@@ -1,0 +1,120 @@
+//! Sending bells to the peer, also those for which the kernel had no memory at first.
+//!
+//! A bell is rung once for each time that the peer lies down. If one got lost, the peer would sleep with a message before
+//! it, and this side, which has said all it has to say, would wait for the answer. So a bell that could not be sent is
+//! owed, until it was sent or the line has ended. A few tries are made at once. Then a thread goes on with it, since the
+//! sender may be an event loop, which must not wait.
+
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, send},
+};
+
+use crate::error::is_shortage;
+
+/// Tries of whoever rings, before a thread goes on.
+const TRIES: u32 = 16;
+/// The pauses of that thread: the shortest, which doubles each time, and the longest.
+const PAUSES: [Duration; 2] = [Duration::from_micros(100), Duration::from_millis(10)];
+
+/// The bells of one line.
+#[derive(Debug)]
+pub(super) struct Bells {
+    line: Arc<OwnedFd>,
+    /// Written by whoever could not ring, and by the thread that rings for it; each under this lock alone.
+    owed: Mutex<Owed>,
+}
+
+#[derive(Debug, Default)]
+struct Owed {
+    /// How often a bell could not be sent. Whoever sends one afterwards has made up for all that there were before.
+    failures: u64,
+    /// There is a thread that will send one.
+    carried: bool,
+}
+
+/// What became of a try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tried {
+    /// The peer hears it, or there is nobody to hear it.
+    Done,
+    /// The kernel had no memory for it.
+    Again,
+}
+
+impl Bells {
+    pub(super) fn new(line: &Arc<OwnedFd>) -> Arc<Self> {
+        Arc::new(Self {
+            line: Arc::clone(line),
+            owed: Mutex::default(),
+        })
+    }
+
+    /// Wakes the peer. Does not wait for the peer, and not for memory either, unless no thread can be had to do that.
+    #[cold]
+    pub(super) fn ring(self: &Arc<Self>) {
+        for _ in 0..TRIES {
+            if self.try_once() == Tried::Done {
+                return;
+            }
+            thread::yield_now();
+        }
+        let mut owed = self.owed();
+        owed.failures += 1;
+        if owed.carried {
+            return;
+        }
+        owed.carried = true;
+        drop(owed);
+        let bells = Arc::clone(self);
+        let named = thread::Builder::new().name("ringfence-bell".into());
+        if named.spawn(move || bells.carry()).is_err() {
+            self.carry();
+        }
+    }
+
+    fn owed(&self) -> MutexGuard<'_, Owed> {
+        // Valid after every statement that changes it.
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what is owed. This ends: the kernel gets memory, or either side ends the line, which `close` does as well.
+    fn carry(&self) {
+        let [mut pause, longest] = PAUSES;
+        loop {
+            let failures = self.owed().failures;
+            if self.try_once() == Tried::Again {
+                thread::sleep(pause);
+                pause = (pause * 2).min(longest);
+                continue;
+            }
+            let mut owed = self.owed();
+            // Whoever has failed since may have published after this bell was heard.
+            if owed.failures == failures {
+                owed.carried = false;
+                return;
+            }
+        }
+    }
+
+    /// The flag is per call, because the peer made the line and could change the mode of the descriptor that both share.
+    fn try_once(&self) -> Tried {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            match send(self.line.as_raw_fd(), &[1], flags) {
+                Err(Errno::EINTR) => {}
+                Err(errno) if is_shortage(errno) => return Tried::Again,
+                // A full buffer (EAGAIN) holds bells that the peer has not heard yet. A peer that is gone is noticed where
+                // it matters: by whoever waits, or reads the line.
+                _ => return Tried::Done,
+            }
+        }
+    }
+}
