@@ -466,7 +466,13 @@ impl<'a> Side<'a> {
         peer.hardens = hello.features & HARDENS != 0;
         self.close_off(record)?;
         let inlet = Inlet::open(options.signal_number)?;
-        let object = SharedObject::create(options, inlet.number(), peer.credentials.uid, record)?;
+        let object = SharedObject::create(
+            options,
+            inlet.number(),
+            peer.credentials.uid,
+            self.patience,
+            record,
+        )?;
         let offer = Offer {
             echo: hello.nonce,
             size: object.size,

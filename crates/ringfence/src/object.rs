@@ -25,6 +25,7 @@ use crate::{
     evidence::Record,
     fork::Withheld,
     options::Options,
+    patience::{Patience, Woken},
     region::{OwnRegion, PeerRegion, region_size},
     sys,
     tripwire::{Tripwire, refused},
@@ -126,8 +127,14 @@ impl AsFd for SharedObject {
 
 impl SharedObject {
     /// Makes an object for a ring as the options want it and proves that nobody else has it. `signal` is that of the
-    /// tripwire; `owner` the peer's uid.
-    pub(crate) fn create(options: &Options, signal: c_int, owner: u32, record: &mut Record) -> Result<Self> {
+    /// tripwire; `owner` the peer's uid. To reserve the memory of a large one takes time, which `patience` bounds.
+    pub(crate) fn create(
+        options: &Options,
+        signal: c_int,
+        owner: u32,
+        patience: &Patience,
+        record: &mut Record,
+    ) -> Result<Self> {
         let Options {
             backing, capacity, ..
         } = *options;
@@ -137,12 +144,12 @@ impl SharedObject {
         loop {
             tries += 1;
             let created = match backing {
-                Backing::Memfd => Self::create_memfd(capacity, signal, record),
+                Backing::Memfd => Self::create_memfd(capacity, signal, patience, record),
                 // The lease belongs to the very descriptor that the peer gets, which could have any signal sent in its
                 // place, one that ends this process as well. A peer of the same user can do that anyhow.
                 Backing::Shm => {
                     let signal = (owner == geteuid().as_raw()).then_some(signal);
-                    Self::create_shm(capacity, signal, record)
+                    Self::create_shm(capacity, signal, patience, record)
                 }
             };
             match created {
@@ -152,7 +159,12 @@ impl SharedObject {
         }
     }
 
-    fn create_memfd(capacity: u64, signal: c_int, record: &mut Record) -> Result<Self> {
+    fn create_memfd(
+        capacity: u64,
+        signal: c_int,
+        patience: &Patience,
+        record: &mut Record,
+    ) -> Result<Self> {
         /// MFD_NOEXEC_SEAL, Linux 6.3: the object can never be executed.
         const NOEXEC_SEAL: u32 = 8;
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
@@ -171,7 +183,7 @@ impl SharedObject {
         let leased = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|errno| Error::system("reopening the memfd through /proc/self/fd", errno))?;
         let leased = Withheld::new(leased)?;
-        reserve(&leased, region_size(capacity))?;
+        reserve(leased.as_fd(), region_size(capacity), || has_time(patience))?;
         let region = OwnRegion::map(&leased, capacity)?;
         fcntl(&leased, FcntlArg::F_ADD_SEALS(seals()))
             .map_err(|errno| Error::system("sealing the memfd (Linux 5.1)", errno))?;
@@ -206,7 +218,12 @@ impl SharedObject {
         })
     }
 
-    fn create_shm(capacity: u64, signal: Option<c_int>, record: &mut Record) -> Result<Self> {
+    fn create_shm(
+        capacity: u64,
+        signal: Option<c_int>,
+        patience: &Patience,
+        record: &mut Record,
+    ) -> Result<Self> {
         let random: [u8; 16] = sys::random().map_err(|errno| Error::system("random bytes", errno))?;
         let name = format!("/ringfence-{:032x}", u128::from_le_bytes(random));
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
@@ -222,7 +239,7 @@ impl SharedObject {
                 "it has {links} more names: somebody made a link in the moment before it was unlinked"
             )));
         }
-        reserve(&descriptor, region_size(capacity))?;
+        reserve(descriptor.as_fd(), region_size(capacity), || has_time(patience))?;
         let region = OwnRegion::map(&descriptor, capacity)?;
         record.passed(
             "object",
@@ -293,15 +310,42 @@ fn links(descriptor: &OwnedFd) -> Result<u64> {
         .map_err(|errno| Error::system("looking at the shared object (fstat)", errno))
 }
 
-/// Reserves all of it now: a full filesystem is an error here, not a SIGBUS later.
-fn reserve(descriptor: &OwnedFd, size: u64) -> Result<()> {
+/// How much is reserved at a time: at most, about a millisecond; at least, a page on every machine.
+const PART: [libc::off_t; 2] = [4 << 20, 1 << 16];
+
+/// Reserves all of it now: a full filesystem is an error here, not a SIGBUS later. In parts, and between two of them
+/// `look` says whether there is time left.
+///
+/// Before Linux 6.9 a signal has shmem give back all that one call had reserved so far (mm/shmem.c, `shmem_fallocate`). Under
+/// the timer of a profiler one call for a large object would begin anew for ever. So what is done stays done, and what a
+/// signal interrupts is tried again in smaller parts.
+fn reserve(descriptor: impl AsFd, size: u64, mut look: impl FnMut() -> Result<()>) -> Result<()> {
+    let [most, least] = PART;
     let length = libc::off_t::try_from(size).map_err(|_| no_space(size, "it exceeds the largest file"))?;
-    loop {
-        match fallocate(descriptor, FallocateFlags::empty(), 0, length) {
-            Err(Errno::EINTR) => {}
-            Ok(()) => return Ok(()),
+    let (mut done, mut part) = (0, most);
+    while done < length {
+        look()?;
+        let now = part.min(length - done);
+        match fallocate(descriptor.as_fd(), FallocateFlags::empty(), done, now) {
+            Err(Errno::EINTR) => part = (part / 2).max(least),
+            Ok(()) => {
+                done += now;
+                part = (part * 2).min(most);
+            }
             Err(errno) => return Err(Error::system(format!("a shared object of {size} bytes"), errno)),
         }
+    }
+    Ok(())
+}
+
+/// Whether there is time left to reserve memory.
+fn has_time(patience: &Patience) -> Result<()> {
+    match patience.look()? {
+        Woken::Ready => Ok(()),
+        Woken::Late => Err(Error::HandshakeTimeout {
+            step: "this side's memory was being reserved",
+            after: patience.allowed,
+        }),
     }
 }
 
@@ -458,4 +502,57 @@ pub(crate) fn accept(
         )?;
     }
     PeerRegion::map(descriptor, capacity)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object() -> OwnedFd {
+        memfd_create("ringfence-test", MFdFlags::MFD_CLOEXEC).unwrap()
+    }
+
+    fn reserved(object: &OwnedFd) -> i64 {
+        fstat(object).unwrap().st_blocks * 512
+    }
+
+    /// A deadline that passes in the middle ends it there, and not after all of it.
+    #[test]
+    fn memory_is_reserved_part_by_part_and_no_further_than_there_is_time() {
+        let object = object();
+        let size = 40 << 20;
+        let mut before = 0;
+        let mut looks = 0;
+        let result = reserve(&object, size, || {
+            let now = reserved(&object);
+            assert!(now - before <= PART[0], "{before} became {now} in one go");
+            before = now;
+            looks += 1;
+            if looks == 4 { Err(Error::Aborted) } else { Ok(()) }
+        });
+        assert!(matches!(result, Err(Error::Aborted)));
+        assert_eq!(reserved(&object), 3 * PART[0]);
+        reserve(&object, size, || Ok(())).unwrap();
+        assert_eq!(reserved(&object).cast_unsigned(), size);
+    }
+
+    #[test]
+    fn what_is_no_whole_part_is_reserved_as_well() {
+        let object = object();
+        reserve(&object, (4 << 20) + 8192, || Ok(())).unwrap();
+        assert_eq!(fstat(&object).unwrap().st_size, (4 << 20) + 8192);
+        assert_eq!(reserved(&object), (4 << 20) + 8192);
+    }
+
+    /// The time of a whole handshake, and whoever calls it off, count here too.
+    #[test]
+    fn a_deadline_and_a_canceller_end_the_reservation_of_memory() {
+        let canceller = crate::patience::Canceller::new().unwrap();
+        let patience = Patience::endless(vec![canceller.clone()], std::time::Duration::from_secs(60));
+        has_time(&patience).unwrap();
+        let late = patience.within(std::time::Duration::ZERO);
+        assert_eq!(has_time(&late).unwrap_err().code(), "HANDSHAKE_TIMEOUT");
+        canceller.cancel();
+        assert_eq!(has_time(&patience).unwrap_err().code(), "ABORTED");
+    }
 }
