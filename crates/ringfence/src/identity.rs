@@ -9,17 +9,18 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, OFlag, open, openat, readlinkat},
+    fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat, readlink, readlinkat},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         socket::{getsockopt, sockopt},
-        stat::{Mode, fstat, fstatat, stat},
+        stat::{Mode, fstat, fstatat},
         statfs::{CGROUP2_SUPER_MAGIC, PROC_SUPER_MAGIC, fstatfs},
     },
     unistd::{Pid, geteuid, getpid, read},
 };
 
 use crate::{
+    aside,
     digest::{self, Digest},
     error::{self, Error, Refusal, Result},
     evidence::Record,
@@ -325,12 +326,12 @@ impl Peer {
     }
 
     /// Everything about the process that can be read now. Errors with [`Error::PeerLost`] if it has ended, and refuses
-    /// a process that is not the user and group any more that it was.
-    pub(crate) fn look(&self) -> Result<Look> {
+    /// a process that is not the user and group any more that it was. A filesystem that does not answer is waited for as
+    /// long as `patience` allows.
+    pub(crate) fn look(&self, patience: &Patience) -> Result<Look> {
         self.check_alive()?;
         let directory = self.open_directory()?;
-        let looked = directory.as_deref().map(executable_of);
-        let looked = looked.map(|found| answered("the peer's executable", found));
+        let looked = directory.as_ref().map(|it| executable_of(it, patience));
         let (executable, executable_found) = match looked.transpose()? {
             Some(Ok(executable)) => (Some(executable), Ok(())),
             // Its memory is gone: it is on its way out, though neither the pidfd nor its state says so yet.
@@ -445,7 +446,8 @@ impl Peer {
             Some(Ok(true)) => "dumpable, as the owner of its files in /proc shows",
             Some(Err(_)) | None => "its files in /proc cannot be looked at",
         };
-        let closed = directory.is_some_and(|directory| executable_of(directory).is_err());
+        // Reading the link takes the same permission as following it, and asks no filesystem.
+        let closed = directory.is_some_and(|directory| readlinkat(directory, "exe").is_err());
         let again = if closed && self.hardens && self.seen.get().is_some() {
             "; its executable is what it was before"
         } else {
@@ -495,21 +497,17 @@ impl Look {
     /// The SHA-256 of what the peer executes, read through /proc/PID/exe: the very file, whatever has its name now.
     /// `Err(Ok(why))`: it cannot be told. `Err(Err(_))`: the waiting was called off.
     pub(crate) fn digest(&mut self, patience: &Patience) -> Result<Digest, Result<String, Error>> {
-        let unreadable = digest::unreadable;
         let (Some(directory), Some(executable)) = (&self.directory, &mut self.identity.executable) else {
-            return Err(unreadable(Errno::ENOENT));
+            return Err(digest::unreadable(Errno::ENOENT));
         };
         // It has closed itself since that was read, and is what it was.
         if let (Err(_), Some(digest)) = (self.executable, executable.sha256) {
             return Ok(digest);
         }
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
-        let file = openat(directory.as_ref(), "exe", flags, Mode::empty()).map_err(unreadable)?;
-        let found = fstat(&file).map_err(unreadable)?;
-        if (found.st_dev, found.st_ino) != (executable.device, executable.inode) {
-            return Err(Ok("it executed another file while it was looked at".into()));
-        }
-        let digest = digest::of(&file, &found, patience)?;
+        let (directory, within) = (Arc::clone(directory), patience.clone());
+        let wanted = (executable.device, executable.inode);
+        let read = move || digest_of(&directory, wanted, &within);
+        let digest = aside::ask(digest::READING, patience, read).map_err(Err)??;
         executable.sha256 = Some(digest);
         Ok(digest)
     }
@@ -559,10 +557,49 @@ impl Look {
     }
 }
 
+/// The content of the file that the process of this directory in /proc executes, which must be the one that was `wanted`.
+fn digest_of(
+    directory: &OwnedFd,
+    wanted: (u64, u64),
+    patience: &Patience,
+) -> Result<Digest, Result<String, Error>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+    let file = openat(directory, "exe", flags, Mode::empty()).map_err(digest::unreadable)?;
+    let found = fstat(&file).map_err(digest::unreadable)?;
+    if (found.st_dev, found.st_ino) != wanted {
+        return Err(Ok("it executed another file while it was looked at".into()));
+    }
+    digest::of(&file, &found, patience)
+}
+
+/// Looks at what is executed, for no longer than there is time: a file on a network mount whose server is gone may keep
+/// whoever follows a link to it.
+///
+/// A process that executes what has this one's name is looked at without a thread, which is the common case and saves some
+/// 100 µs. The name may be a lie. But nobody can make that look hang who could not hang this process anyhow: what a user can
+/// serve (FUSE) answers it from what is known ([`sys::WITHOUT_SERVER`]), and it takes root to mount anything else.
+fn executable_of(directory: &Arc<OwnedFd>, patience: &Patience) -> Result<Result<Executable, Errno>> {
+    let named = match answered("the peer's executable", readlinkat(&**directory, "exe"))? {
+        Ok(path) => PathBuf::from(path),
+        // Longer than a page.
+        Err(Errno::ENAMETOOLONG) => PathBuf::from("(unnamed)"),
+        Err(errno) => return Ok(Err(errno)),
+    };
+    let own = readlink("/proc/self/exe").is_ok_and(|own| PathBuf::from(own) == named);
+    let found = if own {
+        executable_at(directory, named)
+    } else {
+        let directory = Arc::clone(directory);
+        aside::ask("the look at the peer's executable", patience, move || {
+            executable_at(&directory, named)
+        })?
+    };
+    answered("the peer's executable", found)
+}
+
 /// proc(5): `exe` is followed by the kernel to the very file, renamed, replaced or unlinked as it may be.
-fn executable_of(directory: &OwnedFd) -> Result<Executable, Errno> {
-    let file = fstatat(directory, "exe", AtFlags::empty())?;
-    let path = readlinkat(directory, "exe").map_or_else(|_| PathBuf::from("(unnamed)"), PathBuf::from);
+fn executable_at(directory: &OwnedFd, path: PathBuf) -> Result<Executable, Errno> {
+    let file = fstatat(directory, "exe", AtFlags::from_bits_retain(sys::WITHOUT_SERVER))?;
     Ok(Executable {
         path,
         device: file.st_dev,
@@ -652,11 +689,11 @@ fn numbers_below(mounts: impl Iterator<Item = (String, String)>, name: &str) -> 
     mounted.then_some(found)
 }
 
-/// This process's own executable, to compare with.
+/// This process's own executable, to compare with. On a mount whose server is gone this process is as good as gone itself.
 pub(crate) fn own_executable() -> Result<Executable, Errno> {
-    let file = stat("/proc/self/exe")?;
-    let path =
-        nix::fcntl::readlink("/proc/self/exe").map_or_else(|_| PathBuf::from("(unnamed)"), PathBuf::from);
+    let flags = AtFlags::from_bits_retain(sys::WITHOUT_SERVER);
+    let file = fstatat(AT_FDCWD, "/proc/self/exe", flags)?;
+    let path = readlink("/proc/self/exe").map_or_else(|_| PathBuf::from("(unnamed)"), PathBuf::from);
     Ok(Executable {
         path,
         device: file.st_dev,
@@ -665,8 +702,18 @@ pub(crate) fn own_executable() -> Result<Executable, Errno> {
     })
 }
 
-/// The executable behind a path, as a policy names it.
-pub(crate) fn named_executable(path: &Path) -> Result<Executable, Errno> {
+/// The executable behind a path, as a policy names it. Waits as long as `patience` allows: each directory on the way to it
+/// may lie on a mount whose server is gone.
+pub(crate) fn named_executable(path: &Path, patience: &Patience) -> Result<Result<Executable, Errno>> {
+    let path = path.to_owned();
+    aside::ask(
+        "the look at an executable that the policy names",
+        patience,
+        move || executable_behind(&path),
+    )
+}
+
+fn executable_behind(path: &Path) -> Result<Executable, Errno> {
     let file = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     let found = fstat(&file)?;
     Ok(Executable {

@@ -46,6 +46,7 @@
 compile_error!("ringfence is for 64-bit little-endian Linux");
 
 mod address;
+mod aside;
 mod authorize;
 mod channel;
 mod digest;

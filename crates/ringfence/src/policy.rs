@@ -6,10 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::{
-    errno::Errno,
-    unistd::{geteuid, getuid},
-};
+use nix::unistd::{geteuid, getuid};
 
 use crate::{
     authorize::{self, Authorize, Decision},
@@ -77,15 +74,28 @@ impl Program {
 
     /// Errors where this process cannot look at its own executable, or has run out of what a look takes. A path that does
     /// not exist allows nobody; it takes nothing from the others.
-    fn has_file(&self, found: &Executable) -> Result<bool, Errno> {
+    fn has_file(&self, found: &Executable, patience: &Patience) -> Result<bool, Failed> {
+        let short = |errno| {
+            let what = "looking at the executables that the policy names";
+            Failed::CalledOff(Error::system(what, errno))
+        };
         Ok(match &self.file {
             Which::Any => true,
-            Which::Same => identity::own_executable()?.is_same_file(found),
-            Which::Path(path) => match identity::named_executable(path) {
-                Ok(named) => named.is_same_file(found),
-                Err(errno) if error::is_shortage(errno) => return Err(errno),
-                Err(_) => false,
+            Which::Same => match identity::own_executable() {
+                Ok(own) => own.is_same_file(found),
+                Err(errno) if error::is_shortage(errno) => return Err(short(errno)),
+                Err(errno) => {
+                    let found = format!("/proc/self/exe cannot be read: {}", errno.desc());
+                    return Err(Failed::executable(std::slice::from_ref(self), found));
+                }
             },
+            Which::Path(path) => {
+                match identity::named_executable(path, patience).map_err(Failed::CalledOff)? {
+                    Ok(named) => named.is_same_file(found),
+                    Err(errno) if error::is_shortage(errno) => return Err(short(errno)),
+                    Err(_) => false,
+                }
+            }
         })
     }
 }
@@ -244,7 +254,7 @@ impl Policy {
         patience: &Patience,
         record: &mut Record,
     ) -> Result<Identity> {
-        let mut look = peer.look()?;
+        let mut look = peer.look(patience)?;
         let compared = self.compare(&mut look, step, patience, record);
         // Of a process that has ended meanwhile nothing was found out. One that has not is who was looked at.
         peer.check_alive()?;
@@ -392,19 +402,10 @@ fn compare_executable(
     let mut contents = Vec::new();
     let mut passed = false;
     for program in wanted {
-        match program.has_file(found) {
-            Ok(false) => {}
-            Ok(true) => match program.sha256 {
+        if program.has_file(found, patience)? {
+            match program.sha256 {
                 None => passed = true,
                 Some(sha256) => contents.push(sha256),
-            },
-            Err(errno) if error::is_shortage(errno) => {
-                let what = "looking at the executables that the policy names";
-                return Err(Failed::CalledOff(Error::system(what, errno)));
-            }
-            Err(errno) => {
-                let found = format!("/proc/self/exe cannot be read: {}", errno.desc());
-                return Err(Failed::executable(wanted, found));
             }
         }
     }

@@ -1,0 +1,247 @@
+//! An executable on a filesystem whose server does not answer: whoever runs it is refused, or its time runs out, and
+//! nothing hangs.
+
+mod support;
+
+use std::{
+    ffi::CString,
+    fs::File,
+    io::{Read, Write},
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use nix::libc;
+use ringfence::{Address, Arrival, Channels, Digest, Options, Policy, Program, Refused, connect, listen};
+use support::{Actor, fresh_address, say, small, wait_for_test};
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    match role.as_str() {
+        "server" => serve(Path::new(&arguments[0])),
+        "knock" => {
+            let address: Address = arguments[0].parse().unwrap();
+            say("ready");
+            wait_for_test();
+            let outcome = connect(&address, &small().policy(Policy::new()));
+            say(outcome.map_or_else(|error| error.code(), |_| "connected"));
+        }
+        other => panic!("no such role: {other}"),
+    }
+}
+
+/// A filesystem with one file, `program`, which is this executable (fuse(4); linux/fuse.h). It is in a process of its own, whose
+/// end lets go of whatever hangs in it. At the test's word it answers reads alone, as the peer itself needs them.
+fn serve(place: &Path) {
+    let content = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+    let mut device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+    let text = |text: &str| CString::new(text).unwrap();
+    let (source, target, options) = (
+        text("ringfence-test"),
+        text(place.to_str().unwrap()),
+        text(&options),
+    );
+    // SAFETY: the kernel reads five texts, all of which end with a NUL.
+    let mounted = unsafe {
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            c"fuse".as_ptr(),
+            libc::MS_NODEV,
+            options.as_ptr().cast(),
+        )
+    };
+    if mounted != 0 {
+        say(format!("cannot: {}", std::io::Error::last_os_error()));
+        return;
+    }
+    let silent = Arc::new(AtomicBool::new(false));
+    let heard = Arc::clone(&silent);
+    thread::spawn(move || {
+        wait_for_test();
+        heard.store(true, Ordering::SeqCst);
+        say("silent");
+    });
+    say("mounted");
+    let mut request = vec![0; 1 << 20];
+    loop {
+        let Ok(length) = device.read(&mut request) else {
+            return;
+        };
+        let word = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap());
+        let long = |at: usize| u64::from_ne_bytes(request[at..at + 8].try_into().unwrap());
+        assert!(length >= 40);
+        let (operation, unique, node) = (word(4), long(8), long(16));
+        const READ: u32 = 15;
+        if silent.load(Ordering::SeqCst) && operation != READ {
+            continue;
+        }
+        let (error, answer) = match operation {
+            // FORGET, INTERRUPT, BATCH_FORGET
+            2 | 36 | 42 => continue,
+            // INIT
+            26 => (0, init()),
+            // LOOKUP
+            1 if request[40..length].starts_with(b"program\0") => {
+                // A node, its generation, and no time for which the kernel may go by this.
+                let mut answer = [2_u64, 0, 0, 0, 0].map(u64::to_ne_bytes).concat();
+                answer.extend(attributes(2, content.len()));
+                (0, answer)
+            }
+            1 => (-libc::ENOENT, Vec::new()),
+            // GETATTR
+            3 => {
+                let mut answer = vec![0; 16];
+                answer.extend(attributes(node, content.len()));
+                (0, answer)
+            }
+            // OPEN, OPENDIR: what was read stays known.
+            14 | 27 => (0, [0_u64, 2].map(u64::to_ne_bytes).concat()),
+            READ => {
+                let from = usize::try_from(long(48)).unwrap().min(content.len());
+                let to = (from + word(56) as usize).min(content.len());
+                (0, content[from..to].to_vec())
+            }
+            // RELEASE, FLUSH
+            18 | 25 => (0, Vec::new()),
+            _ => (-libc::ENOSYS, Vec::new()),
+        };
+        let mut reply = Vec::new();
+        reply.extend(u32::try_from(16 + answer.len()).unwrap().to_ne_bytes());
+        reply.extend(error.to_ne_bytes());
+        reply.extend(unique.to_ne_bytes());
+        reply.extend(answer);
+        // The kernel may have given the request up meanwhile.
+        let _ = device.write(&reply);
+    }
+}
+
+/// fuse_init_out, of version 7.31.
+fn init() -> Vec<u8> {
+    let mut words = [0_u32; 16];
+    words[0] = 7;
+    words[1] = 31;
+    // The longest read ahead, and write.
+    words[2] = 1 << 17;
+    words[5] = 1 << 17;
+    words[6] = 1;
+    words.map(u32::to_ne_bytes).concat()
+}
+
+/// fuse_attr: a directory, or a program.
+fn attributes(node: u64, size: usize) -> Vec<u8> {
+    let mode = if node == 1 {
+        libc::S_IFDIR | 0o755
+    } else {
+        libc::S_IFREG | 0o755
+    };
+    let longs = [node, size as u64, (size as u64).div_ceil(512), 0, 0, 0];
+    let words = [0, 0, 0, mode, 1, 0, 0, 0, 4096, 0];
+    let mut bytes = longs.map(u64::to_ne_bytes).concat();
+    bytes.extend(words.map(u32::to_ne_bytes).concat());
+    bytes
+}
+
+/// Such a filesystem, as long as this lives.
+struct Filesystem {
+    server: Actor,
+    folder: tempfile::TempDir,
+}
+
+impl Filesystem {
+    fn new() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Actor::start("server", &[folder.path().to_str().unwrap()]);
+        let said = server.hear();
+        if said != "mounted" {
+            eprintln!("skipped: no filesystem of our own, {said}");
+            return None;
+        }
+        Some(Self { server, folder })
+    }
+
+    fn program(&self) -> PathBuf {
+        self.folder.path().join("program")
+    }
+
+    fn fall_silent(&mut self) {
+        self.server.go_on();
+        self.server.expect("silent");
+    }
+}
+
+impl Drop for Filesystem {
+    fn drop(&mut self) {
+        // Whatever hangs there gets an error.
+        self.server.kill();
+        let path = CString::new(self.folder.path().to_str().unwrap()).unwrap();
+        // SAFETY: the kernel reads one text.
+        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+/// What becomes of a peer that was started from there, where this is the policy.
+fn refused(policy: impl FnOnce(&Path) -> Policy) -> Option<Refused> {
+    let mut filesystem = Filesystem::new()?;
+    let (address, _keep) = fresh_address(false);
+    let options: Options = small()
+        .policy(policy(&filesystem.program()))
+        .timeout(Duration::from_secs(1));
+    let listener = listen(&address, &options).unwrap();
+    let mut agent = Actor::start_from(filesystem.program(), "knock", &[&address.to_string()]);
+    agent.expect("ready");
+    filesystem.fall_silent();
+    agent.go_on();
+    let outcome = listener.accept().unwrap();
+    // It does not wait for what hangs.
+    listener.close(Channels::Close);
+    drop(agent);
+    match outcome {
+        Arrival::Refused(refused) => Some(refused),
+        _ => panic!("it was let in"),
+    }
+}
+
+/// Device and inode are known here, and are all that is compared.
+#[test]
+fn what_another_file_is_shows_though_its_server_does_not_answer() {
+    let Some(refused) = refused(|_| Policy::new().same_executable()) else {
+        return;
+    };
+    let refusal = refused
+        .error
+        .refusal()
+        .unwrap_or_else(|| panic!("{}", refused.error));
+    assert_eq!(refusal.check, "executable", "{refusal}");
+    assert!(refusal.found.contains("program"), "{refusal}");
+}
+
+/// Its server would have to say what is in it.
+#[test]
+fn a_content_that_is_not_told_is_waited_for_no_longer_than_the_deadline() {
+    let digest = Digest::from([7; 32]);
+    let Some(refused) = refused(|_| Policy::new().programs([Program::content(digest)])) else {
+        return;
+    };
+    assert_eq!(refused.error.code(), "HANDSHAKE_TIMEOUT", "{}", refused.error);
+}
+
+/// Its server would have to say what has that name.
+#[test]
+fn a_path_that_leads_nowhere_is_waited_for_no_longer_than_the_deadline() {
+    let Some(refused) = refused(|path| Policy::new().programs([Program::path(path)])) else {
+        return;
+    };
+    assert_eq!(refused.error.code(), "HANDSHAKE_TIMEOUT", "{}", refused.error);
+}
