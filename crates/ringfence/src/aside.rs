@@ -17,6 +17,7 @@ use nix::poll::PollFlags;
 
 use crate::{
     error::{Error, Result},
+    fork::PerProcess,
     patience::{Bell, Patience, Woken},
 };
 
@@ -24,15 +25,18 @@ use crate::{
 const MOST: usize = 64;
 
 /// How many there are. Written by whoever begins one, and by its thread when that ends.
-static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+static UNDER_WAY: PerProcess<AtomicUsize> = PerProcess::new();
 
 /// Counts a call as long as this lives, and tells its caller when it is over, by a panic as well.
-struct Call(Bell);
+struct Call {
+    under_way: &'static AtomicUsize,
+    answered: Bell,
+}
 
 impl Drop for Call {
     fn drop(&mut self) {
-        UNDER_WAY.fetch_sub(1, Ordering::AcqRel);
-        self.0.ring();
+        self.under_way.fetch_sub(1, Ordering::AcqRel);
+        self.answered.ring();
     }
 }
 
@@ -51,18 +55,23 @@ pub(crate) fn ask<T: Send + 'static>(
         reason,
     };
     let answered = Bell::new()?;
-    if UNDER_WAY.fetch_add(1, Ordering::AcqRel) >= MOST {
-        UNDER_WAY.fetch_sub(1, Ordering::AcqRel);
+    let under_way = UNDER_WAY.get()?;
+    let before = under_way.fetch_add(1, Ordering::AcqRel);
+    // However this ends, it is counted no more then.
+    let call_under_way = Call {
+        under_way,
+        answered: answered.clone(),
+    };
+    if before >= MOST {
         return Err(no_space(format!(
             "{MOST} of them wait for filesystems that do not answer"
         )));
     }
-    let under_way = Call(answered.clone());
     let (tell, told) = mpsc::channel();
     thread::Builder::new()
         .name("ringfence-look".into())
         .spawn(move || {
-            let _under_way = under_way;
+            let _under_way = call_under_way;
             // Without a receiver, its time was over.
             let _ = tell.send(call());
         })

@@ -696,8 +696,9 @@ const MEMORY: About = About {
 fn memory() -> Finding {
     let region = default_region();
     let found = match object::available_memory() {
-        Some(available) => format!("{} available to this process", bytes(available)),
-        None => "neither /proc/meminfo nor the cgroup says".into(),
+        Ok(Some(available)) => format!("{} available to this process", bytes(available)),
+        Ok(None) => "neither /proc/meminfo nor the cgroup says".into(),
+        Err(errno) => format!("/proc/meminfo cannot be read: {}", errno.desc()),
     };
     match object::check_room(region) {
         Ok(()) => MEMORY.good(

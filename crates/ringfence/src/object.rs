@@ -21,7 +21,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, errno, is_shortage},
     evidence::Record,
     fork::Withheld,
     options::Options,
@@ -159,12 +159,7 @@ impl SharedObject {
         }
     }
 
-    fn create_memfd(
-        capacity: u64,
-        signal: c_int,
-        patience: &Patience,
-        record: &mut Record,
-    ) -> Result<Self> {
+    fn create_memfd(capacity: u64, signal: c_int, patience: &Patience, record: &mut Record) -> Result<Self> {
         /// MFD_NOEXEC_SEAL, Linux 6.3: the object can never be executed.
         const NOEXEC_SEAL: u32 = 8;
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
@@ -367,7 +362,9 @@ pub(crate) fn check_room(size: u64) -> Result<()> {
             format!("files may have {limit} bytes here (RLIMIT_FSIZE)"),
         ));
     }
-    let Some(available) = available_memory() else {
+    let available =
+        available_memory().map_err(|errno| Error::system("what memory is left (/proc/meminfo)", errno))?;
+    let Some(available) = available else {
         return Ok(());
     };
     if size > available {
@@ -379,9 +376,14 @@ pub(crate) fn check_room(size: u64) -> Result<()> {
     Ok(())
 }
 
-/// What the machine, and the cgroup that this process is in, have left. `None` where neither says so.
-pub(crate) fn available_memory() -> Option<u64> {
-    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+/// What the machine, and the cgroup that this process is in, have left. `None` where neither says so. Errors where this
+/// process has run out of descriptors, and nothing was asked.
+pub(crate) fn available_memory() -> Result<Option<u64>, Errno> {
+    let machine = match std::fs::read_to_string("/proc/meminfo") {
+        Err(error) if is_shortage(errno(&error)) => return Err(errno(&error)),
+        other => other.ok(),
+    };
+    let machine = machine.and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
         line.split_whitespace()
             .next()?
@@ -409,7 +411,7 @@ pub(crate) fn available_memory() -> Option<u64> {
                 .ok()?;
             Some(read("memory.max")?.saturating_sub(read("memory.current")?.saturating_sub(cache)))
         });
-    machine.into_iter().chain(cgroup).min()
+    Ok(machine.into_iter().chain(cgroup).min())
 }
 
 /// Looks at an object that the peer passed, believing nothing, and maps it for reading.
@@ -430,10 +432,14 @@ pub(crate) fn accept(
             Err(Error::ObjectUnsound { check, wanted, found })
         }
     };
-    let unsound = |check: &'static str, wanted: &str, errno: Errno| Error::ObjectUnsound {
-        check,
-        wanted: wanted.to_owned(),
-        found: errno.desc().to_owned(),
+    let unsound = |check: &'static str, wanted: &str, errno: Errno| {
+        Error::unless_short("looking at the peer's shared object", errno, |errno| {
+            Error::ObjectUnsound {
+                check,
+                wanted: wanted.to_owned(),
+                found: errno.desc().to_owned(),
+            }
+        })
     };
     let stat = fstat(descriptor).map_err(|errno| unsound("file", "a file that can be looked at", errno))?;
     let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());

@@ -301,6 +301,11 @@ fn take_path(address: &Address, path: &Path, access: Access, backlog: i32) -> Re
         other => other,
     };
     bound.map_err(|errno| address.invalid("it cannot be bound", Some(errno)))?;
+    // Known before a descriptor is asked for: where none is left, the socket's file must not stay behind.
+    named.socket = lstat(path)
+        .ok()
+        .filter(|stat| stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits())
+        .map(|stat| (stat.st_dev, stat.st_ino));
     // Held by a descriptor from here on: in a directory that others can write, the path could lead elsewhere a moment
     // later, and a change of mode must not follow it there.
     let refused = |what: &str, errno| address.invalid(what, Some(errno));

@@ -44,6 +44,10 @@ pub(crate) enum Control {
     Unexpected { level: c_int, kind: c_int },
     /// `MSG_CTRUNC`: the kernel could not hand over all of them.
     Truncated,
+    /// The same, though there was room for one more descriptor: so it was this process that could not have it, for want of a
+    /// free number (net/core/scm.c, `scm_detach_fds`, sets the flag for either reason). That is no fault of the sender's. To
+    /// try to open something now would not tell: another thread may have closed a descriptor meanwhile.
+    Short,
 }
 
 /// What this process stamps its messages with: the effective ids, as `SO_PEERCRED` shows them. The kernel lets a
@@ -151,12 +155,16 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, 
             other => break other?,
         }
     };
+    // SAFETY: CMSG_SPACE is arithmetic.
+    let one_more = unsafe { libc::CMSG_SPACE(size_of::<c_int>() as _) } as usize;
     let mut received = Received {
         bytes: count.cast_unsigned(),
         credentials: None,
         descriptors: Vec::new(),
         control: if header.msg_flags & libc::MSG_CTRUNC == 0 {
             Control::Expected
+        } else if header.msg_controllen as usize + one_more <= CONTROL {
+            Control::Short
         } else {
             Control::Truncated
         },

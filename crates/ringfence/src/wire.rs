@@ -528,7 +528,9 @@ impl Line<'_> {
                 .unwrap_or_else(|| Error::PeerLost(format!("it closed the line ({})", errno.desc()))),
             Errno::EAGAIN => Error::PeerLost("it does not read what it is sent".into()),
             // The line is what the peer passed: what is wrong with it is not this system's fault.
-            errno => Error::Protocol(format!("its line cannot be written to ({})", errno.desc())),
+            errno => Error::unless_short("writing to the peer's line", errno, |errno| {
+                Error::Protocol(format!("its line cannot be written to ({})", errno.desc()))
+            }),
         })
     }
 
@@ -637,16 +639,23 @@ fn fill(
                 return Err(Error::PeerLost(format!("it left while {step} was awaited")));
             }
             Err(errno) => {
-                return Err(Error::Protocol(format!(
-                    "its line cannot be read ({})",
-                    errno.desc()
-                )));
+                return Err(Error::unless_short("reading the peer's line", errno, |errno| {
+                    Error::Protocol(format!("its line cannot be read ({})", errno.desc()))
+                }));
             }
         };
         descriptors.extend(received.descriptors);
         match received.control {
             Control::Expected if descriptors.len() <= MOST_DESCRIPTORS => {}
             Control::Expected | Control::Truncated => return Err(surplus(MOST_DESCRIPTORS)),
+            Control::Short => {
+                return Err(Error::NoSpace {
+                    what: format!("a descriptor that came with {step}"),
+                    reason: "this process has as many open as it may (RLIMIT_NOFILE), or a security module forbids it \
+                             this one"
+                        .into(),
+                });
+            }
             // It comes of an option of this side's own socket, which only a peer that holds the socket too can have set.
             Control::Unexpected { level, kind } => {
                 return Err(Error::Protocol(format!(

@@ -1,10 +1,36 @@
-//! This process has no descriptors left: that is its own trouble, told as such, and never held against the peer.
+//! This process has no descriptors left, or the kernel no memory: that is its own trouble, told as such, and never held
+//! against the peer.
 
 mod support;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use ringfence::{Address, Channel, join};
-use support::{Actor, fresh_address, say, small, wait_for_host};
+use std::{
+    fs,
+    io::Error as SystemError,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::Path,
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Instant,
+};
+
+use nix::{
+    errno::Errno,
+    libc,
+    sys::{
+        prctl,
+        resource::{Resource, getrlimit, setrlimit},
+    },
+    unistd::gettid,
+};
+use ringfence::{
+    Address, Arrival, Canceller, Change, Channel, Channels, Error, Options, Role, connect, from_parent, join,
+    listen, member, spawn,
+};
+use support::{Actor, PATIENCE, fresh_address, say, small, wait_for_host, wait_for_test};
 
 /// The other processes of these tests.
 #[test]
@@ -12,9 +38,20 @@ fn role() {
     let Some((role, arguments)) = support::role() else {
         return;
     };
+    if role == "inherits" {
+        // It gets a channel, or is told why not.
+        if let Ok(channel) = from_parent(&small()) {
+            let (_sender, mut receiver) = channel.split();
+            while let Ok(Some(_)) = receiver.receive(&mut [0; 64]) {}
+        }
+        return;
+    }
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
         "verify" => verify(&address),
+        "ring" => ring(&address, arguments[1].parse().unwrap()),
+        "interrupted" => interrupted(&address),
+        "short" => short(&address, &arguments[1], arguments[2].parse().unwrap()),
         other => panic!("no such role: {other}"),
     }
 }
@@ -23,9 +60,9 @@ fn role() {
 struct Short(u64);
 
 impl Short {
-    fn new(first: usize) -> Self {
+    fn new(first: u64) -> Self {
         let (before, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        setrlimit(Resource::RLIMIT_NOFILE, first as u64, most).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, first, most).unwrap();
         Self(before)
     }
 }
@@ -84,4 +121,431 @@ fn a_look_at_the_peer_for_which_no_descriptor_is_left_ends_no_channel() {
     }
     actor.expect("verified");
     actor.finish();
+}
+
+fn entries(folder: &str) -> usize {
+    fs::read_dir(folder).unwrap().count()
+}
+
+/// Descriptors and threads of this process.
+fn traces() -> (usize, usize) {
+    (entries("/proc/self/fd"), entries("/proc/self/task"))
+}
+
+/// Waits until a condition holds: threads that end take a moment for it.
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        thread::yield_now();
+    }
+}
+
+/// In a process that may have so many descriptors: one call, and what came of it. Afterwards nothing of it is left.
+fn short(address: &Address, call: &str, first: u64) {
+    let (descriptors, threads) = traces();
+    // What an agent's calls take turns by is made once in a process, and stays.
+    let descriptors = descriptors + usize::from(call == "connect");
+    wait_for_test();
+    let limited = Short::new(first);
+    let outcome = attempt(address, call);
+    drop(limited);
+    say(match outcome {
+        Ok(()) => "well".into(),
+        Err(Error::NoSpace { .. }) => "NO_SPACE".into(),
+        Err(error) => format!("{error:?}"),
+    });
+    wait_until("something is left of it", || {
+        let now = traces();
+        now.0 <= descriptors && now.1 <= threads
+    });
+    say("clean");
+}
+
+fn attempt(address: &Address, call: &str) -> ringfence::Result<()> {
+    let options = small();
+    match call {
+        "join" => join(address, &options).map(drop),
+        "connect" => connect(address, &options).map(drop),
+        "listen" => match listen(address, &options)?.accept()? {
+            Arrival::Refused(refused) => Err(refused.error),
+            _ => Ok(()),
+        },
+        "member" => {
+            let membership = member(address, &options)?;
+            loop {
+                match membership.next()? {
+                    Change::Channel(channel) => {
+                        // A host stays until its guest has gone through the handshake.
+                        let (_sender, mut receiver) = channel.split();
+                        while membership.role() == Role::Host
+                            && let Ok(Some(_)) = receiver.receive(&mut [0; 64])
+                        {}
+                        return Ok(());
+                    }
+                    Change::Refused(refused) => return Err(refused.error),
+                    _ => {}
+                }
+            }
+        }
+        "spawn" => {
+            let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command
+                .args(["--exact", "role", "--test-threads=1"])
+                .env("RINGFENCE_ROLE", "inherits")
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            // SAFETY: one system call between fork and exec. The child is to have descriptors enough.
+            unsafe {
+                command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?));
+            }
+            let (mut child, line) = spawn(command)?;
+            let outcome = line.channel(&options).map(drop);
+            // It has ended with a channel or without, and in either case well.
+            assert!(child.wait().unwrap().success());
+            outcome
+        }
+        other => panic!("no such call: {other}"),
+    }
+}
+
+/// Plays a call with 3 descriptors, 4, and so on, until it has gone well a few times in a row. `partner` is the other side: it
+/// lets the other process go on, and hears from it what came of the call.
+fn step_by_step(call: &str, partner: impl Fn(&Address, &mut Actor) -> String) {
+    let mut outcomes = Vec::new();
+    for first in 3..40 {
+        let (address, keep) = fresh_address(true);
+        let mut actor = Actor::start("short", &[&address.to_string(), call, &first.to_string()]);
+        let outcome = partner(&address, &mut actor);
+        actor.expect("clean");
+        actor.finish();
+        let folder = keep.unwrap();
+        assert_eq!(
+            entries(folder.path().to_str().unwrap()),
+            0,
+            "{call}, {first} descriptors, {outcome}: files are left"
+        );
+        outcomes.push(outcome);
+        if outcomes.len() > 3 && outcomes.iter().rev().take(3).all(|it| it == "well") {
+            break;
+        }
+    }
+    assert!(
+        outcomes.iter().all(|it| it == "well" || it == "NO_SPACE"),
+        "{call}: {outcomes:?}"
+    );
+    assert_eq!(outcomes.first().unwrap(), "NO_SPACE", "{call}: {outcomes:?}");
+    assert_eq!(outcomes.last().unwrap(), "well", "{call}: {outcomes:?}");
+}
+
+/// What the other side does meanwhile, on a thread. It is called off once the short side has said what came of its call.
+struct Beside {
+    canceller: Canceller,
+    working: thread::JoinHandle<ringfence::Result<()>>,
+}
+
+impl Beside {
+    fn begin(work: impl FnOnce(&Options) -> ringfence::Result<()> + Send + 'static) -> Self {
+        let canceller = Canceller::new().unwrap();
+        let options = small().canceller(canceller.clone());
+        Self {
+            canceller,
+            working: thread::spawn(move || work(&options)),
+        }
+    }
+
+    /// It has a channel, or an error that says what has happened.
+    fn end(self, outcome: &str) {
+        self.canceller.cancel();
+        if let Err(error) = self.working.join().unwrap() {
+            assert!(
+                matches!(error, Error::Aborted | Error::PeerLost(_)),
+                "{outcome}: {error}"
+            );
+        }
+    }
+}
+
+/// Waits until the other process listens at the path, or has said that it cannot.
+fn listens_or_says(address: &Address, actor: &mut Actor) -> Option<String> {
+    actor.go_on();
+    let wanted = address.to_string();
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(outcome) = actor.heard() {
+            return Some(outcome);
+        }
+        let table = fs::read_to_string("/proc/net/unix").unwrap();
+        // The flag is __SO_ACCEPTCON.
+        let listens = |line: &str| line.contains(" 00010000 ") && line.ends_with(&wanted);
+        if table.lines().any(listens) {
+            return None;
+        }
+        assert!(Instant::now() < end, "it neither listens nor says anything");
+        thread::yield_now();
+    }
+}
+
+/// The short side listens, and this one comes to it.
+fn come(
+    address: &Address,
+    actor: &mut Actor,
+    work: impl FnOnce(&Address, &Options) -> ringfence::Result<()> + Send + 'static,
+) -> String {
+    listens_or_says(address, actor).unwrap_or_else(|| {
+        let at = address.clone();
+        let beside = Beside::begin(move |options| work(&at, options));
+        let outcome = actor.hear();
+        beside.end(&outcome);
+        outcome
+    })
+}
+
+#[test]
+fn a_guest_without_descriptors_is_told_so() {
+    step_by_step("join", |address, actor| {
+        let at = address.clone();
+        let beside = Beside::begin(move |options| join(&at, options).map(drop));
+        wait_for_host(address);
+        actor.go_on();
+        let outcome = actor.hear();
+        beside.end(&outcome);
+        outcome
+    });
+}
+
+#[test]
+fn a_host_without_descriptors_is_told_so() {
+    step_by_step("join", |address, actor| {
+        come(address, actor, |at, options| join(at, options).map(drop))
+    });
+}
+
+#[test]
+fn a_listener_without_descriptors_is_told_so() {
+    step_by_step("listen", |address, actor| {
+        come(address, actor, |at, options| connect(at, options).map(drop))
+    });
+}
+
+#[test]
+fn an_agent_without_descriptors_is_told_so() {
+    step_by_step("connect", |address, actor| {
+        let listener = listen(address, &small()).unwrap();
+        actor.go_on();
+        let outcome = actor.hear();
+        listener.close(Channels::Close);
+        outcome
+    });
+}
+
+#[test]
+fn a_second_member_without_descriptors_is_told_so() {
+    step_by_step("member", |address, actor| {
+        let membership = member(address, &small()).unwrap();
+        actor.go_on();
+        let outcome = actor.hear();
+        drop(membership);
+        outcome
+    });
+}
+
+#[test]
+fn a_first_member_without_descriptors_is_told_so() {
+    step_by_step("member", |address, actor| {
+        come(address, actor, |at, options| member(at, options).map(drop))
+    });
+}
+
+#[test]
+fn a_parent_without_descriptors_is_told_so() {
+    step_by_step("spawn", |_, actor| {
+        actor.go_on();
+        actor.hear()
+    });
+}
+
+/// Its timer interrupts it a thousand times a second while it makes a large ring.
+fn interrupted(address: &Address) {
+    extern "C" fn tick(_: libc::c_int) {}
+    // SAFETY: a handler that does nothing, and a timer; both are given plain structs.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = tick as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART;
+        assert_eq!(
+            libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut()),
+            0
+        );
+        let often = libc::timeval {
+            tv_sec: 0,
+            tv_usec: 1000,
+        };
+        let timer = libc::itimerval {
+            it_interval: often,
+            it_value: often,
+        };
+        assert_eq!(
+            libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()),
+            0
+        );
+    }
+    let channel = join(address, &small().capacity(64 << 20)).unwrap();
+    say("joined");
+    wait_for_test();
+    channel.close();
+}
+
+#[test]
+fn a_large_ring_is_made_though_a_timer_interrupts_all_the_time() {
+    let (address, _keep) = fresh_address(false);
+    let mut actor = Actor::start("interrupted", &[&address.to_string()]);
+    wait_for_host(&address);
+    let channel = join(&address, &small()).unwrap();
+    actor.expect("joined");
+    actor.go_on();
+    actor.finish();
+    drop(channel);
+}
+
+/// Seccomp: has a thread of this process say what becomes of each bell that another one sends (seccomp_unotify(2)). The
+/// first `failures` of them the kernel has no memory for.
+fn without_memory_for_bells(failures: u32) {
+    const SET_MODE_FILTER: libc::c_long = 1;
+    const NEW_LISTENER: libc::c_long = 8;
+    /// _IOWR('!', 0, struct seccomp_notif) and _IOWR('!', 1, struct seccomp_notif_resp).
+    const RECEIVE: u32 = 0xc050_2100;
+    const ANSWER: u32 = 0xc018_2101;
+    const CONTINUE: u32 = 1;
+    #[repr(C)]
+    struct Asked {
+        id: u64,
+        pid: u32,
+        flags: u32,
+        number: i32,
+        arch: u32,
+        at: u64,
+        arguments: [u64; 6],
+    }
+    #[repr(C)]
+    struct Answer {
+        id: u64,
+        value: i64,
+        error: i32,
+        flags: u32,
+    }
+    let (tell, told) = mpsc::channel::<OwnedFd>();
+    thread::spawn(move || {
+        let listener = told.recv().unwrap();
+        for count in 0.. {
+            // SAFETY: all-zero bytes are a valid one, which the kernel asks for.
+            let mut asked: Asked = unsafe { std::mem::zeroed() };
+            // SAFETY: the kernel writes one such struct.
+            let result = unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, &raw mut asked) };
+            if result != 0 {
+                continue;
+            }
+            let fails = count < failures;
+            let answer = Answer {
+                id: asked.id,
+                value: 0,
+                error: if fails { -(Errno::ENOBUFS as i32) } else { 0 },
+                flags: if fails { 0 } else { CONTINUE },
+            };
+            // SAFETY: the kernel reads one such struct.
+            unsafe { libc::ioctl(listener.as_raw_fd(), ANSWER as _, &raw const answer) };
+        }
+    });
+    let load = |at| libc::sock_filter {
+        code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16,
+        jt: 0,
+        jf: 0,
+        k: at,
+    };
+    let unless = |value: u32, skip| libc::sock_filter {
+        code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+        jt: 0,
+        jf: skip,
+        k: value,
+    };
+    let answer = |k| libc::sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    // struct seccomp_data: the number, then the arguments from byte 16 on. A bell is one byte that is sent.
+    let mut filter = [
+        load(0),
+        unless(libc::SYS_sendto as u32, 3),
+        load(16 + 2 * 8),
+        unless(1, 1),
+        answer(libc::SECCOMP_RET_USER_NOTIF),
+        answer(libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_mut_ptr(),
+    };
+    prctl::set_no_new_privs().unwrap();
+    // SAFETY: the kernel reads the program, and answers with a new descriptor.
+    let listener = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            SET_MODE_FILTER,
+            NEW_LISTENER,
+            &raw const program,
+        )
+    };
+    assert!(listener >= 0, "{}", SystemError::last_os_error());
+    // SAFETY: the kernel has just made it for this call.
+    tell.send(unsafe { OwnedFd::from_raw_fd(listener as i32) })
+        .unwrap();
+}
+
+/// Sends one message, whose bell the kernel has no memory for at first, and then waits for the answer.
+fn ring(address: &Address, failures: u32) {
+    let mut channel = join(address, &small()).unwrap();
+    say("joined");
+    wait_for_test();
+    without_memory_for_bells(failures);
+    both_ways(&mut channel);
+    say("answered");
+}
+
+/// What poll(2) is made of, where the kernel has no such call of its own (arm64).
+#[cfg(target_arch = "x86_64")]
+const POLL: libc::c_long = libc::SYS_poll;
+#[cfg(not(target_arch = "x86_64"))]
+const POLL: libc::c_long = libc::SYS_ppoll;
+
+#[test]
+fn a_bell_that_the_kernel_has_no_memory_for_is_rung_again() {
+    // Tried again at once; and by a thread, since it takes longer.
+    for failures in ["3", "60"] {
+        let (address, _keep) = fresh_address(false);
+        let mut actor = Actor::start("ring", &[&address.to_string(), failures]);
+        wait_for_host(&address);
+        let channel = join(&address, &small()).unwrap();
+        actor.expect("joined");
+        let (tell, told) = mpsc::channel();
+        let answering = thread::spawn(move || {
+            let (mut sender, mut receiver) = channel.split();
+            tell.send(gettid()).unwrap();
+            let mut message = [0; 64];
+            let length = receiver.receive(&mut message).unwrap().unwrap();
+            sender.send(&message[..length]).unwrap();
+            receiver
+        });
+        let file = format!("/proc/self/task/{}/syscall", told.recv().unwrap());
+        wait_until("it does not sleep", || {
+            fs::read_to_string(Path::new(&file)).is_ok_and(|call| call.starts_with(&format!("{POLL} ")))
+        });
+        actor.go_on();
+        actor.expect("answered");
+        drop(answering.join().unwrap());
+        actor.finish();
+    }
 }
