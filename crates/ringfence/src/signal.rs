@@ -19,6 +19,7 @@ use std::{
         mpsc,
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -37,28 +38,31 @@ use crate::{
 /// Who is told what the thread of any number hears, on that thread: one of each kind in a process.
 #[derive(Clone, Copy)]
 pub(crate) enum Listener {
-    /// Of what the kernel says: its codes are above 0, which no process can give to another (rt_sigqueueinfo(2)). Also where
-    /// SIGIO comes: the kernel sends it in the number's stead where the queue of signals is full (fcntl(2), `F_SETSIG`).
-    Alarms(fn()),
+    /// Of what the kernel says: its codes are above 0, which no process can give to another (rt_sigqueueinfo(2)), but which it
+    /// can have the kernel say (`F_SETOWN_EX`). Also where SIGIO comes: the kernel sends it in the number's stead where the
+    /// queue of signals is full (fcntl(2), `F_SETSIG`). Answers after how long it wants to be called again, if at all.
+    Alarms(Alarm),
     /// Of what some process has said. Answers whether anybody was to hear that.
     Words(fn(&SignalInfo) -> bool),
 }
+
+type Alarm = fn() -> Option<Duration>;
 
 /// What a process has of numbers, and whom it tells.
 #[derive(Default)]
 struct Numbers {
     posts: Mutex<Vec<Post>>,
-    alarms: OnceLock<fn()>,
+    alarms: OnceLock<Alarm>,
     words: OnceLock<fn(&SignalInfo) -> bool>,
     strays: Strays,
 }
 
 static NUMBERS: PerProcess<Numbers> = PerProcess::new();
 
-fn alarm() {
-    if let Some(alarm) = NUMBERS.existing().and_then(|numbers| numbers.alarms.get()) {
-        alarm();
-    }
+/// Has the alarm looked into. When to do so again, if that has not told enough.
+fn alarm() -> Option<Instant> {
+    let alarm = NUMBERS.existing().and_then(|numbers| numbers.alarms.get())?;
+    Some(Instant::now() + alarm()?)
 }
 
 /// A hold on a number. The last one gives the number back as it was.
@@ -474,30 +478,34 @@ pub(crate) fn carry_all() -> Result<bool, Errno> {
 }
 
 fn listen(number: c_int, over: &AtomicBool, progress: &Progress) {
+    // When the alarm is looked into again. What comes meanwhile is heard as ever.
+    let mut again: Option<Instant> = None;
     loop {
-        let heard = sys::wait_for_signal(&[number, libc::SIGIO]);
+        let left = again.map(|at| at.saturating_duration_since(Instant::now()));
+        let heard = sys::wait_for_signal(&[number, libc::SIGIO], left);
         if over.load(Ordering::Acquire) {
             return;
         }
         match heard {
             Ok(heard) if heard.signal == libc::SIGIO => {
                 let asked = progress.asked();
-                alarm();
+                again = alarm();
                 // Of two signals the lower number comes first, so what was queued before may still be there.
-                empty(number, progress);
+                empty(number, progress, &mut again);
                 progress.reached(asked);
                 forward_io();
             }
-            Ok(heard) => hear(&heard, progress),
+            Ok(heard) => hear(&heard, progress, &mut again),
+            Err(Errno::EAGAIN) => again = alarm(),
             // Interrupted, by a stop and a continuation for instance.
             Err(_) => {}
         }
     }
 }
 
-fn hear(heard: &SignalInfo, progress: &Progress) {
+fn hear(heard: &SignalInfo, progress: &Progress, again: &mut Option<Instant>) {
     if heard.code > 0 {
-        alarm();
+        *again = alarm();
     } else if let Some(ticket) = progress.ticket(heard) {
         progress.reached(ticket);
     } else {
@@ -509,12 +517,12 @@ fn hear(heard: &SignalInfo, progress: &Progress) {
 }
 
 /// Hears what is queued now. Somebody who goes on queuing more keeps nobody waiting.
-fn empty(number: c_int, progress: &Progress) {
+fn empty(number: c_int, progress: &Progress, again: &mut Option<Instant>) {
     /// More than the kernel queues for a user by default, on most machines.
     const MOST: usize = 1 << 17;
     for _ in 0..MOST {
         match sys::take_signal(number) {
-            Ok(heard) => hear(&heard, progress),
+            Ok(heard) => hear(&heard, progress, again),
             Err(Errno::EINTR) => {}
             Err(_) => return,
         }

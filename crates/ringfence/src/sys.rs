@@ -6,6 +6,7 @@ use std::{
     mem,
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
     ptr,
+    time::Duration,
 };
 
 use nix::{
@@ -352,12 +353,17 @@ fn set_of(signals: &[c_int]) -> Result<libc::sigset_t, Errno> {
 }
 
 /// Waits for one of these signals, all of which this thread blocks (sigwaitinfo(2)).
-pub(crate) fn wait_for_signal(signals: &[c_int]) -> Result<SignalInfo, Errno> {
+pub(crate) fn wait_for_signal(signals: &[c_int], at_most: Option<Duration>) -> Result<SignalInfo, Errno> {
     let set = set_of(signals)?;
     // SAFETY: all-zero bytes are a valid siginfo.
     let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
-    // SAFETY: reads the set, and writes one siginfo.
-    Errno::result(unsafe { libc::sigwaitinfo(&raw const set, &raw mut info) })?;
+    let limit = at_most.map(|time| libc::timespec {
+        tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    });
+    let limit = limit.as_ref().map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: reads the set and the time, where there is one, and writes one siginfo.
+    Errno::result(unsafe { libc::sigtimedwait(&raw const set, &raw mut info, limit) })?;
     Ok(SignalInfo::from_kernel(&info))
 }
 

@@ -8,7 +8,9 @@ use std::{
     thread,
 };
 
-use ringfence::{Address, Change, Channel, CloseReason, Policy, Role, join, member};
+use ringfence::{
+    Address, Change, Channel, CloseReason, LEAVING, Policy, Receiver, Role, Tokens, join, member,
+};
 use support::{Actor, copy_of_this_executable, fresh_address, say, small, wait_for_host, wait_for_test};
 
 /// Of 6,000 closes like these, 119 were told wrongly while each half wrote the phase for itself.
@@ -18,6 +20,41 @@ const MESSAGES: usize = 9;
 const LENGTH: usize = 1500;
 /// It takes longer to copy than a peer takes to hear of an end.
 const MUCH: usize = 16 << 20;
+
+/// How a peer that has sent tokens goes.
+const WAYS: [&str; 3] = ["closes", "is dropped", "ends"];
+/// How a reader hears of it.
+const LOOKS: [&str; 3] = ["receive", "is_ended", "try_receive"];
+/// Every way with every look, 100 times.
+const ROUNDS: usize = 900;
+const LEAVES: usize = 60;
+
+fn say_tokens(tokens: &Tokens) {
+    for token in 1..=3 {
+        while let Err(error) = tokens.signal(token) {
+            // Signals are counted for the user as a whole.
+            assert_eq!(error.code(), "NO_SPACE", "{error}");
+        }
+    }
+}
+
+/// Reads until the end is told.
+fn read_to_the_end(receiver: &mut Receiver, look: &str) {
+    match look {
+        "receive" => assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None),
+        "is_ended" => while !receiver.is_ended().unwrap() {},
+        "try_receive" => {
+            while !receiver.is_ended().unwrap() {
+                assert_eq!(receiver.try_receive(&mut [0; 8]).unwrap(), None);
+            }
+        }
+        other => unreachable!("{other}"),
+    }
+}
+
+fn taken(tokens: &Tokens) -> Vec<u64> {
+    std::iter::from_fn(|| tokens.try_token()).collect()
+}
 
 fn message(number: usize) -> Vec<u8> {
     (0..LENGTH)
@@ -71,6 +108,31 @@ fn role() {
             }
             say(format!("{} after {channels}", membership.role()));
             wait_for_test();
+        }
+        "says tokens and goes" => {
+            for how in WAYS.iter().cycle().take(ROUNDS) {
+                let channel = join(&address, &small().wait(true)).unwrap();
+                say_tokens(&channel.tokens());
+                match *how {
+                    "closes" => channel.close(),
+                    "is dropped" => drop(channel),
+                    "ends" => {
+                        let (mut sender, mut receiver) = channel.split();
+                        sender.end();
+                        assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
+                    }
+                    other => unreachable!("{other}"),
+                }
+            }
+        }
+        "says tokens and leaves" => {
+            for round in 0..LEAVES {
+                let address: Address = format!("{address}-{round}").parse().unwrap();
+                let membership = member(&address, &small()).unwrap();
+                let channel = membership.partner(None).unwrap().unwrap();
+                say_tokens(&channel.tokens());
+                membership.leave();
+            }
         }
         "sends much" => {
             let much = vec![7; MUCH];
@@ -144,6 +206,51 @@ fn a_member_that_closes_a_channel_stays_the_only_host() {
     });
     assert_eq!(result.recv().unwrap(), format!("guest after {CLOSES}"));
     assert_eq!(membership.role(), Role::Host);
+}
+
+#[test]
+fn tokens_that_were_announced_are_there_when_the_end_is_told() {
+    let (address, _keep) = fresh_address(false);
+    let other = Actor::start("says tokens and goes", &[&address.to_string()]);
+    let mut wrong = Vec::new();
+    for (round, how) in WAYS.iter().cycle().take(ROUNDS).enumerate() {
+        let look = LOOKS[round / WAYS.len() % LOOKS.len()];
+        let channel = join(&address, &small().wait(true)).unwrap();
+        let tokens = channel.tokens();
+        let (_sender, mut receiver) = channel.split();
+        read_to_the_end(&mut receiver, look);
+        let found = taken(&tokens);
+        if found != [1, 2, 3] {
+            wrong.push(format!("{how}, {look}: {found:?}"));
+        }
+        // No test of this file makes any up.
+        assert_eq!(tokens.strays(), 0, "{how}, {look}");
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} of {ROUNDS}: {}",
+        wrong.len(),
+        wrong.join("; ")
+    );
+    other.finish();
+}
+
+#[test]
+fn tokens_of_a_host_that_leaves_are_there_when_that_is_told() {
+    let (address, _keep) = fresh_address(false);
+    let other = Actor::start("says tokens and leaves", &[&address.to_string()]);
+    for round in 0..LEAVES {
+        let address: Address = format!("{address}-{round}").parse().unwrap();
+        wait_for_host(&address);
+        let membership = member(&address, &small()).unwrap();
+        let channel = membership.partner(None).unwrap().unwrap();
+        let tokens = channel.tokens();
+        let (_sender, mut receiver) = channel.split();
+        read_to_the_end(&mut receiver, LOOKS[round % LOOKS.len()]);
+        assert_eq!(taken(&tokens), [1, 2, 3, LEAVING], "round {round}");
+        assert_eq!(tokens.strays(), 0);
+    }
+    other.finish();
 }
 
 /// The peer wipes what this side does not read any more; and one of its threads may be in the midst of that.

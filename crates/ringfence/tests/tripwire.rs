@@ -16,7 +16,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, open},
+    fcntl::{FcntlArg, OFlag, fcntl, open},
     libc,
     sys::{
         resource::{Resource, setrlimit},
@@ -63,8 +63,16 @@ fn role() {
             let (channel, kept) = join_and_keep(&address, &options, |_| true);
             let (mut sender, mut receiver) = channel.split();
             sender.send(b"the secret").unwrap();
+            let mut filled = arguments
+                .get(2)
+                .is_some_and(|how| how == "full of files")
+                .then(fill_descriptors);
             wait_for_test();
-            let opened = match reopen(&kept[0]) {
+            // The kernel wants a descriptor before it looks who has the object.
+            filled.as_mut().and_then(Vec::pop);
+            let opening = reopen(&kept[0]);
+            let refilled = filled.as_ref().and_then(|files| files[0].try_clone().ok());
+            let opened = match opening {
                 Err(error) if error.raw_os_error() == Some(Errno::EWOULDBLOCK as i32) => "held back".into(),
                 other => format!("{other:?}"),
             };
@@ -75,11 +83,36 @@ fn role() {
                 receiver.close_reason(),
                 sender.try_send(b"more").unwrap_err().code()
             ));
-            drop((sender, receiver));
+            drop((sender, receiver, filled, refilled));
             wait_for_test();
             // Everybody has let go: the memory can be opened, and there is nothing in it.
             say(contains(&kept, b"the secret"));
         }
+        // Has no descriptor left, or has, and says when it has heard what it was sent.
+        "steadfast" => {
+            let (mut sender, mut receiver) = {
+                let mut channel = join(&address, &options).unwrap();
+                channel.sender().send(b"kept").unwrap();
+                let tokens = channel.tokens();
+                // Made when it is first asked for.
+                tokens.bell().unwrap();
+                let thread = thread_that_hears();
+                let filled = (arguments[2] == "full of files").then(fill_descriptors);
+                say(thread.to_string());
+                // Of two signals the lower number is taken first.
+                for wanted in 0..ALARMS {
+                    assert_eq!(tokens.token().unwrap(), Some(wanted));
+                    assert_eq!(channel.receiver().close_reason(), None, "after {wanted} signals");
+                    channel.sender().send(b"whole").unwrap();
+                }
+                drop(filled);
+                channel.split()
+            };
+            assert_eq!(receiver.receive(&mut [0; 64]).unwrap(), None);
+            sender.close();
+        }
+        // Takes and releases so many locks that the table of them is far longer than a page.
+        "busy with locks" => busy_with_locks(),
         // Sends two messages of which one is read, and closes.
         "two messages" => {
             let (channel, kept) = join_and_keep(&address, &options, is_own);
@@ -97,6 +130,118 @@ fn role() {
         }
         _ => unreachable!("{role}"),
     }
+}
+
+/// So many signals are no alarm.
+const ALARMS: u64 = 40;
+
+fn fill_descriptors() -> Vec<File> {
+    let file = File::open("/dev/null").unwrap();
+    let mut files = Vec::new();
+    setrlimit(Resource::RLIMIT_NOFILE, 256, 256).unwrap();
+    loop {
+        match file.try_clone() {
+            Ok(another) => files.push(another),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(Errno::EMFILE as i32));
+                files.push(file);
+                return files;
+            }
+        }
+    }
+}
+
+/// The thread of this process at which alarms are directed.
+fn thread_that_hears() -> i32 {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let mut hearing = tasks.filter(|task| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "ringfence-signa")
+    });
+    let task = hearing.next().expect("a thread that hears");
+    task.file_name().to_str().unwrap().parse().unwrap()
+}
+
+fn busy_with_locks() {
+    const LOCKS: i64 = 1500;
+    let lock = |file: &File, kind: i32, start: i64, length: i64| {
+        // SAFETY: all-zero bytes are a valid lock.
+        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+        lock.l_type = kind.try_into().unwrap();
+        (lock.l_start, lock.l_len) = (start, length);
+        fcntl(file, FcntlArg::F_SETLK(&lock)).unwrap();
+    };
+    let work = || {
+        let file = tempfile::tempfile().unwrap();
+        for round in 0_u64.. {
+            for number in 0..LOCKS {
+                lock(&file, libc::F_WRLCK, 2 * number, 1);
+            }
+            if round == 0 {
+                say("busy");
+            }
+            // All of them at once: what stands behind them in the table moves forward by as many lines.
+            lock(&file, libc::F_UNLCK, 0, 0);
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(work);
+        scope.spawn(work);
+    });
+}
+
+fn busy() -> Actor {
+    let (address, _keep) = fresh_address(false);
+    let actor = Actor::start("busy with locks", &[&address.to_string(), "memfd"]);
+    actor.expect("busy");
+    actor.expect("busy");
+    actor
+}
+
+/// Sends the other side's thread SIGIO, as any process of the same user can, and then a token, by which that thread is known to have
+/// looked.
+fn is_steadfast(how: &str) {
+    let (address, _keep) = fresh_address(false);
+    let other = Actor::start("steadfast", &[&address.to_string(), "memfd", how]);
+    let mut channel = join(&address, &small()).unwrap();
+    let mut message = [0; 64];
+    assert_eq!(channel.receiver().receive(&mut message).unwrap(), Some(4));
+    let thread: i32 = other.hear().parse().unwrap();
+    let tokens = channel.tokens();
+    for token in 0..ALARMS {
+        // SAFETY: tgkill takes three integers.
+        let sent = unsafe { libc::syscall(libc::SYS_tgkill, other.pid(), thread, libc::SIGIO) };
+        assert_eq!(sent, 0);
+        tokens.signal(token).unwrap();
+        assert_eq!(
+            channel.receiver().receive(&mut message).unwrap(),
+            Some(5),
+            "{how}, after {token} signals"
+        );
+    }
+    drop(channel);
+    other.finish();
+}
+
+#[test]
+fn a_signal_wipes_nothing_where_no_descriptor_is_left() {
+    is_steadfast("full of files");
+}
+
+#[test]
+fn a_signal_wipes_nothing_while_others_take_and_release_locks() {
+    let _busy = busy();
+    is_steadfast("with room");
+}
+
+#[test]
+fn an_alarm_is_believed_while_others_take_and_release_locks() {
+    let _busy = busy();
+    is_ended_on_both_sides(Backing::Memfd, "");
+}
+
+#[test]
+fn an_alarm_is_believed_where_no_descriptor_is_left() {
+    is_ended_on_both_sides(Backing::Memfd, "full of files");
 }
 
 /// Whether one of these objects has this text in it. Those that cannot be opened are somebody else's still; the one that
