@@ -58,6 +58,8 @@ const wrong: Record<string, unknown[]> = {
     { cgroup: 5 },
     { label: '' },
     { label: {} },
+    { namespace: 'other' },
+    { namespace: null },
     { uids: 0 },
     { user: 'same' },
   ],
@@ -69,7 +71,7 @@ for (const [name, values] of Object.entries(wrong)) {
     for (const value of values) {
       const options = { [name]: value } as Options
       const error = await t.throwsAsync(join(namedAddress(t), options), invalid, describe(value))
-      const said = name === 'policy' ? /policy|uid|gid|executable|cgroup|label|authorize/ : new RegExp(name)
+      const said = name === 'policy' ? /policy|uid|gid|executable|cgroup|label|namespace|authorize/ : new RegExp(name)
       t.regex(error!.message, said, describe(value))
     }
   })

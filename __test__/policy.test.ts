@@ -1,8 +1,9 @@
+import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { copyFileSync, chmodSync, readFileSync, realpathSync, renameSync } from 'node:fs'
 
 import test, { type ExecutionContext } from 'ava'
-import { join, RingfenceError, type Options, type Policy } from 'ringfence'
+import { join, RingfenceError, type Evidence, type Options, type Policy } from 'ringfence'
 
 import { abstractAddress, addressOf, kinds, namedAddress, temporaryDirectory, untilBound } from './support/address.js'
 import { joinHere, Partner, PartnerError } from './support/partner.js'
@@ -210,6 +211,45 @@ withOthers('the overflow uid is refused even where it is named', async (t) => {
   t.regex(error?.found ?? '', /overflow uid/)
 })
 
+/** In namespaces of users and of process numbers, as any user may make them where the system allows it. */
+const apart = ['unshare', '-Urpf', '--kill-child', '--']
+const withNamespaces = spawnSync('unshare', ['-Urpf', 'true']).status === 0 ? test.serial : test.serial.skip
+
+withNamespaces('a peer of another pid namespace is refused unless both policies let it in', async (t) => {
+  const of = ({ evidence }: { readonly evidence: readonly Evidence[] }) =>
+    evidence.filter(({ check }) => check === 'namespace').map(({ wanted, found }) => `${wanted}: ${found}`)
+  // Also by a policy that does not name it. The guest lets its host in, and so hears what that says.
+  for (const here of [undefined, {}, { namespace: 'same' }] satisfies (Policy | undefined)[]) {
+    await isRefused(t, await meet(t, here, { namespace: 'any' }, { through: apart }), 'namespace', /below/)
+  }
+  // The other way round: the host has no number there.
+  await isRefused(t, await meet(t, { namespace: 'any' }, {}, { through: apart }), 'namespace', /pid 0/)
+
+  const any: Policy = { namespace: 'any' }
+  const { hosting, guesting, partner } = await meet(t, any, any, { through: apart })
+  await guesting
+  const channel = await hosting
+  await channel.verify()
+  for (const line of of(channel)) t.regex(line, /^not asked for: .*below/)
+  t.true(of(channel).length >= 3)
+  t.is(await partner.run((kit) => kit.channel.peer.pid), 0)
+  await channel.send('across')
+  t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'across')
+})
+
+test.serial('the evidence of both sides has the namespace', async (t) => {
+  const { hosting, guesting, partner } = await meet(t, undefined, {})
+  await guesting
+  const shown = (await hosting).evidence.filter(({ check }) => check === 'namespace')
+  t.true(shown.length >= 2)
+  for (const { wanted, found, passed } of shown) {
+    t.regex(wanted, /own pid and user namespace/)
+    t.regex(found, /the same pid namespace/)
+    t.true(passed)
+  }
+  t.true(await partner.run((kit) => kit.channel.evidence.filter(({ check }) => check === 'namespace').length >= 2))
+})
+
 /** This side is the guest, and asks `authorize` about its host. */
 async function asked(t: ExecutionContext, authorize: Policy['authorize'], options: Options = {}) {
   const address = abstractAddress()
@@ -389,7 +429,7 @@ test.serial('verify tells who the peer is now, and adds to the evidence', async 
   const added = channel.evidence.slice(before.length)
   t.deepEqual(
     added.map((one) => one.check),
-    ['uid', 'gid', 'cgroup', 'label', 'executable'],
+    ['uid', 'namespace', 'gid', 'cgroup', 'label', 'executable'],
   )
   t.true(added.every((one) => one.step === 'verify' && one.passed))
   t.true(Object.isFrozen(channel.evidence))

@@ -20,7 +20,15 @@ const KNOWN = [
   'harden',
   'signalNumber',
 ] as const satisfies (keyof Options)[]
-const KNOWN_OF_POLICY = ['uid', 'gid', 'executable', 'cgroup', 'label', 'authorize'] as const satisfies (keyof Policy)[]
+const KNOWN_OF_POLICY = [
+  'uid',
+  'gid',
+  'executable',
+  'cgroup',
+  'label',
+  'namespace',
+  'authorize',
+] as const satisfies (keyof Policy)[]
 
 /** The largest number that a uid or gid can be: the kernel keeps the next one for "none". */
 const LARGEST_ID = 2 ** 32 - 2
@@ -71,11 +79,14 @@ function program(value: string | ExecutableFile): NativeProgram {
 
 function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
   plainObject('policy', policy, KNOWN_OF_POLICY)
-  const { uid, gid, executable, cgroup, label, authorize } = policy
+  const { uid, gid, executable, cgroup, label, namespace, authorize } = policy
   const programs = executable === undefined ? undefined : list(executable).map(program)
   if (programs?.length === 0) throw invalid('executable must name at least one')
   if (authorize !== undefined && typeof authorize !== 'function') {
     throw invalid(`authorize must be a function, not ${show(authorize)}`)
+  }
+  if (namespace !== undefined && namespace !== 'same' && namespace !== 'any') {
+    throw invalid(`namespace must be 'same' or 'any', not ${show(namespace)}`)
   }
   return {
     uids: uid === undefined || uid === 'same' ? undefined : ids('uid', uid),
@@ -83,6 +94,7 @@ function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
     executables: programs,
     cgroup: cgroup === undefined ? undefined : text('cgroup', cgroup),
     label: label === undefined ? undefined : text('label', label),
+    namespace,
   }
 }
 

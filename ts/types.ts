@@ -1,12 +1,15 @@
 /** What the kernel attested of a peer when it was looked at. */
 export interface Identity {
-  /** Process id, in this process's pid namespace. */
+  /** Process id, in this process's pid namespace; 0 for a process that has none there, which `namespace: 'any'` lets in. */
   pid: number
   /** Effective user id. */
   uid: number
   /** Effective group id. */
   gid: number
-  /** Supplementary groups that it had at first and still has, where the kernel tells them (Linux 4.13). */
+  /**
+   * Supplementary groups that it had at first and still has. Left out where the kernel does not tell them (before Linux 4.13),
+   * or where those that it has now cannot be seen (`hidepid`).
+   */
   groups?: number[]
   /** The cgroup (version 2), as /proc/PID/cgroup names it. */
   cgroup?: string
@@ -48,9 +51,9 @@ export interface ExecutableFile {
 }
 
 /**
- * Who the peer must be. Without one: `{ uid: 'same', executable: 'same' }`. One that is given replaces that whole: a
- * uid left out means 'same', anything else left out is not looked at, and the evidence says so. All checks must hold,
- * and one that cannot be made is a refusal.
+ * Who the peer must be. Without one: `{ uid: 'same', namespace: 'same', executable: 'same' }`. One that is given replaces that
+ * whole: a uid or a namespace left out means 'same', anything else left out is not looked at, and the evidence says so. All
+ * checks must hold, and one that cannot be made is a refusal.
  */
 export interface Policy {
   /** The peer's effective uid. */
@@ -66,6 +69,13 @@ export interface Policy {
   cgroup?: string
   /** Its security label when it connected or listened. */
   label?: string
+  /**
+   * 'same' (the default): it lives in this process's pid namespace, and in its user namespace as far as that can be seen; else
+   * PEER_REFUSED, `namespace`. 'any': it may live in another, as in another container. Then the kernel's word for its process
+   * number proves nothing: any process of its user in its pid namespace can speak for it. Of a peer whose namespace cannot be
+   * seen from here, the executable, the cgroup and supplementary groups cannot be looked at.
+   */
+  namespace?: 'same' | 'any'
   /**
    * Asked last, about a peer that has passed everything else, before anything is shared with it, on both sides. What it
    * throws or rejects with, and what is no boolean, refuses the peer; the error has it as its `cause`. It has the

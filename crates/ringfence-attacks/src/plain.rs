@@ -54,6 +54,8 @@ pub struct Reading {
     pub uid_only: bool,
     /// "The same inode", without "on the same filesystem".
     pub inode_only: bool,
+    /// A supplementary group that the peer must have, as the kernel said when it connected.
+    pub group: Option<u32>,
 }
 
 /// Shared memory with a peer.
@@ -198,6 +200,11 @@ fn check(connection: &OwnedFd, reading: Reading) -> Result<Pid, String> {
     if peer.uid() != getuid().as_raw() || peer.uid() != geteuid().as_raw() {
         return Err(format!("uid {}", peer.uid()));
     }
+    if let Some(group) = reading.group
+        && !peer_groups(connection)?.contains(&group)
+    {
+        return Err(format!("without the group {group}"));
+    }
     if reading.uid_only {
         return Ok(Pid::from_raw(peer.pid()));
     }
@@ -207,6 +214,25 @@ fn check(connection: &OwnedFd, reading: Reading) -> Result<Pid, String> {
         return Err("executable".into());
     }
     Ok(Pid::from_raw(peer.pid()))
+}
+
+/// `SO_PEERGROUPS`, Linux 4.13.
+fn peer_groups(connection: &OwnedFd) -> Result<Vec<u32>, String> {
+    const SO_PEERGROUPS: libc::c_int = 59;
+    let mut groups = [0_u32; 64];
+    let mut length = 256;
+    // SAFETY: the array has 256 bytes, and the kernel writes no more than that.
+    Errno::result(unsafe {
+        libc::getsockopt(
+            connection.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERGROUPS,
+            groups.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    })
+    .map_err(said("SO_PEERGROUPS"))?;
+    Ok(groups[..length as usize / 4].to_vec())
 }
 
 /// Receives the object with its size, and goes on reading until the size is whole.

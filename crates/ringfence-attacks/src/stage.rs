@@ -40,6 +40,8 @@ pub enum Space {
     UnmappedUsers,
     /// Of process numbers.
     OwnPids,
+    /// Of mounts, with a /proc that hides the processes that it may not look into.
+    HiddenProc,
 }
 
 /// Users without any privilege, as far from those that a system has as possible. Only root can take them on.
@@ -128,6 +130,17 @@ impl Stage {
         LAUNCHER
     }
 
+    /// Starts a process as root, which connects as the agent with the launcher's group, and then drops that.
+    pub fn spawn_leaver(&self, address: &str) -> Result<Actor, Trouble> {
+        if !self.root {
+            return Err(Trouble::NeedsRoot);
+        }
+        let (uid, group) = (AGENT.to_string(), LAUNCHER.to_string());
+        let mut command = Command::new(self.program(Program::Genuine));
+        command.args(["role", "attacker", "leaver", &uid, &group, address]);
+        Actor::start("the leaver", command.current_dir("/"))
+    }
+
     /// A copy of the genuine executable that whoever starts it runs with another group (setgid). Only root can
     /// make one.
     pub fn launcher(&self) -> Result<PathBuf, Trouble> {
@@ -203,7 +216,8 @@ impl Stage {
                 }
             }
             Space::OwnPids if self.root => drop(command.args(["own-pids", &AGENT.to_string()])),
-            Space::OwnPids => return Err(Trouble::NeedsRoot),
+            Space::HiddenProc if self.root => drop(command.args(["hidden-proc", &AGENT.to_string()])),
+            Space::OwnPids | Space::HiddenProc => return Err(Trouble::NeedsRoot),
         }
         Actor::start(name, command.arg(&genuine).arg("role").args(args))
     }

@@ -85,5 +85,8 @@ rows! {
     row_36_rude 36
     row_37_inheritance 37
     row_38_never_reads 38
+    row_39_pidfds 39
+    row_40_namesake 40
+    row_43_dropped_group 43
     row_56_fork 56
 }

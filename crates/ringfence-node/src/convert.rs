@@ -183,6 +183,8 @@ pub struct Policy {
     pub cgroup: Option<String>,
     /// The security label.
     pub label: Option<String>,
+    /// `same` or `any`; left out: `same`.
+    pub namespace: Option<String>,
 }
 
 /// The options of a channel, as TypeScript has checked them.
@@ -297,6 +299,9 @@ impl Policy {
         }
         if let Some(label) = &self.label {
             policy = policy.label(label);
+        }
+        if let Some(namespace) = &self.namespace {
+            policy = policy.namespace(namespace.parse()?);
         }
         Ok(policy)
     }

@@ -126,7 +126,8 @@ impl<'a> Side<'a> {
     /// Steps 2 and 3: whom the kernel names at the other end, and what the policy says to that. Waits for nobody.
     pub(crate) fn look_at(&self, stream: OwnedFd, mut record: Record) -> Result<Caller> {
         let looked = (|| {
-            let peer = Peer::attest(&stream, &mut record)?;
+            let namespace = self.options.policy.allowed_namespace();
+            let peer = Peer::attest(&stream, namespace, &mut record)?;
             if peer.is_self() {
                 return Err(self.occupied("this process holds it itself"));
             }
@@ -168,8 +169,8 @@ impl<'a> Side<'a> {
             check_child(speaker, child, &mut record)?;
             let line = only_line(descriptors)?;
             check_line(&line, speaker)?;
-            let peer = Peer::attest(&line, &mut record)?;
             let policy = &self.options.policy;
+            let peer = Peer::attest(&line, policy.allowed_namespace(), &mut record)?;
             let identity = policy.check(&peer, "executable", self.patience, &mut record)?;
             let (own, hello) = self.answer(&line, &frame, speaker, &mut record)?;
             Ok(Talk {
@@ -523,11 +524,16 @@ impl<'a> Side<'a> {
             record,
         )?;
         object.check()?;
+        let mut addressee = Addressee::new(peer.credentials.pid, offer.tokens)?;
+        if !peer.shares_numbers() {
+            // The thread that it names is another's here.
+            addressee = addressee.out_of_reach();
+        }
         Ok(Objects {
             own: object,
             peer: region,
             inlet,
-            addressee: Addressee::new(peer.credentials.pid, offer.tokens)?,
+            addressee,
             state: Mark::new(state::OPEN)?,
         })
     }

@@ -24,6 +24,7 @@ use crate::{
     digest::{self, Digest},
     error::{self, Error, Refusal, Result},
     evidence::Record,
+    namespace::{self, InProc, Namespace, Standing},
     patience::Patience,
     sys::{self, Credentials},
 };
@@ -68,14 +69,15 @@ impl fmt::Display for Executable {
 #[non_exhaustive]
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// Process id, in this process's pid namespace (`SO_PEERCRED`).
+    /// Process id, in this process's pid namespace (`SO_PEERCRED`); 0 for a process that has none there, which only
+    /// [`Namespace::Any`] lets in.
     pub pid: i32,
     /// Effective user id when it connected or listened, which must be its effective user id at each later look.
     pub uid: u32,
     /// Effective group id, likewise.
     pub gid: u32,
     /// Supplementary groups when it connected or listened (`SO_PEERGROUPS`, Linux 4.13) that it still has; `None`
-    /// where the kernel does not tell.
+    /// where the kernel does not tell, or where those that it has now cannot be seen.
     pub groups: Option<Vec<u32>>,
     /// The executable; `None` where it cannot be read: another uid's process, or one that is not dumpable.
     pub executable: Option<Executable>,
@@ -117,20 +119,29 @@ pub(crate) struct Peer {
     seen: OnceLock<Executable>,
     /// It has said that it closes itself to others of its user, and with that its executable to a later look.
     pub(crate) hardens: bool,
+    /// Whether it lives in this process's pid namespace, once that was looked at. A process stays where it is.
+    same_numbers: OnceLock<bool>,
 }
 
 /// One look at the peer: what could be read, and why the rest could not.
 #[derive(Debug)]
 pub(crate) struct Look {
     pub(crate) identity: Identity,
+    /// In which namespaces it lives.
+    pub(crate) standing: Standing,
+    /// Why its supplementary groups are not known.
+    pub(crate) groups: Result<(), String>,
     /// `None`: /proc does not show the process to this one (`hidepid`, proc(5)).
     directory: Option<Arc<OwnedFd>>,
     executable: Result<(), Errno>,
     cgroup: Result<(), Errno>,
-    /// The number of its cgroup by its pidfd (Linux 6.13): no name that could be read a moment too late.
-    cgroup_number: Option<u64>,
+    /// The number of its cgroup by its pidfd: no name that could be read a moment too late. `None`: before Linux 6.13.
+    cgroup_number: Result<Option<u64>, Errno>,
     label: Result<(), Errno>,
 }
+
+/// What `namespace: 'same'` asks for.
+pub(crate) const SAME_NAMESPACE: &str = "this process's own pid and user namespace";
 
 /// What tells whether the process is a zombie.
 const STAT: &str = "the peer's state (/proc/PID/stat)";
@@ -148,7 +159,7 @@ fn unless_short(check: &'static str, wanted: &str, errno: Errno) -> Error {
 
 /// What the kernel has answered, a refusal to tell included. Errors where it was not asked, since this process has run out
 /// of descriptors or memory.
-fn answered<T>(what: &str, found: Result<T, Errno>) -> Result<Result<T, Errno>> {
+pub(crate) fn answered<T>(what: &str, found: Result<T, Errno>) -> Result<Result<T, Errno>> {
     match found {
         Err(errno) if error::is_shortage(errno) => Err(Error::system(what, errno)),
         found => Ok(found),
@@ -157,7 +168,7 @@ fn answered<T>(what: &str, found: Result<T, Errno>) -> Result<Result<T, Errno>> 
 
 impl Peer {
     /// Asks the kernel who is at the other end of a connected socket.
-    pub(crate) fn attest(socket: impl AsFd, record: &mut Record) -> Result<Self> {
+    pub(crate) fn attest(socket: impl AsFd, namespace: Namespace, record: &mut Record) -> Result<Self> {
         let socket = socket.as_fd();
         let credentials = getsockopt(&socket, sockopt::PeerCredentials)
             .map(|c| Credentials {
@@ -167,19 +178,21 @@ impl Peer {
             })
             .map_err(|errno| unless_short("credentials", "SO_PEERCRED of the peer", errno))?;
         let Credentials { pid, uid, gid } = credentials;
-        if pid <= 0 {
-            return Err(refuse(
-                "pid",
-                "a process of this pid namespace",
-                format!("pid {pid}: the peer lives in one that cannot be seen from here"),
-            ));
+        match (pid, namespace) {
+            (1.., _) => {
+                record.passed(
+                    "credentials",
+                    "pid",
+                    "visible in this pid namespace",
+                    pid.to_string(),
+                );
+            }
+            (0, Namespace::Any) => record.unchecked("credentials", "pid", namespace::UNSEEN),
+            _ => {
+                let refusal = Refusal::new("namespace", SAME_NAMESPACE, namespace::UNSEEN);
+                return Err(refusal.about(credentials).into());
+            }
         }
-        record.passed(
-            "credentials",
-            "pid",
-            "visible in this pid namespace",
-            pid.to_string(),
-        );
         let overflow = overflow_uid()?;
         if uid == overflow {
             return Err(refuse(
@@ -199,6 +212,13 @@ impl Peer {
             Ok(pidfd) => (Some(pidfd), "SO_PEERPIDFD"),
             // Before Linux 6.5. The number could be another's by now; the credentials that each later message
             // carries are of that number too, so another would have to be the one who speaks.
+            Err(Errno::ENOPROTOOPT) if pid == 0 => {
+                return Err(refuse(
+                    "pidfd",
+                    "SO_PEERPIDFD of a peer that has no process number here",
+                    "this kernel is older than 6.5",
+                ));
+            }
             Err(Errno::ENOPROTOOPT) => match sys::pidfd_open(Pid::from_raw(pid)) {
                 Ok(pidfd) => (Some(pidfd), "pidfd_open"),
                 Err(Errno::ENOSYS | Errno::EPERM) => (None, "the pid alone"),
@@ -226,6 +246,7 @@ impl Peer {
             label: answered("SO_PEERSEC of the peer", sys::peer_label(socket))?,
             seen: OnceLock::new(),
             hardens: false,
+            same_numbers: OnceLock::new(),
         };
         peer.directory = peer.open_directory()?;
         // The look at /proc came after the pidfd was had: if the process still lives, the directory is its own.
@@ -250,6 +271,7 @@ impl Peer {
             label: Err(Errno::ENOPROTOOPT),
             seen: OnceLock::new(),
             hardens: false,
+            same_numbers: OnceLock::new(),
         }
     }
 
@@ -262,12 +284,34 @@ impl Peer {
     }
 
     /// The process's directory in /proc. What is read there counts only if the process is alive afterwards. `None`:
-    /// it is hidden from this process, which its pidfd must make up for.
+    /// it is hidden from this process (`hidepid`, or a /proc of other namespaces), which its pidfd must make up for.
     fn open_directory(&self) -> Result<Option<Arc<OwnedFd>>> {
-        if let Some(directory) = &self.directory {
-            return Ok(Some(Arc::clone(directory)));
+        let directory = match &self.directory {
+            Some(directory) => Arc::clone(directory),
+            None => match self.find_directory()? {
+                Some(directory) => Arc::new(directory),
+                None => return Ok(None),
+            },
+        };
+        // With hidepid=1 and 2 the directory itself can be opened, and nothing in it; also where that was otherwise before.
+        match answered(STAT, fstatat(&directory, "stat", AtFlags::empty()))? {
+            Ok(_) => Ok(Some(directory)),
+            Err(Errno::ENOENT | Errno::ESRCH | Errno::EACCES | Errno::EPERM) if self.pidfd.is_some() => {
+                Ok(None)
+            }
+            Err(Errno::ENOENT | Errno::ESRCH) => Err(self.gone()),
+            Err(errno) => Err(refuse("proc", "the peer's directory in /proc", errno.desc())),
         }
-        let path = format!("/proc/{}", self.credentials.pid);
+    }
+
+    fn find_directory(&self) -> Result<Option<OwnedFd>> {
+        let number = match namespace::in_proc(self.credentials.pid, self.pidfd.as_deref())? {
+            InProc::Number(number) => number,
+            InProc::Absent if self.pidfd.is_some() => return Ok(None),
+            InProc::Absent => return Err(self.gone()),
+            InProc::Untold(why) => return Err(refuse("proc", "a /proc that shows the peer", why)),
+        };
+        let path = format!("/proc/{number}");
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = match open(path.as_str(), flags, Mode::empty()) {
             Ok(directory) => directory,
@@ -279,7 +323,7 @@ impl Peer {
             .map_err(|errno| unless_short("proc", "a mounted /proc", errno))?
             .filesystem_type();
         if kind == PROC_SUPER_MAGIC {
-            Ok(Some(Arc::new(directory)))
+            Ok(Some(directory))
         } else {
             Err(refuse(
                 "proc",
@@ -319,8 +363,8 @@ impl Peer {
                     Ok(())
                 }
             }
-            // Hidden (`hidepid`): the pidfd has answered.
-            (Err(Errno::EACCES | Errno::EPERM), Some(_)) => Ok(()),
+            // Hidden (`hidepid`), or reaped a moment ago: the pidfd has answered, and will.
+            (Err(Errno::EACCES | Errno::EPERM | Errno::ENOENT | Errno::ESRCH), Some(_)) => Ok(()),
             (Err(_), _) => Err(self.gone()),
         }
     }
@@ -353,13 +397,16 @@ impl Peer {
                 .map_or(Err(Errno::ENOENT), |directory| read_text(directory, name));
             answered(what, found)
         };
-        let info = match self.pidfd.as_ref().map(sys::pidfd_info) {
-            Some(Ok(info)) => Some(info),
+        let pidfd = self.pidfd.as_deref();
+        let info = match pidfd.map(sys::pidfd_info) {
+            // It tells nothing of a process that has no number here.
+            Some(Err(Errno::ESRCH | Errno::EREMOTE)) if self.credentials.pid == 0 => Ok(None),
             Some(Err(Errno::ESRCH)) => return Err(self.gone()),
             // Before Linux 6.13.
-            Some(found @ Err(_)) => answered("what the peer's pidfd tells", found)?.ok(),
-            None => None,
+            None | Some(Err(Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP)) => Ok(None),
+            Some(found) => answered("what the peer's pidfd tells", found)?.map(Some),
         };
+        let standing = namespace::standing(self.credentials.pid, pidfd, directory.as_deref())?;
         let status = text("status", "the peer's ids (/proc/PID/status)")?;
         let cgroup = text("cgroup", "the peer's cgroup (/proc/PID/cgroup)")?.and_then(|text| {
             text.lines()
@@ -369,16 +416,16 @@ impl Peer {
         // What was read between two looks that found the process alive is of that process.
         self.check_alive()?;
         let Credentials { pid, uid, gid } = self.credentials;
-        let now = info
-            .as_ref()
-            .map(|info| (info.uid, info.gid))
-            .or_else(|| Some((effective(&status, "Uid:")?, effective(&status, "Gid:")?)));
-        let groups = self.groups.clone().map(|mut attested| {
-            if let Some(now) = numbers(&status, "Groups:") {
-                attested.retain(|group| now.contains(group));
-            }
-            attested
-        });
+        self.same_numbers.get_or_init(|| standing.same_numbers);
+        let now = match info {
+            Ok(Some(info)) => Some((info.uid, info.gid)),
+            // Not all that a peer is asked for takes its pidfd.
+            Ok(None) | Err(_) => effective(&status, "Uid:").zip(effective(&status, "Gid:")),
+        };
+        let (groups, groups_known) = match self.groups_now(&status) {
+            Ok(groups) => (Some(groups), Ok(())),
+            Err(why) => (None, Err(why)),
+        };
         let look = Look {
             identity: Identity {
                 pid,
@@ -394,10 +441,12 @@ impl Peer {
                     .filter(|label| !label.is_empty())
                     .cloned(),
             },
+            standing,
+            groups: groups_known,
             directory,
             executable: executable_found,
             cgroup: cgroup.map(drop),
-            cgroup_number: info.and_then(|info| info.cgroup),
+            cgroup_number: info.map(|info| info.and_then(|info| info.cgroup)),
             label: self.label.as_ref().map(drop).map_err(|errno| *errno),
         };
         for (check, then, now) in [
@@ -407,6 +456,8 @@ impl Peer {
             let found = match now {
                 Some(now) if now == then => continue,
                 Some(now) => format!("{now} now"),
+                // Let in though nothing can be looked up of it: the policy has said so (`Namespace::Any`).
+                None if pid == 0 => continue,
                 None => "what it is now cannot be read in /proc, and the kernel is older than 6.13".into(),
             };
             let mut refusal = Refusal::new(check, format!("{then}, as it was attested at first"), found);
@@ -414,6 +465,35 @@ impl Peer {
             return Err(refusal.into());
         }
         Ok(look)
+    }
+
+    /// The supplementary groups that it had at first and has still. `Err`: why that cannot be told.
+    fn groups_now(&self, status: &Result<String, Errno>) -> Result<Vec<u32>, String> {
+        let attested = self
+            .groups
+            .as_ref()
+            .ok_or("the kernel does not tell the supplementary groups")?;
+        if attested.is_empty() {
+            return Ok(Vec::new());
+        }
+        if let Err(errno) = status {
+            return Err(format!(
+                "which supplementary groups it has now cannot be read in /proc: {}",
+                errno.desc()
+            ));
+        }
+        let now =
+            numbers(status, "Groups:").ok_or("/proc does not tell which supplementary groups it has now")?;
+        Ok(attested
+            .iter()
+            .filter(|group| now.contains(group))
+            .copied()
+            .collect())
+    }
+
+    /// Whether a process number means the same to it as to this process. `false` before the first look.
+    pub(crate) fn shares_numbers(&self) -> bool {
+        self.same_numbers.get() == Some(&true)
     }
 
     /// It was let in as this: see [`Peer::look`].
@@ -515,23 +595,29 @@ impl Look {
     /// Whether the peer is in the cgroup that `wanted` names: what was compared with what, and how that came out.
     /// Through its pidfd where the kernel tells and the cgroup filesystem is mounted here: a number names one cgroup,
     /// also when others come and go under the same name. Else by what /proc said.
-    pub(crate) fn compare_cgroup(&self, wanted: &str) -> (String, String, bool) {
+    pub(crate) fn compare_cgroup(&self, wanted: &str) -> Result<(String, String, bool)> {
         let text = self.identity.cgroup.as_deref();
         let shown = self.cgroup_shown();
-        let by_number = self
-            .cgroup_number
-            .and_then(|number| Some((number, cgroup_numbers(wanted)?)));
-        match by_number {
-            Some((number, named)) => {
-                let passed = named.contains(&number);
-                let found = format!("{shown}, number {number} by its pidfd");
-                match named.first() {
-                    Some(first) => (format!("{wanted}, number {first}"), found, passed),
-                    None => (format!("{wanted}, which there is not"), found, passed),
-                }
-            }
-            None => (wanted.to_owned(), shown, text == Some(wanted)),
-        }
+        let unseen = |why: String| Ok((wanted.to_owned(), format!("{shown}; {why}"), false));
+        let number = match self.cgroup_number {
+            Ok(number) => number,
+            Err(errno) => return unseen(format!("its pidfd does not tell its number: {}", errno.desc())),
+        };
+        let named = match number.map(|_| cgroup_numbers(wanted)).transpose()? {
+            None | Some(Ok(None)) => None,
+            Some(Ok(named)) => named,
+            Some(Err(why)) => return unseen(why),
+        };
+        let Some((number, named)) = number.zip(named) else {
+            let passed = text == Some(wanted);
+            return Ok((wanted.to_owned(), shown, passed));
+        };
+        let passed = named.contains(&number);
+        let found = format!("{shown}, number {number} by its pidfd");
+        Ok(match named.first() {
+            Some(first) => (format!("{wanted}, number {first}"), found, passed),
+            None => (format!("{wanted}, which there is not"), found, passed),
+        })
     }
 
     /// The cgroup, or why it is not known.
@@ -608,7 +694,7 @@ fn executable_at(directory: &OwnedFd, path: PathBuf) -> Result<Executable, Errno
     })
 }
 
-fn read_text(directory: &OwnedFd, name: &str) -> Result<String, Errno> {
+pub(crate) fn read_text(directory: &OwnedFd, name: &str) -> Result<String, Errno> {
     let file = openat(directory, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     let mut text = Vec::new();
     let mut chunk = [0_u8; 1024];
@@ -640,10 +726,24 @@ fn effective(status: &Result<String, Errno>, name: &str) -> Option<u32> {
 }
 
 /// The numbers of the cgroups that have this name below some mount of the cgroup filesystem (version 2): one or none.
-/// `None`: it is not mounted where this process sees it. On 64 bits a cgroup's number is its directory's inode.
-fn cgroup_numbers(name: &str) -> Option<Vec<u64>> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    numbers_below(mounts.lines().filter_map(cgroup_mount), name)
+/// `None`: it is not mounted where this process sees it. `Err`: this could not be looked up. On 64 bits a cgroup's number is
+/// its directory's inode.
+fn cgroup_numbers(name: &str) -> Result<Result<Option<Vec<u64>>, String>> {
+    const MOUNTS: &str = "/proc/self/mountinfo";
+    let mounts = std::fs::read_to_string(MOUNTS).map_err(|error| error::errno(&error));
+    match answered(MOUNTS, mounts)? {
+        Ok(mounts) => {
+            let found = numbers_below(mounts.lines().filter_map(cgroup_mount), name);
+            let found = answered("the cgroup that the policy names", found)?;
+            Ok(found.map_err(|errno| {
+                format!(
+                    "the cgroup that the policy names cannot be looked at: {}",
+                    errno.desc()
+                )
+            }))
+        }
+        Err(errno) => Ok(Err(format!("{MOUNTS} cannot be read: {}", errno.desc()))),
+    }
 }
 
 /// proc(5), mountinfo: root and mount point of a cgroup filesystem.
@@ -664,7 +764,10 @@ fn unescape(text: &str) -> String {
         })
 }
 
-fn numbers_below(mounts: impl Iterator<Item = (String, String)>, name: &str) -> Option<Vec<u64>> {
+fn numbers_below(
+    mounts: impl Iterator<Item = (String, String)>,
+    name: &str,
+) -> Result<Option<Vec<u64>>, Errno> {
     let mut mounted = false;
     let mut found = Vec::new();
     for (root, point) in mounts {
@@ -675,18 +778,19 @@ fn numbers_below(mounts: impl Iterator<Item = (String, String)>, name: &str) -> 
         mounted = true;
         let path = Path::new(&point).join(below.trim_start_matches('/'));
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        let Ok(directory) = open(&path, flags, Mode::empty()) else {
-            continue;
+        let directory = match open(&path, flags, Mode::empty()) {
+            Ok(directory) => directory,
+            // There is none of that name.
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG) => continue,
+            Err(errno) => return Err(errno),
         };
         // What was mounted over it is no cgroup.
-        if fstatfs(&directory).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
-            && let Ok(stat) = fstat(&directory)
-        {
-            found.push(stat.st_ino);
+        if fstatfs(&directory)?.filesystem_type() == CGROUP2_SUPER_MAGIC {
+            found.push(fstat(&directory)?.st_ino);
         }
     }
     found.dedup();
-    mounted.then_some(found)
+    Ok(mounted.then_some(found))
 }
 
 /// This process's own executable, to compare with. On a mount whose server is gone this process is as good as gone itself.
@@ -766,10 +870,10 @@ mod tests {
         assert_eq!(cgroup_mount("29 23 0:26 / /mnt rw - cgroup cgroup rw"), None);
         let nowhere = || [("/a".to_owned(), "/nowhere/at/all".to_owned())].into_iter();
         // Below this mount, were it there; and beside it.
-        assert_eq!(numbers_below(nowhere(), "/a/b"), Some(vec![]));
-        assert_eq!(numbers_below(nowhere(), "/ab"), None);
+        assert_eq!(numbers_below(nowhere(), "/a/b"), Ok(Some(vec![])));
+        assert_eq!(numbers_below(nowhere(), "/ab"), Ok(None));
         // What lies at a mount point and is no cgroup has no number.
         let elsewhere = [("/".to_owned(), "/".to_owned())].into_iter();
-        assert_eq!(numbers_below(elsewhere, "/proc"), Some(vec![]));
+        assert_eq!(numbers_below(elsewhere, "/proc"), Ok(Some(vec![])));
     }
 }

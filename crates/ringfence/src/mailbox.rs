@@ -295,6 +295,12 @@ impl Addressee {
         })
     }
 
+    /// One that cannot be sent tokens, whatever it says of itself.
+    pub(crate) fn out_of_reach(mut self) -> Self {
+        self.address = TokenAddress::default();
+        self
+    }
+
     /// Sends a token, and returns how many have been sent. `is_there` looks whether the peer has the channel still, and with
     /// that the thread.
     pub(crate) fn send(&mut self, token: u64, is_there: impl Fn() -> bool) -> Result<u64> {
@@ -308,8 +314,8 @@ impl Addressee {
         if number == 0 {
             return Err(Error::Unsupported {
                 what: format!(
-                    "the system of process {process} does not hand on all that comes with a signal, so it would not believe \
-                     a token; send a message instead"
+                    "process {process} cannot be sent a token: its system does not hand on all that comes with a signal, or it \
+                     lives in another pid namespace; send a message instead"
                 ),
                 source: None,
             });

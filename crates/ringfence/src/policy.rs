@@ -13,7 +13,8 @@ use crate::{
     digest::Digest,
     error::{self, Error, Refusal, Result},
     evidence::Record,
-    identity::{self, Executable, Identity, Look, Peer},
+    identity::{self, Executable, Identity, Look, Peer, SAME_NAMESPACE},
+    namespace::Namespace,
     patience::Patience,
 };
 
@@ -121,14 +122,17 @@ impl fmt::Display for Program {
 /// refusal that says so, never a pass.
 ///
 /// [`Policy::default`] asks for the same uid and the same executable. [`Policy::new`] asks for the same uid alone,
-/// and grows by what it is told: whatever it does not name is not looked at, and the evidence says so.
+/// and grows by what it is told: whatever it does not name is not looked at, and the evidence says so. The one exception is
+/// the namespace: every policy asks for the same one, until [`Policy::namespace`] says otherwise.
 ///
 /// Against another uid this is a boundary that the kernel keeps. Within one uid it is not: a process of the same
 /// user can be made to run the same executable with other code in it. See the crate's page for what helps.
 ///
 /// | check | can be made of | else ask for |
 /// | --- | --- | --- |
-/// | uid, gid | anybody who connects | |
+/// | uid | anybody who connects | |
+/// | namespace | anybody (Linux 5.5; before that, whomever /proc shows) | |
+/// | gid | anybody who connects; a supplementary group where /proc shows the process (not with `hidepid`) | |
 /// | executable, content | a process of the same user, with no other groups and no more capabilities than this one has, that is dumpable (not hardened, not started setuid or setgid); with `CAP_SYS_PTRACE`, anybody | uid, gid, cgroup, label |
 /// | cgroup | anybody (Linux 6.13, and the cgroup filesystem mounted here); before that, whomever /proc shows | uid, gid |
 /// | label | anybody, where a security module labels sockets | uid, gid, cgroup |
@@ -136,6 +140,7 @@ impl fmt::Display for Program {
 #[derive(Debug, Clone)]
 pub struct Policy {
     users: Users,
+    namespace: Namespace,
     groups: Option<Vec<u32>>,
     executables: Option<Vec<Program>>,
     cgroup: Option<String>,
@@ -150,10 +155,11 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The same uid, and nothing else.
+    /// The same uid and the same namespaces, and nothing else.
     pub fn new() -> Self {
         Self {
             users: Users::Same,
+            namespace: Namespace::Same,
             groups: None,
             executables: None,
             cgroup: None,
@@ -169,7 +175,21 @@ impl Policy {
         self
     }
 
-    /// One of these must be the peer's effective gid, or among its supplementary groups.
+    /// In which namespaces the peer may live ([`Namespace::Same`]: in this process's own). The kernel stamps each message of
+    /// a handshake with its sender's process number, which whoever has `CAP_SYS_ADMIN` over the sender's pid namespace may make
+    /// up; any user has that in a namespace that it makes (`unshare -Urp`).
+    #[must_use]
+    pub const fn namespace(mut self, namespace: Namespace) -> Self {
+        self.namespace = namespace;
+        self
+    }
+
+    pub(crate) const fn allowed_namespace(&self) -> Namespace {
+        self.namespace
+    }
+
+    /// One of these must be the peer's effective gid, or among its supplementary groups. Those count only where they can be
+    /// seen at each look.
     #[must_use]
     pub fn gids(mut self, gids: impl Into<Vec<u32>>) -> Self {
         self.groups = Some(gids.into());
@@ -318,16 +338,27 @@ impl Policy {
                 )?;
             }
         }
+        match self.namespace {
+            Namespace::Any => record.unchecked(step, "namespace", look.standing.found.clone()),
+            Namespace::Same => {
+                let mut found = look.standing.found.clone();
+                let passed = look.standing.same;
+                if !passed {
+                    found.push_str(
+                        "; let the two share both namespaces, or let it in by the policy's `namespace`: any",
+                    );
+                }
+                hold(record, step, "namespace", SAME_NAMESPACE.into(), found, passed)?;
+            }
+        }
         match &self.groups {
             None => record.unchecked(step, "gid", identity.gid.to_string()),
             Some(gids) => {
                 let groups = identity.groups.as_deref();
-                let found = match groups {
-                    Some(groups) => format!("{} with {groups:?}", identity.gid),
-                    None => format!(
-                        "{}, and the kernel does not tell the supplementary groups",
-                        identity.gid
-                    ),
+                let found = match (groups, &look.groups) {
+                    (Some(groups), _) => format!("{} with {groups:?}", identity.gid),
+                    (None, Err(why)) => format!("{}, and {why}", identity.gid),
+                    (None, Ok(())) => identity.gid.to_string(),
                 };
                 let passed = gids
                     .iter()
@@ -338,7 +369,7 @@ impl Policy {
         match &self.cgroup {
             None => record.unchecked(step, "cgroup", look.cgroup_shown()),
             Some(wanted) => {
-                let (wanted, found, passed) = look.compare_cgroup(wanted);
+                let (wanted, found, passed) = look.compare_cgroup(wanted).map_err(Failed::CalledOff)?;
                 hold(record, step, "cgroup", wanted, found, passed)?;
             }
         }

@@ -126,8 +126,9 @@ struct ControlBuffer([u8; CONTROL]);
 /// call.
 unsafe fn own_descriptors(data: *const u8, size: usize) -> impl Iterator<Item = OwnedFd> {
     (0..size / size_of::<c_int>()).filter_map(move |index| {
-        // SAFETY: as the caller promises, the number lies within the data; it need not be aligned.
-        let number = unsafe { data.cast::<c_int>().add(index).read_unaligned() };
+        // SAFETY: as the caller promises, the number lies within the data; bytes need not be aligned.
+        let number = unsafe { data.add(index * size_of::<c_int>()).cast::<[u8; 4]>().read() };
+        let number = c_int::from_ne_bytes(number);
         // SAFETY: as the caller promises, the descriptor was installed for this call, and nothing else knows of it.
         (number >= 0).then(|| unsafe { OwnedFd::from_raw_fd(number) })
     })

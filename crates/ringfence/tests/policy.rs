@@ -514,7 +514,7 @@ fn a_verification_tells_who_the_peer_is_now() {
     let looks = &channel.evidence()[before..];
     assert_eq!(
         looks.iter().map(|one| one.check).collect::<Vec<_>>(),
-        ["uid", "gid", "cgroup", "label", "executable"],
+        ["uid", "namespace", "gid", "cgroup", "label", "executable"],
         "those of the last verification"
     );
     assert!(looks.iter().all(|one| one.step == "verify" && one.passed));

@@ -16,7 +16,7 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{AT_FDCWD, AtFlags, FallocateFlags, FcntlArg, FdFlag, OFlag, fallocate, fcntl, open},
-    sched::{CpuSet, sched_setaffinity},
+    sched::{CloneFlags, CpuSet, sched_setaffinity, unshare},
     sys::{
         inotify::{AddWatchFlags, InitFlags, Inotify},
         memfd::{MFdFlags, memfd_create},
@@ -26,10 +26,13 @@ use nix::{
         stat::{FchmodatFlags, Mode, fchmodat, fstat, stat},
         wait::{WaitStatus, waitpid},
     },
-    unistd::{ForkResult, Pid, fork, ftruncate, getgid, getpid, getppid, getuid, linkat},
+    unistd::{
+        ForkResult, Gid, Pid, Uid, fork, ftruncate, getgid, getpid, getppid, getuid, linkat, pipe2, read,
+        setgroups, setresgid, setresuid,
+    },
 };
 
-use super::{hand, number, serve};
+use super::{hand, hand_fenced, number, serve};
 use crate::{
     actor::{PATIENCE, state_of},
     mapping::Mapping,
@@ -63,6 +66,16 @@ pub(super) fn run(args: &[&str]) -> Result<(), String> {
             number(value)?,
         ),
         ["flood"] => flood(),
+        ["pidfds", address] => pidfds(address),
+        ["namesake", how, address, genuine] => namesake(how, address, genuine),
+        ["namesake-within", how, address, genuine] => namesake_within(how, address, genuine),
+        ["late-receiver", connection, gate] => {
+            let connection = inherited(connection)?;
+            wait_for_exec(gate)?;
+            println!("genuine");
+            take(&connection)
+        }
+        ["leaver", uid, group, address] => leaver(number(uid)?, number(group)?, address),
         other => Err(format!("no such attacker: {other:?}")),
     }
 }
@@ -103,6 +116,94 @@ fn flood() -> Result<(), String> {
     }
     println!("flooded {queued}");
     serve(|_| Ok("still".into()))
+}
+
+/// Passes a line on which whoever reads gets a descriptor with each read, and says 64 bytes there, one at a time.
+fn pidfds(address: &str) -> Result<(), String> {
+    let (line, theirs) = socketpair(
+        AddressFamily::Unix,
+        SockType::Stream,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .map_err(said("socketpair"))?;
+    hand_fenced::ask_for_pidfds(&theirs).map_err(said("SO_PASSPIDFD"))?;
+    let connection = post::connect_to(address).map_err(said("connect"))?;
+    post::send(connection.as_fd(), &[0], &[theirs.as_fd()], None).map_err(said("send"))?;
+    for _ in 0..64 {
+        post::send(line.as_fd(), &[7], &[], None).map_err(said("send"))?;
+    }
+    println!("said");
+    serve(|_| Ok("still".into()))
+}
+
+/// Makes a user and a pid namespace, as any user may, and has its first process play the part of [`namesake_within`].
+fn namesake(how: &str, address: &str, genuine: &str) -> Result<(), String> {
+    let (uid, gid) = (getuid(), getgid());
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID).map_err(said("a namespace"))?;
+    for (file, text) in [
+        ("setgroups", "deny".to_owned()),
+        // As root there, it keeps its capabilities when it executes another program.
+        ("uid_map", format!("0 {uid} 1")),
+        ("gid_map", format!("0 {gid} 1")),
+    ] {
+        fs::write(format!("/proc/self/{file}"), text).map_err(|error| format!("{file}: {error}"))?;
+    }
+    let own = env::current_exe().map_err(|error| error.to_string())?;
+    let status = Command::new(own)
+        .args(["role", "attacker", "namesake-within", how, address, genuine])
+        .status();
+    status.map(drop).map_err(|error| error.to_string())
+}
+
+/// Connects, leaves the connection to another process of this namespace, and becomes the genuine program.
+fn namesake_within(how: &str, address: &str, genuine: &str) -> Result<(), String> {
+    let connection = post::connect_to(address).map_err(said("connect"))?;
+    // Ends when this process executes: the numbers in /proc are those of another namespace.
+    let (gate, closes_at_exec) = pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?;
+    let (left, gate) = (leave_open(&connection)?, leave_open(&gate)?);
+    let own = env::current_exe().map_err(|error| error.to_string())?;
+    let role = match how {
+        "plain" => ["attacker", "late-receiver"],
+        _ => ["hand", "ringfence"],
+    };
+    let mut args = role.to_vec();
+    if how != "plain" {
+        args.push("namesake");
+    }
+    Command::new(own)
+        .arg("role")
+        .args(args)
+        .args([&left, &gate])
+        .spawn()
+        .map_err(|error| error.to_string())?;
+    fcntl(&connection, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(said("FD_CLOEXEC"))?;
+    let error = Command::new(genuine).args(["role", "still"]).exec();
+    drop(closes_at_exec);
+    Err(error.to_string())
+}
+
+/// Waits until the process at the other end of a pipe has executed another program.
+pub(super) fn wait_for_exec(gate: &str) -> Result<(), String> {
+    let gate = inherited(gate)?;
+    match read(&gate, &mut [0]) {
+        Ok(0) => Ok(()),
+        other => Err(format!("the gate: {other:?}")),
+    }
+}
+
+/// Connects with a supplementary group, drops it, and takes what comes.
+fn leaver(uid: u32, group: u32, address: &str) -> Result<(), String> {
+    let (user, own_group) = (Uid::from_raw(uid), Gid::from_raw(uid));
+    setgroups(&[Gid::from_raw(group)]).map_err(said("setgroups"))?;
+    setresgid(own_group, own_group, own_group).map_err(said("setresgid"))?;
+    setresuid(user, user, Uid::from_raw(0)).map_err(said("setresuid"))?;
+    let connection = post::connect_to(address).map_err(said("connect"))?;
+    setresuid(user, Uid::from_raw(0), Uid::from_raw(0)).map_err(said("setresuid"))?;
+    setgroups(&[]).map_err(said("setgroups"))?;
+    setresuid(user, user, user).map_err(said("setresuid"))?;
+    println!("left");
+    take(&connection)
 }
 
 /// Waits until something is so that another process brings about.
@@ -258,7 +359,7 @@ fn leave_open(descriptor: &OwnedFd) -> Result<String, String> {
     Ok(descriptor.as_raw_fd().to_string())
 }
 
-fn inherited(descriptor: &str) -> Result<OwnedFd, String> {
+pub(super) fn inherited(descriptor: &str) -> Result<OwnedFd, String> {
     let descriptor: RawFd = number(descriptor)?;
     // SAFETY: the program that started this one has left this descriptor open for it, and it is taken here only.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })

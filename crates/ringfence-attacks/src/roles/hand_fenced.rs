@@ -53,12 +53,57 @@ pub(super) fn run(args: &[&str]) -> Result<(), String> {
         // What became of a peer that executed another program in the middle of its handshake.
         ["finish", line, ready] => finish(line, ready),
         ["bells", line] => bells(line),
+        ["namesake", connection, gate] => namesake(connection, gate),
         other => Err(format!("no such hand: {other:?}")),
     }
 }
 
+/// Credentials with another process's number, which the kernel lets nobody send without `CAP_SYS_ADMIN` over the sender's
+/// pid namespace.
+fn claim_to_be(pid: i32) -> UnixCredentials {
+    UnixCredentials::from(libc::ucred {
+        pid,
+        uid: nix::unistd::getuid().as_raw(),
+        gid: nix::unistd::getgid().as_raw(),
+    })
+}
+
+/// `SO_PASSPIDFD`, Linux 6.5: whoever reads from this socket gets a pidfd of the sender with each read.
+pub(super) fn ask_for_pidfds(socket: &OwnedFd) -> Result<(), Errno> {
+    const SO_PASSPIDFD: libc::c_int = 76;
+    let on: libc::c_int = 1;
+    // SAFETY: the kernel reads one int, which `on` is.
+    Errno::result(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSPIDFD,
+            (&raw const on).cast(),
+            4,
+        )
+    })
+    .map(drop)
+}
+
+/// Speaks over a connection in the name of the process that made it, once that has become the genuine program.
+fn namesake(connection: &str, gate: &str) -> Result<(), String> {
+    let stream = super::attackers::inherited(connection)?;
+    super::attackers::wait_for_exec(gate)?;
+    let mut hand = Hand {
+        stream: Some(stream),
+        claim: Some(nix::unistd::getppid().as_raw()),
+        ..Hand::default()
+    };
+    println!("genuine");
+    serve(|order| hand.obey(order))
+}
+
 #[derive(Default)]
 struct Hand {
+    /// The process in whose name it speaks, by its number here.
+    claim: Option<i32>,
+    /// Frames go byte by byte.
+    in_pieces: bool,
     listener: Option<OwnedFd>,
     stream: Option<OwnedFd>,
     line: Option<OwnedFd>,
@@ -124,6 +169,12 @@ impl Hand {
                 self.note(&frame)
             }
             ["hello", options @ ..] => self.hello(options)?,
+            // From here on the kernel installs a descriptor with everything that the other side reads on the line.
+            ["ask-for-pidfds"] => outcome(ask_for_pidfds(self.kept.as_ref().ok_or("no end kept")?), "asked"),
+            ["pieces"] => {
+                self.in_pieces = true;
+                "as told".into()
+            }
             ["half-hello"] => {
                 let whole = protocol::hello(&[0x5a; 32], &[0; 32], 64 * 1024, 1 << 20, 1);
                 self.say(&whole[..40], &[])?
@@ -194,8 +245,19 @@ impl Hand {
             .as_ref()
             .or(self.stream.as_ref())
             .ok_or("not connected")?;
-        let borrowed: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
-        Ok(outcome(post::send(line.as_fd(), bytes, &borrowed, None), "said"))
+        let mut borrowed: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
+        let size = if self.in_pieces { 1 } else { bytes.len() };
+        for part in bytes.chunks(size) {
+            if let Err(errno) = post::send(line.as_fd(), part, &borrowed, self.claimed()) {
+                return Ok(format!("{errno:?}"));
+            }
+            borrowed.clear();
+        }
+        Ok("said".into())
+    }
+
+    fn claimed(&self) -> Option<UnixCredentials> {
+        self.claim.map(claim_to_be)
     }
 
     /// HELLO with a line of the wanted kind; with the answer of the host, if there is one at once.
@@ -268,12 +330,8 @@ impl Hand {
             other => return Err(format!("no such line: {other}")),
         }
         let claim = match option(options, "claim") {
-            Some(pid) => Some(UnixCredentials::from(libc::ucred {
-                pid: number(pid)?,
-                uid: nix::unistd::getuid().as_raw(),
-                gid: nix::unistd::getgid().as_raw(),
-            })),
-            None => None,
+            Some(pid) => Some(claim_to_be(number(pid)?)),
+            None => self.claimed(),
         };
         let borrowed: Vec<_> = lines.iter().map(AsFd::as_fd).collect();
         let sent = post::send(stream.as_fd(), &bytes, &borrowed, claim);

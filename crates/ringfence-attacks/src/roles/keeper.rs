@@ -88,6 +88,30 @@ pub(super) fn own_pids(uid: &str, program: &str, args: &[&str]) -> Result<(), St
     status.map(drop).map_err(|error| error.to_string())
 }
 
+/// Executes a program, as `uid`, with a /proc that hides every process that it may not look into (`hidepid`, proc(5)).
+pub(super) fn hidden_proc(uid: &str, program: &str, args: &[&str]) -> Result<(), String> {
+    let said = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
+    unshare(CloneFlags::CLONE_NEWNS).map_err(said("a mount namespace"))?;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+        .map_err(said("making the mounts private"))?;
+    mount(
+        Some("proc"),
+        "/proc",
+        Some("proc"),
+        MsFlags::empty(),
+        Some("hidepid=2"),
+    )
+    .map_err(said("mounting /proc"))?;
+    let uid: u32 = super::number(uid)?;
+    Err(Command::new(program)
+        .args(args)
+        .uid(uid)
+        .gid(uid)
+        .exec()
+        .to_string())
+}
+
 /// Enters the namespaces of `keeper`, becomes `uid` (0: stays who it is) and executes `program`.
 pub(super) fn within(keeper: &str, uid: &str, program: &str, args: &[&str]) -> Result<(), String> {
     let said = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");

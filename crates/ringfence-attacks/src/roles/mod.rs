@@ -50,6 +50,7 @@ fn take_part(args: &[&str]) -> Result<(), String> {
         ["own-shm", bytes, as_whom, places @ ..] => keeper::own_shm(bytes, as_whom, places),
         ["within", keeper, uid, program, rest @ ..] => keeper::within(keeper, uid, program, rest),
         ["unmapped", program, rest @ ..] => keeper::unmapped(program, rest),
+        ["hidden-proc", uid, program, rest @ ..] => keeper::hidden_proc(uid, program, rest),
         ["own-pids", uid, program, rest @ ..] => keeper::own_pids(uid, program, rest),
         ["attacker", rest @ ..] => attackers::run(rest),
         ["insider", rest @ ..] => insiders::run(rest),

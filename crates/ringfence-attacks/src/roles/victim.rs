@@ -1,14 +1,18 @@
 //! An instance of the plain program, under orders.
 
 use std::{
+    os::fd::AsFd as _,
     thread,
     time::{Duration, Instant},
 };
 
-use nix::unistd::getpid;
+use nix::{sys::socket::accept, unistd::getpid};
 
 use super::{number, program, serve};
-use crate::plain::{self, Moment, Plain, Reading};
+use crate::{
+    plain::{self, Moment, Plain, Reading},
+    post,
+};
 
 pub(super) fn run() -> Result<(), String> {
     let mut channel: Option<Plain> = None;
@@ -79,6 +83,17 @@ pub(super) fn run() -> Result<(), String> {
                 Ok(()) => "told".into(),
                 Err(errno) => format!("error {errno}"),
             },
+            // A line of the peer's making, on which it says 64 bytes: how many descriptors that has left behind.
+            ["take-line", address] => {
+                let listener = post::listen_at(address).map_err(|errno| errno.to_string())?;
+                println!("listening");
+                let connection = accept(&listener).map_err(|errno| errno.to_string())?;
+                let mut parcel = post::receive(connection.as_fd(), 1).map_err(|errno| errno.to_string())?;
+                let line = parcel.descriptors.pop().ok_or("no line came")?;
+                let before = program::inventory().len();
+                post::receive_exactly(line.as_fd(), 64).map_err(|errno| errno.to_string())?;
+                format!("left {}", program::inventory().len() - before)
+            }
             ["alive"] => if connected()?.peer_is_alive() {
                 "alive"
             } else {
@@ -104,6 +119,10 @@ fn join(address: &str, size: usize, options: &[&str]) -> Result<Plain, String> {
         keep_lease: options.contains(&"keep-lease"),
         uid_only: options.contains(&"uid-only"),
         inode_only: options.contains(&"inode-only"),
+        group: match options.iter().find_map(|option| option.strip_prefix("group=")) {
+            Some(group) => Some(number(group)?),
+            None => None,
+        },
     };
     plain::join(address, size, reading, &mut |moment| match moment {
         Moment::Listening if options.contains(&"listening") => println!("listening"),

@@ -12,8 +12,8 @@ use std::{
 
 use nix::unistd::{getegid, getpid};
 use ringfence::{
-    Address, Change, Channel, Error, Membership, Message, Options, Packed, Policy, Progress, Receiver,
-    Sender, join, member,
+    Address, Change, Channel, Error, Membership, Message, Namespace, Options, Packed, Policy, Progress,
+    Receiver, Sender, join, member,
 };
 
 use super::{number, program, serve};
@@ -242,6 +242,7 @@ fn parse(options: &[&str]) -> Result<Options, String> {
             Some(("timeout", milliseconds)) => parsed.timeout(Duration::from_millis(number(milliseconds)?)),
             Some(("policy", "uid")) => parsed.policy(Policy::new()),
             Some(("policy", "executable")) => parsed.policy(Policy::default()),
+            Some(("namespace", "any")) => parsed.policy(Policy::default().namespace(Namespace::Any)),
             Some(("gid", gid)) => parsed.policy(Policy::new().gids([number(gid)?])),
             Some(("uid", uid)) => parsed.policy(Policy::new().uids([number(uid)?])),
             _ => return Err(format!("no such option: {option}")),

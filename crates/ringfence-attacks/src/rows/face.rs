@@ -158,7 +158,8 @@ fn injected_library(stage: &Stage) -> Result<PathBuf, Trouble> {
 /// Row 13: in a user namespace of its own, a process may say which file is its executable (`PR_SET_MM_MAP`,
 /// PR_SET_MM(2const)), once nothing of the old one is mapped any more: /proc/PID/exe then names the genuine one.
 ///
-/// What is promised: as in row 9.
+/// What stops it: it can be done in a user namespace of its own alone, and a peer must live in this process's, where that can
+/// be seen; it can of every process whose executable can be seen.
 pub(super) fn worn(stage: &Stage) -> Result<Report, Trouble> {
     let genuine = stage.program(Program::Genuine).display().to_string();
     let wear = |then: &[&str]| {
@@ -181,23 +182,34 @@ pub(super) fn worn(stage: &Stage) -> Result<Report, Trouble> {
     let plain = Half::bit("another program gets in, and reads what is sent");
 
     let address = stage.address("default");
-    let mut host = fenced_host(stage, &address, "")?;
+    let _host = fenced_host(stage, &address, "")?;
+    let answer = wear(&["attacker", "knock", &address])?.line()?;
+    if !answer.starts_with("refuse 2 namespace ") {
+        return Ok(Report::bitten(
+            plain,
+            format!("with the default policy: {answer}"),
+        ));
+    }
+    // Where the policy lets other namespaces in, it is as in row 9.
+    let address = stage.address("any");
+    let mut host = fenced_host(stage, &address, "namespace=any")?;
     let mut thief = wear(&["hand", "ringfence"])?;
     must(&mut thief, &format!("channel {address}"), "channel")?;
     host.expect("joined host")?;
 
     let address = stage.address("guarded");
     let (mut host, launcher) = guarded_host(stage, &address)?;
-    let mut thief = wear(&["attacker", "knock", &address])?;
-    let answer = thief.line()?;
-    if !answer.starts_with("refuse 2 gid ") {
+    let answer = wear(&["attacker", "knock", &address])?.line()?;
+    if !answer.starts_with("refuse 2 namespace ") {
         return Ok(Report::bitten(plain, format!("with gid in the policy: {answer}")));
     }
     launched_gets_in(stage, &mut host, &launcher, &address, &[])?;
     Ok(Report {
         plain,
-        ringfence: Half::held(DOCUMENTED),
-        stopped_by: "a group is not to be had this way",
+        ringfence: Half::held(
+            "PEER_REFUSED (namespace); where the policy lets any in: let in, as documented",
+        ),
+        stopped_by: "the user namespace in which alone it can be done is another",
     })
 }
 

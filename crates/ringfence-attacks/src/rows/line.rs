@@ -125,3 +125,60 @@ pub(super) fn never_reads(stage: &Stage) -> Result<Report, Trouble> {
         stopped_by: "backpressure; waits end with the channel",
     })
 }
+
+/// Row 39: the peer passes a line on which the kernel installs a descriptor of the sender with each read (`SO_PASSPIDFD`,
+/// unix(7)), and says its frames byte by byte.
+///
+/// What stops it: the option is put back before the first read. A peer that sets it again is found out by the first control
+/// message that was not asked for: what came is closed, and the handshake is over.
+pub(super) fn pidfds(stage: &Stage) -> Result<Report, Trouble> {
+    let address = stage.address("plain");
+    let mut victim = plain(stage, "the victim")?;
+    victim.say(&format!("take-line {address}"))?;
+    victim.expect("listening")?;
+    let args = ["attacker", "pidfds", &address];
+    let mut attacker = stage.spawn("the attacker", Who::Agent, Program::Genuine, &args)?;
+    match &*attacker.line()? {
+        "said" => {}
+        other => return Err(Trouble::Skipped(format!("needs Linux 6.5: {other}"))),
+    }
+    let plain = match &*victim.line()? {
+        "left 0" => Half::held("no descriptor is left"),
+        left => Half::bit(format!("of 64 bytes on a line, {left} descriptors")),
+    };
+
+    let address = stage.address("ringfence");
+    let mut host = fenced_host(stage, &address, "")?;
+    let before = host.ask("descriptors")?;
+    let mut peer = hand(stage)?;
+    must(&mut peer, &format!("connect {address}"), "connected")?;
+    must(&mut peer, "hello keep=1", "said")?;
+    must(&mut peer, "hear", "hello")?;
+    must(&mut peer, "hear", "offer")?;
+    must(&mut peer, "ask-for-pidfds", "asked")?;
+    must(&mut peer, "pieces", "as told")?;
+    must(&mut peer, "ready", "said")?;
+    let answer = peer.ask("hear")?;
+    must(&mut peer, "hang-up", "hung up")?;
+    // The host lets go of what it has of every guest a moment after it has told why.
+    let end = Instant::now() + super::PATIENCE;
+    loop {
+        let left = host.ask("descriptors")?;
+        if left == before {
+            break;
+        }
+        if Instant::now() > end {
+            let seen = format!("{answer}; {left} descriptors, of {before} before");
+            return Ok(Report::bitten(plain, seen));
+        }
+    }
+    if !(answer.starts_with("refuse 3 ") && answer.contains("control message")) {
+        return Err(Trouble::wrong(answer));
+    }
+    honest_guest(stage, &mut host, &address, "")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("PROTOCOL; no descriptor is left; the host goes on to the next"),
+        stopped_by: "every control message is owned as it is parsed, and an unexpected one ends the handshake",
+    })
+}

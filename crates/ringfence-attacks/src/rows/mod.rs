@@ -288,6 +288,27 @@ pub const ROWS: &[Row] = &[
         run: line::never_reads,
     },
     Row {
+        number: 39,
+        who: "MP",
+        attack: "SO_PASSPIDFD on the line that it passes, frames byte by byte",
+        bites_plain: true,
+        run: line::pidfds,
+    },
+    Row {
+        number: 40,
+        who: "SU",
+        attack: "forges the credentials of messages from a pid namespace of its own",
+        bites_plain: true,
+        run: space::namesake,
+    },
+    Row {
+        number: 43,
+        who: "MP",
+        attack: "drops the group that the policy asks for, where /proc hides it",
+        bites_plain: true,
+        run: space::dropped_group,
+    },
+    Row {
         number: 56,
         who: "child",
         attack: "is forked, executes nothing, uses and drops what it has",

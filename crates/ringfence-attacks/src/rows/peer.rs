@@ -12,7 +12,7 @@ use crate::{
 ///
 /// What stops it: ringfence gives nothing to the agreed socket. The guest must speak first and pass a line of its
 /// own, and every message is stamped by the kernel with its sender (unix(7), `SCM_CREDENTIALS`), which must be the
-/// process that connected; to claim to be another takes CAP_SYS_ADMIN.
+/// process that connected; to claim to be another takes CAP_SYS_ADMIN over the sender's pid namespace (row 40).
 pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, Trouble> {
     let genuine = stage.program(Program::Genuine).display().to_string();
     let attacker = |address: &str, victim: &str| {

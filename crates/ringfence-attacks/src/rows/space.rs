@@ -127,13 +127,105 @@ pub(super) fn pid_zero(stage: &Stage) -> Result<Report, Trouble> {
     let mut host = stage.spawn_in("the host", Space::OwnPids, &["victim", "ringfence"])?;
     super::host_again(&mut host, &address, "policy=uid")?;
     let answer = knock(&address)?.line()?;
-    if !(answer.starts_with("refuse 2 pid ") && answer.ends_with(" 0 descriptors")) {
+    if !(answer.starts_with("refuse 2 namespace ") && answer.ends_with(" 0 descriptors")) {
         return Ok(Report::bitten(plain, answer));
     }
     must(&mut host, "pid", "1")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_REFUSED (pid), whatever the policy"),
-        stopped_by: "a pid must be one that is seen from here",
+        ringfence: Half::held("PEER_REFUSED (namespace), unless the policy says otherwise"),
+        stopped_by: "a peer must live in the same pid namespace",
+    })
+}
+
+/// Row 40: any user gets `CAP_SYS_ADMIN` over a pid namespace with `unshare -Urp`, and there a process may put the number of
+/// any other into the credentials of a message (unix(7)). As in row 14, one process connects and becomes the genuine program,
+/// and another speaks on the line, here in the name of the first.
+///
+/// What stops it: a peer must live in this process's own pid namespace, in whose name nobody below can speak.
+pub(super) fn namesake(stage: &Stage) -> Result<Report, Trouble> {
+    let genuine = stage.program(Program::Genuine).display().to_string();
+    let attacker = |how: &str, address: &str| {
+        let args = ["attacker", "namesake", how, address, &genuine];
+        let mut attacker = stage.spawn("the namesake", Who::Agent, Program::Other, &args)?;
+        match &*attacker.line()? {
+            "genuine" => Ok(attacker),
+            other => Err(Trouble::Skipped(format!(
+                "needs namespaces for everybody: {other}"
+            ))),
+        }
+    };
+    let address = stage.address("plain");
+    let mut host = super::plain_host(stage, &address, "")?;
+    host.freeze()?;
+    let mut thief = attacker("plain", &address)?;
+    host.thaw()?;
+    thief.expect("holding")?;
+    host.expect("joined host")?;
+    must(&mut host, "send secret", "sent")?;
+    must(&mut thief, "find secret", "found")?;
+    let plain = Half::bit("the object is passed to another process, which reads what is sent");
+
+    let address = stage.address("ringfence");
+    let mut host = super::fenced_host(stage, &address, "")?;
+    host.freeze()?;
+    let mut thief = attacker("ringfence", &address)?;
+    must(&mut thief, "hello", "said")?;
+    host.thaw()?;
+    let heard = thief.ask("hear")?;
+    if heard.starts_with("hello") {
+        must(&mut thief, "hear", "offer")?;
+        must(&mut thief, "offer sound", "said")?;
+        must(&mut thief, "ready", "said")?;
+        return Ok(Report::bitten(plain, thief.ask("hear")?));
+    }
+    let answer = thief.ask("hear-door")?;
+    if !answer.starts_with("refuse 2 namespace ") {
+        return Ok(Report::bitten(plain, answer));
+    }
+    super::honest_guest(stage, &mut host, &address, "")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("PEER_REFUSED (namespace); the host goes on to the next"),
+        stopped_by: "a peer must live in the same pid namespace",
+    })
+}
+
+/// Row 43: a peer connects with the group that the policy asks for, drops it, and is looked at where /proc hides it.
+///
+/// What stops it: the group counts only where it was seen that the peer has it still; a look that cannot be made is a refusal.
+pub(super) fn dropped_group(stage: &Stage) -> Result<Report, Trouble> {
+    let group = stage.launcher_group();
+    let address = stage.address("plain");
+    let host = super::plain_host(stage, &address, &format!("uid-only group={group}"))?;
+    host.freeze()?;
+    let mut leaver = stage.spawn_leaver(&address)?;
+    leaver.expect("left")?;
+    host.thaw()?;
+    let plain = match &*leaver.line()? {
+        answer if answer.starts_with("holding") => {
+            Half::bit("the object is passed to a process that has the group no more")
+        }
+        answer => Half::held(answer),
+    };
+
+    let mut seen = stage.spawn("the host", Who::Agent, Program::Genuine, &["victim", "ringfence"])?;
+    let mut blind = stage.spawn_in("the host", Space::HiddenProc, &["victim", "ringfence"])?;
+    for (part, host) in [("seen", &mut seen), ("hidden", &mut blind)] {
+        let address = stage.address(part);
+        super::host_again(host, &address, &format!("policy=uid gid={group}"))?;
+        host.freeze()?;
+        let mut leaver = stage.spawn_leaver(&address)?;
+        leaver.expect("left")?;
+        host.thaw()?;
+        let answer = leaver.line()?;
+        if !(answer.starts_with("refuse 2 gid ") && answer.ends_with(" 0 descriptors")) {
+            return Ok(Report::bitten(plain, format!("{part}: {answer}")));
+        }
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held("PEER_REFUSED (gid), also where /proc hides the peer"),
+        stopped_by: "a look that cannot be made is a refusal",
     })
 }

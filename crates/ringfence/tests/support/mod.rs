@@ -233,6 +233,11 @@ impl Strangers {
         Some(Self(directory))
     }
 
+    /// The copy.
+    pub fn program(&self) -> PathBuf {
+        self.0.path().join("copy")
+    }
+
     pub fn start(&self, role: &str, address: &Address) -> Actor {
         self.start_as(STRANGER, role, &[&address.to_string()])
     }

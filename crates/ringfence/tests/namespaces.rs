@@ -1,0 +1,386 @@
+//! Peers of other namespaces, and peers of whom /proc shows less than all.
+
+mod support;
+
+use std::{path::Path, process::Command};
+
+use ringfence::{Address, Channel, Error, Namespace, Options, Policy, join};
+use support::{
+    Actor, STRANGER, Strangers, fresh_address, join_later, say, small, wait_for_host, wait_for_test,
+};
+
+/// Another user than [`STRANGER`].
+const ANOTHER: u32 = 65002;
+/// A group that the one of the two has besides its own.
+const GROUP: u32 = 64711;
+
+/// `uid=1 gid=2 cgroup=/a any executable`, each where it is wanted.
+fn policy(words: &str) -> Policy {
+    words.split_whitespace().fold(Policy::new(), |policy, word| {
+        match word.split_once('=').unwrap_or((word, "")) {
+            ("uid", uid) => policy.uids([uid.parse::<u32>().unwrap()]),
+            ("gid", gid) => policy.gids([gid.parse::<u32>().unwrap()]),
+            ("cgroup", name) => policy.cgroup(name),
+            ("any", _) => policy.namespace(Namespace::Any),
+            ("executable", _) => policy.same_executable(),
+            other => unreachable!("{other:?}"),
+        }
+    })
+}
+
+fn options(words: &str) -> Options {
+    small().policy(policy(words))
+}
+
+/// A refusal in a line: the check, whose it is, and what was found.
+fn shown(error: &Error) -> String {
+    match error.refusal() {
+        Some(refusal) => {
+            let whose = if refusal.by_peer { "the peer's" } else { "own" };
+            format!("refused {} {whose}: {}", refusal.check, refusal.found)
+        }
+        None => format!("{} {error}", error.code()),
+    }
+}
+
+/// What the evidence says of the namespaces, one line for each look.
+fn evidence(channel: &Channel) -> Vec<(String, String)> {
+    channel
+        .evidence()
+        .iter()
+        .filter(|evidence| evidence.check == "namespace")
+        .map(|evidence| (evidence.wanted.clone(), evidence.found.clone()))
+        .collect()
+}
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    let words = arguments.get(1).map_or("", String::as_str);
+    if role == "wait" {
+        say("there");
+        wait_for_test();
+    }
+    let mut channel = match join(&address, &options(words)) {
+        Ok(channel) => channel,
+        Err(error) => {
+            say(shown(&error));
+            return;
+        }
+    };
+    say(format!("joined {}", channel.peer().pid));
+    say(match channel.verify() {
+        Ok(peer) => format!("verified {}", peer.pid),
+        Err(error) => shown(&error),
+    });
+    let (mut sender, mut receiver) = channel.split();
+    let mut bytes = [0; 64];
+    while let Ok(Some(length)) = receiver.receive(&mut bytes) {
+        sender.send(&bytes[..length]).unwrap();
+    }
+}
+
+/// This executable in namespaces of its own; `None` where this user may not make any.
+fn in_namespaces(flags: &str) -> Option<Command> {
+    let may = Command::new("unshare").args([flags, "true"]).output();
+    if !may.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: this user may not make namespaces (unshare {flags})");
+        return None;
+    }
+    let mut command = Command::new("unshare");
+    command.arg(flags);
+    if flags.contains('p') {
+        // What is started there ends with what has started it.
+        command.arg("--kill-child");
+    }
+    command.arg(std::env::current_exe().unwrap());
+    Some(command)
+}
+
+/// An honest partner comes to a host that waits, and gets the place.
+fn partner_gets_the_place(address: &Address, host: std::thread::JoinHandle<ringfence::Result<Channel>>) {
+    let partner = Actor::start("join", &[&address.to_string()]);
+    let channel = host.join().unwrap().expect("a channel");
+    assert_eq!(channel.peer().pid, partner.pid());
+    let seen = evidence(&channel);
+    assert!(seen.len() >= 2, "{seen:?}");
+    for (wanted, found) in seen {
+        assert!(wanted.contains("pid and user namespace"), "{wanted}");
+        assert!(found.contains("the same pid namespace"), "{found}");
+        assert!(found.contains("the same user namespace"), "{found}");
+    }
+}
+
+#[test]
+fn a_guest_of_a_pid_namespace_below_is_refused_by_its_host() {
+    let Some(command) = in_namespaces("-Urpf") else {
+        return;
+    };
+    let (address, _keep) = fresh_address(false);
+    let host = join_later(&address, &Options::new().capacity(4096));
+    wait_for_host(&address);
+    // It lets the host in, and so hears what the host says.
+    let guest = Actor::run(command, "join", &[&address.to_string(), "any"]);
+    let said = guest.hear();
+    assert!(said.starts_with("refused namespace the peer's: "), "{said}");
+    assert!(said.contains("below"), "{said}");
+    guest.finish();
+    partner_gets_the_place(&address, host);
+}
+
+#[test]
+fn a_host_that_cannot_be_seen_from_here_is_refused_by_its_guest() {
+    let Some(command) = in_namespaces("-Urpf") else {
+        return;
+    };
+    let (address, _keep) = fresh_address(false);
+    let host = join_later(&address, &options("any"));
+    wait_for_host(&address);
+    let guest = Actor::run(command, "join", &[&address.to_string(), ""]);
+    let said = guest.hear();
+    assert!(said.starts_with("refused namespace own: "), "{said}");
+    assert!(said.contains("pid 0"), "{said}");
+    guest.finish();
+    partner_gets_the_place(&address, {
+        // The host above asks for any namespace, and the evidence would say so.
+        let other = Actor::start("join", &[&address.to_string()]);
+        other.expect(&format!("joined {}", std::process::id()));
+        drop(host.join().unwrap().unwrap());
+        let host = join_later(&address, &small());
+        wait_for_host(&address);
+        host
+    });
+}
+
+#[test]
+fn a_host_of_a_pid_namespace_below_is_refused_by_its_guest() {
+    let Some(command) = in_namespaces("-Urpf") else {
+        return;
+    };
+    let (address, _keep) = fresh_address(false);
+    let host = Actor::run(command, "join", &[&address.to_string(), "any"]);
+    wait_for_host(&address);
+    let error = join(&address, &small()).unwrap_err();
+    let said = shown(&error);
+    assert!(said.starts_with("refused namespace own: "), "{said}");
+    drop(host);
+}
+
+#[test]
+fn any_namespace_is_let_in_where_both_say_so() {
+    // With the /proc of this namespace, which shows the host, and with one of its own, which does not.
+    for flags in ["-Urpf", "-Urpf --mount-proc"] {
+        let mut words = flags.split(' ');
+        let Some(mut command) = in_namespaces(words.next().unwrap()) else {
+            return;
+        };
+        if let Some(more) = words.next() {
+            command = Command::new("unshare");
+            command
+                .args(["-Urpf", more, "--kill-child"])
+                .arg(std::env::current_exe().unwrap());
+        }
+        let (address, _keep) = fresh_address(false);
+        let host = join_later(&address, &options("any"));
+        wait_for_host(&address);
+        let guest = Actor::run(command, "join", &[&address.to_string(), "any"]);
+        guest.expect("joined 0");
+        guest.expect("verified 0");
+        let mut channel = host.join().unwrap().unwrap();
+        for (wanted, found) in evidence(&channel) {
+            assert_eq!(wanted, "not asked for");
+            assert!(found.contains("below"), "{found}");
+        }
+        channel.verify().unwrap();
+        // The thread that the guest names is another's here.
+        let error = channel.tokens().signal(1).unwrap_err();
+        assert_eq!(error.code(), "UNSUPPORTED", "{error}");
+        let (mut sender, mut receiver) = channel.split();
+        sender.send(b"there and back").unwrap();
+        let mut bytes = [0; 64];
+        assert_eq!(receiver.receive(&mut bytes).unwrap(), Some(14));
+        assert_eq!(&bytes[..14], b"there and back");
+        drop((sender, receiver));
+        guest.finish();
+    }
+}
+
+#[test]
+fn another_user_namespace_is_seen_where_it_can_be() {
+    let Some(command) = in_namespaces("-Ur") else {
+        return;
+    };
+    let (address, _keep) = fresh_address(false);
+    let host = join_later(&address, &small());
+    wait_for_host(&address);
+    let guest = Actor::run(command, "join", &[&address.to_string(), "any"]);
+    let said = guest.hear();
+    assert!(said.starts_with("refused namespace the peer's: "), "{said}");
+    assert!(said.contains("user namespace: another"), "{said}");
+    guest.finish();
+    partner_gets_the_place(&address, host);
+}
+
+#[test]
+fn a_child_of_another_user_namespace_is_refused_by_its_parent() {
+    let Some(mut command) = in_namespaces("-Ur") else {
+        return;
+    };
+    command
+        .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+        .env("RINGFENCE_CHILD", "1");
+    let (mut child, line) = ringfence::spawn(command).unwrap();
+    let error = line.channel(&small()).unwrap_err();
+    let said = shown(&error);
+    assert!(said.starts_with("refused namespace own: "), "{said}");
+    child.wait().unwrap();
+}
+
+/// What the test above starts.
+#[test]
+fn child() {
+    if std::env::var_os("RINGFENCE_CHILD").is_some() {
+        let _ = ringfence::from_parent(&small().policy(policy("any")));
+    }
+}
+
+/// Starts `program` as a user without privilege, in a mount namespace of its own, once `before` was done there by root.
+fn within(before: &str, uid: u32, groups: &str, program: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    let groups = match groups {
+        "" => "--clear-groups".to_owned(),
+        groups => format!("--groups={groups}"),
+    };
+    command.args(["--mount", "--propagation=private", "sh", "-ec"]);
+    command.arg(format!(
+        "{before}\nexec setpriv --reuid {uid} --regid {uid} {groups} \"$0\" \"$@\""
+    ));
+    command.arg(program);
+    command
+}
+
+/// Linux 5.8: hidepid is of one mount. Before that it would be everybody's.
+fn mounts_are_their_own() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|part| part.parse::<u32>().ok());
+    let new = (numbers.next(), numbers.next()) >= (Some(6), Some(13));
+    if !new {
+        eprintln!("skipped: before Linux 6.13 a peer that /proc hides is refused for its uid");
+    }
+    new
+}
+
+/// A host that /proc shows nothing of its guest, which is another user's and has one more group.
+fn hidden(strangers: &Strangers, before: &str, host: &str) -> (Actor, Actor) {
+    let (address, _keep) = fresh_address(false);
+    let words = format!("uid={ANOTHER} {host}");
+    let command = within(before, STRANGER, "", &strangers.program());
+    let host = Actor::run(command, "join", &[&address.to_string(), &words]);
+    wait_for_host(&address);
+    let command = within(":", ANOTHER, &GROUP.to_string(), &strangers.program());
+    let words = format!("uid={STRANGER}");
+    let guest = Actor::run(command, "join", &[&address.to_string(), &words]);
+    (host, guest)
+}
+
+const HIDING: [&str; 3] = ["hidepid=1", "hidepid=2", "hidepid=4"];
+
+#[test]
+fn a_peer_that_proc_hides_is_let_in_by_what_can_be_known_of_it() {
+    let Some(strangers) = Strangers::new() else { return };
+    if !mounts_are_their_own() {
+        return;
+    }
+    for hiding in HIDING {
+        let before = format!("mount -t proc -o {hiding} proc /proc");
+        for words in ["", &format!("gid={ANOTHER}")] {
+            let (host, guest) = hidden(&strangers, &before, words);
+            let said = host.hear();
+            assert!(said.starts_with("joined "), "{hiding} {words}: {said}");
+            let said = host.hear();
+            assert!(said.starts_with("verified "), "{hiding} {words}: {said}");
+            assert!(guest.hear().starts_with("joined "));
+        }
+    }
+}
+
+#[test]
+fn what_proc_hides_is_a_refusal_at_once_where_the_policy_asks_for_it() {
+    let Some(strangers) = Strangers::new() else { return };
+    if !mounts_are_their_own() {
+        return;
+    }
+    for hiding in HIDING {
+        let before = format!("mount -t proc -o {hiding} proc /proc");
+        // It has the group, and the kernel said so when it connected; whether it has it still cannot be seen.
+        for (words, check, why) in [
+            (format!("gid={GROUP}"), "gid", "cannot be read in /proc"),
+            ("executable".to_owned(), "executable", "hidepid"),
+        ] {
+            let (host, guest) = hidden(&strangers, &before, &words);
+            let said = guest.hear();
+            assert!(
+                said.starts_with(&format!("refused {check} the peer's")),
+                "{hiding}: {said}"
+            );
+            drop((host, guest));
+            // As a guest it says itself why.
+            let (address, _keep) = fresh_address(false);
+            let command = within(":", ANOTHER, &GROUP.to_string(), &strangers.program());
+            let uid = format!("uid={STRANGER}");
+            let host = Actor::run(command, "join", &[&address.to_string(), &uid]);
+            wait_for_host(&address);
+            let command = within(&before, STRANGER, "", &strangers.program());
+            let words = format!("uid={ANOTHER} {words}");
+            let guest = Actor::run(command, "join", &[&address.to_string(), &words]);
+            let said = guest.hear();
+            assert!(
+                said.starts_with(&format!("refused {check} own")),
+                "{hiding}: {said}"
+            );
+            assert!(said.contains(why), "{hiding}: {said}");
+            drop(host);
+        }
+    }
+}
+
+#[test]
+fn with_a_plain_proc_the_group_is_seen() {
+    let Some(strangers) = Strangers::new() else { return };
+    let (host, guest) = hidden(&strangers, ":", &format!("gid={GROUP}"));
+    assert!(host.hear().starts_with("joined "));
+    assert!(host.hear().starts_with("verified "));
+    assert!(guest.hear().starts_with("joined "));
+}
+
+/// Compared by its name alone, a cgroup could be another of the same name.
+#[test]
+fn a_cgroup_whose_number_cannot_be_looked_up_is_a_refusal() {
+    let Some(strangers) = Strangers::new() else { return };
+    if !mounts_are_their_own() {
+        return;
+    }
+    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    let Some(name) = text.lines().find_map(|line| line.strip_prefix("0::")) else {
+        eprintln!("skipped: no cgroup of version 2");
+        return;
+    };
+    let words = format!("cgroup={name}");
+    let (host, _guest) = hidden(&strangers, ":", &words);
+    let said = host.hear();
+    assert!(said.starts_with("joined "), "{said}");
+    // The shell executes the program, which has its number then.
+    let before = "touch /dev/shm/ringfence-unreadable-$$
+chmod 0 /dev/shm/ringfence-unreadable-$$
+mount --bind /dev/shm/ringfence-unreadable-$$ /proc/$$/mountinfo
+rm /dev/shm/ringfence-unreadable-$$";
+    let (_host, guest) = hidden(&strangers, before, &words);
+    let said = guest.hear();
+    assert!(said.starts_with("refused cgroup the peer's"), "{said}");
+}
