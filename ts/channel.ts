@@ -54,7 +54,8 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   readonly maxMessageSize: number
   /**
    * Resolves when the channel has ended, whichever side ended it, and has let go of everything, the address included.
-   * What the peer had sent before that can still be read. Never rejects.
+   * What the peer had sent before that can still be read: its memory stays mapped until it was, or {@link Channel.close} is
+   * called. Never rejects.
    */
   readonly closed: Promise<CloseReason>
 
@@ -324,7 +325,10 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     if (typeof linger !== 'number' || !(linger >= 0)) {
       throw invalid(`linger must be a number of milliseconds, not ${show(linger)}`)
     }
-    if (this.#reason !== null) return
+    if (this.#reason !== null) {
+      if (this.#inbox.outlives) this.#inbox.close(closedHere)
+      return
+    }
     this.#outbox.refuse(closedHere)
     const empty = this.#outbox.empty()
     if (linger > 0 && !this.#outbox.isEmpty) {
@@ -404,8 +408,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       return
     }
     this.#cut = this.#native.isCut() === 1
-    this.#inbox.keepRest()
-    this.#finish(reason, () => lost(reason))
+    this.#finish(reason, () => lost(reason), true)
   }
 
   /** The binding closes it in a moment, from another thread: what was sent before is in the ring by then. */
@@ -451,17 +454,20 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     }
   }
 
-  #finish(reason: CloseReason, unsendable: () => RingfenceError): void {
+  /** `outlives`: what the peer has left can still be read. */
+  #finish(reason: CloseReason, unsendable: () => RingfenceError, outlives = false): void {
     if (this.#reason !== null) return
     this.#reason = reason
-    this.#native.close()
+    if (outlives) this.#native.outlive()
+    else this.#native.close()
     this.#outbox.shut(unsendable, true)
     this.#whyOver = unsendable
     if (unsendable === closedHere || unsendable === refusedHere) {
       this.#inbox.close(unsendable)
       this.#tokens.close()
     } else {
-      this.#inbox.stop(unsendable)
+      if (outlives) this.#inbox.outlive(() => this.#native.close())
+      else this.#inbox.stop(unsendable)
       this.#tokens.stop()
     }
     this.#resolveClosed(reason)

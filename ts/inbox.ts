@@ -42,12 +42,6 @@ interface Waiting {
   failed(error: Error): void
 }
 
-/** What was left when the peer had gone: records, or one large message. */
-interface Kept {
-  bytes: Buffer
-  packed: boolean
-}
-
 export class Inbox {
   readonly #native: NativeChannel
   readonly #busy: boolean
@@ -76,7 +70,8 @@ export class Inbox {
   /** The large message's memory belongs to nobody else. */
   #own = false
   #scratch: Buffer | null = null
-  #kept: Kept[] = []
+  /** The peer has gone, and what it has left lies in the ring still: lets go of that, once nothing is left of it. */
+  #letGo: (() => void) | null = null
   #waiting: Waiting[] = []
   #armed = false
   /** No more will come from the ring: the end, or why. */
@@ -124,17 +119,6 @@ export class Inbox {
    * @throws {@link RingfenceError} NO_SPACE where there is no memory for a message, which stays where it is.
    */
   #fetch(own: boolean, spin: boolean, goesOn = 0): boolean {
-    const kept = this.#kept.shift()
-    if (kept !== undefined) {
-      if (kept.packed) {
-        this.#useChunk(kept.bytes)
-        this.#end = kept.bytes.length
-      } else {
-        this.#large = kept.bytes
-        this.#own = true
-      }
-      return true
-    }
     if (this.#over !== null) return false
     if (this.#gathering !== null) return this.#gather()
     let into = this.#chunk
@@ -215,7 +199,14 @@ export class Inbox {
       this.#over = () => error
       this.#failed(error)
     }
+    if (this.#over !== null) this.#leaveRing()
     return false
+  }
+
+  #leaveRing(): void {
+    const letGo = this.#letGo
+    this.#letGo = null
+    letGo?.()
   }
 
   /** The next message, in memory of the caller's own. */
@@ -466,24 +457,27 @@ export class Inbox {
     }
   }
 
-  /** The peer has gone: fetches everything that it has left. */
-  keepRest(): void {
-    if (this.#over !== null) return
-    if (this.#gathering !== null && !this.#gather() && this.#over === null) this.#gathering = null
-    while (this.#over === null) {
-      const chunk = Buffer.allocUnsafeSlow(CHUNK)
-      let answer = this.#native.pull(chunk, 0, 0)
-      if (answer > 0) {
-        this.#kept.push({ bytes: chunk.subarray(0, answer), packed: true })
-      } else if (answer <= LARGE) {
-        const message = Buffer.allocUnsafeSlow(LARGE - answer)
-        answer = this.#native.gather(message)
-        if (answer === WHOLE) this.#kept.push({ bytes: message, packed: false })
-        else this.#nothing(answer >= 0 ? ENDED : answer)
-      } else {
-        this.#nothing(answer === 0 ? ENDED : answer)
-      }
+  /**
+   * The peer has gone. What it has left is read where it lies, when it is wanted: a copy would take as much memory as the peer
+   * likes. `letGo` is called once, when nothing is left, or nobody may read it any more.
+   */
+  outlive(letGo: () => void): void {
+    this.#letGo = letGo
+    this.#armed = false
+    this.serve()
+    try {
+      // Where nothing is left, that is known at once.
+      if (this.#over === null) this.#has(false)
+    } catch (error) {
+      // There is a message, and no memory for it: whoever receives it is told.
+      if (!isShortage(error)) throw error
     }
+    if (this.#over !== null) this.#leaveRing()
+  }
+
+  /** Whether something may be left of a peer that has gone. */
+  get outlives(): boolean {
+    return this.#letGo !== null
   }
 
   /** The channel has ended: what was not fetched before will not come. Where that is no end, `why` says so. */
@@ -497,9 +491,9 @@ export class Inbox {
     this.#over = 'ended'
     this.#at = this.#end = this.#copied = 0
     this.#large = this.#gathering = null
-    this.#kept = []
     this.#tellEnd()
     this.#over = why
+    this.#leaveRing()
   }
 }
 

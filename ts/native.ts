@@ -67,6 +67,8 @@ export interface NativeChannel {
   cancel(): void
   end(): number
   close(): void
+  /** Closes all but the reading of what the peer has left, for which `pull` and `gather` go on. Then `close`. */
+  outlive(): void
   watch(callback: () => void): number
   keepAlive(alive: number): void
   /** 0: the callback is called later, once. */

@@ -37,6 +37,8 @@ const SCRATCH: usize = 4096;
 struct Endpoint {
     /// `None` once the channel is closed and everything is let go of, the line included.
     halves: Option<Halves>,
+    /// What the peer has left when it was gone, until it was read.
+    left: Option<Receiver>,
     watched: Watched,
     /// `None` once all have been taken after the channel's end, or nobody is to have the rest.
     tokens: Option<Tokens>,
@@ -69,10 +71,11 @@ impl Endpoint {
     }
 
     fn receiver(&mut self) -> ringfence::Result<&mut Receiver> {
-        self.halves
-            .as_mut()
-            .map(|halves| &mut halves.receiver)
-            .ok_or(CLOSED)
+        match &mut self.halves {
+            Some(halves) => Some(&mut halves.receiver),
+            None => self.left.as_mut(),
+        }
+        .ok_or(CLOSED)
     }
 
     fn fail(&mut self, error: ringfence::Error) -> Answer {
@@ -119,6 +122,19 @@ impl Endpoint {
         {
             sender.close();
             receiver.close();
+        }
+        self.left = None;
+    }
+
+    /// As [`Endpoint::let_go`], but what the peer has left can be read still.
+    fn outlive(&mut self) {
+        self.watched.stop();
+        if let Some(Halves {
+            mut sender, receiver, ..
+        }) = self.halves.take()
+        {
+            sender.close();
+            self.left = Some(receiver);
         }
     }
 
@@ -259,7 +275,7 @@ fn pull_busy(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
 }
 
 fn wake(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
-    if let Some(Halves { receiver, .. }) = &mut endpoint.halves {
+    if let Ok(receiver) = endpoint.receiver() {
         receiver.wake();
     }
     Answer::Nothing
@@ -465,6 +481,12 @@ fn close(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
+fn outlive(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    endpoint.cancel(call.env);
+    endpoint.outlive();
+    Answer::Nothing
+}
+
 fn watch(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     let line = match endpoint.sender() {
         Ok(sender) => sender.as_fd().as_raw_fd(),
@@ -607,7 +629,7 @@ impl Drop for Endpoint {
 }
 
 /// What a channel can do. One function of the channel's does it all: each function takes a KiB of JavaScript's memory.
-const OPERATIONS: [(&str, Function<Endpoint>); 31] = [
+const OPERATIONS: [(&str, Function<Endpoint>); 32] = [
     ("flush", flush),
     ("send", send),
     ("trySend", try_send),
@@ -627,6 +649,7 @@ const OPERATIONS: [(&str, Function<Endpoint>); 31] = [
     ("cancel", cancel),
     ("end", end),
     ("close", close),
+    ("outlive", outlive),
     ("watch", watch),
     ("keepAlive", keep_alive),
     ("verify", verify),
@@ -708,6 +731,7 @@ pub(crate) unsafe fn to_object(
         token_watcher: None,
         counted: (0, 0),
         evidence,
+        left: None,
         reserved: None,
         shown: ptr::null_mut(),
         busy_poll,

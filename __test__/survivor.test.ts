@@ -1,0 +1,110 @@
+import test, { type ExecutionContext } from 'ava'
+import { join, RingfenceError } from 'ringfence'
+
+import { abstractAddress, untilBound } from './support/address.js'
+import { Partner } from './support/partner.js'
+
+/** Bytes of the ring of a peer that is to go. */
+const RING = 128 << 20
+/** What a process may take for anything else meanwhile: a quarter of the ring. */
+const LITTLE = 32 << 20
+/** Longer than what one call fetches, and shorter. */
+const SIZES = [256 << 10, 1000]
+
+interface Met {
+  survivor: Partner
+  filler: Partner
+  /** Messages that fill the ring. */
+  count: number
+}
+
+async function meet(t: ExecutionContext): Promise<Met> {
+  const [survivor, filler] = await Promise.all([Partner.start(t), Partner.start(t)])
+  const address = abstractAddress()
+  await Promise.all([survivor.join(address), filler.join(address, { capacity: RING })])
+  const count = await filler.run((kit, sizes: number[]) => {
+    const messages = sizes.map((size) => Buffer.alloc(size, 7))
+    for (let number = 0; ; number += 1) {
+      const message = messages[number % messages.length]!
+      message.writeUInt32LE(number)
+      if (!kit.channel.trySend(message)) return number
+    }
+  }, SIZES)
+  t.true(count > 500)
+  return { survivor, filler, count }
+}
+
+/** Bytes of the survivor's own memory, and how many shared objects it has mapped. */
+function holdings(survivor: Partner): Promise<[own: number, mapped: number]> {
+  return survivor.run((kit) => {
+    const { readFileSync } = kit.require('node:fs') as typeof import('node:fs')
+    const own = /RssAnon:\s+(\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8'))![1]
+    const mapped = readFileSync('/proc/self/maps', 'utf8').match(/memfd:ringfence/g)?.length ?? 0
+    return [Number(own) * 1024, mapped] as [number, number]
+  })
+}
+
+for (const how of ['is killed', 'closes'] as const) {
+  test.serial(`what a peer leaves that ${how} is read where it lies, and is let go of then`, async (t) => {
+    const { survivor, filler, count } = await meet(t)
+    const [before] = await holdings(survivor)
+    await (how === 'closes' ? filler.run((kit) => kit.channel.close()) : filler.kill())
+    t.is(await survivor.run((kit) => kit.channel.closed), how === 'closes' ? 'closed' : 'exited')
+    const [after, mapped] = await holdings(survivor)
+    t.true(after - before < LITTLE, `${after - before} bytes were copied`)
+    t.is(mapped, 1, 'the ring of the peer, and not that of this side')
+    const found = await survivor.run(async (kit, sizes: number[]) => {
+      let number = 0
+      const check = (bytes: Uint8Array) => {
+        if (Buffer.from(bytes.buffer, bytes.byteOffset, 4).readUInt32LE() !== number) throw new Error(`not ${number}`)
+        if (bytes.length !== sizes[number % sizes.length]) throw new Error(`${bytes.length} bytes`)
+        number += 1
+      }
+      while (await kit.channel.readable()) {
+        check((await kit.channel.receive())!)
+        const next = kit.channel.tryReceive()
+        if (next !== null) check(next)
+        kit.channel.drain((bytes, offset, length) => check(bytes.subarray(offset, offset + length)), 3)
+        for await (const message of kit.channel) {
+          check(message)
+          break
+        }
+      }
+      return [number, kit.channel.ended, await kit.channel.receive(), kit.channel.tryReceive()]
+    }, SIZES)
+    t.deepEqual(found, [count, true, null, null])
+    t.is((await holdings(survivor))[1], 0, 'everything was read')
+  })
+}
+
+test.serial('a close lets go of what a dead peer has left', async (t) => {
+  const { survivor, filler } = await meet(t)
+  await filler.kill()
+  const code = await survivor.run(async (kit) => {
+    await kit.channel.closed
+    await kit.channel.receive()
+    await kit.channel.close()
+    return kit.channel.receive().catch((error: { code: string }) => error.code)
+  })
+  t.is(code as unknown, 'ERR_RINGFENCE_CLOSED')
+  t.is((await holdings(survivor))[1], 0)
+})
+
+test('a peer with a larger ring than maxPeerCapacity is PROTOCOL, which names both', async (t) => {
+  const host = await Partner.start(t)
+  const address = abstractAddress()
+  host.mayFail()
+  void host.join(address, { maxPeerCapacity: 1 << 15 }).catch(() => {})
+  await untilBound(address)
+  const error = await t.throwsAsync(join(address, { capacity: 1 << 16 }), {
+    instanceOf: RingfenceError,
+    code: 'ERR_RINGFENCE_PROTOCOL',
+  })
+  t.regex(error?.message ?? '', /65536.*32768/)
+})
+
+for (const wrong of [0, 4095, 1.5, -1, '8192'])
+  test(`a maxPeerCapacity of ${typeof wrong} ${wrong} is INVALID_ARGUMENT`, async (t) => {
+    const options = { maxPeerCapacity: wrong as number }
+    await t.throwsAsync(join(abstractAddress(), options), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+  })
