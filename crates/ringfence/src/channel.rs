@@ -66,7 +66,7 @@ impl Channel {
         });
         let verifier = Verifier::new(parts.process, options, &shared);
         let tokens = Tokens::new(&shared, mailbox);
-        parts.own.in_use();
+        parts.own.in_use(parts.barriers);
         if let Some(tripwire) = parts.own.tripwire() {
             let shared = Arc::downgrade(&shared);
             tripwire.on_alarm(move || {

@@ -10,8 +10,10 @@ use std::{
     ptr::{self, NonNull},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering, fence},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence},
     },
+    thread,
+    time::Duration,
 };
 
 use nix::{errno::Errno, libc};
@@ -169,6 +171,48 @@ struct Own {
     kept_from: AtomicU64,
     /// Whether anything was ever to be read here.
     used: AtomicBool,
+    hold: Hold,
+}
+
+/// What the producer has handed out as a slice, and that the ring is being wiped: a slice that changes under the one who has it
+/// would be undefined behaviour. So the wipe leaves that range out, and the one who lets go of it wipes it.
+///
+/// The range is written by the producer alone, and the flag by the alarm, under the channel's lock. Each stores its own and then
+/// looks at the other's, with a full barrier in between: one of the two at least sees the other. The producer's is made by the
+/// alarm where the kernel does that (membarrier(2)), as with a sleeper's and a publisher's: a reservation costs no fence.
+#[derive(Debug, Default)]
+struct Hold {
+    /// Offset of the range; 0: there is none. Stored after its length.
+    at: AtomicUsize,
+    length: AtomicUsize,
+    wiped: AtomicBool,
+    /// The alarm can make the producer's barrier.
+    has_barriers: AtomicBool,
+}
+
+impl Hold {
+    fn producers_fence(&self) {
+        if self.has_barriers.load(Ordering::Relaxed) {
+            compiler_fence(Ordering::SeqCst);
+        } else {
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    fn alarms_fence(&self) {
+        /// A processor writes out what it has stored in far less.
+        const MUCH: Duration = Duration::from_millis(100);
+        fence(Ordering::SeqCst);
+        // Where the kernel has no memory left for it, or a filter of system calls came later.
+        if self.has_barriers.load(Ordering::Relaxed) && sys::issue_barrier().is_err() {
+            thread::sleep(MUCH);
+        }
+    }
+
+    fn range(&self) -> Option<(usize, usize)> {
+        let at = self.at.load(Ordering::Acquire);
+        (at != 0).then(|| (at, at + self.length.load(Ordering::Relaxed)))
+    }
 }
 
 /// No position of a record: those are multiples of eight.
@@ -311,6 +355,7 @@ impl OwnRegion {
             map,
             kept_from: AtomicU64::new(NOTHING_KEPT),
             used: AtomicBool::new(false),
+            hold: Hold::default(),
         };
         Ok(Self::initialised(Backing::Own(own), capacity))
     }
@@ -334,10 +379,44 @@ impl OwnRegion {
         self.own()?.tripwire.get()
     }
 
-    /// The peer has the region now: when this mapping goes, all of the ring is wiped.
-    pub(crate) fn in_use(&self) {
+    /// The peer has the region now: when this mapping goes, all of the ring is wiped. `barriers`: this process takes and can issue
+    /// membarrier(2).
+    pub(crate) fn in_use(&self, barriers: bool) {
         if let Some(own) = self.own() {
+            own.hold.has_barriers.store(barriers, Ordering::Relaxed);
             own.used.store(true, Ordering::Release);
+        }
+    }
+
+    /// For the producer, before it hands out a range as a slice: no wipe touches it until [`OwnRegion::let_go`]. It can have one at
+    /// a time. `false`: the ring is being wiped, or was, and nothing may be handed out.
+    #[inline]
+    pub(crate) fn hold(&self, at: usize, length: usize) -> bool {
+        let Some(Own { hold, .. }) = self.own() else {
+            return true;
+        };
+        // Before the stores: an alarm that still sees the last range sees its length, too.
+        if hold.wiped.load(Ordering::Relaxed) {
+            return false;
+        }
+        hold.length.store(length, Ordering::Relaxed);
+        hold.at.store(at, Ordering::Release);
+        hold.producers_fence();
+        if hold.wiped.load(Ordering::Relaxed) {
+            self.let_go(at, length);
+            return false;
+        }
+        true
+    }
+
+    /// The slice is gone, that [`OwnRegion::hold`] was called for.
+    #[inline]
+    pub(crate) fn let_go(&self, at: usize, length: usize) {
+        let Some(own) = self.own() else { return };
+        own.hold.at.store(0, Ordering::Release);
+        own.hold.producers_fence();
+        if own.hold.wiped.load(Ordering::Acquire) && own.map.is_here() {
+            own.fill(at, at + length);
         }
     }
 
@@ -348,11 +427,17 @@ impl OwnRegion {
         }
     }
 
-    /// Wipes the ring now, whoever reads or writes it meanwhile, and once more when this mapping goes.
+    /// Wipes the ring now, whoever reads it meanwhile, and once more when this mapping goes. What the producer has handed out is
+    /// wiped when that is let go of.
     pub(crate) fn wipe(&self) {
         if let Some(own) = self.own() {
             own.kept_from.store(NOTHING_KEPT, Ordering::Release);
-            own.fill(layout::DATA, own.map.len());
+            own.hold.wiped.store(true, Ordering::Release);
+            own.hold.alarms_fence();
+            let end = own.map.len();
+            let (from, to) = own.hold.range().unwrap_or((end, end));
+            own.fill(layout::DATA, from);
+            own.fill(to, end);
         }
     }
 
@@ -831,6 +916,42 @@ mod tests {
         }
     }
 
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    fn a_wipe_leaves_out_what_the_producer_has_handed_out() {
+        use nix::{
+            sys::memfd::{MFdFlags, memfd_create},
+            unistd::ftruncate,
+        };
+
+        const AT: usize = layout::DATA + 80;
+        let object = memfd_create("ringfence-test", MFdFlags::MFD_CLOEXEC).unwrap();
+        ftruncate(&object, i64::try_from(region_size(4096)).unwrap()).unwrap();
+        let mut own = OwnRegion::map(&object, 4096).unwrap();
+        own.in_use(false);
+        own.copy_in(layout::DATA, &[7; 4104]);
+        let found = |own: &OwnRegion| {
+            let mut bytes = vec![1; 4104];
+            own.copy_out(layout::DATA, &mut bytes);
+            bytes
+        };
+        // One that was let go of counts no more.
+        assert!(own.hold(layout::DATA, 8));
+        own.let_go(layout::DATA, 8);
+        assert!(own.hold(AT, 100));
+        let alarm = own.clone();
+        // SAFETY: a range of the ring, that nobody else has.
+        let slice = unsafe { own.claimed(AT, 100) };
+        alarm.wipe();
+        assert_eq!(slice, [7; 100]);
+        let mut wanted = vec![0; 4104];
+        wanted[80..180].fill(7);
+        assert_eq!(found(&own), wanted);
+        assert!(!own.hold(layout::DATA, 8), "nothing more is handed out");
+        own.let_go(AT, 100);
+        assert_eq!(found(&own), [0; 4104]);
+    }
+
     /// With shm, the peer holds a descriptor that can write this side's region.
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
@@ -849,7 +970,7 @@ mod tests {
                 ftruncate(&object, i64::try_from(region_size(4096)).unwrap()).unwrap();
                 let own = OwnRegion::map(&object, 4096).unwrap();
                 own.copy_in(layout::DATA, &[7; 4104]);
-                own.in_use();
+                own.in_use(false);
                 own.keep_from(8);
                 own.store(layout::CAPACITY, capacity, Ordering::Relaxed);
                 own.store(layout::TAIL, tail, Ordering::Relaxed);

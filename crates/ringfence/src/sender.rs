@@ -272,6 +272,9 @@ impl Sender {
             return Ok(None);
         };
         let writing = self.writing.as_mut().ok_or_else(ended)?;
+        if !writing.producer.own().hold(at, size) {
+            return Err(exposed(&self.shared));
+        }
         Ok(Some(Reservation {
             writing,
             shared: &self.shared,
@@ -304,6 +307,9 @@ impl Sender {
             return Ok(None);
         };
         let region = self.writing()?.producer.own_mut().clone();
+        if !region.hold(at, size) {
+            return Err(exposed(&self.shared));
+        }
         self.begun = Begun::Reservation;
         self.reservation.store(true, Ordering::Relaxed);
         Ok(Some(Reserved {
@@ -351,6 +357,7 @@ impl Sender {
             writing,
             shared: &self.shared,
             longest,
+            handed_out: None,
         })
     }
 
@@ -503,6 +510,7 @@ pub struct Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
+        self.region.let_go(self.at, self.size);
         // Release: see `must_have_ended`.
         self.open.store(false, Ordering::Release);
     }
@@ -558,6 +566,20 @@ impl Reservation<'_> {
         self.writing.finish(self.shared, self.at, self.size, length);
         Ok(())
     }
+}
+
+impl Drop for Reservation<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.writing.producer.own().let_go(self.at, self.size);
+    }
+}
+
+/// Why nothing is handed out of a ring that is being wiped.
+#[cold]
+fn exposed(shared: &Shared) -> Error {
+    shared.wait_for_end();
+    shared.check().err().unwrap_or_else(ended)
 }
 
 #[cold]
@@ -624,6 +646,8 @@ pub struct Batch<'a> {
     writing: &'a mut Writing,
     shared: &'a Shared,
     longest: u64,
+    /// Where the bytes lie that [`Batch::reserve`] has handed out last, and how many.
+    handed_out: Option<(usize, usize)>,
 }
 
 impl Batch<'_> {
@@ -631,6 +655,7 @@ impl Batch<'_> {
     #[inline]
     pub fn push(&mut self, message: &[u8]) -> Result<bool> {
         self.check_size(message.len())?;
+        self.let_go();
         match self.writing.producer.push(message) {
             Ok(pushed) => Ok(pushed),
             error => self.shared.judge(error),
@@ -642,9 +667,14 @@ impl Batch<'_> {
     #[inline]
     pub fn reserve(&mut self, size: usize) -> Result<Option<&mut [u8]>> {
         self.check_size(size)?;
+        self.let_go();
         let producer = &mut self.writing.producer;
         match producer.claim_record(size as u64) {
             Ok(Some(at)) => {
+                if !producer.own().hold(at, size) {
+                    return Err(exposed(self.shared));
+                }
+                self.handed_out = Some((at, size));
                 producer.finish(at, size, size);
                 // SAFETY: the range was just claimed, is published only after this borrow has ended, and is claimed
                 // by nobody else.
@@ -667,9 +697,18 @@ impl Batch<'_> {
         })
     }
 
+    /// What was handed out is not written any more: its borrow has ended.
+    #[inline]
+    fn let_go(&mut self) {
+        if let Some((at, size)) = self.handed_out.take() {
+            self.writing.producer.own().let_go(at, size);
+        }
+    }
+
     /// Makes what was added so far visible to the peer.
     #[inline]
     pub fn publish(&mut self) {
+        self.let_go();
         if self.shared.is_inherited() {
             return;
         }

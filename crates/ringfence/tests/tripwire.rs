@@ -63,6 +63,8 @@ fn role() {
             let (channel, kept) = join_and_keep(&address, &options, |_| true);
             let (mut sender, mut receiver) = channel.split();
             sender.send(b"the secret").unwrap();
+            let mut reservation = sender.reserve(18).unwrap().unwrap();
+            reservation.copy_from_slice(b"half of the secret");
             let mut filled = arguments
                 .get(2)
                 .is_some_and(|how| how == "full of files")
@@ -77,6 +79,9 @@ fn role() {
                 other => format!("{other:?}"),
             };
             let error = receiver.receive(&mut [0; 64]).unwrap_err();
+            // A slice does not change under the one who has it.
+            assert_eq!(reservation[..], *b"half of the secret");
+            drop(reservation);
             say(format!(
                 "{opened} {} {:?} {}",
                 error.code(),
@@ -86,7 +91,11 @@ fn role() {
             drop((sender, receiver, filled, refilled));
             wait_for_test();
             // Everybody has let go: the memory can be opened, and there is nothing in it.
-            say(contains(&kept, b"the secret"));
+            say(format!(
+                "{} {}",
+                contains(&kept, b"the secret"),
+                contains(&kept, b"half of")
+            ));
         }
         // Has no descriptor left, or has, and says when it has heard what it was sent.
         "steadfast" => {
@@ -383,7 +392,7 @@ fn is_ended_on_both_sides(backing: Backing, how: &str) {
     other.expect(ended);
     other.finish();
     opener.go_on();
-    opener.expect("wiped");
+    opener.expect("wiped wiped");
     opener.finish();
 }
 
