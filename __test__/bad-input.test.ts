@@ -1,7 +1,18 @@
 import { chmodSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
 
 import test from 'ava'
-import { join, RingfenceError, type Options } from 'ringfence'
+import {
+  Channel,
+  connect,
+  fromParent,
+  join,
+  Listener,
+  member,
+  Membership,
+  RingfenceError,
+  spawn,
+  type Options,
+} from 'ringfence'
 
 import { abstractAddress, namedAddress, temporaryDirectory } from './support/address.js'
 import { pair, Partner } from './support/partner.js'
@@ -43,6 +54,9 @@ const wrong: Record<string, unknown[]> = {
     { executable: [] },
     { executable: [5] },
     { executable: 'a\0b' },
+    { executable: 'node' },
+    { executable: './node' },
+    { executable: ['same', '../bin/node'] },
     { executable: {} },
     { executable: null },
     { executable: { path: '/bin/sh' } },
@@ -50,6 +64,7 @@ const wrong: Record<string, unknown[]> = {
     { executable: { sha256: 'g'.repeat(64) } },
     { executable: { sha256: 5 } },
     { executable: { sha256: '0'.repeat(64), path: '' } },
+    { executable: { sha256: '0'.repeat(64), path: 'node' } },
     { executable: { sha256: '0'.repeat(64), paths: '/bin/sh' } },
     { executable: [['/bin/sh']] },
     { authorize: true },
@@ -76,6 +91,43 @@ for (const [name, values] of Object.entries(wrong)) {
     }
   })
 }
+
+test.serial('an option that is no option of the call is INVALID_ARGUMENT, and says whose it is', async (t) => {
+  const address = abstractAddress()
+  const foreign: Record<string, [call: (options: Options) => unknown, names: (keyof Options)[]]> = {
+    join: [(options) => join(address, options), ['maxPeers']],
+    member: [(options) => member(address, options), ['maxPeers']],
+    connect: [(options) => connect(address, options), ['maxPeers', 'mode', 'group']],
+    fromParent: [(options) => fromParent(options), ['maxPeers', 'mode', 'group', 'wait']],
+    spawn: [(options) => spawn(process.execPath, [], {}, options), ['maxPeers', 'mode', 'group', 'wait']],
+  }
+  const given: Options = { maxPeers: 3, mode: 0o600, group: 0, wait: true }
+  for (const [title, [call, names]] of Object.entries(foreign)) {
+    for (const name of names) {
+      const error = await t.throwsAsync(async () => call({ [name]: given[name] }), invalid, `${name} of ${title}`)
+      t.regex(error!.message, new RegExp(`^${title} takes no option ${name}: it is for .*listen`))
+    }
+    await t.throwsAsync(async () => call({ retries: 3 } as Options), invalid, title)
+  }
+})
+
+test.serial('channels, listeners and memberships are made by the calls, and by nothing else', (t) => {
+  const made = { message: /are made by/, ...invalid }
+  // @ts-expect-error -- the constructor is private
+  t.throws(() => new Channel(), made)
+  // @ts-expect-error -- likewise
+  t.throws(() => new Listener(), made)
+  // @ts-expect-error -- likewise
+  t.throws(() => new Membership(), made)
+})
+
+test.serial('an identity and the evidence are data, of which JSON loses nothing', async (t) => {
+  const { channel } = await pair(t)
+  t.deepEqual(JSON.parse(JSON.stringify(channel.peer)), channel.peer)
+  t.deepEqual(JSON.parse(JSON.stringify(channel.evidence)), channel.evidence)
+  t.regex(channel.peer.executable!.inode, /^[0-9]+$/)
+  t.deepEqual(JSON.parse(JSON.stringify(await channel.verify())), channel.peer)
+})
 
 function describe(value: unknown): string {
   return typeof value === 'bigint' ? `${value}n` : (JSON.stringify(value) ?? String(value))

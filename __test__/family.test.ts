@@ -2,7 +2,7 @@
 
 import { spawn as start, type SpawnOptions } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 
@@ -98,6 +98,25 @@ test("the standard descriptors, a channel of Node's and the environment are as t
   t.is(said, 'by IPC')
   t.is((await (await channel).receive())?.toString(), '1')
   t.is(await output, 'given undefined\n')
+})
+
+test('the arguments may be left out, as in child_process', async (t) => {
+  const file = join(temporaryDirectory(t), 'echo.js')
+  writeFileSync(file, `import('ringfence').then(({ fromParent }) => fromParent({ timeout: 60_000 }))`)
+  for (const given of [[], [undefined], [null]]) {
+    // Node without arguments runs what it finds on its standard input.
+    const code = openSync(file, 'r')
+    const words = [...given, { stdio: [code, 'ignore', 'inherit'] }, PATIENT] as unknown as [SpawnOptions, Options]
+    const { child: one, channel } = spawn(process.execPath, ...words)
+    t.teardown(() => one.kill('SIGKILL'))
+    closeSync(code)
+    const open = await channel
+    t.is(open.peer.pid, one.pid!)
+    await open.close()
+  }
+  const wrong = { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' }
+  t.throws(() => spawn('true', 'an argument' as never), wrong)
+  t.throws(() => spawn('true', {} as never, {}, {}), wrong)
 })
 
 test('the line is taken once, and closed in the child after that', async (t) => {

@@ -1,10 +1,11 @@
 import { once } from 'node:events'
-import { readFileSync } from 'node:fs'
+import { chmodSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer, type AddressInfo } from 'node:net'
+import { join } from 'node:path'
 
 import test, { type ExecutionContext } from 'ava'
 
-import { abstractAddress, untilBound } from './support/address.js'
+import { abstractAddress, temporaryDirectory, untilBound } from './support/address.js'
 import { Partner, type PartnerError } from './support/partner.js'
 import { until } from './support/until.js'
 
@@ -52,6 +53,14 @@ function isOpen(port: number): boolean {
     .split('\n')
     .map((line) => line.trim().split(/\s+/))
     .some(([, address, , state]) => address === local && state === '0A')
+}
+
+/** A file that another user can read. */
+function readable(t: ExecutionContext, name: string, content: string): string {
+  const directory = temporaryDirectory(t)
+  chmodSync(directory, 0o755)
+  writeFileSync(join(directory, name), content)
+  return join(directory, name)
 }
 
 const SIGUSR1 = 1n << 9n
@@ -160,4 +169,44 @@ test('harden is true or false', async (t) => {
     code: 'ERR_RINGFENCE_INVALID_ARGUMENT',
     message: /harden must be true or false/,
   })
+})
+
+test('where the runtime does not hand its modules out, an open inspector is found all the same', async (t) => {
+  // As in Node 21, and in 22 before 22.3.
+  const without = readable(t, 'without.cjs', 'delete process.getBuiltinModule')
+  const port = await freePort()
+  const node = ['--require', without, `--inspect=127.0.0.1:${port}`]
+  const [open, closed] = await Promise.all([start(t, node), start(t, node.slice(0, 2))])
+  open.mayFail()
+  await t.throwsAsync(
+    open.run(({ ringfence }) => ringfence.harden()),
+    { code: 'ERR_RINGFENCE_INVALID_ARGUMENT', message: /inspector is open at ws:/ },
+  )
+  await t.notThrowsAsync(closed.run(({ ringfence }) => ringfence.harden()))
+  t.is(onSignal(closed.pid, SIGUSR1), 'ignored')
+})
+
+test('where the inspector cannot be asked, a process is not hardened', async (t) => {
+  const silent = readable(t, 'silent.cjs', `require('node:inspector').url = () => { throw new Error('not told') }`)
+  const partner = await start(t, ['--require', silent])
+  await t.throwsAsync(
+    partner.run(({ ringfence }) => ringfence.harden()),
+    { code: 'ERR_RINGFENCE_UNSUPPORTED', message: /inspector/ },
+  )
+})
+
+test('a worker thread, which does not see the inspector, does not harden', async (t) => {
+  const partner = await start(t)
+  const code = await partner.run(async ({ require }) => {
+    const { Worker } = require('node:worker_threads') as typeof import('node:worker_threads')
+    const worker = new Worker(
+      `const { parentPort } = require('node:worker_threads')
+       import('ringfence').then(({ harden }) => {
+         try { harden(); parentPort.postMessage('hardened') } catch (error) { parentPort.postMessage(error.code) }
+       })`,
+      { eval: true },
+    )
+    return new Promise<string>((resolve) => worker.once('message', resolve))
+  })
+  t.is(code, 'ERR_RINGFENCE_INVALID_ARGUMENT')
 })

@@ -265,7 +265,7 @@ test.serial('the peer is who the kernel says it is', async (t) => {
   t.is(peer.gid, gid as number)
   if (peer.groups !== undefined)
     t.deepEqual(new Set([...peer.groups, peer.gid]), new Set([...(groups as number[]), peer.gid]))
-  t.deepEqual([peer.executable?.device, peer.executable?.inode], [node.dev, node.ino])
+  t.deepEqual([peer.executable?.device, peer.executable?.inode], [String(node.dev), String(node.ino)])
 })
 
 test.serial('evidence tells every step of the handshake in its order, and what each found', async (t) => {

@@ -506,3 +506,26 @@ test.serial('a Node process follows a Rust process, and the other way round', as
   await here.leave()
   t.is(await second.hear(), 'host')
 })
+
+test.serial('what a listener of an event throws is uncaught, and keeps no later event from being told', async (t) => {
+  const address = abstractAddress()
+  const here = await memberHere(t, address)
+  const there = await Partner.start(t)
+  const told = there.run(async (kit, where) => {
+    const uncaught: string[] = []
+    process.on('uncaughtException', (error) => uncaught.push(error.message))
+    const membership = await kit.ringfence.member(where)
+    membership.on('channel', () => {
+      throw new Error('a channel')
+    })
+    membership.on('signal', (token) => {
+      throw new Error(`token ${token}`)
+    })
+    await kit.until.until(() => uncaught.length === 4, 'all four are told')
+    await membership.leave()
+    return { uncaught, closed: await membership.closed }
+  }, address)
+  const channel = await nextOf(here)
+  for (const token of [1, 2, 3]) channel.signal(token)
+  t.deepEqual(await told, { uncaught: ['a channel', 'token 1', 'token 2', 'token 3'], closed: null })
+})

@@ -668,3 +668,11 @@ test.serial('what is no address, no option or no listener is INVALID_ARGUMENT', 
   socket.on('error', () => {})
   t.regex((await refusal(listener)).code, /PEER_LOST|OCCUPIED/)
 })
+
+test.serial('a listener that was closed ends without a reason', async (t) => {
+  const listener = await listen(abstractAddress())
+  const event = once(listener, 'close')
+  await listener.close()
+  t.is(await listener.closed, null)
+  t.deepEqual(await event, [null])
+})

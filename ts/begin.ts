@@ -1,8 +1,9 @@
 import { Authorizer } from './authorize.js'
 import { RingfenceError, fromFailure, invalid, show } from './errors.js'
+import { atExit } from './exit.js'
 import { closeInspector } from './harden.js'
 import type { Begin, Failure, Given, Joining, NativeOptions } from './native.js'
-import { checkOptions } from './options.js'
+import { checkOptions, type Call } from './options.js'
 import type { Options } from './types.js'
 
 /** What is at hand when the binding has made something. */
@@ -14,22 +15,25 @@ export interface Beginning {
 
 /** As {@link run}, at an address. */
 export async function begin<Raw, Made>(
+  name: Call,
   call: Begin<Raw>,
   address: string,
   options: Options,
   open: (raw: Raw, beginning: Beginning) => Made,
 ): Promise<Made> {
   if (typeof address !== 'string') throw invalid(`address must be a string, not ${show(address)}`)
-  return run((...given: Given<Raw>) => call(address, ...given), options, open)
+  return run(name, (...given: Given<Raw>) => call(address, ...given), options, open, address)
 }
 
 /** Begins what the binding does on a thread of its own, can be called off, and ends in something that it has made. */
 export async function run<Raw, Made>(
+  name: Call,
   call: (...given: Given<Raw>) => Joining,
   options: Options,
   open: (raw: Raw, beginning: Beginning) => Made,
+  address?: string,
 ): Promise<Made> {
-  const checked = checkOptions(options)
+  const checked = checkOptions(name, options)
   const { signal } = options
   if (signal?.aborted) throw aborted(signal)
   if (checked.harden) closeInspector()
@@ -37,6 +41,7 @@ export async function run<Raw, Made>(
   return new Promise<Made>((resolve, reject) => {
     const done = (failure: Failure | null, raw: Raw | null) => {
       signal?.removeEventListener('abort', cancel)
+      stay?.()
       if (raw === null) {
         const calledOff = failure?.code === 'ABORTED' && signal?.aborted
         reject(calledOff ? aborted(signal) : fromFailure(failure, authorizer?.causeOf(failure)))
@@ -51,6 +56,8 @@ export async function run<Raw, Made>(
     const joining = start(call, checked, done, authorizer?.ask)
     if (authorizer !== undefined) authorizer.answer = (...answer) => joining.answer(...answer)
     const cancel = () => joining.cancel()
+    // Who connects never binds.
+    const stay = address === undefined || name === 'connect' ? undefined : atExit(address, () => joining.vacate())
     signal?.addEventListener('abort', cancel, { once: true })
   })
 }

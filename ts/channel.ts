@@ -2,6 +2,7 @@ import type { Duplex } from 'node:stream'
 
 import { toDuplex } from './duplex.js'
 import { RingfenceError, fromFailure, invalid, show } from './errors.js'
+import { atExit } from './exit.js'
 import { Inbox, type Visit } from './inbox.js'
 import { loop } from './loops.js'
 import { FAILED, withOperations, type Failure, type NativeChannel, type RawChannel } from './native.js'
@@ -24,6 +25,7 @@ const lost = (reason: CloseReason) =>
 
 /** Only `join`, `connect`, `member` and listeners make channels. */
 const KEY = Symbol('ringfence')
+let make: (native: NativeChannel, busyPoll: number) => Channel
 
 const closedHere = () => new RingfenceError('CLOSED', 'the channel is closed')
 const exposed = () =>
@@ -34,6 +36,9 @@ const exposed = () =>
 const refusedHere = () =>
   new RingfenceError('CLOSED', 'the channel was closed: its peer is no longer who the policy asks for')
 const endedHere = () => new RingfenceError('CLOSED', 'this side has ended its sending')
+
+/** Has the address freed where this process exits with the channel open, whose host it is. */
+export let vacateAtExit: (channel: Channel, address: string) => void
 
 /** Has a channel's pending messages put into the ring, and nothing new. Returns what tells it that it was closed. */
 export let depart: (channel: Channel) => () => void
@@ -79,10 +84,13 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   static {
     depart = (channel) => channel.#depart()
+    make = (native, busyPoll) => new Channel(KEY, native, busyPoll)
+    vacateAtExit = (channel, address) => {
+      void channel.closed.then(atExit(address, () => channel.#native.vacate()))
+    }
   }
 
-  /** @internal */
-  constructor(key: symbol, native: NativeChannel, busyPoll: number) {
+  private constructor(key: symbol, native: NativeChannel, busyPoll: number) {
     if (key !== KEY) throw invalid('channels are made by join, connect, listen and member')
     this.#native = native
     this.role = native.role
@@ -480,7 +488,7 @@ function aborted(signal: AbortSignal): RingfenceError {
 
 /** A channel over what the binding has made. */
 export function openChannel(raw: RawChannel, busyPoll: number): Channel {
-  return new Channel(KEY, withOperations(raw), busyPoll)
+  return make(withOperations(raw), busyPoll)
 }
 
 /** As {@link openChannel}, for one that has come by itself: where it cannot be had, that is a refusal like any other. */

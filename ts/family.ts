@@ -4,8 +4,8 @@ import { run } from './begin.js'
 import { openChannel, type Channel } from './channel.js'
 import { RingfenceError, fromFailure, invalid, show } from './errors.js'
 import { native, type Given, type Joining, type RawChannel, type PrivateLine } from './native.js'
-import { checkOptions } from './options.js'
-import type { Options } from './types.js'
+import { checkOptions, type Call } from './options.js'
+import type { LineOptions } from './types.js'
 
 /** A child, and the channel with it. */
 export interface Spawned {
@@ -28,21 +28,35 @@ export interface Spawned {
  * `spawn(process.execPath, ['script.js'])`. Another program must be named, here and there:
  * `{ policy: { executable: '/path/to/program' } }`.
  *
- * @param command - As for `child_process.spawn`, and so are the next two. A `shell` is a process of its own, and the
+ * @param command - As for `child_process.spawn`, and so are the next two, of which the arguments may be left out. A `shell` is a process of its own, and the
  * child is then refused, unless the shell executes it in its own place (`exec`).
  * @throws {@link RingfenceError} INVALID_ARGUMENT, NO_SPACE, UNSUPPORTED; and what `child_process.spawn` throws
  */
 export function spawn(
   command: string,
-  args: readonly string[] = [],
-  spawnOptions: SpawnOptions = {},
-  options: Options = {},
+  args?: readonly string[],
+  spawnOptions?: SpawnOptions,
+  options?: LineOptions,
+): Spawned
+export function spawn(command: string, spawnOptions: SpawnOptions, options?: LineOptions): Spawned
+export function spawn(command: string, ...given: unknown[]): Spawned {
+  const first = given[0] ?? []
+  if (!Array.isArray(first)) given.unshift([])
+  const [args, spawnOptions, options, more] = given as [readonly string[], SpawnOptions?, LineOptions?, unknown?]
+  if (more !== undefined)
+    throw invalid(`spawn takes arguments, spawnOptions and options, and not ${show(more)} besides`)
+  return spawnWith(command, args ?? [], spawnOptions ?? {}, options ?? {})
+}
+
+function spawnWith(
+  command: string,
+  args: readonly string[],
+  spawnOptions: SpawnOptions,
+  options: LineOptions,
 ): Spawned {
   // Before there is a child that would wait for nothing.
-  checkOptions(options)
-  if (typeof spawnOptions !== 'object' || spawnOptions === null) {
-    throw invalid(`spawnOptions must be an object, not ${show(spawnOptions)}`)
-  }
+  checkOptions('spawn', options)
+  if (typeof spawnOptions !== 'object') throw invalid(`spawnOptions must be an object, not ${show(spawnOptions)}`)
   const line = privateLine()
   try {
     const stdio = [...standard(spawnOptions.stdio), line.descriptor]
@@ -67,12 +81,12 @@ export function spawn(
  * @throws {@link RingfenceError} as {@link join}; ADDRESS_INVALID in a process that was left no line, or has taken it
  * already; PEER_LOST where the parent has gone.
  */
-export function fromParent(options: Options = {}): Promise<Channel> {
-  return handshake((...given) => native.fromParent(...given), options)
+export function fromParent(options: LineOptions = {}): Promise<Channel> {
+  return handshake('fromParent', (...given) => native.fromParent(...given), options)
 }
 
-function handshake(call: (...given: Given<RawChannel>) => Joining, options: Options): Promise<Channel> {
-  return run(call, options, (raw, { options: { busyPoll } }) => openChannel(raw, busyPoll ?? 0))
+function handshake(name: Call, call: (...given: Given<RawChannel>) => Joining, options: LineOptions): Promise<Channel> {
+  return run(name, call, options, (raw, { options: { busyPoll } }) => openChannel(raw, busyPoll ?? 0))
 }
 
 function privateLine(): PrivateLine {
@@ -91,13 +105,13 @@ function standard(stdio: SpawnOptions['stdio']): Exclude<SpawnOptions['stdio'], 
   return [...stdio, ...missing]
 }
 
-function adopt(line: PrivateLine, pid: number, options: Options): Promise<Channel> {
+function adopt(line: PrivateLine, pid: number, options: LineOptions): Promise<Channel> {
   const failure = line.started(pid)
   if (failure !== null) {
     line.close()
     return Promise.reject(fromFailure(failure))
   }
-  return handshake((...given) => native.adopt(line, ...given), options).finally(() => line.close())
+  return handshake('spawn', (...given) => native.adopt(line, ...given), options).finally(() => line.close())
 }
 
 /** Why there is no child. */

@@ -1,16 +1,22 @@
-import { fromFailure, invalid } from './errors.js'
+import { isMainThread } from 'node:worker_threads'
+
+import { RingfenceError, fromFailure, invalid } from './errors.js'
+// oxlint-disable-next-line import/default -- what a CommonJS module exports is the default
+import inspector from './inspector.cjs'
 import { native, type Failure } from './native.js'
 
 /**
  * Closes this process, for as long as it runs, to other processes of the same user: no /proc/PID/mem, no ptrace, no
  * copying of descriptors (pidfd_getfd), no core file, and SIGUSR1 does not open the inspector any more. May be called at
- * any time and more than once; on the main thread, which alone knows who listens to signals. Root may still do anything.
+ * any time and more than once; on the main thread, which alone knows who listens to signals and whether the inspector is
+ * open. Root may still do anything.
  *
  * The executable of a process that is closed cannot be looked up by a peer of the same user, so where a policy asks for
  * it, as the default does, call this after the channels are made, or use the option `harden` of `join`. A program that
  * listens to SIGUSR1 itself keeps it: its listener keeps the inspector shut.
  *
- * @throws {@link RingfenceError} INVALID_ARGUMENT where the inspector is open already; UNSUPPORTED
+ * @throws {@link RingfenceError} INVALID_ARGUMENT where the inspector is open already, or in a worker thread; UNSUPPORTED,
+ * also where the runtime does not tell whether its inspector is open
  */
 export function harden(): void {
   closeInspector()
@@ -19,7 +25,10 @@ export function harden(): void {
 
 /** Keeps the inspector shut. The rest of hardening may come later, within a handshake. */
 export function closeInspector(): void {
-  const url = inspectorUrl()
+  if (!isMainThread) {
+    throw invalid('a worker thread cannot harden the process: it sees neither the inspector nor who listens to SIGUSR1')
+  }
+  const url = openInspector()
   if (url !== undefined) {
     throw invalid(
       `this process cannot be hardened: its inspector is open at ${url}, for whoever can connect there; ` +
@@ -29,12 +38,15 @@ export function closeInspector(): void {
   if (process.listenerCount('SIGUSR1') === 0) must(native.ignoreSigusr1())
 }
 
-function inspectorUrl(): string | undefined {
+/** Where the inspector is open. Not to know it is not to be hardened. */
+function openInspector(): string | undefined {
+  // A runtime that was built without one.
+  if (process.features.inspector === false) return undefined
   try {
-    return process.getBuiltinModule('node:inspector').url()
-  } catch {
-    // A runtime that was built without one.
-    return undefined
+    return inspector.url()
+  } catch (error) {
+    const reason = 'this process cannot be hardened: it does not tell whether its inspector is open'
+    throw new RingfenceError('UNSUPPORTED', reason, { cause: error })
   }
 }
 

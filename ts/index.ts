@@ -14,4 +14,15 @@ export type { Visit } from './inbox.js'
 export { listen, Listener, type ListenerEvents } from './listener.js'
 export { LEAVING, member, Membership, type MembershipEvents } from './membership.js'
 export type { Finding } from './native.js'
-export type { CloseReason, Evidence, ExecutableFile, Identity, Options, Policy, Reservation } from './types.js'
+export type {
+  CloseReason,
+  ConnectOptions,
+  Evidence,
+  ExecutableFile,
+  Identity,
+  LineOptions,
+  Options,
+  PlaceOptions,
+  Policy,
+  Reservation,
+} from './types.js'

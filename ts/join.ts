@@ -1,7 +1,7 @@
 import { begin } from './begin.js'
-import { openChannel, type Channel } from './channel.js'
+import { openChannel, vacateAtExit, type Channel } from './channel.js'
 import { native } from './native.js'
-import type { Options } from './types.js'
+import type { ConnectOptions, PlaceOptions } from './types.js'
 
 /**
  * Meets the other instance at an address. The first one binds it and waits, as the host; the second finds it bound
@@ -12,8 +12,12 @@ import type { Options } from './types.js'
  * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, PEER_REFUSED, PEER_LOST,
  * HANDSHAKE_TIMEOUT, PROTOCOL, OBJECT_EXPOSED, OBJECT_UNSOUND, NO_SPACE, ABORTED, UNSUPPORTED
  */
-export function join(address: string, options: Options = {}): Promise<Channel> {
-  return begin(native.join, address, options, (raw, { options: { busyPoll } }) => openChannel(raw, busyPoll ?? 0))
+export function join(address: string, options: PlaceOptions = {}): Promise<Channel> {
+  return begin('join', native.join, address, options, (raw, { options: { busyPoll } }) => {
+    const channel = openChannel(raw, busyPoll ?? 0)
+    if (channel.role === 'host') vacateAtExit(channel, address)
+    return channel
+  })
 }
 
 /**
@@ -30,6 +34,8 @@ export function join(address: string, options: Options = {}): Promise<Channel> {
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link join}
  */
-export function connect(address: string, options: Options = {}): Promise<Channel> {
-  return begin(native.connect, address, options, (raw, { options: { busyPoll } }) => openChannel(raw, busyPoll ?? 0))
+export function connect(address: string, options: ConnectOptions = {}): Promise<Channel> {
+  return begin('connect', native.connect, address, options, (raw, { options: { busyPoll } }) =>
+    openChannel(raw, busyPoll ?? 0),
+  )
 }

@@ -1,22 +1,24 @@
 import { EventEmitter } from 'node:events'
 
-import { Arrivals } from './arrivals.js'
+import { Arrivals, tell } from './arrivals.js'
 import type { Authorizer } from './authorize.js'
 import { aborted, begin, type Beginning } from './begin.js'
 import { Channel, openArrived } from './channel.js'
 import { type RingfenceError, fromFailure, invalid, show } from './errors.js'
+import { atExit } from './exit.js'
 import { FAILED, native, type Failure, type RawChannel, type NativeListener } from './native.js'
 import type { Options } from './types.js'
 
 /** Only `listen` makes listeners. */
 const KEY = Symbol('ringfence')
+let make: (address: string, raw: NativeListener, beginning: Beginning) => Listener
 
 /** What a {@link Listener} tells. */
 export interface ListenerEvents {
   /** Somebody came and got no channel. The listener goes on. */
   refused: [refusal: RingfenceError]
-  /** It listens no more, and the address is free. */
-  close: []
+  /** It listens no more, and the address is free: it was closed (null), or has ended by itself, and this is why. */
+  close: [reason: RingfenceError | null]
 }
 
 /**
@@ -28,7 +30,8 @@ export interface ListenerEvents {
  *
  * The event `refused` tells of everybody who came and got no channel: PEER_REFUSED with `check`, `wanted` and `found`,
  * HANDSHAKE_TIMEOUT, PROTOCOL, PEER_LOST, ADDRESS_OCCUPIED where the service is full, or what kept this process from it,
- * such as NO_SPACE; and with the `identity`, as much as was learned.
+ * such as NO_SPACE; and with the `identity`, as much as was learned. What a listener of an event throws is an uncaught
+ * exception, as with any emitter, and keeps no later event from being told.
  *
  * What nobody takes is bounded: once 16 channels lie here, newcomers wait at the address, and fail there at their own
  * deadline; at most 64 handshakes that are under way then still end in channels.
@@ -36,18 +39,29 @@ export interface ListenerEvents {
 export class Listener extends EventEmitter<ListenerEvents> implements AsyncIterable<Channel>, AsyncDisposable {
   /** Where it listens. */
   readonly address: string
+  /**
+   * Resolves once it listens no more: with null where it was closed, or with the reason where it has ended by itself, also
+   * where nobody runs a loop. Never rejects.
+   */
+  readonly closed: Promise<RingfenceError | null>
 
+  #resolveClosed!: (reason: RingfenceError | null) => void
   readonly #native: NativeListener
   readonly #authorizer: Authorizer | undefined
   readonly #busyPoll: number
   readonly #open = new Set<Channel>()
   readonly #arrivals: Arrivals
   #closed = false
+  /** It needs not be closed any more where the process exits. */
+  readonly #stay: () => void
   #signal: AbortSignal | undefined
   readonly #abort = () => void this.close()
 
-  /** @internal */
-  constructor(key: symbol, address: string, raw: NativeListener, beginning: Beginning) {
+  static {
+    make = (...given) => new Listener(KEY, ...given)
+  }
+
+  private constructor(key: symbol, address: string, raw: NativeListener, beginning: Beginning) {
     super()
     if (key !== KEY) throw invalid('listeners are made by listen')
     const { options, signal, authorizer } = beginning
@@ -55,12 +69,16 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
     this.#native = raw
     this.#authorizer = authorizer
     this.#busyPoll = options.busyPoll ?? 0
+    this.closed = new Promise((resolve) => {
+      this.#resolveClosed = resolve
+    })
     this.#arrivals = new Arrivals(true, (paused) => raw.pause(paused ? 1 : 0))
     if (raw.watch(() => this.#hear()) === FAILED) {
       const error = fromFailure(raw.failure())
       raw.close()
       throw error
     }
+    this.#stay = atExit(address, () => raw.close())
     this.#signal = signal
     signal?.addEventListener('abort', this.#abort, { once: true })
   }
@@ -87,7 +105,7 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
     if (channels !== 'keep' && channels !== 'close') {
       throw invalid(`channels must be 'keep' or 'close', not ${show(channels)}`)
     }
-    const unclaimed = this.#finish()
+    const unclaimed = this.#finish(null)
     const leaving = channels === 'close' ? [...this.#open] : unclaimed
     await Promise.all(leaving.map((channel) => channel.close()))
   }
@@ -134,23 +152,25 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
   }
 
   #refuse(failure: Failure): void {
-    this.emit('refused', fromFailure(failure, this.#authorizer?.causeOf(failure)))
+    tell(this, 'refused', fromFailure(failure, this.#authorizer?.causeOf(failure)))
   }
 
   /** The door has ended by itself. */
   #fail(error: RingfenceError): void {
     this.#arrivals.fail(error)
-    for (const channel of this.#finish()) void channel.close()
+    for (const channel of this.#finish(error)) void channel.close()
   }
 
   /** Closes, once. Returns the channels that nobody will take any more. */
-  #finish(): Channel[] {
+  #finish(reason: RingfenceError | null): Channel[] {
     if (this.#closed) return []
     this.#closed = true
     this.#signal?.removeEventListener('abort', this.#abort)
+    this.#stay()
     this.#native.close()
     this.#arrivals.end()
-    queueMicrotask(() => this.emit('close'))
+    this.#resolveClosed(reason)
+    queueMicrotask(() => tell(this, 'close', reason))
     return this.#arrivals.discard()
   }
 }
@@ -168,12 +188,12 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
  * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, NO_SPACE, ABORTED, UNSUPPORTED
  */
 export function listen(address: string, options: Options = {}): Promise<Listener> {
-  return begin(native.listen, address, options, (raw, beginning) => {
+  return begin('listen', native.listen, address, options, (raw, beginning) => {
     const { signal } = beginning
     if (signal?.aborted) {
       raw.close()
       throw aborted(signal)
     }
-    return new Listener(KEY, address, raw, beginning)
+    return make(address, raw, beginning)
   })
 }

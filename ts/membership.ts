@@ -1,15 +1,17 @@
 import { EventEmitter } from 'node:events'
 
-import { Arrivals } from './arrivals.js'
+import { Arrivals, tell } from './arrivals.js'
 import type { Authorizer } from './authorize.js'
 import { aborted, begin, type Beginning } from './begin.js'
 import { Channel, depart, openArrived } from './channel.js'
 import { type RingfenceError, fromFailure, invalid } from './errors.js'
+import { atExit } from './exit.js'
 import { FAILED, native, type Failure, type NativeMembership, type RawChannel } from './native.js'
-import type { Options } from './types.js'
+import type { PlaceOptions } from './types.js'
 
 /** Only `member` makes memberships. */
 const KEY = Symbol('ringfence')
+let make: (address: string, raw: NativeMembership, beginning: Beginning) => Membership
 
 /**
  * The token by which a host says that it leaves: a hint, and no more, since its guest goes by what is said in the host's memory
@@ -45,16 +47,26 @@ export interface MembershipEvents {
  * A membership keeps the process alive, as a `net.Server` does, until {@link Membership.unref}; so does its channel, which
  * has an `unref` of its own.
  *
+ * What a listener of an event throws is an uncaught exception, as with any emitter, and keeps no later event from being told.
+ *
  * Before anybody has begun a loop, the last 16 channels wait for one. From then on nothing is passed over: once 16 channels
  * lie here untaken, newcomers wait at the address.
  */
 export class Membership extends EventEmitter<MembershipEvents> implements AsyncIterable<Channel>, AsyncDisposable {
   /** Where the place is. */
   readonly address: string
+  /**
+   * Resolves once the place is left, with null, or once it was lost, with the reason: also where nobody runs a loop or listens
+   * to `close`. Never rejects.
+   */
+  readonly closed: Promise<RingfenceError | null>
 
+  #resolveClosed!: (reason: RingfenceError | null) => void
   readonly #native: NativeMembership
   readonly #authorizer: Authorizer | undefined
   readonly #busyPoll: number
+  /** It needs not be left any more where the process exits. */
+  readonly #stay: () => void
   #role: 'host' | 'guest'
   #channel: Channel | null = null
   /** Its tokens are told as events. */
@@ -65,8 +77,11 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
   /** Events of the beginning; null once they are told. */
   #untold: (() => void)[] | null = []
 
-  /** @internal */
-  constructor(key: symbol, address: string, raw: NativeMembership, beginning: Beginning) {
+  static {
+    make = (...given) => new Membership(KEY, ...given)
+  }
+
+  private constructor(key: symbol, address: string, raw: NativeMembership, beginning: Beginning) {
     super()
     if (key !== KEY) throw invalid('memberships are made by member')
     const { options, authorizer } = beginning
@@ -75,12 +90,17 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
     this.#role = raw.role
     this.#authorizer = authorizer
     this.#busyPoll = options.busyPoll ?? 0
+    this.closed = new Promise((resolve) => {
+      this.#resolveClosed = resolve
+    })
     this.#arrivals = new Arrivals(false, (paused) => raw.pause(paused ? 1 : 0))
     if (raw.watch(() => this.#hear()) === FAILED) {
       const error = fromFailure(raw.failure())
       raw.close()
       throw error
     }
+    // A partner follows, as after a kill, and has the files then.
+    this.#stay = atExit(address, () => this.#channel === null && raw.vacate())
     super.on('newListener' as keyof MembershipEvents, (name: unknown) => {
       if (name === 'signal' && this.#channel !== null) void this.#listen(this.#channel)
     })
@@ -89,7 +109,7 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
     setImmediate(() => {
       const untold = this.#untold ?? []
       this.#untold = null
-      for (const tell of untold) tell()
+      for (const say of untold) say()
     })
   }
 
@@ -158,7 +178,7 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
       if (typeof change === 'number') return
       if (typeof change === 'string') {
         this.#role = change
-        this.#tell(() => this.emit('role', change))
+        this.#tell(() => tell(this, 'role', change))
       } else if ('role' in change) this.#welcome(change)
       else this.#refuse(change)
     }
@@ -175,7 +195,7 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
       if (this.#channel === channel) this.#channel = null
     })
     this.#arrivals.add(channel)
-    this.#tell(() => this.emit('channel', channel))
+    this.#tell(() => tell(this, 'channel', channel))
     if (this.listenerCount('signal') > 0) void this.#listen(channel)
   }
 
@@ -189,23 +209,23 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
       try {
         next = await tokens.next()
       } catch (error) {
-        this.#tell(() => this.emit('refused', error as RingfenceError))
+        this.#tell(() => tell(this, 'refused', error as RingfenceError))
         return
       }
       const { value } = next
       if (value === undefined) return
-      this.#tell(() => this.emit('signal', value))
+      this.#tell(() => tell(this, 'signal', value))
     }
   }
 
   #refuse(failure: Failure): void {
     const refusal = fromFailure(failure, this.#authorizer?.causeOf(failure))
-    this.#tell(() => this.emit('refused', refusal))
+    this.#tell(() => tell(this, 'refused', refusal))
   }
 
-  #tell(tell: () => void): void {
-    if (this.#untold === null) tell()
-    else this.#untold.push(tell)
+  #tell(say: () => void): void {
+    if (this.#untold === null) say()
+    else this.#untold.push(say)
   }
 
   /** The place is not this process's any more. */
@@ -218,10 +238,12 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
   #finish(reason: RingfenceError | null): void {
     if (this.#closed) return
     this.#closed = true
+    this.#stay()
     // Where the place was lost, what has come is still there to be taken.
     if (reason === null) this.#arrivals.discard()
     this.#arrivals.end()
-    queueMicrotask(() => this.#tell(() => this.emit('close', reason)))
+    this.#resolveClosed(reason)
+    queueMicrotask(() => this.#tell(() => tell(this, 'close', reason)))
   }
 }
 
@@ -241,13 +263,13 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link join}
  */
-export function member(address: string, options: Options = {}): Promise<Membership> {
-  return begin(native.member, address, options, (raw, beginning) => {
+export function member(address: string, options: PlaceOptions = {}): Promise<Membership> {
+  return begin('member', native.member, address, options, (raw, beginning) => {
     const { signal } = beginning
     if (signal?.aborted) {
       raw.close()
       throw aborted(signal)
     }
-    return new Membership(KEY, address, raw, beginning)
+    return make(address, raw, beginning)
   })
 }

@@ -69,6 +69,8 @@ export interface NativeChannel {
   close(): void
   /** Closes all but the reading of what the peer has left, for which `pull` and `gather` go on. Then `close`. */
   outlive(): void
+  /** Frees the address, and nothing else. */
+  vacate(): void
   watch(callback: () => void): number
   keepAlive(alive: number): void
   /** 0: the callback is called later, once. */
@@ -123,6 +125,8 @@ export interface NativeMembership {
   leave(callback: () => void): number
   /** Leaves, and does not tell when that is done. */
   close(): void
+  /** Leaves, and waits a moment until that is done. */
+  vacate(): void
   failure(): Failure | null
 }
 

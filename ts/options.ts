@@ -1,5 +1,7 @@
 // Checks the types of what a caller passed. Ranges that depend on the system are the core's affair.
 
+import { isAbsolute } from 'node:path'
+
 import { invalid, show } from './errors.js'
 import type { NativeOptions, NativeProgram } from './native.js'
 import type { ExecutableFile, Options, Policy } from './types.js'
@@ -20,6 +22,18 @@ const KNOWN = [
   'harden',
   'signalNumber',
 ] as const satisfies (keyof Options)[]
+
+/** The calls, as what their options are for. */
+export type Call = 'join' | 'member' | 'listen' | 'connect' | 'spawn' | 'fromParent'
+
+/** What not every call takes. Passed over in silence, it would be a limit or a mode that nobody sets. */
+const TAKEN_BY: { [name in keyof Options]?: readonly Call[] } = {
+  mode: ['join', 'member', 'listen'],
+  group: ['join', 'member', 'listen'],
+  wait: ['join', 'member', 'listen', 'connect'],
+  maxPeers: ['listen'],
+}
+
 const KNOWN_OF_POLICY = [
   'uid',
   'gid',
@@ -55,6 +69,13 @@ function text(name: string, value: unknown): string {
   return value
 }
 
+/** A path. One that depends on where a process happens to be would name another program there, or none. */
+function absolute(name: string, value: unknown): string {
+  const path = text(name, value)
+  if (!isAbsolute(path)) throw invalid(`${name} must be an absolute path, not ${show(path)}`)
+  return path
+}
+
 function list<T>(value: T | T[]): T[] {
   return Array.isArray(value) ? value : [value]
 }
@@ -67,14 +88,16 @@ function ids(name: string, value: unknown): number[] {
 
 function program(value: string | ExecutableFile): NativeProgram {
   if (typeof value !== 'object')
-    return value === 'same' ? { same: true } : { same: false, path: text('executable', value) }
+    return value === 'same' ? { same: true } : { same: false, path: absolute('executable', value) }
   plainObject('executable', value, ['path', 'sha256'])
   const { path, sha256 } = value
   if (typeof sha256 !== 'string' || !/^[0-9a-f]{64}$/i.test(sha256)) {
     throw invalid(`sha256 of an executable must be 64 hexadecimal digits, not ${show(sha256)}`)
   }
   if (path === undefined) return { same: false, sha256 }
-  return path === 'same' ? { same: true, sha256 } : { same: false, path: text('path of an executable', path), sha256 }
+  return path === 'same'
+    ? { same: true, sha256 }
+    : { same: false, path: absolute('path of an executable', path), sha256 }
 }
 
 function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
@@ -98,9 +121,13 @@ function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
   }
 }
 
-/** Throws INVALID_ARGUMENT for what is not as {@link Options} says. */
-export function checkOptions(options: Options): NativeOptions {
+/** Throws INVALID_ARGUMENT for what is not as {@link Options} says, or is no option of this call. */
+export function checkOptions(call: Call, options: Options): NativeOptions {
   plainObject('options', options, KNOWN)
+  for (const [name, calls] of Object.entries(TAKEN_BY)) {
+    if (options[name as keyof Options] !== undefined && !calls.includes(call))
+      throw invalid(`${call} takes no option ${name}: it is for ${calls.join(', ')}`)
+  }
   const {
     backing,
     capacity,

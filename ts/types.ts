@@ -16,10 +16,11 @@ export interface Identity {
   /** The security label, where a security module gives one. */
   label?: string
   /**
-   * The executable, where it can be read. What counts is device and inode; the path is for people. `sha256` is there
+   * The executable, where it can be read. What counts is device and inode, in decimal as
+   * `fs.statSync(path, { bigint: true })` has them; the path is for people. `sha256` is there
    * where the policy asked for it.
    */
-  executable?: { path: string; device: bigint; inode: bigint; sha256?: string }
+  executable?: { path: string; device: string; inode: string; sha256?: string }
 }
 
 /** One check made on the way to a channel. */
@@ -41,7 +42,7 @@ export interface Evidence {
 
 /** An executable by its content. */
 export interface ExecutableFile {
-  /** The file as well, compared by device and inode ('same': this process's own). Left out: whatever file it is. */
+  /** The file as well: its absolute path, compared by device and inode ('same': this process's own). Left out: any file. */
   path?: string
   /**
    * 64 hexadecimal digits, as sha256sum prints them: what is read through /proc/PID/exe, which takes permission to read
@@ -61,7 +62,8 @@ export interface Policy {
   /** One of these must be its effective gid or among its supplementary groups. */
   gid?: number | number[]
   /**
-   * What it executes: the file, compared by device and inode ('same': this process's own), or its content. Of another
+   * What it executes: the file, by its absolute path and compared by device and inode ('same': this process's own), or its
+   * content. Of another
    * user's process, and of a hardened one, it can be seen by CAP_SYS_PTRACE alone: ask for uid, gid, cgroup or label.
    */
   executable?: 'same' | string | ExecutableFile | ('same' | string | ExecutableFile)[]
@@ -84,7 +86,10 @@ export interface Policy {
   authorize?(identity: Identity): boolean | Promise<boolean>
 }
 
-/** What a process wants of a channel. */
+/**
+ * What a process wants of a channel: everything that {@link listen} takes. The other calls take what means something to them
+ * ({@link PlaceOptions}, {@link ConnectOptions}, {@link LineOptions}); what a call does not take is INVALID_ARGUMENT.
+ */
 export interface Options {
   /** What the shared memory is made of ('memfd'). Both sides must choose the same. */
   backing?: 'memfd' | 'shm'
@@ -138,6 +143,15 @@ export interface Options {
    */
   signalNumber?: number
 }
+
+/** What {@link join} and {@link member} take: who shares an address with one other has no use for a number of peers. */
+export type PlaceOptions = Omit<Options, 'maxPeers'>
+
+/** What {@link connect} takes: the socket's file is the service's. */
+export type ConnectOptions = Omit<PlaceOptions, 'mode' | 'group'>
+
+/** What {@link spawn} and {@link fromParent} take: on a private line there is no address, and nobody to wait for. */
+export type LineOptions = Omit<ConnectOptions, 'wait'>
 
 /**
  * Why a channel has ended: closed by either side (or by itself, when both had ended and everything was read), the

@@ -70,10 +70,7 @@ async function run(backing, address) {
 
   /** Starts one process, and resolves with what it says of itself and of its work once it has ended well. */
   function side(task, path, onBytes = () => {}) {
-    const child = fork(new URL('side.mjs', import.meta.url), [task, address, backing, path], {
-      // Identities hold device and inode numbers, which are bigints.
-      serialization: 'advanced',
-    })
+    const child = fork(new URL('side.mjs', import.meta.url), [task, address, backing, path])
     let introduction
     let result
     child.on('message', (message) => {

@@ -487,6 +487,14 @@ fn outlive(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
+/// Frees the address, and lets the channel be: the process ends.
+fn vacate(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    if let Some(Halves { sender, .. }) = &endpoint.halves {
+        sender.vacate();
+    }
+    Answer::Nothing
+}
+
 fn watch(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     let line = match endpoint.sender() {
         Ok(sender) => sender.as_fd().as_raw_fd(),
@@ -629,7 +637,7 @@ impl Drop for Endpoint {
 }
 
 /// What a channel can do. One function of the channel's does it all: each function takes a KiB of JavaScript's memory.
-const OPERATIONS: [(&str, Function<Endpoint>); 32] = [
+const OPERATIONS: [(&str, Function<Endpoint>); 33] = [
     ("flush", flush),
     ("send", send),
     ("trySend", try_send),
@@ -650,6 +658,7 @@ const OPERATIONS: [(&str, Function<Endpoint>); 32] = [
     ("end", end),
     ("close", close),
     ("outlive", outlive),
+    ("vacate", vacate),
     ("watch", watch),
     ("keepAlive", keep_alive),
     ("verify", verify),

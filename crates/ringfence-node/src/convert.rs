@@ -5,7 +5,6 @@
     reason = "what is pub here is exported to JavaScript by its macro"
 )]
 
-use napi::bindgen_prelude::*;
 use napi_derive::napi;
 
 use crate::asking::{Asking, Thrown};
@@ -68,10 +67,10 @@ impl From<&ringfence::Error> for Failure {
 pub struct Executable {
     /// Its path, for people.
     pub path: String,
-    /// `st_dev`.
-    pub device: BigInt,
-    /// `st_ino`.
-    pub inode: BigInt,
+    /// `st_dev`, in decimal: a number of JavaScript's does not hold it, and a bigint would make JSON of an identity fail.
+    pub device: String,
+    /// `st_ino`, likewise.
+    pub inode: String,
     /// What its content hashes to, where the policy asked for that.
     pub sha256: Option<String>,
 }
@@ -106,8 +105,8 @@ impl From<&ringfence::Identity> for Identity {
             label: identity.label.clone(),
             executable: identity.executable.as_ref().map(|executable| Executable {
                 path: executable.path.to_string_lossy().into_owned(),
-                device: executable.device.into(),
-                inode: executable.inode.into(),
+                device: executable.device.to_string(),
+                inode: executable.inode.to_string(),
                 sha256: executable.sha256.map(|sha256| sha256.to_string()),
             }),
         }

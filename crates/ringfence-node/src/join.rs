@@ -5,7 +5,10 @@
     reason = "what is pub here is exported to JavaScript by its macro"
 )]
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    time::Duration,
+};
 
 use napi::{Env, bindgen_prelude::*, sys};
 use napi_derive::napi;
@@ -38,10 +41,15 @@ impl UnderWay {
     }
 }
 
+/// How long the end of a process waits until a handshake that was called off has let go of its address.
+const A_MOMENT: Duration = Duration::from_secs(1);
+
 /// A handshake under way.
 #[napi]
 pub struct Joining {
     under_way: UnderWay,
+    /// Disconnected once the thread has let go of everything that it does not deliver.
+    over: mpsc::Receiver<()>,
     questions: Option<Arc<Questions>>,
 }
 
@@ -51,6 +59,14 @@ impl Joining {
     #[napi]
     pub fn cancel(&self) {
         self.under_way.cancel();
+    }
+
+    /// As `cancel`, and waits a moment until the address is free: the process ends, and delivers nothing any more.
+    #[napi]
+    pub fn vacate(&self) {
+        self.under_way.cancel();
+        // Nothing is ever sent: it ends, or it takes too long.
+        let _ = self.over.recv_timeout(A_MOMENT);
     }
 
     /// Answers question `id` of the policy's callback: see `Questions::answer`.
@@ -202,6 +218,7 @@ pub(crate) fn run<T: Send + 'static>(
     };
     let questions = asking.as_ref().map(Asking::questions);
     let use_libuv = options.use_libuv;
+    let (busy, over) = mpsc::channel::<()>();
     let (delivered, called_off) = (under_way.clone(), under_way.clone());
     // SAFETY: env is live, and the callback a value of it; what is no function is refused by the engine.
     unsafe {
@@ -209,7 +226,11 @@ pub(crate) fn run<T: Send + 'static>(
             env.raw(),
             done.raw(),
             name,
-            move || meet(&options.to_core(asking)?.canceller(canceller)),
+            move || {
+                let met = meet(&options.to_core(asking)?.canceller(canceller));
+                drop(busy);
+                met
+            },
             move |env, outcome: ringfence::Result<T>| {
                 // Once there is an outcome, there is nothing to call off: a listener is closed instead.
                 drop(delivered.take());
@@ -223,5 +244,9 @@ pub(crate) fn run<T: Send + 'static>(
             move || called_off.cancel(),
         )
     }?;
-    Ok(Joining { under_way, questions })
+    Ok(Joining {
+        under_way,
+        over,
+        questions,
+    })
 }

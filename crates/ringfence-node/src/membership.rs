@@ -57,14 +57,19 @@ impl Seat {
         let _ = thread::Builder::new().name("ringfence-leave".into()).spawn(leave);
         Some(left)
     }
-}
 
-impl Drop for Seat {
-    fn drop(&mut self) {
+    /// As `let_go`, and waits a moment until the place is left: the process or its environment ends.
+    fn leave_at_once(&mut self) {
         if let Some(left) = self.let_go() {
             // Nothing is ever sent: it ends, or it takes too long.
             let _ = left.recv_timeout(A_MOMENT);
         }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.leave_at_once();
     }
 }
 
@@ -144,18 +149,24 @@ fn close(seat: &mut Seat, _call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
+fn vacate(seat: &mut Seat, _call: &mut Call) -> Answer {
+    seat.leave_at_once();
+    Answer::Nothing
+}
+
 fn failure(seat: &mut Seat, call: &mut Call) -> Answer {
     seat.watched.failure(call)
 }
 
 /// The functions that JavaScript sees.
-const FUNCTIONS: [(&CStr, Function<Seat>); 7] = [
+const FUNCTIONS: [(&CStr, Function<Seat>); 8] = [
     (c"next", next),
     (c"watch", watch),
     (c"pause", pause),
     (c"keepAlive", keep_alive),
     (c"leave", leave),
     (c"close", close),
+    (c"vacate", vacate),
     (c"failure", failure),
 ];
 

@@ -350,6 +350,15 @@ impl Shared {
         guard.as_mut().is_some_and(|held| held.phase.end_sending())
     }
 
+    /// Gives the address back, and nothing else: see [`Sender::vacate`](crate::Sender::vacate).
+    pub(crate) fn vacate(&self) {
+        if self.is_inherited() {
+            return;
+        }
+        let tenure = self.held().as_mut().and_then(|held| held.tenure.take());
+        drop(tenure);
+    }
+
     /// What the peer has announced has come when this returns. Before any end is told: the peer announces nothing after it
     /// has said how it ends.
     pub(crate) fn hear_out(&self) {

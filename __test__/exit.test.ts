@@ -1,0 +1,88 @@
+// A process that exits, and what it leaves beside a path.
+
+import { readdirSync } from 'node:fs'
+import { dirname } from 'node:path'
+
+import test from 'ava'
+
+import { namedAddress, untilBound } from './support/address.js'
+import { joinHere, Partner } from './support/partner.js'
+import type { Kit } from './support/partner-process.js'
+
+/** What a process has at an address, and whether a partner is wanted here. */
+const places: [title: string, open: (kit: Kit, address: string) => Promise<unknown> | void, partner: boolean][] = [
+  ['a join that waits', (kit, address) => void kit.join(address).catch(() => {}), false],
+  ['the host of a channel', async (kit, address) => void (kit.channel = await kit.join(address)), true],
+  ['a listener', (kit, address) => kit.ringfence.listen(address).then(() => {}), false],
+  ['a membership', (kit, address) => kit.ringfence.member(address).then(() => {}), false],
+]
+
+/** How it exits. */
+const ends: [title: string, end: () => unknown, code: number][] = [
+  ['process.exit', () => process.exit(3), 3],
+  [
+    'an exception',
+    () =>
+      void setImmediate(() => {
+        throw new Error('on purpose')
+      }),
+    1,
+  ],
+  ['a rejection that nobody handles', () => void Promise.reject(new Error('on purpose')), 1],
+]
+for (const [place, open, wantsPartner] of places) {
+  for (const [way, end, code] of ends) {
+    test(`${place} leaves no files where the process ends by ${way}`, async (t) => {
+      const address = namedAddress(t)
+      const partner = await Partner.start(t)
+      partner.mayFail()
+      const opened = partner.run(open, address)
+      await untilBound(address)
+      const channel = wantsPartner ? await joinHere(t, address) : undefined
+      await opened
+      void partner.run(end)
+      t.deepEqual(await partner.exited, { code, signal: null })
+      t.deepEqual(readdirSync(dirname(address)), [])
+      // The end of the process is no close.
+      if (channel !== undefined) t.is(await channel.closed, 'exited')
+    })
+  }
+}
+
+test('a worker thread that exits leaves no files, and its process goes on', async (t) => {
+  const address = namedAddress(t)
+  const partner = await Partner.start(t)
+  const told = partner.run(async ({ require }, where) => {
+    const { Worker } = require('node:worker_threads') as typeof import('node:worker_threads')
+    const worker = new Worker(
+      `const { workerData } = require('node:worker_threads')
+       import('ringfence').then(async ({ listen }) => {
+         await listen(workerData)
+         process.exit(5)
+       })`,
+      { eval: true, workerData: where },
+    )
+    return new Promise<number>((resolve) => worker.once('exit', resolve))
+  }, address)
+  t.is(await told, 5)
+  t.deepEqual(readdirSync(dirname(address)), [])
+})
+
+test('many channels are one listener of the exit, and none of a closed one stays', async (t) => {
+  const address = namedAddress(t)
+  const partner = await Partner.start(t)
+  const counts = await partner.run(async ({ ringfence }, where) => {
+    const warnings: string[] = []
+    process.on('warning', ({ name }) => warnings.push(name))
+    const before = process.listenerCount('exit')
+    for (let round = 0; round < 3; round += 1) {
+      const listeners = await Promise.all(
+        Array.from({ length: 15 }, (_, index) => ringfence.listen(`${where}.${index}`)),
+      )
+      await Promise.all(listeners.map((listener) => listener.close()))
+    }
+    await new Promise((resolve) => setImmediate(resolve))
+    return { more: process.listenerCount('exit') - before, warnings }
+  }, address)
+  t.deepEqual(counts, { more: 1, warnings: [] })
+})
