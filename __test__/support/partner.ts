@@ -7,6 +7,7 @@ import type { ExecutionContext } from 'ava'
 import { join, listen, type Channel, type Listener, type Options } from 'ringfence'
 
 import { abstractAddress } from './address.js'
+import { reachable } from './others.js'
 import type { Answer, Kit, Thrown } from './partner-process.js'
 
 /** What ended a process. */
@@ -75,8 +76,14 @@ export class Partner {
 
   /** Starts a process that ends with the test, which fails if the process ended by itself before. */
   static async start(t: ExecutionContext, { through = [], node = [] }: PartnerSettings = {}): Promise<Partner> {
-    const [command, ...words] = [...through, process.execPath, '--enable-source-maps', ...node, script]
-    const child = spawn(command!, words, { stdio: ['ignore', 'inherit', 'pipe', 'ipc'], serialization: 'advanced' })
+    const own = { node: process.execPath, script, cwd: process.cwd() }
+    const from = through[0] === 'setpriv' ? reachable(script) : own
+    const [command, ...words] = [...through, from.node, '--enable-source-maps', ...node, from.script]
+    const child = spawn(command!, words, {
+      cwd: from.cwd,
+      stdio: ['ignore', 'inherit', 'pipe', 'ipc'],
+      serialization: 'advanced',
+    })
     const partner = new Partner(child)
     t.teardown(() => partner.#over())
     await partner.run(() => {})

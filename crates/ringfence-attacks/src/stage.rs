@@ -162,12 +162,46 @@ impl Stage {
         Ok(path)
     }
 
-    /// The Node that is found first.
+    /// The Node that is found first; a copy of it, where the agent cannot reach that.
     pub fn node(&self) -> Result<PathBuf, Trouble> {
-        env::split_paths(&env::var_os("PATH").unwrap_or_default())
+        let found = env::split_paths(&env::var_os("PATH").unwrap_or_default())
             .map(|directory| directory.join("node"))
             .find_map(|path| fs::canonicalize(path).ok())
-            .ok_or_else(|| Trouble::Skipped("needs node".into()))
+            .ok_or_else(|| Trouble::Skipped("needs node".into()))?;
+        if !self.root || is_open_to_all(&found) {
+            return Ok(found);
+        }
+        let path = self.dir.join("node");
+        let make = || -> std::io::Result<()> {
+            copy(&found, &path)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+        };
+        make().map_err(|error| Trouble::wrong(format!("{}: {error}", path.display())))?;
+        Ok(path)
+    }
+
+    /// What a Node program imports: a copy of the package, which the agent can reach wherever this repository lies.
+    pub fn package(&self) -> Result<PathBuf, Trouble> {
+        let (own, path) = (
+            Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")),
+            self.dir.join("package"),
+        );
+        let (face, copied) = (own.join("dist/esm/index.js"), path.join("dist/esm/index.js"));
+        if !face.exists() {
+            return Err(Trouble::Skipped("needs what `npm run build` makes".into()));
+        }
+        if !path.exists() {
+            let make = || -> std::io::Result<()> {
+                fs::create_dir(&path)?;
+                for part in ["package.json", "dist", "binding"] {
+                    run(Command::new("cp").arg("-r").arg(own.join(part)).arg(&path))?;
+                }
+                // Whatever the umask.
+                run(Command::new("chmod").args(["-R", "a+rX"]).arg(&path))
+            };
+            make().map_err(|error| Trouble::wrong(format!("{}: {error}", path.display())))?;
+        }
+        Ok(copied)
     }
 
     /// Starts a program that is none of this crate's, as the agent, with more environment.
@@ -306,10 +340,22 @@ impl OwnShm<'_> {
 /// Copies a program, by another process: a child that a thread of this one forks meanwhile would hold the file open for
 /// writing, and it could not be executed then (ETXTBSY).
 fn copy(program: &Path, to: &Path) -> std::io::Result<()> {
-    let status = Command::new("cp").arg(program).arg(to).status()?;
+    run(Command::new("cp").arg(program).arg(to))
+}
+
+fn run(command: &mut Command) -> std::io::Result<()> {
+    let status = command.status()?;
     if status.success() {
         Ok(())
     } else {
-        Err(std::io::Error::other(format!("cp: {status}")))
+        Err(std::io::Error::other(format!("{command:?}: {status}")))
     }
+}
+
+/// Whether every user may execute it, and pass through all that lies above it.
+fn is_open_to_all(program: &Path) -> bool {
+    let may = |path: &Path, bits: u32| {
+        fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & bits == bits)
+    };
+    may(program, 0o005) && program.ancestors().skip(1).all(|above| may(above, 0o001))
 }

@@ -2,10 +2,8 @@
 
 mod support;
 
-use std::process::Command;
-
 use ringfence::{Address, Options, Policy, harden, is_hardened, join};
-use support::{Actor, fresh_address, say, small, wait_for_host, wait_for_test};
+use support::{Actor, Strangers, fresh_address, say, small, wait_for_host, wait_for_test};
 
 /// A user who is nobody in particular: root may look at everything, so that root's own processes show nothing.
 const USER: u32 = 54_325;
@@ -60,20 +58,22 @@ fn join_and_tell(address: &Address, options: &Options) {
     }
 }
 
-/// Starts one who joins; not as root.
-fn joiner(address: &Address, how: &[&str]) -> Actor {
-    let own = std::env::current_exe().unwrap();
-    let command = if nix::unistd::geteuid().is_root() {
-        let mut command = Command::new("setpriv");
-        command
-            .args([&format!("--reuid={USER}"), &format!("--regid={USER}")])
-            .args(["--clear-groups", "--"])
-            .arg(own);
-        command
-    } else {
-        Command::new(own)
-    };
-    Actor::run(command, "join", &[&[&*address.to_string()], how].concat())
+/// Those who join; not as root. Root's are another user, from a copy that this one can reach.
+struct Joiners(Option<Strangers>);
+
+impl Joiners {
+    fn new() -> Self {
+        Self(Strangers::new())
+    }
+
+    fn start(&self, address: &Address, how: &[&str]) -> Actor {
+        let address = address.to_string();
+        let arguments = [&[&*address], how].concat();
+        match &self.0 {
+            Some(strangers) => strangers.start_as(USER, "join", &arguments),
+            None => Actor::start("join", &arguments),
+        }
+    }
 }
 
 fn evidence(actor: &Actor) -> Vec<String> {
@@ -85,9 +85,10 @@ fn evidence(actor: &Actor) -> Vec<String> {
 #[test]
 fn both_close_themselves_once_they_have_looked_at_each_other() {
     let (address, _keep) = fresh_address(false);
-    let host = joiner(&address, &["option"]);
+    let joiners = Joiners::new();
+    let host = joiners.start(&address, &["option"]);
     wait_for_host(&address);
-    let guest = joiner(&address, &["option"]);
+    let guest = joiners.start(&address, &["option"]);
     for (actor, role) in [(&host, "host"), (&guest, "guest")] {
         actor.expect(&format!("{role} true"));
         let seen = evidence(actor);
@@ -110,9 +111,10 @@ fn both_close_themselves_once_they_have_looked_at_each_other() {
 #[test]
 fn one_closes_itself_and_the_other_does_not() {
     let (address, _keep) = fresh_address(false);
-    let host = joiner(&address, &["option"]);
+    let joiners = Joiners::new();
+    let host = joiners.start(&address, &["option"]);
     wait_for_host(&address);
-    let guest = joiner(&address, &[]);
+    let guest = joiners.start(&address, &[]);
     host.expect("host true");
     let seen = evidence(&host);
     let last = seen.last().unwrap();
@@ -127,9 +129,10 @@ fn one_closes_itself_and_the_other_does_not() {
 #[test]
 fn who_is_closed_already_is_refused_by_a_policy_that_asks_for_the_executable() {
     let (address, _keep) = fresh_address(false);
-    let mut host = joiner(&address, &[]);
+    let joiners = Joiners::new();
+    let mut host = joiners.start(&address, &[]);
     wait_for_host(&address);
-    let guest = joiner(&address, &["before"]);
+    let guest = joiners.start(&address, &["before"]);
     let answer = guest.hear();
     assert!(
         answer.starts_with("PEER_REFUSED executable ")
@@ -138,7 +141,7 @@ fn who_is_closed_already_is_refused_by_a_policy_that_asks_for_the_executable() {
     );
     drop(guest);
     // The host waits on, for one that it can look at.
-    let guest = joiner(&address, &[]);
+    let guest = joiners.start(&address, &[]);
     guest.expect("guest false");
     host.expect("host false");
     host.go_on();
@@ -147,9 +150,10 @@ fn who_is_closed_already_is_refused_by_a_policy_that_asks_for_the_executable() {
 #[test]
 fn who_is_closed_already_meets_where_the_policies_ask_for_what_can_be_seen() {
     let (address, _keep) = fresh_address(false);
-    let host = joiner(&address, &["before", "uid alone"]);
+    let joiners = Joiners::new();
+    let host = joiners.start(&address, &["before", "uid alone"]);
     wait_for_host(&address);
-    let guest = joiner(&address, &["before", "uid alone"]);
+    let guest = joiners.start(&address, &["before", "uid alone"]);
     for (actor, role) in [(&host, "host"), (&guest, "guest")] {
         actor.expect(&format!("{role} true"));
         let seen = evidence(actor);

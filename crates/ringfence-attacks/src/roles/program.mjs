@@ -1,8 +1,9 @@
 // A Node program under orders, with a secret in its memory.
 
 import { createInterface } from 'node:readline'
+import { pathToFileURL } from 'node:url'
 
-const { harden, join } = await import(process.env.RINGFENCE)
+const { harden, join } = await import(pathToFileURL(process.env.RINGFENCE))
 // Made at run time, so that it is nowhere but in memory.
 globalThis.secret = ['top', 'secret'].join('')
 let channel

@@ -1,10 +1,6 @@
 //! A Node program: its inspector, and what its environment makes it load.
 
-use std::{
-    fs,
-    net::TcpListener,
-    path::{Path, PathBuf},
-};
+use std::{fs, net::TcpListener, path::Path};
 
 use super::{fenced_host, must};
 use crate::{
@@ -24,11 +20,7 @@ fn program(
     let script = stage.shared().join("program.mjs");
     fs::write(&script, include_str!("../roles/program.mjs"))
         .map_err(|error| Trouble::wrong(error.to_string()))?;
-    let face = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../dist/esm/index.js"));
-    if !face.exists() {
-        return Err(Trouble::Skipped("needs what `npm run build` makes".into()));
-    }
-    let face = face.display().to_string();
+    let face = stage.package()?.display().to_string();
     let script = script.display().to_string();
     let arguments = [flags, &[&*script]].concat();
     let environment = [&[("RINGFENCE", &*face)], environment].concat();
@@ -116,7 +108,8 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, Trouble> {
     let module = stage.shared().join("injected.cjs");
     let text = "console.log('injected')\nsetTimeout(() => console.log('read ' + globalThis.secret), 0)\n";
     fs::write(&module, text).map_err(|error| Trouble::wrong(error.to_string()))?;
-    let options = format!("--require={}", module.display());
+    // In quotes, for a directory of temporary files with a blank in its name.
+    let options = format!("\"--require={}\"", module.display());
     let environment = [("NODE_OPTIONS", &*options)];
     let inject = || {
         let mut guest = program(stage, "the injected guest", &node, &[], &environment)?;
