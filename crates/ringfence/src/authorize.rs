@@ -1,9 +1,16 @@
 //! The callback that a policy asks last.
+//!
+//! It is the program's code, and may panic, or never return. So it runs on a thread of its own, which a handshake never
+//! waits for: a handshake waits for the answer, up to its deadline. A panic is an answer. The threads are counted, and a
+//! peer for whom none is left costs this process no more.
 
 use std::{
+    any::Any,
+    cell::Cell,
     fmt,
-    os::fd::BorrowedFd,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    os::fd::{AsFd as _, BorrowedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     thread,
 };
 
@@ -20,11 +27,44 @@ use crate::{
 pub(crate) const STEP: &str = "hello";
 pub(crate) const CHECK: &str = "authorize";
 
-/// What asks: gets the identity and the means to answer, and returns soon.
+/// Calls of one policy's callback that have not returned, each with a thread.
+const AT_A_TIME: usize = 64;
+/// Of these, about one user's processes: the rest is for the others.
+const ABOUT_ONE_USER: usize = 48;
+/// Of these, about one process.
+const ABOUT_ONE_PROCESS: usize = 16;
+
+/// What asks: gets the identity and the means to answer.
 type Ask = dyn Fn(Identity, Decision) + Send + Sync;
 
 #[derive(Clone)]
-pub(crate) struct Authorize(Arc<Ask>);
+pub(crate) struct Authorize(Arc<Callback>);
+
+/// Shared by the clones of a policy.
+struct Callback {
+    ask: Box<Ask>,
+    calls: Mutex<Calls>,
+}
+
+/// Written by handshakes that begin a call, and by the threads of those calls, under the lock.
+#[derive(Default)]
+struct Calls {
+    /// About whom: pid and uid.
+    running: Vec<(i32, u32)>,
+    /// Rung when a call has returned.
+    waiting: Vec<Weak<Question>>,
+}
+
+/// A call that is running. Dropped, it has returned.
+struct Running {
+    callback: Arc<Callback>,
+    about: (i32, u32),
+}
+
+thread_local! {
+    /// Whether this thread runs a callback, and tells of its panic itself.
+    static CALLS_BACK: Cell<bool> = const { Cell::new(false) };
+}
 
 impl fmt::Debug for Authorize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -44,6 +84,32 @@ pub struct Decision {
 struct Question {
     answer: Mutex<Option<Answer>>,
     answered: Bell,
+}
+
+/// What has ended a wait for an answer.
+enum Waited {
+    /// The bell was rung.
+    Rung,
+    /// The connection has hung up.
+    Gone,
+    Late,
+}
+
+impl Question {
+    fn wait(&self, connection: BorrowedFd<'_>, patience: &Patience) -> Result<Waited> {
+        // Asked for nothing, poll tells the end of the connection alone.
+        let hung_up = (connection, PollFlags::empty());
+        let answered = (self.answered.as_fd(), PollFlags::POLLIN);
+        Ok(match patience.wait(&[answered, hung_up])? {
+            Woken::Late => Waited::Late,
+            Woken::Ready if self.answered.was_rung() => Waited::Rung,
+            Woken::Ready => Waited::Gone,
+        })
+    }
+
+    fn take(&self) -> Option<Answer> {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 #[derive(Debug)]
@@ -79,6 +145,11 @@ impl Decision {
             .is_some_and(|question| question.answered.is_here())
     }
 
+    /// Another one is for the answer.
+    fn leave(mut self) {
+        self.question = Weak::new();
+    }
+
     fn answer(&self, answer: Answer) {
         // In a child nobody waits for it, and its parent's is not the child's to give.
         let question = self.question.upgrade();
@@ -92,35 +163,92 @@ impl Decision {
 
 impl Drop for Decision {
     fn drop(&mut self) {
+        if thread::panicking() && CALLS_BACK.get() {
+            return;
+        }
         let found = "it was dropped without an answer".into();
         self.answer(Answer::No { found, cause: None });
     }
 }
 
+/// A callback's panic, as the cause of a refusal.
+#[derive(Debug)]
+struct Panicked(String);
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "authorize has panicked: {}", self.0)
+    }
+}
+
+impl std::error::Error for Panicked {}
+
+impl Panicked {
+    fn with(payload: Box<dyn Any + Send>) -> Self {
+        let text = match payload.downcast_ref::<&str>() {
+            Some(text) => Some((*text).to_owned()),
+            None => payload.downcast_ref::<String>().cloned(),
+        };
+        if text.is_none() {
+            // It is of the program's own type, whose drop may panic as well.
+            std::mem::forget(payload);
+        }
+        Self(text.unwrap_or_else(|| "it does not say why".into()))
+    }
+}
+
+impl Calls {
+    fn may_begin(&self, about: (i32, u32)) -> bool {
+        let count = |same: fn(&(i32, u32), &(i32, u32)) -> bool| {
+            self.running.iter().filter(|other| same(other, &about)).count()
+        };
+        self.running.len() < AT_A_TIME
+            && count(|one, other| one.1 == other.1) < ABOUT_ONE_USER
+            && count(|one, other| one.0 == other.0) < ABOUT_ONE_PROCESS
+    }
+}
+
+impl Callback {
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        // The state is valid after every statement that changes it.
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut calls = self.callback.calls();
+        if let Some(index) = calls.running.iter().position(|about| *about == self.about) {
+            calls.running.swap_remove(index);
+        }
+        let waiting = std::mem::take(&mut calls.waiting);
+        drop(calls);
+        for question in waiting.iter().filter_map(Weak::upgrade) {
+            question.answered.ring();
+        }
+    }
+}
+
 impl Authorize {
     pub(crate) fn later(ask: impl Fn(Identity, Decision) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(ask))
+        Self(Arc::new(Callback {
+            ask: Box::new(ask),
+            calls: Mutex::default(),
+        }))
     }
 
-    /// A callback that answers when it returns. It gets a thread of its own each time, so that one that does not return
-    /// holds up nobody but its peer, and that one only up to the deadline.
+    /// A callback that answers when it returns.
     pub(crate) fn now<E>(decide: impl Fn(&Identity) -> Result<bool, E> + Send + Sync + 'static) -> Self
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let decide = Arc::new(decide);
-        Self::later(move |identity, decision| {
-            let decide = Arc::clone(&decide);
-            let named = thread::Builder::new().name("ringfence-authorize".into());
-            // A thread that cannot be had drops the decision, and so does one that panics.
-            let _ = named.spawn(move || match decide(&identity) {
-                Ok(true) => decision.allow(),
-                Ok(false) => decision.refuse("false"),
-                Err(cause) => {
-                    let cause = cause.into();
-                    decision.fail(format!("an error: {cause}"), cause);
-                }
-            });
+        Self::later(move |identity, decision| match decide(&identity) {
+            Ok(true) => decision.allow(),
+            Ok(false) => decision.refuse("false"),
+            Err(cause) => {
+                let cause = cause.into();
+                decision.fail(format!("an error: {cause}"), cause);
+            }
         })
     }
 
@@ -137,27 +265,24 @@ impl Authorize {
             answer: Mutex::default(),
             answered: Bell::new()?,
         });
-        let decision = Decision {
-            question: Arc::downgrade(&question),
-        };
-        (self.0)(identity.clone(), decision);
-        // Asked for nothing, poll tells the end of the connection alone.
-        let hung_up = (connection, PollFlags::empty());
-        let answered = (std::os::fd::AsFd::as_fd(&question.answered), PollFlags::POLLIN);
-        match patience.wait(&[answered, hung_up])? {
-            Woken::Ready => {}
-            Woken::Late => {
-                return Err(Error::HandshakeTimeout {
-                    step: "the answer of authorize",
-                    after: patience.allowed,
-                });
+        self.begin(&question, identity, connection, patience)?;
+        let answer = loop {
+            match question.wait(connection, patience)? {
+                Waited::Late => {
+                    return Err(Error::HandshakeTimeout {
+                        step: "the answer of authorize",
+                        after: patience.allowed,
+                    });
+                }
+                Waited::Gone => break question.take(),
+                Waited::Rung => {
+                    // It may have been rung for a thread that was free.
+                    if let Some(answer) = question.take() {
+                        break Some(answer);
+                    }
+                }
             }
-        }
-        let answer = question
-            .answer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        };
         match answer {
             Some(Answer::Yes) => {
                 record.passed(STEP, CHECK, "true", "true");
@@ -169,9 +294,75 @@ impl Authorize {
                 refusal.cause = cause;
                 Err(refusal.into())
             }
-            None => Err(Error::PeerLost(
-                "it left while authorize was asked about it".into(),
-            )),
+            None => Err(left()),
         }
     }
+
+    /// Has the callback asked on a thread, once there is one for it. Where calls have them all that do not return, that is
+    /// [`Error::HandshakeTimeout`] at the deadline, and says nothing of the peer.
+    fn begin(
+        &self,
+        question: &Arc<Question>,
+        identity: &Identity,
+        connection: BorrowedFd<'_>,
+        patience: &Patience,
+    ) -> Result<()> {
+        let about = (identity.pid, identity.uid);
+        loop {
+            let mut calls = self.0.calls();
+            if calls.may_begin(about) {
+                calls.running.push(about);
+                break;
+            }
+            calls.waiting.retain(|waiting| waiting.strong_count() > 0);
+            calls.waiting.push(Arc::downgrade(question));
+            drop(calls);
+            match question.wait(connection, patience)? {
+                Waited::Rung => {}
+                Waited::Gone => return Err(left()),
+                Waited::Late => {
+                    return Err(Error::HandshakeTimeout {
+                        step: "a thread to ask authorize on, all of which calls have that do not return",
+                        after: patience.allowed,
+                    });
+                }
+            }
+        }
+        let running = Running {
+            callback: Arc::clone(&self.0),
+            about,
+        };
+        let decision = Decision {
+            question: Arc::downgrade(question),
+        };
+        let asked = Decision {
+            question: Arc::downgrade(question),
+        };
+        let identity = identity.clone();
+        thread::Builder::new()
+            .name("ringfence-authorize".into())
+            .spawn(move || {
+                CALLS_BACK.set(true);
+                let outcome = catch_unwind(AssertUnwindSafe(|| (running.callback.ask)(identity, decision)));
+                CALLS_BACK.set(false);
+                match outcome {
+                    // Whoever has the decision now answers.
+                    Ok(()) => asked.leave(),
+                    Err(payload) => {
+                        let panicked = Panicked::with(payload);
+                        asked.fail(format!("a panic: {}", panicked.0), panicked);
+                    }
+                }
+                drop(running);
+            })
+            .map(drop)
+            .map_err(|error| Error::NoSpace {
+                what: "a thread to ask authorize on".into(),
+                reason: error.to_string(),
+            })
+    }
+}
+
+fn left() -> Error {
+    Error::PeerLost("it left while authorize was asked about it".into())
 }

@@ -8,6 +8,7 @@
 use std::{
     ops::ControlFlow,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
@@ -388,7 +389,9 @@ impl<H: Host> Stand<'_, '_, H> {
                 thread::Builder::new()
                     .name("ringfence-host".into())
                     .spawn_scoped(self.scope, move || {
-                        let outcome = door.shake_hands(waiting, host);
+                        // A thread that is gone without an outcome would keep its place for ever.
+                        let outcome = catch_unwind(AssertUnwindSafe(|| door.shake_hands(waiting, host)))
+                            .unwrap_or_else(|_| failed(defect(), Identity::of(who)));
                         // Without a receiver, nobody wants the outcome any more.
                         let _ = results.send((who, outcome));
                         bell.ring();
@@ -409,6 +412,14 @@ impl<H: Host> Stand<'_, '_, H> {
     fn hindered(&mut self, error: Error) -> ControlFlow<H::End> {
         self.recovered = Instant::now() + RECOVERY;
         self.host.hindered(error)
+    }
+}
+
+/// A handshake has panicked, which no peer can make it do.
+fn defect() -> Error {
+    Error::Unsupported {
+        what: "a defect of ringfence itself, please report it (a handshake has panicked)".into(),
+        source: None,
     }
 }
 

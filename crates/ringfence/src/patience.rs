@@ -80,6 +80,11 @@ impl Bell {
     pub(crate) fn is_here(&self) -> bool {
         self.0.is_here()
     }
+
+    /// Whether it was rung, which is forgotten by that.
+    pub(crate) fn was_rung(&self) -> bool {
+        self.0.0.read().is_ok()
+    }
 }
 
 impl AsFd for Bell {

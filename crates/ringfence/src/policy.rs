@@ -237,6 +237,10 @@ impl Policy {
     /// It runs on a thread of its own, once for each handshake, and has the handshake's deadline
     /// ([`Options::timeout`](crate::Options::timeout)): later it is [`Error::HandshakeTimeout`], and the answer counts
     /// no more. [`verify`](crate::Verifier::verify) does not ask it again.
+    ///
+    /// A callback that never returns keeps its thread. At most 64 calls of a policy and its clones run at a time: 48 of them
+    /// about one user's processes, 16 about one process. A handshake beyond that waits for one to return, up to its deadline
+    /// ([`Error::HandshakeTimeout`]). Where the system gives no thread, that is [`Error::NoSpace`].
     #[must_use]
     pub fn authorize<E>(
         mut self,
@@ -249,12 +253,20 @@ impl Policy {
         self
     }
 
-    /// As [`Policy::authorize`], for whoever answers later, from wherever: `ask` must return soon, and the
-    /// [`Decision`] answers.
+    /// As [`Policy::authorize`], for an answer that is given later, on any thread, by the [`Decision`]. `ask` may return
+    /// before that. A panic in it refuses the peer.
     #[must_use]
     pub fn authorize_later(mut self, ask: impl Fn(Identity, Decision) + Send + Sync + 'static) -> Self {
         self.authorize = Some(Authorize::later(ask));
         self
+    }
+
+    /// Whether all that it lets in are of one user.
+    pub(crate) fn is_for_one_user(&self) -> bool {
+        match &self.users {
+            Users::Same => true,
+            Users::OneOf(uids) => uids.iter().all(|uid| uid == &uids[0]),
+        }
     }
 
     /// What can be looked at again at any time: everything but the callback.

@@ -432,7 +432,7 @@ fn authorize_is_asked_last_and_its_no_and_its_failures_are_refusals() {
 
     let panics = Policy::new().authorize(|_| -> Result<bool, Error> { panic!("as this test wants it") });
     let (_actor, channel) = meet("stay", &with(panics));
-    assert_eq!(refused(channel).2, "it was dropped without an answer");
+    assert_eq!(refused(channel).2, "a panic: as this test wants it");
 
     // Whoever fails before is not asked about.
     let asked = Arc::new(AtomicBool::new(false));

@@ -1,0 +1,176 @@
+//! What a policy's callback may do that it should not: panic, or never return. It costs its peer the handshake, and nobody else
+//! anything.
+
+mod support;
+
+use std::{
+    error::Error as _,
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use ringfence::{Address, Arrival, Channel, Channels, Error, Listener, Policy, Refused, connect, listen};
+use support::{Actor, fresh_address, say, small, wait_for_test};
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    match role.as_str() {
+        // Connects, one time after the other, and says what came of it.
+        "agent" => {
+            let mut channels = Vec::new();
+            for _ in 0..arguments[1].parse().unwrap() {
+                match connect(&address, &small()) {
+                    Ok(channel) => {
+                        channels.push(channel);
+                        say("in");
+                    }
+                    Err(error) => say(format!("{} {error}", error.code())),
+                }
+            }
+            wait_for_test();
+        }
+        // Many times at once.
+        "crowd" => {
+            thread::scope(|scope| {
+                for _ in 0..arguments[1].parse().unwrap() {
+                    scope.spawn(|| say(connect(&address, &small()).unwrap_err().code()));
+                }
+            });
+            wait_for_test();
+        }
+        other => unreachable!("{other}"),
+    }
+}
+
+fn accepted(listener: &Listener) -> Channel {
+    match listener.accept().expect("news") {
+        Arrival::Accepted(channel) => channel,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refused(listener: &Listener) -> Refused {
+    match listener.accept().expect("news") {
+        Arrival::Refused(refused) => refused,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_panic_in_a_callback_refuses_its_peer_and_is_told_and_nothing_else_happens() {
+    // More than one process may have under way at a time: no place is lost.
+    const COUNT: usize = 20;
+    for later in [true, false] {
+        let panics = Arc::new(AtomicBool::new(true));
+        let policy = {
+            let panics = Arc::clone(&panics);
+            let decide = move || match panics.load(Ordering::Acquire) {
+                true => panic!("as this test wants it"),
+                false => true,
+            };
+            match later {
+                true => Policy::default().authorize_later(move |_, decision| match decide() {
+                    true => decision.allow(),
+                    false => decision.refuse("no"),
+                }),
+                false => Policy::default().authorize(move |_| Ok::<_, Error>(decide())),
+            }
+        };
+        let (address, _keep) = fresh_address(false);
+        let listener = listen(&address, &small().policy(policy)).unwrap();
+        let mut agent = Actor::start("agent", &[&address.to_string(), &(COUNT + 1).to_string()]);
+        for number in 0..COUNT {
+            let Refused { error, identity, .. } = refused(&listener);
+            let refusal = error.refusal().expect("a refusal");
+            assert_eq!(
+                (refusal.check.as_str(), refusal.found.as_str()),
+                ("authorize", "a panic: as this test wants it"),
+                "{number}"
+            );
+            let cause = refusal.source().expect("its cause").to_string();
+            assert!(cause.contains("as this test wants it"), "{cause}");
+            assert_eq!(identity.map(|identity| identity.pid), Some(agent.pid()));
+            if number == COUNT - 1 {
+                break;
+            }
+            assert!(agent.hear().starts_with("PEER_REFUSED"));
+        }
+        // The last try is made as soon as the one before it was refused.
+        panics.store(false, Ordering::Release);
+        let mut last = agent.hear();
+        assert!(last.starts_with("PEER_REFUSED"), "{last}");
+        last = agent.hear();
+        if last == "in" {
+            drop(accepted(&listener));
+        }
+        agent.go_on();
+        agent.finish();
+        let next = Actor::start("agent", &[&address.to_string(), "1"]);
+        next.expect("in");
+        listener.close(Channels::Close);
+    }
+}
+
+#[test]
+fn callbacks_that_never_return_have_so_many_threads_and_others_go_on() {
+    const CALLS: usize = 20;
+    // As many calls as there may be about one process.
+    const MOST: usize = 16;
+    let (address, _keep) = fresh_address(false);
+    let about = Arc::new(AtomicI32::new(0));
+    let begun = Arc::new(AtomicUsize::new(0));
+    let released = Arc::new((Mutex::new(false), Condvar::new()));
+    let policy = Policy::default().authorize_later({
+        let (about, begun, released) = (Arc::clone(&about), Arc::clone(&begun), Arc::clone(&released));
+        move |peer, decision| {
+            if peer.pid == about.load(Ordering::Acquire) {
+                begun.fetch_add(1, Ordering::AcqRel);
+                let (released, told) = &*released;
+                drop(told.wait_while(released.lock().unwrap(), |released| !*released));
+            }
+            decision.allow();
+        }
+    });
+    let options = small().policy(policy).timeout(Duration::from_millis(500));
+    let listener = listen(&address, &options).unwrap();
+    listener.pause();
+    let mut crowd = Actor::start("crowd", &[&address.to_string(), &CALLS.to_string()]);
+    about.store(crowd.pid(), Ordering::Release);
+    listener.resume();
+    let mut without_a_thread = 0;
+    for _ in 0..CALLS {
+        let error = refused(&listener).error;
+        assert!(matches!(error, Error::HandshakeTimeout { .. }), "{error}");
+        without_a_thread += usize::from(error.to_string().contains("calls have that do not return"));
+        crowd.expect("PEER_LOST");
+    }
+    assert_eq!(
+        (begun.load(Ordering::Acquire), without_a_thread),
+        (MOST, CALLS - MOST)
+    );
+    // All of them hang still.
+    let mut agent = Actor::start("agent", &[&address.to_string(), "1"]);
+    assert_eq!(accepted(&listener).peer().pid, agent.pid());
+    agent.expect("in");
+    listener.close(Channels::Close);
+    // What they say now is not asked for any more, and their threads are there for others.
+    *released.0.lock().unwrap() = true;
+    released.1.notify_all();
+    about.store(0, Ordering::Release);
+    let listener = listen(&address, &options).unwrap();
+    let mut again = Actor::start("agent", &[&address.to_string(), "1"]);
+    again.expect("in");
+    drop(listener);
+    for actor in [&mut crowd, &mut agent, &mut again] {
+        actor.go_on();
+    }
+}
