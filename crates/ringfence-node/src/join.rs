@@ -4,6 +4,10 @@
     unreachable_pub,
     reason = "what is pub here is exported to JavaScript by its macro"
 )]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "the engine's strings come as values, which are read once"
+)]
 
 use std::{
     sync::{Arc, Mutex, PoisonError, mpsc},
@@ -95,7 +99,7 @@ pub fn join(
 ) -> napi::Result<Joining> {
     begin(
         env,
-        address,
+        &address,
         options,
         done,
         ask,
@@ -119,7 +123,7 @@ pub fn connect(
 ) -> napi::Result<Joining> {
     begin(
         env,
-        address,
+        &address,
         options,
         done,
         ask,
@@ -143,7 +147,7 @@ pub fn listen(
 ) -> napi::Result<Joining> {
     begin(
         env,
-        address,
+        &address,
         options,
         done,
         ask,
@@ -167,7 +171,7 @@ pub fn member(
 ) -> napi::Result<Joining> {
     begin(
         env,
-        address,
+        &address,
         options,
         done,
         ask,
@@ -187,13 +191,17 @@ type Way<M, T> = (
 
 fn begin<T: Send + 'static>(
     env: Env,
-    address: String,
+    address: &str,
     options: Options,
     done: Unknown<'_>,
     ask: Option<Unknown<'_>>,
     (name, meet, to_object): Way<Meet<T>, T>,
 ) -> napi::Result<Joining> {
-    let meet = move |options: &ringfence::Options| meet(&address.parse()?, options);
+    // A relative path is one in the directory in which JavaScript has called, wherever the process is a moment later.
+    let address = address
+        .parse::<ringfence::Address>()
+        .map(|address| address.absolute());
+    let meet = move |options: &ringfence::Options| meet(&address?, options);
     run(env, options, done, ask, (name, meet, to_object))
 }
 

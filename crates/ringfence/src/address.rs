@@ -27,7 +27,12 @@ pub struct Address(Kind);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Kind {
-    Path(PathBuf),
+    Path {
+        /// As people know it.
+        given: PathBuf,
+        /// Where it is looked for.
+        at: PathBuf,
+    },
     Abstract(Vec<u8>),
 }
 
@@ -36,7 +41,10 @@ impl Address {
     pub fn path(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         check(path.as_os_str().as_bytes(), &path.display().to_string(), "a path")?;
-        Ok(Self(Kind::Path(path.to_owned())))
+        Ok(Self(Kind::Path {
+            given: path.to_owned(),
+            at: path.to_owned(),
+        }))
     }
 
     /// The address of an abstract socket, without the `@`. Errors with [`Error::AddressInvalid`].
@@ -50,25 +58,45 @@ impl Address {
         Ok(Self(Kind::Abstract(name.to_owned())))
     }
 
-    /// The path, if the address has one.
+    /// The path, if the address has one, as it was given.
     pub fn as_path(&self) -> Option<&Path> {
         match &self.0 {
-            Kind::Path(path) => Some(path),
+            Kind::Path { given, .. } => Some(given),
             Kind::Abstract(_) => None,
         }
     }
 
-    /// The same place, wherever this process or another goes meanwhile. As it is where it would be too long.
-    pub(crate) fn absolute(&self) -> Self {
-        let absolute = self.as_path().and_then(|path| std::path::absolute(path).ok());
-        absolute
-            .and_then(|path| Self::path(path).ok())
-            .unwrap_or_else(|| self.clone())
+    /// The same place, wherever this process goes meanwhile (chdir(2)); it is still shown as it was given.
+    ///
+    /// Every call that takes an address does this when it begins: a relative path is one in the directory in which the
+    /// process is then. Who calls later can do it now. A path that would have more than 107 bytes stays relative; then the
+    /// process must not go elsewhere while it waits for the address.
+    #[must_use]
+    pub fn absolute(&self) -> Self {
+        match &self.0 {
+            Kind::Path { given, at } if at.is_relative() => {
+                let absolute = std::path::absolute(at).ok();
+                let short = absolute.filter(|path| path.as_os_str().len() <= LONGEST);
+                Self(Kind::Path {
+                    given: given.clone(),
+                    at: short.unwrap_or_else(|| at.clone()),
+                })
+            }
+            _ => self.clone(),
+        }
+    }
+
+    /// Where a path is looked for.
+    pub(crate) fn place(&self) -> Option<&Path> {
+        match &self.0 {
+            Kind::Path { at, .. } => Some(at),
+            Kind::Abstract(_) => None,
+        }
     }
 
     pub(crate) fn to_socket(&self) -> Result<UnixAddr> {
         match &self.0 {
-            Kind::Path(path) => UnixAddr::new(path.as_path()),
+            Kind::Path { at, .. } => UnixAddr::new(at.as_path()),
             Kind::Abstract(name) => UnixAddr::new_abstract(name),
         }
         .map_err(|errno| self.invalid("the kernel does not take it", Some(errno)))
@@ -132,7 +160,7 @@ impl FromStr for Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Path(path) => path.display().fmt(f),
+            Kind::Path { given, .. } => given.display().fmt(f),
             Kind::Abstract(name) => write!(f, "@{}", String::from_utf8_lossy(name)),
         }
     }

@@ -1,24 +1,28 @@
 //! The election at an address: whoever binds it is the host, whoever finds it bound connects as the guest.
 
 use std::{
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
+    ffi::{OsStr, OsString},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, fcntl, open},
+    fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, fcntl, open, openat},
     poll::{PollFd, PollTimeout, poll},
     sys::{
         socket::{
             AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, connect,
             getsockname, getsockopt, listen, shutdown, socket, sockopt,
         },
-        stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat, lstat},
+        stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, lstat},
     },
-    unistd::{Gid, Uid, fchownat, unlink},
+    unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat},
 };
 
 use crate::{
@@ -60,17 +64,20 @@ pub(crate) enum Met {
 /// behind.
 #[derive(Debug)]
 pub(crate) struct Place {
-    listener: Withheld,
+    /// Dropped first: as long as the socket is open its file's inode is nobody else's, also where the file was removed.
     named: Option<Named>,
+    listener: Withheld,
 }
 
-/// The files of a named address.
+/// A file, whatever its name is now: device and inode.
+type Inode = (u64, u64);
+
+/// The socket and the lock of a named address.
 #[derive(Debug)]
 struct Named {
-    path: PathBuf,
-    /// Device and inode of the socket's file, so that nobody else's is ever removed.
-    socket: Option<(u64, u64)>,
-    lock_path: PathBuf,
+    files: Files,
+    /// The socket's file, so that nobody else's is ever removed.
+    socket: Option<Inode>,
     /// Held as long as the address is: whoever finds a socket that nobody answers at knows from it whether there is
     /// still somebody.
     lock: Withheld,
@@ -80,24 +87,96 @@ struct Named {
     birth: Birth,
 }
 
+/// The directory of a named address, and the names in it. The directory is held by a descriptor: the path may lead to
+/// another one later, since this process changes its own, or the directory was renamed and there is a new one.
+#[derive(Debug)]
+struct Files {
+    directory: OwnedFd,
+    socket: OsString,
+    lock: OsString,
+}
+
 impl Drop for Named {
     fn drop(&mut self) {
         if self.of_another || !self.birth.is_here() {
             return;
         }
         // While the lock is held. A file that cannot be removed (its directory has changed hands, say) is left to
-        // the next host, which finds it stale.
-        if self.socket.is_some() && self.socket == inode_of(&self.path) {
-            let _ = unlink(&self.path);
+        // the next host, which finds it stale. A file that has taken the place of one of these is another instance's.
+        let Files { socket, lock, .. } = &self.files;
+        if let Some(inode) = self.socket {
+            let _ = self.files.remove(socket, inode);
         }
-        let _ = unlink(&self.lock_path);
+        if let Ok(stat) = fstat(&**self.lock) {
+            let _ = self.files.remove(lock, inode(&stat));
+        }
         // A child that was forked past pthread_atfork(3) has the open file as well.
         sys::unlock_file(&**self.lock);
     }
 }
 
-fn inode_of(path: &Path) -> Option<(u64, u64)> {
-    lstat(path).ok().map(|stat| (stat.st_dev, stat.st_ino))
+impl Files {
+    /// `Ok(Err(_))`: this process may not enter the directory.
+    fn of(address: &Address, path: &Path) -> Result<Result<Self, Errno>> {
+        let bytes = path.as_os_str().as_bytes();
+        let (directory, name) = match bytes.iter().rposition(|byte| *byte == b'/') {
+            None => (&b"."[..], bytes),
+            Some(at) => (&bytes[..=at], &bytes[at + 1..]),
+        };
+        if matches!(name, b"" | b"." | b"..") {
+            return Err(address.invalid("it names a directory", Some(Errno::EISDIR)));
+        }
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = match open(OsStr::from_bytes(directory), flags, Mode::empty()) {
+            Ok(directory) => directory,
+            Err(errno @ (Errno::EACCES | Errno::EPERM)) => return Ok(Err(errno)),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Err(no_directory(address)),
+            Err(errno) => return Err(address.invalid("its directory cannot be opened", Some(errno))),
+        };
+        let socket = OsStr::from_bytes(name).to_owned();
+        let mut lock = socket.clone();
+        lock.push(".lock");
+        Ok(Ok(Self {
+            directory,
+            socket,
+            lock,
+        }))
+    }
+
+    fn look_at(&self, name: &OsStr) -> Result<FileStat, Errno> {
+        fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+    }
+
+    fn inode_of(&self, name: &OsStr) -> Option<Inode> {
+        self.look_at(name).ok().as_ref().map(inode)
+    }
+
+    /// Removes this very file, if the name is still its own.
+    fn remove(&self, name: &OsStr, which: Inode) -> Result<(), Errno> {
+        if self.inode_of(name) != Some(which) {
+            return Ok(());
+        }
+        match unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir) {
+            Err(Errno::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+fn no_directory(address: &Address) -> Error {
+    address.invalid("its directory does not exist", Some(Errno::ENOENT))
+}
+
+fn inode(stat: &FileStat) -> Inode {
+    (stat.st_dev, stat.st_ino)
+}
+
+fn inode_of(path: &Path) -> Option<Inode> {
+    lstat(path).ok().as_ref().map(inode)
+}
+
+fn is_kind(stat: &FileStat, kind: SFlag) -> bool {
+    stat.st_mode & SFlag::S_IFMT.bits() == kind.bits()
 }
 
 enum Taken {
@@ -238,7 +317,7 @@ fn reach(address: &Address) -> Result<OwnedFd, Errno> {
 }
 
 fn take(address: &Address, access: Access, backlog: i32) -> Result<Taken> {
-    match address.as_path() {
+    match address.place() {
         Some(path) => take_path(address, path, access, backlog),
         None => take_name(address, backlog),
     }
@@ -254,16 +333,19 @@ fn take_name(address: &Address, backlog: i32) -> Result<Taken> {
 }
 
 fn take_path(address: &Address, path: &Path, access: Access, backlog: i32) -> Result<Taken> {
-    let lock_path = lock_path(path);
-    let lock = match lock(address, &lock_path)? {
+    let files = match Files::of(address, path)? {
+        Ok(files) => files,
+        Err(errno) => return Ok(Taken::Closed(errno)),
+    };
+    let lock = match lock(address, &files)? {
         Ok(Some(lock)) => lock,
         Ok(None) => return Ok(Taken::Held),
         Err(errno) => return Ok(Taken::Closed(errno)),
     };
+    // From here on, whatever goes wrong, nothing stays behind.
     let mut named = Named {
-        path: path.to_owned(),
+        files,
         socket: None,
-        lock_path,
         lock: Withheld::new(lock)?,
         of_another: false,
         birth: Birth::now()?,
@@ -271,59 +353,77 @@ fn take_path(address: &Address, path: &Path, access: Access, backlog: i32) -> Re
     let listener = new_listener()?;
     // The bits that the socket's file will have from birth (sockfs gives bind its inode's mode), owner's only for
     // now: nobody else can come near it before its group is right.
-    let bits = |mode: u32| Mode::from_bits_truncate(mode as _);
     fchmod(&listener, bits(access.mode & 0o700))
         .map_err(|errno| Error::system("setting the socket's mode", errno))?;
     let socket = address.to_socket()?;
     let bound = match bind(listener.as_raw_fd(), &socket) {
         Err(Errno::EADDRINUSE) => {
-            let kind = lstat(path).map(|stat| SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()));
-            if kind.is_ok_and(|kind| kind != SFlag::S_IFSOCK) {
-                return Err(address.invalid("there is something else than a socket", Some(Errno::EEXIST)));
-            }
-            // The lock is ours, so nobody who follows these rules is there. Somebody else may be.
-            match reach(address) {
-                Ok(stream) => return Ok(Taken::Answered(stream)),
-                Err(Errno::ECONNREFUSED) => match unlink(path) {
-                    Ok(()) | Err(Errno::ENOENT) => {}
-                    Err(errno) => {
-                        return Err(
-                            address.invalid("a stale socket is there and cannot be removed", Some(errno))
-                        );
-                    }
-                },
-                Err(Errno::ENOENT) => {}
-                Err(Errno::EAGAIN) => return Ok(Taken::Held),
-                Err(errno) => return Err(address.invalid("it cannot be connected to", Some(errno))),
+            if let Some(taken) = clear_the_way(address, &named.files)? {
+                return Ok(taken);
             }
             bind(listener.as_raw_fd(), &socket)
         }
         other => other,
     };
     bound.map_err(|errno| address.invalid("it cannot be bound", Some(errno)))?;
-    // Known before a descriptor is asked for: where none is left, the socket's file must not stay behind.
-    named.socket = lstat(path)
-        .ok()
-        .filter(|stat| stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits())
-        .map(|stat| (stat.st_dev, stat.st_ino));
-    // Held by a descriptor from here on: in a directory that others can write, the path could lead elsewhere a moment
-    // later, and a change of mode must not follow it there.
+    // By name, and without a descriptor, of which there may be no more: so it is removed, whatever comes next.
+    let found = named.files.look_at(&named.files.socket).ok();
+    named.socket = found
+        .filter(|stat| is_kind(stat, SFlag::S_IFSOCK))
+        .as_ref()
+        .map(inode);
+    if named.socket.is_none() || inode_of(path) != named.socket {
+        named.socket = None;
+        let reason = "its socket was taken away, or its directory replaced";
+        return Err(address.invalid(reason, Some(Errno::ENOENT)));
+    }
+    admit(address, &named, access)?;
+    open_for_guests(listener, Some(named), backlog).map(Taken::Mine)
+}
+
+/// Removes the socket of a host that is no more, with the lock in hand. Somebody who follows other rules may be there.
+fn clear_the_way(address: &Address, files: &Files) -> Result<Option<Taken>> {
+    let found = files.look_at(&files.socket);
+    if found.is_ok_and(|stat| !is_kind(&stat, SFlag::S_IFSOCK)) {
+        return Err(address.invalid("there is something else than a socket", Some(Errno::EEXIST)));
+    }
+    match reach(address) {
+        Ok(stream) => Ok(Some(Taken::Answered(stream))),
+        Err(Errno::ECONNREFUSED) => {
+            let stale = found.map(|stat| inode(&stat));
+            match stale.and_then(|stale| files.remove(&files.socket, stale)) {
+                Ok(()) | Err(Errno::ENOENT) => Ok(None),
+                Err(errno) => {
+                    Err(address.invalid("a stale socket is there and cannot be removed", Some(errno)))
+                }
+            }
+        }
+        Err(Errno::ENOENT) => Ok(None),
+        Err(Errno::EAGAIN) => Ok(Some(Taken::Held)),
+        Err(errno) => Err(address.invalid("it cannot be connected to", Some(errno))),
+    }
+}
+
+/// Gives the socket's file the group and the mode that were asked for. Nobody can connect before listen, so this leaves no
+/// moment in which a stranger could.
+fn admit(address: &Address, named: &Named, access: Access) -> Result<()> {
     let refused = |what: &str, errno| address.invalid(what, Some(errno));
-    let file = open(
-        path,
+    // Held by a descriptor: in a directory that others can write, the name could be another file's a moment later, and a
+    // change of mode must not follow it there.
+    let file = openat(
+        &named.files.directory,
+        &*named.files.socket,
         OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
         Mode::empty(),
     )
     .map_err(|errno| refused("its socket was taken away", errno))?;
     let stat = fstat(&file).map_err(|errno| refused("its socket cannot be looked at", errno))?;
-    if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFSOCK.bits() {
+    if !is_kind(&stat, SFlag::S_IFSOCK) || Some(inode(&stat)) != named.socket {
         return Err(refused(
             "its socket was replaced by something else",
             Errno::EEXIST,
         ));
     }
-    named.socket = Some((stat.st_dev, stat.st_ino));
-    // Nobody can connect before listen, so what follows leaves no moment in which a stranger could.
     if let Some(group) = access.group {
         fchownat(
             &file,
@@ -343,26 +443,22 @@ fn take_path(address: &Address, path: &Path, access: Access, backlog: i32) -> Re
         bits(access.mode),
         FchmodatFlags::FollowSymlink,
     )
-    .map_err(|errno| refused("its mode cannot be set", errno))?;
-    open_for_guests(listener, Some(named), backlog).map(Taken::Mine)
+    .map_err(|errno| refused("its mode cannot be set", errno))
 }
 
-fn lock_path(path: &Path) -> PathBuf {
-    let mut lock_path = path.as_os_str().to_owned();
-    lock_path.push(".lock");
-    lock_path.into()
+fn bits(mode: u32) -> Mode {
+    Mode::from_bits_truncate(mode as _)
 }
 
 /// Takes the lock beside a path. `Ok(Ok(None))`: somebody has it. `Ok(Err(_))`: it cannot be opened by this process.
-fn lock(address: &Address, path: &Path) -> Result<Result<Option<OwnedFd>, Errno>> {
+fn lock(address: &Address, files: &Files) -> Result<Result<Option<OwnedFd>, Errno>> {
     loop {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-        let file = match open(path, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        let file = match openat(&files.directory, &*files.lock, flags, mode) {
             Ok(file) => file,
             Err(errno @ (Errno::EACCES | Errno::EPERM | Errno::EROFS)) => return Ok(Err(errno)),
-            Err(Errno::ENOENT | Errno::ENOTDIR) => {
-                return Err(address.invalid("its directory does not exist", Some(Errno::ENOENT)));
-            }
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Err(no_directory(address)),
             Err(Errno::ELOOP) => {
                 return Err(address.invalid("its lock file is a symbolic link", Some(Errno::ELOOP)));
             }
@@ -375,11 +471,11 @@ fn lock(address: &Address, path: &Path) -> Result<Result<Option<OwnedFd>, Errno>
         }
         let stat = fstat(&file)
             .map_err(|errno| address.invalid("its lock file cannot be looked at", Some(errno)))?;
-        if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
+        if !is_kind(&stat, SFlag::S_IFREG) {
             return Err(address.invalid("its lock file is not a regular file", None));
         }
         // Its last holder may have removed it between the open and the lock: then this is the lock of nothing.
-        if inode_of(path) == Some((stat.st_dev, stat.st_ino)) {
+        if files.inode_of(&files.lock) == Some(inode(&stat)) {
             return Ok(Ok(Some(file)));
         }
     }
@@ -390,8 +486,8 @@ fn open_for_guests(listener: OwnedFd, named: Option<Named>, backlog: i32) -> Res
     sys::settle_line(&listener).map_err(|errno| Error::system("SO_PASSCRED", errno))?;
     take_guests(&listener, backlog)?;
     Ok(Place {
-        listener: Withheld::new(listener)?,
         named,
+        listener: Withheld::new(listener)?,
     })
 }
 
@@ -494,7 +590,7 @@ pub(crate) struct Inheritance(Place);
 impl Inheritance {
     /// How many descriptors it takes.
     pub(crate) fn count(address: &Address) -> usize {
-        if address.as_path().is_some() { 2 } else { 1 }
+        if address.place().is_some() { 2 } else { 1 }
     }
 
     /// Believes nothing of what the host has passed.
@@ -513,14 +609,14 @@ impl Inheritance {
             return Err(Refusal::new("address", wanted, found).into());
         }
         record.passed("ready", "address", wanted, found);
-        let named = match (address.as_path(), lock) {
-            (Some(path), Some(lock)) => Some(Named::of_host(path, lock, record)?),
+        let named = match (address.place(), lock) {
+            (Some(path), Some(lock)) => Some(Named::of_host(address, path, lock, record)?),
             (None, None) => None,
             _ => return Err(Error::Protocol("READY with a lock too many or too few".into())),
         };
         Ok(Self(Place {
-            listener: Withheld::new(listener)?,
             named,
+            listener: Withheld::new(listener)?,
         }))
     }
 
@@ -538,11 +634,12 @@ impl Inheritance {
 
 impl Named {
     /// The lock that a host has passed must be the one beside the path, and held through this very open file.
-    fn of_host(path: &Path, lock: OwnedFd, record: &mut Record) -> Result<Self> {
-        let lock_path = lock_path(path);
+    fn of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Record) -> Result<Self> {
+        let files = Files::of(address, path)?
+            .map_err(|errno| address.invalid("its directory cannot be opened", Some(errno)))?;
         let stat = fstat(&lock).map_err(|errno| Error::system("looking at a lock (fstat)", errno))?;
-        let regular = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits();
-        let beside = inode_of(&lock_path) == Some((stat.st_dev, stat.st_ino));
+        let regular = is_kind(&stat, SFlag::S_IFREG);
+        let beside = files.inode_of(&files.lock) == Some(inode(&stat));
         let held = regular && beside && sys::lock_file(&lock).is_ok();
         let found = format!("a regular file: {regular}, beside it: {beside}, locked: {held}");
         let wanted = "the locked file beside the socket";
@@ -551,9 +648,8 @@ impl Named {
         }
         record.passed("ready", "lock", wanted, found);
         Ok(Self {
-            path: path.to_owned(),
-            socket: inode_of(path),
-            lock_path,
+            socket: files.inode_of(&files.socket),
+            files,
             lock: Withheld::new(lock)?,
             of_another: true,
             birth: Birth::now()?,
@@ -563,7 +659,7 @@ impl Named {
 
 /// Whether a socket is bound where this process finds the address. Two ways to the same file are the same place.
 fn is_at(bound: &UnixAddr, address: &Address) -> bool {
-    let Some(path) = address.as_path() else {
+    let Some(path) = address.place() else {
         return address.to_socket().is_ok_and(|own| own == *bound);
     };
     bound.path().is_some_and(|bound| {
