@@ -28,8 +28,8 @@ export function join(address: string, options: PlaceOptions = {}): Promise<Chann
  * `wait` it waits for the service to come, and for a seat. What waiting does not mend is ADDRESS_INVALID: a directory
  * that is missing, a socket that this process may not connect to.
  *
- * At most 16 handshakes of one process are under way at a time; the others wait for their turn, and `timeout` counts from
- * there. A process cannot connect to a service of its own (ADDRESS_OCCUPIED).
+ * At most 16 handshakes of one process with one address are under way at a time; the others wait for their turn, and
+ * `timeout` counts from there. A process cannot connect to a service of its own (ADDRESS_OCCUPIED).
  *
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link join}

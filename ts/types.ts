@@ -128,6 +128,17 @@ export interface Options {
    * connected leaves.
    */
   maxPeers?: number
+  /**
+   * `listen`: of these, channels with one process (seven eighths of `maxPeers`, rounded up: all where that is below 8; no limit
+   * without it). So no agent can take all seats: its next one gets ADDRESS_OCCUPIED.
+   */
+  maxPeersPerProcess?: number
+  /**
+   * `listen`: of these, channels with the processes of one user, this process's own included. By default all for this
+   * process's own user, and for another user three quarters of `maxPeers`, rounded up: all where that is below 4, or where the
+   * policy lets in one user alone; no limit without it. The next one gets ADDRESS_OCCUPIED.
+   */
+  maxPeersPerUser?: number
   /** Microseconds that a wait may spin on this thread before it sleeps (0). */
   busyPoll?: number
   /**

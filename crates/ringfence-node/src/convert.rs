@@ -211,6 +211,10 @@ pub struct Options {
     pub wait: Option<bool>,
     /// Channels of a service.
     pub max_peers: Option<f64>,
+    /// Of these, with one process.
+    pub max_peers_per_process: Option<f64>,
+    /// Of these, with one user.
+    pub max_peers_per_user: Option<f64>,
     /// Microseconds.
     pub busy_poll: Option<f64>,
     /// Close this process to others of its user within the handshake.
@@ -265,8 +269,15 @@ impl Options {
         if let Some(timeout) = self.timeout {
             options = options.timeout(std::time::Duration::from_micros(whole(timeout * 1000.0)));
         }
-        if let Some(count) = self.max_peers {
-            options = options.max_peers(usize::try_from(whole(count)).unwrap_or(usize::MAX));
+        let count = |count: f64| usize::try_from(whole(count)).unwrap_or(usize::MAX);
+        if let Some(most) = self.max_peers {
+            options = options.max_peers(count(most));
+        }
+        if let Some(most) = self.max_peers_per_process {
+            options = options.max_peers_per_process(count(most));
+        }
+        if let Some(most) = self.max_peers_per_user {
+            options = options.max_peers_per_user(count(most));
         }
         if let Some(busy_poll) = self.busy_poll {
             options = options.busy_poll(std::time::Duration::from_micros(whole(busy_poll)));

@@ -19,6 +19,7 @@ use nix::poll::PollFlags;
 use crate::{
     error::{Cause, Error, Refusal, Result},
     evidence::Record,
+    fork::Birth,
     identity::Identity,
     patience::{Bell, Patience, Woken},
 };
@@ -44,6 +45,8 @@ pub(crate) struct Authorize(Arc<Callback>);
 struct Callback {
     ask: Box<Ask>,
     calls: Mutex<Calls>,
+    /// In a child the calls are its parent's, and the lock may be held by a thread that is not there: they are not counted.
+    birth: Option<Birth>,
 }
 
 /// Written by handshakes that begin a call, and by the threads of those calls, under the lock.
@@ -209,6 +212,10 @@ impl Calls {
 }
 
 impl Callback {
+    fn is_here(&self) -> bool {
+        self.birth.is_some_and(Birth::is_here)
+    }
+
     fn calls(&self) -> MutexGuard<'_, Calls> {
         // The state is valid after every statement that changes it.
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
@@ -217,6 +224,9 @@ impl Callback {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if !self.callback.is_here() {
+            return;
+        }
         let mut calls = self.callback.calls();
         if let Some(index) = calls.running.iter().position(|about| *about == self.about) {
             calls.running.swap_remove(index);
@@ -234,6 +244,7 @@ impl Authorize {
         Self(Arc::new(Callback {
             ask: Box::new(ask),
             calls: Mutex::default(),
+            birth: Birth::now().ok(),
         }))
     }
 
@@ -308,7 +319,7 @@ impl Authorize {
         patience: &Patience,
     ) -> Result<()> {
         let about = (identity.pid, identity.uid);
-        loop {
+        while self.0.is_here() {
             let mut calls = self.0.calls();
             if calls.may_begin(about) {
                 calls.running.push(about);

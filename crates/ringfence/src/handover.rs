@@ -33,6 +33,7 @@ use crate::{
     rendezvous::{self, Inheritance, Met, Place},
     service::Refused,
     shared::{Legacy, Partner, Parts, Role, Shared, Tenure, state},
+    sys::Credentials,
     wire::Meeting,
 };
 
@@ -84,7 +85,20 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
         stay: Patience::endless(vec![stop.clone()], timeout),
         held,
     };
-    let footing = keeper.arrive(&patience)?;
+    // Before there is a place: what could not be kept is not taken, and no partner has seen this process come.
+    let (begin, beginning) = mpsc::channel::<(Keeper, Footing)>();
+    let thread = thread::Builder::new()
+        .name("ringfence-member".into())
+        .spawn(move || {
+            if let Ok((keeper, footing)) = beginning.recv() {
+                keeper.keep(footing);
+            }
+        })
+        .map_err(|error| Error::NoSpace {
+            what: "a thread for the membership".into(),
+            reason: error.to_string(),
+        })?;
+    let arrived = keeper.arrive(&patience);
     let membership = Membership {
         address: address.clone(),
         desk,
@@ -92,13 +106,17 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
         late: timeout.saturating_add(ENOUGH),
         gone: Mutex::new(gone),
     };
-    thread::Builder::new()
-        .name("ringfence-member".into())
-        .spawn(move || keeper.keep(footing))
-        .map_err(|error| Error::NoSpace {
-            what: "a thread for the membership".into(),
-            reason: error.to_string(),
-        })?;
+    match arrived {
+        // It waits for this alone, and so it is there.
+        Ok(footing) => drop(begin.send((keeper, footing))),
+        Err(error) => {
+            drop(begin);
+            drop(keeper);
+            // It has nothing to do, and no panic of its own.
+            let _ = thread.join();
+            return Err(error);
+        }
+    }
     Ok(membership)
 }
 
@@ -248,6 +266,8 @@ impl Drop for Membership {
             self.desk.shut();
             let _ = gone.recv();
         }
+        // A channel that nobody has claimed has the desk, which has the channel.
+        self.desk.news.discard();
     }
 }
 
@@ -674,7 +694,7 @@ impl Usher<'_> {
 impl Seats for Usher<'_> {
     type Seat = Seat;
 
-    fn ask(&self) -> Result<()> {
+    fn ask(&self, _who: Credentials) -> Result<()> {
         let mut state = self.desk.state();
         // Its channel is about to be made here. It may have closed it already, and come anew.
         while state.taken && state.partner.is_none() {
@@ -692,7 +712,7 @@ impl Seats for Usher<'_> {
         Ok(())
     }
 
-    fn take(&self) -> Result<Seat> {
+    fn take(&self, _who: Credentials) -> Result<Seat> {
         let mut state = self.desk.state();
         if state.taken {
             return Err(self.desk.occupied());

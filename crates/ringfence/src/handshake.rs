@@ -37,11 +37,11 @@ pub(crate) trait Seats {
     /// What a guest holds as long as it has its place. Dropped, the place is free again.
     type Seat;
 
-    /// Whether there would be a place now, so that a handshake is worth its while.
-    fn ask(&self) -> Result<()>;
+    /// Whether there would be a place for this process now, so that a handshake is worth its while.
+    fn ask(&self, who: Credentials) -> Result<()>;
 
     /// A place for a guest that has passed everything, a moment before it is told READY.
-    fn take(&self) -> Result<Self::Seat>;
+    fn take(&self, who: Credentials) -> Result<Self::Seat>;
 
     /// What is told to a guest whose handshake breaks off because the host does not go on.
     fn closed(&self) -> Error;
@@ -152,11 +152,12 @@ impl<'a> Side<'a> {
             Error::Aborted => seats.closed(),
             error => error,
         };
-        if let Err(error) = seats.ask() {
+        let who = caller.peer.credentials;
+        if let Err(error) = seats.ask(who) {
             return Err(refuse(&caller, error));
         }
         let talk = self.hello_of_guest(caller, broken_off)?;
-        self.agree_as_host(talk, || seats.take(), broken_off)
+        self.agree_as_host(talk, || seats.take(who), broken_off)
     }
 
     /// Steps 2 to 8, as the parent. The kernel names this process as the maker of both ends of the socket that the child

@@ -16,6 +16,7 @@ use crate::{
     patience::{Bell, Patience, Pauses},
     rendezvous::{self, Met, Place},
     shared::Parts,
+    sys::Credentials,
     wire::Meeting,
 };
 
@@ -29,6 +30,7 @@ use crate::{
 /// longer than [`Options::timeout`], is turned away, and the next is looked at, meanwhile as well as afterwards.
 pub fn join(address: &Address, options: &Options) -> Result<Channel> {
     let options = &options.clone().checked()?;
+    let address = &address.absolute();
     let patience = Patience::endless(options.canceller.iter().cloned().collect(), options.timeout);
     let mut pauses = Pauses::new(&patience);
     loop {
@@ -107,14 +109,14 @@ impl Pair<'_> {
 impl<'a> Seats for Pair<'a> {
     type Seat = Claim<'a>;
 
-    fn ask(&self) -> Result<()> {
+    fn ask(&self, _who: Credentials) -> Result<()> {
         if self.taken.load(Ordering::Acquire) {
             return Err(self.another_was_first());
         }
         Ok(())
     }
 
-    fn take(&self) -> Result<Claim<'a>> {
+    fn take(&self, _who: Credentials) -> Result<Claim<'a>> {
         if self.taken.swap(true, Ordering::AcqRel) {
             return Err(self.another_was_first());
         }

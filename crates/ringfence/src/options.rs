@@ -34,10 +34,31 @@ pub struct Options {
     pub(crate) timeout: Duration,
     pub(crate) wait: bool,
     pub(crate) max_peers: Option<usize>,
+    pub(crate) max_peers_per_process: Option<usize>,
+    pub(crate) max_peers_per_user: Option<usize>,
     pub(crate) busy_poll: Duration,
     pub(crate) harden: bool,
     pub(crate) signal_number: Option<i32>,
     pub(crate) canceller: Option<Canceller>,
+}
+
+/// How many seats a service has, and for whom.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SeatLimits {
+    pub(crate) all: usize,
+    pub(crate) of_process: usize,
+    own_user: usize,
+    other_user: usize,
+}
+
+impl SeatLimits {
+    pub(crate) fn of_user(&self, uid: u32) -> usize {
+        if uid == nix::unistd::geteuid().as_raw() {
+            self.own_user
+        } else {
+            self.other_user
+        }
+    }
 }
 
 /// A group, as it was named.
@@ -60,6 +81,8 @@ impl Default for Options {
             timeout: Duration::from_secs(5),
             wait: false,
             max_peers: None,
+            max_peers_per_process: None,
+            max_peers_per_user: None,
             busy_poll: Duration::ZERO,
             harden: false,
             signal_number: None,
@@ -160,6 +183,39 @@ impl Options {
         self
     }
 
+    /// Of these, channels with one process (seven eighths of [`Options::max_peers`], rounded up: all where that is below 8; no
+    /// limit without it). So no agent can take all seats. Its next one is refused with [`Error::AddressOccupied`].
+    #[must_use]
+    pub fn max_peers_per_process(mut self, count: usize) -> Self {
+        self.max_peers_per_process = Some(count);
+        self
+    }
+
+    /// Of these, channels with the processes of one user, this process's own included. By default, all for this process's
+    /// own user, and for another user three quarters of [`Options::max_peers`], rounded up: all where that is below 4, or where
+    /// the policy lets in one user alone; no limit without it. The next one is refused with [`Error::AddressOccupied`].
+    #[must_use]
+    pub fn max_peers_per_user(mut self, count: usize) -> Self {
+        self.max_peers_per_user = Some(count);
+        self
+    }
+
+    /// How many seats a service has, and for whom.
+    pub(crate) fn seats(&self) -> SeatLimits {
+        let all = self.max_peers.unwrap_or(usize::MAX);
+        let (own_user, other_user) = match self.max_peers_per_user {
+            Some(count) => (count, count),
+            None if self.policy.is_for_one_user() => (all, all),
+            None => (all, all - all / 4),
+        };
+        SeatLimits {
+            all,
+            of_process: self.max_peers_per_process.unwrap_or(all - all / 8),
+            own_user,
+            other_user,
+        }
+    }
+
     /// How long a wait on the channel may spin before it sleeps (0).
     #[must_use]
     pub fn busy_poll(mut self, time: Duration) -> Self {
@@ -245,8 +301,14 @@ impl Options {
                 self.mode
             )));
         }
-        if self.max_peers == Some(0) {
-            return Err(Error::invalid("max_peers must be at least 1, not 0"));
+        for (name, count) in [
+            ("max_peers", self.max_peers),
+            ("max_peers_per_process", self.max_peers_per_process),
+            ("max_peers_per_user", self.max_peers_per_user),
+        ] {
+            if count == Some(0) {
+                return Err(Error::invalid(format!("{name} must be at least 1, not 0")));
+            }
         }
         if self.timeout.is_zero() {
             return Err(Error::invalid("timeout must be longer than 0"));
@@ -254,5 +316,43 @@ impl Options {
         signal::check(self.signal_number)?;
         object::check_room(region_size(self.capacity))?;
         Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_service_has_all_its_seats_for_anybody_and_a_large_one_some_for_others() {
+        let own = nix::unistd::geteuid().as_raw();
+        let of = |options: Options| {
+            let seats = options.seats();
+            (seats.of_process, seats.of_user(own), seats.of_user(own + 1))
+        };
+        let several = || Options::new().policy(Policy::new().uids([own, own + 1]));
+        for (peers, wanted) in [
+            (1, (1, 1, 1)),
+            (3, (3, 3, 3)),
+            (4, (4, 4, 3)),
+            (8, (7, 8, 6)),
+            (1000, (875, 1000, 750)),
+        ] {
+            assert_eq!(of(several().max_peers(peers)), wanted, "{peers}");
+        }
+        // For nobody else a seat need be kept.
+        assert_eq!(of(Options::new().max_peers(1000)), (875, 1000, 1000));
+        assert_eq!(
+            of(several().max_peers(1000).policy(Policy::new().uids([own + 1]))).2,
+            1000
+        );
+        // What was asked for counts.
+        let asked = several()
+            .max_peers(1000)
+            .max_peers_per_process(1000)
+            .max_peers_per_user(10);
+        assert_eq!(of(asked), (1000, 10, 10));
+        // Without a limit there is nothing to keep.
+        assert!(of(several()).0 > 1 << 60);
     }
 }

@@ -83,7 +83,7 @@ impl Bell {
 
     /// Whether it was rung, which is forgotten by that.
     pub(crate) fn was_rung(&self) -> bool {
-        self.0.0.read().is_ok()
+        self.is_here() && self.0.0.descriptor.read().is_ok()
     }
 }
 

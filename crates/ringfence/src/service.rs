@@ -1,11 +1,12 @@
 //! A service and its agents: one process listens, many connect, and each gets a channel and memory of its own.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     convert::Infallible,
     ops::ControlFlow,
     os::fd::{AsFd, BorrowedFd},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -23,10 +24,11 @@ use crate::{
     handshake::{Seats, Side},
     identity::Identity,
     news::{End, News},
-    options::Options,
+    options::{Options, SeatLimits},
     patience::{Bell, Canceller, Patience, Pauses, Turns},
     rendezvous::{self, Place},
     shared::{Parts, Shared, state},
+    sys::Credentials,
     wire::Meeting,
 };
 
@@ -45,6 +47,7 @@ const UNCLAIMED: usize = SIDE_BY_SIDE;
 /// agents take an `RLIMIT_NOFILE` above 3,000 (getrlimit(2)), of which 900 are for handshakes and newcomers.
 pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
     let options = options.clone().checked()?;
+    let (given, address) = (address, &address.absolute());
     let patience = Patience::endless(options.canceller.iter().cloned().collect(), options.timeout);
     let mut pauses = Pauses::new(&patience);
     let mut record = Record::default();
@@ -57,7 +60,7 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
     let door = Bell::new()?;
     let desk = Arc::new(Desk {
         address: address.clone(),
-        most: options.max_peers.unwrap_or(usize::MAX),
+        limits: options.seats(),
         state: Mutex::default(),
         news: News::new(door.clone(), "the listener is closed")?,
         door,
@@ -81,6 +84,7 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
             reason: error.to_string(),
         })?;
     Ok(Listener {
+        address: given.clone(),
         desk,
         stop,
         gone: Mutex::new(gone),
@@ -95,10 +99,11 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
 /// missing, a socket that this process may not connect to) is [`Error::AddressInvalid`]. [`Options::canceller`] ends the
 /// waiting.
 ///
-/// At most 16 handshakes of one process are under way at a time; whoever calls from more threads waits for its turn, and
-/// [`Options::timeout`] counts from there.
+/// At most 16 handshakes of one process with one address are under way at a time; whoever calls from more threads waits for
+/// its turn, and [`Options::timeout`] counts from there.
 pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
     let options = options.clone().checked()?;
+    let address = &address.absolute();
     let patience = Patience::endless(options.canceller.iter().cloned().collect(), options.timeout);
     let mut pauses = Pauses::new(&patience);
     loop {
@@ -124,7 +129,8 @@ enum Tried {
 }
 
 fn connect_once(address: &Address, options: &Options, patience: &Patience) -> Result<Tried> {
-    let _turn = turns()?.take(patience)?;
+    let turns = turns(address)?;
+    let _turn = turns.take(patience)?;
     let within = &patience.within(options.timeout);
     let mut record = Record::default();
     let Some(stream) = rendezvous::find(address, within, &mut record)? else {
@@ -136,19 +142,25 @@ fn connect_once(address: &Address, options: &Options, patience: &Patience) -> Re
     }))
 }
 
-/// The turns of this process's handshakes as an agent: a service refuses a process that has more under way.
-fn turns() -> Result<&'static Turns> {
-    static TURNS: PerProcess<OnceLock<Turns>> = PerProcess::new();
-    let once = TURNS.get()?;
-    if let Some(turns) = once.get() {
+/// The turns of this process's handshakes as an agent at an address: a service refuses a process that has more under way.
+/// Another address has its own, since its service may be slow, or may not answer at all.
+fn turns(address: &Address) -> Result<Arc<Turns>> {
+    static TURNS: PerProcess<Mutex<HashMap<Address, Weak<Turns>>>> = PerProcess::new();
+    let all = TURNS.get()?;
+    // The map is valid after every statement that changes it.
+    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(turns) = all.get(address).and_then(Weak::upgrade) {
         return Ok(turns);
     }
-    let made = Turns::new(OF_ONE_PROCESS)?;
-    Ok(once.get_or_init(|| made))
+    // Those at which nobody calls any more.
+    all.retain(|_, turns| turns.strong_count() > 0);
+    let made = Arc::new(Turns::new(OF_ONE_PROCESS)?);
+    all.insert(address.clone(), Arc::downgrade(&made));
+    Ok(made)
 }
 
 fn nobody(address: &Address) -> Error {
-    let directory = address.as_path().and_then(|path| path.parent());
+    let directory = address.place().and_then(|path| path.parent());
     if directory.is_some_and(|directory| !directory.as_os_str().is_empty() && !directory.exists()) {
         return address.invalid("its directory does not exist", Some(nix::errno::Errno::ENOENT));
     }
@@ -186,6 +198,7 @@ fn nobody(address: &Address) -> Error {
 /// Dropping it closes it, with [`Channels::Keep`].
 #[derive(Debug)]
 pub struct Listener {
+    address: Address,
     desk: Arc<Desk>,
     stop: Canceller,
     gone: Mutex<mpsc::Receiver<()>>,
@@ -229,7 +242,7 @@ pub enum Channels {
 impl Listener {
     /// Where it listens.
     pub fn address(&self) -> &Address {
-        &self.desk.address
+        &self.address
     }
 
     /// Channels that are open now, those that nobody has accepted yet included. A channel counts until it was closed, or
@@ -313,8 +326,7 @@ impl AsFd for Listener {
 #[derive(Debug)]
 struct Desk {
     address: Address,
-    /// Seats.
-    most: usize,
+    limits: SeatLimits,
     state: Mutex<State>,
     news: News<Arrival>,
     /// Rung when newcomers may be taken in again.
@@ -335,8 +347,10 @@ impl Drop for Desk {
 struct State {
     /// Channels that were made; some of them are over.
     made: Vec<Weak<Shared>>,
-    /// Seats that are taken.
+    /// Seats that are taken: all of them, and those of each process and of each user.
     taken: usize,
+    of_process: HashMap<i32, usize>,
+    of_user: HashMap<u32, usize>,
     paused: bool,
 }
 
@@ -359,13 +373,29 @@ impl Desk {
         self.state().made.iter().filter_map(Weak::upgrade).collect()
     }
 
-    fn full(&self) -> Error {
-        self.address
-            .occupied(format!("the service is full, with {} at once", self.most))
-    }
-
-    fn is_full(&self) -> bool {
-        self.state().taken >= self.most
+    /// Why there is no seat for a process now, if there is none.
+    fn refusal(&self, state: &State, who: Credentials) -> Option<Error> {
+        let SeatLimits { all, .. } = self.limits;
+        let (of_process, of_user) = (self.limits.of_process, self.limits.of_user(who.uid));
+        let has = |taken: Option<&usize>| taken.copied().unwrap_or(0);
+        let by = if state.taken >= all {
+            format!("the service is full, with {all} at once")
+        } else if has(state.of_user.get(&who.uid)) >= of_user {
+            format!(
+                "user {} has {of_user} of the service's channels, and one user may have no more at once \
+                 (maxPeersPerUser)",
+                who.uid
+            )
+        } else if has(state.of_process.get(&who.pid)) >= of_process {
+            format!(
+                "process {} has {of_process} of the service's channels, and one process may have no more at once \
+                 (maxPeersPerProcess)",
+                who.pid
+            )
+        } else {
+            return None;
+        };
+        Some(self.address.occupied(by))
     }
 
     /// Looks for seats whose agents have left without anybody's notice.
@@ -384,18 +414,34 @@ impl Desk {
 }
 
 /// An agent's seat, for as long as its channel is open.
-struct Seat(Arc<Desk>);
+struct Seat {
+    desk: Arc<Desk>,
+    who: Credentials,
+}
 
 impl std::fmt::Debug for Seat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Seat({})", self.0.address)
+        write!(f, "Seat({})", self.desk.address)
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if self.0.birth.is_here() {
-            self.0.state().taken -= 1;
+        if !self.desk.birth.is_here() {
+            return;
+        }
+        let mut state = self.desk.state();
+        state.taken -= 1;
+        give_back(&mut state.of_process, self.who.pid);
+        give_back(&mut state.of_user, self.who.uid);
+    }
+}
+
+fn give_back<K: Eq + std::hash::Hash>(seats: &mut HashMap<K, usize>, key: K) {
+    if let Entry::Occupied(mut taken) = seats.entry(key) {
+        *taken.get_mut() -= 1;
+        if *taken.get() == 0 {
+            taken.remove();
         }
     }
 }
@@ -454,24 +500,26 @@ struct Clerk<'a> {
 impl Seats for Clerk<'_> {
     type Seat = Seat;
 
-    fn ask(&self) -> Result<()> {
-        if self.desk.is_full() {
+    fn ask(&self, who: Credentials) -> Result<()> {
+        let refusal = || self.desk.refusal(&self.desk.state(), who);
+        if refusal().is_some() {
             self.desk.look_round();
         }
-        if self.desk.is_full() {
-            return Err(self.desk.full());
-        }
-        Ok(())
+        refusal().map_or(Ok(()), Err)
     }
 
-    fn take(&self) -> Result<Seat> {
-        self.ask()?;
+    fn take(&self, who: Credentials) -> Result<Seat> {
+        self.ask(who)?;
         let mut state = self.desk.state();
-        if state.taken >= self.desk.most {
-            return Err(self.desk.full());
+        if let Some(refusal) = self.desk.refusal(&state, who) {
+            return Err(refusal);
         }
         state.taken += 1;
-        Ok(Seat(Arc::clone(self.desk)))
+        *state.of_process.entry(who.pid).or_default() += 1;
+        *state.of_user.entry(who.uid).or_default() += 1;
+        drop(state);
+        let desk = Arc::clone(self.desk);
+        Ok(Seat { desk, who })
     }
 
     fn closed(&self) -> Error {

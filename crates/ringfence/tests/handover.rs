@@ -28,6 +28,7 @@ use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
+        resource::{Resource, getrlimit, setrlimit},
         signal::{Signal, kill},
         socket::{Shutdown, accept, getsockopt, shutdown, sockopt},
     },
@@ -64,6 +65,34 @@ fn role() {
             assert!(woken < EXCHANGES / 10, "woken {woken} times");
             say("slept");
             wait_for_test();
+        }
+        // Tries to be a member with one thread more each time, until that is enough.
+        "short of threads" => {
+            let address = address();
+            let options = small().policy(Policy::new().uids([0]));
+            let before = (traces(), threads());
+            let mut failures = 0;
+            let (_, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
+            for most in 1.. {
+                setrlimit(Resource::RLIMIT_NPROC, most, hard).unwrap();
+                match member(&address, &options) {
+                    Ok(membership) => {
+                        assert_eq!(membership.role(), Role::Guest);
+                        break;
+                    }
+                    Err(error) => assert_eq!(error.code(), "NO_SPACE", "{error}"),
+                }
+                failures += 1;
+                // A thread that has been told to end takes a moment.
+                let end = Instant::now() + PATIENCE;
+                while (traces(), threads()) != before {
+                    assert!(Instant::now() < end, "{:?} of {before:?}", (traces(), threads()));
+                    thread::yield_now();
+                }
+            }
+            // For the keeper, and for the signals.
+            assert!(failures >= 2, "{failures}");
+            say("a member at last");
         }
         "deceived" => {
             let before = traces();
@@ -270,6 +299,10 @@ fn traces() -> (usize, usize) {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let mapped = maps.lines().filter(|line| line.contains("memfd:")).count();
     (fs::read_dir("/proc/self/fd").unwrap().count(), mapped)
+}
+
+fn threads() -> usize {
+    fs::read_dir("/proc/self/task").unwrap().count()
 }
 
 fn start(role: &str, address: &Address) -> Actor {
@@ -717,6 +750,29 @@ fn what_a_host_passes_is_looked_at() {
     assert_eq!(channel.peer().pid, host.pid());
     let (_sender, receiver) = channel.split();
     assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+}
+
+#[test]
+fn a_member_that_cannot_be_one_has_taken_no_place() {
+    let Some(strangers) = Strangers::new() else { return };
+    // A user of its own: the limit is one of all threads of a user.
+    let uid = STRANGER + 1000 + std::process::id() % 10_000;
+    let (address, _keep) = fresh_address(false);
+    let host = member(&address, &small().policy(Policy::new().uids([uid, 0]))).unwrap();
+    let short = strangers.start_as(uid, "short of threads", &[&address.to_string()]);
+    let mut partner = host
+        .partner(Some(Instant::now() + PATIENCE))
+        .unwrap()
+        .expect("a partner");
+    short.expect("a member at last");
+    short.finish();
+    // It was a partner once, and not before: a third finds the place free.
+    assert_eq!(partner.receiver().receive(&mut [0; 8]).unwrap(), None);
+    drop(partner);
+    let third = start("member", &address);
+    third.expect("guest");
+    let partner = host.partner(Some(Instant::now() + PATIENCE)).unwrap();
+    assert_eq!(partner.expect("a partner").peer().pid, third.pid());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use nix::{
     sys::stat::{Mode, umask},
     unistd::geteuid,
 };
-use ringfence::{Address, Canceller, Channel, Error, Options, Policy, Role, join};
+use ringfence::{Address, Canceller, Channel, Channels, Error, Options, Policy, Role, connect, join, listen};
 use support::{
     Actor, STRANGER, Strangers, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire,
 };
@@ -102,20 +102,14 @@ fn role() {
                 drop(stream);
             }
         }
+        "agent" => match connect(&address(), &small()) {
+            Ok(_) => say("in"),
+            Err(error) => say(error.to_string()),
+        },
+        // Takes a relative path, goes elsewhere, and closes.
+        "wanderer" => wander(&arguments),
         // Hangs up on the first, has no room for longer than a handshake may take, hangs up on a few more, and leaves.
-        "moody" => {
-            let allowed = Duration::from_millis(arguments[1].parse().unwrap());
-            let listener = wire::listen(&arguments[0]);
-            say("listening");
-            drop(listener.accept().unwrap());
-            let first = Instant::now();
-            while first.elapsed() < 2 * allowed {
-                let (stream, _) = listener.accept().unwrap();
-                // REFUSE: two share the address already.
-                wire::send(&stream, &wire::good(4, &[1, 0, 0, 0, 0, 0, 0, 0]), None);
-            }
-            (0..7).for_each(|_| drop(listener.accept().unwrap()));
-        }
+        "moody" => be_moody(&arguments),
         // Hangs up in the middle of each handshake.
         "moody in the middle" => {
             wire::host(&arguments[0], "OFFER", || {
@@ -125,6 +119,51 @@ fn role() {
         }
         other => unreachable!("{other}"),
     }
+}
+
+fn wander(arguments: &[String]) {
+    let [from, to, how] = arguments else {
+        unreachable!()
+    };
+    let address: Address = "socket".parse().unwrap();
+    std::env::set_current_dir(from).unwrap();
+    let canceller = Canceller::new().unwrap();
+    let options = small().canceller(canceller.clone());
+    match how.as_str() {
+        "listen" => {
+            let listener = listen(&address, &options).unwrap();
+            assert_eq!(listener.address(), &address);
+            say("there");
+            wait_for_test();
+            std::env::set_current_dir(to).unwrap();
+            listener.close(Channels::Close);
+        }
+        "join" => {
+            let joining = join_later(&address, &options);
+            wait_for_host(&Address::path(std::path::Path::new(from).join("socket")).unwrap());
+            say("there");
+            wait_for_test();
+            std::env::set_current_dir(to).unwrap();
+            canceller.cancel();
+            assert!(matches!(joining.join().unwrap(), Err(Error::Aborted)));
+        }
+        other => unreachable!("{other}"),
+    }
+    say("gone");
+}
+
+fn be_moody(arguments: &[String]) {
+    let allowed = Duration::from_millis(arguments[1].parse().unwrap());
+    let listener = wire::listen(&arguments[0]);
+    say("listening");
+    drop(listener.accept().unwrap());
+    let first = Instant::now();
+    while first.elapsed() < 2 * allowed {
+        let (stream, _) = listener.accept().unwrap();
+        // REFUSE: two share the address already.
+        wire::send(&stream, &wire::good(4, &[1, 0, 0, 0, 0, 0, 0, 0]), None);
+    }
+    (0..7).for_each(|_| drop(listener.accept().unwrap()));
 }
 
 /// Tells the peer this process's id, and hears its. Both have heard the other once both directions have ended, and
@@ -276,6 +315,87 @@ fn whatever_lies_in_the_way_is_named_and_left_as_it_is() {
         .collect();
     left.sort_unstable();
     assert_eq!(left, ["file", "folder", "linked.lock", "locked.lock"]);
+}
+
+fn names_in(directory: &std::path::Path) -> Vec<String> {
+    let names = std::fs::read_dir(directory).unwrap();
+    let mut names: Vec<_> = names
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn a_relative_path_is_the_same_place_wherever_its_process_goes() {
+    for how in ["listen", "join"] {
+        let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [from, to] = directories.each_ref().map(tempfile::TempDir::path);
+        let arguments = [from, to].map(|path| path.to_str().unwrap());
+        let mut wanderer = Actor::start("wanderer", &[arguments[0], arguments[1], how]);
+        wanderer.expect("there");
+        // Another instance lives where the first goes to.
+        let other = Address::path(to.join("socket")).unwrap();
+        let living = listen(&other, &small()).unwrap();
+        wanderer.go_on();
+        wanderer.expect("gone");
+        assert_eq!(names_in(from), [""; 0], "{how}");
+        assert_eq!(names_in(to), ["socket", "socket.lock"], "{how}");
+        // Nobody else can take the place of the one that lives.
+        assert!(matches!(
+            listen(&other, &small()),
+            Err(Error::AddressOccupied { .. })
+        ));
+        drop(living);
+        assert_eq!(names_in(to), [""; 0], "{how}");
+    }
+}
+
+#[test]
+fn what_took_the_place_of_a_directory_or_of_files_that_were_removed_is_left_alone() {
+    for renamed in [true, false] {
+        let parent = tempfile::tempdir().unwrap();
+        let [here, moved] = ["here", "moved"].map(|name| parent.path().join(name));
+        std::fs::create_dir(&here).unwrap();
+        let address = Address::path(here.join("socket")).unwrap();
+        let first = listen(&address, &small()).unwrap();
+        if renamed {
+            std::fs::rename(&here, &moved).unwrap();
+            std::fs::create_dir(&here).unwrap();
+        } else {
+            for name in names_in(&here) {
+                std::fs::remove_file(here.join(name)).unwrap();
+            }
+        }
+        let second = listen(&address, &small()).unwrap();
+        drop(first);
+        if renamed {
+            assert_eq!(names_in(&moved), [""; 0]);
+        }
+        assert_eq!(names_in(&here), ["socket", "socket.lock"]);
+        assert!(matches!(
+            listen(&address, &small()),
+            Err(Error::AddressOccupied { .. })
+        ));
+        let agent = Actor::start("agent", &[&address.to_string()]);
+        agent.expect("in");
+        drop(second);
+        assert_eq!(names_in(&here), [""; 0]);
+    }
+}
+
+#[test]
+fn a_path_that_names_a_directory_is_no_address() {
+    let directory = tempfile::tempdir().unwrap();
+    for path in ["", ".", "..", "there/"] {
+        let error = listen(
+            &format!("{}/{path}", directory.path().display()).parse().unwrap(),
+            &small(),
+        )
+        .unwrap_err();
+        assert_eq!(error.code(), "ADDRESS_INVALID", "{path:?}: {error}");
+    }
+    assert_eq!(names_in(directory.path()), [""; 0]);
 }
 
 #[test]

@@ -121,6 +121,33 @@ fn role() {
                 }
             }
         }
+        // Connects until it is refused, and says how often that was.
+        "greedy" => {
+            let options = match arguments.get(1) {
+                None => small(),
+                Some(uid) => small().policy(Policy::new().uids([uid.parse().unwrap()])),
+            };
+            let mut channels = Vec::new();
+            let error = loop {
+                match connect(&address(), &options) {
+                    Ok(channel) => channels.push(channel),
+                    Err(error) => break error,
+                }
+            };
+            say(format!("{} {} {error}", channels.len(), error.code()));
+            wait_for_test();
+        }
+        // Sixteen calls at an address where nobody answers, and then one at another.
+        "calls" => {
+            let (hung, other): (Address, Address) =
+                (arguments[0].parse().unwrap(), arguments[1].parse().unwrap());
+            for _ in 0..16 {
+                let hung = hung.clone();
+                thread::spawn(move || connect(&hung, &small().timeout(PATIENCE * 10)));
+            }
+            wait_for_test();
+            say(connect(&other, &small()).map_or_else(|error| error.to_string(), |_| "in".into()));
+        }
         // Closes while its policy's callback is asked, and comes again when it is told to.
         "closes while it is asked" => {
             let (asked, question) = mpsc::channel();
@@ -497,6 +524,70 @@ fn a_full_service_says_so_and_takes_the_next_when_one_has_left() {
     assert_eq!(accepted(&listener).peer().pid, fourth.pid());
     assert_eq!(channels[1].receiver().receive(&mut [0; 8]).unwrap(), None);
     patient.kill();
+}
+
+#[test]
+fn one_process_cannot_have_all_seats_of_a_service() {
+    let (address, _keep) = fresh_address(false);
+    let text = address.to_string();
+    let listener = listen(&address, &small().max_peers(8)).unwrap();
+    let mut greedy = Actor::start("greedy", &[&text]);
+    let answer = greedy.hear();
+    assert!(
+        answer.starts_with("7 ADDRESS_OCCUPIED") && answer.contains("one process may have no more"),
+        "{answer}"
+    );
+    let honest = agent(&address);
+    assert!(honest.hear().starts_with("guest"));
+    // A seat that is given back is there for the same process again.
+    greedy.kill();
+    let limited = fresh_address(false).0;
+    let listener_of_few = listen(&limited, &small().max_peers(8).max_peers_per_process(2)).unwrap();
+    let mut two = [(); 2].map(|()| Actor::start("greedy", &[&limited.to_string()]));
+    for one in &two {
+        assert!(one.hear().starts_with("2 ADDRESS_OCCUPIED"));
+    }
+    two.iter_mut().for_each(Actor::go_on);
+    drop((listener, listener_of_few));
+}
+
+#[test]
+fn another_user_cannot_have_all_seats_of_a_service() {
+    let Some(strangers) = Strangers::new() else { return };
+    let (address, _keep) = fresh_address(false);
+    let text = address.to_string();
+    let policy = Policy::new().uids([0, STRANGER]);
+    let listener = listen(&address, &small().max_peers(16).policy(policy)).unwrap();
+    let first = strangers.start_as(STRANGER, "greedy", &[&text, "0"]);
+    let answer = first.hear();
+    assert!(
+        answer.starts_with("12 ADDRESS_OCCUPIED") && answer.contains("one user may have no more"),
+        "{answer}"
+    );
+    let second = strangers.start_as(STRANGER, "greedy", &[&text, "0"]);
+    assert!(second.hear().starts_with("0 ADDRESS_OCCUPIED"));
+    // The service's own user may have the rest.
+    let own = Actor::start("greedy", &[&text]);
+    let answer = own.hear();
+    assert!(
+        answer.starts_with("4 ADDRESS_OCCUPIED") && answer.contains("full"),
+        "{answer}"
+    );
+    drop(listener);
+}
+
+#[test]
+fn a_service_that_hangs_delays_no_calls_to_another() {
+    let (hung, _keep) = fresh_address(false);
+    let (address, _keep) = fresh_address(false);
+    let silent = wire::listen(&hung.to_string());
+    let listener = listen(&address, &small()).unwrap();
+    let mut calls = Actor::start("calls", &[&hung.to_string(), &address.to_string()]);
+    // All that may be under way there are.
+    let waiting: Vec<_> = (0..16).map(|_| silent.accept().expect("a call")).collect();
+    calls.go_on();
+    calls.expect("in");
+    drop((waiting, listener));
 }
 
 fn next_accepted(listener: &Listener) -> Channel {

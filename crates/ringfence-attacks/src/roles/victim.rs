@@ -127,6 +127,11 @@ fn join(address: &str, size: usize, options: &[&str]) -> Result<Plain, String> {
     plain::join(address, size, reading, &mut |moment| match moment {
         Moment::Listening if options.contains(&"listening") => println!("listening"),
         Moment::Refused if options.contains(&"tell") => println!("refused"),
+        // What a program does about it may take for ever.
+        Moment::Refused if options.contains(&"hang") => {
+            println!("refused");
+            program::still();
+        }
         Moment::Received if options.contains(&"forking") => {
             println!("child {}", program::child_inherits().unwrap_or_else(|what| what));
         }

@@ -3,7 +3,7 @@
 use std::{
     os::unix::net::UnixListener,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -12,8 +12,8 @@ use std::{
 
 use nix::unistd::{getegid, getpid};
 use ringfence::{
-    Address, Change, Channel, Error, Membership, Message, Namespace, Options, Packed, Policy, Progress,
-    Receiver, Sender, join, member,
+    Address, Arrival, Change, Channel, Channels, Decision, Error, Identity, Listener, Membership, Message,
+    Namespace, Options, Packed, Policy, Progress, Receiver, Sender, connect, join, listen, member,
 };
 
 use super::{number, program, serve};
@@ -27,6 +27,8 @@ pub(super) fn run() -> Result<(), String> {
     let channel: Arc<Mutex<Option<Halves>>> = Arc::default();
     let mut held = Vec::new();
     let mut membership: Option<Membership> = None;
+    let mut services = Vec::new();
+    let mut connected = Vec::new();
     serve(|order| {
         Ok(match order {
             ["pid"] => getpid().to_string(),
@@ -73,6 +75,22 @@ pub(super) fn run() -> Result<(), String> {
                     Err(error) => show(&error),
                 }
             }
+            ["listen", address, options @ ..] => match serve_agents(address, &parse(options)?)? {
+                Ok(listener) => {
+                    services.push(listener);
+                    "listening".into()
+                }
+                Err(error) => show(&error),
+            },
+            ["connect", address, count, options @ ..] => {
+                connect_often(address, number(count)?, &parse(options)?, &mut connected)?
+            }
+            ["close-services"] => {
+                for listener in services.drain(..) {
+                    listener.close(Channels::Close);
+                }
+                "closed".into()
+            }
             ["role"] => membership.as_ref().ok_or("no member")?.role().to_string(),
             ["change", milliseconds] => {
                 let deadline = Instant::now() + Duration::from_millis(number(milliseconds)?);
@@ -111,6 +129,44 @@ pub(super) fn run() -> Result<(), String> {
             }
         })
     })
+}
+
+/// A service whose agents stay until they go.
+fn serve_agents(address: &str, options: &Options) -> Result<Result<Arc<Listener>, Error>, String> {
+    let address = address.parse::<Address>().map_err(|error| error.to_string())?;
+    let listener = match listen(&address, options) {
+        Ok(listener) => Arc::new(listener),
+        Err(error) => return Ok(Err(error)),
+    };
+    let accepting = Arc::clone(&listener);
+    thread::spawn(move || {
+        let mut channels = Vec::new();
+        while let Ok(arrival) = accepting.accept() {
+            if let Arrival::Accepted(channel) = arrival {
+                channels.push(channel);
+            }
+        }
+    });
+    Ok(Ok(listener))
+}
+
+/// Connects so often, one after the other, however many are refused.
+fn connect_often(
+    address: &str,
+    count: usize,
+    options: &Options,
+    connected: &mut Vec<Channel>,
+) -> Result<String, String> {
+    let address = address.parse::<Address>().map_err(|error| error.to_string())?;
+    let before = connected.len();
+    let mut last = "no error".into();
+    for _ in 0..count {
+        match connect(&address, options) {
+            Ok(channel) => connected.push(channel),
+            Err(error) => last = show(&error),
+        }
+    }
+    Ok(format!("connected {} {last}", connected.len() - before))
 }
 
 fn on_channel(
@@ -240,6 +296,8 @@ fn parse(options: &[&str]) -> Result<Options, String> {
             }
             Some(("capacity", bytes)) => parsed.capacity(number(bytes)?),
             Some(("timeout", milliseconds)) => parsed.timeout(Duration::from_millis(number(milliseconds)?)),
+            Some(("peers", count)) => parsed.max_peers(number(count)?),
+            Some(("authorize", how)) => parsed.policy(Policy::default().authorize_later(misbehave(how)?)),
             Some(("policy", "uid")) => parsed.policy(Policy::new()),
             Some(("policy", "executable")) => parsed.policy(Policy::default()),
             Some(("namespace", "any")) => parsed.policy(Policy::default().namespace(Namespace::Any)),
@@ -249,6 +307,26 @@ fn parse(options: &[&str]) -> Result<Options, String> {
         };
     }
     Ok(parsed)
+}
+
+/// A callback that does not do what it should about the first process that it is asked about, and lets all others in.
+fn misbehave(how: &str) -> Result<impl Fn(Identity, Decision) + Send + Sync + 'static, String> {
+    let panics = match how {
+        "panic" => true,
+        "hang" => false,
+        other => return Err(format!("no such callback: {other}")),
+    };
+    let first = OnceLock::new();
+    Ok(move |peer: Identity, decision: Decision| {
+        if *first.get_or_init(|| peer.pid) != peer.pid {
+            decision.allow();
+        } else if panics {
+            // As a panic, without its report for people.
+            std::panic::resume_unwind(Box::new("as this row wants it"));
+        } else {
+            program::still();
+        }
+    })
 }
 
 /// Sends and receives as fast as it can in one of the ways that there are, for a time or until an error. Returns how

@@ -302,6 +302,13 @@ pub const ROWS: &[Row] = &[
         run: space::namesake,
     },
     Row {
+        number: 42,
+        who: "MP",
+        attack: "takes every seat of a service",
+        bites_plain: true,
+        run: place::greedy,
+    },
+    Row {
         number: 43,
         who: "MP",
         attack: "drops the group that the policy asks for, where /proc hides it",
@@ -314,6 +321,13 @@ pub const ROWS: &[Row] = &[
         attack: "is forked, executes nothing, uses and drops what it has",
         bites_plain: true,
         run: fork::without_exec,
+    },
+    Row {
+        number: 57,
+        who: "NR",
+        attack: "a callback that panics, or never returns",
+        bites_plain: true,
+        run: place::bad_callback,
     },
 ];
 

@@ -225,6 +225,108 @@ pub(super) fn stale_race(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
+/// Seats of the service in row 42.
+const SEATS: usize = 16;
+
+/// Row 42: one agent that passes every check connects until there is no seat left. The plain program has one seat, which is
+/// gone at once.
+///
+/// What stops it: one process may have seven eighths of the seats (`maxPeersPerProcess`), so that others find one.
+pub(super) fn greedy(stage: &Stage) -> Result<Report, Trouble> {
+    let address = stage.address("plain");
+    let mut host = plain_host(stage, &address, "")?;
+    let mut greedy = plain(stage, "the greedy one")?;
+    must(&mut greedy, &format!("join {address} {SIZE}"), "joined guest")?;
+    host.expect("joined host")?;
+    let mut guest = plain(stage, "the guest")?;
+    let plain = match guest.try_ask(&format!("join {address} {SIZE}"), Duration::from_secs(1)) {
+        Heard::Silence => Half::bit("the greedy one has the only seat; the honest one waits for ever"),
+        other => Half::bit(format!(
+            "the greedy one has the only seat; the honest one: {other:?}"
+        )),
+    };
+
+    let address = stage.address("ringfence");
+    let mut service = fenced(stage, "the service")?;
+    must(
+        &mut service,
+        &format!("listen {address} peers={SEATS}"),
+        "listening",
+    )?;
+    let mut greedy = fenced(stage, "the greedy one")?;
+    let answer = greedy.ask(&format!("connect {address} {}", SEATS + 4))?;
+    let mut agent = fenced(stage, "the honest agent")?;
+    let honest = agent.ask(&format!("connect {address} 1"))?;
+    if honest != "connected 1 no error" {
+        return Ok(Report::bitten(
+            plain,
+            format!("{answer}; the honest one: {honest}"),
+        ));
+    }
+    if !answer.starts_with("connected 14 error ADDRESS_OCCUPIED") || !answer.contains("one process may have")
+    {
+        return Ok(Report::bitten(plain, answer));
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held(format!(
+            "14 of {SEATS} seats, then ADDRESS_OCCUPIED that names the limit; the honest one gets in"
+        )),
+        stopped_by: "a limit of seats for each process and each user",
+    })
+}
+
+/// Row 57: what a program does about a peer that it is asked about never returns, or panics. The plain program does that where
+/// it waits for the next.
+///
+/// What stops it: a callback has a thread of its own, of which there is a bound; a panic is a no, and silence ends at the
+/// deadline.
+pub(super) fn bad_callback(stage: &Stage) -> Result<Report, Trouble> {
+    let address = stage.address("plain");
+    let mut host = plain_host(stage, &address, "hang")?;
+    let mut other = stage.spawn(
+        "the refused one",
+        Who::Agent,
+        Program::Other,
+        &["victim", "plain"],
+    )?;
+    other.say(&format!("join {address} {SIZE}"))?;
+    host.expect("refused")?;
+    let mut guest = plain(stage, "the guest")?;
+    let plain = match guest.try_ask(&format!("join {address} {SIZE}"), Duration::from_secs(1)) {
+        Heard::Silence => Half::bit("the host's callback does not return; the honest guest waits for ever"),
+        other => Half::held(format!("{other:?}")),
+    };
+
+    for (how, code) in [
+        ("panic", "error PEER_REFUSED check=authorize"),
+        ("hang", "error PEER_LOST"),
+    ] {
+        let address = stage.address(how);
+        let mut service = fenced(stage, "the service")?;
+        let order = format!("listen {address} authorize={how} timeout=300");
+        must(&mut service, &order, "listening")?;
+        let mut bad = fenced(stage, "whom the callback is about")?;
+        let answer = bad.ask(&format!("connect {address} 20"))?;
+        if !answer.starts_with(&format!("connected 0 {code}")) {
+            return Ok(Report::bitten(plain, format!("{how}: {answer}")));
+        }
+        let mut agent = fenced(stage, "the honest agent")?;
+        let honest = agent.ask(&format!("connect {address} 1"))?;
+        if honest != "connected 1 no error" {
+            return Ok(Report::bitten(plain, format!("{how}; the honest one: {honest}")));
+        }
+        must(&mut service, "close-services", "closed")?;
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held(
+            "20 panics: PEER_REFUSED; 20 that never return: the deadline; the honest one gets in",
+        ),
+        stopped_by: "a callback's own thread, a bound of them, and the handshake's deadline",
+    })
+}
+
 fn close_both(one: &mut Actor, other: &mut Actor) -> Result<(), Trouble> {
     must(one, "close", "closed")?;
     must(other, "close", "closed")
