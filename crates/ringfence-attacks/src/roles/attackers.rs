@@ -66,6 +66,7 @@ pub(super) fn run(args: &[&str]) -> Result<(), String> {
             number(value)?,
         ),
         ["flood"] => flood(),
+        ["sigio", victim] => sigio(number(victim)?),
         ["pidfds", address] => pidfds(address),
         ["namesake", how, address, genuine] => namesake(how, address, genuine),
         ["namesake-within", how, address, genuine] => namesake_within(how, address, genuine),
@@ -96,6 +97,21 @@ fn forge(victim: i32, pretended: i32, signal: i32, value: u64) -> Result<(), Str
     let result = unsafe { libc::syscall(libc::SYS_rt_sigqueueinfo, victim, signal, info.as_ptr()) };
     Errno::result(result).map_err(said("rt_sigqueueinfo"))?;
     println!("forged");
+    Ok(())
+}
+
+/// Sends SIGIO to the thread of the victim that hears of alarms, or to its first, where it has none.
+fn sigio(victim: i32) -> Result<(), String> {
+    let tasks = fs::read_dir(format!("/proc/{victim}/task")).map_err(|error| error.to_string())?;
+    let hears = tasks.flatten().find(|task| {
+        // The name of a thread has 15 bytes.
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "ringfence-signa")
+    });
+    let thread = hears.and_then(|task| task.file_name().to_str()?.parse().ok());
+    // SAFETY: tgkill takes three integers.
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, victim, thread.unwrap_or(victim), libc::SIGIO) };
+    Errno::result(sent).map_err(said("tgkill"))?;
+    println!("sent");
     Ok(())
 }
 

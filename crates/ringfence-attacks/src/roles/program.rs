@@ -10,6 +10,7 @@ use std::{
 use nix::{
     errno::Errno,
     sys::{
+        resource::{Resource, setrlimit},
         signal::{Signal, kill},
         wait::{WaitStatus, waitpid},
     },
@@ -99,6 +100,19 @@ pub(super) fn in_child(what: impl FnOnce() -> String) -> Result<String, String> 
             WaitStatus::Exited(_, 0) => Ok("ended well".into()),
             other => Ok(format!("ended {other:?}")),
         },
+    }
+}
+
+/// Opens descriptors until there is none left.
+pub(super) fn fill() -> Result<String, String> {
+    setrlimit(Resource::RLIMIT_NOFILE, 256, 256).map_err(|errno| errno.to_string())?;
+    loop {
+        match fs::File::open("/dev/null") {
+            // For as long as the process lives.
+            Ok(file) => std::mem::forget(file),
+            Err(error) if error.raw_os_error() == Some(Errno::EMFILE as i32) => return Ok("full".into()),
+            Err(error) => return Err(error.to_string()),
+        }
     }
 }
 

@@ -38,6 +38,7 @@ pub(super) fn run() -> Result<(), String> {
             ["child"] => program::child_inherits()?,
             ["exec", other] => program::exec_inventory(other)?,
             ["fork"] => program::fork_maps()?,
+            ["fill"] => program::fill()?,
             // In the child: goes on with what it has, and drops it.
             ["in-child"] => {
                 let (channel, membership) = (&channel, &mut membership);

@@ -316,6 +316,13 @@ pub const ROWS: &[Row] = &[
         run: space::dropped_group,
     },
     Row {
+        number: 55,
+        who: "SU",
+        attack: "sends SIGIO, as at an alarm, where no descriptor is left",
+        bites_plain: true,
+        run: signals::false_alarm,
+    },
+    Row {
         number: 56,
         who: "child",
         attack: "is forked, executes nothing, uses and drops what it has",

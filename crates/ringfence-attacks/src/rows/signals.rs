@@ -141,3 +141,40 @@ pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, Trouble> {
         stopped_by: "the private line tells, and no signal is needed",
     })
 }
+
+/// Row 55: a process of the same user sends the thread that hears of alarms SIGIO, which is what the kernel sends where the queue of
+/// signals is full (tgkill(2)). The program has no descriptor left to look with. The plain program, whose thread hears of nothing, is
+/// killed by it.
+///
+/// What stops it: the table of locks, which is held open, shows that the lease is as it was.
+pub(super) fn false_alarm(stage: &Stage) -> Result<Report, Trouble> {
+    /// Of each a look.
+    const ALARMS: u32 = 20;
+    let sigio = |victim: &Actor| {
+        let words = ["sigio", &victim.pid().to_string()];
+        attacker(stage, &words)?.expect("sent")
+    };
+    let (mut host, _guest) = super::plain_pair(stage, &stage.address("plain"))?;
+    sigio(&host)?;
+    let plain = match host.hear(super::PATIENCE) {
+        Heard::Ended(how) => Half::bit(format!("killed: {how}")),
+        other => Half::held(format!("{other:?}")),
+    };
+
+    let (mut host, mut guest) = super::fenced_pair(stage, &stage.address("ringfence"), "")?;
+    must(&mut host, "fill", "full")?;
+    for alarm in 1..=ALARMS {
+        sigio(&host)?;
+        // A signal that was sent is taken before the thread sleeps again; a wipe ends the channel.
+        let answer = guest.ask("receive 20")?;
+        if answer != "nothing" {
+            return Ok(Report::bitten(plain, format!("{answer}, after {alarm} signals")));
+        }
+        super::talks(&mut host, &mut guest)?;
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held("nothing happens, and the channel goes on"),
+        stopped_by: "the table of locks is held open, and decides",
+    })
+}
