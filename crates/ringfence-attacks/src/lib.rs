@@ -29,7 +29,8 @@ use stage::Stage;
 pub struct Row {
     /// Its number in the table.
     pub number: u8,
-    /// Who attacks: OU another user, SU the same user, MP a peer that passed the checks.
+    /// Who attacks: OU another user, SU the same user, MP a peer that passed the checks; NR the program itself runs out of
+    /// something.
     pub who: &'static str,
     /// What is done.
     pub attack: &'static str,

@@ -393,6 +393,11 @@ impl Plain {
         head.store(head.load(Ordering::Relaxed) + needed, Ordering::Release);
     }
 
+    /// As the recipe's check looks, and as a program would that looks again: what cannot be read in /proc is not there.
+    pub fn peer_shows(&self) -> bool {
+        std::fs::read(format!("/proc/{}/stat", self.peer)).is_ok()
+    }
+
     /// The only way to ask whether the peer is still there, once all descriptors are closed.
     pub fn peer_is_alive(&self) -> bool {
         kill(self.peer, None).is_ok()

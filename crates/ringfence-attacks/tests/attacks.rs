@@ -89,6 +89,7 @@ rows! {
     row_40_namesake 40
     row_42_greedy 42
     row_43_dropped_group 43
+    row_44_without_descriptors 44
     row_55_false_alarm 55
     row_56_fork 56
     row_57_bad_callback 57

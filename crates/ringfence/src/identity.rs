@@ -671,7 +671,7 @@ fn executable_of(directory: &Arc<OwnedFd>, patience: &Patience) -> Result<Result
         Err(Errno::ENAMETOOLONG) => PathBuf::from("(unnamed)"),
         Err(errno) => return Ok(Err(errno)),
     };
-    let own = readlink("/proc/self/exe").is_ok_and(|own| PathBuf::from(own) == named);
+    let own = readlink("/proc/self/exe").is_ok_and(|own| own == named);
     let found = if own {
         executable_at(directory, named)
     } else {

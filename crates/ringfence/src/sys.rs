@@ -157,8 +157,9 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, 
             other => break other?,
         }
     };
+    // A descriptor's number has 4 bytes.
     // SAFETY: CMSG_SPACE is arithmetic.
-    let one_more = unsafe { libc::CMSG_SPACE(size_of::<c_int>() as _) } as usize;
+    let one_more = unsafe { libc::CMSG_SPACE(4) } as usize;
     let mut received = Received {
         bytes: count.cast_unsigned(),
         credentials: None,

@@ -43,6 +43,7 @@ fn role() {
 /// A filesystem with one file, `program`, which is this executable (fuse(4); linux/fuse.h). It is in a process of its own, whose
 /// end lets go of whatever hangs in it. At the test's word it answers reads alone, as the peer itself needs them.
 fn serve(place: &Path) {
+    const READ: u32 = 15;
     let content = std::fs::read(std::env::current_exe().unwrap()).unwrap();
     let mut device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
     let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
@@ -83,7 +84,6 @@ fn serve(place: &Path) {
         let long = |at: usize| u64::from_ne_bytes(request[at..at + 8].try_into().unwrap());
         assert!(length >= 40);
         let (operation, unique, node) = (word(4), long(8), long(16));
-        const READ: u32 = 15;
         if silent.load(Ordering::SeqCst) && operation != READ {
             continue;
         }

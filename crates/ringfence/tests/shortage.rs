@@ -412,6 +412,11 @@ fn a_large_ring_is_made_though_a_timer_interrupts_all_the_time() {
 
 /// Seccomp: has a thread of this process say what becomes of each bell that another one sends (seccomp_unotify(2)). The
 /// first `failures` of them the kernel has no memory for.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_lossless,
+    reason = "numbers of the kernel's own, each of which fits in where it takes them"
+)]
 fn without_memory_for_bells(failures: u32) {
     const SET_MODE_FILTER: libc::c_long = 1;
     const NEW_LISTENER: libc::c_long = 8;

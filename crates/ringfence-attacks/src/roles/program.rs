@@ -10,7 +10,7 @@ use std::{
 use nix::{
     errno::Errno,
     sys::{
-        resource::{Resource, setrlimit},
+        resource::{Resource, getrlimit, setrlimit},
         signal::{Signal, kill},
         wait::{WaitStatus, waitpid},
     },
@@ -38,6 +38,17 @@ pub(super) fn exec_inventory(program: &str) -> Result<String, String> {
         .args(["role", "inventory"])
         .exec()
         .to_string())
+}
+
+/// Does something while this process can have no descriptor more than it has.
+pub(super) fn without_descriptors<T>(what: impl FnOnce() -> T) -> Result<T, String> {
+    let failed = |errno: Errno| format!("RLIMIT_NOFILE: {errno}");
+    let (before, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
+    // The standard streams alone have numbers below this.
+    setrlimit(Resource::RLIMIT_NOFILE, 3, most).map_err(failed)?;
+    let done = what();
+    setrlimit(Resource::RLIMIT_NOFILE, before, most).map_err(failed)?;
+    Ok(done)
 }
 
 /// What this process's descriptors refer to, as /proc/self/fd says. Sorted, one entry each.

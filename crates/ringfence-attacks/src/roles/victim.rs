@@ -94,6 +94,16 @@ pub(super) fn run() -> Result<(), String> {
                 post::receive_exactly(line.as_fd(), 64).map_err(|errno| errno.to_string())?;
                 format!("left {}", program::inventory().len() - before)
             }
+            // Lets go of a peer that it cannot look at.
+            ["look-without-descriptors"] => {
+                let shows = program::without_descriptors(|| connected().map(Plain::peer_shows))??;
+                if shows {
+                    "there".into()
+                } else {
+                    channel = None;
+                    "cut off".into()
+                }
+            }
             ["alive"] => if connected()?.peer_is_alive() {
                 "alive"
             } else {

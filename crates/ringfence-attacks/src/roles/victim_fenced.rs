@@ -13,7 +13,7 @@ use std::{
 use nix::unistd::{getegid, getpid};
 use ringfence::{
     Address, Arrival, Change, Channel, Channels, Decision, Error, Identity, Listener, Membership, Message,
-    Namespace, Options, Packed, Policy, Progress, Receiver, Sender, connect, join, listen, member,
+    Namespace, Options, Packed, Policy, Progress, Receiver, Sender, Verifier, connect, join, listen, member,
 };
 
 use super::{number, program, serve};
@@ -22,6 +22,9 @@ use super::{number, program, serve};
 const LONGEST: usize = 1 << 20;
 
 type Halves = (Sender, Receiver);
+
+/// Looks at the peer of the channel that was joined last.
+static VERIFIER: Mutex<Option<Verifier>> = Mutex::new(None);
 
 pub(super) fn run() -> Result<(), String> {
     let channel: Arc<Mutex<Option<Halves>>> = Arc::default();
@@ -91,6 +94,14 @@ pub(super) fn run() -> Result<(), String> {
                     listener.close(Channels::Close);
                 }
                 "closed".into()
+            }
+            ["look-without-descriptors"] => {
+                let verifier = VERIFIER.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let verifier = verifier.ok_or("not joined")?;
+                match program::without_descriptors(|| verifier.verify())? {
+                    Ok(_) => "there".into(),
+                    Err(error) => show(&error),
+                }
             }
             ["role"] => membership.as_ref().ok_or("no member")?.role().to_string(),
             ["change", milliseconds] => {
@@ -280,6 +291,8 @@ fn joined(address: &str, options: &Options, channel: &Mutex<Option<Halves>>) -> 
         Ok(channel) => format!("joined {} pid={}", channel.role(), channel.peer().pid),
         Err(error) => show(error),
     };
+    let verifier = result.as_ref().ok().map(Channel::verifier);
+    *VERIFIER.lock().unwrap_or_else(PoisonError::into_inner) = verifier;
     *channel.lock().unwrap_or_else(PoisonError::into_inner) = result.ok().map(Channel::split);
     answer
 }

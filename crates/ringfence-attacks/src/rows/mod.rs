@@ -316,6 +316,13 @@ pub const ROWS: &[Row] = &[
         run: space::dropped_group,
     },
     Row {
+        number: 44,
+        who: "NR",
+        attack: "no descriptor left when a healthy peer is looked at",
+        bites_plain: true,
+        run: peer::without_descriptors,
+    },
+    Row {
         number: 55,
         who: "SU",
         attack: "sends SIGIO, as at an alarm, where no descriptor is left",

@@ -299,3 +299,36 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, Trouble> {
         stopped_by: "the pidfd that comes with the socket; alive before and after each look",
     })
 }
+
+/// Row 44: no attack, but what an attacker may bring about who has a program run out of descriptors. The program looks at a
+/// healthy peer meanwhile.
+///
+/// What stops it: a look for which there is no descriptor has found nothing out, and is an error of this side's own.
+pub(super) fn without_descriptors(stage: &Stage) -> Result<Report, Trouble> {
+    const LOOK: &str = "look-without-descriptors";
+    let address = stage.address("plain");
+    let mut host = super::plain_host(stage, &address, "")?;
+    let mut guest = super::plain(stage, "the guest")?;
+    must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+    host.expect("joined host")?;
+    let plain = match &*host.ask(LOOK)? {
+        "cut off" => Half::bit("the peer is taken for dead, and cut off"),
+        answer => Half::held(answer),
+    };
+
+    let address = stage.address("ringfence");
+    let mut host = super::fenced_host(stage, &address, "")?;
+    let mut guest = super::fenced(stage, "the guest")?;
+    must(&mut guest, &format!("join {address}"), "joined guest")?;
+    host.expect("joined host")?;
+    let answer = host.ask(LOOK)?;
+    if !answer.starts_with("error NO_SPACE ") {
+        return Ok(Report::bitten(plain, answer));
+    }
+    super::talks(&mut host, &mut guest)?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held("NO_SPACE of this side; the channel lives"),
+        stopped_by: "a shortage of our own is told from what a look has found",
+    })
+}
