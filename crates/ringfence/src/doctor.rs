@@ -582,8 +582,9 @@ fn proc() -> Finding {
     match hidepid() {
         Some(hidden) => PROC.limited(
             format!("readable, own executable {own}; mounted with {hidden}"),
-            "a peer of another user is invisible here, and so refused as one that has ended; mount /proc without \
-             hidepid, or give this process the group that its gid= names",
+            "of another user's peer, the executable and supplementary groups cannot be seen, and a policy that asks for \
+             them refuses it (before Linux 6.13 each policy does); mount /proc without hidepid, or give this process the \
+             group that its gid= names",
         ),
         None => PROC.good(
             format!("readable, own executable {own}"),
@@ -627,12 +628,13 @@ fn pid_namespace() -> Finding {
     let (which, meaning) = if namespace.as_deref() == Some(Path::new("pid:[4026531836]")) {
         (
             "the machine's own",
-            "peers in a container's namespace are seen from here, but this process is not from there: it is refused",
+            "peers in a container's namespace are seen from here, but live in another: they are refused, unless the policy's namespace is any",
         )
     } else {
         (
             "one of its own",
-            "a peer outside of this pid namespace is refused; let both share one (a container's pid option)",
+            "a peer outside of this pid namespace is refused; let both share one (a container's pid option), or let any in \
+             (the policy's namespace)",
         )
     };
     PID_NAMESPACE.good(

@@ -65,6 +65,8 @@ fn role() {
         say("there");
         wait_for_test();
     }
+    // With another one, which it starts where it lives itself.
+    let _other = (role == "pair").then(|| Actor::start("join", &[&address.to_string(), words]));
     let mut channel = match join(&address, &options(words)) {
         Ok(channel) => channel,
         Err(error) => {
@@ -207,6 +209,20 @@ fn any_namespace_is_let_in_where_both_say_so() {
         drop((sender, receiver));
         guest.finish();
     }
+}
+
+/// There /proc is one of another pid namespace, in which the numbers of these processes are others'.
+#[test]
+fn peers_of_one_namespace_are_found_in_a_proc_that_numbers_them_otherwise() {
+    let Some(command) = in_namespaces("-Urpf") else {
+        return;
+    };
+    let (address, _keep) = fresh_address(false);
+    let pair = Actor::run(command, "pair", &[&address.to_string(), "executable"]);
+    let said = pair.hear();
+    assert!(said.starts_with("joined "), "{said}");
+    let said = pair.hear();
+    assert!(said.starts_with("verified "), "{said}");
 }
 
 #[test]

@@ -177,23 +177,30 @@ fn namesake_within(how: &str, address: &str, genuine: &str) -> Result<(), String
     let connection = post::connect_to(address).map_err(said("connect"))?;
     // Ends when this process executes: the numbers in /proc are those of another namespace.
     let (gate, closes_at_exec) = pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?;
-    let (left, gate) = (leave_open(&connection)?, leave_open(&gate)?);
+    // Made here, since who has made a line is looked at.
+    let (mine, theirs) = socketpair(
+        AddressFamily::Unix,
+        SockType::Stream,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .map_err(said("socketpair"))?;
+    let left = [&connection, &mine, &theirs];
+    let [first, second, third] = [leave_open(&connection)?, leave_open(&mine)?, leave_open(&theirs)?];
+    let gate = leave_open(&gate)?;
     let own = env::current_exe().map_err(|error| error.to_string())?;
-    let role = match how {
-        "plain" => ["attacker", "late-receiver"],
-        _ => ["hand", "ringfence"],
+    let args: &[&str] = match how {
+        "plain" => &["attacker", "late-receiver", &first, &gate],
+        _ => &["hand", "ringfence", "namesake", &first, &gate, &second, &third],
     };
-    let mut args = role.to_vec();
-    if how != "plain" {
-        args.push("namesake");
-    }
     Command::new(own)
         .arg("role")
         .args(args)
-        .args([&left, &gate])
         .spawn()
         .map_err(|error| error.to_string())?;
-    fcntl(&connection, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(said("FD_CLOEXEC"))?;
+    for descriptor in left {
+        fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(said("FD_CLOEXEC"))?;
+    }
     let error = Command::new(genuine).args(["role", "still"]).exec();
     drop(closes_at_exec);
     Err(error.to_string())

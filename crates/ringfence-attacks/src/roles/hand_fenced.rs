@@ -53,7 +53,7 @@ pub(super) fn run(args: &[&str]) -> Result<(), String> {
         // What became of a peer that executed another program in the middle of its handshake.
         ["finish", line, ready] => finish(line, ready),
         ["bells", line] => bells(line),
-        ["namesake", connection, gate] => namesake(connection, gate),
+        ["namesake", connection, gate, mine, theirs] => namesake(connection, gate, mine, theirs),
         other => Err(format!("no such hand: {other:?}")),
     }
 }
@@ -86,11 +86,16 @@ pub(super) fn ask_for_pidfds(socket: &OwnedFd) -> Result<(), Errno> {
 }
 
 /// Speaks over a connection in the name of the process that made it, once that has become the genuine program.
-fn namesake(connection: &str, gate: &str) -> Result<(), String> {
+fn namesake(connection: &str, gate: &str, mine: &str, theirs: &str) -> Result<(), String> {
     let stream = super::attackers::inherited(connection)?;
+    let prepared = (
+        super::attackers::inherited(mine)?,
+        super::attackers::inherited(theirs)?,
+    );
     super::attackers::wait_for_exec(gate)?;
     let mut hand = Hand {
         stream: Some(stream),
+        prepared: Some(prepared),
         claim: Some(nix::unistd::getppid().as_raw()),
         ..Hand::default()
     };
@@ -102,6 +107,8 @@ fn namesake(connection: &str, gate: &str) -> Result<(), String> {
 struct Hand {
     /// The process in whose name it speaks, by its number here.
     claim: Option<i32>,
+    /// Both ends of a line that another process has made.
+    prepared: Option<(OwnedFd, OwnedFd)>,
     /// Frames go byte by byte.
     in_pieces: bool,
     listener: Option<OwnedFd>,
@@ -283,7 +290,7 @@ impl Hand {
         };
         match option(options, "line").unwrap_or("pair") {
             "pair" => {
-                let (mine, theirs) = pair()?;
+                let (mine, theirs) = self.prepared.take().map_or_else(pair, Ok)?;
                 self.line = Some(mine);
                 lines.push(theirs);
             }
