@@ -2,6 +2,7 @@
 // The command line. What it prints for people goes to standard error; standard output is the data's.
 
 import { readFileSync } from 'node:fs'
+import { constants } from 'node:os'
 import { parseArgs } from 'node:util'
 
 import { diagnose } from './cli/doctor.js'
@@ -18,6 +19,9 @@ const HELP = `ringfence: shared memory between two processes, and nobody else
 ADDRESS is a path, or @name for an abstract address. Either side may come first. The other side must run as the
 same user, from the same executable.
 
+FILE is replaced once everything has come, by a file beside it (.FILE.….part until then); where the transfer fails it stays as it
+was. A device or a FIFO is written to as it is.
+
   --backing memfd|shm    what the shared memory is made of (memfd); both sides must choose the same
   --capacity SIZE        of the ring, with K, M or G (4M); the sender's counts
   --timeout SECONDS      how long to wait for the other side (for ever)
@@ -27,7 +31,8 @@ same user, from the same executable.
 
 Exit codes: 0 all went through; 1 another failure; 2 usage; 3 the address cannot be used or is taken; 4 the peer was
 refused, or refused us; 5 the peer was lost before everything had gone through; 6 nobody came in time; 7 the peer does
-not keep to the protocol; 8 no room; 9 this system does not offer what is needed.
+not keep to the protocol; 8 no room; 9 this system does not offer what is needed; 128 and
+the number of the signal that ended it.
 
   tar c . | ringfence send @x                    ringfence receive @x | tar x
 `
@@ -65,6 +70,10 @@ async function main(): Promise<void> {
       capacity: values.capacity === undefined ? undefined : parseSize(values.capacity),
       signal: values.timeout === undefined ? undefined : AbortSignal.timeout(parseSeconds(values.timeout)),
     },
+  }
+  // What was begun is removed as the process exits; a signal that nobody listens to would leave it there.
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.once(signal, () => process.exit(128 + constants.signals[signal]))
   }
   await (command === 'send' ? send(transfer) : receive(transfer))
 }

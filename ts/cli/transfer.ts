@@ -7,6 +7,7 @@ import { RingfenceError } from '../errors.js'
 import { join } from '../join.js'
 import type { Options } from '../types.js'
 import { Progress } from './progress.js'
+import { openTarget } from './target.js'
 import { evidenceTable } from './text.js'
 
 /** One run of the command line. */
@@ -27,7 +28,8 @@ export async function send({ address, file, evidence, options }: Transfer): Prom
   const source = file === undefined ? undefined : await open(file, 'r')
   try {
     const channel = await meet(address, options, evidence)
-    const progress = new Progress(await sizeOf(source))
+    const size = await sizeOf(source)
+    const progress = new Progress(size)
     const stream = read(source)
     // Whoever waits for standard input must not wait on when there is nobody left to send it to.
     let reading = true
@@ -39,6 +41,10 @@ export async function send({ address, file, evidence, options }: Transfer): Prom
       progress.add(chunk.length)
     }
     reading = false
+    // The receiver is not to take it for the whole: this process ends without having ended its sending.
+    if (size !== undefined && progress.bytes < size) {
+      throw new Error(`${file} has become shorter while it was sent: ${progress.bytes} bytes of ${size}`)
+    }
     await channel.end()
     // The receiver ends its side once it has written everything; then the channel closes by itself.
     const answer = await channel.receive()
@@ -52,15 +58,18 @@ export async function send({ address, file, evidence, options }: Transfer): Prom
   }
 }
 
-/** Receives into a file, or to standard output. */
+/** Receives into a file, which is there once all has come, or to standard output. */
 export async function receive({ address, file, evidence, options }: Transfer): Promise<void> {
-  const target = file === undefined ? undefined : await open(file, 'w')
+  const target = file === undefined ? undefined : await openTarget(file)
   try {
     const channel = await meet(address, options, evidence)
     const progress = new Progress(undefined)
-    const sink = target === undefined ? process.stdout : (target.createWriteStream({ autoClose: false }) as Writable)
+    const sink =
+      target === undefined ? process.stdout : (target.file.createWriteStream({ autoClose: false }) as Writable)
     // The stream of the channel would close it once it has ended; what ends it here is what has been written.
     await pipeline(messages(channel, progress), sink, { end: target !== undefined })
+    // Before the sender is told that all is here.
+    await target?.keep()
     await channel.end()
     progress.done()
   } finally {

@@ -1,0 +1,164 @@
+// The command line: what becomes of the file that it receives into.
+
+import { spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import {
+  chmodSync,
+  lstatSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
+import { join } from 'node:path'
+import { text } from 'node:stream/consumers'
+import { fileURLToPath } from 'node:url'
+
+import test, { type ExecutionContext } from 'ava'
+
+import { abstractAddress, temporaryDirectory, untilBound } from './support/address.js'
+import { Partner } from './support/partner.js'
+import { until } from './support/until.js'
+
+const cli = fileURLToPath(new URL('../../dist/esm/cli.js', import.meta.url))
+
+function run(t: ExecutionContext, ...words: string[]) {
+  const child = spawn(process.execPath, [cli, ...words], { stdio: ['ignore', 'pipe', 'pipe'] })
+  t.teardown(() => child.kill('SIGKILL'))
+  const done = Promise.all([once(child, 'exit'), text(child.stdout), text(child.stderr)]).then(
+    ([[code, signal], output, complaints]) => ({
+      code: code as number | null,
+      signal: signal as string | null,
+      output,
+      complaints,
+    }),
+  )
+  return { child, done }
+}
+
+/** A directory with a file in it, and a place to meet. */
+function scene(t: ExecutionContext) {
+  const directory = temporaryDirectory(t)
+  const file = join(directory, 'target')
+  writeFileSync(file, 'as it was')
+  chmodSync(file, 0o640)
+  return { directory, file, address: join(temporaryDirectory(t), 'meet.sock') }
+}
+
+/** The process is sending, and has not ended: the receiver has written so much. */
+async function begin(partner: Partner, address: string, directory: string): Promise<void> {
+  await partner.join(address)
+  await partner.run((kit) => kit.channel.send('x'.repeat(300_000)))
+  const part = () => readdirSync(directory).find((name) => name.endsWith('.part'))
+  await until(
+    () => part() !== undefined && statSync(join(directory, part()!)).size === 300_000,
+    'the beginning is written',
+  )
+}
+
+test('a file is replaced once everything has come, and keeps its mode', async (t) => {
+  const { directory, file, address } = scene(t)
+  const receiver = run(t, 'receive', address, file)
+  const sender = await Partner.start(t)
+  await begin(sender, address, directory)
+  t.is(readFileSync(file, 'utf8'), 'as it was')
+  await sender.run(async (kit) => {
+    await kit.channel.send('the rest')
+    await kit.channel.end()
+    await kit.channel.receive()
+  })
+  t.is((await receiver.done).code, 0)
+  t.is(readFileSync(file, 'utf8'), `${'x'.repeat(300_000)}the rest`)
+  t.is(statSync(file).mode & 0o777, 0o640)
+  t.deepEqual(readdirSync(directory), ['target'])
+})
+
+test('where the sender is killed, the file is as it was, and nothing lies beside it', async (t) => {
+  const { directory, file, address } = scene(t)
+  const receiver = run(t, 'receive', address, file)
+  const sender = await Partner.start(t)
+  await begin(sender, address, directory)
+  await sender.kill()
+  t.is((await receiver.done).code, 5)
+  t.is(readFileSync(file, 'utf8'), 'as it was')
+  t.deepEqual(readdirSync(directory), ['target'])
+})
+
+for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  for (const when of ['waits', 'receives'] as const) {
+    test(`${signal} to one that ${when} leaves the file as it was, and nothing beside it or at the address`, async (t) => {
+      const { directory, file, address } = scene(t)
+      const receiver = run(t, 'receive', address, file)
+      await untilBound(address)
+      if (when === 'receives') {
+        const sender = await Partner.start(t)
+        await begin(sender, address, directory)
+      }
+      receiver.child.kill(signal)
+      t.is((await receiver.done).code, signal === 'SIGINT' ? 130 : 143)
+      t.is(readFileSync(file, 'utf8'), 'as it was')
+      t.deepEqual(readdirSync(directory), ['target'])
+      t.deepEqual(readdirSync(join(address, '..')), [])
+    })
+  }
+}
+
+test('where nobody comes, the file is as it was', async (t) => {
+  const { directory, file } = scene(t)
+  const { code } = await run(t, 'receive', abstractAddress(), file, '--timeout', '0.1').done
+  t.is(code, 6)
+  t.is(readFileSync(file, 'utf8'), 'as it was')
+  t.deepEqual(readdirSync(directory), ['target'])
+})
+
+test('a link is followed, also to where nothing is yet; a FIFO and a device are written to as they are', async (t) => {
+  const { directory, file } = scene(t)
+  const source = join(directory, 'source')
+  writeFileSync(source, 'what is sent')
+  symlinkSync('target', join(directory, 'link'))
+  symlinkSync('new', join(directory, 'dangling'))
+  t.is(spawnSync('mkfifo', [join(directory, 'fifo')]).status, 0)
+  const reader = spawn('cat', [join(directory, 'fifo')], { stdio: ['ignore', 'pipe', 'inherit'] })
+  t.teardown(() => reader.kill())
+  const read = text(reader.stdout)
+  const names = ['link', 'dangling', 'fifo']
+  for (const path of [...names.map((name) => join(directory, name)), '/dev/null']) {
+    const address = abstractAddress()
+    const both = await Promise.all([run(t, 'receive', address, path).done, run(t, 'send', address, source).done])
+    t.deepEqual(
+      both.map(({ code }) => code),
+      [0, 0],
+      `${path}: ${both.map(({ complaints }) => complaints).join('')}`,
+    )
+  }
+  t.is(await read, 'what is sent')
+  t.is(readFileSync(file, 'utf8'), 'what is sent')
+  t.is(readFileSync(join(directory, 'new'), 'utf8'), 'what is sent')
+  t.true(lstatSync(join(directory, 'link')).isSymbolicLink())
+  t.true(lstatSync(join(directory, 'fifo')).isFIFO())
+  t.true(statSync('/dev/null').isCharacterDevice())
+  t.deepEqual(new Set(readdirSync(directory)), new Set(['dangling', 'fifo', 'link', 'new', 'source', 'target']))
+})
+
+test('a file that becomes shorter while it is sent is not taken for the whole', async (t) => {
+  const { file, address } = scene(t)
+  writeFileSync(file, Buffer.alloc(8 << 20))
+  const sender = run(t, 'send', address, file, '--capacity', '4K')
+  await untilBound(address)
+  const receiver = await Partner.start(t)
+  await receiver.join(address)
+  // The ring is full, and the sender has read no more than two chunks.
+  await receiver.run((kit) => kit.channel.readable())
+  truncateSync(file, 1 << 20)
+  const { ended, reason } = await receiver.run(async (kit) => {
+    for await (const _ of kit.channel);
+    return { ended: kit.channel.ended, reason: await kit.channel.closed }
+  })
+  t.true(ended)
+  t.is(reason, 'exited')
+  const { code, complaints } = await sender.done
+  t.is(code, 1)
+  t.regex(complaints, /has become shorter while it was sent/)
+})

@@ -1,0 +1,83 @@
+// The file that is received into: what was there stays until everything has come.
+
+import { randomBytes } from 'node:crypto'
+import { rmSync, type Stats } from 'node:fs'
+import { access, constants, lstat, open, readlink, rename, stat, type FileHandle } from 'node:fs/promises'
+import { basename, dirname, join, resolve } from 'node:path'
+
+/** Links that are followed, as the kernel does. */
+const LINKS = 40
+/** Of the target's name in that of the temporary file: a name has at most 255 bytes. */
+const NAME = 40
+
+export interface Target {
+  file: FileHandle
+  /** Everything has come: it is what the path names from here on. */
+  keep(): Promise<void>
+  /** Closes it. What was not kept is removed. */
+  close(): Promise<void>
+}
+
+/**
+ * Opens a target for writing. A regular file, or none, is written beside it, under another name, until `keep`; a device or a
+ * FIFO is written to as it is. Where the process exits before, nothing stays behind.
+ */
+export async function openTarget(path: string): Promise<Target> {
+  const place = await follow(path)
+  const old = await stat(place).catch(ifMissing)
+  if (old !== undefined && !old.isFile()) {
+    const file = await open(place, 'w')
+    return { file, keep: async () => {}, close: () => file.close() }
+  }
+  // Who may not write the old one may not replace it either, though the directory would allow it.
+  if (old !== undefined) await access(place, constants.W_OK)
+  const name = `.${basename(place).slice(0, NAME)}.${randomBytes(6).toString('hex')}.part`
+  const temporary = join(dirname(place), name)
+  // O_EXCL: what somebody else has put there is not written to.
+  const file = await open(temporary, 'wx', old === undefined ? 0o666 : 0o600)
+  const remove = () => rmSync(temporary, { force: true })
+  process.on('exit', remove)
+  const close = async () => {
+    process.off('exit', remove)
+    await file.close().finally(remove)
+  }
+  try {
+    if (old !== undefined) await takeAfter(file, old)
+  } catch (error) {
+    await close()
+    throw error
+  }
+  return { file, keep: () => rename(temporary, place), close }
+}
+
+/** Where a path leads, also where nothing is there yet. */
+async function follow(path: string): Promise<string> {
+  let place = path
+  for (let links = 0; links < LINKS; links += 1) {
+    const found = await lstat(place).catch(ifMissing)
+    if (!found?.isSymbolicLink()) return place
+    place = resolve(dirname(place), await readlink(place))
+  }
+  // Too many: the next call says so.
+  return path
+}
+
+/** The owner, group and mode of the file that it will replace. */
+async function takeAfter(file: FileHandle, old: Stats): Promise<void> {
+  const mine = await file.stat()
+  let mode = old.mode & 0o7777
+  if (mine.uid !== old.uid || mine.gid !== old.gid) {
+    try {
+      await file.chown(old.uid, old.gid)
+    } catch {
+      // Another group than the old one's gets no more than everybody has.
+      mode = (mode & 0o707) | ((mode & 0o007) << 3)
+    }
+  }
+  await file.chmod(mode)
+}
+
+function ifMissing(error: NodeJS.ErrnoException): undefined {
+  if (error.code === 'ENOENT') return undefined
+  throw error
+}
