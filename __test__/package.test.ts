@@ -18,7 +18,7 @@ const home = path.dirname(require.resolve('ringfence/package.json'))
 
 /** The native library that this process has loaded. */
 function library(): string {
-  return readFileSync('/proc/self/maps', 'utf8').match(/\/\S*ringfence\S*\.node/)![0]
+  return readFileSync('/proc/self/maps', 'utf8').match(/\/.*ringfence.*\.node$/m)![0]
 }
 
 test.serial('import and require give the same names', (t) => {
@@ -34,7 +34,7 @@ test.serial('import and require in one process share one binding', async (t) => 
   const there = await partner.run(async (kit, second: string) => {
     const required = kit.require('ringfence') as typeof ringfence
     const { readFileSync: read } = kit.require('node:fs') as typeof import('node:fs')
-    const libraries = new Set(read('/proc/self/maps', 'utf8').match(/\S*ringfence\S*\.node/g))
+    const libraries = new Set(read('/proc/self/maps', 'utf8').match(/\/.*ringfence.*\.node$/gm))
     kit.keep['second'] = required.join(second).then(async (other) => {
       await other.send('from require')
       return String(await other.receive())
@@ -80,7 +80,7 @@ test.serial('two copies of the package in one process have channels of their own
         await joined.end()
         return [joined instanceof other.Channel, joined instanceof kit.ringfence.Channel, await joined.closed]
       })
-      return { libraries: new Set(read('/proc/self/maps', 'utf8').match(/\S*ringfence\S*\.node/g)).size, code }
+      return { libraries: new Set(read('/proc/self/maps', 'utf8').match(/\/.*ringfence.*\.node$/gm)).size, code }
     },
     place,
     `${address}-2`,
