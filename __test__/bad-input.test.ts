@@ -95,13 +95,13 @@ for (const [name, values] of Object.entries(wrong)) {
 test.serial('an option that is no option of the call is INVALID_ARGUMENT, and says whose it is', async (t) => {
   const address = abstractAddress()
   const foreign: Record<string, [call: (options: Options) => unknown, names: (keyof Options)[]]> = {
-    join: [(options) => join(address, options), ['maxPeers']],
+    join: [(options) => join(address, options), ['maxPeers', 'maxPeersPerProcess', 'maxPeersPerUser']],
     member: [(options) => member(address, options), ['maxPeers']],
-    connect: [(options) => connect(address, options), ['maxPeers', 'mode', 'group']],
+    connect: [(options) => connect(address, options), ['maxPeers', 'maxPeersPerProcess', 'mode', 'group']],
     fromParent: [(options) => fromParent(options), ['maxPeers', 'mode', 'group', 'wait']],
     spawn: [(options) => spawn(process.execPath, [], {}, options), ['maxPeers', 'mode', 'group', 'wait']],
   }
-  const given: Options = { maxPeers: 3, mode: 0o600, group: 0, wait: true }
+  const given: Options = { maxPeers: 3, maxPeersPerProcess: 3, maxPeersPerUser: 3, mode: 0o600, group: 0, wait: true }
   for (const [title, [call, names]] of Object.entries(foreign)) {
     for (const name of names) {
       const error = await t.throwsAsync(async () => call({ [name]: given[name] }), invalid, `${name} of ${title}`)

@@ -75,10 +75,10 @@ test.serial('a relative path is the same place wherever its process goes', async
   const there = joinPath(from, 'socket')
   const service = await Partner.start(t)
   await service.run(
-    async (kit: Kit, from: string, to: string) => {
-      process.chdir(from)
+    async (kit: Kit, begin: string, end: string) => {
+      process.chdir(begin)
       const listening = kit.ringfence.listen('socket', { capacity: 4096 })
-      process.chdir(to)
+      process.chdir(end)
       kit.keep['listener'] = await listening
     },
     from,

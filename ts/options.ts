@@ -34,6 +34,8 @@ const TAKEN_BY: { [name in keyof Options]?: readonly Call[] } = {
   group: ['join', 'member', 'listen'],
   wait: ['join', 'member', 'listen', 'connect'],
   maxPeers: ['listen'],
+  maxPeersPerProcess: ['listen'],
+  maxPeersPerUser: ['listen'],
 }
 
 const KNOWN_OF_POLICY = [

@@ -156,7 +156,7 @@ export interface Options {
 }
 
 /** What {@link join} and {@link member} take: who shares an address with one other has no use for a number of peers. */
-export type PlaceOptions = Omit<Options, 'maxPeers'>
+export type PlaceOptions = Omit<Options, 'maxPeers' | 'maxPeersPerProcess' | 'maxPeersPerUser'>
 
 /** What {@link connect} takes: the socket's file is the service's. */
 export type ConnectOptions = Omit<PlaceOptions, 'mode' | 'group'>
