@@ -42,10 +42,15 @@ export function spawn(command: string, spawnOptions: SpawnOptions, options?: Lin
 export function spawn(command: string, ...given: unknown[]): Spawned {
   const first = given[0] ?? []
   if (!Array.isArray(first)) given.unshift([])
-  const [args, spawnOptions, options, more] = given as [readonly string[], SpawnOptions?, LineOptions?, unknown?]
+  const [args, spawnOptions = {}, options = {}, more] = given as [
+    readonly string[],
+    SpawnOptions?,
+    LineOptions?,
+    unknown?,
+  ]
   if (more !== undefined)
     throw invalid(`spawn takes arguments, spawnOptions and options, and not ${show(more)} besides`)
-  return spawnWith(command, args ?? [], spawnOptions ?? {}, options ?? {})
+  return spawnWith(command, args ?? [], spawnOptions, options)
 }
 
 function spawnWith(
@@ -56,7 +61,9 @@ function spawnWith(
 ): Spawned {
   // Before there is a child that would wait for nothing.
   checkOptions('spawn', options)
-  if (typeof spawnOptions !== 'object') throw invalid(`spawnOptions must be an object, not ${show(spawnOptions)}`)
+  if (typeof spawnOptions !== 'object' || spawnOptions === null) {
+    throw invalid(`spawnOptions must be an object, not ${show(spawnOptions)}`)
+  }
   const line = privateLine()
   try {
     const stdio = [...standard(spawnOptions.stdio), line.descriptor]
