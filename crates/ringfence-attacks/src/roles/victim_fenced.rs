@@ -43,23 +43,7 @@ pub(super) fn run() -> Result<(), String> {
             ["fork"] => program::fork_maps()?,
             ["fill"] => program::fill()?,
             // In the child: goes on with what it has, and drops it.
-            ["in-child"] => {
-                let (channel, membership) = (&channel, &mut membership);
-                program::in_child(move || {
-                    let sent = {
-                        let mut channel = channel.lock().unwrap_or_else(PoisonError::into_inner);
-                        let sent = channel.as_mut().map(|(sender, _)| sender.try_send(b"the-childs"));
-                        drop(channel.take());
-                        sent
-                    };
-                    drop(membership.take());
-                    match sent {
-                        Some(Ok(true)) => "sent".into(),
-                        Some(Err(error)) => show(&error),
-                        other => format!("{other:?}"),
-                    }
-                })?
-            }
+            ["in-child"] => in_child(&channel, &mut membership)?,
             // What a host leaves behind that was killed.
             ["stale", path] => UnixListener::bind(path)
                 .map_err(|error| error.to_string())
@@ -179,6 +163,24 @@ fn connect_often(
         }
     }
     Ok(format!("connected {} {last}", connected.len() - before))
+}
+
+/// What the child of a fork gets, that sends on its parent's channel and drops all it has.
+fn in_child(channel: &Mutex<Option<Halves>>, membership: &mut Option<Membership>) -> Result<String, String> {
+    program::in_child(move || {
+        let sent = {
+            let mut channel = channel.lock().unwrap_or_else(PoisonError::into_inner);
+            let sent = channel.as_mut().map(|(sender, _)| sender.try_send(b"the-childs"));
+            drop(channel.take());
+            sent
+        };
+        drop(membership.take());
+        match sent {
+            Some(Ok(true)) => "sent".into(),
+            Some(Err(error)) => show(&error),
+            other => format!("{other:?}"),
+        }
+    })
 }
 
 fn on_channel(
