@@ -87,6 +87,7 @@ rows! {
     row_38_never_reads 38
     row_39_pidfds 39
     row_40_namesake 40
+    row_41_heavy 41
     row_42_greedy 42
     row_43_dropped_group 43
     row_44_without_descriptors 44

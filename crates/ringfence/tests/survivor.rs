@@ -5,7 +5,7 @@ mod support;
 
 use std::{fs, time::Duration};
 
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ringfence::{
     Address, Arrival, Channels, CloseReason, Error, Message, Options, Packed, Progress, Receiver, join,
     listen,
@@ -80,6 +80,82 @@ fn read_all(receiver: &mut Receiver) -> u64 {
     }
 }
 
+fn survive(address: &Address, then: &str) {
+    let (mut sender, mut receiver) = join(address, &small()).unwrap().split();
+    say("met");
+    wait_for_test();
+    // From here on nothing large can be had: what would copy the ring fails, or ends the process.
+    let (before, size) = (status("RssAnon"), status("VmSize"));
+    let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
+    setrlimit(Resource::RLIMIT_AS, size + LITTLE, hard).unwrap();
+    say("ready");
+    while receiver.close_reason().is_none() {
+        receiver.wait(None).unwrap();
+        receiver.listen().unwrap();
+        sender.listen();
+    }
+    let reason = receiver.close_reason().unwrap();
+    assert!(receiver.has_message().unwrap());
+    let grown = status("RssAnon").saturating_sub(before);
+    assert!(grown < LITTLE, "{grown} bytes were copied");
+    setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
+    assert_eq!(mappings(), 1, "the peer's, and not this side's any more");
+    if then == "reads" {
+        let count = read_all(&mut receiver);
+        assert!(status("RssAnon").saturating_sub(before) < LITTLE);
+        assert_eq!(mappings(), 0, "everything was read");
+        assert_eq!(receiver.is_cut(), reason == CloseReason::Exited);
+        say(format!("{reason} {count}"));
+    } else {
+        receiver.close();
+        assert_eq!(mappings(), 0, "nobody wants it any more");
+        say("let go of");
+    }
+}
+
+fn be_short(address: &Address, how: &str) {
+    let (_sender, mut receiver) = join(address, &small()).unwrap().split();
+    let wanted = long();
+    // Written, so that it counts from here on.
+    let mut into = vec![1; LONG];
+    let before = status("RssAnon");
+    let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
+    setrlimit(Resource::RLIMIT_AS, status("VmSize") + LITTLE / 2, hard).unwrap();
+    let found = receiver.receive(&mut into);
+    assert!(matches!(found, Err(Error::NoSpace { .. })), "{found:?}");
+    assert_eq!(receiver.close_reason(), None, "the channel lives");
+    // No better than before.
+    let found = receiver.receive(&mut into);
+    assert!(matches!(found, Err(Error::NoSpace { .. })), "{found:?}");
+    if how == "by itself" {
+        setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
+        assert_eq!(receiver.receive(&mut into).unwrap(), Some(LONG));
+    } else {
+        // In the memory that there is.
+        while receiver.receive_part(&mut into).unwrap() != Progress::Whole {
+            receiver.wait(None).unwrap();
+        }
+        setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
+    }
+    assert!(into == wanted);
+    let kept = status("RssAnon").saturating_sub(before);
+    assert!(kept < LITTLE, "{kept} bytes are kept");
+    assert_eq!(receiver.receive(&mut into).unwrap(), Some(5));
+    let mut visited = 0;
+    while visited < 2 {
+        let drain = |message: Message<'_>| {
+            assert_eq!(message.len(), if visited == 0 { LONG } else { 5 });
+            visited += 1;
+        };
+        if receiver.drain(drain, 1).unwrap() == 0 {
+            receiver.wait(None).unwrap();
+        }
+    }
+    let kept = status("RssAnon").saturating_sub(before);
+    assert!(kept < LITTLE, "{kept} bytes are kept");
+    say("received");
+}
+
 /// The other processes of these tests.
 #[test]
 fn role() {
@@ -102,38 +178,7 @@ fn role() {
             say("closed");
             wait_for_test();
         }
-        "survives" => {
-            let (mut sender, mut receiver) = join(&address, &small()).unwrap().split();
-            say("met");
-            wait_for_test();
-            // From here on nothing large can be had: what would copy the ring fails, or ends the process.
-            let (before, size) = (status("RssAnon"), status("VmSize"));
-            let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
-            setrlimit(Resource::RLIMIT_AS, size + LITTLE, hard).unwrap();
-            say("ready");
-            while receiver.close_reason().is_none() {
-                receiver.wait(None).unwrap();
-                receiver.listen().unwrap();
-                sender.listen();
-            }
-            let reason = receiver.close_reason().unwrap();
-            assert!(receiver.has_message().unwrap());
-            let grown = status("RssAnon").saturating_sub(before);
-            assert!(grown < LITTLE, "{grown} bytes were copied");
-            setrlimit(Resource::RLIMIT_AS, hard.min(RLIM_INFINITY), hard).unwrap();
-            assert_eq!(mappings(), 1, "the peer's, and not this side's any more");
-            if arguments[1] == "reads" {
-                let count = read_all(&mut receiver);
-                assert!(status("RssAnon").saturating_sub(before) < LITTLE);
-                assert_eq!(mappings(), 0, "everything was read");
-                assert_eq!(receiver.is_cut(), reason == CloseReason::Exited);
-                say(format!("{reason} {count}"));
-            } else {
-                receiver.close();
-                assert_eq!(mappings(), 0, "nobody wants it any more");
-                say("let go of");
-            }
-        }
+        "survives" => survive(&address, &arguments[1]),
         "sends long" => {
             let (mut sender, _receiver) = join(&address, &Options::new().timeout(PATIENCE)).unwrap().split();
             say("met");
@@ -143,48 +188,7 @@ fn role() {
             }
             wait_for_test();
         }
-        "is short" => {
-            let (_sender, mut receiver) = join(&address, &small()).unwrap().split();
-            let wanted = long();
-            // Written, so that it counts from here on.
-            let mut into = vec![1; LONG];
-            let before = status("RssAnon");
-            let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
-            setrlimit(Resource::RLIMIT_AS, status("VmSize") + LITTLE / 2, hard).unwrap();
-            let found = receiver.receive(&mut into);
-            assert!(matches!(found, Err(Error::NoSpace { .. })), "{found:?}");
-            assert_eq!(receiver.close_reason(), None, "the channel lives");
-            // No better than before.
-            let found = receiver.receive(&mut into);
-            assert!(matches!(found, Err(Error::NoSpace { .. })), "{found:?}");
-            if arguments[1] == "by itself" {
-                setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
-                assert_eq!(receiver.receive(&mut into).unwrap(), Some(LONG));
-            } else {
-                // In the memory that there is.
-                while receiver.receive_part(&mut into).unwrap() != Progress::Whole {
-                    receiver.wait(None).unwrap();
-                }
-                setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
-            }
-            assert!(into == wanted);
-            let kept = status("RssAnon").saturating_sub(before);
-            assert!(kept < LITTLE, "{kept} bytes are kept");
-            assert_eq!(receiver.receive(&mut into).unwrap(), Some(5));
-            let mut visited = 0;
-            while visited < 2 {
-                let drain = |message: Message<'_>| {
-                    assert_eq!(message.len(), if visited == 0 { LONG } else { 5 });
-                    visited += 1;
-                };
-                if receiver.drain(drain, 1).unwrap() == 0 {
-                    receiver.wait(None).unwrap();
-                }
-            }
-            let kept = status("RssAnon").saturating_sub(before);
-            assert!(kept < LITTLE, "{kept} bytes are kept");
-            say("received");
-        }
+        "is short" => be_short(&address, &arguments[1]),
         "brings" => {
             let capacity = arguments[1].parse().unwrap();
             let mut options = small().capacity(capacity);

@@ -506,6 +506,21 @@ impl Hand {
                 map.store(layout::TAIL, 8 + length.next_multiple_of(8));
                 self.ring()
             }
+            // As many whole messages of so many bytes (a multiple of eight) as the ring holds.
+            ["fill", length] => {
+                let map = own_map()?;
+                let length: u64 = number(length)?;
+                let count = self.capacity / (8 + length);
+                for index in 0..count {
+                    let at = index * (8 + length);
+                    map.store(
+                        layout::DATA + usize::try_from(at).map_err(|error| error.to_string())?,
+                        length | u64::from(layout::FIRST | layout::LAST) << 32,
+                    );
+                }
+                map.store(layout::TAIL, count * (8 + length));
+                format!("filled {count}")
+            }
             ["ring"] => self.ring(),
             ["blocks"] => (fstat(own()?).map_err(said("fstat"))?.st_blocks * 512).to_string(),
             ["shrink-own"] => outcome(ftruncate(own()?, 0), "shrunk"),

@@ -25,6 +25,28 @@ pub(super) fn forget_inherited() -> Result<(), String> {
         .map_err(|errno| format!("close_range: {errno}"))
 }
 
+fn status(name: &str) -> Result<u64, String> {
+    let text = fs::read_to_string("/proc/self/status").map_err(|error| error.to_string())?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .ok_or("no such line in /proc/self/status")?;
+    let kilobytes: u64 = super::number(line.trim_matches([':', '\t', ' ', 'k', 'B']))?;
+    Ok(kilobytes * 1024)
+}
+
+/// Bytes of memory that are this process's own. What it shares with others is not among them.
+pub(super) fn own_memory() -> Result<String, String> {
+    status("RssAnon").map(|bytes| bytes.to_string())
+}
+
+/// From here on this process gets no more than so many bytes of address space beyond what it has.
+pub(super) fn limit_memory(more: &str) -> Result<String, String> {
+    let limit = status("VmSize")? + super::number::<u64>(more)?;
+    setrlimit(Resource::RLIMIT_AS, limit, limit).map_err(|errno| format!("setrlimit: {errno}"))?;
+    Ok("limited".into())
+}
+
 /// Does nothing, until it is killed.
 pub(super) fn still() -> ! {
     loop {

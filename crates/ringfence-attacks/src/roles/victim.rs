@@ -23,6 +23,8 @@ pub(super) fn run() -> Result<(), String> {
             ["pid"] => getpid().to_string(),
             ["descriptors"] => program::inventory().len().to_string(),
             ["child"] => program::child_inherits()?,
+            ["own-memory"] => program::own_memory()?,
+            ["limit-memory", more] => program::limit_memory(more)?,
             ["exec", other] => program::exec_inventory(other)?,
             ["fork"] => program::fork_maps()?,
             // In the child: goes on with what it has, and drops it.

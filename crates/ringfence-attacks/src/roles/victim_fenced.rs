@@ -39,6 +39,8 @@ pub(super) fn run() -> Result<(), String> {
             ["descriptors"] => program::inventory().len().to_string(),
             ["inventory"] => program::inventory().join(" "),
             ["child"] => program::child_inherits()?,
+            ["own-memory"] => program::own_memory()?,
+            ["limit-memory", more] => program::limit_memory(more)?,
             ["exec", other] => program::exec_inventory(other)?,
             ["fork"] => program::fork_maps()?,
             ["fill"] => program::fill()?,

@@ -302,6 +302,13 @@ pub const ROWS: &[Row] = &[
         run: space::namesake,
     },
     Row {
+        number: 41,
+        who: "MP",
+        attack: "a ring of a terabyte, or a full one of 256 MiB at its exit",
+        bites_plain: true,
+        run: ring::heavy,
+    },
+    Row {
         number: 42,
         who: "MP",
         attack: "takes every seat of a service",

@@ -287,3 +287,86 @@ pub(super) fn double_fetch(stage: &Stage) -> Result<Report, Trouble> {
         stopped_by: "what is handed over is a private copy",
     })
 }
+
+/// Bytes that the victim of row 41 may still get: less than an eighth of the ring of a peer that goes.
+const LITTLE: u64 = 32 << 20;
+
+/// Row 41: a peer names sizes for which the victim is to pay: of a message, of its ring, and of what it leaves when it goes.
+///
+/// What stops it: a ring above `max_peer_capacity` is refused in HELLO, before anything is made or mapped; what a dead peer has
+/// left is read where it lies, without a copy.
+pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
+    let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
+    must(&mut host, &format!("limit-memory {LITTLE}"), "limited")?;
+    must(
+        &mut guest,
+        &format!("store {} {}", data_of(1, SIZE), u32::MAX - 16),
+        "stored",
+    )?;
+    must(&mut guest, &format!("store {} 16", tail_of(1)), "stored")?;
+    let plain = match died(&mut host, "receive 10000") {
+        Heard::Ended(how) => Half::bit(format!("takes as much memory as it is told, and is ended: {how}")),
+        other => Half::held(format!("{other:?}")),
+    };
+
+    let address = stage.address("ringfence");
+    let mut host = super::fenced_host(stage, &address, "")?;
+    let mut peer = hand(stage)?;
+    must(&mut peer, &format!("connect {address}"), "connected")?;
+    must(&mut peer, &format!("hello capacity={}", 1_u64 << 40), "said")?;
+    let refused = peer.ask("hear-door")?;
+    for number in [1_u64 << 40, 1 << 30] {
+        if !refused.starts_with("refuse 3") || !refused.contains(&number.to_string()) {
+            return Ok(Report::bitten(plain, format!("a ring of a terabyte: {refused}")));
+        }
+    }
+    let ring = 256_u64 << 20;
+    must(
+        &mut peer,
+        &format!("channel {address} capacity={ring}"),
+        "channel",
+    )?;
+    host.expect("joined host")?;
+    let length = (1 << 20) - 8;
+    let filled = peer.ask(&format!("fill {length}"))?;
+    let count: u64 = filled
+        .strip_prefix("filled ")
+        .and_then(|count| count.parse().ok())
+        .ok_or_else(|| Trouble::wrong(filled.clone()))?;
+    let before = own_memory(&mut host)?;
+    must(&mut host, &format!("limit-memory {LITTLE}"), "limited")?;
+    // It is killed.
+    drop(peer);
+    for index in 0..count {
+        match host.try_ask("receive 10000", super::PATIENCE) {
+            Heard::Line(line) if line.starts_with(&format!("got {length} ")) => {}
+            other => {
+                return Ok(Report::bitten(
+                    plain,
+                    format!("message {index} of {count}: {other:?}"),
+                ));
+            }
+        }
+        // At the first, all of it lies there still.
+        if index == 0 {
+            let grown = own_memory(&mut host)?.saturating_sub(before);
+            if grown >= LITTLE {
+                return Ok(Report::bitten(plain, format!("{grown} bytes were copied")));
+            }
+        }
+    }
+    must(&mut host, "receive 10000", "end")?;
+    must(&mut host, "reason", "exited")?;
+    Ok(Report {
+        plain,
+        ringfence: Half::held(format!(
+            "a ring of a terabyte: {refused}; {count} messages of a dead peer were read where they lie"
+        )),
+        stopped_by: "max_peer_capacity; a mapping outlives its owner",
+    })
+}
+
+fn own_memory(actor: &mut Actor) -> Result<u64, Trouble> {
+    let answer = actor.ask("own-memory")?;
+    answer.parse().map_err(|_| Trouble::wrong(answer))
+}
