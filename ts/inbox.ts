@@ -19,10 +19,14 @@ const NEAR = 32 * 1024
 const ROOM = 8 * 1024
 /** A longer message has memory of its own. Node's own Buffers have the same limit, half of `Buffer.poolSize`. */
 const OWN = 4 * 1024
-/** Bytes of a block: so many times what its first message takes, within these. */
-const SHARE = 32
+/**
+ * A block is so many times as large as its first record, within limits: to make one costs as much as to copy 8 KiB, and what
+ * is kept keeps a whole one. Records up to `SHORT` have blocks of their own, so that they never keep one of the others.
+ */
+const SHARE = 64
+const SHORT = 256 + HEADER
 const BLOCK_LEAST = 2 * 1024
-const BLOCK_MOST = 8 * 1024
+const BLOCK_MOST = { short: 8 * 1024, long: 32 * 1024 }
 /** Memory for large messages that is kept for the next visit. */
 const SCRATCH_KEPT = 16 * 1024 * 1024
 
@@ -42,6 +46,13 @@ interface Waiting {
   failed(error: Error): void
 }
 
+/** Memory that several messages share, and how much of it is used. */
+interface Block {
+  memory: Buffer
+  used: number
+  readonly most: number
+}
+
 export class Inbox {
   readonly #native: NativeChannel
   readonly #busy: boolean
@@ -52,9 +63,10 @@ export class Inbox {
   #at = 0
   /** …to here. */
   #end = 0
-  /** Where records are copied to, and how much of it is used. */
+  /** Where records are copied to: the one that was last copied to is one of the others. */
+  readonly #short: Block = { memory: EMPTY, used: 0, most: BLOCK_MOST.short }
+  readonly #long: Block = { memory: EMPTY, used: 0, most: BLOCK_MOST.long }
   #block: Buffer = EMPTY
-  #used = 0
   /** The chunk's records are in the block up to here… */
   #copied = 0
   /** …this many bytes further on than in the block. */
@@ -241,23 +253,29 @@ export class Inbox {
     return message
   }
 
-  /** Copies the record at `at` to the block, and those behind it that fit as well. */
+  /** Copies the record at `at` to a block, and those of its kind that follow, as far as they fit. */
   #copy(at: number, length: number): void {
-    let to = at + HEADER + ((length + 7) & ~7)
-    if (to - at > this.#block.length - this.#used) {
-      const size = Math.min(Math.max(SHARE * (to - at), BLOCK_LEAST), BLOCK_MOST)
-      this.#block = allocateShared(size, 'a message')
-      this.#used = 0
+    const size = HEADER + ((length + 7) & ~7)
+    const short = size <= SHORT
+    const block = short ? this.#short : this.#long
+    if (size > block.memory.length - block.used) {
+      const bytes = Math.min(Math.max(SHARE * size, BLOCK_LEAST), block.most)
+      block.memory = allocateShared(bytes, 'a message')
+      block.used = 0
     }
-    const most = Math.min(this.#end, at + this.#block.length - this.#used)
+    const { memory, used } = block
+    const most = Math.min(this.#end, at + memory.length - used)
+    const words = this.#words
+    let to = at + size
     while (to < most) {
-      const next = to + HEADER + ((this.#words[to >>> 2]! + 7) & ~7)
-      if (next > most) break
-      to = next
+      const next = HEADER + ((words[to >>> 2]! + 7) & ~7)
+      if (to + next > most || next <= SHORT !== short) break
+      to += next
     }
-    put.call(this.#block, this.#chunk.subarray(at, to), this.#used)
-    this.#shift = at - this.#used
-    this.#used += to - at
+    put.call(memory, this.#chunk.subarray(at, to), used)
+    block.used = used + to - at
+    this.#block = memory
+    this.#shift = at - used
     this.#copied = to
   }
 
