@@ -5,8 +5,10 @@ import { pipeline } from 'node:stream/promises'
 import test from 'ava'
 import type { RingfenceError } from 'ringfence'
 
+import { abstractAddress } from './support/address.js'
 import { pattern, random } from './support/bytes.js'
-import { pair } from './support/partner.js'
+import type { Kit } from './support/partner-process.js'
+import { joinHere, pair, Partner } from './support/partner.js'
 import { isPending } from './support/until.js'
 
 /** Everything that comes out of a stream. */
@@ -268,14 +270,103 @@ test.serial('writing to a peer that has gone is an error', async (t) => {
   }
 })
 
-test.serial('a peer that closes is the end of what is read, not an error', async (t) => {
+/** How a partner goes without having ended its sending. */
+const cuts: Record<string, (kit: Kit) => unknown> = {
+  'closes the channel': (kit) => kit.channel.close(),
+  'destroys its stream': (kit) => void kit.channel.duplex().destroy(),
+  'destroys its stream with an error': (kit) =>
+    void kit.channel
+      .duplex()
+      .on('error', () => {})
+      .destroy(new Error('broken off')),
+  exits: () => void setImmediate(() => process.exit(0)),
+}
+
+for (const [what, cut] of Object.entries(cuts)) {
+  test.serial(`a peer that ${what} has not ended: that is an error, after all that has come`, async (t) => {
+    const { channel, partner } = await pair(t)
+    partner.mayFail()
+    await partner.run(async (kit) => {
+      for (let number = 0; number < 30; number += 1) await kit.channel.send(kit.bytes.pattern(number, 10_000))
+    })
+    await partner.run(cut)
+    const chunks: Buffer[] = []
+    const error = await t.throwsAsync<RingfenceError>(async () => {
+      for await (const chunk of channel.duplex() as AsyncIterable<Buffer>) chunks.push(chunk)
+    })
+    t.is(error?.code, 'ERR_RINGFENCE_PEER_LOST')
+    const wanted = Buffer.concat(Array.from({ length: 30 }, (_, number) => pattern(number, 10_000)))
+    t.true(Buffer.concat(chunks).equals(wanted))
+    t.is(await channel.closed, what === 'exits' ? 'exited' : 'closed')
+  })
+}
+
+test.serial('a worker that is terminated has not ended: that is an error', async (t) => {
+  const partner = await Partner.start(t)
+  const address = abstractAddress()
+  const joined = joinHere(t, address)
+  await partner.run(async (kit, where: string) => {
+    const { Worker } = kit.require('node:worker_threads') as typeof import('node:worker_threads')
+    const worker = new Worker(
+      `const { parentPort, workerData } = require('node:worker_threads')
+       require(workerData.ringfence).join(workerData.where).then(async (channel) => {
+         await channel.send('the beginning')
+         parentPort.postMessage('sent')
+       })`,
+      { eval: true, workerData: { ringfence: kit.require.resolve('ringfence'), where } },
+    )
+    await new Promise((resolve) => worker.once('message', resolve))
+    await worker.terminate()
+  }, address)
+  const channel = await joined
+  const chunks: Buffer[] = []
+  const error = await t.throwsAsync<RingfenceError>(async () => {
+    for await (const chunk of channel.duplex() as AsyncIterable<Buffer>) chunks.push(chunk)
+  })
+  t.is(error?.code, 'ERR_RINGFENCE_PEER_LOST')
+  t.is(String(Buffer.concat(chunks)), 'the beginning')
+})
+
+test.serial('a loop over messages ends where the peer closes without an end, and closed tells', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run(async (kit) => {
     await kit.channel.send('all of it')
     await kit.channel.close()
   })
-  t.is(String(await collect(channel.duplex())), 'all of it')
+  const texts = []
+  for await (const message of channel) texts.push(String(message))
+  t.deepEqual(texts, ['all of it'])
+  t.is(await channel.closed, 'closed')
 })
+
+test.serial(
+  'a peer that ends and then closes is the end of what is read, and so is a destroy after both ends',
+  async (t) => {
+    for (const way of ['close', 'destroy'] as const) {
+      const { channel, partner } = await pair(t)
+      const stream = channel.duplex()
+      stream.on('error', (error) => t.fail(String(error)))
+      await partner.run(async (kit, how: typeof way) => {
+        if (how === 'close') {
+          await kit.channel.send('all of it')
+          await kit.channel.end()
+          await kit.channel.close()
+          return
+        }
+        const there = kit.channel.duplex()
+        there.resume()
+        await new Promise<void>((resolve) => there.end('all of it', resolve))
+        kit.keep['over'] = new Promise((resolve) => there.on('end', resolve)).then(() => there.destroy())
+      }, way)
+      t.is(String(await collect(stream)), 'all of it')
+      if (way === 'destroy') {
+        stream.end()
+        await partner.run(async (kit) => void (await kit.keep['over']))
+      }
+      t.is(await channel.closed, 'closed')
+    }
+  },
+)
 
 test.serial('a pipeline that fails closes the channel', async (t) => {
   const { channel, partner } = await pair(t)

@@ -77,8 +77,8 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   /** What a call gets once the channel has ended. */
   #whyOver = closedHere
   #ending: Promise<void> | null = null
-  /** The peer's end came without a word from it. */
-  #cut = false
+  /** How the peer was gone without having ended its sending, as the binding's `isCut` says. */
+  #cut = 0
   /** Whoever made it closes it. */
   #departing = false
 
@@ -356,13 +356,20 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   /**
    * The channel as a stream of bytes: borders of messages are not kept, empty messages are skipped, `end()` sends no
-   * more, and destroying it closes the channel. Its readable side fails with PEER_LOST where the peer's process
-   * ended before it had said that no more would come.
+   * more, and destroying it closes the channel. Its readable side fails with PEER_LOST, after everything that has come, where
+   * the peer is gone before it had ended its sending: its process has ended, or it has closed the channel, as `destroy()` of
+   * its stream does. What was read may lack its end then.
    */
   duplex(): Duplex {
-    return toDuplex(this, () =>
-      this.#cut ? new RingfenceError('PEER_LOST', 'the peer is gone before it had ended its sending') : undefined,
-    )
+    return toDuplex(this, () => this.#cutOff())
+  }
+
+  #cutOff(): RingfenceError | undefined {
+    // A reader may come to the end before the event loop has heard of it.
+    const cut = this.#reason === null ? this.#native.isCut() : this.#cut
+    if (cut === 0) return undefined
+    const what = cut === 1 ? 'has ended, or executes another program now,' : 'has closed the channel'
+    return new RingfenceError('PEER_LOST', `the peer ${what} before it had ended its sending: the end may be missing`)
   }
 
   /** An open channel keeps the process alive (which it does from the start). */
@@ -415,7 +422,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       this.#finish(reason, exposed)
       return
     }
-    this.#cut = this.#native.isCut() === 1
+    this.#cut = this.#native.isCut()
     this.#finish(reason, () => lost(reason), true)
   }
 

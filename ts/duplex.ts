@@ -9,7 +9,7 @@ const PIECE = 256 * 1024
 /**
  * The channel as a stream of bytes.
  *
- * @param cutOff - What the readable side is destroyed with where the peer's end came without a word from it.
+ * @param cutOff - What the readable side is destroyed with where the peer is gone before it had ended its sending.
  */
 export function toDuplex(channel: Channel, cutOff: () => Error | undefined): Duplex {
   return new ChannelStream(channel, cutOff)
