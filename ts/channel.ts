@@ -495,7 +495,14 @@ function aborted(signal: AbortSignal): RingfenceError {
 
 /** A channel over what the binding has made. */
 export function openChannel(raw: RawChannel, busyPoll: number): Channel {
-  return make(withOperations(raw), busyPoll)
+  const native = withOperations(raw)
+  try {
+    return make(native, busyPoll)
+  } catch (error) {
+    // There was no memory for it: the peer is to hear of that now, and not when the engine next tidies up.
+    native.close()
+    throw error
+  }
 }
 
 /** As {@link openChannel}, for one that has come by itself: where it cannot be had, that is a refusal like any other. */

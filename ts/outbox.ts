@@ -11,6 +11,7 @@
 import { isUint8Array } from 'node:util/types'
 
 import { fromFailure, invalid, show, type RingfenceError } from './errors.js'
+import { allocate } from './memory.js'
 import { FAILED, FLAGS, HEADER, WHOLE, type NativeChannel } from './native.js'
 import { turns } from './turns.js'
 import type { Reservation } from './types.js'
@@ -88,7 +89,7 @@ export class Outbox {
   readonly #maxAtOnce: number
   /** A record of the arena goes into the ring in one piece, and leaves a small ring room for more of them. */
   readonly #stagedAtMost: number
-  readonly #arena: Buffer = Buffer.allocUnsafeSlow(ARENA)
+  readonly #arena: Buffer = allocate(ARENA, 'what is sent')
   readonly #words = new Uint32Array(this.#arena.buffer)
   /** The arena holds records from here… */
   #from = 0
@@ -245,10 +246,14 @@ export class Outbox {
   #sendNow(bytes: Uint8Array): Promise<void> {
     if (!this.isEmpty) this.pump()
     let sent = 0
+    let own: Uint8Array | null = null
     if (this.isEmpty) {
       this.#forgetRoom()
+      // It may go in parts: where there is no memory for a copy, none of them must be in the ring.
+      if (bytes.length > this.#maxAtOnce) bytes = own = this.#copy(bytes)
       sent = this.#native.send(bytes, 0)
       if (sent === WHOLE) {
+        if (own !== null) this.#recycle(own)
         turns.spend()
         return turns.due ?? SENT
       }
@@ -258,7 +263,7 @@ export class Outbox {
     }
     this.#clearArena()
     const told = defer()
-    this.#line.push({ bytes: this.#copy(bytes), packed: false, sent, told: [{ end: bytes.length, told }] })
+    this.#line.push({ bytes: own ?? this.#copy(bytes), packed: false, sent, told: [{ end: bytes.length, told }] })
     this.pump()
     return told.promise
   }
@@ -267,7 +272,11 @@ export class Outbox {
   #copy(bytes: Uint8Array): Uint8Array {
     const spare = this.#spare
     // Not much more than is needed, which would be kept from everybody as long as this is in line.
-    if (spare === null || spare.length < bytes.length || spare.length > 2 * bytes.length) return new Uint8Array(bytes)
+    if (spare === null || spare.length < bytes.length || spare.length > 2 * bytes.length) {
+      const fresh = allocate(bytes.length, 'a message that waits for room')
+      put.call(fresh, bytes)
+      return fresh
+    }
     this.#spare = null
     const memory = spare.subarray(0, bytes.length)
     memory.set(bytes)
