@@ -235,9 +235,9 @@ pub(crate) fn run<T: Send + 'static>(
             done.raw(),
             name,
             move || {
-                let met = meet(&options.to_core(asking)?.canceller(canceller));
+                let outcome = meet(&options.to_core(asking)?.canceller(canceller));
                 drop(busy);
-                met
+                outcome
             },
             move |env, outcome: ringfence::Result<T>| {
                 // Once there is an outcome, there is nothing to call off: a listener is closed instead.
