@@ -6,7 +6,7 @@
 
 use stateright::{Model, Property};
 
-#[path = "../../ringfence/src/phase.rs"]
+#[path = "../../ringfence/src/memory/phase.rs"]
 #[expect(dead_code, reason = "the code itself, of which a model needs a part")]
 mod phase;
 

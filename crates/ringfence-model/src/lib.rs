@@ -19,7 +19,7 @@
 //! - A `Fault` is a mistake that the code once made, or could make. With it in place the checker must find a property that
 //!   does not hold: a test asserts that for each of them. A model that no fault breaks proves nothing.
 //! - What decides in the code decides here as well, where that can be had: `ending` includes the file with the order of the
-//!   phases (`crates/ringfence/src/phase.rs`) as it is.
+//!   phases (`crates/ringfence/src/memory/phase.rs`) as it is.
 //!
 //! # What a model does not say
 //!

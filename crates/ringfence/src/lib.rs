@@ -45,77 +45,53 @@
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64", target_endian = "little")))]
 compile_error!("ringfence is for 64-bit little-endian Linux");
 
-mod address;
-mod aside;
-mod authorize;
 mod channel;
-mod digest;
 mod doctor;
-mod door;
-mod doorbell;
+mod endpoint;
 mod error;
 mod evidence;
-mod family;
 mod fork;
-#[cfg(any(test, fuzzing))]
-#[doc(hidden)]
-pub mod fuzzing;
-mod handover;
 mod handshake;
 mod harden;
-mod identity;
-mod join;
-#[cfg(test)]
-mod loomed;
-mod mailbox;
-mod mapping;
-mod message;
-mod namespace;
-mod news;
-mod object;
+mod memory;
 mod options;
-mod patience;
-mod phase;
-mod policy;
-mod receiver;
-mod region;
+mod peer;
 mod rendezvous;
 mod ring;
-mod scratch;
-mod sender;
-mod service;
-mod shared;
 mod signal;
 mod sys;
-mod tokens;
-mod tripwire;
-mod verify;
-mod vigil;
-mod wire;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod testing;
+mod wait;
+mod wake;
 
-pub use address::Address;
-pub use authorize::Decision;
 pub use channel::Channel;
-pub use digest::Digest;
+pub use channel::receiver::{Packed, Receiver};
+pub use channel::sender::{Batch, Keeper, Reservation, Reserved, Sender};
+pub use channel::shared::{CloseReason, Role};
+pub use channel::tokens::Tokens;
+pub use channel::verify::{Verified, Verifier};
 pub use doctor::{Diagnosis, Finding, Status, doctor};
+pub use endpoint::child::{ChildLine, LINE_VARIABLE, ParentLine, from_parent, private_line, spawn};
+pub use endpoint::membership::{Change, LEAVING, Membership, member};
+pub use endpoint::pair::join;
+pub use endpoint::service::{Arrival, Channels, Listener, Refused, connect, listen};
 pub use error::{Error, Refusal, Result};
 pub use evidence::Evidence;
-pub use family::{ChildLine, LINE_VARIABLE, ParentLine, from_parent, private_line, spawn};
-pub use handover::{Change, LEAVING, Membership, member};
 pub use harden::{harden, ignore_sigusr1, is_hardened};
-pub use identity::{Executable, Identity};
-pub use join::join;
-pub use message::{Message, Words};
-pub use namespace::Namespace;
-pub use object::Backing;
+pub use memory::object::Backing;
+pub use memory::region::CAPACITY_MIN;
 pub use options::{MAX_MESSAGE_SIZE, Options};
-pub use patience::{Canceller, wait_readable};
-pub use policy::{Policy, Program};
-pub use receiver::{Packed, Receiver};
-pub use region::CAPACITY_MIN;
+pub use peer::authorize::Decision;
+pub use peer::hash::Digest;
+pub use peer::identity::{Executable, Identity};
+pub use peer::namespace::Namespace;
+pub use peer::policy::{Policy, Program};
+pub use rendezvous::address::Address;
 pub use ring::Progress;
-pub use sender::{Batch, Keeper, Reservation, Reserved, Sender};
-pub use service::{Arrival, Channels, Listener, Refused, connect, listen};
-pub use shared::{CloseReason, Role};
-pub use tokens::Tokens;
-pub use verify::{Verified, Verifier};
+pub use ring::message::{Message, Words};
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub use testing::fuzzing;
+pub use wait::deadline::{Canceller, wait_readable};

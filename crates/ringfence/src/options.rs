@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use crate::{
     error::{Error, Result},
-    object::{self, Backing},
-    patience::Canceller,
-    policy::Policy,
-    region::{CAPACITY_MIN, region_size, round_capacity},
-    rendezvous::Access,
-    signal,
+    memory::object::{self, Backing},
+    memory::region::{CAPACITY_MIN, region_size, round_capacity},
+    peer::policy::Policy,
+    rendezvous::election::Access,
+    signal::claim,
+    wait::deadline::Canceller,
 };
 
 /// The longest message that one header can describe is cut well below 4 GiB, so that no sum of lengths overflows
@@ -313,7 +313,7 @@ impl Options {
         if self.timeout.is_zero() {
             return Err(Error::invalid("timeout must be longer than 0"));
         }
-        signal::check(self.signal_number)?;
+        claim::check(self.signal_number)?;
         object::check_room(region_size(self.capacity))?;
         Ok(self)
     }

@@ -13,18 +13,18 @@ use proptest::{prelude::*, test_runner::Config};
 
 use crate::{
     channel::Channel,
+    channel::receiver::{Packed, Receiver},
+    channel::sender::{Reserved, Sender},
+    channel::shared::{Parts, Role, state},
     error::{Error, Result},
     fork::Mark,
-    identity::{Identity, Peer},
-    mailbox::{Addressee, Inlet},
+    handshake::frame::TokenAddress,
+    memory::region::OwnRegion,
     options::Options,
-    receiver::{Packed, Receiver},
-    region::OwnRegion,
+    peer::identity::{Identity, Peer},
     ring::{HEADER, Progress, packed_size},
-    sender::{Reserved, Sender},
-    shared::{Parts, Role, state},
+    signal::mailbox::{Addressee, Inlet},
     sys::Credentials,
-    wire::TokenAddress,
 };
 
 const CAPACITY: u64 = 4096;

@@ -10,7 +10,7 @@ use std::{
 use super::{Consumer, Gathered, Producer, Progress, Pulled, Record, WHOLE, header, packed_size};
 use crate::{
     error::Error,
-    region::{CAPACITY_MIN as SMALLEST, OwnRegion, Readable, Writable, as_offset, layout},
+    memory::region::{CAPACITY_MIN as SMALLEST, OwnRegion, Readable, Writable, as_offset, layout},
 };
 
 /// One answer to one look.

@@ -11,7 +11,7 @@ use super::{
     ALIGNED, Consumer, Gathered, HEADER, LONG, Producer, Progress, Pulled, WHOLE, header, lies::packed,
     packed_size,
 };
-use crate::region::{OwnRegion, PeerRegion, Writable, as_offset, layout};
+use crate::memory::region::{OwnRegion, PeerRegion, Writable, as_offset, layout};
 
 /// Both ends of one direction, on private memory.
 struct Pair {
@@ -47,7 +47,7 @@ impl Pair {
         let record = self.consumer.next_record().expect("an honest ring")?;
         assert_eq!(record.flags, WHOLE, "a whole message");
         let mut into = vec![0; record.length];
-        crate::region::Readable::copy_out(self.consumer.peer(), record.at, &mut into);
+        crate::memory::region::Readable::copy_out(self.consumer.peer(), record.at, &mut into);
         self.consumer.consume(record);
         self.consumer.publish();
         Some(into)

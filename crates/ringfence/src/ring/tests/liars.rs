@@ -7,7 +7,7 @@ use proptest::{prelude::*, test_runner::Config};
 use super::{SMALLEST, header};
 use crate::{
     error::Error,
-    region::{OwnRegion, Readable, Writable, as_offset, layout},
+    memory::region::{OwnRegion, Readable, Writable, as_offset, layout},
     ring::{
         ALIGNED, Consumer, FIRST, HEADER, LAST, PADDING, Producer, Pulled, WHOLE,
         lies::{LONGEST, LOOKS, Lie, Read, Write, read_lies, write_among_lies},
@@ -78,7 +78,7 @@ proptest! {
 /// A region in which the words are what the test sets.
 struct Words {
     region: OwnRegion,
-    victim: Consumer<OwnRegion, crate::region::PeerRegion>,
+    victim: Consumer<OwnRegion, crate::memory::region::PeerRegion>,
 }
 
 fn words() -> Words {

@@ -6,7 +6,7 @@ use proptest::{prelude::*, test_runner::Config};
 
 use super::{Pair, SMALLEST, bytes, packed, pair};
 use crate::{
-    region::{Readable, as_offset, layout},
+    memory::region::{Readable, as_offset, layout},
     ring::{Gathered, Progress, Pulled, WHOLE, packed_size, padded, record_size},
 };
 

@@ -4,9 +4,9 @@
 use loom::thread;
 
 use crate::{
-    loomed::Region,
-    region::Readable,
+    memory::region::Readable,
     ring::{Consumer, Gathered, Producer, Progress, WHOLE},
+    testing::loomed::Region,
 };
 
 type Writer = Producer<Region, Region>;

@@ -10,7 +10,7 @@ use std::{
 
 use super::{Pair, SMALLEST, bytes, packed, pair};
 use crate::{
-    region::{OwnRegion, PeerRegion, Readable, as_offset},
+    memory::region::{OwnRegion, PeerRegion, Readable, as_offset},
     ring::{Gathered, Producer, Progress, Pulled, WHOLE, packed_size},
 };
 

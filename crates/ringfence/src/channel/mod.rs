@@ -1,0 +1,198 @@
+//! A channel: both directions between two processes.
+
+pub(crate) mod receiver;
+pub(crate) mod scratch;
+pub(crate) mod sender;
+pub(crate) mod shared;
+pub(crate) mod tokens;
+pub(crate) mod verify;
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
+};
+
+use crate::{
+    channel::receiver::Receiver,
+    channel::scratch::Scratch,
+    channel::sender::{Begun, Sender, Writing},
+    channel::shared::{Held, Link, OwnPhase, Parts, Role, Shared, Tenure, state},
+    channel::tokens::Tokens,
+    channel::verify::{Verified, Verifier},
+    error::Result,
+    evidence::Evidence,
+    options::Options,
+    peer::identity::Identity,
+    ring::{Consumer, Producer},
+    wake::doorbell::{Doorbell, Spot},
+};
+
+/// Both directions between this process and its peer.
+///
+/// Dropping it closes it. What is in the ring then stays readable to the peer.
+#[derive(Debug)]
+pub struct Channel {
+    sender: Sender,
+    receiver: Receiver,
+    verifier: Verifier,
+    tokens: Tokens,
+    identity: Identity,
+    /// Of the handshake, so many; then of the last verification.
+    evidence: Vec<Evidence>,
+    of_handshake: usize,
+}
+
+impl Channel {
+    pub(crate) fn assemble(parts: Parts, tenure: Option<Box<dyn Tenure>>, options: &Options) -> Self {
+        let reading = Link::new(&parts, Spot::READER, Spot::WRITER);
+        let writing = Link::new(&parts, Spot::WRITER, Spot::READER);
+        let producer = Producer::new(parts.own.clone(), parts.peer.clone(), parts.own_capacity);
+        let consumer = Consumer::new(
+            parts.own.clone(),
+            parts.peer.clone(),
+            parts.peer_capacity,
+            parts.longest_in,
+        );
+        let mailbox = Arc::clone(parts.inlet.mailbox());
+        let shared = Arc::new(Shared {
+            role: parts.role,
+            doorbell: Arc::new(Doorbell::new(parts.line, parts.process.pidfd())),
+            state: parts.state,
+            sending_ended: AtomicBool::new(false),
+            receiving_ended: AtomicBool::new(false),
+            held: Mutex::new(Some(Held {
+                own: parts.own.clone(),
+                phase: OwnPhase::of(&parts.own),
+                peer: parts.peer,
+                inlet: parts.inlet,
+                addressee: parts.addressee,
+                tenure,
+            })),
+            busy_poll: options.busy_poll,
+        });
+        let verifier = Verifier::new(parts.process, options, &shared);
+        let tokens = Tokens::new(&shared, mailbox);
+        parts.own.in_use(parts.barriers);
+        if let Some(tripwire) = parts.own.tripwire() {
+            let shared = Arc::downgrade(&shared);
+            tripwire.on_alarm(move || {
+                if let Some(shared) = shared.upgrade() {
+                    shared.finish(state::EXPOSED);
+                }
+            });
+        }
+        let sender = Sender {
+            shared: Arc::clone(&shared),
+            writing: Some(Writing {
+                producer,
+                link: writing,
+            }),
+            capacity: parts.own_capacity,
+            longest: parts.longest_out,
+            begun: Begun::Nothing,
+            reservation: Arc::default(),
+            fruitless: 0,
+        };
+        let receiver = Receiver {
+            shared,
+            consumer,
+            link: Some(reading),
+            cut: false,
+            longest: parts.longest_in,
+            scratch: Scratch::default(),
+            gathered: false,
+            fruitless: 0,
+            woken: 0,
+            round: 0,
+        };
+        Self {
+            sender,
+            receiver,
+            verifier,
+            tokens,
+            identity: parts.identity,
+            of_handshake: parts.evidence.len(),
+            evidence: parts.evidence,
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.sender.shared
+    }
+
+    /// Which part this process had at the rendezvous.
+    pub fn role(&self) -> Role {
+        self.sender.shared.role
+    }
+
+    /// Who the peer was when it was last looked at.
+    pub fn peer(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Every check that was made on the way, in order; after [`Channel::verify`], those of the last one as well.
+    pub fn evidence(&self) -> &[Evidence] {
+        &self.evidence
+    }
+
+    /// Looks at the peer again, now, and compares what it finds with the policy that this channel was made with
+    /// (its callback is not asked again). [`Channel::peer`] and [`Channel::evidence`] then tell of this look.
+    ///
+    /// Blocks no longer than it takes to read the executable, where the policy pins its content: for that it has
+    /// [`Options::timeout`]. Errors as [`Verifier::verify`], and has closed the channel where it errors with
+    /// [`Error::PeerRefused`](crate::Error::PeerRefused).
+    pub fn verify(&mut self) -> Result<&Identity> {
+        let Verified { identity, evidence } = self.verifier.verify()?;
+        self.identity = identity;
+        self.evidence.truncate(self.of_handshake);
+        self.evidence.extend(evidence);
+        Ok(&self.identity)
+    }
+
+    /// What looks at the peer again from another thread, and after [`Channel::split`].
+    pub fn verifier(&self) -> Verifier {
+        self.verifier.clone()
+    }
+
+    /// What sends the peer tokens, and takes those that come from it, from any thread and after [`Channel::split`].
+    pub fn tokens(&self) -> Tokens {
+        self.tokens.clone()
+    }
+
+    /// How long a wait spins before it sleeps, as the options said: for bindings that wait in a way of their own.
+    pub fn busy_poll(&self) -> Duration {
+        self.sender.shared.busy_poll
+    }
+
+    /// The writing half.
+    pub fn sender(&mut self) -> &mut Sender {
+        &mut self.sender
+    }
+
+    /// The reading half.
+    pub fn receiver(&mut self) -> &mut Receiver {
+        &mut self.receiver
+    }
+
+    /// Both halves, to live on two threads. The channel closes once both are dropped.
+    pub fn split(self) -> (Sender, Receiver) {
+        (self.sender, self.receiver)
+    }
+
+    /// Closes the channel: the peer reads what is in the ring, and then its end. The address is free when this
+    /// returns.
+    pub fn close(self) {
+        self.sender.shared.finish(state::CLOSED_HERE);
+    }
+}
+
+impl AsFd for Channel {
+    /// The private line: readable when the peer has rung, or has gone.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.sender.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests;

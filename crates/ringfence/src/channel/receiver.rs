@@ -1,0 +1,582 @@
+//! The reading half of a channel.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
+    time::Instant,
+};
+
+use crate::{
+    channel::scratch::Scratch,
+    channel::shared::{CloseReason, LOOKS_PER_GLANCE, Link, Shared, spin, state},
+    error::{Error, Result},
+    memory::phase::{Phase, Step},
+    memory::region::{OwnRegion, PeerRegion, Readable, layout},
+    ring::message::{Message, too_small},
+    ring::{Consumer, Gathered, Progress, Pulled, Record, WHOLE},
+};
+
+/// Memory for messages in fragments that is kept for the next such message.
+const SCRATCH_KEPT: usize = 16 << 20;
+/// The same, where nothing is left to read.
+const SCRATCH_KEPT_IDLE: usize = 1 << 20;
+
+/// The reading half of a channel.
+#[derive(Debug)]
+pub struct Receiver {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) consumer: Consumer<OwnRegion, PeerRegion>,
+    /// `None` once the peer is gone, or the channel has ended.
+    pub(crate) link: Option<Link>,
+    /// The peer was gone before it had said that no more would come; known once there is no link.
+    pub(crate) cut: bool,
+    pub(crate) longest: u64,
+    /// The fragments of a message, where the caller's buffer cannot take them one by one.
+    pub(crate) scratch: Scratch,
+    /// A message is being gathered in a buffer of the caller's, through [`Receiver::receive_part`].
+    pub(crate) gathered: bool,
+    pub(crate) fruitless: u32,
+    /// How far this half had read when it last looked whether the peer sleeps.
+    pub(crate) woken: u64,
+    /// How often the peer's tail had been looked at when the caller's round began.
+    pub(crate) round: u64,
+}
+
+impl Receiver {
+    /// Bytes of the longest message that this side takes.
+    pub fn max_message_size(&self) -> u64 {
+        self.longest
+    }
+
+    /// What keeps this half from reading: this side's own close, or a lie. A peer that is gone does not: what it
+    /// has left is still read.
+    #[inline]
+    fn check(&mut self) -> Result<()> {
+        match self.shared.state.load(Ordering::Relaxed) {
+            state::OPEN => Ok(()),
+            _ => self.check_ended(),
+        }
+    }
+
+    #[cold]
+    fn check_ended(&mut self) -> Result<()> {
+        if self.shared.peer_is_gone() {
+            self.settle();
+            return Ok(());
+        }
+        if self.shared.receiving_ended.load(Ordering::Acquire)
+            && self
+                .shared
+                .check()
+                .is_err_and(|error| matches!(error, Error::Closed(_)))
+        {
+            // Everything was read before the channel closed: that is an end, not an error.
+            self.let_go();
+            return Ok(());
+        }
+        self.let_go();
+        self.shared.check()
+    }
+
+    /// Lets go of this side's region. The peer's stays mapped until what it left was read: this half is the last that has it.
+    fn settle(&mut self) {
+        if self.link.take().is_some() {
+            self.cut = self.seems_cut();
+            self.consumer.settle(OwnRegion::nowhere());
+        }
+    }
+
+    /// Lets go of both regions; there is nothing more to read.
+    fn let_go(&mut self) {
+        self.link = None;
+        if !self.consumer.peer().is_nowhere() {
+            self.consumer.forget(OwnRegion::nowhere(), PeerRegion::nowhere());
+            self.scratch.give_back();
+        }
+    }
+
+    /// What the peer's region says: that it may have meant to send more.
+    fn seems_cut(&self) -> bool {
+        let word = self.consumer.peer().load(layout::PHASE, Ordering::Acquire);
+        Phase::from_word(word).is_none_or(|phase| !phase.ended)
+    }
+
+    /// What was copied out of the peer's memory since the last look is what it had sent: a peer whose memory is exposed
+    /// says so before it wipes it. And where this side has ended the channel, on another thread, the peer wipes what this half
+    /// would have read, but not before this side's own phase has told it.
+    #[inline]
+    fn must_be_whole(&mut self) -> Result<()> {
+        fence(Ordering::Acquire);
+        let peers = self.consumer.peer().load(layout::PHASE, Ordering::Relaxed);
+        if peers == Phase::EXPOSED.word() {
+            return self.exposed();
+        }
+        let own = self.consumer.own().load(layout::PHASE, Ordering::Relaxed);
+        if own > Phase::ENDED.word() {
+            return self.ended_meanwhile();
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn ended_meanwhile(&mut self) -> Result<()> {
+        self.shared.wait_for_end();
+        self.check()
+    }
+
+    #[cold]
+    fn exposed(&self) -> Result<()> {
+        self.shared.finish(state::EXPOSED_AT_PEER);
+        self.shared.check()
+    }
+
+    #[inline]
+    fn must_not_be_gathering(&self) -> Result<()> {
+        if self.gathered {
+            return Err(still_gathering());
+        }
+        Ok(())
+    }
+
+    /// The next message, into the beginning of `into`. `None`: nothing is there now (see [`Receiver::is_ended`]).
+    ///
+    /// Errors: [`Error::InvalidArgument`] if the message is longer than `into` (it stays there), or is being read with
+    /// [`Receiver::receive_part`]; [`Error::NoSpace`] where there is no memory to put the fragments of a message together: the
+    /// channel lives, the message stays, and the next call goes on with it (or [`Receiver::receive_part`], in memory of the
+    /// caller's own); [`Error::RingCorrupt`]; [`Error::ObjectExposed`] where somebody has tried to open the memory of either side;
+    /// [`Error::Closed`] after this side's close.
+    #[inline]
+    pub fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        self.check()?;
+        if self.consumer.is_gathering() || self.gathered {
+            return self.try_receive_fragments(into);
+        }
+        let record = match self.consumer.next_record() {
+            Ok(Some(record)) if record.flags == WHOLE => record,
+            Ok(Some(_)) => return self.try_receive_fragments(into),
+            other => return self.not_received(other),
+        };
+        let Some(place) = into.get_mut(..record.length) else {
+            return Err(too_small(into.len(), record.length));
+        };
+        self.consumer.peer().copy_out_ahead(record.at, place, record.end);
+        self.must_be_whole()?;
+        self.consumer.consume(record);
+        self.tell();
+        Ok(Some(record.length))
+    }
+
+    /// What follows on a look that found nothing, or a lie.
+    #[cold]
+    fn not_received(&mut self, result: Result<Option<Record>>) -> Result<Option<usize>> {
+        self.shared.judge(result)?;
+        self.ring_if_published();
+        self.give_back(SCRATCH_KEPT_IDLE);
+        self.fruitless += 1;
+        if self.fruitless >= LOOKS_PER_GLANCE {
+            self.fruitless = 0;
+            self.shared.doorbell.look();
+            self.shared.notice();
+            self.check()?;
+        }
+        Ok(None)
+    }
+
+    /// Publishes the head and wakes a peer that waits for room.
+    #[inline]
+    fn tell(&mut self) {
+        self.consumer.publish();
+        self.wake_at_once();
+    }
+
+    #[inline]
+    fn ring_if_published(&mut self) {
+        if self.link.as_mut().is_some_and(|link| link.watch.must_ring()) {
+            self.shared.doorbell.ring();
+        }
+    }
+
+    fn try_receive_fragments(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        self.must_not_be_gathering()?;
+        let Some(size) = self.next_size()? else {
+            return Ok(None);
+        };
+        if size > into.len() {
+            return Err(too_small(into.len(), size));
+        }
+        let Some(length) = self.gather_in_scratch()? else {
+            return Ok(None);
+        };
+        into[..length].copy_from_slice(self.scratch.bytes(length));
+        self.give_back(SCRATCH_KEPT);
+        Ok(Some(length))
+    }
+
+    /// Keeps no more memory for messages in fragments than this, unless one is under way.
+    fn give_back(&mut self, kept: usize) {
+        if self.scratch.size() > kept && !self.consumer.is_gathering() {
+            self.scratch.give_back();
+        }
+    }
+
+    fn gather_in_scratch(&mut self) -> Result<Option<usize>> {
+        let gathered = self.consumer.gather_in(&mut self.scratch);
+        self.ring_if_published();
+        let gathered = self.shared.judge(gathered)?;
+        self.must_be_whole()?;
+        match gathered {
+            Gathered::Whole(length) => Ok(Some(length)),
+            Gathered::Part | Gathered::Nothing => Ok(None),
+        }
+    }
+
+    /// The size of the next message, in bytes, once its beginning is there. `None`: nothing is there now. Errors as
+    /// [`Receiver::try_receive`].
+    pub fn next_size(&mut self) -> Result<Option<usize>> {
+        self.check()?;
+        let size = self.consumer.next_size();
+        let size = self.shared.judge(size)?;
+        if size.is_none() {
+            self.not_received(Ok(None))?;
+        }
+        Ok(size)
+    }
+
+    /// The next message, into the beginning of `into`; sleeps until there is one. `None`: no more will come, and
+    /// everything was read. Errors as [`Receiver::try_receive`].
+    pub fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        loop {
+            if let Some(length) = self.try_receive(into)? {
+                return Ok(Some(length));
+            }
+            if self.is_ended()? {
+                return Ok(None);
+            }
+            self.wait(None)?;
+        }
+    }
+
+    /// As [`Receiver::receive`], up to a deadline, when it errors with [`Error::Aborted`]. Nothing is lost by that.
+    pub fn receive_until(&mut self, into: &mut [u8], deadline: Instant) -> Result<Option<usize>> {
+        loop {
+            if let Some(length) = self.try_receive(into)? {
+                return Ok(Some(length));
+            }
+            if self.is_ended()? {
+                return Ok(None);
+            }
+            if !self.wait(Some(deadline))? {
+                return Err(Error::Aborted);
+            }
+        }
+    }
+
+    /// Copies as much of the next message as is there to its place in `into`, for callers that wait in a way of
+    /// their own. The same buffer, at least [`Receiver::next_size`] long, must be passed until the message is whole.
+    /// Errors as [`Receiver::try_receive`].
+    pub fn receive_part(&mut self, into: &mut [u8]) -> Result<Progress> {
+        self.check()?;
+        let so_far = self.consumer.gathered_so_far();
+        if so_far > 0 && !self.gathered {
+            // Another call has begun it, and has not waited for its end.
+            let room = into.len();
+            let place = into.get_mut(..so_far).ok_or_else(|| too_small(room, so_far))?;
+            place.copy_from_slice(self.scratch.bytes(so_far));
+        }
+        let gathered = self.consumer.gather(into);
+        self.ring_if_published();
+        let gathered = self.shared.judge(gathered)?;
+        self.must_be_whole()?;
+        self.gathered = self.consumer.is_gathering();
+        Ok(match gathered {
+            Gathered::Whole(_) => Progress::Whole,
+            Gathered::Part | Gathered::Nothing => Progress::Part(self.consumer.gathered_so_far()),
+        })
+    }
+
+    /// Copies whole messages, laid out as the ring has short ones (see
+    /// [`Sender::try_send_packed`](crate::Sender::try_send_packed)), as many as are there and fit. Errors as [`Receiver::try_receive`].
+    pub fn try_receive_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
+        let packed = self.receive_packed(into);
+        self.wake_at_once();
+        packed
+    }
+
+    /// As [`Receiver::try_receive_packed`], for a caller who will call again at once: a peer that sleeps for want of room
+    /// is woken only where there is much of it (a quarter of the ring), or nothing left to read, since a waking costs
+    /// both sides more than many messages. Whoever stops before that must call [`Receiver::wake`].
+    pub fn try_receive_more_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
+        let packed = self.receive_packed(into);
+        self.wake_if_worthwhile();
+        packed
+    }
+
+    /// For callers who read until nothing is there, and are to stop however fast the peer sends: a round begins, whose
+    /// messages are those that are there now. It ends when [`Receiver::is_round_over`] says so.
+    pub fn begin_round(&mut self) {
+        self.round = self.consumer.looks();
+    }
+
+    /// Whether everything was read that was there when the round began. Does not look whether more has come: that is for
+    /// the next round.
+    pub fn is_round_over(&self) -> bool {
+        self.consumer.is_through() && self.consumer.looks() != self.round
+    }
+
+    #[inline]
+    fn wake_if_worthwhile(&mut self) {
+        if self.consumer.position().saturating_sub(self.woken) >= self.consumer.capacity() / 4 {
+            self.wake_at_once();
+        }
+    }
+
+    /// Wakes a peer that sleeps until there is room, if anything was read since it lay down.
+    pub fn wake(&mut self) {
+        // Here, and not in what follows on each message: those calls have let go of a parent's ring by then.
+        if !self.shared.is_inherited() {
+            self.wake_at_once();
+        }
+    }
+
+    #[inline]
+    fn wake_at_once(&mut self) {
+        self.woken = self.consumer.position();
+        self.ring_if_published();
+    }
+
+    fn receive_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
+        self.check()?;
+        self.must_not_be_gathering()?;
+        if self.consumer.is_gathering() {
+            return Ok(self.consumer.next_size()?.map_or(Packed::Nothing, Packed::Large));
+        }
+        let pulled = self.consumer.pull_packed(into);
+        let pulled = self.shared.judge(pulled)?;
+        self.must_be_whole()?;
+        match pulled {
+            Pulled::Bytes(bytes) => Ok(Packed::Bytes(bytes)),
+            Pulled::Large(size) => Ok(Packed::Large(size)),
+            Pulled::Nothing => {
+                self.not_received(Ok(None))?;
+                Ok(Packed::Nothing)
+            }
+        }
+    }
+
+    /// Visits the messages that are there, where they lie, at most `max`, and returns how many. Errors as
+    /// [`Receiver::try_receive`]; with [`Error::ObjectExposed`], and with [`Error::Closed`] where this side was closed on another
+    /// thread, also where the peer has wiped its memory during the visits, so that the last of them may have seen zeros.
+    #[inline]
+    pub fn drain(&mut self, mut visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
+        self.check()?;
+        self.must_not_be_gathering()?;
+        let mut count = 0;
+        while count < max {
+            let record = match self.consumer.next_record() {
+                Ok(Some(record)) => record,
+                other => {
+                    self.not_received(other)?;
+                    break;
+                }
+            };
+            if record.flags == WHOLE {
+                count += self.consumer.visit_in_row(record, max - count, |peer, record| {
+                    visit(Message::in_ring(peer, record.at, record.length, record.end));
+                });
+                self.wake_if_worthwhile();
+            } else {
+                if !self.visit_gathered(&mut visit)? {
+                    break;
+                }
+                count += 1;
+            }
+        }
+        self.must_be_whole()?;
+        self.tell();
+        Ok(count)
+    }
+
+    /// Visits a message that comes in fragments, if all of it is there.
+    #[cold]
+    fn visit_gathered(&mut self, visit: &mut dyn FnMut(Message<'_>)) -> Result<bool> {
+        if self.next_size()?.is_none() {
+            return Ok(false);
+        }
+        let Some(length) = self.gather_in_scratch()? else {
+            return Ok(false);
+        };
+        visit(Message::gathered(self.scratch.bytes(length)));
+        self.give_back(SCRATCH_KEPT);
+        Ok(true)
+    }
+
+    /// Whether there is something to read now (for a message in fragments, its beginning or its next). Errors as
+    /// [`Receiver::try_receive`].
+    pub fn has_message(&mut self) -> Result<bool> {
+        self.check()?;
+        let available = self.consumer.available();
+        self.shared.judge(available)
+    }
+
+    /// Whether no more will come, and everything was read. Errors as [`Receiver::try_receive`].
+    pub fn is_ended(&mut self) -> Result<bool> {
+        if self.shared.receiving_ended.load(Ordering::Acquire) {
+            return Ok(true);
+        }
+        if self.has_message()? {
+            return Ok(false);
+        }
+        if self.link.is_none() {
+            // The peer has gone, and all that it left was read. What its region says now counts no more.
+            self.shared.receiving_ended.store(true, Ordering::Release);
+            self.let_go();
+            return Ok(true);
+        }
+        let word = self.consumer.peer().load(layout::PHASE, Ordering::Acquire);
+        let phase = Phase::from_word(word).ok_or_else(|| Error::RingCorrupt(format!("its phase is {word}")));
+        let phase = self.shared.judge(phase)?;
+        // What was published before the peer said that it ends is seen by a look after that.
+        if phase.is_open() || self.has_message()? {
+            return Ok(false);
+        }
+        self.must_be_whole()?;
+        self.shared.hear_out();
+        self.shared.receiving_ended.store(true, Ordering::Release);
+        match phase.step {
+            Step::Closed | Step::Succeeds => self.shared.finish(state::CLOSED_BY_PEER),
+            Step::Left => self.shared.finish(state::LEFT_BY_PEER),
+            Step::Open | Step::Exposed => {}
+        }
+        self.shared.finish_if_both_ended();
+        Ok(true)
+    }
+
+    /// Sleeps until there is something to read, or no more will come. `false`: the deadline has passed. Errors as
+    /// [`Receiver::try_receive`].
+    pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        let time = self.shared.busy_poll;
+        if spin(time, || self.has_message())? {
+            return Ok(true);
+        }
+        loop {
+            self.shared.catch_up();
+            let heard = self.shared.doorbell.heard();
+            if !self.lie_down()? {
+                return Ok(true);
+            }
+            let woken = self.shared.doorbell.wait(heard, deadline);
+            self.disarm();
+            self.shared.notice();
+            if self.has_message()? || self.is_ended()? {
+                return Ok(true);
+            }
+            if !woken? {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// For event loops: says that this half sleeps until there is something to read. `true`: there is nothing now;
+    /// wait for the line ([`AsFd`]) to be readable, then call [`Receiver::listen`] and [`Receiver::disarm`].
+    /// `false`: there is something, or no more will come. Errors as [`Receiver::try_receive`].
+    pub fn arm(&mut self) -> Result<bool> {
+        self.shared.catch_up();
+        self.lie_down()
+    }
+
+    /// As [`Receiver::arm`], for a caller who has caught up.
+    fn lie_down(&mut self) -> Result<bool> {
+        self.check()?;
+        let Some(link) = &mut self.link else {
+            return Ok(false);
+        };
+        link.bed.lie_down()?;
+        let ready = self
+            .has_message()
+            .and_then(|there| if there { Ok(true) } else { self.is_ended() });
+        if !matches!(ready, Ok(false)) {
+            self.disarm();
+        }
+        ready.map(|ready| !ready)
+    }
+
+    /// Says that this half is awake.
+    pub fn disarm(&mut self) {
+        if self.shared.is_inherited() {
+            return;
+        }
+        if let Some(link) = &mut self.link {
+            link.bed.get_up();
+        }
+    }
+
+    /// Reads whatever has come over the line, and notices a peer that is gone. What it has left can be read still, and its
+    /// memory stays mapped until then. Errors as [`Receiver::try_receive`].
+    pub fn listen(&mut self) -> Result<()> {
+        self.shared.doorbell_here()?.listen();
+        self.shared.notice();
+        self.check()
+    }
+
+    /// As [`Receiver::listen`], where the line is readable and nothing says that it has ended: it is read when either half
+    /// is armed next, so that an answer can go first. Where that has not happened by the next call, that one reads. A line
+    /// that is not read stays readable.
+    pub fn listen_later(&mut self) -> Result<()> {
+        self.shared.doorbell_here()?.listen_later();
+        self.shared.notice();
+        self.check()
+    }
+
+    /// Whether the peer is gone without having said that no more would come: it may have meant to send more.
+    ///
+    /// It says so by [`Sender::end`](crate::Sender::end), and by dropping its [`Sender`](crate::Sender) while the channel is
+    /// open. Its process may have ended before that, or it has closed the channel, or left the address;
+    /// [`Receiver::close_reason`] tells which: [`CloseReason::Exited`] or [`CloseReason::Closed`]. `false` while the channel is
+    /// open, and after this side's own close. [`Receiver::receive`] answers `None` in either case, once everything was read.
+    pub fn is_cut(&self) -> bool {
+        self.shared.peer_is_gone()
+            && if self.link.is_some() {
+                self.seems_cut()
+            } else {
+                self.cut
+            }
+    }
+
+    /// Closes the whole channel from this half. What was not read is let go of.
+    pub fn close(&mut self) {
+        self.shared.finish(state::CLOSED_HERE);
+        self.let_go();
+    }
+
+    /// Why the channel has ended; `None` while it has not. What the peer left may still be there to read.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.shared.close_reason()
+    }
+}
+
+#[cold]
+fn still_gathering() -> Error {
+    Error::invalid("a message is being gathered with receive_part: finish it first")
+}
+
+impl AsFd for Receiver {
+    /// The private line: readable when the peer has rung, or has gone. To be taken before another thread waits on the other
+    /// half, which may read the bell otherwise; from then on it leaves every bell there.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.line()
+    }
+}
+
+/// What [`Receiver::try_receive_packed`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packed {
+    /// This many bytes of whole messages were copied.
+    Bytes(usize),
+    /// The next message does not fit the buffer, or comes in fragments: its size, for [`Receiver::receive_part`].
+    Large(usize),
+    /// Nothing is there.
+    Nothing,
+}

@@ -1,0 +1,732 @@
+//! The writing half of a channel.
+
+use std::{
+    ops::{Deref, DerefMut},
+    os::fd::{AsFd, BorrowedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use crate::{
+    channel::shared::{CloseReason, LOOKS_PER_GLANCE, Link, Shared, spin, state},
+    error::{Error, Result},
+    memory::region::{OwnRegion, PeerRegion, as_offset},
+    ring::{Producer, Progress},
+};
+
+/// The writing half of a channel.
+#[derive(Debug)]
+pub struct Sender {
+    pub(crate) shared: Arc<Shared>,
+    /// `None` once the channel has ended.
+    pub(crate) writing: Option<Writing>,
+    pub(crate) capacity: u64,
+    pub(crate) longest: u64,
+    pub(crate) begun: Begun,
+    /// Whether there is a [`Reserved`] that may be written. It stores `false` when it is dropped.
+    pub(crate) reservation: Arc<AtomicBool>,
+    pub(crate) fruitless: u32,
+}
+
+/// What was begun and must come to its end before anything else is sent: the ring's next bytes belong to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Begun {
+    Nothing,
+    /// A [`Reserved`], which may have been dropped meanwhile.
+    Reservation,
+    /// A message of so many bytes, of which as many are in the ring as the second number says.
+    Message(usize, usize),
+}
+
+#[derive(Debug)]
+pub(crate) struct Writing {
+    pub(crate) producer: Producer<OwnRegion, PeerRegion>,
+    pub(crate) link: Link,
+}
+
+impl Writing {
+    /// Sends a message that was claimed and filled.
+    #[inline]
+    fn finish(&mut self, shared: &Shared, at: usize, claimed: usize, length: usize) {
+        self.producer.finish(at, claimed, length);
+        self.producer.publish();
+        if self.link.watch.must_ring() {
+            shared.doorbell.ring();
+        }
+    }
+}
+
+impl Sender {
+    /// Bytes of the ring that this half writes.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Bytes of the longest message that the peer takes.
+    pub fn max_message_size(&self) -> u64 {
+        self.longest
+    }
+
+    /// Bytes of the longest message that can be put into the ring at once: half the capacity, or what the peer
+    /// takes, if that is less. Longer ones travel in fragments, through [`Sender::send`].
+    #[inline]
+    pub fn max_at_once(&self) -> u64 {
+        self.longest.min(self.capacity / 2)
+    }
+
+    #[inline]
+    fn check_size(&self, size: usize, at_once: bool) -> Result<()> {
+        let limit = if at_once { self.max_at_once() } else { self.longest };
+        if size as u64 <= limit {
+            return Ok(());
+        }
+        Err(self.too_large(size, at_once))
+    }
+
+    #[cold]
+    fn too_large(&self, size: usize, at_once: bool) -> Error {
+        let (limit, reason) = if at_once && self.capacity / 2 < self.longest {
+            (
+                self.capacity / 2,
+                "half the ring; send takes longer ones, in fragments",
+            )
+        } else {
+            (self.longest, "what the peer takes")
+        };
+        Error::MessageTooLarge { size, limit, reason }
+    }
+
+    /// The ring, if something new may be sent now.
+    #[inline]
+    fn writing(&mut self) -> Result<&mut Writing> {
+        if self.begun != Begun::Nothing && self.is_open() {
+            self.must_have_ended(false)?;
+        }
+        self.writing_on()
+    }
+
+    /// The ring, if this half may still write: also for whoever goes on with a message that is under way.
+    #[inline]
+    fn writing_on(&mut self) -> Result<&mut Writing> {
+        if !self.is_open() {
+            return Err(self.why_not());
+        }
+        if self.begun == Begun::Reservation {
+            self.must_have_ended(true)?;
+        }
+        match &mut self.writing {
+            Some(writing) => Ok(writing),
+            None => Err(ended()),
+        }
+    }
+
+    #[inline]
+    fn is_open(&self) -> bool {
+        self.shared.state.load(Ordering::Relaxed) == state::OPEN && self.writing.is_some()
+    }
+
+    /// What was begun must be over, but for a message that the caller `goes_on` with.
+    #[cold]
+    fn must_have_ended(&mut self, goes_on: bool) -> Result<()> {
+        match self.begun {
+            // Acquire: what was written there was written before the bytes are given to anybody else.
+            Begun::Reservation if self.reservation.load(Ordering::Acquire) => Err(still_reserved()),
+            Begun::Message(size, written) if !goes_on => Err(still_under_way(size, written)),
+            Begun::Message(..) => Ok(()),
+            Begun::Nothing | Begun::Reservation => {
+                self.begun = Begun::Nothing;
+                Ok(())
+            }
+        }
+    }
+
+    #[cold]
+    fn why_not(&mut self) -> Error {
+        let was_ended = self.shared.sending_ended.load(Ordering::Acquire);
+        let error = self.shared.check().err().unwrap_or_else(ended);
+        self.writing = None;
+        // Whoever has ended its sending is told so, whatever the peer did since.
+        if was_ended && !matches!(error, Error::RingCorrupt(_) | Error::ObjectExposed(_)) {
+            ended()
+        } else {
+            error
+        }
+    }
+
+    /// Puts a message into the ring. `false`: there is no room now.
+    ///
+    /// Errors: [`Error::MessageTooLarge`] above [`Sender::max_at_once`]; [`Error::PeerLost`] once the peer is known
+    /// to be gone; [`Error::Closed`] after [`Sender::end`] or close; [`Error::RingCorrupt`]; [`Error::ObjectExposed`] where
+    /// somebody has tried to open the memory of either side.
+    #[inline]
+    pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
+        self.check_size(message.len(), true)?;
+        let Writing { producer, link } = self.writing()?;
+        match producer.push(message) {
+            Ok(true) => {
+                producer.publish();
+                if link.watch.must_ring() {
+                    self.shared.doorbell.ring();
+                }
+                Ok(true)
+            }
+            other => self.not_sent(other),
+        }
+    }
+
+    /// What follows on a look that found no room, or a lie.
+    #[cold]
+    fn not_sent(&mut self, result: Result<bool>) -> Result<bool> {
+        if !self.shared.judge(result)? {
+            self.fruitless += 1;
+            if self.fruitless >= LOOKS_PER_GLANCE {
+                self.fruitless = 0;
+                self.shared.doorbell.look();
+                self.shared.notice();
+                self.writing_on()?;
+            }
+        }
+        Ok(false)
+    }
+
+    /// Puts a message into the ring, in fragments if it must, and sleeps while there is no room.
+    ///
+    /// Errors as [`Sender::try_send`], but [`Error::MessageTooLarge`] only above [`Sender::max_message_size`]. If the
+    /// peer goes while the message is under way, none of it counts as sent. Where the waiting fails ([`Error::NoSpace`]), the
+    /// message may be under way: [`Sender::under_way`] tells, and [`Sender::send_part`] goes on with it.
+    pub fn send(&mut self, message: &[u8]) -> Result<()> {
+        let mut written = None;
+        loop {
+            match self.send_part(message, written.unwrap_or(0))? {
+                Progress::Whole => return Ok(()),
+                Progress::Part(bytes) => written = Some(bytes),
+            }
+            self.wait(message.len(), None)?;
+        }
+    }
+
+    /// Puts as much of a message into the ring as there is room for now, and says how far it got: for callers that
+    /// wait in a way of their own. Until it is whole, the same message must be passed with what the call before
+    /// returned (0 at first). Every other call that sends is refused meanwhile, with [`Error::InvalidArgument`], and so is one
+    /// that goes on with another length or from another place. [`Sender::end`] and close are not: the peer then never gets
+    /// the message. Errors as [`Sender::send`].
+    pub fn send_part(&mut self, message: &[u8], written: usize) -> Result<Progress> {
+        self.check_size(message.len(), false)?;
+        let begun = self.begun;
+        let Writing { producer, link } = self.writing_on()?;
+        let goes_on = match begun {
+            Begun::Message(size, so_far) => (size, so_far) == (message.len(), written),
+            Begun::Nothing | Begun::Reservation => written == 0,
+        };
+        if !goes_on {
+            return Err(not_next(begun, message.len(), written));
+        }
+        let result = producer.push_part(message, written);
+        if link.watch.must_ring() {
+            self.shared.doorbell.ring();
+        }
+        self.begun = match result {
+            Ok(Progress::Part(written)) if written > 0 => Begun::Message(message.len(), written),
+            _ => Begun::Nothing,
+        };
+        self.shared.judge(result)
+    }
+
+    /// How many bytes of a message are in the ring whose rest is still to be passed to [`Sender::send_part`]. `None`: no message
+    /// is under way.
+    pub fn under_way(&self) -> Option<usize> {
+        match self.begun {
+            Begun::Message(_, written) => Some(written),
+            _ => None,
+        }
+    }
+
+    /// Puts whole messages into the ring, laid out as the ring has short ones: each an eight-byte header (length u32, and
+    /// the flags 3 as u32, little-endian), its bytes, and zeros up to a multiple of eight. One publication for all.
+    /// Returns how many bytes of `packed` were taken; the rest found no room.
+    ///
+    /// Errors as [`Sender::try_send`], and [`Error::InvalidArgument`] for what is not laid out so: where that is not the
+    /// first, those before it are taken, and the next call refuses it.
+    pub fn try_send_packed(&mut self, packed: &[u8]) -> Result<usize> {
+        let longest = self.longest;
+        let Writing { producer, link } = self.writing()?;
+        let result = producer.push_packed(packed, longest);
+        if producer.publish() && link.watch.must_ring() {
+            self.shared.doorbell.ring();
+        }
+        let taken = self.shared.judge(result)?;
+        if taken == 0 {
+            self.not_sent(Ok(false))?;
+        }
+        Ok(taken)
+    }
+
+    /// Room in the ring itself for a message of `size` bytes, to be filled in place and committed. `None`: there is
+    /// no room now. Dropping it without a commit sends nothing. Errors as [`Sender::try_send`].
+    #[inline]
+    pub fn reserve(&mut self, size: usize) -> Result<Option<Reservation<'_>>> {
+        let Some(at) = self.claim(size)? else {
+            return Ok(None);
+        };
+        let writing = self.writing.as_mut().ok_or_else(ended)?;
+        if !writing.producer.own().hold(at, size) {
+            return Err(exposed(&self.shared));
+        }
+        Ok(Some(Reservation {
+            writing,
+            shared: &self.shared,
+            at,
+            size,
+        }))
+    }
+
+    /// Claims room for a message: the offset of its bytes in the region.
+    #[inline]
+    fn claim(&mut self, size: usize) -> Result<Option<usize>> {
+        self.check_size(size, true)?;
+        match self.writing()?.producer.claim_record(size as u64) {
+            Ok(Some(at)) => Ok(Some(at)),
+            other => self.not_claimed(other),
+        }
+    }
+
+    #[cold]
+    fn not_claimed(&mut self, result: Result<Option<usize>>) -> Result<Option<usize>> {
+        self.not_sent(result.map(|_| false)).map(|_| None)
+    }
+
+    /// As [`Sender::reserve`], for callers that cannot hold a borrow: until [`Sender::commit`] or [`Sender::cancel`], or until
+    /// what this returns is dropped, every other call that sends is refused with [`Error::InvalidArgument`]. One that is
+    /// forgotten ([`std::mem::forget`]) may still be written as far as this half can know, and so nothing is sent any more;
+    /// [`Sender::end`] and close work.
+    pub fn reserve_detached(&mut self, size: usize) -> Result<Option<Reserved>> {
+        let Some(at) = self.claim(size)? else {
+            return Ok(None);
+        };
+        let region = self.writing()?.producer.own_mut().clone();
+        if !region.hold(at, size) {
+            return Err(exposed(&self.shared));
+        }
+        self.begun = Begun::Reservation;
+        self.reservation.store(true, Ordering::Relaxed);
+        Ok(Some(Reserved {
+            region,
+            at,
+            size,
+            open: Arc::clone(&self.reservation),
+        }))
+    }
+
+    /// Sends the first `length` bytes of what was reserved. Errors with [`Error::InvalidArgument`] if that is more
+    /// than was reserved (which is given back then), or was reserved with another sender, else as
+    /// [`Sender::try_send`].
+    pub fn commit(&mut self, reserved: Reserved, length: usize) -> Result<()> {
+        let (at, size) = (reserved.at, reserved.size);
+        self.cancel(reserved)?;
+        if length > size {
+            return Err(too_long(length, size));
+        }
+        let Self { shared, writing, .. } = self;
+        let writing = writing.as_mut().ok_or_else(ended)?;
+        writing.finish(shared, at, size, length);
+        Ok(())
+    }
+
+    /// Gives back what was reserved; nothing is sent. Errors with [`Error::InvalidArgument`] for what was reserved
+    /// with another sender, and as [`Sender::try_send`] on a channel that has ended, where there is nothing to give
+    /// back to.
+    pub fn cancel(&mut self, reserved: Reserved) -> Result<()> {
+        let own = Arc::ptr_eq(&self.reservation, &reserved.open);
+        // Given back to whoever it is of.
+        drop(reserved);
+        if !own {
+            return Err(Error::invalid("this was reserved with another sender"));
+        }
+        self.writing().map(drop)
+    }
+
+    /// Many messages, one publication. Errors as [`Sender::try_send`].
+    pub fn batch(&mut self) -> Result<Batch<'_>> {
+        let longest = self.max_at_once();
+        self.writing()?;
+        let writing = self.writing.as_mut().ok_or_else(ended)?;
+        Ok(Batch {
+            writing,
+            shared: &self.shared,
+            longest,
+            handed_out: None,
+        })
+    }
+
+    /// Whether a message of `size` bytes would find room now; one that travels in fragments, room for its next.
+    /// Errors as [`Sender::send`].
+    pub fn has_room(&mut self, size: usize) -> Result<bool> {
+        self.check_size(size, false)?;
+        let capacity = self.capacity;
+        let Writing { producer, .. } = self.writing_on()?;
+        let result = producer.has_room(room_wanted(size, capacity));
+        self.shared.judge(result)
+    }
+
+    /// Bytes of packed records (see [`Sender::try_send_packed`]), of messages of at most `longest` bytes each, that surely find
+    /// room now: so many are taken to the last, in one call or in several, as long as nothing else is sent in between. For
+    /// callers that promise for many messages at once. Errors as [`Sender::try_send`].
+    pub fn packed_room(&mut self, longest: usize) -> Result<usize> {
+        let Writing { producer, .. } = self.writing()?;
+        let room = producer.packed_room(longest as u64);
+        self.shared.judge(room).map(as_offset)
+    }
+
+    /// Sleeps until [`Sender::has_room`] of that size. `false`: the deadline has passed. Errors as [`Sender::send`].
+    pub fn wait(&mut self, size: usize, deadline: Option<Instant>) -> Result<bool> {
+        let time = self.shared.busy_poll;
+        if spin(time, || self.has_room(size))? {
+            return Ok(true);
+        }
+        loop {
+            self.shared.catch_up();
+            let heard = self.shared.doorbell.heard();
+            if !self.lie_down(size)? {
+                return Ok(true);
+            }
+            let woken = self.shared.doorbell.wait(heard, deadline);
+            self.disarm();
+            self.shared.notice();
+            if self.has_room(size)? {
+                return Ok(true);
+            }
+            if !woken? {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// For event loops: says that this half sleeps until a message of `size` bytes finds room. `true`: it does not
+    /// now; wait for the line ([`AsFd`]) to be readable, then call [`Sender::listen`] and [`Sender::disarm`].
+    /// `false`: there is room. Errors as [`Sender::send`].
+    pub fn arm(&mut self, size: usize) -> Result<bool> {
+        self.shared.catch_up();
+        self.lie_down(size)
+    }
+
+    /// As [`Sender::arm`], for a caller who has caught up.
+    fn lie_down(&mut self, size: usize) -> Result<bool> {
+        self.writing_on()?.link.bed.lie_down()?;
+        let room = self.has_room(size);
+        if !matches!(room, Ok(false)) {
+            self.disarm();
+        }
+        room.map(|room| !room)
+    }
+
+    /// Says that this half is awake.
+    pub fn disarm(&mut self) {
+        if self.shared.is_inherited() {
+            return;
+        }
+        if let Some(writing) = &mut self.writing {
+            writing.link.bed.get_up();
+        }
+    }
+
+    /// Reads whatever has come over the line, and notices a peer that is gone: see [`Sender::close_reason`].
+    pub fn listen(&mut self) {
+        if !self.shared.is_inherited() {
+            self.shared.doorbell.listen();
+            self.shared.notice();
+        }
+        self.heard();
+    }
+
+    /// As [`Sender::listen`], for whoever has just let the other half listen ([`Receiver::listen`](crate::Receiver::listen)).
+    pub fn heard(&mut self) {
+        if self.shared.state.load(Ordering::Acquire) != state::OPEN {
+            self.writing = None;
+        }
+    }
+
+    /// Sends no more; the other direction goes on. Messages in the ring stay readable. Once both sides have ended
+    /// and this one has read everything, the channel closes by itself.
+    pub fn end(&mut self) {
+        if self.shared.is_inherited() {
+            return;
+        }
+        if self.shared.sending_ended.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Some(mut writing) = self.writing.take() {
+            writing.producer.publish();
+            if self.shared.end_sending() && writing.link.watch.must_ring() {
+                self.shared.doorbell.ring();
+            }
+        }
+        self.shared.finish_if_both_ended();
+    }
+
+    /// Gives the address of a pair's host back before its time, with the files beside a path, and changes nothing else: for
+    /// a process that is about to end without a word to its peer, which then finds that it has exited, and that is to leave no
+    /// files behind. Others may have the address from here on. Does nothing for a guest, or on a channel that has ended.
+    pub fn vacate(&self) {
+        self.shared.vacate();
+    }
+
+    /// Closes the whole channel from this half.
+    pub fn close(&mut self) {
+        self.shared.finish(state::CLOSED_HERE);
+        self.writing = None;
+    }
+
+    /// Why the channel has ended; `None` while it has not.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.shared.close_reason()
+    }
+}
+
+/// What `has_room` must find for a message: all of it, or a fragment's worth.
+fn room_wanted(size: usize, capacity: u64) -> u64 {
+    let size = size as u64;
+    if size <= capacity / 2 { size } else { capacity / 8 }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl AsFd for Sender {
+    /// The private line: readable when the peer has rung, or has gone. To be taken before another thread waits on the other
+    /// half, which may read the bell otherwise; from then on it leaves every bell there.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.line()
+    }
+}
+
+/// Room in the ring that is not tied to its [`Sender`] by a borrow. The region stays mapped while this lives. Dropping it
+/// without a commit sends nothing, on whatever thread.
+#[derive(Debug)]
+pub struct Reserved {
+    region: OwnRegion,
+    at: usize,
+    size: usize,
+    open: Arc<AtomicBool>,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.region.let_go(self.at, self.size);
+        // Release: see `must_have_ended`.
+        self.open.store(false, Ordering::Release);
+    }
+}
+
+impl Reserved {
+    /// The bytes to fill.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: the producer claimed this range for this reservation, hands out no other before it is committed
+        // or cancelled (which consume this), and this borrow is exclusive. A channel that is closed meanwhile
+        // leaves the mapping alone: `region` holds it.
+        unsafe { self.region.claimed(self.at, self.size) }
+    }
+
+    /// Something that keeps the memory mapped after this is gone: for bindings that show it to another language.
+    pub fn keeper(&self) -> Keeper {
+        Keeper {
+            _region: self.region.clone(),
+        }
+    }
+
+    /// Bytes reserved.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+}
+
+/// Keeps the memory of a [`Reserved`] mapped.
+#[derive(Debug, Clone)]
+pub struct Keeper {
+    _region: OwnRegion,
+}
+
+/// Room in the ring for one message: dereferences to its bytes. Dropping it sends nothing.
+#[derive(Debug)]
+pub struct Reservation<'a> {
+    writing: &'a mut Writing,
+    shared: &'a Shared,
+    at: usize,
+    size: usize,
+}
+
+impl Reservation<'_> {
+    /// Sends the first `length` bytes. Errors as [`Sender::commit`].
+    #[inline]
+    pub fn commit(self, length: usize) -> Result<()> {
+        if length > self.size {
+            return Err(too_long(length, self.size));
+        }
+        if self.shared.state.load(Ordering::Relaxed) != state::OPEN {
+            return Err(self.shared.check().err().unwrap_or_else(ended));
+        }
+        self.writing.finish(self.shared, self.at, self.size, length);
+        Ok(())
+    }
+}
+
+impl Drop for Reservation<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.writing.producer.own().let_go(self.at, self.size);
+    }
+}
+
+/// Why nothing is handed out of a ring that is being wiped.
+#[cold]
+fn exposed(shared: &Shared) -> Error {
+    shared.wait_for_end();
+    shared.check().err().unwrap_or_else(ended)
+}
+
+#[cold]
+fn ended() -> Error {
+    Error::Closed("this side has ended its sending")
+}
+
+#[cold]
+fn still_reserved() -> Error {
+    Error::invalid(
+        "a reservation is open: commit or cancel it first (one that was forgotten keeps this half from sending until it ends)",
+    )
+}
+
+#[cold]
+fn still_under_way(size: usize, written: usize) -> Error {
+    Error::invalid(format!(
+        "a message of {size} bytes is under way, {written} of which are in the ring: go on with it (send_part)"
+    ))
+}
+
+#[cold]
+fn not_next(begun: Begun, size: usize, written: usize) -> Error {
+    match begun {
+        Begun::Message(size, written) => still_under_way(size, written),
+        Begun::Nothing | Begun::Reservation => Error::invalid(format!(
+            "no message is under way: one of {size} bytes begins with 0, not with {written}"
+        )),
+    }
+}
+
+#[cold]
+fn too_long(length: usize, size: usize) -> Error {
+    Error::invalid(format!("{length} bytes committed of a reservation of {size}"))
+}
+
+impl Deref for Reservation<'_> {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the producer claimed this range for this reservation, which borrows it, so that nothing else is claimed
+        // meanwhile; writing takes an exclusive borrow, and no other process can write here.
+        unsafe {
+            self.writing
+                .producer
+                .own()
+                .claimed_for_reading(self.at, self.size)
+        }
+    }
+}
+
+impl DerefMut for Reservation<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, with an exclusive borrow.
+        unsafe { self.writing.producer.own_mut().claimed(self.at, self.size) }
+    }
+}
+
+/// Messages that become visible to the peer together, at [`Batch::publish`] or when this is dropped.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    writing: &'a mut Writing,
+    shared: &'a Shared,
+    longest: u64,
+    /// Where the bytes lie that [`Batch::reserve`] has handed out last, and how many.
+    handed_out: Option<(usize, usize)>,
+}
+
+impl Batch<'_> {
+    /// Adds a message. `false`: there is no room now. Errors as [`Sender::try_send`].
+    #[inline]
+    pub fn push(&mut self, message: &[u8]) -> Result<bool> {
+        self.check_size(message.len())?;
+        self.let_go();
+        match self.writing.producer.push(message) {
+            Ok(pushed) => Ok(pushed),
+            error => self.shared.judge(error),
+        }
+    }
+
+    /// Adds a message of `size` bytes, to be filled before the next call. `None`: there is no room now. Errors as
+    /// [`Sender::try_send`].
+    #[inline]
+    pub fn reserve(&mut self, size: usize) -> Result<Option<&mut [u8]>> {
+        self.check_size(size)?;
+        self.let_go();
+        let producer = &mut self.writing.producer;
+        match producer.claim_record(size as u64) {
+            Ok(Some(at)) => {
+                if !producer.own().hold(at, size) {
+                    return Err(exposed(self.shared));
+                }
+                self.handed_out = Some((at, size));
+                producer.finish(at, size, size);
+                // SAFETY: the range was just claimed, is published only after this borrow has ended, and is claimed
+                // by nobody else.
+                Ok(Some(unsafe { producer.own_mut().claimed(at, size) }))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => self.shared.judge(Err(error)),
+        }
+    }
+
+    #[inline]
+    fn check_size(&self, size: usize) -> Result<()> {
+        if size as u64 <= self.longest {
+            return Ok(());
+        }
+        Err(Error::MessageTooLarge {
+            size,
+            limit: self.longest,
+            reason: "half the ring, and what the peer takes",
+        })
+    }
+
+    /// What was handed out is not written any more: its borrow has ended.
+    #[inline]
+    fn let_go(&mut self) {
+        if let Some((at, size)) = self.handed_out.take() {
+            self.writing.producer.own().let_go(at, size);
+        }
+    }
+
+    /// Makes what was added so far visible to the peer.
+    #[inline]
+    pub fn publish(&mut self) {
+        self.let_go();
+        if self.shared.is_inherited() {
+            return;
+        }
+        if self.writing.producer.publish() && self.writing.link.watch.must_ring() {
+            self.shared.doorbell.ring();
+        }
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        self.publish();
+    }
+}

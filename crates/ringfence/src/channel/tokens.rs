@@ -1,0 +1,122 @@
+//! Tokens to a channel's peer, and from it, on any thread.
+
+use std::{
+    os::fd::BorrowedFd,
+    sync::{Arc, Weak},
+    time::Instant,
+};
+
+use crate::{
+    channel::shared::Shared,
+    error::{Error, Result},
+    signal::mailbox::Mailbox,
+    wake::doorbell::Doorbell,
+};
+
+/// Numbers of 64 bits that go to a channel's peer beside its messages, as a realtime signal each, and those that come from
+/// it. Clones share what has come. Does not keep the channel open.
+///
+/// A token is queued in the kernel: there is nothing that a peer has to read first, and it comes however full the rings
+/// are. One that was sent is received, unless the peer ends or closes before, or lets 65,536 lie.
+///
+/// What comes is matched with a secret that the private line has carried, since everybody who may send this process a
+/// signal could make one up: see [`Tokens::strays`]. Tokens come in the order in which they were sent. When one comes is in
+/// no order with the channel's messages.
+#[derive(Debug, Clone)]
+pub struct Tokens {
+    shared: Weak<Shared>,
+    /// Weak, since it holds the line open.
+    doorbell: Weak<Doorbell>,
+    mailbox: Arc<Mailbox>,
+}
+
+impl Tokens {
+    pub(crate) fn new(shared: &Arc<Shared>, mailbox: Arc<Mailbox>) -> Self {
+        Self {
+            shared: Arc::downgrade(shared),
+            doorbell: Arc::downgrade(&shared.doorbell),
+            mailbox,
+        }
+    }
+
+    /// Sends the peer a token; never blocks. It has arrived in the peer's queue of signals when this returns.
+    ///
+    /// Errors with [`Error::NoSpace`] where that is full (`RLIMIT_SIGPENDING` of the peer, setrlimit(2): of all processes
+    /// of its user together); with [`Error::Unsupported`] where this process may not send the peer a signal (another user's,
+    /// without `CAP_KILL`, kill(2)), or the peer's system does not hand on all that comes with one; with
+    /// [`Error::PeerLost`] once the peer has gone, [`Error::Closed`] after this side's close, and as
+    /// [`Sender::try_send`](crate::Sender::try_send) where the channel has ended otherwise.
+    pub fn signal(&self, token: u64) -> Result<()> {
+        self.shared
+            .upgrade()
+            .ok_or(Error::Closed("the channel is closed"))?
+            .signal(token)
+    }
+
+    /// The next token, if one has come. `None`: not now, or no more will come (see [`Tokens::is_ended`]).
+    pub fn try_token(&self) -> Option<u64> {
+        self.mailbox.take()
+    }
+
+    /// The next token; sleeps until there is one. `None`: the channel has ended, and all were taken.
+    ///
+    /// Errors with [`Error::NoSpace`] where there is no descriptor to wait with.
+    pub fn token(&self) -> Result<Option<u64>> {
+        self.wait(None)
+    }
+
+    /// As [`Tokens::token`], up to a deadline, when it errors with [`Error::Aborted`]. Nothing is lost by that.
+    pub fn token_until(&self, deadline: Instant) -> Result<Option<u64>> {
+        self.wait(Some(deadline))
+    }
+
+    fn wait(&self, deadline: Option<Instant>) -> Result<Option<u64>> {
+        self.mailbox.check()?;
+        loop {
+            let Some(doorbell) = self.doorbell.upgrade() else {
+                // The channel was let go of: nothing more comes.
+                return Ok(self.try_token());
+            };
+            // Nobody else may be looking at the line.
+            if doorbell.is_gone()
+                && let Some(shared) = self.shared.upgrade()
+            {
+                shared.notice();
+            }
+            if let Some(token) = self.try_token() {
+                return Ok(Some(token));
+            }
+            if self.is_ended() {
+                return Ok(None);
+            }
+            if !doorbell.wait_beside(self.mailbox.bell()?, deadline)? {
+                return Err(Error::Aborted);
+            }
+        }
+    }
+
+    /// No more will come, and all were taken.
+    pub fn is_ended(&self) -> bool {
+        self.mailbox.is_over()
+    }
+
+    /// A descriptor (eventfd(2)) that is readable while there is a token to take, or no more will come: for event loops,
+    /// which must not read it. Made when it is first asked for. The end of a peer is noticed by whoever looks at the line.
+    ///
+    /// Errors with [`Error::NoSpace`] where descriptors have run out.
+    pub fn bell(&self) -> Result<BorrowedFd<'_>> {
+        self.mailbox.bell()
+    }
+
+    /// How many tokens of this channel were dropped, since 65,536 lay here already that nobody took.
+    pub fn dropped(&self) -> u64 {
+        self.mailbox.dropped()
+    }
+
+    /// How many signals of this channel's number ([`Options::signal_number`](crate::Options::signal_number)) this process
+    /// has been sent, since it began, that were no token of any of its channels: somebody made them up, or took a channel for
+    /// open that had ended.
+    pub fn strays(&self) -> u64 {
+        self.mailbox.strays()
+    }
+}

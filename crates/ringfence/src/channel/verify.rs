@@ -1,0 +1,98 @@
+//! Looking at a channel's peer again.
+
+use std::{
+    sync::{Arc, Weak, atomic::Ordering},
+    time::Duration,
+};
+
+use crate::{
+    channel::shared::{Shared, state},
+    error::{Error, Result},
+    evidence::{Evidence, Record},
+    options::Options,
+    peer::identity::{Identity, Peer},
+    peer::policy::Policy,
+    wait::deadline::Patience,
+};
+
+/// Looks at a channel's peer again, on any thread. Does not keep the channel open.
+#[derive(Debug, Clone)]
+pub struct Verifier {
+    known: Arc<Known>,
+    shared: Weak<Shared>,
+}
+
+#[derive(Debug)]
+struct Known {
+    peer: Peer,
+    policy: Policy,
+    timeout: Duration,
+}
+
+/// What a [`Verifier`] has found.
+#[non_exhaustive]
+#[derive(Debug, Clone)]
+pub struct Verified {
+    /// Who the peer is now.
+    pub identity: Identity,
+    /// The checks that were made, of the step `verify`.
+    pub evidence: Vec<Evidence>,
+}
+
+impl Verifier {
+    pub(crate) fn new(peer: Peer, options: &Options, shared: &Arc<Shared>) -> Self {
+        Self {
+            known: Arc::new(Known {
+                peer,
+                policy: options.policy.without_callback(),
+                timeout: options.timeout,
+            }),
+            shared: Arc::downgrade(shared),
+        }
+    }
+
+    /// Looks at the peer now, and compares with the policy that the channel was made with: the process is alive, has
+    /// the user and group that were attested at first, and is what the policy asks for. Its label is the one attested
+    /// at first, and the policy's callback is not asked again: that was asked about a newcomer.
+    ///
+    /// Errors with [`Error::PeerRefused`] if the policy does not hold any more, or this cannot be told: then the channel
+    /// is closed. [`Error::PeerLost`] if the peer is gone, [`Error::Closed`] after this side's close,
+    /// [`Error::RingCorrupt`]. [`Error::NoSpace`] where this process has run out of descriptors or memory: then the peer was
+    /// not looked at, and the channel lives.
+    pub fn verify(&self) -> Result<Verified> {
+        self.check_open()?;
+        let Known {
+            peer,
+            policy,
+            timeout,
+        } = &*self.known;
+        let mut record = Record::default();
+        let patience = Patience::endless(Vec::new(), *timeout).within(*timeout);
+        let looked = policy.check(peer, "verify", &patience, &mut record);
+        // Whatever ended the channel meanwhile is the answer, whoever the peer was.
+        self.check_open()?;
+        if let (Err(Error::PeerRefused(_)), Some(shared)) = (&looked, self.shared.upgrade()) {
+            shared.finish(state::REFUSED);
+        }
+        Ok(Verified {
+            identity: looked?,
+            evidence: record.into_list(),
+        })
+    }
+
+    /// Whether the channel was closed because its peer was not any more who it had to be.
+    pub fn has_refused(&self) -> bool {
+        let shared = self.shared.upgrade();
+        shared.is_some_and(|shared| shared.state.load(Ordering::Acquire) == state::REFUSED)
+    }
+
+    fn check_open(&self) -> Result<()> {
+        let shared = self
+            .shared
+            .upgrade()
+            .ok_or(Error::Closed("the channel is closed"))?;
+        shared.doorbell_here()?.look();
+        shared.notice();
+        shared.check()
+    }
+}

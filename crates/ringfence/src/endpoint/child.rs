@@ -1,0 +1,296 @@
+//! A parent and a child that it starts: the one leaves the other an end of a line, and there is no address that anybody
+//! could take first, or ask at.
+//!
+//! The line is a socketpair, both of whose ends are close-on-exec. The child's end loses that in the child alone, after
+//! the fork. A variable in its environment, [`LINE_VARIABLE`], names the descriptor and the socket, so that a number that
+//! has come to mean something else (in a grandchild, which inherits the variable but not the line) is not taken for it.
+
+use std::{
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::process::CommandExt,
+    },
+    process::{Child, Command},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, FdFlag, fcntl},
+    poll::PollFlags,
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, socketpair},
+        stat::{SFlag, fstat},
+    },
+    unistd::Pid,
+};
+
+use crate::{
+    channel::Channel,
+    error::{Error, Result},
+    evidence::Record,
+    fork::Birth,
+    handshake::frame::Meeting,
+    handshake::{Side, settle_line},
+    options::Options,
+    sys,
+    wait::deadline::{Patience, Woken},
+};
+
+/// The environment variable that tells a child of its line: the descriptor's number and the socket's inode, with a colon
+/// between them.
+pub const LINE_VARIABLE: &str = "RINGFENCE_LINE";
+
+/// Starts a program that gets one end of a private line, and shares it with nobody.
+///
+/// The program calls [`from_parent`], and this process [`ParentLine::channel`] meanwhile. Whatever else the command says
+/// (arguments, environment, standard input and output) is as it was; the child is the caller's to wait for, as with
+/// [`Command::spawn`].
+///
+/// Errors: [`Error::InvalidArgument`] where the program cannot be started; [`Error::NoSpace`].
+pub fn spawn(mut command: Command) -> Result<(Child, ParentLine)> {
+    let (mut line, childs) = private_line()?;
+    command.env(LINE_VARIABLE, childs.value(childs.as_fd().as_raw_fd()));
+    let inherit = move || {
+        fcntl(&childs, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes one system call, and touches nothing that another thread may have held.
+    unsafe { command.pre_exec(inherit) };
+    let program = command.get_program().to_owned();
+    let started = command.spawn();
+    // With the child's end, which is the child's alone from here on: its end is then the line's.
+    drop(command);
+    let mut child = started.map_err(|error| {
+        let what = format!("starting {}", program.display());
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) => Error::system(what, errno),
+            Some(Errno::EAGAIN) => Error::NoSpace {
+                what,
+                reason: "no more processes are allowed".into(),
+            },
+            _ => Error::invalid(format!("{what}: {error}")),
+        }
+    })?;
+    if let Err(error) = line.started(child.id()) {
+        // Nobody else knows of it.
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(error);
+    }
+    Ok((child, line))
+}
+
+/// A line between this process and a child that is to be started: for those who start it in a way of their own. Others
+/// call [`spawn`].
+///
+/// Errors with [`Error::NoSpace`] where descriptors have run out.
+pub fn private_line() -> Result<(ParentLine, ChildLine)> {
+    let birth = Birth::now()?;
+    let (line, childs) = socketpair(
+        AddressFamily::Unix,
+        SockType::Stream,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .map_err(|errno| Error::system("a private line", errno))?;
+    // Whatever the child says is stamped with its credentials, however early it says it.
+    settle_line(&line)?;
+    settle_line(&childs)?;
+    let inode = fstat(&childs)
+        .map_err(|errno| Error::system("the private line (fstat)", errno))?
+        .st_ino;
+    Ok((
+        ParentLine {
+            line,
+            child: None,
+            birth,
+        },
+        ChildLine { line: childs, inode },
+    ))
+}
+
+/// The parent's end of a line. Dropped, the child is told that nobody will answer.
+#[derive(Debug)]
+pub struct ParentLine {
+    line: OwnedFd,
+    child: Option<Started>,
+    /// What a fork of this process has of it would speak in its place.
+    birth: Birth,
+}
+
+#[derive(Debug)]
+struct Started {
+    pid: i32,
+    /// `None` before Linux 5.3: then the line's end tells of the child's, unless another holds that end as well.
+    pidfd: Option<OwnedFd>,
+}
+
+/// The child's end of a line, close-on-exec: whoever starts the child leaves it a descriptor of this that is not (by
+/// dup2(2), between fork and exec), and drops this afterwards.
+#[derive(Debug)]
+pub struct ChildLine {
+    line: OwnedFd,
+    inode: u64,
+}
+
+impl ChildLine {
+    /// What the child finds in [`LINE_VARIABLE`], where it has this end at descriptor `number`.
+    pub fn value(&self, number: RawFd) -> String {
+        format!("{number}:{}", self.inode)
+    }
+}
+
+impl AsFd for ChildLine {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.line.as_fd()
+    }
+}
+
+impl ParentLine {
+    /// Names the process that was started: it must be the one that answers, and its end is waited for as well. To be
+    /// called before it is waited for (wait(2)), since until then its number is nobody else's.
+    ///
+    /// Errors with [`Error::PeerLost`] if there is no such process; [`Error::NoSpace`].
+    pub fn started(&mut self, pid: u32) -> Result<()> {
+        self.birth.check()?;
+        let gone = |errno: Errno| Error::PeerLost(format!("there is no process {pid}: {}", errno.desc()));
+        let pid = i32::try_from(pid).map_err(|_| gone(Errno::ESRCH))?;
+        let pidfd = match sys::pidfd_open(Pid::from_raw(pid)) {
+            Ok(pidfd) => Some(pidfd),
+            Err(Errno::ENOSYS | Errno::EPERM) => None,
+            Err(errno @ (Errno::ESRCH | Errno::EINVAL)) => return Err(gone(errno)),
+            Err(errno) => return Err(Error::system("a descriptor of the child (pidfd_open)", errno)),
+        };
+        self.child = Some(Started { pid, pidfd });
+        Ok(())
+    }
+
+    /// The channel with the child, once that has called [`from_parent`]. This side is the host.
+    ///
+    /// The policy is the same as everywhere: by default the child must run this very executable, as this user. Where
+    /// another program was started, the policy must name it ([`Policy::executables`](crate::Policy::executables)), and
+    /// the child's must name this one.
+    ///
+    /// Blocks until the child has answered: [`Options::timeout`] is for its start, up to its first word, and anew for the
+    /// handshake. Errors as [`join`](crate::join), and with [`Error::PeerLost`] where the child ends, or gives up its
+    /// end, before it has answered, [`Error::HandshakeTimeout`] where it does not answer, and [`Error::PeerRefused`]
+    /// where somebody else answers, who has the line from it.
+    pub fn channel(self, options: &Options) -> Result<Channel> {
+        self.birth.check()?;
+        let options = &options.clone().checked()?;
+        let mut record = Record::default();
+        record.passed(
+            "rendezvous",
+            "line",
+            "no address: a line that the child inherits",
+            "made by this process",
+        );
+        self.wait(&patience(options))?;
+        let patience = patience(options);
+        let child = self.child.as_ref().map(|child| child.pid);
+        let side = Side::new(&"the child's line", options, &patience, Meeting::Family);
+        let parts = side.parent(&self.line, child, record)?;
+        Ok(Channel::assemble(parts, None, options))
+    }
+
+    /// Waits until something was said on the line, or the child has ended.
+    fn wait(&self, patience: &Patience) -> Result<()> {
+        let pidfd = self.child.as_ref().and_then(|child| child.pidfd.as_ref());
+        let mut awaited = vec![(self.line.as_fd(), PollFlags::POLLIN)];
+        awaited.extend(pidfd.map(|pidfd| (pidfd.as_fd(), PollFlags::POLLIN)));
+        if patience.wait(&awaited)? == Woken::Late {
+            return Err(Error::HandshakeTimeout {
+                step: "the child's HELLO",
+                after: patience.allowed,
+            });
+        }
+        // What it said before it ended is looked at all the same: it may be why.
+        let said = Patience::endless(Vec::new(), patience.allowed)
+            .within(Duration::ZERO)
+            .wait(&awaited[..1])?;
+        match said {
+            Woken::Ready => Ok(()),
+            Woken::Late => Err(Error::PeerLost(
+                "the child has ended before it had said anything".into(),
+            )),
+        }
+    }
+}
+
+fn patience(options: &Options) -> Patience {
+    Patience::endless(options.canceller.iter().cloned().collect(), options.timeout).within(options.timeout)
+}
+
+/// The channel with the parent, in a process that was started by [`spawn`], or by Node's. This side is the guest. It
+/// works once in a process, and it is best called early: until then, whoever this process starts inherits the line as
+/// well, and could answer in its place (which the parent would refuse).
+///
+/// Blocks for [`Options::timeout`] at most. Errors as [`join`](crate::join), and with [`Error::AddressInvalid`] in a
+/// process that was not left a line, or has taken it already, and [`Error::PeerLost`] where the parent has gone, or has
+/// dropped its end.
+pub fn from_parent(options: &Options) -> Result<Channel> {
+    let options = &options.clone().checked()?;
+    let line = take()?;
+    let mut record = Record::default();
+    record.passed(
+        "rendezvous",
+        "line",
+        "no address: a line that the parent has left",
+        format!("descriptor {}", line.as_raw_fd()),
+    );
+    let patience = patience(options);
+    let side = Side::new(&"the parent's line", options, &patience, Meeting::Family);
+    let parts = side.guest(line, record)?;
+    let parts = parts.ok_or_else(|| Error::PeerLost("the parent has gone without an answer".into()))?;
+    Ok(Channel::assemble(parts, None, options))
+}
+
+/// The child's end, once.
+fn take() -> Result<OwnedFd> {
+    /// The inode of the line that was taken. In a fork too: there it is its parent's, at the same number.
+    static TAKEN: AtomicU64 = AtomicU64::new(0);
+    let invalid = |reason: String| Error::AddressInvalid {
+        address: LINE_VARIABLE.into(),
+        reason,
+        source: None,
+    };
+    let value = std::env::var(LINE_VARIABLE).map_err(|_| {
+        invalid("it is not in the environment: no parent has left this process a line".into())
+    })?;
+    let (number, inode) = parse(&value).ok_or_else(|| {
+        invalid(format!(
+            "it is {value:?}, and not a descriptor and a socket's inode"
+        ))
+    })?;
+    if TAKEN.swap(inode, Ordering::AcqRel) == inode {
+        return Err(invalid("this process has taken its line already".into()));
+    }
+    let line = inherited(number, inode).inspect_err(|_| TAKEN.store(0, Ordering::Release));
+    line.map_err(|found| {
+        invalid(format!(
+            "descriptor {number} is not the line that was left: {found}"
+        ))
+    })
+}
+
+fn parse(value: &str) -> Option<(RawFd, u64)> {
+    let (number, inode) = value.split_once(':')?;
+    let number = number.parse().ok().filter(|number| *number >= 0)?;
+    Some((number, inode.parse().ok()?))
+}
+
+/// The descriptor of that number, where it is that socket.
+fn inherited(number: RawFd, inode: u64) -> Result<OwnedFd, String> {
+    // SAFETY: used for this one call, which answers EBADF where nothing is open there.
+    let found = fstat(unsafe { BorrowedFd::borrow_raw(number) }).map_err(|errno| errno.desc().to_owned())?;
+    let socket = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFSOCK;
+    if !socket || found.st_ino != inode {
+        return Err("it is something else".into());
+    }
+    // SAFETY: it is the very socket that the parent has left for this, and it is taken once: nobody else owns it.
+    let line = unsafe { OwnedFd::from_raw_fd(number) };
+    fcntl(&line, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| errno.desc().to_owned())?;
+    Ok(line)
+}

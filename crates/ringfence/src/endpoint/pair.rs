@@ -1,0 +1,160 @@
+//! A pair: whichever of two comes first is the host, the other its guest.
+
+use std::{
+    ops::ControlFlow,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use crate::{
+    channel::Channel,
+    channel::shared::Parts,
+    endpoint::acceptor::{Door, Failed, Host},
+    error::{Error, Result},
+    evidence::Record,
+    handshake::frame::Meeting,
+    handshake::{Seats, Side},
+    options::Options,
+    rendezvous::address::Address,
+    rendezvous::election::{self, Met, Place},
+    sys::Credentials,
+    wait::deadline::{Bell, Patience, Pauses},
+};
+
+/// Meets the other instance at an address and makes the channel between the two.
+///
+/// The first instance binds the address and waits, as the host; the second finds it bound and connects, as the
+/// guest. Both look at each other, each passes the other an object of its own to read, and both check again before
+/// either trusts the channel. A third gets [`Error::AddressOccupied`].
+///
+/// Blocks until a partner has come and has passed; [`Options::canceller`] ends that. A newcomer that fails, or takes
+/// longer than [`Options::timeout`], is turned away, and the next is looked at, meanwhile as well as afterwards.
+pub fn join(address: &Address, options: &Options) -> Result<Channel> {
+    let options = &options.clone().checked()?;
+    let address = &address.absolute();
+    let patience = Patience::endless(options.canceller.iter().cloned().collect(), options.timeout);
+    let mut pauses = Pauses::new(&patience);
+    loop {
+        match join_once(address, options, &patience) {
+            Ok(Some(channel)) => return Ok(channel),
+            // The host went away before it had answered: whoever looks first is the next host.
+            Ok(None) => pauses.snubbed(None)?,
+            // The same after it had answered: for a process that waits for a place, nothing has changed.
+            Err(error @ Error::PeerLost(_)) if options.wait => pauses.snubbed(Some(error))?,
+            Err(Error::AddressOccupied { .. }) if options.wait => pauses.pause()?,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn join_once(address: &Address, options: &Options, patience: &Patience) -> Result<Option<Channel>> {
+    let mut record = Record::default();
+    match election::meet(address, options.access()?, patience, &mut record)? {
+        Met::Host(place) => host(address, options, patience, place, &record).map(Some),
+        Met::Guest(stream) => {
+            let within = patience.within(options.timeout);
+            let parts = Side::new(address, options, &within, Meeting::Pair).guest(stream, record)?;
+            Ok(parts.map(|parts| Channel::assemble(parts, None, options)))
+        }
+    }
+}
+
+/// Holds the address until a guest has passed; the first to be ready takes the place.
+fn host(
+    address: &Address,
+    options: &Options,
+    patience: &Patience,
+    place: Place,
+    record: &Record,
+) -> Result<Channel> {
+    let door = Door {
+        address,
+        options,
+        meeting: Meeting::Pair,
+        record,
+        bell: &Bell::new()?,
+    };
+    let pair = Pair {
+        address,
+        taken: &AtomicBool::new(false),
+    };
+    // What was taken is kept until everybody else has been told.
+    let (parts, _claim, place) = door.keep(&pair, place, patience, |place, result| {
+        let (parts, claim) = result??;
+        place.close_door()?;
+        Ok::<_, Error>((parts, claim, place))
+    })??;
+    Ok(Channel::assemble(parts, Some(Box::new(Some(place))), options))
+}
+
+/// The one place beside the host.
+struct Pair<'a> {
+    address: &'a Address,
+    taken: &'a AtomicBool,
+}
+
+struct Claim<'a>(&'a AtomicBool);
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+impl Pair<'_> {
+    fn another_was_first(&self) -> Error {
+        self.address.occupied("another was ready first")
+    }
+}
+
+impl<'a> Seats for Pair<'a> {
+    type Seat = Claim<'a>;
+
+    fn ask(&self, _who: Credentials) -> Result<()> {
+        if self.taken.load(Ordering::Acquire) {
+            return Err(self.another_was_first());
+        }
+        Ok(())
+    }
+
+    fn take(&self, _who: Credentials) -> Result<Claim<'a>> {
+        if self.taken.swap(true, Ordering::AcqRel) {
+            return Err(self.another_was_first());
+        }
+        Ok(Claim(self.taken))
+    }
+
+    fn closed(&self) -> Error {
+        if self.taken.load(Ordering::Acquire) {
+            self.another_was_first()
+        } else {
+            Error::Aborted
+        }
+    }
+}
+
+impl<'a> Host for Pair<'a> {
+    type End = Result<(Parts, Claim<'a>)>;
+
+    fn may_begin(&self, _under_way: usize) -> bool {
+        true
+    }
+
+    fn ready(&self, parts: Parts, claim: Claim<'a>) -> ControlFlow<Self::End> {
+        ControlFlow::Break(Ok((parts, claim)))
+    }
+
+    fn failed(&self, failed: Failed) -> ControlFlow<Self::End> {
+        match failed.error {
+            // What keeps this side from making a channel with anybody is not the newcomer's fault.
+            error @ (Error::NoSpace { .. }
+            | Error::Unsupported { .. }
+            | Error::InvalidArgument(_)
+            | Error::ObjectExposed(_)) => self.hindered(error),
+            _ => ControlFlow::Continue(()),
+        }
+    }
+
+    fn hindered(&self, error: Error) -> ControlFlow<Self::End> {
+        ControlFlow::Break(Err(error))
+    }
+}

@@ -1,0 +1,782 @@
+//! What is said on the line while a channel is made: frames of a fixed head and a short body, little-endian.
+//!
+//! ```text
+//! head, 16 bytes     0  magic     8 bytes  "ringfnce"
+//!                    8  version   u16      1
+//!                   10  kind      u16      1 HELLO, 2 OFFER, 3 READY, 4 REFUSE
+//!                   12  length    u32      bytes of the body that follows, at most 4096
+//! HELLO, 96 bytes    0  nonce     32 bytes random, the sender's own
+//!                   32  echo      32 bytes the receiver's nonce; zeros in the guest's HELLO, which comes first
+//!                   64  capacity  u64      of the ring that the sender will write, a power of two
+//!                   72  longest   u64      bytes of the longest message that the sender will receive
+//!                   80  backing   u32      1 memfd, 2 shm
+//!                   84  features  u32      bit 0: the sender takes barriers (membarrier, global expedited)
+//!                                       bit 1: the sender is not dumpable from its OFFER on
+//!                   88  meeting   u32      0 a pair's (join), 1 a service's (listen, connect), 2 a family's (spawn),
+//!                                       3 a membership's (member); the same on both sides
+//!                   92  reserved  u32      0
+//! OFFER, 80 bytes    0  echo      32 bytes the receiver's nonce
+//!                   32  size      u64      of the object, in bytes; the object comes with it (SCM_RIGHTS)
+//!                   40  capacity  u64      as in HELLO
+//!                   48  number    u32      of the realtime signal that brings the sender tokens; 0: none does
+//!                   52  thread    u32      the thread to send it to
+//!                   56  mailbox   u32      to be sent with it
+//!                   60  reserved  u32      0
+//!                   64  secret    16 bytes random, to be sent with it
+//! READY, 32 bytes    0  echo      32 bytes the receiver's nonce
+//! REFUSE             0  code      u16      see `Code`
+//!                    2  three texts: check, wanted, found; each a u16 length and as many bytes of UTF-8
+//! ```
+//!
+//! Every frame carries the credentials of its sender (`SCM_CREDENTIALS`). Descriptors come with the guest's HELLO
+//! (one: its partner's end of the private line), with OFFER (one: the object), among members with the host's READY (the
+//! listening socket, and for a path the lock beside it), and with nothing else.
+
+use std::{
+    fmt,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    poll::PollFlags,
+    sys::socket::{ControlMessage, MsgFlags, sendmsg},
+};
+
+use crate::{
+    error::{Error, Refusal, Result},
+    sys::{self, Control, Credentials},
+    wait::deadline::{Patience, Woken},
+};
+
+const MAGIC: [u8; 8] = *b"ringfnce";
+/// The version of this protocol, and of the layout of memory. Both sides must speak the same.
+pub(crate) const VERSION: u16 = 1;
+const HEAD: usize = 16;
+const LONGEST_BODY: usize = 4096;
+/// With any frame.
+const MOST_DESCRIPTORS: usize = 2;
+
+pub(crate) type Nonce = [u8; 32];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Hello {
+    pub(crate) nonce: Nonce,
+    pub(crate) echo: Nonce,
+    pub(crate) capacity: u64,
+    pub(crate) longest: u64,
+    pub(crate) backing: u32,
+    pub(crate) features: u32,
+    pub(crate) meeting: u32,
+}
+
+/// Bit 0 of a HELLO's features.
+pub(crate) const TAKES_BARRIERS: u32 = 1;
+/// Bit 1: whoever says so is closed to others of its user by the time of its OFFER.
+pub(crate) const HARDENS: u32 = 2;
+
+/// What the two have come for. Whoever comes for the other has the wrong address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Meeting {
+    /// `join`.
+    Pair,
+    /// `listen` and `connect`.
+    Service,
+    /// `spawn` and `from_parent`.
+    Family,
+    /// `member`.
+    Membership,
+}
+
+impl Meeting {
+    pub(crate) const fn number(self) -> u32 {
+        match self {
+            Self::Pair => 0,
+            Self::Service => 1,
+            Self::Family => 2,
+            Self::Membership => 3,
+        }
+    }
+
+    pub(crate) fn from_number(number: u32) -> Option<Self> {
+        [Self::Pair, Self::Service, Self::Family, Self::Membership]
+            .into_iter()
+            .find(|meeting| meeting.number() == number)
+    }
+}
+
+impl fmt::Display for Meeting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pair => "one of a pair (join)",
+            Self::Service => "a service or its agent (listen, connect)",
+            Self::Family => "a parent or its child (spawn, from_parent)",
+            Self::Membership => "a member (member)",
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Offer {
+    pub(crate) echo: Nonce,
+    pub(crate) size: u64,
+    pub(crate) capacity: u64,
+    pub(crate) tokens: TokenAddress,
+}
+
+/// How whoever says so is sent a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct TokenAddress {
+    /// Of the realtime signal; 0: it takes no tokens.
+    pub(crate) number: u32,
+    pub(crate) thread: u32,
+    /// Its own number for the channel.
+    pub(crate) mailbox: u32,
+    pub(crate) secret: Secret,
+}
+
+/// Bytes that nobody is to know but the two.
+#[derive(Clone, Copy, Eq, Default)]
+pub(crate) struct Secret(pub(crate) [u8; 16]);
+
+impl PartialEq for Secret {
+    /// Takes the same time wherever the first difference is.
+    fn eq(&self, other: &Self) -> bool {
+        let differences = self
+            .0
+            .iter()
+            .zip(other.0)
+            .fold(0, |so_far, (a, b)| so_far | (a ^ b));
+        std::hint::black_box(differences) == 0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Why one side refuses the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// Two share the address already.
+    Occupied,
+    /// The policy does not hold.
+    Peer,
+    /// What was said is not this protocol, or does not agree.
+    Protocol,
+    /// The object is not sound.
+    Object,
+    /// The sender cannot go on, for reasons of its own.
+    Unable,
+}
+
+impl Code {
+    const ALL: [Self; 5] = [
+        Self::Occupied,
+        Self::Peer,
+        Self::Protocol,
+        Self::Object,
+        Self::Unable,
+    ];
+
+    const fn number(self) -> u16 {
+        match self {
+            Self::Occupied => 1,
+            Self::Peer => 2,
+            Self::Protocol => 3,
+            Self::Object => 4,
+            Self::Unable => 5,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refuse {
+    pub(crate) code: Code,
+    pub(crate) check: String,
+    pub(crate) wanted: String,
+    pub(crate) found: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Frame {
+    Hello(Hello),
+    Offer(Offer),
+    Ready(Nonce),
+    Refuse(Refuse),
+}
+
+impl Frame {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::with_capacity(96);
+        let kind: u16 = match self {
+            Self::Hello(hello) => {
+                body.extend_from_slice(&hello.nonce);
+                body.extend_from_slice(&hello.echo);
+                body.extend_from_slice(&hello.capacity.to_le_bytes());
+                body.extend_from_slice(&hello.longest.to_le_bytes());
+                body.extend_from_slice(&hello.backing.to_le_bytes());
+                body.extend_from_slice(&hello.features.to_le_bytes());
+                body.extend_from_slice(&hello.meeting.to_le_bytes());
+                body.extend_from_slice(&0_u32.to_le_bytes());
+                1
+            }
+            Self::Offer(offer) => {
+                body.extend_from_slice(&offer.echo);
+                body.extend_from_slice(&offer.size.to_le_bytes());
+                body.extend_from_slice(&offer.capacity.to_le_bytes());
+                let TokenAddress {
+                    number,
+                    thread,
+                    mailbox,
+                    secret,
+                } = offer.tokens;
+                for word in [number, thread, mailbox, 0] {
+                    body.extend_from_slice(&word.to_le_bytes());
+                }
+                body.extend_from_slice(&secret.0);
+                2
+            }
+            Self::Ready(echo) => {
+                body.extend_from_slice(echo);
+                3
+            }
+            Self::Refuse(refuse) => {
+                body.extend_from_slice(&refuse.code.number().to_le_bytes());
+                for text in [&refuse.check, &refuse.wanted, &refuse.found] {
+                    let text = shorten(text);
+                    body.extend_from_slice(&u16::try_from(text.len()).unwrap_or(0).to_le_bytes());
+                    body.extend_from_slice(text.as_bytes());
+                }
+                4
+            }
+        };
+        let mut frame = Vec::with_capacity(HEAD + body.len());
+        frame.extend_from_slice(&MAGIC);
+        frame.extend_from_slice(&VERSION.to_le_bytes());
+        frame.extend_from_slice(&kind.to_le_bytes());
+        frame.extend_from_slice(&u32::try_from(body.len()).expect("bodies are short").to_le_bytes());
+        frame.extend_from_slice(&body);
+        frame
+    }
+
+    /// Kind and body length, from a frame's head.
+    fn head(head: &[u8; HEAD]) -> Result<(u16, usize)> {
+        let mut fields = Fields(head);
+        let magic: [u8; 8] = fields.take()?;
+        if magic != MAGIC {
+            return Err(Error::Protocol(format!(
+                "it begins with {magic:02x?} instead of {MAGIC:02x?}"
+            )));
+        }
+        let version = fields.u16()?;
+        if version != VERSION {
+            return Err(Error::Protocol(format!(
+                "it speaks version {version}, and this is version {VERSION}"
+            )));
+        }
+        let kind = fields.u16()?;
+        let length = fields.u32()? as usize;
+        let wanted = match kind {
+            1 => 96..=96,
+            2 => 80..=80,
+            3 => 32..=32,
+            4 => 8..=LONGEST_BODY,
+            _ => return Err(Error::Protocol(format!("a frame of the unknown kind {kind}"))),
+        };
+        if !wanted.contains(&length) {
+            return Err(Error::Protocol(format!(
+                "a frame of kind {kind} with {length} bytes instead of {wanted:?}"
+            )));
+        }
+        Ok((kind, length))
+    }
+
+    fn body(kind: u16, body: &[u8]) -> Result<Self> {
+        let mut fields = Fields(body);
+        let frame = match kind {
+            1 => {
+                let hello = Hello {
+                    nonce: fields.take()?,
+                    echo: fields.take()?,
+                    capacity: fields.u64()?,
+                    longest: fields.u64()?,
+                    backing: fields.u32()?,
+                    features: fields.u32()?,
+                    meeting: fields.u32()?,
+                };
+                fields.u32()?;
+                Self::Hello(hello)
+            }
+            2 => {
+                let (echo, size, capacity) = (fields.take()?, fields.u64()?, fields.u64()?);
+                let (number, thread, mailbox) = (fields.u32()?, fields.u32()?, fields.u32()?);
+                fields.u32()?;
+                let secret = Secret(fields.take()?);
+                Self::Offer(Offer {
+                    echo,
+                    size,
+                    capacity,
+                    tokens: TokenAddress {
+                        number,
+                        thread,
+                        mailbox,
+                        secret,
+                    },
+                })
+            }
+            3 => Self::Ready(fields.take()?),
+            _ => {
+                let number = fields.u16()?;
+                let code = Code::ALL.into_iter().find(|code| code.number() == number);
+                let code =
+                    code.ok_or_else(|| Error::Protocol(format!("a refusal with the unknown code {number}")))?;
+                Self::Refuse(Refuse {
+                    code,
+                    check: fields.text()?,
+                    wanted: fields.text()?,
+                    found: fields.text()?,
+                })
+            }
+        };
+        if fields.0.is_empty() {
+            Ok(frame)
+        } else {
+            Err(Error::Protocol(format!(
+                "{} bytes too many in a frame of kind {kind}",
+                fields.0.len()
+            )))
+        }
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+impl Frame {
+    /// The first frame in these bytes, as [`Line::expect`] reads it, and what follows it.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<(Self, &[u8])> {
+        let short = || Error::Protocol("a frame ends early".into());
+        let (head, rest) = bytes.split_first_chunk().ok_or_else(short)?;
+        let (kind, length) = Self::head(head)?;
+        let (body, rest) = rest.split_at_checked(length).ok_or_else(short)?;
+        Ok((Self::body(kind, body)?, rest))
+    }
+}
+
+/// Texts of a refusal are for people; a thousand bytes say enough.
+fn shorten(text: &str) -> &str {
+    let mut end = text.len().min(1000);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let (field, rest) = self
+            .0
+            .split_first_chunk()
+            .ok_or_else(|| Error::Protocol("a frame ends early".into()))?;
+        self.0 = rest;
+        Ok(*field)
+    }
+
+    fn u16(&mut self) -> Result<u16> {
+        self.take().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        self.take().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+
+    fn text(&mut self) -> Result<String> {
+        let length = usize::from(self.u16()?);
+        let (text, rest) = self
+            .0
+            .split_at_checked(length)
+            .ok_or_else(|| Error::Protocol("a text ends early".into()))?;
+        self.0 = rest;
+        // For people, in a log or on a terminal: nothing in it may steer that terminal.
+        Ok(String::from_utf8_lossy(text)
+            .chars()
+            .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+            .collect())
+    }
+}
+
+/// What an error of ours is to the peer.
+impl From<&Error> for Refuse {
+    fn from(error: &Error) -> Self {
+        let text = error.to_string();
+        let plain = |code, wanted: &str| Self {
+            code,
+            check: error.code().into(),
+            wanted: wanted.into(),
+            found: text.clone(),
+        };
+        match error {
+            Error::PeerRefused(refusal) => {
+                // Another user is told what was looked at, and neither what would have passed nor what was seen.
+                let own = refusal
+                    .identity
+                    .as_ref()
+                    .is_some_and(|peer| peer.uid == nix::unistd::geteuid().as_raw());
+                let told = |text: &String| if own { text.clone() } else { String::new() };
+                Self {
+                    code: Code::Peer,
+                    check: refusal.check.clone(),
+                    wanted: told(&refusal.wanted),
+                    found: told(&refusal.found),
+                }
+            }
+            Error::AddressOccupied { by, .. } => Self {
+                code: Code::Occupied,
+                check: "address".into(),
+                wanted: String::new(),
+                found: by.clone(),
+            },
+            Error::Protocol(what) => Self {
+                code: Code::Protocol,
+                check: "protocol".into(),
+                wanted: String::new(),
+                found: what.clone(),
+            },
+            Error::ObjectUnsound { check, wanted, found } => Self {
+                code: Code::Object,
+                check: (*check).into(),
+                wanted: wanted.clone(),
+                found: found.clone(),
+            },
+            _ => plain(Code::Unable, "to go on"),
+        }
+    }
+}
+
+impl Refuse {
+    /// What the peer's refusal is to us.
+    pub(crate) fn into_error(self, address: &str) -> Error {
+        match self.code {
+            Code::Occupied => Error::AddressOccupied {
+                address: address.to_owned(),
+                by: self.found,
+            },
+            Code::Peer => Refusal::by_peer(self.check, self.wanted, self.found).into(),
+            Code::Protocol => Error::Protocol(format!("as the peer says, {}", self.found)),
+            Code::Object => Error::PeerLost(format!(
+                "it refused this side's object: its {} should be {} and is {}",
+                self.check, self.wanted, self.found
+            )),
+            Code::Unable => Error::PeerLost(format!("it could not go on: {}", self.found)),
+        }
+    }
+}
+
+/// A stream socket on which frames are exchanged with one known process, up to a deadline.
+#[derive(Debug)]
+pub(crate) struct Line<'a> {
+    pub(crate) socket: BorrowedFd<'a>,
+    /// Who speaks at the other end; every part of every frame must be stamped with this.
+    pub(crate) speaker: Credentials,
+    pub(crate) patience: &'a Patience,
+    /// The address, for errors.
+    pub(crate) address: &'a str,
+}
+
+/// Sends a frame, with this process's credentials and some descriptors. Never blocks: a handshake's frames
+/// are far smaller than any socket's buffer, so one that is full is a peer that does not follow the protocol.
+pub(crate) fn send(
+    socket: BorrowedFd<'_>,
+    frame: &Frame,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
+    let bytes = frame.encode();
+    let credentials = sys::effective_credentials();
+    let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut control = vec![ControlMessage::ScmCredentials(&credentials)];
+    if !raw.is_empty() {
+        control.push(ControlMessage::ScmRights(&raw));
+    }
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let slices = [std::io::IoSlice::new(&bytes)];
+    let sent = loop {
+        match sendmsg::<()>(socket.as_raw_fd(), &slices, &control, flags, None) {
+            Err(Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    if sent == bytes.len() {
+        Ok(())
+    } else {
+        Err(Errno::EAGAIN)
+    }
+}
+
+impl Line<'_> {
+    pub(crate) fn send(&self, frame: &Frame, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+        send(self.socket, frame, descriptors).map_err(|errno| match errno {
+            // It has closed its end: if it said why before that, that is the news.
+            Errno::EPIPE | Errno::ECONNRESET => self
+                .last_words()
+                .unwrap_or_else(|| Error::PeerLost(format!("it closed the line ({})", errno.desc()))),
+            Errno::EAGAIN => Error::PeerLost("it does not read what it is sent".into()),
+            // The line is what the peer passed: what is wrong with it is not this system's fault.
+            errno => Error::unless_short("writing to the peer's line", errno, |errno| {
+                Error::Protocol(format!("its line cannot be written to ({})", errno.desc()))
+            }),
+        })
+    }
+
+    /// What a peer that has gone said before that, if it said why.
+    pub(crate) fn last_words(&self) -> Option<Error> {
+        loop {
+            match self.receive("its last words", MOST_DESCRIPTORS) {
+                Ok((Frame::Refuse(refuse), _)) => return Some(refuse.into_error(self.address)),
+                Ok(_) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// The next frame, and the descriptor that came with it, if one did. A refusal is an error already.
+    pub(crate) fn expect(&self, step: &'static str) -> Result<(Frame, Vec<OwnedFd>)> {
+        self.expect_with(step, 1)
+    }
+
+    /// The same, with so many descriptors at most.
+    pub(crate) fn expect_with(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
+        match self.receive(step, most)? {
+            (Frame::Refuse(refuse), _) => Err(refuse.into_error(self.address)),
+            other => Ok(other),
+        }
+    }
+
+    fn receive(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
+        receive(self.socket, &mut Some(self.speaker), self.patience, step, most)
+    }
+}
+
+/// The first frame on a socket that somebody has inherited, and who says it: nobody could know that before. Whoever
+/// begins it must say all of it.
+pub(crate) fn first(
+    socket: BorrowedFd<'_>,
+    patience: &Patience,
+    address: &str,
+    step: &'static str,
+) -> Result<(Credentials, Frame, Vec<OwnedFd>)> {
+    let mut speaker = None;
+    match (receive(socket, &mut speaker, patience, step, 1)?, speaker) {
+        ((Frame::Refuse(refuse), _), _) => Err(refuse.into_error(address)),
+        ((frame, descriptors), Some(speaker)) => Ok((speaker, frame, descriptors)),
+        (_, None) => Err(Error::Protocol("a frame that nobody has said".into())),
+    }
+}
+
+fn receive(
+    socket: BorrowedFd<'_>,
+    speaker: &mut Option<Credentials>,
+    patience: &Patience,
+    step: &'static str,
+    most: usize,
+) -> Result<(Frame, Vec<OwnedFd>)> {
+    let mut descriptors = Vec::new();
+    let mut fill = |buffer: &mut [u8]| {
+        fill(socket, buffer, speaker, patience, step, &mut descriptors)?;
+        if descriptors.len() > most {
+            return Err(surplus(most));
+        }
+        Ok(())
+    };
+    let mut head = [0_u8; HEAD];
+    fill(&mut head)?;
+    let (kind, length) = Frame::head(&head)?;
+    let mut body = vec![0_u8; length];
+    fill(&mut body)?;
+    Ok((Frame::body(kind, &body)?, descriptors))
+}
+
+fn surplus(most: usize) -> Error {
+    Error::ObjectUnsound {
+        check: "descriptors",
+        wanted: format!("at most {most}"),
+        found: "more".into(),
+    }
+}
+
+/// A stream keeps no borders of messages: reads until the buffer is full, and never past it.
+fn fill(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    speaker: &mut Option<Credentials>,
+    patience: &Patience,
+    step: &'static str,
+    descriptors: &mut Vec<OwnedFd>,
+) -> Result<()> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        let received = match sys::receive(socket, &mut buffer[filled..]) {
+            Ok(received) => received,
+            Err(Errno::EAGAIN) => {
+                match patience.wait(&[(socket, PollFlags::POLLIN)])? {
+                    Woken::Ready => {}
+                    Woken::Late => {
+                        return Err(Error::HandshakeTimeout {
+                            step,
+                            after: patience.allowed,
+                        });
+                    }
+                }
+                continue;
+            }
+            Err(Errno::ECONNRESET) => {
+                return Err(Error::PeerLost(format!("it left while {step} was awaited")));
+            }
+            Err(errno) => {
+                return Err(Error::unless_short("reading the peer's line", errno, |errno| {
+                    Error::Protocol(format!("its line cannot be read ({})", errno.desc()))
+                }));
+            }
+        };
+        descriptors.extend(received.descriptors);
+        match received.control {
+            Control::Expected if descriptors.len() <= MOST_DESCRIPTORS => {}
+            Control::Expected | Control::Truncated => return Err(surplus(MOST_DESCRIPTORS)),
+            Control::Short => {
+                return Err(Error::NoSpace {
+                    what: format!("a descriptor that came with {step}"),
+                    reason: "this process has as many open as it may (RLIMIT_NOFILE), or a security module forbids it \
+                             this one"
+                        .into(),
+                });
+            }
+            // It comes of an option of this side's own socket, which only a peer that holds the socket too can have set.
+            Control::Unexpected { level, kind } => {
+                return Err(Error::Protocol(format!(
+                    "a control message that was not asked for (level {level}, type {kind}) comes with {step}"
+                )));
+            }
+        }
+        if received.bytes == 0 {
+            return Err(Error::PeerLost(format!("it left while {step} was awaited")));
+        }
+        match (received.credentials, *speaker) {
+            (Some(found), Some(wanted)) if found == wanted => {}
+            (Some(found), None) => *speaker = Some(found),
+            (found, wanted) => {
+                let who = |c: Credentials| format!("pid {}, uid {}, gid {}", c.pid, c.uid, c.gid);
+                let wanted = wanted.map_or_else(
+                    || "every message from somebody whom the kernel names".into(),
+                    |wanted| format!("every message from {}, which is who spoke first", who(wanted)),
+                );
+                let refusal = Refusal::new("line", wanted, found.map_or_else(|| "none".into(), who));
+                return Err(found.into_iter().fold(refusal, Refusal::about).into());
+            }
+        }
+        filled += received.bytes;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames() -> Vec<Frame> {
+        vec![
+            Frame::Hello(Hello {
+                nonce: [1; 32],
+                echo: [2; 32],
+                capacity: 4096,
+                longest: 1 << 40,
+                backing: 2,
+                features: 1,
+                meeting: 1,
+            }),
+            Frame::Offer(Offer {
+                echo: [3; 32],
+                size: 12288,
+                capacity: 4096,
+                tokens: TokenAddress {
+                    number: 50,
+                    thread: 4711,
+                    mailbox: 1,
+                    secret: Secret([5; 16]),
+                },
+            }),
+            Frame::Ready([4; 32]),
+            Frame::Refuse(Refuse {
+                code: Code::Peer,
+                check: "uid".into(),
+                wanted: "1".into(),
+                found: "2".into(),
+            }),
+        ]
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Frame> {
+        Frame::decode(bytes).map(|(frame, _)| frame)
+    }
+
+    #[test]
+    fn every_frame_comes_back_as_it_was() {
+        for frame in frames() {
+            assert_eq!(decode(&frame.encode()).unwrap(), frame);
+        }
+    }
+
+    #[test]
+    fn a_wrong_magic_version_kind_or_length_is_named() {
+        for (at, what) in [
+            (0, "begins with"),
+            (8, "version"),
+            (10, "kind"),
+            (12, "bytes instead of"),
+        ] {
+            let mut bytes = frames()[0].encode();
+            bytes[at] ^= 0x55;
+            let error = decode(&bytes).unwrap_err();
+            assert_eq!(error.code(), "PROTOCOL");
+            assert!(error.to_string().contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_bytes_whatever_make_it_panic() {
+        let mut state = 1_u64;
+        for frame in frames() {
+            let good = frame.encode();
+            for round in 0..2000 {
+                let mut bytes = good.clone();
+                for _ in 0..=round % 4 {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let at = (state >> 33) as usize % bytes.len();
+                    bytes[at] = state.to_le_bytes()[3];
+                }
+                let _ = decode(&bytes[..(state >> 40) as usize % (bytes.len() + 1)]);
+                let _ = decode(&bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_refusal_is_shortened_between_characters() {
+        let long = "ü".repeat(2000);
+        let frame = Frame::Refuse(Refuse {
+            code: Code::Unable,
+            check: "x".into(),
+            wanted: long.clone(),
+            found: long,
+        });
+        let Frame::Refuse(back) = decode(&frame.encode()).unwrap() else {
+            panic!("a refusal")
+        };
+        assert_eq!(back.wanted, "ü".repeat(500));
+    }
+}

@@ -1,0 +1,765 @@
+//! One handshake, from a connection to the parts of a channel: the order of the steps. Each step is a few lines here;
+//! what it does is in the module that it names.
+
+pub(crate) mod frame;
+
+use std::{
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, SockFlag, SockType, UnixAddr, getpeername, getsockname, getsockopt, socketpair,
+        sockopt,
+    },
+};
+
+use crate::{
+    channel::shared::{Parts, Role, state},
+    error::{Error, Refusal, Result},
+    evidence::Record,
+    fork::{Mark, Withheld},
+    handshake::frame::{Frame, HARDENS, Hello, Line, Meeting, Nonce, Offer, Refuse, TAKES_BARRIERS},
+    harden,
+    memory::object::{self, Backing, SharedObject},
+    memory::region::PeerRegion,
+    options::Options,
+    peer::identity::{Identity, Peer},
+    rendezvous::address::Address,
+    rendezvous::election::Inheritance,
+    signal::mailbox::{Addressee, Inlet},
+    sys::{self, Credentials},
+    wait::deadline::Patience,
+};
+
+/// Who may have a channel, of those who are ready for one: a pair has one place, a service has seats.
+pub(crate) trait Seats {
+    /// What a guest holds as long as it has its place. Dropped, the place is free again.
+    type Seat;
+
+    /// Whether there would be a place for this process now, so that a handshake is worth its while.
+    fn ask(&self, who: Credentials) -> Result<()>;
+
+    /// A place for a guest that has passed everything, a moment before it is told READY.
+    fn take(&self, who: Credentials) -> Result<Self::Seat>;
+
+    /// What is told to a guest whose handshake breaks off because the host does not go on.
+    fn closed(&self) -> Error;
+}
+
+/// One side of one handshake.
+pub(crate) struct Side<'a> {
+    options: &'a Options,
+    patience: &'a Patience,
+    meeting: Meeting,
+    address: String,
+    /// What a host among members passes its guest with READY.
+    shares: &'a [Arc<OwnedFd>],
+    /// Where a guest among members gets that for.
+    inherits: Option<&'a Address>,
+    /// This process can issue membarrier(2) and receives it, so that its peer's sleep needs no fence in its sends.
+    takes_barriers: bool,
+}
+
+/// Whoever is at the other end of a connection, looked at and let in by the policy so far.
+pub(crate) struct Caller {
+    stream: OwnedFd,
+    peer: Peer,
+    pub(crate) identity: Identity,
+    record: Record,
+}
+
+/// A talk on the private line, with a speaker who is known.
+struct Talk {
+    line: OwnedFd,
+    peer: Peer,
+    /// Who it was when it was first looked at.
+    identity: Identity,
+    own: Nonce,
+    /// What the other side said of itself.
+    hello: Hello,
+    record: Record,
+}
+
+/// What both sides have shown each other.
+struct Objects {
+    own: SharedObject,
+    peer: PeerRegion,
+    /// Where the peer's tokens arrive, and where this side's go.
+    inlet: Inlet,
+    addressee: Addressee,
+    /// Of the channel that is to be: what cannot be had is told before this side is ready.
+    state: Mark,
+}
+
+impl<'a> Side<'a> {
+    pub(crate) fn new(
+        address: &impl ToString,
+        options: &'a Options,
+        patience: &'a Patience,
+        meeting: Meeting,
+    ) -> Self {
+        let takes_barriers = sys::accept_barriers().and_then(|()| sys::issue_barrier()).is_ok();
+        Self {
+            options,
+            patience,
+            meeting,
+            address: address.to_string(),
+            shares: &[],
+            inherits: None,
+            takes_barriers,
+        }
+    }
+
+    /// As a host among members: with what its guest gets of the place.
+    pub(crate) fn sharing(mut self, shares: &'a [Arc<OwnedFd>]) -> Self {
+        self.shares = shares;
+        self
+    }
+
+    /// As a guest among members, at this address.
+    pub(crate) fn inheriting(mut self, address: &'a Address) -> Self {
+        self.inherits = Some(address);
+        self
+    }
+
+    /// Steps 2 and 3: whom the kernel names at the other end, and what the policy says to that. Waits for nobody.
+    pub(crate) fn look_at(&self, stream: OwnedFd, mut record: Record) -> Result<Caller> {
+        let looked = (|| {
+            let namespace = self.options.policy.allowed_namespace();
+            let peer = Peer::attest(&stream, namespace, &mut record)?;
+            if peer.is_self() {
+                return Err(self.occupied("this process holds it itself"));
+            }
+            let policy = &self.options.policy;
+            let identity = policy.check(&peer, "executable", self.patience, &mut record)?;
+            Ok((peer, identity))
+        })();
+        match looked {
+            Ok((peer, identity)) => Ok(Caller {
+                stream,
+                peer,
+                identity,
+                record,
+            }),
+            Err(error) => Err(refuse(&stream, error)),
+        }
+    }
+
+    /// Steps 4 to 8, as the host.
+    pub(crate) fn host<S: Seats>(&self, caller: Caller, seats: &S) -> Result<(Parts, S::Seat)> {
+        let broken_off = |error| match error {
+            Error::Aborted => seats.closed(),
+            error => error,
+        };
+        let who = caller.peer.credentials;
+        if let Err(error) = seats.ask(who) {
+            return Err(refuse(&caller, error));
+        }
+        let talk = self.hello_of_guest(caller, broken_off)?;
+        self.agree_as_host(talk, || seats.take(who), broken_off)
+    }
+
+    /// Steps 2 to 8, as the parent. The kernel names this process as the maker of both ends of the socket that the child
+    /// has inherited. So who the child is, is told by what it says, and by the line that it makes and sends.
+    pub(crate) fn parent(&self, stream: &OwnedFd, child: Option<i32>, mut record: Record) -> Result<Parts> {
+        let result = (|| {
+            let step = "the child's HELLO";
+            let (speaker, frame, descriptors) =
+                frame::first(stream.as_fd(), self.patience, &self.address, step)?;
+            check_child(speaker, child, &mut record)?;
+            let line = only_line(descriptors)?;
+            check_line(&line, speaker)?;
+            let policy = &self.options.policy;
+            let peer = Peer::attest(&line, policy.allowed_namespace(), &mut record)?;
+            let identity = policy.check(&peer, "executable", self.patience, &mut record)?;
+            let (own, hello) = self.answer(&line, &frame, speaker, &mut record)?;
+            Ok(Talk {
+                line,
+                peer,
+                identity,
+                own,
+                hello,
+                record,
+            })
+        })();
+        let talk = result.map_err(|error| refuse(stream, error))?;
+        let (parts, ()) = self.agree_as_host(talk, || Ok(()), |error| error)?;
+        Ok(parts)
+    }
+
+    /// Steps 5 to 8, as the host.
+    fn agree_as_host<S>(
+        &self,
+        mut talk: Talk,
+        take_seat: impl FnOnce() -> Result<S>,
+        broken_off: impl Fn(Error) -> Error,
+    ) -> Result<(Parts, S)> {
+        let result = (|| {
+            self.authorize(&mut talk)?;
+            let objects = self.exchange(&mut talk)?;
+            // Before this side waits for the other to be ready, and once more after it has said so.
+            self.look_finally(&mut talk)?;
+            self.expect_ready(&mut talk, 0)?;
+            let identity = self.look_finally(&mut talk)?;
+            let seat = take_seat()?;
+            self.send_ready(&mut talk)?;
+            Ok((objects, identity, seat))
+        })();
+        match result {
+            Ok((objects, identity, seat)) => {
+                Ok((self.finish(Role::Host, talk, objects, identity, None), seat))
+            }
+            Err(error) => Err(refuse(&talk.line, broken_off(error))),
+        }
+    }
+
+    /// Steps 2 to 8, as the guest. `None`: the host has gone without an answer.
+    pub(crate) fn guest(&self, stream: OwnedFd, record: Record) -> Result<Option<Parts>> {
+        let caller = match self.look_at(stream, record) {
+            Ok(caller) => caller,
+            // The last host's socket, with the host gone since.
+            Err(Error::PeerLost(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let Some(mut talk) = self.hello_of_host(caller)? else {
+            return Ok(None);
+        };
+        let result = (|| {
+            self.authorize(&mut talk)?;
+            let objects = self.exchange(&mut talk)?;
+            // Before this side says that it is ready, and once more after the other has said so.
+            self.look_finally(&mut talk)?;
+            self.send_ready(&mut talk)?;
+            let inheritance = self.expect_inheritance(&mut talk)?;
+            let identity = self.look_finally(&mut talk)?;
+            Ok((objects, identity, inheritance))
+        })();
+        match result {
+            Ok((objects, identity, inheritance)) => Ok(Some(self.finish(
+                Role::Guest,
+                talk,
+                objects,
+                identity,
+                inheritance,
+            ))),
+            Err(error) => Err(refuse(&talk.line, error)),
+        }
+    }
+
+    /// Step 4, the host's part: the guest's HELLO comes over the agreed socket with one end of a line, and the answer
+    /// goes there. The agreed socket is somebody's who knows the address: it is closed when this returns.
+    fn hello_of_guest(&self, caller: Caller, broken_off: impl Fn(Error) -> Error) -> Result<Talk> {
+        let Caller {
+            stream,
+            peer,
+            identity,
+            mut record,
+        } = caller;
+        let result = (|| {
+            let (frame, descriptors) = self.line(&stream, peer.credentials).expect("the guest's HELLO")?;
+            let line = only_line(descriptors)?;
+            check_line(&line, peer.credentials)?;
+            let (own, hello) = self.answer(&line, &frame, peer.credentials, &mut record)?;
+            Ok((line, own, hello))
+        })();
+        match result {
+            Ok((line, own, hello)) => Ok(Talk {
+                line,
+                peer,
+                identity,
+                own,
+                hello,
+                record,
+            }),
+            Err(error) => Err(refuse(&stream, broken_off(error))),
+        }
+    }
+
+    /// The host's HELLO, over the line that came with the guest's.
+    fn answer(
+        &self,
+        line: &OwnedFd,
+        frame: &Frame,
+        speaker: Credentials,
+        record: &mut Record,
+    ) -> Result<(Nonce, Hello)> {
+        settle_line(line)?;
+        let hello = self.agree(frame, Nonce::default(), record)?;
+        let own = nonce()?;
+        self.line(line, speaker)
+            .send(&Frame::Hello(self.hello(own, hello.nonce)), &[])?;
+        Ok((own, hello))
+    }
+
+    /// Step 4, the guest's part: one end of a fresh pair goes over the agreed socket, and the answer comes back on
+    /// the pair, from the process that the kernel named.
+    fn hello_of_host(&self, caller: Caller) -> Result<Option<Talk>> {
+        let Caller {
+            stream,
+            peer,
+            identity,
+            mut record,
+        } = caller;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (line, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)
+            .map_err(|errno| Error::system("a private line", errno))?;
+        settle_line(&line)?;
+        settle_line(&stream)?;
+        let own = nonce()?;
+        let hello = Frame::Hello(self.hello(own, Nonce::default()));
+        let sent = frame::send(stream.as_fd(), &hello, &[theirs.as_fd()]);
+        drop(theirs);
+        let door = self.line(&stream, peer.credentials);
+        if let Err(errno) = sent {
+            return match errno {
+                Errno::EPIPE | Errno::ECONNRESET => turned_away(&door),
+                errno => Err(Error::system("sending on the agreed socket", errno)),
+            };
+        }
+        let frame = match self.line(&line, peer.credentials).expect("the host's HELLO") {
+            Ok((frame, descriptors)) if descriptors.is_empty() => frame,
+            Ok(_) => return Err(Error::Protocol("descriptors with the host's HELLO".into())),
+            // It has closed its end of the line, or never took it: if it said why, it was at the door.
+            Err(Error::PeerLost(_)) => return turned_away(&door),
+            Err(error) => return Err(error),
+        };
+        let hello = self.agree(&frame, own, &mut record)?;
+        Ok(Some(Talk {
+            line,
+            peer,
+            identity,
+            own,
+            hello,
+            record,
+        }))
+    }
+
+    fn hello(&self, nonce: Nonce, echo: Nonce) -> Hello {
+        let barriers = if self.takes_barriers { TAKES_BARRIERS } else { 0 };
+        let hardens = if self.options.harden || harden::is_hardened() {
+            HARDENS
+        } else {
+            0
+        };
+        let Options {
+            capacity,
+            max_message_size,
+            backing,
+            ..
+        } = *self.options;
+        Hello {
+            nonce,
+            echo,
+            capacity,
+            longest: max_message_size,
+            backing: backing.number(),
+            features: barriers | hardens,
+            meeting: self.meeting.number(),
+        }
+    }
+
+    /// What the other side said of itself must be possible, and agree with this side.
+    fn agree(&self, frame: &Frame, echo: Nonce, record: &mut Record) -> Result<Hello> {
+        let Frame::Hello(hello) = frame else {
+            return Err(Error::Protocol("something else than a HELLO".into()));
+        };
+        if hello.echo != echo {
+            return Err(Error::Protocol("a HELLO that does not answer this side's".into()));
+        }
+        match Meeting::from_number(hello.meeting) {
+            Some(meeting) if meeting == self.meeting => {}
+            Some(meeting) => {
+                return Err(Error::Protocol(format!(
+                    "the one side is {}, the other {meeting}",
+                    self.meeting
+                )));
+            }
+            None => {
+                return Err(Error::Protocol(format!(
+                    "a meeting of the unknown kind {}",
+                    hello.meeting
+                )));
+            }
+        }
+        let own = self.options.backing;
+        match Backing::from_number(hello.backing) {
+            Some(backing) if backing == own => {}
+            Some(backing) => {
+                return Err(Error::Protocol(format!(
+                    "the backings differ: {own} on the one side, {backing} on the other"
+                )));
+            }
+            None => {
+                return Err(Error::Protocol(format!(
+                    "a backing with the unknown number {}",
+                    hello.backing
+                )));
+            }
+        }
+        if crate::memory::region::round_capacity(hello.capacity) != Some(hello.capacity)
+            || hello.capacity > 1 << 46
+        {
+            return Err(Error::Protocol(format!("a ring of {} bytes", hello.capacity)));
+        }
+        // Before anything is made or mapped: the size of the peer's ring is the peer's choice, and this side would pay for it.
+        let most = self.options.max_peer_capacity;
+        if hello.capacity > most {
+            return Err(Error::Protocol(format!(
+                "the peer's ring has {} bytes, and this side takes {most} (max_peer_capacity)",
+                hello.capacity
+            )));
+        }
+        if !(1..=crate::options::MAX_MESSAGE_SIZE).contains(&hello.longest) {
+            return Err(Error::Protocol(format!("messages of {} bytes", hello.longest)));
+        }
+        record.passed(
+            "hello",
+            "protocol",
+            format!("version {}", frame::VERSION),
+            "as wanted",
+        );
+        record.passed(
+            "hello",
+            "line",
+            "a private line; every message with the peer's credentials",
+            "as wanted",
+        );
+        record.passed("hello", "backing", own.to_string(), own.to_string());
+        Ok(*hello)
+    }
+
+    fn line<'b>(&'b self, socket: &'b OwnedFd, speaker: Credentials) -> Line<'b> {
+        Line {
+            socket: socket.as_fd(),
+            speaker,
+            patience: self.patience,
+            address: &self.address,
+        }
+    }
+
+    /// The end of the first look: what the policy's callback says to a peer that has passed everything else, and has shown
+    /// by its HELLO that the line is its own. Nothing was shared with it.
+    fn authorize(&self, talk: &mut Talk) -> Result<()> {
+        let asked =
+            self.options
+                .policy
+                .ask(&talk.identity, talk.line.as_fd(), self.patience, &mut talk.record);
+        match asked {
+            // It has gone meanwhile, and may have said why.
+            Err(error @ Error::PeerLost(_)) => {
+                let line = self.line(&talk.line, talk.peer.credentials);
+                Err(line.last_words().unwrap_or(error))
+            }
+            other => other,
+        }
+    }
+
+    /// Steps 5 and 6: each makes its own object and passes it, and each looks at the other's.
+    fn exchange(&self, talk: &mut Talk) -> Result<Objects> {
+        let Talk {
+            line,
+            peer,
+            own,
+            hello,
+            record,
+            ..
+        } = talk;
+        let options = self.options;
+        let line = self.line(line, peer.credentials);
+        peer.hardens = hello.features & HARDENS != 0;
+        self.close_off(record)?;
+        let inlet = Inlet::open(options.signal_number)?;
+        let object = SharedObject::create(
+            options,
+            inlet.number(),
+            peer.credentials.uid,
+            self.patience,
+            record,
+        )?;
+        let offer = Offer {
+            echo: hello.nonce,
+            size: object.size,
+            capacity: options.capacity,
+            tokens: inlet.address(),
+        };
+        line.send(&Frame::Offer(offer), &[object.as_fd()])?;
+        record.passed(
+            "offer",
+            "sent",
+            "one descriptor, its size in a struct",
+            format!("{} bytes", object.size),
+        );
+
+        let (frame, mut descriptors) = line.expect("the peer's OFFER")?;
+        let Frame::Offer(offer) = frame else {
+            return Err(Error::Protocol("something else than an OFFER".into()));
+        };
+        check_echo(&offer.echo, own)?;
+        let count = descriptors.len();
+        let (Some(descriptor), 1) = (descriptors.pop(), count) else {
+            return Err(Error::ObjectUnsound {
+                check: "descriptors",
+                wanted: "1".into(),
+                found: count.to_string(),
+            });
+        };
+        // Until it is mapped.
+        let descriptor = Withheld::new(descriptor)?;
+        if offer.capacity != hello.capacity {
+            return Err(Error::Protocol(format!(
+                "an OFFER of {} bytes after a HELLO of {}",
+                offer.capacity, hello.capacity
+            )));
+        }
+        record.passed(
+            "offer",
+            "received",
+            "one descriptor, its size in a struct",
+            format!("{} bytes", offer.size),
+        );
+        let region = object::accept(
+            &descriptor,
+            options,
+            hello.capacity,
+            offer.size,
+            peer.credentials.uid,
+            record,
+        )?;
+        object.check()?;
+        let mut addressee = Addressee::new(peer.credentials.pid, offer.tokens)?;
+        if !peer.shares_numbers() {
+            // The thread that it names is another's here.
+            addressee = addressee.out_of_reach();
+        }
+        Ok(Objects {
+            own: object,
+            peer: region,
+            inlet,
+            addressee,
+            state: Mark::new(state::OPEN)?,
+        })
+    }
+
+    /// Both sides have looked at each other by now, since each speaks its HELLO after its look; and there is no memory
+    /// yet. So this is the moment to close this process to others of its user.
+    fn close_off(&self, record: &mut Record) -> Result<()> {
+        if self.options.harden {
+            harden::harden()?;
+            record.passed(
+                "hello",
+                "hardened",
+                "this process, after it was looked at and before its object is made",
+                "not dumpable, no core",
+            );
+        } else if harden::is_hardened() {
+            record.unchecked("hello", "hardened", "this process: not dumpable");
+        } else {
+            record.unchecked("hello", "hardened", "this process: dumpable");
+        }
+        Ok(())
+    }
+
+    /// Step 7: the process is still there, and still who it was.
+    fn look_finally(&self, talk: &mut Talk) -> Result<Identity> {
+        let Talk { peer, record, .. } = talk;
+        let identity = self.options.policy.check(peer, "final", self.patience, record)?;
+        record.unchecked("final", "peer hardened", peer.openness());
+        Ok(identity)
+    }
+
+    /// Step 8.
+    fn send_ready(&self, talk: &mut Talk) -> Result<()> {
+        let shares: Vec<_> = self.shares.iter().map(|share| share.as_fd()).collect();
+        self.line(&talk.line, talk.peer.credentials)
+            .send(&Frame::Ready(talk.hello.nonce), &shares)?;
+        talk.record
+            .passed("ready", "sent", "after everything else", "sent");
+        if !shares.is_empty() {
+            talk.record.passed(
+                "ready",
+                "passed on",
+                "the listening socket, and the lock beside a path",
+                format!("{} descriptors", shares.len()),
+            );
+        }
+        Ok(())
+    }
+
+    /// Among members, the host's READY, and what comes with it of the place; else READY alone.
+    fn expect_inheritance(&self, talk: &mut Talk) -> Result<Option<Inheritance>> {
+        let Some(address) = self.inherits else {
+            self.expect_ready(talk, 0)?;
+            return Ok(None);
+        };
+        let descriptors = self.expect_ready(talk, Inheritance::count(address))?;
+        Inheritance::accept(address, descriptors, &mut talk.record).map(Some)
+    }
+
+    fn expect_ready(&self, talk: &mut Talk, count: usize) -> Result<Vec<OwnedFd>> {
+        let (frame, descriptors) = self
+            .line(&talk.line, talk.peer.credentials)
+            .expect_with("the peer's READY", count)?;
+        let Frame::Ready(echo) = frame else {
+            return Err(Error::Protocol("something else than READY".into()));
+        };
+        if descriptors.len() != count {
+            return Err(Error::ObjectUnsound {
+                check: "descriptors",
+                wanted: format!("{count} with READY"),
+                found: descriptors.len().to_string(),
+            });
+        }
+        check_echo(&echo, &talk.own)?;
+        talk.record
+            .passed("ready", "received", "after everything else", "received");
+        Ok(descriptors)
+    }
+
+    fn finish(
+        &self,
+        role: Role,
+        talk: Talk,
+        objects: Objects,
+        identity: Identity,
+        inheritance: Option<Inheritance>,
+    ) -> Parts {
+        let Talk {
+            line,
+            peer,
+            hello,
+            mut record,
+            ..
+        } = talk;
+        record.passed(
+            "ready",
+            "descriptors",
+            "closed on this side: only the mappings are left",
+            "closed",
+        );
+        Parts {
+            role,
+            line,
+            process: peer.keep(),
+            identity,
+            evidence: record.into_list(),
+            state: objects.state,
+            own: objects.own.into_region(),
+            peer: objects.peer,
+            own_capacity: self.options.capacity,
+            peer_capacity: hello.capacity,
+            longest_out: hello.longest,
+            longest_in: self.options.max_message_size,
+            barriers: self.takes_barriers && hello.features & TAKES_BARRIERS != 0,
+            inlet: objects.inlet,
+            addressee: objects.addressee,
+            inheritance,
+        }
+    }
+
+    fn occupied(&self, by: &str) -> Error {
+        Error::AddressOccupied {
+            address: self.address.clone(),
+            by: by.into(),
+        }
+    }
+}
+
+impl AsFd for Caller {
+    /// The agreed socket: readable once the guest has said something, or has left.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+/// Tells the other side why, as far as it still listens.
+pub(crate) fn refuse(socket: impl AsFd, error: Error) -> Error {
+    let knows_already = match &error {
+        Error::PeerLost(_) | Error::Aborted => true,
+        error => error.refusal().is_some_and(|refusal| refusal.by_peer),
+    };
+    if !knows_already {
+        // Whoever does not read it learns it from the end of the line.
+        let _ = frame::send(socket.as_fd(), &Frame::Refuse(Refuse::from(&error)), &[]);
+    }
+    error
+}
+
+/// The host closed the connection without taking the line. If it said why, that is the answer; if it has just gone,
+/// the address is to be looked at again.
+fn turned_away(door: &Line<'_>) -> Result<Option<Talk>> {
+    match door.expect("the host's answer") {
+        Err(Error::PeerLost(_)) => Ok(None),
+        Err(error) => Err(error),
+        Ok(_) => Err(Error::Protocol("an answer on the agreed socket".into())),
+    }
+}
+
+fn check_echo(found: &Nonce, own: &Nonce) -> Result<()> {
+    if found == own {
+        Ok(())
+    } else {
+        Err(Error::Protocol(
+            "a message that does not answer this side's nonce".into(),
+        ))
+    }
+}
+
+fn only_line(mut descriptors: Vec<OwnedFd>) -> Result<OwnedFd> {
+    match (descriptors.pop(), descriptors.is_empty()) {
+        (Some(line), true) => Ok(line),
+        _ => Err(Error::Protocol(
+            "a HELLO with no line, or with more than one descriptor".into(),
+        )),
+    }
+}
+
+/// Whoever speaks on an inherited socket must be the process that was started, where it is known. (Its own children
+/// inherit the socket as well, until it has taken it.)
+fn check_child(speaker: Credentials, child: Option<i32>, record: &mut Record) -> Result<()> {
+    let found = format!("pid {}", speaker.pid);
+    let Some(pid) = child else {
+        record.unchecked("credentials", "child", found);
+        return Ok(());
+    };
+    let wanted = format!("pid {pid}, the process that was started");
+    if speaker.pid == pid {
+        record.passed("credentials", "child", wanted, found);
+        return Ok(());
+    }
+    Err(Refusal::new("child", wanted, found).about(speaker).into())
+}
+
+/// What the guest passed must be one end of a pair of connected stream sockets that it made itself.
+fn check_line(line: &OwnedFd, speaker: Credentials) -> Result<()> {
+    let stream = getsockopt(line, sockopt::SockType).is_ok_and(|kind| kind == SockType::Stream);
+    let number = line.as_raw_fd();
+    let unix = getsockname::<UnixAddr>(number).is_ok();
+    let maker = getsockopt(line, sockopt::PeerCredentials).map(|c| Credentials {
+        pid: c.pid(),
+        uid: c.uid(),
+        gid: c.gid(),
+    });
+    let connected = getpeername::<UnixAddr>(number).is_ok();
+    if stream && unix && connected && maker == Ok(speaker) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "line",
+        "a Unix stream socket pair made by the process that connected",
+        format!("stream: {stream}, Unix: {unix}, connected: {connected}, made by {maker:?}"),
+    )
+    .into())
+}
+
+/// From here on the kernel stamps what arrives with its sender's credentials (unix(7), `SO_PASSCRED`), and adds nothing else.
+/// To be called before the first read.
+pub(crate) fn settle_line(socket: &OwnedFd) -> Result<()> {
+    sys::settle_line(socket).map_err(|errno| Error::system("SO_PASSCRED", errno))
+}
+
+fn nonce() -> Result<Nonce> {
+    sys::random().map_err(|errno| Error::system("random bytes", errno))
+}

@@ -1,0 +1,418 @@
+//! Who opens a shared object sounds an alarm.
+//!
+//! The write lease on the object outlives its descriptor: it belongs to the open file, which lives as long as this
+//! process's mapping. Whoever opens the object is held back by it for the lease-break time (45 s by default, see
+//! proc_sys_fs(5)), and the kernel sends the signal that the lease was taken with. Which of the objects is meant the signal does not
+//! say (its descriptor's number has another owner by then), but `/proc/locks` does: a lease that another process breaks is
+//! not an active write lease any more.
+//!
+//! The signal itself is no evidence: every process of the same user can send SIGIO, and can have the kernel send this very
+//! thread the signal of some other lease (`F_SETOWN_EX`). So the table decides, and since what it decides is whether data is
+//! destroyed, it is read with care:
+//!
+//! - It is kept open from the first wire to the last: it can be read when no descriptor is left.
+//! - The kernel hands it out a page at a time, and other processes take and release locks between two pages. A line that is found
+//!   is true. A line that is missing may have moved to a page that was read before: it is looked for again, many times, and
+//!   meanwhile the lease itself is the time that there is (`/proc/sys/fs/lease-break-time`, a second at least, 45 by default).
+//!   Where the table fits one page, a missing line is missing.
+
+use std::{
+    fmt,
+    fs::File,
+    io,
+    os::{fd::AsFd, unix::fs::FileExt},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    libc::c_int,
+    sys::stat::{fstat, major, minor},
+};
+
+use crate::{
+    error::{Error, Result, errno, is_shortage},
+    fork::PerProcess,
+    signal::claim::{Claim, Listener},
+    sys,
+};
+
+/// What is done when the wire is tripped, once.
+type Alarm = Box<dyn FnOnce() + Send>;
+
+/// A watch on one object of this process's own, as long as this lives. It must go before the mapping does, or the end
+/// of the lease would be taken for an alarm.
+#[derive(Debug)]
+pub(crate) struct Tripwire {
+    wire: Arc<Wire>,
+    claim: Claim,
+}
+
+struct Wire {
+    /// The object as `/proc/locks` names it.
+    place: String,
+    armed: AtomicBool,
+    tripped: AtomicBool,
+    doubt: Mutex<Doubt>,
+    alarm: Mutex<Option<Alarm>>,
+}
+
+/// Looks that could not tell, since the last one that could.
+#[derive(Debug, Default)]
+struct Doubt {
+    /// In so many the line was missing, from a table that was not read in one piece.
+    missing: u32,
+    /// The first of them.
+    since: Option<Instant>,
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wire")
+            .field("place", &self.place)
+            .field("armed", &self.armed)
+            .field("tripped", &self.tripped)
+            .finish_non_exhaustive()
+    }
+}
+
+/// All wires of this process, and the table that tells of their leases.
+#[derive(Debug, Default)]
+struct Watched {
+    wires: Vec<Arc<Wire>>,
+    /// Open while there are wires. `None` where this system has no such table: then each alarm is believed.
+    table: Option<Table>,
+}
+
+static WATCHED: PerProcess<Mutex<Watched>> = PerProcess::new();
+
+fn locked(watched: &Mutex<Watched>) -> MutexGuard<'_, Watched> {
+    // Valid after every statement that changes it.
+    watched.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Watched {
+    /// Errors with [`Error::NoSpace`] for want of a descriptor or of memory.
+    fn add(&mut self, wire: &Arc<Wire>) -> Result<()> {
+        if self.table.is_none() {
+            self.table = match Table::open() {
+                Ok(table) => Some(table),
+                Err(error) if is_shortage(errno(&error)) => {
+                    return Err(Error::system("the table of locks (/proc/locks)", errno(&error)));
+                }
+                Err(_) => None,
+            };
+        }
+        self.wires.push(Arc::clone(wire));
+        Ok(())
+    }
+
+    fn remove(&mut self, wire: &Arc<Wire>) {
+        self.wires.retain(|other| !Arc::ptr_eq(other, wire));
+        if self.wires.is_empty() {
+            self.table = None;
+        }
+    }
+}
+
+/// `/proc/locks`, open.
+#[derive(Debug)]
+struct Table(File);
+
+/// What it held when it was read.
+struct Locks {
+    text: String,
+    /// It was read in one piece, so that what is missing is missing.
+    whole: bool,
+}
+
+impl Table {
+    fn open() -> io::Result<Self> {
+        let table = Self(File::open("/proc/locks")?);
+        // The kernel makes its buffer at the first read, and keeps it.
+        table.read()?;
+        Ok(table)
+    }
+
+    fn read(&self) -> io::Result<Locks> {
+        /// A piece that leaves so much of the smallest page is no full page: it ends where the table does. No line is longer.
+        const ROOM: usize = 512;
+        let mut bytes = Vec::new();
+        let mut piece = [0; 4096];
+        let mut pieces = 0;
+        loop {
+            match self.0.read_at(&mut piece, bytes.len() as u64) {
+                Ok(0) => break,
+                Ok(count) => bytes.extend_from_slice(&piece[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            pieces += 1;
+        }
+        Ok(Locks {
+            whole: pieces <= 1 && bytes.len() <= piece.len() - ROOM,
+            // Bytewise: what is no text is no line of a lease.
+            text: String::from_utf8_lossy(&bytes).into_owned(),
+        })
+    }
+}
+
+impl Tripwire {
+    /// Takes a write lease on the object, which the kernel grants only while nobody else has it open, and watches it.
+    /// The descriptor may be closed then; a mapping that was made with it keeps the lease.
+    ///
+    /// Errors with [`Error::ObjectExposed`] where somebody else has it open, with [`Error::InvalidArgument`] where this
+    /// process uses the signal itself, and with [`Error::Unsupported`].
+    pub(crate) fn arm(object: impl AsFd, signal: c_int) -> Result<Self> {
+        let file =
+            fstat(&object).map_err(|errno| Error::system("looking at the shared object (fstat)", errno))?;
+        let claim = Claim::new(Some(signal), Listener::Alarms(look))?;
+        let watched = WATCHED.get()?;
+        let wire = Arc::new(Wire {
+            place: format!(
+                "{:02x}:{:02x}:{}",
+                major(file.st_dev),
+                minor(file.st_dev),
+                file.st_ino
+            ),
+            armed: AtomicBool::new(false),
+            tripped: AtomicBool::new(false),
+            doubt: Mutex::default(),
+            alarm: Mutex::new(None),
+        });
+        locked(watched).add(&wire)?;
+        let tripwire = Self { wire, claim };
+        sys::take_watched_lease(&object, tripwire.claim.thread, signal).map_err(refused)?;
+        tripwire.wire.armed.store(true, Ordering::SeqCst);
+        // Who came between the lease and the wire was told of too early.
+        if sys::has_write_lease(&object) != Ok(true) {
+            tripwire.wire.trip();
+        }
+        Ok(tripwire)
+    }
+
+    /// Whether somebody has tried to open the object.
+    pub(crate) fn is_tripped(&self) -> bool {
+        self.wire.is_tripped()
+    }
+
+    /// What to do when somebody tries to open the object; at once, if somebody has.
+    pub(crate) fn on_alarm(&self, alarm: impl FnOnce() + Send + 'static) {
+        *self.wire.alarm() = Some(Box::new(alarm));
+        if self.is_tripped() {
+            self.wire.trip();
+        }
+    }
+}
+
+impl Drop for Tripwire {
+    fn drop(&mut self) {
+        // None of a child's is among those that were its parent's.
+        if let Some(watched) = WATCHED.existing() {
+            locked(watched).remove(&self.wire);
+        }
+    }
+}
+
+impl Wire {
+    fn alarm(&self) -> MutexGuard<'_, Option<Alarm>> {
+        self.alarm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_tripped(&self) -> bool {
+        self.tripped.load(Ordering::SeqCst)
+    }
+
+    /// Whether what was seen means that the object is being opened. `None`: that cannot be told yet.
+    fn weigh(&self, seen: Seen, now: Instant) -> Option<bool> {
+        let mut doubt = self.doubt.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Seen::Held | Seen::Broken = seen {
+            *doubt = Doubt::default();
+            return Some(seen == Seen::Broken);
+        }
+        let since = *doubt.since.get_or_insert(now);
+        doubt.missing += u32::from(seen == Seen::Missing);
+        let time = now.duration_since(since);
+        // A flood of signals makes looks that all find the same.
+        let gone = doubt.missing >= LOOKS && time >= PAUSE * LOOKS / 2;
+        (gone || time >= PATIENCE).then_some(true)
+    }
+
+    fn trip(&self) {
+        self.tripped.store(true, Ordering::SeqCst);
+        // Not under the lock: the alarm may end the channel, and the wire with it.
+        let alarm = self.alarm().take();
+        if let Some(alarm) = alarm {
+            alarm();
+        }
+    }
+}
+
+/// What a refused lease means.
+pub(crate) fn refused(errno: Errno) -> Error {
+    match errno {
+        Errno::EAGAIN => {
+            Error::ObjectExposed("the write lease was refused, so somebody else has it open".into())
+        }
+        errno => Error::system("a write lease on the shared object (fcntl F_SETLEASE)", errno),
+    }
+}
+
+/// Between two looks at a table that has not told.
+const PAUSE: Duration = Duration::from_millis(20);
+/// So many looks that miss a line, of a table in pieces, and it is gone: two seconds. By the side of a program that does nothing but
+/// take and release locks, each look missed it in two of three cases at worst; then this many do in one of 10^17 alarms.
+const LOOKS: u32 = 100;
+/// So long the table may be unreadable; then the alarm is believed. An opener is held back for longer, by default.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What one look tells of a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// It is as it was taken.
+    Held,
+    /// Another process breaks it, or has broken it.
+    Broken,
+    /// Its line was not there, which may be the table's fault.
+    Missing,
+    /// The table could not be read.
+    Unread,
+}
+
+/// On the signal's thread, once the kernel has said something, or another process in its stead. After how long to look again,
+/// where that has not told enough.
+fn look() -> Option<Duration> {
+    let watched = WATCHED.existing()?;
+    let mut again = false;
+    let tripped: Vec<_> = {
+        // Whose wire is here has its mapping still, and with it the lease that is looked for.
+        let watched = locked(watched);
+        let locks = watched.table.as_ref().map(Table::read);
+        watched
+            .wires
+            .iter()
+            .filter(|wire| wire.armed.load(Ordering::SeqCst) && !wire.is_tripped())
+            .filter(|wire| {
+                let seen = match &locks {
+                    Some(Ok(locks)) => find(locks, &wire.place),
+                    Some(Err(_)) => Seen::Unread,
+                    None => Seen::Broken,
+                };
+                let believed = wire.weigh(seen, Instant::now());
+                again |= believed.is_none();
+                believed == Some(true)
+            })
+            .cloned()
+            .collect()
+    };
+    for wire in tripped {
+        wire.trip();
+    }
+    again.then_some(PAUSE)
+}
+
+/// What the table says of the lease at that place. Other locks of the same file are none of its affair.
+fn find(locks: &Locks, place: &str) -> Seen {
+    let mut seen = if locks.whole { Seen::Broken } else { Seen::Missing };
+    for line in locks.text.lines() {
+        // "3: LEASE  ACTIVE    WRITE 879 00:01:587017 0 EOF", and "3: -> LEASE  BREAKER …" of an opener that waits.
+        let mut fields = line.split_whitespace().skip(1).skip_while(|field| *field == "->");
+        if fields.next() != Some("LEASE") || !fields.clone().any(|field| field == place) {
+            continue;
+        }
+        if [fields.next(), fields.next()] != [Some("ACTIVE"), Some("WRITE")] {
+            return Seen::Broken;
+        }
+        seen = Seen::Held;
+    }
+    seen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "1: POSIX  ADVISORY  WRITE 41 00:19:2034 0 EOF\n\
+                     2: LEASE  ACTIVE    WRITE 879 00:01:587017 0 EOF\n\
+                     3: LEASE  BREAKING  READ 880 00:01:587018 0 EOF\n\
+                     3: -> LEASE  BREAKER   WRITE 881 00:01:587018 0 EOF\n\
+                     4: LEASE  ACTIVE    READ 882 00:01:587019 0 EOF\n\
+                     5: FLOCK  ADVISORY  WRITE 883 00:01:587017 0 EOF\n\
+                     6: -> LEASE  BREAKER   WRITE 884 00:01:587020 0 EOF\n";
+
+    fn locks(text: &str, whole: bool) -> Locks {
+        Locks {
+            text: text.into(),
+            whole,
+        }
+    }
+
+    #[test]
+    fn the_table_of_locks_tells_what_is_held() {
+        for (place, seen) in [
+            // Whoever has a descriptor may lock the same file in other ways.
+            ("00:01:587017", Seen::Held),
+            // Being broken, worn down to a read lease, and waited for.
+            ("00:01:587018", Seen::Broken),
+            ("00:01:587019", Seen::Broken),
+            ("00:01:587020", Seen::Broken),
+        ] {
+            assert_eq!(find(&locks(TABLE, true), place), seen, "{place}");
+            assert_eq!(find(&locks(TABLE, false), place), seen, "{place}, in pieces");
+        }
+        // Not there at all.
+        assert_eq!(find(&locks(TABLE, true), "00:01:58701"), Seen::Broken);
+        assert_eq!(find(&locks(TABLE, false), "00:01:58701"), Seen::Missing);
+        assert_eq!(find(&locks("", true), "00:01:587017"), Seen::Broken);
+    }
+
+    #[test]
+    fn a_line_that_is_missing_is_looked_for_again() {
+        let wire = Wire {
+            place: String::new(),
+            armed: AtomicBool::new(true),
+            tripped: AtomicBool::new(false),
+            doubt: Mutex::default(),
+            alarm: Mutex::new(None),
+        };
+        let start = Instant::now();
+        let later = start + PAUSE * LOOKS;
+        // Found again after many looks, and everything begins anew.
+        for _ in 0..2 {
+            for _ in 0..2 * LOOKS {
+                assert_eq!(wire.weigh(Seen::Missing, start), None, "all at once");
+            }
+            assert_eq!(wire.weigh(Seen::Held, later), Some(false));
+        }
+        for _ in 1..LOOKS {
+            assert_eq!(wire.weigh(Seen::Missing, start), None);
+        }
+        assert_eq!(wire.weigh(Seen::Missing, later), Some(true), "it is gone");
+        assert_eq!(wire.weigh(Seen::Broken, start), Some(true), "seen to be broken");
+        // A table that cannot be read is believed in for as long as an opener is held back, and not for ever.
+        assert_eq!(wire.weigh(Seen::Unread, start), None);
+        assert_eq!(wire.weigh(Seen::Unread, start + PATIENCE / 2), None);
+        assert_eq!(wire.weigh(Seen::Unread, start + PATIENCE), Some(true));
+    }
+
+    #[test]
+    fn a_table_is_whole_only_where_its_end_was_seen_in_the_first_piece() {
+        use std::io::Write;
+        for (bytes, whole) in [
+            (0, true),
+            (3000, true),
+            (4000, false),
+            (4096, false),
+            (9000, false),
+        ] {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&vec![b'x'; bytes]).unwrap();
+            let locks = Table(file).read().unwrap();
+            assert_eq!((locks.text.len(), locks.whole), (bytes, whole));
+        }
+    }
+}

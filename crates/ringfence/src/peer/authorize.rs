@@ -1,0 +1,379 @@
+//! The callback that a policy asks last.
+//!
+//! It is the program's code, and may panic, or never return. So it runs on a thread of its own, which a handshake never
+//! waits for: a handshake waits for the answer, up to its deadline. A panic is an answer. The threads are counted, and a
+//! peer for whom none is left costs this process no more.
+
+use std::{
+    any::Any,
+    cell::Cell,
+    fmt,
+    os::fd::{AsFd as _, BorrowedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    thread,
+};
+
+use nix::poll::PollFlags;
+
+use crate::{
+    error::{Cause, Error, Refusal, Result},
+    evidence::Record,
+    fork::Birth,
+    peer::identity::Identity,
+    wait::deadline::{Bell, Patience, Woken},
+};
+
+/// It belongs to the step in which the peer has shown that the line is its own.
+pub(crate) const STEP: &str = "hello";
+pub(crate) const CHECK: &str = "authorize";
+
+/// Calls of one policy's callback that have not returned, each with a thread.
+const AT_A_TIME: usize = 64;
+/// Of these, about one user's processes: the rest is for the others.
+const ABOUT_ONE_USER: usize = 48;
+/// Of these, about one process.
+const ABOUT_ONE_PROCESS: usize = 16;
+
+/// What asks: gets the identity and the means to answer.
+type Ask = dyn Fn(Identity, Decision) + Send + Sync;
+
+#[derive(Clone)]
+pub(crate) struct Authorize(Arc<Callback>);
+
+/// Shared by the clones of a policy.
+struct Callback {
+    ask: Box<Ask>,
+    calls: Mutex<Calls>,
+    /// In a child the calls are its parent's, and the lock may be held by a thread that is not there: they are not counted.
+    birth: Option<Birth>,
+}
+
+/// Written by handshakes that begin a call, and by the threads of those calls, under the lock.
+#[derive(Default)]
+struct Calls {
+    /// About whom: pid and uid.
+    running: Vec<(i32, u32)>,
+    /// Rung when a call has returned.
+    waiting: Vec<Weak<Question>>,
+}
+
+/// A call that is running. Dropped, it has returned.
+struct Running {
+    callback: Arc<Callback>,
+    about: (i32, u32),
+}
+
+thread_local! {
+    /// Whether this thread runs a callback, and tells of its panic itself.
+    static CALLS_BACK: Cell<bool> = const { Cell::new(false) };
+}
+
+impl fmt::Debug for Authorize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Authorize(..)")
+    }
+}
+
+/// The answer to what a policy's callback was asked, given by whichever thread, whenever. Dropped without one, it
+/// refuses.
+#[derive(Debug)]
+pub struct Decision {
+    /// Gone once nobody waits for the answer any more.
+    question: Weak<Question>,
+}
+
+#[derive(Debug)]
+struct Question {
+    answer: Mutex<Option<Answer>>,
+    answered: Bell,
+}
+
+/// What has ended a wait for an answer.
+enum Waited {
+    /// The bell was rung.
+    Rung,
+    /// The connection has hung up.
+    Gone,
+    Late,
+}
+
+impl Question {
+    fn wait(&self, connection: BorrowedFd<'_>, patience: &Patience) -> Result<Waited> {
+        // Asked for nothing, poll tells the end of the connection alone.
+        let hung_up = (connection, PollFlags::empty());
+        let answered = (self.answered.as_fd(), PollFlags::POLLIN);
+        Ok(match patience.wait(&[answered, hung_up])? {
+            Woken::Late => Waited::Late,
+            Woken::Ready if self.answered.was_rung() => Waited::Rung,
+            Woken::Ready => Waited::Gone,
+        })
+    }
+
+    fn take(&self) -> Option<Answer> {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+#[derive(Debug)]
+enum Answer {
+    Yes,
+    No { found: String, cause: Option<Cause> },
+}
+
+impl Decision {
+    /// The peer is let in.
+    pub fn allow(self) {
+        self.answer(Answer::Yes);
+    }
+
+    /// The peer is refused; `found` is what the refusal says was found.
+    pub fn refuse(self, found: impl Into<String>) {
+        let found = found.into();
+        self.answer(Answer::No { found, cause: None });
+    }
+
+    /// It could not be decided, so the peer is refused; the refusal carries the cause
+    /// ([`Error`](crate::Error)'s `source`).
+    pub fn fail(self, found: impl Into<String>, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) {
+        let cause = Some(Cause::from(cause.into()));
+        let found = found.into();
+        self.answer(Answer::No { found, cause });
+    }
+
+    /// Whether somebody waits for the answer still: not after the handshake's deadline, nor when it was called off.
+    pub fn is_awaited(&self) -> bool {
+        self.question
+            .upgrade()
+            .is_some_and(|question| question.answered.is_here())
+    }
+
+    /// Another one is for the answer.
+    fn leave(mut self) {
+        self.question = Weak::new();
+    }
+
+    fn answer(&self, answer: Answer) {
+        // In a child nobody waits for it, and its parent's is not the child's to give.
+        let question = self.question.upgrade();
+        if let Some(question) = question.filter(|question| question.answered.is_here()) {
+            let mut given = question.answer.lock().unwrap_or_else(PoisonError::into_inner);
+            given.get_or_insert(answer);
+            question.answered.ring();
+        }
+    }
+}
+
+impl Drop for Decision {
+    fn drop(&mut self) {
+        if thread::panicking() && CALLS_BACK.get() {
+            return;
+        }
+        let found = "it was dropped without an answer".into();
+        self.answer(Answer::No { found, cause: None });
+    }
+}
+
+/// A callback's panic, as the cause of a refusal.
+#[derive(Debug)]
+struct Panicked(String);
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "authorize has panicked: {}", self.0)
+    }
+}
+
+impl std::error::Error for Panicked {}
+
+impl Panicked {
+    fn with(payload: Box<dyn Any + Send>) -> Self {
+        let text = match payload.downcast_ref::<&str>() {
+            Some(text) => Some((*text).to_owned()),
+            None => payload.downcast_ref::<String>().cloned(),
+        };
+        if text.is_none() {
+            // It is of the program's own type, whose drop may panic as well.
+            std::mem::forget(payload);
+        }
+        Self(text.unwrap_or_else(|| "it does not say why".into()))
+    }
+}
+
+impl Calls {
+    fn may_begin(&self, about: (i32, u32)) -> bool {
+        let count = |same: fn(&(i32, u32), &(i32, u32)) -> bool| {
+            self.running.iter().filter(|other| same(other, &about)).count()
+        };
+        self.running.len() < AT_A_TIME
+            && count(|one, other| one.1 == other.1) < ABOUT_ONE_USER
+            && count(|one, other| one.0 == other.0) < ABOUT_ONE_PROCESS
+    }
+}
+
+impl Callback {
+    fn is_here(&self) -> bool {
+        self.birth.is_some_and(Birth::is_here)
+    }
+
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        // The state is valid after every statement that changes it.
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.callback.is_here() {
+            return;
+        }
+        let mut calls = self.callback.calls();
+        if let Some(index) = calls.running.iter().position(|about| *about == self.about) {
+            calls.running.swap_remove(index);
+        }
+        let waiting = std::mem::take(&mut calls.waiting);
+        drop(calls);
+        for question in waiting.iter().filter_map(Weak::upgrade) {
+            question.answered.ring();
+        }
+    }
+}
+
+impl Authorize {
+    pub(crate) fn later(ask: impl Fn(Identity, Decision) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(Callback {
+            ask: Box::new(ask),
+            calls: Mutex::default(),
+            birth: Birth::now().ok(),
+        }))
+    }
+
+    /// A callback that answers when it returns.
+    pub(crate) fn now<E>(decide: impl Fn(&Identity) -> Result<bool, E> + Send + Sync + 'static) -> Self
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        Self::later(move |identity, decision| match decide(&identity) {
+            Ok(true) => decision.allow(),
+            Ok(false) => decision.refuse("false"),
+            Err(cause) => {
+                let cause = cause.into();
+                decision.fail(format!("an error: {cause}"), cause);
+            }
+        })
+    }
+
+    /// Asks, and waits for the answer as long as the handshake may take, and as long as the peer is there
+    /// (`connection` has not hung up).
+    pub(crate) fn ask(
+        &self,
+        identity: &Identity,
+        connection: BorrowedFd<'_>,
+        patience: &Patience,
+        record: &mut Record,
+    ) -> Result<()> {
+        let question = Arc::new(Question {
+            answer: Mutex::default(),
+            answered: Bell::new()?,
+        });
+        self.begin(&question, identity, connection, patience)?;
+        let answer = loop {
+            match question.wait(connection, patience)? {
+                Waited::Late => {
+                    return Err(Error::HandshakeTimeout {
+                        step: "the answer of authorize",
+                        after: patience.allowed,
+                    });
+                }
+                Waited::Gone => break question.take(),
+                Waited::Rung => {
+                    // It may have been rung for a thread that was free.
+                    if let Some(answer) = question.take() {
+                        break Some(answer);
+                    }
+                }
+            }
+        };
+        match answer {
+            Some(Answer::Yes) => {
+                record.passed(STEP, CHECK, "true", "true");
+                Ok(())
+            }
+            Some(Answer::No { found, cause }) => {
+                let mut refusal = Refusal::new(CHECK, "true", found);
+                refusal.identity = Some(identity.clone());
+                refusal.cause = cause;
+                Err(refusal.into())
+            }
+            None => Err(left()),
+        }
+    }
+
+    /// Has the callback asked on a thread, once there is one for it. Where calls have them all that do not return, that is
+    /// [`Error::HandshakeTimeout`] at the deadline, and says nothing of the peer.
+    fn begin(
+        &self,
+        question: &Arc<Question>,
+        identity: &Identity,
+        connection: BorrowedFd<'_>,
+        patience: &Patience,
+    ) -> Result<()> {
+        let about = (identity.pid, identity.uid);
+        while self.0.is_here() {
+            let mut calls = self.0.calls();
+            if calls.may_begin(about) {
+                calls.running.push(about);
+                break;
+            }
+            calls.waiting.retain(|waiting| waiting.strong_count() > 0);
+            calls.waiting.push(Arc::downgrade(question));
+            drop(calls);
+            match question.wait(connection, patience)? {
+                Waited::Rung => {}
+                Waited::Gone => return Err(left()),
+                Waited::Late => {
+                    return Err(Error::HandshakeTimeout {
+                        step: "a thread to ask authorize on, all of which calls have that do not return",
+                        after: patience.allowed,
+                    });
+                }
+            }
+        }
+        let running = Running {
+            callback: Arc::clone(&self.0),
+            about,
+        };
+        let decision = Decision {
+            question: Arc::downgrade(question),
+        };
+        let asked = Decision {
+            question: Arc::downgrade(question),
+        };
+        let identity = identity.clone();
+        thread::Builder::new()
+            .name("ringfence-authorize".into())
+            .spawn(move || {
+                CALLS_BACK.set(true);
+                let outcome = catch_unwind(AssertUnwindSafe(|| (running.callback.ask)(identity, decision)));
+                CALLS_BACK.set(false);
+                match outcome {
+                    // Whoever has the decision now answers.
+                    Ok(()) => asked.leave(),
+                    Err(payload) => {
+                        let panicked = Panicked::with(payload);
+                        asked.fail(format!("a panic: {}", panicked.0), panicked);
+                    }
+                }
+                drop(running);
+            })
+            .map(drop)
+            .map_err(|error| Error::NoSpace {
+                what: "a thread to ask authorize on".into(),
+                reason: error.to_string(),
+            })
+    }
+}
+
+fn left() -> Error {
+    Error::PeerLost("it left while authorize was asked about it".into())
+}

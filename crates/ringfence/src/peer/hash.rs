@@ -1,0 +1,237 @@
+//! What an executable's content hashes to.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    os::fd::OwnedFd,
+    str::FromStr,
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        stat::FileStat,
+        statfs::{FUSE_SUPER_MAGIC, fstatfs},
+    },
+    unistd::read,
+};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    error::{self, Error, Result},
+    fork::PerProcess,
+    wait::deadline::{Patience, Woken},
+};
+
+/// A SHA-256, written as 64 hexadecimal digits (as sha256sum(1) prints it).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Digest([u8; 32]);
+
+impl From<[u8; 32]> for Digest {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl FromStr for Digest {
+    type Err = Error;
+
+    /// Errors with [`Error::InvalidArgument`] for what is not 64 hexadecimal digits of either case.
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || Error::invalid(format!("a SHA-256 is 64 hexadecimal digits, not {text:?}"));
+        let digits: Option<Vec<u8>> = text
+            .chars()
+            .map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
+            .collect();
+        let bytes: Vec<u8> = digits
+            .ok_or_else(wrong)?
+            .chunks_exact(2)
+            .map(|pair| pair[0] << 4 | pair[1])
+            .collect();
+        match <[u8; 32]>::try_from(bytes) {
+            Ok(bytes) if text.len() == 64 => Ok(Self(bytes)),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// What tells one content of a file from another, without reading it: its owner can set any of these but ctime, which
+/// is the kernel's.
+type Version = (u64, u64, i64, i64, i64);
+
+/// A service looks at the same few executables again and again; a Node binary takes tenths of a second.
+static KNOWN: PerProcess<Mutex<HashMap<Version, Digest>>> = PerProcess::new();
+const KNOWN_AT_MOST: usize = 256;
+
+/// Twice the coarsest tick of a filesystem's clock: a file that was changed no longer ago could change again, and look
+/// the same.
+const SETTLED: Duration = Duration::from_secs(2);
+
+fn version_of(stat: &FileStat) -> Option<Version> {
+    let changed = UNIX_EPOCH
+        + Duration::new(
+            stat.st_ctime.try_into().ok()?,
+            stat.st_ctime_nsec.try_into().ok()?,
+        );
+    let age = SystemTime::now().duration_since(changed).ok()?;
+    (age >= SETTLED).then_some((
+        stat.st_dev,
+        stat.st_ino,
+        stat.st_size,
+        stat.st_ctime,
+        stat.st_ctime_nsec,
+    ))
+}
+
+/// What is waited for meanwhile.
+pub(crate) const READING: &str = "the SHA-256 of the peer's executable";
+
+/// Why a content cannot be told: what the kernel says of the file, or that this process has run out of descriptors or memory.
+pub(crate) fn unreadable(errno: Errno) -> Result<String, Error> {
+    if error::is_shortage(errno) {
+        return Err(Error::system("the content of the peer's executable", errno));
+    }
+    Ok(format!("its content cannot be read: {}", errno.desc()))
+}
+
+/// Reads the file to its end. `Err(Ok(why))`: it cannot be told. `Err(Err(_))`: the waiting was called off, or the time is
+/// over.
+pub(crate) fn of(
+    file: &OwnedFd,
+    stat: &FileStat,
+    patience: &Patience,
+) -> Result<Digest, Result<String, Error>> {
+    if fstatfs(file).map_err(unreadable)?.filesystem_type() == FUSE_SUPER_MAGIC {
+        return Err(Ok(
+            "it lies on a filesystem that a process serves (FUSE), which may show each reader another content".into(),
+        ));
+    }
+    let version = version_of(stat);
+    let known = |map: &mut HashMap<Version, Digest>| version.and_then(|version| map.get(&version).copied());
+    if let Some(digest) = with_known(known).flatten() {
+        return Ok(digest);
+    }
+    let mut sha256 = Sha256::new();
+    let mut chunk = vec![0; 1 << 18];
+    loop {
+        match patience.look().map_err(Err)? {
+            Woken::Ready => {}
+            Woken::Late => {
+                // This side's disk is slow, which says nothing of the peer.
+                return Err(Err(Error::HandshakeTimeout {
+                    step: READING,
+                    after: patience.allowed,
+                }));
+            }
+        }
+        match read(file, &mut chunk) {
+            Ok(0) => break,
+            Ok(count) => sha256.update(&chunk[..count]),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(unreadable(errno)),
+        }
+    }
+    let digest = Digest(sha256.finalize().into());
+    if let Some(version) = version {
+        with_known(|known| {
+            if known.len() >= KNOWN_AT_MOST {
+                known.clear();
+            }
+            known.insert(version, digest);
+        });
+    }
+    Ok(digest)
+}
+
+/// `None` where there is no memory for it, and nothing is remembered.
+fn with_known<T>(what: impl FnOnce(&mut HashMap<Version, Digest>) -> T) -> Option<T> {
+    let mut known = KNOWN.get().ok()?.lock().unwrap_or_else(PoisonError::into_inner);
+    Some(what(&mut known))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Write, time::Instant};
+
+    use nix::sys::stat::fstat;
+
+    use super::*;
+
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    fn patience(time: Duration) -> Patience {
+        Patience::endless(Vec::new(), time).within(time)
+    }
+
+    fn open(path: &std::path::Path) -> OwnedFd {
+        File::open(path).unwrap().into()
+    }
+
+    fn of_path(path: &std::path::Path, time: Duration) -> Result<Digest, Result<String, Error>> {
+        let file = open(path);
+        of(&file, &fstat(&file).unwrap(), &patience(time))
+    }
+
+    #[test]
+    fn a_digest_is_written_and_read_as_64_digits() {
+        let digest: Digest = ABC.parse().unwrap();
+        assert_eq!(digest.to_string(), ABC);
+        assert_eq!(ABC.to_uppercase().parse::<Digest>().unwrap(), digest);
+        for wrong in [
+            "",
+            "ba",
+            &ABC[1..],
+            &format!("{ABC}00"),
+            &ABC.replace('a', "g"),
+            &"ü".repeat(32),
+        ] {
+            assert_eq!(
+                wrong.parse::<Digest>().unwrap_err().code(),
+                "INVALID_ARGUMENT",
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_content_that_changes_is_never_taken_for_the_one_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let time = Duration::from_secs(60);
+        std::fs::write(&path, "abc").unwrap();
+        assert_eq!(of_path(&path, time).unwrap().to_string(), ABC);
+        // The same size, time of modification and file, a moment later.
+        let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
+        let mut file = File::options().write(true).open(&path).unwrap();
+        file.write_all(b"abd").unwrap();
+        file.set_modified(modified).unwrap();
+        assert_ne!(of_path(&path, time).unwrap().to_string(), ABC);
+    }
+
+    #[test]
+    fn a_file_without_end_is_given_up_at_the_deadline() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sparse");
+        File::create(&path).unwrap().set_len(1 << 42).unwrap();
+        let started = Instant::now();
+        let error = of_path(&path, Duration::from_millis(50))
+            .unwrap_err()
+            .unwrap_err();
+        assert_eq!(error.code(), "HANDSHAKE_TIMEOUT");
+        assert!(started.elapsed() >= Duration::from_millis(50));
+    }
+}

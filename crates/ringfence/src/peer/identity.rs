@@ -1,0 +1,879 @@
+//! Who the peer is, as the kernel says.
+
+use std::{
+    fmt,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat, readlink, readlinkat},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        socket::{getsockopt, sockopt},
+        stat::{Mode, fstat, fstatat},
+        statfs::{CGROUP2_SUPER_MAGIC, PROC_SUPER_MAGIC, fstatfs},
+    },
+    unistd::{Pid, geteuid, getpid, read},
+};
+
+use crate::{
+    error::{self, Error, Refusal, Result},
+    evidence::Record,
+    peer::hash::{self, Digest},
+    peer::namespace::{self, InProc, Namespace, Standing},
+    sys::{self, Credentials},
+    wait::aside,
+    wait::deadline::Patience,
+};
+
+/// A file that a process executes: what it is (device and inode), and what it is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Executable {
+    /// The path by which the kernel knows it now. For people: names can be made to say anything.
+    pub path: PathBuf,
+    /// The filesystem, `st_dev` of stat(2).
+    pub device: u64,
+    /// The file on it, `st_ino` of stat(2).
+    pub inode: u64,
+    /// What its content hashes to, where the policy asked for that.
+    pub sha256: Option<Digest>,
+}
+
+impl Executable {
+    /// The very same file: names and contents may be equal elsewhere.
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+}
+
+impl fmt::Display for Executable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            path,
+            device,
+            inode,
+            sha256,
+        } = self;
+        write!(f, "{} (device {device:#x}, inode {inode}", path.display())?;
+        if let Some(sha256) = sha256 {
+            write!(f, ", SHA-256 {sha256}")?;
+        }
+        f.write_str(")")
+    }
+}
+
+/// What the kernel attested of the peer when it was looked at.
+#[non_exhaustive]
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Process id, in this process's pid namespace (`SO_PEERCRED`); 0 for a process that has none there, which only
+    /// [`Namespace::Any`] lets in.
+    pub pid: i32,
+    /// Effective user id when it connected or listened, which must be its effective user id at each later look.
+    pub uid: u32,
+    /// Effective group id, likewise.
+    pub gid: u32,
+    /// Supplementary groups when it connected or listened (`SO_PEERGROUPS`, Linux 4.13) that it still has; `None`
+    /// where the kernel does not tell, or where those that it has now cannot be seen.
+    pub groups: Option<Vec<u32>>,
+    /// The executable; `None` where it cannot be read: another uid's process, or one that is not dumpable.
+    pub executable: Option<Executable>,
+    /// The cgroup (version 2) path, as this process's cgroup namespace names it.
+    pub cgroup: Option<String>,
+    /// The security label when it connected or listened (`SO_PEERSEC`), where a security module gives one.
+    pub label: Option<String>,
+}
+
+impl Identity {
+    /// As much as a connection tells by itself.
+    pub(crate) fn of(credentials: Credentials) -> Self {
+        let Credentials { pid, uid, gid } = credentials;
+        Self {
+            pid,
+            uid,
+            gid,
+            groups: None,
+            executable: None,
+            cgroup: None,
+            label: None,
+        }
+    }
+}
+
+/// The peer, held fast: as long as this lives, what is looked up belongs to the process that connected (or
+/// listened), and not to a later one with the same pid.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) credentials: Credentials,
+    /// Names the process itself. From the socket since Linux 6.5, else from the pid.
+    pidfd: Option<Arc<OwnedFd>>,
+    /// The process's directory in /proc: opened once, it goes dead with the process and never names another. Held
+    /// where there is no pidfd, and during the handshake.
+    directory: Option<Arc<OwnedFd>>,
+    groups: Option<Vec<u32>>,
+    label: Result<String, Errno>,
+    /// The executable as it was when it was first let in.
+    seen: OnceLock<Executable>,
+    /// It has said that it closes itself to others of its user, and with that its executable to a later look.
+    pub(crate) hardens: bool,
+    /// Whether it lives in this process's pid namespace, once that was looked at. A process stays where it is.
+    same_numbers: OnceLock<bool>,
+}
+
+/// One look at the peer: what could be read, and why the rest could not.
+#[derive(Debug)]
+pub(crate) struct Look {
+    pub(crate) identity: Identity,
+    /// In which namespaces it lives.
+    pub(crate) standing: Standing,
+    /// Why its supplementary groups are not known.
+    pub(crate) groups: Result<(), String>,
+    /// `None`: /proc does not show the process to this one (`hidepid`, proc(5)).
+    directory: Option<Arc<OwnedFd>>,
+    executable: Result<(), Errno>,
+    cgroup: Result<(), Errno>,
+    /// The number of its cgroup by its pidfd: no name that could be read a moment too late. `None`: before Linux 6.13.
+    cgroup_number: Result<Option<u64>, Errno>,
+    label: Result<(), Errno>,
+}
+
+/// What `namespace: 'same'` asks for.
+pub(crate) const SAME_NAMESPACE: &str = "this process's own pid and user namespace";
+
+/// What tells whether the process is a zombie.
+const STAT: &str = "the peer's state (/proc/PID/stat)";
+
+fn refuse(check: &'static str, wanted: impl Into<String>, found: impl Into<String>) -> Error {
+    Refusal::new(check, wanted, found).into()
+}
+
+/// A look that failed is a refusal, unless this process has run out of what the look takes: then the peer was not looked at.
+fn unless_short(check: &'static str, wanted: &str, errno: Errno) -> Error {
+    Error::unless_short(format!("looking at the peer ({wanted})"), errno, |errno| {
+        refuse(check, wanted, errno.desc())
+    })
+}
+
+/// What the kernel has answered, a refusal to tell included. Errors where it was not asked, since this process has run out
+/// of descriptors or memory.
+pub(crate) fn answered<T>(what: &str, found: Result<T, Errno>) -> Result<Result<T, Errno>> {
+    match found {
+        Err(errno) if error::is_shortage(errno) => Err(Error::system(what, errno)),
+        found => Ok(found),
+    }
+}
+
+impl Peer {
+    /// Asks the kernel who is at the other end of a connected socket.
+    pub(crate) fn attest(socket: impl AsFd, namespace: Namespace, record: &mut Record) -> Result<Self> {
+        let socket = socket.as_fd();
+        let credentials = getsockopt(&socket, sockopt::PeerCredentials)
+            .map(|c| Credentials {
+                pid: c.pid(),
+                uid: c.uid(),
+                gid: c.gid(),
+            })
+            .map_err(|errno| unless_short("credentials", "SO_PEERCRED of the peer", errno))?;
+        let Credentials { pid, uid, gid } = credentials;
+        match (pid, namespace) {
+            (1.., _) => {
+                record.passed(
+                    "credentials",
+                    "pid",
+                    "visible in this pid namespace",
+                    pid.to_string(),
+                );
+            }
+            (0, Namespace::Any) => record.unchecked("credentials", "pid", namespace::UNSEEN),
+            _ => {
+                let refusal = Refusal::new("namespace", SAME_NAMESPACE, namespace::UNSEEN);
+                return Err(refusal.about(credentials).into());
+            }
+        }
+        let overflow = overflow_uid()?;
+        if uid == overflow {
+            return Err(refuse(
+                "uid",
+                "a uid that is mapped in this user namespace",
+                format!("{uid}, the overflow uid, which every unmapped user has here"),
+            ));
+        }
+        record.passed(
+            "credentials",
+            "uid mapped",
+            format!("not the overflow uid {overflow}"),
+            uid.to_string(),
+        );
+
+        let (pidfd, whence) = match getsockopt(&socket, sockopt::PeerPidfd) {
+            Ok(pidfd) => (Some(pidfd), "SO_PEERPIDFD"),
+            // Before Linux 6.5. The number could be another's by now; the credentials that each later message
+            // carries are of that number too, so another would have to be the one who speaks.
+            Err(Errno::ENOPROTOOPT) if pid == 0 => {
+                return Err(refuse(
+                    "pidfd",
+                    "SO_PEERPIDFD of a peer that has no process number here",
+                    "this kernel is older than 6.5",
+                ));
+            }
+            Err(Errno::ENOPROTOOPT) => match sys::pidfd_open(Pid::from_raw(pid)) {
+                Ok(pidfd) => (Some(pidfd), "pidfd_open"),
+                Err(Errno::ENOSYS | Errno::EPERM) => (None, "the pid alone"),
+                Err(errno) => {
+                    return Err(Error::unless_short(
+                        "a descriptor of the peer's process (pidfd_open)",
+                        errno,
+                        |_| Error::PeerLost(format!("process {pid} ended before it could be looked at")),
+                    ));
+                }
+            },
+            // What kernels answer for a process that has been reaped already: EINVAL from Linux 6.5 on, later ESRCH.
+            Err(Errno::EINVAL | Errno::ESRCH | Errno::ENODATA) => {
+                return Err(Error::PeerLost(format!(
+                    "process {pid} ended before it could be looked at"
+                )));
+            }
+            Err(errno) => return Err(unless_short("pidfd", "SO_PEERPIDFD of the peer", errno)),
+        };
+        let mut peer = Self {
+            credentials,
+            pidfd: pidfd.map(Arc::new),
+            directory: None,
+            groups: answered("SO_PEERGROUPS of the peer", sys::peer_groups(socket))?.ok(),
+            label: answered("SO_PEERSEC of the peer", sys::peer_label(socket))?,
+            seen: OnceLock::new(),
+            hardens: false,
+            same_numbers: OnceLock::new(),
+        };
+        peer.directory = peer.open_directory()?;
+        // The look at /proc came after the pidfd was had: if the process still lives, the directory is its own.
+        peer.check_alive()?;
+        record.passed(
+            "credentials",
+            "process",
+            "alive, and held by a pidfd",
+            format!("pid {pid}, gid {gid}, by {whence}"),
+        );
+        Ok(peer)
+    }
+
+    /// A process that nothing is known of, for what does not look at it.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn unknown(credentials: Credentials) -> Self {
+        Self {
+            credentials,
+            pidfd: None,
+            directory: None,
+            groups: None,
+            label: Err(Errno::ENOPROTOOPT),
+            seen: OnceLock::new(),
+            hardens: false,
+            same_numbers: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn is_self(&self) -> bool {
+        self.credentials.pid == getpid().as_raw()
+    }
+
+    fn gone(&self) -> Error {
+        Error::PeerLost(format!("process {} has ended", self.credentials.pid))
+    }
+
+    /// The process's directory in /proc. What is read there counts only if the process is alive afterwards. `None`:
+    /// it is hidden from this process (`hidepid`, or a /proc of other namespaces), which its pidfd must make up for.
+    fn open_directory(&self) -> Result<Option<Arc<OwnedFd>>> {
+        let directory = match &self.directory {
+            Some(directory) => Arc::clone(directory),
+            None => match self.find_directory()? {
+                Some(directory) => Arc::new(directory),
+                None => return Ok(None),
+            },
+        };
+        // With hidepid=1 and 2 the directory itself can be opened, and nothing in it; also where that was otherwise before.
+        match answered(STAT, fstatat(&directory, "stat", AtFlags::empty()))? {
+            Ok(_) => Ok(Some(directory)),
+            Err(Errno::ENOENT | Errno::ESRCH | Errno::EACCES | Errno::EPERM) if self.pidfd.is_some() => {
+                Ok(None)
+            }
+            Err(Errno::ENOENT | Errno::ESRCH) => Err(self.gone()),
+            Err(errno) => Err(refuse("proc", "the peer's directory in /proc", errno.desc())),
+        }
+    }
+
+    fn find_directory(&self) -> Result<Option<OwnedFd>> {
+        let number = match namespace::in_proc(self.credentials.pid, self.pidfd.as_deref())? {
+            InProc::Number(number) => number,
+            InProc::Absent if self.pidfd.is_some() => return Ok(None),
+            InProc::Absent => return Err(self.gone()),
+            InProc::Untold(why) => return Err(refuse("proc", "a /proc that shows the peer", why)),
+        };
+        let path = format!("/proc/{number}");
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = match open(path.as_str(), flags, Mode::empty()) {
+            Ok(directory) => directory,
+            Err(Errno::ENOENT | Errno::ESRCH) if self.pidfd.is_some() => return Ok(None),
+            Err(Errno::ENOENT | Errno::ESRCH) => return Err(self.gone()),
+            Err(errno) => return Err(unless_short("proc", &path, errno)),
+        };
+        let kind = fstatfs(&directory)
+            .map_err(|errno| unless_short("proc", "a mounted /proc", errno))?
+            .filesystem_type();
+        if kind == PROC_SUPER_MAGIC {
+            Ok(Some(directory))
+        } else {
+            Err(refuse(
+                "proc",
+                "the kernel's /proc",
+                "another filesystem mounted there",
+            ))
+        }
+    }
+
+    /// A pidfd polls readable once the process has ended, reaped or not. (Signal 0 succeeds on a zombie.)
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        if let Some(pidfd) = &self.pidfd {
+            let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+            loop {
+                match poll(&mut polled, PollTimeout::ZERO) {
+                    Ok(0) => break,
+                    Ok(_) => return Err(self.gone()),
+                    Err(Errno::EINTR) => {}
+                    Err(errno) => return Err(Error::poll("whether the peer is alive", errno)),
+                }
+            }
+        }
+        // A zombie's directory is still there, but its state letter says what it is.
+        let Some(directory) = &self.directory else {
+            return Ok(());
+        };
+        match (answered(STAT, read_text(directory, "stat"))?, &self.pidfd) {
+            (Ok(stat), _) => {
+                let state = stat
+                    .rsplit(')')
+                    .next()
+                    .and_then(|rest| rest.split_whitespace().next())
+                    .unwrap_or("X");
+                if matches!(state, "Z" | "X" | "x") {
+                    Err(self.gone())
+                } else {
+                    Ok(())
+                }
+            }
+            // Hidden (`hidepid`), or reaped a moment ago: the pidfd has answered, and will.
+            (Err(Errno::EACCES | Errno::EPERM | Errno::ENOENT | Errno::ESRCH), Some(_)) => Ok(()),
+            (Err(_), _) => Err(self.gone()),
+        }
+    }
+
+    /// Everything about the process that can be read now. Errors with [`Error::PeerLost`] if it has ended, and refuses
+    /// a process that is not the user and group any more that it was. A filesystem that does not answer is waited for as
+    /// long as `patience` allows.
+    pub(crate) fn look(&self, patience: &Patience) -> Result<Look> {
+        self.check_alive()?;
+        let directory = self.open_directory()?;
+        let looked = directory.as_ref().map(|it| executable_of(it, patience));
+        let (executable, executable_found) = match looked.transpose()? {
+            Some(Ok(executable)) => (Some(executable), Ok(())),
+            // Its memory is gone: it is on its way out, though neither the pidfd nor its state says so yet.
+            Some(Err(Errno::ENOENT | Errno::ESRCH)) => return Err(self.gone()),
+            // Executing another program opens it again (unless it may not read that program, or that changes its ids):
+            // as long as it is closed, it is what it was.
+            Some(Err(errno)) => {
+                let closed = self.hardens
+                    && directory
+                        .as_deref()
+                        .is_some_and(|it| self.is_dumpable(it) == Ok(false));
+                (self.seen.get().filter(|_| closed).cloned(), Err(errno))
+            }
+            None => (None, Err(Errno::ENOENT)),
+        };
+        let text = |name, what| {
+            let found = directory
+                .as_deref()
+                .map_or(Err(Errno::ENOENT), |directory| read_text(directory, name));
+            answered(what, found)
+        };
+        let pidfd = self.pidfd.as_deref();
+        let info = match pidfd.map(sys::pidfd_info) {
+            // It tells nothing of a process that has no number here.
+            Some(Err(Errno::ESRCH | Errno::EREMOTE)) if self.credentials.pid == 0 => Ok(None),
+            Some(Err(Errno::ESRCH)) => return Err(self.gone()),
+            // Before Linux 6.13.
+            None | Some(Err(Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP)) => Ok(None),
+            Some(found) => answered("what the peer's pidfd tells", found)?.map(Some),
+        };
+        let standing = namespace::standing(self.credentials.pid, pidfd, directory.as_deref())?;
+        let status = text("status", "the peer's ids (/proc/PID/status)")?;
+        let cgroup = text("cgroup", "the peer's cgroup (/proc/PID/cgroup)")?.and_then(|text| {
+            text.lines()
+                .find_map(|line| line.strip_prefix("0::").map(str::to_owned))
+                .ok_or(Errno::ENODATA)
+        });
+        // What was read between two looks that found the process alive is of that process.
+        self.check_alive()?;
+        let Credentials { pid, uid, gid } = self.credentials;
+        self.same_numbers.get_or_init(|| standing.same_numbers);
+        let now = match info {
+            Ok(Some(info)) => Some((info.uid, info.gid)),
+            // Not all that a peer is asked for takes its pidfd.
+            Ok(None) | Err(_) => effective(&status, "Uid:").zip(effective(&status, "Gid:")),
+        };
+        let (groups, groups_known) = match self.groups_now(&status) {
+            Ok(groups) => (Some(groups), Ok(())),
+            Err(why) => (None, Err(why)),
+        };
+        let look = Look {
+            identity: Identity {
+                pid,
+                uid,
+                gid,
+                groups,
+                executable,
+                cgroup: cgroup.as_ref().ok().cloned(),
+                label: self
+                    .label
+                    .as_ref()
+                    .ok()
+                    .filter(|label| !label.is_empty())
+                    .cloned(),
+            },
+            standing,
+            groups: groups_known,
+            directory,
+            executable: executable_found,
+            cgroup: cgroup.map(drop),
+            cgroup_number: info.map(|info| info.and_then(|info| info.cgroup)),
+            label: self.label.as_ref().map(drop).map_err(|errno| *errno),
+        };
+        for (check, then, now) in [
+            ("uid", uid, now.map(|(uid, _)| uid)),
+            ("gid", gid, now.map(|(_, gid)| gid)),
+        ] {
+            let found = match now {
+                Some(now) if now == then => continue,
+                Some(now) => format!("{now} now"),
+                // Let in though nothing can be looked up of it: the policy has said so (`Namespace::Any`).
+                None if pid == 0 => continue,
+                None => "what it is now cannot be read in /proc, and the kernel is older than 6.13".into(),
+            };
+            let mut refusal = Refusal::new(check, format!("{then}, as it was attested at first"), found);
+            refusal.identity = Some(look.identity);
+            return Err(refusal.into());
+        }
+        Ok(look)
+    }
+
+    /// The supplementary groups that it had at first and has still. `Err`: why that cannot be told.
+    fn groups_now(&self, status: &Result<String, Errno>) -> Result<Vec<u32>, String> {
+        let attested = self
+            .groups
+            .as_ref()
+            .ok_or("the kernel does not tell the supplementary groups")?;
+        if attested.is_empty() {
+            return Ok(Vec::new());
+        }
+        if let Err(errno) = status {
+            return Err(format!(
+                "which supplementary groups it has now cannot be read in /proc: {}",
+                errno.desc()
+            ));
+        }
+        let now =
+            numbers(status, "Groups:").ok_or("/proc does not tell which supplementary groups it has now")?;
+        Ok(attested
+            .iter()
+            .filter(|group| now.contains(group))
+            .copied()
+            .collect())
+    }
+
+    /// Whether a process number means the same to it as to this process. `false` before the first look.
+    pub(crate) fn shares_numbers(&self) -> bool {
+        self.same_numbers.get() == Some(&true)
+    }
+
+    /// It was let in as this: see [`Peer::look`].
+    pub(crate) fn remember(&self, identity: &Identity) {
+        if let Some(executable) = &identity.executable {
+            self.seen.get_or_init(|| executable.clone());
+        }
+    }
+
+    /// Whether others of its user may look into it: what is in its directory belongs to root if not (proc(5)). Of
+    /// root's own processes this cannot be told, and they count as open.
+    fn is_dumpable(&self, directory: &OwnedFd) -> Result<bool, Errno> {
+        let file = fstatat(directory, "stat", AtFlags::empty())?;
+        Ok(file.st_uid == self.credentials.uid)
+    }
+
+    /// What is known of its being closed to others, for the evidence.
+    pub(crate) fn openness(&self) -> String {
+        let said = if self.hardens {
+            "it says so, which proves nothing"
+        } else {
+            "it does not say so"
+        };
+        let directory = self.directory.as_deref();
+        let shown = match directory.map(|directory| self.is_dumpable(directory)) {
+            Some(Ok(false)) => "not dumpable, as the owner of its files in /proc shows",
+            Some(Ok(true)) if self.credentials.uid == 0 => {
+                "whether it is dumpable does not show: it is root's"
+            }
+            Some(Ok(true)) => "dumpable, as the owner of its files in /proc shows",
+            Some(Err(_)) | None => "its files in /proc cannot be looked at",
+        };
+        // Reading the link takes the same permission as following it, and asks no filesystem.
+        let closed = directory.is_some_and(|directory| readlinkat(directory, "exe").is_err());
+        let again = if closed && self.hardens && self.seen.get().is_some() {
+            "; its executable is what it was before"
+        } else {
+            ""
+        };
+        format!("{said}; {shown}{again}")
+    }
+
+    /// The pidfd, for whoever waits for the peer's end.
+    pub(crate) fn pidfd(&self) -> Option<Arc<OwnedFd>> {
+        self.pidfd.clone()
+    }
+
+    /// For as long as a channel lives: a pidfd is enough to open the directory anew.
+    pub(crate) fn keep(mut self) -> Self {
+        if self.pidfd.is_some() {
+            self.directory = None;
+        }
+        // It may do so at any time from now on, and need not say so: see `look`.
+        self.hardens = true;
+        self
+    }
+}
+
+impl Look {
+    /// Why the executable is not known, and what to ask for instead.
+    pub(crate) fn executable_unreadable(&self) -> String {
+        let Identity { pid, uid, .. } = self.identity;
+        match self.executable {
+            Err(Errno::EACCES | Errno::EPERM) if uid != geteuid().as_raw() => format!(
+                "unreadable: process {pid} is another user's (uid {uid}), whose executable takes CAP_SYS_PTRACE to see; \
+                 ask for uid, gid, cgroup or label instead"
+            ),
+            Err(Errno::EACCES | Errno::EPERM) => format!(
+                "unreadable: process {pid} is hardened (not dumpable), or has other groups or more capabilities than \
+                 this one, and then seeing its executable takes CAP_SYS_PTRACE; ask for uid, gid, cgroup or label instead"
+            ),
+            _ if self.directory.is_none() => format!(
+                "unreadable: /proc does not show process {pid} to this one (it is mounted with hidepid); ask for uid, \
+                 gid, cgroup or label instead"
+            ),
+            Err(errno) => format!("unreadable: {}", errno.desc()),
+            Ok(()) => "unreadable".into(),
+        }
+    }
+
+    /// The SHA-256 of what the peer executes, read through /proc/PID/exe: the very file, whatever has its name now.
+    /// `Err(Ok(why))`: it cannot be told. `Err(Err(_))`: the waiting was called off.
+    pub(crate) fn digest(&mut self, patience: &Patience) -> Result<Digest, Result<String, Error>> {
+        let (Some(directory), Some(executable)) = (&self.directory, &mut self.identity.executable) else {
+            return Err(hash::unreadable(Errno::ENOENT));
+        };
+        // It has closed itself since that was read, and is what it was.
+        if let (Err(_), Some(digest)) = (self.executable, executable.sha256) {
+            return Ok(digest);
+        }
+        let (directory, within) = (Arc::clone(directory), patience.clone());
+        let wanted = (executable.device, executable.inode);
+        let read = move || digest_of(&directory, wanted, &within);
+        let digest = aside::ask(hash::READING, patience, read).map_err(Err)??;
+        executable.sha256 = Some(digest);
+        Ok(digest)
+    }
+
+    /// Whether the peer is in the cgroup that `wanted` names: what was compared with what, and how that came out.
+    /// Through its pidfd where the kernel tells and the cgroup filesystem is mounted here: a number names one cgroup,
+    /// also when others come and go under the same name. Else by what /proc said.
+    pub(crate) fn compare_cgroup(&self, wanted: &str) -> Result<(String, String, bool)> {
+        let text = self.identity.cgroup.as_deref();
+        let shown = self.cgroup_shown();
+        let unseen = |why: String| Ok((wanted.to_owned(), format!("{shown}; {why}"), false));
+        let number = match self.cgroup_number {
+            Ok(number) => number,
+            Err(errno) => return unseen(format!("its pidfd does not tell its number: {}", errno.desc())),
+        };
+        let named = match number.map(|_| cgroup_numbers(wanted)).transpose()? {
+            None | Some(Ok(None)) => None,
+            Some(Ok(named)) => named,
+            Some(Err(why)) => return unseen(why),
+        };
+        let Some((number, named)) = number.zip(named) else {
+            let passed = text == Some(wanted);
+            return Ok((wanted.to_owned(), shown, passed));
+        };
+        let passed = named.contains(&number);
+        let found = format!("{shown}, number {number} by its pidfd");
+        Ok(match named.first() {
+            Some(first) => (format!("{wanted}, number {first}"), found, passed),
+            None => (format!("{wanted}, which there is not"), found, passed),
+        })
+    }
+
+    /// The cgroup, or why it is not known.
+    pub(crate) fn cgroup_shown(&self) -> String {
+        match (&self.identity.cgroup, self.cgroup) {
+            (Some(cgroup), _) => cgroup.clone(),
+            (None, Err(Errno::ENODATA)) => "none of version 2".into(),
+            (None, Err(errno)) => format!("unreadable in /proc: {}", errno.desc()),
+            (None, Ok(())) => "none".into(),
+        }
+    }
+
+    /// The label, or why there is none.
+    pub(crate) fn label_shown(&self) -> String {
+        match (&self.identity.label, self.label) {
+            (Some(label), _) => label.clone(),
+            (None, Err(Errno::ENOPROTOOPT)) => {
+                "none: no security module of this kernel labels sockets".into()
+            }
+            (None, Err(errno)) => format!("unreadable (SO_PEERSEC): {}", errno.desc()),
+            (None, Ok(())) => "none".into(),
+        }
+    }
+}
+
+/// The content of the file that the process of this directory in /proc executes, which must be the one that was `wanted`.
+fn digest_of(
+    directory: &OwnedFd,
+    wanted: (u64, u64),
+    patience: &Patience,
+) -> Result<Digest, Result<String, Error>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+    let file = openat(directory, "exe", flags, Mode::empty()).map_err(hash::unreadable)?;
+    let found = fstat(&file).map_err(hash::unreadable)?;
+    if (found.st_dev, found.st_ino) != wanted {
+        return Err(Ok("it executed another file while it was looked at".into()));
+    }
+    hash::of(&file, &found, patience)
+}
+
+/// Looks at what is executed, for no longer than there is time: a file on a network mount whose server is gone may keep
+/// whoever follows a link to it.
+///
+/// A process that executes what has this one's name is looked at without a thread, which is the common case and saves some
+/// 100 µs. The name may be a lie. But nobody can make that look hang who could not hang this process anyhow: what a user can
+/// serve (FUSE) answers it from what is known ([`sys::WITHOUT_SERVER`]), and it takes root to mount anything else.
+fn executable_of(directory: &Arc<OwnedFd>, patience: &Patience) -> Result<Result<Executable, Errno>> {
+    let named = match answered("the peer's executable", readlinkat(&**directory, "exe"))? {
+        Ok(path) => PathBuf::from(path),
+        // Longer than a page.
+        Err(Errno::ENAMETOOLONG) => PathBuf::from("(unnamed)"),
+        Err(errno) => return Ok(Err(errno)),
+    };
+    let own = readlink("/proc/self/exe").is_ok_and(|own| own == named);
+    let found = if own {
+        executable_at(directory, named)
+    } else {
+        let directory = Arc::clone(directory);
+        aside::ask("the look at the peer's executable", patience, move || {
+            executable_at(&directory, named)
+        })?
+    };
+    answered("the peer's executable", found)
+}
+
+/// proc(5): `exe` is followed by the kernel to the very file, renamed, replaced or unlinked as it may be.
+fn executable_at(directory: &OwnedFd, path: PathBuf) -> Result<Executable, Errno> {
+    let file = fstatat(directory, "exe", AtFlags::from_bits_retain(sys::WITHOUT_SERVER))?;
+    Ok(Executable {
+        path,
+        device: file.st_dev,
+        inode: file.st_ino,
+        sha256: None,
+    })
+}
+
+pub(crate) fn read_text(directory: &OwnedFd, name: &str) -> Result<String, Errno> {
+    let file = openat(directory, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut text = Vec::new();
+    let mut chunk = [0_u8; 1024];
+    loop {
+        match read(&file, &mut chunk) {
+            Ok(0) => return Ok(String::from_utf8_lossy(&text).into_owned()),
+            Ok(count) => text.extend_from_slice(&chunk[..count]),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// The numbers of a line of /proc/PID/status.
+fn numbers(status: &Result<String, Errno>, name: &str) -> Option<Vec<u32>> {
+    let line = status
+        .as_ref()
+        .ok()?
+        .lines()
+        .find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace()
+        .map(|number| number.parse().ok())
+        .collect()
+}
+
+/// Of real, effective, saved and filesystem id, the second.
+fn effective(status: &Result<String, Errno>, name: &str) -> Option<u32> {
+    numbers(status, name)?.get(1).copied()
+}
+
+/// The numbers of the cgroups that have this name below some mount of the cgroup filesystem (version 2): one or none.
+/// `None`: it is not mounted where this process sees it. `Err`: this could not be looked up. On 64 bits a cgroup's number is
+/// its directory's inode.
+fn cgroup_numbers(name: &str) -> Result<Result<Option<Vec<u64>>, String>> {
+    const MOUNTS: &str = "/proc/self/mountinfo";
+    let mounts = std::fs::read_to_string(MOUNTS).map_err(|error| error::errno(&error));
+    match answered(MOUNTS, mounts)? {
+        Ok(mounts) => {
+            let found = numbers_below(mounts.lines().filter_map(cgroup_mount), name);
+            let found = answered("the cgroup that the policy names", found)?;
+            Ok(found.map_err(|errno| {
+                format!(
+                    "the cgroup that the policy names cannot be looked at: {}",
+                    errno.desc()
+                )
+            }))
+        }
+        Err(errno) => Ok(Err(format!("{MOUNTS} cannot be read: {}", errno.desc()))),
+    }
+}
+
+/// proc(5), mountinfo: root and mount point of a cgroup filesystem.
+fn cgroup_mount(line: &str) -> Option<(String, String)> {
+    let (mount, kind) = line.split_once(" - ")?;
+    let mut fields = mount.split(' ').skip(3).map(unescape);
+    kind.starts_with("cgroup2 ")
+        .then_some((fields.next()?, fields.next()?))
+}
+
+/// mountinfo writes blanks and backslashes as three octal digits.
+fn unescape(text: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(text.to_owned(), |text, (code, character)| {
+            text.replace(code, character)
+        })
+}
+
+fn numbers_below(
+    mounts: impl Iterator<Item = (String, String)>,
+    name: &str,
+) -> Result<Option<Vec<u64>>, Errno> {
+    let mut mounted = false;
+    let mut found = Vec::new();
+    for (root, point) in mounts {
+        let below = name.strip_prefix(root.trim_end_matches('/'));
+        let Some(below) = below.filter(|below| below.is_empty() || below.starts_with('/')) else {
+            continue;
+        };
+        mounted = true;
+        let path = Path::new(&point).join(below.trim_start_matches('/'));
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let directory = match open(&path, flags, Mode::empty()) {
+            Ok(directory) => directory,
+            // There is none of that name.
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG) => continue,
+            Err(errno) => return Err(errno),
+        };
+        // What was mounted over it is no cgroup.
+        if fstatfs(&directory)?.filesystem_type() == CGROUP2_SUPER_MAGIC {
+            found.push(fstat(&directory)?.st_ino);
+        }
+    }
+    found.dedup();
+    Ok(mounted.then_some(found))
+}
+
+/// This process's own executable, to compare with. On a mount whose server is gone this process is as good as gone itself.
+pub(crate) fn own_executable() -> Result<Executable, Errno> {
+    let flags = AtFlags::from_bits_retain(sys::WITHOUT_SERVER);
+    let file = fstatat(AT_FDCWD, "/proc/self/exe", flags)?;
+    let path = readlink("/proc/self/exe").map_or_else(|_| PathBuf::from("(unnamed)"), PathBuf::from);
+    Ok(Executable {
+        path,
+        device: file.st_dev,
+        inode: file.st_ino,
+        sha256: None,
+    })
+}
+
+/// The executable behind a path, as a policy names it. Waits as long as `patience` allows: each directory on the way to it
+/// may lie on a mount whose server is gone.
+pub(crate) fn named_executable(path: &Path, patience: &Patience) -> Result<Result<Executable, Errno>> {
+    let path = path.to_owned();
+    aside::ask(
+        "the look at an executable that the policy names",
+        patience,
+        move || executable_behind(&path),
+    )
+}
+
+fn executable_behind(path: &Path) -> Result<Executable, Errno> {
+    let file = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    let found = fstat(&file)?;
+    Ok(Executable {
+        path: path.to_owned(),
+        device: found.st_dev,
+        inode: found.st_ino,
+        sha256: None,
+    })
+}
+
+/// The uid that the kernel shows for users that are not mapped here (user_namespaces(7)).
+fn overflow_uid() -> Result<u32> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid").map_err(|error| error::errno(&error));
+    let text = answered("/proc/sys/kernel/overflowuid", text)?;
+    text.ok()
+        .and_then(|text| text.trim().parse().ok())
+        .ok_or_else(|| {
+            refuse(
+                "uid",
+                "a uid that is mapped in this user namespace",
+                "/proc/sys/kernel/overflowuid cannot be read, so it cannot be told",
+            )
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_proc_says_of_ids_is_read_by_its_names() {
+        let status: Result<String, Errno> =
+            Ok("Name:\tUid: 7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nShdPnd:\t0\n".into());
+        assert_eq!(
+            (effective(&status, "Uid:"), effective(&status, "Gid:")),
+            (Some(2), Some(6))
+        );
+        assert_eq!(numbers(&status, "Groups:"), Some(vec![9, 10]));
+        let none: Result<String, Errno> = Ok("Groups:\t\n".into());
+        assert_eq!(
+            (numbers(&none, "Groups:"), effective(&none, "Uid:")),
+            (Some(vec![]), None)
+        );
+    }
+
+    #[test]
+    fn a_cgroup_filesystem_is_found_wherever_it_is_mounted() {
+        let line = "29 23 0:26 /a\\040b /mnt/c\\134d rw,nosuid shared:4 - cgroup2 cgroup2 rw";
+        assert_eq!(cgroup_mount(line), Some(("/a b".into(), "/mnt/c\\d".into())));
+        assert_eq!(cgroup_mount("29 23 0:26 / /mnt rw - cgroup cgroup rw"), None);
+        let nowhere = || [("/a".to_owned(), "/nowhere/at/all".to_owned())].into_iter();
+        // Below this mount, were it there; and beside it.
+        assert_eq!(numbers_below(nowhere(), "/a/b"), Ok(Some(vec![])));
+        assert_eq!(numbers_below(nowhere(), "/ab"), Ok(None));
+        // What lies at a mount point and is no cgroup has no number.
+        let elsewhere = [("/".to_owned(), "/".to_owned())].into_iter();
+        assert_eq!(numbers_below(elsewhere, "/proc"), Ok(Some(vec![])));
+    }
+}

@@ -1,0 +1,264 @@
+//! Whether a process lives in the namespaces that this one lives in.
+//!
+//! A handshake believes the process number in the credentials of a message (unix(7), `SCM_CREDENTIALS`). The kernel lets a
+//! sender name another process there if it has `CAP_SYS_ADMIN` over the pid namespace in which *it* lives, and any user gets
+//! that with `unshare -Urp`, in a namespace below this process's. From there only processes of that namespace and of those
+//! below it can be named. So a process of this very namespace is named by itself, or by who has `CAP_SYS_ADMIN` over it; of one
+//! below, every process of its user could speak in its name.
+
+use std::{
+    fmt,
+    os::fd::{AsRawFd, OwnedFd},
+    str::FromStr,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::AtFlags,
+    sys::stat::{FileStat, fstatat, stat},
+};
+
+use crate::{
+    error::{self, Error, Result},
+    peer::identity::{answered, read_text},
+};
+
+/// In which namespaces a peer may live ([`Policy::namespace`](crate::Policy::namespace)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Namespace {
+    /// In this process's pid namespace, and in its user namespace as far as that can be seen.
+    #[default]
+    Same,
+    /// In any, also where its processes cannot be seen from here. What the kernel says of the peer's process number then
+    /// proves nothing: every process of the same user in its pid namespace, or above it, can speak for it.
+    Any,
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Same => "same",
+            Self::Any => "any",
+        })
+    }
+}
+
+impl FromStr for Namespace {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "same" => Ok(Self::Same),
+            "any" => Ok(Self::Any),
+            _ => Err(Error::invalid(format!(
+                "namespace must be same or any, not {text:?}"
+            ))),
+        }
+    }
+}
+
+/// Where a process stands, compared with this one.
+#[derive(Debug, Clone)]
+pub(crate) struct Standing {
+    /// All that could be seen is the same, and the pid namespace could be seen.
+    pub(crate) same: bool,
+    /// The pid namespace is the same: a number means the same process to both.
+    pub(crate) same_numbers: bool,
+    pub(crate) found: String,
+}
+
+impl Standing {
+    fn other(found: impl Into<String>) -> Self {
+        Self {
+            same: false,
+            same_numbers: false,
+            found: found.into(),
+        }
+    }
+}
+
+/// By which name the mounted /proc knows a process.
+pub(crate) enum InProc {
+    /// By this number.
+    Number(i32),
+    /// It does not show it: the process lives in no namespace that this /proc is for.
+    Absent,
+    /// This cannot be told.
+    Untold(String),
+}
+
+/// The numbers of a process, from the namespace that /proc was mounted in down to the process's own (proc(5), `NSpid`). The
+/// first is 0 where the process lives outside of the former, and below 0 where it has been reaped.
+fn numbers(text: &str) -> Option<Vec<i32>> {
+    let line = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    let numbers: Option<Vec<i32>> = line
+        .split_whitespace()
+        .map(|number| number.parse().ok())
+        .collect();
+    numbers.filter(|numbers| !numbers.is_empty())
+}
+
+/// Of this process.
+fn own_numbers() -> Result<Result<Vec<i32>, String>> {
+    const WHERE: &str = "/proc/self/status";
+    let text = std::fs::read_to_string(WHERE).map_err(|error| error::errno(&error));
+    Ok(match answered(WHERE, text)? {
+        Ok(text) => numbers(&text).ok_or_else(|| {
+            format!("this kernel does not tell in which pid namespace a process lives ({WHERE}, NSpid)")
+        }),
+        Err(errno) => Err(format!("{WHERE} cannot be read: {}", errno.desc())),
+    })
+}
+
+/// By its pidfd, which needs no permission, and no /proc that shows the process. `None`: before Linux 5.5, or where this
+/// process may not read its own fdinfo (before 5.14 not while it is not dumpable).
+fn numbers_by_pidfd(pidfd: &OwnedFd) -> Result<Option<Vec<i32>>> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let text = std::fs::read_to_string(&path).map_err(|error| error::errno(&error));
+    Ok(answered(&path, text)?.ok().as_deref().and_then(numbers))
+}
+
+/// By which number the mounted /proc knows the process that has the number `pid` here. They differ where /proc was mounted in
+/// another pid namespace than this process's, and then /proc/`pid` is another process.
+pub(crate) fn in_proc(pid: i32, pidfd: Option<&OwnedFd>) -> Result<InProc> {
+    if let Some(found) = pidfd.map(numbers_by_pidfd).transpose()?.flatten() {
+        return Ok(match found[0] {
+            number @ 1.. => InProc::Number(number),
+            _ => InProc::Absent,
+        });
+    }
+    Ok(match own_numbers()? {
+        _ if pid <= 0 => InProc::Absent,
+        Ok(own) if own.len() == 1 => InProc::Number(pid),
+        Ok(_) => InProc::Untold("/proc was mounted in another pid namespace than this process's".into()),
+        Err(why) => InProc::Untold(why),
+    })
+}
+
+/// Where the process stands that has the number `pid` here. What is said of it counts if it is alive afterwards.
+pub(crate) fn standing(pid: i32, pidfd: Option<&OwnedFd>, directory: Option<&OwnedFd>) -> Result<Standing> {
+    let own = match own_numbers()? {
+        Ok(own) => own,
+        Err(why) => return Ok(Standing::other(why)),
+    };
+    if pid <= 0 {
+        return Ok(Standing::other(UNSEEN));
+    }
+    let mut found = pidfd.map(numbers_by_pidfd).transpose()?.flatten();
+    if let (None, Some(directory)) = (&found, directory) {
+        let status = answered(
+            "the peer's namespace (/proc/PID/status)",
+            read_text(directory, "status"),
+        )?;
+        found = status.ok().as_deref().and_then(numbers);
+    }
+    let Some(found) = found else {
+        return Ok(Standing::other(
+            "neither its pidfd (Linux 5.5) nor /proc tells in which pid namespace it lives",
+        ));
+    };
+    let shown: Vec<String> = found.iter().map(ToString::to_string).collect();
+    let shown = shown.join(" ");
+    // A process that is seen from here lives in this namespace or below it: as deep down is as good as the same.
+    if found.len() != own.len() || found.last() != Some(&pid) {
+        return Ok(Standing::other(format!(
+            "a pid namespace below this process's (NSpid {shown}), in which whoever made it can speak for every process"
+        )));
+    }
+    let (mut same, mut seen) = (true, vec![format!("the same pid namespace (NSpid {shown})")]);
+    for (link, kind) in [("ns/pid", "pid namespace"), ("ns/user", "user namespace")] {
+        match compare_link(link, directory)? {
+            Link::Same => seen.push(format!("the same {kind} ({link})")),
+            Link::None => {}
+            Link::Unseen => seen.push(format!("{link} cannot be seen")),
+            Link::Other(found) => {
+                same = false;
+                seen.push(format!("{kind}: {found} ({link})"));
+            }
+        }
+    }
+    Ok(Standing {
+        same,
+        same_numbers: true,
+        found: seen.join(", "),
+    })
+}
+
+/// What is said of a peer without a number here.
+pub(crate) const UNSEEN: &str = "a pid namespace that cannot be seen from here (pid 0)";
+
+enum Link {
+    Same,
+    /// The kernel has no such namespaces.
+    None,
+    /// It takes the right to look into the process (ptrace(2)), and /proc that shows it.
+    Unseen,
+    Other(String),
+}
+
+fn compare_link(link: &str, directory: Option<&OwnedFd>) -> Result<Link> {
+    let what = format!("the peer's namespace (/proc/PID/{link})");
+    let own = answered(&what, stat(format!("/proc/self/{link}").as_str()))?;
+    let identity = |file: FileStat| (file.st_dev, file.st_ino);
+    let own = match own {
+        Ok(own) => identity(own),
+        Err(Errno::ENOENT) => return Ok(Link::None),
+        Err(errno) => {
+            return Ok(Link::Other(format!(
+                "this process's own is unreadable: {}",
+                errno.desc()
+            )));
+        }
+    };
+    let Some(directory) = directory else {
+        return Ok(Link::Unseen);
+    };
+    Ok(
+        match answered(&what, fstatat(directory, link, AtFlags::empty()))? {
+            Ok(found) if identity(found) == own => Link::Same,
+            Ok(_) => Link::Other("another".into()),
+            Err(Errno::EACCES | Errno::EPERM) => Link::Unseen,
+            Err(errno) => Link::Other(format!("unreadable: {}", errno.desc())),
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::unistd::{Pid, getpid, getppid};
+
+    use super::*;
+    use crate::sys;
+
+    #[test]
+    fn the_line_of_numbers_is_read_by_its_name() {
+        assert_eq!(numbers("Pid:\t7\nNSpid:\t7\t1\n"), Some(vec![7, 1]));
+        assert_eq!(numbers("Pid:\t-1\nNSpid:\t-1\n"), Some(vec![-1]));
+        for none in ["Pid:\t7\n", "NSpid:\t\n", "NSpid:\t7\tx\n"] {
+            assert_eq!(numbers(none), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn processes_of_one_namespace_are_found_to_be() {
+        for pid in [getpid(), getppid()] {
+            let pidfd = sys::pidfd_open(pid).unwrap();
+            let standing = standing(pid.as_raw(), Some(&pidfd), None).unwrap();
+            assert!(standing.same && standing.same_numbers, "{standing:?}");
+            assert!(matches!(
+                in_proc(pid.as_raw(), Some(&pidfd)),
+                Ok(InProc::Number(_))
+            ));
+        }
+    }
+
+    /// A look that could not be made is no pass.
+    #[test]
+    fn what_cannot_be_told_is_not_the_same() {
+        assert!(!standing(getpid().as_raw(), None, None).unwrap().same);
+        let pidfd = sys::pidfd_open(Pid::this()).unwrap();
+        assert!(!standing(0, Some(&pidfd), None).unwrap().same);
+        // The number here is not the one that the process has in its own namespace.
+        assert!(!standing(getpid().as_raw() + 1, Some(&pidfd), None).unwrap().same);
+    }
+}

@@ -1,0 +1,142 @@
+//! What the fuzzer calls, each with bytes that it has chosen. Built for it (`--cfg fuzzing`) and for the tests, and no
+//! part of what this crate offers: the targets in `fuzz/` say no more than which of these they call.
+//!
+//! Every function panics where the crate does not keep what it promises against a peer that may say anything.
+
+mod channel;
+mod line;
+
+use arbitrary::{Result, Unstructured};
+
+pub use self::{channel::channel, line::line};
+use crate::{
+    handshake::frame::Frame,
+    memory::region::CAPACITY_MIN,
+    ring::{
+        ALIGNED,
+        lies::{Lie, Read, Write, read_lies, write_among_lies},
+    },
+};
+
+/// The decoders of what comes over the line.
+pub fn wire(bytes: &[u8]) {
+    let Ok((frame, _)) = Frame::decode(bytes) else {
+        return;
+    };
+    let sent = frame.encode();
+    let (back, rest) = Frame::decode(&sent).expect("what this side sends, it can read");
+    assert!(rest.is_empty(), "one frame");
+    match (frame, back) {
+        (Frame::Refuse(told), Frame::Refuse(back)) => {
+            assert_eq!(told.code, back.code);
+            // A text is cut at a thousand bytes, and stays as it is after that.
+            let again = Frame::Refuse(back.clone()).encode();
+            assert_eq!(Frame::decode(&again).expect("as before").0, Frame::Refuse(back));
+            let shown = told.clone().into_error("@address").to_string();
+            assert!(
+                !shown.chars().any(char::is_control),
+                "a terminal could be steered by {shown:?}"
+            );
+        }
+        (told, back) => assert_eq!(told, back),
+    }
+}
+
+/// The ring, facing a peer in whose region every look may find something else.
+pub fn ring(bytes: &[u8]) {
+    // What there is ends the run; a run that was cut short is as good as any.
+    let _ = ring_of(&mut Unstructured::new(bytes));
+}
+
+fn ring_of(script: &mut Unstructured<'_>) -> Result<()> {
+    let reads = script.arbitrary()?;
+    let lies: Vec<_> = (0..script.int_in_range(1..=60)?)
+        .map(|_| lie(script))
+        .collect::<Result<_>>()?;
+    let mut calls = script.int_in_range(1..=200)?;
+    let mut more = |script: &Unstructured<'_>| {
+        calls -= 1;
+        calls > 0 && !script.is_empty()
+    };
+    if reads {
+        let calls = std::iter::from_fn(|| more(script).then(|| read(script)).and_then(Result::ok));
+        read_lies(lies, calls);
+    } else {
+        let calls = std::iter::from_fn(|| more(script).then(|| write(script)).and_then(Result::ok));
+        write_among_lies(lies, calls);
+    }
+    Ok(())
+}
+
+fn lie(script: &mut Unstructured<'_>) -> Result<Lie> {
+    Ok(match script.int_in_range(0..=5)? {
+        0 => Lie::Truth,
+        1 => Lie::Further(script.int_in_range(0..=CAPACITY_MIN / 8)? * 8),
+        2 => Lie::Header(script.int_in_range(0..=64)?, script.int_in_range(0..=16)?),
+        3 => Lie::Header(
+            script.int_in_range(0..=CAPACITY_MIN)?,
+            script.int_in_range(0..=4)? | if script.arbitrary()? { ALIGNED } else { 0 },
+        ),
+        4 => Lie::Flip(script.int_in_range(0..=63)?),
+        _ => Lie::Word(script.arbitrary()?),
+    })
+}
+
+fn read(script: &mut Unstructured<'_>) -> Result<Read> {
+    Ok(match script.int_in_range(0..=5)? {
+        0 => Read::Receive,
+        1 => Read::Gather,
+        2 => Read::Strides,
+        3 => Read::Pull(script.int_in_range(0..=5000)?),
+        4 => Read::Size,
+        _ => Read::Salvage,
+    })
+}
+
+fn write(script: &mut Unstructured<'_>) -> Result<Write> {
+    Ok(Write {
+        size: script.int_in_range(0..=CAPACITY_MIN / 2)?,
+        kind: script.int_in_range(0..=4)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the fuzzer has found, and bytes at random: it runs elsewhere, and what it calls must go on being right.
+    fn each(of: fn(&[u8]), found: &[&[u8]]) {
+        for bytes in found {
+            of(bytes);
+        }
+        let mut state = 1_u64;
+        for length in 0..if cfg!(miri) { 4 } else { 300 } {
+            let bytes: Vec<u8> = std::iter::repeat_with(|| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                state.to_be_bytes()[0]
+            })
+            .take(length)
+            .collect();
+            of(&bytes);
+        }
+    }
+
+    #[test]
+    fn whatever_is_said_on_the_line_is_a_frame_or_an_error() {
+        each(wire, &[]);
+        each(line, &[]);
+    }
+
+    #[test]
+    fn whatever_is_in_a_ring_is_a_message_or_a_lie() {
+        each(ring, &[]);
+    }
+
+    #[test]
+    fn whatever_a_peer_does_meanwhile_a_call_answers() {
+        each(
+            channel,
+            &[b"\x0a\x33\x14\x14\xda\xda\xd7\xd7\xd7\x0a\x0a\x3f\xd7"],
+        );
+    }
+}

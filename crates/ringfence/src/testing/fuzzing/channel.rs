@@ -1,0 +1,379 @@
+//! Both halves of a channel whose peer writes anything into its region, at any time, and anything on the line.
+
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use arbitrary::{Result, Unstructured};
+use nix::{
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair},
+    },
+    unistd::ftruncate,
+};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use crate::{
+    channel::Channel,
+    channel::receiver::{Packed, Receiver},
+    channel::sender::Sender,
+    channel::shared::{CloseReason, Parts, Role, state},
+    error::Error,
+    fork::Mark,
+    handshake::frame::TokenAddress,
+    memory::region::{CAPACITY_MIN, OwnRegion, PeerRegion, Writable, as_offset, layout, region_size},
+    options::Options,
+    peer::identity::{Identity, Peer},
+    ring::{Progress, WHOLE, packed_size},
+    signal::mailbox::{Addressee, Inlet},
+    sys::Credentials,
+};
+
+/// Of both rings: the smallest, so that its end is often met.
+const CAPACITY: u64 = CAPACITY_MIN;
+/// The longest message, either way.
+const LONGEST: u64 = 3 * CAPACITY;
+
+/// Two objects, mapped as in two processes.
+struct Memory {
+    own: OwnRegion,
+    peer: PeerRegion,
+    /// The peer's region, as the peer has it.
+    liar: OwnRegion,
+}
+
+impl Memory {
+    /// Made once: a mapping costs more than a run.
+    fn get() -> &'static Self {
+        static MEMORY: OnceLock<Memory> = OnceLock::new();
+        MEMORY.get_or_init(|| {
+            let (own, liar) = (object(), object());
+            Self {
+                own: OwnRegion::map(&own, CAPACITY).expect("a mapping"),
+                liar: OwnRegion::map(&liar, CAPACITY).expect("a mapping"),
+                peer: PeerRegion::map(&liar, CAPACITY).expect("a mapping"),
+            }
+        })
+    }
+
+    fn clear(&self) {
+        for region in [&self.own, &self.liar] {
+            for at in (layout::TAIL..as_offset(region_size(CAPACITY))).step_by(8) {
+                region.store(at, 0, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+fn object() -> OwnedFd {
+    let object = memfd_create("fuzzed", MFdFlags::MFD_CLOEXEC).expect("a memfd");
+    ftruncate(&object, region_size(CAPACITY).cast_signed()).expect("its size");
+    object
+}
+
+/// A word that the peer writes into its region.
+#[derive(Clone, Copy)]
+struct Scribble {
+    at: usize,
+    word: u64,
+}
+
+impl Scribble {
+    fn take(script: &mut Unstructured<'_>) -> Result<Self> {
+        let ring = layout::DATA + as_offset(CAPACITY) + layout::OVERHANG;
+        let at = match script.int_in_range(0..=7)? {
+            0..=2 => layout::TAIL,
+            3 => layout::HEAD,
+            4 => *script.choose(&[layout::PHASE, layout::READER_PARKED, layout::WRITER_PARKED])?,
+            5 => layout::DATA,
+            _ => script.int_in_range(0..=(ring / 8) - 1)? * 8,
+        };
+        let word = match script.int_in_range(0..=3)? {
+            0 => script.int_in_range(0..=2 * CAPACITY / 8)? * 8,
+            1 => script.int_in_range(0..=CAPACITY)? | (script.int_in_range(0..=7_u64)? << 32),
+            2 => script.int_in_range(0..=2)?,
+            _ => script.arbitrary()?,
+        };
+        Ok(Self { at, word })
+    }
+
+    fn write(self) {
+        Memory::get().liar.store(self.at, self.word, Ordering::Release);
+    }
+}
+
+/// Whatever a program calls on a channel, and whatever its peer does meanwhile in its region and on the line: messages
+/// within the limits, or an error that says what is wrong.
+pub fn channel(bytes: &[u8]) {
+    let mut script = Unstructured::new(bytes);
+    let memory = Memory::get();
+    memory.clear();
+    // Some are written again and again while the calls are made: two that take turns, or one against a call's own
+    // reading.
+    let restless: Vec<_> = (0..script.int_in_range(0..=4).unwrap_or(0))
+        .map_while(|_| Scribble::take(&mut script).ok())
+        .collect();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let scribbler = (!restless.is_empty()).then(|| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    for scribble in &restless {
+                        scribble.write();
+                    }
+                }
+            })
+        });
+        let mut program = Program::new(memory);
+        // It ends with the script.
+        while !script.is_empty() && program.step(&mut script).is_ok() {}
+        drop(program);
+        over.store(true, Ordering::Relaxed);
+        // The scope waits for its end alone, and not for what a thread lets go of after that, which is no leak.
+        scribbler.map(thread::ScopedJoinHandle::join)
+    });
+}
+
+struct Program {
+    sender: Sender,
+    receiver: Receiver,
+    /// The peer's end of the line.
+    line: Option<OwnedFd>,
+    /// A long message under way, and how much of it is through.
+    sending: Option<usize>,
+    /// A message that is being gathered.
+    gathering: Option<Vec<u8>>,
+}
+
+const LONG: [u8; 10_000] = [9; 10_000];
+
+impl Program {
+    fn new(memory: &Memory) -> Self {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (line, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
+        let nobody = Credentials {
+            pid: 0,
+            uid: 0,
+            gid: 0,
+        };
+        let parts = Parts {
+            role: Role::Guest,
+            line,
+            process: Peer::unknown(nobody),
+            identity: Identity::of(nobody),
+            evidence: Vec::new(),
+            state: Mark::new(state::OPEN).expect("memory"),
+            own: memory.own.clone(),
+            peer: memory.peer.clone(),
+            own_capacity: CAPACITY,
+            peer_capacity: CAPACITY,
+            longest_out: LONGEST,
+            longest_in: LONGEST,
+            barriers: false,
+            inlet: Inlet::unreachable(),
+            addressee: Addressee::new(nobody.pid, TokenAddress::default()).expect("nobody"),
+            inheritance: None,
+        };
+        let (sender, receiver) = Channel::assemble(parts, None, &Options::new()).split();
+        Self {
+            sender,
+            receiver,
+            line: Some(theirs),
+            sending: None,
+            gathering: None,
+        }
+    }
+
+    fn step(&mut self, script: &mut Unstructured<'_>) -> Result<()> {
+        match script.int_in_range(0..=3)? {
+            0 => Scribble::take(script)?.write(),
+            1 => self.send(script)?,
+            2 => self.receive(script)?,
+            _ => self.disturb(script)?,
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, script: &mut Unstructured<'_>) -> Result<()> {
+        let size: usize = script.int_in_range(0..=as_offset(CAPACITY / 2) + 8)?;
+        if let Some(written) = self.sending {
+            let progress = self.sender.send_part(&LONG, written);
+            self.sending = self.judge(progress).and_then(|progress| match progress {
+                Progress::Part(written) if written > 0 => Some(written),
+                _ => None,
+            });
+            return Ok(());
+        }
+        match script.int_in_range(0..=6)? {
+            0 => {
+                let sent = self.sender.try_send(&LONG[..size]);
+                self.judge(sent);
+            }
+            1 => {
+                let progress = self.sender.send_part(&LONG, 0);
+                if let Some(Progress::Part(written)) = self.judge(progress)
+                    && written > 0
+                {
+                    self.sending = Some(written);
+                }
+            }
+            2 => {
+                let packed = script.bytes(script.len().min(64))?;
+                let taken = self.sender.try_send_packed(packed);
+                assert!(self.judge(taken).unwrap_or(0) <= packed.len());
+            }
+            3 => {
+                let reserved = self.sender.reserve_detached(size);
+                if let Some(Some(mut reserved)) = self.judge(reserved) {
+                    reserved.bytes().fill(1);
+                    let done = if script.arbitrary()? {
+                        self.sender.commit(reserved, size / 2)
+                    } else {
+                        self.sender.cancel(reserved)
+                    };
+                    self.judge(done);
+                }
+            }
+            4 => {
+                let room = self.sender.has_room(size);
+                self.judge(room);
+            }
+            5 => {
+                let armed = self.sender.arm(size);
+                self.judge(armed);
+                self.sender.disarm();
+            }
+            _ => self.sender.listen(),
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, script: &mut Unstructured<'_>) -> Result<()> {
+        if let Some(into) = &mut self.gathering {
+            let progress = self.receiver.receive_part(into);
+            match self.judge(progress) {
+                Some(Progress::Part(so_far)) => {
+                    assert!(so_far < self.gathering.as_ref().map_or(0, Vec::len).max(1));
+                }
+                _ => self.gathering = None,
+            }
+            return Ok(());
+        }
+        let room: usize = script.int_in_range(0..=as_offset(LONGEST))?;
+        match script.int_in_range(0..=7)? {
+            0 => {
+                let received = self.receiver.try_receive(&mut vec![0; room]);
+                let received = self.judge(received).flatten();
+                assert!(received.unwrap_or(0) <= room);
+            }
+            1 => {
+                let size = self.receiver.next_size();
+                if let Some(Some(size)) = self.judge(size) {
+                    assert!(size as u64 <= LONGEST);
+                    self.gathering = script.arbitrary::<bool>()?.then(|| vec![0; size]);
+                }
+            }
+            2 => {
+                let mut into = vec![0; room];
+                let packed = self.receiver.try_receive_packed(&mut into);
+                match self.judge(packed) {
+                    Some(Packed::Bytes(bytes)) => check_packed(&into[..bytes]),
+                    Some(Packed::Large(size)) => assert!(size as u64 <= LONGEST),
+                    _ => {}
+                }
+            }
+            3 => {
+                let most = room % 300;
+                let drained = self.receiver.drain(
+                    |message| {
+                        assert!(message.len() as u64 <= LONGEST);
+                        assert_eq!(message.to_vec().len(), message.len());
+                        assert_eq!(message.words().count(), message.len().div_ceil(8));
+                        message.words().fold(0, u64::wrapping_add);
+                    },
+                    most,
+                );
+                assert!(self.judge(drained).unwrap_or(0) <= most);
+            }
+            4 => {
+                let there = self.receiver.has_message();
+                self.judge(there);
+            }
+            5 => {
+                let ended = self.receiver.is_ended();
+                self.judge(ended);
+            }
+            6 => {
+                let armed = self.receiver.arm();
+                self.judge(armed);
+                self.receiver.disarm();
+            }
+            _ => {
+                let heard = self.receiver.listen();
+                self.judge(heard);
+                self.receiver.is_cut();
+            }
+        }
+        Ok(())
+    }
+
+    /// What happens once: on the line, and at the end.
+    fn disturb(&mut self, script: &mut Unstructured<'_>) -> Result<()> {
+        match script.int_in_range(0..=9)? {
+            0 => self.line = None,
+            1 => self.sender.end(),
+            2 => self.receiver.close(),
+            _ => {
+                if let Some(line) = &self.line {
+                    // A full line is full of bells.
+                    let _ = send(
+                        line.as_raw_fd(),
+                        script.bytes(1)?,
+                        MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a call may answer here.
+    fn judge<T>(&self, result: crate::Result<T>) -> Option<T> {
+        let error = match result {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        match error {
+            // A peer that was gone before its lie was found has gone.
+            Error::RingCorrupt(_) => assert!(matches!(
+                self.receiver.close_reason(),
+                Some(CloseReason::Corrupt | CloseReason::Closed | CloseReason::Exited)
+            )),
+            // The last two are of the script's own: buffers that are too small, and packed records that are none.
+            Error::PeerLost(_)
+            | Error::Closed(_)
+            | Error::InvalidArgument(_)
+            | Error::MessageTooLarge { .. } => {}
+            other => panic!("{other}"),
+        }
+        None
+    }
+}
+
+/// Records that were handed over can be walked without any check.
+fn check_packed(records: &[u8]) {
+    let mut at = 0;
+    while at < records.len() {
+        let header = u64::from_le_bytes(records[at..at + 8].try_into().expect("eight bytes"));
+        assert_eq!(header >> 32, u64::from(WHOLE));
+        let length = header & 0xffff_ffff;
+        assert!(length <= CAPACITY / 2);
+        at += as_offset(packed_size(length));
+    }
+    assert_eq!(at, records.len());
+}

@@ -1,0 +1,513 @@
+//! The line itself, on real sockets.
+
+use std::{
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread::{self, ScopedJoinHandle},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    libc,
+    sys::{
+        socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair, sockopt},
+        time::TimeVal,
+    },
+    unistd::{Pid, gettid},
+};
+
+use crate::{
+    sys,
+    wake::doorbell::{Doorbell, POLLS_BEFORE_A_READ, Sleep},
+};
+
+/// Ends a test that has failed already.
+const FAR: Duration = Duration::from_secs(60);
+
+fn line() -> (Doorbell, OwnedFd) {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (own, peer) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+    (Doorbell::new(own, None), peer)
+}
+
+/// The process at the other end of a line: it does nothing, until it is killed.
+struct Peer(Child);
+
+impl Peer {
+    fn new() -> Self {
+        // It waits for the end of its input.
+        Self(Command::new("cat").stdin(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// A line to it. Its end is held here, as somebody else may hold that of a process that is dead.
+    fn line(&self) -> (Doorbell, OwnedFd) {
+        let (doorbell, end) = line();
+        let pidfd = sys::pidfd_open(Pid::from_raw(self.0.id().cast_signed())).unwrap();
+        let doorbell = Doorbell {
+            pidfd: Some(Arc::new(pidfd)),
+            ..doorbell
+        };
+        (doorbell, end)
+    }
+
+    /// The same, where every wait without a deadline reads.
+    fn line_to_read(&self) -> (Doorbell, OwnedFd) {
+        let (doorbell, end) = self.line();
+        doorbell.state().sleep = Sleep::NotYet(0);
+        (doorbell, end)
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It may be dead already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A thread that waits without a deadline. A test that fails wakes it, and so does not hang.
+struct Sleeper<'scope> {
+    doorbell: &'scope Doorbell,
+    thread: ScopedJoinHandle<'scope, ()>,
+}
+
+impl<'scope> Sleeper<'scope> {
+    fn new(scope: &'scope thread::Scope<'scope, '_>, doorbell: &'scope Doorbell) -> (Self, Pid) {
+        let heard = doorbell.heard();
+        let (tell, told) = mpsc::channel();
+        let thread = scope.spawn(move || {
+            tell.send(gettid()).unwrap();
+            assert!(doorbell.wait(heard, None).unwrap());
+        });
+        (Self { doorbell, thread }, told.recv().unwrap())
+    }
+
+    /// Asleep in this system call when it returns.
+    fn asleep(
+        scope: &'scope thread::Scope<'scope, '_>,
+        doorbell: &'scope Doorbell,
+        call: libc::c_long,
+    ) -> Self {
+        let (sleeper, id) = Self::new(scope, doorbell);
+        let file = format!("/proc/self/task/{id}/syscall");
+        let wanted = format!("{call} ");
+        let end = Instant::now() + FAR;
+        while !std::fs::read_to_string(&file).is_ok_and(|found| found.starts_with(&wanted)) {
+            let sleeps = !sleeper.thread.is_finished() && Instant::now() < end;
+            assert!(sleeps, "not in that call");
+            thread::yield_now();
+        }
+        sleeper
+    }
+
+    fn must_wake(&self) {
+        let end = Instant::now() + FAR;
+        while !self.thread.is_finished() {
+            assert!(Instant::now() < end, "it is not woken");
+            thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Sleeper<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.doorbell.hang_up();
+        }
+    }
+}
+
+/// What poll(2) is made of, where the kernel has no such call of its own (arm64).
+#[cfg(target_arch = "x86_64")]
+const POLL: libc::c_long = libc::SYS_poll;
+#[cfg(not(target_arch = "x86_64"))]
+const POLL: libc::c_long = libc::SYS_ppoll;
+
+fn set_mode(end: impl AsFd, blocks: bool) {
+    let flags = fcntl(&end, FcntlArg::F_GETFL)
+        .map(OFlag::from_bits_retain)
+        .unwrap();
+    let flags = if blocks {
+        flags - OFlag::O_NONBLOCK
+    } else {
+        flags | OFlag::O_NONBLOCK
+    };
+    fcntl(&end, FcntlArg::F_SETFL(flags)).unwrap();
+}
+
+fn far() -> Option<Instant> {
+    Instant::now().checked_add(FAR)
+}
+
+fn ring(peer: &OwnedFd) {
+    assert_eq!(send(peer.as_raw_fd(), &[1], MsgFlags::MSG_DONTWAIT), Ok(1));
+}
+
+#[test]
+fn a_bell_rung_before_the_wait_is_not_slept_through() {
+    let (doorbell, peer) = line();
+    let heard = doorbell.heard();
+    ring(&peer);
+    assert!(doorbell.wait(heard, far()).unwrap());
+    // Nor is one that somebody else has read meanwhile.
+    let heard = doorbell.heard();
+    ring(&peer);
+    assert!(doorbell.listen());
+    assert!(doorbell.wait(heard, far()).unwrap());
+    assert!(!doorbell.is_gone());
+}
+
+#[test]
+fn a_deadline_that_passes_is_no_bell() {
+    let (doorbell, _peer) = line();
+    let before = Instant::now();
+    let deadline = before.checked_add(Duration::from_millis(20));
+    assert!(!doorbell.wait(doorbell.heard(), deadline).unwrap());
+    assert!(before.elapsed() >= Duration::from_millis(20));
+    assert!(
+        !doorbell.wait(doorbell.heard(), Some(before)).unwrap(),
+        "long past"
+    );
+}
+
+#[test]
+fn an_end_of_the_line_wakes_and_stays() {
+    let (doorbell, peer) = line();
+    // What was rung before the end is read, and the end is noticed behind it.
+    ring(&peer);
+    drop(peer);
+    while !doorbell.is_gone() {
+        assert!(doorbell.wait(doorbell.heard(), far()).unwrap());
+    }
+    assert!(doorbell.wait(doorbell.heard(), None).unwrap());
+    assert!(!doorbell.listen());
+    doorbell.ring();
+}
+
+/// The line has failed then (ECONNRESET), which libuv tells once.
+#[test]
+fn an_end_behind_a_bell_is_found_at_once_though_the_peer_has_left_bells_unread() {
+    let (doorbell, peer) = line();
+    doorbell.ring();
+    ring(&peer);
+    drop(peer);
+    assert!(!doorbell.listen());
+}
+
+#[test]
+fn hanging_up_wakes_whoever_waits_on_both_sides() {
+    let (doorbell, peer) = line();
+    thread::scope(|scope| {
+        let waiting: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| doorbell.wait(doorbell.heard(), far()).unwrap()))
+            .collect();
+        doorbell.hang_up();
+        for thread in waiting {
+            assert!(thread.join().unwrap());
+        }
+    });
+    assert!(doorbell.is_gone());
+    assert_eq!(recv(peer.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT), Ok(0));
+}
+
+#[test]
+fn one_bell_wakes_every_thread_that_waits() {
+    let (doorbell, peer) = line();
+    let heard = doorbell.heard();
+    let (woken, count) = mpsc::channel();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            let woken = woken.clone();
+            let doorbell = &doorbell;
+            scope.spawn(move || woken.send(doorbell.wait(heard, far()).unwrap()).unwrap());
+        }
+        ring(&peer);
+        for _ in 0..4 {
+            assert!(count.recv().unwrap(), "not the deadline");
+        }
+    });
+}
+
+fn unread(peer_of: &Doorbell) -> bool {
+    let mut byte = [0];
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+    recv(peer_of.line.as_raw_fd(), &mut byte, flags) == Ok(1)
+}
+
+#[test]
+fn a_bell_is_left_on_the_line_until_somebody_lies_down_again() {
+    let (doorbell, peer) = line();
+    ring(&peer);
+    assert!(doorbell.wait(doorbell.heard(), far()).unwrap());
+    assert!(unread(&doorbell));
+    assert!(doorbell.catch_up());
+    assert!(!unread(&doorbell));
+    assert!(!doorbell.catch_up(), "nothing is left");
+    // The same for an event loop, which comes again where nobody lies down.
+    ring(&peer);
+    let heard = doorbell.heard();
+    doorbell.listen_later();
+    assert!(unread(&doorbell));
+    assert!(doorbell.wait(heard, None).unwrap(), "it was heard");
+    doorbell.listen_later();
+    assert!(!unread(&doorbell));
+    assert!(!doorbell.catch_up());
+    // What is left there does not hide the end.
+    ring(&peer);
+    doorbell.listen_later();
+    drop(peer);
+    assert!(doorbell.wait(doorbell.heard(), None).unwrap());
+    assert!(doorbell.is_gone());
+}
+
+#[test]
+fn two_that_wait_take_no_bell_from_each_other() {
+    let (doorbell, end) = line();
+    two_wait(&doorbell, &end, [far(), far()]);
+    let peer = Peer::new();
+    for deadlines in [[None, None], [None, far()]] {
+        let (doorbell, end) = peer.line_to_read();
+        two_wait(&doorbell, &end, deadlines);
+    }
+}
+
+/// Two halves of a channel wait on two threads, each for its own; a bell that one of them reads may be the other's.
+fn two_wait(doorbell: &Doorbell, peer: &OwnedFd, deadlines: [Option<Instant>; 2]) {
+    const TURNS: u64 = 20_000;
+    let halves = [const { (AtomicU64::new(0), AtomicU64::new(0)) }; 2];
+    thread::scope(|scope| {
+        let (done, both) = mpsc::channel();
+        for ((said, parked), deadline) in halves.iter().zip(deadlines) {
+            let done = done.clone();
+            scope.spawn(move || {
+                let mut sleeps = 1;
+                for turn in 1..=TURNS {
+                    while said.load(Ordering::SeqCst) < turn {
+                        doorbell.catch_up();
+                        let heard = doorbell.heard();
+                        sleeps += 2;
+                        parked.store(sleeps, Ordering::SeqCst);
+                        if said.load(Ordering::SeqCst) < turn {
+                            let woken = doorbell.wait(heard, deadline).unwrap();
+                            assert!(woken && !doorbell.is_gone(), "a bell was lost");
+                        }
+                        parked.store(0, Ordering::SeqCst);
+                    }
+                }
+                done.send(()).unwrap();
+            });
+        }
+        let mut rung = [0; 2];
+        for turn in 1..=TURNS {
+            for ((said, parked), rung) in halves.iter().zip(&mut rung) {
+                said.store(turn, Ordering::SeqCst);
+                let sleeps = parked.load(Ordering::SeqCst);
+                if sleeps != 0 && sleeps != *rung {
+                    *rung = sleeps;
+                    ring(peer);
+                }
+                if turn % 7 == 0 {
+                    thread::yield_now();
+                }
+            }
+        }
+        for _ in 0..2 {
+            if both.recv_timeout(FAR).is_err() {
+                // Whoever waits without a deadline would wait for ever.
+                doorbell.hang_up();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_peer_that_never_reads_blocks_nobody() {
+    let (doorbell, peer) = line();
+    // The peer made the pair, and can change the mode of what both share.
+    set_mode(&*doorbell.line, true);
+    for _ in 0..1_000_000 / 64 {
+        doorbell.ring();
+    }
+    let mut bells = vec![0; 1 << 20];
+    assert!(recv(peer.as_raw_fd(), &mut bells, MsgFlags::MSG_DONTWAIT).unwrap() > 0);
+    // An empty line in that mode blocks nobody either.
+    assert!(doorbell.listen());
+}
+
+#[test]
+fn a_peer_whose_bells_have_no_end_keeps_nobody() {
+    let (doorbell, peer) = line();
+    while send(peer.as_raw_fd(), &[7; 4096], MsgFlags::MSG_DONTWAIT).is_ok() {}
+    let heard = doorbell.heard();
+    assert!(doorbell.wait(heard, far()).unwrap());
+    for _ in 0..1000 {
+        assert!(doorbell.listen());
+    }
+    let deadline = Instant::now().checked_add(Duration::from_millis(1));
+    assert!(
+        !doorbell.wait(doorbell.heard(), deadline).unwrap(),
+        "all was read"
+    );
+}
+
+#[test]
+fn whoever_waits_often_reads_the_bell_at_once() {
+    let peer = Peer::new();
+    let (doorbell, end) = peer.line();
+    for _ in 0..POLLS_BEFORE_A_READ {
+        assert!(!matches!(doorbell.state().sleep, Sleep::Reading));
+        ring(&end);
+        assert!(doorbell.wait(doorbell.heard(), None).unwrap());
+        assert!(doorbell.catch_up());
+    }
+    thread::scope(|scope| {
+        let waiting = Sleeper::asleep(scope, &doorbell, libc::SYS_recvfrom);
+        ring(&end);
+        waiting.must_wake();
+    });
+    assert!(!unread(&doorbell));
+    assert!(!doorbell.catch_up());
+    assert!(!doorbell.is_gone());
+    // With a deadline it is as before.
+    ring(&end);
+    assert!(doorbell.wait(doorbell.heard(), far()).unwrap());
+    assert!(unread(&doorbell));
+    // What was left there is heard once more, and not left any longer.
+    assert!(doorbell.wait(doorbell.heard(), None).unwrap());
+    assert!(!doorbell.catch_up());
+}
+
+#[test]
+fn a_death_ends_a_read_though_somebody_holds_the_end_of_the_line() {
+    let mut peer = Peer::new();
+    let (doorbell, end) = peer.line_to_read();
+    let (unwatched, _end) = peer.line_to_read();
+    let other = Peer::new();
+    let (unharmed, others_end) = other.line_to_read();
+    thread::scope(|scope| {
+        let waiting = Sleeper::asleep(scope, &doorbell, libc::SYS_recvfrom);
+        let others = Sleeper::asleep(scope, &unharmed, libc::SYS_recvfrom);
+        peer.kill();
+        waiting.must_wake();
+        assert!(doorbell.is_gone());
+        ring(&others_end);
+        others.must_wake();
+        assert!(!unharmed.is_gone());
+    });
+    assert_eq!(
+        send(
+            end.as_raw_fd(),
+            &[1],
+            MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL
+        ),
+        Err(Errno::EPIPE),
+        "whoever holds the end wakes nobody with it"
+    );
+    // It was dead before anybody watched.
+    thread::scope(|scope| Sleeper::new(scope, &unwatched).0.must_wake());
+    assert!(unwatched.is_gone());
+}
+
+#[test]
+fn an_end_of_the_line_and_hanging_up_end_a_read() {
+    let peer = Peer::new();
+    for hangs_up in [true, false] {
+        let (doorbell, end) = peer.line_to_read();
+        thread::scope(|scope| {
+            let reads = Sleeper::asleep(scope, &doorbell, libc::SYS_recvfrom);
+            let waits = Sleeper::asleep(scope, &doorbell, libc::SYS_futex);
+            if hangs_up {
+                doorbell.hang_up();
+            } else {
+                // What this side has rung was not read: then it ends with an error.
+                doorbell.ring();
+                drop(end);
+            }
+            reads.must_wake();
+            waits.must_wake();
+        });
+        assert!(doorbell.is_gone());
+    }
+}
+
+#[test]
+fn one_that_reads_wakes_whoever_waits_for_it() {
+    let peer = Peer::new();
+    let (doorbell, end) = peer.line_to_read();
+    thread::scope(|scope| {
+        let reads = Sleeper::asleep(scope, &doorbell, libc::SYS_recvfrom);
+        let waits = Sleeper::asleep(scope, &doorbell, libc::SYS_futex);
+        ring(&end);
+        reads.must_wake();
+        waits.must_wake();
+    });
+    assert!(!doorbell.is_gone());
+}
+
+/// Whoever made the line may have kept a descriptor of what it passed on.
+#[test]
+fn a_peer_that_changes_the_mode_of_the_line_is_polled_for() {
+    let peer = Peer::new();
+    let harms: [fn(&OwnedFd); 2] = [
+        |line| set_mode(line, false),
+        |line| setsockopt(line, sockopt::ReceiveTimeout, &TimeVal::new(0, 1000)).unwrap(),
+    ];
+    for harm in harms {
+        // While nobody waits.
+        let (doorbell, end) = peer.line_to_read();
+        ring(&end);
+        assert!(doorbell.wait(doorbell.heard(), None).unwrap());
+        harm(&doorbell.line);
+        thread::scope(|scope| {
+            let waiting = Sleeper::asleep(scope, &doorbell, POLL);
+            ring(&end);
+            waiting.must_wake();
+        });
+        assert!(doorbell.catch_up(), "the bell is on the line, as after any poll");
+        // While somebody does, who is not disturbed.
+        let (doorbell, end) = peer.line_to_read();
+        thread::scope(|scope| {
+            let waiting = Sleeper::asleep(scope, &doorbell, libc::SYS_recvfrom);
+            harm(&doorbell.line);
+            ring(&end);
+            waiting.must_wake();
+            let waiting = Sleeper::asleep(scope, &doorbell, POLL);
+            ring(&end);
+            waiting.must_wake();
+        });
+        assert!(!doorbell.is_gone());
+    }
+}
+
+#[test]
+fn an_event_loop_finds_the_bell_on_the_line() {
+    let peer = Peer::new();
+    let (doorbell, end) = peer.line_to_read();
+    let _ = doorbell.as_fd();
+    ring(&end);
+    assert!(doorbell.wait(doorbell.heard(), None).unwrap());
+    assert!(unread(&doorbell));
+}
+
+#[test]
+fn without_a_pidfd_no_wait_reads() {
+    let (doorbell, end) = line();
+    doorbell.state().sleep = Sleep::NotYet(0);
+    ring(&end);
+    assert!(doorbell.wait(doorbell.heard(), None).unwrap());
+    assert!(unread(&doorbell));
+    assert!(matches!(doorbell.state().sleep, Sleep::Polling));
+}

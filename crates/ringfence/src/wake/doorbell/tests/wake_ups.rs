@@ -1,0 +1,245 @@
+//! No wake-up is lost, in whatever order memory lets the two sides see each other. Where one were lost, both threads
+//! of the model would wait for ever, which loom reports. Loom switches stacks by itself, which Miri does not follow.
+
+use std::sync::atomic::Ordering;
+
+use loom::{
+    sync::{Arc, Condvar, Mutex},
+    thread,
+};
+
+use crate::{
+    memory::phase::Phase,
+    memory::region::{Readable, Writable, layout},
+    ring::{Consumer, Producer},
+    testing::loomed::Region,
+    wake::doorbell::{Barriers, Bed, Spot, Watch},
+};
+
+/// What the private line is to both: bytes that stay until they are read.
+#[derive(Clone)]
+struct Line(Arc<(Mutex<u32>, Condvar)>);
+
+impl Line {
+    fn new() -> Self {
+        Self(Arc::new((Mutex::new(0), Condvar::new())))
+    }
+
+    fn ring(&self) {
+        *self.0.0.lock().unwrap() += 1;
+        self.0.1.notify_one();
+    }
+
+    fn wait(&self) {
+        let mut bells = self.0.0.lock().unwrap();
+        while *bells == 0 {
+            bells = self.0.1.wait(bells).unwrap();
+        }
+        *bells = 0;
+    }
+}
+
+/// As both halves of a channel wait: lie down, look once more, and only then sleep.
+fn sleep_until(bed: &mut Bed<Region, Region>, line: &Line, mut look: impl FnMut() -> bool) {
+    while !look() {
+        bed.lie_down().unwrap();
+        if look() {
+            bed.get_up();
+            return;
+        }
+        line.wait();
+        bed.get_up();
+    }
+}
+
+/// All orders in which a thread is interrupted three times, where all orders whatever take long.
+fn bounded() -> loom::model::Builder {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model
+}
+
+const CAPACITY: u64 = 64;
+
+/// A reader that sleeps whenever it finds nothing, and a writer that rings whenever it must. Both directions' words
+/// have places of their own, so one region serves both; each thread sees it through fences of its own.
+fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64, barriers: Barriers, fences: u32) {
+    let line = Line::new();
+    let mut producer = Producer::new(region.clone(), region.clone(), CAPACITY);
+    let mut watch = Watch::new(writer.clone(), writer.clone(), Spot::READER, barriers);
+    if fences > 0 {
+        watch.fence_for(fences);
+    }
+    let bell = line.clone();
+    let over = region.clone();
+    let writer = thread::spawn(move || {
+        for word in 0..messages {
+            let pushed = producer.push(&word.to_le_bytes()).unwrap();
+            assert!(pushed, "there is room for all");
+            producer.publish();
+            if watch.must_ring() {
+                bell.ring();
+            }
+        }
+        over.is_over();
+    });
+    let mut consumer = Consumer::new(region.clone(), region.clone(), CAPACITY, CAPACITY);
+    let mut bed = Bed::new(reader.clone(), reader.clone(), Spot::READER, barriers);
+    for word in 0..messages {
+        sleep_until(&mut bed, &line, || consumer.available().unwrap());
+        let record = consumer.next_record().unwrap().expect("what was looked at");
+        let mut bytes = [0; 8];
+        consumer.peer().copy_out(record.at, &mut bytes);
+        assert_eq!(u64::from_le_bytes(bytes), word);
+        consumer.consume(record);
+    }
+    writer.join().unwrap();
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+fn a_reader_that_sleeps_is_woken_for_each_message() {
+    bounded().check(|| {
+        let region = Region::new(CAPACITY);
+        stream(&region, &region, &region, 2, Barriers::Both, 0);
+    });
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+#[should_panic(expected = "deadlock")]
+fn without_the_sleepers_fence_a_reader_would_sleep_for_ever() {
+    loom::model(|| {
+        let region = Region::new(CAPACITY);
+        stream(&region, &region.without_fences(), &region, 1, Barriers::Both, 0);
+    });
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+#[should_panic(expected = "deadlock")]
+fn without_the_ringers_fence_a_reader_would_sleep_for_ever() {
+    loom::model(|| {
+        let region = Region::new(CAPACITY);
+        stream(&region, &region, &region.without_fences(), 1, Barriers::Both, 0);
+    });
+}
+
+/// A writer that makes its own fences, and no more after so many, meets a reader that relies on them.
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+fn a_reader_that_trusts_the_writers_fences_is_woken_for_each_message() {
+    for fences in [1, 2] {
+        bounded().check(move || {
+            let region = Region::new(CAPACITY);
+            stream(&region, &region, &region, 2, Barriers::Sleeper, fences);
+        });
+    }
+}
+
+/// The same from no fences to fences: what was published without is seen by whoever sees the promise.
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+fn a_reader_sees_what_was_published_before_the_writer_began_to_make_fences() {
+    bounded().check(|| {
+        let region = Region::new(CAPACITY);
+        let line = Line::new();
+        let mut producer = Producer::new(region.clone(), region.clone(), CAPACITY);
+        let mut watch = Watch::new(region.clone(), region.clone(), Spot::READER, Barriers::Sleeper);
+        let (bell, over) = (line.clone(), region.clone());
+        let writer = thread::spawn(move || {
+            for turn in 0..2 {
+                assert!(producer.push(&[0; 8]).unwrap());
+                producer.publish();
+                if watch.must_ring() {
+                    bell.ring();
+                }
+                if turn == 0 {
+                    // As after a bell, which the model has no way to tell from this.
+                    watch.fence_for(2);
+                }
+            }
+            over.is_over();
+        });
+        let mut consumer = Consumer::new(region.clone(), region.clone(), CAPACITY, CAPACITY);
+        let mut bed = Bed::new(region.clone(), region, Spot::READER, Barriers::Sleeper);
+        for _ in 0..2 {
+            sleep_until(&mut bed, &line, || consumer.available().unwrap());
+            let record = consumer.next_record().unwrap().expect("what was looked at");
+            consumer.consume(record);
+        }
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+#[should_panic(expected = "deadlock")]
+fn a_reader_that_trusted_fences_that_nobody_makes_would_sleep_for_ever() {
+    loom::model(|| {
+        let region = Region::new(CAPACITY);
+        stream(
+            &region,
+            &region,
+            &region.without_fences(),
+            2,
+            Barriers::Sleeper,
+            3,
+        );
+    });
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+fn a_writer_that_sleeps_is_woken_once_there_is_room() {
+    bounded().check(|| {
+        // Two records fill it.
+        let region = Region::new(32);
+        let line = Line::new();
+        let mut producer = Producer::new(region.clone(), region.clone(), 32);
+        assert!(producer.push(&[0; 8]).unwrap() && producer.push(&[1; 8]).unwrap());
+        producer.publish();
+        let mut consumer = Consumer::new(region.clone(), region.clone(), 32, 32);
+        let mut watch = Watch::new(region.clone(), region.clone(), Spot::WRITER, Barriers::Both);
+        let bell = line.clone();
+        let reader = thread::spawn(move || {
+            for _ in 0..2 {
+                let record = consumer.next_record().unwrap().expect("published before");
+                consumer.consume(record);
+                consumer.publish();
+                if watch.must_ring() {
+                    bell.ring();
+                }
+            }
+        });
+        let mut bed = Bed::new(region.clone(), region, Spot::WRITER, Barriers::Both);
+        for word in 2..4 {
+            sleep_until(&mut bed, &line, || producer.has_room(8).unwrap());
+            assert!(producer.push(&[word; 8]).unwrap());
+            producer.publish();
+        }
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+fn an_end_wakes_a_reader_as_a_message_does() {
+    loom::model(|| {
+        let region = Region::new(32);
+        let line = Line::new();
+        let mut watch = Watch::new(region.clone(), region.clone(), Spot::READER, Barriers::Both);
+        let (bell, own) = (line.clone(), region.clone());
+        let writer = thread::spawn(move || {
+            own.store(layout::PHASE, Phase::ENDED.word(), Ordering::Release);
+            if watch.must_ring() {
+                bell.ring();
+            }
+        });
+        let mut bed = Bed::new(region.clone(), region.clone(), Spot::READER, Barriers::Both);
+        sleep_until(&mut bed, &line, || {
+            region.load(layout::PHASE, Ordering::Acquire) == Phase::ENDED.word()
+        });
+        writer.join().unwrap();
+    });
+}

@@ -1,0 +1,252 @@
+//! The order of the rooms: imports run down the list below and never up, and no file takes part in a circle. The list is
+//! the one of docs/architecture.md; a new folder is added to both.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// From the top to the bottom. A folder may import what stands below it. Files that share a line may not import each
+/// other. Tests and the fuzzer's entry points may look at everything.
+const ORDER: [&[&str]; 18] = [
+    &["doctor"],
+    &["endpoint"],
+    &["channel"],
+    &["handshake"],
+    &["options"],
+    &["rendezvous"],
+    &["peer"],
+    &["wake"],
+    &["ring"],
+    &["memory"],
+    &["signal"],
+    &["harden"],
+    &["wait"],
+    &["fork"],
+    &["evidence"],
+    &["error"],
+    &["identity"],
+    &["sys"],
+];
+
+/// Arrows that run up still. Each goes with the file that it leaves; one that is gone must leave this list.
+const STILL_UP: [&str; 5] = [
+    "error imports peer::identity",
+    "handshake imports channel::shared",
+    "memory::object imports options",
+    "rendezvous::election imports handshake::frame",
+    "signal::mailbox imports handshake::frame",
+];
+
+/// Modules that take part in a circle still.
+const STILL_ROUND: [&str; 11] = [
+    "asking",
+    "convert",
+    "error",
+    "fork",
+    "memory::object",
+    "options",
+    "peer::hash",
+    "peer::identity",
+    "peer::namespace",
+    "wait::aside",
+    "wait::deadline",
+];
+
+type Imports = BTreeMap<String, BTreeSet<String>>;
+
+#[test]
+fn imports_of_the_core_run_down() {
+    let imports = imports(&source("ringfence"));
+    assert!(imports.len() > 40, "the sources were found: {}", imports.len());
+    let rank = |module: &str| {
+        let folder = module.split("::").next().expect("a name");
+        let found = ORDER.iter().position(|line| line.contains(&folder));
+        found.unwrap_or_else(|| panic!("{folder} has no place in the order of the rooms"))
+    };
+    let mut wrong = Vec::new();
+    for (from, all) in &imports {
+        for to in all {
+            let same = from.split("::").next() == to.split("::").next();
+            if !same && rank(to) <= rank(from) {
+                wrong.push(format!("{from} imports {to}"));
+            }
+        }
+    }
+    wrong.retain(|arrow| !STILL_UP.contains(&arrow.as_str()));
+    assert!(wrong.is_empty(), "these arrows run up:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_file_of_the_core_takes_part_in_a_circle() {
+    let circles = unknown(circles(&imports(&source("ringfence"))));
+    assert!(circles.is_empty(), "circles: {circles:#?}");
+}
+
+#[test]
+fn no_file_of_the_binding_takes_part_in_a_circle() {
+    let binding = source("ringfence-node");
+    // The crate is packed without its neighbours.
+    if binding.exists() {
+        let circles = unknown(circles(&imports(&binding)));
+        assert!(circles.is_empty(), "circles: {circles:#?}");
+    }
+}
+
+#[test]
+fn a_circle_and_an_import_are_found() {
+    let text =
+        "use crate::{\n    a::{self, B},\n    c::d::E,\n};\nfn f() { crate::g::h() }\n// use crate::no;\n";
+    let modules = ["a", "c::d", "g", "no"].map(str::to_owned).into();
+    let found = imports_in(text, &modules);
+    assert_eq!(found, ["a", "c::d", "g"].map(str::to_owned).into());
+    let arrows = [("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")];
+    let circle = arrows
+        .map(|(from, to)| (from.to_owned(), [to.to_owned()].into()))
+        .into();
+    assert_eq!(circles(&circle), [["a", "b", "c"].map(str::to_owned).into()]);
+}
+
+/// Those that are not known.
+fn unknown(circles: Vec<BTreeSet<String>>) -> Vec<BTreeSet<String>> {
+    let known = |circle: &BTreeSet<String>| circle.iter().all(|name| STILL_ROUND.contains(&name.as_str()));
+    circles.into_iter().filter(|circle| !known(circle)).collect()
+}
+
+fn source(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .join(name)
+        .join("src")
+}
+
+/// Which module imports which, by the names behind `crate::`.
+fn imports(source: &Path) -> Imports {
+    let mut files = Vec::new();
+    collect(source, source, &mut files);
+    let modules: BTreeSet<String> = files.iter().map(|(name, _)| name.clone()).collect();
+    files
+        .iter()
+        .map(|(name, path)| {
+            let text = fs::read_to_string(path).expect("a source file");
+            let mut found = imports_in(&text, &modules);
+            found.remove(name);
+            (name.clone(), found)
+        })
+        .collect()
+}
+
+/// Every file but lib.rs, tests and what exists for tests alone: its module path, and where it lies.
+fn collect(source: &Path, folder: &Path, into: &mut Vec<(String, PathBuf)>) {
+    for entry in fs::read_dir(folder).expect("a folder of sources") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        if path.is_dir() {
+            if name != "tests" && name != "testing" {
+                collect(source, &path, into);
+            }
+            continue;
+        }
+        if path.extension().is_none_or(|extension| extension != "rs") || name == "lib" || name == "tests" {
+            continue;
+        }
+        let relative = path
+            .strip_prefix(source)
+            .expect("below the sources")
+            .with_extension("");
+        let mut parts: Vec<_> = relative
+            .iter()
+            .map(|part| part.to_string_lossy().into_owned())
+            .collect();
+        if parts.last().is_some_and(|last| last == "mod") {
+            parts.pop();
+        }
+        into.push((parts.join("::"), path));
+    }
+}
+
+/// What a file imports of these modules. Its own tests do not count, nor do comments.
+fn imports_in(text: &str, modules: &BTreeSet<String>) -> BTreeSet<String> {
+    let text = text.split("#[cfg(test)]\nmod ").next().expect("a part");
+    let code: String = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let mut paths = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        expand("", &code[at + "crate::".len()..], &mut paths);
+    }
+    paths.iter().filter_map(|path| module_of(path, modules)).collect()
+}
+
+/// The paths in a tree of imports that begins here: `a::{b, c::d}` are `a::b` and `a::c::d`.
+fn expand(prefix: &str, tree: &str, into: &mut Vec<String>) {
+    let end = tree
+        .find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'))
+        .unwrap_or(tree.len());
+    let path = format!("{prefix}{}", &tree[..end]);
+    if !tree[end..].starts_with('{') {
+        into.push(path);
+        return;
+    }
+    let mut depth = 0;
+    let mut start = end + 1;
+    for (at, c) in tree.char_indices().skip_while(|(at, _)| *at < end) {
+        match c {
+            '{' => depth += 1,
+            ',' if depth == 1 => {
+                expand(&path, tree[start..at].trim_start(), into);
+                start = at + 1;
+            }
+            '}' => {
+                depth -= 1;
+                if depth == 0 {
+                    expand(&path, tree[start..at].trim_start(), into);
+                    return;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The longest beginning of a path that is a module.
+fn module_of(path: &str, modules: &BTreeSet<String>) -> Option<String> {
+    let parts: Vec<&str> = path.split("::").filter(|part| !part.is_empty()).collect();
+    (1..=parts.len())
+        .rev()
+        .map(|length| parts[..length].join("::"))
+        .find(|name| modules.contains(name))
+}
+
+/// Sets of modules each of which is reached from each other.
+fn circles(imports: &Imports) -> Vec<BTreeSet<String>> {
+    let reached: BTreeMap<&String, BTreeSet<&String>> =
+        imports.keys().map(|from| (from, reach(from, imports))).collect();
+    let mut found: Vec<BTreeSet<String>> = Vec::new();
+    for (from, all) in &reached {
+        let circle: BTreeSet<String> = all
+            .iter()
+            .filter(|to| reached.get(*to).is_some_and(|back| back.contains(from)))
+            .map(|to| (*to).clone())
+            .collect();
+        if !circle.is_empty() && !found.contains(&circle) {
+            found.push(circle);
+        }
+    }
+    found
+}
+
+/// Everything that is imported from here on, directly or not.
+fn reach<'a>(from: &String, imports: &'a Imports) -> BTreeSet<&'a String> {
+    let mut seen = BTreeSet::new();
+    let mut next: Vec<&String> = imports.get(from).into_iter().flatten().collect();
+    while let Some(module) = next.pop() {
+        if seen.insert(module) {
+            next.extend(imports.get(module).into_iter().flatten());
+        }
+    }
+    seen
+}
