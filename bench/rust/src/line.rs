@@ -11,7 +11,7 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Longer than any phase: a contender that hangs must end as a failed run, not as a hung benchmark.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 pub struct Line(UnixStream);
 
@@ -25,7 +25,7 @@ pub fn listen(tag: &str) -> Result<UnixListener> {
 
 impl Line {
     pub fn new(stream: UnixStream) -> Result<Self> {
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIME_LIMIT))?;
         Ok(Self(stream))
     }
 
@@ -35,7 +35,7 @@ impl Line {
             events: libc::POLLIN,
             revents: 0,
         };
-        if unsafe { libc::poll(&mut poll, 1, PATIENCE.as_millis() as i32) } != 1 {
+        if unsafe { libc::poll(&mut poll, 1, TIME_LIMIT.as_millis() as i32) } != 1 {
             bail!("the other process did not come");
         }
         Self::new(listener.accept()?.0)

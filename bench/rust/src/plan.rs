@@ -271,8 +271,8 @@ fn run_job(offer: &Offer, job: &Job) -> Result<Outcome> {
         .stderr(Stdio::piped())
         .spawn()?;
     // Asleep until it ends: looking every few milliseconds would take a core from what is measured.
-    let patience = Duration::from_secs_f64(30.0 + 20.0 * job.seconds);
-    if !ends_within(&child, patience)? {
+    let deadline = Duration::from_secs_f64(30.0 + 20.0 * job.seconds);
+    if !ends_within(&child, deadline)? {
         child.kill()?;
         child.wait()?;
         bail!("took too long");
@@ -287,7 +287,7 @@ fn run_job(offer: &Offer, job: &Job) -> Result<Outcome> {
     Ok(serde_json::from_str(out.lines().last().unwrap_or_default())?)
 }
 
-fn ends_within(child: &std::process::Child, patience: Duration) -> Result<bool> {
+fn ends_within(child: &std::process::Child, deadline: Duration) -> Result<bool> {
     let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
     if raw < 0 {
         return Err(std::io::Error::last_os_error()).context("pidfd_open");
@@ -298,7 +298,7 @@ fn ends_within(child: &std::process::Child, patience: Duration) -> Result<bool> 
         events: libc::POLLIN,
         revents: 0,
     };
-    Ok(unsafe { libc::poll(&mut poll, 1, patience.as_millis() as i32) } == 1)
+    Ok(unsafe { libc::poll(&mut poll, 1, deadline.as_millis() as i32) } == 1)
 }
 
 /// Removes the files that a run cut short has left in shared memory.

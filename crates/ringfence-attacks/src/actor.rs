@@ -26,7 +26,7 @@ use nix::{
 use crate::Trouble;
 
 /// How long an answer may take that must come. Generous: the machine may be busy with other things.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIME_LIMIT: Duration = Duration::from_secs(30);
 
 /// What came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +112,7 @@ impl Actor {
 
     /// Waits for a line that must come.
     pub fn line(&mut self) -> Result<String, Trouble> {
-        match self.hear(PATIENCE) {
+        match self.hear(TIME_LIMIT) {
             Heard::Line(line) => Ok(line),
             other => Err(Trouble::wrong(format!(
                 "{} was to answer, but: {other:?}",
@@ -150,7 +150,7 @@ impl Actor {
 
     /// Waits until the process is a zombie, and leaves it one.
     pub fn leave_as_zombie(&self) -> Result<(), Trouble> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIME_LIMIT;
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
         loop {
             match waitid(Id::Pid(self.pid()), flags) {
@@ -171,7 +171,7 @@ impl Actor {
     pub fn freeze(&self) -> Result<(), Trouble> {
         let refused = |errno| Trouble::wrong(format!("{} could not be stopped: {errno}", self.name));
         kill(self.pid(), Signal::SIGSTOP).map_err(refused)?;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIME_LIMIT;
         while state_of(self.pid()) != Some('T') {
             if Instant::now() > end {
                 return Err(Trouble::wrong(format!("{} did not stop", self.name)));

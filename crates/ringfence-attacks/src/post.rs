@@ -17,7 +17,7 @@ use nix::{
     },
 };
 
-use crate::actor::PATIENCE;
+use crate::actor::TIME_LIMIT;
 
 /// The socket address of `@name` or of a path.
 pub fn address(text: &str) -> Result<UnixAddr, Errno> {
@@ -48,7 +48,7 @@ pub fn listen_at(text: &str) -> Result<OwnedFd, Errno> {
 /// Connects to `text`, as soon as somebody listens there.
 pub fn connect_to(text: &str) -> Result<OwnedFd, Errno> {
     let address = address(text)?;
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     loop {
         let socket = stream()?;
         match connect(socket.as_raw_fd(), &address) {
@@ -63,7 +63,7 @@ pub fn connect_to(text: &str) -> Result<OwnedFd, Errno> {
 
 /// Waits until somebody listens at an abstract address, without disturbing who does.
 pub fn wait_for_listener(text: &str) -> Result<(), String> {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     while Instant::now() < end {
         // The flags' bit 16: it listens.
         let listens = |line: &str| line.ends_with(text) && line.contains(" 00010000 ");

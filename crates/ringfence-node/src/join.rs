@@ -27,20 +27,20 @@ use crate::{
 /// What calls a handshake off, as long as it is under way. JavaScript's garbage is collected some time; the
 /// descriptor in here must not wait for that.
 #[derive(Clone)]
-struct UnderWay(Arc<Mutex<Option<ringfence::Canceller>>>);
+struct UnderWay(Arc<Mutex<Option<ringfence::CancelToken>>>);
 
 impl UnderWay {
-    fn new(canceller: ringfence::Canceller) -> Self {
-        Self(Arc::new(Mutex::new(Some(canceller))))
+    fn new(cancel_token: ringfence::CancelToken) -> Self {
+        Self(Arc::new(Mutex::new(Some(cancel_token))))
     }
 
-    fn take(&self) -> Option<ringfence::Canceller> {
+    fn take(&self) -> Option<ringfence::CancelToken> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn cancel(&self) {
-        if let Some(canceller) = self.take() {
-            canceller.cancel();
+        if let Some(cancel_token) = self.take() {
+            cancel_token.cancel();
         }
     }
 }
@@ -216,9 +216,9 @@ pub(crate) fn run<T: Send + 'static>(
         T,
     >,
 ) -> napi::Result<Joining> {
-    let canceller =
-        ringfence::Canceller::new().map_err(|error| napi::Error::from_reason(error.to_string()))?;
-    let under_way = UnderWay::new(canceller.clone());
+    let cancel_token =
+        ringfence::CancelToken::new().map_err(|error| napi::Error::from_reason(error.to_string()))?;
+    let under_way = UnderWay::new(cancel_token.clone());
     let asking = match ask {
         // SAFETY: env is live, and the callback a value of it; what is no function is refused by the engine.
         Some(ask) => Some(unsafe { Asking::new(env.raw(), ask.raw()) }?),
@@ -235,7 +235,7 @@ pub(crate) fn run<T: Send + 'static>(
             done.raw(),
             name,
             move || {
-                let outcome = meet(&options.to_core(asking)?.canceller(canceller));
+                let outcome = meet(&options.to_core(asking)?.cancel_token(cancel_token));
                 drop(busy);
                 outcome
             },

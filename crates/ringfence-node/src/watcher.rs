@@ -354,7 +354,7 @@ pub(crate) struct ThreadWatcher(Arc<Waiting>);
 struct Waiting {
     messenger: Messenger,
     /// Rung to end the thread.
-    over: ringfence::Canceller,
+    over: ringfence::CancelToken,
     stopped: AtomicBool,
     /// The news was delivered and read: the line may be looked at again.
     heard: Mutex<bool>,
@@ -370,7 +370,7 @@ impl ThreadWatcher {
         let line = unsafe { std::os::fd::BorrowedFd::borrow_raw(descriptor) }
             .try_clone_to_owned()
             .map_err(|error| failed(&error.to_string()))?;
-        let over = ringfence::Canceller::new().map_err(|error| failed(&error.to_string()))?;
+        let over = ringfence::CancelToken::new().map_err(|error| failed(&error.to_string()))?;
         let (mut name, mut function) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: env is live and the name's length is given.
         let status = unsafe { sys::napi_create_string_utf8(env, c"ringfence".as_ptr(), 9, &raw mut name) };

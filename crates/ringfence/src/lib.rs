@@ -94,4 +94,4 @@ pub use ring::message::{Message, Words};
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub use testing::fuzzing;
-pub use wait::deadline::{Canceller, wait_readable};
+pub use wait::deadline::{CancelToken, wait_readable};

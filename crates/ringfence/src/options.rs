@@ -9,7 +9,7 @@ use crate::{
     peer::policy::Policy,
     rendezvous::election::Access,
     signal::claim,
-    wait::deadline::Canceller,
+    wait::deadline::CancelToken,
 };
 
 /// The longest message that one header can describe is cut well below 4 GiB, so that no sum of lengths overflows
@@ -39,7 +39,7 @@ pub struct Options {
     pub(crate) busy_poll: Duration,
     pub(crate) harden: bool,
     pub(crate) signal_number: Option<i32>,
-    pub(crate) canceller: Option<Canceller>,
+    pub(crate) cancel_token: Option<CancelToken>,
 }
 
 /// How many seats a service has, and for whom.
@@ -86,7 +86,7 @@ impl Default for Options {
             busy_poll: Duration::ZERO,
             harden: false,
             signal_number: None,
-            canceller: None,
+            cancel_token: None,
         }
     }
 }
@@ -158,7 +158,7 @@ impl Options {
     }
 
     /// How long one handshake may take with a partner that has come (5 s). Waiting for a partner to come has no end
-    /// but a [`Canceller`]. [`Membership::leave`](crate::Membership::leave) waits as long for its partner's answer.
+    /// but a [`CancelToken`]. [`Membership::leave`](crate::Membership::leave) waits as long for its partner's answer.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -245,8 +245,8 @@ impl Options {
 
     /// What can call the waiting for a channel off. The channel itself is no longer tied to it.
     #[must_use]
-    pub fn canceller(mut self, canceller: Canceller) -> Self {
-        self.canceller = Some(canceller);
+    pub fn cancel_token(mut self, cancel_token: CancelToken) -> Self {
+        self.cancel_token = Some(cancel_token);
         self
     }
 

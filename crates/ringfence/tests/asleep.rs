@@ -19,7 +19,7 @@ use nix::{
     unistd::{ForkResult, Pid, fork, gettid, pause},
 };
 use ringfence::{Address, CloseReason, Receiver, Sender, join};
-use support::{Actor, PATIENCE, fresh_address, join_later, say, small, wait_for_host};
+use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host};
 
 /// One test at a time looks at the threads and the descriptors of this process.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -117,7 +117,7 @@ fn receive_asleep(sender: &mut Sender, mut receiver: Receiver) -> JoinHandle<Rec
         receiver
     });
     let file = format!("/proc/self/task/{}/syscall", told.recv().unwrap());
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     let mut reads = || {
         let call = fs::read_to_string(&file).unwrap();
         let number = call.split(' ').next().unwrap();
@@ -138,7 +138,7 @@ fn receive_asleep(sender: &mut Sender, mut receiver: Receiver) -> JoinHandle<Rec
 
 /// A thread that is never woken fails the test, and does not hang it.
 fn woken(waiting: JoinHandle<Receiver>) -> Receiver {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     while !waiting.is_finished() {
         assert!(Instant::now() < end, "it is not woken");
         thread::yield_now();
@@ -179,7 +179,7 @@ fn is_watched() -> bool {
 /// How often the thread that keeps watch was given a core, and how long it had it, as soon as it sleeps.
 fn runs_of_the_watcher() -> String {
     let watcher = watcher().expect("a thread");
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     loop {
         let call = fs::read_to_string(watcher.join("syscall")).unwrap();
         if WAITS.iter().any(|wait| call.starts_with(&format!("{wait} "))) {

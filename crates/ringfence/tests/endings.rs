@@ -11,7 +11,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::{ForkResult, Pid, fork, pause},
 };
-use ringfence::{Address, Canceller, Channel, CloseReason, Error, Receiver, join};
+use ringfence::{Address, CancelToken, Channel, CloseReason, Error, Receiver, join};
 use support::{Actor, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire};
 
 /// The length of a message of a stream: every hundredth travels in fragments.
@@ -171,8 +171,8 @@ fn peers_killed_at_whatever_moment_leave_the_address_to_the_next() {
         drop(channel);
         worker.expect("met");
         // The worker is in the midst of its next join, at a different place each round.
-        let canceller = Canceller::new().unwrap();
-        let calls_off = canceller.clone();
+        let cancel_token = CancelToken::new().unwrap();
+        let calls_off = cancel_token.clone();
         let killer = thread::spawn(move || {
             let end = Instant::now() + Duration::from_micros(u64::from(round) * 53 % 1500);
             while Instant::now() < end {
@@ -181,7 +181,7 @@ fn peers_killed_at_whatever_moment_leave_the_address_to_the_next() {
             worker.kill();
             calls_off.cancel();
         });
-        match join(&address, &small().wait(true).canceller(canceller)) {
+        match join(&address, &small().wait(true).cancel_token(cancel_token)) {
             Ok(channel) => {
                 // It ends, by the worker's own close or by its death.
                 let (_sender, mut receiver) = channel.split();
@@ -201,8 +201,8 @@ fn peers_killed_at_whatever_moment_leave_the_address_to_the_next() {
     channel.close();
     drop(partner);
     // The partner was killed as the host: its files are the next one's to remove.
-    let host = Canceller::new().unwrap();
-    let next = join_later(&address, &small().canceller(host.clone()));
+    let host = CancelToken::new().unwrap();
+    let next = join_later(&address, &small().cancel_token(host.clone()));
     wait_for_host(&address);
     host.cancel();
     assert!(matches!(next.join().unwrap(), Err(Error::Aborted)));

@@ -11,7 +11,7 @@ use std::{
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use ringfence::{Channel, CloseReason, LINE_VARIABLE, Policy, Role, from_parent, private_line, spawn};
-use support::{Actor, PATIENCE, say, small, wait_for_test};
+use support::{Actor, TIME_LIMIT, say, small, wait_for_test};
 
 /// The other processes of these tests.
 #[test]
@@ -33,7 +33,7 @@ fn role() {
         "asks" => {
             let time = arguments
                 .first()
-                .map_or(PATIENCE, |time| Duration::from_millis(time.parse().unwrap()));
+                .map_or(TIME_LIMIT, |time| Duration::from_millis(time.parse().unwrap()));
             let options = small().timeout(time);
             let options = match arguments.get(1) {
                 Some(parent) => options.policy(Policy::new().executables([parent])),
@@ -158,7 +158,7 @@ fn a_child_that_ends_before_it_answers_is_lost_at_once() {
     let (child, line) = Actor::spawn("leaves", &[]);
     let error = line.channel(&small()).unwrap_err();
     assert_eq!(error.code(), "PEER_LOST", "{error}");
-    assert!(begun.elapsed() < PATIENCE, "it was told, and not waited for");
+    assert!(begun.elapsed() < TIME_LIMIT, "it was told, and not waited for");
     child.finish();
 }
 
@@ -183,11 +183,11 @@ fn a_child_that_never_answers_can_be_waited_for_until_called_off() {
         return;
     }
     let (child, line) = Actor::spawn("says nothing", &[]);
-    let canceller = ringfence::Canceller::new().unwrap();
-    let options = small().canceller(canceller.clone());
+    let cancel_token = ringfence::CancelToken::new().unwrap();
+    let options = small().cancel_token(cancel_token.clone());
     let waiting = std::thread::spawn(move || line.channel(&options).map(drop));
     child.expect("here");
-    canceller.cancel();
+    cancel_token.cancel();
     assert_eq!(waiting.join().unwrap().unwrap_err().code(), "ABORTED");
 }
 

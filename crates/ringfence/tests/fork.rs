@@ -33,10 +33,10 @@ use nix::{
     unistd::{ForkResult, Pid, alarm, fork},
 };
 use ringfence::{
-    Address, Arrival, Canceller, Change, Channel, Channels, CloseReason, Error, Listener, Membership,
+    Address, Arrival, CancelToken, Change, Channel, Channels, CloseReason, Error, Listener, Membership,
     Receiver, Result, Role, Sender, connect, join, listen, member,
 };
-use support::{Actor, PATIENCE, fresh_address, say, small, wait_for_host, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_for_test};
 
 /// How a child comes to be: by the C library, which runs what pthread_atfork(3) was told; or past it.
 const WAYS: [&str; 2] = ["fork", "clone"];
@@ -147,7 +147,7 @@ fn answers(sender: &mut Sender, receiver: &mut Receiver, word: &[u8]) {
     let mut answer = [0; 64];
     sender.send(word).unwrap();
     let length = receiver
-        .receive_until(&mut answer, Instant::now() + PATIENCE)
+        .receive_until(&mut answer, Instant::now() + TIME_LIMIT)
         .unwrap();
     assert_eq!(&answer[..length.unwrap()], word);
 }
@@ -168,7 +168,7 @@ fn role() {
         "anew" => anew(&address, &arguments[2].parse().unwrap(), way),
         "turns" => turns(&address, &arguments[2].parse().unwrap()),
         "locks" => locks(&address),
-        "canceller" => canceller(&address, way),
+        "cancel_token" => cancel_token(&address, way),
         other => unreachable!("{other}"),
     }
 }
@@ -294,7 +294,7 @@ fn membership(address: &Address, way: &str) {
     let membership = member(address, &small()).unwrap();
     say(membership.role().to_string());
     let channel = membership
-        .partner(Some(Instant::now() + PATIENCE))
+        .partner(Some(Instant::now() + TIME_LIMIT))
         .unwrap()
         .unwrap();
     let (mut sender, mut receiver) = channel.split();
@@ -317,7 +317,7 @@ fn membership(address: &Address, way: &str) {
     assert!(membership.has_partner());
     echo(&mut sender, &mut receiver, usize::MAX);
     // The guest has the place of a host that has gone.
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     while let Some(change) = membership.next_until(Some(end)).unwrap() {
         if let Change::Role(role) = change {
             say(role.to_string());
@@ -346,7 +346,7 @@ fn anew(address: &Address, service: &Address, way: &str) {
         let opened = reopen(&kept[0]).unwrap_err();
         assert_eq!(opened.raw_os_error(), Some(Errno::EWOULDBLOCK as i32));
         let error = own_receiver
-            .receive_until(&mut [0; 8], Instant::now() + PATIENCE)
+            .receive_until(&mut [0; 8], Instant::now() + TIME_LIMIT)
             .unwrap_err();
         assert_eq!(error.code(), "OBJECT_EXPOSED");
         drop((own, own_receiver));
@@ -423,10 +423,10 @@ fn reopen(file: &File) -> std::io::Result<File> {
 
 /// Has as many handshakes under way as one process may, and a child that connects elsewhere.
 fn turns(silent: &Address, service: &Address) {
-    let canceller = Canceller::new().unwrap();
+    let cancel_token = CancelToken::new().unwrap();
     thread::scope(|scope| {
         for _ in 0..16 {
-            scope.spawn(|| connect(silent, &small().canceller(canceller.clone())).unwrap_err());
+            scope.spawn(|| connect(silent, &small().cancel_token(cancel_token.clone())).unwrap_err());
         }
         wait_for_test();
         let connected = || {
@@ -436,7 +436,7 @@ fn turns(silent: &Address, service: &Address) {
         for way in WAYS {
             say(in_child(way, connected));
         }
-        canceller.cancel();
+        cancel_token.cancel();
     });
 }
 
@@ -481,16 +481,16 @@ fn locks(service: &Address) {
 }
 
 /// What a child calls off is nothing of its parent's, and what the parent calls off nothing of its child's.
-fn canceller(address: &Address, way: &str) {
-    let canceller = Canceller::new().unwrap();
-    let options = small().canceller(canceller.clone());
-    say(in_child(way, || canceller.cancel()));
+fn cancel_token(address: &Address, way: &str) {
+    let cancel_token = CancelToken::new().unwrap();
+    let options = small().cancel_token(cancel_token.clone());
+    say(in_child(way, || cancel_token.cancel()));
     thread::scope(|scope| {
         let waiting = scope.spawn(|| join(address, &options));
         wait_for_host(address);
         say("waits");
         wait_for_test();
-        canceller.cancel();
+        cancel_token.cancel();
         say(waiting.join().unwrap().unwrap_err().code());
     });
     say(in_child(way, || {
@@ -587,7 +587,7 @@ fn a_child_that_lives_on_holds_no_address_of_its_parents() {
         actor.expect("again");
         // Nor when the parent is killed.
         kill(Pid::from_raw(actor.pid()), Signal::SIGKILL).unwrap();
-        let ended = Instant::now() + PATIENCE;
+        let ended = Instant::now() + TIME_LIMIT;
         let listener = loop {
             match listen(&address, &small()) {
                 Err(Error::AddressOccupied { .. }) if Instant::now() < ended => thread::yield_now(),
@@ -630,7 +630,7 @@ fn a_member_keeps_its_place_when_a_child_drops_it() {
 
 fn partner(membership: &Membership) -> Channel {
     membership
-        .partner(Some(Instant::now() + PATIENCE))
+        .partner(Some(Instant::now() + TIME_LIMIT))
         .unwrap()
         .unwrap()
 }
@@ -665,7 +665,7 @@ fn a_child_begins_anew_and_its_tripwire_tells() {
         assert_eq!(tokens.token().unwrap(), Some(5));
         tokens.signal(6).unwrap();
         let error = own_receiver
-            .receive_until(&mut word, Instant::now() + PATIENCE)
+            .receive_until(&mut word, Instant::now() + TIME_LIMIT)
             .unwrap_err();
         assert_eq!(error.code(), "OBJECT_EXPOSED", "{error}");
         actor.expect("well");
@@ -739,10 +739,10 @@ fn a_lock_that_another_thread_had_at_the_fork_stops_no_child() {
 }
 
 #[test]
-fn a_canceller_is_its_processs_own() {
+fn a_cancel_token_is_its_processs_own() {
     for way in WAYS {
         let (address, _) = fresh_address(false);
-        let mut actor = Actor::start("canceller", &[&address.to_string(), way]);
+        let mut actor = Actor::start("cancel_token", &[&address.to_string(), way]);
         actor.expect("well");
         actor.expect("waits");
         actor.go_on();

@@ -35,9 +35,9 @@ use nix::{
     unistd::Pid,
 };
 use ringfence::{
-    Address, Canceller, Change, Channel, CloseReason, Error, LEAVING, Options, Policy, Role, join, member,
+    Address, CancelToken, Change, Channel, CloseReason, Error, LEAVING, Options, Policy, Role, join, member,
 };
-use support::{Actor, PATIENCE, STRANGER, Strangers, fresh_address, say, small, wait_for_test, wire};
+use support::{Actor, STRANGER, Strangers, TIME_LIMIT, fresh_address, say, small, wait_for_test, wire};
 
 /// The other processes of these tests.
 #[test]
@@ -84,7 +84,7 @@ fn role() {
                 }
                 failures += 1;
                 // A thread that has been told to end takes a moment.
-                let end = Instant::now() + PATIENCE;
+                let end = Instant::now() + TIME_LIMIT;
                 while (traces(), threads()) != before {
                     assert!(Instant::now() < end, "{:?} of {before:?}", (traces(), threads()));
                     thread::yield_now();
@@ -329,7 +329,7 @@ fn joined(address: &Address, host: &Actor) -> Actor {
 /// Nobody has it any more, and no file is left. Whoever has ended, or executes another program, may have been followed a
 /// moment before the kernel has closed all that it had.
 fn assert_free(address: &Address) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     let name = format!(" {address}");
     loop {
         let listed = fs::read_to_string("/proc/net/unix").unwrap();
@@ -575,13 +575,13 @@ fn members_meet_members_alone() {
     host.tell("leave");
     host.expect("left");
     // And the other way round.
-    let canceller = Canceller::new().unwrap();
-    let waiting = support::join_later(&address, &small().canceller(canceller.clone()));
+    let cancel_token = CancelToken::new().unwrap();
+    let waiting = support::join_later(&address, &small().cancel_token(cancel_token.clone()));
     support::wait_for_host(&address);
     let member = start("member", &address);
     let told = member.hear();
     assert!(told.starts_with("PROTOCOL "), "{told}");
-    canceller.cancel();
+    cancel_token.cancel();
     assert!(matches!(waiting.join().unwrap(), Err(Error::Aborted)));
 }
 
@@ -635,9 +635,9 @@ fn one_that_has_left_may_come_again_at_once_as_the_guest_of_its_guest() {
 fn the_waiting_for_a_place_can_be_called_off() {
     let (address, _keep) = fresh_address(false);
     let (_host, _guest) = two(&address);
-    let canceller = Canceller::new().unwrap();
-    let calls_off = canceller.clone();
-    let (address_, options) = (address.clone(), small().wait(true).canceller(canceller));
+    let cancel_token = CancelToken::new().unwrap();
+    let calls_off = cancel_token.clone();
+    let (address_, options) = (address.clone(), small().wait(true).cancel_token(cancel_token));
     let waiting = thread::spawn(move || member(&address_, &options).map(drop));
     calls_off.cancel();
     assert!(matches!(waiting.join().unwrap(), Err(Error::Aborted)));
@@ -761,7 +761,7 @@ fn a_member_that_cannot_be_one_has_taken_no_place() {
     let host = member(&address, &small().policy(Policy::new().uids([uid, 0]))).unwrap();
     let short = strangers.start_as(uid, "short of threads", &[&address.to_string()]);
     let mut partner = host
-        .partner(Some(Instant::now() + PATIENCE))
+        .partner(Some(Instant::now() + TIME_LIMIT))
         .unwrap()
         .expect("a partner");
     short.expect("a member at last");
@@ -771,7 +771,7 @@ fn a_member_that_cannot_be_one_has_taken_no_place() {
     drop(partner);
     let third = start("member", &address);
     third.expect("guest");
-    let partner = host.partner(Some(Instant::now() + PATIENCE)).unwrap();
+    let partner = host.partner(Some(Instant::now() + TIME_LIMIT)).unwrap();
     assert_eq!(partner.expect("a partner").peer().pid, third.pid());
 }
 
@@ -946,7 +946,7 @@ impl Supervisor {
 
     /// The next thing that somebody says.
     fn hear(&mut self) {
-        let heard = self.said.recv_timeout(PATIENCE);
+        let heard = self.said.recv_timeout(TIME_LIMIT);
         let (number, line) = heard.unwrap_or_else(|_| panic!("nothing happens: {:?}", self.known()));
         let words: Vec<_> = line.split(' ').collect();
         if words[0] == "received" {

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringfence::{Address, Backing, Canceller, CloseReason, Error, Options, Policy, join};
+use ringfence::{Address, Backing, CancelToken, CloseReason, Error, Options, Policy, join};
 use support::{Actor, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire};
 
 /// The other processes of these tests.
@@ -208,7 +208,7 @@ fn a_control_message_that_was_not_asked_for_ends_the_handshake_and_leaves_nothin
     let mut guest = Actor::start("pidfds after", &[&address.to_string()]);
     let answer = guest.hear();
     // The host lets go of the one that it has of every guest a moment after it has told why.
-    let end = Instant::now() + support::PATIENCE;
+    let end = Instant::now() + support::TIME_LIMIT;
     while pidfds_of(guest.pid()) > 0 {
         assert!(Instant::now() < end, "{} pidfds are left", pidfds_of(guest.pid()));
         std::thread::yield_now();
@@ -373,10 +373,10 @@ fn another_user_is_refused_and_the_host_goes_on() {
 #[test]
 fn a_wait_can_be_called_off() {
     let (address, _keep) = fresh_address(true);
-    let canceller = Canceller::new().unwrap();
-    let host = join_later(&address, &small().canceller(canceller.clone()));
+    let cancel_token = CancelToken::new().unwrap();
+    let host = join_later(&address, &small().cancel_token(cancel_token.clone()));
     wait_for_host(&address);
-    canceller.cancel();
+    cancel_token.cancel();
     assert!(matches!(host.join().unwrap(), Err(Error::Aborted)));
     let path = address.as_path().unwrap();
     assert_eq!(

@@ -13,7 +13,9 @@ use nix::{
     sys::stat::{Mode, umask},
     unistd::geteuid,
 };
-use ringfence::{Address, Canceller, Channel, Channels, Error, Options, Policy, Role, connect, join, listen};
+use ringfence::{
+    Address, CancelToken, Channel, Channels, Error, Options, Policy, Role, connect, join, listen,
+};
 use support::{
     Actor, STRANGER, Strangers, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire,
 };
@@ -41,13 +43,13 @@ fn role() {
             }
         }
         "crowd" => {
-            let canceller = Canceller::new().unwrap();
-            let calls_off = canceller.clone();
+            let cancel_token = CancelToken::new().unwrap();
+            let calls_off = cancel_token.clone();
             thread::spawn(move || {
                 wait_for_test();
                 calls_off.cancel();
             });
-            let options = small().wait(true).canceller(canceller);
+            let options = small().wait(true).cancel_token(cancel_token);
             loop {
                 let channel = match join(&address(), &options) {
                     Ok(channel) => channel,
@@ -127,8 +129,8 @@ fn wander(arguments: &[String]) {
     };
     let address: Address = "socket".parse().unwrap();
     std::env::set_current_dir(from).unwrap();
-    let canceller = Canceller::new().unwrap();
-    let options = small().canceller(canceller.clone());
+    let cancel_token = CancelToken::new().unwrap();
+    let options = small().cancel_token(cancel_token.clone());
     match how.as_str() {
         "listen" => {
             let listener = listen(&address, &options).unwrap();
@@ -144,7 +146,7 @@ fn wander(arguments: &[String]) {
             say("there");
             wait_for_test();
             std::env::set_current_dir(to).unwrap();
-            canceller.cancel();
+            cancel_token.cancel();
             assert!(matches!(joining.join().unwrap(), Err(Error::Aborted)));
         }
         other => unreachable!("{other}"),
@@ -401,13 +403,13 @@ fn a_path_that_names_a_directory_is_no_address() {
 #[test]
 fn a_file_that_took_the_sockets_place_is_not_removed_with_it() {
     let (address, _keep) = fresh_address(true);
-    let canceller = Canceller::new().unwrap();
-    let host = join_later(&address, &small().canceller(canceller.clone()));
+    let cancel_token = CancelToken::new().unwrap();
+    let host = join_later(&address, &small().cancel_token(cancel_token.clone()));
     wait_for_host(&address);
     let path = address.as_path().unwrap();
     std::fs::remove_file(path).unwrap();
     std::fs::write(path, "somebody else's").unwrap();
-    canceller.cancel();
+    cancel_token.cancel();
     assert!(matches!(host.join().unwrap(), Err(Error::Aborted)));
     assert_eq!(std::fs::read_to_string(path).unwrap(), "somebody else's");
 }
@@ -513,12 +515,12 @@ fn another_user_who_may_not_connect_or_write_the_directory_is_told_so() {
     stranger.expect("ADDRESS_INVALID by peer: false ");
     stranger.finish();
     // Somebody is there, whose socket is for its own user.
-    let canceller = Canceller::new().unwrap();
-    let host = join_later(&address, &small().canceller(canceller.clone()));
+    let cancel_token = CancelToken::new().unwrap();
+    let host = join_later(&address, &small().cancel_token(cancel_token.clone()));
     wait_for_host(&address);
     let stranger = strangers.start("stranger", &address);
     stranger.expect("ADDRESS_INVALID by peer: false ");
     stranger.finish();
-    canceller.cancel();
+    cancel_token.cancel();
     assert!(host.join().unwrap().is_err());
 }

@@ -20,9 +20,9 @@ use nix::{
     unistd::{Uid, geteuid, setgroups, setresuid},
 };
 use ringfence::{
-    Address, Canceller, Channel, CloseReason, Decision, Digest, Error, Options, Policy, Program, join,
+    Address, CancelToken, Channel, CloseReason, Decision, Digest, Error, Options, Policy, Program, join,
 };
-use support::{Actor, PATIENCE, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
 
 /// Other users, whom nothing belongs to.
 const STRANGER: u32 = 65001;
@@ -255,17 +255,17 @@ fn another_user_is_told_the_check_alone() {
     }
     let (_directory, copy) = copied();
     let (address, _keep) = fresh_address(false);
-    let canceller = Canceller::new().unwrap();
+    let cancel_token = CancelToken::new().unwrap();
     let host = join_later(
         &address,
-        &with(Policy::new().uids([4711])).canceller(canceller.clone()),
+        &with(Policy::new().uids([4711])).cancel_token(cancel_token.clone()),
     );
     wait_for_host(&address);
     let stranger = Actor::run(as_user(STRANGER, &copy), "stay", &[&address.to_string(), "0"]);
     stranger.expect(
         "PEER_REFUSED the peer refused this process: its policy looks at uid, and it does not tell another user more",
     );
-    canceller.cancel();
+    cancel_token.cancel();
     assert!(matches!(host.join().unwrap(), Err(Error::Aborted)));
 }
 
@@ -494,7 +494,7 @@ fn a_decision_that_never_comes_costs_its_peer_the_deadline_and_others_nothing() 
     let mut actor = Actor::start("stay", &[&address.to_string()]);
     wait_for_host(&address);
     kept.lock().unwrap().clear();
-    let joining = join_later(&address, &with(policy).timeout(PATIENCE * 10));
+    let joining = join_later(&address, &with(policy).timeout(TIME_LIMIT * 10));
     while kept.lock().unwrap().is_empty() {
         std::thread::yield_now();
     }

@@ -16,11 +16,11 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ringfence::{
-    Address, Arrival, Canceller, Channel, Channels, CloseReason, Error, Listener, Policy, Refused, Role,
+    Address, Arrival, CancelToken, Channel, Channels, CloseReason, Error, Listener, Policy, Refused, Role,
     connect, join, listen,
 };
 use support::{
-    Actor, PATIENCE, STRANGER, Strangers, fresh_address, join_later, say, small, wait_for_host,
+    Actor, STRANGER, Strangers, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host,
     wait_for_test, wire,
 };
 
@@ -143,7 +143,7 @@ fn role() {
                 (arguments[0].parse().unwrap(), arguments[1].parse().unwrap());
             for _ in 0..16 {
                 let hung = hung.clone();
-                thread::spawn(move || connect(&hung, &small().timeout(PATIENCE * 10)));
+                thread::spawn(move || connect(&hung, &small().timeout(TIME_LIMIT * 10)));
             }
             wait_for_test();
             say(connect(&other, &small()).map_or_else(|error| error.to_string(), |_| "in".into()));
@@ -367,7 +367,7 @@ fn thousand() {
             agent.finish();
         }
     }
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     while descriptors() > before {
         assert!(
             Instant::now() < end,
@@ -727,7 +727,7 @@ fn a_listener_that_nobody_asks_takes_in_so_many_and_the_rest_when_it_is_asked() 
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
     let crowd = Actor::start("crowd", &[&address.to_string(), &COUNT.to_string()]);
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     while listener.size() < 64 {
         assert!(Instant::now() < end, "{} taken in", listener.size());
         thread::yield_now();
@@ -753,17 +753,17 @@ fn a_paused_listener_lets_newcomers_wait() {
 #[test]
 fn listening_and_waiting_can_be_called_off() {
     let (address, keep) = fresh_address(true);
-    let canceller = Canceller::new().unwrap();
-    let options = small().canceller(canceller.clone()).wait(true);
+    let cancel_token = CancelToken::new().unwrap();
+    let options = small().cancel_token(cancel_token.clone()).wait(true);
     let waiting = {
         let (address, options) = (address.clone(), options.clone());
         thread::spawn(move || connect(&address, &options))
     };
-    canceller.cancel();
+    cancel_token.cancel();
     assert!(matches!(waiting.join().unwrap(), Err(Error::Aborted)));
 
-    let canceller = Canceller::new().unwrap();
-    let options = small().canceller(canceller.clone()).wait(true);
+    let cancel_token = CancelToken::new().unwrap();
+    let options = small().cancel_token(cancel_token.clone()).wait(true);
     let listener = listen(&address, &options).unwrap();
     let second = {
         let (address, options) = (address.clone(), options.clone());
@@ -771,7 +771,7 @@ fn listening_and_waiting_can_be_called_off() {
     };
     let agent = agent(&address);
     let mut channel = accepted(&listener);
-    canceller.cancel();
+    cancel_token.cancel();
     assert!(matches!(listener.accept(), Err(Error::Aborted)));
     assert!(matches!(listener.accept(), Err(Error::Aborted)));
     // Either called off while it waited, or bound in the moment that the first had left, and called off there.

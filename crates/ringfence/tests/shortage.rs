@@ -27,10 +27,10 @@ use nix::{
     unistd::gettid,
 };
 use ringfence::{
-    Address, Arrival, Canceller, Change, Channel, Channels, Error, Options, Role, connect, from_parent, join,
-    listen, member, spawn,
+    Address, Arrival, CancelToken, Change, Channel, Channels, Error, Options, Role, connect, from_parent,
+    join, listen, member, spawn,
 };
-use support::{Actor, PATIENCE, fresh_address, say, small, wait_for_host, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_for_test};
 
 /// The other processes of these tests.
 #[test]
@@ -134,7 +134,7 @@ fn traces() -> (usize, usize) {
 
 /// Waits until a condition holds: threads that end take a moment for it.
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     while !holds() {
         assert!(Instant::now() < end, "{what}");
         thread::yield_now();
@@ -242,23 +242,23 @@ fn step_by_step(call: &str, partner: impl Fn(&Address, &mut Actor) -> String) {
 
 /// What the other side does meanwhile, on a thread. It is called off once the short side has said what came of its call.
 struct Beside {
-    canceller: Canceller,
+    cancel_token: CancelToken,
     working: thread::JoinHandle<ringfence::Result<()>>,
 }
 
 impl Beside {
     fn begin(work: impl FnOnce(&Options) -> ringfence::Result<()> + Send + 'static) -> Self {
-        let canceller = Canceller::new().unwrap();
-        let options = small().canceller(canceller.clone());
+        let cancel_token = CancelToken::new().unwrap();
+        let options = small().cancel_token(cancel_token.clone());
         Self {
-            canceller,
+            cancel_token,
             working: thread::spawn(move || work(&options)),
         }
     }
 
     /// It has a channel, or an error that says what has happened.
     fn end(self, outcome: &str) {
-        self.canceller.cancel();
+        self.cancel_token.cancel();
         if let Err(error) = self.working.join().unwrap() {
             assert!(
                 matches!(error, Error::Aborted | Error::PeerLost(_)),
@@ -272,7 +272,7 @@ impl Beside {
 fn listens_or_says(address: &Address, actor: &mut Actor) -> Option<String> {
     actor.go_on();
     let wanted = address.to_string();
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     loop {
         if let Some(outcome) = actor.heard() {
             return Some(outcome);

@@ -10,7 +10,7 @@ use ringfence::{
     Address, Arrival, Channels, CloseReason, Error, Message, Options, Packed, Progress, Receiver, join,
     listen,
 };
-use support::{Actor, PATIENCE, fresh_address, say, small, wait_for_host, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_for_test};
 
 const RING: u64 = 256 << 20;
 const MESSAGE: usize = 1 << 20;
@@ -165,7 +165,7 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
         "fills" => {
-            let options = Options::new().capacity(RING).timeout(PATIENCE);
+            let options = Options::new().capacity(RING).timeout(TIME_LIMIT);
             let (mut sender, _receiver) = join(&address, &options).unwrap().split();
             let mut count = 0;
             while sender.try_send(&message(count)).unwrap() {
@@ -180,7 +180,9 @@ fn role() {
         }
         "survives" => survive(&address, &arguments[1]),
         "sends long" => {
-            let (mut sender, _receiver) = join(&address, &Options::new().timeout(PATIENCE)).unwrap().split();
+            let (mut sender, _receiver) = join(&address, &Options::new().timeout(TIME_LIMIT))
+                .unwrap()
+                .split();
             say("met");
             for _ in 0..2 {
                 sender.send(&long()).unwrap();

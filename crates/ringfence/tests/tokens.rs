@@ -23,9 +23,9 @@ use nix::{
     },
     unistd::Pid,
 };
-use ringfence::{Address, Canceller, Channel, Error, Options, Policy, Tokens, join};
+use ringfence::{Address, CancelToken, Channel, Error, Options, Policy, Tokens, join};
 use support::{
-    Actor, PATIENCE, STRANGER, Strangers, fresh_address, say, small, wait_for_host, wait_for_test,
+    Actor, STRANGER, Strangers, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_for_test,
 };
 
 /// The default, which the forgers below count on.
@@ -104,7 +104,7 @@ fn role() {
             let wanted: u64 = arguments[1].parse().unwrap();
             until(|| tokens.strays() >= wanted);
             say(format!("{} {:?}", tokens.strays(), tokens.try_token()));
-            let token = tokens.token_until(Instant::now() + PATIENCE).unwrap();
+            let token = tokens.token_until(Instant::now() + TIME_LIMIT).unwrap();
             say(format!("{token:?} {} {}", tokens.strays(), tokens.dropped()));
         }
         "send 42" => {
@@ -143,7 +143,7 @@ fn role() {
 }
 
 fn until(holds: impl Fn() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     while !holds() {
         assert!(Instant::now() < end, "waited in vain");
         thread::yield_now();
@@ -285,7 +285,7 @@ fn tokens_go_both_ways_and_keep_their_order() {
         });
         for token in 0..2000 {
             assert_eq!(
-                tokens.token_until(Instant::now() + PATIENCE).unwrap(),
+                tokens.token_until(Instant::now() + TIME_LIMIT).unwrap(),
                 Some((token << 40) + 1)
             );
         }
@@ -316,7 +316,7 @@ fn an_older_kernel_and_a_filter_of_system_calls_cost_what_they_must() {
     for token in 0..200 {
         insist(&tokens, token);
         assert_eq!(
-            tokens.token_until(Instant::now() + PATIENCE).unwrap(),
+            tokens.token_until(Instant::now() + TIME_LIMIT).unwrap(),
             Some(token + 1)
         );
     }
@@ -332,7 +332,7 @@ fn an_older_kernel_and_a_filter_of_system_calls_cost_what_they_must() {
     let error = tokens.signal(1).unwrap_err();
     assert_eq!(error.code(), "UNSUPPORTED");
     assert!(error.to_string().contains("does not hand on all"), "{error}");
-    assert_eq!(tokens.token_until(Instant::now() + PATIENCE).unwrap(), Some(7));
+    assert_eq!(tokens.token_until(Instant::now() + TIME_LIMIT).unwrap(), Some(7));
     channel.close();
     other.expect("\"PEER_LOST\"");
     other.finish();
@@ -510,7 +510,10 @@ fn a_flood_of_signals_costs_neither_messages_nor_tokens() {
             let mut sent = 0;
             while !over.load(Ordering::Relaxed) {
                 insist(&tokens, sent);
-                assert_eq!(tokens.token_until(Instant::now() + PATIENCE).unwrap(), Some(sent));
+                assert_eq!(
+                    tokens.token_until(Instant::now() + TIME_LIMIT).unwrap(),
+                    Some(sent)
+                );
                 sent += 1;
             }
             sent
@@ -609,7 +612,7 @@ fn two_that_part_while_they_send_tokens_both_live() {
 }
 
 fn part(address: &Address, rounds: u32) {
-    let enough = Canceller::new().unwrap();
+    let enough = CancelToken::new().unwrap();
     let told = enough.clone();
     let listening = thread::spawn(move || {
         wait_for_test();
@@ -643,9 +646,9 @@ fn part(address: &Address, rounds: u32) {
 }
 
 /// The two may come to the address while it is the last round's still, or be gone again before the other has looked.
-fn meet(address: &Address, enough: &Canceller) -> Option<Channel> {
+fn meet(address: &Address, enough: &CancelToken) -> Option<Channel> {
     loop {
-        match join(address, &small().wait(true).canceller(enough.clone())) {
+        match join(address, &small().wait(true).cancel_token(enough.clone())) {
             Ok(channel) => return Some(channel),
             Err(Error::Aborted) => return None,
             Err(Error::PeerLost(_)) => {}
@@ -685,7 +688,7 @@ fn another_user_is_sent_tokens_by_root_alone() {
     let address = strangers.address();
     let options = Options::new()
         .capacity(4096)
-        .timeout(PATIENCE)
+        .timeout(TIME_LIMIT)
         .mode(0o666)
         .policy(Policy::new().uids([STRANGER]));
     let joining = support::join_later(&address, &options);

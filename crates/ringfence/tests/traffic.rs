@@ -10,7 +10,7 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ringfence::{Address, Channel, Error, Options, Packed, Progress, Receiver, Sender, join};
-use support::{Actor, PATIENCE, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
 
 fn message(number: usize, length: usize) -> Vec<u8> {
     // Its own beginning each, and a period that no place in a ring has.
@@ -173,7 +173,7 @@ fn ask(channel: Channel, questions: u64) {
 /// Waits on the line as an event loop does.
 fn poll_line(line: &impl AsFd) {
     let mut polled = [PollFd::new(line.as_fd(), PollFlags::POLLIN)];
-    let timeout = PollTimeout::try_from(PATIENCE).unwrap();
+    let timeout = PollTimeout::try_from(TIME_LIMIT).unwrap();
     assert!(poll(&mut polled, timeout).unwrap() > 0, "nobody rang");
 }
 
@@ -235,7 +235,7 @@ fn a_deadline_ends_a_wait_and_loses_nothing() {
     ));
     assert!(!receiver.wait(Some(soon())).unwrap());
     other.go_on();
-    let far = Instant::now() + PATIENCE;
+    let far = Instant::now() + TIME_LIMIT;
     assert_eq!(receiver.receive_until(&mut into, far).unwrap(), Some(4));
     assert_eq!(&into[..4], b"late");
 

@@ -25,7 +25,7 @@ use nix::{
     },
 };
 use ringfence::{Address, Backing, Channel, CloseReason, Error, Options, join};
-use support::{Actor, PATIENCE, fresh_address, say, small, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_test};
 
 /// The other processes of these tests.
 #[test]
@@ -256,7 +256,7 @@ fn an_alarm_is_believed_where_no_descriptor_is_left() {
 /// Whether one of these objects has this text in it. Those that cannot be opened are somebody else's still; the one that
 /// was let go of can be opened once the thread that heard of the alarm has let go of it too.
 fn contains(kept: &[File], text: &[u8]) -> String {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     loop {
         let found: Vec<_> = kept.iter().filter_map(|file| contents(file).ok()).collect();
         if !found.is_empty() {
@@ -458,7 +458,7 @@ fn a_number_is_taken_while_there_is_a_channel_and_given_back_after() {
     assert_eq!(receiver.close_reason(), None);
     drop((sender, receiver));
     other.finish();
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     // The handshake's thread of another test has nothing to do with this number; the channel's end is all it takes.
     while handler_of(NUMBER) != libc::SIG_DFL {
         assert!(Instant::now() < end, "the number is not given back");
@@ -505,7 +505,7 @@ fn the_program_s_own_sigio_is_left_alone() {
     channel.sender().send(b"kept").unwrap();
     other.expect("joined");
     nix::sys::signal::kill(nix::unistd::getpid(), Signal::SIGIO).unwrap();
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     while !HEARD.load(Ordering::Relaxed) {
         assert!(Instant::now() < end, "SIGIO was not heard");
         thread::yield_now();

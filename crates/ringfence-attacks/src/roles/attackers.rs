@@ -34,7 +34,7 @@ use nix::{
 
 use super::{hand, hand_fenced, number, serve};
 use crate::{
-    actor::{PATIENCE, state_of},
+    actor::{TIME_LIMIT, state_of},
     mapping::Mapping,
     plain, post,
     protocol::{self, Frame},
@@ -231,7 +231,7 @@ fn leaver(uid: u32, group: u32, address: &str) -> Result<(), String> {
 
 /// Waits until something is so that another process brings about.
 pub(super) fn until(what: &str, mut so: impl FnMut() -> bool) -> Result<(), String> {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     while !so() {
         if Instant::now() > end {
             return Err(format!("in vain: {what}"));

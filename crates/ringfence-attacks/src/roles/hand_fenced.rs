@@ -42,7 +42,7 @@ fn said(what: &'static str) -> impl Fn(Errno) -> String {
 }
 
 /// How long an answer may take that must come, in milliseconds.
-const PATIENCE: u16 = 30_000;
+const TIME_LIMIT: u16 = 30_000;
 
 pub(super) fn run(args: &[&str]) -> Result<(), String> {
     match args {
@@ -171,7 +171,7 @@ impl Hand {
             // The guest's HELLO, as it comes to a host.
             ["take-hello"] => {
                 let stream = self.stream.as_ref().ok_or("not connected")?;
-                let (frame, mut descriptors) = protocol::hear(stream.as_fd(), PATIENCE);
+                let (frame, mut descriptors) = protocol::hear(stream.as_fd(), TIME_LIMIT);
                 self.line = descriptors.pop();
                 self.note(&frame)
             }
@@ -192,7 +192,7 @@ impl Hand {
                     .as_ref()
                     .or(self.stream.as_ref())
                     .ok_or("not connected")?;
-                let within = milliseconds.first().map_or(Ok(PATIENCE), |text| number(text))?;
+                let within = milliseconds.first().map_or(Ok(TIME_LIMIT), |text| number(text))?;
                 let (frame, mut descriptors) = protocol::hear(line.as_fd(), within);
                 if let Some(object) = descriptors.pop() {
                     self.theirs = Some(object);
@@ -202,7 +202,7 @@ impl Hand {
             // What is said at the door, once there is a line.
             ["hear-door"] => {
                 let stream = self.stream.as_ref().ok_or("not connected")?;
-                let (frame, _) = protocol::hear(stream.as_fd(), PATIENCE);
+                let (frame, _) = protocol::hear(stream.as_fd(), TIME_LIMIT);
                 self.note(&frame)
             }
             ["offer", kind, options @ ..] => self.offer(kind, options)?,
@@ -837,7 +837,7 @@ fn finish(line: &str, ready: &str) -> Result<(), String> {
         .filter_map(|index| u8::from_str_radix(ready.get(index * 2..index * 2 + 2)?, 16).ok())
         .collect();
     println!("{}", outcome(post::send(line.as_fd(), &bytes, &[], None), "said"));
-    let (frame, descriptors) = protocol::hear(line.as_fd(), PATIENCE);
+    let (frame, descriptors) = protocol::hear(line.as_fd(), TIME_LIMIT);
     println!("{frame}, {} descriptors", descriptors.len());
     Ok(())
 }

@@ -230,14 +230,14 @@ pub(super) fn lease_break(stage: &Stage) -> Result<Report, Trouble> {
     let mut host = plain_host(stage, &stage.address("plain"), "keep-lease")?;
     let mut attacker = insider(stage, &["open", &host.pid().to_string(), PLAIN])?;
     attacker.expect("EAGAIN")?;
-    let plain = match host.hear(super::PATIENCE) {
+    let plain = match host.hear(super::TIME_LIMIT) {
         Heard::Ended(how) => Half::bit(format!("killed: {how}")),
         other => Half::held(format!("{other:?}")),
     };
     let (mut host, mut guest) = waiting_host(stage, &stage.address("ringfence"), "")?;
     let mut attacker = insider(stage, &["open", &host.pid().to_string(), FENCED])?;
     attacker.expect("EAGAIN")?;
-    match host.try_ask("pid", super::PATIENCE) {
+    match host.try_ask("pid", super::TIME_LIMIT) {
         Heard::Line(pid) if pid == host.pid().to_string() => {}
         other => return Ok(Report::bitten(plain, format!("{other:?}"))),
     }

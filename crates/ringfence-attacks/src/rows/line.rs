@@ -161,7 +161,7 @@ pub(super) fn pidfds(stage: &Stage) -> Result<Report, Trouble> {
     let answer = peer.ask("hear")?;
     must(&mut peer, "hang-up", "hung up")?;
     // The host lets go of what it has of every guest a moment after it has told why.
-    let end = Instant::now() + super::PATIENCE;
+    let end = Instant::now() + super::TIME_LIMIT;
     loop {
         let left = host.ask("descriptors")?;
         if left == before {

@@ -3,7 +3,7 @@
 
 use crate::{
     Row, Trouble,
-    actor::{Actor, Heard, PATIENCE},
+    actor::{Actor, Heard, TIME_LIMIT},
     stage::{Program, Stage, Who},
 };
 
@@ -468,5 +468,5 @@ fn hostile_channel(
 
 /// What a process that should have died of the attack did.
 fn died(actor: &mut Actor, order: &str) -> Heard {
-    actor.try_ask(order, PATIENCE)
+    actor.try_ask(order, TIME_LIMIT)
 }

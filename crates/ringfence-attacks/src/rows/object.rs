@@ -210,14 +210,14 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, Trouble> {
 
     // One that fills up later changes nothing.
     filler.say("empty")?;
-    filler.hear(super::PATIENCE);
+    filler.hear(super::TIME_LIMIT);
     let address = stage.address("later");
     super::host_again(&mut host, &address, "backing=shm")?;
     must(&mut guest, &format!("join {address} backing=shm"), "joined guest")?;
     host.expect("joined host")?;
     let _filler = fill()?;
     for (name, actor) in [("host", &mut host), ("guest", &mut guest)] {
-        let answer = actor.try_ask("stuff 100", super::PATIENCE);
+        let answer = actor.try_ask("stuff 100", super::TIME_LIMIT);
         if answer != Heard::Line("full".into()) {
             return Ok(Report::bitten(
                 plain,
@@ -326,7 +326,7 @@ pub(super) fn unsound(stage: &Stage) -> Result<Report, Trouble> {
     }
     must(&mut guest, "hang-up", "hung up")?;
     // Whoever is turned away is told so a moment before the host lets go of what it had of it.
-    let end = Instant::now() + super::PATIENCE;
+    let end = Instant::now() + super::TIME_LIMIT;
     loop {
         let after = host.ask("descriptors")?;
         if before == after {
@@ -369,7 +369,7 @@ fn unsound_for_plain(stage: &Stage) -> Result<Vec<String>, Trouble> {
         if kind == "unsealed" {
             must(&mut host, "truncate", "truncated")?;
         }
-        match guest.try_ask(then, super::PATIENCE) {
+        match guest.try_ask(then, super::TIME_LIMIT) {
             Heard::Ended(how) => harm.push(format!("{kind}: {how}")),
             Heard::Line(after) if after.parse().is_ok_and(|after: usize| after > before) => {
                 harm.push(format!("{kind}: a leaked descriptor"));

@@ -271,7 +271,7 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, Trouble> {
         let mut attacker = stage.spawn("the attacker", Who::Agent, Program::Other, &args)?;
         attacker.expect("pid")?;
         // It takes as long as it takes to start that many processes.
-        match attacker.hear(super::PATIENCE * 2) {
+        match attacker.hear(super::TIME_LIMIT * 2) {
             crate::actor::Heard::Line(line) if line.starts_with("wrapped") => Ok(attacker),
             other => Err(Trouble::wrong(format!("no round of process numbers: {other:?}"))),
         }

@@ -183,7 +183,7 @@ impl Liar<'_> {
         for (at, value) in stores {
             must(&mut self.peer, &format!("store {at} {value}"), "stored")?;
         }
-        let answer = self.host.try_ask(order, super::PATIENCE);
+        let answer = self.host.try_ask(order, super::TIME_LIMIT);
         match &answer {
             Heard::Line(found) if found.starts_with("error RING_CORRUPT") => {}
             other => return Err(Trouble::wrong(format!("{lie}: {other:?}"))),
@@ -227,7 +227,9 @@ impl Liar<'_> {
         };
         self.channel(&format!("storm-{round}"))?;
         must(&mut self.peer, &format!("storm {number}"), "storming")?;
-        let answer = self.host.try_ask(&format!("work {how} {time}"), super::PATIENCE);
+        let answer = self
+            .host
+            .try_ask(&format!("work {how} {time}"), super::TIME_LIMIT);
         must(&mut self.peer, "calm", "calm")?;
         let Heard::Line(line) = &answer else {
             return Ok(Err(format!("{how}, storm {round}: {answer:?}")));
@@ -338,7 +340,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
     // It is killed.
     drop(peer);
     for index in 0..count {
-        match host.try_ask("receive 10000", super::PATIENCE) {
+        match host.try_ask("receive 10000", super::TIME_LIMIT) {
             Heard::Line(line) if line.starts_with(&format!("got {length} ")) => {}
             other => {
                 return Ok(Report::bitten(

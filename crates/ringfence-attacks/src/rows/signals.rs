@@ -156,7 +156,7 @@ pub(super) fn false_alarm(stage: &Stage) -> Result<Report, Trouble> {
     };
     let (mut host, _guest) = super::plain_pair(stage, &stage.address("plain"))?;
     sigio(&host)?;
-    let plain = match host.hear(super::PATIENCE) {
+    let plain = match host.hear(super::TIME_LIMIT) {
         Heard::Ended(how) => Half::bit(format!("killed: {how}")),
         other => Half::held(format!("{other:?}")),
     };

@@ -22,7 +22,7 @@ use crate::{
     rendezvous::election::Inheritance,
     signal::claim::Claim,
     signal::mailbox::{Addressee, Inlet},
-    wait::deadline::{Patience, Woken},
+    wait::deadline::{Deadline, Woken},
     wake::doorbell::{Barriers, Bed, Doorbell, Ends, Spot, Watch},
 };
 
@@ -408,8 +408,8 @@ impl Shared {
     }
 
     /// As [`Shared::finish`], for a member that leaves its place to its peer: says so, and waits for the answer, as long
-    /// as `patience` allows. Whoever sends or reads here meanwhile is told that the channel is closed.
-    pub(crate) fn leave(&self, patience: &Patience) -> Legacy {
+    /// as `deadline` allows. Whoever sends or reads here meanwhile is told that the channel is closed.
+    pub(crate) fn leave(&self, deadline: &Deadline) -> Legacy {
         let mut guard = self.held();
         let Some(held) = guard.as_mut().filter(|held| !held.has_left()) else {
             return Legacy::Left;
@@ -427,7 +427,7 @@ impl Shared {
         let ends = self.doorbell.ends();
         let watched: Vec<_> = ends.watched().collect();
         // A wait that fails has heard nothing, as one that was too long.
-        let answered = matches!(patience.wait(&watched), Ok(Woken::Ready));
+        let answered = matches!(deadline.wait(&watched), Ok(Woken::Ready));
         let phase = Phase::from_word(peer.load(layout::PHASE, Ordering::Acquire));
         self.doorbell.hang_up();
         // Until now for the alarm, which wipes.

@@ -12,7 +12,7 @@ use crate::{
     options::Options,
     peer::identity::{Identity, Peer},
     peer::policy::Policy,
-    wait::deadline::Patience,
+    wait::deadline::Deadline,
 };
 
 /// Looks at a channel's peer again, on any thread. Does not keep the channel open.
@@ -67,8 +67,8 @@ impl Verifier {
             timeout,
         } = &*self.known;
         let mut record = Record::default();
-        let patience = Patience::endless(Vec::new(), *timeout).within(*timeout);
-        let looked = policy.check(peer, "verify", &patience, &mut record);
+        let deadline = Deadline::endless(Vec::new(), *timeout).within(*timeout);
+        let looked = policy.check(peer, "verify", &deadline, &mut record);
         // Whatever ended the channel meanwhile is the answer, whoever the peer was.
         self.check_open()?;
         if let (Err(Error::PeerRefused(_)), Some(shared)) = (&looked, self.shared.upgrade()) {

@@ -30,7 +30,7 @@ use crate::{
     rendezvous::address::Address,
     rendezvous::election::Place,
     sys::Credentials,
-    wait::deadline::{self, Bell, Canceller, Patience},
+    wait::deadline::{self, Bell, CancelToken, Deadline},
 };
 
 /// Handshakes under way at a time, each with a thread.
@@ -112,7 +112,7 @@ struct Waiting {
     who: Credentials,
     state: State,
     /// Until its handshake must be over.
-    patience: Patience,
+    deadline: Deadline,
 }
 
 enum State {
@@ -186,7 +186,7 @@ impl Room {
     /// Takes out those whose time is over.
     fn late(&mut self) -> Vec<Waiting> {
         self.waiting
-            .extract_if(.., |waiting| !waiting.patience.is_left())
+            .extract_if(.., |waiting| !waiting.deadline.is_left())
             .collect()
     }
 
@@ -202,24 +202,24 @@ impl Door<'_> {
         &self,
         host: &H,
         place: Place,
-        patience: &Patience,
+        deadline: &Deadline,
         leave: impl FnOnce(Place, Result<H::End>) -> T,
     ) -> Result<T> {
-        let over = Canceller::new()?;
+        let over = CancelToken::new()?;
         Ok(thread::scope(|scope| {
             let (results, outcomes) = mpsc::channel();
             let mut stand = Stand {
                 door: self,
                 host,
                 scope,
-                patience: patience.or(&over),
+                deadline: deadline.or(&over),
                 results,
                 outcomes,
                 room: Room::default(),
                 recovered: Instant::now(),
             };
             let result = loop {
-                if let Err(error) = stand.wait(&place, patience) {
+                if let Err(error) = stand.wait(&place, deadline) {
                     break Err(error);
                 }
                 self.bell.hush();
@@ -247,16 +247,16 @@ impl Door<'_> {
 
     /// On a thread of its own: looks at the newcomer, and goes through the handshake once it speaks.
     fn shake_hands<H: Host>(&self, waiting: Waiting, host: &H) -> Outcome<H::Seat> {
-        let Waiting { who, state, patience } = waiting;
-        let side = Side::new(self.address, self.options, &patience, self.meeting).sharing(host.shares());
+        let Waiting { who, state, deadline } = waiting;
+        let side = Side::new(self.address, self.options, &deadline, self.meeting).sharing(host.shares());
         let caller = match state {
             State::Silent(caller) => caller,
             State::Fresh(stream) => match side.look_at(stream, self.record.clone()) {
                 Err(error) => return failed(error, Identity::of(who)),
-                Ok(caller) if patience.is_spoken_to(caller.as_fd(), GRACE) => Box::new(caller),
+                Ok(caller) if deadline.is_spoken_to(caller.as_fd(), GRACE) => Box::new(caller),
                 Ok(caller) => {
                     let state = State::Silent(Box::new(caller));
-                    return Outcome::Silent(Waiting { who, state, patience });
+                    return Outcome::Silent(Waiting { who, state, deadline });
                 }
             },
         };
@@ -274,7 +274,7 @@ struct Stand<'scope, 'env, H: Host> {
     host: &'env H,
     scope: &'scope thread::Scope<'scope, 'env>,
     /// Of newcomers: ends with the keeping.
-    patience: Patience,
+    deadline: Deadline,
     results: mpsc::Sender<(Credentials, Outcome<H::Seat>)>,
     outcomes: mpsc::Receiver<(Credentials, Outcome<H::Seat>)>,
     room: Room,
@@ -284,7 +284,7 @@ struct Stand<'scope, 'env, H: Host> {
 
 impl<H: Host> Stand<'_, '_, H> {
     /// Waits for news: a newcomer, a first word, an outcome, or the end of somebody's time.
-    fn wait(&self, place: &Place, patience: &Patience) -> Result<()> {
+    fn wait(&self, place: &Place, deadline: &Deadline) -> Result<()> {
         let room = &self.room;
         let mut watched = vec![(self.door.bell.as_fd(), PollFlags::POLLIN)];
         let partner = self.host.partner();
@@ -292,7 +292,7 @@ impl<H: Host> Stand<'_, '_, H> {
         let mut until = room
             .waiting
             .iter()
-            .filter_map(|waiting| waiting.patience.deadline())
+            .filter_map(|waiting| waiting.deadline.moment())
             .min();
         if self.host.may_begin(room.under_way.len()) {
             if Instant::now() < self.recovered {
@@ -303,7 +303,7 @@ impl<H: Host> Stand<'_, '_, H> {
             let may_speak = room.waiting.iter().filter(|waiting| room.may_begin(waiting.who));
             watched.extend(may_speak.map(|waiting| (waiting.as_fd(), PollFlags::POLLIN)));
         }
-        patience.until(until).wait(&watched).map(drop)
+        deadline.until(until).wait(&watched).map(drop)
     }
 
     /// Looks at everything that may have changed.
@@ -321,7 +321,7 @@ impl<H: Host> Stand<'_, '_, H> {
             }
         }
         for late in self.room.late() {
-            let after = late.patience.allowed;
+            let after = late.deadline.allowed;
             self.host.failed(late.give_up("the guest's HELLO", after))?;
         }
         self.let_in(place)?;
@@ -329,7 +329,7 @@ impl<H: Host> Stand<'_, '_, H> {
         if self.room.waiting.len() >= ROOM
             && let Some(silent) = self.room.most_silent()
         {
-            let after = silent.patience.elapsed();
+            let after = silent.deadline.elapsed();
             self.host
                 .failed(silent.give_up("the guest's HELLO, while others wait", after))?;
         }
@@ -365,7 +365,7 @@ impl<H: Host> Stand<'_, '_, H> {
         let waiting = Waiting {
             who,
             state: State::Fresh(stream),
-            patience: self.patience.within(self.door.options.timeout),
+            deadline: self.deadline.within(self.door.options.timeout),
         };
         if self.room.has_too_many(who) {
             let error = self.door.address.occupied(format!(

@@ -35,7 +35,7 @@ use crate::{
     handshake::{Side, settle_line},
     options::Options,
     sys,
-    wait::deadline::{Patience, Woken},
+    wait::deadline::{Deadline, Woken},
 };
 
 /// The environment variable that tells a child of its line: the descriptor's number and the socket's inode, with a colon
@@ -187,27 +187,27 @@ impl ParentLine {
             "no address: a line that the child inherits",
             "made by this process",
         );
-        self.wait(&patience(options))?;
-        let patience = patience(options);
+        self.wait(&deadline(options))?;
+        let deadline = deadline(options);
         let child = self.child.as_ref().map(|child| child.pid);
-        let side = Side::new(&"the child's line", options, &patience, Meeting::Family);
+        let side = Side::new(&"the child's line", options, &deadline, Meeting::Family);
         let parts = side.parent(&self.line, child, record)?;
         Ok(Channel::assemble(parts, None, options))
     }
 
     /// Waits until something was said on the line, or the child has ended.
-    fn wait(&self, patience: &Patience) -> Result<()> {
+    fn wait(&self, deadline: &Deadline) -> Result<()> {
         let pidfd = self.child.as_ref().and_then(|child| child.pidfd.as_ref());
         let mut awaited = vec![(self.line.as_fd(), PollFlags::POLLIN)];
         awaited.extend(pidfd.map(|pidfd| (pidfd.as_fd(), PollFlags::POLLIN)));
-        if patience.wait(&awaited)? == Woken::Late {
+        if deadline.wait(&awaited)? == Woken::Late {
             return Err(Error::HandshakeTimeout {
                 step: "the child's HELLO",
-                after: patience.allowed,
+                after: deadline.allowed,
             });
         }
         // What it said before it ended is looked at all the same: it may be why.
-        let said = Patience::endless(Vec::new(), patience.allowed)
+        let said = Deadline::endless(Vec::new(), deadline.allowed)
             .within(Duration::ZERO)
             .wait(&awaited[..1])?;
         match said {
@@ -219,8 +219,8 @@ impl ParentLine {
     }
 }
 
-fn patience(options: &Options) -> Patience {
-    Patience::endless(options.canceller.iter().cloned().collect(), options.timeout).within(options.timeout)
+fn deadline(options: &Options) -> Deadline {
+    Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout).within(options.timeout)
 }
 
 /// The channel with the parent, in a process that was started by [`spawn`], or by Node's. This side is the guest. It
@@ -240,8 +240,8 @@ pub fn from_parent(options: &Options) -> Result<Channel> {
         "no address: a line that the parent has left",
         format!("descriptor {}", line.as_raw_fd()),
     );
-    let patience = patience(options);
-    let side = Side::new(&"the parent's line", options, &patience, Meeting::Family);
+    let deadline = deadline(options);
+    let side = Side::new(&"the parent's line", options, &deadline, Meeting::Family);
     let parts = side.guest(line, record)?;
     let parts = parts.ok_or_else(|| Error::PeerLost("the parent has gone without an answer".into()))?;
     Ok(Channel::assemble(parts, None, options))

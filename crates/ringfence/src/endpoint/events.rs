@@ -12,7 +12,7 @@ use nix::poll::PollFlags;
 use crate::{
     error::{Error, Result},
     fork::leave_torn,
-    wait::deadline::{Bell, Patience, Woken},
+    wait::deadline::{Bell, Deadline, Woken},
 };
 
 /// Brought by threads of this crate's own, claimed by whoever asks.
@@ -103,12 +103,12 @@ impl<T> News<T> {
     }
 
     /// Waits for the next. `None`: the time is over.
-    pub(crate) fn wait(&self, patience: &Patience) -> Result<Option<T>> {
+    pub(crate) fn wait(&self, deadline: &Deadline) -> Result<Option<T>> {
         loop {
             if let Some(news) = self.claim()? {
                 return Ok(Some(news));
             }
-            if patience.wait(&[(self.bell.as_fd(), PollFlags::POLLIN)])? == Woken::Late {
+            if deadline.wait(&[(self.bell.as_fd(), PollFlags::POLLIN)])? == Woken::Late {
                 return Ok(None);
             }
         }

@@ -34,7 +34,7 @@ use crate::{
     rendezvous::address::Address,
     rendezvous::election::{self, Inheritance, Met, Place},
     sys::Credentials,
-    wait::deadline::{Bell, Canceller, Patience, Pauses},
+    wait::deadline::{Bell, CancelToken, Deadline, Pauses},
 };
 
 /// Channels, and as many refusals, that nobody has asked for yet. With more channels than that nobody is taken in;
@@ -56,7 +56,7 @@ pub const LEAVING: u64 = u64::from_le_bytes(*b"leaving\0");
 ///
 /// Returns once a place is held: for a host at once, for a guest with the channel, which is the first
 /// [`Change`] then. Where two hold the address: [`Error::AddressOccupied`], or with [`Options::wait`], waits for a place.
-/// [`Options::canceller`] ends that waiting; the membership is no longer tied to it. A member meets members alone: whoever
+/// [`Options::cancel_token`] ends that waiting; the membership is no longer tied to it. A member meets members alone: whoever
 /// comes by `join` or `connect` is told (PROTOCOL).
 ///
 /// A guest that is let in gets the listening socket, and the lock beside a path. So one that turns hostile can keep others
@@ -65,7 +65,7 @@ pub const LEAVING: u64 = u64::from_le_bytes(*b"leaving\0");
 /// One thread of this crate's own keeps the place; a handshake under way has one as well.
 pub fn member(address: &Address, options: &Options) -> Result<Membership> {
     let mut options = options.clone().checked()?;
-    let patience = Patience::endless(options.canceller.take().into_iter().collect(), options.timeout);
+    let deadline = Deadline::endless(options.cancel_token.take().into_iter().collect(), options.timeout);
     let door = Bell::new()?;
     let desk = Arc::new(Desk {
         address: address.absolute(),
@@ -75,14 +75,14 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
         door,
         birth: Birth::now()?,
     });
-    let stop = Canceller::new()?;
+    let stop = CancelToken::new()?;
     let timeout = options.timeout;
     // Dropped when everything is let go of.
     let (held, gone) = mpsc::channel();
     let keeper = Keeper {
         desk: Arc::clone(&desk),
         options,
-        stay: Patience::endless(vec![stop.clone()], timeout),
+        stay: Deadline::endless(vec![stop.clone()], timeout),
         held,
     };
     // Before there is a place: what could not be kept is not taken, and no partner has seen this process come.
@@ -98,7 +98,7 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
             what: "a thread for the membership".into(),
             reason: error.to_string(),
         })?;
-    let arrived = keeper.arrive(&patience);
+    let arrived = keeper.arrive(&deadline);
     let membership = Membership {
         address: address.clone(),
         desk,
@@ -149,7 +149,7 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
 pub struct Membership {
     address: Address,
     desk: Arc<Desk>,
-    stop: Canceller,
+    stop: CancelToken,
     /// After this, whatever keeps the keeper does so for ever.
     late: Duration,
     gone: Mutex<mpsc::Receiver<()>>,
@@ -203,8 +203,8 @@ impl Membership {
     /// The same, with a deadline. `None`: it has passed.
     pub fn next_until(&self, deadline: Option<Instant>) -> Result<Option<Change>> {
         self.desk.birth.check()?;
-        let patience = Patience::endless(Vec::new(), Duration::ZERO).until(deadline);
-        self.desk.news.wait(&patience)
+        let deadline = Deadline::endless(Vec::new(), Duration::ZERO).until(deadline);
+        self.desk.news.wait(&deadline)
     }
 
     /// The next change, if there is one now. Errors as [`Membership::next`].
@@ -462,7 +462,7 @@ struct Keeper {
     desk: Arc<Desk>,
     options: Options,
     /// Ends with the membership.
-    stay: Patience,
+    stay: Deadline,
     /// Last, so that it goes last.
     #[expect(dead_code, reason = "dropped, it says that everything else is let go of")]
     held: mpsc::Sender<()>,
@@ -470,10 +470,10 @@ struct Keeper {
 
 impl Keeper {
     /// Comes to the address, and comes again while those there come and go.
-    fn arrive(&self, patience: &Patience) -> Result<Footing> {
-        let mut pauses = Pauses::new(patience);
+    fn arrive(&self, deadline: &Deadline) -> Result<Footing> {
+        let mut pauses = Pauses::new(deadline);
         loop {
-            match self.try_to_arrive(patience) {
+            match self.try_to_arrive(deadline) {
                 Ok(Some(footing)) => return Ok(footing),
                 Ok(None) => pauses.snubbed(None)?,
                 Err(error) if is_passing(&error) => pauses.snubbed(Some(error))?,
@@ -484,17 +484,17 @@ impl Keeper {
     }
 
     /// `None`: whoever was there has gone without an answer.
-    fn try_to_arrive(&self, patience: &Patience) -> Result<Option<Footing>> {
+    fn try_to_arrive(&self, deadline: &Deadline) -> Result<Option<Footing>> {
         let Self { desk, options, .. } = self;
         let mut record = Record::default();
-        let stream = match election::meet(&desk.address, options.access()?, patience, &mut record)? {
+        let stream = match election::meet(&desk.address, options.access()?, deadline, &mut record)? {
             Met::Host(place) => {
                 desk.take_role(Role::Host);
                 return Ok(Some(Footing::Host(place, record)));
             }
             Met::Guest(stream) => stream,
         };
-        let within = patience.within(options.timeout);
+        let within = deadline.within(options.timeout);
         let side = Side::new(&desk.address, options, &within, Meeting::Membership).inheriting(&desk.address);
         let Some(mut parts) = side.guest(stream, record)? else {
             return Ok(None);
@@ -579,7 +579,7 @@ impl Keeper {
     /// Nobody is taken in any more. Whoever has the place beside this one takes this one.
     fn hand_over(&self, place: Place) {
         let timeout = self.options.timeout;
-        let answer = Patience::endless(Vec::new(), timeout).within(timeout);
+        let answer = Deadline::endless(Vec::new(), timeout).within(timeout);
         let legacy = self.desk.channel().map_or(Legacy::Left, |channel| {
             // Where it cannot be sent (the queue of signals is full, say), nothing is lost.
             let _ = channel.signal(LEAVING);
@@ -634,13 +634,13 @@ impl Keeper {
     /// side the last.
     fn part(&self) -> Result<Option<Footing>> {
         let Self { desk, options, .. } = self;
-        let patience = Patience::endless(Vec::new(), options.timeout);
+        let deadline = Deadline::endless(Vec::new(), options.timeout);
         loop {
             let parted = desk.state().parted.take();
             if parted.is_some() {
                 return Ok(None);
             }
-            patience.wait(&[(desk.door.as_fd(), PollFlags::POLLIN)])?;
+            deadline.wait(&[(desk.door.as_fd(), PollFlags::POLLIN)])?;
             desk.door.hush();
         }
     }

@@ -17,7 +17,7 @@ use crate::{
     rendezvous::address::Address,
     rendezvous::election::{self, Met, Place},
     sys::Credentials,
-    wait::deadline::{Bell, Patience, Pauses},
+    wait::deadline::{Bell, Deadline, Pauses},
 };
 
 /// Meets the other instance at an address and makes the channel between the two.
@@ -26,15 +26,15 @@ use crate::{
 /// guest. Both look at each other, each passes the other an object of its own to read, and both check again before
 /// either trusts the channel. A third gets [`Error::AddressOccupied`].
 ///
-/// Blocks until a partner has come and has passed; [`Options::canceller`] ends that. A newcomer that fails, or takes
+/// Blocks until a partner has come and has passed; [`Options::cancel_token`] ends that. A newcomer that fails, or takes
 /// longer than [`Options::timeout`], is turned away, and the next is looked at, meanwhile as well as afterwards.
 pub fn join(address: &Address, options: &Options) -> Result<Channel> {
     let options = &options.clone().checked()?;
     let address = &address.absolute();
-    let patience = Patience::endless(options.canceller.iter().cloned().collect(), options.timeout);
-    let mut pauses = Pauses::new(&patience);
+    let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
+    let mut pauses = Pauses::new(&deadline);
     loop {
-        match join_once(address, options, &patience) {
+        match join_once(address, options, &deadline) {
             Ok(Some(channel)) => return Ok(channel),
             // The host went away before it had answered: whoever looks first is the next host.
             Ok(None) => pauses.snubbed(None)?,
@@ -46,12 +46,12 @@ pub fn join(address: &Address, options: &Options) -> Result<Channel> {
     }
 }
 
-fn join_once(address: &Address, options: &Options, patience: &Patience) -> Result<Option<Channel>> {
+fn join_once(address: &Address, options: &Options, deadline: &Deadline) -> Result<Option<Channel>> {
     let mut record = Record::default();
-    match election::meet(address, options.access()?, patience, &mut record)? {
-        Met::Host(place) => host(address, options, patience, place, &record).map(Some),
+    match election::meet(address, options.access()?, deadline, &mut record)? {
+        Met::Host(place) => host(address, options, deadline, place, &record).map(Some),
         Met::Guest(stream) => {
-            let within = patience.within(options.timeout);
+            let within = deadline.within(options.timeout);
             let parts = Side::new(address, options, &within, Meeting::Pair).guest(stream, record)?;
             Ok(parts.map(|parts| Channel::assemble(parts, None, options)))
         }
@@ -62,7 +62,7 @@ fn join_once(address: &Address, options: &Options, patience: &Patience) -> Resul
 fn host(
     address: &Address,
     options: &Options,
-    patience: &Patience,
+    deadline: &Deadline,
     place: Place,
     record: &Record,
 ) -> Result<Channel> {
@@ -78,7 +78,7 @@ fn host(
         taken: &AtomicBool::new(false),
     };
     // What was taken is kept until everybody else has been told.
-    let (parts, _claim, place) = door.keep(&pair, place, patience, |place, result| {
+    let (parts, _claim, place) = door.keep(&pair, place, deadline, |place, result| {
         let (parts, claim) = result??;
         place.close_door()?;
         Ok::<_, Error>((parts, claim, place))

@@ -29,7 +29,7 @@ use crate::{
     rendezvous::address::Address,
     rendezvous::election::{self, Place},
     sys::Credentials,
-    wait::deadline::{Bell, Canceller, Patience, Pauses, Turns},
+    wait::deadline::{Bell, CancelToken, Deadline, Pauses, Turns},
 };
 
 /// News that nobody has asked for yet: beyond that, newcomers wait in the kernel's backlog.
@@ -40,7 +40,7 @@ const UNCLAIMED: usize = SIDE_BY_SIDE;
 ///
 /// The mode and the group of a path are set before anybody can reach it. A socket that a dead service has left is taken
 /// over. Where somebody has the address: [`Error::AddressOccupied`], or with [`Options::wait`], waits until it is free.
-/// [`Options::canceller`] ends that waiting, and afterwards the listening.
+/// [`Options::cancel_token`] ends that waiting, and afterwards the listening.
 ///
 /// Handshakes run on threads of the listener's, side by side, each with the deadline of [`Options::timeout`]: who fails,
 /// dawdles or says nothing costs the others nothing. An open channel has no thread, and holds two descriptors: a thousand
@@ -48,8 +48,8 @@ const UNCLAIMED: usize = SIDE_BY_SIDE;
 pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
     let options = options.clone().checked()?;
     let (given, address) = (address, &address.absolute());
-    let patience = Patience::endless(options.canceller.iter().cloned().collect(), options.timeout);
-    let mut pauses = Pauses::new(&patience);
+    let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
+    let mut pauses = Pauses::new(&deadline);
     let mut record = Record::default();
     let place = loop {
         match election::bind_alone(address, options.access()?, &mut record) {
@@ -66,8 +66,8 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
         door,
         birth: Birth::now()?,
     });
-    let stop = Canceller::new()?;
-    let patience = patience.or(&stop);
+    let stop = CancelToken::new()?;
+    let deadline = deadline.or(&stop);
     // Dropped when the address is free.
     let (bound, gone) = mpsc::channel();
     let reception = Reception {
@@ -78,7 +78,7 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
     };
     thread::Builder::new()
         .name("ringfence-door".into())
-        .spawn(move || reception.keep(place, &patience))
+        .spawn(move || reception.keep(place, &deadline))
         .map_err(|error| Error::NoSpace {
             what: "a thread for the door".into(),
             reason: error.to_string(),
@@ -96,7 +96,7 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
 ///
 /// Where nobody listens: [`Error::PeerLost`], or with [`Options::wait`], waits for the service to come. Where the
 /// service is full: [`Error::AddressOccupied`], or waits for a seat. What waiting does not mend (a directory that is
-/// missing, a socket that this process may not connect to) is [`Error::AddressInvalid`]. [`Options::canceller`] ends the
+/// missing, a socket that this process may not connect to) is [`Error::AddressInvalid`]. [`Options::cancel_token`] ends the
 /// waiting.
 ///
 /// At most 16 handshakes of one process with one address are under way at a time; whoever calls from more threads waits for
@@ -104,10 +104,10 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
 pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
     let options = options.clone().checked()?;
     let address = &address.absolute();
-    let patience = Patience::endless(options.canceller.iter().cloned().collect(), options.timeout);
-    let mut pauses = Pauses::new(&patience);
+    let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
+    let mut pauses = Pauses::new(&deadline);
     loop {
-        match connect_once(address, &options, &patience) {
+        match connect_once(address, &options, &deadline) {
             Ok(Tried::Open(channel)) => return Ok(*channel),
             // It closes, and the next look finds nobody.
             Ok(Tried::Snubbed) => pauses.snubbed(None)?,
@@ -128,10 +128,10 @@ enum Tried {
     Snubbed,
 }
 
-fn connect_once(address: &Address, options: &Options, patience: &Patience) -> Result<Tried> {
+fn connect_once(address: &Address, options: &Options, deadline: &Deadline) -> Result<Tried> {
     let turns = turns(address)?;
-    let _turn = turns.take(patience)?;
-    let within = &patience.within(options.timeout);
+    let _turn = turns.take(deadline)?;
+    let within = &deadline.within(options.timeout);
     let mut record = Record::default();
     let Some(stream) = election::find(address, within, &mut record)? else {
         return Ok(Tried::Nobody);
@@ -200,7 +200,7 @@ fn nobody(address: &Address) -> Error {
 pub struct Listener {
     address: Address,
     desk: Arc<Desk>,
-    stop: Canceller,
+    stop: CancelToken,
     gone: Mutex<mpsc::Receiver<()>>,
 }
 
@@ -259,9 +259,9 @@ impl Listener {
     /// was called off.
     pub fn accept(&self) -> Result<Arrival> {
         self.desk.birth.check()?;
-        let patience = Patience::endless(Vec::new(), Duration::ZERO);
+        let deadline = Deadline::endless(Vec::new(), Duration::ZERO);
         loop {
-            if let Some(arrival) = self.desk.news.wait(&patience)? {
+            if let Some(arrival) = self.desk.news.wait(&deadline)? {
                 return Ok(arrival);
             }
         }
@@ -455,7 +455,7 @@ struct Reception {
 }
 
 impl Reception {
-    fn keep(self, place: Place, patience: &Patience) {
+    fn keep(self, place: Place, deadline: &Deadline) {
         // Whatever ends this thread, whoever waits for news is told.
         struct Over(Arc<Desk>);
         impl Drop for Over {
@@ -477,7 +477,7 @@ impl Reception {
             hindered: AtomicBool::new(false),
         };
         let bound = self.bound;
-        let kept = door.keep(&clerk, place, patience, |place, result| {
+        let kept = door.keep(&clerk, place, deadline, |place, result| {
             drop(place);
             let Err(error) = result;
             self.desk.end(End::Failed(error));

@@ -46,7 +46,7 @@ use nix::{
 use crate::{
     error::{Error, Refusal, Result},
     sys::{self, Control, Credentials},
-    wait::deadline::{Patience, Woken},
+    wait::deadline::{Deadline, Woken},
 };
 
 const MAGIC: [u8; 8] = *b"ringfnce";
@@ -485,7 +485,7 @@ pub(crate) struct Line<'a> {
     pub(crate) socket: BorrowedFd<'a>,
     /// Who speaks at the other end; every part of every frame must be stamped with this.
     pub(crate) speaker: Credentials,
-    pub(crate) patience: &'a Patience,
+    pub(crate) deadline: &'a Deadline,
     /// The address, for errors.
     pub(crate) address: &'a str,
 }
@@ -559,7 +559,7 @@ impl Line<'_> {
     }
 
     fn receive(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
-        receive(self.socket, &mut Some(self.speaker), self.patience, step, most)
+        receive(self.socket, &mut Some(self.speaker), self.deadline, step, most)
     }
 }
 
@@ -567,12 +567,12 @@ impl Line<'_> {
 /// begins it must say all of it.
 pub(crate) fn first(
     socket: BorrowedFd<'_>,
-    patience: &Patience,
+    deadline: &Deadline,
     address: &str,
     step: &'static str,
 ) -> Result<(Credentials, Frame, Vec<OwnedFd>)> {
     let mut speaker = None;
-    match (receive(socket, &mut speaker, patience, step, 1)?, speaker) {
+    match (receive(socket, &mut speaker, deadline, step, 1)?, speaker) {
         ((Frame::Refuse(refuse), _), _) => Err(refuse.into_error(address)),
         ((frame, descriptors), Some(speaker)) => Ok((speaker, frame, descriptors)),
         (_, None) => Err(Error::Protocol("a frame that nobody has said".into())),
@@ -582,13 +582,13 @@ pub(crate) fn first(
 fn receive(
     socket: BorrowedFd<'_>,
     speaker: &mut Option<Credentials>,
-    patience: &Patience,
+    deadline: &Deadline,
     step: &'static str,
     most: usize,
 ) -> Result<(Frame, Vec<OwnedFd>)> {
     let mut descriptors = Vec::new();
     let mut fill = |buffer: &mut [u8]| {
-        fill(socket, buffer, speaker, patience, step, &mut descriptors)?;
+        fill(socket, buffer, speaker, deadline, step, &mut descriptors)?;
         if descriptors.len() > most {
             return Err(surplus(most));
         }
@@ -615,7 +615,7 @@ fn fill(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     speaker: &mut Option<Credentials>,
-    patience: &Patience,
+    deadline: &Deadline,
     step: &'static str,
     descriptors: &mut Vec<OwnedFd>,
 ) -> Result<()> {
@@ -624,12 +624,12 @@ fn fill(
         let received = match sys::receive(socket, &mut buffer[filled..]) {
             Ok(received) => received,
             Err(Errno::EAGAIN) => {
-                match patience.wait(&[(socket, PollFlags::POLLIN)])? {
+                match deadline.wait(&[(socket, PollFlags::POLLIN)])? {
                     Woken::Ready => {}
                     Woken::Late => {
                         return Err(Error::HandshakeTimeout {
                             step,
-                            after: patience.allowed,
+                            after: deadline.allowed,
                         });
                     }
                 }

@@ -31,7 +31,7 @@ use crate::{
     rendezvous::election::Inheritance,
     signal::mailbox::{Addressee, Inlet},
     sys::{self, Credentials},
-    wait::deadline::Patience,
+    wait::deadline::Deadline,
 };
 
 /// Who may have a channel, of those who are ready for one: a pair has one place, a service has seats.
@@ -52,7 +52,7 @@ pub(crate) trait Seats {
 /// One side of one handshake.
 pub(crate) struct Side<'a> {
     options: &'a Options,
-    patience: &'a Patience,
+    deadline: &'a Deadline,
     meeting: Meeting,
     address: String,
     /// What a host among members passes its guest with READY.
@@ -98,13 +98,13 @@ impl<'a> Side<'a> {
     pub(crate) fn new(
         address: &impl ToString,
         options: &'a Options,
-        patience: &'a Patience,
+        deadline: &'a Deadline,
         meeting: Meeting,
     ) -> Self {
         let takes_barriers = sys::accept_barriers().and_then(|()| sys::issue_barrier()).is_ok();
         Self {
             options,
-            patience,
+            deadline,
             meeting,
             address: address.to_string(),
             shares: &[],
@@ -134,7 +134,7 @@ impl<'a> Side<'a> {
                 return Err(self.occupied("this process holds it itself"));
             }
             let policy = &self.options.policy;
-            let identity = policy.check(&peer, "executable", self.patience, &mut record)?;
+            let identity = policy.check(&peer, "executable", self.deadline, &mut record)?;
             Ok((peer, identity))
         })();
         match looked {
@@ -168,13 +168,13 @@ impl<'a> Side<'a> {
         let result = (|| {
             let step = "the child's HELLO";
             let (speaker, frame, descriptors) =
-                frame::first(stream.as_fd(), self.patience, &self.address, step)?;
+                frame::first(stream.as_fd(), self.deadline, &self.address, step)?;
             check_child(speaker, child, &mut record)?;
             let line = only_line(descriptors)?;
             check_line(&line, speaker)?;
             let policy = &self.options.policy;
             let peer = Peer::attest(&line, policy.allowed_namespace(), &mut record)?;
-            let identity = policy.check(&peer, "executable", self.patience, &mut record)?;
+            let identity = policy.check(&peer, "executable", self.deadline, &mut record)?;
             let (own, hello) = self.answer(&line, &frame, speaker, &mut record)?;
             Ok(Talk {
                 line,
@@ -435,7 +435,7 @@ impl<'a> Side<'a> {
         Line {
             socket: socket.as_fd(),
             speaker,
-            patience: self.patience,
+            deadline: self.deadline,
             address: &self.address,
         }
     }
@@ -446,7 +446,7 @@ impl<'a> Side<'a> {
         let asked =
             self.options
                 .policy
-                .ask(&talk.identity, talk.line.as_fd(), self.patience, &mut talk.record);
+                .ask(&talk.identity, talk.line.as_fd(), self.deadline, &mut talk.record);
         match asked {
             // It has gone meanwhile, and may have said why.
             Err(error @ Error::PeerLost(_)) => {
@@ -476,7 +476,7 @@ impl<'a> Side<'a> {
             options,
             inlet.number(),
             peer.credentials.uid,
-            self.patience,
+            self.deadline,
             record,
         )?;
         let offer = Offer {
@@ -565,7 +565,7 @@ impl<'a> Side<'a> {
     /// Step 7: the process is still there, and still who it was.
     fn look_finally(&self, talk: &mut Talk) -> Result<Identity> {
         let Talk { peer, record, .. } = talk;
-        let identity = self.options.policy.check(peer, "final", self.patience, record)?;
+        let identity = self.options.policy.check(peer, "final", self.deadline, record)?;
         record.unchecked("final", "peer hardened", peer.openness());
         Ok(identity)
     }

@@ -28,7 +28,7 @@ use crate::{
     memory::tripwire::{Tripwire, refused},
     options::Options,
     sys,
-    wait::deadline::{Patience, Woken},
+    wait::deadline::{Deadline, Woken},
 };
 
 /// What the shared memory is made of. Both sides of a channel must choose the same.
@@ -127,12 +127,12 @@ impl AsFd for SharedObject {
 
 impl SharedObject {
     /// Makes an object for a ring as the options want it and proves that nobody else has it. `signal` is that of the
-    /// tripwire; `owner` the peer's uid. To reserve the memory of a large one takes time, which `patience` bounds.
+    /// tripwire; `owner` the peer's uid. To reserve the memory of a large one takes time, which `deadline` bounds.
     pub(crate) fn create(
         options: &Options,
         signal: c_int,
         owner: u32,
-        patience: &Patience,
+        deadline: &Deadline,
         record: &mut Record,
     ) -> Result<Self> {
         let Options {
@@ -144,12 +144,12 @@ impl SharedObject {
         loop {
             tries += 1;
             let created = match backing {
-                Backing::Memfd => Self::create_memfd(capacity, signal, patience, record),
+                Backing::Memfd => Self::create_memfd(capacity, signal, deadline, record),
                 // The lease belongs to the very descriptor that the peer gets, which could have any signal sent in its
                 // place, one that ends this process as well. A peer of the same user can do that anyhow.
                 Backing::Shm => {
                     let signal = (owner == geteuid().as_raw()).then_some(signal);
-                    Self::create_shm(capacity, signal, patience, record)
+                    Self::create_shm(capacity, signal, deadline, record)
                 }
             };
             match created {
@@ -159,7 +159,7 @@ impl SharedObject {
         }
     }
 
-    fn create_memfd(capacity: u64, signal: c_int, patience: &Patience, record: &mut Record) -> Result<Self> {
+    fn create_memfd(capacity: u64, signal: c_int, deadline: &Deadline, record: &mut Record) -> Result<Self> {
         /// MFD_NOEXEC_SEAL, Linux 6.3: the object can never be executed.
         const NOEXEC_SEAL: u32 = 8;
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
@@ -178,7 +178,7 @@ impl SharedObject {
         let leased = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|errno| Error::system("reopening the memfd through /proc/self/fd", errno))?;
         let leased = Withheld::new(leased)?;
-        reserve(leased.as_fd(), region_size(capacity), || has_time(patience))?;
+        reserve(leased.as_fd(), region_size(capacity), || has_time(deadline))?;
         let region = OwnRegion::map(&leased, capacity)?;
         fcntl(&leased, FcntlArg::F_ADD_SEALS(seals()))
             .map_err(|errno| Error::system("sealing the memfd (Linux 5.1)", errno))?;
@@ -216,7 +216,7 @@ impl SharedObject {
     fn create_shm(
         capacity: u64,
         signal: Option<c_int>,
-        patience: &Patience,
+        deadline: &Deadline,
         record: &mut Record,
     ) -> Result<Self> {
         let random: [u8; 16] = sys::random().map_err(|errno| Error::system("random bytes", errno))?;
@@ -234,7 +234,7 @@ impl SharedObject {
                 "it has {links} more names: somebody made a link in the moment before it was unlinked"
             )));
         }
-        reserve(descriptor.as_fd(), region_size(capacity), || has_time(patience))?;
+        reserve(descriptor.as_fd(), region_size(capacity), || has_time(deadline))?;
         let region = OwnRegion::map(&descriptor, capacity)?;
         record.passed(
             "object",
@@ -334,12 +334,12 @@ fn reserve(descriptor: impl AsFd, size: u64, mut look: impl FnMut() -> Result<()
 }
 
 /// Whether there is time left to reserve memory.
-fn has_time(patience: &Patience) -> Result<()> {
-    match patience.look()? {
+fn has_time(deadline: &Deadline) -> Result<()> {
+    match deadline.look()? {
         Woken::Ready => Ok(()),
         Woken::Late => Err(Error::HandshakeTimeout {
             step: "this side's memory was being reserved",
-            after: patience.allowed,
+            after: deadline.allowed,
         }),
     }
 }
@@ -552,13 +552,13 @@ mod tests {
 
     /// The time of a whole handshake, and whoever calls it off, count here too.
     #[test]
-    fn a_deadline_and_a_canceller_end_the_reservation_of_memory() {
-        let canceller = crate::wait::deadline::Canceller::new().unwrap();
-        let patience = Patience::endless(vec![canceller.clone()], std::time::Duration::from_secs(60));
-        has_time(&patience).unwrap();
-        let late = patience.within(std::time::Duration::ZERO);
+    fn a_deadline_and_a_cancel_token_end_the_reservation_of_memory() {
+        let cancel_token = crate::wait::deadline::CancelToken::new().unwrap();
+        let deadline = Deadline::endless(vec![cancel_token.clone()], std::time::Duration::from_secs(60));
+        has_time(&deadline).unwrap();
+        let late = deadline.within(std::time::Duration::ZERO);
         assert_eq!(has_time(&late).unwrap_err().code(), "HANDSHAKE_TIMEOUT");
-        canceller.cancel();
-        assert_eq!(has_time(&patience).unwrap_err().code(), "ABORTED");
+        cancel_token.cancel();
+        assert_eq!(has_time(&deadline).unwrap_err().code(), "ABORTED");
     }
 }

@@ -239,7 +239,7 @@ impl Wire {
         let time = now.duration_since(since);
         // A flood of signals makes looks that all find the same.
         let gone = doubt.missing >= LOOKS && time >= PAUSE * LOOKS / 2;
-        (gone || time >= PATIENCE).then_some(true)
+        (gone || time >= TIME_LIMIT).then_some(true)
     }
 
     fn trip(&self) {
@@ -268,7 +268,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// take and release locks, each look missed it in two of three cases at worst; then this many do in one of 10^17 alarms.
 const LOOKS: u32 = 100;
 /// So long the table may be unreadable; then the alarm is believed. An opener is held back for longer, by default.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIME_LIMIT: Duration = Duration::from_secs(20);
 
 /// What one look tells of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -395,8 +395,8 @@ mod tests {
         assert_eq!(wire.weigh(Seen::Broken, start), Some(true), "seen to be broken");
         // A table that cannot be read is believed in for as long as an opener is held back, and not for ever.
         assert_eq!(wire.weigh(Seen::Unread, start), None);
-        assert_eq!(wire.weigh(Seen::Unread, start + PATIENCE / 2), None);
-        assert_eq!(wire.weigh(Seen::Unread, start + PATIENCE), Some(true));
+        assert_eq!(wire.weigh(Seen::Unread, start + TIME_LIMIT / 2), None);
+        assert_eq!(wire.weigh(Seen::Unread, start + TIME_LIMIT), Some(true));
     }
 
     #[test]

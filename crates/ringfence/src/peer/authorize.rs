@@ -21,7 +21,7 @@ use crate::{
     evidence::Record,
     fork::Birth,
     peer::identity::Identity,
-    wait::deadline::{Bell, Patience, Woken},
+    wait::deadline::{Bell, Deadline, Woken},
 };
 
 /// It belongs to the step in which the peer has shown that the line is its own.
@@ -99,11 +99,11 @@ enum Waited {
 }
 
 impl Question {
-    fn wait(&self, connection: BorrowedFd<'_>, patience: &Patience) -> Result<Waited> {
+    fn wait(&self, connection: BorrowedFd<'_>, deadline: &Deadline) -> Result<Waited> {
         // Asked for nothing, poll tells the end of the connection alone.
         let hung_up = (connection, PollFlags::empty());
         let answered = (self.answered.as_fd(), PollFlags::POLLIN);
-        Ok(match patience.wait(&[answered, hung_up])? {
+        Ok(match deadline.wait(&[answered, hung_up])? {
             Woken::Late => Waited::Late,
             Woken::Ready if self.answered.was_rung() => Waited::Rung,
             Woken::Ready => Waited::Gone,
@@ -269,20 +269,20 @@ impl Authorize {
         &self,
         identity: &Identity,
         connection: BorrowedFd<'_>,
-        patience: &Patience,
+        deadline: &Deadline,
         record: &mut Record,
     ) -> Result<()> {
         let question = Arc::new(Question {
             answer: Mutex::default(),
             answered: Bell::new()?,
         });
-        self.begin(&question, identity, connection, patience)?;
+        self.begin(&question, identity, connection, deadline)?;
         let answer = loop {
-            match question.wait(connection, patience)? {
+            match question.wait(connection, deadline)? {
                 Waited::Late => {
                     return Err(Error::HandshakeTimeout {
                         step: "the answer of authorize",
-                        after: patience.allowed,
+                        after: deadline.allowed,
                     });
                 }
                 Waited::Gone => break question.take(),
@@ -316,7 +316,7 @@ impl Authorize {
         question: &Arc<Question>,
         identity: &Identity,
         connection: BorrowedFd<'_>,
-        patience: &Patience,
+        deadline: &Deadline,
     ) -> Result<()> {
         let about = (identity.pid, identity.uid);
         while self.0.is_here() {
@@ -328,13 +328,13 @@ impl Authorize {
             calls.waiting.retain(|waiting| waiting.strong_count() > 0);
             calls.waiting.push(Arc::downgrade(question));
             drop(calls);
-            match question.wait(connection, patience)? {
+            match question.wait(connection, deadline)? {
                 Waited::Rung => {}
                 Waited::Gone => return Err(left()),
                 Waited::Late => {
                     return Err(Error::HandshakeTimeout {
                         step: "a thread to ask authorize on, all of which calls have that do not return",
-                        after: patience.allowed,
+                        after: deadline.allowed,
                     });
                 }
             }

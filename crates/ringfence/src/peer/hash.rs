@@ -22,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     error::{self, Error, Result},
     fork::PerProcess,
-    wait::deadline::{Patience, Woken},
+    wait::deadline::{Deadline, Woken},
 };
 
 /// A SHA-256, written as 64 hexadecimal digits (as sha256sum(1) prints it).
@@ -113,7 +113,7 @@ pub(crate) fn unreadable(errno: Errno) -> Result<String, Error> {
 pub(crate) fn of(
     file: &OwnedFd,
     stat: &FileStat,
-    patience: &Patience,
+    deadline: &Deadline,
 ) -> Result<Digest, Result<String, Error>> {
     if fstatfs(file).map_err(unreadable)?.filesystem_type() == FUSE_SUPER_MAGIC {
         return Err(Ok(
@@ -128,13 +128,13 @@ pub(crate) fn of(
     let mut sha256 = Sha256::new();
     let mut chunk = vec![0; 1 << 18];
     loop {
-        match patience.look().map_err(Err)? {
+        match deadline.look().map_err(Err)? {
             Woken::Ready => {}
             Woken::Late => {
                 // This side's disk is slow, which says nothing of the peer.
                 return Err(Err(Error::HandshakeTimeout {
                     step: READING,
-                    after: patience.allowed,
+                    after: deadline.allowed,
                 }));
             }
         }
@@ -173,8 +173,8 @@ mod tests {
 
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
-    fn patience(time: Duration) -> Patience {
-        Patience::endless(Vec::new(), time).within(time)
+    fn deadline(time: Duration) -> Deadline {
+        Deadline::endless(Vec::new(), time).within(time)
     }
 
     fn open(path: &std::path::Path) -> OwnedFd {
@@ -183,7 +183,7 @@ mod tests {
 
     fn of_path(path: &std::path::Path, time: Duration) -> Result<Digest, Result<String, Error>> {
         let file = open(path);
-        of(&file, &fstat(&file).unwrap(), &patience(time))
+        of(&file, &fstat(&file).unwrap(), &deadline(time))
     }
 
     #[test]

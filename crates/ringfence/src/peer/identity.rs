@@ -26,7 +26,7 @@ use crate::{
     peer::namespace::{self, InProc, Namespace, Standing},
     sys::{self, Credentials},
     wait::aside,
-    wait::deadline::Patience,
+    wait::deadline::Deadline,
 };
 
 /// A file that a process executes: what it is (device and inode), and what it is called.
@@ -371,11 +371,11 @@ impl Peer {
 
     /// Everything about the process that can be read now. Errors with [`Error::PeerLost`] if it has ended, and refuses
     /// a process that is not the user and group any more that it was. A filesystem that does not answer is waited for as
-    /// long as `patience` allows.
-    pub(crate) fn look(&self, patience: &Patience) -> Result<Look> {
+    /// long as `deadline` allows.
+    pub(crate) fn look(&self, deadline: &Deadline) -> Result<Look> {
         self.check_alive()?;
         let directory = self.open_directory()?;
-        let looked = directory.as_ref().map(|it| executable_of(it, patience));
+        let looked = directory.as_ref().map(|it| executable_of(it, deadline));
         let (executable, executable_found) = match looked.transpose()? {
             Some(Ok(executable)) => (Some(executable), Ok(())),
             // Its memory is gone: it is on its way out, though neither the pidfd nor its state says so yet.
@@ -576,7 +576,7 @@ impl Look {
 
     /// The SHA-256 of what the peer executes, read through /proc/PID/exe: the very file, whatever has its name now.
     /// `Err(Ok(why))`: it cannot be told. `Err(Err(_))`: the waiting was called off.
-    pub(crate) fn digest(&mut self, patience: &Patience) -> Result<Digest, Result<String, Error>> {
+    pub(crate) fn digest(&mut self, deadline: &Deadline) -> Result<Digest, Result<String, Error>> {
         let (Some(directory), Some(executable)) = (&self.directory, &mut self.identity.executable) else {
             return Err(hash::unreadable(Errno::ENOENT));
         };
@@ -584,10 +584,10 @@ impl Look {
         if let (Err(_), Some(digest)) = (self.executable, executable.sha256) {
             return Ok(digest);
         }
-        let (directory, within) = (Arc::clone(directory), patience.clone());
+        let (directory, within) = (Arc::clone(directory), deadline.clone());
         let wanted = (executable.device, executable.inode);
         let read = move || digest_of(&directory, wanted, &within);
-        let digest = aside::ask(hash::READING, patience, read).map_err(Err)??;
+        let digest = aside::ask(hash::READING, deadline, read).map_err(Err)??;
         executable.sha256 = Some(digest);
         Ok(digest)
     }
@@ -647,7 +647,7 @@ impl Look {
 fn digest_of(
     directory: &OwnedFd,
     wanted: (u64, u64),
-    patience: &Patience,
+    deadline: &Deadline,
 ) -> Result<Digest, Result<String, Error>> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
     let file = openat(directory, "exe", flags, Mode::empty()).map_err(hash::unreadable)?;
@@ -655,7 +655,7 @@ fn digest_of(
     if (found.st_dev, found.st_ino) != wanted {
         return Err(Ok("it executed another file while it was looked at".into()));
     }
-    hash::of(&file, &found, patience)
+    hash::of(&file, &found, deadline)
 }
 
 /// Looks at what is executed, for no longer than there is time: a file on a network mount whose server is gone may keep
@@ -664,7 +664,7 @@ fn digest_of(
 /// A process that executes what has this one's name is looked at without a thread, which is the common case and saves some
 /// 100 µs. The name may be a lie. But nobody can make that look hang who could not hang this process anyhow: what a user can
 /// serve (FUSE) answers it from what is known ([`sys::WITHOUT_SERVER`]), and it takes root to mount anything else.
-fn executable_of(directory: &Arc<OwnedFd>, patience: &Patience) -> Result<Result<Executable, Errno>> {
+fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Result<Executable, Errno>> {
     let named = match answered("the peer's executable", readlinkat(&**directory, "exe"))? {
         Ok(path) => PathBuf::from(path),
         // Longer than a page.
@@ -676,7 +676,7 @@ fn executable_of(directory: &Arc<OwnedFd>, patience: &Patience) -> Result<Result
         executable_at(directory, named)
     } else {
         let directory = Arc::clone(directory);
-        aside::ask("the look at the peer's executable", patience, move || {
+        aside::ask("the look at the peer's executable", deadline, move || {
             executable_at(&directory, named)
         })?
     };
@@ -806,13 +806,13 @@ pub(crate) fn own_executable() -> Result<Executable, Errno> {
     })
 }
 
-/// The executable behind a path, as a policy names it. Waits as long as `patience` allows: each directory on the way to it
+/// The executable behind a path, as a policy names it. Waits as long as `deadline` allows: each directory on the way to it
 /// may lie on a mount whose server is gone.
-pub(crate) fn named_executable(path: &Path, patience: &Patience) -> Result<Result<Executable, Errno>> {
+pub(crate) fn named_executable(path: &Path, deadline: &Deadline) -> Result<Result<Executable, Errno>> {
     let path = path.to_owned();
     aside::ask(
         "the look at an executable that the policy names",
-        patience,
+        deadline,
         move || executable_behind(&path),
     )
 }

@@ -15,7 +15,7 @@ use crate::{
     peer::hash::Digest,
     peer::identity::{self, Executable, Identity, Look, Peer, SAME_NAMESPACE},
     peer::namespace::Namespace,
-    wait::deadline::Patience,
+    wait::deadline::Deadline,
 };
 
 /// Which users are let in.
@@ -75,7 +75,7 @@ impl Program {
 
     /// Errors where this process cannot look at its own executable, or has run out of what a look takes. A path that does
     /// not exist allows nobody; it takes nothing from the others.
-    fn has_file(&self, found: &Executable, patience: &Patience) -> Result<bool, Failed> {
+    fn has_file(&self, found: &Executable, deadline: &Deadline) -> Result<bool, Failed> {
         let short = |errno| {
             let what = "looking at the executables that the policy names";
             Failed::CalledOff(Error::system(what, errno))
@@ -91,7 +91,7 @@ impl Program {
                 }
             },
             Which::Path(path) => {
-                match identity::named_executable(path, patience).map_err(Failed::CalledOff)? {
+                match identity::named_executable(path, deadline).map_err(Failed::CalledOff)? {
                     Ok(named) => named.is_same_file(found),
                     Err(errno) if error::is_shortage(errno) => return Err(short(errno)),
                     Err(_) => false,
@@ -278,16 +278,16 @@ impl Policy {
     }
 
     /// Looks at the peer and compares. Every finding goes into the record; the first that does not hold is the
-    /// refusal. What takes longest, the content of the executable, has `patience`.
+    /// refusal. What takes longest, the content of the executable, has `deadline`.
     pub(crate) fn check(
         &self,
         peer: &Peer,
         step: &'static str,
-        patience: &Patience,
+        deadline: &Deadline,
         record: &mut Record,
     ) -> Result<Identity> {
-        let mut look = peer.look(patience)?;
-        let compared = self.compare(&mut look, step, patience, record);
+        let mut look = peer.look(deadline)?;
+        let compared = self.compare(&mut look, step, deadline, record);
         // Of a process that has ended meanwhile nothing was found out. One that has not is who was looked at.
         peer.check_alive()?;
         match compared {
@@ -308,21 +308,21 @@ impl Policy {
         &self,
         identity: &Identity,
         connection: BorrowedFd<'_>,
-        patience: &Patience,
+        deadline: &Deadline,
         record: &mut Record,
     ) -> Result<()> {
         let Some(authorize) = &self.authorize else {
             record.unchecked(authorize::STEP, authorize::CHECK, "no callback");
             return Ok(());
         };
-        authorize.ask(identity, connection, patience, record)
+        authorize.ask(identity, connection, deadline, record)
     }
 
     fn compare(
         &self,
         look: &mut Look,
         step: &'static str,
-        patience: &Patience,
+        deadline: &Deadline,
         record: &mut Record,
     ) -> Result<(), Failed> {
         let identity = &look.identity;
@@ -406,7 +406,7 @@ impl Policy {
             }
             (Some(wanted), Some(found)) => {
                 let found = found.clone();
-                compare_executable(wanted, &found, look, step, patience, record)?;
+                compare_executable(wanted, &found, look, step, deadline, record)?;
             }
         }
         Ok(())
@@ -439,13 +439,13 @@ fn compare_executable(
     found: &Executable,
     look: &mut Look,
     step: &'static str,
-    patience: &Patience,
+    deadline: &Deadline,
     record: &mut Record,
 ) -> Result<(), Failed> {
     let mut contents = Vec::new();
     let mut passed = false;
     for program in wanted {
-        if program.has_file(found, patience)? {
+        if program.has_file(found, deadline)? {
             match program.sha256 {
                 None => passed = true,
                 Some(sha256) => contents.push(sha256),
@@ -455,7 +455,7 @@ fn compare_executable(
     let mut shown = found.to_string();
     // What is let in for its file needs no reading, and what has the wrong file is not read.
     if !passed && !contents.is_empty() {
-        match look.digest(patience) {
+        match look.digest(deadline) {
             Ok(digest) => {
                 passed = contents.contains(&digest);
                 shown = format!("{} with the SHA-256 {digest}", found.path.display());

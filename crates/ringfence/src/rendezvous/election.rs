@@ -32,7 +32,7 @@ use crate::{
     handshake::frame::{self, Code, Frame, Refuse},
     rendezvous::address::Address,
     sys,
-    wait::deadline::Patience,
+    wait::deadline::Deadline,
 };
 
 /// Connections that wait for the host. More than that, and a newcomer tries again a little later.
@@ -193,7 +193,7 @@ enum Taken {
 pub(crate) fn meet(
     address: &Address,
     access: Access,
-    patience: &Patience,
+    deadline: &Deadline,
     record: &mut Record,
 ) -> Result<Met> {
     let mut looks = 0;
@@ -228,11 +228,11 @@ pub(crate) fn meet(
             }
             // The backlog is full. Somebody is there, so this is a partner that does not get on.
             Err(Errno::EAGAIN) if looks < LOOKS * 8 => {}
-            Err(Errno::EAGAIN) => return Err(crowded(patience)),
+            Err(Errno::EAGAIN) => return Err(crowded(deadline)),
             Err(errno) => return Err(address.invalid("it cannot be connected to", Some(errno))),
         }
         looks += 1;
-        patience.pause(Duration::from_millis(u64::from(looks.min(LOOKS)) * 2))?;
+        deadline.pause(Duration::from_millis(u64::from(looks.min(LOOKS)) * 2))?;
     }
 }
 
@@ -258,7 +258,7 @@ pub(crate) fn bind_alone(address: &Address, access: Access, record: &mut Record)
 }
 
 /// Connects to whoever listens at the address, and never binds it. `None`: nobody does.
-pub(crate) fn find(address: &Address, patience: &Patience, record: &mut Record) -> Result<Option<OwnedFd>> {
+pub(crate) fn find(address: &Address, deadline: &Deadline, record: &mut Record) -> Result<Option<OwnedFd>> {
     let mut looks = 0;
     loop {
         match reach(address) {
@@ -267,20 +267,20 @@ pub(crate) fn find(address: &Address, patience: &Patience, record: &mut Record) 
             Err(Errno::ECONNREFUSED | Errno::EACCES) if looks < 3 => {}
             Err(Errno::ECONNREFUSED | Errno::ENOENT) => return Ok(None),
             // The backlog is full: somebody is there, and gets on or does not.
-            Err(Errno::EAGAIN) if patience.is_left() => {}
-            Err(Errno::EAGAIN) => return Err(crowded(patience)),
+            Err(Errno::EAGAIN) if deadline.is_left() => {}
+            Err(Errno::EAGAIN) => return Err(crowded(deadline)),
             Err(errno) => return Err(address.invalid("it cannot be connected to", Some(errno))),
         }
         looks += 1;
         let pause = Duration::from_millis(u64::from(looks.min(LOOKS)) * 2);
-        patience.pause(pause)?;
+        deadline.pause(pause)?;
     }
 }
 
-fn crowded(patience: &Patience) -> Error {
+fn crowded(deadline: &Deadline) -> Error {
     Error::HandshakeTimeout {
         step: "the host does not take connections, and too many wait already",
-        after: patience.allowed,
+        after: deadline.allowed,
     }
 }
 

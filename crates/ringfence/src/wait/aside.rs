@@ -18,7 +18,7 @@ use nix::poll::PollFlags;
 use crate::{
     error::{Error, Result},
     fork::PerProcess,
-    wait::deadline::{Bell, Patience, Woken},
+    wait::deadline::{Bell, Deadline, Woken},
 };
 
 /// Such calls under way at a time in this process. Each holds a thread and two descriptors, for as long as it hangs.
@@ -47,7 +47,7 @@ impl Drop for Call {
 /// there is no descriptor or thread for it, or as many calls hang already as may.
 pub(crate) fn ask<T: Send + 'static>(
     what: &'static str,
-    patience: &Patience,
+    deadline: &Deadline,
     call: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
     let no_space = |reason: String| Error::NoSpace {
@@ -76,14 +76,14 @@ pub(crate) fn ask<T: Send + 'static>(
             let _ = tell.send(call());
         })
         .map_err(|error| no_space(error.to_string()))?;
-    match patience.wait(&[(answered.as_fd(), PollFlags::POLLIN)])? {
+    match deadline.wait(&[(answered.as_fd(), PollFlags::POLLIN)])? {
         Woken::Ready => told.try_recv().map_err(|_| Error::Unsupported {
             what: format!("{what}: the thread that looked has panicked"),
             source: None,
         }),
         Woken::Late => Err(Error::HandshakeTimeout {
             step: what,
-            after: patience.allowed,
+            after: deadline.allowed,
         }),
     }
 }

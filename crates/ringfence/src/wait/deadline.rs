@@ -20,7 +20,7 @@ use crate::{
 /// Calls off the waiting of a [`join`](crate::join) on another thread. Clones share one state; once called off, it
 /// stays so. Holds one descriptor (eventfd(2)). In a child that was forked it calls nothing off, neither here nor there.
 #[derive(Debug, Clone)]
-pub struct Canceller(Arc<Event>);
+pub struct CancelToken(Arc<Event>);
 
 #[derive(Debug)]
 struct Event {
@@ -29,8 +29,8 @@ struct Event {
     birth: Birth,
 }
 
-impl Canceller {
-    /// A canceller that has not been used. Errors with [`Error::NoSpace`] where descriptors have run out.
+impl CancelToken {
+    /// A cancel token that has not been used. Errors with [`Error::NoSpace`] where descriptors have run out.
     pub fn new() -> Result<Self> {
         let birth = Birth::now()?;
         EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -38,7 +38,7 @@ impl Canceller {
             .map_err(|errno| Error::system("a descriptor to call off the waiting", errno))
     }
 
-    /// Calls off whatever waits with this canceller, now or later. It ends with [`Error::Aborted`].
+    /// Calls off whatever waits with this cancel token, now or later. It ends with [`Error::Aborted`].
     pub fn cancel(&self) {
         if self.is_here() {
             // The only failure is a counter near its 64-bit limit, which is called off already.
@@ -57,11 +57,11 @@ impl Canceller {
 
 /// The same descriptor as a bell inside this process: rung by [`Bell::ring`], heard by waiting for it to be readable.
 #[derive(Debug, Clone)]
-pub(crate) struct Bell(Canceller);
+pub(crate) struct Bell(CancelToken);
 
 impl Bell {
     pub(crate) fn new() -> Result<Self> {
-        Canceller::new().map(Self)
+        CancelToken::new().map(Self)
     }
 
     pub(crate) fn ring(&self) {
@@ -95,8 +95,8 @@ impl AsFd for Bell {
 
 /// Waits until a descriptor (a channel's line, say) is readable or has ended: for bindings to event loops that have
 /// nothing of their own. Errors with [`Error::Aborted`] when called off.
-pub fn wait_readable(descriptor: impl AsFd, canceller: &Canceller) -> Result<()> {
-    Patience::endless(vec![canceller.clone()], Duration::ZERO)
+pub fn wait_readable(descriptor: impl AsFd, cancel_token: &CancelToken) -> Result<()> {
+    Deadline::endless(vec![cancel_token.clone()], Duration::ZERO)
         .wait(&[(descriptor.as_fd(), PollFlags::POLLIN)])
         .map(drop)
 }
@@ -112,49 +112,49 @@ pub(crate) enum Woken {
 
 /// A deadline, and everything that may call the waiting off.
 #[derive(Debug, Clone)]
-pub(crate) struct Patience {
-    deadline: Option<Instant>,
+pub(crate) struct Deadline {
+    moment: Option<Instant>,
     /// The time that the deadline stands for.
     pub(crate) allowed: Duration,
-    cancellers: Vec<Canceller>,
+    cancel_tokens: Vec<CancelToken>,
 }
 
-impl Patience {
+impl Deadline {
     /// No deadline; errors state `allowed`.
-    pub(crate) fn endless(mut cancellers: Vec<Canceller>, allowed: Duration) -> Self {
+    pub(crate) fn endless(mut cancel_tokens: Vec<CancelToken>, allowed: Duration) -> Self {
         // A parent that calls off what waits there does not mean its child's.
-        cancellers.retain(Canceller::is_here);
+        cancel_tokens.retain(CancelToken::is_here);
         Self {
-            deadline: None,
+            moment: None,
             allowed,
-            cancellers,
+            cancel_tokens,
         }
     }
 
-    /// The same cancellers, with a deadline from now.
+    /// The same cancel tokens, with a deadline from now.
     pub(crate) fn within(&self, time: Duration) -> Self {
         Self {
-            deadline: Instant::now().checked_add(time),
+            moment: Instant::now().checked_add(time),
             allowed: time,
-            cancellers: self.cancellers.clone(),
+            cancel_tokens: self.cancel_tokens.clone(),
         }
     }
 
-    /// The same deadline, with one more canceller.
-    pub(crate) fn or(&self, canceller: &Canceller) -> Self {
+    /// The same deadline, with one more cancel token.
+    pub(crate) fn or(&self, cancel_token: &CancelToken) -> Self {
         let mut more = self.clone();
-        more.cancellers.push(canceller.clone());
+        more.cancel_tokens.push(cancel_token.clone());
         more
     }
 
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.deadline
+    pub(crate) fn moment(&self) -> Option<Instant> {
+        self.moment
     }
 
     /// As far as `moment`, if that is sooner.
     pub(crate) fn until(&self, moment: Option<Instant>) -> Self {
         let mut sooner = self.clone();
-        sooner.deadline = self.deadline.into_iter().chain(moment).min();
+        sooner.moment = self.moment.into_iter().chain(moment).min();
         sooner
     }
 
@@ -162,7 +162,7 @@ impl Patience {
     pub(crate) fn elapsed(&self) -> Duration {
         let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
         self.allowed
-            .saturating_sub(self.deadline.map_or(self.allowed, left))
+            .saturating_sub(self.moment.map_or(self.allowed, left))
     }
 
     /// Whether a descriptor is readable, or becomes so within a time. Also `true` where the waiting was called off, for
@@ -177,22 +177,22 @@ impl Patience {
 
     /// Whether the deadline has not passed yet.
     pub(crate) fn is_left(&self) -> bool {
-        self.deadline.is_none_or(|deadline| Instant::now() < deadline)
+        self.moment.is_none_or(|deadline| Instant::now() < deadline)
     }
 
     /// Waits until one of the descriptors is ready. Errors with [`Error::Aborted`] when called off.
     pub(crate) fn wait(&self, descriptors: &[(BorrowedFd<'_>, PollFlags)]) -> Result<Woken> {
         loop {
             let mut polled: Vec<PollFd<'_>> = self
-                .cancellers
+                .cancel_tokens
                 .iter()
-                .map(|canceller| PollFd::new(canceller.as_fd(), PollFlags::POLLIN))
+                .map(|cancel_token| PollFd::new(cancel_token.as_fd(), PollFlags::POLLIN))
                 .chain(descriptors.iter().map(|(fd, events)| PollFd::new(*fd, *events)))
                 .collect();
             match poll(&mut polled, self.timeout()) {
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(Error::poll("waiting for a descriptor", errno)),
-                Ok(0) if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+                Ok(0) if self.moment.is_some_and(|deadline| deadline <= Instant::now()) => {
                     return Ok(Woken::Late);
                 }
                 Ok(0) => continue,
@@ -200,7 +200,7 @@ impl Patience {
             }
             if polled
                 .iter()
-                .take(self.cancellers.len())
+                .take(self.cancel_tokens.len())
                 .any(|fd| fd.any() == Some(true))
             {
                 return Err(Error::Aborted);
@@ -211,11 +211,11 @@ impl Patience {
 
     /// For work that does not wait: whether the deadline has passed. Errors with [`Error::Aborted`] when called off.
     pub(crate) fn look(&self) -> Result<Woken> {
-        if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        if self.moment.is_some_and(|deadline| deadline <= Instant::now()) {
             return Ok(Woken::Late);
         }
         let now = Self {
-            deadline: Some(Instant::now()),
+            moment: Some(Instant::now()),
             ..self.clone()
         };
         now.wait(&[]).map(|_| Woken::Ready)
@@ -228,7 +228,7 @@ impl Patience {
 
     /// poll(2) counts in milliseconds: rounded up, so that a wait never ends before its deadline.
     fn timeout(&self) -> PollTimeout {
-        let Some(deadline) = self.deadline else {
+        let Some(deadline) = self.moment else {
             return PollTimeout::NONE;
         };
         let left = deadline.saturating_duration_since(Instant::now());
@@ -246,7 +246,7 @@ pub(crate) fn readable<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) ->
 
 /// The pauses between one try to meet somebody and the next.
 pub(crate) struct Pauses<'a> {
-    patience: &'a Patience,
+    deadline: &'a Deadline,
     next: Duration,
     /// Since when each try has ended in a hang-up, and how many tries that were.
     snubbed: Option<(Instant, u32)>,
@@ -257,9 +257,9 @@ pub(crate) struct Pauses<'a> {
 const MANY_SNUBS: u32 = 8;
 
 impl<'a> Pauses<'a> {
-    pub(crate) fn new(patience: &'a Patience) -> Self {
+    pub(crate) fn new(deadline: &'a Deadline) -> Self {
         Self {
-            patience,
+            deadline,
             next: Duration::from_millis(5),
             snubbed: None,
         }
@@ -269,7 +269,7 @@ impl<'a> Pauses<'a> {
     pub(crate) fn pause(&mut self) -> Result<()> {
         // Whoever has the place now is not the one that hung up.
         self.snubbed = None;
-        self.patience.pause(self.next)?;
+        self.deadline.pause(self.next)?;
         self.next = (self.next * 2).min(Duration::from_millis(100));
         Ok(())
     }
@@ -279,12 +279,12 @@ impl<'a> Pauses<'a> {
     pub(crate) fn snubbed(&mut self, why: Option<Error>) -> Result<()> {
         let (since, count) = self.snubbed.get_or_insert_with(|| (Instant::now(), 0));
         *count += 1;
-        if *count >= MANY_SNUBS && since.elapsed() >= self.patience.allowed {
+        if *count >= MANY_SNUBS && since.elapsed() >= self.deadline.allowed {
             return Err(why.unwrap_or_else(|| {
                 Error::PeerLost("whoever has the address closes each connection without an answer".into())
             }));
         }
-        self.patience.pause(Duration::from_millis(1))
+        self.deadline.pause(Duration::from_millis(1))
     }
 }
 
@@ -306,9 +306,9 @@ impl Turns {
     }
 
     /// Waits for a turn.
-    pub(crate) fn take(&self, patience: &Patience) -> Result<Turn<'_>> {
+    pub(crate) fn take(&self, deadline: &Deadline) -> Result<Turn<'_>> {
         loop {
-            patience.wait(&[(self.0.descriptor.as_fd(), PollFlags::POLLIN)])?;
+            deadline.wait(&[(self.0.descriptor.as_fd(), PollFlags::POLLIN)])?;
             match self.0.descriptor.read() {
                 Ok(_) => return Ok(Turn(&self.0)),
                 // Another thread was faster.

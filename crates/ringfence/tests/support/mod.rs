@@ -26,7 +26,7 @@ use nix::unistd::geteuid;
 use ringfence::{Address, Channel, Options, ParentLine, join, spawn};
 
 /// Longer than anything takes on a loaded machine, shorter than anybody waits.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// A test that waits for ever has failed: after this, its process ends, whoever it is that waits.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -69,7 +69,7 @@ pub fn fresh_address(named: bool) -> (Address, Option<tempfile::TempDir>) {
 
 /// Small rings: the tests make thousands.
 pub fn small() -> Options {
-    Options::new().capacity(4096).timeout(PATIENCE)
+    Options::new().capacity(4096).timeout(TIME_LIMIT)
 }
 
 /// Another process of this executable, in a role. Killed when dropped.
@@ -160,7 +160,7 @@ impl Actor {
     /// The next thing that it says. Panics if it says nothing more.
     pub fn hear(&self) -> String {
         self.news
-            .recv_timeout(PATIENCE)
+            .recv_timeout(TIME_LIMIT)
             .expect("news of the other process")
     }
 
@@ -195,7 +195,7 @@ impl Actor {
     /// Waits until it has ended by itself, well.
     pub fn finish(mut self) {
         self.stdin = None;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIME_LIMIT;
         loop {
             if let Some(status) = self.child.try_wait().expect("its end") {
                 assert!(status.success(), "the other process failed: {status}");
@@ -289,7 +289,7 @@ pub fn join_later(address: &Address, options: &Options) -> thread::JoinHandle<ri
 
 /// Waits until somebody listens at the address, whoever it is.
 pub fn wait_for_host(address: &Address) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     let wanted = address.to_string();
     loop {
         let table = std::fs::read_to_string("/proc/net/unix").expect("the table of sockets");

@@ -15,7 +15,7 @@ use nix::sys::socket::{
 use crate::{
     handshake::frame::{Frame, Line},
     sys::{self, Credentials},
-    wait::deadline::Patience,
+    wait::deadline::Deadline,
 };
 
 /// A piece of the stream, and how many descriptors are sent with it.
@@ -69,7 +69,7 @@ fn listen(pieces: &[Piece]) {
     drop(theirs);
 
     let own = sys::effective_credentials();
-    let patience = Patience::endless(Vec::new(), Duration::from_secs(5));
+    let deadline = Deadline::endless(Vec::new(), Duration::from_secs(5));
     let line = Line {
         socket: ours.as_fd(),
         speaker: Credentials {
@@ -77,7 +77,7 @@ fn listen(pieces: &[Piece]) {
             uid: own.uid(),
             gid: own.gid(),
         },
-        patience: &patience,
+        deadline: &deadline,
         address: "@address",
     };
     let stream: Vec<u8> = pieces[..sent]
