@@ -154,7 +154,7 @@ test('a file that becomes shorter while it is sent is not taken for the whole', 
   truncateSync(file, 1 << 20)
   const { ended, reason } = await receiver.run(async (kit) => {
     for await (const _ of kit.channel);
-    return { ended: kit.channel.ended, reason: await kit.channel.closed }
+    return { ended: kit.channel.readableEnded, reason: await kit.channel.closed }
   })
   t.true(ended)
   t.is(reason, 'exited')

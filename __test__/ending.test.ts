@@ -45,11 +45,11 @@ test.serial('after end the peer reads the rest and then the end, and the other d
     const texts = []
     for await (const message of kit.channel) texts.push(String(message))
     await kit.channel.send('still')
-    return [...texts, String(kit.channel.ended)]
+    return [...texts, String(kit.channel.readableEnded)]
   })
   t.deepEqual(there, ['one', 'two', 'true'])
   t.is(String(await channel.receive()), 'still')
-  t.false(channel.ended)
+  t.false(channel.readableEnded)
   t.true(await isPending(channel.closed))
 })
 
@@ -114,7 +114,7 @@ test.serial(
         if (!message.equals(kit.bytes.pattern(found, 1000))) throw new Error(`message ${found} is another`)
         found += 1
       }
-      return { reason, found, ended: kit.channel.ended, again: await kit.channel.receive() }
+      return { reason, found, ended: kit.channel.readableEnded, again: await kit.channel.receive() }
     })
     t.deepEqual(there, { reason: 'closed', found: count, ended: true, again: null })
     // The address is the host's to give back, and one of the two is the host.
@@ -220,7 +220,7 @@ test.serial('everything that is used after close is CLOSED or does nothing', asy
   await t.notThrowsAsync(channel.close())
   t.is(channel.ref(), channel)
   t.is(channel.unref(), channel)
-  t.true(channel.ended)
+  t.true(channel.readableEnded)
   t.is(channel.peer.pid, partner.pid)
   t.true(channel.evidence.length > 0)
   t.is(await channel.closed, 'closed')
@@ -271,7 +271,7 @@ test.serial(
       if (!message?.equals(pattern(number, number % 3000))) return t.fail(`message ${number} of ${count} is another`)
     }
     t.is(await channel.receive(), null)
-    t.true(channel.ended)
+    t.true(channel.readableEnded)
     t.is(await channel.closed, 'exited')
     return nothingIsSent(t, channel, lost)
   },

@@ -168,15 +168,15 @@ for (const [way, send] of Object.entries(senders)) {
   })
 }
 
-test.serial('signals(): the event loop turns while tokens are there', async (t) => {
+test.serial('tokens(): the event loop turns while tokens are there', async (t) => {
   const { channel, partner } = await pair(t)
   const count = 2000
   await partner.run(({ channel: there }, last: number) => {
-    for (let token = 0; token < last; token += 1) there.signal(token)
+    for (let token = 0; token < last; token += 1) there.sendToken(token)
   }, count)
   const heard = new Listening()
   let next = 0n
-  for await (const token of channel.signals()) {
+  for await (const token of channel.tokens()) {
     const end = performance.now() + 0.1
     while (performance.now() < end);
     if (token !== next) return t.fail(`token ${token} came as ${next}`)

@@ -69,7 +69,7 @@ test('whoever opens the shared memory ends the channel on both sides, and every 
   t.is(await soon(channel.closed, 'the end'), 'exposed')
   await t.throwsAsync(channel.send('more'), exposed)
   t.throws(() => channel.tryReceive(), exposed)
-  t.true(channel.ended)
+  t.true(channel.readableEnded)
   t.is(
     await soon(
       partner.run(({ channel: there }) => there.closed),

@@ -134,9 +134,9 @@ for (const role of ['host', 'guest'] as const) {
   test(`tokens go to a Rust process and come back to a Node ${role}`, async (t) => {
     const { channel, rust } = await meet(t, ['abstract', role], { deed: 'tokens' })
     const sent = [0n, 1n, 2n ** 63n, 2n ** 64n - 2n, 2n ** 64n - 1n]
-    for (const token of sent) channel.signal(token)
+    for (const token of sent) channel.sendToken(token)
     const found: bigint[] = []
-    for await (const token of channel.signals()) if (found.push(token) === sent.length) break
+    for await (const token of channel.tokens()) if (found.push(token) === sent.length) break
     t.deepEqual(found, [1n, 2n, 2n ** 63n + 1n, 2n ** 64n - 1n, 0n])
     await channel.close()
     t.is(await rust.hear(), 'over closed')

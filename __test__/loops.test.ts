@@ -110,15 +110,15 @@ test('a loop over a membership that is left while it waits gets no partner that 
 
 test('a loop over tokens that is left while it waits takes no token', async (t) => {
   const { channel, partner } = await pair(t)
-  const first = channel.signals()[Symbol.asyncIterator]()
+  const first = channel.tokens()[Symbol.asyncIterator]()
   const left = first.next()
   t.true(await isPending(left))
   await first.return!()
   t.deepEqual(await soon(left, 'the loop that was left'), over)
   await partner.run(({ channel: there }) => {
-    for (const token of [7n, 8n]) there.signal(token)
+    for (const token of [7n, 8n]) there.sendToken(token)
   })
-  const second = channel.signals()[Symbol.asyncIterator]()
+  const second = channel.tokens()[Symbol.asyncIterator]()
   t.is((await soon(second.next(), 'the first token')).value, 7n)
   t.is((await soon(second.next(), 'the second token')).value, 8n)
 })

@@ -220,11 +220,11 @@ test.serial('tokens of each partner are events, and a host that leaves says so b
   const here = await memberHere(t, address)
   await nextOf(here)
   const heard: bigint[] = []
-  here.on('signal', (token) => heard.push(token))
+  here.on('token', (token) => heard.push(token))
   await until(async () => (await eventsThere(partner)).length === 1, 'they have met')
   await partner.run((kit) => {
     const { channel } = kit.keep['membership'] as Membership
-    for (const token of [1, 2n ** 64n - 1n]) channel!.signal(token)
+    for (const token of [1, 2n ** 64n - 1n]) channel!.sendToken(token)
   })
   await until(() => heard.length === 2, 'both tokens')
   await leaveThere(partner)
@@ -233,7 +233,7 @@ test.serial('tokens of each partner are events, and a host that leaves says so b
   const next = await Partner.start(t)
   await memberThere(next, address)
   await until(() => here.channel !== null, 'the next partner')
-  await next.run((kit) => (kit.keep['membership'] as Membership).channel!.signal(5))
+  await next.run((kit) => (kit.keep['membership'] as Membership).channel!.sendToken(5))
   await until(() => heard.length === 4, 'a token of the next one')
   t.is(heard[3], 5n)
 })
@@ -518,7 +518,7 @@ test.serial('what a listener of an event throws is uncaught, and keeps no later 
     membership.on('channel', () => {
       throw new Error('a channel')
     })
-    membership.on('signal', (token) => {
+    membership.on('token', (token) => {
       throw new Error(`token ${token}`)
     })
     await kit.until.until(() => uncaught.length === 4, 'all four are told')
@@ -526,6 +526,6 @@ test.serial('what a listener of an event throws is uncaught, and keeps no later 
     return { uncaught, closed: await membership.closed }
   }, address)
   const channel = await nextOf(here)
-  for (const token of [1, 2, 3]) channel.signal(token)
+  for (const token of [1, 2, 3]) channel.sendToken(token)
   t.deepEqual(await told, { uncaught: ['a channel', 'token 1', 'token 2', 'token 3'], closed: null })
 })

@@ -196,7 +196,7 @@ test.serial('where there is no memory for a message, that receive fails, and the
         next: await attempt(() => kit.channel[Symbol.asyncIterator]().next()),
         tryReceive: await attempt(() => kit.channel.tryReceive()),
         drain: await attempt(() => kit.channel.drain(() => {})),
-        ended: kit.channel.ended,
+        ended: kit.channel.readableEnded,
       }
     })
     t.deepEqual(found, {

@@ -66,7 +66,7 @@ async function play(
     const received: { length: number; sum: number }[] = []
     const note = (message: Uint8Array) => void received.push(digest(message))
     const next = bytes.random(script.reading)
-    while (!channel.ended) {
+    while (!channel.readableEnded) {
       const way = Math.floor(next() * 6)
       const message = way === 0 ? await channel.receive() : way === 1 ? channel.tryReceive() : null
       if (message !== null) note(message)

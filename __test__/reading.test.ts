@@ -152,7 +152,7 @@ test.serial('receive, tryReceive, drain, readable and for await may be mixed, an
     if (!pattern(number, message.length).equals(message)) throw new Error(`message ${number} is another`)
     number += 1
   }
-  while (!channel.ended) {
+  while (!channel.readableEnded) {
     const way = Math.floor(next() * 5)
     if (way === 0) {
       const message = await channel.receive()
@@ -320,7 +320,7 @@ test.serial('a message of which a part is there is neither received nor seen', a
         channel.drain((_, offset, length) => t.is(length - offset, 40_000), 0),
         0,
       )
-    t.false(channel.ended)
+    t.false(channel.readableEnded)
     message = channel.tryReceive()
     if (message === null) await new Promise((resolve) => setImmediate(resolve))
   }
@@ -351,17 +351,17 @@ test.serial(
 
 test.serial('ended is true once no more will come and all was read', async (t) => {
   const { channel, partner } = await pair(t)
-  t.false(channel.ended)
+  t.false(channel.readableEnded)
   await sayThere(partner, 'one', 'two')
   await partner.run((kit) => kit.channel.end())
-  t.false(channel.ended)
+  t.false(channel.readableEnded)
   await channel.receive()
-  t.false(channel.ended)
+  t.false(channel.readableEnded)
   t.is(
     channel.drain(() => {}),
     1,
   )
-  t.true(channel.ended)
+  t.true(channel.readableEnded)
 })
 
 test.serial('a signal calls off a receive or a readable, and no message is lost by it', async (t) => {

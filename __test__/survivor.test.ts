@@ -70,7 +70,7 @@ for (const how of ['is killed', 'closes'] as const) {
           break
         }
       }
-      return [number, kit.channel.ended, await kit.channel.receive(), kit.channel.tryReceive()]
+      return [number, kit.channel.readableEnded, await kit.channel.receive(), kit.channel.tryReceive()]
     }, SIZES)
     t.deepEqual(found, [count, true, null, null])
     t.is((await holdings(survivor))[1], 0, 'everything was read')

@@ -13,7 +13,7 @@ import { isPending, soon, until } from './support/until.js'
 async function take(channel: Channel, count: number): Promise<bigint[]> {
   const found: bigint[] = []
   const taking = (async () => {
-    for await (const token of channel.signals()) if (found.push(token) === count) break
+    for await (const token of channel.tokens()) if (found.push(token) === count) break
   })()
   await soon(taking, `${count} tokens`)
   return found
@@ -23,7 +23,7 @@ async function take(channel: Channel, count: number): Promise<bigint[]> {
 function echo(partner: Partner): Promise<void> {
   return partner.run(({ channel, keep }) => {
     keep['echo'] = (async () => {
-      for await (const token of channel.signals()) channel.signal(BigInt.asUintN(64, token + 1n))
+      for await (const token of channel.tokens()) channel.sendToken(BigInt.asUintN(64, token + 1n))
     })()
   })
 }
@@ -35,12 +35,12 @@ test('tokens go both ways, keep their order, and have 64 bits', async (t) => {
   const { channel } = await pair(t, { partner })
   await echo(partner)
   const tokens = [0, 0n, 1, 2 ** 53 - 1, 2n ** 53n + 1n, 2n ** 63n, 2n ** 64n - 1n]
-  for (const token of tokens) channel.signal(token)
+  for (const token of tokens) channel.sendToken(token)
   t.deepEqual(
     await take(channel, tokens.length),
     tokens.map((token) => BigInt.asUintN(64, BigInt(token) + 1n)),
   )
-  for (let token = 0; token < 500; token += 1) channel.signal(token)
+  for (let token = 0; token < 500; token += 1) channel.sendToken(token)
   t.deepEqual(
     await take(channel, 500),
     Array.from({ length: 500 }, (_, token) => BigInt(token) + 1n),
@@ -59,7 +59,7 @@ test('each agent of a service has tokens of its own, those of one process too', 
       async (kit, where: string, own: bigint) => {
         const channel = await kit.ringfence.connect(where)
         kit.keep[String(own)] = (async () => {
-          for await (const token of channel.signals()) channel.signal(token * 10n + own)
+          for await (const token of channel.tokens()) channel.sendToken(token * 10n + own)
         })()
       },
       address,
@@ -68,7 +68,7 @@ test('each agent of a service has tokens of its own, those of one process too', 
     channels.set(number, await nextOf(listener))
     await connecting
   }
-  for (const channel of channels.values()) for (const token of [7, 8]) channel.signal(token)
+  for (const channel of channels.values()) for (const token of [7, 8]) channel.sendToken(token)
   for (const [number, channel] of channels) t.deepEqual(await take(channel, 2), [70n + number, 80n + number])
 })
 
@@ -76,7 +76,7 @@ test('what is no number of 64 bits is INVALID_ARGUMENT', async (t) => {
   const { channel } = await pair(t)
   const wrong = [-1, -1n, 2n ** 64n, 2 ** 53, 0.5, Number.NaN, Infinity, '1', null, undefined, {}, true]
   for (const token of wrong) {
-    const error = t.throws(() => channel.signal(token as never), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+    const error = t.throws(() => channel.sendToken(token as never), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
     t.regex(error?.message ?? '', /a token must be a bigint/)
   }
 })
@@ -85,7 +85,7 @@ test('several loops share the tokens, and leaving one loses none', async (t) => 
   const { channel, partner } = await pair(t)
   const found: bigint[] = []
   const loops = Array.from({ length: 3 }, async () => {
-    for await (const token of channel.signals()) {
+    for await (const token of channel.tokens()) {
       found.push(token)
       if (token % 10n === 0n) break
     }
@@ -93,7 +93,7 @@ test('several loops share the tokens, and leaving one loses none', async (t) => 
   const send = (from: number, to: number) =>
     partner.run(
       ({ channel: there }, first: number, last: number) => {
-        for (let token = first; token <= last; token += 1) there.signal(token)
+        for (let token = first; token <= last; token += 1) there.sendToken(token)
       },
       from,
       to,
@@ -114,14 +114,14 @@ test('the tokens end with the channel: where the peer ends it, after what has co
     const { channel, partner } = await pair(t)
     const waiting = (async () => {
       const found = []
-      for await (const token of channel.signals()) found.push(token)
+      for await (const token of channel.tokens()) found.push(token)
       return found
     })()
     t.true(await isPending(waiting))
     if (how !== 'close') partner.mayFail()
     void partner
       .run(async ({ channel: there }, end) => {
-        for (const token of [1, 2, 3]) there.signal(token)
+        for (const token of [1, 2, 3]) there.sendToken(token)
         if (end === 'close') await there.close()
         else if (end === 'exit') process.exit()
         else process.kill(process.pid, 'SIGKILL')
@@ -129,7 +129,7 @@ test('the tokens end with the channel: where the peer ends it, after what has co
       .catch(() => {})
     t.deepEqual(await soon(waiting, 'the end of the tokens'), [1n, 2n, 3n], how)
     t.is(await channel.closed, how === 'close' ? 'closed' : 'exited')
-    t.throws(() => channel.signal(1), { code: 'ERR_RINGFENCE_PEER_LOST' })
+    t.throws(() => channel.sendToken(1), { code: 'ERR_RINGFENCE_PEER_LOST' })
     t.is(channel.droppedTokens, 0)
   }
 })
@@ -137,27 +137,27 @@ test('the tokens end with the channel: where the peer ends it, after what has co
 test('what came before the peer ended can be taken afterwards', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run(async ({ channel: there }) => {
-    for (const token of [1, 2, 3]) there.signal(token)
+    for (const token of [1, 2, 3]) there.sendToken(token)
     await there.close()
   })
   t.is(await soon(channel.closed, 'the end'), 'closed')
   t.deepEqual(await take(channel, 2), [1n, 2n])
   const rest = []
-  for await (const token of channel.signals()) rest.push(token)
+  for await (const token of channel.tokens()) rest.push(token)
   t.deepEqual(rest, [3n])
 })
 
 test('this side’s close ends the tokens at once', async (t) => {
   const { channel, partner } = await pair(t)
-  const waiting = channel.signals()[Symbol.asyncIterator]().next()
+  const waiting = channel.tokens()[Symbol.asyncIterator]().next()
   t.true(await isPending(waiting))
   await channel.close()
   t.deepEqual(await waiting, { done: true, value: undefined })
-  t.throws(() => channel.signal(1), { code: 'ERR_RINGFENCE_CLOSED' })
+  t.throws(() => channel.sendToken(1), { code: 'ERR_RINGFENCE_CLOSED' })
   await t.throwsAsync(
     partner.run(async ({ channel: there }) => {
       await there.closed
-      there.signal(1)
+      there.sendToken(1)
     }),
     { code: 'ERR_RINGFENCE_PEER_LOST' },
   )
@@ -165,14 +165,14 @@ test('this side’s close ends the tokens at once', async (t) => {
 
 test('a signal that is no token is counted, and nobody is told of it', async (t) => {
   const { channel, partner } = await pair(t)
-  const next = channel.signals()[Symbol.asyncIterator]().next()
+  const next = channel.tokens()[Symbol.asyncIterator]().next()
   const before = channel.strayTokens
   await partner.run((_kit, pid: number) => {
     for (let count = 0; count < 10; count += 1) process.kill(pid, 50)
   }, process.pid)
   await until(() => channel.strayTokens === before + 10, 'all are counted')
   t.true(await isPending(next))
-  await partner.run(({ channel: there }) => there.signal(7))
+  await partner.run(({ channel: there }) => there.sendToken(7))
   t.deepEqual(await soon(next, 'the token'), { done: false, value: 7n })
 })
 
@@ -183,7 +183,7 @@ test('a full queue is NO_SPACE, and what was taken comes', async (t) => {
   let sent = 0
   const error = t.throws(
     () => {
-      for (; ; sent += 1) channel.signal(sent)
+      for (; ; sent += 1) channel.sendToken(sent)
     },
     { code: 'ERR_RINGFENCE_NO_SPACE' },
   )
@@ -191,21 +191,21 @@ test('a full queue is NO_SPACE, and what was taken comes', async (t) => {
   partner.goOn()
   const found = await partner.run(async ({ channel: there }, count: number) => {
     const tokens = []
-    if (count > 0) for await (const token of there.signals()) if (tokens.push(Number(token)) === count) break
+    if (count > 0) for await (const token of there.tokens()) if (tokens.push(Number(token)) === count) break
     return tokens
   }, sent)
   t.deepEqual(
     found,
     Array.from({ length: sent }, (_, token) => token),
   )
-  channel.signal(1)
+  channel.sendToken(1)
   await channel.send('and the channel is what it was')
 })
 
 test('waiting for tokens keeps a process alive no longer than its channel does', async (t) => {
   const { partner } = await pair(t)
   await partner.run(({ channel, keep }) => {
-    keep['waiting'] = channel.signals()[Symbol.asyncIterator]().next()
+    keep['waiting'] = channel.tokens()[Symbol.asyncIterator]().next()
     channel.unref()
   })
   const exit = await soon(partner.letGo(), 'the partner to exit')
@@ -228,7 +228,7 @@ function events(): number {
 async function useTokens(t: ExecutionContext, partner: Partner): Promise<void> {
   const { channel } = await pair(t, { partner, address: abstractAddress() })
   await echo(partner)
-  channel.signal(1)
+  channel.sendToken(1)
   t.deepEqual(await take(channel, 1), [2n])
   await partner.run(({ channel: there }) => there.close())
   await channel.closed

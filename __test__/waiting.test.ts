@@ -53,7 +53,7 @@ test.serial('a send that waits is not forgotten where the peer’s end is found'
     }, 20)
   })
   const end = performance.now() + 500
-  while (performance.now() < end) void channel.ended
+  while (performance.now() < end) void channel.readableEnded
   t.is(await channel.receive(), null)
   await soon(waiting, 'the send')
   await ended

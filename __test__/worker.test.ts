@@ -122,7 +122,7 @@ test.serial(
             }
           }
           const signal = async () => {
-            for await (const token of channel.signals()) channel.signal(token)
+            for await (const token of channel.tokens()) channel.sendToken(token)
           }
           await Promise.all([flood().catch(() => {}), read().catch(() => {}), signal().catch(() => {})])
           await channel.close()

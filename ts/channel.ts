@@ -249,7 +249,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   }
 
   /** No more will come, and all was read. */
-  get ended(): boolean {
+  get readableEnded(): boolean {
     return this.#inbox.isEnded
   }
 
@@ -262,7 +262,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   /**
    * Sends the peer a token: a number of 64 bits beside the messages, as a realtime signal, which the peer has however full
-   * the rings are, and whatever it is busy with. Returns once the kernel has it. See {@link Channel.signals}.
+   * the rings are, and whatever it is busy with. Returns once the kernel has it. See {@link Channel.tokens}.
    *
    * @param token - A bigint from 0 to 2^64 - 1, or a safe integer from 0.
    * @throws {@link RingfenceError} INVALID_ARGUMENT; NO_SPACE where the peer's queue of signals is full (RLIMIT_SIGPENDING
@@ -270,10 +270,10 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * peer's system does not hand on all that comes with one; PEER_LOST once the peer has gone; CLOSED after this side's
    * close; RING_CORRUPT; OBJECT_EXPOSED.
    */
-  signal(token: bigint | number): void {
+  sendToken(token: bigint | number): void {
     const word = toToken(token)
     if (this.#reason !== null) throw this.#whyOver()
-    if (this.#native.signal(word) !== FAILED) return
+    if (this.#native.sendToken(word) !== FAILED) return
     const error = fromFailure(this.#native.failure())
     // A peer that takes no token now, or never, has the channel still.
     if (error.code !== 'ERR_RINGFENCE_NO_SPACE' && error.code !== 'ERR_RINGFENCE_UNSUPPORTED') this.#failed(error)
@@ -288,7 +288,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    *
    * Each was sent by the peer: its signal carries a secret that only the private line has carried.
    */
-  signals(): AsyncIterable<bigint> {
+  tokens(): AsyncIterable<bigint> {
     return { [Symbol.asyncIterator]: () => this.#tokens.iterate() }
   }
 

@@ -27,9 +27,9 @@ export interface MembershipEvents {
   role: [role: 'host' | 'guest']
   /**
    * The partner has sent a token; {@link LEAVING} where it is a host that leaves. Whoever listens to this takes the tokens of
-   * all partners, which `signals()` of a channel shares with it.
+   * all partners, which `tokens()` of a channel shares with it.
    */
-  signal: [token: bigint]
+  token: [token: bigint]
   /** Somebody came and got no channel. The membership goes on. */
   refused: [refusal: RingfenceError]
   /** The place is left; or it was lost, and this is why. */
@@ -102,7 +102,7 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
     // A partner follows, as after a kill, and has the files then.
     this.#stay = atExit(address, () => this.#channel === null && raw.vacate())
     super.on('newListener' as keyof MembershipEvents, (name: unknown) => {
-      if (name === 'signal' && this.#channel !== null) void this.#listen(this.#channel)
+      if (name === 'token' && this.#channel !== null) void this.#listen(this.#channel)
     })
     // A guest comes with its channel. Whoever awaits this membership hears of that as well.
     this.#hear()
@@ -196,14 +196,14 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
     })
     this.#arrivals.add(channel)
     this.#tell(() => tell(this, 'channel', channel))
-    if (this.listenerCount('signal') > 0) void this.#listen(channel)
+    if (this.listenerCount('token') > 0) void this.#listen(channel)
   }
 
   /** Once for each channel, as soon as somebody listens. */
   async #listen(channel: Channel): Promise<void> {
     if (this.#listened === channel) return
     this.#listened = channel
-    const tokens = channel.signals()[Symbol.asyncIterator]()
+    const tokens = channel.tokens()[Symbol.asyncIterator]()
     for (;;) {
       let next: IteratorResult<bigint, undefined>
       try {
@@ -214,7 +214,7 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
       }
       const { value } = next
       if (value === undefined) return
-      this.#tell(() => tell(this, 'signal', value))
+      this.#tell(() => tell(this, 'token', value))
     }
   }
 

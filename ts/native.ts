@@ -76,7 +76,7 @@ export interface NativeChannel {
   /** 0: the callback is called later, once. */
   verify(callback: (failure: Failure | null, verified: Verified | null) => void): number
   /** The token as 64 bits. */
-  signal(token: bigint): number
+  sendToken(token: bigint): number
   /** The next token; 0: none now; `ENDED`. */
   token(): bigint | number
   /** The callback is called again and again while there is a token, or `ENDED` to be told. Keeps nothing alive. */

@@ -4,8 +4,8 @@ import { join } from 'ringfence'
 
 const [mine, address] = process.argv.slice(2)
 const channel = await join(address, { signal: AbortSignal.timeout(60_000) })
-channel.signal(BigInt(mine))
-for await (const token of channel.signals()) {
+channel.sendToken(BigInt(mine))
+for await (const token of channel.tokens()) {
   await channel.send(String(token))
   break
 }

@@ -80,14 +80,14 @@ switch (deed) {
     void (async () => {
       for (let token = 0; ; token += 1) {
         try {
-          channel.signal(token)
+          channel.sendToken(token)
         } catch {
           // Full, or over.
         }
         if (token % 10 === 0) await turn()
       }
     })()
-    for await (const token of channel.signals()) if (token === 2n ** 64n - 1n) break
+    for await (const token of channel.tokens()) if (token === 2n ** 64n - 1n) break
     break
   case 'closing':
     for (let number = 0; number < 50; number += 1) void channel.send('x'.repeat(1000)).catch(() => {})

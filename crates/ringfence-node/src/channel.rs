@@ -505,7 +505,7 @@ fn watch(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
 }
 
 /// Argument: the token.
-fn signal(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+fn send_token(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     let sent = endpoint.tokens().and_then(|tokens| tokens.signal(call.word(0)));
     endpoint.answer(sent.map(|()| 0_i32))
 }
@@ -662,7 +662,7 @@ const OPERATIONS: [(&str, Function<Endpoint>); 33] = [
     ("watch", watch),
     ("keepAlive", keep_alive),
     ("verify", verify),
-    ("signal", signal),
+    ("sendToken", send_token),
     ("token", token),
     ("watchTokens", watch_tokens),
     ("unwatchTokens", unwatch_tokens),
