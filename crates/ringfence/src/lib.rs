@@ -80,8 +80,8 @@ pub use endpoint::service::{Arrival, Channels, Listener, Refused, connect, liste
 pub use error::{Error, Refusal, Result};
 pub use evidence::Evidence;
 pub use harden::{harden, ignore_sigusr1, is_hardened};
+pub use memory::layout::CAPACITY_MIN;
 pub use memory::object::Backing;
-pub use memory::region::CAPACITY_MIN;
 pub use options::{MAX_MESSAGE_SIZE, Options};
 pub use peer::authorize::Decision;
 pub use peer::hash::Digest;

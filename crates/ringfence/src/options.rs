@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::{
     error::{Error, Result},
+    memory::layout::{CAPACITY_MIN, region_size, round_capacity},
     memory::object::{self, Backing},
-    memory::region::{CAPACITY_MIN, region_size, round_capacity},
     peer::policy::Policy,
     rendezvous::election::Access,
     signal::claim,

@@ -13,8 +13,11 @@ use crate::{
     channel::scratch::Scratch,
     channel::shared::{CloseReason, LOOKS_PER_GLANCE, Link, Shared, spin, state},
     error::{Error, Result},
+    memory::access::Readable,
+    memory::layout,
+    memory::own::OwnRegion,
+    memory::peer::PeerRegion,
     memory::phase::{Phase, Step},
-    memory::region::{OwnRegion, PeerRegion, Readable, layout},
     ring::message::{Message, too_small},
     ring::{Consumer, Gathered, Progress, Pulled, Record, WHOLE},
 };

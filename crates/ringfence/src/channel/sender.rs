@@ -13,7 +13,9 @@ use std::{
 use crate::{
     channel::shared::{CloseReason, LOOKS_PER_GLANCE, Link, Shared, spin, state},
     error::{Error, Result},
-    memory::region::{OwnRegion, PeerRegion, as_offset},
+    memory::layout::as_offset,
+    memory::own::OwnRegion,
+    memory::peer::PeerRegion,
     ring::{Producer, Progress},
 };
 

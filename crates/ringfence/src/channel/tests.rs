@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     fork::Mark,
     handshake::frame::TokenAddress,
-    memory::region::OwnRegion,
+    memory::own::OwnRegion,
     options::Options,
     peer::identity::{Identity, Peer},
     ring::{HEADER, Progress, packed_size},

@@ -31,9 +31,12 @@ use nix::{
 };
 
 use crate::{
+    memory::access::Writable,
+    memory::layout::{self, CAPACITY_MIN, region_size},
     memory::mapping::Mapping,
     memory::object,
-    memory::region::{CAPACITY_MIN, OwnRegion, PeerRegion, Writable, layout, region_size},
+    memory::own::OwnRegion,
+    memory::peer::PeerRegion,
     memory::tripwire::Tripwire,
     options::Options,
     peer::identity,

@@ -24,7 +24,7 @@ use crate::{
     handshake::frame::{Frame, HARDENS, Hello, Line, Meeting, Nonce, Offer, Refuse, TAKES_BARRIERS},
     harden,
     memory::object::{self, Backing, SharedObject},
-    memory::region::PeerRegion,
+    memory::peer::PeerRegion,
     options::Options,
     peer::identity::{Identity, Peer},
     rendezvous::address::Address,
@@ -399,7 +399,7 @@ impl<'a> Side<'a> {
                 )));
             }
         }
-        if crate::memory::region::round_capacity(hello.capacity) != Some(hello.capacity)
+        if crate::memory::layout::round_capacity(hello.capacity) != Some(hello.capacity)
             || hello.capacity > 1 << 46
         {
             return Err(Error::Protocol(format!("a ring of {} bytes", hello.capacity)));

@@ -11,8 +11,14 @@
 //!
 //! May import `signal`, `wait`, `sys`. It knows nothing of messages.
 
+pub(crate) mod access;
+pub(crate) mod copy;
+pub(crate) mod layout;
 pub(crate) mod mapping;
 pub(crate) mod object;
+pub(crate) mod own;
+pub(crate) mod peer;
 pub(crate) mod phase;
-pub(crate) mod region;
+mod storage;
 pub(crate) mod tripwire;
+mod wipe;

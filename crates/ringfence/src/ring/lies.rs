@@ -10,7 +10,9 @@ use std::{
 use super::{Consumer, Gathered, Producer, Progress, Pulled, Record, WHOLE, header, packed_size};
 use crate::{
     error::Error,
-    memory::region::{CAPACITY_MIN as SMALLEST, OwnRegion, Readable, Writable, as_offset, layout},
+    memory::access::{Readable, Writable},
+    memory::layout::{self, CAPACITY_MIN as SMALLEST, as_offset},
+    memory::own::OwnRegion,
 };
 
 /// One answer to one look.

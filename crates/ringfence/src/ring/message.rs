@@ -1,10 +1,12 @@
 //! A message where it lies.
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-use crate::memory::region::{ROW, has_wide_loads};
+use crate::memory::copy::{ROW, has_wide_loads};
 use crate::{
     error::{Error, Result},
-    memory::region::{BLOCK, PeerRegion, Readable},
+    memory::access::Readable,
+    memory::copy::BLOCK,
+    memory::peer::PeerRegion,
 };
 
 /// A message where it lies: in the peer's region, which the peer may write while it is read. So there is no slice of
@@ -272,7 +274,7 @@ impl Words<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::region::{OwnRegion, Writable, layout};
+    use crate::{memory::access::Writable, memory::layout, memory::own::OwnRegion};
 
     #[test]
     fn words_are_the_same_one_by_one_and_all_at_once() {

@@ -15,7 +15,9 @@ use std::{hint, sync::atomic::Ordering};
 
 use crate::{
     error::{Error, Result},
-    memory::region::{AHEAD, LINE, Readable, Writable, as_offset, layout},
+    memory::access::{Readable, Writable},
+    memory::copy::{AHEAD, LINE},
+    memory::layout::{self, as_offset},
 };
 
 /// Bytes of a record's header.

@@ -11,7 +11,12 @@ use super::{
     ALIGNED, Consumer, Gathered, HEADER, LONG, Producer, Progress, Pulled, WHOLE, header, lies::packed,
     packed_size,
 };
-use crate::memory::region::{OwnRegion, PeerRegion, Writable, as_offset, layout};
+use crate::{
+    memory::access::Writable,
+    memory::layout::{self, as_offset},
+    memory::own::OwnRegion,
+    memory::peer::PeerRegion,
+};
 
 /// Both ends of one direction, on private memory.
 struct Pair {
@@ -47,7 +52,7 @@ impl Pair {
         let record = self.consumer.next_record().expect("an honest ring")?;
         assert_eq!(record.flags, WHOLE, "a whole message");
         let mut into = vec![0; record.length];
-        crate::memory::region::Readable::copy_out(self.consumer.peer(), record.at, &mut into);
+        crate::memory::access::Readable::copy_out(self.consumer.peer(), record.at, &mut into);
         self.consumer.consume(record);
         self.consumer.publish();
         Some(into)

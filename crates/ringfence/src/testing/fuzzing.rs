@@ -11,7 +11,7 @@ use arbitrary::{Result, Unstructured};
 pub use self::{channel::channel, line::line};
 use crate::{
     handshake::frame::Frame,
-    memory::region::CAPACITY_MIN,
+    memory::layout::CAPACITY_MIN,
     ring::{
         ALIGNED,
         lies::{Lie, Read, Write, read_lies, write_among_lies},

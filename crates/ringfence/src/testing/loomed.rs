@@ -13,7 +13,10 @@ use loom::{
 
 use nix::errno::Errno;
 
-use crate::memory::region::{Readable, Writable, as_offset, layout};
+use crate::{
+    memory::access::{Readable, Writable},
+    memory::layout::{self, as_offset},
+};
 
 /// The polled words are atomics. Those of the ring itself are plain memory: loom reports whoever touches one of them
 /// without having been told, by the tail or the head, that it is its turn.

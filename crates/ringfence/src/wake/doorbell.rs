@@ -30,7 +30,8 @@ use bells::Bells;
 
 use crate::{
     error::{Error, Result, is_shortage},
-    memory::region::{Readable, Writable, layout},
+    memory::access::{Readable, Writable},
+    memory::layout,
     sys,
     wake::exit_watch::Vigil,
 };

@@ -7,7 +7,9 @@ use proptest::{prelude::*, test_runner::Config};
 use super::{SMALLEST, header};
 use crate::{
     error::Error,
-    memory::region::{OwnRegion, Readable, Writable, as_offset, layout},
+    memory::access::{Readable, Writable},
+    memory::layout::{self, as_offset},
+    memory::own::OwnRegion,
     ring::{
         ALIGNED, Consumer, FIRST, HEADER, LAST, PADDING, Producer, Pulled, WHOLE,
         lies::{LONGEST, LOOKS, Lie, Read, Write, read_lies, write_among_lies},
@@ -78,7 +80,7 @@ proptest! {
 /// A region in which the words are what the test sets.
 struct Words {
     region: OwnRegion,
-    victim: Consumer<OwnRegion, crate::memory::region::PeerRegion>,
+    victim: Consumer<OwnRegion, crate::memory::peer::PeerRegion>,
 }
 
 fn words() -> Words {

@@ -6,7 +6,8 @@ use proptest::{prelude::*, test_runner::Config};
 
 use super::{Pair, SMALLEST, bytes, packed, pair};
 use crate::{
-    memory::region::{Readable, as_offset, layout},
+    memory::access::Readable,
+    memory::layout::{self, as_offset},
     ring::{Gathered, Progress, Pulled, WHOLE, packed_size, padded, record_size},
 };
 

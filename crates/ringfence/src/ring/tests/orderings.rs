@@ -4,7 +4,7 @@
 use loom::thread;
 
 use crate::{
-    memory::region::Readable,
+    memory::access::Readable,
     ring::{Consumer, Gathered, Producer, Progress, WHOLE},
     testing::loomed::Region,
 };

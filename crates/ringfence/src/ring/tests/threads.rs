@@ -10,7 +10,10 @@ use std::{
 
 use super::{Pair, SMALLEST, bytes, packed, pair};
 use crate::{
-    memory::region::{OwnRegion, PeerRegion, Readable, as_offset},
+    memory::access::Readable,
+    memory::layout::as_offset,
+    memory::own::OwnRegion,
+    memory::peer::PeerRegion,
     ring::{Gathered, Producer, Progress, Pulled, WHOLE, packed_size},
 };
 

@@ -9,8 +9,9 @@ use loom::{
 };
 
 use crate::{
+    memory::access::{Readable, Writable},
+    memory::layout,
     memory::phase::Phase,
-    memory::region::{Readable, Writable, layout},
     ring::{Consumer, Producer},
     testing::loomed::Region,
     wake::doorbell::{Barriers, Bed, Spot, Watch},

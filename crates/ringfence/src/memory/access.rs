@@ -1,0 +1,76 @@
+//! How a region is read and written: what the ring and the doorbell ask of memory.
+//!
+//! The two views of a mapped object implement this, and so do the models that the tests run on.
+
+use std::sync::atomic::{Ordering, fence};
+
+use nix::errno::Errno;
+
+use crate::{
+    memory::copy::{AHEAD, BLOCK, LINE, SMALL},
+    sys,
+};
+
+/// A region as the ring reads it. Offsets are in bytes from the region's start; those of words are multiples of
+/// eight. Implemented by the mappings below, and by the models that the ring's tests run on.
+pub(crate) trait Readable {
+    fn load(&self, at: usize, order: Ordering) -> u64;
+    /// Copies `into.len()` bytes out. `at` is a multiple of eight.
+    fn copy_out(&self, at: usize, into: &mut [u8]);
+    /// As [`Readable::copy_out`], for a reader who goes on behind it, where there is something up to `end`.
+    #[inline]
+    fn copy_out_ahead(&self, at: usize, into: &mut [u8], end: usize) {
+        if into.len() <= SMALL {
+            return self.copy_out(at, into);
+        }
+        for (index, block) in into.chunks_mut(BLOCK).enumerate() {
+            let at = at + index * BLOCK;
+            self.will_read_on(at, block.len(), end);
+            self.copy_out(at, block);
+        }
+    }
+    /// As many bytes will be read at `at` now: fetches as many that lie further on, where there is something up to `end`.
+    #[inline]
+    fn will_read_on(&self, at: usize, length: usize, end: usize) {
+        let from = at + AHEAD;
+        if length == BLOCK && from + BLOCK <= end {
+            // So many that the compiler can write them out: to count them took as long as to read the block.
+            for line in 0..BLOCK / LINE {
+                self.will_read_later(from + line * LINE);
+            }
+            return;
+        }
+        for line in (from..(from + length).min(end)).step_by(LINE) {
+            self.will_read_later(line);
+        }
+    }
+    /// Fetches the cache line at `at` ahead of its reading.
+    #[inline]
+    fn will_read(&self, at: usize) {
+        let _ = at;
+    }
+    /// As [`Readable::will_read`], where much more will be read before: to the second cache.
+    #[inline]
+    fn will_read_later(&self, at: usize) {
+        let _ = at;
+    }
+    /// A sequentially consistent fence, of the kind of memory that this is.
+    fn full_fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+    /// The same on every processor that runs a process which has asked for it: membarrier(2).
+    fn barrier_for_all(&self) -> std::result::Result<(), Errno> {
+        sys::issue_barrier()
+    }
+}
+
+/// A region as its owner writes it.
+pub(crate) trait Writable: Readable {
+    fn store(&self, at: usize, value: u64, order: Ordering);
+    fn copy_in(&self, at: usize, from: &[u8]);
+    /// Fetches the cache line at `at` ahead of its writing.
+    #[inline]
+    fn will_write(&self, at: usize) {
+        let _ = at;
+    }
+}

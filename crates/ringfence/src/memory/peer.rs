@@ -1,0 +1,237 @@
+//! The region that the peer owns: this process can only read it.
+//!
+//! Nothing here ever becomes a Rust reference to memory that the peer writes. The region is read through volatile accesses and
+//! opaque copies alone. It lies outside every Rust allocation, so such a read yields some bytes whatever the peer does
+//! meanwhile (see `ptr::read_volatile`), and the reader checks the bytes that it got.
+
+use std::{
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering, fence},
+    },
+};
+
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+use crate::memory::copy::{BLOCK, ROW, load_pair, load_row};
+use crate::{
+    error::{Error, Result},
+    memory::access::Readable,
+    memory::copy::{Cache, SMALL, opaque_copy, prefetch},
+    memory::layout::{self, MAGIC},
+    memory::own::OwnRegion,
+    memory::storage::{Storage, map},
+};
+
+/// The region that the peer owns: mapped for reading. Its contents may change at any moment, and may be lies.
+#[derive(Debug, Clone)]
+pub(crate) struct PeerRegion {
+    base: *const u8,
+    keep: Arc<Storage>,
+}
+
+// SAFETY: as for OwnRegion; this one is never written through at all.
+unsafe impl Send for PeerRegion {}
+// SAFETY: as above.
+unsafe impl Sync for PeerRegion {}
+
+impl PeerRegion {
+    /// Maps what the peer passed, for reading, and checks that it is laid out as agreed.
+    pub(crate) fn map(object: impl AsFd, capacity: u64) -> Result<Self> {
+        let map = map("mapping the peer's object", object, capacity, false)?;
+        let region = Self {
+            base: map.as_mut_ptr(),
+            keep: Arc::new(Storage::Peer(map)),
+        };
+        for (check, at, wanted) in [
+            ("layout", layout::MAGIC_AT, MAGIC),
+            ("capacity", layout::CAPACITY, capacity),
+        ] {
+            let found = region.load(at, Ordering::Acquire);
+            if found != wanted {
+                return Err(Error::ObjectUnsound {
+                    check,
+                    wanted: format!("{wanted:#x}"),
+                    found: format!("{found:#x}"),
+                });
+            }
+        }
+        Ok(region)
+    }
+
+    /// An empty ring in private memory, for a half of a channel that reads nothing any more.
+    pub(crate) fn nowhere() -> Self {
+        let OwnRegion { base, keep } = OwnRegion::nowhere();
+        Self { base, keep }
+    }
+
+    /// Whether there is nothing to read here, nor will be: see [`PeerRegion::nowhere`].
+    pub(crate) fn is_nowhere(&self) -> bool {
+        self.keep.size() == layout::DATA
+    }
+
+    /// Reads the word at a multiple of eight, also while the peer writes it. For payloads.
+    #[inline]
+    #[expect(
+        clippy::cast_ptr_alignment,
+        reason = "the base is a page or a slice of words, and `at` a multiple of eight"
+    )]
+    pub(crate) fn peek(&self, at: usize) -> u64 {
+        debug_assert!(
+            at.is_multiple_of(8) && at + 8 <= self.keep.size(),
+            "a word of the region"
+        );
+        // SAFETY: in bounds and aligned; the memory is a mapping of another process's object, outside every Rust
+        // allocation (or private memory that is not written any more), so a volatile read is defined and yields
+        // some eight bytes.
+        unsafe { self.base.add(at).cast::<u64>().read_volatile() }
+    }
+
+    /// As [`PeerRegion::peek`], for two words at once.
+    #[inline]
+    fn peek_pair(&self, at: usize) -> [u8; 16] {
+        debug_assert!(
+            at.is_multiple_of(8) && at + 16 <= self.keep.size(),
+            "two words of the region"
+        );
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        // SAFETY: in bounds.
+        unsafe {
+            load_pair(self.base.add(at))
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        {
+            let mut pair = [0; 16];
+            pair[..8].copy_from_slice(&self.peek(at).to_ne_bytes());
+            pair[8..].copy_from_slice(&self.peek(at + 8).to_ne_bytes());
+            pair
+        }
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+impl PeerRegion {
+    /// Words in a row, by wide loads.
+    ///
+    /// # Safety
+    /// The row lies in the region, and the processor has AVX2: see [`has_wide_loads`](crate::memory::copy::has_wide_loads).
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    pub(crate) unsafe fn peek_row(&self, at: usize) -> [u64; ROW / 8] {
+        debug_assert!(at + ROW <= self.keep.size(), "a row of the region");
+        // SAFETY: the caller promises that the row is there, and AVX2.
+        unsafe { load_row(self.base.wrapping_add(at)) }
+    }
+
+    /// As [`PeerRegion::peek_row`], for a block of them.
+    ///
+    /// # Safety
+    /// As there, of a whole block.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    pub(crate) unsafe fn peek_block(&self, at: usize) -> [u64; BLOCK / 8] {
+        let mut rows = [[0; ROW / 8]; BLOCK / ROW];
+        for (index, row) in rows.iter_mut().enumerate() {
+            // SAFETY: the caller promises the block, of which the row is a part, and AVX2.
+            *row = unsafe { self.peek_row(at + index * ROW) };
+        }
+        // SAFETY: an array of arrays lies as one array does.
+        unsafe { std::mem::transmute::<[[u64; ROW / 8]; BLOCK / ROW], [u64; BLOCK / 8]>(rows) }
+    }
+}
+
+impl Readable for PeerRegion {
+    #[inline]
+    fn will_read(&self, at: usize) {
+        prefetch(self.base.wrapping_add(at), Cache::First);
+    }
+
+    #[inline]
+    fn will_read_later(&self, at: usize) {
+        prefetch(self.base.wrapping_add(at), Cache::Second);
+    }
+
+    #[inline]
+    fn load(&self, at: usize, order: Ordering) -> u64 {
+        debug_assert!(
+            at.is_multiple_of(8) && at + 8 <= self.keep.size(),
+            "a word of the region"
+        );
+        // SAFETY: in bounds and aligned; the owner accesses these words only atomically, or breaks its own promise
+        // outside of Rust's memory, where an atomic load is a plain machine load of eight bytes. The mapping may be
+        // read-only, where only relaxed loads are promised to work (std::sync::atomic): hence the fence.
+        let value =
+            unsafe { AtomicU64::from_ptr(self.base.add(at).cast_mut().cast()) }.load(Ordering::Relaxed);
+        if !matches!(order, Ordering::Relaxed) {
+            fence(Ordering::Acquire);
+        }
+        value
+    }
+
+    #[inline]
+    fn copy_out(&self, at: usize, into: &mut [u8]) {
+        assert!(
+            at + into.len() <= self.keep.size(),
+            "the range lies in the region"
+        );
+        if into.len() <= SMALL || cfg!(miri) {
+            let mut from = at;
+            let mut pairs = into.chunks_exact_mut(16);
+            for pair in &mut pairs {
+                pair.copy_from_slice(&self.peek_pair(from));
+                from += 16;
+            }
+            let mut words = pairs.into_remainder().chunks_exact_mut(8);
+            for word in &mut words {
+                word.copy_from_slice(&self.peek(from).to_ne_bytes());
+                from += 8;
+            }
+            let rest = words.into_remainder();
+            if !rest.is_empty() {
+                // The region is a multiple of eight long, so the last word is whole.
+                let bytes = self.peek(from).to_ne_bytes();
+                rest.copy_from_slice(&bytes[..rest.len()]);
+            }
+        } else {
+            // SAFETY: in bounds on both sides, and the destination is ours alone.
+            unsafe { opaque_copy(self.base.add(at), into.as_mut_ptr(), into.len()) }
+        }
+    }
+}
+
+#[cfg(test)]
+impl OwnRegion {
+    /// The peer's view of this region, for tests on plain memory.
+    pub(crate) fn seen_by_peer(&self) -> PeerRegion {
+        PeerRegion {
+            base: self.base,
+            keep: Arc::clone(&self.keep),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::access::Writable;
+
+    #[test]
+    fn copies_of_every_length_and_offset_are_exact() {
+        let own = OwnRegion::private(4096);
+        let bytes: Vec<u8> = (0..4096_u32).map(|n| (n * 7 % 251) as u8).collect();
+        own.copy_in(layout::DATA, &bytes);
+        let peer = own.seen_by_peer();
+        let lengths: Vec<usize> = if cfg!(miri) {
+            vec![0, 1, 7, 8, 9, 130]
+        } else {
+            (0..300).chain([1000, 2047, 4096 - 32]).collect()
+        };
+        for at in [0, 8, 16, 32] {
+            for &length in &lengths {
+                let mut out = vec![0xaa; length];
+                peer.copy_out(layout::DATA + at, &mut out);
+                assert_eq!(out, bytes[at..at + length], "{at} {length}");
+            }
+        }
+    }
+}
