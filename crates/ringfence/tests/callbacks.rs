@@ -73,16 +73,17 @@ fn a_panic_in_a_callback_refuses_its_peer_and_is_told_and_nothing_else_happens()
         let panics = Arc::new(AtomicBool::new(true));
         let policy = {
             let panics = Arc::clone(&panics);
-            let decide = move || match panics.load(Ordering::Acquire) {
-                true => panic!("as this test wants it"),
-                false => true,
-            };
-            match later {
-                true => Policy::default().authorize_later(move |_, decision| match decide() {
-                    true => decision.allow(),
-                    false => decision.refuse("no"),
-                }),
-                false => Policy::default().authorize(move |_| Ok::<_, Error>(decide())),
+            let decide = move || assert!(!panics.load(Ordering::Acquire), "as this test wants it");
+            if later {
+                Policy::default().authorize_later(move |_, decision| {
+                    decide();
+                    decision.allow();
+                })
+            } else {
+                Policy::default().authorize(move |_| {
+                    decide();
+                    Ok::<_, Error>(true)
+                })
             }
         };
         let (address, _keep) = fresh_address(false);

@@ -6,7 +6,7 @@ mod support;
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
-    io::Read,
+    io::{Read, Write},
     os::{
         fd::{AsFd, AsRawFd},
         unix::{
@@ -278,6 +278,8 @@ fn holder(address: &Address, test: &str) {
     let listener = listen(address, &small()).unwrap();
     begin("fork", || {
         alarm::cancel();
+        // It has let go of what it must not hold before it gets here.
+        test.write_all(b"!").unwrap();
         test.read_to_end(&mut Vec::new()).unwrap();
     });
     say("forked");
@@ -581,8 +583,9 @@ fn a_child_that_lives_on_holds_no_address_of_its_parents() {
         let socket = UnixListener::bind(&path).unwrap();
         let mut actor = Actor::start("holder", &[&address.to_string(), path.to_str().unwrap()]);
         // The child ends when this does.
-        let _child = socket.accept().unwrap();
+        let (mut child, _) = socket.accept().unwrap();
         actor.expect("forked");
+        child.read_exact(&mut [0]).unwrap();
         actor.go_on();
         actor.expect("again");
         // Nor when the parent is killed.

@@ -25,6 +25,7 @@ use support::{
 };
 
 /// The other processes of these tests.
+#[expect(clippy::too_many_lines, reason = "one role after the other, each in its own arm")]
 #[test]
 fn role() {
     let Some((role, arguments)) = support::role() else {

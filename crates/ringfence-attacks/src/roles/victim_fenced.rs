@@ -26,10 +26,6 @@ type Halves = (Sender, Receiver);
 /// Looks at the peer of the channel that was joined last.
 static VERIFIER: Mutex<Option<Verifier>> = Mutex::new(None);
 
-#[expect(
-    clippy::too_many_lines,
-    reason = "one order after the other, each in its own arm"
-)]
 pub(super) fn run() -> Result<(), String> {
     let channel: Arc<Mutex<Option<Halves>>> = Arc::default();
     let mut held = Vec::new();
