@@ -40,7 +40,10 @@ use ringfence::{
 use support::{Actor, STRANGER, Strangers, TIME_LIMIT, fresh_address, say, small, wait_for_test, wire};
 
 /// The other processes of these tests.
-#[expect(clippy::too_many_lines, reason = "one role after the other, each in its own arm")]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one role after the other, each in its own arm"
+)]
 #[test]
 fn role() {
     let Some((role, arguments)) = support::role() else {

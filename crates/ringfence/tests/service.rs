@@ -25,7 +25,10 @@ use support::{
 };
 
 /// The other processes of these tests.
-#[expect(clippy::too_many_lines, reason = "one role after the other, each in its own arm")]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one role after the other, each in its own arm"
+)]
 #[test]
 fn role() {
     let Some((role, arguments)) = support::role() else {
