@@ -6,7 +6,7 @@ import { atExit } from './exit.js'
 import { Inbox, type Visit } from './inbox.js'
 import { loop } from './loops.js'
 import { FAILED, withOperations, type Failure, type NativeChannel, type RawChannel } from './native.js'
-import { Outbox } from './outbox.js'
+import { SendQueue } from './send-queue.js'
 import { Tokens, toToken } from './tokens.js'
 import type { CloseReason, Evidence, Identity, Reservation } from './types.js'
 
@@ -65,7 +65,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   readonly closed: Promise<CloseReason>
 
   readonly #native: NativeChannel
-  readonly #outbox: Outbox
+  readonly #sendQueue: SendQueue
   readonly #inbox: Inbox
   readonly #tokens: Tokens
   /** Fetched when it is first asked for. */
@@ -101,7 +101,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       this.#resolveClosed = resolve
     })
     const failed = (error: RingfenceError) => this.#failed(error)
-    this.#outbox = new Outbox(native, busyPoll > 0, failed)
+    this.#sendQueue = new SendQueue(native, busyPoll > 0, failed)
     this.#inbox = new Inbox(native, busyPoll > 0, failed, () => this.#mayBeOver())
     this.#tokens = new Tokens(native)
     if (native.watch(() => this.#hear()) === FAILED) {
@@ -166,7 +166,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * after this side's `end` on an open channel) is unhandled as usual, where nobody waits.
    */
   send(message: Uint8Array | string): Promise<void> {
-    return this.#outbox.send(message)
+    return this.#sendQueue.send(message)
   }
 
   /**
@@ -176,7 +176,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * @throws {@link RingfenceError} as `send` rejects, but MESSAGE_TOO_LARGE above half the capacity already.
    */
   trySend(message: Uint8Array | string): boolean {
-    return this.#outbox.trySend(message)
+    return this.#sendQueue.trySend(message)
   }
 
   /**
@@ -186,12 +186,12 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * @throws {@link RingfenceError} as `trySend`
    */
   reserve(size: number): Reservation | null {
-    return this.#outbox.reserve(size)
+    return this.#sendQueue.reserve(size)
   }
 
   /** Resolves when `trySend` or `reserve` of `size` bytes can succeed. Rejects as `trySend` throws. */
   writable(size = 1): Promise<void> {
-    return this.#outbox.writable(size)
+    return this.#sendQueue.writable(size)
   }
 
   /**
@@ -243,7 +243,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    */
   async readable(options?: { signal?: AbortSignal }): Promise<boolean> {
     const signal = this.#readerSignal(options)
-    this.#outbox.pump()
+    this.#sendQueue.pump()
     const readable = this.#inbox.isReadableNow()
     return readable ?? (await this.#inbox.wait(false, signal, aborted).promise) !== null
   }
@@ -311,9 +311,9 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    */
   end(): Promise<void> {
     if (this.#ending === null) {
-      this.#outbox.refuse(this.#reason === null ? endedHere : closedHere)
-      this.#ending = this.#outbox.empty().then(() => {
-        this.#outbox.shut(endedHere, false)
+      this.#sendQueue.refuse(this.#reason === null ? endedHere : closedHere)
+      this.#ending = this.#sendQueue.empty().then(() => {
+        this.#sendQueue.shut(endedHere, false)
         if (this.#reason === null) this.#settle(this.#native.end())
       })
     }
@@ -337,9 +337,9 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       if (this.#inbox.outlives) this.#inbox.close(closedHere)
       return
     }
-    this.#outbox.refuse(closedHere)
-    const empty = this.#outbox.empty()
-    if (linger > 0 && !this.#outbox.isEmpty) {
+    this.#sendQueue.refuse(closedHere)
+    const empty = this.#sendQueue.empty()
+    if (linger > 0 && !this.#sendQueue.isEmpty) {
       let timer: NodeJS.Timeout | undefined
       const late = new Promise<void>((resolve) => {
         timer = setTimeout(resolve, Math.min(linger, 2 ** 31 - 1))
@@ -394,7 +394,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   /** What was sent before must be on its way before an answer is waited for. */
   #receiveNow(): Buffer | null | undefined {
-    if (!this.#outbox.isEmpty) this.#outbox.pump()
+    if (!this.#sendQueue.isEmpty) this.#sendQueue.pump()
     return this.#inbox.receiveNow()
   }
 
@@ -412,7 +412,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   /** The peer has rung: everybody looks again. */
   #wake(): void {
     this.#native.disarm()
-    this.#outbox.awake()
+    this.#sendQueue.awake()
     this.#inbox.awake()
   }
 
@@ -429,8 +429,8 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   /** The binding closes it in a moment, from another thread: what was sent before is in the ring by then. */
   #depart(): () => void {
     if (this.#reason !== null) return () => {}
-    this.#outbox.pump()
-    this.#outbox.refuse(closedHere)
+    this.#sendQueue.pump()
+    this.#sendQueue.refuse(closedHere)
     this.#departing = true
     return () => this.#finish('closed', closedHere)
   }
@@ -475,7 +475,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     this.#reason = reason
     if (outlives) this.#native.outlive()
     else this.#native.close()
-    this.#outbox.shut(unsendable, true)
+    this.#sendQueue.shut(unsendable, true)
     this.#whyOver = unsendable
     if (unsendable === closedHere || unsendable === refusedHere) {
       this.#inbox.close(unsendable)

@@ -1,30 +1,39 @@
 import { Duplex } from 'node:stream'
 
-import type { Channel } from './channel.js'
 import { turns } from './turns.js'
 
 /** A chunk larger than this is sent in pieces, so that the peer reads the first while the next is written. */
 const PIECE = 256 * 1024
+
+/** What a stream needs of a channel. `channel.ts` imports this file, so this file cannot import it. */
+interface MessageChannel {
+  readonly maxMessageSize: number
+  send(message: Uint8Array): Promise<void>
+  tryReceive(): Buffer | null
+  readable(): Promise<boolean>
+  end(): Promise<void>
+  close(): Promise<void>
+}
 
 /**
  * The channel as a stream of bytes.
  *
  * @param cutOff - What the readable side is destroyed with where the peer is gone before it had ended its sending.
  */
-export function toDuplex(channel: Channel, cutOff: () => Error | undefined): Duplex {
+export function toDuplex(channel: MessageChannel, cutOff: () => Error | undefined): Duplex {
   return new ChannelStream(channel, cutOff)
 }
 
 type Done = (error?: Error | null) => void
 
 class ChannelStream extends Duplex {
-  readonly #channel: Channel
+  readonly #channel: MessageChannel
   readonly #cutOff: () => Error | undefined
   #reading = false
   /** What the stream is destroyed with once everything that came before has been read. */
   #failure: Error | undefined
 
-  constructor(channel: Channel, cutOff: () => Error | undefined) {
+  constructor(channel: MessageChannel, cutOff: () => Error | undefined) {
     super()
     this.#channel = channel
     this.#cutOff = cutOff

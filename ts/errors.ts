@@ -1,4 +1,4 @@
-import type { Failure } from './native.js'
+import type { Failure } from '../../binding/index.cjs'
 import type { Identity } from './types.js'
 
 /** What a {@link RingfenceError}'s code can say, behind `ERR_RINGFENCE_`. */

@@ -1,8 +1,8 @@
 import { EventEmitter } from 'node:events'
 
-import { Arrivals, tell } from './arrivals.js'
+import { AcceptQueue, tell } from './accept-queue.js'
 import type { Authorizer } from './authorize.js'
-import { aborted, begin, type Beginning } from './begin.js'
+import { aborted, runHandshakeAt, type Opening } from './handshake.js'
 import { Channel, depart, openArrived } from './channel.js'
 import { type RingfenceError, fromFailure, invalid } from './errors.js'
 import { atExit } from './exit.js'
@@ -11,7 +11,7 @@ import type { PlaceOptions } from './types.js'
 
 /** Only `member` makes memberships. */
 const KEY = Symbol('ringfence')
-let make: (address: string, raw: NativeMembership, beginning: Beginning) => Membership
+let make: (address: string, raw: NativeMembership, opening: Opening) => Membership
 
 /**
  * The token by which a host says that it leaves: a hint, and no more, since its guest goes by what is said in the host's memory
@@ -71,7 +71,7 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
   #channel: Channel | null = null
   /** Its tokens are told as events. */
   #listened: Channel | null = null
-  readonly #arrivals: Arrivals
+  readonly #acceptQueue: AcceptQueue
   #closed = false
   #leaving: Promise<void> | null = null
   /** Events of the beginning; null once they are told. */
@@ -81,10 +81,10 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
     make = (...given) => new Membership(KEY, ...given)
   }
 
-  private constructor(key: symbol, address: string, raw: NativeMembership, beginning: Beginning) {
+  private constructor(key: symbol, address: string, raw: NativeMembership, opening: Opening) {
     super()
     if (key !== KEY) throw invalid('memberships are made by member')
-    const { options, authorizer } = beginning
+    const { options, authorizer } = opening
     this.address = address
     this.#native = raw
     this.#role = raw.role
@@ -93,7 +93,7 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
     this.closed = new Promise((resolve) => {
       this.#resolveClosed = resolve
     })
-    this.#arrivals = new Arrivals(false, (paused) => raw.pause(paused ? 1 : 0))
+    this.#acceptQueue = new AcceptQueue(false, (paused) => raw.pause(paused ? 1 : 0))
     if (raw.watch(() => this.#hear()) === FAILED) {
       const error = fromFailure(raw.failure())
       raw.close()
@@ -124,7 +124,7 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
   }
 
   [Symbol.asyncIterator](): AsyncIterator<Channel, undefined> {
-    return this.#arrivals.iterator()
+    return this.#acceptQueue.iterator()
   }
 
   /**
@@ -194,7 +194,7 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
     void channel.closed.then(() => {
       if (this.#channel === channel) this.#channel = null
     })
-    this.#arrivals.add(channel)
+    this.#acceptQueue.add(channel)
     this.#tell(() => tell(this, 'channel', channel))
     if (this.listenerCount('token') > 0) void this.#listen(channel)
   }
@@ -230,7 +230,7 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
 
   /** The place is not this process's any more. */
   #lose(error: RingfenceError): void {
-    this.#arrivals.fail(error)
+    this.#acceptQueue.fail(error)
     this.#native.close()
     this.#finish(error)
   }
@@ -240,8 +240,8 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
     this.#closed = true
     this.#stay()
     // Where the place was lost, what has come is still there to be taken.
-    if (reason === null) this.#arrivals.discard()
-    this.#arrivals.end()
+    if (reason === null) this.#acceptQueue.discard()
+    this.#acceptQueue.end()
     this.#resolveClosed(reason)
     queueMicrotask(() => this.#tell(() => tell(this, 'close', reason)))
   }
@@ -264,12 +264,12 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
  * @throws {@link RingfenceError} as {@link join}
  */
 export function member(address: string, options: PlaceOptions = {}): Promise<Membership> {
-  return begin('member', native.member, address, options, (raw, beginning) => {
-    const { signal } = beginning
+  return runHandshakeAt('member', native.member, address, options, (raw, opening) => {
+    const { signal } = opening
     if (signal?.aborted) {
       raw.close()
       throw aborted(signal)
     }
-    return make(address, raw, beginning)
+    return make(address, raw, opening)
   })
 }

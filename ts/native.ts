@@ -155,13 +155,13 @@ export type Given<Raw> = [
 ]
 
 /** How the binding begins what takes its time, at an address. */
-export type Begin<Raw> = (address: string, ...given: Given<Raw>) => Joining
+export type StartAt<Raw> = (address: string, ...given: Given<Raw>) => Joining
 
 interface Binding {
-  join: Begin<RawChannel>
-  connect: Begin<RawChannel>
-  listen: Begin<NativeListener>
-  member: Begin<NativeMembership>
+  join: StartAt<RawChannel>
+  connect: StartAt<RawChannel>
+  listen: StartAt<NativeListener>
+  member: StartAt<NativeMembership>
   privateLine(): PrivateLine
   adopt(line: PrivateLine, ...given: Given<RawChannel>): Joining
   fromParent(...given: Given<RawChannel>): Joining

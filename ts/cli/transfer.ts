@@ -4,7 +4,7 @@ import { pipeline } from 'node:stream/promises'
 
 import type { Channel } from '../channel.js'
 import { RingfenceError } from '../errors.js'
-import { join } from '../join.js'
+import { join } from '../pair.js'
 import type { Options } from '../types.js'
 import { Progress } from './progress.js'
 import { openTarget } from './target.js'

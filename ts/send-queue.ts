@@ -81,7 +81,7 @@ interface Asking extends Deferred {
   size: number
 }
 
-export class Outbox {
+export class SendQueue {
   readonly #native: NativeChannel
   /** Every message goes into the ring at once: its sender spins for the answer. */
   readonly #eager: boolean

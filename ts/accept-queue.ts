@@ -32,7 +32,7 @@ interface Waiting {
   reject(error: Error): void
 }
 
-export class Arrivals {
+export class AcceptQueue {
   /** Has newcomers wait, or taken in again. */
   readonly #pauseDoor: (paused: boolean) => void
   /** Nothing is passed over. Where that is not so, the last ones are kept. */

@@ -1,6 +1,6 @@
 import { spawn as start, type ChildProcess, type SpawnOptions } from 'node:child_process'
 
-import { run } from './begin.js'
+import { runHandshake } from './handshake.js'
 import { openChannel, type Channel } from './channel.js'
 import { RingfenceError, fromFailure, invalid, show } from './errors.js'
 import { native, type Given, type Joining, type RawChannel, type PrivateLine } from './native.js'
@@ -93,7 +93,7 @@ export function fromParent(options: LineOptions = {}): Promise<Channel> {
 }
 
 function handshake(name: Call, call: (...given: Given<RawChannel>) => Joining, options: LineOptions): Promise<Channel> {
-  return run(name, call, options, (raw, { options: { busyPoll } }) => openChannel(raw, busyPoll ?? 0))
+  return runHandshake(name, call, options, (raw, { options: { busyPoll } }) => openChannel(raw, busyPoll ?? 0))
 }
 
 function privateLine(): PrivateLine {

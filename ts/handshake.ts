@@ -2,35 +2,35 @@ import { Authorizer } from './authorize.js'
 import { RingfenceError, fromFailure, invalid, show } from './errors.js'
 import { atExit } from './exit.js'
 import { closeInspector } from './harden.js'
-import type { Begin, Failure, Given, Joining, NativeOptions } from './native.js'
+import type { StartAt, Failure, Given, Joining, NativeOptions } from './native.js'
 import { checkOptions, type Call } from './options.js'
 import type { Options } from './types.js'
 
 /** What is at hand when the binding has made something. */
-export interface Beginning {
+export interface Opening {
   options: NativeOptions
   signal: AbortSignal | undefined
   authorizer: Authorizer | undefined
 }
 
-/** As {@link run}, at an address. */
-export async function begin<Raw, Made>(
+/** As {@link runHandshake}, at an address. */
+export async function runHandshakeAt<Raw, Made>(
   name: Call,
-  call: Begin<Raw>,
+  call: StartAt<Raw>,
   address: string,
   options: Options,
-  open: (raw: Raw, beginning: Beginning) => Made,
+  open: (raw: Raw, opening: Opening) => Made,
 ): Promise<Made> {
   if (typeof address !== 'string') throw invalid(`address must be a string, not ${show(address)}`)
-  return run(name, (...given: Given<Raw>) => call(address, ...given), options, open, address)
+  return runHandshake(name, (...given: Given<Raw>) => call(address, ...given), options, open, address)
 }
 
 /** Begins what the binding does on a thread of its own, can be called off, and ends in something that it has made. */
-export async function run<Raw, Made>(
+export async function runHandshake<Raw, Made>(
   name: Call,
   call: (...given: Given<Raw>) => Joining,
   options: Options,
-  open: (raw: Raw, beginning: Beginning) => Made,
+  open: (raw: Raw, opening: Opening) => Made,
   address?: string,
 ): Promise<Made> {
   const checked = checkOptions(name, options)

@@ -1,17 +1,17 @@
 import { EventEmitter } from 'node:events'
 
-import { Arrivals, tell } from './arrivals.js'
+import { AcceptQueue, tell } from './accept-queue.js'
 import type { Authorizer } from './authorize.js'
-import { aborted, begin, type Beginning } from './begin.js'
-import { Channel, openArrived } from './channel.js'
+import { aborted, runHandshakeAt, type Opening } from './handshake.js'
+import { Channel, openArrived, openChannel } from './channel.js'
 import { type RingfenceError, fromFailure, invalid, show } from './errors.js'
 import { atExit } from './exit.js'
 import { FAILED, native, type Failure, type RawChannel, type NativeListener } from './native.js'
-import type { Options } from './types.js'
+import type { ConnectOptions, Options } from './types.js'
 
 /** Only `listen` makes listeners. */
 const KEY = Symbol('ringfence')
-let make: (address: string, raw: NativeListener, beginning: Beginning) => Listener
+let make: (address: string, raw: NativeListener, opening: Opening) => Listener
 
 /** What a {@link Listener} tells. */
 export interface ListenerEvents {
@@ -50,7 +50,7 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
   readonly #authorizer: Authorizer | undefined
   readonly #busyPoll: number
   readonly #open = new Set<Channel>()
-  readonly #arrivals: Arrivals
+  readonly #acceptQueue: AcceptQueue
   #closed = false
   /** It needs not be closed any more where the process exits. */
   readonly #stay: () => void
@@ -61,10 +61,10 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
     make = (...given) => new Listener(KEY, ...given)
   }
 
-  private constructor(key: symbol, address: string, raw: NativeListener, beginning: Beginning) {
+  private constructor(key: symbol, address: string, raw: NativeListener, opening: Opening) {
     super()
     if (key !== KEY) throw invalid('listeners are made by listen')
-    const { options, signal, authorizer } = beginning
+    const { options, signal, authorizer } = opening
     this.address = address
     this.#native = raw
     this.#authorizer = authorizer
@@ -72,7 +72,7 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
     this.closed = new Promise((resolve) => {
       this.#resolveClosed = resolve
     })
-    this.#arrivals = new Arrivals(true, (paused) => raw.pause(paused ? 1 : 0))
+    this.#acceptQueue = new AcceptQueue(true, (paused) => raw.pause(paused ? 1 : 0))
     if (raw.watch(() => this.#hear()) === FAILED) {
       const error = fromFailure(raw.failure())
       raw.close()
@@ -89,7 +89,7 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
   }
 
   [Symbol.asyncIterator](): AsyncIterator<Channel, undefined> {
-    return this.#arrivals.iterator()
+    return this.#acceptQueue.iterator()
   }
 
   /**
@@ -148,7 +148,7 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
     }
     this.#open.add(channel)
     void channel.closed.then(() => this.#open.delete(channel))
-    this.#arrivals.add(channel)
+    this.#acceptQueue.add(channel)
   }
 
   #refuse(failure: Failure): void {
@@ -157,7 +157,7 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
 
   /** The door has ended by itself. */
   #fail(error: RingfenceError): void {
-    this.#arrivals.fail(error)
+    this.#acceptQueue.fail(error)
     for (const channel of this.#finish(error)) void channel.close()
   }
 
@@ -168,10 +168,10 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
     this.#signal?.removeEventListener('abort', this.#abort)
     this.#stay()
     this.#native.close()
-    this.#arrivals.end()
+    this.#acceptQueue.end()
     this.#resolveClosed(reason)
     queueMicrotask(() => tell(this, 'close', reason))
-    return this.#arrivals.discard()
+    return this.#acceptQueue.discard()
   }
 }
 
@@ -188,12 +188,32 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
  * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, NO_SPACE, ABORTED, UNSUPPORTED
  */
 export function listen(address: string, options: Options = {}): Promise<Listener> {
-  return begin('listen', native.listen, address, options, (raw, beginning) => {
-    const { signal } = beginning
+  return runHandshakeAt('listen', native.listen, address, options, (raw, opening) => {
+    const { signal } = opening
     if (signal?.aborted) {
       raw.close()
       throw aborted(signal)
     }
-    return make(address, raw, beginning)
+    return make(address, raw, opening)
   })
+}
+
+/**
+ * Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
+ * each time.
+ *
+ * Where nobody listens it rejects with PEER_LOST, and where the service is full with ADDRESS_OCCUPIED; with the option
+ * `wait` it waits for the service to come, and for a seat. What waiting does not mend is ADDRESS_INVALID: a directory
+ * that is missing, a socket that this process may not connect to.
+ *
+ * At most 16 handshakes of one process with one address are under way at a time; the others wait for their turn, and
+ * `timeout` counts from there. A process cannot connect to a service of its own (ADDRESS_OCCUPIED).
+ *
+ * @param address - As for {@link join}.
+ * @throws {@link RingfenceError} as {@link join}
+ */
+export function connect(address: string, options: ConnectOptions = {}): Promise<Channel> {
+  return runHandshakeAt('connect', native.connect, address, options, (raw, { options: { busyPoll } }) =>
+    openChannel(raw, busyPoll ?? 0),
+  )
 }
