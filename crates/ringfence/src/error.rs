@@ -4,7 +4,7 @@ use std::{fmt, io, sync::Arc, time::Duration};
 
 use nix::errno::Errno;
 
-use crate::{peer::identity::Identity, sys::Credentials};
+use crate::identity::{Credentials, Identity};
 
 /// The result of everything in this crate that can be refused.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

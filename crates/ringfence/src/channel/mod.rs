@@ -22,8 +22,8 @@ use crate::{
     channel::verify::{Verified, Verifier},
     error::Result,
     evidence::Evidence,
+    identity::Identity,
     options::Options,
-    peer::identity::Identity,
     ring::{Consumer, Producer},
     wake::doorbell::{Doorbell, Spot},
 };

@@ -19,12 +19,12 @@ use crate::{
     error::{Error, Result},
     fork::Mark,
     handshake::frame::TokenAddress,
+    identity::{Credentials, Identity},
     memory::own::OwnRegion,
     options::Options,
-    peer::identity::{Identity, Peer},
+    peer::process::Peer,
     ring::{HEADER, Progress, packed_size},
     signal::mailbox::{Addressee, Inlet},
-    sys::Credentials,
 };
 
 const CAPACITY: u64 = 4096;

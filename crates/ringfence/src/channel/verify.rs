@@ -9,9 +9,10 @@ use crate::{
     channel::shared::{Shared, state},
     error::{Error, Result},
     evidence::{Evidence, Record},
+    identity::Identity,
     options::Options,
-    peer::identity::{Identity, Peer},
     peer::policy::Policy,
+    peer::process::Peer,
     wait::deadline::Deadline,
 };
 

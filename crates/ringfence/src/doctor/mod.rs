@@ -39,7 +39,7 @@ use crate::{
     memory::peer::PeerRegion,
     memory::tripwire::Tripwire,
     options::Options,
-    peer::identity,
+    peer::process,
     signal::claim,
     sys,
 };
@@ -570,7 +570,7 @@ fn proc() -> Finding {
         Ok(_) => return PROC.missing("something else is mounted there", refused),
         Err(errno) => return PROC.missing(errno.desc(), refused),
     }
-    let own = match identity::own_executable() {
+    let own = match process::own_executable() {
         Ok(own) => own,
         Err(errno) => {
             return PROC.missing(
@@ -903,7 +903,7 @@ fn is_interpreter(path: &Path) -> bool {
 }
 
 fn executable() -> Finding {
-    match identity::own_executable() {
+    match process::own_executable() {
         Ok(own) if is_interpreter(&own.path) => EXECUTABLE.limited(
             format!("{}, which runs any script", own.path.display()),
             "\"same executable\" proves nothing here: every script of the same user runs it; use a user, a group or a \

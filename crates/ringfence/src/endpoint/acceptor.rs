@@ -25,11 +25,10 @@ use crate::{
     evidence::Record,
     handshake::frame::Meeting,
     handshake::{Caller, Seats, Side},
+    identity::{Credentials, Identity},
     options::Options,
-    peer::identity::Identity,
     rendezvous::address::Address,
     rendezvous::election::Place,
-    sys::Credentials,
     wait::deadline::{self, Bell, CancelToken, Deadline},
 };
 

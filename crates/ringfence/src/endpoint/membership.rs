@@ -30,10 +30,10 @@ use crate::{
     fork::{Birth, leave_torn},
     handshake::frame::Meeting,
     handshake::{Seats, Side},
+    identity::Credentials,
     options::Options,
     rendezvous::address::Address,
     rendezvous::election::{self, Inheritance, Met, Place},
-    sys::Credentials,
     wait::deadline::{Bell, CancelToken, Deadline, Pauses},
 };
 

@@ -13,10 +13,10 @@ use crate::{
     evidence::Record,
     handshake::frame::Meeting,
     handshake::{Seats, Side},
+    identity::Credentials,
     options::Options,
     rendezvous::address::Address,
     rendezvous::election::{self, Met, Place},
-    sys::Credentials,
     wait::deadline::{Bell, Deadline, Pauses},
 };
 

@@ -24,11 +24,10 @@ use crate::{
     fork::{Birth, PerProcess, leave_torn},
     handshake::frame::Meeting,
     handshake::{Seats, Side},
+    identity::{Credentials, Identity},
     options::{Options, SeatLimits},
-    peer::identity::Identity,
     rendezvous::address::Address,
     rendezvous::election::{self, Place},
-    sys::Credentials,
     wait::deadline::{Bell, CancelToken, Deadline, Pauses, Turns},
 };
 

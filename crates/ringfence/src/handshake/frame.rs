@@ -45,7 +45,8 @@ use nix::{
 
 use crate::{
     error::{Error, Refusal, Result},
-    sys::{self, Control, Credentials},
+    identity::Credentials,
+    sys::{self, Control},
     wait::deadline::{Deadline, Woken},
 };
 

@@ -23,14 +23,15 @@ use crate::{
     fork::{Mark, Withheld},
     handshake::frame::{Frame, HARDENS, Hello, Line, Meeting, Nonce, Offer, Refuse, TAKES_BARRIERS},
     harden,
+    identity::{Credentials, Identity},
     memory::object::{self, Backing, SharedObject},
     memory::peer::PeerRegion,
     options::Options,
-    peer::identity::{Identity, Peer},
+    peer::process::Peer,
     rendezvous::address::Address,
     rendezvous::election::Inheritance,
     signal::mailbox::{Addressee, Inlet},
-    sys::{self, Credentials},
+    sys,
     wait::deadline::Deadline,
 };
 

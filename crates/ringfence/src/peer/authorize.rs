@@ -20,7 +20,7 @@ use crate::{
     error::{Cause, Error, Refusal, Result},
     evidence::Record,
     fork::Birth,
-    peer::identity::Identity,
+    identity::Identity,
     wait::deadline::{Bell, Deadline, Woken},
 };
 

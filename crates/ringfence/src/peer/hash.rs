@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     os::fd::OwnedFd,
     str::FromStr,
     sync::{Mutex, PoisonError},
@@ -22,30 +21,9 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     error::{self, Error, Result},
     fork::PerProcess,
+    identity::Digest,
     wait::deadline::{Deadline, Woken},
 };
-
-/// A SHA-256, written as 64 hexadecimal digits (as sha256sum(1) prints it).
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Digest([u8; 32]);
-
-impl From<[u8; 32]> for Digest {
-    fn from(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
 
 impl FromStr for Digest {
     type Err = Error;
@@ -63,7 +41,7 @@ impl FromStr for Digest {
             .map(|pair| pair[0] << 4 | pair[1])
             .collect();
         match <[u8; 32]>::try_from(bytes) {
-            Ok(bytes) if text.len() == 64 => Ok(Self(bytes)),
+            Ok(bytes) if text.len() == 64 => Ok(Self::from(bytes)),
             _ => Err(wrong()),
         }
     }
@@ -145,7 +123,7 @@ pub(crate) fn of(
             Err(errno) => return Err(unreadable(errno)),
         }
     }
-    let digest = Digest(sha256.finalize().into());
+    let digest = Digest::from(<[u8; 32]>::from(sha256.finalize()));
     if let Some(version) = version {
         with_known(|known| {
             if known.len() >= KNOWN_AT_MOST {

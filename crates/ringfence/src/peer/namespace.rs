@@ -20,7 +20,7 @@ use nix::{
 
 use crate::{
     error::{self, Error, Result},
-    peer::identity::{answered, read_text},
+    peer::proc::{answered, read_text},
 };
 
 /// In which namespaces a peer may live ([`Policy::namespace`](crate::Policy::namespace)).

@@ -11,10 +11,10 @@ use nix::unistd::{geteuid, getuid};
 use crate::{
     error::{self, Error, Refusal, Result},
     evidence::Record,
+    identity::{Digest, Executable, Identity},
     peer::authorize::{self, Authorize, Decision},
-    peer::hash::Digest,
-    peer::identity::{self, Executable, Identity, Look, Peer, SAME_NAMESPACE},
     peer::namespace::Namespace,
+    peer::process::{self, Look, Peer, SAME_NAMESPACE},
     wait::deadline::Deadline,
 };
 
@@ -82,7 +82,7 @@ impl Program {
         };
         Ok(match &self.file {
             Which::Any => true,
-            Which::Same => match identity::own_executable() {
+            Which::Same => match process::own_executable() {
                 Ok(own) => own.is_same_file(found),
                 Err(errno) if error::is_shortage(errno) => return Err(short(errno)),
                 Err(errno) => {
@@ -91,7 +91,7 @@ impl Program {
                 }
             },
             Which::Path(path) => {
-                match identity::named_executable(path, deadline).map_err(Failed::CalledOff)? {
+                match process::named_executable(path, deadline).map_err(Failed::CalledOff)? {
                     Ok(named) => named.is_same_file(found),
                     Err(errno) if error::is_shortage(errno) => return Err(short(errno)),
                     Err(_) => false,
@@ -105,7 +105,7 @@ impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.file {
             Which::Any => f.write_str("any file")?,
-            Which::Same => match identity::own_executable() {
+            Which::Same => match process::own_executable() {
                 Ok(own) => write!(f, "this process's own, {own}")?,
                 Err(_) => f.write_str("this process's own")?,
             },

@@ -17,13 +17,7 @@ use nix::{
     unistd::Pid,
 };
 
-/// The credentials in a message's ancillary data, as the kernel attests them (unix(7), `SCM_CREDENTIALS`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Credentials {
-    pub(crate) pid: i32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-}
+use crate::identity::Credentials;
 
 /// What one `recvmsg` brought.
 #[derive(Debug)]

@@ -26,15 +26,15 @@ use crate::{
     error::Error,
     fork::Mark,
     handshake::frame::TokenAddress,
+    identity::{Credentials, Identity},
     memory::access::Writable,
     memory::layout::{self, CAPACITY_MIN, as_offset, region_size},
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
     options::Options,
-    peer::identity::{Identity, Peer},
+    peer::process::Peer,
     ring::{Progress, WHOLE, packed_size},
     signal::mailbox::{Addressee, Inlet},
-    sys::Credentials,
 };
 
 /// Of both rings: the smallest, so that its end is often met.

@@ -14,7 +14,8 @@ use nix::sys::socket::{
 
 use crate::{
     handshake::frame::{Frame, Line},
-    sys::{self, Credentials},
+    identity::Credentials,
+    sys,
     wait::deadline::Deadline,
 };
 

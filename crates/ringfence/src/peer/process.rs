@@ -1,7 +1,6 @@
 //! Who the peer is, as the kernel says.
 
 use std::{
-    fmt,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
@@ -14,94 +13,23 @@ use nix::{
     sys::{
         socket::{getsockopt, sockopt},
         stat::{Mode, fstat, fstatat},
-        statfs::{CGROUP2_SUPER_MAGIC, PROC_SUPER_MAGIC, fstatfs},
+        statfs::{PROC_SUPER_MAGIC, fstatfs},
     },
-    unistd::{Pid, geteuid, getpid, read},
+    unistd::{Pid, geteuid, getpid},
 };
 
 use crate::{
     error::{self, Error, Refusal, Result},
     evidence::Record,
-    peer::hash::{self, Digest},
+    identity::{Credentials, Digest, Executable, Identity},
+    peer::cgroup,
+    peer::hash,
     peer::namespace::{self, InProc, Namespace, Standing},
-    sys::{self, Credentials},
+    peer::proc::{answered, read_text},
+    sys,
     wait::aside,
     wait::deadline::Deadline,
 };
-
-/// A file that a process executes: what it is (device and inode), and what it is called.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Executable {
-    /// The path by which the kernel knows it now. For people: names can be made to say anything.
-    pub path: PathBuf,
-    /// The filesystem, `st_dev` of stat(2).
-    pub device: u64,
-    /// The file on it, `st_ino` of stat(2).
-    pub inode: u64,
-    /// What its content hashes to, where the policy asked for that.
-    pub sha256: Option<Digest>,
-}
-
-impl Executable {
-    /// The very same file: names and contents may be equal elsewhere.
-    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
-        (self.device, self.inode) == (other.device, other.inode)
-    }
-}
-
-impl fmt::Display for Executable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            path,
-            device,
-            inode,
-            sha256,
-        } = self;
-        write!(f, "{} (device {device:#x}, inode {inode}", path.display())?;
-        if let Some(sha256) = sha256 {
-            write!(f, ", SHA-256 {sha256}")?;
-        }
-        f.write_str(")")
-    }
-}
-
-/// What the kernel attested of the peer when it was looked at.
-#[non_exhaustive]
-#[derive(Debug, Clone)]
-pub struct Identity {
-    /// Process id, in this process's pid namespace (`SO_PEERCRED`); 0 for a process that has none there, which only
-    /// [`Namespace::Any`] lets in.
-    pub pid: i32,
-    /// Effective user id when it connected or listened, which must be its effective user id at each later look.
-    pub uid: u32,
-    /// Effective group id, likewise.
-    pub gid: u32,
-    /// Supplementary groups when it connected or listened (`SO_PEERGROUPS`, Linux 4.13) that it still has; `None`
-    /// where the kernel does not tell, or where those that it has now cannot be seen.
-    pub groups: Option<Vec<u32>>,
-    /// The executable; `None` where it cannot be read: another uid's process, or one that is not dumpable.
-    pub executable: Option<Executable>,
-    /// The cgroup (version 2) path, as this process's cgroup namespace names it.
-    pub cgroup: Option<String>,
-    /// The security label when it connected or listened (`SO_PEERSEC`), where a security module gives one.
-    pub label: Option<String>,
-}
-
-impl Identity {
-    /// As much as a connection tells by itself.
-    pub(crate) fn of(credentials: Credentials) -> Self {
-        let Credentials { pid, uid, gid } = credentials;
-        Self {
-            pid,
-            uid,
-            gid,
-            groups: None,
-            executable: None,
-            cgroup: None,
-            label: None,
-        }
-    }
-}
 
 /// The peer, held fast: as long as this lives, what is looked up belongs to the process that connected (or
 /// listened), and not to a later one with the same pid.
@@ -155,15 +83,6 @@ fn unless_short(check: &'static str, wanted: &str, errno: Errno) -> Error {
     Error::unless_short(format!("looking at the peer ({wanted})"), errno, |errno| {
         refuse(check, wanted, errno.desc())
     })
-}
-
-/// What the kernel has answered, a refusal to tell included. Errors where it was not asked, since this process has run out
-/// of descriptors or memory.
-pub(crate) fn answered<T>(what: &str, found: Result<T, Errno>) -> Result<Result<T, Errno>> {
-    match found {
-        Err(errno) if error::is_shortage(errno) => Err(Error::system(what, errno)),
-        found => Ok(found),
-    }
 }
 
 impl Peer {
@@ -603,7 +522,7 @@ impl Look {
             Ok(number) => number,
             Err(errno) => return unseen(format!("its pidfd does not tell its number: {}", errno.desc())),
         };
-        let named = match number.map(|_| cgroup_numbers(wanted)).transpose()? {
+        let named = match number.map(|_| cgroup::numbers_of(wanted)).transpose()? {
             None | Some(Ok(None)) => None,
             Some(Ok(named)) => named,
             Some(Err(why)) => return unseen(why),
@@ -694,20 +613,6 @@ fn executable_at(directory: &OwnedFd, path: PathBuf) -> Result<Executable, Errno
     })
 }
 
-pub(crate) fn read_text(directory: &OwnedFd, name: &str) -> Result<String, Errno> {
-    let file = openat(directory, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let mut text = Vec::new();
-    let mut chunk = [0_u8; 1024];
-    loop {
-        match read(&file, &mut chunk) {
-            Ok(0) => return Ok(String::from_utf8_lossy(&text).into_owned()),
-            Ok(count) => text.extend_from_slice(&chunk[..count]),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-}
-
 /// The numbers of a line of /proc/PID/status.
 fn numbers(status: &Result<String, Errno>, name: &str) -> Option<Vec<u32>> {
     let line = status
@@ -723,74 +628,6 @@ fn numbers(status: &Result<String, Errno>, name: &str) -> Option<Vec<u32>> {
 /// Of real, effective, saved and filesystem id, the second.
 fn effective(status: &Result<String, Errno>, name: &str) -> Option<u32> {
     numbers(status, name)?.get(1).copied()
-}
-
-/// The numbers of the cgroups that have this name below some mount of the cgroup filesystem (version 2): one or none.
-/// `None`: it is not mounted where this process sees it. `Err`: this could not be looked up. On 64 bits a cgroup's number is
-/// its directory's inode.
-fn cgroup_numbers(name: &str) -> Result<Result<Option<Vec<u64>>, String>> {
-    const MOUNTS: &str = "/proc/self/mountinfo";
-    let mounts = std::fs::read_to_string(MOUNTS).map_err(|error| error::errno(&error));
-    match answered(MOUNTS, mounts)? {
-        Ok(mounts) => {
-            let found = numbers_below(mounts.lines().filter_map(cgroup_mount), name);
-            let found = answered("the cgroup that the policy names", found)?;
-            Ok(found.map_err(|errno| {
-                format!(
-                    "the cgroup that the policy names cannot be looked at: {}",
-                    errno.desc()
-                )
-            }))
-        }
-        Err(errno) => Ok(Err(format!("{MOUNTS} cannot be read: {}", errno.desc()))),
-    }
-}
-
-/// proc(5), mountinfo: root and mount point of a cgroup filesystem.
-fn cgroup_mount(line: &str) -> Option<(String, String)> {
-    let (mount, kind) = line.split_once(" - ")?;
-    let mut fields = mount.split(' ').skip(3).map(unescape);
-    kind.starts_with("cgroup2 ")
-        .then_some((fields.next()?, fields.next()?))
-}
-
-/// mountinfo writes blanks and backslashes as three octal digits.
-fn unescape(text: &str) -> String {
-    ["\\040", "\\011", "\\012", "\\134"]
-        .iter()
-        .zip([" ", "\t", "\n", "\\"])
-        .fold(text.to_owned(), |text, (code, character)| {
-            text.replace(code, character)
-        })
-}
-
-fn numbers_below(
-    mounts: impl Iterator<Item = (String, String)>,
-    name: &str,
-) -> Result<Option<Vec<u64>>, Errno> {
-    let mut mounted = false;
-    let mut found = Vec::new();
-    for (root, point) in mounts {
-        let below = name.strip_prefix(root.trim_end_matches('/'));
-        let Some(below) = below.filter(|below| below.is_empty() || below.starts_with('/')) else {
-            continue;
-        };
-        mounted = true;
-        let path = Path::new(&point).join(below.trim_start_matches('/'));
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        let directory = match open(&path, flags, Mode::empty()) {
-            Ok(directory) => directory,
-            // There is none of that name.
-            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG) => continue,
-            Err(errno) => return Err(errno),
-        };
-        // What was mounted over it is no cgroup.
-        if fstatfs(&directory)?.filesystem_type() == CGROUP2_SUPER_MAGIC {
-            found.push(fstat(&directory)?.st_ino);
-        }
-    }
-    found.dedup();
-    Ok(mounted.then_some(found))
 }
 
 /// This process's own executable, to compare with. On a mount whose server is gone this process is as good as gone itself.
@@ -861,19 +698,5 @@ mod tests {
             (numbers(&none, "Groups:"), effective(&none, "Uid:")),
             (Some(vec![]), None)
         );
-    }
-
-    #[test]
-    fn a_cgroup_filesystem_is_found_wherever_it_is_mounted() {
-        let line = "29 23 0:26 /a\\040b /mnt/c\\134d rw,nosuid shared:4 - cgroup2 cgroup2 rw";
-        assert_eq!(cgroup_mount(line), Some(("/a b".into(), "/mnt/c\\d".into())));
-        assert_eq!(cgroup_mount("29 23 0:26 / /mnt rw - cgroup cgroup rw"), None);
-        let nowhere = || [("/a".to_owned(), "/nowhere/at/all".to_owned())].into_iter();
-        // Below this mount, were it there; and beside it.
-        assert_eq!(numbers_below(nowhere(), "/a/b"), Ok(Some(vec![])));
-        assert_eq!(numbers_below(nowhere(), "/ab"), Ok(None));
-        // What lies at a mount point and is no cgroup has no number.
-        let elsewhere = [("/".to_owned(), "/".to_owned())].into_iter();
-        assert_eq!(numbers_below(elsewhere, "/proc"), Ok(Some(vec![])));
     }
 }

@@ -1,0 +1,104 @@
+//! Which number a cgroup (version 2) has that is known by its name.
+
+use std::path::Path;
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open},
+    sys::{
+        stat::{Mode, fstat},
+        statfs::{CGROUP2_SUPER_MAGIC, fstatfs},
+    },
+};
+
+use crate::{
+    error::{self, Result},
+    peer::proc::answered,
+};
+
+/// The numbers of the cgroups that have this name below some mount of the cgroup filesystem (version 2): one or none.
+/// `None`: it is not mounted where this process sees it. `Err`: this could not be looked up. On 64 bits a cgroup's number is
+/// its directory's inode.
+pub(crate) fn numbers_of(name: &str) -> Result<Result<Option<Vec<u64>>, String>> {
+    const MOUNTS: &str = "/proc/self/mountinfo";
+    let mounts = std::fs::read_to_string(MOUNTS).map_err(|error| error::errno(&error));
+    match answered(MOUNTS, mounts)? {
+        Ok(mounts) => {
+            let found = numbers_below(mounts.lines().filter_map(mount_in), name);
+            let found = answered("the cgroup that the policy names", found)?;
+            Ok(found.map_err(|errno| {
+                format!(
+                    "the cgroup that the policy names cannot be looked at: {}",
+                    errno.desc()
+                )
+            }))
+        }
+        Err(errno) => Ok(Err(format!("{MOUNTS} cannot be read: {}", errno.desc()))),
+    }
+}
+
+/// proc(5), mountinfo: root and mount point of a cgroup filesystem.
+fn mount_in(line: &str) -> Option<(String, String)> {
+    let (mount, kind) = line.split_once(" - ")?;
+    let mut fields = mount.split(' ').skip(3).map(unescape);
+    kind.starts_with("cgroup2 ")
+        .then_some((fields.next()?, fields.next()?))
+}
+
+/// mountinfo writes blanks and backslashes as three octal digits.
+fn unescape(text: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(text.to_owned(), |text, (code, character)| {
+            text.replace(code, character)
+        })
+}
+
+fn numbers_below(
+    mounts: impl Iterator<Item = (String, String)>,
+    name: &str,
+) -> Result<Option<Vec<u64>>, Errno> {
+    let mut mounted = false;
+    let mut found = Vec::new();
+    for (root, point) in mounts {
+        let below = name.strip_prefix(root.trim_end_matches('/'));
+        let Some(below) = below.filter(|below| below.is_empty() || below.starts_with('/')) else {
+            continue;
+        };
+        mounted = true;
+        let path = Path::new(&point).join(below.trim_start_matches('/'));
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let directory = match open(&path, flags, Mode::empty()) {
+            Ok(directory) => directory,
+            // There is none of that name.
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG) => continue,
+            Err(errno) => return Err(errno),
+        };
+        // What was mounted over it is no cgroup.
+        if fstatfs(&directory)?.filesystem_type() == CGROUP2_SUPER_MAGIC {
+            found.push(fstat(&directory)?.st_ino);
+        }
+    }
+    found.dedup();
+    Ok(mounted.then_some(found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_filesystem_is_found_wherever_it_is_mounted() {
+        let line = "29 23 0:26 /a\\040b /mnt/c\\134d rw,nosuid shared:4 - cgroup2 cgroup2 rw";
+        assert_eq!(mount_in(line), Some(("/a b".into(), "/mnt/c\\d".into())));
+        assert_eq!(mount_in("29 23 0:26 / /mnt rw - cgroup cgroup rw"), None);
+        let nowhere = || [("/a".to_owned(), "/nowhere/at/all".to_owned())].into_iter();
+        // Below this mount, were it there; and beside it.
+        assert_eq!(numbers_below(nowhere(), "/a/b"), Ok(Some(vec![])));
+        assert_eq!(numbers_below(nowhere(), "/ab"), Ok(None));
+        // What lies at a mount point and is no cgroup has no number.
+        let elsewhere = [("/".to_owned(), "/".to_owned())].into_iter();
+        assert_eq!(numbers_below(elsewhere, "/proc"), Ok(Some(vec![])));
+    }
+}
