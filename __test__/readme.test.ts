@@ -1,4 +1,4 @@
-// What a user copies from the README runs, and does what it says.
+// What a user copies from README.md and docs/guide.md runs, and does what it says.
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -15,10 +15,10 @@ import { Partner } from './support/partner.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 
-/** The example below a heading, or of several the one that says so. */
-function exampleOf(heading: string): string {
-  const readme = readFileSync(join(root, 'README.md'), 'utf8')
-  const section = readme.slice(readme.indexOf(`\n${heading}\n`))
+/** The first example below a heading of a page. */
+function exampleOf(page: string, heading: string): string {
+  const text = readFileSync(join(root, page), 'utf8')
+  const section = text.slice(text.indexOf(`\n## ${heading}\n`))
   const [, code] = /```ts\n(.*?)```/s.exec(section)!
   return code!
 }
@@ -26,7 +26,7 @@ function exampleOf(heading: string): string {
 /** Each must be there: an example that has changed is looked at again. */
 function replaceAll(t: ExecutionContext, code: string, changes: [from: string, to: string][]): string {
   for (const [from, to] of changes) {
-    t.true(code.includes(from), `the README says ${from}`)
+    t.true(code.includes(from), `the page says ${from}`)
     code = code.replaceAll(from, to)
   }
   return code
@@ -38,7 +38,7 @@ async function run(t: ExecutionContext, code: string) {
   const file = join(directory, 'main.mjs')
   // Node 20 knows no `await using`.
   writeFileSync(file, (await transform(code, { loader: 'ts', target: 'node20' })).code)
-  const child = spawn(process.execPath, [file], { stdio: ['ignore', 'inherit', 'pipe'] })
+  const child = spawn(process.execPath, [file], { stdio: ['ignore', 'pipe', 'pipe'] })
   const exited = once(child, 'exit')
   t.teardown(async () => {
     child.kill('SIGKILL')
@@ -48,11 +48,48 @@ async function run(t: ExecutionContext, code: string) {
   return { child, exited, complaints: createInterface({ input: child.stderr })[Symbol.asyncIterator]() }
 }
 
+const GUIDE = 'docs/guide.md'
 const me = `process.getuid()`
+
+test('two processes that run the example of README.md greet each other', async (t) => {
+  const address = namedAddress(t)
+  const code = replaceAll(t, exampleOf('README.md', 'Use it'), [
+    ["'/run/user/1000/orders.sock'", JSON.stringify(address)],
+  ])
+  const both = await Promise.all([run(t, code), run(t, code)])
+  const printed = both.map(async ({ child }) => {
+    let text = ''
+    for await (const chunk of child.stdout) text += String(chunk)
+    return text
+  })
+  t.deepEqual(await Promise.all(both.map(({ exited }) => exited)), [
+    [0, null],
+    [0, null],
+  ])
+  const texts = await Promise.all(printed)
+  const pids = both.map(({ child }) => child.pid)
+  for (const [index, text] of texts.entries()) {
+    t.regex(text, new RegExp(`^(host|guest), the peer is process ${pids[1 - index]}\nhello\n$`))
+  }
+})
+
+test('the options of docs/options.md are taken', async (t) => {
+  const code = replaceAll(t, exampleOf('docs/options.md', 'Example'), [
+    ['join(address,', `join(${JSON.stringify(namedAddress(t))},`],
+    ["group: 'orders'", 'group: process.getgid()'],
+    ['harden: false', 'harden: true'],
+    ['AbortSignal.timeout(60_000)', 'AbortSignal.abort()'],
+  ])
+  const { complaints, exited } = await run(t, `import { join } from 'ringfence'\n${code}`)
+  t.deepEqual(await exited, [1, null])
+  const said = []
+  for await (const line of { [Symbol.asyncIterator]: () => complaints }) said.push(line)
+  t.regex(said.join('\n'), /ERR_RINGFENCE_ABORTED/)
+})
 
 test('the service goes on where one of its agents is killed', async (t) => {
   const address = namedAddress(t)
-  const [service] = exampleOf('### A service and its agents').split('// an agent')
+  const [service] = exampleOf(GUIDE, 'A service and its agents').split('// an agent')
   const { complaints, child } = await run(
     t,
     replaceAll(t, service!, [
@@ -84,12 +121,13 @@ test('the service goes on where one of its agents is killed', async (t) => {
 
 test('a place is kept where one partner after the other is killed', async (t) => {
   const address = namedAddress(t)
-  const serving = exampleOf('### A service and its agents')
+  const serving = exampleOf(GUIDE, 'A service and its agents')
   const serve = serving.slice(serving.indexOf('async function serve'), serving.indexOf('// an agent'))
   const { complaints, exited, child } = await run(
     t,
-    replaceAll(t, exampleOf('### A place that is kept'), [["'/run/user/1000/orders.sock'", JSON.stringify(address)]]) +
-      serve,
+    replaceAll(t, exampleOf(GUIDE, 'A place that is kept'), [
+      ["'/run/user/1000/orders.sock'", JSON.stringify(address)],
+    ]) + serve,
   )
   for (let round = 0; round < 2; round += 1) {
     await untilBound(address)
