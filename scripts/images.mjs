@@ -5,7 +5,7 @@
 //                                        a process of another user; needs a build
 
 import { spawn, spawnSync } from 'node:child_process'
-import { chmodSync, cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as wait } from 'node:timers/promises'
@@ -89,6 +89,11 @@ ${out.join('\n')}
 const COLUMNS = 104
 const ALICE = 1000
 const MALLORY = 1001
+const RECEIVE = 'ringfence receive @photos --evidence | tar x'
+const SEND = 'tar c . | ringfence send @photos'
+/** A stranger who would take alice as its peer: that alice does not take it is all that is in the way. */
+const STEAL = `node -e "const { join } = require('ringfence')
+  join('@photos', { policy: { uid: ${ALICE} } }).catch((e) => console.log(e.code, e.message))"`
 
 /**
  * One run of the real programs, and what each of three terminals showed. The times are not those of the run, which is over in
@@ -96,22 +101,23 @@ const MALLORY = 1001
  */
 async function recordTerminal() {
   if (process.getuid() !== 0) fail('✗ Only root can start a process of another user.')
-  const home = mkdtempSync(join(tmpdir(), 'ringfence-images-'))
+  const [home, fast] = [tmpdir(), '/dev/shm'].map((place) => mkdtempSync(join(place, 'ringfence-images-')))
   try {
     const bin = join(home, 'bin')
-    mkdirSync(bin)
+    for (const folder of [bin, join(home, 'node_modules')]) mkdirSync(folder)
     for (const part of ['package.json', 'dist', 'binding'])
       cpSync(join(root, part), join(home, part), { recursive: true })
     // All of them run one executable, which every user can reach.
     cpSync(process.execPath, join(bin, 'node'))
     writeFileSync(join(bin, 'ringfence'), `#!/bin/sh\nexec ${bin}/node ${home}/dist/esm/cli.js "$@"\n`)
     for (const file of [home, join(bin, 'node'), join(bin, 'ringfence')]) chmodSync(file, 0o755)
-    const work = join(home, 'photos')
-    const received = join(home, 'received')
+    symlinkSync(home, join(home, 'node_modules', 'ringfence'))
+    // In memory, so that it is not the disk that is shown.
+    const [work, received] = [join(fast, 'photos'), join(fast, 'received')]
     for (const folder of [work, received]) mkdirSync(folder)
     for (let number = 1; number <= 6; number += 1) cpSync(join(bin, 'node'), join(work, `photo-${number}.raw`))
     spawnSync('chown', ['-R', `${ALICE}:${ALICE}`, work, received])
-    spawnSync('chmod', ['-R', 'a+rX', home])
+    spawnSync('chmod', ['-R', 'a+rX', home, fast])
 
     const at = (user, cwd, line) => {
       const text = []
@@ -126,26 +132,26 @@ async function recordTerminal() {
       child.stdout.on('data', (chunk) => text.push(chunk))
       return { ended: new Promise((resolve) => child.once('close', resolve)), lines: () => onScreen(text) }
     }
-    const receiver = at(ALICE, received, 'ringfence receive @photos --evidence | tar x')
+    const receiver = at(ALICE, received, RECEIVE)
     // The receiver is the host once the kernel has its name.
     for (let looks = 0; !readFileSync('/proc/net/unix', 'latin1').includes('@photos\n'); looks += 1) {
       if (looks > 400) fail('✗ ringfence receive has bound no address.')
       await wait(25)
     }
-    const stranger = at(MALLORY, work, 'tar c . | ringfence send @photos')
+    const stranger = at(MALLORY, home, STEAL)
     await stranger.ended
-    const sender = at(ALICE, work, 'tar c . | ringfence send @photos')
+    const sender = at(ALICE, work, SEND)
     await sender.ended
     await receiver.ended
     const panes = [
-      { who: 'alice', title: 'alice', line: 'ringfence receive @photos --evidence | tar x', ran: receiver },
-      { who: 'mallory', title: 'mallory, another user', line: 'tar c . | ringfence send @photos', ran: stranger },
-      { who: 'alice', title: 'alice, in another terminal', line: 'tar c . | ringfence send @photos', ran: sender },
+      { who: 'alice', title: 'alice', line: RECEIVE, ran: receiver },
+      { who: 'mallory', title: 'mallory, another user', line: STEAL, ran: stranger },
+      { who: 'alice', title: 'alice, in another terminal', line: SEND, ran: sender },
     ]
     writeFileSync(join(images, 'terminal.svg'), drawTerminal(panes))
     console.log('docs/images/terminal.svg')
   } finally {
-    rmSync(home, { recursive: true, force: true })
+    for (const folder of [home, fast]) rmSync(folder, { recursive: true, force: true })
   }
 }
 
@@ -179,9 +185,9 @@ function drawTerminal(panes) {
   const out = []
   const rules = []
   // The order of the story: the receiver waits, the stranger is refused, the sender comes, and both have their output.
-  const begins = [0.5, 3.5, 8.5]
-  const answers = [11.5, 5.5, 14]
-  const length = 22
+  const begins = [0.5, 3, 10.5]
+  const answers = [13.5, 7.5, 16]
+  const length = 24
   const appear = (second) => {
     const name = `t${rules.length}`
     const percent = ((second / length) * 100).toFixed(2)
@@ -203,9 +209,14 @@ function drawTerminal(panes) {
     out.push(text(prompt, 0, y, `class="prompt ${who}"`))
     let column = prompt.length + 1
     // Typed a word at a time.
-    for (const [word, part] of line.split(' ').entries()) {
-      out.push(text(part, column, y, appear(begins[index] + word * 0.25)))
+    for (const [word, part] of line.split(/ |(?<=\n)/).entries()) {
+      const second = begins[index] + word * 0.2
+      if (part.trim() !== '') out.push(text(part.trim(), column, y, appear(second)))
       column += part.length + 1
+      if (!part.endsWith('\n')) continue
+      y += LEADING
+      column = prompt.length + 1
+      out.push(text('>', prompt.length - 1, y, `class="prompt ${who}" ${appear(second)}`))
     }
     for (const [row, shown] of shorten(ran.lines()).entries()) {
       y += LEADING
