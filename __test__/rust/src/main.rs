@@ -111,9 +111,9 @@ fn tokens(channel: Channel) -> Outcome {
     let tokens = channel.tokens();
     let (_sender, mut receiver) = channel.split();
     while let Some(token) = tokens.token()? {
-        tokens.signal(token.wrapping_add(1))?;
+        tokens.send(token.wrapping_add(1))?;
     }
-    receiver.listen()?;
+    receiver.poll_line()?;
     over(&receiver)
 }
 

@@ -206,7 +206,7 @@ impl Channels {
         while clock::now() < deadline {
             let left = (deadline - clock::now()) / 1_000_000 + 1;
             for woken in self.sleep(left as i32)? {
-                self.ends[woken].1.listen()?;
+                self.ends[woken].1.poll_line()?;
             }
         }
         let usage = Usage::since(before, (clock::now() - started) as f64 / 1e9);
@@ -271,7 +271,7 @@ fn echo_woken(channels: &mut Channels, count: u64) -> Result<u64> {
     while n < count {
         for index in channels.sleep(1000)? {
             let (sender, receiver) = &mut channels.ends[index];
-            receiver.listen()?;
+            receiver.poll_line()?;
             loop {
                 receiver.disarm();
                 while let Some(length) = receiver.try_receive(&mut channels.buffer)? {

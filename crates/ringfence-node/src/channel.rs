@@ -341,11 +341,11 @@ fn listen(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     if let Some(Halves { sender, receiver, .. }) = &mut endpoint.halves {
         // What the reader finds wrong is told to whoever reads next, again; here only the end counts.
         let _ = if later {
-            receiver.listen_later()
+            receiver.poll_line_later()
         } else {
-            receiver.listen()
+            receiver.poll_line()
         };
-        sender.heard();
+        sender.refresh();
     }
     endpoint.reason()
 }
@@ -506,7 +506,7 @@ fn watch(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
 
 /// Argument: the token.
 fn send_token(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    let sent = endpoint.tokens().and_then(|tokens| tokens.signal(call.word(0)));
+    let sent = endpoint.tokens().and_then(|tokens| tokens.send(call.word(0)));
     endpoint.answer(sent.map(|()| 0_i32))
 }
 

@@ -158,7 +158,7 @@ fn watcher() -> Option<PathBuf> {
         .unwrap()
         .filter_map(|task| Some(task.ok()?.path()))
         .filter(|task| {
-            fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "ringfence-vigil")
+            fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "ringfence-exits")
         });
     let first = watching.next();
     assert_eq!(watching.next(), None, "one for all");

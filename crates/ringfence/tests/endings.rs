@@ -244,7 +244,7 @@ fn what_was_sent_before_a_close_is_read_after_it() {
         assert_eq!(receiver.receive(&mut into).unwrap(), None);
         // Where the end of the sending came first, the close is a second piece of news.
         while how == "ends first" && receiver.close_reason().is_none() {
-            receiver.listen().unwrap();
+            receiver.poll_line().unwrap();
         }
         assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
         // The reader of a stream can tell whether this was all of it.

@@ -87,11 +87,11 @@ fn is_inherited<T: std::fmt::Debug>(result: Result<T>) {
 fn use_inherited(sender: &mut Sender, receiver: &mut Receiver, tokens: &ringfence::Tokens) {
     let mut room = [0; 64];
     sender.disarm();
-    sender.listen();
+    sender.poll_line();
     receiver.disarm();
     receiver.wake();
-    is_inherited(receiver.listen());
-    is_inherited(receiver.listen_later());
+    is_inherited(receiver.poll_line());
+    is_inherited(receiver.poll_line_later());
     is_inherited(sender.try_send(b"a child's"));
     is_inherited(sender.send(b"a child's"));
     is_inherited(sender.send_part(b"a child's", 0));
@@ -114,7 +114,7 @@ fn use_inherited(sender: &mut Sender, receiver: &mut Receiver, tokens: &ringfenc
     is_inherited(receiver.arm());
     assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
     assert!(!receiver.is_cut());
-    is_inherited(tokens.signal(1));
+    is_inherited(tokens.send(1));
     is_inherited(tokens.token());
     assert_eq!(tokens.try_token(), None);
     assert!(tokens.is_ended());
@@ -229,7 +229,7 @@ fn channel(address: &Address, way: &str) {
     sender.cancel(detached).unwrap();
     say(ended);
     assert_eq!(tokens.token().unwrap(), Some(7));
-    tokens.signal(8).unwrap();
+    tokens.send(8).unwrap();
     say("token");
     echo(&mut sender, &mut receiver, usize::MAX);
     drop((sender, receiver));
@@ -343,7 +343,7 @@ fn anew(address: &Address, service: &Address, way: &str) {
             drop(std::ptr::read(&raw const receiver));
         }
         echo(&mut own, &mut own_receiver, SLEEPS);
-        tokens.signal(5).unwrap();
+        tokens.send(5).unwrap();
         assert_eq!(tokens.token().unwrap(), Some(6));
         let opened = reopen(&kept[0]).unwrap_err();
         assert_eq!(opened.raw_os_error(), Some(Errno::EWOULDBLOCK as i32));
@@ -452,7 +452,7 @@ fn locks(service: &Address) {
                 let tokens = channel.tokens();
                 let (mut sender, mut receiver) = channel.split();
                 answers(&mut sender, &mut receiver, b"parent");
-                let _ = tokens.signal(1);
+                let _ = tokens.send(1);
                 drop(tokens.token_until(Instant::now() + Duration::from_millis(1)));
             }
         });
@@ -531,7 +531,7 @@ fn a_channel_outlives_a_child_that_uses_it_and_drops_it() {
                 let length = receiver.receive(&mut word).unwrap().unwrap();
                 assert_eq!(&word[..length], wanted, "{way}");
             }
-            tokens.signal(7).unwrap();
+            tokens.send(7).unwrap();
             actor.expect("token");
             assert_eq!(tokens.token().unwrap(), Some(8));
             // What lies at the address is there still, and is its own.
@@ -666,7 +666,7 @@ fn a_child_begins_anew_and_its_tripwire_tells() {
             answers(&mut own, &mut own_receiver, b"its own");
         }
         assert_eq!(tokens.token().unwrap(), Some(5));
-        tokens.signal(6).unwrap();
+        tokens.send(6).unwrap();
         let error = own_receiver
             .receive_until(&mut word, Instant::now() + TIME_LIMIT)
             .unwrap_err();

@@ -199,7 +199,7 @@ fn any_namespace_is_let_in_where_both_say_so() {
         }
         channel.verify().unwrap();
         // The thread that the guest names is another's here.
-        let error = channel.tokens().signal(1).unwrap_err();
+        let error = channel.tokens().send(1).unwrap_err();
         assert_eq!(error.code(), "UNSUPPORTED", "{error}");
         let (mut sender, mut receiver) = channel.split();
         sender.send(b"there and back").unwrap();

@@ -31,7 +31,7 @@ const LEAVES: usize = 60;
 
 fn say_tokens(tokens: &Tokens) {
     for token in 1..=3 {
-        while let Err(error) = tokens.signal(token) {
+        while let Err(error) = tokens.send(token) {
             // Signals are counted for the user as a whole.
             assert_eq!(error.code(), "NO_SPACE", "{error}");
         }
@@ -175,7 +175,7 @@ fn a_close_is_told_as_one_whatever_the_other_half_does_meanwhile() {
         assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
         // Where the end of the sending came first, the close is a second piece of news.
         while receiver.close_reason().is_none() {
-            receiver.listen().unwrap();
+            receiver.poll_line().unwrap();
         }
         reasons.push(receiver.close_reason().unwrap());
     }

@@ -308,7 +308,7 @@ impl Answering {
                     thread::sleep(Duration::from_millis(20));
                     // Who only polls has to look at the line as well, to notice who has left.
                     for channel in &mut channels {
-                        channel.receiver().listen().expect("sound");
+                        channel.receiver().poll_line().expect("sound");
                     }
                 }
             }

@@ -91,8 +91,8 @@ fn survive(address: &Address, then: &str) {
     say("ready");
     while receiver.close_reason().is_none() {
         receiver.wait(None).unwrap();
-        receiver.listen().unwrap();
-        sender.listen();
+        receiver.poll_line().unwrap();
+        sender.poll_line();
     }
     let reason = receiver.close_reason().unwrap();
     assert!(receiver.has_message().unwrap());

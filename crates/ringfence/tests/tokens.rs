@@ -60,7 +60,7 @@ fn role() {
             while let Some(token) = tokens.token().unwrap() {
                 insist(&tokens, token + 1);
             }
-            say(format!("{:?}", tokens.signal(1).unwrap_err().code()));
+            say(format!("{:?}", tokens.send(1).unwrap_err().code()));
         }
         // Sends tokens, and is killed by its own hand at once.
         "last words" => {
@@ -131,7 +131,7 @@ fn role() {
             let channel = join(&address, &options).unwrap();
             let tokens = channel.tokens();
             say(format!("{:?}", tokens.token().unwrap()));
-            let error = tokens.signal(1).unwrap_err();
+            let error = tokens.send(1).unwrap_err();
             say(format!("{} {error}", error.code()));
             // The channel goes on.
             let (mut sender, _receiver) = channel.split();
@@ -153,7 +153,7 @@ fn until(holds: impl Fn() -> bool) {
 /// Sends a token, however often the queue is full.
 fn insist(tokens: &Tokens, token: u64) {
     loop {
-        match tokens.signal(token) {
+        match tokens.send(token) {
             Ok(()) => return,
             Err(Error::NoSpace { .. }) => thread::yield_now(),
             Err(error) => panic!("{error}"),
@@ -300,7 +300,7 @@ fn tokens_go_both_ways_and_keep_their_order() {
     channel.close();
     assert_eq!(tokens.token().unwrap(), None);
     assert!(tokens.is_ended());
-    assert_eq!(tokens.signal(1).unwrap_err().code(), "CLOSED");
+    assert_eq!(tokens.send(1).unwrap_err().code(), "CLOSED");
     other.expect("\"PEER_LOST\"");
     other.finish();
 }
@@ -329,7 +329,7 @@ fn an_older_kernel_and_a_filter_of_system_calls_cost_what_they_must() {
     let channel = join(&address, &small()).unwrap();
     other.expect("joined");
     let tokens = channel.tokens();
-    let error = tokens.signal(1).unwrap_err();
+    let error = tokens.send(1).unwrap_err();
     assert_eq!(error.code(), "UNSUPPORTED");
     assert!(error.to_string().contains("does not hand on all"), "{error}");
     assert_eq!(tokens.token_until(Instant::now() + TIME_LIMIT).unwrap(), Some(7));
@@ -354,7 +354,7 @@ fn what_was_sent_before_a_death_comes_before_its_news() {
         met += 1;
         let found: Vec<_> = std::iter::from_fn(|| tokens.token().unwrap()).collect();
         assert_eq!(found, [1, 2, 3]);
-        assert_eq!(tokens.signal(4).unwrap_err().code(), "PEER_LOST");
+        assert_eq!(tokens.send(4).unwrap_err().code(), "PEER_LOST");
     }
 }
 
@@ -386,7 +386,7 @@ fn what_was_sent_before_the_end_comes_though_the_queue_is_full() {
             )
         };
         assert_eq!(result, 0);
-        assert_eq!(tokens.signal(50).unwrap_err().code(), "NO_SPACE");
+        assert_eq!(tokens.send(50).unwrap_err().code(), "NO_SPACE");
         channel.close();
         kill(Pid::from_raw(other.pid()), Signal::SIGCONT).unwrap();
         other.expect(&format!("{:?}", (0..50).collect::<Vec<_>>()));
@@ -463,7 +463,7 @@ fn a_full_queue_is_an_error_and_what_was_taken_comes() {
     stop(other.pid());
     let mut sent = 0;
     let error = loop {
-        match tokens.signal(sent) {
+        match tokens.send(sent) {
             Ok(()) => sent += 1,
             Err(error) => break error,
         }
@@ -626,7 +626,7 @@ fn part(address: &Address, rounds: u32) {
         thread::scope(|scope| {
             let sending = scope.spawn(|| {
                 loop {
-                    match tokens.signal(7) {
+                    match tokens.send(7) {
                         Ok(()) | Err(Error::NoSpace { .. }) => {}
                         Err(error) => return error,
                     }
@@ -668,7 +668,7 @@ fn a_peer_that_executes_another_program_is_not_ended_by_a_token() {
         let (mut sender, _receiver) = channel.split();
         sender.send(b"now").unwrap();
         let error = loop {
-            match tokens.signal(1) {
+            match tokens.send(1) {
                 Ok(()) | Err(Error::NoSpace { .. }) => {}
                 Err(error) => break error,
             }

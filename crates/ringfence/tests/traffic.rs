@@ -183,7 +183,7 @@ fn an_event_loop_that_arms_and_polls_the_line_misses_nothing() {
         while !sender.try_send(message).unwrap() {
             if sender.arm(message.len()).unwrap() {
                 poll_line(sender);
-                sender.listen();
+                sender.poll_line();
                 sender.disarm();
             }
         }
@@ -199,7 +199,7 @@ fn an_event_loop_that_arms_and_polls_the_line_misses_nothing() {
             }
             if receiver.arm().unwrap() {
                 poll_line(receiver);
-                receiver.listen().unwrap();
+                receiver.poll_line().unwrap();
                 receiver.disarm();
             }
         }

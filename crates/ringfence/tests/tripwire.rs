@@ -220,7 +220,7 @@ fn is_steadfast(how: &str) {
         // SAFETY: tgkill takes three integers.
         let sent = unsafe { libc::syscall(libc::SYS_tgkill, other.pid(), thread, libc::SIGIO) };
         assert_eq!(sent, 0);
-        tokens.signal(token).unwrap();
+        tokens.send(token).unwrap();
         assert_eq!(
             channel.receiver().receive(&mut message).unwrap(),
             Some(5),

@@ -25,7 +25,7 @@ use crate::{
     identity::Identity,
     options::Options,
     ring::{Consumer, Producer},
-    wake::doorbell::{Doorbell, Spot},
+    wake::doorbell::{Doorbell, ParkingSpot},
 };
 
 /// Both directions between this process and its peer.
@@ -45,8 +45,8 @@ pub struct Channel {
 
 impl Channel {
     pub(crate) fn assemble(parts: Parts, tenure: Option<Box<dyn Tenure>>, options: &Options) -> Self {
-        let reading = Link::new(&parts, Spot::READER, Spot::WRITER);
-        let writing = Link::new(&parts, Spot::WRITER, Spot::READER);
+        let reading = Link::new(&parts, ParkingSpot::READER, ParkingSpot::WRITER);
+        let writing = Link::new(&parts, ParkingSpot::WRITER, ParkingSpot::READER);
         let producer = Producer::new(parts.own.clone(), parts.peer.clone(), parts.own_capacity);
         let consumer = Consumer::new(
             parts.own.clone(),
@@ -54,7 +54,7 @@ impl Channel {
             parts.peer_capacity,
             parts.longest_in,
         );
-        let mailbox = Arc::clone(parts.inlet.mailbox());
+        let inbox = Arc::clone(parts.inbox.inbox());
         let shared = Arc::new(Shared {
             role: parts.role,
             doorbell: Arc::new(Doorbell::new(parts.line, parts.process.pidfd())),
@@ -65,14 +65,14 @@ impl Channel {
                 own: parts.own.clone(),
                 phase: OwnPhase::of(&parts.own),
                 peer: parts.peer,
-                inlet: parts.inlet,
-                addressee: parts.addressee,
+                inbox: parts.inbox,
+                token_sender: parts.token_sender,
                 tenure,
             })),
             busy_poll: options.busy_poll,
         });
         let verifier = Verifier::new(parts.process, options, &shared);
-        let tokens = Tokens::new(&shared, mailbox);
+        let tokens = Tokens::new(&shared, inbox);
         parts.own.in_use(parts.barriers);
         if let Some(tripwire) = parts.own.tripwire() {
             let shared = Arc::downgrade(&shared);

@@ -197,7 +197,7 @@ impl Receiver {
 
     #[inline]
     fn ring_if_published(&mut self) {
-        if self.link.as_mut().is_some_and(|link| link.watch.must_ring()) {
+        if self.link.as_mut().is_some_and(|link| link.waker.must_ring()) {
             self.shared.doorbell.ring();
         }
     }
@@ -466,11 +466,11 @@ impl Receiver {
         }
         loop {
             self.shared.catch_up();
-            let heard = self.shared.doorbell.heard();
-            if !self.lie_down()? {
+            let generation = self.shared.doorbell.generation();
+            if !self.park()? {
                 return Ok(true);
             }
-            let woken = self.shared.doorbell.wait(heard, deadline);
+            let woken = self.shared.doorbell.wait(generation, deadline);
             self.disarm();
             self.shared.notice();
             if self.has_message()? || self.is_ended()? {
@@ -483,20 +483,20 @@ impl Receiver {
     }
 
     /// For event loops: says that this half sleeps until there is something to read. `true`: there is nothing now;
-    /// wait for the line ([`AsFd`]) to be readable, then call [`Receiver::listen`] and [`Receiver::disarm`].
+    /// wait for the line ([`AsFd`]) to be readable, then call [`Receiver::poll_line`] and [`Receiver::disarm`].
     /// `false`: there is something, or no more will come. Errors as [`Receiver::try_receive`].
     pub fn arm(&mut self) -> Result<bool> {
         self.shared.catch_up();
-        self.lie_down()
+        self.park()
     }
 
     /// As [`Receiver::arm`], for a caller who has caught up.
-    fn lie_down(&mut self) -> Result<bool> {
+    fn park(&mut self) -> Result<bool> {
         self.check()?;
         let Some(link) = &mut self.link else {
             return Ok(false);
         };
-        link.bed.lie_down()?;
+        link.sleeper.park()?;
         let ready = self
             .has_message()
             .and_then(|there| if there { Ok(true) } else { self.is_ended() });
@@ -512,23 +512,23 @@ impl Receiver {
             return;
         }
         if let Some(link) = &mut self.link {
-            link.bed.get_up();
+            link.sleeper.unpark();
         }
     }
 
     /// Reads whatever has come over the line, and notices a peer that is gone. What it has left can be read still, and its
     /// memory stays mapped until then. Errors as [`Receiver::try_receive`].
-    pub fn listen(&mut self) -> Result<()> {
-        self.shared.doorbell_here()?.listen();
+    pub fn poll_line(&mut self) -> Result<()> {
+        self.shared.doorbell_here()?.read_bells();
         self.shared.notice();
         self.check()
     }
 
-    /// As [`Receiver::listen`], where the line is readable and nothing says that it has ended: it is read when either half
+    /// As [`Receiver::poll_line`], where the line is readable and nothing says that it has ended: it is read when either half
     /// is armed next, so that an answer can go first. Where that has not happened by the next call, that one reads. A line
     /// that is not read stays readable.
-    pub fn listen_later(&mut self) -> Result<()> {
-        self.shared.doorbell_here()?.listen_later();
+    pub fn poll_line_later(&mut self) -> Result<()> {
+        self.shared.doorbell_here()?.leave_bells();
         self.shared.notice();
         self.check()
     }

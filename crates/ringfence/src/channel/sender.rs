@@ -55,7 +55,7 @@ impl Writing {
     fn finish(&mut self, shared: &Shared, at: usize, claimed: usize, length: usize) {
         self.producer.finish(at, claimed, length);
         self.producer.publish();
-        if self.link.watch.must_ring() {
+        if self.link.waker.must_ring() {
             shared.doorbell.ring();
         }
     }
@@ -170,7 +170,7 @@ impl Sender {
         match producer.push(message) {
             Ok(true) => {
                 producer.publish();
-                if link.watch.must_ring() {
+                if link.waker.must_ring() {
                     self.shared.doorbell.ring();
                 }
                 Ok(true)
@@ -227,7 +227,7 @@ impl Sender {
             return Err(not_next(begun, message.len(), written));
         }
         let result = producer.push_part(message, written);
-        if link.watch.must_ring() {
+        if link.waker.must_ring() {
             self.shared.doorbell.ring();
         }
         self.begun = match result {
@@ -256,7 +256,7 @@ impl Sender {
         let longest = self.longest;
         let Writing { producer, link } = self.writing()?;
         let result = producer.push_packed(packed, longest);
-        if producer.publish() && link.watch.must_ring() {
+        if producer.publish() && link.waker.must_ring() {
             self.shared.doorbell.ring();
         }
         let taken = self.shared.judge(result)?;
@@ -390,11 +390,11 @@ impl Sender {
         }
         loop {
             self.shared.catch_up();
-            let heard = self.shared.doorbell.heard();
-            if !self.lie_down(size)? {
+            let generation = self.shared.doorbell.generation();
+            if !self.park(size)? {
                 return Ok(true);
             }
-            let woken = self.shared.doorbell.wait(heard, deadline);
+            let woken = self.shared.doorbell.wait(generation, deadline);
             self.disarm();
             self.shared.notice();
             if self.has_room(size)? {
@@ -407,16 +407,16 @@ impl Sender {
     }
 
     /// For event loops: says that this half sleeps until a message of `size` bytes finds room. `true`: it does not
-    /// now; wait for the line ([`AsFd`]) to be readable, then call [`Sender::listen`] and [`Sender::disarm`].
+    /// now; wait for the line ([`AsFd`]) to be readable, then call [`Sender::poll_line`] and [`Sender::disarm`].
     /// `false`: there is room. Errors as [`Sender::send`].
     pub fn arm(&mut self, size: usize) -> Result<bool> {
         self.shared.catch_up();
-        self.lie_down(size)
+        self.park(size)
     }
 
     /// As [`Sender::arm`], for a caller who has caught up.
-    fn lie_down(&mut self, size: usize) -> Result<bool> {
-        self.writing_on()?.link.bed.lie_down()?;
+    fn park(&mut self, size: usize) -> Result<bool> {
+        self.writing_on()?.link.sleeper.park()?;
         let room = self.has_room(size);
         if !matches!(room, Ok(false)) {
             self.disarm();
@@ -430,21 +430,21 @@ impl Sender {
             return;
         }
         if let Some(writing) = &mut self.writing {
-            writing.link.bed.get_up();
+            writing.link.sleeper.unpark();
         }
     }
 
     /// Reads whatever has come over the line, and notices a peer that is gone: see [`Sender::close_reason`].
-    pub fn listen(&mut self) {
+    pub fn poll_line(&mut self) {
         if !self.shared.is_inherited() {
-            self.shared.doorbell.listen();
+            self.shared.doorbell.read_bells();
             self.shared.notice();
         }
-        self.heard();
+        self.refresh();
     }
 
-    /// As [`Sender::listen`], for whoever has just let the other half listen ([`Receiver::listen`](crate::Receiver::listen)).
-    pub fn heard(&mut self) {
+    /// As [`Sender::poll_line`], for whoever has just let the other half listen ([`Receiver::poll_line`](crate::Receiver::poll_line)).
+    pub fn refresh(&mut self) {
         if self.shared.state.load(Ordering::Acquire) != state::OPEN {
             self.writing = None;
         }
@@ -461,7 +461,7 @@ impl Sender {
         }
         if let Some(mut writing) = self.writing.take() {
             writing.producer.publish();
-            if self.shared.end_sending() && writing.link.watch.must_ring() {
+            if self.shared.end_sending() && writing.link.waker.must_ring() {
                 self.shared.doorbell.ring();
             }
         }
@@ -721,7 +721,7 @@ impl Batch<'_> {
         if self.shared.is_inherited() {
             return;
         }
-        if self.writing.producer.publish() && self.writing.link.watch.must_ring() {
+        if self.writing.producer.publish() && self.writing.link.waker.must_ring() {
             self.shared.doorbell.ring();
         }
     }

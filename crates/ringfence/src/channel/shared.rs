@@ -25,9 +25,9 @@ use crate::{
     peer::process::Peer,
     rendezvous::election::Inheritance,
     signal::claim::Claim,
-    signal::mailbox::{Addressee, Inlet},
+    signal::inbox::{OpenInbox, TokenSender},
     wait::deadline::{Deadline, Woken},
-    wake::doorbell::{Barriers, Bed, Doorbell, Ends, Spot, Watch},
+    wake::doorbell::{Barriers, Doorbell, Ends, ParkingSpot, Sleeper, Waker},
 };
 
 /// Which part this process had at the rendezvous. Both have the same rights afterwards.
@@ -95,9 +95,9 @@ pub(crate) struct Parts {
     /// Both processes take membarrier(2).
     pub(crate) barriers: bool,
     /// Where the peer's tokens arrive.
-    pub(crate) inlet: Inlet,
+    pub(crate) inbox: OpenInbox,
     /// Where this side's go.
-    pub(crate) addressee: Addressee,
+    pub(crate) token_sender: TokenSender,
     /// What this side holds of its peer's place, as the guest among members.
     pub(crate) inheritance: Option<Inheritance>,
 }
@@ -154,8 +154,8 @@ pub(crate) struct Held {
     pub(crate) own: OwnRegion,
     pub(crate) phase: OwnPhase,
     pub(crate) peer: PeerRegion,
-    pub(crate) inlet: Inlet,
-    pub(crate) addressee: Addressee,
+    pub(crate) inbox: OpenInbox,
+    pub(crate) token_sender: TokenSender,
     /// Dropped before anything says that the channel has ended: whoever hears of it may join anew at once.
     pub(crate) tenure: Option<Box<dyn Tenure>>,
 }
@@ -366,14 +366,14 @@ impl Shared {
     /// What the peer has announced has come when this returns. Before any end is told: the peer announces nothing after it
     /// has said how it ends.
     pub(crate) fn hear_out(&self) {
-        self.catch_up_with(|Held { inlet, peer, .. }| {
-            inlet.lags_behind(peer.load(layout::TOKENS, Ordering::Acquire))
+        self.catch_up_with(|Held { inbox, peer, .. }| {
+            inbox.lags_behind(peer.load(layout::TOKENS, Ordering::Acquire))
         });
     }
 
     /// As [`Shared::hear_out`], also what was sent and not announced.
     fn hear_all(&self) {
-        self.catch_up_with(|held| held.inlet.claim());
+        self.catch_up_with(|held| held.inbox.claim());
     }
 
     fn catch_up_with(&self, late: impl FnOnce(&Held) -> Option<Arc<Claim>>) {
@@ -390,7 +390,7 @@ impl Shared {
     }
 
     /// Sends the peer a token.
-    pub(crate) fn signal(&self, token: u64) -> Result<()> {
+    pub(crate) fn send_token(&self, token: u64) -> Result<()> {
         let doorbell = self.doorbell_here()?;
         let is_there = || {
             doorbell.look();
@@ -406,7 +406,7 @@ impl Shared {
             drop(guard);
             return self.check();
         };
-        let sent = held.addressee.send(token, is_there)?;
+        let sent = held.token_sender.send(token, is_there)?;
         held.own.store(layout::TOKENS, sent, Ordering::Release);
         Ok(())
     }
@@ -564,21 +564,21 @@ pub(crate) const LOOKS_PER_GLANCE: u32 = 4096;
 /// What one half needs of the other process: gone with it.
 #[derive(Debug)]
 pub(crate) struct Link {
-    pub(crate) bed: Bed<OwnRegion, PeerRegion>,
-    pub(crate) watch: Watch<OwnRegion, PeerRegion>,
+    pub(crate) sleeper: Sleeper<OwnRegion, PeerRegion>,
+    pub(crate) waker: Waker<OwnRegion, PeerRegion>,
 }
 
 impl Link {
-    /// `bed`: what this half sleeps for; `watch`: what the peer's other half does.
-    pub(crate) fn new(parts: &Parts, bed: Spot, watch: Spot) -> Self {
+    /// `sleeper`: what this half sleeps for; `waker`: what the peer's other half does.
+    pub(crate) fn new(parts: &Parts, sleeper: ParkingSpot, waker: ParkingSpot) -> Self {
         let barriers = if parts.barriers {
             Barriers::Sleeper
         } else {
             Barriers::Both
         };
         Self {
-            bed: Bed::new(parts.own.clone(), parts.peer.clone(), bed, barriers),
-            watch: Watch::new(parts.own.clone(), parts.peer.clone(), watch, barriers),
+            sleeper: Sleeper::new(parts.own.clone(), parts.peer.clone(), sleeper, barriers),
+            waker: Waker::new(parts.own.clone(), parts.peer.clone(), waker, barriers),
         }
     }
 }

@@ -18,13 +18,13 @@ use crate::{
     channel::shared::{Parts, Role, state},
     error::{Error, Result},
     fork::Mark,
-    handshake::frame::TokenAddress,
     identity::{Credentials, Identity},
     memory::own::OwnRegion,
     options::Options,
     peer::process::Peer,
     ring::{HEADER, Progress, packed_size},
-    signal::mailbox::{Addressee, Inlet},
+    signal::inbox::TokenAddress,
+    signal::inbox::{OpenInbox, TokenSender},
 };
 
 const CAPACITY: u64 = 4096;
@@ -50,8 +50,8 @@ fn end(line: OwnedFd, own: &OwnRegion, peer: &OwnRegion, options: &Options) -> C
         longest_out: LONGEST,
         longest_in: LONGEST,
         barriers: false,
-        inlet: Inlet::unreachable(),
-        addressee: Addressee::new(nobody.pid, TokenAddress::default()).expect("nobody"),
+        inbox: OpenInbox::unreachable(),
+        token_sender: TokenSender::new(nobody.pid, TokenAddress::default()).expect("nobody"),
         inheritance: None,
     };
     Channel::assemble(parts, None, options)
@@ -226,7 +226,7 @@ impl Both {
                     }
                 }
             }
-            _ => self.sender.listen(),
+            _ => self.sender.poll_line(),
         }
     }
 
@@ -376,7 +376,7 @@ impl Both {
                 self.receiver.arm().unwrap();
                 self.receiver.disarm();
             }
-            9 => self.receiver.listen().unwrap(),
+            9 => self.receiver.poll_line().unwrap(),
             _ => {
                 let ended = self.receiver.is_ended().unwrap();
                 assert!(!ended || (matches!(self.begun, Begun::Ended) && self.sent.is_empty()));

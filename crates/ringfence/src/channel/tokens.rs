@@ -9,7 +9,7 @@ use std::{
 use crate::{
     channel::shared::Shared,
     error::{Error, Result},
-    signal::mailbox::Mailbox,
+    signal::inbox::TokenInbox,
     wake::doorbell::Doorbell,
 };
 
@@ -27,15 +27,15 @@ pub struct Tokens {
     shared: Weak<Shared>,
     /// Weak, since it holds the line open.
     doorbell: Weak<Doorbell>,
-    mailbox: Arc<Mailbox>,
+    inbox: Arc<TokenInbox>,
 }
 
 impl Tokens {
-    pub(crate) fn new(shared: &Arc<Shared>, mailbox: Arc<Mailbox>) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared>, inbox: Arc<TokenInbox>) -> Self {
         Self {
             shared: Arc::downgrade(shared),
             doorbell: Arc::downgrade(&shared.doorbell),
-            mailbox,
+            inbox,
         }
     }
 
@@ -46,16 +46,16 @@ impl Tokens {
     /// without `CAP_KILL`, kill(2)), or the peer's system does not hand on all that comes with one; with
     /// [`Error::PeerLost`] once the peer has gone, [`Error::Closed`] after this side's close, and as
     /// [`Sender::try_send`](crate::Sender::try_send) where the channel has ended otherwise.
-    pub fn signal(&self, token: u64) -> Result<()> {
+    pub fn send(&self, token: u64) -> Result<()> {
         self.shared
             .upgrade()
             .ok_or(Error::Closed("the channel is closed"))?
-            .signal(token)
+            .send_token(token)
     }
 
     /// The next token, if one has come. `None`: not now, or no more will come (see [`Tokens::is_ended`]).
     pub fn try_token(&self) -> Option<u64> {
-        self.mailbox.take()
+        self.inbox.take()
     }
 
     /// The next token; sleeps until there is one. `None`: the channel has ended, and all were taken.
@@ -71,7 +71,7 @@ impl Tokens {
     }
 
     fn wait(&self, deadline: Option<Instant>) -> Result<Option<u64>> {
-        self.mailbox.check()?;
+        self.inbox.check()?;
         loop {
             let Some(doorbell) = self.doorbell.upgrade() else {
                 // The channel was let go of: nothing more comes.
@@ -89,7 +89,7 @@ impl Tokens {
             if self.is_ended() {
                 return Ok(None);
             }
-            if !doorbell.wait_beside(self.mailbox.bell()?, deadline)? {
+            if !doorbell.wait_beside(self.inbox.bell()?, deadline)? {
                 return Err(Error::Aborted);
             }
         }
@@ -97,7 +97,7 @@ impl Tokens {
 
     /// No more will come, and all were taken.
     pub fn is_ended(&self) -> bool {
-        self.mailbox.is_over()
+        self.inbox.is_over()
     }
 
     /// A descriptor (eventfd(2)) that is readable while there is a token to take, or no more will come: for event loops,
@@ -105,18 +105,18 @@ impl Tokens {
     ///
     /// Errors with [`Error::NoSpace`] where descriptors have run out.
     pub fn bell(&self) -> Result<BorrowedFd<'_>> {
-        self.mailbox.bell()
+        self.inbox.bell()
     }
 
     /// How many tokens of this channel were dropped, since 65,536 lay here already that nobody took.
     pub fn dropped(&self) -> u64 {
-        self.mailbox.dropped()
+        self.inbox.dropped()
     }
 
     /// How many signals of this channel's number ([`Options::signal_number`](crate::Options::signal_number)) this process
     /// has been sent, since it began, that were no token of any of its channels: somebody made them up, or took a channel for
     /// open that had ended.
     pub fn strays(&self) -> u64 {
-        self.mailbox.strays()
+        self.inbox.strays()
     }
 }

@@ -34,7 +34,7 @@ use crate::{
     options::Options,
     rendezvous::address::Address,
     rendezvous::election::{self, Inheritance, Met, Place},
-    wait::deadline::{Bell, CancelToken, Deadline, Pauses},
+    wait::deadline::{Backoff, Bell, CancelToken, Deadline},
 };
 
 /// Channels, and as many refusals, that nobody has asked for yet. With more channels than that nobody is taken in;
@@ -471,13 +471,13 @@ struct Keeper {
 impl Keeper {
     /// Comes to the address, and comes again while those there come and go.
     fn arrive(&self, deadline: &Deadline) -> Result<Footing> {
-        let mut pauses = Pauses::new(deadline);
+        let mut backoff = Backoff::new(deadline);
         loop {
             match self.try_to_arrive(deadline) {
                 Ok(Some(footing)) => return Ok(footing),
-                Ok(None) => pauses.snubbed(None)?,
-                Err(error) if is_passing(&error) => pauses.snubbed(Some(error))?,
-                Err(Error::AddressOccupied { .. }) if self.options.wait => pauses.pause()?,
+                Ok(None) => backoff.hung_up(None)?,
+                Err(error) if is_passing(&error) => backoff.hung_up(Some(error))?,
+                Err(Error::AddressOccupied { .. }) if self.options.wait => backoff.pause()?,
                 Err(error) => return Err(error),
             }
         }
@@ -582,7 +582,7 @@ impl Keeper {
         let answer = Deadline::endless(Vec::new(), timeout).within(timeout);
         let legacy = self.desk.channel().map_or(Legacy::Left, |channel| {
             // Where it cannot be sent (the queue of signals is full, say), nothing is lost.
-            let _ = channel.signal(LEAVING);
+            let _ = channel.send_token(LEAVING);
             channel.leave(&answer)
         });
         match legacy {

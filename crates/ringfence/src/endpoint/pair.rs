@@ -17,7 +17,7 @@ use crate::{
     options::Options,
     rendezvous::address::Address,
     rendezvous::election::{self, Met, Place},
-    wait::deadline::{Bell, Deadline, Pauses},
+    wait::deadline::{Backoff, Bell, Deadline},
 };
 
 /// Meets the other instance at an address and makes the channel between the two.
@@ -32,15 +32,15 @@ pub fn join(address: &Address, options: &Options) -> Result<Channel> {
     let options = &options.clone().checked()?;
     let address = &address.absolute();
     let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
-    let mut pauses = Pauses::new(&deadline);
+    let mut backoff = Backoff::new(&deadline);
     loop {
         match join_once(address, options, &deadline) {
             Ok(Some(channel)) => return Ok(channel),
             // The host went away before it had answered: whoever looks first is the next host.
-            Ok(None) => pauses.snubbed(None)?,
+            Ok(None) => backoff.hung_up(None)?,
             // The same after it had answered: for a process that waits for a place, nothing has changed.
-            Err(error @ Error::PeerLost(_)) if options.wait => pauses.snubbed(Some(error))?,
-            Err(Error::AddressOccupied { .. }) if options.wait => pauses.pause()?,
+            Err(error @ Error::PeerLost(_)) if options.wait => backoff.hung_up(Some(error))?,
+            Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,
             Err(error) => return Err(error),
         }
     }

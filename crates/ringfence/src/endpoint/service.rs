@@ -28,7 +28,7 @@ use crate::{
     options::{Options, SeatLimits},
     rendezvous::address::Address,
     rendezvous::election::{self, Place},
-    wait::deadline::{Bell, CancelToken, Deadline, Pauses, Turns},
+    wait::deadline::{Backoff, Bell, CancelToken, Deadline, Permits},
 };
 
 /// News that nobody has asked for yet: beyond that, newcomers wait in the kernel's backlog.
@@ -48,11 +48,11 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
     let options = options.clone().checked()?;
     let (given, address) = (address, &address.absolute());
     let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
-    let mut pauses = Pauses::new(&deadline);
+    let mut backoff = Backoff::new(&deadline);
     let mut record = Record::default();
     let place = loop {
         match election::bind_alone(address, options.access()?, &mut record) {
-            Err(Error::AddressOccupied { .. }) if options.wait => pauses.pause()?,
+            Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,
             other => break other?,
         }
     };
@@ -104,15 +104,15 @@ pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
     let options = options.clone().checked()?;
     let address = &address.absolute();
     let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
-    let mut pauses = Pauses::new(&deadline);
+    let mut backoff = Backoff::new(&deadline);
     loop {
         match connect_once(address, &options, &deadline) {
             Ok(Tried::Open(channel)) => return Ok(*channel),
             // It closes, and the next look finds nobody.
-            Ok(Tried::Snubbed) => pauses.snubbed(None)?,
+            Ok(Tried::HungUp) => backoff.hung_up(None)?,
             // It has closed, or ended, in the middle of the handshake. The next service may be there already.
-            Err(error @ Error::PeerLost(_)) if options.wait => pauses.snubbed(Some(error))?,
-            Ok(Tried::Nobody) | Err(Error::AddressOccupied { .. }) if options.wait => pauses.pause()?,
+            Err(error @ Error::PeerLost(_)) if options.wait => backoff.hung_up(Some(error))?,
+            Ok(Tried::Nobody) | Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,
             Ok(Tried::Nobody) => return Err(nobody(address)),
             Err(error) => return Err(error),
         }
@@ -124,36 +124,36 @@ enum Tried {
     /// Nobody listens.
     Nobody,
     /// Somebody hung up without an answer.
-    Snubbed,
+    HungUp,
 }
 
 fn connect_once(address: &Address, options: &Options, deadline: &Deadline) -> Result<Tried> {
-    let turns = turns(address)?;
-    let _turn = turns.take(deadline)?;
+    let permits = permits(address)?;
+    let _permit = permits.acquire(deadline)?;
     let within = &deadline.within(options.timeout);
     let mut record = Record::default();
     let Some(stream) = election::find(address, within, &mut record)? else {
         return Ok(Tried::Nobody);
     };
     let parts = Side::new(address, options, within, Meeting::Service).guest(stream, record)?;
-    Ok(parts.map_or(Tried::Snubbed, |parts| {
+    Ok(parts.map_or(Tried::HungUp, |parts| {
         Tried::Open(Box::new(Channel::assemble(parts, None, options)))
     }))
 }
 
 /// The turns of this process's handshakes as an agent at an address: a service refuses a process that has more under way.
 /// Another address has its own, since its service may be slow, or may not answer at all.
-fn turns(address: &Address) -> Result<Arc<Turns>> {
-    static TURNS: PerProcess<Mutex<HashMap<Address, Weak<Turns>>>> = PerProcess::new();
-    let all = TURNS.get()?;
+fn permits(address: &Address) -> Result<Arc<Permits>> {
+    static PERMITS: PerProcess<Mutex<HashMap<Address, Weak<Permits>>>> = PerProcess::new();
+    let all = PERMITS.get()?;
     // The map is valid after every statement that changes it.
     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(turns) = all.get(address).and_then(Weak::upgrade) {
-        return Ok(turns);
+    if let Some(permits) = all.get(address).and_then(Weak::upgrade) {
+        return Ok(permits);
     }
     // Those at which nobody calls any more.
-    all.retain(|_, turns| turns.strong_count() > 0);
-    let made = Arc::new(Turns::new(OF_ONE_PROCESS)?);
+    all.retain(|_, permits| permits.strong_count() > 0);
+    let made = Arc::new(Permits::new(OF_ONE_PROCESS)?);
     all.insert(address.clone(), Arc::downgrade(&made));
     Ok(made)
 }

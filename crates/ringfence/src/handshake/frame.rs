@@ -46,6 +46,7 @@ use nix::{
 use crate::{
     error::{Error, Refusal, Result},
     identity::Credentials,
+    signal::inbox::{Secret, TokenAddress},
     sys::{self, Control},
     wait::deadline::{Deadline, Woken},
 };
@@ -123,39 +124,6 @@ pub(crate) struct Offer {
     pub(crate) size: u64,
     pub(crate) capacity: u64,
     pub(crate) tokens: TokenAddress,
-}
-
-/// How whoever says so is sent a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct TokenAddress {
-    /// Of the realtime signal; 0: it takes no tokens.
-    pub(crate) number: u32,
-    pub(crate) thread: u32,
-    /// Its own number for the channel.
-    pub(crate) mailbox: u32,
-    pub(crate) secret: Secret,
-}
-
-/// Bytes that nobody is to know but the two.
-#[derive(Clone, Copy, Eq, Default)]
-pub(crate) struct Secret(pub(crate) [u8; 16]);
-
-impl PartialEq for Secret {
-    /// Takes the same time wherever the first difference is.
-    fn eq(&self, other: &Self) -> bool {
-        let differences = self
-            .0
-            .iter()
-            .zip(other.0)
-            .fold(0, |so_far, (a, b)| so_far | (a ^ b));
-        std::hint::black_box(differences) == 0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
 }
 
 /// Why one side refuses the other.

@@ -30,7 +30,7 @@ use crate::{
     peer::process::Peer,
     rendezvous::address::Address,
     rendezvous::election::Inheritance,
-    signal::mailbox::{Addressee, Inlet},
+    signal::inbox::{OpenInbox, TokenSender},
     sys,
     wait::deadline::Deadline,
 };
@@ -89,8 +89,8 @@ struct Objects {
     own: SharedObject,
     peer: PeerRegion,
     /// Where the peer's tokens arrive, and where this side's go.
-    inlet: Inlet,
-    addressee: Addressee,
+    inbox: OpenInbox,
+    token_sender: TokenSender,
     /// Of the channel that is to be: what cannot be had is told before this side is ready.
     state: Mark,
 }
@@ -472,10 +472,10 @@ impl<'a> Side<'a> {
         let line = self.line(line, peer.credentials);
         peer.hardens = hello.features & HARDENS != 0;
         self.close_off(record)?;
-        let inlet = Inlet::open(options.signal_number)?;
+        let inbox = OpenInbox::open(options.signal_number)?;
         let object = SharedObject::create(
             options,
-            inlet.number(),
+            inbox.number(),
             peer.credentials.uid,
             self.deadline,
             record,
@@ -484,7 +484,7 @@ impl<'a> Side<'a> {
             echo: hello.nonce,
             size: object.size,
             capacity: options.capacity,
-            tokens: inlet.address(),
+            tokens: inbox.address(),
         };
         line.send(&Frame::Offer(offer), &[object.as_fd()])?;
         record.passed(
@@ -530,16 +530,16 @@ impl<'a> Side<'a> {
             record,
         )?;
         object.check()?;
-        let mut addressee = Addressee::new(peer.credentials.pid, offer.tokens)?;
+        let mut token_sender = TokenSender::new(peer.credentials.pid, offer.tokens)?;
         if !peer.shares_numbers() {
             // The thread that it names is another's here.
-            addressee = addressee.out_of_reach();
+            token_sender = token_sender.out_of_reach();
         }
         Ok(Objects {
             own: object,
             peer: region,
-            inlet,
-            addressee,
+            inbox,
+            token_sender,
             state: Mark::new(state::OPEN)?,
         })
     }
@@ -654,8 +654,8 @@ impl<'a> Side<'a> {
             longest_out: hello.longest,
             longest_in: self.options.max_message_size,
             barriers: self.takes_barriers && hello.features & TAKES_BARRIERS != 0,
-            inlet: objects.inlet,
-            addressee: objects.addressee,
+            inbox: objects.inbox,
+            token_sender: objects.token_sender,
             inheritance,
         }
     }

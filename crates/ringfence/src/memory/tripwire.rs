@@ -37,7 +37,7 @@ use nix::{
 use crate::{
     error::{Error, Result, errno, is_shortage},
     fork::PerProcess,
-    signal::claim::{Claim, Listener},
+    signal::claim::{Claim, Handler},
     sys,
 };
 
@@ -170,7 +170,7 @@ impl Tripwire {
     pub(crate) fn arm(object: impl AsFd, signal: c_int) -> Result<Self> {
         let file =
             fstat(&object).map_err(|errno| Error::system("looking at the shared object (fstat)", errno))?;
-        let claim = Claim::new(Some(signal), Listener::Alarms(look))?;
+        let claim = Claim::new(Some(signal), Handler::Alarm(look))?;
         let watched = WATCHED.get()?;
         let wire = Arc::new(Wire {
             place: format!(

@@ -37,13 +37,13 @@ use crate::{
 
 /// Who is told what the thread of any number hears, on that thread: one of each kind in a process.
 #[derive(Clone, Copy)]
-pub(crate) enum Listener {
+pub(crate) enum Handler {
     /// Of what the kernel says: its codes are above 0, which no process can give to another (rt_sigqueueinfo(2)), but which it
     /// can have the kernel say (`F_SETOWN_EX`). Also where SIGIO comes: the kernel sends it in the number's stead where the
     /// queue of signals is full (fcntl(2), `F_SETSIG`). Answers after how long it wants to be called again, if at all.
-    Alarms(Alarm),
+    Alarm(Alarm),
     /// Of what some process has said. Answers whether anybody was to hear that.
-    Words(fn(&SignalInfo) -> bool),
+    Queued(fn(&SignalInfo) -> bool),
 }
 
 type Alarm = fn() -> Option<Duration>;
@@ -51,9 +51,9 @@ type Alarm = fn() -> Option<Duration>;
 /// What a process has of numbers, and whom it tells.
 #[derive(Default)]
 struct Numbers {
-    posts: Mutex<Vec<Post>>,
+    threads: Mutex<Vec<SignalThread>>,
     alarms: OnceLock<Alarm>,
-    words: OnceLock<fn(&SignalInfo) -> bool>,
+    queued: OnceLock<fn(&SignalInfo) -> bool>,
     strays: Strays,
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct Claim {
     birth: Birth,
 }
 
-struct Post {
+struct SignalThread {
     number: c_int,
     claims: usize,
     thread: libc::pid_t,
@@ -94,9 +94,9 @@ thread_local! {
 }
 
 impl Numbers {
-    fn posts(&self) -> MutexGuard<'_, Vec<Post>> {
+    fn threads(&self) -> MutexGuard<'_, Vec<SignalThread>> {
         // Valid after every statement that changes it.
-        self.posts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -150,19 +150,19 @@ pub(crate) fn check(number: Option<c_int>) -> Result<()> {
         return unused().map(drop);
     };
     check_range(number)?;
-    check_claimable(&NUMBERS.get()?.posts(), number)
+    check_claimable(&NUMBERS.get()?.threads(), number)
 }
 
 /// The number that a claim of any would get now.
 pub(crate) fn unused() -> Result<c_int> {
-    let posts = NUMBERS.get()?.posts();
+    let threads = NUMBERS.get()?.threads();
     candidates()
-        .find(|number| check_claimable(&posts, *number).is_ok())
+        .find(|number| check_claimable(&threads, *number).is_ok())
         .ok_or_else(none_free)
 }
 
-fn check_claimable(posts: &[Post], number: c_int) -> Result<()> {
-    if posts.iter().any(|post| post.number == number) {
+fn check_claimable(threads: &[SignalThread], number: c_int) -> Result<()> {
+    if threads.iter().any(|thread| thread.number == number) {
         return Ok(());
     }
     check_free(number)
@@ -206,21 +206,21 @@ impl Claim {
     /// the same process has the usual one, say), and has the listener told from now on.
     ///
     /// Errors with [`Error::InvalidArgument`] as [`check`], and with [`Error::NoSpace`] where there can be no thread.
-    pub(crate) fn new(number: Option<c_int>, listener: Listener) -> Result<Self> {
+    pub(crate) fn new(number: Option<c_int>, listener: Handler) -> Result<Self> {
         let birth = Birth::now()?;
         let numbers = NUMBERS.get()?;
         // Whoever was first is of the same kind, and so the same.
         let _ = match listener {
-            Listener::Alarms(alarm) => numbers.alarms.set(alarm).is_ok(),
-            Listener::Words(hear) => numbers.words.set(hear).is_ok(),
+            Handler::Alarm(alarm) => numbers.alarms.set(alarm).is_ok(),
+            Handler::Queued(hear) => numbers.queued.set(hear).is_ok(),
         };
-        let mut posts = numbers.posts();
+        let mut threads = numbers.threads();
         if let Some(number) = number {
             check_range(number)?;
-            return Self::of(&mut posts, number, birth);
+            return Self::of(&mut threads, number, birth);
         }
         for number in candidates() {
-            match Self::of(&mut posts, number, birth) {
+            match Self::of(&mut threads, number, birth) {
                 Err(Error::InvalidArgument(_)) => {}
                 outcome => return outcome,
             }
@@ -228,17 +228,17 @@ impl Claim {
         Err(none_free())
     }
 
-    fn of(posts: &mut Vec<Post>, number: c_int, birth: Birth) -> Result<Self> {
-        if let Some(post) = posts.iter_mut().find(|post| post.number == number) {
-            return Ok(post.claim(birth));
+    fn of(threads: &mut Vec<SignalThread>, number: c_int, birth: Birth) -> Result<Self> {
+        if let Some(thread) = threads.iter_mut().find(|thread| thread.number == number) {
+            return Ok(thread.claim(birth));
         }
         check_free(number)?;
         sys::set_disposition(number, &sys::disposition(own_handler()))
             .map_err(|errno| Error::system("a handler of a realtime signal (sigaction)", errno))?;
         match start(number) {
-            Ok(mut post) => {
-                let claim = post.claim(birth);
-                posts.push(post);
+            Ok(mut thread) => {
+                let claim = thread.claim(birth);
+                threads.push(thread);
                 Ok(claim)
             }
             Err(error) => {
@@ -266,7 +266,7 @@ impl Claim {
     }
 }
 
-impl Post {
+impl SignalThread {
     fn claim(&mut self, birth: Birth) -> Claim {
         self.claims += 1;
         Claim {
@@ -285,24 +285,24 @@ impl Drop for Claim {
         let Some(numbers) = NUMBERS.existing().filter(|_| self.birth.is_here()) else {
             return;
         };
-        let mut posts = numbers.posts();
-        let Some(index) = posts.iter().position(|post| post.number == self.number) else {
+        let mut threads = numbers.threads();
+        let Some(index) = threads.iter().position(|thread| thread.number == self.number) else {
             return;
         };
-        posts[index].claims -= 1;
-        if posts[index].claims > 0 {
+        threads[index].claims -= 1;
+        if threads[index].claims > 0 {
             return;
         }
-        let post = posts.swap_remove(index);
-        post.over.store(true, Ordering::Release);
+        let thread = threads.swap_remove(index);
+        thread.over.store(true, Ordering::Release);
         // Not a realtime signal, for which there may be no room; and it can come to nobody but that thread.
-        let told = sys::signal_thread(post.thread, libc::SIGIO);
+        let told = sys::signal_thread(thread.thread, libc::SIGIO);
         give_back(self.number);
-        drop(posts);
+        drop(threads);
         // What a thread hears may end the last claim, its own or another number's: then that one ends by itself.
         if told.is_ok() && !HEARS.get() {
             // A panic of that thread has been told where it happened.
-            let _ = post.join.join();
+            let _ = thread.join.join();
         }
     }
 }
@@ -407,7 +407,7 @@ impl Drop for Ending {
     }
 }
 
-fn start(number: c_int) -> Result<Post> {
+fn start(number: c_int) -> Result<SignalThread> {
     let over = Arc::new(AtomicBool::new(false));
     let progress = Arc::new(Progress::new()?);
     let (ready, started) = mpsc::channel();
@@ -440,7 +440,7 @@ fn start(number: c_int) -> Result<Post> {
         .recv()
         .map_err(|error| no_thread(error.to_string()))?
         .map_err(|errno| Error::system("blocking signals in a thread (pthread_sigmask)", errno))?;
-    Ok(Post {
+    Ok(SignalThread {
         number,
         claims: 0,
         thread,
@@ -509,8 +509,8 @@ fn hear(heard: &SignalInfo, progress: &Progress, again: &mut Option<Instant>) {
     } else if let Some(ticket) = progress.ticket(heard) {
         progress.reached(ticket);
     } else {
-        let words = NUMBERS.existing().and_then(|numbers| numbers.words.get());
-        if words.is_none_or(|hear| !hear(heard)) {
+        let queued = NUMBERS.existing().and_then(|numbers| numbers.queued.get());
+        if queued.is_none_or(|hear| !hear(heard)) {
             count_stray(heard.signal);
         }
     }

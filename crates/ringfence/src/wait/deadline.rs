@@ -244,31 +244,31 @@ pub(crate) fn readable<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) ->
     polled.iter().map(|fd| seen && fd.any() == Some(true)).collect()
 }
 
-/// The pauses between one try to meet somebody and the next.
-pub(crate) struct Pauses<'a> {
+/// The pauses between one try to reach a peer and the next.
+pub(crate) struct Backoff<'a> {
     deadline: &'a Deadline,
     next: Duration,
     /// Since when each try has ended in a hang-up, and how many tries that were.
-    snubbed: Option<(Instant, u32)>,
+    hung_up: Option<(Instant, u32)>,
 }
 
 /// Tries that a peer must have hung up on, one after the other, before it is given up. A handshake may take long before
 /// it ends so, and then few hang-ups say nothing.
-const MANY_SNUBS: u32 = 8;
+const MANY_HANG_UPS: u32 = 8;
 
-impl<'a> Pauses<'a> {
+impl<'a> Backoff<'a> {
     pub(crate) fn new(deadline: &'a Deadline) -> Self {
         Self {
             deadline,
             next: Duration::from_millis(5),
-            snubbed: None,
+            hung_up: None,
         }
     }
 
     /// After a try that has found the place taken, or nobody there. Longer each time, up to 100 ms.
     pub(crate) fn pause(&mut self) -> Result<()> {
         // Whoever has the place now is not the one that hung up.
-        self.snubbed = None;
+        self.hung_up = None;
         self.deadline.pause(self.next)?;
         self.next = (self.next * 2).min(Duration::from_millis(100));
         Ok(())
@@ -276,10 +276,10 @@ impl<'a> Pauses<'a> {
 
     /// After a peer that has hung up, with these last words if it had any. A peer that does so each time, for as long as a
     /// handshake may take, is given up.
-    pub(crate) fn snubbed(&mut self, why: Option<Error>) -> Result<()> {
-        let (since, count) = self.snubbed.get_or_insert_with(|| (Instant::now(), 0));
+    pub(crate) fn hung_up(&mut self, why: Option<Error>) -> Result<()> {
+        let (since, count) = self.hung_up.get_or_insert_with(|| (Instant::now(), 0));
         *count += 1;
-        if *count >= MANY_SNUBS && since.elapsed() >= self.deadline.allowed {
+        if *count >= MANY_HANG_UPS && since.elapsed() >= self.deadline.allowed {
             return Err(why.unwrap_or_else(|| {
                 Error::PeerLost("whoever has the address closes each connection without an answer".into())
             }));
@@ -288,38 +288,38 @@ impl<'a> Pauses<'a> {
     }
 }
 
-/// A number of turns, for which threads wait in no order. Holds one descriptor.
+/// A number of permits, for which threads wait in no order. Holds one descriptor.
 #[derive(Debug)]
-pub(crate) struct Turns(Event);
+pub(crate) struct Permits(Event);
 
 /// Given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Turn<'a>(&'a Event);
+pub(crate) struct Permit<'a>(&'a Event);
 
-impl Turns {
+impl Permits {
     pub(crate) fn new(count: usize) -> Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_SEMAPHORE;
         let birth = Birth::now()?;
         EventFd::from_value_and_flags(u32::try_from(count).unwrap_or(u32::MAX), flags)
             .map(|descriptor| Self(Event { descriptor, birth }))
-            .map_err(|errno| Error::system("a descriptor to take turns by", errno))
+            .map_err(|errno| Error::system("a descriptor to count permits with", errno))
     }
 
-    /// Waits for a turn.
-    pub(crate) fn take(&self, deadline: &Deadline) -> Result<Turn<'_>> {
+    /// Waits for a permit.
+    pub(crate) fn acquire(&self, deadline: &Deadline) -> Result<Permit<'_>> {
         loop {
             deadline.wait(&[(self.0.descriptor.as_fd(), PollFlags::POLLIN)])?;
             match self.0.descriptor.read() {
-                Ok(_) => return Ok(Turn(&self.0)),
+                Ok(_) => return Ok(Permit(&self.0)),
                 // Another thread was faster.
                 Err(Errno::EAGAIN | Errno::EINTR) => {}
-                Err(errno) => return Err(Error::system("waiting for a turn", errno)),
+                Err(errno) => return Err(Error::system("waiting for a permit", errno)),
             }
         }
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if self.0.birth.is_here() {
             // There is room for what was taken out before.

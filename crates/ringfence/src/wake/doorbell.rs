@@ -33,7 +33,7 @@ use crate::{
     memory::access::{Readable, Writable},
     memory::layout,
     sys,
-    wake::exit_watch::Vigil,
+    wake::exit_watch::ExitWatch,
 };
 
 /// Publications without a sleeper after which the publisher makes no fences any more. One fence takes some 20 ns, the
@@ -55,14 +55,14 @@ pub(crate) enum Barriers {
 
 /// What is slept for, and where the two sides tell each other.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Spot {
+pub(crate) struct ParkingSpot {
     /// In the sleeper's region: odd while it sleeps, or is about to.
     parked: usize,
     /// In the publisher's: 1 while it makes a fence after each publication.
     fenced: usize,
 }
 
-impl Spot {
+impl ParkingSpot {
     /// A reader sleeps, until there is something to read.
     pub(crate) const READER: Self = Self {
         parked: layout::READER_PARKED,
@@ -77,16 +77,16 @@ impl Spot {
 
 /// The sleeper's side.
 #[derive(Debug)]
-pub(crate) struct Bed<O, P> {
+pub(crate) struct Sleeper<O, P> {
     own: O,
     peer: P,
-    spot: Spot,
+    spot: ParkingSpot,
     sequence: u64,
     barriers: Barriers,
 }
 
-impl<O: Writable, P: Readable> Bed<O, P> {
-    pub(crate) fn new(own: O, peer: P, spot: Spot, barriers: Barriers) -> Self {
+impl<O: Writable, P: Readable> Sleeper<O, P> {
+    pub(crate) fn new(own: O, peer: P, spot: ParkingSpot, barriers: Barriers) -> Self {
         Self {
             own,
             peer,
@@ -97,7 +97,7 @@ impl<O: Writable, P: Readable> Bed<O, P> {
     }
 
     /// Says that this side is about to sleep. After this, and before sleeping, it must look once more.
-    pub(crate) fn lie_down(&mut self) -> Result<()> {
+    pub(crate) fn park(&mut self) -> Result<()> {
         // A new number each time, so that the bell is rung once for each time, and not for each message.
         self.sequence = (self.sequence + 1) | 1;
         self.own.store(self.spot.parked, self.sequence, Ordering::Release);
@@ -113,7 +113,7 @@ impl<O: Writable, P: Readable> Bed<O, P> {
     }
 
     /// Says that this side is awake.
-    pub(crate) fn get_up(&mut self) {
+    pub(crate) fn unpark(&mut self) {
         if self.sequence % 2 == 1 {
             self.sequence += 1;
             self.own.store(self.spot.parked, self.sequence, Ordering::Relaxed);
@@ -123,18 +123,18 @@ impl<O: Writable, P: Readable> Bed<O, P> {
 
 /// The publisher's side: looks at the sleeper's word.
 #[derive(Debug)]
-pub(crate) struct Watch<O, P> {
+pub(crate) struct Waker<O, P> {
     own: O,
     peer: P,
-    spot: Spot,
+    spot: ParkingSpot,
     rung: u64,
     barriers: Barriers,
     /// Publications for which this side will still make a fence.
     fences: u32,
 }
 
-impl<O: Writable, P: Readable> Watch<O, P> {
-    pub(crate) fn new(own: O, peer: P, spot: Spot, barriers: Barriers) -> Self {
+impl<O: Writable, P: Readable> Waker<O, P> {
+    pub(crate) fn new(own: O, peer: P, spot: ParkingSpot, barriers: Barriers) -> Self {
         Self {
             own,
             peer,
@@ -195,7 +195,7 @@ pub(crate) struct Doorbell {
     state: Mutex<State>,
     changed: Condvar,
     /// What ends a read on the peer's death; or that this cannot be had.
-    vigil: OnceLock<Option<Vigil>>,
+    exit_watch: OnceLock<Option<ExitWatch>>,
 }
 
 #[derive(Debug, Default)]
@@ -205,7 +205,7 @@ struct State {
     /// How many those are: to wake nobody is a system call as well.
     waiting: usize,
     /// Grows with everything that came over the line, so that nobody sleeps through what another has read.
-    heard: u64,
+    generation: u64,
     /// A bell was heard and left on the line: whoever is woken has something better to do first.
     unread: bool,
     /// The peer has closed its end, or is dead, or this side has shut the line.
@@ -248,7 +248,7 @@ impl Doorbell {
             pidfd,
             state: Mutex::default(),
             changed: Condvar::new(),
-            vigil: OnceLock::new(),
+            exit_watch: OnceLock::new(),
         }
     }
 
@@ -272,7 +272,7 @@ impl Doorbell {
     /// Something was heard, or the end.
     fn note(&self, state: &mut State, gone: bool) {
         state.gone |= gone;
-        state.heard += 1;
+        state.generation += 1;
         self.wake(state);
     }
 
@@ -284,7 +284,7 @@ impl Doorbell {
 
     /// Reads whatever came over the line and returns whether the peer is still there. What the bytes say does not
     /// matter: they are bells.
-    pub(crate) fn listen(&self) -> bool {
+    pub(crate) fn read_bells(&self) -> bool {
         self.state().unread = false;
         // To its end: an event loop may tell of that once only (libuv stops to watch what has failed, as a line does whose peer
         // has left bells unread), and a bell may lie before it.
@@ -294,13 +294,13 @@ impl Doorbell {
         !state.gone
     }
 
-    /// As [`Doorbell::listen`], but leaves the bell on the line until [`Doorbell::catch_up`], so that an answer need not wait
+    /// As [`Doorbell::read_bells`], but leaves the bell on the line until [`Doorbell::catch_up`], so that an answer need not wait
     /// for that. Where one was left there before, it reads.
-    pub(crate) fn listen_later(&self) {
+    pub(crate) fn leave_bells(&self) {
         let mut state = self.state();
         if state.unread {
             drop(state);
-            self.listen();
+            self.read_bells();
             return;
         }
         state.unread = true;
@@ -316,7 +316,7 @@ impl Doorbell {
             return false;
         }
         state.unread = false;
-        // Nobody begins to watch meanwhile: a bell that is rung now and read here is told by `heard`.
+        // Nobody begins to watch meanwhile: a bell that is rung now and read here is told by `generation`.
         state.watched = true;
         drop(state);
         let gone = self.empty_line(false);
@@ -374,16 +374,16 @@ impl Doorbell {
     }
 
     /// What has been heard so far: to be asked before lying down, and given to [`Doorbell::wait`].
-    pub(crate) fn heard(&self) -> u64 {
-        self.state().heard
+    pub(crate) fn generation(&self) -> u64 {
+        self.state().generation
     }
 
-    /// Waits until something is heard after `heard`, or the peer is gone, or the deadline has passed (`false`). Where it polls,
+    /// Waits until something is heard after `generation`, or the peer is gone, or the deadline has passed (`false`). Where it polls,
     /// it leaves the bell on the line, for [`Doorbell::catch_up`].
-    pub(crate) fn wait(&self, heard: u64, deadline: Option<Instant>) -> Result<bool> {
+    pub(crate) fn wait(&self, generation: u64, deadline: Option<Instant>) -> Result<bool> {
         let mut state = self.state();
         loop {
-            if state.gone || state.heard != heard {
+            if state.gone || state.generation != generation {
                 return Ok(true);
             }
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
@@ -418,7 +418,7 @@ impl Doorbell {
             state.watched = false;
             if let Ok(found) = &found {
                 state.gone |= found.gone;
-                state.heard += u64::from(found.rung);
+                state.generation += u64::from(found.rung);
                 state.unread |= found.left;
             }
             // Whoever waits for this thread looks for itself now, and one of them takes over the line.
@@ -438,22 +438,22 @@ impl Doorbell {
                 return false;
             }
         }
-        let vigil = self.vigil.get_or_init(|| self.keep_vigil());
-        state.sleep = if vigil.is_some() {
+        let exit_watch = self.exit_watch.get_or_init(|| self.watch_for_exit());
+        state.sleep = if exit_watch.is_some() {
             Sleep::Reading
         } else {
             Sleep::Polling
         };
-        vigil.is_some()
+        exit_watch.is_some()
     }
 
-    fn keep_vigil(&self) -> Option<Vigil> {
+    fn watch_for_exit(&self) -> Option<ExitWatch> {
         let pidfd = self.pidfd.as_ref()?;
         // Every other call on the line says for itself that it does not wait.
         let flags = fcntl(&*self.line, FcntlArg::F_GETFL).ok()?;
         let blocking = OFlag::from_bits_retain(flags) - OFlag::O_NONBLOCK;
         fcntl(&*self.line, FcntlArg::F_SETFL(blocking)).ok()?;
-        Vigil::over(&self.line, pidfd)
+        ExitWatch::over(&self.line, pidfd)
     }
 
     /// One system call where poll(2) takes two, and in the kernel the shorter way to sleep and to wake.

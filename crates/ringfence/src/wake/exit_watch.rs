@@ -29,19 +29,19 @@ use crate::fork::PerProcess;
 
 /// A line over which the thread keeps watch, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Vigil {
+pub(crate) struct ExitWatch {
     key: u64,
     pidfd: Arc<OwnedFd>,
 }
 
-struct Post {
+struct Watcher {
     epoll: Arc<Epoll>,
     over: EventFd,
     lines: BTreeMap<u64, Arc<OwnedFd>>,
     join: JoinHandle<()>,
 }
 
-static POST: PerProcess<Mutex<Option<Post>>> = PerProcess::new();
+static WATCHER: PerProcess<Mutex<Option<Watcher>>> = PerProcess::new();
 
 /// Never given twice, unlike a descriptor's number: what the thread has just heard of a line that is let go of meanwhile
 /// is not taken for another's.
@@ -50,66 +50,68 @@ static KEYS: AtomicU64 = AtomicU64::new(OVER + 1);
 /// The key of the descriptor that ends the thread.
 const OVER: u64 = 0;
 
-fn locked(post: &Mutex<Option<Post>>) -> MutexGuard<'_, Option<Post>> {
+fn locked(watcher: &Mutex<Option<Watcher>>) -> MutexGuard<'_, Option<Watcher>> {
     // Valid after every statement that changes it.
-    post.lock().unwrap_or_else(PoisonError::into_inner)
+    watcher.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Vigil {
+impl ExitWatch {
     /// From now on, and also where it has happened already, the end of that process ends the line. `None` where that
     /// cannot be had: no descriptors are left, or no thread.
     pub(crate) fn over(line: &Arc<OwnedFd>, pidfd: &Arc<OwnedFd>) -> Option<Self> {
-        let mut guard = locked(POST.get().ok()?);
+        let mut guard = locked(WATCHER.get().ok()?);
         if guard.is_none() {
-            *guard = Some(Post::new().ok()?);
+            *guard = Some(Watcher::new().ok()?);
         }
-        let post = guard.as_mut()?;
-        let vigil = Self {
+        let watcher = guard.as_mut()?;
+        let exit_watch = Self {
             key: KEYS.fetch_add(1, Ordering::Relaxed),
             pidfd: Arc::clone(pidfd),
         };
         // It stays readable, and is told once.
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
-        let added = post.epoll.add(&**pidfd, EpollEvent::new(flags, vigil.key));
+        let added = watcher
+            .epoll
+            .add(&**pidfd, EpollEvent::new(flags, exit_watch.key));
         // Also where that has failed: what is dropped with the lock free ends a thread that has nothing else to watch.
-        post.lines.insert(vigil.key, Arc::clone(line));
+        watcher.lines.insert(exit_watch.key, Arc::clone(line));
         drop(guard);
-        added.is_ok().then_some(vigil)
+        added.is_ok().then_some(exit_watch)
     }
 }
 
-impl Drop for Vigil {
+impl Drop for ExitWatch {
     fn drop(&mut self) {
-        let Some(mut guard) = POST.existing().map(locked) else {
+        let Some(mut guard) = WATCHER.existing().map(locked) else {
             return;
         };
-        let Some(post) = guard.as_mut() else { return };
+        let Some(watcher) = guard.as_mut() else { return };
         // None of a child's is among those that were its parent's.
-        if post.lines.remove(&self.key).is_none() {
+        if watcher.lines.remove(&self.key).is_none() {
             return;
         }
         // It was not added, where this fails.
-        let _ = post.epoll.delete(&*self.pidfd);
-        if !post.lines.is_empty() {
+        let _ = watcher.epoll.delete(&*self.pidfd);
+        if !watcher.lines.is_empty() {
             return;
         }
-        let Some(post) = guard.take() else { return };
+        let Some(watcher) = guard.take() else { return };
         drop(guard);
-        if post.over.write(1).is_ok() {
+        if watcher.over.write(1).is_ok() {
             // A panic of that thread has been told where it happened.
-            let _ = post.join.join();
+            let _ = watcher.join.join();
         }
     }
 }
 
-impl Post {
+impl Watcher {
     fn new() -> Result<Self, Errno> {
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         let over = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         epoll.add(&over, EpollEvent::new(EpollFlags::EPOLLIN, OVER))?;
         let watched = Arc::clone(&epoll);
         let join = thread::Builder::new()
-            .name("ringfence-vigil".into())
+            .name("ringfence-exits".into())
             .spawn(move || watch(&watched))
             .map_err(|_| Errno::EAGAIN)?;
         Ok(Self {
@@ -133,14 +135,16 @@ fn watch(epoll: &Epoll) {
             // Only where the program has closed what is not its own.
             Err(_) => return,
         };
-        let Some(guard) = POST.existing().map(locked) else {
+        let Some(guard) = WATCHER.existing().map(locked) else {
             return;
         };
         for event in &events[..count] {
             if event.data() == OVER {
                 return;
             }
-            let line = guard.as_ref().and_then(|post| post.lines.get(&event.data()));
+            let line = guard
+                .as_ref()
+                .and_then(|watcher| watcher.lines.get(&event.data()));
             if let Some(line) = line {
                 // One that is not connected any more has ended already. What was rung before is read first.
                 let _ = shutdown(line.as_raw_fd(), Shutdown::Read);

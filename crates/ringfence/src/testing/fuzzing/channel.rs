@@ -25,7 +25,6 @@ use crate::{
     channel::shared::{CloseReason, Parts, Role, state},
     error::Error,
     fork::Mark,
-    handshake::frame::TokenAddress,
     identity::{Credentials, Identity},
     memory::access::Writable,
     memory::layout::{self, CAPACITY_MIN, as_offset, region_size},
@@ -34,7 +33,8 @@ use crate::{
     options::Options,
     peer::process::Peer,
     ring::{Progress, WHOLE, packed_size},
-    signal::mailbox::{Addressee, Inlet},
+    signal::inbox::TokenAddress,
+    signal::inbox::{OpenInbox, TokenSender},
 };
 
 /// Of both rings: the smallest, so that its end is often met.
@@ -178,8 +178,8 @@ impl Program {
             longest_out: LONGEST,
             longest_in: LONGEST,
             barriers: false,
-            inlet: Inlet::unreachable(),
-            addressee: Addressee::new(nobody.pid, TokenAddress::default()).expect("nobody"),
+            inbox: OpenInbox::unreachable(),
+            token_sender: TokenSender::new(nobody.pid, TokenAddress::default()).expect("nobody"),
             inheritance: None,
         };
         let (sender, receiver) = Channel::assemble(parts, None, &Options::new()).split();
@@ -251,7 +251,7 @@ impl Program {
                 self.judge(armed);
                 self.sender.disarm();
             }
-            _ => self.sender.listen(),
+            _ => self.sender.poll_line(),
         }
         Ok(())
     }
@@ -317,7 +317,7 @@ impl Program {
                 self.receiver.disarm();
             }
             _ => {
-                let heard = self.receiver.listen();
+                let heard = self.receiver.poll_line();
                 self.judge(heard);
                 self.receiver.is_cut();
             }

@@ -86,11 +86,11 @@ struct Sleeper<'scope> {
 
 impl<'scope> Sleeper<'scope> {
     fn new(scope: &'scope thread::Scope<'scope, '_>, doorbell: &'scope Doorbell) -> (Self, Pid) {
-        let heard = doorbell.heard();
+        let generation = doorbell.generation();
         let (tell, told) = mpsc::channel();
         let thread = scope.spawn(move || {
             tell.send(gettid()).unwrap();
-            assert!(doorbell.wait(heard, None).unwrap());
+            assert!(doorbell.wait(generation, None).unwrap());
         });
         (Self { doorbell, thread }, told.recv().unwrap())
     }
@@ -159,14 +159,14 @@ fn ring(peer: &OwnedFd) {
 #[test]
 fn a_bell_rung_before_the_wait_is_not_slept_through() {
     let (doorbell, peer) = line();
-    let heard = doorbell.heard();
+    let generation = doorbell.generation();
     ring(&peer);
-    assert!(doorbell.wait(heard, far()).unwrap());
+    assert!(doorbell.wait(generation, far()).unwrap());
     // Nor is one that somebody else has read meanwhile.
-    let heard = doorbell.heard();
+    let generation = doorbell.generation();
     ring(&peer);
-    assert!(doorbell.listen());
-    assert!(doorbell.wait(heard, far()).unwrap());
+    assert!(doorbell.read_bells());
+    assert!(doorbell.wait(generation, far()).unwrap());
     assert!(!doorbell.is_gone());
 }
 
@@ -175,10 +175,10 @@ fn a_deadline_that_passes_is_no_bell() {
     let (doorbell, _peer) = line();
     let before = Instant::now();
     let deadline = before.checked_add(Duration::from_millis(20));
-    assert!(!doorbell.wait(doorbell.heard(), deadline).unwrap());
+    assert!(!doorbell.wait(doorbell.generation(), deadline).unwrap());
     assert!(before.elapsed() >= Duration::from_millis(20));
     assert!(
-        !doorbell.wait(doorbell.heard(), Some(before)).unwrap(),
+        !doorbell.wait(doorbell.generation(), Some(before)).unwrap(),
         "long past"
     );
 }
@@ -190,10 +190,10 @@ fn an_end_of_the_line_wakes_and_stays() {
     ring(&peer);
     drop(peer);
     while !doorbell.is_gone() {
-        assert!(doorbell.wait(doorbell.heard(), far()).unwrap());
+        assert!(doorbell.wait(doorbell.generation(), far()).unwrap());
     }
-    assert!(doorbell.wait(doorbell.heard(), None).unwrap());
-    assert!(!doorbell.listen());
+    assert!(doorbell.wait(doorbell.generation(), None).unwrap());
+    assert!(!doorbell.read_bells());
     doorbell.ring();
 }
 
@@ -204,7 +204,7 @@ fn an_end_behind_a_bell_is_found_at_once_though_the_peer_has_left_bells_unread()
     doorbell.ring();
     ring(&peer);
     drop(peer);
-    assert!(!doorbell.listen());
+    assert!(!doorbell.read_bells());
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn hanging_up_wakes_whoever_waits_on_both_sides() {
     let (doorbell, peer) = line();
     thread::scope(|scope| {
         let waiting: Vec<_> = (0..4)
-            .map(|_| scope.spawn(|| doorbell.wait(doorbell.heard(), far()).unwrap()))
+            .map(|_| scope.spawn(|| doorbell.wait(doorbell.generation(), far()).unwrap()))
             .collect();
         doorbell.hang_up();
         for thread in waiting {
@@ -226,13 +226,13 @@ fn hanging_up_wakes_whoever_waits_on_both_sides() {
 #[test]
 fn one_bell_wakes_every_thread_that_waits() {
     let (doorbell, peer) = line();
-    let heard = doorbell.heard();
+    let generation = doorbell.generation();
     let (woken, count) = mpsc::channel();
     thread::scope(|scope| {
         for _ in 0..4 {
             let woken = woken.clone();
             let doorbell = &doorbell;
-            scope.spawn(move || woken.send(doorbell.wait(heard, far()).unwrap()).unwrap());
+            scope.spawn(move || woken.send(doorbell.wait(generation, far()).unwrap()).unwrap());
         }
         ring(&peer);
         for _ in 0..4 {
@@ -251,25 +251,25 @@ fn unread(peer_of: &Doorbell) -> bool {
 fn a_bell_is_left_on_the_line_until_somebody_lies_down_again() {
     let (doorbell, peer) = line();
     ring(&peer);
-    assert!(doorbell.wait(doorbell.heard(), far()).unwrap());
+    assert!(doorbell.wait(doorbell.generation(), far()).unwrap());
     assert!(unread(&doorbell));
     assert!(doorbell.catch_up());
     assert!(!unread(&doorbell));
     assert!(!doorbell.catch_up(), "nothing is left");
     // The same for an event loop, which comes again where nobody lies down.
     ring(&peer);
-    let heard = doorbell.heard();
-    doorbell.listen_later();
+    let generation = doorbell.generation();
+    doorbell.leave_bells();
     assert!(unread(&doorbell));
-    assert!(doorbell.wait(heard, None).unwrap(), "it was heard");
-    doorbell.listen_later();
+    assert!(doorbell.wait(generation, None).unwrap(), "it was heard");
+    doorbell.leave_bells();
     assert!(!unread(&doorbell));
     assert!(!doorbell.catch_up());
     // What is left there does not hide the end.
     ring(&peer);
-    doorbell.listen_later();
+    doorbell.leave_bells();
     drop(peer);
-    assert!(doorbell.wait(doorbell.heard(), None).unwrap());
+    assert!(doorbell.wait(doorbell.generation(), None).unwrap());
     assert!(doorbell.is_gone());
 }
 
@@ -297,11 +297,11 @@ fn two_wait(doorbell: &Doorbell, peer: &OwnedFd, deadlines: [Option<Instant>; 2]
                 for turn in 1..=TURNS {
                     while said.load(Ordering::SeqCst) < turn {
                         doorbell.catch_up();
-                        let heard = doorbell.heard();
+                        let generation = doorbell.generation();
                         sleeps += 2;
                         parked.store(sleeps, Ordering::SeqCst);
                         if said.load(Ordering::SeqCst) < turn {
-                            let woken = doorbell.wait(heard, deadline).unwrap();
+                            let woken = doorbell.wait(generation, deadline).unwrap();
                             assert!(woken && !doorbell.is_gone(), "a bell was lost");
                         }
                         parked.store(0, Ordering::SeqCst);
@@ -344,21 +344,21 @@ fn a_peer_that_never_reads_blocks_nobody() {
     let mut bells = vec![0; 1 << 20];
     assert!(recv(peer.as_raw_fd(), &mut bells, MsgFlags::MSG_DONTWAIT).unwrap() > 0);
     // An empty line in that mode blocks nobody either.
-    assert!(doorbell.listen());
+    assert!(doorbell.read_bells());
 }
 
 #[test]
 fn a_peer_whose_bells_have_no_end_keeps_nobody() {
     let (doorbell, peer) = line();
     while send(peer.as_raw_fd(), &[7; 4096], MsgFlags::MSG_DONTWAIT).is_ok() {}
-    let heard = doorbell.heard();
-    assert!(doorbell.wait(heard, far()).unwrap());
+    let generation = doorbell.generation();
+    assert!(doorbell.wait(generation, far()).unwrap());
     for _ in 0..1000 {
-        assert!(doorbell.listen());
+        assert!(doorbell.read_bells());
     }
     let deadline = Instant::now().checked_add(Duration::from_millis(1));
     assert!(
-        !doorbell.wait(doorbell.heard(), deadline).unwrap(),
+        !doorbell.wait(doorbell.generation(), deadline).unwrap(),
         "all was read"
     );
 }
@@ -370,7 +370,7 @@ fn whoever_waits_often_reads_the_bell_at_once() {
     for _ in 0..POLLS_BEFORE_A_READ {
         assert!(!matches!(doorbell.state().sleep, Sleep::Reading));
         ring(&end);
-        assert!(doorbell.wait(doorbell.heard(), None).unwrap());
+        assert!(doorbell.wait(doorbell.generation(), None).unwrap());
         assert!(doorbell.catch_up());
     }
     thread::scope(|scope| {
@@ -383,10 +383,10 @@ fn whoever_waits_often_reads_the_bell_at_once() {
     assert!(!doorbell.is_gone());
     // With a deadline it is as before.
     ring(&end);
-    assert!(doorbell.wait(doorbell.heard(), far()).unwrap());
+    assert!(doorbell.wait(doorbell.generation(), far()).unwrap());
     assert!(unread(&doorbell));
     // What was left there is heard once more, and not left any longer.
-    assert!(doorbell.wait(doorbell.heard(), None).unwrap());
+    assert!(doorbell.wait(doorbell.generation(), None).unwrap());
     assert!(!doorbell.catch_up());
 }
 
@@ -469,7 +469,7 @@ fn a_peer_that_changes_the_mode_of_the_line_is_polled_for() {
         // While nobody waits.
         let (doorbell, end) = peer.line_to_read();
         ring(&end);
-        assert!(doorbell.wait(doorbell.heard(), None).unwrap());
+        assert!(doorbell.wait(doorbell.generation(), None).unwrap());
         harm(&doorbell.line);
         thread::scope(|scope| {
             let waiting = Sleeper::asleep(scope, &doorbell, POLL);
@@ -498,7 +498,7 @@ fn an_event_loop_finds_the_bell_on_the_line() {
     let (doorbell, end) = peer.line_to_read();
     let _ = doorbell.as_fd();
     ring(&end);
-    assert!(doorbell.wait(doorbell.heard(), None).unwrap());
+    assert!(doorbell.wait(doorbell.generation(), None).unwrap());
     assert!(unread(&doorbell));
 }
 
@@ -507,7 +507,7 @@ fn without_a_pidfd_no_wait_reads() {
     let (doorbell, end) = line();
     doorbell.state().sleep = Sleep::NotYet(0);
     ring(&end);
-    assert!(doorbell.wait(doorbell.heard(), None).unwrap());
+    assert!(doorbell.wait(doorbell.generation(), None).unwrap());
     assert!(unread(&doorbell));
     assert!(matches!(doorbell.state().sleep, Sleep::Polling));
 }

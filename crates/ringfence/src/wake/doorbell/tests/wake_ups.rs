@@ -14,7 +14,7 @@ use crate::{
     memory::phase::Phase,
     ring::{Consumer, Producer},
     testing::loomed::Region,
-    wake::doorbell::{Barriers, Bed, Spot, Watch},
+    wake::doorbell::{Barriers, ParkingSpot, Sleeper, Waker},
 };
 
 /// What the private line is to both: bytes that stay until they are read.
@@ -41,15 +41,15 @@ impl Line {
 }
 
 /// As both halves of a channel wait: lie down, look once more, and only then sleep.
-fn sleep_until(bed: &mut Bed<Region, Region>, line: &Line, mut look: impl FnMut() -> bool) {
+fn sleep_until(sleeper: &mut Sleeper<Region, Region>, line: &Line, mut look: impl FnMut() -> bool) {
     while !look() {
-        bed.lie_down().unwrap();
+        sleeper.park().unwrap();
         if look() {
-            bed.get_up();
+            sleeper.unpark();
             return;
         }
         line.wait();
-        bed.get_up();
+        sleeper.unpark();
     }
 }
 
@@ -67,9 +67,9 @@ const CAPACITY: u64 = 64;
 fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64, barriers: Barriers, fences: u32) {
     let line = Line::new();
     let mut producer = Producer::new(region.clone(), region.clone(), CAPACITY);
-    let mut watch = Watch::new(writer.clone(), writer.clone(), Spot::READER, barriers);
+    let mut waker = Waker::new(writer.clone(), writer.clone(), ParkingSpot::READER, barriers);
     if fences > 0 {
-        watch.fence_for(fences);
+        waker.fence_for(fences);
     }
     let bell = line.clone();
     let over = region.clone();
@@ -78,16 +78,16 @@ fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64, barr
             let pushed = producer.push(&word.to_le_bytes()).unwrap();
             assert!(pushed, "there is room for all");
             producer.publish();
-            if watch.must_ring() {
+            if waker.must_ring() {
                 bell.ring();
             }
         }
         over.is_over();
     });
     let mut consumer = Consumer::new(region.clone(), region.clone(), CAPACITY, CAPACITY);
-    let mut bed = Bed::new(reader.clone(), reader.clone(), Spot::READER, barriers);
+    let mut sleeper = Sleeper::new(reader.clone(), reader.clone(), ParkingSpot::READER, barriers);
     for word in 0..messages {
-        sleep_until(&mut bed, &line, || consumer.available().unwrap());
+        sleep_until(&mut sleeper, &line, || consumer.available().unwrap());
         let record = consumer.next_record().unwrap().expect("what was looked at");
         let mut bytes = [0; 8];
         consumer.peer().copy_out(record.at, &mut bytes);
@@ -146,26 +146,31 @@ fn a_reader_sees_what_was_published_before_the_writer_began_to_make_fences() {
         let region = Region::new(CAPACITY);
         let line = Line::new();
         let mut producer = Producer::new(region.clone(), region.clone(), CAPACITY);
-        let mut watch = Watch::new(region.clone(), region.clone(), Spot::READER, Barriers::Sleeper);
+        let mut waker = Waker::new(
+            region.clone(),
+            region.clone(),
+            ParkingSpot::READER,
+            Barriers::Sleeper,
+        );
         let (bell, over) = (line.clone(), region.clone());
         let writer = thread::spawn(move || {
             for turn in 0..2 {
                 assert!(producer.push(&[0; 8]).unwrap());
                 producer.publish();
-                if watch.must_ring() {
+                if waker.must_ring() {
                     bell.ring();
                 }
                 if turn == 0 {
                     // As after a bell, which the model has no way to tell from this.
-                    watch.fence_for(2);
+                    waker.fence_for(2);
                 }
             }
             over.is_over();
         });
         let mut consumer = Consumer::new(region.clone(), region.clone(), CAPACITY, CAPACITY);
-        let mut bed = Bed::new(region.clone(), region, Spot::READER, Barriers::Sleeper);
+        let mut sleeper = Sleeper::new(region.clone(), region, ParkingSpot::READER, Barriers::Sleeper);
         for _ in 0..2 {
-            sleep_until(&mut bed, &line, || consumer.available().unwrap());
+            sleep_until(&mut sleeper, &line, || consumer.available().unwrap());
             let record = consumer.next_record().unwrap().expect("what was looked at");
             consumer.consume(record);
         }
@@ -201,21 +206,26 @@ fn a_writer_that_sleeps_is_woken_once_there_is_room() {
         assert!(producer.push(&[0; 8]).unwrap() && producer.push(&[1; 8]).unwrap());
         producer.publish();
         let mut consumer = Consumer::new(region.clone(), region.clone(), 32, 32);
-        let mut watch = Watch::new(region.clone(), region.clone(), Spot::WRITER, Barriers::Both);
+        let mut waker = Waker::new(
+            region.clone(),
+            region.clone(),
+            ParkingSpot::WRITER,
+            Barriers::Both,
+        );
         let bell = line.clone();
         let reader = thread::spawn(move || {
             for _ in 0..2 {
                 let record = consumer.next_record().unwrap().expect("published before");
                 consumer.consume(record);
                 consumer.publish();
-                if watch.must_ring() {
+                if waker.must_ring() {
                     bell.ring();
                 }
             }
         });
-        let mut bed = Bed::new(region.clone(), region, Spot::WRITER, Barriers::Both);
+        let mut sleeper = Sleeper::new(region.clone(), region, ParkingSpot::WRITER, Barriers::Both);
         for word in 2..4 {
-            sleep_until(&mut bed, &line, || producer.has_room(8).unwrap());
+            sleep_until(&mut sleeper, &line, || producer.has_room(8).unwrap());
             assert!(producer.push(&[word; 8]).unwrap());
             producer.publish();
         }
@@ -229,16 +239,26 @@ fn an_end_wakes_a_reader_as_a_message_does() {
     loom::model(|| {
         let region = Region::new(32);
         let line = Line::new();
-        let mut watch = Watch::new(region.clone(), region.clone(), Spot::READER, Barriers::Both);
+        let mut waker = Waker::new(
+            region.clone(),
+            region.clone(),
+            ParkingSpot::READER,
+            Barriers::Both,
+        );
         let (bell, own) = (line.clone(), region.clone());
         let writer = thread::spawn(move || {
             own.store(layout::PHASE, Phase::ENDED.word(), Ordering::Release);
-            if watch.must_ring() {
+            if waker.must_ring() {
                 bell.ring();
             }
         });
-        let mut bed = Bed::new(region.clone(), region.clone(), Spot::READER, Barriers::Both);
-        sleep_until(&mut bed, &line, || {
+        let mut sleeper = Sleeper::new(
+            region.clone(),
+            region.clone(),
+            ParkingSpot::READER,
+            Barriers::Both,
+        );
+        sleep_until(&mut sleeper, &line, || {
             region.load(layout::PHASE, Ordering::Acquire) == Phase::ENDED.word()
         });
         writer.join().unwrap();

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -18,8 +19,7 @@ use nix::{errno::Errno, libc};
 use crate::{
     error::{Error, Result},
     fork::{Birth, PerProcess, leave_torn},
-    handshake::frame::{Secret, TokenAddress},
-    signal::claim::{Claim, Listener, strays},
+    signal::claim::{Claim, Handler, strays},
     sys::{self, SignalInfo},
     wait::deadline::Bell,
 };
@@ -29,7 +29,7 @@ const MOST: usize = 65_536;
 
 /// Where the tokens of one channel arrive. Outlives the channel with whoever still takes them.
 #[derive(Debug)]
-pub(crate) struct Mailbox {
+pub(crate) struct TokenInbox {
     number: i32,
     /// Its number in this process.
     id: u32,
@@ -52,9 +52,9 @@ struct State {
     over: bool,
 }
 
-/// All mailboxes that are open, by number.
+/// all inboxes that are open, by number.
 struct Open {
-    boxes: BTreeMap<u32, Arc<Mailbox>>,
+    boxes: BTreeMap<u32, Arc<TokenInbox>>,
     next: u32,
 }
 
@@ -74,7 +74,7 @@ fn locked(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
     open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Mailbox {
+impl TokenInbox {
     fn state(&self) -> MutexGuard<'_, State> {
         // As above.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -157,7 +157,7 @@ impl Mailbox {
     }
 }
 
-impl Drop for Mailbox {
+impl Drop for TokenInbox {
     fn drop(&mut self) {
         if !self.birth.is_here() {
             leave_torn(&mut self.state);
@@ -171,39 +171,72 @@ fn deliver(heard: &SignalInfo) -> bool {
         return false;
     }
     let id = heard.errno.cast_unsigned();
-    let mailbox = OPEN
+    let inbox = OPEN
         .existing()
         .and_then(|open| locked(open).boxes.get(&id).cloned());
-    match mailbox {
-        Some(mailbox) if mailbox.secret == Secret(heard.rest) => {
-            mailbox.put(heard.value);
+    match inbox {
+        Some(inbox) if inbox.secret == Secret(heard.rest) => {
+            inbox.put(heard.value);
             true
         }
         _ => false,
     }
 }
 
-/// A channel's hold on its mailbox, which is closed when this goes.
+/// How a process is sent a token for one of its channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct TokenAddress {
+    /// Of the realtime signal; 0: it takes no tokens.
+    pub(crate) number: u32,
+    pub(crate) thread: u32,
+    /// Its own number for the channel.
+    pub(crate) mailbox: u32,
+    pub(crate) secret: Secret,
+}
+
+/// Bytes that only the two processes of a channel know.
+#[derive(Clone, Copy, Eq, Default)]
+pub(crate) struct Secret(pub(crate) [u8; 16]);
+
+impl PartialEq for Secret {
+    /// Takes the same time wherever the first difference is.
+    fn eq(&self, other: &Self) -> bool {
+        let differences = self
+            .0
+            .iter()
+            .zip(other.0)
+            .fold(0, |so_far, (a, b)| so_far | (a ^ b));
+        std::hint::black_box(differences) == 0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// A channel's hold on its inbox, which is closed when this goes.
 #[derive(Debug)]
-pub(crate) struct Inlet {
-    mailbox: Arc<Mailbox>,
+pub(crate) struct OpenInbox {
+    inbox: Arc<TokenInbox>,
     claim: Option<Arc<Claim>>,
 }
 
-impl Inlet {
-    /// Opens a mailbox for what comes by signals of this number, or of one that is free. Errors as [`Claim::new`].
+impl OpenInbox {
+    /// Opens an inbox for what comes by signals of this number, or of one that is free. Errors as [`Claim::new`].
     pub(crate) fn open(number: Option<i32>) -> Result<Self> {
-        let claim = Claim::new(number, Listener::Words(deliver))?;
+        let claim = Claim::new(number, Handler::Queued(deliver))?;
         let secret = sys::random().map_err(|errno| Error::system("random bytes", errno))?;
         Self::register(claim.number, Secret(secret), Some(Arc::new(claim)))
     }
 
     /// The number by which this process is told.
     pub(crate) fn number(&self) -> i32 {
-        self.mailbox.number
+        self.inbox.number
     }
 
-    /// A mailbox that no signal reaches, for what sends none.
+    /// An inbox that no signal reaches, for what sends none.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn unreachable() -> Self {
         Self::register(0, Secret([0; 16]), None).expect("memory")
@@ -216,7 +249,7 @@ impl Inlet {
             open.next = open.next.wrapping_add(1);
         }
         let id = open.next;
-        let mailbox = Arc::new(Mailbox {
+        let inbox = Arc::new(TokenInbox {
             number,
             id,
             secret,
@@ -225,19 +258,19 @@ impl Inlet {
             bell: OnceLock::new(),
             birth,
         });
-        open.boxes.insert(id, Arc::clone(&mailbox));
+        open.boxes.insert(id, Arc::clone(&inbox));
         open.next = id.wrapping_add(1);
         drop(open);
-        Ok(Self { mailbox, claim })
+        Ok(Self { inbox, claim })
     }
 
-    pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
-        &self.mailbox
+    pub(crate) fn inbox(&self) -> &Arc<TokenInbox> {
+        &self.inbox
     }
 
     /// What the peer must know to send this side a token.
     pub(crate) fn address(&self) -> TokenAddress {
-        let Mailbox { id, secret, .. } = &*self.mailbox;
+        let TokenInbox { id, secret, .. } = &*self.inbox;
         // A signal without the secret would be one that nobody believes.
         let claim = self.claim.as_ref().filter(|claim| claim.carries_all);
         claim.map_or_else(TokenAddress::default, |claim| TokenAddress {
@@ -250,35 +283,35 @@ impl Inlet {
 
     /// What must catch up, where the peer says that it has sent another number of tokens than has come.
     pub(crate) fn lags_behind(&self, sent: u64) -> Option<Arc<Claim>> {
-        let heard = self.mailbox.state().heard;
+        let heard = self.inbox.state().heard;
         self.claim().filter(|_| heard != sent)
     }
 
-    /// What brings this mailbox its tokens.
+    /// What brings this inbox its tokens.
     pub(crate) fn claim(&self) -> Option<Arc<Claim>> {
         self.claim.clone()
     }
 }
 
-impl Drop for Inlet {
+impl Drop for OpenInbox {
     fn drop(&mut self) {
-        // In a child the number may be another mailbox's.
-        if let Some(open) = OPEN.existing().filter(|_| self.mailbox.birth.is_here()) {
-            locked(open).boxes.remove(&self.mailbox.id);
-            self.mailbox.end();
+        // In a child the number may be another inbox's.
+        if let Some(open) = OPEN.existing().filter(|_| self.inbox.birth.is_here()) {
+            locked(open).boxes.remove(&self.inbox.id);
+            self.inbox.end();
         }
     }
 }
 
 /// The peer, as whoever sends it tokens knows it.
 #[derive(Debug)]
-pub(crate) struct Addressee {
+pub(crate) struct TokenSender {
     process: libc::pid_t,
     address: TokenAddress,
     sent: u64,
 }
 
-impl Addressee {
+impl TokenSender {
     /// `process` is the one that the kernel names at the other end, `address` what that says of itself.
     pub(crate) fn new(process: libc::pid_t, address: TokenAddress) -> Result<Self> {
         let TokenAddress { number, thread, .. } = address;
@@ -382,18 +415,18 @@ mod tests {
     const NUMBER: i32 = 60;
 
     fn send(to: TokenAddress, token: u64) -> Result<u64> {
-        Addressee::new(nix::unistd::getpid().as_raw(), to)?.send(token, || true)
+        TokenSender::new(nix::unistd::getpid().as_raw(), to)?.send(token, || true)
     }
 
     /// What comes with the right secret is a token of the right channel, and nothing else is.
     #[test]
-    fn a_signal_is_matched_by_mailbox_and_secret() {
+    fn a_signal_is_matched_by_inbox_and_secret() {
         let (one, other) = (
-            Inlet::open(Some(NUMBER)).unwrap(),
-            Inlet::open(Some(NUMBER)).unwrap(),
+            OpenInbox::open(Some(NUMBER)).unwrap(),
+            OpenInbox::open(Some(NUMBER)).unwrap(),
         );
         let (to_one, to_other) = (one.address(), other.address());
-        let strays = one.mailbox().strays();
+        let strays = one.inbox().strays();
         let mut secret = to_one.secret;
         secret.0[15] ^= 1;
         for wrong in [
@@ -412,15 +445,15 @@ mod tests {
         send(to_other, 4).unwrap();
         one.lags_behind(u64::MAX).unwrap().catch_up();
         assert!(one.lags_behind(3).is_none() && other.lags_behind(1).is_none());
-        let taken = |inlet: &Inlet| std::iter::from_fn(|| inlet.mailbox().take()).collect::<Vec<_>>();
+        let taken = |open: &OpenInbox| std::iter::from_fn(|| open.inbox().take()).collect::<Vec<_>>();
         assert_eq!(taken(&one), [0, u64::MAX, 3]);
         assert_eq!(taken(&other), [4]);
-        assert_eq!(one.mailbox().strays() - strays, 3);
-        assert_eq!(one.mailbox().dropped(), 0);
-        let mailbox = Arc::clone(one.mailbox());
-        assert!(!mailbox.is_over());
+        assert_eq!(one.inbox().strays() - strays, 3);
+        assert_eq!(one.inbox().dropped(), 0);
+        let inbox = Arc::clone(one.inbox());
+        assert!(!inbox.is_over());
         drop(one);
-        assert!(mailbox.is_over());
+        assert!(inbox.is_over());
     }
 
     /// Channels come and go on other threads, and what they do with the number is no use of the program's own.
@@ -437,7 +470,7 @@ mod tests {
         thread::scope(|scope| {
             let looking = [scope.spawn(look), scope.spawn(look)];
             for _ in 0..2000 {
-                drop(Inlet::open(Some(OTHER)).unwrap());
+                drop(OpenInbox::open(Some(OTHER)).unwrap());
             }
             over.store(true, Ordering::Relaxed);
             for thread in looking {
@@ -448,15 +481,15 @@ mod tests {
     }
 
     #[test]
-    fn a_mailbox_that_is_full_drops_what_comes_and_counts_it() {
-        let inlet = Inlet::unreachable();
-        let mailbox = inlet.mailbox();
+    fn an_inbox_that_is_full_drops_what_comes_and_counts_it() {
+        let open = OpenInbox::unreachable();
+        let inbox = open.inbox();
         for token in 0..MOST as u64 + 3 {
-            mailbox.put(token);
+            inbox.put(token);
         }
-        assert_eq!(mailbox.dropped(), 3);
+        assert_eq!(inbox.dropped(), 3);
         let mut wanted = 0;
-        while let Some(token) = mailbox.take() {
+        while let Some(token) = inbox.take() {
             assert_eq!(token, wanted);
             wanted += 1;
         }
@@ -466,25 +499,25 @@ mod tests {
     #[test]
     fn the_bell_is_readable_while_there_is_something_to_take_and_at_the_end() {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        let inlet = Inlet::unreachable();
-        let mailbox = Arc::clone(inlet.mailbox());
+        let open = OpenInbox::unreachable();
+        let inbox = Arc::clone(open.inbox());
         let readable = || {
-            let mut polled = [PollFd::new(mailbox.bell().unwrap(), PollFlags::POLLIN)];
+            let mut polled = [PollFd::new(inbox.bell().unwrap(), PollFlags::POLLIN)];
             poll(&mut polled, PollTimeout::ZERO).unwrap() == 1
         };
-        mailbox.put(1);
+        inbox.put(1);
         // Made when something is there already.
         assert!(readable());
-        mailbox.put(2);
-        assert_eq!(mailbox.take(), Some(1));
+        inbox.put(2);
+        assert_eq!(inbox.take(), Some(1));
         assert!(readable());
-        assert_eq!(mailbox.take(), Some(2));
+        assert_eq!(inbox.take(), Some(2));
         assert!(!readable());
-        mailbox.put(3);
+        inbox.put(3);
         assert!(readable());
-        drop(inlet);
-        assert_eq!(mailbox.take(), Some(3));
-        assert!(readable() && mailbox.is_over());
+        drop(open);
+        assert_eq!(inbox.take(), Some(3));
+        assert!(readable() && inbox.is_over());
     }
 
     #[test]
@@ -495,15 +528,15 @@ mod tests {
             mailbox: 1,
             secret: Secret([1; 16]),
         };
-        assert!(Addressee::new(1, good).is_ok());
+        assert!(TokenSender::new(1, good).is_ok());
         for number in [1, 9, 31, 65, u32::MAX] {
-            let error = Addressee::new(1, TokenAddress { number, ..good }).unwrap_err();
+            let error = TokenSender::new(1, TokenAddress { number, ..good }).unwrap_err();
             assert_eq!(error.code(), "PROTOCOL", "{number}");
         }
         for thread in [0, 1 << 31] {
-            assert!(Addressee::new(1, TokenAddress { thread, ..good }).is_err());
+            assert!(TokenSender::new(1, TokenAddress { thread, ..good }).is_err());
         }
-        let nobody = Addressee::new(1, TokenAddress::default())
+        let nobody = TokenSender::new(1, TokenAddress::default())
             .unwrap()
             .send(1, || true);
         assert_eq!(nobody.unwrap_err().code(), "UNSUPPORTED");
