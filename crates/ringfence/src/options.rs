@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use crate::{
     error::{Error, Result},
+    memory::backing::Backing,
     memory::layout::{CAPACITY_MIN, region_size, round_capacity},
-    memory::object::{self, Backing},
+    memory::room::check_room,
     peer::policy::Policy,
     rendezvous::election::Access,
     signal::claim,
@@ -314,7 +315,7 @@ impl Options {
             return Err(Error::invalid("timeout must be longer than 0"));
         }
         claim::check(self.signal_number)?;
-        object::check_room(region_size(self.capacity))?;
+        check_room(region_size(self.capacity))?;
         Ok(self)
     }
 }

@@ -34,9 +34,10 @@ use crate::{
     memory::access::Writable,
     memory::layout::{self, CAPACITY_MIN, region_size},
     memory::mapping::Mapping,
-    memory::object,
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
+    memory::room,
+    memory::seals,
     memory::tripwire::Tripwire,
     options::Options,
     peer::process,
@@ -248,7 +249,7 @@ fn sealed_against() -> Result<Vec<&'static str>, String> {
     let length = libc::off_t::try_from(size).map_err(|error| error.to_string())?;
     ftruncate(&object, length).map_err(failed("ftruncate"))?;
     let own = OwnRegion::map(&object, CAPACITY_MIN).map_err(|error| error.to_string())?;
-    fcntl(&object, FcntlArg::F_ADD_SEALS(object::seals())).map_err(failed("F_ADD_SEALS"))?;
+    fcntl(&object, FcntlArg::F_ADD_SEALS(seals::wanted())).map_err(failed("F_ADD_SEALS"))?;
     let peer = PeerRegion::map(&object, CAPACITY_MIN).map_err(|error| error.to_string())?;
 
     own.store(layout::DATA, 42, Ordering::Release);
@@ -701,12 +702,12 @@ const MEMORY: About = About {
 
 fn memory() -> Finding {
     let region = default_region();
-    let found = match object::available_memory() {
+    let found = match room::available_memory() {
         Ok(Some(available)) => format!("{} available to this process", bytes(available)),
         Ok(None) => "neither /proc/meminfo nor the cgroup says".into(),
         Err(errno) => format!("/proc/meminfo cannot be read: {}", errno.desc()),
     };
-    match object::check_room(region) {
+    match room::check_room(region) {
         Ok(()) => MEMORY.good(
             found,
             format!(

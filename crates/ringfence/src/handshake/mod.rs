@@ -24,7 +24,9 @@ use crate::{
     handshake::frame::{Frame, HARDENS, Hello, Line, Meeting, Nonce, Offer, Refuse, TAKES_BARRIERS},
     harden,
     identity::{Credentials, Identity},
-    memory::object::{self, Backing, SharedObject},
+    memory::accept::{Agreed, accept},
+    memory::backing::Backing,
+    memory::create::{SharedObject, Wanted},
     memory::peer::PeerRegion,
     options::Options,
     peer::process::Peer,
@@ -473,13 +475,13 @@ impl<'a> Side<'a> {
         peer.hardens = hello.features & HARDENS != 0;
         self.close_off(record)?;
         let inbox = OpenInbox::open(options.signal_number)?;
-        let object = SharedObject::create(
-            options,
-            inbox.number(),
-            peer.credentials.uid,
-            self.deadline,
-            record,
-        )?;
+        let wanted = Wanted {
+            backing: options.backing,
+            capacity: options.capacity,
+            signal: inbox.number(),
+            peer: peer.credentials.uid,
+        };
+        let object = SharedObject::create(&wanted, self.deadline, record)?;
         let offer = Offer {
             echo: hello.nonce,
             size: object.size,
@@ -521,14 +523,13 @@ impl<'a> Side<'a> {
             "one descriptor, its size in a struct",
             format!("{} bytes", offer.size),
         );
-        let region = object::accept(
-            &descriptor,
-            options,
-            hello.capacity,
-            offer.size,
-            peer.credentials.uid,
-            record,
-        )?;
+        let agreed = Agreed {
+            backing: options.backing,
+            capacity: hello.capacity,
+            stated: offer.size,
+            owner: peer.credentials.uid,
+        };
+        let region = accept(&descriptor, &agreed, record)?;
         object.check()?;
         let mut token_sender = TokenSender::new(peer.credentials.pid, offer.tokens)?;
         if !peer.shares_numbers() {

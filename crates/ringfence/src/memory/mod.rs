@@ -11,14 +11,18 @@
 //!
 //! May import `signal`, `wait`, `sys`. It knows nothing of messages.
 
+pub(crate) mod accept;
 pub(crate) mod access;
+pub(crate) mod backing;
 pub(crate) mod copy;
+pub(crate) mod create;
 pub(crate) mod layout;
 pub(crate) mod mapping;
-pub(crate) mod object;
 pub(crate) mod own;
 pub(crate) mod peer;
 pub(crate) mod phase;
+pub(crate) mod room;
+pub(crate) mod seals;
 mod storage;
 pub(crate) mod tripwire;
 mod wipe;

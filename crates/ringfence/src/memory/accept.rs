@@ -1,0 +1,158 @@
+//! An object that the peer made: looked at without believing anything, then mapped for reading.
+
+use std::os::fd::OwnedFd;
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    libc,
+    sys::{
+        stat::{FileStat, SFlag, fstat},
+        statfs::{TMPFS_MAGIC, fstatfs},
+    },
+};
+
+use crate::{
+    error::{Error, Result},
+    evidence::Record,
+    memory::backing::Backing,
+    memory::layout::region_size,
+    memory::peer::PeerRegion,
+    memory::seals,
+    sys,
+};
+
+/// What both sides have agreed on, and what the peer says of its object.
+#[derive(Debug)]
+pub(crate) struct Agreed {
+    pub(crate) backing: Backing,
+    /// Of the peer's ring, in bytes.
+    pub(crate) capacity: u64,
+    /// Bytes of the object, as the peer states them.
+    pub(crate) stated: u64,
+    /// Uid of the peer.
+    pub(crate) owner: u32,
+}
+
+/// Checks the object that the peer passed, and maps it for reading.
+pub(crate) fn accept(descriptor: &OwnedFd, agreed: &Agreed, record: &mut Record) -> Result<PeerRegion> {
+    let mut checks = Checks { record };
+    let stat = fstat(descriptor).map_err(|errno| unsound("file", "a file that can be looked at", errno))?;
+    checks.kind(descriptor, &stat)?;
+    checks.size(&stat, agreed)?;
+    checks.owner(&stat, agreed.owner)?;
+    match agreed.backing {
+        Backing::Memfd => checks.seals(descriptor)?,
+        Backing::Shm => checks.lease(descriptor)?,
+    }
+    PeerRegion::map(descriptor, agreed.capacity)
+}
+
+/// The error of a check that could not be made.
+fn unsound(check: &'static str, wanted: &str, errno: Errno) -> Error {
+    Error::unless_short("looking at the peer's shared object", errno, |errno| {
+        Error::ObjectUnsound {
+            check,
+            wanted: wanted.to_owned(),
+            found: errno.desc().to_owned(),
+        }
+    })
+}
+
+/// The checks, and where what they find is noted.
+struct Checks<'a> {
+    record: &'a mut Record,
+}
+
+impl Checks<'_> {
+    fn hold(&mut self, check: &'static str, wanted: String, found: String, passed: bool) -> Result<()> {
+        if !passed {
+            return Err(Error::ObjectUnsound { check, wanted, found });
+        }
+        self.record.passed("object", check, wanted, found);
+        Ok(())
+    }
+
+    fn kind(&mut self, descriptor: &OwnedFd, stat: &FileStat) -> Result<()> {
+        let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
+        self.hold(
+            "kind",
+            "a regular file".into(),
+            if kind == SFlag::S_IFREG {
+                "a regular file".into()
+            } else {
+                format!("{kind:?}")
+            },
+            kind == SFlag::S_IFREG,
+        )?;
+        // Any other filesystem may answer a read of the mapping late, never, or with a signal.
+        let filesystem = fstatfs(descriptor)
+            .map_err(|errno| unsound("filesystem", "tmpfs", errno))?
+            .filesystem_type();
+        self.hold(
+            "filesystem",
+            "tmpfs".into(),
+            format!("{:#x}", filesystem.0),
+            filesystem == TMPFS_MAGIC,
+        )
+    }
+
+    fn size(&mut self, stat: &FileStat, agreed: &Agreed) -> Result<()> {
+        let (wanted, stated) = (region_size(agreed.capacity), agreed.stated);
+        let size = stat.st_size.cast_unsigned();
+        self.hold(
+            "size",
+            format!("{wanted} bytes, as agreed"),
+            format!("{size}, and {stated} stated"),
+            size == wanted && stated == wanted,
+        )?;
+        // Mapping the object would take memory of this process for what has none yet.
+        let reserved = stat.st_blocks.cast_unsigned() * 512;
+        self.hold(
+            "memory",
+            format!("{wanted} bytes reserved"),
+            format!("{reserved} reserved"),
+            reserved >= wanted,
+        )
+    }
+
+    fn owner(&mut self, stat: &FileStat, owner: u32) -> Result<()> {
+        self.hold(
+            "owner",
+            format!("uid {owner}, the peer"),
+            format!("uid {}", stat.st_uid),
+            stat.st_uid == owner,
+        )?;
+        self.hold("names", "0".into(), stat.st_nlink.to_string(), stat.st_nlink == 0)
+    }
+
+    fn seals(&mut self, descriptor: &OwnedFd) -> Result<()> {
+        let found = fcntl(descriptor, FcntlArg::F_GET_SEALS)
+            .map_err(|errno| unsound("seals", "a sealed memfd", errno))?;
+        let (found, wanted) = (SealFlag::from_bits_retain(found), seals::wanted());
+        self.hold(
+            "seals",
+            seals::names(wanted),
+            seals::names(found),
+            found.contains(wanted),
+        )
+    }
+
+    fn lease(&mut self, descriptor: &OwnedFd) -> Result<()> {
+        let flags = sys::open_flags(descriptor).map_err(|errno| unsound("access", "O_RDWR", errno))?;
+        self.hold(
+            "access",
+            "O_RDWR".into(),
+            format!("{:#o}", flags & libc::O_ACCMODE),
+            flags & libc::O_ACCMODE == libc::O_RDWR,
+        )?;
+        let leased = sys::has_write_lease(descriptor)
+            .map_err(|errno| unsound("lease", "F_WRLCK, held by the peer", errno))?;
+        self.hold(
+            "lease",
+            "F_WRLCK, held by the peer".into(),
+            if leased { "F_WRLCK" } else { "not held" }.into(),
+            leased,
+        )
+    }
+}

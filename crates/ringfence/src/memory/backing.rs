@@ -1,0 +1,52 @@
+//! What shared memory is made of: the choice that both sides of a channel make.
+
+use std::{fmt, str::FromStr};
+
+use crate::error::{Error, Result};
+
+/// What the shared memory is made of. Both sides of a channel must choose the same.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backing {
+    /// memfd_create(2), sealed: no name at any time, and the peer can neither write, shrink nor grow it.
+    #[default]
+    Memfd,
+    /// shm_open(3) with mode 0 under a random name that is unlinked at once: there is a moment in which a process
+    /// of the same user can get hold of it, and the peer could truncate it. The lease finds most processes that got in.
+    Shm,
+}
+
+impl Backing {
+    pub(crate) const fn number(self) -> u32 {
+        match self {
+            Self::Memfd => 1,
+            Self::Shm => 2,
+        }
+    }
+
+    pub(crate) fn from_number(number: u32) -> Option<Self> {
+        [Self::Memfd, Self::Shm]
+            .into_iter()
+            .find(|backing| backing.number() == number)
+    }
+}
+
+impl fmt::Display for Backing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Memfd => "memfd",
+            Self::Shm => "shm",
+        })
+    }
+}
+
+impl FromStr for Backing {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::Memfd, Self::Shm]
+            .into_iter()
+            .find(|backing| backing.to_string() == text)
+            .ok_or_else(|| Error::invalid(format!("backing must be 'memfd' or 'shm', not {text:?}")))
+    }
+}

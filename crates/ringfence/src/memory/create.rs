@@ -1,0 +1,263 @@
+//! An object of this process's own: made so that no other process has it.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl, open},
+    libc::c_int,
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        mman::{shm_open, shm_unlink},
+        stat::{Mode, fstat},
+    },
+    unistd::geteuid,
+};
+
+use crate::{
+    error::{Error, Result},
+    evidence::Record,
+    fork::Withheld,
+    memory::backing::Backing,
+    memory::layout::region_size,
+    memory::own::OwnRegion,
+    memory::room::{check_room, reserve},
+    memory::seals,
+    memory::tripwire::{Tripwire, refused},
+    sys,
+    wait::deadline::{Deadline, Woken},
+};
+
+/// How often a new object is made after another process got into the one before.
+const TRIES: u32 = 8;
+
+/// What an object is to be.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) backing: Backing,
+    /// Of the ring, in bytes.
+    pub(crate) capacity: u64,
+    /// The signal of the tripwire.
+    pub(crate) signal: c_int,
+    /// Uid of the peer that will get the object.
+    pub(crate) peer: u32,
+}
+
+/// A shared object that this process has made, mapped, and not yet let go of.
+#[derive(Debug)]
+pub(crate) struct SharedObject {
+    /// What is passed to the peer.
+    descriptor: Withheld,
+    pub(crate) region: OwnRegion,
+    pub(crate) size: u64,
+}
+
+impl AsFd for SharedObject {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+impl SharedObject {
+    /// Makes an object and proves that no other process has it. To reserve the memory of a large one takes time, which
+    /// `deadline` bounds.
+    pub(crate) fn create(wanted: &Wanted, deadline: &Deadline, record: &mut Record) -> Result<Self> {
+        let Wanted {
+            backing,
+            capacity,
+            signal,
+            peer,
+        } = *wanted;
+        check_room(region_size(capacity))?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let created = match backing {
+                Backing::Memfd => Self::create_memfd(capacity, signal, deadline, record),
+                // The lease belongs to the very descriptor that the peer gets. With it the peer could have any other signal
+                // sent, also one that ends this process. A peer of the same user can do that anyhow.
+                Backing::Shm => {
+                    let signal = (peer == geteuid().as_raw()).then_some(signal);
+                    Self::create_shm(capacity, signal, deadline, record)
+                }
+            };
+            match created {
+                Err(Error::ObjectExposed(_)) if tries < TRIES => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn create_memfd(capacity: u64, signal: c_int, deadline: &Deadline, record: &mut Record) -> Result<Self> {
+        /// MFD_NOEXEC_SEAL, Linux 6.3: the object can never be executed.
+        const NOEXEC_SEAL: u32 = 8;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let (raw, noexec) = match memfd_create("ringfence", flags | MFdFlags::from_bits_retain(NOEXEC_SEAL)) {
+            Ok(raw) => (raw, true),
+            Err(Errno::EINVAL) => (
+                memfd_create("ringfence", flags).map_err(|e| Error::system("making a memfd", e))?,
+                false,
+            ),
+            Err(errno) => return Err(Error::system("making a memfd", errno)),
+        };
+        let raw = Withheld::new(raw)?;
+        // The kernel does not count a raw memfd as open for writing, so it would refuse the lease. A reopened one
+        // behaves like any file. It stays with this process, and so does the lease: the peer gets the raw descriptor.
+        let path = format!("/proc/self/fd/{}", raw.as_raw_fd());
+        let leased = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(|errno| Error::system("reopening the memfd through /proc/self/fd", errno))?;
+        let leased = Withheld::new(leased)?;
+        reserve(leased.as_fd(), region_size(capacity), || has_time(deadline))?;
+        let region = OwnRegion::map(&leased, capacity)?;
+        fcntl(&leased, FcntlArg::F_ADD_SEALS(seals::wanted()))
+            .map_err(|errno| Error::system("sealing the memfd (Linux 5.1)", errno))?;
+        let links = count_links(&leased)?;
+        if links != 0 {
+            return Err(Error::ObjectExposed(format!("it has {links} names")));
+        }
+        record.passed(
+            "object",
+            "created",
+            "a memfd: exclusive, without a name",
+            if noexec {
+                "memfd, never executable"
+            } else {
+                "memfd"
+            },
+        );
+        record.passed(
+            "object",
+            "sealed",
+            "no further writer, no shrinking, no growing",
+            seals::names(seals::wanted()),
+        );
+        region.guard(Tripwire::arm(&leased, signal)?);
+        note_lease(Some(signal), record);
+        // From here on the mapping alone keeps the open file: no process can take its descriptor, and the lease with it.
+        drop(leased);
+        Ok(Self {
+            descriptor: raw,
+            region,
+            size: region_size(capacity),
+        })
+    }
+
+    fn create_shm(
+        capacity: u64,
+        signal: Option<c_int>,
+        deadline: &Deadline,
+        record: &mut Record,
+    ) -> Result<Self> {
+        let random: [u8; 16] = sys::random().map_err(|errno| Error::system("random bytes", errno))?;
+        let name = format!("/ringfence-{:032x}", u128::from_le_bytes(random));
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let descriptor = shm_open(name.as_str(), flags, Mode::empty())
+            .map_err(|errno| Error::system("making a shared object in /dev/shm", errno))?;
+        let descriptor = Withheld::new(descriptor)?;
+        shm_unlink(name.as_str()).map_err(|errno| {
+            Error::ObjectExposed(format!("its name could not be taken away: {}", errno.desc()))
+        })?;
+        let links = count_links(&descriptor)?;
+        if links != 0 {
+            return Err(Error::ObjectExposed(format!(
+                "it has {links} more names: somebody made a link in the moment before it was unlinked"
+            )));
+        }
+        reserve(descriptor.as_fd(), region_size(capacity), || has_time(deadline))?;
+        let region = OwnRegion::map(&descriptor, capacity)?;
+        record.passed(
+            "object",
+            "created",
+            "O_CREAT|O_EXCL with mode 0, unlinked, 0 names",
+            "shm, 0 names",
+        );
+        match signal {
+            Some(signal) => region.guard(Tripwire::arm(&descriptor, signal)?),
+            None => sys::take_lease(&descriptor).map_err(refused)?,
+        }
+        note_lease(signal, record);
+        Ok(Self {
+            descriptor,
+            region,
+            size: region_size(capacity),
+        })
+    }
+
+    /// Errors with [`Error::ObjectExposed`] once another process has tried to open it.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.region.tripwire().is_some_and(Tripwire::is_tripped) {
+            return Err(Error::ObjectExposed(
+                "somebody tried to open it during the handshake".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Lets go of the descriptor: from here on the mapping is all there is.
+    pub(crate) fn into_region(self) -> OwnRegion {
+        self.region
+    }
+}
+
+fn note_lease(signal: Option<c_int>, record: &mut Record) {
+    record.passed(
+        "object",
+        "lease",
+        "F_WRLCK granted: nobody else has it open",
+        "granted",
+    );
+    match signal {
+        Some(signal) => record.passed(
+            "object",
+            "tripwire",
+            "who opens it later sets off an alarm",
+            format!("by signal {signal}"),
+        ),
+        None => record.unchecked(
+            "object",
+            "tripwire",
+            "none: with shm and a peer of another user, that peer could have any signal sent",
+        ),
+    }
+}
+
+fn count_links(descriptor: &OwnedFd) -> Result<u64> {
+    #[cfg_attr(
+        target_arch = "x86_64",
+        expect(
+            clippy::useless_conversion,
+            reason = "st_nlink has 32 bits on other architectures"
+        )
+    )]
+    fstat(descriptor)
+        .map(|stat| u64::from(stat.st_nlink))
+        .map_err(|errno| Error::system("looking at the shared object (fstat)", errno))
+}
+
+/// Whether there is time left to reserve memory.
+fn has_time(deadline: &Deadline) -> Result<()> {
+    match deadline.look()? {
+        Woken::Ready => Ok(()),
+        Woken::Late => Err(Error::HandshakeTimeout {
+            step: "this side's memory was being reserved",
+            after: deadline.allowed,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The time of a whole handshake, and a cancel token, count here too.
+    #[test]
+    fn a_deadline_and_a_cancel_token_end_the_reservation_of_memory() {
+        let cancel_token = crate::wait::deadline::CancelToken::new().unwrap();
+        let deadline = Deadline::endless(vec![cancel_token.clone()], std::time::Duration::from_secs(60));
+        has_time(&deadline).unwrap();
+        let late = deadline.within(std::time::Duration::ZERO);
+        assert_eq!(has_time(&late).unwrap_err().code(), "HANDSHAKE_TIMEOUT");
+        cancel_token.cancel();
+        assert_eq!(has_time(&deadline).unwrap_err().code(), "ABORTED");
+    }
+}

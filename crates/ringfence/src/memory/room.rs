@@ -1,0 +1,156 @@
+//! Room for a shared object: looked up before one is made, and reserved when it is.
+
+use std::os::fd::AsFd;
+
+use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, fallocate},
+    libc,
+    sys::resource::{RLIM_INFINITY, Resource, getrlimit},
+};
+
+use crate::error::{Error, Result, errno, is_shortage};
+
+/// Errors with [`Error::NoSpace`] where an object of this size would not find room.
+///
+/// A memfd has no filesystem with a size of its own: the kernel would hand out pages until it has to kill a process. So this
+/// side first looks up how much memory is available. It looks at the limit of file sizes too, since exceeding that is a signal.
+pub(crate) fn check_room(size: u64) -> Result<()> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)
+        .map_err(|errno| Error::system("the limit of file sizes (getrlimit)", errno))?;
+    if limit != RLIM_INFINITY && size > limit {
+        return Err(no_space(
+            size,
+            format!("files may have {limit} bytes here (RLIMIT_FSIZE)"),
+        ));
+    }
+    let available =
+        available_memory().map_err(|errno| Error::system("what memory is left (/proc/meminfo)", errno))?;
+    let Some(available) = available else {
+        return Ok(());
+    };
+    if size > available {
+        return Err(no_space(
+            size,
+            format!("{available} bytes of memory are available"),
+        ));
+    }
+    Ok(())
+}
+
+/// The memory that the machine and the cgroup of this process have left, whichever is less. `None` where neither tells. Errors
+/// where this process has run out of descriptors, so that it could not ask.
+pub(crate) fn available_memory() -> Result<Option<u64>, Errno> {
+    let machine = match std::fs::read_to_string("/proc/meminfo") {
+        Err(error) if is_shortage(errno(&error)) => return Err(errno(&error)),
+        other => other.ok(),
+    };
+    let machine = machine.and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.split_whitespace()
+            .next()?
+            .parse::<u64>()
+            .ok()?
+            .checked_mul(1024)
+    });
+    Ok(machine.into_iter().chain(left_in_cgroup()).min())
+}
+
+fn left_in_cgroup() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup{path}/{name}")).ok();
+    let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+    // What is used includes the cache of files, most of which the kernel gives back when asked.
+    let stat = read("memory.stat")?;
+    let cache = stat
+        .lines()
+        .find_map(|line| line.strip_prefix("inactive_file "))?
+        .parse::<u64>()
+        .ok()?;
+    let used = number("memory.current")?.saturating_sub(cache);
+    Some(number("memory.max")?.saturating_sub(used))
+}
+
+/// How much is reserved at a time: at most, about a millisecond; at least, a page on every machine.
+const PART: [libc::off_t; 2] = [4 << 20, 1 << 16];
+
+/// Reserves all of the memory now, so that a full filesystem is an error here and no SIGBUS later. It does so in parts, and
+/// `look` tells between two of them whether there is time left.
+///
+/// Before Linux 6.9 a signal has shmem give back all that one call had reserved so far (mm/shmem.c, `shmem_fallocate`). Under
+/// the timer of a profiler one call for a large object would begin anew for ever. So what is done stays done, and a
+/// part that a signal interrupts is tried again in smaller ones.
+pub(super) fn reserve(descriptor: impl AsFd, size: u64, mut look: impl FnMut() -> Result<()>) -> Result<()> {
+    let [most, least] = PART;
+    let length = libc::off_t::try_from(size).map_err(|_| no_space(size, "it exceeds the largest file"))?;
+    let (mut done, mut part) = (0, most);
+    while done < length {
+        look()?;
+        let now = part.min(length - done);
+        match fallocate(descriptor.as_fd(), FallocateFlags::empty(), done, now) {
+            Err(Errno::EINTR) => part = (part / 2).max(least),
+            Ok(()) => {
+                done += now;
+                part = (part * 2).min(most);
+            }
+            Err(errno) => return Err(Error::system(format!("a shared object of {size} bytes"), errno)),
+        }
+    }
+    Ok(())
+}
+
+fn no_space(size: u64, reason: impl Into<String>) -> Error {
+    Error::NoSpace {
+        what: format!("a shared object of {size} bytes"),
+        reason: reason.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use nix::sys::{
+        memfd::{MFdFlags, memfd_create},
+        stat::fstat,
+    };
+
+    use super::*;
+
+    fn object() -> OwnedFd {
+        memfd_create("ringfence-test", MFdFlags::MFD_CLOEXEC).unwrap()
+    }
+
+    fn reserved(object: &OwnedFd) -> i64 {
+        fstat(object).unwrap().st_blocks * 512
+    }
+
+    /// A deadline that passes in the middle ends it there, and not after all of it.
+    #[test]
+    fn memory_is_reserved_part_by_part_and_no_further_than_there_is_time() {
+        let object = object();
+        let size = 40 << 20;
+        let mut before = 0;
+        let mut looks = 0;
+        let result = reserve(&object, size, || {
+            let now = reserved(&object);
+            assert!(now - before <= PART[0], "{before} became {now} in one go");
+            before = now;
+            looks += 1;
+            if looks == 4 { Err(Error::Aborted) } else { Ok(()) }
+        });
+        assert!(matches!(result, Err(Error::Aborted)));
+        assert_eq!(reserved(&object), 3 * PART[0]);
+        reserve(&object, size, || Ok(())).unwrap();
+        assert_eq!(reserved(&object).cast_unsigned(), size);
+    }
+
+    #[test]
+    fn what_is_no_whole_part_is_reserved_as_well() {
+        let object = object();
+        reserve(&object, (4 << 20) + 8192, || Ok(())).unwrap();
+        assert_eq!(fstat(&object).unwrap().st_size, (4 << 20) + 8192);
+        assert_eq!(reserved(&object), (4 << 20) + 8192);
+    }
+}

@@ -1,0 +1,32 @@
+//! The seals of a memfd, and how the evidence names them.
+
+use nix::fcntl::SealFlag;
+
+/// The seals of an object: the owner's mapping stays writable, and no process makes another writable one.
+pub(crate) fn wanted() -> SealFlag {
+    SealFlag::F_SEAL_FUTURE_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL
+}
+
+/// Seals, as fcntl(2) names them, for the evidence.
+pub(super) fn names(found: SealFlag) -> String {
+    /// F_SEAL_EXEC, which a memfd that can never be executed has from birth (Linux 6.3).
+    const EXEC: SealFlag = SealFlag::from_bits_retain(0x20);
+    let known = [
+        (SealFlag::F_SEAL_FUTURE_WRITE, "FUTURE_WRITE"),
+        (SealFlag::F_SEAL_WRITE, "WRITE"),
+        (SealFlag::F_SEAL_SHRINK, "SHRINK"),
+        (SealFlag::F_SEAL_GROW, "GROW"),
+        (SealFlag::F_SEAL_SEAL, "SEAL"),
+        (EXEC, "EXEC"),
+    ];
+    let set: Vec<_> = known
+        .iter()
+        .filter(|(seal, _)| found.contains(*seal))
+        .map(|(_, name)| *name)
+        .collect();
+    if set.is_empty() {
+        "none".into()
+    } else {
+        set.join("|")
+    }
+}
