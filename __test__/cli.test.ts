@@ -20,7 +20,7 @@ import test, { type ExecutionContext } from 'ava'
 
 import { abstractAddress, temporaryDirectory, untilBound } from './support/address.js'
 import { Partner } from './support/partner.js'
-import { until } from './support/until.js'
+import { soon, until } from './support/until.js'
 
 const cli = fileURLToPath(new URL('../../dist/esm/cli.js', import.meta.url))
 
@@ -97,12 +97,28 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const) {
         await begin(sender, address, directory)
       }
       receiver.child.kill(signal)
-      t.is((await receiver.done).code, signal === 'SIGINT' ? 130 : 143)
+      t.is((await receiver.done).signal, signal)
       t.is(readFileSync(file, 'utf8'), 'as it was')
       t.deepEqual(readdirSync(directory), ['target'])
       t.deepEqual(readdirSync(join(address, '..')), [])
     })
   }
+}
+
+for (const command of ['receive', 'send'] as const) {
+  test(`SIGTERM ends a ${command} that waits for the other side of a FIFO`, async (t) => {
+    const { directory } = scene(t)
+    const fifo = join(directory, 'fifo')
+    t.is(spawnSync('mkfifo', [fifo]).status, 0)
+    const { child, done } = run(t, command, abstractAddress(), fifo)
+    const waits = () =>
+      readdirSync(`/proc/${child.pid}/task`).some(
+        (task) => readFileSync(`/proc/${child.pid}/task/${task}/wchan`, 'utf8') === 'wait_for_partner',
+      )
+    await until(waits, 'a thread opens the FIFO')
+    child.kill('SIGTERM')
+    t.is((await soon(done, 'its end')).signal, 'SIGTERM')
+  })
 }
 
 test('where nobody comes, the file is as it was', async (t) => {
@@ -140,6 +156,24 @@ test('a link is followed, also to where nothing is yet; a FIFO and a device are 
   t.true(lstatSync(join(directory, 'fifo')).isFIFO())
   t.true(statSync('/dev/null').isCharacterDevice())
   t.deepEqual(new Set(readdirSync(directory)), new Set(['dangling', 'fifo', 'link', 'new', 'source', 'target']))
+})
+
+test('what is open already is written to as it is: /dev/stdout, and the >(…) of a shell', async (t) => {
+  const { file } = scene(t)
+  const shell = async (redirected: string) => {
+    const address = abstractAddress()
+    const sender = run(t, 'send', address, file)
+    const child = spawn('bash', ['-c', redirected, 'bash', process.execPath, cli, 'receive', address], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    })
+    t.teardown(() => {
+      sender.child.kill('SIGKILL')
+      child.kill('SIGKILL')
+    })
+    return soon(text(child.stdout), 'the end of what is received')
+  }
+  t.is(await shell('"$@" /dev/stdout | cat; exit "${PIPESTATUS[0]}"'), 'as it was')
+  t.is(await shell('"$@" >(cat)'), 'as it was')
 })
 
 test('a file that becomes shorter while it is sent is not taken for the whole', async (t) => {

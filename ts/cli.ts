@@ -20,7 +20,7 @@ ADDRESS is a path, or @name for an abstract address. Either side may come first.
 same user, from the same executable.
 
 FILE is replaced once everything has come, by a file beside it (.FILE.….part until then); where the transfer fails it stays as it
-was. A device or a FIFO is written to as it is.
+was. A device, a FIFO or what is open already (/dev/stdout) is written to as it is.
 
   --backing memfd|shm    what the shared memory is made of (memfd); both sides must choose the same
   --capacity SIZE        of the ring, with K, M or G (4M); the sender's counts
@@ -31,8 +31,8 @@ was. A device or a FIFO is written to as it is.
 
 Exit codes: 0 all went through; 1 another failure; 2 usage; 3 the address cannot be used or is taken; 4 the peer was
 refused, or refused us; 5 the peer was lost before everything had gone through; 6 nobody came in time; 7 the peer does
-not keep to the protocol; 8 no room; 9 this system does not offer what is needed; 128 and
-the number of the signal that ended it.
+not keep to the protocol; 8 no room; 9 this system does not offer what is needed. A signal
+that ends it is what its end tells (a shell: 128 and the signal's number).
 
   tar c . | ringfence send @x                    ringfence receive @x | tar x
 `
@@ -72,10 +72,21 @@ async function main(): Promise<void> {
     },
   }
   // What was begun is removed as the process exits; a signal that nobody listens to would leave it there.
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.once(signal, () => process.exit(128 + constants.signals[signal]))
-  }
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, () => endBy(signal))
   await (command === 'send' ? send(transfer) : receive(transfer))
+}
+
+/**
+ * Ends the process by a signal that has come. `process.exit` would wait for a thread that opens a FIFO, or reads from one or
+ * writes to it, for as long as the FIFO's other side likes. The signal itself, which has no listener any more, waits for nobody.
+ */
+function endBy(signal: 'SIGINT' | 'SIGTERM' | 'SIGHUP'): void {
+  const code = 128 + constants.signals[signal]
+  process.exitCode = code
+  process.emit('exit', code)
+  process.kill(process.pid, signal)
+  // The first process of a container is not ended by it.
+  process.exit(code)
 }
 
 function parseArguments() {

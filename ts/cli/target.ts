@@ -19,14 +19,14 @@ export interface Target {
 }
 
 /**
- * Opens a target for writing. A regular file, or none, is written beside it, under another name, until `keep`; a device or a
- * FIFO is written to as it is. Where the process exits before, nothing stays behind.
+ * Opens a target for writing. A regular file, or none, is written beside it, under another name, until `keep`; a device, a
+ * FIFO or what is open already (`/dev/stdout`) is written to as it is. Where the process exits before, nothing stays behind.
  */
 export async function openTarget(path: string): Promise<Target> {
   const place = await follow(path)
-  const old = await stat(place).catch(ifMissing)
-  if (old !== undefined && !old.isFile()) {
-    const file = await open(place, 'w')
+  const old = place === null ? undefined : await stat(place).catch(ifMissing)
+  if (place === null || (old !== undefined && !old.isFile())) {
+    const file = await open(path, 'w')
     return { file, keep: async () => {}, close: () => file.close() }
   }
   // Who may not write the old one may not replace it either, though the directory would allow it.
@@ -50,12 +50,17 @@ export async function openTarget(path: string): Promise<Target> {
   return { file, keep: () => rename(temporary, place), close }
 }
 
-/** Where a path leads, also where nothing is there yet. */
-async function follow(path: string): Promise<string> {
+/**
+ * Where a path leads, also where nothing is there yet. null: to something that is open, as `/dev/stdout` and the shell's `>(…)`
+ * do. Such a link's text names nothing, or not the open file itself, which a rename would not replace.
+ */
+async function follow(path: string): Promise<string | null> {
+  const proc = (await lstat('/proc').catch(ifMissing))?.dev
   let place = path
-  for (let links = 0; links < LINKS; links += 1) {
+  for (let followed = 0; followed < LINKS; followed += 1) {
     const found = await lstat(place).catch(ifMissing)
     if (!found?.isSymbolicLink()) return place
+    if (found.dev === proc) return null
     place = resolve(dirname(place), await readlink(place))
   }
   // Too many: the next call says so.
