@@ -479,8 +479,8 @@ test.serial('a peer that is not any more what the policy asks for is cut off by 
   t.is(error?.identity?.pid, partner.pid)
   t.is(await channel.closed, 'closed')
   t.is(await reading, null)
-  for (const call of [channel.send('no'), channel.receive(), channel.verify()]) {
-    await t.throwsAsync(call, { code: 'ERR_RINGFENCE_CLOSED', message: /no longer who the policy asks for/ })
+  for (const call of [() => channel.send('no'), () => channel.receive(), () => channel.verify()]) {
+    await t.throwsAsync(call(), { code: 'ERR_RINGFENCE_CLOSED', message: /no longer who the policy asks for/ })
   }
   t.is(await partner.run((kit) => kit.channel.closed), 'closed')
 })

@@ -168,6 +168,25 @@ test('a send that nobody awaits ends no process where the peer is killed', async
   t.deepEqual(told, { reason: 'exited', awaited: 'ERR_RINGFENCE_PEER_LOST' })
 })
 
+test('a verify that nobody awaits ends no process where the channel has ended', async (t) => {
+  const address = namedAddress(t)
+  const [watcher, doomed] = await Promise.all([Partner.start(t), Partner.start(t)])
+  await Promise.all([watcher.join(address), doomed.join(address)])
+  await doomed.kill()
+  const heard = await watcher.run(async (kit) => {
+    const codes: string[] = []
+    process.on('unhandledRejection', (error: { code: string }) => codes.push(error.code))
+    // The event loop has not heard of the end: the look finds it.
+    void kit.channel.verify()
+    const awaited = await kit.channel.verify().catch((error: { code: string }) => error.code)
+    await kit.channel.closed
+    void kit.channel.verify()
+    await new Promise((resolve) => setImmediate(resolve))
+    return { codes, awaited }
+  })
+  t.deepEqual(heard, { codes: [], awaited: 'ERR_RINGFENCE_PEER_LOST' })
+})
+
 test('a send that is wrong is an unhandled rejection where nobody awaits it', async (t) => {
   const address = namedAddress(t)
   const [sender, peer] = await Promise.all([Partner.start(t), Partner.start(t)])

@@ -135,6 +135,35 @@ test.serial('what was committed is out of reach where it was the ring itself, an
   )
 })
 
+test.serial('a reservation for which there is no memory is NO_SPACE, and shuts out nothing else', async (t) => {
+  const { channel, partner } = await pair(t)
+  const code = await partner.run((kit) => {
+    const real = globalThis.Uint8Array
+    globalThis.Uint8Array = class extends real {
+      constructor() {
+        super(0)
+        throw new RangeError('Array buffer allocation failed')
+      }
+    } as typeof real
+    try {
+      return String(kit.channel.reserve(100))
+    } catch (error) {
+      return (error as { code: string }).code
+    } finally {
+      globalThis.Uint8Array = real
+    }
+  })
+  t.is(code, 'ERR_RINGFENCE_NO_SPACE')
+  await partner.run(async (kit) => {
+    const reservation = kit.channel.reserve(3)!
+    reservation.bytes.set([1, 2, 3])
+    reservation.commit()
+    await kit.channel.send('and a message')
+  })
+  t.deepEqual([...(await channel.receive())!], [1, 2, 3])
+  t.is(String(await channel.receive()), 'and a message')
+})
+
 test.serial('cancel sends nothing, and can be said again', async (t) => {
   const { channel, partner } = await pair(t)
   for (const size of sizes) {

@@ -23,6 +23,13 @@ const lost = (reason: CloseReason) =>
       : 'the peer has closed the channel',
   )
 
+/** What `verify` alone tells of. All else is the channel's end, which {@link Channel.closed} tells of as well. */
+const TOLD_BY_VERIFY: ReadonlySet<string> = new Set([
+  'ERR_RINGFENCE_PEER_REFUSED',
+  'ERR_RINGFENCE_NO_SPACE',
+  'ERR_RINGFENCE_UNSUPPORTED',
+])
+
 /** Only `join`, `connect`, `member` and listeners make channels. */
 const KEY = Symbol('ringfence')
 let make: (native: NativeChannel, busyPoll: number) => Channel
@@ -132,25 +139,39 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * @returns Who the peer is. Rejects with PEER_REFUSED where the policy does not hold any more, or this cannot be told:
    * then the channel is closed at once, and what it held is discarded. PEER_LOST where the peer has gone, or executes
    * another program; CLOSED after this side's close; RING_CORRUPT; NO_SPACE where no thread can be had.
+   *
+   * A rejection because the channel has ended is never an unhandled one, as with {@link Channel.send}. PEER_REFUSED and NO_SPACE,
+   * which only this call tells of, are unhandled as usual where nobody waits.
    */
   verify(): Promise<Identity> {
-    if (this.#reason !== null) return Promise.reject(this.#whyOver())
-    return new Promise((resolve, reject) => {
-      const started = this.#native.verify((failure, verified) => {
-        // Also where it has ended meanwhile: of a closed channel nothing is told.
-        if (verified !== null && this.#reason === null) {
-          this.#peer = verified.identity
-          this.#evidence = Object.freeze([...this.#evidenceOfHandshake(), ...verified.evidence])
-          resolve(verified.identity)
-          return
-        }
-        const error = failure === null ? this.#whyOver() : fromFailure(failure)
-        reject(error)
-        // The core has ended it, which the event loop may not have heard of yet.
-        this.#hear()
-      })
-      if (started === FAILED) reject(fromFailure(this.#native.failure()))
+    let resolve!: (identity: Identity) => void
+    let fail!: (error: RingfenceError) => void
+    const looking = new Promise<Identity>((found, failed) => {
+      resolve = found
+      fail = failed
     })
+    const reject = (error: RingfenceError) => {
+      if (!TOLD_BY_VERIFY.has(error.code)) looking.catch(() => {})
+      fail(error)
+    }
+    if (this.#reason !== null) {
+      reject(this.#whyOver())
+      return looking
+    }
+    const started = this.#native.verify((failure, verified) => {
+      // Also where it has ended meanwhile: of a closed channel nothing is told.
+      if (verified !== null && this.#reason === null) {
+        this.#peer = verified.identity
+        this.#evidence = Object.freeze([...this.#evidenceOfHandshake(), ...verified.evidence])
+        resolve(verified.identity)
+        return
+      }
+      reject(failure === null ? this.#whyOver() : fromFailure(failure))
+      // The core has ended it, which the event loop may not have heard of yet.
+      this.#hear()
+    })
+    if (started === FAILED) reject(fromFailure(this.#native.failure()))
+    return looking
   }
 
   /**

@@ -6,8 +6,17 @@ import { RingfenceError } from './errors.js'
 
 /** @throws {@link RingfenceError} NO_SPACE where the engine has none, with the engine's own error as the cause. */
 export function allocate(size: number, what: string): Buffer {
+  return tried(size, what, (bytes) => Buffer.allocUnsafeSlow(bytes))
+}
+
+/** As {@link allocate}, of zeros: for what a peer may be sent though nothing was written there. */
+export function allocateEmpty(size: number, what: string): Uint8Array {
+  return tried(size, what, (bytes) => new Uint8Array(bytes))
+}
+
+function tried<Memory>(size: number, what: string, make: (size: number) => Memory): Memory {
   try {
-    return Buffer.allocUnsafeSlow(size)
+    return make(size)
   } catch (error) {
     throw new RingfenceError('NO_SPACE', `there is no memory of ${size} bytes for ${what}`, { cause: error })
   }

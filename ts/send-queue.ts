@@ -11,7 +11,7 @@
 import { isUint8Array } from 'node:util/types'
 
 import { fromFailure, invalid, show, type RingfenceError } from './errors.js'
-import { allocate } from './memory.js'
+import { allocate, allocateEmpty } from './memory.js'
 import { FAILED, FLAGS, HEADER, WHOLE, type NativeChannel } from './native.js'
 import { turns } from './turns.js'
 import type { Reservation } from './types.js'
@@ -332,8 +332,7 @@ export class SendQueue {
     if (reserved === FAILED) throw this.#fail()
     if (reserved === 0) return null
     const open = () => invalid('a reservation is open: commit or cancel it first')
-    this.#shut = open
-    return new Reserved(reserved instanceof ArrayBuffer ? reserved : null, size, (length, scratch) => {
+    const finish: Finish = (length, scratch) => {
       // An end of the channel that came meanwhile has cancelled it.
       if (this.#shut !== open) return this.#shut?.() ?? invalid('the reservation is not open any more')
       this.#shut = null
@@ -341,7 +340,17 @@ export class SendQueue {
       else if (this.#native.commit(length, scratch) === FAILED) return this.#fail()
       this.pump()
       return null
-    })
+    }
+    let made: Reservation
+    try {
+      made = new Reserved(reserved instanceof ArrayBuffer ? reserved : null, size, finish)
+    } catch (error) {
+      // There is no memory for it. A reservation that the caller does not have would never be committed, nor cancelled.
+      this.#native.cancel()
+      throw error
+    }
+    this.#shut = open
+    return made
   }
 
   /** Whether a message sent now would be the next one in the ring. */
@@ -567,7 +576,7 @@ class Reserved implements Reservation {
   constructor(memory: ArrayBuffer | null, size: number, finish: Finish) {
     this.#size = size
     this.#scratch = memory === null
-    this.bytes = memory === null ? new Uint8Array(size) : new Uint8Array(memory)
+    this.bytes = memory === null ? allocateEmpty(size, 'a reservation') : new Uint8Array(memory)
     this.#finish = finish
   }
 

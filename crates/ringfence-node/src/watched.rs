@@ -74,9 +74,10 @@ impl Watched {
     pub(crate) unsafe fn start(&self, call: &Call, descriptor: RawFd) -> ringfence::Result<Watcher> {
         // SAFETY: a call is one in a callback of its environment; the caller promises the rest.
         let started = unsafe { Watcher::start(call.env, descriptor, call.value(0), self.use_libuv) };
-        started.map_err(|error| ringfence::Error::Unsupported {
-            what: error.reason.clone(),
-            source: None,
+        // Memory, a thread or a watch of epoll's is what may be short; all else was there when the process began.
+        started.map_err(|error| ringfence::Error::NoSpace {
+            what: "hearing of news".into(),
+            reason: error.reason.clone(),
         })
     }
 
