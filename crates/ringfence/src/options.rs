@@ -314,6 +314,7 @@ impl Options {
         if self.timeout.is_zero() {
             return Err(Error::invalid("timeout must be longer than 0"));
         }
+        self.policy.check_paths()?;
         claim::check(self.signal_number)?;
         check_room(region_size(self.capacity))?;
         Ok(self)

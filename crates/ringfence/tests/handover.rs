@@ -30,14 +30,16 @@ use nix::{
     sys::{
         resource::{Resource, getrlimit, setrlimit},
         signal::{Signal, kill},
-        socket::{Shutdown, accept, getsockopt, shutdown, sockopt},
+        socket::{Shutdown, accept, getsockopt, setsockopt, shutdown, sockopt},
     },
     unistd::Pid,
 };
 use ringfence::{
     Address, CancelToken, Change, Channel, CloseReason, Error, LEAVING, Options, Policy, Role, join, member,
 };
-use support::{Actor, STRANGER, Strangers, TIME_LIMIT, fresh_address, say, small, wait_for_test, wire};
+use support::{
+    Actor, STRANGER, Strangers, TIME_LIMIT, forbid, fresh_address, say, small, wait_for_test, wire,
+};
 
 /// The other processes of these tests.
 #[expect(
@@ -143,6 +145,31 @@ fn role() {
             say("done");
             wait_for_test();
             drop((membership, channel));
+        }
+        // Goes away between its READY and the guest's look at what came with it.
+        "parting host" => {
+            let socket = Path::new(&arguments[0]);
+            let beside = format!("{}.lock", arguments[0]);
+            let lock = File::create(&beside).unwrap();
+            lock.lock().unwrap();
+            let listener = UnixListener::bind(socket).unwrap();
+            setsockopt(&listener, sockopt::PassCred, &true).unwrap();
+            say("listening");
+            let passed = |listener: &UnixListener| {
+                fs::remove_file(socket).unwrap();
+                fs::remove_file(&beside).unwrap();
+                vec![
+                    OwnedFd::from(listener.try_clone().unwrap()),
+                    OwnedFd::from(lock.try_clone().unwrap()),
+                ]
+            };
+            say(wire::member_host_at(&listener, passed));
+            wait_for_test();
+        }
+        // The kernel has no memory for a listen(2) of this process.
+        "listens no more" => {
+            forbid(nix::libc::SYS_listen, None, nix::libc::ENOMEM);
+            obey(&address(), &small());
         }
         "false host" => {
             let passed = |listener: &UnixListener| match arguments[1].as_str() {
@@ -754,6 +781,33 @@ fn what_a_host_passes_is_looked_at() {
     assert_eq!(channel.peer().pid, host.pid());
     let (_sender, receiver) = channel.split();
     assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+}
+
+#[test]
+fn a_newcomer_whose_host_goes_away_at_its_ready_comes_again() {
+    let (address, _keep) = fresh_address(true);
+    let mut host = Actor::start("parting host", &[&address.to_string()]);
+    host.expect("listening");
+    let own = member(&address, &small()).unwrap();
+    assert_eq!(own.role(), Role::Host);
+    let told = host.hear();
+    assert!(told.starts_with("REFUSE") && told.contains("lock"), "{told}");
+    host.go_on();
+    host.finish();
+}
+
+#[test]
+fn a_guest_that_cannot_take_its_hosts_place_says_why() {
+    let (address, _keep) = fresh_address(true);
+    let mut host = start("member", &address);
+    host.expect("host");
+    let guest = start("listens no more", &address);
+    guest.expect("guest");
+    assert!(guest.hear().starts_with("channel guest"));
+    host.kill();
+    // It comes anew, which takes the same call.
+    guest.expect("refused NO_SPACE");
+    assert!(guest.hear().starts_with("lost NO_SPACE"));
 }
 
 #[test]

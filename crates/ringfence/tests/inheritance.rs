@@ -91,14 +91,14 @@ fn an_open_channel_is_its_mappings_and_its_line_and_a_child_inherits_nothing_of_
     let inherited = child();
     for backing in [Backing::Memfd, Backing::Shm] {
         for named in [false, true] {
-            let (address, _keep) = fresh_address(named);
+            let (address, keep) = fresh_address(named);
             let before = descriptors();
             let host = join_later(&address, &small().backing(backing));
             wait_for_host(&address);
             let mut partner = Actor::start("partner", &[&address.to_string(), &backing.to_string()]);
             let channel = host.join().unwrap().unwrap();
-            // The guest keeps the line and the pidfd that tells of its peer's end.
-            partner.expect("anon_inode socket | r--s rw-s");
+            // The guest keeps the line, the pidfd that tells of its peer's end and, once in a process, the table of locks.
+            partner.expect("/proc/locks anon_inode socket | r--s rw-s");
             assert_eq!(
                 mappings(),
                 ["r--s", "rw-s"],
@@ -107,8 +107,12 @@ fn an_open_channel_is_its_mappings_and_its_line_and_a_child_inherits_nothing_of_
             let held = kinds(&before);
             let (locks, rest): (Vec<_>, Vec<_>) = held.into_iter().partition(|kind| is_lock(kind));
             assert_eq!(locks.len(), usize::from(named), "{locks:?}");
-            let wanted = ["anon_inode", "socket", "socket"];
-            assert_eq!(rest, wanted, "the line, the pidfd and the place");
+            // The host of a path holds its directory as well.
+            let directory = keep.as_ref().map(|keep| keep.path().display().to_string());
+            let mut wanted = vec!["/proc/locks", "anon_inode", "socket", "socket"];
+            wanted.extend(directory.as_deref());
+            wanted.sort_unstable();
+            assert_eq!(rest, wanted, "the table, the line, the pidfd and the place");
 
             assert_eq!(child(), inherited);
 

@@ -20,7 +20,8 @@ use nix::{
     unistd::{Uid, geteuid, setgroups, setresuid},
 };
 use ringfence::{
-    Address, CancelToken, Channel, CloseReason, Decision, Digest, Error, Options, Policy, Program, join,
+    Address, CancelToken, Channel, CloseReason, Decision, Digest, Error, Options, Policy, Program, connect,
+    join, listen, member,
 };
 use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
 
@@ -592,4 +593,25 @@ fn a_peer_that_executes_another_program_is_cut_off() {
     // It lives, and is nobody's peer.
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(actor.pid()), None).unwrap();
     assert_eq!(verifier.verify().unwrap_err().code(), "PEER_LOST");
+}
+
+#[test]
+fn an_executable_with_a_relative_path_is_no_policy() {
+    let (address, _keep) = fresh_address(false);
+    let options = |policy: Policy| small().policy(policy);
+    for policy in [
+        Policy::new().executables(["bin/agent"]),
+        Policy::new().executables(["/bin/true", "agent"]),
+        Policy::new().programs([Program::path("./agent")]),
+        Policy::new().executables([""]),
+    ] {
+        for error in [
+            join(&address, &options(policy.clone())).map(drop).unwrap_err(),
+            listen(&address, &options(policy.clone())).map(drop).unwrap_err(),
+            connect(&address, &options(policy.clone())).map(drop).unwrap_err(),
+            member(&address, &options(policy.clone())).map(drop).unwrap_err(),
+        ] {
+            assert_eq!(error.code(), "INVALID_ARGUMENT", "{error}");
+        }
+    }
 }

@@ -4,7 +4,9 @@ mod support;
 
 use std::{
     collections::HashMap,
+    fs,
     io::Read,
+    iter,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -53,6 +55,40 @@ fn role() {
                     say(format!("{} by peer: {by_peer} {error}", error.code()));
                 }
             }
+        }
+        // Tells two newcomers at its door that it cannot go on.
+        "short at the door" => {
+            let listener = wire::listen(&arguments[0]);
+            say("listening");
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().unwrap();
+                let texts = ["NO_SPACE", "to go on", "there is not enough room for a pidfd"];
+                wire::send(&stream, &wire::refusal(5, texts), None);
+                // The newcomer's HELLO lies here unread otherwise, and the refusal would go with the connection.
+                let _ = stream.read(&mut [0; 256]);
+            }
+            wait_for_test();
+        }
+        // Has no memory for one more thread when somebody comes, and has it again once it has told so.
+        "short of a thread" => {
+            let listener = listen(&address(), &small()).unwrap();
+            let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
+            let size = fs::read_to_string("/proc/self/statm").unwrap();
+            let pages: u64 = size.split(' ').next().unwrap().parse().unwrap();
+            setrlimit(Resource::RLIMIT_AS, pages * 4096 + (1 << 20), hard).unwrap();
+            // What threads that have ended have left can be had without new memory.
+            let park = || thread::Builder::new().spawn(thread::park);
+            let parked: Vec<_> = iter::from_fn(|| park().ok()).collect();
+            say("short");
+            let Arrival::Refused(told) = listener.accept().unwrap() else {
+                panic!("it has a thread");
+            };
+            setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
+            assert_eq!((told.error.code(), told.identity.is_none()), ("NO_SPACE", true));
+            let came = accepted(&listener);
+            say("in");
+            drop((came, parked));
+            wait_for_test();
         }
         "patient agent" => {
             let channel = connect(&address(), &small().wait(true)).unwrap();
@@ -824,4 +860,35 @@ fn agents_of_two_users_talk_while_a_third_is_refused() {
             }
         }
     }
+}
+
+#[test]
+fn a_service_that_cannot_go_on_is_told_at_once_and_why() {
+    let (address, _keep) = fresh_address(false);
+    let mut host = Actor::start("short at the door", &[&address.to_string()]);
+    host.expect("listening");
+    for error in [
+        connect(&address, &small()).unwrap_err(),
+        join(&address, &small()).unwrap_err(),
+    ] {
+        assert_eq!(error.code(), "PEER_LOST", "{error}");
+        assert!(
+            error.to_string().contains("not enough room for a pidfd"),
+            "{error}"
+        );
+    }
+    host.go_on();
+    host.finish();
+}
+
+#[test]
+fn a_newcomer_for_whom_there_is_no_thread_waits_until_there_is_one() {
+    let (address, _keep) = fresh_address(false);
+    let mut service = Actor::start("short of a thread", &[&address.to_string()]);
+    service.expect("short");
+    // It connects once, and goes through the handshake on that connection.
+    wire::guest_for(wire::SERVICE, &address.to_string(), "", false, || ());
+    service.expect("in");
+    service.go_on();
+    service.finish();
 }

@@ -25,7 +25,7 @@ use nix::{
 };
 use ringfence::{Address, CancelToken, Channel, Error, Options, Policy, Tokens, join};
 use support::{
-    Actor, STRANGER, Strangers, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_for_test,
+    Actor, STRANGER, Strangers, TIME_LIMIT, forbid, fresh_address, say, small, wait_for_host, wait_for_test,
 };
 
 /// The default, which the forgers below count on.
@@ -159,47 +159,6 @@ fn insist(tokens: &Tokens, token: u64) {
             Err(error) => panic!("{error}"),
         }
     }
-}
-
-/// From here on the kernel answers a system call of this thread, and of those that it starts, with an error (seccomp(2)): every
-/// such call, or those with this argument.
-fn forbid(call: libc::c_long, argument: Option<(u32, i32)>, error: i32) {
-    let statement = |code: u32, k: u32| libc::sock_filter {
-        code: u16::try_from(code).unwrap(),
-        jt: 0,
-        jf: 0,
-        k,
-    };
-    let (load, answer) = (
-        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
-        libc::BPF_RET | libc::BPF_K,
-    );
-    let other_than = |k: u32, skip: u8| libc::sock_filter {
-        jf: skip,
-        ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, k)
-    };
-    // What is looked at: the number, and behind it, the processor's and an address, the arguments of eight bytes each.
-    let call = u32::try_from(call).unwrap();
-    let (at, value) = argument.map_or((0, call), |(index, value)| {
-        (16 + 8 * index, value.cast_unsigned())
-    });
-    let mut filter = [
-        statement(load, 0),
-        other_than(call, 3),
-        statement(load, at),
-        other_than(value, 1),
-        statement(answer, libc::SECCOMP_RET_ERRNO | error.cast_unsigned()),
-        statement(answer, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog {
-        len: 6,
-        filter: filter.as_mut_ptr(),
-    };
-    // SAFETY: prctl takes integers here.
-    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
-    let (mode, program) = (libc::SECCOMP_MODE_FILTER, &raw const program);
-    // SAFETY: the kernel reads the program, and the six statements that it points to.
-    assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, program) }, 0);
 }
 
 /// The threads of another process, each with its name.

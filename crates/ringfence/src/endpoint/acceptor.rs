@@ -293,10 +293,10 @@ impl<H: Host> Stand<'_, '_, H> {
             .iter()
             .filter_map(|waiting| waiting.deadline.moment())
             .min();
-        if self.host.may_begin(room.under_way.len()) {
-            if Instant::now() < self.recovered {
-                until = Some(until.map_or(self.recovered, |until| until.min(self.recovered)));
-            } else if room.waiting.len() < ROOM {
+        if !self.has_recovered() {
+            until = Some(until.map_or(self.recovered, |until| until.min(self.recovered)));
+        } else if self.host.may_begin(room.under_way.len()) {
+            if room.waiting.len() < ROOM {
                 watched.push((place.as_fd(), PollFlags::POLLIN));
             }
             let may_speak = room.waiting.iter().filter(|waiting| room.may_begin(waiting.who));
@@ -321,7 +321,11 @@ impl<H: Host> Stand<'_, '_, H> {
         }
         for late in self.room.late() {
             let after = late.deadline.allowed;
-            self.host.failed(late.give_up("the guest's HELLO", after))?;
+            let step = match late.state {
+                State::Fresh(_) => "a thread of the host's for the handshake",
+                State::Silent(_) => "the guest's HELLO",
+            };
+            self.host.failed(late.give_up(step, after))?;
         }
         self.let_in(place)?;
         self.begin()?;
@@ -338,7 +342,7 @@ impl<H: Host> Stand<'_, '_, H> {
     /// Lets newcomers into the waiting room.
     fn let_in(&mut self, place: &Place) -> ControlFlow<H::End> {
         while self.room.waiting.len() < ROOM
-            && Instant::now() >= self.recovered
+            && self.has_recovered()
             && self.host.may_begin(self.room.under_way.len())
         {
             match place.accept() {
@@ -378,16 +382,20 @@ impl<H: Host> Stand<'_, '_, H> {
 
     /// Begins the handshakes that may begin.
     fn begin(&mut self) -> ControlFlow<H::End> {
-        while self.host.may_begin(self.room.under_way.len())
+        while self.has_recovered()
+            && self.host.may_begin(self.room.under_way.len())
             && let Some(waiting) = self.room.next()
         {
             let who = waiting.who;
             let (door, host) = (self.door, self.host);
             let (results, bell) = (self.results.clone(), door.bell.clone());
+            // A closure that gets no thread is dropped, and what it holds with it: the newcomer is handed over afterwards.
+            let (hand_over, handed) = mpsc::sync_channel::<Waiting>(1);
             let newcomer =
                 thread::Builder::new()
                     .name("ringfence-host".into())
                     .spawn_scoped(self.scope, move || {
+                        let Ok(waiting) = handed.recv() else { return };
                         // A thread that is gone without an outcome would keep its place for ever.
                         let outcome = catch_unwind(AssertUnwindSafe(|| door.shake_hands(waiting, host)))
                             .unwrap_or_else(|_| failed(defect(), Identity::of(who)));
@@ -396,8 +404,14 @@ impl<H: Host> Stand<'_, '_, H> {
                         bell.ring();
                     });
             match newcomer {
-                Ok(_) => self.room.under_way.push(who),
+                Ok(_) => {
+                    self.room.under_way.push(who);
+                    // It waits for this alone, and so it is there.
+                    let _ = hand_over.send(waiting);
+                }
                 Err(error) => {
+                    // Its turn comes again, as long as its time is not over.
+                    self.room.waiting.insert(0, waiting);
                     return self.hindered(Error::NoSpace {
                         what: "a thread for a handshake".into(),
                         reason: error.to_string(),
@@ -406,6 +420,11 @@ impl<H: Host> Stand<'_, '_, H> {
             }
         }
         ControlFlow::Continue(())
+    }
+
+    /// Whether it is time to try again, after this process could not take anybody in.
+    fn has_recovered(&self) -> bool {
+        Instant::now() >= self.recovered
     }
 
     fn hindered(&mut self, error: Error) -> ControlFlow<H::End> {

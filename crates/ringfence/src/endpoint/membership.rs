@@ -167,7 +167,8 @@ pub enum Change {
     Channel(Channel),
     /// This process has another part now: the guest of a host that has gone is the host.
     Role(Role),
-    /// Somebody came and did not get a channel. The membership goes on.
+    /// Somebody came and did not get a channel, or this process could not take the place of a host that has gone, and comes
+    /// anew. The membership goes on.
     Refused(Refused),
 }
 
@@ -375,6 +376,14 @@ impl Desk {
         self.door.ring();
     }
 
+    /// Tells of a newcomer without a channel, or of what kept this process from a part.
+    fn refuse(&self, refused: Refused) {
+        let told = |change: &Change| matches!(change, Change::Refused(_));
+        if self.news.has_room(UNCLAIMED, 0, told) {
+            self.news.add(Change::Refused(refused));
+        }
+    }
+
     /// Whether anybody would ask for one more channel.
     fn has_room(&self, under_way: usize) -> bool {
         let counts = |change: &Change| matches!(change, Change::Channel(_));
@@ -420,7 +429,8 @@ impl Drop for Seat {
 struct Heir {
     desk: Arc<Desk>,
     inheritance: Option<Inheritance>,
-    place: Option<Place>,
+    /// Once the host is gone: its place, or why this process could not take it.
+    place: Option<Result<Place>>,
 }
 
 impl std::fmt::Debug for Heir {
@@ -435,8 +445,8 @@ impl Tenure for Heir {
     fn end(&mut self, how: u8) -> bool {
         let is_gone = matches!(how, state::LEFT_BY_PEER | state::PEER_EXITED);
         let inheritance = self.inheritance.take().filter(|_| is_gone);
-        self.place = inheritance.and_then(|inheritance| inheritance.take_over().ok());
-        self.place.is_some()
+        self.place = inheritance.map(Inheritance::take_over);
+        matches!(self.place, Some(Ok(_)))
     }
 }
 
@@ -446,7 +456,18 @@ impl Drop for Heir {
         if !self.desk.birth.is_here() {
             return;
         }
-        let parted = self.place.take().map_or(Parted::Lost, Parted::Heir);
+        let parted = match self.place.take() {
+            Some(Ok(place)) => Parted::Heir(place),
+            Some(Err(error)) => {
+                // Its own trouble, of which nobody else tells.
+                self.desk.refuse(Refused {
+                    error,
+                    identity: None,
+                });
+                Parted::Lost
+            }
+            None => Parted::Lost,
+        };
         self.desk.part(Some(parted));
     }
 }
@@ -663,12 +684,15 @@ impl Keeper {
     }
 }
 
-/// Whether a newcomer that gets this has come at a bad moment: whoever it met was on its way out, or it was named one and
-/// met another, who has taken that one's place. It believes neither, and comes again.
+/// Whether a newcomer that gets this has come at a bad moment: whoever it met was on its way out, so that the lock that it
+/// passed was not the one beside the path any more; or it was named one and met another, who has taken that one's place. It
+/// believes neither, and comes again; a lock that is wrong each time is refused in the end.
 fn is_passing(error: &Error) -> bool {
     match error {
         Error::PeerLost(_) => true,
-        Error::PeerRefused(refusal) => !refusal.by_peer && refusal.check == "line",
+        Error::PeerRefused(refusal) => {
+            !refusal.by_peer && ["line", election::LOCK].contains(&&*refusal.check)
+        }
         _ => false,
     }
 }
@@ -684,10 +708,7 @@ struct Usher<'a> {
 
 impl Usher<'_> {
     fn refused(&self, refused: Refused) {
-        let told = |change: &Change| matches!(change, Change::Refused(_));
-        if self.desk.news.has_room(UNCLAIMED, 0, told) {
-            self.desk.news.add(Change::Refused(refused));
-        }
+        self.desk.refuse(refused);
     }
 }
 

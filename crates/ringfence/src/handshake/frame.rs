@@ -430,6 +430,12 @@ impl From<&Error> for Refuse {
 }
 
 impl Refuse {
+    /// Whether the next try may well meet somebody who goes on: the sender is going, or its time for this handshake was over.
+    /// Any other trouble of its own is told.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.code == Code::Unable && ["CLOSED", "HANDSHAKE_TIMEOUT"].contains(&&*self.check)
+    }
+
     /// What the peer's refusal is to us.
     pub(crate) fn into_error(self, address: &str) -> Error {
         match self.code {
@@ -527,7 +533,8 @@ impl Line<'_> {
         }
     }
 
-    fn receive(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
+    /// The next frame, a refusal included, and the descriptors that came with it, so many at most.
+    pub(crate) fn receive(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
         receive(self.socket, &mut Some(self.speaker), self.deadline, step, most)
     }
 }

@@ -689,13 +689,15 @@ pub(crate) fn refuse(socket: impl AsFd, error: Error) -> Error {
     error
 }
 
-/// The host closed the connection without taking the line. If it said why, that is the answer; if it has just gone,
-/// the address is to be looked at again.
+/// The host closed the connection without taking the line. If it said why, that is the answer; if it has just gone, or goes,
+/// or has waited too long for this side, the address is to be looked at again.
 fn turned_away(door: &Line<'_>) -> Result<Option<Talk>> {
-    match door.expect("the host's answer") {
+    match door.receive("the host's answer", 1) {
+        Ok((Frame::Refuse(refuse), _)) if refuse.is_passing() => Ok(None),
+        Ok((Frame::Refuse(refuse), _)) => Err(refuse.into_error(door.address)),
+        Ok(_) => Err(Error::Protocol("an answer on the agreed socket".into())),
         Err(Error::PeerLost(_)) => Ok(None),
         Err(error) => Err(error),
-        Ok(_) => Err(Error::Protocol("an answer on the agreed socket".into())),
     }
 }
 

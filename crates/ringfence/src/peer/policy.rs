@@ -49,7 +49,8 @@ impl Program {
         }
     }
 
-    /// The file that has this path at the time of the check (device and inode).
+    /// The file that has this path at the time of the check (device and inode). A path that is not absolute is
+    /// [`Error::InvalidArgument`] of the call that takes the policy.
     pub fn path(path: impl AsRef<Path>) -> Self {
         Self {
             file: Which::Path(path.as_ref().to_owned()),
@@ -202,7 +203,8 @@ impl Policy {
         self.programs([Program::same()])
     }
 
-    /// The peer must execute one of these files, compared by device and inode at the time of the check.
+    /// The peer must execute one of these files, compared by device and inode at the time of the check. Their paths must be
+    /// absolute, as [`Program::path`] says.
     #[must_use]
     pub fn executables<P: AsRef<Path>>(self, paths: impl IntoIterator<Item = P>) -> Self {
         self.programs(paths.into_iter().map(Program::path))
@@ -267,6 +269,22 @@ impl Policy {
             Users::Same => true,
             Users::OneOf(uids) => uids.iter().all(|uid| uid == &uids[0]),
         }
+    }
+
+    /// Errors with [`Error::InvalidArgument`] for an executable whose path is relative: which file that is would depend on the
+    /// working directory of each look.
+    pub(crate) fn check_paths(&self) -> Result<()> {
+        for program in self.executables.iter().flatten() {
+            if let Which::Path(path) = &program.file
+                && !path.is_absolute()
+            {
+                return Err(Error::invalid(format!(
+                    "the path of an executable must be absolute, not {:?}",
+                    path.display().to_string()
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// What can be looked at again at any time: everything but the callback.

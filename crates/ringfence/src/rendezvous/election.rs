@@ -583,6 +583,9 @@ impl Place {
     }
 }
 
+/// The check of the lock that a host has passed.
+pub(crate) const LOCK: &str = "lock";
+
 /// What the guest among members holds of its host's place, so that it can go on there. Dropped, it changes nothing there.
 #[derive(Debug)]
 pub(crate) struct Inheritance(Place);
@@ -644,9 +647,9 @@ impl Named {
         let found = format!("a regular file: {regular}, beside it: {beside}, locked: {held}");
         let wanted = "the locked file beside the socket";
         if !held {
-            return Err(Refusal::new("lock", wanted, found).into());
+            return Err(Refusal::new(LOCK, wanted, found).into());
         }
-        record.passed("ready", "lock", wanted, found);
+        record.passed("ready", LOCK, wanted, found);
         Ok(Self {
             socket: files.inode_of(&files.socket),
             files,

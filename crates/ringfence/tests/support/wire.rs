@@ -304,6 +304,16 @@ pub fn host(address: &str, stop_at: &str, mut stopped: impl FnMut()) {
     stop("READY");
 }
 
+/// A refusal: its code (5: the sender cannot go on), the check, and what was wanted and found.
+pub fn refusal(code: u16, texts: [&str; 3]) -> Vec<u8> {
+    let mut body = code.to_le_bytes().to_vec();
+    for text in texts {
+        body.extend_from_slice(&u16::try_from(text.len()).unwrap().to_le_bytes());
+        body.extend_from_slice(text.as_bytes());
+    }
+    good(4, &body)
+}
+
 /// The first answer of a host among members, and what the guest says to that, if it says anything.
 pub fn answer(stream: &UnixStream) {
     stream.set_nonblocking(false).expect("a mode of its own");
@@ -322,6 +332,11 @@ pub fn member_host(
 ) -> String {
     let listener = listen(address);
     listening();
+    member_host_at(&listener, passed)
+}
+
+/// The same with a socket that listens already.
+pub fn member_host_at(listener: &UnixListener, passed: impl FnOnce(&UnixListener) -> Vec<OwnedFd>) -> String {
     let (stream, _) = listener.accept().expect("a guest");
     let (hello_of_guest, line) = receive_hello(&stream);
     let nonce = &hello_of_guest[16..48];
@@ -332,7 +347,7 @@ pub fn member_host(
     send(&line, &offer(nonce), Some(object.as_fd()));
     assert_eq!(receive(&mut line).expect("the guest's OFFER").0, 2);
     assert_eq!(receive(&mut line).expect("the guest's READY").0, 3);
-    let passed = passed(&listener);
+    let passed = passed(listener);
     let descriptors: Vec<_> = passed.iter().map(AsFd::as_fd).collect();
     send_with(&line, &good(3, nonce), &descriptors);
     match receive(&mut line) {
