@@ -89,8 +89,7 @@ pub use peer::authorize::Decision;
 pub use peer::namespace::Namespace;
 pub use peer::policy::{Policy, Program};
 pub use rendezvous::address::Address;
-pub use ring::Progress;
-pub use ring::message::{Message, Words};
+pub use ring::message::{Message, Progress, Words};
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub use testing::fuzzing;

@@ -24,7 +24,8 @@ use crate::{
     evidence::Evidence,
     identity::Identity,
     options::Options,
-    ring::{Consumer, Producer},
+    ring::consumer::Consumer,
+    ring::producer::Producer,
     wake::doorbell::{Doorbell, ParkingSpot},
 };
 

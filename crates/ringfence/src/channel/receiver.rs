@@ -18,8 +18,10 @@ use crate::{
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
     memory::phase::{Phase, Step},
+    ring::consumer::{Consumer, Gathered, Pulled},
+    ring::message::Progress,
     ring::message::{Message, too_small},
-    ring::{Consumer, Gathered, Progress, Pulled, Record, WHOLE},
+    ring::record::{Record, WHOLE},
 };
 
 /// Memory for messages in fragments that is kept for the next such message.

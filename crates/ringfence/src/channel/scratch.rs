@@ -8,7 +8,7 @@ use memmap2::{MmapMut, RemapOptions};
 
 use crate::{
     error::{Error, Result},
-    ring::Place,
+    ring::consumer::Place,
 };
 
 #[derive(Debug, Default)]

@@ -16,7 +16,8 @@ use crate::{
     memory::layout::as_offset,
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
-    ring::{Producer, Progress},
+    ring::message::Progress,
+    ring::producer::Producer,
 };
 
 /// The writing half of a channel.

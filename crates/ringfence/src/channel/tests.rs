@@ -22,7 +22,8 @@ use crate::{
     memory::own::OwnRegion,
     options::Options,
     peer::process::Peer,
-    ring::{HEADER, Progress, packed_size},
+    ring::message::Progress,
+    ring::record::{HEADER, packed_size},
     signal::inbox::TokenAddress,
     signal::inbox::{OpenInbox, TokenSender},
 };

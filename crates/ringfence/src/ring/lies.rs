@@ -7,7 +7,12 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use super::{Consumer, Gathered, Producer, Progress, Pulled, Record, WHOLE, header, packed_size};
+use super::{
+    consumer::{Consumer, Gathered, Pulled},
+    message::Progress,
+    producer::Producer,
+    record::{Record, WHOLE, header, packed_size},
+};
 use crate::{
     error::Error,
     memory::access::{Readable, Writable},

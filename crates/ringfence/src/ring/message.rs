@@ -1,4 +1,4 @@
-//! A message where it lies.
+//! A message where it lies, and how far one has got.
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use crate::memory::copy::{ROW, has_wide_loads};
@@ -269,6 +269,15 @@ impl Words<'_> {
         }
         (self, result)
     }
+}
+
+/// How far a message has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// All of it is through.
+    Whole,
+    /// This many bytes of it are.
+    Part(usize),
 }
 
 #[cfg(test)]

@@ -8,8 +8,11 @@ mod threads;
 use std::sync::atomic::Ordering;
 
 use super::{
-    ALIGNED, Consumer, Gathered, HEADER, LONG, Producer, Progress, Pulled, WHOLE, header, lies::packed,
-    packed_size,
+    consumer::{Consumer, Gathered, Pulled},
+    lies::packed,
+    message::Progress,
+    producer::Producer,
+    record::{ALIGNED, HEADER, LONG, WHOLE, header, packed_size},
 };
 use crate::{
     memory::access::Writable,

@@ -12,10 +12,8 @@ pub use self::{channel::channel, line::line};
 use crate::{
     handshake::frame::Frame,
     memory::layout::CAPACITY_MIN,
-    ring::{
-        ALIGNED,
-        lies::{Lie, Read, Write, read_lies, write_among_lies},
-    },
+    ring::lies::{Lie, Read, Write, read_lies, write_among_lies},
+    ring::record::ALIGNED,
 };
 
 /// The decoders of what comes over the line.

@@ -10,11 +10,10 @@ use crate::{
     memory::access::{Readable, Writable},
     memory::layout::{self, as_offset},
     memory::own::OwnRegion,
-    ring::{
-        ALIGNED, Consumer, FIRST, HEADER, LAST, PADDING, Producer, Pulled, WHOLE,
-        lies::{LONGEST, LOOKS, Lie, Read, Write, read_lies, write_among_lies},
-        packed_size,
-    },
+    ring::consumer::{Consumer, Pulled},
+    ring::lies::{LONGEST, LOOKS, Lie, Read, Write, read_lies, write_among_lies},
+    ring::producer::Producer,
+    ring::record::{ALIGNED, FIRST, HEADER, LAST, PADDING, WHOLE, packed_size},
 };
 
 /// As in the model, one strategy of plain numbers: Miri would spend its time in proptest's choices.

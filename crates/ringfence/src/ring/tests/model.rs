@@ -8,7 +8,9 @@ use super::{Pair, SMALLEST, bytes, packed, pair};
 use crate::{
     memory::access::Readable,
     memory::layout::{self, as_offset},
-    ring::{Gathered, Progress, Pulled, WHOLE, packed_size, padded, record_size},
+    ring::consumer::{Gathered, Pulled},
+    ring::message::Progress,
+    ring::record::{WHOLE, packed_size, padded, record_size},
 };
 
 /// A size, as far as it can be told before the capacity is known.

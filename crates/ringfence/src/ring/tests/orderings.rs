@@ -5,7 +5,10 @@ use loom::thread;
 
 use crate::{
     memory::access::Readable,
-    ring::{Consumer, Gathered, Producer, Progress, WHOLE},
+    ring::consumer::{Consumer, Gathered},
+    ring::message::Progress,
+    ring::producer::Producer,
+    ring::record::WHOLE,
     testing::loomed::Region,
 };
 

@@ -14,7 +14,10 @@ use crate::{
     memory::layout::as_offset,
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
-    ring::{Gathered, Producer, Progress, Pulled, WHOLE, packed_size},
+    ring::consumer::{Gathered, Pulled},
+    ring::message::Progress,
+    ring::producer::Producer,
+    ring::record::{WHOLE, packed_size},
 };
 
 /// The writer on its thread, and whether it has ended: all that it published can be seen then. (A thread's own

@@ -32,7 +32,8 @@ use crate::{
     memory::peer::PeerRegion,
     options::Options,
     peer::process::Peer,
-    ring::{Progress, WHOLE, packed_size},
+    ring::message::Progress,
+    ring::record::{WHOLE, packed_size},
     signal::inbox::TokenAddress,
     signal::inbox::{OpenInbox, TokenSender},
 };

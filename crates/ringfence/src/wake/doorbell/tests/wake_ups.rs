@@ -12,7 +12,8 @@ use crate::{
     memory::access::{Readable, Writable},
     memory::layout,
     memory::phase::Phase,
-    ring::{Consumer, Producer},
+    ring::consumer::Consumer,
+    ring::producer::Producer,
     testing::loomed::Region,
     wake::doorbell::{Barriers, ParkingSpot, Sleeper, Waker},
 };

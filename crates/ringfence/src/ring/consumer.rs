@@ -1,0 +1,558 @@
+//! The reading end of a ring. It believes nothing that it reads.
+
+use std::sync::atomic::Ordering;
+
+use crate::{
+    error::{Error, Result},
+    memory::access::{Readable, Writable},
+    memory::copy::{AHEAD, LINE},
+    memory::layout::{self, as_offset},
+    ring::pace::{distance, pause},
+    ring::record::{
+        FIRST, HEADER, LAST, PADDING, Record, WHOLE, corrupt, header, largest_record, packed_size, split,
+    },
+};
+
+/// A consumer is in full stream once it has read this much, of which every look that finds the ring empty takes back
+/// half: a conversation of questions and answers never comes near it, and must not pay for the distance.
+const STREAM: u64 = 4096;
+/// What is remembered of a stream: it is forgotten after a few empty looks.
+const STREAM_MEMORY: u64 = 64 * 1024;
+/// While many records are read in one go, the head is published in strides: each publication takes the line from a
+/// producer that waits for room.
+const STRIDE: u64 = 64 * 1024;
+
+/// Bytes of packed records that are copied before their headers are looked at: where a long one follows, no more than this
+/// was copied for nothing.
+const RUN: usize = 4096;
+
+/// Bytes of a record for whose lines the ring asks. Longer ones are read in blocks, and each of those asks for what is ahead.
+const SHORT: u64 = 512;
+
+/// What [`Consumer::gather`] has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gathered {
+    /// The message is whole; this is its length.
+    Whole(usize),
+    /// More of it is still to come; this much is there.
+    Part,
+    /// Nothing is there.
+    Nothing,
+}
+
+/// Where the pieces of a message are put together.
+pub(crate) trait Place {
+    /// Room for the bytes from one offset to another of a message of this size. The pieces come in order.
+    fn room(&mut self, size: usize, from: usize, to: usize) -> Result<&mut [u8]>;
+}
+
+/// A buffer that must hold all of the message.
+struct Whole<'a>(&'a mut [u8]);
+
+impl Place for Whole<'_> {
+    fn room(&mut self, size: usize, from: usize, to: usize) -> Result<&mut [u8]> {
+        let room = self.0.len();
+        self.0.get_mut(from..to).filter(|_| room >= size).ok_or_else(|| {
+            Error::InvalidArgument(format!(
+                "a buffer of {room} bytes does not hold a message of {size}"
+            ))
+        })
+    }
+}
+
+/// What [`Consumer::pull_packed`] has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pulled {
+    /// This many bytes of whole records.
+    Bytes(usize),
+    /// The next message does not fit the buffer, or comes in fragments: its size.
+    Large(usize),
+    /// Nothing is there.
+    Nothing,
+}
+
+/// The reading end: of the region that the peer owns.
+#[derive(Debug)]
+pub(crate) struct Consumer<O, P> {
+    own: O,
+    peer: P,
+    capacity: u64,
+    /// The longest message that this side takes.
+    longest: u64,
+    /// How far everything has been read.
+    pub(super) head: u64,
+    /// The head that the producer can see.
+    pub(super) published: u64,
+    /// The producer's tail when it was last looked at.
+    pub(super) tail: u64,
+    /// How often the tail was looked at.
+    looks: u64,
+    /// A record that ends here or before is there, and stands where it may: the tail, or this lap's end and overhang.
+    until: u64,
+    /// The last word of a producer that has gone, in place of its tail, which another process may still write.
+    last: Option<u64>,
+    /// Bytes read since the ring was last found empty.
+    streamed: u64,
+    /// The last look found less than [`distance`].
+    is_close: bool,
+    /// Up to here, lines have been asked for.
+    fetched: u64,
+    /// The message whose fragments are being read: its size, and how much of it has been read.
+    gathering: Option<(usize, usize)>,
+    /// The size that the reader was told of the message at this position, and has made room for.
+    told: Option<(u64, usize)>,
+}
+
+impl<O: Writable, P: Readable> Consumer<O, P> {
+    pub(crate) fn new(own: O, peer: P, capacity: u64, longest: u64) -> Self {
+        Self {
+            own,
+            peer,
+            capacity,
+            longest,
+            head: 0,
+            published: 0,
+            tail: 0,
+            looks: 0,
+            until: 0,
+            last: None,
+            streamed: 0,
+            is_close: false,
+            fetched: 0,
+            gathering: None,
+            told: None,
+        }
+    }
+
+    /// Looks how far the producer has written. A tail that goes backwards, or more than a ring ahead, is a lie.
+    pub(super) fn look_at_tail(&mut self) -> Result<()> {
+        let tail = match self.last {
+            None => self.peer.load(layout::TAIL, Ordering::Acquire),
+            Some(tail) => tail,
+        };
+        if !self.can_be_tail(tail) {
+            return Err(corrupt(format!(
+                "its tail went from {} to {tail}, and {} was read",
+                self.tail, self.head
+            )));
+        }
+        self.tail = tail;
+        self.looks += 1;
+        Ok(())
+    }
+
+    /// How often the producer's tail was looked at.
+    #[inline]
+    pub(crate) fn looks(&self) -> u64 {
+        self.looks
+    }
+
+    /// Whether everything was read that is known to be there, without a look at the producer's tail.
+    #[inline]
+    pub(crate) fn is_through(&self) -> bool {
+        self.head == self.tail
+    }
+
+    #[inline]
+    fn can_be_tail(&self, tail: u64) -> bool {
+        tail.wrapping_sub(self.tail) <= self.capacity - (self.tail - self.head) && tail.is_multiple_of(8)
+    }
+
+    /// Whether there is something to read; looks at the producer's tail if nothing is known to be there.
+    #[inline]
+    pub(crate) fn available(&mut self) -> Result<bool> {
+        if self.head != self.tail {
+            return Ok(true);
+        }
+        self.look_again()
+    }
+
+    fn look_again(&mut self) -> Result<bool> {
+        if self.is_close && self.streamed >= STREAM {
+            pause(self.capacity);
+        }
+        self.look_at_tail()?;
+        let there = self.tail - self.head;
+        self.is_close = there < distance(self.capacity);
+        if there == 0 {
+            self.streamed = self.streamed.min(STREAM_MEMORY) / 2;
+            self.publish();
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Tells the producer how far everything has been read. Returns whether that was news.
+    #[inline]
+    pub(crate) fn publish(&mut self) -> bool {
+        if self.published == self.head {
+            return false;
+        }
+        self.published = self.head;
+        self.own.store(layout::HEAD, self.head, Ordering::Release);
+        true
+    }
+
+    /// The next record, checked; padding is passed over. `None`: the ring is empty.
+    #[inline]
+    pub(crate) fn next_record(&mut self) -> Result<Option<Record>> {
+        if self.head < self.until && self.gathering.is_none() {
+            let at = self.place();
+            let (length, flags) = split(self.peer.load(at, Ordering::Relaxed));
+            let lap = self.head - (self.head & (self.capacity - 1));
+            let end = layout::DATA + as_offset(self.until - lap);
+            if let Some(record) = Record::whole(at, length, flags, end)
+                && self.head + record.size <= self.until
+                && length <= self.whole()
+            {
+                self.fetched = self.fetch(self.head, record.size, self.fetched, lap);
+                return Ok(Some(record));
+            }
+        }
+        self.look_for_record()
+    }
+
+    /// Offset in the region of what comes next.
+    #[inline]
+    fn place(&self) -> usize {
+        layout::DATA + as_offset(self.head & (self.capacity - 1))
+    }
+
+    /// Asks for lines that will soon be read, if they are written: those behind `fetched`, and not far from `head`,
+    /// where a record of this size stands. Returns how far that went. Of long records, those who read them ask.
+    #[inline]
+    fn fetch(&self, head: u64, size: u64, mut fetched: u64, lap: u64) -> u64 {
+        debug_assert!(fetched >= head, "nothing is asked for that was read");
+        if size > SHORT {
+            return head + size;
+        }
+        while fetched < head + AHEAD as u64 && fetched < self.until {
+            // Up to `until`, a lap's places lie in a row.
+            self.peer.will_read(layout::DATA + as_offset(fetched - lap));
+            fetched += LINE as u64;
+        }
+        fetched
+    }
+
+    /// The longest message that comes in one record.
+    #[inline]
+    fn whole(&self) -> u64 {
+        self.longest.min(largest_record(self.capacity))
+    }
+
+    /// As [`Consumer::next_record`], whatever comes. A header that it has read already is read again: only what is
+    /// read here counts.
+    #[inline(never)]
+    fn look_for_record(&mut self) -> Result<Option<Record>> {
+        loop {
+            if !self.available()? {
+                return Ok(None);
+            }
+            let place = self.head & (self.capacity - 1);
+            let lap = self.head - place;
+            self.until = (lap + self.capacity + layout::OVERHANG as u64).min(self.tail);
+            let at = layout::DATA + as_offset(place);
+            let (length, flags) = split(self.peer.load(at, Ordering::Relaxed));
+            let rest = self.capacity - place;
+            let end = layout::DATA + as_offset(self.until - lap);
+            let record = Record::new(at, length, flags, end);
+            let size = record.size;
+            if self.head + size > self.until {
+                return Err(corrupt(format!(
+                    "a record of {length} bytes, where {} are published and {rest} are left",
+                    self.tail - self.head
+                )));
+            }
+            if flags != PADDING {
+                return self.check_flags(record).map(Some);
+            }
+            // Padding goes before a record that begins the next lap. A lap of padding alone could go on for ever.
+            if size != rest || place == 0 {
+                return Err(corrupt(format!(
+                    "padding of {length} bytes, {rest} before the end"
+                )));
+            }
+            self.skip(size);
+        }
+    }
+
+    /// Checks what the record says of itself against what came before it.
+    fn check_flags(&self, record: Record) -> Result<Record> {
+        if self.follows(record.length, record.flags) {
+            Ok(record)
+        } else {
+            Err(self.unsound(record.length, record.flags))
+        }
+    }
+
+    fn follows(&self, length: usize, flags: u32) -> bool {
+        match (self.gathering, flags) {
+            (None, WHOLE) => length as u64 <= self.whole(),
+            (None, FIRST) => length > 8,
+            (Some((size, read)), 0) => length > 0 && length < size - read,
+            (Some((size, read)), LAST) => length == size - read,
+            _ => false,
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn unsound(&self, length: usize, flags: u32) -> Error {
+        corrupt(format!(
+            "a record of {length} bytes with flags {flags:#x} does not follow (message under way: {:?}, longest message {}, ring {})",
+            self.gathering, self.longest, self.capacity
+        ))
+    }
+
+    #[inline]
+    fn skip(&mut self, size: u64) {
+        self.head += size;
+        self.streamed += size;
+        self.fetched = self.fetched.max(self.head);
+    }
+
+    /// Goes past a record that [`Consumer::next_record`] returned.
+    #[inline]
+    pub(crate) fn consume(&mut self, record: Record) {
+        self.skip(record.size);
+    }
+
+    /// Visits the whole message that [`Consumer::next_record`] returned, and those that stand behind it in a row as far
+    /// as the ring is known: at most `max` of them, and not much more than a stride, after which the head is published.
+    /// Gets past each once it was visited, and returns how many there were.
+    #[inline]
+    pub(crate) fn visit_in_row(
+        &mut self,
+        first: Record,
+        max: usize,
+        mut visit: impl FnMut(&P, Record),
+    ) -> usize {
+        let (start, until, longest) = (self.head, self.until, self.whole());
+        let stride = STRIDE.min(self.capacity / 4);
+        let stop = until.min(self.published + stride);
+        // Up to `until`, a lap's places lie in a row.
+        let lap = self.head - (self.head & (self.capacity - 1));
+        // In locals, since the way from one record to the next is what a reader of short ones waits for. The head is that
+        // behind the record.
+        let (mut head, mut record) = (start + first.size, first);
+        let mut fetched = self.fetched.max(head);
+        let mut count = 0;
+        loop {
+            visit(&self.peer, record);
+            self.head = head;
+            count += 1;
+            if count >= max || head >= stop {
+                break;
+            }
+            let at = layout::DATA + as_offset(head - lap);
+            let (length, flags) = split(self.peer.load(at, Ordering::Relaxed));
+            let Some(next) = Record::whole(at, length, flags, first.end) else {
+                break;
+            };
+            if head + next.size > until || length > longest {
+                break;
+            }
+            fetched = self.fetch(head, next.size, fetched, lap);
+            head += next.size;
+            record = next;
+        }
+        self.fetched = fetched;
+        self.streamed += head - start;
+        if head - self.published >= stride {
+            self.publish();
+        }
+        count
+    }
+
+    /// The size of the next message, once its beginning is there, or of the one under way.
+    pub(crate) fn next_size(&mut self) -> Result<Option<usize>> {
+        if let Some((size, _)) = self.gathering {
+            return Ok(Some(size));
+        }
+        let Some(record) = self.next_record()? else {
+            return Ok(None);
+        };
+        let size = if record.flags == WHOLE {
+            record.length
+        } else {
+            // Checked when the message is begun.
+            as_offset(self.peer.load(record.at, Ordering::Relaxed).min(self.longest))
+        };
+        // It is read again then: what was told here is what it must be.
+        self.told = Some((self.head, size));
+        Ok(Some(size))
+    }
+
+    /// Copies as much of the next message as is there to its place in `into`, and publishes the head. The same
+    /// buffer must be passed until the message is whole; it must be as long as [`Consumer::next_size`] said.
+    pub(crate) fn gather(&mut self, into: &mut [u8]) -> Result<Gathered> {
+        self.gather_in(&mut Whole(into))
+    }
+
+    /// As [`Consumer::gather`]. Where there is no room, that is the error of this call alone: what has not been copied is still in
+    /// the ring, and the next call goes on.
+    pub(crate) fn gather_in(&mut self, into: &mut impl Place) -> Result<Gathered> {
+        let told = self.told.filter(|(at, _)| *at == self.head);
+        loop {
+            let Some(record) = self.next_record()? else {
+                return Ok(if self.gathering.is_some() {
+                    Gathered::Part
+                } else {
+                    Gathered::Nothing
+                });
+            };
+            let (mut from, mut count) = (record.at, record.length);
+            let (size, read) = match self.gathering {
+                Some(under_way) => under_way,
+                None if record.flags == WHOLE => (record.length, 0),
+                None => {
+                    let size = self.peer.load(record.at, Ordering::Relaxed);
+                    (from, count) = (from + 8, count - 8);
+                    if size > self.longest || size <= count as u64 {
+                        return Err(corrupt(format!(
+                            "a message of {size} bytes begins with {count}, and {} are the limit",
+                            self.longest
+                        )));
+                    }
+                    (as_offset(size), 0)
+                }
+            };
+            if self.gathering.is_none() && told.is_some_and(|told| told != (self.head, size)) {
+                return Err(corrupt(format!(
+                    "a message of {size} bytes, which was told to have another size before"
+                )));
+            }
+            let place = into.room(size, read, read + count)?;
+            self.peer.copy_out_ahead(from, place, record.end);
+            self.consume(record);
+            self.publish();
+            if record.flags & LAST != 0 {
+                self.gathering = None;
+                return Ok(Gathered::Whole(size));
+            }
+            self.gathering = Some((size, read + count));
+        }
+    }
+
+    /// Copies whole messages, packed, as many as are there and fit.
+    pub(crate) fn pull_packed(&mut self, into: &mut [u8]) -> Result<Pulled> {
+        let mut end = 0;
+        // Looks for what is published once, and not again for what has come meanwhile.
+        while end == 0 || self.head != self.tail {
+            let Some(record) = self.next_record()? else {
+                break;
+            };
+            let packed = as_offset(packed_size(record.length as u64));
+            let left = &mut into[end..];
+            if record.flags != WHOLE || packed > left.len() {
+                if end == 0 {
+                    return Ok(self.next_size()?.map_or(Pulled::Nothing, Pulled::Large));
+                }
+                break;
+            }
+            if record.aligned {
+                let (head, payload) = left.split_at_mut(as_offset(HEADER));
+                head.copy_from_slice(&header(record.length as u64, WHOLE).to_le_bytes());
+                self.peer
+                    .copy_out_ahead(record.at, &mut payload[..record.length], record.end);
+                self.consume(record);
+                end += packed;
+            } else {
+                end += self.pull_run(left, record.end)?;
+            }
+        }
+        self.publish();
+        Ok(if end > 0 {
+            Pulled::Bytes(end)
+        } else {
+            Pulled::Nothing
+        })
+    }
+
+    /// Copies records that lie in the ring as packed ones do, headers and all, and only then looks at the headers, in the
+    /// copy: what is handed over is what was checked. The first has been found to be one.
+    fn pull_run(&mut self, into: &mut [u8], until: usize) -> Result<usize> {
+        let place = self.head & (self.capacity - 1);
+        let rest = as_offset(self.capacity - place);
+        let there = as_offset(self.tail - self.head).min(rest + layout::OVERHANG);
+        let count = into.len().min(there) & !7;
+        let (mut copied, mut end) = (0, 0);
+        'run: while copied < count {
+            let from = copied;
+            copied += RUN.min(count - copied);
+            self.peer.copy_out_ahead(
+                layout::DATA + as_offset(place) + from,
+                &mut into[from..copied],
+                until,
+            );
+            while end + 8 <= copied {
+                let word: [u8; 8] = into[end..end + 8].try_into().expect("eight bytes");
+                let (length, flags) = split(u64::from_le_bytes(word));
+                let size = packed_size(length);
+                // Padding, a fragment, a long one, the overhang's far side or a record cut by the buffer: that is not this
+                // run's affair, and neither is a lie.
+                if flags != WHOLE || size > (count - end) as u64 || end >= rest {
+                    break 'run;
+                }
+                if !self.follows(as_offset(length), flags) {
+                    return Err(self.unsound(as_offset(length), flags));
+                }
+                if end + as_offset(size) > copied {
+                    break;
+                }
+                end += as_offset(size);
+            }
+        }
+        if end == 0 {
+            return Err(corrupt("a record changed while it was read".into()));
+        }
+        self.skip(end as u64);
+        Ok(end)
+    }
+
+    #[inline]
+    pub(crate) fn own(&self) -> &O {
+        &self.own
+    }
+
+    #[inline]
+    pub(crate) fn peer(&self) -> &P {
+        &self.peer
+    }
+
+    /// How far everything has been read.
+    #[inline]
+    pub(crate) fn position(&self) -> u64 {
+        self.head
+    }
+
+    #[inline]
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Whether a message is under way whose end has not been read.
+    #[inline]
+    pub(crate) fn is_gathering(&self) -> bool {
+        self.gathering.is_some()
+    }
+
+    /// How much of the message under way has been read.
+    pub(crate) fn gathered_so_far(&self) -> usize {
+        self.gathering.map_or(0, |(_, read)| read)
+    }
+
+    /// The producer has gone: looks at its tail for the last time, and tells nobody any more how far everything was read.
+    /// What is there is read where it lies. A child that the producer has forked may have the same memory and go on
+    /// writing there: the records are checked as ever, and nothing is read behind this tail. A tail that is a lie is found
+    /// behind what was known to be there, each time that somebody looks.
+    pub(crate) fn settle(&mut self, own: O) {
+        self.last = Some(self.peer.load(layout::TAIL, Ordering::Acquire));
+        self.own = own;
+    }
+
+    /// Reads nothing any more.
+    pub(crate) fn forget(&mut self, own: O, peer: P) {
+        *self = Self::new(own, peer, self.capacity, self.longest);
+    }
+}
