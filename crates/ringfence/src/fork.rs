@@ -201,10 +201,11 @@ static CELLS: PerProcess<Mutex<Vec<Cell>>> = PerProcess::new();
 impl Mark {
     /// What no mark says where it was made.
     pub(crate) const INHERITED: u8 = 0;
+    /// What a new mark says.
+    pub(crate) const FRESH: u8 = u8::MAX;
 
     /// Errors as [`Birth::now`].
-    pub(crate) fn new(value: u8) -> Result<Self> {
-        debug_assert_ne!(value, Self::INHERITED, "that is what a child finds");
+    pub(crate) fn new() -> Result<Self> {
         let birth = Birth::now()?;
         let mut cells = CELLS.get()?.lock().unwrap_or_else(PoisonError::into_inner);
         if cells.is_empty() {
@@ -214,7 +215,7 @@ impl Mark {
         }
         let cell = cells.pop().ok_or_else(inherited)?;
         let mark = Self { cell, birth };
-        mark.store(value, Ordering::Release);
+        mark.store(Self::FRESH, Ordering::Release);
         Ok(mark)
     }
 }

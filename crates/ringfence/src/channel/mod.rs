@@ -1,9 +1,12 @@
 //! A channel: both directions between two processes.
 
+pub(crate) mod link;
+pub(crate) mod own_phase;
+pub(crate) mod partner;
 pub(crate) mod receiver;
 pub(crate) mod scratch;
 pub(crate) mod sender;
-pub(crate) mod shared;
+pub(crate) mod state;
 pub(crate) mod tokens;
 pub(crate) mod verify;
 
@@ -14,14 +17,17 @@ use std::{
 };
 
 use crate::{
+    channel::link::Link,
+    channel::own_phase::OwnPhase,
     channel::receiver::Receiver,
     channel::scratch::Scratch,
     channel::sender::{Begun, Sender, Writing},
-    channel::shared::{Held, Link, OwnPhase, Parts, Role, Shared, Tenure, state},
+    channel::state::{AtomicState, ChannelState, Held, Shared, Tenure},
     channel::tokens::Tokens,
     channel::verify::{Verified, Verifier},
     error::Result,
     evidence::Evidence,
+    handshake::parts::{Parts, Role},
     identity::Identity,
     options::Options,
     ring::consumer::Consumer,
@@ -59,7 +65,7 @@ impl Channel {
         let shared = Arc::new(Shared {
             role: parts.role,
             doorbell: Arc::new(Doorbell::new(parts.line, parts.process.pidfd())),
-            state: parts.state,
+            state: AtomicState::open(parts.mark),
             sending_ended: AtomicBool::new(false),
             receiving_ended: AtomicBool::new(false),
             held: Mutex::new(Some(Held {
@@ -79,7 +85,7 @@ impl Channel {
             let shared = Arc::downgrade(&shared);
             tripwire.on_alarm(move || {
                 if let Some(shared) = shared.upgrade() {
-                    shared.finish(state::EXPOSED);
+                    shared.finish(ChannelState::Exposed);
                 }
             });
         }
@@ -184,7 +190,7 @@ impl Channel {
     /// Closes the channel: the peer reads what is in the ring, and then its end. The address is free when this
     /// returns.
     pub fn close(self) {
-        self.sender.shared.finish(state::CLOSED_HERE);
+        self.sender.shared.finish(ChannelState::ClosedHere);
     }
 }
 

@@ -10,8 +10,9 @@ use std::{
 };
 
 use crate::{
+    channel::link::{LOOKS_PER_GLANCE, Link, spin},
     channel::scratch::Scratch,
-    channel::shared::{CloseReason, LOOKS_PER_GLANCE, Link, Shared, spin, state},
+    channel::state::{ChannelState, CloseReason, Shared},
     error::{Error, Result},
     memory::access::Readable,
     memory::layout,
@@ -60,9 +61,10 @@ impl Receiver {
     /// has left is still read.
     #[inline]
     fn check(&mut self) -> Result<()> {
-        match self.shared.state.load(Ordering::Relaxed) {
-            state::OPEN => Ok(()),
-            _ => self.check_ended(),
+        if self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
+            Ok(())
+        } else {
+            self.check_ended()
         }
     }
 
@@ -134,7 +136,7 @@ impl Receiver {
 
     #[cold]
     fn exposed(&self) -> Result<()> {
-        self.shared.finish(state::EXPOSED_AT_PEER);
+        self.shared.finish(ChannelState::ExposedAtPeer);
         self.shared.check()
     }
 
@@ -451,8 +453,8 @@ impl Receiver {
         self.shared.hear_out();
         self.shared.receiving_ended.store(true, Ordering::Release);
         match phase.step {
-            Step::Closed | Step::Succeeds => self.shared.finish(state::CLOSED_BY_PEER),
-            Step::Left => self.shared.finish(state::LEFT_BY_PEER),
+            Step::Closed | Step::Succeeds => self.shared.finish(ChannelState::ClosedByPeer),
+            Step::Left => self.shared.finish(ChannelState::LeftByPeer),
             Step::Open | Step::Exposed => {}
         }
         self.shared.finish_if_both_ended();
@@ -552,7 +554,7 @@ impl Receiver {
 
     /// Closes the whole channel from this half. What was not read is let go of.
     pub fn close(&mut self) {
-        self.shared.finish(state::CLOSED_HERE);
+        self.shared.finish(ChannelState::ClosedHere);
         self.let_go();
     }
 

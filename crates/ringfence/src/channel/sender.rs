@@ -11,7 +11,8 @@ use std::{
 };
 
 use crate::{
-    channel::shared::{CloseReason, LOOKS_PER_GLANCE, Link, Shared, spin, state},
+    channel::link::{LOOKS_PER_GLANCE, Link, spin},
+    channel::state::{ChannelState, CloseReason, Shared},
     error::{Error, Result},
     memory::layout::as_offset,
     memory::own::OwnRegion,
@@ -128,7 +129,7 @@ impl Sender {
 
     #[inline]
     fn is_open(&self) -> bool {
-        self.shared.state.load(Ordering::Relaxed) == state::OPEN && self.writing.is_some()
+        self.shared.state.is(ChannelState::Open, Ordering::Relaxed) && self.writing.is_some()
     }
 
     /// What was begun must be over, but for a message that the caller `goes_on` with.
@@ -446,7 +447,7 @@ impl Sender {
 
     /// As [`Sender::poll_line`], for whoever has just let the other half listen ([`Receiver::poll_line`](crate::Receiver::poll_line)).
     pub fn refresh(&mut self) {
-        if self.shared.state.load(Ordering::Acquire) != state::OPEN {
+        if !self.shared.state.is(ChannelState::Open, Ordering::Acquire) {
             self.writing = None;
         }
     }
@@ -478,7 +479,7 @@ impl Sender {
 
     /// Closes the whole channel from this half.
     pub fn close(&mut self) {
-        self.shared.finish(state::CLOSED_HERE);
+        self.shared.finish(ChannelState::ClosedHere);
         self.writing = None;
     }
 
@@ -570,7 +571,7 @@ impl Reservation<'_> {
         if length > self.size {
             return Err(too_long(length, self.size));
         }
-        if self.shared.state.load(Ordering::Relaxed) != state::OPEN {
+        if !self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
             return Err(self.shared.check().err().unwrap_or_else(ended));
         }
         self.writing.finish(self.shared, self.at, self.size, length);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    channel::shared::Shared,
+    channel::state::Shared,
     error::{Error, Result},
     signal::inbox::TokenInbox,
     wake::doorbell::Doorbell,

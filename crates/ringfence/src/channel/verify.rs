@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    channel::shared::{Shared, state},
+    channel::state::{ChannelState, Shared},
     error::{Error, Result},
     evidence::{Evidence, Record},
     identity::Identity,
@@ -73,7 +73,7 @@ impl Verifier {
         // Whatever ended the channel meanwhile is the answer, whoever the peer was.
         self.check_open()?;
         if let (Err(Error::PeerRefused(_)), Some(shared)) = (&looked, self.shared.upgrade()) {
-            shared.finish(state::REFUSED);
+            shared.finish(ChannelState::Refused);
         }
         Ok(Verified {
             identity: looked?,
@@ -84,7 +84,7 @@ impl Verifier {
     /// Whether the channel was closed because its peer was not any more who it had to be.
     pub fn has_refused(&self) -> bool {
         let shared = self.shared.upgrade();
-        shared.is_some_and(|shared| shared.state.load(Ordering::Acquire) == state::REFUSED)
+        shared.is_some_and(|shared| shared.state.is(ChannelState::Refused, Ordering::Acquire))
     }
 
     fn check_open(&self) -> Result<()> {

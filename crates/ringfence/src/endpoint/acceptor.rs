@@ -20,10 +20,11 @@ use nix::{
 };
 
 use crate::{
-    channel::shared::{Partner, Parts},
+    channel::partner::Partner,
     error::{Error, Result},
     evidence::Record,
     handshake::frame::Meeting,
+    handshake::parts::Parts,
     handshake::{Caller, Seats, Side},
     identity::{Credentials, Identity},
     options::Options,

@@ -21,7 +21,8 @@ use nix::poll::PollFlags;
 
 use crate::{
     channel::Channel,
-    channel::shared::{Legacy, Partner, Parts, Role, Shared, Tenure, state},
+    channel::partner::Partner,
+    channel::state::{ChannelState, Legacy, Shared, Tenure},
     endpoint::acceptor::{Door, Failed, Host},
     endpoint::events::{End, News},
     endpoint::service::Refused,
@@ -29,6 +30,7 @@ use crate::{
     evidence::Record,
     fork::{Birth, leave_torn},
     handshake::frame::Meeting,
+    handshake::parts::{Parts, Role},
     handshake::{Seats, Side},
     identity::Credentials,
     options::Options,
@@ -442,8 +444,8 @@ impl std::fmt::Debug for Heir {
 impl Tenure for Heir {
     /// A host that has left, or is dead, or executes another program, does not take anybody in any more. One that has only
     /// closed the channel, or ended it as corrupt or exposed, does.
-    fn end(&mut self, how: u8) -> bool {
-        let is_gone = matches!(how, state::LEFT_BY_PEER | state::PEER_EXITED);
+    fn end(&mut self, how: ChannelState) -> bool {
+        let is_gone = matches!(how, ChannelState::LeftByPeer | ChannelState::PeerExited);
         let inheritance = self.inheritance.take().filter(|_| is_gone);
         self.place = inheritance.map(Inheritance::take_over);
         matches!(self.place, Some(Ok(_)))
@@ -642,7 +644,7 @@ impl Keeper {
                 Ok(_) => desk.door.hush(),
                 Err(Error::Aborted) => {
                     if let Some(open) = partner.and_then(|partner| partner.open()) {
-                        open.finish(state::CLOSED_HERE);
+                        open.finish(ChannelState::ClosedHere);
                     }
                     return self.part();
                 }

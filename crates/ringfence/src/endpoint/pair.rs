@@ -7,11 +7,11 @@ use std::{
 
 use crate::{
     channel::Channel,
-    channel::shared::Parts,
     endpoint::acceptor::{Door, Failed, Host},
     error::{Error, Result},
     evidence::Record,
     handshake::frame::Meeting,
+    handshake::parts::Parts,
     handshake::{Seats, Side},
     identity::Credentials,
     options::Options,

@@ -16,13 +16,14 @@ use std::{
 
 use crate::{
     channel::Channel,
-    channel::shared::{Parts, Shared, state},
+    channel::state::{ChannelState, Shared},
     endpoint::acceptor::{Door, Failed, Host, OF_ONE_PROCESS, SIDE_BY_SIDE},
     endpoint::events::{End, News},
     error::{Error, Result},
     evidence::Record,
     fork::{Birth, PerProcess, leave_torn},
     handshake::frame::Meeting,
+    handshake::parts::Parts,
     handshake::{Seats, Side},
     identity::{Credentials, Identity},
     options::{Options, SeatLimits},
@@ -302,7 +303,7 @@ impl Listener {
         let _ = self.gone.lock().unwrap_or_else(PoisonError::into_inner).recv();
         if channels == Channels::Close {
             for channel in self.desk.open() {
-                channel.finish(state::CLOSED_HERE);
+                channel.finish(ChannelState::ClosedHere);
             }
         }
     }

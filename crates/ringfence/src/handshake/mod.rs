@@ -2,6 +2,7 @@
 //! what it does is in the module that it names.
 
 pub(crate) mod frame;
+pub(crate) mod parts;
 
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -17,11 +18,11 @@ use nix::{
 };
 
 use crate::{
-    channel::shared::{Parts, Role, state},
     error::{Error, Refusal, Result},
     evidence::Record,
     fork::{Mark, Withheld},
     handshake::frame::{Frame, HARDENS, Hello, Line, Meeting, Nonce, Offer, Refuse, TAKES_BARRIERS},
+    handshake::parts::{Parts, Role},
     harden,
     identity::{Credentials, Identity},
     memory::accept::{Agreed, accept},
@@ -93,8 +94,8 @@ struct Objects {
     /// Where the peer's tokens arrive, and where this side's go.
     inbox: OpenInbox,
     token_sender: TokenSender,
-    /// Of the channel that is to be: what cannot be had is told before this side is ready.
-    state: Mark,
+    /// For the state of the channel that is to be: what cannot be had is told before this side is ready.
+    mark: Mark,
 }
 
 impl<'a> Side<'a> {
@@ -541,7 +542,7 @@ impl<'a> Side<'a> {
             peer: region,
             inbox,
             token_sender,
-            state: Mark::new(state::OPEN)?,
+            mark: Mark::new()?,
         })
     }
 
@@ -647,7 +648,7 @@ impl<'a> Side<'a> {
             process: peer.keep(),
             identity,
             evidence: record.into_list(),
-            state: objects.state,
+            mark: objects.mark,
             own: objects.own.into_region(),
             peer: objects.peer,
             own_capacity: self.options.capacity,

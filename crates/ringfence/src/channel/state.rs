@@ -2,51 +2,29 @@
 
 use std::{
     fmt,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering, fence},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use nix::poll::PollFlags;
-
 use crate::{
+    channel::own_phase::OwnPhase,
     error::{Error, Result},
-    evidence::Evidence,
     fork::{Mark, inherited, leave_torn},
-    identity::Identity,
+    handshake::parts::Role,
     memory::access::{Readable, Writable},
     memory::layout,
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
     memory::phase::{Phase, Step},
-    peer::process::Peer,
-    rendezvous::election::Inheritance,
     signal::claim::Claim,
     signal::inbox::{OpenInbox, TokenSender},
     wait::deadline::{Deadline, Woken},
-    wake::doorbell::{Barriers, Doorbell, Ends, ParkingSpot, Sleeper, Waker},
+    wake::doorbell::Doorbell,
 };
-
-/// Which part this process had at the rendezvous. Both have the same rights afterwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// It bound the address, or has it from a host that left it.
-    Host,
-    /// It found the address bound, and connected.
-    Guest,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Host => "host",
-            Self::Guest => "guest",
-        })
-    }
-}
 
 /// Why a channel has ended.
 #[non_exhaustive]
@@ -74,49 +52,64 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// What a handshake leaves behind.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    pub(crate) role: Role,
-    pub(crate) line: OwnedFd,
-    pub(crate) process: Peer,
-    pub(crate) identity: Identity,
-    pub(crate) evidence: Vec<Evidence>,
-    /// What the channel's [`state`] will be.
-    pub(crate) state: Mark,
-    pub(crate) own: OwnRegion,
-    pub(crate) peer: PeerRegion,
-    pub(crate) own_capacity: u64,
-    pub(crate) peer_capacity: u64,
-    /// The longest message that the peer takes.
-    pub(crate) longest_out: u64,
-    /// The longest message that this side takes.
-    pub(crate) longest_in: u64,
-    /// Both processes take membarrier(2).
-    pub(crate) barriers: bool,
-    /// Where the peer's tokens arrive.
-    pub(crate) inbox: OpenInbox,
-    /// Where this side's go.
-    pub(crate) token_sender: TokenSender,
-    /// What this side holds of its peer's place, as the guest among members.
-    pub(crate) inheritance: Option<Inheritance>,
+/// The state of a channel. Each end but the first two tells who ended it, and why.
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChannelState {
+    /// The channel belongs to the process that this one was forked from.
+    Inherited = Mark::INHERITED,
+    Open = Mark::FRESH,
+    ClosedHere = 1,
+    ClosedByPeer,
+    PeerExited,
+    Corrupt,
+    Refused,
+    Exposed,
+    ExposedAtPeer,
+    LeftByPeer,
 }
 
-/// The states of a channel, as one byte that every call looks at.
-pub(crate) mod state {
-    use crate::fork::Mark;
+impl ChannelState {
+    const ALL: [Self; 10] = [
+        Self::Inherited,
+        Self::Open,
+        Self::ClosedHere,
+        Self::ClosedByPeer,
+        Self::PeerExited,
+        Self::Corrupt,
+        Self::Refused,
+        Self::Exposed,
+        Self::ExposedAtPeer,
+        Self::LeftByPeer,
+    ];
+}
 
-    /// Of a channel of the process that this one was forked from.
-    pub(crate) const INHERITED: u8 = Mark::INHERITED;
-    pub(crate) const OPEN: u8 = u8::MAX;
-    pub(crate) const CLOSED_HERE: u8 = 1;
-    pub(crate) const CLOSED_BY_PEER: u8 = 2;
-    pub(crate) const PEER_EXITED: u8 = 3;
-    pub(crate) const CORRUPT: u8 = 4;
-    pub(crate) const REFUSED: u8 = 5;
-    pub(crate) const EXPOSED: u8 = 6;
-    pub(crate) const EXPOSED_AT_PEER: u8 = 7;
-    pub(crate) const LEFT_BY_PEER: u8 = 8;
+/// A [`ChannelState`] in one byte, which every call looks at. It reads as [`ChannelState::Inherited`] in a child.
+#[derive(Debug)]
+pub(crate) struct AtomicState(Mark);
+
+impl AtomicState {
+    /// Of a channel that is open.
+    pub(crate) fn open(mark: Mark) -> Self {
+        Self(mark)
+    }
+
+    #[inline]
+    pub(crate) fn is(&self, state: ChannelState, ordering: Ordering) -> bool {
+        self.0.load(ordering) == state as u8
+    }
+
+    pub(crate) fn get(&self) -> ChannelState {
+        let byte = self.0.load(Ordering::Acquire);
+        ChannelState::ALL
+            .into_iter()
+            .find(|state| *state as u8 == byte)
+            .expect("nothing but a state is stored")
+    }
+
+    fn set(&self, state: ChannelState) {
+        self.0.store(state as u8, Ordering::Release);
+    }
 }
 
 /// What both halves of a channel share within this process.
@@ -125,7 +118,7 @@ pub(crate) struct Shared {
     pub(crate) role: Role,
     /// Also held by whoever waits for tokens, which keeps no channel open.
     pub(crate) doorbell: Arc<Doorbell>,
-    pub(crate) state: Mark,
+    pub(crate) state: AtomicState,
     pub(crate) sending_ended: AtomicBool,
     pub(crate) receiving_ended: AtomicBool,
     /// What is let go of when the channel ends. Whoever changes the phase of this side's region, or the number of its tokens,
@@ -136,14 +129,14 @@ pub(crate) struct Shared {
 
 /// What others may have once the channel has ended: the address of a pair's host, a seat of a service.
 pub(crate) trait Tenure: fmt::Debug + Send {
-    /// The channel ends, in one of these [`state`]s, and nobody has been told yet: lets go of what others may have. Whether
+    /// The channel ends, in this [`ChannelState`], and nobody has been told yet: lets go of what others may have. Whether
     /// this side goes on in its peer's place. Dropped once the peer can see the end.
-    fn end(&mut self, state: u8) -> bool;
+    fn end(&mut self, state: ChannelState) -> bool;
 }
 
 /// What is let go of, whatever the end.
 impl<T: fmt::Debug + Send> Tenure for Option<T> {
-    fn end(&mut self, _state: u8) -> bool {
+    fn end(&mut self, _state: ChannelState) -> bool {
         *self = None;
         false
     }
@@ -182,47 +175,6 @@ impl Held {
     }
 }
 
-/// The one owner of the phase word of this side's region. It lies in [`Held`], so that whoever has it has the lock, and
-/// nothing but this writes the word: of two threads that end the channel in different ways, the second finds what the first
-/// has said, and what may not follow that is not written.
-#[derive(Debug)]
-pub(crate) struct OwnPhase {
-    region: OwnRegion,
-    now: Phase,
-}
-
-impl OwnPhase {
-    /// Of a region in which nothing has been said yet.
-    pub(crate) fn of(region: &OwnRegion) -> Self {
-        Self {
-            region: region.clone(),
-            now: Phase::OPEN,
-        }
-    }
-
-    pub(crate) fn step(&self) -> Step {
-        self.now.step
-    }
-
-    /// Says that no more will be sent. `false`: that was said before, or cannot be said any more.
-    pub(crate) fn end_sending(&mut self) -> bool {
-        self.become_(self.now.ending())
-    }
-
-    /// Takes this step. `false`: it does not follow, and nothing was written.
-    pub(crate) fn take(&mut self, step: Step) -> bool {
-        self.become_(self.now.then(step))
-    }
-
-    fn become_(&mut self, next: Option<Phase>) -> bool {
-        let Some(next) = next else { return false };
-        self.now = next;
-        // Release: whoever sees it sees what was published before.
-        self.region.store(layout::PHASE, next.word(), Ordering::Release);
-        true
-    }
-}
-
 /// What became of a place that this side has left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Legacy {
@@ -237,33 +189,33 @@ pub(crate) enum Legacy {
 impl Shared {
     /// What a call on an ended channel gets.
     pub(crate) fn check(&self) -> Result<()> {
-        match self.state.load(Ordering::Acquire) {
-            state::OPEN => Ok(()),
-            state::INHERITED => Err(inherited()),
-            state::CLOSED_HERE => Err(Error::Closed("the channel is closed")),
-            state::CLOSED_BY_PEER => Err(Error::PeerLost("it has closed the channel".into())),
-            state::LEFT_BY_PEER => Err(Error::PeerLost("it has left the address".into())),
+        match self.state.get() {
+            ChannelState::Open => Ok(()),
+            ChannelState::Inherited => Err(inherited()),
+            ChannelState::ClosedHere => Err(Error::Closed("the channel is closed")),
+            ChannelState::ClosedByPeer => Err(Error::PeerLost("it has closed the channel".into())),
+            ChannelState::LeftByPeer => Err(Error::PeerLost("it has left the address".into())),
             // The line closes by itself when its process ends, and when it executes another program.
-            state::PEER_EXITED => Err(Error::PeerLost(
+            ChannelState::PeerExited => Err(Error::PeerLost(
                 "its process has ended, or executes another program now".into(),
             )),
-            state::REFUSED => Err(Error::Closed(
+            ChannelState::Refused => Err(Error::Closed(
                 "the channel was closed: its peer is no longer who the policy asks for",
             )),
-            state::EXPOSED => Err(Error::ObjectExposed(
+            ChannelState::Exposed => Err(Error::ObjectExposed(
                 "somebody tried to open this side's memory, which was wiped; the channel is closed".into(),
             )),
-            state::EXPOSED_AT_PEER => Err(Error::ObjectExposed(
+            ChannelState::ExposedAtPeer => Err(Error::ObjectExposed(
                 "as the peer says, somebody tried to open its memory, which it has wiped; the channel is closed"
                     .into(),
             )),
-            _ => Err(Error::RingCorrupt("as was found before".into())),
+            ChannelState::Corrupt => Err(Error::RingCorrupt("as was found before".into())),
         }
     }
 
     /// Whether this process was forked from the one whose channel it is.
     pub(crate) fn is_inherited(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == state::INHERITED
+        self.state.is(ChannelState::Inherited, Ordering::Relaxed)
     }
 
     /// For whoever takes something from the line. Errors in a child, whose parent's it is.
@@ -285,28 +237,33 @@ impl Shared {
 
     pub(crate) fn peer_is_gone(&self) -> bool {
         matches!(
-            self.state.load(Ordering::Acquire),
-            state::CLOSED_BY_PEER | state::PEER_EXITED | state::LEFT_BY_PEER
+            self.state.get(),
+            ChannelState::ClosedByPeer | ChannelState::PeerExited | ChannelState::LeftByPeer
         )
     }
 
     /// Ends the channel, once. The address is free, and the line closed to both sides, when this returns.
-    pub(crate) fn finish(&self, end: u8) {
+    pub(crate) fn finish(&self, end: ChannelState) {
         if self.is_inherited() {
             return;
         }
         match end {
             // Not waited for: what the peer sends to a side that closes is lost in any case, and the thread that has heard
             // the alarm is the one that would be waited for.
-            state::CLOSED_HERE | state::REFUSED | state::EXPOSED => {}
+            ChannelState::ClosedHere | ChannelState::Refused | ChannelState::Exposed => {}
             // It may have been killed between a token and the word of how many there are.
-            state::PEER_EXITED => self.hear_all(),
-            _ => self.hear_out(),
+            ChannelState::PeerExited => self.hear_all(),
+            ChannelState::ClosedByPeer
+            | ChannelState::LeftByPeer
+            | ChannelState::ExposedAtPeer
+            | ChannelState::Corrupt => self.hear_out(),
+            // No end: see `ChannelState`.
+            ChannelState::Open | ChannelState::Inherited => return,
         }
         let mut guard = self.held();
         if let Some(held) = guard.as_mut().filter(|held| held.has_left()) {
             // All else is let go of by whoever waits for the answer.
-            if end == state::EXPOSED {
+            if end == ChannelState::Exposed {
                 held.expose();
             }
             return;
@@ -314,16 +271,19 @@ impl Shared {
         let Some(mut held) = guard.take() else { return };
         let mut tenure = held.tenure.take();
         let succeeds = tenure.as_mut().is_some_and(|tenure| tenure.end(end));
-        if end == state::EXPOSED {
+        if end == ChannelState::Exposed {
             held.expose();
         } else {
-            if matches!(end, state::CLOSED_HERE | state::REFUSED | state::CORRUPT) {
+            if matches!(
+                end,
+                ChannelState::ClosedHere | ChannelState::Refused | ChannelState::Corrupt
+            ) {
                 held.keep_what_is_unread();
             }
             held.phase
                 .take(if succeeds { Step::Succeeds } else { Step::Closed });
         }
-        self.state.store(end, Ordering::Release);
+        self.state.set(end);
         self.doorbell.hang_up();
         drop(guard);
         drop(tenure);
@@ -420,10 +380,10 @@ impl Shared {
         };
         let mut tenure = held.tenure.take();
         if let Some(tenure) = &mut tenure {
-            tenure.end(state::CLOSED_HERE);
+            tenure.end(ChannelState::ClosedHere);
         }
         held.keep_what_is_unread();
-        self.state.store(state::CLOSED_HERE, Ordering::Release);
+        self.state.set(ChannelState::ClosedHere);
         held.phase.take(Step::Left);
         let peer = held.peer.clone();
         self.doorbell.fall_silent();
@@ -464,10 +424,10 @@ impl Shared {
         }
         // An honest peer says that it closes before it hangs up. A dead one has not said anything.
         self.finish(match self.phase_of_peer().map(|phase| phase.step) {
-            Some(Step::Closed | Step::Succeeds) => state::CLOSED_BY_PEER,
-            Some(Step::Left) => state::LEFT_BY_PEER,
-            Some(Step::Exposed) => state::EXPOSED_AT_PEER,
-            Some(Step::Open) | None => state::PEER_EXITED,
+            Some(Step::Closed | Step::Succeeds) => ChannelState::ClosedByPeer,
+            Some(Step::Left) => ChannelState::LeftByPeer,
+            Some(Step::Exposed) => ChannelState::ExposedAtPeer,
+            Some(Step::Open) | None => ChannelState::PeerExited,
         });
     }
 
@@ -475,7 +435,7 @@ impl Shared {
         let both = self.sending_ended.load(Ordering::Acquire) && self.receiving_ended.load(Ordering::Acquire);
         if both && !self.is_inherited() {
             self.hear_out();
-            self.finish(state::CLOSED_HERE);
+            self.finish(ChannelState::ClosedHere);
         }
     }
 
@@ -488,29 +448,29 @@ impl Shared {
             // Where the peer has wiped its memory, what is found there is no lie: when that was exposed, or once this side has
             // ended the channel, on another thread, and so reads no more.
             if self.phase_of_peer() == Some(Phase::EXPOSED) {
-                self.finish(state::EXPOSED_AT_PEER);
+                self.finish(ChannelState::ExposedAtPeer);
                 self.check()?;
             }
             self.wait_for_end();
             if !self.peer_is_gone() {
                 self.check()?;
             }
-            self.finish(state::CORRUPT);
+            self.finish(ChannelState::Corrupt);
         }
         result
     }
 
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
-        match self.state.load(Ordering::Acquire) {
-            state::OPEN => None,
-            state::CLOSED_HERE
-            | state::CLOSED_BY_PEER
-            | state::LEFT_BY_PEER
-            | state::REFUSED
-            | state::INHERITED => Some(CloseReason::Closed),
-            state::PEER_EXITED => Some(CloseReason::Exited),
-            state::EXPOSED | state::EXPOSED_AT_PEER => Some(CloseReason::Exposed),
-            _ => Some(CloseReason::Corrupt),
+        match self.state.get() {
+            ChannelState::Open => None,
+            ChannelState::ClosedHere
+            | ChannelState::ClosedByPeer
+            | ChannelState::LeftByPeer
+            | ChannelState::Refused
+            | ChannelState::Inherited => Some(CloseReason::Closed),
+            ChannelState::PeerExited => Some(CloseReason::Exited),
+            ChannelState::Exposed | ChannelState::ExposedAtPeer => Some(CloseReason::Exposed),
+            ChannelState::Corrupt => Some(CloseReason::Corrupt),
         }
     }
 }
@@ -520,86 +480,6 @@ impl Drop for Shared {
         if self.is_inherited() {
             leave_torn(&mut self.held);
         }
-        self.finish(state::CLOSED_HERE);
-    }
-}
-
-/// The end of a channel, for whoever has none of its halves and does not keep it open.
-#[derive(Debug, Clone)]
-pub(crate) struct Partner {
-    shared: Weak<Shared>,
-    ends: Ends,
-}
-
-impl Partner {
-    pub(crate) fn of(shared: &Arc<Shared>) -> Self {
-        Self {
-            shared: Arc::downgrade(shared),
-            ends: shared.doorbell.ends(),
-        }
-    }
-
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        Weak::ptr_eq(&self.shared, &other.shared)
-    }
-
-    /// What becomes ready when the channel ends, and stays so.
-    pub(crate) fn watched(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
-        self.ends.watched()
-    }
-
-    /// The channel, if it has not ended by now.
-    pub(crate) fn open(&self) -> Option<Arc<Shared>> {
-        let shared = self.shared.upgrade()?;
-        shared.doorbell.look();
-        shared.notice();
-        shared.close_reason().is_none().then_some(shared)
-    }
-}
-
-/// After this many looks that found nothing, a half that only ever polls looks at the line as well, so that it
-/// notices its peer's end without a system call each time.
-pub(crate) const LOOKS_PER_GLANCE: u32 = 4096;
-
-/// What one half needs of the other process: gone with it.
-#[derive(Debug)]
-pub(crate) struct Link {
-    pub(crate) sleeper: Sleeper<OwnRegion, PeerRegion>,
-    pub(crate) waker: Waker<OwnRegion, PeerRegion>,
-}
-
-impl Link {
-    /// `sleeper`: what this half sleeps for; `waker`: what the peer's other half does.
-    pub(crate) fn new(parts: &Parts, sleeper: ParkingSpot, waker: ParkingSpot) -> Self {
-        let barriers = if parts.barriers {
-            Barriers::Sleeper
-        } else {
-            Barriers::Both
-        };
-        Self {
-            sleeper: Sleeper::new(parts.own.clone(), parts.peer.clone(), sleeper, barriers),
-            waker: Waker::new(parts.own.clone(), parts.peer.clone(), waker, barriers),
-        }
-    }
-}
-
-/// Spins until `done`, for at most `time`.
-pub(crate) fn spin(time: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
-    if time.is_zero() {
-        return Ok(false);
-    }
-    // A time that the clock cannot count has no end.
-    let end = Instant::now().checked_add(time);
-    loop {
-        // The clock costs as much as many looks.
-        for _ in 0..64 {
-            if done()? {
-                return Ok(true);
-            }
-            std::hint::spin_loop();
-        }
-        if end.is_some_and(|end| Instant::now() >= end) {
-            return Ok(false);
-        }
+        self.finish(ChannelState::ClosedHere);
     }
 }

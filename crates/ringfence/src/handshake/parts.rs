@@ -1,0 +1,60 @@
+//! What comes of a handshake: everything that a channel is made of.
+
+use std::{fmt, os::fd::OwnedFd};
+
+use crate::{
+    evidence::Evidence,
+    fork::Mark,
+    identity::Identity,
+    memory::own::OwnRegion,
+    memory::peer::PeerRegion,
+    peer::process::Peer,
+    rendezvous::election::Inheritance,
+    signal::inbox::{OpenInbox, TokenSender},
+};
+
+/// Which part this process had at the rendezvous. Both have the same rights afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It bound the address, or has it from a host that left it.
+    Host,
+    /// It found the address bound, and connected.
+    Guest,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::Guest => "guest",
+        })
+    }
+}
+
+/// What a handshake leaves behind.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) role: Role,
+    pub(crate) line: OwnedFd,
+    pub(crate) process: Peer,
+    pub(crate) identity: Identity,
+    pub(crate) evidence: Vec<Evidence>,
+    /// Where the channel will keep its state: memory that cannot be had must fail before this side is ready.
+    pub(crate) mark: Mark,
+    pub(crate) own: OwnRegion,
+    pub(crate) peer: PeerRegion,
+    pub(crate) own_capacity: u64,
+    pub(crate) peer_capacity: u64,
+    /// The longest message that the peer takes.
+    pub(crate) longest_out: u64,
+    /// The longest message that this side takes.
+    pub(crate) longest_in: u64,
+    /// Both processes take membarrier(2).
+    pub(crate) barriers: bool,
+    /// Where the peer's tokens arrive.
+    pub(crate) inbox: OpenInbox,
+    /// Where this side's go.
+    pub(crate) token_sender: TokenSender,
+    /// What the guest of a membership holds of its host's place.
+    pub(crate) inheritance: Option<Inheritance>,
+}
