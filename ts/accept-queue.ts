@@ -1,31 +1,11 @@
 // Channels that have come, and loops that wait for one: several loops share what comes, and each channel is one's alone.
 
-import type { EventEmitter } from 'node:events'
-
 import type { Channel } from './channel.js'
 import type { RingfenceError } from './errors.js'
 import { loop, type Wait } from './loops.js'
 
 /** So many channels that nobody has taken may lie here. */
 const UNCLAIMED = 16
-
-/**
- * Emits an event. What a listener throws is nothing that whoever tells of an event can mend, and others wait to be told of
- * theirs: it is thrown where nobody is in its way, as an uncaught exception.
- */
-export function tell<Events extends Record<keyof Events, unknown[]>, Name extends keyof Events & string>(
-  emitter: EventEmitter<Events>,
-  name: Name,
-  ...what: Events[Name]
-): void {
-  try {
-    ;(emitter as EventEmitter).emit(name, ...what)
-  } catch (error) {
-    process.nextTick(() => {
-      throw error
-    })
-  }
-}
 
 interface Waiting {
   resolve(channel: Channel | null): void

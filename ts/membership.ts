@@ -1,17 +1,10 @@
-import { EventEmitter } from 'node:events'
-
-import { AcceptQueue, tell } from './accept-queue.js'
-import type { Authorizer } from './authorize.js'
-import { aborted, runHandshakeAt, type Opening } from './handshake.js'
-import { Channel, depart, openArrived } from './channel.js'
-import { type RingfenceError, fromFailure, invalid } from './errors.js'
-import { atExit } from './exit.js'
-import { FAILED, native, type Failure, type NativeMembership, type RawChannel } from './native.js'
+import { depart, type Channel } from './channel.js'
+import { Endpoint, KEY, openEndpoint, type EndpointParts } from './endpoint.js'
+import type { RingfenceError } from './errors.js'
+import { native, type Failure, type NativeMembership, type RawChannel } from './native.js'
 import type { PlaceOptions } from './types.js'
 
-/** Only `member` makes memberships. */
-const KEY = Symbol('ringfence')
-let make: (address: string, raw: NativeMembership, opening: Opening) => Membership
+let make: (parts: EndpointParts<NativeMembership>) => Membership
 
 /**
  * The token by which a host says that it leaves: a hint, and no more, since its guest goes by what is said in the host's memory
@@ -52,60 +45,29 @@ export interface MembershipEvents {
  * Before anybody has begun a loop, the last 16 channels wait for one. From then on nothing is passed over: once 16 channels
  * lie here untaken, newcomers wait at the address.
  */
-export class Membership extends EventEmitter<MembershipEvents> implements AsyncIterable<Channel>, AsyncDisposable {
-  /** Where the place is. */
-  readonly address: string
-  /**
-   * Resolves once the place is left, with null, or once it was lost, with the reason: also where nobody runs a loop or listens
-   * to `close`. Never rejects.
-   */
-  readonly closed: Promise<RingfenceError | null>
-
-  #resolveClosed!: (reason: RingfenceError | null) => void
+export class Membership extends Endpoint<MembershipEvents> {
   readonly #native: NativeMembership
-  readonly #authorizer: Authorizer | undefined
-  readonly #busyPoll: number
-  /** It needs not be left any more where the process exits. */
-  readonly #stay: () => void
   #role: 'host' | 'guest'
   #channel: Channel | null = null
   /** Its tokens are told as events. */
   #listened: Channel | null = null
-  readonly #acceptQueue: AcceptQueue
-  #closed = false
   #leaving: Promise<void> | null = null
   /** Events of the beginning; null once they are told. */
   #untold: (() => void)[] | null = []
 
   static {
-    make = (...given) => new Membership(KEY, ...given)
+    make = (parts) => new Membership(KEY, parts)
   }
 
-  private constructor(key: symbol, address: string, raw: NativeMembership, opening: Opening) {
-    super()
-    if (key !== KEY) throw invalid('memberships are made by member')
-    const { options, authorizer } = opening
-    this.address = address
-    this.#native = raw
-    this.#role = raw.role
-    this.#authorizer = authorizer
-    this.#busyPoll = options.busyPoll ?? 0
-    this.closed = new Promise((resolve) => {
-      this.#resolveClosed = resolve
-    })
-    this.#acceptQueue = new AcceptQueue(false, (paused) => raw.pause(paused ? 1 : 0))
-    if (raw.watch(() => this.#hear()) === FAILED) {
-      const error = fromFailure(raw.failure())
-      raw.close()
-      throw error
-    }
-    // A partner follows, as after a kill, and has the files then.
-    this.#stay = atExit(address, () => this.#channel === null && raw.vacate())
+  private constructor(key: symbol, parts: EndpointParts<NativeMembership>) {
+    super(key, 'memberships are made by member', parts, false)
+    this.#native = parts.native
+    this.#role = parts.native.role
     super.on('newListener' as keyof MembershipEvents, (name: unknown) => {
-      if (name === 'token' && this.#channel !== null) void this.#listen(this.#channel)
+      if (name === 'token' && this.#channel !== null) void this.#tellTokens(this.#channel)
     })
-    // A guest comes with its channel. Whoever awaits this membership hears of that as well.
-    this.#hear()
+    // A guest comes with its channel. The caller of `member` hears of that as well: it has its listeners a turn later.
+    this.poll()
     setImmediate(() => {
       const untold = this.#untold ?? []
       this.#untold = null
@@ -121,10 +83,6 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
   /** The channel with the partner; null where there is none at present. */
   get channel(): Channel | null {
     return this.#channel
-  }
-
-  [Symbol.asyncIterator](): AsyncIterator<Channel, undefined> {
-    return this.#acceptQueue.iterator()
   }
 
   /**
@@ -145,62 +103,66 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
     return this.leave()
   }
 
-  /** A membership keeps the process alive (which it does from the start). */
-  ref(): this {
-    this.#native.keepAlive(1)
-    return this
-  }
-
-  /** A membership does not keep the process alive. */
-  unref(): this {
-    this.#native.keepAlive(0)
-    return this
-  }
-
   async #leave(): Promise<void> {
-    if (this.#closed) return
+    if (this.isOver) return
     const closed = this.#channel === null ? undefined : depart(this.#channel)
     await new Promise<void>((resolve) => {
       if (this.#native.leave(() => resolve()) === 0) resolve()
     })
     closed?.()
-    this.#finish(null)
+    if (this.isOver) return
+    this.takeUnclaimed()
+    this.finish(null)
   }
 
-  /** Something has changed. */
-  #hear(): void {
-    while (!this.#closed) {
-      const change = this.#native.next()
-      if (change === FAILED) {
-        this.#lose(fromFailure(this.#native.failure()))
-        return
-      }
-      if (typeof change === 'number') return
-      if (typeof change === 'string') {
-        this.#role = change
-        this.#tell(() => tell(this, 'role', change))
-      } else if ('role' in change) this.#welcome(change)
-      else this.#refuse(change)
+  /** @internal */
+  protected override next(): RawChannel | Failure | number {
+    for (;;) {
+      const event = this.#native.next()
+      if (typeof event !== 'string') return event
+      this.#role = event
+      this.tell('role', event)
     }
   }
 
-  #welcome(raw: RawChannel): void {
-    const channel = openArrived(raw, this.#busyPoll)
-    if (!(channel instanceof Channel)) {
-      this.#refuse(channel)
-      return
-    }
+  /** @internal */
+  protected override admitted(channel: Channel): void {
     this.#channel = channel
     void channel.closed.then(() => {
       if (this.#channel === channel) this.#channel = null
     })
-    this.#acceptQueue.add(channel)
-    this.#tell(() => tell(this, 'channel', channel))
-    if (this.listenerCount('token') > 0) void this.#listen(channel)
+    this.tell('channel', channel)
+    if (this.listenerCount('token') > 0) void this.#tellTokens(channel)
+  }
+
+  /**
+   * The place was lost. What has come is still there to be taken.
+   *
+   * @internal
+   */
+  protected override failed(error: RingfenceError): void {
+    this.#native.close()
+    this.finish(error)
+  }
+
+  /**
+   * A partner follows, as after a kill, and has the files then.
+   *
+   * @internal
+   */
+  protected override vacate(): void {
+    if (this.#channel === null) this.#native.vacate()
+  }
+
+  /** @internal */
+  protected override tell<Name extends keyof MembershipEvents>(name: Name, ...what: MembershipEvents[Name]): void {
+    const say = () => super.tell(name, ...what)
+    if (this.#untold === null) say()
+    else this.#untold.push(say)
   }
 
   /** Once for each channel, as soon as somebody listens. */
-  async #listen(channel: Channel): Promise<void> {
+  async #tellTokens(channel: Channel): Promise<void> {
     if (this.#listened === channel) return
     this.#listened = channel
     const tokens = channel.tokens()[Symbol.asyncIterator]()
@@ -209,41 +171,13 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
       try {
         next = await tokens.next()
       } catch (error) {
-        this.#tell(() => tell(this, 'refused', error as RingfenceError))
+        this.tell('refused', error as RingfenceError)
         return
       }
       const { value } = next
       if (value === undefined) return
-      this.#tell(() => tell(this, 'token', value))
+      this.tell('token', value)
     }
-  }
-
-  #refuse(failure: Failure): void {
-    const refusal = fromFailure(failure, this.#authorizer?.causeOf(failure))
-    this.#tell(() => tell(this, 'refused', refusal))
-  }
-
-  #tell(say: () => void): void {
-    if (this.#untold === null) say()
-    else this.#untold.push(say)
-  }
-
-  /** The place is not this process's any more. */
-  #lose(error: RingfenceError): void {
-    this.#acceptQueue.fail(error)
-    this.#native.close()
-    this.#finish(error)
-  }
-
-  #finish(reason: RingfenceError | null): void {
-    if (this.#closed) return
-    this.#closed = true
-    this.#stay()
-    // Where the place was lost, what has come is still there to be taken.
-    if (reason === null) this.#acceptQueue.discard()
-    this.#acceptQueue.end()
-    this.#resolveClosed(reason)
-    queueMicrotask(() => this.#tell(() => tell(this, 'close', reason)))
   }
 }
 
@@ -264,12 +198,5 @@ export class Membership extends EventEmitter<MembershipEvents> implements AsyncI
  * @throws {@link RingfenceError} as {@link join}
  */
 export function member(address: string, options: PlaceOptions = {}): Promise<Membership> {
-  return runHandshakeAt('member', native.member, address, options, (raw, opening) => {
-    const { signal } = opening
-    if (signal?.aborted) {
-      raw.close()
-      throw aborted(signal)
-    }
-    return make(address, raw, opening)
-  })
+  return openEndpoint('member', native.member, address, options, make)
 }

@@ -99,35 +99,31 @@ export interface RawChannel {
   operate(operation: number, a?: unknown, b?: unknown, c?: unknown): unknown
 }
 
-/** The functions of a listener. */
-export interface NativeListener {
-  /** A channel, or why somebody was refused; 0 where there is no news, `FAILED` once it has ended. */
-  accept(): RawChannel | Failure | number
+/** The functions of everything that stands at an address. */
+export interface NativeEndpoint {
   /** 1: newcomers wait; 0: they are taken in. */
   pause(paused: number): void
   watch(callback: () => void): number
   keepAlive(alive: number): void
+  /** Ends it, and does not tell when that is done. */
   close(): void
   failure(): Failure | null
 }
 
-/** The functions of a membership. */
-export interface NativeMembership {
+export interface NativeListener extends NativeEndpoint {
+  /** A channel, or why a peer was refused; 0 where there is no event, `FAILED` once it has ended. */
+  accept(): RawChannel | Failure | number
+}
+
+export interface NativeMembership extends NativeEndpoint {
   /** At first. */
   readonly role: 'host' | 'guest'
-  /** A channel, another role, or why somebody was refused; 0 where nothing has changed, `FAILED` once the place is lost. */
+  /** A channel, another role, or why a peer was refused; 0 where nothing has changed, `FAILED` once the place is lost. */
   next(): RawChannel | 'host' | 'guest' | Failure | number
-  /** 1: newcomers wait; 0: they are taken in. */
-  pause(paused: number): void
-  watch(callback: () => void): number
-  keepAlive(alive: number): void
   /** 1: the callback is called later, once; 0: it is done. */
   leave(callback: () => void): number
-  /** Leaves, and does not tell when that is done. */
-  close(): void
   /** Leaves, and waits a moment until that is done. */
   vacate(): void
-  failure(): Failure | null
 }
 
 /** `failure()` knows more. */

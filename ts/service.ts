@@ -1,17 +1,11 @@
-import { EventEmitter } from 'node:events'
-
-import { AcceptQueue, tell } from './accept-queue.js'
-import type { Authorizer } from './authorize.js'
-import { aborted, runHandshakeAt, type Opening } from './handshake.js'
-import { Channel, openArrived, openChannel } from './channel.js'
-import { type RingfenceError, fromFailure, invalid, show } from './errors.js'
-import { atExit } from './exit.js'
-import { FAILED, native, type Failure, type RawChannel, type NativeListener } from './native.js'
+import { openChannel, type Channel } from './channel.js'
+import { Endpoint, KEY, openEndpoint, type EndpointParts } from './endpoint.js'
+import { invalid, show, type RingfenceError } from './errors.js'
+import { runHandshakeAt } from './handshake.js'
+import { native, type Failure, type NativeListener, type RawChannel } from './native.js'
 import type { ConnectOptions, Options } from './types.js'
 
-/** Only `listen` makes listeners. */
-const KEY = Symbol('ringfence')
-let make: (address: string, raw: NativeListener, opening: Opening) => Listener
+let make: (parts: EndpointParts<NativeListener>) => Listener
 
 /** What a {@link Listener} tells. */
 export interface ListenerEvents {
@@ -36,60 +30,26 @@ export interface ListenerEvents {
  * What nobody takes is bounded: once 16 channels lie here, newcomers wait at the address, and fail there at their own
  * deadline; at most 64 handshakes that are under way then still end in channels.
  */
-export class Listener extends EventEmitter<ListenerEvents> implements AsyncIterable<Channel>, AsyncDisposable {
-  /** Where it listens. */
-  readonly address: string
-  /**
-   * Resolves once it listens no more: with null where it was closed, or with the reason where it has ended by itself, also
-   * where nobody runs a loop. Never rejects.
-   */
-  readonly closed: Promise<RingfenceError | null>
-
-  #resolveClosed!: (reason: RingfenceError | null) => void
+export class Listener extends Endpoint<ListenerEvents> {
   readonly #native: NativeListener
-  readonly #authorizer: Authorizer | undefined
-  readonly #busyPoll: number
   readonly #open = new Set<Channel>()
-  readonly #acceptQueue: AcceptQueue
-  #closed = false
-  /** It needs not be closed any more where the process exits. */
-  readonly #stay: () => void
-  #signal: AbortSignal | undefined
+  readonly #signal: AbortSignal | undefined
   readonly #abort = () => void this.close()
 
   static {
-    make = (...given) => new Listener(KEY, ...given)
+    make = (parts) => new Listener(KEY, parts)
   }
 
-  private constructor(key: symbol, address: string, raw: NativeListener, opening: Opening) {
-    super()
-    if (key !== KEY) throw invalid('listeners are made by listen')
-    const { options, signal, authorizer } = opening
-    this.address = address
-    this.#native = raw
-    this.#authorizer = authorizer
-    this.#busyPoll = options.busyPoll ?? 0
-    this.closed = new Promise((resolve) => {
-      this.#resolveClosed = resolve
-    })
-    this.#acceptQueue = new AcceptQueue(true, (paused) => raw.pause(paused ? 1 : 0))
-    if (raw.watch(() => this.#hear()) === FAILED) {
-      const error = fromFailure(raw.failure())
-      raw.close()
-      throw error
-    }
-    this.#stay = atExit(address, () => raw.close())
-    this.#signal = signal
-    signal?.addEventListener('abort', this.#abort, { once: true })
+  private constructor(key: symbol, parts: EndpointParts<NativeListener>) {
+    super(key, 'listeners are made by listen', parts, true)
+    this.#native = parts.native
+    this.#signal = parts.opening.signal
+    this.#signal?.addEventListener('abort', this.#abort, { once: true })
   }
 
   /** Channels that are open now, those that nobody has taken yet included. */
   get size(): number {
     return this.#open.size
-  }
-
-  [Symbol.asyncIterator](): AsyncIterator<Channel, undefined> {
-    return this.#acceptQueue.iterator()
   }
 
   /**
@@ -105,7 +65,7 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
     if (channels !== 'keep' && channels !== 'close') {
       throw invalid(`channels must be 'keep' or 'close', not ${show(channels)}`)
     }
-    const unclaimed = this.#finish(null)
+    const unclaimed = this.#end(null)
     const leaving = channels === 'close' ? [...this.#open] : unclaimed
     await Promise.all(leaving.map((channel) => channel.close()))
   }
@@ -114,64 +74,35 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
     return this.close()
   }
 
-  /** An open listener keeps the process alive (which it does from the start). */
-  ref(): this {
-    this.#native.keepAlive(1)
-    return this
+  /** @internal */
+  protected override next(): RawChannel | Failure | number {
+    return this.#native.accept()
   }
 
-  /** An open listener does not keep the process alive. */
-  unref(): this {
-    this.#native.keepAlive(0)
-    return this
-  }
-
-  /** There is news. */
-  #hear(): void {
-    while (!this.#closed) {
-      const arrival = this.#native.accept()
-      if (arrival === FAILED) {
-        this.#fail(fromFailure(this.#native.failure()))
-        return
-      }
-      if (typeof arrival === 'number') return
-      if ('role' in arrival) this.#admit(arrival)
-      else this.#refuse(arrival)
-    }
-  }
-
-  #admit(raw: RawChannel): void {
-    const channel = openArrived(raw, this.#busyPoll)
-    if (!(channel instanceof Channel)) {
-      this.#refuse(channel)
-      return
-    }
+  /** @internal */
+  protected override admitted(channel: Channel): void {
     this.#open.add(channel)
     void channel.closed.then(() => this.#open.delete(channel))
-    this.#acceptQueue.add(channel)
   }
 
-  #refuse(failure: Failure): void {
-    tell(this, 'refused', fromFailure(failure, this.#authorizer?.causeOf(failure)))
+  /** @internal */
+  protected override failed(error: RingfenceError): void {
+    for (const channel of this.#end(error)) void channel.close()
   }
 
-  /** The door has ended by itself. */
-  #fail(error: RingfenceError): void {
-    this.#acceptQueue.fail(error)
-    for (const channel of this.#finish(error)) void channel.close()
-  }
-
-  /** Closes, once. Returns the channels that nobody will take any more. */
-  #finish(reason: RingfenceError | null): Channel[] {
-    if (this.#closed) return []
-    this.#closed = true
-    this.#signal?.removeEventListener('abort', this.#abort)
-    this.#stay()
+  /** @internal */
+  protected override vacate(): void {
     this.#native.close()
-    this.#acceptQueue.end()
-    this.#resolveClosed(reason)
-    queueMicrotask(() => tell(this, 'close', reason))
-    return this.#acceptQueue.discard()
+  }
+
+  /** Returns the channels that no loop will take any more. */
+  #end(reason: RingfenceError | null): Channel[] {
+    if (this.isOver) return []
+    this.#signal?.removeEventListener('abort', this.#abort)
+    this.#native.close()
+    const unclaimed = this.takeUnclaimed()
+    this.finish(reason)
+    return unclaimed
   }
 }
 
@@ -188,14 +119,7 @@ export class Listener extends EventEmitter<ListenerEvents> implements AsyncItera
  * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, NO_SPACE, ABORTED, UNSUPPORTED
  */
 export function listen(address: string, options: Options = {}): Promise<Listener> {
-  return runHandshakeAt('listen', native.listen, address, options, (raw, opening) => {
-    const { signal } = opening
-    if (signal?.aborted) {
-      raw.close()
-      throw aborted(signal)
-    }
-    return make(address, raw, opening)
-  })
+  return openEndpoint('listen', native.listen, address, options, make)
 }
 
 /**

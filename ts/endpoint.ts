@@ -1,0 +1,222 @@
+// The base of what stands at an address: a listener, a membership. They share their events, the queue of channels that no loop
+// has taken yet, the loop itself, and the end.
+
+import { EventEmitter } from 'node:events'
+
+import { AcceptQueue } from './accept-queue.js'
+import type { Authorizer } from './authorize.js'
+import { Channel, openArrived } from './channel.js'
+import { type RingfenceError, fromFailure, invalid } from './errors.js'
+import { atExit } from './exit.js'
+import { aborted, runHandshakeAt, type Opening } from './handshake.js'
+import { FAILED, type Failure, type NativeEndpoint, type RawChannel, type StartAt } from './native.js'
+import type { Call } from './options.js'
+import type { Options } from './types.js'
+
+/** Only this package makes endpoints. */
+export const KEY = Symbol('ringfence')
+
+/** What an endpoint is made from. */
+export interface EndpointParts<Native extends NativeEndpoint> {
+  address: string
+  native: Native
+  opening: Opening
+}
+
+/** The events of every endpoint. */
+interface EndpointEvents {
+  refused: [refusal: RingfenceError]
+  close: [reason: RingfenceError | null]
+}
+
+export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Events, unknown[]>>
+  extends EventEmitter<Events>
+  implements AsyncIterable<Channel>, AsyncDisposable
+{
+  /** Where it stands. */
+  readonly address: string
+  /**
+   * Resolves once it has ended: with null where this side has closed or left it, with the reason where it has ended by itself.
+   * It resolves without a loop and without a listener of `close` as well. Never rejects.
+   */
+  readonly closed: Promise<RingfenceError | null>
+
+  #resolveClosed!: (reason: RingfenceError | null) => void
+  readonly #native: NativeEndpoint
+  readonly #authorizer: Authorizer | undefined
+  readonly #busyPoll: number
+  readonly #acceptQueue: AcceptQueue
+  #over = false
+  /** Takes back what is to be done as the process exits. */
+  readonly #stay: () => void
+
+  /**
+   * @param made - What is told where the key is not {@link KEY}.
+   * @param keepsAll - No channel is dropped from the queue, from the start.
+   * @internal
+   */
+  protected constructor(key: symbol, made: string, parts: EndpointParts<NativeEndpoint>, keepsAll: boolean) {
+    super()
+    if (key !== KEY) throw invalid(made)
+    const { address, native, opening } = parts
+    this.address = address
+    this.#native = native
+    this.#authorizer = opening.authorizer
+    this.#busyPoll = opening.options.busyPoll ?? 0
+    this.closed = new Promise((resolve) => {
+      this.#resolveClosed = resolve
+    })
+    this.#acceptQueue = new AcceptQueue(keepsAll, (paused) => native.pause(paused ? 1 : 0))
+    if (native.watch(() => this.poll()) === FAILED) {
+      const error = fromFailure(native.failure())
+      native.close()
+      throw error
+    }
+    this.#stay = atExit(address, () => this.vacate())
+  }
+
+  /**
+   * The binding's next event: a channel, a refusal, 0 where there is none, `FAILED` where the endpoint has ended by itself.
+   *
+   * @internal
+   */
+  protected abstract next(): RawChannel | Failure | number
+
+  /**
+   * There is a new channel.
+   *
+   * @internal
+   */
+  protected abstract admitted(channel: Channel): void
+
+  /**
+   * The endpoint has ended by itself.
+   *
+   * @internal
+   */
+  protected abstract failed(error: RingfenceError): void
+
+  /**
+   * Frees the address as the process exits.
+   *
+   * @internal
+   */
+  protected abstract vacate(): void
+
+  abstract [Symbol.asyncDispose](): Promise<void>
+
+  [Symbol.asyncIterator](): AsyncIterator<Channel, undefined> {
+    return this.#acceptQueue.iterator()
+  }
+
+  /** Keeps the process alive while it is open, as it does from the start. */
+  ref(): this {
+    this.#native.keepAlive(1)
+    return this
+  }
+
+  /** Does not keep the process alive. */
+  unref(): this {
+    this.#native.keepAlive(0)
+    return this
+  }
+
+  /** @internal */
+  protected get isOver(): boolean {
+    return this.#over
+  }
+
+  /**
+   * Handles the events of the binding.
+   *
+   * @internal
+   */
+  protected poll(): void {
+    while (!this.#over) {
+      const event = this.next()
+      if (event === FAILED) {
+        const error = fromFailure(this.#native.failure())
+        this.#acceptQueue.fail(error)
+        this.failed(error)
+        return
+      }
+      if (typeof event === 'number') return
+      if ('role' in event) this.#admit(event)
+      else this.#refuse(event)
+    }
+  }
+
+  #admit(raw: RawChannel): void {
+    const channel = openArrived(raw, this.#busyPoll)
+    if (!(channel instanceof Channel)) {
+      this.#refuse(channel)
+      return
+    }
+    this.#acceptQueue.add(channel)
+    this.admitted(channel)
+  }
+
+  #refuse(failure: Failure): void {
+    this.#tellOwn('refused', fromFailure(failure, this.#authorizer?.causeOf(failure)))
+  }
+
+  /**
+   * Emits an event. What a listener throws must not keep later events from being told: it becomes an uncaught exception.
+   *
+   * @internal
+   */
+  protected tell<Name extends keyof Events & string>(name: Name, ...what: Events[Name]): void {
+    try {
+      ;(this as EventEmitter).emit(name, ...what)
+    } catch (error) {
+      process.nextTick(() => {
+        throw error
+      })
+    }
+  }
+
+  #tellOwn<Name extends keyof EndpointEvents>(name: Name, ...what: EndpointEvents[Name]): void {
+    this.tell(name, ...(what as Events[Name]))
+  }
+
+  /**
+   * Takes the channels that no loop has taken out of the queue.
+   *
+   * @internal
+   */
+  protected takeUnclaimed(): Channel[] {
+    return this.#acceptQueue.discard()
+  }
+
+  /**
+   * Ends loops, and tells of the end. Does nothing where that was done.
+   *
+   * @internal
+   */
+  protected finish(reason: RingfenceError | null): void {
+    if (this.#over) return
+    this.#over = true
+    this.#stay()
+    this.#acceptQueue.end()
+    this.#resolveClosed(reason)
+    queueMicrotask(() => this.#tellOwn('close', reason))
+  }
+}
+
+/** Runs what makes an endpoint; an abort that came meanwhile closes it again. */
+export function openEndpoint<Native extends NativeEndpoint, Made>(
+  name: Call,
+  call: StartAt<Native>,
+  address: string,
+  options: Options,
+  make: (parts: EndpointParts<Native>) => Made,
+): Promise<Made> {
+  return runHandshakeAt(name, call, address, options, (native, opening) => {
+    const { signal } = opening
+    if (signal?.aborted) {
+      native.close()
+      throw aborted(signal)
+    }
+    return make({ address, native, opening })
+  })
+}
