@@ -2,15 +2,11 @@
 
 import type { Channel } from './channel.js'
 import type { RingfenceError } from './errors.js'
-import { loop, type Wait } from './loops.js'
+import { loop } from './loops.js'
+import { Waiters } from './waiters.js'
 
 /** So many channels that nobody has taken may lie here. */
 const UNCLAIMED = 16
-
-interface Waiting {
-  resolve(channel: Channel | null): void
-  reject(error: Error): void
-}
 
 export class AcceptQueue {
   /** Has newcomers wait, or taken in again. */
@@ -18,7 +14,7 @@ export class AcceptQueue {
   /** Nothing is passed over. Where that is not so, the last ones are kept. */
   #all: boolean
   #unclaimed: Channel[] = []
-  #waiting: Waiting[] = []
+  readonly #waiters = new Waiters<Channel>()
   #paused = false
   #over = false
   /** Why it has ended by itself: told to whoever asks first. */
@@ -34,7 +30,7 @@ export class AcceptQueue {
     this.#all = true
     return loop(
       () => this.#now(),
-      () => this.#wait(),
+      () => this.#waiters.add(),
     )
   }
 
@@ -52,27 +48,10 @@ export class AcceptQueue {
     return this.#over ? null : undefined
   }
 
-  #wait(): Wait<Channel> {
-    let waiting!: Waiting
-    const promise = new Promise<Channel | null>((resolve, reject) => {
-      waiting = { resolve, reject }
-    })
-    this.#waiting.push(waiting)
-    return {
-      promise,
-      leave: () => {
-        const index = this.#waiting.indexOf(waiting)
-        if (index === -1) return
-        this.#waiting.splice(index, 1)
-        waiting.resolve(null)
-      },
-    }
-  }
-
   add(channel: Channel): void {
-    const waiting = this.#waiting.shift()
-    if (waiting !== undefined) {
-      waiting.resolve(channel)
+    const waiter = this.#waiters.shift()
+    if (waiter !== undefined) {
+      waiter.found(channel)
       return
     }
     this.#unclaimed.push(channel)
@@ -89,15 +68,15 @@ export class AcceptQueue {
 
   /** It ends by itself: whoever has waited longest is told why, or whoever asks first. */
   fail(error: RingfenceError): void {
-    const first = this.#waiting.shift()
+    const first = this.#waiters.shift()
     if (first === undefined) this.#failure = error
-    else first.reject(error)
+    else first.failed(error)
   }
 
   /** No more will come: whoever waits is told. */
   end(): void {
     this.#over = true
-    for (const { resolve } of this.#waiting.splice(0)) resolve(null)
+    this.#waiters.end()
   }
 
   /** Those that nobody has taken; nobody will. */

@@ -1,7 +1,7 @@
 import type { Duplex } from 'node:stream'
 
 import { toDuplex } from './duplex.js'
-import { RingfenceError, fromFailure, invalid, show } from './errors.js'
+import { RingfenceError, aborted, fromFailure, invalid, show } from './errors.js'
 import { atExit } from './exit.js'
 import { Inbox, type Visit } from './inbox.js'
 import { loop } from './loops.js'
@@ -508,10 +508,6 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     }
     this.#resolveClosed(reason)
   }
-}
-
-function aborted(signal: AbortSignal): RingfenceError {
-  return new RingfenceError('ABORTED', 'the waiting was called off', { cause: signal.reason })
 }
 
 /** A channel over what the binding has made. */

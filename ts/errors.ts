@@ -93,3 +93,7 @@ export function show(value: unknown): string {
 export function invalid(message: string): RingfenceError {
   return new RingfenceError('INVALID_ARGUMENT', message)
 }
+
+export function aborted(signal: AbortSignal): RingfenceError {
+  return new RingfenceError('ABORTED', 'the waiting was called off', { cause: signal.reason })
+}

@@ -1,5 +1,5 @@
 import { Authorizer } from './authorize.js'
-import { RingfenceError, fromFailure, invalid, show } from './errors.js'
+import { RingfenceError, aborted, fromFailure, invalid, show } from './errors.js'
 import { atExit } from './exit.js'
 import { closeInspector } from './harden.js'
 import type { StartAt, Failure, Given, Joining, NativeOptions } from './native.js'
@@ -72,8 +72,4 @@ function start<Raw>(call: (...given: Given<Raw>) => Joining, ...given: Given<Raw
       cause: error,
     })
   }
-}
-
-export function aborted(signal: AbortSignal): RingfenceError {
-  return new RingfenceError('ABORTED', 'the waiting was called off', { cause: signal.reason })
 }

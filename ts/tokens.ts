@@ -1,14 +1,10 @@
 // The tokens of one channel, as they are handed out.
 
-import { type RingfenceError, fromFailure, invalid, show } from './errors.js'
+import { fromFailure, invalid, show } from './errors.js'
 import { loop, type Wait } from './loops.js'
 import { ENDED, FAILED, type NativeChannel } from './native.js'
 import { turns } from './turns.js'
-
-interface Waiting {
-  found(token: bigint | null): void
-  failed(error: RingfenceError): void
-}
+import { Waiters } from './waiters.js'
 
 const LARGEST = 2n ** 64n - 1n
 
@@ -24,7 +20,7 @@ export function toToken(token: bigint | number): bigint {
 
 export class Tokens {
   readonly #native: NativeChannel
-  #waiting: Waiting[] = []
+  readonly #waiters = new Waiters<bigint>()
   #watched = false
   /** No more will come from the binding. */
   #over = false
@@ -44,32 +40,20 @@ export class Tokens {
 
   #now(): bigint | null | undefined {
     turns.spend()
-    return this.#waiting.length > 0 || turns.due !== null ? undefined : this.#take()
+    return !this.#waiters.isEmpty || turns.due !== null ? undefined : this.#take()
   }
 
   #wait(): Wait<bigint> {
-    let waiting!: Waiting
-    const promise = new Promise<bigint | null>((found, failed) => {
-      waiting = { found, failed }
-    })
-    this.#waiting.push(waiting)
+    const wait = this.#waiters.add()
     if (turns.due === null) this.#watch()
     else void turns.due.then(() => this.#serveOrWatch())
-    return {
-      promise,
-      leave: () => {
-        const index = this.#waiting.indexOf(waiting)
-        if (index === -1) return
-        this.#waiting.splice(index, 1)
-        waiting.found(null)
-      },
-    }
+    return wait
   }
 
   /** Those who wait since the event loop was to turn. */
   #serveOrWatch(): void {
     this.#serve()
-    if (this.#waiting.length > 0) this.#watch()
+    if (!this.#waiters.isEmpty) this.#watch()
   }
 
   /** A token if there is one, `undefined` if one may come, `null` if none will. */
@@ -86,7 +70,7 @@ export class Tokens {
     if (this.#watched) return
     if (this.#native.watchTokens(() => this.#heard()) === FAILED) {
       const error = fromFailure(this.#native.failure())
-      for (const { failed } of this.#waiting.splice(0)) failed(error)
+      this.#waiters.fail(() => error)
       return
     }
     this.#watched = true
@@ -94,7 +78,7 @@ export class Tokens {
 
   /** There is a token, or no more will come. */
   #heard(): void {
-    if (this.#waiting.length > 0) {
+    if (!this.#waiters.isEmpty) {
       this.#serve()
       return
     }
@@ -104,10 +88,10 @@ export class Tokens {
   }
 
   #serve(): void {
-    while (this.#waiting.length > 0) {
+    while (!this.#waiters.isEmpty) {
       const token = this.#take()
       if (token === undefined) return
-      this.#waiting.shift()!.found(token)
+      this.#waiters.shift()!.found(token)
     }
   }
 
