@@ -1,31 +1,31 @@
-// Channels that have come, and loops that wait for one: several loops share what comes, and each channel is one's alone.
+// Channels that no loop has taken yet, and loops that wait for one. Several loops share what comes; each channel goes to one of them.
 
 import type { Channel } from './channel.js'
 import type { RingfenceError } from './errors.js'
 import { loop } from './loops.js'
 import { Waiters } from './waiters.js'
 
-/** So many channels that nobody has taken may lie here. */
+/** Channels that may wait here for a loop. */
 const UNCLAIMED = 16
 
 export class AcceptQueue {
-  /** Has newcomers wait, or taken in again. */
-  readonly #pauseDoor: (paused: boolean) => void
-  /** Nothing is passed over. Where that is not so, the last ones are kept. */
+  /** Makes newcomers wait at the address, or lets them in again. */
+  readonly #setPaused: (paused: boolean) => void
+  /** No channel is dropped. Until a loop has begun, a membership keeps the last ones only. */
   #all: boolean
   #unclaimed: Channel[] = []
   readonly #waiters = new Waiters<Channel>()
   #paused = false
   #over = false
-  /** Why it has ended by itself: told to whoever asks first. */
+  /** Why the endpoint has ended by itself: the first loop that asks is told. */
   #failure: RingfenceError | null = null
 
-  constructor(all: boolean, pauseDoor: (paused: boolean) => void) {
+  constructor(all: boolean, setPaused: (paused: boolean) => void) {
     this.#all = all
-    this.#pauseDoor = pauseDoor
+    this.#setPaused = setPaused
   }
 
-  /** A loop over what comes. From the first on, nothing is passed over. */
+  /** A loop over what comes. Once there is one, no channel is dropped. */
   iterator(): AsyncIterator<Channel, undefined> {
     this.#all = true
     return loop(
@@ -63,23 +63,23 @@ export class AcceptQueue {
     const paused = this.#all && this.#unclaimed.length >= UNCLAIMED
     if (paused === this.#paused) return
     this.#paused = paused
-    this.#pauseDoor(paused)
+    this.#setPaused(paused)
   }
 
-  /** It ends by itself: whoever has waited longest is told why, or whoever asks first. */
+  /** The endpoint has ended by itself: the loop that has waited longest is told why, else the first that asks. */
   fail(error: RingfenceError): void {
     const first = this.#waiters.shift()
     if (first === undefined) this.#failure = error
     else first.failed(error)
   }
 
-  /** No more will come: whoever waits is told. */
+  /** No more will come. */
   end(): void {
     this.#over = true
     this.#waiters.end()
   }
 
-  /** Those that nobody has taken; nobody will. */
+  /** Takes out what no loop has taken. */
   discard(): Channel[] {
     return this.#unclaimed.splice(0)
   }

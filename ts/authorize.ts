@@ -9,12 +9,12 @@ const NO = 0
 const YES = 1
 const FAILED = 2
 
-/** Newcomers whom a host has turned away tell nobody why: what was thrown about them is forgotten in order. */
+/** Exceptions that are kept. No error is made for some newcomers that a host refuses, so the oldest exceptions are dropped. */
 const REMEMBERED = 256
 
-/** Answers what the binding asks a policy's callback, and keeps what that has thrown for the error that tells of it. */
+/** Asks the policy's callback for the binding. Keeps what the callback has thrown, as the cause of the error that follows. */
 export class Authorizer {
-  /** Where answers go: what asks, once it is there. */
+  /** Takes the answers: the handshake, once it has started. */
   answer: ((id: number, verdict: number, found: string) => void) | undefined
   readonly #decide: Decide
   readonly #causes = new Map<number, unknown>()
@@ -36,7 +36,7 @@ export class Authorizer {
   async #decideOn(id: number, identity: Identity): Promise<void> {
     let found: string
     try {
-      // What a caller of plain JavaScript gives back is not known.
+      // A callback in plain JavaScript may return anything.
       const verdict: unknown = await this.#decide(identity)
       if (typeof verdict === 'boolean') {
         this.answer?.(id, verdict ? YES : NO, String(verdict))
@@ -66,7 +66,7 @@ export class Authorizer {
   }
 }
 
-/** Anything may be thrown, and may throw again when it is looked at. */
+/** A thrown value may be anything, and reading it may throw again. */
 function sentence(thrown: unknown): string {
   try {
     return thrown instanceof Error ? String(thrown.message) : show(thrown)

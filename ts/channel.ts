@@ -44,10 +44,10 @@ const refusedHere = () =>
   new RingfenceError('CLOSED', 'the channel was closed: its peer is no longer who the policy asks for')
 const endedHere = () => new RingfenceError('CLOSED', 'this side has ended its sending')
 
-/** Has the address freed where this process exits with the channel open, whose host it is. */
+/** Has the host's address freed, where this process exits with the channel open. */
 export let vacateAtExit: (channel: Channel, address: string) => void
 
-/** Has a channel's pending messages put into the ring, and nothing new. Returns what tells it that it was closed. */
+/** Puts pending messages into the ring, and refuses new ones. Returns what marks the channel as closed. */
 export let depart: (channel: Channel) => () => void
 
 /**
@@ -58,16 +58,16 @@ export let depart: (channel: Channel) => () => void
  * until {@link Channel.unref}.
  */
 export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
-  /** Which part this process had at the rendezvous. Both have the same rights afterwards. */
+  /** The role of this process at the rendezvous. Both sides have the same rights afterwards. */
   readonly role: 'host' | 'guest'
   /** Bytes of the ring that this side writes. */
   readonly capacity: number
   /** Bytes of the longest message that this side may send, as the peer said. */
   readonly maxMessageSize: number
   /**
-   * Resolves when the channel has ended, whichever side ended it, and has let go of everything, the address included.
-   * What the peer had sent before that can still be read: its memory stays mapped until it was, or {@link Channel.close} is
-   * called. Never rejects.
+   * Resolves when the channel has ended, whichever side ended it, and has released everything, the address included. What the
+   * peer had sent before can still be read: its memory stays mapped until that is read, or {@link Channel.close} is called.
+   * Never rejects.
    */
   readonly closed: Promise<CloseReason>
 
@@ -86,7 +86,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   #ending: Promise<void> | null = null
   /** How the peer was gone without having ended its sending, as the binding's `isCut` says. */
   #cut = 0
-  /** Whoever made it closes it. */
+  /** The membership that made it closes it. */
   #departing = false
 
   static {
@@ -118,7 +118,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     }
   }
 
-  /** Who the peer was when it was last looked at: as the channel was made, or by {@link Channel.verify}. */
+  /** The peer's identity at the last look: when the channel was made, or by {@link Channel.verify}. */
   get peer(): Identity {
     return this.#peer
   }
@@ -134,14 +134,14 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   /**
    * Looks at the peer again, now, and compares with the policy that the channel was made with (`authorize` is not asked
-   * again). {@link Channel.peer} and {@link Channel.evidence} then tell of this look.
+   * again). {@link Channel.peer} and {@link Channel.evidence} are then those of this look.
    *
    * @returns Who the peer is. Rejects with PEER_REFUSED where the policy does not hold any more, or this cannot be told:
    * then the channel is closed at once, and what it held is discarded. PEER_LOST where the peer has gone, or executes
-   * another program; CLOSED after this side's close; RING_CORRUPT; NO_SPACE where no thread can be had.
+   * another program; CLOSED after this side's close; RING_CORRUPT; NO_SPACE where there is no thread for it.
    *
    * A rejection because the channel has ended is never an unhandled one, as with {@link Channel.send}. PEER_REFUSED and NO_SPACE,
-   * which only this call tells of, are unhandled as usual where nobody waits.
+   * which only this call tells of, are unhandled as usual, where the promise has no handler.
    */
   verify(): Promise<Identity> {
     let resolve!: (identity: Identity) => void
@@ -184,7 +184,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    *
    * A rejection because the channel has ended is never an unhandled one: a program need not wait for each promise, since
    * {@link Channel.closed} tells of the end. What is wrong with the call itself (INVALID_ARGUMENT, MESSAGE_TOO_LARGE, CLOSED
-   * after this side's `end` on an open channel) is unhandled as usual, where nobody waits.
+   * after this side's `end` on an open channel) is unhandled as usual, where the promise has no handler.
    */
   send(message: Uint8Array | string): Promise<void> {
     return this.#sendQueue.send(message)
@@ -303,8 +303,8 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   /**
    * The tokens that the peer sends, in its order; in no order with its messages. Several loops share them, and leaving one
-   * loses none. Ends when the channel has ended, after what has come; at once where this side has closed it. 65,536 wait
-   * here for whoever takes them, further ones are {@link Channel.droppedTokens}. Waiting for one does not keep the process
+   * loses none. Ends when the channel has ended, after what has come; at once where this side has closed it. Up to 65,536
+   * wait here for a loop; further ones are counted in {@link Channel.droppedTokens}. Waiting for one does not keep the process
    * alive, which the open channel does. Rejects with NO_SPACE where there is no descriptor to wait with.
    *
    * Each was sent by the peer: its signal carries a secret that only the private line has carried.
@@ -315,7 +315,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   /**
    * How many signals of this channel's number (`signalNumber`) this process has been sent, since it began, that were no token
-   * of any of its channels: somebody has made them up, or took a channel for open that had ended.
+   * of any of its channels: another process has made them up, or has sent them to a channel that had ended.
    */
   get strayTokens(): number {
     return this.#native.strayTokens()
@@ -345,7 +345,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * Closes the channel. What is in the ring stays readable to the peer. Sends that are still pending have `linger`
    * milliseconds (0), then they reject with CLOSED.
    *
-   * @returns A promise that resolves once everything is let go of.
+   * @returns A promise that resolves once everything is released.
    */
   async close(options: { linger?: number } = {}): Promise<void> {
     if (typeof options !== 'object' || options === null)
@@ -430,7 +430,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     else this.#gone(reason)
   }
 
-  /** The peer has rung: everybody looks again. */
+  /** The peer has rung: all that waits looks again. */
   #wake(): void {
     this.#native.disarm()
     this.#sendQueue.awake()
@@ -463,7 +463,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   }
 
   #mayBeOver(): void {
-    // Not before whoever has found the end is done with it.
+    // The reader that has found the end must return first.
     if (this.#ending !== null) queueMicrotask(() => this.#lookForEnd())
   }
 
@@ -516,7 +516,7 @@ export function openChannel(raw: RawChannel, busyPoll: number): Channel {
   try {
     return make(native, busyPoll)
   } catch (error) {
-    // There was no memory for it: the peer is to hear of that now, and not when the engine next tidies up.
+    // There was no memory for it. The peer must be told now, and not when the garbage is collected.
     native.close()
     throw error
   }

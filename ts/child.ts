@@ -7,22 +7,24 @@ import { native, type Given, type Joining, type RawChannel, type PrivateLine } f
 import { checkOptions, type Call } from './options.js'
 import type { LineOptions } from './types.js'
 
-/** A child, and the channel with it. */
+/** A child process, and the channel with it. */
 export interface Spawned {
-  /** As `child_process.spawn` gives it. It is the caller's: what becomes of the channel does not end it. */
+  /** As `child_process.spawn` returns it. The caller owns it: the end of the channel does not end the child. */
   child: ChildProcess
   /**
-   * The channel, once the child has called {@link fromParent}. This side is the host. Rejects as {@link join} does,
-   * and with PEER_LOST where the child ends before it has answered, HANDSHAKE_TIMEOUT where it has not answered after
-   * `timeout` (which is for its start, up to its first word, and anew for the handshake), PEER_REFUSED where another answers that has the line from it, and
-   * INVALID_ARGUMENT where the command cannot be started.
+   * The channel, once the child has called {@link fromParent}. This side is the host. Rejects as {@link join} does, and with
+   * - PEER_LOST where the child ends before it has answered;
+   * - HANDSHAKE_TIMEOUT where it has not answered within `timeout`, which counts from the start to the child's first word, and
+   *   again for the handshake;
+   * - PEER_REFUSED where another process answers, to which the child has passed the line;
+   * - INVALID_ARGUMENT where the command cannot be started.
    */
   channel: Promise<Channel>
 }
 
 /**
- * Starts a child that gets one end of a private line: no address, which anybody could take first or ask at. The child
- * calls {@link fromParent}.
+ * Starts a child that inherits one end of a private line. There is no address that another process could take first or connect
+ * to. The child calls {@link fromParent}.
  *
  * Without a policy the child must run the same executable as this process, which for a script is
  * `spawn(process.execPath, ['script.js'])`. Another program must be named, here and there:
@@ -59,7 +61,7 @@ function spawnWith(
   spawnOptions: SpawnOptions,
   options: LineOptions,
 ): Spawned {
-  // Before there is a child that would wait for nothing.
+  // Before there is a child, which would wait in vain.
   checkOptions('spawn', options)
   if (typeof spawnOptions !== 'object' || spawnOptions === null) {
     throw invalid(`spawnOptions must be an object, not ${show(spawnOptions)}`)
@@ -71,7 +73,7 @@ function spawnWith(
     const env = { ...(spawnOptions.env ?? process.env), [name!]: value }
     const child = start(command, args, { ...spawnOptions, stdio, env })
     const channel = child.pid === undefined ? notStarted(line, command, child) : adopt(line, child.pid, options)
-    // Whoever waits for it is told. Whoever looks at the child alone must not be ended by it.
+    // A caller that uses the child alone must not be ended by an unhandled rejection.
     channel.catch(() => {})
     return { child, channel }
   } catch (error) {
@@ -82,10 +84,10 @@ function spawnWith(
 
 /**
  * The channel with the parent, in a process that was started by {@link spawn}, or by the same function in Rust. This
- * side is the guest. It works once in a process, and is best called early: until then, processes that are started here
- * by other means than Node's may inherit the line as well, though the parent refuses them.
+ * side is the guest. It works once in a process. Call it early: until then a process that is started here by other means
+ * than Node's may inherit the line as well, though the parent refuses it.
  *
- * @throws {@link RingfenceError} as {@link join}; ADDRESS_INVALID in a process that was left no line, or has taken it
+ * @throws {@link RingfenceError} as {@link join}; ADDRESS_INVALID in a process that has inherited no line, or has taken it
  * already; PEER_LOST where the parent has gone.
  */
 export function fromParent(options: LineOptions = {}): Promise<Channel> {
@@ -105,7 +107,7 @@ function privateLine(): PrivateLine {
   }
 }
 
-/** What is said of the child's descriptors, as a list with room for the three standard ones. */
+/** The child's descriptors as a list with a place for each of the three standard ones. */
 function standard(stdio: SpawnOptions['stdio']): Exclude<SpawnOptions['stdio'], string | undefined> {
   if (!Array.isArray(stdio)) return [stdio, stdio, stdio]
   const missing = Array.from({ length: Math.max(0, 3 - stdio.length) }, () => undefined)

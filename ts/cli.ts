@@ -71,7 +71,7 @@ async function main(): Promise<void> {
       signal: values.timeout === undefined ? undefined : AbortSignal.timeout(parseSeconds(values.timeout)),
     },
   }
-  // What was begun is removed as the process exits; a signal that nobody listens to would leave it there.
+  // The part of a file is removed as the process exits; a signal without a listener would leave it there.
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, () => endBy(signal))
   await (command === 'send' ? send(transfer) : receive(transfer))
 }

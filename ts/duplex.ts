@@ -69,12 +69,12 @@ class ChannelStream extends Duplex {
     for (let at = 0; at < chunk.length; at += piece) await this.#channel.send(chunk.subarray(at, at + piece))
   }
 
-  /** Pushes messages until that is enough for now. */
+  /** Pushes messages until the stream has enough. */
   async #fetch(): Promise<void> {
     this.#reading = true
     try {
       for (;;) {
-        // The stream asks for more from microtasks, where nobody else is heard.
+        // The stream asks for more from microtasks, in which no other event is handled.
         if (turns.due !== null) {
           await turns.due
           if (this.destroyed) return
@@ -103,9 +103,9 @@ class ChannelStream extends Duplex {
     this.#failOnceRead(failure)
   }
 
-  /** A stream that is destroyed forgets what nobody has read yet; but what has arrived, has arrived. */
+  /** A destroyed stream drops what it has buffered, so it is destroyed only once that was read. */
   #failOnceRead(failure: Error): void {
-    // Not before whoever reads just now has what it reads.
+    // A read that is running must return first.
     if (this.readableLength === 0) process.nextTick(() => this.destroy(failure))
   }
 }

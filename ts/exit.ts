@@ -1,13 +1,13 @@
-// The end of a process by `process.exit` or an exception, at which Node tells no native library anything: what would leave
-// files beside a path is let go of here. The peers find that the process has exited, as after a kill.
+// A process that ends by `process.exit` or an exception: Node tells no native library of it, so the files beside a path are
+// removed here. The peers see a process that has exited, as after a kill.
 
-/** What is to be let go of, of this thread: an environment has this module once. */
+/** What is to be called, of this thread: an environment loads this module once. */
 const open = new Set<() => void>()
 let listens = false
 
-/** Has `vacate` called where this process, or this worker thread, exits. Returns what takes that back. Keeps nothing alive. */
+/** Has `vacate` called as this process, or this worker thread, exits. Returns what takes that back. Keeps no process alive. */
 export function atExit(address: string, vacate: () => void): () => void {
-  // An abstract name is the kernel's, which frees it.
+  // The kernel frees an abstract name.
   if (address.startsWith('@')) return () => {}
   // One listener for all: Node warns of more than ten.
   if (!listens) process.on('exit', vacateAll)
@@ -21,7 +21,7 @@ function vacateAll(): void {
     try {
       vacate()
     } catch {
-      // The others are let go of all the same. There is nobody left to tell.
+      // The others must be called all the same, and no caller is left to be told.
     }
   }
   open.clear()

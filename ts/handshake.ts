@@ -6,7 +6,9 @@ import type { StartAt, Failure, Given, Joining, NativeOptions } from './native.j
 import { checkOptions, type Call } from './options.js'
 import type { Options } from './types.js'
 
-/** What is at hand when the binding has made something. */
+// One handshake, from the call to what the binding has made: options, the policy's callback, abort, exit.
+
+/** What is known when the binding has made something. */
 export interface Opening {
   options: NativeOptions
   signal: AbortSignal | undefined
@@ -25,7 +27,7 @@ export async function runHandshakeAt<Raw, Made>(
   return runHandshake(name, (...given: Given<Raw>) => call(address, ...given), options, open, address)
 }
 
-/** Begins what the binding does on a thread of its own, can be called off, and ends in something that it has made. */
+/** Starts a call that the binding runs on a thread of its own and that can be cancelled; `open` takes what it has made. */
 export async function runHandshake<Raw, Made>(
   name: Call,
   call: (...given: Given<Raw>) => Joining,
@@ -56,13 +58,13 @@ export async function runHandshake<Raw, Made>(
     const joining = start(call, checked, done, authorizer?.ask)
     if (authorizer !== undefined) authorizer.answer = (...answer) => joining.answer(...answer)
     const cancel = () => joining.cancel()
-    // Who connects never binds.
+    // `connect` never binds.
     const stay = address === undefined || name === 'connect' ? undefined : atExit(address, () => joining.vacate())
     signal?.addEventListener('abort', cancel, { once: true })
   })
 }
 
-/** A handshake needs a thread and a descriptor to call it off by, before it can fail in any other way. */
+/** A handshake needs a thread, and a descriptor by which it is cancelled: without them it cannot start. */
 function start<Raw>(call: (...given: Given<Raw>) => Joining, ...given: Given<Raw>): Joining {
   try {
     return call(...given)

@@ -23,7 +23,7 @@ export function harden(): void {
   must(native.harden())
 }
 
-/** Keeps the inspector shut. The rest of hardening may come later, within a handshake. */
+/** Keeps the inspector closed. The rest of hardening may come later, within a handshake. */
 export function closeInspector(): void {
   if (!isMainThread) {
     throw invalid('a worker thread cannot harden the process: it sees neither the inspector nor who listens to SIGUSR1')
@@ -38,9 +38,9 @@ export function closeInspector(): void {
   if (process.listenerCount('SIGUSR1') === 0) must(native.ignoreSigusr1())
 }
 
-/** Where the inspector is open. Not to know it is not to be hardened. */
+/** The address of the open inspector. A process that cannot tell whether it is open cannot be hardened. */
 function openInspector(): string | undefined {
-  // A runtime that was built without one.
+  // This runtime was built without an inspector.
   if (process.features.inspector === false) return undefined
   try {
     return inspector.url()

@@ -7,23 +7,23 @@ import type { PlaceOptions } from './types.js'
 let make: (parts: EndpointParts<NativeMembership>) => Membership
 
 /**
- * The token by which a host says that it leaves: a hint, and no more, since its guest goes by what is said in the host's memory
- * and on the line. A program that sends tokens of its own has another meaning for others.
+ * The token that a host sends when it leaves. It is only a hint: the guest decides by the host's memory and the line. A program
+ * may send other tokens with meanings of its own.
  */
 export const LEAVING: bigint = Buffer.from('leaving\0').readBigUInt64LE()
 
 /** What a {@link Membership} tells. */
 export interface MembershipEvents {
-  /** There is a partner, by a channel of its own. */
+  /** A partner has come; this is the channel with it. */
   channel: [channel: Channel]
-  /** This process has another part now: the guest of a host that has gone is the host. */
+  /** The role of this process has changed: the host has gone, and its guest is the host. */
   role: [role: 'host' | 'guest']
   /**
-   * The partner has sent a token; {@link LEAVING} where it is a host that leaves. Whoever listens to this takes the tokens of
-   * all partners, which `tokens()` of a channel shares with it.
+   * The partner has sent a token; {@link LEAVING} comes from a host that leaves. A listener of this event takes the tokens of all
+   * partners, and shares them with loops over `tokens()` of a channel.
    */
   token: [token: bigint]
-  /** Somebody came and got no channel. The membership goes on. */
+  /** A process came and got no channel. The membership goes on. */
   refused: [refusal: RingfenceError]
   /** The place is left; or it was lost, and this is why. */
   close: [reason: RingfenceError | null]
@@ -34,16 +34,16 @@ export interface MembershipEvents {
  *
  * `for await (const channel of membership)` yields a channel for each partner, one after the other; leaving the loop leaves
  * nothing else, and several loops share what comes. The event `channel` tells of each as well. A channel ends like any
- * other: what was sent before is still read there, while the next partner comes. Whoever closes a channel without leaving
- * keeps its place; so does the partner.
+ * other: what was sent before can still be read there, while the next partner comes. A process that closes a channel without
+ * leaving keeps its place, and so does the partner.
  *
  * A membership keeps the process alive, as a `net.Server` does, until {@link Membership.unref}; so does its channel, which
  * has an `unref` of its own.
  *
  * What a listener of an event throws is an uncaught exception, as with any emitter, and keeps no later event from being told.
  *
- * Before anybody has begun a loop, the last 16 channels wait for one. From then on nothing is passed over: once 16 channels
- * lie here untaken, newcomers wait at the address.
+ * Before the first loop, the last 16 channels are kept for it. From then on no channel is dropped: once 16 channels wait here
+ * for a loop, newcomers wait at the address.
  */
 export class Membership extends Endpoint<MembershipEvents> {
   readonly #native: NativeMembership
@@ -161,7 +161,7 @@ export class Membership extends Endpoint<MembershipEvents> {
     else this.#untold.push(say)
   }
 
-  /** Once for each channel, as soon as somebody listens. */
+  /** Tells the channel's tokens as events; once for each channel, as soon as the event has a listener. */
   async #tellTokens(channel: Channel): Promise<void> {
     if (this.#listened === channel) return
     this.#listened = channel
@@ -182,17 +182,17 @@ export class Membership extends Endpoint<MembershipEvents> {
 }
 
 /**
- * Takes a place at an address, and keeps it while partners come and go. Two hold an address, as with {@link join}: whoever
- * comes first is the host, the second its guest, and they have a channel. When the guest goes, the host takes the next. When
- * the host goes, by {@link Membership.leave} or by its death, the guest is the host from that moment on, and takes the next;
- * nobody else can take the address in between.
+ * Takes a place at an address, and keeps it while partners come and go. Two processes hold an address, as with {@link join}: the
+ * first is the host, the second its guest, and they have a channel. When the guest goes, the host takes the next. When the host
+ * goes, by {@link Membership.leave} or by its death, the guest is the host from that moment on, and takes the next; no other
+ * process can take the address in between.
  *
  * Resolves once a place is held: for a host at once, for a guest with the channel. Where two hold the address it rejects with
  * ADDRESS_OCCUPIED, or with the option `wait` waits for a place. The signal ends that waiting; the membership is not tied to
- * it. Members meet members alone: whoever comes by `join` or `connect` is told so (PROTOCOL).
+ * it. Members meet members alone: `join` and `connect` fail here with PROTOCOL, which says so.
  *
- * A guest that is let in gets the listening socket, and the lock beside a path. One that turns hostile can keep others from the
- * address; it cannot make them believe that it is another.
+ * A guest that is let in gets the listening socket, and the lock beside a path. A hostile guest can keep others from the address;
+ * it cannot take the identity of another process.
  *
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link join}

@@ -1,4 +1,4 @@
-// The native binding, as the face uses it. Everything in it is raw: what a caller sees is made in the other files.
+// The native binding's functions and answers. What a caller sees is made of them in the other files.
 
 // oxlint-disable-next-line import/default -- what a CommonJS module exports is the default
 import loaded from './binding.cjs'
@@ -37,7 +37,7 @@ export interface NativeChannel {
   trySend(message: Uint8Array): number
   /**
    * Bytes of whole records put at `into[from..]`; 0, `ENDED`, or `LARGE - size`. `goesOn` of `FIRST` or `MORE`: a peer that
-   * waits for room is not woken for a little of it, unless nothing is left; whoever stops before that calls `wake`. With `MORE`
+   * waits for room is not woken for a little of it, unless nothing is left; a caller that stops before that calls `wake`. With `MORE`
    * that is so once what was there at the last `FIRST` is through, though more may have come.
    */
   pull(into: Uint8Array, from: number, goesOn: number): number

@@ -1,4 +1,4 @@
-// Checks the types of what a caller passed. Ranges that depend on the system are the core's affair.
+// Checks the types of what a caller passed. The core checks ranges that depend on the system.
 
 import { isAbsolute } from 'node:path'
 
@@ -25,10 +25,10 @@ const KNOWN = [
   'signalNumber',
 ] as const satisfies (keyof Options)[]
 
-/** The calls, as what their options are for. */
+/** The calls that take options. */
 export type Call = 'join' | 'member' | 'listen' | 'connect' | 'spawn' | 'fromParent'
 
-/** What not every call takes. Passed over in silence, it would be a limit or a mode that nobody sets. */
+/** Options that not every call takes. If they were ignored elsewhere, a caller would rely on a limit or a mode that is not set. */
 const TAKEN_BY: { [name in keyof Options]?: readonly Call[] } = {
   mode: ['join', 'member', 'listen'],
   group: ['join', 'member', 'listen'],
@@ -54,7 +54,7 @@ const LARGEST_ID = 2 ** 32 - 2
 function plainObject(what: string, value: unknown, known: readonly string[]): void {
   if (typeof value !== 'object' || value === null) throw invalid(`${what} must be an object, not ${show(value)}`)
   for (const key of Object.keys(value)) {
-    // A policy or an option that is misspelt and passed over would be a check that nobody makes.
+    // A misspelt option that is ignored would be a check that is never made.
     if (!known.includes(key)) throw invalid(`${what} has no property ${JSON.stringify(key)}: ${known.join(', ')}`)
   }
 }
@@ -73,7 +73,7 @@ function text(name: string, value: unknown): string {
   return value
 }
 
-/** A path. One that depends on where a process happens to be would name another program there, or none. */
+/** An absolute path: a relative one would name another program, or none, in another working directory. */
 function absolute(name: string, value: unknown): string {
   const path = text(name, value)
   if (!isAbsolute(path)) throw invalid(`${name} must be an absolute path, not ${show(path)}`)
@@ -192,8 +192,8 @@ function checkTimeout(timeout: unknown): number | undefined {
 }
 
 /**
- * Two runtimes have libuv's functions by name and not by what they do, and only their own names tell: Bun ends the
- * process when they are called, and Deno's poll handle calls back once and never again.
+ * Two runtimes export libuv's functions without their behaviour, and only the runtime's own name tells: Bun ends the process when
+ * they are called, and Deno's poll handle calls back once and never again.
  */
 function usesLibuv(): boolean {
   return process.versions.bun === undefined && process.versions.deno === undefined

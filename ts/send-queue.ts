@@ -1,12 +1,11 @@
-// What waits to be sent: the order of the calls, and who is to be told.
+// Messages that wait to be sent, in the order of the calls, and the promises that are kept once they are in the ring.
 //
 // Small messages are written as records into an arena, which one call into the binding copies into the ring: the
 // call costs more than the message. Where the ring is full, what is left waits in line, behind what came before it.
 //
-// A promise tells the truth of its message: kept once that is in the ring, broken only where it never will be. Messages share
-// a promise where the ring surely has room for all of them, since only this side writes there and the peer only makes room:
-// they go in together. Each of those that may have to wait has a promise of its own, as any of them may be the last that
-// gets in before the channel is closed.
+// A promise resolves once its message is in the ring, and rejects only where it never will be. Messages share a promise where the
+// ring surely has room for all of them: only this side writes there, and the peer only makes room, so they go in together. A
+// message that may have to wait has a promise of its own, since it may be the last that gets in before the channel is closed.
 
 import { isUint8Array } from 'node:util/types'
 
@@ -27,10 +26,10 @@ const STAGED_AT_MOST = 8 * 1024
  */
 const OWN_MEMORY = process.env['RINGFENCE_NO_EXTERNAL_BUFFERS'] === '1' ? 1 : 0
 
-/** For a promise that tells nothing new where it is broken: to leave it alone is no mistake. */
+/** For a promise whose rejection tells nothing new: a caller need not handle it. */
 function ignore(): void {}
 
-/** What whoever sent a message is told once it is in the ring, where it is there already. */
+/** The answer to a send whose message is in the ring already. */
 const SENT: Promise<void> = Promise.resolve()
 
 /**
@@ -58,7 +57,7 @@ function defer(): Deferred {
   return deferred
 }
 
-/** Memory that copies of messages have left, kept for the next: fresh memory costs more than the copy. */
+/** Bytes of memory that is kept for the next copy: fresh memory costs more than the copy. */
 const SPARE_KEPT = 16 * 1024 * 1024
 
 /** A promise, and where the last record ends that it is about. */
@@ -76,7 +75,7 @@ interface Parcel {
   told: Told[]
 }
 
-/** Somebody who waits for room. */
+/** A caller that waits for room. */
 interface Asking extends Deferred {
   size: number
 }
@@ -131,7 +130,7 @@ export class SendQueue {
   readonly #failed: (error: RingfenceError) => void
 
   /**
-   * @param failed - Told what the binding's calls say where it is no caller's fault.
+   * @param failed - Called with the failures of the binding that are not the caller's fault.
    */
   constructor(native: NativeChannel, eager: boolean, failed: (error: RingfenceError) => void) {
     this.#native = native
@@ -271,7 +270,7 @@ export class SendQueue {
   /** The caller may use its bytes again. */
   #copy(bytes: Uint8Array): Uint8Array {
     const spare = this.#spare
-    // Not much more than is needed, which would be kept from everybody as long as this is in line.
+    // Not much more than is needed: other messages cannot use it as long as this one waits.
     if (spare === null || spare.length < bytes.length || spare.length > 2 * bytes.length) {
       const fresh = allocate(bytes.length, 'a message that waits for room')
       put.call(fresh, bytes)
@@ -283,7 +282,7 @@ export class SendQueue {
     return memory
   }
 
-  /** Nobody but this side has ever seen the memory. */
+  /** The memory of a copy can be used again: no caller has ever seen it. */
   #recycle(bytes: Uint8Array): void {
     if (bytes.buffer.byteLength <= SPARE_KEPT) this.#spare = new Uint8Array(bytes.buffer)
   }
@@ -530,8 +529,8 @@ export class SendQueue {
   }
 
   /**
-   * Nothing is sent any more: whoever waits is told why, and so is who comes later. `over`: by the channel's end, which
-   * `closed` tells of. A broken promise of which nobody has taken notice then ends no process.
+   * Nothing is sent any more. Callers that wait are told why, and so are later calls. `over`: the channel has ended, which `closed`
+   * tells; a rejection without a handler then ends no process.
    */
   shut(why: () => RingfenceError, over: boolean): void {
     this.#shut = why

@@ -9,9 +9,9 @@ let make: (parts: EndpointParts<NativeListener>) => Listener
 
 /** What a {@link Listener} tells. */
 export interface ListenerEvents {
-  /** Somebody came and got no channel. The listener goes on. */
+  /** A process came and got no channel. The listener goes on. */
   refused: [refusal: RingfenceError]
-  /** It listens no more, and the address is free: it was closed (null), or has ended by itself, and this is why. */
+  /** It has stopped listening, and the address is free: it was closed (null), or has ended by itself, and this is why. */
   close: [reason: RingfenceError | null]
 }
 
@@ -22,13 +22,13 @@ export interface ListenerEvents {
  * the listener, and several loops share what comes. An open listener keeps the process alive, as a `net.Server` does,
  * until {@link Listener.unref}.
  *
- * The event `refused` tells of everybody who came and got no channel: PEER_REFUSED with `check`, `wanted` and `found`,
- * HANDSHAKE_TIMEOUT, PROTOCOL, PEER_LOST, ADDRESS_OCCUPIED where the service is full, or what kept this process from it,
- * such as NO_SPACE; and with the `identity`, as much as was learned. What a listener of an event throws is an uncaught
+ * The event `refused` tells of each process that came and got no channel: PEER_REFUSED with `check`, `wanted` and `found`,
+ * HANDSHAKE_TIMEOUT, PROTOCOL, PEER_LOST, ADDRESS_OCCUPIED where the service is full, or what failed in this process, such as
+ * NO_SPACE. The error has the `identity`, as far as it is known. What a listener of an event throws is an uncaught
  * exception, as with any emitter, and keeps no later event from being told.
  *
- * What nobody takes is bounded: once 16 channels lie here, newcomers wait at the address, and fail there at their own
- * deadline; at most 64 handshakes that are under way then still end in channels.
+ * The queue is bounded: once 16 channels wait here for a loop, newcomers wait at the address, and fail there at their own
+ * deadline. At most 64 handshakes that are under way then still end in channels.
  */
 export class Listener extends Endpoint<ListenerEvents> {
   readonly #native: NativeListener
@@ -47,14 +47,14 @@ export class Listener extends Endpoint<ListenerEvents> {
     this.#signal?.addEventListener('abort', this.#abort, { once: true })
   }
 
-  /** Channels that are open now, those that nobody has taken yet included. */
+  /** Channels that are open now, with those that no loop has taken yet. */
   get size(): number {
     return this.#open.size
   }
 
   /**
-   * Listens no more. Channels that were taken go on ('keep'), or are closed ('close'). Those that nobody has taken are
-   * closed either way, and their agents see that, as does whoever has a handshake under way. Loops over the listener end.
+   * Stops listening. Channels that were taken go on ('keep'), or are closed ('close'). Those that no loop has taken are closed
+   * either way. Their agents see that, and so do agents whose handshake is under way. Loops over the listener end.
    *
    * @returns A promise that resolves once the address is free, and closed channels have let go of everything.
    */
@@ -108,9 +108,9 @@ export class Listener extends Endpoint<ListenerEvents> {
 
 /**
  * Binds an address for a service. Agents connect there with {@link connect}, each gets a channel and memory of its own, and
- * what they have agreed on is that of {@link join}. Where somebody has the address it rejects with ADDRESS_OCCUPIED, or
+ * what they have agreed on is that of {@link join}. Where another process has the address it rejects with ADDRESS_OCCUPIED, or
  * waits for it with the option `wait`; a socket that a dead service has left is taken over. The mode and the group of a path
- * are set before anybody can reach it. Anybody on this host may connect to an abstract name, or take it first.
+ * are set before another process can reach it. Any process on this host may connect to an abstract name, or take it first.
  *
  * Handshakes run side by side, on threads of their own, each with the deadline of `timeout`. The signal closes the
  * listener, as that of `net.Server` does: loops over it end.
@@ -126,8 +126,8 @@ export function listen(address: string, options: Options = {}): Promise<Listener
  * Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
  * each time.
  *
- * Where nobody listens it rejects with PEER_LOST, and where the service is full with ADDRESS_OCCUPIED; with the option
- * `wait` it waits for the service to come, and for a seat. What waiting does not mend is ADDRESS_INVALID: a directory
+ * Where no service listens it rejects with PEER_LOST, and where the service is full with ADDRESS_OCCUPIED; with the option
+ * `wait` it waits for the service to come, and for a seat. What waiting does not solve is ADDRESS_INVALID: a directory
  * that is missing, a socket that this process may not connect to.
  *
  * At most 16 handshakes of one process with one address are under way at a time; the others wait for their turn, and

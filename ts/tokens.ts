@@ -1,4 +1,4 @@
-// The tokens of one channel, as they are handed out.
+// The tokens of one channel, and the loops that wait for them.
 
 import { fromFailure, invalid, show } from './errors.js'
 import { loop, type Wait } from './loops.js'
@@ -50,7 +50,7 @@ export class Tokens {
     return wait
   }
 
-  /** Those who wait since the event loop was to turn. */
+  /** For waits that began while the event loop was due to turn. */
   #serveOrWatch(): void {
     this.#serve()
     if (!this.#waiters.isEmpty) this.#watch()
@@ -82,7 +82,7 @@ export class Tokens {
       this.#serve()
       return
     }
-    // It would be told again and again, where nobody takes it.
+    // Without a loop that takes it, the binding would call back again and again.
     this.#watched = false
     this.#native.unwatchTokens()
   }
@@ -104,7 +104,7 @@ export class Tokens {
     this.close()
   }
 
-  /** Nobody is to have what has not been taken. */
+  /** Drops what has not been taken. */
   close(): void {
     this.#over = true
     this.#native.endTokens()

@@ -118,8 +118,8 @@ export interface Options {
    */
   signal?: AbortSignal
   /**
-   * Where the place is taken, or a service is full, wait for it instead of failing with ADDRESS_OCCUPIED; and where nobody
-   * listens, or the service ends in the middle of a handshake, for the service to come (false). A peer that hangs up each
+   * Where the place is taken, or a service is full, wait for it instead of failing with ADDRESS_OCCUPIED. Where no service
+   * listens, or the service ends in the middle of a handshake, wait for the service to come (false). A peer that hangs up each
    * time, for as long as `timeout` says, is PEER_LOST all the same.
    */
   wait?: boolean
@@ -148,26 +148,26 @@ export interface Options {
    */
   harden?: boolean
   /**
-   * The realtime signal by which the kernel tells that somebody tries to open this side's memory, and by which the peer's
-   * tokens come (the first from 50 on that this process does not use); 34 to 64 with most C libraries. Nobody else in the
-   * process hears of it. One that this process uses itself, or ignores, is INVALID_ARGUMENT.
+   * The realtime signal by which the kernel tells that a process tries to open this side's memory, and by which the peer's
+   * tokens come (the first from 50 on that this process does not use); 34 to 64 with most C libraries. No other part of the
+   * process gets it. One that this process uses itself, or ignores, is INVALID_ARGUMENT.
    */
   signalNumber?: number
 }
 
-/** What {@link join} and {@link member} take: who shares an address with one other has no use for a number of peers. */
+/** What {@link join} and {@link member} take: two processes share the address, so there is no number of peers to limit. */
 export type PlaceOptions = Omit<Options, 'maxPeers' | 'maxPeersPerProcess' | 'maxPeersPerUser'>
 
 /** What {@link connect} takes: the socket's file is the service's. */
 export type ConnectOptions = Omit<PlaceOptions, 'mode' | 'group'>
 
-/** What {@link spawn} and {@link fromParent} take: on a private line there is no address, and nobody to wait for. */
+/** What {@link spawn} and {@link fromParent} take: a private line has no address to wait at. */
 export type LineOptions = Omit<ConnectOptions, 'wait'>
 
 /**
- * Why a channel has ended: closed by either side (or by itself, when both had ended and everything was read), the
- * peer's process exited without a word, its ring was corrupt, or somebody tried to open the shared memory of either
- * side, which was then wiped.
+ * Why a channel has ended: it was closed by either side (or by itself, when both had ended and everything was read), the peer's
+ * process exited without closing it, its ring was corrupt, or a process tried to open the shared memory of either side, which
+ * was then wiped.
  */
 export type CloseReason = 'closed' | 'exited' | 'corrupt' | 'exposed'
 

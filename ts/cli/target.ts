@@ -33,7 +33,7 @@ export async function openTarget(path: string): Promise<Target> {
   if (old !== undefined) await access(place, constants.W_OK)
   const name = `.${basename(place).slice(0, NAME)}.${randomBytes(6).toString('hex')}.part`
   const temporary = join(dirname(place), name)
-  // O_EXCL: what somebody else has put there is not written to.
+  // O_EXCL: a file that another process has put there is not written to.
   const file = await open(temporary, 'wx', old === undefined ? 0o666 : 0o600)
   const remove = () => rmSync(temporary, { force: true })
   process.on('exit', remove)
@@ -75,7 +75,7 @@ async function takeAfter(file: FileHandle, old: Stats): Promise<void> {
     try {
       await file.chown(old.uid, old.gid)
     } catch {
-      // Another group than the old one's gets no more than everybody has.
+      // Another group than the old one's gets no more than all users have.
       mode = (mode & 0o707) | ((mode & 0o007) << 3)
     }
   }

@@ -47,7 +47,7 @@ export function evidenceTable(evidence: readonly Evidence[], width?: number): st
   return table(['', 'step', 'check', 'found', 'wanted'], rows, width)
 }
 
-/** What was only noted is in the list so that nobody takes it for checked. */
+/** What was only noted is listed as such, so that a reader does not take it for checked. */
 function mark(passed: boolean, wanted: string): string {
   if (!passed) return 'FAILED'
   return wanted === 'not asked for' ? '-' : 'ok'

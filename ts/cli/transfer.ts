@@ -24,14 +24,14 @@ const CHUNK = 256 * 1024
 
 /** Sends a file, or standard input, and waits until the other side has all of it. */
 export async function send({ address, file, evidence, options }: Transfer): Promise<void> {
-  // Before anybody is met: a file that is not there is nobody else's affair.
+  // Before the handshake: a file that is missing is no concern of the peer.
   const source = file === undefined ? undefined : await open(file, 'r')
   try {
     const channel = await meet(address, options, evidence)
     const size = await sizeOf(source)
     const progress = new Progress(size)
     const stream = read(source)
-    // Whoever waits for standard input must not wait on when there is nobody left to send it to.
+    // Standard input must not be waited for once the peer is gone.
     let reading = true
     void channel.closed.then(() => {
       if (reading) stream.destroy(new RingfenceError('PEER_LOST', 'the receiver has left'))
