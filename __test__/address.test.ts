@@ -45,7 +45,7 @@ test.serial('the lock beside a socket is its owner’s alone', async (t) => {
   t.is(statSync(`${address}.lock`).mode & 0o777, 0o600)
 })
 
-test.serial('a close leaves no file behind, whoever closes', async (t) => {
+test.serial('a close leaves no file behind, whichever side closes', async (t) => {
   for (const who of ['here', 'there'] as const) {
     const address = namedAddress(t)
     const { channel, partner } = await pair(t, { address })

@@ -21,7 +21,7 @@ const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUM
 const addressInvalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_ADDRESS_INVALID' } as const
 const noSpace = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_NO_SPACE' } as const
 
-/** Another user, who is nobody in particular. */
+/** Another user, without a meaning of its own. */
 const STRANGER = 54321
 
 const wrong: Record<string, unknown[]> = {

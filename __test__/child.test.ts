@@ -1,4 +1,4 @@
-// A child that inherits a private line: no address, and nobody else in its place.
+// A child that inherits a private line: no address, and no other process in its place.
 
 import { spawn as start, type SpawnOptions } from 'node:child_process'
 import { once } from 'node:events'
@@ -159,7 +159,7 @@ test('a child that never answers is waited for until the deadline, or until call
   t.is(calledOff.child.exitCode, null)
 })
 
-test('a child whose parent has called it off is told that nobody answers', async (t) => {
+test('a child whose parent has called it off is told that its parent does not answer', async (t) => {
   const { child: process, channel } = child(
     t,
     TELL,
@@ -184,7 +184,7 @@ test('what is wrong in the options is told before anything is started', (t) => {
   t.throws(() => spawn(7 as never), { code: 'ERR_INVALID_ARG_TYPE' })
 })
 
-test('whoever a child passes its line on to is refused', async (t) => {
+test('a process to which a child passes its line is refused', async (t) => {
   // Node's own descriptors are close-on-exec for what it starts; a shell's are not.
   const code = `${process.execPath} --input-type=module --eval "$0" & wait`
   const shell = spawn('/bin/sh', ['-c', code, TELL], { stdio: ['ignore', 'pipe', 'inherit'] }, PATIENT)

@@ -121,7 +121,7 @@ for (const command of ['receive', 'send'] as const) {
   })
 }
 
-test('where nobody comes, the file is as it was', async (t) => {
+test('where no peer comes, the file is as it was', async (t) => {
   const { directory, file } = scene(t)
   const { code } = await run(t, 'receive', abstractAddress(), file, '--timeout', '0.1').done
   t.is(code, 6)

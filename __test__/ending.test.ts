@@ -195,7 +195,7 @@ test.serial('a linger is over when the peer goes', async (t) => {
   t.is(await channel.closed, 'exited')
 })
 
-test.serial('whoever waits to read when this side closes is told the end, whoever comes later CLOSED', async (t) => {
+test.serial('a read that waits when this side closes is told the end, a later one CLOSED', async (t) => {
   const { channel, partner } = await pair(t)
   const waiting = channel.receive()
   const readable = channel.readable()

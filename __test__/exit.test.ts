@@ -28,7 +28,7 @@ const ends: [title: string, end: () => unknown, code: number][] = [
       }),
     1,
   ],
-  ['a rejection that nobody handles', () => void Promise.reject(new Error('on purpose')), 1],
+  ['a rejection without a handler', () => void Promise.reject(new Error('on purpose')), 1],
 ]
 for (const [place, open, wantsPartner] of places) {
   for (const [way, end, code] of ends) {

@@ -43,7 +43,7 @@ function joinAndKeep(partner: Partner, address: string): Promise<void> {
   }, address)
 }
 
-test('whoever opens the shared memory ends the channel on both sides, and every call says why', async (t) => {
+test('a process that opens the shared memory ends the channel on both sides, and every call says why', async (t) => {
   const address = abstractAddress()
   const partner = await Partner.start(t)
   const keeping = joinAndKeep(partner, address)

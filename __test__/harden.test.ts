@@ -36,7 +36,7 @@ function lookInto(attacker: Partner, victim: Partner): Promise<string[]> {
   }, victim.pid)
 }
 
-/** A port of the loopback interface that nobody has now. */
+/** A port of the loopback interface that is free now. */
 async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1')
   await once(server, 'listening')
@@ -46,7 +46,7 @@ async function freePort(): Promise<number> {
   return port
 }
 
-/** Whether somebody listens there, as the kernel tells. */
+/** Whether a process listens there, as the kernel tells. */
 function isOpen(port: number): boolean {
   const local = `0100007F:${port.toString(16).toUpperCase().padStart(4, '0')}`
   return readFileSync('/proc/net/tcp', 'latin1')
@@ -96,7 +96,7 @@ test('SIGUSR1 opens no inspector in a hardened process', async (t) => {
   process.kill(closed.pid, 'SIGUSR1')
   t.is(await closed.run(() => process.getBuiltinModule('node:inspector').url()), undefined)
   t.false(isOpen(port))
-  // Where nobody has hardened it, the same signal opens it.
+  // In a process that is not hardened, the same signal opens it.
   process.kill(open.pid, 'SIGUSR1')
   await until(() => isOpen(port), 'the inspector of the other process is open')
   const error = await t.throwsAsync<PartnerError>(

@@ -45,7 +45,7 @@ function idle(partner: Partner): Promise<{ cpu: number; wakeUps: number }> {
 
 for (const watcher of watchers) {
   test.serial(
-    `an idle channel that ${watcher} watches uses no CPU and wakes nobody, whatever waits on it`,
+    `an idle channel that ${watcher} watches uses no CPU and wakes no thread, whatever waits on it`,
     async (t) => {
       const partners = await Promise.all(['nothing', 'reading', 'writing'].map(() => watching(t, watcher)))
       const [nothing, reading, writing] = partners as [Partner, Partner, Partner]
@@ -62,7 +62,7 @@ for (const watcher of watchers) {
         t.true(cpu < 40, `${['nothing', 'reading', 'writing'][index]}: ${cpu} ms of CPU time in 2 s`)
         t.true(wakeUps < 40, `${['nothing', 'reading', 'writing'][index]}: ${wakeUps} wake-ups in 2 s`)
       }
-      // Whoever is killed while it waits complains of nothing.
+      // A process that is killed while it waits writes no complaint.
       t.false(costs.some(({ cpu }) => Number.isNaN(cpu)))
     },
   )
@@ -97,7 +97,7 @@ for (const watcher of watchers) {
   })
 
   test.serial(
-    `an open channel that ${watcher} watches keeps the process alive though nobody waits on it`,
+    `an open channel that ${watcher} watches keeps the process alive though no call waits on it`,
     async (t) => {
       const partner = await watching(t, watcher)
       const { channel } = await pair(t, { partner })

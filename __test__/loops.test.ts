@@ -73,7 +73,7 @@ test('a loop that is left while the event loop is given its turn takes no messag
   t.is(next, there)
 })
 
-test('a loop over a listener that is left while it waits gets no agent that nobody would serve', async (t) => {
+test('a loop over a listener that is left while it waits gets no agent that no loop would serve', async (t) => {
   const address = abstractAddress()
   const listener = await listenHere(t, address)
   const partner = await Partner.start(t)
@@ -88,7 +88,7 @@ test('a loop over a listener that is left while it waits gets no agent that nobo
   t.is(String(await channel!.receive()), 'served')
 })
 
-test('a loop over a membership that is left while it waits gets no partner that nobody would serve', async (t) => {
+test('a loop over a membership that is left while it waits gets no partner that no loop would serve', async (t) => {
   const address = abstractAddress()
   const membership = await member(address)
   t.teardown(() => membership.leave())

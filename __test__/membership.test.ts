@@ -150,7 +150,7 @@ for (const kind of kinds) {
   })
 }
 
-test.serial('whoever closes a channel without leaving keeps its place', async (t) => {
+test.serial('a process that closes a channel without leaving keeps its place', async (t) => {
   const address = abstractAddress()
   const here = await memberHere(t, address)
   const partner = await Partner.start(t)
@@ -323,7 +323,7 @@ test.serial('where no loop has begun the last ones wait; from then on nothing is
   })
   const partner = await Partner.start(t)
   await memberThere(partner, address)
-  // Nobody has a loop, and that holds up nobody.
+  // No member has a loop, and that delays no other.
   await until(() => met >= 40, 'it has come again and again')
   const iterator = here[Symbol.asyncIterator]()
   const counted = met
@@ -377,7 +377,7 @@ test.serial('a member meets members alone: PROTOCOL names both', async (t) => {
   await t.throwsAsync(joining, { code: 'ERR_RINGFENCE_ABORTED' })
 })
 
-test.serial('a guest whose host lets nobody in any more loses its place, and is told why', async (t) => {
+test.serial('a guest whose host lets no process in any more loses its place, and is told why', async (t) => {
   const address = abstractAddress()
   const partner = await Partner.start(t)
   await partner.run(async (kit, where: string) => {
@@ -477,7 +477,7 @@ test.serial('a member in a worker may be terminated at any moment, 60 times', as
   t.true(after <= before, `${before} descriptors before, ${after} after`)
   t.true((await other.run((kit) => kit.keep['met'] as number)) > 20)
   await stage.kill()
-  // Whoever the workers were, the other still has its place, or takes it now.
+  // Whichever the workers were, the other still has its place, or takes it now.
   const here = await memberHere(t, address, { capacity: 16_384, wait: true })
   t.is((await nextOf(here)).peer.pid, other.pid)
 })

@@ -240,7 +240,7 @@ test.serial('a process that uses it and fails leaves no rejection unhandled', as
     process.on('unhandledRejection', (reason) => {
       kit.keep['unhandled'] = String(reason)
     })
-    // Everything that waits inside, and nobody has asked about.
+    // Everything that waits inside, without a handler.
     kit.channel.duplex().on('error', () => {})
     kit.channel.readable().catch(() => {})
     kit.keep['ended'] = kit.channel.end()

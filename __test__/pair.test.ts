@@ -30,17 +30,20 @@ for (const kind of kinds) {
     })
   }
 
-  test.serial(`whoever binds ${an} address first is the host, whoever finds it bound the guest`, async (t) => {
-    const address = addressOf(kind, t)
-    const partner = await Partner.start(t)
-    const joined = partner.join(address)
-    await untilBound(address)
-    const channel = await joinHere(t, address)
-    await joined
+  test.serial(
+    `the process that binds ${an} address first is the host, the one that finds it bound the guest`,
+    async (t) => {
+      const address = addressOf(kind, t)
+      const partner = await Partner.start(t)
+      const joined = partner.join(address)
+      await untilBound(address)
+      const channel = await joinHere(t, address)
+      await joined
 
-    t.is(channel.role, 'guest')
-    t.is(await partner.run((kit) => kit.channel.role), 'host')
-  })
+      t.is(channel.role, 'guest')
+      t.is(await partner.run((kit) => kit.channel.role), 'host')
+    },
+  )
 
   test.serial(`at ${an} address either may come first, again and again`, async (t) => {
     const address = addressOf(kind, t)
@@ -198,7 +201,7 @@ test.serial('a guest that is silent does not hold the place of the next one', as
   await partner.join(address)
   t.is((await joined).peer.pid, partner.pid)
   await silent.run((kit) => kit.keep['over'])
-  t.pass('whoever was silent is let go once the place is taken')
+  t.pass('the silent process is let go once the place is taken')
 })
 
 test.serial('a guest that is silent is let go after the timeout, and the host waits on', async (t) => {
@@ -311,7 +314,7 @@ test.serial('joining does not keep the event loop from turning', async (t) => {
   t.teardown(() => clearInterval(timer))
   const over = new AbortController()
   const joined = join(abstractAddress(), { signal: over.signal })
-  await until(() => turns > 20, 'timers have fired while nobody came')
+  await until(() => turns > 20, 'timers have fired while no guest came')
   t.true(await isPending(joined))
   over.abort()
   await t.throwsAsync(joined, { code: 'ERR_RINGFENCE_ABORTED' })

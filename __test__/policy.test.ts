@@ -13,7 +13,7 @@ import { isPending, soon, until } from './support/until.js'
 const node = realpathSync(process.execPath)
 const me = { uid: process.getuid!(), gid: process.getgid!() }
 const isRoot = me.uid === 0
-/** Other users, who are nobody in particular. */
+/** Two other users, without a meaning of their own. */
 const STRANGER = 54321
 const withOthers = isRoot ? test.serial : test.serial.skip
 
@@ -150,7 +150,7 @@ test.serial('a file that is another one, were it byte for byte the same, is anot
   t.is((await hosting).peer.executable?.path, realpathSync(copy))
 })
 
-test.serial('whoever was refused does not hold the place of the next one', async (t) => {
+test.serial('a refused process does not hold the place of the next one', async (t) => {
   const { guesting, hosting, address } = await meet(t, undefined, { uid: STRANGER })
   await t.throwsAsync(guesting, { code: 'ERR_RINGFENCE_PEER_REFUSED' })
   const next = await Partner.start(t)
@@ -321,7 +321,7 @@ test.serial('a host whose authorize says no goes on to the next one, and the gue
   t.deepEqual(asking, [first.partner.pid, next.pid])
 })
 
-test.serial('authorize is not asked about whoever has failed before', async (t) => {
+test.serial('authorize is not asked about a process that has failed before', async (t) => {
   const policy: Policy = { executable: '/bin/sh', authorize: () => t.fail() as never }
   await isRefused(t, await meet(t, policy, {}), 'executable', /node/)
 })
@@ -523,6 +523,6 @@ test.serial('a peer that executes another program is cut off', async (t) => {
   t.is(await soon(channel.closed, 'the end'), 'exited')
   t.is(await channel.receive(), null)
   await t.throwsAsync(channel.verify(), { code: 'ERR_RINGFENCE_PEER_LOST', message: /another program/ })
-  // It lives, and is nobody's peer.
+  // It lives, and is the peer of no process.
   t.not(realpathSync(`/proc/${partner.pid}/exe`), rustPartner)
 })

@@ -272,26 +272,29 @@ test.serial('a visitor may close the channel: it is visited no more', async (t) 
   }
 })
 
-test.serial('a Buffer is the receiver’s own: later reads leave it alone, and writing to it hurts nobody', async (t) => {
-  const { channel, partner } = await pair(t, { there: { capacity: 65536 } })
-  const count = 3000
-  const sent = sendThere(partner, count, 'mixed')
-  const kept: Buffer[] = []
-  while (kept.length < count) {
-    const message = (await channel.receive())!
-    if (!message.equals(pattern(kept.length, message.length))) return t.fail(`message ${kept.length} is another`)
-    // Every other one is written over, to its very borders.
-    if (kept.length % 2 === 0) message.fill(0xff)
-    kept.push(message)
-  }
-  await sent
-  await channel.close()
-  for (const [number, message] of kept.entries()) {
-    const wanted = number % 2 === 0 ? Buffer.alloc(message.length, 0xff) : pattern(number, message.length)
-    if (!message.equals(wanted)) return t.fail(`message ${number} has changed`)
-  }
-  return t.pass()
-})
+test.serial(
+  'a Buffer is the receiver’s own: later reads leave it alone, and writing to it harms no other message',
+  async (t) => {
+    const { channel, partner } = await pair(t, { there: { capacity: 65536 } })
+    const count = 3000
+    const sent = sendThere(partner, count, 'mixed')
+    const kept: Buffer[] = []
+    while (kept.length < count) {
+      const message = (await channel.receive())!
+      if (!message.equals(pattern(kept.length, message.length))) return t.fail(`message ${kept.length} is another`)
+      // Every other one is written over, to its very borders.
+      if (kept.length % 2 === 0) message.fill(0xff)
+      kept.push(message)
+    }
+    await sent
+    await channel.close()
+    for (const [number, message] of kept.entries()) {
+      const wanted = number % 2 === 0 ? Buffer.alloc(message.length, 0xff) : pattern(number, message.length)
+      if (!message.equals(wanted)) return t.fail(`message ${number} has changed`)
+    }
+    return t.pass()
+  },
+)
 
 test.serial('readable waits until there is something to read, and is false once no more will come', async (t) => {
   const { channel, partner } = await pair(t)
@@ -431,7 +434,7 @@ test.serial('several receives that wait are served in the order of their calls',
 })
 
 test.serial(
-  'a receive does not overtake one that waits, though the messages are there and nobody has rung yet',
+  'a receive does not overtake one that waits, though the messages are there and the peer has not rung yet',
   async (t) => {
     const { channel, partner } = await pair(t)
     const first = channel.receive()

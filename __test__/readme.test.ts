@@ -146,7 +146,7 @@ test('a place is kept where one partner after the other is killed', async (t) =>
   t.deepEqual(await exited, [0, null])
 })
 
-test('a send that nobody awaits ends no process where the peer is killed', async (t) => {
+test('a send without a handler ends no process where the peer is killed', async (t) => {
   const address = namedAddress(t)
   const [sender, doomed] = await Promise.all([Partner.start(t), Partner.start(t)])
   await Promise.all([sender.join(address, { capacity: 4096 }), doomed.join(address)])
@@ -168,7 +168,7 @@ test('a send that nobody awaits ends no process where the peer is killed', async
   t.deepEqual(told, { reason: 'exited', awaited: 'ERR_RINGFENCE_PEER_LOST' })
 })
 
-test('a verify that nobody awaits ends no process where the channel has ended', async (t) => {
+test('a verify without a handler ends no process where the channel has ended', async (t) => {
   const address = namedAddress(t)
   const [watcher, doomed] = await Promise.all([Partner.start(t), Partner.start(t)])
   await Promise.all([watcher.join(address), doomed.join(address)])
@@ -187,7 +187,7 @@ test('a verify that nobody awaits ends no process where the channel has ended', 
   t.deepEqual(heard, { codes: [], awaited: 'ERR_RINGFENCE_PEER_LOST' })
 })
 
-test('a send that is wrong is an unhandled rejection where nobody awaits it', async (t) => {
+test('a send that is wrong is an unhandled rejection where it has no handler', async (t) => {
   const address = namedAddress(t)
   const [sender, peer] = await Promise.all([Partner.start(t), Partner.start(t)])
   await Promise.all([sender.join(address), peer.join(address)])

@@ -111,7 +111,7 @@ test.serial('there is no reservation where there is no room, until the peer has 
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   while (channel.trySend(pattern(0, 1000)));
   t.is(channel.reserve(1000), null)
-  // Nobody holds a reservation now.
+  // No reservation is open now.
   t.false(channel.trySend(pattern(0, 1000)))
   const writable = channel.writable(2048)
   t.true(await isPending(writable))
@@ -214,7 +214,7 @@ test.serial('what is no size is INVALID_ARGUMENT', async (t) => {
   t.true(channel.trySend('nothing is reserved'))
 })
 
-test.serial('bytes that are written after the commit reach nobody', async (t) => {
+test.serial('bytes that are written after the commit do not reach the peer', async (t) => {
   const { channel, partner } = await pair(t)
   const kept: Uint8Array[] = []
   for (const [number, size] of sizes.entries()) {
@@ -229,7 +229,7 @@ test.serial('bytes that are written after the commit reach nobody', async (t) =>
   for (const [number, size] of sizes.entries()) t.deepEqual(messages[number], pattern(number, size))
   await channel.close()
   for (const bytes of kept) scribble(bytes, 10_000)
-  t.pass('nor do they hurt anybody once the channel is closed')
+  t.pass('nor do they harm once the channel is closed')
 })
 
 test.serial('the bytes of an open reservation may be kept over a close, which cancels it', async (t) => {

@@ -105,7 +105,7 @@ for (const [kind, backing] of [
 }
 
 test.serial(
-  'once closed has resolved, nothing of the channel is open any more, though somebody still holds it',
+  'once closed has resolved, nothing of the channel is open any more, though the program still holds it',
   async (t) => {
     for (const backing of backings) {
       const partner = await Partner.start(t)
@@ -180,7 +180,7 @@ test.serial('joins that fail leave nothing behind', async (t) => {
   t.deepEqual(readdirSync(dirname(elsewhere)), [])
 })
 
-test.serial('channels that nobody holds any more are let go of with the garbage', async (t) => {
+test.serial('channels that the program holds no more are released with the garbage', async (t) => {
   const partner = await Partner.start(t, { node: ['--expose-gc'] })
   const other = await Partner.start(t)
   const address = addressOf('abstract', t)

@@ -211,7 +211,7 @@ test.serial(
   },
 )
 
-test.serial('whoever connects and says nothing is refused at the deadline, and holds up nobody', async (t) => {
+test.serial('a process that connects and says nothing is refused at the deadline, and delays no other', async (t) => {
   const address = namedAddress(t)
   const listener = await listenHere(t, address, { ...small, timeout: 300 })
   const silent = await Partner.start(t)
@@ -232,7 +232,7 @@ test.serial('whoever connects and says nothing is refused at the deadline, and h
   }
 })
 
-test.serial('authorize decides about each agent of a service, later if it will, and holds up nobody', async (t) => {
+test.serial('authorize decides about each agent of a service, later if it will, and delays no other', async (t) => {
   const address = abstractAddress()
   const answers = new Map<number, (answer: boolean) => void>()
   const asked: number[] = []
@@ -331,7 +331,7 @@ for (const channels of ['keep', 'close', undefined] as const) {
     const waiting = listen(address, { ...small, wait: true })
     await (channels === undefined ? listener.close() : listener.close({ channels }))
     await closed
-    // What nobody has taken is not kept, and its agent is told.
+    // A channel that no loop has taken is closed, and its agent is told.
     t.is(await unclaimed!.run((kit) => kit.channel.closed), 'closed')
     t.deepEqual(await listener[Symbol.asyncIterator]().next(), { done: true, value: undefined })
     if (channels === 'close') {
@@ -395,14 +395,14 @@ test.serial('an AbortSignal ends waiting for the address, waiting for a service,
   const address = abstractAddress()
   const over = new AbortController()
   const { signal } = over
-  const nobody = connect(address, { ...small, signal, wait: true })
+  const first = connect(address, { ...small, signal, wait: true })
   const listener = await listen(abstractAddress(), { ...small, signal })
   const second = listen(listener.address, { ...small, signal, wait: true })
   const loop = serve(listener)
-  t.true(await isPending(Promise.race([nobody, second, loop])))
+  t.true(await isPending(Promise.race([first, second, loop])))
   const reason = new Error('enough')
   over.abort(reason)
-  for (const waiting of [nobody, second]) {
+  for (const waiting of [first, second]) {
     const error = await t.throwsAsync<RingfenceError>(waiting, { code: 'ERR_RINGFENCE_ABORTED' })
     t.is(error?.cause, reason)
   }
@@ -412,7 +412,7 @@ test.serial('an AbortSignal ends waiting for the address, waiting for a service,
   await t.throwsAsync(connect(address, { signal }), { code: 'ERR_RINGFENCE_ABORTED' })
 })
 
-test.serial('connect says that nobody listens, or waits for the service', async (t) => {
+test.serial('connect says that no service listens, or waits for the service', async (t) => {
   const address = namedAddress(t)
   await t.throwsAsync(connect(address, small), { code: 'ERR_RINGFENCE_PEER_LOST', message: /nobody listens at/ })
   await t.throwsAsync(connect(abstractAddress(), small), { code: 'ERR_RINGFENCE_PEER_LOST' })
@@ -460,7 +460,7 @@ test.serial('a pair and a service do not mix: PROTOCOL names both', async (t) =>
   await (await joining).close()
 })
 
-test.serial('a listener that nobody reads takes in so many, and the rest when it is read', async (t) => {
+test.serial('a listener without a loop takes in so many, and the rest when it is read', async (t) => {
   const address = abstractAddress()
   const listener = await listenHere(t, address, small)
   const agent = await Partner.start(t)
@@ -470,7 +470,7 @@ test.serial('a listener that nobody reads takes in so many, and the rest when it
   }, address)
   await until(() => listener.size >= 16, 'some are taken in')
   await new Promise((resolve) => setTimeout(resolve, 300))
-  t.true(listener.size <= 80, `${listener.size} are held for nobody`)
+  t.true(listener.size <= 80, `${listener.size} are held for no loop`)
   let count = 0
   for await (const channel of listener) {
     t.is(channel.peer.pid, agent.pid)

@@ -104,7 +104,7 @@ test('several loops share the tokens, and leaving one loses none', async (t) => 
     found,
     Array.from({ length: 30 }, (_, index) => BigInt(index + 1)),
   )
-  // Nobody takes these until somebody does.
+  // These wait until a loop takes them.
   await send(31, 40)
   t.deepEqual(await take(channel, 10), [31n, 32n, 33n, 34n, 35n, 36n, 37n, 38n, 39n, 40n])
 })
@@ -163,7 +163,7 @@ test('this side’s close ends the tokens at once', async (t) => {
   )
 })
 
-test('a signal that is no token is counted, and nobody is told of it', async (t) => {
+test('a signal that is no token is counted, and no loop is told of it', async (t) => {
   const { channel, partner } = await pair(t)
   const next = channel.tokens()[Symbol.asyncIterator]().next()
   const before = channel.strayTokens

@@ -22,8 +22,8 @@ test.serial('a receive that waits is not forgotten for looks that found nothing 
       else if (way === 'drain') channel.drain(() => {})
       else channel.trySend(pattern(0, 100_000))
     }
-    await partner.run((kit) => kit.channel.send('for whoever waits'))
-    t.is(String(await soon(waiting, 'the message')), 'for whoever waits', way)
+    await partner.run((kit) => kit.channel.send('for the one that waits'))
+    t.is(String(await soon(waiting, 'the message')), 'for the one that waits', way)
   }
 })
 

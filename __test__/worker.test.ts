@@ -101,7 +101,7 @@ test.serial(
     const stage = await Partner.start(t, { node: ['--expose-gc'] })
     const other = await Partner.start(t)
     const address = abstractAddress()
-    // The other side meets whoever comes, and keeps it busy both ways.
+    // The other side meets each that comes, and keeps it busy both ways.
     await other.run((kit, where: string) => {
       kit.keep['met'] = 0
       const meet = async () => {
@@ -150,7 +150,7 @@ test.serial(
           const joined = { times: 0 }
           for (let round = from; round < to; round += 1) {
             const deed = ways[round % ways.length]!
-            // Where nobody will come, it is terminated while it joins.
+            // No partner will come: it is terminated while it joins.
             const meeting = deed === 'joining' ? `${where}-alone` : where
             const orders = { address: meeting, deed, threads: Math.floor(round / ways.length) % 2 === 1 }
             const worker = new Thread(script, { workerData: orders })

@@ -78,7 +78,7 @@ async function main(): Promise<void> {
 
 /**
  * Ends the process by a signal that has come. `process.exit` would wait for a thread that opens a FIFO, or reads from one or
- * writes to it, for as long as the FIFO's other side likes. The signal itself, which has no listener any more, waits for nobody.
+ * writes to it, for as long as the FIFO's other side likes. The signal itself, which has no listener any more, ends the process at once.
  */
 function endBy(signal: 'SIGINT' | 'SIGTERM' | 'SIGHUP'): void {
   const code = 128 + constants.signals[signal]

@@ -1,4 +1,4 @@
-// Files of Debian's packages, below build/ and not in the system: so nobody has to be root, and what the machine has
+// Files of Debian's packages, below build/ and not in the system: so the caller need not be root, and what the machine has
 // stays as it is.
 
 import { spawnSync } from 'node:child_process'

@@ -32,7 +32,7 @@ const EMULATED_LIMIT = 120_000
 const END = performance.now() + 9 * 60_000
 /** What the partners of one that has failed may still have to say. */
 const GRACE = 3000
-/** Somebody who owns nothing here. Not 65534, which stands for every user that has no number here, and is refused. */
+/** A user who owns nothing here. Not 65534, which stands for every user that has no number here, and is refused. */
 const NOBODY = 61_534
 const asRoot = process.getuid() === 0
 /** What is run where the package was installed, and what that needs. */
@@ -42,7 +42,7 @@ const PROGRAMS = [
   'pair.cjs',
   'speak.cjs',
   'service.mjs',
-  'handover.mjs',
+  'membership.mjs',
   'tokens.mjs',
   'ready.mjs',
   'types.mts',
@@ -76,7 +76,7 @@ process.once('exit', () => registry.stop())
 publish()
 const tools = join(work, 'tools')
 const npm = realPath(join(dirname(process.execPath), 'npm'))
-// npm and nothing else: whoever installs it must not need more.
+// npm and nothing else: a user who installs it must not need more.
 mkdirSync(tools)
 for (const name of ['sh', 'env']) symlinkSync(realPath(`/bin/${name}`), join(tools, name))
 symlinkSync(process.execPath, join(tools, 'node'))
@@ -190,7 +190,7 @@ async function tryRuntime(title, command, place, go, lacking) {
       ['service.mjs', 'service', at, '3'],
       ...['one', 'two', 'three'].map((name) => ['service.mjs', name, at]),
     ],
-    handover: (at) => Array.from({ length: 3 }, () => ['handover.mjs', at, '3']),
+    membership: (at) => Array.from({ length: 3 }, () => ['membership.mjs', at, '3']),
     tokens: (at) => [
       ['tokens.mjs', '1', at],
       ['tokens.mjs', '18446744073709551615', at],
@@ -248,7 +248,7 @@ function realPath(path) {
   return spawnSync('readlink', ['-f', path], { encoding: 'utf8' }).stdout.trim()
 }
 
-/** Runs as somebody without privileges. Answers with what was said, and null or what went wrong. */
+/** Runs as a user without privileges. Answers with what was said, and null or what went wrong. */
 async function runAs(cwd, [command, ...args], limit, stop) {
   const started = performance.now()
   const time = Math.min(limit, END - started)
@@ -295,7 +295,7 @@ function endGroup(leader) {
   try {
     if (leader !== undefined) process.kill(-leader, 'SIGKILL')
   } catch {
-    // Nobody is left in it.
+    // No process is left in it.
   }
 }
 

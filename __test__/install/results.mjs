@@ -12,7 +12,7 @@ const expected = JSON.parse(readFileSync(FILE, 'utf8'))
 /** What was known of a cell. What is new is expected to pass. */
 const known = (key, name) => expected[key]?.[name] ?? 'pass'
 
-/** Of a failure that is known, in the words of whoever has looked into it; of another, its first line. */
+/** Of a failure that is known, in the words of the developer who has looked into it; of another, its first line. */
 function reason(key, name, why) {
   return known(key, name) === 'pass' ? why.split('\n')[0] : known(key, name)
 }

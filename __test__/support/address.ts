@@ -33,13 +33,13 @@ export function addressOf(kind: Kind, t: ExecutionContext): string {
   return kind === 'named' ? namedAddress(t) : abstractAddress()
 }
 
-/** Whether somebody has the address, as the kernel tells. */
+/** Whether the address is bound, as the kernel tells. */
 export function isBound(address: string): boolean {
   const lines = readFileSync('/proc/net/unix', 'latin1').split('\n')
   return lines.some((line) => line.endsWith(` ${address}`))
 }
 
-/** Resolves once somebody has bound the address, and its files are in place. Until they have their mode, they let in nobody. */
+/** Resolves once the address is bound and its files are in place. Until they have their mode, no process is let in. */
 export async function untilBound(address: string, mode = 0o600): Promise<void> {
   const isThere = () => address.startsWith('@') || (existsSync(address) && (statSync(address).mode & 0o777) === mode)
   await until(() => isBound(address) && isThere(), `${address} is bound`)

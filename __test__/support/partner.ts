@@ -106,7 +106,7 @@ export class Partner {
       if (this.#exit !== null) reject(new Error(`the partner is gone: ${this.#describe()}`))
       else this.#child.send({ id, code: what.toString(), given })
     })
-    // Whoever waits for it is told; a test that ends before it must not fail by it.
+    // A caller that waits for it is told; a test that ends before it must not fail by it.
     answer.catch(() => {})
     return answer
   }

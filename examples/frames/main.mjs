@@ -26,7 +26,7 @@ const address = `@ringfence-frames-${randomBytes(8).toString('hex')}`
 const child = spawn(producer, [address, process.execPath, width, height, frames].map(String), {
   stdio: ['ignore', 'inherit', 'inherit'],
 })
-// A producer that could not go on has said why; nobody needs to wait for it any longer.
+// A producer that could not go on has said why, and is not waited for any longer.
 const over = new AbortController()
 const exited = once(child, 'exit').finally(() => over.abort())
 

@@ -7,7 +7,7 @@ import { connect, headers } from '@nats-io/transport-node'
 import { join } from 'ringfence'
 
 const [address, here, there, server] = process.argv.slice(2)
-/** After so many messages the bridge waits until the server has them: NATS itself asks nobody to wait. */
+/** After so many messages the bridge waits until the server has them: NATS itself asks no publisher to wait. */
 const UNTIL_FLUSH = 64
 
 const nats = await connect({ servers: server })
@@ -16,7 +16,7 @@ nats.subscribe(`ringfence.${here}.there`, { callback: (_, question) => question.
 // Now the server knows of both: what is sent to this host from here on comes.
 await nats.flush()
 
-// What is published while nobody subscribes is lost, so nothing is before the other bridge answers.
+// What is published without a subscriber is lost, so nothing is before the other bridge answers.
 for (;;) {
   const answer = await nats.request(`ringfence.${there}.there`, '', { timeout: 1000 }).catch(() => null)
   if (answer !== null) break

@@ -1,4 +1,4 @@
-// The agent of orders-agent.service: it talks to nobody but the service, as that was started by its unit.
+// The agent of orders-agent.service: it talks to the service alone, as that was started by its unit.
 
 import { execFileSync } from 'node:child_process'
 

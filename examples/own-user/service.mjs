@@ -1,4 +1,4 @@
-// The service of orders.service: it lets in whoever was started by orders-agent.service, as that unit's user.
+// The service of orders.service: it lets in what was started by orders-agent.service, as that unit's user.
 
 import { execFileSync } from 'node:child_process'
 

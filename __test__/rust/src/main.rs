@@ -33,7 +33,7 @@ fn main() {
     }
 }
 
-/// The test waits for lines, and a line that nobody reads any more is no failure of this end.
+/// The test waits for lines, and a line without a reader is no failure of this end.
 fn say(line: &str) {
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
@@ -124,7 +124,7 @@ fn meet(address: &str, executable: &str, options: &Options) -> Outcome<Channel> 
     if let Some(script) = address.strip_prefix("child:") {
         let mut command = Command::new(executable);
         command.args(["--input-type=module", "--eval", script]);
-        // What is said at the end is said by the child as well; whoever started this process waits for both.
+        // What is said at the end is said by the child as well; the process that started this one waits for both.
         let (_child, line) = spawn(command)?;
         return Ok(line.channel(options)?);
     }
