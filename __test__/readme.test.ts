@@ -205,7 +205,9 @@ test('a send that is wrong is an unhandled rejection where it has no handler', a
 
 test('the files that docs/architecture.md names are there', (t) => {
   const map = readFileSync(join(root, 'docs', 'architecture.md'), 'utf8')
-  const named = [...map.matchAll(/`([\w./-]+\.(?:rs|ts))`/g)].map(([, file]) => file!)
+  const named = [...map.matchAll(/`([\w./-]+\.(?:rs|ts))`/g)]
+    .map(([, file]) => file!)
+    .filter((file) => file !== 'mod.rs')
   t.true(named.length > 20)
   const missing = named.filter(
     (file) => !['', 'crates/ringfence/src'].some((place) => existsSync(join(root, place, file))),
