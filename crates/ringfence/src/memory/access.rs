@@ -12,12 +12,12 @@ use crate::{
 };
 
 /// A region as the ring reads it. Offsets are in bytes from the region's start; those of words are multiples of
-/// eight. Implemented by the mappings below, and by the models that the ring's tests run on.
+/// eight. Implemented by the two views of a mapping, and by the models that the ring's tests run on.
 pub(crate) trait Readable {
     fn load(&self, at: usize, order: Ordering) -> u64;
     /// Copies `into.len()` bytes out. `at` is a multiple of eight.
     fn copy_out(&self, at: usize, into: &mut [u8]);
-    /// As [`Readable::copy_out`], for a reader who goes on behind it, where there is something up to `end`.
+    /// As [`Readable::copy_out`], for a reader that reads on behind the range; something is written up to `end`.
     #[inline]
     fn copy_out_ahead(&self, at: usize, into: &mut [u8], end: usize) {
         if into.len() <= SMALL {
@@ -29,12 +29,12 @@ pub(crate) trait Readable {
             self.copy_out(at, block);
         }
     }
-    /// As many bytes will be read at `at` now: fetches as many that lie further on, where there is something up to `end`.
+    /// The caller reads so many bytes at `at` now. Fetches as many that lie further on, as far as something is written, up to `end`.
     #[inline]
     fn will_read_on(&self, at: usize, length: usize, end: usize) {
         let from = at + AHEAD;
         if length == BLOCK && from + BLOCK <= end {
-            // So many that the compiler can write them out: to count them took as long as to read the block.
+            // A constant number, so that the compiler unrolls the loop: to count the lines took as long as to read the block.
             for line in 0..BLOCK / LINE {
                 self.will_read_later(from + line * LINE);
             }
@@ -49,16 +49,16 @@ pub(crate) trait Readable {
     fn will_read(&self, at: usize) {
         let _ = at;
     }
-    /// As [`Readable::will_read`], where much more will be read before: to the second cache.
+    /// As [`Readable::will_read`], but to the second cache: much more will be read before.
     #[inline]
     fn will_read_later(&self, at: usize) {
         let _ = at;
     }
-    /// A sequentially consistent fence, of the kind of memory that this is.
+    /// A sequentially consistent fence. The models of memory have one of their own.
     fn full_fence(&self) {
         fence(Ordering::SeqCst);
     }
-    /// The same on every processor that runs a process which has asked for it: membarrier(2).
+    /// The same on each processor that runs a process which has asked for it: membarrier(2).
     fn barrier_for_all(&self) -> std::result::Result<(), Errno> {
         sys::issue_barrier()
     }

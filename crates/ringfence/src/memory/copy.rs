@@ -10,11 +10,11 @@ use nix::libc;
 /// Bytes of a cache line. Where lines are longer, some are asked for twice.
 pub(crate) const LINE: usize = 64;
 
-/// Where one record ends tells where the next begins, so a reader would wait for the lines of each in turn, and the
-/// processor's own prefetching ends at each page: readers ask for what lies this far ahead.
+/// Readers ask for what lies this far ahead. Only the end of one record tells where the next begins, so a reader would wait for
+/// the lines of each in turn; and the processor's own prefetching ends at each page.
 pub(crate) const AHEAD: usize = 8192;
 
-/// Bytes that are copied in one go: few, so that lines are asked for at the pace at which they come.
+/// Bytes of one copy: few, so that the reader asks for lines at the pace at which they come.
 pub(crate) const BLOCK: usize = 512;
 
 /// Up to here a copy word by word is faster than a call.
@@ -105,7 +105,7 @@ pub(crate) fn prefetch(at: *const u8, to: Cache) {
     let _ = (at, to);
 }
 
-/// Asks for a cache line before it is written: as [`prefetch`], but nobody else has it then.
+/// Asks for a cache line before it is written: as [`prefetch`], and no other processor has it then.
 #[inline]
 pub(crate) fn prefetch_for_writing(at: *mut u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -118,9 +118,9 @@ pub(crate) fn prefetch_for_writing(at: *mut u8) {
     let _ = at;
 }
 
-/// memset(3) through a pointer that the compiler cannot see through: it cannot take the writes for useless, though
-/// the memory goes next; and where another thread of this process is writing the same bytes at that moment, what comes
-/// of it is decided by the machine, as with any other process's writes to shared memory, and thrown away.
+/// memset(3) through a pointer that the compiler cannot see through: it cannot remove the writes as useless, though
+/// the memory goes next. Where another thread of this process writes the same bytes at that moment, the machine decides what
+/// they become, as with another process's writes to shared memory, and the result is thrown away.
 ///
 /// # Safety
 /// `to` is writable for `length` bytes.

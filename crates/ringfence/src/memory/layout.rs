@@ -19,15 +19,15 @@ pub(crate) const WRITER_PARKED: usize = 512;
 pub(crate) const PHASE: usize = 640;
 /// How many tokens the owner has sent.
 pub(crate) const TOKENS: usize = 768;
-/// 1 while the owner makes a full fence between each store of its tail and its look at the peer's
+/// 1 while the owner makes a full fence between each store of its tail and its load of the peer's
 /// [`READER_PARKED`].
 pub(crate) const TAIL_FENCED: usize = 896;
 /// The same for its head, and the peer's [`WRITER_PARKED`].
 pub(crate) const HEAD_FENCED: usize = 1024;
 /// The ring itself.
 pub(crate) const DATA: usize = 4096;
-/// A record that fits the ring's end but for this many bytes is written past it, so that a message of
-/// exactly half the capacity always finds a place in an empty ring, headers and beginnings of lines notwithstanding.
+/// A record may run past the ring's end by so many bytes. So a message of exactly half the capacity always finds a place in
+/// an empty ring, whatever its header takes, and the gap before the next cache line.
 pub(crate) const OVERHANG: usize = 64;
 
 /// The first word of every region: the name and the version of its layout.

@@ -1,4 +1,4 @@
-//! A shared object as it lies in this process's memory.
+//! A shared object, mapped into this process.
 
 use std::{
     mem::ManuallyDrop,
@@ -18,9 +18,9 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// Maps all of it now: nothing is left for a later fault to find wanting.
+    /// Maps all of it now, so that no later page fault can fail.
     ///
-    /// A core dump must not hold what only two processes may see, and a forked child is not one of the two: madvise(2),
+    /// Only two processes may see the bytes. So a core dump does not hold them, and a forked child does not get them: madvise(2),
     /// `MADV_DONTDUMP` and `MADV_DONTFORK`.
     pub(crate) fn new(object: impl AsFd, length: usize, writable: bool) -> Result<Self, Errno> {
         let descriptor = object.as_fd().as_raw_fd();
@@ -49,7 +49,7 @@ impl Mapping {
         self.map.len()
     }
 
-    /// Whether this process has it; a child of the one that has made it has not.
+    /// Whether this process made the mapping. A forked child has no part in it.
     pub(crate) fn is_here(&self) -> bool {
         self.hole.birth.is_here()
     }
@@ -57,11 +57,11 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // In a child something else may be mapped there.
+        // In a forked child something else may be mapped there.
         if self.is_here() {
-            // Before the place can be another's.
+            // Before another mapping can take the place.
             self.hole.close();
-            // SAFETY: it is looked at no more, and this happens once.
+            // SAFETY: the mapping is not used any more, and this happens once.
             unsafe { ManuallyDrop::drop(&mut self.map) }
         }
     }

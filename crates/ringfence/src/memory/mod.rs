@@ -1,8 +1,10 @@
 //! Memory that two processes share: how an object is made, looked at and mapped, and who may touch which word.
 //!
-//! `object` makes an object that no other process has, and looks at the one that a peer made; `mapping` places it in this
-//! process; `phase` is what a region says of its owner's end; `region` is the layout and the two views of it, one's own (read and write) and the peer's (read only);
-//! `tripwire` keeps the lease and tells when another process opens the object.
+//! `backing` is the choice of the kind, `seals` what a memfd is sealed with, `room` whether there is memory for it; `create` makes
+//! an object, and `accept` checks the one that the peer made. `mapping` places an object in this process; `layout` says where its
+//! words lie, and `phase` what one of them means. `own` is the region that this process writes, `peer` the one that it can only
+//! read; `access`, `copy` and `storage` are their means. `wipe` removes what was said, and `tripwire` tells when another process
+//! opens the object.
 //!
 //! The numbered rules of hostile memory:
 //! 1. No reference points into a peer's region. Loads are volatile or atomic, copies go through raw pointers.

@@ -74,7 +74,7 @@ impl Phase {
     ///
     /// What has been said of the sending stays said. A step is final, but for one: a host that has left the address and
     /// waits for the answer still has its region, and wipes it when that is opened. That does not take the leaving back,
-    /// since the host stays silent and takes nobody in.
+    /// since the host stays silent and admits no other guest.
     pub(crate) fn then(self, step: Step) -> Option<Self> {
         use Step::{Closed, Exposed, Left, Open, Succeeds};
         match (self.step, step) {

@@ -1,7 +1,7 @@
-//! Who opens a shared object sounds an alarm.
+//! An alarm that sounds when another process opens a shared object.
 //!
 //! The write lease on the object outlives its descriptor: it belongs to the open file, which lives as long as this
-//! process's mapping. Whoever opens the object is held back by it for the lease-break time (45 s by default, see
+//! process's mapping. The kernel holds back a process that opens the object for the lease-break time (45 s by default, see
 //! proc_sys_fs(5)), and the kernel sends the signal that the lease was taken with. Which of the objects is meant the signal does not
 //! say (its descriptor's number has another owner by then), but `/proc/locks` does: a lease that another process breaks is
 //! not an active write lease any more.
@@ -162,10 +162,10 @@ impl Table {
 }
 
 impl Tripwire {
-    /// Takes a write lease on the object, which the kernel grants only while nobody else has it open, and watches it.
+    /// Takes a write lease on the object, which the kernel grants only while no other process has it open, and watches it.
     /// The descriptor may be closed then; a mapping that was made with it keeps the lease.
     ///
-    /// Errors with [`Error::ObjectExposed`] where somebody else has it open, with [`Error::InvalidArgument`] where this
+    /// Errors with [`Error::ObjectExposed`] where another process has it open, with [`Error::InvalidArgument`] where this
     /// process uses the signal itself, and with [`Error::Unsupported`].
     pub(crate) fn arm(object: impl AsFd, signal: c_int) -> Result<Self> {
         let file =
@@ -195,12 +195,12 @@ impl Tripwire {
         Ok(tripwire)
     }
 
-    /// Whether somebody has tried to open the object.
+    /// Whether another process has tried to open the object.
     pub(crate) fn is_tripped(&self) -> bool {
         self.wire.is_tripped()
     }
 
-    /// What to do when somebody tries to open the object; at once, if somebody has.
+    /// What to do when another process tries to open the object. It is done at once if one has tried already.
     pub(crate) fn on_alarm(&self, alarm: impl FnOnce() + Send + 'static) {
         *self.wire.alarm() = Some(Box::new(alarm));
         if self.is_tripped() {
@@ -354,7 +354,7 @@ mod tests {
     #[test]
     fn the_table_of_locks_tells_what_is_held() {
         for (place, seen) in [
-            // Whoever has a descriptor may lock the same file in other ways.
+            // A process that has a descriptor may lock the same file in other ways.
             ("00:01:587017", Seen::Held),
             // Being broken, worn down to a read lease, and waited for.
             ("00:01:587018", Seen::Broken),

@@ -542,10 +542,10 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         self.gathering.map_or(0, |(_, read)| read)
     }
 
-    /// The producer has gone: looks at its tail for the last time, and tells nobody any more how far everything was read.
+    /// The producer has gone: looks at its tail for the last time, and tells no peer any more how far everything was read.
     /// What is there is read where it lies. A child that the producer has forked may have the same memory and go on
     /// writing there: the records are checked as ever, and nothing is read behind this tail. A tail that is a lie is found
-    /// behind what was known to be there, each time that somebody looks.
+    /// behind what was known to be there, at each look.
     pub(crate) fn settle(&mut self, own: O) {
         self.last = Some(self.peer.load(layout::TAIL, Ordering::Acquire));
         self.own = own;

@@ -38,11 +38,11 @@ pub(crate) enum Lie {
 /// No honest look and no lie makes one call look more often than this.
 pub(super) const LOOKS: u32 = 5000;
 
-/// The peer's region as somebody sees it whose peer answers each look with the next lie. Whoever looks outside of it,
-/// or beside its words, or without an end, fails the test.
+/// The region of a peer that answers each look with the next lie. A look outside of it, or beside its words, fails the test,
+/// and so do looks without an end.
 pub(super) struct Liar {
     region: OwnRegion,
-    /// The end of the ring and its overhang; what lies behind is nobody's.
+    /// The end of the ring and its overhang; what lies behind belongs to neither side.
     end: usize,
     lies: RefCell<VecDeque<Lie>>,
     position: Cell<u64>,

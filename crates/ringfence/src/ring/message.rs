@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// A message where it lies: in the peer's region, which the peer may write while it is read. So there is no slice of
-/// it: it yields words and copies, and whoever decides something reads once and decides on what it read.
+/// it: it yields words and copies. A caller that decides something reads once, and decides on what it has read.
 #[derive(Debug, Clone, Copy)]
 pub struct Message<'a>(Lies<'a>);
 

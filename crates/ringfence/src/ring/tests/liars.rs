@@ -151,7 +151,7 @@ fn heads_that_no_honest_reader_publishes_are_corrupt() {
     ] {
         let reader = OwnRegion::private(SMALLEST);
         let mut producer = Producer::new(OwnRegion::private(SMALLEST), reader.seen_by_peer(), SMALLEST);
-        // 32 bytes published, and 16 more written that nobody can have read.
+        // 32 bytes published, and 16 more written that no reader can have read.
         assert!(producer.push(&[0; 24]).unwrap());
         producer.publish();
         assert!(producer.push(&[0; 8]).unwrap());
