@@ -20,13 +20,11 @@ const ROOM = 8 * 1024
 /** A longer message has memory of its own. Node's own Buffers have the same limit, half of `Buffer.poolSize`. */
 const OWN = 4 * 1024
 /**
- * A block is so many times as large as its first record, within limits: to make one costs as much as to copy 8 KiB, and what
- * is kept keeps a whole one. Records up to `SHORT` have blocks of their own, so that they never keep one of the others.
+ * Bytes of a block. To make one costs as much as to copy 8 KiB, whatever its size, and what is kept keeps a whole one: so
+ * messages up to `SHORT` have blocks of their own.
  */
-const SHARE = 64
-const SHORT = 256 + HEADER
-const BLOCK_LEAST = 2 * 1024
-const BLOCK_MOST = { short: 8 * 1024, long: 32 * 1024 }
+const SHORT = 256
+const BLOCK = { short: 8 * 1024, long: 32 * 1024 }
 /** Memory for large messages that is kept for the next visit. */
 const SCRATCH_KEPT = 16 * 1024 * 1024
 
@@ -50,7 +48,9 @@ interface Waiting {
 interface Block {
   memory: Buffer
   used: number
-  readonly most: number
+  readonly size: number
+  /** No shorter message is handed out of it. */
+  readonly least: number
 }
 
 export class Inbox {
@@ -58,14 +58,18 @@ export class Inbox {
   readonly #busy: boolean
   #chunk: Buffer = allocateShared(CHUNK, 'what is received')
   #near = this.#chunk.subarray(0, NEAR)
+  /** Into which what has memory of its own does not fit. */
+  #narrow = this.#chunk.subarray(0, HEADER + OWN)
+  /** The last message had memory of its own: the next is put there at once, and not copied twice. */
+  #far = false
   #words = new Uint32Array(this.#chunk.buffer)
   /** The chunk's records that nobody has read yet: from here… */
   #at = 0
   /** …to here. */
   #end = 0
   /** Where records are copied to: the one that was last copied to is one of the others. */
-  readonly #short: Block = { memory: EMPTY, used: 0, most: BLOCK_MOST.short }
-  readonly #long: Block = { memory: EMPTY, used: 0, most: BLOCK_MOST.long }
+  readonly #short: Block = { memory: EMPTY, used: 0, size: BLOCK.short, least: 0 }
+  readonly #long: Block = { memory: EMPTY, used: 0, size: BLOCK.long, least: SHORT + 1 }
   #block: Buffer = EMPTY
   /** The chunk's records are in the block up to here… */
   #copied = 0
@@ -138,7 +142,7 @@ export class Inbox {
       // A visitor has transferred it elsewhere: it has taken nothing along, since all was read.
       if (into.length === 0) this.#useChunk(newChunk())
       this.#at = this.#end = this.#copied = 0
-      into = own ? this.#near : this.#chunk
+      into = own ? (this.#far ? this.#narrow : this.#near) : this.#chunk
     } else if (into.length - this.#end < ROOM) {
       this.#useChunk(newChunk())
       into = this.#chunk
@@ -151,11 +155,13 @@ export class Inbox {
       answer = this.#native.pull(this.#chunk, 0, goesOn)
     }
     if (answer > 0) {
+      this.#far = false
       this.#at = this.#end
       this.#end += answer
       return true
     }
     if (answer > LARGE) return this.#nothing(answer)
+    this.#far = true
     this.#gathering = this.#memory(LARGE - answer, own || this.#visitors > 0)
     return this.#gather()
   }
@@ -163,6 +169,7 @@ export class Inbox {
   #useChunk(chunk: Buffer): void {
     this.#chunk = chunk
     this.#near = chunk.subarray(0, NEAR)
+    this.#narrow = chunk.subarray(0, HEADER + OWN)
     this.#words = new Uint32Array(chunk.buffer, chunk.byteOffset, chunk.length >>> 2)
     this.#at = this.#end = this.#copied = 0
   }
@@ -226,51 +233,54 @@ export class Inbox {
     this.#visited = false
     if (this.#at === this.#end) {
       if (this.#large === null && !this.#fetch(true, spin)) return null
-      const large = this.#large
-      if (large !== null) {
-        const message = this.#own ? large : copyOf(large)
-        this.#large = null
-        turns.spend()
-        return message
-      }
+      if (this.#large !== null) return this.#takeLarge(this.#large)
     }
     const at = this.#at
     const length = this.#words[at >>> 2]
     if (length === undefined) throw this.#lost()
     const start = at + HEADER
     const end = start + length
-    let message: Buffer
-    if (length > OWN) {
-      message = allocate(length, 'a message')
-      put.call(message, this.#chunk.subarray(start, end))
-    } else {
-      // Where the block was transferred elsewhere, what has been handed out went with it; the rest is copied anew.
-      if (at >= this.#copied || this.#block.length === 0) this.#copy(at, length)
-      message = this.#block.subarray(start - this.#shift, end - this.#shift)
-    }
+    if (length > OWN) return this.#takeOwn(start, end)
+    // Where the block was transferred elsewhere, what has been handed out went with it; the rest is copied anew.
+    if (at >= this.#copied || this.#block.length === 0) this.#copy(at, length)
+    const message = this.#block.subarray(start - this.#shift, end - this.#shift)
     this.#at = (end + 7) & ~7
     turns.spend()
     return message
   }
 
-  /** Copies the record at `at` to a block, and those of its kind that follow, as far as they fit. */
+  #takeLarge(large: Buffer): Buffer {
+    const message = this.#own ? large : copyOf(large)
+    this.#large = null
+    turns.spend()
+    return message
+  }
+
+  #takeOwn(start: number, end: number): Buffer {
+    const message = copyOf(this.#chunk.subarray(start, end))
+    this.#far = true
+    this.#at = (end + 7) & ~7
+    turns.spend()
+    return message
+  }
+
+  /** Copies the record at `at` to a block, and those that follow, as far as they fit and are to be there. */
   #copy(at: number, length: number): void {
+    const block = length > SHORT ? this.#long : this.#short
     const size = HEADER + ((length + 7) & ~7)
-    const short = size <= SHORT
-    const block = short ? this.#short : this.#long
     if (size > block.memory.length - block.used) {
-      const bytes = Math.min(Math.max(SHARE * size, BLOCK_LEAST), block.most)
-      block.memory = allocateShared(bytes, 'a message')
+      block.memory = allocateShared(block.size, 'a message')
       block.used = 0
     }
-    const { memory, used } = block
+    const { memory, used, least } = block
     const most = Math.min(this.#end, at + memory.length - used)
     const words = this.#words
     let to = at + size
     while (to < most) {
-      const next = HEADER + ((words[to >>> 2]! + 7) & ~7)
-      if (to + next > most || next <= SHORT !== short) break
-      to += next
+      const next = words[to >>> 2]!
+      const end = to + HEADER + ((next + 7) & ~7)
+      if (end > most || next < least || next > OWN) break
+      to = end
     }
     put.call(memory, this.#chunk.subarray(at, to), used)
     block.used = used + to - at
@@ -390,19 +400,21 @@ export class Inbox {
           const chunk = this.#chunk
           const words = this.#words
           const end = this.#end
+          const stop = Math.min(most, count + left)
+          const begin = count
           let at = this.#at
-          while (at < end && count < most) {
+          while (at < end && count < stop) {
             const length = words[at >>> 2]
             if (length === undefined) throw this.#lost()
             const next = at + HEADER + ((length + 7) & ~7)
             this.#at = next
             count += 1
-            left -= 1
             visit(chunk, at + HEADER, length)
             // A visitor that reads, itself, may have changed all of this.
-            if (left <= 0 || this.#at !== next || this.#chunk !== chunk) break
+            if (this.#at !== next || this.#chunk !== chunk) break
             at = next
           }
+          left -= count - begin
         }
         if (left <= 0) {
           const now = turns.look()

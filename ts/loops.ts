@@ -22,6 +22,21 @@ export function loop<Value>(
 ): AsyncIterator<Value, undefined> {
   const waiting = new Set<Wait<Value>>()
   let left = false
+  // Apart from next(), which would be slower by its closures even where there is nothing to wait for.
+  const later = (): Promise<IteratorResult<Value, undefined>> => {
+    const own = wait()
+    waiting.add(own)
+    return own.promise.then(
+      (value) => {
+        waiting.delete(own)
+        return toResult(value)
+      },
+      (error: unknown) => {
+        waiting.delete(own)
+        throw error
+      },
+    )
+  }
   return {
     next() {
       if (left) return Promise.resolve(OVER)
@@ -31,18 +46,7 @@ export function loop<Value>(
       } catch (error) {
         return Promise.reject(error as Error)
       }
-      const own = wait()
-      waiting.add(own)
-      return own.promise.then(
-        (value) => {
-          waiting.delete(own)
-          return toResult(value)
-        },
-        (error: unknown) => {
-          waiting.delete(own)
-          throw error
-        },
-      )
+      return later()
     },
     return() {
       left = true

@@ -22,12 +22,15 @@ function tried<Memory>(size: number, what: string, make: (size: number) => Memor
   }
 }
 
-const refuse = {
-  value: () => {
-    throw new TypeError('this memory holds other messages as well: copy the message, and transfer the copy')
-  },
-  configurable: true,
+function refuse(): never {
+  throw new TypeError('this memory holds other messages as well: copy the message, and transfer the copy')
 }
+
+/** What shared memory inherits from, where the engine can transfer: properties of each one's own take as long as all the rest. */
+const SHARED: object | null =
+  'transfer' in ArrayBuffer.prototype
+    ? Object.create(ArrayBuffer.prototype, { transfer: { value: refuse }, transferToFixedLength: { value: refuse } })
+    : null
 
 /**
  * Memory that several messages lie in: whoever transfers one of them elsewhere would take the others along. The engine sees to
@@ -39,6 +42,6 @@ export function allocateShared(size: number, what: string): Buffer {
   const { buffer } = memory
   // Not an import by name: where the engine has no such function, it could not be imported at all.
   threads.markAsUntransferable?.(buffer)
-  if ('transfer' in buffer) Object.defineProperties(buffer, { transfer: refuse, transferToFixedLength: refuse })
+  if (SHARED !== null) Object.setPrototypeOf(buffer, SHARED)
   return memory
 }

@@ -3,7 +3,7 @@ const BUDGET = 2
 /** Milliseconds after which the clock is looked at again, about. */
 const SLICE = 0.25
 /** Messages that may go by before the clock is looked at: where each takes long, fewer do. */
-const MOST = 32
+const MOST = 256
 
 /**
  * Sees to it that the event loop turns. A loop that awaits what is there already goes on in microtasks. While it does, no timer
