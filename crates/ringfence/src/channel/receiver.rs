@@ -570,8 +570,9 @@ fn still_gathering() -> Error {
 }
 
 impl AsFd for Receiver {
-    /// The private line: readable when the peer has rung, or has gone. To be taken before another thread waits on the other
-    /// half, which may read the bell otherwise; from then on it leaves every bell there.
+    /// The private line: readable when the peer has rung, or has gone. Both halves have the same, and a bell on it does not say for
+    /// which of them it is. So one event loop waits for both: where another thread sleeps in a call of the other half (such as
+    /// [`Sender::wait`](crate::Sender::wait)), either may read the bell that the other waits for, which then sleeps on.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared.line()
     }
