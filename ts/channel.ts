@@ -3,7 +3,7 @@ import type { Duplex } from 'node:stream'
 import { toDuplex } from './duplex.js'
 import { RingfenceError, aborted, fromFailure, invalid, show } from './errors.js'
 import { atExit } from './exit.js'
-import { Inbox, type Visit } from './inbox.js'
+import { ReceiveBuffer, type Visit } from './receive-buffer.js'
 import { loop } from './loops.js'
 import { FAILED, withOperations, type Failure, type NativeChannel, type RawChannel } from './native.js'
 import { SendQueue } from './send-queue.js'
@@ -73,7 +73,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   readonly #native: NativeChannel
   readonly #sendQueue: SendQueue
-  readonly #inbox: Inbox
+  readonly #receiveBuffer: ReceiveBuffer
   readonly #tokens: Tokens
   /** Fetched when it is first asked for. */
   #ofHandshake: readonly Evidence[] | null = null
@@ -109,7 +109,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     })
     const failed = (error: RingfenceError) => this.#failed(error)
     this.#sendQueue = new SendQueue(native, busyPoll > 0, failed)
-    this.#inbox = new Inbox(native, busyPoll > 0, failed, () => this.#mayBeOver())
+    this.#receiveBuffer = new ReceiveBuffer(native, busyPoll > 0, failed, () => this.#mayBeOver())
     this.#tokens = new Tokens(native)
     if (native.watch(() => this.#hear()) === FAILED) {
       const error = fromFailure(native.failure())
@@ -224,7 +224,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   async receive(options?: { signal?: AbortSignal }): Promise<Buffer | null> {
     const signal = this.#readerSignal(options)
     const message = this.#receiveNow()
-    return message === undefined ? this.#inbox.wait(true, signal, aborted).promise : message
+    return message === undefined ? this.#receiveBuffer.wait(true, signal).promise : message
   }
 
   /**
@@ -233,7 +233,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * @throws {@link RingfenceError} CLOSED after this side's close; RING_CORRUPT
    */
   tryReceive(): Buffer | null {
-    return this.#inbox.tryReceive()
+    return this.#receiveBuffer.tryReceive()
   }
 
   /**
@@ -254,7 +254,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     if (typeof visit !== 'function') throw invalid(`drain takes a function, not ${show(visit)}`)
     if (max !== undefined && (typeof max !== 'number' || !(max >= 0)))
       throw invalid(`max must be a number of messages, not ${show(max)}`)
-    return this.#inbox.drain(visit, max)
+    return this.#receiveBuffer.drain(visit, max)
   }
 
   /**
@@ -265,19 +265,19 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   async readable(options?: { signal?: AbortSignal }): Promise<boolean> {
     const signal = this.#readerSignal(options)
     this.#sendQueue.pump()
-    const readable = this.#inbox.isReadableNow()
-    return readable ?? (await this.#inbox.wait(false, signal, aborted).promise) !== null
+    const readable = this.#receiveBuffer.isReadableNow()
+    return readable ?? (await this.#receiveBuffer.wait(false, signal).promise) !== null
   }
 
   /** No more will come, and all was read. */
   get readableEnded(): boolean {
-    return this.#inbox.isEnded
+    return this.#receiveBuffer.isEnded
   }
 
   [Symbol.asyncIterator](): AsyncIterator<Buffer, undefined> {
     return loop(
       () => this.#receiveNow(),
-      () => this.#inbox.wait(true),
+      () => this.#receiveBuffer.wait(true),
     )
   }
 
@@ -355,7 +355,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       throw invalid(`linger must be a number of milliseconds, not ${show(linger)}`)
     }
     if (this.#reason !== null) {
-      if (this.#inbox.outlives) this.#inbox.close(closedHere)
+      if (this.#receiveBuffer.outlives) this.#receiveBuffer.close(closedHere)
       return
     }
     this.#sendQueue.refuse(closedHere)
@@ -416,7 +416,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   /** What was sent before must be on its way before an answer is waited for. */
   #receiveNow(): Buffer | null | undefined {
     if (!this.#sendQueue.isEmpty) this.#sendQueue.pump()
-    return this.#inbox.receiveNow()
+    return this.#receiveBuffer.receiveNow()
   }
 
   /** The line is readable. */
@@ -434,7 +434,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   #wake(): void {
     this.#native.disarm()
     this.#sendQueue.awake()
-    this.#inbox.awake()
+    this.#receiveBuffer.awake()
   }
 
   /** The core has ended the channel. */
@@ -499,11 +499,11 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     this.#sendQueue.shut(unsendable, true)
     this.#whyOver = unsendable
     if (unsendable === closedHere || unsendable === refusedHere) {
-      this.#inbox.close(unsendable)
+      this.#receiveBuffer.close(unsendable)
       this.#tokens.close()
     } else {
-      if (outlives) this.#inbox.outlive(() => this.#native.close())
-      else this.#inbox.stop(unsendable)
+      if (outlives) this.#receiveBuffer.outlive(() => this.#native.close())
+      else this.#receiveBuffer.stop(unsendable)
       this.#tokens.stop()
     }
     this.#resolveClosed(reason)

@@ -1,6 +1,6 @@
 import { Duplex } from 'node:stream'
 
-import { turns } from './turns.js'
+import { fairness } from './fairness.js'
 
 /** A chunk larger than this is sent in pieces, so that the peer reads the first while the next is written. */
 const PIECE = 256 * 1024
@@ -75,8 +75,8 @@ class ChannelStream extends Duplex {
     try {
       for (;;) {
         // The stream asks for more from microtasks, in which no other event is handled.
-        if (turns.due !== null) {
-          await turns.due
+        if (fairness.due !== null) {
+          await fairness.due
           if (this.destroyed) return
         }
         const message = this.#channel.tryReceive()

@@ -1,18 +1,12 @@
-// Loops over what comes: `for await`, and whatever else calls next() and return().
+// Loops over what comes: `for await`, and other callers of next() and return().
 
-/** Somebody who waits for what comes next. */
-export interface Wait<Value> {
-  /** null: no more will come, or it has left. */
-  readonly promise: Promise<Value | null>
-  /** Waits no more: what comes next is for others. */
-  leave(): void
-}
+import type { Wait } from './waiters.js'
 
 const OVER: IteratorResult<never, undefined> = { done: true, value: undefined }
 
 /**
- * A loop. One that is left while it waits takes nothing any more: a stream that is destroyed has called next() ahead, and what
- * came for it then would be nobody's.
+ * A loop. One that is left while it waits takes no value: a destroyed stream has called next() ahead, and a value that came for
+ * it then would be lost.
  *
  * @param now - What is there now; `undefined` where it must be waited for, `null` where no more will come.
  */

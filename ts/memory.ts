@@ -33,7 +33,7 @@ const SHARED: object | null =
     : null
 
 /**
- * Memory that several messages lie in: whoever transfers one of them elsewhere would take the others along. The engine sees to
+ * Memory that several messages lie in: a program that transfers one of them elsewhere would take the others along. The engine sees to
  * that for `postMessage` and `structuredClone`, where it knows the mark (Node does); `ArrayBuffer.prototype.transfer` is
  * covered by hand. Neither keeps a program from it that is bent on it.
  */

@@ -12,7 +12,7 @@ import { isUint8Array } from 'node:util/types'
 import { fromFailure, invalid, show, type RingfenceError } from './errors.js'
 import { allocate, allocateEmpty } from './memory.js'
 import { FAILED, FLAGS, HEADER, WHOLE, type NativeChannel } from './native.js'
-import { turns } from './turns.js'
+import { fairness } from './fairness.js'
 import type { Reservation } from './types.js'
 
 /** Bytes of the staging arena: what one call carries at most. */
@@ -253,8 +253,8 @@ export class SendQueue {
       sent = this.#native.send(bytes, 0)
       if (sent === WHOLE) {
         if (own !== null) this.#recycle(own)
-        turns.spend()
-        return turns.due ?? SENT
+        fairness.spend()
+        return fairness.due ?? SENT
       }
       if (sent === FAILED) throw this.#fail()
     } else if (this.#shut !== null) {
@@ -478,9 +478,9 @@ export class SendQueue {
   }
 
   #tell(told: Deferred): void {
-    turns.spend()
-    if (turns.due === null) told.resolve()
-    else void turns.due.then(told.resolve)
+    fairness.spend()
+    if (fairness.due === null) told.resolve()
+    else void fairness.due.then(told.resolve)
   }
 
   /** `true`: there is no room, and this side will look again, or the peer will ring once it has read something. */

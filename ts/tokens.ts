@@ -1,10 +1,10 @@
 // The tokens of one channel, and the loops that wait for them.
 
 import { fromFailure, invalid, show } from './errors.js'
-import { loop, type Wait } from './loops.js'
+import { loop } from './loops.js'
 import { ENDED, FAILED, type NativeChannel } from './native.js'
-import { turns } from './turns.js'
-import { Waiters } from './waiters.js'
+import { fairness } from './fairness.js'
+import { Waiters, type Wait } from './waiters.js'
 
 const LARGEST = 2n ** 64n - 1n
 
@@ -39,14 +39,14 @@ export class Tokens {
   }
 
   #now(): bigint | null | undefined {
-    turns.spend()
-    return !this.#waiters.isEmpty || turns.due !== null ? undefined : this.#take()
+    fairness.spend()
+    return !this.#waiters.isEmpty || fairness.due !== null ? undefined : this.#take()
   }
 
   #wait(): Wait<bigint> {
     const wait = this.#waiters.add()
-    if (turns.due === null) this.#watch()
-    else void turns.due.then(() => this.#serveOrWatch())
+    if (fairness.due === null) this.#watch()
+    else void fairness.due.then(() => this.#serveOrWatch())
     return wait
   }
 

@@ -1,7 +1,14 @@
 // Callers that wait for a channel, a message or a token: the first that came is the first served.
 
 import { aborted } from './errors.js'
-import type { Wait } from './loops.js'
+
+/** One wait, as the caller sees it. */
+export interface Wait<Value> {
+  /** null: no more will come, or the wait was left. */
+  readonly promise: Promise<Value | null>
+  /** Ends the wait: what comes next is for others. */
+  leave(): void
+}
 
 /** One wait, as the owner of the values sees it. */
 export interface Waiter<Value> {

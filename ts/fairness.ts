@@ -6,12 +6,12 @@ const SLICE = 0.25
 const MOST = 256
 
 /**
- * Sees to it that the event loop turns. A loop that awaits what is there already goes on in microtasks. While it does, no timer
- * fires, no signal is heard, and no abort: so every so often a promise is kept back until the loop has turned.
+ * Lets the event loop turn. A loop that awaits what is there already goes on in microtasks. Meanwhile no timer fires, and no
+ * signal and no abort is handled. So every 2 ms a promise is kept back until the event loop has turned.
  *
  * The budget is one for the whole thread, since the event loop is one: two channels that are read side by side share it.
  */
-class Turns {
+class Fairness {
   /** Messages until the next look at the clock. */
   #left = 1
   #stride = 1
@@ -51,7 +51,7 @@ class Turns {
     return now
   }
 
-  /** Whether so much time has passed since another look that whoever goes on without a promise should stop. */
+  /** Whether so much time has passed between two looks that a caller which goes on without a promise should stop. */
   isLong(from: number, now: number): boolean {
     return now - from >= BUDGET
   }
@@ -62,4 +62,4 @@ class Turns {
   }
 }
 
-export const turns = new Turns()
+export const fairness = new Fairness()

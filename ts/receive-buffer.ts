@@ -1,15 +1,15 @@
 // What has been read: fetched from the ring many messages at a time, and handed out one by one.
 //
 // One call into the binding copies as many records as fit into a chunk of memory, and JavaScript walks them there. A visitor
-// is shown the chunk itself, which is used anew. Whoever wants a Buffer gets one that is never written again: a long message
+// is shown the chunk itself, which is used anew. A caller that wants a Buffer gets one that is never written again: a long message
 // has memory of its own, and short ones are copied out of the chunk several at a time, into a block that they share. So a
 // message that is kept keeps little besides, and one that is transferred elsewhere takes none along that is still to come.
 
 import { RingfenceError, fromFailure, invalid } from './errors.js'
-import type { Wait } from './loops.js'
+import { fairness } from './fairness.js'
 import { allocate, allocateShared } from './memory.js'
 import { ENDED, FAILED, FIRST, HEADER, LARGE, MORE, WHOLE, type NativeChannel } from './native.js'
-import { turns } from './turns.js'
+import { Waiters, type Wait } from './waiters.js'
 
 /** Bytes of the chunk: what one call carries at most. */
 const CHUNK = 128 * 1024
@@ -36,14 +36,6 @@ const put = Uint8Array.prototype.set
 
 export type Visit = (bytes: Uint8Array, offset: number, length: number) => void
 
-/** Somebody who waits. */
-interface Waiting {
-  /** Takes a message; or only wants to know that there is one. */
-  takes: boolean
-  found(message: Buffer | null): void
-  failed(error: Error): void
-}
-
 /** Memory that several messages share, and how much of it is used. */
 interface Block {
   memory: Buffer
@@ -53,7 +45,7 @@ interface Block {
   readonly least: number
 }
 
-export class Inbox {
+export class ReceiveBuffer {
   readonly #native: NativeChannel
   readonly #busy: boolean
   #chunk: Buffer = allocateShared(CHUNK, 'what is received')
@@ -63,7 +55,7 @@ export class Inbox {
   /** The last message had memory of its own: the next is put there at once, and not copied twice. */
   #far = false
   #words = new Uint32Array(this.#chunk.buffer)
-  /** The chunk's records that nobody has read yet: from here… */
+  /** The chunk's unread records: from here… */
   #at = 0
   /** …to here. */
   #end = 0
@@ -75,7 +67,7 @@ export class Inbox {
   #copied = 0
   /** …this many bytes further on than in the block. */
   #shift = 0
-  /** Messages were last read by visitors: whoever waits will look at the next that way as well. */
+  /** Messages were last read by visitors, so the next ones are likely to be as well. */
   #visited = false
   /** Visitors that are running: what they look at must not be written. */
   #visitors = 0
@@ -83,12 +75,12 @@ export class Inbox {
   #large: Buffer | null = null
   /** A large message that is not. */
   #gathering: Buffer | null = null
-  /** The large message's memory belongs to nobody else. */
+  /** The large message has memory of its own. */
   #own = false
   #scratch: Buffer | null = null
   /** The peer has gone, and what it has left lies in the ring still: lets go of that, once nothing is left of it. */
   #letGo: (() => void) | null = null
-  #waiting: Waiting[] = []
+  readonly #waiters = new Waiters<Buffer>()
   #armed = false
   /** No more will come from the ring: the end, or why. */
   #over: 'ended' | (() => RingfenceError) | null = null
@@ -113,7 +105,7 @@ export class Inbox {
     try {
       return !this.#has(false) && this.#over !== null
     } catch (error) {
-      // There is a message, and no memory for it: whoever receives it is told.
+      // There is a message, and no memory for it: the call that receives it tells.
       if (isShortage(error)) return false
       throw error
     }
@@ -150,7 +142,7 @@ export class Inbox {
     let answer =
       spin && this.#busy ? this.#native.pullBusy(into, this.#end, goesOn) : this.#native.pull(into, this.#end, goesOn)
     if (answer <= LARGE && !own && this.#end > 0 && LARGE - answer + HEADER <= CHUNK) {
-      // It may fit a chunk that nobody has begun.
+      // It may fit an empty chunk.
       this.#useChunk(newChunk())
       answer = this.#native.pull(this.#chunk, 0, goesOn)
     }
@@ -174,7 +166,7 @@ export class Inbox {
     this.#at = this.#end = this.#copied = 0
   }
 
-  /** A visitor has transferred the chunk elsewhere, and with it what nobody has read. */
+  /** A visitor has transferred the chunk elsewhere, and the unread messages with it. */
   #lost(): RingfenceError {
     const bytes = this.#end - this.#at
     this.#useChunk(newChunk())
@@ -210,7 +202,7 @@ export class Inbox {
   #nothing(answer: number): false {
     if (answer === ENDED) {
       this.#over = 'ended'
-      // The end of a message that was under way will not come: nobody was promised it.
+      // The rest of a message that was under way will not come; no call was promised it.
       this.#gathering = null
       this.#ended()
     } else if (answer === FAILED) {
@@ -245,14 +237,14 @@ export class Inbox {
     if (at >= this.#copied || this.#block.length === 0) this.#copy(at, length)
     const message = this.#block.subarray(start - this.#shift, end - this.#shift)
     this.#at = (end + 7) & ~7
-    turns.spend()
+    fairness.spend()
     return message
   }
 
   #takeLarge(large: Buffer): Buffer {
     const message = this.#own ? large : copyOf(large)
     this.#large = null
-    turns.spend()
+    fairness.spend()
     return message
   }
 
@@ -260,7 +252,7 @@ export class Inbox {
     const message = copyOf(this.#chunk.subarray(start, end))
     this.#far = true
     this.#at = (end + 7) & ~7
-    turns.spend()
+    fairness.spend()
     return message
   }
 
@@ -304,57 +296,24 @@ export class Inbox {
 
   /** A message if there is one, `undefined` if one must be waited for, `null` if none will come. */
   receiveNow(): Buffer | null | undefined {
-    if (this.#waiting.length > 0 || turns.due !== null) return undefined
+    if (!this.#waiters.isEmpty || fairness.due !== null) return undefined
     const message = this.#take(true)
     if (message !== null) return message
     return this.#isOpen() ? undefined : null
   }
 
   isReadableNow(): boolean | undefined {
-    turns.spend()
-    if (turns.due !== null) return undefined
+    fairness.spend()
+    if (fairness.due !== null) return undefined
     if (this.#has(true)) return true
     return this.#isOpen() ? undefined : false
   }
 
   /** Waits for a message (`takes`), or until there is one; called once `receiveNow` has found none. */
-  wait(takes: boolean, signal?: AbortSignal, aborted?: (signal: AbortSignal) => Error): Wait<Buffer> {
-    let waiting!: Waiting
-    const promise = new Promise<Buffer | null>((resolve, reject) => {
-      const forget = () => signal?.removeEventListener('abort', abort)
-      waiting = {
-        takes,
-        found(message) {
-          forget()
-          resolve(message)
-        },
-        failed(error) {
-          forget()
-          reject(error)
-        },
-      }
-      const abort = () => {
-        this.#leave(waiting)
-        reject(aborted!(signal!))
-      }
-      signal?.addEventListener('abort', abort, { once: true })
-    })
-    this.#waiting.push(waiting)
+  wait(takes: boolean, signal?: AbortSignal): Wait<Buffer> {
+    const wait = this.#waiters.add(signal, takes)
     this.serve()
-    return {
-      promise,
-      leave: () => {
-        if (this.#leave(waiting)) waiting.found(null)
-      },
-    }
-  }
-
-  /** Whether it was still waiting. */
-  #leave(waiting: Waiting): boolean {
-    const index = this.#waiting.indexOf(waiting)
-    if (index === -1) return false
-    this.#waiting.splice(index, 1)
-    return true
+    return wait
   }
 
   /** @param max - Undefined: no more than the event loop can spare the time for. */
@@ -362,7 +321,7 @@ export class Inbox {
     const most = max ?? Infinity
     let count = 0
     /** Messages until the next look at the clock; where that has been looked at, the first time. */
-    let left = turns.stride
+    let left = fairness.stride
     let began = 0
     let fetched = FIRST
     let goesOn = false
@@ -371,7 +330,7 @@ export class Inbox {
     try {
       while (count < most) {
         if (this.#at === this.#end) {
-          // Nobody looks at the chunk between two visits of the outermost visitor.
+          // Between two visits of the outermost visitor the chunk is not looked at.
           this.#visitors -= 1
           let there: boolean
           try {
@@ -417,10 +376,10 @@ export class Inbox {
           left -= count - begin
         }
         if (left <= 0) {
-          const now = turns.look()
-          left = turns.stride
+          const now = fairness.look()
+          left = fairness.stride
           if (began === 0) began = now
-          else if (max === undefined && turns.isLong(began, now)) break
+          else if (max === undefined && fairness.isLong(began, now)) break
         }
       }
     } finally {
@@ -436,27 +395,26 @@ export class Inbox {
     this.serve()
   }
 
-  /** Gives whoever waits what is there, and has the peer ring for the rest. */
+  /** Gives what is there to the callers that wait, and has the peer ring for the rest. */
   serve(): void {
-    while (this.#waiting.length > 0) {
-      if (turns.due !== null) {
-        this.#defer(turns.due)
+    for (let waiter = this.#waiters.first; waiter !== undefined; waiter = this.#waiters.first) {
+      if (fairness.due !== null) {
+        this.#defer(fairness.due)
         return
       }
-      const waiting = this.#waiting[0]!
       let message: Buffer | null = null
       let there = false
       try {
-        if (waiting.takes) message = this.#take(false)
+        if (waiter.takes) message = this.#take(false)
         else there = this.#has(false)
       } catch (error) {
-        // It is this one's: the others are told of what they find.
-        if (this.#leave(waiting)) waiting.failed(error as Error)
+        // The error is this one's: the others are told what they find.
+        if (this.#waiters.remove(waiter)) waiter.failed(error as Error)
         continue
       }
       if (message !== null || there) {
-        this.#waiting.shift()
-        waiting.found(message ?? EMPTY)
+        this.#waiters.shift()
+        waiter.found(message ?? EMPTY)
         continue
       }
       if (this.#over !== null) {
@@ -479,17 +437,15 @@ export class Inbox {
     })
   }
 
-  /** Nothing is there any more for those who wait. */
+  /** No more will come for the callers that wait. */
   #tellEnd(): void {
-    for (const waiting of this.#waiting.splice(0)) {
-      if (this.#over === 'ended') waiting.found(null)
-      else waiting.failed(this.#over!())
-    }
+    if (this.#over === 'ended') this.#waiters.end()
+    else this.#waiters.fail(this.#over!)
   }
 
   /**
-   * The peer has gone. What it has left is read where it lies, when it is wanted: a copy would take as much memory as the peer
-   * likes. `letGo` is called once, when nothing is left, or nobody may read it any more.
+   * The peer has gone. What it has left is read where it lies, when it is asked for: a copy would take as much memory as the peer
+   * likes. `letGo` is called once, when nothing is left, or it may not be read any more.
    */
   outlive(letGo: () => void): void {
     this.#letGo = letGo
@@ -499,7 +455,7 @@ export class Inbox {
       // Where nothing is left, that is known at once.
       if (this.#over === null) this.#has(false)
     } catch (error) {
-      // There is a message, and no memory for it: whoever receives it is told.
+      // There is a message, and no memory for it: the call that receives it tells.
       if (!isShortage(error)) throw error
     }
     if (this.#over !== null) this.#leaveRing()
@@ -516,7 +472,7 @@ export class Inbox {
     this.serve()
   }
 
-  /** This side has closed the channel: whoever waits is told the end, and who comes later the reason. */
+  /** This side has closed the channel: callers that wait are told the end, later calls the reason. */
   close(why: () => RingfenceError): void {
     this.#over = 'ended'
     this.#at = this.#end = this.#copied = 0
