@@ -94,4 +94,5 @@ pub use ring::message::{Message, Progress, Words};
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub use testing::fuzzing;
-pub use wait::deadline::{CancelToken, wait_readable};
+pub use wait::cancel::CancelToken;
+pub use wait::deadline::wait_readable;

@@ -10,7 +10,7 @@ use crate::{
     peer::policy::Policy,
     rendezvous::election::Access,
     signal::claim,
-    wait::deadline::CancelToken,
+    wait::cancel::CancelToken,
 };
 
 /// The longest message that one header can describe is cut well below 4 GiB, so that no sum of lengths overflows

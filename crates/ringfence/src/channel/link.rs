@@ -7,7 +7,7 @@ use crate::{
     handshake::parts::Parts,
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
-    wake::doorbell::{Barriers, ParkingSpot, Sleeper, Waker},
+    wake::parking::{Barriers, ParkingSpot, Sleeper, Waker},
 };
 
 /// After this many looks that found nothing, a half that only ever polls looks at the line as well, so that it

@@ -32,7 +32,8 @@ use crate::{
     options::Options,
     ring::consumer::Consumer,
     ring::producer::Producer,
-    wake::doorbell::{Doorbell, ParkingSpot},
+    wake::doorbell::Doorbell,
+    wake::parking::ParkingSpot,
 };
 
 /// Both directions between this process and its peer.

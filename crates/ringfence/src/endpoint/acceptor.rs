@@ -30,7 +30,8 @@ use crate::{
     options::Options,
     rendezvous::address::Address,
     rendezvous::election::Place,
-    wait::deadline::{self, Bell, CancelToken, Deadline},
+    wait::cancel::{Bell, CancelToken},
+    wait::deadline::{self, Deadline},
 };
 
 /// Handshakes under way at a time, each with a thread.

@@ -12,7 +12,8 @@ use nix::poll::PollFlags;
 use crate::{
     error::{Error, Result},
     fork::leave_torn,
-    wait::deadline::{Bell, Deadline, Woken},
+    wait::cancel::Bell,
+    wait::deadline::{Deadline, Woken},
 };
 
 /// Brought by threads of this crate's own, claimed by whoever asks.

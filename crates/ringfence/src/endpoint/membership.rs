@@ -36,7 +36,9 @@ use crate::{
     options::Options,
     rendezvous::address::Address,
     rendezvous::election::{self, Inheritance, Met, Place},
-    wait::deadline::{Backoff, Bell, CancelToken, Deadline},
+    wait::backoff::Backoff,
+    wait::cancel::{Bell, CancelToken},
+    wait::deadline::Deadline,
 };
 
 /// Channels, and as many refusals, that nobody has asked for yet. With more channels than that nobody is taken in;

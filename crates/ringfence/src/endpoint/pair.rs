@@ -17,7 +17,9 @@ use crate::{
     options::Options,
     rendezvous::address::Address,
     rendezvous::election::{self, Met, Place},
-    wait::deadline::{Backoff, Bell, Deadline},
+    wait::backoff::Backoff,
+    wait::cancel::Bell,
+    wait::deadline::Deadline,
 };
 
 /// Meets the other instance at an address and makes the channel between the two.

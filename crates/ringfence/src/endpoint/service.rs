@@ -29,7 +29,10 @@ use crate::{
     options::{Options, SeatLimits},
     rendezvous::address::Address,
     rendezvous::election::{self, Place},
-    wait::deadline::{Backoff, Bell, CancelToken, Deadline, Permits},
+    wait::backoff::Backoff,
+    wait::cancel::{Bell, CancelToken},
+    wait::deadline::Deadline,
+    wait::permits::Permits,
 };
 
 /// News that nobody has asked for yet: beyond that, newcomers wait in the kernel's backlog.

@@ -32,32 +32,18 @@
 //! (one: its partner's end of the private line), with OFFER (one: the object), among members with the host's READY (the
 //! listening socket, and for a path the lock beside it), and with nothing else.
 
-use std::{
-    fmt,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
-};
-
-use nix::{
-    errno::Errno,
-    poll::PollFlags,
-    sys::socket::{ControlMessage, MsgFlags, sendmsg},
-};
+use std::fmt;
 
 use crate::{
     error::{Error, Refusal, Result},
-    identity::Credentials,
     signal::inbox::{Secret, TokenAddress},
-    sys::{self, Control},
-    wait::deadline::{Deadline, Woken},
 };
 
 const MAGIC: [u8; 8] = *b"ringfnce";
 /// The version of this protocol, and of the layout of memory. Both sides must speak the same.
 pub(crate) const VERSION: u16 = 1;
-const HEAD: usize = 16;
+pub(super) const HEAD: usize = 16;
 const LONGEST_BODY: usize = 4096;
-/// With any frame.
-const MOST_DESCRIPTORS: usize = 2;
 
 pub(crate) type Nonce = [u8; 32];
 
@@ -232,7 +218,7 @@ impl Frame {
     }
 
     /// Kind and body length, from a frame's head.
-    fn head(head: &[u8; HEAD]) -> Result<(u16, usize)> {
+    pub(super) fn head(head: &[u8; HEAD]) -> Result<(u16, usize)> {
         let mut fields = Fields(head);
         let magic: [u8; 8] = fields.take()?;
         if magic != MAGIC {
@@ -263,7 +249,7 @@ impl Frame {
         Ok((kind, length))
     }
 
-    fn body(kind: u16, body: &[u8]) -> Result<Self> {
+    pub(super) fn body(kind: u16, body: &[u8]) -> Result<Self> {
         let mut fields = Fields(body);
         let frame = match kind {
             1 => {
@@ -323,7 +309,7 @@ impl Frame {
 
 #[cfg(any(test, fuzzing))]
 impl Frame {
-    /// The first frame in these bytes, as [`Line::expect`] reads it, and what follows it.
+    /// The first frame in these bytes, as [`Line::expect`](crate::handshake::line::Line::expect) reads it, and what follows it.
     pub(crate) fn decode(bytes: &[u8]) -> Result<(Self, &[u8])> {
         let short = || Error::Protocol("a frame ends early".into());
         let (head, rest) = bytes.split_first_chunk().ok_or_else(short)?;
@@ -452,212 +438,6 @@ impl Refuse {
             Code::Unable => Error::PeerLost(format!("it could not go on: {}", self.found)),
         }
     }
-}
-
-/// A stream socket on which frames are exchanged with one known process, up to a deadline.
-#[derive(Debug)]
-pub(crate) struct Line<'a> {
-    pub(crate) socket: BorrowedFd<'a>,
-    /// Who speaks at the other end; every part of every frame must be stamped with this.
-    pub(crate) speaker: Credentials,
-    pub(crate) deadline: &'a Deadline,
-    /// The address, for errors.
-    pub(crate) address: &'a str,
-}
-
-/// Sends a frame, with this process's credentials and some descriptors. Never blocks: a handshake's frames
-/// are far smaller than any socket's buffer, so one that is full is a peer that does not follow the protocol.
-pub(crate) fn send(
-    socket: BorrowedFd<'_>,
-    frame: &Frame,
-    descriptors: &[BorrowedFd<'_>],
-) -> Result<(), Errno> {
-    let bytes = frame.encode();
-    let credentials = sys::effective_credentials();
-    let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    let mut control = vec![ControlMessage::ScmCredentials(&credentials)];
-    if !raw.is_empty() {
-        control.push(ControlMessage::ScmRights(&raw));
-    }
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    let slices = [std::io::IoSlice::new(&bytes)];
-    let sent = loop {
-        match sendmsg::<()>(socket.as_raw_fd(), &slices, &control, flags, None) {
-            Err(Errno::EINTR) => {}
-            other => break other?,
-        }
-    };
-    if sent == bytes.len() {
-        Ok(())
-    } else {
-        Err(Errno::EAGAIN)
-    }
-}
-
-impl Line<'_> {
-    pub(crate) fn send(&self, frame: &Frame, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
-        send(self.socket, frame, descriptors).map_err(|errno| match errno {
-            // It has closed its end: if it said why before that, that is the news.
-            Errno::EPIPE | Errno::ECONNRESET => self
-                .last_words()
-                .unwrap_or_else(|| Error::PeerLost(format!("it closed the line ({})", errno.desc()))),
-            Errno::EAGAIN => Error::PeerLost("it does not read what it is sent".into()),
-            // The line is what the peer passed: what is wrong with it is not this system's fault.
-            errno => Error::unless_short("writing to the peer's line", errno, |errno| {
-                Error::Protocol(format!("its line cannot be written to ({})", errno.desc()))
-            }),
-        })
-    }
-
-    /// What a peer that has gone said before that, if it said why.
-    pub(crate) fn last_words(&self) -> Option<Error> {
-        loop {
-            match self.receive("its last words", MOST_DESCRIPTORS) {
-                Ok((Frame::Refuse(refuse), _)) => return Some(refuse.into_error(self.address)),
-                Ok(_) => {}
-                Err(_) => return None,
-            }
-        }
-    }
-
-    /// The next frame, and the descriptor that came with it, if one did. A refusal is an error already.
-    pub(crate) fn expect(&self, step: &'static str) -> Result<(Frame, Vec<OwnedFd>)> {
-        self.expect_with(step, 1)
-    }
-
-    /// The same, with so many descriptors at most.
-    pub(crate) fn expect_with(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
-        match self.receive(step, most)? {
-            (Frame::Refuse(refuse), _) => Err(refuse.into_error(self.address)),
-            other => Ok(other),
-        }
-    }
-
-    /// The next frame, a refusal included, and the descriptors that came with it, so many at most.
-    pub(crate) fn receive(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
-        receive(self.socket, &mut Some(self.speaker), self.deadline, step, most)
-    }
-}
-
-/// The first frame on a socket that somebody has inherited, and who says it: nobody could know that before. Whoever
-/// begins it must say all of it.
-pub(crate) fn first(
-    socket: BorrowedFd<'_>,
-    deadline: &Deadline,
-    address: &str,
-    step: &'static str,
-) -> Result<(Credentials, Frame, Vec<OwnedFd>)> {
-    let mut speaker = None;
-    match (receive(socket, &mut speaker, deadline, step, 1)?, speaker) {
-        ((Frame::Refuse(refuse), _), _) => Err(refuse.into_error(address)),
-        ((frame, descriptors), Some(speaker)) => Ok((speaker, frame, descriptors)),
-        (_, None) => Err(Error::Protocol("a frame that nobody has said".into())),
-    }
-}
-
-fn receive(
-    socket: BorrowedFd<'_>,
-    speaker: &mut Option<Credentials>,
-    deadline: &Deadline,
-    step: &'static str,
-    most: usize,
-) -> Result<(Frame, Vec<OwnedFd>)> {
-    let mut descriptors = Vec::new();
-    let mut fill = |buffer: &mut [u8]| {
-        fill(socket, buffer, speaker, deadline, step, &mut descriptors)?;
-        if descriptors.len() > most {
-            return Err(surplus(most));
-        }
-        Ok(())
-    };
-    let mut head = [0_u8; HEAD];
-    fill(&mut head)?;
-    let (kind, length) = Frame::head(&head)?;
-    let mut body = vec![0_u8; length];
-    fill(&mut body)?;
-    Ok((Frame::body(kind, &body)?, descriptors))
-}
-
-fn surplus(most: usize) -> Error {
-    Error::ObjectUnsound {
-        check: "descriptors",
-        wanted: format!("at most {most}"),
-        found: "more".into(),
-    }
-}
-
-/// A stream keeps no borders of messages: reads until the buffer is full, and never past it.
-fn fill(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    speaker: &mut Option<Credentials>,
-    deadline: &Deadline,
-    step: &'static str,
-    descriptors: &mut Vec<OwnedFd>,
-) -> Result<()> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        let received = match sys::receive(socket, &mut buffer[filled..]) {
-            Ok(received) => received,
-            Err(Errno::EAGAIN) => {
-                match deadline.wait(&[(socket, PollFlags::POLLIN)])? {
-                    Woken::Ready => {}
-                    Woken::Late => {
-                        return Err(Error::HandshakeTimeout {
-                            step,
-                            after: deadline.allowed,
-                        });
-                    }
-                }
-                continue;
-            }
-            Err(Errno::ECONNRESET) => {
-                return Err(Error::PeerLost(format!("it left while {step} was awaited")));
-            }
-            Err(errno) => {
-                return Err(Error::unless_short("reading the peer's line", errno, |errno| {
-                    Error::Protocol(format!("its line cannot be read ({})", errno.desc()))
-                }));
-            }
-        };
-        descriptors.extend(received.descriptors);
-        match received.control {
-            Control::Expected if descriptors.len() <= MOST_DESCRIPTORS => {}
-            Control::Expected | Control::Truncated => return Err(surplus(MOST_DESCRIPTORS)),
-            Control::Short => {
-                return Err(Error::NoSpace {
-                    what: format!("a descriptor that came with {step}"),
-                    reason: "this process has as many open as it may (RLIMIT_NOFILE), or a security module forbids it \
-                             this one"
-                        .into(),
-                });
-            }
-            // It comes of an option of this side's own socket, which only a peer that holds the socket too can have set.
-            Control::Unexpected { level, kind } => {
-                return Err(Error::Protocol(format!(
-                    "a control message that was not asked for (level {level}, type {kind}) comes with {step}"
-                )));
-            }
-        }
-        if received.bytes == 0 {
-            return Err(Error::PeerLost(format!("it left while {step} was awaited")));
-        }
-        match (received.credentials, *speaker) {
-            (Some(found), Some(wanted)) if found == wanted => {}
-            (Some(found), None) => *speaker = Some(found),
-            (found, wanted) => {
-                let who = |c: Credentials| format!("pid {}, uid {}, gid {}", c.pid, c.uid, c.gid);
-                let wanted = wanted.map_or_else(
-                    || "every message from somebody whom the kernel names".into(),
-                    |wanted| format!("every message from {}, which is who spoke first", who(wanted)),
-                );
-                let refusal = Refusal::new("line", wanted, found.map_or_else(|| "none".into(), who));
-                return Err(found.into_iter().fold(refusal, Refusal::about).into());
-            }
-        }
-        filled += received.bytes;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

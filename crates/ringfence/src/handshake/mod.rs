@@ -2,6 +2,7 @@
 //! what it does is in the module that it names.
 
 pub(crate) mod frame;
+pub(crate) mod line;
 pub(crate) mod parts;
 
 use std::{
@@ -21,7 +22,8 @@ use crate::{
     error::{Error, Refusal, Result},
     evidence::Record,
     fork::{Mark, Withheld},
-    handshake::frame::{Frame, HARDENS, Hello, Line, Meeting, Nonce, Offer, Refuse, TAKES_BARRIERS},
+    handshake::frame::{Frame, HARDENS, Hello, Meeting, Nonce, Offer, Refuse, TAKES_BARRIERS},
+    handshake::line::Line,
     handshake::parts::{Parts, Role},
     harden,
     identity::{Credentials, Identity},
@@ -172,7 +174,7 @@ impl<'a> Side<'a> {
         let result = (|| {
             let step = "the child's HELLO";
             let (speaker, frame, descriptors) =
-                frame::first(stream.as_fd(), self.deadline, &self.address, step)?;
+                line::first(stream.as_fd(), self.deadline, &self.address, step)?;
             check_child(speaker, child, &mut record)?;
             let line = only_line(descriptors)?;
             check_line(&line, speaker)?;
@@ -314,7 +316,7 @@ impl<'a> Side<'a> {
         settle_line(&stream)?;
         let own = nonce()?;
         let hello = Frame::Hello(self.hello(own, Nonce::default()));
-        let sent = frame::send(stream.as_fd(), &hello, &[theirs.as_fd()]);
+        let sent = line::send(stream.as_fd(), &hello, &[theirs.as_fd()]);
         drop(theirs);
         let door = self.line(&stream, peer.credentials);
         if let Err(errno) = sent {
@@ -685,7 +687,7 @@ pub(crate) fn refuse(socket: impl AsFd, error: Error) -> Error {
     };
     if !knows_already {
         // Whoever does not read it learns it from the end of the line.
-        let _ = frame::send(socket.as_fd(), &Frame::Refuse(Refuse::from(&error)), &[]);
+        let _ = line::send(socket.as_fd(), &Frame::Refuse(Refuse::from(&error)), &[]);
     }
     error
 }

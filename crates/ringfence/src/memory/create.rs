@@ -252,7 +252,7 @@ mod tests {
     /// The time of a whole handshake, and a cancel token, count here too.
     #[test]
     fn a_deadline_and_a_cancel_token_end_the_reservation_of_memory() {
-        let cancel_token = crate::wait::deadline::CancelToken::new().unwrap();
+        let cancel_token = crate::wait::cancel::CancelToken::new().unwrap();
         let deadline = Deadline::endless(vec![cancel_token.clone()], std::time::Duration::from_secs(60));
         has_time(&deadline).unwrap();
         let late = deadline.within(std::time::Duration::ZERO);

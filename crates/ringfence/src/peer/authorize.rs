@@ -21,7 +21,8 @@ use crate::{
     evidence::Record,
     fork::Birth,
     identity::Identity,
-    wait::deadline::{Bell, Deadline, Woken},
+    wait::cancel::Bell,
+    wait::deadline::{Deadline, Woken},
 };
 
 /// It belongs to the step in which the peer has shown that the line is its own.

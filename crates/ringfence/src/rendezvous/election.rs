@@ -29,7 +29,8 @@ use crate::{
     error::{Error, Refusal, Result},
     evidence::Record,
     fork::{Birth, Withheld},
-    handshake::frame::{self, Code, Frame, Refuse},
+    handshake::frame::{Code, Frame, Refuse},
+    handshake::line,
     rendezvous::address::Address,
     sys,
     wait::deadline::Deadline,
@@ -680,5 +681,5 @@ pub(crate) fn turn_away(stream: BorrowedFd<'_>) {
         found: "two processes share it already".into(),
     };
     // Whoever does not listen learns it from the end of the connection.
-    let _ = frame::send(stream, &Frame::Refuse(refuse), &[]);
+    let _ = line::send(stream, &Frame::Refuse(refuse), &[]);
 }

@@ -21,7 +21,7 @@ use crate::{
     fork::{Birth, PerProcess, leave_torn},
     signal::claim::{Claim, Handler, strays},
     sys::{self, SignalInfo},
-    wait::deadline::Bell,
+    wait::cancel::Bell,
 };
 
 /// Tokens that wait for a program that does not take them.

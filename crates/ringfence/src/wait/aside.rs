@@ -18,7 +18,8 @@ use nix::poll::PollFlags;
 use crate::{
     error::{Error, Result},
     fork::PerProcess,
-    wait::deadline::{Bell, Deadline, Woken},
+    wait::cancel::Bell,
+    wait::deadline::{Deadline, Woken},
 };
 
 /// Such calls under way at a time in this process. Each holds a thread and two descriptors, for as long as it hangs.

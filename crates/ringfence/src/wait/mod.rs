@@ -1,9 +1,12 @@
-//! How long something is waited for, and who may call it off.
+//! How long something is waited for, and what may call it off.
 //!
-//! `deadline` is the time and the token that calls a wait off; `aside` makes calls that may never come back on a thread
-//! of their own.
+//! `deadline` is the time, and the waiting itself; `cancel` is the token that calls a wait off; `backoff` has the pauses between
+//! tries; `permits` bounds what threads do side by side; `aside` makes calls that may never come back on a thread of their own.
 //!
 //! May import `fork` and `sys`, and what the whole crate shares.
 
 pub(crate) mod aside;
+pub(crate) mod backoff;
+pub(crate) mod cancel;
 pub(crate) mod deadline;
+pub(crate) mod permits;

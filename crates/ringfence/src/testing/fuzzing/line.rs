@@ -13,10 +13,7 @@ use nix::sys::socket::{
 };
 
 use crate::{
-    handshake::frame::{Frame, Line},
-    identity::Credentials,
-    sys,
-    wait::deadline::Deadline,
+    handshake::frame::Frame, handshake::line::Line, identity::Credentials, sys, wait::deadline::Deadline,
 };
 
 /// A piece of the stream, and how many descriptors are sent with it.

@@ -1,4 +1,3 @@
-//! The doorbell: every order in which a sleeper and a ringer may see each other, and the line itself.
+//! The line: who waits on it, who reads the bells, and how its end is noticed.
 
 mod line;
-mod wake_ups;

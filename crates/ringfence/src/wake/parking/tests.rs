@@ -15,7 +15,7 @@ use crate::{
     ring::consumer::Consumer,
     ring::producer::Producer,
     testing::loomed::Region,
-    wake::doorbell::{Barriers, ParkingSpot, Sleeper, Waker},
+    wake::parking::{Barriers, ParkingSpot, Sleeper, Waker},
 };
 
 /// What the private line is to both: bytes that stay until they are read.

@@ -1,0 +1,244 @@
+//! Who speaks: frames are exchanged with one process that is known, and each part of each frame must be stamped with its
+//! credentials by the kernel.
+
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::{
+    errno::Errno,
+    poll::PollFlags,
+    sys::socket::{ControlMessage, MsgFlags, sendmsg},
+};
+
+use crate::{
+    error::{Error, Refusal, Result},
+    handshake::frame::{Frame, HEAD},
+    identity::Credentials,
+    sys::{self, Control},
+    wait::deadline::{Deadline, Woken},
+};
+
+/// With any frame.
+const MOST_DESCRIPTORS: usize = 2;
+
+/// A stream socket on which frames are exchanged with one known process, up to a deadline.
+#[derive(Debug)]
+pub(crate) struct Line<'a> {
+    pub(crate) socket: BorrowedFd<'a>,
+    /// Who speaks at the other end; every part of every frame must be stamped with this.
+    pub(crate) speaker: Credentials,
+    pub(crate) deadline: &'a Deadline,
+    /// The address, for errors.
+    pub(crate) address: &'a str,
+}
+
+/// Sends a frame, with this process's credentials and some descriptors. Never blocks: a handshake's frames
+/// are far smaller than any socket's buffer, so one that is full is a peer that does not follow the protocol.
+pub(crate) fn send(
+    socket: BorrowedFd<'_>,
+    frame: &Frame,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
+    let bytes = frame.encode();
+    let credentials = sys::effective_credentials();
+    let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut control = vec![ControlMessage::ScmCredentials(&credentials)];
+    if !raw.is_empty() {
+        control.push(ControlMessage::ScmRights(&raw));
+    }
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let slices = [std::io::IoSlice::new(&bytes)];
+    let sent = loop {
+        match sendmsg::<()>(socket.as_raw_fd(), &slices, &control, flags, None) {
+            Err(Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    if sent == bytes.len() {
+        Ok(())
+    } else {
+        Err(Errno::EAGAIN)
+    }
+}
+
+impl Line<'_> {
+    pub(crate) fn send(&self, frame: &Frame, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+        send(self.socket, frame, descriptors).map_err(|errno| match errno {
+            // It has closed its end: if it said why before that, that is the news.
+            Errno::EPIPE | Errno::ECONNRESET => self
+                .last_words()
+                .unwrap_or_else(|| Error::PeerLost(format!("it closed the line ({})", errno.desc()))),
+            Errno::EAGAIN => Error::PeerLost("it does not read what it is sent".into()),
+            // The line is what the peer passed: what is wrong with it is not this system's fault.
+            errno => Error::unless_short("writing to the peer's line", errno, |errno| {
+                Error::Protocol(format!("its line cannot be written to ({})", errno.desc()))
+            }),
+        })
+    }
+
+    /// What a peer that has gone said before that, if it said why.
+    pub(crate) fn last_words(&self) -> Option<Error> {
+        loop {
+            match self.receive("its last words", MOST_DESCRIPTORS) {
+                Ok((Frame::Refuse(refuse), _)) => return Some(refuse.into_error(self.address)),
+                Ok(_) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// The next frame, and the descriptor that came with it, if one did. A refusal is an error already.
+    pub(crate) fn expect(&self, step: &'static str) -> Result<(Frame, Vec<OwnedFd>)> {
+        self.expect_with(step, 1)
+    }
+
+    /// The same, with so many descriptors at most.
+    pub(crate) fn expect_with(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
+        match self.receive(step, most)? {
+            (Frame::Refuse(refuse), _) => Err(refuse.into_error(self.address)),
+            other => Ok(other),
+        }
+    }
+
+    /// The next frame, a refusal included, and the descriptors that came with it, so many at most.
+    pub(crate) fn receive(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
+        let mut reader = Reader {
+            socket: self.socket,
+            speaker: Some(self.speaker),
+            deadline: self.deadline,
+            step,
+            descriptors: Vec::new(),
+        };
+        let frame = reader.frame(most)?;
+        Ok((frame, reader.descriptors))
+    }
+}
+
+/// The first frame on a socket that a child has inherited, and the process that sent it, which is not known before. The process
+/// that begins the frame must send all of it.
+pub(crate) fn first(
+    socket: BorrowedFd<'_>,
+    deadline: &Deadline,
+    address: &str,
+    step: &'static str,
+) -> Result<(Credentials, Frame, Vec<OwnedFd>)> {
+    let mut reader = Reader {
+        socket,
+        speaker: None,
+        deadline,
+        step,
+        descriptors: Vec::new(),
+    };
+    match (reader.frame(1)?, reader.speaker) {
+        (Frame::Refuse(refuse), _) => Err(refuse.into_error(address)),
+        (frame, Some(speaker)) => Ok((speaker, frame, reader.descriptors)),
+        (_, None) => Err(Error::Protocol("a frame that nobody has said".into())),
+    }
+}
+
+/// One frame on its way in.
+struct Reader<'a> {
+    socket: BorrowedFd<'a>,
+    /// Each part must come from this process. `None` until the first part has come.
+    speaker: Option<Credentials>,
+    deadline: &'a Deadline,
+    /// What is awaited, for errors.
+    step: &'static str,
+    /// Those that have come with the frame.
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Reader<'_> {
+    /// The frame, with so many descriptors at most.
+    fn frame(&mut self, most: usize) -> Result<Frame> {
+        let mut head = [0_u8; HEAD];
+        self.part(&mut head, most)?;
+        let (kind, length) = Frame::head(&head)?;
+        let mut body = vec![0_u8; length];
+        self.part(&mut body, most)?;
+        Frame::body(kind, &body)
+    }
+
+    fn part(&mut self, buffer: &mut [u8], most: usize) -> Result<()> {
+        self.fill(buffer)?;
+        if self.descriptors.len() > most {
+            return Err(surplus(most));
+        }
+        Ok(())
+    }
+
+    /// A stream keeps no borders of messages: reads until the buffer is full, and never past it.
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {
+        let step = self.step;
+        let mut filled = 0;
+        while filled < buffer.len() {
+            let received = match sys::receive(self.socket, &mut buffer[filled..]) {
+                Ok(received) => received,
+                Err(Errno::EAGAIN) => {
+                    match self.deadline.wait(&[(self.socket, PollFlags::POLLIN)])? {
+                        Woken::Ready => {}
+                        Woken::Late => {
+                            return Err(Error::HandshakeTimeout {
+                                step,
+                                after: self.deadline.allowed,
+                            });
+                        }
+                    }
+                    continue;
+                }
+                Err(Errno::ECONNRESET) => {
+                    return Err(Error::PeerLost(format!("it left while {step} was awaited")));
+                }
+                Err(errno) => {
+                    return Err(Error::unless_short("reading the peer's line", errno, |errno| {
+                        Error::Protocol(format!("its line cannot be read ({})", errno.desc()))
+                    }));
+                }
+            };
+            self.descriptors.extend(received.descriptors);
+            match received.control {
+                Control::Expected if self.descriptors.len() <= MOST_DESCRIPTORS => {}
+                Control::Expected | Control::Truncated => return Err(surplus(MOST_DESCRIPTORS)),
+                Control::Short => {
+                    return Err(Error::NoSpace {
+                    what: format!("a descriptor that came with {step}"),
+                    reason: "this process has as many open as it may (RLIMIT_NOFILE), or a security module forbids it \
+                             this one"
+                        .into(),
+                });
+                }
+                // It comes of an option of this side's own socket, which only a peer that holds the socket too can have set.
+                Control::Unexpected { level, kind } => {
+                    return Err(Error::Protocol(format!(
+                        "a control message that was not asked for (level {level}, type {kind}) comes with {step}"
+                    )));
+                }
+            }
+            if received.bytes == 0 {
+                return Err(Error::PeerLost(format!("it left while {step} was awaited")));
+            }
+            match (received.credentials, self.speaker) {
+                (Some(found), Some(wanted)) if found == wanted => {}
+                (Some(found), None) => self.speaker = Some(found),
+                (found, wanted) => {
+                    let who = |c: Credentials| format!("pid {}, uid {}, gid {}", c.pid, c.uid, c.gid);
+                    let wanted = wanted.map_or_else(
+                        || "every message from somebody whom the kernel names".into(),
+                        |wanted| format!("every message from {}, which is who spoke first", who(wanted)),
+                    );
+                    let refusal = Refusal::new("line", wanted, found.map_or_else(|| "none".into(), who));
+                    return Err(found.into_iter().fold(refusal, Refusal::about).into());
+                }
+            }
+            filled += received.bytes;
+        }
+        Ok(())
+    }
+}
+
+fn surplus(most: usize) -> Error {
+    Error::ObjectUnsound {
+        check: "descriptors",
+        wanted: format!("at most {most}"),
+        found: "more".into(),
+    }
+}
