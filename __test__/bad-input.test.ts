@@ -15,7 +15,7 @@ import {
 } from 'ringfence'
 
 import { abstractAddress, namedAddress, temporaryDirectory } from './support/address.js'
-import { pair, Partner } from './support/partner.js'
+import { listenHere, pair, Partner } from './support/partner.js'
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 const addressInvalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_ADDRESS_INVALID' } as const
@@ -242,4 +242,21 @@ test.serial('after every refusal the process joins as ever', async (t) => {
   const { channel, partner } = await pair(t, { address })
   await channel.send('as ever')
   t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'as ever')
+})
+
+test.serial('a misspelt option of a later call is refused, and changes nothing', async (t) => {
+  const { channel, partner } = await pair(t)
+  const misspelt = { lingr: 5, sginal: AbortSignal.abort(), channel: 'close' } as object
+  for (const call of [
+    () => channel.close(misspelt),
+    () => channel.receive(misspelt),
+    () => channel.readable(misspelt),
+    () => channel.receive(null as unknown as undefined),
+  ])
+    await t.throwsAsync(call, invalid)
+  await partner.run((kit) => kit.channel.send('open still'))
+  t.is(String(await channel.receive()), 'open still')
+  const listener = await listenHere(t, abstractAddress())
+  await t.throwsAsync(() => listener.close(misspelt), { ...invalid, message: /no property "lingr": channels/ })
+  listener.unref()
 })

@@ -6,6 +6,7 @@ import { atExit } from './exit.js'
 import { ReceiveBuffer, type Visit } from './receive-buffer.js'
 import { loop } from './loops.js'
 import { FAILED, withOperations, type Failure, type NativeChannel, type RawChannel } from './native.js'
+import { plainObject } from './options.js'
 import { SendQueue } from './send-queue.js'
 import { Tokens, toToken } from './tokens.js'
 import type { CloseReason, Evidence, Identity, Reservation } from './types.js'
@@ -348,8 +349,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * @returns A promise that resolves once everything is released.
    */
   async close(options: { linger?: number } = {}): Promise<void> {
-    if (typeof options !== 'object' || options === null)
-      throw invalid(`options must be an object, not ${show(options)}`)
+    plainObject('options', options, ['linger'])
     const { linger = 0 } = options
     if (typeof linger !== 'number' || !(linger >= 0)) {
       throw invalid(`linger must be a number of milliseconds, not ${show(linger)}`)
@@ -406,7 +406,9 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   }
 
   #readerSignal(options: { signal?: AbortSignal } | undefined): AbortSignal | undefined {
-    const signal = options?.signal
+    if (options === undefined) return undefined
+    plainObject('options', options, ['signal'])
+    const { signal } = options
     if (signal === undefined) return undefined
     if (!(signal instanceof AbortSignal)) throw invalid('signal must be an AbortSignal')
     if (signal.aborted) throw aborted(signal)

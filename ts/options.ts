@@ -51,7 +51,8 @@ const KNOWN_OF_POLICY = [
 /** The largest number that a uid or gid can be: the kernel keeps the next one for "none". */
 const LARGEST_ID = 2 ** 32 - 2
 
-function plainObject(what: string, value: unknown, known: readonly string[]): void {
+/** Throws INVALID_ARGUMENT for what is no object, or has other properties than these. */
+export function plainObject(what: string, value: unknown, known: readonly string[]): void {
   if (typeof value !== 'object' || value === null) throw invalid(`${what} must be an object, not ${show(value)}`)
   for (const key of Object.keys(value)) {
     // A misspelt option that is ignored would be a check that is never made.

@@ -3,6 +3,7 @@ import { Endpoint, KEY, openEndpoint, type EndpointParts } from './endpoint.js'
 import { invalid, show, type RingfenceError } from './errors.js'
 import { runHandshakeAt } from './handshake.js'
 import { native, type Failure, type NativeListener, type RawChannel } from './native.js'
+import { plainObject } from './options.js'
 import type { ConnectOptions, Options } from './types.js'
 
 let make: (parts: EndpointParts<NativeListener>) => Listener
@@ -59,8 +60,7 @@ export class Listener extends Endpoint<ListenerEvents> {
    * @returns A promise that resolves once the address is free, and closed channels have let go of everything.
    */
   async close(options: { channels?: 'keep' | 'close' } = {}): Promise<void> {
-    if (typeof options !== 'object' || options === null)
-      throw invalid(`options must be an object, not ${show(options)}`)
+    plainObject('options', options, ['channels'])
     const { channels = 'keep' } = options
     if (channels !== 'keep' && channels !== 'close') {
       throw invalid(`channels must be 'keep' or 'close', not ${show(channels)}`)
