@@ -279,7 +279,8 @@ test.serial('evidence tells every step of the handshake in its order, and what e
     const firsts = [...new Set(evidence.map(({ step }) => step))]
 
     t.deepEqual(firsts, order)
-    t.true(evidence.every(({ passed }) => passed))
+    t.true(evidence.every(({ outcome, wanted }) => (outcome === 'not-asked') === (wanted === 'not asked for')))
+    t.is(evidence.find(({ check }) => check === 'executable')?.outcome, 'passed')
     t.true(evidence.every(({ check, wanted, found }) => check !== '' && wanted !== '' && found !== ''))
     t.true(Object.isFrozen(evidence))
     const checks = (wanted: string) => evidence.filter(({ step }) => step === wanted).map(({ check }) => check)

@@ -36,8 +36,8 @@ export interface Evidence {
   wanted: string
   /** What it was. */
   found: string
-  /** Whether it passed. */
-  passed: boolean
+  /** Whether it had to be so and is, or was only noted, since the policy or the kernel leaves it open. */
+  outcome: 'passed' | 'not-asked'
 }
 
 /** An executable by its content. */

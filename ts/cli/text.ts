@@ -35,22 +35,16 @@ export function table(headings: string[], rows: string[][], width = process.stde
   return [line(headings), line(widths.map((size) => '─'.repeat(size))), ...rows.map(line)].join('\n')
 }
 
-/** The checks that were made, for the log and the audit. */
+/** The checks that were made, for the log and the audit. What was only noted has a dash, so that it is not taken for checked. */
 export function evidenceTable(evidence: readonly Evidence[], width?: number): string {
-  const rows = evidence.map(({ step, check, wanted, found, passed }) => [
-    mark(passed, wanted),
+  const rows = evidence.map(({ step, check, wanted, found, outcome }) => [
+    outcome === 'passed' ? 'ok' : '-',
     step,
     check,
     shorten(found, 50),
     shorten(wanted, 60),
   ])
   return table(['', 'step', 'check', 'found', 'wanted'], rows, width)
-}
-
-/** What was only noted is listed as such, so that a reader does not take it for checked. */
-function mark(passed: boolean, wanted: string): string {
-  if (!passed) return 'FAILED'
-  return wanted === 'not asked for' ? '-' : 'ok'
 }
 
 function shorten(text: string, length: number): string {

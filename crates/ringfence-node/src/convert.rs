@@ -40,7 +40,7 @@ impl From<&ringfence::Error> for Failure {
                 Some(found.clone()),
             ),
             _ => (
-                refusal.map(|refusal| refusal.check.clone()),
+                refusal.map(|refusal| refusal.check.as_str().to_owned()),
                 refusal.map(|refusal| refusal.wanted.clone()),
                 refusal.map(|refusal| refusal.found.clone()),
             ),
@@ -124,8 +124,8 @@ pub struct Evidence {
     pub wanted: String,
     /// What it was.
     pub found: String,
-    /// Whether it passed.
-    pub passed: bool,
+    /// How the check came out: `passed` or `not-asked`.
+    pub outcome: String,
 }
 
 impl From<&ringfence::Evidence> for Evidence {
@@ -135,7 +135,7 @@ impl From<&ringfence::Evidence> for Evidence {
             check: evidence.check.to_owned(),
             wanted: evidence.wanted.clone(),
             found: evidence.found.clone(),
-            passed: evidence.passed,
+            outcome: evidence.outcome.as_str().to_owned(),
         }
     }
 }

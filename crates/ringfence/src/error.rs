@@ -200,12 +200,108 @@ pub(crate) fn errno(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
 }
 
+/// What was looked at when a peer was refused.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Check {
+    /// The user.
+    Uid,
+    /// The group, or a supplementary one.
+    Gid,
+    /// The pid namespace and the user namespace.
+    Namespace,
+    /// The executable, or its content.
+    Executable,
+    /// The cgroup.
+    Cgroup,
+    /// The security label.
+    Label,
+    /// The answer of the policy's callback.
+    Authorize,
+    /// What the socket tells of the peer.
+    Credentials,
+    /// The descriptor that names the peer's process.
+    Pidfd,
+    /// What /proc shows of the peer.
+    Proc,
+    /// Whether the peer is the child that was started.
+    Child,
+    /// Who made the private line, and who speaks on it.
+    Line,
+    /// The host's socket, which is passed on.
+    Address,
+    /// The host's lock, which is passed on.
+    Lock,
+    /// Another one, in the words of a peer that refused this process.
+    Other(String),
+}
+
+impl Check {
+    const KNOWN: [Self; 14] = [
+        Self::Uid,
+        Self::Gid,
+        Self::Namespace,
+        Self::Executable,
+        Self::Cgroup,
+        Self::Label,
+        Self::Authorize,
+        Self::Credentials,
+        Self::Pidfd,
+        Self::Proc,
+        Self::Child,
+        Self::Line,
+        Self::Address,
+        Self::Lock,
+    ];
+
+    /// Its name, for logs and for programs: `uid`, `executable`, `authorize`…
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Other(name) => name,
+            known => known.name(),
+        }
+    }
+
+    /// The name of a check of this side.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Uid => "uid",
+            Self::Gid => "gid",
+            Self::Namespace => "namespace",
+            Self::Executable => "executable",
+            Self::Cgroup => "cgroup",
+            Self::Label => "label",
+            Self::Authorize => "authorize",
+            Self::Credentials => "credentials",
+            Self::Pidfd => "pidfd",
+            Self::Proc => "proc",
+            Self::Child => "child",
+            Self::Line => "line",
+            Self::Address => "address",
+            Self::Lock => "lock",
+            Self::Other(_) => "other",
+        }
+    }
+
+    /// The check that a peer names.
+    fn named(name: String) -> Self {
+        let known = Self::KNOWN.into_iter().find(|known| known.name() == name);
+        known.unwrap_or(Self::Other(name))
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// A peer that was refused: which check, what it wanted, what it found.
 #[non_exhaustive]
 #[derive(Debug, Clone)]
 pub struct Refusal {
-    /// The check that failed: `uid`, `gid`, `executable`, `cgroup`, `label`, `authorize`, `pid`, `line`…
-    pub check: String,
+    /// The check that failed.
+    pub check: Check,
     /// What the check asked for.
     pub wanted: String,
     /// What it found, or why it could not look.
@@ -231,9 +327,9 @@ impl std::error::Error for Refusal {
 const UNTOLD: &str = "what it does not tell another user";
 
 impl Refusal {
-    pub(crate) fn new(check: impl Into<String>, wanted: impl Into<String>, found: impl Into<String>) -> Self {
+    pub(crate) fn new(check: Check, wanted: impl Into<String>, found: impl Into<String>) -> Self {
         Self {
-            check: check.into(),
+            check,
             wanted: wanted.into(),
             found: found.into(),
             by_peer: false,
@@ -253,7 +349,7 @@ impl Refusal {
         let told = |text: String| if text.is_empty() { UNTOLD.to_owned() } else { text };
         Self {
             by_peer: true,
-            ..Self::new(check, told(wanted), told(found))
+            ..Self::new(Check::named(check), told(wanted), told(found))
         }
     }
 }

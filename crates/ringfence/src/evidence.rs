@@ -1,7 +1,8 @@
 //! The list of checks made on the way to a channel, with what each found.
 
-/// One check: for the log, the audit and the demo. A channel exists only if every one of them passed, apart from
-/// those that say that something was not looked at.
+use std::fmt;
+
+/// One check, for logs and audits. A channel exists only if every check that the policy asks for has passed.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Evidence {
@@ -14,8 +15,33 @@ pub struct Evidence {
     pub wanted: String,
     /// What it was.
     pub found: String,
-    /// Whether it passed.
-    pub passed: bool,
+    /// How the check came out.
+    pub outcome: Outcome,
+}
+
+/// How a check came out. There is no third outcome: a check that fails is an [`Error`](crate::Error), and there is no channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// What was found is what was wanted.
+    Passed,
+    /// It was noted and not compared, since the policy or this kernel leaves it open.
+    NotAsked,
+}
+
+impl Outcome {
+    /// Its name, for logs and for programs: `passed` or `not-asked`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::NotAsked => "not-asked",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// Collects [`Evidence`] in the order of the steps.
@@ -35,18 +61,18 @@ impl Record {
             check,
             wanted: wanted.into(),
             found: found.into(),
-            passed: true,
+            outcome: Outcome::Passed,
         });
     }
 
-    /// Notes something that this kernel or policy leaves unlooked at, so that nobody takes it for checked.
-    pub(crate) fn unchecked(&mut self, step: &'static str, check: &'static str, why: impl Into<String>) {
+    /// Notes what this kernel or policy leaves open, so that a reader does not take it for checked.
+    pub(crate) fn not_asked(&mut self, step: &'static str, check: &'static str, found: impl Into<String>) {
         self.0.push(Evidence {
             step,
             check,
             wanted: "not asked for".into(),
-            found: why.into(),
-            passed: true,
+            found: found.into(),
+            outcome: Outcome::NotAsked,
         });
     }
 

@@ -78,8 +78,8 @@ pub use endpoint::child::{ChildLine, LINE_VARIABLE, ParentLine, from_parent, pri
 pub use endpoint::membership::{Change, LEAVING, Membership, member};
 pub use endpoint::pair::join;
 pub use endpoint::service::{Arrival, Channels, Listener, Refused, connect, listen};
-pub use error::{Error, Refusal, Result};
-pub use evidence::Evidence;
+pub use error::{Check, Error, Refusal, Result};
+pub use evidence::{Evidence, Outcome};
 pub use handshake::parts::Role;
 pub use harden::{harden, ignore_sigusr1, is_hardened};
 pub use identity::{Digest, Executable, Identity};

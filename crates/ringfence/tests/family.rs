@@ -10,7 +10,7 @@ use std::{
 };
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use ringfence::{Channel, CloseReason, LINE_VARIABLE, Policy, Role, from_parent, private_line, spawn};
+use ringfence::{Channel, Check, CloseReason, LINE_VARIABLE, Policy, Role, from_parent, private_line, spawn};
 use support::{Actor, TIME_LIMIT, say, small, wait_for_test};
 
 /// The other processes of these tests.
@@ -239,7 +239,7 @@ fn whoever_answers_in_the_childs_place_is_refused() {
     let (child, line) = Actor::spawn("passes it on", &[]);
     let error = line.channel(&small()).unwrap_err();
     let refusal = error.refusal().expect("a refusal");
-    assert_eq!(refusal.check, "child");
+    assert_eq!(refusal.check, Check::Child);
     assert!(refusal.wanted.contains(&child.pid().to_string()), "{error}");
     let told = child.hear();
     assert!(told.starts_with("PEER_REFUSED"), "{told}");
@@ -284,13 +284,13 @@ fn another_program_is_refused_unless_the_policy_names_it() {
     let (outcome, told) = meet(false, true);
     let error = outcome.unwrap_err();
     let refusal = error.refusal().expect("a refusal");
-    assert!(!refusal.by_peer && refusal.check == "executable", "{error}");
+    assert!(!refusal.by_peer && refusal.check == Check::Executable, "{error}");
     assert!(told.starts_with("PEER_REFUSED"), "{told}");
 
     let (outcome, told) = meet(true, false);
     let error = outcome.unwrap_err();
     let refusal = error.refusal().expect("a refusal");
-    assert!(refusal.by_peer && refusal.check == "executable", "{error}");
+    assert!(refusal.by_peer && refusal.check == Check::Executable, "{error}");
     assert!(told.starts_with("PEER_REFUSED"), "{told}");
 
     let (outcome, told) = meet(true, true);

@@ -223,7 +223,7 @@ fn what_another_file_is_shows_though_its_server_does_not_answer() {
         .error
         .refusal()
         .unwrap_or_else(|| panic!("{}", refused.error));
-    assert_eq!(refusal.check, "executable", "{refusal}");
+    assert_eq!(refusal.check.as_str(), "executable", "{refusal}");
     assert!(refusal.found.contains("program"), "{refusal}");
 }
 

@@ -18,8 +18,8 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ringfence::{
-    Address, Arrival, CancelToken, Channel, Channels, CloseReason, Error, Listener, Policy, Refused, Role,
-    connect, join, listen,
+    Address, Arrival, CancelToken, Channel, Channels, CloseReason, Error, Listener, Outcome, Policy, Refused,
+    Role, connect, join, listen,
 };
 use support::{
     Actor, STRANGER, Strangers, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host,
@@ -271,7 +271,7 @@ fn every_agent_has_a_channel_of_its_own() {
                 channel
                     .evidence()
                     .iter()
-                    .any(|one| one.check == check && one.passed)
+                    .any(|one| one.check == check && one.outcome == Outcome::Passed)
             };
             assert!(["uid", "executable", "seals", "sent"].into_iter().all(listed));
             (0..10).for_each(|round| ask(channel, &format!("{round} to {}", agent.pid())));

@@ -26,7 +26,7 @@ use crate::{
     endpoint::acceptor::{Door, Failed, Host},
     endpoint::events::{End, News},
     endpoint::service::Refused,
-    error::{Error, Result},
+    error::{Check, Error, Result},
     evidence::Record,
     fork::{Birth, leave_torn},
     handshake::frame::Meeting,
@@ -694,9 +694,7 @@ impl Keeper {
 fn is_passing(error: &Error) -> bool {
     match error {
         Error::PeerLost(_) => true,
-        Error::PeerRefused(refusal) => {
-            !refusal.by_peer && ["line", election::LOCK].contains(&&*refusal.check)
-        }
+        Error::PeerRefused(refusal) => !refusal.by_peer && matches!(refusal.check, Check::Line | Check::Lock),
         _ => false,
     }
 }

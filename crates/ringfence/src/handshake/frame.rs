@@ -387,7 +387,7 @@ impl From<&Error> for Refuse {
                 let told = |text: &String| if own { text.clone() } else { String::new() };
                 Self {
                     code: Code::Peer,
-                    check: refusal.check.clone(),
+                    check: refusal.check.as_str().to_owned(),
                     wanted: told(&refusal.wanted),
                     found: told(&refusal.found),
                 }

@@ -10,7 +10,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Refusal, Result},
+    error::{Check, Error, Refusal, Result},
     handshake::frame::{Frame, HEAD},
     identity::Credentials,
     sys::{self, Control},
@@ -225,7 +225,7 @@ impl Reader<'_> {
                         || "every message from somebody whom the kernel names".into(),
                         |wanted| format!("every message from {}, which is who spoke first", who(wanted)),
                     );
-                    let refusal = Refusal::new("line", wanted, found.map_or_else(|| "none".into(), who));
+                    let refusal = Refusal::new(Check::Line, wanted, found.map_or_else(|| "none".into(), who));
                     return Err(found.into_iter().fold(refusal, Refusal::about).into());
                 }
             }

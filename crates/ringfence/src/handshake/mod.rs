@@ -19,7 +19,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Refusal, Result},
+    error::{Check, Error, Refusal, Result},
     evidence::Record,
     fork::{Mark, Withheld},
     handshake::frame::{Frame, HARDENS, Hello, Meeting, Nonce, Offer, Refuse, TAKES_BARRIERS},
@@ -560,9 +560,9 @@ impl<'a> Side<'a> {
                 "not dumpable, no core",
             );
         } else if harden::is_hardened() {
-            record.unchecked("hello", "hardened", "this process: not dumpable");
+            record.not_asked("hello", "hardened", "this process: not dumpable");
         } else {
-            record.unchecked("hello", "hardened", "this process: dumpable");
+            record.not_asked("hello", "hardened", "this process: dumpable");
         }
         Ok(())
     }
@@ -571,7 +571,7 @@ impl<'a> Side<'a> {
     fn look_finally(&self, talk: &mut Talk) -> Result<Identity> {
         let Talk { peer, record, .. } = talk;
         let identity = self.options.policy.check(peer, "final", self.deadline, record)?;
-        record.unchecked("final", "peer hardened", peer.openness());
+        record.not_asked("final", "peer hardened", peer.openness());
         Ok(identity)
     }
 
@@ -728,7 +728,7 @@ fn only_line(mut descriptors: Vec<OwnedFd>) -> Result<OwnedFd> {
 fn check_child(speaker: Credentials, child: Option<i32>, record: &mut Record) -> Result<()> {
     let found = format!("pid {}", speaker.pid);
     let Some(pid) = child else {
-        record.unchecked("credentials", "child", found);
+        record.not_asked("credentials", "child", found);
         return Ok(());
     };
     let wanted = format!("pid {pid}, the process that was started");
@@ -736,7 +736,7 @@ fn check_child(speaker: Credentials, child: Option<i32>, record: &mut Record) ->
         record.passed("credentials", "child", wanted, found);
         return Ok(());
     }
-    Err(Refusal::new("child", wanted, found).about(speaker).into())
+    Err(Refusal::new(Check::Child, wanted, found).about(speaker).into())
 }
 
 /// What the guest passed must be one end of a pair of connected stream sockets that it made itself.
@@ -754,7 +754,7 @@ fn check_line(line: &OwnedFd, speaker: Credentials) -> Result<()> {
         return Ok(());
     }
     Err(Refusal::new(
-        "line",
+        Check::Line,
         "a Unix stream socket pair made by the process that connected",
         format!("stream: {stream}, Unix: {unix}, connected: {connected}, made by {maker:?}"),
     )

@@ -213,7 +213,7 @@ fn note_lease(signal: Option<c_int>, record: &mut Record) {
             "who opens it later sets off an alarm",
             format!("by signal {signal}"),
         ),
-        None => record.unchecked(
+        None => record.not_asked(
             "object",
             "tripwire",
             "none: with shm and a peer of another user, that peer could have any signal sent",

@@ -17,7 +17,7 @@ use std::{
 use nix::poll::PollFlags;
 
 use crate::{
-    error::{Cause, Error, Refusal, Result},
+    error::{Cause, Check, Error, Refusal, Result},
     evidence::Record,
     fork::Birth,
     identity::Identity,
@@ -27,7 +27,6 @@ use crate::{
 
 /// It belongs to the step in which the peer has shown that the line is its own.
 pub(crate) const STEP: &str = "hello";
-pub(crate) const CHECK: &str = "authorize";
 
 /// Calls of one policy's callback that have not returned, each with a thread.
 const AT_A_TIME: usize = 64;
@@ -297,11 +296,11 @@ impl Authorize {
         };
         match answer {
             Some(Answer::Yes) => {
-                record.passed(STEP, CHECK, "true", "true");
+                record.passed(STEP, Check::Authorize.name(), "true", "true");
                 Ok(())
             }
             Some(Answer::No { found, cause }) => {
-                let mut refusal = Refusal::new(CHECK, "true", found);
+                let mut refusal = Refusal::new(Check::Authorize, "true", found);
                 refusal.identity = Some(identity.clone());
                 refusal.cause = cause;
                 Err(refusal.into())

@@ -16,25 +16,37 @@ use crate::{
     peer::proc::answered,
 };
 
-/// The numbers of the cgroups that have this name below some mount of the cgroup filesystem (version 2): one or none.
-/// `None`: it is not mounted where this process sees it. `Err`: this could not be looked up. On 64 bits a cgroup's number is
-/// its directory's inode.
-pub(crate) fn numbers_of(name: &str) -> Result<Result<Option<Vec<u64>>, String>> {
+/// The numbers of the cgroups that have a name below some mount of the cgroup filesystem (version 2): one or none.
+pub(crate) enum Numbers {
+    Told(Vec<u64>),
+    /// The filesystem is not mounted where this process sees it.
+    NotMounted,
+    /// This could not be looked up, for this reason.
+    Untold(String),
+}
+
+/// Looks a cgroup up by its name. On 64 bits a cgroup's number is its directory's inode.
+pub(crate) fn numbers_of(name: &str) -> Result<Numbers> {
     const MOUNTS: &str = "/proc/self/mountinfo";
     let mounts = std::fs::read_to_string(MOUNTS).map_err(|error| error::errno(&error));
-    match answered(MOUNTS, mounts)? {
-        Ok(mounts) => {
-            let found = numbers_below(mounts.lines().filter_map(mount_in), name);
-            let found = answered("the cgroup that the policy names", found)?;
-            Ok(found.map_err(|errno| {
-                format!(
-                    "the cgroup that the policy names cannot be looked at: {}",
-                    errno.desc()
-                )
-            }))
+    let mounts = match answered(MOUNTS, mounts)? {
+        Ok(mounts) => mounts,
+        Err(errno) => {
+            return Ok(Numbers::Untold(format!(
+                "{MOUNTS} cannot be read: {}",
+                errno.desc()
+            )));
         }
-        Err(errno) => Ok(Err(format!("{MOUNTS} cannot be read: {}", errno.desc()))),
-    }
+    };
+    let found = numbers_below(mounts.lines().filter_map(mount_in), name);
+    Ok(match answered("the cgroup that the policy names", found)? {
+        Ok(Some(numbers)) => Numbers::Told(numbers),
+        Ok(None) => Numbers::NotMounted,
+        Err(errno) => Numbers::Untold(format!(
+            "the cgroup that the policy names cannot be looked at: {}",
+            errno.desc()
+        )),
+    })
 }
 
 /// proc(5), mountinfo: root and mount point of a cgroup filesystem.

@@ -78,49 +78,60 @@ fn version_of(stat: &FileStat) -> Option<Version> {
 /// What is waited for meanwhile.
 pub(crate) const READING: &str = "the SHA-256 of the peer's executable";
 
-/// Why a content cannot be told: what the kernel says of the file, or that this process has run out of descriptors or memory.
-pub(crate) fn unreadable(errno: Errno) -> Result<String, Error> {
+/// What was found out about a content.
+#[derive(Debug)]
+pub(crate) enum Content {
+    Hash(Digest),
+    /// It cannot be told, for this reason.
+    Untold(String),
+}
+
+/// A content that the kernel does not let this process read. Errors where this process has run out of descriptors or memory.
+pub(crate) fn unreadable(errno: Errno) -> Result<Content> {
     if error::is_shortage(errno) {
         return Err(Error::system("the content of the peer's executable", errno));
     }
-    Ok(format!("its content cannot be read: {}", errno.desc()))
+    Ok(Content::Untold(format!(
+        "its content cannot be read: {}",
+        errno.desc()
+    )))
 }
 
-/// Reads the file to its end. `Err(Ok(why))`: it cannot be told. `Err(Err(_))`: the waiting was called off, or the time is
-/// over.
-pub(crate) fn of(
-    file: &OwnedFd,
-    stat: &FileStat,
-    deadline: &Deadline,
-) -> Result<Digest, Result<String, Error>> {
-    if fstatfs(file).map_err(unreadable)?.filesystem_type() == FUSE_SUPER_MAGIC {
-        return Err(Ok(
-            "it lies on a filesystem that a process serves (FUSE), which may show each reader another content".into(),
-        ));
+/// Reads the file to its end. Errors where the wait was cancelled, or the time is over.
+pub(crate) fn of(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Result<Content> {
+    match fstatfs(file).map(|found| found.filesystem_type()) {
+        Ok(FUSE_SUPER_MAGIC) => {
+            return Ok(Content::Untold(
+                "it lies on a filesystem that a process serves (FUSE), which may show each reader another content"
+                    .into(),
+            ));
+        }
+        Ok(_) => {}
+        Err(errno) => return unreadable(errno),
     }
     let version = version_of(stat);
     let known = |map: &mut HashMap<Version, Digest>| version.and_then(|version| map.get(&version).copied());
     if let Some(digest) = with_known(known).flatten() {
-        return Ok(digest);
+        return Ok(Content::Hash(digest));
     }
     let mut sha256 = Sha256::new();
     let mut chunk = vec![0; 1 << 18];
     loop {
-        match deadline.look().map_err(Err)? {
+        match deadline.look()? {
             Woken::Ready => {}
             Woken::Late => {
                 // This side's disk is slow, which says nothing of the peer.
-                return Err(Err(Error::HandshakeTimeout {
+                return Err(Error::HandshakeTimeout {
                     step: READING,
                     after: deadline.allowed,
-                }));
+                });
             }
         }
         match read(file, &mut chunk) {
             Ok(0) => break,
             Ok(count) => sha256.update(&chunk[..count]),
             Err(Errno::EINTR) => {}
-            Err(errno) => return Err(unreadable(errno)),
+            Err(errno) => return unreadable(errno),
         }
     }
     let digest = Digest::from(<[u8; 32]>::from(sha256.finalize()));
@@ -132,7 +143,7 @@ pub(crate) fn of(
             known.insert(version, digest);
         });
     }
-    Ok(digest)
+    Ok(Content::Hash(digest))
 }
 
 /// `None` where there is no memory for it, and nothing is remembered.
@@ -159,9 +170,12 @@ mod tests {
         File::open(path).unwrap().into()
     }
 
-    fn of_path(path: &std::path::Path, time: Duration) -> Result<Digest, Result<String, Error>> {
+    fn of_path(path: &std::path::Path, time: Duration) -> Result<Digest> {
         let file = open(path);
-        of(&file, &fstat(&file).unwrap(), &deadline(time))
+        match of(&file, &fstat(&file).unwrap(), &deadline(time))? {
+            Content::Hash(digest) => Ok(digest),
+            Content::Untold(why) => panic!("{why}"),
+        }
     }
 
     #[test]
@@ -206,9 +220,7 @@ mod tests {
         let path = directory.path().join("sparse");
         File::create(&path).unwrap().set_len(1 << 42).unwrap();
         let started = Instant::now();
-        let error = of_path(&path, Duration::from_millis(50))
-            .unwrap_err()
-            .unwrap_err();
+        let error = of_path(&path, Duration::from_millis(50)).unwrap_err();
         assert_eq!(error.code(), "HANDSHAKE_TIMEOUT");
         assert!(started.elapsed() >= Duration::from_millis(50));
     }

@@ -98,15 +98,21 @@ fn numbers(text: &str) -> Option<Vec<i32>> {
     numbers.filter(|numbers| !numbers.is_empty())
 }
 
-/// Of this process.
-fn own_numbers() -> Result<Result<Vec<i32>, String>> {
+/// What /proc tells of this process's own numbers.
+enum OwnNumbers {
+    Told(Vec<i32>),
+    Untold(String),
+}
+
+fn own_numbers() -> Result<OwnNumbers> {
     const WHERE: &str = "/proc/self/status";
     let text = std::fs::read_to_string(WHERE).map_err(|error| error::errno(&error));
-    Ok(match answered(WHERE, text)? {
-        Ok(text) => numbers(&text).ok_or_else(|| {
-            format!("this kernel does not tell in which pid namespace a process lives ({WHERE}, NSpid)")
-        }),
-        Err(errno) => Err(format!("{WHERE} cannot be read: {}", errno.desc())),
+    Ok(match answered(WHERE, text)?.map(|text| numbers(&text)) {
+        Ok(Some(numbers)) => OwnNumbers::Told(numbers),
+        Ok(None) => OwnNumbers::Untold(format!(
+            "this kernel does not tell in which pid namespace a process lives ({WHERE}, NSpid)"
+        )),
+        Err(errno) => OwnNumbers::Untold(format!("{WHERE} cannot be read: {}", errno.desc())),
     })
 }
 
@@ -129,17 +135,19 @@ pub(crate) fn in_proc(pid: i32, pidfd: Option<&OwnedFd>) -> Result<InProc> {
     }
     Ok(match own_numbers()? {
         _ if pid <= 0 => InProc::Absent,
-        Ok(own) if own.len() == 1 => InProc::Number(pid),
-        Ok(_) => InProc::Untold("/proc was mounted in another pid namespace than this process's".into()),
-        Err(why) => InProc::Untold(why),
+        OwnNumbers::Told(own) if own.len() == 1 => InProc::Number(pid),
+        OwnNumbers::Told(_) => {
+            InProc::Untold("/proc was mounted in another pid namespace than this process's".into())
+        }
+        OwnNumbers::Untold(why) => InProc::Untold(why),
     })
 }
 
 /// Where the process stands that has the number `pid` here. What is said of it counts if it is alive afterwards.
 pub(crate) fn standing(pid: i32, pidfd: Option<&OwnedFd>, directory: Option<&OwnedFd>) -> Result<Standing> {
     let own = match own_numbers()? {
-        Ok(own) => own,
-        Err(why) => return Ok(Standing::other(why)),
+        OwnNumbers::Told(own) => own,
+        OwnNumbers::Untold(why) => return Ok(Standing::other(why)),
     };
     if pid <= 0 {
         return Ok(Standing::other(UNSEEN));

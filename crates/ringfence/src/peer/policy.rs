@@ -9,11 +9,14 @@ use std::{
 use nix::unistd::{geteuid, getuid};
 
 use crate::{
-    error::{self, Error, Refusal, Result},
+    error::{Check, Error, Refusal, Result},
     evidence::Record,
     identity::{Digest, Executable, Identity},
     peer::authorize::{self, Authorize, Decision},
-    peer::namespace::Namespace,
+    peer::cgroup::{self, Numbers},
+    peer::hash::Content,
+    peer::namespace::{Namespace, Standing},
+    peer::proc::answered,
     peer::process::{self, Look, Peer, SAME_NAMESPACE},
     wait::deadline::Deadline,
 };
@@ -74,33 +77,37 @@ impl Program {
         self
     }
 
-    /// Errors where this process cannot look at its own executable, or has run out of what a look takes. A path that does
-    /// not exist allows nobody; it takes nothing from the others.
-    fn has_file(&self, found: &Executable, deadline: &Deadline) -> Result<bool, Failed> {
-        let short = |errno| {
-            let what = "looking at the executables that the policy names";
-            Failed::CalledOff(Error::system(what, errno))
-        };
-        Ok(match &self.file {
-            Which::Any => true,
-            Which::Same => match process::own_executable() {
-                Ok(own) => own.is_same_file(found),
-                Err(errno) if error::is_shortage(errno) => return Err(short(errno)),
+    /// Whether the peer's file is the one that is asked for. A path that does not exist allows no peer, and takes nothing
+    /// from the other programs. Errors where this process lacks what the look takes.
+    fn compare_file(&self, found: &Executable, deadline: &Deadline) -> Result<FileMatch> {
+        let told = match &self.file {
+            Which::Any => return Ok(FileMatch::Yes),
+            Which::Same => match answered(LOOKING, process::own_executable())? {
+                Ok(own) => Ok(own),
                 Err(errno) => {
-                    let found = format!("/proc/self/exe cannot be read: {}", errno.desc());
-                    return Err(Failed::executable(std::slice::from_ref(self), found));
+                    let why = format!("/proc/self/exe cannot be read: {}", errno.desc());
+                    return Ok(FileMatch::Untold(why));
                 }
             },
-            Which::Path(path) => {
-                match process::named_executable(path, deadline).map_err(Failed::CalledOff)? {
-                    Ok(named) => named.is_same_file(found),
-                    Err(errno) if error::is_shortage(errno) => return Err(short(errno)),
-                    Err(_) => false,
-                }
-            }
+            Which::Path(path) => answered(LOOKING, process::named_executable(path, deadline)?)?,
+        };
+        Ok(match told {
+            Ok(file) if file.is_same_file(found) => FileMatch::Yes,
+            Ok(_) | Err(_) => FileMatch::No,
         })
     }
 }
+
+/// Whether the peer executes the file that a [`Program`] names.
+enum FileMatch {
+    Yes,
+    No,
+    /// This process cannot look at its own executable, for this reason.
+    Untold(String),
+}
+
+/// What a failure to look at a file of the policy is about.
+const LOOKING: &str = "looking at the executables that the policy names";
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -296,7 +303,7 @@ impl Policy {
     }
 
     /// Looks at the peer and compares. Every finding goes into the record; the first that does not hold is the
-    /// refusal. What takes longest, the content of the executable, has `deadline`.
+    /// refusal. Reading the content of the executable takes longest, and the deadline is for that.
     pub(crate) fn check(
         &self,
         peer: &Peer,
@@ -305,20 +312,15 @@ impl Policy {
         record: &mut Record,
     ) -> Result<Identity> {
         let mut look = peer.look(deadline)?;
-        let compared = self.compare(&mut look, step, deadline, record);
-        // Of a process that has ended meanwhile nothing was found out. One that has not is who was looked at.
+        let mut compared = self.compare(&mut look, step, deadline, record);
+        // What was found counts only if the process still lives: then it was the one that was looked at.
         peer.check_alive()?;
-        match compared {
-            Ok(()) => {
-                peer.remember(&look.identity);
-                Ok(look.identity)
-            }
-            Err(Failed::Refused(mut refusal)) => {
-                refusal.identity = Some(look.identity);
-                Err(Error::PeerRefused(refusal))
-            }
-            Err(Failed::CalledOff(error)) => Err(error),
+        if let Err(Error::PeerRefused(refusal)) = &mut compared {
+            refusal.identity = Some(look.identity.clone());
         }
+        compared?;
+        peer.remember(&look.identity);
+        Ok(look.identity)
     }
 
     /// Asks the callback, which comes last. `connection` is the one to the peer.
@@ -330,117 +332,187 @@ impl Policy {
         record: &mut Record,
     ) -> Result<()> {
         let Some(authorize) = &self.authorize else {
-            record.unchecked(authorize::STEP, authorize::CHECK, "no callback");
+            record.not_asked(authorize::STEP, Check::Authorize.name(), "no callback");
             return Ok(());
         };
         authorize.ask(identity, connection, deadline, record)
     }
 
+    /// Compares what was found with what this policy asks for, one subject after the other.
     fn compare(
         &self,
         look: &mut Look,
         step: &'static str,
         deadline: &Deadline,
         record: &mut Record,
-    ) -> Result<(), Failed> {
-        let identity = &look.identity;
-        let uid = identity.uid;
-        match &self.users {
-            Users::Same => {
+    ) -> Result<()> {
+        let mut note = |check: Check, finding| match finding {
+            Finding::NotAsked { found } => {
+                record.not_asked(step, check.name(), found);
+                Ok(())
+            }
+            Finding::Passed { wanted, found } => {
+                record.passed(step, check.name(), wanted, found);
+                Ok(())
+            }
+            Finding::Failed { wanted, found } => Err(Refusal::new(check, wanted, found)),
+        };
+        note(Check::Uid, self.users.compare(look.identity.uid))?;
+        note(Check::Namespace, self.compare_namespace(&look.standing))?;
+        note(Check::Gid, self.compare_groups(look))?;
+        note(Check::Cgroup, self.compare_cgroup(look)?)?;
+        note(Check::Label, self.compare_label(look))?;
+        // The last, since a content takes long to read.
+        note(Check::Executable, self.compare_executable(look, deadline)?)?;
+        Ok(())
+    }
+
+    fn compare_namespace(&self, standing: &Standing) -> Finding {
+        let mut found = standing.found.clone();
+        match self.namespace {
+            Namespace::Any => return Finding::NotAsked { found },
+            Namespace::Same if standing.same => {}
+            Namespace::Same => found.push_str(
+                "; let the two share both namespaces, or let it in by the policy's `namespace`: any",
+            ),
+        }
+        Finding::compared(standing.same, SAME_NAMESPACE, found)
+    }
+
+    fn compare_groups(&self, look: &Look) -> Finding {
+        let Identity { gid, groups, .. } = &look.identity;
+        let Some(wanted) = &self.groups else {
+            return Finding::NotAsked {
+                found: gid.to_string(),
+            };
+        };
+        let found = match (groups, &look.groups) {
+            (Some(groups), _) => format!("{gid} with {groups:?}"),
+            (None, Err(why)) => format!("{gid}, and {why}"),
+            (None, Ok(())) => gid.to_string(),
+        };
+        let has = |wanted| gid == wanted || groups.as_ref().is_some_and(|groups| groups.contains(wanted));
+        Finding::compared(wanted.iter().any(has), format!("one of {wanted:?}"), found)
+    }
+
+    /// By the cgroup's number where the kernel tells the peer's and the cgroup filesystem is mounted here: a number names
+    /// one cgroup, also when others come and go under the same name. Else by the name that /proc shows.
+    fn compare_cgroup(&self, look: &Look) -> Result<Finding> {
+        let shown = look.cgroup_shown();
+        let Some(wanted) = &self.cgroup else {
+            return Ok(Finding::NotAsked { found: shown });
+        };
+        let unseen = |why: String| Finding::compared(false, wanted, format!("{shown}; {why}"));
+        let number = match look.cgroup_number {
+            Ok(number) => number,
+            Err(errno) => {
+                let why = format!("its pidfd does not tell its number: {}", errno.desc());
+                return Ok(unseen(why));
+            }
+        };
+        let numbers = match number.map(|_| cgroup::numbers_of(wanted)).transpose()? {
+            Some(Numbers::Told(numbers)) => Some(numbers),
+            Some(Numbers::Untold(why)) => return Ok(unseen(why)),
+            Some(Numbers::NotMounted) | None => None,
+        };
+        let Some((number, named)) = number.zip(numbers) else {
+            let passed = look.identity.cgroup.as_ref() == Some(wanted);
+            return Ok(Finding::compared(passed, wanted, shown));
+        };
+        let asked = match named.first() {
+            Some(first) => format!("{wanted}, number {first}"),
+            None => format!("{wanted}, which there is not"),
+        };
+        let found = format!("{shown}, number {number} by its pidfd");
+        Ok(Finding::compared(named.contains(&number), asked, found))
+    }
+
+    fn compare_label(&self, look: &Look) -> Finding {
+        let found = look.label_shown();
+        match &self.label {
+            None => Finding::NotAsked { found },
+            Some(wanted) => Finding::compared(look.identity.label.as_ref() == Some(wanted), wanted, found),
+        }
+    }
+
+    fn compare_executable(&self, look: &mut Look, deadline: &Deadline) -> Result<Finding> {
+        let shown = match &look.identity.executable {
+            Some(found) => found.to_string(),
+            None => look.executable_unreadable(),
+        };
+        let Some(wanted) = &self.executables else {
+            return Ok(Finding::NotAsked { found: shown });
+        };
+        let Some(found) = look.identity.executable.clone() else {
+            return Ok(Finding::compared(false, one_of(wanted), shown));
+        };
+        let mut contents = Vec::new();
+        let mut passed = false;
+        for program in wanted {
+            match (program.compare_file(&found, deadline)?, program.sha256) {
+                (FileMatch::No, _) => {}
+                (FileMatch::Yes, None) => passed = true,
+                (FileMatch::Yes, Some(sha256)) => contents.push(sha256),
+                (FileMatch::Untold(why), _) => return Ok(Finding::compared(false, program.to_string(), why)),
+            }
+        }
+        // What is let in for its file needs no reading, and what has the wrong file is not read.
+        if passed || contents.is_empty() {
+            return Ok(Finding::compared(passed, one_of(wanted), shown));
+        }
+        Ok(match look.content(deadline)? {
+            Content::Hash(digest) => {
+                let shown = format!("{} with the SHA-256 {digest}", found.path.display());
+                Finding::compared(contents.contains(&digest), one_of(wanted), shown)
+            }
+            Content::Untold(why) => Finding::compared(false, one_of(wanted), format!("{found}: {why}")),
+        })
+    }
+}
+
+impl Users {
+    fn compare(&self, uid: u32) -> Finding {
+        match self {
+            Self::Same => {
                 let (real, effective) = (getuid().as_raw(), geteuid().as_raw());
                 let wanted = if real == effective {
                     format!("{real}, this process's own")
                 } else {
                     format!("{real} and {effective}, this process's real and effective uid, which differ")
                 };
-                let passed = uid == real && uid == effective;
-                hold(record, step, "uid", wanted, uid.to_string(), passed)?;
+                Finding::compared(uid == real && uid == effective, wanted, uid.to_string())
             }
-            Users::OneOf(uids) => {
-                let passed = uids.contains(&uid);
-                hold(
-                    record,
-                    step,
-                    "uid",
-                    format!("one of {uids:?}"),
-                    uid.to_string(),
-                    passed,
-                )?;
+            Self::OneOf(uids) => {
+                Finding::compared(uids.contains(&uid), format!("one of {uids:?}"), uid.to_string())
             }
         }
-        match self.namespace {
-            Namespace::Any => record.unchecked(step, "namespace", look.standing.found.clone()),
-            Namespace::Same => {
-                let mut found = look.standing.found.clone();
-                let passed = look.standing.same;
-                if !passed {
-                    found.push_str(
-                        "; let the two share both namespaces, or let it in by the policy's `namespace`: any",
-                    );
-                }
-                hold(record, step, "namespace", SAME_NAMESPACE.into(), found, passed)?;
-            }
-        }
-        match &self.groups {
-            None => record.unchecked(step, "gid", identity.gid.to_string()),
-            Some(gids) => {
-                let groups = identity.groups.as_deref();
-                let found = match (groups, &look.groups) {
-                    (Some(groups), _) => format!("{} with {groups:?}", identity.gid),
-                    (None, Err(why)) => format!("{}, and {why}", identity.gid),
-                    (None, Ok(())) => identity.gid.to_string(),
-                };
-                let passed = gids
-                    .iter()
-                    .any(|gid| identity.gid == *gid || groups.is_some_and(|groups| groups.contains(gid)));
-                hold(record, step, "gid", format!("one of {gids:?}"), found, passed)?;
-            }
-        }
-        match &self.cgroup {
-            None => record.unchecked(step, "cgroup", look.cgroup_shown()),
-            Some(wanted) => {
-                let (wanted, found, passed) = look.compare_cgroup(wanted).map_err(Failed::CalledOff)?;
-                hold(record, step, "cgroup", wanted, found, passed)?;
-            }
-        }
-        match &self.label {
-            None => record.unchecked(step, "label", look.label_shown()),
-            Some(wanted) => {
-                let passed = identity.label.as_ref() == Some(wanted);
-                hold(record, step, "label", wanted.clone(), look.label_shown(), passed)?;
-            }
-        }
-        // Last, since a content takes long to read.
-        match (&self.executables, &identity.executable) {
-            (None, found) => record.unchecked(
-                step,
-                "executable",
-                found
-                    .as_ref()
-                    .map_or_else(|| look.executable_unreadable(), ToString::to_string),
-            ),
-            (Some(wanted), None) => {
-                return Err(Failed::executable(wanted, look.executable_unreadable()));
-            }
-            (Some(wanted), Some(found)) => {
-                let found = found.clone();
-                compare_executable(wanted, &found, look, step, deadline, record)?;
-            }
-        }
-        Ok(())
     }
 }
 
-/// Why a comparison did not come to a good end.
-enum Failed {
-    Refused(Box<Refusal>),
-    /// This side cannot go on, whoever the peer is.
-    CalledOff(Error),
+/// What a comparison has found.
+enum Finding {
+    /// The policy does not ask for it.
+    NotAsked {
+        found: String,
+    },
+    Passed {
+        wanted: String,
+        found: String,
+    },
+    Failed {
+        wanted: String,
+        found: String,
+    },
 }
 
-impl Failed {
-    fn executable(wanted: &[Program], found: impl Into<String>) -> Self {
-        Self::Refused(Box::new(Refusal::new("executable", one_of(wanted), found)))
+impl Finding {
+    fn compared(passed: bool, wanted: impl Into<String>, found: String) -> Self {
+        let wanted = wanted.into();
+        if passed {
+            Self::Passed { wanted, found }
+        } else {
+            Self::Failed { wanted, found }
+        }
     }
 }
 
@@ -449,54 +521,5 @@ fn one_of(programs: &[Program]) -> String {
     match &*all {
         [one] => one.clone(),
         _ => format!("one of: {}", all.join("; ")),
-    }
-}
-
-fn compare_executable(
-    wanted: &[Program],
-    found: &Executable,
-    look: &mut Look,
-    step: &'static str,
-    deadline: &Deadline,
-    record: &mut Record,
-) -> Result<(), Failed> {
-    let mut contents = Vec::new();
-    let mut passed = false;
-    for program in wanted {
-        if program.has_file(found, deadline)? {
-            match program.sha256 {
-                None => passed = true,
-                Some(sha256) => contents.push(sha256),
-            }
-        }
-    }
-    let mut shown = found.to_string();
-    // What is let in for its file needs no reading, and what has the wrong file is not read.
-    if !passed && !contents.is_empty() {
-        match look.digest(deadline) {
-            Ok(digest) => {
-                passed = contents.contains(&digest);
-                shown = format!("{} with the SHA-256 {digest}", found.path.display());
-            }
-            Err(Ok(why)) => return Err(Failed::executable(wanted, format!("{found}: {why}"))),
-            Err(Err(error)) => return Err(Failed::CalledOff(error)),
-        }
-    }
-    hold(record, step, "executable", one_of(wanted), shown, passed)
-}
-
-fn hold(
-    record: &mut Record,
-    step: &'static str,
-    check: &'static str,
-    wanted: String,
-    found: String,
-    passed: bool,
-) -> Result<(), Failed> {
-    if passed {
-        record.passed(step, check, wanted, found);
-        Ok(())
-    } else {
-        Err(Failed::Refused(Box::new(Refusal::new(check, wanted, found))))
     }
 }

@@ -19,13 +19,12 @@ use nix::{
 };
 
 use crate::{
-    error::{self, Error, Refusal, Result},
+    error::{self, Check, Error, Refusal, Result},
     evidence::Record,
-    identity::{Credentials, Digest, Executable, Identity},
-    peer::cgroup,
-    peer::hash,
+    identity::{Credentials, Executable, Identity},
+    peer::hash::{self, Content},
     peer::namespace::{self, InProc, Namespace, Standing},
-    peer::proc::{answered, read_text},
+    peer::proc::{Told, answered, read_text},
     sys,
     wait::aside,
     wait::deadline::Deadline,
@@ -42,7 +41,7 @@ pub(crate) struct Peer {
     /// where there is no pidfd, and during the handshake.
     directory: Option<Arc<OwnedFd>>,
     groups: Option<Vec<u32>>,
-    label: Result<String, Errno>,
+    label: Told<String>,
     /// The executable as it was when it was first let in.
     seen: OnceLock<Executable>,
     /// It has said that it closes itself to others of its user, and with that its executable to a later look.
@@ -61,11 +60,11 @@ pub(crate) struct Look {
     pub(crate) groups: Result<(), String>,
     /// `None`: /proc does not show the process to this one (`hidepid`, proc(5)).
     directory: Option<Arc<OwnedFd>>,
-    executable: Result<(), Errno>,
-    cgroup: Result<(), Errno>,
+    executable: Told<()>,
+    cgroup: Told<()>,
     /// The number of its cgroup by its pidfd: no name that could be read a moment too late. `None`: before Linux 6.13.
-    cgroup_number: Result<Option<u64>, Errno>,
-    label: Result<(), Errno>,
+    pub(crate) cgroup_number: Told<Option<u64>>,
+    label: Told<()>,
 }
 
 /// What `namespace: 'same'` asks for.
@@ -74,12 +73,12 @@ pub(crate) const SAME_NAMESPACE: &str = "this process's own pid and user namespa
 /// What tells whether the process is a zombie.
 const STAT: &str = "the peer's state (/proc/PID/stat)";
 
-fn refuse(check: &'static str, wanted: impl Into<String>, found: impl Into<String>) -> Error {
+fn refuse(check: Check, wanted: impl Into<String>, found: impl Into<String>) -> Error {
     Refusal::new(check, wanted, found).into()
 }
 
 /// A look that failed is a refusal, unless this process has run out of what the look takes: then the peer was not looked at.
-fn unless_short(check: &'static str, wanted: &str, errno: Errno) -> Error {
+fn unless_short(check: Check, wanted: &str, errno: Errno) -> Error {
     Error::unless_short(format!("looking at the peer ({wanted})"), errno, |errno| {
         refuse(check, wanted, errno.desc())
     })
@@ -95,7 +94,7 @@ impl Peer {
                 uid: c.uid(),
                 gid: c.gid(),
             })
-            .map_err(|errno| unless_short("credentials", "SO_PEERCRED of the peer", errno))?;
+            .map_err(|errno| unless_short(Check::Credentials, "SO_PEERCRED of the peer", errno))?;
         let Credentials { pid, uid, gid } = credentials;
         match (pid, namespace) {
             (1.., _) => {
@@ -106,16 +105,16 @@ impl Peer {
                     pid.to_string(),
                 );
             }
-            (0, Namespace::Any) => record.unchecked("credentials", "pid", namespace::UNSEEN),
+            (0, Namespace::Any) => record.not_asked("credentials", "pid", namespace::UNSEEN),
             _ => {
-                let refusal = Refusal::new("namespace", SAME_NAMESPACE, namespace::UNSEEN);
+                let refusal = Refusal::new(Check::Namespace, SAME_NAMESPACE, namespace::UNSEEN);
                 return Err(refusal.about(credentials).into());
             }
         }
         let overflow = overflow_uid()?;
         if uid == overflow {
             return Err(refuse(
-                "uid",
+                Check::Uid,
                 "a uid that is mapped in this user namespace",
                 format!("{uid}, the overflow uid, which every unmapped user has here"),
             ));
@@ -133,7 +132,7 @@ impl Peer {
             // carries are of that number too, so another would have to be the one who speaks.
             Err(Errno::ENOPROTOOPT) if pid == 0 => {
                 return Err(refuse(
-                    "pidfd",
+                    Check::Pidfd,
                     "SO_PEERPIDFD of a peer that has no process number here",
                     "this kernel is older than 6.5",
                 ));
@@ -155,7 +154,7 @@ impl Peer {
                     "process {pid} ended before it could be looked at"
                 )));
             }
-            Err(errno) => return Err(unless_short("pidfd", "SO_PEERPIDFD of the peer", errno)),
+            Err(errno) => return Err(unless_short(Check::Pidfd, "SO_PEERPIDFD of the peer", errno)),
         };
         let mut peer = Self {
             credentials,
@@ -219,7 +218,7 @@ impl Peer {
                 Ok(None)
             }
             Err(Errno::ENOENT | Errno::ESRCH) => Err(self.gone()),
-            Err(errno) => Err(refuse("proc", "the peer's directory in /proc", errno.desc())),
+            Err(errno) => Err(refuse(Check::Proc, "the peer's directory in /proc", errno.desc())),
         }
     }
 
@@ -228,7 +227,7 @@ impl Peer {
             InProc::Number(number) => number,
             InProc::Absent if self.pidfd.is_some() => return Ok(None),
             InProc::Absent => return Err(self.gone()),
-            InProc::Untold(why) => return Err(refuse("proc", "a /proc that shows the peer", why)),
+            InProc::Untold(why) => return Err(refuse(Check::Proc, "a /proc that shows the peer", why)),
         };
         let path = format!("/proc/{number}");
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -236,16 +235,16 @@ impl Peer {
             Ok(directory) => directory,
             Err(Errno::ENOENT | Errno::ESRCH) if self.pidfd.is_some() => return Ok(None),
             Err(Errno::ENOENT | Errno::ESRCH) => return Err(self.gone()),
-            Err(errno) => return Err(unless_short("proc", &path, errno)),
+            Err(errno) => return Err(unless_short(Check::Proc, &path, errno)),
         };
         let kind = fstatfs(&directory)
-            .map_err(|errno| unless_short("proc", "a mounted /proc", errno))?
+            .map_err(|errno| unless_short(Check::Proc, "a mounted /proc", errno))?
             .filesystem_type();
         if kind == PROC_SUPER_MAGIC {
             Ok(Some(directory))
         } else {
             Err(refuse(
-                "proc",
+                Check::Proc,
                 "the kernel's /proc",
                 "another filesystem mounted there",
             ))
@@ -369,8 +368,8 @@ impl Peer {
             label: self.label.as_ref().map(drop).map_err(|errno| *errno),
         };
         for (check, then, now) in [
-            ("uid", uid, now.map(|(uid, _)| uid)),
-            ("gid", gid, now.map(|(_, gid)| gid)),
+            (Check::Uid, uid, now.map(|(uid, _)| uid)),
+            (Check::Gid, gid, now.map(|(_, gid)| gid)),
         ] {
             let found = match now {
                 Some(now) if now == then => continue,
@@ -387,7 +386,7 @@ impl Peer {
     }
 
     /// The supplementary groups that it had at first and has still. `Err`: why that cannot be told.
-    fn groups_now(&self, status: &Result<String, Errno>) -> Result<Vec<u32>, String> {
+    fn groups_now(&self, status: &Told<String>) -> Result<Vec<u32>, String> {
         let attested = self
             .groups
             .as_ref()
@@ -424,7 +423,7 @@ impl Peer {
 
     /// Whether others of its user may look into it: what is in its directory belongs to root if not (proc(5)). Of
     /// root's own processes this cannot be told, and they count as open.
-    fn is_dumpable(&self, directory: &OwnedFd) -> Result<bool, Errno> {
+    fn is_dumpable(&self, directory: &OwnedFd) -> Told<bool> {
         let file = fstatat(directory, "stat", AtFlags::empty())?;
         Ok(file.st_uid == self.credentials.uid)
     }
@@ -494,49 +493,22 @@ impl Look {
     }
 
     /// The SHA-256 of what the peer executes, read through /proc/PID/exe: the very file, whatever has its name now.
-    /// `Err(Ok(why))`: it cannot be told. `Err(Err(_))`: the waiting was called off.
-    pub(crate) fn digest(&mut self, deadline: &Deadline) -> Result<Digest, Result<String, Error>> {
+    pub(crate) fn content(&mut self, deadline: &Deadline) -> Result<Content> {
         let (Some(directory), Some(executable)) = (&self.directory, &mut self.identity.executable) else {
-            return Err(hash::unreadable(Errno::ENOENT));
+            return hash::unreadable(Errno::ENOENT);
         };
         // It has closed itself since that was read, and is what it was.
         if let (Err(_), Some(digest)) = (self.executable, executable.sha256) {
-            return Ok(digest);
+            return Ok(Content::Hash(digest));
         }
         let (directory, within) = (Arc::clone(directory), deadline.clone());
         let wanted = (executable.device, executable.inode);
-        let read = move || digest_of(&directory, wanted, &within);
-        let digest = aside::ask(hash::READING, deadline, read).map_err(Err)??;
-        executable.sha256 = Some(digest);
-        Ok(digest)
-    }
-
-    /// Whether the peer is in the cgroup that `wanted` names: what was compared with what, and how that came out.
-    /// Through its pidfd where the kernel tells and the cgroup filesystem is mounted here: a number names one cgroup,
-    /// also when others come and go under the same name. Else by what /proc said.
-    pub(crate) fn compare_cgroup(&self, wanted: &str) -> Result<(String, String, bool)> {
-        let text = self.identity.cgroup.as_deref();
-        let shown = self.cgroup_shown();
-        let unseen = |why: String| Ok((wanted.to_owned(), format!("{shown}; {why}"), false));
-        let number = match self.cgroup_number {
-            Ok(number) => number,
-            Err(errno) => return unseen(format!("its pidfd does not tell its number: {}", errno.desc())),
-        };
-        let named = match number.map(|_| cgroup::numbers_of(wanted)).transpose()? {
-            None | Some(Ok(None)) => None,
-            Some(Ok(named)) => named,
-            Some(Err(why)) => return unseen(why),
-        };
-        let Some((number, named)) = number.zip(named) else {
-            let passed = text == Some(wanted);
-            return Ok((wanted.to_owned(), shown, passed));
-        };
-        let passed = named.contains(&number);
-        let found = format!("{shown}, number {number} by its pidfd");
-        Ok(match named.first() {
-            Some(first) => (format!("{wanted}, number {first}"), found, passed),
-            None => (format!("{wanted}, which there is not"), found, passed),
-        })
+        let read = move || content_of(&directory, wanted, &within);
+        let content = aside::ask(hash::READING, deadline, read)??;
+        if let Content::Hash(digest) = content {
+            executable.sha256 = Some(digest);
+        }
+        Ok(content)
     }
 
     /// The cgroup, or why it is not known.
@@ -563,16 +535,16 @@ impl Look {
 }
 
 /// The content of the file that the process of this directory in /proc executes, which must be the one that was `wanted`.
-fn digest_of(
-    directory: &OwnedFd,
-    wanted: (u64, u64),
-    deadline: &Deadline,
-) -> Result<Digest, Result<String, Error>> {
+fn content_of(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline) -> Result<Content> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
-    let file = openat(directory, "exe", flags, Mode::empty()).map_err(hash::unreadable)?;
-    let found = fstat(&file).map_err(hash::unreadable)?;
+    let opened = openat(directory, "exe", flags, Mode::empty());
+    let (file, found) = match opened.and_then(|file| fstat(&file).map(|found| (file, found))) {
+        Ok(opened) => opened,
+        Err(errno) => return hash::unreadable(errno),
+    };
     if (found.st_dev, found.st_ino) != wanted {
-        return Err(Ok("it executed another file while it was looked at".into()));
+        let why = "it executed another file while it was looked at".into();
+        return Ok(Content::Untold(why));
     }
     hash::of(&file, &found, deadline)
 }
@@ -583,7 +555,7 @@ fn digest_of(
 /// A process that executes what has this one's name is looked at without a thread, which is the common case and saves some
 /// 100 µs. The name may be a lie. But nobody can make that look hang who could not hang this process anyhow: what a user can
 /// serve (FUSE) answers it from what is known ([`sys::WITHOUT_SERVER`]), and it takes root to mount anything else.
-fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Result<Executable, Errno>> {
+fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Told<Executable>> {
     let named = match answered("the peer's executable", readlinkat(&**directory, "exe"))? {
         Ok(path) => PathBuf::from(path),
         // Longer than a page.
@@ -603,7 +575,7 @@ fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Result
 }
 
 /// proc(5): `exe` is followed by the kernel to the very file, renamed, replaced or unlinked as it may be.
-fn executable_at(directory: &OwnedFd, path: PathBuf) -> Result<Executable, Errno> {
+fn executable_at(directory: &OwnedFd, path: PathBuf) -> Told<Executable> {
     let file = fstatat(directory, "exe", AtFlags::from_bits_retain(sys::WITHOUT_SERVER))?;
     Ok(Executable {
         path,
@@ -614,7 +586,7 @@ fn executable_at(directory: &OwnedFd, path: PathBuf) -> Result<Executable, Errno
 }
 
 /// The numbers of a line of /proc/PID/status.
-fn numbers(status: &Result<String, Errno>, name: &str) -> Option<Vec<u32>> {
+fn numbers(status: &Told<String>, name: &str) -> Option<Vec<u32>> {
     let line = status
         .as_ref()
         .ok()?
@@ -626,12 +598,12 @@ fn numbers(status: &Result<String, Errno>, name: &str) -> Option<Vec<u32>> {
 }
 
 /// Of real, effective, saved and filesystem id, the second.
-fn effective(status: &Result<String, Errno>, name: &str) -> Option<u32> {
+fn effective(status: &Told<String>, name: &str) -> Option<u32> {
     numbers(status, name)?.get(1).copied()
 }
 
 /// This process's own executable, to compare with. On a mount whose server is gone this process is as good as gone itself.
-pub(crate) fn own_executable() -> Result<Executable, Errno> {
+pub(crate) fn own_executable() -> Told<Executable> {
     let flags = AtFlags::from_bits_retain(sys::WITHOUT_SERVER);
     let file = fstatat(AT_FDCWD, "/proc/self/exe", flags)?;
     let path = readlink("/proc/self/exe").map_or_else(|_| PathBuf::from("(unnamed)"), PathBuf::from);
@@ -645,7 +617,7 @@ pub(crate) fn own_executable() -> Result<Executable, Errno> {
 
 /// The executable behind a path, as a policy names it. Waits as long as `deadline` allows: each directory on the way to it
 /// may lie on a mount whose server is gone.
-pub(crate) fn named_executable(path: &Path, deadline: &Deadline) -> Result<Result<Executable, Errno>> {
+pub(crate) fn named_executable(path: &Path, deadline: &Deadline) -> Result<Told<Executable>> {
     let path = path.to_owned();
     aside::ask(
         "the look at an executable that the policy names",
@@ -654,7 +626,7 @@ pub(crate) fn named_executable(path: &Path, deadline: &Deadline) -> Result<Resul
     )
 }
 
-fn executable_behind(path: &Path) -> Result<Executable, Errno> {
+fn executable_behind(path: &Path) -> Told<Executable> {
     let file = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     let found = fstat(&file)?;
     Ok(Executable {
@@ -673,7 +645,7 @@ fn overflow_uid() -> Result<u32> {
         .and_then(|text| text.trim().parse().ok())
         .ok_or_else(|| {
             refuse(
-                "uid",
+                Check::Uid,
                 "a uid that is mapped in this user namespace",
                 "/proc/sys/kernel/overflowuid cannot be read, so it cannot be told",
             )
@@ -686,14 +658,14 @@ mod tests {
 
     #[test]
     fn what_proc_says_of_ids_is_read_by_its_names() {
-        let status: Result<String, Errno> =
+        let status: Told<String> =
             Ok("Name:\tUid: 7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nShdPnd:\t0\n".into());
         assert_eq!(
             (effective(&status, "Uid:"), effective(&status, "Gid:")),
             (Some(2), Some(6))
         );
         assert_eq!(numbers(&status, "Groups:"), Some(vec![9, 10]));
-        let none: Result<String, Errno> = Ok("Groups:\t\n".into());
+        let none: Told<String> = Ok("Groups:\t\n".into());
         assert_eq!(
             (numbers(&none, "Groups:"), effective(&none, "Uid:")),
             (Some(vec![]), None)

@@ -26,7 +26,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Refusal, Result},
+    error::{Check, Error, Refusal, Result},
     evidence::Record,
     fork::{Birth, Withheld},
     handshake::frame::{Code, Frame, Refuse},
@@ -584,9 +584,6 @@ impl Place {
     }
 }
 
-/// The check of the lock that a host has passed.
-pub(crate) const LOCK: &str = "lock";
-
 /// What the guest among members holds of its host's place, so that it can go on there. Dropped, it changes nothing there.
 #[derive(Debug)]
 pub(crate) struct Inheritance(Place);
@@ -610,7 +607,7 @@ impl Inheritance {
         let found = format!("stream: {stream}, listening: {listens}, bound at {shown}");
         let wanted = format!("the socket that listens at {address}");
         if !(stream && listens && here) {
-            return Err(Refusal::new("address", wanted, found).into());
+            return Err(Refusal::new(Check::Address, wanted, found).into());
         }
         record.passed("ready", "address", wanted, found);
         let named = match (address.place(), lock) {
@@ -648,9 +645,9 @@ impl Named {
         let found = format!("a regular file: {regular}, beside it: {beside}, locked: {held}");
         let wanted = "the locked file beside the socket";
         if !held {
-            return Err(Refusal::new(LOCK, wanted, found).into());
+            return Err(Refusal::new(Check::Lock, wanted, found).into());
         }
-        record.passed("ready", LOCK, wanted, found);
+        record.passed("ready", "lock", wanted, found);
         Ok(Self {
             socket: files.inode_of(&files.socket),
             files,

@@ -15,6 +15,7 @@ use std::{
 };
 
 use nix::{errno::Errno, libc};
+use subtle::ConstantTimeEq as _;
 
 use crate::{
     error::{Error, Result},
@@ -201,12 +202,7 @@ pub(crate) struct Secret(pub(crate) [u8; 16]);
 impl PartialEq for Secret {
     /// Takes the same time wherever the first difference is.
     fn eq(&self, other: &Self) -> bool {
-        let differences = self
-            .0
-            .iter()
-            .zip(other.0)
-            .fold(0, |so_far, (a, b)| so_far | (a ^ b));
-        std::hint::black_box(differences) == 0
+        self.0.ct_eq(&other.0).into()
     }
 }
 
