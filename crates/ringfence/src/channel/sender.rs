@@ -445,7 +445,7 @@ impl Sender {
         self.refresh();
     }
 
-    /// As [`Sender::poll_line`], for whoever has just let the other half listen ([`Receiver::poll_line`](crate::Receiver::poll_line)).
+    /// As [`Sender::poll_line`], for a caller that has just polled the line with the other half ([`Receiver::poll_line`](crate::Receiver::poll_line)).
     pub fn refresh(&mut self) {
         if !self.shared.state.is(ChannelState::Open, Ordering::Acquire) {
             self.writing = None;

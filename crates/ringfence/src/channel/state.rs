@@ -36,7 +36,7 @@ pub enum CloseReason {
     Exited,
     /// The peer wrote what no honest peer writes.
     Corrupt,
-    /// Somebody tried to open the shared memory, of this side or of the peer: what was in it is wiped, and what was not
+    /// Another process tried to open the shared memory, of this side or of the peer: what was in it is wiped, and what was not
     /// read before is lost.
     Exposed,
 }
@@ -116,12 +116,12 @@ impl AtomicState {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) role: Role,
-    /// Also held by whoever waits for tokens, which keeps no channel open.
+    /// Also held by a thread that waits for tokens, which keeps no channel open.
     pub(crate) doorbell: Arc<Doorbell>,
     pub(crate) state: AtomicState,
     pub(crate) sending_ended: AtomicBool,
     pub(crate) receiving_ended: AtomicBool,
-    /// What is let go of when the channel ends. Whoever changes the phase of this side's region, or the number of its tokens,
+    /// What is let go of when the channel ends. A thread that changes the phase of this side's region, or the number of its tokens,
     /// has this lock.
     pub(crate) held: Mutex<Option<Held>>,
     pub(crate) busy_poll: Duration,

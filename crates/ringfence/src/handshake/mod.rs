@@ -1,5 +1,7 @@
 //! One handshake, from a connection to the parts of a channel: the order of the steps. Each step is a few lines here;
 //! what it does is in the module that it names.
+//!
+//! `frame` is the bytes, `line` is who speaks, `parts` is what comes of it. It never binds an address and makes no channel.
 
 pub(crate) mod frame;
 pub(crate) mod line;

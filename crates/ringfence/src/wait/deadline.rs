@@ -32,7 +32,7 @@ pub(crate) enum Woken {
     Late,
 }
 
-/// A deadline, and everything that may call the waiting off.
+/// A deadline, and the tokens that call the waiting off.
 #[derive(Debug, Clone)]
 pub(crate) struct Deadline {
     moment: Option<Instant>,
