@@ -5,8 +5,10 @@ import { once } from 'node:events'
 import {
   chmodSync,
   lstatSync,
+  mkdirSync,
   readdirSync,
   readFileSync,
+  rmSync,
   statSync,
   symlinkSync,
   truncateSync,
@@ -156,6 +158,18 @@ test('a link is followed, also to where nothing is yet; a FIFO and a device are 
   t.true(lstatSync(join(directory, 'fifo')).isFIFO())
   t.true(statSync('/dev/null').isCharacterDevice())
   t.deepEqual(new Set(readdirSync(directory)), new Set(['dangling', 'fifo', 'link', 'new', 'source', 'target']))
+})
+
+test('a file that cannot be put in its place in the end is a failure for both sides', async (t) => {
+  const { directory, file, address } = scene(t)
+  const place = join(directory, 'place')
+  mkdirSync(place)
+  const receiver = run(t, 'receive', address, join(place, 'target'))
+  await untilBound(address)
+  rmSync(place, { recursive: true })
+  const sender = run(t, 'send', address, file)
+  t.is((await soon(receiver.done, 'the end of the receiver')).code, 1)
+  t.is((await soon(sender.done, 'the end of the sender')).code, 5)
 })
 
 test('what is open already is written to as it is: /dev/stdout, and the >(…) of a shell', async (t) => {

@@ -64,8 +64,8 @@ export async function receive({ address, file, evidence, options }: Transfer): P
   try {
     const channel = await meet(address, options, evidence)
     const progress = new Progress(undefined)
-    const sink =
-      target === undefined ? process.stdout : (target.file.createWriteStream({ autoClose: false }) as Writable)
+    // It closes the file: one whose stream does not would never be closed, and a later failure never told.
+    const sink = target === undefined ? process.stdout : (target.file.createWriteStream() as Writable)
     // The stream of the channel would close it once it has ended; what ends it here is what has been written.
     await pipeline(messages(channel, progress), sink, { end: target !== undefined })
     // Before the sender is told that all is here.
