@@ -5,16 +5,19 @@ import { RingfenceError, aborted, fromFailure, invalid, show } from './errors.js
 import { atExit } from './exit.js'
 import { ReceiveBuffer, type Visit } from './receive-buffer.js'
 import { loop } from './loops.js'
-import { FAILED, withOperations, type Failure, type NativeChannel, type RawChannel } from './native.js'
+import {
+  FAILED,
+  REASONS,
+  REFUSED,
+  withOperations,
+  type Failure,
+  type NativeChannel,
+  type RawChannel,
+} from './native.js'
 import { plainObject } from './options.js'
 import { SendQueue } from './send-queue.js'
 import { Tokens, toToken } from './tokens.js'
 import type { CloseReason, Evidence, Identity, Reservation } from './types.js'
-
-/** What the binding's `listen` answers. */
-const REASONS: readonly (CloseReason | null)[] = [null, 'closed', 'exited', 'corrupt', 'exposed', 'closed']
-/** Of these, the end that a look at the peer has brought about. */
-const REFUSED = 5
 
 const lost = (reason: CloseReason) =>
   new RingfenceError(

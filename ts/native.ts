@@ -4,13 +4,14 @@
 import loaded from './binding.cjs'
 import { unsupported } from './unsupported.js'
 import type {
+  Answers,
   Failure,
   Joining,
   Options as NativeOptions,
   PrivateLine,
   Program as NativeProgram,
 } from '../../binding/index.cjs'
-import type { Evidence, Identity } from './types.js'
+import type { CloseReason, Evidence, Identity } from './types.js'
 
 export type { Failure, Joining, NativeOptions, NativeProgram, PrivateLine }
 
@@ -126,23 +127,6 @@ export interface NativeMembership extends NativeEndpoint {
   vacate(): void
 }
 
-/** `failure()` knows more. */
-export const FAILED = -1
-/** A message is through. */
-export const WHOLE = -2
-/** No more will come, and everything was read. */
-export const ENDED = -3
-/** A message that does not fit: its size is `LARGE - answer`. */
-export const LARGE = -16
-
-/** What `pull` is told of what comes after it. */
-export const MORE = 1
-export const FIRST = 2
-
-/** Bytes of a record's header, and its flags for a whole message. */
-export const HEADER = 8
-export const FLAGS = 3
-
 /** What everything that takes its time is begun with: options, what is told of the outcome, the policy's callback. */
 export type Given<Raw> = [
   options: NativeOptions,
@@ -162,6 +146,7 @@ interface Binding {
   adopt(line: PrivateLine, ...given: Given<RawChannel>): Joining
   fromParent(...given: Given<RawChannel>): Joining
   operations(): string[]
+  answers(): Answers
   harden(): Failure | null
   ignoreSigusr1(): Failure | null
   doctor(): { kernel: string; findings: Finding[] }
@@ -183,6 +168,31 @@ export interface Finding {
 
 /** Where the binding could not be loaded, each call of it throws UNSUPPORTED, which says why. */
 export const native: Binding = 'binding' in loaded ? (loaded.binding as unknown as Binding) : unsupported(loaded.error)
+
+// Where the binding could not be loaded there is no channel that could answer.
+const answers = 'binding' in loaded ? native.answers() : ({ reasons: [] as string[] } as unknown as Answers)
+
+/** `failure()` knows more. */
+export const FAILED = answers.failed
+/** A message is through. */
+export const WHOLE = answers.whole
+/** No more will come, and everything was read. */
+export const ENDED = answers.ended
+/** A message that does not fit: its size is `LARGE - answer`. */
+export const LARGE = answers.large
+
+/** What `pull` is told of what comes after it. */
+export const MORE = answers.more
+export const FIRST = answers.first
+
+/** Bytes of a record's header, and its flags for a whole message. */
+export const HEADER = answers.header
+export const FLAGS = answers.flags
+
+/** Why a channel has ended, as `listen` and `end` tell it by number; the first is that it has not. */
+export const REASONS = answers.reasons as readonly (CloseReason | undefined)[]
+/** The end that this side has made, since a later look has refused the peer. */
+export const REFUSED = answers.refused
 
 class Operations {
   readonly role: 'host' | 'guest'

@@ -12,9 +12,13 @@ use std::{
 
 use napi::{bindgen_prelude::*, sys};
 use napi_derive::napi;
-use ringfence::{CloseReason, Packed, Progress, Receiver, Reserved, Sender, Tokens, Verified, Verifier};
+use ringfence::{
+    CloseReason, Packed, Progress, Receiver, Sender, Tokens, Verified, Verifier,
+    binding::{Keeper, Reserved},
+};
 
 use crate::{
+    answers::{ENDED, Ended, FIRST, LARGE, MORE, WHOLE},
     convert::{self, Evidence, Failure, Identity},
     once,
     raw::{Answer, Call, Function, add_function, check},
@@ -22,15 +26,6 @@ use crate::{
     watcher::Watcher,
 };
 
-/// A message is through.
-const WHOLE: i32 = -2;
-/// No more will come, and everything was read.
-const ENDED: i32 = -3;
-/// Sizes of messages that do not fit are told as `LARGE - size`.
-const LARGE: f64 = -16.0;
-/// What `pull` is told of what comes after it: more of the same round, and the first of one.
-const MORE: usize = 1;
-const FIRST: usize = 2;
 /// Below this a copy at commit is cheaper than memory that the engine has to keep books on.
 const SCRATCH: usize = 4096;
 
@@ -98,16 +93,14 @@ impl Endpoint {
     /// Why the channel has ended: 0 while it has not.
     fn reason(&self) -> Answer {
         let Some(Halves { sender, verifier, .. }) = &self.halves else {
-            return Answer::from(1);
+            return Answer::from(Ended::Closed.number());
         };
-        Answer::from(match sender.close_reason() {
-            None => 0,
-            Some(_) if verifier.has_refused() => 5,
-            Some(CloseReason::Closed) => 1,
-            Some(CloseReason::Exited) => 2,
-            Some(CloseReason::Corrupt) => 3,
-            Some(_) => 4,
-        })
+        let ended = match sender.close_reason() {
+            None => Ended::No,
+            Some(_) if verifier.has_refused() => Ended::Refused,
+            Some(reason) => Ended::from(reason),
+        };
+        Answer::from(ended.number())
     }
 
     /// Closes the channel, and lets go of the line as well.
@@ -225,7 +218,7 @@ fn pull(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     // SAFETY: used within this call, and asked for once.
     let arena = unsafe { call.bytes(0) };
     let from = call.size(1).min(arena.len());
-    let goes_on = call.size(2);
+    let goes_on = u32::try_from(call.size(2)).unwrap_or(0);
     if let Ok(receiver) = endpoint.receiver() {
         match goes_on {
             FIRST => receiver.begin_round(),
@@ -246,7 +239,7 @@ fn pull(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     match pulled {
         Ok(Packed::Bytes(bytes)) => bytes.into(),
         #[expect(clippy::cast_precision_loss, reason = "sizes of messages are below 2^53")]
-        Ok(Packed::Large(size)) => Answer::Number(LARGE - size as f64),
+        Ok(Packed::Large(size)) => Answer::Number(f64::from(LARGE) - size as f64),
         Ok(Packed::Nothing) => nothing(endpoint),
         Err(error) => endpoint.fail(error),
     }
@@ -418,7 +411,7 @@ fn show(
     };
     if status != sys::Status::napi_ok {
         // SAFETY: without a buffer there is no finalizer.
-        drop(unsafe { Box::from_raw(keep.cast::<ringfence::Keeper>()) });
+        drop(unsafe { Box::from_raw(keep.cast::<Keeper>()) });
         return None;
     }
     // SAFETY: value is a live value of env.
@@ -428,7 +421,7 @@ fn show(
 
 unsafe extern "C" fn let_go(_env: sys::napi_env, _data: *mut c_void, keep: *mut c_void) {
     // SAFETY: the keeper of `show`; the engine finalizes a buffer once.
-    drop(unsafe { Box::from_raw(keep.cast::<ringfence::Keeper>()) });
+    drop(unsafe { Box::from_raw(keep.cast::<Keeper>()) });
 }
 
 /// Arguments: the length, and the scratch memory where the reservation has no view of its own.

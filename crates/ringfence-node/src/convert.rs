@@ -372,7 +372,10 @@ pub fn harden() -> Option<Failure> {
 /// Keeps Node from opening its inspector on SIGUSR1. Returns what went wrong, or null.
 #[napi]
 pub fn ignore_sigusr1() -> Option<Failure> {
-    ringfence::ignore_sigusr1().err().as_ref().map(Failure::from)
+    ringfence::binding::ignore_sigusr1()
+        .err()
+        .as_ref()
+        .map(Failure::from)
 }
 
 /// Tries what this system offers.

@@ -11,6 +11,8 @@ use std::{
 
 use napi::sys;
 
+use crate::answers::FAILED;
+
 /// One call from JavaScript: its environment and its arguments.
 pub(crate) struct Call {
     pub(crate) env: sys::napi_env,
@@ -214,7 +216,7 @@ unsafe extern "C" fn trampoline<T>(env: sys::napi_env, info: sys::napi_callback_
     let answer =
         catch_unwind(AssertUnwindSafe(|| (bound.function)(&mut state, &mut call))).unwrap_or_else(|_| {
             (bound.panicked)(&mut state);
-            Answer::Number(-1.0)
+            Answer::from(FAILED)
         });
     drop(state);
     let mut value = ptr::null_mut();

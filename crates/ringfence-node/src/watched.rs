@@ -6,13 +6,11 @@ use napi::{bindgen_prelude::*, sys};
 use ringfence::Refused;
 
 use crate::{
+    answers::FAILED,
     convert::{Failure, Identity},
     raw::{Answer, Call},
     watcher::Watcher,
 };
-
-/// `failure()` says what went wrong.
-const FAILED: i32 = -1;
 
 pub(crate) struct Watched {
     watcher: Option<Watcher>,

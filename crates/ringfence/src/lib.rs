@@ -45,6 +45,13 @@
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64", target_endian = "little")))]
 compile_error!("ringfence is for 64-bit little-endian Linux");
 
+/// What the Node.js binding needs and a Rust program does not: no part of what this crate promises.
+#[doc(hidden)]
+pub mod binding {
+    pub use crate::channel::sender::{Keeper, Reserved};
+    pub use crate::harden::ignore_sigusr1;
+    pub use crate::ring::record::{HEADER, WHOLE};
+}
 mod channel;
 mod doctor;
 mod endpoint;
@@ -69,7 +76,7 @@ mod wake;
 
 pub use channel::Channel;
 pub use channel::receiver::{Packed, Receiver};
-pub use channel::sender::{Batch, Keeper, Reservation, Reserved, Sender};
+pub use channel::sender::{Batch, Reservation, Sender};
 pub use channel::state::CloseReason;
 pub use channel::tokens::Tokens;
 pub use channel::verify::{Verified, Verifier};
@@ -81,7 +88,7 @@ pub use endpoint::service::{Arrival, Channels, Listener, Refused, connect, liste
 pub use error::{Check, Error, Refusal, Result};
 pub use evidence::{Evidence, Outcome};
 pub use handshake::parts::Role;
-pub use harden::{harden, ignore_sigusr1, is_hardened};
+pub use harden::{harden, is_hardened};
 pub use identity::{Digest, Executable, Identity};
 pub use memory::backing::Backing;
 pub use memory::layout::CAPACITY_MIN;

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Bytes of a record's header.
-pub(crate) const HEADER: u64 = 8;
+pub const HEADER: u64 = 8;
 
 /// The record begins a message.
 pub(crate) const FIRST: u32 = 1;
@@ -24,7 +24,7 @@ pub(crate) const PADDING: u32 = 4;
 /// The payload begins at the first cache line behind the header.
 pub(crate) const ALIGNED: u32 = 8;
 /// A record that is a whole message.
-pub(crate) const WHOLE: u32 = FIRST | LAST;
+pub const WHOLE: u32 = FIRST | LAST;
 
 /// Payloads of at least this many bytes are written [`ALIGNED`]: with wide loads and stores, every second one would
 /// touch two lines otherwise.
