@@ -355,7 +355,7 @@ impl Policy {
                 record.passed(step, check.name(), wanted, found);
                 Ok(())
             }
-            Finding::Failed { wanted, found } => Err(Refusal::new(check, wanted, found)),
+            Finding::Failed { wanted, found } => Err(Error::from(Refusal::new(check, wanted, found))),
         };
         note(Check::Uid, self.users.compare(look.identity.uid))?;
         note(Check::Namespace, self.compare_namespace(&look.standing))?;
@@ -363,8 +363,7 @@ impl Policy {
         note(Check::Cgroup, self.compare_cgroup(look)?)?;
         note(Check::Label, self.compare_label(look))?;
         // The last, since a content takes long to read.
-        note(Check::Executable, self.compare_executable(look, deadline)?)?;
-        Ok(())
+        note(Check::Executable, self.compare_executable(look, deadline)?)
     }
 
     fn compare_namespace(&self, standing: &Standing) -> Finding {
