@@ -102,6 +102,7 @@ impl Channel {
             writing: Some(Writing {
                 producer,
                 link: writing,
+                reserved: (0, 0),
             }),
             capacity: parts.own_capacity,
             longest: parts.longest_out,
