@@ -91,6 +91,7 @@ rows! {
     row_42_greedy 42
     row_43_dropped_group 43
     row_44_without_descriptors 44
+    row_45_at_every_moment 45
     row_55_false_alarm 55
     row_56_fork 56
     row_57_bad_callback 57

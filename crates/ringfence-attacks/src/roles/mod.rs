@@ -1,6 +1,7 @@
 //! The processes that the rows are played with. Each takes orders in lines and answers in lines.
 
 mod attackers;
+mod endings;
 mod hand;
 mod hand_fenced;
 mod insiders;

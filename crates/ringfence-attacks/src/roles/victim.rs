@@ -106,6 +106,8 @@ pub(super) fn run() -> Result<(), String> {
                     "cut off".into()
                 }
             }
+            ["look-at-peer"] => look_at_peer(&mut channel)?,
+            ["exit"] => std::process::exit(0),
             ["alive"] => if connected()?.peer_is_alive() {
                 "alive"
             } else {
@@ -115,6 +117,18 @@ pub(super) fn run() -> Result<(), String> {
             other => return Err(format!("no such order: {other:?}")),
         })
     })
+}
+
+/// The second half of a look for news, whose first half is the look at the ring. Who is not there has exited: no other end is
+/// known.
+fn look_at_peer(channel: &mut Option<Plain>) -> Result<String, String> {
+    let looking = channel.as_ref().ok_or("not joined")?;
+    if looking.peer_is_alive() {
+        return Ok("there".into());
+    }
+    let unread = looking.peek().map_or(0, |(_, length)| length);
+    *channel = None;
+    Ok(format!("exited, {unread} bytes unread"))
 }
 
 /// A message as the rows read it.

@@ -16,7 +16,7 @@ use ringfence::{
     Namespace, Options, Packed, Policy, Progress, Receiver, Sender, Verifier, connect, join, listen, member,
 };
 
-use super::{number, program, serve};
+use super::{endings, number, program, serve};
 
 /// The longest message that this program takes, and so the buffer that it receives into.
 const LONGEST: usize = 1 << 20;
@@ -75,6 +75,8 @@ pub(super) fn run() -> Result<(), String> {
             ["connect", address, count, options @ ..] => {
                 connect_often(address, number(count)?, &parse(options)?, &mut connected)?
             }
+            // Each with a peer that ends it at about the same moment.
+            ["end-channels", address, count, ways] => endings::run(address, number(count)?, ways)?,
             ["close-services"] => {
                 for listener in services.drain(..) {
                     listener.close(Channels::Close);
@@ -210,6 +212,11 @@ fn on_channel(
                 Err(Error::Aborted) => "nothing".into(),
                 Err(error) => show(&error),
             }
+        }
+        // Sends no more, and reads on.
+        ["end"] => {
+            sender.end();
+            "ended".into()
         }
         ["again"] => show_message(held),
         // Everything that was handed over stays what it was.

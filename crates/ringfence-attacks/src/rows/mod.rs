@@ -7,6 +7,7 @@ use crate::{
     stage::{Program, Stage, Who},
 };
 
+mod closing;
 mod face;
 mod fork;
 mod insider;
@@ -328,6 +329,13 @@ pub const ROWS: &[Row] = &[
         attack: "no descriptor left when a healthy peer is looked at",
         bites_plain: true,
         run: peer::without_descriptors,
+    },
+    Row {
+        number: 45,
+        who: "MP",
+        attack: "closes, half-closes, leaves at every moment of the other's close",
+        bites_plain: true,
+        run: closing::at_every_moment,
     },
     Row {
         number: 55,

@@ -14,9 +14,9 @@ use crate::{
 };
 
 /// The number that the plain program waits for; and the one that ringfence does, by default.
-const NUMBERS: (i32, i32) = (40, 50);
+pub(super) const NUMBERS: (i32, i32) = (40, 50);
 /// A user has one queue for all its processes: who fills it, and who needs it, take turns.
-static QUEUE: Mutex<()> = Mutex::new(());
+pub(super) static QUEUE: Mutex<()> = Mutex::new(());
 /// Longer than any of them takes to do what it must not.
 const WHILE: Duration = Duration::from_secs(1);
 
@@ -26,7 +26,7 @@ fn attacker(stage: &Stage, words: &[&str]) -> Result<Actor, Trouble> {
 }
 
 /// A pair of the plain program, whose guest waits for the word to take the address over.
-fn plain_heir(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
+pub(super) fn plain_heir(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
     let mut host = plain_host(stage, address, "")?;
     let mut guest = plain(stage, "the guest")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;

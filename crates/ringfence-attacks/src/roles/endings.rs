@@ -1,0 +1,106 @@
+//! A program that uses ringfence, and ends one channel after the other, at about the moment at which its peer does.
+
+use std::{
+    hint::spin_loop,
+    time::{Duration, Instant},
+};
+
+use ringfence::{Address, CloseReason, Error, Options, Receiver, Role, join};
+
+/// No message of these programs is longer.
+const LONGEST: usize = 64;
+/// How long after the last agreed moment the guest ends its side, in microseconds.
+const GUEST: u64 = 50;
+/// The host does so up to twice as late: before the guest, with it, and after it.
+const HOST: u64 = 2 * GUEST + 1;
+
+/// Ends `count` channels at the address, in these ways by turns. Says so, or what was wrong with the first that was not told as
+/// promised.
+pub(super) fn run(address: &str, count: u32, ways: &str) -> Result<String, String> {
+    let address = address.parse::<Address>().map_err(|error| error.to_string())?;
+    let options = Options::new()
+        .capacity(4096)
+        .timeout(Duration::from_secs(20))
+        .wait(true);
+    for (round, way) in (0..u64::from(count)).zip(ways.split(',').cycle()) {
+        if let Err(what) = one(&address, &options, way, round) {
+            return Ok(format!("wrong: {way}, round {round}: {what}"));
+        }
+    }
+    Ok(format!("as promised {count}"))
+}
+
+fn one(address: &Address, options: &Options, way: &str, round: u64) -> Result<(), String> {
+    let channel = join(address, options).map_err(told)?;
+    // Steps of a prime cover every moment within few rounds of each way.
+    let pause = match channel.role() {
+        Role::Host => round * 37 % HOST,
+        Role::Guest => GUEST,
+    };
+    let (mut sender, mut receiver) = channel.split();
+    sender.send(b"here").map_err(told)?;
+    let mut into = [0; LONGEST];
+    match receiver.receive(&mut into).map_err(told)? {
+        Some(length) if into[..length] == *b"here" => {}
+        other => return Err(format!("{other:?} instead of the peer's first message")),
+    }
+    // The last message says what end it is that the peer must see. A peer that has ended its side may be ahead.
+    match sender.send(way.as_bytes()) {
+        Ok(()) => {}
+        Err(_) if sender.close_reason() == Some(CloseReason::Closed) => {}
+        Err(error) => return Err(told(error)),
+    }
+    let from = Instant::now();
+    while from.elapsed() < Duration::from_micros(pause) {
+        spin_loop();
+    }
+    match way {
+        "closes" => receiver.close(),
+        "ends-and-closes" => {
+            sender.end();
+            receiver.close();
+        }
+        "drops" => {
+            drop(sender);
+            drop(receiver);
+            return Ok(());
+        }
+        "ends" => {
+            sender.end();
+            read_to_the_end(&mut receiver)?;
+        }
+        "reads" => read_to_the_end(&mut receiver)?,
+        other => return Err(format!("no such way: {other}")),
+    }
+    match receiver.close_reason() {
+        Some(CloseReason::Closed) => Ok(()),
+        other => Err(format!("{other:?} instead of closed")),
+    }
+}
+
+/// Reads what the peer had sent, and waits for the news of its end.
+fn read_to_the_end(receiver: &mut Receiver) -> Result<(), String> {
+    let mut into = [0; LONGEST];
+    let length = receiver
+        .receive(&mut into)
+        .map_err(told)?
+        .ok_or("what the peer had sent before its end is lost")?;
+    let way = String::from_utf8_lossy(&into[..length]).into_owned();
+    if let Some(more) = receiver.receive(&mut into).map_err(told)? {
+        return Err(format!("{more} bytes more than the peer has sent"));
+    }
+    // Where the end of the sending came first, the close is a second piece of news.
+    while receiver.close_reason().is_none() {
+        receiver.poll_line().map_err(told)?;
+    }
+    match (&*way, receiver.is_cut()) {
+        ("closes", false) => Err("a close without the end of the sending was told as the end".into()),
+        ("ends-and-closes", true) => Err("the end of the sending was told as a cut".into()),
+        _ => Ok(()),
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "as map_err hands it over")]
+fn told(error: Error) -> String {
+    format!("{} | {error}", error.code())
+}

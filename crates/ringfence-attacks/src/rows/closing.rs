@@ -1,0 +1,198 @@
+//! Two that end their channel, or leave their place, at the same moment.
+
+use std::sync::PoisonError;
+
+use super::{
+    fenced, must,
+    signals::{NUMBERS, QUEUE, plain_heir},
+};
+use crate::{
+    Half, Report, Trouble,
+    actor::{Actor, Heard, TIME_LIMIT},
+    stage::Stage,
+};
+
+/// How one ends a channel, and how the other does meanwhile. (Two that both end their sending and then wait for the other's
+/// close would wait for ever.)
+const WAYS: [(&str, &str); 11] = [
+    ("closes", "closes"),
+    ("closes", "ends"),
+    ("ends", "closes"),
+    ("closes", "reads"),
+    ("reads", "closes"),
+    ("ends-and-closes", "ends"),
+    ("ends", "ends-and-closes"),
+    ("drops", "closes"),
+    ("closes", "drops"),
+    ("drops", "ends"),
+    ("ends", "drops"),
+];
+/// Rounds of each, in a batch; so that no answer takes as long as a row waits.
+const ROUNDS: usize = 10;
+const BATCHES: usize = 6;
+/// Of each way to leave.
+const LEAVES: usize = 15;
+
+/// Row 45: A peer closes, half-closes or leaves at every moment of the other's close.
+///
+/// The plain program has let go of its socket, as the recipe says, and knows two things about its peer: whether its process is
+/// there, and the word that it is about to exit. It looks at its ring, then at its peer. A peer that sends its last message and goes
+/// between these two is taken for dead, and its message is lost. A peer that says the word, which is the only one for any end, and
+/// stays is a second host.
+///
+/// What stops it: each side's phase stands in its own memory, behind what it has sent, and is read before a line that has ended is
+/// believed; who leaves hands the address over.
+pub(super) fn at_every_moment(stage: &Stage) -> Result<Report, Trouble> {
+    let plain = {
+        // It takes a signal, for which the queue needs room.
+        let _turn = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
+        plain_close(stage)?
+    };
+    let address = stage.address("ringfence");
+    let (mut one, mut other) = (fenced(stage, "the one")?, fenced(stage, "the other")?);
+    for _ in 0..BATCHES {
+        if let Some(wrong) = ends(&mut one, &mut other, &address)? {
+            return Ok(Report::bitten(plain, wrong));
+        }
+    }
+    let address = stage.address("place");
+    for round in 0..LEAVES {
+        if let Some(wrong) = leaves(&mut one, &mut other, &format!("{address}-{round}"))? {
+            return Ok(Report::bitten(plain, format!("round {round}: {wrong}")));
+        }
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held("always 'closed', all that was sent before is read, and there is one host"),
+        stopped_by: "the phase in the memory of each, which is read before the end of the line is believed",
+    })
+}
+
+/// What a plain program makes of a peer that goes at the worst moment.
+fn plain_close(stage: &Stage) -> Result<Half, Trouble> {
+    let (mut host, mut guest) = plain_heir(stage, &stage.address("plain"))?;
+    // The first half of the guest's look.
+    must(&mut guest, "receive 0", "nothing")?;
+    must(&mut host, "send last", "sent")?;
+    must(&mut host, &format!("farewell {}", NUMBERS.0), "told")?;
+    guest.expect("took over")?;
+    // It is there still, and has its channel.
+    must(&mut host, "alive", "alive")?;
+    host.say("exit")?;
+    // Reaped as well: a zombie would look alive.
+    match host.hear(TIME_LIMIT) {
+        Heard::Ended(how) if how == "exit status: 0" => {}
+        other => return Err(Trouble::wrong(format!("the host was to go, but: {other:?}"))),
+    }
+    // The second half.
+    let answer = guest.ask("look-at-peer")?;
+    Ok(if answer == "exited, 4 bytes unread" {
+        Half::bit(
+            "an orderly end is told as 'exited', the last message is lost, and there were two hosts for a while",
+        )
+    } else {
+        Half::held(answer)
+    })
+}
+
+/// Both end a batch of channels. Returns what was told wrongly.
+fn ends(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<String>, Trouble> {
+    let count = WAYS.len() * ROUNDS;
+    let (ones, others): (Vec<&str>, Vec<&str>) = WAYS.into_iter().unzip();
+    one.say(&format!("end-channels {address} {count} {}", ones.join(",")))?;
+    other.say(&format!("end-channels {address} {count} {}", others.join(",")))?;
+    // One that sees what is wrong stops, and the other then waits for a peer: what each has said is told.
+    let answers = [one.hear(TIME_LIMIT), other.hear(TIME_LIMIT)];
+    let wanted = Heard::Line(format!("as promised {count}"));
+    let wrong = answers.iter().any(|answer| *answer != wanted);
+    Ok(wrong.then(|| format!("{answers:?}")))
+}
+
+/// One of two members leaves, or both do, at about the moment of the other's close. Returns what was wrong.
+fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<String>, Trouble> {
+    let come = format!("member {address}");
+    must(one, &come, "member host")?;
+    must(other, &come, "member guest")?;
+    meet(one, other)?;
+    // The host leaves while the guest closes: the guest has the place, and who has left comes to it.
+    at_once(one, "leave", "left", other, "close", "closed")?;
+    next(other, "role host")?;
+    let again = one.ask(&come)?;
+    if again != "member guest" {
+        return Ok(Some(format!("after the host has left, {again} beside its heir")));
+    }
+    meet(other, one)?;
+    // The guest leaves while the host closes.
+    at_once(one, "leave", "left", other, "close", "closed")?;
+    let (role, again) = (other.ask("role")?, one.ask(&come)?);
+    if role != "host" || again != "member guest" {
+        return Ok(Some(format!(
+            "after the guest has left, {again} beside the {role}"
+        )));
+    }
+    meet(other, one)?;
+    // The host leaves while the guest ends its sending, and reads.
+    must(other, "send last", "sent")?;
+    at_once(other, "leave", "left", one, "end", "ended")?;
+    let seen = [
+        one.ask("receive 10000")?,
+        one.ask("receive 10000")?,
+        one.ask("reason")?,
+    ];
+    if seen != ["got 4 last", "end", "closed"] {
+        return Ok(Some(format!("a host that left was told as {seen:?}")));
+    }
+    next(one, "role host")?;
+    must(other, &come, "member guest")?;
+    meet(one, other)?;
+    // Both leave: the place is nobody's, and the next to come has it.
+    at_once(one, "leave", "left", other, "leave", "left")?;
+    let (first, second) = (one.ask(&come)?, other.ask(&come)?);
+    if first != "member host" || second != "member guest" {
+        return Ok(Some(format!("after both have left, {first} and {second}")));
+    }
+    meet(one, other)?;
+    at_once(one, "leave", "left", other, "leave", "left").map(|()| None)
+}
+
+/// Two members get their channel.
+fn meet(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
+    for member in [&mut *host, &mut *guest] {
+        loop {
+            next(member, "channel")?;
+            // One that the leave has ended at once is news still: who closes meets the other again.
+            if member.ask("receive 0")? == "nothing" {
+                break;
+            }
+        }
+    }
+    super::talks(host, guest)
+}
+
+/// Goes on to the news that begins so. What a leave cut short comes before it: a channel, or a handshake.
+fn next(member: &mut Actor, wanted: &str) -> Result<(), Trouble> {
+    loop {
+        let news = member.ask("change 10000")?;
+        if news.starts_with(wanted) {
+            return Ok(());
+        }
+        if !news.starts_with("channel") && !news.starts_with("refused PEER_LOST") {
+            return Err(Trouble::wrong(format!("{wanted:?} was to come, but: {news:?}")));
+        }
+    }
+}
+
+/// Two orders, of which neither waits for the other.
+fn at_once(
+    one: &mut Actor,
+    order: &str,
+    answer: &str,
+    other: &mut Actor,
+    other_order: &str,
+    other_answer: &str,
+) -> Result<(), Trouble> {
+    one.say(order)?;
+    other.say(other_order)?;
+    one.expect(answer)?;
+    other.expect(other_answer).map(drop)
+}
