@@ -53,9 +53,18 @@ for (const size of [0, 16, 100, 4096, 4097, 20_000, 40_000, 200_000]) {
   })
 }
 
-/** Detaches, whatever the engine was told: a stream of bytes takes the memory of what is put into it. */
-function takeAway(bytes: Uint8Array): void {
-  void new ReadableStream({ type: 'bytes', start: (controller) => controller.enqueue(bytes) })
+/**
+ * Detaches, whatever the engine was told: a stream of bytes takes the memory of what is put into it. From Node 21 on what is
+ * not to be transferred is refused there too (false).
+ */
+function takeAway(bytes: Uint8Array): boolean {
+  try {
+    void new ReadableStream({ type: 'bytes', start: (controller) => controller.enqueue(bytes) })
+  } catch (error) {
+    if (/not detachable/.test((error as Error).message)) return false
+    throw error
+  }
+  return true
 }
 
 test.serial('memory that was taken away all the same is replaced, and no message is lost', async (t) => {
@@ -68,8 +77,8 @@ test.serial('memory that was taken away all the same is replaced, and no message
       const message = (await soon(channel.receive(), `message ${number}`))!
       if (!message.equals(pattern(number, size))) return t.fail(`message ${number} of ${size} bytes is another`)
       if (number % 3 === 0) {
-        takeAway(message)
-        t.is(message.length, 0)
+        if (takeAway(message)) t.is(message.length, 0)
+        else t.true(size <= 4096 && message.equals(pattern(number, size)))
       }
     }
     await sent
@@ -79,6 +88,12 @@ test.serial('memory that was taken away all the same is replaced, and no message
 
 test.serial('what a visitor is shown, and takes away, is told, and the channel goes on', async (t) => {
   const { channel, partner } = await pair(t)
+  let visitorMayTake = true
+  await patterns(partner, 0, 1, 100)
+  if (channel.drain((bytes) => void (visitorMayTake = takeAway(bytes))) === 1 && !visitorMayTake) {
+    t.pass('this Node lets no visitor take the memory away')
+    return
+  }
   await patterns(partner, 0, 10, 100)
   const visited: number[] = []
   const error = t.throws(
