@@ -43,6 +43,19 @@ function testAll() {
   console.log(`\nAll passed in ${Math.round((performance.now() - started) / 1000)} s.`)
 }
 
+/** The nightly toolchain with these components. What is there serves, whatever its age, and nothing is fetched. */
+function getNightly(components = []) {
+  const runs = (...command) => spawnSync(command[0], command.slice(1)).status === 0
+  if (!runs('rustc', '+nightly', '--version')) {
+    run('get nightly', 'rustup', ['toolchain', 'install', 'nightly', '--profile', 'minimal', '--no-self-update'])
+  }
+  const { stdout } = spawnSync('rustup', ['component', 'list', '--installed', '--toolchain', 'nightly'])
+  const missing = components.filter((name) => !new RegExp(`^${name}(-|$)`, 'm').test(stdout?.toString() ?? ''))
+  if (missing.length > 0) {
+    run(`get ${missing.join(' and ')}`, 'rustup', ['component', 'add', ...missing, '--toolchain', 'nightly'])
+  }
+}
+
 /**
  * What comes from another process, made up by a fuzzer that looks which way each input takes through the program, with
  * AddressSanitizer watching. A minute for each target, or as many seconds as asked for. What it learns stays in
@@ -61,10 +74,7 @@ function testFuzz([seconds = '60', ...named]) {
   if (!isInPath('cargo-fuzz')) {
     run('get the fuzzer', 'cargo', ['install', '--quiet', '--locked', '--root', home, 'cargo-fuzz'])
   }
-  // One that is there serves, whatever its age.
-  if (spawnSync('rustc', ['+nightly', '--version']).status !== 0) {
-    run('get its toolchain', 'rustup', ['toolchain', 'install', 'nightly', '--profile', 'minimal', '--no-self-update'])
-  }
+  getNightly()
   run('build the targets', 'cargo', ['+nightly', 'fuzz', 'build'])
 
   const limits = [`-max_total_time=${seconds}`, '-timeout=20', '-rss_limit_mb=2048', '-verbosity=0']
@@ -100,7 +110,7 @@ function testMiri() {
   }
   const test = ['+nightly', 'miri', 'test', '-p', 'ringfence', '--lib', 'ring::']
   if (!isInPath('rustup')) fail('✗ Miri is part of the nightly toolchain, and there is no rustup here to get it.', 127)
-  run('get Miri', 'rustup', ['component', 'add', 'miri', 'rust-src', '--toolchain', 'nightly'])
+  getNightly(['miri', 'rust-src'])
   run('the ring under Miri', 'cargo', test, { env })
 
   // A filter that matches nothing passes too.

@@ -449,6 +449,8 @@ fn who_waits_goes_on_when_its_host_ends_in_the_middle_of_a_handshake() {
     wait_for_host(&address);
     let patient = join_later(&address, &small().wait(true));
     moody.expect("leaving");
+    // What it had bound is gone with it, so that the host found below is the one who waited.
+    moody.finish();
     wait_for_host(&address);
     let partner = Actor::start("join", &[&address.to_string()]);
     partner.expect("guest");
