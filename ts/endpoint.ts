@@ -9,8 +9,7 @@ import { Channel, openArrived } from './channel.js'
 import { type RingfenceError, aborted, fromFailure, invalid } from './errors.js'
 import { atExit } from './exit.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
-import { FAILED, type Failure, type NativeEndpoint, type RawChannel, type StartAt } from './native.js'
-import type { Call } from './options.js'
+import { FAILED, type Endpoints, type Failure, type NativeEndpoint, type RawChannel } from './native.js'
 import type { Options } from './types.js'
 
 /** Only this package makes endpoints. */
@@ -204,14 +203,13 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
 }
 
 /** Runs what makes an endpoint; an abort that came meanwhile closes it again. */
-export function openEndpoint<Native extends NativeEndpoint, Made>(
-  name: Call,
-  call: StartAt<Native>,
+export function openEndpoint<Name extends 'listen' | 'member', Made>(
+  name: Name,
   address: string,
   options: Options,
-  make: (parts: EndpointParts<Native>) => Made,
+  make: (parts: EndpointParts<Endpoints[Name]>) => Made,
 ): Promise<Made> {
-  return runHandshakeAt(name, call, address, options, (native, opening) => {
+  return runHandshakeAt(name, address, options, (native, opening) => {
     const { signal } = opening
     if (signal?.aborted) {
       native.close()

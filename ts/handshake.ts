@@ -2,7 +2,7 @@ import { Authorizer } from './authorize.js'
 import { RingfenceError, aborted, fromFailure, invalid, show } from './errors.js'
 import { atExit } from './exit.js'
 import { closeInspector } from './harden.js'
-import type { StartAt, Failure, Given, Joining, NativeOptions } from './native.js'
+import { native, type Endpoints, type Failure, type Given, type Joining, type NativeOptions } from './native.js'
 import { checkOptions, type Call } from './options.js'
 import type { Options } from './types.js'
 
@@ -16,15 +16,15 @@ export interface Opening {
 }
 
 /** As {@link runHandshake}, at an address. */
-export async function runHandshakeAt<Raw, Made>(
-  name: Call,
-  call: StartAt<Raw>,
+export async function runHandshakeAt<Name extends keyof Endpoints, Made>(
+  name: Name,
   address: string,
   options: Options,
-  open: (raw: Raw, opening: Opening) => Made,
+  open: (raw: Endpoints[Name], opening: Opening) => Made,
 ): Promise<Made> {
   if (typeof address !== 'string') throw invalid(`address must be a string, not ${show(address)}`)
-  return runHandshake(name, (...given: Given<Raw>) => call(address, ...given), options, open, address)
+  const call = (...given: Given<Endpoints[Name]>) => native.begin(name, address, ...given)
+  return runHandshake(name, call, options, open, address)
 }
 
 /** Starts a call that the binding runs on a thread of its own and that can be cancelled; `open` takes what it has made. */

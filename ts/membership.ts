@@ -1,7 +1,7 @@
 import { depart, type Channel } from './channel.js'
 import { Endpoint, KEY, openEndpoint, type EndpointParts } from './endpoint.js'
 import type { RingfenceError } from './errors.js'
-import { native, type Failure, type NativeMembership, type RawChannel } from './native.js'
+import type { Failure, NativeMembership, RawChannel } from './native.js'
 import type { PlaceOptions } from './types.js'
 
 let make: (parts: EndpointParts<NativeMembership>) => Membership
@@ -198,5 +198,5 @@ export class Membership extends Endpoint<MembershipEvents> {
  * @throws {@link RingfenceError} as {@link join}
  */
 export function member(address: string, options: PlaceOptions = {}): Promise<Membership> {
-  return openEndpoint('member', native.member, address, options, make)
+  return openEndpoint('member', address, options, make)
 }

@@ -134,14 +134,16 @@ export type Given<Raw> = [
   ask?: (id: number, identity: Identity) => void,
 ]
 
-/** How the binding begins what takes its time, at an address. */
-export type StartAt<Raw> = (address: string, ...given: Given<Raw>) => Joining
+/** What the binding makes at an address, by the name of the function that a user calls. */
+export interface Endpoints {
+  join: RawChannel
+  connect: RawChannel
+  listen: NativeListener
+  member: NativeMembership
+}
 
 interface Binding {
-  join: StartAt<RawChannel>
-  connect: StartAt<RawChannel>
-  listen: StartAt<NativeListener>
-  member: StartAt<NativeMembership>
+  begin<Name extends keyof Endpoints>(endpoint: Name, address: string, ...given: Given<Endpoints[Name]>): Joining
   privateLine(): PrivateLine
   adopt(line: PrivateLine, ...given: Given<RawChannel>): Joining
   fromParent(...given: Given<RawChannel>): Joining

@@ -1,6 +1,5 @@
 import { runHandshakeAt } from './handshake.js'
 import { openChannel, vacateAtExit, type Channel } from './channel.js'
-import { native } from './native.js'
 import type { PlaceOptions } from './types.js'
 
 /**
@@ -13,7 +12,7 @@ import type { PlaceOptions } from './types.js'
  * HANDSHAKE_TIMEOUT, PROTOCOL, OBJECT_EXPOSED, OBJECT_UNSOUND, NO_SPACE, ABORTED, UNSUPPORTED
  */
 export function join(address: string, options: PlaceOptions = {}): Promise<Channel> {
-  return runHandshakeAt('join', native.join, address, options, (raw, { options: { busyPoll } }) => {
+  return runHandshakeAt('join', address, options, (raw, { options: { busyPoll } }) => {
     const channel = openChannel(raw, busyPoll ?? 0)
     if (channel.role === 'host') vacateAtExit(channel, address)
     return channel

@@ -2,7 +2,7 @@ import { openChannel, type Channel } from './channel.js'
 import { Endpoint, KEY, openEndpoint, type EndpointParts } from './endpoint.js'
 import { invalid, show, type RingfenceError } from './errors.js'
 import { runHandshakeAt } from './handshake.js'
-import { native, type Failure, type NativeListener, type RawChannel } from './native.js'
+import type { Failure, NativeListener, RawChannel } from './native.js'
 import { plainObject } from './options.js'
 import type { ConnectOptions, Options } from './types.js'
 
@@ -119,7 +119,7 @@ export class Listener extends Endpoint<ListenerEvents> {
  * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, NO_SPACE, ABORTED, UNSUPPORTED
  */
 export function listen(address: string, options: Options = {}): Promise<Listener> {
-  return openEndpoint('listen', native.listen, address, options, make)
+  return openEndpoint('listen', address, options, make)
 }
 
 /**
@@ -137,7 +137,7 @@ export function listen(address: string, options: Options = {}): Promise<Listener
  * @throws {@link RingfenceError} as {@link join}
  */
 export function connect(address: string, options: ConnectOptions = {}): Promise<Channel> {
-  return runHandshakeAt('connect', native.connect, address, options, (raw, { options: { busyPoll } }) =>
+  return runHandshakeAt('connect', address, options, (raw, { options: { busyPoll } }) =>
     openChannel(raw, busyPoll ?? 0),
   )
 }

@@ -20,10 +20,10 @@ use ringfence::{
 use crate::{
     answers::{ENDED, Ended, FIRST, LARGE, MORE, WHOLE},
     convert::{self, Evidence, Failure, Identity},
-    once,
+    handle::Handle,
+    poll::Poll,
     raw::{Answer, Call, Function, add_function, check},
-    watched::Watched,
-    watcher::Watcher,
+    task,
 };
 
 /// Below this a copy at commit is cheaper than memory that the engine has to keep books on.
@@ -34,11 +34,11 @@ struct Endpoint {
     halves: Option<Halves>,
     /// What the peer has left when it was gone, until it was read.
     left: Option<Receiver>,
-    watched: Watched,
+    handle: Handle,
     /// `None` once all have been taken after the channel's end, or nobody is to have the rest.
     tokens: Option<Tokens>,
     /// Of the bell of the tokens, which must not be closed while it is watched.
-    token_watcher: Option<Watcher>,
+    token_poll: Option<Poll>,
     /// Strays and dropped tokens, once there is nobody any more to ask.
     counted: (u64, u64),
     /// Until it is asked for: in JavaScript it takes several times as much memory.
@@ -74,7 +74,7 @@ impl Endpoint {
     }
 
     fn fail(&mut self, error: ringfence::Error) -> Answer {
-        self.watched.fail(error)
+        self.handle.fail(error)
     }
 
     fn answer<T: Into<Answer>>(&mut self, result: ringfence::Result<T>) -> Answer {
@@ -87,7 +87,7 @@ impl Endpoint {
     fn panicked(&mut self) {
         self.let_tokens_go();
         self.let_go();
-        self.watched.panicked("the channel was closed");
+        self.handle.panicked("the channel was closed");
     }
 
     /// Why the channel has ended: 0 while it has not.
@@ -106,7 +106,7 @@ impl Endpoint {
     /// Closes the channel, and lets go of the line as well.
     fn let_go(&mut self) {
         // First: a watched descriptor must not be closed.
-        self.watched.stop();
+        self.handle.stop();
         if let Some(Halves {
             mut sender,
             mut receiver,
@@ -121,7 +121,7 @@ impl Endpoint {
 
     /// As [`Endpoint::let_go`], but what the peer has left can be read still.
     fn outlive(&mut self) {
-        self.watched.stop();
+        self.handle.stop();
         if let Some(Halves {
             mut sender, receiver, ..
         }) = self.halves.take()
@@ -136,7 +136,7 @@ impl Endpoint {
     }
 
     fn let_tokens_go(&mut self) {
-        self.token_watcher = None;
+        self.token_poll = None;
         if let Some(tokens) = self.tokens.take() {
             self.counted = (tokens.strays(), tokens.dropped());
         }
@@ -330,7 +330,7 @@ fn disarm(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
 /// Reads the line, or sees to it that it is read later. 0 while the channel is open; the peer's messages may still be there
 /// to read when it is not.
 fn listen(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
-    let later = endpoint.watched.was_rung();
+    let later = endpoint.handle.was_rung();
     if let Some(Halves { sender, receiver, .. }) = &mut endpoint.halves {
         // What the reader finds wrong is told to whoever reads next, again; here only the end counts.
         let _ = if later {
@@ -493,8 +493,8 @@ fn watch(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
         Ok(sender) => sender.as_fd().as_raw_fd(),
         Err(error) => return endpoint.fail(error),
     };
-    // SAFETY: the line lives as long as the endpoint, whose watcher is stopped before it goes.
-    unsafe { endpoint.watched.watch(call, line) }
+    // SAFETY: the line lives as long as the endpoint, whose poll handle is stopped before it goes.
+    unsafe { endpoint.handle.watch(call, line) }
 }
 
 /// Argument: the token.
@@ -528,11 +528,11 @@ fn watch_tokens(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
         Ok(bell) => bell.as_raw_fd(),
         Err(error) => return endpoint.fail(error),
     };
-    // SAFETY: the bell lives as long as the tokens, whose watcher is stopped before they go.
-    match unsafe { endpoint.watched.start(call, bell) } {
-        Ok(watcher) => {
-            watcher.keep_alive(call.env, false);
-            endpoint.token_watcher = Some(watcher);
+    // SAFETY: the bell lives as long as the tokens, whose poll handle is stopped before they go.
+    match unsafe { endpoint.handle.start(call, bell) } {
+        Ok(poll) => {
+            poll.keep_alive(call.env, false);
+            endpoint.token_poll = Some(poll);
             Answer::from(0)
         }
         Err(error) => endpoint.fail(error),
@@ -540,7 +540,7 @@ fn watch_tokens(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
 }
 
 fn unwatch_tokens(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
-    endpoint.token_watcher = None;
+    endpoint.token_poll = None;
     Answer::Nothing
 }
 
@@ -576,7 +576,7 @@ fn verify(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     let verifier = verifier.clone();
     // SAFETY: this runs in a callback of the environment, whose argument the function is.
     let started = unsafe {
-        once::run(
+        task::run(
             call.env,
             call.value(0),
             "ringfence-verify",
@@ -604,7 +604,7 @@ fn verify(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
 }
 
 fn keep_alive(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    endpoint.watched.keep_alive(call)
+    endpoint.handle.keep_alive(call)
 }
 
 /// What was checked in the handshake, once.
@@ -619,7 +619,7 @@ fn evidence(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
 }
 
 fn failure(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    endpoint.watched.failure(call)
+    endpoint.handle.failure(call)
 }
 
 impl Drop for Endpoint {
@@ -728,9 +728,9 @@ pub(crate) unsafe fn to_object(
             receiver,
             verifier,
         }),
-        watched: Watched::new(use_libuv),
+        handle: Handle::new(use_libuv),
         tokens: Some(tokens),
-        token_watcher: None,
+        token_poll: None,
         counted: (0, 0),
         evidence,
         left: None,

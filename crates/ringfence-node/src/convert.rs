@@ -5,9 +5,9 @@
     reason = "what is pub here is exported to JavaScript by its macro"
 )]
 
-use napi_derive::napi;
+use std::fmt;
 
-use crate::asking::{Asking, Thrown};
+use napi_derive::napi;
 
 /// An error: its code without prefix, its sentence, and for a refusal what was compared.
 #[napi(object)]
@@ -29,6 +29,21 @@ pub struct Failure {
     /// The question to the policy's callback that JavaScript answered with an error of its own.
     pub question: Option<u32>,
 }
+
+/// JavaScript's own error, which stays there: this is the number of the question.
+#[derive(Debug)]
+pub(crate) struct Thrown {
+    pub(crate) question: u32,
+    pub(crate) text: String,
+}
+
+impl fmt::Display for Thrown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Thrown {}
 
 impl From<&ringfence::Error> for Failure {
     fn from(error: &ringfence::Error) -> Self {
@@ -235,8 +250,11 @@ fn whole(number: f64) -> u64 {
 }
 
 impl Options {
-    /// The core's options, with the policy's callback. Errors with what the core says to them.
-    pub(crate) fn to_core(&self, asking: Option<Asking>) -> ringfence::Result<ringfence::Options> {
+    /// The core's options; `with_callback` gives the policy its callback. Errors with what the core says to them.
+    pub(crate) fn to_core(
+        &self,
+        with_callback: impl FnOnce(ringfence::Policy) -> ringfence::Policy,
+    ) -> ringfence::Result<ringfence::Options> {
         let mut options = ringfence::Options::new();
         if let Some(backing) = &self.backing {
             options = options.backing(backing.parse()?);
@@ -251,11 +269,7 @@ impl Options {
             options = options.max_peer_capacity(whole(size));
         }
         if let Some(policy) = &self.policy {
-            let policy = policy.to_core()?;
-            options = options.policy(match asking {
-                Some(asking) => asking.of(policy),
-                None => policy,
-            });
+            options = options.policy(with_callback(policy.to_core()?));
         }
         if let Some(mode) = self.mode {
             options = options.mode(mode);

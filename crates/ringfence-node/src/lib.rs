@@ -2,15 +2,15 @@
 //! made in TypeScript.
 
 mod answers;
-mod asking;
+mod authorize;
+mod begin;
 mod channel;
+mod child;
 mod convert;
-mod family;
-mod join;
-mod listener;
+mod handle;
 mod membership;
-mod messenger;
-mod once;
+mod poll;
 mod raw;
-mod watched;
-mod watcher;
+mod service;
+mod task;
+mod threadsafe;

@@ -16,9 +16,10 @@ use napi::{bindgen_prelude::*, sys};
 use ringfence::Change;
 
 use crate::{
-    channel, once,
+    channel,
+    handle::{Handle, failure_of},
     raw::{Answer, Call, Function, add_function, check},
-    watched::{Watched, failure_of},
+    task,
 };
 
 /// How long the end of an environment waits until the place is left: it takes a moment, and a process that ends in that
@@ -28,19 +29,19 @@ const A_MOMENT: Duration = Duration::from_secs(1);
 struct Seat {
     /// `None` once it was left.
     membership: Option<ringfence::Membership>,
-    watched: Watched,
+    handle: Handle,
 }
 
 impl Seat {
     fn panicked(&mut self) {
         self.let_go();
-        self.watched.panicked("the membership was left");
+        self.handle.panicked("the membership was left");
     }
 
     /// Takes the membership out, which nobody watches any more.
     fn take(&mut self) -> Option<ringfence::Membership> {
         // First: a watched descriptor must not be closed.
-        self.watched.stop();
+        self.handle.stop();
         self.membership.take()
     }
 
@@ -81,18 +82,18 @@ fn next(seat: &mut Seat, call: &mut Call) -> Answer {
     let change = match membership.try_next() {
         Ok(Some(change)) => change,
         Ok(None) => return Answer::from(0),
-        Err(error) => return seat.watched.fail(error),
+        Err(error) => return seat.handle.fail(error),
     };
     // SAFETY: this runs in a callback of the environment.
     let made = unsafe {
         match change {
-            Change::Channel(channel) => channel::to_object(call.env, channel, seat.watched.use_libuv),
+            Change::Channel(channel) => channel::to_object(call.env, channel, seat.handle.use_libuv),
             Change::Role(role) => ToNapiValue::to_napi_value(call.env, role.to_string()),
             Change::Refused(refused) => ToNapiValue::to_napi_value(call.env, failure_of(&refused)),
             _ => return Answer::from(0),
         }
     };
-    seat.watched.made(made, "what has changed")
+    seat.handle.made(made, "what has changed")
 }
 
 fn watch(seat: &mut Seat, call: &mut Call) -> Answer {
@@ -100,8 +101,8 @@ fn watch(seat: &mut Seat, call: &mut Call) -> Answer {
         return Answer::from(0);
     };
     let news = membership.as_fd().as_raw_fd();
-    // SAFETY: the descriptor lives as long as the membership, and the watcher is stopped before that goes.
-    unsafe { seat.watched.watch(call, news) }
+    // SAFETY: the descriptor lives as long as the membership, and the poll handle is stopped before that goes.
+    unsafe { seat.handle.watch(call, news) }
 }
 
 /// 1: newcomers wait; 0: they are taken in.
@@ -115,7 +116,7 @@ fn pause(seat: &mut Seat, call: &mut Call) -> Answer {
 }
 
 fn keep_alive(seat: &mut Seat, call: &mut Call) -> Answer {
-    seat.watched.keep_alive(call)
+    seat.handle.keep_alive(call)
 }
 
 /// Leaves, on a thread, since the partner's answer is waited for. 1: the callback is called later, once; 0: it is done
@@ -126,7 +127,7 @@ fn leave(seat: &mut Seat, call: &mut Call) -> Answer {
     };
     // SAFETY: this runs in a callback of the environment, whose argument the function is.
     let started = unsafe {
-        once::run(
+        task::run(
             call.env,
             call.value(0),
             "ringfence-leave",
@@ -155,7 +156,7 @@ fn vacate(seat: &mut Seat, _call: &mut Call) -> Answer {
 }
 
 fn failure(seat: &mut Seat, call: &mut Call) -> Answer {
-    seat.watched.failure(call)
+    seat.handle.failure(call)
 }
 
 /// The functions that JavaScript sees.
@@ -190,7 +191,7 @@ pub(crate) unsafe fn to_object(
     check(status, "a property")?;
     let seat = Rc::new(RefCell::new(Seat {
         membership: Some(membership),
-        watched: Watched::new(use_libuv),
+        handle: Handle::new(use_libuv),
     }));
     for (name, function) in FUNCTIONS {
         // SAFETY: env and object are live.

@@ -12,9 +12,9 @@ use napi_derive::napi;
 use ringfence::{ChildLine, ParentLine};
 
 use crate::{
+    begin::{Given, Joining},
     channel,
     convert::{Failure, Options},
-    join::{Joining, run},
 };
 
 /// Both ends of a line, until each is where it belongs. What is left when this goes is closed.
@@ -87,13 +87,13 @@ pub fn adopt(
         .take()
         .ok_or_else(|| napi::Error::from_reason("the line has been used already"))?;
     let meet = move |options: &ringfence::Options| parent.channel(options);
-    run(
+    Given {
         env,
         options,
         done,
         ask,
-        ("ringfence-adopt", meet, channel::to_object),
-    )
+    }
+    .run(("ringfence-adopt", meet, channel::to_object))
 }
 
 /// The channel with the parent. Otherwise as `join`.
@@ -110,11 +110,11 @@ pub fn from_parent(
     ask: Option<Unknown<'_>>,
 ) -> napi::Result<Joining> {
     let meet = ringfence::from_parent;
-    run(
+    Given {
         env,
         options,
         done,
         ask,
-        ("ringfence-parent", meet, channel::to_object),
-    )
+    }
+    .run(("ringfence-parent", meet, channel::to_object))
 }

@@ -14,25 +14,25 @@ use ringfence::{Arrival, Channels};
 
 use crate::{
     channel,
+    handle::{Handle, failure_of},
     raw::{Answer, Call, Function, add_function, check},
-    watched::{Watched, failure_of},
 };
 
 struct Reception {
     /// `None` once it is closed.
     listener: Option<ringfence::Listener>,
-    watched: Watched,
+    handle: Handle,
 }
 
 impl Reception {
     fn panicked(&mut self) {
         self.let_go();
-        self.watched.panicked("the listener was closed");
+        self.handle.panicked("the listener was closed");
     }
 
     fn let_go(&mut self) {
         // First: a watched descriptor must not be closed.
-        self.watched.stop();
+        self.handle.stop();
         if let Some(listener) = self.listener.take() {
             // Those that JavaScript has are closed there, if they are to be.
             listener.close(Channels::Keep);
@@ -54,17 +54,17 @@ fn accept(reception: &mut Reception, call: &mut Call) -> Answer {
     let arrival = match listener.try_accept() {
         Ok(Some(arrival)) => arrival,
         Ok(None) => return Answer::from(0),
-        Err(error) => return reception.watched.fail(error),
+        Err(error) => return reception.handle.fail(error),
     };
     // SAFETY: this runs in a callback of the environment.
     let made = unsafe {
         match arrival {
-            Arrival::Accepted(channel) => channel::to_object(call.env, channel, reception.watched.use_libuv),
+            Arrival::Accepted(channel) => channel::to_object(call.env, channel, reception.handle.use_libuv),
             Arrival::Refused(refused) => ToNapiValue::to_napi_value(call.env, failure_of(&refused)),
             _ => return Answer::from(0),
         }
     };
-    reception.watched.made(made, "whoever came")
+    reception.handle.made(made, "whoever came")
 }
 
 /// 1: newcomers wait; 0: they are taken in.
@@ -82,12 +82,12 @@ fn watch(reception: &mut Reception, call: &mut Call) -> Answer {
         return Answer::from(0);
     };
     let news = listener.as_fd().as_raw_fd();
-    // SAFETY: the descriptor lives as long as the listener, and the watcher is stopped before that goes.
-    unsafe { reception.watched.watch(call, news) }
+    // SAFETY: the descriptor lives as long as the listener, and the poll handle is stopped before that goes.
+    unsafe { reception.handle.watch(call, news) }
 }
 
 fn keep_alive(reception: &mut Reception, call: &mut Call) -> Answer {
-    reception.watched.keep_alive(call)
+    reception.handle.keep_alive(call)
 }
 
 fn close(reception: &mut Reception, _call: &mut Call) -> Answer {
@@ -96,7 +96,7 @@ fn close(reception: &mut Reception, _call: &mut Call) -> Answer {
 }
 
 fn failure(reception: &mut Reception, call: &mut Call) -> Answer {
-    reception.watched.failure(call)
+    reception.handle.failure(call)
 }
 
 /// The functions that JavaScript sees.
@@ -124,7 +124,7 @@ pub(crate) unsafe fn to_object(
     check(status, "an object")?;
     let reception = Rc::new(RefCell::new(Reception {
         listener: Some(listener),
-        watched: Watched::new(use_libuv),
+        handle: Handle::new(use_libuv),
     }));
     for (name, function) in FUNCTIONS {
         // SAFETY: env and object are live.

@@ -13,7 +13,7 @@ use napi::sys;
 
 /// A thread-safe function, for as long as it may be used.
 #[derive(Default)]
-pub(crate) struct Messenger(Mutex<Option<Function>>);
+pub(crate) struct Threadsafe(Mutex<Option<Function>>);
 
 #[derive(Clone, Copy)]
 struct Function(sys::napi_threadsafe_function);
@@ -21,12 +21,12 @@ struct Function(sys::napi_threadsafe_function);
 // SAFETY: thread-safe functions are made to be used from every thread.
 unsafe impl Send for Function {}
 
-impl Messenger {
+impl Threadsafe {
     fn function(&self) -> MutexGuard<'_, Option<Function>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes over the one hold that creating the function gave. Its finalizer must call [`Messenger::forget`].
+    /// Takes over the one hold that creating the function gave. Its finalizer must call [`Threadsafe::forget`].
     pub(crate) fn take_over(&self, function: sys::napi_threadsafe_function) {
         *self.function() = Some(Function(function));
     }

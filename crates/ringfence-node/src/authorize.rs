@@ -4,7 +4,6 @@
 use std::{
     collections::HashMap,
     ffi::c_void,
-    fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -14,7 +13,11 @@ use std::{
 use napi::{bindgen_prelude::*, sys};
 use ringfence::Decision;
 
-use crate::{convert::Identity, messenger::Messenger, once};
+use crate::{
+    convert::{Identity, Thrown},
+    task,
+    threadsafe::Threadsafe,
+};
 
 /// What JavaScript was asked and has not answered.
 #[derive(Default)]
@@ -24,25 +27,10 @@ pub(crate) struct Questions {
 }
 
 /// Asks JavaScript. Dropped with the last policy that it belongs to, and then JavaScript's function is let go of.
-pub(crate) struct Asking {
-    messenger: Arc<Messenger>,
+pub(crate) struct Authorize {
+    threadsafe: Arc<Threadsafe>,
     questions: Arc<Questions>,
 }
-
-/// JavaScript's own error, which stays there: this is its number.
-#[derive(Debug)]
-pub(crate) struct Thrown {
-    pub(crate) question: u32,
-    text: String,
-}
-
-impl fmt::Display for Thrown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl std::error::Error for Thrown {}
 
 impl Questions {
     fn open(&self) -> MutexGuard<'_, HashMap<u32, Decision>> {
@@ -76,21 +64,21 @@ impl Questions {
     }
 }
 
-impl Asking {
+impl Authorize {
     /// # Safety
     /// `env` is the environment that runs now, on this thread; `callback` a live function of it, which must not throw.
     pub(crate) unsafe fn new(env: sys::napi_env, callback: sys::napi_value) -> napi::Result<Self> {
-        let asking = Self {
-            messenger: Arc::default(),
+        let authorize = Self {
+            threadsafe: Arc::default(),
             questions: Arc::default(),
         };
         let context = Box::into_raw(Box::new((
-            Arc::clone(&asking.messenger),
-            Arc::clone(&asking.questions),
+            Arc::clone(&authorize.threadsafe),
+            Arc::clone(&authorize.questions),
         )));
         // SAFETY: passed on from the caller; `forget` frees the context, which is of its type.
         let function = unsafe {
-            once::create(
+            task::create(
                 env,
                 callback,
                 "ringfence-authorize",
@@ -100,7 +88,7 @@ impl Asking {
             )
         };
         match function {
-            Ok(function) => asking.messenger.take_over(function),
+            Ok(function) => authorize.threadsafe.take_over(function),
             Err(error) => {
                 // SAFETY: there is no function that would free it.
                 drop(unsafe { Box::from_raw(context) });
@@ -108,8 +96,8 @@ impl Asking {
             }
         }
         // Whoever waits for a channel keeps the event loop alive already.
-        asking.messenger.keep_alive(env, false);
-        Ok(asking)
+        authorize.threadsafe.keep_alive(env, false);
+        Ok(authorize)
     }
 
     pub(crate) fn questions(&self) -> Arc<Questions> {
@@ -124,7 +112,7 @@ impl Asking {
     fn ask(&self, identity: &ringfence::Identity, decision: Decision) {
         let id = self.questions.add(decision);
         let question = Box::into_raw(Box::new((id, Identity::from(identity))));
-        if !self.messenger.send(question.cast()) {
+        if !self.threadsafe.send(question.cast()) {
             // SAFETY: it was not sent, so nobody else takes it back.
             drop(unsafe { Box::from_raw(question) });
             self.questions
@@ -133,19 +121,19 @@ impl Asking {
     }
 }
 
-impl Drop for Asking {
+impl Drop for Authorize {
     fn drop(&mut self) {
-        self.messenger.release();
+        self.threadsafe.release();
     }
 }
 
-type Context = (Arc<Messenger>, Arc<Questions>);
+type Context = (Arc<Threadsafe>, Arc<Questions>);
 
 /// The function is gone, or its environment ends: what is open will not be answered.
 unsafe extern "C" fn forget(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
     // SAFETY: the box of `new`; the engine calls this once.
-    let (messenger, questions) = *unsafe { Box::from_raw(data.cast::<Context>()) };
-    messenger.forget();
+    let (threadsafe, questions) = *unsafe { Box::from_raw(data.cast::<Context>()) };
+    threadsafe.forget();
     questions.open().clear();
 }
 
@@ -166,7 +154,7 @@ unsafe extern "C" fn deliver(
             .and_then(|id| Ok([id, ToNapiValue::to_napi_value(env, identity)?]));
         // JavaScript has run out of memory, or is ending.
         if let Ok(arguments) = arguments {
-            once::call(env, callback, &arguments);
+            task::call(env, callback, &arguments);
         }
     }
 }

@@ -20,29 +20,29 @@ use std::{
 
 use napi::sys;
 
-use crate::{messenger::Messenger, raw::check};
+use crate::{raw::check, threadsafe::Threadsafe};
 
 const UV_READABLE: c_int = 1;
 const UV_DISCONNECT: c_int = 4;
 /// `UV_POLL` in uv_handle_type: part of libuv's stable interface since 1.0.
 const UV_POLL: c_int = 8;
 
-type Handle = c_void;
-type PollCallback = unsafe extern "C" fn(*mut Handle, c_int, c_int);
-type CloseCallback = unsafe extern "C" fn(*mut Handle);
+type UvHandle = c_void;
+type PollCallback = unsafe extern "C" fn(*mut UvHandle, c_int, c_int);
+type CloseCallback = unsafe extern "C" fn(*mut UvHandle);
 
 /// The functions of libuv that are used, as found in this process.
 #[derive(Clone, Copy)]
 struct Libuv {
     handle_size: unsafe extern "C" fn(c_int) -> usize,
-    poll_init: unsafe extern "C" fn(*mut c_void, *mut Handle, c_int) -> c_int,
-    poll_start: unsafe extern "C" fn(*mut Handle, c_int, PollCallback) -> c_int,
-    poll_stop: unsafe extern "C" fn(*mut Handle) -> c_int,
-    close: unsafe extern "C" fn(*mut Handle, Option<CloseCallback>),
-    set_data: unsafe extern "C" fn(*mut Handle, *mut c_void),
-    get_data: unsafe extern "C" fn(*const Handle) -> *mut c_void,
-    reference: unsafe extern "C" fn(*mut Handle),
-    unreference: unsafe extern "C" fn(*mut Handle),
+    poll_init: unsafe extern "C" fn(*mut c_void, *mut UvHandle, c_int) -> c_int,
+    poll_start: unsafe extern "C" fn(*mut UvHandle, c_int, PollCallback) -> c_int,
+    poll_stop: unsafe extern "C" fn(*mut UvHandle) -> c_int,
+    close: unsafe extern "C" fn(*mut UvHandle, Option<CloseCallback>),
+    set_data: unsafe extern "C" fn(*mut UvHandle, *mut c_void),
+    get_data: unsafe extern "C" fn(*const UvHandle) -> *mut c_void,
+    reference: unsafe extern "C" fn(*mut UvHandle),
+    unreference: unsafe extern "C" fn(*mut UvHandle),
 }
 
 fn symbol(name: &CStr) -> Option<*mut c_void> {
@@ -68,28 +68,29 @@ impl Libuv {
                 )?),
                 poll_init: mem::transmute::<
                     *mut c_void,
-                    unsafe extern "C" fn(*mut c_void, *mut Handle, c_int) -> c_int,
+                    unsafe extern "C" fn(*mut c_void, *mut UvHandle, c_int) -> c_int,
                 >(symbol(c"uv_poll_init")?),
                 poll_start: mem::transmute::<
                     *mut c_void,
-                    unsafe extern "C" fn(*mut Handle, c_int, PollCallback) -> c_int,
+                    unsafe extern "C" fn(*mut UvHandle, c_int, PollCallback) -> c_int,
                 >(symbol(c"uv_poll_start")?),
-                poll_stop: mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut Handle) -> c_int>(symbol(
-                    c"uv_poll_stop",
-                )?),
-                close: mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut Handle, Option<CloseCallback>)>(
-                    symbol(c"uv_close")?,
+                poll_stop: mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut UvHandle) -> c_int>(
+                    symbol(c"uv_poll_stop")?,
                 ),
-                set_data: mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut Handle, *mut c_void)>(
+                close: mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(*mut UvHandle, Option<CloseCallback>),
+                >(symbol(c"uv_close")?),
+                set_data: mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut UvHandle, *mut c_void)>(
                     symbol(c"uv_handle_set_data")?,
                 ),
-                get_data: mem::transmute::<*mut c_void, unsafe extern "C" fn(*const Handle) -> *mut c_void>(
+                get_data: mem::transmute::<*mut c_void, unsafe extern "C" fn(*const UvHandle) -> *mut c_void>(
                     symbol(c"uv_handle_get_data")?,
                 ),
-                reference: mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut Handle)>(symbol(
+                reference: mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut UvHandle)>(symbol(
                     c"uv_ref",
                 )?),
-                unreference: mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut Handle)>(symbol(
+                unreference: mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut UvHandle)>(symbol(
                     c"uv_unref",
                 )?),
             })
@@ -98,18 +99,18 @@ impl Libuv {
 }
 
 /// Watches a descriptor and calls a JavaScript function, on its own thread, whenever it is readable or has ended.
-pub(crate) enum Watcher {
-    Poll(PollWatcher),
-    Thread(ThreadWatcher),
+pub(crate) enum Poll {
+    Loop(LoopPoll),
+    Thread(ThreadPoll),
 }
 
-impl Watcher {
+impl Poll {
     /// Starts to watch. The function is called without arguments; it must read what there is. Keeps the event loop
-    /// alive until [`Watcher::unref`].
+    /// alive until [`Poll::unref`].
     ///
     /// # Safety
     /// `env` is the environment that runs now, on this thread; `callback` a live function of it. The descriptor
-    /// stays open until the watcher is dropped, which stops it: the function is not called again.
+    /// stays open until it is dropped, which stops it: the function is not called again.
     pub(crate) unsafe fn start(
         env: sys::napi_env,
         descriptor: c_int,
@@ -118,9 +119,9 @@ impl Watcher {
     ) -> napi::Result<Self> {
         match Libuv::find().filter(|_| use_libuv) {
             // SAFETY: passed on from the caller.
-            Some(libuv) => unsafe { PollWatcher::start(env, libuv, descriptor, callback) }.map(Self::Poll),
+            Some(libuv) => unsafe { LoopPoll::start(env, libuv, descriptor, callback) }.map(Self::Loop),
             // SAFETY: as above.
-            None => unsafe { ThreadWatcher::start(env, descriptor, callback) }.map(Self::Thread),
+            None => unsafe { ThreadPoll::start(env, descriptor, callback) }.map(Self::Thread),
         }
     }
 
@@ -129,44 +130,44 @@ impl Watcher {
     /// that is told by reading it.
     pub(crate) fn was_rung(&self) -> bool {
         match self {
-            Self::Poll(PollWatcher(poll)) => poll.rung.take(),
+            Self::Loop(LoopPoll(poll)) => poll.rung.take(),
             // A message to the event loop each time.
             Self::Thread(_) => false,
         }
     }
 
-    /// Whether this watcher keeps the event loop alive.
+    /// Whether it keeps the event loop alive.
     pub(crate) fn keep_alive(&self, env: sys::napi_env, alive: bool) {
         match self {
-            Self::Poll(watcher) => watcher.keep_alive(alive),
-            Self::Thread(watcher) => watcher.keep_alive(env, alive),
+            Self::Loop(poll) => poll.keep_alive(alive),
+            Self::Thread(poll) => poll.keep_alive(env, alive),
         }
     }
 }
 
-pub(crate) struct PollWatcher(Rc<Poll>);
+pub(crate) struct LoopPoll(Rc<LoopState>);
 
-impl Drop for PollWatcher {
+impl Drop for LoopPoll {
     fn drop(&mut self) {
         self.0.stop();
     }
 }
 
-struct Poll {
+struct LoopState {
     libuv: Libuv,
     env: sys::napi_env,
-    handle: Cell<*mut Handle>,
+    handle: Cell<*mut UvHandle>,
     size: usize,
     callback: Cell<sys::napi_ref>,
     context: Cell<sys::napi_async_context>,
     hook: Cell<sys::napi_async_cleanup_hook_handle>,
-    /// See [`Watcher::was_rung`].
+    /// See [`Poll::was_rung`].
     rung: Cell<bool>,
 }
 
-impl PollWatcher {
+impl LoopPoll {
     /// # Safety
-    /// As [`Watcher::start`].
+    /// As [`Poll::start`].
     unsafe fn start(
         env: sys::napi_env,
         libuv: Libuv,
@@ -181,7 +182,7 @@ impl PollWatcher {
         let size = unsafe { (libuv.handle_size)(UV_POLL) };
         let layout = handle_layout(size);
         // SAFETY: a poll handle is not empty.
-        let handle = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<Handle>();
+        let handle = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<UvHandle>();
         if handle.is_null() {
             std::alloc::handle_alloc_error(layout);
         }
@@ -194,7 +195,7 @@ impl PollWatcher {
                 "the event loop does not watch the line (libuv error {status})"
             )));
         }
-        let poll = Rc::new(Poll {
+        let poll = Rc::new(LoopState {
             libuv,
             env,
             handle: Cell::new(handle),
@@ -207,12 +208,12 @@ impl PollWatcher {
         // The handle's own share of the state, given back when libuv has closed it.
         // SAFETY: the handle is initialised.
         unsafe { (libuv.set_data)(handle, Rc::into_raw(Rc::clone(&poll)).cast_mut().cast()) };
-        let watcher = Self(poll);
+        let poll = Self(poll);
         let (mut reference, mut context, mut hook) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
         // SAFETY: callback is a live function of env.
         let status = unsafe { sys::napi_create_reference(env, callback, 1, &raw mut reference) };
         check(status, "keeping the callback")?;
-        watcher.0.callback.set(reference);
+        poll.0.callback.set(reference);
         let mut name = ptr::null_mut();
         // SAFETY: env is live and the name's length is given.
         let status = unsafe { sys::napi_create_string_utf8(env, c"ringfence".as_ptr(), 9, &raw mut name) };
@@ -220,13 +221,13 @@ impl PollWatcher {
         // SAFETY: env is live; without a resource, the engine makes one.
         let status = unsafe { sys::napi_async_init(env, ptr::null_mut(), name, &raw mut context) };
         check(status, "an async context")?;
-        watcher.0.context.set(context);
-        let data = Rc::as_ptr(&watcher.0).cast_mut().cast();
+        poll.0.context.set(context);
+        let data = Rc::as_ptr(&poll.0).cast_mut().cast();
         // SAFETY: the state outlives the hook: the handle's share of it is given back after the hook is removed.
         let status =
             unsafe { sys::napi_add_async_cleanup_hook(env, Some(environment_ends), data, &raw mut hook) };
         check(status, "a cleanup hook")?;
-        watcher.0.hook.set(hook);
+        poll.0.hook.set(hook);
         // SAFETY: the handle is initialised and not closing.
         let status = unsafe { (libuv.poll_start)(handle, UV_READABLE | UV_DISCONNECT, readable) };
         if status != 0 {
@@ -234,11 +235,11 @@ impl PollWatcher {
                 "the event loop does not watch the line (libuv error {status})"
             )));
         }
-        Ok(watcher)
+        Ok(poll)
     }
 
     fn keep_alive(&self, alive: bool) {
-        let Poll { libuv, handle, .. } = &*self.0;
+        let LoopState { libuv, handle, .. } = &*self.0;
         if !handle.get().is_null() {
             // SAFETY: the handle is initialised and not closing (it is null from then on).
             unsafe {
@@ -257,7 +258,7 @@ fn handle_layout(size: usize) -> std::alloc::Layout {
     std::alloc::Layout::from_size_align(size.max(1), 16).expect("the size of a libuv handle")
 }
 
-impl Poll {
+impl LoopState {
     fn stop(&self) {
         let handle = self.handle.replace(ptr::null_mut());
         if handle.is_null() {
@@ -270,10 +271,12 @@ impl Poll {
     }
 }
 
-unsafe extern "C" fn readable(handle: *mut Handle, status: c_int, events: c_int) {
+unsafe extern "C" fn readable(handle: *mut UvHandle, status: c_int, events: c_int) {
     let Some(libuv) = Libuv::find() else { return };
     // SAFETY: libuv calls with the handle that was started, whose data was set to a share of the state.
-    let poll = unsafe { (libuv.get_data)(handle) }.cast_const().cast::<Poll>();
+    let poll = unsafe { (libuv.get_data)(handle) }
+        .cast_const()
+        .cast::<LoopState>();
     // SAFETY: one more share, so that the state outlives a stop from inside the callback.
     let poll = unsafe {
         Rc::increment_strong_count(poll);
@@ -320,13 +323,13 @@ unsafe extern "C" fn readable(handle: *mut Handle, status: c_int, events: c_int)
 /// The environment ends: the engine waits until the hook is removed, which is when libuv has closed the handle.
 unsafe extern "C" fn environment_ends(_hook: sys::napi_async_cleanup_hook_handle, data: *mut c_void) {
     // SAFETY: the data is the state, alive until `closed` gives back the handle's share.
-    unsafe { &*data.cast_const().cast::<Poll>() }.stop();
+    unsafe { &*data.cast_const().cast::<LoopState>() }.stop();
 }
 
-unsafe extern "C" fn closed(handle: *mut Handle) {
+unsafe extern "C" fn closed(handle: *mut UvHandle) {
     let Some(libuv) = Libuv::find() else { return };
     // SAFETY: the handle's data is its share of the state, given back here, once.
-    let poll = unsafe { Rc::from_raw((libuv.get_data)(handle).cast_const().cast::<Poll>()) };
+    let poll = unsafe { Rc::from_raw((libuv.get_data)(handle).cast_const().cast::<LoopState>()) };
     // SAFETY: libuv is done with the handle, which was allocated with this layout.
     unsafe { std::alloc::dealloc(handle.cast(), handle_layout(poll.size)) };
     let (callback, context) = (
@@ -349,10 +352,10 @@ unsafe extern "C" fn closed(handle: *mut Handle) {
 }
 
 /// A thread that waits for the line, and a thread-safe function that carries the news.
-pub(crate) struct ThreadWatcher(Arc<Waiting>);
+pub(crate) struct ThreadPoll(Arc<Waiting>);
 
 struct Waiting {
-    messenger: Messenger,
+    threadsafe: Threadsafe,
     /// Rung to end the thread.
     over: ringfence::CancelToken,
     stopped: AtomicBool,
@@ -361,9 +364,9 @@ struct Waiting {
     changed: Condvar,
 }
 
-impl ThreadWatcher {
+impl ThreadPoll {
     /// # Safety
-    /// As [`Watcher::start`].
+    /// As [`Poll::start`].
     unsafe fn start(env: sys::napi_env, descriptor: c_int, callback: sys::napi_value) -> napi::Result<Self> {
         let failed = |what: &str| napi::Error::from_reason(format!("the line cannot be watched: {what}"));
         // SAFETY: the caller promises an open descriptor; the duplicate is the thread's own.
@@ -376,7 +379,7 @@ impl ThreadWatcher {
         let status = unsafe { sys::napi_create_string_utf8(env, c"ringfence".as_ptr(), 9, &raw mut name) };
         check(status, "a name")?;
         let waiting = Arc::new(Waiting {
-            messenger: Messenger::default(),
+            threadsafe: Threadsafe::default(),
             over,
             stopped: AtomicBool::new(false),
             heard: Mutex::new(false),
@@ -405,24 +408,24 @@ impl ThreadWatcher {
             drop(unsafe { Arc::from_raw(share.cast_const().cast::<Waiting>()) });
             return Err(error);
         }
-        waiting.messenger.take_over(function);
+        waiting.threadsafe.take_over(function);
         let shared = Arc::clone(&waiting);
         thread::Builder::new()
             .name("ringfence-line".into())
             .spawn(move || shared.run(&line))
             .map_err(|error| {
-                waiting.messenger.release();
+                waiting.threadsafe.release();
                 failed(&error.to_string())
             })?;
         Ok(Self(waiting))
     }
 
     fn keep_alive(&self, env: sys::napi_env, alive: bool) {
-        self.0.messenger.keep_alive(env, alive);
+        self.0.threadsafe.keep_alive(env, alive);
     }
 }
 
-impl Drop for ThreadWatcher {
+impl Drop for ThreadPoll {
     fn drop(&mut self) {
         self.0.stop();
     }
@@ -432,7 +435,7 @@ impl Waiting {
     fn run(self: Arc<Self>, line: &std::os::fd::OwnedFd) {
         while ringfence::wait_readable(line, &self.over).is_ok() && !self.stopped.load(Ordering::Acquire) {
             let data = Arc::into_raw(Arc::clone(&self)).cast_mut().cast();
-            if !self.messenger.send(data) {
+            if !self.threadsafe.send(data) {
                 // SAFETY: it was not sent, so the share is still this thread's.
                 drop(unsafe { Arc::from_raw(data.cast_const().cast::<Self>()) });
                 break;
@@ -443,7 +446,7 @@ impl Waiting {
             }
             *heard = false;
         }
-        self.messenger.release();
+        self.threadsafe.release();
     }
 
     fn stop(&self) {
@@ -462,7 +465,7 @@ impl Waiting {
 unsafe extern "C" fn gone(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
     // SAFETY: the share that `start` gave; the engine calls this once.
     let waiting = unsafe { Arc::from_raw(data.cast_const().cast::<Waiting>()) };
-    waiting.messenger.forget();
+    waiting.threadsafe.forget();
     waiting.stop();
 }
 

@@ -4,21 +4,21 @@ use std::{cell::Cell, ffi::c_void, marker::PhantomData, ptr, sync::Arc, thread};
 
 use napi::sys;
 
-use crate::{messenger::Messenger, raw::check};
+use crate::{raw::check, threadsafe::Threadsafe};
 
 /// Makes the arguments of the JavaScript callback from an outcome, on the environment's thread.
 type Convert<T> = Box<dyn FnOnce(sys::napi_env, T) -> napi::Result<[sys::napi_value; 2]>>;
 
 /// What the function carries around.
 struct Context<T> {
-    messenger: Arc<Messenger>,
+    threadsafe: Arc<Threadsafe>,
     convert: Cell<Option<Convert<T>>>,
     gone: Cell<Option<Box<dyn FnOnce()>>>,
 }
 
 /// The one hold on the function; given back also where there never was a thread, since a function that is not released
 /// keeps the event loop alive.
-struct Reply<T>(Arc<Messenger>, PhantomData<fn(T)>);
+struct Reply<T>(Arc<Threadsafe>, PhantomData<fn(T)>);
 
 /// Runs `work` on a thread of this name, and calls `callback` with what `convert` makes of it; later, and once, and the
 /// event loop is kept alive until then. `gone` runs when nobody waits for the thread any more: the outcome was
@@ -36,7 +36,7 @@ pub(crate) unsafe fn run<T: Send + 'static>(
 ) -> napi::Result<()> {
     let reply = Reply(Arc::default(), PhantomData);
     let context = Box::into_raw(Box::new(Context::<T> {
-        messenger: Arc::clone(&reply.0),
+        threadsafe: Arc::clone(&reply.0),
         convert: Cell::new(Some(Box::new(convert))),
         gone: Cell::new(Some(Box::new(gone))),
     }));
@@ -134,7 +134,7 @@ impl<T> Drop for Reply<T> {
 unsafe extern "C" fn forget<T>(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
     // SAFETY: the box of `run`; the engine calls this once.
     let context = unsafe { Box::from_raw(data.cast::<Context<T>>()) };
-    context.messenger.forget();
+    context.threadsafe.forget();
     if let Some(gone) = context.gone.take() {
         gone();
     }

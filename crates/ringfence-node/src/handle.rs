@@ -8,20 +8,20 @@ use ringfence::Refused;
 use crate::{
     answers::FAILED,
     convert::{Failure, Identity},
+    poll::Poll,
     raw::{Answer, Call},
-    watcher::Watcher,
 };
 
-pub(crate) struct Watched {
-    watcher: Option<Watcher>,
+pub(crate) struct Handle {
+    poll: Option<Poll>,
     failure: Option<ringfence::Error>,
     pub(crate) use_libuv: bool,
 }
 
-impl Watched {
+impl Handle {
     pub(crate) fn new(use_libuv: bool) -> Self {
         Self {
-            watcher: None,
+            poll: None,
             failure: None,
             use_libuv,
         }
@@ -53,25 +53,25 @@ impl Watched {
     /// Has the function that is the call's argument called whenever the descriptor is readable; 0 where that is so.
     ///
     /// # Safety
-    /// The descriptor stays open until [`Watched::stop`].
+    /// The descriptor stays open until [`Handle::stop`].
     pub(crate) unsafe fn watch(&mut self, call: &Call, descriptor: RawFd) -> Answer {
         // SAFETY: the caller promises it.
         match unsafe { self.start(call, descriptor) } {
-            Ok(watcher) => {
-                self.watcher = Some(watcher);
+            Ok(poll) => {
+                self.poll = Some(poll);
                 Answer::from(0)
             }
             Err(error) => self.fail(error),
         }
     }
 
-    /// As [`Watched::watch`], by a watcher of the caller's own.
+    /// As [`Handle::watch`], by a poll handle of the caller's own.
     ///
     /// # Safety
-    /// The descriptor stays open until the watcher is dropped.
-    pub(crate) unsafe fn start(&self, call: &Call, descriptor: RawFd) -> ringfence::Result<Watcher> {
+    /// The descriptor stays open until the poll handle is dropped.
+    pub(crate) unsafe fn start(&self, call: &Call, descriptor: RawFd) -> ringfence::Result<Poll> {
         // SAFETY: a call is one in a callback of its environment; the caller promises the rest.
-        let started = unsafe { Watcher::start(call.env, descriptor, call.value(0), self.use_libuv) };
+        let started = unsafe { Poll::start(call.env, descriptor, call.value(0), self.use_libuv) };
         // Memory, a thread or a watch of epoll's is what may be short; all else was there when the process began.
         started.map_err(|error| ringfence::Error::NoSpace {
             what: "hearing of news".into(),
@@ -79,21 +79,21 @@ impl Watched {
         })
     }
 
-    /// Whether the function was called for a bell that nobody has heard of since: see [`Watcher::was_rung`].
+    /// Whether the function was called for a bell that nobody has heard of since: see [`Poll::was_rung`].
     pub(crate) fn was_rung(&self) -> bool {
-        self.watcher.as_ref().is_some_and(Watcher::was_rung)
+        self.poll.as_ref().is_some_and(Poll::was_rung)
     }
 
     /// Argument: 1 where the event loop is kept alive, 0 where not.
     pub(crate) fn keep_alive(&self, call: &Call) -> Answer {
-        if let Some(watcher) = &self.watcher {
-            watcher.keep_alive(call.env, call.size(0) != 0);
+        if let Some(poll) = &self.poll {
+            poll.keep_alive(call.env, call.size(0) != 0);
         }
         Answer::Nothing
     }
 
     pub(crate) fn stop(&mut self) {
-        self.watcher = None;
+        self.poll = None;
     }
 
     /// What was made for JavaScript, of whatever has come.

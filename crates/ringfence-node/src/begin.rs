@@ -1,0 +1,221 @@
+//! How each endpoint begins: what blocks in the core runs on a thread of its own.
+
+#![expect(
+    unreachable_pub,
+    reason = "what is pub here is exported to JavaScript by its macro"
+)]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "the engine's strings come as values, which are read once"
+)]
+
+use std::{
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    time::Duration,
+};
+
+use napi::{Env, bindgen_prelude::*, sys};
+use napi_derive::napi;
+
+use crate::{
+    authorize::{Authorize, Questions},
+    channel,
+    convert::{Failure, Options},
+    membership, service, task,
+};
+
+/// What calls a handshake off, as long as it is under way. JavaScript's garbage is collected some time; the
+/// descriptor in here must not wait for that.
+#[derive(Clone)]
+struct UnderWay(Arc<Mutex<Option<ringfence::CancelToken>>>);
+
+impl UnderWay {
+    fn new(cancel_token: ringfence::CancelToken) -> Self {
+        Self(Arc::new(Mutex::new(Some(cancel_token))))
+    }
+
+    fn take(&self) -> Option<ringfence::CancelToken> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn cancel(&self) {
+        if let Some(cancel_token) = self.take() {
+            cancel_token.cancel();
+        }
+    }
+}
+
+/// How long the end of a process waits until a handshake that was called off has let go of its address.
+const A_MOMENT: Duration = Duration::from_secs(1);
+
+/// A handshake under way.
+#[napi]
+pub struct Joining {
+    under_way: UnderWay,
+    /// Disconnected once the thread has let go of everything that it does not deliver.
+    over: mpsc::Receiver<()>,
+    questions: Option<Arc<Questions>>,
+}
+
+#[napi]
+impl Joining {
+    /// Calls it off: its callback gets `ABORTED`, unless it gets a channel just now.
+    #[napi]
+    pub fn cancel(&self) {
+        self.under_way.cancel();
+    }
+
+    /// As `cancel`, and waits a moment until the address is free: the process ends, and delivers nothing any more.
+    #[napi]
+    pub fn vacate(&self) {
+        self.under_way.cancel();
+        // Nothing is ever sent: it ends, or it takes too long.
+        let _ = self.over.recv_timeout(A_MOMENT);
+    }
+
+    /// Answers question `id` of the policy's callback: see `Questions::answer`.
+    #[napi]
+    pub fn answer(&self, id: u32, verdict: u32, found: String) {
+        if let Some(questions) = &self.questions {
+            questions.answer(id, verdict, found);
+        }
+    }
+}
+
+/// Begins what takes its time at an address: `endpoint` is the name of the core's function. The callback gets a failure, or null
+/// and what was made (a channel, a listener, a membership); it is called once, later, and keeps the event loop alive until
+/// then. `ask` is the policy's callback, if it has one.
+///
+/// # Errors
+/// Throws a plain `Error` where a thread or a function cannot be made.
+#[napi(
+    ts_args_type = "endpoint: string, address: string, options: Options, done: (failure: Failure | null, made: unknown) => void, ask?: (id: number, identity: Identity) => void"
+)]
+pub fn begin(
+    env: Env,
+    endpoint: String,
+    address: String,
+    options: Options,
+    done: Unknown<'_>,
+    ask: Option<Unknown<'_>>,
+) -> napi::Result<Joining> {
+    let given = Given {
+        env,
+        options,
+        done,
+        ask,
+    };
+    match endpoint.as_str() {
+        "join" => given.meet(&address, ("ringfence-join", ringfence::join, channel::to_object)),
+        "connect" => given.meet(
+            &address,
+            ("ringfence-connect", ringfence::connect, channel::to_object),
+        ),
+        "listen" => given.meet(
+            &address,
+            ("ringfence-listen", ringfence::listen, service::to_object),
+        ),
+        "member" => given.meet(
+            &address,
+            ("ringfence-member", ringfence::member, membership::to_object),
+        ),
+        other => Err(napi::Error::from_reason(format!("{other} is no endpoint"))),
+    }
+}
+
+/// What waits at an address until it has what it is for.
+type Meet<T> = fn(&ringfence::Address, &ringfence::Options) -> ringfence::Result<T>;
+
+/// The name of a thread, what blocks on it, and what makes a JavaScript object of the outcome.
+type Way<M, T> = (
+    &'static str,
+    M,
+    unsafe fn(sys::napi_env, T, bool) -> napi::Result<sys::napi_value>,
+);
+
+/// What JavaScript gives to everything that takes its time.
+pub(crate) struct Given<'env> {
+    pub(crate) env: Env,
+    pub(crate) options: Options,
+    pub(crate) done: Unknown<'env>,
+    pub(crate) ask: Option<Unknown<'env>>,
+}
+
+impl Given<'_> {
+    fn meet<T: Send + 'static>(
+        self,
+        address: &str,
+        (name, meet, to_object): Way<Meet<T>, T>,
+    ) -> napi::Result<Joining> {
+        // A relative path is one in the directory in which JavaScript has called, wherever the process is a moment later.
+        let address = address
+            .parse::<ringfence::Address>()
+            .map(|address| address.absolute());
+        self.run((
+            name,
+            move |options: &ringfence::Options| meet(&address?, options),
+            to_object,
+        ))
+    }
+
+    /// Runs what blocks on a thread of its own.
+    pub(crate) fn run<T: Send + 'static>(
+        self,
+        (name, meet, to_object): Way<
+            impl FnOnce(&ringfence::Options) -> ringfence::Result<T> + Send + 'static,
+            T,
+        >,
+    ) -> napi::Result<Joining> {
+        let Self {
+            env,
+            options,
+            done,
+            ask,
+        } = self;
+        let cancel_token =
+            ringfence::CancelToken::new().map_err(|error| napi::Error::from_reason(error.to_string()))?;
+        let under_way = UnderWay::new(cancel_token.clone());
+        let authorize = match ask {
+            // SAFETY: env is live, and the callback a value of it; what is no function is refused by the engine.
+            Some(ask) => Some(unsafe { Authorize::new(env.raw(), ask.raw()) }?),
+            None => None,
+        };
+        let questions = authorize.as_ref().map(Authorize::questions);
+        let with_callback = |policy| match authorize {
+            Some(authorize) => authorize.of(policy),
+            None => policy,
+        };
+        let use_libuv = options.use_libuv;
+        let (busy, over) = mpsc::channel::<()>();
+        let (delivered, called_off) = (under_way.clone(), under_way.clone());
+        // SAFETY: env is live, and the callback a value of it; what is no function is refused by the engine.
+        unsafe {
+            task::run(
+                env.raw(),
+                done.raw(),
+                name,
+                move || {
+                    let outcome = meet(&options.to_core(with_callback)?.cancel_token(cancel_token));
+                    drop(busy);
+                    outcome
+                },
+                move |env, outcome: ringfence::Result<T>| {
+                    // Once there is an outcome, there is nothing to call off: a listener is closed instead.
+                    drop(delivered.take());
+                    match outcome {
+                        Ok(made) => to_object(env, made, use_libuv)
+                            .and_then(|object| Ok([ToNapiValue::to_napi_value(env, Null)?, object])),
+                        Err(error) => ToNapiValue::to_napi_value(env, Failure::from(&error))
+                            .and_then(|failure| Ok([failure, ToNapiValue::to_napi_value(env, Null)?])),
+                    }
+                },
+                move || called_off.cancel(),
+            )
+        }?;
+        Ok(Joining {
+            under_way,
+            over,
+            questions,
+        })
+    }
+}
