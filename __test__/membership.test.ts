@@ -503,6 +503,8 @@ test.serial('a Node process follows a Rust process, and the other way round', as
   channel = await nextOf(here)
   t.is(channel.peer.pid, second.pid)
   t.is(await second.hear(), `channel ${process.pid}`)
+  // It greets first: a partner that has left cannot be greeted any more.
+  t.is(String(await channel.receive()), 'hello')
   await here.leave()
   t.is(await second.hear(), 'host')
 })

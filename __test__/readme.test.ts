@@ -51,6 +51,9 @@ async function run(t: ExecutionContext, code: string) {
 const GUIDE = 'docs/guide.md'
 const me = `process.getuid()`
 
+/** What a call says that was under way when the peer's process ended, and what one says that came after it. */
+const ENDED = "(the peer's|the peer is gone: its) process has ended"
+
 test('two processes that run the example of README.md greet each other', async (t) => {
   const address = namedAddress(t)
   const code = replaceAll(t, exampleOf('README.md', 'Use it'), [
@@ -108,7 +111,7 @@ test('the service goes on where one of its agents is killed', async (t) => {
   })
   await doomed.kill()
   const { value: complaint } = await complaints.next()
-  t.regex(String(complaint), new RegExp(`^agent ${doomed.pid}: the peer's process has ended`))
+  t.regex(String(complaint), new RegExp(`^agent ${doomed.pid}: ${ENDED}`))
   t.is(
     await other.run(async (kit) => {
       await kit.channel.send('42')
@@ -140,7 +143,7 @@ test('a place is kept where one partner after the other is killed', async (t) =>
     }, address)
     await partner.kill()
     const { value: complaint } = await complaints.next()
-    t.regex(String(complaint), new RegExp(`^partner ${partner.pid}: the peer's process has ended`))
+    t.regex(String(complaint), new RegExp(`^partner ${partner.pid}: ${ENDED}`))
   }
   child.kill('SIGTERM')
   t.deepEqual(await exited, [0, null])

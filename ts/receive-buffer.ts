@@ -439,8 +439,10 @@ export class ReceiveBuffer {
 
   /** No more will come for the callers that wait. */
   #tellEnd(): void {
-    if (this.#over === 'ended') this.#waiters.end()
-    else this.#waiters.fail(this.#over!)
+    const over = this.#over!
+    // The binding may know that this side has cut the peer off before it has been told here: that is an end as any close.
+    if (over === 'ended' || over().code === 'ERR_RINGFENCE_CLOSED') this.#waiters.end()
+    else this.#waiters.fail(over)
   }
 
   /**
