@@ -106,8 +106,8 @@ pub fn offer(echo: &Nonce, size: u64, capacity: u64) -> Vec<u8> {
     let mut body = echo.to_vec();
     body.extend(size.to_le_bytes());
     body.extend(capacity.to_le_bytes());
-    // It takes no tokens.
-    body.extend([0; 32]);
+    // It takes no tokens, and has no subscriber.
+    body.extend([0; 56]);
     frame(2, &body)
 }
 

@@ -501,7 +501,8 @@ impl Model for Ending {
                     Step::Left => Some(End::Left),
                     Step::Exposed => Some(End::ExposedAtPeer),
                     Step::Open if gone => Some(End::Exited),
-                    Step::Open => None,
+                    // No member evicts the other.
+                    Step::Open | Step::Evicted => None,
                 };
             }
             Action::Tell(at) => {

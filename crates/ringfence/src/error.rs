@@ -91,6 +91,13 @@ pub enum Error {
     /// This side has closed the channel, or ended its sending direction.
     #[error("{0}")]
     Closed(&'static str),
+    /// This subscriber has held its publisher up for longer than that allows, and was let go of. What it had not read by then
+    /// is lost to it.
+    #[error(
+        "the publisher has evicted this subscriber, which held it up for longer than its `stall` allows; subscribe again, read \
+         faster, or ask for the delivery 'best-effort'"
+    )]
+    Evicted,
     /// The waiting was called off by this process.
     #[error("the waiting was called off")]
     Aborted,
@@ -121,6 +128,7 @@ impl Error {
             Self::MessageTooLarge { .. } => "MESSAGE_TOO_LARGE",
             Self::NoSpace { .. } => "NO_SPACE",
             Self::Closed(_) => "CLOSED",
+            Self::Evicted => "EVICTED",
             Self::Aborted => "ABORTED",
             Self::Unsupported { .. } => "UNSUPPORTED",
         }
@@ -232,12 +240,14 @@ pub enum Check {
     Address,
     /// The host's lock, which is passed on.
     Lock,
+    /// What a subscriber asks its publisher for.
+    Delivery,
     /// Another one, in the words of a peer that refused this process.
     Other(String),
 }
 
 impl Check {
-    const KNOWN: [Self; 14] = [
+    const KNOWN: [Self; 15] = [
         Self::Uid,
         Self::Gid,
         Self::Namespace,
@@ -252,6 +262,7 @@ impl Check {
         Self::Line,
         Self::Address,
         Self::Lock,
+        Self::Delivery,
     ];
 
     /// Its name, for logs and for programs: `uid`, `executable`, `authorize`…
@@ -279,6 +290,7 @@ impl Check {
             Self::Line => "line",
             Self::Address => "address",
             Self::Lock => "lock",
+            Self::Delivery => "delivery",
             Self::Other(_) => "other",
         }
     }

@@ -77,7 +77,7 @@ mod wake;
 pub use channel::Channel;
 pub use channel::receiver::{Packed, Receiver};
 pub use channel::sender::{Batch, Reservation, Sender};
-pub use channel::state::CloseReason;
+pub use channel::state::{CloseReason, GoneReason};
 pub use channel::tokens::Tokens;
 pub use channel::verify::{Verified, Verifier};
 pub use doctor::{Diagnosis, Finding, Status, doctor};
@@ -97,6 +97,7 @@ pub use peer::authorize::Decision;
 pub use peer::namespace::Namespace;
 pub use peer::policy::{Policy, Program};
 pub use rendezvous::address::Address;
+pub use ring::delivery::{Delivery, StartFrom};
 pub use ring::message::{Message, Progress, Words};
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -9,6 +9,7 @@ use crate::{
     memory::room::check_room,
     peer::policy::Policy,
     rendezvous::election::Access,
+    ring::delivery::{Delivery, StartFrom},
     signal::claim,
     wait::cancel::CancelToken,
 };
@@ -27,7 +28,8 @@ pub const MAX_MESSAGE_SIZE: u64 = 1 << 31;
 pub struct Options {
     pub(crate) backing: Backing,
     pub(crate) capacity: u64,
-    pub(crate) max_message_size: u64,
+    /// As it was asked for: see [`Options::longest`].
+    pub(crate) max_message_size: Option<u64>,
     pub(crate) max_peer_capacity: u64,
     pub(crate) policy: Policy,
     pub(crate) mode: u32,
@@ -41,6 +43,10 @@ pub struct Options {
     pub(crate) harden: bool,
     pub(crate) signal_number: Option<i32>,
     pub(crate) cancel_token: Option<CancelToken>,
+    pub(crate) stall: Duration,
+    pub(crate) deliveries: Vec<Delivery>,
+    pub(crate) delivery: Delivery,
+    pub(crate) from: StartFrom,
 }
 
 /// How many seats a service has, and for whom.
@@ -74,7 +80,7 @@ impl Default for Options {
         Self {
             backing: Backing::Memfd,
             capacity: 4 << 20,
-            max_message_size: 64 << 20,
+            max_message_size: None,
             max_peer_capacity: 1 << 30,
             policy: Policy::default(),
             mode: 0o600,
@@ -88,6 +94,10 @@ impl Default for Options {
             harden: false,
             signal_number: None,
             cancel_token: None,
+            stall: Duration::from_secs(5),
+            deliveries: Delivery::ALL.to_vec(),
+            delivery: Delivery::Reliable,
+            from: StartFrom::Now,
         }
     }
 }
@@ -115,9 +125,12 @@ impl Options {
 
     /// Bytes of the longest message that this side will receive (64 MiB), at most [`MAX_MESSAGE_SIZE`]. The peer is
     /// told, and its sends of longer ones fail there.
+    ///
+    /// Of a [`Publisher`](crate::Publisher): bytes of the longest message that it will send (an eighth of the ring, which is the
+    /// most as well). A subscriber that takes shorter ones alone is refused: [`Error::Protocol`], which names both numbers.
     #[must_use]
     pub fn max_message_size(mut self, bytes: u64) -> Self {
-        self.max_message_size = bytes;
+        self.max_message_size = Some(bytes);
         self
     }
 
@@ -251,6 +264,41 @@ impl Options {
         self
     }
 
+    /// How long one reliable subscriber may hold a [`Publisher`](crate::Publisher) up (5 s), in all, since it was last less than
+    /// half the ring behind; then it is evicted. Time counts while a message waits for room. [`Duration::MAX`]: never.
+    #[must_use]
+    pub fn stall(mut self, time: Duration) -> Self {
+        self.stall = time;
+        self
+    }
+
+    /// What subscribers of a [`Publisher`](crate::Publisher) may ask for (all three). A subscriber that asks for another
+    /// [`Delivery`] is refused: [`Error::PeerRefused`], check `delivery`.
+    #[must_use]
+    pub fn deliveries(mut self, deliveries: impl IntoIterator<Item = Delivery>) -> Self {
+        self.deliveries = deliveries.into_iter().collect();
+        self
+    }
+
+    /// How messages reach a subscriber ([`Delivery::Reliable`]).
+    #[must_use]
+    pub fn delivery(mut self, delivery: Delivery) -> Self {
+        self.delivery = delivery;
+        self
+    }
+
+    /// Where a subscriber begins ([`StartFrom::Now`]).
+    #[must_use]
+    pub fn from(mut self, from: StartFrom) -> Self {
+        self.from = from;
+        self
+    }
+
+    /// Bytes of the longest message that this side receives, or as a publisher sends.
+    pub(crate) fn longest(&self) -> u64 {
+        self.max_message_size.unwrap_or(64 << 20)
+    }
+
     /// Who may connect to a named address. Errors with [`Error::InvalidArgument`] for a group that nobody knows.
     pub(crate) fn access(&self) -> Result<Access> {
         let group = match &self.group {
@@ -284,10 +332,10 @@ impl Options {
                 what: format!("a ring of {capacity} bytes"),
                 reason: "it exceeds the address space".into(),
             })?;
-        if !(1..=MAX_MESSAGE_SIZE).contains(&self.max_message_size) {
+        let longest = self.longest();
+        if !(1..=MAX_MESSAGE_SIZE).contains(&longest) {
             return Err(Error::invalid(format!(
-                "max_message_size must be 1 to {MAX_MESSAGE_SIZE} bytes, not {}",
-                self.max_message_size
+                "max_message_size must be 1 to {MAX_MESSAGE_SIZE} bytes, not {longest}"
             )));
         }
         if self.max_peer_capacity < CAPACITY_MIN {
@@ -318,6 +366,46 @@ impl Options {
         claim::check(self.signal_number)?;
         check_room(region_size(self.capacity))?;
         Ok(self)
+    }
+
+    /// As [`Options::checked`], for one that publishes: the longest message that it sends is known then.
+    #[expect(dead_code, reason = "publish is built on this")]
+    pub(crate) fn checked_to_publish(self) -> Result<Self> {
+        self.check_backing("a publisher's ring")?;
+        if self.deliveries.is_empty() {
+            return Err(Error::invalid(
+                "deliveries must name at least one of 'reliable', 'best-effort' and 'latest'",
+            ));
+        }
+        let mut options = self.checked()?;
+        let most = (options.capacity / 8).min(MAX_MESSAGE_SIZE);
+        let longest = options.max_message_size.unwrap_or(most);
+        if longest > most {
+            return Err(Error::invalid(format!(
+                "max_message_size of a publisher is at most an eighth of its ring of {} bytes: {most} bytes, not {longest}; a \
+                 larger capacity takes longer messages",
+                options.capacity
+            )));
+        }
+        options.max_message_size = Some(longest);
+        Ok(options)
+    }
+
+    /// As [`Options::checked`], for one that subscribes: it writes no ring.
+    #[expect(dead_code, reason = "subscribe is built on this")]
+    pub(crate) fn checked_to_subscribe(self) -> Result<Self> {
+        self.check_backing("a publisher's ring")?;
+        self.capacity(CAPACITY_MIN).checked()
+    }
+
+    /// An object that is read by many must be one that its readers cannot write.
+    fn check_backing(&self, what: &str) -> Result<()> {
+        match self.backing {
+            Backing::Memfd => Ok(()),
+            Backing::Shm => Err(Error::invalid(format!(
+                "{what} must be a memfd: every subscriber could write a shm object, and so what the others read (backing 'memfd')"
+            ))),
+        }
     }
 }
 

@@ -455,6 +455,7 @@ impl Receiver {
         match phase.step {
             Step::Closed | Step::Succeeds => self.shared.finish(ChannelState::ClosedByPeer),
             Step::Left => self.shared.finish(ChannelState::LeftByPeer),
+            Step::Evicted => self.shared.finish(ChannelState::EvictedByPeer),
             Step::Open | Step::Exposed => {}
         }
         self.shared.finish_if_both_ended();

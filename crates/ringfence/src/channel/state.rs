@@ -41,6 +41,45 @@ pub enum CloseReason {
     Exposed,
 }
 
+/// Why a subscriber is gone from its publisher, and a subscription has ended: as of a channel, or that it was evicted.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GoneReason {
+    /// One side closed it, or the publisher has ended and everything was read.
+    Closed,
+    /// The other process ended without closing it.
+    Exited,
+    /// The other process wrote what no honest one writes.
+    Corrupt,
+    /// Another process tried to open the shared memory, of this side or of the other: what was in it is wiped.
+    Exposed,
+    /// The subscriber has held its publisher up for longer than [`Options::stall`](crate::Options::stall) allows.
+    Evicted,
+}
+
+impl From<CloseReason> for GoneReason {
+    fn from(reason: CloseReason) -> Self {
+        match reason {
+            CloseReason::Closed => Self::Closed,
+            CloseReason::Exited => Self::Exited,
+            CloseReason::Corrupt => Self::Corrupt,
+            CloseReason::Exposed => Self::Exposed,
+        }
+    }
+}
+
+impl fmt::Display for GoneReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "closed",
+            Self::Exited => "exited",
+            Self::Corrupt => "corrupt",
+            Self::Exposed => "exposed",
+            Self::Evicted => "evicted",
+        })
+    }
+}
+
 impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -67,10 +106,14 @@ pub(crate) enum ChannelState {
     Exposed,
     ExposedAtPeer,
     LeftByPeer,
+    /// At a publisher: its subscriber is let go of.
+    Evicted,
+    /// At a subscriber.
+    EvictedByPeer,
 }
 
 impl ChannelState {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 12] = [
         Self::Inherited,
         Self::Open,
         Self::ClosedHere,
@@ -81,6 +124,8 @@ impl ChannelState {
         Self::Exposed,
         Self::ExposedAtPeer,
         Self::LeftByPeer,
+        Self::Evicted,
+        Self::EvictedByPeer,
     ];
 }
 
@@ -210,6 +255,8 @@ impl Shared {
                     .into(),
             )),
             ChannelState::Corrupt => Err(Error::RingCorrupt("as was found before".into())),
+            ChannelState::Evicted => Err(Error::Closed("the subscriber was evicted")),
+            ChannelState::EvictedByPeer => Err(Error::Evicted),
         }
     }
 
@@ -250,12 +297,16 @@ impl Shared {
         match end {
             // Not waited for: what the peer sends to a side that closes is lost in any case, and the thread that has heard
             // the alarm is the one that would be waited for.
-            ChannelState::ClosedHere | ChannelState::Refused | ChannelState::Exposed => {}
+            ChannelState::ClosedHere
+            | ChannelState::Refused
+            | ChannelState::Exposed
+            | ChannelState::Evicted => {}
             // It may have been killed between a token and the word of how many there are.
             ChannelState::PeerExited => self.hear_all(),
             ChannelState::ClosedByPeer
             | ChannelState::LeftByPeer
             | ChannelState::ExposedAtPeer
+            | ChannelState::EvictedByPeer
             | ChannelState::Corrupt => self.hear_out(),
             // No end: see `ChannelState`.
             ChannelState::Open | ChannelState::Inherited => return,
@@ -280,8 +331,11 @@ impl Shared {
             ) {
                 held.keep_what_is_unread();
             }
-            held.phase
-                .take(if succeeds { Step::Succeeds } else { Step::Closed });
+            held.phase.take(match end {
+                ChannelState::Evicted => Step::Evicted,
+                _ if succeeds => Step::Succeeds,
+                _ => Step::Closed,
+            });
         }
         self.state.set(end);
         self.doorbell.hang_up();
@@ -427,6 +481,7 @@ impl Shared {
             Some(Step::Closed | Step::Succeeds) => ChannelState::ClosedByPeer,
             Some(Step::Left) => ChannelState::LeftByPeer,
             Some(Step::Exposed) => ChannelState::ExposedAtPeer,
+            Some(Step::Evicted) => ChannelState::EvictedByPeer,
             Some(Step::Open) | None => ChannelState::PeerExited,
         });
     }
@@ -447,9 +502,17 @@ impl Shared {
             }
             // Where the peer has wiped its memory, what is found there is no lie: when that was exposed, or once this side has
             // ended the channel, on another thread, and so reads no more.
-            if self.phase_of_peer() == Some(Phase::EXPOSED) {
-                self.finish(ChannelState::ExposedAtPeer);
-                self.check()?;
+            match self.phase_of_peer().map(|phase| phase.step) {
+                Some(Step::Exposed) => {
+                    self.finish(ChannelState::ExposedAtPeer);
+                    self.check()?;
+                }
+                // A publisher overwrites what a subscriber that it has let go of has not read.
+                Some(Step::Evicted) => {
+                    self.finish(ChannelState::EvictedByPeer);
+                    self.check()?;
+                }
+                _ => {}
             }
             self.wait_for_end();
             if !self.peer_is_gone() {
@@ -460,6 +523,15 @@ impl Shared {
         result
     }
 
+    /// As [`Shared::close_reason`], of a publisher or a subscription.
+    #[expect(dead_code, reason = "the endpoint of a broadcast is built on this")]
+    pub(crate) fn gone_reason(&self) -> Option<GoneReason> {
+        match self.state.get() {
+            ChannelState::Evicted | ChannelState::EvictedByPeer => Some(GoneReason::Evicted),
+            _ => self.close_reason().map(GoneReason::from),
+        }
+    }
+
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
         match self.state.get() {
             ChannelState::Open => None,
@@ -467,7 +539,10 @@ impl Shared {
             | ChannelState::ClosedByPeer
             | ChannelState::LeftByPeer
             | ChannelState::Refused
-            | ChannelState::Inherited => Some(CloseReason::Closed),
+            | ChannelState::Inherited
+            // A pair has no such end. A peer that says so all the same ends its channel by that.
+            | ChannelState::Evicted
+            | ChannelState::EvictedByPeer => Some(CloseReason::Closed),
             ChannelState::PeerExited => Some(CloseReason::Exited),
             ChannelState::Exposed | ChannelState::ExposedAtPeer => Some(CloseReason::Exposed),
             ChannelState::Corrupt => Some(CloseReason::Corrupt),

@@ -13,9 +13,11 @@
 //!                   84  features  u32      bit 0: the sender takes barriers (membarrier, global expedited)
 //!                                       bit 1: the sender is not dumpable from its OFFER on
 //!                   88  meeting   u32      0 a pair's (join), 1 a service's (listen, connect), 2 a family's (spawn),
-//!                                       3 a membership's (member); the same on both sides
-//!                   92  reserved  u32      0
-//! OFFER, 80 bytes    0  echo      32 bytes the receiver's nonce
+//!                                       3 a membership's (member), 4 a publisher's (publish, subscribe); the
+//!                                       same on both sides
+//!                   92  delivery  u16      what a subscriber asks for: 1 reliable, 2 best-effort, 3 latest; else 0
+//!                   94  from      u16      where it begins: 1 now, 2 oldest, 3 latest; else 0
+//! OFFER, 104 bytes   0  echo      32 bytes the receiver's nonce
 //!                   32  size      u64      of the object, in bytes; the object comes with it (SCM_RIGHTS)
 //!                   40  capacity  u64      as in HELLO
 //!                   48  number    u32      of the realtime signal that brings the sender tokens; 0: none does
@@ -23,13 +25,18 @@
 //!                   56  mailbox   u32      to be sent with it
 //!                   60  reserved  u32      0
 //!                   64  secret    16 bytes random, to be sent with it
+//!                   80  position  u64      of a publisher: where in its ring the subscriber begins; else 0
+//!                   88  sequence  u64      how many messages were sent before that; else 0
+//!                   96  slot      u32      the subscriber's number; else 0
+//!                  100  reserved  u32      0
 //! READY, 32 bytes    0  echo      32 bytes the receiver's nonce
 //! REFUSE             0  code      u16      see `Code`
 //!                    2  three texts: check, wanted, found; each a u16 length and as many bytes of UTF-8
 //! ```
 //!
 //! Every frame carries the credentials of its sender (`SCM_CREDENTIALS`). Descriptors come with the guest's HELLO
-//! (one: its partner's end of the private line), with OFFER (one: the object), among members with the host's READY (the
+//! (one: its partner's end of the private line), with OFFER (one: the object; of a publisher two: the control object and the
+//! ring), among members with the host's READY (the
 //! listening socket, and for a path the lock beside it), and with nothing else.
 
 use std::fmt;
@@ -56,6 +63,9 @@ pub(crate) struct Hello {
     pub(crate) backing: u32,
     pub(crate) features: u32,
     pub(crate) meeting: u32,
+    /// Of a subscriber: the numbers of its delivery and of its beginning.
+    pub(crate) delivery: u16,
+    pub(crate) from: u16,
 }
 
 /// Bit 0 of a HELLO's features.
@@ -74,6 +84,8 @@ pub(crate) enum Meeting {
     Family,
     /// `member`.
     Membership,
+    /// `publish` and `subscribe`.
+    Broadcast,
 }
 
 impl Meeting {
@@ -83,13 +95,20 @@ impl Meeting {
             Self::Service => 1,
             Self::Family => 2,
             Self::Membership => 3,
+            Self::Broadcast => 4,
         }
     }
 
     pub(crate) fn from_number(number: u32) -> Option<Self> {
-        [Self::Pair, Self::Service, Self::Family, Self::Membership]
-            .into_iter()
-            .find(|meeting| meeting.number() == number)
+        [
+            Self::Pair,
+            Self::Service,
+            Self::Family,
+            Self::Membership,
+            Self::Broadcast,
+        ]
+        .into_iter()
+        .find(|meeting| meeting.number() == number)
     }
 }
 
@@ -100,6 +119,7 @@ impl fmt::Display for Meeting {
             Self::Service => "a service or its agent (listen, connect)",
             Self::Family => "a parent or its child (spawn, from_parent)",
             Self::Membership => "a member (member)",
+            Self::Broadcast => "a publisher or its subscriber (publish, subscribe)",
         })
     }
 }
@@ -110,6 +130,17 @@ pub(crate) struct Offer {
     pub(crate) size: u64,
     pub(crate) capacity: u64,
     pub(crate) tokens: TokenAddress,
+    /// Of a publisher.
+    pub(crate) start: Start,
+}
+
+/// Where a subscriber begins in the ring of its publisher, and the number that it has there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Start {
+    pub(crate) position: u64,
+    /// Messages that were sent before that.
+    pub(crate) sequence: u64,
+    pub(crate) slot: u32,
 }
 
 /// Why one side refuses the other.
@@ -165,7 +196,7 @@ pub(crate) enum Frame {
 
 impl Frame {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut body = Vec::with_capacity(96);
+        let mut body = Vec::with_capacity(104);
         let kind: u16 = match self {
             Self::Hello(hello) => {
                 body.extend_from_slice(&hello.nonce);
@@ -175,7 +206,8 @@ impl Frame {
                 body.extend_from_slice(&hello.backing.to_le_bytes());
                 body.extend_from_slice(&hello.features.to_le_bytes());
                 body.extend_from_slice(&hello.meeting.to_le_bytes());
-                body.extend_from_slice(&0_u32.to_le_bytes());
+                body.extend_from_slice(&hello.delivery.to_le_bytes());
+                body.extend_from_slice(&hello.from.to_le_bytes());
                 1
             }
             Self::Offer(offer) => {
@@ -192,6 +224,10 @@ impl Frame {
                     body.extend_from_slice(&word.to_le_bytes());
                 }
                 body.extend_from_slice(&secret.0);
+                body.extend_from_slice(&offer.start.position.to_le_bytes());
+                body.extend_from_slice(&offer.start.sequence.to_le_bytes());
+                body.extend_from_slice(&offer.start.slot.to_le_bytes());
+                body.extend_from_slice(&0_u32.to_le_bytes());
                 2
             }
             Self::Ready(echo) => {
@@ -236,7 +272,7 @@ impl Frame {
         let length = fields.u32()? as usize;
         let wanted = match kind {
             1 => 96..=96,
-            2 => 80..=80,
+            2 => 104..=104,
             3 => 32..=32,
             4 => 8..=LONGEST_BODY,
             _ => return Err(Error::Protocol(format!("a frame of the unknown kind {kind}"))),
@@ -261,8 +297,9 @@ impl Frame {
                     backing: fields.u32()?,
                     features: fields.u32()?,
                     meeting: fields.u32()?,
+                    delivery: fields.u16()?,
+                    from: fields.u16()?,
                 };
-                fields.u32()?;
                 Self::Hello(hello)
             }
             2 => {
@@ -270,6 +307,12 @@ impl Frame {
                 let (number, thread, mailbox) = (fields.u32()?, fields.u32()?, fields.u32()?);
                 fields.u32()?;
                 let secret = Secret(fields.take()?);
+                let start = Start {
+                    position: fields.u64()?,
+                    sequence: fields.u64()?,
+                    slot: fields.u32()?,
+                };
+                fields.u32()?;
                 Self::Offer(Offer {
                     echo,
                     size,
@@ -280,6 +323,7 @@ impl Frame {
                         mailbox,
                         secret,
                     },
+                    start,
                 })
             }
             3 => Self::Ready(fields.take()?),
@@ -453,7 +497,9 @@ mod tests {
                 longest: 1 << 40,
                 backing: 2,
                 features: 1,
-                meeting: 1,
+                meeting: 4,
+                delivery: 3,
+                from: 2,
             }),
             Frame::Offer(Offer {
                 echo: [3; 32],
@@ -464,6 +510,11 @@ mod tests {
                     thread: 4711,
                     mailbox: 1,
                     secret: Secret([5; 16]),
+                },
+                start: Start {
+                    position: 4104,
+                    sequence: 1 << 33,
+                    slot: 7,
                 },
             }),
             Frame::Ready([4; 32]),

@@ -24,7 +24,7 @@ use crate::{
     error::{Check, Error, Refusal, Result},
     evidence::Record,
     fork::{Mark, Withheld},
-    handshake::frame::{Frame, HARDENS, Hello, Meeting, Nonce, Offer, Refuse, TAKES_BARRIERS},
+    handshake::frame::{Frame, HARDENS, Hello, Meeting, Nonce, Offer, Refuse, Start, TAKES_BARRIERS},
     handshake::line::Line,
     handshake::parts::{Parts, Role},
     harden,
@@ -353,19 +353,18 @@ impl<'a> Side<'a> {
             0
         };
         let Options {
-            capacity,
-            max_message_size,
-            backing,
-            ..
+            capacity, backing, ..
         } = *self.options;
         Hello {
             nonce,
             echo,
             capacity,
-            longest: max_message_size,
+            longest: self.options.longest(),
             backing: backing.number(),
             features: barriers | hardens,
             meeting: self.meeting.number(),
+            delivery: 0,
+            from: 0,
         }
     }
 
@@ -492,6 +491,7 @@ impl<'a> Side<'a> {
             size: object.size,
             capacity: options.capacity,
             tokens: inbox.address(),
+            start: Start::default(),
         };
         line.send(&Frame::Offer(offer), &[object.as_fd()])?;
         record.passed(
@@ -658,7 +658,7 @@ impl<'a> Side<'a> {
             own_capacity: self.options.capacity,
             peer_capacity: hello.capacity,
             longest_out: hello.longest,
-            longest_in: self.options.max_message_size,
+            longest_in: self.options.longest(),
             barriers: self.takes_barriers && hello.features & TAKES_BARRIERS != 0,
             inbox: objects.inbox,
             token_sender: objects.token_sender,

@@ -43,7 +43,10 @@ impl OwnRegion {
     /// Maps a new object of `region_size(capacity)` bytes, prefaulted, and writes its head words.
     pub(crate) fn map(object: impl AsFd, capacity: u64) -> Result<Self> {
         let map = map("mapping the shared object", object, capacity, true)?;
-        Ok(Self::initialised(Storage::Own(OwnMapping::new(map)), capacity))
+        Ok(Self::initialised(
+            Storage::Own(OwnMapping::new(map, capacity)),
+            capacity,
+        ))
     }
 
     fn own(&self) -> Option<&OwnMapping> {

@@ -18,6 +18,8 @@ pub(crate) enum Step {
     Left = 4,
     /// The answer: it has taken the place of a peer that has left, or has ended.
     Succeeds = 5,
+    /// Of a publisher: the subscriber that reads this has held it up for too long, and is let go of.
+    Evicted = 6,
 }
 
 /// The phase of a region: one word, which its owner writes and its peer reads.
@@ -25,7 +27,7 @@ pub(crate) enum Step {
 pub(crate) struct Phase {
     pub(crate) step: Step,
     /// It has said that it sends no more: what lies before its tail is all that it wanted to send. Never unsaid; of an
-    /// exposed region, where nothing can be read any more, it is not told.
+    /// exposed region, where nothing can be read any more, it is not told, and neither of one whose reader is evicted.
     pub(crate) ended: bool,
 }
 
@@ -37,6 +39,7 @@ impl Phase {
     /// It sends no more, and still reads.
     pub(crate) const ENDED: Self = Self::new(Step::Open, true);
     pub(crate) const EXPOSED: Self = Self::new(Step::Exposed, false);
+    pub(crate) const EVICTED: Self = Self::new(Step::Evicted, false);
 
     const fn new(step: Step, ended: bool) -> Self {
         Self { step, ended }
@@ -46,15 +49,15 @@ impl Phase {
     pub(crate) const fn word(self) -> u64 {
         match (self.step, self.ended) {
             (Step::Open, ended) => ended as u64,
-            (Step::Exposed, _) | (_, false) => self.step as u64,
+            (Step::Exposed | Step::Evicted, _) | (_, false) => self.step as u64,
             (_, true) => self.step as u64 | ENDED_BEFORE,
         }
     }
 
     /// `None` for what no owner that keeps to the protocol writes.
     pub(crate) fn from_word(word: u64) -> Option<Self> {
-        use Step::{Closed, Exposed, Left, Open, Succeeds};
-        [Open, Closed, Exposed, Left, Succeeds]
+        use Step::{Closed, Evicted, Exposed, Left, Open, Succeeds};
+        [Open, Closed, Exposed, Left, Succeeds, Evicted]
             .into_iter()
             .flat_map(|step| [Self::new(step, false), Self::new(step, true)])
             .find(|phase| phase.word() == word)
@@ -76,10 +79,11 @@ impl Phase {
     /// waits for the answer still has its region, and wipes it when that is opened. That does not take the leaving back,
     /// since the host stays silent and admits no other guest.
     pub(crate) fn then(self, step: Step) -> Option<Self> {
-        use Step::{Closed, Exposed, Left, Open, Succeeds};
+        use Step::{Closed, Evicted, Exposed, Left, Open, Succeeds};
         match (self.step, step) {
             (Open, Closed | Left | Succeeds) => Some(Self::new(step, self.ended)),
             (Open | Left, Exposed) => Some(Self::EXPOSED),
+            (Open, Evicted) => Some(Self::EVICTED),
             _ => None,
         }
     }

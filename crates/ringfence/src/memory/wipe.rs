@@ -15,7 +15,7 @@ use std::{
 
 use crate::{
     memory::copy::opaque_wipe,
-    memory::layout::{self, as_offset, region_size},
+    memory::layout::{self, as_offset},
     memory::mapping::Mapping,
     memory::tripwire::Tripwire,
     sys,
@@ -30,6 +30,8 @@ pub(super) struct OwnMapping {
     /// The first field, so that it is dropped first: the lease that it watches goes with the mapping.
     tripwire: OnceLock<Tripwire>,
     map: Mapping,
+    /// Of the ring. 0: there is none, and nothing to wipe.
+    capacity: u64,
     /// The peer may still read the ring from this position on. [`NOTHING_KEPT`]: it reads no more.
     kept_from: AtomicU64,
     /// The peer has got the region, so there was something to read.
@@ -38,10 +40,11 @@ pub(super) struct OwnMapping {
 }
 
 impl OwnMapping {
-    pub(super) fn new(map: Mapping) -> Self {
+    pub(super) fn new(map: Mapping, capacity: u64) -> Self {
         Self {
             tripwire: OnceLock::new(),
             map,
+            capacity,
             kept_from: AtomicU64::new(NOTHING_KEPT),
             used: AtomicBool::new(false),
             hold: Hold::default(),
@@ -106,15 +109,13 @@ impl OwnMapping {
         self.kept_from.store(NOTHING_KEPT, Ordering::Release);
         self.hold.wiped.store(true, Ordering::Release);
         self.hold.fence_of_alarm();
+        if self.capacity == 0 {
+            return;
+        }
         let end = self.map.len();
         let (from, to) = self.hold.range().unwrap_or((end, end));
         self.fill(layout::DATA, from);
         self.fill(to, end);
-    }
-
-    /// The ring's capacity, as the size of the mapping tells.
-    fn capacity(&self) -> u64 {
-        self.map.len() as u64 - region_size(0)
     }
 
     /// Writes zeros from one offset to another.
@@ -128,13 +129,13 @@ impl OwnMapping {
 impl Drop for OwnMapping {
     fn drop(&mut self) {
         let head = *self.kept_from.get_mut();
-        if *self.used.get_mut() && self.map.is_here() {
+        if *self.used.get_mut() && self.capacity > 0 && self.map.is_here() {
             // SAFETY: a word of the mapping, to which no other reference of this process leads any more.
             let tail = unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().add(layout::TAIL).cast()) };
             // With shm the peer may have written this word. Whatever it says, nothing but parts of the ring follow from it.
             // The capacity, on which their ends depend, is not read there.
             let tail = tail.load(Ordering::Acquire);
-            for (from, to) in read_already(self.capacity(), head, tail) {
+            for (from, to) in read_already(self.capacity, head, tail) {
                 self.fill(from, to);
             }
         }
@@ -218,6 +219,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::memory::layout::region_size;
     use crate::memory::{
         access::{Readable, Writable},
         own::OwnRegion,

@@ -1,7 +1,7 @@
 //! One direction of a channel: a ring of bytes, which one producer writes in its own region and one consumer reads.
 //!
 //! `record` is the one place that knows the layout of a record; `producer` writes records, `consumer` checks and reads them;
-//! `pace` says when a side waits a moment; `message` is what the caller gets to see of a record. `lies` is a hostile peer for
+//! `delivery` is what a subscriber asks for; `pace` says when a side waits a moment; `message` is what the caller gets to see of a record. `lies` is a hostile peer for
 //! the tests and the fuzzer.
 //!
 //! Positions are 64 bits wide and only grow; a position's place is its remainder by the capacity. What decides is private: the
@@ -11,6 +11,7 @@
 //! May import `memory` and `error`. It never blocks, never makes a system call, and knows nothing of who the peer is.
 
 pub(crate) mod consumer;
+pub(crate) mod delivery;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod lies;
 pub(crate) mod message;

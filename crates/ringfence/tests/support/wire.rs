@@ -65,8 +65,8 @@ pub fn offer(echo: &[u8]) -> Vec<u8> {
     let mut body = echo.to_vec();
     body.extend_from_slice(&SIZE.to_le_bytes());
     body.extend_from_slice(&CAPACITY.to_le_bytes());
-    // It takes no tokens.
-    body.extend_from_slice(&[0; 32]);
+    // It takes no tokens, and has no subscriber.
+    body.extend_from_slice(&[0; 56]);
     good(2, &body)
 }
 

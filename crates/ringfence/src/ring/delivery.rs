@@ -1,0 +1,112 @@
+//! What a subscriber asks for: how messages reach it, and where it begins. Plain data, with the numbers of the wire.
+
+use std::{fmt, str::FromStr};
+
+use crate::error::{Error, Result};
+
+/// How messages reach a subscriber.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Delivery {
+    /// Every message, in order. The publisher waits for a subscriber that is a whole ring behind, as long as
+    /// [`Options::stall`](crate::Options::stall) allows, and then evicts it.
+    #[default]
+    Reliable,
+    /// What the publisher has overwritten before the subscriber read it is passed over, and counted. Never holds the publisher up.
+    BestEffort,
+    /// Only the newest message that the subscriber has not seen. Those between are counted. Never holds the publisher up.
+    Latest,
+}
+
+impl Delivery {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Reliable, Self::BestEffort, Self::Latest];
+
+    pub(crate) const fn number(self) -> u16 {
+        match self {
+            Self::Reliable => 1,
+            Self::BestEffort => 2,
+            Self::Latest => 3,
+        }
+    }
+
+    #[expect(dead_code, reason = "the handshake of a broadcast tells them")]
+    pub(crate) fn from_number(number: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|delivery| delivery.number() == number)
+    }
+}
+
+impl fmt::Display for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reliable => "reliable",
+            Self::BestEffort => "best-effort",
+            Self::Latest => "latest",
+        })
+    }
+}
+
+impl FromStr for Delivery {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|delivery| delivery.to_string() == text)
+            .ok_or_else(|| {
+                Error::invalid(format!(
+                    "delivery must be 'reliable', 'best-effort' or 'latest', not {text:?}"
+                ))
+            })
+    }
+}
+
+/// Where a subscriber begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum StartFrom {
+    /// With what is sent from now on.
+    #[default]
+    Now,
+    /// With the oldest message that the ring still holds.
+    Oldest,
+    /// With the last message that was sent, if the ring still holds it.
+    Latest,
+}
+
+impl StartFrom {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Now, Self::Oldest, Self::Latest];
+
+    pub(crate) const fn number(self) -> u16 {
+        match self {
+            Self::Now => 1,
+            Self::Oldest => 2,
+            Self::Latest => 3,
+        }
+    }
+
+    #[expect(dead_code, reason = "the handshake of a broadcast tells them")]
+    pub(crate) fn from_number(number: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|from| from.number() == number)
+    }
+}
+
+impl fmt::Display for StartFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Now => "now",
+            Self::Oldest => "oldest",
+            Self::Latest => "latest",
+        })
+    }
+}
+
+impl FromStr for StartFrom {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|from| from.to_string() == text)
+            .ok_or_else(|| Error::invalid(format!("from must be 'now', 'oldest' or 'latest', not {text:?}")))
+    }
+}
