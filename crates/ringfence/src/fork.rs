@@ -16,7 +16,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     ptr::{self, NonNull},
     sync::{
-        Arc, Mutex, PoisonError, TryLockError,
+        Arc,
         atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -30,7 +30,7 @@ use nix::{
 
 use crate::{
     error::{Error, Result},
-    sys,
+    sys::{self, lock::Mutex},
 };
 
 /// What a call on something that was a parent's says.
@@ -207,7 +207,7 @@ impl Mark {
     /// Errors as [`Birth::now`].
     pub(crate) fn new() -> Result<Self> {
         let birth = Birth::now()?;
-        let mut cells = CELLS.get()?.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cells = CELLS.get()?.lock();
         if cells.is_empty() {
             let page = wiped_page().map_err(no_page)?.cast::<AtomicU8>();
             // SAFETY: all within the page, whose zeros are as many atomic bytes.
@@ -233,10 +233,7 @@ impl Deref for Mark {
 impl Drop for Mark {
     fn drop(&mut self) {
         if let Some(cells) = CELLS.existing().filter(|_| self.birth.is_here()) {
-            cells
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(self.cell);
+            cells.lock().push(self.cell);
         }
     }
 }
@@ -249,10 +246,8 @@ impl fmt::Debug for Mark {
 
 /// In a child: what another thread was changing at the moment of the fork is in no state to be dropped.
 pub(crate) fn leave_torn<T: Default>(guarded: &mut Mutex<T>) {
-    if matches!(guarded.try_lock(), Err(TryLockError::WouldBlock)) {
-        mem::forget(mem::take(
-            guarded.get_mut().unwrap_or_else(PoisonError::into_inner),
-        ));
+    if guarded.is_held() {
+        mem::forget(mem::take(guarded.get_mut()));
     }
 }
 

@@ -243,7 +243,7 @@ fn service(address: &Address, way: &str) {
         panic!("a channel");
     };
     let (mut sender, mut receiver) = first.split();
-    say(in_child(way, || {
+    let ended = in_child(way, || {
         is_inherited(listener.accept());
         is_inherited(listener.try_accept());
         assert_eq!(listener.size(), 0);
@@ -256,9 +256,10 @@ fn service(address: &Address, way: &str) {
             drop(std::ptr::read(&raw const sender));
             drop(std::ptr::read(&raw const receiver));
         }
-    }));
-    // The seats are what they were.
+    });
+    // The seats are what they were. The second agent comes once it is told.
     assert_eq!(listener.size(), 1);
+    say(ended);
     let Arrival::Accepted(mut second) = listener.accept().unwrap() else {
         panic!("a channel");
     };

@@ -19,7 +19,7 @@ pub(crate) mod verify;
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -39,6 +39,7 @@ use crate::{
     options::Options,
     ring::consumer::Consumer,
     ring::producer::Producer,
+    sys::lock::Mutex,
     wake::doorbell::Doorbell,
     wake::parking::ParkingSpot,
 };

@@ -4,7 +4,7 @@ use std::{
     fmt,
     os::fd::{AsFd, BorrowedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering, fence},
     },
     time::Duration,
@@ -22,6 +22,7 @@ use crate::{
     memory::phase::{Phase, Step},
     signal::claim::Claim,
     signal::inbox::{OpenInbox, TokenSender},
+    sys::lock::{Mutex, MutexGuard},
     wait::deadline::{Deadline, Woken},
     wake::doorbell::Doorbell,
 };
@@ -346,8 +347,7 @@ impl Shared {
     }
 
     fn held(&self) -> MutexGuard<'_, Option<Held>> {
-        // Valid after every statement that changes it.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     /// Waits until a thread that is about to end the channel has done so: the peer may have been told before the threads of this

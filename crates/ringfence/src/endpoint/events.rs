@@ -1,10 +1,9 @@
-//! What has happened and nobody has asked for yet, in order; the end comes last.
+//! What has happened at an endpoint and the program has not asked for yet, in order. The end comes last.
 
 use std::{
     collections::VecDeque,
     fmt,
     os::fd::{AsFd, BorrowedFd},
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use nix::poll::PollFlags;
@@ -12,29 +11,30 @@ use nix::poll::PollFlags;
 use crate::{
     error::{Error, Result},
     fork::leave_torn,
+    sys::lock::{Mutex, MutexGuard},
     wait::cancel::Bell,
     wait::deadline::{Deadline, Woken},
 };
 
-/// Brought by threads of this crate's own, claimed by whoever asks.
-pub(crate) struct News<T> {
+/// A queue of events. Threads of this crate add to it, and the program takes from it.
+pub(crate) struct Events<T> {
     state: Mutex<State<T>>,
-    /// Readable while there is something to claim, or the end.
+    /// Readable while there is an event to take, or the end.
     bell: Bell,
-    /// Rung when something was claimed, after somebody had found no room.
+    /// Rung when an event was taken after [`Events::has_room`] had found no room.
     room: Bell,
-    /// What is said after the end.
-    over: &'static str,
+    /// What a call says after the end.
+    closed: &'static str,
 }
 
 struct State<T> {
-    unclaimed: VecDeque<T>,
-    /// Somebody waits until something is claimed.
-    crowded: bool,
+    pending: VecDeque<T>,
+    /// A thread waits until an event is taken.
+    is_room_wanted: bool,
     end: Option<End>,
 }
 
-/// Why no more will come.
+/// Why no more events will come.
 #[derive(Debug)]
 pub(crate) enum End {
     Closed,
@@ -44,56 +44,56 @@ pub(crate) enum End {
 impl<T> Default for State<T> {
     fn default() -> Self {
         Self {
-            unclaimed: VecDeque::new(),
-            crowded: false,
+            pending: VecDeque::new(),
+            is_room_wanted: false,
             end: None,
         }
     }
 }
 
-impl<T> fmt::Debug for News<T> {
+impl<T> fmt::Debug for Events<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.state();
-        f.debug_struct("News")
-            .field("unclaimed", &state.unclaimed.len())
+        f.debug_struct("Events")
+            .field("pending", &state.pending.len())
             .field("end", &state.end)
             .finish_non_exhaustive()
     }
 }
 
-impl<T> News<T> {
-    pub(crate) fn new(room: Bell, over: &'static str) -> Result<Self> {
+impl<T> Events<T> {
+    /// `room` is the bell of the thread that adds events; `closed` is what a call says after the end.
+    pub(crate) fn new(room: Bell, closed: &'static str) -> Result<Self> {
         Ok(Self {
             state: Mutex::default(),
             bell: Bell::new()?,
             room,
-            over,
+            closed,
         })
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
-        // The state is valid after every statement that changes it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    /// The next, if there is one now. After the last one, the end: [`Error::Closed`], or what it was, once.
-    pub(crate) fn claim(&self) -> Result<Option<T>> {
+    /// The next event, if there is one now. After the last one, the end: [`Error::Closed`], or once the error that it was.
+    pub(crate) fn try_next(&self) -> Result<Option<T>> {
         let mut state = self.state();
-        let news = state.unclaimed.pop_front();
-        if news.is_some() {
-            if std::mem::take(&mut state.crowded) {
+        let event = state.pending.pop_front();
+        if event.is_some() {
+            if std::mem::take(&mut state.is_room_wanted) {
                 self.room.ring();
             }
-            return Ok(news);
+            return Ok(event);
         }
         match &mut state.end {
             None => {
                 self.bell.hush();
                 Ok(None)
             }
-            // What cannot be said twice is said once.
+            // An error cannot be cloned, so it is told once.
             Some(end) => Err(match std::mem::replace(end, End::Closed) {
-                End::Closed => Error::Closed(self.over),
+                End::Closed => Error::Closed(self.closed),
                 End::Failed(Error::Aborted) => {
                     *end = End::Failed(Error::Aborted);
                     Error::Aborted
@@ -103,11 +103,11 @@ impl<T> News<T> {
         }
     }
 
-    /// Waits for the next. `None`: the time is over.
+    /// Waits for the next event. `None`: the deadline has passed.
     pub(crate) fn wait(&self, deadline: &Deadline) -> Result<Option<T>> {
         loop {
-            if let Some(news) = self.claim()? {
-                return Ok(Some(news));
+            if let Some(event) = self.try_next()? {
+                return Ok(Some(event));
             }
             if deadline.wait(&[(self.bell.as_fd(), PollFlags::POLLIN)])? == Woken::Late {
                 return Ok(None);
@@ -115,39 +115,40 @@ impl<T> News<T> {
         }
     }
 
-    pub(crate) fn add(&self, news: T) {
+    /// After the end, the event is dropped.
+    pub(crate) fn add(&self, event: T) {
         let mut state = self.state();
         if state.end.is_none() {
-            state.unclaimed.push_back(news);
+            state.pending.push_back(event);
             drop(state);
             self.bell.ring();
         }
     }
 
-    /// Whether there is room for one more, besides those that are `coming`, where `most` that count may be unclaimed. If
-    /// not, the bell that was given rings once something is claimed.
+    /// Whether one more event may come, besides those that are `coming`, where at most `most` that count may be pending. If
+    /// not, the bell `room` rings once an event was taken.
     pub(crate) fn has_room(&self, most: usize, coming: usize, counts: impl Fn(&T) -> bool) -> bool {
         let mut state = self.state();
-        let there = state.unclaimed.iter().filter(|news| counts(news)).count();
-        state.crowded |= there + coming >= most;
-        there + coming < most
+        let pending = state.pending.iter().filter(|event| counts(event)).count();
+        state.is_room_wanted |= pending + coming >= most;
+        pending + coming < most
     }
 
-    /// No more will come. The first end counts.
+    /// No more events will come. The first end counts.
     pub(crate) fn end(&self, end: End) {
         self.state().end.get_or_insert(end);
         self.bell.ring();
     }
 
-    /// Nobody will claim what nobody has claimed.
+    /// Drops the events that are pending: the program will not take them.
     pub(crate) fn discard(&self) {
-        let unclaimed = std::mem::take(&mut self.state().unclaimed);
-        // Not under the lock: what goes may look here.
-        drop(unclaimed);
+        let pending = std::mem::take(&mut self.state().pending);
+        // Not under the lock: a channel that is dropped here may come back to these events.
+        drop(pending);
     }
 }
 
-impl<T> Drop for News<T> {
+impl<T> Drop for Events<T> {
     fn drop(&mut self) {
         if !self.bell.is_here() {
             leave_torn(&mut self.state);
@@ -155,8 +156,8 @@ impl<T> Drop for News<T> {
     }
 }
 
-impl<T> AsFd for News<T> {
-    /// Readable when [`News::claim`] has something, or the end.
+impl<T> AsFd for Events<T> {
+    /// Readable when [`Events::try_next`] has an event, or the end.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }

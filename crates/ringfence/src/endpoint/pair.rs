@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     channel::Channel,
-    endpoint::acceptor::{Door, Failed, Host},
+    endpoint::acceptor::{Acceptor, Host, Refused},
     error::{Error, Result},
     evidence::Record,
     handshake::frame::Meeting,
@@ -68,19 +68,20 @@ fn host(
     place: Place,
     record: &Record,
 ) -> Result<Channel> {
-    let door = Door {
+    let acceptor = Acceptor {
         address,
         options,
         meeting: Meeting::Pair,
         record,
         bell: &Bell::new()?,
+        shares: &[],
     };
     let pair = Pair {
         address,
         taken: &AtomicBool::new(false),
     };
-    // What was taken is kept until everybody else has been told.
-    let (parts, _claim, place) = door.keep(&pair, place, deadline, |place, result| {
+    // The claim is kept until all others have been told.
+    let (parts, _claim, place) = acceptor.run(&pair, place, deadline, |place, result| {
         let (parts, claim) = result??;
         place.close_door()?;
         Ok::<_, Error>((parts, claim, place))
@@ -145,9 +146,9 @@ impl<'a> Host for Pair<'a> {
         ControlFlow::Break(Ok((parts, claim)))
     }
 
-    fn failed(&self, failed: Failed) -> ControlFlow<Self::End> {
-        match failed.error {
-            // What keeps this side from making a channel with anybody is not the newcomer's fault.
+    fn refused(&self, refused: Refused) -> ControlFlow<Self::End> {
+        match refused.error {
+            // Trouble of this side, which would meet the next newcomer as well.
             error @ (Error::NoSpace { .. }
             | Error::Unsupported { .. }
             | Error::InvalidArgument(_)

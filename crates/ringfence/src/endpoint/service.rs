@@ -1,42 +1,38 @@
 //! A service and its agents: one process listens, many connect, and each gets a channel and memory of its own.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
-    convert::Infallible,
-    ops::ControlFlow,
+    collections::HashMap,
     os::fd::{AsFd, BorrowedFd},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
-    thread,
-    time::Duration,
+    sync::{Arc, Weak},
 };
 
 use crate::{
-    channel::Channel,
-    channel::state::{ChannelState, Shared},
-    endpoint::acceptor::{Door, Failed, Host, OF_ONE_PROCESS, SIDE_BY_SIDE},
-    endpoint::events::{End, News},
+    channel::state::ChannelState,
+    channel::{self, Channel},
+    endpoint::acceptor::{Acceptor, OF_ONE_PROCESS, Refused, SIDE_BY_SIDE},
+    endpoint::admission::Admission,
+    endpoint::events::End,
+    endpoint::handle::{Handle, Hold, Idle, Worker},
+    endpoint::seats::TakenSeats,
+    endpoint::shared::{Endpoint, Seat, Shared},
     error::{Error, Result},
     evidence::Record,
-    fork::{Birth, PerProcess, leave_torn},
+    fork::PerProcess,
+    handshake::Side,
     handshake::frame::Meeting,
     handshake::parts::Parts,
-    handshake::{Seats, Side},
-    identity::{Credentials, Identity},
+    identity::Credentials,
     options::{Options, SeatLimits},
     rendezvous::address::Address,
     rendezvous::election::{self, Place},
+    sys::lock::Mutex,
     wait::backoff::Backoff,
-    wait::cancel::{Bell, CancelToken},
     wait::deadline::Deadline,
     wait::permits::Permits,
 };
 
-/// News that nobody has asked for yet: beyond that, newcomers wait in the kernel's backlog.
-const UNCLAIMED: usize = SIDE_BY_SIDE;
+/// Events that the program has not asked for yet: beyond that, newcomers wait in the kernel's backlog.
+const MOST_PENDING: usize = SIDE_BY_SIDE;
 
 /// Binds an address for a service. Agents [`connect`] there, as many as [`Options::max_peers`] allows, and each gets a
 /// channel and memory of its own.
@@ -60,38 +56,23 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
             other => break other?,
         }
     };
-    let door = Bell::new()?;
-    let desk = Arc::new(Desk {
-        address: address.clone(),
+    let own = Service {
         limits: options.seats(),
-        state: Mutex::default(),
-        news: News::new(door.clone(), "the listener is closed")?,
-        door,
-        birth: Birth::now()?,
-    });
-    let stop = CancelToken::new()?;
-    let deadline = deadline.or(&stop);
-    // Dropped when the address is free.
-    let (bound, gone) = mpsc::channel();
-    let reception = Reception {
-        desk: Arc::clone(&desk),
+    };
+    let shared = Shared::new(address.clone(), own)?;
+    let (worker, hold) = Worker::new()?;
+    let deadline = deadline.or(worker.stop());
+    let thread = Idle::spawn("ringfence-door", "a thread for the listener", Listening::run)?;
+    let handle = Handle::new(given, &shared, worker);
+    thread.start(Listening {
+        shared,
         options,
         record,
-        bound,
-    };
-    thread::Builder::new()
-        .name("ringfence-door".into())
-        .spawn(move || reception.keep(place, &deadline))
-        .map_err(|error| Error::NoSpace {
-            what: "a thread for the door".into(),
-            reason: error.to_string(),
-        })?;
-    Ok(Listener {
-        address: given.clone(),
-        desk,
-        stop,
-        gone: Mutex::new(gone),
-    })
+        place,
+        deadline,
+        hold,
+    });
+    Ok(Listener(handle))
 }
 
 /// Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
@@ -150,8 +131,7 @@ fn connect_once(address: &Address, options: &Options, deadline: &Deadline) -> Re
 fn permits(address: &Address) -> Result<Arc<Permits>> {
     static PERMITS: PerProcess<Mutex<HashMap<Address, Weak<Permits>>>> = PerProcess::new();
     let all = PERMITS.get()?;
-    // The map is valid after every statement that changes it.
-    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all = all.lock();
     if let Some(permits) = all.get(address).and_then(Weak::upgrade) {
         return Ok(permits);
     }
@@ -200,12 +180,7 @@ fn nobody(address: &Address) -> Error {
 ///
 /// Dropping it closes it, with [`Channels::Keep`].
 #[derive(Debug)]
-pub struct Listener {
-    address: Address,
-    desk: Arc<Desk>,
-    stop: CancelToken,
-    gone: Mutex<mpsc::Receiver<()>>,
-}
+pub struct Listener(Handle<Service>);
 
 /// What became of somebody who came to a [`Listener`].
 #[non_exhaustive]
@@ -221,16 +196,10 @@ pub enum Arrival {
     Refused(Refused),
 }
 
-/// Somebody who came to a [`Listener`] and did not get a channel.
-#[non_exhaustive]
-#[derive(Debug)]
-pub struct Refused {
-    /// Why: [`Error::PeerRefused`] (with the check, what was wanted and what was found), [`Error::HandshakeTimeout`],
-    /// [`Error::Protocol`], [`Error::PeerLost`], [`Error::AddressOccupied`] where the service is full, or what kept this
-    /// process from it, such as [`Error::NoSpace`].
-    pub error: Error,
-    /// As much as was learned of it: at least pid, uid and gid. `None` where it was not about one newcomer.
-    pub identity: Option<Identity>,
+impl From<Refused> for Arrival {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
 }
 
 /// What becomes of a listener's channels when it closes.
@@ -245,14 +214,15 @@ pub enum Channels {
 impl Listener {
     /// Where it listens.
     pub fn address(&self) -> &Address {
-        &self.address
+        self.0.address()
     }
 
     /// Channels that are open now, those that nobody has accepted yet included. A channel counts until it was closed, or
     /// a call on it has noticed that its peer is gone; a full listener looks for itself.
     pub fn size(&self) -> usize {
-        if self.desk.birth.is_here() {
-            self.desk.state().taken
+        let shared = &self.0.shared;
+        if shared.is_here() {
+            shared.state().seats.count()
         } else {
             0
         }
@@ -261,51 +231,37 @@ impl Listener {
     /// Waits for the next news. Errors with [`Error::Closed`] once the listener was closed, and [`Error::Aborted`] once it
     /// was called off.
     pub fn accept(&self) -> Result<Arrival> {
-        self.desk.birth.check()?;
-        let deadline = Deadline::endless(Vec::new(), Duration::ZERO);
-        loop {
-            if let Some(arrival) = self.desk.news.wait(&deadline)? {
-                return Ok(arrival);
-            }
-        }
+        self.0.next()
     }
 
     /// The next news, if there are any now. Errors as [`Listener::accept`].
     pub fn try_accept(&self) -> Result<Option<Arrival>> {
-        self.desk.birth.check()?;
-        self.desk.news.claim()
+        self.0.try_next()
     }
 
     /// Lets newcomers wait in the kernel's backlog. Handshakes under way, 64 at most, go on.
     pub fn pause(&self) {
-        self.set_paused(true);
+        self.0.shared.set_paused(true);
     }
 
     /// Takes newcomers in again.
     pub fn resume(&self) {
-        self.set_paused(false);
-        self.desk.door.ring();
-    }
-
-    fn set_paused(&self, paused: bool) {
-        if self.desk.birth.is_here() {
-            self.desk.state().paused = paused;
-        }
+        self.0.shared.set_paused(false);
     }
 
     /// Listens no more: the address is free when this returns. Whoever has a handshake under way or was not accepted yet
     /// is told, and their channels are closed.
     pub fn close(&self, channels: Channels) {
-        // The door is its parent's, and the thread that would say that it is shut is not here.
-        if !self.desk.birth.is_here() {
+        let Handle { shared, worker, .. } = &self.0;
+        // In a child: the address is its parent's, and the worker that would say that it is free is not here.
+        if !shared.is_here() {
             return;
         }
-        self.desk.end(End::Closed);
-        self.stop.cancel();
-        // It is never sent anything: this waits until the door has dropped the other end.
-        let _ = self.gone.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        shared.end(End::Closed);
+        worker.stop().cancel();
+        worker.wait();
         if channels == Channels::Close {
-            for channel in self.desk.open() {
+            for channel in shared.open_channels() {
                 channel.finish(ChannelState::ClosedHere);
             }
         }
@@ -321,244 +277,136 @@ impl Drop for Listener {
 impl AsFd for Listener {
     /// Readable when [`Listener::try_accept`] has news, or the listener has ended.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.desk.news.as_fd()
+        self.0.as_fd()
     }
 }
 
-/// What the listener and its door share.
+/// The kind of endpoint that a [`Listener`] is the handle of.
 #[derive(Debug)]
-struct Desk {
-    address: Address,
+pub(crate) struct Service {
     limits: SeatLimits,
-    state: Mutex<State>,
-    news: News<Arrival>,
-    /// Rung when newcomers may be taken in again.
-    door: Bell,
-    /// A child has neither the door nor a seat.
-    birth: Birth,
-}
-
-impl Drop for Desk {
-    fn drop(&mut self) {
-        if !self.birth.is_here() {
-            leave_torn(&mut self.state);
-        }
-    }
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(crate) struct State {
     /// Channels that were made; some of them are over.
-    made: Vec<Weak<Shared>>,
-    /// Seats that are taken: all of them, and those of each process and of each user.
-    taken: usize,
-    of_process: HashMap<i32, usize>,
-    of_user: HashMap<u32, usize>,
-    paused: bool,
+    made: Vec<Weak<channel::state::Shared>>,
+    seats: TakenSeats,
 }
 
-impl Desk {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // The state is valid after every statement that changes it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl Endpoint for Service {
+    const MEETING: Meeting = Meeting::Service;
+    const CLOSED: &'static str = "the listener is closed";
+    const BREAKS_OFF: &'static str = "the service has closed";
+    type State = State;
+    type Event = Arrival;
+
+    fn ask(shared: &Shared<Self>, who: Credentials) -> Result<()> {
+        if shared.check_seats(who).is_err() {
+            shared.notice_ends();
+        }
+        shared.check_seats(who)
     }
 
-    /// Keeps in mind that there is a channel.
-    fn note(&self, channel: &Channel) {
+    fn take(shared: &Shared<Self>, who: Credentials) -> Result<()> {
+        Self::ask(shared, who)?;
+        let mut state = shared.state();
+        shared.check_seats_in(&state, who)?;
+        state.seats.take(who);
+        Ok(())
+    }
+
+    fn give_back(shared: &Shared<Self>, who: Credentials) {
+        shared.state().seats.give_back(who);
+    }
+
+    fn has_room(shared: &Shared<Self>, under_way: usize) -> bool {
+        shared.events.has_room(MOST_PENDING, under_way, |_| true)
+    }
+
+    fn ready(shared: &Arc<Shared<Self>>, parts: Parts, seat: Seat<Self>, options: &Options) {
+        let channel = Channel::assemble(parts, Some(Box::new(Some(seat))), options);
+        shared.remember(&channel);
+        shared.events.add(Arrival::Accepted(channel));
+    }
+}
+
+impl Shared<Service> {
+    /// Errors where there is no seat for a process now.
+    fn check_seats(&self, who: Credentials) -> Result<()> {
+        self.check_seats_in(&self.state(), who)
+    }
+
+    fn check_seats_in(&self, state: &State, who: Credentials) -> Result<()> {
+        let refusal = state.seats.refusal(&self.limits, who, "service");
+        refusal.map_or(Ok(()), |by| Err(self.address.occupied(by)))
+    }
+
+    fn remember(&self, channel: &Channel) {
         let mut state = self.state();
-        if state.made.len() > 2 * state.taken + 16 {
+        if state.made.len() > 2 * state.seats.count() + 16 {
             state.made.retain(|channel| channel.strong_count() > 0);
         }
         state.made.push(Arc::downgrade(channel.shared()));
     }
 
-    fn open(&self) -> Vec<Arc<Shared>> {
+    fn open_channels(&self) -> Vec<Arc<channel::state::Shared>> {
         self.state().made.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Why there is no seat for a process now, if there is none.
-    fn refusal(&self, state: &State, who: Credentials) -> Option<Error> {
-        let SeatLimits { all, .. } = self.limits;
-        let (of_process, of_user) = (self.limits.of_process, self.limits.of_user(who.uid));
-        let has = |taken: Option<&usize>| taken.copied().unwrap_or(0);
-        let by = if state.taken >= all {
-            format!("the service is full, with {all} at once")
-        } else if has(state.of_user.get(&who.uid)) >= of_user {
-            format!(
-                "user {} has {of_user} of the service's channels, and one user may have no more at once \
-                 (maxPeersPerUser)",
-                who.uid
-            )
-        } else if has(state.of_process.get(&who.pid)) >= of_process {
-            format!(
-                "process {} has {of_process} of the service's channels, and one process may have no more at once \
-                 (maxPeersPerProcess)",
-                who.pid
-            )
-        } else {
-            return None;
-        };
-        Some(self.address.occupied(by))
-    }
-
-    /// Looks for seats whose agents have left without anybody's notice.
-    fn look_round(&self) {
-        for channel in self.open() {
+    /// Looks for agents that have left while no call on their channel was there to notice.
+    fn notice_ends(&self) {
+        for channel in self.open_channels() {
             channel.doorbell.look();
             channel.notice();
         }
     }
 
-    /// The listening is over: nobody will claim what nobody has claimed, and nothing more will come.
+    /// The listening is over: the program takes no more of what has come, and nothing more comes.
     fn end(&self, end: End) {
-        self.news.end(end);
-        self.news.discard();
+        self.events.end(end);
+        self.events.discard();
     }
 }
 
-/// An agent's seat, for as long as its channel is open.
-struct Seat {
-    desk: Arc<Desk>,
-    who: Credentials,
-}
-
-impl std::fmt::Debug for Seat {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Seat({})", self.desk.address)
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        if !self.desk.birth.is_here() {
-            return;
-        }
-        let mut state = self.desk.state();
-        state.taken -= 1;
-        give_back(&mut state.of_process, self.who.pid);
-        give_back(&mut state.of_user, self.who.uid);
-    }
-}
-
-fn give_back<K: Eq + std::hash::Hash>(seats: &mut HashMap<K, usize>, key: K) {
-    if let Entry::Occupied(mut taken) = seats.entry(key) {
-        *taken.get_mut() -= 1;
-        if *taken.get() == 0 {
-            taken.remove();
-        }
-    }
-}
-
-/// What the thread at the door works with.
-struct Reception {
-    desk: Arc<Desk>,
+/// What the worker takes newcomers in with.
+struct Listening {
+    shared: Arc<Shared<Service>>,
     options: Options,
     record: Record,
-    bound: mpsc::Sender<()>,
+    place: Place,
+    deadline: Deadline,
+    hold: Hold,
 }
 
-impl Reception {
-    fn keep(self, place: Place, deadline: &Deadline) {
-        // Whatever ends this thread, whoever waits for news is told.
-        struct Over(Arc<Desk>);
-        impl Drop for Over {
-            fn drop(&mut self) {
-                self.0.end(End::Closed);
-            }
-        }
-        let _over = Over(Arc::clone(&self.desk));
-        let door = Door {
-            address: &self.desk.address,
-            options: &self.options,
-            meeting: Meeting::Service,
-            record: &self.record,
-            bell: &self.desk.door,
+impl Listening {
+    fn run(self) {
+        let Self {
+            shared,
+            options,
+            record,
+            place,
+            deadline,
+            hold,
+        } = self;
+        let _told = shared.end_with_worker();
+        let acceptor = Acceptor {
+            address: &shared.address,
+            options: &options,
+            meeting: Service::MEETING,
+            record: &record,
+            bell: &shared.bell,
+            shares: &[],
         };
-        let clerk = Clerk {
-            desk: &self.desk,
-            options: &self.options,
-            hindered: AtomicBool::new(false),
-        };
-        let bound = self.bound;
-        let kept = door.keep(&clerk, place, deadline, |place, result| {
+        let admission = Admission::new(&shared, &options);
+        let run = acceptor.run(&admission, place, &deadline, |place, result| {
             drop(place);
-            let Err(error) = result;
-            self.desk.end(End::Failed(error));
-            drop(bound);
+            let (Ok(error) | Err(error)) = result;
+            shared.end(End::Failed(error));
+            drop(hold);
         });
-        if let Err(error) = kept {
-            self.desk.end(End::Failed(error));
+        if let Err(error) = run {
+            shared.end(End::Failed(error));
         }
-    }
-}
-
-/// Decides who gets a seat, and brings the news to the desk.
-struct Clerk<'a> {
-    desk: &'a Arc<Desk>,
-    options: &'a Options,
-    /// Whether it was told that nobody can be taken in.
-    hindered: AtomicBool,
-}
-
-impl Seats for Clerk<'_> {
-    type Seat = Seat;
-
-    fn ask(&self, who: Credentials) -> Result<()> {
-        let refusal = || self.desk.refusal(&self.desk.state(), who);
-        if refusal().is_some() {
-            self.desk.look_round();
-        }
-        refusal().map_or(Ok(()), Err)
-    }
-
-    fn take(&self, who: Credentials) -> Result<Seat> {
-        self.ask(who)?;
-        let mut state = self.desk.state();
-        if let Some(refusal) = self.desk.refusal(&state, who) {
-            return Err(refusal);
-        }
-        state.taken += 1;
-        *state.of_process.entry(who.pid).or_default() += 1;
-        *state.of_user.entry(who.uid).or_default() += 1;
-        drop(state);
-        let desk = Arc::clone(self.desk);
-        Ok(Seat { desk, who })
-    }
-
-    fn closed(&self) -> Error {
-        Error::Closed("the service has closed")
-    }
-}
-
-impl Host for Clerk<'_> {
-    type End = Infallible;
-
-    fn may_begin(&self, under_way: usize) -> bool {
-        self.desk.news.has_room(UNCLAIMED, under_way, |_| true) && !self.desk.state().paused
-    }
-
-    fn ready(&self, parts: Parts, seat: Seat) -> ControlFlow<Infallible> {
-        self.hindered.store(false, Ordering::Relaxed);
-        let channel = Channel::assemble(parts, Some(Box::new(Some(seat))), self.options);
-        self.desk.note(&channel);
-        self.desk.news.add(Arrival::Accepted(channel));
-        ControlFlow::Continue(())
-    }
-
-    fn failed(&self, Failed { error, identity }: Failed) -> ControlFlow<Infallible> {
-        self.hindered.store(false, Ordering::Relaxed);
-        self.desk.news.add(Arrival::Refused(Refused { error, identity }));
-        ControlFlow::Continue(())
-    }
-
-    fn hindered(&self, error: Error) -> ControlFlow<Infallible> {
-        // Tried again many times a second; told once.
-        if !self.hindered.swap(true, Ordering::Relaxed) {
-            self.desk.news.add(Arrival::Refused(Refused {
-                error,
-                identity: None,
-            }));
-        }
-        ControlFlow::Continue(())
     }
 }

@@ -22,7 +22,7 @@ use std::{
     io,
     os::{fd::AsFd, unix::fs::FileExt},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -39,6 +39,7 @@ use crate::{
     fork::PerProcess,
     signal::claim::{Claim, Handler},
     sys,
+    sys::lock::{Mutex, MutexGuard},
 };
 
 /// What is done when the wire is tripped, once.
@@ -89,11 +90,6 @@ struct Watched {
 }
 
 static WATCHED: PerProcess<Mutex<Watched>> = PerProcess::new();
-
-fn locked(watched: &Mutex<Watched>) -> MutexGuard<'_, Watched> {
-    // Valid after every statement that changes it.
-    watched.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Watched {
     /// Errors with [`Error::NoSpace`] for want of a descriptor or of memory.
@@ -184,7 +180,7 @@ impl Tripwire {
             doubt: Mutex::default(),
             alarm: Mutex::new(None),
         });
-        locked(watched).add(&wire)?;
+        watched.lock().add(&wire)?;
         let tripwire = Self { wire, claim };
         sys::take_watched_lease(&object, tripwire.claim.thread, signal).map_err(refused)?;
         tripwire.wire.armed.store(true, Ordering::SeqCst);
@@ -213,14 +209,14 @@ impl Drop for Tripwire {
     fn drop(&mut self) {
         // None of a child's is among those that were its parent's.
         if let Some(watched) = WATCHED.existing() {
-            locked(watched).remove(&self.wire);
+            watched.lock().remove(&self.wire);
         }
     }
 }
 
 impl Wire {
     fn alarm(&self) -> MutexGuard<'_, Option<Alarm>> {
-        self.alarm.lock().unwrap_or_else(PoisonError::into_inner)
+        self.alarm.lock()
     }
 
     fn is_tripped(&self) -> bool {
@@ -229,7 +225,7 @@ impl Wire {
 
     /// Whether what was seen means that the object is being opened. `None`: that cannot be told yet.
     fn weigh(&self, seen: Seen, now: Instant) -> Option<bool> {
-        let mut doubt = self.doubt.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut doubt = self.doubt.lock();
         if let Seen::Held | Seen::Broken = seen {
             *doubt = Doubt::default();
             return Some(seen == Seen::Broken);
@@ -290,7 +286,7 @@ fn look() -> Option<Duration> {
     let mut again = false;
     let tripped: Vec<_> = {
         // Whose wire is here has its mapping still, and with it the lease that is looked for.
-        let watched = locked(watched);
+        let watched = watched.lock();
         let locks = watched.table.as_ref().map(Table::read);
         watched
             .wires

@@ -10,7 +10,7 @@ use std::{
     fmt,
     os::fd::{AsFd as _, BorrowedFd},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     thread,
 };
 
@@ -21,6 +21,7 @@ use crate::{
     evidence::Record,
     fork::Birth,
     identity::Identity,
+    sys::lock::{Mutex, MutexGuard},
     wait::cancel::Bell,
     wait::deadline::{Deadline, Woken},
 };
@@ -111,7 +112,7 @@ impl Question {
     }
 
     fn take(&self) -> Option<Answer> {
-        self.answer.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.answer.lock().take()
     }
 }
 
@@ -157,7 +158,7 @@ impl Decision {
         // In a child nobody waits for it, and its parent's is not the child's to give.
         let question = self.question.upgrade();
         if let Some(question) = question.filter(|question| question.answered.is_here()) {
-            let mut given = question.answer.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut given = question.answer.lock();
             given.get_or_insert(answer);
             question.answered.ring();
         }
@@ -217,8 +218,7 @@ impl Callback {
     }
 
     fn calls(&self) -> MutexGuard<'_, Calls> {
-        // The state is valid after every statement that changes it.
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+        self.calls.lock()
     }
 }
 

@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     os::fd::OwnedFd,
     str::FromStr,
-    sync::{Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -22,6 +21,7 @@ use crate::{
     error::{self, Error, Result},
     fork::PerProcess,
     identity::Digest,
+    sys::lock::Mutex,
     wait::deadline::{Deadline, Woken},
 };
 
@@ -148,7 +148,7 @@ pub(crate) fn of(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Result
 
 /// `None` where there is no memory for it, and nothing is remembered.
 fn with_known<T>(what: impl FnOnce(&mut HashMap<Version, Digest>) -> T) -> Option<T> {
-    let mut known = KNOWN.get().ok()?.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = KNOWN.get().ok()?.lock();
     Some(what(&mut known))
 }
 

@@ -14,7 +14,7 @@ use std::{
     cell::Cell,
     fmt,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
@@ -32,6 +32,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     fork::{Birth, PerProcess},
+    sys::lock::{Condvar, Mutex, MutexGuard},
     sys::{self, SignalInfo},
 };
 
@@ -95,8 +96,7 @@ thread_local! {
 
 impl Numbers {
     fn threads(&self) -> MutexGuard<'_, Vec<SignalThread>> {
-        // Valid after every statement that changes it.
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+        self.threads.lock()
     }
 }
 
@@ -351,8 +351,7 @@ impl Progress {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Valid after every statement that changes it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn ask(&self) -> u64 {
@@ -392,7 +391,7 @@ impl Progress {
     fn wait_for(&self, ticket: u64) {
         let mut state = self.state();
         while state.reached < ticket && !state.over {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
     fmt,
     os::fd::{AsFd, BorrowedFd},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -21,6 +21,7 @@ use crate::{
     error::{Error, Result},
     fork::{Birth, PerProcess, leave_torn},
     signal::claim::{Claim, Handler, strays},
+    sys::lock::{Mutex, MutexGuard},
     sys::{self, SignalInfo},
     wait::cancel::Bell,
 };
@@ -70,15 +71,9 @@ impl Default for Open {
 
 static OPEN: PerProcess<Mutex<Open>> = PerProcess::new();
 
-fn locked(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
-    // Valid after every statement that changes it.
-    open.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl TokenInbox {
     fn state(&self) -> MutexGuard<'_, State> {
-        // As above.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn put(&self, token: u64) {
@@ -174,7 +169,7 @@ fn deliver(heard: &SignalInfo) -> bool {
     let id = heard.errno.cast_unsigned();
     let inbox = OPEN
         .existing()
-        .and_then(|open| locked(open).boxes.get(&id).cloned());
+        .and_then(|open| open.lock().boxes.get(&id).cloned());
     match inbox {
         Some(inbox) if inbox.secret == Secret(heard.rest) => {
             inbox.put(heard.value);
@@ -240,7 +235,7 @@ impl OpenInbox {
 
     fn register(number: i32, secret: Secret, claim: Option<Arc<Claim>>) -> Result<Self> {
         let birth = Birth::now()?;
-        let mut open = locked(OPEN.get()?);
+        let mut open = OPEN.get()?.lock();
         while open.next == 0 || open.boxes.contains_key(&open.next) {
             open.next = open.next.wrapping_add(1);
         }
@@ -293,7 +288,7 @@ impl Drop for OpenInbox {
     fn drop(&mut self) {
         // In a child the number may be another inbox's.
         if let Some(open) = OPEN.existing().filter(|_| self.inbox.birth.is_here()) {
-            locked(open).boxes.remove(&self.inbox.id);
+            open.lock().boxes.remove(&self.inbox.id);
             self.inbox.end();
         }
     }

@@ -1,6 +1,8 @@
 //! The system calls that nix has no wrapper for (or one that hides what matters here). The only file with raw
 //! `libc` calls.
 
+pub(crate) mod lock;
+
 use std::{
     io::IoSliceMut,
     mem,

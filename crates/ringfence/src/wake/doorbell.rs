@@ -3,7 +3,7 @@
 
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::Instant,
 };
 
@@ -21,6 +21,7 @@ use bells::Bells;
 use crate::{
     error::{Error, Result, is_shortage},
     sys,
+    sys::lock::{Condvar, Mutex, MutexGuard},
     wake::exit_watch::ExitWatch,
 };
 
@@ -100,8 +101,7 @@ impl Doorbell {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // The state is valid after every statement that changes it, so a panic elsewhere has not spoilt it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Wakes the threads that wait for what has changed.
@@ -234,13 +234,10 @@ impl Doorbell {
             if state.watched {
                 state.waiting += 1;
                 state = match deadline {
-                    None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                    None => self.changed.wait(state),
                     Some(deadline) => {
                         let left = deadline.saturating_duration_since(Instant::now());
-                        self.changed
-                            .wait_timeout(state, left)
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .0
+                        self.changed.wait_timeout(state, left)
                     }
                 };
                 state.waiting -= 1;

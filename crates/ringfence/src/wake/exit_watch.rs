@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     os::fd::{AsRawFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -25,7 +25,7 @@ use nix::{
     },
 };
 
-use crate::fork::PerProcess;
+use crate::{fork::PerProcess, sys::lock::Mutex};
 
 /// A line over which the thread keeps watch, until this is dropped.
 #[derive(Debug)]
@@ -50,16 +50,11 @@ static KEYS: AtomicU64 = AtomicU64::new(OVER + 1);
 /// The key of the descriptor that ends the thread.
 const OVER: u64 = 0;
 
-fn locked(watcher: &Mutex<Option<Watcher>>) -> MutexGuard<'_, Option<Watcher>> {
-    // Valid after every statement that changes it.
-    watcher.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl ExitWatch {
     /// From now on, and also where it has happened already, the end of that process ends the line. `None` where that
     /// cannot be had: no descriptors are left, or no thread.
     pub(crate) fn over(line: &Arc<OwnedFd>, pidfd: &Arc<OwnedFd>) -> Option<Self> {
-        let mut guard = locked(WATCHER.get().ok()?);
+        let mut guard = WATCHER.get().ok()?.lock();
         if guard.is_none() {
             *guard = Some(Watcher::new().ok()?);
         }
@@ -82,7 +77,7 @@ impl ExitWatch {
 
 impl Drop for ExitWatch {
     fn drop(&mut self) {
-        let Some(mut guard) = WATCHER.existing().map(locked) else {
+        let Some(mut guard) = WATCHER.existing().map(Mutex::lock) else {
             return;
         };
         let Some(watcher) = guard.as_mut() else { return };
@@ -135,7 +130,7 @@ fn watch(epoll: &Epoll) {
             // Only where the program has closed what is not its own.
             Err(_) => return,
         };
-        let Some(guard) = WATCHER.existing().map(locked) else {
+        let Some(guard) = WATCHER.existing().map(Mutex::lock) else {
             return;
         };
         for event in &events[..count] {

@@ -7,7 +7,7 @@
 
 use std::{
     os::fd::{AsRawFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -17,7 +17,10 @@ use nix::{
     sys::socket::{MsgFlags, send},
 };
 
-use crate::error::is_shortage;
+use crate::{
+    error::is_shortage,
+    sys::lock::{Mutex, MutexGuard},
+};
 
 /// Tries of whoever rings, before a thread goes on.
 const TRIES: u32 = 16;
@@ -81,8 +84,7 @@ impl Bells {
     }
 
     fn owed(&self) -> MutexGuard<'_, Owed> {
-        // Valid after every statement that changes it.
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.owed.lock()
     }
 
     /// Sends what is owed. This ends: the kernel gets memory, or either side ends the line, which `close` does as well.

@@ -1,0 +1,94 @@
+//! How newcomers are taken in at an endpoint: the same for a service, a membership and a publisher.
+
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use crate::{
+    channel::partner::Partner,
+    endpoint::acceptor::{Host, Refused},
+    endpoint::shared::{Endpoint, Seat, Shared},
+    error::{Error, Result},
+    handshake::Seats,
+    handshake::parts::Parts,
+    identity::Credentials,
+    options::Options,
+};
+
+/// Asks the endpoint who gets a seat, and tells it what became of each newcomer.
+pub(crate) struct Admission<'a, E: Endpoint> {
+    shared: &'a Arc<Shared<E>>,
+    options: &'a Options,
+    /// The program was told that this process can take nobody in just now. Tried again many times a second; told once.
+    told_hindered: AtomicBool,
+}
+
+impl<'a, E: Endpoint> Admission<'a, E> {
+    pub(crate) fn new(shared: &'a Arc<Shared<E>>, options: &'a Options) -> Self {
+        Self {
+            shared,
+            options,
+            told_hindered: AtomicBool::new(false),
+        }
+    }
+}
+
+impl<E: Endpoint> Seats for Admission<'_, E> {
+    type Seat = Seat<E>;
+
+    fn ask(&self, who: Credentials) -> Result<()> {
+        E::ask(self.shared, who)
+    }
+
+    fn take(&self, who: Credentials) -> Result<Seat<E>> {
+        self.shared.seat(who)
+    }
+
+    fn closed(&self) -> Error {
+        Error::Closed(E::BREAKS_OFF)
+    }
+}
+
+impl<E: Endpoint> Host for Admission<'_, E> {
+    /// Trouble on this side that trying again does not mend.
+    type End = Error;
+
+    fn may_begin(&self, under_way: usize) -> bool {
+        E::has_room(self.shared, under_way) && !self.shared.is_paused()
+    }
+
+    fn ready(&self, parts: Parts, seat: Seat<E>) -> ControlFlow<Error> {
+        self.told_hindered.store(false, Ordering::Relaxed);
+        E::ready(self.shared, parts, seat, self.options);
+        ControlFlow::Continue(())
+    }
+
+    fn refused(&self, refused: Refused) -> ControlFlow<Error> {
+        self.told_hindered.store(false, Ordering::Relaxed);
+        E::refused(self.shared, refused);
+        ControlFlow::Continue(())
+    }
+
+    fn hindered(&self, error: Error) -> ControlFlow<Error> {
+        if E::is_final(&error) {
+            return ControlFlow::Break(error);
+        }
+        if !self.told_hindered.swap(true, Ordering::Relaxed) {
+            let identity = None;
+            E::refused(self.shared, Refused { error, identity });
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn partners(&self) -> Vec<Partner> {
+        E::partners(self.shared)
+    }
+
+    fn look_round(&self) {
+        E::look_round(self.shared);
+    }
+}

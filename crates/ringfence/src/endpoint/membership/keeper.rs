@@ -1,0 +1,239 @@
+//! The worker of a membership: it takes a place at the address, and keeps it while partners come and go.
+
+use std::{os::fd::AsFd, sync::Arc};
+
+use nix::poll::PollFlags;
+
+use crate::{
+    channel::Channel,
+    channel::partner::Partner,
+    channel::state::{ChannelState, Legacy, Tenure},
+    endpoint::acceptor::Acceptor,
+    endpoint::admission::Admission,
+    endpoint::events::End,
+    endpoint::handle::Hold,
+    endpoint::membership::member::{Member, Parted},
+    endpoint::membership::successor::Successor,
+    endpoint::shared::{Endpoint, Shared},
+    error::{Check, Error, Result},
+    evidence::Record,
+    handshake::Side,
+    handshake::parts::Role,
+    options::Options,
+    rendezvous::election::{self, Met, Place},
+    wait::backoff::Backoff,
+    wait::deadline::Deadline,
+};
+
+/// The token by which a host says that it leaves, the bytes "leaving" and a zero: a hint, and no more, since the guest goes by
+/// what is said in the host's memory and on the line. A program that sends tokens of its own has another meaning for others.
+pub const LEAVING: u64 = u64::from_le_bytes(*b"leaving\0");
+
+/// Which part a member has, and what it holds of the address.
+pub(super) enum Position {
+    Host(Place, Record),
+    Guest,
+}
+
+/// Keeps the place, on a thread of its own.
+pub(super) struct Keeper {
+    pub(super) shared: Arc<Shared<Member>>,
+    pub(super) options: Options,
+    /// Ends with the membership.
+    pub(super) stay: Deadline,
+    /// The last field, so that it is dropped when all else is let go of.
+    pub(super) _hold: Hold,
+}
+
+impl Keeper {
+    /// Comes to the address, and comes again while those there come and go.
+    pub(super) fn arrive(&self, deadline: &Deadline) -> Result<Position> {
+        let mut backoff = Backoff::new(deadline);
+        loop {
+            match self.try_to_arrive(deadline) {
+                Ok(Some(position)) => return Ok(position),
+                Ok(None) => backoff.hung_up(None)?,
+                Err(error) if is_passing(&error) => backoff.hung_up(Some(error))?,
+                Err(Error::AddressOccupied { .. }) if self.options.wait => backoff.pause()?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// `None`: the host that was there has gone without an answer.
+    fn try_to_arrive(&self, deadline: &Deadline) -> Result<Option<Position>> {
+        let Self { shared, options, .. } = self;
+        let mut record = Record::default();
+        let stream = match election::meet(&shared.address, options.access()?, deadline, &mut record)? {
+            Met::Host(place) => {
+                shared.take_role(Role::Host);
+                return Ok(Some(Position::Host(place, record)));
+            }
+            Met::Guest(stream) => stream,
+        };
+        let within = deadline.within(options.timeout);
+        let side = Side::new(&shared.address, options, &within, Member::MEETING).inheriting(&shared.address);
+        let Some(mut parts) = side.guest(stream, record)? else {
+            return Ok(None);
+        };
+        let successor = parts.inheritance.take();
+        let tenure = successor.map(|inheritance| {
+            let successor = Successor::new(shared, inheritance);
+            Box::new(successor) as Box<dyn Tenure>
+        });
+        shared.take_role(Role::Guest);
+        shared.welcome(Channel::assemble(parts, tenure, options));
+        Ok(Some(Position::Guest))
+    }
+
+    pub(super) fn keep(self, mut position: Position) {
+        let _told = self.shared.end_with_worker();
+        loop {
+            let next = match position {
+                Position::Host(place, record) => self.host(place, &record),
+                Position::Guest => self.attend(),
+            };
+            match next {
+                Ok(Some(next)) => position = next,
+                Ok(None) => {
+                    self.shared.events.end(End::Closed);
+                    self.shared.events.discard();
+                    break;
+                }
+                Err(error) => {
+                    self.shared.events.end(End::Failed(error));
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Takes in partners, one after the other, until this process leaves (`None`).
+    fn host(&self, place: Place, record: &Record) -> Result<Option<Position>> {
+        let Self {
+            shared,
+            options,
+            stay,
+            ..
+        } = self;
+        let shares = place.share();
+        shared.set_listener(shares.first());
+        let acceptor = Acceptor {
+            address: &shared.address,
+            options,
+            meeting: Member::MEETING,
+            record,
+            bell: &shared.bell,
+            shares: &shares,
+        };
+        let admission = Admission::new(shared, options);
+        let (place, result) = acceptor.run(&admission, place, stay, |place, result| (place, result))?;
+        drop(shares);
+        shared.set_listener(None);
+        match result {
+            // Called off. Each newcomer that was not a partner by then has been told.
+            Err(Error::Aborted) => {
+                self.hand_over(place);
+                Ok(None)
+            }
+            Err(error) | Ok(error) => Err(error),
+        }
+    }
+
+    /// No newcomer is taken in any more. The guest, if there is one, takes this place.
+    fn hand_over(&self, place: Place) {
+        let timeout = self.options.timeout;
+        let answer = Deadline::endless(Vec::new(), timeout).within(timeout);
+        let legacy = self.shared.channel().map_or(Legacy::Left, |channel| {
+            // Where it cannot be sent (the queue of signals is full, say), nothing is lost.
+            let _ = channel.send_token(LEAVING);
+            channel.leave(&answer)
+        });
+        match legacy {
+            Legacy::Taken | Legacy::Untold => place.pass_on(),
+            Legacy::Left => drop(place),
+        }
+    }
+
+    /// As a guest, until the channel has ended, or this process leaves (`None`).
+    fn attend(&self) -> Result<Option<Position>> {
+        let Self { shared, stay, .. } = self;
+        loop {
+            shared.notice_end();
+            let parted = shared.state().parted.take();
+            match parted {
+                Some(Parted::Successor(place)) => {
+                    shared.take_role(Role::Host);
+                    shared.set_listener(place.share().first());
+                    place.send_away();
+                    let mut record = Record::default();
+                    record.passed(
+                        "rendezvous",
+                        "role",
+                        "the guest of a host that has gone is the host",
+                        "host: taken over",
+                    );
+                    return Ok(Some(Position::Host(place, record)));
+                }
+                Some(Parted::Lost) => return self.come_again(),
+                None => {}
+            }
+            let partner = shared.partner();
+            let mut watched = vec![(shared.bell.as_fd(), PollFlags::POLLIN)];
+            watched.extend(partner.iter().flat_map(Partner::watched));
+            match stay.wait(&watched) {
+                Ok(_) => shared.bell.hush(),
+                Err(Error::Aborted) => {
+                    if let Some(open) = partner.and_then(|partner| partner.open()) {
+                        open.finish(ChannelState::ClosedHere);
+                    }
+                    return self.part();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The channel has ended, or another thread is about to end it. The host may have gone in this very moment, and left this
+    /// side the last.
+    fn part(&self) -> Result<Option<Position>> {
+        let Self { shared, options, .. } = self;
+        let deadline = Deadline::endless(Vec::new(), options.timeout);
+        loop {
+            let parted = shared.state().parted.take();
+            if parted.is_some() {
+                return Ok(None);
+            }
+            deadline.wait(&[(shared.bell.as_fd(), PollFlags::POLLIN)])?;
+            shared.bell.hush();
+        }
+    }
+
+    /// After this side was a guest.
+    fn come_again(&self) -> Result<Option<Position>> {
+        let Self { shared, stay, .. } = self;
+        let come = || {
+            while !Member::has_room(shared, 0) || shared.is_paused() {
+                stay.wait(&[(shared.bell.as_fd(), PollFlags::POLLIN)])?;
+                shared.bell.hush();
+            }
+            self.arrive(stay)
+        };
+        match come() {
+            Ok(position) => Ok(Some(position)),
+            Err(Error::Aborted) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether a guest that gets this error has come at a bad moment. Either the host that it met was about to leave, so that the
+/// lock that came was not the one beside the path any more. Or the kernel named one process, and another, which has taken that
+/// one's place, answered. The guest believes neither, and comes again; a lock that is wrong each time is refused in the end.
+fn is_passing(error: &Error) -> bool {
+    match error {
+        Error::PeerLost(_) => true,
+        Error::PeerRefused(refusal) => !refusal.by_peer && matches!(refusal.check, Check::Line | Check::Lock),
+        _ => false,
+    }
+}
