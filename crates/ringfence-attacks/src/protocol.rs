@@ -29,7 +29,7 @@ pub mod layout {
     /// Pages after the ring.
     pub const AFTER: usize = 4096;
     /// The first word.
-    pub const MAGIC: [u8; 8] = *b"ringfnc1";
+    pub const MAGIC: [u8; 8] = *b"ringfnc2";
     /// A record is the beginning of a message.
     pub const FIRST: u32 = 1;
     /// A record is the end of a message.
@@ -81,7 +81,7 @@ impl fmt::Display for Frame {
 /// A frame's bytes, with any kind and body.
 pub fn frame(kind: u16, body: &[u8]) -> Vec<u8> {
     let mut bytes = b"ringfnce".to_vec();
-    bytes.extend(1_u16.to_le_bytes());
+    bytes.extend(2_u16.to_le_bytes());
     bytes.extend(kind.to_le_bytes());
     bytes.extend(u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
     bytes.extend(body);

@@ -48,7 +48,7 @@ use crate::{
 
 const MAGIC: [u8; 8] = *b"ringfnce";
 /// The version of this protocol, and of the layout of memory. Both sides must speak the same.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 pub(super) const HEAD: usize = 16;
 const LONGEST_BODY: usize = 4096;
 

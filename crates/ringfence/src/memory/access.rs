@@ -58,6 +58,11 @@ pub(crate) trait Readable {
     fn full_fence(&self) {
         fence(Ordering::SeqCst);
     }
+    /// An acquire fence: what was loaded before it is loaded before what follows.
+    #[inline]
+    fn acquire_fence(&self) {
+        fence(Ordering::Acquire);
+    }
     /// The same on each processor that runs a process which has asked for it: membarrier(2).
     fn barrier_for_all(&self) -> std::result::Result<(), Errno> {
         sys::issue_barrier()
@@ -68,6 +73,11 @@ pub(crate) trait Readable {
 pub(crate) trait Writable: Readable {
     fn store(&self, at: usize, value: u64, order: Ordering);
     fn copy_in(&self, at: usize, from: &[u8]);
+    /// A release fence: what was stored before it is seen before what is stored after it.
+    #[inline]
+    fn release_fence(&self) {
+        fence(Ordering::Release);
+    }
     /// Fetches the cache line at `at` ahead of its writing.
     #[inline]
     fn will_write(&self, at: usize) {

@@ -2,6 +2,11 @@
 //!
 //! Both sides of a channel agree on this layout: to change it is to change the protocol, and the name in [`MAGIC`].
 //! Every word that one side writes and the other polls has 128 bytes to itself: processors fetch cache lines in pairs.
+//!
+//! There is one table of words for three kinds of object. The object of a pair has the words of its owner's two halves, and a
+//! ring. The *ring object* of a publisher has a ring, what the publisher says of it, [`FLOOR`] and [`mark_of`]; all
+//! subscribers map it. A *control object* has no ring (its capacity is 0): one of the publisher's for each
+//! subscriber, and one of each subscriber, with [`head_of`] and [`reader_parked_of`].
 
 /// [`MAGIC`] as a little-endian word.
 pub(crate) const MAGIC_AT: usize = 0;
@@ -24,6 +29,10 @@ pub(crate) const TOKENS: usize = 768;
 pub(crate) const TAIL_FENCED: usize = 896;
 /// The same for its head, and the peer's [`WRITER_PARKED`].
 pub(crate) const HEAD_FENCED: usize = 1024;
+/// In a ring object: what lies before this position may be written over at any moment.
+pub(crate) const FLOOR: usize = 1152;
+/// How many marks a ring object has.
+pub(crate) const MARKS: usize = 16;
 /// The ring itself.
 pub(crate) const DATA: usize = 4096;
 /// A record may run past the ring's end by so many bytes. So a message of exactly half the capacity always finds a place in
@@ -31,10 +40,34 @@ pub(crate) const DATA: usize = 4096;
 pub(crate) const OVERHANG: usize = 64;
 
 /// The first word of every region: the name and the version of its layout.
-pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"ringfnc1");
+pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"ringfnc2");
 
 /// A page: regions are whole pages. Larger pages divide it or are divided by it; only the size matters here.
 const PAGE: u64 = 4096;
+
+/// Where a mark lies in a ring object: the position of a record, and in the next word the number of messages before it.
+pub(crate) const fn mark_of(number: usize) -> usize {
+    2048 + 16 * (number % MARKS)
+}
+
+/// Where a subscriber in this place says how far it has read: as [`HEAD`], in its control object.
+///
+/// A publisher looks at this word of each subscriber, and the first cache keeps few lines with the same offset in their
+/// pages. So each place has an offset of its own, until the lines of a page are used up.
+pub(crate) const fn head_of(slot: usize) -> usize {
+    4096 + LINE_OF_SLOT * (slot % SLOTS_OF_PAGE)
+}
+
+/// Where a subscriber in this place says that it sleeps: as [`READER_PARKED`], in its control object. See [`head_of`].
+pub(crate) const fn reader_parked_of(slot: usize) -> usize {
+    8192 + LINE_OF_SLOT * (slot % SLOTS_OF_PAGE)
+}
+
+const LINE_OF_SLOT: usize = 64;
+const SLOTS_OF_PAGE: usize = 64;
+
+/// Bytes of a control object: the page of words, that of heads, and that of the parked words.
+const CONTROL: u64 = 3 * PAGE;
 
 /// The smallest ring, in bytes.
 pub const CAPACITY_MIN: u64 = 4096;
@@ -48,9 +81,13 @@ pub(crate) fn round_capacity(wanted: u64) -> Option<u64> {
     Some(wanted.next_power_of_two().max(CAPACITY_MIN))
 }
 
-/// Bytes that a region with this capacity takes.
+/// Bytes that a region with this capacity takes; with 0, a control object.
 pub(crate) const fn region_size(capacity: u64) -> u64 {
-    DATA as u64 + capacity + PAGE
+    if capacity == 0 {
+        CONTROL
+    } else {
+        DATA as u64 + capacity + PAGE
+    }
 }
 
 /// A position inside a ring is less than the region's size, which was a usize when it was mapped.
@@ -79,5 +116,24 @@ mod tests {
         ] {
             assert_eq!(round_capacity(wanted), got, "{wanted}");
         }
+    }
+
+    #[test]
+    fn the_words_of_an_object_have_places_of_their_own() {
+        let mut words = vec![MAGIC_AT, CAPACITY, TAIL, HEAD, READER_PARKED, WRITER_PARKED];
+        words.extend([PHASE, TOKENS, TAIL_FENCED, HEAD_FENCED, FLOOR]);
+        words.extend((0..MARKS).flat_map(|mark| [mark_of(mark), mark_of(mark) + 8]));
+        assert!(words.iter().all(|at| at + 8 <= DATA));
+        words.extend((0..SLOTS_OF_PAGE).flat_map(|slot| [head_of(slot), reader_parked_of(slot)]));
+        assert!(words.iter().all(|at| at + 8 <= as_offset(region_size(0))));
+        let count = words.len();
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), count);
+        // The sets of the first cache: no two of 64 subscribers share one.
+        let mut lines: Vec<_> = (0..64).map(|slot| reader_parked_of(slot) % 4096 / 64).collect();
+        lines.sort_unstable();
+        lines.dedup();
+        assert_eq!(lines.len(), 64);
     }
 }

@@ -38,7 +38,7 @@ pub fn frame(magic: [u8; 8], version: u16, kind: u16, body: &[u8]) -> Vec<u8> {
 }
 
 pub fn good(kind: u16, body: &[u8]) -> Vec<u8> {
-    frame(*b"ringfnce", 1, kind, body)
+    frame(*b"ringfnce", 2, kind, body)
 }
 
 pub fn hello(echo: &[u8]) -> Vec<u8> {
@@ -175,7 +175,7 @@ pub fn object() -> (OwnedFd, MmapRaw) {
     let object = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).expect("reopened");
     drop(raw);
     fallocate(&object, FallocateFlags::empty(), 0, SIZE.try_into().unwrap()).expect("room");
-    let mut words = b"ringfnc1".to_vec();
+    let mut words = b"ringfnc2".to_vec();
     words.extend_from_slice(&CAPACITY.to_le_bytes());
     nix::sys::uio::pwrite(&object, &words, 0).expect("written");
     let mapping = MmapRaw::map_raw(&object).expect("mapped");

@@ -1,0 +1,732 @@
+//! A subscriber's end of the ring. It believes nothing that it reads, and judges nothing that was not whole.
+
+use std::{mem, sync::atomic::Ordering};
+
+use super::{
+    largest_message,
+    marks::{Mark, Seen},
+    readers::Held,
+};
+use crate::{
+    error::{Error, Result},
+    memory::{
+        access::{Readable, Writable},
+        layout::{self, as_offset, head_of},
+    },
+    ring::{
+        consumer::Pulled,
+        delivery::{Delivery, StartFrom},
+        message::too_small,
+        pace::{distance, pause},
+        record::{HEADER, PADDING, Record, WHOLE, corrupt, header, packed_size, padded, split},
+    },
+};
+
+/// As the reader of a pair: it is in full stream once it has read this much, of which every look that finds nothing takes back half.
+const STREAM: u64 = 4096;
+/// What is remembered of a stream.
+const STREAM_MEMORY: u64 = 64 * 1024;
+/// While many records are read in one go, the head is published in strides.
+const STRIDE: u64 = 64 * 1024;
+
+/// Bytes of records that are copied in one go, before the floor is looked at and their headers are.
+const RUN: usize = 8192;
+
+/// How often one call begins again where it was overtaken. Then it says that nothing is there, and the next call goes on: a
+/// publisher must not keep it for ever.
+const TRIES: u32 = 64;
+
+/// No position is as far as this: at 10 GB/s a ring would get there in 14 years. So no sum of two of them overflows.
+const FARTHEST: u64 = 1 << 62;
+
+/// What both sides have agreed on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    pub(crate) capacity: u64,
+    /// The longest message that this side takes.
+    pub(crate) longest: u64,
+    pub(crate) delivery: Delivery,
+    /// As the publisher says: checked here.
+    pub(crate) held: Held,
+}
+
+/// What lies at a position, as the ring says. Not to be believed before [`FanIn::is_whole`].
+enum Found {
+    /// A message, and the position of its record.
+    Message(u64, Record),
+    /// Padding at most, up to here.
+    Nothing(u64),
+    /// What no honest writer writes.
+    Unsound(String),
+}
+
+/// What a walk over the records has passed: believed.
+struct Walk {
+    /// The position behind it, and the messages before that.
+    end: Mark,
+    /// The position of the last message, and the messages before it.
+    last: Option<Mark>,
+}
+
+/// The reading end: `R` is the publisher's ring object, and `C` this reader's control object.
+#[derive(Debug)]
+pub(crate) struct FanIn<R, C> {
+    ring: R,
+    /// `None` once nobody looks at it any more.
+    own: Option<C>,
+    head_at: usize,
+    delivery: Delivery,
+    capacity: u64,
+    longest: u64,
+    /// How far everything has been read.
+    head: u64,
+    /// Messages before the head.
+    passed: u64,
+    /// The head that the publisher can see.
+    published: u64,
+    /// The publisher's tail when it was last looked at.
+    tail: u64,
+    /// The last word of a publisher that has gone, in place of its tail.
+    last: Option<u64>,
+    /// Where reading ends, though the publisher may go on for others.
+    end: u64,
+    /// How often the tail was looked at.
+    looks: u64,
+    /// Messages before where it began.
+    began: u64,
+    /// Number of the last message that was handed out.
+    sequence: u64,
+    /// Messages that were handed out.
+    handed_out: u64,
+    /// Bytes read since the ring was last found empty.
+    streamed: u64,
+    /// The last look found less than [`distance`].
+    is_close: bool,
+    /// Copies of records, before they are visited.
+    window: Vec<u8>,
+}
+
+impl<R: Readable, C: Writable> FanIn<R, C> {
+    /// Errors with [`Error::RingCorrupt`] where the publisher says what cannot be. To be followed by [`FanIn::begin`].
+    pub(crate) fn new(ring: R, own: C, terms: Terms) -> Result<Self> {
+        let Held {
+            slot,
+            position,
+            sequence,
+        } = terms.held;
+        if !position.is_multiple_of(8) || position > FARTHEST || sequence > position / HEADER {
+            return Err(corrupt(format!(
+                "it lets this side begin at {position}, after {sequence} messages"
+            )));
+        }
+        own.store(head_of(slot), position, Ordering::Release);
+        Ok(Self {
+            ring,
+            own: Some(own),
+            head_at: head_of(slot),
+            delivery: terms.delivery,
+            capacity: terms.capacity,
+            longest: terms.longest.min(largest_message(terms.capacity)),
+            head: position,
+            passed: sequence,
+            published: position,
+            tail: position,
+            last: None,
+            end: FARTHEST,
+            looks: 0,
+            began: sequence,
+            sequence,
+            handed_out: 0,
+            streamed: 0,
+            is_close: false,
+            window: Vec::new(),
+        })
+    }
+
+    /// Goes to where the caller wants to begin, from the position that was held for it. To be called once the publisher has this
+    /// reader in its list.
+    pub(crate) fn begin(&mut self, from: StartFrom) -> Result<()> {
+        if from != StartFrom::Oldest {
+            for _ in 0..TRIES {
+                self.look_at_tail()?;
+                if let Some(walk) = self.walk(true)? {
+                    let last = walk.last.filter(|_| from == StartFrom::Latest);
+                    self.go_to(last.unwrap_or(walk.end));
+                    break;
+                }
+            }
+        }
+        (self.began, self.sequence) = (self.passed, self.passed);
+        self.publish();
+        Ok(())
+    }
+
+    fn go_to(&mut self, mark: Mark) {
+        (self.head, self.passed) = (mark.position, mark.sequence);
+    }
+
+    /// Number of the last message that was handed out, as the publisher counts; before that, of the one after which this reader began.
+    #[inline]
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Messages since this reader began that will never be handed out: up to the last that was.
+    #[inline]
+    pub(crate) fn lost(&self) -> u64 {
+        self.sequence - self.began - self.handed_out
+    }
+
+    /// Looks how far the publisher has written. A tail that goes backwards, or more than a ring past the floor, is a lie.
+    fn look_at_tail(&mut self) -> Result<()> {
+        let tail = match self.last {
+            None => self.ring.load(layout::TAIL, Ordering::Acquire),
+            Some(tail) => tail,
+        };
+        // After the tail: a floor that has gone on meanwhile is only further.
+        let floor = self.ring.load(layout::FLOOR, Ordering::Acquire);
+        self.looks += 1;
+        self.set_tail(tail, floor)
+    }
+
+    fn set_tail(&mut self, tail: u64, floor: u64) -> Result<()> {
+        let can_be = tail >= self.tail && tail <= FARTHEST && tail.is_multiple_of(8);
+        if !can_be || tail.saturating_sub(floor) > self.capacity {
+            return Err(corrupt(format!(
+                "its tail went from {} to {tail}, and its floor is {floor}",
+                self.tail
+            )));
+        }
+        self.tail = tail;
+        Ok(())
+    }
+
+    /// Up to here there is something to read, as far as is known.
+    #[inline]
+    fn visible(&self) -> u64 {
+        self.tail.min(self.end)
+    }
+
+    /// Whether there is something to read; looks at the publisher's tail if nothing is known to be there.
+    #[inline]
+    pub(crate) fn available(&mut self) -> Result<bool> {
+        if self.head < self.visible() {
+            return Ok(true);
+        }
+        self.look_again()
+    }
+
+    fn look_again(&mut self) -> Result<bool> {
+        if self.is_close && self.streamed >= STREAM {
+            pause(self.capacity);
+        }
+        self.look_at_tail()?;
+        let there = self.visible().saturating_sub(self.head);
+        self.is_close = there < distance(self.capacity);
+        if there == 0 {
+            self.streamed = self.streamed.min(STREAM_MEMORY) / 2;
+            self.publish();
+        }
+        Ok(there > 0)
+    }
+
+    /// How often the publisher's tail was looked at.
+    #[inline]
+    pub(crate) fn looks(&self) -> u64 {
+        self.looks
+    }
+
+    /// Whether everything was read that is known to be there, without a look at the publisher's tail.
+    #[inline]
+    pub(crate) fn is_through(&self) -> bool {
+        self.head >= self.visible()
+    }
+
+    /// Tells the publisher how far everything has been read. Returns whether that was news.
+    #[inline]
+    pub(crate) fn publish(&mut self) -> bool {
+        if self.published == self.head {
+            return false;
+        }
+        self.published = self.head;
+        if let Some(own) = &self.own {
+            own.store(self.head_at, self.head, Ordering::Release);
+        }
+        true
+    }
+
+    /// Whether what was read from the head on was whole while it was read. Errors with [`Error::Evicted`] where the publisher has
+    /// gone past a reader for which it must wait.
+    #[inline]
+    fn is_whole(&self) -> Result<bool> {
+        self.ring.acquire_fence();
+        let floor = self.ring.load(layout::FLOOR, Ordering::Relaxed);
+        if floor <= self.head {
+            return Ok(true);
+        }
+        self.overtaken()
+    }
+
+    #[cold]
+    fn overtaken(&self) -> Result<bool> {
+        match self.delivery {
+            Delivery::Reliable => Err(Error::Evicted),
+            Delivery::BestEffort | Delivery::Latest => Ok(false),
+        }
+    }
+
+    /// As [`FanIn::is_whole`]. Where it was not, goes to a mark, if there is one.
+    #[inline]
+    fn is_whole_or_begin_again(&mut self) -> Result<bool> {
+        if self.is_whole()? {
+            return Ok(true);
+        }
+        self.begin_again(self.delivery == Delivery::Latest)?;
+        Ok(false)
+    }
+
+    /// Goes to a mark: the last one, or one in the middle of what is there, so that it is not overtaken at once. Stays where it is, if
+    /// the marks were written over during the look.
+    #[cold]
+    fn begin_again(&mut self, last: bool) -> Result<()> {
+        let seen = Seen::look(&self.ring);
+        self.set_tail(self.last.unwrap_or(seen.tail), seen.floor)?;
+        let (head, end) = (self.head, self.visible());
+        let there = || {
+            seen.whole()
+                .filter(move |mark| mark.position > head && mark.position <= end)
+        };
+        let middle = end.saturating_sub(self.capacity / 2);
+        let newest = there().max_by_key(|mark| mark.position);
+        let behind_middle = there()
+            .filter(|mark| mark.position >= middle)
+            .min_by_key(|mark| mark.position);
+        let Some(mark) = newest.map(|newest| behind_middle.filter(|_| !last).unwrap_or(newest)) else {
+            if seen.still && seen.floor > head && self.end >= self.tail {
+                return Err(corrupt(format!(
+                    "no mark between its floor, {}, and its tail, {}",
+                    seen.floor, self.tail
+                )));
+            }
+            return Ok(());
+        };
+        let messages = mark.sequence.wrapping_sub(self.passed);
+        if !mark.position.is_multiple_of(8) || messages > (mark.position - head) / HEADER {
+            return Err(corrupt(format!(
+                "{} messages before {}, where {} were before {head}",
+                mark.sequence, mark.position, self.passed
+            )));
+        }
+        self.go_to(mark);
+        Ok(())
+    }
+
+    /// What lies at this position.
+    #[inline]
+    fn find(&self, mut at: u64) -> Found {
+        let end = self.visible();
+        while at < end {
+            let place = at & (self.capacity - 1);
+            let lap = at - place;
+            let rest = self.capacity - place;
+            let until = (lap + self.capacity + layout::OVERHANG as u64).min(end);
+            let offset = layout::DATA + as_offset(place);
+            let (length, flags) = split(self.ring.load(offset, Ordering::Relaxed));
+            let record = Record::new(offset, length, flags, layout::DATA + as_offset(until - lap));
+            let fits = at + record.size <= until;
+            if fits && record.flags == WHOLE && length <= self.longest {
+                return Found::Message(at, record);
+            }
+            // Padding goes before a record that begins the next lap, and never lies at its beginning.
+            if !fits || flags != PADDING || record.size != rest || place == 0 {
+                return Found::Unsound(format!(
+                    "a record of {length} bytes with flags {flags:#x}, where {} are published and {rest} are left (longest message {})",
+                    end - at,
+                    self.longest
+                ));
+            }
+            at += record.size;
+        }
+        Found::Nothing(at)
+    }
+
+    /// Walks from the head over all that is there. `None`: it was overtaken meanwhile, and has gone to a mark (`last`: the last one).
+    fn walk(&mut self, last: bool) -> Result<Option<Walk>> {
+        let end = self.visible();
+        if end.saturating_sub(self.head) > self.capacity {
+            return self.not_walked(last, "more than a ring is there");
+        }
+        let mut walk = Walk {
+            end: Mark {
+                position: self.head,
+                sequence: self.passed,
+            },
+            last: None,
+        };
+        while walk.end.position < end {
+            match self.find(walk.end.position) {
+                Found::Message(at, record) => {
+                    walk.last = Some(Mark {
+                        position: at,
+                        ..walk.end
+                    });
+                    walk.end = Mark {
+                        position: at + record.size,
+                        sequence: walk.end.sequence + 1,
+                    };
+                }
+                Found::Nothing(at) => walk.end.position = at,
+                Found::Unsound(what) => return self.not_walked(last, &what),
+            }
+        }
+        if self.is_whole()? {
+            return Ok(Some(walk));
+        }
+        self.begin_again(last)?;
+        Ok(None)
+    }
+
+    #[cold]
+    fn not_walked(&mut self, last: bool, what: &str) -> Result<Option<Walk>> {
+        if self.is_whole()? {
+            return Err(corrupt(what.into()));
+        }
+        self.begin_again(last)?;
+        Ok(None)
+    }
+
+    /// The next message, and the position of its record: not to be believed before [`FanIn::is_whole`]. `None`: nothing is there.
+    #[inline]
+    fn next(&mut self) -> Result<Option<(u64, Record)>> {
+        if self.delivery != Delivery::Latest
+            && self.available()?
+            && let Found::Message(at, record) = self.find(self.head)
+        {
+            return Ok(Some((at, record)));
+        }
+        self.look_for_next()
+    }
+
+    #[inline(never)]
+    fn look_for_next(&mut self) -> Result<Option<(u64, Record)>> {
+        for _ in 0..TRIES {
+            if !self.available()? {
+                return Ok(None);
+            }
+            if self.delivery == Delivery::Latest && !self.skip_to_last()? {
+                continue;
+            }
+            match self.find(self.head) {
+                Found::Message(at, record) => return Ok(Some((at, record))),
+                Found::Nothing(at) => {
+                    if self.is_whole_or_begin_again()? {
+                        self.head = at;
+                    }
+                }
+                Found::Unsound(what) => {
+                    if self.is_whole_or_begin_again()? {
+                        return Err(corrupt(what));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Passes over all messages but the last. `false`: it was overtaken meanwhile.
+    fn skip_to_last(&mut self) -> Result<bool> {
+        self.look_at_tail()?;
+        if self.visible() - self.head > self.capacity / 8 {
+            // To walk over all of it would take long.
+            self.begin_again(true)?;
+        }
+        let Some(walk) = self.walk(true)? else {
+            return Ok(false);
+        };
+        self.go_to(walk.last.unwrap_or(walk.end));
+        Ok(true)
+    }
+
+    /// Gets past a message that is handed out.
+    #[inline]
+    fn hand_out(&mut self, at: u64, record: Record) {
+        self.streamed += at + record.size - self.head;
+        self.head = at + record.size;
+        self.passed += 1;
+        self.sequence = self.passed;
+        self.handed_out += 1;
+    }
+
+    /// The size of the next message. `None`: nothing is there. A reader that is not reliable may find another one when it receives.
+    pub(crate) fn next_size(&mut self) -> Result<Option<usize>> {
+        for _ in 0..TRIES {
+            let Some((_, record)) = self.next()? else {
+                return Ok(None);
+            };
+            if self.is_whole_or_begin_again()? {
+                return Ok(Some(record.length));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next message, into the beginning of `into`. `None`: nothing is there. Errors with [`Error::InvalidArgument`] where it is
+    /// longer than `into`, and stays.
+    #[inline]
+    pub(crate) fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        for _ in 0..TRIES {
+            let Some((at, record)) = self.next()? else {
+                return Ok(None);
+            };
+            let room = into.len();
+            let Some(place) = into.get_mut(..record.length) else {
+                if self.is_whole_or_begin_again()? {
+                    return Err(too_small(room, record.length));
+                }
+                continue;
+            };
+            self.ring.copy_out_ahead(record.at, place, record.end);
+            if self.is_whole_or_begin_again()? {
+                self.hand_out(at, record);
+                return Ok(Some(record.length));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Visits copies of the messages that are there, at most `max`, and returns how many there were. Gets past each once it was visited.
+    pub(crate) fn visit(&mut self, max: usize, mut visit: impl FnMut(&[u8])) -> Result<usize> {
+        let stride = STRIDE.min(self.capacity / 4);
+        let (mut count, mut overtaken) = (0, 0);
+        while count < max && overtaken < TRIES {
+            let Some((at, record)) = self.next()? else { break };
+            let single = self.is_single(record);
+            let bytes = if single {
+                record.length
+            } else {
+                run(record).min(RUN)
+            };
+            let mut window = self.take_window(bytes)?;
+            let from = if single {
+                record.at
+            } else {
+                record.at - as_offset(HEADER)
+            };
+            self.ring.copy_out_ahead(from, &mut window[..bytes], record.end);
+            let whole = self.is_whole_or_begin_again();
+            match whole {
+                Ok(true) if single => {
+                    self.hand_out(at, record);
+                    visit(&window[..bytes]);
+                    count += 1;
+                }
+                Ok(true) => count += self.visit_run(at, &window[..bytes], max - count, &mut visit)?,
+                Ok(false) => overtaken += 1,
+                Err(error) => return Err(error),
+            }
+            self.window = window;
+            if self.head - self.published >= stride {
+                self.publish();
+            }
+        }
+        self.publish();
+        Ok(count)
+    }
+
+    /// Whether this record is copied by itself, and not with those that follow.
+    #[inline]
+    fn is_single(&self, record: Record) -> bool {
+        record.aligned || record.size > RUN as u64 / 8 || self.delivery == Delivery::Latest
+    }
+
+    /// Room for a copy. It grows with the messages, of which the longest is known.
+    #[inline]
+    fn take_window(&mut self, bytes: usize) -> Result<Vec<u8>> {
+        let mut window = mem::take(&mut self.window);
+        if window.len() < bytes.max(RUN) {
+            let missing = bytes.max(RUN) - window.len();
+            window
+                .try_reserve_exact(missing)
+                .map_err(|error| Error::NoSpace {
+                    what: format!("a copy of a message of {bytes} bytes"),
+                    reason: error.to_string(),
+                })?;
+            window.resize(bytes.max(RUN), 0);
+        }
+        Ok(window)
+    }
+
+    /// Visits the messages of a run, which was copied from this position and is whole.
+    #[inline]
+    fn visit_run(&mut self, at: u64, run: &[u8], max: usize, visit: &mut impl FnMut(&[u8])) -> Result<usize> {
+        let longest = self.longest;
+        let mut passing = Passing {
+            reader: self,
+            at,
+            bytes: 0,
+            count: 0,
+        };
+        let rest = as_offset(passing.reader.capacity - (at & (passing.reader.capacity - 1)));
+        while passing.count < max
+            && let Some(length) = message_in(run, passing.bytes, rest, longest)
+        {
+            let from = passing.bytes + as_offset(HEADER);
+            visit(&run[from..from + length]);
+            passing.bytes += as_offset(packed_size(length as u64));
+            passing.count += 1;
+        }
+        let count = passing.count;
+        drop(passing);
+        if count == 0 {
+            return Err(corrupt("a record changed while it was read".into()));
+        }
+        Ok(count)
+    }
+
+    /// Copies whole messages, packed, as many as are there and fit.
+    pub(crate) fn pull_packed(&mut self, into: &mut [u8]) -> Result<Pulled> {
+        let (mut end, mut overtaken) = (0, 0);
+        // Looks for what is published once, and not again for what has come meanwhile.
+        while (end == 0 || !self.is_through()) && overtaken < TRIES {
+            let Some((at, record)) = self.next()? else { break };
+            let left = &mut into[end..];
+            if as_offset(packed_size(record.length as u64)) > left.len() {
+                if end > 0 {
+                    break;
+                }
+                if self.is_whole_or_begin_again()? {
+                    return Ok(Pulled::Large(record.length));
+                }
+                overtaken += 1;
+                continue;
+            }
+            match self.pull(at, record, left)? {
+                0 => overtaken += 1,
+                bytes => end += bytes,
+            }
+        }
+        self.publish();
+        Ok(if end > 0 {
+            Pulled::Bytes(end)
+        } else {
+            Pulled::Nothing
+        })
+    }
+
+    /// Copies this message, for which there is room, and maybe those that follow. 0: it was overtaken meanwhile.
+    fn pull(&mut self, at: u64, record: Record, into: &mut [u8]) -> Result<usize> {
+        if self.is_single(record) {
+            let (head, payload) = into.split_at_mut(as_offset(HEADER));
+            head.copy_from_slice(&header(record.length as u64, WHOLE).to_le_bytes());
+            self.ring
+                .copy_out_ahead(record.at, &mut payload[..record.length], record.end);
+            if !self.is_whole_or_begin_again()? {
+                return Ok(0);
+            }
+            self.hand_out(at, record);
+            return Ok(as_offset(packed_size(record.length as u64)));
+        }
+        let bytes = run(record).min(RUN).min(into.len()) & !7;
+        let run = &mut into[..bytes];
+        self.ring
+            .copy_out_ahead(record.at - as_offset(HEADER), run, record.end);
+        if !self.is_whole_or_begin_again()? {
+            return Ok(0);
+        }
+        let before = self.head;
+        self.visit_run(at, run, usize::MAX, &mut |_| ())?;
+        // Padding before the run is no part of it.
+        Ok(as_offset(self.head - before.max(at)))
+    }
+
+    #[inline]
+    pub(crate) fn ring(&self) -> &R {
+        &self.ring
+    }
+
+    /// This reader's control object; `None` after [`FanIn::settle`] and [`FanIn::forget`].
+    #[inline]
+    pub(crate) fn own(&self) -> Option<&C> {
+        self.own.as_ref()
+    }
+
+    /// How far everything has been read.
+    #[inline]
+    pub(crate) fn position(&self) -> u64 {
+        self.head
+    }
+
+    #[inline]
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    #[inline]
+    pub(crate) fn delivery(&self) -> Delivery {
+        self.delivery
+    }
+
+    /// Reading ends at this position, as the publisher says, though it may go on for others.
+    pub(crate) fn end_at(&mut self, position: u64) {
+        self.end = position;
+    }
+
+    /// The publisher has gone: looks at its tail for the last time, and tells no process any more how far everything was read.
+    /// What is there is read where it lies, and nothing behind this tail.
+    pub(crate) fn settle(&mut self) {
+        self.last = Some(self.ring.load(layout::TAIL, Ordering::Acquire));
+        self.own = None;
+    }
+
+    /// Reads nothing any more. `nothing`: a ring in which all words are 0. The numbers stay.
+    pub(crate) fn forget(&mut self, nothing: R) {
+        self.ring = nothing;
+        self.own = None;
+        self.last = None;
+        self.window = Vec::new();
+        // As an empty ring has them.
+        (self.head, self.tail, self.published, self.end) = (0, 0, 0, 0);
+    }
+}
+
+/// Bytes that lie in a row from this record's header on, as short records do.
+#[inline]
+fn run(record: Record) -> usize {
+    record.end - (record.at - as_offset(HEADER))
+}
+
+/// Length of the message at this offset of a copied run, if it is one that is whole there. `rest`: no record begins there or behind it,
+/// since the ring ends.
+#[inline]
+fn message_in(run: &[u8], at: usize, rest: usize, longest: u64) -> Option<usize> {
+    if at >= rest {
+        return None;
+    }
+    let word = run.get(at..at + 8)?;
+    let (length, flags) = split(u64::from_le_bytes(word.try_into().expect("eight bytes")));
+    let fits = HEADER + padded(length) <= (run.len() - at) as u64;
+    (flags == WHOLE && length <= longest && fits).then_some(as_offset(length))
+}
+
+/// Messages of a run that are being handed out. The reader gets past them when this is dropped, also by a visit that panics.
+struct Passing<'a, R, C> {
+    reader: &'a mut FanIn<R, C>,
+    /// Where the run begins.
+    at: u64,
+    bytes: usize,
+    count: usize,
+}
+
+impl<R, C> Drop for Passing<'_, R, C> {
+    fn drop(&mut self) {
+        if self.count > 0 {
+            let reader = &mut *self.reader;
+            let head = self.at + self.bytes as u64;
+            reader.streamed += head - reader.head;
+            reader.head = head;
+            reader.passed += self.count as u64;
+            reader.sequence = reader.passed;
+            reader.handed_out += self.count as u64;
+        }
+    }
+}

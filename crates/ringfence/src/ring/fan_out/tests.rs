@@ -1,0 +1,152 @@
+//! One writer and several readers on plain memory: against a model, facing each other's lies, on threads, and in every order that
+//! memory allows.
+
+use std::sync::Arc;
+
+use super::{
+    reader::{FanIn, Terms},
+    readers::{Held, Readers},
+    writer::FanOut,
+};
+use crate::{
+    memory::own::OwnRegion,
+    memory::peer::PeerRegion,
+    ring::delivery::{Delivery, StartFrom},
+};
+
+type Writer = FanOut<OwnRegion, PeerRegion, ()>;
+type Reader = FanIn<PeerRegion, OwnRegion>;
+
+const SMALLEST: u64 = 4096;
+
+/// A publisher and what it shares.
+struct Hub {
+    writer: Writer,
+    readers: Arc<Readers<OwnRegion, PeerRegion, ()>>,
+    ring: OwnRegion,
+    capacity: u64,
+}
+
+impl Hub {
+    fn new(capacity: u64) -> Self {
+        let ring = OwnRegion::private(capacity);
+        let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::nowhere(), 70));
+        Self {
+            writer: FanOut::new(ring.clone(), Arc::clone(&readers), capacity),
+            readers,
+            ring,
+            capacity,
+        }
+    }
+
+    fn terms(&self, delivery: Delivery, held: Held) -> Terms {
+        Terms {
+            capacity: self.capacity,
+            longest: self.capacity,
+            delivery,
+            held,
+        }
+    }
+
+    /// A reader whose handshake is through at once.
+    fn join(&self, delivery: Delivery, from: StartFrom) -> (usize, Reader) {
+        let held = self.readers.hold(delivery, from).unwrap();
+        let control = OwnRegion::private(0);
+        let seen = control.seen_by_peer();
+        let terms = self.terms(delivery, held);
+        let mut reader = FanIn::new(self.ring.seen_by_peer(), control, terms).unwrap();
+        self.readers.activate(held.slot, seen, ());
+        reader.begin(from).unwrap();
+        (held.slot, reader)
+    }
+
+    fn send(&mut self, message: &[u8]) -> bool {
+        let pushed = self.writer.push(message);
+        self.writer.publish();
+        pushed
+    }
+}
+
+fn receive(reader: &mut Reader) -> Option<Vec<u8>> {
+    let mut into = vec![0; 100_000];
+    let length = reader.receive(&mut into).expect("an honest ring")?;
+    reader.publish();
+    into.truncate(length);
+    Some(into)
+}
+
+/// Message of this number and length.
+fn bytes(number: u64, length: usize) -> Vec<u8> {
+    number.to_le_bytes().into_iter().cycle().take(length).collect()
+}
+
+#[test]
+fn a_reliable_reader_gets_every_message_and_holds_the_writer_up_when_it_does_not_read() {
+    for capacity in [SMALLEST, 1 << 16] {
+        for length in [0, 1, 8, 60, 256, 500] {
+            let mut hub = Hub::new(capacity);
+            let (slot, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
+            let (mut sent, mut received) = (0, 0);
+            for round in 0..20 {
+                while hub.send(&bytes(sent, length)) {
+                    sent += 1;
+                }
+                assert_eq!(hub.writer.in_the_way(length as u64), [slot], "{length}");
+                assert!(hub.readers.lag(slot) > capacity * 3 / 4 - length as u64 * 2);
+                for _ in 0..=round.min(sent - received - 1) {
+                    assert_eq!(
+                        receive(&mut reader).unwrap(),
+                        bytes(received, length),
+                        "{received}"
+                    );
+                    received += 1;
+                    assert_eq!((reader.sequence(), reader.lost()), (received, 0));
+                }
+            }
+            while let Some(message) = receive(&mut reader) {
+                assert_eq!(message, bytes(received, length));
+                received += 1;
+            }
+            assert_eq!(received, sent);
+            assert_eq!(hub.writer.sequence(), sent);
+            assert_eq!(hub.readers.lag(slot), 0);
+            assert!(hub.writer.in_the_way(length as u64).is_empty());
+        }
+    }
+}
+
+#[test]
+fn nobody_holds_a_writer_up_that_has_no_reliable_reader_and_each_counts_what_it_has_lost() {
+    for length in [8, 60, 500] {
+        let mut hub = Hub::new(SMALLEST);
+        let (_, mut best) = hub.join(Delivery::BestEffort, StartFrom::Now);
+        let (_, mut latest) = hub.join(Delivery::Latest, StartFrom::Now);
+        let (mut sent, mut best_got, mut latest_got) = (0, 0, 0);
+        for round in 0..200 {
+            for _ in 0..round {
+                sent += 1;
+                assert!(hub.send(&bytes(sent, length)));
+            }
+            if round > 0 {
+                let newest = receive(&mut latest).expect("one is there");
+                latest_got += 1;
+                assert_eq!(newest, bytes(sent, length));
+                assert_eq!((latest.sequence(), latest.lost()), (sent, sent - latest_got));
+                assert_eq!(receive(&mut latest), None);
+            }
+            for _ in 0..round / 2 {
+                let Some(message) = receive(&mut best) else { break };
+                best_got += 1;
+                assert_eq!(message, bytes(best.sequence(), length));
+                assert_eq!(best.lost(), best.sequence() - best_got);
+            }
+        }
+        while let Some(message) = receive(&mut best) {
+            best_got += 1;
+            assert_eq!(message, bytes(best.sequence(), length));
+        }
+        assert_eq!(best.sequence(), sent);
+        assert_eq!(best.lost(), sent - best_got);
+        assert!(best.lost() > 0, "the ring is small");
+    }
+}

@@ -1,0 +1,460 @@
+//! The publisher's end of the ring.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use super::{
+    largest_message,
+    marks::{Mark, Table},
+    readers::{Entry, Readers},
+};
+use crate::{
+    error::{Error, Result},
+    memory::{
+        access::{Readable, Writable},
+        copy::LINE,
+        layout::{self, as_offset, head_of},
+    },
+    ring::{
+        delivery::Delivery,
+        pace::pause,
+        record::{
+            ALIGNED, HEADER, LONG, PADDING, WHOLE, corrupt, header, packed_length, packed_size, padded,
+            record_size, to_payload,
+        },
+    },
+};
+
+/// As the writer of a pair: it takes lines that the readers have had before it comes to them.
+const BEFOREHAND: u64 = 1024;
+/// Bytes of a payload all of whose lines are taken back like that.
+const SHORT_WRITE: u64 = 184;
+
+/// No reader holds the writer up. Positions end far before this one.
+const NEVER: u64 = u64::MAX;
+
+/// A reader that has said of itself what cannot be. It counts no more.
+#[derive(Debug)]
+pub(crate) struct Lie {
+    pub(crate) slot: usize,
+    pub(crate) error: Error,
+}
+
+/// A reader, as the writer knows it.
+#[derive(Debug)]
+struct Seat<P, T> {
+    entry: Entry<P, T>,
+    /// How far it has read, when its word was last looked at. [`NEVER`]: it holds nobody up.
+    head: u64,
+}
+
+/// The writing end, owned by the thread that sends.
+///
+/// No call errs: what a reader does wrong is told by [`FanOut::lie`], and is its own affair.
+#[derive(Debug)]
+pub(crate) struct FanOut<O, P, T> {
+    own: O,
+    readers: Arc<Readers<O, P, T>>,
+    capacity: u64,
+    /// Where the next record goes. Up to here the ring is written.
+    tail: u64,
+    /// The tail that the readers can see.
+    published: u64,
+    /// Messages before the tail.
+    written: u64,
+    /// Messages that the readers can see.
+    sequence: u64,
+    /// What lies before it may be written over.
+    floor: u64,
+    /// A record that ends here or before has room where it stands, and gets no mark. Never past the floor and a ring, this lap's end
+    /// and overhang, and the place of the next mark.
+    until: u64,
+    marks: Table,
+    generation: u64,
+    seats: Vec<Seat<P, T>>,
+    /// The smallest head of the reliable readers, when they were last looked at.
+    slowest: u64,
+    lies: Vec<Lie>,
+    /// The last look found no room: the next one waits a moment, to find more than one record's.
+    starved: bool,
+}
+
+impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
+    pub(crate) fn new(own: O, readers: Arc<Readers<O, P, T>>, capacity: u64) -> Self {
+        let marks = Table::new(capacity);
+        Self {
+            own,
+            readers,
+            capacity,
+            tail: 0,
+            published: 0,
+            written: 0,
+            sequence: 0,
+            floor: 0,
+            until: marks.next(),
+            marks,
+            // Not that of an empty list, so that the first look takes it.
+            generation: u64::MAX,
+            seats: Vec::new(),
+            slowest: NEVER,
+            lies: Vec::new(),
+            starved: false,
+        }
+    }
+
+    /// Bytes of the largest message.
+    #[inline]
+    pub(crate) const fn largest_message(&self) -> u64 {
+        largest_message(self.capacity)
+    }
+
+    /// Messages that were published.
+    #[inline]
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Finds room for a record, pads the ring's end if it must, and returns the offset of the payload in the region.
+    /// `None`: there is no room now.
+    #[inline]
+    fn claim(&mut self, payload: u64) -> Option<usize> {
+        debug_assert!(
+            payload <= self.largest_message(),
+            "a message is at most an eighth of the ring"
+        );
+        // As the writer of a pair does: all questions about the payload's length are asked here.
+        let (to_payload, ahead) = if payload <= SHORT_WRITE {
+            (HEADER, HEADER + padded(payload))
+        } else {
+            (to_payload(self.tail, payload >= LONG), 1)
+        };
+        if self.tail + to_payload + padded(payload) <= self.until {
+            let at = self.place();
+            if self.tail + BEFOREHAND < self.until {
+                for line in (BEFOREHAND..BEFOREHAND + ahead).step_by(LINE) {
+                    self.own.will_write(at + as_offset(line));
+                }
+            }
+            return Some(at + as_offset(to_payload));
+        }
+        self.claim_anew(payload)
+    }
+
+    /// Offset in the region of what comes next.
+    #[inline]
+    fn place(&self) -> usize {
+        layout::DATA + as_offset(self.tail & (self.capacity - 1))
+    }
+
+    /// As [`FanOut::claim`], where what is known does not suffice.
+    #[inline(never)]
+    fn claim_anew(&mut self, payload: u64) -> Option<usize> {
+        let (padding, record) = self.needs(payload);
+        if !self.make_room(self.tail + padding + record) {
+            return None;
+        }
+        if padding > 0 {
+            self.own
+                .store(self.place(), header(padding - HEADER, PADDING), Ordering::Relaxed);
+            self.tail += padding;
+        }
+        if self.tail >= self.marks.next() {
+            let mark = Mark {
+                position: self.tail,
+                sequence: self.written,
+            };
+            self.marks.set(&self.own, mark);
+        }
+        let lap = self.tail - (self.tail & (self.capacity - 1));
+        self.until = (lap + self.capacity + layout::OVERHANG as u64)
+            .min(self.floor + self.capacity)
+            .min(self.marks.next());
+        let to_payload = to_payload(self.tail, payload >= LONG);
+        Some(self.place() + as_offset(to_payload))
+    }
+
+    /// What goes before a record with this payload, to fill the ring's end, and the record itself.
+    fn needs(&self, payload: u64) -> (u64, u64) {
+        let rest = self.capacity - (self.tail & (self.capacity - 1));
+        let record = record_size(self.tail, payload);
+        if record > rest + layout::OVERHANG as u64 {
+            (rest, record_size(self.tail + rest, payload))
+        } else {
+            (0, record)
+        }
+    }
+
+    /// Where the floor must be at least, for the ring to be written up to `end`; and a mark there or behind it, which the
+    /// readers must be left. `None` for the mark: what is not published yet is in the way.
+    fn goal(&self, end: u64) -> (u64, Option<u64>) {
+        let goal = end.saturating_sub(self.capacity);
+        (goal, self.marks.first(goal, self.published))
+    }
+
+    /// Moves the floor so far that the ring can be written up to `end`. `false`: a reliable reader has not read that far.
+    fn make_room(&mut self, end: u64) -> bool {
+        let (goal, mark) = self.goal(end);
+        if goal <= self.floor {
+            return true;
+        }
+        let Some(mark) = mark else { return false };
+        loop {
+            self.refresh();
+            if mark > self.slowest {
+                if self.starved {
+                    pause(self.capacity);
+                }
+                self.look_at_heads();
+                self.starved = goal > self.slowest;
+                if self.starved {
+                    return false;
+                }
+            }
+            let floor = mark.min(self.slowest);
+            if self.readers.intend(floor) == self.generation {
+                self.floor = floor;
+                // Release: a reliable reader that finds itself below it finds that it was evicted.
+                self.own.store(layout::FLOOR, floor, Ordering::Release);
+                // What is written from now on is not seen before the floor is.
+                self.own.release_fence();
+                return true;
+            }
+        }
+    }
+
+    /// Takes the list of readers again, if it has changed. Returns whether it has.
+    #[inline]
+    pub(crate) fn refresh(&mut self) -> bool {
+        let generation = self.readers.generation();
+        if generation == self.generation {
+            return false;
+        }
+        self.take_list(generation);
+        true
+    }
+
+    #[cold]
+    fn take_list(&mut self, generation: u64) {
+        let known = std::mem::take(&mut self.seats);
+        self.seats = self
+            .readers
+            .snapshot()
+            .into_iter()
+            .map(|entry| {
+                let seat = known.iter().find(|seat| seat.entry.number == entry.number);
+                let head = match seat {
+                    // What it has read since, or lied.
+                    Some(seat) if seat.entry.position == entry.position => seat.head,
+                    _ if entry.delivery == Delivery::Reliable => entry.position,
+                    _ => NEVER,
+                };
+                Seat { entry, head }
+            })
+            .collect();
+        self.generation = generation;
+        self.find_slowest();
+    }
+
+    fn find_slowest(&mut self) {
+        self.slowest = self.seats.iter().map(|seat| seat.head).min().unwrap_or(NEVER);
+    }
+
+    /// Looks how far each reliable reader has read. A head that goes backwards, or past what was published, is a lie.
+    fn look_at_heads(&mut self) {
+        for seat in &mut self.seats {
+            let Some((control, _)) = &seat.entry.active else {
+                continue;
+            };
+            if seat.head == NEVER {
+                continue;
+            }
+            let head = control.load(head_of(seat.entry.slot), Ordering::Acquire);
+            // In unsigned arithmetic both lies come out as a distance larger than what is unread.
+            if head.wrapping_sub(seat.head) > self.published - seat.head || !head.is_multiple_of(8) {
+                self.lies.push(Lie {
+                    slot: seat.entry.slot,
+                    error: corrupt(format!(
+                        "its head went from {} to {head}, and {} was published",
+                        seat.head, self.published
+                    )),
+                });
+                seat.head = NEVER;
+            } else {
+                seat.head = head;
+            }
+        }
+        self.find_slowest();
+    }
+
+    /// A reader that was found to lie, and whose slot the caller must let go of. It holds nobody up any more.
+    #[inline]
+    pub(crate) fn lie(&mut self) -> Option<Lie> {
+        self.lies.pop()
+    }
+
+    /// The slots of those without which there would be room for a message of this size. None, where there is room, and where
+    /// what was written must be published first.
+    pub(crate) fn in_the_way(&mut self, payload: u64) -> Vec<usize> {
+        let (padding, record) = self.needs(payload.min(self.largest_message()));
+        let (goal, mark) = self.goal(self.tail + padding + record);
+        self.refresh();
+        if goal <= self.floor || mark.is_none() {
+            return Vec::new();
+        }
+        self.look_at_heads();
+        let slow = self.seats.iter().filter(|seat| seat.head < goal);
+        slow.map(|seat| seat.entry.slot).collect()
+    }
+
+    /// The readers whose handshake is through, as they were at the last [`FanOut::refresh`]: slot, control object, and what is attached.
+    pub(crate) fn active(&self) -> impl Iterator<Item = (usize, &P, &T)> {
+        self.seats.iter().filter_map(|seat| {
+            let (control, attached) = seat.entry.active.as_ref()?;
+            Some((seat.entry.slot, control, attached))
+        })
+    }
+
+    /// Writes a message without publishing it. `false`: there is no room now. Where nobody is in the way ([`FanOut::in_the_way`]),
+    /// there will be once what was written is published.
+    #[inline]
+    pub(crate) fn push(&mut self, payload: &[u8]) -> bool {
+        let length = payload.len() as u64;
+        let Some(at) = self.claim(length) else {
+            return false;
+        };
+        self.own.copy_in(at, payload);
+        self.advance(at, length, length);
+        true
+    }
+
+    /// Ends the record whose payload was claimed at `at`, for so many bytes, and has got `length` of them.
+    #[inline]
+    fn advance(&mut self, at: usize, claimed: u64, length: u64) {
+        if claimed < LONG {
+            self.own
+                .store(at - as_offset(HEADER), header(length, WHOLE), Ordering::Relaxed);
+            self.tail += HEADER + padded(length);
+        } else {
+            self.advance_long(length);
+        }
+        self.written += 1;
+    }
+
+    #[inline(never)]
+    fn advance_long(&mut self, length: u64) {
+        self.own
+            .store(self.place(), header(length, WHOLE | ALIGNED), Ordering::Relaxed);
+        self.tail += to_payload(self.tail, true) + padded(length);
+    }
+
+    /// Writes as many whole records of `packed` (records as short ones lie in the ring, one after the other) as there is
+    /// room for. Returns how many bytes of it were taken. A record that is cut, not a whole message, or longer than `longest` or
+    /// [`FanOut::largest_message`] ends the run, and is refused when it is the first.
+    pub(crate) fn push_packed(&mut self, packed: &[u8], longest: u64) -> Result<usize> {
+        let longest = longest.min(self.largest_message());
+        let mut taken = 0;
+        while taken < packed.len() {
+            // One run: short records, which lie one after the other in the ring as well, as far as they need no mark.
+            let (mut run, mut count, mut next) = (0_u64, 0, None);
+            let place = self.tail & (self.capacity - 1);
+            let room = self.until.saturating_sub(self.tail).min(self.capacity - place);
+            while taken + as_offset(run) < packed.len() {
+                let at = taken + as_offset(run);
+                let length = match packed_length(packed, at, longest) {
+                    Ok(length) => length,
+                    Err(error) if at == 0 => return Err(error),
+                    Err(_) => break,
+                };
+                if run + packed_size(length) > room || length >= LONG {
+                    next = Some(length);
+                    break;
+                }
+                run += packed_size(length);
+                count += 1;
+            }
+            if run > 0 {
+                let from = &packed[taken..taken + as_offset(run)];
+                self.own.copy_in(self.place(), from);
+                self.tail += run;
+                self.written += count;
+                taken += as_offset(run);
+            }
+            let Some(length) = next else { break };
+            let start = taken + as_offset(HEADER);
+            if !self.push(&packed[start..start + as_offset(length)]) {
+                break;
+            }
+            taken += as_offset(packed_size(length));
+        }
+        Ok(taken)
+    }
+
+    /// Makes everything written so far visible to the readers. Returns whether there was anything.
+    #[inline]
+    pub(crate) fn publish(&mut self) -> bool {
+        if self.published == self.tail {
+            return false;
+        }
+        self.published = self.tail;
+        self.sequence = self.written;
+        self.own.store(layout::TAIL, self.tail, Ordering::Release);
+        true
+    }
+
+    /// Whether a message of this size would find room now. Where it would not, and nobody is in the way, what was written must
+    /// be published first.
+    pub(crate) fn has_room(&mut self, payload: u64) -> bool {
+        let (padding, record) = self.needs(payload.min(self.largest_message()));
+        let (goal, mark) = self.goal(self.tail + padding + record);
+        if goal <= self.floor {
+            return true;
+        }
+        if mark.is_none() {
+            return false;
+        }
+        self.refresh();
+        if goal > self.slowest {
+            self.look_at_heads();
+        }
+        goal <= self.slowest
+    }
+
+    /// Bytes of packed records that surely find room now, all of them, be it in one go or in several: of messages of at most
+    /// `longest` bytes, whatever their sizes, and wherever the ring ends.
+    pub(crate) fn packed_room(&mut self, longest: u64) -> u64 {
+        let longest = longest.min(self.largest_message());
+        self.refresh();
+        self.look_at_heads();
+        // The floor can go as far as this.
+        let last = self.marks.last(self.published);
+        let end = last.min(self.slowest).max(self.floor) + self.capacity;
+        // Less than the ring goes in, so at most one record meets the ring's end, and leaves less room there than it takes.
+        let room = (end - self.tail).saturating_sub(HEADER + LINE as u64 + padded(longest));
+        if longest < LONG {
+            return room;
+        }
+        // A long one takes up to a line more than it does among packed ones.
+        room / (packed_size(LONG) + LINE as u64) * packed_size(LONG)
+    }
+
+    /// A claimed record: the offset of its payload in the region, to be finished by [`FanOut::finish`].
+    #[inline]
+    pub(crate) fn claim_record(&mut self, payload: u64) -> Option<usize> {
+        self.claim(payload)
+    }
+
+    /// Ends a record that was claimed at `at` for so many bytes, with no more than those.
+    #[inline]
+    pub(crate) fn finish(&mut self, at: usize, claimed: usize, length: usize) {
+        self.advance(at, claimed as u64, length as u64);
+    }
+
+    #[inline]
+    pub(crate) fn own(&self) -> &O {
+        &self.own
+    }
+
+    #[inline]
+    pub(crate) fn own_mut(&mut self) -> &mut O {
+        &mut self.own
+    }
+}
