@@ -8,7 +8,7 @@ use crate::{
     memory::layout::{CAPACITY_MIN, region_size, round_capacity},
     memory::room::check_room,
     peer::policy::Policy,
-    rendezvous::election::Access,
+    rendezvous::place::Access,
     ring::delivery::{Delivery, StartFrom},
     signal::claim,
     wait::cancel::CancelToken,

@@ -27,7 +27,7 @@ use crate::{
     identity::{Credentials, Identity},
     options::Options,
     rendezvous::address::Address,
-    rendezvous::election::Place,
+    rendezvous::place::Place,
     wait::cancel::{Bell, CancelToken},
     wait::deadline::Deadline,
 };

@@ -12,11 +12,12 @@ use crate::{
     evidence::Record,
     handshake::frame::Meeting,
     handshake::parts::Parts,
-    handshake::{Seats, Side},
+    handshake::{self, Seats, Side},
     identity::Credentials,
     options::Options,
     rendezvous::address::Address,
-    rendezvous::election::{self, Met, Place},
+    rendezvous::election::{self, Met},
+    rendezvous::place::Place,
     wait::backoff::Backoff,
     wait::cancel::Bell,
     wait::deadline::Deadline,
@@ -83,7 +84,10 @@ fn host(
     // The claim is kept until all others have been told.
     let (parts, _claim, place) = acceptor.run(&pair, place, deadline, |place, result| {
         let (parts, claim) = result??;
-        place.close_door()?;
+        place.close(|stream| {
+            // A newcomer that does not listen learns it from the end of the connection.
+            handshake::refuse(stream, address.occupied("two processes share it already"));
+        })?;
         Ok::<_, Error>((parts, claim, place))
     })??;
     Ok(Channel::assemble(parts, Some(Box::new(Some(place))), options))

@@ -36,7 +36,7 @@ use crate::{
     options::Options,
     peer::process::Peer,
     rendezvous::address::Address,
-    rendezvous::election::Inheritance,
+    rendezvous::inherit::Inheritance,
     signal::inbox::{OpenInbox, TokenSender},
     sys,
     wait::deadline::Deadline,

@@ -9,7 +9,7 @@ use crate::{
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
     peer::process::Peer,
-    rendezvous::election::Inheritance,
+    rendezvous::inherit::Inheritance,
     signal::inbox::{OpenInbox, TokenSender},
 };
 

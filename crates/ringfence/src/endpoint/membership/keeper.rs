@@ -20,7 +20,8 @@ use crate::{
     handshake::Side,
     handshake::parts::Role,
     options::Options,
-    rendezvous::election::{self, Met, Place},
+    rendezvous::election::{self, Met},
+    rendezvous::place::Place,
     wait::backoff::Backoff,
     wait::deadline::Deadline,
 };

@@ -17,7 +17,7 @@ use crate::{
     handshake::parts::{Parts, Role},
     identity::Credentials,
     options::Options,
-    rendezvous::election::Place,
+    rendezvous::place::Place,
     sys::lock::Condvar,
 };
 

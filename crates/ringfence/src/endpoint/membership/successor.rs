@@ -8,7 +8,8 @@ use crate::{
     endpoint::membership::member::{Member, Parted},
     endpoint::shared::{Endpoint, Shared},
     error::Result,
-    rendezvous::election::{Inheritance, Place},
+    rendezvous::inherit::Inheritance,
+    rendezvous::place::Place,
 };
 
 /// A guest that takes its host's place once the host is gone.

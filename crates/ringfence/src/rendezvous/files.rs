@@ -1,0 +1,158 @@
+//! The files of a named address: its directory, its socket, and the lock beside that.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    path::Path,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{AtFlags, OFlag, open, openat},
+    sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, lstat},
+    unistd::{UnlinkatFlags, unlinkat},
+};
+
+use crate::{
+    error::{Error, Result},
+    rendezvous::address::Address,
+    sys,
+};
+
+/// A file, whatever its name is now: device and inode.
+pub(super) type Inode = (u64, u64);
+
+/// The directory of a named address, and the names in it. The directory is held by a descriptor: the path may lead to
+/// another one later, since this process changes its own, or the directory was renamed and there is a new one.
+#[derive(Debug)]
+pub(super) struct Files {
+    pub(super) directory: OwnedFd,
+    pub(super) socket: OsString,
+    pub(super) lock: OsString,
+}
+
+/// What became of the try to lock an address.
+pub(super) enum Lock {
+    /// This process has the lock, in this open file.
+    Held(Files, OwnedFd),
+    /// Another process has it.
+    Busy,
+    /// Whether another process has it cannot be told: this process may not open the directory, or the lock file in it.
+    Forbidden(Errno),
+}
+
+impl Lock {
+    /// Tries to lock the file beside a path, which is made where there is none. Errors where a lock there has no meaning.
+    pub(super) fn take(address: &Address, path: &Path) -> Result<Self> {
+        let files = match Files::of(path) {
+            Ok(files) => files,
+            Err(errno @ (Errno::EACCES | Errno::EPERM)) => return Ok(Self::Forbidden(errno)),
+            Err(errno) => return Err(cannot_open_directory(address, errno)),
+        };
+        loop {
+            let file = match files.open_lock() {
+                Ok(file) => file,
+                Err(errno @ (Errno::EACCES | Errno::EPERM | Errno::EROFS)) => {
+                    return Ok(Self::Forbidden(errno));
+                }
+                Err(errno @ (Errno::ENOENT | Errno::ENOTDIR)) => {
+                    return Err(cannot_open_directory(address, errno));
+                }
+                Err(errno @ Errno::ELOOP) => {
+                    return Err(address.invalid("its lock file is a symbolic link", Some(errno)));
+                }
+                Err(errno) => return Err(address.invalid("its lock file cannot be opened", Some(errno))),
+            };
+            match sys::lock_file(&file) {
+                Ok(()) => {}
+                Err(Errno::EWOULDBLOCK) => return Ok(Self::Busy),
+                Err(errno) => return Err(address.invalid("its lock file cannot be locked", Some(errno))),
+            }
+            let stat = fstat(&file)
+                .map_err(|errno| address.invalid("its lock file cannot be looked at", Some(errno)))?;
+            if !is_kind(&stat, SFlag::S_IFREG) {
+                return Err(address.invalid("its lock file is not a regular file", None));
+            }
+            // Its last holder may have removed it between the open and the lock: then this is the lock of nothing.
+            if files.inode_of(&files.lock) == Some(inode(&stat)) {
+                return Ok(Self::Held(files, file));
+            }
+        }
+    }
+}
+
+/// What a failure to open the directory says of the address.
+pub(super) fn cannot_open_directory(address: &Address, errno: Errno) -> Error {
+    let reason = match errno {
+        Errno::ENOENT | Errno::ENOTDIR => "its directory does not exist",
+        Errno::EISDIR => "it names a directory",
+        _ => "its directory cannot be opened",
+    };
+    let errno = if errno == Errno::ENOTDIR {
+        Errno::ENOENT
+    } else {
+        errno
+    };
+    address.invalid(reason, Some(errno))
+}
+
+impl Files {
+    /// Opens the directory. `EISDIR`: the path has no name in it. Else what open(2) says.
+    pub(super) fn of(path: &Path) -> Result<Self, Errno> {
+        let bytes = path.as_os_str().as_bytes();
+        let (directory, name) = match bytes.iter().rposition(|byte| *byte == b'/') {
+            None => (&b"."[..], bytes),
+            Some(at) => (&bytes[..=at], &bytes[at + 1..]),
+        };
+        if matches!(name, b"" | b"." | b"..") {
+            return Err(Errno::EISDIR);
+        }
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = open(OsStr::from_bytes(directory), flags, Mode::empty())?;
+        let socket = OsStr::from_bytes(name).to_owned();
+        let mut lock = socket.clone();
+        lock.push(".lock");
+        Ok(Self {
+            directory,
+            socket,
+            lock,
+        })
+    }
+
+    fn open_lock(&self) -> Result<OwnedFd, Errno> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        openat(&self.directory, &*self.lock, flags, mode)
+    }
+
+    pub(super) fn look_at(&self, name: &OsStr) -> Result<FileStat, Errno> {
+        fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+    }
+
+    pub(super) fn inode_of(&self, name: &OsStr) -> Option<Inode> {
+        self.look_at(name).ok().as_ref().map(inode)
+    }
+
+    /// Removes this very file, if the name is still its own.
+    pub(super) fn remove(&self, name: &OsStr, which: Inode) -> Result<(), Errno> {
+        if self.inode_of(name) != Some(which) {
+            return Ok(());
+        }
+        match unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir) {
+            Err(Errno::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+pub(super) fn inode(stat: &FileStat) -> Inode {
+    (stat.st_dev, stat.st_ino)
+}
+
+pub(super) fn inode_of(path: &Path) -> Option<Inode> {
+    lstat(path).ok().as_ref().map(inode)
+}
+
+pub(super) fn is_kind(stat: &FileStat, kind: SFlag) -> bool {
+    stat.st_mode & SFlag::S_IFMT.bits() == kind.bits()
+}

@@ -1,0 +1,97 @@
+//! What the guest among members holds of its host's place.
+
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+};
+
+use nix::sys::{
+    socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt},
+    stat::{SFlag, fstat},
+};
+
+use crate::{
+    error::{Check, Error, Refusal, Result},
+    evidence::Record,
+    fork::Withheld,
+    rendezvous::address::Address,
+    rendezvous::files::{self, Files, inode, inode_of, is_kind},
+    rendezvous::place::{BACKLOG_OF_A_PAIR, Named, Place},
+    sys,
+};
+
+/// What the guest among members holds of its host's place, so that it can go on there. Dropped, it changes nothing there.
+#[derive(Debug)]
+pub(crate) struct Inheritance(Place);
+
+impl Inheritance {
+    /// How many descriptors it takes.
+    pub(crate) fn count(address: &Address) -> usize {
+        if address.place().is_some() { 2 } else { 1 }
+    }
+
+    /// Believes nothing of what the host has passed.
+    pub(crate) fn accept(address: &Address, descriptors: Vec<OwnedFd>, record: &mut Record) -> Result<Self> {
+        let mut descriptors = descriptors.into_iter();
+        let (listener, lock) = (descriptors.next(), descriptors.next());
+        let listener = listener.ok_or_else(|| Error::Protocol("READY without a listening socket".into()))?;
+        let stream = getsockopt(&listener, sockopt::SockType) == Ok(SockType::Stream);
+        let listens = getsockopt(&listener, sockopt::AcceptConn) == Ok(true);
+        let bound = getsockname::<UnixAddr>(listener.as_raw_fd());
+        let here = bound.as_ref().is_ok_and(|bound| is_at(bound, address));
+        let shown = bound.map_or_else(|errno| errno.desc().to_owned(), |bound| bound.to_string());
+        let found = format!("stream: {stream}, listening: {listens}, bound at {shown}");
+        let wanted = format!("the socket that listens at {address}");
+        if !(stream && listens && here) {
+            return Err(Refusal::new(Check::Address, wanted, found).into());
+        }
+        record.passed("ready", "address", wanted, found);
+        let named = match (address.place(), lock) {
+            (Some(path), Some(lock)) => Some(named_of_host(address, path, lock, record)?),
+            (None, None) => None,
+            _ => return Err(Error::Protocol("READY with a lock too many or too few".into())),
+        };
+        Ok(Self(Place {
+            named,
+            listener: Withheld::new(listener)?,
+        }))
+    }
+
+    /// Goes on in the place of a host that is no more. From here on the kernel names this process to a guest that connects;
+    /// the connections that wait already are another matter ([`Place::send_away`]).
+    pub(crate) fn take_over(self) -> Result<Place> {
+        let Self(mut place) = self;
+        place.take_guests(BACKLOG_OF_A_PAIR)?;
+        if let Some(named) = &mut place.named {
+            named.of_another = false;
+        }
+        Ok(place)
+    }
+}
+
+/// The lock that a host has passed must be the one beside the path, and held through this very open file.
+fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Record) -> Result<Named> {
+    let files = Files::of(path).map_err(|errno| files::cannot_open_directory(address, errno))?;
+    let stat = fstat(&lock).map_err(|errno| Error::system("looking at a lock (fstat)", errno))?;
+    let regular = is_kind(&stat, SFlag::S_IFREG);
+    let beside = files.inode_of(&files.lock) == Some(inode(&stat));
+    let held = regular && beside && sys::lock_file(&lock).is_ok();
+    let found = format!("a regular file: {regular}, beside it: {beside}, locked: {held}");
+    let wanted = "the locked file beside the socket";
+    if !held {
+        return Err(Refusal::new(Check::Lock, wanted, found).into());
+    }
+    record.passed("ready", "lock", wanted, found);
+    Named::shared(files, lock)
+}
+
+/// Whether a socket is bound where this process finds the address. Two ways to the same file are the same place.
+fn is_at(bound: &UnixAddr, address: &Address) -> bool {
+    let Some(path) = address.place() else {
+        return address.to_socket().is_ok_and(|own| own == *bound);
+    };
+    bound.path().is_some_and(|bound| {
+        bound == path
+            || (bound.is_absolute() && inode_of(bound).is_some() && inode_of(bound) == inode_of(path))
+    })
+}
