@@ -16,6 +16,7 @@ import {
 } from './native.js'
 import { plainObject } from './options.js'
 import { SendQueue } from './send-queue.js'
+import { registerSource } from './sources.js'
 import { Tokens, toToken } from './tokens.js'
 import type { CloseReason, Evidence, Identity, Reservation } from './types.js'
 
@@ -99,6 +100,9 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     vacateAtExit = (channel, address) => {
       void channel.closed.then(atExit(address, () => channel.#native.vacate()))
     }
+    registerSource((value) =>
+      #receiveBuffer in value ? { buffer: value.#receiveBuffer, reason: () => value.#reasonOfEnd() } : undefined,
+    )
   }
 
   private constructor(key: symbol, native: NativeChannel, busyPoll: number) {
@@ -385,6 +389,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * its stream does. What was read may lack its end then.
    */
   duplex(): Duplex {
+    this.#receiveBuffer.mustBeFree()
     return toDuplex(this, () => this.#cutOff())
   }
 
@@ -478,6 +483,12 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     this.#settle(this.#native.listen())
     // The line was read: a bell that was meant for a waiting send is not rung twice.
     if (this.#reason === null) this.#wake()
+  }
+
+  /** Why a reader has come to the end. The event loop may not have heard of it yet; a peer may have ended its sending alone. */
+  #reasonOfEnd(): CloseReason {
+    this.#hear()
+    return this.#reason ?? 'closed'
   }
 
   /** A call into the core has failed: what ends the channel, ends it here. */

@@ -19,6 +19,7 @@ class Fairness {
   /** When the loop is known to have turned. It may have turned since: then one turn too many is waited for. */
   #since = this.#looked
   #due: Promise<void> | null = null
+  #looks = 0
 
   /** A message was handed out, taken over, or asked for. */
   spend(): void {
@@ -31,8 +32,14 @@ class Fairness {
     return this.#stride
   }
 
+  /** How often the clock was looked at: every quarter of a millisecond, about, and more often where messages are handled fast. */
+  get looks(): number {
+    return this.#looks
+  }
+
   /** Looks at the clock, which is returned. */
   look(): number {
+    this.#looks += 1
     const now = performance.now()
     const took = now - this.#looked
     this.#looked = now

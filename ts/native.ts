@@ -54,6 +54,13 @@ export interface NativeChannel {
   armWriter(size: number): number
   /** 1: armed, the line will ring; 0: there is something to read, or no more will come. */
   armReader(): number
+  /**
+   * The first half of `armReader`: 1 where `barrier` must be called before the second, `lookParked`; else 0. What has failed is told by
+   * the second.
+   */
+  parkReader(): number
+  /** Answers as `armReader`. */
+  lookParked(): number
   disarm(): void
   /** Reads the line and tells why the channel has ended, as an index of `REASONS`; 0 while it has not. */
   listen(): number
@@ -150,6 +157,8 @@ interface Binding {
   operations(): string[]
   answers(): Answers
   harden(): Failure | null
+  /** Memory barriers for all channels that were parked, in one system call: null, or why that cannot be had. */
+  barrier(): Failure | null
   ignoreSigusr1(): Failure | null
   doctor(): { kernel: string; findings: Finding[] }
 }

@@ -88,6 +88,10 @@ export class ReceiveBuffer {
   #deferred = false
   readonly #failed: (error: RingfenceError) => void
   readonly #ended: () => void
+  /** Told of news where a merge reads, and not the caller; null: the caller reads. */
+  #merged: (() => void) | null = null
+  /** The last visits ended since there was nothing more. */
+  #dry = false
 
   /**
    * @param failed - Told what the binding's calls say.
@@ -288,7 +292,13 @@ export class ReceiveBuffer {
     return false
   }
 
+  /** @throws {@link RingfenceError} INVALID_ARGUMENT where a merge reads: a direct read would take what the merge is to hand out. */
+  mustBeFree(): void {
+    if (this.#merged !== null) throw merged()
+  }
+
   tryReceive(): Buffer | null {
+    this.mustBeFree()
     const message = this.#take(false)
     if (message === null) this.#isOpen()
     return message
@@ -296,6 +306,7 @@ export class ReceiveBuffer {
 
   /** A message if there is one, `undefined` if one must be waited for, `null` if none will come. */
   receiveNow(): Buffer | null | undefined {
+    this.mustBeFree()
     if (!this.#waiters.isEmpty || fairness.due !== null) return undefined
     const message = this.#take(true)
     if (message !== null) return message
@@ -303,6 +314,7 @@ export class ReceiveBuffer {
   }
 
   isReadableNow(): boolean | undefined {
+    this.mustBeFree()
     fairness.spend()
     if (fairness.due !== null) return undefined
     if (this.#has(true)) return true
@@ -318,17 +330,30 @@ export class ReceiveBuffer {
 
   /** @param max - Undefined: no more than the event loop can spare the time for. */
   drain(visit: Visit, max: number | undefined): number {
+    this.mustBeFree()
+    const count = this.#visit(visit, max, Infinity, FIRST)
+    if (count === 0 && max !== 0) this.#isOpen()
+    return count
+  }
+
+  /**
+   * Visits what is there.
+   *
+   * @param bytes - No further message is visited once so many have been.
+   * @param fetched - `FIRST`, or `MORE` where the round began in an earlier call.
+   */
+  #visit(visit: Visit, max: number | undefined, bytes: number, fetched: number): number {
     const most = max ?? Infinity
     let count = 0
     /** Messages until the next look at the clock; where that has been looked at, the first time. */
     let left = fairness.stride
     let began = 0
-    let fetched = FIRST
     let goesOn = false
+    let dry = false
     this.#visited = true
     this.#visitors += 1
     try {
-      while (count < most) {
+      while (count < most && bytes > 0) {
         if (this.#at === this.#end) {
           // Between two visits of the outermost visitor the chunk is not looked at.
           this.#visitors -= 1
@@ -344,24 +369,24 @@ export class ReceiveBuffer {
           }
           goesOn = there
           fetched = MORE
-          if (!there) {
-            if (count === 0) this.#isOpen()
-            break
-          }
+          dry = !there
+          if (dry) break
         }
         const large = this.#large
         if (large !== null && this.#at === this.#end) {
           this.#large = null
           count += 1
           left -= 1
+          bytes -= large.length + HEADER
           visit(large, 0, large.length)
         } else {
           const chunk = this.#chunk
           const words = this.#words
-          const end = this.#end
+          const start = this.#at
+          const end = bytes < this.#end - start ? start + bytes : this.#end
           const stop = Math.min(most, count + left)
           const begin = count
-          let at = this.#at
+          let at = start
           while (at < end && count < stop) {
             const length = words[at >>> 2]
             if (length === undefined) throw this.#lost()
@@ -369,11 +394,12 @@ export class ReceiveBuffer {
             this.#at = next
             count += 1
             visit(chunk, at + HEADER, length)
+            at = next
             // A visitor that reads, itself, may have changed all of this.
             if (this.#at !== next || this.#chunk !== chunk) break
-            at = next
           }
           left -= count - begin
+          bytes -= at - start
         }
         if (left <= 0) {
           const now = fairness.look()
@@ -386,6 +412,7 @@ export class ReceiveBuffer {
       this.#visitors -= 1
       if (goesOn) this.#native.wake()
     }
+    this.#dry = dry
     return count
   }
 
@@ -397,6 +424,10 @@ export class ReceiveBuffer {
 
   /** Gives what is there to the callers that wait, and has the peer ring for the rest. */
   serve(): void {
+    if (this.#merged !== null) {
+      this.#merged()
+      return
+    }
     for (let waiter = this.#waiters.first; waiter !== undefined; waiter = this.#waiters.first) {
       if (fairness.due !== null) {
         this.#defer(fairness.due)
@@ -482,7 +513,85 @@ export class ReceiveBuffer {
     this.#tellEnd()
     this.#over = why
     this.#leaveRing()
+    this.#merged?.()
   }
+
+  // From here on: what a merge reads by.
+
+  /**
+   * A merge reads from now on, and not the caller.
+   *
+   * @param told - Called when there may be something to read, or no more will come. It must not read at once.
+   * @throws {@link RingfenceError} INVALID_ARGUMENT where it is read already.
+   */
+  lend(told: () => void): void {
+    this.mustBeFree()
+    if (!this.#waiters.isEmpty || this.#visitors > 0)
+      throw invalid('the source is being read: a merge takes it once no call waits for its messages')
+    this.#merged = told
+  }
+
+  /** The caller reads again. */
+  giveBack(): void {
+    this.#merged = null
+  }
+
+  /** The next message; null where there is none now, or none will come ({@link isThrough}). @throws as {@link #fetch} */
+  take(): Buffer | null {
+    return this.#take(false)
+  }
+
+  /** Whether there is something to read. @throws as {@link #fetch} */
+  hasMessage(): boolean {
+    return this.#has(false)
+  }
+
+  /** As {@link drain}, as far as `bytes`; `round` is `FIRST`, or `MORE` for a round that has begun. Does not tell the end. */
+  visit(visit: Visit, max: number | undefined, bytes: number, round: number): number {
+    return this.#visit(visit, max, bytes, round)
+  }
+
+  /** Whether the last {@link visit} ended since there was nothing more, or nothing more of its round. */
+  get isDry(): boolean {
+    return this.#dry
+  }
+
+  /** Whether it is known that no more will come, and all was read. Does not look into the ring. */
+  get isThrough(): boolean {
+    return this.#over !== null && !this.#hasUnread()
+  }
+
+  /** Whether the peer will ring once there is something to read. */
+  get isArmed(): boolean {
+    return this.#armed
+  }
+
+  /** Has the peer ring once there is something. Whether that is so: where not, there is something, or no more will come. */
+  arm(): boolean {
+    return this.#armBy(this.#native.armReader())
+  }
+
+  /** The first half of {@link arm}, for a merge that arms many. Whether a barrier must be made before the second. */
+  park(): boolean {
+    const answer = this.#native.parkReader()
+    // The second half fails as well, and tells why.
+    return answer === 1
+  }
+
+  /** The second half of {@link arm}. */
+  lookParked(): boolean {
+    return this.#armBy(this.#native.lookParked())
+  }
+
+  #armBy(answer: number): boolean {
+    if (answer === FAILED) this.#nothing(FAILED)
+    else this.#armed = answer === 1
+    return this.#armed
+  }
+}
+
+function merged(): RingfenceError {
+  return invalid('a merge reads this source: delete it there, or close the merge, before it is read directly')
 }
 
 function newChunk(): Buffer {

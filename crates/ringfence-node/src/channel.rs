@@ -14,7 +14,7 @@ use napi::{bindgen_prelude::*, sys};
 use napi_derive::napi;
 use ringfence::{
     CloseReason, Packed, Progress, Receiver, Sender, Tokens, Verified, Verifier,
-    binding::{Keeper, Reserved},
+    binding::{self, Keeper, Reserved},
 };
 
 use crate::{
@@ -317,6 +317,18 @@ fn arm_writer(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
 fn arm_reader(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     let armed = endpoint.receiver().and_then(Receiver::arm).map(i32::from);
     endpoint.answer(armed)
+}
+
+/// The first half of `arm_reader`, for a merge that arms many: 1 where one barrier for all must come before the second.
+fn park_reader(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    let announced = endpoint.receiver().and_then(binding::announce);
+    endpoint.answer(announced.map(i32::from))
+}
+
+/// The second half; answers as `arm_reader`.
+fn look_parked(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    let armed = endpoint.receiver().and_then(binding::look_parked);
+    endpoint.answer(armed.map(i32::from))
 }
 
 fn disarm(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
@@ -630,7 +642,7 @@ impl Drop for Endpoint {
 }
 
 /// What a channel can do. One function of the channel's does it all: each function takes a KiB of JavaScript's memory.
-const OPERATIONS: [(&str, Function<Endpoint>); 33] = [
+const OPERATIONS: [(&str, Function<Endpoint>); 35] = [
     ("flush", flush),
     ("send", send),
     ("trySend", try_send),
@@ -642,6 +654,8 @@ const OPERATIONS: [(&str, Function<Endpoint>); 33] = [
     ("packedRoom", packed_room),
     ("armWriter", arm_writer),
     ("armReader", arm_reader),
+    ("parkReader", park_reader),
+    ("lookParked", look_parked),
     ("disarm", disarm),
     ("listen", listen),
     ("isCut", is_cut),

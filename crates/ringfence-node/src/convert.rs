@@ -383,6 +383,12 @@ pub fn harden() -> Option<Failure> {
     ringfence::harden().err().as_ref().map(Failure::from)
 }
 
+/// One memory barrier for all channels that were parked. Returns what went wrong, or null.
+#[napi]
+pub fn barrier() -> Option<Failure> {
+    ringfence::binding::barrier().err().as_ref().map(Failure::from)
+}
+
 /// Keeps Node from opening its inspector on SIGUSR1. Returns what went wrong, or null.
 #[napi]
 pub fn ignore_sigusr1() -> Option<Failure> {

@@ -23,6 +23,7 @@ use crate::{
     ring::message::Progress,
     ring::message::{Message, too_small},
     ring::record::{Record, WHOLE},
+    sys,
 };
 
 /// Memory for messages in fragments that is kept for the next such message.
@@ -502,6 +503,23 @@ impl Receiver {
             return Ok(false);
         };
         link.sleeper.park()?;
+        self.look_parked()
+    }
+
+    /// The first half of [`Receiver::arm`], for a caller that arms many. `true`: one barrier for all of them must be made before the
+    /// second half, [`Receiver::look_parked`].
+    pub(crate) fn announce(&mut self) -> Result<bool> {
+        self.shared.catch_up();
+        self.check()?;
+        Ok(self.link.as_mut().is_some_and(|link| link.sleeper.announce()))
+    }
+
+    /// The second half of [`Receiver::arm`], and answers as that does.
+    pub(crate) fn look_parked(&mut self) -> Result<bool> {
+        self.check()?;
+        if self.link.is_none() {
+            return Ok(false);
+        }
         let ready = self
             .has_message()
             .and_then(|there| if there { Ok(true) } else { self.is_ended() });
@@ -563,6 +581,22 @@ impl Receiver {
     pub fn close_reason(&self) -> Option<CloseReason> {
         self.shared.close_reason()
     }
+}
+
+/// For the binding, whose receivers stand in many objects: [`Receiver::arm`] in two halves, with one barrier between those of all. Whether
+/// this one needs it.
+pub fn announce(receiver: &mut Receiver) -> Result<bool> {
+    receiver.announce()
+}
+
+/// See [`announce`].
+pub fn barrier() -> Result<()> {
+    sys::issue_barrier().map_err(|errno| Error::system("a memory barrier (membarrier)", errno))
+}
+
+/// See [`announce`]: answers as [`Receiver::arm`].
+pub fn look_parked(receiver: &mut Receiver) -> Result<bool> {
+    receiver.look_parked()
 }
 
 #[cold]

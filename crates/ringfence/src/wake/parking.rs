@@ -77,18 +77,24 @@ impl<O: Writable, P: Readable> Sleeper<O, P> {
 
     /// Says that this side is about to sleep. After this, and before sleeping, it must look once more.
     pub(crate) fn park(&mut self) -> Result<()> {
+        if self.announce() {
+            self.own
+                .barrier_for_all()
+                .map_err(|errno| Error::system("a memory barrier (membarrier)", errno))?;
+        }
+        Ok(())
+    }
+
+    /// As [`Sleeper::park`], for a caller that sleeps for many at once: where this answers `true`, one barrier must be made for all of
+    /// them ([`barrier_for_all`](Readable::barrier_for_all)) before it looks once more.
+    pub(crate) fn announce(&mut self) -> bool {
         // A new number each time, so that the bell is rung once for each time, and not for each message.
         self.sequence = (self.sequence + 1) | 1;
         self.own.store(self.spot.parked, self.sequence, Ordering::Release);
         self.own.full_fence();
         // Acquire: what the peer published before it began to make fences is seen by the look that follows. A peer that
         // stops making them, and is not seen to, sees that this side sleeps. A lie costs nobody but the liar its bell.
-        if self.barriers == Barriers::Sleeper && self.peer.load(self.spot.fenced, Ordering::Acquire) != 1 {
-            self.own
-                .barrier_for_all()
-                .map_err(|errno| Error::system("a memory barrier (membarrier)", errno))?;
-        }
-        Ok(())
+        self.barriers == Barriers::Sleeper && self.peer.load(self.spot.fenced, Ordering::Acquire) != 1
     }
 
     /// Says that this side is awake.

@@ -1,0 +1,614 @@
+// Many to one: each source in its turn, each message with who sent it, and what becomes of a source that ends.
+
+import { readFileSync } from 'node:fs'
+
+import test, { type ExecutionContext } from 'ava'
+import {
+  connect,
+  merge,
+  RingfenceError,
+  type Channel,
+  type CloseReason,
+  type Listener,
+  type Merge,
+  type Options,
+} from 'ringfence'
+
+import { abstractAddress, untilBound } from './support/address.js'
+import { pattern } from './support/bytes.js'
+import { listenHere, nextOf, pair, Partner } from './support/partner.js'
+import { RustPartner, rustPartner } from './support/rust.js'
+import { isPending, soon, until } from './support/until.js'
+
+const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
+const closed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_CLOSED' } as const
+
+/** Bytes of the ring that one turn may take, and the record that may go beyond it. */
+const TURN = 16 * 1024 + 1024
+
+interface Sender {
+  partner: Partner
+  channel: Channel
+}
+
+/** A service of this process, and so many agents, each in a process of its own. */
+async function service(t: ExecutionContext, count: number, there: Options = {}) {
+  const address = abstractAddress()
+  const listener = await listenHere(t, address)
+  const senders: Sender[] = []
+  for (let number = 0; number < count; number += 1) senders.push(await agentOf(t, listener, there))
+  return { listener, senders }
+}
+
+async function agentOf(t: ExecutionContext, listener: Listener, there: Options = {}): Promise<Sender> {
+  const partner = await Partner.start(t)
+  const [channel] = await Promise.all([nextOf(listener), partner.connect(listener.address, there)])
+  return { partner, channel }
+}
+
+const say = (partner: Partner, ...texts: string[]) =>
+  partner.run(async (kit, words: string[]) => {
+    for (const word of words) await kit.channel.send(word)
+  }, texts)
+
+/** Has the ring of a sender filled, and how many messages that took. */
+const fill = (partner: Partner, size: number) =>
+  partner.run((kit, length: number) => {
+    let count = 0
+    while (kit.channel.trySend(new Uint8Array(length))) count += 1
+    return count
+  }, size)
+
+/** Texts, each with the number of its sender. */
+const told = (senders: Sender[], [source, message]: [Channel, Buffer]): [number, string] => [
+  senders.findIndex(({ channel }) => channel === source),
+  message.toString(),
+]
+
+/** Bytes of other sources that come before the first message of this one. */
+async function bytesBefore(merged: Merge, wanted: Channel): Promise<number> {
+  let bytes = 0
+  for await (const [source, message] of merged) {
+    if (source === wanted) return bytes
+    bytes += message.length + 8
+  }
+  return Infinity
+}
+
+function drainedBefore(merged: Merge, wanted: Channel): number {
+  let bytes = 0
+  let before = Infinity
+  merged.drain((source, _bytes, _offset, length) => {
+    if (source === wanted) before = Math.min(before, bytes)
+    bytes += length + 8
+  }, Infinity)
+  return before
+}
+
+for (const size of [64, 1000]) {
+  test.serial(
+    `a source that floods with ${size} bytes gets no more than its turn before a quiet one is heard`,
+    async (t) => {
+      const { senders } = await service(t, 2, { capacity: 1 << 20 })
+      const [flood, quiet] = senders as [Sender, Sender]
+      t.true((await fill(flood.partner, size)) * size > 400_000)
+      await say(quiet.partner, 'first')
+      await using merged = merge([flood.channel, quiet.channel])
+      t.true((await bytesBefore(merged, quiet.channel)) <= TURN)
+
+      // It was found empty, and has something again.
+      for (let round = 0; round < 3; round += 1) {
+        t.is((await merged.receive())![0], flood.channel)
+        await fill(flood.partner, size)
+        await say(quiet.partner, 'again')
+        const before = await bytesBefore(merged, quiet.channel)
+        t.true(before <= 2 * TURN, `${before} bytes came before it`)
+      }
+      await fill(flood.partner, size)
+      await say(quiet.partner, 'to a visitor')
+      t.true(drainedBefore(merged, quiet.channel) <= 2 * TURN)
+    },
+  )
+}
+
+test.serial('a quiet source is heard within a few turns, though there are many that have nothing', async (t) => {
+  const { listener, senders } = await service(t, 2, { capacity: 1 << 20 })
+  const [flood, quiet] = senders as [Sender, Sender]
+  const idle = await Partner.start(t)
+  const [others] = await Promise.all([
+    Promise.all(Array.from({ length: 40 }, () => nextOf(listener))),
+    idle.run(async (kit, address: string) => {
+      kit.keep['all'] = await Promise.all(
+        Array.from({ length: 40 }, () => kit.ringfence.connect(address, { capacity: 4096 })),
+      )
+    }, listener.address),
+  ])
+  await using merged = merge([flood.channel, ...others, quiet.channel])
+  await fill(flood.partner, 64)
+  // All others have been found empty once.
+  for (let count = 0; count < 1000; count += 1) t.is((await merged.receive())![0], flood.channel)
+  await fill(flood.partner, 64)
+  await say(quiet.partner, 'now')
+  // Four of those that have nothing are looked at after each turn.
+  t.true((await bytesBefore(merged, quiet.channel)) <= 13 * TURN)
+})
+
+test.serial(
+  'a turn ends after a while as well: where each message takes long, few come before a quiet source',
+  async (t) => {
+    const { senders } = await service(t, 2, { capacity: 1 << 20 })
+    const [flood, quiet] = senders as [Sender, Sender]
+    await using merged = merge([flood.channel, quiet.channel])
+    await fill(flood.partner, 64)
+    let before = -1
+    let count = 0
+    for await (const [source] of merged) {
+      if (source === quiet.channel) break
+      const end = performance.now() + 0.5
+      while (performance.now() < end);
+      count += 1
+      if (before !== -1) before += 1
+      // How long a message takes is known by now.
+      else if (count >= 300) {
+        await say(quiet.partner, 'now')
+        before = 0
+      }
+    }
+    // By bytes it would be some 200.
+    t.true(before < 20, `${before} messages`)
+  },
+)
+
+test.serial('each message comes with its source, and each source in its order', async (t) => {
+  const count = 300
+  const { senders } = await service(t, 3, { capacity: 65_536 })
+  const sending = senders.map(({ partner }, number) =>
+    partner.run(
+      async (kit, own: number, messages: number) => {
+        for (let index = 0; index < messages; index += 1) {
+          // A few are longer than half the ring, and come in fragments.
+          const size = index % 50 === 7 ? 100_000 : (index * 37 * (own + 1)) % 5000
+          await kit.channel.send(kit.bytes.pattern(own * 1000 + index, size))
+        }
+        await kit.channel.end()
+      },
+      number,
+      count,
+    ),
+  )
+  const merged = merge(senders.map(({ channel }) => channel))
+  const next = [0, 0, 0]
+  const check = (source: Channel, message: Uint8Array) => {
+    const own = senders.findIndex(({ channel }) => channel === source)
+    t.is(source.peer.pid, senders[own]!.partner.pid)
+    const wanted = pattern(own * 1000 + next[own]!, message.length)
+    if (!wanted.equals(message)) t.fail(`message ${next[own]} of ${own} is another`)
+    next[own]! += 1
+  }
+  const ended = new Map<Channel, [CloseReason, number]>()
+  merged.on('end', (source, reason) =>
+    ended.set(source, [reason, next[senders.findIndex(({ channel }) => channel === source)]!]),
+  )
+  // Every way to read, in turns.
+  let turn = 0
+  while (await soon(merged.readable(), 'the next message')) {
+    turn += 1
+    if (turn % 2 === 0)
+      merged.drain(
+        (source, bytes, offset, length) => check(source, bytes.subarray(offset, offset + length)),
+        1 + (turn % 7),
+      )
+    else {
+      const message = await merged.receive()
+      if (message !== null) check(...message)
+    }
+    if (turn % 5 === 0)
+      for await (const [source, message] of merged) {
+        check(source, message)
+        break
+      }
+  }
+  t.deepEqual(next, [count, count, count])
+  t.deepEqual(
+    senders.map(({ channel }) => ended.get(channel)),
+    [
+      ['closed', count],
+      ['closed', count],
+      ['closed', count],
+    ],
+  )
+  t.is(merged.size, 0)
+  t.is(await merged.receive(), null)
+  await Promise.all(sending)
+})
+
+test.serial('what a killed source had sent is read, then its end is told, and the others go on', async (t) => {
+  const { senders } = await service(t, 2)
+  const [doomed, other] = senders as [Sender, Sender]
+  const ends: [number, CloseReason, number][] = []
+  const merged = merge([doomed.channel, other.channel])
+  merged.on('end', (source, reason) =>
+    ends.push([senders.findIndex(({ channel }) => channel === source), reason, merged.size]),
+  )
+  await say(doomed.partner, 'one', 'two')
+  await doomed.partner.kill()
+  await doomed.channel.closed
+  t.is(merged.size, 2)
+  t.deepEqual(told(senders, (await merged.receive())!), [0, 'one'])
+  t.deepEqual(told(senders, (await merged.receive())!), [0, 'two'])
+  const waiting = merged.receive()
+  await until(() => ends.length > 0, 'the end is told')
+  t.deepEqual(ends, [[0, 'exited', 1]])
+  t.true(await isPending(waiting))
+  await say(other.partner, 'still here')
+  t.deepEqual(told(senders, (await waiting)!), [1, 'still here'])
+  await other.partner.run((kit) => kit.channel.close())
+  t.is(await soon(merged.receive(), 'the end'), null)
+  t.deepEqual(ends[1], [1, 'closed', 0])
+})
+
+test.serial('a source that has ended leaves by itself, though nobody reads', async (t) => {
+  const { channel, partner } = await pair(t)
+  const merged = merge([channel])
+  t.is(await merged.receive({ signal: AbortSignal.timeout(1) }).catch((error) => error.code), 'ERR_RINGFENCE_ABORTED')
+  const ended = new Promise((resolve) => merged.once('end', (...end) => resolve(end)))
+  await partner.kill()
+  t.deepEqual(await soon(ended, 'the end'), [channel, 'exited'])
+  t.is(merged.size, 0)
+})
+
+test.serial('an end of a source that a listener replaces is no end of the merge', async (t) => {
+  const { listener, senders } = await service(t, 1)
+  const [first] = senders as [Sender]
+  const second = await agentOf(t, listener)
+  const merged = merge([first.channel])
+  merged.on('end', (source) => source === first.channel && merged.add(second.channel))
+  const received = merged.receive()
+  await first.partner.run((kit) => kit.channel.end())
+  await say(second.partner, 'from the second')
+  t.is(String((await soon(received, 'a message'))![1]), 'from the second')
+})
+
+test.serial('what a listener of the end throws is an uncaught exception, and nothing is lost by it', async (t) => {
+  const reader = await Partner.start(t)
+  const address = abstractAddress()
+  await reader.run(async (kit, where: string) => {
+    kit.keep['listener'] = await kit.ringfence.listen(where)
+  }, address)
+  const heard = reader.run(async (kit) => {
+    const merged = kit.ringfence.merge()
+    const said: string[] = []
+    merged.on('end', () => {
+      throw new Error('of a listener')
+    })
+    process.on('uncaughtException', (error) => said.push(error.message))
+    for await (const channel of kit.keep['listener'] as Listener) if (merged.add(channel).size === 2) break
+    for await (const [, message] of merged) said.push(String(message))
+    return said
+  })
+  const first = await connect(address)
+  const second = await connect(address)
+  await first.close()
+  await second.send('on')
+  await second.close()
+  t.deepEqual((await heard).slice(0, 2), ['of a listener', 'on'])
+})
+
+test.serial('a source is read by one: a second merge and each direct read are refused, and lose nothing', async (t) => {
+  const { channel, partner } = await pair(t)
+  await say(partner, 'one', 'two', 'three')
+  const merged = merge([channel])
+  t.throws(() => merge([channel]), invalid)
+  t.throws(() => channel.tryReceive(), invalid)
+  t.throws(() => channel.drain(() => {}), invalid)
+  t.throws(() => channel.duplex(), invalid)
+  await t.throwsAsync(channel.receive(), invalid)
+  await t.throwsAsync(channel.readable(), invalid)
+  await t.throwsAsync(async () => {
+    for await (const _ of channel);
+  }, invalid)
+  t.is(merged.add(channel), merged)
+  t.is(merged.size, 1)
+  t.is(String((await merged.receive())![1]), 'one')
+  // It is the merge's alone, but for reading.
+  await channel.send('sent meanwhile')
+  t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'sent meanwhile')
+  t.is((await channel.verify()).pid, partner.pid)
+
+  t.true(merged.delete(channel))
+  t.false(merged.delete(channel))
+  t.is(String(await channel.receive()), 'two')
+  const other = merge([channel])
+  t.is(String((await other.receive())![1]), 'three')
+  const waiting = other.receive()
+  await other[Symbol.asyncDispose]()
+  t.is(await waiting, null)
+  await say(partner, 'after disposal')
+  t.is(String(await channel.receive()), 'after disposal')
+  await t.throwsAsync(other.receive(), closed)
+  await t.throwsAsync(other.readable(), closed)
+  t.throws(() => other.drain(() => {}), closed)
+  t.throws(() => other.add(channel), closed)
+  for await (const _ of other) t.fail()
+})
+
+test.serial('a source that a call waits for is not taken, nor are those beside it', async (t) => {
+  const { senders } = await service(t, 2)
+  const [first, second] = senders as [Sender, Sender]
+  const waiting = second.channel.receive()
+  t.throws(() => merge([first.channel, second.channel]), invalid)
+  await say(first.partner, 'to the first')
+  t.is(String(await first.channel.receive()), 'to the first')
+  await say(second.partner, 'to the second')
+  t.is(String(await waiting), 'to the second')
+  t.is(merge([first.channel, second.channel]).size, 2)
+})
+
+test('what is no source, no option or no visitor is INVALID_ARGUMENT', async (t) => {
+  t.throws(() => merge(5 as never), invalid)
+  t.throws(() => merge(null as never), invalid)
+  t.throws(() => merge([{}] as never), invalid)
+  t.throws(() => merge().add('a channel' as never), invalid)
+  t.throws(() => merge().drain(5 as never), invalid)
+  t.throws(() => merge().drain(() => {}, -1), invalid)
+  await t.throwsAsync(merge().receive({ sinal: 1 } as never), invalid)
+  await t.throwsAsync(merge().readable({ signal: {} as never }), invalid)
+})
+
+test.serial(
+  'a merge that never had a source waits for it; one that has none left is over until one comes',
+  async (t) => {
+    const { channel, partner } = await pair(t)
+    const merged = merge()
+    const received = merged.receive()
+    const readable = merged.readable()
+    t.true(await isPending(received))
+    merged.add(channel)
+    await say(partner, 'one')
+    t.is(String((await received)![1]), 'one')
+    t.true(await isPending(readable))
+    merged.delete(channel)
+    t.false(await readable)
+    t.is(await merged.receive(), null)
+    merged.add(channel)
+    await say(partner, 'two')
+    t.true(await merged.readable())
+    t.is(String((await merged.receive())![1]), 'two')
+  },
+)
+
+test.serial('several that wait are served in their order, and an abort loses nothing', async (t) => {
+  const { senders } = await service(t, 2)
+  const merged = merge(senders.map(({ channel }) => channel))
+  const over = new AbortController()
+  const calls = [merged.receive(), merged.receive({ signal: over.signal }), merged.receive(), merged.receive()]
+  t.true(await isPending(calls[0]!))
+  over.abort()
+  await t.throwsAsync(calls[1]!, { code: 'ERR_RINGFENCE_ABORTED' })
+  await say(senders[0]!.partner, 'one')
+  t.is(String((await calls[0]!)![1]), 'one')
+  await say(senders[1]!.partner, 'two')
+  t.is(String((await calls[2]!)![1]), 'two')
+  await say(senders[0]!.partner, 'three')
+  t.is(String((await calls[3]!)![1]), 'three')
+})
+
+test.serial('a visitor may delete the source that it visits, and close the merge', async (t) => {
+  const { senders } = await service(t, 2)
+  const [first, second] = senders as [Sender, Sender]
+  for (const { partner } of senders) await say(partner, 'one', 'two', 'three')
+  const merged = merge(senders.map(({ channel }) => channel))
+  const visits: string[] = []
+  t.is(
+    merged.drain((source, bytes, offset, length) => {
+      visits.push(String(Buffer.from(bytes.subarray(offset, offset + length))))
+      if (source === first.channel) merged.delete(source)
+    }),
+    4,
+  )
+  t.deepEqual(visits, ['one', 'one', 'two', 'three'])
+  t.is(String(first.channel.tryReceive()), 'two')
+  await say(second.partner, 'four', 'five')
+  t.is(
+    merged.drain(() => void merged.close()),
+    1,
+  )
+  t.is(String(second.channel.tryReceive()), 'five')
+  const wrong = new Error('of the visitor')
+  const again = merge([first.channel])
+  t.throws(
+    () =>
+      again.drain(() => {
+        throw wrong
+      }),
+    { is: wrong },
+  )
+  t.is(
+    again.drain(() => {}),
+    0,
+  )
+})
+
+test.serial('drain visits what is there now, of all, at most max', async (t) => {
+  const { senders } = await service(t, 3)
+  const merged = merge(senders.map(({ channel }) => channel))
+  t.is(
+    merged.drain(() => t.fail()),
+    0,
+  )
+  for (const { partner } of senders) await say(partner, 'a', 'b', 'c', 'd')
+  t.is(
+    merged.drain(() => {}, 0),
+    0,
+  )
+  t.is(
+    merged.drain(() => {}, 5),
+    5,
+  )
+  t.is(
+    merged.drain(() => {}),
+    7,
+  )
+})
+
+test.serial('this side closes a source: it leaves, and the merge goes on', async (t) => {
+  const { senders } = await service(t, 2)
+  const [first, second] = senders as [Sender, Sender]
+  const merged = merge(senders.map(({ channel }) => channel))
+  const ends: unknown[] = []
+  merged.on('end', (...end) => ends.push(end))
+  const received = merged.receive()
+  await first.channel.close()
+  await say(second.partner, 'on')
+  t.is((await received)![0], second.channel)
+  t.deepEqual(ends, [[first.channel, 'closed']])
+})
+
+test.serial('100 sources of ten processes, of which each ends in its own way', async (t) => {
+  const address = abstractAddress()
+  const listener = await listenHere(t, address)
+  const partners = await Promise.all(Array.from({ length: 10 }, () => Partner.start(t)))
+  const merged = merge()
+  const taking = (async () => {
+    for (let count = 0; count < 100; count += 1) merged.add(await nextOf(listener))
+  })()
+  await Promise.all(
+    partners.map((partner) =>
+      partner.run(async (kit, where: string) => {
+        const all = await Promise.all(
+          Array.from({ length: 10 }, () => kit.ringfence.connect(where, { capacity: 4096 })),
+        )
+        kit.keep['all'] = all
+        for (const [index, channel] of all.entries())
+          for (let number = 0; number < 20; number += 1) await channel.send(`${process.pid} ${index} ${number}`)
+      }, address),
+    ),
+  )
+  await taking
+  t.is(merged.size, 100)
+  const reasons = new Map<CloseReason, number>()
+  merged.on('end', (_, reason) => reasons.set(reason, (reasons.get(reason) ?? 0) + 1))
+  // Half of the processes are killed with all that they have sent unread; the others end, or close.
+  for (const [index, partner] of partners.entries()) {
+    if (index % 2 === 0) await partner.kill()
+    else
+      await partner.run(async (kit) => {
+        for (const [number, channel] of (kit.keep['all'] as Channel[]).entries())
+          await (number % 2 === 0 ? channel.end() : channel.close())
+      })
+  }
+  const next = new Map<string, number>()
+  for await (const [source, message] of merged) {
+    const [pid, index, number] = message.toString().split(' ')
+    t.is(Number(pid), source.peer.pid)
+    const key = `${pid} ${index}`
+    t.is(Number(number), next.get(key) ?? 0)
+    next.set(key, Number(number) + 1)
+  }
+  t.is(next.size, 100)
+  t.deepEqual(new Set(next.values()), new Set([20]))
+  t.is(reasons.get('exited'), 50)
+  t.is(reasons.get('closed'), 50)
+})
+
+test.serial('a merge that waits for 30 idle sources is not woken, and then once', async (t) => {
+  const reader = await Partner.start(t)
+  const writer = await Partner.start(t)
+  const address = abstractAddress()
+  await reader.run(async (kit, where: string) => {
+    kit.keep['listener'] = await kit.ringfence.listen(where)
+  }, address)
+  const taking = reader.run(async (kit) => {
+    const listener = kit.keep['listener'] as Listener
+    const merged = kit.ringfence.merge()
+    kit.keep['merged'] = merged
+    for await (const channel of listener) if (merged.add(channel).size === 30) break
+    const received: string[] = []
+    kit.keep['received'] = received
+    kit.keep['loop'] = (async () => {
+      for await (const [, message] of merged) received.push(message.toString())
+    })()
+  })
+  await writer.run(async (kit, where: string) => {
+    kit.keep['all'] = await Promise.all(
+      Array.from({ length: 30 }, () => kit.ringfence.connect(where, { capacity: 4096 })),
+    )
+  }, address)
+  await taking
+  /** How often the reader's main thread has slept. */
+  const slept = () =>
+    Number(
+      /^voluntary_ctxt_switches:\s*(\d+)/m.exec(
+        readFileSync(`/proc/${reader.pid}/task/${reader.pid}/status`, 'utf8'),
+      )![1],
+    )
+  // What the start has left to do is done once it has slept through a while.
+  let before = -1
+  await until(() => {
+    const now = slept()
+    const same = now === before
+    before = now
+    return same
+  }, 'the reader sleeps')
+  await new Promise((resolve) => setTimeout(resolve, 300))
+  t.is(slept(), before, 'idle: no wake-up')
+  await writer.run(async (kit) => {
+    for (const [number, channel] of (kit.keep['all'] as Channel[]).entries()) await channel.send(`from ${number}`)
+  })
+  const received = await reader.run(async (kit) => {
+    await kit.until.until(() => (kit.keep['received'] as string[]).length === 30, 'all have come')
+    return kit.keep['received'] as string[]
+  })
+  t.deepEqual(new Set(received), new Set(Array.from({ length: 30 }, (_, number) => `from ${number}`)))
+})
+
+test.serial('the event loop turns while two sources flood a merge', async (t) => {
+  const { senders } = await service(t, 2, { capacity: 4 << 20 })
+  for (const { partner } of senders) await fill(partner, 8)
+  const merged = merge(senders.map(({ channel }) => channel))
+  let timers = 0
+  const timer = setInterval(() => (timers += 1), 5)
+  let count = 0
+  for await (const _ of merged) {
+    const end = performance.now() + 0.02
+    while (performance.now() < end);
+    count += 1
+    if (count === 5000) break
+  }
+  clearInterval(timer)
+  t.true(timers > 5, `${timers} timers in 100 ms`)
+})
+
+test.serial('a Node merge reads Rust sources beside Node ones', async (t) => {
+  const sizes = Array.from({ length: 200 }, (_, index) => (index * 61) % 9000)
+  const options: Options = {
+    capacity: 8192,
+    maxMessageSize: 100_000,
+    policy: { executable: [process.execPath, rustPartner] },
+  }
+  const rust = await Promise.all(
+    [0, 1].map(async () => {
+      const address = abstractAddress()
+      const partner = new RustPartner(t, { deed: 'produce', address, capacity: 8192, longest: 100_000, sizes })
+      await untilBound(address)
+      const { join } = await import('ringfence')
+      const channel = await join(address, options)
+      t.teardown(() => channel.close())
+      return { partner, channel }
+    }),
+  )
+  const node = await pair(t)
+  await say(node.partner, 'from Node')
+  await node.partner.run((kit) => kit.channel.end())
+  const next = new Map<Channel, number>()
+  for await (const [source, message] of merge([node.channel, ...rust.map(({ channel }) => channel)])) {
+    const number = next.get(source) ?? 0
+    next.set(source, number + 1)
+    if (source === node.channel) t.is(String(message), 'from Node')
+    else t.true(pattern(number, sizes[number]!).equals(message), `message ${number}`)
+  }
+  t.deepEqual(
+    [...next.values()].sort((one, other) => one - other),
+    [1, 200, 200],
+  )
+})
