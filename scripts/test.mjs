@@ -3,6 +3,7 @@
 //     node scripts/test.mjs                 all that must hold before a change is taken (`npm test`)
 //     node scripts/test.mjs fuzz [SECONDS] [TARGET …]
 //     node scripts/test.mjs miri            the ring's unsafe code
+//     node scripts/test.mjs models          the models of the protocol in their large form
 //     node scripts/test.mjs musl            the crate as a musl build
 //     node scripts/test.mjs nats            examples/nats with a real server; needs a build
 //     node scripts/test.mjs nodes           the compiled tests on newer Nodes; needs `npm test` to have built them
@@ -118,6 +119,12 @@ function testMiri() {
   if (!/: test$/m.test(list.stdout.toString())) fail('✗ the ring under Miri: no test is named for the ring')
 }
 
+/** The models in the form that `npm test` has no time for, with a table of what they found and in how many states. */
+function testModels() {
+  const all = ['--', '--include-ignored', '--nocapture', '--test-threads', '1']
+  run('the models', 'cargo', ['test', '-p', 'ringfence-model', '--tests', ...all])
+}
+
 /**
  * The crate's tests as a musl build, which carries its C library with it and so runs on any machine of its
  * architecture. The binding takes a Node that is built with musl: see __test__/install.
@@ -168,6 +175,7 @@ await subcommand({
   '': testAll,
   fuzz: testFuzz,
   miri: testMiri,
+  models: testModels,
   musl: testMusl,
   nats: testNats,
   nodes: testNodes,

@@ -7,8 +7,11 @@
 //! | module | what it checks |
 //! | --- | --- |
 //! | [`ending`] | the phases of a channel's two regions: who ends it, how the other is told, who has the address then, and what is wiped |
+//! | [`parking`] | one publisher and its readers, each of which sleeps when it has nothing to do: the words by which they are rung, the fences, and the promise of fences that one word makes to all readers |
+//! | [`floor`] | a reader that is overtaken: no torn message, an exact count, no honest publisher accused |
 //!
-//! `cargo test -p ringfence-model` checks all of them in some seconds.
+//! `cargo test -p ringfence-model` checks all of them in some seconds, and `npm run test:models` more of each, in a minute or two. Each
+//! prints what it has found, and in how many states ([`check`]).
 //!
 //! # How to read a model
 //!
@@ -23,6 +26,13 @@
 //!
 //! # What a model does not say
 //!
-//! It knows no memory orderings: a store is seen by the next load. Those are loom's affair, in the tests of the crate.
+//! - [`ending`] knows no memory orderings: a store is seen by the next load. The others have the words of [`memory`], where
+//!   a thread may see old values as long as nothing that the code does forbids it.
+//! - A model is small: two or three readers, a ring of a few cells. A mistake that takes more is not found.
+//! - That the code does what a model does is not checked by the model. loom runs the code itself, with less of everything.
 
+pub mod check;
 pub mod ending;
+pub mod floor;
+pub mod memory;
+pub mod parking;

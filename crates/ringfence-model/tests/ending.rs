@@ -1,13 +1,13 @@
 //! The phases of a channel's two regions, in every order in which two processes and their threads can meet.
 
-use ringfence_model::ending::{Ending, Fault};
-use stateright::{Checker, HasDiscoveries, Model};
+use ringfence_model::{
+    check,
+    ending::{Ending, Fault},
+};
 
 #[test]
 fn every_end_is_told_as_what_it_was() {
-    let checked = Ending { fault: None }.checker().spawn_bfs().join();
-    checked.assert_properties();
-    assert!(checked.is_done(), "every state was visited");
+    check::holds("ending", "a host and its guest", Ending { fault: None });
 }
 
 #[test]
@@ -41,14 +41,6 @@ fn the_checker_finds_each_fault() {
             "the address of a living host is not removed",
         ),
     ] {
-        let found = Ending { fault: Some(fault) }
-            .checker()
-            .finish_when(HasDiscoveries::AnyOf([broken].into()))
-            .spawn_bfs()
-            .join();
-        assert!(
-            found.discovery(broken).is_some(),
-            "{fault:?} breaks nothing of {broken:?}"
-        );
+        check::finds("ending", &fault, broken, Ending { fault: Some(fault) });
     }
 }

@@ -1,0 +1,722 @@
+//! A reader that may be overtaken, and the publisher that overtakes it.
+//!
+//! The publisher stores the *floor*, makes a release fence, and only then writes over what lies below it. The reader copies, makes an
+//! acquire fence, looks at the floor, and throws away what lies below. Where it was overtaken it begins again at a *mark*: the position of a
+//! record and the number of messages before it, two words without a lock, of which each is stored once in a lap.
+//!
+//! A record is one cell or two. What is written into a cell says which message it is of, so the model sees what the reader cannot:
+//! that a message is torn, or another than the reader counts.
+
+use stateright::{Model, Property};
+
+use crate::memory::{Memory, Order};
+
+const PUBLISHER: usize = 0;
+const READER: usize = 1;
+
+/// Cells of the ring.
+const CELLS: u8 = 4;
+/// Marks: as many parts has the ring.
+const MARKS: usize = 2;
+/// Marks lie so far apart at least.
+const PART: u8 = CELLS / 2;
+
+/// A mistake that the checker must find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The publisher makes no release fence after it has stored the floor.
+    WritesWithoutFence,
+    /// It writes, and stores the floor after that.
+    WritesFirst,
+    /// The reader makes no acquire fence before it looks at the floor.
+    LooksWithoutFence,
+    /// The reader looks at the floor before it copies, and not after.
+    LooksFirst,
+    /// The reader does not look whether a mark was written over meanwhile.
+    BelievesMarks,
+    /// The reader begins again at a mark that lies below the floor.
+    TakesAnyMark,
+    /// The publisher stores a mark's position before its number.
+    MarksPositionFirst,
+    /// The position of a mark is stored relaxed.
+    MarksRelaxed,
+    /// The position of a mark is read relaxed.
+    ReadsMarksRelaxed,
+    /// A mark is written before the floor has passed the one in its place.
+    MarksBeforeTheFloor,
+    /// The floor goes to the tail, and leaves the reader no mark.
+    FloorPastTheMarks,
+    /// The reader judges a header before it has looked at the floor.
+    JudgesFirst,
+    /// The reader looks at the floor before it looks at the tail.
+    FloorBeforeTail,
+    /// The floor is stored relaxed: what a mark says above it need not be seen.
+    FloorRelaxed,
+}
+
+/// What the reader wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Delivery {
+    /// Every message that it is in time for.
+    BestEffort,
+    /// The last one.
+    Latest,
+}
+
+/// What is checked.
+#[derive(Debug, Clone, Copy)]
+pub struct Floor {
+    /// The sizes of the messages, in cells.
+    pub sizes: &'static [u8],
+    /// What the reader wants.
+    pub delivery: Delivery,
+    /// What is done wrong.
+    pub fault: Option<Fault>,
+}
+
+mod word {
+    use super::{CELLS, MARKS};
+
+    pub(super) const TAIL: usize = 0;
+    pub(super) const FLOOR: usize = 1;
+    pub(super) const fn position(mark: usize) -> usize {
+        2 + 2 * mark
+    }
+    pub(super) const fn number(mark: usize) -> usize {
+        3 + 2 * mark
+    }
+    pub(super) const fn cell(at: u8) -> usize {
+        2 + 2 * MARKS + (at % CELLS) as usize
+    }
+    pub(super) const ALL: usize = 2 + 2 * MARKS + CELLS as usize;
+}
+
+type Words = Memory<{ word::ALL }, 2>;
+
+/// What the publisher does next, for the message that comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Publishes {
+    /// Stores the floor, where it must move.
+    Floor,
+    /// Stores one word of a mark.
+    Mark(MarkWord),
+    /// Writes this cell of the record.
+    Cell(u8),
+    /// Stores the floor late ([`Fault::WritesFirst`], [`Fault::MarksBeforeTheFloor`]).
+    LateFloor,
+    /// Stores the tail.
+    Tail,
+    /// Has published all, or was killed.
+    Done,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum MarkWord {
+    Number,
+    Position,
+}
+
+/// A position, and the messages before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Mark {
+    position: u8,
+    number: u8,
+}
+
+/// What the reader does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Reads {
+    /// Loads the tail.
+    Tail,
+    /// Loads the floor, to see whether the tail can be.
+    Floor,
+    /// Loads the header at this position, `passed` messages behind the head, in a walk to the last one.
+    Walk { at: u8, passed: u8 },
+    /// Looks at the floor after a walk, of which the last record is here.
+    Walked { last: u8, passed: u8 },
+    /// Loads the header of the record at the head.
+    Header,
+    /// Loads the second cell.
+    Second { first: u8 },
+    /// Looks at the floor, and hands out what was copied.
+    Check { first: u8, second: u8 },
+    /// Looks at the floor after something that cannot be.
+    Unsound,
+    /// Begins again: looks at the floor,
+    AgainFloor,
+    /// at the tail,
+    AgainTail,
+    /// at this word of this mark,
+    AgainMark(usize, MarkWord),
+    /// at the floor once more, and goes to a mark.
+    AgainCheck,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Publisher {
+    next: Publishes,
+    /// Messages that were published.
+    sent: u8,
+    tail: u8,
+    floor: u8,
+    marks: [Mark; MARKS],
+    /// Marks that were set.
+    count: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Reader {
+    next: Reads,
+    head: u8,
+    /// Messages before the head, as it counts.
+    passed: u8,
+    tail: u8,
+    /// The floor, as a look has found it.
+    floor: u8,
+    marks: [Mark; MARKS],
+    /// How often it began again since all was settled.
+    again: u8,
+}
+
+/// What has gone wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Wrong {
+    /// A message was handed out that is not the one that the reader counts, or not whole.
+    Torn,
+    /// It was told that the ring is corrupt.
+    Accused,
+    /// It counts other messages before its head than there are.
+    Miscounted,
+}
+
+/// The words, and where both stand.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct State {
+    words: Words,
+    publisher: Publisher,
+    reader: Reader,
+    /// The publisher does nothing any more, and all it has done is seen.
+    settled: bool,
+    wrong: Option<Wrong>,
+    /// The last message was handed out.
+    handed_out_last: bool,
+}
+
+/// One step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// The publisher goes on.
+    Publish,
+    /// It is killed.
+    Kill,
+    /// The reader goes on. A load reads the oldest store that it may (0), or a newer one.
+    Read(u8),
+    /// What a publisher did that does nothing any more is seen.
+    Settle,
+}
+
+/// What is written into a record's cells: the message's number, its size, and which of its cells it is.
+const fn cell(number: u8, size: u8, nth: u8) -> u8 {
+    number << 2 | (size - 1) << 1 | nth
+}
+
+/// The size that a header tells. `None`: it is none.
+const fn size_in(header: u8) -> Option<u8> {
+    if header < 4 || header & 1 == 1 {
+        return None;
+    }
+    Some((header >> 1 & 1) + 1)
+}
+
+impl Floor {
+    fn has(self, fault: Fault) -> bool {
+        self.fault == Some(fault)
+    }
+
+    /// Messages before a position at which a record begins.
+    fn number_at(self, position: u8) -> Option<u8> {
+        let mut at = 0;
+        for (number, size) in (0..).zip(self.sizes) {
+            if at == position {
+                return Some(number);
+            }
+            at += size;
+        }
+        (at == position).then(|| u8::try_from(self.sizes.len()).expect("few messages"))
+    }
+}
+
+/// The publisher's steps.
+impl Floor {
+    /// Where the floor must go for the next message, if it must.
+    fn goal(self, me: &Publisher) -> Option<u8> {
+        let end = me.tail + self.sizes[usize::from(me.sent)];
+        let goal = end.saturating_sub(CELLS);
+        if goal <= me.floor {
+            return None;
+        }
+        if self.has(Fault::FloorPastTheMarks) {
+            return Some(me.tail);
+        }
+        let marks = me.marks.iter().map(|mark| mark.position);
+        let first = marks.filter(|at| (goal..=me.tail).contains(at)).min();
+        Some(first.expect("there is a mark in each part"))
+    }
+
+    fn needs_mark(me: &Publisher) -> bool {
+        me.tail >= me.marks[usize::from(me.count - 1) % MARKS].position + PART
+    }
+
+    /// What comes after the floor.
+    fn after_floor(self, me: &Publisher) -> Publishes {
+        if !Self::needs_mark(me) {
+            Publishes::Cell(0)
+        } else if self.has(Fault::MarksPositionFirst) {
+            Publishes::Mark(MarkWord::Position)
+        } else {
+            Publishes::Mark(MarkWord::Number)
+        }
+    }
+
+    /// What comes first for the next message.
+    fn begin(self, me: &Publisher) -> Publishes {
+        if usize::from(me.sent) == self.sizes.len() {
+            Publishes::Done
+        } else if self.goal(me).is_some()
+            && !self.has(Fault::WritesFirst)
+            && !self.has(Fault::MarksBeforeTheFloor)
+        {
+            Publishes::Floor
+        } else {
+            self.after_floor(me)
+        }
+    }
+
+    fn move_floor(self, words: &mut Words, me: &mut Publisher) {
+        let Some(floor) = self.goal(me) else { return };
+        me.floor = floor;
+        let order = if self.has(Fault::FloorRelaxed) {
+            Order::Relaxed
+        } else {
+            Order::Synchronises
+        };
+        words.store(PUBLISHER, word::FLOOR, floor, order);
+        if !self.has(Fault::WritesWithoutFence) {
+            words.release_fence(PUBLISHER);
+        }
+    }
+
+    fn publish(self, words: &mut Words, me: &mut Publisher) {
+        let size = self.sizes.get(usize::from(me.sent)).copied().unwrap_or(0);
+        me.next = match me.next {
+            Publishes::Floor => {
+                self.move_floor(words, me);
+                self.after_floor(me)
+            }
+            Publishes::Mark(which) => return self.mark(words, me, which),
+            Publishes::Cell(nth) => {
+                let value = cell(me.sent + 1, size, nth);
+                words.store(PUBLISHER, word::cell(me.tail + nth), value, Order::Relaxed);
+                if nth + 1 < size {
+                    Publishes::Cell(nth + 1)
+                } else if self.has(Fault::WritesFirst) && self.goal(me).is_some() {
+                    Publishes::LateFloor
+                } else {
+                    Publishes::Tail
+                }
+            }
+            Publishes::LateFloor => {
+                self.move_floor(words, me);
+                if self.has(Fault::MarksBeforeTheFloor) {
+                    Publishes::Cell(0)
+                } else {
+                    Publishes::Tail
+                }
+            }
+            Publishes::Tail => {
+                me.tail += size;
+                me.sent += 1;
+                words.store(PUBLISHER, word::TAIL, me.tail, Order::Synchronises);
+                self.begin(me)
+            }
+            Publishes::Done => Publishes::Done,
+        };
+        if me.next == Publishes::Done {
+            words.retire(PUBLISHER);
+        }
+    }
+
+    fn mark(self, words: &mut Words, me: &mut Publisher, which: MarkWord) {
+        let slot = usize::from(me.count) % MARKS;
+        let is_last = match which {
+            MarkWord::Number => {
+                words.store(PUBLISHER, word::number(slot), me.sent, Order::Relaxed);
+                self.has(Fault::MarksPositionFirst)
+            }
+            MarkWord::Position => {
+                let order = if self.has(Fault::MarksRelaxed) {
+                    Order::Relaxed
+                } else {
+                    Order::Synchronises
+                };
+                words.store(PUBLISHER, word::position(slot), me.tail, order);
+                !self.has(Fault::MarksPositionFirst)
+            }
+        };
+        me.next = match which {
+            _ if is_last => {
+                me.marks[slot] = Mark {
+                    position: me.tail,
+                    number: me.sent,
+                };
+                me.count += 1;
+                if self.has(Fault::MarksBeforeTheFloor) && self.goal(me).is_some() {
+                    Publishes::LateFloor
+                } else {
+                    Publishes::Cell(0)
+                }
+            }
+            MarkWord::Number => Publishes::Mark(MarkWord::Position),
+            MarkWord::Position => Publishes::Mark(MarkWord::Number),
+        };
+    }
+}
+
+/// The reader's steps.
+impl Floor {
+    /// The word that it loads next, and how.
+    fn loads(self, me: &Reader) -> (usize, Order) {
+        match me.next {
+            Reads::Tail | Reads::AgainTail => (word::TAIL, Order::Synchronises),
+            Reads::Floor | Reads::AgainFloor => (word::FLOOR, Order::Synchronises),
+            Reads::Walk { at, .. } => (word::cell(at), Order::Relaxed),
+            Reads::Header => (word::cell(me.head), Order::Relaxed),
+            Reads::Second { .. } => (word::cell(me.head + 1), Order::Relaxed),
+            Reads::Walked { .. } | Reads::Check { .. } | Reads::Unsound | Reads::AgainCheck => {
+                (word::FLOOR, Order::Relaxed)
+            }
+            Reads::AgainMark(mark, MarkWord::Position) if self.has(Fault::ReadsMarksRelaxed) => {
+                (word::position(mark), Order::Relaxed)
+            }
+            Reads::AgainMark(mark, MarkWord::Position) => (word::position(mark), Order::Synchronises),
+            Reads::AgainMark(mark, MarkWord::Number) => (word::number(mark), Order::Relaxed),
+        }
+    }
+
+    /// What was copied is judged after this look at the floor.
+    fn is_check(next: Reads) -> bool {
+        matches!(
+            next,
+            Reads::Walked { .. } | Reads::Check { .. } | Reads::Unsound | Reads::AgainCheck
+        )
+    }
+
+    fn read(self, state: &mut State, choice: u8) {
+        let State {
+            words, reader: me, ..
+        } = state;
+        let (word, order) = self.loads(me);
+        let value = words.load(READER, word, choice, order);
+        match me.next {
+            Reads::Tail if self.has(Fault::FloorBeforeTail) => {
+                me.tail = value;
+                self.judge_tail(state);
+            }
+            Reads::Tail => {
+                me.tail = value;
+                me.next = Reads::Floor;
+            }
+            Reads::Floor => {
+                me.floor = value;
+                if self.has(Fault::FloorBeforeTail) {
+                    me.next = Reads::Tail;
+                } else {
+                    self.judge_tail(state);
+                }
+            }
+            Reads::Walk { .. } | Reads::Walked { .. } => self.walk(state, value),
+            Reads::Header | Reads::Second { .. } | Reads::Check { .. } | Reads::Unsound => {
+                self.copy(state, value);
+            }
+            _ => self.look_at_marks(state, value),
+        }
+        // Made before the look that judges, and seen by no other thread: so it is no step of its own.
+        if Self::is_check(state.reader.next) && !self.has(Fault::LooksWithoutFence) {
+            state.words.acquire_fence(READER);
+        }
+    }
+
+    /// A tail that is more than a ring past the floor cannot be.
+    fn judge_tail(self, state: &mut State) {
+        let me = &mut state.reader;
+        if me.tail.saturating_sub(me.floor) > CELLS {
+            state.wrong = Some(Wrong::Accused);
+        }
+        me.next = match self.delivery {
+            _ if me.head >= me.tail => self.first(),
+            Delivery::BestEffort => Reads::Header,
+            Delivery::Latest => Reads::Walk {
+                at: me.head,
+                passed: 0,
+            },
+        };
+    }
+
+    fn first(self) -> Reads {
+        if self.has(Fault::FloorBeforeTail) {
+            Reads::Floor
+        } else {
+            Reads::Tail
+        }
+    }
+
+    fn walk(self, state: &mut State, value: u8) {
+        let me = &mut state.reader;
+        match me.next {
+            Reads::Walk { at, passed } => {
+                me.next = match size_in(value) {
+                    Some(size) if at + size == me.tail => Reads::Walked { last: at, passed },
+                    Some(size) if at + size < me.tail => Reads::Walk {
+                        at: at + size,
+                        passed: passed + 1,
+                    },
+                    _ => Reads::Unsound,
+                }
+            }
+            Reads::Walked { last, passed } => {
+                if value <= me.head {
+                    me.head = last;
+                    me.passed += passed;
+                    me.next = Reads::Header;
+                } else {
+                    me.next = Reads::AgainFloor;
+                }
+                self.count(state);
+            }
+            _ => {}
+        }
+    }
+
+    fn copy(self, state: &mut State, value: u8) {
+        let me = &mut state.reader;
+        match me.next {
+            Reads::Header => {
+                me.next = match size_in(value) {
+                    Some(size) if me.head + size > me.tail => Reads::Unsound,
+                    Some(1) => Reads::Check {
+                        first: value,
+                        second: value | 1,
+                    },
+                    Some(_) => Reads::Second { first: value },
+                    None => Reads::Unsound,
+                };
+                if me.next == Reads::Unsound && self.has(Fault::JudgesFirst) {
+                    state.wrong = Some(Wrong::Accused);
+                }
+            }
+            Reads::Second { first } => me.next = Reads::Check { first, second: value },
+            Reads::Check { first, second } => {
+                let floor = if self.has(Fault::LooksFirst) {
+                    me.floor
+                } else {
+                    value
+                };
+                if floor <= me.head {
+                    self.hand_out(state, first, second);
+                } else {
+                    me.next = Reads::AgainFloor;
+                }
+            }
+            _ if value <= me.head => state.wrong = Some(Wrong::Accused),
+            _ => me.next = Reads::AgainFloor,
+        }
+    }
+
+    fn hand_out(self, state: &mut State, first: u8, second: u8) {
+        let me = &mut state.reader;
+        let size = size_in(first).expect("looked at before");
+        let expected = me.passed + 1;
+        if first != cell(expected, size, 0) || second != cell(expected, size, 1) {
+            state.wrong = Some(Wrong::Torn);
+        }
+        me.head += size;
+        me.passed += 1;
+        me.next = self.first();
+        state.handed_out_last = usize::from(me.passed) == self.sizes.len();
+        self.count(state);
+    }
+
+    fn count(self, state: &mut State) {
+        let me = &state.reader;
+        if state.wrong.is_none() && self.number_at(me.head) != Some(me.passed) {
+            state.wrong = Some(Wrong::Miscounted);
+        }
+    }
+
+    fn look_at_marks(self, state: &mut State, value: u8) {
+        let me = &mut state.reader;
+        me.next = match me.next {
+            Reads::AgainFloor => {
+                me.floor = value;
+                me.again += u8::from(state.settled);
+                Reads::AgainTail
+            }
+            Reads::AgainTail => {
+                me.tail = value;
+                Reads::AgainMark(0, MarkWord::Position)
+            }
+            Reads::AgainMark(mark, MarkWord::Position) => {
+                me.marks[mark].position = value;
+                Reads::AgainMark(mark, MarkWord::Number)
+            }
+            Reads::AgainMark(mark, MarkWord::Number) => {
+                me.marks[mark].number = value;
+                if mark + 1 < MARKS {
+                    Reads::AgainMark(mark + 1, MarkWord::Position)
+                } else {
+                    Reads::AgainCheck
+                }
+            }
+            _ => {
+                self.go_to_mark(state, value);
+                return;
+            }
+        };
+    }
+
+    fn go_to_mark(self, state: &mut State, value: u8) {
+        let me = &mut state.reader;
+        let floor = if self.has(Fault::BelievesMarks) {
+            me.floor
+        } else {
+            value
+        };
+        let (head, tail) = (me.head, me.tail);
+        let any = self.has(Fault::TakesAnyMark);
+        let is_whole = |mark: &&Mark| (any || mark.position >= floor) && mark.position <= tail;
+        let whole = me
+            .marks
+            .iter()
+            .filter(is_whole)
+            .filter(|mark| mark.position > head);
+        let mark = match self.delivery {
+            Delivery::BestEffort => whole.min_by_key(|mark| mark.position),
+            Delivery::Latest => whole.max_by_key(|mark| mark.position),
+        };
+        if let Some(mark) = mark {
+            (me.head, me.passed) = (mark.position, mark.number);
+            self.count(state);
+        } else if me.floor == value && value > head {
+            // The floor stood still: an honest publisher has a mark above it.
+            state.wrong = Some(Wrong::Accused);
+        }
+        let me = &mut state.reader;
+        me.next = self.first();
+        // What a look has found says nothing afterwards.
+        me.floor = 0;
+        me.marks = [Mark {
+            position: 0,
+            number: 0,
+        }; MARKS];
+    }
+}
+
+impl Model for Floor {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        let mark = Mark {
+            position: 0,
+            number: 0,
+        };
+        let mut publisher = Publisher {
+            next: Publishes::Done,
+            sent: 0,
+            tail: 0,
+            floor: 0,
+            marks: [mark; MARKS],
+            // The first is that of the ring's beginning, which words of zeros say by themselves.
+            count: 1,
+        };
+        publisher.next = self.begin(&publisher);
+        let all = (1 << word::ALL) - 1;
+        vec![State {
+            words: Words::new([all, all]),
+            publisher,
+            reader: Reader {
+                next: self.first(),
+                head: 0,
+                passed: 0,
+                tail: 0,
+                floor: 0,
+                marks: [mark; MARKS],
+                again: 0,
+            },
+            settled: false,
+            wrong: None,
+            handed_out_last: false,
+        }]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        // What comes after a mistake teaches nothing.
+        if state.wrong.is_some() {
+            return;
+        }
+        if state.publisher.next != Publishes::Done {
+            actions.extend([Action::Publish, Action::Kill]);
+        } else if !state.settled {
+            actions.push(Action::Settle);
+        }
+        let (word, _) = self.loads(&state.reader);
+        actions.extend((0..state.words.choices(READER, word)).map(Action::Read));
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut state = last.clone();
+        match action {
+            Action::Publish => self.publish(&mut state.words, &mut state.publisher),
+            Action::Kill => {
+                state.publisher.next = Publishes::Done;
+                state.words.retire(PUBLISHER);
+            }
+            Action::Read(choice) => self.read(&mut state, choice),
+            Action::Settle => {
+                state.words.settle(READER);
+                state.settled = true;
+            }
+        }
+        (state != *last).then_some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(NEVER_TORN, |_, state: &State| state.wrong != Some(Wrong::Torn)),
+            Property::always(EXACT, |_, state: &State| state.wrong != Some(Wrong::Miscounted)),
+            Property::always(NEVER_ACCUSED, |_, state: &State| {
+                state.wrong != Some(Wrong::Accused)
+            }),
+            Property::always(PROGRESS, |_, state: &State| state.reader.again <= 1),
+            Property::sometimes(
+                "a reader that was overtaken reads on",
+                |model: &Self, state: &State| {
+                    let from = model.sizes.iter().map(|size| i32::from(*size)).sum::<i32>() - 1;
+                    state.reader.next == Reads::AgainFloor && i32::from(state.publisher.tail) >= from
+                },
+            ),
+            Property::sometimes("the last message is handed out", |_, state: &State| {
+                state.handed_out_last
+            }),
+        ]
+    }
+}
+
+/// Of best-effort and latest.
+pub const NEVER_TORN: &str = "a torn message is never handed out";
+/// Their count.
+pub const EXACT: &str = "handed out and lost are the sequence less where it began";
+/// An honest publisher is not called corrupt.
+pub const NEVER_ACCUSED: &str = "what an honest publisher writes is not judged corrupt";
+/// A reader is not kept from reading by what has happened before.
+pub const PROGRESS: &str = "once the publisher does nothing more, a reader begins again once at most";

@@ -1,0 +1,134 @@
+//! The memory of the models allows what C11 allows, and nothing else: the small programs by which such models are told apart.
+
+use std::collections::HashSet;
+
+use super::{Membarrier, Memory, Order};
+
+const X: usize = 0;
+const Y: usize = 1;
+
+type Small = Memory<2, 2>;
+
+/// One step of a thread. A load puts its value behind those before it.
+#[derive(Debug, Clone, Copy)]
+enum Op {
+    Store(usize, Order),
+    Load(usize, Order),
+    Acquire,
+    Release,
+    Full,
+    /// Of both, in one call.
+    All,
+}
+
+use Op::{Acquire, All, Full, Load, Release, Store};
+use Order::{Relaxed, Synchronises};
+
+/// All pairs of what the two threads can have loaded when both have ended.
+fn outcomes(programs: [&[Op]; 2]) -> HashSet<[Vec<u8>; 2]> {
+    let mut found = HashSet::new();
+    let start = (Small::new([3, 3]), [0, 0], [Vec::new(), Vec::new()]);
+    let mut open = vec![start];
+    while let Some((memory, at, loaded)) = open.pop() {
+        let mut ended = true;
+        for thread in [0, 1] {
+            let Some(&op) = programs[thread].get(at[thread]) else {
+                continue;
+            };
+            ended = false;
+            let choices = match op {
+                Load(word, _) => memory.choices(thread, word),
+                _ => 1,
+            };
+            for choice in 0..choices {
+                let (mut memory, mut at, mut loaded) = (memory.clone(), at, loaded.clone());
+                at[thread] += 1;
+                match op {
+                    Store(word, order) => memory.store(thread, word, 1, order),
+                    Load(word, order) => loaded[thread].push(memory.load(thread, word, choice, order)),
+                    Acquire => memory.acquire_fence(thread),
+                    Release => memory.release_fence(thread),
+                    Full => memory.full_fence(thread),
+                    All => Membarrier::begin(&mut memory, thread, 1 << (1 - thread)).interrupt(
+                        &mut memory,
+                        thread,
+                        1 - thread,
+                    ),
+                }
+                open.push((memory, at, loaded));
+            }
+        }
+        if ended {
+            found.insert(loaded);
+        }
+    }
+    found
+}
+
+fn allows(programs: [&[Op]; 2], loaded: [&[u8]; 2]) -> bool {
+    outcomes(programs).contains(&loaded.map(<[u8]>::to_vec))
+}
+
+#[test]
+fn two_that_store_and_look_can_miss_each_other_without_fences_on_both_sides() {
+    let looks = |word| Load(word, Synchronises);
+    let tells = |word| Store(word, Synchronises);
+    let both_miss = [[0].as_slice(), [0].as_slice()];
+    assert!(allows([&[tells(X), looks(Y)], &[tells(Y), looks(X)]], both_miss));
+    assert!(allows(
+        [&[tells(X), Full, looks(Y)], &[tells(Y), looks(X)]],
+        both_miss
+    ));
+    assert!(!allows(
+        [&[tells(X), Full, looks(Y)], &[tells(Y), Full, looks(X)]],
+        both_miss
+    ));
+    assert!(!allows(
+        [&[tells(X), looks(Y)], &[tells(Y), All, looks(X)]],
+        both_miss
+    ));
+}
+
+#[test]
+fn what_was_stored_before_a_flag_is_seen_with_it_where_both_sides_say_so() {
+    for (release, acquire) in [
+        (Relaxed, Relaxed),
+        (Synchronises, Relaxed),
+        (Relaxed, Synchronises),
+        (Synchronises, Synchronises),
+    ] {
+        let old_data = allows(
+            [
+                &[Store(X, Relaxed), Store(Y, release)],
+                &[Load(Y, acquire), Load(X, Relaxed)],
+            ],
+            [&[], &[1, 0]],
+        );
+        let ordered = release == Synchronises && acquire == Synchronises;
+        assert_eq!(old_data, !ordered, "{release:?}, {acquire:?}");
+    }
+}
+
+#[test]
+fn fences_order_relaxed_words_and_one_alone_does_not() {
+    for (writer, reader) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut stores = vec![Store(X, Relaxed), Store(Y, Relaxed)];
+        let mut loads = vec![Load(Y, Relaxed), Load(X, Relaxed)];
+        if writer {
+            stores.insert(1, Release);
+        }
+        if reader {
+            loads.insert(1, Acquire);
+        }
+        let old_data = allows([&stores, &loads], [&[], &[1, 0]]);
+        assert_eq!(old_data, !(writer && reader), "{writer}, {reader}");
+    }
+}
+
+#[test]
+fn a_word_does_not_go_back() {
+    let stores = [Store(X, Relaxed)];
+    let loads = [Load(X, Relaxed), Load(X, Relaxed)];
+    assert!(allows([&stores, &loads], [&[], &[0, 1]]));
+    assert!(!allows([&stores, &loads], [&[], &[1, 0]]));
+}

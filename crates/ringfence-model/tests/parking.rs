@@ -1,0 +1,157 @@
+//! No side sleeps for ever: readers of one ring, and a publisher that waits for room of all of them.
+
+use ringfence_model::{
+    check,
+    parking::{Barriers, Fault, NO_PUBLISHER, NO_READER, Parking, Sleepers},
+};
+
+/// One reader and the ring of a pair: `messages` of which the ring holds all.
+fn readers(readers: usize, messages: u8) -> Parking {
+    Parking {
+        readers,
+        messages,
+        room: messages + 1,
+        sleepers: Sleepers::Readers,
+        barriers: Barriers::Sleeper,
+        fences: 1,
+        promised: 0,
+        fault: None,
+    }
+}
+
+/// A publisher whose ring holds one message.
+fn publisher(readers: usize, messages: u8) -> Parking {
+    Parking {
+        room: 1,
+        sleepers: Sleepers::Publisher,
+        ..self::readers(readers, messages)
+    }
+}
+
+fn holds(model: Parking) {
+    let form = format!(
+        "{} readers, {} messages, {:?} sleep, fences by {:?}, {} promised",
+        model.readers, model.messages, model.sleepers, model.barriers, model.promised
+    );
+    check::holds("parking", &form, model);
+}
+
+fn finds(fault: Fault, broken: &'static str, model: Parking) {
+    let model = Parking {
+        fault: Some(fault),
+        ..model
+    };
+    check::finds("parking", &fault, broken, model);
+}
+
+#[test]
+fn readers_that_sleep_are_rung_for_each_message() {
+    holds(readers(1, 3));
+    for promised in [0, 1, 2] {
+        holds(Parking {
+            promised,
+            fences: 2,
+            ..readers(2, 1)
+        });
+    }
+    holds(Parking {
+        barriers: Barriers::Both,
+        fences: 0,
+        ..readers(2, 2)
+    });
+}
+
+#[test]
+fn a_publisher_that_sleeps_is_rung_once_all_readers_have_made_room() {
+    holds(publisher(2, 2));
+    holds(Parking {
+        barriers: Barriers::Both,
+        fences: 0,
+        ..publisher(2, 3)
+    });
+}
+
+#[test]
+fn both_sides_of_a_pair_may_sleep() {
+    holds(Parking {
+        sleepers: Sleepers::All,
+        ..publisher(1, 2)
+    });
+    holds(Parking {
+        sleepers: Sleepers::All,
+        barriers: Barriers::Both,
+        fences: 0,
+        ..publisher(1, 3)
+    });
+}
+
+#[test]
+fn the_checker_finds_each_fault_of_the_readers_sleep() {
+    let fenced = Parking {
+        barriers: Barriers::Both,
+        fences: 0,
+        ..readers(1, 2)
+    };
+    let promised = Parking {
+        promised: 2,
+        fences: 2,
+        ..readers(1, 1)
+    };
+    for (fault, model) in [
+        (Fault::ReaderWithoutFence, fenced),
+        (Fault::ReaderWithoutFence, promised),
+        (Fault::ReaderWithoutMembarrier, readers(1, 1)),
+        (Fault::SleepsWithoutALook, readers(1, 1)),
+        (Fault::EmptiesTheLineLate, readers(1, 1)),
+        (Fault::PublisherWithoutFence, fenced),
+        (Fault::PublisherWithoutFence, promised),
+        (Fault::TakesBackAfterTheFence, readers(1, 3)),
+        (Fault::PromisesRelaxed, readers(1, 2)),
+        (Fault::ReadsThePromiseRelaxed, readers(1, 2)),
+        (Fault::LooksBeforeItPublishes, readers(1, 1)),
+        (Fault::CountsForEachReader, readers(2, 2)),
+        (Fault::RemembersOneNumber, readers(2, 1)),
+        (Fault::ParksWithOneNumber, readers(1, 2)),
+    ] {
+        finds(fault, NO_READER, model);
+    }
+}
+
+#[test]
+fn the_checker_finds_each_fault_of_the_publishers_sleep() {
+    let promised = Parking {
+        promised: 2,
+        fences: 2,
+        ..publisher(2, 2)
+    };
+    let last_promised = Parking {
+        promised: 1,
+        ..publisher(1, 3)
+    };
+    for (fault, model) in [
+        (Fault::AsksOneReader, publisher(2, 3)),
+        (Fault::LooksAtOneReader, publisher(2, 2)),
+        (Fault::SleeperForRoomWithoutFence, promised),
+        (Fault::RoomWithoutFence, promised),
+        (Fault::TakesBackAfterTheFence, last_promised),
+        (Fault::PromisesRelaxed, publisher(1, 3)),
+    ] {
+        finds(fault, NO_PUBLISHER, model);
+    }
+}
+
+#[test]
+#[ignore = "a minute: npm run test:models"]
+fn more_readers_and_more_messages() {
+    holds(readers(1, 5));
+    holds(readers(2, 2));
+    holds(Parking {
+        fences: 2,
+        ..readers(3, 1)
+    });
+    holds(publisher(2, 3));
+    holds(Parking {
+        sleepers: Sleepers::All,
+        ..publisher(1, 3)
+    });
+}
