@@ -143,7 +143,7 @@ impl Channel {
         self.sender.shared.role
     }
 
-    /// Who the peer was when it was last looked at.
+    /// The peer as it was when it was last looked at.
     pub fn peer(&self) -> &Identity {
         &self.identity
     }

@@ -44,7 +44,7 @@ impl OwnPhase {
     fn become_(&mut self, next: Option<Phase>) -> bool {
         let Some(next) = next else { return false };
         self.now = next;
-        // Release: whoever sees it sees what was published before.
+        // Release: a peer that sees it sees what was published before.
         self.region.store(layout::PHASE, next.word(), Ordering::Release);
         true
     }

@@ -154,7 +154,7 @@ impl Receiver {
     /// Errors: [`Error::InvalidArgument`] if the message is longer than `into` (it stays there), or is being read with
     /// [`Receiver::receive_part`]; [`Error::NoSpace`] where there is no memory to put the fragments of a message together: the
     /// channel lives, the message stays, and the next call goes on with it (or [`Receiver::receive_part`], in memory of the
-    /// caller's own); [`Error::RingCorrupt`]; [`Error::ObjectExposed`] where somebody has tried to open the memory of either side;
+    /// caller's own); [`Error::RingCorrupt`]; [`Error::ObjectExposed`] where another process has tried to open the memory of either side;
     /// [`Error::Closed`] after this side's close.
     #[inline]
     pub fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
@@ -315,7 +315,7 @@ impl Receiver {
 
     /// As [`Receiver::try_receive_packed`], for a caller who will call again at once: a peer that sleeps for want of room
     /// is woken only where there is much of it (a quarter of the ring), or nothing left to read, since a waking costs
-    /// both sides more than many messages. Whoever stops before that must call [`Receiver::wake`].
+    /// both sides more than many messages. A caller that stops before that must call [`Receiver::wake`].
     pub fn try_receive_more_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
         let packed = self.receive_packed(into);
         self.wake_if_worthwhile();

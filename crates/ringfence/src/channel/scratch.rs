@@ -32,7 +32,7 @@ impl Scratch {
     fn grow(&mut self, size: usize) -> std::io::Result<()> {
         match &mut self.0 {
             None => self.0 = Some(MmapMut::map_anon(size)?),
-            // SAFETY: the mapping is this one's own, nobody has a reference into it (this takes an exclusive one), and it is
+            // SAFETY: the mapping is this one's own, no other code has a reference into it (this takes an exclusive one), and it is
             // anonymous, so that there is memory behind all of the new size.
             Some(map) => unsafe { map.remap(size, RemapOptions::new().may_move(true)) }?,
         }

@@ -115,7 +115,7 @@ impl Sender {
         self.writing_on()
     }
 
-    /// The ring, if this half may still write: also for whoever goes on with a message that is under way.
+    /// The ring, if this half may still write: also to go on with a message that is under way.
     #[inline]
     fn writing_on(&mut self) -> Result<&mut Writing> {
         if !self.is_open() {
@@ -139,7 +139,7 @@ impl Sender {
     #[cold]
     fn must_have_ended(&mut self, goes_on: bool) -> Result<()> {
         match self.begun {
-            // Acquire: what was written there was written before the bytes are given to anybody else.
+            // Acquire: what was written there was written before the bytes are given to another.
             Begun::Reservation if self.reservation.load(Ordering::Acquire) => Err(still_reserved()),
             Begun::Message(size, written) if !goes_on => Err(still_under_way(size, written)),
             Begun::Message(..) => Ok(()),
@@ -155,7 +155,7 @@ impl Sender {
         let was_ended = self.shared.sending_ended.load(Ordering::Acquire);
         let error = self.shared.check().err().unwrap_or_else(ended);
         self.writing = None;
-        // Whoever has ended its sending is told so, whatever the peer did since.
+        // A sender that has ended its sending is told so, whatever the peer did since.
         if was_ended && !matches!(error, Error::RingCorrupt(_) | Error::ObjectExposed(_)) {
             ended()
         } else {
@@ -167,7 +167,7 @@ impl Sender {
     ///
     /// Errors: [`Error::MessageTooLarge`] above [`Sender::max_at_once`]; [`Error::PeerLost`] once the peer is known
     /// to be gone; [`Error::Closed`] after [`Sender::end`] or close; [`Error::RingCorrupt`]; [`Error::ObjectExposed`] where
-    /// somebody has tried to open the memory of either side.
+    /// another process has tried to open the memory of either side.
     #[inline]
     pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
         self.check_size(message.len(), true)?;
@@ -343,7 +343,7 @@ impl Sender {
     /// back to.
     pub fn cancel(&mut self, reserved: Reserved) -> Result<()> {
         let own = Arc::ptr_eq(&self.reservation, &reserved.open);
-        // Given back to whoever it is of.
+        // Given back to the owner of the reservation.
         drop(reserved);
         if !own {
             return Err(Error::invalid("this was reserved with another sender"));

@@ -19,7 +19,7 @@ use crate::{
 /// A token is queued in the kernel: there is nothing that a peer has to read first, and it comes however full the rings
 /// are. One that was sent is received, unless the peer ends or closes before, or lets 65,536 lie.
 ///
-/// What comes is matched with a secret that the private line has carried, since everybody who may send this process a
+/// What comes is matched with a secret that the private line has carried, since every process that may send this one a
 /// signal could make one up: see [`Tokens::strays`]. Tokens come in the order in which they were sent. When one comes is in
 /// no order with the channel's messages.
 #[derive(Debug, Clone)]
@@ -77,7 +77,7 @@ impl Tokens {
                 // The channel was let go of: nothing more comes.
                 return Ok(self.try_token());
             };
-            // Nobody else may be looking at the line.
+            // Perhaps no other thread looks at the line.
             if doorbell.is_gone()
                 && let Some(shared) = self.shared.upgrade()
             {
@@ -101,20 +101,20 @@ impl Tokens {
     }
 
     /// A descriptor (eventfd(2)) that is readable while there is a token to take, or no more will come: for event loops,
-    /// which must not read it. Made when it is first asked for. The end of a peer is noticed by whoever looks at the line.
+    /// which must not read it. Made when it is first asked for. The end of a peer is noticed by the thread that looks at the line.
     ///
     /// Errors with [`Error::NoSpace`] where descriptors have run out.
     pub fn bell(&self) -> Result<BorrowedFd<'_>> {
         self.inbox.bell()
     }
 
-    /// How many tokens of this channel were dropped, since 65,536 lay here already that nobody took.
+    /// How many tokens of this channel were dropped, since 65,536 that the program had not taken lay here already.
     pub fn dropped(&self) -> u64 {
         self.inbox.dropped()
     }
 
     /// How many signals of this channel's number ([`Options::signal_number`](crate::Options::signal_number)) this process
-    /// has been sent, since it began, that were no token of any of its channels: somebody made them up, or took a channel for
+    /// has been sent, since it began, that were no token of any of its channels: a process made them up, or took a channel for
     /// open that had ended.
     pub fn strays(&self) -> u64 {
         self.inbox.strays()

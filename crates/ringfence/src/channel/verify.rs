@@ -34,7 +34,7 @@ struct Known {
 #[non_exhaustive]
 #[derive(Debug, Clone)]
 pub struct Verified {
-    /// Who the peer is now.
+    /// The peer as it is now.
     pub identity: Identity,
     /// The checks that were made, of the step `verify`.
     pub evidence: Vec<Evidence>,
@@ -70,7 +70,7 @@ impl Verifier {
         let mut record = Record::default();
         let deadline = Deadline::endless(Vec::new(), *timeout).within(*timeout);
         let looked = policy.check(peer, "verify", &deadline, &mut record);
-        // Whatever ended the channel meanwhile is the answer, whoever the peer was.
+        // If the channel has ended meanwhile, that is the answer, whatever was found of the peer.
         self.check_open()?;
         if let (Err(Error::PeerRefused(_)), Some(shared)) = (&looked, self.shared.upgrade()) {
             shared.finish(ChannelState::Refused);

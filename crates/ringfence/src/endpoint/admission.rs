@@ -23,7 +23,8 @@ use crate::{
 pub(crate) struct Admission<'a, E: Endpoint> {
     shared: &'a Arc<Shared<E>>,
     options: &'a Options,
-    /// The program was told that this process can take nobody in just now. Tried again many times a second; told once.
+    /// The program was told that this process cannot take newcomers in just now. It tries again many times a second, and tells
+    /// once.
     told_hindered: AtomicBool,
 }
 

@@ -1,5 +1,5 @@
-//! A parent and a child that it starts: the one leaves the other an end of a line, and there is no address that anybody
-//! could take first, or ask at.
+//! A parent and a child that it starts. The parent leaves the child an end of a line, so there is no address that another process
+//! could take first, or connect to.
 //!
 //! The line is a socketpair, both of whose ends are close-on-exec. The child's end loses that in the child alone, after
 //! the fork. A variable in its environment, [`LINE_VARIABLE`], names the descriptor and the socket, so that a number that
@@ -42,13 +42,28 @@ use crate::{
 /// between them.
 pub const LINE_VARIABLE: &str = "RINGFENCE_LINE";
 
-/// Starts a program that gets one end of a private line, and shares it with nobody.
+/// Starts a program that gets one end of a private line, which no other process has.
 ///
-/// The program calls [`from_parent`], and this process [`ParentLine::channel`] meanwhile. Whatever else the command says
-/// (arguments, environment, standard input and output) is as it was; the child is the caller's to wait for, as with
-/// [`Command::spawn`].
+/// The program calls [`from_parent`], and this process [`ParentLine::channel`] meanwhile. The rest of the command (arguments,
+/// environment, standard input and output) stays as it was. The caller waits for the child, as with [`Command::spawn`].
 ///
-/// Errors: [`Error::InvalidArgument`] where the program cannot be started; [`Error::NoSpace`].
+/// ```no_run
+/// use std::process::Command;
+/// use ringfence::{Options, Policy, spawn};
+///
+/// # fn main() -> ringfence::Result<()> {
+/// let (mut child, line) = spawn(Command::new("/usr/lib/app/worker"))?;
+/// // Another program than this one: the policy must name it.
+/// let options = Options::new().policy(Policy::new().executables(["/usr/lib/app/worker"]));
+/// let (mut sender, _receiver) = line.channel(&options)?.split();
+/// sender.send(b"begin")?;
+/// # child.wait().ok();
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`Error::InvalidArgument`] where the program cannot be started; [`Error::NoSpace`].
 pub fn spawn(mut command: Command) -> Result<(Child, ParentLine)> {
     let (mut line, childs) = private_line()?;
     command.env(LINE_VARIABLE, childs.value(childs.as_fd().as_raw_fd()));
@@ -74,7 +89,7 @@ pub fn spawn(mut command: Command) -> Result<(Child, ParentLine)> {
         }
     })?;
     if let Err(error) = line.started(child.id()) {
-        // Nobody else knows of it.
+        // The caller does not get the child, so it is ended here.
         let _ = child.kill();
         let _ = child.wait();
         return Err(error);
@@ -82,10 +97,11 @@ pub fn spawn(mut command: Command) -> Result<(Child, ParentLine)> {
     Ok((child, line))
 }
 
-/// A line between this process and a child that is to be started: for those who start it in a way of their own. Others
-/// call [`spawn`].
+/// A line between this process and a child that is to be started: for a program that starts its child in a way of its own.
+/// Other programs call [`spawn`].
 ///
-/// Errors with [`Error::NoSpace`] where descriptors have run out.
+/// # Errors
+/// [`Error::NoSpace`] where descriptors have run out.
 pub fn private_line() -> Result<(ParentLine, ChildLine)> {
     let birth = Birth::now()?;
     let (line, childs) = socketpair(
@@ -111,12 +127,12 @@ pub fn private_line() -> Result<(ParentLine, ChildLine)> {
     ))
 }
 
-/// The parent's end of a line. Dropped, the child is told that nobody will answer.
+/// The parent's end of a line. When it is dropped, the child is told that its parent will not answer.
 #[derive(Debug)]
 pub struct ParentLine {
     line: OwnedFd,
     child: Option<Started>,
-    /// What a fork of this process has of it would speak in its place.
+    /// A forked child of this process has a copy, and must not speak in this process's place.
     birth: Birth,
 }
 
@@ -127,8 +143,8 @@ struct Started {
     pidfd: Option<OwnedFd>,
 }
 
-/// The child's end of a line, close-on-exec: whoever starts the child leaves it a descriptor of this that is not (by
-/// dup2(2), between fork and exec), and drops this afterwards.
+/// The child's end of a line, close-on-exec. A program that starts the child leaves it a descriptor of this that is not
+/// close-on-exec (by dup2(2), between fork and exec), and drops this afterwards.
 #[derive(Debug)]
 pub struct ChildLine {
     line: OwnedFd,
@@ -149,10 +165,11 @@ impl AsFd for ChildLine {
 }
 
 impl ParentLine {
-    /// Names the process that was started: it must be the one that answers, and its end is waited for as well. To be
-    /// called before it is waited for (wait(2)), since until then its number is nobody else's.
+    /// Names the process that was started. It must be the one that answers, and [`ParentLine::channel`] waits for its end as
+    /// well. To be called before the process is waited for (wait(2)): until then no other process can have its number.
     ///
-    /// Errors with [`Error::PeerLost`] if there is no such process; [`Error::NoSpace`].
+    /// # Errors
+    /// [`Error::PeerLost`] if there is no such process; [`Error::NoSpace`].
     pub fn started(&mut self, pid: u32) -> Result<()> {
         self.birth.check()?;
         let gone = |errno: Errno| Error::PeerLost(format!("there is no process {pid}: {}", errno.desc()));
@@ -174,9 +191,12 @@ impl ParentLine {
     /// the child's must name this one.
     ///
     /// Blocks until the child has answered: [`Options::timeout`] is for its start, up to its first word, and anew for the
-    /// handshake. Errors as [`join`](crate::join), and with [`Error::PeerLost`] where the child ends, or gives up its
-    /// end, before it has answered, [`Error::HandshakeTimeout`] where it does not answer, and [`Error::PeerRefused`]
-    /// where somebody else answers, who has the line from it.
+    /// handshake.
+    ///
+    /// # Errors
+    /// As [`join`](crate::join). Also [`Error::PeerLost`] where the child ends, or gives up its end, before it has answered;
+    /// [`Error::HandshakeTimeout`] where it does not answer; and [`Error::PeerRefused`] where another process answers, which has
+    /// the line from the child.
     pub fn channel(self, options: &Options) -> Result<Channel> {
         self.birth.check()?;
         let options = &options.clone().checked()?;
@@ -224,12 +244,27 @@ fn deadline(options: &Options) -> Deadline {
 }
 
 /// The channel with the parent, in a process that was started by [`spawn`], or by Node's. This side is the guest. It
-/// works once in a process, and it is best called early: until then, whoever this process starts inherits the line as
+/// works once in a process, and it is best called early: until then a process that this one starts inherits the line as
 /// well, and could answer in its place (which the parent would refuse).
 ///
-/// Blocks for [`Options::timeout`] at most. Errors as [`join`](crate::join), and with [`Error::AddressInvalid`] in a
-/// process that was not left a line, or has taken it already, and [`Error::PeerLost`] where the parent has gone, or has
-/// dropped its end.
+/// Blocks for [`Options::timeout`] at most.
+///
+/// ```no_run
+/// use ringfence::{Options, from_parent};
+///
+/// # fn main() -> ringfence::Result<()> {
+/// let (_sender, mut receiver) = from_parent(&Options::new())?.split();
+/// let mut message = vec![0; 65536];
+/// while let Some(length) = receiver.receive(&mut message)? {
+///     println!("{} bytes", message[..length].len());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// As [`join`](crate::join). Also [`Error::AddressInvalid`] in a process that was not left a line, or has taken it already, and
+/// [`Error::PeerLost`] where the parent has gone, or has dropped its end.
 pub fn from_parent(options: &Options) -> Result<Channel> {
     let options = &options.clone().checked()?;
     let line = take()?;
@@ -289,7 +324,7 @@ fn inherited(number: RawFd, inode: u64) -> Result<OwnedFd, String> {
     if !socket || found.st_ino != inode {
         return Err("it is something else".into());
     }
-    // SAFETY: it is the very socket that the parent has left for this, and it is taken once: nobody else owns it.
+    // SAFETY: it is the very socket that the parent has left for this, and it is taken once: no other part of the process owns it.
     let line = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl(&line, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| errno.desc().to_owned())?;
     Ok(line)

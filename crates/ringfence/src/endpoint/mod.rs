@@ -1,6 +1,6 @@
 //! The places at which processes meet: what a program calls to get a channel.
 //!
-//! `pair` is two equals at an address, `service` one host and many agents, `membership` two of whom one may be
+//! `pair` is two equals at an address, `service` one host and many agents, `membership` two of which one may be
 //! replaced, `child` a parent and a process that it starts. What stays at an address (a service, a membership) is built from the
 //! same parts: `shared` is what its handle, its worker thread and its channels have in common; `handle` is the program's side and
 //! the worker; `acceptor` runs the handshakes of one address side by side; `admission` asks who gets a seat, and `seats` counts

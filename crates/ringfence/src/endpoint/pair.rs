@@ -1,4 +1,4 @@
-//! A pair: whichever of two comes first is the host, the other its guest.
+//! A pair: the first of two to come is the host, the other its guest.
 
 use std::{
     ops::ControlFlow,
@@ -30,7 +30,27 @@ use crate::{
 /// either trusts the channel. A third gets [`Error::AddressOccupied`].
 ///
 /// Blocks until a partner has come and has passed; [`Options::cancel_token`] ends that. A newcomer that fails, or takes
-/// longer than [`Options::timeout`], is turned away, and the next is looked at, meanwhile as well as afterwards.
+/// longer than [`Options::timeout`], is turned away. Others are looked at meanwhile as well as afterwards.
+///
+/// ```no_run
+/// use ringfence::{Address, Options, join};
+///
+/// # fn main() -> ringfence::Result<()> {
+/// let address: Address = "/run/user/1000/orders.sock".parse()?;
+/// let channel = join(&address, &Options::new())?;
+/// println!("the {} of process {}", channel.role(), channel.peer().pid);
+/// for check in channel.evidence() {
+///     println!("{}: {}", check.step, check.check);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`Error::AddressOccupied`] where two share the address, without [`Options::wait`]; [`Error::AddressInvalid`];
+/// [`Error::InvalidArgument`] for options that contradict each other. As a guest also [`Error::PeerRefused`] (either side's policy
+/// has refused), [`Error::HandshakeTimeout`], [`Error::Protocol`], [`Error::PeerLost`] and [`Error::ObjectUnsound`]. Trouble of this
+/// process: [`Error::NoSpace`], [`Error::Unsupported`], [`Error::ObjectExposed`]; [`Error::Aborted`] when called off.
 pub fn join(address: &Address, options: &Options) -> Result<Channel> {
     let options = &options.clone().checked()?;
     let address = &address.absolute();
@@ -39,7 +59,7 @@ pub fn join(address: &Address, options: &Options) -> Result<Channel> {
     loop {
         match join_once(address, options, &deadline) {
             Ok(Some(channel)) => return Ok(channel),
-            // The host went away before it had answered: whoever looks first is the next host.
+            // The host went away before it had answered: the first process to look is the next host.
             Ok(None) => backoff.hung_up(None)?,
             // The same after it had answered: for a process that waits for a place, nothing has changed.
             Err(error @ Error::PeerLost(_)) if options.wait => backoff.hung_up(Some(error))?,

@@ -38,13 +38,17 @@ const MOST_PENDING: usize = SIDE_BY_SIDE;
 /// Binds an address for a service. Agents [`connect`] there, as many as [`Options::max_peers`] allows, and each gets a
 /// channel and memory of its own.
 ///
-/// The mode and the group of a path are set before anybody can reach it. A socket that a dead service has left is taken
-/// over. Where somebody has the address: [`Error::AddressOccupied`], or with [`Options::wait`], waits until it is free.
-/// [`Options::cancel_token`] ends that waiting, and afterwards the listening.
+/// The mode and the group of a path are set before any process can reach it. A socket that a dead service has left is taken
+/// over. With [`Options::wait`] it waits for an address that another process has. [`Options::cancel_token`] ends that waiting,
+/// and afterwards the listening.
 ///
-/// Handshakes run on threads of the listener's, side by side, each with the deadline of [`Options::timeout`]: who fails,
-/// dawdles or says nothing costs the others nothing. An open channel has no thread, and holds two descriptors: a thousand
+/// Handshakes run on threads of the listener's, side by side, each with the deadline of [`Options::timeout`]: a newcomer that
+/// fails, is slow or says nothing costs the others nothing. An open channel has no thread, and holds two descriptors: a thousand
 /// agents take an `RLIMIT_NOFILE` above 3,000 (getrlimit(2)), of which 900 are for handshakes and newcomers.
+///
+/// # Errors
+/// [`Error::AddressOccupied`] where another process has the address, without [`Options::wait`]; [`Error::AddressInvalid`];
+/// [`Error::InvalidArgument`] for options that contradict each other; [`Error::NoSpace`]; [`Error::Aborted`] when called off.
 pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
     let options = options.clone().checked()?;
     let (given, address) = (address, &address.absolute());
@@ -79,13 +83,28 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
 /// Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
 /// each time.
 ///
-/// Where nobody listens: [`Error::PeerLost`], or with [`Options::wait`], waits for the service to come. Where the
-/// service is full: [`Error::AddressOccupied`], or waits for a seat. What waiting does not mend (a directory that is
-/// missing, a socket that this process may not connect to) is [`Error::AddressInvalid`]. [`Options::cancel_token`] ends the
-/// waiting.
+/// With [`Options::wait`] it waits for a service to come, and for a seat where the service is full. [`Options::cancel_token`] ends
+/// the waiting.
 ///
-/// At most 16 handshakes of one process with one address are under way at a time; whoever calls from more threads waits for
-/// its turn, and [`Options::timeout`] counts from there.
+/// At most 16 handshakes of one process with one address are under way at a time. A call beyond that waits for its turn, and
+/// [`Options::timeout`] counts from there.
+///
+/// ```no_run
+/// use ringfence::{Address, Options, connect};
+///
+/// # fn main() -> ringfence::Result<()> {
+/// let address: Address = "/run/orders/service.sock".parse()?;
+/// // Waits for the service to come, and for a seat.
+/// let (mut sender, _receiver) = connect(&address, &Options::new().wait(true))?.split();
+/// sender.send(b"hello")?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// Without [`Options::wait`]: [`Error::PeerLost`] where no process listens, [`Error::AddressOccupied`] where the service is full. In
+/// any case [`Error::AddressInvalid`] for what waiting does not mend (a directory that is missing, a socket that this process may
+/// not connect to); else as the guest of [`join`](crate::join).
 pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
     let options = options.clone().checked()?;
     let address = &address.absolute();
@@ -94,12 +113,12 @@ pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
     loop {
         match connect_once(address, &options, &deadline) {
             Ok(Tried::Open(channel)) => return Ok(*channel),
-            // It closes, and the next look finds nobody.
+            // It closes, and the next try finds no listener.
             Ok(Tried::HungUp) => backoff.hung_up(None)?,
             // It has closed, or ended, in the middle of the handshake. The next service may be there already.
             Err(error @ Error::PeerLost(_)) if options.wait => backoff.hung_up(Some(error))?,
-            Ok(Tried::Nobody) | Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,
-            Ok(Tried::Nobody) => return Err(nobody(address)),
+            Ok(Tried::NoListener) | Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,
+            Ok(Tried::NoListener) => return Err(no_listener(address)),
             Err(error) => return Err(error),
         }
     }
@@ -107,9 +126,9 @@ pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
 
 enum Tried {
     Open(Box<Channel>),
-    /// Nobody listens.
-    Nobody,
-    /// Somebody hung up without an answer.
+    /// No process listens.
+    NoListener,
+    /// The process that listens hung up without an answer.
     HungUp,
 }
 
@@ -119,7 +138,7 @@ fn connect_once(address: &Address, options: &Options, deadline: &Deadline) -> Re
     let within = &deadline.within(options.timeout);
     let mut record = Record::default();
     let Some(stream) = election::find(address, within, &mut record)? else {
-        return Ok(Tried::Nobody);
+        return Ok(Tried::NoListener);
     };
     let parts = Side::new(address, options, within, Meeting::Service).guest(stream, record)?;
     Ok(parts.map_or(Tried::HungUp, |parts| {
@@ -136,14 +155,14 @@ fn permits(address: &Address) -> Result<Arc<Permits>> {
     if let Some(permits) = all.get(address).and_then(Weak::upgrade) {
         return Ok(permits);
     }
-    // Those at which nobody calls any more.
+    // Without those that no call uses any more.
     all.retain(|_, permits| permits.strong_count() > 0);
     let made = Arc::new(Permits::new(OF_ONE_PROCESS)?);
     all.insert(address.clone(), Arc::downgrade(&made));
     Ok(made)
 }
 
-fn nobody(address: &Address) -> Error {
+fn no_listener(address: &Address) -> Error {
     let directory = address.place().and_then(|path| path.parent());
     if directory.is_some_and(|directory| !directory.as_os_str().is_empty() && !directory.exists()) {
         return address.invalid("its directory does not exist", Some(nix::errno::Errno::ENOENT));
@@ -176,14 +195,14 @@ fn nobody(address: &Address) -> Error {
 /// # fn serve(channel: ringfence::Channel) {}
 /// ```
 ///
-/// What nobody has asked for yet is held: at most 64 channels and refusals. Beyond that newcomers wait in the kernel's
-/// backlog, and whom nobody takes in fails at its deadline with [`Error::HandshakeTimeout`].
+/// It holds at most 64 channels and refusals that the program has not taken yet. Beyond that newcomers wait in the kernel's
+/// backlog, and one that is not taken in fails at its deadline with [`Error::HandshakeTimeout`].
 ///
 /// Dropping it closes it, with [`Channels::Keep`].
 #[derive(Debug)]
 pub struct Listener(Handle<Service>);
 
-/// What became of somebody who came to a [`Listener`].
+/// What became of a process that came to a [`Listener`].
 #[non_exhaustive]
 #[expect(
     clippy::large_enum_variant,
@@ -193,7 +212,7 @@ pub struct Listener(Handle<Service>);
 pub enum Arrival {
     /// An agent has passed.
     Accepted(Channel),
-    /// Somebody has not. The listener goes on.
+    /// A newcomer has not passed. The listener goes on.
     Refused(Refused),
 }
 
@@ -218,7 +237,7 @@ impl Listener {
         self.0.address()
     }
 
-    /// Channels that are open now, those that nobody has accepted yet included. A channel counts until it was closed, or
+    /// Channels that are open now, those that the program has not accepted yet included. A channel counts until it was closed, or
     /// a call on it has noticed that its peer is gone; a full listener looks for itself.
     pub fn size(&self) -> usize {
         let shared = &self.0.shared;
@@ -229,13 +248,18 @@ impl Listener {
         }
     }
 
-    /// Waits for the next news. Errors with [`Error::Closed`] once the listener was closed, and [`Error::Aborted`] once it
-    /// was called off.
+    /// Waits for the next arrival.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] once the listener was closed, and in a forked child; [`Error::Aborted`] once it was called off.
     pub fn accept(&self) -> Result<Arrival> {
         self.0.next()
     }
 
-    /// The next news, if there are any now. Errors as [`Listener::accept`].
+    /// The next arrival, if there is one now.
+    ///
+    /// # Errors
+    /// As [`Listener::accept`].
     pub fn try_accept(&self) -> Result<Option<Arrival>> {
         self.0.try_next()
     }
@@ -250,8 +274,8 @@ impl Listener {
         self.0.shared.set_paused(false);
     }
 
-    /// Listens no more: the address is free when this returns. Whoever has a handshake under way or was not accepted yet
-    /// is told, and their channels are closed.
+    /// Listens no more: the address is free when this returns. Newcomers with a handshake under way, and agents that the program
+    /// has not accepted yet, are told so, and their channels are closed.
     pub fn close(&self, channels: Channels) {
         let Handle { shared, worker, .. } = &self.0;
         // In a child: the address is its parent's, and the worker that would say that it is free is not here.
@@ -276,7 +300,7 @@ impl Drop for Listener {
 }
 
 impl AsFd for Listener {
-    /// Readable when [`Listener::try_accept`] has news, or the listener has ended.
+    /// Readable when [`Listener::try_accept`] has an arrival, or the listener has ended.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -1,6 +1,6 @@
 //! What stays at an address: a service, a membership, a publisher.
 //!
-//! Four parts take part in it, and [`Shared`] is what they have in common:
+//! It has four parts, and [`Shared`] is what they have in common:
 //! - the [`Handle`](crate::endpoint::handle::Handle), which the program holds;
 //! - the worker thread, which keeps the address bound and takes newcomers in by an
 //!   [`Admission`](crate::endpoint::admission::Admission);
@@ -82,7 +82,7 @@ pub(crate) trait Endpoint: fmt::Debug + Send + Sync + Sized + 'static {
     }
 }
 
-/// What all who take part in an endpoint have in common. It derefs to the endpoint's own part.
+/// What all parts of an endpoint have in common. It derefs to the endpoint's own part.
 #[derive(Debug)]
 pub(crate) struct Shared<E: Endpoint> {
     pub(crate) address: Address,
@@ -111,7 +111,8 @@ impl<E: Endpoint> Shared<E> {
         }))
     }
 
-    /// In a child nobody gives the lock back, so it is taken only where [`Shared::is_here`].
+    /// To be called only where [`Shared::is_here`]: in a child, the thread that had the lock at the fork is not there to give it
+    /// back.
     pub(crate) fn state(&self) -> MutexGuard<'_, E::State> {
         self.state.lock()
     }

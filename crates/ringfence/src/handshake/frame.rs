@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! head, 16 bytes     0  magic     8 bytes  "ringfnce"
-//!                    8  version   u16      1
+//!                    8  version   u16      2
 //!                   10  kind      u16      1 HELLO, 2 OFFER, 3 READY, 4 REFUSE
 //!                   12  length    u32      bytes of the body that follows, at most 4096
 //! HELLO, 96 bytes    0  nonce     32 bytes random, the sender's own
@@ -36,8 +36,7 @@
 //!
 //! Every frame carries the credentials of its sender (`SCM_CREDENTIALS`). Descriptors come with the guest's HELLO
 //! (one: its partner's end of the private line), with OFFER (one: the object; of a publisher two: the control object and the
-//! ring), among members with the host's READY (the
-//! listening socket, and for a path the lock beside it), and with nothing else.
+//! ring), among members with the host's READY (the listening socket, and for a path the lock beside it), and with no other frame.
 
 use std::fmt;
 
@@ -70,10 +69,10 @@ pub(crate) struct Hello {
 
 /// Bit 0 of a HELLO's features.
 pub(crate) const TAKES_BARRIERS: u32 = 1;
-/// Bit 1: whoever says so is closed to others of its user by the time of its OFFER.
+/// Bit 1: the sender is closed to other processes of its user by the time of its OFFER.
 pub(crate) const HARDENS: u32 = 2;
 
-/// What the two have come for. Whoever comes for the other has the wrong address.
+/// What two processes meet for. A process that has come for something else has the wrong address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Meeting {
     /// `join`.
@@ -460,13 +459,13 @@ impl From<&Error> for Refuse {
 }
 
 impl Refuse {
-    /// Whether the next try may well meet somebody who goes on: the sender is going, or its time for this handshake was over.
-    /// Any other trouble of its own is told.
+    /// Whether the next try may succeed: the sender is about to go, or its time for this handshake was over. Any other trouble of
+    /// the sender is told to the caller.
     pub(crate) fn is_passing(&self) -> bool {
         self.code == Code::Unable && ["CLOSED", "HANDSHAKE_TIMEOUT"].contains(&&*self.check)
     }
 
-    /// What the peer's refusal is to us.
+    /// The error that the peer's refusal is on this side.
     pub(crate) fn into_error(self, address: &str) -> Error {
         match self.code {
             Code::Occupied => Error::AddressOccupied {

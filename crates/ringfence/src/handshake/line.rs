@@ -1,5 +1,5 @@
-//! Who speaks: frames are exchanged with one process that is known, and each part of each frame must be stamped with its
-//! credentials by the kernel.
+//! The sender of each frame: frames are exchanged with one process that is known, and the kernel must have stamped each part of
+//! each frame with its credentials.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
@@ -24,7 +24,7 @@ const MOST_DESCRIPTORS: usize = 2;
 #[derive(Debug)]
 pub(crate) struct Line<'a> {
     pub(crate) socket: BorrowedFd<'a>,
-    /// Who speaks at the other end; every part of every frame must be stamped with this.
+    /// The process at the other end. Every part of every frame must be stamped with these credentials.
     pub(crate) speaker: Credentials,
     pub(crate) deadline: &'a Deadline,
     /// The address, for errors.
@@ -63,7 +63,7 @@ pub(crate) fn send(
 impl Line<'_> {
     pub(crate) fn send(&self, frame: &Frame, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
         send(self.socket, frame, descriptors).map_err(|errno| match errno {
-            // It has closed its end: if it said why before that, that is the news.
+            // It has closed its end. If it said why before that, that is the error.
             Errno::EPIPE | Errno::ECONNRESET => self
                 .last_words()
                 .unwrap_or_else(|| Error::PeerLost(format!("it closed the line ({})", errno.desc()))),
@@ -131,7 +131,7 @@ pub(crate) fn first(
     match (reader.frame(1)?, reader.speaker) {
         (Frame::Refuse(refuse), _) => Err(refuse.into_error(address)),
         (frame, Some(speaker)) => Ok((speaker, frame, reader.descriptors)),
-        (_, None) => Err(Error::Protocol("a frame that nobody has said".into())),
+        (_, None) => Err(Error::Protocol("a frame without a sender".into())),
     }
 }
 
@@ -222,7 +222,7 @@ impl Reader<'_> {
                 (found, wanted) => {
                     let who = |c: Credentials| format!("pid {}, uid {}, gid {}", c.pid, c.uid, c.gid);
                     let wanted = wanted.map_or_else(
-                        || "every message from somebody whom the kernel names".into(),
+                        || "every message with the credentials of its sender".into(),
                         |wanted| format!("every message from {}, which is who spoke first", who(wanted)),
                     );
                     let refusal = Refusal::new(Check::Line, wanted, found.map_or_else(|| "none".into(), who));

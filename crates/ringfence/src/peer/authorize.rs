@@ -53,7 +53,7 @@ struct Callback {
 /// Written by handshakes that begin a call, and by the threads of those calls, under the lock.
 #[derive(Default)]
 struct Calls {
-    /// About whom: pid and uid.
+    /// The peer that it is about: pid and uid.
     running: Vec<(i32, u32)>,
     /// Rung when a call has returned.
     waiting: Vec<Weak<Question>>,
@@ -80,7 +80,7 @@ impl fmt::Debug for Authorize {
 /// refuses.
 #[derive(Debug)]
 pub struct Decision {
-    /// Gone once nobody waits for the answer any more.
+    /// Gone once the handshake no longer waits for the answer.
     question: Weak<Question>,
 }
 
@@ -142,7 +142,7 @@ impl Decision {
         self.answer(Answer::No { found, cause });
     }
 
-    /// Whether somebody waits for the answer still: not after the handshake's deadline, nor when it was called off.
+    /// Whether the handshake still waits for the answer: not after the handshake's deadline, nor when it was called off.
     pub fn is_awaited(&self) -> bool {
         self.question
             .upgrade()
@@ -155,7 +155,7 @@ impl Decision {
     }
 
     fn answer(&self, answer: Answer) {
-        // In a child nobody waits for it, and its parent's is not the child's to give.
+        // In a child no handshake waits for it, and the parent's answer is not the child's to give.
         let question = self.question.upgrade();
         if let Some(question) = question.filter(|question| question.answered.is_here()) {
             let mut given = question.answer.lock();
@@ -357,7 +357,7 @@ impl Authorize {
                 let outcome = catch_unwind(AssertUnwindSafe(|| (running.callback.ask)(identity, decision)));
                 CALLS_BACK.set(false);
                 match outcome {
-                    // Whoever has the decision now answers.
+                    // The holder of the decision answers now.
                     Ok(()) => asked.leave(),
                     Err(payload) => {
                         let panicked = Panicked::with(payload);

@@ -1,4 +1,4 @@
-//! Who the process at the other end is, and whether it may be there.
+//! The process at the other end: what the kernel says of it, and whether the policy lets it in.
 //!
 //! `process` asks the kernel. `namespace` compares the process's namespaces with ours, `cgroup` finds a cgroup by its name,
 //! `hash` reads an executable's content, `proc` reads the process's files in /proc. `policy` compares what was found with what

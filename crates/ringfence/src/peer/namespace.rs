@@ -170,7 +170,7 @@ pub(crate) fn standing(pid: i32, pidfd: Option<&OwnedFd>, directory: Option<&Own
     // A process that is seen from here lives in this namespace or below it: as deep down is as good as the same.
     if found.len() != own.len() || found.last() != Some(&pid) {
         return Ok(Standing::other(format!(
-            "a pid namespace below this process's (NSpid {shown}), in which whoever made it can speak for every process"
+            "a pid namespace below this process's (NSpid {shown}), in which its maker can speak for every process"
         )));
     }
     let (mut same, mut seen) = (true, vec![format!("the same pid namespace (NSpid {shown})")]);

@@ -1,4 +1,4 @@
-//! Who the peer must be.
+//! What the peer must be, and the comparison with what it is.
 
 use std::{
     fmt,
@@ -138,13 +138,13 @@ impl fmt::Display for Program {
 ///
 /// | check | can be made of | else ask for |
 /// | --- | --- | --- |
-/// | uid | anybody who connects | |
-/// | namespace | anybody (Linux 5.5; before that, whomever /proc shows) | |
-/// | gid | anybody who connects; a supplementary group where /proc shows the process (not with `hidepid`) | |
-/// | executable, content | a process of the same user, with no other groups and no more capabilities than this one has, that is dumpable (not hardened, not started setuid or setgid); with `CAP_SYS_PTRACE`, anybody | uid, gid, cgroup, label |
-/// | cgroup | anybody (Linux 6.13, and the cgroup filesystem mounted here); before that, whomever /proc shows | uid, gid |
-/// | label | anybody, where a security module labels sockets | uid, gid, cgroup |
-/// | authorize | anybody who has passed the rest | |
+/// | uid | any process that connects | |
+/// | namespace | any process (Linux 5.5; before that, one that /proc shows) | |
+/// | gid | any process that connects; a supplementary group where /proc shows the process (not with `hidepid`) | |
+/// | executable, content | a process of the same user, with no other groups and no more capabilities than this one has, that is dumpable (not hardened, not started setuid or setgid); with `CAP_SYS_PTRACE`, any process | uid, gid, cgroup, label |
+/// | cgroup | any process (Linux 6.13, and the cgroup filesystem mounted here); before that, one that /proc shows | uid, gid |
+/// | label | any process, where a security module labels sockets | uid, gid, cgroup |
+/// | authorize | a process that has passed the rest | |
 #[derive(Debug, Clone)]
 pub struct Policy {
     users: Users,
@@ -184,7 +184,7 @@ impl Policy {
     }
 
     /// In which namespaces the peer may live ([`Namespace::Same`]: in this process's own). The kernel stamps each message of
-    /// a handshake with its sender's process number, which whoever has `CAP_SYS_ADMIN` over the sender's pid namespace may make
+    /// a handshake with its sender's process number, which a process with `CAP_SYS_ADMIN` over the sender's pid namespace may make
     /// up; any user has that in a namespace that it makes (`unshare -Urp`).
     #[must_use]
     pub const fn namespace(mut self, namespace: Namespace) -> Self {

@@ -1,4 +1,4 @@
-//! Who the peer is, as the kernel says.
+//! The peer, as the kernel describes it.
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -454,7 +454,7 @@ impl Peer {
         format!("{said}; {shown}{again}")
     }
 
-    /// The pidfd, for whoever waits for the peer's end.
+    /// The pidfd, to wait for the peer's end.
     pub(crate) fn pidfd(&self) -> Option<Arc<OwnedFd>> {
         self.pidfd.clone()
     }
@@ -550,7 +550,7 @@ fn content_of(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline) -> R
 }
 
 /// Looks at what is executed, for no longer than there is time: a file on a network mount whose server is gone may keep
-/// whoever follows a link to it.
+/// a process that follows a link to it.
 ///
 /// A process that executes what has this one's name is looked at without a thread, which is the common case and saves some
 /// 100 µs. The name may be a lie. But nobody can make that look hang who could not hang this process anyhow: what a user can

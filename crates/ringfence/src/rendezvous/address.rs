@@ -69,7 +69,7 @@ impl Address {
     /// The same place, wherever this process goes meanwhile (chdir(2)); it is still shown as it was given.
     ///
     /// Every call that takes an address does this when it begins: a relative path is one in the directory in which the
-    /// process is then. Who calls later can do it now. A path that would have more than 107 bytes stays relative; then the
+    /// process is then. A program that calls later can do it now. A path that would have more than 107 bytes stays relative; then the
     /// process must not go elsewhere while it waits for the address.
     #[must_use]
     pub fn absolute(&self) -> Self {

@@ -31,7 +31,7 @@ pub(super) const BACKLOG_OF_A_PAIR: i32 = 64;
 /// Linux 5.4, 128 before).
 pub(super) const BACKLOG_OF_A_SERVICE: i32 = -1;
 
-/// Who may connect to a named address.
+/// Which users may connect to a named address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Access {
     /// Permission bits of the socket's file.
@@ -44,7 +44,7 @@ pub(crate) struct Access {
 /// behind.
 #[derive(Debug)]
 pub(crate) struct Place {
-    /// Dropped first: as long as the socket is open its file's inode is nobody else's, also where the file was removed.
+    /// Dropped first: as long as the socket is open, no other file gets its inode, also where its file was removed.
     pub(super) named: Option<Named>,
     pub(super) listener: Withheld,
 }
@@ -117,7 +117,7 @@ impl Named {
         Ok(())
     }
 
-    /// Gives the socket's file the group and the mode that were asked for. Nobody can connect before listen, so this leaves no
+    /// Gives the socket's file the group and the mode that were asked for. No process can connect before listen, so this leaves no
     /// moment in which a stranger could.
     pub(super) fn admit(&self, address: &Address, access: Access) -> Result<()> {
         let refused = |what: &str, errno| address.invalid(what, Some(errno));

@@ -1,4 +1,4 @@
-//! Newcomers whose handshake has not begun, and how many handshakes are under way with whom.
+//! The newcomers whose handshake has not begun, and the processes with which handshakes are under way.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -63,7 +63,7 @@ impl AsFd for Newcomer {
 }
 
 impl Newcomer {
-    /// With whom the kernel names at the other end: enough to count its connections by.
+    /// With the process that the kernel names at the other end: enough to count its connections by.
     pub(super) fn new(stream: OwnedFd, deadline: Deadline) -> Result<Self> {
         let credentials = getsockopt(&stream, sockopt::PeerCredentials)
             .map_err(|errno| Error::system("SO_PEERCRED of a newcomer", errno))?;

@@ -38,20 +38,24 @@ const ENOUGH: Duration = Duration::from_secs(30);
 
 /// Takes a place at an address, and keeps it while partners come and go.
 ///
-/// Two hold an address, as with [`join`](crate::join): whoever comes first is the host, the second its guest, and they
+/// Two hold an address, as with [`join`](crate::join): the first to come is the host, the second its guest, and they
 /// have a channel. When the guest goes, the host takes the next. When the host goes, by [`Membership::leave`] or by its
-/// death, the guest is the host from that moment on, and takes the next; nobody else can take the address in between. So
+/// death, the guest is the host from that moment on, and takes the next; no other process can take the address in between. So
 /// one of the two may be replaced at any time, while the other stays.
 ///
 /// Returns once a place is held: for a host at once, for a guest with the channel, which is the first
-/// [`Change`] then. Where two hold the address: [`Error::AddressOccupied`], or with [`Options::wait`], waits for a place.
-/// [`Options::cancel_token`] ends that waiting; the membership is no longer tied to it. A member meets members alone: whoever
-/// comes by `join` or `connect` is told (PROTOCOL).
+/// [`Change`] then. With [`Options::wait`] it waits for a place where two hold the address already.
+/// [`Options::cancel_token`] ends that waiting; the membership is no longer tied to it. A member meets members alone: a process
+/// that comes by `join` or `connect` gets [`Error::Protocol`](crate::Error::Protocol).
 ///
 /// A guest that is let in gets the listening socket, and the lock beside a path. So one that turns hostile can keep others
 /// from the address; it cannot make them believe that it is another.
 ///
 /// One thread of this crate's own keeps the place; a handshake under way has one as well.
+///
+/// # Errors
+/// As [`join`](crate::join): [`AddressOccupied`](crate::Error::AddressOccupied) where two hold the address, without
+/// [`Options::wait`]; [`NoSpace`](crate::Error::NoSpace) also where there is no thread for it.
 pub fn member(address: &Address, options: &Options) -> Result<Membership> {
     let mut options = options.clone().checked()?;
     let deadline = Deadline::endless(options.cancel_token.take().into_iter().collect(), options.timeout);
@@ -104,10 +108,10 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
 /// ```
 ///
 /// A partner's channel ends like any other; what was sent before that is still read there, while the next partner comes.
-/// Whoever closes a channel without leaving keeps its place: a host waits for the next, a guest comes anew. The same after
-/// a channel that was corrupt or exposed.
+/// A member that closes its channel without leaving keeps its place: a host waits for the next, a guest comes anew. The same
+/// holds after a channel that was corrupt or exposed.
 ///
-/// Where 16 channels were not asked for, no partner is taken in until one is. Dropping it leaves.
+/// While 16 channels wait to be taken from it, no further partner is let in. Dropping it leaves.
 #[derive(Debug)]
 pub struct Membership {
     handle: Handle<Member>,
@@ -136,24 +140,33 @@ impl Membership {
 
     /// Waits for the next change.
     ///
-    /// Errors with [`Error::Closed`] after [`Membership::leave`]. If the place was lost, with what it was lost by, once: a
-    /// guest that came anew may have been refused, or found the address occupied.
+    /// # Errors
+    /// If the place was lost, with what it was lost by, once: a guest that came anew may have been refused, or have found the
+    /// address occupied. [`Error::Closed`](crate::Error::Closed) after that, and in a forked child.
     pub fn next(&self) -> Result<Change> {
         self.handle.next()
     }
 
-    /// The same, with a deadline. `None`: it has passed.
+    /// The same, with a deadline. `None`: the deadline has passed.
+    ///
+    /// # Errors
+    /// As [`Membership::next`].
     pub fn next_until(&self, deadline: Option<Instant>) -> Result<Option<Change>> {
         self.handle.next_until(deadline)
     }
 
-    /// The next change, if there is one now. Errors as [`Membership::next`].
+    /// The next change, if there is one now.
+    ///
+    /// # Errors
+    /// As [`Membership::next`].
     pub fn try_next(&self) -> Result<Option<Change>> {
         self.handle.try_next()
     }
 
-    /// Waits for the next partner, and passes over all other changes. `None`: the deadline has passed. Errors as
-    /// [`Membership::next`].
+    /// Waits for the next partner, and passes over all other changes. `None`: the deadline has passed.
+    ///
+    /// # Errors
+    /// As [`Membership::next`].
     pub fn partner(&self, deadline: Option<Instant>) -> Result<Option<Channel>> {
         loop {
             match self.next_until(deadline)? {
