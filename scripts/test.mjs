@@ -94,14 +94,14 @@ function testFuzz([seconds = '60', ...named]) {
  * memory there, since Miri has no memfd.
  */
 function testMiri() {
-  const env = {
-    MIRIFLAGS: [
-      // A pointer made of an integer would hide from Miri what it may touch.
-      '-Zmiri-strict-provenance',
-      '-Zmiri-symbolic-alignment-check',
-      // proptest looks at its environment.
-      '-Zmiri-disable-isolation',
-    ].join(' '),
+  const flags = [
+    // A pointer made of an integer would hide from Miri what it may touch.
+    '-Zmiri-strict-provenance',
+    '-Zmiri-symbolic-alignment-check',
+    // proptest looks at its environment.
+    '-Zmiri-disable-isolation',
+  ]
+  const settings = {
     // Miri runs the unoptimised program, whatever Cargo.toml wants for tests.
     CARGO_PROFILE_TEST_OPT_LEVEL: '0',
     // A case takes a minute or two there; the full number of them runs natively.
@@ -109,14 +109,27 @@ function testMiri() {
     // A case that fails here fails again from its seed; nothing is to be written into the sources.
     PROPTEST_DISABLE_FAILURE_PERSISTENCE: 'true',
   }
-  const test = ['+nightly', 'miri', 'test', '-p', 'ringfence', '--lib', 'ring::']
+  const test = ['+nightly', 'miri', 'test', '-p', 'ringfence', '--lib']
   if (!isInPath('rustup')) fail('✗ Miri is part of the nightly toolchain, and there is no rustup here to get it.', 127)
   getNightly(['miri', 'rust-src'])
-  run('the ring under Miri', 'cargo', test, { env })
-
-  // A filter that matches nothing passes too.
-  const list = spawnSync('cargo', [...test, '--', '--list'], { cwd: root, env: { ...process.env, ...env } })
-  if (!/: test$/m.test(list.stdout.toString())) fail('✗ the ring under Miri: no test is named for the ring')
+  const runs = [
+    // Stores that other threads see late. With one thread there are none, and Miri itself breaks down there now and then
+    // ("cannot have empty store buffer when previous write was atomic", nightly of May 2026).
+    [
+      'the ring under Miri, one thread',
+      ['-Zmiri-disable-weak-memory-emulation'],
+      ['ring::', '--', '--skip', 'threads::'],
+    ],
+    ['the ring under Miri, several threads', [], ['threads::']],
+  ]
+  for (const [label, more, which] of runs) {
+    const env = { ...settings, MIRIFLAGS: [...flags, ...more].join(' ') }
+    run(label, 'cargo', [...test, ...which], { env })
+    // A filter that matches nothing passes too.
+    const list = [...test, ...which, ...(which.includes('--') ? [] : ['--']), '--list']
+    const { stdout } = spawnSync('cargo', list, { cwd: root, env: { ...process.env, ...env } })
+    if (!/: test$/m.test(stdout.toString())) fail(`✗ ${label}: no test has such a name`)
+  }
 }
 
 /** The models in the form that `npm test` has no time for, with a table of what they found and in how many states. */
