@@ -7,6 +7,7 @@
 //     node scripts/test.mjs musl            the crate as a musl build
 //     node scripts/test.mjs nats            examples/nats with a real server; needs a build
 //     node scripts/test.mjs nodes           the compiled tests on newer Nodes; needs `npm test` to have built them
+//     node scripts/test.mjs soak [SECONDS]  threads and event loops that wait for halves of channels, in every way
 //     node scripts/test.mjs torture [N]     N worker threads, each terminated while it uses a channel; needs a build
 //
 // Each prints one line before a step and one after; the first step that fails ends it with its exit code. The packages
@@ -175,6 +176,21 @@ function testNodes() {
   }
 }
 
+/**
+ * Pairs of processes that wait in ways that are drawn: threads with and without a deadline, event loops of both kinds, with tokens
+ * beside. It looks for a bell that was lost, after which nothing moves.
+ */
+function testSoak([seconds = '120']) {
+  if (!/^[1-9]\d*$/.test(seconds)) fail(`✗ ${seconds} is no number of seconds.`)
+  const env = { CARGO_TARGET_DIR: join(root, 'build', 'crate', 'soak') }
+  const test = ['test', '--release', '-p', 'ringfence', '--test', 'both_ways', '--', '--ignored', '--nocapture', 'soak']
+  // A test binary ends itself after ten minutes.
+  for (let left = Number(seconds); left > 0; left -= 300) {
+    const part = Math.min(left, 300)
+    run(`${part} seconds, ${left} to go`, 'cargo', test, { env: { ...env, RINGFENCE_SOAK: String(part) } })
+  }
+}
+
 /** Workers that are terminated at any moment; `npm test` does the same a few hundred times. */
 function testTorture([count = '10000']) {
   const times = Number(count)
@@ -192,5 +208,6 @@ await subcommand({
   musl: testMusl,
   nats: testNats,
   nodes: testNodes,
+  soak: testSoak,
   torture: testTorture,
 })

@@ -490,9 +490,10 @@ impl Receiver {
 
     /// For event loops: says that this half sleeps until there is something to read. `true`: there is nothing now;
     /// wait for the line ([`AsFd`]) to be readable, then call [`Receiver::poll_line`] and [`Receiver::disarm`].
-    /// `false`: there is something, or no more will come. Errors as [`Receiver::try_receive`].
+    /// `false`: there is something, or no more will come. Errors as [`Receiver::try_receive`], with [`Error::NoSpace`] also where
+    /// another thread sleeps in a call since before there was a loop, and the descriptors to tell the loop with have run out.
     pub fn arm(&mut self) -> Result<bool> {
-        self.shared.catch_up();
+        self.shared.arm()?;
         self.park()
     }
 
@@ -605,9 +606,10 @@ fn still_gathering() -> Error {
 }
 
 impl AsFd for Receiver {
-    /// The private line: readable when the peer has rung, or has gone. Both halves have the same, and a bell on it does not say for
-    /// which of them it is. So one event loop waits for both: where another thread sleeps in a call of the other half (such as
-    /// [`Sender::wait`](crate::Sender::wait)), either may read the bell that the other waits for, which then sleeps on.
+    /// For an event loop: readable when the peer has rung, or has gone. This is the private line, and both halves have the same:
+    /// one event loop waits for both, or for one of them while a thread waits for the other (such as in
+    /// [`Sender::wait`](crate::Sender::wait)). Threads beside a loop cost the channel two descriptors, made when the first of
+    /// them waits; where a thread slept in a call when the loop began, the loop gets an epoll of its own for the line (two more).
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared.line()
     }

@@ -409,9 +409,10 @@ impl Sender {
 
     /// For event loops: says that this half sleeps until a message of `size` bytes finds room. `true`: it does not
     /// now; wait for the line ([`AsFd`]) to be readable, then call [`Sender::poll_line`] and [`Sender::disarm`].
-    /// `false`: there is room. Errors as [`Sender::send`].
+    /// `false`: there is room. Errors as [`Sender::send`], with [`Error::NoSpace`] also where another thread sleeps in a call since
+    /// before there was a loop, and the descriptors to tell the loop with have run out.
     pub fn arm(&mut self, size: usize) -> Result<bool> {
-        self.shared.catch_up();
+        self.shared.arm()?;
         self.park(size)
     }
 
@@ -501,9 +502,10 @@ impl Drop for Sender {
 }
 
 impl AsFd for Sender {
-    /// The private line: readable when the peer has rung, or has gone. Both halves have the same, and a bell on it does not say for
-    /// which of them it is. So one event loop waits for both: where another thread sleeps in a call of the other half (such as
-    /// [`Receiver::wait`](crate::Receiver::wait)), either may read the bell that the other waits for, which then sleeps on.
+    /// For an event loop: readable when the peer has rung, or has gone. This is the private line, and both halves have the same:
+    /// one event loop waits for both, or for one of them while a thread waits for the other (such as in
+    /// [`Receiver::wait`](crate::Receiver::wait)). Threads beside a loop cost the channel two descriptors, made when the first of
+    /// them waits; where a thread slept in a call when the loop began, the loop gets an epoll of its own for the line (two more).
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared.line()
     }

@@ -464,11 +464,19 @@ impl Shared {
         Phase::from_word(held.as_ref()?.peer.load(layout::PHASE, Ordering::Acquire))
     }
 
-    /// Reads what was left on the line, before somebody lies down: see [`Doorbell::catch_up`].
+    /// Before a thread lies down: see [`Doorbell::catch_up`].
     pub(crate) fn catch_up(&self) {
         if !self.is_inherited() && self.doorbell.catch_up() {
             self.notice();
         }
+    }
+
+    /// Before an event loop waits: see [`Doorbell::arm`].
+    pub(crate) fn arm(&self) -> Result<()> {
+        if !self.is_inherited() && self.doorbell.arm()? {
+            self.notice();
+        }
+        Ok(())
     }
 
     /// Notices what the line says: a peer that is gone ends the channel.

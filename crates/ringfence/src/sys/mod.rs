@@ -439,6 +439,14 @@ pub(crate) fn open_flags(file: impl AsFd) -> Result<c_int, Errno> {
 /// of both, is told without being asked for.
 pub(crate) const HUNG_UP: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);
 
+/// Bytes of a socket that wait to be read (`FIONREAD`).
+pub(crate) fn unread(socket: impl AsFd) -> Result<usize, Errno> {
+    let mut count: c_int = 0;
+    // SAFETY: the kernel writes one int, to a local.
+    Errno::result(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) })?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
 /// Takes an exclusive lock on an open file (flock(2)), or finds that it has it already. Errors with EWOULDBLOCK where
 /// another open file has it. Not nix's guard: that gives the lock back when it is dropped, for every process that shares
 /// the open file, while closing a descriptor leaves it to the others.

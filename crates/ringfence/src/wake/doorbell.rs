@@ -15,8 +15,10 @@ use nix::{
 };
 
 mod bells;
+mod beside;
 
 use bells::Bells;
+use beside::{Heard, LoopPoll, ThreadPoll};
 
 use crate::{
     error::{Error, Result, is_shortage},
@@ -29,39 +31,82 @@ use crate::{
 /// begun and ended, and 1.5 µs for each further channel (measured on the same two cores).
 const POLLS_BEFORE_A_READ: u32 = 32;
 
-/// The line itself: shared by whoever waits in this process.
+/// The line itself: shared by all that wait in this process, which are threads in a call, and an event loop of the program's.
+///
+/// A bell does not say for which half of the channel it is. So each bell is told to all: to threads by `generation`, to the
+/// loop by lying on the line until it has read it, or a half is armed next.
 #[derive(Debug)]
 pub(crate) struct Doorbell {
     line: Arc<OwnedFd>,
     bells: Arc<Bells>,
     pidfd: Option<Arc<OwnedFd>>,
+    /// The line is read with this lock, but for a thread that sleeps in a read ([`Watch::Reads`]).
     state: Mutex<State>,
     changed: Condvar,
     /// What ends a read on the peer's death; or that this cannot be had.
     exit_watch: OnceLock<Option<ExitWatch>>,
+    /// What the loop polls. Set once, by whoever has the lock of the state, since the loop keeps it.
+    lent: OnceLock<Lent>,
+    /// Where threads sleep from the moment at which there is a loop. Set once, in the same way.
+    thread_poll: OnceLock<ThreadPoll>,
 }
 
+/// Each word is written by whoever has the lock.
 #[derive(Debug, Default)]
 struct State {
-    /// One thread waits on the line for all; the others wait for it.
-    watched: bool,
+    /// One thread waits on the line for all; the others wait for it. Written by that thread alone, when it lies down and
+    /// when it is awake again.
+    watch: Option<Watch>,
     /// How many those are: to wake nobody is a system call as well.
     waiting: usize,
-    /// Grows with everything that came over the line, so that nobody sleeps through what another has read.
+    /// Grows with everything that came over the line, so that nobody sleeps through what another has read. Written by
+    /// the thread that has heard it, and by the loop.
     generation: u64,
-    /// A bell was heard and left on the line: whoever is woken has something better to do first.
-    unread: bool,
-    /// The peer has closed its end, or is dead, or this side has shut the line.
+    /// Written by the thread or loop that leaves or reads it.
+    left: Left,
+    /// The peer has closed its end, or is dead, or this side has shut the line. Never taken back.
     gone: bool,
+    /// Written by the thread that is about to lie down, and by the one whose read has failed.
     sleep: Sleep,
+    /// The program waits for a half in an event loop, or has done so. Written by the loop, never taken back.
+    looped: bool,
 }
 
-/// How whoever watches the line without a deadline sleeps.
+/// How a thread watches the line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    /// In a plain read, which takes the bell.
+    Reads,
+    /// In poll(2), which ends as long as a bell lies there.
+    Polls,
+    /// In the epoll that threads have beside a loop.
+    Beside,
+}
+
+/// What is on the line, as far as is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Left {
+    #[default]
+    Nothing,
+    /// A bell was heard and left there: the one that was woken has something better to do first.
+    Bells,
+    /// One that all threads have been told of, for the loop.
+    ForLoop,
+}
+
+/// What the program's event loop was given to poll.
+#[derive(Debug)]
+enum Lent {
+    Line,
+    Apart(LoopPoll),
+}
+
+/// How the thread that watches the line sleeps while there is no loop.
 #[derive(Debug, Clone, Copy)]
 enum Sleep {
     /// In poll(2), so many times still.
     NotYet(u32),
-    /// In a plain read, which sees no more than the line.
+    /// In a plain read where there is no deadline, which sees no more than the line.
     Reading,
     /// In poll(2), from now on.
     Polling,
@@ -74,11 +119,15 @@ impl Default for Sleep {
 }
 
 impl AsFd for Doorbell {
-    /// For an event loop of the program's, which is to find the bell of one half on the line, though a thread waits for
-    /// the other.
+    /// For an event loop of the program's.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.state().sleep = Sleep::Polling;
-        self.line.as_fd()
+        let mut state = self.state();
+        state.looped = true;
+        // Where descriptors have run out, the read that is under way may take the loop's bell: `arm` errors until it has ended.
+        self.lend(&state).unwrap_or_else(|_| {
+            let _ = self.lent.set(Lent::Line);
+            self.line.as_fd()
+        })
     }
 }
 
@@ -92,6 +141,8 @@ impl Doorbell {
             state: Mutex::default(),
             changed: Condvar::new(),
             exit_watch: OnceLock::new(),
+            lent: OnceLock::new(),
+            thread_poll: OnceLock::new(),
         }
     }
 
@@ -109,6 +160,30 @@ impl Doorbell {
         if state.waiting > 0 {
             self.changed.notify_all();
         }
+        if state.watch == Some(Watch::Beside)
+            && let Some(thread_poll) = self.thread_poll.get()
+        {
+            thread_poll.tell();
+        }
+    }
+
+    /// What the loop polls: from the first time on the same.
+    fn lend(&self, state: &State) -> Result<BorrowedFd<'_>> {
+        if self.lent.get().is_none() {
+            let lent = match state.watch {
+                Some(Watch::Reads) => Lent::Apart(LoopPoll::new(self.line.as_fd())?),
+                _ => Lent::Line,
+            };
+            let _ = self.lent.set(lent);
+        }
+        Ok(self.apart().map_or(self.line.as_fd(), LoopPoll::as_fd))
+    }
+
+    fn apart(&self) -> Option<&LoopPoll> {
+        match self.lent.get() {
+            Some(Lent::Apart(loop_poll)) => Some(loop_poll),
+            Some(Lent::Line) | None => None,
+        }
     }
 
     /// Something was heard, or the end.
@@ -124,47 +199,91 @@ impl Doorbell {
         self.bells.ring();
     }
 
-    /// Reads whatever came over the line and returns whether the peer is still there. What the bytes say does not
-    /// matter: they are bells.
-    pub(crate) fn read_bells(&self) -> bool {
-        self.state().unread = false;
-        // To its end: an event loop may tell of that once only (libuv stops to watch what has failed, as a line does whose peer
-        // has left bells unread), and a bell may lie before it.
-        let gone = self.empty_line(true);
+    /// For the loop, before it waits for a half: reads what was left on the line, since after the half has lain down the line may
+    /// hold the bell that is waited for. Whether anything was read.
+    ///
+    /// Errors with [`Error::NoSpace`] where a thread would take that bell, and there is no descriptor to tell the loop with.
+    pub(crate) fn arm(&self) -> Result<bool> {
         let mut state = self.state();
-        self.note(&mut state, gone);
+        state.looped = true;
+        if state.watch == Some(Watch::Reads) {
+            self.lend(&state)?;
+            if self.apart().is_none() {
+                return Err(Error::system(
+                    "an event loop beside a thread that reads the line",
+                    Errno::EMFILE,
+                ));
+            }
+        }
+        // A thread that watches as if there was no loop is woken by what lies there.
+        if state.left == Left::Nothing || matches!(state.watch, Some(Watch::Reads | Watch::Polls)) {
+            return Ok(false);
+        }
+        self.read_all(&mut state, false);
+        Ok(true)
+    }
+
+    /// For the loop: reads whatever came over the line and returns whether the peer is still there. What the bytes say does
+    /// not matter: they are bells.
+    pub(crate) fn read_bells(&self) -> bool {
+        let mut state = self.state();
+        self.read_bells_with(&mut state)
+    }
+
+    fn read_bells_with(&self, state: &mut State) -> bool {
+        if let Some(loop_poll) = self.apart() {
+            loop_poll.heard();
+        }
+        if matches!(state.watch, Some(Watch::Reads | Watch::Polls)) {
+            // That thread has gone to sleep as if there was no loop. Nothing but a bell wakes it, so it gets this one.
+            let gone = self.has_ended();
+            self.note(state, gone);
+        } else {
+            // To its end: an event loop may tell of that once only (libuv stops to watch what has failed, as a line does whose
+            // peer has left bells unread), and a bell may lie before it.
+            self.read_all(state, true);
+        }
         !state.gone
     }
 
-    /// As [`Doorbell::read_bells`], but leaves the bell on the line until [`Doorbell::catch_up`], so that an answer need not wait
+    /// Reads what is on the line, and tells the threads, unless they know of it.
+    fn read_all(&self, state: &mut State, to_its_end: bool) {
+        let read = self.empty_line(to_its_end);
+        let known = state.left == Left::ForLoop && read.bells == 1 && !read.ended;
+        state.left = Left::Nothing;
+        if !known {
+            self.note(state, read.ended);
+        }
+    }
+
+    /// As [`Doorbell::read_bells`], but leaves the bell on the line until a half is armed, so that an answer need not wait
     /// for that. Where one was left there before, it reads.
     pub(crate) fn leave_bells(&self) {
         let mut state = self.state();
-        if state.unread {
-            drop(state);
-            self.read_bells();
+        if state.left == Left::Bells {
+            self.read_bells_with(&mut state);
             return;
         }
-        state.unread = true;
+        if let Some(loop_poll) = self.apart() {
+            loop_poll.heard();
+        }
+        state.left = Left::Bells;
         self.note(&mut state, false);
     }
 
-    /// Reads what was left on the line, if anything was. Before lying down, and not after: then the line may hold the bell
-    /// that is waited for.
+    /// For a thread, before it lies down: reads what was left on the line, but for one bell where a loop may need that. Whether
+    /// anything was done.
     pub(crate) fn catch_up(&self) -> bool {
         let mut state = self.state();
-        // Whoever watches the line does so with a bell of its own to wait for, and hears this one at once.
-        if !state.unread || state.watched {
+        // The thread that watches the line does so with a bell of its own to wait for, and hears this one at once.
+        if state.left != Left::Bells || state.watch.is_some() {
             return false;
         }
-        state.unread = false;
-        // Nobody begins to watch meanwhile: a bell that is rung now and read here is told by `generation`.
-        state.watched = true;
-        drop(state);
-        let gone = self.empty_line(false);
-        let mut state = self.state();
-        state.watched = false;
-        self.note(&mut state, gone);
+        if state.looped {
+            self.read_all_but_one(&mut state);
+        } else {
+            self.read_all(&mut state, false);
+        }
         true
     }
 
@@ -178,37 +297,71 @@ impl Doorbell {
 
     /// Notices a peer that is gone, and leaves every bell where it is: somebody may be waiting for it.
     pub(crate) fn look(&self) {
-        let ends = self.ends();
-        let mut polled: Vec<_> = ends
-            .watched()
-            .map(|(descriptor, flags)| PollFd::new(descriptor, flags))
-            .collect();
-        // A poll that fails has seen nothing; the next one will.
-        if poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+        if self.has_ended() {
             let mut state = self.state();
             state.gone = true;
             self.wake(&state);
         }
     }
 
-    /// Whether the line has ended. Where that need not be known, what is left after a read that was not full is the next
-    /// one's affair.
-    fn empty_line(&self, to_its_end: bool) -> bool {
+    fn has_ended(&self) -> bool {
+        let ends = self.ends();
+        let mut polled: Vec<_> = ends
+            .watched()
+            .map(|(descriptor, flags)| PollFd::new(descriptor, flags))
+            .collect();
+        // A poll that fails has seen nothing; the next one will.
+        poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Leaves one bell, since a line that holds one is readable. The end of the line is found by the wait that follows.
+    fn read_all_but_one(&self, state: &mut State) {
         let mut bells = [0_u8; 512];
+        for _ in 0..16 {
+            // Where it cannot be told, nothing is read, and the next one sees to that.
+            let Ok(count) = sys::unread(&*self.line) else {
+                break;
+            };
+            if count <= 1 {
+                state.left = if count == 1 { Left::ForLoop } else { Left::Nothing };
+                break;
+            }
+            let surplus = (count - 1).min(bells.len());
+            match recv(
+                self.line.as_raw_fd(),
+                &mut bells[..surplus],
+                MsgFlags::MSG_DONTWAIT,
+            ) {
+                Ok(1..) | Err(Errno::EINTR) => {}
+                _ => break,
+            }
+        }
+        self.note(state, false);
+    }
+
+    /// Where the line's end need not be known, what is left after a read that was not full is the next one's affair.
+    fn empty_line(&self, to_its_end: bool) -> Emptied {
+        let mut bells = [0_u8; 512];
+        let mut emptied = Emptied::default();
         // A peer that rings faster than this reads keeps nobody here: the line stays readable.
         for _ in 0..16 {
             // recv, not recvmsg: what descriptors a hostile peer attaches are dropped by the kernel uninstalled.
             match recv(self.line.as_raw_fd(), &mut bells, MsgFlags::MSG_DONTWAIT) {
-                Ok(0) => return true,
-                Ok(count) if count < bells.len() && !to_its_end => return false,
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return false,
+                Ok(0) => emptied.ended = true,
+                Ok(count) => {
+                    emptied.bells += count;
+                    if count == bells.len() || to_its_end {
+                        continue;
+                    }
+                }
+                Err(Errno::EINTR) => continue,
                 // Nothing was read, and nothing is known of the peer. The line stays readable.
-                Err(errno) if is_shortage(errno) => return false,
-                Err(_) => return true,
+                Err(errno) if errno == Errno::EAGAIN || is_shortage(errno) => {}
+                Err(_) => emptied.ended = true,
             }
+            break;
         }
-        false
+        emptied
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -220,8 +373,10 @@ impl Doorbell {
         self.state().generation
     }
 
-    /// Waits until something is heard after `generation`, or the peer is gone, or the deadline has passed (`false`). Where it polls,
-    /// it leaves the bell on the line, for [`Doorbell::catch_up`].
+    /// Waits until something is heard after `generation`, or the peer is gone, or the deadline has passed (`false`). Where it does
+    /// not read, it leaves the bell on the line, for [`Doorbell::catch_up`].
+    ///
+    /// Errors with [`Error::NoSpace`] where there are not the descriptors to wait with.
     pub(crate) fn wait(&self, generation: u64, deadline: Option<Instant>) -> Result<bool> {
         let mut state = self.state();
         loop {
@@ -231,39 +386,76 @@ impl Doorbell {
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 return Ok(false);
             }
-            if state.watched {
-                state.waiting += 1;
-                state = match deadline {
-                    None => self.changed.wait(state),
-                    Some(deadline) => {
-                        let left = deadline.saturating_duration_since(Instant::now());
-                        self.changed.wait_timeout(state, left)
-                    }
-                };
-                state.waiting -= 1;
+            if state.watch.is_some() {
+                state = self.wait_for_the_watch(state, deadline);
                 continue;
             }
-            state.watched = true;
-            let found = if deadline.is_none() && self.may_read(&mut state) {
-                // Whoever leaves a bell there from now on says so again.
-                state.unread = false;
-                drop(state);
-                Ok(self.read())
-            } else {
-                drop(state);
-                self.poll(deadline)
+            let (watch, thread_poll) = self.choose(&mut state, deadline)?;
+            state.watch = Some(watch);
+            drop(state);
+            let found = match thread_poll {
+                Some(thread_poll) => thread_poll.sleep(timeout(deadline)).map(Found::from),
+                None if watch == Watch::Reads => Ok(self.read()),
+                None => self.poll(deadline),
             };
             state = self.state();
-            state.watched = false;
+            state.watch = None;
             if let Ok(found) = &found {
                 state.gone |= found.gone;
                 state.generation += u64::from(found.rung);
-                state.unread |= found.left;
+                if found.left {
+                    state.left = Left::Bells;
+                }
+                if found.rung && watch == Watch::Reads {
+                    self.tell_the_loop();
+                }
             }
             // Whoever waits for this thread looks for itself now, and one of them takes over the line.
             self.wake(&state);
             found?;
         }
+    }
+
+    fn wait_for_the_watch<'a>(
+        &self,
+        mut state: MutexGuard<'a, State>,
+        deadline: Option<Instant>,
+    ) -> MutexGuard<'a, State> {
+        state.waiting += 1;
+        let mut state = match deadline {
+            None => self.changed.wait(state),
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                self.changed.wait_timeout(state, left)
+            }
+        };
+        state.waiting -= 1;
+        state
+    }
+
+    /// This thread has taken a bell that may be the loop's, if there is one by now. There was none when it lay down, and
+    /// `lend` and `arm` have found it asleep since.
+    fn tell_the_loop(&self) {
+        if let Some(loop_poll) = self.apart() {
+            loop_poll.tell();
+        }
+    }
+
+    /// How this thread watches the line, and where, beside a loop.
+    fn choose(&self, state: &mut State, deadline: Option<Instant>) -> Result<(Watch, Option<&ThreadPoll>)> {
+        if state.looped {
+            if self.thread_poll.get().is_none() {
+                let pidfd = self.pidfd.as_ref().map(|pidfd| pidfd.as_fd());
+                let _ = self.thread_poll.set(ThreadPoll::new(self.line.as_fd(), pidfd)?);
+            }
+            return Ok((Watch::Beside, self.thread_poll.get()));
+        }
+        if deadline.is_none() && self.may_read(state) {
+            // Whoever leaves a bell there from now on says so again.
+            state.left = Left::Nothing;
+            return Ok((Watch::Reads, None));
+        }
+        Ok((Watch::Polls, None))
     }
 
     /// Whether a wait may sleep in a read: the peer's death ends that, and nobody else wants the bell.
@@ -396,6 +588,13 @@ fn timeout(deadline: Option<Instant>) -> PollTimeout {
     })
 }
 
+/// What was read of the line.
+#[derive(Debug, Default)]
+struct Emptied {
+    bells: usize,
+    ended: bool,
+}
+
 /// See [`Doorbell::ends`]. Holds the line open, though nobody may use it any more.
 #[derive(Debug, Clone)]
 pub(crate) struct Ends {
@@ -423,6 +622,16 @@ struct Found {
     /// The bell is on the line still.
     left: bool,
     gone: bool,
+}
+
+impl From<Heard> for Found {
+    fn from(Heard { rung, gone }: Heard) -> Self {
+        Self {
+            rung,
+            left: rung,
+            gone,
+        }
+    }
 }
 
 #[cfg(test)]

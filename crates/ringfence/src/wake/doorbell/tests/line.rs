@@ -1,7 +1,7 @@
 //! The line itself, on real sockets.
 
 use std::{
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -16,6 +16,7 @@ use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair, sockopt},
         time::TimeVal,
@@ -101,11 +102,19 @@ impl<'scope> Sleeper<'scope> {
         doorbell: &'scope Doorbell,
         call: libc::c_long,
     ) -> Self {
+        Self::asleep_in_one_of(scope, doorbell, &[call])
+    }
+
+    fn asleep_in_one_of(
+        scope: &'scope thread::Scope<'scope, '_>,
+        doorbell: &'scope Doorbell,
+        calls: &[libc::c_long],
+    ) -> Self {
         let (sleeper, id) = Self::new(scope, doorbell);
         let file = format!("/proc/self/task/{id}/syscall");
-        let wanted = format!("{call} ");
+        let sleeps = |found: String| calls.iter().any(|call| found.starts_with(&format!("{call} ")));
         let end = Instant::now() + FAR;
-        while !std::fs::read_to_string(&file).is_ok_and(|found| found.starts_with(&wanted)) {
+        while !std::fs::read_to_string(&file).is_ok_and(sleeps) {
             let sleeps = !sleeper.thread.is_finished() && Instant::now() < end;
             assert!(sleeps, "not in that call");
             thread::yield_now();
@@ -135,6 +144,12 @@ impl Drop for Sleeper<'_> {
 const POLL: libc::c_long = libc::SYS_poll;
 #[cfg(not(target_arch = "x86_64"))]
 const POLL: libc::c_long = libc::SYS_ppoll;
+
+/// What epoll_wait(2) is made of.
+#[cfg(target_arch = "x86_64")]
+const EPOLL: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
+#[cfg(not(target_arch = "x86_64"))]
+const EPOLL: &[libc::c_long] = &[libc::SYS_epoll_pwait];
 
 fn set_mode(end: impl AsFd, blocks: bool) {
     let flags = fcntl(&end, FcntlArg::F_GETFL)
@@ -510,4 +525,164 @@ fn without_a_pidfd_no_wait_reads() {
     assert!(doorbell.wait(doorbell.generation(), None).unwrap());
     assert!(unread(&doorbell));
     assert!(matches!(doorbell.state().sleep, Sleep::Polling));
+}
+
+/// Whether an event loop is woken.
+fn readable(descriptor: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::new(descriptor, PollFlags::POLLIN)];
+    poll(&mut polled, PollTimeout::ZERO).unwrap() > 0
+}
+
+#[test]
+fn a_bell_that_a_loop_takes_wakes_the_thread_beside_it() {
+    let (doorbell, peer) = line();
+    assert!(!doorbell.arm().unwrap());
+    thread::scope(|scope| {
+        let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
+        // Rung and taken in one moment, as far as the thread can see: it has no core meanwhile, or finds the line empty.
+        let state = doorbell.state();
+        ring(&peer);
+        drop(state);
+        assert!(doorbell.read_bells());
+        sleeper.must_wake();
+    });
+    // Nothing but the loop's word.
+    thread::scope(|scope| {
+        let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
+        doorbell.leave_bells();
+        sleeper.must_wake();
+    });
+    assert!(doorbell.arm().unwrap());
+    // The loop takes it, and the thread has not slept yet.
+    let generation = doorbell.generation();
+    ring(&peer);
+    assert!(doorbell.read_bells());
+    assert!(doorbell.wait(generation, None).unwrap());
+}
+
+#[test]
+fn a_thread_leaves_a_loop_one_bell_and_hears_each_that_follows() {
+    let (doorbell, peer) = line();
+    let polled = doorbell.as_fd();
+    for _ in 0..3 {
+        ring(&peer);
+        assert!(doorbell.wait(doorbell.generation(), far()).unwrap());
+        assert!(doorbell.catch_up());
+        assert!(readable(polled));
+        assert_eq!(sys::unread(polled), Ok(1), "the line does not fill");
+        // It is not woken again by what stays there.
+        assert!(!doorbell.catch_up());
+        let soon = Instant::now().checked_add(Duration::from_millis(1));
+        assert!(!doorbell.wait(doorbell.generation(), soon).unwrap());
+    }
+    // Nor where the loop takes that one: the thread knows of it.
+    let generation = doorbell.generation();
+    assert!(doorbell.read_bells());
+    assert_eq!(doorbell.generation(), generation);
+    assert!(!readable(polled));
+    // A half that is armed finds the line empty as well.
+    ring(&peer);
+    assert!(doorbell.wait(generation, far()).unwrap());
+    assert!(doorbell.catch_up());
+    assert!(doorbell.arm().unwrap());
+    assert!(!readable(polled));
+    // The end is not hidden by what stays.
+    ring(&peer);
+    drop(peer);
+    while !doorbell.is_gone() {
+        doorbell.catch_up();
+        assert!(doorbell.wait(doorbell.generation(), far()).unwrap());
+    }
+    assert!(readable(polled));
+}
+
+/// The thread went to sleep when there was no loop, and nothing but a bell wakes it.
+#[test]
+fn a_loop_that_begins_beside_a_thread_that_sleeps_gets_its_bell_and_leaves_the_thread_one() {
+    let peer = Peer::new();
+    for (begins_with_arm, reads) in [(true, true), (false, true), (true, false), (false, false)] {
+        let (doorbell, end) = if reads { peer.line_to_read() } else { peer.line() };
+        let call = if reads { libc::SYS_recvfrom } else { POLL };
+        thread::scope(|scope| {
+            let sleeper = Sleeper::asleep(scope, &doorbell, call);
+            if begins_with_arm {
+                assert!(!doorbell.arm().unwrap());
+            }
+            let polled = doorbell.as_fd();
+            assert_eq!(polled.as_raw_fd() != doorbell.line.as_raw_fd(), reads);
+            assert!(!readable(polled));
+            if !begins_with_arm {
+                assert!(!doorbell.arm().unwrap());
+            }
+            // It may be for either. The loop hears of it though the thread takes it.
+            ring(&end);
+            sleeper.must_wake();
+            assert!(readable(polled));
+            assert!(doorbell.read_bells());
+            assert!(!readable(polled));
+        });
+        // The same where the loop is first.
+        let (doorbell, end) = if reads { peer.line_to_read() } else { peer.line() };
+        thread::scope(|scope| {
+            let sleeper = Sleeper::asleep(scope, &doorbell, call);
+            assert!(!doorbell.arm().unwrap());
+            let state = doorbell.state();
+            ring(&end);
+            drop(state);
+            assert!(doorbell.read_bells());
+            sleeper.must_wake();
+        });
+        // Where the thread was first, it has left it there.
+        assert!(doorbell.read_bells());
+        // From now on no thread sleeps so.
+        thread::scope(|scope| {
+            let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
+            ring(&end);
+            sleeper.must_wake();
+        });
+    }
+}
+
+#[test]
+fn a_death_and_hanging_up_wake_a_thread_beside_a_loop() {
+    let mut peer = Peer::new();
+    // The end of the line is held by another process than the peer.
+    let (doorbell, _end) = peer.line();
+    let _ = doorbell.as_fd();
+    thread::scope(|scope| {
+        let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
+        peer.kill();
+        sleeper.must_wake();
+    });
+    assert!(doorbell.is_gone());
+    for silently in [false, true] {
+        let (doorbell, _peer) = line();
+        let _ = doorbell.as_fd();
+        thread::scope(|scope| {
+            let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
+            if silently {
+                doorbell.fall_silent();
+            } else {
+                doorbell.hang_up();
+            }
+            sleeper.must_wake();
+        });
+    }
+}
+
+#[test]
+fn a_line_that_is_waited_for_in_one_way_has_no_descriptors_of_its_own() {
+    let (threads, peer) = line();
+    ring(&peer);
+    assert!(threads.wait(threads.generation(), far()).unwrap());
+    assert!(threads.catch_up());
+    let (looped, peer) = line();
+    assert!(!looped.arm().unwrap());
+    ring(&peer);
+    assert!(readable(looped.as_fd()));
+    assert!(looped.read_bells());
+    for doorbell in [threads, looped] {
+        assert!(doorbell.apart().is_none());
+        assert!(doorbell.thread_poll.get().is_none());
+    }
 }
