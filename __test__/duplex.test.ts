@@ -20,7 +20,7 @@ async function collect(stream: AsyncIterable<Buffer>): Promise<Buffer> {
 
 test.serial('50 MB go through it both ways at once, and each end of the one is the end of the other', async (t) => {
   const size = 50_000_000
-  const { channel, partner } = await pair(t)
+  const { channel, partner } = await pair(t, { options: { allowHalfOpen: true } })
   const there = partner.run(async (kit, total: number) => {
     const { createHash: hash } = kit.require('node:crypto') as typeof import('node:crypto')
     const streams = kit.require('node:stream') as typeof import('node:stream')
@@ -76,7 +76,7 @@ test.serial('50 MB go through it both ways at once, and each end of the one is t
 })
 
 test.serial('end half-closes: the other direction goes on', async (t) => {
-  const { channel, partner } = await pair(t)
+  const { channel, partner } = await pair(t, { there: { allowHalfOpen: true } })
   const stream = channel.duplex()
   stream.end('the last of this side')
   const there = await partner.run(async (kit) => {
@@ -93,7 +93,7 @@ test.serial('end half-closes: the other direction goes on', async (t) => {
 })
 
 test.serial('the peer’s end is the end of what is read, and writing goes on', async (t) => {
-  const { channel, partner } = await pair(t)
+  const { channel, partner } = await pair(t, { here: { allowHalfOpen: true } })
   await partner.run(async (kit) => {
     await kit.channel.send('all of it')
     await kit.channel.end()

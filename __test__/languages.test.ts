@@ -19,6 +19,8 @@ const SIZES = [0, 1, 8, 16, 64, CAPACITY / 8, CAPACITY / 2, CAPACITY, 3 * CAPACI
 
 const NODE: Options = { capacity: CAPACITY, maxMessageSize: LONGEST, policy: { executable: rustPartner } }
 
+const HALF_OPEN: Options = { ...NODE, allowHalfOpen: true }
+
 type Role = 'host' | 'guest'
 type Case = [kind: Kind, role: Role]
 
@@ -27,19 +29,20 @@ async function meet(
   t: ExecutionContext,
   [kind, role]: Case,
   settings: Pick<RustSettings, 'deed' | 'sizes'>,
+  node: Options = NODE,
 ): Promise<{ channel: Channel; rust: RustPartner }> {
   const address = addressOf(kind, t)
   const start = () => new RustPartner(t, { address, capacity: CAPACITY, longest: LONGEST, ...settings })
   let rust: RustPartner
   let joining: Promise<Channel>
   if (role === 'host') {
-    joining = joinHere(t, address, NODE)
+    joining = joinHere(t, address, node)
     await untilBound(address)
     rust = start()
   } else {
     rust = start()
     await untilBound(address)
-    joining = joinHere(t, address, NODE)
+    joining = joinHere(t, address, node)
   }
   const channel = await joining
   t.is(channel.role, role)
@@ -104,11 +107,11 @@ for (const kind of kinds) {
     })
 
     test(`a Node ${role} reads what a Rust process sends, in every way and every size, ${kind}`, async (t) => {
-      const { channel, rust } = await meet(t, [kind, role], { deed: 'produce', sizes: SIZES })
+      const { channel, rust } = await meet(t, [kind, role], { deed: 'produce', sizes: SIZES }, HALF_OPEN)
       await readAll(t, channel)
       t.is(await rust.hear(), 'sent')
       // The other direction is open still, after the first has ended.
-      t.true(channel.trySend('') === true)
+      t.true(channel.trySend(''))
       await channel.close()
       await rust.exited
     })

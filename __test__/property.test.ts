@@ -134,13 +134,21 @@ test.serial('whatever either side sends in whatever way, the other receives just
       const address = abstractAddress()
       const there = partner.run(
         async (kit, where: string, script: Script) => {
-          const channel = await kit.join(where, { capacity: script.capacity, busyPoll: script.busyPoll })
+          const channel = await kit.join(where, {
+            capacity: script.capacity,
+            busyPoll: script.busyPoll,
+            allowHalfOpen: true,
+          })
           return (kit.keep['play'] as typeof play)(channel, script, kit.bytes)
         },
         address,
         theirs,
       )
-      const channel = await joinHere(t, address, { capacity: mine.capacity, busyPoll: mine.busyPoll })
+      const channel = await joinHere(t, address, {
+        capacity: mine.capacity,
+        busyPoll: mine.busyPoll,
+        allowHalfOpen: true,
+      })
       const both = Promise.all([play(channel, mine, { pattern, random }), there])
       const [here, other] = await soon(both, 'both sides to come to their ends')
       t.deepEqual(here, model(theirs.steps))

@@ -323,10 +323,6 @@ const noMessages: [string, unknown][] = [
   ['an object', { length: 3 }],
   ['an object without a prototype', Object.create(null)],
   ['an array', [1, 2, 3]],
-  ['an ArrayBuffer', new ArrayBuffer(8)],
-  ['a DataView', new DataView(new ArrayBuffer(8))],
-  ['a Uint16Array', new Uint16Array(4)],
-  ['a Uint8ClampedArray', new Uint8ClampedArray(4)],
   ['a function', () => {}],
 ]
 

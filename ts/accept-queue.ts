@@ -8,6 +8,13 @@ import { Waiters } from './waiters.js'
 /** Channels that may wait here for a loop. */
 const UNCLAIMED = 16
 
+/** What takes all channels that come, in place of loops. */
+export interface Taker {
+  take(channel: Channel): void
+  /** What a loop is told meanwhile. */
+  refusal(): RingfenceError
+}
+
 export class AcceptQueue {
   /** Makes newcomers wait at the address, or lets them in again. */
   readonly #setPaused: (paused: boolean) => void
@@ -15,6 +22,7 @@ export class AcceptQueue {
   #all: boolean
   #unclaimed: Channel[] = []
   readonly #waiters = new Waiters<Channel>()
+  #taker: Taker | null = null
   #paused = false
   #over = false
   /** Why the endpoint has ended by itself: the first loop that asks is told. */
@@ -34,7 +42,18 @@ export class AcceptQueue {
     )
   }
 
+  /** Hands all that waits and all that comes to the taker; to loops again, where there is none. */
+  setTaker(taker: Taker | null): void {
+    this.#taker = taker
+    if (taker === null) return
+    this.#waiters.fail(() => taker.refusal())
+    // The taker may take itself back after each.
+    while (this.#taker === taker && this.#unclaimed.length > 0) taker.take(this.#unclaimed.shift()!)
+    this.#pause()
+  }
+
   #now(): Channel | null | undefined {
+    if (this.#taker !== null && !this.#over) throw this.#taker.refusal()
     const channel = this.#unclaimed.shift()
     if (channel !== undefined) {
       this.#pause()
@@ -49,6 +68,10 @@ export class AcceptQueue {
   }
 
   add(channel: Channel): void {
+    if (this.#taker !== null) {
+      this.#taker.take(channel)
+      return
+    }
     const waiter = this.#waiters.shift()
     if (waiter !== undefined) {
       waiter.found(channel)

@@ -14,11 +14,11 @@ import {
   type NativeChannel,
   type RawChannel,
 } from './native.js'
-import { plainObject } from './options.js'
+import { plainObject, type ChannelSettings } from './options.js'
 import { SendQueue } from './send-queue.js'
 import { registerSource } from './sources.js'
 import { Tokens, toToken } from './tokens.js'
-import type { CloseReason, Evidence, Identity, Reservation } from './types.js'
+import type { BufferSource, CloseReason, Evidence, Identity, Reservation } from './types.js'
 
 const lost = (reason: CloseReason) =>
   new RingfenceError(
@@ -37,7 +37,7 @@ const TOLD_BY_VERIFY: ReadonlySet<string> = new Set([
 
 /** Only `join`, `connect`, `member` and listeners make channels. */
 const KEY = Symbol('ringfence')
-let make: (native: NativeChannel, busyPoll: number) => Channel
+let make: (native: NativeChannel, settings: ChannelSettings) => Channel
 
 const closedHere = () => new RingfenceError('CLOSED', 'the channel is closed')
 const exposed = () =>
@@ -48,6 +48,12 @@ const exposed = () =>
 const refusedHere = () =>
   new RingfenceError('CLOSED', 'the channel was closed: its peer is no longer who the policy asks for')
 const endedHere = () => new RingfenceError('CLOSED', 'this side has ended its sending')
+const endedWithPeer = () =>
+  new RingfenceError(
+    'CLOSED',
+    'the peer has ended its sending, and so has this side, as soon as that was told here: with the option ' +
+      '`allowHalfOpen: true` it sends on',
+  )
 
 /** Has the host's address freed, where this process exits with the channel open. */
 export let vacateAtExit: (channel: Channel, address: string) => void
@@ -86,6 +92,9 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   #evidence: readonly Evidence[] | null = null
   #resolveClosed!: (reason: CloseReason) => void
   #reason: CloseReason | null = null
+  readonly #allowHalfOpen: boolean
+  /** What a send gets once this side has ended its sending. */
+  #whyEnded = endedHere
   /** What a call gets once the channel has ended. */
   #whyOver = closedHere
   #ending: Promise<void> | null = null
@@ -96,7 +105,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   static {
     depart = (channel) => channel.#depart()
-    make = (native, busyPoll) => new Channel(KEY, native, busyPoll)
+    make = (native, settings) => new Channel(KEY, native, settings)
     vacateAtExit = (channel, address) => {
       void channel.closed.then(atExit(address, () => channel.#native.vacate()))
     }
@@ -105,9 +114,11 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     )
   }
 
-  private constructor(key: symbol, native: NativeChannel, busyPoll: number) {
+  private constructor(key: symbol, native: NativeChannel, settings: ChannelSettings) {
     if (key !== KEY) throw invalid('channels are made by join, connect, listen and member')
+    const { busyPoll, allowHalfOpen } = settings
     this.#native = native
+    this.#allowHalfOpen = allowHalfOpen
     this.role = native.role
     this.#peer = native.peer
     this.capacity = native.capacity
@@ -117,7 +128,13 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     })
     const failed = (error: RingfenceError) => this.#failed(error)
     this.#sendQueue = new SendQueue(native, busyPoll > 0, failed)
-    this.#receiveBuffer = new ReceiveBuffer(native, busyPoll > 0, failed, () => this.#mayBeOver())
+    this.#receiveBuffer = new ReceiveBuffer(
+      native,
+      busyPoll > 0,
+      failed,
+      () => this.#mayBeOver(),
+      () => this.#endWithPeer(),
+    )
     this.#tokens = new Tokens(native)
     if (native.watch(() => this.#hear()) === FAILED) {
       const error = fromFailure(native.failure())
@@ -183,7 +200,8 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   }
 
   /**
-   * Sends a message, in fragments if it must. Copies before it returns. Strings are sent as UTF-8.
+   * Sends a message, in fragments if it must. Copies before it returns. Strings are sent as UTF-8; of a view, the bytes that it
+   * shows.
    *
    * @returns A promise that resolves once the message is in the ring, where it survives this process: wait for it
    * to not outrun the peer. It rejects with MESSAGE_TOO_LARGE above {@link Channel.maxMessageSize}; PEER_LOST once
@@ -194,7 +212,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * {@link Channel.closed} tells of the end. What is wrong with the call itself (INVALID_ARGUMENT, MESSAGE_TOO_LARGE, CLOSED
    * after this side's `end` on an open channel) is unhandled as usual, where the promise has no handler.
    */
-  send(message: Uint8Array | string): Promise<void> {
+  send(message: BufferSource | string): Promise<void> {
     return this.#sendQueue.send(message)
   }
 
@@ -204,7 +222,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * @returns Whether there was room.
    * @throws {@link RingfenceError} as `send` rejects, but MESSAGE_TOO_LARGE above half the capacity already.
    */
-  trySend(message: Uint8Array | string): boolean {
+  trySend(message: BufferSource | string): boolean {
     return this.#sendQueue.trySend(message)
   }
 
@@ -216,6 +234,11 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    */
   reserve(size: number): Reservation | null {
     return this.#sendQueue.reserve(size)
+  }
+
+  /** Bytes of messages that were sent and are not in the ring yet; 0 once the channel has ended. */
+  get bufferedAmount(): number {
+    return this.#sendQueue.bufferedAmount
   }
 
   /** Resolves when `trySend` or `reserve` of `size` bytes can succeed. Rejects as `trySend` throws. */
@@ -271,7 +294,13 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * @returns false: no more will come, and everything was read. Rejects as `receive`.
    */
   async readable(options?: { signal?: AbortSignal }): Promise<boolean> {
-    const signal = this.#readerSignal(options)
+    const readable = await this.#readable(this.#readerSignal(options))
+    if (!readable) this.#endWithPeer()
+    return readable
+  }
+
+  /** As {@link Channel.readable}, for a caller that tells of the end itself. */
+  async #readable(signal?: AbortSignal): Promise<boolean> {
     this.#sendQueue.pump()
     const readable = this.#receiveBuffer.isReadableNow()
     return readable ?? (await this.#receiveBuffer.wait(false, signal).promise) !== null
@@ -284,7 +313,10 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   [Symbol.asyncIterator](): AsyncIterator<Buffer, undefined> {
     return loop(
-      () => this.#receiveNow(),
+      () => {
+        if (!this.#sendQueue.isEmpty) this.#sendQueue.pump()
+        return this.#receiveBuffer.nextNow()
+      },
       () => this.#receiveBuffer.wait(true),
     )
   }
@@ -339,14 +371,34 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * channel has ended. Once both sides have ended, and everything was read here, the channel closes by itself.
    */
   end(): Promise<void> {
+    return this.#endSending(endedHere)
+  }
+
+  #endSending(why: () => RingfenceError): Promise<void> {
     if (this.#ending === null) {
-      this.#sendQueue.refuse(this.#reason === null ? endedHere : closedHere)
+      this.#whyEnded = why
+      this.#sendQueue.refuse(this.#reason === null ? why : closedHere)
       this.#ending = this.#sendQueue.empty().then(() => {
-        this.#sendQueue.shut(endedHere, false)
+        this.#sendQueue.shut(why, false)
         if (this.#reason === null) this.#settle(this.#native.end())
       })
     }
     return this.#ending
+  }
+
+  /**
+   * A caller was told that no more will come. One that the peer has cut off has no direction left to end; its own end is told soon,
+   * if it was not already.
+   */
+  #endWithPeer(): void {
+    if (this.#allowHalfOpen || this.#isCutNow() !== 0) return
+    if (this.#reason === null) void this.#endSending(endedWithPeer)
+    else if (this.#ending === null && this.#whyOver !== closedHere) this.#sendQueue.shut(endedWithPeer, true)
+  }
+
+  /** A reader may come to the end before the event loop has heard of it. */
+  #isCutNow(): number {
+    return this.#reason === null ? this.#native.isCut() : this.#cut
   }
 
   /**
@@ -386,16 +438,28 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * The channel as a stream of bytes: borders of messages are not kept, empty messages are skipped, `end()` sends no
    * more, and destroying it closes the channel. Its readable side fails with PEER_LOST, after everything that has come, where
    * the peer is gone before it had ended its sending: its process has ended, or it has closed the channel, as `destroy()` of
-   * its stream does. What was read may lack its end then.
+   * its stream does. What was read may lack its end then. Its `allowHalfOpen` is the channel's.
    */
   duplex(): Duplex {
     this.#receiveBuffer.mustBeFree()
-    return toDuplex(this, () => this.#cutOff())
+    const sendQueue = this.#sendQueue
+    return toDuplex({
+      allowHalfOpen: this.#allowHalfOpen,
+      maxMessageSize: this.maxMessageSize,
+      get bufferedAmount() {
+        return sendQueue.bufferedAmount
+      },
+      send: (message) => this.send(message),
+      tryReceive: () => this.tryReceive(),
+      readable: () => this.#readable(),
+      end: (withPeer) => this.#endSending(withPeer ? endedWithPeer : endedHere),
+      close: () => this.close(),
+      cutOff: () => this.#cutOff(),
+    })
   }
 
   #cutOff(): RingfenceError | undefined {
-    // A reader may come to the end before the event loop has heard of it.
-    const cut = this.#reason === null ? this.#native.isCut() : this.#cut
+    const cut = this.#isCutNow()
     if (cut === 0) return undefined
     const what = cut === 1 ? 'has ended, or executes another program now,' : 'has closed the channel'
     return new RingfenceError('PEER_LOST', `the peer ${what} before it had ended its sending: the end may be missing`)
@@ -454,7 +518,8 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       return
     }
     this.#cut = this.#native.isCut()
-    this.#finish(reason, () => lost(reason), true)
+    // What a send is told does not hang on which of the two ends was heard of first.
+    this.#finish(reason, this.#whyEnded === endedWithPeer ? endedWithPeer : () => lost(reason), true)
   }
 
   /** The binding closes it in a moment, from another thread: what was sent before is in the ring by then. */
@@ -469,7 +534,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   /** After this side's end: both may have ended. */
   #settle(answer: number): void {
     const reason = REASONS[answer] ?? null
-    if (reason !== null) this.#finish(reason, endedHere)
+    if (reason !== null) this.#finish(reason, this.#whyEnded)
   }
 
   #mayBeOver(): void {
@@ -488,7 +553,10 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   /** Why a reader has come to the end. The event loop may not have heard of it yet; a peer may have ended its sending alone. */
   #reasonOfEnd(): CloseReason {
     this.#hear()
-    return this.#reason ?? 'closed'
+    const reason = this.#reason ?? 'closed'
+    // A merge tells of it.
+    this.#endWithPeer()
+    return reason
   }
 
   /** A call into the core has failed: what ends the channel, ends it here. */
@@ -527,10 +595,10 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 }
 
 /** A channel over what the binding has made. */
-export function openChannel(raw: RawChannel, busyPoll: number): Channel {
+export function openChannel(raw: RawChannel, settings: ChannelSettings): Channel {
   const native = withOperations(raw)
   try {
-    return make(native, busyPoll)
+    return make(native, settings)
   } catch (error) {
     // There was no memory for it. The peer must be told now, and not when the garbage is collected.
     native.close()
@@ -539,9 +607,9 @@ export function openChannel(raw: RawChannel, busyPoll: number): Channel {
 }
 
 /** As {@link openChannel}, for one that has come by itself: where it cannot be had, that is a refusal like any other. */
-export function openArrived(raw: RawChannel, busyPoll: number): Channel | Failure {
+export function openArrived(raw: RawChannel, settings: ChannelSettings): Channel | Failure {
   try {
-    return openChannel(raw, busyPoll)
+    return openChannel(raw, settings)
   } catch (error) {
     const { message, code } = error as RingfenceError
     return { code: code.replace('ERR_RINGFENCE_', ''), message, identity: raw.peer } as Failure

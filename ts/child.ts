@@ -95,7 +95,7 @@ export function fromParent(options: LineOptions = {}): Promise<Channel> {
 }
 
 function handshake(name: Call, call: (...given: Given<RawChannel>) => Joining, options: LineOptions): Promise<Channel> {
-  return runHandshake(name, call, options, (raw, { options: { busyPoll } }) => openChannel(raw, busyPoll ?? 0))
+  return runHandshake(name, call, options, (raw, { settings }) => openChannel(raw, settings))
 }
 
 function privateLine(): PrivateLine {

@@ -7,36 +7,35 @@ const PIECE = 256 * 1024
 
 /** What a stream needs of a channel. `channel.ts` imports this file, so this file cannot import it. */
 interface MessageChannel {
+  readonly allowHalfOpen: boolean
   readonly maxMessageSize: number
+  readonly bufferedAmount: number
   send(message: Uint8Array): Promise<void>
   tryReceive(): Buffer | null
   readable(): Promise<boolean>
-  end(): Promise<void>
+  /** `withPeer`: since the peer has ended its sending, and not since the program has said so. */
+  end(withPeer: boolean): Promise<void>
   close(): Promise<void>
+  /** What the readable side is destroyed with where the peer is gone before it had ended its sending. */
+  cutOff(): Error | undefined
 }
 
-/**
- * The channel as a stream of bytes.
- *
- * @param cutOff - What the readable side is destroyed with where the peer is gone before it had ended its sending.
- */
-export function toDuplex(channel: MessageChannel, cutOff: () => Error | undefined): Duplex {
-  return new ChannelStream(channel, cutOff)
+/** The channel as a stream of bytes. */
+export function toDuplex(channel: MessageChannel): Duplex {
+  return new ChannelStream(channel)
 }
 
 type Done = (error?: Error | null) => void
 
 class ChannelStream extends Duplex {
   readonly #channel: MessageChannel
-  readonly #cutOff: () => Error | undefined
   #reading = false
   /** What the stream is destroyed with once everything that came before has been read. */
   #failure: Error | undefined
 
-  constructor(channel: MessageChannel, cutOff: () => Error | undefined) {
-    super()
+  constructor(channel: MessageChannel) {
+    super({ allowHalfOpen: channel.allowHalfOpen })
     this.#channel = channel
-    this.#cutOff = cutOff
   }
 
   override read(size?: number): unknown {
@@ -54,14 +53,24 @@ class ChannelStream extends Duplex {
   }
 
   override _final(done: Done): void {
-    this.#channel.end().then(() => done(), done)
+    this.#channel.end(this.readableEnded && !this.allowHalfOpen).then(() => done(), done)
   }
 
   override _destroy(error: Error | null, done: Done): void {
-    this.#channel.close().then(
+    this.#leave(error).then(
       () => done(error),
       (other: Error) => done(error ?? other),
     )
+  }
+
+  /**
+   * A stream that was read to its end ends its own side too, also where it is destroyed before it has come to that: a loop over it
+   * destroys it. The peer would take it for cut off.
+   */
+  async #leave(error: Error | null): Promise<void> {
+    const { allowHalfOpen, bufferedAmount } = this.#channel
+    if (error === null && this.readableEnded && !allowHalfOpen && bufferedAmount === 0) await this.#channel.end(true)
+    await this.#channel.close()
   }
 
   async #send(chunk: Uint8Array): Promise<void> {
@@ -94,7 +103,7 @@ class ChannelStream extends Duplex {
   }
 
   #end(): void {
-    const failure = this.#cutOff()
+    const failure = this.#channel.cutOff()
     if (failure === undefined) {
       this.push(null)
       return

@@ -3,13 +3,14 @@
 
 import { EventEmitter } from 'node:events'
 
-import { AcceptQueue } from './accept-queue.js'
+import { AcceptQueue, type Taker } from './accept-queue.js'
 import type { Authorizer } from './authorize.js'
 import { Channel, openArrived } from './channel.js'
 import { type RingfenceError, aborted, fromFailure, invalid } from './errors.js'
 import { atExit } from './exit.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
 import { FAILED, type Endpoints, type Failure, type NativeEndpoint, type RawChannel } from './native.js'
+import type { ChannelSettings } from './options.js'
 import type { Options } from './types.js'
 
 /** Only this package makes endpoints. */
@@ -43,7 +44,7 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
   #resolveClosed!: (reason: RingfenceError | null) => void
   readonly #native: NativeEndpoint
   readonly #authorizer: Authorizer | undefined
-  readonly #busyPoll: number
+  readonly #settings: ChannelSettings
   readonly #acceptQueue: AcceptQueue
   #over = false
   /** Takes back what is to be done as the process exits. */
@@ -61,7 +62,7 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
     this.address = address
     this.#native = native
     this.#authorizer = opening.authorizer
-    this.#busyPoll = opening.options.busyPoll ?? 0
+    this.#settings = opening.settings
     this.closed = new Promise((resolve) => {
       this.#resolveClosed = resolve
     })
@@ -146,7 +147,7 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
   }
 
   #admit(raw: RawChannel): void {
-    const channel = openArrived(raw, this.#busyPoll)
+    const channel = openArrived(raw, this.#settings)
     if (!(channel instanceof Channel)) {
       this.#refuse(channel)
       return
@@ -176,6 +177,15 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
 
   #tellOwn<Name extends keyof EndpointEvents>(name: Name, ...what: EndpointEvents[Name]): void {
     this.tell(name, ...(what as Events[Name]))
+  }
+
+  /**
+   * Hands the channels that come to the taker, in place of loops.
+   *
+   * @internal
+   */
+  protected setTaker(taker: Taker | null): void {
+    this.#acceptQueue.setTaker(taker)
   }
 
   /**

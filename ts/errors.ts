@@ -36,7 +36,10 @@ export interface ErrorDetails {
 /** Known to every copy of this package in the process. */
 const BRAND = Symbol.for('ringfence.RingfenceError')
 
-/** Every refusal: a code that a program can switch on, and a sentence that a person can act on. */
+/**
+ * Every refusal: a code that a program can switch on, and a sentence that a person can act on. The `name` of ABORTED is
+ * 'AbortError', as that of Node's own.
+ */
 export class RingfenceError extends Error {
   static {
     RingfenceError.prototype.name = 'RingfenceError'
@@ -63,6 +66,8 @@ export class RingfenceError extends Error {
   constructor(name: ErrorName, message: string, details: ErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause })
     this.code = `ERR_RINGFENCE_${name}`
+    // By this name programs tell that they have called something off themselves, whatever it was.
+    if (name === 'ABORTED') Object.defineProperty(this, 'name', { value: 'AbortError' })
     for (const key of ['check', 'wanted', 'found', 'identity'] as const) {
       if (details[key] !== undefined) Object.defineProperty(this, key, { value: details[key], enumerable: true })
     }

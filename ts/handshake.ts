@@ -2,15 +2,16 @@ import { Authorizer } from './authorize.js'
 import { RingfenceError, aborted, fromFailure, invalid, show } from './errors.js'
 import { atExit } from './exit.js'
 import { closeInspector } from './harden.js'
-import { native, type Endpoints, type Failure, type Given, type Joining, type NativeOptions } from './native.js'
-import { checkOptions, type Call } from './options.js'
+import { native, type Endpoints, type Failure, type Given, type Joining } from './native.js'
+import { channelSettings, checkOptions, type Call, type ChannelSettings } from './options.js'
 import type { Options } from './types.js'
 
 // One handshake, from the call to what the binding has made: options, the policy's callback, abort, exit.
 
 /** What is known when the binding has made something. */
 export interface Opening {
-  options: NativeOptions
+  /** Of the channel, or of each channel that comes. */
+  settings: ChannelSettings
   signal: AbortSignal | undefined
   authorizer: Authorizer | undefined
 }
@@ -36,6 +37,7 @@ export async function runHandshake<Raw, Made>(
   address?: string,
 ): Promise<Made> {
   const checked = checkOptions(name, options)
+  const settings = channelSettings(options)
   const { signal } = options
   if (signal?.aborted) throw aborted(signal)
   if (checked.harden) closeInspector()
@@ -50,7 +52,7 @@ export async function runHandshake<Raw, Made>(
         return
       }
       try {
-        resolve(open(raw, { options: checked, signal, authorizer }))
+        resolve(open(raw, { settings, signal, authorizer }))
       } catch (error) {
         reject(error)
       }

@@ -16,14 +16,17 @@ export { connect, listen, Listener, type ListenerEvents } from './service.js'
 export { LEAVING, member, Membership, type MembershipEvents } from './membership.js'
 export type { Finding } from './native.js'
 export type {
+  BufferSource,
   CloseReason,
   ConnectOptions,
   Evidence,
   ExecutableFile,
   Identity,
+  JoinOptions,
   LineOptions,
+  ListenOptions,
+  MemberOptions,
   Options,
-  PlaceOptions,
   Policy,
   Reservation,
 } from './types.js'

@@ -2,7 +2,7 @@ import { depart, type Channel } from './channel.js'
 import { Endpoint, KEY, openEndpoint, type EndpointParts } from './endpoint.js'
 import type { RingfenceError } from './errors.js'
 import type { Failure, NativeMembership, RawChannel } from './native.js'
-import type { PlaceOptions } from './types.js'
+import type { MemberOptions } from './types.js'
 
 let make: (parts: EndpointParts<NativeMembership>) => Membership
 
@@ -197,6 +197,6 @@ export class Membership extends Endpoint<MembershipEvents> {
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link join}
  */
-export function member(address: string, options: PlaceOptions = {}): Promise<Membership> {
+export function member(address: string, options: MemberOptions = {}): Promise<Membership> {
   return openEndpoint('member', address, options, make)
 }

@@ -21,9 +21,18 @@ const KNOWN = [
   'maxPeersPerProcess',
   'maxPeersPerUser',
   'busyPoll',
+  'allowHalfOpen',
   'harden',
   'signalNumber',
 ] as const satisfies (keyof Options)[]
+
+/** What a channel's JavaScript keeps of its options. */
+export interface ChannelSettings {
+  /** Microseconds that a wait may spin. */
+  readonly busyPoll: number
+  /** This side sends on where the peer has ended its sending. */
+  readonly allowHalfOpen: boolean
+}
 
 /** The calls that take options. */
 export type Call = 'join' | 'member' | 'listen' | 'connect' | 'spawn' | 'fromParent'
@@ -33,6 +42,7 @@ const TAKEN_BY: { [name in keyof Options]?: readonly Call[] } = {
   mode: ['join', 'member', 'listen'],
   group: ['join', 'member', 'listen'],
   wait: ['join', 'member', 'listen', 'connect'],
+  allowHalfOpen: ['join', 'member', 'listen', 'connect', 'spawn', 'fromParent'],
   maxPeers: ['listen'],
   maxPeersPerProcess: ['listen'],
   maxPeersPerUser: ['listen'],
@@ -148,6 +158,7 @@ export function checkOptions(call: Call, options: Options): NativeOptions {
     maxPeersPerProcess,
     maxPeersPerUser,
     busyPoll,
+    allowHalfOpen,
     harden,
     signalNumber,
   } = options
@@ -155,8 +166,9 @@ export function checkOptions(call: Call, options: Options): NativeOptions {
     throw invalid(`backing must be 'memfd' or 'shm', not ${show(backing)}`)
   }
   if (wait !== undefined && typeof wait !== 'boolean') throw invalid(`wait must be true or false, not ${show(wait)}`)
-  if (harden !== undefined && typeof harden !== 'boolean') {
-    throw invalid(`harden must be true or false, not ${show(harden)}`)
+  for (const [name, flag] of Object.entries({ harden, allowHalfOpen })) {
+    if (flag !== undefined && typeof flag !== 'boolean')
+      throw invalid(`${name} must be true or false, not ${show(flag)}`)
   }
   if (signal !== undefined && !(signal instanceof AbortSignal)) {
     throw invalid(`signal must be an AbortSignal, not ${show(signal)}`)
@@ -182,6 +194,11 @@ export function checkOptions(call: Call, options: Options): NativeOptions {
     signalNumber: signalNumber === undefined ? undefined : integer('signalNumber', signalNumber, 1, 64),
     useLibuv: usesLibuv(),
   }
+}
+
+/** Of options that were checked. */
+export function channelSettings({ busyPoll = 0, allowHalfOpen = false }: Options): ChannelSettings {
+  return { busyPoll, allowHalfOpen }
 }
 
 function checkTimeout(timeout: unknown): number | undefined {

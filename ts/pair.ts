@@ -1,6 +1,6 @@
 import { runHandshakeAt } from './handshake.js'
 import { openChannel, vacateAtExit, type Channel } from './channel.js'
-import type { PlaceOptions } from './types.js'
+import type { JoinOptions } from './types.js'
 
 /**
  * Meets the other instance at an address. The first one binds it and waits, as the host; the second finds it bound
@@ -11,9 +11,9 @@ import type { PlaceOptions } from './types.js'
  * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, PEER_REFUSED, PEER_LOST,
  * HANDSHAKE_TIMEOUT, PROTOCOL, OBJECT_EXPOSED, OBJECT_UNSOUND, NO_SPACE, ABORTED, UNSUPPORTED
  */
-export function join(address: string, options: PlaceOptions = {}): Promise<Channel> {
-  return runHandshakeAt('join', address, options, (raw, { options: { busyPoll } }) => {
-    const channel = openChannel(raw, busyPoll ?? 0)
+export function join(address: string, options: JoinOptions = {}): Promise<Channel> {
+  return runHandshakeAt('join', address, options, (raw, { settings }) => {
+    const channel = openChannel(raw, settings)
     if (channel.role === 'host') vacateAtExit(channel, address)
     return channel
   })

@@ -92,16 +92,27 @@ export class ReceiveBuffer {
   #merged: (() => void) | null = null
   /** The last visits ended since there was nothing more. */
   #dry = false
+  readonly #told: () => void
+  /** This side has closed the channel. */
+  #closed = false
 
   /**
    * @param failed - Told what the binding's calls say.
    * @param ended - Told once the peer has said that no more will come, and everything was fetched.
+   * @param told - Told each time that a caller that wanted a message is told so.
    */
-  constructor(native: NativeChannel, busy: boolean, failed: (error: RingfenceError) => void, ended: () => void) {
+  constructor(
+    native: NativeChannel,
+    busy: boolean,
+    failed: (error: RingfenceError) => void,
+    ended: () => void,
+    told: () => void,
+  ) {
     this.#native = native
     this.#busy = busy
     this.#failed = failed
     this.#ended = ended
+    this.#told = told
   }
 
   /** Whether no more will come, and all was read. */
@@ -304,13 +315,20 @@ export class ReceiveBuffer {
     return message
   }
 
+  /** As {@link receiveNow}, for a loop: it ends where this side has closed the channel. */
+  nextNow(): Buffer | null | undefined {
+    return this.#closed ? null : this.receiveNow()
+  }
+
   /** A message if there is one, `undefined` if one must be waited for, `null` if none will come. */
   receiveNow(): Buffer | null | undefined {
     this.mustBeFree()
     if (!this.#waiters.isEmpty || fairness.due !== null) return undefined
     const message = this.#take(true)
     if (message !== null) return message
-    return this.#isOpen() ? undefined : null
+    if (this.#isOpen()) return undefined
+    this.#told()
+    return null
   }
 
   isReadableNow(): boolean | undefined {
@@ -472,8 +490,10 @@ export class ReceiveBuffer {
   #tellEnd(): void {
     const over = this.#over!
     // The binding may know that this side has cut the peer off before it has been told here: that is an end as any close.
-    if (over === 'ended' || over().code === 'ERR_RINGFENCE_CLOSED') this.#waiters.end()
-    else this.#waiters.fail(over)
+    if (over === 'ended' || over().code === 'ERR_RINGFENCE_CLOSED') {
+      if (over === 'ended' && this.#waiters.hasTaker) this.#told()
+      this.#waiters.end()
+    } else this.#waiters.fail(over)
   }
 
   /**
@@ -507,6 +527,7 @@ export class ReceiveBuffer {
 
   /** This side has closed the channel: callers that wait are told the end, later calls the reason. */
   close(why: () => RingfenceError): void {
+    this.#closed = true
     this.#over = 'ended'
     this.#at = this.#end = this.#copied = 0
     this.#large = this.#gathering = null

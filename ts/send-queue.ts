@@ -7,13 +7,13 @@
 // ring surely has room for all of them: only this side writes there, and the peer only makes room, so they go in together. A
 // message that may have to wait has a promise of its own, since it may be the last that gets in before the channel is closed.
 
-import { isUint8Array } from 'node:util/types'
+import { isAnyArrayBuffer, isUint8Array } from 'node:util/types'
 
 import { fromFailure, invalid, show, type RingfenceError } from './errors.js'
 import { allocate, allocateEmpty } from './memory.js'
 import { FAILED, FLAGS, HEADER, WHOLE, type NativeChannel } from './native.js'
 import { fairness } from './fairness.js'
-import type { Reservation } from './types.js'
+import type { BufferSource, Reservation } from './types.js'
 
 /** Bytes of the staging arena: what one call carries at most. */
 const ARENA = 128 * 1024
@@ -148,7 +148,15 @@ export class SendQueue {
     return this.#from === this.#to && this.#line.length === 0
   }
 
-  send(message: Uint8Array | string): Promise<void> {
+  /** Bytes of messages that are not in the ring yet. */
+  get bufferedAmount(): number {
+    let sum = payloadOf(this.#arena, this.#from, this.#to)
+    for (const { bytes, packed, sent } of this.#line)
+      sum += packed ? payloadOf(bytes, sent, bytes.length) : bytes.length - sent
+    return sum
+  }
+
+  send(message: BufferSource | string): Promise<void> {
     if (this.#shut === null && !this.#eager && message instanceof Uint8Array) {
       const { length } = message
       const at = this.#to
@@ -181,7 +189,7 @@ export class SendQueue {
     if (this.#from < this.#to) this.pump()
   }
 
-  #sendOther(message: Uint8Array | string): Promise<void> {
+  #sendOther(message: BufferSource | string): Promise<void> {
     try {
       const bytes = this.#admit(message)
       const { length } = bytes
@@ -304,15 +312,13 @@ export class SendQueue {
   }
 
   /** Checks what a caller wants to send, and that anything can be sent now. */
-  #admit(message: Uint8Array | string): Uint8Array {
-    const bytes = typeof message === 'string' ? Buffer.from(message, 'utf8') : message
-    // By what it is and not by its class: one of another realm (node:vm) has another Uint8Array's.
-    if (!isUint8Array(bytes)) throw invalid(`a message must be a Uint8Array or a string, not ${show(message)}`)
+  #admit(message: BufferSource | string): Uint8Array {
+    const bytes = typeof message === 'string' ? Buffer.from(message, 'utf8') : toBytes(message)
     if (this.#shut !== null) throw this.#shut()
     return bytes
   }
 
-  trySend(message: Uint8Array | string): boolean {
+  trySend(message: BufferSource | string): boolean {
     const bytes = this.#admit(message)
     if (bytes.length <= this.#maxAtOnce && !this.#isThrough()) return false
     this.#forgetRoom()
@@ -562,6 +568,32 @@ export class SendQueue {
   }
 }
 
+/** By what it is and not by its class: one of another realm (node:vm) has another class. */
+function toBytes(message: unknown): Uint8Array {
+  if (isUint8Array(message)) return message
+  if (ArrayBuffer.isView(message)) return new Uint8Array(message.buffer, message.byteOffset, message.byteLength)
+  if (!isAnyArrayBuffer(message)) {
+    throw invalid(`a message must be bytes (an ArrayBuffer or a view of one) or a string, not ${show(message)}`)
+  }
+  try {
+    return new Uint8Array(message)
+  } catch {
+    throw invalid('the memory of the message was transferred elsewhere')
+  }
+}
+
+/** Payload of whole records, which lie there from `from` to `to`. */
+function payloadOf(bytes: Uint8Array, from: number, to: number): number {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+  let sum = 0
+  for (let at = from; at < to;) {
+    const length = view.getUint32(at, true)
+    sum += length
+    at += HEADER + ((length + 7) & ~7)
+  }
+  return sum
+}
+
 /** Commits so many bytes, or cancels. Returns why that could not be. */
 type Finish = (length: number | null, scratch?: Uint8Array) => RingfenceError | null
 
@@ -597,5 +629,9 @@ class Reserved implements Reservation {
     this.#open = false
     // A channel that has ended has cancelled it already. An exception here would hide the one that led here.
     this.#finish(null)
+  }
+
+  [Symbol.dispose](): void {
+    this.cancel()
   }
 }

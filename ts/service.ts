@@ -4,12 +4,17 @@ import { invalid, show, type RingfenceError } from './errors.js'
 import { runHandshakeAt } from './handshake.js'
 import type { Failure, NativeListener, RawChannel } from './native.js'
 import { plainObject } from './options.js'
-import type { ConnectOptions, Options } from './types.js'
+import type { ConnectOptions, ListenOptions } from './types.js'
 
 let make: (parts: EndpointParts<NativeListener>) => Listener
 
 /** What a {@link Listener} tells. */
 export interface ListenerEvents {
+  /**
+   * An agent has passed; this is the channel with it, and no loop gets it: as long as there is a listener of this event, a loop over
+   * the {@link Listener} is INVALID_ARGUMENT. Those that came before the listener was there are told as well, in their order.
+   */
+  connection: [channel: Channel]
   /** A process came and got no channel. The listener goes on. */
   refused: [refusal: RingfenceError]
   /** It has stopped listening, and the address is free: it was closed (null), or has ended by itself, and this is why. */
@@ -20,8 +25,8 @@ export interface ListenerEvents {
  * A service at its address.
  *
  * `for await (const channel of listener)` yields a channel for each agent that has passed; leaving the loop does not close
- * the listener, and several loops share what comes. An open listener keeps the process alive, as a `net.Server` does,
- * until {@link Listener.unref}.
+ * the listener, and several loops share what comes. The event `connection` is the other way to take them. An open listener keeps
+ * the process alive, as a `net.Server` does, until {@link Listener.unref}.
  *
  * The event `refused` tells of each process that came and got no channel: PEER_REFUSED with `check`, `wanted` and `found`,
  * HANDSHAKE_TIMEOUT, PROTOCOL, PEER_LOST, ADDRESS_OCCUPIED where the service is full, or what failed in this process, such as
@@ -46,6 +51,13 @@ export class Listener extends Endpoint<ListenerEvents> {
     this.#native = parts.native
     this.#signal = parts.opening.signal
     this.#signal?.addEventListener('abort', this.#abort, { once: true })
+    this.on('newListener' as keyof ListenerEvents, (name: unknown) => {
+      // Told before the listener is there.
+      if (name === 'connection') queueMicrotask(() => this.#divert())
+    })
+    this.on('removeListener' as keyof ListenerEvents, (name: unknown) => {
+      if (name === 'connection' && this.listenerCount('connection') === 0) this.setTaker(null)
+    })
   }
 
   /** Channels that are open now, with those that no loop has taken yet. */
@@ -95,6 +107,15 @@ export class Listener extends Endpoint<ListenerEvents> {
     this.#native.close()
   }
 
+  /** Channels go to the listeners of 'connection', as long as there are any. */
+  #divert(): void {
+    if (this.listenerCount('connection') === 0) return
+    this.setTaker({
+      take: (channel) => this.tell('connection', channel),
+      refusal: () => invalid("the channels of this listener go to its listeners of 'connection': no loop gets one"),
+    })
+  }
+
   /** Returns the channels that no loop will take any more. */
   #end(reason: RingfenceError | null): Channel[] {
     if (this.isOver) return []
@@ -118,7 +139,7 @@ export class Listener extends Endpoint<ListenerEvents> {
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, NO_SPACE, ABORTED, UNSUPPORTED
  */
-export function listen(address: string, options: Options = {}): Promise<Listener> {
+export function listen(address: string, options: ListenOptions = {}): Promise<Listener> {
   return openEndpoint('listen', address, options, make)
 }
 
@@ -137,7 +158,5 @@ export function listen(address: string, options: Options = {}): Promise<Listener
  * @throws {@link RingfenceError} as {@link join}
  */
 export function connect(address: string, options: ConnectOptions = {}): Promise<Channel> {
-  return runHandshakeAt('connect', address, options, (raw, { options: { busyPoll } }) =>
-    openChannel(raw, busyPoll ?? 0),
-  )
+  return runHandshakeAt('connect', address, options, (raw, { settings }) => openChannel(raw, settings))
 }

@@ -86,9 +86,13 @@ export interface Policy {
   authorize?(identity: Identity): boolean | Promise<boolean>
 }
 
+/** Bytes of any kind: an ArrayBuffer, or a view of one. What a Buffer, a typed array or a DataView does not show is not sent. */
+export type BufferSource = ArrayBufferView | ArrayBuffer
+
 /**
- * What a process wants of a channel: everything that {@link listen} takes. The other calls take what means something to them
- * ({@link PlaceOptions}, {@link ConnectOptions}, {@link LineOptions}); what a call does not take is INVALID_ARGUMENT.
+ * What a process wants of a channel: everything that a call takes. Each call has a type of its own ({@link JoinOptions},
+ * {@link MemberOptions}, {@link ListenOptions}, {@link ConnectOptions}, {@link LineOptions}); what a call does not take is
+ * INVALID_ARGUMENT.
  */
 export interface Options {
   /** What the shared memory is made of ('memfd'). Both sides must choose the same. */
@@ -142,6 +146,12 @@ export interface Options {
   /** Microseconds that a wait may spin on this thread before it sleeps (0). */
   busyPoll?: number
   /**
+   * What becomes of this side's sending once the peer has ended its own, and that was told here: by null, by false, by the end of a
+   * loop, by a stream's 'end'. Left out or false: this side ends too, after what it has sent before, and a later send is CLOSED. True:
+   * this side sends on, until {@link Channel.end}. As in node:net.
+   */
+  allowHalfOpen?: boolean
+  /**
    * Close this process to others of its user (see {@link harden}) within the handshake: after both sides have looked at
    * each other's executable, and before the shared memory is made (false). It stays so, whatever becomes of the
    * handshake. SIGUSR1 is ignored from the call on.
@@ -155,14 +165,20 @@ export interface Options {
   signalNumber?: number
 }
 
-/** What {@link join} and {@link member} take: two processes share the address, so there is no number of peers to limit. */
-export type PlaceOptions = Omit<Options, 'maxPeers' | 'maxPeersPerProcess' | 'maxPeersPerUser'>
+/** What {@link listen} takes. */
+export interface ListenOptions extends Options {}
+
+/** What {@link join} takes: two processes share the address, so there is no number of peers to limit. */
+export interface JoinOptions extends Omit<Options, 'maxPeers' | 'maxPeersPerProcess' | 'maxPeersPerUser'> {}
+
+/** What {@link member} takes: the same as {@link join}. */
+export interface MemberOptions extends JoinOptions {}
 
 /** What {@link connect} takes: the socket's file is the service's. */
-export type ConnectOptions = Omit<PlaceOptions, 'mode' | 'group'>
+export interface ConnectOptions extends Omit<JoinOptions, 'mode' | 'group'> {}
 
 /** What {@link spawn} and {@link fromParent} take: a private line has no address to wait at. */
-export type LineOptions = Omit<ConnectOptions, 'wait'>
+export interface LineOptions extends Omit<ConnectOptions, 'wait'> {}
 
 /**
  * Why a channel has ended: it was closed by either side (or by itself, when both had ended and everything was read), the peer's
@@ -171,8 +187,8 @@ export type LineOptions = Omit<ConnectOptions, 'wait'>
  */
 export type CloseReason = 'closed' | 'exited' | 'corrupt' | 'exposed'
 
-/** Room in the ring for one message. */
-export interface Reservation {
+/** Room in the ring for one message. `using` cancels one that was not committed. */
+export interface Reservation extends Disposable {
   /** The memory to fill. Not to be used after commit or cancel. */
   readonly bytes: Uint8Array
   /**

@@ -30,6 +30,11 @@ export class Waiters<Value> {
     return this.#list[0]
   }
 
+  /** Whether one of them wants the value itself. */
+  get hasTaker(): boolean {
+    return this.#list.some((waiter) => waiter.takes)
+  }
+
   /** @param signal - Its abort rejects the wait with ABORTED. */
   add(signal?: AbortSignal, takes = true): Wait<Value> {
     let waiter!: Waiter<Value>

@@ -24,7 +24,8 @@ for (;;) {
 }
 
 // Where a message would be too long for the server, `send` says so in the service itself.
-const channel = await join(address, { maxMessageSize: nats.info.max_payload })
+// One direction may end before the other: what the other host still answers is brought home.
+const channel = await join(address, { maxMessageSize: nats.info.max_payload, allowHalfOpen: true })
 
 async function carryAway() {
   let number = 0
