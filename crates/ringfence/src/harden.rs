@@ -29,7 +29,8 @@ use crate::{
 /// [`Options::harden`](crate::Options::harden). The process itself finds those of its own files in `/proc` closed
 /// that only their owner may read (`/proc/self/environ`, for instance).
 ///
-/// Errors with [`Error::Unsupported`] where the kernel or a sandbox refuses one of these; those before it are done.
+/// # Errors
+/// [`Error::Unsupported`] where the kernel or a sandbox refuses one of these; those before it are done.
 pub fn harden() -> Result<()> {
     set_dumpable(false)
         .map_err(|errno| Error::system("closing this process to others (PR_SET_DUMPABLE)", errno))?;

@@ -157,8 +157,10 @@ impl Channel {
     /// (its callback is not asked again). [`Channel::peer`] and [`Channel::evidence`] then tell of this look.
     ///
     /// Blocks no longer than it takes to read the executable, where the policy pins its content: for that it has
-    /// [`Options::timeout`]. Errors as [`Verifier::verify`], and has closed the channel where it errors with
-    /// [`Error::PeerRefused`](crate::Error::PeerRefused).
+    /// [`Options::timeout`].
+    ///
+    /// # Errors
+    /// As [`Verifier::verify`]. After [`Error::PeerRefused`](crate::Error::PeerRefused) the channel is closed.
     pub fn verify(&mut self) -> Result<&Identity> {
         let Verified { identity, evidence } = self.verifier.verify()?;
         self.identity = identity;

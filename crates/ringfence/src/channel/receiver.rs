@@ -151,11 +151,12 @@ impl Receiver {
 
     /// The next message, into the beginning of `into`. `None`: nothing is there now (see [`Receiver::is_ended`]).
     ///
-    /// Errors: [`Error::InvalidArgument`] if the message is longer than `into` (it stays there), or is being read with
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the message is longer than `into` (it stays there), or is being read with
     /// [`Receiver::receive_part`]; [`Error::NoSpace`] where there is no memory to put the fragments of a message together: the
     /// channel lives, the message stays, and the next call goes on with it (or [`Receiver::receive_part`], in memory of the
-    /// caller's own); [`Error::RingCorrupt`]; [`Error::ObjectExposed`] where another process has tried to open the memory of either side;
-    /// [`Error::Closed`] after this side's close.
+    /// caller's own); [`Error::RingCorrupt`]; [`Error::ObjectExposed`] where another process has tried to open the memory of
+    /// either side; [`Error::Closed`] after this side's close.
     #[inline]
     pub fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         self.check()?;
@@ -241,8 +242,10 @@ impl Receiver {
         }
     }
 
-    /// The size of the next message, in bytes, once its beginning is there. `None`: nothing is there now. Errors as
-    /// [`Receiver::try_receive`].
+    /// The size of the next message, in bytes, once its beginning is there. `None`: nothing is there now.
+    ///
+    /// # Errors
+    /// As [`Receiver::try_receive`].
     pub fn next_size(&mut self) -> Result<Option<usize>> {
         self.check()?;
         let size = self.consumer.next_size();
@@ -253,8 +256,11 @@ impl Receiver {
         Ok(size)
     }
 
-    /// The next message, into the beginning of `into`; sleeps until there is one. `None`: no more will come, and
-    /// everything was read. Errors as [`Receiver::try_receive`].
+    /// The next message, into the beginning of `into`; sleeps until there is one. `None`: no more will come, and everything was
+    /// read.
+    ///
+    /// # Errors
+    /// As [`Receiver::try_receive`].
     pub fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         loop {
             if let Some(length) = self.try_receive(into)? {
@@ -282,9 +288,11 @@ impl Receiver {
         }
     }
 
-    /// Copies as much of the next message as is there to its place in `into`, for callers that wait in a way of
-    /// their own. The same buffer, at least [`Receiver::next_size`] long, must be passed until the message is whole.
-    /// Errors as [`Receiver::try_receive`].
+    /// Copies as much of the next message as is there to its place in `into`, for callers that wait in a way of their own. The
+    /// same buffer, at least [`Receiver::next_size`] long, must be passed until the message is whole.
+    ///
+    /// # Errors
+    /// As [`Receiver::try_receive`].
     pub fn receive_part(&mut self, into: &mut [u8]) -> Result<Progress> {
         self.check()?;
         let so_far = self.consumer.gathered_so_far();
@@ -306,7 +314,10 @@ impl Receiver {
     }
 
     /// Copies whole messages, laid out as the ring has short ones (see
-    /// [`Sender::try_send_packed`](crate::Sender::try_send_packed)), as many as are there and fit. Errors as [`Receiver::try_receive`].
+    /// [`Sender::try_send_packed`](crate::Sender::try_send_packed)), as many as are there and fit.
+    ///
+    /// # Errors
+    /// As [`Receiver::try_receive`].
     pub fn try_receive_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
         let packed = self.receive_packed(into);
         self.wake_at_once();
@@ -374,9 +385,23 @@ impl Receiver {
         }
     }
 
-    /// Visits the messages that are there, where they lie, at most `max`, and returns how many. Errors as
-    /// [`Receiver::try_receive`]; with [`Error::ObjectExposed`], and with [`Error::Closed`] where this side was closed on another
-    /// thread, also where the peer has wiped its memory during the visits, so that the last of them may have seen zeros.
+    /// Visits the messages that are there, where they lie, at most `max`, and returns how many.
+    ///
+    /// ```no_run
+    /// # fn main() -> ringfence::Result<()> {
+    /// # let address: ringfence::Address = "@prices".parse()?;
+    /// # let (_sender, mut receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
+    /// let mut bytes = 0;
+    /// while receiver.wait(None)? && !receiver.is_ended()? {
+    ///     receiver.drain(|message| bytes += message.len(), 1000)?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Receiver::try_receive`]. [`Error::ObjectExposed`], or [`Error::Closed`] where this side was closed on another thread,
+    /// may also come after some visits: the peer has wiped its memory meanwhile, and the last of them may have seen zeros.
     #[inline]
     pub fn drain(&mut self, mut visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
         self.check()?;
@@ -421,15 +446,20 @@ impl Receiver {
         Ok(true)
     }
 
-    /// Whether there is something to read now (for a message in fragments, its beginning or its next). Errors as
-    /// [`Receiver::try_receive`].
+    /// Whether there is something to read now (for a message in fragments, its beginning or its next).
+    ///
+    /// # Errors
+    /// As [`Receiver::try_receive`].
     pub fn has_message(&mut self) -> Result<bool> {
         self.check()?;
         let available = self.consumer.available();
         self.shared.judge(available)
     }
 
-    /// Whether no more will come, and everything was read. Errors as [`Receiver::try_receive`].
+    /// Whether no more will come, and everything was read.
+    ///
+    /// # Errors
+    /// As [`Receiver::try_receive`].
     pub fn is_ended(&mut self) -> Result<bool> {
         if self.shared.receiving_ended.load(Ordering::Acquire) {
             return Ok(true);
@@ -463,8 +493,10 @@ impl Receiver {
         Ok(true)
     }
 
-    /// Sleeps until there is something to read, or no more will come. `false`: the deadline has passed. Errors as
-    /// [`Receiver::try_receive`].
+    /// Sleeps until there is something to read, or no more will come. `false`: the deadline has passed.
+    ///
+    /// # Errors
+    /// As [`Receiver::try_receive`].
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
         let time = self.shared.busy_poll;
         if spin(time, || self.has_message())? {
@@ -488,10 +520,13 @@ impl Receiver {
         }
     }
 
-    /// For event loops: says that this half sleeps until there is something to read. `true`: there is nothing now;
-    /// wait for the line ([`AsFd`]) to be readable, then call [`Receiver::poll_line`] and [`Receiver::disarm`].
-    /// `false`: there is something, or no more will come. Errors as [`Receiver::try_receive`], with [`Error::NoSpace`] also where
-    /// another thread sleeps in a call since before there was a loop, and the descriptors to tell the loop with have run out.
+    /// For event loops: says that this half sleeps until there is something to read. `true`: there is nothing now; wait for the
+    /// line ([`AsFd`]) to be readable, then call [`Receiver::poll_line`] and [`Receiver::disarm`]. `false`: there is something,
+    /// or no more will come.
+    ///
+    /// # Errors
+    /// As [`Receiver::try_receive`], with [`Error::NoSpace`] also where another thread sleeps in a call since before there was
+    /// a loop, and the descriptors to tell the loop with have run out.
     pub fn arm(&mut self) -> Result<bool> {
         self.shared.arm()?;
         self.park()
@@ -541,7 +576,10 @@ impl Receiver {
     }
 
     /// Reads whatever has come over the line, and notices a peer that is gone. What it has left can be read still, and its
-    /// memory stays mapped until then. Errors as [`Receiver::try_receive`].
+    /// memory stays mapped until then.
+    ///
+    /// # Errors
+    /// As [`Receiver::try_receive`].
     pub fn poll_line(&mut self) -> Result<()> {
         self.shared.doorbell_here()?.read_bells();
         self.shared.notice();

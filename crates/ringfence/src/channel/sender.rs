@@ -165,9 +165,10 @@ impl Sender {
 
     /// Puts a message into the ring. `false`: there is no room now.
     ///
-    /// Errors: [`Error::MessageTooLarge`] above [`Sender::max_at_once`]; [`Error::PeerLost`] once the peer is known
-    /// to be gone; [`Error::Closed`] after [`Sender::end`] or close; [`Error::RingCorrupt`]; [`Error::ObjectExposed`] where
-    /// another process has tried to open the memory of either side.
+    /// # Errors
+    /// [`Error::MessageTooLarge`] above [`Sender::max_at_once`]; [`Error::PeerLost`] once the peer is known to be gone;
+    /// [`Error::Closed`] after [`Sender::end`] or close; [`Error::RingCorrupt`]; [`Error::ObjectExposed`] where another process
+    /// has tried to open the memory of either side.
     #[inline]
     pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
         self.check_size(message.len(), true)?;
@@ -201,9 +202,10 @@ impl Sender {
 
     /// Puts a message into the ring, in fragments if it must, and sleeps while there is no room.
     ///
-    /// Errors as [`Sender::try_send`], but [`Error::MessageTooLarge`] only above [`Sender::max_message_size`]. If the
-    /// peer goes while the message is under way, none of it counts as sent. Where the waiting fails ([`Error::NoSpace`]), the
-    /// message may be under way: [`Sender::under_way`] tells, and [`Sender::send_part`] goes on with it.
+    /// # Errors
+    /// As [`Sender::try_send`], but [`Error::MessageTooLarge`] only above [`Sender::max_message_size`]. If the peer goes while
+    /// the message is under way, none of it counts as sent. Where the waiting fails ([`Error::NoSpace`]), the message may be
+    /// under way: [`Sender::under_way`] tells, and [`Sender::send_part`] goes on with it.
     pub fn send(&mut self, message: &[u8]) -> Result<()> {
         let mut written = None;
         loop {
@@ -215,11 +217,13 @@ impl Sender {
         }
     }
 
-    /// Puts as much of a message into the ring as there is room for now, and says how far it got: for callers that
-    /// wait in a way of their own. Until it is whole, the same message must be passed with what the call before
-    /// returned (0 at first). Every other call that sends is refused meanwhile, with [`Error::InvalidArgument`], and so is one
-    /// that goes on with another length or from another place. [`Sender::end`] and close are not: the peer then never gets
-    /// the message. Errors as [`Sender::send`].
+    /// Puts as much of a message into the ring as there is room for now, and says how far it got: for callers that wait in a
+    /// way of their own. Until it is whole, the same message must be passed with what the call before returned (0 at first).
+    /// Every other call that sends is refused meanwhile, with [`Error::InvalidArgument`], and so is one that goes on with
+    /// another length or from another place. [`Sender::end`] and close are not: the peer then never gets the message.
+    ///
+    /// # Errors
+    /// As [`Sender::send`].
     pub fn send_part(&mut self, message: &[u8], written: usize) -> Result<Progress> {
         self.check_size(message.len(), false)?;
         let begun = self.begun;
@@ -255,8 +259,9 @@ impl Sender {
     /// the flags 3 as u32, little-endian), its bytes, and zeros up to a multiple of eight. One publication for all.
     /// Returns how many bytes of `packed` were taken; the rest found no room.
     ///
-    /// Errors as [`Sender::try_send`], and [`Error::InvalidArgument`] for what is not laid out so: where that is not the
-    /// first, those before it are taken, and the next call refuses it.
+    /// # Errors
+    /// As [`Sender::try_send`], and [`Error::InvalidArgument`] for what is not laid out so: where that is not the first, those
+    /// before it are taken, and the next call refuses it.
     pub fn try_send_packed(&mut self, packed: &[u8]) -> Result<usize> {
         let longest = self.longest;
         let Writing { producer, link, .. } = self.writing()?;
@@ -271,8 +276,23 @@ impl Sender {
         Ok(taken)
     }
 
-    /// Room in the ring itself for a message of `size` bytes, to be filled in place and committed. `None`: there is
-    /// no room now. Dropping it without a commit sends nothing. Errors as [`Sender::try_send`].
+    /// Room in the ring itself for a message of `size` bytes, to be filled in place and committed. `None`: there is no room
+    /// now. Dropping it without a commit sends nothing.
+    ///
+    /// ```no_run
+    /// # fn main() -> ringfence::Result<()> {
+    /// # let address: ringfence::Address = "@prices".parse()?;
+    /// # let (mut sender, _receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
+    /// if let Some(mut room) = sender.reserve(16)? {
+    ///     room[..8].copy_from_slice(&17_u64.to_le_bytes());
+    ///     room.commit(8)?; // sends the first 8 bytes, and gives the rest back
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Sender::try_send`].
     #[inline]
     pub fn reserve(&mut self, size: usize) -> Result<Option<Reservation<'_>>> {
         let Some(at) = self.claim(size)? else {
@@ -323,9 +343,11 @@ impl Sender {
         }))
     }
 
-    /// Sends the first `length` bytes of what was reserved. Errors with [`Error::InvalidArgument`] if that is more
-    /// than was reserved (which is given back then), or was reserved with another sender, else as
-    /// [`Sender::try_send`].
+    /// Sends the first `length` bytes of what was reserved.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if that is more than was reserved (which is given back then), or was reserved with another
+    /// sender, else as [`Sender::try_send`].
     pub fn commit(&mut self, reserved: Reserved, length: usize) -> Result<()> {
         let (at, size) = (reserved.at, reserved.size);
         self.cancel(reserved)?;
@@ -338,9 +360,11 @@ impl Sender {
         Ok(())
     }
 
-    /// Gives back what was reserved; nothing is sent. Errors with [`Error::InvalidArgument`] for what was reserved
-    /// with another sender, and as [`Sender::try_send`] on a channel that has ended, where there is nothing to give
-    /// back to.
+    /// Gives back what was reserved; nothing is sent.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for what was reserved with another sender, and as [`Sender::try_send`] on a channel that has
+    /// ended, where there is nothing to give back to.
     pub fn cancel(&mut self, reserved: Reserved) -> Result<()> {
         let own = Arc::ptr_eq(&self.reservation, &reserved.open);
         // Given back to the owner of the reservation.
@@ -351,7 +375,25 @@ impl Sender {
         self.writing().map(drop)
     }
 
-    /// Many messages, one publication. Errors as [`Sender::try_send`].
+    /// Many messages, one publication: the peer is woken once for all of them.
+    ///
+    /// ```no_run
+    /// # fn main() -> ringfence::Result<()> {
+    /// # let address: ringfence::Address = "@prices".parse()?;
+    /// # let (mut sender, _receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
+    /// let mut batch = sender.batch()?;
+    /// for price in 0..1000_u64 {
+    ///     if !batch.push(&price.to_le_bytes())? {
+    ///         break; // the ring is full
+    ///     }
+    /// }
+    /// batch.publish();
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Sender::try_send`].
     pub fn batch(&mut self) -> Result<Batch<'_>> {
         let longest = self.max_at_once();
         self.writing()?;
@@ -365,7 +407,9 @@ impl Sender {
     }
 
     /// Whether a message of `size` bytes would find room now; one that travels in fragments, room for its next.
-    /// Errors as [`Sender::send`].
+    ///
+    /// # Errors
+    /// As [`Sender::send`].
     pub fn has_room(&mut self, size: usize) -> Result<bool> {
         self.check_size(size, false)?;
         let capacity = self.capacity;
@@ -376,14 +420,20 @@ impl Sender {
 
     /// Bytes of packed records (see [`Sender::try_send_packed`]), of messages of at most `longest` bytes each, that surely find
     /// room now: so many are taken to the last, in one call or in several, as long as nothing else is sent in between. For
-    /// callers that promise for many messages at once. Errors as [`Sender::try_send`].
+    /// callers that promise for many messages at once.
+    ///
+    /// # Errors
+    /// As [`Sender::try_send`].
     pub fn packed_room(&mut self, longest: usize) -> Result<usize> {
         let Writing { producer, .. } = self.writing()?;
         let room = producer.packed_room(longest as u64);
         self.shared.judge(room).map(as_offset)
     }
 
-    /// Sleeps until [`Sender::has_room`] of that size. `false`: the deadline has passed. Errors as [`Sender::send`].
+    /// Sleeps until [`Sender::has_room`] of that size. `false`: the deadline has passed.
+    ///
+    /// # Errors
+    /// As [`Sender::send`].
     pub fn wait(&mut self, size: usize, deadline: Option<Instant>) -> Result<bool> {
         let time = self.shared.busy_poll;
         if spin(time, || self.has_room(size))? {
@@ -407,10 +457,12 @@ impl Sender {
         }
     }
 
-    /// For event loops: says that this half sleeps until a message of `size` bytes finds room. `true`: it does not
-    /// now; wait for the line ([`AsFd`]) to be readable, then call [`Sender::poll_line`] and [`Sender::disarm`].
-    /// `false`: there is room. Errors as [`Sender::send`], with [`Error::NoSpace`] also where another thread sleeps in a call since
-    /// before there was a loop, and the descriptors to tell the loop with have run out.
+    /// For event loops: says that this half sleeps until a message of `size` bytes finds room. `true`: it does not now; wait
+    /// for the line ([`AsFd`]) to be readable, then call [`Sender::poll_line`] and [`Sender::disarm`]. `false`: there is room.
+    ///
+    /// # Errors
+    /// As [`Sender::send`], with [`Error::NoSpace`] also where another thread sleeps in a call since before there was a loop,
+    /// and the descriptors to tell the loop with have run out.
     pub fn arm(&mut self, size: usize) -> Result<bool> {
         self.shared.arm()?;
         self.park(size)
@@ -565,7 +617,10 @@ pub struct Reservation<'a> {
 }
 
 impl Reservation<'_> {
-    /// Sends the first `length` bytes. Errors as [`Sender::commit`].
+    /// Sends the first `length` bytes.
+    ///
+    /// # Errors
+    /// As [`Sender::commit`].
     #[inline]
     pub fn commit(self, length: usize) -> Result<()> {
         let Sender { shared, writing, .. } = &mut *self.sender;
@@ -671,7 +726,10 @@ pub struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Adds a message. `false`: there is no room now. Errors as [`Sender::try_send`].
+    /// Adds a message. `false`: there is no room now.
+    ///
+    /// # Errors
+    /// As [`Sender::try_send`].
     #[inline]
     pub fn push(&mut self, message: &[u8]) -> Result<bool> {
         self.check_size(message.len())?;
@@ -682,8 +740,10 @@ impl Batch<'_> {
         }
     }
 
-    /// Adds a message of `size` bytes, to be filled before the next call. `None`: there is no room now. Errors as
-    /// [`Sender::try_send`].
+    /// Adds a message of `size` bytes, to be filled before the next call. `None`: there is no room now.
+    ///
+    /// # Errors
+    /// As [`Sender::try_send`].
     #[inline]
     pub fn reserve(&mut self, size: usize) -> Result<Option<&mut [u8]>> {
         self.check_size(size)?;

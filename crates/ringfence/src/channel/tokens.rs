@@ -20,8 +20,21 @@ use crate::{
 /// are. One that was sent is received, unless the peer ends or closes before, or lets 65,536 lie.
 ///
 /// What comes is matched with a secret that the private line has carried, since every process that may send this one a
-/// signal could make one up: see [`Tokens::strays`]. Tokens come in the order in which they were sent. When one comes is in
-/// no order with the channel's messages.
+/// signal could make one up: see [`Tokens::strays`]. Tokens come in the order in which they were sent. They have no order with
+/// the channel's messages.
+///
+/// ```no_run
+/// # fn main() -> ringfence::Result<()> {
+/// # let address: ringfence::Address = "@prices".parse()?;
+/// # let channel = ringfence::join(&address, &ringfence::Options::new())?;
+/// let tokens = channel.tokens();
+/// tokens.send(7)?;
+/// while let Some(token) = tokens.token()? {
+///     println!("token {token}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Tokens {
     shared: Weak<Shared>,
@@ -41,11 +54,12 @@ impl Tokens {
 
     /// Sends the peer a token; never blocks. It has arrived in the peer's queue of signals when this returns.
     ///
-    /// Errors with [`Error::NoSpace`] where that is full (`RLIMIT_SIGPENDING` of the peer, setrlimit(2): of all processes
-    /// of its user together); with [`Error::Unsupported`] where this process may not send the peer a signal (another user's,
-    /// without `CAP_KILL`, kill(2)), or the peer's system does not hand on all that comes with one; with
-    /// [`Error::PeerLost`] once the peer has gone, [`Error::Closed`] after this side's close, and as
-    /// [`Sender::try_send`](crate::Sender::try_send) where the channel has ended otherwise.
+    /// # Errors
+    /// [`Error::NoSpace`] where that queue is full (`RLIMIT_SIGPENDING` of the peer, setrlimit(2): of all processes of its user
+    /// together). [`Error::Unsupported`] where this process may not send the peer a signal (a process of another user, without
+    /// `CAP_KILL`, kill(2)), or the peer's system does not hand on all that comes with one. [`Error::PeerLost`] once the peer has
+    /// gone; [`Error::Closed`] after this side's close; as [`Sender::try_send`](crate::Sender::try_send) where the channel has
+    /// ended otherwise.
     pub fn send(&self, token: u64) -> Result<()> {
         self.shared
             .upgrade()
@@ -60,7 +74,8 @@ impl Tokens {
 
     /// The next token; sleeps until there is one. `None`: the channel has ended, and all were taken.
     ///
-    /// Errors with [`Error::NoSpace`] where there is no descriptor to wait with.
+    /// # Errors
+    /// [`Error::NoSpace`] where there is no descriptor to wait with.
     pub fn token(&self) -> Result<Option<u64>> {
         self.wait(None)
     }
@@ -103,7 +118,8 @@ impl Tokens {
     /// A descriptor (eventfd(2)) that is readable while there is a token to take, or no more will come: for event loops,
     /// which must not read it. Made when it is first asked for. The end of a peer is noticed by the thread that looks at the line.
     ///
-    /// Errors with [`Error::NoSpace`] where descriptors have run out.
+    /// # Errors
+    /// [`Error::NoSpace`] where descriptors have run out.
     pub fn bell(&self) -> Result<BorrowedFd<'_>> {
         self.inbox.bell()
     }

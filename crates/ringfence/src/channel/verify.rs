@@ -56,10 +56,11 @@ impl Verifier {
     /// the user and group that were attested at first, and is what the policy asks for. Its label is the one attested
     /// at first, and the policy's callback is not asked again: that was asked about a newcomer.
     ///
-    /// Errors with [`Error::PeerRefused`] if the policy does not hold any more, or this cannot be told: then the channel
-    /// is closed. [`Error::PeerLost`] if the peer is gone, [`Error::Closed`] after this side's close,
-    /// [`Error::RingCorrupt`]. [`Error::NoSpace`] where this process has run out of descriptors or memory: then the peer was
-    /// not looked at, and the channel lives.
+    /// # Errors
+    /// [`Error::PeerRefused`] if the policy does not hold any more, or this cannot be told: then the channel is closed.
+    /// [`Error::PeerLost`] if the peer is gone, [`Error::Closed`] after this side's close, [`Error::RingCorrupt`].
+    /// [`Error::NoSpace`] where this process has run out of descriptors or memory: then the peer was not looked at, and the
+    /// channel lives.
     pub fn verify(&self) -> Result<Verified> {
         self.check_open()?;
         let Known {

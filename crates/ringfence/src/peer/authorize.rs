@@ -2,7 +2,7 @@
 //!
 //! It is the program's code, and may panic, or never return. So it runs on a thread of its own, which a handshake never
 //! waits for: a handshake waits for the answer, up to its deadline. A panic is an answer. The threads are counted, and a
-//! peer for whom none is left costs this process no more.
+//! peer for which no thread is left costs this process nothing more.
 
 use std::{
     any::Any,
@@ -76,8 +76,8 @@ impl fmt::Debug for Authorize {
     }
 }
 
-/// The answer to what a policy's callback was asked, given by whichever thread, whenever. Dropped without one, it
-/// refuses.
+/// The answer to one call of a policy's callback. Any thread may give it, at any time. Dropped without an answer, it refuses the
+/// peer.
 #[derive(Debug)]
 pub struct Decision {
     /// Gone once the handshake no longer waits for the answer.
@@ -149,7 +149,7 @@ impl Decision {
             .is_some_and(|question| question.answered.is_here())
     }
 
-    /// Another one is for the answer.
+    /// Dropped without an answer, this one leaves the question open: another [`Decision`] answers it.
     fn leave(mut self) {
         self.question = Weak::new();
     }
@@ -287,7 +287,7 @@ impl Authorize {
                 }
                 Waited::Gone => break question.take(),
                 Waited::Rung => {
-                    // It may have been rung for a thread that was free.
+                    // The bell also rings when a thread has become free.
                     if let Some(answer) = question.take() {
                         break Some(answer);
                     }
@@ -309,7 +309,7 @@ impl Authorize {
         }
     }
 
-    /// Has the callback asked on a thread, once there is one for it. Where calls have them all that do not return, that is
+    /// Calls the callback on a thread, once there is one for it. If calls that do not return have all threads, that is
     /// [`Error::HandshakeTimeout`] at the deadline, and says nothing of the peer.
     fn begin(
         &self,

@@ -1,4 +1,4 @@
-//! Which number a cgroup (version 2) has that is known by its name.
+//! The number of a cgroup (version 2) that is known by its name.
 
 use std::path::Path;
 
@@ -83,7 +83,7 @@ fn numbers_below(
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let directory = match open(&path, flags, Mode::empty()) {
             Ok(directory) => directory,
-            // There is none of that name.
+            // There is no cgroup of that name.
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG) => continue,
             Err(errno) => return Err(errno),
         };

@@ -1,4 +1,4 @@
-//! What an executable's content hashes to.
+//! The hash of an executable's content.
 
 use std::{
     collections::HashMap,
@@ -47,8 +47,8 @@ impl FromStr for Digest {
     }
 }
 
-/// What tells one content of a file from another, without reading it: its owner can set any of these but ctime, which
-/// is the kernel's.
+/// What tells one content of a file from another, without reading it. The file's owner can set any of these but ctime, which the
+/// kernel alone sets.
 type Version = (u64, u64, i64, i64, i64);
 
 /// A service looks at the same few executables again and again; a Node binary takes tenths of a second.

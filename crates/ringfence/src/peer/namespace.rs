@@ -3,8 +3,8 @@
 //! A handshake believes the process number in the credentials of a message (unix(7), `SCM_CREDENTIALS`). The kernel lets a
 //! sender name another process there if it has `CAP_SYS_ADMIN` over the pid namespace in which *it* lives, and any user gets
 //! that with `unshare -Urp`, in a namespace below this process's. From there only processes of that namespace and of those
-//! below it can be named. So a process of this very namespace is named by itself, or by who has `CAP_SYS_ADMIN` over it; of one
-//! below, every process of its user could speak in its name.
+//! below it can be named. So a process of this very namespace can be named by itself alone, and by one with `CAP_SYS_ADMIN` over
+//! the namespace. In the name of a process of a namespace below, every process of its user could speak.
 
 use std::{
     fmt,
@@ -81,9 +81,9 @@ impl Standing {
 pub(crate) enum InProc {
     /// By this number.
     Number(i32),
-    /// It does not show it: the process lives in no namespace that this /proc is for.
+    /// By none: the process lives in no namespace that this /proc shows.
     Absent,
-    /// This cannot be told.
+    /// Its name there cannot be told, for this reason.
     Untold(String),
 }
 
@@ -199,7 +199,7 @@ enum Link {
     Same,
     /// The kernel has no such namespaces.
     None,
-    /// It takes the right to look into the process (ptrace(2)), and /proc that shows it.
+    /// It cannot be seen: that takes the right to look into the process (ptrace(2)), and a /proc that shows it.
     Unseen,
     Other(String),
 }

@@ -145,6 +145,17 @@ impl fmt::Display for Program {
 /// | cgroup | any process (Linux 6.13, and the cgroup filesystem mounted here); before that, one that /proc shows | uid, gid |
 /// | label | any process, where a security module labels sockets | uid, gid, cgroup |
 /// | authorize | a process that has passed the rest | |
+///
+/// ```
+/// use ringfence::{Options, Policy};
+///
+/// // Two users, one program, and a last word of this program's own.
+/// let policy = Policy::new()
+///     .uids([1001, 1002])
+///     .executables(["/usr/lib/app/worker"])
+///     .authorize(|peer| Ok::<_, std::convert::Infallible>(peer.gid != 0));
+/// let options = Options::new().policy(policy);
+/// ```
 #[derive(Debug, Clone)]
 pub struct Policy {
     users: Users,

@@ -30,8 +30,8 @@ use crate::{
     wait::deadline::Deadline,
 };
 
-/// The peer, held fast: as long as this lives, what is looked up belongs to the process that connected (or
-/// listened), and not to a later one with the same pid.
+/// The peer. As long as this lives, what is looked up belongs to the process that connected (or listened), and not to a later
+/// one with the same pid.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) credentials: Credentials,
@@ -128,8 +128,8 @@ impl Peer {
 
         let (pidfd, whence) = match getsockopt(&socket, sockopt::PeerPidfd) {
             Ok(pidfd) => (Some(pidfd), "SO_PEERPIDFD"),
-            // Before Linux 6.5. The number could be another's by now; the credentials that each later message
-            // carries are of that number too, so another would have to be the one who speaks.
+            // Before Linux 6.5. Another process could have the number by now. The credentials of each later message carry that
+            // number too, so that process would also have to be the one that sends them.
             Err(Errno::ENOPROTOOPT) if pid == 0 => {
                 return Err(refuse(
                     Check::Pidfd,
@@ -167,7 +167,7 @@ impl Peer {
             same_numbers: OnceLock::new(),
         };
         peer.directory = peer.open_directory()?;
-        // The look at /proc came after the pidfd was had: if the process still lives, the directory is its own.
+        // The directory was opened after the pidfd: if the process still lives, the directory is its own.
         peer.check_alive()?;
         record.passed(
             "credentials",
@@ -178,7 +178,7 @@ impl Peer {
         Ok(peer)
     }
 
-    /// A process that nothing is known of, for what does not look at it.
+    /// A peer without a pidfd and a directory, for tests and the fuzzer, which do not look at it.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn unknown(credentials: Credentials) -> Self {
         Self {
@@ -202,7 +202,7 @@ impl Peer {
     }
 
     /// The process's directory in /proc. What is read there counts only if the process is alive afterwards. `None`:
-    /// it is hidden from this process (`hidepid`, or a /proc of other namespaces), which its pidfd must make up for.
+    /// /proc hides it from this process (`hidepid`, or a /proc of other namespaces), and its pidfd alone must tell.
     fn open_directory(&self) -> Result<Option<Arc<OwnedFd>>> {
         let directory = match &self.directory {
             Some(directory) => Arc::clone(directory),
@@ -211,7 +211,7 @@ impl Peer {
                 None => return Ok(None),
             },
         };
-        // With hidepid=1 and 2 the directory itself can be opened, and nothing in it; also where that was otherwise before.
+        // With hidepid=1 and 2 the directory can be opened, but no file in it, even if its files could be opened earlier.
         match answered(STAT, fstatat(&directory, "stat", AtFlags::empty()))? {
             Ok(_) => Ok(Some(directory)),
             Err(Errno::ENOENT | Errno::ESRCH | Errno::EACCES | Errno::EPERM) if self.pidfd.is_some() => {
@@ -288,7 +288,7 @@ impl Peer {
     }
 
     /// Everything about the process that can be read now. Errors with [`Error::PeerLost`] if it has ended, and refuses
-    /// a process that is not the user and group any more that it was. A filesystem that does not answer is waited for as
+    /// a process whose user or group is another by now. A filesystem that does not answer is waited for as
     /// long as `deadline` allows.
     pub(crate) fn look(&self, deadline: &Deadline) -> Result<Look> {
         self.check_alive()?;
@@ -296,10 +296,10 @@ impl Peer {
         let looked = directory.as_ref().map(|it| executable_of(it, deadline));
         let (executable, executable_found) = match looked.transpose()? {
             Some(Ok(executable)) => (Some(executable), Ok(())),
-            // Its memory is gone: it is on its way out, though neither the pidfd nor its state says so yet.
+            // Its memory is gone: it is about to end, though neither the pidfd nor its state says so yet.
             Some(Err(Errno::ENOENT | Errno::ESRCH)) => return Err(self.gone()),
-            // Executing another program opens it again (unless it may not read that program, or that changes its ids):
-            // as long as it is closed, it is what it was.
+            // A process that executes another program is open again (unless it may not read that program, or its ids change).
+            // So as long as it is closed, it still executes what was seen before.
             Some(Err(errno)) => {
                 let closed = self.hardens
                     && directory
@@ -337,7 +337,7 @@ impl Peer {
         self.same_numbers.get_or_init(|| standing.same_numbers);
         let now = match info {
             Ok(Some(info)) => Some((info.uid, info.gid)),
-            // Not all that a peer is asked for takes its pidfd.
+            // Without an answer by the pidfd, /proc tells the same.
             Ok(None) | Err(_) => effective(&status, "Uid:").zip(effective(&status, "Gid:")),
         };
         let (groups, groups_known) = match self.groups_now(&status) {
@@ -414,7 +414,7 @@ impl Peer {
         self.same_numbers.get() == Some(&true)
     }
 
-    /// It was let in as this: see [`Peer::look`].
+    /// Remembers the executable with which the policy has let the peer in: see [`Peer::look`].
     pub(crate) fn remember(&self, identity: &Identity) {
         if let Some(executable) = &identity.executable {
             self.seen.get_or_init(|| executable.clone());
@@ -464,7 +464,7 @@ impl Peer {
         if self.pidfd.is_some() {
             self.directory = None;
         }
-        // It may do so at any time from now on, and need not say so: see `look`.
+        // The peer may close itself to others at any time from now on, without saying so: see `look`.
         self.hardens = true;
         self
     }
@@ -497,7 +497,7 @@ impl Look {
         let (Some(directory), Some(executable)) = (&self.directory, &mut self.identity.executable) else {
             return hash::unreadable(Errno::ENOENT);
         };
-        // It has closed itself since that was read, and is what it was.
+        // The peer has closed itself since the content was read, and so it executes the same program still.
         if let (Err(_), Some(digest)) = (self.executable, executable.sha256) {
             return Ok(Content::Hash(digest));
         }
@@ -552,9 +552,9 @@ fn content_of(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline) -> R
 /// Looks at what is executed, for no longer than there is time: a file on a network mount whose server is gone may keep
 /// a process that follows a link to it.
 ///
-/// A process that executes what has this one's name is looked at without a thread, which is the common case and saves some
-/// 100 µs. The name may be a lie. But nobody can make that look hang who could not hang this process anyhow: what a user can
-/// serve (FUSE) answers it from what is known ([`sys::WITHOUT_SERVER`]), and it takes root to mount anything else.
+/// The common case is a peer whose executable has the name of this process's own. It is looked at without a thread, which saves
+/// some 100 µs. The name may be a lie, but a lie cannot make the look hang: a filesystem that a user serves (FUSE) is not asked
+/// ([`sys::WITHOUT_SERVER`]), and it takes root, which can hang this process anyhow, to mount another.
 fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Told<Executable>> {
     let named = match answered("the peer's executable", readlinkat(&**directory, "exe"))? {
         Ok(path) => PathBuf::from(path),

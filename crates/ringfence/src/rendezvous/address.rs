@@ -22,6 +22,19 @@ const LONGEST: usize = 107;
 /// compared byte by byte, without padding: `@x` and `@x` followed by NULs are two addresses.
 ///
 /// At most 107 bytes (the abstract name without its `@`), no NUL.
+///
+/// ```
+/// use ringfence::Address;
+///
+/// # fn main() -> ringfence::Result<()> {
+/// let path: Address = "/run/user/1000/orders.sock".parse()?;
+/// assert!(path.as_path().is_some());
+/// let name: Address = "@orders".parse()?;
+/// assert_eq!(name, Address::abstract_name("orders")?);
+/// assert_eq!("".parse::<Address>().unwrap_err().code(), "ADDRESS_INVALID");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Address(Kind);
 
@@ -37,7 +50,10 @@ enum Kind {
 }
 
 impl Address {
-    /// The address of a named socket. Errors with [`Error::AddressInvalid`].
+    /// The address of a named socket.
+    ///
+    /// # Errors
+    /// [`Error::AddressInvalid`].
     pub fn path(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         check(path.as_os_str().as_bytes(), &path.display().to_string(), "a path")?;
@@ -47,7 +63,10 @@ impl Address {
         }))
     }
 
-    /// The address of an abstract socket, without the `@`. Errors with [`Error::AddressInvalid`].
+    /// The address of an abstract socket, without the `@`.
+    ///
+    /// # Errors
+    /// [`Error::AddressInvalid`].
     pub fn abstract_name(name: impl AsRef<[u8]>) -> Result<Self> {
         let name = name.as_ref();
         check(

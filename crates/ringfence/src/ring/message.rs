@@ -66,8 +66,10 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Copies the message to the beginning of `into` and returns its length. Errors with [`Error::InvalidArgument`]
-    /// if it is longer.
+    /// Copies the message to the beginning of `into` and returns its length.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if it is longer.
     pub fn copy_to(&self, into: &mut [u8]) -> Result<usize> {
         let (length, room) = (self.len(), into.len());
         let Some(into) = into.get_mut(..length) else {
@@ -80,8 +82,10 @@ impl<'a> Message<'a> {
         Ok(length)
     }
 
-    /// A copy of the message. Errors with [`Error::NoSpace`] where there is no memory for it: how much that takes is the peer's
-    /// choice.
+    /// A copy of the message.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] where there is no memory for it: how much that takes is the peer's choice.
     pub fn try_to_vec(&self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         bytes

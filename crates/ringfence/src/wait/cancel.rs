@@ -12,8 +12,22 @@ use crate::{
     fork::Birth,
 };
 
-/// Calls off the waiting of a [`join`](crate::join) on another thread. Clones share one state; once called off, it
-/// stays so. Holds one descriptor (eventfd(2)). In a child that was forked it calls nothing off, neither here nor there.
+/// Calls off the waiting of a [`join`](crate::join) on another thread. Clones share one state, which stays called off. It holds
+/// one descriptor (eventfd(2)). In a forked child it calls nothing off, neither in the child nor in its parent.
+///
+/// ```
+/// use ringfence::{Address, CancelToken, Error, Options, join};
+///
+/// # fn main() -> ringfence::Result<()> {
+/// let address: Address = format!("@example-{}", std::process::id()).parse()?;
+/// let cancel = CancelToken::new()?;
+/// let options = Options::new().cancel_token(cancel.clone());
+/// let waiting = std::thread::spawn(move || join(&address, &options));
+/// cancel.cancel();
+/// assert!(matches!(waiting.join().expect("no panic"), Err(Error::Aborted)));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct CancelToken(Arc<Event>);
 
@@ -25,7 +39,10 @@ pub(super) struct Event {
 }
 
 impl CancelToken {
-    /// A cancel token that has not been used. Errors with [`Error::NoSpace`] where descriptors have run out.
+    /// A cancel token that has not been used.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] where descriptors have run out.
     pub fn new() -> Result<Self> {
         let birth = Birth::now()?;
         EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -33,7 +50,7 @@ impl CancelToken {
             .map_err(|errno| Error::system("a descriptor to call off the waiting", errno))
     }
 
-    /// Calls off whatever waits with this cancel token, now or later. It ends with [`Error::Aborted`].
+    /// Calls off each wait with this cancel token, now or later. The wait ends with [`Error::Aborted`].
     pub fn cancel(&self) {
         if self.is_here() {
             // The only failure is a counter near its 64-bit limit, which is called off already.

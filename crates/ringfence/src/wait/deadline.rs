@@ -15,8 +15,11 @@ use crate::{
     wait::cancel::CancelToken,
 };
 
-/// Waits until a descriptor (a channel's line, say) is readable or has ended: for bindings to event loops that have
-/// nothing of their own. Errors with [`Error::Aborted`] when called off.
+/// Waits until a descriptor (a channel's line, say) is readable or has ended: for bindings to event loops that have nothing of
+/// their own.
+///
+/// # Errors
+/// [`Error::Aborted`] when called off.
 pub fn wait_readable(descriptor: impl AsFd, cancel_token: &CancelToken) -> Result<()> {
     Deadline::endless(vec![cancel_token.clone()], Duration::ZERO)
         .wait(&[(descriptor.as_fd(), PollFlags::POLLIN)])
