@@ -369,7 +369,6 @@ impl Options {
     }
 
     /// As [`Options::checked`], for one that publishes: the longest message that it sends is known then.
-    #[expect(dead_code, reason = "publish is built on this")]
     pub(crate) fn checked_to_publish(self) -> Result<Self> {
         self.check_backing("a publisher's ring")?;
         if self.deliveries.is_empty() {
@@ -392,7 +391,6 @@ impl Options {
     }
 
     /// As [`Options::checked`], for one that subscribes: it writes no ring.
-    #[expect(dead_code, reason = "subscribe is built on this")]
     pub(crate) fn checked_to_subscribe(self) -> Result<Self> {
         self.check_backing("a publisher's ring")?;
         self.capacity(CAPACITY_MIN).checked()

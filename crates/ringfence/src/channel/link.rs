@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use crate::{
+    channel::open::Opened,
     error::Result,
-    handshake::parts::Parts,
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
-    wake::parking::{Barriers, ParkingSpot, Sleeper, Waker},
+    wake::parking::{ParkingSpot, Sleeper, Waker},
 };
 
 /// After this many looks that found nothing, a half that only ever polls looks at the line as well, so that it
@@ -23,15 +23,11 @@ pub(crate) struct Link {
 
 impl Link {
     /// `sleeper`: what this half sleeps for; `waker`: what the peer's other half does.
-    pub(crate) fn new(parts: &Parts, sleeper: ParkingSpot, waker: ParkingSpot) -> Self {
-        let barriers = if parts.barriers {
-            Barriers::Sleeper
-        } else {
-            Barriers::Both
-        };
+    pub(crate) fn new(opened: &Opened, sleeper: ParkingSpot, waker: ParkingSpot) -> Self {
+        let barriers = opened.barriers;
         Self {
-            sleeper: Sleeper::new(parts.own.clone(), parts.peer.clone(), sleeper, barriers),
-            waker: Waker::new(parts.own.clone(), parts.peer.clone(), waker, barriers),
+            sleeper: Sleeper::new(opened.own.clone(), opened.peer.clone(), sleeper, barriers),
+            waker: Waker::new(opened.own.clone(), opened.peer.clone(), waker, barriers),
         }
     }
 }

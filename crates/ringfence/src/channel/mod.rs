@@ -1,6 +1,6 @@
 //! A channel: both directions between two processes.
 //!
-//! `state` is what both halves share: the state, its lock, and what is let go of at the end; `own_phase` is the word that tells
+//! `open` begins one with what a handshake has left. `state` is what both halves share: the state, its lock, and what is let go of at the end; `own_phase` is the word that tells
 //! the peer. `sender` and `receiver` are the halves, `link` is what each needs of the peer, `scratch` is memory for a message in
 //! fragments. `tokens`, `verify` and `partner` outlive the halves and keep no channel open.
 //!
@@ -8,6 +8,7 @@
 //! no address.
 
 pub(crate) mod link;
+pub(crate) mod open;
 pub(crate) mod own_phase;
 pub(crate) mod partner;
 pub(crate) mod receiver;
@@ -19,17 +20,17 @@ pub(crate) mod verify;
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
     time::Duration,
 };
 
 use crate::{
     channel::link::Link,
-    channel::own_phase::OwnPhase,
+    channel::open::{Opened, open},
     channel::receiver::Receiver,
     channel::scratch::Scratch,
     channel::sender::{Begun, Sender, Writing},
-    channel::state::{AtomicState, ChannelState, Held, Shared, Tenure},
+    channel::state::{ChannelState, Shared, Tenure},
     channel::tokens::Tokens,
     channel::verify::{Verified, Verifier},
     error::Result,
@@ -39,8 +40,6 @@ use crate::{
     options::Options,
     ring::consumer::Consumer,
     ring::producer::Producer,
-    sys::lock::Mutex,
-    wake::doorbell::Doorbell,
     wake::parking::ParkingSpot,
 };
 
@@ -61,43 +60,26 @@ pub struct Channel {
 
 impl Channel {
     pub(crate) fn assemble(parts: Parts, tenure: Option<Box<dyn Tenure>>, options: &Options) -> Self {
-        let reading = Link::new(&parts, ParkingSpot::READER, ParkingSpot::WRITER);
-        let writing = Link::new(&parts, ParkingSpot::WRITER, ParkingSpot::READER);
-        let producer = Producer::new(parts.own.clone(), parts.peer.clone(), parts.own_capacity);
-        let consumer = Consumer::new(
-            parts.own.clone(),
-            parts.peer.clone(),
-            parts.peer_capacity,
-            parts.longest_in,
-        );
-        let inbox = Arc::clone(parts.inbox.inbox());
-        let shared = Arc::new(Shared {
-            role: parts.role,
-            doorbell: Arc::new(Doorbell::new(parts.line, parts.process.pidfd())),
-            state: AtomicState::open(parts.mark),
-            sending_ended: AtomicBool::new(false),
-            receiving_ended: AtomicBool::new(false),
-            held: Mutex::new(Some(Held {
-                own: parts.own.clone(),
-                phase: OwnPhase::of(&parts.own),
-                peer: parts.peer,
-                inbox: parts.inbox,
-                token_sender: parts.token_sender,
-                tenure,
-            })),
-            busy_poll: options.busy_poll,
-        });
-        let verifier = Verifier::new(parts.process, options, &shared);
+        let opened = open(parts, tenure, options);
+        let reading = Link::new(&opened, ParkingSpot::READER, ParkingSpot::WRITER);
+        let writing = Link::new(&opened, ParkingSpot::WRITER, ParkingSpot::READER);
+        let Opened {
+            shared,
+            verifier,
+            inbox,
+            identity,
+            evidence,
+            own,
+            peer,
+            own_capacity,
+            peer_capacity,
+            longest_out,
+            longest_in,
+            ..
+        } = opened;
+        let producer = Producer::new(own.clone(), peer.clone(), own_capacity);
+        let consumer = Consumer::new(own, peer, peer_capacity, longest_in);
         let tokens = Tokens::new(&shared, inbox);
-        parts.own.in_use(parts.barriers);
-        if let Some(tripwire) = parts.own.tripwire() {
-            let shared = Arc::downgrade(&shared);
-            tripwire.on_alarm(move || {
-                if let Some(shared) = shared.upgrade() {
-                    shared.finish(ChannelState::Exposed);
-                }
-            });
-        }
         let sender = Sender {
             shared: Arc::clone(&shared),
             writing: Some(Writing {
@@ -105,8 +87,8 @@ impl Channel {
                 link: writing,
                 reserved: (0, 0),
             }),
-            capacity: parts.own_capacity,
-            longest: parts.longest_out,
+            capacity: own_capacity,
+            longest: longest_out,
             begun: Begun::Nothing,
             reservation: Arc::default(),
             fruitless: 0,
@@ -116,7 +98,7 @@ impl Channel {
             consumer,
             link: Some(reading),
             cut: false,
-            longest: parts.longest_in,
+            longest: longest_in,
             scratch: Scratch::default(),
             gathered: false,
             fruitless: 0,
@@ -128,9 +110,9 @@ impl Channel {
             receiver,
             verifier,
             tokens,
-            identity: parts.identity,
-            of_handshake: parts.evidence.len(),
-            evidence: parts.evidence,
+            identity,
+            of_handshake: evidence.len(),
+            evidence,
         }
     }
 

@@ -582,6 +582,22 @@ impl Drop for Reserved {
 }
 
 impl Reserved {
+    /// The range must be claimed and held for this alone (see [`OwnRegion::hold`]); `open` says `true` until this is dropped.
+    pub(crate) fn new(region: OwnRegion, at: usize, size: usize, open: &Arc<AtomicBool>) -> Self {
+        open.store(true, Ordering::Relaxed);
+        Self {
+            region,
+            at,
+            size,
+            open: Arc::clone(open),
+        }
+    }
+
+    /// Gives back the range: where it lies, and how long it is. `None`: it was reserved elsewhere.
+    pub(crate) fn give_back(self, open: &Arc<AtomicBool>) -> Option<(usize, usize)> {
+        Arc::ptr_eq(&self.open, open).then_some((self.at, self.size))
+    }
+
     /// The bytes to fill.
     pub fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: the producer claimed this range for this reservation, hands out no other before it is committed

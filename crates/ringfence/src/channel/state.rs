@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering, fence},
@@ -130,6 +130,34 @@ impl ChannelState {
     ];
 }
 
+impl ChannelState {
+    /// What a program is told of the end of a channel. `None`: there is none.
+    pub(crate) fn close_reason(self) -> Option<CloseReason> {
+        match self {
+            Self::Open => None,
+            Self::ClosedHere
+            | Self::ClosedByPeer
+            | Self::LeftByPeer
+            | Self::Refused
+            | Self::Inherited
+            // A pair has no such end. A peer that says so all the same ends its channel by that.
+            | Self::Evicted
+            | Self::EvictedByPeer => Some(CloseReason::Closed),
+            Self::PeerExited => Some(CloseReason::Exited),
+            Self::Exposed | Self::ExposedAtPeer => Some(CloseReason::Exposed),
+            Self::Corrupt => Some(CloseReason::Corrupt),
+        }
+    }
+
+    /// As [`ChannelState::close_reason`], where one side publishes.
+    pub(crate) fn gone_reason(self) -> Option<GoneReason> {
+        match self {
+            Self::Evicted | Self::EvictedByPeer => Some(GoneReason::Evicted),
+            other => other.close_reason().map(GoneReason::from),
+        }
+    }
+}
+
 /// A [`ChannelState`] in one byte, which every call looks at. It reads as [`ChannelState::Inherited`] in a child.
 #[derive(Debug)]
 pub(crate) struct AtomicState(Mark);
@@ -153,10 +181,13 @@ impl AtomicState {
             .expect("nothing but a state is stored")
     }
 
-    fn set(&self, state: ChannelState) {
+    pub(crate) fn set(&self, state: ChannelState) {
         self.0.store(state as u8, Ordering::Release);
     }
 }
+
+/// In the word that says where a subscriber's reading ends: it was said. Positions are multiples of eight.
+pub(crate) const END_TOLD: u64 = 1;
 
 /// What both halves of a channel share within this process.
 #[derive(Debug)]
@@ -186,6 +217,16 @@ impl<T: fmt::Debug + Send> Tenure for Option<T> {
         *self = None;
         false
     }
+}
+
+/// The private line of a channel, and who is at its other end.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) role: Role,
+    pub(crate) socket: OwnedFd,
+    pub(crate) pidfd: Option<Arc<OwnedFd>>,
+    /// Both processes take membarrier(2).
+    pub(crate) barriers: bool,
 }
 
 #[derive(Debug)]
@@ -233,6 +274,30 @@ pub(crate) enum Legacy {
 }
 
 impl Shared {
+    /// A channel whose peer has this side's object already. From now on the tripwire ends it.
+    pub(crate) fn open(line: Line, mark: Mark, held: Held, busy_poll: Duration) -> Arc<Self> {
+        let own = held.own.clone();
+        let shared = Arc::new(Self {
+            role: line.role,
+            doorbell: Arc::new(Doorbell::new(line.socket, line.pidfd)),
+            state: AtomicState::open(mark),
+            sending_ended: AtomicBool::new(false),
+            receiving_ended: AtomicBool::new(false),
+            held: Mutex::new(Some(held)),
+            busy_poll,
+        });
+        own.in_use(line.barriers);
+        if let Some(tripwire) = own.tripwire() {
+            let shared = Arc::downgrade(&shared);
+            tripwire.on_alarm(move || {
+                if let Some(shared) = shared.upgrade() {
+                    shared.finish(ChannelState::Exposed);
+                }
+            });
+        }
+        shared
+    }
+
     /// What a call on an ended channel gets.
     pub(crate) fn check(&self) -> Result<()> {
         match self.state.get() {
@@ -344,6 +409,17 @@ impl Shared {
         drop(tenure);
         // The last of a region or of a mailbox waits for the thread that hears alarms, and that may be waiting here.
         drop(held);
+    }
+
+    /// The channel has this until it ends. Where it has ended already, how it has is told at once.
+    pub(crate) fn keep(&self, mut tenure: Box<dyn Tenure>) {
+        let mut guard = self.held();
+        if let Some(held) = guard.as_mut() {
+            held.tenure = Some(tenure);
+            return;
+        }
+        drop(guard);
+        tenure.end(self.state.get());
     }
 
     fn held(&self) -> MutexGuard<'_, Option<Held>> {
@@ -531,30 +607,25 @@ impl Shared {
         result
     }
 
-    /// As [`Shared::close_reason`], of a publisher or a subscription.
-    #[expect(dead_code, reason = "the endpoint of a broadcast is built on this")]
-    pub(crate) fn gone_reason(&self) -> Option<GoneReason> {
-        match self.state.get() {
-            ChannelState::Evicted | ChannelState::EvictedByPeer => Some(GoneReason::Evicted),
-            _ => self.close_reason().map(GoneReason::from),
+    /// Of a publisher, to one subscriber: its reading ends at this position of the ring, whatever is sent to the others. To be said
+    /// before the phase that tells the subscriber of the end.
+    pub(crate) fn end_reading_at(&self, position: u64) {
+        if self.is_inherited() {
+            return;
+        }
+        if let Some(held) = self.held().as_ref() {
+            held.own
+                .store(layout::TAIL, position | END_TOLD, Ordering::Release);
         }
     }
 
+    /// As [`Shared::close_reason`], of a publisher or a subscription.
+    pub(crate) fn gone_reason(&self) -> Option<GoneReason> {
+        self.state.get().gone_reason()
+    }
+
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
-        match self.state.get() {
-            ChannelState::Open => None,
-            ChannelState::ClosedHere
-            | ChannelState::ClosedByPeer
-            | ChannelState::LeftByPeer
-            | ChannelState::Refused
-            | ChannelState::Inherited
-            // A pair has no such end. A peer that says so all the same ends its channel by that.
-            | ChannelState::Evicted
-            | ChannelState::EvictedByPeer => Some(CloseReason::Closed),
-            ChannelState::PeerExited => Some(CloseReason::Exited),
-            ChannelState::Exposed | ChannelState::ExposedAtPeer => Some(CloseReason::Exposed),
-            ChannelState::Corrupt => Some(CloseReason::Corrupt),
-        }
+        self.state.get().close_reason()
     }
 }
 

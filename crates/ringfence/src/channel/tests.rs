@@ -17,6 +17,7 @@ use crate::{
     channel::sender::{Reserved, Sender},
     error::{Error, Result},
     fork::Mark,
+    handshake::broadcast::RingPart,
     handshake::parts::{Parts, Role},
     identity::{Credentials, Identity},
     memory::own::OwnRegion,
@@ -54,6 +55,7 @@ fn end(line: OwnedFd, own: &OwnRegion, peer: &OwnRegion, options: &Options) -> C
         inbox: OpenInbox::unreachable(),
         token_sender: TokenSender::new(nobody.pid, TokenAddress::default()).expect("nobody"),
         inheritance: None,
+        ring: RingPart::Equal,
     };
     Channel::assemble(parts, None, options)
 }

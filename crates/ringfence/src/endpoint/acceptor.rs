@@ -21,6 +21,7 @@ use crate::{
     channel::partner::Partner,
     error::{Error, Result},
     evidence::Record,
+    handshake::broadcast::PublishedRing,
     handshake::frame::Meeting,
     handshake::parts::Parts,
     handshake::{Seats, Side},
@@ -79,6 +80,8 @@ pub(crate) struct Acceptor<'a> {
     pub(crate) bell: &'a Bell,
     /// What a guest gets with READY.
     pub(crate) shares: &'a [Arc<OwnedFd>],
+    /// Of a publisher.
+    pub(crate) ring: Option<&'a Arc<PublishedRing>>,
 }
 
 /// What has become of a newcomer on its thread.
@@ -142,7 +145,9 @@ impl Acceptor<'_> {
     /// On a thread of its own: looks at the newcomer, and goes through the handshake once it speaks.
     fn shake_hands<H: Host>(&self, newcomer: Newcomer, host: &H) -> Outcome<H::Seat> {
         let Newcomer { who, stage, deadline } = newcomer;
-        let side = Side::new(self.address, self.options, &deadline, self.meeting).sharing(self.shares);
+        let side = Side::new(self.address, self.options, &deadline, self.meeting)
+            .sharing(self.shares)
+            .publishing(self.ring);
         let caller = match stage {
             Stage::Silent(caller) => caller,
             Stage::Fresh(stream) => match side.look_at(stream, self.record.clone()) {

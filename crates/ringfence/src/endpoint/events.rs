@@ -125,6 +125,18 @@ impl<T> Events<T> {
         }
     }
 
+    /// As [`Events::add`], where at most so many are kept: the oldest goes. For what a program need not take.
+    pub(crate) fn add_at_most(&self, event: T, most: usize) {
+        let mut state = self.state();
+        let oldest = (state.pending.len() >= most)
+            .then(|| state.pending.pop_front())
+            .flatten();
+        drop(state);
+        // Not under the lock, as in `discard`.
+        drop(oldest);
+        self.add(event);
+    }
+
     /// Whether one more event may come, besides those that are `coming`, where at most `most` that count may be pending. If
     /// not, the bell `room` rings once an event was taken.
     pub(crate) fn has_room(&self, most: usize, coming: usize, counts: impl Fn(&T) -> bool) -> bool {

@@ -96,6 +96,7 @@ fn host(
         record,
         bell: &Bell::new()?,
         shares: &[],
+        ring: None,
     };
     let pair = Pair {
         address,

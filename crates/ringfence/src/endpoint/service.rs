@@ -1,7 +1,6 @@
 //! A service and its agents: one process listens, many connect, and each gets a channel and memory of its own.
 
 use std::{
-    collections::HashMap,
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Weak},
 };
@@ -9,15 +8,15 @@ use std::{
 use crate::{
     channel::state::ChannelState,
     channel::{self, Channel},
-    endpoint::acceptor::{Acceptor, OF_ONE_PROCESS, Refused, SIDE_BY_SIDE},
+    endpoint::acceptor::{Acceptor, Refused, SIDE_BY_SIDE},
     endpoint::admission::Admission,
+    endpoint::calling::call,
     endpoint::events::End,
     endpoint::handle::{Handle, Hold, Idle, Worker},
     endpoint::seats::TakenSeats,
     endpoint::shared::{Endpoint, Seat, Shared},
     error::{Error, Result},
     evidence::Record,
-    fork::PerProcess,
     handshake::Side,
     handshake::frame::Meeting,
     handshake::parts::Parts,
@@ -26,10 +25,8 @@ use crate::{
     rendezvous::address::Address,
     rendezvous::election,
     rendezvous::place::Place,
-    sys::lock::Mutex,
     wait::backoff::Backoff,
     wait::deadline::Deadline,
-    wait::permits::Permits,
 };
 
 /// Events that the program has not asked for yet: beyond that, newcomers wait in the kernel's backlog.
@@ -108,69 +105,15 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
 pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
     let options = options.clone().checked()?;
     let address = &address.absolute();
-    let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
-    let mut backoff = Backoff::new(&deadline);
-    loop {
-        match connect_once(address, &options, &deadline) {
-            Ok(Tried::Open(channel)) => return Ok(*channel),
-            // It closes, and the next try finds no listener.
-            Ok(Tried::HungUp) => backoff.hung_up(None)?,
-            // It has closed, or ended, in the middle of the handshake. The next service may be there already.
-            Err(error @ Error::PeerLost(_)) if options.wait => backoff.hung_up(Some(error))?,
-            Ok(Tried::NoListener) | Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,
-            Ok(Tried::NoListener) => return Err(no_listener(address)),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-enum Tried {
-    Open(Box<Channel>),
-    /// No process listens.
-    NoListener,
-    /// The process that listens hung up without an answer.
-    HungUp,
-}
-
-fn connect_once(address: &Address, options: &Options, deadline: &Deadline) -> Result<Tried> {
-    let permits = permits(address)?;
-    let _permit = permits.acquire(deadline)?;
-    let within = &deadline.within(options.timeout);
-    let mut record = Record::default();
-    let Some(stream) = election::find(address, within, &mut record)? else {
-        return Ok(Tried::NoListener);
-    };
-    let parts = Side::new(address, options, within, Meeting::Service).guest(stream, record)?;
-    Ok(parts.map_or(Tried::HungUp, |parts| {
-        Tried::Open(Box::new(Channel::assemble(parts, None, options)))
-    }))
-}
-
-/// The turns of this process's handshakes as an agent at an address: a service refuses a process that has more under way.
-/// Another address has its own, since its service may be slow, or may not answer at all.
-fn permits(address: &Address) -> Result<Arc<Permits>> {
-    static PERMITS: PerProcess<Mutex<HashMap<Address, Weak<Permits>>>> = PerProcess::new();
-    let all = PERMITS.get()?;
-    let mut all = all.lock();
-    if let Some(permits) = all.get(address).and_then(Weak::upgrade) {
-        return Ok(permits);
-    }
-    // Without those that no call uses any more.
-    all.retain(|_, permits| permits.strong_count() > 0);
-    let made = Arc::new(Permits::new(OF_ONE_PROCESS)?);
-    all.insert(address.clone(), Arc::downgrade(&made));
-    Ok(made)
-}
-
-fn no_listener(address: &Address) -> Error {
-    let directory = address.place().and_then(|path| path.parent());
-    if directory.is_some_and(|directory| !directory.as_os_str().is_empty() && !directory.exists()) {
-        return address.invalid("its directory does not exist", Some(nix::errno::Errno::ENOENT));
-    }
-    Error::PeerLost(format!(
-        "nobody listens at {:?}; the `wait` option waits for the service",
-        address.to_string()
-    ))
+    let parts = call(
+        address,
+        &options,
+        ("listens", "service"),
+        |stream, record, deadline| {
+            Side::new(address, &options, deadline, Meeting::Service).guest(stream, record)
+        },
+    )?;
+    Ok(Channel::assemble(parts, None, &options))
 }
 
 /// A service at its address.
@@ -422,6 +365,7 @@ impl Listening {
             record: &record,
             bell: &shared.bell,
             shares: &[],
+            ring: None,
         };
         let admission = Admission::new(&shared, &options);
         let run = acceptor.run(&admission, place, &deadline, |place, result| {

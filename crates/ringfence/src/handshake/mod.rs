@@ -1,15 +1,17 @@
 //! One handshake, from a connection to the parts of a channel: the order of the steps. Each step is a few lines here;
 //! what it does is in the module that it names.
 //!
-//! `frame` is the bytes, `line` is who speaks, `parts` is what comes of it. It never binds an address and makes no channel.
+//! `frame` is the bytes, `line` is who speaks, `parts` is what comes of it; `broadcast` is the ring of a publisher, which comes
+//! third. It never binds an address and makes no channel.
 
+pub(crate) mod broadcast;
 pub(crate) mod frame;
 pub(crate) mod line;
 pub(crate) mod parts;
 
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use nix::{
@@ -24,14 +26,17 @@ use crate::{
     error::{Check, Error, Refusal, Result},
     evidence::Record,
     fork::{Mark, Withheld},
-    handshake::frame::{Frame, HARDENS, Hello, Meeting, Nonce, Offer, Refuse, Start, TAKES_BARRIERS},
+    handshake::broadcast::{HeldStart, PublishedRing, RingPart},
+    handshake::frame::{Frame, HARDENS, Hello, Meeting, Nonce, Offer, Refuse, TAKES_BARRIERS},
     handshake::line::Line,
     handshake::parts::{Parts, Role},
     harden,
     identity::{Credentials, Identity},
     memory::accept::{Agreed, accept},
+    memory::access::Writable,
     memory::backing::Backing,
     memory::create::{SharedObject, Wanted},
+    memory::layout::{as_offset, head_of, region_size, round_capacity},
     memory::peer::PeerRegion,
     options::Options,
     peer::process::Peer,
@@ -67,8 +72,20 @@ pub(crate) struct Side<'a> {
     shares: &'a [Arc<OwnedFd>],
     /// Where a guest among members gets that for.
     inherits: Option<&'a Address>,
+    role: RingRole<'a>,
     /// This process can issue membarrier(2) and receives it, so that its peer's sleep needs no fence in its sends.
     takes_barriers: bool,
+}
+
+/// Whose ring there is.
+#[derive(Clone, Copy)]
+enum RingRole<'a> {
+    /// Each side has one, in its object.
+    Equal,
+    /// This side's, which all its subscribers read.
+    Publisher(&'a Arc<PublishedRing>),
+    /// The other side's.
+    Subscriber,
 }
 
 /// Whoever is at the other end of a connection, looked at and let in by the policy so far.
@@ -95,6 +112,7 @@ struct Talk {
 struct Objects {
     own: SharedObject,
     peer: PeerRegion,
+    ring: RingPart,
     /// Where the peer's tokens arrive, and where this side's go.
     inbox: OpenInbox,
     token_sender: TokenSender,
@@ -117,6 +135,7 @@ impl<'a> Side<'a> {
             address: address.to_string(),
             shares: &[],
             inherits: None,
+            role: RingRole::Equal,
             takes_barriers,
         }
     }
@@ -130,6 +149,18 @@ impl<'a> Side<'a> {
     /// As a guest among members, at this address.
     pub(crate) fn inheriting(mut self, address: &'a Address) -> Self {
         self.inherits = Some(address);
+        self
+    }
+
+    /// As a publisher with this ring.
+    pub(crate) fn publishing(mut self, ring: Option<&'a Arc<PublishedRing>>) -> Self {
+        self.role = ring.map_or(self.role, RingRole::Publisher);
+        self
+    }
+
+    /// As a subscriber.
+    pub(crate) fn subscribing(mut self) -> Self {
+        self.role = RingRole::Subscriber;
         self
     }
 
@@ -212,6 +243,9 @@ impl<'a> Side<'a> {
             self.look_finally(&mut talk)?;
             self.expect_ready(&mut talk, 0)?;
             let identity = self.look_finally(&mut talk)?;
+            if let RingPart::Publisher(start) = &objects.ring {
+                start.check()?;
+            }
             let seat = take_seat()?;
             self.send_ready(&mut talk)?;
             Ok((objects, identity, seat))
@@ -296,6 +330,16 @@ impl<'a> Side<'a> {
     ) -> Result<(Nonce, Hello)> {
         settle_line(line)?;
         let hello = self.agree(frame, Nonce::default(), record)?;
+        if let RingRole::Publisher(_) = self.role {
+            let offered = &self.options.deliveries;
+            let delivery = broadcast::check_delivery(&hello, offered, speaker)?;
+            record.passed(
+                "hello",
+                "delivery",
+                broadcast::names(offered),
+                delivery.to_string(),
+            );
+        }
         let own = nonce()?;
         self.line(line, speaker)
             .send(&Frame::Hello(self.hello(own, hello.nonce)), &[])?;
@@ -352,19 +396,29 @@ impl<'a> Side<'a> {
         } else {
             0
         };
-        let Options {
-            capacity, backing, ..
-        } = *self.options;
+        let options = self.options;
+        let (delivery, from) = match self.role {
+            RingRole::Subscriber => (options.delivery.number(), options.from.number()),
+            RingRole::Equal | RingRole::Publisher(_) => (0, 0),
+        };
         Hello {
             nonce,
             echo,
-            capacity,
-            longest: self.options.longest(),
-            backing: backing.number(),
+            capacity: self.own_ring(),
+            longest: options.longest(),
+            backing: options.backing.number(),
             features: barriers | hardens,
             meeting: self.meeting.number(),
-            delivery: 0,
-            from: 0,
+            delivery,
+            from,
+        }
+    }
+
+    /// Bytes of the ring that this side writes; 0: it writes none.
+    fn own_ring(&self) -> u64 {
+        match self.role {
+            RingRole::Equal | RingRole::Publisher(_) => self.options.capacity,
+            RingRole::Subscriber => 0,
         }
     }
 
@@ -406,22 +460,7 @@ impl<'a> Side<'a> {
                 )));
             }
         }
-        if crate::memory::layout::round_capacity(hello.capacity) != Some(hello.capacity)
-            || hello.capacity > 1 << 46
-        {
-            return Err(Error::Protocol(format!("a ring of {} bytes", hello.capacity)));
-        }
-        // Before anything is made or mapped: the size of the peer's ring is the peer's choice, and this side would pay for it.
-        let most = self.options.max_peer_capacity;
-        if hello.capacity > most {
-            return Err(Error::Protocol(format!(
-                "the peer's ring has {} bytes, and this side takes {most} (max_peer_capacity)",
-                hello.capacity
-            )));
-        }
-        if !(1..=crate::options::MAX_MESSAGE_SIZE).contains(&hello.longest) {
-            return Err(Error::Protocol(format!("messages of {} bytes", hello.longest)));
-        }
+        self.agree_on_ring(hello)?;
         record.passed(
             "hello",
             "protocol",
@@ -436,6 +475,41 @@ impl<'a> Side<'a> {
         );
         record.passed("hello", "backing", own.to_string(), own.to_string());
         Ok(*hello)
+    }
+
+    /// The sizes that the other side has named: they are its choice, and this side would pay for them. So this comes before anything
+    /// is made or mapped.
+    fn agree_on_ring(&self, hello: &Hello) -> Result<()> {
+        let Hello {
+            capacity, longest, ..
+        } = *hello;
+        if !(1..=crate::options::MAX_MESSAGE_SIZE).contains(&longest) {
+            return Err(Error::Protocol(format!("messages of {longest} bytes")));
+        }
+        let own_longest = self.options.longest();
+        match self.role {
+            RingRole::Equal => {}
+            RingRole::Subscriber => broadcast::check_longest(longest, own_longest)?,
+            RingRole::Publisher(_) => {
+                broadcast::check_longest(own_longest, longest)?;
+                if capacity != 0 {
+                    return Err(Error::Protocol(format!(
+                        "a subscriber with a ring of {capacity} bytes"
+                    )));
+                }
+                return Ok(());
+            }
+        }
+        if round_capacity(capacity) != Some(capacity) || capacity > 1 << 46 {
+            return Err(Error::Protocol(format!("a ring of {capacity} bytes")));
+        }
+        let most = self.options.max_peer_capacity;
+        if capacity > most {
+            return Err(Error::Protocol(format!(
+                "the peer's ring has {capacity} bytes, and this side takes {most} (max_peer_capacity)"
+            )));
+        }
+        Ok(())
     }
 
     fn line<'b>(&'b self, socket: &'b OwnedFd, speaker: Credentials) -> Line<'b> {
@@ -464,7 +538,8 @@ impl<'a> Side<'a> {
         }
     }
 
-    /// Steps 5 and 6: each makes its own object and passes it, and each looks at the other's.
+    /// Steps 5 and 6: each makes its own object and passes it, and each looks at the other's. A publisher and its subscriber
+    /// have a control object each, and the publisher passes its ring beside.
     fn exchange(&self, talk: &mut Talk) -> Result<Objects> {
         let Talk {
             line,
@@ -481,60 +556,36 @@ impl<'a> Side<'a> {
         let inbox = OpenInbox::open(options.signal_number)?;
         let wanted = Wanted {
             backing: options.backing,
-            capacity: options.capacity,
+            capacity: match self.role {
+                RingRole::Equal => options.capacity,
+                RingRole::Publisher(_) | RingRole::Subscriber => 0,
+            },
             signal: inbox.number(),
             peer: peer.credentials.uid,
         };
         let object = SharedObject::create(&wanted, self.deadline, record)?;
+        let held = self.hold_start(hello)?;
         let offer = Offer {
             echo: hello.nonce,
-            size: object.size,
-            capacity: options.capacity,
+            size: region_size(self.own_ring()),
+            capacity: self.own_ring(),
             tokens: inbox.address(),
-            start: Start::default(),
+            start: held.as_ref().map(HeldStart::start).unwrap_or_default(),
         };
-        line.send(&Frame::Offer(offer), &[object.as_fd()])?;
-        record.passed(
-            "offer",
-            "sent",
-            "one descriptor, its size in a struct",
-            format!("{} bytes", object.size),
-        );
-
-        let (frame, mut descriptors) = line.expect("the peer's OFFER")?;
-        let Frame::Offer(offer) = frame else {
-            return Err(Error::Protocol("something else than an OFFER".into()));
-        };
-        check_echo(&offer.echo, own)?;
-        let count = descriptors.len();
-        let (Some(descriptor), 1) = (descriptors.pop(), count) else {
-            return Err(Error::ObjectUnsound {
-                check: "descriptors",
-                wanted: "1".into(),
-                found: count.to_string(),
-            });
-        };
-        // Until it is mapped.
-        let descriptor = Withheld::new(descriptor)?;
-        if offer.capacity != hello.capacity {
-            return Err(Error::Protocol(format!(
-                "an OFFER of {} bytes after a HELLO of {}",
-                offer.capacity, hello.capacity
-            )));
-        }
-        record.passed(
-            "offer",
-            "received",
-            "one descriptor, its size in a struct",
-            format!("{} bytes", offer.size),
-        );
+        self.send_offer(&line, offer, &object, record)?;
+        let (offer, descriptors) = self.expect_offer(&line, own, hello, record)?;
         let agreed = Agreed {
             backing: options.backing,
             capacity: hello.capacity,
             stated: offer.size,
             owner: peer.credentials.uid,
         };
-        let region = accept(&descriptor, &agreed, record)?;
+        let (region, ring) = self.accept_objects(&descriptors, agreed, &offer, record)?;
+        if let RingPart::Subscriber(_, start) = &ring {
+            // Before READY: from that on the publisher looks at it.
+            let at = head_of(as_offset(start.slot.into()));
+            object.region.store(at, start.position, Ordering::Release);
+        }
         object.check()?;
         let mut token_sender = TokenSender::new(peer.credentials.pid, offer.tokens)?;
         if !peer.shares_numbers() {
@@ -544,10 +595,116 @@ impl<'a> Side<'a> {
         Ok(Objects {
             own: object,
             peer: region,
+            ring: held.map_or(ring, RingPart::Publisher),
             inbox,
             token_sender,
             mark: Mark::new()?,
         })
+    }
+
+    /// Of a publisher: the place where the new subscriber begins.
+    fn hold_start(&self, hello: &Hello) -> Result<Option<HeldStart>> {
+        let RingRole::Publisher(ring) = self.role else {
+            return Ok(None);
+        };
+        let (delivery, from) = broadcast::asks(hello)?;
+        ring.hold(delivery, from).map(Some)
+    }
+
+    /// This side's OFFER, with its object; a publisher's with its ring as well.
+    fn send_offer(
+        &self,
+        line: &Line<'_>,
+        offer: Offer,
+        object: &SharedObject,
+        record: &mut Record,
+    ) -> Result<()> {
+        let size = offer.size;
+        let offer = Frame::Offer(offer);
+        let count = if let RingRole::Publisher(ring) = self.role {
+            ring.pass_on(self.deadline, |copy| {
+                line.send(&offer, &[object.as_fd(), copy.as_fd()])
+            })?;
+            2
+        } else {
+            line.send(&offer, &[object.as_fd()])?;
+            1
+        };
+        record.passed(
+            "offer",
+            "sent",
+            descriptors_wanted(count),
+            format!("{size} bytes"),
+        );
+        Ok(())
+    }
+
+    /// The other side's OFFER, and its object; behind it, a publisher's ring. No child gets a copy of them, until they are mapped.
+    fn expect_offer(
+        &self,
+        line: &Line<'_>,
+        own: &Nonce,
+        hello: &Hello,
+        record: &mut Record,
+    ) -> Result<(Offer, Vec<Withheld>)> {
+        let wanted = match self.role {
+            RingRole::Subscriber => 2,
+            RingRole::Equal | RingRole::Publisher(_) => 1,
+        };
+        let (frame, descriptors) = line.expect_with("the peer's OFFER", wanted)?;
+        let Frame::Offer(offer) = frame else {
+            return Err(Error::Protocol("something else than an OFFER".into()));
+        };
+        check_echo(&offer.echo, own)?;
+        let found = descriptors.len();
+        if found != wanted {
+            return Err(Error::ObjectUnsound {
+                check: "descriptors",
+                wanted: wanted.to_string(),
+                found: found.to_string(),
+            });
+        }
+        let descriptors = descriptors
+            .into_iter()
+            .map(Withheld::new)
+            .collect::<Result<_>>()?;
+        if offer.capacity != hello.capacity {
+            return Err(Error::Protocol(format!(
+                "an OFFER of {} bytes after a HELLO of {}",
+                offer.capacity, hello.capacity
+            )));
+        }
+        record.passed(
+            "offer",
+            "received",
+            descriptors_wanted(wanted),
+            format!("{} bytes", offer.size),
+        );
+        Ok((offer, descriptors))
+    }
+
+    /// Checks and maps what came with an OFFER. `agreed` is about the ring, where the other side has one.
+    fn accept_objects(
+        &self,
+        descriptors: &[Withheld],
+        agreed: Agreed,
+        offer: &Offer,
+        record: &mut Record,
+    ) -> Result<(PeerRegion, RingPart)> {
+        let missing = || Error::Protocol("an OFFER without an object".into());
+        let first = descriptors.first().ok_or_else(missing)?;
+        let RingRole::Subscriber = self.role else {
+            return Ok((accept(first, &agreed, record)?, RingPart::Equal));
+        };
+        let second = descriptors.get(1).ok_or_else(missing)?;
+        let control = Agreed {
+            capacity: 0,
+            stated: region_size(0),
+            ..agreed
+        };
+        let region = accept(first, &control, record)?;
+        let ring = accept(second, &agreed, record)?;
+        Ok((region, RingPart::Subscriber(ring, offer.start)))
     }
 
     /// Both sides have looked at each other by now, since each speaks its HELLO after its look; and there is no memory
@@ -655,7 +812,7 @@ impl<'a> Side<'a> {
             mark: objects.mark,
             own: objects.own.into_region(),
             peer: objects.peer,
-            own_capacity: self.options.capacity,
+            own_capacity: self.own_ring(),
             peer_capacity: hello.capacity,
             longest_out: hello.longest,
             longest_in: self.options.longest(),
@@ -663,6 +820,7 @@ impl<'a> Side<'a> {
             inbox: objects.inbox,
             token_sender: objects.token_sender,
             inheritance,
+            ring: objects.ring,
         }
     }
 
@@ -703,6 +861,14 @@ fn turned_away(door: &Line<'_>) -> Result<Option<Talk>> {
         Ok(_) => Err(Error::Protocol("an answer on the agreed socket".into())),
         Err(Error::PeerLost(_)) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+fn descriptors_wanted(count: usize) -> &'static str {
+    if count == 1 {
+        "one descriptor, its size in a struct"
+    } else {
+        "two descriptors, the ring's size in a struct"
     }
 }
 

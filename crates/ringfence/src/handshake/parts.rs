@@ -5,6 +5,7 @@ use std::{fmt, os::fd::OwnedFd};
 use crate::{
     evidence::Evidence,
     fork::Mark,
+    handshake::broadcast::RingPart,
     identity::Identity,
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
@@ -57,4 +58,6 @@ pub(crate) struct Parts {
     pub(crate) token_sender: TokenSender,
     /// What the guest of a membership holds of its host's place.
     pub(crate) inheritance: Option<Inheritance>,
+    /// What a publisher or a subscriber has beside the control objects, which `own` and `peer` are then.
+    pub(crate) ring: RingPart,
 }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// What both sides have agreed on, and what the peer says of its object.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Agreed {
     pub(crate) backing: Backing,
     /// Of the peer's ring, in bytes.

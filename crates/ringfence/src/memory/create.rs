@@ -49,7 +49,6 @@ pub(crate) struct SharedObject {
     /// What is passed to the peer.
     descriptor: Withheld,
     pub(crate) region: OwnRegion,
-    pub(crate) size: u64,
 }
 
 impl AsFd for SharedObject {
@@ -138,7 +137,6 @@ impl SharedObject {
         Ok(Self {
             descriptor: raw,
             region,
-            size: region_size(capacity),
         })
     }
 
@@ -176,11 +174,7 @@ impl SharedObject {
             None => sys::take_lease(&descriptor).map_err(refused)?,
         }
         note_lease(signal, record);
-        Ok(Self {
-            descriptor,
-            region,
-            size: region_size(capacity),
-        })
+        Ok(Self { descriptor, region })
     }
 
     /// Errors with [`Error::ObjectExposed`] once another process has tried to open it.

@@ -29,7 +29,6 @@ impl Delivery {
         }
     }
 
-    #[expect(dead_code, reason = "the handshake of a broadcast tells them")]
     pub(crate) fn from_number(number: u16) -> Option<Self> {
         Self::ALL.into_iter().find(|delivery| delivery.number() == number)
     }
@@ -84,7 +83,6 @@ impl StartFrom {
         }
     }
 
-    #[expect(dead_code, reason = "the handshake of a broadcast tells them")]
     pub(crate) fn from_number(number: u16) -> Option<Self> {
         Self::ALL.into_iter().find(|from| from.number() == number)
     }

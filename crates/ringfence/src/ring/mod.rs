@@ -12,7 +12,6 @@
 
 pub(crate) mod consumer;
 pub(crate) mod delivery;
-#[expect(dead_code, reason = "no endpoint offers it yet")]
 pub(crate) mod fan_out;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod lies;

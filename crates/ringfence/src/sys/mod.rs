@@ -133,6 +133,15 @@ unsafe fn own_descriptors(data: *const u8, size: usize) -> impl Iterator<Item = 
 /// Receives into `buffer` without blocking. nix's `recvmsg` returns an error where the ancillary data was
 /// truncated, and what descriptors came with it are then lost to the caller, but installed: hence this one.
 pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
+    receive_with(socket, buffer, 0)
+}
+
+/// As [`receive`], and leaves everything where it is: what descriptors there are come as copies (`MSG_PEEK`, unix(7)).
+pub(crate) fn peek(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
+    receive_with(socket, buffer, libc::MSG_PEEK)
+}
+
+fn receive_with(socket: impl AsFd, buffer: &mut [u8], more: c_int) -> Result<Received, Errno> {
     /// Linux 6.5, and the same number everywhere; libc does not name it everywhere.
     const SCM_PIDFD: c_int = 4;
     let mut control = ControlBuffer([0; CONTROL]);
@@ -143,7 +152,7 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, 
     header.msg_iovlen = 1;
     header.msg_control = control.0.as_mut_ptr().cast();
     header.msg_controllen = CONTROL as _;
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_NOSIGNAL;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_NOSIGNAL | more;
     let count = loop {
         // SAFETY: the header points at one iovec (IoSliceMut has its layout, as std promises) over a buffer
         // borrowed mutably for this call, and at a control buffer of the length that it states.

@@ -603,6 +603,12 @@ pub(crate) struct Ends {
 }
 
 impl Ends {
+    /// The line, and what tells of the end of the peer's process.
+    pub(crate) fn descriptors(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
+        let pidfd = self.pidfd.as_ref();
+        (self.line.as_fd(), pidfd.map(|pidfd| pidfd.as_fd()))
+    }
+
     /// To be polled. No bell makes any of this ready, so that whoever waits here takes none from anybody.
     pub(crate) fn watched(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         // Also where the peer has ended its direction alone, as one does that leaves.

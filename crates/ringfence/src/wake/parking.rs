@@ -8,7 +8,6 @@
 //! than a hundred fences; so a publisher that has to ring often makes its own fences, and says so in a word of its
 //! region, where the sleeper finds that there is nothing for it to issue.
 
-#[expect(dead_code, reason = "no endpoint offers it yet")]
 pub(crate) mod many;
 
 use std::sync::atomic::{Ordering, compiler_fence};

@@ -126,6 +126,7 @@ impl Keeper {
             record,
             bell: &shared.bell,
             shares: &shares,
+            ring: None,
         };
         let admission = Admission::new(shared, options);
         let (place, result) = acceptor.run(&admission, place, stay, |place, result| (place, result))?;

@@ -113,6 +113,7 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
             slot,
             position,
             sequence,
+            ..
         } = terms.held;
         if !position.is_multiple_of(8) || position > FARTHEST || sequence > position / HEADER {
             return Err(corrupt(format!(
@@ -642,12 +643,6 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
     #[inline]
     pub(crate) fn ring(&self) -> &R {
         &self.ring
-    }
-
-    /// This reader's control object; `None` after [`FanIn::settle`] and [`FanIn::forget`].
-    #[inline]
-    pub(crate) fn own(&self) -> Option<&C> {
-        self.own.as_ref()
     }
 
     /// How far everything has been read.

@@ -28,6 +28,8 @@ const INTENT: usize = layout::FLOOR;
 /// message, goes on from there by itself: see [`FanIn::begin`](super::reader::FanIn::begin).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Held {
+    /// Of this reader in the list, and of no other at any time. A subscriber does not know its own: 0.
+    pub(crate) number: u64,
     pub(crate) slot: usize,
     pub(crate) position: u64,
     /// Messages before that position.
@@ -117,6 +119,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
                 && self.keep(number, position)
             {
                 return Ok(Held {
+                    number,
                     slot,
                     position,
                     sequence,
@@ -158,30 +161,56 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
 
     /// The handshake is through: from now on the reader's own word says how far it has read. `attached` is told to the
     /// sending thread with it.
-    pub(crate) fn activate(&self, slot: usize, control: P, attached: T) {
+    ///
+    /// `false`: it was released before.
+    pub(crate) fn activate(&self, number: u64, control: P, attached: T) -> bool {
         self.change(|list| {
-            if let Some(entry) = list.entries.iter_mut().find(|entry| entry.slot == slot) {
-                entry.active = Some((control, attached));
-            }
-        });
+            let entry = list.entries.iter_mut().find(|entry| entry.number == number);
+            entry
+                .map(|entry| entry.active = Some((control, attached)))
+                .is_some()
+        })
+    }
+
+    /// Whether the reader is in the list.
+    pub(crate) fn has(&self, number: u64) -> bool {
+        self.list().entries.iter().any(|entry| entry.number == number)
+    }
+
+    /// How far each reliable reader has read, as it says, or where it will begin: by number.
+    pub(crate) fn reliable(&self) -> Vec<(u64, u64)> {
+        let list = self.list();
+        let reliable = list
+            .entries
+            .iter()
+            .filter(|entry| entry.delivery == Delivery::Reliable);
+        reliable
+            .map(|entry| {
+                let position = match &entry.active {
+                    Some((control, _)) => control.load(head_of(entry.slot), Ordering::Acquire),
+                    None => entry.position,
+                };
+                (entry.number, position)
+            })
+            .collect()
     }
 
     /// Nothing is kept for this reader any more, and its slot is free.
-    pub(crate) fn release(&self, slot: usize) {
-        self.change(|list| list.entries.retain(|entry| entry.slot != slot));
+    pub(crate) fn release(&self, number: u64) {
+        self.change(|list| list.entries.retain(|entry| entry.number != number));
     }
 
-    /// How far a reader has read, as it says: believed by nothing. `None`: the slot is free, or its handshake is not through.
-    pub(crate) fn position(&self, slot: usize) -> Option<u64> {
+    /// How far a reader has read, as it says: believed by nothing. `None`: it was released, or its handshake is not through.
+    pub(crate) fn position(&self, number: u64) -> Option<u64> {
         let list = self.list();
-        let entry = list.entries.iter().find(|entry| entry.slot == slot)?;
+        let entry = list.entries.iter().find(|entry| entry.number == number)?;
         let (control, _) = entry.active.as_ref()?;
-        Some(control.load(head_of(slot), Ordering::Acquire))
+        Some(control.load(head_of(entry.slot), Ordering::Acquire))
     }
 
-    /// Bytes that are published and that this reader has not read, as it says. 0 where the slot is free.
-    pub(crate) fn lag(&self, slot: usize) -> u64 {
-        let position = self.position(slot);
+    /// Bytes that are published and that this reader has not read, as it says. 0 where it was released.
+    pub(crate) fn lag(&self, number: u64) -> u64 {
+        let position = self.position(number);
         let tail = self.ring.load(layout::TAIL, Ordering::Acquire);
         position.map_or(0, |position| tail.saturating_sub(position))
     }

@@ -49,15 +49,15 @@ impl Hub {
     }
 
     /// A reader whose handshake is through at once.
-    fn join(&self, delivery: Delivery, from: StartFrom) -> (usize, Reader) {
+    fn join(&self, delivery: Delivery, from: StartFrom) -> (u64, Reader) {
         let held = self.readers.hold(delivery, from).unwrap();
         let control = OwnRegion::private(0);
         let seen = control.seen_by_peer();
         let terms = self.terms(delivery, held);
         let mut reader = FanIn::new(self.ring.seen_by_peer(), control, terms).unwrap();
-        self.readers.activate(held.slot, seen, ());
+        self.readers.activate(held.number, seen, ());
         reader.begin(from).unwrap();
-        (held.slot, reader)
+        (held.number, reader)
     }
 
     fn send(&mut self, message: &[u8]) -> bool {
@@ -85,14 +85,18 @@ fn a_reliable_reader_gets_every_message_and_holds_the_writer_up_when_it_does_not
     for capacity in [SMALLEST, 1 << 16] {
         for length in [0, 1, 8, 60, 256, 500] {
             let mut hub = Hub::new(capacity);
-            let (slot, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
+            let (number, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
             let (mut sent, mut received) = (0, 0);
             for round in 0..20 {
                 while hub.send(&bytes(sent, length)) {
                     sent += 1;
                 }
-                assert_eq!(hub.writer.in_the_way(length as u64), [slot], "{length}");
-                assert!(hub.readers.lag(slot) > capacity * 3 / 4 - length as u64 * 2);
+                let awaited = hub.writer.awaited(length as u64).unwrap();
+                let [(found, position)] = hub.readers.reliable()[..] else {
+                    panic!("there is one")
+                };
+                assert!(found == number && position < awaited, "{length}");
+                assert!(hub.readers.lag(number) > capacity * 3 / 4 - length as u64 * 2);
                 for _ in 0..=round.min(sent - received - 1) {
                     assert_eq!(
                         receive(&mut reader).unwrap(),
@@ -109,8 +113,8 @@ fn a_reliable_reader_gets_every_message_and_holds_the_writer_up_when_it_does_not
             }
             assert_eq!(received, sent);
             assert_eq!(hub.writer.sequence(), sent);
-            assert_eq!(hub.readers.lag(slot), 0);
-            assert!(hub.writer.in_the_way(length as u64).is_empty());
+            assert_eq!(hub.readers.lag(number), 0);
+            assert_eq!(hub.writer.awaited(length as u64), None);
         }
     }
 }

@@ -35,7 +35,8 @@ const NEVER: u64 = u64::MAX;
 /// A reader that has said of itself what cannot be. It counts no more.
 #[derive(Debug)]
 pub(crate) struct Lie {
-    pub(crate) slot: usize,
+    /// Its number in the list.
+    pub(crate) number: u64,
     pub(crate) error: Error,
 }
 
@@ -271,7 +272,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
             // In unsigned arithmetic both lies come out as a distance larger than what is unread.
             if head.wrapping_sub(seat.head) > self.published - seat.head || !head.is_multiple_of(8) {
                 self.lies.push(Lie {
-                    slot: seat.entry.slot,
+                    number: seat.entry.number,
                     error: corrupt(format!(
                         "its head went from {} to {head}, and {} was published",
                         seat.head, self.published
@@ -291,18 +292,17 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         self.lies.pop()
     }
 
-    /// The slots of those without which there would be room for a message of this size. None, where there is room, and where
-    /// what was written must be published first.
-    pub(crate) fn in_the_way(&mut self, payload: u64) -> Vec<usize> {
+    /// The position that every reliable reader must reach, so that there is room for a message of this size. `None`: there is
+    /// room, or what was written must be published first.
+    pub(crate) fn awaited(&mut self, payload: u64) -> Option<u64> {
         let (padding, record) = self.needs(payload.min(self.largest_message()));
         let (goal, mark) = self.goal(self.tail + padding + record);
         self.refresh();
         if goal <= self.floor || mark.is_none() {
-            return Vec::new();
+            return None;
         }
         self.look_at_heads();
-        let slow = self.seats.iter().filter(|seat| seat.head < goal);
-        slow.map(|seat| seat.entry.slot).collect()
+        (self.slowest < goal).then_some(goal)
     }
 
     /// The readers whose handshake is through, as they were at the last [`FanOut::refresh`]: slot, control object, and what is attached.
@@ -313,7 +313,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         })
     }
 
-    /// Writes a message without publishing it. `false`: there is no room now. Where nobody is in the way ([`FanOut::in_the_way`]),
+    /// Writes a message without publishing it. `false`: there is no room now. Where nobody is in the way ([`FanOut::awaited`]),
     /// there will be once what was written is published.
     #[inline]
     pub(crate) fn push(&mut self, payload: &[u8]) -> bool {

@@ -183,6 +183,7 @@ impl Program {
             inbox: OpenInbox::unreachable(),
             token_sender: TokenSender::new(nobody.pid, TokenAddress::default()).expect("nobody"),
             inheritance: None,
+            ring: crate::handshake::broadcast::RingPart::Equal,
         };
         let (sender, receiver) = Channel::assemble(parts, None, &Options::new()).split();
         Self {

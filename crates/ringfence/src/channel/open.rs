@@ -1,0 +1,75 @@
+//! From what a handshake leaves behind to an open channel, of which the halves are still to be made.
+
+use std::sync::Arc;
+
+use crate::{
+    channel::own_phase::OwnPhase,
+    channel::state::{Held, Line, Shared, Tenure},
+    channel::verify::Verifier,
+    evidence::Evidence,
+    handshake::parts::Parts,
+    identity::Identity,
+    memory::own::OwnRegion,
+    memory::peer::PeerRegion,
+    options::Options,
+    signal::inbox::TokenInbox,
+    wake::parking::Barriers,
+};
+
+/// An open channel, and what its halves are made of.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) verifier: Verifier,
+    pub(crate) inbox: Arc<TokenInbox>,
+    pub(crate) identity: Identity,
+    pub(crate) evidence: Vec<Evidence>,
+    pub(crate) own: OwnRegion,
+    pub(crate) peer: PeerRegion,
+    pub(crate) barriers: Barriers,
+    /// Bytes of this side's ring and of the peer's; 0: there is none.
+    pub(crate) own_capacity: u64,
+    pub(crate) peer_capacity: u64,
+    /// Bytes of the longest message that the peer takes, and that this side takes.
+    pub(crate) longest_out: u64,
+    pub(crate) longest_in: u64,
+}
+
+/// Opens a channel. The peer has this side's object by now: from here on the tripwire ends the channel.
+pub(crate) fn open(parts: Parts, tenure: Option<Box<dyn Tenure>>, options: &Options) -> Opened {
+    let (own, peer) = (parts.own, parts.peer);
+    let inbox = Arc::clone(parts.inbox.inbox());
+    let line = Line {
+        role: parts.role,
+        socket: parts.line,
+        pidfd: parts.process.pidfd(),
+        barriers: parts.barriers,
+    };
+    let held = Held {
+        own: own.clone(),
+        phase: OwnPhase::of(&own),
+        peer: peer.clone(),
+        inbox: parts.inbox,
+        token_sender: parts.token_sender,
+        tenure,
+    };
+    let shared = Shared::open(line, parts.mark, held, options.busy_poll);
+    Opened {
+        verifier: Verifier::new(parts.process, options, &shared),
+        shared,
+        inbox,
+        identity: parts.identity,
+        evidence: parts.evidence,
+        own,
+        peer,
+        barriers: if parts.barriers {
+            Barriers::Sleeper
+        } else {
+            Barriers::Both
+        },
+        own_capacity: parts.own_capacity,
+        peer_capacity: parts.peer_capacity,
+        longest_out: parts.longest_out,
+        longest_in: parts.longest_in,
+    }
+}

@@ -1,0 +1,525 @@
+//! The subscribers of a publisher, as its threads share them.
+//!
+//! Each subscriber is a channel without a ring. Whatever ends that channel (its death, a lie, an eviction, this side's close, on
+//! whatever thread) drops its [`Place`], and that lets go of all that the publisher has of it: so there is one way out. The place is
+//! dropped after the subscriber's control object says how it ended, and only then may what it has not read be overwritten.
+//!
+//! Who writes what: the list and the seats, each thread, under the lock of the endpoint's state. The state of the publisher as a whole,
+//! each thread that ends it, under the same lock. What the subscribers are charged, the sender and the watcher, under a lock of
+//! its own.
+
+use std::{
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use crate::{
+    channel::open::open,
+    channel::state::{self as channel, AtomicState, ChannelState, GoneReason, Tenure},
+    channel::verify::{Verified, Verifier},
+    endpoint::acceptor::Refused,
+    endpoint::broadcast::stalls::Stalls,
+    endpoint::broadcast::watches::Watches,
+    endpoint::events::End,
+    endpoint::handle::Worker,
+    endpoint::seats::TakenSeats,
+    endpoint::shared::{Endpoint, Seat, Shared},
+    error::{Error, Result},
+    evidence::Evidence,
+    handshake::broadcast::{HeldStart, PublishedRing, ReaderBell, RingPart},
+    handshake::frame::Meeting,
+    handshake::parts::Parts,
+    identity::{Credentials, Identity},
+    memory::access::Readable,
+    memory::layout,
+    memory::own::OwnRegion,
+    options::{Options, SeatLimits},
+    ring::delivery::Delivery,
+    sys::lock::Mutex,
+    wake::doorbell::Ends,
+    wake::parking::Barriers,
+    wake::parking::many::admit,
+};
+
+/// Events that the program has not taken: beyond that, the oldest go.
+const MOST_PENDING: usize = 4096;
+
+/// One to many.
+#[derive(Debug)]
+pub(crate) struct Broadcast {
+    pub(super) limits: SeatLimits,
+    pub(super) ring: Arc<PublishedRing>,
+    /// The ring object, as its owner sees it.
+    pub(super) region: OwnRegion,
+    pub(super) capacity: u64,
+    /// What this process can do.
+    pub(super) barriers: Barriers,
+    /// Of the publisher as a whole. Read by each call that sends.
+    pub(super) state: AtomicState,
+    /// Nothing more will be sent.
+    pub(super) ended: AtomicBool,
+    /// Newcomers are not let in any more, as the program wishes.
+    pub(super) sealed: AtomicBool,
+    pub(super) watches: Arc<Watches>,
+    pub(super) stalls: Mutex<Stalls>,
+    /// The thread that keeps the address.
+    pub(super) worker: Worker,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    seats: TakenSeats,
+    list: Vec<Seated>,
+}
+
+/// A subscriber whose channel has not ended.
+#[derive(Debug)]
+struct Seated {
+    member: Arc<Member>,
+    link: Arc<channel::Shared>,
+}
+
+/// What is known of a subscriber, also after its end.
+#[derive(Debug)]
+struct Member {
+    /// Of this subscriber and no other of the publisher's.
+    number: u64,
+    delivery: Delivery,
+    identity: Mutex<Identity>,
+    evidence: Vec<Evidence>,
+    verifier: Verifier,
+    link: Weak<channel::Shared>,
+    gone: OnceLock<GoneReason>,
+}
+
+/// A subscriber, as its publisher sees it. Clones are the same subscriber. It keeps nothing open.
+#[derive(Debug, Clone)]
+pub struct Subscriber {
+    member: Arc<Member>,
+    publisher: Weak<Shared<Broadcast>>,
+}
+
+impl Subscriber {
+    /// Who it was when it was last looked at.
+    pub fn peer(&self) -> Identity {
+        self.member.identity.lock().clone()
+    }
+
+    /// Every check of its handshake, in order.
+    pub fn evidence(&self) -> &[Evidence] {
+        &self.member.evidence
+    }
+
+    /// What it has asked for.
+    pub fn delivery(&self) -> Delivery {
+        self.member.delivery
+    }
+
+    /// Bytes that are published and that it has not read, as it says. 0 once it has gone.
+    pub fn lag(&self) -> u64 {
+        match self.publisher() {
+            Some(publisher) if self.gone().is_none() => publisher.ring.readers.lag(self.member.number),
+            _ => 0,
+        }
+    }
+
+    /// Why it has gone; `None` while it has not.
+    pub fn gone(&self) -> Option<GoneReason> {
+        self.member.gone.get().copied()
+    }
+
+    /// Whether both are the same subscriber.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.member, &other.member)
+    }
+
+    /// Looks at its process again, and compares what it finds with the publisher's policy. Errors as
+    /// [`Verifier::verify`](crate::Verifier::verify): one that is not any more who it must be is let go of.
+    pub fn verify(&self) -> Result<Identity> {
+        if self.member.gone.get().is_some() {
+            return Err(Error::Closed("the subscriber has gone"));
+        }
+        let Verified { identity, .. } = self.member.verifier.verify()?;
+        *self.member.identity.lock() = identity.clone();
+        Ok(identity)
+    }
+
+    /// Lets go of it: 'closed' on both sides. What was published before is still read there.
+    pub fn disconnect(&self) {
+        if let Some(publisher) = self.publisher() {
+            publisher.end_one(&self.member);
+            publisher.gone(&self.member, GoneReason::Closed);
+        }
+    }
+
+    /// `None` once the publisher has gone, and in a child.
+    fn publisher(&self) -> Option<Arc<Shared<Broadcast>>> {
+        self.publisher.upgrade().filter(|publisher| publisher.is_here())
+    }
+}
+
+/// What has happened at a [`Publisher`](crate::Publisher).
+#[non_exhaustive]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "refusals are rare, and each event is moved twice at most"
+)]
+#[derive(Debug)]
+pub enum PublisherEvent {
+    /// A subscriber has come.
+    Subscriber(Subscriber),
+    /// It has gone.
+    Gone(Subscriber, GoneReason),
+    /// A newcomer was not let in. The publisher goes on.
+    Refused(Refused),
+}
+
+impl From<Refused> for PublisherEvent {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+impl Endpoint for Broadcast {
+    const MEETING: Meeting = Meeting::Broadcast;
+    const CLOSED: &'static str = "the publisher is closed";
+    const BREAKS_OFF: &'static str = "the publisher lets nobody else in";
+    type State = State;
+    type Event = PublisherEvent;
+
+    fn ask(shared: &Shared<Self>, who: Credentials) -> Result<()> {
+        shared.check_seats(&shared.state(), who)
+    }
+
+    fn take(shared: &Shared<Self>, who: Credentials) -> Result<()> {
+        let mut state = shared.state();
+        shared.check_seats(&state, who)?;
+        state.seats.take(who);
+        Ok(())
+    }
+
+    fn give_back(shared: &Shared<Self>, who: Credentials) {
+        shared.state().seats.give_back(who);
+    }
+
+    fn has_room(_shared: &Shared<Self>, _under_way: usize) -> bool {
+        // A program need not take its events: see `MOST_PENDING`.
+        true
+    }
+
+    fn ready(shared: &Arc<Shared<Self>>, mut parts: Parts, seat: Seat<Self>, options: &Options) {
+        // A handshake as a publisher has no other.
+        if let RingPart::Publisher(start) = std::mem::replace(&mut parts.ring, RingPart::Equal) {
+            shared.let_in(parts, start, seat, options);
+        }
+    }
+
+    fn refused(shared: &Shared<Self>, refused: Refused) {
+        shared.tell(refused.into());
+    }
+}
+
+impl Shared<Broadcast> {
+    fn check_seats(&self, state: &State, who: Credentials) -> Result<()> {
+        let refusal = state.seats.refusal(&self.limits, who, "publisher");
+        refusal.map_or(Ok(()), |by| Err(self.address.occupied(by)))
+    }
+
+    fn tell(&self, event: PublisherEvent) {
+        self.events.add_at_most(event, MOST_PENDING);
+    }
+
+    /// A newcomer was told READY.
+    fn let_in(self: &Arc<Self>, parts: Parts, start: HeldStart, seat: Seat<Broadcast>, options: &Options) {
+        let (number, delivery) = (start.held.number, start.delivery);
+        let opened = open(parts, None, options);
+        let (link, control, barriers) = (opened.shared, opened.peer, opened.barriers);
+        let member = Arc::new(Member {
+            number,
+            delivery,
+            identity: Mutex::new(opened.identity),
+            evidence: opened.evidence,
+            verifier: opened.verifier,
+            link: Arc::downgrade(&link),
+            gone: OnceLock::new(),
+        });
+        let seated = Seated {
+            member: Arc::clone(&member),
+            link: Arc::clone(&link),
+        };
+        self.state().list.push(seated);
+        self.tell(PublisherEvent::Subscriber(self.handle(&member)));
+        let ends = link.doorbell.ends();
+        let watched = self.watches.add(number, &ends);
+        let bell = ReaderBell {
+            doorbell: Arc::downgrade(&link.doorbell),
+            barriers,
+        };
+        let active = start.activate(control, bell);
+        let admitted = admit(&self.region, self.barriers, barriers);
+        // It may have lain down before the sender knew of it.
+        link.doorbell.ring();
+        let place = Place {
+            publisher: Arc::clone(self),
+            member: Arc::clone(&member),
+            ends,
+            start: Some(start),
+            seat: Some(seat),
+            end: ChannelState::ClosedHere,
+        };
+        // From here on, whatever ends the channel lets go of all this. Where something has ended it already, that is now.
+        link.keep(Box::new(place));
+        match self.state.get() {
+            ChannelState::Open if !active => link.finish(ChannelState::Evicted),
+            // One whose end nothing would tell of is not kept.
+            ChannelState::Open if watched.is_err() || admitted.is_err() => {
+                link.finish(ChannelState::ClosedHere);
+            }
+            ChannelState::Open => {}
+            end => link.finish(end),
+        }
+        if self.ended.load(Ordering::Acquire) {
+            self.end_one(&member);
+        }
+    }
+
+    fn handle(self: &Arc<Self>, member: &Arc<Member>) -> Subscriber {
+        Subscriber {
+            member: Arc::clone(member),
+            publisher: Arc::downgrade(self),
+        }
+    }
+
+    /// Those that have come and not gone.
+    pub(super) fn subscribers(self: &Arc<Self>) -> Vec<Subscriber> {
+        if !self.is_here() {
+            return Vec::new();
+        }
+        let state = self.state();
+        let members = state.list.iter().map(|seated| &seated.member);
+        members
+            .filter(|member| member.gone.get().is_none())
+            .map(|member| self.handle(member))
+            .collect()
+    }
+
+    fn links(&self) -> Vec<Arc<channel::Shared>> {
+        let state = self.state();
+        state.list.iter().map(|seated| Arc::clone(&seated.link)).collect()
+    }
+
+    /// The channel of a subscriber, if that has not ended.
+    pub(super) fn link(&self, number: u64) -> Option<Arc<channel::Shared>> {
+        let state = self.state();
+        let seated = state.list.iter().find(|seated| seated.member.number == number)?;
+        Some(Arc::clone(&seated.link))
+    }
+
+    /// Has a look whether a subscriber has gone. `rung`: takes its bells from the line.
+    pub(super) fn look_at(&self, number: u64, rung: bool) {
+        if let Some(link) = self.link(number) {
+            if rung {
+                link.doorbell.read_bells();
+            } else {
+                link.doorbell.look();
+            }
+            link.notice();
+        }
+    }
+
+    /// How far everything is published.
+    fn tail(&self) -> u64 {
+        self.region.load(layout::TAIL, Ordering::Acquire)
+    }
+
+    /// A subscriber gets what is published by now, and then its end.
+    fn end_one(&self, member: &Member) {
+        if let Some(link) = member.link.upgrade() {
+            link.end_reading_at(self.tail());
+            if link.end_sending() {
+                link.doorbell.ring();
+            }
+        }
+    }
+
+    /// Each subscriber gets what is published by now, and then its end. The address is free when this returns.
+    pub(super) fn end(&self) {
+        if !self.is_here() || self.ended.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.seal();
+        let members: Vec<_> = {
+            let state = self.state();
+            state
+                .list
+                .iter()
+                .map(|seated| Arc::clone(&seated.member))
+                .collect()
+        };
+        for member in members {
+            self.end_one(&member);
+        }
+        self.finish_if_over();
+    }
+
+    /// Lets nobody else in. The address is free, and no descriptor of the ring is left, when this returns.
+    pub(super) fn seal(&self) {
+        self.sealed.store(true, Ordering::Release);
+        self.worker.stop().cancel();
+        self.worker.wait();
+        self.ring.seal();
+    }
+
+    /// Ends all, once.
+    pub(super) fn close(&self) {
+        if !self.is_here() {
+            return;
+        }
+        self.seal();
+        self.finish(ChannelState::ClosedHere);
+    }
+
+    /// Another process tries to open the ring: all are told, and it is wiped.
+    pub(super) fn expose(&self) {
+        self.sealed.store(true, Ordering::Release);
+        // Not waited for, as this is the thread that hears alarms.
+        self.worker.stop().cancel();
+        self.ring.seal();
+        self.finish(ChannelState::Exposed);
+        self.region.wipe();
+    }
+
+    fn finish(&self, end: ChannelState) {
+        {
+            let _state = self.state();
+            if !self.state.is(ChannelState::Open, Ordering::Acquire) {
+                return;
+            }
+            self.state.set(end);
+        }
+        // What they have not read stays; an alarm wipes it all the same.
+        if let Some(kept) = self.ring.readers.kept_from() {
+            self.region.keep_from(kept);
+        }
+        for link in self.links() {
+            if end == ChannelState::ClosedHere {
+                link.end_reading_at(self.tail());
+            }
+            link.finish(end);
+        }
+        self.events.end(End::Closed);
+        self.watches.stop();
+        self.watches.wake_sender();
+    }
+
+    /// Nothing more is sent, and the last has read it or gone.
+    fn finish_if_over(&self) {
+        if self.ended.load(Ordering::Acquire) && self.state().list.is_empty() {
+            self.finish(ChannelState::ClosedHere);
+        }
+    }
+
+    /// The program is told, once.
+    fn gone(self: &Arc<Self>, member: &Arc<Member>, reason: GoneReason) {
+        if member.gone.set(reason).is_ok() {
+            self.tell(PublisherEvent::Gone(self.handle(member), reason));
+        }
+    }
+
+    fn let_go(self: &Arc<Self>, member: &Arc<Member>, reason: GoneReason) {
+        let link = {
+            let mut state = self.state();
+            let at = state
+                .list
+                .iter()
+                .position(|seated| seated.member.number == member.number);
+            at.map(|at| state.list.swap_remove(at))
+        };
+        // Not under the lock.
+        drop(link);
+        self.gone(member, reason);
+        self.watches.wake_sender();
+        self.finish_if_over();
+    }
+
+    /// A message waits until all have read up to the goal.
+    pub(super) fn begin_stall(&self, goal: u64) {
+        let (positions, tail) = (self.ring.readers.reliable(), self.tail());
+        let sooner = self.stalls.lock().begin(goal, &positions, tail, Instant::now());
+        if sooner {
+            self.watches.wake_watcher();
+        }
+    }
+
+    /// It has found room, or is given up.
+    pub(super) fn end_stall(&self) {
+        let (positions, tail) = (self.ring.readers.reliable(), self.tail());
+        self.stalls.lock().end(&positions, tail, Instant::now());
+    }
+
+    /// Lets go of those that have held the publisher up for too long. When to look again.
+    fn evict(&self) -> Option<Instant> {
+        let (positions, tail) = (self.ring.readers.reliable(), self.tail());
+        let (over, next) = self.stalls.lock().look(&positions, tail, Instant::now());
+        for number in over {
+            match self.link(number) {
+                Some(link) => link.finish(ChannelState::Evicted),
+                // Its handshake dawdles.
+                None => self.ring.readers.release(number),
+            }
+            self.watches.wake_sender();
+        }
+        next
+    }
+}
+
+/// The watcher: lets go of subscribers that have gone, or are too slow. It ends with the publisher.
+pub(super) fn watch(watches: &Watches, publisher: &Weak<Shared<Broadcast>>) {
+    let mut until = None;
+    while let Some(numbers) = watches.wait_for_ends(until) {
+        let Some(publisher) = publisher.upgrade() else {
+            return;
+        };
+        for number in numbers {
+            publisher.look_at(number, false);
+        }
+        until = publisher.evict();
+    }
+}
+
+/// All that the publisher has of a subscriber, as long as its channel is open.
+#[derive(Debug)]
+struct Place {
+    publisher: Arc<Shared<Broadcast>>,
+    member: Arc<Member>,
+    ends: Ends,
+    start: Option<HeldStart>,
+    seat: Option<Seat<Broadcast>>,
+    /// How its channel has ended.
+    end: ChannelState,
+}
+
+impl Tenure for Place {
+    fn end(&mut self, state: ChannelState) -> bool {
+        self.end = state;
+        false
+    }
+}
+
+impl Drop for Place {
+    /// The subscriber can see by now how it has ended: what it has not read may be overwritten.
+    fn drop(&mut self) {
+        if !self.publisher.is_here() {
+            return;
+        }
+        drop(self.start.take());
+        // Before the program is told: it may expect the next one at once.
+        drop(self.seat.take());
+        self.publisher.watches.remove(&self.ends);
+        let reason = self.end.gone_reason().unwrap_or(GoneReason::Closed);
+        self.publisher.let_go(&self.member, reason);
+    }
+}

@@ -1,0 +1,650 @@
+//! The half of a publisher that sends.
+
+use std::{
+    ops::{Deref, DerefMut},
+    os::fd::{AsFd, BorrowedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::{
+    channel::link::spin,
+    channel::sender::Reserved,
+    channel::state::{ChannelState, CloseReason},
+    endpoint::broadcast::audience::Broadcast,
+    endpoint::shared::Shared,
+    error::{Error, Result},
+    fork::inherited,
+    handshake::broadcast::ReaderBell,
+    memory::layout::as_offset,
+    memory::own::OwnRegion,
+    memory::peer::PeerRegion,
+    ring::fan_out::writer::FanOut,
+    wake::parking::many::{FanWaker, RoomSleeper, Watched},
+};
+
+/// The half of a [`Publisher`](crate::Publisher) that sends. It can live on another thread than the other half, the
+/// [`Audience`](crate::Audience), as newcomers are let in beside it.
+///
+/// A message is written once, whatever the number of subscribers. Nothing here allocates.
+#[derive(Debug)]
+pub struct Broadcaster {
+    shared: Arc<Shared<Broadcast>>,
+    /// `None` once nothing more is sent.
+    writing: Option<Writing>,
+    longest: u64,
+    busy_poll: Duration,
+    sequence: u64,
+    /// A message was refused, and none has gone through since.
+    stalled: bool,
+    /// Whether there is a [`Reserved`] that may be written. It stores `false` when it is dropped.
+    reservation: Arc<AtomicBool>,
+    reserved: bool,
+}
+
+#[derive(Debug)]
+struct Writing {
+    ring: FanOut<OwnRegion, PeerRegion, ReaderBell>,
+    waker: FanWaker<OwnRegion, PeerRegion>,
+    sleeper: RoomSleeper<OwnRegion>,
+    /// The list of readers that the waker has.
+    known: u64,
+    /// Of the open [`Room`]: where its bytes lie in the region, and how many.
+    claimed: (usize, usize),
+}
+
+impl Writing {
+    /// Makes what was written visible, and wakes those that sleep.
+    #[inline]
+    fn publish(&mut self, shared: &Shared<Broadcast>) {
+        let Self {
+            ring, waker, known, ..
+        } = self;
+        if !ring.publish() {
+            return;
+        }
+        let mut sleepers = Vec::new();
+        let changed = || {
+            let generation = shared.ring.readers.generation();
+            if generation == *known {
+                return None;
+            }
+            *known = generation;
+            ring.refresh();
+            let watched = ring.active().map(|(slot, control, bell)| Watched {
+                slot,
+                control: control.clone(),
+                barriers: bell.barriers,
+            });
+            Some(watched.collect())
+        };
+        waker.wake(changed, |slot| sleepers.push(slot));
+        if !sleepers.is_empty() {
+            self.ring(&sleepers);
+        }
+    }
+
+    #[cold]
+    fn ring(&self, slots: &[usize]) {
+        for (slot, _, bell) in self.ring.active() {
+            if slots.contains(&slot)
+                && let Some(doorbell) = bell.doorbell.upgrade()
+            {
+                doorbell.ring();
+            }
+        }
+    }
+}
+
+impl Broadcaster {
+    pub(super) fn new(shared: &Arc<Shared<Broadcast>>, longest: u64, busy_poll: Duration) -> Self {
+        let (region, barriers) = (&shared.region, shared.barriers);
+        Self {
+            writing: Some(Writing {
+                ring: FanOut::new(region.clone(), Arc::clone(&shared.ring.readers), shared.capacity),
+                waker: FanWaker::new(region.clone(), barriers),
+                sleeper: RoomSleeper::new(region.clone(), barriers),
+                known: 0,
+                claimed: (0, 0),
+            }),
+            shared: Arc::clone(shared),
+            longest,
+            busy_poll,
+            sequence: 0,
+            stalled: false,
+            reservation: Arc::default(),
+            reserved: false,
+        }
+    }
+
+    /// Bytes of the ring.
+    pub fn capacity(&self) -> u64 {
+        self.shared.capacity
+    }
+
+    /// Bytes of the longest message: at most an eighth of the ring.
+    pub fn max_message_size(&self) -> u64 {
+        self.longest
+    }
+
+    /// Messages that were published.
+    pub fn sequence(&self) -> u64 {
+        self.writing
+            .as_ref()
+            .map_or(self.sequence, |writing| writing.ring.sequence())
+    }
+
+    #[inline]
+    fn check_size(&self, size: usize) -> Result<()> {
+        if size as u64 <= self.longest {
+            return Ok(());
+        }
+        Err(Error::MessageTooLarge {
+            size,
+            limit: self.longest,
+            reason: "what the publisher was made for: an eighth of its ring, or its max_message_size",
+        })
+    }
+
+    /// The ring, if something may be sent now.
+    #[inline]
+    fn writing(&mut self) -> Result<&mut Writing> {
+        if !self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
+            return Err(self.why_not());
+        }
+        if self.reserved {
+            self.must_be_given_back()?;
+        }
+        self.writing.as_mut().ok_or_else(ended)
+    }
+
+    #[cold]
+    fn why_not(&mut self) -> Error {
+        let state = self.shared.state.get();
+        if let (ChannelState::Open | ChannelState::ClosedHere | ChannelState::Exposed, Some(writing)) =
+            (state, self.writing.take())
+        {
+            self.sequence = writing.ring.sequence();
+        }
+        match state {
+            ChannelState::Inherited => inherited(),
+            ChannelState::Exposed => Error::ObjectExposed(
+                "somebody tried to open the publisher's ring, which was wiped; the publisher is closed"
+                    .into(),
+            ),
+            _ => Error::Closed("the publisher is closed"),
+        }
+    }
+
+    #[cold]
+    fn must_be_given_back(&mut self) -> Result<()> {
+        // Acquire: what was written there was written before the bytes are given to anybody else.
+        if self.reservation.load(Ordering::Acquire) {
+            return Err(Error::invalid(
+                "a reservation is open: commit or cancel it first (one that was forgotten keeps this publisher from sending)",
+            ));
+        }
+        self.reserved = false;
+        Ok(())
+    }
+
+    /// Puts a message into the ring. `false`: there is no room now, since a reliable subscriber has not read far enough. From then
+    /// on, until a message goes through, time counts against those that are in the way ([`Options::stall`](crate::Options::stall)).
+    ///
+    /// Errors: [`Error::MessageTooLarge`] above [`Broadcaster::max_message_size`]; [`Error::Closed`] after [`Broadcaster::end`] or
+    /// close; [`Error::ObjectExposed`] where another process has tried to open the ring.
+    #[inline]
+    pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
+        self.check_size(message.len())?;
+        let writing = self.writing()?;
+        if !writing.ring.push(message) {
+            return Ok(self.refused(message.len()));
+        }
+        self.sent();
+        Ok(true)
+    }
+
+    /// Publishes what was written, and looks after what a sender must.
+    #[inline]
+    fn sent(&mut self) {
+        let Self { shared, writing, .. } = self;
+        let Some(writing) = writing else { return };
+        writing.publish(shared);
+        if let Some(lie) = writing.ring.lie() {
+            self.told_a_lie(lie);
+        }
+        if self.stalled {
+            self.give_up();
+        }
+    }
+
+    /// There was no room: answers `false`.
+    #[cold]
+    fn refused(&mut self, size: usize) -> bool {
+        let Some(writing) = &mut self.writing else {
+            return false;
+        };
+        let goal = writing.ring.awaited(size as u64);
+        let lie = writing.ring.lie();
+        if let Some(lie) = lie {
+            self.told_a_lie(lie);
+        }
+        if let Some(goal) = goal
+            && !self.stalled
+        {
+            self.stalled = true;
+            self.shared.begin_stall(goal);
+        }
+        false
+    }
+
+    /// A subscriber has said of itself what cannot be: that ends its channel, and concerns no other.
+    #[cold]
+    fn told_a_lie(&mut self, first: crate::ring::fan_out::writer::Lie) {
+        let mut next = Some(first);
+        while let Some(lie) = next {
+            if let Some(link) = self.shared.link(lie.number) {
+                // It is told how it ended.
+                let _ = link.judge::<()>(Err(lie.error));
+            }
+            next = self.writing.as_mut().and_then(|writing| writing.ring.lie());
+        }
+    }
+
+    /// The message that was refused is not to be sent any more, so that no time counts against the subscribers.
+    #[cold]
+    pub fn give_up(&mut self) {
+        if std::mem::take(&mut self.stalled) && self.shared.is_here() {
+            self.shared.end_stall();
+        }
+    }
+
+    /// Puts a message into the ring, and sleeps while there is no room. Errors as [`Broadcaster::try_send`].
+    pub fn send(&mut self, message: &[u8]) -> Result<()> {
+        while !self.try_send(message)? {
+            self.wait(message.len(), None)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Broadcaster::send`], up to a deadline, when it errors with [`Error::Aborted`]. Nothing was sent then.
+    pub fn send_until(&mut self, message: &[u8], deadline: Instant) -> Result<()> {
+        while !self.try_send(message)? {
+            if !self.wait(message.len(), Some(deadline))? {
+                self.give_up();
+                return Err(Error::Aborted);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts whole messages into the ring, laid out as [`Sender::try_send_packed`](crate::Sender::try_send_packed) has them: one
+    /// publication for all. Returns how many bytes of `packed` were taken; the rest found no room.
+    ///
+    /// Errors as [`Broadcaster::try_send`], and [`Error::InvalidArgument`] for what is not laid out so: where that is not the
+    /// first, those before it are taken, and the next call refuses it.
+    pub fn try_send_packed(&mut self, packed: &[u8]) -> Result<usize> {
+        let longest = self.longest;
+        let writing = self.writing()?;
+        let taken = writing.ring.push_packed(packed, longest);
+        let taken = taken.inspect(|taken| {
+            if *taken > 0 {
+                self.sent();
+            }
+        })?;
+        if taken < packed.len() {
+            let next = packed[taken..].first_chunk::<4>();
+            let size = next.map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize);
+            self.refused(size.min(as_offset(longest)));
+        }
+        Ok(taken)
+    }
+
+    /// Room in the ring itself for a message of `size` bytes, to be filled in place and committed. `None`: there is no room now,
+    /// as in [`Broadcaster::try_send`], whose errors this has. Dropping it without a commit sends nothing.
+    #[inline]
+    pub fn reserve(&mut self, size: usize) -> Result<Option<Room<'_>>> {
+        let Some(at) = self.claim(size)? else {
+            return Ok(None);
+        };
+        let writing = self.writing.as_mut().ok_or_else(ended)?;
+        writing.claimed = (at, size);
+        Ok(Some(Room { sender: self }))
+    }
+
+    /// Claims room for a message, and keeps the wipe of an alarm away from it: the offset of its bytes in the region.
+    #[inline]
+    fn claim(&mut self, size: usize) -> Result<Option<usize>> {
+        self.check_size(size)?;
+        let writing = self.writing()?;
+        let Some(at) = writing.ring.claim_record(size as u64) else {
+            self.refused(size);
+            return Ok(None);
+        };
+        if !writing.ring.own().hold(at, size) {
+            return Err(self.why_not());
+        }
+        Ok(Some(at))
+    }
+
+    /// As [`Broadcaster::reserve`], for callers that cannot hold a borrow: see
+    /// [`Sender::reserve_detached`](crate::Sender::reserve_detached).
+    pub fn reserve_detached(&mut self, size: usize) -> Result<Option<Reserved>> {
+        let Some(at) = self.claim(size)? else {
+            return Ok(None);
+        };
+        self.reserved = true;
+        let region = self.shared.region.clone();
+        Ok(Some(Reserved::new(region, at, size, &self.reservation)))
+    }
+
+    /// Sends the first `length` bytes of what was reserved. Errors with [`Error::InvalidArgument`] if that is more than was
+    /// reserved (which is given back then), or was reserved elsewhere, else as [`Broadcaster::try_send`].
+    pub fn commit(&mut self, reserved: Reserved, length: usize) -> Result<()> {
+        let (at, size) = self.take_back(reserved)?;
+        if length > size {
+            return Err(too_long(length, size));
+        }
+        self.writing()?.ring.finish(at, size, length);
+        self.sent();
+        Ok(())
+    }
+
+    /// Gives back what was reserved; nothing is sent. Errors with [`Error::InvalidArgument`] for what was reserved elsewhere, and as
+    /// [`Broadcaster::try_send`].
+    pub fn cancel(&mut self, reserved: Reserved) -> Result<()> {
+        self.take_back(reserved)?;
+        self.writing().map(drop)
+    }
+
+    fn take_back(&self, reserved: Reserved) -> Result<(usize, usize)> {
+        reserved
+            .give_back(&self.reservation)
+            .ok_or_else(|| Error::invalid("this was reserved elsewhere"))
+    }
+
+    /// Many messages, one publication. Errors as [`Broadcaster::try_send`].
+    pub fn batch(&mut self) -> Result<BroadcastBatch<'_>> {
+        self.writing()?;
+        Ok(BroadcastBatch {
+            sender: self,
+            handed_out: None,
+        })
+    }
+
+    /// Whether a message of `size` bytes would find room now. Errors as [`Broadcaster::try_send`].
+    pub fn has_room(&mut self, size: usize) -> Result<bool> {
+        self.check_size(size)?;
+        let writing = self.writing()?;
+        let has_room = writing.ring.has_room(size as u64);
+        if let Some(lie) = writing.ring.lie() {
+            self.told_a_lie(lie);
+            return self.has_room(size);
+        }
+        Ok(has_room)
+    }
+
+    /// Bytes of packed records of messages of at most `longest` bytes each that surely find room now: see
+    /// [`Sender::packed_room`](crate::Sender::packed_room).
+    pub fn packed_room(&mut self, longest: usize) -> Result<usize> {
+        let writing = self.writing()?;
+        let room = writing.ring.packed_room(longest as u64);
+        if let Some(lie) = writing.ring.lie() {
+            self.told_a_lie(lie);
+            return self.packed_room(longest);
+        }
+        Ok(as_offset(room))
+    }
+
+    /// Sleeps until [`Broadcaster::has_room`] of that size. `false`: the deadline has passed. Errors as [`Broadcaster::try_send`].
+    pub fn wait(&mut self, size: usize, deadline: Option<Instant>) -> Result<bool> {
+        if spin(self.busy_poll, || self.has_room(size))? {
+            return Ok(true);
+        }
+        loop {
+            if !self.arm(size)? {
+                return Ok(true);
+            }
+            let found = self.shared.watches.wait_for_room(deadline);
+            self.disarm();
+            let woken = found.map(|found| self.look_at(found.as_deref()));
+            if self.has_room(size)? {
+                return Ok(true);
+            }
+            if !woken? {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Looks at the subscribers that have rung, or gone. Whether any was awaited.
+    fn look_at(&self, found: Option<&[u64]>) -> bool {
+        for number in found.into_iter().flatten() {
+            self.shared.look_at(*number, true);
+        }
+        found.is_some()
+    }
+
+    /// For event loops: says that this half sleeps until a message of `size` bytes finds room. `true`: it does not now; wait for
+    /// the descriptor ([`AsFd`]) to be readable, then call [`Broadcaster::poll_line`] and [`Broadcaster::disarm`]. `false`: there is
+    /// room. Errors as [`Broadcaster::try_send`].
+    pub fn arm(&mut self, size: usize) -> Result<bool> {
+        let writing = self.writing()?;
+        let Writing { ring, sleeper, .. } = writing;
+        ring.refresh();
+        sleeper.park(ring.active().map(|(_, control, _)| control))?;
+        let room = self.has_room(size);
+        if !matches!(room, Ok(false)) {
+            self.disarm();
+        }
+        room.map(|room| !room)
+    }
+
+    /// Says that this half is awake.
+    pub fn disarm(&mut self) {
+        if let Some(writing) = &mut self.writing
+            && self.shared.is_here()
+        {
+            writing.sleeper.unpark();
+        }
+    }
+
+    /// Hears who has rung, and lets go of those that have gone.
+    pub fn poll_line(&mut self) {
+        if self.shared.is_here() {
+            // A look that fails has seen nothing. What it has not seen stays.
+            let found = self.shared.watches.wait_for_room(Some(Instant::now()));
+            self.look_at(found.unwrap_or_default().as_deref());
+        }
+    }
+
+    /// Sends no more: each subscriber gets all that was sent, and then its end. The address is free when this returns.
+    pub fn end(&mut self) {
+        if !self.shared.is_here() {
+            return;
+        }
+        self.give_up();
+        if let Some(mut writing) = self.writing.take() {
+            writing.publish(&self.shared);
+            self.sequence = writing.ring.sequence();
+        }
+        self.shared.end();
+    }
+
+    /// Why the publisher has ended; `None` while it has not.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.shared.state.get().close_reason()
+    }
+}
+
+impl Drop for Broadcaster {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl AsFd for Broadcaster {
+    /// Readable when a subscriber has rung since it has made room, or one has gone. For [`Broadcaster::arm`].
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.watches.as_fd()
+    }
+}
+
+#[cold]
+fn ended() -> Error {
+    Error::Closed("the publisher has ended: it sends no more")
+}
+
+#[cold]
+fn too_long(length: usize, size: usize) -> Error {
+    Error::invalid(format!("{length} bytes committed of a reservation of {size}"))
+}
+
+/// Room in a publisher's ring for one message: dereferences to its bytes. Dropping it sends nothing.
+#[derive(Debug)]
+pub struct Room<'a> {
+    sender: &'a mut Broadcaster,
+}
+
+impl Room<'_> {
+    /// Sends the first `length` bytes. Errors as [`Broadcaster::commit`].
+    #[inline]
+    pub fn commit(self, length: usize) -> Result<()> {
+        let sender = &mut *self.sender;
+        let writing = sender.writing()?;
+        let (at, size) = writing.claimed;
+        if length > size {
+            return Err(too_long(length, size));
+        }
+        writing.ring.finish(at, size, length);
+        sender.sent();
+        Ok(())
+    }
+}
+
+impl Drop for Room<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(writing) = &self.sender.writing {
+            let (at, size) = writing.claimed;
+            writing.ring.own().let_go(at, size);
+        }
+    }
+}
+
+impl Deref for Room<'_> {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        let Some(writing) = &self.sender.writing else {
+            return &[];
+        };
+        let (at, size) = writing.claimed;
+        // SAFETY: `reserve` has claimed this range and noted it; the sender is borrowed since, so that nothing else is claimed or
+        // noted meanwhile; writing takes an exclusive borrow, and no other process can write here.
+        unsafe { writing.ring.own().claimed_for_reading(at, size) }
+    }
+}
+
+impl DerefMut for Room<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let Some(writing) = &mut self.sender.writing else {
+            return &mut [];
+        };
+        let (at, size) = writing.claimed;
+        // SAFETY: as above, with an exclusive borrow.
+        unsafe { writing.ring.own_mut().claimed(at, size) }
+    }
+}
+
+/// Messages that become visible to the subscribers together, at [`BroadcastBatch::publish`] or when this is dropped.
+#[derive(Debug)]
+pub struct BroadcastBatch<'a> {
+    sender: &'a mut Broadcaster,
+    /// Where the bytes lie that [`BroadcastBatch::reserve`] has handed out last, and how many.
+    handed_out: Option<(usize, usize)>,
+}
+
+impl BroadcastBatch<'_> {
+    /// Adds a message. `false`: there is no room now. Errors as [`Broadcaster::try_send`].
+    #[inline]
+    pub fn push(&mut self, message: &[u8]) -> Result<bool> {
+        self.let_go();
+        self.sender.check_size(message.len())?;
+        if self.sender.writing()?.ring.push(message) {
+            return Ok(true);
+        }
+        self.make_room(|ring| ring.push(message).then_some(()), message.len())
+            .map(|pushed| pushed.is_some())
+    }
+
+    /// Adds a message of `size` bytes, to be filled before the next call. `None`: there is no room now. Errors as
+    /// [`Broadcaster::try_send`].
+    #[inline]
+    pub fn reserve(&mut self, size: usize) -> Result<Option<&mut [u8]>> {
+        self.let_go();
+        self.sender.check_size(size)?;
+        let claimed = self.sender.writing()?.ring.claim_record(size as u64);
+        let claimed = match claimed {
+            Some(at) => Some(at),
+            None => self.make_room(|ring| ring.claim_record(size as u64), size)?,
+        };
+        let Some(at) = claimed else { return Ok(None) };
+        if !self.sender.shared.region.hold(at, size) {
+            return Err(self.sender.why_not());
+        }
+        let writing = self.sender.writing()?;
+        writing.ring.finish(at, size, size);
+        self.handed_out = Some((at, size));
+        // SAFETY: the range was just claimed, is published only after this borrow has ended, and is claimed by nobody else.
+        Ok(Some(unsafe { writing.ring.own_mut().claimed(at, size) }))
+    }
+
+    /// What this batch has written itself may be in the way: publishes it, and tries once more.
+    #[cold]
+    fn make_room<T>(
+        &mut self,
+        again: impl FnOnce(&mut FanOut<OwnRegion, PeerRegion, ReaderBell>) -> Option<T>,
+        size: usize,
+    ) -> Result<Option<T>> {
+        self.sender.sent();
+        let found = again(&mut self.sender.writing()?.ring);
+        if found.is_none() {
+            self.sender.refused(size);
+        }
+        Ok(found)
+    }
+
+    /// What was handed out is not written any more: its borrow has ended.
+    #[inline]
+    fn let_go(&mut self) {
+        if let (Some((at, size)), Some(writing)) = (self.handed_out.take(), &self.sender.writing) {
+            writing.ring.own().let_go(at, size);
+        }
+    }
+
+    /// Makes what was added so far visible to the subscribers.
+    #[inline]
+    pub fn publish(&mut self) {
+        self.let_go();
+        if !self
+            .sender
+            .shared
+            .state
+            .is(ChannelState::Inherited, Ordering::Relaxed)
+        {
+            self.sender.sent();
+        }
+    }
+}
+
+impl Drop for BroadcastBatch<'_> {
+    fn drop(&mut self) {
+        self.publish();
+    }
+}

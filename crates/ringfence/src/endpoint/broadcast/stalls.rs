@@ -1,0 +1,206 @@
+//! For how long each reliable subscriber has held its publisher up.
+//!
+//! Time counts while a message waits for room: from the call that was refused to the one that goes through. Every subscriber that
+//! has not read far enough is charged in full. What it was charged is forgotten once it is less than half the ring behind.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+/// Between two looks at subscribers that were charged, while no message waits: at least, and at most where none of them moves.
+const LOOKS: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
+
+/// A reliable subscriber: its number, and how far it has read.
+pub(super) type Position = (u64, u64);
+
+/// What the subscribers are charged. The sending thread says when a message waits; the watcher lets go of those whose time is up.
+#[derive(Debug)]
+pub(super) struct Stalls {
+    limit: Duration,
+    half: u64,
+    waiting: Option<Waiting>,
+    charged: HashMap<u64, Duration>,
+    /// What the last look has found, and the pause after it.
+    last: Vec<Position>,
+    pause: Duration,
+    /// When the watcher looks again by itself.
+    alarm: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    /// Where every subscriber must have read to.
+    goal: u64,
+    /// Up to here it was charged.
+    since: Instant,
+}
+
+impl Stalls {
+    /// `limit`: [`Duration::MAX`] is never.
+    pub(super) fn new(limit: Duration, capacity: u64) -> Self {
+        Self {
+            limit,
+            half: capacity / 2,
+            waiting: None,
+            charged: HashMap::new(),
+            last: Vec::new(),
+            pause: LOOKS[0],
+            alarm: None,
+        }
+    }
+
+    /// A message waits until all have read up to the goal. Whether the watcher must be woken to look sooner than it would.
+    pub(super) fn begin(&mut self, goal: u64, positions: &[Position], tail: u64, now: Instant) -> bool {
+        if self.limit == Duration::MAX {
+            return false;
+        }
+        self.charge(positions, tail, now);
+        self.waiting = Some(Waiting { goal, since: now });
+        let before = self.alarm;
+        let after = self.arm(positions, now);
+        before.is_none_or(|before| after.is_some_and(|after| after < before))
+    }
+
+    /// The message has found room, or is given up.
+    pub(super) fn end(&mut self, positions: &[Position], tail: u64, now: Instant) {
+        self.charge(positions, tail, now);
+        self.waiting = None;
+    }
+
+    /// A look at all subscribers: those whose time is up, and when to look again.
+    pub(super) fn look(
+        &mut self,
+        positions: &[Position],
+        tail: u64,
+        now: Instant,
+    ) -> (Vec<u64>, Option<Instant>) {
+        self.charge(positions, tail, now);
+        self.pause = if self.last == positions {
+            (self.pause * 2).min(LOOKS[1])
+        } else {
+            LOOKS[0]
+        };
+        self.last = positions.to_vec();
+        let over: Vec<_> = self
+            .waiting
+            .iter()
+            .flat_map(|waiting| positions.iter().filter(|(_, head)| *head < waiting.goal))
+            .filter(|(number, _)| self.charged.get(number).is_some_and(|time| *time >= self.limit))
+            .map(|(number, _)| *number)
+            .collect();
+        for number in &over {
+            self.charged.remove(number);
+        }
+        (over, self.arm(positions, now))
+    }
+
+    fn charge(&mut self, positions: &[Position], tail: u64, now: Instant) {
+        if let Some(waiting) = &mut self.waiting {
+            let time = now.saturating_duration_since(waiting.since);
+            waiting.since = now;
+            for (number, head) in positions {
+                if *head < waiting.goal {
+                    let charged = self.charged.entry(*number).or_default();
+                    *charged = charged.saturating_add(time);
+                }
+            }
+        }
+        self.charged.retain(|number, _| {
+            let head = positions.iter().find(|(other, _)| other == number);
+            head.is_some_and(|(_, head)| tail.saturating_sub(*head) >= self.half)
+        });
+    }
+
+    /// When the watcher must look next.
+    fn arm(&mut self, positions: &[Position], now: Instant) -> Option<Instant> {
+        let left = |number: &u64| {
+            let charged = self.charged.get(number).copied().unwrap_or_default();
+            self.limit.saturating_sub(charged)
+        };
+        let time = match self.waiting {
+            Some(waiting) => positions
+                .iter()
+                .filter(|(_, head)| *head < waiting.goal)
+                .map(|(number, _)| left(number))
+                .min(),
+            None if self.charged.is_empty() => None,
+            None => Some(self.pause),
+        };
+        self.alarm = time.and_then(|time| now.checked_add(time));
+        self.alarm
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn stalls() -> (Stalls, Instant) {
+        (Stalls::new(5 * SECOND, 1000), Instant::now())
+    }
+
+    #[test]
+    fn one_that_does_not_read_is_over_when_its_time_is() {
+        let (mut stalls, start) = stalls();
+        let positions = [(1, 0), (2, 900)];
+        assert!(
+            stalls.begin(100, &positions, 1000, start),
+            "the watcher sleeps for ever"
+        );
+        let (over, next) = stalls.look(&positions, 1000, start + 4 * SECOND);
+        assert_eq!((over, next), (vec![], Some(start + 5 * SECOND)));
+        let (over, _) = stalls.look(&positions, 1000, start + 5 * SECOND);
+        assert_eq!(over, [1]);
+    }
+
+    #[test]
+    fn time_counts_in_all_until_it_is_less_than_half_the_ring_behind() {
+        let (mut stalls, start) = stalls();
+        stalls.begin(100, &[(1, 0)], 1000, start);
+        stalls.end(&[(1, 100)], 1000, start + 3 * SECOND);
+        // No message waits: that time is not counted.
+        let (over, next) = stalls.look(&[(1, 100)], 1100, start + 60 * SECOND);
+        assert!(over.is_empty() && next.is_some());
+        stalls.begin(200, &[(1, 100)], 1100, start + 60 * SECOND);
+        let (over, next) = stalls.look(&[(1, 100)], 1100, start + 61 * SECOND);
+        assert_eq!((over, next), (vec![], Some(start + 62 * SECOND)));
+        // It has caught up, and begins anew.
+        stalls.end(&[(1, 700)], 1100, start + 61 * SECOND);
+        let (over, next) = stalls.look(&[(1, 700)], 1100, start + 70 * SECOND);
+        assert_eq!((over, next), (vec![], None));
+        stalls.begin(800, &[(1, 700)], 1700, start + 80 * SECOND);
+        let (over, next) = stalls.look(&[(1, 700)], 1700, start + 84 * SECOND);
+        assert_eq!((over, next), (vec![], Some(start + 85 * SECOND)));
+    }
+
+    #[test]
+    fn two_are_charged_in_full_and_one_that_has_gone_is_forgotten() {
+        let (mut stalls, start) = stalls();
+        stalls.begin(100, &[(1, 0), (2, 8)], 1000, start);
+        stalls.look(&[(1, 0), (2, 8)], 1000, start + 4 * SECOND);
+        let (over, _) = stalls.look(&[(2, 8)], 1000, start + 5 * SECOND);
+        assert_eq!(over, [2]);
+        assert!(stalls.charged.is_empty());
+    }
+
+    #[test]
+    fn without_a_limit_nothing_is_ever_over() {
+        let mut stalls = Stalls::new(Duration::MAX, 1000);
+        let start = Instant::now();
+        assert!(!stalls.begin(100, &[(1, 0)], 1000, start));
+        let (over, next) = stalls.look(&[(1, 0)], 1000, start + 1_000_000 * SECOND);
+        assert_eq!((over, next), (vec![], None));
+    }
+
+    #[test]
+    fn a_watcher_that_will_look_in_time_is_not_woken() {
+        let (mut stalls, start) = stalls();
+        assert!(stalls.begin(100, &[(1, 0)], 1000, start));
+        stalls.end(&[(1, 100)], 1000, start + SECOND / 100);
+        // Two seconds later there is still time until the alarm of the first.
+        assert!(!stalls.begin(200, &[(1, 100)], 1100, start + 2 * SECOND));
+    }
+}

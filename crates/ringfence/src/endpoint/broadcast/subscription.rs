@@ -1,0 +1,618 @@
+//! What a subscriber has of its publisher.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::{
+    channel::link::{LOOKS_PER_GLANCE, spin},
+    channel::open::{Opened, open},
+    channel::receiver::Packed,
+    channel::state::{ChannelState, END_TOLD, GoneReason, Shared},
+    channel::verify::{Verified, Verifier},
+    endpoint::calling::call,
+    error::{Error, Result},
+    evidence::Evidence,
+    handshake::Side,
+    handshake::broadcast::RingPart,
+    handshake::frame::{Meeting, Start},
+    identity::Identity,
+    memory::access::Readable,
+    memory::layout::{self, as_offset},
+    memory::own::OwnRegion,
+    memory::peer::PeerRegion,
+    memory::phase::{Phase, Step},
+    options::Options,
+    rendezvous::address::Address,
+    ring::consumer::Pulled,
+    ring::delivery::Delivery,
+    ring::fan_out::reader::{FanIn, Terms},
+    ring::fan_out::readers::Held,
+    ring::message::Message,
+    wake::parking::{ParkingSpot, Sleeper, Waker},
+};
+
+/// Subscribes to the publisher at an address. [`Options::delivery`] says how messages come, and [`Options::from`] where to begin.
+///
+/// Where nobody publishes: [`Error::PeerLost`], or with [`Options::wait`], waits for the publisher to come. Where it is full:
+/// [`Error::AddressOccupied`], or waits for a seat. A delivery that it does not offer is [`Error::PeerRefused`], check `delivery`; a
+/// publisher that sends longer messages than [`Options::max_message_size`] is [`Error::Protocol`], and so is a host that does not
+/// publish. [`Options::cancel_token`] ends the waiting.
+///
+/// A reliable subscriber that begins with [`StartFrom::Now`](crate::StartFrom::Now) gets every message whose sending began after this
+/// has returned.
+pub fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
+    let options = options.clone().checked_to_subscribe()?;
+    let address = &address.absolute();
+    let mut parts = call(
+        address,
+        &options,
+        ("publishes", "publisher"),
+        |stream, record, deadline| {
+            Side::new(address, &options, deadline, Meeting::Broadcast)
+                .subscribing()
+                .guest(stream, record)
+        },
+    )?;
+    match std::mem::replace(&mut parts.ring, RingPart::Equal) {
+        RingPart::Subscriber(ring, start) => {
+            let opened = open(parts, None, &options);
+            Subscription::begin(opened, ring, start, &options)
+        }
+        RingPart::Equal | RingPart::Publisher(_) => {
+            Err(Error::Protocol("a handshake without a publisher's ring".into()))
+        }
+    }
+}
+
+/// What a subscriber has of its publisher: reads as a [`Receiver`](crate::Receiver) does.
+///
+/// Dropping it closes it.
+///
+/// # Lagging
+/// A reliable subscription gets every message, and holds its publisher up where it is a ring behind; one that does so for too long
+/// is evicted ([`Error::Evicted`]). With [`Delivery::BestEffort`] and [`Delivery::Latest`] what was overwritten, or passed over, is
+/// counted by [`Subscription::lost`]: messages handed out and lost together are [`Subscription::sequence`], less what it was at the
+/// beginning.
+///
+/// # Closing
+/// Once the publisher has ended, closed or died, what it has left is read, and then comes the end.
+/// [`Subscription::close_reason`] tells which it was.
+#[derive(Debug)]
+pub struct Subscription {
+    shared: Arc<Shared>,
+    reader: FanIn<PeerRegion, OwnRegion>,
+    /// This side's control object, for as long as something is read.
+    own: OwnRegion,
+    /// The publisher's, of this subscriber.
+    control: PeerRegion,
+    /// `None` once the publisher is gone, or the subscription has ended.
+    bells: Option<Bells>,
+    /// It has said by its phase that no more comes, and this side knows where reading ends.
+    end_known: bool,
+    /// The publisher was gone before it had said that no more would come; known once there are no bells.
+    cut: bool,
+    verifier: Verifier,
+    identity: Identity,
+    /// Of the handshake, so many; then of the last verification.
+    evidence: Vec<Evidence>,
+    of_handshake: usize,
+    longest: u64,
+    fruitless: u32,
+    /// How far this side had read when it last looked whether the publisher sleeps.
+    woken: u64,
+    /// How often the publisher's tail had been looked at when the caller's round began.
+    round: u64,
+}
+
+/// How this side sleeps, and wakes a publisher that waits for room.
+#[derive(Debug)]
+struct Bells {
+    sleeper: Sleeper<OwnRegion, PeerRegion>,
+    waker: Waker<OwnRegion, PeerRegion>,
+}
+
+impl Subscription {
+    fn begin(opened: Opened, ring: PeerRegion, start: Start, options: &Options) -> Result<Self> {
+        let Opened {
+            shared,
+            own,
+            peer: control,
+            barriers,
+            peer_capacity: capacity,
+            longest_out: longest,
+            ..
+        } = opened;
+        // It has no sending to end.
+        shared.sending_ended.store(true, Ordering::Release);
+        let held = Held {
+            number: 0,
+            slot: as_offset(start.slot.into()),
+            position: start.position,
+            sequence: start.sequence,
+        };
+        let terms = Terms {
+            capacity,
+            longest,
+            delivery: options.delivery,
+            held,
+        };
+        let reader = FanIn::new(ring.clone(), own.clone(), terms);
+        let mut reader = shared.judge(reader)?;
+        let began = reader.begin(options.from);
+        shared.judge(began)?;
+        let spot = ParkingSpot::reader_in(held.slot);
+        Ok(Self {
+            bells: Some(Bells {
+                sleeper: Sleeper::new(own.clone(), ring.clone(), spot, barriers),
+                waker: Waker::new(own.clone(), ring, ParkingSpot::WRITER, barriers),
+            }),
+            reader,
+            own,
+            control,
+            end_known: false,
+            cut: false,
+            shared,
+            verifier: opened.verifier,
+            identity: opened.identity,
+            of_handshake: opened.evidence.len(),
+            evidence: opened.evidence,
+            longest,
+            fruitless: 0,
+            woken: 0,
+            round: 0,
+        })
+    }
+
+    /// Who the publisher was when it was last looked at.
+    pub fn peer(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Every check that was made on the way, in order; after [`Subscription::verify`], those of the last one as well.
+    pub fn evidence(&self) -> &[Evidence] {
+        &self.evidence
+    }
+
+    /// How messages come.
+    pub fn delivery(&self) -> Delivery {
+        self.reader.delivery()
+    }
+
+    /// Bytes of the publisher's ring.
+    pub fn capacity(&self) -> u64 {
+        self.reader.capacity()
+    }
+
+    /// Bytes of the longest message that the publisher sends.
+    pub fn max_message_size(&self) -> u64 {
+        self.longest
+    }
+
+    /// Messages that were published since it began and that will never be handed out: counted when the next one is.
+    pub fn lost(&self) -> u64 {
+        self.reader.lost()
+    }
+
+    /// Number of the last message that was handed out, as the publisher counts; the first is 1. Before that, the number of the message
+    /// after which the subscription began.
+    pub fn sequence(&self) -> u64 {
+        self.reader.sequence()
+    }
+
+    /// Bytes that are published and not read. 0 once nothing more is read.
+    pub fn lag(&self) -> u64 {
+        let tail = self.reader.ring().load(layout::TAIL, Ordering::Acquire);
+        tail.saturating_sub(self.reader.position())
+    }
+
+    /// How long a wait spins before it sleeps, as the options said: for bindings that wait in a way of their own.
+    pub fn busy_poll(&self) -> Duration {
+        self.shared.busy_poll
+    }
+
+    /// Looks at the publisher again, as [`Channel::verify`](crate::Channel::verify) does.
+    pub fn verify(&mut self) -> Result<&Identity> {
+        let Verified { identity, evidence } = self.verifier.verify()?;
+        self.identity = identity;
+        self.evidence.truncate(self.of_handshake);
+        self.evidence.extend(evidence);
+        Ok(&self.identity)
+    }
+
+    /// What looks at the publisher again from another thread.
+    pub fn verifier(&self) -> Verifier {
+        self.verifier.clone()
+    }
+
+    /// What keeps this side from reading: its own close, an eviction, or a lie. A publisher that is gone does not: what it has left
+    /// is still read.
+    #[inline]
+    fn check(&mut self) -> Result<()> {
+        if !self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
+            return self.check_ended();
+        }
+        // One that is disconnected gets what was published before, and no more, though the publisher goes on.
+        if !self.end_known && self.control.load(layout::PHASE, Ordering::Acquire) != Phase::OPEN.word() {
+            self.end_where_told();
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn check_ended(&mut self) -> Result<()> {
+        if self.shared.peer_is_gone() {
+            self.settle();
+            return Ok(());
+        }
+        let ended = self.shared.check();
+        self.let_go();
+        match ended {
+            // Everything was read before it closed: that is an end, not an error.
+            Err(Error::Closed(_)) if self.shared.receiving_ended.load(Ordering::Acquire) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Tells nobody any more how far this side has read. The ring stays mapped until what the publisher left was read.
+    fn settle(&mut self) {
+        if self.bells.take().is_some() {
+            let phase = self.phase();
+            self.cut = !phase.is_ok_and(|phase| phase.ended);
+            self.end_where_told();
+            self.reader.settle();
+            self.own = OwnRegion::nowhere();
+        }
+    }
+
+    /// Lets go of all objects; there is nothing more to read.
+    fn let_go(&mut self) {
+        self.bells = None;
+        if !self.control.is_nowhere() {
+            self.reader.forget(PeerRegion::nowhere());
+            self.own = OwnRegion::nowhere();
+            self.control = PeerRegion::nowhere();
+        }
+    }
+
+    /// What the publisher says that it will still do.
+    fn phase(&self) -> Result<Phase> {
+        let word = self.control.load(layout::PHASE, Ordering::Acquire);
+        Phase::from_word(word).ok_or_else(|| Error::RingCorrupt(format!("its phase is {word}")))
+    }
+
+    /// Reading ends where the publisher has said, if it has: it may go on for others. To be looked at after its phase.
+    #[cold]
+    fn end_where_told(&mut self) {
+        self.end_known = true;
+        let word = self.control.load(layout::TAIL, Ordering::Acquire);
+        if word & END_TOLD != 0 {
+            self.reader.end_at(word & !END_TOLD);
+        }
+    }
+
+    /// What was copied since the last look is what the publisher had sent: before it wipes its ring, or overwrites what a subscriber
+    /// that it has let go of has not read, it says so. And where this side has ended the subscription on another thread, the publisher
+    /// may do so as well, but not before this side's own phase has told it.
+    #[inline]
+    fn must_be_whole(&mut self) -> Result<()> {
+        fence(Ordering::Acquire);
+        let publishers = self.control.load(layout::PHASE, Ordering::Relaxed);
+        if publishers == Phase::EXPOSED.word() {
+            return self.finish(ChannelState::ExposedAtPeer);
+        }
+        if publishers == Phase::EVICTED.word() {
+            return self.finish(ChannelState::EvictedByPeer);
+        }
+        if self.own.load(layout::PHASE, Ordering::Relaxed) > Phase::ENDED.word() {
+            self.shared.wait_for_end();
+            return self.check();
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn finish(&mut self, end: ChannelState) -> Result<()> {
+        self.shared.finish(end);
+        self.shared.check()
+    }
+
+    /// What the reader has found.
+    #[inline]
+    fn judge<T>(&mut self, found: Result<T>) -> Result<T> {
+        match found {
+            Ok(found) => Ok(found),
+            Err(error) => self.judge_error(error),
+        }
+    }
+
+    #[cold]
+    fn judge_error<T>(&mut self, error: Error) -> Result<T> {
+        if matches!(error, Error::Evicted) {
+            // The ring is written over. If that is not because the publisher says so, it is all the same.
+            self.shared.wait_for_end();
+            if let Ok(Phase::EXPOSED) = self.phase() {
+                self.finish(ChannelState::ExposedAtPeer)?;
+            }
+            self.finish(ChannelState::EvictedByPeer)?;
+        }
+        self.shared.judge(Err(error))
+    }
+
+    /// The next message, into the beginning of `into`. `None`: nothing is there now (see [`Subscription::is_ended`]).
+    ///
+    /// Errors: [`Error::InvalidArgument`] if the message is longer than `into` (it stays there); [`Error::Evicted`];
+    /// [`Error::RingCorrupt`]; [`Error::ObjectExposed`] where another process has tried to open the memory of either side;
+    /// [`Error::Closed`] after this side's close.
+    #[inline]
+    pub fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        self.check()?;
+        let received = self.reader.receive(into);
+        let received = self.judge(received)?;
+        // Handed out is what was whole; a message that was not is an error in any case.
+        self.must_be_whole()?;
+        if received.is_some() {
+            self.tell();
+        } else {
+            self.not_received()?;
+        }
+        Ok(received)
+    }
+
+    /// What follows on a look that found nothing.
+    #[cold]
+    fn not_received(&mut self) -> Result<()> {
+        self.tell();
+        self.fruitless += 1;
+        if self.fruitless >= LOOKS_PER_GLANCE {
+            self.fruitless = 0;
+            self.shared.doorbell.look();
+            self.shared.notice();
+            self.check()?;
+        }
+        Ok(())
+    }
+
+    /// Publishes how far this side has read, and wakes a publisher that waits for room.
+    #[inline]
+    fn tell(&mut self) {
+        self.reader.publish();
+        self.woken = self.reader.position();
+        if self.bells.as_mut().is_some_and(|bells| bells.waker.must_ring()) {
+            self.shared.doorbell.ring();
+        }
+    }
+
+    /// The next message, into the beginning of `into`; sleeps until there is one. `None`: no more will come, and everything was
+    /// read. Errors as [`Subscription::try_receive`].
+    pub fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        self.receive_by(into, None)
+    }
+
+    /// As [`Subscription::receive`], up to a deadline, when it errors with [`Error::Aborted`]. Nothing is lost by that.
+    pub fn receive_until(&mut self, into: &mut [u8], deadline: Instant) -> Result<Option<usize>> {
+        self.receive_by(into, Some(deadline))
+    }
+
+    fn receive_by(&mut self, into: &mut [u8], deadline: Option<Instant>) -> Result<Option<usize>> {
+        loop {
+            if let Some(length) = self.try_receive(into)? {
+                return Ok(Some(length));
+            }
+            if self.is_ended()? {
+                return Ok(None);
+            }
+            if !self.wait(deadline)? {
+                return Err(Error::Aborted);
+            }
+        }
+    }
+
+    /// The size of the next message, in bytes. `None`: nothing is there now. One that is not reliable may find another message when it
+    /// receives. Errors as [`Subscription::try_receive`].
+    pub fn next_size(&mut self) -> Result<Option<usize>> {
+        self.check()?;
+        let size = self.reader.next_size();
+        let size = self.judge(size)?;
+        if size.is_none() {
+            self.not_received()?;
+        }
+        Ok(size)
+    }
+
+    /// Visits copies of the messages that are there, at most `max`, and returns how many. Errors as [`Subscription::try_receive`]; with
+    /// [`Error::ObjectExposed`] also where the ring was wiped during the visits, so that the last of them may have seen zeros.
+    pub fn drain(&mut self, mut visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
+        self.check()?;
+        let visited = self.reader.visit(max, |bytes| visit(Message::gathered(bytes)));
+        let count = self.judge(visited)?;
+        self.must_be_whole()?;
+        if count == 0 {
+            self.not_received()?;
+        } else {
+            self.tell();
+        }
+        Ok(count)
+    }
+
+    /// Copies whole messages, laid out as the ring has short ones, as many as are there and fit. Errors as
+    /// [`Subscription::try_receive`].
+    pub fn try_receive_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
+        self.check()?;
+        let pulled = self.reader.pull_packed(into);
+        let pulled = self.judge(pulled)?;
+        self.must_be_whole()?;
+        Ok(match pulled {
+            Pulled::Bytes(bytes) => {
+                self.tell();
+                Packed::Bytes(bytes)
+            }
+            Pulled::Large(size) => Packed::Large(size),
+            Pulled::Nothing => {
+                self.not_received()?;
+                Packed::Nothing
+            }
+        })
+    }
+
+    /// For callers who read until nothing is there: see [`Receiver::begin_round`](crate::Receiver::begin_round).
+    pub fn begin_round(&mut self) {
+        self.round = self.reader.looks();
+    }
+
+    /// See [`Receiver::is_round_over`](crate::Receiver::is_round_over).
+    pub fn is_round_over(&self) -> bool {
+        self.reader.is_through() && self.reader.looks() != self.round
+    }
+
+    /// Whether there is something to read now. Errors as [`Subscription::try_receive`].
+    pub fn has_message(&mut self) -> Result<bool> {
+        self.check()?;
+        let available = self.reader.available();
+        self.judge(available)
+    }
+
+    /// Whether no more will come, and everything was read. Errors as [`Subscription::try_receive`].
+    pub fn is_ended(&mut self) -> Result<bool> {
+        if self.shared.receiving_ended.load(Ordering::Acquire) {
+            return Ok(true);
+        }
+        if self.has_message()? {
+            return Ok(false);
+        }
+        if self.bells.is_none() {
+            // The publisher has gone, and all that it left was read. What its object says now counts no more.
+            self.shared.receiving_ended.store(true, Ordering::Release);
+            self.let_go();
+            return Ok(true);
+        }
+        let phase = self.phase();
+        let phase = self.shared.judge(phase)?;
+        if phase.is_open() {
+            return Ok(false);
+        }
+        self.end_where_told();
+        // What was published before the publisher said that it ends is seen by a look after that.
+        if self.has_message()? {
+            return Ok(false);
+        }
+        self.must_be_whole()?;
+        self.shared.hear_out();
+        self.shared.receiving_ended.store(true, Ordering::Release);
+        match phase.step {
+            Step::Closed | Step::Succeeds => self.shared.finish(ChannelState::ClosedByPeer),
+            Step::Left => self.shared.finish(ChannelState::LeftByPeer),
+            Step::Open | Step::Exposed | Step::Evicted => {}
+        }
+        self.shared.finish_if_both_ended();
+        Ok(true)
+    }
+
+    /// Sleeps until there is something to read, or no more will come. `false`: the deadline has passed. Errors as
+    /// [`Subscription::try_receive`].
+    pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        let time = self.shared.busy_poll;
+        if spin(time, || self.has_message())? {
+            return Ok(true);
+        }
+        loop {
+            self.shared.catch_up();
+            let generation = self.shared.doorbell.generation();
+            if !self.park()? {
+                return Ok(true);
+            }
+            let woken = self.shared.doorbell.wait(generation, deadline);
+            self.disarm();
+            self.shared.notice();
+            if self.has_message()? || self.is_ended()? {
+                return Ok(true);
+            }
+            if !woken? {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// For event loops: says that this side sleeps until there is something to read. `true`: there is nothing now; wait for the line
+    /// ([`AsFd`]) to be readable, then call [`Subscription::poll_line`] and [`Subscription::disarm`]. `false`: there is something, or
+    /// no more will come. Errors as [`Subscription::try_receive`].
+    pub fn arm(&mut self) -> Result<bool> {
+        self.shared.catch_up();
+        self.park()
+    }
+
+    /// As [`Subscription::arm`], for a caller who has caught up.
+    fn park(&mut self) -> Result<bool> {
+        self.check()?;
+        let Some(bells) = &mut self.bells else {
+            return Ok(false);
+        };
+        bells.sleeper.park()?;
+        let ready = self
+            .has_message()
+            .and_then(|there| if there { Ok(true) } else { self.is_ended() });
+        if !matches!(ready, Ok(false)) {
+            self.disarm();
+        }
+        ready.map(|ready| !ready)
+    }
+
+    /// Says that this side is awake.
+    pub fn disarm(&mut self) {
+        if self.shared.is_inherited() {
+            return;
+        }
+        if let Some(bells) = &mut self.bells {
+            bells.sleeper.unpark();
+        }
+    }
+
+    /// Reads whatever has come over the line, and notices a publisher that is gone. Errors as [`Subscription::try_receive`].
+    pub fn poll_line(&mut self) -> Result<()> {
+        self.shared.doorbell_here()?.read_bells();
+        self.shared.notice();
+        self.check()
+    }
+
+    /// As [`Subscription::poll_line`], where the line is readable and nothing says that it has ended: see
+    /// [`Receiver::poll_line_later`](crate::Receiver::poll_line_later).
+    pub fn poll_line_later(&mut self) -> Result<()> {
+        self.shared.doorbell_here()?.leave_bells();
+        self.shared.notice();
+        self.check()
+    }
+
+    /// Whether the publisher is gone without having said that no more would come: it may have meant to send more. See
+    /// [`Receiver::is_cut`](crate::Receiver::is_cut).
+    pub fn is_cut(&self) -> bool {
+        self.shared.peer_is_gone()
+            && if self.bells.is_some() {
+                !self.phase().is_ok_and(|phase| phase.ended)
+            } else {
+                self.cut
+            }
+    }
+
+    /// Closes the subscription. What was not read is let go of.
+    pub fn close(&mut self) {
+        self.shared.finish(ChannelState::ClosedHere);
+        self.let_go();
+    }
+
+    /// Why it has ended; `None` while it has not. What the publisher left may still be there to read.
+    pub fn close_reason(&self) -> Option<GoneReason> {
+        self.shared.gone_reason()
+    }
+}
+
+impl AsFd for Subscription {
+    /// The private line: readable when the publisher has rung, or has gone.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.line()
+    }
+}

@@ -1,0 +1,168 @@
+//! What wakes a publisher's threads: the ends of its subscribers, and their bells.
+//!
+//! Two epolls look at the same lines. That of the watcher hears of ends alone, so it takes no bell from the sender. That of the
+//! sender hears bells; a program's event loop can wait for it, since an epoll can be polled itself.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        eventfd::{EfdFlags, EventFd},
+    },
+};
+
+use crate::{
+    error::{Error, Result},
+    wake::doorbell::Ends,
+};
+
+/// The key of the descriptor that this process rings itself. Those of subscribers begin at 1.
+const OWN: u64 = 0;
+/// What one look takes at most.
+const AT_ONCE: usize = 32;
+
+/// One of the two.
+#[derive(Debug)]
+struct Watch {
+    epoll: Epoll,
+    /// Rung from within this process.
+    bell: EventFd,
+}
+
+impl Watch {
+    fn new() -> Result<Self, Errno> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        epoll.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, OWN))?;
+        Ok(Self { epoll, bell })
+    }
+
+    fn ring(&self) {
+        // It fails near a limit of 64 bits alone, where it was rung.
+        let _ = self.bell.write(1);
+    }
+
+    /// The numbers of the subscribers that are to be looked at. `None`: the moment has passed.
+    fn wait(&self, until: Option<Instant>) -> Result<Option<Vec<u64>>> {
+        let mut events = [EpollEvent::empty(); AT_ONCE];
+        let timeout = until.map_or(EpollTimeout::NONE, |until| {
+            let left = until.saturating_duration_since(Instant::now());
+            // Rounded up, so that it does not end before its time.
+            let left = u32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u32::MAX);
+            EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
+        });
+        let count = match self.epoll.wait(&mut events, timeout) {
+            Ok(0) => return Ok(None),
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => return Err(Error::poll("waiting for subscribers", errno)),
+        };
+        let mut numbers = Vec::new();
+        for event in &events[..count] {
+            if event.data() == OWN {
+                // Nothing to read is what is wanted.
+                let _ = self.bell.read();
+            } else if !numbers.contains(&event.data()) {
+                numbers.push(event.data());
+            }
+        }
+        Ok(Some(numbers))
+    }
+}
+
+/// Both, of one publisher.
+#[derive(Debug)]
+pub(super) struct Watches {
+    ends: Watch,
+    room: Watch,
+    over: AtomicBool,
+}
+
+impl Watches {
+    /// Errors with [`Error::NoSpace`] where descriptors have run out.
+    pub(super) fn new() -> Result<Self> {
+        let new = || Watch::new().map_err(|errno| Error::system("what wakes a publisher (epoll)", errno));
+        Ok(Self {
+            ends: new()?,
+            room: new()?,
+            over: AtomicBool::new(false),
+        })
+    }
+
+    /// From now on this subscriber wakes the threads. One that has gone already wakes the watcher at once.
+    pub(super) fn add(&self, number: u64, ends: &Ends) -> Result<()> {
+        let failed = |errno| Error::system("watching a subscriber (epoll)", errno);
+        let (line, pidfd) = ends.descriptors();
+        // Asked for no bells.
+        let hung_up = EpollFlags::EPOLLRDHUP;
+        self.ends
+            .epoll
+            .add(line, EpollEvent::new(hung_up, number))
+            .map_err(failed)?;
+        if let Some(pidfd) = pidfd {
+            self.ends
+                .epoll
+                .add(pidfd, EpollEvent::new(EpollFlags::EPOLLIN, number))
+                .map_err(failed)?;
+        }
+        let bells = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+        self.room
+            .epoll
+            .add(line, EpollEvent::new(bells, number))
+            .map_err(failed)
+    }
+
+    /// What was not added is not there to be taken out.
+    pub(super) fn remove(&self, ends: &Ends) {
+        let (line, pidfd) = ends.descriptors();
+        let _ = self.room.epoll.delete(line);
+        let _ = self.ends.epoll.delete(line);
+        if let Some(pidfd) = pidfd {
+            let _ = self.ends.epoll.delete(pidfd);
+        }
+    }
+
+    /// For the watcher: subscribers that may have gone. `None`: it has no more to do.
+    pub(super) fn wait_for_ends(&self, until: Option<Instant>) -> Option<Vec<u64>> {
+        if self.over.load(Ordering::Acquire) {
+            return None;
+        }
+        // A wait that fails has seen nothing: only where the program has closed what is not its own.
+        let numbers = self.ends.wait(until).ok()?.unwrap_or_default();
+        (!self.over.load(Ordering::Acquire)).then_some(numbers)
+    }
+
+    /// For the sender: subscribers that have rung, or gone. `None`: the moment has passed.
+    pub(super) fn wait_for_room(&self, until: Option<Instant>) -> Result<Option<Vec<u64>>> {
+        self.room.wait(until)
+    }
+
+    /// Has the watcher look again.
+    pub(super) fn wake_watcher(&self) {
+        self.ends.ring();
+    }
+
+    /// Has the sender look again.
+    pub(super) fn wake_sender(&self) {
+        self.room.ring();
+    }
+
+    /// The watcher has no more to do.
+    pub(super) fn stop(&self) {
+        self.over.store(true, Ordering::Release);
+        self.ends.ring();
+    }
+}
+
+impl AsFd for Watches {
+    /// Readable when the sender is to look again.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.room.epoll.0.as_fd()
+    }
+}

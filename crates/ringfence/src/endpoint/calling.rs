@@ -1,0 +1,103 @@
+//! How a process reaches a host that stays at its address: an agent its service, a subscriber its publisher.
+
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    sync::{Arc, Weak},
+};
+
+use nix::errno::Errno;
+
+use crate::{
+    endpoint::acceptor::OF_ONE_PROCESS,
+    error::{Error, Result},
+    evidence::Record,
+    fork::PerProcess,
+    handshake::parts::Parts,
+    options::Options,
+    rendezvous::address::Address,
+    rendezvous::election,
+    sys::lock::Mutex,
+    wait::backoff::Backoff,
+    wait::deadline::Deadline,
+    wait::permits::Permits,
+};
+
+/// Calls at an address until a handshake has come to its end. `deed` is what is not done there where no process answers,
+/// and by what: "listens", "service". `shake_hands` answers `None` where the host has gone without an answer.
+///
+/// With [`Options::wait`] a host that is missing, full or about to go is waited for.
+pub(super) fn call(
+    address: &Address,
+    options: &Options,
+    deed: (&str, &str),
+    shake_hands: impl Fn(OwnedFd, Record, &Deadline) -> Result<Option<Parts>>,
+) -> Result<Parts> {
+    let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
+    let mut backoff = Backoff::new(&deadline);
+    loop {
+        match call_once(address, options, &deadline, &shake_hands) {
+            Ok(Tried::Through(parts)) => return Ok(*parts),
+            // It closes, and the next look finds nobody.
+            Ok(Tried::HungUp) => backoff.hung_up(None)?,
+            // It has closed, or ended, in the middle of the handshake. The next host may be there already.
+            Err(error @ Error::PeerLost(_)) if options.wait => backoff.hung_up(Some(error))?,
+            Ok(Tried::Nobody) | Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,
+            Ok(Tried::Nobody) => return Err(nobody(address, deed)),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+enum Tried {
+    Through(Box<Parts>),
+    /// No process has the address.
+    Nobody,
+    /// The host hung up without an answer.
+    HungUp,
+}
+
+fn call_once(
+    address: &Address,
+    options: &Options,
+    deadline: &Deadline,
+    shake_hands: &impl Fn(OwnedFd, Record, &Deadline) -> Result<Option<Parts>>,
+) -> Result<Tried> {
+    let permits = permits(address)?;
+    let _permit = permits.acquire(deadline)?;
+    let within = &deadline.within(options.timeout);
+    let mut record = Record::default();
+    let Some(stream) = election::find(address, within, &mut record)? else {
+        return Ok(Tried::Nobody);
+    };
+    let parts = shake_hands(stream, record, within)?;
+    Ok(parts.map_or(Tried::HungUp, |parts| Tried::Through(Box::new(parts))))
+}
+
+/// The turns of this process's handshakes as a guest at an address: a host refuses a process that has more under way.
+/// Another address has its own, since its host may be slow, or may not answer at all.
+fn permits(address: &Address) -> Result<Arc<Permits>> {
+    static PERMITS: PerProcess<Mutex<HashMap<Address, Weak<Permits>>>> = PerProcess::new();
+    let all = PERMITS.get()?;
+    let mut all = all.lock();
+    if let Some(permits) = all.get(address).and_then(Weak::upgrade) {
+        return Ok(permits);
+    }
+    // Those at which nobody calls any more.
+    all.retain(|_, permits| permits.strong_count() > 0);
+    let made = Arc::new(Permits::new(OF_ONE_PROCESS)?);
+    all.insert(address.clone(), Arc::downgrade(&made));
+    Ok(made)
+}
+
+fn nobody(address: &Address, deed: (&str, &str)) -> Error {
+    let directory = address.place().and_then(|path| path.parent());
+    if directory.is_some_and(|directory| !directory.as_os_str().is_empty() && !directory.exists()) {
+        return address.invalid("its directory does not exist", Some(Errno::ENOENT));
+    }
+    let (deed, host) = deed;
+    Error::PeerLost(format!(
+        "nobody {deed} at {:?}; the `wait` option waits for the {host}",
+        address.to_string()
+    ))
+}

@@ -1,0 +1,178 @@
+//! What a handshake of a broadcast has beside that of two equals: the ring that all subscribers of a publisher read.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use crate::{
+    error::{Check, Error, Refusal, Result},
+    fork::{Birth, Withheld},
+    handshake::frame::{Hello, Start},
+    identity::Credentials,
+    memory::kept::KeptDescriptor,
+    memory::own::OwnRegion,
+    memory::peer::PeerRegion,
+    ring::delivery::{Delivery, StartFrom},
+    ring::fan_out::readers::{Held, Readers},
+    sys::lock::Mutex,
+    wait::deadline::Deadline,
+    wake::doorbell::Doorbell,
+    wake::parking::Barriers,
+};
+
+/// What the sending thread has of a subscriber, beside its control object.
+#[derive(Debug, Clone)]
+pub(crate) struct ReaderBell {
+    /// Its end is noticed elsewhere, and then nothing is rung.
+    pub(crate) doorbell: Weak<Doorbell>,
+    /// What its process and this one can do together.
+    pub(crate) barriers: Barriers,
+}
+
+/// The readers of a publisher's ring, each with what the sending thread rings for it.
+pub(crate) type RingReaders = Readers<OwnRegion, PeerRegion, ReaderBell>;
+
+/// A pause between two tries to pass the ring on, where descriptors are short.
+const SHORT_OF_DESCRIPTORS: Duration = Duration::from_millis(5);
+
+/// A publisher's ring, as its handshakes pass it on.
+#[derive(Debug)]
+pub(crate) struct PublishedRing {
+    pub(crate) readers: Arc<RingReaders>,
+    /// `None` once no more subscribers are let in.
+    kept: Mutex<Option<Arc<KeptDescriptor>>>,
+    /// In a child a thread that is not there may hold the lock of the readers.
+    birth: Birth,
+}
+
+impl PublishedRing {
+    /// Errors as [`Birth::now`].
+    pub(crate) fn new(readers: Arc<RingReaders>, kept: KeptDescriptor) -> Result<Self> {
+        Ok(Self {
+            readers,
+            kept: Mutex::new(Some(Arc::new(kept))),
+            birth: Birth::now()?,
+        })
+    }
+
+    /// Lets go of the descriptor for good. Copies that handshakes have made go with those.
+    pub(crate) fn seal(&self) {
+        let kept = self.kept.lock().take();
+        drop(kept);
+    }
+
+    /// Passes the ring on by `send`, as soon as there is a descriptor for it. A want of descriptors that does not end before the
+    /// deadline is [`Error::NoSpace`].
+    pub(super) fn pass_on(&self, deadline: &Deadline, send: impl Fn(&Withheld) -> Result<()>) -> Result<()> {
+        loop {
+            let kept = self.kept.lock().clone();
+            let kept = kept.ok_or(Error::Closed("the publisher lets nobody else in"))?;
+            let result = kept.copy().and_then(Withheld::new).and_then(|copy| send(&copy));
+            match result {
+                // Another thread may give one back, and the messages of others that hold some may be received.
+                Err(Error::NoSpace { .. }) if deadline.is_left() => deadline.pause(SHORT_OF_DESCRIPTORS)?,
+                other => return other,
+            }
+        }
+    }
+
+    /// Keeps the place where a new subscriber begins, until the answer is dropped.
+    pub(super) fn hold(self: &Arc<Self>, delivery: Delivery, from: StartFrom) -> Result<HeldStart> {
+        Ok(HeldStart {
+            held: self.readers.hold(delivery, from)?,
+            delivery,
+            ring: Arc::clone(self),
+        })
+    }
+}
+
+/// Where a new subscriber begins. The ring is not overwritten from there on, as long as this lives; unless the subscriber, whose
+/// handshake dawdles, was let go of meanwhile.
+#[derive(Debug)]
+pub(crate) struct HeldStart {
+    pub(crate) held: Held,
+    pub(crate) delivery: Delivery,
+    ring: Arc<PublishedRing>,
+}
+
+impl HeldStart {
+    pub(super) fn start(&self) -> Start {
+        Start {
+            position: self.held.position,
+            sequence: self.held.sequence,
+            slot: u32::try_from(self.held.slot).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// The subscriber is through: from now on its own word says how far it has read. `false`: it was let go of before.
+    pub(crate) fn activate(&self, control: PeerRegion, bell: ReaderBell) -> bool {
+        self.ring.readers.activate(self.held.number, control, bell)
+    }
+
+    /// Whether the place is kept still.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.ring.readers.has(self.held.number) {
+            return Ok(());
+        }
+        Err(Error::Closed(
+            "the subscriber has held the publisher up for too long by its handshake",
+        ))
+    }
+}
+
+impl Drop for HeldStart {
+    fn drop(&mut self) {
+        if self.ring.birth.is_here() {
+            self.ring.readers.release(self.held.number);
+        }
+    }
+}
+
+/// What comes of a handshake beside what two equals have.
+#[derive(Debug)]
+pub(crate) enum RingPart {
+    /// Each has a ring of its own.
+    Equal,
+    /// The place of the new subscriber.
+    Publisher(HeldStart),
+    /// The publisher's ring, and where this side begins, which was checked by nobody yet.
+    Subscriber(PeerRegion, Start),
+}
+
+/// What a subscriber asks for.
+pub(super) fn asks(hello: &Hello) -> Result<(Delivery, StartFrom)> {
+    let Hello { delivery, from, .. } = *hello;
+    match (Delivery::from_number(delivery), StartFrom::from_number(from)) {
+        (Some(delivery), Some(from)) => Ok((delivery, from)),
+        _ => Err(Error::Protocol(format!(
+            "a subscriber that asks for the unknown delivery {delivery}, from {from}"
+        ))),
+    }
+}
+
+/// A subscriber gets no delivery but one of these.
+pub(super) fn check_delivery(hello: &Hello, offered: &[Delivery], speaker: Credentials) -> Result<Delivery> {
+    let (wanted, _) = asks(hello)?;
+    if offered.contains(&wanted) {
+        return Ok(wanted);
+    }
+    Err(Refusal::new(Check::Delivery, names(offered), wanted.to_string())
+        .about(speaker)
+        .into())
+}
+
+pub(super) fn names(offered: &[Delivery]) -> String {
+    let names: Vec<_> = offered.iter().map(ToString::to_string).collect();
+    names.join(" or ")
+}
+
+/// Of the longest messages, which the publisher sends and the subscriber takes: neither would know what to do with a longer one.
+pub(super) fn check_longest(sent: u64, taken: u64) -> Result<()> {
+    if sent <= taken {
+        return Ok(());
+    }
+    Err(Error::Protocol(format!(
+        "the publisher sends messages of up to {sent} bytes, and the subscriber takes {taken} (max_message_size)"
+    )))
+}

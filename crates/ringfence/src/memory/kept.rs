@@ -1,0 +1,139 @@
+//! A descriptor that this process keeps where nothing can open it by a path: in flight, in a socket of its own.
+//!
+//! A publisher passes its ring to each newcomer, for as long as it admits any. A descriptor in the table could be opened again
+//! through `/proc/PID/fd` by every process of the same user. One that has been sent on a socket and not received is in no table;
+//! and a socket cannot be opened through /proc.
+//!
+//! recvmsg(2) with `MSG_PEEK` installs a copy and leaves the message where it is. To take it out and put it back would lose it
+//! where the number of descriptors is used up in between.
+
+use std::{
+    io::IoSlice,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair},
+};
+
+use crate::{
+    error::{Error, Result},
+    fork::Withheld,
+    sys::{self, Control},
+};
+
+/// What is kept. Dropped, it is gone.
+#[derive(Debug)]
+pub(crate) struct KeptDescriptor {
+    /// Its queue holds one message, which is never taken out. No other end is open. A child closes its copy.
+    socket: Withheld,
+}
+
+impl KeptDescriptor {
+    /// Keeps a copy of a descriptor. It counts against the user's quota of descriptors in flight (unix(7)): errors with
+    /// [`Error::NoSpace`] where that is used up, or where there is no descriptor for the socket.
+    pub(crate) fn keep(descriptor: impl AsFd) -> Result<Self> {
+        const WHAT: &str = "keeping a descriptor for newcomers";
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (sending, receiving) = socketpair(AddressFamily::Unix, SockType::Datagram, None, flags)
+            .map_err(|errno| Error::system(WHAT, errno))?;
+        let (sending, socket) = (Withheld::new(sending)?, Withheld::new(receiving)?);
+        let raw = [descriptor.as_fd().as_raw_fd()];
+        let control = [ControlMessage::ScmRights(&raw)];
+        let sent = loop {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            match sendmsg::<()>(sending.as_raw_fd(), &[IoSlice::new(&[1])], &control, flags, None) {
+                Err(Errno::EINTR) => {}
+                other => break other,
+            }
+        };
+        sent.map_err(|errno| Error::system(WHAT, errno))?;
+        // A message that has arrived stays, though its sender is closed.
+        drop(sending);
+        Ok(Self { socket })
+    }
+
+    /// A copy of it, which is in this process's table until it is dropped. Errors with [`Error::NoSpace`] where there is no number
+    /// for it now; the next call may have one.
+    pub(crate) fn copy(&self) -> Result<OwnedFd> {
+        const WHAT: &str = "a copy of the descriptor that is kept for newcomers";
+        let mut byte = [0];
+        let received = sys::peek(&*self.socket, &mut byte).map_err(|errno| Error::system(WHAT, errno))?;
+        let mut descriptors = received.descriptors;
+        match (received.control, descriptors.pop()) {
+            (Control::Expected, Some(copy)) => Ok(copy),
+            (Control::Short, _) => Err(Error::system(WHAT, Errno::EMFILE)),
+            // Nothing else was ever sent there.
+            _ => Err(Error::system(WHAT, Errno::EBADMSG)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::{
+        memfd::{MFdFlags, memfd_create},
+        resource::{Resource, getrlimit, setrlimit},
+        stat::fstat,
+    };
+
+    use super::*;
+
+    fn object() -> OwnedFd {
+        memfd_create("ringfence-test", MFdFlags::MFD_CLOEXEC).unwrap()
+    }
+
+    /// Whether a descriptor of this process leads to that file, by any number.
+    fn is_open(inode: u64) -> bool {
+        std::fs::read_dir("/proc/self/fd").unwrap().any(|entry| {
+            let path = entry.unwrap().path();
+            std::fs::metadata(path).is_ok_and(|found| std::os::unix::fs::MetadataExt::ino(&found) == inode)
+        })
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    fn it_is_in_no_table_and_can_be_had_again_and_again() {
+        let object = object();
+        let inode = fstat(&object).unwrap().st_ino;
+        let kept = KeptDescriptor::keep(&object).unwrap();
+        drop(object);
+        for _ in 0..3 {
+            assert!(!is_open(inode));
+            let copy = kept.copy().unwrap();
+            assert_eq!(fstat(&copy).unwrap().st_ino, inode);
+            assert!(is_open(inode));
+        }
+        // Two at a time.
+        let copies = [kept.copy().unwrap(), kept.copy().unwrap()];
+        assert_ne!(copies[0].as_raw_fd(), copies[1].as_raw_fd());
+    }
+
+    /// In a process of its own, since the limit is the process's: of the tests beside it as well.
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no fork")]
+    fn it_outlives_the_want_of_a_number() {
+        use nix::{
+            sys::wait::WaitStatus,
+            sys::wait::waitpid,
+            unistd::{ForkResult, fork},
+        };
+        // SAFETY: the child calls system calls and this crate's own code alone, and then ends without a return.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Child => {
+                let kept = KeptDescriptor::keep(object()).unwrap();
+                let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+                setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
+                let short = kept.copy().is_err_and(|error| error.code() == "NO_SPACE");
+                setrlimit(Resource::RLIMIT_NOFILE, hard.min(1024), hard).unwrap();
+                let again = kept.copy().is_ok();
+                // SAFETY: it ends this process and nothing else.
+                unsafe { nix::libc::_exit(i32::from(!(short && again))) }
+            }
+            ForkResult::Parent { child } => {
+                assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+            }
+        }
+    }
+}

@@ -1,0 +1,506 @@
+//! One to many, with real processes: what a publisher and its subscribers are promised.
+
+mod support;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use ringfence::{
+    Address, Delivery, Error, GoneReason, Options, Publisher, PublisherEvent, Subscriber, Subscription,
+    publish, subscribe,
+};
+
+use support::{Actor, TIME_LIMIT, fresh_address, say, wait_for_test};
+
+const CAPACITY: u64 = 64 << 10;
+
+/// Messages of a long run.
+const COUNT: u64 = 20_000;
+
+fn options() -> Options {
+    Options::new().capacity(CAPACITY).timeout(TIME_LIMIT)
+}
+
+fn asking(delivery: &str, from: &str) -> Options {
+    options()
+        .delivery(delivery.parse().unwrap())
+        .from(from.parse().unwrap())
+}
+
+/// The message of this number: it tells when a byte is wrong.
+fn message(number: u64, length: usize) -> Vec<u8> {
+    number
+        .to_le_bytes()
+        .into_iter()
+        .cycle()
+        .take(length.max(8))
+        .collect()
+}
+
+fn number(message: &[u8]) -> u64 {
+    let number = u64::from_le_bytes(message[..8].try_into().unwrap());
+    assert_eq!(message, self::message(number, message.len()), "torn");
+    number
+}
+
+/// The next subscriber that comes.
+fn next_subscriber(publisher: &Publisher) -> Subscriber {
+    loop {
+        match publisher.next().unwrap() {
+            PublisherEvent::Subscriber(subscriber) => return subscriber,
+            PublisherEvent::Gone(..) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// The next that goes, and why.
+fn next_gone(publisher: &Publisher) -> (Subscriber, GoneReason) {
+    loop {
+        match publisher.next().unwrap() {
+            PublisherEvent::Gone(subscriber, reason) => return (subscriber, reason),
+            PublisherEvent::Subscriber(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// One subscriber in a process of its own, which says "in" once it is.
+fn subscriber(role: &str, address: &Address, delivery: &str, from: &str) -> Actor {
+    let actor = Actor::start(role, &[&address.to_string(), delivery, from]);
+    actor.expect("in");
+    actor
+}
+
+fn join(arguments: &[String]) -> Subscription {
+    let address: Address = arguments[0].parse().unwrap();
+    let subscription = subscribe(&address, &asking(&arguments[1], &arguments[2])).unwrap();
+    say("in");
+    subscription
+}
+
+/// What a subscriber got, in all: how many, the first and the last, whether in order, how many lost; and how it ended.
+fn read_all(subscription: &mut Subscription) -> String {
+    let began = subscription.sequence();
+    let mut into = vec![0; 64 << 10];
+    let (mut count, mut first, mut last) = (0_u64, 0, 0);
+    let end = loop {
+        match subscription.receive(&mut into) {
+            Ok(Some(length)) => {
+                let number = number(&into[..length]);
+                assert!(number > last, "{number} after {last}");
+                assert_eq!(number, subscription.sequence());
+                last = number;
+                count += 1;
+                if count == 1 {
+                    first = number;
+                }
+                assert_eq!(count + subscription.lost(), subscription.sequence() - began);
+            }
+            Ok(None) => {
+                break subscription
+                    .close_reason()
+                    .map_or("open".into(), |reason| reason.to_string());
+            }
+            Err(error) => break error.code().to_owned(),
+        }
+    };
+    format!(
+        "{count} from {first} to {last}, lost {}, {end}",
+        subscription.lost()
+    )
+}
+
+/// What the other processes do.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let arguments = &arguments[..];
+    match role.as_str() {
+        "reads" => {
+            let mut subscription = join(arguments);
+            say(read_all(&mut subscription));
+        }
+        // Reads when it is told to.
+        "waits" => {
+            let mut subscription = join(arguments);
+            wait_for_test();
+            say(read_all(&mut subscription));
+        }
+        // Says what becomes of a try.
+        "tries" => {
+            let address: Address = arguments[0].parse().unwrap();
+            match subscribe(&address, &asking(&arguments[1], &arguments[2])) {
+                Ok(_) => say("in"),
+                Err(error) => say(format!("{}: {error}", error.code())),
+            }
+        }
+        "publishes" => {
+            let address: Address = arguments[0].parse().unwrap();
+            let mut publisher = publish(&address, &options()).unwrap();
+            say("out");
+            wait_for_test();
+            for number in 1..=arguments[1].parse().unwrap() {
+                publisher.send(&message(number, 100)).unwrap();
+            }
+            say("sent");
+            wait_for_test();
+        }
+        "some" => {
+            let mut subscription = join(arguments);
+            let mut into = [0; 64];
+            let mut last = subscription.sequence();
+            for _ in 0..5000 {
+                let length = subscription.receive(&mut into).unwrap().unwrap();
+                let number = number(&into[..length]);
+                assert_eq!(number, last + 1);
+                last = number;
+            }
+            say("in order");
+        }
+        "calls" => {
+            let address: Address = arguments[0].parse().unwrap();
+            let code = |result: ringfence::Result<()>| result.unwrap_err().code();
+            let options = options();
+            say(format!(
+                "join {}, connect {}, member {}, publish {}",
+                code(ringfence::join(&address, &options).map(drop)),
+                code(ringfence::connect(&address, &options).map(drop)),
+                code(ringfence::member(&address, &options).and_then(|member| member.next().map(drop))),
+                code(publish(&address, &options).map(drop)),
+            ));
+            wait_for_test();
+        }
+        "takes less" => {
+            let address: Address = arguments[0].parse().unwrap();
+            let error = subscribe(&address, &options().max_message_size(1000)).unwrap_err();
+            say(format!("{}: {error}", error.code()));
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn every_reliable_leftgets_every_message_in_order() {
+    let (address, _directory) = fresh_address(true);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let readers: Vec<_> = (0..3)
+        .map(|_| subscriber("reads", &address, "reliable", "now"))
+        .collect();
+    let seen: Vec<_> = (0..3).map(|_| next_subscriber(&publisher)).collect();
+    assert_eq!(publisher.subscribers().len(), 3);
+    assert!(seen.iter().all(|one| one.gone().is_none() && one.lag() == 0));
+    for number in 1..=COUNT {
+        publisher
+            .send(&message(number, 8 + usize::try_from(number % 500).unwrap()))
+            .unwrap();
+    }
+    assert_eq!(publisher.sequence(), COUNT);
+    publisher.end();
+    for reader in readers {
+        reader.expect(&format!("{COUNT} from 1 to {COUNT}, lost 0, closed"));
+        reader.finish();
+    }
+    let reasons: Vec<_> = (0..3).map(|_| next_gone(&publisher).1).collect();
+    assert_eq!(reasons, [GoneReason::Closed; 3]);
+    assert!(matches!(publisher.next(), Err(Error::Closed(_))));
+    assert_eq!(publisher.close_reason(), Some(ringfence::CloseReason::Closed));
+}
+
+#[test]
+fn what_was_published_is_read_though_the_publisher_is_killed() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = Actor::start("publishes", &[&address.to_string(), "300"]);
+    publisher.expect("out");
+    let mut reader = subscriber("waits", &address, "reliable", "now");
+    publisher.go_on();
+    publisher.expect("sent");
+    publisher.kill();
+    reader.go_on();
+    reader.expect("300 from 1 to 300, lost 0, exited");
+    reader.finish();
+}
+
+#[test]
+fn a_dead_leftis_let_go_of_while_the_publisher_sleeps_in_send() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options().stall(Duration::MAX)).unwrap();
+    let mut dead = subscriber("waits", &address, "reliable", "now");
+    let alive = subscriber("reads", &address, "reliable", "now");
+    let mut sent = 0;
+    while publisher.try_send(&message(sent + 1, 1000)).unwrap() {
+        sent += 1;
+    }
+    let (mut sender, audience) = publisher.split();
+    let sleeping = thread::spawn(move || {
+        sender.send(&message(sent + 1, 1000)).unwrap();
+        sender.end();
+        sent + 1
+    });
+    // Time to lie down. If it has not, the test finds less, and nothing wrong.
+    thread::sleep(Duration::from_millis(20));
+    dead.kill();
+    let sent = sleeping.join().unwrap();
+    alive.expect(&format!("{sent} from 1 to {sent}, lost 0, closed"));
+    let mut reasons = Vec::new();
+    while let Ok(event) = audience.next() {
+        if let PublisherEvent::Gone(_, reason) = event {
+            reasons.push(reason);
+        }
+    }
+    assert_eq!(reasons, [GoneReason::Exited, GoneReason::Closed]);
+}
+
+#[test]
+fn one_that_does_not_read_is_evicted_after_its_stall_and_is_told() {
+    let (address, _directory) = fresh_address(false);
+    let stall = Duration::from_millis(200);
+    let mut publisher = publish(&address, &options().stall(stall)).unwrap();
+    let mut slow = subscriber("waits", &address, "reliable", "now");
+    let alive = subscriber("reads", &address, "reliable", "now");
+    let start = Instant::now();
+    let count = 4 * CAPACITY / 1000;
+    for number in 1..=count {
+        publisher.send(&message(number, 1000)).unwrap();
+    }
+    assert!(start.elapsed() >= stall, "it was not waited for");
+    let (gone, reason) = next_gone(&publisher);
+    assert_eq!((gone.peer().pid, reason), (slow.pid(), GoneReason::Evicted));
+    assert_eq!(gone.gone(), Some(GoneReason::Evicted));
+    slow.go_on();
+    slow.expect("0 from 0 to 0, lost 0, EVICTED");
+    slow.finish();
+    publisher.end();
+    alive.expect(&format!("{count} from 1 to {count}, lost 0, closed"));
+}
+
+/// The program need not call again for that.
+#[test]
+fn a_try_that_was_refused_has_the_stall_run_on() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options().stall(Duration::from_millis(50))).unwrap();
+    let _slow = subscriber("waits", &address, "reliable", "now");
+    while publisher.try_send(&message(1, 1000)).unwrap() {}
+    assert_eq!(next_gone(&publisher).1, GoneReason::Evicted);
+    assert!(publisher.try_send(&message(1, 1000)).unwrap());
+}
+
+#[test]
+fn without_a_limit_a_slow_one_is_waited_for() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options().stall(Duration::MAX)).unwrap();
+    let mut slow = subscriber("waits", &address, "reliable", "now");
+    let mut sent = 0;
+    while publisher.try_send(&message(sent + 1, 1000)).unwrap() {
+        sent += 1;
+    }
+    let deadline = Instant::now() + Duration::from_millis(100);
+    assert!(!publisher.wait(1000, Some(deadline)).unwrap());
+    assert!(
+        publisher
+            .try_next()
+            .unwrap()
+            .is_some_and(|event| matches!(event, PublisherEvent::Subscriber(_)))
+    );
+    assert!(publisher.try_next().unwrap().is_none(), "nobody was let go of");
+    slow.go_on();
+    publisher.send(&message(sent + 1, 1000)).unwrap();
+    publisher.end();
+    let sent = sent + 1;
+    slow.expect(&format!("{sent} from 1 to {sent}, lost 0, closed"));
+}
+
+#[test]
+fn neither_best_effort_nor_latest_ever_hold_the_publisher_up_and_their_counts_are_exact() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let mut best = subscriber("waits", &address, "best-effort", "now");
+    let mut latest = subscriber("waits", &address, "latest", "now");
+    let count = 10 * CAPACITY / 100;
+    for number in 1..=count {
+        assert!(
+            publisher.try_send(&message(number, 100)).unwrap(),
+            "{number} waits"
+        );
+    }
+    publisher.end();
+    best.go_on();
+    latest.go_on();
+    latest.expect(&format!("1 from {count} to {count}, lost {}, closed", count - 1));
+    let told = best.hear();
+    // The counts were compared message by message; here that it got the end of it.
+    assert!(
+        told.contains(&format!("to {count}, lost ")) && told.ends_with("closed"),
+        "{told}"
+    );
+    assert!(!told.contains("lost 0"), "{told}");
+}
+
+#[test]
+fn a_late_joiner_gets_what_the_ring_holds_or_the_last_or_nothing() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let count = 3 * CAPACITY / 100;
+    for number in 1..=count {
+        assert!(publisher.try_send(&message(number, 92)).unwrap());
+    }
+    let oldest = subscriber("reads", &address, "reliable", "oldest");
+    let latest = subscriber("reads", &address, "reliable", "latest");
+    let now = subscriber("reads", &address, "reliable", "now");
+    publisher.send(&message(count + 1, 92)).unwrap();
+    publisher.end();
+    now.expect(&format!("1 from {0} to {0}, lost 0, closed", count + 1));
+    latest.expect(&format!("2 from {count} to {}, lost 0, closed", count + 1));
+    let told = oldest.hear();
+    let got: u64 = told.split(' ').next().unwrap().parse().unwrap();
+    assert!(got * 104 >= CAPACITY * 3 / 4, "{told}");
+    assert_eq!(
+        told,
+        format!("{got} from {} to {}, lost 0, closed", count + 2 - got, count + 1)
+    );
+}
+
+#[test]
+fn disconnect_gives_one_leftthe_rest_and_the_others_go_on() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let mut leaving = subscriber("waits", &address, "reliable", "now");
+    let left = next_subscriber(&publisher);
+    let staying = subscriber("reads", &address, "reliable", "now");
+    drop(next_subscriber(&publisher));
+    for number in 1..=10 {
+        publisher.send(&message(number, 100)).unwrap();
+    }
+    left.disconnect();
+    assert_eq!(left.gone(), Some(GoneReason::Closed));
+    assert_eq!(publisher.subscribers().len(), 1);
+    // More than the ring holds: what it has not read is kept all the same.
+    let stuffed = thread::scope(|scope| {
+        let publisher = &mut publisher;
+        let sending = scope.spawn(move || {
+            for number in 11..=2000 {
+                publisher.send(&message(number, 100)).unwrap();
+            }
+        });
+        leaving.go_on();
+        leaving.expect("10 from 1 to 10, lost 0, closed");
+        sending.join()
+    });
+    assert!(stuffed.is_ok());
+    publisher.end();
+    staying.expect("2000 from 1 to 2000, lost 0, closed");
+}
+
+#[test]
+fn close_leaves_what_is_in_the_ring_to_be_read() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let mut reader = subscriber("waits", &address, "reliable", "now");
+    for number in 1..=100 {
+        publisher.send(&message(number, 200)).unwrap();
+    }
+    publisher.close();
+    assert!(matches!(publisher.try_send(b"x"), Err(Error::Closed(_))));
+    drop(publisher);
+    reader.go_on();
+    reader.expect("100 from 1 to 100, lost 0, closed");
+    // The address is free.
+    drop(publish(&address, &options()).unwrap());
+}
+
+#[test]
+fn whoever_does_not_fit_is_told_why() {
+    let (address, _directory) = fresh_address(false);
+    let deliveries = [Delivery::Reliable, Delivery::Latest];
+    let publisher = publish(&address, &options().deliveries(deliveries).max_peers(1)).unwrap();
+    let text = address.to_string();
+    let tried = |delivery: &str| Actor::start("tries", &[&text, delivery, "now"]).hear();
+    let told = tried("best-effort");
+    assert!(
+        told.starts_with("PEER_REFUSED") && told.contains("delivery"),
+        "{told}"
+    );
+    let PublisherEvent::Refused(refused) = publisher.next().unwrap() else {
+        panic!("a refusal")
+    };
+    assert_eq!(refused.error.refusal().unwrap().check.as_str(), "delivery");
+    let _one = subscriber("waits", &address, "reliable", "now");
+    let told = tried("reliable");
+    assert!(told.starts_with("ADDRESS_OCCUPIED"), "{told}");
+}
+
+#[test]
+fn other_endpoints_are_told_that_this_is_none_of_theirs() {
+    let (address, _directory) = fresh_address(false);
+    let publisher = publish(&address, &options()).unwrap();
+    let mut child = Actor::start("calls", &[&address.to_string()]);
+    child.expect("join PROTOCOL, connect PROTOCOL, member PROTOCOL, publish ADDRESS_OCCUPIED");
+    child.go_on();
+    drop(publisher);
+    let listener = ringfence::listen(&address, &options()).unwrap();
+    let told = Actor::start("tries", &[&address.to_string(), "reliable", "now"]).hear();
+    assert!(told.starts_with("PROTOCOL"), "{told}");
+    drop(listener);
+    let told = Actor::start("tries", &[&address.to_string(), "reliable", "now"]).hear();
+    assert!(told.starts_with("PEER_LOST"), "{told}");
+}
+
+#[test]
+fn options_that_cannot_be_are_refused_before_anything_is_made() {
+    let (address, _directory) = fresh_address(false);
+    for (wrong, code) in [
+        (options().backing(ringfence::Backing::Shm), "INVALID_ARGUMENT"),
+        (options().max_message_size(CAPACITY / 8 + 1), "INVALID_ARGUMENT"),
+        (options().deliveries([]), "INVALID_ARGUMENT"),
+        (options().capacity(1 << 60), "NO_SPACE"),
+    ] {
+        assert_eq!(publish(&address, &wrong).unwrap_err().code(), code);
+    }
+    let wrong = options().backing(ringfence::Backing::Shm);
+    assert_eq!(
+        subscribe(&address, &wrong).unwrap_err().code(),
+        "INVALID_ARGUMENT"
+    );
+    let mut publisher = publish(&address, &options()).unwrap();
+    assert_eq!(publisher.max_message_size(), CAPACITY / 8);
+    let large = vec![0; 8193];
+    assert_eq!(
+        publisher.try_send(&large).unwrap_err().code(),
+        "MESSAGE_TOO_LARGE"
+    );
+    assert!(publisher.try_send(&large[1..]).unwrap());
+    let told = Actor::start("takes less", &[&address.to_string()]).hear();
+    assert!(
+        told.starts_with("PROTOCOL") && told.contains("8192") && told.contains("1000"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_message_sent_after_subscribe_has_returned_is_never_missed() {
+    let (address, _directory) = fresh_address(false);
+    let publisher = publish(&address, &options()).unwrap();
+    let (mut sender, audience) = publisher.split();
+    let sending = thread::spawn(move || {
+        let mut number = 0;
+        while sender.close_reason().is_none() {
+            number += 1;
+            if sender.send(&message(number, 16)).is_err() {
+                break;
+            }
+        }
+    });
+    // Each says what it has found when it begins, and reads a little: no gap, no doubt.
+    for _ in 0..8 {
+        let reader = Actor::start("some", &[&address.to_string(), "reliable", "now"]);
+        reader.expect("in");
+        reader.expect("in order");
+        reader.finish();
+    }
+    audience.close();
+    sending.join().unwrap();
+}
