@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`ending`] | the phases of a channel's two regions: who ends it, how the other is told, who has the address then, and what is wiped |
 //! | [`parking`] | one publisher and its readers, each of which sleeps when it has nothing to do: the words by which they are rung, the fences, and the promise of fences that one word makes to all readers |
+//! | [`admission`] | a reader that comes while the publisher goes on: its place is kept, it misses nothing, and it is rung |
 //! | [`floor`] | a reader that is overtaken: no torn message, an exact count, no honest publisher accused |
 //!
 //! `cargo test -p ringfence-model` checks all of them in some seconds, and `npm run test:models` more of each, in a minute or two. Each
@@ -31,6 +32,7 @@
 //! - A model is small: two or three readers, a ring of a few cells. A mistake that takes more is not found.
 //! - That the code does what a model does is not checked by the model. loom runs the code itself, with less of everything.
 
+pub mod admission;
 pub mod check;
 pub mod ending;
 pub mod floor;
