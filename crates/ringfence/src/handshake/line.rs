@@ -13,7 +13,7 @@ use crate::{
     error::{Check, Error, Refusal, Result},
     handshake::frame::{Frame, HEAD},
     identity::Credentials,
-    sys::{self, Control},
+    sys::{self, Control, Received},
     wait::deadline::{Deadline, Woken},
 };
 
@@ -168,70 +168,84 @@ impl Reader<'_> {
 
     /// A stream keeps no borders of messages: reads until the buffer is full, and never past it.
     fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {
-        let step = self.step;
         let mut filled = 0;
         while filled < buffer.len() {
-            let received = match sys::receive(self.socket, &mut buffer[filled..]) {
-                Ok(received) => received,
-                Err(Errno::EAGAIN) => {
-                    match self.deadline.wait(&[(self.socket, PollFlags::POLLIN)])? {
-                        Woken::Ready => {}
-                        Woken::Late => {
-                            return Err(Error::HandshakeTimeout {
-                                step,
-                                after: self.deadline.allowed,
-                            });
-                        }
+            let received = self.read(&mut buffer[filled..])?;
+            self.descriptors.extend(received.descriptors);
+            self.check_control(&received.control)?;
+            if received.bytes == 0 {
+                return Err(self.left());
+            }
+            self.check_sender(received.credentials)?;
+            filled += received.bytes;
+        }
+        Ok(())
+    }
+
+    /// What comes next, once it is there.
+    fn read(&self, buffer: &mut [u8]) -> Result<Received> {
+        loop {
+            match sys::receive(self.socket, buffer) {
+                Ok(received) => return Ok(received),
+                Err(Errno::EAGAIN) => match self.deadline.wait(&[(self.socket, PollFlags::POLLIN)])? {
+                    Woken::Ready => {}
+                    Woken::Late => {
+                        return Err(Error::HandshakeTimeout {
+                            step: self.step,
+                            after: self.deadline.allowed,
+                        });
                     }
-                    continue;
-                }
-                Err(Errno::ECONNRESET) => {
-                    return Err(Error::PeerLost(format!("it left while {step} was awaited")));
-                }
+                },
+                Err(Errno::ECONNRESET) => return Err(self.left()),
                 Err(errno) => {
                     return Err(Error::unless_short("reading the peer's line", errno, |errno| {
                         Error::Protocol(format!("its line cannot be read ({})", errno.desc()))
                     }));
                 }
-            };
-            self.descriptors.extend(received.descriptors);
-            match received.control {
-                Control::Expected if self.descriptors.len() <= MOST_DESCRIPTORS => {}
-                Control::Expected | Control::Truncated => return Err(surplus(MOST_DESCRIPTORS)),
-                Control::Short => {
-                    return Err(Error::NoSpace {
-                    what: format!("a descriptor that came with {step}"),
-                    reason: "this process has as many open as it may (RLIMIT_NOFILE), or a security module forbids it \
-                             this one"
-                        .into(),
-                });
-                }
-                // It comes of an option of this side's own socket, which only a peer that holds the socket too can have set.
-                Control::Unexpected { level, kind } => {
-                    return Err(Error::Protocol(format!(
-                        "a control message that was not asked for (level {level}, type {kind}) comes with {step}"
-                    )));
-                }
             }
-            if received.bytes == 0 {
-                return Err(Error::PeerLost(format!("it left while {step} was awaited")));
-            }
-            match (received.credentials, self.speaker) {
-                (Some(found), Some(wanted)) if found == wanted => {}
-                (Some(found), None) => self.speaker = Some(found),
-                (found, wanted) => {
-                    let who = |c: Credentials| format!("pid {}, uid {}, gid {}", c.pid, c.uid, c.gid);
-                    let wanted = wanted.map_or_else(
-                        || "every message with the credentials of its sender".into(),
-                        |wanted| format!("every message from {}, which is who spoke first", who(wanted)),
-                    );
-                    let refusal = Refusal::new(Check::Line, wanted, found.map_or_else(|| "none".into(), who));
-                    return Err(found.into_iter().fold(refusal, Refusal::about).into());
-                }
-            }
-            filled += received.bytes;
         }
-        Ok(())
+    }
+
+    fn left(&self) -> Error {
+        Error::PeerLost(format!("it left while {} was awaited", self.step))
+    }
+
+    /// What came beside the bytes must be credentials, and no more descriptors than any frame has.
+    fn check_control(&self, control: &Control) -> Result<()> {
+        let step = self.step;
+        match control {
+            Control::Expected if self.descriptors.len() <= MOST_DESCRIPTORS => Ok(()),
+            Control::Expected | Control::Truncated => Err(surplus(MOST_DESCRIPTORS)),
+            Control::Short => Err(Error::NoSpace {
+                what: format!("a descriptor that came with {step}"),
+                reason: "this process has as many open as it may (RLIMIT_NOFILE), or a security module forbids it this one"
+                    .into(),
+            }),
+            // It comes of an option of this side's own socket, which only a peer that holds the socket too can have set.
+            Control::Unexpected { level, kind } => Err(Error::Protocol(format!(
+                "a control message that was not asked for (level {level}, type {kind}) comes with {step}"
+            ))),
+        }
+    }
+
+    /// The process that sent the first part must have sent this one.
+    fn check_sender(&mut self, found: Option<Credentials>) -> Result<()> {
+        match (found, self.speaker) {
+            (Some(found), Some(wanted)) if found == wanted => Ok(()),
+            (Some(found), None) => {
+                self.speaker = Some(found);
+                Ok(())
+            }
+            (found, wanted) => {
+                let who = |c: Credentials| format!("pid {}, uid {}, gid {}", c.pid, c.uid, c.gid);
+                let wanted = wanted.map_or_else(
+                    || "every message with the credentials of its sender".into(),
+                    |wanted| format!("every message from {}, which is who spoke first", who(wanted)),
+                );
+                let refusal = Refusal::new(Check::Line, wanted, found.map_or_else(|| "none".into(), who));
+                Err(found.into_iter().fold(refusal, Refusal::about).into())
+            }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The peer, as the kernel describes it.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
@@ -84,78 +84,78 @@ fn unless_short(check: Check, wanted: &str, errno: Errno) -> Error {
     })
 }
 
+/// The credentials that the kernel has of the other end (`SO_PEERCRED`): of a process that has a number here, and a user.
+fn credentials(socket: BorrowedFd<'_>, namespace: Namespace, record: &mut Record) -> Result<Credentials> {
+    let credentials = getsockopt(&socket, sockopt::PeerCredentials)
+        .map(|c| Credentials {
+            pid: c.pid(),
+            uid: c.uid(),
+            gid: c.gid(),
+        })
+        .map_err(|errno| unless_short(Check::Credentials, "SO_PEERCRED of the peer", errno))?;
+    let Credentials { pid, uid, .. } = credentials;
+    match (pid, namespace) {
+        (1.., _) => {
+            record.passed(
+                "credentials",
+                "pid",
+                "visible in this pid namespace",
+                pid.to_string(),
+            );
+        }
+        (0, Namespace::Any) => record.not_asked("credentials", "pid", namespace::UNSEEN),
+        _ => {
+            let refusal = Refusal::new(Check::Namespace, SAME_NAMESPACE, namespace::UNSEEN);
+            return Err(refusal.about(credentials).into());
+        }
+    }
+    let overflow = overflow_uid()?;
+    if uid == overflow {
+        let wanted = "a uid that is mapped in this user namespace";
+        let found = format!("{uid}, the overflow uid, which every unmapped user has here");
+        return Err(refuse(Check::Uid, wanted, found));
+    }
+    record.passed(
+        "credentials",
+        "uid mapped",
+        format!("not the overflow uid {overflow}"),
+        uid.to_string(),
+    );
+    Ok(credentials)
+}
+
+/// A descriptor of the process at the other end, and how it was had. `None`: before Linux 5.3.
+fn pidfd(socket: BorrowedFd<'_>, pid: i32) -> Result<(Option<OwnedFd>, &'static str)> {
+    let ended = || Error::PeerLost(format!("process {pid} ended before it could be looked at"));
+    match getsockopt(&socket, sockopt::PeerPidfd) {
+        Ok(pidfd) => Ok((Some(pidfd), "SO_PEERPIDFD")),
+        Err(Errno::ENOPROTOOPT) if pid == 0 => Err(refuse(
+            Check::Pidfd,
+            "SO_PEERPIDFD of a peer that has no process number here",
+            "this kernel is older than 6.5",
+        )),
+        // Before Linux 6.5. Another process could have the number by now. The credentials of each later message carry that
+        // number too, so that process would also have to be the one that sends them.
+        Err(Errno::ENOPROTOOPT) => match sys::pidfd_open(Pid::from_raw(pid)) {
+            Ok(pidfd) => Ok((Some(pidfd), "pidfd_open")),
+            Err(Errno::ENOSYS | Errno::EPERM) => Ok((None, "the pid alone")),
+            Err(errno) => {
+                let what = "a descriptor of the peer's process (pidfd_open)";
+                Err(Error::unless_short(what, errno, |_| ended()))
+            }
+        },
+        // What kernels answer for a process that has been reaped already: EINVAL from Linux 6.5 on, later ESRCH.
+        Err(Errno::EINVAL | Errno::ESRCH | Errno::ENODATA) => Err(ended()),
+        Err(errno) => Err(unless_short(Check::Pidfd, "SO_PEERPIDFD of the peer", errno)),
+    }
+}
+
 impl Peer {
-    /// Asks the kernel who is at the other end of a connected socket.
+    /// Asks the kernel which process is at the other end of a connected socket.
     pub(crate) fn attest(socket: impl AsFd, namespace: Namespace, record: &mut Record) -> Result<Self> {
         let socket = socket.as_fd();
-        let credentials = getsockopt(&socket, sockopt::PeerCredentials)
-            .map(|c| Credentials {
-                pid: c.pid(),
-                uid: c.uid(),
-                gid: c.gid(),
-            })
-            .map_err(|errno| unless_short(Check::Credentials, "SO_PEERCRED of the peer", errno))?;
-        let Credentials { pid, uid, gid } = credentials;
-        match (pid, namespace) {
-            (1.., _) => {
-                record.passed(
-                    "credentials",
-                    "pid",
-                    "visible in this pid namespace",
-                    pid.to_string(),
-                );
-            }
-            (0, Namespace::Any) => record.not_asked("credentials", "pid", namespace::UNSEEN),
-            _ => {
-                let refusal = Refusal::new(Check::Namespace, SAME_NAMESPACE, namespace::UNSEEN);
-                return Err(refusal.about(credentials).into());
-            }
-        }
-        let overflow = overflow_uid()?;
-        if uid == overflow {
-            return Err(refuse(
-                Check::Uid,
-                "a uid that is mapped in this user namespace",
-                format!("{uid}, the overflow uid, which every unmapped user has here"),
-            ));
-        }
-        record.passed(
-            "credentials",
-            "uid mapped",
-            format!("not the overflow uid {overflow}"),
-            uid.to_string(),
-        );
-
-        let (pidfd, whence) = match getsockopt(&socket, sockopt::PeerPidfd) {
-            Ok(pidfd) => (Some(pidfd), "SO_PEERPIDFD"),
-            // Before Linux 6.5. Another process could have the number by now. The credentials of each later message carry that
-            // number too, so that process would also have to be the one that sends them.
-            Err(Errno::ENOPROTOOPT) if pid == 0 => {
-                return Err(refuse(
-                    Check::Pidfd,
-                    "SO_PEERPIDFD of a peer that has no process number here",
-                    "this kernel is older than 6.5",
-                ));
-            }
-            Err(Errno::ENOPROTOOPT) => match sys::pidfd_open(Pid::from_raw(pid)) {
-                Ok(pidfd) => (Some(pidfd), "pidfd_open"),
-                Err(Errno::ENOSYS | Errno::EPERM) => (None, "the pid alone"),
-                Err(errno) => {
-                    return Err(Error::unless_short(
-                        "a descriptor of the peer's process (pidfd_open)",
-                        errno,
-                        |_| Error::PeerLost(format!("process {pid} ended before it could be looked at")),
-                    ));
-                }
-            },
-            // What kernels answer for a process that has been reaped already: EINVAL from Linux 6.5 on, later ESRCH.
-            Err(Errno::EINVAL | Errno::ESRCH | Errno::ENODATA) => {
-                return Err(Error::PeerLost(format!(
-                    "process {pid} ended before it could be looked at"
-                )));
-            }
-            Err(errno) => return Err(unless_short(Check::Pidfd, "SO_PEERPIDFD of the peer", errno)),
-        };
+        let credentials = credentials(socket, namespace, record)?;
+        let (pidfd, whence) = pidfd(socket, credentials.pid)?;
         let mut peer = Self {
             credentials,
             pidfd: pidfd.map(Arc::new),
@@ -173,7 +173,7 @@ impl Peer {
             "credentials",
             "process",
             "alive, and held by a pidfd",
-            format!("pid {pid}, gid {gid}, by {whence}"),
+            format!("pid {}, gid {}, by {whence}", credentials.pid, credentials.gid),
         );
         Ok(peer)
     }
@@ -293,38 +293,16 @@ impl Peer {
     pub(crate) fn look(&self, deadline: &Deadline) -> Result<Look> {
         self.check_alive()?;
         let directory = self.open_directory()?;
-        let looked = directory.as_ref().map(|it| executable_of(it, deadline));
-        let (executable, executable_found) = match looked.transpose()? {
-            Some(Ok(executable)) => (Some(executable), Ok(())),
-            // Its memory is gone: it is about to end, though neither the pidfd nor its state says so yet.
-            Some(Err(Errno::ENOENT | Errno::ESRCH)) => return Err(self.gone()),
-            // A process that executes another program is open again (unless it may not read that program, or its ids change).
-            // So as long as it is closed, it still executes what was seen before.
-            Some(Err(errno)) => {
-                let closed = self.hardens
-                    && directory
-                        .as_deref()
-                        .is_some_and(|it| self.is_dumpable(it) == Ok(false));
-                (self.seen.get().filter(|_| closed).cloned(), Err(errno))
-            }
-            None => (None, Err(Errno::ENOENT)),
-        };
+        let (executable, executable_found) = self.executable(directory.as_ref(), deadline)?;
         let text = |name, what| {
             let found = directory
                 .as_deref()
                 .map_or(Err(Errno::ENOENT), |directory| read_text(directory, name));
             answered(what, found)
         };
-        let pidfd = self.pidfd.as_deref();
-        let info = match pidfd.map(sys::pidfd_info) {
-            // It tells nothing of a process that has no number here.
-            Some(Err(Errno::ESRCH | Errno::EREMOTE)) if self.credentials.pid == 0 => Ok(None),
-            Some(Err(Errno::ESRCH)) => return Err(self.gone()),
-            // Before Linux 6.13.
-            None | Some(Err(Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP)) => Ok(None),
-            Some(found) => answered("what the peer's pidfd tells", found)?.map(Some),
-        };
-        let standing = namespace::standing(self.credentials.pid, pidfd, directory.as_deref())?;
+        let info = self.pidfd_info()?;
+        let standing =
+            namespace::standing(self.credentials.pid, self.pidfd.as_deref(), directory.as_deref())?;
         let status = text("status", "the peer's ids (/proc/PID/status)")?;
         let cgroup = text("cgroup", "the peer's cgroup (/proc/PID/cgroup)")?.and_then(|text| {
             text.lines()
@@ -367,6 +345,45 @@ impl Peer {
             cgroup_number: info.map(|info| info.and_then(|info| info.cgroup)),
             label: self.label.as_ref().map(drop).map_err(|errno| *errno),
         };
+        self.check_ids(now, &look.identity)?;
+        Ok(look)
+    }
+
+    /// What the peer executes now, or if that cannot be seen any more, what it executed before; and why it cannot be seen.
+    fn executable(
+        &self,
+        directory: Option<&Arc<OwnedFd>>,
+        deadline: &Deadline,
+    ) -> Result<(Option<Executable>, Told<()>)> {
+        let Some(directory) = directory else {
+            return Ok((None, Err(Errno::ENOENT)));
+        };
+        match executable_of(directory, deadline)? {
+            Ok(executable) => Ok((Some(executable), Ok(()))),
+            // Its memory is gone: it is about to end, though neither the pidfd nor its state says so yet.
+            Err(Errno::ENOENT | Errno::ESRCH) => Err(self.gone()),
+            // A process that executes another program is open again (unless it may not read that program, or its ids change).
+            // So as long as it is closed, it still executes what was seen before.
+            Err(errno) => {
+                let closed = self.hardens && self.is_dumpable(directory) == Ok(false);
+                Ok((self.seen.get().filter(|_| closed).cloned(), Err(errno)))
+            }
+        }
+    }
+
+    /// What the pidfd tells. `Ok(Ok(None))`: before Linux 6.13, or of a process that has no number here.
+    fn pidfd_info(&self) -> Result<Told<Option<sys::PidfdInfo>>> {
+        match self.pidfd.as_deref().map(sys::pidfd_info) {
+            Some(Err(Errno::ESRCH | Errno::EREMOTE)) if self.credentials.pid == 0 => Ok(Ok(None)),
+            Some(Err(Errno::ESRCH)) => Err(self.gone()),
+            None | Some(Err(Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP)) => Ok(Ok(None)),
+            Some(found) => Ok(answered("what the peer's pidfd tells", found)?.map(Some)),
+        }
+    }
+
+    /// Refuses a process whose effective user or group `now` is not the one that was attested at first.
+    fn check_ids(&self, now: Option<(u32, u32)>, identity: &Identity) -> Result<()> {
+        let Credentials { pid, uid, gid } = self.credentials;
         for (check, then, now) in [
             (Check::Uid, uid, now.map(|(uid, _)| uid)),
             (Check::Gid, gid, now.map(|(_, gid)| gid)),
@@ -379,10 +396,10 @@ impl Peer {
                 None => "what it is now cannot be read in /proc, and the kernel is older than 6.13".into(),
             };
             let mut refusal = Refusal::new(check, format!("{then}, as it was attested at first"), found);
-            refusal.identity = Some(look.identity);
+            refusal.identity = Some(identity.clone());
             return Err(refusal.into());
         }
-        Ok(look)
+        Ok(())
     }
 
     /// The supplementary groups that it had at first and has still. `Err`: why that cannot be told.

@@ -1,13 +1,13 @@
 //! What a guest among members does when its channel ends: it takes its host's place, or comes anew.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, mem, sync::Arc};
 
 use crate::{
     channel::state::{ChannelState, Tenure},
     endpoint::acceptor::Refused,
     endpoint::membership::member::{Member, Parted},
     endpoint::shared::{Endpoint, Shared},
-    error::Result,
+    error::Error,
     rendezvous::inherit::Inheritance,
     rendezvous::place::Place,
 };
@@ -15,18 +15,26 @@ use crate::{
 /// A guest that takes its host's place once the host is gone.
 pub(super) struct Successor {
     shared: Arc<Shared<Member>>,
-    /// What the guest holds of the host's place.
-    inheritance: Option<Inheritance>,
-    /// Once the host is gone: its place, or why this process could not take it.
-    place: Option<Result<Place>>,
+    succession: Succession,
+}
+
+/// What the guest has of its host's place.
+enum Succession {
+    /// The host is there, as far as is known. This is what the guest needs to go on in its place.
+    Waiting(Inheritance),
+    /// The host is gone, and this process has its place.
+    Taken(Place),
+    /// The host is gone, and this process could not take its place.
+    Failed(Error),
+    /// The channel has ended, and the host takes newcomers in.
+    Over,
 }
 
 impl Successor {
     pub(super) fn new(shared: &Arc<Shared<Member>>, inheritance: Inheritance) -> Self {
         Self {
             shared: Arc::clone(shared),
-            inheritance: Some(inheritance),
-            place: None,
+            succession: Succession::Waiting(inheritance),
         }
     }
 }
@@ -42,9 +50,14 @@ impl Tenure for Successor {
     /// the channel, or ended it as corrupt or exposed, does.
     fn end(&mut self, how: ChannelState) -> bool {
         let is_gone = matches!(how, ChannelState::LeftByPeer | ChannelState::PeerExited);
-        let inheritance = self.inheritance.take().filter(|_| is_gone);
-        self.place = inheritance.map(Inheritance::take_over);
-        matches!(self.place, Some(Ok(_)))
+        self.succession = match mem::replace(&mut self.succession, Succession::Over) {
+            Succession::Waiting(inheritance) if is_gone => match inheritance.take_over() {
+                Ok(place) => Succession::Taken(place),
+                Err(error) => Succession::Failed(error),
+            },
+            _ => Succession::Over,
+        };
+        matches!(self.succession, Succession::Taken(_))
     }
 }
 
@@ -54,15 +67,15 @@ impl Drop for Successor {
         if !self.shared.is_here() {
             return;
         }
-        let parted = match self.place.take() {
-            Some(Ok(place)) => Parted::Successor(place),
-            Some(Err(error)) => {
+        let parted = match mem::replace(&mut self.succession, Succession::Over) {
+            Succession::Taken(place) => Parted::Successor(place),
+            Succession::Failed(error) => {
                 // Trouble of this side, which is told here alone.
                 let identity = None;
                 Member::refused(&self.shared, Refused { error, identity });
                 Parted::Lost
             }
-            None => Parted::Lost,
+            Succession::Waiting(_) | Succession::Over => Parted::Lost,
         };
         self.shared.part(Some(parted));
     }
