@@ -71,6 +71,8 @@ pub(crate) struct FanOut<O, P, T> {
     until: u64,
     marks: Table,
     generation: u64,
+    /// The generation that the caller has been told of.
+    told: u64,
     seats: Vec<Seat<P, T>>,
     /// The smallest head of the reliable readers, when they were last looked at.
     slowest: u64,
@@ -95,6 +97,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
             marks,
             // Not that of an empty list, so that the first look takes it.
             generation: u64::MAX,
+            told: u64::MAX,
             seats: Vec::new(),
             slowest: NEVER,
             lies: Vec::new(),
@@ -199,7 +202,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         }
         let Some(mark) = mark else { return false };
         loop {
-            self.refresh();
+            self.take_list_if_changed();
             if mark > self.slowest {
                 if self.starved {
                     pause(self.capacity);
@@ -222,15 +225,22 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         }
     }
 
-    /// Takes the list of readers again, if it has changed. Returns whether it has.
+    /// Takes the list of readers again, if it has changed. Returns whether it has since this was last called; other calls take
+    /// it as well.
     #[inline]
     pub(crate) fn refresh(&mut self) -> bool {
+        self.take_list_if_changed();
+        let news = self.told != self.generation;
+        self.told = self.generation;
+        news
+    }
+
+    #[inline]
+    fn take_list_if_changed(&mut self) {
         let generation = self.readers.generation();
-        if generation == self.generation {
-            return false;
+        if generation != self.generation {
+            self.take_list(generation);
         }
-        self.take_list(generation);
-        true
     }
 
     #[cold]
@@ -297,7 +307,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
     pub(crate) fn awaited(&mut self, payload: u64) -> Option<u64> {
         let (padding, record) = self.needs(payload.min(self.largest_message()));
         let (goal, mark) = self.goal(self.tail + padding + record);
-        self.refresh();
+        self.take_list_if_changed();
         if goal <= self.floor || mark.is_none() {
             return None;
         }
@@ -305,7 +315,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         (self.slowest < goal).then_some(goal)
     }
 
-    /// The readers whose handshake is through, as they were at the last [`FanOut::refresh`]: slot, control object, and what is attached.
+    /// The readers whose handshake is through, as the list was when it was last looked at: slot, control object, and what is attached.
     pub(crate) fn active(&self) -> impl Iterator<Item = (usize, &P, &T)> {
         self.seats.iter().filter_map(|seat| {
             let (control, attached) = seat.entry.active.as_ref()?;
@@ -411,7 +421,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         if mark.is_none() {
             return false;
         }
-        self.refresh();
+        self.take_list_if_changed();
         if goal > self.slowest {
             self.look_at_heads();
         }
@@ -422,7 +432,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
     /// `longest` bytes, whatever their sizes, and wherever the ring ends.
     pub(crate) fn packed_room(&mut self, longest: u64) -> u64 {
         let longest = longest.min(self.largest_message());
-        self.refresh();
+        self.take_list_if_changed();
         self.look_at_heads();
         // The floor can go as far as this.
         let last = self.marks.last(self.published);
