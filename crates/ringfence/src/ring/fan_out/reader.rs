@@ -292,33 +292,51 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
     fn begin_again(&mut self, last: bool) -> Result<()> {
         let seen = Seen::look(&self.ring);
         self.set_tail(self.last.unwrap_or(seen.tail), seen.floor)?;
-        let (head, end) = (self.head, self.visible());
-        let there = || {
-            seen.whole()
-                .filter(move |mark| mark.position > head && mark.position <= end)
-        };
-        let middle = end.saturating_sub(self.capacity / 2);
-        let newest = there().max_by_key(|mark| mark.position);
-        let behind_middle = there()
+        let middle = self.visible().saturating_sub(self.capacity / 2);
+        let newest = self.marks(&seen).max_by_key(|mark| mark.position);
+        let behind_middle = self
+            .marks(&seen)
             .filter(|mark| mark.position >= middle)
             .min_by_key(|mark| mark.position);
-        let Some(mark) = newest.map(|newest| behind_middle.filter(|_| !last).unwrap_or(newest)) else {
-            if seen.still && seen.floor > head && self.end >= self.tail {
-                return Err(corrupt(format!(
-                    "no mark between its floor, {}, and its tail, {}",
-                    seen.floor, self.tail
-                )));
-            }
-            return Ok(());
-        };
+        match newest.map(|newest| behind_middle.filter(|_| !last).unwrap_or(newest)) {
+            Some(mark) => self.jump_to(mark),
+            None => self.without_a_mark(&seen),
+        }
+    }
+
+    /// Those marks behind the head behind which something is there.
+    fn marks(&self, seen: &Seen) -> impl Iterator<Item = Mark> {
+        let (head, end) = (self.head, self.visible());
+        seen.whole()
+            .filter(move |mark| mark.position > head && mark.position < end)
+    }
+
+    /// Goes to a mark, if it can be one.
+    fn jump_to(&mut self, mark: Mark) -> Result<()> {
         let messages = mark.sequence.wrapping_sub(self.passed);
-        if !mark.position.is_multiple_of(8) || messages > (mark.position - head) / HEADER {
+        if !mark.position.is_multiple_of(8) || messages > (mark.position - self.head) / HEADER {
             return Err(corrupt(format!(
-                "{} messages before {}, where {} were before {head}",
-                mark.sequence, mark.position, self.passed
+                "{} messages before {}, where {} were before {}",
+                mark.sequence, mark.position, self.passed, self.head
             )));
         }
         self.go_to(mark);
+        Ok(())
+    }
+
+    #[cold]
+    fn without_a_mark(&mut self, seen: &Seen) -> Result<()> {
+        if !seen.still || seen.floor <= self.head {
+            return Ok(());
+        }
+        if self.end >= self.tail && self.last.is_none() {
+            return Err(corrupt(format!(
+                "no mark between its floor, {}, and its tail, {}",
+                seen.floor, self.tail
+            )));
+        }
+        // All that was left for this reader was written over.
+        self.head = self.visible().max(self.head);
         Ok(())
     }
 
@@ -439,7 +457,10 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         self.look_at_tail()?;
         if self.visible() - self.head > self.capacity / 8 {
             // To walk over all of it would take long.
-            self.begin_again(true)?;
+            let seen = Seen::look(&self.ring);
+            if let Some(mark) = self.marks(&seen).max_by_key(|mark| mark.position) {
+                self.jump_to(mark)?;
+            }
         }
         let Some(walk) = self.walk(true)? else {
             return Ok(false);
@@ -669,7 +690,9 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
     /// The publisher has gone: looks at its tail for the last time, and tells no process any more how far everything was read.
     /// What is there is read where it lies, and nothing behind this tail.
     pub(crate) fn settle(&mut self) {
-        self.last = Some(self.ring.load(layout::TAIL, Ordering::Acquire));
+        if self.last.is_none() {
+            self.last = Some(self.ring.load(layout::TAIL, Ordering::Acquire));
+        }
         self.own = None;
     }
 

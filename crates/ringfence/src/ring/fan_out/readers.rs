@@ -113,7 +113,10 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
             let marks = seen.whole().filter(|mark| mark.position >= intent);
             let mark = match from {
                 StartFrom::Oldest => marks.min_by_key(|mark| mark.position),
-                StartFrom::Now | StartFrom::Latest => marks.max_by_key(|mark| mark.position),
+                // Behind one at the tail, there is no last message.
+                StartFrom::Now | StartFrom::Latest => {
+                    marks.max_by_key(|mark| (mark.position < seen.tail, mark.position))
+                }
             };
             if let Some(Mark { position, sequence }) = mark
                 && self.keep(number, position)

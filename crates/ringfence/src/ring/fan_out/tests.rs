@@ -1,6 +1,8 @@
 //! One writer and several readers on plain memory: against a model, facing each other's lies, on threads, and in every order that
 //! memory allows.
 
+mod model;
+
 use std::sync::Arc;
 
 use super::{
@@ -9,9 +11,11 @@ use super::{
     writer::FanOut,
 };
 use crate::{
+    memory::layout::as_offset,
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
     ring::delivery::{Delivery, StartFrom},
+    ring::record::{WHOLE, packed_size},
 };
 
 type Writer = FanOut<OwnRegion, PeerRegion, ()>;
@@ -78,6 +82,20 @@ fn receive(reader: &mut Reader) -> Option<Vec<u8>> {
 /// Message of this number and length.
 fn bytes(number: u64, length: usize) -> Vec<u8> {
     number.to_le_bytes().into_iter().cycle().take(length).collect()
+}
+
+/// Messages that lie packed one after the other.
+fn walk_packed(packed: &[u8]) -> Vec<Vec<u8>> {
+    let (mut messages, mut at) = (Vec::new(), 0);
+    while at < packed.len() {
+        let word = u64::from_le_bytes(packed[at..at + 8].try_into().expect("a header"));
+        assert_eq!(word >> 32, u64::from(WHOLE));
+        let length = as_offset(word & 0xffff_ffff);
+        messages.push(packed[at + 8..at + 8 + length].to_vec());
+        at += as_offset(packed_size(length as u64));
+    }
+    assert_eq!(at, packed.len(), "whole records");
+    messages
 }
 
 #[test]
