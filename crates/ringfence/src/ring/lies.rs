@@ -47,6 +47,9 @@ pub(super) struct Liar {
     lies: RefCell<VecDeque<Lie>>,
     position: Cell<u64>,
     looks: Cell<u32>,
+    most: u32,
+    /// Up to here words lie that tell positions.
+    words: usize,
 }
 
 impl Liar {
@@ -57,12 +60,36 @@ impl Liar {
             lies: RefCell::new(lies.into_iter().collect()),
             position: Cell::new(0),
             looks: Cell::new(0),
+            most: LOOKS,
+            words: layout::DATA,
         }
+    }
+
+    /// One whose every word tells a position, as in a control object.
+    pub(super) fn of_control(lies: impl IntoIterator<Item = Lie>) -> Self {
+        let mut liar = Self::new(OwnRegion::private(0), SMALLEST, lies);
+        liar.words = liar.end;
+        liar
+    }
+
+    /// So many looks are no endless number.
+    pub(super) fn bear(&mut self, looks: u32) {
+        self.most = looks;
+    }
+
+    /// What is there when the truth is told.
+    pub(super) fn tell(&self, at: usize, word: u64) {
+        self.region.store(at, word, Ordering::Release);
+    }
+
+    /// A call begins.
+    pub(super) fn begin(&self) {
+        self.looks.set(0);
     }
 
     fn answer(&self, at: usize, truth: u64) -> u64 {
         self.looks.set(self.looks.get() + 1);
-        assert!(self.looks.get() < LOOKS, "it looks again and again");
+        assert!(self.looks.get() < self.most, "it looks again and again");
         let mut lies = self.lies.borrow_mut();
         let Some(lie) = lies.pop_front() else { return truth };
         // Told again and again, so that a long run does not end in truths.
@@ -74,7 +101,7 @@ impl Liar {
             Lie::Header(length, flags) => header(length, flags),
             Lie::Truth => truth,
         };
-        if at < layout::DATA && !matches!(lie, Lie::Word(_) | Lie::Flip(_) | Lie::Header(..)) {
+        if at < self.words && !matches!(lie, Lie::Word(_) | Lie::Flip(_) | Lie::Header(..)) {
             self.position.set(answer);
         }
         answer
@@ -136,7 +163,7 @@ pub(crate) enum Read {
 
 /// One call, as [`crate::Receiver`] makes it. `Ok`: nothing, or a message (or part of one) within the limits.
 fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Error> {
-    victim.peer().looks.set(0);
+    victim.peer().begin();
     match read {
         Read::Receive | Read::Strides => {
             let Some(record) = victim.next_record()? else {
@@ -240,7 +267,7 @@ pub(crate) fn write_among_lies(lies: impl IntoIterator<Item = Lie>, writes: impl
     let mut producer = Producer::new(OwnRegion::private(SMALLEST), liar, SMALLEST);
     let mut part = None;
     for Write { size, kind } in writes {
-        producer.peer.looks.set(0);
+        producer.peer.begin();
         let payload = vec![7; as_offset(size)];
         let result = match (kind, part) {
             (3, _) | (_, Some(_)) => producer.push_part(&LONG, part.unwrap_or(0)).map(|progress| {

@@ -12,6 +12,8 @@ pub use self::{channel::channel, line::line};
 use crate::{
     handshake::frame::Frame,
     memory::layout::CAPACITY_MIN,
+    ring::delivery::{Delivery, StartFrom},
+    ring::fan_out::lies::{self as fan_out_lies, Call, Told, publish_among_lies},
     ring::lies::{Lie, Read, Write, read_lies, write_among_lies},
     ring::record::ALIGNED,
 };
@@ -64,6 +66,50 @@ fn ring_of(script: &mut Unstructured<'_>) -> Result<()> {
         write_among_lies(lies, calls);
     }
     Ok(())
+}
+
+/// The ring that many read: a reader facing a publisher that lies, and a publisher facing a reader that does.
+pub fn fan_out(bytes: &[u8]) {
+    let _ = fan_out_of(&mut Unstructured::new(bytes));
+}
+
+fn fan_out_of(script: &mut Unstructured<'_>) -> Result<()> {
+    let reads = script.arbitrary()?;
+    let delivery = *script.choose(&Delivery::ALL)?;
+    let position = script.int_in_range(0..=3 * CAPACITY_MIN / 8)? * 8;
+    let lies: Vec<_> = (0..script.int_in_range(1..=60)?)
+        .map(|_| lie(script))
+        .collect::<Result<_>>()?;
+    let mut calls = script.int_in_range(1..=200)?;
+    let mut more = |script: &Unstructured<'_>| {
+        calls -= 1;
+        calls > 0 && !script.is_empty()
+    };
+    if reads {
+        let told = Told {
+            position,
+            sequence: position / 32,
+            lies,
+        };
+        let calls = std::iter::from_fn(|| more(script).then(|| fan_in_call(script)).and_then(Result::ok));
+        fan_out_lies::read_lies(delivery, told, calls);
+    } else {
+        let calls = std::iter::from_fn(|| more(script).then(|| write(script)).and_then(Result::ok));
+        publish_among_lies(lies, calls);
+    }
+    Ok(())
+}
+
+fn fan_in_call(script: &mut Unstructured<'_>) -> Result<Call> {
+    Ok(match script.int_in_range(0..=6)? {
+        0 => Call::Begin(*script.choose(&StartFrom::ALL)?),
+        1 => Call::Receive(script.int_in_range(0..=600)?),
+        2 => Call::Visit(script.int_in_range(0..=50)?),
+        3 => Call::Pull(script.int_in_range(0..=5000)?),
+        4 => Call::Size,
+        5 => Call::End(script.arbitrary()?),
+        _ => Call::Settle,
+    })
 }
 
 fn lie(script: &mut Unstructured<'_>) -> Result<Lie> {
@@ -128,6 +174,7 @@ mod tests {
     #[test]
     fn whatever_is_in_a_ring_is_a_message_or_a_lie() {
         each(ring, &[]);
+        each(fan_out, &[]);
     }
 
     #[test]

@@ -19,6 +19,8 @@
 //! Like all of `ring`, this blocks never, makes no system call but one (see [`readers::Readers::activate`]), and believes nothing
 //! of what the other side writes.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod lies;
 pub(crate) mod marks;
 pub(crate) mod reader;
 pub(crate) mod readers;

@@ -35,7 +35,7 @@ pub(crate) struct Watched<P> {
 /// # A reader that comes
 /// The list of readers is asked for after the barrier, as their words are. So a publication that a new reader's last look did not
 /// find is followed by a look at the new list. A reader that issues the barrier itself brings this about. For one that does
-/// not, see [`admit`].
+/// not, see [`admit`]; the look at the new list then has a fence before it.
 #[derive(Debug)]
 pub(crate) struct FanWaker<O, P> {
     own: O,
@@ -104,7 +104,9 @@ impl<O: Writable, P: Readable> FanWaker<O, P> {
         self.always =
             self.barriers == Barriers::Both || readers.iter().any(|reader| reader.barriers == Barriers::Both);
         if self.always {
-            // Nobody need issue a barrier then.
+            // For the publication that has brought this about: it was made without, and a new reader makes its own alone.
+            self.own.full_fence();
+            // The others need not issue a barrier then.
             self.fence_for(FENCED_AFTER_A_BELL);
         }
         // One that was rung for already is rung for once more. That is no error, and to know it would take more than its slot, which

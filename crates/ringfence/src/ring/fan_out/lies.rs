@@ -1,0 +1,274 @@
+//! A publisher that lies to its reader, and a reader that lies to its publisher, in every word and at any moment. Told by chance in the
+//! tests, and by what has led further before in the fuzzer.
+
+use std::{
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+};
+
+use super::{
+    largest_message,
+    reader::{FanIn, Terms},
+    readers::{Held, Readers},
+    writer::FanOut,
+};
+use crate::{
+    error::{Error, Result},
+    memory::access::{Readable, Writable},
+    memory::layout::{self, CAPACITY_MIN as SMALLEST, as_offset},
+    memory::own::OwnRegion,
+    ring::consumer::Pulled,
+    ring::delivery::{Delivery, StartFrom},
+    ring::lies::{Liar, Lie, Write, packed},
+    ring::record::{WHOLE, header, packed_size},
+};
+
+/// What a hostile publisher says in OFFER, and then in its ring.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    pub(crate) position: u64,
+    pub(crate) sequence: u64,
+    pub(crate) lies: Vec<Lie>,
+}
+
+/// One call of a reader.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Call {
+    Begin(StartFrom),
+    Receive(usize),
+    Visit(usize),
+    Pull(usize),
+    Size,
+    End(u64),
+    Settle,
+}
+
+/// The looks that one call of a reader may take: it begins again a few times, and each time walks over a ring of the smallest
+/// records.
+const LOOKS: u32 = 40_000;
+
+/// The longest message that the reader takes: less than the ring's own limit, so that both count.
+const LONGEST: u64 = 500;
+
+type Victim = FanIn<Liar, OwnRegion>;
+
+/// One call. `Ok`: nothing, or messages within the limits.
+fn call(victim: &mut Victim, call: Call) -> Result<()> {
+    victim.ring().begin();
+    match call {
+        Call::Begin(from) => victim.begin(from)?,
+        Call::Receive(room) => {
+            let mut into = vec![0; room];
+            match victim.receive(&mut into) {
+                Ok(length) => assert!(length.is_none_or(|length| length <= room)),
+                Err(Error::InvalidArgument(_)) => assert!((room as u64) < LONGEST, "the message fits"),
+                Err(error) => return Err(error),
+            }
+        }
+        Call::Visit(max) => {
+            let mut seen = 0;
+            let count = victim.visit(max, |message| {
+                assert!(message.len() as u64 <= LONGEST);
+                seen += 1;
+            })?;
+            assert!(count == seen && count <= max);
+        }
+        Call::Pull(room) => {
+            let mut into = vec![0; room];
+            match victim.pull_packed(&mut into)? {
+                Pulled::Bytes(end) => {
+                    // What is handed over has been checked in the copy: it can be walked without any check.
+                    let mut at = 0;
+                    while at < end {
+                        let word = u64::from_le_bytes(into[at..at + 8].try_into().expect("eight bytes"));
+                        assert_eq!(word >> 32, u64::from(WHOLE));
+                        assert!(word & 0xffff_ffff <= LONGEST);
+                        at += as_offset(packed_size(word & 0xffff_ffff));
+                    }
+                    assert!(at == end && end <= room);
+                }
+                Pulled::Large(size) => assert!(size as u64 <= LONGEST),
+                Pulled::Nothing => {}
+            }
+        }
+        Call::Size => {
+            let size = victim.next_size()?;
+            assert!(size.is_none_or(|size| size as u64 <= LONGEST));
+        }
+        Call::End(position) => victim.end_at(position),
+        Call::Settle => victim.settle(),
+    }
+    Ok(())
+}
+
+/// Reads what a publisher lies. Every call gives messages within the limits or nothing, or finds the ring corrupt or itself evicted, which
+/// ends it; anything else is a panic.
+pub(crate) fn read_lies(delivery: Delivery, told: Told, calls: impl IntoIterator<Item = Call>) {
+    let region = OwnRegion::private(SMALLEST);
+    // What is told when it is the truth: small records all over.
+    let mut at = layout::DATA;
+    while at < layout::DATA + as_offset(SMALLEST) {
+        region.store(at, header(24, WHOLE), Ordering::Relaxed);
+        at += 32;
+    }
+    let mut liar = Liar::new(region, SMALLEST, told.lies);
+    liar.bear(LOOKS);
+    let terms = Terms {
+        capacity: SMALLEST,
+        longest: LONGEST,
+        delivery,
+        held: Held {
+            slot: 3,
+            position: told.position,
+            sequence: told.sequence,
+        },
+    };
+    let Ok(mut victim) = FanIn::new(liar, OwnRegion::private(0), terms) else {
+        return;
+    };
+    let (mut sequence, mut lost) = (0, 0);
+    for each in calls {
+        match call(&mut victim, each) {
+            Ok(()) => {}
+            Err(Error::RingCorrupt(_)) => break,
+            Err(Error::Evicted) => {
+                assert_eq!(delivery, Delivery::Reliable);
+                break;
+            }
+            Err(other) => panic!("{other}"),
+        }
+        if !matches!(each, Call::Begin(_)) {
+            assert!(
+                victim.sequence() >= sequence && victim.lost() >= lost,
+                "both only grow"
+            );
+        }
+        (sequence, lost) = (victim.sequence(), victim.lost());
+    }
+}
+
+/// The control object of a subscriber that lies.
+#[derive(Clone)]
+struct Control(Rc<Liar>);
+
+impl Readable for Control {
+    fn load(&self, at: usize, order: Ordering) -> u64 {
+        self.0.load(at, order)
+    }
+
+    fn copy_out(&self, _: usize, _: &mut [u8]) {
+        unreachable!("nothing is copied out of a control object");
+    }
+}
+
+/// A publisher with two subscribers: one that lies, and one that does not and reads all of it.
+struct Stage {
+    publisher: FanOut<OwnRegion, Control, ()>,
+    readers: Arc<Readers<OwnRegion, Control, ()>>,
+    liar: (Held, Rc<Liar>),
+    honest: FanIn<OwnRegion, OwnRegion>,
+    /// What the publisher sees of the honest one.
+    truth: (Held, Rc<Liar>),
+    sent: u64,
+    told: bool,
+}
+
+impl Stage {
+    #[expect(
+        clippy::arc_with_non_send_sync,
+        reason = "the publisher takes an Arc, and there is one thread"
+    )]
+    fn new(lies: impl IntoIterator<Item = Lie>) -> Self {
+        let ring = OwnRegion::private(SMALLEST);
+        let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::private(0), 2));
+        let join = |liar: Liar| {
+            let liar = Rc::new(liar);
+            let held = readers.hold(Delivery::Reliable, StartFrom::Now).expect("a slot");
+            readers.activate(held.slot, Control(Rc::clone(&liar)), ());
+            (held, liar)
+        };
+        let liar = join(Liar::of_control(lies));
+        let truth = join(Liar::of_control([]));
+        let terms = Terms {
+            capacity: SMALLEST,
+            longest: SMALLEST,
+            delivery: Delivery::Reliable,
+            held: truth.0,
+        };
+        let honest = FanIn::new(ring.clone(), OwnRegion::private(0), terms).expect("an honest publisher");
+        Self {
+            publisher: FanOut::new(ring, Arc::clone(&readers), SMALLEST),
+            readers,
+            liar,
+            honest,
+            truth,
+            sent: 0,
+            told: false,
+        }
+    }
+
+    fn write(&mut self, size: u64, kind: u8) {
+        let payload = vec![u8::try_from(self.sent % 251).expect("below 251"); as_offset(size)];
+        let there = self.publisher.has_room(size);
+        match kind {
+            0 => self.sent += u64::from(self.publisher.push(&payload)),
+            1 => {
+                let packed = packed([payload.as_slice()]);
+                let taken = self.publisher.push_packed(&packed, SMALLEST);
+                self.sent += u64::from(taken.expect("whole records") > 0);
+            }
+            2 => drop(self.publisher.packed_room(size)),
+            3 => {
+                let waits = self.publisher.in_the_way(size);
+                let slots = [self.liar.0.slot, self.truth.0.slot];
+                assert!(waits.iter().all(|slot| slots.contains(slot)));
+                assert!(!there || waits.is_empty());
+            }
+            _ => {
+                if let Some(at) = self.publisher.claim_record(size) {
+                    self.publisher.own_mut().copy_in(at, &payload);
+                    self.publisher.finish(at, as_offset(size), as_offset(size));
+                    self.sent += 1;
+                }
+            }
+        }
+        self.publisher.publish();
+    }
+
+    /// The liar is told of once, and counts no more.
+    fn judge(&mut self) {
+        if let Some(lie) = self.publisher.lie() {
+            assert!(!self.told && lie.slot == self.liar.0.slot, "the liar, once");
+            assert!(matches!(lie.error, Error::RingCorrupt(_)));
+            self.told = true;
+            self.readers.release(lie.slot);
+        }
+        assert!(self.publisher.lie().is_none(), "nothing else is a lie");
+    }
+
+    fn read(&mut self) {
+        let mut number = self.honest.sequence();
+        let count = self.honest.visit(usize::MAX, |message| {
+            assert!(message.iter().all(|byte| u64::from(*byte) == number % 251));
+            number += 1;
+        });
+        count.expect("an honest publisher");
+        assert_eq!((self.honest.sequence(), self.honest.lost()), (self.sent, 0));
+        let (held, seen) = &self.truth;
+        seen.tell(layout::head_of(held.slot), self.honest.position());
+    }
+}
+
+/// Publishes to a subscriber that lies and to one that does not. The latter gets every message, whatever the other says.
+pub(crate) fn publish_among_lies(
+    lies: impl IntoIterator<Item = Lie>,
+    writes: impl IntoIterator<Item = Write>,
+) {
+    let mut stage = Stage::new(lies);
+    for Write { size, kind } in writes {
+        stage.liar.1.begin();
+        stage.write(size.min(largest_message(SMALLEST)), kind);
+        stage.judge();
+        stage.read();
+    }
+}
