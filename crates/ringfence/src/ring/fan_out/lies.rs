@@ -118,6 +118,7 @@ pub(crate) fn read_lies(delivery: Delivery, told: Told, calls: impl IntoIterator
         longest: LONGEST,
         delivery,
         held: Held {
+            number: 0,
             slot: 3,
             position: told.position,
             sequence: told.sequence,
@@ -184,7 +185,7 @@ impl Stage {
         let join = |liar: Liar| {
             let liar = Rc::new(liar);
             let held = readers.hold(Delivery::Reliable, StartFrom::Now).expect("a slot");
-            readers.activate(held.slot, Control(Rc::clone(&liar)), ());
+            readers.activate(held.number, Control(Rc::clone(&liar)), ());
             (held, liar)
         };
         let liar = join(Liar::of_control(lies));
@@ -219,10 +220,8 @@ impl Stage {
             }
             2 => drop(self.publisher.packed_room(size)),
             3 => {
-                let waits = self.publisher.in_the_way(size);
-                let slots = [self.liar.0.slot, self.truth.0.slot];
-                assert!(waits.iter().all(|slot| slots.contains(slot)));
-                assert!(!there || waits.is_empty());
+                let awaited = self.publisher.awaited(size);
+                assert!(!there || awaited.is_none());
             }
             _ => {
                 if let Some(at) = self.publisher.claim_record(size) {
@@ -238,10 +237,10 @@ impl Stage {
     /// The liar is told of once, and counts no more.
     fn judge(&mut self) {
         if let Some(lie) = self.publisher.lie() {
-            assert!(!self.told && lie.slot == self.liar.0.slot, "the liar, once");
+            assert!(!self.told && lie.number == self.liar.0.number, "the liar, once");
             assert!(matches!(lie.error, Error::RingCorrupt(_)));
             self.told = true;
-            self.readers.release(lie.slot);
+            self.readers.release(lie.number);
         }
         assert!(self.publisher.lie().is_none(), "nothing else is a lie");
     }

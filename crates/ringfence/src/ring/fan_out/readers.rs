@@ -7,7 +7,7 @@
 //! moves the generation, and looks at the intent; the sender stores its intent, which is where it will put the floor, and looks at
 //! the generation. At least one sees the other. The one who admits then begins again, further on; the sender then keeps to the position.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use super::marks::{Mark, Seen};
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
         layout::{self, head_of},
     },
     ring::delivery::{Delivery, StartFrom},
+    sys::lock::{Mutex, MutexGuard},
 };
 
 /// Moves with each change of the list; stored by the thread that has changed it, after the change.
@@ -84,9 +85,8 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         }
     }
 
-    /// No caller's code runs under this lock, so there is nothing that could have been left half done.
     fn list(&self) -> MutexGuard<'_, List<P, T>> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock()
     }
 
     /// Changes the list, and says so. A number that another thread's overtakes on the way is a change as well.

@@ -104,6 +104,7 @@ fn words(delivery: Delivery, held: Held) -> Words {
 }
 
 const BEGINNING: Held = Held {
+    number: 0,
     slot: 0,
     position: 0,
     sequence: 0,
@@ -131,6 +132,7 @@ fn beginnings_that_cannot_be_are_corrupt() {
             longest: 200,
             delivery: Delivery::BestEffort,
             held: Held {
+                number: 0,
                 slot: 0,
                 position,
                 sequence,
@@ -272,6 +274,7 @@ fn marks_that_cannot_be_are_corrupt() {
 #[test]
 fn fewer_messages_than_were_read_are_corrupt() {
     let held = Held {
+        number: 0,
         slot: 0,
         position: 64,
         sequence: 2,
@@ -312,11 +315,13 @@ fn a_head_that_lies_is_told_of_once_and_holds_nobody_up() {
         (0, 1 << 63),
     ] {
         let mut hub = Hub::new(SMALLEST);
-        let (slot, liar) = hub.join(Delivery::Reliable, StartFrom::Now);
+        let held = hub.readers.hold(Delivery::Reliable, StartFrom::Now).unwrap();
+        let liar = OwnRegion::private(0);
+        assert!(hub.readers.activate(held.number, liar.seen_by_peer(), ()));
         let (_, mut honest) = hub.join(Delivery::Reliable, StartFrom::Now);
         let (mut sent, mut got, mut lies) = (0, 0, 0);
         let mut tell = |hub: &mut Hub, head, honest: &mut super::Reader| {
-            liar.own().unwrap().store(head_of(slot), head, Ordering::Release);
+            liar.store(head_of(held.slot), head, Ordering::Release);
             for _ in 0..400 {
                 sent += u64::from(hub.send(&bytes(sent, 24)));
                 honest
@@ -326,7 +331,7 @@ fn a_head_that_lies_is_told_of_once_and_holds_nobody_up() {
                     })
                     .unwrap();
                 if let Some(lie) = hub.writer.lie() {
-                    assert_eq!(lie.slot, slot);
+                    assert_eq!(lie.number, held.number);
                     assert!(matches!(lie.error, Error::RingCorrupt(_)));
                     lies += 1;
                 }
