@@ -9,6 +9,7 @@
 //! | [`ending`] | the phases of a channel's two regions: who ends it, how the other is told, who has the address then, and what is wiped |
 //! | [`parking`] | one publisher and its readers, each of which sleeps when it has nothing to do: the words by which they are rung, the fences, and the promise of fences that one word makes to all readers |
 //! | [`admission`] | a reader that comes while the publisher goes on: its place is kept, it misses nothing, and it is rung |
+//! | [`eviction`] | a reader that is let go of while it reads, and a newcomer in its place: what was known of the one is not taken for the other |
 //! | [`floor`] | a reader that is overtaken: no torn message, an exact count, no honest publisher accused |
 //!
 //! `cargo test -p ringfence-model` checks all of them in some seconds, and `npm run test:models` more of each, in a minute or two. Each
@@ -35,6 +36,7 @@
 pub mod admission;
 pub mod check;
 pub mod ending;
+pub mod eviction;
 pub mod floor;
 pub mod memory;
 pub mod parking;

@@ -1,0 +1,69 @@
+//! A reliable reader is let go of, and a newcomer takes its place.
+
+use ringfence_model::{
+    check,
+    eviction::{About, BY_NUMBER, Eviction, Fault, HONEST, KEPT, RUNG, SENDER_WOKEN, WHOLE},
+};
+
+fn model(about: About, messages: u8) -> Eviction {
+    Eviction {
+        messages,
+        old_reads: u8::from(about == About::Places),
+        about,
+        fault: None,
+    }
+}
+
+fn holds(model: Eviction) {
+    let form = format!("{:?}, {} messages", model.about, model.messages);
+    check::holds("eviction", &form, model);
+}
+
+#[test]
+fn a_reader_is_let_go_of_and_another_takes_its_place() {
+    for about in [About::Places, About::Bells, About::Room] {
+        holds(model(about, 3));
+    }
+}
+
+#[test]
+fn the_checker_finds_each_fault() {
+    let both_read = Eviction {
+        old_reads: 2,
+        ..model(About::Places, 4)
+    };
+    check::finds(
+        "eviction",
+        &Fault::HeadOfTheSlot,
+        KEPT,
+        Eviction {
+            fault: Some(Fault::HeadOfTheSlot),
+            ..both_read
+        },
+    );
+    for (fault, broken, about, messages) in [
+        (Fault::HandsOutWithoutALook, WHOLE, About::Places, 3),
+        (Fault::LooksWithoutFence, WHOLE, About::Places, 3),
+        (Fault::FloorAfterTheWrite, WHOLE, About::Places, 3),
+        (Fault::NamesTheSlot, BY_NUMBER, About::Places, 3),
+        (Fault::ObjectOfTheSlot, HONEST, About::Places, 4),
+        (Fault::RungOfTheSlot, RUNG, About::Bells, 4),
+        (Fault::ReleasesWithoutWaking, SENDER_WOKEN, About::Room, 3),
+        (Fault::WakesFirst, SENDER_WOKEN, About::Room, 3),
+        (Fault::WakesOnlyASleeper, SENDER_WOKEN, About::Room, 3),
+    ] {
+        let model = Eviction {
+            fault: Some(fault),
+            ..model(about, messages)
+        };
+        check::finds("eviction", &fault, broken, model);
+    }
+}
+
+#[test]
+#[ignore = "a minute: npm run test:models"]
+fn more_messages() {
+    for about in [About::Places, About::Bells, About::Room] {
+        holds(model(about, 4));
+    }
+}
