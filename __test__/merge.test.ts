@@ -579,6 +579,88 @@ test.serial('the event loop turns while two sources flood a merge', async (t) =>
   t.true(timers > 5, `${timers} timers in 100 ms`)
 })
 
+test.serial('messages() reads from all agents of a service, coming and going', async (t) => {
+  const address = abstractAddress()
+  const listener = await listenHere(t, address)
+  const early = await Partner.start(t)
+  await early.connect(address)
+  await say(early, 'early')
+  const messages = listener.messages()
+  const late = await Partner.start(t)
+  await late.connect(address)
+  await say(late, 'late')
+  const heard: string[] = []
+  const loop = (async () => {
+    for await (const [channel, message] of messages) {
+      t.true(channel.peer.pid === (String(message).startsWith('early') ? early.pid : late.pid))
+      heard.push(String(message))
+      await channel.send(`to ${message}`)
+    }
+  })()
+  await until(() => heard.length === 2, 'both are heard')
+  t.deepEqual(new Set(heard), new Set(['early', 'late']))
+  const answer = (partner: Partner) => partner.run(async (kit) => String(await kit.channel.receive()))
+  t.is(await answer(early), 'to early')
+  await early.kill()
+  await say(late, 'late, and alone')
+  t.is(await answer(late), 'to late')
+  await listener.close()
+  await say(late, 'late, and after the end')
+  t.true(await isPending(loop))
+  await late.run((kit) => kit.channel.end())
+  await soon(loop, 'the end of the loop')
+  t.deepEqual(heard.slice(2), ['late, and alone', 'late, and after the end'])
+  for await (const _ of listener.messages()) t.fail()
+})
+
+test.serial('calls of messages() share what comes, and leaving a loop loses nothing', async (t) => {
+  const address = abstractAddress()
+  const listener = await listenHere(t, address)
+  const { partner } = await (async () => {
+    const agent = await Partner.start(t)
+    await agent.connect(address)
+    return { partner: agent }
+  })()
+  await say(partner, 'one', 'two', 'three')
+  for (const wanted of ['one', 'two', 'three'])
+    for await (const [, message] of listener.messages()) {
+      t.is(String(message), wanted)
+      break
+    }
+  const iterator = listener.messages()[Symbol.asyncIterator]()
+  const next = iterator.next()
+  t.true(await isPending(next))
+  await iterator.return!()
+  t.true((await next).done)
+  await say(partner, 'four')
+  const { value } = await listener.messages()[Symbol.asyncIterator]().next()
+  t.is(String((value as [Channel, Buffer])[1]), 'four')
+})
+
+test.serial('messages() and a loop over the listener, or a listener of connection, do not go together', async (t) => {
+  const first = await listenHere(t, abstractAddress())
+  const loop = first[Symbol.asyncIterator]()
+  const waiting = loop.next()
+  t.throws(() => first.messages(), invalid)
+  await loop.return!()
+  t.true((await waiting).done)
+  first.messages()
+  await t.throwsAsync(async () => {
+    for await (const _ of first);
+  }, invalid)
+  t.throws(() => first.on('connection', () => {}), invalid)
+  t.is(first.listenerCount('connection'), 0)
+
+  const second = await listenHere(t, abstractAddress())
+  const listen = () => {}
+  second.on('connection', listen)
+  t.throws(() => second.messages(), invalid)
+  second.off('connection', listen)
+  const messages = second.messages()
+  await second.close()
+  for await (const _ of messages) t.fail()
+})
+
 test.serial('a Node merge reads Rust sources beside Node ones', async (t) => {
   const sizes = Array.from({ length: 200 }, (_, index) => (index * 61) % 9000)
   const options: Options = {

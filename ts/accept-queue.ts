@@ -23,6 +23,8 @@ export class AcceptQueue {
   #unclaimed: Channel[] = []
   readonly #waiters = new Waiters<Channel>()
   #taker: Taker | null = null
+  /** Loops that have begun, and were neither left nor ended. */
+  #loops = 0
   #paused = false
   #over = false
   /** Why the endpoint has ended by itself: the first loop that asks is told. */
@@ -36,10 +38,37 @@ export class AcceptQueue {
   /** A loop over what comes. Once there is one, no channel is dropped. */
   iterator(): AsyncIterator<Channel, undefined> {
     this.#all = true
-    return loop(
+    const own = loop(
       () => this.#now(),
       () => this.#waiters.add(),
     )
+    let isOver = false
+    const over = () => {
+      if (!isOver) this.#loops -= 1
+      isOver = true
+    }
+    this.#loops += 1
+    return {
+      async next() {
+        try {
+          const result = await own.next()
+          if (result.done === true) over()
+          return result
+        } catch (error) {
+          over()
+          throw error
+        }
+      },
+      return() {
+        over()
+        return own.return!()
+      },
+    }
+  }
+
+  /** Whether a loop is under way. */
+  get hasLoop(): boolean {
+    return this.#loops > 0
   }
 
   /** Hands all that waits and all that comes to the taker; to loops again, where there is none. */

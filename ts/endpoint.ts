@@ -189,6 +189,14 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
   }
 
   /**
+   * @throws {@link RingfenceError} INVALID_ARGUMENT, with this reason, where a loop over it is under way.
+   * @internal
+   */
+  protected mustHaveNoLoop(why: string): void {
+    if (this.#acceptQueue.hasLoop) throw invalid(why)
+  }
+
+  /**
    * Takes the channels that no loop has taken out of the queue.
    *
    * @internal

@@ -54,7 +54,7 @@ let make: (held: boolean) => Merge
 export let makeHeld: () => Merge<Channel>
 
 /** Has a held merge end once its sources have. `failure`: what the first that asks is told then. */
-export let letEnd: (merge: Merge<Channel>, failure: RingfenceError | null) => void
+export let letEnd: (held: Merge<Channel>, failure: RingfenceError | null) => void
 
 /**
  * Reads from many sources as one: each message comes with the source that it is of, whose `peer` is proven.
@@ -91,11 +91,11 @@ export class Merge<Source extends MergeSource = MergeSource>
   static {
     make = (held) => new Merge(KEY, held)
     makeHeld = () => make(true)
-    letEnd = (merge, failure) => {
-      merge.#held = false
-      merge.#hadOne = true
-      merge.#failure = failure
-      merge.#schedule()
+    letEnd = (held, failure) => {
+      held.#held = false
+      held.#hadOne = true
+      held.#failure = failure
+      held.#schedule()
     }
   }
 

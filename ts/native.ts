@@ -54,10 +54,7 @@ export interface NativeChannel {
   armWriter(size: number): number
   /** 1: armed, the line will ring; 0: there is something to read, or no more will come. */
   armReader(): number
-  /**
-   * The first half of `armReader`: 1 where `barrier` must be called before the second, `lookParked`; else 0. What has failed is told by
-   * the second.
-   */
+  /** The first half of `armReader`: 1 where `barrier` must be called before the second, `lookParked`; else 0. */
   parkReader(): number
   /** Answers as `armReader`. */
   lookParked(): number

@@ -595,13 +595,13 @@ export class ReceiveBuffer {
   /** The first half of {@link arm}, for a merge that arms many. Whether a barrier must be made before the second. */
   park(): boolean {
     const answer = this.#native.parkReader()
-    // The second half fails as well, and tells why.
+    if (answer === FAILED) this.#nothing(FAILED)
     return answer === 1
   }
 
   /** The second half of {@link arm}. */
   lookParked(): boolean {
-    return this.#armBy(this.#native.lookParked())
+    return this.#over === null && this.#armBy(this.#native.lookParked())
   }
 
   #armBy(answer: number): boolean {

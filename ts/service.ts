@@ -2,11 +2,15 @@ import { openChannel, type Channel } from './channel.js'
 import { Endpoint, KEY, openEndpoint, type EndpointParts } from './endpoint.js'
 import { invalid, show, type RingfenceError } from './errors.js'
 import { runHandshakeAt } from './handshake.js'
+import { letEnd, makeHeld, type Merge } from './merge.js'
 import type { Failure, NativeListener, RawChannel } from './native.js'
 import { plainObject } from './options.js'
 import type { ConnectOptions, ListenOptions } from './types.js'
 
 let make: (parts: EndpointParts<NativeListener>) => Listener
+
+const toListeners = () => "the channels of this listener go to its listeners of 'connection': no loop gets one"
+const toMessages = () => 'messages() reads the channels of this listener: neither a loop nor a listener gets one'
 
 /** What a {@link Listener} tells. */
 export interface ListenerEvents {
@@ -41,6 +45,8 @@ export class Listener extends Endpoint<ListenerEvents> {
   readonly #open = new Set<Channel>()
   readonly #signal: AbortSignal | undefined
   readonly #abort = () => void this.close()
+  /** Reads from all channels, where `messages` was called. */
+  #merged: Merge<Channel> | null = null
 
   static {
     make = (parts) => new Listener(KEY, parts)
@@ -52,7 +58,8 @@ export class Listener extends Endpoint<ListenerEvents> {
     this.#signal = parts.opening.signal
     this.#signal?.addEventListener('abort', this.#abort, { once: true })
     this.on('newListener' as keyof ListenerEvents, (name: unknown) => {
-      // Told before the listener is there.
+      // Told before the listener is there, which an error keeps it from.
+      if (name === 'connection' && this.#merged !== null) throw invalid(toMessages())
       if (name === 'connection') queueMicrotask(() => this.#divert())
     })
     this.on('removeListener' as keyof ListenerEvents, (name: unknown) => {
@@ -63,6 +70,35 @@ export class Listener extends Endpoint<ListenerEvents> {
   /** Channels that are open now, with those that no loop has taken yet. */
   get size(): number {
     return this.#open.size
+  }
+
+  /**
+   * The messages of all agents, as they come, each with the channel that it is of: see {@link Merge}. It takes the channels that wait
+   * for a loop and those that come from now on, so that a loop over the listener itself, or a listener of 'connection', is
+   * INVALID_ARGUMENT from here on; an agent that ends leaves by itself, and `channel.closed` tells why. Calls share what comes, and
+   * leaving a loop loses no message. It ends once the listener has closed and the last channel has ended; where the
+   * listener has ended by itself, the first that comes to the end is told why.
+   *
+   * @throws {@link RingfenceError} INVALID_ARGUMENT where a loop over the listener is under way, or there is a listener of
+   * 'connection'.
+   */
+  messages(): AsyncIterable<[Channel, Buffer]> {
+    const merged = (this.#merged ??= this.#mergeAll())
+    return { [Symbol.asyncIterator]: () => merged[Symbol.asyncIterator]() }
+  }
+
+  #mergeAll(): Merge<Channel> {
+    if (this.listenerCount('connection') > 0) throw invalid(toListeners())
+    this.mustHaveNoLoop('a loop over this listener gets its channels: leave it before messages() is called')
+    const merged = makeHeld()
+    if (this.isOver) letEnd(merged, null)
+    else {
+      this.setTaker({
+        take: (channel) => void merged.add(channel),
+        refusal: () => invalid(toMessages()),
+      })
+    }
+    return merged
   }
 
   /**
@@ -112,7 +148,7 @@ export class Listener extends Endpoint<ListenerEvents> {
     if (this.listenerCount('connection') === 0) return
     this.setTaker({
       take: (channel) => this.tell('connection', channel),
-      refusal: () => invalid("the channels of this listener go to its listeners of 'connection': no loop gets one"),
+      refusal: () => invalid(toListeners()),
     })
   }
 
@@ -122,6 +158,7 @@ export class Listener extends Endpoint<ListenerEvents> {
     this.#signal?.removeEventListener('abort', this.#abort)
     this.#native.close()
     const unclaimed = this.takeUnclaimed()
+    if (this.#merged !== null) letEnd(this.#merged, reason)
     this.finish(reason)
     return unclaimed
   }

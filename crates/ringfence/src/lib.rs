@@ -20,11 +20,11 @@
 //! ```
 //!
 //! A service [`listen`]s, and its agents [`connect`]: each gets a channel and memory of its own. Of two [`member`]s of an
-//! address one may go while the other stays, and has the address from then on.
+//! address one may go while the other stays, and has the address from then on. A [`Merge`] reads from the [`Receiver`]s of many channels as one.
 //!
 //! # What blocks, what allocates, what happens when it is full
 //! [`join`], [`connect`], [`member`], [`Listener::accept`], [`Membership::next`], [`Membership::leave`], [`Sender::send`],
-//! [`Sender::wait`], [`Receiver::receive`], [`Receiver::wait`] and [`Tokens::token`] block, and [`listen`] where it is to wait
+//! [`Sender::wait`], [`Receiver::receive`], [`Receiver::wait`], [`Merge::receive`], [`Merge::wait`] and [`Tokens::token`] block, and [`listen`] where it is to wait
 //! for the address. Everything else returns at once. Sending and receiving allocate nothing, but for messages above half the
 //! ring, which are put together in memory that grows with what has come; where there is none, that is [`Error::NoSpace`] of that
 //! call, and the message stays.
@@ -76,6 +76,8 @@ mod wait;
 mod wake;
 
 pub use channel::Channel;
+pub use channel::merge::source::Source;
+pub use channel::merge::{Key, Merge, Merged, NotAdded};
 pub use channel::receiver::{Packed, Receiver};
 pub use channel::sender::{Batch, Reservation, Sender};
 pub use channel::state::{CloseReason, GoneReason};

@@ -2,12 +2,14 @@
 //!
 //! `open` begins one with what a handshake has left. `state` is what both halves share: the state, its lock, and what is let go of at the end; `own_phase` is the word that tells
 //! the peer. `sender` and `receiver` are the halves, `link` is what each needs of the peer, `scratch` is memory for a message in
-//! fragments. `tokens`, `verify` and `partner` outlive the halves and keep no channel open.
+//! fragments. `tokens`, `verify` and `partner` outlive the halves and keep no channel open. `merge` reads from the receiving halves of
+//! many channels.
 //!
 //! May import everything below: `handshake` (its parts), `ring`, `memory`, `wake`, `signal`. It never looks for a peer, and knows
 //! no address.
 
 pub(crate) mod link;
+pub(crate) mod merge;
 pub(crate) mod open;
 pub(crate) mod own_phase;
 pub(crate) mod partner;
@@ -52,7 +54,7 @@ pub struct Channel {
     receiver: Receiver,
     verifier: Verifier,
     tokens: Tokens,
-    identity: Identity,
+    identity: Arc<Identity>,
     /// Of the handshake, so many; then of the last verification.
     evidence: Vec<Evidence>,
     of_handshake: usize,
@@ -93,12 +95,14 @@ impl Channel {
             reservation: Arc::default(),
             fruitless: 0,
         };
+        let identity = Arc::new(identity);
         let receiver = Receiver {
             shared,
             consumer,
             link: Some(reading),
             cut: false,
             longest: longest_in,
+            peer: Arc::clone(&identity),
             scratch: Scratch::default(),
             gathered: false,
             fruitless: 0,
@@ -145,7 +149,7 @@ impl Channel {
     /// As [`Verifier::verify`]. After [`Error::PeerRefused`](crate::Error::PeerRefused) the channel is closed.
     pub fn verify(&mut self) -> Result<&Identity> {
         let Verified { identity, evidence } = self.verifier.verify()?;
-        self.identity = identity;
+        self.identity = Arc::new(identity);
         self.evidence.truncate(self.of_handshake);
         self.evidence.extend(evidence);
         Ok(&self.identity)

@@ -14,6 +14,7 @@ use crate::{
     channel::scratch::Scratch,
     channel::state::{ChannelState, CloseReason, Shared},
     error::{Error, Result},
+    identity::Identity,
     memory::access::Readable,
     memory::layout,
     memory::own::OwnRegion,
@@ -22,7 +23,7 @@ use crate::{
     ring::consumer::{Consumer, Gathered, Pulled},
     ring::message::Progress,
     ring::message::{Message, too_small},
-    ring::record::{Record, WHOLE},
+    ring::record::{Record, WHOLE, packed_size},
     sys,
 };
 
@@ -41,6 +42,7 @@ pub struct Receiver {
     /// The peer was gone before it had said that no more would come; known once there is no link.
     pub(crate) cut: bool,
     pub(crate) longest: u64,
+    pub(crate) peer: Arc<Identity>,
     /// The fragments of a message, where the caller's buffer cannot take them one by one.
     pub(crate) scratch: Scratch,
     /// A message is being gathered in a buffer of the caller's, through [`Receiver::receive_part`].
@@ -53,6 +55,11 @@ pub struct Receiver {
 }
 
 impl Receiver {
+    /// Who the peer was in the handshake. [`Channel::peer`](crate::Channel::peer) tells of a later look.
+    pub fn peer(&self) -> &Identity {
+        &self.peer
+    }
+
     /// Bytes of the longest message that this side takes.
     pub fn max_message_size(&self) -> u64 {
         self.longest
@@ -403,25 +410,52 @@ impl Receiver {
     /// As [`Receiver::try_receive`]. [`Error::ObjectExposed`], or [`Error::Closed`] where this side was closed on another thread,
     /// may also come after some visits: the peer has wiped its memory meanwhile, and the last of them may have seen zeros.
     #[inline]
-    pub fn drain(&mut self, mut visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
+    pub fn drain(&mut self, visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
+        self.visit(visit, max, u64::MAX).map(|visited| visited.count)
+    }
+
+    /// As [`Receiver::drain`], for about so many bytes: a row of messages is as long as that allows if all are like its first.
+    #[inline]
+    pub(crate) fn visit(
+        &mut self,
+        mut visit: impl FnMut(Message<'_>),
+        max: usize,
+        bytes: u64,
+    ) -> Result<Visited> {
         self.check()?;
         self.must_not_be_gathering()?;
+        let began = self.consumer.position();
         let mut count = 0;
+        let mut dry = false;
         while count < max {
+            let spent = self.consumer.position() - began;
+            if spent >= bytes {
+                break;
+            }
             let record = match self.consumer.next_record() {
                 Ok(Some(record)) => record,
                 other => {
                     self.not_received(other)?;
+                    dry = true;
                     break;
                 }
             };
             if record.flags == WHOLE {
-                count += self.consumer.visit_in_row(record, max - count, |peer, record| {
+                let row = if bytes == u64::MAX {
+                    max - count
+                } else {
+                    let fitting =
+                        usize::try_from((bytes - spent).div_ceil(packed_size(record.length as u64)))
+                            .unwrap_or(usize::MAX);
+                    fitting.min(max - count)
+                };
+                count += self.consumer.visit_in_row(record, row, |peer, record| {
                     visit(Message::in_ring(peer, record.at, record.length, record.end));
                 });
                 self.wake_if_worthwhile();
             } else {
                 if !self.visit_gathered(&mut visit)? {
+                    dry = true;
                     break;
                 }
                 count += 1;
@@ -429,7 +463,7 @@ impl Receiver {
         }
         self.must_be_whole()?;
         self.tell();
-        Ok(count)
+        Ok(Visited { count, dry })
     }
 
     /// Visits a message that comes in fragments, if all of it is there.
@@ -545,7 +579,7 @@ impl Receiver {
     /// The first half of [`Receiver::arm`], for a caller that arms many. `true`: one barrier for all of them must be made before the
     /// second half, [`Receiver::look_parked`].
     pub(crate) fn announce(&mut self) -> Result<bool> {
-        self.shared.catch_up();
+        self.shared.arm()?;
         self.check()?;
         Ok(self.link.as_mut().is_some_and(|link| link.sleeper.announce()))
     }
@@ -651,6 +685,15 @@ impl AsFd for Receiver {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared.line()
     }
+}
+
+/// What [`Receiver::visit`] has done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Visited {
+    /// Messages that were visited.
+    pub(crate) count: usize,
+    /// It has ended since nothing more is there.
+    pub(crate) dry: bool,
 }
 
 /// What [`Receiver::try_receive_packed`] found.

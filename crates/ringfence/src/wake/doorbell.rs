@@ -151,6 +151,11 @@ impl Doorbell {
         self.line.as_fd()
     }
 
+    /// Readable once the peer's process has ended, where this system tells it so.
+    pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.pidfd.as_ref().map(|pidfd| pidfd.as_fd())
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }

@@ -309,6 +309,15 @@ pub fn wait_for_host(address: &Address) {
 /// From here on the kernel answers a system call of this thread, and of those that it starts, with an error (seccomp(2)): every
 /// such call, or those with this argument.
 pub fn forbid(call: libc::c_long, argument: Option<(u32, i32)>, error: i32) {
+    filter(call, argument, libc::SECCOMP_RET_ERRNO | error.cast_unsigned());
+}
+
+/// From here on a system call of this thread, and of those that it starts, is not made, and sends it SIGSYS.
+pub fn trap(call: libc::c_long) {
+    filter(call, None, libc::SECCOMP_RET_TRAP);
+}
+
+fn filter(call: libc::c_long, argument: Option<(u32, i32)>, verdict: u32) {
     let statement = |code: u32, k: u32| libc::sock_filter {
         code: u16::try_from(code).unwrap(),
         jt: 0,
@@ -333,7 +342,7 @@ pub fn forbid(call: libc::c_long, argument: Option<(u32, i32)>, error: i32) {
         other_than(call, 3),
         statement(load, at),
         other_than(value, 1),
-        statement(answer, libc::SECCOMP_RET_ERRNO | error.cast_unsigned()),
+        statement(answer, verdict),
         statement(answer, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog {

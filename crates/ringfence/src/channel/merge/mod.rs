@@ -1,0 +1,608 @@
+//! Many to one: reads from many sources, in turns, and waits for all of them at once.
+//!
+//! `source` is what can be read, `turns` is the order; this file reads, and waits. One epoll(7) instance has the line of each source,
+//! and the pidfd of each peer. All sources that have nothing are parked at once: between the word that says so and the last
+//! look there must be a memory barrier for each, and one serves all of them.
+
+pub(crate) mod source;
+mod turns;
+
+use std::{
+    collections::VecDeque,
+    error, fmt,
+    os::fd::{AsFd, BorrowedFd},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+};
+
+use crate::{
+    channel::link::{LOOKS_PER_GLANCE, spin},
+    channel::receiver::{Receiver, barrier},
+    channel::state::GoneReason,
+    error::{Error, Result},
+    fork::Birth,
+    ring::message::Message,
+    ring::record::packed_size,
+};
+
+use source::{Reading, Source, Waited};
+use turns::{Line, Turns};
+
+/// Of the sources that have nothing, so many of each kind are looked at after each turn.
+const LOOKS: usize = 4;
+/// Messages that are visited in one go, before the turn is looked at.
+const VISITS: usize = 128;
+/// Events that are taken from the kernel at a time.
+const EVENTS: usize = 64;
+/// In an event's word, behind the key: it is the pidfd that is readable.
+const PROCESS: u64 = 1 << 63;
+
+/// Names a source in its [`Merge`], and no other one that ever was in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(u64);
+
+impl Key {
+    fn new(place: usize, generation: u32) -> Self {
+        Self(u64::from(generation & 0x7fff_ffff) << 32 | place as u64)
+    }
+
+    fn place(self) -> usize {
+        usize::try_from(self.0 & u64::from(u32::MAX)).expect("a place is below 2^32")
+    }
+}
+
+/// What a [`Merge`] has received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Merged {
+    /// A message, in the beginning of the buffer.
+    Message {
+        /// The source that it is of.
+        from: Key,
+        /// Its bytes.
+        length: usize,
+    },
+    /// A source has ended, and has left the merge, after its last message.
+    Ended {
+        /// The source that it was.
+        from: Key,
+        /// Why. [`GoneReason::Closed`] as well where the peer has ended its sending alone.
+        reason: GoneReason,
+    },
+}
+
+/// A source that could not be added, and why. It is handed back.
+#[derive(Debug)]
+pub struct NotAdded<S> {
+    /// The source.
+    pub source: S,
+    /// What was in the way.
+    pub error: Error,
+}
+
+impl<S> fmt::Display for NotAdded<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<S: fmt::Debug> error::Error for NotAdded<S> {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        error::Error::source(&self.error)
+    }
+}
+
+impl<S> From<Box<NotAdded<S>>> for Error {
+    fn from(not: Box<NotAdded<S>>) -> Self {
+        not.error
+    }
+}
+
+/// Reads from many sources as one: from the [`Receiver`]s of many channels.
+///
+/// ```no_run
+/// use ringfence::{Address, Arrival, Merge, Merged, Options, listen};
+///
+/// # fn main() -> ringfence::Result<()> {
+/// let listener = listen(&"/run/orders/service.sock".parse()?, &Options::new())?;
+/// let mut merge = Merge::new()?;
+/// for _ in 0..2 {
+///     if let Arrival::Accepted(channel) = listener.accept()? {
+///         let (sender, receiver) = channel.split();
+///         merge.add(receiver)?;
+///         # drop(sender);
+///     }
+/// }
+/// let mut message = vec![0; 65536];
+/// while let Some(merged) = merge.receive(&mut message)? {
+///     match merged {
+///         Merged::Message { from, length } => {
+///             let pid = merge.source(from).map(|source| source.peer().pid);
+///             println!("{length} bytes of process {pid:?}");
+///         }
+///         Merged::Ended { from, reason } => println!("{from:?} has ended: {reason}"),
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Fairness
+/// The sources take turns of about 16 KiB, or half a millisecond, so that one that floods holds up no other; one that was quiet has its
+/// turn next. The messages of each source stay in their order.
+///
+/// # Closing
+/// A source that has ended leaves after its last message, and [`Merged::Ended`] tells why. So does one whose peer has lied
+/// ([`GoneReason::Corrupt`]): that costs the others nothing. Once every source has ended or was removed, and all was told,
+/// [`Merge::receive`] answers `None`; a merge that never had one waits. Dropping a merge drops its sources.
+///
+/// # After a fork
+/// In a child each call errors with [`Error::Closed`], and dropping it does nothing to the parent.
+#[derive(Debug)]
+pub struct Merge<S = Receiver> {
+    seats: Vec<Seat<S>>,
+    free: Vec<usize>,
+    turns: Turns,
+    epoll: Epoll,
+    birth: Birth,
+    ends: VecDeque<(Key, GoneReason)>,
+    size: usize,
+    had_one: bool,
+    /// Looks at all sources that found nothing.
+    fruitless: u32,
+}
+
+/// A place for a source.
+#[derive(Debug)]
+struct Seat<S> {
+    source: Option<S>,
+    /// How many sources have had it: part of the key.
+    generation: u32,
+}
+
+impl<S: Source> Merge<S> {
+    /// An empty merge. Errors with [`Error::NoSpace`] where no descriptor is left.
+    pub fn new() -> Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .map_err(|errno| Error::system("a descriptor for a merge (epoll_create1)", errno))?;
+        Ok(Self {
+            seats: Vec::new(),
+            free: Vec::new(),
+            turns: Turns::default(),
+            epoll,
+            birth: Birth::now()?,
+            ends: VecDeque::new(),
+            size: 0,
+            had_one: false,
+            fruitless: 0,
+        })
+    }
+
+    /// Reads from a source as well, which is handed back where that cannot be. Errors with [`Error::NoSpace`] where the kernel has no
+    /// memory for it, or the user has reached its limit of watched descriptors (/proc/sys/fs/epoll/max_user_watches).
+    pub fn add(&mut self, source: S) -> std::result::Result<Key, Box<NotAdded<S>>> {
+        if let Err(error) = self.birth.check() {
+            return Err(Box::new(NotAdded { source, error }));
+        }
+        let place = self.free.last().copied().unwrap_or(self.seats.len());
+        let generation = self.seats.get(place).map_or(0, |seat| seat.generation);
+        let key = Key::new(place, generation);
+        if let Err(errno) = watch(&self.epoll, &source, key) {
+            unwatch(&self.epoll, &source);
+            let error = Error::system("waiting for one more source (epoll_ctl)", errno);
+            return Err(Box::new(NotAdded { source, error }));
+        }
+        match self.free.pop() {
+            Some(place) => self.seats[place].source = Some(source),
+            None => self.seats.push(Seat {
+                source: Some(source),
+                generation,
+            }),
+        }
+        self.size += 1;
+        self.had_one = true;
+        self.turns.push(Line::Fresh, place);
+        Ok(key)
+    }
+
+    /// Hands a source back, open: what was not received is there to read. `None`: it has ended, or was removed before.
+    pub fn remove(&mut self, key: Key) -> Option<S> {
+        // The kernel's list of descriptors is the parent's as well.
+        if !self.birth.is_here() {
+            return None;
+        }
+        self.source(key)?;
+        let mut source = self.take_out(key.place())?;
+        source.disarm();
+        Some(source)
+    }
+
+    fn take_out(&mut self, place: usize) -> Option<S> {
+        let seat = self.seats.get_mut(place)?;
+        let source = seat.source.take()?;
+        seat.generation = seat.generation.wrapping_add(1);
+        self.turns.remove(place);
+        self.free.push(place);
+        self.size -= 1;
+        unwatch(&self.epoll, &source);
+        Some(source)
+    }
+
+    /// A source that is in it.
+    pub fn source(&self, key: Key) -> Option<&S> {
+        let seat = self.seats.get(key.place())?;
+        seat.source.as_ref().filter(|_| self.key(key.place()) == key)
+    }
+
+    fn key(&self, place: usize) -> Key {
+        Key::new(place, self.seats[place].generation)
+    }
+
+    /// How many sources are in it.
+    pub fn len(&self) -> usize {
+        self.size
+    }
+
+    /// Whether no source is in it.
+    pub fn is_empty(&self) -> bool {
+        self.size == 0
+    }
+
+    /// Whether no more will come: every source has ended or was removed, there was one, and all ends were told.
+    pub fn is_ended(&self) -> bool {
+        self.had_one && self.size == 0 && self.ends.is_empty()
+    }
+
+    fn seated(&mut self, place: usize) -> &mut S {
+        self.seats[place]
+            .source
+            .as_mut()
+            .expect("who stands in a line has a seat")
+    }
+
+    /// The next message, into the beginning of `into`, or the end of a source. `None`: nothing is there now (see
+    /// [`Merge::is_ended`]).
+    ///
+    /// Errors with [`Error::InvalidArgument`] if the message is longer than `into`: it is the next one still ([`Merge::next_size`]);
+    /// [`Error::NoSpace`] where there is no memory to put it together: it stays, and is tried again in its source's next turn.
+    #[inline]
+    pub fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<Merged>> {
+        loop {
+            let merged = self.receive_ready(into)?;
+            if merged.is_some() || !self.look_at_all()? {
+                return Ok(merged);
+            }
+        }
+    }
+
+    /// The next message, into the beginning of `into`, or the end of a source; sleeps until there is one. `None`: no more will come
+    /// ([`Merge::is_ended`]). Errors as [`Merge::try_receive`], and as [`Merge::wait`].
+    #[inline]
+    pub fn receive(&mut self, into: &mut [u8]) -> Result<Option<Merged>> {
+        loop {
+            if let Some(merged) = self.receive_ready(into)? {
+                return Ok(Some(merged));
+            }
+            if self.is_ended() {
+                return Ok(None);
+            }
+            self.wait(None)?;
+        }
+    }
+
+    /// As [`Merge::try_receive`], of those alone that are ready: the others are parked next, and looked at then.
+    #[inline]
+    fn receive_ready(&mut self, into: &mut [u8]) -> Result<Option<Merged>> {
+        self.birth.check()?;
+        loop {
+            if let Some((from, reason)) = self.ends.pop_front() {
+                return Ok(Some(Merged::Ended { from, reason }));
+            }
+            let Some(place) = self.turns.next() else {
+                return Ok(None);
+            };
+            match self.seated(place).try_receive(into) {
+                Ok(Some(length)) => {
+                    let from = self.key(place);
+                    if self.turns.spend(1, packed_size(length as u64)) {
+                        self.look_around();
+                    }
+                    return Ok(Some(Merged::Message { from, length }));
+                }
+                Ok(None) => self.found_empty(place)?,
+                Err(error) => self.failed(place, error)?,
+            }
+        }
+    }
+
+    /// Which source the next message is of, and its bytes, once its beginning is there. `None`: nothing is there now. Until it
+    /// was received it is the next one still. Errors as [`Merge::try_receive`].
+    pub fn next_size(&mut self) -> Result<Option<(Key, usize)>> {
+        self.birth.check()?;
+        loop {
+            let Some(place) = self.turns.next() else {
+                if self.look_at_all()? {
+                    continue;
+                }
+                return Ok(None);
+            };
+            match self.seated(place).next_size() {
+                Ok(Some(size)) => return Ok(Some((self.key(place), size))),
+                Ok(None) => self.found_empty(place)?,
+                Err(error) => self.failed(place, error)?,
+            }
+        }
+    }
+
+    /// Visits the messages that are there, of each source in turns and where they lie, at most `max`, and returns how many. The ends of
+    /// sources are told by [`Merge::next_end`] and [`Merge::try_receive`]. Errors as [`Receiver::drain`], but for what ends a
+    /// source.
+    pub fn drain(&mut self, mut visit: impl FnMut(Key, Message<'_>), max: usize) -> Result<usize> {
+        self.birth.check()?;
+        let mut count = 0;
+        while count < max {
+            let Some(place) = self.turns.next() else {
+                if self.look_at_all()? {
+                    continue;
+                }
+                break;
+            };
+            let (from, left) = (self.key(place), self.turns.left());
+            let (mut visits, mut bytes) = (0_usize, 0);
+            let visitor = |message: Message<'_>| {
+                visits += 1;
+                bytes += packed_size(message.len() as u64);
+                visit(from, message);
+            };
+            let drained = self.seated(place).visit(visitor, VISITS.min(max - count), left);
+            count += visits;
+            match drained {
+                Ok(true) => self.found_empty(place)?,
+                Ok(false) => {
+                    let messages = u32::try_from(visits).unwrap_or(u32::MAX);
+                    if self.turns.spend(messages, bytes) {
+                        self.look_around();
+                    }
+                }
+                Err(error) => self.failed(place, error)?,
+            }
+        }
+        Ok(count)
+    }
+
+    /// The next end of a source that was not told yet, for a caller that reads with [`Merge::drain`].
+    pub fn next_end(&mut self) -> Option<(Key, GoneReason)> {
+        self.ends.pop_front()
+    }
+
+    /// Sleeps until there is something to read, or an end to be told, or no more will come. `false`: the deadline has passed. Errors
+    /// with [`Error::NoSpace`] and [`Error::Unsupported`] where the kernel does not let it wait, and the trouble is this side's own.
+    pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        let sources = self.seats.iter().filter_map(|seat| seat.source.as_ref());
+        let time = sources.map(Reading::busy_poll).max().unwrap_or(Duration::ZERO);
+        if spin(time, || Ok(self.has_ready()? || self.look_at_all()?))? {
+            return Ok(true);
+        }
+        while self.arm()? {
+            if !self.sleep(deadline)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// For event loops: has every source ring that has nothing. `true`: there is nothing now; wait for the descriptor ([`AsFd`]) to
+    /// be readable, then call [`Merge::poll`]. `false`: there is something to read, or an end to be told, or no more will
+    /// come. Errors as [`Merge::wait`].
+    pub fn arm(&mut self) -> Result<bool> {
+        self.birth.check()?;
+        if self.has_ready()? {
+            return Ok(false);
+        }
+        let mut needs_barrier = false;
+        let mut next = self.turns.first(Line::Resting);
+        while let Some(place) = next {
+            next = self.turns.behind(place);
+            match self.seated(place).announce() {
+                Ok(needs) => needs_barrier |= needs,
+                Err(error) => self.failed(place, error)?,
+            }
+        }
+        if needs_barrier {
+            barrier()?;
+        }
+        let mut next = self.turns.first(Line::Resting);
+        while let Some(place) = next {
+            next = self.turns.behind(place);
+            match self.seated(place).look_parked() {
+                Ok(true) => self.turns.push(Line::Armed, place),
+                Ok(false) => self.turns.wake(place),
+                Err(error) => self.failed(place, error)?,
+            }
+        }
+        Ok(!self.has_ready()?)
+    }
+
+    /// For event loops: hears what the sources' peers have said, if anything. Errors as [`Merge::wait`].
+    pub fn poll(&mut self) -> Result<()> {
+        self.birth.check()?;
+        self.hear(EpollTimeout::ZERO).map(drop)
+    }
+
+    /// Waits until a source has rung or gone. `false`: the deadline has passed.
+    fn sleep(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if self.hear(timeout(left))? {
+                return Ok(true);
+            }
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Takes events. Whether there were any.
+    fn hear(&mut self, timeout: EpollTimeout) -> Result<bool> {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        let count = match self.epoll.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => {
+                return Err(Error::system(
+                    "waiting for the sources of a merge (epoll_wait)",
+                    errno,
+                ));
+            }
+        };
+        for event in &events[..count] {
+            let key = Key(event.data() & !PROCESS);
+            // It may have left for an event before this one.
+            if self.source(key).is_none() {
+                continue;
+            }
+            let waited = if event.data() & PROCESS == 0 {
+                Waited::Line
+            } else {
+                Waited::Process
+            };
+            self.seated(key.place()).hear(waited);
+            self.turns.wake(key.place());
+        }
+        Ok(count > 0)
+    }
+
+    /// Whether there is something to be told, or one of those that are ready has something to read: the others rest after this.
+    fn has_ready(&mut self) -> Result<bool> {
+        self.birth.check()?;
+        while let Some(place) = self.turns.next() {
+            match self.seated(place).has_message() {
+                Ok(true) => return Ok(true),
+                Ok(false) => self.found_empty(place)?,
+                Err(error) => self.failed(place, error)?,
+            }
+        }
+        Ok(!self.ends.is_empty() || self.is_ended())
+    }
+
+    /// A source whose turn it is has nothing: it rests, or has ended.
+    fn found_empty(&mut self, place: usize) -> Result<()> {
+        match self.seated(place).is_ended() {
+            Ok(true) => self.leave(place),
+            Ok(false) => self.turns.found_empty(place, false),
+            Err(error) => self.failed(place, error)?,
+        }
+        Ok(())
+    }
+
+    /// What ends a source is no error of the merge's.
+    #[cold]
+    fn failed(&mut self, place: usize, error: Error) -> Result<()> {
+        match error {
+            // It has its turn still: a caller with more room gets the same message.
+            Error::InvalidArgument(_) => Err(error),
+            Error::NoSpace { .. } => {
+                self.turns.end_turn();
+                Err(error)
+            }
+            _ if self.seated(place).end_reason().is_some() => {
+                self.leave(place);
+                Ok(())
+            }
+            _ => {
+                self.turns.end_turn();
+                Err(error)
+            }
+        }
+    }
+
+    fn leave(&mut self, place: usize) {
+        let key = self.key(place);
+        let Some(source) = self.take_out(place) else {
+            return;
+        };
+        let reason = source.end_reason().unwrap_or(GoneReason::Closed);
+        self.ends.push_back((key, reason));
+    }
+
+    /// A few of those that have nothing may have something by now.
+    fn look_around(&mut self) {
+        for line in [Line::Resting, Line::Armed] {
+            for _ in 0..LOOKS {
+                let Some(place) = self.turns.first(line) else {
+                    break;
+                };
+                if self.looks_ready(place) {
+                    self.turns.wake(place);
+                } else {
+                    self.turns.push(line, place);
+                }
+            }
+        }
+    }
+
+    /// Whether one of those that have nothing has something by now: where none is ready.
+    fn look_at_all(&mut self) -> Result<bool> {
+        self.fruitless += 1;
+        let glances = self.fruitless >= LOOKS_PER_GLANCE;
+        if glances {
+            // A caller that only ever polls notices an end as well.
+            self.fruitless = 0;
+            self.hear(EpollTimeout::ZERO)?;
+        }
+        for line in [Line::Resting, Line::Armed] {
+            let mut next = self.turns.first(line);
+            while let Some(place) = next {
+                next = self.turns.behind(place);
+                if self.looks_ready(place) {
+                    self.turns.wake(place);
+                }
+            }
+        }
+        Ok(self.turns.next().is_some())
+    }
+
+    /// Whether a source that had nothing has a message, or has ended. What is wrong with it is told in its turn.
+    fn looks_ready(&mut self, place: usize) -> bool {
+        let source = self.seated(place);
+        let has_news = source
+            .has_message()
+            .and_then(|there| if there { Ok(true) } else { source.is_ended() });
+        has_news.unwrap_or(true)
+    }
+}
+
+impl<S> AsFd for Merge<S> {
+    /// Readable when a source's peer has rung, or has gone: see [`Merge::arm`].
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+}
+
+fn watch(epoll: &Epoll, source: &impl Source, key: Key) -> std::result::Result<(), Errno> {
+    for (descriptor, waited) in source.waited().into_iter().flatten() {
+        let (flags, word) = match waited {
+            Waited::Line => (EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, key.0),
+            Waited::Process => (EpollFlags::EPOLLIN, key.0 | PROCESS),
+        };
+        epoll.add(descriptor, EpollEvent::new(flags, word))?;
+    }
+    Ok(())
+}
+
+fn unwatch(epoll: &Epoll, source: &impl Source) {
+    for (descriptor, _) in source.waited().into_iter().flatten() {
+        // It was not added, where this fails.
+        let _ = epoll.delete(descriptor);
+    }
+}
+
+/// Rounded up, so that a wait never ends before its deadline.
+fn timeout(left: Option<Duration>) -> EpollTimeout {
+    left.map_or(EpollTimeout::NONE, |left| {
+        EpollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(EpollTimeout::MAX)
+    })
+}

@@ -1,0 +1,122 @@
+//! What a merge can read.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
+
+use crate::{channel::receiver::Receiver, channel::state::GoneReason, error::Result, ring::message::Message};
+
+/// What a [`Merge`](crate::Merge) can read: a [`Receiver`]. No other crate makes sources.
+pub trait Source: Reading {}
+
+impl Source for Receiver {}
+
+/// A descriptor that a merge waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waited {
+    /// Readable once the peer has rung, or has gone.
+    Line,
+    /// Readable once the peer's process has ended.
+    Process,
+}
+
+/// How a merge reads a source. Not to be named outside of this crate, so that no other crate can make a source.
+pub trait Reading {
+    /// As [`Receiver::try_receive`].
+    fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>>;
+
+    /// As [`Receiver::drain`], and ends as well once about so many bytes were visited. Whether it has ended since nothing more is there.
+    fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Result<bool>;
+
+    /// As [`Receiver::next_size`].
+    fn next_size(&mut self) -> Result<Option<usize>>;
+
+    /// Whether there is something to read.
+    fn has_message(&mut self) -> Result<bool>;
+
+    /// Whether no more will come, and everything was read.
+    fn is_ended(&mut self) -> Result<bool>;
+
+    /// Why it has ended; `None` while it has not, and where the peer has ended its sending alone.
+    fn end_reason(&self) -> Option<GoneReason>;
+
+    /// The first half of parking: whether one barrier for all that park must be made before the second.
+    fn announce(&mut self) -> Result<bool>;
+
+    /// The second half of parking. `true`: there is nothing, and the peer will ring.
+    fn look_parked(&mut self) -> Result<bool>;
+
+    fn disarm(&mut self);
+
+    /// What the line says is heard: a bell, or the end. `Process`: the peer's process has ended, as its pidfd says.
+    fn hear(&mut self, waited: Waited);
+
+    /// What is waited for. Stays open as long as the source.
+    fn waited(&self) -> [Option<(BorrowedFd<'_>, Waited)>; 2];
+
+    /// How long a wait spins before it sleeps.
+    fn busy_poll(&self) -> Duration;
+}
+
+impl Reading for Receiver {
+    #[inline]
+    fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        Receiver::try_receive(self, into)
+    }
+
+    #[inline]
+    fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Result<bool> {
+        Receiver::visit(self, visit, max, bytes).map(|visited| visited.dry)
+    }
+
+    fn next_size(&mut self) -> Result<Option<usize>> {
+        Receiver::next_size(self)
+    }
+
+    #[inline]
+    fn has_message(&mut self) -> Result<bool> {
+        Receiver::has_message(self)
+    }
+
+    fn is_ended(&mut self) -> Result<bool> {
+        Receiver::is_ended(self)
+    }
+
+    fn end_reason(&self) -> Option<GoneReason> {
+        self.close_reason().map(GoneReason::from)
+    }
+
+    fn announce(&mut self) -> Result<bool> {
+        Receiver::announce(self)
+    }
+
+    fn look_parked(&mut self) -> Result<bool> {
+        Receiver::look_parked(self)
+    }
+
+    fn disarm(&mut self) {
+        Receiver::disarm(self);
+    }
+
+    fn hear(&mut self, waited: Waited) {
+        if waited == Waited::Process {
+            self.shared.doorbell.look();
+        }
+        // What the reader finds wrong is told when it reads.
+        let _ = self.poll_line();
+        Receiver::disarm(self);
+    }
+
+    fn waited(&self) -> [Option<(BorrowedFd<'_>, Waited)>; 2] {
+        let process = self.shared.doorbell.pidfd();
+        [
+            Some((self.as_fd(), Waited::Line)),
+            process.map(|pidfd| (pidfd, Waited::Process)),
+        ]
+    }
+
+    fn busy_poll(&self) -> Duration {
+        self.shared.busy_poll
+    }
+}

@@ -1,0 +1,698 @@
+//! Many to one: each source in its turn, and what becomes of a source that ends, of a merge that waits, and of both in a child.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fs, mem,
+    os::fd::AsFd,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+        wait::{WaitStatus, waitpid},
+    },
+    unistd::{ForkResult, alarm, fork},
+};
+use ringfence::{
+    Address, Arrival, Channel, Error, GoneReason, Key, Listener, Merge, Merged, Message, Receiver, Sender,
+    connect, listen,
+};
+use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire};
+
+/// Bytes of a ring that one turn may take, and the record that goes beyond it.
+const TURN: usize = 16 * 1024 + 1024;
+/// Bytes of the ring of a flood.
+const FLOOD: u64 = 1 << 20;
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address = || arguments[0].parse::<Address>().unwrap();
+    match role.as_str() {
+        // Fills its ring each time.
+        "flood" => {
+            let mut channel = connect(&address(), &small().capacity(FLOOD)).unwrap();
+            let message = vec![7; arguments[1].parse().unwrap()];
+            loop {
+                while channel.sender().try_send(&message).unwrap() {}
+                say("full");
+                wait_for_test();
+            }
+        }
+        // Says one word each time.
+        "speaker" => {
+            let mut channel = connect(&address(), &small()).unwrap();
+            for number in 0_u32.. {
+                wait_for_test();
+                channel.sender().send(&number.to_le_bytes()).unwrap();
+                say("said");
+            }
+        }
+        // Many channels, each with numbered messages, and then its end.
+        "many" => {
+            let [count, each] = [1, 2].map(|index: usize| arguments[index].parse::<u32>().unwrap());
+            let mut channels: Vec<_> = (0..count)
+                .map(|_| connect(&address(), &small()).unwrap())
+                .collect();
+            for (own, channel) in (0_u32..).zip(&mut channels) {
+                for number in 0..each {
+                    channel.sender().send(&words(own, number)).unwrap();
+                }
+            }
+            say("sent");
+            wait_for_test();
+            for (own, mut channel) in channels.into_iter().enumerate() {
+                match own % 2 {
+                    0 => channel.close(),
+                    _ => channel.sender().end(),
+                }
+            }
+            say("ended");
+            wait_for_test();
+        }
+        "liar" => {
+            let peer = wire::Met::guest(&arguments[0]);
+            // A tail that no producer has.
+            peer.write(128, 12_345);
+            peer.ring_bell();
+            say("lied");
+            wait_for_test();
+        }
+        "echo" => {
+            let (mut sender, mut receiver) = connect(&address(), &small()).unwrap().split();
+            let mut room = [0; 4096];
+            while let Some(length) = receiver.receive(&mut room).unwrap() {
+                sender.send(&room[..length]).unwrap();
+            }
+            sender.end();
+            wait_for_test();
+        }
+        "reader" => read_asleep(&address()),
+        "counts barriers" => count_barriers(&address()),
+        "forks" => fork_beside(&address()),
+        "short" => be_short(&address()),
+        other => unreachable!("{other}"),
+    }
+}
+
+fn words(own: u32, number: u32) -> Vec<u8> {
+    [own.to_le_bytes(), number.to_le_bytes()].concat()
+}
+
+/// A service, and so many agents of it, in the order in which they came.
+struct Scene {
+    listener: Listener,
+    address: Address,
+    senders: Vec<Sender>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let (address, _) = fresh_address(false);
+        let listener = listen(&address, &small()).unwrap();
+        Self {
+            listener,
+            address,
+            senders: Vec::new(),
+        }
+    }
+
+    fn start(&mut self, merge: &mut Merge, role: &str, arguments: &[&str]) -> (Actor, Key) {
+        let address = self.address.to_string();
+        let actor = Actor::start(role, &[&[&address[..]], arguments].concat());
+        let key = merge.add(self.accept()).unwrap();
+        (actor, key)
+    }
+
+    fn accept(&mut self) -> Receiver {
+        let (sender, receiver) = accepted(&self.listener).split();
+        self.senders.push(sender);
+        receiver
+    }
+}
+
+fn accepted(listener: &Listener) -> Channel {
+    match listener.accept().expect("news") {
+        Arrival::Accepted(channel) => channel,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn speak(speaker: &mut Actor) {
+    speaker.go_on();
+    speaker.expect("said");
+}
+
+/// The next message, or end, which must come.
+fn next(merge: &mut Merge, room: &mut [u8]) -> Merged {
+    let end = Instant::now() + TIME_LIMIT;
+    loop {
+        if let Some(merged) = merge.try_receive(room).unwrap() {
+            return merged;
+        }
+        assert!(merge.wait(Some(end)).unwrap(), "nothing comes");
+    }
+}
+
+/// Bytes of others that come before the first message of this source.
+fn bytes_before(merge: &mut Merge, wanted: Key, way: &str) -> usize {
+    let mut bytes = 0;
+    if way == "drain" {
+        let mut before = None;
+        let visit = |key, message: Message<'_>| {
+            if key == wanted {
+                before.get_or_insert(bytes);
+            }
+            bytes += message.len() + 8;
+        };
+        merge.drain(visit, 100_000).unwrap();
+        return before.expect("it was heard");
+    }
+    let mut room = [0; 2048];
+    loop {
+        match next(merge, &mut room) {
+            Merged::Message { from, .. } if from == wanted => return bytes,
+            Merged::Message { length, .. } => bytes += length + 8,
+            other @ Merged::Ended { .. } => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_flood_gets_no_more_than_its_turn_before_a_quiet_source_is_heard() {
+    for (size, way) in [
+        ("64", "receive"),
+        ("1000", "receive"),
+        ("64", "drain"),
+        ("1000", "drain"),
+    ] {
+        let mut scene = Scene::new();
+        let mut merge = Merge::new().unwrap();
+        let (mut flood, flooding) = scene.start(&mut merge, "flood", &[size]);
+        flood.expect("full");
+        let (mut speaker, quiet) = scene.start(&mut merge, "speaker", &[]);
+        speak(&mut speaker);
+        let before = bytes_before(&mut merge, quiet, way);
+        assert!(before <= TURN, "{size} {way}: {before} bytes came before it");
+        for _ in 0..3 {
+            // It was found empty, and has something again.
+            flood.go_on();
+            flood.expect("full");
+            let Merged::Message { from, .. } = next(&mut merge, &mut [0; 2048]) else {
+                panic!("an end");
+            };
+            assert_eq!(from, flooding);
+            speak(&mut speaker);
+            let before = bytes_before(&mut merge, quiet, way);
+            assert!(before <= 2 * TURN, "{size} {way}: {before} bytes came before it");
+        }
+    }
+}
+
+#[test]
+fn a_turn_ends_after_a_while_as_well() {
+    let mut scene = Scene::new();
+    let mut merge = Merge::new().unwrap();
+    let (flood, _) = scene.start(&mut merge, "flood", &["64"]);
+    flood.expect("full");
+    let (mut speaker, quiet) = scene.start(&mut merge, "speaker", &[]);
+    let mut room = [0; 64];
+    // It has been found empty.
+    for _ in 0..1000 {
+        next(&mut merge, &mut room);
+    }
+    speak(&mut speaker);
+    let mut count = 0;
+    while !matches!(next(&mut merge, &mut room), Merged::Message { from, .. } if from == quiet) {
+        let end = Instant::now() + Duration::from_millis(1);
+        while Instant::now() < end {}
+        count += 1;
+    }
+    // By bytes it would be some 200.
+    assert!(
+        count <= 64,
+        "{count} messages of a millisecond each came before it"
+    );
+}
+
+#[test]
+fn each_of_100_sources_comes_in_its_order_and_leaves_after_its_last_message() {
+    let mut scene = Scene::new();
+    let mut merge = Merge::new().unwrap();
+    let mut actors: Vec<_> = (0..5)
+        .map(|_| Actor::start("many", &[&scene.address.to_string(), "20", "30"]))
+        .collect();
+    let mut pids = BTreeMap::new();
+    for _ in 0..100 {
+        let receiver = scene.accept();
+        let pid = receiver.peer().pid;
+        pids.insert(merge.add(receiver).unwrap(), pid);
+    }
+    for actor in &actors {
+        actor.expect("sent");
+    }
+    assert_eq!(merge.len(), 100);
+    // Two are killed with all that they have sent unread; the others close, or end their sending alone.
+    for actor in &mut actors[..2] {
+        actor.kill();
+    }
+    for actor in &mut actors[2..] {
+        actor.go_on();
+        actor.expect("ended");
+    }
+    let killed: Vec<_> = actors[..2].iter().map(Actor::pid).collect();
+    let mut read: BTreeMap<Key, (u32, u32)> = BTreeMap::new();
+    let mut room = [0; 64];
+    let mut ends = 0;
+    while ends < 100 {
+        match next(&mut merge, &mut room) {
+            Merged::Message { from, length } => {
+                let own = u32::from_le_bytes(room[..4].try_into().unwrap());
+                let (wanted, number) = read.entry(from).or_insert((own, 0));
+                assert_eq!(room[..length], words(*wanted, *number));
+                *number += 1;
+            }
+            Merged::Ended { from, reason } => {
+                assert_eq!(read[&from].1, 30, "it leaves after its last message");
+                let was_killed = killed.contains(&pids[&from]);
+                let wanted = if was_killed {
+                    GoneReason::Exited
+                } else {
+                    GoneReason::Closed
+                };
+                assert_eq!(reason, wanted);
+                assert!(merge.source(from).is_none() && merge.remove(from).is_none());
+                ends += 1;
+            }
+        }
+    }
+    assert!(merge.is_ended() && merge.is_empty());
+    assert_eq!(merge.receive(&mut room).unwrap(), None);
+}
+
+#[test]
+fn a_liar_leaves_and_costs_the_others_nothing() {
+    let mut scene = Scene::new();
+    let mut merge = Merge::new().unwrap();
+    let (address, _) = fresh_address(false);
+    let joining = join_later(&address, &small());
+    wait_for_host(&address);
+    let liar = Actor::start("liar", &[&address.to_string()]);
+    let (_sender, receiver) = joining.join().unwrap().unwrap().split();
+    let lying = merge.add(receiver).unwrap();
+    let (mut speaker, honest) = scene.start(&mut merge, "speaker", &[]);
+    liar.expect("lied");
+    let mut room = [0; 64];
+    let reason = GoneReason::Corrupt;
+    assert_eq!(next(&mut merge, &mut room), Merged::Ended { from: lying, reason });
+    speak(&mut speaker);
+    let wanted = Merged::Message {
+        from: honest,
+        length: 4,
+    };
+    assert_eq!(next(&mut merge, &mut room), wanted);
+}
+
+#[test]
+fn a_source_that_is_removed_is_handed_back_open_and_its_key_names_no_other() {
+    let mut scene = Scene::new();
+    let mut merge: Merge = Merge::new().unwrap();
+    assert!(!merge.is_ended(), "it never had one");
+    assert!(!merge.wait(Some(Instant::now())).unwrap());
+    let (mut first, key) = scene.start(&mut merge, "speaker", &[]);
+    for _ in 0..3 {
+        speak(&mut first);
+    }
+    let mut room = [0; 64];
+    assert_eq!(
+        next(&mut merge, &mut room),
+        Merged::Message { from: key, length: 4 }
+    );
+    let mut receiver = merge.remove(key).unwrap();
+    assert!(merge.is_ended());
+    assert_eq!(merge.receive(&mut room).unwrap(), None);
+    assert_eq!(receiver.receive(&mut room).unwrap(), Some(4));
+    assert_eq!(room[..4], 1_u32.to_le_bytes());
+    // Its bell is heard by its own calls again.
+    let reading = thread::spawn(move || {
+        receiver.receive(&mut [0; 64]).unwrap();
+        receiver.receive(&mut [0; 64]).unwrap();
+        receiver
+    });
+    speak(&mut first);
+    let receiver = reading.join().unwrap();
+
+    let (mut second, other) = scene.start(&mut merge, "speaker", &[]);
+    assert_ne!(key, other);
+    assert!(merge.source(key).is_none() && merge.remove(key).is_none());
+    let again = merge.add(receiver).unwrap();
+    speak(&mut first);
+    speak(&mut second);
+    let mut found: Vec<_> = (0..2).map(|_| next(&mut merge, &mut room)).collect();
+    found.sort_by_key(|merged| matches!(merged, Merged::Message { from, .. } if *from == again));
+    assert_eq!(
+        found,
+        [other, again].map(|from| Merged::Message { from, length: 4 })
+    );
+}
+
+#[test]
+fn a_message_that_does_not_fit_stays_and_is_the_next_one() {
+    let mut scene = Scene::new();
+    let mut merge = Merge::new().unwrap();
+    let (flood, key) = scene.start(&mut merge, "flood", &["1000"]);
+    flood.expect("full");
+    let (mut speaker, _) = scene.start(&mut merge, "speaker", &[]);
+    speak(&mut speaker);
+    for _ in 0..3 {
+        let error = merge.try_receive(&mut [0; 10]).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
+        assert_eq!(merge.next_size().unwrap(), Some((key, 1000)));
+    }
+    let wanted = Merged::Message {
+        from: key,
+        length: 1000,
+    };
+    assert_eq!(merge.try_receive(&mut [0; 1000]).unwrap(), Some(wanted));
+}
+
+#[test]
+fn an_event_loop_of_the_program_s_own_hears_messages_and_ends() {
+    let mut scene = Scene::new();
+    let mut merge = Merge::new().unwrap();
+    let (mut speaker, key) = scene.start(&mut merge, "speaker", &[]);
+    let is_readable = |merge: &Merge, timeout| {
+        let mut polled = [PollFd::new(merge.as_fd(), PollFlags::POLLIN)];
+        poll(&mut polled, timeout).unwrap() == 1
+    };
+    assert!(merge.arm().unwrap());
+    assert!(!is_readable(&merge, PollTimeout::ZERO));
+    speak(&mut speaker);
+    assert!(is_readable(&merge, PollTimeout::MAX));
+    merge.poll().unwrap();
+    let mut visited = Vec::new();
+    assert_eq!(
+        merge
+            .drain(|from, message| visited.push((from, message.len())), 10)
+            .unwrap(),
+        1
+    );
+    assert_eq!(visited, [(key, 4)]);
+    assert!(merge.arm().unwrap());
+    assert!(!is_readable(&merge, PollTimeout::ZERO));
+    speaker.kill();
+    assert!(is_readable(&merge, PollTimeout::MAX));
+    merge.poll().unwrap();
+    assert!(!merge.arm().unwrap());
+    assert_eq!(merge.drain(|_, _| (), 10).unwrap(), 0);
+    assert_eq!(merge.next_end(), Some((key, GoneReason::Exited)));
+    assert!(merge.is_ended() && !is_readable(&merge, PollTimeout::ZERO));
+}
+
+#[test]
+fn a_caller_that_only_ever_polls_notices_an_end() {
+    let mut scene = Scene::new();
+    let mut merge = Merge::new().unwrap();
+    let (mut speaker, key) = scene.start(&mut merge, "speaker", &[]);
+    speak(&mut speaker);
+    speaker.kill();
+    let end = Instant::now() + TIME_LIMIT;
+    let mut found = Vec::new();
+    while !merge.is_ended() {
+        found.extend(merge.try_receive(&mut [0; 64]).unwrap());
+        assert!(Instant::now() < end, "no end is noticed");
+    }
+    let reason = GoneReason::Exited;
+    assert_eq!(
+        found,
+        [
+            Merged::Message { from: key, length: 4 },
+            Merged::Ended { from: key, reason }
+        ]
+    );
+}
+
+#[test]
+fn this_side_closes_a_source_from_another_thread_and_the_merge_goes_on() {
+    let mut scene = Scene::new();
+    let mut merge = Merge::new().unwrap();
+    let (_first, closed) = scene.start(&mut merge, "speaker", &[]);
+    let (_second, _) = scene.start(&mut merge, "speaker", &[]);
+    let mut sender = scene.senders.remove(0);
+    let closing = thread::spawn(move || sender.close());
+    let merged = next(&mut merge, &mut [0; 64]);
+    let reason = GoneReason::Closed;
+    assert_eq!(merged, Merged::Ended { from: closed, reason });
+    assert_eq!(merge.len(), 1);
+    closing.join().unwrap();
+}
+
+#[test]
+fn a_thread_may_wait_for_room_in_a_channel_that_a_merge_reads() {
+    let mut scene = Scene::new();
+    let mut merge = Merge::new().unwrap();
+    let (mut echo, key) = scene.start(&mut merge, "echo", &[]);
+    let mut sender = scene.senders.remove(0);
+    let count = 2000_u32;
+    let sending = thread::spawn(move || {
+        for number in 0..count {
+            // More than the ring holds: it waits for room now and then, while the merge waits for answers.
+            let message = number.to_le_bytes().repeat(100);
+            sender.send(&message).unwrap();
+        }
+        sender.end();
+    });
+    let mut room = [0; 4096];
+    for number in 0..count {
+        let wanted = Merged::Message {
+            from: key,
+            length: 400,
+        };
+        assert_eq!(next(&mut merge, &mut room), wanted);
+        assert_eq!(room[..4], number.to_le_bytes());
+    }
+    sending.join().unwrap();
+    let reason = GoneReason::Closed;
+    assert_eq!(next(&mut merge, &mut room), Merged::Ended { from: key, reason });
+    echo.go_on();
+    echo.finish();
+}
+
+/// In another process: reads asleep, and says what comes.
+fn read_asleep(address: &Address) {
+    let listener = listen(address, &small()).unwrap();
+    let mut merge = Merge::new().unwrap();
+    let mut senders = Vec::new();
+    for _ in 0..20 {
+        let (sender, receiver) = accepted(&listener).split();
+        senders.push(sender);
+        merge.add(receiver).unwrap();
+    }
+    // SAFETY: gettid takes nothing and touches no memory.
+    say(format!("{}", unsafe { libc::syscall(libc::SYS_gettid) }));
+    let mut room = [0; 64];
+    let mut count = 0;
+    while let Some(merged) = merge.receive(&mut room).unwrap() {
+        if let Merged::Message { .. } = merged {
+            count += 1;
+            say(format!("message {count}"));
+        }
+    }
+    say("over");
+}
+
+#[test]
+fn a_merge_that_waits_is_not_woken_for_nothing() {
+    let (address, _) = fresh_address(false);
+    let reader = Actor::start("reader", &[&address.to_string()]);
+    wait_for_host(&address);
+    let mut agents: Vec<_> = (0..20).map(|_| connect(&address, &small()).unwrap()).collect();
+    let thread = reader.hear();
+    let status = format!("/proc/{}/task/{thread}/status", reader.pid());
+    let slept = || {
+        let status = fs::read_to_string(&status).unwrap();
+        let line = status.lines().find(|line| line.starts_with("voluntary")).unwrap();
+        (
+            line.rsplit_once('\t').unwrap().1.parse::<u64>().unwrap(),
+            status.contains("State:\tS"),
+        )
+    };
+    let settled = || {
+        let end = Instant::now() + TIME_LIMIT;
+        loop {
+            let before = slept();
+            thread::sleep(Duration::from_millis(20));
+            if before.1 && before == slept() {
+                return before.0;
+            }
+            assert!(Instant::now() < end, "it does not sleep");
+        }
+    };
+    let before = settled();
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(slept().0, before, "idle: no wake-up");
+    for (number, agent) in (1..).zip(&mut agents) {
+        agent.sender().send(b"now").unwrap();
+        reader.expect(&format!("message {number}"));
+    }
+    drop(agents);
+    reader.expect("over");
+}
+
+static BARRIERS: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn count_barrier(_signal: libc::c_int) {
+    BARRIERS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// In another process: how many barriers it takes to park 20 sources.
+fn count_barriers(address: &Address) {
+    let listener = listen(address, &small()).unwrap();
+    let mut merge = Merge::new().unwrap();
+    let mut senders = Vec::new();
+    say("listening");
+    for _ in 0..20 {
+        let (sender, receiver) = accepted(&listener).split();
+        senders.push(sender);
+        merge.add(receiver).unwrap();
+    }
+    let action = SigAction::new(
+        SigHandler::Handler(count_barrier),
+        SaFlags::empty(),
+        SigSet::empty(),
+    );
+    // SAFETY: the handler does nothing but add to an atomic.
+    unsafe { sigaction(Signal::SIGSYS, &action) }.unwrap();
+    // From here on membarrier(2) is counted in this thread, and not made.
+    support::trap(libc::SYS_membarrier);
+    assert!(merge.arm().unwrap());
+    say(format!("{}", BARRIERS.load(Ordering::Relaxed)));
+    // Those that are parked are not parked again.
+    assert!(merge.arm().unwrap());
+    say(format!("{}", BARRIERS.load(Ordering::Relaxed)));
+    // A channel alone, to see that they are counted.
+    let (mut sender, mut receiver) = accepted(&listener).split();
+    assert!(receiver.arm().unwrap());
+    say(format!("{}", BARRIERS.load(Ordering::Relaxed)));
+    // The last agent looks at this process once more.
+    wait_for_test();
+    sender.close();
+}
+
+#[test]
+fn parking_20_sources_costs_one_barrier() {
+    let (address, _) = fresh_address(false);
+    let reader = Actor::start("counts barriers", &[&address.to_string()]);
+    reader.expect("listening");
+    let agents: Vec<_> = (0..21).map(|_| connect(&address, &small()).unwrap()).collect();
+    let heard = [(); 3].map(|()| reader.hear());
+    drop(agents);
+    reader.finish();
+    if heard == ["0", "0", "0"] {
+        eprintln!("skipped: this system has no barriers");
+        return;
+    }
+    assert_eq!(heard, ["1", "1", "2"]);
+}
+
+/// Everything that a merge can be asked, in a child.
+fn use_inherited(mut merge: Merge, key: Key) {
+    let is_closed = |error: Option<Error>| assert!(matches!(error, Some(Error::Closed(_))));
+    is_closed(merge.try_receive(&mut [0; 64]).err());
+    is_closed(merge.next_size().err());
+    is_closed(merge.drain(|_, _| (), 1).err());
+    is_closed(merge.arm().err());
+    is_closed(merge.wait(None).err());
+    is_closed(merge.poll().err());
+    assert!(merge.remove(key).is_none());
+}
+
+/// In another process: a child that it forks does what it likes with the merge, which goes on here.
+fn fork_beside(address: &Address) {
+    let listener = listen(address, &small()).unwrap();
+    let mut merge: Merge = Merge::new().unwrap();
+    let mut senders = Vec::new();
+    let mut keys = Vec::new();
+    say("listening");
+    for _ in 0..2 {
+        let (sender, receiver) = accepted(&listener).split();
+        senders.push(sender);
+        keys.push(merge.add(receiver).unwrap());
+    }
+    assert!(merge.arm().unwrap());
+    // SAFETY: the child is what this test is about; the C library's own locks are whole in it.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            // One that hangs has failed.
+            alarm::set(60);
+            let used = catch_unwind(AssertUnwindSafe(|| use_inherited(merge, keys[0])));
+            mem::forget((listener, senders));
+            // SAFETY: ends the process, and nothing else.
+            unsafe { libc::_exit(i32::from(used.is_err())) }
+        }
+        ForkResult::Parent { child } => {
+            assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+        }
+    }
+    say("the child is gone");
+    let mut room = [0; 64];
+    for _ in 0..2 {
+        assert!(matches!(next(&mut merge, &mut room), Merged::Message { .. }));
+    }
+    say("both were heard");
+}
+
+#[test]
+fn a_child_does_nothing_to_its_parent_s_merge() {
+    let (address, _) = fresh_address(false);
+    let reader = Actor::start("forks", &[&address.to_string()]);
+    reader.expect("listening");
+    let mut agents: Vec<_> = (0..2).map(|_| connect(&address, &small()).unwrap()).collect();
+    reader.expect("the child is gone");
+    for agent in &mut agents {
+        agent.sender().send(b"here").unwrap();
+    }
+    reader.expect("both were heard");
+    reader.finish();
+}
+
+/// In another process: no descriptor is left.
+fn be_short(address: &Address) {
+    let channel = connect(address, &small()).unwrap();
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
+    let error = Merge::<Receiver>::new().unwrap_err();
+    assert_eq!(error.code(), "NO_SPACE", "{error}");
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    let (mut sender, receiver) = channel.split();
+    let mut merge = Merge::new().unwrap();
+    merge.add(receiver).unwrap();
+    sender.send(b"it goes on").unwrap();
+    assert!(matches!(
+        merge.receive(&mut [0; 64]).unwrap(),
+        Some(Merged::Message { length: 2, .. })
+    ));
+}
+
+#[test]
+fn without_a_descriptor_there_is_no_merge_and_that_is_no_space() {
+    let (address, _) = fresh_address(false);
+    let listener = listen(&address, &small()).unwrap();
+    let short = Actor::start("short", &[&address.to_string()]);
+    let mut channel = accepted(&listener);
+    assert_eq!(channel.receiver().receive(&mut [0; 64]).unwrap(), Some(10));
+    channel.sender().send(b"ok").unwrap();
+    short.finish();
+}
