@@ -58,3 +58,21 @@ test('counter: restarted a hundred times, and its client has lost nothing that w
   t.is(answered, count)
   t.true(Number(answered) >= 5000)
 })
+
+test('objects: values go to a child and come back, by three codecs, and what is no JSON fails one call', async (t) => {
+  const { code, output, errors } = await run('objects/objects.mjs')
+  t.is(errors, '')
+  t.is(code, 0)
+  t.is(
+    output,
+    [
+      "json: { id: 1, what: 'apples', count: 3, done: true }",
+      "structured: Map(1) { 'seen' => Set(2) { 1n, 2n } }",
+      'a codec of its own: 22.5 -2.2',
+      'ERR_RINGFENCE_MALFORMED: {"id": 2,',
+      'json: { id: 3, done: true }',
+      'the channel is closed, and the child has exited with 0',
+      '',
+    ].join('\n'),
+  )
+})

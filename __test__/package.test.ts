@@ -23,8 +23,21 @@ function library(): string {
 
 test.serial('import and require give the same names', (t) => {
   const required = require('ringfence') as typeof ringfence
-  const functions = ['connect', 'doctor', 'fromParent', 'harden', 'join', 'listen', 'member', 'spawn']
-  const names = ['Channel', 'LEAVING', 'Listener', 'Membership', 'RingfenceError', ...functions]
+  const functions = [
+    'connect',
+    'doctor',
+    'fromParent',
+    'harden',
+    'join',
+    'json',
+    'listen',
+    'member',
+    'merge',
+    'spawn',
+    'structured',
+  ]
+  const classes = ['Channel', 'Listener', 'Membership', 'Merge', 'RingfenceError', 'TypedChannel']
+  const names = [...classes, 'LEAVING', ...functions].sort()
   t.deepEqual(Object.keys(ringfence).sort(), names)
   t.deepEqual(Object.keys(required).sort(), names)
 })

@@ -1,5 +1,6 @@
 import type { Duplex } from 'node:stream'
 
+import type { Codec, CodecOptions } from './codec.js'
 import { toDuplex } from './duplex.js'
 import { RingfenceError, aborted, fromFailure, invalid, show } from './errors.js'
 import { atExit } from './exit.js'
@@ -18,6 +19,8 @@ import { plainObject, type ChannelSettings } from './options.js'
 import { SendQueue } from './send-queue.js'
 import { registerSource } from './sources.js'
 import { Tokens, toToken } from './tokens.js'
+// oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
+import { typedChannel, type TypedChannel } from './typed.js'
 import type { BufferSource, CloseReason, Evidence, Identity, Reservation } from './types.js'
 
 const lost = (reason: CloseReason) =>
@@ -313,12 +316,25 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   [Symbol.asyncIterator](): AsyncIterator<Buffer, undefined> {
     return loop(
-      () => {
-        if (!this.#sendQueue.isEmpty) this.#sendQueue.pump()
-        return this.#receiveBuffer.nextNow()
-      },
+      () => this.#nextNow(),
       () => this.#receiveBuffer.wait(true),
     )
+  }
+
+  /** As {@link Channel.receive} finds it, for a loop. */
+  #nextNow(): Buffer | null | undefined {
+    if (!this.#sendQueue.isEmpty) this.#sendQueue.pump()
+    return this.#receiveBuffer.nextNow()
+  }
+
+  /**
+   * This channel with values for messages, as the codec makes and reads them: {@link json}, {@link structured}, or one of your own. A channel
+   * may have several, and be used by itself beside them; what reads first gets the message.
+   *
+   * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no codec
+   */
+  with<T>(codec: Codec<T>, options: CodecOptions = {}): TypedChannel<T> {
+    return typedChannel(this, codec, options, () => this.#nextNow())
   }
 
   /**

@@ -14,6 +14,7 @@ export type ErrorName =
   | 'OBJECT_UNSOUND'
   | 'RING_CORRUPT'
   | 'MESSAGE_TOO_LARGE'
+  | 'MALFORMED'
   | 'NO_SPACE'
   | 'CLOSED'
   | 'ABORTED'
@@ -31,6 +32,8 @@ export interface ErrorDetails {
   found?: string
   /** The refused peer, as far as it is known. */
   identity?: Identity
+  /** The message that could not be decoded. */
+  bytes?: Buffer
 }
 
 /** Known to every copy of this package in the process. */
@@ -62,6 +65,8 @@ export class RingfenceError extends Error {
   declare readonly found?: string
   /** The refused peer, as far as it is known. */
   declare readonly identity?: Identity
+  /** For MALFORMED: the message. It is no property that is listed, so that a log of the error has no room for it. */
+  declare readonly bytes?: Buffer
 
   constructor(name: ErrorName, message: string, details: ErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause })
@@ -71,6 +76,7 @@ export class RingfenceError extends Error {
     for (const key of ['check', 'wanted', 'found', 'identity'] as const) {
       if (details[key] !== undefined) Object.defineProperty(this, key, { value: details[key], enumerable: true })
     }
+    if (details.bytes !== undefined) Object.defineProperty(this, 'bytes', { value: details.bytes })
   }
 }
 

@@ -5,6 +5,7 @@
  */
 
 export { Channel } from './channel.js'
+export { json, structured, type Codec, type CodecOptions } from './codec.js'
 export { doctor, type Diagnosis } from './doctor.js'
 export { RingfenceError, type ErrorDetails, type ErrorName } from './errors.js'
 export { fromParent, spawn, type Spawned } from './child.js'
@@ -15,6 +16,7 @@ export type { Visit } from './receive-buffer.js'
 export { connect, listen, Listener, type ListenerEvents } from './service.js'
 export { LEAVING, member, Membership, type MembershipEvents } from './membership.js'
 export type { Finding } from './native.js'
+export { TypedChannel } from './typed.js'
 export type {
   BufferSource,
   CloseReason,

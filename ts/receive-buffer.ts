@@ -323,6 +323,7 @@ export class ReceiveBuffer {
   /** A message if there is one, `undefined` if one must be waited for, `null` if none will come. */
   receiveNow(): Buffer | null | undefined {
     this.mustBeFree()
+    if (this.#closed) this.#isOpen()
     if (!this.#waiters.isEmpty || fairness.due !== null) return undefined
     const message = this.#take(true)
     if (message !== null) return message
@@ -334,6 +335,7 @@ export class ReceiveBuffer {
   isReadableNow(): boolean | undefined {
     this.mustBeFree()
     fairness.spend()
+    if (this.#closed) this.#isOpen()
     if (fairness.due !== null) return undefined
     if (this.#has(true)) return true
     return this.#isOpen() ? undefined : false

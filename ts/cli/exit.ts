@@ -17,6 +17,7 @@ const CODES: Record<ErrorName, number> = {
   OBJECT_UNSOUND: 7,
   RING_CORRUPT: 7,
   MESSAGE_TOO_LARGE: 7,
+  MALFORMED: 7,
   NO_SPACE: 8,
   UNSUPPORTED: 9,
 }
