@@ -42,6 +42,9 @@ const TOLD_BY_VERIFY: ReadonlySet<string> = new Set([
 const KEY = Symbol('ringfence')
 let make: (native: NativeChannel, settings: ChannelSettings) => Channel
 
+/** A channel is never evicted. */
+const reasonOf = (answer: number) => (REASONS[answer] ?? null) as CloseReason | null
+
 const closedHere = () => new RingfenceError('CLOSED', 'the channel is closed')
 const exposed = () =>
   new RingfenceError(
@@ -513,7 +516,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   #hear(): void {
     if (this.#reason !== null) return
     const answer = this.#native.listen()
-    const reason = REASONS[answer] ?? null
+    const reason = reasonOf(answer)
     if (reason === null) this.#wake()
     else if (this.#departing) this.#finish(reason, closedHere)
     else if (answer === REFUSED) this.#finish(reason, refusedHere)
@@ -549,7 +552,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   /** After this side's end: both may have ended. */
   #settle(answer: number): void {
-    const reason = REASONS[answer] ?? null
+    const reason = reasonOf(answer)
     if (reason !== null) this.#finish(reason, this.#whyEnded)
   }
 

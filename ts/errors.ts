@@ -19,6 +19,7 @@ export type ErrorName =
   | 'CLOSED'
   | 'ABORTED'
   | 'UNSUPPORTED'
+  | 'EVICTED'
 
 /** What a {@link RingfenceError} knows beyond its code and sentence. */
 export interface ErrorDetails {

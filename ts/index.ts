@@ -4,6 +4,9 @@
  * @packageDocumentation
  */
 
+export { publish, Publisher, type PublisherEvents } from './broadcast/publisher.js'
+export { Subscriber } from './broadcast/subscriber.js'
+export { subscribe, Subscription } from './broadcast/subscription.js'
 export { Channel } from './channel.js'
 export { json, structured, type Codec, type CodecOptions } from './codec.js'
 export { doctor, type Diagnosis } from './doctor.js'
@@ -21,8 +24,10 @@ export type {
   BufferSource,
   CloseReason,
   ConnectOptions,
+  Delivery,
   Evidence,
   ExecutableFile,
+  GoneReason,
   Identity,
   JoinOptions,
   LineOptions,
@@ -30,5 +35,7 @@ export type {
   MemberOptions,
   Options,
   Policy,
+  PublishOptions,
   Reservation,
+  SubscribeOptions,
 } from './types.js'

@@ -2,6 +2,7 @@
 
 import { EventEmitter } from 'node:events'
 
+import type { Subscription } from './broadcast/subscription.js'
 import type { Channel } from './channel.js'
 import { RingfenceError, aborted, invalid, show } from './errors.js'
 import { fairness } from './fairness.js'
@@ -10,16 +11,16 @@ import { FIRST, HEADER, MORE, native } from './native.js'
 import { plainObject } from './options.js'
 import { inletOf, type Inlet } from './sources.js'
 import { Place, TURN, Turns } from './turns.js'
-import type { CloseReason } from './types.js'
+import type { GoneReason } from './types.js'
 import { Waiters, type Wait } from './waiters.js'
 
 /** What a {@link Merge} reads. */
-export type MergeSource = Channel
+export type MergeSource = Channel | Subscription
 
 /** What a {@link Merge} tells. */
 export interface MergeEvents<Source> {
   /** A source has ended, and has left the merge after its last message. */
-  end: [source: Source, reason: CloseReason]
+  end: [source: Source, reason: GoneReason]
 }
 
 /** As a channel's, with the source first. */
@@ -121,7 +122,7 @@ export class Merge<Source extends MergeSource = MergeSource>
     if (this.#closed) throw closedHere()
     if (this.#entries.has(source)) return this
     const inlet = inletOf(source)
-    if (inlet === undefined) throw invalid(`a merge reads channels, not ${show(source)}`)
+    if (inlet === undefined) throw invalid(`a merge reads channels and subscriptions, not ${show(source)}`)
     const entry = new Entry(source, inlet)
     inlet.buffer.lend(() => this.#told(entry))
     this.#entries.set(source, entry)

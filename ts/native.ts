@@ -11,7 +11,7 @@ import type {
   PrivateLine,
   Program as NativeProgram,
 } from '../../binding/index.cjs'
-import type { CloseReason, Evidence, Identity } from './types.js'
+import type { Delivery, Evidence, GoneReason, Identity } from './types.js'
 
 export type { Failure, Joining, NativeOptions, NativeProgram, PrivateLine }
 
@@ -104,6 +104,86 @@ export interface RawChannel {
   operate(operation: number, a?: unknown, b?: unknown, c?: unknown): unknown
 }
 
+/** By what messages are sent: a channel, and a publisher. */
+export type NativeSender = Pick<
+  NativeChannel,
+  | 'capacity'
+  | 'maxMessageSize'
+  | 'maxAtOnce'
+  | 'flush'
+  | 'send'
+  | 'trySend'
+  | 'hasRoom'
+  | 'packedRoom'
+  | 'armWriter'
+  | 'reserve'
+  | 'commit'
+  | 'cancel'
+  | 'failure'
+>
+
+/** By what messages are read: a channel, and a subscription. */
+export interface NativeReader extends Pick<
+  NativeChannel,
+  'pull' | 'pullBusy' | 'wake' | 'gather' | 'armReader' | 'parkReader' | 'lookParked' | 'failure'
+> {
+  /** Where a message is not to be fetched before it is handed out: 1 where there is one, else as `pull`. */
+  hasMessage?(): number
+}
+
+/** A publisher's subscriber. */
+export interface NativeSubscriber {
+  readonly number: number
+  readonly peer: Identity
+  readonly delivery: Delivery
+  lag(): number
+  evidence(): Evidence[]
+  /** 0: the callback is called later, once. */
+  verify(callback: (failure: Failure | null, identity: Identity | null) => void): number
+  disconnect(): void
+  failure(): Failure | null
+}
+
+export interface NativePublisher extends NativeSender {
+  /** A subscriber; which one is gone, and why, as an index of `REASONS`; why a newcomer was refused. 0: none now; `FAILED`: the end. */
+  next(): NativeSubscriber | { gone: number; reason: number } | Failure | number
+  disarm(): void
+  /** Takes what the subscribers have said. As `reason`. */
+  listen(): number
+  /** Why it has ended, as an index of `REASONS`. */
+  reason(): number
+  sequence(): bigint
+  end(): number
+  /** 0: the callback is called later, once. */
+  seal(callback: () => void): number
+  watch(callback: () => void): number
+  /** The callback is called where a subscriber has made room. Keeps nothing alive. */
+  watchRoom(callback: () => void): number
+  keepAlive(alive: number): void
+  close(): void
+}
+
+export interface NativeSubscription extends NativeReader {
+  readonly peer: Identity
+  readonly delivery: Delivery
+  readonly capacity: number
+  readonly maxMessageSize: number
+  hasMessage(): number
+  disarm(): void
+  listen(): number
+  /** `unread`: of the messages that were fetched last, those that were not handed out. */
+  sequence(unread: number): bigint
+  lost(unread: number): bigint
+  lag(): number
+  watch(callback: () => void): number
+  /** The line is watched no more. */
+  outlive(): void
+  keepAlive(alive: number): void
+  verify(callback: (failure: Failure | null, verified: Verified | null) => void): number
+  evidence(): Evidence[]
+  close(): void
+}
+
 /** The functions of everything that stands at an address. */
 export interface NativeEndpoint {
   /** 1: newcomers wait; 0: they are taken in. */
@@ -144,6 +224,8 @@ export interface Endpoints {
   connect: RawChannel
   listen: NativeListener
   member: NativeMembership
+  publish: NativePublisher
+  subscribe: NativeSubscription
 }
 
 interface Binding {
@@ -186,6 +268,8 @@ export const FAILED = answers.failed
 export const WHOLE = answers.whole
 /** No more will come, and everything was read. */
 export const ENDED = answers.ended
+/** Another message is next than the one that memory was made for. */
+export const OTHER = answers.other
 /** A message that does not fit: its size is `LARGE - answer`. */
 export const LARGE = answers.large
 
@@ -198,7 +282,7 @@ export const HEADER = answers.header
 export const FLAGS = answers.flags
 
 /** Why a channel has ended, as `listen` and `end` tell it by number; the first is that it has not. */
-export const REASONS = answers.reasons as readonly (CloseReason | undefined)[]
+export const REASONS = answers.reasons as readonly (GoneReason | undefined)[]
 /** The end that this side has made, since a later look has refused the peer. */
 export const REFUSED = answers.refused
 

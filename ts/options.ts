@@ -4,7 +4,15 @@ import { isAbsolute } from 'node:path'
 
 import { invalid, show } from './errors.js'
 import type { NativeOptions, NativeProgram } from './native.js'
-import type { ExecutableFile, Options, Policy } from './types.js'
+import type { ExecutableFile, Options, Policy, PublishOptions, SubscribeOptions } from './types.js'
+
+/** What all calls together take. */
+export type AllOptions = Options &
+  Pick<PublishOptions, 'stall' | 'deliveries'> &
+  Pick<SubscribeOptions, 'delivery' | 'from'>
+
+const DELIVERIES: readonly unknown[] = ['reliable', 'best-effort', 'latest']
+const BEGINNINGS: readonly unknown[] = ['now', 'oldest', 'latest']
 
 const KNOWN = [
   'backing',
@@ -24,7 +32,11 @@ const KNOWN = [
   'allowHalfOpen',
   'harden',
   'signalNumber',
-] as const satisfies (keyof Options)[]
+  'stall',
+  'deliveries',
+  'delivery',
+  'from',
+] as const satisfies (keyof AllOptions)[]
 
 /** What a channel's JavaScript keeps of its options. */
 export interface ChannelSettings {
@@ -35,17 +47,24 @@ export interface ChannelSettings {
 }
 
 /** The calls that take options. */
-export type Call = 'join' | 'member' | 'listen' | 'connect' | 'spawn' | 'fromParent'
+export type Call = 'join' | 'member' | 'listen' | 'connect' | 'spawn' | 'fromParent' | 'publish' | 'subscribe'
 
 /** Options that not every call takes. If they were ignored elsewhere, a caller would rely on a limit or a mode that is not set. */
-const TAKEN_BY: { [name in keyof Options]?: readonly Call[] } = {
-  mode: ['join', 'member', 'listen'],
-  group: ['join', 'member', 'listen'],
-  wait: ['join', 'member', 'listen', 'connect'],
+const TAKEN_BY: { [name in keyof AllOptions]?: readonly Call[] } = {
+  backing: ['join', 'member', 'listen', 'connect', 'spawn', 'fromParent', 'publish'],
+  capacity: ['join', 'member', 'listen', 'connect', 'spawn', 'fromParent', 'publish'],
+  maxPeerCapacity: ['join', 'member', 'listen', 'connect', 'spawn', 'fromParent'],
+  mode: ['join', 'member', 'listen', 'publish'],
+  group: ['join', 'member', 'listen', 'publish'],
+  wait: ['join', 'member', 'listen', 'connect', 'publish', 'subscribe'],
   allowHalfOpen: ['join', 'member', 'listen', 'connect', 'spawn', 'fromParent'],
-  maxPeers: ['listen'],
-  maxPeersPerProcess: ['listen'],
-  maxPeersPerUser: ['listen'],
+  maxPeers: ['listen', 'publish'],
+  maxPeersPerProcess: ['listen', 'publish'],
+  maxPeersPerUser: ['listen', 'publish'],
+  stall: ['publish'],
+  deliveries: ['publish'],
+  delivery: ['subscribe'],
+  from: ['subscribe'],
 }
 
 const KNOWN_OF_POLICY = [
@@ -137,10 +156,10 @@ function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
 }
 
 /** Throws INVALID_ARGUMENT for what is not as {@link Options} says, or is no option of this call. */
-export function checkOptions(call: Call, options: Options): NativeOptions {
+export function checkOptions(call: Call, options: AllOptions): NativeOptions {
   plainObject('options', options, KNOWN)
   for (const [name, calls] of Object.entries(TAKEN_BY)) {
-    if (options[name as keyof Options] !== undefined && !calls.includes(call))
+    if (options[name as keyof AllOptions] !== undefined && !calls.includes(call))
       throw invalid(`${call} takes no option ${name}: it is for ${calls.join(', ')}`)
   }
   const {
@@ -161,7 +180,19 @@ export function checkOptions(call: Call, options: Options): NativeOptions {
     allowHalfOpen,
     harden,
     signalNumber,
+    stall,
+    deliveries,
+    delivery,
+    from,
   } = options
+  if (stall !== undefined && (typeof stall !== 'number' || !(stall >= 0)))
+    throw invalid(`stall must be a number of milliseconds, not ${show(stall)}`)
+  if (deliveries !== undefined && !isListOf(deliveries, DELIVERIES))
+    throw invalid(`deliveries must be a list of 'reliable', 'best-effort' and 'latest', not ${show(deliveries)}`)
+  if (delivery !== undefined && !DELIVERIES.includes(delivery))
+    throw invalid(`delivery must be 'reliable', 'best-effort' or 'latest', not ${show(delivery)}`)
+  if (from !== undefined && !BEGINNINGS.includes(from))
+    throw invalid(`from must be 'now', 'oldest' or 'latest', not ${show(from)}`)
   if (backing !== undefined && backing !== 'memfd' && backing !== 'shm') {
     throw invalid(`backing must be 'memfd' or 'shm', not ${show(backing)}`)
   }
@@ -192,6 +223,10 @@ export function checkOptions(call: Call, options: Options): NativeOptions {
     busyPoll: busyPoll === undefined ? undefined : integer('busyPoll', busyPoll, 0, 60_000_000),
     harden,
     signalNumber: signalNumber === undefined ? undefined : integer('signalNumber', signalNumber, 1, 64),
+    stall,
+    deliveries,
+    delivery,
+    from,
     useLibuv: usesLibuv(),
   }
 }
@@ -199,6 +234,11 @@ export function checkOptions(call: Call, options: Options): NativeOptions {
 /** Of options that were checked. */
 export function channelSettings({ busyPoll = 0, allowHalfOpen = false }: Options): ChannelSettings {
   return { busyPoll, allowHalfOpen }
+}
+
+/** Whether it is a list of some of these, of one at least. */
+function isListOf(value: unknown, known: readonly unknown[]): boolean {
+  return Array.isArray(value) && value.length > 0 && value.every((one) => known.includes(one))
 }
 
 function checkTimeout(timeout: unknown): number | undefined {

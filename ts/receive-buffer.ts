@@ -8,7 +8,7 @@
 import { RingfenceError, fromFailure, invalid } from './errors.js'
 import { fairness } from './fairness.js'
 import { allocate, allocateShared } from './memory.js'
-import { ENDED, FAILED, FIRST, HEADER, LARGE, MORE, WHOLE, type NativeChannel } from './native.js'
+import { ENDED, FAILED, FIRST, HEADER, LARGE, MORE, OTHER, WHOLE, type NativeReader } from './native.js'
 import { Waiters, type Wait } from './waiters.js'
 
 /** Bytes of the chunk: what one call carries at most. */
@@ -46,7 +46,7 @@ interface Block {
 }
 
 export class ReceiveBuffer {
-  readonly #native: NativeChannel
+  readonly #native: NativeReader
   readonly #busy: boolean
   #chunk: Buffer = allocateShared(CHUNK, 'what is received')
   #near = this.#chunk.subarray(0, NEAR)
@@ -102,7 +102,7 @@ export class ReceiveBuffer {
    * @param told - Told each time that a caller that wanted a message is told so.
    */
   constructor(
-    native: NativeChannel,
+    native: NativeReader,
     busy: boolean,
     failed: (error: RingfenceError) => void,
     ended: () => void,
@@ -132,6 +132,7 @@ export class ReceiveBuffer {
 
   /** Whether there is something to read; looks into the ring where nothing has been fetched. */
   #has(spin: boolean): boolean {
+    if (this.#native.hasMessage !== undefined) return this.#hasUnread() || this.#look(this.#native.hasMessage())
     return this.#hasUnread() || this.#fetch(!this.#visited, spin)
   }
 
@@ -211,6 +212,16 @@ export class ReceiveBuffer {
       this.#gathering = null
       return true
     }
+    if (answer <= LARGE) {
+      // Another one, which is shorter: a subscriber that waits for none was overtaken.
+      this.#large = this.#gathering!.subarray(0, LARGE - answer)
+      this.#gathering = null
+      return true
+    }
+    if (answer === OTHER) {
+      this.#gathering = null
+      return this.#fetch(this.#own, false)
+    }
     return answer >= 0 ? false : this.#nothing(answer)
   }
 
@@ -227,6 +238,19 @@ export class ReceiveBuffer {
     }
     if (this.#over !== null) this.#leaveRing()
     return false
+  }
+
+  /** Whether there is a message, which is not fetched yet. */
+  #look(answer: number): boolean {
+    if (this.#over !== null) return false
+    return answer > 0 ? true : this.#nothing(answer)
+  }
+
+  /** Messages that were fetched, and not handed out. */
+  get unread(): number {
+    let count = this.#large === null ? 0 : 1
+    for (let at = this.#at; at < this.#end; at += HEADER + ((this.#words[at >>> 2]! + 7) & ~7)) count += 1
+    return count
   }
 
   #leaveRing(): void {

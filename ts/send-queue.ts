@@ -11,7 +11,7 @@ import { isAnyArrayBuffer, isUint8Array } from 'node:util/types'
 
 import { fromFailure, invalid, show, type RingfenceError } from './errors.js'
 import { allocate, allocateEmpty } from './memory.js'
-import { FAILED, FLAGS, HEADER, WHOLE, type NativeChannel } from './native.js'
+import { FAILED, FLAGS, HEADER, WHOLE, type NativeSender } from './native.js'
 import { fairness } from './fairness.js'
 import type { BufferSource, Reservation } from './types.js'
 
@@ -85,7 +85,7 @@ interface Asking extends Deferred {
 }
 
 export class SendQueue {
-  readonly #native: NativeChannel
+  readonly #native: NativeSender
   /** Every message goes into the ring at once: its sender spins for the answer. */
   readonly #eager: boolean
   readonly #maxMessageSize: number
@@ -136,7 +136,7 @@ export class SendQueue {
   /**
    * @param failed - Called with the failures of the binding that are not the caller's fault.
    */
-  constructor(native: NativeChannel, eager: boolean, failed: (error: RingfenceError) => void) {
+  constructor(native: NativeSender, eager: boolean, failed: (error: RingfenceError) => void) {
     this.#native = native
     this.#eager = eager
     this.#maxMessageSize = native.maxMessageSize

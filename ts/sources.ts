@@ -2,14 +2,14 @@
 // other.
 
 import type { ReceiveBuffer } from './receive-buffer.js'
-import type { CloseReason } from './types.js'
+import type { GoneReason } from './types.js'
 
 /** A merge's way into a source. */
 export interface Inlet {
   /** What the source has received. */
   readonly buffer: ReceiveBuffer
   /** Why no more comes; to be asked once that is so. 'closed' as well where the peer has ended its sending alone. */
-  reason(): CloseReason
+  reason(): GoneReason
 }
 
 /** The inlet of a value that is of one kind, else undefined. */

@@ -181,11 +181,42 @@ export interface ConnectOptions extends Omit<JoinOptions, 'mode' | 'group'> {}
 export interface LineOptions extends Omit<ConnectOptions, 'wait'> {}
 
 /**
+ * How messages reach a subscriber. 'reliable': every message, in order, or the end says why not. 'best-effort': what the publisher
+ * overwrites before it was read is passed over, and counted. 'latest': only the newest message that was not seen.
+ */
+export type Delivery = 'reliable' | 'best-effort' | 'latest'
+
+/** What {@link publish} takes. A subscriber has no ring of its own, so there is none to limit; nothing is received. */
+export interface PublishOptions extends Omit<ListenOptions, 'maxPeerCapacity' | 'allowHalfOpen'> {
+  /**
+   * Milliseconds for which one reliable subscriber may hold the publisher up, in all, since it was last less than half the ring behind
+   * (5,000); then it is evicted. Infinity: never.
+   */
+  stall?: number
+  /** What subscribers may ask for (all three). */
+  deliveries?: Delivery[]
+}
+
+/** What {@link subscribe} takes. */
+export interface SubscribeOptions extends Omit<
+  ConnectOptions,
+  'backing' | 'capacity' | 'maxPeerCapacity' | 'allowHalfOpen'
+> {
+  /** How messages come ('reliable'). */
+  delivery?: Delivery
+  /** Where to begin: with what is published from now on ('now', the default), with what the ring still holds, or with the last message. */
+  from?: 'now' | 'oldest' | 'latest'
+}
+
+/**
  * Why a channel has ended: it was closed by either side (or by itself, when both had ended and everything was read), the peer's
  * process exited without closing it, its ring was corrupt, or a process tried to open the shared memory of either side, which
  * was then wiped.
  */
 export type CloseReason = 'closed' | 'exited' | 'corrupt' | 'exposed'
+
+/** Why a subscriber has gone: as a channel's end, or since it held its publisher up for too long. */
+export type GoneReason = CloseReason | 'evicted'
 
 /** Room in the ring for one message. `using` cancels one that was not committed. */
 export interface Reservation extends Disposable {

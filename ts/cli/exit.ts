@@ -10,6 +10,7 @@ const CODES: Record<ErrorName, number> = {
   PEER_REFUSED: 4,
   PEER_LOST: 5,
   CLOSED: 5,
+  EVICTED: 5,
   HANDSHAKE_TIMEOUT: 6,
   ABORTED: 6,
   PROTOCOL: 7,

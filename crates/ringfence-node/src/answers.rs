@@ -6,7 +6,7 @@
 )]
 
 use napi_derive::napi;
-use ringfence::{CloseReason, binding};
+use ringfence::{CloseReason, GoneReason, binding};
 
 /// `failure()` knows more.
 pub(crate) const FAILED: i32 = -1;
@@ -14,6 +14,8 @@ pub(crate) const FAILED: i32 = -1;
 pub(crate) const WHOLE: i32 = -2;
 /// No more will come, and everything was read.
 pub(crate) const ENDED: i32 = -3;
+/// Another message is next than the one that memory was made for.
+pub(crate) const OTHER: i32 = -4;
 /// The size of a message that does not fit is told as `LARGE - size`.
 pub(crate) const LARGE: i32 = -16;
 /// What `pull` is told of the call: another one of the same round, or the first of a round.
@@ -31,16 +33,19 @@ pub(crate) enum Ended {
     Exposed,
     /// This side has closed it: a later look at the peer has refused the peer.
     Refused,
+    /// A publisher has let go of a subscriber that held it up for too long.
+    Evicted,
 }
 
 impl Ended {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::No,
         Self::Closed,
         Self::Exited,
         Self::Corrupt,
         Self::Exposed,
         Self::Refused,
+        Self::Evicted,
     ];
 
     pub(crate) const fn number(self) -> i32 {
@@ -55,6 +60,7 @@ impl Ended {
             Self::Exited => Some("exited"),
             Self::Corrupt => Some("corrupt"),
             Self::Exposed => Some("exposed"),
+            Self::Evicted => Some("evicted"),
         }
     }
 }
@@ -70,6 +76,18 @@ impl From<CloseReason> for Ended {
     }
 }
 
+impl From<GoneReason> for Ended {
+    fn from(reason: GoneReason) -> Self {
+        match reason {
+            GoneReason::Closed => Self::Closed,
+            GoneReason::Exited => Self::Exited,
+            GoneReason::Corrupt => Self::Corrupt,
+            GoneReason::Evicted => Self::Evicted,
+            _ => Self::Exposed,
+        }
+    }
+}
+
 /// All of them, for JavaScript.
 #[napi(object, object_from_js = false)]
 pub struct Answers {
@@ -77,6 +95,7 @@ pub struct Answers {
     pub whole: i32,
     pub ended: i32,
     pub large: i32,
+    pub other: i32,
     pub more: u32,
     pub first: u32,
     /// Bytes of a packed record's header.
@@ -97,6 +116,7 @@ pub fn answers() -> Answers {
         whole: WHOLE,
         ended: ENDED,
         large: LARGE,
+        other: OTHER,
         more: MORE,
         first: FIRST,
         header: u32::try_from(binding::HEADER).expect("a header is small"),

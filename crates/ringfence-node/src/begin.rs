@@ -19,6 +19,7 @@ use napi_derive::napi;
 
 use crate::{
     authorize::{Authorize, Questions},
+    broadcast::{publisher, subscription},
     channel,
     convert::{Failure, Options},
     membership, service, task,
@@ -83,7 +84,7 @@ impl Joining {
 }
 
 /// Begins what takes its time at an address: `endpoint` is the name of the core's function. The callback gets a failure, or null
-/// and what was made (a channel, a listener, a membership); it is called once, later, and keeps the event loop alive until
+/// and what was made (a channel, a listener, a membership, a publisher, a subscription); it is called once, later, and keeps the event loop alive until
 /// then. `ask` is the policy's callback, if it has one.
 ///
 /// # Errors
@@ -118,6 +119,18 @@ pub fn begin(
         "member" => given.meet(
             &address,
             ("ringfence-member", ringfence::member, membership::to_object),
+        ),
+        "publish" => given.meet(
+            &address,
+            ("ringfence-publish", ringfence::publish, publisher::to_object),
+        ),
+        "subscribe" => given.meet(
+            &address,
+            (
+                "ringfence-subscribe",
+                ringfence::subscribe,
+                subscription::to_object,
+            ),
         ),
         other => Err(napi::Error::from_reason(format!("{other} is no endpoint"))),
     }

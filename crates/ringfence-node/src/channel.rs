@@ -3,7 +3,6 @@
 
 use std::{
     cell::RefCell,
-    ffi::{CStr, c_void},
     os::fd::{AsFd, AsRawFd},
     ptr,
     rc::Rc,
@@ -12,22 +11,20 @@ use std::{
 
 use napi::{bindgen_prelude::*, sys};
 use napi_derive::napi;
-use ringfence::{
-    CloseReason, Packed, Progress, Receiver, Sender, Tokens, Verified, Verifier,
-    binding::{self, Keeper, Reserved},
-};
+use ringfence::{CloseReason, Packed, Progress, Receiver, Sender, Tokens, Verified, Verifier, binding};
 
 use crate::{
     answers::{ENDED, Ended, FIRST, LARGE, MORE, WHOLE},
     convert::{self, Evidence, Failure, Identity},
     handle::Handle,
     poll::Poll,
-    raw::{Answer, Call, Function, add_function, check},
+    raw::{Answer, Call, Function, add_function, check, set_number, set_property},
+    sending::{
+        Reservation, Sends, arm_writer, cancel, cancel_open, commit, flush, has_room, packed_room, reserve,
+        send, try_send,
+    },
     task,
 };
-
-/// Below this a copy at commit is cheaper than memory that the engine has to keep books on.
-const SCRATCH: usize = 4096;
 
 struct Endpoint {
     /// `None` once the channel is closed and everything is let go of, the line included.
@@ -43,9 +40,7 @@ struct Endpoint {
     counted: (u64, u64),
     /// Until it is asked for: in JavaScript it takes several times as much memory.
     evidence: Vec<ringfence::Evidence>,
-    reserved: Option<Reserved>,
-    /// The array buffer that shows the reserved memory to JavaScript, to be detached from it.
-    shown: sys::napi_ref,
+    reservation: Reservation,
     busy_poll: Duration,
 }
 
@@ -57,7 +52,9 @@ struct Halves {
 
 const CLOSED: ringfence::Error = ringfence::Error::Closed("the channel is closed");
 
-impl Endpoint {
+impl Sends for Endpoint {
+    type Writer = Sender;
+
     fn sender(&mut self) -> ringfence::Result<&mut Sender> {
         self.halves
             .as_mut()
@@ -65,23 +62,22 @@ impl Endpoint {
             .ok_or(CLOSED)
     }
 
+    fn handle(&mut self) -> &mut Handle {
+        &mut self.handle
+    }
+
+    fn reservation(&mut self) -> &mut Reservation {
+        &mut self.reservation
+    }
+}
+
+impl Endpoint {
     fn receiver(&mut self) -> ringfence::Result<&mut Receiver> {
         match &mut self.halves {
             Some(halves) => Some(&mut halves.receiver),
             None => self.left.as_mut(),
         }
         .ok_or(CLOSED)
-    }
-
-    fn fail(&mut self, error: ringfence::Error) -> Answer {
-        self.handle.fail(error)
-    }
-
-    fn answer<T: Into<Answer>>(&mut self, result: ringfence::Result<T>) -> Answer {
-        match result {
-            Ok(value) => value.into(),
-            Err(error) => self.fail(error),
-        }
     }
 
     fn panicked(&mut self) {
@@ -141,68 +137,6 @@ impl Endpoint {
             self.counted = (tokens.strays(), tokens.dropped());
         }
     }
-
-    fn cancel(&mut self, env: sys::napi_env) {
-        if let (Some(reserved), Ok(sender)) = (self.reserved.take(), self.sender()) {
-            // On a channel that has ended there is nothing to give back to.
-            let _ = sender.cancel(reserved);
-        }
-        self.hide(env);
-    }
-
-    /// The reservation's array buffer shows nothing any more; the region stays mapped until its finalizer has run.
-    fn hide(&mut self, env: sys::napi_env) {
-        let shown = std::mem::replace(&mut self.shown, ptr::null_mut());
-        if shown.is_null() {
-            return;
-        }
-        let mut buffer = ptr::null_mut();
-        // SAFETY: the reference was made in `reserve`, by this environment, and is deleted once, here.
-        unsafe {
-            if sys::napi_get_reference_value(env, shown, &raw mut buffer) == sys::Status::napi_ok
-                && !buffer.is_null()
-            {
-                sys::napi_detach_arraybuffer(env, buffer);
-            }
-            sys::napi_delete_reference(env, shown);
-        }
-    }
-}
-
-fn flush(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    // SAFETY: used within this call, and asked for once.
-    let arena = unsafe { call.bytes(0) };
-    let range = call.size(1)..call.size(2);
-    let Some(packed) = arena.get(range) else {
-        return Answer::from(0);
-    };
-    let taken = endpoint
-        .sender()
-        .and_then(|sender| sender.try_send_packed(packed));
-    endpoint.answer(taken)
-}
-
-fn send(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    // SAFETY: used within this call, and asked for once.
-    let message = unsafe { call.bytes(0) };
-    match endpoint
-        .sender()
-        .and_then(|sender| sender.send_part(message, call.size(1).min(message.len())))
-    {
-        Ok(Progress::Whole) => Answer::from(WHOLE),
-        Ok(Progress::Part(bytes)) => Answer::from(bytes),
-        Err(error) => endpoint.fail(error),
-    }
-}
-
-fn try_send(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    // SAFETY: used within this call, and asked for once.
-    let message = unsafe { call.bytes(0) };
-    let sent = endpoint
-        .sender()
-        .and_then(|sender| sender.try_send(message))
-        .map(i32::from);
-    endpoint.answer(sent)
 }
 
 /// Whether the reader has come to the end, where it has found nothing.
@@ -290,30 +224,6 @@ fn gather(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     }
 }
 
-fn has_room(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    let room = endpoint
-        .sender()
-        .and_then(|sender| sender.has_room(call.size(0)))
-        .map(i32::from);
-    endpoint.answer(room)
-}
-
-/// Argument: the longest message among those that are to be flushed.
-fn packed_room(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    let room = endpoint
-        .sender()
-        .and_then(|sender| sender.packed_room(call.size(0)));
-    endpoint.answer(room)
-}
-
-fn arm_writer(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    let armed = endpoint
-        .sender()
-        .and_then(|sender| sender.arm(call.size(0)))
-        .map(i32::from);
-    endpoint.answer(armed)
-}
-
 fn arm_reader(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     let armed = endpoint.receiver().and_then(Receiver::arm).map(i32::from);
     endpoint.answer(armed)
@@ -368,111 +278,6 @@ fn is_cut(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     Answer::from(cut)
 }
 
-/// Arguments: the size, and 1 for memory of JavaScript's own whatever the engine allows.
-fn reserve(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    let mut reserved = match endpoint
-        .sender()
-        .and_then(|sender| sender.reserve_detached(call.size(0)))
-    {
-        Ok(Some(reserved)) => reserved,
-        Ok(None) => return Answer::from(0),
-        Err(error) => return endpoint.fail(error),
-    };
-    let view = if reserved.size() > SCRATCH {
-        show(call.env, &mut reserved, call.size(1) != 0)
-    } else {
-        None
-    };
-    endpoint.reserved = Some(reserved);
-    match view {
-        Some((value, shown)) => {
-            endpoint.shown = shown;
-            Answer::Value(value)
-        }
-        // JavaScript fills memory of its own, and commit copies it.
-        None => Answer::from(1),
-    }
-}
-
-/// Shows the reserved bytes to JavaScript as an array buffer of their own. `None` where the engine does not allow
-/// memory that is not its own (Electron), or is `forbidden` to be asked.
-fn show(
-    env: sys::napi_env,
-    reserved: &mut Reserved,
-    forbidden: bool,
-) -> Option<(sys::napi_value, sys::napi_ref)> {
-    let keep = Box::into_raw(Box::new(reserved.keeper())).cast::<c_void>();
-    let bytes = reserved.bytes();
-    let (mut value, mut reference) = (ptr::null_mut(), ptr::null_mut());
-    let status = if forbidden {
-        sys::Status::napi_no_external_buffers_allowed
-    } else {
-        // SAFETY: the bytes stay mapped until the finalizer has dropped the keeper. JavaScript writes them on this
-        // thread, while no reference to them lives on the Rust side: `Reserved::bytes` is borrowed anew where it is
-        // used.
-        unsafe {
-            sys::napi_create_external_arraybuffer(
-                env,
-                bytes.as_mut_ptr().cast(),
-                bytes.len(),
-                Some(let_go),
-                keep,
-                &raw mut value,
-            )
-        }
-    };
-    if status != sys::Status::napi_ok {
-        // SAFETY: without a buffer there is no finalizer.
-        drop(unsafe { Box::from_raw(keep.cast::<Keeper>()) });
-        return None;
-    }
-    // SAFETY: value is a live value of env.
-    let status = unsafe { sys::napi_create_reference(env, value, 1, &raw mut reference) };
-    (status == sys::Status::napi_ok).then_some((value, reference))
-}
-
-unsafe extern "C" fn let_go(_env: sys::napi_env, _data: *mut c_void, keep: *mut c_void) {
-    // SAFETY: the keeper of `show`; the engine finalizes a buffer once.
-    drop(unsafe { Box::from_raw(keep.cast::<Keeper>()) });
-}
-
-/// Arguments: the length, and the scratch memory where the reservation has no view of its own.
-fn commit(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    let length = call.size(0);
-    let Some(mut reserved) = endpoint.reserved.take() else {
-        return endpoint.fail(ringfence::Error::InvalidArgument(
-            "the reservation is not open any more".into(),
-        ));
-    };
-    if length > reserved.size() {
-        let what = format!("{length} bytes committed of a reservation of {}", reserved.size());
-        endpoint.reserved = Some(reserved);
-        return endpoint.fail(ringfence::Error::InvalidArgument(what));
-    }
-    if endpoint.shown.is_null() {
-        // SAFETY: used within this call, and asked for once.
-        let scratch = unsafe { call.bytes(1) };
-        let Some(bytes) = scratch.get(..length) else {
-            endpoint.reserved = Some(reserved);
-            endpoint.cancel(call.env);
-            let what = "the reservation's bytes were taken away (transferred)";
-            return endpoint.fail(ringfence::Error::InvalidArgument(what.into()));
-        };
-        reserved.bytes()[..length].copy_from_slice(bytes);
-    }
-    endpoint.hide(call.env);
-    let committed = endpoint
-        .sender()
-        .and_then(|sender| sender.commit(reserved, length))
-        .map(|()| 0_i32);
-    endpoint.answer(committed)
-}
-
-fn cancel(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    endpoint.cancel(call.env);
-    Answer::Nothing
-}
-
 fn end(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     if let Ok(sender) = endpoint.sender() {
         sender.end();
@@ -481,13 +286,13 @@ fn end(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
 }
 
 fn close(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    endpoint.cancel(call.env);
+    cancel_open(endpoint, call.env);
     endpoint.let_go();
     Answer::Nothing
 }
 
 fn outlive(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    endpoint.cancel(call.env);
+    cancel_open(endpoint, call.env);
     endpoint.outlive();
     Answer::Nothing
 }
@@ -527,10 +332,7 @@ fn token(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
         endpoint.let_tokens_go();
         return Answer::from(ENDED);
     };
-    let mut value = ptr::null_mut();
-    // SAFETY: env is live, and the out-pointer is to a local. On failure it stays null, which is undefined.
-    unsafe { sys::napi_create_bigint_uint64(call.env, token, &raw mut value) };
-    Answer::Value(value)
+    Answer::bigint(call.env, token)
 }
 
 /// The callback is called while there is a token to take, or no more will come. It keeps no event loop alive: the
@@ -708,13 +510,6 @@ pub(crate) unsafe fn to_object(
     // SAFETY: env is live.
     let status = unsafe { sys::napi_create_object(env, &raw mut object) };
     check(status, "an object")?;
-    let set = |name: &CStr, value: sys::napi_value| {
-        // SAFETY: object and value are live values of env.
-        check(
-            unsafe { sys::napi_set_named_property(env, object, name.as_ptr(), value) },
-            "a property",
-        )
-    };
     let identity = Identity::from(channel.peer());
     let evidence = channel.evidence().to_vec();
     let role = channel.role().to_string();
@@ -728,12 +523,12 @@ pub(crate) unsafe fn to_object(
         (c"maxMessageSize", sender.max_message_size() as f64),
         (c"maxAtOnce", sender.max_at_once() as f64),
     ];
-    // SAFETY: env is live.
+    // SAFETY: env and object are live.
     unsafe {
-        set(c"peer", ToNapiValue::to_napi_value(env, identity)?)?;
-        set(c"role", ToNapiValue::to_napi_value(env, role)?)?;
+        set_property(env, object, c"peer", ToNapiValue::to_napi_value(env, identity)?)?;
+        set_property(env, object, c"role", ToNapiValue::to_napi_value(env, role)?)?;
         for (name, size) in sizes {
-            set(name, ToNapiValue::to_napi_value(env, size)?)?;
+            set_number(env, object, name, size)?;
         }
     }
     let endpoint = Endpoint {
@@ -748,8 +543,7 @@ pub(crate) unsafe fn to_object(
         counted: (0, 0),
         evidence,
         left: None,
-        reserved: None,
-        shown: ptr::null_mut(),
+        reservation: Reservation::NONE,
         busy_poll,
     };
     let endpoint = Rc::new(RefCell::new(endpoint));

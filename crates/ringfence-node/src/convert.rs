@@ -236,6 +236,14 @@ pub struct Options {
     pub harden: Option<bool>,
     /// The tripwire's realtime signal.
     pub signal_number: Option<i32>,
+    /// Milliseconds; Infinity: never.
+    pub stall: Option<f64>,
+    /// What subscribers may ask for.
+    pub deliveries: Option<Vec<String>>,
+    /// What a subscriber asks for.
+    pub delivery: Option<String>,
+    /// Where a subscriber begins.
+    pub from: Option<String>,
     /// Whether the event loop's own handles may be used to watch the line.
     pub use_libuv: bool,
 }
@@ -298,6 +306,23 @@ impl Options {
         }
         if let Some(number) = self.signal_number {
             options = options.signal_number(number);
+        }
+        if let Some(stall) = self.stall {
+            options = options.stall(if stall.is_finite() {
+                std::time::Duration::from_micros(whole(stall * 1000.0))
+            } else {
+                std::time::Duration::MAX
+            });
+        }
+        if let Some(deliveries) = &self.deliveries {
+            let deliveries: ringfence::Result<Vec<_>> = deliveries.iter().map(|name| name.parse()).collect();
+            options = options.deliveries(deliveries?);
+        }
+        if let Some(delivery) = &self.delivery {
+            options = options.delivery(delivery.parse()?);
+        }
+        if let Some(from) = &self.from {
+            options = options.from(from.parse()?);
         }
         Ok(options
             .wait(self.wait.unwrap_or(false))

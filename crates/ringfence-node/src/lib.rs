@@ -4,6 +4,7 @@
 mod answers;
 mod authorize;
 mod begin;
+mod broadcast;
 mod channel;
 mod child;
 mod convert;
@@ -11,6 +12,7 @@ mod handle;
 mod membership;
 mod poll;
 mod raw;
+mod sending;
 mod service;
 mod task;
 mod threadsafe;

@@ -99,6 +99,17 @@ pub(crate) enum Answer {
     Nothing,
 }
 
+impl Answer {
+    /// A number of 64 bits, as a bigint.
+    pub(crate) fn bigint(env: sys::napi_env, number: u64) -> Self {
+        let mut value = ptr::null_mut();
+        // SAFETY: the callers' env is that of their callback, and the out-pointer is to a local. On failure it stays null, which is
+        // undefined.
+        unsafe { sys::napi_create_bigint_uint64(env, number, &raw mut value) };
+        Self::Value(value)
+    }
+}
+
 impl From<usize> for Answer {
     #[expect(clippy::cast_precision_loss, reason = "sizes of memory are below 2^53")]
     fn from(size: usize) -> Self {
@@ -240,4 +251,37 @@ pub(crate) fn check(status: sys::napi_status, what: &str) -> napi::Result<()> {
         napi::Status::from(status),
         format!("{what} failed"),
     ))
+}
+
+/// Sets a property of a JavaScript object.
+///
+/// # Safety
+/// `env` is the environment that runs now, on this thread; object and value are live values of it.
+pub(crate) unsafe fn set_property(
+    env: sys::napi_env,
+    object: sys::napi_value,
+    name: &CStr,
+    value: sys::napi_value,
+) -> napi::Result<()> {
+    // SAFETY: the caller promises both values; the name is NUL-terminated.
+    let status = unsafe { sys::napi_set_named_property(env, object, name.as_ptr(), value) };
+    check(status, "a property")
+}
+
+/// As [`set_property`], for a number.
+///
+/// # Safety
+/// As there.
+pub(crate) unsafe fn set_number(
+    env: sys::napi_env,
+    object: sys::napi_value,
+    name: &CStr,
+    number: f64,
+) -> napi::Result<()> {
+    let mut value = ptr::null_mut();
+    // SAFETY: env is live, and the out-pointer is to a local.
+    let status = unsafe { sys::napi_create_double(env, number, &raw mut value) };
+    check(status, "a number")?;
+    // SAFETY: the value was just made; the caller promises the rest.
+    unsafe { set_property(env, object, name, value) }
 }

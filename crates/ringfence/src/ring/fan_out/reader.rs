@@ -605,12 +605,15 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         Ok(count)
     }
 
-    /// Copies whole messages, packed, as many as are there and fit.
+    /// Copies whole messages, packed, as many as are there and fit. They follow each other: what was lost, was lost before the first.
     pub(crate) fn pull_packed(&mut self, into: &mut [u8]) -> Result<Pulled> {
         let (mut end, mut overtaken) = (0, 0);
         // Looks for what is published once, and not again for what has come meanwhile.
         while (end == 0 || !self.is_through()) && overtaken < TRIES {
             let Some((at, record)) = self.next()? else { break };
+            if end > 0 && self.passed != self.sequence {
+                break;
+            }
             let left = &mut into[end..];
             if as_offset(packed_size(record.length as u64)) > left.len() {
                 if end > 0 {

@@ -1,0 +1,316 @@
+//! A publisher. Its threads are the core's; two descriptors are watched: one is readable where there are events, the other where a
+//! subscriber has made room for a sender that waits.
+
+use std::{
+    cell::RefCell,
+    ffi::CStr,
+    os::fd::{AsFd, AsRawFd},
+    ptr,
+    rc::Rc,
+    sync::Arc,
+};
+
+use napi::{bindgen_prelude::*, sys};
+use ringfence::{Audience, Broadcaster, Publisher, PublisherEvent, Subscriber};
+
+use crate::{
+    answers::Ended,
+    broadcast::subscriber,
+    convert::Failure,
+    handle::{Handle, failure_of},
+    poll::Poll,
+    raw::{Answer, Call, Function, add_function, check, set_number},
+    sending::{
+        Reservation, Sends, arm_writer, cancel, cancel_open, commit, flush, has_room, packed_room, reserve,
+        send, try_send,
+    },
+    task,
+};
+
+struct Publishing {
+    /// `None` once it is closed.
+    sender: Option<Broadcaster>,
+    audience: Option<Arc<Audience>>,
+    /// Of the events.
+    handle: Handle,
+    /// Of the room for a sender that waits.
+    room: Option<Poll>,
+    reservation: Reservation,
+    /// Those that JavaScript has been told of, by the numbers that it knows them by.
+    told: Vec<(u32, Subscriber)>,
+    last: u32,
+    /// Of messages, once there is no sender.
+    sequence: u64,
+}
+
+const CLOSED: ringfence::Error = ringfence::Error::Closed("the publisher is closed");
+
+impl Sends for Publishing {
+    type Writer = Broadcaster;
+
+    fn sender(&mut self) -> ringfence::Result<&mut Broadcaster> {
+        self.sender.as_mut().ok_or(CLOSED)
+    }
+
+    fn handle(&mut self) -> &mut Handle {
+        &mut self.handle
+    }
+
+    fn reservation(&mut self) -> &mut Reservation {
+        &mut self.reservation
+    }
+}
+
+impl Publishing {
+    fn panicked(&mut self) {
+        self.let_go();
+        self.handle.panicked("the publisher was closed");
+    }
+
+    fn let_go(&mut self) {
+        // First: a watched descriptor must not be closed.
+        self.handle.stop();
+        self.room = None;
+        if let Some(audience) = self.audience.take() {
+            audience.close();
+        }
+        if let Some(sender) = self.sender.take() {
+            self.sequence = sender.sequence();
+        }
+    }
+
+    /// The number by which JavaScript knows a subscriber that it is not told of again.
+    fn forget(&mut self, gone: &Subscriber) -> u32 {
+        let place = self.told.iter().position(|(_, subscriber)| subscriber.is(gone));
+        place.map_or(0, |place| self.told.swap_remove(place).0)
+    }
+}
+
+impl Drop for Publishing {
+    fn drop(&mut self) {
+        self.let_go();
+    }
+}
+
+/// The next event: a subscriber that has come; `{ gone, reason }`, its number and why; or the failure of a newcomer that was refused. 0
+/// where there are none now.
+fn next(publishing: &mut Publishing, call: &mut Call) -> Answer {
+    let Some(audience) = &publishing.audience else {
+        return publishing.handle.fail(CLOSED);
+    };
+    let event = match audience.try_next() {
+        Ok(Some(event)) => event,
+        Ok(None) => return Answer::from(0),
+        Err(error) => return publishing.handle.fail(error),
+    };
+    // SAFETY: this runs in a callback of the environment.
+    let made = unsafe {
+        match event {
+            PublisherEvent::Subscriber(subscriber) => {
+                publishing.last += 1;
+                let number = publishing.last;
+                publishing.told.push((number, subscriber.clone()));
+                subscriber::to_object(call.env, subscriber, number)
+            }
+            PublisherEvent::Gone(subscriber, reason) => {
+                let number = publishing.forget(&subscriber);
+                gone(call.env, number, Ended::from(reason))
+            }
+            PublisherEvent::Refused(refused) => ToNapiValue::to_napi_value(call.env, failure_of(&refused)),
+            _ => return Answer::from(0),
+        }
+    };
+    publishing.handle.made(made, "a subscriber")
+}
+
+/// # Safety
+/// `env` is the environment that runs now, on this thread, inside a handle scope.
+unsafe fn gone(env: sys::napi_env, number: u32, reason: Ended) -> napi::Result<sys::napi_value> {
+    let mut object = ptr::null_mut();
+    // SAFETY: env is live.
+    let status = unsafe { sys::napi_create_object(env, &raw mut object) };
+    check(status, "an object")?;
+    // SAFETY: env and object are live.
+    unsafe {
+        set_number(env, object, c"gone", number.into())?;
+        set_number(env, object, c"reason", reason.number().into())?;
+    }
+    Ok(object)
+}
+
+fn disarm(publishing: &mut Publishing, _call: &mut Call) -> Answer {
+    if let Some(sender) = &mut publishing.sender {
+        sender.disarm();
+    }
+    Answer::Nothing
+}
+
+/// Takes what the subscribers have said, and looks at those that are gone. Answers as `reason`.
+fn listen(publishing: &mut Publishing, call: &mut Call) -> Answer {
+    if let Some(sender) = &mut publishing.sender {
+        sender.poll_line();
+    }
+    reason(publishing, call)
+}
+
+/// Why it has ended: 0 while it has not.
+fn reason(publishing: &mut Publishing, _call: &mut Call) -> Answer {
+    let ended = match &publishing.audience {
+        None => Ended::Closed,
+        Some(audience) => audience.close_reason().map_or(Ended::No, Ended::from),
+    };
+    Answer::from(ended.number())
+}
+
+/// Messages published, as a bigint.
+fn sequence(publishing: &mut Publishing, call: &mut Call) -> Answer {
+    let sequence = publishing
+        .sender
+        .as_ref()
+        .map_or(publishing.sequence, Broadcaster::sequence);
+    Answer::bigint(call.env, sequence)
+}
+
+fn end(publishing: &mut Publishing, call: &mut Call) -> Answer {
+    if let Some(sender) = &mut publishing.sender {
+        sender.end();
+    }
+    reason(publishing, call)
+}
+
+/// On a thread, since handshakes that are under way are waited for. The callback gets two nulls, once, later.
+fn seal(publishing: &mut Publishing, call: &mut Call) -> Answer {
+    let Some(audience) = publishing.audience.clone() else {
+        return publishing.handle.fail(CLOSED);
+    };
+    // SAFETY: this runs in a callback of the environment, whose argument the function is.
+    let started = unsafe {
+        task::run(
+            call.env,
+            call.value(0),
+            "ringfence-seal",
+            move || audience.seal(),
+            |env, ()| {
+                Ok([
+                    ToNapiValue::to_napi_value(env, None::<Failure>)?,
+                    ToNapiValue::to_napi_value(env, Null)?,
+                ])
+            },
+            || {},
+        )
+    };
+    match started {
+        Ok(()) => Answer::from(0),
+        Err(error) => publishing.fail(ringfence::Error::NoSpace {
+            what: "a thread that seals".into(),
+            reason: error.reason.clone(),
+        }),
+    }
+}
+
+fn watch(publishing: &mut Publishing, call: &mut Call) -> Answer {
+    let Some(audience) = &publishing.audience else {
+        return publishing.handle.fail(CLOSED);
+    };
+    let events = audience.as_fd().as_raw_fd();
+    // SAFETY: the descriptor lives as long as the audience, and the poll handle is stopped before that goes.
+    unsafe { publishing.handle.watch(call, events) }
+}
+
+/// It keeps no event loop alive: the publisher does.
+fn watch_room(publishing: &mut Publishing, call: &mut Call) -> Answer {
+    let line = match publishing.sender() {
+        Ok(sender) => sender.as_fd().as_raw_fd(),
+        Err(error) => return publishing.fail(error),
+    };
+    // SAFETY: the descriptor lives as long as the sender, and the poll handle is stopped before that goes.
+    match unsafe { publishing.handle.start(call, line) } {
+        Ok(poll) => {
+            poll.keep_alive(call.env, false);
+            publishing.room = Some(poll);
+            Answer::from(0)
+        }
+        Err(error) => publishing.fail(error),
+    }
+}
+
+fn keep_alive(publishing: &mut Publishing, call: &mut Call) -> Answer {
+    publishing.handle.keep_alive(call)
+}
+
+fn close(publishing: &mut Publishing, call: &mut Call) -> Answer {
+    cancel_open(publishing, call.env);
+    publishing.let_go();
+    Answer::Nothing
+}
+
+fn failure(publishing: &mut Publishing, call: &mut Call) -> Answer {
+    publishing.handle.failure(call)
+}
+
+/// The functions that JavaScript sees.
+const FUNCTIONS: [(&CStr, Function<Publishing>); 21] = [
+    (c"flush", flush),
+    (c"send", send),
+    (c"trySend", try_send),
+    (c"hasRoom", has_room),
+    (c"packedRoom", packed_room),
+    (c"armWriter", arm_writer),
+    (c"disarm", disarm),
+    (c"reserve", reserve),
+    (c"commit", commit),
+    (c"cancel", cancel),
+    (c"next", next),
+    (c"listen", listen),
+    (c"reason", reason),
+    (c"sequence", sequence),
+    (c"end", end),
+    (c"seal", seal),
+    (c"watch", watch),
+    (c"watchRoom", watch_room),
+    (c"keepAlive", keep_alive),
+    (c"close", close),
+    (c"failure", failure),
+];
+
+/// A publisher as a JavaScript object.
+///
+/// # Safety
+/// `env` is the environment that runs now, on this thread, inside a handle scope.
+pub(crate) unsafe fn to_object(
+    env: sys::napi_env,
+    publisher: Publisher,
+    use_libuv: bool,
+) -> napi::Result<sys::napi_value> {
+    let mut object = ptr::null_mut();
+    // SAFETY: env is live.
+    let status = unsafe { sys::napi_create_object(env, &raw mut object) };
+    check(status, "an object")?;
+    #[expect(clippy::cast_precision_loss, reason = "sizes of memory are below 2^53")]
+    let sizes = [
+        (c"capacity", publisher.capacity() as f64),
+        (c"maxMessageSize", publisher.max_message_size() as f64),
+        // A message goes in whole or not at all.
+        (c"maxAtOnce", publisher.max_message_size() as f64),
+    ];
+    for (name, size) in sizes {
+        // SAFETY: env and object are live.
+        unsafe { set_number(env, object, name, size) }?;
+    }
+    let (sender, audience) = publisher.split();
+    let publishing = Rc::new(RefCell::new(Publishing {
+        sender: Some(sender),
+        audience: Some(Arc::new(audience)),
+        handle: Handle::new(use_libuv),
+        room: None,
+        reservation: Reservation::NONE,
+        told: Vec::new(),
+        last: 0,
+        sequence: 0,
+    }));
+    for (name, function) in FUNCTIONS {
+        // SAFETY: env and object are live.
+        unsafe { add_function(env, object, name, &publishing, function, Publishing::panicked) }?;
+    }
+    Ok(object)
+}

@@ -1,0 +1,301 @@
+//! What sends, by a channel or by a publisher: operations on the hot path, which answer with numbers.
+
+use std::{ffi::c_void, ptr};
+
+use napi::sys;
+use ringfence::{
+    Broadcaster, Progress, Sender,
+    binding::{Keeper, Reserved},
+};
+
+use crate::{
+    answers::WHOLE,
+    handle::Handle,
+    raw::{Answer, Call},
+};
+
+/// Below this a copy at commit is cheaper than memory that the engine has to keep books on.
+const SCRATCH: usize = 4096;
+
+/// What puts messages into a ring.
+pub(crate) trait Writer {
+    fn try_send_packed(&mut self, packed: &[u8]) -> ringfence::Result<usize>;
+    fn send_part(&mut self, message: &[u8], sent: usize) -> ringfence::Result<Progress>;
+    fn try_send(&mut self, message: &[u8]) -> ringfence::Result<bool>;
+    fn has_room(&mut self, size: usize) -> ringfence::Result<bool>;
+    fn packed_room(&mut self, longest: usize) -> ringfence::Result<usize>;
+    fn arm(&mut self, size: usize) -> ringfence::Result<bool>;
+    fn reserve_detached(&mut self, size: usize) -> ringfence::Result<Option<Reserved>>;
+    fn commit(&mut self, reserved: Reserved, length: usize) -> ringfence::Result<()>;
+    fn cancel(&mut self, reserved: Reserved) -> ringfence::Result<()>;
+}
+
+/// Each has these calls under the same names.
+macro_rules! writer {
+    ($writer:ty, $send_part:expr) => {
+        impl Writer for $writer {
+            fn try_send_packed(&mut self, packed: &[u8]) -> ringfence::Result<usize> {
+                <$writer>::try_send_packed(self, packed)
+            }
+            fn send_part(&mut self, message: &[u8], sent: usize) -> ringfence::Result<Progress> {
+                let send_part: fn(&mut Self, &[u8], usize) -> ringfence::Result<Progress> = $send_part;
+                send_part(self, message, sent)
+            }
+            fn try_send(&mut self, message: &[u8]) -> ringfence::Result<bool> {
+                <$writer>::try_send(self, message)
+            }
+            fn has_room(&mut self, size: usize) -> ringfence::Result<bool> {
+                <$writer>::has_room(self, size)
+            }
+            fn packed_room(&mut self, longest: usize) -> ringfence::Result<usize> {
+                <$writer>::packed_room(self, longest)
+            }
+            fn arm(&mut self, size: usize) -> ringfence::Result<bool> {
+                <$writer>::arm(self, size)
+            }
+            fn reserve_detached(&mut self, size: usize) -> ringfence::Result<Option<Reserved>> {
+                <$writer>::reserve_detached(self, size)
+            }
+            fn commit(&mut self, reserved: Reserved, length: usize) -> ringfence::Result<()> {
+                <$writer>::commit(self, reserved, length)
+            }
+            fn cancel(&mut self, reserved: Reserved) -> ringfence::Result<()> {
+                <$writer>::cancel(self, reserved)
+            }
+        }
+    };
+}
+
+writer!(Sender, Sender::send_part);
+// What is published goes in whole or not at all.
+writer!(Broadcaster, |publisher, message, _| {
+    let sent = publisher.try_send(message)?;
+    Ok(if sent { Progress::Whole } else { Progress::Part(0) })
+});
+
+/// The reservation of a writer, which has one at a time.
+pub(crate) struct Reservation {
+    reserved: Option<Reserved>,
+    /// The array buffer that shows the reserved memory to JavaScript, to be detached from it.
+    shown: sys::napi_ref,
+}
+
+impl Reservation {
+    pub(crate) const NONE: Self = Self {
+        reserved: None,
+        shown: ptr::null_mut(),
+    };
+
+    /// The reservation's array buffer shows nothing any more; the region stays mapped until its finalizer has run.
+    fn hide(&mut self, env: sys::napi_env) {
+        let shown = std::mem::replace(&mut self.shown, ptr::null_mut());
+        if shown.is_null() {
+            return;
+        }
+        let mut buffer = ptr::null_mut();
+        // SAFETY: the reference was made in `reserve`, by this environment, and is deleted once, here.
+        unsafe {
+            if sys::napi_get_reference_value(env, shown, &raw mut buffer) == sys::Status::napi_ok
+                && !buffer.is_null()
+            {
+                sys::napi_detach_arraybuffer(env, buffer);
+            }
+            sys::napi_delete_reference(env, shown);
+        }
+    }
+}
+
+/// What JavaScript sends through.
+pub(crate) trait Sends {
+    type Writer: Writer;
+
+    fn sender(&mut self) -> ringfence::Result<&mut Self::Writer>;
+    fn handle(&mut self) -> &mut Handle;
+    fn reservation(&mut self) -> &mut Reservation;
+
+    fn fail(&mut self, error: ringfence::Error) -> Answer {
+        self.handle().fail(error)
+    }
+
+    fn answer<T: Into<Answer>>(&mut self, result: ringfence::Result<T>) -> Answer {
+        match result {
+            Ok(value) => value.into(),
+            Err(error) => self.fail(error),
+        }
+    }
+}
+
+/// Gives an open reservation back.
+pub(crate) fn cancel_open<S: Sends>(endpoint: &mut S, env: sys::napi_env) {
+    let reserved = endpoint.reservation().reserved.take();
+    if let (Some(reserved), Ok(sender)) = (reserved, endpoint.sender()) {
+        // Where it has ended there is nothing to give back to.
+        let _ = sender.cancel(reserved);
+    }
+    endpoint.reservation().hide(env);
+}
+
+pub(crate) fn flush<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
+    // SAFETY: used within this call, and asked for once.
+    let arena = unsafe { call.bytes(0) };
+    let range = call.size(1)..call.size(2);
+    let Some(packed) = arena.get(range) else {
+        return Answer::from(0);
+    };
+    let taken = endpoint
+        .sender()
+        .and_then(|sender| sender.try_send_packed(packed));
+    endpoint.answer(taken)
+}
+
+pub(crate) fn send<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
+    // SAFETY: used within this call, and asked for once.
+    let message = unsafe { call.bytes(0) };
+    match endpoint
+        .sender()
+        .and_then(|sender| sender.send_part(message, call.size(1).min(message.len())))
+    {
+        Ok(Progress::Whole) => Answer::from(WHOLE),
+        Ok(Progress::Part(bytes)) => Answer::from(bytes),
+        Err(error) => endpoint.fail(error),
+    }
+}
+
+pub(crate) fn try_send<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
+    // SAFETY: used within this call, and asked for once.
+    let message = unsafe { call.bytes(0) };
+    let sent = endpoint
+        .sender()
+        .and_then(|sender| sender.try_send(message))
+        .map(i32::from);
+    endpoint.answer(sent)
+}
+
+pub(crate) fn has_room<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
+    let room = endpoint
+        .sender()
+        .and_then(|sender| sender.has_room(call.size(0)))
+        .map(i32::from);
+    endpoint.answer(room)
+}
+
+/// Argument: the longest message among those that are to be flushed.
+pub(crate) fn packed_room<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
+    let room = endpoint
+        .sender()
+        .and_then(|sender| sender.packed_room(call.size(0)));
+    endpoint.answer(room)
+}
+
+pub(crate) fn arm_writer<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
+    let armed = endpoint
+        .sender()
+        .and_then(|sender| sender.arm(call.size(0)))
+        .map(i32::from);
+    endpoint.answer(armed)
+}
+
+/// Arguments: the size, and 1 for memory of JavaScript's own whatever the engine allows.
+pub(crate) fn reserve<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
+    let mut reserved = match endpoint
+        .sender()
+        .and_then(|sender| sender.reserve_detached(call.size(0)))
+    {
+        Ok(Some(reserved)) => reserved,
+        Ok(None) => return Answer::from(0),
+        Err(error) => return endpoint.fail(error),
+    };
+    let view = if reserved.size() > SCRATCH {
+        show(call.env, &mut reserved, call.size(1) != 0)
+    } else {
+        None
+    };
+    endpoint.reservation().reserved = Some(reserved);
+    match view {
+        Some((value, shown)) => {
+            endpoint.reservation().shown = shown;
+            Answer::Value(value)
+        }
+        // JavaScript fills memory of its own, and commit copies it.
+        None => Answer::from(1),
+    }
+}
+
+/// Shows the reserved bytes to JavaScript as an array buffer of their own. `None` where the engine does not allow
+/// memory that is not its own (Electron), or is `forbidden` to be asked.
+fn show(
+    env: sys::napi_env,
+    reserved: &mut Reserved,
+    forbidden: bool,
+) -> Option<(sys::napi_value, sys::napi_ref)> {
+    let keep = Box::into_raw(Box::new(reserved.keeper())).cast::<c_void>();
+    let bytes = reserved.bytes();
+    let (mut value, mut reference) = (ptr::null_mut(), ptr::null_mut());
+    let status = if forbidden {
+        sys::Status::napi_no_external_buffers_allowed
+    } else {
+        // SAFETY: the bytes stay mapped until the finalizer has dropped the keeper. JavaScript writes them on this
+        // thread, while no reference to them lives on the Rust side: `Reserved::bytes` is borrowed anew where it is
+        // used.
+        unsafe {
+            sys::napi_create_external_arraybuffer(
+                env,
+                bytes.as_mut_ptr().cast(),
+                bytes.len(),
+                Some(let_go),
+                keep,
+                &raw mut value,
+            )
+        }
+    };
+    if status != sys::Status::napi_ok {
+        // SAFETY: without a buffer there is no finalizer.
+        drop(unsafe { Box::from_raw(keep.cast::<Keeper>()) });
+        return None;
+    }
+    // SAFETY: value is a live value of env.
+    let status = unsafe { sys::napi_create_reference(env, value, 1, &raw mut reference) };
+    (status == sys::Status::napi_ok).then_some((value, reference))
+}
+
+unsafe extern "C" fn let_go(_env: sys::napi_env, _data: *mut c_void, keep: *mut c_void) {
+    // SAFETY: the keeper of `show`; the engine finalizes a buffer once.
+    drop(unsafe { Box::from_raw(keep.cast::<Keeper>()) });
+}
+
+/// Arguments: the length, and the scratch memory where the reservation has no view of its own.
+pub(crate) fn commit<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
+    let length = call.size(0);
+    let Some(mut reserved) = endpoint.reservation().reserved.take() else {
+        return endpoint.fail(ringfence::Error::InvalidArgument(
+            "the reservation is not open any more".into(),
+        ));
+    };
+    if length > reserved.size() {
+        let what = format!("{length} bytes committed of a reservation of {}", reserved.size());
+        endpoint.reservation().reserved = Some(reserved);
+        return endpoint.fail(ringfence::Error::InvalidArgument(what));
+    }
+    if endpoint.reservation().shown.is_null() {
+        // SAFETY: used within this call, and asked for once.
+        let scratch = unsafe { call.bytes(1) };
+        let Some(bytes) = scratch.get(..length) else {
+            endpoint.reservation().reserved = Some(reserved);
+            cancel_open(endpoint, call.env);
+            let what = "the reservation's bytes were taken away (transferred)";
+            return endpoint.fail(ringfence::Error::InvalidArgument(what.into()));
+        };
+        reserved.bytes()[..length].copy_from_slice(bytes);
+    }
+    endpoint.reservation().hide(call.env);
+    let committed = endpoint
+        .sender()
+        .and_then(|sender| sender.commit(reserved, length))
+        .map(|()| 0_i32);
+    endpoint.answer(committed)
+}
+
+pub(crate) fn cancel<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
+    cancel_open(endpoint, call.env);
+    Answer::Nothing
+}
