@@ -11,16 +11,19 @@ import { FIRST, HEADER, MORE, native } from './native.js'
 import { plainObject } from './options.js'
 import { inletOf, type Inlet } from './sources.js'
 import { Place, TURN, Turns } from './turns.js'
-import type { GoneReason } from './types.js'
+import type { CloseReason, GoneReason } from './types.js'
 import { Waiters, type Wait } from './waiters.js'
 
 /** What a {@link Merge} reads. */
 export type MergeSource = Channel | Subscription
 
+/** Why a source has ended: no channel is evicted. */
+export type EndOf<Source> = Source extends Subscription ? GoneReason : CloseReason
+
 /** What a {@link Merge} tells. */
 export interface MergeEvents<Source> {
   /** A source has ended, and has left the merge after its last message. */
-  end: [source: Source, reason: GoneReason]
+  end: [source: Source, reason: EndOf<Source>]
 }
 
 /** As a channel's, with the source first. */
@@ -91,7 +94,7 @@ export class Merge<Source extends MergeSource = MergeSource>
 
   static {
     make = (held) => new Merge(KEY, held)
-    makeHeld = () => make(true)
+    makeHeld = () => make(true) as unknown as Merge<Channel>
     letEnd = (held, failure) => {
       held.#held = false
       held.#hadOne = true
@@ -318,7 +321,7 @@ export class Merge<Source extends MergeSource = MergeSource>
   #leave(entry: Entry<Source>): void {
     this.#remove(entry)
     // Asked once it has been handed back: the answer may be the channel's end, which tells its reader.
-    this.#untold.push([entry.source, entry.inlet.reason()])
+    this.#untold.push([entry.source, entry.inlet.reason() as EndOf<Source>])
     this.#schedule()
   }
 

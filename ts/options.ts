@@ -11,8 +11,8 @@ export type AllOptions = Options &
   Pick<PublishOptions, 'stall' | 'deliveries'> &
   Pick<SubscribeOptions, 'delivery' | 'from'>
 
-const DELIVERIES: readonly unknown[] = ['reliable', 'best-effort', 'latest']
-const BEGINNINGS: readonly unknown[] = ['now', 'oldest', 'latest']
+const DELIVERIES: ReadonlySet<unknown> = new Set(['reliable', 'best-effort', 'latest'])
+const BEGINNINGS: ReadonlySet<unknown> = new Set(['now', 'oldest', 'latest'])
 
 const KNOWN = [
   'backing',
@@ -189,9 +189,9 @@ export function checkOptions(call: Call, options: AllOptions): NativeOptions {
     throw invalid(`stall must be a number of milliseconds, not ${show(stall)}`)
   if (deliveries !== undefined && !isListOf(deliveries, DELIVERIES))
     throw invalid(`deliveries must be a list of 'reliable', 'best-effort' and 'latest', not ${show(deliveries)}`)
-  if (delivery !== undefined && !DELIVERIES.includes(delivery))
+  if (delivery !== undefined && !DELIVERIES.has(delivery))
     throw invalid(`delivery must be 'reliable', 'best-effort' or 'latest', not ${show(delivery)}`)
-  if (from !== undefined && !BEGINNINGS.includes(from))
+  if (from !== undefined && !BEGINNINGS.has(from))
     throw invalid(`from must be 'now', 'oldest' or 'latest', not ${show(from)}`)
   if (backing !== undefined && backing !== 'memfd' && backing !== 'shm') {
     throw invalid(`backing must be 'memfd' or 'shm', not ${show(backing)}`)
@@ -237,8 +237,8 @@ export function channelSettings({ busyPoll = 0, allowHalfOpen = false }: Options
 }
 
 /** Whether it is a list of some of these, of one at least. */
-function isListOf(value: unknown, known: readonly unknown[]): boolean {
-  return Array.isArray(value) && value.length > 0 && value.every((one) => known.includes(one))
+function isListOf(value: unknown, known: ReadonlySet<unknown>): boolean {
+  return Array.isArray(value) && value.length > 0 && value.every((one) => known.has(one))
 }
 
 function checkTimeout(timeout: unknown): number | undefined {
