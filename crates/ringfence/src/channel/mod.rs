@@ -32,7 +32,7 @@ use crate::{
     channel::receiver::Receiver,
     channel::scratch::Scratch,
     channel::sender::{Begun, Sender, Writing},
-    channel::state::{ChannelState, Shared, Tenure},
+    channel::state::{ChannelState, OnEnd, Shared},
     channel::tokens::Tokens,
     channel::verify::{Verified, Verifier},
     error::Result,
@@ -61,8 +61,8 @@ pub struct Channel {
 }
 
 impl Channel {
-    pub(crate) fn assemble(parts: Parts, tenure: Option<Box<dyn Tenure>>, options: &Options) -> Self {
-        let opened = open(parts, tenure, options);
+    pub(crate) fn assemble(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Options) -> Self {
+        let opened = open(parts, on_end, options);
         let reading = Link::new(&opened, ParkingSpot::READER, ParkingSpot::WRITER);
         let writing = Link::new(&opened, ParkingSpot::WRITER, ParkingSpot::READER);
         let Opened {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     channel::own_phase::OwnPhase,
-    channel::state::{Held, Line, Shared, Tenure},
+    channel::state::{Held, Line, OnEnd, Shared},
     channel::verify::Verifier,
     evidence::Evidence,
     handshake::parts::Parts,
@@ -36,7 +36,7 @@ pub(crate) struct Opened {
 }
 
 /// Opens a channel. The peer has this side's object by now: from here on the tripwire ends the channel.
-pub(crate) fn open(parts: Parts, tenure: Option<Box<dyn Tenure>>, options: &Options) -> Opened {
+pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Options) -> Opened {
     let (own, peer) = (parts.own, parts.peer);
     let inbox = Arc::clone(parts.inbox.inbox());
     let line = Line {
@@ -51,7 +51,7 @@ pub(crate) fn open(parts: Parts, tenure: Option<Box<dyn Tenure>>, options: &Opti
         peer: peer.clone(),
         inbox: parts.inbox,
         token_sender: parts.token_sender,
-        tenure,
+        on_end,
     };
     let shared = Shared::open(line, parts.mark, held, options.busy_poll);
     Opened {

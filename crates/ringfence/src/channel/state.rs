@@ -204,22 +204,22 @@ pub(crate) struct Shared {
     pub(crate) busy_poll: Duration,
 }
 
-/// What others may have once the channel has ended: the address of a pair's host, a seat of a service.
-pub(crate) trait Tenure: fmt::Debug + Send {
-    /// The channel ends, in this [`ChannelState`], and nobody has been told yet: lets go of what others may have. Whether
-    /// this side goes on in its peer's place. Dropped once the peer can see the end.
+/// What a channel keeps from others until it ends: the address of a pair's host, a seat of a service.
+pub(crate) trait OnEnd: fmt::Debug + Send {
+    /// The channel ends, in this [`ChannelState`], and neither the program nor the peer has been told yet: lets go of what others may
+    /// have. Answers whether this side goes on in its peer's place. Dropped once the peer can see the end.
     fn end(&mut self, state: ChannelState) -> bool;
 }
 
-/// What is let go of, whatever the end.
-impl<T: fmt::Debug + Send> Tenure for Option<T> {
+/// A value that is dropped, however the channel ends.
+impl<T: fmt::Debug + Send> OnEnd for Option<T> {
     fn end(&mut self, _state: ChannelState) -> bool {
         *self = None;
         false
     }
 }
 
-/// The private line of a channel, and who is at its other end.
+/// The private line of a channel, and the process at its other end.
 #[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) role: Role,
@@ -236,8 +236,8 @@ pub(crate) struct Held {
     pub(crate) peer: PeerRegion,
     pub(crate) inbox: OpenInbox,
     pub(crate) token_sender: TokenSender,
-    /// Dropped before anything says that the channel has ended: whoever hears of it may join anew at once.
-    pub(crate) tenure: Option<Box<dyn Tenure>>,
+    /// Dropped before anything says that the channel has ended: a process that hears of the end may join anew at once.
+    pub(crate) on_end: Option<Box<dyn OnEnd>>,
 }
 
 impl Held {
@@ -255,22 +255,22 @@ impl Held {
     /// Another process tries to open this side's object: says so, and wipes it.
     fn expose(&mut self) {
         if self.phase.take(Step::Exposed) {
-            // Whoever copies what is wiped next finds the phase changed after that.
+            // A reader that copies what is wiped next finds the phase changed after that.
             fence(Ordering::SeqCst);
             self.own.wipe();
         }
     }
 }
 
-/// What became of a place that this side has left.
+/// What became of the place of a member that has left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Legacy {
+pub(crate) enum Handover {
     /// The peer has it.
     Taken,
-    /// The peer has it, or will: it has not said anything yet.
-    Untold,
-    /// There is nobody to take it.
-    Left,
+    /// The peer has it, or will have it: it has not answered yet.
+    Unanswered,
+    /// No peer is there to take it.
+    NoSuccessor,
 }
 
 impl Shared {
@@ -331,7 +331,7 @@ impl Shared {
         self.state.is(ChannelState::Inherited, Ordering::Relaxed)
     }
 
-    /// For whoever takes something from the line. Errors in a child, whose parent's it is.
+    /// For a call that takes something from the line. Errors in a child: the line is its parent's.
     pub(crate) fn doorbell_here(&self) -> Result<&Doorbell> {
         if self.is_inherited() {
             return Err(inherited());
@@ -379,15 +379,15 @@ impl Shared {
         }
         let mut guard = self.held();
         if let Some(held) = guard.as_mut().filter(|held| held.has_left()) {
-            // All else is let go of by whoever waits for the answer.
+            // The thread that waits for the answer lets go of all else.
             if end == ChannelState::Exposed {
                 held.expose();
             }
             return;
         }
         let Some(mut held) = guard.take() else { return };
-        let mut tenure = held.tenure.take();
-        let succeeds = tenure.as_mut().is_some_and(|tenure| tenure.end(end));
+        let mut on_end = held.on_end.take();
+        let succeeds = on_end.as_mut().is_some_and(|on_end| on_end.end(end));
         if end == ChannelState::Exposed {
             held.expose();
         } else {
@@ -406,20 +406,20 @@ impl Shared {
         self.state.set(end);
         self.doorbell.hang_up();
         drop(guard);
-        drop(tenure);
+        drop(on_end);
         // The last of a region or of a mailbox waits for the thread that hears alarms, and that may be waiting here.
         drop(held);
     }
 
     /// The channel has this until it ends. Where it has ended already, how it has is told at once.
-    pub(crate) fn keep(&self, mut tenure: Box<dyn Tenure>) {
+    pub(crate) fn keep(&self, mut on_end: Box<dyn OnEnd>) {
         let mut guard = self.held();
         if let Some(held) = guard.as_mut() {
-            held.tenure = Some(tenure);
+            held.on_end = Some(on_end);
             return;
         }
         drop(guard);
-        tenure.end(self.state.get());
+        on_end.end(self.state.get());
     }
 
     fn held(&self) -> MutexGuard<'_, Option<Held>> {
@@ -449,8 +449,8 @@ impl Shared {
         if self.is_inherited() {
             return;
         }
-        let tenure = self.held().as_mut().and_then(|held| held.tenure.take());
-        drop(tenure);
+        let on_end = self.held().as_mut().and_then(|held| held.on_end.take());
+        drop(on_end);
     }
 
     /// What the peer has announced has come when this returns. Before any end is told: the peer announces nothing after it
@@ -502,15 +502,15 @@ impl Shared {
     }
 
     /// As [`Shared::finish`], for a member that leaves its place to its peer: says so, and waits for the answer, as long
-    /// as `deadline` allows. Whoever sends or reads here meanwhile is told that the channel is closed.
-    pub(crate) fn leave(&self, deadline: &Deadline) -> Legacy {
+    /// as `deadline` allows. A call that sends or reads here meanwhile is told that the channel is closed.
+    pub(crate) fn leave(&self, deadline: &Deadline) -> Handover {
         let mut guard = self.held();
         let Some(held) = guard.as_mut().filter(|held| !held.has_left()) else {
-            return Legacy::Left;
+            return Handover::NoSuccessor;
         };
-        let mut tenure = held.tenure.take();
-        if let Some(tenure) = &mut tenure {
-            tenure.end(ChannelState::ClosedHere);
+        let mut on_end = held.on_end.take();
+        if let Some(on_end) = &mut on_end {
+            on_end.end(ChannelState::ClosedHere);
         }
         held.keep_what_is_unread();
         self.state.set(ChannelState::ClosedHere);
@@ -526,11 +526,11 @@ impl Shared {
         self.doorbell.hang_up();
         // Until now for the alarm, which wipes.
         let held = self.held().take();
-        drop((held, tenure));
+        drop((held, on_end));
         match phase.map(|phase| phase.step) {
-            Some(Step::Succeeds) => Legacy::Taken,
-            _ if answered => Legacy::Left,
-            _ => Legacy::Untold,
+            Some(Step::Succeeds) => Handover::Taken,
+            _ if answered => Handover::NoSuccessor,
+            _ => Handover::Unanswered,
         }
     }
 

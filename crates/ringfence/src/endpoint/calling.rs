@@ -38,12 +38,12 @@ pub(super) fn call(
     loop {
         match call_once(address, options, &deadline, &shake_hands) {
             Ok(Tried::Through(parts)) => return Ok(*parts),
-            // It closes, and the next look finds nobody.
+            // It closes, and the next try finds no host.
             Ok(Tried::HungUp) => backoff.hung_up(None)?,
             // It has closed, or ended, in the middle of the handshake. The next host may be there already.
             Err(error @ Error::PeerLost(_)) if options.wait => backoff.hung_up(Some(error))?,
-            Ok(Tried::Nobody) | Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,
-            Ok(Tried::Nobody) => return Err(nobody(address, deed)),
+            Ok(Tried::NoHost) | Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,
+            Ok(Tried::NoHost) => return Err(no_host(address, deed)),
             Err(error) => return Err(error),
         }
     }
@@ -52,7 +52,7 @@ pub(super) fn call(
 enum Tried {
     Through(Box<Parts>),
     /// No process has the address.
-    Nobody,
+    NoHost,
     /// The host hung up without an answer.
     HungUp,
 }
@@ -68,7 +68,7 @@ fn call_once(
     let within = &deadline.within(options.timeout);
     let mut record = Record::default();
     let Some(stream) = election::find(address, within, &mut record)? else {
-        return Ok(Tried::Nobody);
+        return Ok(Tried::NoHost);
     };
     let parts = shake_hands(stream, record, within)?;
     Ok(parts.map_or(Tried::HungUp, |parts| Tried::Through(Box::new(parts))))
@@ -83,14 +83,14 @@ fn permits(address: &Address) -> Result<Arc<Permits>> {
     if let Some(permits) = all.get(address).and_then(Weak::upgrade) {
         return Ok(permits);
     }
-    // Those at which nobody calls any more.
+    // Without those that no call uses any more.
     all.retain(|_, permits| permits.strong_count() > 0);
     let made = Arc::new(Permits::new(OF_ONE_PROCESS)?);
     all.insert(address.clone(), Arc::downgrade(&made));
     Ok(made)
 }
 
-fn nobody(address: &Address, deed: (&str, &str)) -> Error {
+fn no_host(address: &Address, deed: (&str, &str)) -> Error {
     let directory = address.place().and_then(|path| path.parent());
     if directory.is_some_and(|directory| !directory.as_os_str().is_empty() && !directory.exists()) {
         return address.invalid("its directory does not exist", Some(Errno::ENOENT));

@@ -10,9 +10,11 @@ use crate::{
     endpoint::acceptor::{Acceptor, Host, Refused},
     error::{Error, Result},
     evidence::Record,
+    handshake::Seats,
     handshake::frame::Meeting,
+    handshake::line::refuse,
     handshake::parts::Parts,
-    handshake::{self, Seats, Side},
+    handshake::side::Side,
     identity::Credentials,
     options::Options,
     rendezvous::address::Address,
@@ -107,7 +109,7 @@ fn host(
         let (parts, claim) = result??;
         place.close(|stream| {
             // A newcomer that does not listen learns it from the end of the connection.
-            handshake::refuse(stream, address.occupied("two processes share it already"));
+            refuse(stream, address.occupied("two processes share it already"));
         })?;
         Ok::<_, Error>((parts, claim, place))
     })??;

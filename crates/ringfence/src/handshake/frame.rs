@@ -53,6 +53,16 @@ const LONGEST_BODY: usize = 4096;
 
 pub(crate) type Nonce = [u8; 32];
 
+pub(super) fn check_echo(found: &Nonce, own: &Nonce) -> Result<()> {
+    if found == own {
+        Ok(())
+    } else {
+        Err(Error::Protocol(
+            "a message that does not answer this side's nonce".into(),
+        ))
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Hello {
     pub(crate) nonce: Nonce,

@@ -1,7 +1,7 @@
 //! The sender of each frame: frames are exchanged with one process that is known, and the kernel must have stamped each part of
 //! each frame with its credentials.
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::{
     errno::Errno,
@@ -11,7 +11,7 @@ use nix::{
 
 use crate::{
     error::{Check, Error, Refusal, Result},
-    handshake::frame::{Frame, HEAD},
+    handshake::frame::{Frame, HEAD, Refuse},
     identity::Credentials,
     sys::{self, Control, Received},
     wait::deadline::{Deadline, Woken},
@@ -58,6 +58,25 @@ pub(crate) fn send(
     } else {
         Err(Errno::EAGAIN)
     }
+}
+
+/// Tells the other side why, as far as it still listens.
+pub(crate) fn refuse(socket: impl AsFd, error: Error) -> Error {
+    let knows_already = match &error {
+        Error::PeerLost(_) | Error::Aborted => true,
+        error => error.refusal().is_some_and(|refusal| refusal.by_peer),
+    };
+    if !knows_already {
+        // A peer that does not read it learns it from the end of the line.
+        let _ = send(socket.as_fd(), &Frame::Refuse(Refuse::from(&error)), &[]);
+    }
+    error
+}
+
+/// From here on the kernel stamps what arrives with its sender's credentials (unix(7), `SO_PASSCRED`), and adds nothing else.
+/// To be called before the first read.
+pub(crate) fn settle_line(socket: &OwnedFd) -> Result<()> {
+    sys::settle_line(socket).map_err(|errno| Error::system("SO_PASSCRED", errno))
 }
 
 impl Line<'_> {

@@ -9,7 +9,8 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 use crate::{
     error::{Error, Result},
-    handshake::{self, Caller},
+    handshake::line::refuse,
+    handshake::side::Caller,
     identity::{Credentials, Identity},
     wait::deadline::{self, Deadline},
 };
@@ -89,7 +90,7 @@ impl Newcomer {
             Stage::Silent(caller) => caller.identity.clone(),
         };
         Refused {
-            error: handshake::refuse(self.as_fd(), error),
+            error: refuse(self.as_fd(), error),
             identity: Some(identity),
         }
     }

@@ -18,7 +18,7 @@ use std::{
 
 use crate::{
     channel::open::open,
-    channel::state::{self as channel, AtomicState, ChannelState, GoneReason, Tenure},
+    channel::state::{self as channel, AtomicState, ChannelState, GoneReason, OnEnd},
     channel::verify::{Verified, Verifier},
     endpoint::acceptor::Refused,
     endpoint::broadcast::stalls::Stalls,
@@ -502,7 +502,7 @@ struct Place {
     end: ChannelState,
 }
 
-impl Tenure for Place {
+impl OnEnd for Place {
     fn end(&mut self, state: ChannelState) -> bool {
         self.end = state;
         false

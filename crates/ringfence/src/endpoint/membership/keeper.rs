@@ -7,7 +7,7 @@ use nix::poll::PollFlags;
 use crate::{
     channel::Channel,
     channel::partner::Partner,
-    channel::state::{ChannelState, Legacy, Tenure},
+    channel::state::{ChannelState, Handover, OnEnd},
     endpoint::acceptor::Acceptor,
     endpoint::admission::Admission,
     endpoint::events::End,
@@ -17,8 +17,8 @@ use crate::{
     endpoint::shared::{Endpoint, Shared},
     error::{Check, Error, Result},
     evidence::Record,
-    handshake::Side,
     handshake::parts::Role,
+    handshake::side::Side,
     options::Options,
     rendezvous::election::{self, Met},
     rendezvous::place::Place,
@@ -78,12 +78,12 @@ impl Keeper {
             return Ok(None);
         };
         let successor = parts.inheritance.take();
-        let tenure = successor.map(|inheritance| {
+        let on_end = successor.map(|inheritance| {
             let successor = Successor::new(shared, inheritance);
-            Box::new(successor) as Box<dyn Tenure>
+            Box::new(successor) as Box<dyn OnEnd>
         });
         shared.take_role(Role::Guest);
-        shared.welcome(Channel::assemble(parts, tenure, options));
+        shared.welcome(Channel::assemble(parts, on_end, options));
         Ok(Some(Position::Guest))
     }
 
@@ -146,14 +146,14 @@ impl Keeper {
     fn hand_over(&self, place: Place) {
         let timeout = self.options.timeout;
         let answer = Deadline::endless(Vec::new(), timeout).within(timeout);
-        let legacy = self.shared.channel().map_or(Legacy::Left, |channel| {
+        let handover = self.shared.channel().map_or(Handover::NoSuccessor, |channel| {
             // Where it cannot be sent (the queue of signals is full, say), nothing is lost.
             let _ = channel.send_token(LEAVING);
             channel.leave(&answer)
         });
-        match legacy {
-            Legacy::Taken | Legacy::Untold => place.pass_on(),
-            Legacy::Left => drop(place),
+        match handover {
+            Handover::Taken | Handover::Unanswered => place.pass_on(),
+            Handover::NoSuccessor => drop(place),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{fmt, mem, sync::Arc};
 
 use crate::{
-    channel::state::{ChannelState, Tenure},
+    channel::state::{ChannelState, OnEnd},
     endpoint::acceptor::Refused,
     endpoint::membership::member::{Member, Parted},
     endpoint::shared::{Endpoint, Shared},
@@ -45,7 +45,7 @@ impl fmt::Debug for Successor {
     }
 }
 
-impl Tenure for Successor {
+impl OnEnd for Successor {
     /// A host that has left, or is dead, or executes another program, takes no newcomer in any more. One that has only closed
     /// the channel, or ended it as corrupt or exposed, does.
     fn end(&mut self, how: ChannelState) -> bool {

@@ -1,0 +1,317 @@
+//! Step 4 of a handshake: the HELLOs, which agree on everything but the objects, and the private line, over which all that
+//! follows is said.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, SockFlag, SockType, UnixAddr, getpeername, getsockname, getsockopt, socketpair,
+        sockopt,
+    },
+};
+
+use crate::{
+    error::{Check, Error, Refusal, Result},
+    evidence::Record,
+    handshake::broadcast,
+    handshake::frame::{self, Frame, HARDENS, Hello, Meeting, Nonce, TAKES_BARRIERS},
+    handshake::line::{self, Line, refuse, settle_line},
+    handshake::side::{Caller, RingRole, Side, Talk},
+    harden,
+    identity::Credentials,
+    memory::backing::Backing,
+    memory::layout::round_capacity,
+    options::MAX_MESSAGE_SIZE,
+    sys,
+};
+
+impl Side<'_> {
+    /// Step 4, the host's part: the guest's HELLO comes over the agreed socket with one end of a line, and the answer
+    /// goes there. Any process that knows the address can have the agreed socket: it is closed when this returns.
+    pub(super) fn hello_of_guest(&self, caller: Caller, broken_off: impl Fn(Error) -> Error) -> Result<Talk> {
+        let Caller {
+            stream,
+            peer,
+            identity,
+            mut record,
+        } = caller;
+        let result = (|| {
+            let (frame, descriptors) = self.line(&stream, peer.credentials).expect("the guest's HELLO")?;
+            let line = only_line(descriptors)?;
+            check_line(&line, peer.credentials)?;
+            let (own, hello) = self.answer(&line, &frame, peer.credentials, &mut record)?;
+            Ok((line, own, hello))
+        })();
+        match result {
+            Ok((line, own, hello)) => Ok(Talk {
+                line,
+                peer,
+                identity,
+                own,
+                hello,
+                record,
+            }),
+            Err(error) => Err(refuse(&stream, broken_off(error))),
+        }
+    }
+
+    /// Step 4, the guest's part: one end of a fresh pair goes over the agreed socket, and the answer comes back on
+    /// the pair, from the process that the kernel named.
+    pub(super) fn hello_of_host(&self, caller: Caller) -> Result<Option<Talk>> {
+        let Caller {
+            stream,
+            peer,
+            identity,
+            mut record,
+        } = caller;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (line, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)
+            .map_err(|errno| Error::system("a private line", errno))?;
+        settle_line(&line)?;
+        settle_line(&stream)?;
+        let own = nonce()?;
+        let hello = Frame::Hello(self.hello(own, Nonce::default()));
+        let sent = line::send(stream.as_fd(), &hello, &[theirs.as_fd()]);
+        drop(theirs);
+        let agreed = self.line(&stream, peer.credentials);
+        if let Err(errno) = sent {
+            return match errno {
+                Errno::EPIPE | Errno::ECONNRESET => turned_away(&agreed),
+                errno => Err(Error::system("sending on the agreed socket", errno)),
+            };
+        }
+        let frame = match self.line(&line, peer.credentials).expect("the host's HELLO") {
+            Ok((frame, descriptors)) if descriptors.is_empty() => frame,
+            Ok(_) => return Err(Error::Protocol("descriptors with the host's HELLO".into())),
+            // It has closed its end of the line, or never took it: if it said why, it did so on the agreed socket.
+            Err(Error::PeerLost(_)) => return turned_away(&agreed),
+            Err(error) => return Err(error),
+        };
+        let hello = self.agree(&frame, own, &mut record)?;
+        Ok(Some(Talk {
+            line,
+            peer,
+            identity,
+            own,
+            hello,
+            record,
+        }))
+    }
+
+    /// The host's HELLO, over the line that came with the guest's.
+    pub(super) fn answer(
+        &self,
+        line: &OwnedFd,
+        frame: &Frame,
+        speaker: Credentials,
+        record: &mut Record,
+    ) -> Result<(Nonce, Hello)> {
+        settle_line(line)?;
+        let hello = self.agree(frame, Nonce::default(), record)?;
+        if let RingRole::Publisher(_) = self.role {
+            let offered = &self.options.deliveries;
+            let delivery = broadcast::check_delivery(&hello, offered, speaker)?;
+            record.passed(
+                "hello",
+                "delivery",
+                broadcast::names(offered),
+                delivery.to_string(),
+            );
+        }
+        let own = nonce()?;
+        self.line(line, speaker)
+            .send(&Frame::Hello(self.hello(own, hello.nonce)), &[])?;
+        Ok((own, hello))
+    }
+
+    fn hello(&self, nonce: Nonce, echo: Nonce) -> Hello {
+        let barriers = if self.takes_barriers { TAKES_BARRIERS } else { 0 };
+        let hardens = if self.options.harden || harden::is_hardened() {
+            HARDENS
+        } else {
+            0
+        };
+        let options = self.options;
+        let (delivery, from) = match self.role {
+            RingRole::Subscriber => (options.delivery.number(), options.from.number()),
+            RingRole::Equal | RingRole::Publisher(_) => (0, 0),
+        };
+        Hello {
+            nonce,
+            echo,
+            capacity: self.own_ring(),
+            longest: options.longest(),
+            backing: options.backing.number(),
+            features: barriers | hardens,
+            meeting: self.meeting.number(),
+            delivery,
+            from,
+        }
+    }
+
+    /// What the other side said of itself must be possible, and agree with this side.
+    fn agree(&self, frame: &Frame, echo: Nonce, record: &mut Record) -> Result<Hello> {
+        let Frame::Hello(hello) = frame else {
+            return Err(Error::Protocol("something else than a HELLO".into()));
+        };
+        if hello.echo != echo {
+            return Err(Error::Protocol("a HELLO that does not answer this side's".into()));
+        }
+        agree_on_meeting(self.meeting, hello.meeting)?;
+        let own = self.options.backing;
+        agree_on_backing(own, hello.backing)?;
+        self.agree_on_ring(hello)?;
+        record.passed(
+            "hello",
+            "protocol",
+            format!("version {}", frame::VERSION),
+            "as wanted",
+        );
+        record.passed(
+            "hello",
+            "line",
+            "a private line; every message with the peer's credentials",
+            "as wanted",
+        );
+        record.passed("hello", "backing", own.to_string(), own.to_string());
+        Ok(*hello)
+    }
+
+    /// The sizes that the other side has named: they are its choice, and this side would pay for them. So this comes before anything
+    /// is made or mapped.
+    fn agree_on_ring(&self, hello: &Hello) -> Result<()> {
+        let Hello {
+            capacity, longest, ..
+        } = *hello;
+        if !(1..=MAX_MESSAGE_SIZE).contains(&longest) {
+            return Err(Error::Protocol(format!("messages of {longest} bytes")));
+        }
+        let own_longest = self.options.longest();
+        match self.role {
+            RingRole::Equal => {}
+            RingRole::Subscriber => broadcast::check_longest(longest, own_longest)?,
+            RingRole::Publisher(_) => {
+                broadcast::check_longest(own_longest, longest)?;
+                if capacity != 0 {
+                    return Err(Error::Protocol(format!(
+                        "a subscriber with a ring of {capacity} bytes"
+                    )));
+                }
+                return Ok(());
+            }
+        }
+        if round_capacity(capacity) != Some(capacity) || capacity > 1 << 46 {
+            return Err(Error::Protocol(format!("a ring of {capacity} bytes")));
+        }
+        let most = self.options.max_peer_capacity;
+        if capacity > most {
+            return Err(Error::Protocol(format!(
+                "the peer's ring has {capacity} bytes, and this side takes {most} (max_peer_capacity)"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The end of the first look: what the policy's callback says to a peer that has passed everything else, and has shown
+    /// by its HELLO that the line is its own. Nothing was shared with it.
+    pub(super) fn authorize(&self, talk: &mut Talk) -> Result<()> {
+        let asked =
+            self.options
+                .policy
+                .ask(&talk.identity, talk.line.as_fd(), self.deadline, &mut talk.record);
+        match asked {
+            // It has gone meanwhile, and may have said why.
+            Err(error @ Error::PeerLost(_)) => {
+                let line = self.line(&talk.line, talk.peer.credentials);
+                Err(line.last_words().unwrap_or(error))
+            }
+            other => other,
+        }
+    }
+}
+
+fn agree_on_meeting(own: Meeting, number: u32) -> Result<()> {
+    match Meeting::from_number(number) {
+        Some(meeting) if meeting == own => Ok(()),
+        Some(meeting) => Err(Error::Protocol(format!(
+            "the one side is {own}, the other {meeting}"
+        ))),
+        None => Err(Error::Protocol(format!("a meeting of the unknown kind {number}"))),
+    }
+}
+
+fn agree_on_backing(own: Backing, number: u32) -> Result<()> {
+    match Backing::from_number(number) {
+        Some(backing) if backing == own => Ok(()),
+        Some(backing) => Err(Error::Protocol(format!(
+            "the backings differ: {own} on the one side, {backing} on the other"
+        ))),
+        None => Err(Error::Protocol(format!(
+            "a backing with the unknown number {number}"
+        ))),
+    }
+}
+
+/// The host closed the connection without taking the line. If it said why, that is the answer. If it has gone, is about to go, or
+/// has waited too long for this side (`None`), the address is to be looked at again.
+fn turned_away(agreed: &Line<'_>) -> Result<Option<Talk>> {
+    match agreed.receive("the host's answer", 1) {
+        Ok((Frame::Refuse(refuse), _)) if refuse.is_passing() => Ok(None),
+        Ok((Frame::Refuse(refuse), _)) => Err(refuse.into_error(agreed.address)),
+        Ok(_) => Err(Error::Protocol("an answer on the agreed socket".into())),
+        Err(Error::PeerLost(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn only_line(mut descriptors: Vec<OwnedFd>) -> Result<OwnedFd> {
+    match (descriptors.pop(), descriptors.is_empty()) {
+        (Some(line), true) => Ok(line),
+        _ => Err(Error::Protocol(
+            "a HELLO with no line, or with more than one descriptor".into(),
+        )),
+    }
+}
+
+/// The process that speaks on an inherited socket must be the one that was started, where that is known. (Its own children
+/// inherit the socket as well, until it has taken it.)
+pub(super) fn check_child(speaker: Credentials, child: Option<i32>, record: &mut Record) -> Result<()> {
+    let found = format!("pid {}", speaker.pid);
+    let Some(pid) = child else {
+        record.not_asked("credentials", "child", found);
+        return Ok(());
+    };
+    let wanted = format!("pid {pid}, the process that was started");
+    if speaker.pid == pid {
+        record.passed("credentials", "child", wanted, found);
+        return Ok(());
+    }
+    Err(Refusal::new(Check::Child, wanted, found).about(speaker).into())
+}
+
+/// What the guest passed must be one end of a pair of connected stream sockets that it made itself.
+pub(super) fn check_line(line: &OwnedFd, speaker: Credentials) -> Result<()> {
+    let stream = getsockopt(line, sockopt::SockType).is_ok_and(|kind| kind == SockType::Stream);
+    let number = line.as_raw_fd();
+    let unix = getsockname::<UnixAddr>(number).is_ok();
+    let maker = getsockopt(line, sockopt::PeerCredentials).map(|c| Credentials {
+        pid: c.pid(),
+        uid: c.uid(),
+        gid: c.gid(),
+    });
+    let connected = getpeername::<UnixAddr>(number).is_ok();
+    if stream && unix && connected && maker == Ok(speaker) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Check::Line,
+        "a Unix stream socket pair made by the process that connected",
+        format!("stream: {stream}, Unix: {unix}, connected: {connected}, made by {maker:?}"),
+    )
+    .into())
+}
+
+fn nonce() -> Result<Nonce> {
+    sys::random().map_err(|errno| Error::system("random bytes", errno))
+}

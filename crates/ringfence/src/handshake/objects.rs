@@ -1,0 +1,236 @@
+//! Steps 5 and 6 of a handshake: the OFFERs, each with an object of its sender's, and the checks of the other's.
+
+use std::{os::fd::AsFd, sync::atomic::Ordering};
+
+use crate::{
+    error::{Error, Result},
+    evidence::Record,
+    fork::{Mark, Withheld},
+    handshake::broadcast::{self, HeldStart, RingPart},
+    handshake::frame::{Frame, HARDENS, Hello, Nonce, Offer, check_echo},
+    handshake::line::Line,
+    handshake::side::{RingRole, Side, Talk},
+    harden,
+    memory::accept::{Agreed, accept},
+    memory::access::Writable,
+    memory::create::{SharedObject, Wanted},
+    memory::layout::{as_offset, head_of, region_size},
+    memory::peer::PeerRegion,
+    peer::process::Peer,
+    signal::inbox::{OpenInbox, TokenSender},
+};
+
+/// What both sides have shown each other.
+pub(super) struct Objects {
+    pub(super) own: SharedObject,
+    pub(super) peer: PeerRegion,
+    pub(super) ring: RingPart,
+    /// Where the peer's tokens arrive, and where this side's go.
+    pub(super) inbox: OpenInbox,
+    pub(super) token_sender: TokenSender,
+    /// For the state of the channel that is to be: what cannot be had is told before this side is ready.
+    pub(super) mark: Mark,
+}
+
+impl Side<'_> {
+    /// Steps 5 and 6: each makes its own object and passes it, and each looks at the other's. A publisher and its subscriber
+    /// have a control object each, and the publisher passes its ring beside.
+    pub(super) fn exchange(&self, talk: &mut Talk) -> Result<Objects> {
+        let Talk {
+            line,
+            peer,
+            own,
+            hello,
+            record,
+            ..
+        } = talk;
+        let options = self.options;
+        let line = self.line(line, peer.credentials);
+        peer.hardens = hello.features & HARDENS != 0;
+        self.close_off(record)?;
+        let inbox = OpenInbox::open(options.signal_number)?;
+        let wanted = Wanted {
+            backing: options.backing,
+            capacity: match self.role {
+                RingRole::Equal => options.capacity,
+                RingRole::Publisher(_) | RingRole::Subscriber => 0,
+            },
+            signal: inbox.number(),
+            peer: peer.credentials.uid,
+        };
+        let object = SharedObject::create(&wanted, self.deadline, record)?;
+        let held = self.hold_start(hello)?;
+        let offer = Offer {
+            echo: hello.nonce,
+            size: region_size(self.own_ring()),
+            capacity: self.own_ring(),
+            tokens: inbox.address(),
+            start: held.as_ref().map(HeldStart::start).unwrap_or_default(),
+        };
+        self.send_offer(&line, offer, &object, record)?;
+        let (offer, descriptors) = self.expect_offer(&line, own, hello, record)?;
+        let agreed = Agreed {
+            backing: options.backing,
+            capacity: hello.capacity,
+            stated: offer.size,
+            owner: peer.credentials.uid,
+        };
+        let (region, ring) = self.accept_objects(&descriptors, agreed, &offer, record)?;
+        if let RingPart::Subscriber(_, start) = &ring {
+            // Before READY: from that on the publisher looks at it.
+            let at = head_of(as_offset(start.slot.into()));
+            object.region.store(at, start.position, Ordering::Release);
+        }
+        object.check()?;
+        Ok(Objects {
+            own: object,
+            peer: region,
+            ring: held.map_or(ring, RingPart::Publisher),
+            inbox,
+            token_sender: token_sender(peer, &offer)?,
+            mark: Mark::new()?,
+        })
+    }
+
+    /// Both sides have looked at each other by now, since each speaks its HELLO after its look; and there is no memory
+    /// yet. So this is the moment to close this process to others of its user.
+    fn close_off(&self, record: &mut Record) -> Result<()> {
+        if self.options.harden {
+            harden::harden()?;
+            record.passed(
+                "hello",
+                "hardened",
+                "this process, after it was looked at and before its object is made",
+                "not dumpable, no core",
+            );
+        } else if harden::is_hardened() {
+            record.not_asked("hello", "hardened", "this process: not dumpable");
+        } else {
+            record.not_asked("hello", "hardened", "this process: dumpable");
+        }
+        Ok(())
+    }
+
+    /// Of a publisher: the place where the new subscriber begins.
+    fn hold_start(&self, hello: &Hello) -> Result<Option<HeldStart>> {
+        let RingRole::Publisher(ring) = self.role else {
+            return Ok(None);
+        };
+        let (delivery, from) = broadcast::asks(hello)?;
+        ring.hold(delivery, from).map(Some)
+    }
+
+    /// This side's OFFER, with its object; a publisher's with its ring as well.
+    fn send_offer(
+        &self,
+        line: &Line<'_>,
+        offer: Offer,
+        object: &SharedObject,
+        record: &mut Record,
+    ) -> Result<()> {
+        let size = offer.size;
+        let offer = Frame::Offer(offer);
+        let count = if let RingRole::Publisher(ring) = self.role {
+            ring.pass_on(self.deadline, |copy| {
+                line.send(&offer, &[object.as_fd(), copy.as_fd()])
+            })?;
+            2
+        } else {
+            line.send(&offer, &[object.as_fd()])?;
+            1
+        };
+        record.passed(
+            "offer",
+            "sent",
+            descriptors_wanted(count),
+            format!("{size} bytes"),
+        );
+        Ok(())
+    }
+
+    /// The other side's OFFER, and its object; behind it, a publisher's ring. No child gets a copy of them, until they are mapped.
+    fn expect_offer(
+        &self,
+        line: &Line<'_>,
+        own: &Nonce,
+        hello: &Hello,
+        record: &mut Record,
+    ) -> Result<(Offer, Vec<Withheld>)> {
+        let wanted = match self.role {
+            RingRole::Subscriber => 2,
+            RingRole::Equal | RingRole::Publisher(_) => 1,
+        };
+        let (frame, descriptors) = line.expect_with("the peer's OFFER", wanted)?;
+        let Frame::Offer(offer) = frame else {
+            return Err(Error::Protocol("something else than an OFFER".into()));
+        };
+        check_echo(&offer.echo, own)?;
+        let found = descriptors.len();
+        if found != wanted {
+            return Err(Error::ObjectUnsound {
+                check: "descriptors",
+                wanted: wanted.to_string(),
+                found: found.to_string(),
+            });
+        }
+        let descriptors = descriptors
+            .into_iter()
+            .map(Withheld::new)
+            .collect::<Result<_>>()?;
+        if offer.capacity != hello.capacity {
+            return Err(Error::Protocol(format!(
+                "an OFFER of {} bytes after a HELLO of {}",
+                offer.capacity, hello.capacity
+            )));
+        }
+        record.passed(
+            "offer",
+            "received",
+            descriptors_wanted(wanted),
+            format!("{} bytes", offer.size),
+        );
+        Ok((offer, descriptors))
+    }
+
+    /// Checks and maps what came with an OFFER. `agreed` is about the ring, where the other side has one.
+    fn accept_objects(
+        &self,
+        descriptors: &[Withheld],
+        agreed: Agreed,
+        offer: &Offer,
+        record: &mut Record,
+    ) -> Result<(PeerRegion, RingPart)> {
+        let missing = || Error::Protocol("an OFFER without an object".into());
+        let first = descriptors.first().ok_or_else(missing)?;
+        let RingRole::Subscriber = self.role else {
+            return Ok((accept(first, &agreed, record)?, RingPart::Equal));
+        };
+        let second = descriptors.get(1).ok_or_else(missing)?;
+        let control = Agreed {
+            capacity: 0,
+            stated: region_size(0),
+            ..agreed
+        };
+        let region = accept(first, &control, record)?;
+        let ring = accept(second, &agreed, record)?;
+        Ok((region, RingPart::Subscriber(ring, offer.start)))
+    }
+}
+
+fn token_sender(peer: &Peer, offer: &Offer) -> Result<TokenSender> {
+    let sender = TokenSender::new(peer.credentials.pid, offer.tokens)?;
+    // In another pid namespace, the number of the peer's thread is that of another thread here.
+    Ok(if peer.shares_numbers() {
+        sender
+    } else {
+        sender.out_of_reach()
+    })
+}
+
+fn descriptors_wanted(count: usize) -> &'static str {
+    if count == 1 {
+        "one descriptor, its size in a struct"
+    } else {
+        "two descriptors, the ring's size in a struct"
+    }
+}

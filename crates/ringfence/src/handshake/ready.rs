@@ -1,0 +1,113 @@
+//! Steps 7 and 8 of a handshake: the last look, READY, and what a channel is then made of.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::{
+    error::{Error, Result},
+    handshake::frame::{Frame, TAKES_BARRIERS, check_echo},
+    handshake::objects::Objects,
+    handshake::parts::{Parts, Role},
+    handshake::side::{Side, Talk},
+    identity::Identity,
+    rendezvous::inherit::Inheritance,
+};
+
+impl Side<'_> {
+    /// Step 7: the process is still there, and still who it was.
+    pub(super) fn look_finally(&self, talk: &mut Talk) -> Result<Identity> {
+        let Talk { peer, record, .. } = talk;
+        let identity = self.options.policy.check(peer, "final", self.deadline, record)?;
+        record.not_asked("final", "peer hardened", peer.openness());
+        Ok(identity)
+    }
+
+    /// Step 8.
+    pub(super) fn send_ready(&self, talk: &mut Talk) -> Result<()> {
+        let shares: Vec<_> = self.shares.iter().map(|share| share.as_fd()).collect();
+        self.line(&talk.line, talk.peer.credentials)
+            .send(&Frame::Ready(talk.hello.nonce), &shares)?;
+        talk.record
+            .passed("ready", "sent", "after everything else", "sent");
+        if !shares.is_empty() {
+            talk.record.passed(
+                "ready",
+                "passed on",
+                "the listening socket, and the lock beside a path",
+                format!("{} descriptors", shares.len()),
+            );
+        }
+        Ok(())
+    }
+
+    /// Among members, the host's READY, and what comes with it of the place; else READY alone.
+    pub(super) fn expect_inheritance(&self, talk: &mut Talk) -> Result<Option<Inheritance>> {
+        let Some(address) = self.inherits else {
+            self.expect_ready(talk, 0)?;
+            return Ok(None);
+        };
+        let descriptors = self.expect_ready(talk, Inheritance::count(address))?;
+        Inheritance::accept(address, descriptors, &mut talk.record).map(Some)
+    }
+
+    pub(super) fn expect_ready(&self, talk: &mut Talk, count: usize) -> Result<Vec<OwnedFd>> {
+        let (frame, descriptors) = self
+            .line(&talk.line, talk.peer.credentials)
+            .expect_with("the peer's READY", count)?;
+        let Frame::Ready(echo) = frame else {
+            return Err(Error::Protocol("something else than READY".into()));
+        };
+        if descriptors.len() != count {
+            return Err(Error::ObjectUnsound {
+                check: "descriptors",
+                wanted: format!("{count} with READY"),
+                found: descriptors.len().to_string(),
+            });
+        }
+        check_echo(&echo, &talk.own)?;
+        talk.record
+            .passed("ready", "received", "after everything else", "received");
+        Ok(descriptors)
+    }
+
+    pub(super) fn finish(
+        &self,
+        role: Role,
+        talk: Talk,
+        objects: Objects,
+        identity: Identity,
+        inheritance: Option<Inheritance>,
+    ) -> Parts {
+        let Talk {
+            line,
+            peer,
+            hello,
+            mut record,
+            ..
+        } = talk;
+        record.passed(
+            "ready",
+            "descriptors",
+            "closed on this side: only the mappings are left",
+            "closed",
+        );
+        Parts {
+            role,
+            line,
+            process: peer.keep(),
+            identity,
+            evidence: record.into_list(),
+            mark: objects.mark,
+            own: objects.own.into_region(),
+            peer: objects.peer,
+            own_capacity: self.own_ring(),
+            peer_capacity: hello.capacity,
+            longest_out: hello.longest,
+            longest_in: self.options.longest(),
+            barriers: self.takes_barriers && hello.features & TAKES_BARRIERS != 0,
+            inbox: objects.inbox,
+            token_sender: objects.token_sender,
+            inheritance,
+            ring: objects.ring,
+        }
+    }
+}
