@@ -5,19 +5,26 @@ import { readFileSync } from 'node:fs'
 import { constants } from 'node:os'
 import { parseArgs } from 'node:util'
 
+import { publish, subscribe } from './cli/broadcast.js'
 import { diagnose } from './cli/doctor.js'
 import { exitCode, UsageError } from './cli/exit.js'
 import { parseSize } from './cli/text.js'
 import { receive, send, type Transfer } from './cli/transfer.js'
+import type { Delivery } from './types.js'
 
 const HELP = `ringfence: shared memory between two processes, and nobody else
 
   ringfence send ADDRESS [FILE]       sends FILE (or standard input) to whoever receives at ADDRESS
   ringfence receive ADDRESS [FILE]    receives into FILE (or standard output)
+  ringfence publish ADDRESS [FILE]    publishes each line of FILE (or of standard input) to all that subscribe
+  ringfence subscribe ADDRESS         writes each message that is published at ADDRESS, and a newline
   ringfence doctor [--json]           what this kernel offers, and what that means for the promises
 
 ADDRESS is a path, or @name for an abstract address. Either side may come first. The other side must run as the
 same user, from the same executable.
+
+A subscriber that stands still holds its publisher up, for --stall seconds at most; then it is let go of. With the delivery
+best-effort or latest it never does, and what it is too slow for is passed over.
 
 FILE is replaced once everything has come, by a file beside it (.FILE.….part until then); where the transfer fails it stays as it
 was. A device, a FIFO or what is open already (/dev/stdout) is written to as it is.
@@ -26,6 +33,13 @@ was. A device, a FIFO or what is open already (/dev/stdout) is written to as it 
   --capacity SIZE        of the ring, with K, M or G (4M); the sender's counts
   --timeout SECONDS      how long to wait for the other side (for ever)
   --evidence             print every check that was made
+  --raw SIZE             publish: chunks of at most so many bytes instead of lines
+  --no-newline           subscribe: each message as it is
+  --audience COUNT       publish: waits for so many subscribers first (0)
+  --stall SECONDS        publish: how long a slow subscriber may hold it up (5)
+  --delivery HOW         subscribe: reliable, best-effort or latest (reliable)
+  --from WHERE           subscribe: now, oldest or latest (now)
+  --count COUNT          subscribe: ends after so many messages
   --json                 doctor: print what a program can read
   --help, --version
 
@@ -35,6 +49,7 @@ not keep to the protocol; 8 no room; 9 this system does not offer what is needed
 that ends it is what its end tells (a shell: 128 and the signal's number).
 
   tar c . | ringfence send @x                    ringfence receive @x | tar x
+  tail -f log | ringfence publish @log           ringfence subscribe @log | grep error
 `
 
 async function main(): Promise<void> {
@@ -54,26 +69,71 @@ async function main(): Promise<void> {
     diagnose(values.json)
     return
   }
-  if (command !== 'send' && command !== 'receive') {
+  const run = command === undefined ? undefined : COMMANDS[command]
+  if (run === undefined) {
+    const known = [...Object.keys(COMMANDS), 'doctor'].join(', ')
     throw new UsageError(
-      command === undefined ? 'say what to do: send, receive or doctor' : `there is no command ${command}`,
+      command === undefined ? `say what to do: ${known}` : `there is no command ${command}: ${known}`,
     )
   }
   if (address === undefined) throw new UsageError(`${command} needs an address`)
   if (rest.length > 0) throw new UsageError(`${command} takes an address and at most one file`)
-  const transfer: Transfer = {
+  // The part of a file is removed as the process exits; a signal without a listener would leave it there.
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, () => endBy(signal))
+  await run(address, file, values)
+}
+
+type Values = ReturnType<typeof parseArguments>['values']
+
+const COMMANDS: Record<string, (address: string, file: string | undefined, values: Values) => Promise<void>> = {
+  send: (address, file, values) => send(transferOf(address, file, values)),
+  receive: (address, file, values) => receive(transferOf(address, file, values)),
+  publish: (address, file, values) =>
+    publish({
+      address,
+      file,
+      raw: values.raw === undefined ? undefined : parseSize(values.raw),
+      audience: parseCount('--audience', values.audience) ?? 0,
+      evidence: values.evidence,
+      options: {
+        backing: checkBacking(values.backing),
+        capacity: values.capacity === undefined ? undefined : parseSize(values.capacity),
+        stall: values.stall === undefined ? undefined : parseSeconds('--stall', values.stall),
+      },
+    }),
+  subscribe: (address, file, values) => {
+    if (file !== undefined) throw new UsageError('subscribe writes to standard output, and takes no file')
+    return subscribe({
+      address,
+      count: parseCount('--count', values.count) ?? Infinity,
+      raw: values['no-newline'],
+      evidence: values.evidence,
+      options: {
+        // The options are checked by the call itself, as any caller's.
+        delivery: values.delivery as Delivery | undefined,
+        from: values.from as 'now' | 'oldest' | 'latest' | undefined,
+        wait: true,
+        signal: timeoutOf(values),
+      },
+    })
+  },
+}
+
+function transferOf(address: string, file: string | undefined, values: Values): Transfer {
+  return {
     address,
     file,
     evidence: values.evidence,
     options: {
       backing: checkBacking(values.backing),
       capacity: values.capacity === undefined ? undefined : parseSize(values.capacity),
-      signal: values.timeout === undefined ? undefined : AbortSignal.timeout(parseSeconds(values.timeout)),
+      signal: timeoutOf(values),
     },
   }
-  // The part of a file is removed as the process exits; a signal without a listener would leave it there.
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, () => endBy(signal))
-  await (command === 'send' ? send(transfer) : receive(transfer))
+}
+
+function timeoutOf({ timeout }: Values): AbortSignal | undefined {
+  return timeout === undefined ? undefined : AbortSignal.timeout(parseSeconds('--timeout', timeout))
 }
 
 /**
@@ -99,6 +159,13 @@ function parseArguments() {
         timeout: { type: 'string' },
         evidence: { type: 'boolean', default: false },
         json: { type: 'boolean', default: false },
+        raw: { type: 'string' },
+        'no-newline': { type: 'boolean', default: false },
+        audience: { type: 'string' },
+        stall: { type: 'string' },
+        delivery: { type: 'string' },
+        from: { type: 'string' },
+        count: { type: 'string' },
         help: { type: 'boolean', short: 'h', default: false },
         version: { type: 'boolean', short: 'V', default: false },
       },
@@ -113,10 +180,16 @@ function checkBacking(backing: string | undefined): 'memfd' | 'shm' | undefined 
   throw new UsageError(`--backing is memfd or shm, not ${backing}`)
 }
 
-function parseSeconds(text: string): number {
+function parseSeconds(option: string, text: string): number {
   const seconds = Number(text)
-  if (!(seconds > 0) || seconds > 2_000_000) throw new UsageError(`--timeout takes a number of seconds, not ${text}`)
+  if (!(seconds > 0) || seconds > 2_000_000) throw new UsageError(`${option} takes a number of seconds, not ${text}`)
   return Math.ceil(seconds * 1000)
+}
+
+function parseCount(option: string, text: string | undefined): number | undefined {
+  if (text === undefined) return undefined
+  if (!/^[1-9]\d{0,14}$/.test(text)) throw new UsageError(`${option} takes a whole number above 0, not ${text}`)
+  return Number(text)
 }
 
 // A reader that has left (`ringfence receive @x | head`) is a failure like any other, not a stack trace.

@@ -1,0 +1,119 @@
+// The command line: lines from one process to many.
+
+import { spawn, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { text } from 'node:stream/consumers'
+import { fileURLToPath } from 'node:url'
+
+import test, { type ExecutionContext } from 'ava'
+
+import { abstractAddress } from './support/address.js'
+import { soon, until } from './support/until.js'
+
+const cli = fileURLToPath(new URL('../../dist/esm/cli.js', import.meta.url))
+
+interface Run {
+  child: ChildProcess
+  /** What has come so far. */
+  output(): string
+  done: Promise<{ code: number | null; output: string; complaints: string }>
+}
+
+function run(t: ExecutionContext, ...words: string[]): Run {
+  const child = spawn(process.execPath, [cli, ...words], { stdio: ['pipe', 'pipe', 'pipe'] })
+  t.teardown(() => child.kill('SIGKILL'))
+  let output = ''
+  child.stdout.setEncoding('utf8').on('data', (more: string) => {
+    output += more
+  })
+  child.stdin.on('error', () => {})
+  const done = Promise.all([once(child, 'close'), text(child.stderr)]).then(([[code], complaints]) => ({
+    code: code as number | null,
+    output,
+    complaints,
+  }))
+  return { child, output: () => output, done }
+}
+
+const lines = (count: number) => Array.from({ length: count }, (_, number) => `line ${number}\n`).join('')
+
+test('each subscriber gets every line, the last one without a newline too, and then the end', async (t) => {
+  const address = abstractAddress()
+  const subscribers = [1, 2, 3].map(() => run(t, 'subscribe', address))
+  const publisher = run(t, 'publish', address, '--audience', '3')
+  publisher.child.stdin!.write(lines(1000))
+  // What has come is there before the end has.
+  for (const subscriber of subscribers) await until(() => subscriber.output() === lines(1000), 'the lines are there')
+  publisher.child.stdin!.end('\nlast')
+  t.deepEqual(await soon(publisher.done, 'the end'), { code: 0, output: '', complaints: '' })
+  for (const subscriber of subscribers)
+    t.deepEqual(await soon(subscriber.done, 'an end'), { code: 0, output: `${lines(1000)}\nlast\n`, complaints: '' })
+})
+
+test('with --count a subscriber ends by itself, and the others go on', async (t) => {
+  const address = abstractAddress()
+  const [brief, long] = [run(t, 'subscribe', address, '--count', '2'), run(t, 'subscribe', address)]
+  const publisher = run(t, 'publish', address, '--audience', '2')
+  publisher.child.stdin!.write(lines(3))
+  t.deepEqual(await soon(brief.done, 'its end'), { code: 0, output: lines(2), complaints: '' })
+  publisher.child.stdin!.end('more\n')
+  t.is((await soon(long.done, 'an end')).output, `${lines(3)}more\n`)
+  t.is((await publisher.done).code, 0)
+})
+
+test('chunks go as they come with --raw, and are written as they are with --no-newline', async (t) => {
+  const address = abstractAddress()
+  const subscriber = run(t, 'subscribe', address, '--no-newline')
+  const publisher = run(t, 'publish', address, '--audience', '1', '--raw', '7')
+  publisher.child.stdin!.end('twenty bytes in all.')
+  t.deepEqual(await soon(subscriber.done, 'an end'), { code: 0, output: 'twenty bytes in all.', complaints: '' })
+  t.is((await publisher.done).code, 0)
+})
+
+test('a line that is too long is told, with what to do', async (t) => {
+  const publisher = run(t, 'publish', abstractAddress(), '--capacity', '64K')
+  publisher.child.stdin!.end('x'.repeat(10_000))
+  const { code, complaints } = await soon(publisher.done, 'its failure')
+  t.is(code, 7)
+  t.regex(complaints, /a line has more than 8192 bytes.*--capacity/)
+})
+
+test('where the publisher is killed, what it has published is written, and the exit code says so', async (t) => {
+  const address = abstractAddress()
+  const subscriber = run(t, 'subscribe', address)
+  const publisher = run(t, 'publish', address, '--audience', '1')
+  publisher.child.stdin!.write(lines(100))
+  await until(() => subscriber.output() === lines(100), 'the lines are there')
+  publisher.child.kill('SIGKILL')
+  const { code, complaints } = await soon(subscriber.done, 'its end')
+  t.is(code, 5)
+  t.regex(complaints, /has ended without an end/)
+})
+
+test('a late subscriber gets the last line at once with --from latest', async (t) => {
+  const address = abstractAddress()
+  const early = run(t, 'subscribe', address)
+  const publisher = run(t, 'publish', address, '--audience', '1')
+  publisher.child.stdin!.write(lines(10))
+  await until(() => early.output() === lines(10), 'the lines are there')
+  const late = run(t, 'subscribe', address, '--from', 'latest', '--count', '1')
+  t.is((await soon(late.done, 'the last line')).output, 'line 9\n')
+  publisher.child.stdin!.end()
+  t.is((await publisher.done).code, 0)
+})
+
+test('what cannot be understood is a usage error', async (t) => {
+  for (const [words, said] of [
+    [['subscribe', '@x', '--delivery', 'twice'], /delivery must be/],
+    [['subscribe', '@x', '--from', 'then'], /from must be/],
+    [['subscribe', '@x', 'file'], /takes no file/],
+    [['subscribe', '@x', '--count', '0'], /--count takes a whole number/],
+    [['publish', '@x', '--raw', 'much'], /a size is a number/],
+    [['publish', '@x', '--backing', 'shm'], /memfd/],
+    [['publish'], /needs an address/],
+  ] as const) {
+    const { code, complaints } = await soon(run(t, ...words).done, 'its failure')
+    t.is(code, 2, words.join(' '))
+    t.regex(complaints, said)
+  }
+})

@@ -1,0 +1,125 @@
+// `publish` and `subscribe`: lines, or chunks, from one process to many.
+
+import { open } from 'node:fs/promises'
+import { once } from 'node:events'
+import type { Readable } from 'node:stream'
+
+import { publish as bind, type Publisher } from '../broadcast/publisher.js'
+import { subscribe as connect } from '../broadcast/subscription.js'
+import { RingfenceError } from '../errors.js'
+import type { PublishOptions, SubscribeOptions } from '../types.js'
+import { evidenceTable } from './text.js'
+
+/** One run of `publish`. */
+export interface Publishing {
+  address: string
+  /** Standard input where left out. */
+  file: string | undefined
+  /** Bytes of a chunk; lines where left out. */
+  raw: number | undefined
+  /** Subscribers that are waited for before the first message. */
+  audience: number
+  evidence: boolean
+  options: PublishOptions
+}
+
+/** One run of `subscribe`. */
+export interface Subscribing {
+  address: string
+  /** Messages after which it ends. */
+  count: number
+  /** Messages are written as they are, without a newline behind each. */
+  raw: boolean
+  evidence: boolean
+  options: SubscribeOptions
+}
+
+const NEWLINE = 0x0a
+
+/** Publishes each line, or chunk, and ends once every subscriber has read the last one. */
+export async function publish({ address, file, raw, audience, evidence, options }: Publishing): Promise<void> {
+  // Before the address is taken: a file that is missing is no concern of the subscribers.
+  const source = file === undefined ? undefined : await open(file, 'r')
+  try {
+    const publisher = await bind(address, options)
+    publisher.on('subscriber', (subscriber) => {
+      if (evidence)
+        process.stderr.write(`subscriber is process ${subscriber.peer.pid}\n${evidenceTable(subscriber.evidence)}\n`)
+    })
+    publisher.on('gone', ({ peer }, reason) => {
+      if (reason === 'evicted') process.stderr.write(`ringfence: process ${peer.pid} was too slow, and is let go of\n`)
+    })
+    publisher.on('refused', (refusal) => process.stderr.write(`ringfence: ${refusal.message}\n`))
+    while (publisher.subscribers.length < audience) await once(publisher, 'subscriber')
+    const stream: Readable = source === undefined ? process.stdin : source.createReadStream({ autoClose: false })
+    const input = stream as AsyncIterable<Buffer>
+    const messages = raw === undefined ? lines(input, publisher.maxMessageSize) : chunks(input, raw)
+    for await (const message of messages) await publisher.send(message)
+    await finish(publisher)
+  } finally {
+    await source?.close()
+  }
+}
+
+/** Also one whose memory was opened has an end that is told. */
+async function finish(publisher: Publisher): Promise<void> {
+  await publisher.end()
+  if ((await publisher.closed) === 'exposed')
+    throw new RingfenceError('OBJECT_EXPOSED', 'another process tried to open the shared memory, which was wiped')
+}
+
+/** Whole lines, without their newline. What comes behind the last newline is one as well, unless it is nothing. */
+export async function* lines(input: AsyncIterable<Buffer>, longest: number): AsyncGenerator<Buffer> {
+  let begun: Buffer[] = []
+  let length = 0
+  const add = (part: Buffer) => {
+    length += part.length
+    if (length > longest)
+      throw new RingfenceError(
+        'MESSAGE_TOO_LARGE',
+        `a line has more than ${longest} bytes, which is what a message may have here: take a larger --capacity (a message is at ` +
+          'most an eighth of it), or --raw',
+      )
+    begun.push(part)
+  }
+  for await (const chunk of input) {
+    let at = 0
+    for (let end = chunk.indexOf(NEWLINE); end !== -1; end = chunk.indexOf(NEWLINE, at)) {
+      add(chunk.subarray(at, end))
+      yield begun.length === 1 ? begun[0]! : Buffer.concat(begun)
+      begun = []
+      length = 0
+      at = end + 1
+    }
+    if (at < chunk.length) add(chunk.subarray(at))
+  }
+  if (length > 0) yield Buffer.concat(begun)
+}
+
+/** Pieces of at most so many bytes, as soon as they come: what a terminal or a log writes is not held back. */
+async function* chunks(input: AsyncIterable<Buffer>, size: number): AsyncGenerator<Buffer> {
+  for await (const chunk of input) for (let at = 0; at < chunk.length; at += size) yield chunk.subarray(at, at + size)
+}
+
+/** Writes each message to standard output, until the publisher has ended or enough have come. */
+export async function subscribe({ address, count, raw, evidence, options }: Subscribing): Promise<void> {
+  await using subscription = await connect(address, options).catch((error: unknown) => {
+    const late = error instanceof RingfenceError && error.code === 'ERR_RINGFENCE_ABORTED'
+    throw late ? new RingfenceError('ABORTED', `no process published at ${address} in time`, { cause: error }) : error
+  })
+  if (evidence)
+    process.stderr.write(`publisher is process ${subscription.peer.pid}\n${evidenceTable(subscription.evidence)}\n`)
+  let left = count
+  const newline = Buffer.from('\n')
+  while (left > 0) {
+    const message = await subscription.receive()
+    if (message === null) break
+    left -= 1
+    // One write, so that lines of several writers to one pipe stay whole.
+    if (!process.stdout.write(raw ? message : Buffer.concat([message, newline]))) await once(process.stdout, 'drain')
+  }
+  const { lost } = subscription
+  if (lost > 0n) process.stderr.write(`ringfence: ${lost} messages were passed over\n`)
+  if (left > 0 && (await subscription.closed) === 'exited')
+    throw new RingfenceError('PEER_LOST', "the publisher's process has ended without an end of what it publishes")
+}
