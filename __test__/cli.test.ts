@@ -4,8 +4,11 @@ import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import {
   chmodSync,
+  closeSync,
+  constants,
   lstatSync,
   mkdirSync,
+  openSync,
   readdirSync,
   readFileSync,
   rmSync,
@@ -13,6 +16,7 @@ import {
   symlinkSync,
   truncateSync,
   writeFileSync,
+  writeSync,
 } from 'node:fs'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
@@ -113,15 +117,81 @@ for (const command of ['receive', 'send'] as const) {
     const fifo = join(directory, 'fifo')
     t.is(spawnSync('mkfifo', [fifo]).status, 0)
     const { child, done } = run(t, command, abstractAddress(), fifo)
-    const waits = () =>
-      readdirSync(`/proc/${child.pid}/task`).some(
-        (task) => readFileSync(`/proc/${child.pid}/task/${task}/wchan`, 'utf8') === 'wait_for_partner',
-      )
-    await until(waits, 'a thread opens the FIFO')
+    // It takes the signal from then on, and opens the FIFO in the same turn.
+    const takes = () => {
+      const caught = /^SigCgt:\s*(\w+)$/m.exec(readFileSync(`/proc/${child.pid}/status`, 'utf8'))![1]
+      return (BigInt(`0x${caught}`) & (1n << 14n)) !== 0n
+    }
+    await until(takes, 'it has begun')
     child.kill('SIGTERM')
     t.is((await soon(done, 'its end')).signal, 'SIGTERM')
   })
+
+  test(`--timeout ends a ${command} that waits for the other side of a FIFO`, async (t) => {
+    const { directory } = scene(t)
+    const fifo = join(directory, 'fifo')
+    t.is(spawnSync('mkfifo', [fifo]).status, 0)
+    const { code, complaints } = await soon(
+      run(t, command, abstractAddress(), fifo, '--timeout', '0.2').done,
+      'its end',
+    )
+    t.is(code, 6)
+    t.regex(complaints, command === 'receive' ? /no process came to read/ : /nobody came/)
+  })
 }
+
+test('a sender whose FIFO stays silent ends with its receiver', async (t) => {
+  const { directory } = scene(t)
+  const fifo = join(directory, 'fifo')
+  t.is(spawnSync('mkfifo', [fifo]).status, 0)
+  // A writer that has nothing to say.
+  const held = openSync(fifo, constants.O_RDWR)
+  t.teardown(() => closeSync(held))
+  const address = abstractAddress()
+  const sender = run(t, 'send', address, fifo)
+  const receiver = await Partner.start(t)
+  await receiver.join(address)
+  writeSync(held, 'a word')
+  t.is(String(await receiver.run((kit) => kit.channel.receive())), 'a word')
+  await receiver.kill()
+  t.is((await soon(sender.done, 'the end of the sender')).code, 5)
+})
+
+test('what comes from a FIFO and from a pipe is sent to its end', async (t) => {
+  const { directory } = scene(t)
+  const fifo = join(directory, 'fifo')
+  t.is(spawnSync('mkfifo', [fifo]).status, 0)
+  const shell = (script: string) =>
+    spawn('bash', ['-c', script, 'bash', process.execPath, cli, abstractAddress(), fifo])
+  const wanted = 'x'.repeat(1 << 20)
+  for (const script of [
+    '(sleep 0; head -c 1048576 /dev/zero | tr "\\0" x >"$4") & "$1" "$2" send "$3" "$4" & "$1" "$2" receive "$3"; wait',
+    '"$1" "$2" send "$3" <(head -c 1048576 /dev/zero | tr "\\0" x) & "$1" "$2" receive "$3"; wait',
+    '"$1" "$2" send "$3" /dev/null & "$1" "$2" receive "$3"; wait; head -c 1048576 /dev/zero | tr "\\0" x',
+  ]) {
+    const child = shell(script)
+    t.teardown(() => child.kill('SIGKILL'))
+    t.is(await soon(text(child.stdout), 'the end of what is received'), wanted)
+  }
+})
+
+test('where standard output or input is closed nothing is lost: it is said', async (t) => {
+  const closed = async (command: string, redirected: string) => {
+    const child = spawn('bash', ['-c', `"$@" ${redirected}`, 'bash', process.execPath, cli, command, abstractAddress()])
+    t.teardown(() => child.kill('SIGKILL'))
+    const [[code], complaints] = await soon(Promise.all([once(child, 'exit'), text(child.stderr)]), 'its end')
+    t.is(code, 2, complaints)
+    t.regex(complaints, /is closed: name a FILE/)
+  }
+  await closed('receive', '>&-')
+  await closed('send', '<&-')
+  // What a shell opens is meant.
+  const address = abstractAddress()
+  const script = '"$1" "$2" send "$3" </dev/null & "$1" "$2" receive "$3" >/dev/null; code=$?; wait; exit $code'
+  const child = spawn('bash', ['-c', script, 'bash', process.execPath, cli, address])
+  t.teardown(() => child.kill('SIGKILL'))
+  t.deepEqual(await soon(once(child, 'exit'), 'its end'), [0, null])
+})
 
 test('where no peer comes, the file is as it was', async (t) => {
   const { directory, file } = scene(t)

@@ -56,6 +56,37 @@ test.serial('trySend copies before it returns', async (t) => {
   t.deepEqual(await readThere(partner, 1), [pattern(1, 100)])
 })
 
+test.serial('a message whose memory was taken away is INVALID_ARGUMENT, and none is sent for it', async (t) => {
+  const invalid = {
+    instanceOf: RingfenceError,
+    code: 'ERR_RINGFENCE_INVALID_ARGUMENT',
+    message: /the memory of the message/,
+  }
+  const { channel, partner } = await pair(t)
+  const transferred = new Uint8Array(10)
+  structuredClone(transferred, { transfer: [transferred.buffer] })
+  const Resizable = ArrayBuffer as unknown as new (
+    size: number,
+    options: object,
+  ) => ArrayBuffer & { resize(to: number): void }
+  const memory = new Resizable(16, { maxByteLength: 16 })
+  const cut = new Uint8Array(memory, 8)
+  memory.resize(4)
+  const [numbers, view] = [new Int32Array(8), new DataView(new ArrayBuffer(8))]
+  structuredClone(0, { transfer: [numbers.buffer, view.buffer] })
+  for (const gone of [transferred, cut, numbers, view]) {
+    const first = channel.send('first')
+    await t.throwsAsync(channel.send(gone), invalid)
+    await first
+    t.throws(() => channel.trySend(gone), invalid)
+  }
+  // One that is empty by itself is a message.
+  const before = channel.send('before')
+  await Promise.all([before, channel.send(new Uint8Array(0)), channel.send('')])
+  t.true(channel.trySend(Buffer.alloc(0)))
+  t.deepEqual((await readThere(partner, 8)).map(String), ['first', 'first', 'first', 'first', 'before', '', '', ''])
+})
+
 test.serial('order is the order of the calls, whichever of send, trySend and reserve made them', async (t) => {
   const count = 3000
   const { channel, partner } = await pair(t, { here: { capacity: 16384 } })

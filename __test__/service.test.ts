@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process'
 import { once } from 'node:events'
 import { chmodSync, readdirSync, statSync } from 'node:fs'
 import { connect as connectSocket } from 'node:net'
@@ -675,4 +676,28 @@ test.serial('a listener that was closed ends without a reason', async (t) => {
   await listener.close()
   t.is(await listener.closed, null)
   t.deepEqual(await event, [null])
+})
+
+test.serial('a listener that ends by itself says why, in closed, in the event and to its loops', async (t) => {
+  const address = namedAddress(t)
+  const service = await Partner.start(t)
+  await service.run(async (kit, where) => {
+    const listener = await kit.ringfence.listen(where)
+    kit.keep['closed'] = listener.closed
+    kit.keep['event'] = new Promise((resolve) => listener.once('close', resolve))
+    kit.keep['loop'] = (async () => {
+      for await (const _ of listener);
+    })().catch((error: unknown) => error)
+  }, address)
+  const told = service.run(async (kit) => {
+    const all = [kit.keep['closed'], kit.keep['event'], kit.keep['loop']] as Promise<{ code: string } | null>[]
+    return Promise.all(all.map(async (one) => (await one)?.code))
+  })
+  // poll(2) refuses to watch more descriptors than the process may have.
+  execFileSync('prlimit', [`--pid=${service.pid}`, '--nofile=1:'])
+  const socket = connectSocket(address)
+  socket.on('error', () => {})
+  t.teardown(() => socket.destroy())
+  t.deepEqual(await soon(told, 'the end'), Array(3).fill('ERR_RINGFENCE_NO_SPACE'))
+  await until(() => !isBound(address), 'the address is free')
 })

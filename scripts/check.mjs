@@ -45,7 +45,9 @@ function checkCrate() {
   run('oldest compiler', 'cargo', [`+${oldest}`, 'check', '-p', 'ringfence', '--locked'], { env: apart('oldest') })
   // A link that leads nowhere is an error here, and an empty place on docs.rs.
   const docs = { ...apart('docs'), RUSTDOCFLAGS: '-D warnings' }
-  run('documentation', 'cargo', ['doc', '-p', 'ringfence', '--no-deps', '--locked'], { env: docs })
+  for (const more of [[], ['--document-private-items']]) {
+    run('documentation', 'cargo', ['doc', '-p', 'ringfence', '--no-deps', '--locked', ...more], { env: docs })
+  }
   // It is packed, unpacked and built from what was packed.
   const publish = ['publish', '--dry-run', '-p', 'ringfence', '--locked', '--allow-dirty']
   run('publish', 'cargo', publish, { env: apart('publish') })

@@ -31,7 +31,7 @@ was. A device, a FIFO or what is open already (/dev/stdout) is written to as it 
 
   --backing memfd|shm    what the shared memory is made of (memfd); both sides must choose the same
   --capacity SIZE        of the ring, with K, M or G (4M); the sender's counts
-  --timeout SECONDS      how long to wait for the other side (for ever)
+  --timeout SECONDS      how long to wait for the other side, and before that for a reader of a FIFO (for ever)
   --evidence             print every check that was made
   --raw SIZE             publish: chunks of at most so many bytes instead of lines
   --no-newline           subscribe: each message as it is
@@ -137,8 +137,8 @@ function timeoutOf({ timeout }: Values): AbortSignal | undefined {
 }
 
 /**
- * Ends the process by a signal that has come. `process.exit` would wait for a thread that opens a FIFO, or reads from one or
- * writes to it, for as long as the FIFO's other side likes. The signal itself, which has no listener any more, ends the process at once.
+ * Ends the process by a signal that has come. `process.exit` would wait for a thread that reads from a device, say, for as long as
+ * that likes. The signal itself, which has no listener any more, ends the process at once.
  */
 function endBy(signal: 'SIGINT' | 'SIGTERM' | 'SIGHUP'): void {
   const code = 128 + constants.signals[signal]

@@ -7,7 +7,7 @@
 // ring surely has room for all of them: only this side writes there, and the peer only makes room, so they go in together. A
 // message that may have to wait has a promise of its own, since it may be the last that gets in before the channel is closed.
 
-import { isAnyArrayBuffer, isUint8Array } from 'node:util/types'
+import { isAnyArrayBuffer, isTypedArray, isUint8Array } from 'node:util/types'
 
 import { fromFailure, invalid, show, type RingfenceError } from './errors.js'
 import { allocate, allocateEmpty } from './memory.js'
@@ -41,6 +41,7 @@ const TURNS = 8
 
 /** Looked up once: Node 20 looks for what typed arrays inherit in each call (3 ns of a `send`'s 17, measured). */
 const put = Uint8Array.prototype.set
+const lookAt = Uint8Array.prototype.at
 
 /** What `Buffer.write` calls for UTF-8, after it has looked at its arguments; half as dear as a Buffer of the text. */
 const writeText = (Buffer.prototype as unknown as { utf8Write(this: Buffer, text: string, at: number): number })
@@ -165,7 +166,8 @@ export class SendQueue {
       const { length } = message
       const at = this.#to
       const next = at + HEADER + ((length + 7) & ~7)
-      if (length <= this.#stagedAtMost && next <= this.#sure) {
+      // One without a byte may be one that was taken away.
+      if (length > 0 && length <= this.#stagedAtMost && next <= this.#sure) {
         this.#words[at >>> 2] = length
         this.#words[(at >>> 2) + 1] = FLAGS
         put.call(this.#arena, message, at + HEADER)
@@ -586,15 +588,18 @@ export class SendQueue {
 
 /** By what it is and not by its class: one of another realm (node:vm) has another class. */
 function toBytes(message: unknown): Uint8Array {
-  if (isUint8Array(message)) return message
-  if (ArrayBuffer.isView(message)) return new Uint8Array(message.buffer, message.byteOffset, message.byteLength)
-  if (!isAnyArrayBuffer(message)) {
+  if (isUint8Array(message) && message.length > 0) return message
+  const isView = ArrayBuffer.isView(message)
+  if (!isView && !isAnyArrayBuffer(message)) {
     throw invalid(`a message must be bytes (an ArrayBuffer or a view of one) or a string, not ${show(message)}`)
   }
   try {
-    return new Uint8Array(message)
+    if (!isView) return new Uint8Array(message)
+    // One without a byte may be one whose memory is gone, which cannot be looked at. Any other view says so by itself.
+    if (isTypedArray(message)) lookAt.call(message as Uint8Array, 0)
+    return new Uint8Array(message.buffer, message.byteOffset, message.byteLength)
   } catch {
-    throw invalid('the memory of the message was transferred elsewhere')
+    throw invalid('the memory of the message was transferred elsewhere, or has become too short')
   }
 }
 

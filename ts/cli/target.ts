@@ -4,6 +4,9 @@ import { randomBytes } from 'node:crypto'
 import { rmSync, type Stats } from 'node:fs'
 import { access, constants, lstat, open, readlink, rename, stat, type FileHandle } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
+import type { Writable } from 'node:stream'
+
+import { isFifo, writeFifo } from './fifo.js'
 
 /** Links that are followed, as the kernel does. */
 const LINKS = 40
@@ -11,7 +14,8 @@ const LINKS = 40
 const NAME = 40
 
 export interface Target {
-  file: FileHandle
+  /** Where it is written to. Closes what it was opened for when it ends. */
+  sink: Writable
   /** Everything has come: it is what the path names from here on. */
   keep(): Promise<void>
   /** Closes it. What was not kept is removed. */
@@ -21,14 +25,13 @@ export interface Target {
 /**
  * Opens a target for writing. A regular file, or none, is written beside it, under another name, until `keep`; a device, a
  * FIFO or what is open already (`/dev/stdout`) is written to as it is. Where the process exits before, nothing stays behind.
+ *
+ * @param signal - Calls off the waiting for a FIFO's reader.
  */
-export async function openTarget(path: string): Promise<Target> {
+export async function openTarget(path: string, signal: AbortSignal | undefined): Promise<Target> {
   const place = await follow(path)
   const old = place === null ? undefined : await stat(place).catch(ifMissing)
-  if (place === null || (old !== undefined && !old.isFile())) {
-    const file = await open(path, 'w')
-    return { file, keep: async () => {}, close: () => file.close() }
-  }
+  if (place === null || (old !== undefined && !old.isFile())) return openAsItIs(path, signal)
   // Who may not write the old one may not replace it either, though the directory would allow it.
   if (old !== undefined) await access(place, constants.W_OK)
   const name = `.${basename(place).slice(0, NAME)}.${randomBytes(6).toString('hex')}.part`
@@ -47,7 +50,17 @@ export async function openTarget(path: string): Promise<Target> {
     await close()
     throw error
   }
-  return { file, keep: () => rename(temporary, place), close }
+  return { sink: file.createWriteStream(), keep: () => rename(temporary, place), close }
+}
+
+async function openAsItIs(path: string, signal: AbortSignal | undefined): Promise<Target> {
+  const keep = async () => {}
+  if (await isFifo(path)) {
+    const sink = await writeFifo(path, signal)
+    return { sink, keep, close: async () => void sink.destroy() }
+  }
+  const file = await open(path, 'w')
+  return { sink: file.createWriteStream(), keep, close: () => file.close() }
 }
 
 /**

@@ -1,11 +1,14 @@
-import { open, type FileHandle } from 'node:fs/promises'
-import type { Readable, Writable } from 'node:stream'
+import { constants, fstatSync, readFileSync, statSync } from 'node:fs'
+import { open } from 'node:fs/promises'
+import type { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 
 import type { Channel } from '../channel.js'
 import { RingfenceError } from '../errors.js'
 import { join } from '../pair.js'
 import type { Options } from '../types.js'
+import { UsageError } from './exit.js'
+import { isFifo, readFifo } from './fifo.js'
 import { Progress } from './progress.js'
 import { openTarget } from './target.js'
 import { evidenceTable } from './text.js'
@@ -25,12 +28,12 @@ const CHUNK = 256 * 1024
 /** Sends a file, or standard input, and waits until the other side has all of it. */
 export async function send({ address, file, evidence, options }: Transfer): Promise<void> {
   // Before the handshake: a file that is missing is no concern of the peer.
-  const source = file === undefined ? undefined : await open(file, 'r')
+  const source = await openSource(file)
   try {
     const channel = await meet(address, options, evidence)
-    const size = await sizeOf(source)
+    const size = await source.size()
     const progress = new Progress(size)
-    const stream = read(source)
+    const stream = source.read()
     // Standard input must not be waited for once the peer is gone.
     let reading = true
     void channel.closed.then(() => {
@@ -54,18 +57,19 @@ export async function send({ address, file, evidence, options }: Transfer): Prom
       throw new RingfenceError('PEER_LOST', 'the receiver left before it had said that it has everything')
     }
   } finally {
-    await source?.close()
+    await source.close()
   }
 }
 
 /** Receives into a file, which is there once all has come, or to standard output. */
 export async function receive({ address, file, evidence, options }: Transfer): Promise<void> {
-  const target = file === undefined ? undefined : await openTarget(file)
+  if (file === undefined) mustBeOpen(1, 'output')
+  const target = file === undefined ? undefined : await openTarget(file, options.signal)
   try {
     const channel = await meet(address, options, evidence)
     const progress = new Progress(undefined)
     // It closes the file: one whose stream does not would never be closed, and a later failure never told.
-    const sink = target === undefined ? process.stdout : (target.file.createWriteStream() as Writable)
+    const sink = target === undefined ? process.stdout : target.sink
     // The stream of the channel would close it once it has ended; what ends it here is what has been written.
     await pipeline(messages(channel, progress), sink, { end: target !== undefined })
     // Before the sender is told that all is here.
@@ -88,13 +92,44 @@ async function meet(address: string, options: Options, evidence: boolean): Promi
   return channel
 }
 
-async function sizeOf(source: FileHandle | undefined): Promise<number | undefined> {
-  const stat = await source?.stat()
-  return stat?.isFile() ? stat.size : undefined
+/** What is sent. */
+interface Source {
+  /** Bytes, where that is known. */
+  size(): Promise<number | undefined>
+  read(): Readable
+  close(): Promise<void>
 }
 
-function read(source: FileHandle | undefined): Readable {
-  return source === undefined ? process.stdin : source.createReadStream({ highWaterMark: CHUNK, autoClose: false })
+async function openSource(path: string | undefined): Promise<Source> {
+  const size = async () => undefined
+  if (path === undefined) {
+    mustBeOpen(0, 'input')
+    return { size, read: () => process.stdin, close: async () => {} }
+  }
+  if (await isFifo(path)) {
+    const fifo = readFifo(path)
+    return { size, read: () => fifo, close: async () => void fifo.destroy() }
+  }
+  const file = await open(path, 'r')
+  return {
+    size: async () => {
+      const stat = await file.stat()
+      return stat.isFile() ? stat.size : undefined
+    },
+    read: () => file.createReadStream({ highWaterMark: CHUNK, autoClose: false }),
+    close: () => file.close(),
+  }
+}
+
+/**
+ * Node opens /dev/null, to read and to write, in place of a standard descriptor that is closed. What is received would be lost, and
+ * nothing would be sent as if that was all. A shell's `>/dev/null` and `</dev/null` open it for one of the two.
+ */
+function mustBeOpen(fd: 0 | 1, what: 'input' | 'output'): void {
+  if (fstatSync(fd).rdev !== statSync('/dev/null').rdev) return
+  const flags = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1] ?? '0'
+  if ((Number.parseInt(flags, 8) & constants.O_RDWR) === 0) return
+  throw new UsageError(`standard ${what} is closed: name a FILE (/dev/null where that is meant)`)
 }
 
 async function* messages(channel: Channel, progress: Progress): AsyncGenerator<Uint8Array> {

@@ -8,7 +8,7 @@ use std::{
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{
-            fs::FileExt,
+            fs::{FileExt, symlink},
             net::{UnixListener, UnixStream},
             process::CommandExt,
         },
@@ -785,15 +785,30 @@ fn what_a_host_passes_is_looked_at() {
 
 #[test]
 fn a_newcomer_whose_host_goes_away_at_its_ready_comes_again() {
-    let (address, _keep) = fresh_address(true);
-    let mut host = Actor::start("parting host", &[&address.to_string()]);
-    host.expect("listening");
-    let own = member(&address, &small()).unwrap();
-    assert_eq!(own.role(), Role::Host);
-    let told = host.hear();
-    assert!(told.starts_with("REFUSE") && told.contains("lock"), "{told}");
-    host.go_on();
-    host.finish();
+    for linked in [false, true] {
+        let (address, directory) = fresh_address(true);
+        let mut host = Actor::start("parting host", &[&address.to_string()]);
+        host.expect("listening");
+        // By the same path the lock is not the one beside it. By another, it cannot even be told where the socket was.
+        let links = tempfile::tempdir().unwrap();
+        let own_address = if linked {
+            let link = links.path().join("link");
+            symlink(directory.as_ref().unwrap().path(), &link).unwrap();
+            Address::path(link.join("socket")).unwrap()
+        } else {
+            address
+        };
+        let own = member(&own_address, &small()).unwrap();
+        assert_eq!(own.role(), Role::Host);
+        let told = host.hear();
+        assert!(
+            linked || (told.starts_with("REFUSE") && told.contains("lock")),
+            "{told}"
+        );
+        host.go_on();
+        host.finish();
+        own.leave();
+    }
 }
 
 #[test]

@@ -32,6 +32,9 @@ const SCRATCH_KEPT: usize = 16 << 20;
 /// The same, where nothing is left to read.
 const SCRATCH_KEPT_IDLE: usize = 1 << 20;
 
+/// In place of a number of bytes: what was there when a visit began.
+const ALL_THAT_IS_THERE: u64 = u64::MAX;
+
 /// The reading half of a channel.
 #[derive(Debug)]
 pub struct Receiver {
@@ -392,7 +395,9 @@ impl Receiver {
         }
     }
 
-    /// Visits the messages that are there, where they lie, at most `max`, and returns how many.
+    /// Visits the messages that are there, where they lie, at most `max`, and returns how many. It ends with those that were there
+    /// when it was called, however fast the peer sends. (Where an earlier call has left some that it knew of, it visits these, and
+    /// then what is there by then, once.)
     ///
     /// ```no_run
     /// # fn main() -> ringfence::Result<()> {
@@ -411,10 +416,12 @@ impl Receiver {
     /// may also come after some visits: the peer has wiped its memory meanwhile, and the last of them may have seen zeros.
     #[inline]
     pub fn drain(&mut self, visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
-        self.visit(visit, max, u64::MAX).map(|visited| visited.count)
+        self.visit(visit, max, ALL_THAT_IS_THERE)
+            .map(|visited| visited.count)
     }
 
-    /// As [`Receiver::drain`], for about so many bytes: a row of messages is as long as that allows if all are like its first.
+    /// As [`Receiver::drain`], for about so many bytes, which may have come meanwhile: a row of messages is as long as that allows if
+    /// all are like its first.
     #[inline]
     pub(crate) fn visit(
         &mut self,
@@ -427,7 +434,12 @@ impl Receiver {
         let began = self.consumer.position();
         let mut count = 0;
         let mut dry = false;
+        let looks = self.consumer.looks();
         while count < max {
+            let is_over = self.consumer.is_through() && self.consumer.looks() != looks;
+            if bytes == ALL_THAT_IS_THERE && is_over {
+                break;
+            }
             let spent = self.consumer.position() - began;
             if spent >= bytes {
                 break;
@@ -441,7 +453,7 @@ impl Receiver {
                 }
             };
             if record.flags == WHOLE {
-                let row = if bytes == u64::MAX {
+                let row = if bytes == ALL_THAT_IS_THERE {
                     max - count
                 } else {
                     let fitting =

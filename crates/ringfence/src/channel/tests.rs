@@ -23,7 +23,7 @@ use crate::{
     memory::own::OwnRegion,
     options::Options,
     peer::process::Peer,
-    ring::message::Progress,
+    ring::message::{Message, Progress},
     ring::record::{HEADER, packed_size},
     signal::inbox::TokenAddress,
     signal::inbox::{OpenInbox, TokenSender},
@@ -74,6 +74,34 @@ fn bytes(number: usize, length: usize) -> Vec<u8> {
     (0..length)
         .map(|at| u8::try_from((number * 131 + at * 7) % 251).expect("below 251"))
         .collect()
+}
+
+/// The peer sends as fast as this side visits.
+#[test]
+fn a_drain_ends_with_what_was_there() {
+    let (one, other) = pair(&Options::new());
+    let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
+    let mut drain = |sender: &mut Sender, max| {
+        let mut visits = 0;
+        let visit = |_: Message<'_>| {
+            visits += 1;
+            // A drain that goes on for ever is ended by this, and fails.
+            if visits < 10_000 {
+                assert!(sender.try_send(&[0; 8]).expect("it is open"));
+            }
+        };
+        let drained = receiver.drain(visit, max).expect("it is open");
+        assert_eq!(drained, visits);
+        drained
+    };
+    for _ in 0..5 {
+        assert!(sender.try_send(&[0; 8]).expect("it is open"));
+    }
+    assert_eq!(drain(&mut sender, usize::MAX), 5);
+    assert_eq!(drain(&mut sender, usize::MAX), 5);
+    // Three are known then, and two have come.
+    assert_eq!(drain(&mut sender, 2), 2);
+    assert_eq!(drain(&mut sender, usize::MAX), 3 + 2 + 3);
 }
 
 /// What the writing half has begun, told without looking at it.

@@ -135,7 +135,7 @@ impl Decision {
     }
 
     /// It could not be decided, so the peer is refused; the refusal carries the cause
-    /// ([`Error`](crate::Error)'s `source`).
+    /// ([`Error`]'s `source`).
     pub fn fail(self, found: impl Into<String>, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) {
         let cause = Some(Cause::from(cause.into()));
         let found = found.into();

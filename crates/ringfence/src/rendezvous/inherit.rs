@@ -39,9 +39,14 @@ impl Inheritance {
         let listens = getsockopt(&listener, sockopt::AcceptConn) == Ok(true);
         let bound = getsockname::<UnixAddr>(listener.as_raw_fd());
         let here = bound.as_ref().is_ok_and(|bound| is_at(bound, address));
-        let shown = bound.map_or_else(|errno| errno.desc().to_owned(), |bound| bound.to_string());
+        let shown = bound
+            .as_ref()
+            .map_or_else(|errno| errno.desc().to_owned(), ToString::to_string);
         let found = format!("stream: {stream}, listening: {listens}, bound at {shown}");
         let wanted = format!("the socket that listens at {address}");
+        if stream && listens && !here && bound.as_ref().is_ok_and(is_left) {
+            return Err(Error::PeerLost("the host has left the address".into()));
+        }
         if !(stream && listens && here) {
             return Err(Refusal::new(Check::Address, wanted, found).into());
         }
@@ -83,6 +88,14 @@ fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Rec
     }
     record.passed("ready", "lock", wanted, found);
     Named::shared(files, lock)
+}
+
+/// Whether a socket was bound beside a path, and is not there any more: so it cannot be told whether it was the one at the
+/// address, where that is another way to the same place.
+fn is_left(bound: &UnixAddr) -> bool {
+    bound
+        .path()
+        .is_some_and(|bound| bound.is_absolute() && inode_of(bound).is_none())
 }
 
 /// Whether a socket is bound where this process finds the address. Two ways to the same file are the same place.

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// The writer takes lines that the reader has had back before it comes to them. Not as far ahead as [`AHEAD`]: with a
+/// The writer takes lines that the reader has had back before it comes to them. Not as far ahead as [`AHEAD`](crate::memory::copy::AHEAD): with a
 /// full ring, the reader is not far from there.
 const BEFOREHAND: u64 = 1024;
 
