@@ -162,6 +162,40 @@ fn role() {
             }
             say("in order");
         }
+        "loops" => {
+            let mut subscription = join(arguments);
+            wait_for_test();
+            let mut count = 0;
+            loop {
+                count += subscription
+                    .drain(|bytes| assert!(number(&bytes.to_vec()) > 0), 7)
+                    .unwrap();
+                if subscription.is_ended().unwrap() {
+                    break;
+                }
+                if subscription.arm().unwrap() {
+                    readable(&subscription);
+                    subscription.poll_line().unwrap();
+                    subscription.disarm();
+                }
+            }
+            say(format!("{count} read, {}", subscription.close_reason().unwrap()));
+        }
+        "many" => {
+            let address: Address = arguments[0].parse().unwrap();
+            let count = arguments[1].parse().unwrap();
+            let mut all: Vec<_> = (0..count)
+                .map(|_| subscribe(&address, &options()).unwrap())
+                .collect();
+            say("in");
+            wait_for_test();
+            let mut into = [0; 64];
+            for subscription in &mut all {
+                while subscription.receive(&mut into).unwrap().is_some() {}
+            }
+            let whole = all.iter().filter(|one| one.sequence() == 1000 && one.lost() == 0);
+            say(format!("{} have 1000", whole.count()));
+        }
         "calls" => {
             let address: Address = arguments[0].parse().unwrap();
             let code = |result: ringfence::Result<()>| result.unwrap_err().code();
@@ -503,4 +537,103 @@ fn a_message_sent_after_subscribe_has_returned_is_never_missed() {
     }
     audience.close();
     sending.join().unwrap();
+}
+
+/// As a program with an event loop of its own does it.
+#[test]
+fn both_ends_can_be_waited_for_by_an_event_loop() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options().stall(Duration::MAX)).unwrap();
+    let mut reader = Actor::start("loops", &[&address.to_string(), "reliable", "now"]);
+    reader.expect("in");
+    let sender = publisher.sender();
+    let mut sent = 0;
+    while sent < 2 * CAPACITY / 100 {
+        if sender.try_send(&message(sent + 1, 100)).unwrap() {
+            sent += 1;
+            continue;
+        }
+        if sent <= CAPACITY / 100 {
+            // Nobody has read: the reader is let go on.
+            reader.go_on();
+        }
+        while sender.arm(100).unwrap() {
+            readable(&*sender);
+            sender.poll_line();
+            sender.disarm();
+        }
+    }
+    sender.end();
+    reader.expect(&format!("{sent} read, closed"));
+    reader.finish();
+}
+
+#[test]
+fn messages_are_written_in_place_and_many_are_published_at_once() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let reader = subscriber("reads", &address, "reliable", "now");
+    let mut room = publisher.reserve(500).unwrap().unwrap();
+    room[..100].copy_from_slice(&message(1, 100));
+    room.commit(100).unwrap();
+    drop(publisher.reserve(500).unwrap().unwrap());
+    let mut batch = publisher.batch().unwrap();
+    // More than the ring holds: it publishes by itself what is in its own way, and waits for nobody.
+    let mut number = 2;
+    while batch.push(&message(number, 1000)).unwrap() && number < 40 {
+        number += 1;
+    }
+    batch
+        .reserve(64)
+        .unwrap()
+        .unwrap()
+        .copy_from_slice(&message(number + 1, 64));
+    drop(batch);
+    let reserved = publisher.reserve_detached(16).unwrap().unwrap();
+    assert_eq!(publisher.try_send(b"x").unwrap_err().code(), "INVALID_ARGUMENT");
+    publisher.sender().cancel(reserved).unwrap();
+    assert_eq!(publisher.sequence(), number + 1);
+    publisher.end();
+    reader.expect(&format!("{0} from 1 to {0}, lost 0, closed", number + 1));
+    assert!(matches!(publisher.reserve(8).map(drop), Err(Error::Closed(_))));
+}
+
+/// Waits until a descriptor is readable.
+fn readable(descriptor: impl std::os::fd::AsFd) {
+    ringfence::wait_readable(descriptor, &ringfence::CancelToken::new().unwrap()).unwrap();
+}
+
+#[test]
+fn one_subscribers_process_may_subscribe_many_times_and_each_is_counted() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let mut many = Actor::start("many", &[&address.to_string(), "40"]);
+    many.expect("in");
+    for _ in 0..40 {
+        drop(next_subscriber(&publisher));
+    }
+    for number in 1..=1000 {
+        publisher.send(&message(number, 50)).unwrap();
+    }
+    many.go_on();
+    publisher.end();
+    many.expect("40 have 1000");
+    many.finish();
+    for _ in 0..40 {
+        assert_eq!(next_gone(&publisher).1, GoneReason::Closed);
+    }
+}
+
+#[test]
+fn a_subscriber_that_the_policy_lets_in_no_more_is_let_go_of_and_verify_tells_who_it_is() {
+    let (address, _directory) = fresh_address(false);
+    let publisher = publish(&address, &options()).unwrap();
+    let mut reader = subscriber("waits", &address, "best-effort", "latest");
+    let seen = next_subscriber(&publisher);
+    assert_eq!(seen.verify().unwrap().pid, reader.pid());
+    assert_eq!((seen.delivery(), seen.lag()), (Delivery::BestEffort, 0));
+    assert!(!seen.evidence().is_empty());
+    reader.kill();
+    assert!(next_gone(&publisher).0.is(&seen));
+    assert!(seen.verify().is_err());
 }

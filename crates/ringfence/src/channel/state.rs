@@ -614,8 +614,11 @@ impl Shared {
             return;
         }
         if let Some(held) = self.held().as_ref() {
-            held.own
-                .store(layout::TAIL, position | END_TOLD, Ordering::Release);
+            // What was said first counts. Nothing else of this process writes the word.
+            if held.own.load(layout::TAIL, Ordering::Relaxed) & END_TOLD == 0 {
+                held.own
+                    .store(layout::TAIL, position | END_TOLD, Ordering::Release);
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use nix::{
     sys::{
         memfd::{MFdFlags, memfd_create},
         mman::{shm_open, shm_unlink},
-        stat::{Mode, fstat},
+        stat::{Mode, fchmod, fstat},
     },
     unistd::geteuid,
 };
@@ -175,6 +175,16 @@ impl SharedObject {
         }
         note_lease(signal, record);
         Ok(Self { descriptor, region })
+    }
+
+    /// Takes every permission away. The descriptors that there are stay as they are; but a process of another user that has been
+    /// passed one cannot open the object anew through its own /proc, and so sets off no alarm. One of the same user could give
+    /// the permission back.
+    pub(crate) fn close_to_openers(&self, record: &mut Record) -> Result<()> {
+        fchmod(&self.descriptor, Mode::empty())
+            .map_err(|errno| Error::system("taking the permissions of the shared object away", errno))?;
+        record.passed("object", "mode", "0: for nobody to open", "0");
+        Ok(())
     }
 
     /// Errors with [`Error::ObjectExposed`] once another process has tried to open it.

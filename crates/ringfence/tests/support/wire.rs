@@ -169,14 +169,19 @@ pub fn send_in_pieces(socket: impl AsFd, bytes: &[u8], descriptor: Option<Borrow
 
 /// A sound object, and its owner's mapping.
 pub fn object() -> (OwnedFd, MmapRaw) {
+    object_of(CAPACITY, SIZE)
+}
+
+/// As `object`, with a ring of this capacity, or without one.
+pub fn object_of(capacity: u64, size: u64) -> (OwnedFd, MmapRaw) {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let raw = memfd_create("by hand", flags).expect("a memfd");
     let path = format!("/proc/self/fd/{}", raw.as_raw_fd());
     let object = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).expect("reopened");
     drop(raw);
-    fallocate(&object, FallocateFlags::empty(), 0, SIZE.try_into().unwrap()).expect("room");
+    fallocate(&object, FallocateFlags::empty(), 0, size.try_into().unwrap()).expect("room");
     let mut words = b"ringfnc2".to_vec();
-    words.extend_from_slice(&CAPACITY.to_le_bytes());
+    words.extend_from_slice(&capacity.to_le_bytes());
     nix::sys::uio::pwrite(&object, &words, 0).expect("written");
     let mapping = MmapRaw::map_raw(&object).expect("mapped");
     let seals = SealFlag::F_SEAL_FUTURE_WRITE
@@ -386,4 +391,107 @@ fn receive_hello(stream: &UnixStream) -> (Vec<u8>, OwnedFd) {
         filled += received.bytes;
     }
     (hello, line.expect("a line comes with a HELLO"))
+}
+
+/// A subscriber by hand: what it has of its publisher once that has made its OFFER.
+pub struct MetPublisher {
+    pub line: UnixStream,
+    /// The ring object, which an honest subscriber maps and closes.
+    pub ring: OwnedFd,
+    pub capacity: u64,
+    /// Where it begins, and its number.
+    pub position: u64,
+    pub slot: u32,
+    nonce: Vec<u8>,
+    mapping: MmapRaw,
+}
+
+/// Bytes of a control object.
+const CONTROL: u64 = 3 * 4096;
+
+impl MetPublisher {
+    /// Up to the OFFER of both. `delivery` and `from` are numbers of the wire.
+    pub fn offered(address: &str, delivery: u16, from: u16) -> Self {
+        let stream = connect(address);
+        let (mut line, theirs) = line();
+        let mut body = vec![7; 32];
+        body.extend_from_slice(&[0; 32]);
+        body.extend_from_slice(&0_u64.to_le_bytes());
+        body.extend_from_slice(&(1_u64 << 20).to_le_bytes());
+        body.extend_from_slice(&1_u32.to_le_bytes());
+        body.extend_from_slice(&[0; 4]);
+        body.extend_from_slice(&4_u32.to_le_bytes());
+        body.extend_from_slice(&delivery.to_le_bytes());
+        body.extend_from_slice(&from.to_le_bytes());
+        send(&stream, &good(1, &body), Some(theirs.as_fd()));
+        drop(theirs);
+        let (kind, body) = receive(&mut line).expect("the publisher's HELLO");
+        assert_eq!(kind, 1);
+        let nonce = body[..32].to_vec();
+        let (object, mapping) = object_of(0, CONTROL);
+        let mut body = nonce.clone();
+        body.extend_from_slice(&CONTROL.to_le_bytes());
+        body.extend_from_slice(&[0; 64]);
+        send(&line, &good(2, &body), Some(object.as_fd()));
+        let (body, mut descriptors) = receive_with_descriptors(&line, 16 + 104);
+        assert_eq!(descriptors.len(), 2, "the control object and the ring");
+        let word = |at: usize| u64::from_le_bytes(body[16 + at..24 + at].try_into().unwrap());
+        Self {
+            line,
+            ring: descriptors.pop().unwrap(),
+            capacity: word(40),
+            position: word(80),
+            slot: u32::from_le_bytes(body[16 + 96..16 + 100].try_into().unwrap()),
+            nonce,
+            mapping,
+        }
+    }
+
+    /// Ready. Whether the publisher is as well.
+    pub fn ready(&mut self) -> bool {
+        self.say_head(self.position);
+        send(&self.line, &good(3, &self.nonce), None);
+        receive(&mut self.line).is_ok_and(|(kind, _)| kind == 3)
+    }
+
+    /// Says how far it has read.
+    pub fn say_head(&self, position: u64) {
+        let at = 4096 + 64 * (self.slot as usize % 64);
+        // SAFETY: in bounds: a page behind the first.
+        let place = unsafe { self.mapping.as_mut_ptr().add(at) };
+        // SAFETY: aligned, since the mapping is whole pages; only atomics and the peer's process touch it.
+        unsafe { AtomicU64::from_ptr(place.cast()) }.store(position, Ordering::Release);
+    }
+
+    /// Waits until the publisher has hung up.
+    pub fn wait_for_end(&mut self) {
+        let mut bells = [0; 64];
+        while self.line.read(&mut bells).is_ok_and(|count| count > 0) {}
+    }
+}
+
+/// So many bytes, and the descriptors that came with them.
+fn receive_with_descriptors(line: &UnixStream, count: usize) -> (Vec<u8>, Vec<OwnedFd>) {
+    let mut bytes = vec![0; count];
+    let mut descriptors = Vec::new();
+    let mut filled = 0;
+    while filled < count {
+        let mut room = nix::cmsg_space!([std::os::fd::RawFd; 4]);
+        let mut slices = [std::io::IoSliceMut::new(&mut bytes[filled..])];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let received = recvmsg::<()>(line.as_raw_fd(), &mut slices, Some(&mut room), flags).expect("a part");
+        for message in received.cmsgs().expect("control messages") {
+            if let ControlMessageOwned::ScmRights(numbers) = message {
+                // SAFETY: the kernel has just installed them for this call, and nothing else knows of them.
+                descriptors.extend(
+                    numbers
+                        .into_iter()
+                        .map(|number| unsafe { OwnedFd::from_raw_fd(number) }),
+                );
+            }
+        }
+        assert!(received.bytes > 0, "the line has ended");
+        filled += received.bytes;
+    }
+    (bytes, descriptors)
 }

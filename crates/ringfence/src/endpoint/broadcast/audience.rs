@@ -9,11 +9,12 @@
 //! its own.
 
 use std::{
+    mem,
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -69,6 +70,17 @@ pub(crate) struct Broadcast {
     pub(super) worker: Worker,
 }
 
+impl Drop for Broadcast {
+    fn drop(&mut self) {
+        if self.state.is(ChannelState::Inherited, Ordering::Relaxed) {
+            // In a child: another thread of the parent may have been changing these at the moment of the fork.
+            let nothing = Stalls::new(Duration::MAX, self.capacity);
+            mem::forget(mem::replace(self.stalls.get_mut(), nothing));
+            mem::forget(Arc::clone(&self.ring));
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct State {
     seats: TakenSeats,
@@ -95,7 +107,7 @@ struct Member {
     gone: OnceLock<GoneReason>,
 }
 
-/// A subscriber, as its publisher sees it. Clones are the same subscriber. It keeps nothing open.
+/// A subscriber, as its publisher sees it. Clones are the same subscriber. It does not keep the subscriber, nor the publisher open.
 #[derive(Debug, Clone)]
 pub struct Subscriber {
     member: Arc<Member>,
@@ -212,7 +224,7 @@ impl Endpoint for Broadcast {
 
     fn ready(shared: &Arc<Shared<Self>>, mut parts: Parts, seat: Seat<Self>, options: &Options) {
         // A handshake as a publisher has no other.
-        if let RingPart::Publisher(start) = std::mem::replace(&mut parts.ring, RingPart::Equal) {
+        if let RingPart::Publisher(start) = mem::replace(&mut parts.ring, RingPart::Equal) {
             shared.let_in(parts, start, seat, options);
         }
     }
@@ -260,8 +272,9 @@ impl Shared<Broadcast> {
         };
         let active = start.activate(control, bell);
         let admitted = admit(&self.region, self.barriers, barriers);
-        // It may have lain down before the sender knew of it.
+        // It may have lain down before the sender knew of it, and may have made room since: the sender has seen neither.
         link.doorbell.ring();
+        self.watches.wake_sender();
         let place = Place {
             publisher: Arc::clone(self),
             member: Arc::clone(&member),
@@ -463,16 +476,19 @@ impl Shared<Broadcast> {
     /// Lets go of those that have held the publisher up for too long. When to look again.
     fn evict(&self) -> Option<Instant> {
         let (positions, tail) = (self.ring.readers.reliable(), self.tail());
-        let (over, next) = self.stalls.lock().look(&positions, tail, Instant::now());
-        for number in over {
+        let found = self.stalls.lock().look(&positions, tail, Instant::now());
+        for number in &found.over {
+            let number = *number;
             match self.link(number) {
                 Some(link) => link.finish(ChannelState::Evicted),
                 // Its handshake dawdles.
                 None => self.ring.readers.release(number),
             }
+        }
+        if found.may_go_on || !found.over.is_empty() {
             self.watches.wake_sender();
         }
-        next
+        found.next
     }
 }
 

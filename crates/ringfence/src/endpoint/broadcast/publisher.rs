@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -127,6 +127,7 @@ fn broadcast(
         peer: nix::unistd::geteuid().as_raw(),
     };
     let object = SharedObject::create(&wanted, &deadline.within(options.timeout), record)?;
+    object.close_to_openers(record)?;
     let kept = KeptDescriptor::keep(&object)?;
     record.passed(
         "object",
@@ -442,7 +443,7 @@ impl Admitting {
         // The handshakes are over, and with them their copies of the ring's descriptor.
         drop(hold);
         let (Ok(error) | Err(error)) = run;
-        if shared.sealed.load(std::sync::atomic::Ordering::Acquire) {
+        if shared.sealed.load(Ordering::Acquire) {
             return;
         }
         match error {

@@ -28,6 +28,18 @@ pub(super) struct Stalls {
     alarm: Option<Instant>,
 }
 
+/// What a look has found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// The subscribers whose time is up.
+    pub(super) over: Vec<u64>,
+    /// A message waits, and nobody is in its way. A subscriber that has made room, and has not said so by its bell, would let the sender
+    /// sleep.
+    pub(super) may_go_on: bool,
+    /// When to look again.
+    pub(super) next: Option<Instant>,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Waiting {
     /// Where every subscriber must have read to.
@@ -68,13 +80,8 @@ impl Stalls {
         self.waiting = None;
     }
 
-    /// A look at all subscribers: those whose time is up, and when to look again.
-    pub(super) fn look(
-        &mut self,
-        positions: &[Position],
-        tail: u64,
-        now: Instant,
-    ) -> (Vec<u64>, Option<Instant>) {
+    /// A look at all subscribers.
+    pub(super) fn look(&mut self, positions: &[Position], tail: u64, now: Instant) -> Found {
         self.charge(positions, tail, now);
         self.pause = if self.last == positions {
             (self.pause * 2).min(LOOKS[1])
@@ -92,7 +99,12 @@ impl Stalls {
         for number in &over {
             self.charged.remove(number);
         }
-        (over, self.arm(positions, now))
+        let is_free = |waiting: Waiting| positions.iter().all(|(_, head)| *head >= waiting.goal);
+        Found {
+            over,
+            may_go_on: self.waiting.is_some_and(is_free),
+            next: self.arm(positions, now),
+        }
     }
 
     fn charge(&mut self, positions: &[Position], tail: u64, now: Instant) {
@@ -142,6 +154,14 @@ mod tests {
         (Stalls::new(5 * SECOND, 1000), Instant::now())
     }
 
+    fn found(over: &[u64], next: Option<Instant>) -> Found {
+        Found {
+            over: over.to_vec(),
+            may_go_on: false,
+            next,
+        }
+    }
+
     #[test]
     fn one_that_does_not_read_is_over_when_its_time_is() {
         let (mut stalls, start) = stalls();
@@ -150,10 +170,10 @@ mod tests {
             stalls.begin(100, &positions, 1000, start),
             "the watcher sleeps for ever"
         );
-        let (over, next) = stalls.look(&positions, 1000, start + 4 * SECOND);
-        assert_eq!((over, next), (vec![], Some(start + 5 * SECOND)));
-        let (over, _) = stalls.look(&positions, 1000, start + 5 * SECOND);
-        assert_eq!(over, [1]);
+        let look = stalls.look(&positions, 1000, start + 4 * SECOND);
+        assert_eq!(look, found(&[], Some(start + 5 * SECOND)));
+        let look = stalls.look(&positions, 1000, start + 5 * SECOND);
+        assert_eq!(look.over, [1]);
     }
 
     #[test]
@@ -162,18 +182,18 @@ mod tests {
         stalls.begin(100, &[(1, 0)], 1000, start);
         stalls.end(&[(1, 100)], 1000, start + 3 * SECOND);
         // No message waits: that time is not counted.
-        let (over, next) = stalls.look(&[(1, 100)], 1100, start + 60 * SECOND);
-        assert!(over.is_empty() && next.is_some());
+        let look = stalls.look(&[(1, 100)], 1100, start + 60 * SECOND);
+        assert!(look.over.is_empty() && look.next.is_some() && !look.may_go_on);
         stalls.begin(200, &[(1, 100)], 1100, start + 60 * SECOND);
-        let (over, next) = stalls.look(&[(1, 100)], 1100, start + 61 * SECOND);
-        assert_eq!((over, next), (vec![], Some(start + 62 * SECOND)));
+        let look = stalls.look(&[(1, 100)], 1100, start + 61 * SECOND);
+        assert_eq!(look, found(&[], Some(start + 62 * SECOND)));
         // It has caught up, and begins anew.
         stalls.end(&[(1, 700)], 1100, start + 61 * SECOND);
-        let (over, next) = stalls.look(&[(1, 700)], 1100, start + 70 * SECOND);
-        assert_eq!((over, next), (vec![], None));
+        let look = stalls.look(&[(1, 700)], 1100, start + 70 * SECOND);
+        assert_eq!(look, found(&[], None));
         stalls.begin(800, &[(1, 700)], 1700, start + 80 * SECOND);
-        let (over, next) = stalls.look(&[(1, 700)], 1700, start + 84 * SECOND);
-        assert_eq!((over, next), (vec![], Some(start + 85 * SECOND)));
+        let look = stalls.look(&[(1, 700)], 1700, start + 84 * SECOND);
+        assert_eq!(look, found(&[], Some(start + 85 * SECOND)));
     }
 
     #[test]
@@ -181,8 +201,8 @@ mod tests {
         let (mut stalls, start) = stalls();
         stalls.begin(100, &[(1, 0), (2, 8)], 1000, start);
         stalls.look(&[(1, 0), (2, 8)], 1000, start + 4 * SECOND);
-        let (over, _) = stalls.look(&[(2, 8)], 1000, start + 5 * SECOND);
-        assert_eq!(over, [2]);
+        let look = stalls.look(&[(2, 8)], 1000, start + 5 * SECOND);
+        assert_eq!(look.over, [2]);
         assert!(stalls.charged.is_empty());
     }
 
@@ -191,8 +211,16 @@ mod tests {
         let mut stalls = Stalls::new(Duration::MAX, 1000);
         let start = Instant::now();
         assert!(!stalls.begin(100, &[(1, 0)], 1000, start));
-        let (over, next) = stalls.look(&[(1, 0)], 1000, start + 1_000_000 * SECOND);
-        assert_eq!((over, next), (vec![], None));
+        let look = stalls.look(&[(1, 0)], 1000, start + 1_000_000 * SECOND);
+        assert_eq!(look, found(&[], None));
+    }
+
+    #[test]
+    fn one_that_has_made_room_without_a_bell_keeps_the_sender_no_longer_than_its_time() {
+        let (mut stalls, start) = stalls();
+        stalls.begin(100, &[(1, 0)], 1000, start);
+        let look = stalls.look(&[(1, 100)], 1000, start + 5 * SECOND);
+        assert!(look.over.is_empty() && look.may_go_on);
     }
 
     #[test]

@@ -443,15 +443,36 @@ impl Subscription {
     /// Copies whole messages, laid out as the ring has short ones, as many as are there and fit. Errors as
     /// [`Subscription::try_receive`].
     pub fn try_receive_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
+        let packed = self.receive_packed(into);
+        self.wake();
+        packed
+    }
+
+    /// As [`Subscription::try_receive_packed`], for a caller who will call again at once: see
+    /// [`Receiver::try_receive_more_packed`](crate::Receiver::try_receive_more_packed). Whoever stops before nothing is left must
+    /// call [`Subscription::wake`].
+    pub fn try_receive_more_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
+        let packed = self.receive_packed(into);
+        if self.reader.position().saturating_sub(self.woken) >= self.reader.capacity() / 4 {
+            self.wake();
+        }
+        packed
+    }
+
+    /// Wakes a publisher that sleeps until there is room, if anything was read since it lay down.
+    pub fn wake(&mut self) {
+        if !self.shared.is_inherited() {
+            self.tell();
+        }
+    }
+
+    fn receive_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
         self.check()?;
         let pulled = self.reader.pull_packed(into);
         let pulled = self.judge(pulled)?;
         self.must_be_whole()?;
         Ok(match pulled {
-            Pulled::Bytes(bytes) => {
-                self.tell();
-                Packed::Bytes(bytes)
-            }
+            Pulled::Bytes(bytes) => Packed::Bytes(bytes),
             Pulled::Large(size) => Packed::Large(size),
             Pulled::Nothing => {
                 self.not_received()?;

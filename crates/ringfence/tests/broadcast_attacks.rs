@@ -1,0 +1,439 @@
+//! What a hostile subscriber can do to its publisher and to the others: each attack is carried out, by hand on the wire.
+
+mod support;
+
+use std::{
+    fs::File,
+    io,
+    os::fd::AsRawFd,
+    thread,
+    time::{Duration, Instant},
+};
+
+use memmap2::{Mmap, MmapMut};
+use nix::sys::signal::{Signal, kill};
+use ringfence::{
+    Address, CloseReason, Error, GoneReason, Options, Policy, Publisher, PublisherEvent, publish, subscribe,
+};
+use support::{
+    Actor, STRANGER, Strangers, TIME_LIMIT, fresh_address, say, wait_for_test, wire::MetPublisher,
+};
+
+const CAPACITY: u64 = 16 << 10;
+
+fn options() -> Options {
+    Options::new().capacity(CAPACITY).timeout(TIME_LIMIT)
+}
+
+/// A word of the test's, in a role.
+fn word() -> String {
+    let mut line = String::new();
+    io::stdin().read_line(&mut line).expect("the test's word");
+    line.trim().to_owned()
+}
+
+/// What the other processes do.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address = || arguments[0].parse::<Address>().unwrap();
+    match role.as_str() {
+        // An honest one, which says in the end what it got.
+        "honest" => {
+            let anybody = Policy::new().uids([0, STRANGER]);
+            let options = options().policy(anybody);
+            let mut subscription = subscribe(&address(), &options).unwrap();
+            say("in");
+            let mut into = vec![0; 4096];
+            let mut count = 0;
+            let end = loop {
+                match subscription.receive(&mut into) {
+                    Ok(Some(_)) => count += 1,
+                    Ok(None) => break "end".to_owned(),
+                    Err(error) => break error.code().to_owned(),
+                }
+            };
+            say(format!(
+                "{count}, {end}, {}",
+                subscription.close_reason().unwrap()
+            ));
+        }
+        // Does by hand what it is told.
+        "hand" => hand(&arguments[0]),
+        // Publishes, and runs out of descriptors when it is told to.
+        "short" => {
+            let mut publisher = publish(&address(), &options()).unwrap();
+            say("out");
+            assert!(matches!(publisher.next(), Ok(PublisherEvent::Subscriber(_))));
+            let mut files = vec![File::open("/dev/null").unwrap()];
+            while let Ok(file) = files[0].try_clone() {
+                files.push(file);
+            }
+            say("short");
+            let PublisherEvent::Refused(refused) = publisher.next().unwrap() else {
+                panic!("trouble of its own")
+            };
+            assert!(refused.identity.is_none());
+            say(refused.error.code());
+            publisher.send(b"meanwhile").unwrap();
+            drop(files);
+            assert!(matches!(publisher.next(), Ok(PublisherEvent::Subscriber(_))));
+            wait_for_test();
+            publisher.send(b"to both").unwrap();
+            publisher.end();
+            while publisher.next().is_ok() {}
+        }
+        other => panic!("{other}"),
+    }
+}
+
+fn hand(address: &str) {
+    let mut met = MetPublisher::offered(address, 1, 1);
+    // As an honest one has it.
+    // SAFETY: what another process writes there meanwhile is looked at as bytes, and never relied on.
+    let seen = unsafe { Mmap::map(&met.ring) }.unwrap();
+    say("offered");
+    loop {
+        let word = word();
+        let mut words = word.split(' ');
+        match (words.next(), words.next()) {
+            (Some("ready"), _) => {
+                say(if met.ready() { "ready" } else { "refused" });
+            }
+            (Some("head"), Some(position)) => {
+                let further = position
+                    .strip_prefix('+')
+                    .map(|more| more.parse::<u64>().unwrap());
+                met.say_head(further.map_or_else(|| position.parse().unwrap(), |more| met.position + more));
+                say("said");
+            }
+            // What its descriptor of the ring is good for.
+            (Some("write"), _) => {
+                // SAFETY: as above; it is refused.
+                let mapped = unsafe { MmapMut::map_mut(&met.ring) }.is_ok();
+                let written = nix::sys::uio::pwrite(&met.ring, b"lies", 4096);
+                let cut = nix::unistd::ftruncate(&met.ring, 0);
+                say(format!("mapped {mapped}, written {written:?}, cut {cut:?}"));
+            }
+            (Some("open"), _) => {
+                let path = format!("/proc/self/fd/{}", met.ring.as_raw_fd());
+                let opened = nix::fcntl::open(
+                    path.as_str(),
+                    nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NONBLOCK,
+                    nix::sys::stat::Mode::empty(),
+                );
+                say(opened.map_or_else(|errno| format!("{errno:?}"), |_| "opened".into()));
+            }
+            (Some("sees"), Some(text)) => {
+                let found = seen.windows(text.len()).any(|bytes| bytes == text.as_bytes());
+                say(if found { "seen" } else { "not seen" });
+            }
+            (Some("wait"), _) => {
+                met.wait_for_end();
+                say("hung up");
+            }
+            _ => return,
+        }
+    }
+}
+
+struct Hand(Actor);
+
+impl Hand {
+    fn offered(address: &Address) -> Self {
+        let actor = Actor::start("hand", &[&address.to_string()]);
+        actor.expect("offered");
+        Self(actor)
+    }
+
+    fn ready(address: &Address) -> Self {
+        let mut hand = Self::offered(address);
+        hand.ask("ready", "ready");
+        hand
+    }
+
+    fn ask(&mut self, word: &str, wanted: &str) {
+        self.0.tell(word);
+        self.0.expect(wanted);
+    }
+}
+
+fn honest(address: &Address) -> Actor {
+    let actor = Actor::start("honest", &[&address.to_string()]);
+    actor.expect("in");
+    actor
+}
+
+/// The next that goes, and why.
+fn next_gone(publisher: &Publisher) -> (i32, GoneReason) {
+    loop {
+        match publisher.next().unwrap() {
+            PublisherEvent::Gone(subscriber, reason) => return (subscriber.peer().pid, reason),
+            PublisherEvent::Subscriber(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Descriptors of this process that lead to a memfd: shared objects.
+fn objects() -> usize {
+    let entries = std::fs::read_dir("/proc/self/fd").unwrap();
+    entries
+        .filter(|entry| {
+            let link = std::fs::read_link(entry.as_ref().unwrap().path());
+            link.is_ok_and(|link| link.to_string_lossy().starts_with("/memfd:ringfence"))
+        })
+        .count()
+}
+
+/// Fills the ring, so that the publisher must look how far its subscribers are.
+fn fill(publisher: &mut Publisher, honest_count: &mut u64) {
+    for _ in 0..2 * CAPACITY / 256 {
+        publisher.send(&[7; 248]).unwrap();
+        *honest_count += 1;
+    }
+}
+
+fn send_half(publisher: &mut Publisher, honest_count: &mut u64) {
+    for _ in 0..CAPACITY / 512 {
+        publisher.send(&[7; 248]).unwrap();
+        *honest_count += 1;
+    }
+}
+
+#[test]
+fn one_that_lies_with_its_head_ends_itself_alone_in_every_direction() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options().stall(Duration::MAX)).unwrap();
+    let witness = honest(&address);
+    let mut count = 0;
+    // Past what is published; no multiple of eight; as far as it gets.
+    for lie in ["8000000", "+12", "18446744073709551608"] {
+        let mut liar = Hand::ready(&address);
+        liar.ask(&format!("head {lie}"), "said");
+        fill(&mut publisher, &mut count);
+        assert_eq!(
+            next_gone(&publisher),
+            (liar.0.pid(), GoneReason::Corrupt),
+            "{lie}"
+        );
+        liar.ask("wait", "hung up");
+    }
+    // Backwards, once it has said that it was further.
+    let mut liar = Hand::ready(&address);
+    send_half(&mut publisher, &mut count);
+    liar.ask("head +8192", "said");
+    send_half(&mut publisher, &mut count);
+    // No room without a look, and with it there is.
+    for _ in 0..CAPACITY / 1024 {
+        publisher.send(&[7; 248]).unwrap();
+        count += 1;
+    }
+    liar.ask("head +0", "said");
+    fill(&mut publisher, &mut count);
+    assert_eq!(next_gone(&publisher), (liar.0.pid(), GoneReason::Corrupt));
+    publisher.end();
+    witness.expect(&format!("{count}, end, closed"));
+}
+
+#[test]
+fn a_subscriber_cannot_write_the_ring_nor_cut_it() {
+    let (address, _directory) = fresh_address(false);
+    let publisher = publish(&address, &options()).unwrap();
+    let mut hand = Hand::ready(&address);
+    hand.ask("write", "mapped false, written Err(EPERM), cut Err(EPERM)");
+    assert_eq!(publisher.close_reason(), None);
+}
+
+#[test]
+fn a_handshake_that_dawdles_holds_the_publisher_up_no_longer_than_a_subscriber_may() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options().stall(Duration::from_millis(100))).unwrap();
+    let mut hand = Hand::offered(&address);
+    let start = Instant::now();
+    let mut count = 0;
+    fill(&mut publisher, &mut count);
+    assert!(
+        start.elapsed() < TIME_LIMIT / 2,
+        "the whole handshake was waited for"
+    );
+    assert_eq!(publisher.subscribers().len(), 0);
+    hand.ask("ready", "refused");
+    // It is refused, and not let in at a place that is overwritten.
+    let refused = publisher.next().unwrap();
+    assert!(
+        matches!(&refused, PublisherEvent::Refused(refused) if refused.error.code() == "CLOSED"),
+        "{refused:?}"
+    );
+    // The place is free for the next.
+    let witness = honest(&address);
+    publisher.send(b"x").unwrap();
+    publisher.end();
+    witness.expect("1, end, closed");
+}
+
+#[test]
+fn whoever_opens_the_ring_ends_it_for_all_and_finds_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: the object has mode 0, so that it takes root to open it");
+        return;
+    }
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let mut hand = Hand::ready(&address);
+    let witness = honest(&address);
+    publisher.send(b"the-secret").unwrap();
+    hand.ask("sees the-secret", "seen");
+    // The lease holds it back.
+    hand.ask("open", "EAGAIN");
+    // It may have read the message before.
+    let told = witness.hear();
+    assert!(told.ends_with(", OBJECT_EXPOSED, exposed"), "{told}");
+    hand.ask("wait", "hung up");
+    let mut gone = [next_gone(&publisher), next_gone(&publisher)];
+    gone.sort_unstable_by_key(|(pid, _)| *pid == hand.0.pid());
+    assert_eq!(
+        gone,
+        [
+            (witness.pid(), GoneReason::Exposed),
+            (hand.0.pid(), GoneReason::Exposed)
+        ]
+    );
+    assert_eq!(publisher.close_reason(), Some(CloseReason::Exposed));
+    assert!(matches!(
+        publisher.try_send(b"more"),
+        Err(Error::ObjectExposed(_))
+    ));
+    hand.ask("sees the-secret", "not seen");
+}
+
+#[test]
+fn another_users_subscriber_cannot_open_the_ring_it_was_passed_and_sets_off_no_alarm() {
+    let Some(strangers) = Strangers::new() else { return };
+    let (address, _directory) = fresh_address(false);
+    let anybody = Policy::new().uids([0, STRANGER]);
+    let mut publisher = publish(&address, &options().policy(anybody)).unwrap();
+    let hand = strangers.start("hand", &address);
+    hand.expect("offered");
+    let mut hand = Hand(hand);
+    hand.ask("ready", "ready");
+    hand.ask("open", "EACCES");
+    hand.ask("write", "mapped false, written Err(EPERM), cut Err(EPERM)");
+    publisher.send(b"x").unwrap();
+    assert_eq!(publisher.close_reason(), None);
+}
+
+#[test]
+fn what_was_read_is_wiped_when_the_publisher_closes() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let mut hand = Hand::ready(&address);
+    publisher.send(b"old-secret").unwrap();
+    hand.ask("head 24", "said");
+    publisher.send(b"new-secret").unwrap();
+    hand.ask("sees old-secret", "seen");
+    drop(publisher);
+    hand.ask("wait", "hung up");
+    // The memory goes with the last thread that has it.
+    wait_until(|| {
+        hand.0.tell("sees old-secret");
+        hand.0.hear() == "not seen"
+    });
+    // What it has not read is left to it.
+    hand.ask("sees new-secret", "seen");
+}
+
+#[test]
+fn no_descriptor_of_the_ring_is_in_the_table_and_seal_lets_nobody_else_in() {
+    let (address, _directory) = fresh_address(false);
+    let publisher = publish(&address, &options()).unwrap();
+    let witness = honest(&address);
+    // The admission is through once the publisher has told of it.
+    assert!(matches!(publisher.next(), Ok(PublisherEvent::Subscriber(_))));
+    assert_eq!(objects(), 0);
+    let mut hand = Hand::offered(&address);
+    let (mut sender, audience) = publisher.split();
+    audience.seal();
+    assert_eq!(objects(), 0);
+    hand.0.tell("wait");
+    hand.0.expect("hung up");
+    // The address is another's to take, and those that are in go on.
+    let next = publish(&address, &options()).unwrap();
+    sender.send(b"still").unwrap();
+    assert_eq!(audience.subscribers().len(), 1);
+    sender.end();
+    witness.expect("1, end, closed");
+    drop(next);
+}
+
+#[test]
+fn a_publisher_without_descriptors_lets_nobody_in_for_a_while_and_loses_nothing() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = Actor::start("short", &[&address.to_string()]);
+    publisher.expect("out");
+    let first = honest(&address);
+    publisher.expect("short");
+    let second = Actor::start("honest", &[&address.to_string()]);
+    publisher.expect("NO_SPACE");
+    second.expect("in");
+    publisher.go_on();
+    first.expect("2, end, closed");
+    second.expect("1, end, closed");
+    publisher.finish();
+}
+
+#[test]
+fn a_stopped_subscriber_is_evicted_and_a_zombie_let_go_of_at_once() {
+    let (address, _directory) = fresh_address(false);
+    let stall = Duration::from_millis(100);
+    let mut publisher = publish(&address, &options().stall(stall)).unwrap();
+    let stopped = honest(&address);
+    let zombie = honest(&address);
+    let witness = honest(&address);
+    kill(nix::unistd::Pid::from_raw(stopped.pid()), Signal::SIGSTOP).unwrap();
+    // Nobody waits for its end: it stays as a zombie.
+    kill(nix::unistd::Pid::from_raw(zombie.pid()), Signal::SIGKILL).unwrap();
+    // The publisher does nothing meanwhile.
+    assert_eq!(next_gone(&publisher), (zombie.pid(), GoneReason::Exited));
+    let mut count = 0;
+    fill(&mut publisher, &mut count);
+    assert_eq!(next_gone(&publisher), (stopped.pid(), GoneReason::Evicted));
+    publisher.end();
+    witness.expect(&format!("{count}, end, closed"));
+    kill(nix::unistd::Pid::from_raw(stopped.pid()), Signal::SIGCONT).unwrap();
+    let told = stopped.hear();
+    assert!(told.ends_with("EVICTED, evicted"), "{told}");
+}
+
+/// A program that does not take its events: the address stays open, and what is kept of them is bounded.
+#[test]
+fn a_flood_of_admissions_disturbs_nobody() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let witness = honest(&address);
+    let flood = thread::spawn({
+        let address = address.clone();
+        move || {
+            for _ in 0..300 {
+                drop(support::wire::connect(&address.to_string()));
+            }
+        }
+    });
+    for _ in 0..1000 {
+        publisher.send(b"on and on").unwrap();
+    }
+    flood.join().unwrap();
+    publisher.end();
+    witness.expect("1000, end, closed");
+    wait_until(|| publisher.close_reason().is_some());
+}
+
+fn wait_until(mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + TIME_LIMIT;
+    while !condition() {
+        assert!(Instant::now() < end, "it does not come to pass");
+        thread::yield_now();
+    }
+}
