@@ -7,10 +7,13 @@
 //! | module | what it checks |
 //! | --- | --- |
 //! | [`ending`] | the phases of a channel's two regions: who ends it, how the other is told, who has the address then, and what is wiped |
+//! | [`closing`] | the end of sending and the close of a channel, from both sides at once, with messages on their way |
 //! | [`parking`] | one publisher and its readers, each of which sleeps when it has nothing to do: the words by which they are rung, the fences, and the promise of fences that one word makes to all readers |
 //! | [`admission`] | a reader that comes while the publisher goes on: its place is kept, it misses nothing, and it is rung |
+//! | [`bells`] | one line as the bell of two halves, of which one is waited for by an event loop and the other by a thread |
 //! | [`eviction`] | a reader that is let go of while it reads, and a newcomer in its place: what was known of the one is not taken for the other |
 //! | [`floor`] | a reader that is overtaken: no torn message, an exact count, no honest publisher accused |
+//! | [`holding`] | who holds an address, while members come, leave, are killed and are stopped |
 //!
 //! `cargo test -p ringfence-model` checks all of them in some seconds, and `npm run test:models` more of each, in a minute or two. Each
 //! prints what it has found, and in how many states ([`check`]).
@@ -28,15 +31,18 @@
 //!
 //! # What a model does not say
 //!
-//! - [`ending`] knows no memory orderings: a store is seen by the next load. The others have the words of [`memory`], where
-//!   a thread may see old values as long as nothing that the code does forbids it.
+//! - [`ending`], [`bells`] and [`holding`] know no memory orderings: a store is seen by the next load. The others have the words of
+//!   [`memory`], where a thread may see old values as long as nothing that the code does forbids it.
 //! - A model is small: two or three readers, a ring of a few cells. A mistake that takes more is not found.
 //! - That the code does what a model does is not checked by the model. loom runs the code itself, with less of everything.
 
 pub mod admission;
+pub mod bells;
 pub mod check;
+pub mod closing;
 pub mod ending;
 pub mod eviction;
 pub mod floor;
+pub mod holding;
 pub mod memory;
 pub mod parking;

@@ -25,7 +25,7 @@ fn sleeps(bells: Bells, messages: u8) -> Admission {
 
 fn holds(model: Admission) {
     let form = format!(
-        "{} from {:?}, {} messages, bells: {:?}",
+        "newcomers: {}, from: {:?}, messages: {}, bells: {:?}",
         model.newcomers, model.from, model.messages, model.bells
     );
     check::holds("admission", &form, model);

@@ -15,7 +15,7 @@ fn model(about: About, messages: u8) -> Eviction {
 }
 
 fn holds(model: Eviction) {
-    let form = format!("{:?}, {} messages", model.about, model.messages);
+    let form = format!("about: {:?}, messages: {}", model.about, model.messages);
     check::holds("eviction", &form, model);
 }
 

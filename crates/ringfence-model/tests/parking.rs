@@ -30,7 +30,7 @@ fn publisher(readers: usize, messages: u8) -> Parking {
 
 fn holds(model: Parking) {
     let form = format!(
-        "{} readers, {} messages, {:?} sleep, fences by {:?}, {} promised",
+        "readers: {}, messages: {}, asleep: {:?}, fences: {:?}, promised: {}",
         model.readers, model.messages, model.sleepers, model.barriers, model.promised
     );
     check::holds("parking", &form, model);

@@ -1,0 +1,68 @@
+//! One half of a channel is waited for by an event loop, the other by a thread.
+
+use ringfence_model::{
+    bells::{Bells, Fault, NO_STANDSTILL},
+    check,
+};
+
+fn model(messages: u8) -> Bells {
+    Bells {
+        messages,
+        edge: false,
+        later: false,
+        fault: None,
+    }
+}
+
+fn holds(model: Bells) {
+    let Bells {
+        messages,
+        edge,
+        later,
+        ..
+    } = model;
+    let form = format!("messages for each half: {messages}, edge: {edge}, later: {later}");
+    check::holds("bells", &form, model);
+}
+
+#[test]
+fn each_half_hears_what_has_come_for_it() {
+    holds(model(2));
+    holds(Bells {
+        edge: true,
+        ..model(2)
+    });
+    holds(Bells {
+        later: true,
+        ..model(2)
+    });
+}
+
+#[test]
+fn the_checker_finds_each_fault() {
+    for fault in [
+        Fault::LoopTakesTheBell,
+        Fault::ThreadTakesTheBell,
+        Fault::ReadsBesideALoop,
+        Fault::PollsWhatIsRead,
+        Fault::ReaderTellsNobody,
+        Fault::ReadsFromAPoller,
+        Fault::TellsOfNothingKnown,
+        Fault::ReadsAfterArming,
+    ] {
+        let model = Bells {
+            fault: Some(fault),
+            ..model(2)
+        };
+        check::finds("bells", &fault, NO_STANDSTILL, model);
+    }
+}
+
+#[test]
+#[ignore = "a minute: npm run test:models"]
+fn more_messages() {
+    holds(Bells {
+        later: true,
+        ..model(3)
+    });
+}

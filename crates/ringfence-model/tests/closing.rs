@@ -1,0 +1,78 @@
+//! Both sides end, close or are killed while messages are on their way.
+
+use ringfence_model::{
+    check,
+    closing::{ALL_READ, Closing, Fault, NOT_MISTOLD, RUNG},
+};
+
+fn model(messages: [u8; 2]) -> Closing {
+    Closing {
+        messages,
+        sleeps: false,
+        closes: false,
+        kills: false,
+        fault: None,
+    }
+}
+
+fn holds(model: Closing) {
+    let form = format!(
+        "messages: {:?}, asleep: {}, closes before: {}, killed: {}",
+        model.messages, model.sleeps, model.closes, model.kills
+    );
+    check::holds("closing", &form, model);
+}
+
+#[test]
+fn what_was_sent_is_read_and_then_the_end_is_told() {
+    let asleep = Closing {
+        sleeps: true,
+        ..model([0, 0])
+    };
+    holds(model([1, 1]));
+    holds(asleep);
+}
+
+#[test]
+fn the_checker_finds_each_fault() {
+    let kills = Closing {
+        kills: true,
+        ..model([1, 0])
+    };
+    let sleeps = Closing {
+        sleeps: true,
+        ..model([0, 0])
+    };
+    for (fault, broken, model) in [
+        (Fault::BelievesTheEmptyRing, ALL_READ, model([1, 0])),
+        (Fault::EndsBeforeItPublishes, ALL_READ, model([1, 0])),
+        (Fault::EndsRelaxed, ALL_READ, model([1, 0])),
+        (Fault::ReadsThePhaseRelaxed, ALL_READ, model([1, 0])),
+        (Fault::EndsInSilence, RUNG, sleeps),
+        (Fault::ClosesOverTheEnd, NOT_MISTOLD, model([0, 0])),
+        (Fault::ForgetsTheLastLook, ALL_READ, kills),
+    ] {
+        let model = Closing {
+            fault: Some(fault),
+            ..model
+        };
+        check::finds("closing", &fault, broken, model);
+    }
+}
+
+#[test]
+#[ignore = "a minute: npm run test:models"]
+fn closes_and_kills() {
+    holds(Closing {
+        sleeps: true,
+        ..model([1, 0])
+    });
+    holds(Closing {
+        closes: true,
+        ..model([1, 0])
+    });
+    holds(Closing {
+        kills: true,
+        ..model([1, 0])
+    });
+}

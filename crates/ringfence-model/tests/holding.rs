@@ -1,0 +1,50 @@
+//! Members of an address come, leave and are killed; any of them may be stopped for as long as it likes.
+
+use ringfence_model::{
+    check,
+    holding::{Fault, Holding, NAMED, NEVER_FREE, NOTHING_LEFT, ONE_HOST, TWO},
+};
+
+fn holds(members: usize, deaths: u8) {
+    let form = format!("members: {members}, killed: {deaths}");
+    let model = Holding {
+        members,
+        deaths,
+        fault: None,
+    };
+    check::holds("holding", &form, model);
+}
+
+#[test]
+fn the_address_is_always_of_one_of_its_members() {
+    holds(3, 1);
+}
+
+#[test]
+fn the_checker_finds_each_fault() {
+    for (fault, broken) in [
+        (Fault::LocksWithoutALook, NEVER_FREE),
+        (Fault::UnlocksFirst, NEVER_FREE),
+        (Fault::RemovesWithoutAnAnswer, NEVER_FREE),
+        (Fault::LeavesWithoutWaiting, NOTHING_LEFT),
+        (Fault::LeavesBeforeItsWelcome, NEVER_FREE),
+        (Fault::TakesOverOnEveryEnd, ONE_HOST),
+        (Fault::PassesNoLock, NEVER_FREE),
+        (Fault::GoesOnUnnamed, NAMED),
+        (Fault::BelievesTheAnswer, NAMED),
+        (Fault::LetsAThirdIn, TWO),
+    ] {
+        let model = Holding {
+            members: 3,
+            deaths: 1,
+            fault: Some(fault),
+        };
+        check::finds("holding", &fault, broken, model);
+    }
+}
+
+#[test]
+#[ignore = "a minute: npm run test:models"]
+fn four_members() {
+    holds(4, 1);
+}
