@@ -466,7 +466,7 @@ impl Model for Closing {
                 let me = &mut state.sides[side];
                 (me.lives, me.sends, me.reads) = (false, Sends::Done, Reads::Done);
                 // What was published is there, and the kernel hangs up.
-                Self::hang_up(&mut state.words, sender(side), side);
+                state.words.store_by_kernel(word::line(side), 1);
                 state.words.retire(sender(side));
                 state.words.retire(reader(side));
             }

@@ -143,12 +143,31 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
             Order::Relaxed => seen.at_fence,
         };
         carries[word] = at;
-        let store = Store {
+        self.insert(Store {
             word: narrow(word),
             at,
             value,
             carries,
-        };
+        });
+    }
+
+    /// What the kernel says of a process that it has ended: seen with all that was stored before.
+    pub fn store_by_kernel(&mut self, word: usize, value: u8) {
+        let at = self.newest(word).at + 1;
+        let mut carries = [0; WORDS];
+        for (other, newest) in carries.iter_mut().enumerate() {
+            *newest = self.newest(other).at;
+        }
+        carries[word] = at;
+        self.insert(Store {
+            word: narrow(word),
+            at,
+            value,
+            carries,
+        });
+    }
+
+    fn insert(&mut self, store: Store<WORDS>) {
         let place = self.stores.partition_point(|other| other.word <= store.word);
         self.stores.insert(place, store);
         self.forget();
