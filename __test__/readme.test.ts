@@ -122,6 +122,22 @@ test('the service goes on where one of its agents is killed', async (t) => {
   t.is(child.exitCode, null)
 })
 
+test('the example of many to one tells of each message who sent it', async (t) => {
+  const address = namedAddress(t)
+  const { child } = await run(
+    t,
+    replaceAll(t, exampleOf(GUIDE, 'Many to one'), [["'/run/user/1000/results.sock'", JSON.stringify(address)]]),
+  )
+  const said = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
+  await untilBound(address)
+  for (const text of ['one', 'another']) {
+    const agent = await Partner.start(t)
+    await agent.connect(address)
+    await agent.run((kit, word: string) => kit.channel.send(word), text)
+    t.is((await said.next()).value, `process ${agent.pid}: ${text}`)
+  }
+})
+
 test('a place is kept where one partner after the other is killed', async (t) => {
   const address = namedAddress(t)
   const serving = exampleOf(GUIDE, 'A service and its agents')

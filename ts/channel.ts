@@ -64,6 +64,9 @@ const endedWithPeer = () =>
 /** Has the host's address freed, where this process exits with the channel open. */
 export let vacateAtExit: (channel: Channel, address: string) => void
 
+/** What tells that the peer is gone without having ended its sending, once that was read; undefined where it has. */
+export let cutOff: (channel: Channel) => RingfenceError | undefined
+
 /** Puts pending messages into the ring, and refuses new ones. Returns what marks the channel as closed. */
 export let depart: (channel: Channel) => () => void
 
@@ -111,6 +114,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   static {
     depart = (channel) => channel.#depart()
+    cutOff = (channel) => channel.#cutOff()
     make = (native, settings) => new Channel(KEY, native, settings)
     vacateAtExit = (channel, address) => {
       void channel.closed.then(atExit(address, () => channel.#native.vacate()))

@@ -6,6 +6,7 @@ import { constants } from 'node:os'
 import { parseArgs } from 'node:util'
 
 import { publish, subscribe } from './cli/broadcast.js'
+import { collect } from './cli/collect.js'
 import { diagnose } from './cli/doctor.js'
 import { exitCode, UsageError } from './cli/exit.js'
 import { parseSize } from './cli/text.js'
@@ -16,12 +17,13 @@ const HELP = `ringfence: shared memory between two processes, and nobody else
 
   ringfence send ADDRESS [FILE]       sends FILE (or standard input) to whoever receives at ADDRESS
   ringfence receive ADDRESS [FILE]    receives into FILE (or standard output)
+  ringfence collect ADDRESS           writes what many send, line by line, to standard output, until SIGINT
   ringfence publish ADDRESS [FILE]    publishes each line of FILE (or of standard input) to all that subscribe
   ringfence subscribe ADDRESS         writes each message that is published at ADDRESS, and a newline
   ringfence doctor [--json]           what this kernel offers, and what that means for the promises
 
-ADDRESS is a path, or @name for an abstract address. Either side may come first. The other side must run as the
-same user, from the same executable.
+ADDRESS is a path, or @name for an abstract address. Either side may come first; collect comes before its senders. The other
+side must run as the same user, from the same executable.
 
 A subscriber that stands still holds its publisher up, for --stall seconds at most; then it is let go of. With the delivery
 best-effort or latest it never does, and what it is too slow for is passed over.
@@ -29,9 +31,12 @@ best-effort or latest it never does, and what it is too slow for is passed over.
 FILE is replaced once everything has come, by a file beside it (.FILE.….part until then); where the transfer fails it stays as it
 was. A device, a FIFO or what is open already (/dev/stdout) is written to as it is.
 
+collect writes whole lines, of up to 64 MiB; a sender's last one gets its newline. SIGINT and SIGTERM end it after what is there.
+
   --backing memfd|shm    what the shared memory is made of (memfd); both sides must choose the same
   --capacity SIZE        of the ring, with K, M or G (4M); the sender's counts
-  --timeout SECONDS      how long to wait for the other side, and before that for a reader of a FIFO (for ever)
+  --timeout SECONDS      how long to wait for the other side, and before that for a reader of a FIFO (for ever);
+                         not for collect
   --evidence             print every check that was made
   --raw SIZE             publish: chunks of at most so many bytes instead of lines
   --no-newline           subscribe: each message as it is
@@ -50,6 +55,7 @@ that ends it is what its end tells (a shell: 128 and the signal's number).
 
   tar c . | ringfence send @x                    ringfence receive @x | tar x
   tail -f log | ringfence publish @log           ringfence subscribe @log | grep error
+  tail -f log | ringfence send @logs             ringfence collect @logs
 `
 
 async function main(): Promise<void> {
@@ -79,7 +85,8 @@ async function main(): Promise<void> {
   if (address === undefined) throw new UsageError(`${command} needs an address`)
   if (rest.length > 0) throw new UsageError(`${command} takes an address and at most one file`)
   // The part of a file is removed as the process exits; a signal without a listener would leave it there.
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, () => endBy(signal))
+  for (const signal of command === 'collect' ? (['SIGHUP'] as const) : (['SIGINT', 'SIGTERM', 'SIGHUP'] as const))
+    process.once(signal, () => endBy(signal))
   await run(address, file, values)
 }
 
@@ -88,6 +95,15 @@ type Values = ReturnType<typeof parseArguments>['values']
 const COMMANDS: Record<string, (address: string, file: string | undefined, values: Values) => Promise<void>> = {
   send: (address, file, values) => send(transferOf(address, file, values)),
   receive: (address, file, values) => receive(transferOf(address, file, values)),
+  collect: (address, file, values) => {
+    if (file !== undefined) throw new UsageError('collect writes to standard output, and takes no file')
+    if (values.timeout !== undefined) throw new UsageError('collect takes no --timeout: a signal ends it')
+    const options = {
+      backing: checkBacking(values.backing),
+      capacity: values.capacity === undefined ? undefined : parseSize(values.capacity),
+    }
+    return collect({ address, evidence: values.evidence, options, stop: stopBySignal() })
+  },
   publish: (address, file, values) =>
     publish({
       address,
@@ -134,6 +150,19 @@ function transferOf(address: string, file: string | undefined, values: Values): 
 
 function timeoutOf({ timeout }: Values): AbortSignal | undefined {
   return timeout === undefined ? undefined : AbortSignal.timeout(parseSeconds('--timeout', timeout))
+}
+
+/** The first signal ends the collecting in good order, the second at once. */
+function stopBySignal(): AbortSignal {
+  const stop = new AbortController()
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    process.once(signal, () => {
+      if (stop.signal.aborted) endBy(signal)
+      process.once(signal, () => endBy(signal))
+      stop.abort()
+    })
+  }
+  return stop.signal
 }
 
 /**

@@ -58,7 +58,7 @@ let make: (held: boolean) => Merge
 export let makeHeld: () => Merge<Channel>
 
 /** Has a held merge end once its sources have. `failure`: what the first that asks is told then. */
-export let letEnd: (held: Merge<Channel>, failure: RingfenceError | null) => void
+export let letEnd: (held: Merge<Channel>, failure: Error | null) => void
 
 /**
  * Reads from many sources as one: each message comes with the source that it is of, whose `peer` is proven.
@@ -90,7 +90,7 @@ export class Merge<Source extends MergeSource = MergeSource>
   #held: boolean
   #closed = false
   /** Told to the first that asks once it is over. */
-  #failure: RingfenceError | null = null
+  #failure: Error | null = null
 
   static {
     make = (held) => new Merge(KEY, held)

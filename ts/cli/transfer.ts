@@ -3,9 +3,10 @@ import { open } from 'node:fs/promises'
 import type { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 
-import type { Channel } from '../channel.js'
-import { RingfenceError } from '../errors.js'
+import { cutOff, type Channel } from '../channel.js'
+import { RingfenceError, type ErrorName } from '../errors.js'
 import { join } from '../pair.js'
+import { connect } from '../service.js'
 import type { Options } from '../types.js'
 import { UsageError } from './exit.js'
 import { isFifo, readFifo } from './fifo.js'
@@ -22,6 +23,8 @@ export interface Transfer {
   options: Options
 }
 
+const NAME_A_FILE = 'name a FILE (/dev/null where that is meant)'
+
 /** Bytes read from a file at a time, and so of a message. */
 const CHUNK = 256 * 1024
 
@@ -30,7 +33,7 @@ export async function send({ address, file, evidence, options }: Transfer): Prom
   // Before the handshake: a file that is missing is no concern of the peer.
   const source = await openSource(file)
   try {
-    const channel = await meet(address, options, evidence)
+    const channel = await meetOrConnect(address, options, evidence)
     const size = await source.size()
     const progress = new Progress(size)
     const stream = source.read()
@@ -53,7 +56,8 @@ export async function send({ address, file, evidence, options }: Transfer): Prom
     const answer = await channel.receive()
     const reason = await channel.closed
     progress.done()
-    if (answer !== null || reason !== 'closed') {
+    // One that closes without that has not.
+    if (answer !== null || reason !== 'closed' || cutOff(channel) !== undefined) {
       throw new RingfenceError('PEER_LOST', 'the receiver left before it had said that it has everything')
     }
   } finally {
@@ -81,12 +85,35 @@ export async function receive({ address, file, evidence, options }: Transfer): P
   }
 }
 
+/** A receiver, as one of a pair; where a service stands at the address, that is a collector. */
+async function meetOrConnect(address: string, options: Options, evidence: boolean): Promise<Channel> {
+  try {
+    return await meet(address, options, evidence)
+  } catch (error) {
+    if (!is(error, 'PROTOCOL')) throw error
+    try {
+      return shown(await connect(address, { ...options, allowHalfOpen: true }), evidence)
+    } catch (other) {
+      // What stands there is neither, or speaks another version.
+      throw is(other, 'PROTOCOL') ? error : other
+    }
+  }
+}
+
+function is(error: unknown, name: ErrorName): boolean {
+  return error instanceof RingfenceError && error.code === `ERR_RINGFENCE_${name}`
+}
+
 /** The receiver says that all is written by its own end, long after the sender's: so neither ends because the other has. */
 async function meet(address: string, options: Options, evidence: boolean): Promise<Channel> {
   const channel = await join(address, { ...options, allowHalfOpen: true }).catch((error: unknown) => {
-    const late = error instanceof RingfenceError && error.code === 'ERR_RINGFENCE_ABORTED'
+    const late = is(error, 'ABORTED')
     throw late ? new RingfenceError('ABORTED', `nobody came to ${address} in time`, { cause: error }) : error
   })
+  return shown(channel, evidence)
+}
+
+function shown(channel: Channel, evidence: boolean): Channel {
   if (evidence)
     process.stderr.write(`${channel.role}, peer is process ${channel.peer.pid}\n${evidenceTable(channel.evidence)}\n`)
   return channel
@@ -125,11 +152,11 @@ async function openSource(path: string | undefined): Promise<Source> {
  * Node opens /dev/null, to read and to write, in place of a standard descriptor that is closed. What is received would be lost, and
  * nothing would be sent as if that was all. A shell's `>/dev/null` and `</dev/null` open it for one of the two.
  */
-function mustBeOpen(fd: 0 | 1, what: 'input' | 'output'): void {
+export function mustBeOpen(fd: 0 | 1, what: 'input' | 'output', remedy = NAME_A_FILE): void {
   if (fstatSync(fd).rdev !== statSync('/dev/null').rdev) return
   const flags = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1] ?? '0'
   if ((Number.parseInt(flags, 8) & constants.O_RDWR) === 0) return
-  throw new UsageError(`standard ${what} is closed: name a FILE (/dev/null where that is meant)`)
+  throw new UsageError(`standard ${what} is closed: ${remedy}`)
 }
 
 async function* messages(channel: Channel, progress: Progress): AsyncGenerator<Uint8Array> {

@@ -1,0 +1,123 @@
+// `ringfence collect`: what many senders bring, line by line.
+
+import { once } from 'node:events'
+
+import type { Channel } from '../channel.js'
+import { letEnd, makeHeld, type Merge } from '../merge.js'
+import { listen, type Listener } from '../service.js'
+import type { CloseReason, ListenOptions } from '../types.js'
+import { Lines, LONGEST } from './lines.js'
+import { evidenceTable } from './text.js'
+import { mustBeOpen } from './transfer.js'
+
+/** One run of the collector. */
+export interface Collection {
+  address: string
+  evidence: boolean
+  options: ListenOptions
+  /** Its abort ends the collecting, after what is there. */
+  stop: AbortSignal
+}
+
+/**
+ * Writes the lines of all senders to standard output, whole ones, until it is stopped. A sender is told that all of it is here once
+ * its last line is written. The last line of one that has not ended it gets its newline.
+ */
+export async function collect({ address, evidence, options, stop }: Collection): Promise<void> {
+  mustBeOpen(1, 'output', 'open it (>/dev/null where that is meant)')
+  // A sender is told the end of this side once all of it is written, long after its own.
+  const listener = await listen(address, { ...options, allowHalfOpen: true })
+  listener.on('refused', ({ code, message, identity }) => {
+    // `send` comes as one of a pair at first.
+    if (code !== 'ERR_RINGFENCE_PROTOCOL')
+      complain(`refused ${identity ? `process ${identity.pid}` : 'a process'}: ${message}`)
+  })
+  await new Collector(evidence).run(listener, stop)
+}
+
+class Collector {
+  readonly #evidence: boolean
+  readonly #merged: Merge<Channel> = makeHeld()
+  readonly #lines = new Map<Channel, Lines>()
+
+  constructor(evidence: boolean) {
+    this.#evidence = evidence
+    this.#merged.on('end', (channel, reason) => this.#end(channel, reason))
+  }
+
+  async run(listener: Listener, stop: AbortSignal): Promise<void> {
+    const accepting = this.#accept(listener)
+    stop.addEventListener('abort', () => void listener.close(), { once: true })
+    if (stop.aborted) await listener.close()
+    try {
+      for (;;) {
+        const next = await this.#merged.receive({ signal: stop })
+        if (next === null) return
+        await this.#add(...next)
+      }
+    } catch (error) {
+      if (!stop.aborted) throw error
+    }
+    await accepting
+    await this.#addWhatIsThere()
+    for (const channel of [...this.#lines.keys()]) await this.#finish(channel)
+  }
+
+  /** Takes the senders that come, until the listener has closed. */
+  async #accept(listener: Listener): Promise<void> {
+    try {
+      for await (const channel of listener) {
+        const { pid } = channel.peer
+        if (this.#evidence) process.stderr.write(`process ${pid} sends\n${evidenceTable(channel.evidence)}\n`)
+        this.#lines.set(channel, new Lines())
+        this.#merged.add(channel)
+      }
+      letEnd(this.#merged, null)
+    } catch (error) {
+      letEnd(this.#merged, error as Error)
+    }
+  }
+
+  async #add(channel: Channel, bytes: Buffer): Promise<void> {
+    const lines = this.#lines.get(channel)
+    if (lines === undefined) return
+    const whole = lines.add(bytes)
+    if (lines.size > LONGEST) {
+      complain(`process ${channel.peer.pid} sends a line of more than ${LONGEST >> 20} MiB: it is let go of`)
+      this.#lines.delete(channel)
+      await channel.close()
+    }
+    for (const part of whole) if (!process.stdout.write(part)) await once(process.stdout, 'drain')
+  }
+
+  /** All that lies in the rings. */
+  async #addWhatIsThere(): Promise<void> {
+    const there: [Channel, Buffer][] = []
+    // The bytes are the visitor's for the visit alone.
+    this.#merged.drain((channel, bytes, offset, length) => {
+      there.push([channel, Buffer.from(bytes.subarray(offset, offset + length))])
+    }, Infinity)
+    for (const [channel, bytes] of there) await this.#add(channel, bytes)
+  }
+
+  #end(channel: Channel, reason: CloseReason): void {
+    const was = reason === 'exited' ? 'has ended' : reason === 'closed' ? undefined : `is gone (${reason})`
+    if (was !== undefined) complain(`process ${channel.peer.pid} ${was} before it had said that it has sent all`)
+    void this.#finish(channel)
+  }
+
+  /** Writes a sender's last line, and tells it that all is written. */
+  async #finish(channel: Channel): Promise<void> {
+    const lines = this.#lines.get(channel)
+    if (lines === undefined) return
+    this.#lines.delete(channel)
+    await new Promise<void>((resolve) => process.stdout.write(lines.rest(), () => resolve()))
+    // One that has more to send, or may have sent more meanwhile, must not take it for all.
+    if (channel.readableEnded) await channel.end()
+    else await channel.close()
+  }
+}
+
+function complain(text: string): void {
+  process.stderr.write(`ringfence: ${text}\n`)
+}
