@@ -116,16 +116,14 @@ test.serial('what a visitor is shown, and takes away, is told, and the channel g
   for (let number = 11; number < 14; number += 1) t.true((await channel.receive())!.equals(pattern(number, 100)))
 })
 
-test.serial('3,000 short messages that are kept out of a long stream hold a few MiB', async (t) => {
+const keptOutOf = test.macro(async (t, size: number, between: number) => {
   setFlagsFromString('--expose-gc')
   const gc = runInNewContext('gc') as () => void
   const { channel, partner } = await pair(t)
   const count = 3000
-  // Between two that are kept there is as much as one call fetches, or more.
-  const between = 13
   const sent = partner.run(
-    async (kit, kept: number, others: number) => {
-      const other = new Uint8Array(10_000)
+    async (kit, kept: number, others: number, length: number) => {
+      const other = new Uint8Array(length)
       for (let number = 0; number < kept; number += 1) {
         await kit.channel.send(kit.bytes.pattern(number, 16))
         for (let next = 0; next < others; next += 1) await kit.channel.send(other)
@@ -134,6 +132,7 @@ test.serial('3,000 short messages that are kept out of a long stream hold a few 
     },
     count,
     between,
+    size,
   )
   const tidy = async () => {
     // What is let go of is swept beside the program.
@@ -155,6 +154,67 @@ test.serial('3,000 short messages that are kept out of a long stream hold a few 
     'each is what was sent',
   )
   t.true(held < 16, `${held} MiB are held`)
+})
+
+// Between two that are kept there is as much as one call fetches, or more.
+for (const [size, between] of [
+  [10_000, 13],
+  [3000, 44],
+] as const)
+  test.serial(
+    `3,000 short messages that are kept out of a stream of ${size} bytes each hold a few MiB`,
+    keptOutOf,
+    size,
+    between,
+  )
+
+test.serial(
+  'once all that was fetched is handed out, the peer has the room, though nothing more is asked for',
+  async (t) => {
+    const { channel, partner } = await pair(t, { there: { capacity: 4096 } })
+    const fill = (size: number) =>
+      partner.run((kit, length: number) => {
+        let count = 0
+        while (kit.channel.trySend(kit.bytes.pattern(count, length))) count += 1
+        return count
+      }, size)
+    for (const size of [0, 16, 100]) {
+      const counts = []
+      for (let round = 0; round < 3; round += 1) {
+        const count = await fill(size)
+        counts.push(count)
+        for (let number = 0; number < count; number += 1)
+          t.true((await channel.receive())!.equals(pattern(number, size)), `message ${number} of ${size}`)
+      }
+      // Where the ring ends, one may find no room.
+      t.true(Math.min(...counts) >= Math.max(...counts) - 1, `${counts.join(', ')} of ${size} bytes`)
+    }
+  },
+)
+
+test.serial('memory that visitors have left messages in is taken away with a Buffer, and none is lost', async (t) => {
+  const { channel, partner } = await pair(t)
+  let number = 0
+  const sizes = [16, 300, 6000, 16, 16, 3000, 16, 300, 300]
+  await partner.run(async (kit, lengths: number[]) => {
+    for (let round = 0; round < 40; round += 1)
+      for (const [index, length] of lengths.entries())
+        await kit.channel.send(kit.bytes.pattern(round * lengths.length + index, length))
+  }, sizes)
+  while (number < 40 * sizes.length) {
+    const size = sizes[number % sizes.length]!
+    if (number % 3 === 2) {
+      const visit = (bytes: Uint8Array, offset: number, length: number) =>
+        t.true(pattern(number, size).equals(bytes.subarray(offset, offset + length)), `visited ${number}`)
+      t.is(channel.drain(visit, 1), 1)
+    } else {
+      const message = channel.tryReceive()!
+      t.true(message.equals(pattern(number, size)), `message ${number} of ${size}`)
+      if (number % 2 === 0) takeAway(message)
+    }
+    number += 1
+  }
+  t.is(channel.tryReceive(), null)
 })
 
 test.serial('where there is no memory for a message, that receive fails, and the message stays', async (t) => {

@@ -44,6 +44,16 @@ export interface NativeChannel {
   pull(into: Uint8Array, from: number, goesOn: number): number
   /** As `pull`, spinning as long as the channel's `busyPoll` says. */
   pullBusy(into: Uint8Array, from: number, goesOn: number): number
+  /**
+   * As `pull`, of messages from `least` to `most` bytes alone: another one answers `LARGE - size`. What came can be had again by
+   * `pullAgain`, until `release`, which must be called, or the next pull; `alone` of 0: not so where one came alone.
+   */
+  pullHeld(into: Uint8Array, from: number, least: number, most: number, alone: number): number
+  /** As `pullHeld`, spinning. */
+  pullHeldBusy(into: Uint8Array, from: number, least: number, most: number, alone: number): number
+  /** Puts once more what `pullHeld` has put somewhere, but for the first `passed` bytes, as much as fits. */
+  pullAgain(into: Uint8Array, passed: number): number
+  release(): void
   wake(): void
   /** `WHOLE`, `ENDED`, or how many bytes of the message are there. */
   gather(into: Uint8Array): number
@@ -101,7 +111,7 @@ export interface RawChannel {
   readonly capacity: number
   readonly maxMessageSize: number
   readonly maxAtOnce: number
-  operate(operation: number, a?: unknown, b?: unknown, c?: unknown): unknown
+  operate(operation: number, a?: unknown, b?: unknown, c?: unknown, d?: unknown, e?: unknown): unknown
 }
 
 /** By what messages are sent: a channel, and a publisher. */
@@ -123,10 +133,13 @@ export type NativeSender = Pick<
 >
 
 /** By what messages are read: a channel, and a subscription. */
-export interface NativeReader extends Pick<
-  NativeChannel,
-  'pull' | 'pullBusy' | 'wake' | 'gather' | 'armReader' | 'parkReader' | 'lookParked' | 'failure'
-> {
+export interface NativeReader
+  extends
+    Pick<
+      NativeChannel,
+      'pull' | 'pullBusy' | 'wake' | 'gather' | 'armReader' | 'parkReader' | 'lookParked' | 'failure'
+    >,
+    Partial<Pick<NativeChannel, 'pullHeld' | 'pullHeldBusy' | 'pullAgain' | 'release'>> {
   /** Where a message is not to be fetched before it is handed out: 1 where there is one, else as `pull`. */
   hasMessage?(): number
 }
@@ -304,9 +317,11 @@ class Operations {
   }
 }
 
-function named(operation: number): (this: Operations, a?: unknown, b?: unknown, c?: unknown) => unknown {
-  return function (a, b, c) {
-    return this.operate(operation, a, b, c)
+type Operation = (this: Operations, a?: unknown, b?: unknown, c?: unknown, d?: unknown, e?: unknown) => unknown
+
+function named(operation: number): Operation {
+  return function (a, b, c, d, e) {
+    return this.operate(operation, a, b, c, d, e)
   }
 }
 

@@ -1,30 +1,25 @@
 // What has been read: fetched from the ring many messages at a time, and handed out one by one.
 //
-// One call into the binding copies as many records as fit into a chunk of memory, and JavaScript walks them there. A visitor
-// is shown the chunk itself, which is used anew. A caller that wants a Buffer gets one that is never written again: a long message
-// has memory of its own, and short ones are copied out of the chunk several at a time, into a block that they share. So a
-// message that is kept keeps little besides, and one that is transferred elsewhere takes none along that is still to come.
+// One call into the binding copies as many records as fit into memory, and JavaScript walks them there. A visitor is shown a chunk,
+// which is used anew. A caller that wants a Buffer gets one that is never written again: a long message has memory of its own,
+// and short ones come in a block that they share. So a message that is kept keeps little besides.
+//
+// A program may take a block away with one of its messages (Node before 21 lets a stream of bytes do so, whatever it was told). Those
+// that it has not asked for yet are not lost: they are held in the ring until the last of them is handed out.
 
 import { RingfenceError, fromFailure, invalid } from './errors.js'
 import { fairness } from './fairness.js'
+import { Block, OWN, recordSize } from './block.js'
 import { allocate, allocateShared } from './memory.js'
 import { ENDED, FAILED, FIRST, HEADER, LARGE, MORE, OTHER, WHOLE, type NativeReader } from './native.js'
 import { Waiters, type Wait } from './waiters.js'
 
 /** Bytes of the chunk: what one call carries at most. */
 const CHUNK = 128 * 1024
-/** The same where Buffers are wanted: what is copied twice is to stay in the processor's cache, and what is longer is not. */
+/** The same where they are copied from it. */
 const NEAR = 32 * 1024
 /** With less room than this, a chunk that visitors are looking at is left to them. */
 const ROOM = 8 * 1024
-/** A longer message has memory of its own. Node's own Buffers have the same limit, half of `Buffer.poolSize`. */
-const OWN = 4 * 1024
-/**
- * Bytes of a block. To make one costs as much as to copy 8 KiB, whatever its size, and what is kept keeps a whole one: so
- * messages up to `SHORT` have blocks of their own.
- */
-const SHORT = 256
-const BLOCK = { short: 8 * 1024, long: 32 * 1024 }
 /** Memory for large messages that is kept for the next visit. */
 const SCRATCH_KEPT = 16 * 1024 * 1024
 
@@ -36,37 +31,39 @@ const put = Uint8Array.prototype.set
 
 export type Visit = (bytes: Uint8Array, offset: number, length: number) => void
 
-/** Memory that several messages share, and how much of it is used. */
-interface Block {
-  memory: Buffer
-  used: number
-  readonly size: number
-  /** No shorter message is handed out of it. */
-  readonly least: number
-}
-
 export class ReceiveBuffer {
   readonly #native: NativeReader
   readonly #busy: boolean
+  /** What visitors are shown, and how much of it is used. */
   #chunk: Buffer = allocateShared(CHUNK, 'what is received')
-  #near = this.#chunk.subarray(0, NEAR)
-  /** Into which what has memory of its own does not fit. */
-  #narrow = this.#chunk.subarray(0, HEADER + OWN)
-  /** The last message had memory of its own: the next is put there at once, and not copied twice. */
-  #far = false
-  #words = new Uint32Array(this.#chunk.buffer)
-  /** The chunk's unread records: from here… */
+  #chunkWords: Uint32Array = new Uint32Array(this.#chunk.buffer)
+  #used = 0
+  readonly #short = Block.short()
+  readonly #long = Block.long()
+  /** Where the next messages are put: what comes is mostly like what came. */
+  #block = this.#short
+  /** Bytes of one of the last messages. */
+  #length = 0
+  /** Where the unread records lie: the chunk, or a block's memory. */
+  #memory: Buffer = this.#chunk
+  #words: Uint32Array = this.#chunkWords
+  /** They lie in a block: messages are handed out as they are. */
+  #isOurs = true
+  /** From here… */
   #at = 0
   /** …to here. */
   #end = 0
-  /** Where records are copied to: the one that was last copied to is one of the others. */
-  readonly #short: Block = { memory: EMPTY, used: 0, size: BLOCK.short, least: 0 }
-  readonly #long: Block = { memory: EMPTY, used: 0, size: BLOCK.long, least: SHORT + 1 }
-  #block: Buffer = EMPTY
-  /** The chunk's records are in the block up to here… */
+  /** Where those began that were fetched with them. */
+  #start = 0
+  /** The ring has them still. */
+  #held = false
+  /** The chunk's records were copied to here, up to there… */
+  #copies: Buffer = EMPTY
   #copied = 0
-  /** …this many bytes further on than in the block. */
+  /** …this many bytes further on than here. */
   #shift = 0
+  /** The last message had memory of its own, and so has the next one, likely. */
+  #far = false
   /** Messages were last read by visitors, so the next ones are likely to be as well. */
   #visited = false
   /** Visitors that are running: what they look at must not be written. */
@@ -133,67 +130,155 @@ export class ReceiveBuffer {
   /** Whether there is something to read; looks into the ring where nothing has been fetched. */
   #has(spin: boolean): boolean {
     if (this.#native.hasMessage !== undefined) return this.#hasUnread() || this.#look(this.#native.hasMessage())
-    return this.#hasUnread() || this.#fetch(!this.#visited, spin)
+    return this.#hasUnread() || (this.#visited ? this.#fetchToShow(spin) : this.#fetch(spin, 1))
   }
 
   /**
-   * Fetches what is there. `own`: Buffers are wanted, so a large message goes into memory that can be given away.
-   * `goesOn`: the caller is a visitor, who will fetch until nothing is there, or wake the peer.
+   * Fetches what is there, to be handed out. `alone` of 0: the first message is handed out at once.
    *
    * @throws {@link RingfenceError} NO_SPACE where there is no memory for a message, which stays where it is.
    */
-  #fetch(own: boolean, spin: boolean, goesOn = 0): boolean {
+  #fetch(spin: boolean, alone: number): boolean {
+    if (this.#native.pullHeld === undefined) return this.#fetchToCopy(spin)
     if (this.#over !== null) return false
     if (this.#gathering !== null) return this.#gather()
-    let into = this.#chunk
+    let block = this.#block
+    // One that was never used is made once there is a message.
+    if (block.used > 0) block.makeRoom(this.#length)
+    const { used, least, most } = block
+    let answer =
+      spin && this.#busy
+        ? this.#native.pullHeldBusy!(block.memory, used, least, most, alone)
+        : this.#native.pullHeld(block.memory, used, least, most, alone)
+    const length = LARGE - answer
+    if (length >= 0 && length <= OWN) {
+      // It is of the other kind, or does not fit.
+      this.#block = block = length > this.#short.most ? this.#long : this.#short
+      block.makeRoom(length)
+      answer = this.#native.pullHeld(block.memory, block.used, block.least, block.most, alone)
+    }
+    if (answer <= 0) return this.#fetchOther(answer, true)
+    this.#useBlock(block, answer)
+    this.#held = alone === 1 || answer > recordSize(this.#length)
+    return true
+  }
+
+  /** So many bytes of records have come to a block. */
+  #useBlock(block: Block, bytes: number): void {
+    this.#memory = block.memory
+    this.#words = block.words
+    this.#isOurs = true
+    this.#start = this.#at = block.used
+    this.#end = block.used += bytes
+    this.#length = block.words[this.#at >>> 2]!
+  }
+
+  /**
+   * As {@link #fetch}, to be shown to visitors. `goesOn`: the caller is a visitor, who will fetch until nothing is there, or wake the
+   * peer.
+   */
+  #fetchToShow(spin: boolean, goesOn = 0): boolean {
+    if (this.#over !== null) return false
+    if (this.#gathering !== null) return this.#gather()
     if (this.#visitors === 0) {
       // A visitor has transferred it elsewhere: it has taken nothing along, since all was read.
-      if (into.length === 0) this.#useChunk(newChunk())
-      this.#at = this.#end = this.#copied = 0
-      into = own ? (this.#far ? this.#narrow : this.#near) : this.#chunk
-    } else if (into.length - this.#end < ROOM) {
+      if (this.#chunk.length === 0) this.#useChunk(newChunk())
+      this.#used = 0
+    } else if (this.#chunk.length - this.#used < ROOM) {
       this.#useChunk(newChunk())
-      into = this.#chunk
     }
     let answer =
-      spin && this.#busy ? this.#native.pullBusy(into, this.#end, goesOn) : this.#native.pull(into, this.#end, goesOn)
-    if (answer <= LARGE && !own && this.#end > 0 && LARGE - answer + HEADER <= CHUNK) {
+      spin && this.#busy
+        ? this.#native.pullBusy(this.#chunk, this.#used, goesOn)
+        : this.#native.pull(this.#chunk, this.#used, goesOn)
+    if (answer <= LARGE && this.#used > 0 && LARGE - answer + HEADER <= CHUNK) {
       // It may fit an empty chunk.
       this.#useChunk(newChunk())
       answer = this.#native.pull(this.#chunk, 0, goesOn)
     }
-    if (answer > 0) {
-      this.#far = false
-      this.#at = this.#end
-      this.#end += answer
-      return true
-    }
-    if (answer > LARGE) return this.#nothing(answer)
-    this.#far = true
-    this.#gathering = this.#memory(LARGE - answer, own || this.#visitors > 0)
-    return this.#gather()
+    if (answer <= 0) return this.#fetchOther(answer, this.#visitors > 0)
+    this.#useShown(answer)
+    return true
+  }
+
+  /**
+   * As {@link #fetch}, from a ring that holds nothing for this reader: a message is copied out of the chunk before it is handed out,
+   * and those behind it.
+   */
+  #fetchToCopy(spin: boolean): boolean {
+    if (this.#visitors > 0) return this.#fetchToShow(spin)
+    if (this.#over !== null) return false
+    if (this.#gathering !== null) return this.#gather()
+    if (this.#chunk.length === 0) this.#useChunk(newChunk())
+    // What is copied twice is to stay in the processor's cache, and what is longer is not copied twice.
+    const into = this.#chunk.subarray(0, this.#far ? HEADER + OWN : NEAR)
+    const answer = spin && this.#busy ? this.#native.pullBusy(into, 0, 0) : this.#native.pull(into, 0, 0)
+    this.#far = answer <= LARGE
+    if (answer <= 0) return this.#fetchOther(answer, true)
+    this.#used = 0
+    this.#useShown(answer)
+    return true
+  }
+
+  /** So many bytes of records have come to the chunk. */
+  #useShown(bytes: number): void {
+    this.#memory = this.#chunk
+    this.#words = this.#chunkWords
+    this.#isOurs = this.#held = false
+    this.#at = this.#copied = this.#used
+    this.#end = this.#used += bytes
   }
 
   #useChunk(chunk: Buffer): void {
     this.#chunk = chunk
-    this.#near = chunk.subarray(0, NEAR)
-    this.#narrow = chunk.subarray(0, HEADER + OWN)
-    this.#words = new Uint32Array(chunk.buffer, chunk.byteOffset, chunk.length >>> 2)
-    this.#at = this.#end = this.#copied = 0
+    this.#chunkWords = new Uint32Array(chunk.buffer)
+    this.#used = 0
   }
 
-  /** A visitor has transferred the chunk elsewhere, and the unread messages with it. */
-  #lost(): RingfenceError {
+  /** No records have come: a large message begins, or nothing is there. `own`: it goes into memory that can be given away. */
+  #fetchOther(answer: number, own: boolean): boolean {
+    if (answer > LARGE) return this.#nothing(answer)
+    this.#gathering = this.#memoryFor(LARGE - answer, own)
+    return this.#gather()
+  }
+
+  /** The peer is told that everything that was fetched is read. */
+  #release(): void {
+    this.#held = false
+    this.#native.release!()
+  }
+
+  /**
+   * The memory of the unread messages was transferred elsewhere. Where they came in a block, they are fetched once more.
+   *
+   * @throws {@link RingfenceError} INVALID_ARGUMENT where a visitor has done so, and they are lost.
+   */
+  #fetchAgain(): boolean {
     const bytes = this.#end - this.#at
+    if (this.#held) {
+      const passed = this.#at - this.#start
+      const block = this.#block
+      block.memory = EMPTY
+      block.makeRoom(this.#length)
+      const answer = this.#native.pullAgain!(block.memory.subarray(0, bytes), passed)
+      if (answer > 0) {
+        this.#useBlock(block, answer)
+        this.#start -= passed
+        return true
+      }
+      this.#at = this.#end
+      return this.#fetchOther(answer, true)
+    }
+    this.#at = this.#end
     this.#useChunk(newChunk())
-    return invalid(
+    throw invalid(
       'a visitor has transferred the memory that it was shown, and with it ' +
         `${bytes} bytes of messages that came behind its own: copy what is to be transferred`,
     )
   }
 
   /** Memory for a large message. */
-  #memory(size: number, own: boolean): Buffer {
+  #memoryFor(size: number, own: boolean): Buffer {
     this.#own = own
     if (own) return allocate(size, 'a message')
     if (this.#scratch === null || this.#scratch.length < size) {
@@ -220,7 +305,7 @@ export class ReceiveBuffer {
     }
     if (answer === OTHER) {
       this.#gathering = null
-      return this.#fetch(this.#own, false)
+      return this.#own ? this.#fetch(false, 0) : this.#fetchToShow(false)
     }
     return answer >= 0 ? false : this.#nothing(answer)
   }
@@ -263,19 +348,17 @@ export class ReceiveBuffer {
   #take(spin: boolean): Buffer | null {
     this.#visited = false
     if (this.#at === this.#end) {
-      if (this.#large === null && !this.#fetch(true, spin)) return null
+      if (this.#large === null && !this.#fetch(spin, 0)) return null
       if (this.#large !== null) return this.#takeLarge(this.#large)
     }
     const at = this.#at
     const length = this.#words[at >>> 2]
-    if (length === undefined) throw this.#lost()
+    if (length === undefined) return this.#fetchAgain() ? this.#take(spin) : null
     const start = at + HEADER
     const end = start + length
-    if (length > OWN) return this.#takeOwn(start, end)
-    // Where the block was transferred elsewhere, what has been handed out went with it; the rest is copied anew.
-    if (at >= this.#copied || this.#block.length === 0) this.#copy(at, length)
-    const message = this.#block.subarray(start - this.#shift, end - this.#shift)
+    const message = this.#isOurs ? this.#memory.subarray(start, end) : this.#copy(start, end)
     this.#at = (end + 7) & ~7
+    if (this.#at === this.#end && this.#held) this.#release()
     fairness.spend()
     return message
   }
@@ -287,35 +370,35 @@ export class ReceiveBuffer {
     return message
   }
 
-  #takeOwn(start: number, end: number): Buffer {
-    const message = copyOf(this.#chunk.subarray(start, end))
-    this.#far = true
-    this.#at = (end + 7) & ~7
-    fairness.spend()
-    return message
+  /** A message of the chunk, in memory that is not shown to visitors. */
+  #copy(start: number, end: number): Buffer {
+    const length = end - start
+    if (length > OWN) {
+      this.#far = true
+      return copyOf(this.#memory.subarray(start, end))
+    }
+    // Where the copy was transferred elsewhere, what has been handed out went with it; the rest is copied anew.
+    if (start > this.#copied || this.#copies.length === 0) this.#copyRun(start - HEADER, length)
+    return this.#copies.subarray(start - this.#shift, end - this.#shift)
   }
 
   /** Copies the record at `at` to a block, and those that follow, as far as they fit and are to be there. */
-  #copy(at: number, length: number): void {
-    const block = length > SHORT ? this.#long : this.#short
-    const size = HEADER + ((length + 7) & ~7)
-    if (size > block.memory.length - block.used) {
-      block.memory = allocateShared(block.size, 'a message')
-      block.used = 0
-    }
-    const { memory, used, least } = block
-    const most = Math.min(this.#end, at + memory.length - used)
+  #copyRun(at: number, length: number): void {
+    const block = length > this.#short.most ? this.#long : this.#short
+    block.makeRoom(length)
+    const { memory, used, least, most } = block
+    const last = Math.min(this.#end, at + memory.length - used)
     const words = this.#words
-    let to = at + size
-    while (to < most) {
+    let to = at + recordSize(length)
+    while (to < last) {
       const next = words[to >>> 2]!
-      const end = to + HEADER + ((next + 7) & ~7)
-      if (end > most || next < least || next > OWN) break
+      const end = to + recordSize(next)
+      if (end > last || next < least || next > most) break
       to = end
     }
-    put.call(memory, this.#chunk.subarray(at, to), used)
+    put.call(memory, this.#memory.subarray(at, to), used)
     block.used = used + to - at
-    this.#block = memory
+    this.#copies = memory
     this.#shift = at - used
     this.#copied = to
   }
@@ -403,7 +486,7 @@ export class ReceiveBuffer {
           this.#visitors -= 1
           let there: boolean
           try {
-            there = this.#large !== null || this.#fetch(false, false, fetched)
+            there = this.#large !== null || this.#fetchToShow(false, fetched)
           } catch (error) {
             // What was visited is told first. The message is there the next time as well.
             if (count > 0 && isShortage(error)) break
@@ -424,7 +507,7 @@ export class ReceiveBuffer {
           bytes -= large.length + HEADER
           visit(large, 0, large.length)
         } else {
-          const chunk = this.#chunk
+          const memory = this.#memory
           const words = this.#words
           const start = this.#at
           const end = bytes < this.#end - start ? start + bytes : this.#end
@@ -433,14 +516,17 @@ export class ReceiveBuffer {
           let at = start
           while (at < end && count < stop) {
             const length = words[at >>> 2]
-            if (length === undefined) throw this.#lost()
+            if (length === undefined) {
+              this.#fetchAgain()
+              break
+            }
             const next = at + HEADER + ((length + 7) & ~7)
             this.#at = next
             count += 1
-            visit(chunk, at + HEADER, length)
+            visit(memory, at + HEADER, length)
             at = next
             // A visitor that reads, itself, may have changed all of this.
-            if (this.#at !== next || this.#chunk !== chunk) break
+            if (this.#at !== next || this.#memory !== memory) break
           }
           left -= count - begin
           bytes -= at - start
@@ -454,6 +540,7 @@ export class ReceiveBuffer {
       }
     } finally {
       this.#visitors -= 1
+      if (this.#held && this.#at === this.#end) this.#release()
       if (goesOn) this.#native.wake()
     }
     this.#dry = dry
@@ -555,7 +642,8 @@ export class ReceiveBuffer {
   close(why: () => RingfenceError): void {
     this.#closed = true
     this.#over = 'ended'
-    this.#at = this.#end = this.#copied = 0
+    this.#at = this.#end = 0
+    this.#held = false
     this.#large = this.#gathering = null
     this.#tellEnd()
     this.#over = why

@@ -11,7 +11,10 @@ use std::{
 
 use napi::{bindgen_prelude::*, sys};
 use napi_derive::napi;
-use ringfence::{CloseReason, Packed, Progress, Receiver, Sender, Tokens, Verified, Verifier, binding};
+use ringfence::{
+    CloseReason, Packed, Progress, Receiver, Sender, Tokens, Verified, Verifier,
+    binding::{self, Keep},
+};
 
 use crate::{
     answers::{ENDED, Ended, FIRST, LARGE, MORE, WHOLE},
@@ -170,6 +173,11 @@ fn pull(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
             receiver.try_receive_packed(&mut arena[from..])
         }
     });
+    told(endpoint, pulled)
+}
+
+/// How `pull` and its like answer.
+fn told(endpoint: &mut Endpoint, pulled: ringfence::Result<Packed>) -> Answer {
     match pulled {
         Ok(Packed::Bytes(bytes)) => bytes.into(),
         #[expect(clippy::cast_precision_loss, reason = "sizes of messages are below 2^53")]
@@ -179,8 +187,52 @@ fn pull(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     }
 }
 
-/// As `pull`, and where nothing is there, spins for as long as the channel's option says.
+/// Arguments: memory, from where on, bytes of the shortest and of the longest message, and 1 where a message that comes alone is
+/// held as well.
+fn pull_held(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    // SAFETY: used within this call, and asked for once.
+    let block = unsafe { call.bytes(0) };
+    let from = call.size(1).min(block.len());
+    let lengths = call.size(2)..=call.size(3);
+    let keep = if call.size(4) == 0 {
+        Keep::Several
+    } else {
+        Keep::Each
+    };
+    let pulled = endpoint
+        .receiver()
+        .and_then(|receiver| binding::pull_held(receiver, &mut block[from..], lengths, keep));
+    told(endpoint, pulled)
+}
+
+/// Arguments: memory, and how many bytes of what was pulled last are not to be had again.
+fn pull_again(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    // SAFETY: used within this call, and asked for once.
+    let into = unsafe { call.bytes(0) };
+    let passed = call.size(1);
+    let pulled = endpoint
+        .receiver()
+        .and_then(|receiver| binding::pull_again(receiver, into, passed));
+    told(endpoint, pulled)
+}
+
+fn release(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    if let Ok(receiver) = endpoint.receiver() {
+        binding::release(receiver);
+    }
+    Answer::Nothing
+}
+
 fn pull_busy(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    poll(endpoint, call, pull)
+}
+
+fn pull_held_busy(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    poll(endpoint, call, pull_held)
+}
+
+/// Where nothing is there, pulls again for as long as the channel's option says.
+fn poll(endpoint: &mut Endpoint, call: &mut Call, pull: Function<Endpoint>) -> Answer {
     let end = Instant::now().checked_add(endpoint.busy_poll);
     loop {
         match pull(endpoint, call) {
@@ -444,12 +496,16 @@ impl Drop for Endpoint {
 }
 
 /// What a channel can do. One function of the channel's does it all: each function takes a KiB of JavaScript's memory.
-const OPERATIONS: [(&str, Function<Endpoint>); 35] = [
+const OPERATIONS: [(&str, Function<Endpoint>); 39] = [
     ("flush", flush),
     ("send", send),
     ("trySend", try_send),
     ("pull", pull),
     ("pullBusy", pull_busy),
+    ("pullHeld", pull_held),
+    ("pullHeldBusy", pull_held_busy),
+    ("pullAgain", pull_again),
+    ("release", release),
     ("wake", wake),
     ("gather", gather),
     ("hasRoom", has_room),

@@ -13,10 +13,13 @@ use napi::sys;
 
 use crate::answers::FAILED;
 
+/// An operation's number, and what it takes at most.
+const ARGUMENTS: usize = 6;
+
 /// One call from JavaScript: its environment and its arguments.
 pub(crate) struct Call {
     pub(crate) env: sys::napi_env,
-    arguments: [sys::napi_value; 4],
+    arguments: [sys::napi_value; ARGUMENTS],
 }
 
 impl Call {
@@ -200,7 +203,7 @@ unsafe extern "C" fn finalize<T>(_env: sys::napi_env, data: *mut c_void, _hint: 
 unsafe extern "C" fn trampoline<T>(env: sys::napi_env, info: sys::napi_callback_info) -> sys::napi_value {
     let mut call = Call {
         env,
-        arguments: [ptr::null_mut(); 4],
+        arguments: [ptr::null_mut(); ARGUMENTS],
     };
     let (mut count, mut data) = (call.arguments.len(), ptr::null_mut());
     // SAFETY: env and info are those of this very callback. Missing arguments are filled with undefined.

@@ -48,6 +48,7 @@ compile_error!("ringfence is for 64-bit little-endian Linux");
 /// What the Node.js binding needs and a Rust program does not: no part of what this crate promises.
 #[doc(hidden)]
 pub mod binding {
+    pub use crate::channel::held::{Keep, pull_again, pull_held, release};
     pub use crate::channel::receiver::{announce, barrier, look_parked};
     pub use crate::channel::sender::{Keeper, Reserved};
     pub use crate::harden::ignore_sigusr1;

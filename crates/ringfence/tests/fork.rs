@@ -34,7 +34,9 @@ use nix::{
 };
 use ringfence::{
     Address, Arrival, CancelToken, Change, Channel, Channels, CloseReason, Error, Listener, Membership,
-    Receiver, Result, Role, Sender, connect, join, listen, member,
+    Receiver, Result, Role, Sender,
+    binding::{self, Keep},
+    connect, join, listen, member,
 };
 use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_for_test};
 
@@ -106,6 +108,9 @@ fn use_inherited(sender: &mut Sender, receiver: &mut Receiver, tokens: &ringfenc
     is_inherited(receiver.receive_part(&mut room));
     is_inherited(receiver.try_receive_packed(&mut room));
     is_inherited(receiver.try_receive_more_packed(&mut room));
+    is_inherited(binding::pull_held(receiver, &mut room, 0..=8, Keep::Each));
+    is_inherited(binding::pull_again(receiver, &mut room, 0));
+    binding::release(receiver);
     is_inherited(receiver.drain(|_| {}, 1));
     is_inherited(receiver.next_size());
     is_inherited(receiver.has_message());

@@ -2,12 +2,13 @@
 //!
 //! `open` begins one with what a handshake has left. `state` is what both halves share: the state, its lock, and what is let go of at the end; `own_phase` is the word that tells
 //! the peer. `sender` and `receiver` are the halves, `link` is what each needs of the peer, `scratch` is memory for a message in
-//! fragments. `tokens`, `verify` and `partner` outlive the halves and keep no channel open. `merge` reads from the receiving halves of
-//! many channels.
+//! fragments, `held` reads for the binding. `tokens`, `verify` and `partner` outlive the halves and keep no channel open. `merge` reads
+//! from the receiving halves of many channels.
 //!
 //! May import everything below: `handshake` (its parts), `ring`, `memory`, `wake`, `signal`. It never looks for a peer, and knows
 //! no address.
 
+pub(crate) mod held;
 pub(crate) mod link;
 pub(crate) mod merge;
 pub(crate) mod open;

@@ -371,18 +371,26 @@ impl Receiver {
     }
 
     #[inline]
-    fn wake_at_once(&mut self) {
+    pub(super) fn wake_at_once(&mut self) {
         self.woken = self.consumer.position();
         self.ring_if_published();
     }
 
     fn receive_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
+        self.receive_records(|consumer| consumer.pull_packed(into))
+    }
+
+    #[inline]
+    pub(super) fn receive_records(
+        &mut self,
+        pull: impl FnOnce(&mut Consumer<OwnRegion, PeerRegion>) -> Result<Pulled>,
+    ) -> Result<Packed> {
         self.check()?;
         self.must_not_be_gathering()?;
         if self.consumer.is_gathering() {
             return Ok(self.consumer.next_size()?.map_or(Packed::Nothing, Packed::Large));
         }
-        let pulled = self.consumer.pull_packed(into);
+        let pulled = pull(&mut self.consumer);
         let pulled = self.shared.judge(pulled)?;
         self.must_be_whole()?;
         match pulled {
@@ -713,7 +721,7 @@ pub(crate) struct Visited {
 pub enum Packed {
     /// This many bytes of whole messages were copied.
     Bytes(usize),
-    /// The next message does not fit the buffer, or comes in fragments: its size, for [`Receiver::receive_part`].
+    /// The next message does not fit the buffer, is not wanted, or comes in fragments: its size, for [`Receiver::receive_part`].
     Large(usize),
     /// Nothing is there.
     Nothing,

@@ -2,12 +2,15 @@
 //!
 //! The two views of a mapped object implement this, and so do the models that the tests run on.
 
-use std::sync::atomic::{Ordering, fence};
+use std::{
+    ops::Range,
+    sync::atomic::{Ordering, fence},
+};
 
 use nix::errno::Errno;
 
 use crate::{
-    memory::copy::{AHEAD, BLOCK, LINE, SMALL},
+    memory::copy::{AHEAD, AHEAD_OF_STORES, BLOCK, LINE, SMALL, prefetch_for_writing},
     sys,
 };
 
@@ -27,6 +30,24 @@ pub(crate) trait Readable {
             let at = at + index * BLOCK;
             self.will_read_on(at, block.len(), end);
             self.copy_out(at, block);
+        }
+    }
+    /// As [`Readable::copy_out_ahead`], to the beginning of memory that was not used lately: its lines are asked for as well, so that
+    /// the stores do not wait for each.
+    #[inline]
+    fn copy_out_fresh(&self, range: Range<usize>, into: &mut [u8], end: usize) {
+        let length = range.len();
+        if length <= SMALL {
+            return self.copy_out(range.start, &mut into[..length]);
+        }
+        for from in (0..length).step_by(BLOCK) {
+            let to = (from + BLOCK).min(length);
+            let lines = (from + AHEAD_OF_STORES).min(into.len())..(to + AHEAD_OF_STORES).min(into.len());
+            for line in into[lines].chunks_mut(LINE) {
+                prefetch_for_writing(line.as_mut_ptr());
+            }
+            self.will_read_on(range.start + from, to - from, end);
+            self.copy_out(range.start + from, &mut into[from..to]);
         }
     }
     /// The caller reads so many bytes at `at` now. Fetches as many that lie further on, as far as something is written, up to `end`.

@@ -14,6 +14,10 @@ pub(crate) const LINE: usize = 64;
 /// the lines of each in turn; and the processor's own prefetching ends at each page.
 pub(crate) const AHEAD: usize = 8192;
 
+/// What is written to memory that was not used lately is asked for this far ahead: memory is as far away as the ring, but lines
+/// that wait for their stores in the first cache are in the way of what is read just then.
+pub(crate) const AHEAD_OF_STORES: usize = 1024;
+
 /// Bytes of one copy: few, so that the reader asks for lines at the pace at which they come.
 pub(crate) const BLOCK: usize = 512;
 

@@ -1,6 +1,6 @@
 //! The reading end of a ring. It believes nothing that it reads.
 
-use std::sync::atomic::Ordering;
+use std::{ops::Range, sync::atomic::Ordering};
 
 use crate::{
     error::{Error, Result},
@@ -60,12 +60,36 @@ impl Place for Whole<'_> {
     }
 }
 
+/// Which messages a caller pulls, and where to.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// Bytes of the shortest.
+    pub(crate) least: u64,
+    /// Bytes of the longest.
+    pub(crate) most: u64,
+    /// The memory was not used lately.
+    pub(crate) fresh: bool,
+}
+
+impl Wanted {
+    const ALL: Self = Self {
+        least: 0,
+        most: u64::MAX,
+        fresh: false,
+    };
+
+    #[inline]
+    fn is_met_by(&self, length: u64) -> bool {
+        self.least <= length && length <= self.most
+    }
+}
+
 /// What [`Consumer::pull_packed`] has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pulled {
     /// This many bytes of whole records.
     Bytes(usize),
-    /// The next message does not fit the buffer, or comes in fragments: its size.
+    /// The next message does not fit the buffer, is not wanted, or comes in fragments: its size.
     Large(usize),
     /// Nothing is there.
     Nothing,
@@ -423,7 +447,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
                 )));
             }
             let place = into.room(size, read, read + count)?;
-            self.peer.copy_out_ahead(from, place, record.end);
+            self.peer.copy_out_fresh(from..from + count, place, record.end);
             self.consume(record);
             self.publish();
             if record.flags & LAST != 0 {
@@ -436,6 +460,44 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
 
     /// Copies whole messages, packed, as many as are there and fit.
     pub(crate) fn pull_packed(&mut self, into: &mut [u8]) -> Result<Pulled> {
+        let pulled = self.pull(into, &Wanted::ALL)?;
+        self.publish();
+        Ok(pulled)
+    }
+
+    /// As [`Consumer::pull_packed`], of messages of the lengths that are wanted. The producer is told by the next
+    /// [`Consumer::publish`] alone: until then the same can be had again by [`Consumer::pull_again`]. That is at most a quarter of the
+    /// ring, or one message.
+    pub(crate) fn pull_held(&mut self, into: &mut [u8], wanted: &Wanted) -> Result<Pulled> {
+        self.publish();
+        let Some(first) = self.next_record()? else {
+            return Ok(Pulled::Nothing);
+        };
+        let first = packed_size(first.length as u64);
+        let most = as_offset(first.max(self.capacity / 4)).min(into.len());
+        self.pull(&mut into[..most], wanted)
+    }
+
+    /// Copies once more what [`Consumer::pull_held`] has copied, from `passed` bytes on, as much as fits. Each header is read and
+    /// checked anew, since the producer may have written there.
+    pub(crate) fn pull_again(&mut self, into: &mut [u8], passed: usize) -> Result<Pulled> {
+        self.head = self.published;
+        // What is known of a later lap holds for no earlier one.
+        self.until = self.head;
+        let mut left = passed;
+        while left > 0 {
+            let record = self.next_record()?;
+            let size = |record: &Record| as_offset(packed_size(record.length as u64));
+            let Some(record) = record.filter(|record| record.flags == WHOLE && size(record) <= left) else {
+                return Err(corrupt("a record changed after it was read".into()));
+            };
+            left -= size(&record);
+            self.consume(record);
+        }
+        self.pull(into, &Wanted::ALL)
+    }
+
+    fn pull(&mut self, into: &mut [u8], wanted: &Wanted) -> Result<Pulled> {
         let mut end = 0;
         // Looks for what is published once, and not again for what has come meanwhile.
         while end == 0 || self.head != self.tail {
@@ -444,7 +506,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             };
             let packed = as_offset(packed_size(record.length as u64));
             let left = &mut into[end..];
-            if record.flags != WHOLE || packed > left.len() {
+            if record.flags != WHOLE || packed > left.len() || !wanted.is_met_by(record.length as u64) {
                 if end == 0 {
                     return Ok(self.next_size()?.map_or(Pulled::Nothing, Pulled::Large));
                 }
@@ -453,15 +515,13 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             if record.aligned {
                 let (head, payload) = left.split_at_mut(as_offset(HEADER));
                 head.copy_from_slice(&header(record.length as u64, WHOLE).to_le_bytes());
-                self.peer
-                    .copy_out_ahead(record.at, &mut payload[..record.length], record.end);
+                self.copy_packed(record.at..record.at + record.length, payload, record.end, wanted);
                 self.consume(record);
                 end += packed;
             } else {
-                end += self.pull_run(left, record.end)?;
+                end += self.pull_run(left, record.end, wanted)?;
             }
         }
-        self.publish();
         Ok(if end > 0 {
             Pulled::Bytes(end)
         } else {
@@ -469,9 +529,19 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         })
     }
 
+    /// Copies a range of the ring to the beginning of `into`.
+    #[inline]
+    fn copy_packed(&self, from: Range<usize>, into: &mut [u8], end: usize, wanted: &Wanted) {
+        if wanted.fresh {
+            self.peer.copy_out_fresh(from, into, end);
+        } else {
+            self.peer.copy_out_ahead(from.start, &mut into[..from.len()], end);
+        }
+    }
+
     /// Copies records that lie in the ring as packed ones do, headers and all, and only then looks at the headers, in the
     /// copy: what is handed over is what was checked. The first has been found to be one.
-    fn pull_run(&mut self, into: &mut [u8], until: usize) -> Result<usize> {
+    fn pull_run(&mut self, into: &mut [u8], until: usize, wanted: &Wanted) -> Result<usize> {
         let place = self.head & (self.capacity - 1);
         let rest = as_offset(self.capacity - place);
         let there = as_offset(self.tail - self.head).min(rest + layout::OVERHANG);
@@ -480,18 +550,15 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         'run: while copied < count {
             let from = copied;
             copied += RUN.min(count - copied);
-            self.peer.copy_out_ahead(
-                layout::DATA + as_offset(place) + from,
-                &mut into[from..copied],
-                until,
-            );
+            let at = layout::DATA + as_offset(place);
+            self.copy_packed(at + from..at + copied, &mut into[from..], until, wanted);
             while end + 8 <= copied {
                 let word: [u8; 8] = into[end..end + 8].try_into().expect("eight bytes");
                 let (length, flags) = split(u64::from_le_bytes(word));
                 let size = packed_size(length);
-                // Padding, a fragment, a long one, the overhang's far side or a record cut by the buffer: that is not this
-                // run's affair, and neither is a lie.
-                if flags != WHOLE || size > (count - end) as u64 || end >= rest {
+                // Padding, a fragment, a long one, the overhang's far side, a record cut by the buffer or one that is not
+                // wanted: that is not this run's affair, and neither is a lie.
+                if flags != WHOLE || size > (count - end) as u64 || end >= rest || !wanted.is_met_by(length) {
                     break 'run;
                 }
                 if !self.follows(as_offset(length), flags) {

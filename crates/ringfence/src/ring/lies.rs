@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    consumer::{Consumer, Gathered, Pulled},
+    consumer::{Consumer, Gathered, Pulled, Wanted},
     message::Progress,
     producer::Producer,
     record::{Record, WHOLE, header, packed_size},
@@ -157,8 +157,33 @@ pub(crate) enum Read {
     Gather,
     Strides,
     Pull(usize),
+    /// Pulls, holds what came, and has it again.
+    Hold(usize),
     Size,
     Salvage,
+}
+
+/// What is handed over has been checked in the copy: it can be walked without any check. Returns the size of the first record.
+fn check_pulled(into: &[u8], pulled: &Pulled) -> Option<usize> {
+    match *pulled {
+        Pulled::Bytes(end) => {
+            let (mut at, mut first) = (0, None);
+            while at < end {
+                let word = u64::from_le_bytes(into[at..at + 8].try_into().expect("eight bytes"));
+                assert_eq!(word >> 32, u64::from(WHOLE));
+                assert!(word & 0xffff_ffff <= SMALLEST / 2);
+                at += as_offset(packed_size(word & 0xffff_ffff));
+                first.get_or_insert(at);
+            }
+            assert!(at == end && end <= into.len());
+            first
+        }
+        Pulled::Large(size) => {
+            assert!(size as u64 <= LONGEST);
+            None
+        }
+        Pulled::Nothing => None,
+    }
 }
 
 /// One call, as [`crate::Receiver`] makes it. `Ok`: nothing, or a message (or part of one) within the limits.
@@ -205,20 +230,24 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
         }
         Read::Pull(room) => {
             let mut into = vec![0; room];
-            match victim.pull_packed(&mut into)? {
-                Pulled::Bytes(end) => {
-                    // What is handed over has been checked in the copy: it can be walked without any check.
-                    let mut at = 0;
-                    while at < end {
-                        let word = u64::from_le_bytes(into[at..at + 8].try_into().expect("eight bytes"));
-                        assert_eq!(word >> 32, u64::from(WHOLE));
-                        assert!(word & 0xffff_ffff <= SMALLEST / 2);
-                        at += as_offset(packed_size(word & 0xffff_ffff));
-                    }
-                    assert!(at == end && end <= room);
-                }
-                Pulled::Large(size) => assert!(size as u64 <= LONGEST),
-                Pulled::Nothing => {}
+            let pulled = victim.pull_packed(&mut into)?;
+            check_pulled(&into, &pulled);
+        }
+        Read::Hold(room) => {
+            // The receiver asks for no records before a message in fragments is whole.
+            if victim.is_gathering() {
+                return Ok(());
+            }
+            let wanted = Wanted {
+                least: 0,
+                most: LONGEST / 2,
+                fresh: true,
+            };
+            let mut into = vec![0; room];
+            let pulled = victim.pull_held(&mut into, &wanted)?;
+            if let Some(first) = check_pulled(&into, &pulled) {
+                let pulled = victim.pull_again(&mut into, first)?;
+                check_pulled(&into, &pulled);
             }
         }
         Read::Size => {

@@ -127,12 +127,13 @@ fn lie(script: &mut Unstructured<'_>) -> Result<Lie> {
 }
 
 fn read(script: &mut Unstructured<'_>) -> Result<Read> {
-    Ok(match script.int_in_range(0..=5)? {
+    Ok(match script.int_in_range(0..=6)? {
         0 => Read::Receive,
         1 => Read::Gather,
         2 => Read::Strides,
         3 => Read::Pull(script.int_in_range(0..=5000)?),
         4 => Read::Size,
+        5 => Read::Hold(script.int_in_range(0..=5000)?),
         _ => Read::Salvage,
     })
 }

@@ -10,7 +10,7 @@ use crate::{
     memory::access::{Readable, Writable},
     memory::layout::{self, as_offset},
     memory::own::OwnRegion,
-    ring::consumer::{Consumer, Pulled},
+    ring::consumer::{Consumer, Pulled, Wanted},
     ring::lies::{LONGEST, LOOKS, Lie, Read, Write, read_lies, write_among_lies},
     ring::producer::Producer,
     ring::record::{ALIGNED, FIRST, HEADER, LAST, PADDING, WHOLE, packed_size},
@@ -32,12 +32,13 @@ fn lie() -> impl Strategy<Value = Lie> {
 }
 
 fn read() -> impl Strategy<Value = Read> {
-    (0..14_u8, 0..5000_usize).prop_map(|(kind, room)| match kind {
+    (0..16_u8, 0..5000_usize).prop_map(|(kind, room)| match kind {
         0..=3 => Read::Receive,
         4..=7 => Read::Gather,
         8..=9 => Read::Strides,
         10..=11 => Read::Pull(room),
         12 => Read::Size,
+        13..=14 => Read::Hold(room),
         _ => Read::Salvage,
     })
 }
@@ -418,5 +419,82 @@ fn a_last_lie_is_found_behind_what_was_known_to_be_there_and_is_not_forgotten() 
             let found = words.victim.next_record();
             assert!(matches!(found, Err(Error::RingCorrupt(_))), "{lie}: {found:?}");
         }
+    }
+}
+
+#[test]
+fn what_changes_before_it_is_had_again_is_corrupt_or_what_is_there() {
+    let wanted = Wanted {
+        least: 0,
+        most: 64,
+        fresh: true,
+    };
+    for (length, flags, wrong) in [
+        (8, WHOLE, false),
+        (0, WHOLE, true),
+        (40, WHOLE, true),
+        (8, PADDING, true),
+        (9, WHOLE, true),
+    ] {
+        let mut words = words();
+        for place in [0, 16, 32] {
+            words.record(place, 8, WHOLE);
+            words.word(place + 8, place);
+        }
+        words.tail(48);
+        let mut into = vec![0; 64];
+        assert_eq!(
+            words.victim.pull_held(&mut into, &wanted).unwrap(),
+            Pulled::Bytes(48)
+        );
+        words.record(0, length, flags);
+        words.word(24, 7);
+        let again = words.victim.pull_again(&mut into, 16);
+        if wrong {
+            assert!(
+                matches!(again, Err(Error::RingCorrupt(_))),
+                "{length} {flags}: {again:?}"
+            );
+        } else {
+            assert_eq!(again.unwrap(), Pulled::Bytes(32));
+            assert_eq!(into[8..16], [7, 0, 0, 0, 0, 0, 0, 0]);
+        }
+    }
+}
+
+#[test]
+fn a_record_that_is_had_again_ends_where_its_lap_does() {
+    const LENGTH: u64 = 904;
+    let wanted = Wanted {
+        least: 0,
+        most: 1024,
+        fresh: true,
+    };
+    for (length, flags) in [(LENGTH, WHOLE), (LENGTH, WHOLE | ALIGNED)] {
+        let mut words = words();
+        // Up to 16 bytes before the end of the lap.
+        for (place, length) in [(0, 2032), (2040, 2024), (4072, 0)] {
+            words.record(place, length, WHOLE);
+            words.tail(place + packed_size(length));
+            assert!(matches!(
+                words.victim.pull_packed(&mut [0; 3000]),
+                Ok(Pulled::Bytes(_))
+            ));
+        }
+        words.record(4080, 8, WHOLE);
+        words.record(0, LENGTH, WHOLE);
+        words.tail(SMALLEST + packed_size(LENGTH));
+        let mut into = vec![0; 2000];
+        let all = as_offset(16 + packed_size(LENGTH));
+        assert_eq!(
+            words.victim.pull_held(&mut into, &wanted).unwrap(),
+            Pulled::Bytes(all)
+        );
+        words.record(4080, length, flags);
+        let again = words.victim.pull_again(&mut into, 0);
+        assert!(
+            matches!(again, Err(Error::RingCorrupt(_))),
+            "{flags:#x}: {again:?}"
+        );
     }
 }

@@ -8,7 +8,7 @@ use super::{Pair, SMALLEST, bytes, packed, pair};
 use crate::{
     memory::access::Readable,
     memory::layout::{self, as_offset},
-    ring::consumer::{Gathered, Pulled},
+    ring::consumer::{Gathered, Pulled, Wanted},
     ring::message::Progress,
     ring::record::{WHOLE, packed_size, padded, record_size},
 };
@@ -52,6 +52,7 @@ enum Call {
     Gather,
     Drain(usize),
     Pull(usize),
+    Hold(usize),
     NextSize,
 }
 
@@ -75,7 +76,7 @@ fn any_size(shape: u64, amount: u64) -> Size {
 
 /// One strategy of plain numbers, and not one for each kind of call: Miri would spend its time in proptest's choices.
 fn call() -> impl Strategy<Value = Call> {
-    (0..29_u8, 0..1000_u64, 0..=1000_u64, 0..12_usize, 0..9000_usize).prop_map(
+    (0..31_u8, 0..1000_u64, 0..=1000_u64, 0..12_usize, 0..9000_usize).prop_map(
         |(kind, shape, amount, count, room)| {
             let size = at_once(shape, amount);
             let many = || {
@@ -94,7 +95,8 @@ fn call() -> impl Strategy<Value = Call> {
                 20..=21 => Call::Reserve(size, (count > 3).then_some(room % 1001)),
                 22..=23 => Call::Drain(count * 2),
                 24..=26 => Call::Pull(room),
-                27 => Call::HasRoom(any_size(shape, amount)),
+                27..=28 => Call::Hold(room),
+                29 => Call::HasRoom(any_size(shape, amount)),
                 _ if count < 6 => Call::Publish,
                 _ => Call::NextSize,
             }
@@ -417,34 +419,83 @@ impl Rig {
     fn pull(&mut self, room: usize) {
         let mut into = vec![0; room];
         let pulled = self.pair.consumer.pull_packed(&mut into).unwrap();
+        if let Some(end) = self.pulled(pulled, room, usize::MAX) {
+            self.pop_packed(&into[..end]);
+        }
+    }
+
+    /// Pulls messages up to a length, has all but the first again, and only then lets the producer have the room.
+    fn hold(&mut self, room: usize) {
+        // The receiver asks for no records before a message in fragments is whole.
+        if self.pair.consumer.is_gathering() {
+            return;
+        }
+        let wanted = Wanted {
+            least: 0,
+            most: room as u64 / 2,
+            fresh: true,
+        };
+        let mut into = vec![0; room];
+        let pulled = self.pair.consumer.pull_held(&mut into, &wanted).unwrap();
+        let told = self.pair.consumer.published;
+        let Some(end) = self.pulled(pulled, room, room / 2) else {
+            return;
+        };
+        let first = as_offset(packed_size(
+            self.model.front().expect("a message").bytes.len() as u64
+        ));
+        assert!(
+            end <= first.max(as_offset(self.model.capacity / 4)),
+            "it holds little of the ring"
+        );
+        let mut again = vec![0; end - first];
+        if end > first {
+            let pulled = self.pair.consumer.pull_again(&mut again, first).unwrap();
+            assert_eq!(pulled, Pulled::Bytes(again.len()));
+        }
+        assert_eq!(
+            self.pair.consumer.published, told,
+            "the producer has not been told"
+        );
+        self.pop_packed(&[&into[..first], &again].concat());
+        self.pair.consumer.publish();
+    }
+
+    /// Compares what a pull of messages up to `longest` has answered. Returns how many bytes of records there are.
+    fn pulled(&self, pulled: Pulled, room: usize, longest: usize) -> Option<usize> {
         let fragments = self.pair.consumer.is_gathering();
         let Some(front) = self.model.front() else {
             assert_eq!(pulled, Pulled::Nothing);
-            return;
+            return None;
         };
-        let longest = as_offset(self.model.capacity / 2);
+        let longest = longest.min(as_offset(self.model.capacity / 2));
         let size = front.bytes.len();
         if fragments || size > longest || as_offset(packed_size(size as u64)) > room {
             assert_eq!(pulled, Pulled::Large(size));
-            return;
+            return None;
         }
         let Pulled::Bytes(end) = pulled else {
             panic!("{pulled:?}")
         };
         assert!(end > 0 && end <= room);
+        Some(end)
+    }
+
+    /// The oldest messages, as records.
+    fn pop_packed(&mut self, records: &[u8]) {
         let mut at = 0;
-        while at < end {
+        while at < records.len() {
             let message = &self.model.front().expect("no more than was sent").bytes;
             let record = as_offset(packed_size(message.len() as u64));
             let expected = packed([message.as_slice()]);
             assert!(
-                into[at..at + 8 + message.len()] == expected[..8 + message.len()],
+                records[at..at + 8 + message.len()] == expected[..8 + message.len()],
                 "header and bytes"
             );
             at += record;
             self.model.pop();
         }
-        assert_eq!(at, end, "whole records");
+        assert_eq!(at, records.len(), "whole records");
     }
 
     fn call(&mut self, call: Call) {
@@ -490,6 +541,7 @@ impl Rig {
             Call::Gather => self.gather(),
             Call::Drain(most) => self.drain(most),
             Call::Pull(room) => self.pull(room),
+            Call::Hold(room) => self.hold(room),
             Call::NextSize => {
                 let size = self.pair.consumer.next_size().unwrap();
                 if self.pair.consumer.is_gathering() {
