@@ -8,7 +8,7 @@ use std::{
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{
-            fs::{FileExt, symlink},
+            fs::{FileExt, MetadataExt, symlink},
             net::{UnixListener, UnixStream},
             process::CommandExt,
         },
@@ -146,6 +146,7 @@ fn role() {
             wait_for_test();
             drop((membership, channel));
         }
+        "comer" => come_again_and_again(),
         // Goes away between its READY and the guest's look at what came with it.
         "parting host" => {
             let socket = Path::new(&arguments[0]);
@@ -1206,4 +1207,59 @@ fn a_member_may_have_all_the_time_that_there_is() {
     let (address, _keep) = fresh_address(false);
     let options = small().timeout(Duration::MAX).busy_poll(Duration::MAX);
     member(&address, &options).unwrap().leave();
+}
+
+/// Comes to each address that it is told, and says whether it was a guest there before it was the host.
+fn come_again_and_again() {
+    loop {
+        let path = PathBuf::from(word());
+        if path.as_os_str().is_empty() {
+            return;
+        }
+        say("coming");
+        let membership = member(&Address::path(&path).unwrap(), &small()).unwrap();
+        let mut was_guest = membership.role() == Role::Guest;
+        // The channels as well: to drop one would close it, and a guest that closes is no heir.
+        let mut changes = Vec::new();
+        while membership.role() == Role::Guest {
+            changes.push(membership.next().unwrap());
+        }
+        while let Some(change) = membership.try_next().unwrap() {
+            changes.push(change);
+        }
+        was_guest |= changes
+            .iter()
+            .any(|change| matches!(change, Change::Role(Role::Host)));
+        say(format!(
+            "{} {}",
+            if was_guest { "guest" } else { "host" },
+            fs::metadata(&path).unwrap().ino()
+        ));
+        membership.leave();
+    }
+}
+
+/// A guest that was told READY has the very place that the host had, whatever the host has come to by then.
+#[test]
+fn a_host_that_leaves_while_its_guest_comes_drops_no_place() {
+    let mut comer = Actor::start("comer", &[]);
+    for round in 0..300 {
+        let (address, directory) = fresh_address(true);
+        let socket = directory.as_ref().unwrap().path().join("socket");
+        let host = member(&address, &small()).unwrap();
+        let before = fs::metadata(&socket).unwrap().ino();
+        comer.tell(socket.to_str().unwrap());
+        comer.expect("coming");
+        // Some moment of a handshake, which takes a millisecond or a few.
+        let moment = Instant::now() + Duration::from_micros(round * 10);
+        while Instant::now() < moment {
+            thread::yield_now();
+        }
+        host.leave();
+        let told = comer.hear();
+        if let Some(inode) = told.strip_prefix("guest ") {
+            assert_eq!(inode, before.to_string(), "round {round}");
+        }
+    }
+    comer.finish();
 }
