@@ -76,3 +76,15 @@ test('objects: values go to a child and come back, by three codecs, and what is 
     ].join('\n'),
   )
 })
+
+test('rpc: a hundred calls that wait for a child that is killed reject, in each library', async (t) => {
+  const { code, output, errors } = await run('rpc/rpc.mjs')
+  t.is(errors, '')
+  t.is(code, 0)
+  const lines = ['comlink', 'birpc', 'capnweb'].flatMap((name) => [
+    `${name}: 2 + 3 is 5`,
+    `${name}: the other side threw "not today"`,
+    `${name}: 100 pending calls have rejected with "the peer has gone"`,
+  ])
+  t.is(output, `${lines.join('\n')}\n`)
+})

@@ -35,6 +35,8 @@ test.serial('import and require give the same names', (t) => {
     'merge',
     'spawn',
     'structured',
+    'toPort',
+    'toWeb',
   ]
   const classes = ['Channel', 'Listener', 'Membership', 'Merge', 'RingfenceError', 'TypedChannel']
   const names = [...classes, 'LEAVING', ...functions].sort()

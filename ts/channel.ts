@@ -16,7 +16,7 @@ import {
   type RawChannel,
 } from './native.js'
 import { plainObject, type ChannelSettings } from './options.js'
-import { SendQueue } from './send-queue.js'
+import { SendQueue, type Fill } from './send-queue.js'
 import { registerSource } from './sources.js'
 import { Tokens, toToken } from './tokens.js'
 // oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
@@ -67,6 +67,18 @@ export let vacateAtExit: (channel: Channel, address: string) => void
 /** What tells that the peer is gone without having ended its sending, once that was read; undefined where it has. */
 export let cutOff: (channel: Channel) => RingfenceError | undefined
 
+/** What another face of a channel tells of its end itself. */
+export interface Quiet {
+  /** As {@link Channel.readable}, which tells nothing. */
+  readable(): Promise<boolean>
+  /** What a reader is told at the end where the peer is gone before it had ended its sending. */
+  cutOff(): RingfenceError | undefined
+  /** The end of the peer's sending was told. */
+  told(): void
+}
+
+export let quietOf: (channel: Channel) => Quiet
+
 /** Puts pending messages into the ring, and refuses new ones. Returns what marks the channel as closed. */
 export let depart: (channel: Channel) => () => void
 
@@ -115,6 +127,12 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   static {
     depart = (channel) => channel.#depart()
     cutOff = (channel) => channel.#cutOff()
+
+    quietOf = (channel) => ({
+      readable: () => channel.#readable(),
+      cutOff: () => channel.#cutOff(),
+      told: () => channel.#endWithPeer(),
+    })
     make = (native, settings) => new Channel(KEY, native, settings)
     vacateAtExit = (channel, address) => {
       void channel.closed.then(atExit(address, () => channel.#native.vacate()))
@@ -234,6 +252,23 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    */
   trySend(message: BufferSource | string): boolean {
     return this.#sendQueue.trySend(message)
+  }
+
+  /**
+   * Has a message written in place, with no object for it: as {@link Channel.drain}, for writing.
+   *
+   * @param size - Bytes that the message may have.
+   * @param write - Called at once, where there is room, and else not at all: writes at most `length` bytes at `bytes[offset]`, and returns
+   * how many the message has. It must write nowhere else, keep nothing of `bytes`, and send nothing (INVALID_ARGUMENT). Bytes that
+   * it counts and has not written are zeros, or of a message that this side sent to the peer before. What it throws is passed on,
+   * and nothing is sent.
+   * @returns Whether there was room. The message goes with the others that this turn of the program fills and sends: it is in the ring
+   * before the program's next wait is over, and before the process exits.
+   * @throws {@link RingfenceError} as `trySend`; INVALID_ARGUMENT also where `write` returns no whole number from 0 to `length`
+   */
+  fill(size: number, write: Fill): boolean {
+    if (typeof write !== 'function') throw invalid(`fill takes a function, not ${show(write)}`)
+    return this.#sendQueue.fill(size, write)
   }
 
   /**

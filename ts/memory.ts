@@ -38,7 +38,15 @@ const SHARED: object | null =
  * covered by hand. Neither keeps a program from it that is bent on it.
  */
 export function allocateShared(size: number, what: string): Buffer {
-  const memory = allocate(size, what)
+  return markShared(allocate(size, what))
+}
+
+/** As {@link allocateShared}, of zeros. */
+export function allocateSharedEmpty(size: number, what: string): Buffer {
+  return markShared(tried(size, what, (bytes) => Buffer.alloc(bytes)))
+}
+
+function markShared(memory: Buffer): Buffer {
   const { buffer } = memory
   // Not an import by name: where the engine has no such function, it could not be imported at all.
   threads.markAsUntransferable?.(buffer)

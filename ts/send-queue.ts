@@ -10,7 +10,7 @@
 import { isAnyArrayBuffer, isTypedArray, isUint8Array } from 'node:util/types'
 
 import { fromFailure, invalid, show, type RingfenceError } from './errors.js'
-import { allocate, allocateEmpty } from './memory.js'
+import { allocate, allocateEmpty, allocateSharedEmpty } from './memory.js'
 import { FAILED, FLAGS, HEADER, WHOLE, type NativeSender } from './native.js'
 import { fairness } from './fairness.js'
 import type { BufferSource, Reservation } from './types.js'
@@ -38,6 +38,9 @@ const SENT: Promise<void> = Promise.resolve()
  * peer that reads makes much room.
  */
 const TURNS = 8
+
+/** Below this the ring shows no memory of its own, as the binding has it: memory for one message is kept here. */
+const SCRATCH = 4096
 
 /** Looked up once: Node 20 looks for what typed arrays inherit in each call (3 ns of a `send`'s 17, measured). */
 const put = Uint8Array.prototype.set
@@ -93,7 +96,8 @@ export class SendQueue {
   readonly #maxAtOnce: number
   /** A record of the arena goes into the ring in one piece, and leaves a small ring room for more of them. */
   readonly #stagedAtMost: number
-  readonly #arena: Buffer = allocate(ARENA, 'what is sent')
+  /** Of zeros at first: a caller that fills in place may leave bytes as they are, and they go to the peer. */
+  readonly #arena: Buffer = allocateSharedEmpty(ARENA, 'what is sent')
   readonly #words = new Uint32Array(this.#arena.buffer)
   /** The arena holds records from here… */
   #from = 0
@@ -122,6 +126,10 @@ export class SendQueue {
   #shut: (() => RingfenceError) | null = null
   /** The channel has ended, and says so itself. */
   #over = false
+  /** A caller is filling memory in place. */
+  #filling = false
+  /** What it fills where that is neither the arena nor the ring itself. */
+  #scratch: Uint8Array | null = null
   /** The peer will ring once it has read something. */
   #armed = false
   /** Turns that were let pass since something last found room. */
@@ -345,6 +353,83 @@ export class SendQueue {
     return sent === 1
   }
 
+  fill(size: number, write: Fill): boolean {
+    if (!Number.isInteger(size) || size < 0) throw invalid(`a message's size must be a whole number, not ${show(size)}`)
+    if (this.#shut !== null) throw this.#shut()
+    // Records in the arena surely find room; where that is not so, the ring is asked for this one.
+    if (this.#eager || size > this.#stagedAtMost || !this.#findsSureRoom(size)) return this.#fillReserved(size, write)
+    const start = this.#to + HEADER
+    const length = this.#filled(write, this.#arena, start, size)
+    this.#words[this.#to >>> 2] = length
+    this.#words[(this.#to >>> 2) + 1] = FLAGS
+    this.#to = start + ((length + 7) & ~7)
+    if (!this.#scheduled) this.#flushSoon()
+    return true
+  }
+
+  #findsSureRoom(size: number): boolean {
+    const needed = HEADER + ((size + 7) & ~7)
+    if (this.#to + needed <= this.#sure) return true
+    if (!this.isEmpty) this.pump()
+    return this.isEmpty && this.#hasSureRoom(needed)
+  }
+
+  #flushSoon(): void {
+    flushAtExit(this)
+    this.#schedule()
+  }
+
+  /** Into the ring itself, where memory of it can be shown; else into memory that is copied there. */
+  #fillReserved(size: number, write: Fill): boolean {
+    if (size <= this.#maxAtOnce && !this.#isThrough()) return false
+    this.#forgetRoom()
+    const reserved = this.#native.reserve(size, OWN_MEMORY)
+    if (reserved === FAILED) throw this.#fail()
+    if (reserved === 0) return false
+    let committed = false
+    try {
+      const own = reserved instanceof ArrayBuffer ? null : this.#scratchOf(size)
+      const length = this.#filled(write, own ?? new Uint8Array(reserved as ArrayBuffer), 0, size)
+      committed = true
+      if (this.#native.commit(length, own ?? undefined) === FAILED) throw this.#fail()
+    } finally {
+      // On a channel that has ended meanwhile it is cancelled already.
+      if (!committed && !this.#over) this.#native.cancel()
+    }
+    this.pump()
+    return true
+  }
+
+  #scratchOf(size: number): Uint8Array {
+    if (this.#scratch !== null && this.#scratch.length >= size) return this.#scratch
+    const scratch = allocateEmpty(Math.max(size, SCRATCH), 'a message')
+    if (size <= SCRATCH) this.#scratch = scratch
+    return scratch
+  }
+
+  /** Has the caller fill the bytes, and returns how many it has written. Meanwhile nothing else is sent. */
+  #filled(write: Fill, bytes: Uint8Array, start: number, size: number): number {
+    this.#filling = true
+    this.#shut = filling
+    let length: unknown
+    try {
+      length = write(bytes, start, size)
+    } finally {
+      this.#filling = false
+      // The channel may have ended meanwhile, or this side its sending.
+      if (this.#shut === filling) this.#shut = null
+      else if (!this.#over) this.#schedule()
+    }
+    if (typeof length !== 'number' || !Number.isInteger(length) || length < 0 || length > size) {
+      throw invalid(
+        `what fills a message returns how many bytes it has written, from 0 to ${size}, and not ${show(length)}`,
+      )
+    }
+    if (this.#shut !== null) throw (this.#shut as () => RingfenceError)()
+    if (bytes.length === 0 && size > 0) throw invalid('the memory that was to be filled was transferred elsewhere')
+    return length
+  }
+
   reserve(size: number): Reservation | null {
     if (!Number.isInteger(size) || size < 0)
       throw invalid(`a reservation's size must be a whole number, not ${show(size)}`)
@@ -461,6 +546,8 @@ export class SendQueue {
         if (this.#arm(this.#words[this.#from >>> 2]!)) return false
       }
     }
+    // What is being filled lies behind, and stays there.
+    if (this.#filling) return true
     this.#from = this.#to = 0
     this.#sure = this.#room < this.#enough ? 0 : Math.min(this.#room, ARENA)
     return true
@@ -559,6 +646,7 @@ export class SendQueue {
   shut(why: () => RingfenceError, over: boolean): void {
     this.#shut = why
     this.#over = over
+    if (over) filled.delete(this)
     const told = [...this.#line.flatMap((parcel) => parcel.told), ...this.#single].map((each) => each.told)
     if (this.#shared !== null) told.push(this.#shared)
     const waiting = [...told, ...this.#asking]
@@ -613,6 +701,24 @@ function payloadOf(bytes: Uint8Array, from: number, to: number): number {
     at += HEADER + ((length + 7) & ~7)
   }
   return sum
+}
+
+/** Fills `bytes` from `offset` on with at most `length` bytes, and returns how many it has written. */
+export type Fill = (bytes: Uint8Array, offset: number, length: number) => number
+
+const filling = () => invalid('a message is being filled: send once that has returned')
+
+/** Of what waits in memory of this process as it exits, what was filled is in the ring by then: its caller was told that it went. */
+const filled = new Set<SendQueue>()
+let listens = false
+
+function flushAtExit(queue: SendQueue): void {
+  filled.add(queue)
+  if (listens) return
+  listens = true
+  process.on('exit', () => {
+    for (const each of filled) each.pump()
+  })
 }
 
 /** Commits so many bytes, or cancels. Returns why that could not be. */

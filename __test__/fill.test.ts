@@ -1,0 +1,179 @@
+// Messages that are written in place.
+
+import test from 'ava'
+import { RingfenceError, type Channel } from 'ringfence'
+
+import { pattern } from './support/bytes.js'
+import { pair, receivesPatterns, type Partner } from './support/partner.js'
+import { isPending } from './support/until.js'
+
+const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
+const tooLarge = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE' } as const
+const closed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_CLOSED' } as const
+
+function put(message: Buffer) {
+  return (bytes: Uint8Array, offset: number, length: number) => {
+    if (length < message.length) throw new Error(`${length} bytes are too few`)
+    bytes.set(message, offset)
+    return message.length
+  }
+}
+
+function readAll(partner: Partner): Promise<Buffer[]> {
+  return partner.run(async (kit) => {
+    const all: Buffer[] = []
+    for await (const message of kit.channel) all.push(message)
+    return all
+  })
+}
+
+test.serial(
+  'what is filled arrives, in order with what is sent by other calls, through many laps of the ring',
+  async (t) => {
+    for (const busyPoll of [0, 50]) {
+      const { channel, partner } = await pair(t, { here: { capacity: 65_536, busyPoll } })
+      const count = 5000
+      const there = receivesPatterns(partner, count)
+      for (let number = 0; number < count; number += 1) {
+        const size = [0, 1, 64, 100, 4096, 5000, 9000, 32_000][number % 8]!
+        const message = pattern(number, size)
+        if (number % 5 === 4) await channel.send(message)
+        else if (number % 5 === 3) void channel.send(message)
+        // More room than is used, where half the ring has that.
+        else while (!channel.fill(Math.min(size + 9, 32_000), put(message))) await channel.writable(size + 9)
+      }
+      t.is(await there, 'all')
+    }
+  },
+)
+
+test.serial('false where there is no room: the callback is not called, and nothing is sent', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  let filled = 0
+  while (channel.fill(64, put(pattern(filled, 64)))) filled += 1
+  t.true(filled > 40 && filled <= 64, String(filled))
+  t.false(channel.fill(64, () => t.fail() as never))
+  t.false(channel.fill(2000, () => t.fail() as never))
+  t.is(await receivesPatterns(partner, filled), 'all')
+  await channel.writable(64)
+  t.true(channel.fill(64, put(pattern(filled, 64))))
+})
+
+test.serial(
+  'what is no count of bytes is INVALID_ARGUMENT, what throws is passed on, and nothing is sent',
+  async (t) => {
+    const { channel, partner } = await pair(t, { here: { capacity: 65_536 } })
+    for (const size of [0, 64, 3000, 5000, 30_000]) {
+      for (const result of [-1, size + 1, 0.5, NaN, undefined, null, '1', 1n, Promise.resolve(1)])
+        t.throws(() => channel.fill(size, () => result as number), invalid, `${size} ${String(result)}`)
+      t.throws(() => channel.fill(size, () => { throw new RangeError('mine') }), { instanceOf: RangeError }) // prettier-ignore
+    }
+    for (const size of [-1, 1.5, NaN, '5', undefined]) t.throws(() => channel.fill(size as number, () => 0), invalid)
+    t.throws(() => channel.fill(5, undefined as never), invalid)
+    t.throws(() => channel.fill(channel.capacity / 2 + 1, () => 0), tooLarge)
+    t.true(channel.fill(10, put(Buffer.from('last'))))
+    await channel.end()
+    t.deepEqual(await readAll(partner), [Buffer.from('last')])
+  },
+)
+
+test.serial('sending within it is INVALID_ARGUMENT; reading, and what was sent before, go on', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 65_536 } })
+  await partner.run((kit) => kit.channel.send('to here'))
+  await channel.readable()
+  for (const size of [64, 10_000]) {
+    void channel.send('before')
+    const rejected: Promise<unknown>[] = []
+    const done = channel.fill(size, (bytes, offset) => {
+      t.throws(() => channel.trySend('x'), invalid)
+      t.throws(() => channel.reserve(1), invalid)
+      t.throws(() => channel.fill(1, () => 0), invalid)
+      rejected.push(t.throwsAsync(channel.send('x'), invalid), t.throwsAsync(channel.writable(), invalid))
+      if (size === 64) t.is(String(channel.tryReceive()), 'to here')
+      void channel.receive({ signal: AbortSignal.abort() }).catch(() => {})
+      bytes[offset] = 65
+      return 1
+    })
+    t.true(done)
+    await Promise.all(rejected)
+  }
+  await channel.end()
+  t.deepEqual((await readAll(partner)).map(String), ['before', 'A', 'before', 'A'])
+})
+
+test.serial('an end or a close within it wins: nothing of it is sent', async (t) => {
+  for (const size of [64, 10_000]) {
+    for (const deed of ['end', 'close'] as const) {
+      const { channel, partner } = await pair(t)
+      void channel.send('before')
+      const leave = (): number => {
+        void channel[deed]()
+        return 5
+      }
+      t.throws(() => channel.fill(size, leave), closed)
+      t.throws(() => channel.fill(size, () => 0), closed)
+      t.deepEqual((await readAll(partner)).map(String), ['before'], `${deed} ${size}`)
+    }
+  }
+})
+
+test.serial('bytes that were counted and not written are zeros, or of messages to the same peer', async (t) => {
+  const { channel, partner } = await pair(t)
+  const sizes = [64, 3000, 4096, 8192, 20_000]
+  for (const size of sizes) t.true(channel.fill(size, () => size))
+  await channel.end()
+  for (const message of await readAll(partner))
+    t.true(
+      message.every((byte) => byte === 0),
+      String(message.length),
+    )
+})
+
+test.serial('what was filled is in the ring before the process exits', async (t) => {
+  const { channel, partner } = await pair(t)
+  partner.mayFail()
+  void partner.run((kit) => {
+    for (let number = 0; number < 100; number += 1)
+      kit.channel.fill(64, (bytes, offset) => {
+        bytes[offset] = number
+        return 1
+      })
+    process.exit(0)
+  })
+  const found: number[] = []
+  for await (const message of channel) found.push(message[0]!)
+  t.deepEqual(
+    found,
+    Array.from({ length: 100 }, (_, index) => index),
+  )
+})
+
+test.serial('its memory cannot be transferred elsewhere', async (t) => {
+  const { channel, partner } = await pair(t)
+  void channel.send('before')
+  const sent = ['before', 'after']
+  try {
+    // Node 20 copies what it does not transfer, and later ones throw.
+    channel.fill(64, (bytes, offset) => {
+      structuredClone(bytes.buffer, { transfer: [bytes.buffer as ArrayBuffer] })
+      bytes[offset] = 65
+      return 1
+    })
+    sent.splice(1, 0, 'A')
+  } catch (error) {
+    t.is((error as Error).name, 'DataCloneError')
+  }
+  t.true(await isPending(channel.closed))
+  t.true(channel.fill(5, put(Buffer.from('after'))))
+  await channel.end()
+  t.deepEqual((await readAll(partner)).map(String), sent)
+})
+
+test.serial('bufferedAmount counts what is filled and not in the ring yet', async (t) => {
+  const { channel } = await pair(t)
+  const fill = (from: Channel) => from.fill(64, () => 10)
+  t.true(fill(channel))
+  t.is(channel.bufferedAmount, 10)
+  await channel.writable()
+  t.is(channel.bufferedAmount, 0)
+})

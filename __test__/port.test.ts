@@ -1,0 +1,240 @@
+// A channel as a MessagePort: what Node's own does, this one does.
+
+import { once } from 'node:events'
+import { MessageChannel } from 'node:worker_threads'
+
+import test, { type ExecutionContext } from 'ava'
+import { json, RingfenceError, toPort, type Channel, type Codec, type MessagePortLike } from 'ringfence'
+
+import { pair, type Pair } from './support/partner.js'
+import { isPending, soon, until } from './support/until.js'
+
+const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
+
+/** A port over there that sends back what comes. */
+async function ports(t: ExecutionContext, settings = {}): Promise<Pair & { port: MessagePortLike }> {
+  const made = await pair(t, settings)
+  await made.partner.run((kit) => {
+    const port = kit.ringfence.toPort(kit.channel)
+    port.on('message', (value) => port.postMessage(value))
+    const said: string[] = []
+    port.on('close', () => said.push('close'))
+    port.on('messageerror', (error: Error) => said.push(error.name))
+    kit.keep['said'] = said
+    kit.keep['port'] = port
+  })
+  return { ...made, port: toPort(made.channel) }
+}
+
+const values: unknown[] = [1, 'text', null, undefined, { a: [1n, new Map([[1, new Date(0)]])] }, new Uint8Array([1, 2])]
+
+test.serial('values go there and come back, to on, once, addEventListener and onmessage', async (t) => {
+  const { port } = await ports(t)
+  const found: [string, unknown][] = []
+  port.on('message', (value: unknown) => found.push(['on', value]))
+  port.once('message', (value: unknown) => found.push(['once', value]))
+  port.addEventListener('message', (event: MessageEvent) => found.push(['event', event.data]))
+  port.addEventListener('message', { handleEvent: (event: MessageEvent) => found.push(['object', event.data]) })
+  port.addEventListener('message', (event: MessageEvent) => found.push(['event once', event.data]), { once: true })
+  port.onmessage = (event) => {
+    t.is(event.type, 'message')
+    t.is(event.target as unknown, port)
+    found.push(['onmessage', event.data])
+  }
+  for (const value of values) port.postMessage(value)
+  await until(() => found.filter(([kind]) => kind === 'onmessage').length === values.length, 'all came back')
+  const once1 = ['on', 'once', 'event', 'object', 'event once', 'onmessage']
+  const kinds = ['on', 'event', 'object', 'onmessage']
+  // An event has null for undefined, as Node's own has.
+  const as = (kind: string, value: unknown) => (kind.startsWith('on') && kind !== 'onmessage' ? value : (value ?? null))
+  const wanted = values.flatMap((value, index) => (index === 0 ? once1 : kinds).map((kind) => [kind, as(kind, value)]))
+  t.deepEqual(found, wanted as typeof found)
+  t.is(port.listenerCount('message'), 4)
+  t.deepEqual(await (port.postMessage('awaited'), once(port as never, 'message')), ['awaited'])
+})
+
+test.serial('it starts with the first listener, whichever way, and stops with the last; nothing is lost', async (t) => {
+  const { channel, partner } = await pair(t)
+  const port = toPort(channel, json())
+  t.false(port.hasRef(), 'without a listener it keeps no process alive')
+  for (let number = 0; number < 10; number += 1)
+    await partner.run((kit, what: number) => kit.channel.send(String(what)), number)
+  const found: unknown[] = []
+  const take = (value: unknown) => {
+    found.push(value)
+    if (found.length === 3) port.off('message', take)
+  }
+  port.on('message', take)
+  t.true(port.hasRef())
+  await until(() => found.length === 3, 'three have come')
+  t.false(port.hasRef())
+  t.is(await isPending(channel.closed), true)
+  t.deepEqual(found, [0, 1, 2])
+  const event = (message: MessageEvent) => {
+    found.push(message.data)
+    if (found.length === 6) port.removeEventListener('message', event)
+  }
+  port.addEventListener('message', event)
+  port.addEventListener('message', event)
+  await until(() => found.length === 6, 'six have come')
+  port.onmessage = ({ data }) => {
+    found.push(data)
+    if (found.length === 8) port.onmessage = null
+  }
+  await until(() => found.length === 8, 'eight have come')
+  const controller = new AbortController()
+  port.addEventListener('message', (message: MessageEvent) => found.push(message.data), { signal: controller.signal })
+  await until(() => found.length === 10, 'all have come')
+  controller.abort()
+  t.is(port.listenerCount('message'), 0)
+  t.deepEqual(found, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+  t.is(port.onmessage as unknown, null)
+})
+
+test.serial(
+  'what was posted before close is sent, then close comes on both sides, and posting is silent',
+  async (t) => {
+    const { port, partner, channel } = await ports(t, { here: { capacity: 4096 } })
+    await partner.run((kit) => {
+      const sizes: number[] = []
+      ;(kit.keep['port'] as MessagePortLike)
+        .removeAllListeners('message')
+        .on('message', (text: string) => sizes.push(text.length))
+      kit.keep['sizes'] = sizes
+    })
+    const closed = once(port as never, 'close')
+    for (const size of [10, 100_000, 20]) port.postMessage('x'.repeat(size))
+    port.close()
+    port.close()
+    t.notThrows(() => port.postMessage('late'))
+    await soon(closed, 'close here')
+    await until(() => partner.run((kit) => (kit.keep['said'] as string[]).includes('close')), 'close over there')
+    t.deepEqual(await partner.run((kit) => kit.keep['sizes']), [10, 100_000, 20])
+    t.is(await channel.closed, 'closed')
+    t.notThrows(() => port.postMessage('later'))
+    t.notThrows(() => port.postMessage({ f: 1 }))
+  },
+)
+
+test.serial('a peer that was killed: what it had posted comes, then close', async (t) => {
+  const { port, partner } = await ports(t)
+  await partner.run((kit) => {
+    for (let number = 0; number < 100; number += 1) (kit.keep['port'] as MessagePortLike).postMessage(number)
+  })
+  await partner.kill()
+  const found: unknown[] = []
+  port.on('message', (value: unknown) => found.push(value))
+  await soon(once(port as never, 'close'), 'close')
+  t.deepEqual(
+    found,
+    Array.from({ length: 100 }, (_, index) => index),
+  )
+  t.notThrows(() => port.postMessage('late'))
+})
+
+test.serial('close comes without a listener of messages as well, and to onclose', async (t) => {
+  const { channel, partner } = await pair(t)
+  const port = toPort(channel)
+  const closed = new Promise<string>((resolve) => {
+    port.onclose = ({ type }) => resolve(type)
+  })
+  await partner.kill()
+  t.is(await soon(closed, 'close'), 'close')
+})
+
+test.serial('what cannot be posted throws, a transfer list too, and nothing is sent', async (t) => {
+  const { port } = await ports(t, { there: { maxMessageSize: 1000 } })
+  t.throws(() => port.postMessage(() => {}), invalid)
+  const memory = new ArrayBuffer(8)
+  t.throws(() => port.postMessage(memory, [memory]), invalid)
+  t.throws(() => port.postMessage(memory, { transfer: [memory] }), invalid)
+  t.is(memory.byteLength, 8)
+  t.throws(() => port.postMessage('x'.repeat(2000)), { code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE' })
+  port.postMessage('one', [])
+  port.postMessage('two', {})
+  const found: unknown[] = []
+  port.on('message', (value: unknown) => found.push(value))
+  await until(() => found.length === 2, 'both came back')
+  t.deepEqual(found, ['one', 'two'])
+})
+
+test.serial('what is malformed is a messageerror, and the next message comes', async (t) => {
+  const { channel, partner } = await pair(t)
+  const port = toPort(channel, json())
+  const found: unknown[] = []
+  port.on('message', (value: unknown) => found.push(value))
+  port.on('messageerror', (error: RingfenceError) => found.push(error.code))
+  port.onmessageerror = (event) => found.push(String((event.data as RingfenceError).bytes))
+  await partner.run(async (kit) => {
+    for (const text of ['1', '{', '2']) await kit.channel.send(text)
+  })
+  await until(() => found.length === 4, 'all have come')
+  t.deepEqual(found, [1, 'ERR_RINGFENCE_MALFORMED', '{', 2])
+})
+
+test.serial('a listener that throws keeps no other from being called, and no message from coming', async (t) => {
+  const { channel, partner } = await pair(t)
+  const there = partner.run(async (kit) => {
+    const uncaught: string[] = []
+    process.on('uncaughtException', (error) => uncaught.push(error.message))
+    const port = kit.ringfence.toPort(kit.channel, kit.ringfence.json())
+    const found: unknown[] = []
+    port.on('message', (value: number) => {
+      throw new Error(`at ${value}`)
+    })
+    port.on('message', (value: unknown) => found.push(value))
+    await kit.until.until(() => found.length === 2, 'both have come')
+    return { uncaught, found }
+  })
+  for (const value of [1, 2]) await channel.send(String(value))
+  t.deepEqual(await there, { uncaught: ['at 1', 'at 2'], found: [1, 2] })
+})
+
+test.serial('a stalled peer: what waits is bounded, and close gives it up after a while', async (t) => {
+  const { port, partner, channel } = await ports(t, { options: { maxMessageSize: 2 ** 30 } })
+  partner.stop()
+  const chunk = new Uint8Array(32 * 1024 * 1024)
+  const error = t.throws(
+    () => {
+      for (let count = 0; count < 100; count += 1) port.postMessage(chunk)
+    },
+    { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_NO_SPACE' },
+  )
+  t.regex(error.message, /the peer does not read/)
+  t.true(channel.bufferedAmount < 400 * 1024 * 1024, String(channel.bufferedAmount))
+  const closed = once(port as never, 'close')
+  port.close()
+  await closed
+  t.is(channel.bufferedAmount, 0)
+})
+
+test.serial('a process that only listens lives as long as the port, as with a MessagePort', async (t) => {
+  const { port1, port2 } = new MessageChannel()
+  t.false((port1 as unknown as { hasRef(): boolean }).hasRef())
+  port1.on('message', () => {})
+  t.true((port1 as unknown as { hasRef(): boolean }).hasRef(), 'so does Node’s own')
+  port1.close()
+  port2.close()
+
+  const { channel, partner } = await pair(t)
+  await partner.run((kit) => {
+    const port = kit.ringfence.toPort(kit.channel)
+    port.on('message', () => {})
+    port.on('close', () => (process.exitCode = 7))
+  })
+  const exited = partner.letGo()
+  partner.mayFail()
+  t.true(await isPending(exited))
+  await channel.close()
+  t.is((await soon(exited, 'its end')).code, 7)
+})
+
+test('what is no channel, no codec and no listener is INVALID_ARGUMENT', async (t) => {
+  for (const value of [undefined, null, {}, 5]) t.throws(() => toPort(value as unknown as Channel), invalid)
+  const { channel } = await pair(t)
+  for (const codec of [null, {}, 'json']) t.throws(() => toPort(channel, codec as unknown as Codec<unknown>), invalid)
+  const port = toPort(channel)
+  t.throws(() => port.on('message', undefined as never), invalid)
+  t.notThrows(() => port.addEventListener('message', null))
+  t.notThrows(() => port.off('message', () => {}))
+})

@@ -1,0 +1,148 @@
+// A channel as web streams.
+
+import { text } from 'node:stream/consumers'
+import { TransformStream } from 'node:stream/web'
+
+import test from 'ava'
+import { RingfenceError, toWeb, type Channel } from 'ringfence'
+
+import { pattern } from './support/bytes.js'
+import { pair } from './support/partner.js'
+import { isPending, until } from './support/until.js'
+
+const lost = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_PEER_LOST' } as const
+
+test.serial('one chunk a message in both directions, with all that the web does to a stream', async (t) => {
+  const { channel, partner } = await pair(t)
+  const there = partner.run(async (kit) => {
+    const { readable, writable } = kit.ringfence.toWeb(kit.channel)
+    const { TransformStream: Transform } = kit.require('node:stream/web') as typeof import('node:stream/web')
+    const upper = new Transform<Uint8Array, string>({
+      transform: (chunk, controller) => controller.enqueue(Buffer.from(chunk).toString().toUpperCase()),
+    })
+    await readable.pipeThrough(upper).pipeTo(writable)
+    return kit.channel.closed
+  })
+  const { readable, writable } = toWeb(channel)
+  const writer = writable.getWriter()
+  const sizes = [1, 0, 70_000, 5]
+  for (const size of sizes) void writer.write('x'.repeat(size))
+  void writer.write(Uint8Array.from([97]))
+  void writer.write(new DataView(Uint8Array.from([98]).buffer))
+  await writer.close()
+  const found: string[] = []
+  for await (const chunk of readable) found.push(Buffer.from(chunk).toString())
+  t.deepEqual(found, [...sizes.map((size) => 'X'.repeat(size)), 'A', 'B'])
+  t.is(await there, 'closed')
+  t.is(await channel.closed, 'closed')
+})
+
+for (const allowHalfOpen of [false, true]) {
+  test.serial(
+    `with allowHalfOpen: ${allowHalfOpen} the end of the readable is the end of this side where nothing holds the writable`,
+    async (t) => {
+      const { channel, partner } = await pair(t, { here: { allowHalfOpen } })
+      await partner.run((kit) => kit.channel.end())
+      const { readable } = toWeb(channel)
+      t.is(await text(readable as never), '')
+      if (allowHalfOpen) await channel.send('still here')
+      else await t.throwsAsync(channel.send('late'), { code: 'ERR_RINGFENCE_CLOSED', message: /allowHalfOpen/ })
+    },
+  )
+}
+
+test.serial('a Response has it as its body', async (t) => {
+  const { channel, partner } = await pair(t)
+  await partner.run(async (kit) => {
+    for (const part of ['{"a":', '', '1}']) await kit.channel.send(part)
+    await kit.channel.end()
+  })
+  t.deepEqual(await new Response(toWeb(channel).readable as never).json(), { a: 1 })
+})
+
+test.serial('a write is done once it is in the ring, and what is not read stays with the peer', async (t) => {
+  const { channel, partner } = await pair(t, { options: { capacity: 4096 } })
+  const { readable, writable } = toWeb(channel)
+  const writer = writable.getWriter()
+  await writer.write(pattern(0, 1000))
+  const large = writer.write(pattern(1, 20_000))
+  t.true(await isPending(large))
+  const waiting = partner.run(async (kit) => {
+    const sent = kit.channel.send(kit.bytes.pattern(2, 20_000))
+    kit.keep['sent'] = sent
+    return (
+      (await kit.until.isPending(sent)) && [
+        (await kit.channel.receive())!.length,
+        (await kit.channel.receive())!.length,
+      ]
+    )
+  })
+  t.deepEqual(await waiting, [1000, 20_000])
+  await large
+  t.true(await partner.run((kit) => kit.until.isPending(kit.keep['sent'] as Promise<void>)), 'nothing reads here')
+  const { value } = await readable.getReader().read()
+  t.deepEqual(Buffer.from(value!), pattern(2, 20_000))
+  await partner.run((kit) => kit.keep['sent'] as Promise<void>)
+})
+
+test.serial('a peer that was cut off errors the readable after all that came, and the writable', async (t) => {
+  const { channel, partner } = await pair(t)
+  await partner.run(async (kit) => {
+    await kit.channel.send('one')
+    await kit.channel.send('two')
+  })
+  const { readable, writable } = toWeb(channel)
+  const writer = writable.getWriter()
+  await partner.kill()
+  await t.throwsAsync(writer.closed, lost)
+  await t.throwsAsync(writer.write('late'), lost)
+  const reader = readable.getReader()
+  t.is(String(Buffer.from((await reader.read()).value!)), 'one')
+  t.is(String(Buffer.from((await reader.read()).value!)), 'two')
+  await t.throwsAsync(reader.read(), lost)
+})
+
+const leave: [string, (streams: ReturnType<typeof toWeb>) => Promise<void>][] = [
+  ['cancel of the readable', ({ readable }) => readable.cancel(new Error('enough'))],
+  ['abort of the writable', ({ writable }) => writable.abort(new Error('enough'))],
+]
+for (const [title, deed] of leave) {
+  test.serial(`${title} closes the channel`, async (t) => {
+    const { channel, partner } = await pair(t)
+    await deed(toWeb(channel))
+    t.is(await channel.closed, 'closed')
+    t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+  })
+}
+
+test.serial('a cancel while a read waits ends that read, and the peer sees the close', async (t) => {
+  const { channel, partner } = await pair(t)
+  const { readable } = toWeb(channel)
+  const reader = readable.getReader()
+  const waiting = reader.read()
+  await until(async () => isPending(waiting), 'it waits')
+  await reader.cancel()
+  t.true((await waiting).done)
+  t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+})
+
+test.serial('a pipe that is aborted by a signal closes the channel', async (t) => {
+  const { channel, partner } = await pair(t)
+  const controller = new AbortController()
+  const { readable } = toWeb(channel)
+  const piping = readable.pipeTo(new TransformStream<Uint8Array>().writable, { signal: controller.signal })
+  controller.abort()
+  t.is(await piping.catch((error: Error) => error.name), 'AbortError')
+  t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+})
+
+test.serial('what is no channel is INVALID_ARGUMENT; a reader that asks for nothing takes nothing', async (t) => {
+  const { channel, partner } = await pair(t)
+  for (const value of [undefined, null, {}, 5])
+    t.throws(() => toWeb(value as unknown as Channel), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+  await partner.run((kit) => kit.channel.send('for receive'))
+  toWeb(channel)
+  t.is(String(await channel.receive()), 'for receive')
+  await partner.run((kit) => kit.channel.end())
+  t.is(await text(toWeb(channel).readable as never), '')
+})

@@ -1,0 +1,364 @@
+// A channel as a MessagePort: for libraries that speak over one.
+
+import { Channel } from './channel.js'
+import { checkCodec, decodeWith, encodeWith, structured, type Codec } from './codec.js'
+import { RingfenceError, invalid, show } from './errors.js'
+
+/** Milliseconds that a port that was closed has for what was posted before, where the peer does not read. */
+const LINGER = 5000
+
+/** Bytes that may wait for a peer that does not read: `postMessage` can make no caller wait, and memory must end somewhere. */
+const MOST_WAITING = 256 * 1024 * 1024
+
+/** Milliseconds until a message that there was no memory for is tried again. */
+const PAUSE = 50
+
+/** The events of a port. */
+export type PortEvent = 'message' | 'messageerror' | 'close'
+
+/** As an event target hands it out: `data` is the message, or what is wrong with it. */
+export interface PortMessageEvent extends Event {
+  readonly data: unknown
+}
+
+/** What `on` takes: the message itself, the error, or nothing. */
+// oxlint-disable-next-line typescript/no-explicit-any -- it is what the other side has sent, and the listener says what it expects
+export type PortListener = (value: any) => void
+
+/** What `addEventListener` takes. */
+// oxlint-disable-next-line typescript/no-explicit-any -- as with an event target of the web's
+export type PortEventListener = ((event: any) => void) | { handleEvent(event: any): void }
+
+/** What a channel is to code that was written for a MessagePort of Node's. */
+export interface MessagePortLike {
+  /**
+   * Sends a value, in the order of the calls. Never waits. After `close`, or once the peer has gone, it does nothing.
+   *
+   * @param transfer - Nothing, or an empty list: memory cannot be handed to another process.
+   * @throws {@link RingfenceError} INVALID_ARGUMENT for what cannot be encoded, and for a list that is not empty; MESSAGE_TOO_LARGE;
+   * NO_SPACE where the peer has not read for so long that 256 MiB wait.
+   */
+  postMessage(value: unknown, transfer?: readonly unknown[] | { transfer?: readonly unknown[] }): void
+  /** A listener of 'message' starts the port, and keeps the process alive until it is removed. */
+  on(event: PortEvent, listener: PortListener): this
+  once(event: PortEvent, listener: PortListener): this
+  off(event: PortEvent, listener: PortListener): this
+  addListener(event: PortEvent, listener: PortListener): this
+  removeListener(event: PortEvent, listener: PortListener): this
+  removeAllListeners(event?: PortEvent): this
+  listenerCount(event: PortEvent): number
+  /** As `on`, for listeners that take an event. */
+  addEventListener(
+    event: string,
+    listener: PortEventListener | null,
+    options?: boolean | { once?: boolean; signal?: AbortSignal },
+  ): void
+  removeEventListener(event: string, listener: PortEventListener | null, options?: unknown): void
+  onmessage: ((event: PortMessageEvent) => void) | null
+  onmessageerror: ((event: PortMessageEvent) => void) | null
+  onclose: ((event: Event) => void) | null
+  /** Takes messages, whether there is a listener or not. */
+  start(): void
+  /** What was posted before is sent, for at most 5 s where the peer does not read; nothing more is told but 'close'. */
+  close(): void
+  ref(): void
+  unref(): void
+  hasRef(): boolean
+  /** The channel itself. */
+  readonly channel: Channel
+}
+
+/** A listener, and how it is called. */
+interface Entry {
+  readonly listener: PortListener | PortEventListener
+  /** It takes an event, and not the value. */
+  readonly takesEvent: boolean
+  readonly once: boolean
+}
+
+type Handler = 'onmessage' | 'onmessageerror' | 'onclose'
+
+/**
+ * A channel as a MessagePort of Node's: for comlink, birpc, capnweb and others that speak over one. It reads the channel: nothing else may.
+ *
+ * As with Node's: a listener of 'message', of whichever kind, starts it and keeps the process alive; without one the port keeps no
+ * process alive, and what comes stays in the ring, so that the peer waits. A message that cannot be decoded is the event 'messageerror'.
+ * Once the channel has ended, and all that came was told, comes 'close': within a second where the peer was killed. What a listener throws is an
+ * uncaught exception.
+ *
+ * @param codec - {@link structured} where none is given, as a MessagePort has it. Use {@link json} where the peer may turn hostile.
+ * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no channel, and for what is no codec
+ */
+export function toPort(channel: Channel, codec: Codec<unknown> = structured()): MessagePortLike {
+  if (!(channel instanceof Channel)) throw invalid(`toPort takes a channel, not ${show(channel)}`)
+  checkCodec(codec)
+  return new Port(channel, codec)
+}
+
+class Port implements MessagePortLike {
+  readonly channel: Channel
+  readonly #codec: Codec<unknown>
+  readonly #entries: Record<PortEvent, Entry[]> = { message: [], messageerror: [], close: [] }
+  readonly #handlers: Record<Handler, PortListener | null> = { onmessage: null, onmessageerror: null, onclose: null }
+  /** The messages that come, while it is started. */
+  #messages: AsyncIterator<Buffer, undefined> | null = null
+  #hasRef = false
+  #state: 'open' | 'closing' | 'closed' = 'open'
+
+  constructor(channel: Channel, codec: Codec<unknown>) {
+    this.channel = channel
+    this.#codec = codec
+    channel.unref()
+    void channel.closed.then(() => {
+      // What has come is told first: by a port that is started, or once it will be.
+      if (this.#state === 'closing' || (this.#messages === null && channel.readableEnded)) this.#tellClose()
+    })
+  }
+
+  postMessage(value: unknown, transfer?: readonly unknown[] | { transfer?: readonly unknown[] }): void {
+    const list = Array.isArray(transfer)
+      ? transfer
+      : (transfer as { transfer?: readonly unknown[] } | undefined)?.transfer
+    if (list !== undefined && list !== null && [...list].length > 0)
+      throw invalid(
+        'memory cannot be transferred to another process: post it without a transfer list, and it is copied',
+      )
+    if (this.#state !== 'open') return
+    const message = encodeWith(this.#codec, value)
+    this.#mustFit(message)
+    this.channel.send(message).catch((error: RingfenceError) => {
+      // The end is told by 'close'. What else has gone wrong must not pass unseen.
+      if (error.code === 'ERR_RINGFENCE_NO_SPACE') this.#emit('messageerror', error)
+    })
+  }
+
+  /** `send` would tell later, and no caller of a port is there to hear it then. */
+  #mustFit(message: Uint8Array | string): void {
+    const { maxMessageSize, bufferedAmount } = this.channel
+    const size = typeof message === 'string' ? Buffer.byteLength(message) : message.byteLength
+    if (size > maxMessageSize) {
+      const what = `the message has ${size} bytes, and the peer takes ${maxMessageSize} (its maxMessageSize)`
+      throw new RingfenceError('MESSAGE_TOO_LARGE', what)
+    }
+    if (bufferedAmount > MOST_WAITING) {
+      const what = `the peer does not read: ${bufferedAmount} bytes that were posted before wait still`
+      throw new RingfenceError('NO_SPACE', what)
+    }
+  }
+
+  on(event: PortEvent, listener: PortListener): this {
+    return this.#add(event, { listener, takesEvent: false, once: false })
+  }
+
+  once(event: PortEvent, listener: PortListener): this {
+    return this.#add(event, { listener, takesEvent: false, once: true })
+  }
+
+  off(event: PortEvent, listener: PortListener): this {
+    this.#remove(event, (entry) => entry.listener === listener && !entry.takesEvent)
+    return this
+  }
+
+  addListener(event: PortEvent, listener: PortListener): this {
+    return this.on(event, listener)
+  }
+
+  removeListener(event: PortEvent, listener: PortListener): this {
+    return this.off(event, listener)
+  }
+
+  removeAllListeners(event?: PortEvent): this {
+    for (const name of event === undefined ? (Object.keys(this.#entries) as PortEvent[]) : [event]) {
+      if (name in this.#entries) this.#remove(name, () => true)
+    }
+    return this
+  }
+
+  listenerCount(event: PortEvent): number {
+    return this.#entries[event]?.length ?? 0
+  }
+
+  addEventListener(
+    event: string,
+    listener: PortEventListener | null,
+    options: boolean | { once?: boolean; signal?: AbortSignal } = {},
+  ): void {
+    const { once = false, signal } = typeof options === 'object' && options !== null ? options : {}
+    if (listener === null || signal?.aborted) return
+    const known = this.#entries[event as PortEvent] ?? []
+    if (known.some((entry) => entry.listener === listener && entry.takesEvent)) return
+    this.#add(event as PortEvent, { listener, takesEvent: true, once })
+    signal?.addEventListener('abort', () => this.removeEventListener(event, listener), { once: true })
+  }
+
+  removeEventListener(event: string, listener: PortEventListener | null): void {
+    this.#remove(event as PortEvent, (entry) => entry.listener === listener && entry.takesEvent)
+  }
+
+  get onmessage(): ((event: PortMessageEvent) => void) | null {
+    return this.#handlers.onmessage
+  }
+
+  set onmessage(handler) {
+    this.#handle('onmessage', 'message', handler)
+  }
+
+  get onmessageerror(): ((event: PortMessageEvent) => void) | null {
+    return this.#handlers.onmessageerror
+  }
+
+  set onmessageerror(handler) {
+    this.#handle('onmessageerror', 'messageerror', handler)
+  }
+
+  get onclose(): ((event: Event) => void) | null {
+    return this.#handlers.onclose
+  }
+
+  set onclose(handler) {
+    this.#handle('onclose', 'close', handler)
+  }
+
+  /** A handler is a listener, in the place of the one before. */
+  #handle(name: Handler, event: PortEvent, handler: PortListener | null): void {
+    const before = this.#handlers[name]
+    const next = typeof handler === 'function' ? handler : null
+    this.#handlers[name] = next
+    if (next !== null) this.#add(event, { listener: next, takesEvent: true, once: false })
+    if (before !== null) this.#remove(event, (entry) => entry.listener === before && entry.takesEvent, 1)
+  }
+
+  #add(event: PortEvent, entry: Entry): this {
+    const kind = entry.takesEvent ? 'object' : 'function'
+    if (typeof entry.listener !== 'function' && (kind === 'function' || typeof entry.listener !== 'object'))
+      throw invalid(`a listener must be a function, not ${show(entry.listener)}`)
+    const entries = this.#entries[event]
+    // As with any emitter, there are events that never come.
+    if (entries === undefined) return this
+    entries.push(entry)
+    if (event === 'message' && entries.length === 1) {
+      this.ref()
+      this.start()
+    }
+    return this
+  }
+
+  #remove(event: PortEvent, which: (entry: Entry) => boolean, most = Infinity): void {
+    const entries = this.#entries[event]
+    if (entries === undefined || entries.length === 0) return
+    let left = most
+    this.#entries[event] = entries.filter((entry) => {
+      const goes = left > 0 && which(entry)
+      if (goes) left -= 1
+      return !goes
+    })
+    if (event !== 'message' || this.#entries.message.length > 0) return
+    this.unref()
+    this.#stop()
+  }
+
+  start(): void {
+    if (this.#messages !== null || this.#state !== 'open') return
+    const messages = this.channel[Symbol.asyncIterator]()
+    this.#messages = messages
+    // The caller may add listeners first.
+    queueMicrotask(() => void this.#read(messages))
+  }
+
+  #stop(): void {
+    const messages = this.#messages
+    this.#messages = null
+    // What comes for it meanwhile stays in the channel.
+    void messages?.return?.()
+  }
+
+  async #read(messages: AsyncIterator<Buffer, undefined>): Promise<void> {
+    while (this.#messages === messages) {
+      try {
+        const { done, value } = await messages.next()
+        if (done) {
+          // A port has no half that stays open.
+          if (this.#messages === messages) void this.channel.close({ linger: LINGER })
+          break
+        }
+        this.#tellMessage(value)
+      } catch (error) {
+        this.#emit('messageerror', error)
+        // Where there was no memory for a message, it is there still. Else another reader has the channel, or it has ended.
+        if ((error as RingfenceError).code !== 'ERR_RINGFENCE_NO_SPACE') break
+        await new Promise((resolve) => setTimeout(resolve, PAUSE))
+      }
+    }
+    await this.channel.closed
+    // Where it was stopped before the end, that is told once it is read.
+    if (this.#messages === messages) this.#tellClose()
+  }
+
+  #tellMessage(bytes: Buffer): void {
+    let value: unknown
+    try {
+      value = decodeWith(this.#codec, bytes)
+    } catch (error) {
+      this.#emit('messageerror', error)
+      return
+    }
+    this.#emit('message', value)
+  }
+
+  close(): void {
+    if (this.#state !== 'open') return
+    this.#state = 'closing'
+    this.#stop()
+    void this.channel.close({ linger: LINGER })
+  }
+
+  #tellClose(): void {
+    if (this.#state === 'closed') return
+    this.#state = 'closed'
+    this.#stop()
+    this.#emit('close', undefined)
+  }
+
+  ref(): void {
+    this.#hasRef = true
+    this.channel.ref()
+  }
+
+  unref(): void {
+    this.#hasRef = false
+    this.channel.unref()
+  }
+
+  hasRef(): boolean {
+    return this.#hasRef
+  }
+
+  #emit(name: PortEvent, value: unknown): void {
+    let event: Event | undefined
+    for (const entry of [...this.#entries[name]]) {
+      if (entry.once) this.#remove(name, (other) => other === entry)
+      try {
+        if (entry.takesEvent) {
+          event ??= this.#eventOf(name, value)
+          callWithEvent(this, entry.listener as PortEventListener, event)
+        } else (entry.listener as PortListener).call(this, value)
+      } catch (error) {
+        // The others are told all the same.
+        process.nextTick(() => {
+          throw error
+        })
+      }
+    }
+  }
+
+  #eventOf(name: PortEvent, value: unknown): Event {
+    const event = name === 'close' ? new Event(name) : new MessageEvent(name, { data: value })
+    for (const key of ['target', 'currentTarget', 'srcElement']) Object.defineProperty(event, key, { value: this })
+    return event
+  }
+}
+
+function callWithEvent(port: MessagePortLike, listener: PortEventListener, event: Event): void {
+  if (typeof listener === 'function') listener.call(port, event)
+  else listener.handleEvent(event)
+}
