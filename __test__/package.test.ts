@@ -33,13 +33,25 @@ test.serial('import and require give the same names', (t) => {
     'listen',
     'member',
     'merge',
+    'publish',
     'spawn',
     'structured',
+    'subscribe',
     'toPort',
     'toWeb',
   ]
-  const classes = ['Channel', 'Listener', 'Membership', 'Merge', 'RingfenceError', 'TypedChannel']
-  const names = [...classes, 'LEAVING', ...functions].sort()
+  const classes = [
+    'Channel',
+    'Listener',
+    'Membership',
+    'Merge',
+    'Publisher',
+    'RingfenceError',
+    'Subscriber',
+    'Subscription',
+  ]
+  const typed = ['TypedChannel', 'TypedMerge', 'TypedPublisher', 'TypedSubscription']
+  const names = [...classes, ...typed, 'LEAVING', ...functions].sort()
   t.deepEqual(Object.keys(ringfence).sort(), names)
   t.deepEqual(Object.keys(required).sort(), names)
 })

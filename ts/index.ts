@@ -7,6 +7,7 @@
 export { publish, Publisher, type PublisherEvents } from './broadcast/publisher.js'
 export { Subscriber } from './broadcast/subscriber.js'
 export { subscribe, Subscription } from './broadcast/subscription.js'
+export { TypedPublisher, TypedSubscription } from './broadcast/typed.js'
 export { Channel } from './channel.js'
 export { json, structured, type Codec, type CodecOptions } from './codec.js'
 export { doctor, type Diagnosis } from './doctor.js'
@@ -23,6 +24,7 @@ export { connect, listen, Listener, type ListenerEvents } from './service.js'
 export { LEAVING, member, Membership, type MembershipEvents } from './membership.js'
 export type { Finding } from './native.js'
 export { TypedChannel } from './typed.js'
+export { TypedMerge } from './typed-merge.js'
 export type {
   BufferSource,
   CloseReason,

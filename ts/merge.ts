@@ -4,6 +4,7 @@ import { EventEmitter } from 'node:events'
 
 import type { Subscription } from './broadcast/subscription.js'
 import type { Channel } from './channel.js'
+import type { Codec, CodecOptions } from './codec.js'
 import { RingfenceError, aborted, invalid, show } from './errors.js'
 import { fairness } from './fairness.js'
 import { loop } from './loops.js'
@@ -11,6 +12,8 @@ import { FIRST, HEADER, MORE, native } from './native.js'
 import { plainObject } from './options.js'
 import { inletOf, type Inlet } from './sources.js'
 import { Place, TURN, Turns } from './turns.js'
+// oxlint-disable-next-line import/no-cycle -- it imports types of this file alone
+import { typedMerge, type TypedMerge } from './typed-merge.js'
 import type { CloseReason, GoneReason } from './types.js'
 import { Waiters, type Wait } from './waiters.js'
 
@@ -238,6 +241,15 @@ export class Merge<Source extends MergeSource = MergeSource>
       () => (this.#closed ? null : this.#receiveNow()),
       () => this.#wait(true),
     )
+  }
+
+  /**
+   * This merge with values for messages, as the codec reads them: see {@link Channel.with}.
+   *
+   * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no codec
+   */
+  with<T>(codec: Codec<T>, options: CodecOptions = {}): TypedMerge<Source, T> {
+    return typedMerge(this, codec, options)
   }
 
   /** Hands every source back, open. Calls that wait are told that no more will come. Loops over the merge end. */

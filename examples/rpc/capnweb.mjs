@@ -2,6 +2,8 @@
 
 import { RpcSession } from 'capnweb'
 
+export { RpcTarget } from 'capnweb'
+
 /** What capnweb asks of a line. */
 class ChannelTransport {
   #channel

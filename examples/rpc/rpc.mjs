@@ -3,11 +3,10 @@
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 
-import { RpcTarget } from 'capnweb'
 import { fromParent, spawn } from 'ringfence'
 
 import { birpc } from './birpc.mjs'
-import { capnweb } from './capnweb.mjs'
+import { RpcTarget, capnweb } from './capnweb.mjs'
 import { overComlink } from './comlink.mjs'
 
 const never = () => new Promise(() => {})

@@ -3,6 +3,7 @@
 import { EventEmitter } from 'node:events'
 
 import type { Authorizer } from '../authorize.js'
+import type { Codec } from '../codec.js'
 import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.js'
 import { atExit } from '../exit.js'
 import { runHandshakeAt, type Opening } from '../handshake.js'
@@ -11,6 +12,8 @@ import { plainObject } from '../options.js'
 import { SendQueue } from '../send-queue.js'
 import type { BufferSource, GoneReason, PublishOptions, Reservation } from '../types.js'
 import { makeSubscriber, tellGone, type Subscriber } from './subscriber.js'
+// oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
+import { typedPublisher, type TypedPublisher } from './typed.js'
 
 /** What a {@link Publisher} emits. */
 export interface PublisherEvents {
@@ -144,6 +147,16 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
   /** Resolves when `trySend` or `reserve` of `size` bytes can succeed. Rejects as `trySend` throws. */
   writable(size = 1): Promise<void> {
     return this.#queue.writable(size)
+  }
+
+  /**
+   * This publisher with values for messages, as the codec makes them: see {@link Channel.with}. Each is encoded once for all
+   * subscribers.
+   *
+   * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no codec
+   */
+  with<T>(codec: Codec<T>): TypedPublisher<T> {
+    return typedPublisher(this, codec)
   }
 
   /** Bytes of messages that were sent and are not in the ring yet. */

@@ -1,5 +1,6 @@
 // One to many, the reading side.
 
+import type { Codec, CodecOptions } from '../codec.js'
 import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.js'
 import { runHandshakeAt } from '../handshake.js'
 import { loop } from '../loops.js'
@@ -8,6 +9,9 @@ import { plainObject, type ChannelSettings } from '../options.js'
 import { ReceiveBuffer, type Visit } from '../receive-buffer.js'
 import { registerSource } from '../sources.js'
 import type { Delivery, Evidence, GoneReason, Identity, SubscribeOptions } from '../types.js'
+
+// oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
+import { typedSubscription, type TypedSubscription } from './typed.js'
 
 /** Only {@link subscribe} makes subscriptions. */
 const KEY = Symbol('ringfence')
@@ -170,6 +174,15 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
       () => this.#buffer.nextNow(),
       () => this.#buffer.wait(true),
     )
+  }
+
+  /**
+   * This subscription with values for messages, as the codec reads them: see {@link Channel.with}.
+   *
+   * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no codec
+   */
+  with<T>(codec: Codec<T>, options: CodecOptions = {}): TypedSubscription<T> {
+    return typedSubscription(this, codec, options, () => this.#buffer.nextNow())
   }
 
   /**
