@@ -407,6 +407,35 @@ fn a_stopped_subscriber_is_evicted_and_a_zombie_let_go_of_at_once() {
     assert!(told.ends_with("EVICTED, evicted"), "{told}");
 }
 
+#[test]
+fn a_subscriber_whose_own_object_is_opened_ends_alone() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: it takes root to open what another process has mapped");
+        return;
+    }
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let opened = honest(&address);
+    let witness = honest(&address);
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", opened.pid())).unwrap();
+    // It can write one object: its own.
+    let own = maps
+        .lines()
+        .find(|line| line.contains(" rw-s ") && line.contains("/memfd:ringfence"))
+        .expect("its control object");
+    let place = own.split(' ').next().unwrap();
+    let path = format!("/proc/{}/map_files/{place}", opened.pid());
+    let flags = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_NONBLOCK;
+    let found = nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty());
+    assert_eq!(found.unwrap_err(), nix::errno::Errno::EWOULDBLOCK);
+    assert_eq!(next_gone(&publisher), (opened.pid(), GoneReason::Exposed));
+    let told = opened.hear();
+    assert!(told.ends_with("OBJECT_EXPOSED, exposed"), "{told}");
+    publisher.send(b"on").unwrap();
+    publisher.end();
+    witness.expect("1, end, closed");
+}
+
 /// A program that does not take its events: the address stays open, and what is kept of them is bounded.
 #[test]
 fn a_flood_of_admissions_disturbs_nobody() {

@@ -34,9 +34,9 @@ use nix::{
 };
 use ringfence::{
     Address, Arrival, CancelToken, Change, Channel, Channels, CloseReason, Error, Listener, Membership,
-    Receiver, Result, Role, Sender,
+    Publisher, Receiver, Result, Role, Sender, Subscription,
     binding::{self, Keep},
-    connect, join, listen, member,
+    connect, join, listen, member, publish, subscribe,
 };
 use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_for_test};
 
@@ -83,6 +83,47 @@ fn is_inherited<T: std::fmt::Debug>(result: Result<T>) {
         Err(Error::Closed(why)) => assert!(why.contains("forked"), "{why}"),
         other => panic!("{other:?}"),
     }
+}
+
+/// Everything that a publisher can be asked, in a child.
+fn use_inherited_publisher(publisher: &mut Publisher) {
+    is_inherited(publisher.try_send(b"a child's"));
+    is_inherited(publisher.send(b"a child's"));
+    is_inherited(publisher.reserve(8).map(drop));
+    is_inherited(publisher.reserve_detached(8));
+    is_inherited(publisher.batch().map(drop));
+    is_inherited(publisher.wait(8, None));
+    is_inherited(publisher.sender().arm(8));
+    publisher.sender().poll_line();
+    publisher.sender().disarm();
+    publisher.sender().give_up();
+    is_inherited(publisher.next());
+    is_inherited(publisher.try_next());
+    assert!(publisher.subscribers().is_empty());
+    publisher.audience().pause();
+    publisher.audience().resume();
+    publisher.seal();
+    publisher.end();
+    publisher.close();
+}
+
+/// Everything that a subscription can be asked, in a child.
+fn use_inherited_subscription(subscription: &mut Subscription) {
+    let mut room = [0; 64];
+    subscription.disarm();
+    subscription.wake();
+    is_inherited(subscription.poll_line());
+    is_inherited(subscription.poll_line_later());
+    is_inherited(subscription.try_receive(&mut room));
+    is_inherited(subscription.receive(&mut room));
+    is_inherited(subscription.try_receive_packed(&mut room));
+    is_inherited(subscription.drain(|_| {}, 1));
+    is_inherited(subscription.next_size());
+    is_inherited(subscription.has_message());
+    is_inherited(subscription.arm());
+    is_inherited(subscription.wait(None));
+    is_inherited(subscription.verify().map(drop));
+    subscription.close();
 }
 
 /// Everything that a channel can be asked, in a child.
@@ -166,6 +207,24 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     let way = arguments.get(1).map_or("fork", String::as_str);
     match role.as_str() {
+        // Has a child that inherits its subscription.
+        "subscriber" => {
+            let address: Address = arguments[0].parse().unwrap();
+            let mut subscription = Some(subscribe(&address, &small()).unwrap());
+            let told = in_child(&arguments[1], || {
+                let mut subscription = subscription.take().unwrap();
+                use_inherited_subscription(&mut subscription);
+                drop(subscription);
+            });
+            say(told);
+            let subscription = subscription.as_mut().unwrap();
+            let mut into = [0; 64];
+            let length = subscription.receive(&mut into).unwrap().unwrap();
+            say(String::from_utf8_lossy(&into[..length]));
+            wait_for_test();
+            assert_eq!(subscription.receive(&mut into).unwrap(), None);
+            say(subscription.close_reason().unwrap().to_string());
+        }
         "channel" => channel(&address, way),
         "service" => service(&address, way),
         "holder" => holder(&address, &arguments[1]),
@@ -761,5 +820,32 @@ fn a_cancel_token_is_its_processs_own() {
         drop(join(&address, &small()).unwrap());
         actor.expect("well");
         actor.finish();
+    }
+}
+
+#[test]
+fn a_publisher_and_a_subscription_that_a_child_inherits_do_nothing_there() {
+    for way in WAYS {
+        let (address, _directory) = fresh_address(false);
+        let mut publisher = publish(&address, &small()).unwrap();
+        let mut subscriber = Actor::start("subscriber", &[&address.to_string(), way]);
+        subscriber.expect("well");
+        let mut inherited = Some(publisher);
+        let told = in_child(way, || {
+            let mut publisher = inherited.take().unwrap();
+            use_inherited_publisher(&mut publisher);
+            drop(publisher);
+        });
+        assert_eq!(told, "well", "{way}");
+        publisher = inherited.take().unwrap();
+        // The address is the parent's still, and so are its subscribers.
+        assert!(publish(&address, &small()).is_err());
+        assert_eq!(publisher.subscribers().len(), 1);
+        publisher.send(b"the parent's").unwrap();
+        subscriber.expect("the parent's");
+        publisher.end();
+        subscriber.go_on();
+        subscriber.expect("closed");
+        subscriber.finish();
     }
 }

@@ -38,8 +38,8 @@ pub struct Broadcaster {
     longest: u64,
     busy_poll: Duration,
     sequence: u64,
-    /// A message was refused, and none has gone through since.
-    stalled: bool,
+    /// A message was refused, and none has gone through since: where all must have read to, so that it finds room.
+    stalled: Option<u64>,
     /// Whether there is a [`Reserved`] that may be written. It stores `false` when it is dropped.
     reservation: Arc<AtomicBool>,
     reserved: bool,
@@ -114,7 +114,7 @@ impl Broadcaster {
             longest,
             busy_poll,
             sequence: 0,
-            stalled: false,
+            stalled: None,
             reservation: Arc::default(),
             reserved: false,
         }
@@ -216,7 +216,7 @@ impl Broadcaster {
         if let Some(lie) = writing.ring.lie() {
             self.told_a_lie(lie);
         }
-        if self.stalled {
+        if self.stalled.is_some() {
             self.give_up();
         }
     }
@@ -232,10 +232,11 @@ impl Broadcaster {
         if let Some(lie) = lie {
             self.told_a_lie(lie);
         }
+        // A longer one than before waits for more.
         if let Some(goal) = goal
-            && !self.stalled
+            && self.stalled.is_none_or(|before| goal > before)
         {
-            self.stalled = true;
+            self.stalled = Some(goal);
             self.shared.begin_stall(goal);
         }
         false
@@ -257,7 +258,7 @@ impl Broadcaster {
     /// The message that was refused is not to be sent any more, so that no time counts against the subscribers.
     #[cold]
     pub fn give_up(&mut self) {
-        if std::mem::take(&mut self.stalled) && self.shared.is_here() {
+        if self.stalled.take().is_some() && self.shared.is_here() {
             self.shared.end_stall();
         }
     }
