@@ -21,10 +21,11 @@
 //!
 //! A service [`listen`]s, and its agents [`connect`]: each gets a channel and memory of its own. Of two [`member()`]s of an
 //! address one may go while the other stays, and has the address from then on. A [`Merge`] reads from the [`Receiver`]s of many channels as one.
+//! One process [`publish`]es, and any number [`subscribe`]: each message is written once, whoever reads it.
 //!
 //! # What blocks, what allocates, what happens when it is full
 //! [`join`], [`connect`], [`member()`], [`Listener::accept`], [`Membership::next`], [`Membership::leave`], [`Sender::send`],
-//! [`Sender::wait`], [`Receiver::receive`], [`Receiver::wait`], [`Merge::receive`], [`Merge::wait`] and [`Tokens::token`] block, and [`listen`] where it is to wait
+//! [`Sender::wait`], [`Broadcaster::send`], [`Subscription::receive`], [`Receiver::receive`], [`Receiver::wait`], [`Merge::receive`], [`Merge::wait`] and [`Tokens::token`] block, and [`listen`] where it is to wait
 //! for the address. Everything else returns at once. Sending and receiving allocate nothing, but for messages above half the
 //! ring, which are put together in memory that grows with what has come; where there is none, that is [`Error::NoSpace`] of that
 //! call, and the message stays.
