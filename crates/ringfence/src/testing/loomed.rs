@@ -1,12 +1,12 @@
 //! A region as loom sees it, for the models of the ring's and the doorbell's orderings: every order in which memory
 //! may let two threads see each other's stores is tried.
 
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 
 use loom::{
     cell::UnsafeCell,
     sync::{
-        Arc, Condvar, Mutex,
+        Condvar, Mutex,
         atomic::{AtomicU64, fence},
     },
 };
@@ -15,11 +15,12 @@ use nix::errno::Errno;
 
 use crate::{
     memory::access::{Readable, Writable},
-    memory::layout::{self, as_offset},
+    memory::layout::{self, MARKS, as_offset, head_of, mark_of, reader_parked_of},
 };
 
 /// The polled words are atomics. Those of the ring itself are plain memory: loom reports whoever touches one of them
-/// without having been told, by the tail or the head, that it is its turn.
+/// without having been told, by the tail or the head, that it is its turn. Where readers look at what may be written over meanwhile, they
+/// are atomics as well.
 #[derive(Clone)]
 pub(crate) struct Region {
     shared: Arc<Shared>,
@@ -28,10 +29,17 @@ pub(crate) struct Region {
 }
 
 struct Shared {
+    /// Where the polled words lie.
+    places: Vec<usize>,
     polled: Vec<AtomicU64>,
-    ring: Vec<UnsafeCell<u64>>,
+    ring: Ring,
     /// A publisher that needs the sleeper's barrier has published all that it will.
     over: (Mutex<bool>, Condvar),
+}
+
+enum Ring {
+    Plain(Vec<UnsafeCell<u64>>),
+    Racy(Vec<AtomicU64>),
 }
 
 const POLLED: [usize; 7] = [
@@ -46,11 +54,45 @@ const POLLED: [usize; 7] = [
 
 impl Region {
     pub(crate) fn new(capacity: u64) -> Self {
-        let words = (as_offset(capacity) + layout::OVERHANG) / 8;
+        let ring = Ring::Plain((0..words(capacity)).map(|_| UnsafeCell::new(0)).collect());
+        Self::with(POLLED.into(), ring)
+    }
+
+    /// The ring object of a publisher. `racy`: its readers do not wait until it is their turn.
+    pub(crate) fn of_publisher(capacity: u64, racy: bool) -> Self {
+        let marks = (0..MARKS).flat_map(|mark| [mark_of(mark), mark_of(mark) + 8]);
+        let mut places = vec![
+            layout::TAIL,
+            layout::FLOOR,
+            layout::TAIL_FENCED,
+            layout::WRITER_PARKED,
+        ];
+        places.extend(marks);
+        let words = 0..words(capacity);
+        let ring = if racy {
+            Ring::Racy(words.map(|_| AtomicU64::new(0)).collect())
+        } else {
+            Ring::Plain(words.map(|_| UnsafeCell::new(0)).collect())
+        };
+        Self::with(places, ring)
+    }
+
+    /// The control object of a subscriber.
+    pub(crate) fn of_subscriber(slot: usize) -> Self {
+        let places = vec![head_of(slot), reader_parked_of(slot), layout::HEAD_FENCED];
+        Self::with(places, Ring::Plain(Vec::new()))
+    }
+
+    #[expect(
+        clippy::arc_with_non_send_sync,
+        reason = "the threads of the model run one at a time"
+    )]
+    fn with(places: Vec<usize>, ring: Ring) -> Self {
         Self {
             shared: Arc::new(Shared {
-                polled: POLLED.iter().map(|_| AtomicU64::new(0)).collect(),
-                ring: (0..words).map(|_| UnsafeCell::new(0)).collect(),
+                polled: places.iter().map(|_| AtomicU64::new(0)).collect(),
+                places,
+                ring,
                 over: (Mutex::new(false), Condvar::new()),
             }),
             fences: true,
@@ -71,20 +113,35 @@ impl Region {
         self.shared.over.1.notify_all();
     }
 
-    fn polled(&self, at: usize) -> &AtomicU64 {
-        let index = POLLED.iter().position(|word| *word == at);
-        &self.shared.polled[index.expect("a word that the ring or the doorbell uses")]
+    /// A polled word; `None` for one of the ring.
+    fn polled(&self, at: usize) -> Option<&AtomicU64> {
+        let index = self.shared.places.iter().position(|word| *word == at);
+        assert!(
+            index.is_some() || at >= layout::DATA,
+            "a word of the region, at {at}"
+        );
+        index.map(|index| &self.shared.polled[index])
     }
 
     fn read(&self, index: usize) -> u64 {
-        // SAFETY: loom runs one thread at a time, and fails the test where two could have met here.
-        self.shared.ring[index].with(|word| unsafe { *word })
+        match &self.shared.ring {
+            // SAFETY: loom runs one thread at a time, and fails the test where two could have met here.
+            Ring::Plain(words) => words[index].with(|word| unsafe { *word }),
+            Ring::Racy(words) => words[index].load(Ordering::Relaxed),
+        }
     }
 
     fn write(&self, index: usize, value: u64) {
-        // SAFETY: as above.
-        self.shared.ring[index].with_mut(|word| unsafe { *word = value });
+        match &self.shared.ring {
+            // SAFETY: as above.
+            Ring::Plain(words) => words[index].with_mut(|word| unsafe { *word = value }),
+            Ring::Racy(words) => words[index].store(value, Ordering::Relaxed),
+        }
     }
+}
+
+fn words(capacity: u64) -> usize {
+    (as_offset(capacity) + layout::OVERHANG) / 8
 }
 
 fn index(at: usize) -> usize {
@@ -93,11 +150,11 @@ fn index(at: usize) -> usize {
 
 impl Readable for Region {
     fn load(&self, at: usize, order: Ordering) -> u64 {
-        if at >= layout::DATA {
+        let Some(word) = self.polled(at) else {
             return self.read(index(at));
-        }
+        };
         // As a peer's region is read: see its implementation.
-        let value = self.polled(at).load(Ordering::Relaxed);
+        let value = word.load(Ordering::Relaxed);
         if !matches!(order, Ordering::Relaxed) {
             fence(Ordering::Acquire);
         }
@@ -116,6 +173,12 @@ impl Readable for Region {
         }
     }
 
+    fn acquire_fence(&self) {
+        if self.fences {
+            fence(Ordering::Acquire);
+        }
+    }
+
     /// Loom has no barrier that one thread makes for another. What has ended is seen as what a barrier has flushed out is,
     /// so this waits for that: the model is of those who find that they need no barrier.
     fn barrier_for_all(&self) -> Result<(), Errno> {
@@ -128,11 +191,16 @@ impl Readable for Region {
 }
 
 impl Writable for Region {
+    fn release_fence(&self) {
+        if self.fences {
+            fence(Ordering::Release);
+        }
+    }
+
     fn store(&self, at: usize, value: u64, order: Ordering) {
-        if at >= layout::DATA {
-            self.write(index(at), value);
-        } else {
-            self.polled(at).store(value, order);
+        match self.polled(at) {
+            Some(word) => word.store(value, order),
+            None => self.write(index(at), value),
         }
     }
 

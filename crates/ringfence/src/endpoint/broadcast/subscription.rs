@@ -31,7 +31,7 @@ use crate::{
     rendezvous::address::Address,
     ring::consumer::Pulled,
     ring::delivery::Delivery,
-    ring::fan_out::reader::{FanIn, Terms},
+    ring::fan_out::reader::{FanIn, Terms, View},
     ring::fan_out::readers::Held,
     ring::message::Message,
     wake::parking::{ParkingSpot, Sleeper, Waker},
@@ -429,7 +429,12 @@ impl Subscription {
     /// [`Error::ObjectExposed`] also where the ring was wiped during the visits, so that the last of them may have seen zeros.
     pub fn drain(&mut self, mut visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
         self.check()?;
-        let visited = self.reader.visit(max, |bytes| visit(Message::gathered(bytes)));
+        let visited = self.reader.visit(max, |view| {
+            visit(match view {
+                View::Copy(bytes) => Message::gathered(bytes),
+                View::InRing(ring, record) => Message::in_ring(ring, record.at, record.length, record.end),
+            });
+        });
         let count = self.judge(visited)?;
         self.must_be_whole()?;
         if count == 0 {

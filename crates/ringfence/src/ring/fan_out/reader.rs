@@ -18,7 +18,7 @@ use crate::{
         delivery::{Delivery, StartFrom},
         message::too_small,
         pace::{distance, pause},
-        record::{HEADER, PADDING, Record, WHOLE, corrupt, header, packed_size, padded, split},
+        record::{HEADER, PADDING, Record, WHOLE, corrupt, header, packed_size, split},
     },
 };
 
@@ -38,6 +38,18 @@ const TRIES: u32 = 16;
 
 /// No position is as far as this: at 10 GB/s a ring would get there in 14 years. So no sum of two of them overflows.
 const FARTHEST: u64 = 1 << 62;
+
+/// Records larger than this are visited where they lie, if their reader is a reliable one: to copy them first costs more than it brings.
+const IN_PLACE: u64 = 512;
+
+/// A message as it is visited.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum View<'a, R> {
+    /// A copy that was whole.
+    Copy(&'a [u8]),
+    /// Where it lies in the ring, which may change.
+    InRing(&'a R, Record),
+}
 
 /// What both sides have agreed on.
 #[derive(Debug, Clone, Copy)]
@@ -92,12 +104,13 @@ pub(crate) struct FanIn<R, C> {
     end: u64,
     /// How often the tail was looked at.
     looks: u64,
-    /// Messages before where it began.
-    began: u64,
-    /// Number of the last message that was handed out.
-    sequence: u64,
-    /// Messages that were handed out.
-    handed_out: u64,
+    /// A record at the head that ends here or before is there, and stands where it may. Never past the end and overhang of the lap in which
+    /// the head is. 0: it must be looked for.
+    until: u64,
+    /// Messages that were lost, up to the last that was handed out.
+    lost: u64,
+    /// Messages that were passed over since.
+    passed_over: u64,
     /// Bytes read since the ring was last found empty.
     streamed: u64,
     /// The last look found less than [`distance`].
@@ -135,9 +148,9 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
             last: None,
             end: FARTHEST,
             looks: 0,
-            began: sequence,
-            sequence,
-            handed_out: 0,
+            until: 0,
+            lost: 0,
+            passed_over: 0,
             streamed: 0,
             is_close: false,
             window: Vec::new(),
@@ -157,25 +170,26 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
                 }
             }
         }
-        (self.began, self.sequence, self.handed_out) = (self.passed, self.passed, 0);
+        (self.lost, self.passed_over) = (0, 0);
         self.publish();
         Ok(())
     }
 
     fn go_to(&mut self, mark: Mark) {
+        self.passed_over += mark.sequence - self.passed;
         (self.head, self.passed) = (mark.position, mark.sequence);
     }
 
     /// Number of the last message that was handed out, as the publisher counts; before that, of the one after which this reader began.
     #[inline]
     pub(crate) fn sequence(&self) -> u64 {
-        self.sequence
+        self.passed - self.passed_over
     }
 
     /// Messages since this reader began that will never be handed out: up to the last that was.
     #[inline]
     pub(crate) fn lost(&self) -> u64 {
-        self.sequence - self.began - self.handed_out
+        self.lost
     }
 
     /// Looks how far the publisher has written. A tail that goes backwards, or more than a ring past the floor, is a lie.
@@ -417,11 +431,21 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
     /// The next message, and the position of its record: not to be believed before [`FanIn::is_whole`]. `None`: nothing is there.
     #[inline]
     fn next(&mut self) -> Result<Option<(u64, Record)>> {
-        if self.delivery != Delivery::Latest
-            && self.available()?
-            && let Found::Message(at, record) = self.find(self.head)
-        {
-            return Ok(Some((at, record)));
+        if self.head < self.until {
+            let place = self.head & (self.capacity - 1);
+            let at = layout::DATA + as_offset(place);
+            let (length, flags) = split(self.ring.load(at, Ordering::Relaxed));
+            let end = layout::DATA + as_offset(self.until - (self.head - place));
+            debug_assert!(
+                end <= layout::DATA + as_offset(self.capacity) + layout::OVERHANG,
+                "in the ring"
+            );
+            if let Some(record) = Record::whole(at, length, flags, end)
+                && self.head + record.size <= self.until
+                && length <= self.longest
+            {
+                return Ok(Some((self.head, record)));
+            }
         }
         self.look_for_next()
     }
@@ -436,7 +460,15 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
                 continue;
             }
             match self.find(self.head) {
-                Found::Message(at, record) => return Ok(Some((at, record))),
+                Found::Message(at, record) => {
+                    // Of the lap in which the head is: padding may lie between them.
+                    self.until = 0;
+                    if self.delivery != Delivery::Latest && at == self.head {
+                        let lap = at - (at & (self.capacity - 1));
+                        self.until = lap + (record.end - layout::DATA) as u64;
+                    }
+                    return Ok(Some((at, record)));
+                }
                 Found::Nothing(at) => {
                     if self.is_whole_or_begin_again()? {
                         self.head = at;
@@ -475,8 +507,15 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         self.streamed += at + record.size - self.head;
         self.head = at + record.size;
         self.passed += 1;
-        self.sequence = self.passed;
-        self.handed_out += 1;
+        self.count_lost();
+    }
+
+    /// Counts what was passed over before a message that is handed out now.
+    #[inline]
+    fn count_lost(&mut self) {
+        if self.passed_over > 0 {
+            self.lost += mem::take(&mut self.passed_over);
+        }
     }
 
     /// The size of the next message. `None`: nothing is there. A reader that is not reliable may find another one when it receives.
@@ -516,37 +555,19 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         Ok(None)
     }
 
-    /// Visits copies of the messages that are there, at most `max`, and returns how many there were. Gets past each once it was visited.
-    pub(crate) fn visit(&mut self, max: usize, mut visit: impl FnMut(&[u8])) -> Result<usize> {
+    /// Visits the messages that are there, at most `max`, and returns how many there were. Gets past each once it was visited.
+    ///
+    /// What is visited as a copy was whole. Errors with [`Error::Evicted`] also where a reliable reader was overtaken during a visit in the ring,
+    /// which may have seen other bytes then.
+    pub(crate) fn visit(&mut self, max: usize, mut visit: impl FnMut(View<'_, R>)) -> Result<usize> {
         let stride = STRIDE.min(self.capacity / 4);
         let (mut count, mut overtaken) = (0, 0);
         while count < max && overtaken < TRIES {
             let Some((at, record)) = self.next()? else { break };
-            let single = self.is_single(record);
-            let bytes = if single {
-                record.length
-            } else {
-                run(record).min(RUN)
-            };
-            let mut window = self.take_window(bytes)?;
-            let from = if single {
-                record.at
-            } else {
-                record.at - as_offset(HEADER)
-            };
-            self.ring.copy_out_ahead(from, &mut window[..bytes], record.end);
-            let whole = self.is_whole_or_begin_again();
-            match whole {
-                Ok(true) if single => {
-                    self.hand_out(at, record);
-                    visit(&window[..bytes]);
-                    count += 1;
-                }
-                Ok(true) => count += self.visit_run(at, &window[..bytes], max - count, &mut visit)?,
-                Ok(false) => overtaken += 1,
-                Err(error) => return Err(error),
+            match self.visit_from(at, record, max - count, &mut visit)? {
+                0 => overtaken += 1,
+                visited => count += visited,
             }
-            self.window = window;
             if self.head - self.published >= stride {
                 self.publish();
             }
@@ -555,10 +576,48 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         Ok(count)
     }
 
+    /// Visits this message, and maybe those that follow. 0: it was overtaken meanwhile.
+    #[inline]
+    fn visit_from(
+        &mut self,
+        at: u64,
+        record: Record,
+        max: usize,
+        visit: &mut impl FnMut(View<'_, R>),
+    ) -> Result<usize> {
+        if self.delivery == Delivery::Reliable && record.size > IN_PLACE {
+            self.is_whole()?;
+            visit(View::InRing(&self.ring, record));
+            self.is_whole()?;
+            self.hand_out(at, record);
+            return Ok(1);
+        }
+        let single = self.is_single(record);
+        let (from, bytes) = if single {
+            (record.at, record.length)
+        } else {
+            (record.at - as_offset(HEADER), run(record, RUN))
+        };
+        let mut window = self.take_window(bytes)?;
+        self.ring.copy_out_ahead(from, &mut window[..bytes], record.end);
+        let visited = match self.is_whole_or_begin_again() {
+            Ok(true) if single => {
+                self.hand_out(at, record);
+                visit(View::Copy(&window[..bytes]));
+                Ok(1)
+            }
+            Ok(true) => self.visit_run(at, &window[..bytes], max, |message| visit(View::Copy(message))),
+            Ok(false) => Ok(0),
+            Err(error) => Err(error),
+        };
+        self.window = window;
+        visited
+    }
+
     /// Whether this record is copied by itself, and not with those that follow.
     #[inline]
     fn is_single(&self, record: Record) -> bool {
-        record.aligned || record.size > RUN as u64 / 8 || self.delivery == Delivery::Latest
+        record.aligned || record.size > RUN as u64 / 2 || self.delivery == Delivery::Latest
     }
 
     /// Room for a copy. It grows with the messages, of which the longest is known.
@@ -580,21 +639,40 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
 
     /// Visits the messages of a run, which was copied from this position and is whole.
     #[inline]
-    fn visit_run(&mut self, at: u64, run: &[u8], max: usize, visit: &mut impl FnMut(&[u8])) -> Result<usize> {
+    fn visit_run(&mut self, at: u64, run: &[u8], max: usize, mut visit: impl FnMut(&[u8])) -> Result<usize> {
         let longest = self.longest;
+        // No record begins where the ring ends, or behind it.
+        let rest = as_offset(self.capacity - (at & (self.capacity - 1)));
         let mut passing = Passing {
             reader: self,
             at,
             bytes: 0,
             count: 0,
         };
-        let rest = as_offset(passing.reader.capacity - (at & (passing.reader.capacity - 1)));
-        while passing.count < max
-            && let Some(length) = message_in(run, passing.bytes, rest, longest)
-        {
+        let (mut known, mut length, mut size) = (0, 0, 0);
+        while passing.count < max && passing.bytes < rest {
+            let Some(word) = run.get(passing.bytes..passing.bytes + 8) else {
+                break;
+            };
+            let header = u64::from_le_bytes(word.try_into().expect("eight bytes"));
+            if header != known {
+                // A branch, and no conditional move: where sizes are alike, the way to the next record waits for none.
+                another_header();
+                let (found, flags) = split(header);
+                if flags != WHOLE || found > longest {
+                    break;
+                }
+                (known, length, size) = (header, as_offset(found), as_offset(packed_size(found)));
+            }
             let from = passing.bytes + as_offset(HEADER);
-            visit(&run[from..from + length]);
-            passing.bytes += as_offset(packed_size(length as u64));
+            let Some(message) = run.get(from..from + length) else {
+                break;
+            };
+            if passing.bytes + size > run.len() {
+                break;
+            }
+            visit(message);
+            passing.bytes += size;
             passing.count += 1;
         }
         let count = passing.count;
@@ -611,7 +689,7 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         // Looks for what is published once, and not again for what has come meanwhile.
         while (end == 0 || !self.is_through()) && overtaken < TRIES {
             let Some((at, record)) = self.next()? else { break };
-            if end > 0 && self.passed != self.sequence {
+            if end > 0 && self.passed_over > 0 {
                 break;
             }
             let left = &mut into[end..];
@@ -651,7 +729,7 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
             self.hand_out(at, record);
             return Ok(as_offset(packed_size(record.length as u64)));
         }
-        let bytes = run(record).min(RUN).min(into.len()) & !7;
+        let bytes = run(record, RUN.min(into.len()));
         let run = &mut into[..bytes];
         self.ring
             .copy_out_ahead(record.at - as_offset(HEADER), run, record.end);
@@ -659,7 +737,7 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
             return Ok(0);
         }
         let before = self.head;
-        self.visit_run(at, run, usize::MAX, &mut |_| ())?;
+        self.visit_run(at, run, usize::MAX, |_| ())?;
         // Padding before the run is no part of it.
         Ok(as_offset(self.head - before.max(at)))
     }
@@ -688,6 +766,7 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
     /// Reading ends at this position, as the publisher says, though it may go on for others.
     pub(crate) fn end_at(&mut self, position: u64) {
         self.end = position;
+        self.until = 0;
     }
 
     /// The publisher has gone: looks at its tail for the last time, and tells no process any more how far everything was read.
@@ -707,30 +786,23 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         self.window = Vec::new();
         // As an empty ring has them.
         (self.head, self.tail, self.published, self.end) = (0, 0, 0, 0);
+        self.until = 0;
     }
 }
 
-/// Bytes that lie in a row from this record's header on, as short records do.
+/// Bytes to be copied from this record's header on, of at most so many: as many records as there are room for, should all have its size.
 #[inline]
-fn run(record: Record) -> usize {
-    record.end - (record.at - as_offset(HEADER))
+fn run(record: Record, most: usize) -> usize {
+    let bytes = (record.end - (record.at - as_offset(HEADER))).min(most);
+    bytes - bytes % as_offset(record.size)
 }
 
-/// Length of the message at this offset of a copied run, if it is one that is whole there. `rest`: no record begins there or behind it,
-/// since the ring ends.
-#[inline]
-fn message_in(run: &[u8], at: usize, rest: usize, longest: u64) -> Option<usize> {
-    if at >= rest {
-        return None;
-    }
-    let word = run.get(at..at + 8)?;
-    let (length, flags) = split(u64::from_le_bytes(word.try_into().expect("eight bytes")));
-    let fits = HEADER + padded(length) <= (run.len() - at) as u64;
-    (flags == WHOLE && length <= longest && fits).then_some(as_offset(length))
-}
+#[cold]
+#[inline(never)]
+fn another_header() {}
 
 /// Messages of a run that are being handed out. The reader gets past them when this is dropped, also by a visit that panics.
-struct Passing<'a, R, C> {
+struct Passing<'a, R: Readable, C: Writable> {
     reader: &'a mut FanIn<R, C>,
     /// Where the run begins.
     at: u64,
@@ -738,7 +810,7 @@ struct Passing<'a, R, C> {
     count: usize,
 }
 
-impl<R, C> Drop for Passing<'_, R, C> {
+impl<R: Readable, C: Writable> Drop for Passing<'_, R, C> {
     fn drop(&mut self) {
         if self.count > 0 {
             let reader = &mut *self.reader;
@@ -746,8 +818,7 @@ impl<R, C> Drop for Passing<'_, R, C> {
             reader.streamed += head - reader.head;
             reader.head = head;
             reader.passed += self.count as u64;
-            reader.sequence = reader.passed;
-            reader.handed_out += self.count as u64;
+            reader.count_lost();
         }
     }
 }

@@ -3,15 +3,19 @@
 
 mod liars;
 mod model;
+mod orderings;
+mod speed;
+mod threads;
 
 use std::sync::Arc;
 
 use super::{
-    reader::{FanIn, Terms},
+    reader::{FanIn, Terms, View},
     readers::{Held, Readers},
     writer::FanOut,
 };
 use crate::{
+    memory::access::Readable,
     memory::layout::as_offset,
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
@@ -78,6 +82,18 @@ fn receive(reader: &mut Reader) -> Option<Vec<u8>> {
     reader.publish();
     into.truncate(length);
     Some(into)
+}
+
+/// What was visited.
+fn seen(view: &View<'_, impl Readable>) -> Vec<u8> {
+    match *view {
+        View::Copy(bytes) => bytes.to_vec(),
+        View::InRing(ring, record) => {
+            let mut bytes = vec![0; record.length];
+            ring.copy_out(record.at, &mut bytes);
+            bytes
+        }
+    }
 }
 
 /// Message of this number and length.

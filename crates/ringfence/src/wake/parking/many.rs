@@ -201,3 +201,6 @@ impl<O: Writable> RoomSleeper<O> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

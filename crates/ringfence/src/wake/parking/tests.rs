@@ -20,19 +20,19 @@ use crate::{
 
 /// What the private line is to both: bytes that stay until they are read.
 #[derive(Clone)]
-struct Line(Arc<(Mutex<u32>, Condvar)>);
+pub(super) struct Line(Arc<(Mutex<u32>, Condvar)>);
 
 impl Line {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Arc::new((Mutex::new(0), Condvar::new())))
     }
 
-    fn ring(&self) {
+    pub(super) fn ring(&self) {
         *self.0.0.lock().unwrap() += 1;
         self.0.1.notify_one();
     }
 
-    fn wait(&self) {
+    pub(super) fn wait(&self) {
         let mut bells = self.0.0.lock().unwrap();
         while *bells == 0 {
             bells = self.0.1.wait(bells).unwrap();
@@ -42,7 +42,11 @@ impl Line {
 }
 
 /// As both halves of a channel wait: lie down, look once more, and only then sleep.
-fn sleep_until(sleeper: &mut Sleeper<Region, Region>, line: &Line, mut look: impl FnMut() -> bool) {
+pub(super) fn sleep_until(
+    sleeper: &mut Sleeper<Region, Region>,
+    line: &Line,
+    mut look: impl FnMut() -> bool,
+) {
     while !look() {
         sleeper.park().unwrap();
         if look() {
@@ -55,7 +59,7 @@ fn sleep_until(sleeper: &mut Sleeper<Region, Region>, line: &Line, mut look: imp
 }
 
 /// All orders in which a thread is interrupted three times, where all orders whatever take long.
-fn bounded() -> loom::model::Builder {
+pub(super) fn bounded() -> loom::model::Builder {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model

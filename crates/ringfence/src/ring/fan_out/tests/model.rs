@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use proptest::{prelude::*, test_runner::Config};
 
-use super::{Hub, Reader, SMALLEST, bytes, walk_packed};
+use super::{Hub, Reader, SMALLEST, bytes, seen, walk_packed};
 use crate::{
     memory::access::Readable,
     memory::layout::{self, as_offset},
@@ -368,12 +368,12 @@ impl Rig {
         let Some(case) = self.cases.get_mut(which) else {
             return;
         };
-        let mut seen = Vec::new();
-        let count = case.reader.visit(max, |message| seen.push(message.to_vec()));
+        let mut visited = Vec::new();
+        let count = case.reader.visit(max, |view| visited.push(seen(&view)));
         let found = count.map(|count| {
-            assert_eq!(count, seen.len());
+            assert_eq!(count, visited.len());
             assert!(count <= max);
-            seen
+            visited
         });
         self.check(which, found, max > 0);
     }

@@ -1,0 +1,188 @@
+//! Every order in which a writer and its readers may see each other's stores.
+
+#![expect(
+    clippy::arc_with_non_send_sync,
+    reason = "the threads of the model run one at a time"
+)]
+
+use std::sync::Arc;
+
+use loom::thread;
+
+use super::super::{
+    reader::{FanIn, Terms},
+    readers::{Held, Readers},
+    writer::FanOut,
+};
+use crate::{
+    ring::delivery::{Delivery, StartFrom},
+    testing::loomed::Region,
+};
+
+type Writer = FanOut<Region, Region, ()>;
+type Reader = FanIn<Region, Region>;
+
+/// Four records of a word each.
+const CAPACITY: u64 = 64;
+
+struct Hub {
+    ring: Region,
+    readers: Arc<Readers<Region, Region, ()>>,
+}
+
+impl Hub {
+    fn new(racy: bool) -> Self {
+        let ring = Region::of_publisher(CAPACITY, racy);
+        let words = Region::of_publisher(0, false);
+        Self {
+            readers: Arc::new(Readers::new(ring.clone(), words, 4)),
+            ring,
+        }
+    }
+
+    fn writer(&self) -> Writer {
+        FanOut::new(self.ring.clone(), Arc::clone(&self.readers), CAPACITY)
+    }
+
+    fn read_by(&self, ring: Region, control: Region, (delivery, held): (Delivery, Held)) -> Reader {
+        let terms = Terms {
+            capacity: CAPACITY,
+            longest: 8,
+            delivery,
+            held,
+        };
+        let reader = FanIn::new(ring, control.clone(), terms).unwrap();
+        assert!(self.readers.activate(held.number, control, ()));
+        reader
+    }
+
+    /// `control`: made before there is a second thread, as loom does not see the lock of the list.
+    fn join(&self, control: Region, delivery: Delivery) -> Reader {
+        let held = self.readers.hold(delivery, StartFrom::Oldest).unwrap();
+        self.read_by(self.ring.clone(), control, (delivery, held))
+    }
+}
+
+/// All orders in which a thread is interrupted so often.
+fn bounded(preemptions: usize) -> loom::model::Builder {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(preemptions);
+    model
+}
+
+fn send(writer: &mut Writer, number: u64) {
+    while !writer.push(&number.to_le_bytes()) {
+        thread::yield_now();
+    }
+    writer.publish();
+}
+
+fn receive(reader: &mut Reader) -> Option<u64> {
+    let mut bytes = [0; 8];
+    let length = reader.receive(&mut bytes).expect("an honest publisher")?;
+    assert_eq!(length, 8);
+    reader.publish();
+    Some(u64::from_le_bytes(bytes))
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+fn room_is_used_again_only_once_the_reliable_reader_has_read() {
+    bounded(2).check(|| {
+        let hub = Hub::new(false);
+        let mut reader = hub.join(Region::of_subscriber(0), Delivery::Reliable);
+        let mut writer = hub.writer();
+        (1..=3).for_each(|number| send(&mut writer, number));
+        // The fifth takes the place of the first.
+        let thread = thread::spawn(move || (4..=5).for_each(|number| send(&mut writer, number)));
+        for number in 1..=5 {
+            loop {
+                if let Some(found) = receive(&mut reader) {
+                    assert_eq!(found, number);
+                    break;
+                }
+                thread::yield_now();
+            }
+        }
+        assert_eq!((reader.sequence(), reader.lost()), (5, 0));
+        thread.join().unwrap();
+    });
+}
+
+/// A reader that the writer does not wait for, which looks while it is overtaken.
+fn overtaken(reads: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static, delivery: Delivery) {
+    bounded(2).check(move || {
+        let hub = Hub::new(true);
+        let mut writer = hub.writer();
+        (1..=4).for_each(|number| send(&mut writer, number));
+        let held = hub.readers.hold(delivery, StartFrom::Oldest).unwrap();
+        let control = Region::of_subscriber(held.slot);
+        let mut reader = hub.read_by(reads(&hub.ring), control, (delivery, held));
+        // It takes the place of the first.
+        let thread = thread::spawn(move || send(&mut writer, 5));
+        if let Some(number) = receive(&mut reader) {
+            assert_eq!(number, reader.sequence(), "whole, and counted");
+            assert_eq!(reader.lost() + 1, number);
+        }
+        thread.join().unwrap();
+    });
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+fn a_reader_that_is_overtaken_is_handed_out_what_was_whole_and_counts_the_rest() {
+    overtaken(Region::clone, Delivery::BestEffort);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+fn a_reader_of_the_last_message_is_handed_out_what_was_whole_and_counts_the_rest() {
+    overtaken(Region::clone, Delivery::Latest);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+#[should_panic(expected = "whole, and counted")]
+fn without_its_fence_a_reader_would_take_what_was_written_over_for_whole() {
+    overtaken(Region::without_fences, Delivery::BestEffort);
+}
+
+/// A place that is handed out while the writer goes on is kept from then on.
+fn held(words: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static) {
+    bounded(2).check(move || {
+        let ring = Region::of_publisher(CAPACITY, true);
+        let readers = Arc::new(Readers::new(
+            ring.clone(),
+            words(&Region::of_publisher(0, false)),
+            4,
+        ));
+        let hub = Hub { ring, readers };
+        let mut writer = hub.writer();
+        (1..=4).for_each(|number| send(&mut writer, number));
+        let control = Region::of_subscriber(0);
+        // It has the empty list.
+        writer.refresh();
+        let thread = thread::spawn(move || {
+            // Where the reader comes first, there is no room.
+            writer.push(&5_u64.to_le_bytes());
+            writer.publish();
+        });
+        let mut reader = hub.join(control, Delivery::Reliable);
+        let first = reader.sequence() + 1;
+        assert_eq!(receive(&mut reader), Some(first), "it was kept");
+        thread.join().unwrap();
+    });
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+fn a_place_that_is_handed_out_while_the_writer_goes_on_is_kept() {
+    held(Region::clone);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+#[should_panic(expected = "an honest publisher")]
+fn without_the_fences_a_place_would_be_handed_out_and_written_over() {
+    held(Region::without_fences);
+}

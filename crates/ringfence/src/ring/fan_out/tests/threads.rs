@@ -1,0 +1,143 @@
+//! A writer and readers of the three kinds at once, on threads.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use super::{Hub, Reader, SMALLEST, bytes, receive, seen, walk_packed};
+use crate::{
+    memory::layout::as_offset,
+    ring::consumer::Pulled,
+    ring::delivery::{Delivery, StartFrom},
+};
+
+const MESSAGES: u64 = if cfg!(miri) { 60 } else { 30_000 };
+
+fn length(number: u64) -> usize {
+    as_offset(number * number * 13 % 300)
+}
+
+/// How a reader reads.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    One,
+    Visit,
+    Pull,
+}
+
+fn read_some(reader: &mut Reader, by: By) -> Vec<Vec<u8>> {
+    match by {
+        By::One => receive(reader).into_iter().collect(),
+        By::Visit => {
+            let mut found = Vec::new();
+            reader.visit(100, |view| found.push(seen(&view))).unwrap();
+            found
+        }
+        By::Pull => {
+            let mut into = vec![0; 2000];
+            match reader.pull_packed(&mut into).unwrap() {
+                Pulled::Bytes(end) => walk_packed(&into[..end]),
+                Pulled::Large(_) | Pulled::Nothing => Vec::new(),
+            }
+        }
+    }
+}
+
+/// Reads until the writer has ended and nothing is there, and checks each message. Returns how many there were.
+fn read_all(mut reader: Reader, by: By, ended: &AtomicBool) -> (Reader, u64) {
+    let mut count = 0;
+    loop {
+        let over = ended.load(Ordering::Acquire);
+        let before = reader.sequence();
+        let lost = reader.lost();
+        let found = read_some(&mut reader, by);
+        count += found.len() as u64;
+        assert_eq!(reader.lost() + count, reader.sequence(), "counted");
+        // Where some were lost within the call, only the last ones are known by number.
+        let first = reader.sequence() - found.len() as u64;
+        let known = if reader.lost() == lost { before } else { first };
+        if reader.lost() == lost || found.len() == 1 {
+            for (number, message) in (known + 1..).zip(&found) {
+                assert!(
+                    *message == bytes(number, length(number)),
+                    "message {number}, {by:?}"
+                );
+            }
+        } else if let Some(last) = found.last() {
+            assert!(
+                *last == bytes(reader.sequence(), length(reader.sequence())),
+                "{by:?}"
+            );
+        }
+        if found.is_empty() {
+            if over {
+                return (reader, count);
+            }
+            thread::yield_now();
+        }
+    }
+}
+
+fn run(kinds: &[(Delivery, By)]) {
+    let mut hub = Hub::new(if cfg!(miri) { SMALLEST } else { 4 * SMALLEST });
+    let ended = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = kinds
+        .iter()
+        .map(|(delivery, by)| {
+            let (_, reader) = hub.join(*delivery, StartFrom::Now);
+            let (by, ended) = (*by, Arc::clone(&ended));
+            thread::spawn(move || read_all(reader, by, &ended))
+        })
+        .collect();
+    for number in 1..=MESSAGES {
+        while !hub.writer.push(&bytes(number, length(number))) {
+            hub.writer.publish();
+            thread::yield_now();
+            assert!(
+                hub.writer.lie().is_none() && readers.iter().all(|reader| !reader.is_finished()),
+                "all of them read, and none lies"
+            );
+        }
+        if number.is_multiple_of(3) {
+            hub.writer.publish();
+        }
+    }
+    hub.writer.publish();
+    ended.store(true, Ordering::Release);
+    for (reader, (delivery, _)) in readers.into_iter().zip(kinds) {
+        let (reader, count) = reader.join().expect("a reader");
+        assert_eq!(reader.sequence(), MESSAGES);
+        assert_eq!(reader.lost() + count, MESSAGES);
+        assert!(*delivery != Delivery::Reliable || reader.lost() == 0);
+    }
+}
+
+#[test]
+fn reliable_readers_get_every_message_without_a_race() {
+    let kinds = [By::One, By::Visit, By::Pull].map(|by| (Delivery::Reliable, by));
+    run(&kinds);
+}
+
+#[test]
+#[cfg_attr(
+    miri,
+    ignore = "what is read while it is written over is thrown away, which Miri takes for a race"
+)]
+fn readers_that_are_overtaken_get_what_was_whole_and_count_the_rest() {
+    run(&[
+        (Delivery::BestEffort, By::One),
+        (Delivery::BestEffort, By::Visit),
+        (Delivery::BestEffort, By::Pull),
+        (Delivery::Latest, By::One),
+        (Delivery::Latest, By::Visit),
+    ]);
+    run(&[
+        (Delivery::Reliable, By::Visit),
+        (Delivery::BestEffort, By::Pull),
+        (Delivery::Latest, By::Pull),
+    ]);
+}
