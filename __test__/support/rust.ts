@@ -15,7 +15,7 @@ export const rustPartner = built('ringfence-partner')
 export const framesProducer = built('ringfence-frames')
 
 export interface RustSettings {
-  deed: 'produce' | 'consume' | 'echo' | 'close' | 'leave' | 'execute' | 'tokens' | 'member'
+  deed: 'produce' | 'consume' | 'echo' | 'close' | 'leave' | 'execute' | 'tokens' | 'member' | 'publish' | 'subscribe'
   address: string
   capacity: number
   longest: number

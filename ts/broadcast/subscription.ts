@@ -68,7 +68,7 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
     )
   }
 
-  private constructor(key: symbol, native: NativeSubscription, { busyPoll }: ChannelSettings) {
+  private constructor(key: symbol, native: NativeSubscription, settings: ChannelSettings) {
     if (key !== KEY) throw invalid('subscriptions are made by subscribe')
     this.#native = native
     this.#peer = native.peer
@@ -80,7 +80,7 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
     })
     this.#buffer = new ReceiveBuffer(
       reader(native),
-      busyPoll > 0,
+      settings.busyPoll > 0,
       (error) => this.#failed(error),
       // The reader that has found the end must return first.
       () => queueMicrotask(() => this.#hear()),

@@ -17,8 +17,8 @@ use std::{
 };
 
 use ringfence::{
-    Address, Change, Channel, Message, Options, Packed, Policy, Progress, Receiver, Sender, from_parent,
-    join, member, spawn,
+    Address, Change, Channel, GoneReason, Message, Options, Packed, Policy, Progress, PublisherEvent,
+    Receiver, Sender, from_parent, join, member, publish, spawn, subscribe,
 };
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -58,6 +58,11 @@ fn run() -> Outcome {
     if deed == "member" {
         return stay(&address.parse()?, &options);
     }
+    match &deed[..] {
+        "publish" => return publish_all(&address.parse()?, &options, &sizes),
+        "subscribe" => return subscribe_all(&address.parse()?, &options.wait(true)),
+        _ => {}
+    }
     let channel = meet(address, executable, &options)?;
     say(&format!("{} {}", channel.role(), channel.peer().pid));
     match &deed[..] {
@@ -91,6 +96,40 @@ fn stay(address: &Address, options: &Options) -> Outcome {
             other => return Err(format!("{other:?}").into()),
         }
     }
+}
+
+/// Publishes a message of each size once there is a subscriber, and ends once that has read all.
+fn publish_all(address: &Address, options: &Options, sizes: &[usize]) -> Outcome {
+    let mut publisher = publish(address, options)?;
+    let PublisherEvent::Subscriber(_) = publisher.next()? else {
+        return Err("no subscriber has come".into());
+    };
+    for (number, &size) in sizes.iter().enumerate() {
+        publisher.send(&pattern(number, size))?;
+    }
+    publisher.end();
+    while let Ok(event) = publisher.next() {
+        if !matches!(event, PublisherEvent::Gone(_, GoneReason::Closed)) {
+            return Err(format!("{event:?}").into());
+        }
+    }
+    Ok(())
+}
+
+/// Reads to the end, and says how many messages there were.
+fn subscribe_all(address: &Address, options: &Options) -> Outcome {
+    let mut subscription = subscribe(address, options)?;
+    say(&format!("subscribed {}", subscription.peer().pid));
+    let mut into = vec![0; usize::try_from(subscription.max_message_size())?];
+    let mut count = 0;
+    while let Some(length) = subscription.receive(&mut into)? {
+        if into[..length] != pattern(count, length) {
+            return Err(format!("message {count} is another").into());
+        }
+        count += 1;
+    }
+    say(&format!("{count} messages"));
+    Ok(())
 }
 
 /// Closes as soon as it is spoken to: a process that has ended before its guest's last look is no peer.

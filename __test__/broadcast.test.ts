@@ -1,0 +1,500 @@
+// One to many: what a publisher and its subscribers see, in processes of their own.
+
+import { readdirSync, readlinkSync } from 'node:fs'
+import { once } from 'node:events'
+
+import test, { type ExecutionContext } from 'ava'
+import {
+  connect,
+  join,
+  listen,
+  merge,
+  publish,
+  Publisher,
+  subscribe,
+  Subscriber,
+  Subscription,
+  type Delivery,
+  type GoneReason,
+  type PublishOptions,
+  type RingfenceError,
+  type SubscribeOptions,
+} from 'ringfence'
+
+import { abstractAddress, isBound, namedAddress } from './support/address.js'
+import { pattern } from './support/bytes.js'
+import { Partner } from './support/partner.js'
+import { RustPartner, rustPartner } from './support/rust.js'
+import { isPending, soon, until } from './support/until.js'
+
+const RING = 65_536
+
+async function publishHere(t: ExecutionContext, address: string, options: PublishOptions = {}): Promise<Publisher> {
+  const publisher = await publish(address, { capacity: RING, ...options })
+  t.teardown(() => publisher.close())
+  return publisher
+}
+
+/** A partner that is subscribed; what it reads by is told with each test. */
+async function subscriber(
+  t: ExecutionContext,
+  address: string,
+  options: SubscribeOptions = {},
+  partner?: Partner,
+): Promise<Partner> {
+  const there = partner ?? (await Partner.start(t))
+  await there.run(
+    async (kit, where, how) => {
+      kit.keep['subscription'] = await kit.ringfence.subscribe(where, how)
+    },
+    address,
+    options,
+  )
+  return there
+}
+
+/** Over there: reads to the end, and tells what came. */
+function readAll(partner: Partner, by: 'for await' | 'receive' | 'drain') {
+  return partner.run(async (kit, way) => {
+    const subscription = kit.keep['subscription'] as Subscription
+    const began = subscription.sequence
+    let count = 0
+    let wrong = ''
+    const check = (message: Buffer) => {
+      // The publisher's number is in the first four bytes.
+      const number = message.readUInt32LE()
+      if (!message.subarray(4).equals(kit.bytes.pattern(number, message.length - 4)))
+        wrong ||= `message ${number} is torn`
+      count += 1
+      if (number !== Number(subscription.sequence)) wrong ||= `message ${number} came as ${subscription.sequence}`
+      if (BigInt(count) + subscription.lost !== subscription.sequence - began)
+        wrong ||= `${count} and ${subscription.lost} are not ${subscription.sequence} - ${began}`
+    }
+    let error = ''
+    try {
+      if (way === 'for await') for await (const message of subscription) check(message)
+      else if (way === 'receive')
+        for (let message = await subscription.receive(); message; message = await subscription.receive()) check(message)
+      else
+        while (await subscription.readable())
+          subscription.drain((bytes, offset, length) => check(Buffer.from(bytes.subarray(offset, offset + length))), 5)
+    } catch (thrown) {
+      error = (thrown as RingfenceError).code
+    }
+    const { lost, sequence } = subscription
+    return { count, lost: Number(lost), sequence: Number(sequence), wrong, error, reason: await subscription.closed }
+  }, by)
+}
+
+/** Message `number`, as `readAll` checks it. */
+function numbered(number: number, length: number): Buffer {
+  const head = Buffer.alloc(4)
+  head.writeUInt32LE(number)
+  return Buffer.concat([head, pattern(number, length)])
+}
+
+async function send(
+  publisher: Publisher,
+  from: number,
+  to: number,
+  length = (number: number) => number % 300,
+): Promise<void> {
+  for (let number = from; number <= to; number += 1) await publisher.send(numbered(number, length(number)))
+}
+
+const codeOf = (code: string) => ({ code: `ERR_RINGFENCE_${code}` })
+
+test('each subscriber gets every message, in order, whichever way it reads, and then the end', async (t) => {
+  const address = abstractAddress()
+  const publisher = await publishHere(t, address)
+  const readers = await Promise.all(
+    (['for await', 'receive', 'drain'] as const).map(async (way) => ({
+      way,
+      there: await subscriber(t, address),
+    })),
+  )
+  const all = readers.map(({ there, way }) => readAll(there, way))
+  t.is(publisher.subscribers.length, 3)
+  t.true(publisher.subscribers.every((one) => one instanceof Subscriber && one.delivery === 'reliable'))
+  // Many rings, and messages of up to an eighth of one.
+  await send(publisher, 1, 3000, (number) => (number % 100 === 0 ? publisher.maxMessageSize - 4 : number % 300))
+  t.is(publisher.sequence, 3000n)
+  await publisher.end()
+  for (const one of all)
+    t.deepEqual(await soon(one, 'all messages'), {
+      count: 3000,
+      lost: 0,
+      sequence: 3000,
+      wrong: '',
+      error: '',
+      reason: 'closed',
+    })
+  t.is(await soon(publisher.closed, 'the end'), 'closed')
+})
+
+test('best-effort and latest hold nobody up, and their count is exact', async (t) => {
+  const address = abstractAddress()
+  const publisher = await publishHere(t, address)
+  const kinds: Delivery[] = ['best-effort', 'latest']
+  const readers = await Promise.all(kinds.map((delivery) => subscriber(t, address, { delivery })))
+  for (const reader of readers) reader.stop()
+  // Ten rings: a subscriber for which it waited would be stopped for ever.
+  await soon(send(publisher, 1, 5000), 'room')
+  for (const reader of readers) reader.goOn()
+  const all = readers.map((reader) => readAll(reader, 'for await'))
+  await send(publisher, 5001, 6000)
+  await publisher.end()
+  for (const [index, one] of all.entries()) {
+    const { count, lost, sequence, wrong, error, reason } = await soon(one, 'the end')
+    t.deepEqual(
+      { wrong, error, reason, sequence },
+      { wrong: '', error: '', reason: 'closed', sequence: 6000 },
+      kinds[index],
+    )
+    t.is(count + lost, 6000)
+    t.true(lost > 3000, `${kinds[index]}: ${lost} lost`)
+  }
+})
+
+test('latest gives the newest message at the time of the call, though an older one was there when it looked', async (t) => {
+  const address = abstractAddress()
+  const publisher = await publishHere(t, address)
+  const there = await subscriber(t, address, { delivery: 'latest' })
+  await publisher.send('old')
+  t.true(await there.run((kit) => (kit.keep['subscription'] as Subscription).readable()))
+  await publisher.send('new')
+  t.is(await there.run(async (kit) => String(await (kit.keep['subscription'] as Subscription).receive())), 'new')
+  t.is(await there.run((kit) => Number((kit.keep['subscription'] as Subscription).lost)), 1)
+})
+
+test('a late one begins with the last message, or with what the ring holds, or with what comes', async (t) => {
+  const address = abstractAddress()
+  const publisher = await publishHere(t, address)
+  const early = await subscriber(t, address, { delivery: 'best-effort' })
+  await send(publisher, 1, 10_000, () => 60)
+  const begin = async (from: 'now' | 'oldest' | 'latest') => {
+    const there = await subscriber(t, address, { from })
+    return there.run(async (kit) => {
+      const subscription = kit.keep['subscription'] as Subscription
+      const before = Number(subscription.sequence)
+      const first = subscription.tryReceive()
+      const sequence = first === null ? 0 : first.readUInt32LE()
+      await subscription.close()
+      return { before, first: sequence }
+    })
+  }
+  t.deepEqual(await begin('now'), { before: 10_000, first: 0 })
+  t.deepEqual(await begin('latest'), { before: 9999, first: 10_000 })
+  const { before, first } = await begin('oldest')
+  t.is(first, before + 1)
+  // A record of 64 bytes and its header of 8.
+  t.true((10_000 - before) * 72 >= RING * 0.75, `${10_000 - before} messages`)
+  await early.kill()
+})
+
+test('what was published survives the publisher: all is read, then the end is told', async (t) => {
+  const address = abstractAddress()
+  const there = await Partner.start(t)
+  await there.run(async (kit, where) => {
+    kit.keep['publisher'] = await kit.ringfence.publish(where, { capacity: 65_536 })
+  }, address)
+  const subscription = await subscribe(address)
+  await there.run(async (kit) => {
+    const publisher = kit.keep['publisher'] as Publisher
+    for (let number = 0; number < 500; number += 1) await publisher.send(kit.bytes.pattern(number, 100))
+  })
+  await there.kill()
+  for (let number = 0; number < 500; number += 1) {
+    const message = await soon(subscription.receive(), `message ${number}`)
+    if (!message!.equals(pattern(number, 100))) return t.fail(`message ${number} is another`)
+  }
+  t.is(await soon(subscription.receive(), 'the end'), null)
+  return t.is(await subscription.closed, 'exited')
+})
+
+test('one that is stopped is let go of once its stall is over, is told so, and costs the others nothing else', async (t) => {
+  const address = abstractAddress()
+  const publisher = await publishHere(t, address, { stall: 100 })
+  const [stopped, other] = await Promise.all([subscriber(t, address), subscriber(t, address)])
+  const reading = readAll(other, 'drain')
+  const gone = once(publisher, 'gone') as Promise<[Subscriber, GoneReason]>
+  stopped.stop()
+  await soon(send(publisher, 1, 3000), 'room')
+  const [who, reason] = await gone
+  t.deepEqual([who.peer.pid, reason, await who.closed], [stopped.pid, 'evicted', 'evicted'])
+  t.is(who.lag, 0)
+  stopped.goOn()
+  const told = await soon(readAll(stopped, 'for await'), 'its end')
+  t.deepEqual([told.error, told.reason, told.wrong], ['ERR_RINGFENCE_EVICTED', 'evicted', ''])
+  await t.throwsAsync(
+    stopped.run((kit) => (kit.keep['subscription'] as Subscription).receive()),
+    codeOf('EVICTED'),
+  )
+  await publisher.end()
+  t.is((await soon(reading, 'the rest')).count, 3000)
+})
+
+test('one that is killed while the publisher waits for it is let go of', async (t) => {
+  const address = abstractAddress()
+  const publisher = await publishHere(t, address, { stall: Infinity })
+  const there = await subscriber(t, address)
+  let number = 0
+  while (publisher.trySend(numbered((number += 1), 200)));
+  const waiting = publisher.send(numbered(number, 200))
+  t.true(await isPending(waiting))
+  const gone = once(publisher, 'gone') as Promise<[Subscriber, GoneReason]>
+  await there.kill()
+  await soon(waiting, 'room')
+  t.is((await soon(gone, 'the event'))[1], 'exited')
+  t.deepEqual(publisher.subscribers, [])
+})
+
+test('disconnect ends one subscriber, which gets what was published before', async (t) => {
+  const address = abstractAddress()
+  const publisher = await publishHere(t, address)
+  const there = await subscriber(t, address)
+  await send(publisher, 1, 100)
+  const [one] = publisher.subscribers
+  t.is((await one!.verify()).pid, there.pid)
+  t.true(one!.evidence.some(({ check, outcome }) => check === 'uid' && outcome === 'passed'))
+  await one!.disconnect()
+  t.is(await one!.closed, 'closed')
+  await send(publisher, 101, 200)
+  const { count, wrong, error, reason } = await soon(readAll(there, 'receive'), 'its end')
+  t.deepEqual({ count, wrong, error, reason }, { count: 100, wrong: '', error: '', reason: 'closed' })
+})
+
+// By itself: other tests of this process make memory of their own.
+test.serial('seal frees the address and keeps no descriptor of the ring; those that are subscribed go on', async (t) => {
+  const address = namedAddress(t)
+  const publisher = await publishHere(t, address)
+  const there = await subscriber(t, address)
+  await soon(publisher.seal(), 'the seal')
+  t.false(isBound(address))
+  await t.throwsAsync(subscribe(address), codeOf('PEER_LOST'))
+  const links = readdirSync('/proc/self/fd').map((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`)
+    } catch {
+      return ''
+    }
+  })
+  t.deepEqual(
+    links.filter((link) => link.includes('memfd')),
+    [],
+  )
+  const reading = readAll(there, 'drain')
+  await send(publisher, 1, 1000)
+  await publisher.end()
+  t.is((await soon(reading, 'all')).count, 1000)
+})
+
+test('close tells each subscriber the end, and rejects what waits', async (t) => {
+  const address = namedAddress(t)
+  const publisher = await publishHere(t, address)
+  const there = await subscriber(t, address)
+  let number = 0
+  while (publisher.trySend(numbered((number += 1), 200)));
+  const sent = number - 1
+  const waiting = publisher.send(numbered(number, 200))
+  const closing = once(publisher, 'close')
+  await publisher.close()
+  await t.throwsAsync(waiting, codeOf('CLOSED'))
+  t.deepEqual(await closing, ['closed'])
+  t.false(isBound(address))
+  await t.throwsAsync(publisher.send('no'), codeOf('CLOSED'))
+  t.throws(() => publisher.trySend('no'), codeOf('CLOSED'))
+  const { count, wrong, error, reason } = await soon(readAll(there, 'for await'), 'its end')
+  t.deepEqual({ count, wrong, error, reason }, { count: sent, wrong: '', error: '', reason: 'closed' })
+})
+
+test('a message is published once it was sent, and reserved room is filled in place', async (t) => {
+  const address = abstractAddress()
+  const publisher = await publishHere(t, address)
+  const there = await subscriber(t, address)
+  for (const size of [10, 8000]) {
+    const room = publisher.reserve(size)!
+    room.bytes.fill(size & 0xff)
+    room.commit()
+  }
+  publisher.reserve(10)!.cancel()
+  await publisher.end()
+  t.deepEqual(
+    await there.run(async (kit) => {
+      const all = []
+      for await (const message of kit.keep['subscription'] as Subscription)
+        all.push([message.length, message.every((byte) => byte === (message.length & 0xff))])
+      return all
+    }),
+    [
+      [10, true],
+      [8000, true],
+    ],
+  )
+})
+
+test('a merge reads subscriptions beside channels', async (t) => {
+  const [first, second] = [abstractAddress(), abstractAddress()]
+  const publishers = [await publishHere(t, first), await publishHere(t, second)]
+  const there = await Partner.start(t)
+  await there.run(
+    async (kit, ...addresses) => {
+      const subscriptions = await Promise.all(addresses.map((address) => kit.ringfence.subscribe(address)))
+      kit.keep['subscriptions'] = subscriptions
+      kit.keep['merge'] = kit.ringfence.merge(subscriptions)
+    },
+    first,
+    second,
+  )
+  for (const [index, publisher] of publishers.entries()) {
+    for (let number = 0; number < 2000; number += 1) void publisher.send(`${index} ${number}`)
+    await publisher.end()
+  }
+  t.deepEqual(
+    await there.run(async (kit) => {
+      const merged = kit.keep['merge'] as ReturnType<typeof merge<Subscription>>
+      const next = [0, 0]
+      for await (const [source, message] of merged) {
+        const [index, number] = String(message).split(' ').map(Number) as [number, number]
+        if (source !== (kit.keep['subscriptions'] as Subscription[])[index] || next[index] !== number) return 'another'
+        next[index] = number + 1
+      }
+      return next
+    }),
+    [2000, 2000],
+  )
+})
+
+test('Rust and Node: each subscribes to the other', async (t) => {
+  const sizes = Array.from({ length: 300 }, (_, number) => (number * 37) % 5000)
+  const address = abstractAddress()
+  const rust = new RustPartner(t, { deed: 'publish', address, capacity: RING, longest: 8192, sizes })
+  const subscription = await subscribe(address, { wait: true, policy: { executable: rustPartner } })
+  t.is(subscription.peer.pid, rust.pid)
+  let number = 0
+  for await (const message of subscription) {
+    if (!message.equals(pattern(number, sizes[number]!))) return t.fail(`message ${number} is another`)
+    number += 1
+  }
+  t.is(number, sizes.length)
+  t.is(await subscription.closed, 'closed')
+
+  const other = abstractAddress()
+  const publisher = await publishHere(t, other, { policy: { executable: rustPartner } })
+  const reader = new RustPartner(t, { deed: 'subscribe', address: other, capacity: 4096, longest: 8192, sizes })
+  t.is(await reader.hear(), `subscribed ${process.pid}`)
+  for (const [index, size] of sizes.entries()) await publisher.send(pattern(index, size))
+  await publisher.end()
+  t.is(await reader.hear(), `${sizes.length} messages`)
+  return t.is(await soon(publisher.closed, 'the end'), 'closed')
+})
+
+test('what cannot be is told by its code', async (t) => {
+  const address = abstractAddress()
+  for (const options of [
+    { backing: 'shm' },
+    { maxMessageSize: RING },
+    { stall: -1 },
+    { deliveries: [] },
+    { delivery: 'latest' },
+    { deliveries: ['twice'] },
+    { allowHalfOpen: true },
+    { nothing: 1 },
+  ])
+    await t.throwsAsync(
+      publish(address, { capacity: RING, ...options } as PublishOptions),
+      codeOf('INVALID_ARGUMENT'),
+      JSON.stringify(options),
+    )
+  for (const options of [
+    { capacity: 4096 },
+    { delivery: 'twice' },
+    { from: 'then' },
+    { maxPeers: 1 },
+    { mode: 0o600 },
+    { backing: 'memfd' },
+  ])
+    await t.throwsAsync(
+      subscribe(address, options as SubscribeOptions),
+      codeOf('INVALID_ARGUMENT'),
+      JSON.stringify(options),
+    )
+  await t.throwsAsync(subscribe(address), codeOf('PEER_LOST'))
+  const publisher = await publishHere(t, address, { deliveries: ['reliable'], maxPeers: 1 })
+  await t.throwsAsync(publish(address), codeOf('ADDRESS_OCCUPIED'))
+  for (const call of [join, connect]) {
+    const there = await Partner.start(t)
+    const error = await t.throwsAsync<Error & { code: string }>(
+      there.run(
+        async (kit, where, name) => void (await kit.ringfence[name](where)),
+        address,
+        call.name as 'join' | 'connect',
+      ),
+    )
+    t.is(error!.code, 'ERR_RINGFENCE_PROTOCOL', call.name)
+  }
+  const there = await Partner.start(t)
+  const refused = await t.throwsAsync<Error & { code: string; thrown: { check?: string } }>(
+    subscriber(t, address, { delivery: 'latest' }, there),
+    codeOf('PEER_REFUSED'),
+  )
+  t.is(refused!.thrown.check, 'delivery')
+  await t.throwsAsync(subscriber(t, address, { maxMessageSize: 100 }, there), codeOf('PROTOCOL'))
+  await subscriber(t, address, {}, there)
+  await t.throwsAsync(subscriber(t, address, {}), codeOf('ADDRESS_OCCUPIED'))
+  await t.throwsAsync(publisher.send(Buffer.alloc(publisher.maxMessageSize + 1)), codeOf('MESSAGE_TOO_LARGE'))
+  await t.throwsAsync(publisher.send(1 as never), codeOf('INVALID_ARGUMENT'))
+  await publisher.end()
+  await t.throwsAsync(publisher.send('no'), codeOf('CLOSED'))
+  const listener = await listen(abstractAddress())
+  await t.throwsAsync(subscriber(t, listener.address, {}), codeOf('PROTOCOL'))
+  await listener.close()
+  for (const made of [Publisher, Subscriber, Subscription])
+    t.throws(() => Reflect.construct(made, []), codeOf('INVALID_ARGUMENT'))
+})
+
+test('an AbortSignal ends the waiting, and closes a publisher; await using closes both', async (t) => {
+  const address = abstractAddress()
+  const waiting = new AbortController()
+  const called = subscribe(address, { wait: true, signal: waiting.signal })
+  waiting.abort()
+  await t.throwsAsync(called, { code: 'ERR_RINGFENCE_ABORTED', name: 'AbortError' })
+  const publishing = new AbortController()
+  const publisher = await publish(address, { signal: publishing.signal })
+  const there = await subscriber(t, address)
+  await t.throwsAsync(
+    there.run(async (kit) => {
+      await (kit.keep['subscription'] as Subscription).receive({ signal: AbortSignal.timeout(1) })
+    }),
+    codeOf('ABORTED'),
+  )
+  publishing.abort()
+  t.is(await publisher.closed, 'closed')
+  t.is(await there.run((kit) => (kit.keep['subscription'] as Subscription).closed), 'closed')
+  {
+    await using next = await publish(address)
+    await subscriber(t, address, {}, there)
+    t.is(next.subscribers.length, 1)
+  }
+  t.is(await there.run((kit) => (kit.keep['subscription'] as Subscription).receive()), null)
+  await until(() => !isBound(address), 'the address is free')
+})
+
+test('a publisher and a subscription keep their processes alive until unref', async (t) => {
+  const address = abstractAddress()
+  const [publishing, subscribed] = await Promise.all([Partner.start(t), Partner.start(t)])
+  await publishing.run(async (kit, where) => {
+    kit.keep['publisher'] = await kit.ringfence.publish(where)
+  }, address)
+  await subscriber(t, address, {}, subscribed)
+  const exits = [publishing.letGo(), subscribed.letGo()]
+  await new Promise((resolve) => setTimeout(resolve, 300))
+  for (const exit of exits) t.true(await isPending(exit))
+  const quiet = await Partner.start(t)
+  await quiet.run(async (kit) => {
+    const own = await kit.ringfence.publish('@quiet-' + process.pid)
+    own.unref()
+  })
+  t.deepEqual(await soon(quiet.letGo(), 'its exit'), { code: 0, signal: null })
+  await Promise.all([publishing.kill(), subscribed.kill()])
+})
