@@ -136,8 +136,17 @@ pub(crate) enum RingPart {
     Equal,
     /// The place of the new subscriber.
     Publisher(HeldStart),
-    /// The publisher's ring, and where this side begins, which was checked by nobody yet.
-    Subscriber(PeerRegion, Start),
+    /// The publisher's ring, and where this side begins.
+    Subscriber(PeerRegion, Beginning),
+}
+
+/// Where a subscriber begins, as its publisher says. Not checked yet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Beginning {
+    pub(crate) start: Start,
+    /// The publisher's tail before this side's READY. The publisher tells of a new subscriber after that, and what it sends from then
+    /// on must come.
+    pub(crate) now: u64,
 }
 
 /// What a subscriber asks for.

@@ -6,15 +6,15 @@ use crate::{
     error::{Error, Result},
     evidence::Record,
     fork::{Mark, Withheld},
-    handshake::broadcast::{self, HeldStart, RingPart},
+    handshake::broadcast::{self, Beginning, HeldStart, RingPart},
     handshake::frame::{Frame, HARDENS, Hello, Nonce, Offer, check_echo},
     handshake::line::Line,
     handshake::side::{RingRole, Side, Talk},
     harden,
     memory::accept::{Agreed, accept},
-    memory::access::Writable,
+    memory::access::{Readable, Writable},
     memory::create::{SharedObject, Wanted},
-    memory::layout::{as_offset, head_of, region_size},
+    memory::layout::{TAIL, as_offset, head_of, region_size},
     memory::peer::PeerRegion,
     peer::process::Peer,
     signal::inbox::{OpenInbox, TokenSender},
@@ -76,7 +76,7 @@ impl Side<'_> {
             owner: peer.credentials.uid,
         };
         let (region, ring) = self.accept_objects(&descriptors, agreed, &offer, record)?;
-        if let RingPart::Subscriber(_, start) = &ring {
+        if let RingPart::Subscriber(_, Beginning { start, .. }) = &ring {
             // Before READY: from that on the publisher looks at it.
             let at = head_of(as_offset(start.slot.into()));
             object.region.store(at, start.position, Ordering::Release);
@@ -213,7 +213,11 @@ impl Side<'_> {
         };
         let region = accept(first, &control, record)?;
         let ring = accept(second, &agreed, record)?;
-        Ok((region, RingPart::Subscriber(ring, offer.start)))
+        let beginning = Beginning {
+            start: offer.start,
+            now: ring.load(TAIL, Ordering::Acquire),
+        };
+        Ok((region, RingPart::Subscriber(ring, beginning)))
     }
 }
 

@@ -18,8 +18,8 @@ use crate::{
     endpoint::calling::call,
     error::{Error, Result},
     evidence::Evidence,
-    handshake::broadcast::RingPart,
-    handshake::frame::{Meeting, Start},
+    handshake::broadcast::{Beginning, RingPart},
+    handshake::frame::Meeting,
     handshake::side::Side,
     identity::Identity,
     memory::access::Readable,
@@ -60,9 +60,9 @@ pub fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
         },
     )?;
     match std::mem::replace(&mut parts.ring, RingPart::Equal) {
-        RingPart::Subscriber(ring, start) => {
+        RingPart::Subscriber(ring, beginning) => {
             let opened = open(parts, None, &options);
-            Subscription::begin(opened, ring, start, &options)
+            Subscription::begin(opened, ring, beginning, &options)
         }
         RingPart::Equal | RingPart::Publisher(_) => {
             Err(Error::Protocol("a handshake without a publisher's ring".into()))
@@ -118,7 +118,8 @@ struct Bells {
 }
 
 impl Subscription {
-    fn begin(opened: Opened, ring: PeerRegion, start: Start, options: &Options) -> Result<Self> {
+    fn begin(opened: Opened, ring: PeerRegion, beginning: Beginning, options: &Options) -> Result<Self> {
+        let Beginning { start, now } = beginning;
         let Opened {
             shared,
             own,
@@ -144,7 +145,7 @@ impl Subscription {
         };
         let reader = FanIn::new(ring.clone(), own.clone(), terms);
         let mut reader = shared.judge(reader)?;
-        let began = reader.begin(options.from);
+        let began = reader.begin(options.from, now);
         shared.judge(began)?;
         let spot = ParkingSpot::reader_in(held.slot);
         Ok(Self {

@@ -56,7 +56,7 @@ type Victim = FanIn<Liar, OwnRegion>;
 fn call(victim: &mut Victim, call: Call) -> Result<()> {
     victim.ring().begin();
     match call {
-        Call::Begin(from) => victim.begin(from)?,
+        Call::Begin(from) => victim.begin(from, u64::MAX)?,
         Call::Receive(room) => {
             let mut into = vec![0; room];
             match victim.receive(&mut into) {

@@ -158,12 +158,13 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
     }
 
     /// Goes to where the caller wants to begin, from the position that was held for it. To be called once the publisher has this
-    /// reader in its list.
-    pub(crate) fn begin(&mut self, from: StartFrom) -> Result<()> {
+    /// reader in its list. `now` is the publisher's tail at the moment at which what is sent from then on is for this reader.
+    pub(crate) fn begin(&mut self, from: StartFrom, now: u64) -> Result<()> {
         if from != StartFrom::Oldest {
+            let until = if from == StartFrom::Now { now } else { FARTHEST };
             for _ in 0..TRIES {
                 self.look_at_tail()?;
-                if let Some(walk) = self.walk(true)? {
+                if let Some(walk) = self.walk(true, until)? {
                     let last = walk.last.filter(|_| from == StartFrom::Latest);
                     self.go_to(last.unwrap_or(walk.end));
                     break;
@@ -383,9 +384,9 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         Found::Nothing(at)
     }
 
-    /// Walks from the head over all that is there. `None`: it was overtaken meanwhile, and has gone to a mark (`last`: the last one).
-    fn walk(&mut self, last: bool) -> Result<Option<Walk>> {
-        let end = self.visible();
+    /// Walks from the head over what is there, as far as `until`. `None`: it was overtaken meanwhile, and has gone to a mark (`last`: the last one).
+    fn walk(&mut self, last: bool, until: u64) -> Result<Option<Walk>> {
+        let end = self.visible().min(until);
         if end.saturating_sub(self.head) > self.capacity {
             return self.not_walked(last, "more than a ring is there");
         }
@@ -494,7 +495,7 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
                 self.jump_to(mark)?;
             }
         }
-        let Some(walk) = self.walk(true)? else {
+        let Some(walk) = self.walk(true, FARTHEST)? else {
             return Ok(false);
         };
         self.go_to(walk.last.unwrap_or(walk.end));

@@ -65,7 +65,7 @@ impl Hub {
         let terms = self.terms(delivery, held);
         let mut reader = FanIn::new(self.ring.seen_by_peer(), control, terms).unwrap();
         self.readers.activate(held.number, seen, ());
-        reader.begin(from).unwrap();
+        reader.begin(from, u64::MAX).unwrap();
         (held.number, reader)
     }
 
