@@ -219,7 +219,7 @@ fn role() {
 }
 
 #[test]
-fn every_reliable_leftgets_every_message_in_order() {
+fn every_reliable_subscriber_gets_every_message_in_order() {
     let (address, _directory) = fresh_address(true);
     let mut publisher = publish(&address, &options()).unwrap();
     let readers: Vec<_> = (0..3)
@@ -260,7 +260,7 @@ fn what_was_published_is_read_though_the_publisher_is_killed() {
 }
 
 #[test]
-fn a_dead_leftis_let_go_of_while_the_publisher_sleeps_in_send() {
+fn a_dead_subscriber_is_let_go_of_while_the_publisher_sleeps_in_send() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options().stall(Duration::MAX)).unwrap();
     let mut dead = subscriber("waits", &address, "reliable", "now");
@@ -399,7 +399,7 @@ fn a_late_joiner_gets_what_the_ring_holds_or_the_last_or_nothing() {
 }
 
 #[test]
-fn disconnect_gives_one_leftthe_rest_and_the_others_go_on() {
+fn disconnect_gives_one_subscriber_the_rest_and_the_others_go_on() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();
     let mut leaving = subscriber("waits", &address, "reliable", "now");
