@@ -265,29 +265,32 @@ test('disconnect ends one subscriber, which gets what was published before', asy
 })
 
 // By itself: other tests of this process make memory of their own.
-test.serial('seal frees the address and keeps no descriptor of the ring; those that are subscribed go on', async (t) => {
-  const address = namedAddress(t)
-  const publisher = await publishHere(t, address)
-  const there = await subscriber(t, address)
-  await soon(publisher.seal(), 'the seal')
-  t.false(isBound(address))
-  await t.throwsAsync(subscribe(address), codeOf('PEER_LOST'))
-  const links = readdirSync('/proc/self/fd').map((fd) => {
-    try {
-      return readlinkSync(`/proc/self/fd/${fd}`)
-    } catch {
-      return ''
-    }
-  })
-  t.deepEqual(
-    links.filter((link) => link.includes('memfd')),
-    [],
-  )
-  const reading = readAll(there, 'drain')
-  await send(publisher, 1, 1000)
-  await publisher.end()
-  t.is((await soon(reading, 'all')).count, 1000)
-})
+test.serial(
+  'seal frees the address and keeps no descriptor of the ring; those that are subscribed go on',
+  async (t) => {
+    const address = namedAddress(t)
+    const publisher = await publishHere(t, address)
+    const there = await subscriber(t, address)
+    await soon(publisher.seal(), 'the seal')
+    t.false(isBound(address))
+    await t.throwsAsync(subscribe(address), codeOf('PEER_LOST'))
+    const links = readdirSync('/proc/self/fd').map((fd) => {
+      try {
+        return readlinkSync(`/proc/self/fd/${fd}`)
+      } catch {
+        return ''
+      }
+    })
+    t.deepEqual(
+      links.filter((link) => link.includes('memfd')),
+      [],
+    )
+    const reading = readAll(there, 'drain')
+    await send(publisher, 1, 1000)
+    await publisher.end()
+    t.is((await soon(reading, 'all')).count, 1000)
+  },
+)
 
 test('close tells each subscriber the end, and rejects what waits', async (t) => {
   const address = namedAddress(t)
