@@ -3,12 +3,13 @@
 use std::sync::PoisonError;
 
 use super::{
-    fenced, must,
+    fenced, hand, honest_guest, host_again, must,
     signals::{NUMBERS, QUEUE, plain_heir},
 };
 use crate::{
     Half, Report, Trouble,
     actor::{Actor, Heard, TIME_LIMIT},
+    protocol::layout,
     stage::Stage,
 };
 
@@ -30,8 +31,19 @@ const WAYS: [(&str, &str); 11] = [
 /// Rounds of each, in a batch; so that no answer takes as long as a row waits.
 const ROUNDS: usize = 10;
 const BATCHES: usize = 6;
+/// How a call says that the peer's memory was opened, as far as it goes by what the peer claims.
+const EXPOSED: &str = "error OBJECT_EXPOSED";
 /// Of each way to leave.
 const LEAVES: usize = 15;
+
+/// What a peer that does everything by hand says of itself: each phase, with and without an end of its sending, and one that there is not.
+const CLAIMS: [u64; 9] = [1, 2, 3, 4, 5, 10, 12, 13, 77];
+/// What the victim does meanwhile, and what that is answered by.
+const DEEDS: [(&str, &str); 3] = [
+    ("close", "closed"),
+    ("end", "ended"),
+    ("receive 10000", "got 4 last"),
+];
 
 /// Row 45: A peer closes, half-closes or leaves at every moment of the other's close.
 ///
@@ -61,9 +73,14 @@ pub(super) fn at_every_moment(stage: &Stage) -> Result<Report, Trouble> {
             return Ok(Report::bitten(plain, format!("round {round}: {wrong}")));
         }
     }
+    if let Some(wrong) = lies(stage)? {
+        return Ok(Report::bitten(plain, wrong));
+    }
     Ok(Report {
         plain,
-        ringfence: Half::held("always 'closed', all that was sent before is read, and there is one host"),
+        ringfence: Half::held(
+            "always the end that was, all that was sent before is read, and there is one host",
+        ),
         stopped_by: "the phase in the memory of each, which is read before the end of the line is believed",
     })
 }
@@ -106,6 +123,54 @@ fn ends(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<Stri
     let wanted = Heard::Line(format!("as promised {count}"));
     let wrong = answers.iter().any(|answer| *answer != wanted);
     Ok(wrong.then(|| format!("{answers:?}")))
+}
+
+/// A peer that does everything by hand sends a message, claims a phase and hangs up, at about the moment at which the host closes,
+/// half-closes or reads. The host then hosts again at the same address. Returns what was wrong.
+fn lies(stage: &Stage) -> Result<Option<String>, Trouble> {
+    let address = stage.address("lies");
+    let mut host = fenced(stage, "the host that is lied to")?;
+    for (deed, answer) in DEEDS {
+        for claim in CLAIMS {
+            host_again(&mut host, &address, "")?;
+            let mut hand = hand(stage)?;
+            must(&mut hand, &format!("channel {address}"), "channel")?;
+            host.expect("joined host")?;
+            must(&mut hand, "message last", "rung")?;
+            // None of them waits for another.
+            hand.say(&format!("store {} {claim}", layout::PHASE))?;
+            host.say(deed)?;
+            hand.say("hang-up")?;
+            let told = host.hear(TIME_LIMIT);
+            let exposed = claim == 3 && matches!(&told, Heard::Line(line) if line.starts_with(EXPOSED));
+            if told != Heard::Line(answer.into()) && !exposed {
+                return Ok(Some(format!("{deed} beside the claim {claim}: {told:?}")));
+            }
+            hand.expect("stored")?;
+            hand.expect("hung up")?;
+            if deed == "close" {
+                continue;
+            }
+            let mut last = host.ask("receive 10000")?;
+            while last.starts_with("got ") {
+                last = host.ask("receive 10000")?;
+            }
+            let reason = host.ask("reason")?;
+            // To one that has ended its sending this side may still send: it need not have looked whether the peer is there.
+            let ends: &[&str] = match claim {
+                1 => &["exited", "closed", "open"],
+                3 => &["exposed"],
+                77 => &["corrupt", "exited"],
+                _ => &["closed"],
+            };
+            if last == "nothing" || !ends.contains(&&*reason) {
+                return Ok(Some(format!("{deed} beside the claim {claim}: {last}, {reason}")));
+            }
+            must(&mut host, "close", "closed")?;
+        }
+    }
+    host_again(&mut host, &address, "")?;
+    honest_guest(stage, &mut host, &address, "").map(|_| None)
 }
 
 /// One of two members leaves, or both do, at about the moment of the other's close. Returns what was wrong.
