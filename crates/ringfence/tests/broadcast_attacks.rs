@@ -62,6 +62,21 @@ fn role() {
         }
         // Does by hand what it is told.
         "hand" => hand(&arguments[0]),
+        "seals" => {
+            let (mut sender, audience) = publish(&address(), &options()).unwrap().split();
+            say("out");
+            // The admission is through once the publisher has told of it.
+            assert!(matches!(audience.next(), Ok(PublisherEvent::Subscriber(_))));
+            say(format!("{} objects", objects()));
+            wait_for_test();
+            audience.seal();
+            let count = audience.subscribers().len();
+            say(format!("{} objects, {count} subscriber", objects()));
+            wait_for_test();
+            sender.send(b"still").unwrap();
+            sender.end();
+            while audience.next().is_ok() {}
+        }
         // Publishes, and runs out of descriptors when it is told to.
         "short" => {
             let mut publisher = publish(&address(), &options()).unwrap();
@@ -348,23 +363,20 @@ fn what_was_read_is_wiped_when_the_publisher_closes() {
 #[test]
 fn no_descriptor_of_the_ring_is_in_the_table_and_seal_lets_nobody_else_in() {
     let (address, _directory) = fresh_address(false);
-    let publisher = publish(&address, &options()).unwrap();
+    // A process that has nothing else.
+    let mut publisher = Actor::start("seals", &[&address.to_string()]);
+    publisher.expect("out");
     let witness = honest(&address);
-    // The admission is through once the publisher has told of it.
-    assert!(matches!(publisher.next(), Ok(PublisherEvent::Subscriber(_))));
-    assert_eq!(objects(), 0);
+    publisher.expect("0 objects");
     let mut hand = Hand::offered(&address);
-    let (mut sender, audience) = publisher.split();
-    audience.seal();
-    assert_eq!(objects(), 0);
-    hand.0.tell("wait");
-    hand.0.expect("hung up");
+    publisher.go_on();
+    publisher.expect("0 objects, 1 subscriber");
+    hand.ask("wait", "hung up");
     // The address is another's to take, and those that are in go on.
     let next = publish(&address, &options()).unwrap();
-    sender.send(b"still").unwrap();
-    assert_eq!(audience.subscribers().len(), 1);
-    sender.end();
+    publisher.go_on();
     witness.expect("1, end, closed");
+    publisher.finish();
     drop(next);
 }
 

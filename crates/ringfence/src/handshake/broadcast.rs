@@ -185,3 +185,51 @@ pub(super) fn check_longest(sent: u64, taken: u64) -> Result<()> {
         "the publisher sends messages of up to {sent} bytes, and the subscriber takes {taken} (max_message_size)"
     )))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, time::Instant};
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    use super::*;
+
+    fn ring() -> PublishedRing {
+        let object = memfd_create("ringfence-test", MFdFlags::MFD_CLOEXEC).unwrap();
+        let readers = Readers::new(OwnRegion::private(4096), OwnRegion::nowhere(), 4);
+        PublishedRing::new(Arc::new(readers), KeptDescriptor::keep(object).unwrap()).unwrap()
+    }
+
+    fn deadline(time: Duration) -> Deadline {
+        Deadline::endless(Vec::new(), time).within(time)
+    }
+
+    fn short() -> Error {
+        Error::NoSpace {
+            what: "a descriptor in flight".into(),
+            reason: "as many as may be".into(),
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    fn a_want_of_descriptors_is_waited_out_and_no_longer_than_the_handshake_may_take() {
+        let ring = ring();
+        let tries = Cell::new(0);
+        let passed = ring.pass_on(&deadline(Duration::from_secs(60)), |_| {
+            tries.set(tries.get() + 1);
+            if tries.get() < 4 { Err(short()) } else { Ok(()) }
+        });
+        assert!(passed.is_ok() && tries.get() == 4);
+        let start = Instant::now();
+        let failed = ring.pass_on(&deadline(Duration::from_millis(20)), |_| Err(short()));
+        assert_eq!(failed.unwrap_err().code(), "NO_SPACE");
+        assert!(start.elapsed() >= Duration::from_millis(20));
+        // What is not for want of descriptors is told at once.
+        let failed = ring.pass_on(&deadline(Duration::from_secs(60)), |_| Err(Error::Evicted));
+        assert_eq!(failed.unwrap_err().code(), "EVICTED");
+        ring.seal();
+        let failed = ring.pass_on(&deadline(Duration::from_secs(60)), |_| Ok(()));
+        assert_eq!(failed.unwrap_err().code(), "CLOSED");
+    }
+}

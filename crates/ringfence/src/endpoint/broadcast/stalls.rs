@@ -1,14 +1,15 @@
 //! For how long each reliable subscriber has held its publisher up.
 //!
 //! Time counts while a message waits for room: from the call that was refused to the one that goes through. Every subscriber that
-//! has not read far enough is charged in full. What it was charged is forgotten once it is less than half the ring behind.
+//! has not read far enough is charged in full. The watcher looks every few milliseconds meanwhile, so that one that has read soon does
+//! not pay for another. What it was charged is forgotten once it is less than half the ring behind.
 
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
-/// Between two looks at subscribers that were charged, while no message waits: at least, and at most where none of them moves.
+/// Between two looks: while a message waits, or a subscriber that was charged moves; and at most, where none of them does.
 const LOOKS: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
 
 /// A reliable subscriber: its number, and how far it has read.
@@ -40,12 +41,25 @@ pub(super) struct Found {
     pub(super) next: Option<Instant>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Waiting {
     /// Where every subscriber must have read to.
     goal: u64,
     /// Up to here it was charged.
     since: Instant,
+    /// The subscribers that had not read that far then.
+    behind: Vec<u64>,
+}
+
+impl Waiting {
+    fn is_behind(&self, (_, head): &Position) -> bool {
+        *head < self.goal
+    }
+
+    fn all_behind(&self, positions: &[Position]) -> Vec<u64> {
+        let behind = positions.iter().filter(|position| self.is_behind(position));
+        behind.map(|(number, _)| *number).collect()
+    }
 }
 
 impl Stalls {
@@ -67,8 +81,15 @@ impl Stalls {
         if self.limit == Duration::MAX {
             return false;
         }
-        self.charge(positions, tail, now);
-        self.waiting = Some(Waiting { goal, since: now });
+        self.charge(positions, now);
+        let mut waiting = Waiting {
+            goal,
+            since: now,
+            behind: Vec::new(),
+        };
+        waiting.behind = waiting.all_behind(positions);
+        self.waiting = Some(waiting);
+        self.forget(positions, tail);
         let before = self.alarm;
         let after = self.arm(positions, now);
         before.is_none_or(|before| after.is_some_and(|after| after < before))
@@ -76,13 +97,18 @@ impl Stalls {
 
     /// The message has found room, or is given up.
     pub(super) fn end(&mut self, positions: &[Position], tail: u64, now: Instant) {
-        self.charge(positions, tail, now);
-        self.waiting = None;
+        if let Some(waiting) = self.waiting.take() {
+            // They were in its way, and one of them to the last.
+            let time = now.saturating_duration_since(waiting.since);
+            self.add(&waiting.behind, time);
+        }
+        self.forget(positions, tail);
     }
 
     /// A look at all subscribers.
     pub(super) fn look(&mut self, positions: &[Position], tail: u64, now: Instant) -> Found {
-        self.charge(positions, tail, now);
+        self.charge(positions, now);
+        self.forget(positions, tail);
         self.pause = if self.last == positions {
             (self.pause * 2).min(LOOKS[1])
         } else {
@@ -92,32 +118,41 @@ impl Stalls {
         let over: Vec<_> = self
             .waiting
             .iter()
-            .flat_map(|waiting| positions.iter().filter(|(_, head)| *head < waiting.goal))
-            .filter(|(number, _)| self.charged.get(number).is_some_and(|time| *time >= self.limit))
-            .map(|(number, _)| *number)
+            .flat_map(|waiting| waiting.all_behind(positions))
+            .filter(|number| self.charged.get(number).is_some_and(|time| *time >= self.limit))
             .collect();
         for number in &over {
             self.charged.remove(number);
         }
-        let is_free = |waiting: Waiting| positions.iter().all(|(_, head)| *head >= waiting.goal);
         Found {
             over,
-            may_go_on: self.waiting.is_some_and(is_free),
+            may_go_on: self
+                .waiting
+                .as_ref()
+                .is_some_and(|waiting| waiting.all_behind(positions).is_empty()),
             next: self.arm(positions, now),
         }
     }
 
-    fn charge(&mut self, positions: &[Position], tail: u64, now: Instant) {
-        if let Some(waiting) = &mut self.waiting {
-            let time = now.saturating_duration_since(waiting.since);
-            waiting.since = now;
-            for (number, head) in positions {
-                if *head < waiting.goal {
-                    let charged = self.charged.entry(*number).or_default();
-                    *charged = charged.saturating_add(time);
-                }
-            }
+    /// Charges those that are in the way of the message still: so they were all the time since the last look.
+    fn charge(&mut self, positions: &[Position], now: Instant) {
+        let Some(waiting) = &mut self.waiting else { return };
+        let time = now.saturating_duration_since(waiting.since);
+        waiting.since = now;
+        waiting.behind = waiting.all_behind(positions);
+        let behind = waiting.behind.clone();
+        self.add(&behind, time);
+    }
+
+    fn add(&mut self, numbers: &[u64], time: Duration) {
+        for number in numbers {
+            let charged = self.charged.entry(*number).or_default();
+            *charged = charged.saturating_add(time);
         }
+    }
+
+    /// Those that are less than half the ring behind begin anew.
+    fn forget(&mut self, positions: &[Position], tail: u64) {
         self.charged.retain(|number, _| {
             let head = positions.iter().find(|(other, _)| other == number);
             head.is_some_and(|(_, head)| tail.saturating_sub(*head) >= self.half)
@@ -130,12 +165,11 @@ impl Stalls {
             let charged = self.charged.get(number).copied().unwrap_or_default();
             self.limit.saturating_sub(charged)
         };
-        let time = match self.waiting {
-            Some(waiting) => positions
-                .iter()
-                .filter(|(_, head)| *head < waiting.goal)
-                .map(|(number, _)| left(number))
-                .min(),
+        let time = match &self.waiting {
+            Some(waiting) => {
+                let behind = waiting.all_behind(positions);
+                behind.iter().map(left).min().map(|left| left.min(LOOKS[0]))
+            }
             None if self.charged.is_empty() => None,
             None => Some(self.pause),
         };
@@ -171,7 +205,7 @@ mod tests {
             "the watcher sleeps for ever"
         );
         let look = stalls.look(&positions, 1000, start + 4 * SECOND);
-        assert_eq!(look, found(&[], Some(start + 5 * SECOND)));
+        assert_eq!(look, found(&[], Some(start + 4 * SECOND + LOOKS[0])));
         let look = stalls.look(&positions, 1000, start + 5 * SECOND);
         assert_eq!(look.over, [1]);
     }
@@ -186,14 +220,43 @@ mod tests {
         assert!(look.over.is_empty() && look.next.is_some() && !look.may_go_on);
         stalls.begin(200, &[(1, 100)], 1100, start + 60 * SECOND);
         let look = stalls.look(&[(1, 100)], 1100, start + 61 * SECOND);
-        assert_eq!(look, found(&[], Some(start + 62 * SECOND)));
+        assert_eq!(look, found(&[], Some(start + 61 * SECOND + LOOKS[0])));
         // It has caught up, and begins anew.
+        assert_eq!(stalls.charged[&1], 4 * SECOND);
         stalls.end(&[(1, 700)], 1100, start + 61 * SECOND);
         let look = stalls.look(&[(1, 700)], 1100, start + 70 * SECOND);
         assert_eq!(look, found(&[], None));
         stalls.begin(800, &[(1, 700)], 1700, start + 80 * SECOND);
         let look = stalls.look(&[(1, 700)], 1700, start + 84 * SECOND);
-        assert_eq!(look, found(&[], Some(start + 85 * SECOND)));
+        assert_eq!(look, found(&[], Some(start + 84 * SECOND + LOOKS[0])));
+        assert_eq!(stalls.charged[&1], 4 * SECOND);
+    }
+
+    /// One that reads a little each time, just so that the message goes through, is charged each time.
+    #[test]
+    fn one_that_drips_is_over_as_well() {
+        let (mut stalls, start) = stalls();
+        for round in 0..5 {
+            let now = start + round * 10 * SECOND;
+            let goal = 100 * u64::from(round + 1);
+            stalls.begin(goal, &[(1, goal - 100), (2, 900 + goal)], 900 + goal, now);
+            stalls.look(&[(1, goal - 100)], 900 + goal, now);
+            stalls.end(&[(1, goal)], 900 + goal, now + SECOND);
+        }
+        assert_eq!(stalls.charged[&1], 5 * SECOND);
+        stalls.begin(600, &[(1, 500)], 1500, start + 60 * SECOND);
+        assert_eq!(stalls.look(&[(1, 500)], 1500, start + 60 * SECOND).over, [1]);
+    }
+
+    /// One that has read soon does not pay for another that has not.
+    #[test]
+    fn one_that_has_read_meanwhile_is_charged_no_more() {
+        let (mut stalls, start) = stalls();
+        stalls.begin(100, &[(1, 0), (2, 0)], 1000, start);
+        stalls.look(&[(1, 0), (2, 100)], 1000, start + SECOND);
+        stalls.end(&[(1, 100), (2, 100)], 1000, start + 3 * SECOND);
+        assert_eq!(stalls.charged.get(&1), Some(&(3 * SECOND)));
+        assert_eq!(stalls.charged.get(&2), None);
     }
 
     #[test]
@@ -228,7 +291,7 @@ mod tests {
         let (mut stalls, start) = stalls();
         assert!(stalls.begin(100, &[(1, 0)], 1000, start));
         stalls.end(&[(1, 100)], 1000, start + SECOND / 100);
-        // Two seconds later there is still time until the alarm of the first.
-        assert!(!stalls.begin(200, &[(1, 100)], 1100, start + 2 * SECOND));
+        // It has an alarm still, which comes sooner.
+        assert!(!stalls.begin(200, &[(1, 100)], 1100, start + SECOND / 100));
     }
 }
