@@ -1,6 +1,27 @@
 // What a strict TypeScript program says, under both ways of finding modules.
 
-import { join, RingfenceError, type Channel, type CloseReason, type Options } from 'ringfence'
+import {
+  connect,
+  join,
+  json,
+  listen,
+  publish,
+  RingfenceError,
+  structured,
+  subscribe,
+  toPort,
+  toWeb,
+  type Channel,
+  type CloseReason,
+  type Codec,
+  type ConnectOptions,
+  type JoinOptions,
+  type ListenOptions,
+  type MessagePortLike,
+  type Options,
+  type SubscribeOptions,
+  type TypedChannel,
+} from 'ringfence'
 
 export async function first(address: string, options: Options): Promise<string | null> {
   try {
@@ -13,4 +34,50 @@ export async function first(address: string, options: Options): Promise<string |
     if (error instanceof RingfenceError && error.code === 'ERR_RINGFENCE_ADDRESS_OCCUPIED') return null
     throw error
   }
+}
+
+interface Order {
+  id: number
+  note: string | null
+}
+
+/** The codec says what the values are; no more is undefined, and null is a value. */
+export async function ordersOf(channel: Channel, own: Codec<Order>): Promise<number> {
+  const orders: TypedChannel<Order> = channel.with(json<Order>())
+  await orders.send({ id: 1, note: null })
+  // @ts-expect-error -- it is no Order
+  void orders.send({ id: '1', note: null })
+  const next: Order | undefined = await orders.receive()
+  let sum = next?.id ?? 0
+  for await (const { id, note } of channel.with(own)) sum += id + (note?.length ?? 0)
+  const back: Map<string, Order> | undefined = channel.with(structured<Map<string, Order>>()).tryReceive()
+  return sum + (back?.size ?? 0)
+}
+
+export async function otherFaces(channel: Channel): Promise<void> {
+  const { readable, writable } = toWeb(channel)
+  await readable.pipeTo(writable)
+  const port: MessagePortLike = toPort(channel, json())
+  port.on('message', (value: Order) => port.postMessage(value.id))
+  const sent: boolean = channel.fill(64, (bytes, offset, length) => bytes.fill(0, offset, offset + length).length)
+  using reservation = channel.reserve(4)
+  reservation?.commit()
+  void sent
+}
+
+export async function oneToMany(address: string): Promise<Order | undefined> {
+  const options: SubscribeOptions = { delivery: 'latest' }
+  await using publisher = (await publish(address)).with(json<Order>())
+  await publisher.send({ id: 1, note: '' })
+  await using subscription = (await subscribe(address, options)).with(json<Order>())
+  return subscription.receive()
+}
+
+export function optionsOfCalls(address: string): Promise<unknown>[] {
+  const joining: JoinOptions = { allowHalfOpen: true, mode: 0o600 }
+  const listening: ListenOptions = { maxPeers: 5 }
+  const connecting: ConnectOptions = { wait: true }
+  // @ts-expect-error -- the socket's file is the service's
+  const wrong: ConnectOptions = { mode: 0o600 }
+  return [join(address, joining), listen(address, listening), connect(address, connecting), connect(address, wrong)]
 }
