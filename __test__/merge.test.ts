@@ -7,11 +7,14 @@ import {
   connect,
   merge,
   RingfenceError,
+  subscribe,
   type Channel,
   type CloseReason,
   type Listener,
   type Merge,
   type Options,
+  type Publisher,
+  type Subscription,
 } from 'ringfence'
 
 import { abstractAddress, untilBound } from './support/address.js'
@@ -282,7 +285,13 @@ test.serial('what a listener of the end throws is an uncaught exception, and not
       throw new Error('of a listener')
     })
     process.on('uncaughtException', (error) => said.push(error.message))
-    for await (const channel of kit.keep['listener'] as Listener) if (merged.add(channel).size === 2) break
+    // The first may have left again when the second comes.
+    let count = 0
+    for await (const channel of kit.keep['listener'] as Listener) {
+      merged.add(channel)
+      count += 1
+      if (count === 2) break
+    }
     for await (const [, message] of merged) said.push(String(message))
     return said
   })
@@ -659,6 +668,61 @@ test.serial('messages() and a loop over the listener, or a listener of connectio
   const messages = second.messages()
   await second.close()
   for await (const _ of messages) t.fail()
+})
+
+test.serial('subscriptions are read beside channels, and each leaves with its own reason', async (t) => {
+  const publishers = await Promise.all([Partner.start(t), Partner.start(t), Partner.start(t)])
+  const subscriptions = await Promise.all(
+    publishers.map(async (partner, index) => {
+      const address = abstractAddress()
+      await partner.run(
+        async (kit, where: string, stall: number) => {
+          kit.keep['publisher'] = await kit.ringfence.publish(where, { capacity: 65_536, stall })
+        },
+        address,
+        index === 2 ? 1 : 60_000,
+      )
+      const subscription = await subscribe(address)
+      t.teardown(() => subscription.close())
+      return subscription
+    }),
+  )
+  const [ending, doomed, stalled] = subscriptions as [Subscription, Subscription, Subscription]
+  const { channel, partner } = await pair(t)
+  // It is not read, and holds its publisher up.
+  await publishers[2]!.run(async (kit) => {
+    const publisher = kit.keep['publisher'] as Publisher
+    while (publisher.subscribers.length > 0) await publisher.send(new Uint8Array(1000))
+  })
+  const merged = merge<Channel | Subscription>([channel, ...subscriptions])
+  const ends = new Map<unknown, string>()
+  merged.on('end', (source, reason) => ends.set(source, reason))
+  t.throws(() => ending.tryReceive(), invalid)
+  await say(partner, 'from the channel')
+  for (const publisher of publishers.slice(0, 2))
+    await publisher.run(async (kit) => {
+      for (let number = 0; number < 100; number += 1)
+        await (kit.keep['publisher'] as Publisher).send(`number ${number}`)
+    })
+  await publishers[0]!.run((kit) => (kit.keep['publisher'] as Publisher).end())
+  await publishers[1]!.kill()
+  const heard = new Map<unknown, string[]>()
+  for (let count = 0; count < 201; count += 1) {
+    const [source, message] = (await soon(merged.receive(), 'a message'))!
+    heard.set(source, [...(heard.get(source) ?? []), String(message)])
+  }
+  const waiting = merged.receive()
+  await until(() => ends.size === 3, 'three ends are told')
+  const numbers = Array.from({ length: 100 }, (_, number) => `number ${number}`)
+  t.deepEqual(heard.get(ending), numbers)
+  t.deepEqual(heard.get(doomed), numbers)
+  t.deepEqual(heard.get(channel), ['from the channel'])
+  t.is(ends.get(ending), 'closed')
+  t.is(ends.get(doomed), 'exited')
+  t.is(ends.get(stalled), 'evicted')
+  t.is(merged.size, 1)
+  await say(partner, 'last')
+  t.is(String((await waiting)![1]), 'last')
 })
 
 test.serial('a Node merge reads Rust sources beside Node ones', async (t) => {

@@ -305,9 +305,8 @@ function reader(native: NativeSubscription): ConstructorParameters<typeof Receiv
     wake: native.wake,
     gather: native.gather,
     armReader: native.armReader,
-    // It makes its own barrier.
-    parkReader: () => 0,
-    lookParked: native.armReader,
+    parkReader: native.parkReader,
+    lookParked: native.lookParked,
     failure: native.failure,
   }
   return native.delivery === 'latest' ? { ...own, hasMessage: native.hasMessage } : own

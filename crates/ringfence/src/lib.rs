@@ -50,7 +50,7 @@ compile_error!("ringfence is for 64-bit little-endian Linux");
 #[doc(hidden)]
 pub mod binding {
     pub use crate::channel::held::{Keep, pull_again, pull_held, release};
-    pub use crate::channel::receiver::{announce, barrier, look_parked};
+    pub use crate::channel::merge::source::{announce, barrier, look_parked};
     pub use crate::channel::sender::{Keeper, Reserved};
     pub use crate::harden::ignore_sigusr1;
     pub use crate::ring::record::{HEADER, WHOLE};
@@ -89,6 +89,7 @@ pub use doctor::{Diagnosis, Finding, Status, doctor};
 pub use endpoint::acceptor::Refused;
 pub use endpoint::broadcast::audience::{PublisherEvent, Subscriber};
 pub use endpoint::broadcast::broadcaster::{BroadcastBatch, Broadcaster, Room};
+pub use endpoint::broadcast::merged::AnySource;
 pub use endpoint::broadcast::publisher::{Audience, Publisher, publish};
 pub use endpoint::broadcast::subscription::{Subscription, subscribe};
 pub use endpoint::child::{ChildLine, LINE_VARIABLE, ParentLine, from_parent, private_line, spawn};

@@ -23,8 +23,8 @@ use nix::{
     unistd::{ForkResult, alarm, fork},
 };
 use ringfence::{
-    Address, Arrival, Channel, Error, GoneReason, Key, Listener, Merge, Merged, Message, Receiver, Sender,
-    connect, listen,
+    Address, AnySource, Arrival, Channel, Error, GoneReason, Key, Listener, Merge, Merged, Message,
+    PublisherEvent, Receiver, Sender, Subscription, connect, listen, publish, subscribe,
 };
 use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire};
 
@@ -97,6 +97,27 @@ fn role() {
                 sender.send(&room[..length]).unwrap();
             }
             sender.end();
+            wait_for_test();
+        }
+        // Publishes numbers to one subscriber: so many, or until that one is gone.
+        "publisher" => {
+            let [count, stall] = [1, 2].map(|index: usize| arguments[index].parse::<u64>().unwrap());
+            let options = small().stall(Duration::from_millis(stall));
+            let mut publisher = publish(&address(), &options).unwrap();
+            say("publishing");
+            let subscriber = match publisher.next().unwrap() {
+                PublisherEvent::Subscriber(subscriber) => subscriber,
+                other => panic!("{other:?}"),
+            };
+            wait_for_test();
+            for number in 0..count {
+                if subscriber.gone().is_some() {
+                    break;
+                }
+                publisher.send(&number.to_le_bytes()).unwrap();
+            }
+            say("published");
+            publisher.end();
             wait_for_test();
         }
         "reader" => read_asleep(&address()),
@@ -488,6 +509,70 @@ fn a_thread_may_wait_for_room_in_a_channel_that_a_merge_reads() {
     assert_eq!(next(&mut merge, &mut room), Merged::Ended { from: key, reason });
     echo.go_on();
     echo.finish();
+}
+
+/// A subscription to a publisher of its own.
+fn subscribed(count: &str, stall: &str) -> (Actor, Subscription) {
+    let (address, _) = fresh_address(false);
+    let publisher = Actor::start("publisher", &[&address.to_string(), count, stall]);
+    publisher.expect("publishing");
+    let subscription = subscribe(&address, &small()).unwrap();
+    (publisher, subscription)
+}
+
+#[test]
+fn subscriptions_and_channels_are_read_as_one_and_an_evicted_one_leaves_with_that_reason() {
+    let mut merge: Merge<AnySource> = Merge::new().unwrap();
+    let (address, _) = fresh_address(false);
+    let listener = listen(&address, &small()).unwrap();
+    let mut speaker = Actor::start("speaker", &[&address.to_string()]);
+    let (_sender, receiver) = accepted(&listener).split();
+    let spoken = merge.add(receiver.into()).unwrap();
+    let (mut ticker, subscription) = subscribed("3000", "60000");
+    let ticking = merge.add(subscription.into()).unwrap();
+    let (mut stalled, subscription) = subscribed("1000000", "1");
+    // It is not read: it was not added.
+    stalled.go_on();
+    stalled.expect("published");
+    let evicted = merge.add(subscription.into()).unwrap();
+
+    let end = Instant::now() + TIME_LIMIT;
+    let mut room = [0; 64];
+    let mut next = |merge: &mut Merge<AnySource>, way: u64| loop {
+        let mut visited = None;
+        if way.is_multiple_of(2) {
+            let visit = |key, message: Message<'_>| visited = Some((key, message.to_vec()));
+            if merge.drain(visit, 1).unwrap() == 1 {
+                let (key, message) = visited.expect("it was visited");
+                return (key, Ok(message));
+            }
+        }
+        match merge.try_receive(&mut room).unwrap() {
+            Some(Merged::Message { from, length }) => return (from, Ok(room[..length].to_vec())),
+            Some(Merged::Ended { from, reason }) => return (from, Err(reason)),
+            None => assert!(merge.wait(Some(end)).unwrap(), "nothing comes"),
+        }
+    };
+    // Nothing was received before, and a ring that is written over is not read.
+    assert_eq!(next(&mut merge, 1), (evicted, Err(GoneReason::Evicted)));
+    ticker.go_on();
+    for number in 0..3000_u64 {
+        if number % 1000 == 500 {
+            speak(&mut speaker);
+        }
+        let mut found = next(&mut merge, number);
+        if found.0 == spoken {
+            assert!(found.1.is_ok());
+            found = next(&mut merge, number);
+        }
+        assert_eq!(found, (ticking, Ok(number.to_le_bytes().to_vec())));
+    }
+    let mut last = next(&mut merge, 1);
+    while last.0 == spoken {
+        last = next(&mut merge, 1);
+    }
+    assert_eq!(last, (ticking, Err(GoneReason::Closed)));
+    assert_eq!(merge.len(), 1);
 }
 
 /// In another process: reads asleep, and says what comes.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use napi::{bindgen_prelude::*, sys};
-use ringfence::{Packed, Subscription, Verified, Verifier};
+use ringfence::{Packed, Subscription, Verified, Verifier, binding};
 
 use crate::{
     answers::{ENDED, Ended, FIRST, LARGE, MORE, OTHER, WHOLE},
@@ -225,6 +225,16 @@ fn arm_reader(reading: &mut Reading, _call: &mut Call) -> Answer {
     reading.answer(armed)
 }
 
+fn park_reader(reading: &mut Reading, _call: &mut Call) -> Answer {
+    let announced = reading.subscription().and_then(binding::announce);
+    reading.answer(announced.map(i32::from))
+}
+
+fn look_parked(reading: &mut Reading, _call: &mut Call) -> Answer {
+    let armed = reading.subscription().and_then(binding::look_parked);
+    reading.answer(armed.map(i32::from))
+}
+
 fn disarm(reading: &mut Reading, _call: &mut Call) -> Answer {
     if let Some(subscription) = &mut reading.subscription {
         subscription.disarm();
@@ -338,13 +348,15 @@ fn failure(reading: &mut Reading, call: &mut Call) -> Answer {
 }
 
 /// The functions that JavaScript sees.
-const FUNCTIONS: [(&CStr, Function<Reading>); 18] = [
+const FUNCTIONS: [(&CStr, Function<Reading>); 20] = [
     (c"pull", pull),
     (c"pullBusy", pull_busy),
     (c"wake", wake),
     (c"gather", gather),
     (c"hasMessage", has_message),
     (c"armReader", arm_reader),
+    (c"parkReader", park_reader),
+    (c"lookParked", look_parked),
     (c"disarm", disarm),
     (c"listen", listen),
     (c"sequence", sequence),

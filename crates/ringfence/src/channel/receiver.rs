@@ -24,7 +24,6 @@ use crate::{
     ring::message::Progress,
     ring::message::{Message, too_small},
     ring::record::{Record, WHOLE, packed_size},
-    sys,
 };
 
 /// Memory for messages in fragments that is kept for the next such message.
@@ -674,22 +673,6 @@ impl Receiver {
     pub fn close_reason(&self) -> Option<CloseReason> {
         self.shared.close_reason()
     }
-}
-
-/// For the binding, whose receivers stand in many objects: [`Receiver::arm`] in two halves, with one barrier between those of all. Whether
-/// this one needs it.
-pub fn announce(receiver: &mut Receiver) -> Result<bool> {
-    receiver.announce()
-}
-
-/// See [`announce`].
-pub fn barrier() -> Result<()> {
-    sys::issue_barrier().map_err(|errno| Error::system("a memory barrier (membarrier)", errno))
-}
-
-/// See [`announce`]: answers as [`Receiver::arm`].
-pub fn look_parked(receiver: &mut Receiver) -> Result<bool> {
-    receiver.look_parked()
 }
 
 #[cold]

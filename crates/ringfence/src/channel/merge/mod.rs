@@ -21,7 +21,7 @@ use nix::{
 
 use crate::{
     channel::link::{LOOKS_PER_GLANCE, spin},
-    channel::receiver::{Receiver, barrier},
+    channel::receiver::Receiver,
     channel::state::GoneReason,
     error::{Error, Result},
     fork::Birth,
@@ -29,7 +29,7 @@ use crate::{
     ring::record::packed_size,
 };
 
-use source::{Reading, Source, Waited};
+use source::{Reading, Source, Waited, barrier};
 use turns::{Line, Turns};
 
 /// Of the sources that have nothing, so many of each kind are looked at after each turn.
@@ -101,7 +101,8 @@ impl<S> From<Box<NotAdded<S>>> for Error {
     }
 }
 
-/// Reads from many sources as one: from the [`Receiver`]s of many channels.
+/// Reads from many sources as one: from the [`Receiver`]s of many channels, or from subscriptions, or from both
+/// ([`AnySource`](crate::AnySource)).
 ///
 /// ```no_run
 /// use ringfence::{Address, Arrival, Merge, Merged, Options, listen};

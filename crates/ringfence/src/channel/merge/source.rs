@@ -5,9 +5,16 @@ use std::{
     time::Duration,
 };
 
-use crate::{channel::receiver::Receiver, channel::state::GoneReason, error::Result, ring::message::Message};
+use crate::{
+    channel::receiver::Receiver,
+    channel::state::GoneReason,
+    error::{Error, Result},
+    ring::message::Message,
+    sys,
+};
 
-/// What a [`Merge`](crate::Merge) can read: a [`Receiver`]. No other crate makes sources.
+/// What a [`Merge`](crate::Merge) can read: a [`Receiver`], a [`Subscription`](crate::Subscription), and
+/// [`AnySource`](crate::AnySource) for both in one. No other crate makes sources.
 pub trait Source: Reading {}
 
 impl Source for Receiver {}
@@ -119,4 +126,20 @@ impl Reading for Receiver {
     fn busy_poll(&self) -> Duration {
         self.shared.busy_poll
     }
+}
+
+/// For the binding, whose sources stand in many objects: parks in two halves, with one barrier between those of all. Whether this
+/// one needs it.
+pub fn announce(source: &mut impl Source) -> Result<bool> {
+    source.announce()
+}
+
+/// See [`announce`].
+pub fn barrier() -> Result<()> {
+    sys::issue_barrier().map_err(|errno| Error::system("a memory barrier (membarrier)", errno))
+}
+
+/// See [`announce`]: `true` where there is nothing, and the peer will ring.
+pub fn look_parked(source: &mut impl Source) -> Result<bool> {
+    source.look_parked()
 }

@@ -580,6 +580,23 @@ impl Subscription {
             return Ok(false);
         };
         bells.sleeper.park()?;
+        self.look_parked()
+    }
+
+    /// The first half of [`Subscription::arm`], for a caller that arms many. `true`: one barrier for all of them must be made before
+    /// the second half.
+    pub(crate) fn announce(&mut self) -> Result<bool> {
+        self.shared.arm()?;
+        self.check()?;
+        Ok(self.bells.as_mut().is_some_and(|bells| bells.sleeper.announce()))
+    }
+
+    /// The second half of [`Subscription::arm`], and answers as that does.
+    pub(crate) fn look_parked(&mut self) -> Result<bool> {
+        self.check()?;
+        if self.bells.is_none() {
+            return Ok(false);
+        }
         let ready = self
             .has_message()
             .and_then(|there| if there { Ok(true) } else { self.is_ended() });
@@ -587,6 +604,15 @@ impl Subscription {
             self.disarm();
         }
         ready.map(|ready| !ready)
+    }
+
+    /// Notices a publisher whose process has ended, whatever its line says.
+    pub(crate) fn look_at_publisher(&self) {
+        self.shared.doorbell.look();
+    }
+
+    pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.shared.doorbell.pidfd()
     }
 
     /// Says that this side is awake.

@@ -1,0 +1,197 @@
+//! A subscription as a source of a merge, alone or beside channels.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
+
+use crate::{
+    channel::merge::source::{Reading, Source, Waited},
+    channel::receiver::Receiver,
+    channel::state::GoneReason,
+    endpoint::broadcast::subscription::Subscription,
+    error::Result,
+    ring::message::Message,
+    ring::record::packed_size,
+};
+
+/// Messages that are visited in one go: each is a copy, and the bytes are counted between two goes.
+const VISITS: usize = 4;
+
+/// A source of a [`Merge`](crate::Merge) of channels and subscriptions.
+///
+/// ```no_run
+/// use ringfence::{AnySource, Merge, Options, join, subscribe};
+///
+/// # fn main() -> ringfence::Result<()> {
+/// let mut merge: Merge<AnySource> = Merge::new()?;
+/// let (sender, receiver) = join(&"/run/orders/pair.sock".parse()?, &Options::new())?.split();
+/// merge.add(receiver.into())?;
+/// merge.add(subscribe(&"/run/orders/prices.sock".parse()?, &Options::new())?.into())?;
+/// # drop(sender);
+/// # Ok(())
+/// # }
+/// ```
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a merge has it in place, whichever it is"
+)]
+#[derive(Debug)]
+pub enum AnySource {
+    /// The receiving half of a channel.
+    Receiver(Receiver),
+    /// What a subscriber has of its publisher.
+    Subscription(Subscription),
+}
+
+impl From<Receiver> for AnySource {
+    fn from(receiver: Receiver) -> Self {
+        Self::Receiver(receiver)
+    }
+}
+
+impl From<Subscription> for AnySource {
+    fn from(subscription: Subscription) -> Self {
+        Self::Subscription(subscription)
+    }
+}
+
+impl Source for Subscription {}
+
+impl Reading for Subscription {
+    #[inline]
+    fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        Subscription::try_receive(self, into)
+    }
+
+    fn visit(&mut self, mut visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Result<bool> {
+        let (mut count, mut spent) = (0, 0);
+        while count < max && spent < bytes {
+            let wanted = VISITS.min(max - count);
+            let visitor = |message: Message<'_>| {
+                spent += packed_size(message.len() as u64);
+                visit(message);
+            };
+            let visited = self.drain(visitor, wanted)?;
+            count += visited;
+            if visited < wanted {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn next_size(&mut self) -> Result<Option<usize>> {
+        Subscription::next_size(self)
+    }
+
+    #[inline]
+    fn has_message(&mut self) -> Result<bool> {
+        Subscription::has_message(self)
+    }
+
+    fn is_ended(&mut self) -> Result<bool> {
+        Subscription::is_ended(self)
+    }
+
+    fn end_reason(&self) -> Option<GoneReason> {
+        self.close_reason()
+    }
+
+    fn announce(&mut self) -> Result<bool> {
+        Subscription::announce(self)
+    }
+
+    fn look_parked(&mut self) -> Result<bool> {
+        Subscription::look_parked(self)
+    }
+
+    fn disarm(&mut self) {
+        Subscription::disarm(self);
+    }
+
+    fn hear(&mut self, waited: Waited) {
+        if waited == Waited::Process {
+            self.look_at_publisher();
+        }
+        // What the reader finds wrong is told when it reads.
+        let _ = self.poll_line();
+        Subscription::disarm(self);
+    }
+
+    fn waited(&self) -> [Option<(BorrowedFd<'_>, Waited)>; 2] {
+        let process = self.pidfd();
+        [
+            Some((self.as_fd(), Waited::Line)),
+            process.map(|pidfd| (pidfd, Waited::Process)),
+        ]
+    }
+
+    fn busy_poll(&self) -> Duration {
+        Subscription::busy_poll(self)
+    }
+}
+
+/// The same of whichever it is.
+macro_rules! of_either {
+    ($any:expr, $source:ident => $what:expr) => {
+        match $any {
+            AnySource::Receiver($source) => $what,
+            AnySource::Subscription($source) => $what,
+        }
+    };
+}
+
+impl Source for AnySource {}
+
+impl Reading for AnySource {
+    #[inline]
+    fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        of_either!(self, source => Reading::try_receive(source, into))
+    }
+
+    fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Result<bool> {
+        of_either!(self, source => Reading::visit(source, visit, max, bytes))
+    }
+
+    fn next_size(&mut self) -> Result<Option<usize>> {
+        of_either!(self, source => Reading::next_size(source))
+    }
+
+    #[inline]
+    fn has_message(&mut self) -> Result<bool> {
+        of_either!(self, source => Reading::has_message(source))
+    }
+
+    fn is_ended(&mut self) -> Result<bool> {
+        of_either!(self, source => Reading::is_ended(source))
+    }
+
+    fn end_reason(&self) -> Option<GoneReason> {
+        of_either!(self, source => Reading::end_reason(source))
+    }
+
+    fn announce(&mut self) -> Result<bool> {
+        of_either!(self, source => Reading::announce(source))
+    }
+
+    fn look_parked(&mut self) -> Result<bool> {
+        of_either!(self, source => Reading::look_parked(source))
+    }
+
+    fn disarm(&mut self) {
+        of_either!(self, source => Reading::disarm(source));
+    }
+
+    fn hear(&mut self, waited: Waited) {
+        of_either!(self, source => Reading::hear(source, waited));
+    }
+
+    fn waited(&self) -> [Option<(BorrowedFd<'_>, Waited)>; 2] {
+        of_either!(self, source => Reading::waited(source))
+    }
+
+    fn busy_poll(&self) -> Duration {
+        of_either!(self, source => Reading::busy_poll(source))
+    }
+}
