@@ -11,6 +11,7 @@ compile_error!("these attacks are on Linux processes");
 pub mod actor;
 pub mod mapping;
 pub mod plain;
+pub mod plain_many;
 pub mod post;
 pub mod protocol;
 pub mod stage;

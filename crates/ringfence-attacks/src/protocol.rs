@@ -24,8 +24,20 @@ pub mod layout {
     pub const WRITER_PARKED: usize = 512;
     /// 0: more may come, 1: it sends no more, 2: it has closed.
     pub const PHASE: usize = 640;
+    /// In a publisher's ring object: what lies before it may be written over.
+    pub const FLOOR: usize = 1152;
+    /// Bytes of an object without a ring.
+    pub const CONTROL: u64 = 12_288;
     /// The ring.
     pub const DATA: usize = 4096;
+    /// Where a publisher's mark lies: a position, and the messages before it.
+    pub const fn mark_of(number: usize) -> usize {
+        2048 + 16 * (number % 16)
+    }
+    /// Where a subscriber in this place says how far it has read.
+    pub const fn head_of(slot: u32) -> usize {
+        4096 + 64 * (slot as usize % 64)
+    }
     /// Pages after the ring.
     pub const AFTER: usize = 4096;
     /// The first word.
@@ -41,13 +53,24 @@ pub mod layout {
 /// Thirty-two random bytes of one side.
 pub type Nonce = [u8; 32];
 
+/// Where a subscriber begins, as its publisher says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Start {
+    /// In the ring.
+    pub position: u64,
+    /// Messages before that.
+    pub sequence: u64,
+    /// Its place, which tells where its words lie.
+    pub slot: u32,
+}
+
 /// What a frame says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
     /// Nonce, echo, capacity, longest message, backing, features.
     Hello(Nonce, Nonce, u64, u64, u32, u32),
-    /// Echo, size, capacity.
-    Offer(Nonce, u64, u64),
+    /// Echo, size, capacity; where a subscriber begins.
+    Offer(Nonce, u64, u64, Start),
     /// Echo.
     Ready(Nonce),
     /// Code, check, wanted, found.
@@ -66,7 +89,7 @@ impl fmt::Display for Frame {
             Self::Hello(_, _, capacity, longest, backing, _) => {
                 write!(f, "hello {capacity} {longest} {backing}")
             }
-            Self::Offer(_, size, capacity) => write!(f, "offer {size} {capacity}"),
+            Self::Offer(_, size, capacity, _) => write!(f, "offer {size} {capacity}"),
             Self::Ready(_) => write!(f, "ready"),
             Self::Refuse(code, check, wanted, found) => {
                 write!(f, "refuse {code} {check} | {wanted} | {found}")
@@ -90,6 +113,22 @@ pub fn frame(kind: u16, body: &[u8]) -> Vec<u8> {
 
 /// HELLO.
 pub fn hello(nonce: &Nonce, echo: &Nonce, capacity: u64, longest: u64, backing: u32) -> Vec<u8> {
+    hello_to(0, nonce, echo, (capacity, longest), backing)
+}
+
+/// HELLO at a publisher, or of one: what a subscriber asks for, if any.
+pub const fn broadcast(delivery: u16, from: u16) -> u64 {
+    4 | (delivery as u64) << 32 | (from as u64) << 48
+}
+
+/// HELLO of one that has come for something else than a pair.
+pub fn hello_to(
+    meeting: u64,
+    nonce: &Nonce,
+    echo: &Nonce,
+    (capacity, longest): (u64, u64),
+    backing: u32,
+) -> Vec<u8> {
     let mut body = nonce.to_vec();
     body.extend(echo);
     body.extend(capacity.to_le_bytes());
@@ -97,17 +136,21 @@ pub fn hello(nonce: &Nonce, echo: &Nonce, capacity: u64, longest: u64, backing: 
     body.extend(backing.to_le_bytes());
     // No barriers: then every fence is the other side's.
     body.extend(0_u32.to_le_bytes());
-    body.extend(0_u64.to_le_bytes());
+    body.extend(meeting.to_le_bytes());
     frame(1, &body)
 }
 
 /// OFFER.
-pub fn offer(echo: &Nonce, size: u64, capacity: u64) -> Vec<u8> {
+pub fn offer(echo: &Nonce, size: u64, capacity: u64, start: Start) -> Vec<u8> {
     let mut body = echo.to_vec();
     body.extend(size.to_le_bytes());
     body.extend(capacity.to_le_bytes());
-    // It takes no tokens, and has no subscriber.
-    body.extend([0; 56]);
+    // It takes no tokens.
+    body.extend([0; 32]);
+    body.extend(start.position.to_le_bytes());
+    body.extend(start.sequence.to_le_bytes());
+    body.extend(start.slot.to_le_bytes());
+    body.extend([0; 4]);
     frame(2, &body)
 }
 
@@ -148,7 +191,17 @@ fn parse(kind: u16, body: &[u8]) -> Option<Frame> {
             fields.take().map(u32::from_le_bytes)?,
             fields.take().map(u32::from_le_bytes)?,
         ),
-        2 => Frame::Offer(fields.take()?, fields.u64()?, fields.u64()?),
+        2 => {
+            let (echo, size, capacity) = (fields.take()?, fields.u64()?, fields.u64()?);
+            // Where its tokens go.
+            let _: [u8; 32] = fields.take()?;
+            let start = Start {
+                position: fields.u64()?,
+                sequence: fields.u64()?,
+                slot: fields.take().map(u32::from_le_bytes)?,
+            };
+            Frame::Offer(echo, size, capacity, start)
+        }
         3 => Frame::Ready(fields.take()?),
         4 => Frame::Refuse(
             fields.take().map(u16::from_le_bytes)?,

@@ -24,7 +24,7 @@ use nix::{
             AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials, accept4, bind, send,
             setsockopt, socketpair, sockopt,
         },
-        stat::{Mode, fstat},
+        stat::{Mode, fchmod, fstat},
         uio::pwrite,
     },
     unistd::{ftruncate, linkat, pipe2},
@@ -34,7 +34,7 @@ use super::{number, serve};
 use crate::{
     mapping::Mapping,
     post,
-    protocol::{self, Frame, Nonce, layout},
+    protocol::{self, Frame, Nonce, Start, layout},
 };
 
 fn said(what: &'static str) -> impl Fn(Errno) -> String {
@@ -121,6 +121,10 @@ struct Hand {
     capacity: u64,
     own: Option<OwnedFd>,
     own_map: Option<Arc<Mapping>>,
+    /// A publisher's, for its subscriber.
+    control: Option<Arc<Mapping>>,
+    /// Where it begins, as its publisher has told.
+    start: Start,
     theirs: Option<OwnedFd>,
     their_size: u64,
     storm: Option<(Arc<AtomicBool>, thread::JoinHandle<()>)>,
@@ -209,6 +213,11 @@ impl Hand {
             ["ready"] => self.say(&protocol::ready(&self.peer_nonce), &[])?,
             // Everything that an honest guest does, up to the channel.
             ["channel", address, options @ ..] => self.channel(address, options)?,
+            ["subscribe", address, options @ ..] => self.subscribe(address, options)?,
+            ["publish", options @ ..] => self.publish(options)?,
+            ["head", how] => self.head(how)?,
+            ["to-and-fro"] => self.to_and_fro()?,
+            ["drip", record, milliseconds, how] => self.drip(record, milliseconds, how == &"rings")?,
             ["exec", program] => return self.exec(program),
             // Dies, and leaves the line to a process that goes on ringing.
             ["die-ringing"] => {
@@ -240,7 +249,7 @@ impl Hand {
     fn note(&mut self, frame: &Frame) -> String {
         match frame {
             Frame::Hello(nonce, ..) => self.peer_nonce = *nonce,
-            Frame::Offer(_, size, _) => self.their_size = *size,
+            Frame::Offer(_, size, _, start) => (self.their_size, self.start) = (*size, *start),
             _ => {}
         }
         frame.to_string()
@@ -273,7 +282,10 @@ impl Hand {
         self.capacity = parsed(options, "capacity", 64 * 1024)?;
         let longest = parsed(options, "longest", 1 << 20)?;
         let backing = parsed(options, "backing", 1)?;
-        let bytes = protocol::hello(&self.own_nonce, &self.peer_nonce, self.capacity, longest, backing);
+        // What it has come for.
+        let meeting = parsed(options, "meeting", 0)?;
+        let sizes = (self.capacity, longest);
+        let bytes = protocol::hello_to(meeting, &self.own_nonce, &self.peer_nonce, sizes, backing);
         if self.listener.is_some() && self.line.is_some() {
             return self.say(&bytes, &[]);
         }
@@ -351,8 +363,16 @@ impl Hand {
     /// OFFER of an object that is sound but for what `kind` says.
     fn offer(&mut self, kind: &str, options: &[&str]) -> Result<String, String> {
         let capacity: u64 = parsed(options, "capacity", self.capacity)?;
-        let size = layout::DATA as u64 + self.capacity + layout::AFTER as u64;
-        let bytes = protocol::offer(&self.peer_nonce, parsed(options, "size", size)?, capacity);
+        let size = match self.capacity {
+            0 => layout::CONTROL,
+            capacity => layout::DATA as u64 + capacity + layout::AFTER as u64,
+        };
+        let start = Start {
+            position: parsed(options, "position", 0)?,
+            sequence: parsed(options, "sequence", 0)?,
+            slot: parsed(options, "slot", 0)?,
+        };
+        let bytes = protocol::offer(&self.peer_nonce, parsed(options, "size", size)?, capacity, start);
         let object = match kind {
             "directory" => File::open("/dev").map_err(|error| error.to_string())?.into(),
             "pipe" => pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?.0,
@@ -367,6 +387,11 @@ impl Hand {
             }
             _ => self.memory(kind, size)?,
         };
+        // A publisher's control object comes first, and then its ring.
+        let control = match kind {
+            "ring" => Some(self.control_of_publisher()?),
+            _ => None,
+        };
         let second = match kind {
             "two" => vec![pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?.0],
             "three" => vec![
@@ -379,13 +404,140 @@ impl Hand {
                 .map_err(|e| e.to_string())?,
             _ => Vec::new(),
         };
-        let mut descriptors: Vec<&OwnedFd> = std::iter::once(&object).chain(&second).collect();
+        let mut descriptors: Vec<&OwnedFd> = control.iter().chain([&object]).chain(&second).collect();
         if kind == "none" {
             descriptors.clear();
         }
         let answer = self.say(&bytes, &descriptors);
         self.own = Some(object);
         answer
+    }
+
+    fn control_of_publisher(&mut self) -> Result<OwnedFd, String> {
+        let capacity = std::mem::take(&mut self.capacity);
+        let ring = self.own_map.take();
+        let control = self.memory("control", layout::CONTROL)?;
+        self.control = std::mem::replace(&mut self.own_map, ring);
+        self.capacity = capacity;
+        Ok(control)
+    }
+
+    /// Everything that an honest subscriber does, up to the first message.
+    fn subscribe(&mut self, address: &str, options: &[&str]) -> Result<String, String> {
+        let (delivery, from) = (parsed(options, "delivery", 1)?, parsed(options, "from", 1)?);
+        let meeting = format!("meeting={}", protocol::broadcast(delivery, from));
+        self.steps(&[
+            (&["connect", address], "connected"),
+            (&["hello", "capacity=0", &meeting], "said"),
+            (&["hear"], "hello"),
+            (&["hear"], "offer"),
+            (&["offer", "sound"], "said"),
+        ])?;
+        self.own_map
+            .as_ref()
+            .ok_or("no memory of my own")?
+            .store(layout::head_of(self.start.slot), self.start.position);
+        self.steps(&[(&["ready"], "said"), (&["hear"], "ready")])?;
+        Ok("subscribed".into())
+    }
+
+    /// Everything that an honest publisher does, for one subscriber that comes.
+    fn publish(&mut self, options: &[&str]) -> Result<String, String> {
+        let meeting = format!("meeting={}", protocol::broadcast(0, 0));
+        self.steps(&[
+            (&["accept"], "accepted"),
+            (&["take-hello"], "hello"),
+            (&["hello", &meeting, "longest=8192"], "said"),
+            (&[&["offer", "ring"][..], options].concat(), "said"),
+            (&["hear"], "offer"),
+            (&["hear"], "ready"),
+            (&["ready"], "said"),
+        ])?;
+        Ok("published".into())
+    }
+
+    fn steps(&mut self, steps: &[(&[&str], &str)]) -> Result<(), String> {
+        for (order, wanted) in steps {
+            let answer = self.obey(order)?;
+            if !answer.starts_with(wanted) {
+                return Err(format!("{order:?} was answered by {answer:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Says how far it has read: what is published, as far as is wanted, without a bell.
+    fn head(&self, how: &str) -> Result<String, String> {
+        let theirs = self.theirs.as_ref().ok_or("no ring of theirs")?;
+        let words = Mapping::new(theirs, layout::DATA, false).map_err(said("mmap"))?;
+        let own = self.own_map.as_ref().ok_or("no memory of my own")?;
+        let at = layout::head_of(self.start.slot);
+        let (head, tail) = (own.load(at), words.load(layout::TAIL));
+        let new = match how {
+            "tail" => tail,
+            "past" => tail + (1 << 20),
+            "unaligned" => head + 4,
+            "far" => 1 << 63,
+            "last" => u64::MAX,
+            // What the publisher has believed, and has gone on with until it sleeps again.
+            "back" => {
+                let asleep = |not: u64| {
+                    super::attackers::until("the publisher sleeps", || {
+                        let parked = words.load(layout::WRITER_PARKED);
+                        parked != not && !parked.is_multiple_of(2)
+                    })
+                };
+                asleep(0)?;
+                let (parked, tail) = (words.load(layout::WRITER_PARKED), words.load(layout::TAIL));
+                own.store(at, tail);
+                asleep(parked)?;
+                tail - 8
+            }
+            other => number(other)?,
+        };
+        own.store(at, new);
+        Ok("stored".into())
+    }
+
+    /// To and fro between what it began with and what is published, without end.
+    fn to_and_fro(&self) -> Result<String, String> {
+        let theirs = self.theirs.as_ref().ok_or("no ring of theirs")?;
+        let words = Mapping::new(theirs, layout::DATA, false).map_err(said("mmap"))?;
+        let own = Arc::clone(self.own_map.as_ref().ok_or("no memory of my own")?);
+        let at = layout::head_of(self.start.slot);
+        let start = self.start.position;
+        thread::spawn(move || {
+            loop {
+                own.store(at, words.load(layout::TAIL));
+                own.store(at, start);
+            }
+        });
+        Ok("to and fro".into())
+    }
+
+    /// Reads so many bytes at a time, each time a while after the publisher has lain down to wait for them.
+    fn drip(&self, bytes: &str, milliseconds: &str, rings: bool) -> Result<String, String> {
+        let theirs = self.theirs.as_ref().ok_or("no ring of theirs")?;
+        let words = Mapping::new(theirs, layout::DATA, false).map_err(said("mmap"))?;
+        let own = Arc::clone(self.own_map.as_ref().ok_or("no memory of my own")?);
+        let line = self.line.as_ref().ok_or("no line")?;
+        let line = line.try_clone().map_err(|error| error.to_string())?;
+        let at = layout::head_of(self.start.slot);
+        let (bytes, pause) = (number::<u64>(bytes)?, number(milliseconds)?);
+        thread::spawn(move || {
+            loop {
+                while words.load(layout::WRITER_PARKED).is_multiple_of(2) {
+                    thread::sleep(std::time::Duration::from_millis(1));
+                }
+                thread::sleep(std::time::Duration::from_millis(pause));
+                own.store(at, (own.load(at) + bytes).min(words.load(layout::TAIL)));
+                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                if rings {
+                    let _ = send(line.as_raw_fd(), &[1], flags);
+                }
+            }
+        });
+        Ok("dripping".into())
     }
 
     fn memory(&mut self, kind: &str, size: u64) -> Result<OwnedFd, String> {
@@ -522,6 +674,21 @@ impl Hand {
                 format!("filled {count}")
             }
             ["ring"] => self.ring(),
+            ["store-control", at, value] => {
+                let control = self.control.as_ref().ok_or("no control object of my own")?;
+                control.store(number(at)?, number(value)?);
+                "stored".into()
+            }
+            ["fan-storm", seed] => {
+                let (map, stop, seed) = (
+                    Arc::clone(own_map()?),
+                    Arc::new(AtomicBool::new(false)),
+                    number(seed)?,
+                );
+                let over = Arc::clone(&stop);
+                self.storm = Some((stop, thread::spawn(move || fan_storm(&map, seed, &over))));
+                "storming".into()
+            }
             ["blocks"] => (fstat(own()?).map_err(said("fstat"))?.st_blocks * 512).to_string(),
             ["shrink-own"] => outcome(ftruncate(own()?, 0), "shrunk"),
             ["hang-up"] => {
@@ -581,6 +748,15 @@ impl Hand {
                     Ok(again) => outcome(Mapping::new(again, their_size, true), "mapped"),
                     Err(errno) => format!("{errno:?}"),
                 }
+            }
+            // As its owner may, whatever its mode.
+            ["expose-theirs"] => {
+                let path = format!("/proc/self/fd/{}", theirs()?.as_raw_fd());
+                let opened = fchmod(theirs()?, Mode::S_IRUSR | Mode::S_IWUSR).and_then(|()| {
+                    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+                    open(path.as_str(), flags, Mode::empty())
+                });
+                outcome(opened, "opened")
             }
             ["protect-theirs"] => {
                 let map = Mapping::new(theirs()?, their_size, false).map_err(said("mmap"))?;
@@ -795,6 +971,61 @@ fn storm(map: &Mapping, theirs: &Mapping, seed: u64, stop: &AtomicBool) {
             map.store(layout::HEAD, random(1 << 20));
         }
         map.store(layout::READER_PARKED, random(3));
+        map.store(layout::WRITER_PARKED, random(3));
+    }
+}
+
+/// Publishes as an honest publisher that waits for none would, and lies in between: in headers, tail, floor and marks, for a moment or
+/// for good.
+fn fan_storm(map: &Mapping, seed: u64, stop: &AtomicBool) {
+    let capacity = map.load(8);
+    let mut state = seed | 1;
+    let mut random = move |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) % below
+    };
+    let rate = [4, 64, 1024, 65_536][usize::try_from(seed % 4).unwrap_or(0)];
+    let at = |position: u64| layout::DATA + usize::try_from(position % capacity).unwrap_or(0);
+    let (mut tail, mut floor, mut sent, mut marks, mut marked) = (0_u64, 0_u64, 0_u64, 0_usize, 0_u64);
+    while !stop.load(Ordering::Relaxed) {
+        let length = random(120);
+        let rest = capacity - tail % capacity;
+        if rest < 200 {
+            map.store(at(tail), header(rest - 8, layout::PADDING));
+            tail += rest;
+        }
+        if tail >= marked || marks == 0 {
+            let place = layout::mark_of(marks);
+            map.store(place + 8, sent);
+            map.store(place, tail);
+            (marks, marked) = (marks + 1, tail + capacity / 16);
+        }
+        if tail + 200 > floor + capacity {
+            floor = (tail + 200 - capacity / 2).min(tail);
+            map.store(layout::FLOOR, floor);
+        }
+        map.store(at(tail), header(length, layout::FIRST | layout::LAST));
+        let begin = tail;
+        tail += record(length);
+        sent += 1;
+        map.store(layout::TAIL, tail);
+        if random(rate) == 0 {
+            let far = [tail + 8, 0, u64::MAX, tail + capacity, random(1 << 62), tail ^ 8];
+            let lie = far[usize::try_from(random(6)).unwrap_or(0)];
+            let (place, truth) = match random(5) {
+                0 => (layout::TAIL, tail),
+                1 => (layout::FLOOR, floor),
+                2 => (layout::mark_of(marks), 0),
+                3 => (layout::mark_of(marks) + 8, 0),
+                _ => (at(begin), header(length, layout::FIRST | layout::LAST)),
+            };
+            for _ in 0..=random(20) {
+                map.store(place, lie);
+                map.store(place, truth);
+            }
+        }
         map.store(layout::WRITER_PARKED, random(3));
     }
 }

@@ -1,6 +1,7 @@
 //! The processes that the rows are played with. Each takes orders in lines and answers in lines.
 
 mod attackers;
+mod broadcast;
 mod endings;
 mod hand;
 mod hand_fenced;
@@ -43,6 +44,10 @@ fn take_part(args: &[&str]) -> Result<(), String> {
         ["hand", "plain", "guest", address] => hand::guest(address),
         ["hand", "plain", "host", address, kind] => hand::host(address, kind),
         ["hand", "ringfence", rest @ ..] => hand_fenced::run(rest),
+        ["publisher", "plain"] => broadcast::plain_publisher(),
+        ["publisher", "ringfence"] => program::forget_inherited().and_then(|()| broadcast::publisher()),
+        ["subscriber", "plain"] => broadcast::plain_subscriber(),
+        ["subscriber", "ringfence"] => program::forget_inherited().and_then(|()| broadcast::subscriber()),
         ["inventory"] => {
             program::print_inventory();
             Ok(())

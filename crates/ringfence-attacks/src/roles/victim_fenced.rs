@@ -279,7 +279,7 @@ fn stuck_close(sender: &mut Sender, receiver: &mut Receiver) -> String {
 }
 
 /// An error as the rows read it: its code first.
-fn show(error: &Error) -> String {
+pub(super) fn show(error: &Error) -> String {
     let check = error.refusal().map_or(String::new(), |refusal| {
         format!(" check={} by_peer={}", refusal.check, refusal.by_peer)
     });
@@ -308,7 +308,7 @@ fn joined(address: &str, options: &Options, channel: &Mutex<Option<Halves>>) -> 
     answer
 }
 
-fn parse(options: &[&str]) -> Result<Options, String> {
+pub(super) fn parse(options: &[&str]) -> Result<Options, String> {
     let mut parsed = Options::new()
         .capacity(64 * 1024)
         .max_message_size(LONGEST as u64)
@@ -321,6 +321,7 @@ fn parse(options: &[&str]) -> Result<Options, String> {
             }
             Some(("capacity", bytes)) => parsed.capacity(number(bytes)?),
             Some(("timeout", milliseconds)) => parsed.timeout(Duration::from_millis(number(milliseconds)?)),
+            Some(("stall", milliseconds)) => parsed.stall(Duration::from_millis(number(milliseconds)?)),
             Some(("peers", count)) => parsed.max_peers(number(count)?),
             Some(("authorize", how)) => parsed.policy(Policy::default().authorize_later(misbehave(how)?)),
             Some(("policy", "uid")) => parsed.policy(Policy::new()),

@@ -7,6 +7,7 @@ use crate::{
     stage::{Program, Stage, Who},
 };
 
+mod broadcast;
 mod closing;
 mod face;
 mod fork;
@@ -20,345 +21,84 @@ mod ring;
 mod signals;
 mod space;
 
-/// All rows that can be played, in the order of the table.
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 1,
-        who: "SU",
-        attack: "an O_PATH descriptor taken between create and unlink, opened later",
-        bites_plain: true,
-        run: insider::path_descriptor,
-    },
-    Row {
-        number: 2,
-        who: "SU",
-        attack: "a hard link made between create and unlink",
-        bites_plain: true,
-        run: object::hard_link,
-    },
-    Row {
-        number: 3,
-        who: "SU",
-        attack: "opens /proc/PID/fd/N during the handshake",
-        bites_plain: true,
-        run: insider::proc_fd,
-    },
-    Row {
-        number: 4,
-        who: "SU",
-        attack: "pidfd_getfd of the object during the handshake",
-        bites_plain: true,
-        run: insider::getfd,
-    },
-    Row {
-        number: 5,
-        who: "SU",
-        attack: "opens a kept O_PATH after both sides closed the descriptor",
-        bites_plain: true,
-        run: insider::kept_path,
-    },
-    Row {
-        number: 6,
-        who: "SU",
-        attack: "breaks the lease, to kill its holder with SIGIO",
-        bites_plain: true,
-        run: insider::lease_break,
-    },
-    Row {
-        number: 7,
-        who: "SU",
-        attack: "reads /proc/PID/mem",
-        bites_plain: true,
-        run: insider::memory,
-    },
-    Row {
-        number: 8,
-        who: "SU",
-        attack: "raises the core limit, sends SIGABRT, reads the core",
-        bites_plain: true,
-        run: insider::core_dump,
-    },
-    Row {
-        number: 9,
-        who: "SU",
-        attack: "starts the genuine program under ptrace",
-        bites_plain: true,
-        run: face::traced,
-    },
-    Row {
-        number: 10,
-        who: "SU",
-        attack: "LD_PRELOAD into the genuine program",
-        bites_plain: true,
-        run: face::preloaded,
-    },
-    Row {
-        number: 11,
-        who: "SU",
-        attack: "NODE_OPTIONS=--require into a genuine Node program",
-        bites_plain: true,
-        run: node::injected,
-    },
-    Row {
-        number: 12,
-        who: "SU/OU",
-        attack: "SIGUSR1, then reads the memory through the inspector",
-        bites_plain: true,
-        run: node::inspector,
-    },
-    Row {
-        number: 13,
-        who: "SU",
-        attack: "PR_SET_MM_MAP in a user namespace of its own, to wear another executable",
-        bites_plain: true,
-        run: face::worn,
-    },
-    Row {
-        number: 14,
-        who: "SU",
-        attack: "connects, leaves the socket to another process, executes the genuine program",
-        bites_plain: true,
-        run: peer::borrowed_face,
-    },
-    Row {
-        number: 15,
-        who: "SU",
-        attack: "the same with the listening socket",
-        bites_plain: true,
-        run: peer::false_host,
-    },
-    Row {
-        number: 16,
-        who: "SU",
-        attack: "the pid is another process's between accept and the look at /proc",
-        bites_plain: true,
-        run: peer::wrap,
-    },
-    Row {
-        number: 17,
-        who: "SU",
-        attack: "a peer that is dead and not reaped",
-        bites_plain: true,
-        run: peer::zombie,
-    },
-    Row {
-        number: 18,
-        who: "MP",
-        attack: "executes another program after the check",
-        bites_plain: true,
-        run: peer::turncoat,
-    },
-    Row {
-        number: 19,
-        who: "SU",
-        attack: "another executable with the same inode number on another filesystem",
-        bites_plain: true,
-        run: space::same_inode,
-    },
-    Row {
-        number: 20,
-        who: "SU",
-        attack: "other work for the same executable",
-        bites_plain: true,
-        run: face::other_script,
-    },
-    Row {
-        number: 21,
-        who: "OU",
-        attack: "connects",
-        bites_plain: false,
-        run: peer::stranger,
-    },
-    Row {
-        number: 22,
-        who: "OU",
-        attack: "is not mapped in the user namespace, as the victim is not",
-        bites_plain: true,
-        run: space::unmapped,
-    },
-    Row {
-        number: 23,
-        who: "OU",
-        attack: "lives in another pid namespace (pid 0)",
-        bites_plain: false,
-        run: space::pid_zero,
-    },
-    Row {
-        number: 24,
-        who: "OU",
-        attack: "takes the name first",
-        bites_plain: true,
-        run: place::squatter,
-    },
-    Row {
-        number: 25,
-        who: "OU",
-        attack: "fills the backlog of the socket",
-        bites_plain: true,
-        run: place::backlog,
-    },
-    Row {
-        number: 26,
-        who: "SU",
-        attack: "connects and says nothing, many times",
-        bites_plain: true,
-        run: place::silent_crowd,
-    },
-    Row {
-        number: 27,
-        who: "SU",
-        attack: "two starters race for a stale socket file",
-        bites_plain: true,
-        run: place::stale_race,
-    },
-    Row {
-        number: 28,
-        who: "SU",
-        attack: "a forged realtime signal \"I am leaving\"",
-        bites_plain: true,
-        run: signals::forged_farewell,
-    },
-    Row {
-        number: 29,
-        who: "SU",
-        attack: "floods the queue of signals",
-        bites_plain: true,
-        run: signals::flooded_queue,
-    },
-    Row {
-        number: 30,
-        who: "MP",
-        attack: "ftruncate on the passed object",
-        bites_plain: true,
-        run: object::truncate,
-    },
-    Row {
-        number: 31,
-        who: "MP/OU",
-        attack: "fills the tmpfs",
-        bites_plain: true,
-        run: object::full_tmpfs,
-    },
-    Row {
-        number: 32,
-        who: "MP",
-        attack: "writes into the ring that it only reads",
-        bites_plain: true,
-        run: object::write_what_it_reads,
-    },
-    Row {
-        number: 33,
-        who: "MP",
-        attack: "lying tail, head, length, flags, at any moment",
-        bites_plain: true,
-        run: ring::lies,
-    },
-    Row {
-        number: 34,
-        who: "MP",
-        attack: "changes a message while it is read",
-        bites_plain: true,
-        run: ring::double_fetch,
-    },
-    Row {
-        number: 35,
-        who: "MP",
-        attack: "passes what is no sound object, too many, or none",
-        bites_plain: true,
-        run: object::unsound,
-    },
-    Row {
-        number: 36,
-        who: "MP",
-        attack: "O_NONBLOCK, a full buffer, garbage and silence on the line",
-        bites_plain: true,
-        run: line::rude,
-    },
-    Row {
-        number: 37,
-        who: "child",
-        attack: "is forked and executes at any moment",
-        bites_plain: true,
-        run: object::inheritance,
-    },
-    Row {
-        number: 38,
-        who: "MP",
-        attack: "never reads",
-        bites_plain: true,
-        run: line::never_reads,
-    },
-    Row {
-        number: 39,
-        who: "MP",
-        attack: "SO_PASSPIDFD on the line that it passes, frames byte by byte",
-        bites_plain: true,
-        run: line::pidfds,
-    },
-    Row {
-        number: 40,
-        who: "SU",
-        attack: "forges the credentials of messages from a pid namespace of its own",
-        bites_plain: true,
-        run: space::namesake,
-    },
-    Row {
-        number: 41,
-        who: "MP",
-        attack: "a ring of a terabyte, or a full one of 256 MiB at its exit",
-        bites_plain: true,
-        run: ring::heavy,
-    },
-    Row {
-        number: 42,
-        who: "MP",
-        attack: "takes every seat of a service",
-        bites_plain: true,
-        run: place::greedy,
-    },
-    Row {
-        number: 43,
-        who: "MP",
-        attack: "drops the group that the policy asks for, where /proc hides it",
-        bites_plain: true,
-        run: space::dropped_group,
-    },
-    Row {
-        number: 44,
-        who: "NR",
-        attack: "no descriptor left when a healthy peer is looked at",
-        bites_plain: true,
-        run: peer::without_descriptors,
-    },
-    Row {
-        number: 45,
-        who: "MP",
-        attack: "closes, half-closes, leaves at every moment of the other's close",
-        bites_plain: true,
-        run: closing::at_every_moment,
-    },
-    Row {
-        number: 55,
-        who: "SU",
-        attack: "sends SIGIO, as at an alarm, where no descriptor is left",
-        bites_plain: true,
-        run: signals::false_alarm,
-    },
-    Row {
-        number: 56,
-        who: "child",
-        attack: "is forked, executes nothing, uses and drops what it has",
-        bites_plain: true,
-        run: fork::without_exec,
-    },
-    Row {
-        number: 57,
-        who: "NR",
-        attack: "a callback that panics, or never returns",
-        bites_plain: true,
-        run: place::bad_callback,
-    },
-];
+/// The table, in its order, for whatever is to be made of the rows: the list of this crate, and a test for each.
+#[macro_export]
+macro_rules! with_rows {
+    ($then:ident) => {
+        $then! {
+            1 row_01_path_descriptor "SU" "an O_PATH descriptor taken between create and unlink, opened later" true insider::path_descriptor;
+            2 row_02_hard_link "SU" "a hard link made between create and unlink" true object::hard_link;
+            3 row_03_proc_fd "SU" "opens /proc/PID/fd/N during the handshake" true insider::proc_fd;
+            4 row_04_getfd "SU" "pidfd_getfd of the object during the handshake" true insider::getfd;
+            5 row_05_kept_path "SU" "opens a kept O_PATH after both sides closed the descriptor" true insider::kept_path;
+            6 row_06_lease_break "SU" "breaks the lease, to kill its holder with SIGIO" true insider::lease_break;
+            7 row_07_memory "SU" "reads /proc/PID/mem" true insider::memory;
+            8 row_08_core_dump "SU" "raises the core limit, sends SIGABRT, reads the core" true insider::core_dump;
+            9 row_09_traced "SU" "starts the genuine program under ptrace" true face::traced;
+            10 row_10_preloaded "SU" "LD_PRELOAD into the genuine program" true face::preloaded;
+            11 row_11_node_options "SU" "NODE_OPTIONS=--require into a genuine Node program" true node::injected;
+            12 row_12_inspector "SU/OU" "SIGUSR1, then reads the memory through the inspector" true node::inspector;
+            13 row_13_worn "SU" "PR_SET_MM_MAP in a user namespace of its own, to wear another executable" true face::worn;
+            14 row_14_borrowed_face "SU" "connects, leaves the socket to another process, executes the genuine program" true peer::borrowed_face;
+            15 row_15_false_host "SU" "the same with the listening socket" true peer::false_host;
+            16 row_16_wrap "SU" "the pid is another process's between accept and the look at /proc" true peer::wrap;
+            17 row_17_zombie "SU" "a peer that is dead and not reaped" true peer::zombie;
+            18 row_18_turncoat "MP" "executes another program after the check" true peer::turncoat;
+            19 row_19_same_inode "SU" "another executable with the same inode number on another filesystem" true space::same_inode;
+            20 row_20_other_script "SU" "other work for the same executable" true face::other_script;
+            21 row_21_stranger "OU" "connects" false peer::stranger;
+            22 row_22_unmapped "OU" "is not mapped in the user namespace, as the victim is not" true space::unmapped;
+            23 row_23_pid_zero "OU" "lives in another pid namespace (pid 0)" false space::pid_zero;
+            24 row_24_squatter "OU" "takes the name first" true place::squatter;
+            25 row_25_backlog "OU" "fills the backlog of the socket" true place::backlog;
+            26 row_26_silent_crowd "SU" "connects and says nothing, many times" true place::silent_crowd;
+            27 row_27_stale_race "SU" "two starters race for a stale socket file" true place::stale_race;
+            28 row_28_forged_farewell "SU" "a forged realtime signal \"I am leaving\"" true signals::forged_farewell;
+            29 row_29_flooded_queue "SU" "floods the queue of signals" true signals::flooded_queue;
+            30 row_30_truncate "MP" "ftruncate on the passed object" true object::truncate;
+            31 row_31_full_tmpfs "MP/OU" "fills the tmpfs" true object::full_tmpfs;
+            32 row_32_write_what_it_reads "MP" "writes into the ring that it only reads" true object::write_what_it_reads;
+            33 row_33_lies "MP" "lying tail, head, length, flags, at any moment" true ring::lies;
+            34 row_34_double_fetch "MP" "changes a message while it is read" true ring::double_fetch;
+            35 row_35_unsound "MP" "passes what is no sound object, too many, or none" true object::unsound;
+            36 row_36_rude "MP" "O_NONBLOCK, a full buffer, garbage and silence on the line" true line::rude;
+            37 row_37_inheritance "child" "is forked and executes at any moment" true object::inheritance;
+            38 row_38_never_reads "MP" "never reads" true line::never_reads;
+            39 row_39_pidfds "MP" "SO_PASSPIDFD on the line that it passes, frames byte by byte" true line::pidfds;
+            40 row_40_namesake "SU" "forges the credentials of messages from a pid namespace of its own" true space::namesake;
+            41 row_41_heavy "MP" "a ring of a terabyte, or a full one of 256 MiB at its exit" true ring::heavy;
+            42 row_42_greedy "MP" "takes every seat of a service" true place::greedy;
+            43 row_43_dropped_group "MP" "drops the group that the policy asks for, where /proc hides it" true space::dropped_group;
+            44 row_44_without_descriptors "NR" "no descriptor left when a healthy peer is looked at" true peer::without_descriptors;
+            45 row_45_at_every_moment "MP" "closes, half-closes, leaves at every moment of the other's close" true closing::at_every_moment;
+            46 row_46_lying_head "MP" "a subscriber's head: backwards, past the tail, unaligned, changing" true broadcast::lying_head;
+            47 row_47_slow "MP" "a subscriber that never reads, drips, does not ring, is stopped, is a zombie" true broadcast::slow;
+            48 row_48_writes_to_all "MP" "a subscriber writes into the ring, cuts it, seals it, punches holes" true broadcast::writes_to_all;
+            49 row_49_publishers_descriptor "SU" "opens the publisher's descriptor, or what a subscriber was passed" true broadcast::publishers_descriptor;
+            50 row_50_stranger_floods "OU" "floods a publisher's address with connections" true broadcast::stranger_floods;
+            51 row_51_come_and_go "MP" "1,000 subscriptions made and dropped" true broadcast::come_and_go;
+            52 row_52_lying_publisher "MP" "a publisher that lies in OFFER, tail, floor, marks, lengths, flags, at any moment" true broadcast::lying_publisher;
+            55 row_55_false_alarm "SU" "sends SIGIO, as at an alarm, where no descriptor is left" true signals::false_alarm;
+            56 row_56_fork "child" "is forked, executes nothing, uses and drops what it has" true fork::without_exec;
+            57 row_57_bad_callback "NR" "a callback that panics, or never returns" true place::bad_callback;
+        }
+    };
+}
+
+macro_rules! list {
+    ($($number:literal $test:ident $who:literal $attack:literal $bites:literal $module:ident::$run:ident;)*) => {
+        /// All rows that can be played, in the order of the table.
+        pub const ROWS: &[Row] = &[$(Row {
+            number: $number,
+            who: $who,
+            attack: $attack,
+            bites_plain: $bites,
+            run: $module::$run,
+        }),*];
+    };
+}
+
+with_rows!(list);
 
 /// Bytes of the plain program's object.
 const SIZE: usize = 64 * 1024;

@@ -1,0 +1,227 @@
+//! Publishers and subscribers under orders: of the plain program for one to many, and of ringfence.
+
+use std::time::{Duration, Instant};
+
+use nix::unistd::getpid;
+use ringfence::{
+    Address, Delivery, Error, Publisher, PublisherEvent, StartFrom, Subscription, publish, subscribe,
+};
+
+use super::{number, program, serve, victim_fenced};
+use crate::{actor::TIME_LIMIT, plain_many};
+
+/// Bytes of the messages that a publisher makes up.
+const LENGTH: usize = 1000;
+/// The longest that this program takes.
+const LONGEST: usize = 8192;
+
+/// The message of this number, which shows when one of its bytes is another's.
+fn message(number: u64) -> Vec<u8> {
+    number.to_le_bytes().repeat(LENGTH / 8)
+}
+
+fn number_of(message: &[u8]) -> Option<u64> {
+    let number = u64::from_le_bytes(*message.first_chunk()?);
+    (message == self::message(number)).then_some(number)
+}
+
+pub(super) fn plain_publisher() -> Result<(), String> {
+    let mut publisher = None;
+    let mut sent = 0;
+    serve(|order| {
+        let open = || publisher.as_ref().ok_or("publishes nothing");
+        Ok(match order {
+            ["publish", address, rest @ ..] => {
+                publisher = Some(plain_many::publish(address, *rest == ["greeting"])?);
+                "publishing".into()
+            }
+            ["subscribers"] => open().map(plain_many::Publisher::subscribers)?.to_string(),
+            // Gives up when nothing has gone for a while.
+            ["send-all", count] => {
+                let (goal, mut last) = (sent + number::<u64>(count)?, Instant::now());
+                while sent < goal && last.elapsed() < Duration::from_secs(1) {
+                    if open()?.send(&message(sent + 1)) {
+                        (sent, last) = (sent + 1, Instant::now());
+                    }
+                }
+                if sent == goal {
+                    "all sent".into()
+                } else {
+                    format!("blocked after {sent}")
+                }
+            }
+            other => return Err(format!("no such order: {other:?}")),
+        })
+    })
+}
+
+pub(super) fn plain_subscriber() -> Result<(), String> {
+    let mut subscription = None;
+    serve(|order| {
+        Ok(match order {
+            ["subscribe", address, seat, rest @ ..] => {
+                let greeting = *rest == ["greeting"];
+                subscription = Some(plain_many::subscribe(address, number(seat)?, greeting)?);
+                "subscribed".into()
+            }
+            ["receive"] => {
+                let subscription = subscription.as_mut().ok_or("not subscribed")?;
+                match subscription.receive(TIME_LIMIT) {
+                    Some(message) => format!("got {:?}", number_of(&message)),
+                    None => "nothing".into(),
+                }
+            }
+            other => return Err(format!("no such order: {other:?}")),
+        })
+    })
+}
+
+/// Of ringfence.
+pub(super) fn publisher() -> Result<(), String> {
+    let mut publisher: Option<Publisher> = None;
+    let mut sent = 0;
+    serve(|order| {
+        Ok(match order {
+            ["pid"] => getpid().to_string(),
+            ["descriptors"] => program::inventory().len().to_string(),
+            ["inventory"] => program::inventory().join(" "),
+            ["publish", address, options @ ..] => {
+                let address: Address = address.parse().map_err(|error: Error| error.to_string())?;
+                let options = victim_fenced::parse(options)?.max_message_size(LONGEST as u64);
+                match publish(&address, &options) {
+                    Ok(new) => {
+                        publisher = Some(new);
+                        "publishing".into()
+                    }
+                    Err(error) => victim_fenced::show(&error),
+                }
+            }
+            ["send", text] => match there(&mut publisher)?.try_send(text.as_bytes()) {
+                Ok(true) => "sent".into(),
+                Ok(false) => "full".into(),
+                Err(error) => victim_fenced::show(&error),
+            },
+            // Sleeps where it must.
+            ["send-all", count] => {
+                let goal = sent + number::<u64>(count)?;
+                let mut result = Ok(());
+                while sent < goal && result.is_ok() {
+                    result = there(&mut publisher)?.send(&message(sent + 1));
+                    sent += u64::from(result.is_ok());
+                }
+                result.map_or_else(|error| victim_fenced::show(&error), |()| "all sent".into())
+            }
+            ["subscribers"] => there(&mut publisher)?.subscribers().len().to_string(),
+            // The next that comes, goes, or is refused.
+            ["event"] => match there(&mut publisher)?
+                .audience()
+                .next_until(Some(Instant::now() + TIME_LIMIT))
+            {
+                Ok(Some(PublisherEvent::Subscriber(who))) => format!("came {}", who.peer().pid),
+                Ok(Some(PublisherEvent::Gone(who, reason))) => format!("gone {} {reason}", who.peer().pid),
+                Ok(Some(PublisherEvent::Refused(refused))) => format!("refused {}", refused.error.code()),
+                Ok(other) => format!("{other:?}"),
+                Err(error) => victim_fenced::show(&error),
+            },
+            ["reason"] => there(&mut publisher)?
+                .close_reason()
+                .map_or("open".into(), |reason| reason.to_string()),
+            ["seal"] => {
+                there(&mut publisher)?.seal();
+                "sealed".into()
+            }
+            ["close"] => {
+                there(&mut publisher)?.close();
+                "closed".into()
+            }
+            other => return Err(format!("no such order: {other:?}")),
+        })
+    })
+}
+
+/// Of ringfence.
+pub(super) fn subscriber() -> Result<(), String> {
+    let mut subscription: Option<Subscription> = None;
+    let mut into = vec![0; LONGEST];
+    serve(|order| {
+        Ok(match order {
+            ["pid"] => getpid().to_string(),
+            ["subscribe", address, delivery, from, options @ ..] => {
+                match subscribe_as(address, delivery, from, options)? {
+                    Ok(new) => {
+                        subscription = Some(new);
+                        "subscribed".into()
+                    }
+                    Err(error) => victim_fenced::show(&error),
+                }
+            }
+            // Comes and goes so often.
+            ["come-and-go", address, count] => {
+                let mut last = String::from("no error");
+                for _ in 0..number::<usize>(count)? {
+                    if let Err(error) = subscribe_as(address, "reliable", "now", &[])? {
+                        last = victim_fenced::show(&error);
+                    }
+                }
+                last
+            }
+            // In order, each whole.
+            ["read-all", count] => {
+                let mut end = None;
+                let mut got = 0;
+                while got < number::<u64>(count)? && end.is_none() {
+                    let expected = there(&mut subscription)?.sequence() + 1;
+                    match there(&mut subscription)?.receive_until(&mut into, Instant::now() + TIME_LIMIT) {
+                        Ok(Some(length)) if number_of(&into[..length]) == Some(expected) => got += 1,
+                        Ok(Some(length)) => {
+                            end = Some(format!("{:?} for {expected}", &into[..length.min(16)]));
+                        }
+                        Ok(None) => end = Some("end".into()),
+                        Err(error) => end = Some(victim_fenced::show(&error)),
+                    }
+                }
+                end.unwrap_or(format!("read {got}"))
+            }
+            // Whatever comes, for a time.
+            ["read", milliseconds] => {
+                let end = Instant::now() + Duration::from_millis(number(milliseconds)?);
+                let mut got = 0;
+                loop {
+                    match there(&mut subscription)?.receive_until(&mut into, end) {
+                        Ok(Some(_)) => got += 1,
+                        Ok(None) => break format!("end after {got}"),
+                        Err(Error::Aborted) => break format!("still open after {got}"),
+                        Err(error) => break victim_fenced::show(&error),
+                    }
+                }
+            }
+            ["close"] => {
+                subscription = None;
+                "closed".into()
+            }
+            ["reason"] => there(&mut subscription)?
+                .close_reason()
+                .map_or("open".into(), |reason| reason.to_string()),
+            other => return Err(format!("no such order: {other:?}")),
+        })
+    })
+}
+
+fn there<T>(handle: &mut Option<T>) -> Result<&mut T, String> {
+    handle
+        .as_mut()
+        .ok_or_else(|| "neither published nor subscribed".into())
+}
+
+fn subscribe_as(
+    address: &str,
+    delivery: &str,
+    from: &str,
+    options: &[&str],
+) -> Result<Result<Subscription, Error>, String> {
+    let address: Address = address.parse().map_err(|error: Error| error.to_string())?;
+    let delivery: Delivery = delivery.parse().map_err(|error: Error| error.to_string())?;
+    let from: StartFrom = from.parse().map_err(|error: Error| error.to_string())?;
+    let options = victim_fenced::parse(options)?.delivery(delivery).from(from);
+    Ok(subscribe(&address, &options))
+}
