@@ -1,0 +1,284 @@
+//! One to many where anything may end at any moment: processes are killed in the middle of what they do, a thousand come, one is evicted
+//! while it reads.
+
+mod support;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use ringfence::{Address, Delivery, Error, Options, Publisher, Subscription, publish, subscribe};
+use support::{
+    Actor, TIME_LIMIT, fresh_address, say,
+    wire::{MetPublisher, receive},
+};
+
+const CAPACITY: u64 = 64 << 10;
+/// Bytes of a message.
+const LENGTH: usize = 200;
+
+fn options() -> Options {
+    Options::new().capacity(CAPACITY).timeout(TIME_LIMIT)
+}
+
+fn message(number: u64) -> Vec<u8> {
+    number.to_le_bytes().repeat(LENGTH / 8)
+}
+
+/// The next message, which must be the one after the last, and whole.
+fn next_in_order(subscription: &mut Subscription) -> Result<bool, Error> {
+    let mut into = [0; LENGTH];
+    let expected = subscription.sequence() + 1;
+    Ok(match subscription.receive(&mut into)? {
+        Some(length) => {
+            assert_eq!(into[..length], message(expected));
+            assert_eq!((subscription.sequence(), subscription.lost()), (expected, 0));
+            true
+        }
+        None => false,
+    })
+}
+
+fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let end = Instant::now() + TIME_LIMIT;
+    while !so() {
+        assert!(Instant::now() < end, "{what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Sends this many more, and answers the number of the last.
+fn send(publisher: &mut Publisher, count: u64) -> u64 {
+    for _ in 0..count {
+        let number = publisher.sequence() + 1;
+        publisher.send(&message(number)).unwrap();
+    }
+    publisher.sequence()
+}
+
+/// What the other processes do.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    match role.as_str() {
+        // Everything in order, until the end.
+        "honest" => {
+            let mut subscription = subscribe(&address, &options()).unwrap();
+            say("in");
+            while next_in_order(&mut subscription).unwrap() {}
+            say(format!("read up to {}", subscription.sequence()));
+        }
+        // Comes, reads a little and goes, without end.
+        "restless" => {
+            say("begins");
+            for round in 0_u64.. {
+                let delivery = [Delivery::Reliable, Delivery::BestEffort][usize::from(round % 2 == 1)];
+                if let Ok(mut subscription) = subscribe(&address, &options().delivery(delivery)) {
+                    let mut into = [0; LENGTH];
+                    for _ in 0..round % 7 {
+                        if subscription.receive(&mut into).is_err() {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        // Publishes without end.
+        "publishes" => {
+            let mut publisher = publish(&address, &options()).unwrap();
+            say("out");
+            loop {
+                send(&mut publisher, 1);
+            }
+        }
+        // A hundred subscriptions, each of which reads the same.
+        "hundred" => {
+            raise_limit();
+            let kinds = [Delivery::Reliable, Delivery::BestEffort];
+            let mut all: Vec<_> = (0..100)
+                .map(|number| subscribe(&address, &options().delivery(kinds[number % 2])).unwrap())
+                .collect();
+            say("in");
+            for subscription in &mut all {
+                while next_in_order(subscription).unwrap() {}
+                assert_eq!(subscription.sequence(), 50);
+            }
+            say("each read 50");
+        }
+        "extra" => say(subscribe(&address, &options()).unwrap_err().code()),
+        // Reads more slowly than is sent.
+        "slow" => {
+            let mut subscription = subscribe(&address, &options()).unwrap();
+            say("in");
+            let end = loop {
+                match next_in_order(&mut subscription) {
+                    Ok(true) => thread::sleep(Duration::from_micros(300)),
+                    Ok(false) => break "end".to_owned(),
+                    Err(error) => break error.code().to_owned(),
+                }
+            };
+            say(format!("{end}, {}", subscription.close_reason().unwrap()));
+        }
+        "offered" => {
+            let mut met = MetPublisher::offered(&arguments[0], 1, 1);
+            say("offered");
+            // REFUSE.
+            let refused = receive(&mut met.line).is_ok_and(|(kind, _)| kind == 4);
+            say(if refused { "refused" } else { "something else" });
+        }
+        other => panic!("{other}"),
+    }
+}
+
+fn raise_limit() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+}
+
+#[test]
+fn subscribers_that_are_killed_at_any_moment_cost_the_others_nothing() {
+    let (address, _directory) = fresh_address(false);
+    let name = address.to_string();
+    let mut publisher = publish(&address, &options()).unwrap();
+    let honest = Actor::start("honest", &[&name]);
+    honest.expect("in");
+    until("the honest one is there", || publisher.subscribers().len() == 1);
+    // Of the moments there is one for each, and the machine adds its own.
+    for round in 0_u64..30 {
+        let mut restless: Vec<_> = (0..2).map(|_| Actor::start("restless", &[&name])).collect();
+        for one in &restless {
+            one.expect("begins");
+        }
+        let end = Instant::now() + Duration::from_micros(round * 700);
+        while Instant::now() < end {
+            send(&mut publisher, 20);
+        }
+        for one in &mut restless {
+            one.kill();
+        }
+        send(&mut publisher, 500);
+    }
+    until("all but one have gone", || publisher.subscribers().len() == 1);
+    let last = send(&mut publisher, 1);
+    publisher.end();
+    honest.expect(&format!("read up to {last}"));
+    honest.finish();
+}
+
+#[test]
+fn a_publisher_that_is_killed_at_any_moment_leaves_each_message_whole_and_in_order() {
+    for round in 0_u64..25 {
+        let (address, _directory) = fresh_address(round % 2 == 0);
+        let name = address.to_string();
+        let mut publisher = Actor::start("publishes", &[&name]);
+        publisher.expect("out");
+        let reading = thread::spawn(move || {
+            let mut subscription = match subscribe(&address, &options()) {
+                Ok(subscription) => subscription,
+                Err(error) => return error.code().to_owned(),
+            };
+            while next_in_order(&mut subscription).unwrap() {}
+            subscription.close_reason().unwrap().to_string()
+        });
+        thread::sleep(Duration::from_micros(round * 400));
+        publisher.kill();
+        let end = reading.join().unwrap();
+        assert!(["exited", "PEER_LOST"].contains(&&*end), "{end}");
+    }
+}
+
+#[test]
+fn a_thousand_subscribe_and_each_gets_all() {
+    raise_limit();
+    let (address, _directory) = fresh_address(false);
+    let name = address.to_string();
+    let options = options().max_peers(1000).stall(Duration::MAX);
+    let mut publisher = publish(&address, &options).unwrap();
+    let mut hundreds: Vec<_> = (0..10).map(|_| Actor::start("hundred", &[&name])).collect();
+    for hundred in &hundreds {
+        hundred.expect("in");
+    }
+    until("all are there", || publisher.subscribers().len() == 1000);
+    // One more is told so, and nothing else happens.
+    let extra = Actor::start("extra", &[&name]);
+    extra.expect("ADDRESS_OCCUPIED");
+    send(&mut publisher, 50);
+    publisher.end();
+    for hundred in hundreds.drain(..) {
+        hundred.expect("each read 50");
+        hundred.finish();
+    }
+    until("all have gone", || publisher.subscribers().is_empty());
+}
+
+#[test]
+fn one_that_is_evicted_while_it_reads_has_got_nothing_but_whole_messages_in_order() {
+    let (address, _directory) = fresh_address(false);
+    let name = address.to_string();
+    let mut publisher = publish(&address, &options().stall(Duration::from_millis(3))).unwrap();
+    for _ in 0..8 {
+        let slow = Actor::start("slow", &[&name]);
+        slow.expect("in");
+        until("it is there", || publisher.subscribers().len() == 1);
+        until("it is evicted", || {
+            send(&mut publisher, 100);
+            publisher.subscribers().is_empty()
+        });
+        slow.expect("EVICTED, evicted");
+        slow.finish();
+    }
+}
+
+#[test]
+fn seal_ends_handshakes_under_way_and_frees_the_address() {
+    let (address, _directory) = fresh_address(false);
+    let name = address.to_string();
+    let mut publisher = publish(&address, &options()).unwrap();
+    let honest = Actor::start("honest", &[&name]);
+    honest.expect("in");
+    let late: Vec<_> = (0..3).map(|_| Actor::start("offered", &[&name])).collect();
+    for one in &late {
+        one.expect("offered");
+    }
+    publisher.seal();
+    for one in &late {
+        one.expect("refused");
+    }
+    assert_eq!(publisher.subscribers().len(), 1);
+    let other = publish(&address, &options()).unwrap();
+    let last = send(&mut publisher, 1000);
+    publisher.end();
+    honest.expect(&format!("read up to {last}"));
+    other.close();
+}
+
+#[test]
+fn after_the_end_and_after_close_each_call_says_so_and_nothing_is_counted() {
+    let (address, _directory) = fresh_address(false);
+    for close in [false, true] {
+        let mut publisher = publish(&address, &options()).unwrap();
+        send(&mut publisher, 3);
+        if close {
+            publisher.close();
+        } else {
+            publisher.end();
+        }
+        for _ in 0..2 {
+            assert_eq!(publisher.try_send(b"late").unwrap_err().code(), "CLOSED");
+            assert_eq!(publisher.send(b"late").unwrap_err().code(), "CLOSED");
+            assert_eq!(publisher.reserve(4).map(drop).unwrap_err().code(), "CLOSED");
+            assert_eq!(publisher.batch().map(drop).unwrap_err().code(), "CLOSED");
+            assert_eq!(publisher.wait(4, None).unwrap_err().code(), "CLOSED");
+            publisher.end();
+            publisher.seal();
+            publisher.close();
+        }
+        assert_eq!(publisher.sequence(), 3);
+        assert_eq!(subscribe(&address, &options()).unwrap_err().code(), "PEER_LOST");
+    }
+}
