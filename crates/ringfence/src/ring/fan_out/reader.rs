@@ -766,7 +766,8 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
 
     /// Reading ends at this position, as the publisher says, though it may go on for others.
     pub(crate) fn end_at(&mut self, position: u64) {
-        self.end = position;
+        // What it says is believed by nothing: no record ends anywhere else.
+        self.end = position & !7;
         self.until = 0;
     }
 
