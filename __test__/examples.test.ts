@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url'
 
 import test from 'ava'
 
-import { framesProducer } from './support/rust.js'
+import { framesProducer, tickerPublisher } from './support/rust.js'
 
 const example = (name: string) => fileURLToPath(new URL(`../../examples/${name}`, import.meta.url))
 
@@ -28,12 +28,39 @@ test('frames: a Node process reads every frame that a Rust process draws', async
   t.regex(output, /^12 frames of 1920x1080 RGBA, every pixel summed up and checked: \d+ frames\/s, \d+\.\d\d GB\/s\n$/)
 })
 
-test('transfer: a file arrives whole, in both backings', async (t) => {
+test('transfer: a file arrives whole, in both backings, and what is published reaches who reads on', async (t) => {
   const { code, output, errors } = await run('transfer/main.mjs', [fileURLToPath(import.meta.url)])
   t.is(errors, '')
   t.is(code, 0)
   for (const backing of ['memfd', 'shm']) t.regex(output, new RegExp(`━━ ${backing}: `))
   t.is(output.match(/^They agree\.$/gm)?.length, 2)
+  // The example itself has compared what was read with what was published.
+  const [, published] = /^Process \d+ published ([\d,]+) messages of 1\.02 kB, each once: [\d,]+ a second\.$/m.exec(
+    output,
+  )!
+  t.regex(output, new RegExp(`^process \\d+, reading +${published} +[\\d,]+ +0 +no +closed$`, 'm'))
+  t.regex(output, /^process \d+, stopped +[\d,]+ +[\d,]+ +0 +yes +evicted +\d+ ms after SIGSTOP$/m)
+  t.regex(output, /^process \d+, killed +≥ [\d,]+ +[\d,]+ +0 +no +exited +\d+ ms after SIGKILL$/m)
+})
+
+test('ticker: a Rust process publishes to eight Node processes, of which one is killed and one stopped', async (t) => {
+  const { code, output, errors } = await run('ticker/main.mjs', ['--seconds', '1', '--publisher', tickerPublisher])
+  t.is(errors, '')
+  t.is(code, 0)
+  const [first, , ...rows] = output.trimEnd().split('\n')
+  const [, ticks] = /^(\d+) ticks of 40 B in \d+\.\d\d s, each published once: \d+ a second$/.exec(first!)!
+  const found = rows.map((row) => row.split(/  +/))
+  t.deepEqual(
+    found.map(([, delivery, , , , , ended, meanwhile = '']) => [delivery, ended, meanwhile].join(' ').trimEnd()),
+    [
+      ...['reliable exited killed', 'reliable closed', 'reliable closed'],
+      ...['best-effort closed stopped, went on', 'best-effort closed', 'best-effort closed'],
+      ...['latest closed', 'latest closed'],
+    ],
+  )
+  for (const [, , read, , , lost] of found.slice(1)) t.is(Number(read) + Number(lost), Number(ticks))
+  for (const [, , , , , lost] of found.slice(1, 3)) t.is(lost, '0')
+  t.true(Number(found[3]![5]) > 0)
 })
 
 test('pair: a parent asks its child, and tells why it believes it', async (t) => {

@@ -55,7 +55,8 @@ export function buildTests() {
   // A test whose source is gone must not go on passing.
   rmSync(join(root, 'build', 'test'), { recursive: true, force: true })
   run('compile the tests', tool('tsc'), ['-p', 'tsconfig.test.json'])
-  run('compile their partners', 'cargo', ['build', '--quiet', '-p', 'ringfence-partner', '-p', 'ringfence-frames'])
+  const partners = ['ringfence-partner', 'ringfence-frames', 'ringfence-ticker']
+  run('compile their partners', 'cargo', ['build', '--quiet', ...partners.flatMap((name) => ['-p', name])])
 }
 
 /**

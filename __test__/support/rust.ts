@@ -13,6 +13,7 @@ const built = (name: string) => fileURLToPath(new URL(`../../../target/debug/${n
 
 export const rustPartner = built('ringfence-partner')
 export const framesProducer = built('ringfence-frames')
+export const tickerPublisher = built('ringfence-ticker')
 
 export interface RustSettings {
   deed: 'produce' | 'consume' | 'echo' | 'close' | 'leave' | 'execute' | 'tokens' | 'member' | 'publish' | 'subscribe'

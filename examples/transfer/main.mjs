@@ -1,4 +1,5 @@
-// Two processes meet, prove to each other who they are, and move a file from the one to the other, in both backings.
+// Two processes meet, prove to each other who they are, and move a file from the one to the other, in both backings. Then one process
+// publishes to three.
 // `npm start [-- FILE]`; without a file, the node binary itself.
 
 import { fork } from 'node:child_process'
@@ -9,6 +10,7 @@ import { tmpdir } from 'node:os'
 import { join as joinPath } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 
+import { broadcast } from './broadcast.mjs'
 import { Progress } from '../../dist/esm/cli/progress.js'
 import { evidenceTable, formatBytes } from '../../dist/esm/cli/text.js'
 
@@ -27,8 +29,10 @@ try {
     console.log(`\n━━ ${backing}: ${what} ━━`)
     await run(backing, address)
   }
+  console.log('\n━━ broadcast: one publishes, three subscribe; one is killed meanwhile, one stopped ━━')
+  await broadcast(joinPath(folder, 'broadcast.sock'))
 } catch (error) {
-  console.error(`\nThe transfer failed: ${error.message}`)
+  console.error(`\nFailed: ${error.message}`)
   process.exitCode = 1
 } finally {
   await rm(folder, { recursive: true, force: true })

@@ -1,0 +1,141 @@
+// A ticker: a Rust process publishes, eight Node processes subscribe. README.md, beside this file, tells how.
+
+import { fork, spawn, spawnSync } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
+import { EventEmitter, once } from 'node:events'
+import { resolve } from 'node:path'
+import { createInterface } from 'node:readline'
+import { setTimeout } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+
+const { values } = parseArgs({
+  options: { seconds: { type: 'string', default: '4' }, publisher: { type: 'string' } },
+})
+const time = Number(values.seconds) * 1000
+if (!(time > 0)) throw new Error('--seconds NUMBER')
+
+const KINDS = [
+  ...['reliable', 'reliable', 'reliable'],
+  ...['best-effort', 'best-effort', 'best-effort'],
+  ...['latest', 'latest'],
+]
+
+const publisher = values.publisher === undefined ? build() : resolve(values.publisher)
+const address = `@ringfence-ticker-${randomBytes(8).toString('hex')}`
+const ticker = spawn(publisher, [address, process.execPath, String(KINDS.length)], {
+  stdio: ['pipe', 'pipe', 'inherit'],
+})
+// Each line of the publisher's, as an event; what came before it was waited for is in `said`.
+const said = new Set()
+const lines = new EventEmitter()
+const gone = new Map()
+let sent
+createInterface({ input: ticker.stdout }).on('line', (line) => {
+  const [word, ...more] = line.split(' ')
+  if (word === 'gone') gone.set(Number(more[0]), { reason: more[1], most: Number(more[2]) })
+  if (word === 'sent') sent = { ticks: Number(more[0]), seconds: Number(more[1]) }
+  said.add(`${word} ${more[0]}`)
+  lines.emit(word)
+})
+const over = new AbortController()
+const exited = once(ticker, 'close').finally(() => over.abort(new Error('the publisher has ended')))
+
+const subscribers = KINDS.map((delivery) => new Process(delivery))
+const [killed, stopped] = [subscribers[0], subscribers[3]]
+process.on('exit', () => {
+  for (const child of [ticker, ...subscribers.map(({ child }) => child)]) child.kill('SIGKILL')
+})
+for (const { child } of subscribers) await hear('in', child.pid)
+await setTimeout(time / 4)
+killed.signal('SIGKILL', 'killed')
+stopped.signal('SIGSTOP', 'stopped, went on')
+await setTimeout(time / 2)
+await hear('gone', killed.child.pid)
+// A ring and more is overwritten while it is stopped. It has held nobody up, and will know how much it has lost.
+await hear('behind', stopped.child.pid)
+stopped.child.kill('SIGCONT')
+await setTimeout(time / 4)
+// The end of its input is the publisher's end.
+ticker.stdin.end()
+const ends = await Promise.all(subscribers.map(({ end }) => end))
+const [code] = await exited
+if (code !== 0) throw new Error(`the publisher ended with ${code}`)
+print()
+check()
+
+/** Waits until the publisher has said this of a process. */
+async function hear(word, pid) {
+  while (!said.has(`${word} ${pid}`)) await once(lines, word, { signal: over.signal })
+}
+
+/** A subscriber in a process of its own. */
+function Process(delivery) {
+  this.delivery = delivery
+  this.meanwhile = ''
+  this.child = fork(new URL('subscriber.mjs', import.meta.url), [address, publisher, delivery], {
+    serialization: 'advanced',
+  })
+  let told = { read: 0, lost: 0n, sequence: 0n, seconds: 0 }
+  this.child.on('message', (message) => (told = message))
+  this.end = new Promise((tell, reject) => {
+    this.child.on('error', reject)
+    this.child.on('close', (code) => {
+      if (code === 0 || this.meanwhile === 'killed') tell(told)
+      else reject(new Error(`a ${delivery} subscriber ended with ${code}`))
+    })
+  })
+  // Nothing is waited for any longer.
+  this.end.catch((error) => over.abort(error))
+  this.signal = (signal, meanwhile) => {
+    this.meanwhile = meanwhile
+    this.child.kill(signal)
+  }
+}
+
+function print() {
+  const rate = Math.round(sent.ticks / sent.seconds)
+  console.log(`${sent.ticks} ticks of 40 B in ${sent.seconds.toFixed(2)} s, each published once: ${rate} a second`)
+  const rows = subscribers.map(({ delivery, meanwhile, child }, index) => {
+    const { read, lost, seconds } = ends[index]
+    const { reason, most } = gone.get(child.pid)
+    const perSecond = seconds > 0 ? String(Math.round(read / seconds)) : '-'
+    return [String(child.pid), delivery, String(read), perSecond, String(most), String(lost), reason, meanwhile]
+  })
+  const all = [['process', 'delivery', 'read', 'a second', 'most behind, B', 'lost', 'ended', ''], ...rows]
+  const widths = all[0].map((_, column) => Math.max(...all.map((row) => row[column].length)))
+  for (const row of all)
+    console.log(
+      row
+        .map((cell, column) => cell.padEnd(widths[column]))
+        .join('  ')
+        .trimEnd(),
+    )
+}
+
+/** What was promised. All began before the first tick. */
+function check() {
+  for (const [index, { delivery, child }] of subscribers.entries()) {
+    const { read, lost, sequence } = ends[index]
+    const { reason } = gone.get(child.pid)
+    const who = `process ${child.pid}, ${delivery},`
+    if (child === killed.child) {
+      if (reason !== 'exited') throw new Error(`${who} was killed, and is gone as ${reason}`)
+      continue
+    }
+    if (reason !== 'closed') throw new Error(`${who} is gone as ${reason}`)
+    if (BigInt(read) + lost !== sequence || sequence !== BigInt(sent.ticks))
+      throw new Error(`${who} has ${read} read and ${lost} lost at ${sequence}, of ${sent.ticks}`)
+    if (delivery === 'reliable' && lost !== 0n) throw new Error(`${who} has lost ${lost}`)
+    if (child === stopped.child && lost === 0n) throw new Error(`${who} was stopped, and has lost nothing`)
+  }
+}
+
+/** The publisher's executable. */
+function build() {
+  const root = fileURLToPath(new URL('../..', import.meta.url))
+  const cargo = ['build', '--quiet', '--release', '-p', 'ringfence-ticker']
+  const { status } = spawnSync('cargo', cargo, { cwd: root, stdio: 'inherit' })
+  if (status !== 0) throw new Error('the publisher could not be built')
+  return `${root}target/release/ringfence-ticker`
+}

@@ -1,0 +1,146 @@
+// One process publishes for two seconds, three read. Meanwhile one of the three is killed, and one is stopped.
+
+import { fork } from 'node:child_process'
+import { once } from 'node:events'
+import { setImmediate } from 'node:timers/promises'
+
+import { publish } from 'ringfence'
+
+import { formatBytes, table } from '../../dist/esm/cli/text.js'
+
+/** Bytes of a message. */
+const SIZE = 1024
+/** Milliseconds for which it is published; longer only where the machine is slow to do what happens meanwhile. */
+const TIME = 2000
+/** Milliseconds for which one subscriber may hold the publisher up. */
+const STALL = 500
+/** Messages in each millisecond: what a subscriber reads with ease, so that only the stopped one is ever a ring behind. */
+const PACE = 100
+/** What happens to the subscribers, and after how many milliseconds. */
+const SIGNALS = { killed: ['SIGKILL', 500], stopped: ['SIGSTOP', 1000] }
+
+/** Publishes at an address, prints a table, and throws where a promise is not kept. */
+export async function broadcast(address) {
+  const publisher = await publish(address, { stall: STALL })
+  const failure = new AbortController()
+  const readers = ['reading', 'stopped', 'killed'].map((part) => new Reader(part, address, failure))
+  try {
+    await run(publisher, readers, failure.signal)
+  } catch (error) {
+    throw failure.signal.aborted ? failure.signal.reason : error
+  } finally {
+    for (const { child } of readers) child.kill('SIGKILL')
+    await publisher.close()
+  }
+}
+
+async function run(publisher, readers, signal) {
+  // A message that is sent after a subscriber has come reaches it.
+  while (publisher.subscribers.length < readers.length) await once(publisher, 'subscriber', { signal })
+  for (const reader of readers) {
+    const seen = publisher.subscribers.find(({ peer }) => peer.pid === reader.child.pid)
+    void seen.closed.then((reason) => reader.gone(reason))
+  }
+  const started = performance.now()
+  const held = await publishTo(publisher, readers, { started, signal })
+  const seconds = (performance.now() - started) / 1000
+  await publisher.end()
+  await publisher.closed
+  const ends = await Promise.all(readers.map(({ end }) => end))
+  print(publisher, readers, ends, { seconds, held })
+  const [reading, stopped, killed] = ends
+  if (BigInt(reading.read) !== publisher.sequence || reading.lost !== 0n || reading.reason !== 'closed')
+    throw new Error('the subscriber that only reads has not got everything')
+  if (stopped.reason !== 'evicted' || killed.reason !== 'exited')
+    throw new Error(`the one that was stopped was ${stopped.reason}, and the one that was killed ${killed.reason}`)
+}
+
+/** Sends for as long as it should. Returns for how many milliseconds at a stretch one message has waited for room. */
+async function publishTo(publisher, readers, { started, signal }) {
+  const message = Buffer.alloc(SIZE)
+  const waiting = readers.filter(({ part }) => part in SIGNALS)
+  let held = 0
+  let number = 0n
+  let last = started
+  let due = 0
+  for (let now = started; now - started < TIME || waiting.some(({ reason }) => reason === null);) {
+    signal.throwIfAborted()
+    for (const reader of waiting) reader.meanwhile(now - started)
+    // What was not sent while it was held up is not made up for.
+    for (due += Math.min(now - last, 10) * PACE; due >= 1; due -= 1) {
+      message.writeBigUInt64LE((number += 1n))
+      if (publisher.trySend(message)) continue
+      const full = performance.now()
+      await publisher.send(message)
+      held = Math.max(held, performance.now() - full)
+    }
+    last = now
+    await setImmediate()
+    now = performance.now()
+  }
+  return held
+}
+
+/** A process that subscribes, and what this one knows of it. */
+class Reader {
+  /** Why it has gone. */
+  reason = null
+  /** Milliseconds from the signal to the moment at which it was let go of. */
+  after = null
+  #signalled = null
+  #told = { read: 0, lost: 0n, seconds: 0 }
+
+  constructor(part, address, failure) {
+    this.part = part
+    this.child = fork(new URL('reader.mjs', import.meta.url), [address], { serialization: 'advanced' })
+    this.child.on('message', (told) => (this.#told = told))
+    /** What it has said last. One that was killed cannot say how it ended; its publisher does. */
+    this.end = new Promise((resolve) => {
+      this.child.on('error', (error) => failure.abort(error))
+      this.child.on('close', (code) => {
+        if (code === 0 || this.part === 'killed') resolve({ reason: this.reason, ...this.#told })
+        else failure.abort(new Error(`the subscriber that is ${this.part} ended with ${code}`))
+      })
+    })
+  }
+
+  meanwhile(time) {
+    const [signal, at] = SIGNALS[this.part]
+    if (this.#signalled !== null || time < at) return
+    this.child.kill(signal)
+    this.#signalled = performance.now()
+  }
+
+  gone(reason) {
+    this.reason = reason
+    if (this.#signalled === null) return
+    this.after = performance.now() - this.#signalled
+    // It finds out that it was let go of once it runs again.
+    this.child.kill('SIGCONT')
+  }
+}
+
+function print(publisher, readers, ends, { seconds, held }) {
+  const all = Number(publisher.sequence)
+  const rate = `${Math.round(all / seconds).toLocaleString('en')} a second`
+  console.log(
+    `\nProcess ${process.pid} published ${all.toLocaleString('en')} messages of ${formatBytes(SIZE)}, each once: ${rate}.`,
+  )
+  console.log(`The stopped subscriber held it up for ${held.toFixed(0)} ms; it may for ${STALL} ms (\`stall\`).\n`)
+  const rows = readers.map(({ part, child, after }, index) => {
+    const { read, lost, reason, seconds: busy } = ends[index]
+    return [
+      `process ${child.pid}, ${part}`,
+      // A killed one has not told of the last few.
+      `${part === 'killed' ? '≥ ' : ''}${read.toLocaleString('en')}`,
+      busy > 0 ? Math.round(read / busy).toLocaleString('en') : '-',
+      String(lost),
+      reason === 'evicted' ? 'yes' : 'no',
+      reason,
+      after === null ? '' : `${after.toFixed(0)} ms after ${SIGNALS[part][0]}`,
+    ]
+  })
+  console.log(
+    table(['subscriber', 'read', 'a second', 'lost', 'evicted', 'ended', ''], rows, process.stdout.columns ?? 160),
+  )
+}
