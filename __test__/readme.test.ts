@@ -1,4 +1,4 @@
-// What a user copies from README.md and docs/guide.md runs, and does what it says.
+// What a user copies from README.md and the pages of docs/ runs, and does what it says.
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -136,6 +136,36 @@ test('the example of many to one tells of each message who sent it', async (t) =
     await agent.run((kit, word: string) => kit.channel.send(word), text)
     t.is((await said.next()).value, `process ${agent.pid}: ${text}`)
   }
+})
+
+test('the example of one to many: a subscriber gets what is sent once its publisher has told of it', async (t) => {
+  const address = namedAddress(t)
+  const [publishing, subscribing] = replaceAll(t, exampleOf('docs/broadcast.md', 'Example'), [
+    ["'/run/user/1000/ticks.sock'", JSON.stringify(address)],
+  ]).split('// a subscriber')
+  const ticks = `
+    async function* ticks() {
+      await new Promise((resolve) => publisher.once('subscriber', resolve))
+      yield* ['one', 'two']
+    }`
+  const [publisher, subscriber] = [
+    await run(t, publishing! + ticks),
+    await run(t, `import { subscribe } from 'ringfence'\n${subscribing}`),
+  ]
+  const said = [publisher, subscriber].map(async ({ child }) => {
+    let text = ''
+    for await (const chunk of child.stdout) text += String(chunk)
+    return text
+  })
+  t.deepEqual(await Promise.all([publisher.exited, subscriber.exited]), [
+    [0, null],
+    [0, null],
+  ])
+  const pid = subscriber.child.pid
+  t.deepEqual(await Promise.all(said), [
+    `process ${pid} is in: reliable\nprocess ${pid} is gone: closed\n`,
+    '1n one\n2n two\n',
+  ])
 })
 
 test('a place is kept where one partner after the other is killed', async (t) => {
