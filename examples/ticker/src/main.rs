@@ -144,7 +144,6 @@ fn watch(audience: &Audience, capacity: u64, count: usize, complete: &Sender<()>
             other => other?,
         };
         match event {
-            None => {}
             Some(PublisherEvent::Subscriber(subscriber)) => {
                 let pid = subscriber.peer().pid;
                 println!("in {pid}");
@@ -166,7 +165,8 @@ fn watch(audience: &Audience, capacity: u64, count: usize, complete: &Sender<()>
                 }
             }
             Some(PublisherEvent::Refused(refused)) => eprintln!("refused: {}", refused.error),
-            Some(_) => {}
+            // Nothing has happened, or what is of no interest here.
+            None | Some(_) => {}
         }
         for seen in &mut here {
             seen.look(capacity);
