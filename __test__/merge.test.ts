@@ -475,7 +475,9 @@ test.serial('this side closes a source: it leaves, and the merge goes on', async
 
 test.serial('100 sources of ten processes, of which each ends in its own way', async (t) => {
   const address = abstractAddress()
-  const listener = await listenHere(t, address)
+  // A hundred handshakes at once take their time where the machine is busy.
+  const timeout = 60_000
+  const listener = await listenHere(t, address, { timeout })
   const partners = await Promise.all(Array.from({ length: 10 }, () => Partner.start(t)))
   const merged = merge()
   const taking = (async () => {
@@ -485,7 +487,7 @@ test.serial('100 sources of ten processes, of which each ends in its own way', a
     partners.map((partner) =>
       partner.run(async (kit, where: string) => {
         const all = await Promise.all(
-          Array.from({ length: 10 }, () => kit.ringfence.connect(where, { capacity: 4096 })),
+          Array.from({ length: 10 }, () => kit.ringfence.connect(where, { capacity: 4096, timeout: 60_000 })),
         )
         kit.keep['all'] = all
         for (const [index, channel] of all.entries())

@@ -53,6 +53,8 @@ const exposed = () =>
   )
 const refusedHere = () =>
   new RingfenceError('CLOSED', 'the channel was closed: its peer is no longer who the policy asks for')
+/** This side has ended the channel: what a caller is told then is not the peer's doing. */
+const ENDED_HERE: ReadonlySet<() => RingfenceError> = new Set([closedHere, refusedHere])
 const endedHere = () => new RingfenceError('CLOSED', 'this side has ended its sending')
 const endedWithPeer = () =>
   new RingfenceError(
@@ -451,7 +453,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   #endWithPeer(): void {
     if (this.#allowHalfOpen || this.#isCutNow() !== 0) return
     if (this.#reason === null) void this.#endSending(endedWithPeer)
-    else if (this.#ending === null && this.#whyOver !== closedHere) this.#sendQueue.shut(endedWithPeer, true)
+    else if (this.#ending === null && !ENDED_HERE.has(this.#whyOver)) this.#sendQueue.shut(endedWithPeer, true)
   }
 
   /** A reader may come to the end before the event loop has heard of it. */
