@@ -109,11 +109,15 @@ fn room_is_used_again_only_once_the_reliable_reader_has_read() {
     });
 }
 
-/// A reader that the writer does not wait for, which looks while it is overtaken.
-fn overtaken(reads: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static, delivery: Delivery) {
+/// A reader that the writer does not wait for, which looks while it is overtaken. The ring as the writer and as the reader has it.
+fn overtaken(
+    writes: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static,
+    reads: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static,
+    delivery: Delivery,
+) {
     bounded(2).check(move || {
         let hub = Hub::new(true);
-        let mut writer = hub.writer();
+        let mut writer = FanOut::new(writes(&hub.ring), Arc::clone(&hub.readers), CAPACITY);
         (1..=4).for_each(|number| send(&mut writer, number));
         let held = hub.readers.hold(delivery, StartFrom::Oldest).unwrap();
         let control = Region::of_subscriber(held.slot);
@@ -131,20 +135,27 @@ fn overtaken(reads: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static, d
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 fn a_reader_that_is_overtaken_is_handed_out_what_was_whole_and_counts_the_rest() {
-    overtaken(Region::clone, Delivery::BestEffort);
+    overtaken(Region::clone, Region::clone, Delivery::BestEffort);
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 fn a_reader_of_the_last_message_is_handed_out_what_was_whole_and_counts_the_rest() {
-    overtaken(Region::clone, Delivery::Latest);
+    overtaken(Region::clone, Region::clone, Delivery::Latest);
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 #[should_panic(expected = "whole, and counted")]
 fn without_its_fence_a_reader_would_take_what_was_written_over_for_whole() {
-    overtaken(Region::without_fences, Delivery::BestEffort);
+    overtaken(Region::clone, Region::without_fences, Delivery::BestEffort);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "loom has stacks of its own")]
+#[should_panic(expected = "whole, and counted")]
+fn without_the_writers_fence_a_reader_would_take_what_was_written_over_for_whole() {
+    overtaken(Region::without_fences, Region::clone, Delivery::BestEffort);
 }
 
 /// A place that is handed out while the writer goes on is kept from then on.
