@@ -117,12 +117,17 @@ fn walk_packed(packed: &[u8]) -> Vec<Vec<u8>> {
 
 #[test]
 fn a_reliable_reader_gets_every_message_and_holds_the_writer_up_when_it_does_not_read() {
-    for capacity in [SMALLEST, 1 << 16] {
-        for length in [0, 1, 8, 60, 256, 500] {
+    let (rings, messages) = if cfg!(miri) {
+        (&[SMALLEST][..], &[60, 500][..])
+    } else {
+        (&[SMALLEST, 1 << 16][..], &[0, 1, 8, 60, 256, 500][..])
+    };
+    for &capacity in rings {
+        for &length in messages {
             let mut hub = Hub::new(capacity);
             let (number, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
             let (mut sent, mut received) = (0, 0);
-            for round in 0..20 {
+            for round in 0..if cfg!(miri) { 3 } else { 20 } {
                 while hub.send(&bytes(sent, length)) {
                     sent += 1;
                 }
@@ -161,7 +166,7 @@ fn nobody_holds_a_writer_up_that_has_no_reliable_reader_and_each_counts_what_it_
         let (_, mut best) = hub.join(Delivery::BestEffort, StartFrom::Now);
         let (_, mut latest) = hub.join(Delivery::Latest, StartFrom::Now);
         let (mut sent, mut best_got, mut latest_got) = (0, 0, 0);
-        for round in 0..200 {
+        for round in 0..if cfg!(miri) { 20 } else { 200 } {
             for _ in 0..round {
                 sent += 1;
                 assert!(hub.send(&bytes(sent, length)));
@@ -186,6 +191,6 @@ fn nobody_holds_a_writer_up_that_has_no_reliable_reader_and_each_counts_what_it_
         }
         assert_eq!(best.sequence(), sent);
         assert_eq!(best.lost(), sent - best_got);
-        assert!(best.lost() > 0, "the ring is small");
+        assert!(best.lost() > 0 || cfg!(miri), "the ring is small");
     }
 }

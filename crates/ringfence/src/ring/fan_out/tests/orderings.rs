@@ -111,13 +111,13 @@ fn room_is_used_again_only_once_the_reliable_reader_has_read() {
 
 /// A reader that the writer does not wait for, which looks while it is overtaken. The ring as the writer and as the reader has it.
 fn overtaken(
-    writes: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static,
+    publishes: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static,
     reads: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static,
     delivery: Delivery,
 ) {
     bounded(2).check(move || {
         let hub = Hub::new(true);
-        let mut writer = FanOut::new(writes(&hub.ring), Arc::clone(&hub.readers), CAPACITY);
+        let mut writer = FanOut::new(publishes(&hub.ring), Arc::clone(&hub.readers), CAPACITY);
         (1..=4).for_each(|number| send(&mut writer, number));
         let held = hub.readers.hold(delivery, StartFrom::Oldest).unwrap();
         let control = Region::of_subscriber(held.slot);
