@@ -127,7 +127,7 @@ pub(super) fn lying_head(stage: &Stage) -> Result<Report, Trouble> {
         let address = stage.address(&format!("ringfence-{lie}"));
         let (mut publisher, mut honest) = fenced_two(stage, &address, "stall=8000")?;
         let mut liar = hostile(stage, &mut publisher, &address)?;
-        let gone = format!("gone {} corrupt", liar.pid());
+        let pid = liar.pid();
         let told = goes_on(&mut publisher, &mut honest, || match lie {
             "to-and-fro" => must(&mut liar, lie, "to and fro"),
             _ => must(&mut liar, &format!("head {lie}"), "stored"),
@@ -135,13 +135,17 @@ pub(super) fn lying_head(stage: &Stage) -> Result<Report, Trouble> {
         if let Err(harm) = told {
             return Ok(Report::bitten(plain, format!("{lie}: {harm}")));
         }
-        must(&mut publisher, "event", &gone)?;
+        // Where the sender does not look again in time, its stall is what it costs.
+        let event = publisher.ask("event")?;
+        if ![format!("gone {pid} corrupt"), format!("gone {pid} evicted")].contains(&event) {
+            return Err(Trouble::wrong(format!("{lie}: {event}")));
+        }
         must(&mut publisher, "close", "closed")?;
     }
     Ok(Report {
         plain,
         ringfence: Half::held(format!(
-            "'corrupt' to each of {} lies; the honest one gets all",
+            "each of {} lies ends the liar alone, 'corrupt' or 'evicted'; the honest one gets all",
             lies.len()
         )),
         stopped_by: "each head is an own object's, checked against what was seen and published",
