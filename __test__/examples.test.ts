@@ -28,6 +28,17 @@ test('frames: a Node process reads every frame that a Rust process draws', async
   t.regex(output, /^12 frames of 1920x1080 RGBA, every pixel summed up and checked: \d+ frames\/s, \d+\.\d\d GB\/s\n$/)
 })
 
+test('frames: three Node processes read every frame, which is drawn once', async (t) => {
+  const words = ['--frames', '12', '--size', '640x480', '--readers', '3', '--producer', framesProducer]
+  const { code, output, errors } = await run('frames/main.mjs', words)
+  t.is(errors, '')
+  t.is(code, 0)
+  t.regex(
+    output,
+    /^12 frames of 640x480 RGBA, each drawn once and read by 3, every pixel summed up and checked: \d+ frames/,
+  )
+})
+
 test('transfer: a file arrives whole, in both backings, and what is published reaches who reads on', async (t) => {
   const { code, output, errors } = await run('transfer/main.mjs', [fileURLToPath(import.meta.url)])
   t.is(errors, '')

@@ -1,0 +1,21 @@
+// One of several readers: `node reader.mjs ADDRESS PRODUCER WIDTH HEIGHT checked|unchecked`. Tells its parent how many frames came.
+
+import { subscribe } from 'ringfence'
+
+import { checker } from './check.mjs'
+
+const [, , address, producer, width, height, how] = process.argv
+const state = checker({ width: Number(width), height: Number(height), checked: how === 'checked' })
+// Without its parent there is none to tell.
+const orphaned = () => process.exit(1)
+process.once('disconnect', orphaned)
+const subscription = await subscribe(address, {
+  policy: { executable: producer },
+  maxMessageSize: state.bytesOfFrame,
+  wait: true,
+})
+while (await subscription.readable()) subscription.drain(state.look)
+process.send({ count: state.count, seconds: (performance.now() - state.started) / 1000 })
+await subscription.close()
+process.off('disconnect', orphaned)
+process.disconnect()
