@@ -18,7 +18,14 @@ export { merge, Merge, type EndOf, type MergeEvents, type MergeSource, type Merg
 export { join } from './pair.js'
 export type { Visit } from './receive-buffer.js'
 export { toWeb, type WebStreams } from './web.js'
-export { toPort, type MessagePortLike } from './port.js'
+export {
+  toPort,
+  type MessagePortLike,
+  type PortEvent,
+  type PortEventListener,
+  type PortListener,
+  type PortMessageEvent,
+} from './port.js'
 export type { Fill } from './send-queue.js'
 export { connect, listen, Listener, type ListenerEvents } from './service.js'
 export { LEAVING, member, Membership, type MembershipEvents } from './membership.js'
