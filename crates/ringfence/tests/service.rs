@@ -76,9 +76,18 @@ fn role() {
             let size = fs::read_to_string("/proc/self/statm").unwrap();
             let pages: u64 = size.split(' ').next().unwrap().parse().unwrap();
             setrlimit(Resource::RLIMIT_AS, pages * 4096 + (1 << 20), hard).unwrap();
-            // What threads that have ended have left can be had without new memory.
+            // What threads that have ended have left can be had without new memory, and one may be ending just now.
             let park = || thread::Builder::new().spawn(thread::park);
-            let parked: Vec<_> = iter::from_fn(|| park().ok()).collect();
+            let patient = || {
+                (0..100).find_map(|_| {
+                    let parked = park().ok();
+                    if parked.is_none() {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    parked
+                })
+            };
+            let parked: Vec<_> = iter::from_fn(patient).collect();
             say("short");
             let Arrival::Refused(told) = listener.accept().unwrap() else {
                 panic!("it has a thread");
