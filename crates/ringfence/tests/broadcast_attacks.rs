@@ -6,6 +6,7 @@ use std::{
     fs::File,
     io,
     os::fd::AsRawFd,
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -20,6 +21,9 @@ use support::{
 };
 
 const CAPACITY: u64 = 16 << 10;
+/// Words of the ring object, as docs/protocol.md has them.
+const TAIL: usize = 128;
+const WRITER_PARKED: usize = 512;
 
 fn options() -> Options {
     Options::new().capacity(CAPACITY).timeout(TIME_LIMIT)
@@ -123,6 +127,19 @@ fn hand(address: &str) {
                     .map(|more| more.parse::<u64>().unwrap());
                 met.say_head(further.map_or_else(|| position.parse().unwrap(), |more| met.position + more));
                 say("said");
+            }
+            // While the sender sleeps it has read all, and as soon as that looks it has read nothing.
+            (Some("two"), _) => {
+                say("from now on");
+                let word = |at: usize| {
+                    // SAFETY: a word of the mapped ring, which its publisher writes by atomics alone.
+                    unsafe { AtomicU64::from_ptr(seen.as_ptr().add(at).cast_mut().cast()) }
+                        .load(Ordering::Acquire)
+                };
+                loop {
+                    let sleeps = word(WRITER_PARKED) % 2 == 1;
+                    met.say_head(if sleeps { word(TAIL) } else { met.position });
+                }
             }
             // What its descriptor of the ring is good for.
             (Some("write"), _) => {
@@ -249,6 +266,32 @@ fn one_that_lies_with_its_head_ends_itself_alone_in_every_direction() {
     liar.ask("head +0", "said");
     fill(&mut publisher, &mut count);
     assert_eq!(next_gone(&publisher), (liar.0.pid(), GoneReason::Corrupt));
+    publisher.end();
+    witness.expect(&format!("{count}, end, closed"));
+}
+
+/// It shows the sender a position that leaves no room, and the watcher, which counts the time, one that does.
+#[test]
+fn one_that_shows_two_positions_holds_the_publisher_up_no_longer_than_another_may() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options().stall(Duration::from_millis(200))).unwrap();
+    let witness = honest(&address);
+    let mut liar = Hand::ready(&address);
+    for _ in [&witness, &liar.0] {
+        assert!(matches!(publisher.next(), Ok(PublisherEvent::Subscriber(_))));
+    }
+    liar.ask("two", "from now on");
+    let mut count = 0;
+    // It may show the sender the higher one by mistake, and so make room: then the next round has it.
+    while publisher.subscribers().len() > 1 {
+        fill(&mut publisher, &mut count);
+    }
+    let (pid, reason) = next_gone(&publisher);
+    assert_eq!(pid, liar.0.pid());
+    assert!(
+        matches!(reason, GoneReason::Corrupt | GoneReason::Evicted),
+        "{reason}"
+    );
     publisher.end();
     witness.expect(&format!("{count}, end, closed"));
 }

@@ -135,6 +135,11 @@ pub(super) fn lying_head(stage: &Stage) -> Result<Report, Trouble> {
         if let Err(harm) = told {
             return Ok(Report::bitten(plain, format!("{lie}: {harm}")));
         }
+        // One that shows a higher position each time that the publisher looks is not found out, and has held nobody up.
+        if lie == "to-and-fro" {
+            must(&mut publisher, "close", "closed")?;
+            continue;
+        }
         // Where the sender does not look again in time, its stall is what it costs.
         let event = publisher.ask("event")?;
         if ![format!("gone {pid} corrupt"), format!("gone {pid} evicted")].contains(&event) {
@@ -145,7 +150,7 @@ pub(super) fn lying_head(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(format!(
-            "each of {} lies ends the liar alone, 'corrupt' or 'evicted'; the honest one gets all",
+            "each of {} lies ends the liar alone, 'corrupt' or 'evicted', or is never seen; the honest one gets all",
             lies.len()
         )),
         stopped_by: "each head is an own object's, checked against what was seen and published",

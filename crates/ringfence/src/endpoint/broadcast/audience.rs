@@ -22,7 +22,7 @@ use crate::{
     channel::state::{self as channel, AtomicState, ChannelState, GoneReason, OnEnd},
     channel::verify::{Verified, Verifier},
     endpoint::acceptor::Refused,
-    endpoint::broadcast::stalls::Stalls,
+    endpoint::broadcast::stalls::{Position, Stalls},
     endpoint::broadcast::watches::Watches,
     endpoint::events::End,
     endpoint::handle::Worker,
@@ -460,8 +460,10 @@ impl Shared<Broadcast> {
 
     /// A message waits until all have read up to the goal.
     pub(super) fn begin_stall(&self, goal: u64) {
-        let (positions, tail) = (self.ring.readers.reliable(), self.tail());
-        let sooner = self.stalls.lock().begin(goal, &positions, tail, Instant::now());
+        let mut stalls = self.stalls.lock();
+        let (positions, tail) = self.positions();
+        let sooner = stalls.begin(goal, &positions, tail, Instant::now());
+        drop(stalls);
         if sooner {
             self.watches.wake_watcher();
         }
@@ -469,14 +471,29 @@ impl Shared<Broadcast> {
 
     /// It has found room, or is given up.
     pub(super) fn end_stall(&self) {
-        let (positions, tail) = (self.ring.readers.reliable(), self.tail());
-        self.stalls.lock().end(&positions, tail, Instant::now());
+        let mut stalls = self.stalls.lock();
+        let (positions, tail) = self.positions();
+        stalls.end(&positions, tail, Instant::now());
+    }
+
+    /// How far the reliable subscribers have read, and the tail after that. To be read under the lock of the stalls: two looks at one
+    /// subscriber are told in the order in which they were made.
+    fn positions(&self) -> (Vec<Position>, u64) {
+        let positions = self.ring.readers.reliable();
+        (positions, self.tail())
     }
 
     /// Lets go of those that have held the publisher up for too long. When to look again.
     fn evict(&self) -> Option<Instant> {
-        let (positions, tail) = (self.ring.readers.reliable(), self.tail());
-        let found = self.stalls.lock().look(&positions, tail, Instant::now());
+        let mut stalls = self.stalls.lock();
+        let (positions, tail) = self.positions();
+        let found = stalls.look(&positions, tail, Instant::now());
+        drop(stalls);
+        for link in found.liars.iter().filter_map(|number| self.link(*number)) {
+            let what = "it has shown two positions, of which the later one is lower";
+            // It is told how it ended.
+            let _ = link.judge::<()>(Err(Error::RingCorrupt(what.into())));
+        }
         for number in &found.over {
             let number = *number;
             match self.link(number) {
@@ -485,7 +502,7 @@ impl Shared<Broadcast> {
                 None => self.ring.readers.release(number),
             }
         }
-        if found.may_go_on || !found.over.is_empty() {
+        if found.may_go_on || !found.over.is_empty() || !found.liars.is_empty() {
             self.watches.wake_sender();
         }
         found.next

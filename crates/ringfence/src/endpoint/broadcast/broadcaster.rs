@@ -26,6 +26,9 @@ use crate::{
     wake::parking::many::{FanWaker, RoomSleeper, Watched},
 };
 
+/// A program that tries again and again, without a wait, has those in its way looked at no more often than this.
+const CHARGED_AGAIN: Duration = Duration::from_millis(5);
+
 /// The half of a [`Publisher`](crate::Publisher) that sends. It can live on another thread than the other half, the
 /// [`Audience`](crate::Audience), as newcomers are let in beside it.
 ///
@@ -38,8 +41,9 @@ pub struct Broadcaster {
     longest: u64,
     busy_poll: Duration,
     sequence: u64,
-    /// A message was refused, and none has gone through since: where all must have read to, so that it finds room.
-    stalled: Option<u64>,
+    /// A message was refused, and none has gone through since: where all must have read to, so that it finds room; and when that was last
+    /// looked at.
+    stalled: Option<(u64, Instant)>,
     /// Whether there is a [`Reserved`] that may be written. It stores `false` when it is dropped.
     reservation: Arc<AtomicBool>,
     reserved: bool,
@@ -234,12 +238,21 @@ impl Broadcaster {
         }
         // A longer one than before waits for more.
         if let Some(goal) = goal
-            && self.stalled.is_none_or(|before| goal > before)
+            && self
+                .stalled
+                .is_none_or(|(before, at)| goal > before || at.elapsed() >= CHARGED_AGAIN)
         {
-            self.stalled = Some(goal);
-            self.shared.begin_stall(goal);
+            self.charge(goal);
         }
         false
+    }
+
+    /// Those that are in the way pay for the time. To be called while this half is awake, each time that it has found no room: one that
+    /// shows a sleeping sender, and so the watcher, that it has read is found by what it shows now.
+    fn charge(&mut self, goal: u64) {
+        let goal = self.stalled.map_or(goal, |(before, _)| before.max(goal));
+        self.stalled = Some((goal, Instant::now()));
+        self.shared.begin_stall(goal);
     }
 
     /// A subscriber has said of itself what cannot be: that ends its channel, and concerns no other.
@@ -414,6 +427,9 @@ impl Broadcaster {
             let woken = found.map(|found| self.look_at(found.as_deref()));
             if self.has_room(size)? {
                 return Ok(true);
+            }
+            if let Some((goal, _)) = self.stalled {
+                self.charge(goal);
             }
             if !woken? {
                 return Ok(false);

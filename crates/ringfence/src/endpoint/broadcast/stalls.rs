@@ -3,6 +3,9 @@
 //! Time counts while a message waits for room: from the call that was refused to the one that goes through. Every subscriber that
 //! has not read far enough is charged in full. The watcher looks every few milliseconds meanwhile, so that one that has read soon does
 //! not pay for another. What it was charged is forgotten once it is less than half the ring behind.
+//!
+//! A position is the subscriber's own word, and one that shows the sender another than the watcher would never be charged. So the highest
+//! that either has seen is kept: a lower one is a lie.
 
 use std::{
     collections::HashMap,
@@ -22,6 +25,10 @@ pub(super) struct Stalls {
     half: u64,
     waiting: Option<Waiting>,
     charged: HashMap<u64, Duration>,
+    /// The highest position that each has shown.
+    highest: HashMap<u64, u64>,
+    /// Those that have gone back, until the watcher has let go of them.
+    liars: Vec<u64>,
     /// What the last look has found, and the pause after it.
     last: Vec<Position>,
     pause: Duration,
@@ -34,6 +41,8 @@ pub(super) struct Stalls {
 pub(super) struct Found {
     /// The subscribers whose time is up.
     pub(super) over: Vec<u64>,
+    /// Those whose position has gone back.
+    pub(super) liars: Vec<u64>,
     /// A message waits, and nobody is in its way. A subscriber that has made room, and has not said so by its bell, would let the sender
     /// sleep.
     pub(super) may_go_on: bool,
@@ -70,6 +79,8 @@ impl Stalls {
             half: capacity / 2,
             waiting: None,
             charged: HashMap::new(),
+            highest: HashMap::new(),
+            liars: Vec::new(),
             last: Vec::new(),
             pause: LOOKS[0],
             alarm: None,
@@ -81,6 +92,7 @@ impl Stalls {
         if self.limit == Duration::MAX {
             return false;
         }
+        self.note(positions);
         self.charge(positions, now);
         let mut waiting = Waiting {
             goal,
@@ -107,6 +119,7 @@ impl Stalls {
 
     /// A look at all subscribers.
     pub(super) fn look(&mut self, positions: &[Position], tail: u64, now: Instant) -> Found {
+        self.note(positions);
         self.charge(positions, now);
         self.forget(positions, tail);
         self.pause = if self.last == positions {
@@ -126,11 +139,25 @@ impl Stalls {
         }
         Found {
             over,
+            liars: std::mem::take(&mut self.liars),
             may_go_on: self
                 .waiting
                 .as_ref()
                 .is_some_and(|waiting| waiting.all_behind(positions).is_empty()),
             next: self.arm(positions, now),
+        }
+    }
+
+    /// Keeps how far each has come. The positions were read under the lock of all this: one that was seen later is no older.
+    fn note(&mut self, positions: &[Position]) {
+        self.highest
+            .retain(|number, _| positions.iter().any(|(other, _)| other == number));
+        for (number, head) in positions {
+            let highest = self.highest.entry(*number).or_insert(*head);
+            if *head < *highest && !self.liars.contains(number) {
+                self.liars.push(*number);
+            }
+            *highest = (*highest).max(*head);
         }
     }
 
@@ -173,6 +200,11 @@ impl Stalls {
             None if self.charged.is_empty() => None,
             None => Some(self.pause),
         };
+        let time = if self.liars.is_empty() {
+            time
+        } else {
+            Some(Duration::ZERO)
+        };
         self.alarm = time.and_then(|time| now.checked_add(time));
         self.alarm
     }
@@ -191,6 +223,7 @@ mod tests {
     fn found(over: &[u64], next: Option<Instant>) -> Found {
         Found {
             over: over.to_vec(),
+            liars: Vec::new(),
             may_go_on: false,
             next,
         }
@@ -284,6 +317,21 @@ mod tests {
         stalls.begin(100, &[(1, 0)], 1000, start);
         let look = stalls.look(&[(1, 100)], 1000, start + 5 * SECOND);
         assert!(look.over.is_empty() && look.may_go_on);
+    }
+
+    /// It shows the sender that it has not read, and the watcher that it has: so it would hold the one up, and be charged by neither.
+    #[test]
+    fn one_that_shows_two_positions_is_found_by_the_lower_one() {
+        let (mut stalls, start) = stalls();
+        stalls.begin(100, &[(1, 0), (2, 0)], 1000, start);
+        let look = stalls.look(&[(1, 100), (2, 0)], 1000, start + SECOND);
+        assert!(look.liars.is_empty());
+        assert!(
+            stalls.begin(100, &[(1, 0), (2, 0)], 1000, start + SECOND),
+            "the watcher is told at once"
+        );
+        assert_eq!(stalls.look(&[(1, 100), (2, 0)], 1000, start + SECOND).liars, [1]);
+        assert!(stalls.look(&[(2, 0)], 1000, start + SECOND).liars.is_empty());
     }
 
     #[test]
