@@ -344,7 +344,7 @@ fn a_head_that_lies_is_told_of_once_and_holds_nobody_up() {
         tell(&mut hub, second, &mut honest);
         assert_eq!(lies, 1, "{first} then {second}");
         assert!(
-            sent > 400 && got == sent,
+            sent > CALLS && got == sent,
             "{first} then {second}: {got} of {sent}"
         );
     }
