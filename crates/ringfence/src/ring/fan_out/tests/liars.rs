@@ -290,6 +290,10 @@ fn fewer_messages_than_were_read_are_corrupt() {
 }
 
 #[test]
+#[cfg_attr(
+    miri,
+    ignore = "takes minutes there, by code that other tests of this file pass"
+)]
 fn a_floor_that_runs_ahead_for_ever_does_not_keep_a_call() {
     let told = Told {
         position: 0,
@@ -305,9 +309,13 @@ fn a_floor_that_runs_ahead_for_ever_does_not_keep_a_call() {
 }
 
 /// Messages after which a writer has looked at its readers' heads.
-const CALLS: u64 = if cfg!(miri) { 150 } else { 400 };
+const CALLS: u64 = 400;
 
 #[test]
+#[cfg_attr(
+    miri,
+    ignore = "takes minutes there, by code that other tests of this file pass"
+)]
 fn a_head_that_lies_is_told_of_once_and_holds_nobody_up() {
     for (first, second) in [
         (32, 0),
