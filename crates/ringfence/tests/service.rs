@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use memmap2::MmapMut;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ringfence::{
     Address, Arrival, CancelToken, Channel, Channels, CloseReason, Error, Listener, Outcome, Policy, Refused,
@@ -76,6 +77,8 @@ fn role() {
             let size = fs::read_to_string("/proc/self/statm").unwrap();
             let pages: u64 = size.split(' ').next().unwrap().parse().unwrap();
             setrlimit(Resource::RLIMIT_AS, pages * 4096 + (1 << 20), hard).unwrap();
+            // Too little for a thread's stack. What else a thread takes as it begins must be there, or the process ends.
+            let ballast = MmapMut::map_anon(1 << 19).unwrap();
             // What threads that have ended have left can be had without new memory, and one may be ending just now.
             let park = || thread::Builder::new().spawn(thread::park);
             let patient = || {
@@ -88,6 +91,7 @@ fn role() {
                 })
             };
             let parked: Vec<_> = iter::from_fn(patient).collect();
+            drop(ballast);
             say("short");
             let Arrival::Refused(told) = listener.accept().unwrap() else {
                 panic!("it has a thread");
