@@ -895,6 +895,7 @@ fn a_service_that_cannot_go_on_is_told_at_once_and_why() {
 }
 
 #[test]
+#[ignore = "by hand: RLIMIT_AS does not leave a process short of a thread alone each time, and then it is short of other things"]
 fn a_newcomer_for_whom_there_is_no_thread_waits_until_there_is_one() {
     let (address, _keep) = fresh_address(false);
     let mut service = Actor::start("short of a thread", &[&address.to_string()]);
