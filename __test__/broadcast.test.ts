@@ -114,7 +114,7 @@ test('each subscriber gets every message, in order, whichever way it reads, and 
     })),
   )
   const all = readers.map(({ there, way }) => readAll(there, way))
-  t.is(publisher.subscribers.length, 3)
+  await until(() => publisher.subscribers.length === 3, 'the publisher knows of all')
   t.true(publisher.subscribers.every((one) => one instanceof Subscriber && one.delivery === 'reliable'))
   // Many rings, and messages of up to an eighth of one.
   await send(publisher, 1, 3000, (number) => (number % 100 === 0 ? publisher.maxMessageSize - 4 : number % 300))
@@ -254,6 +254,7 @@ test('disconnect ends one subscriber, which gets what was published before', asy
   const publisher = await publishHere(t, address)
   const there = await subscriber(t, address)
   await send(publisher, 1, 100)
+  await until(() => publisher.subscribers.length === 1, 'the publisher knows of it')
   const [one] = publisher.subscribers
   t.is((await one!.verify()).pid, there.pid)
   t.true(one!.evidence.some(({ check, outcome }) => check === 'uid' && outcome === 'passed'))
@@ -477,7 +478,7 @@ test('an AbortSignal ends the waiting, and closes a publisher; await using close
   {
     await using next = await publish(address)
     await subscriber(t, address, {}, there)
-    t.is(next.subscribers.length, 1)
+    await until(() => next.subscribers.length === 1, 'the publisher knows of it')
   }
   t.is(await there.run((kit) => (kit.keep['subscription'] as Subscription).receive()), null)
   await until(() => !isBound(address), 'the address is free')
