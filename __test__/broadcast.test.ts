@@ -8,7 +8,7 @@ import {
   connect,
   join,
   listen,
-  merge,
+  type merge,
   publish,
   Publisher,
   subscribe,

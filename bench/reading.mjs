@@ -108,13 +108,13 @@ async function open({ tree, index, way, size, count }) {
   const channel = await join(address, { capacity: CAPACITY })
   await isHere
   const code = await import(`data:text/javascript,${encodeURIComponent(`${WAYS}\n//${index}`)}`)
-  const read = code[NAMES[way]]
+  const readPart = code[NAMES[way]]
   return async () => {
     const sent = heard()
     sender.send('go')
     await sent
     const before = cpu()
-    const sum = await read(channel, count)
+    const sum = await readPart(channel, count)
     const took = cpu() - before
     if (sum !== count) throw new Error(`${sum} of ${count} messages`)
     return took
@@ -129,12 +129,12 @@ async function read({ trees, way, size, count }) {
     if (turn % 2 === 1) order.reverse()
     for (const index of order) {
       let took = 0
-      let read = 0
+      let messages = 0
       while (took < Number(values.milliseconds) * 1e6) {
         took += await parts[index]()
-        read += count
+        messages += count
       }
-      if (turn >= WARM) found[index].push(took / read)
+      if (turn >= WARM) found[index].push(took / messages)
     }
   }
   process.stdout.write(JSON.stringify(found))

@@ -29,19 +29,19 @@ const { bytesOfFrame } = state
 
 const producer = values.producer ?? build()
 const address = `@ringfence-frames-${randomBytes(8).toString('hex')}`
-const words = [address, process.execPath, width, height, frames, ...(readers === null ? [] : [readers])]
-const child = spawn(producer, words.map(String), { stdio: ['ignore', 'inherit', 'inherit'] })
+const orders = [address, process.execPath, width, height, frames, ...(readers === null ? [] : [readers])]
+const child = spawn(producer, orders.map(String), { stdio: ['ignore', 'inherit', 'inherit'] })
 process.on('exit', () => child.kill('SIGKILL'))
 // A producer that could not go on has said why, and is not waited for any longer.
 const over = new AbortController()
 const exited = once(child, 'exit').finally(() => over.abort())
 
-const seconds = readers === null ? await readOne() : await readMany()
-const [code] = await exited
-if (code !== 0) throw new Error(`the producer ended with ${code}`)
+const took = readers === null ? await readOne() : await readMany()
+const [end] = await exited
+if (end !== 0) throw new Error(`the producer ended with ${end}`)
 
-const rate = (frames / seconds).toFixed(0)
-const volume = ((frames * bytesOfFrame) / seconds / 1e9).toFixed(2)
+const rate = (frames / took).toFixed(0)
+const volume = ((frames * bytesOfFrame) / took / 1e9).toFixed(2)
 const checked = values.unchecked ? 'their numbers checked' : 'every pixel summed up and checked'
 const by = readers === null ? '' : `, each drawn once and read by ${readers}`
 console.log(`${frames} frames of ${width}x${height} RGBA${by}, ${checked}: ${rate} frames/s, ${volume} GB/s`)

@@ -44,7 +44,7 @@ const exited = once(ticker, 'close').finally(() => over.abort(new Error('the pub
 const subscribers = KINDS.map((delivery) => new Process(delivery))
 const [killed, stopped] = [subscribers[0], subscribers[3]]
 process.on('exit', () => {
-  for (const child of [ticker, ...subscribers.map(({ child }) => child)]) child.kill('SIGKILL')
+  for (const each of [ticker, ...subscribers.map(({ child }) => child)]) each.kill('SIGKILL')
 })
 for (const { child } of subscribers) await hear('in', child.pid)
 await setTimeout(time / 4)
@@ -59,8 +59,8 @@ await setTimeout(time / 4)
 // The end of its input is the publisher's end.
 ticker.stdin.end()
 const ends = await Promise.all(subscribers.map(({ end }) => end))
-const [code] = await exited
-if (code !== 0) throw new Error(`the publisher ended with ${code}`)
+const [end] = await exited
+if (end !== 0) throw new Error(`the publisher ended with ${end}`)
 print()
 check()
 
