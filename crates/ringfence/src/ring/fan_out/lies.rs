@@ -109,8 +109,12 @@ fn call(victim: &mut Victim, call: Call) -> Result<()> {
 }
 
 /// Reads what a publisher lies. Every call gives messages within the limits or nothing, or finds the ring corrupt or itself evicted, which
-/// ends it; anything else is a panic.
-pub(crate) fn read_lies(delivery: Delivery, told: Told, calls: impl IntoIterator<Item = Call>) {
+/// ends it and is returned; anything else is a panic.
+pub(crate) fn read_lies(
+    delivery: Delivery,
+    told: Told,
+    calls: impl IntoIterator<Item = Call>,
+) -> Option<Error> {
     let region = OwnRegion::private(SMALLEST);
     // What is told when it is the truth: small records all over.
     let mut at = layout::DATA;
@@ -131,17 +135,18 @@ pub(crate) fn read_lies(delivery: Delivery, told: Told, calls: impl IntoIterator
             sequence: told.sequence,
         },
     };
-    let Ok(mut victim) = FanIn::new(liar, OwnRegion::private(0), terms) else {
-        return;
+    let mut victim = match FanIn::new(liar, OwnRegion::private(0), terms) {
+        Ok(victim) => victim,
+        Err(error) => return Some(error),
     };
     let (mut sequence, mut lost) = (0, 0);
     for each in calls {
         match call(&mut victim, each) {
             Ok(()) => {}
-            Err(Error::RingCorrupt(_)) => break,
-            Err(Error::Evicted) => {
+            Err(error @ Error::RingCorrupt(_)) => return Some(error),
+            Err(error @ Error::Evicted) => {
                 assert_eq!(delivery, Delivery::Reliable);
-                break;
+                return Some(error);
             }
             Err(other) => panic!("{other}"),
         }
@@ -153,6 +158,7 @@ pub(crate) fn read_lies(delivery: Delivery, told: Told, calls: impl IntoIterator
         }
         (sequence, lost) = (victim.sequence(), victim.lost());
     }
+    None
 }
 
 /// The control object of a subscriber that lies.

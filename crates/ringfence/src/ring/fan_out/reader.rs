@@ -650,20 +650,21 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
             bytes: 0,
             count: 0,
         };
-        let (mut known, mut length, mut size) = (0, 0, 0);
+        // An empty message, so that what is known is a header that can stand here: one of a size of 0 would be passed for ever.
+        let (mut known, mut length, mut size) = (header(0, WHOLE), 0, as_offset(packed_size(0)));
         while passing.count < max && passing.bytes < rest {
             let Some(word) = run.get(passing.bytes..passing.bytes + 8) else {
                 break;
             };
-            let header = u64::from_le_bytes(word.try_into().expect("eight bytes"));
-            if header != known {
+            let word = u64::from_le_bytes(word.try_into().expect("eight bytes"));
+            if word != known {
                 // A branch, and no conditional move: where sizes are alike, the way to the next record waits for none.
                 another_header();
-                let (found, flags) = split(header);
+                let (found, flags) = split(word);
                 if flags != WHOLE || found > longest {
                     break;
                 }
-                (known, length, size) = (header, as_offset(found), as_offset(packed_size(found)));
+                (known, length, size) = (word, as_offset(found), as_offset(packed_size(found)));
             }
             let from = passing.bytes + as_offset(HEADER);
             let Some(message) = run.get(from..from + length) else {
