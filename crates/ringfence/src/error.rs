@@ -9,7 +9,7 @@ use crate::identity::{Credentials, Identity};
 /// The result of everything in this crate that can be refused.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why something was refused. [`Error::code`] gives the stable name that a program can switch on; `Display`
+/// Why something was refused. [`Error::kind`] is what a program can switch on, and [`Error::code`] its stable name; `Display`
 /// gives a sentence that says what to do.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +101,9 @@ pub enum Error {
     /// The waiting was called off by this process.
     #[error("the waiting was called off")]
     Aborted,
+    /// The deadline of a call has passed. What was waited for may still come: nothing is lost, and the same call may be made again.
+    #[error("the deadline has passed")]
+    TimedOut,
     /// This kernel, sandbox or platform does not offer what is needed.
     #[error("this system does not offer what is needed: {what}")]
     Unsupported {
@@ -112,26 +115,32 @@ pub enum Error {
 }
 
 impl Error {
-    /// The stable name of this kind of error. The Node face prefixes it with `ERR_RINGFENCE_`.
-    pub const fn code(&self) -> &'static str {
+    /// What kind of error this is, for a program that switches on it.
+    pub const fn kind(&self) -> ErrorKind {
         match self {
-            Self::InvalidArgument(_) => "INVALID_ARGUMENT",
-            Self::AddressInvalid { .. } => "ADDRESS_INVALID",
-            Self::AddressOccupied { .. } => "ADDRESS_OCCUPIED",
-            Self::PeerRefused(_) => "PEER_REFUSED",
-            Self::PeerLost(_) => "PEER_LOST",
-            Self::HandshakeTimeout { .. } => "HANDSHAKE_TIMEOUT",
-            Self::Protocol(_) => "PROTOCOL",
-            Self::ObjectExposed(_) => "OBJECT_EXPOSED",
-            Self::ObjectUnsound { .. } => "OBJECT_UNSOUND",
-            Self::RingCorrupt(_) => "RING_CORRUPT",
-            Self::MessageTooLarge { .. } => "MESSAGE_TOO_LARGE",
-            Self::NoSpace { .. } => "NO_SPACE",
-            Self::Closed(_) => "CLOSED",
-            Self::Evicted => "EVICTED",
-            Self::Aborted => "ABORTED",
-            Self::Unsupported { .. } => "UNSUPPORTED",
+            Self::InvalidArgument(_) => ErrorKind::InvalidArgument,
+            Self::AddressInvalid { .. } => ErrorKind::AddressInvalid,
+            Self::AddressOccupied { .. } => ErrorKind::AddressOccupied,
+            Self::PeerRefused(_) => ErrorKind::PeerRefused,
+            Self::PeerLost(_) => ErrorKind::PeerLost,
+            Self::HandshakeTimeout { .. } => ErrorKind::HandshakeTimeout,
+            Self::Protocol(_) => ErrorKind::Protocol,
+            Self::ObjectExposed(_) => ErrorKind::ObjectExposed,
+            Self::ObjectUnsound { .. } => ErrorKind::ObjectUnsound,
+            Self::RingCorrupt(_) => ErrorKind::RingCorrupt,
+            Self::MessageTooLarge { .. } => ErrorKind::MessageTooLarge,
+            Self::NoSpace { .. } => ErrorKind::NoSpace,
+            Self::Closed(_) => ErrorKind::Closed,
+            Self::Evicted => ErrorKind::Evicted,
+            Self::Aborted => ErrorKind::Aborted,
+            Self::TimedOut => ErrorKind::TimedOut,
+            Self::Unsupported { .. } => ErrorKind::Unsupported,
         }
+    }
+
+    /// The stable name of this kind of error: that of [`Error::kind`]. The Node face prefixes it with `ERR_RINGFENCE_`.
+    pub const fn code(&self) -> &'static str {
+        self.kind().as_str()
     }
 
     /// The refusal behind [`Error::PeerRefused`].
@@ -186,6 +195,132 @@ impl Error {
         } else {
             otherwise(errno)
         }
+    }
+}
+
+/// What kind of error an [`Error`] is, without its particulars.
+///
+/// ```
+/// use ringfence::{Error, ErrorKind};
+///
+/// assert_eq!(Error::TimedOut.kind(), ErrorKind::TimedOut);
+/// assert_eq!(ErrorKind::PeerLost.to_string(), "PEER_LOST");
+/// ```
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// An argument, an option or the moment of a call is wrong. [`Error::InvalidArgument`].
+    InvalidArgument,
+    /// The address cannot be used. [`Error::AddressInvalid`].
+    AddressInvalid,
+    /// Two share the address already, or the service is full. [`Error::AddressOccupied`].
+    AddressOccupied,
+    /// The policy does not hold, on either side. [`Error::PeerRefused`].
+    PeerRefused,
+    /// No process is there, or the peer left or died. [`Error::PeerLost`].
+    PeerLost,
+    /// The peer came, and did not finish in time. [`Error::HandshakeTimeout`].
+    HandshakeTimeout,
+    /// The peer speaks another protocol, or its options do not agree. [`Error::Protocol`].
+    Protocol,
+    /// Another process opened the shared memory, or tried to. [`Error::ObjectExposed`].
+    ObjectExposed,
+    /// The memory that the peer passed is not what was agreed. [`Error::ObjectUnsound`].
+    ObjectUnsound,
+    /// The peer wrote what no honest peer writes. [`Error::RingCorrupt`].
+    RingCorrupt,
+    /// The message is longer than the peer takes, or than this call can take. [`Error::MessageTooLarge`].
+    MessageTooLarge,
+    /// Memory or descriptors have run out. [`Error::NoSpace`].
+    NoSpace,
+    /// This side has closed the channel, or ended its sending. [`Error::Closed`].
+    Closed,
+    /// The publisher has let go of this subscriber. [`Error::Evicted`].
+    Evicted,
+    /// This process has called off the waiting. [`Error::Aborted`].
+    Aborted,
+    /// The deadline of a call has passed. [`Error::TimedOut`].
+    TimedOut,
+    /// The kernel, a sandbox or the platform lacks what is needed. [`Error::Unsupported`].
+    Unsupported,
+}
+
+impl ErrorKind {
+    /// Its stable name, `PEER_REFUSED` for instance: what Node has as `code`, behind `ERR_RINGFENCE_`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidArgument => "INVALID_ARGUMENT",
+            Self::AddressInvalid => "ADDRESS_INVALID",
+            Self::AddressOccupied => "ADDRESS_OCCUPIED",
+            Self::PeerRefused => "PEER_REFUSED",
+            Self::PeerLost => "PEER_LOST",
+            Self::HandshakeTimeout => "HANDSHAKE_TIMEOUT",
+            Self::Protocol => "PROTOCOL",
+            Self::ObjectExposed => "OBJECT_EXPOSED",
+            Self::ObjectUnsound => "OBJECT_UNSOUND",
+            Self::RingCorrupt => "RING_CORRUPT",
+            Self::MessageTooLarge => "MESSAGE_TOO_LARGE",
+            Self::NoSpace => "NO_SPACE",
+            Self::Closed => "CLOSED",
+            Self::Evicted => "EVICTED",
+            Self::Aborted => "ABORTED",
+            Self::TimedOut => "TIMED_OUT",
+            Self::Unsupported => "UNSUPPORTED",
+        }
+    }
+
+    /// The nearest kind that the standard library has.
+    const fn of_io(self) -> io::ErrorKind {
+        match self {
+            Self::InvalidArgument | Self::AddressInvalid | Self::MessageTooLarge => {
+                io::ErrorKind::InvalidInput
+            }
+            Self::AddressOccupied => io::ErrorKind::AddrInUse,
+            Self::PeerRefused => io::ErrorKind::PermissionDenied,
+            Self::PeerLost => io::ErrorKind::ConnectionReset,
+            Self::HandshakeTimeout | Self::TimedOut => io::ErrorKind::TimedOut,
+            Self::Protocol | Self::ObjectUnsound | Self::RingCorrupt => io::ErrorKind::InvalidData,
+            Self::ObjectExposed | Self::Evicted => io::ErrorKind::ConnectionAborted,
+            Self::NoSpace => io::ErrorKind::OutOfMemory,
+            Self::Closed => io::ErrorKind::BrokenPipe,
+            // Not `Interrupted`: the standard library makes an interrupted call again.
+            Self::Aborted => io::ErrorKind::Other,
+            Self::Unsupported => io::ErrorKind::Unsupported,
+        }
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl From<Error> for io::Error {
+    /// The error itself is behind [`io::Error::get_ref`] and [`io::Error::into_inner`]. The kind is the one that the kernel gave, where
+    /// an address could not be used for a reason of the kernel's, and else the nearest to [`Error::kind`].
+    ///
+    /// ```
+    /// use std::io;
+    ///
+    /// fn open() -> io::Result<ringfence::Channel> {
+    ///     let address = "/no/such/directory/socket".parse().map_err(io::Error::from)?;
+    ///     Ok(ringfence::connect(&address, &ringfence::Options::new())?)
+    /// }
+    ///
+    /// let error = open().unwrap_err();
+    /// assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    /// let own = error.get_ref().and_then(|error| error.downcast_ref::<ringfence::Error>());
+    /// assert!(matches!(own, Some(ringfence::Error::AddressInvalid { .. })));
+    /// ```
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::AddressInvalid {
+                source: Some(source), ..
+            } => source.kind(),
+            other => other.kind().of_io(),
+        };
+        Self::new(kind, error)
     }
 }
 

@@ -79,7 +79,7 @@ mod wake;
 
 pub use channel::Channel;
 pub use channel::merge::source::Source;
-pub use channel::merge::{Key, Merge, Merged, NotAdded};
+pub use channel::merge::{Key, Merge, Merged, MergedVec, NotAdded};
 pub use channel::receiver::{Packed, Receiver};
 pub use channel::sender::{Batch, Reservation, Sender};
 pub use channel::state::{CloseReason, GoneReason};
@@ -98,7 +98,7 @@ pub use endpoint::membership::keeper::LEAVING;
 pub use endpoint::membership::{Membership, member};
 pub use endpoint::pair::join;
 pub use endpoint::service::{Arrival, Channels, Listener, connect, listen};
-pub use error::{Check, Error, Refusal, Result};
+pub use error::{Check, Error, ErrorKind, Refusal, Result};
 pub use evidence::{Evidence, Outcome};
 pub use handshake::parts::Role;
 pub use harden::{harden, is_hardened};

@@ -255,7 +255,7 @@ fn tokens_go_both_ways_and_keep_their_order() {
     let error = tokens
         .token_until(Instant::now() + Duration::from_millis(1))
         .unwrap_err();
-    assert!(matches!(error, Error::Aborted), "{error}");
+    assert!(matches!(error, Error::TimedOut), "{error}");
     channel.close();
     assert_eq!(tokens.token().unwrap(), None);
     assert!(tokens.is_ended());
@@ -609,7 +609,7 @@ fn meet(address: &Address, enough: &CancelToken) -> Option<Channel> {
     loop {
         match join(address, &small().wait(true).cancel_token(enough.clone())) {
             Ok(channel) => return Some(channel),
-            Err(Error::Aborted) => return None,
+            Err(Error::TimedOut) => return None,
             Err(Error::PeerLost(_)) => {}
             Err(error) => panic!("{error}"),
         }

@@ -231,7 +231,7 @@ fn a_deadline_ends_a_wait_and_loses_nothing() {
     let mut into = [0; 8];
     assert!(matches!(
         receiver.receive_until(&mut into, soon()),
-        Err(Error::Aborted)
+        Err(Error::TimedOut)
     ));
     assert!(!receiver.wait(Some(soon())).unwrap());
     other.go_on();
@@ -287,7 +287,7 @@ fn a_message_that_one_call_has_begun_another_ends() {
         let soon = Instant::now() + Duration::from_millis(5);
         assert!(matches!(
             receiver.receive_until(&mut into, soon),
-            Err(Error::Aborted)
+            Err(Error::TimedOut)
         ));
         other.go_on();
         assert!(finish(&mut receiver) == message(1, 100_000));

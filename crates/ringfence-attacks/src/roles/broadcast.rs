@@ -190,7 +190,7 @@ pub(super) fn subscriber() -> Result<(), String> {
                     match there(&mut subscription)?.receive_until(&mut into, end) {
                         Ok(Some(_)) => got += 1,
                         Ok(None) => break format!("end after {got}"),
-                        Err(Error::Aborted) => break format!("still open after {got}"),
+                        Err(Error::TimedOut) => break format!("still open after {got}"),
                         Err(error) => break victim_fenced::show(&error),
                     }
                 }

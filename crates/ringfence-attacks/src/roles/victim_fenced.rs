@@ -209,7 +209,7 @@ fn on_channel(
                     show_message(held)
                 }
                 Ok(None) => "end".into(),
-                Err(Error::Aborted) => "nothing".into(),
+                Err(Error::TimedOut) => "nothing".into(),
                 Err(error) => show(&error),
             }
         }

@@ -20,7 +20,7 @@ use crate::{
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
     memory::phase::{Phase, Step},
-    ring::consumer::{Consumer, Gathered, Pulled},
+    ring::consumer::{Consumer, Gathered, Place, Pulled},
     ring::message::Progress,
     ring::message::{Message, too_small},
     ring::record::{Record, WHOLE, packed_size},
@@ -251,6 +251,24 @@ impl Receiver {
         }
     }
 
+    fn gather_vec(&mut self) -> Result<Option<Vec<u8>>> {
+        let mut message = Vec::new();
+        let mut place = WithRoom {
+            scratch: &mut self.scratch,
+            into: &mut message,
+        };
+        let gathered = self.consumer.gather_in(&mut place);
+        self.ring_if_published();
+        let gathered = self.shared.judge(gathered)?;
+        self.must_be_whole()?;
+        let Gathered::Whole(length) = gathered else {
+            return Ok(None);
+        };
+        message.extend_from_slice(self.scratch.bytes(length));
+        self.give_back(SCRATCH_KEPT);
+        Ok(Some(message))
+    }
+
     /// The size of the next message, in bytes, once its beginning is there. `None`: nothing is there now.
     ///
     /// # Errors
@@ -271,28 +289,96 @@ impl Receiver {
     /// # Errors
     /// As [`Receiver::try_receive`].
     pub fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
-        loop {
-            if let Some(length) = self.try_receive(into)? {
-                return Ok(Some(length));
+        self.take_by(None, |receiver| receiver.try_receive(into))
+    }
+
+    /// As [`Receiver::receive`], up to a deadline, when it errors with [`Error::TimedOut`]. Nothing is lost by that.
+    ///
+    /// ```no_run
+    /// use std::time::{Duration, Instant};
+    ///
+    /// use ringfence::ErrorKind;
+    ///
+    /// # fn main() -> ringfence::Result<()> {
+    /// # let address: ringfence::Address = "@prices".parse()?;
+    /// # let (_sender, mut receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
+    /// let mut message = [0; 1024];
+    /// match receiver.receive_until(&mut message, Instant::now() + Duration::from_secs(1)) {
+    ///     Ok(Some(length)) => println!("{length} bytes"),
+    ///     Ok(None) => println!("the peer has ended"),
+    ///     Err(error) if error.kind() == ErrorKind::TimedOut => println!("nothing for a second"),
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn receive_until(&mut self, into: &mut [u8], deadline: Instant) -> Result<Option<usize>> {
+        self.take_by(Some(deadline), |receiver| receiver.try_receive(into))
+    }
+
+    /// The next message, in memory of its own size. `None`: nothing is there now (see [`Receiver::is_ended`]).
+    ///
+    /// # Errors
+    /// As [`Receiver::try_receive`], and [`Error::NoSpace`] where there is no memory for it: the channel lives, and the message stays.
+    pub fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
+        self.check()?;
+        self.must_not_be_gathering()?;
+        match self.consumer.next_record() {
+            Ok(Some(record)) if record.flags == WHOLE => {
+                let mut message = Vec::new();
+                make_room(&mut message, record.length)?;
+                message.resize(record.length, 0);
+                Ok(self.try_receive(&mut message)?.map(|_| message))
             }
-            if self.is_ended()? {
-                return Ok(None);
-            }
-            self.wait(None)?;
+            Ok(Some(_)) => self.gather_vec(),
+            other => self.not_received(other).map(|_| None),
         }
     }
 
-    /// As [`Receiver::receive`], up to a deadline, when it errors with [`Error::Aborted`]. Nothing is lost by that.
-    pub fn receive_until(&mut self, into: &mut [u8], deadline: Instant) -> Result<Option<usize>> {
+    /// The next message, in memory of its own size; sleeps until there is one. `None`: no more will come, and everything was read.
+    ///
+    /// A message longer than half the peer's ring is put together first, in memory that grows with what has come: a peer that
+    /// names a size and sends no more takes none by that.
+    ///
+    /// ```no_run
+    /// # fn main() -> ringfence::Result<()> {
+    /// # let address: ringfence::Address = "@prices".parse()?;
+    /// # let (_sender, mut receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
+    /// let mut all = Vec::new();
+    /// while let Some(message) = receiver.receive_vec()? {
+    ///     all.push(message); // a Vec<u8> of its own
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Receiver::try_receive_vec`].
+    pub fn receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
+        self.take_by(None, Self::try_receive_vec)
+    }
+
+    /// As [`Receiver::receive_vec`], up to a deadline, when it errors with [`Error::TimedOut`]. Nothing is lost by that.
+    pub fn receive_vec_until(&mut self, deadline: Instant) -> Result<Option<Vec<u8>>> {
+        self.take_by(Some(deadline), Self::try_receive_vec)
+    }
+
+    /// What `take` finds, once it finds something. `None`: no more will come.
+    #[inline]
+    fn take_by<T>(
+        &mut self,
+        deadline: Option<Instant>,
+        mut take: impl FnMut(&mut Self) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
         loop {
-            if let Some(length) = self.try_receive(into)? {
-                return Ok(Some(length));
+            if let Some(taken) = take(self)? {
+                return Ok(Some(taken));
             }
             if self.is_ended()? {
                 return Ok(None);
             }
-            if !self.wait(Some(deadline))? {
-                return Err(Error::Aborted);
+            if !self.wait(deadline)? {
+                return Err(Error::TimedOut);
             }
         }
     }
@@ -672,6 +758,31 @@ impl Receiver {
     /// Why the channel has ended; `None` while it has not. What the peer left may still be there to read.
     pub fn close_reason(&self) -> Option<CloseReason> {
         self.shared.close_reason()
+    }
+}
+
+/// Room for all of a message of `size` bytes.
+pub(crate) fn make_room(into: &mut Vec<u8>, size: usize) -> Result<()> {
+    let more = size.saturating_sub(into.len());
+    into.try_reserve_exact(more).map_err(|error| Error::NoSpace {
+        what: format!("a message of {size} bytes"),
+        reason: error.to_string(),
+    })
+}
+
+/// Puts a message together, and makes room in a `Vec` for all of it before its last piece is taken: where there is none, that piece
+/// is still in the ring.
+struct WithRoom<'a> {
+    scratch: &'a mut Scratch,
+    into: &'a mut Vec<u8>,
+}
+
+impl Place for WithRoom<'_> {
+    fn room(&mut self, size: usize, from: usize, to: usize) -> Result<&mut [u8]> {
+        if to == size {
+            make_room(self.into, size)?;
+        }
+        self.scratch.room(size, from, to)
     }
 }
 

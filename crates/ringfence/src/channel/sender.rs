@@ -207,13 +207,42 @@ impl Sender {
     /// the message is under way, none of it counts as sent. Where the waiting fails ([`Error::NoSpace`]), the message may be
     /// under way: [`Sender::under_way`] tells, and [`Sender::send_part`] goes on with it.
     pub fn send(&mut self, message: &[u8]) -> Result<()> {
-        let mut written = None;
+        self.send_by(message, None)
+    }
+
+    /// As [`Sender::send`], up to a deadline, when it errors with [`Error::TimedOut`]. Nothing was sent then, unless
+    /// [`Sender::under_way`] says that a part of the message is in the ring, which happens to none of at most
+    /// [`Sender::max_at_once`] bytes: [`Sender::send_part`] goes on with such a one, and nothing else is sent before.
+    ///
+    /// ```no_run
+    /// use std::time::{Duration, Instant};
+    ///
+    /// use ringfence::Error;
+    ///
+    /// # fn main() -> ringfence::Result<()> {
+    /// # let address: ringfence::Address = "@prices".parse()?;
+    /// # let (mut sender, _receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
+    /// match sender.send_until(b"hello", Instant::now() + Duration::from_millis(100)) {
+    ///     Err(Error::TimedOut) => println!("the peer does not read, and its ring is full"),
+    ///     other => other?,
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn send_until(&mut self, message: &[u8], deadline: Instant) -> Result<()> {
+        self.send_by(message, Some(deadline))
+    }
+
+    fn send_by(&mut self, message: &[u8], deadline: Option<Instant>) -> Result<()> {
+        let mut written = 0;
         loop {
-            match self.send_part(message, written.unwrap_or(0))? {
+            match self.send_part(message, written)? {
                 Progress::Whole => return Ok(()),
-                Progress::Part(bytes) => written = Some(bytes),
+                Progress::Part(bytes) => written = bytes,
             }
-            self.wait(message.len(), None)?;
+            if !self.wait(message.len(), deadline)? {
+                return Err(Error::TimedOut);
+            }
         }
     }
 

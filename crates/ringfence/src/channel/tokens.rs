@@ -80,7 +80,7 @@ impl Tokens {
         self.wait(None)
     }
 
-    /// As [`Tokens::token`], up to a deadline, when it errors with [`Error::Aborted`]. Nothing is lost by that.
+    /// As [`Tokens::token`], up to a deadline, when it errors with [`Error::TimedOut`]. Nothing is lost by that.
     pub fn token_until(&self, deadline: Instant) -> Result<Option<u64>> {
         self.wait(Some(deadline))
     }
@@ -105,7 +105,7 @@ impl Tokens {
                 return Ok(None);
             }
             if !doorbell.wait_beside(self.inbox.bell()?, deadline)? {
-                return Err(Error::Aborted);
+                return Err(Error::TimedOut);
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Weak},
+    time::Instant,
 };
 
 use crate::{
@@ -197,6 +198,27 @@ impl Listener {
     /// [`Error::Closed`] once the listener was closed, and in a forked child; [`Error::Aborted`] once it was called off.
     pub fn accept(&self) -> Result<Arrival> {
         self.0.next()
+    }
+
+    /// As [`Listener::accept`], up to a deadline, when it errors with [`Error::TimedOut`]. No arrival is lost by that.
+    ///
+    /// ```no_run
+    /// use std::time::{Duration, Instant};
+    ///
+    /// use ringfence::{Error, Options, listen};
+    ///
+    /// # fn main() -> ringfence::Result<()> {
+    /// let listener = listen(&"/run/orders/service.sock".parse()?, &Options::new())?;
+    /// match listener.accept_until(Instant::now() + Duration::from_secs(60)) {
+    ///     Ok(arrival) => println!("{arrival:?}"),
+    ///     Err(Error::TimedOut) => println!("no agent for a minute"),
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn accept_until(&self, deadline: Instant) -> Result<Arrival> {
+        self.0.next_until(Some(deadline))?.ok_or(Error::TimedOut)
     }
 
     /// The next arrival, if there is one now.

@@ -74,6 +74,25 @@ pub enum Merged {
     },
 }
 
+/// What a [`Merge`] has received, a message in memory of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MergedVec {
+    /// A message.
+    Message {
+        /// The source that it is of.
+        from: Key,
+        /// Its bytes.
+        bytes: Vec<u8>,
+    },
+    /// A source has ended, and has left the merge, after its last message: as [`Merged::Ended`].
+    Ended {
+        /// The source that it was.
+        from: Key,
+        /// Why.
+        reason: GoneReason,
+    },
+}
+
 /// A source that could not be added, and why. It is handed back.
 #[derive(Debug)]
 pub struct NotAdded<S> {
@@ -271,10 +290,20 @@ impl<S: Source> Merge<S> {
     /// [`Error::NoSpace`] where there is no memory to put it together: it stays, and is tried again in its source's next turn.
     #[inline]
     pub fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<Merged>> {
+        self.try_take(|merge| merge.receive_ready(into))
+    }
+
+    /// As [`Merge::try_receive`], a message in memory of its own size. Errors with [`Error::NoSpace`] where there is none.
+    pub fn try_receive_vec(&mut self) -> Result<Option<MergedVec>> {
+        self.try_take(Self::receive_ready_vec)
+    }
+
+    #[inline]
+    fn try_take<T>(&mut self, mut take: impl FnMut(&mut Self) -> Result<Option<T>>) -> Result<Option<T>> {
         loop {
-            let merged = self.receive_ready(into)?;
-            if merged.is_some() || !self.look_at_all()? {
-                return Ok(merged);
+            let taken = take(self)?;
+            if taken.is_some() || !self.look_at_all()? {
+                return Ok(taken);
             }
         }
     }
@@ -283,35 +312,79 @@ impl<S: Source> Merge<S> {
     /// ([`Merge::is_ended`]). Errors as [`Merge::try_receive`], and as [`Merge::wait`].
     #[inline]
     pub fn receive(&mut self, into: &mut [u8]) -> Result<Option<Merged>> {
+        self.take_by(None, |merge| merge.receive_ready(into))
+    }
+
+    /// As [`Merge::receive`], up to a deadline, when it errors with [`Error::TimedOut`]. Nothing is lost by that.
+    pub fn receive_until(&mut self, into: &mut [u8], deadline: Instant) -> Result<Option<Merged>> {
+        self.take_by(Some(deadline), |merge| merge.receive_ready(into))
+    }
+
+    /// As [`Merge::receive`], a message in memory of its own size. Errors with [`Error::NoSpace`] where there is none.
+    pub fn receive_vec(&mut self) -> Result<Option<MergedVec>> {
+        self.take_by(None, Self::receive_ready_vec)
+    }
+
+    #[inline]
+    fn take_by<T>(
+        &mut self,
+        deadline: Option<Instant>,
+        mut take: impl FnMut(&mut Self) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
         loop {
-            if let Some(merged) = self.receive_ready(into)? {
-                return Ok(Some(merged));
+            if let Some(taken) = take(self)? {
+                return Ok(Some(taken));
             }
             if self.is_ended() {
                 return Ok(None);
             }
-            self.wait(None)?;
+            if !self.wait(deadline)? {
+                return Err(Error::TimedOut);
+            }
         }
     }
 
     /// As [`Merge::try_receive`], of those alone that are ready: the others are parked next, and looked at then.
     #[inline]
     fn receive_ready(&mut self, into: &mut [u8]) -> Result<Option<Merged>> {
+        let taken = self.take_ready(|source| source.try_receive(into), |length| *length)?;
+        Ok(taken.map(|taken| match taken {
+            Ok((from, length)) => Merged::Message { from, length },
+            Err((from, reason)) => Merged::Ended { from, reason },
+        }))
+    }
+
+    fn receive_ready_vec(&mut self) -> Result<Option<MergedVec>> {
+        let taken = self.take_ready(Reading::try_receive_vec, Vec::len)?;
+        Ok(taken.map(|taken| match taken {
+            Ok((from, bytes)) => MergedVec::Message { from, bytes },
+            Err((from, reason)) => MergedVec::Ended { from, reason },
+        }))
+    }
+
+    /// What `take` finds at the next source whose turn it is, and which that is; or an end that was not told yet.
+    #[inline]
+    #[expect(clippy::type_complexity, reason = "for the two functions above alone")]
+    fn take_ready<T>(
+        &mut self,
+        mut take: impl FnMut(&mut S) -> Result<Option<T>>,
+        length: impl Fn(&T) -> usize,
+    ) -> Result<Option<std::result::Result<(Key, T), (Key, GoneReason)>>> {
         self.birth.check()?;
         loop {
-            if let Some((from, reason)) = self.ends.pop_front() {
-                return Ok(Some(Merged::Ended { from, reason }));
+            if let Some(end) = self.ends.pop_front() {
+                return Ok(Some(Err(end)));
             }
             let Some(place) = self.turns.next() else {
                 return Ok(None);
             };
-            match self.seated(place).try_receive(into) {
-                Ok(Some(length)) => {
+            match take(self.seated(place)) {
+                Ok(Some(taken)) => {
                     let from = self.key(place);
-                    if self.turns.spend(1, packed_size(length as u64)) {
+                    if self.turns.spend(1, packed_size(length(&taken) as u64)) {
                         self.look_around();
                     }
-                    return Ok(Some(Merged::Message { from, length }));
+                    return Ok(Some(Ok((from, taken))));
                 }
                 Ok(None) => self.found_empty(place)?,
                 Err(error) => self.failed(place, error)?,

@@ -33,6 +33,9 @@ pub trait Reading {
     /// As [`Receiver::try_receive`].
     fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>>;
 
+    /// As [`Receiver::try_receive_vec`].
+    fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>>;
+
     /// As [`Receiver::drain`], and ends as well once about so many bytes were visited. Whether it has ended since nothing more is there.
     fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Result<bool>;
 
@@ -70,6 +73,10 @@ impl Reading for Receiver {
     #[inline]
     fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         Receiver::try_receive(self, into)
+    }
+
+    fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
+        Receiver::try_receive_vec(self)
     }
 
     #[inline]

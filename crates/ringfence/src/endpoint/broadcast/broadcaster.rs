@@ -284,12 +284,12 @@ impl Broadcaster {
         Ok(())
     }
 
-    /// As [`Broadcaster::send`], up to a deadline, when it errors with [`Error::Aborted`]. Nothing was sent then.
+    /// As [`Broadcaster::send`], up to a deadline, when it errors with [`Error::TimedOut`]. Nothing was sent then.
     pub fn send_until(&mut self, message: &[u8], deadline: Instant) -> Result<()> {
         while !self.try_send(message)? {
             if !self.wait(message.len(), Some(deadline))? {
                 self.give_up();
-                return Err(Error::Aborted);
+                return Err(Error::TimedOut);
             }
         }
         Ok(())

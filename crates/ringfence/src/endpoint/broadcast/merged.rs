@@ -64,6 +64,10 @@ impl Reading for Subscription {
         Subscription::try_receive(self, into)
     }
 
+    fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
+        Subscription::try_receive_vec(self)
+    }
+
     fn visit(&mut self, mut visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Result<bool> {
         let (mut count, mut spent) = (0, 0);
         while count < max && spent < bytes {
@@ -148,6 +152,10 @@ impl Reading for AnySource {
     #[inline]
     fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         of_either!(self, source => Reading::try_receive(source, into))
+    }
+
+    fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
+        of_either!(self, source => Reading::try_receive_vec(source))
     }
 
     fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Result<bool> {

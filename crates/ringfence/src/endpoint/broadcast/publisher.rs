@@ -240,6 +240,11 @@ impl Publisher {
         self.sender.send(message)
     }
 
+    /// See [`Broadcaster::send_until`].
+    pub fn send_until(&mut self, message: &[u8], deadline: Instant) -> Result<()> {
+        self.sender.send_until(message, deadline)
+    }
+
     /// See [`Broadcaster::reserve`].
     #[inline]
     pub fn reserve(&mut self, size: usize) -> Result<Option<Room<'_>>> {

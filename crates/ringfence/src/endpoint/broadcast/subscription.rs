@@ -12,7 +12,7 @@ use std::{
 use crate::{
     channel::link::{LOOKS_PER_GLANCE, spin},
     channel::open::{Opened, open},
-    channel::receiver::Packed,
+    channel::receiver::{Packed, make_room},
     channel::state::{ChannelState, END_TOLD, GoneReason, Shared},
     channel::verify::{Verified, Verifier},
     endpoint::calling::call,
@@ -392,24 +392,78 @@ impl Subscription {
     /// The next message, into the beginning of `into`; sleeps until there is one. `None`: no more will come, and everything was
     /// read. Errors as [`Subscription::try_receive`].
     pub fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
-        self.receive_by(into, None)
+        self.take_by(None, |subscription| subscription.try_receive(into))
     }
 
-    /// As [`Subscription::receive`], up to a deadline, when it errors with [`Error::Aborted`]. Nothing is lost by that.
+    /// As [`Subscription::receive`], up to a deadline, when it errors with [`Error::TimedOut`]. Nothing is lost by that.
     pub fn receive_until(&mut self, into: &mut [u8], deadline: Instant) -> Result<Option<usize>> {
-        self.receive_by(into, Some(deadline))
+        self.take_by(Some(deadline), |subscription| subscription.try_receive(into))
     }
 
-    fn receive_by(&mut self, into: &mut [u8], deadline: Option<Instant>) -> Result<Option<usize>> {
+    /// The next message, in memory of its own size. `None`: nothing is there now. Errors as [`Subscription::try_receive`], and with
+    /// [`Error::NoSpace`] where there is no memory for it: the message stays, as long as this delivery keeps it.
+    pub fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
+        let mut message = Vec::new();
+        while let Some(size) = self.next_size()? {
+            if size > message.len() {
+                make_room(&mut message, size)?;
+                message.resize(size, 0);
+            }
+            match self.try_receive(&mut message) {
+                Ok(received) => {
+                    return Ok(received.map(|length| {
+                        message.truncate(length);
+                        message
+                    }));
+                }
+                // It was overwritten meanwhile, and a longer one is the next.
+                Err(Error::InvalidArgument(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next message, in memory of its own size; sleeps until there is one. `None`: no more will come, and everything was read.
+    /// Errors as [`Subscription::try_receive_vec`].
+    ///
+    /// ```no_run
+    /// use ringfence::{Delivery, Options, subscribe};
+    ///
+    /// # fn main() -> ringfence::Result<()> {
+    /// let address = "/run/user/1000/ticks.sock".parse()?;
+    /// let mut ticks = subscribe(&address, &Options::new().delivery(Delivery::Latest))?;
+    /// while let Some(tick) = ticks.receive_vec()? {
+    ///     println!("{} bytes, the latest", tick.len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
+        self.take_by(None, Self::try_receive_vec)
+    }
+
+    /// As [`Subscription::receive_vec`], up to a deadline, when it errors with [`Error::TimedOut`]. Nothing is lost by that.
+    pub fn receive_vec_until(&mut self, deadline: Instant) -> Result<Option<Vec<u8>>> {
+        self.take_by(Some(deadline), Self::try_receive_vec)
+    }
+
+    /// What `take` finds, once it finds something. `None`: no more will come.
+    #[inline]
+    fn take_by<T>(
+        &mut self,
+        deadline: Option<Instant>,
+        mut take: impl FnMut(&mut Self) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
         loop {
-            if let Some(length) = self.try_receive(into)? {
-                return Ok(Some(length));
+            if let Some(taken) = take(self)? {
+                return Ok(Some(taken));
             }
             if self.is_ended()? {
                 return Ok(None);
             }
             if !self.wait(deadline)? {
-                return Err(Error::Aborted);
+                return Err(Error::TimedOut);
             }
         }
     }

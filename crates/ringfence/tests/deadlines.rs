@@ -1,0 +1,329 @@
+//! Calls with a deadline, messages in memory of their own, and what kind an error is.
+
+mod support;
+
+use std::{
+    error, io,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use ringfence::{
+    Address, AnySource, Arrival, Channel, Error, ErrorKind, GoneReason, Merge, MergedVec, Progress, connect,
+    join, listen, publish, subscribe,
+};
+use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
+
+/// Bytes of a message that travels in fragments through a ring of 4 MiB.
+const LONG: usize = 8 << 20;
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    let options = small().max_message_size(1 << 16);
+    match role.as_str() {
+        "short of memory" => receive_with_too_little(&address),
+        // Reads when it is told to, all there is.
+        "reads" => {
+            let (_sender, mut receiver) = join(&address, &options).unwrap().split();
+            wait_for_test();
+            say(read_all(|| receiver.receive_vec()));
+        }
+        "subscribes" => {
+            let mut subscription = subscribe(&address, &options).unwrap();
+            let late = subscription.receive_vec_until(soon());
+            assert!(matches!(late, Err(Error::TimedOut)));
+            say("in");
+            wait_for_test();
+            say(read_all(|| subscription.receive_vec_until(far())));
+            assert_eq!(subscription.try_receive_vec().unwrap(), None);
+        }
+        "sends" => {
+            let mut sender = join(&address, &options).unwrap().split().0;
+            wait_for_test();
+            for length in &arguments[1..] {
+                let message = message(length.parse().unwrap());
+                sender.send_until(&message, far()).unwrap();
+            }
+            sender.end();
+            wait_for_test();
+        }
+        "publishes" => {
+            let mut publisher = publish(&address, &small().capacity(16 << 10)).unwrap();
+            say("publishes");
+            wait_for_test();
+            publisher.send(&message(4)).unwrap();
+            publisher.end();
+            wait_for_test();
+        }
+        "agent" => {
+            let _channel = connect(&address, &small()).unwrap();
+            wait_for_test();
+        }
+        other => panic!("no role {other}"),
+    }
+}
+
+/// The lengths of all messages, which are looked at.
+fn read_all(mut next: impl FnMut() -> ringfence::Result<Option<Vec<u8>>>) -> String {
+    let mut lengths = Vec::new();
+    while let Some(found) = next().unwrap() {
+        assert!(found == message(found.len()));
+        assert_eq!(found.capacity(), found.len());
+        lengths.push(found.len().to_string());
+    }
+    lengths.join(" ")
+}
+
+/// Another process in a role, at the other end of a channel.
+fn meet(role: &str, arguments: &[&str]) -> (Actor, Channel) {
+    let (address, _keep) = fresh_address(false);
+    let name = address.to_string();
+    let arguments = [&[name.as_str()], arguments].concat();
+    let host = join_later(&address, &small().max_message_size(1 << 16));
+    wait_for_host(&address);
+    let actor = Actor::start(role, &arguments);
+    (actor, host.join().unwrap().unwrap())
+}
+
+fn message(length: usize) -> Vec<u8> {
+    (0..=250).cycle().take(length).collect()
+}
+
+/// A deadline that passes, however loaded the machine is.
+fn soon() -> Instant {
+    Instant::now() + Duration::from_millis(20)
+}
+
+fn far() -> Instant {
+    Instant::now() + TIME_LIMIT
+}
+
+#[test]
+fn a_send_ends_at_its_deadline_and_nothing_of_a_short_message_was_sent() {
+    let (mut actor, channel) = meet("reads", &[]);
+    let (mut sender, _receiver) = channel.split();
+    let mut sent = Vec::new();
+    while sender.try_send(&message(500)).unwrap() {
+        sent.push("500");
+    }
+    let late = sender.send_until(&message(501), soon());
+    assert!(matches!(late, Err(Error::TimedOut)));
+    assert_eq!(sender.under_way(), None);
+    sender.end();
+    actor.go_on();
+    actor.expect(&sent.join(" "));
+    actor.finish();
+}
+
+#[test]
+fn a_long_message_whose_sending_was_late_can_be_gone_on_with() {
+    let (mut actor, channel) = meet("reads", &[]);
+    let (mut sender, _receiver) = channel.split();
+    let long = message(30_000);
+    assert!(matches!(sender.send_until(&long, soon()), Err(Error::TimedOut)));
+    let mut written = sender.under_way().expect("the beginning found room");
+    assert!(matches!(
+        sender.send_until(b"another", far()),
+        Err(Error::InvalidArgument(_))
+    ));
+    actor.go_on();
+    while let Progress::Part(bytes) = sender.send_part(&long, written).unwrap() {
+        written = bytes;
+        assert!(sender.wait(long.len(), Some(far())).unwrap());
+    }
+    sender.end();
+    actor.expect("30000");
+    actor.finish();
+}
+
+#[test]
+fn a_message_comes_in_memory_of_its_own_size() {
+    let (mut actor, channel) = meet("sends", &["0", "1", "700", "30000", "8"]);
+    let (_sender, mut receiver) = channel.split();
+    assert_eq!(receiver.try_receive_vec().unwrap(), None);
+    assert!(matches!(receiver.receive_vec_until(soon()), Err(Error::TimedOut)));
+    actor.go_on();
+    assert_eq!(read_all(|| receiver.receive_vec()), "0 1 700 30000 8");
+    actor.go_on();
+    actor.finish();
+}
+
+/// Receives a message for which there is memory once the limit is lifted: the second time, since all of it is there by then and
+/// was put together.
+fn receive_with_too_little(address: &Address) {
+    let options = small().capacity(4 << 20);
+    let mut receiver = join(address, &options).unwrap().split().1;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
+    for (length, room) in [(1 << 20, 1 << 19), (LONG, 3 * LONG / 2)] {
+        // All that goes into the ring at once is there.
+        say("ready");
+        wait_for_test();
+        let limit = address_space() + room as u64;
+        setrlimit(Resource::RLIMIT_AS, limit, hard).unwrap();
+        let refused = receiver.receive_vec_until(far()).map(|found| found.is_some());
+        setrlimit(Resource::RLIMIT_AS, soft, hard).unwrap();
+        assert_eq!(refused.map_err(|error| error.kind()), Err(ErrorKind::NoSpace));
+        assert!(receiver.receive_vec_until(far()).unwrap().expect("a message") == message(length));
+    }
+    say("received");
+}
+
+/// Bytes of address space that this process has.
+fn address_space() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages = statm
+        .split(' ')
+        .next()
+        .and_then(|pages| pages.parse::<u64>().ok());
+    pages.expect("a number of pages") * 4096
+}
+
+#[test]
+fn a_message_for_which_there_is_no_memory_stays() {
+    let (address, _keep) = fresh_address(false);
+    let mut itself = Command::new(std::env::current_exe().unwrap());
+    // Each further arena of the C library would have 64 MiB of address space in store, of which the limit takes nothing.
+    itself.env("MALLOC_ARENA_MAX", "1");
+    let mut actor = Actor::run(itself, "short of memory", &[&address.to_string()]);
+    wait_for_host(&address);
+    let options = small().capacity(4 << 20);
+    let mut sender = join(&address, &options).unwrap().split().0;
+    for length in [1 << 20, LONG] {
+        actor.expect("ready");
+        // The long one is under way meanwhile.
+        let long = message(length);
+        let Progress::Part(mut written) = sender.send_part(&long, 0).unwrap() else {
+            actor.go_on();
+            continue;
+        };
+        actor.go_on();
+        while let Progress::Part(bytes) = sender.send_part(&long, written).unwrap() {
+            written = bytes;
+            assert!(sender.wait(length, Some(far())).unwrap());
+        }
+    }
+    actor.expect("received");
+    actor.finish();
+}
+
+#[test]
+fn an_accept_ends_at_its_deadline_and_loses_no_arrival() {
+    let (address, _keep) = fresh_address(false);
+    let listener = listen(&address, &small()).unwrap();
+    assert!(matches!(listener.accept_until(soon()), Err(Error::TimedOut)));
+    let mut agent = Actor::start("agent", &[&address.to_string()]);
+    match listener.accept_until(far()).unwrap() {
+        Arrival::Accepted(channel) => assert_eq!(channel.peer().pid, agent.pid()),
+        other => panic!("{other:?}"),
+    }
+    agent.go_on();
+    agent.finish();
+}
+
+#[test]
+fn a_publisher_and_its_subscribers_have_deadlines_and_memory_as_well() {
+    let (address, _keep) = fresh_address(false);
+    let mut publisher = publish(&address, &small().capacity(16 << 10).stall(TIME_LIMIT)).unwrap();
+    let mut actor = Actor::start("subscribes", &[&address.to_string()]);
+    actor.expect("in");
+    let mut sent = Vec::new();
+    while publisher.try_send(&message(700)).unwrap() {
+        sent.push("700");
+    }
+    let late = publisher.send_until(&message(701), soon());
+    assert!(matches!(late, Err(Error::TimedOut)));
+    publisher.end();
+    actor.go_on();
+    actor.expect(&sent.join(" "));
+    actor.finish();
+}
+
+#[test]
+fn a_merge_has_deadlines_and_memory_as_well() {
+    let (mut sends, channel) = meet("sends", &["30000"]);
+    let (address, _keep) = fresh_address(false);
+    let mut publishes = Actor::start("publishes", &[&address.to_string()]);
+    publishes.expect("publishes");
+    let mut merge: Merge<AnySource> = Merge::new().unwrap();
+    let pair = merge.add(channel.split().1.into()).unwrap();
+    let ticks = merge.add(subscribe(&address, &small()).unwrap().into()).unwrap();
+    assert!(matches!(
+        merge.receive_until(&mut [], soon()),
+        Err(Error::TimedOut)
+    ));
+    assert_eq!(merge.try_receive_vec().unwrap(), None);
+    for (actor, from, length) in [(&mut sends, pair, 30_000), (&mut publishes, ticks, 4)] {
+        actor.go_on();
+        let (bytes, found) = (message(length), merge.receive_vec().unwrap());
+        assert!(found == Some(MergedVec::Message { from, bytes }), "{length}");
+        let reason = GoneReason::Closed;
+        let end = merge.receive_vec().unwrap();
+        assert_eq!(end, Some(MergedVec::Ended { from, reason }));
+    }
+    assert_eq!(merge.receive_vec().unwrap(), None);
+    for mut actor in [sends, publishes] {
+        actor.go_on();
+        actor.finish();
+    }
+}
+
+#[test]
+fn an_error_has_a_kind_with_the_name_that_node_sees_and_becomes_one_of_the_standard_librarys() {
+    let no_service = || connect(&fresh_address(false).0, &small()).unwrap_err();
+    let no_directory = || connect(&"/no/such/directory/socket".parse().unwrap(), &small()).unwrap_err();
+    let no_address = || "".parse::<Address>().unwrap_err();
+    let cases = [
+        (
+            no_service(),
+            ErrorKind::PeerLost,
+            "PEER_LOST",
+            io::ErrorKind::ConnectionReset,
+        ),
+        (
+            no_directory(),
+            ErrorKind::AddressInvalid,
+            "ADDRESS_INVALID",
+            io::ErrorKind::NotFound,
+        ),
+        (
+            no_address(),
+            ErrorKind::AddressInvalid,
+            "ADDRESS_INVALID",
+            io::ErrorKind::InvalidInput,
+        ),
+        (
+            Error::TimedOut,
+            ErrorKind::TimedOut,
+            "TIMED_OUT",
+            io::ErrorKind::TimedOut,
+        ),
+        (
+            Error::Aborted,
+            ErrorKind::Aborted,
+            "ABORTED",
+            io::ErrorKind::Other,
+        ),
+        (
+            Error::Closed("it is"),
+            ErrorKind::Closed,
+            "CLOSED",
+            io::ErrorKind::BrokenPipe,
+        ),
+    ];
+    for (error, kind, code, of_io) in cases {
+        assert_eq!((error.kind(), error.code(), kind.as_str()), (kind, code, code));
+        let said = error.to_string();
+        let error = io::Error::from(error);
+        assert_eq!((error.kind(), error.to_string()), (of_io, said));
+        let own = error
+            .get_ref()
+            .and_then(<dyn error::Error + Send + Sync>::downcast_ref::<Error>);
+        assert_eq!(own.map(Error::kind), Some(kind));
+    }
+}
