@@ -130,7 +130,7 @@ fn begin() -> Result<&'static AtomicU64, Errno> {
     );
     // Where it cannot be had, a child keeps a few descriptors longer than it need.
     if !TOLD.swap(true, Ordering::AcqRel) {
-        let _ = sys::in_each_child(in_child);
+        let _ = sys::process::in_each_child(in_child);
     }
     // SAFETY: as in `here`.
     Ok(unsafe { &*word })

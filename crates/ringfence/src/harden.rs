@@ -48,17 +48,17 @@ pub fn harden() -> Result<()> {
 /// Ignores SIGUSR1, whoever handles it now: for programs that run inside of a runtime which opens a debugger on that
 /// signal, as Node does. Whoever can connect to the debugger reads and changes all of the process, dumpable or not.
 pub fn ignore_sigusr1() -> Result<()> {
-    sys::set_disposition(libc::SIGUSR1, &sys::disposition(libc::SIG_IGN))
+    sys::signal::set_disposition(libc::SIGUSR1, &sys::signal::disposition(libc::SIG_IGN))
         .map_err(|errno| Error::system("ignoring SIGUSR1 (sigaction)", errno))
 }
 
 /// Whether this process is closed to others of its own user, by [`harden`] or otherwise.
 pub fn is_hardened() -> bool {
-    sys::dumpable().is_ok_and(|value| value != 1)
+    sys::process::dumpable().is_ok_and(|value| value != 1)
 }
 
 fn handler_of(signal: libc::c_int) -> Result<usize> {
-    sys::disposition_of(signal)
+    sys::signal::disposition_of(signal)
         .map(|found| found.sa_sigaction)
         .map_err(|errno| Error::system("looking at a signal's handler (sigaction)", errno))
 }

@@ -62,7 +62,7 @@ const LABEL: About = About {
 
 pub(super) fn label() -> Finding {
     let none = "a policy cannot ask for a label: it would refuse everybody";
-    match pair().and_then(|(one, _other)| sys::peer_label(one.as_fd())) {
+    match pair().and_then(|(one, _other)| sys::socket::peer_label(one.as_fd())) {
         Ok(label) if label.is_empty() => LABEL.limited("empty", none),
         Ok(label) if label.starts_with("unconfined") => LABEL.limited(
             label,

@@ -63,7 +63,7 @@ pub(super) fn shm_lease() -> Finding {
 
 /// A shm object as the channel makes it, but with a mode that lets the probe open it once more.
 fn shm_object() -> Result<OwnedFd, String> {
-    let random: [u8; 16] = sys::random().map_err(failed("getrandom"))?;
+    let random: [u8; 16] = sys::random::bytes().map_err(failed("getrandom"))?;
     let name = format!("/ringfence-doctor-{:032x}", u128::from_le_bytes(random));
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
     let mode = Mode::S_IRUSR | Mode::S_IWUSR;
@@ -76,7 +76,7 @@ fn shm_object() -> Result<OwnedFd, String> {
 fn leased(object: &OwnedFd) -> Result<String, String> {
     let open = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
     let second = again(object, open).map_err(failed("opening it once more"))?;
-    match sys::take_lease(object) {
+    match sys::lease::take_lease(object) {
         Err(Errno::EAGAIN) => {}
         Ok(()) => return Err("granted although the object was open twice".into()),
         Err(errno) => return Err(failed("F_SETLEASE")(errno)),
@@ -84,13 +84,13 @@ fn leased(object: &OwnedFd) -> Result<String, String> {
     drop(second);
     // A child that another thread of this process forks holds a copy of `second` until it execs.
     let deadline = Instant::now() + Duration::from_secs(1);
-    while let Err(errno) = sys::take_lease(object) {
+    while let Err(errno) = sys::lease::take_lease(object) {
         if errno != Errno::EAGAIN || Instant::now() >= deadline {
             return Err(failed("F_SETLEASE on an object that nobody else has open")(errno));
         }
         thread::sleep(Duration::from_millis(1));
     }
-    if sys::has_write_lease(object) != Ok(true) {
+    if sys::lease::has_write_lease(object) != Ok(true) {
         return Err("granted, but F_GETLEASE does not show it".into());
     }
     match again(object, open) {

@@ -100,7 +100,7 @@ const TOKENS: About = About {
 
 pub(super) fn tokens() -> Finding {
     match claim::carry_all() {
-        Ok(true) if sys::pidfd_open_thread(gettid().as_raw()).is_ok() => TOKENS.good(
+        Ok(true) if sys::process::pidfd_open_thread(gettid().as_raw()).is_ok() => TOKENS.good(
             "all of it arrives; threads are held (PIDFD_THREAD)",
             "a token carries the secret that tells it from what others make up, and goes to the peer's thread alone",
         ),

@@ -48,7 +48,7 @@ const DUMPABLE: About = About {
 };
 
 pub(super) fn dumpable() -> Finding {
-    match sys::dumpable() {
+    match sys::process::dumpable() {
         Ok(1) if yama().is_some_and(|scope| scope > 0) => DUMPABLE.good(
             "dumpable",
             "a peer of the same user can look up this process's executable; against that user's other processes its \
@@ -76,7 +76,7 @@ const CORE: About = About {
 pub(super) fn core() -> Finding {
     let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
     let piped = pattern.starts_with('|');
-    let dumpable = sys::dumpable().is_ok_and(|value| value == 1);
+    let dumpable = sys::process::dumpable().is_ok_and(|value| value == 1);
     match limits(Resource::RLIMIT_CORE) {
         Ok((_, _, found)) if !dumpable => CORE.good(found, "this process is not dumpable, so it leaves no core"),
         Ok((0, 0, found)) if !piped => CORE.good(found, "a crash of this process leaves nothing of its memory"),

@@ -19,7 +19,7 @@ const PIDFD: About = About {
 };
 
 pub(super) fn pidfd() -> Finding {
-    match sys::pidfd_open(getpid()) {
+    match sys::process::pidfd_open(getpid()) {
         Ok(_) => PIDFD.good(
             "works",
             "what is read of a peer in /proc is read between two looks that show that very process alive, and its \
@@ -68,7 +68,7 @@ const PEER_GROUPS: About = About {
 };
 
 pub(super) fn peer_groups() -> Finding {
-    match pair().and_then(|(one, _other)| sys::peer_groups(one.as_fd())) {
+    match pair().and_then(|(one, _other)| sys::socket::peer_groups(one.as_fd())) {
         Ok(groups) => PEER_GROUPS.good(
             format!("works; this process has {}", groups.len()),
             "a policy that asks for a gid finds it among the peer's supplementary groups as well",
@@ -86,7 +86,7 @@ const PIDFD_INFO: About = About {
 };
 
 pub(super) fn pidfd_information() -> Finding {
-    match sys::pidfd_open(getpid()).and_then(sys::pidfd_info) {
+    match sys::process::pidfd_open(getpid()).and_then(sys::process::pidfd_info) {
         Ok(info) => PIDFD_INFO.good(
             format!("works: pid {}, effective uid {}, gid {}", info.pid, info.uid, info.gid),
             "a peer's user, group and cgroup are looked at again through its pidfd, which names no other process",
@@ -104,7 +104,7 @@ const MEMBARRIER: About = About {
 };
 
 pub(super) fn membarrier() -> Finding {
-    match sys::knows_barriers().and_then(|known| sys::issue_barrier().map(|()| known)) {
+    match sys::barrier::knows_barriers().and_then(|known| sys::barrier::issue_barrier().map(|()| known)) {
         Ok(true) => MEMBARRIER.good(
             "global expedited: works",
             "sending takes no fence: whoever goes to sleep makes the barrier for both",

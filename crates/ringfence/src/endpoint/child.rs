@@ -175,7 +175,7 @@ impl ParentLine {
         self.birth.check()?;
         let gone = |errno: Errno| Error::PeerLost(format!("there is no process {pid}: {}", errno.desc()));
         let pid = i32::try_from(pid).map_err(|_| gone(Errno::ESRCH))?;
-        let pidfd = match sys::pidfd_open(Pid::from_raw(pid)) {
+        let pidfd = match sys::process::pidfd_open(Pid::from_raw(pid)) {
             Ok(pidfd) => Some(pidfd),
             Err(Errno::ENOSYS | Errno::EPERM) => None,
             Err(errno @ (Errno::ESRCH | Errno::EINVAL)) => return Err(gone(errno)),

@@ -313,5 +313,5 @@ pub(super) fn check_line(line: &OwnedFd, speaker: Credentials) -> Result<()> {
 }
 
 fn nonce() -> Result<Nonce> {
-    sys::random().map_err(|errno| Error::system("random bytes", errno))
+    sys::random::bytes().map_err(|errno| Error::system("random bytes", errno))
 }

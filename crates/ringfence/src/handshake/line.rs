@@ -13,7 +13,10 @@ use crate::{
     error::{Check, Error, Refusal, Result},
     handshake::frame::{Frame, HEAD, Refuse},
     identity::Credentials,
-    sys::{self, Control, Received},
+    sys::{
+        self,
+        ancillary::{Control, Received},
+    },
     wait::deadline::{Deadline, Woken},
 };
 
@@ -39,7 +42,7 @@ pub(crate) fn send(
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<(), Errno> {
     let bytes = frame.encode();
-    let credentials = sys::effective_credentials();
+    let credentials = sys::ancillary::effective_credentials();
     let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let mut control = vec![ControlMessage::ScmCredentials(&credentials)];
     if !raw.is_empty() {
@@ -76,7 +79,7 @@ pub(crate) fn refuse(socket: impl AsFd, error: Error) -> Error {
 /// From here on the kernel stamps what arrives with its sender's credentials (unix(7), `SO_PASSCRED`), and adds nothing else.
 /// To be called before the first read.
 pub(crate) fn settle_line(socket: &OwnedFd) -> Result<()> {
-    sys::settle_line(socket).map_err(|errno| Error::system("SO_PASSCRED", errno))
+    sys::socket::settle_line(socket).map_err(|errno| Error::system("SO_PASSCRED", errno))
 }
 
 impl Line<'_> {
@@ -204,7 +207,7 @@ impl Reader<'_> {
     /// What comes next, once it is there.
     fn read(&self, buffer: &mut [u8]) -> Result<Received> {
         loop {
-            match sys::receive(self.socket, buffer) {
+            match sys::ancillary::receive(self.socket, buffer) {
                 Ok(received) => return Ok(received),
                 Err(Errno::EAGAIN) => match self.deadline.wait(&[(self.socket, PollFlags::POLLIN)])? {
                     Woken::Ready => {}

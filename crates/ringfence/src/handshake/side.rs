@@ -72,7 +72,9 @@ impl<'a> Side<'a> {
         deadline: &'a Deadline,
         meeting: Meeting,
     ) -> Self {
-        let takes_barriers = sys::accept_barriers().and_then(|()| sys::issue_barrier()).is_ok();
+        let takes_barriers = sys::barrier::accept_barriers()
+            .and_then(|()| sys::barrier::issue_barrier())
+            .is_ok();
         Self {
             options,
             deadline,

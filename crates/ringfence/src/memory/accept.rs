@@ -139,14 +139,14 @@ impl Checks<'_> {
     }
 
     fn lease(&mut self, descriptor: &OwnedFd) -> Result<()> {
-        let flags = sys::open_flags(descriptor).map_err(|errno| unsound("access", "O_RDWR", errno))?;
+        let flags = sys::file::open_flags(descriptor).map_err(|errno| unsound("access", "O_RDWR", errno))?;
         self.hold(
             "access",
             "O_RDWR".into(),
             format!("{:#o}", flags & libc::O_ACCMODE),
             flags & libc::O_ACCMODE == libc::O_RDWR,
         )?;
-        let leased = sys::has_write_lease(descriptor)
+        let leased = sys::lease::has_write_lease(descriptor)
             .map_err(|errno| unsound("lease", "F_WRLCK, held by the peer", errno))?;
         self.hold(
             "lease",

@@ -86,7 +86,7 @@ pub(crate) trait Readable {
     }
     /// The same on each processor that runs a process which has asked for it: membarrier(2).
     fn barrier_for_all(&self) -> std::result::Result<(), Errno> {
-        sys::issue_barrier()
+        sys::barrier::issue_barrier()
     }
 }
 

@@ -146,7 +146,7 @@ impl SharedObject {
         deadline: &Deadline,
         record: &mut Record,
     ) -> Result<Self> {
-        let random: [u8; 16] = sys::random().map_err(|errno| Error::system("random bytes", errno))?;
+        let random: [u8; 16] = sys::random::bytes().map_err(|errno| Error::system("random bytes", errno))?;
         let name = format!("/ringfence-{:032x}", u128::from_le_bytes(random));
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let descriptor = shm_open(name.as_str(), flags, Mode::empty())
@@ -171,7 +171,7 @@ impl SharedObject {
         );
         match signal {
             Some(signal) => region.guard(Tripwire::arm(&descriptor, signal)?),
-            None => sys::take_lease(&descriptor).map_err(refused)?,
+            None => sys::lease::take_lease(&descriptor).map_err(refused)?,
         }
         note_lease(signal, record);
         Ok(Self { descriptor, region })

@@ -20,7 +20,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     fork::Withheld,
-    sys::{self, Control},
+    sys::{self, ancillary::Control},
 };
 
 /// What is kept. Dropped, it is gone.
@@ -59,7 +59,8 @@ impl KeptDescriptor {
     pub(crate) fn copy(&self) -> Result<OwnedFd> {
         const WHAT: &str = "a copy of the descriptor that is kept for newcomers";
         let mut byte = [0];
-        let received = sys::peek(&*self.socket, &mut byte).map_err(|errno| Error::system(WHAT, errno))?;
+        let received =
+            sys::ancillary::peek(&*self.socket, &mut byte).map_err(|errno| Error::system(WHAT, errno))?;
         let mut descriptors = received.descriptors;
         match (received.control, descriptors.pop()) {
             (Control::Expected, Some(copy)) => Ok(copy),

@@ -182,10 +182,10 @@ impl Tripwire {
         });
         watched.lock().add(&wire)?;
         let tripwire = Self { wire, claim };
-        sys::take_watched_lease(&object, tripwire.claim.thread, signal).map_err(refused)?;
+        sys::lease::take_watched_lease(&object, tripwire.claim.thread, signal).map_err(refused)?;
         tripwire.wire.armed.store(true, Ordering::SeqCst);
         // Who came between the lease and the wire was told of too early.
-        if sys::has_write_lease(&object) != Ok(true) {
+        if sys::lease::has_write_lease(&object) != Ok(true) {
             tripwire.wire.trip();
         }
         Ok(tripwire)

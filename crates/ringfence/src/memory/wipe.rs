@@ -175,7 +175,7 @@ impl Hold {
         const STORES_ARE_OUT: Duration = Duration::from_millis(100);
         fence(Ordering::SeqCst);
         // The barrier fails where the kernel has no memory left for it, or where a filter of system calls came later.
-        if self.has_barriers.load(Ordering::Relaxed) && sys::issue_barrier().is_err() {
+        if self.has_barriers.load(Ordering::Relaxed) && sys::barrier::issue_barrier().is_err() {
             thread::sleep(STORES_ARE_OUT);
         }
     }

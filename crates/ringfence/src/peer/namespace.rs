@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn processes_of_one_namespace_are_found_to_be() {
         for pid in [getpid(), getppid()] {
-            let pidfd = sys::pidfd_open(pid).unwrap();
+            let pidfd = sys::process::pidfd_open(pid).unwrap();
             let standing = standing(pid.as_raw(), Some(&pidfd), None).unwrap();
             assert!(standing.same && standing.same_numbers, "{standing:?}");
             assert!(matches!(
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn what_cannot_be_told_is_not_the_same() {
         assert!(!standing(getpid().as_raw(), None, None).unwrap().same);
-        let pidfd = sys::pidfd_open(Pid::this()).unwrap();
+        let pidfd = sys::process::pidfd_open(Pid::this()).unwrap();
         assert!(!standing(0, Some(&pidfd), None).unwrap().same);
         // The number here is not the one that the process has in its own namespace.
         assert!(!standing(getpid().as_raw() + 1, Some(&pidfd), None).unwrap().same);

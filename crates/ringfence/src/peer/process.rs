@@ -136,7 +136,7 @@ fn pidfd(socket: BorrowedFd<'_>, pid: i32) -> Result<(Option<OwnedFd>, &'static 
         )),
         // Before Linux 6.5. Another process could have the number by now. The credentials of each later message carry that
         // number too, so that process would also have to be the one that sends them.
-        Err(Errno::ENOPROTOOPT) => match sys::pidfd_open(Pid::from_raw(pid)) {
+        Err(Errno::ENOPROTOOPT) => match sys::process::pidfd_open(Pid::from_raw(pid)) {
             Ok(pidfd) => Ok((Some(pidfd), "pidfd_open")),
             Err(Errno::ENOSYS | Errno::EPERM) => Ok((None, "the pid alone")),
             Err(errno) => {
@@ -160,8 +160,8 @@ impl Peer {
             credentials,
             pidfd: pidfd.map(Arc::new),
             directory: None,
-            groups: answered("SO_PEERGROUPS of the peer", sys::peer_groups(socket))?.ok(),
-            label: answered("SO_PEERSEC of the peer", sys::peer_label(socket))?,
+            groups: answered("SO_PEERGROUPS of the peer", sys::socket::peer_groups(socket))?.ok(),
+            label: answered("SO_PEERSEC of the peer", sys::socket::peer_label(socket))?,
             seen: OnceLock::new(),
             hardens: false,
             same_numbers: OnceLock::new(),
@@ -372,8 +372,8 @@ impl Peer {
     }
 
     /// What the pidfd tells. `Ok(Ok(None))`: before Linux 6.13, or of a process that has no number here.
-    fn pidfd_info(&self) -> Result<Told<Option<sys::PidfdInfo>>> {
-        match self.pidfd.as_deref().map(sys::pidfd_info) {
+    fn pidfd_info(&self) -> Result<Told<Option<sys::process::PidfdInfo>>> {
+        match self.pidfd.as_deref().map(sys::process::pidfd_info) {
             Some(Err(Errno::ESRCH | Errno::EREMOTE)) if self.credentials.pid == 0 => Ok(Ok(None)),
             Some(Err(Errno::ESRCH)) => Err(self.gone()),
             None | Some(Err(Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP)) => Ok(Ok(None)),
@@ -571,7 +571,7 @@ fn content_of(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline) -> R
 ///
 /// The common case is a peer whose executable has the name of this process's own. It is looked at without a thread, which saves
 /// some 100 µs. The name may be a lie, but a lie cannot make the look hang: a filesystem that a user serves (FUSE) is not asked
-/// ([`sys::WITHOUT_SERVER`]), and it takes root, which can hang this process anyhow, to mount another.
+/// ([`sys::file::WITHOUT_SERVER`]), and it takes root, which can hang this process anyhow, to mount another.
 fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Told<Executable>> {
     let named = match answered("the peer's executable", readlinkat(&**directory, "exe"))? {
         Ok(path) => PathBuf::from(path),
@@ -593,7 +593,11 @@ fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Told<E
 
 /// proc(5): `exe` is followed by the kernel to the very file, renamed, replaced or unlinked as it may be.
 fn executable_at(directory: &OwnedFd, path: PathBuf) -> Told<Executable> {
-    let file = fstatat(directory, "exe", AtFlags::from_bits_retain(sys::WITHOUT_SERVER))?;
+    let file = fstatat(
+        directory,
+        "exe",
+        AtFlags::from_bits_retain(sys::file::WITHOUT_SERVER),
+    )?;
     Ok(Executable {
         path,
         device: file.st_dev,
@@ -621,7 +625,7 @@ fn effective(status: &Told<String>, name: &str) -> Option<u32> {
 
 /// This process's own executable, to compare with. On a mount whose server is gone this process is as good as gone itself.
 pub(crate) fn own_executable() -> Told<Executable> {
-    let flags = AtFlags::from_bits_retain(sys::WITHOUT_SERVER);
+    let flags = AtFlags::from_bits_retain(sys::file::WITHOUT_SERVER);
     let file = fstatat(AT_FDCWD, "/proc/self/exe", flags)?;
     let path = readlink("/proc/self/exe").map_or_else(|_| PathBuf::from("(unnamed)"), PathBuf::from);
     Ok(Executable {

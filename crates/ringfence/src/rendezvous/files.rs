@@ -63,7 +63,7 @@ impl Lock {
                 }
                 Err(errno) => return Err(address.invalid("its lock file cannot be opened", Some(errno))),
             };
-            match sys::lock_file(&file) {
+            match sys::file::lock_file(&file) {
                 Ok(()) => {}
                 Err(Errno::EWOULDBLOCK) => return Ok(Self::Busy),
                 Err(errno) => return Err(address.invalid("its lock file cannot be locked", Some(errno))),

@@ -80,7 +80,7 @@ fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Rec
     let stat = fstat(&lock).map_err(|errno| Error::system("looking at a lock (fstat)", errno))?;
     let regular = is_kind(&stat, SFlag::S_IFREG);
     let beside = files.inode_of(&files.lock) == Some(inode(&stat));
-    let held = regular && beside && sys::lock_file(&lock).is_ok();
+    let held = regular && beside && sys::file::lock_file(&lock).is_ok();
     let found = format!("a regular file: {regular}, beside it: {beside}, locked: {held}");
     let wanted = "the locked file beside the socket";
     if !held {

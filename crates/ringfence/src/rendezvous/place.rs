@@ -79,7 +79,7 @@ impl Drop for Named {
             let _ = self.files.remove(lock, inode(&stat));
         }
         // A child that was forked past pthread_atfork(3) has the open file as well.
-        sys::unlock_file(&**self.lock);
+        sys::file::unlock_file(&**self.lock);
     }
 }
 
@@ -161,7 +161,7 @@ impl Place {
     /// Listens at a socket that is bound.
     pub(super) fn open(listener: OwnedFd, named: Option<Named>, backlog: i32) -> Result<Self> {
         // Accepted sockets inherit it, so that what a guest sends before it is accepted comes with its credentials.
-        sys::settle_line(&listener).map_err(|errno| Error::system("SO_PASSCRED", errno))?;
+        sys::socket::settle_line(&listener).map_err(|errno| Error::system("SO_PASSCRED", errno))?;
         let place = Self {
             named,
             listener: Withheld::new(listener)?,
@@ -191,7 +191,7 @@ impl Place {
 
     /// accept(2) says EAGAIN both where no connection waits and where the socket was shut; poll(2) tells the two apart.
     fn is_shut(&self) -> bool {
-        let mut polled = [PollFd::new(self.listener.as_fd(), sys::HUNG_UP)];
+        let mut polled = [PollFd::new(self.listener.as_fd(), sys::socket::HUNG_UP)];
         poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
@@ -203,7 +203,7 @@ impl Place {
                 Err(Errno::EINTR | Errno::ECONNABORTED) => {}
                 Err(errno) => return Err(errno),
                 // It has the listening socket's options, which among members the partner can set as well.
-                Ok(stream) => return sys::settle_line(&stream).map(|()| stream),
+                Ok(stream) => return sys::socket::settle_line(&stream).map(|()| stream),
             }
         }
     }

@@ -33,7 +33,7 @@ use crate::{
     error::{Error, Result},
     fork::{Birth, PerProcess},
     sys::lock::{Condvar, Mutex, MutexGuard},
-    sys::{self, SignalInfo},
+    sys::{self, signal::SignalInfo},
 };
 
 /// Who is told what the thread of any number hears, on that thread: one of each kind in a process.
@@ -183,7 +183,7 @@ fn check_range(number: c_int) -> Result<()> {
 }
 
 fn check_free(number: c_int) -> Result<()> {
-    let found = sys::disposition_of(number)
+    let found = sys::signal::disposition_of(number)
         .map_err(|errno| Error::system("looking at a signal's handler (sigaction)", errno))?;
     // Ours, and claimed by nobody here: by the process that this one was forked from.
     if found.sa_sigaction == libc::SIG_DFL || found.sa_sigaction == own_handler() {
@@ -233,7 +233,7 @@ impl Claim {
             return Ok(thread.claim(birth));
         }
         check_free(number)?;
-        sys::set_disposition(number, &sys::disposition(own_handler()))
+        sys::signal::set_disposition(number, &sys::signal::disposition(own_handler()))
             .map_err(|errno| Error::system("a handler of a realtime signal (sigaction)", errno))?;
         match start(number) {
             Ok(mut thread) => {
@@ -256,9 +256,9 @@ impl Claim {
         }
         let ticket = self.progress.ask();
         let mark = self.progress.mark(self.number, ticket);
-        if sys::queue_signal(getpid().as_raw(), self.thread, &mark).is_err() {
+        if sys::signal::queue_signal(getpid().as_raw(), self.thread, &mark).is_err() {
             // SIGIO takes no place in the queue. Only a thread that has ended does not get it.
-            if sys::signal_thread(self.thread, libc::SIGIO).is_err() {
+            if sys::signal::signal_thread(self.thread, libc::SIGIO).is_err() {
                 return;
             }
         }
@@ -296,7 +296,7 @@ impl Drop for Claim {
         let thread = threads.swap_remove(index);
         thread.over.store(true, Ordering::Release);
         // Not a realtime signal, for which there may be no room; and it can come to nobody but that thread.
-        let told = sys::signal_thread(thread.thread, libc::SIGIO);
+        let told = sys::signal::signal_thread(thread.thread, libc::SIGIO);
         give_back(self.number);
         drop(threads);
         // What a thread hears may end the last claim, its own or another number's: then that one ends by itself.
@@ -309,11 +309,11 @@ impl Drop for Claim {
 
 /// Puts the default back, unless the program has taken the number meanwhile.
 fn give_back(number: c_int) {
-    if sys::disposition_of(number).is_ok_and(|found| found.sa_sigaction == own_handler()) {
+    if sys::signal::disposition_of(number).is_ok_and(|found| found.sa_sigaction == own_handler()) {
         // What some process has sent, and no thread has taken yet, would end this one. To ignore a signal throws away what
         // is pending (sigaction(2)). The number was good when it was claimed, so the kernel has no reason to refuse.
         for handler in [libc::SIG_IGN, libc::SIG_DFL] {
-            let _ = sys::set_disposition(number, &sys::disposition(handler));
+            let _ = sys::signal::set_disposition(number, &sys::signal::disposition(handler));
         }
     }
 }
@@ -342,7 +342,7 @@ impl fmt::Debug for Progress {
 
 impl Progress {
     fn new() -> Result<Self> {
-        let key = sys::random().map_err(|errno| Error::system("random bytes", errno))?;
+        let key = sys::random::bytes().map_err(|errno| Error::system("random bytes", errno))?;
         Ok(Self {
             key,
             state: Mutex::default(),
@@ -421,7 +421,7 @@ fn start(number: c_int) -> Result<SignalThread> {
         .spawn(move || {
             HEARS.set(true);
             let progress = &ending.0;
-            let begun = sys::block_signals().map(|()| {
+            let begun = sys::signal::block_signals().map(|()| {
                 // A full queue tells nothing. Where it was wrong to hope, what comes is not matched.
                 let whole =
                     arrives_whole(&progress.mark(number, 0)).unwrap_or_else(|errno| errno == Errno::EAGAIN);
@@ -453,9 +453,9 @@ fn start(number: c_int) -> Result<SignalThread> {
 /// Sends this thread, which is new and blocks all signals, this one, and looks at what has arrived of it: not everything
 /// that runs Linux programs hands on what lies behind the value.
 fn arrives_whole(sent: &SignalInfo) -> Result<bool, Errno> {
-    sys::queue_signal(getpid().as_raw(), gettid().as_raw(), sent)?;
+    sys::signal::queue_signal(getpid().as_raw(), gettid().as_raw(), sent)?;
     // A thread's own signals come before those of its process.
-    Ok(sys::take_signal(sent.signal) == Ok(*sent))
+    Ok(sys::signal::take_signal(sent.signal) == Ok(*sent))
 }
 
 /// The same on a thread that is over when this returns, whatever the process does with the signal.
@@ -469,7 +469,7 @@ pub(crate) fn carry_all() -> Result<bool, Errno> {
     };
     let thread = thread::Builder::new()
         .spawn(move || {
-            sys::block_signals()?;
+            sys::signal::block_signals()?;
             arrives_whole(&sent)
         })
         .map_err(|_| Errno::EAGAIN)?;
@@ -481,7 +481,7 @@ fn listen(number: c_int, over: &AtomicBool, progress: &Progress) {
     let mut again: Option<Instant> = None;
     loop {
         let left = again.map(|at| at.saturating_duration_since(Instant::now()));
-        let heard = sys::wait_for_signal(&[number, libc::SIGIO], left);
+        let heard = sys::signal::wait_for_signal(&[number, libc::SIGIO], left);
         if over.load(Ordering::Acquire) {
             return;
         }
@@ -520,7 +520,7 @@ fn empty(number: c_int, progress: &Progress, again: &mut Option<Instant>) {
     /// More than the kernel queues for a user by default, on most machines.
     const MOST: usize = 1 << 17;
     for _ in 0..MOST {
-        match sys::take_signal(number) {
+        match sys::signal::take_signal(number) {
             Ok(heard) => hear(&heard, progress, again),
             Err(Errno::EINTR) => {}
             Err(_) => return,
@@ -531,7 +531,7 @@ fn empty(number: c_int, progress: &Progress, again: &mut Option<Instant>) {
 /// A SIGIO that was meant for the program may come here, if this thread begins to wait just then. It says no more than
 /// "look at your descriptors": once too often does no harm, once too few does.
 fn forward_io() {
-    let handler = sys::disposition_of(libc::SIGIO).map(|found| found.sa_sigaction);
+    let handler = sys::signal::disposition_of(libc::SIGIO).map(|found| found.sa_sigaction);
     if handler.is_ok_and(|handler| handler != libc::SIG_DFL && handler != libc::SIG_IGN) {
         // To the process, of which this is one.
         let _ = kill(getpid(), Signal::SIGIO);

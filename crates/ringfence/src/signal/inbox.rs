@@ -22,7 +22,7 @@ use crate::{
     fork::{Birth, PerProcess, leave_torn},
     signal::claim::{Claim, Handler, strays},
     sys::lock::{Mutex, MutexGuard},
-    sys::{self, SignalInfo},
+    sys::{self, signal::SignalInfo},
     wait::cancel::Bell,
 };
 
@@ -218,7 +218,7 @@ impl OpenInbox {
     /// Opens an inbox for what comes by signals of this number, or of one that is free. Errors as [`Claim::new`].
     pub(crate) fn open(number: Option<i32>) -> Result<Self> {
         let claim = Claim::new(number, Handler::Queued(deliver))?;
-        let secret = sys::random().map_err(|errno| Error::system("random bytes", errno))?;
+        let secret = sys::random::bytes().map_err(|errno| Error::system("random bytes", errno))?;
         Self::register(claim.number, Secret(secret), Some(Arc::new(claim)))
     }
 
@@ -381,18 +381,18 @@ fn queue(
     info: &SignalInfo,
     is_there: impl Fn() -> bool,
 ) -> Result<(), Errno> {
-    match sys::pidfd_open_thread(thread) {
+    match sys::process::pidfd_open_thread(thread) {
         Ok(held) => {
-            sys::may_signal(process, thread)?;
+            sys::signal::may_signal(process, thread)?;
             if !is_there() {
                 return Err(Errno::ESRCH);
             }
-            sys::pidfd_queue_signal(&held, info)
+            sys::signal::pidfd_queue_signal(&held, info)
         }
         Err(Errno::ESRCH) => Err(Errno::ESRCH),
         // Before Linux 6.9, or no descriptor left. Both numbers would have to be another's by now, of one process, within the
         // moment since the peer was looked at.
-        Err(_) => sys::queue_signal(process, thread, info),
+        Err(_) => sys::signal::queue_signal(process, thread, info),
     }
 }
 
@@ -468,7 +468,10 @@ mod tests {
                 thread.join().unwrap().unwrap();
             }
         });
-        assert_eq!(sys::disposition_of(OTHER).unwrap().sa_sigaction, libc::SIG_DFL);
+        assert_eq!(
+            sys::signal::disposition_of(OTHER).unwrap().sa_sigaction,
+            libc::SIG_DFL
+        );
     }
 
     #[test]

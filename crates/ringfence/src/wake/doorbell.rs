@@ -324,7 +324,7 @@ impl Doorbell {
         let mut bells = [0_u8; 512];
         for _ in 0..16 {
             // Where it cannot be told, nothing is read, and the next one sees to that.
-            let Ok(count) = sys::unread(&*self.line) else {
+            let Ok(count) = sys::socket::unread(&*self.line) else {
                 break;
             };
             if count <= 1 {
@@ -515,7 +515,10 @@ impl Doorbell {
     }
 
     fn poll(&self, deadline: Option<Instant>) -> Result<Found> {
-        let mut polled = vec![PollFd::new(self.line.as_fd(), PollFlags::POLLIN | sys::HUNG_UP)];
+        let mut polled = vec![PollFd::new(
+            self.line.as_fd(),
+            PollFlags::POLLIN | sys::socket::HUNG_UP,
+        )];
         // The line ends with the peer, unless somebody else holds the peer's end of it open.
         polled.extend(
             self.pidfd
@@ -526,7 +529,7 @@ impl Doorbell {
             Ok(_) | Err(Errno::EINTR) => {
                 let found = |index: usize| match polled.get(index) {
                     // nix does not know POLLRDHUP, and answers with nothing where it is among what was found.
-                    Some(fd) => fd.revents().unwrap_or(PollFlags::POLLIN | sys::HUNG_UP),
+                    Some(fd) => fd.revents().unwrap_or(PollFlags::POLLIN | sys::socket::HUNG_UP),
                     None => PollFlags::empty(),
                 };
                 let rung = found(0).contains(PollFlags::POLLIN);
@@ -617,7 +620,7 @@ impl Ends {
     /// To be polled. No bell makes any of this ready, so that whoever waits here takes none from anybody.
     pub(crate) fn watched(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         // Also where the peer has ended its direction alone, as one does that leaves.
-        let line = (self.line.as_fd(), sys::HUNG_UP);
+        let line = (self.line.as_fd(), sys::socket::HUNG_UP);
         let pidfd = self
             .pidfd
             .as_ref()

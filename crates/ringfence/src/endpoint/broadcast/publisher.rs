@@ -116,7 +116,9 @@ fn broadcast(
     deadline: &Deadline,
     record: &mut Record,
 ) -> Result<Broadcast> {
-    let takes_barriers = sys::accept_barriers().and_then(|()| sys::issue_barrier()).is_ok();
+    let takes_barriers = sys::barrier::accept_barriers()
+        .and_then(|()| sys::barrier::issue_barrier())
+        .is_ok();
     let wanted = Wanted {
         backing: options.backing,
         capacity: options.capacity,

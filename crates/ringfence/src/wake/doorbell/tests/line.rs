@@ -50,7 +50,7 @@ impl Peer {
     /// A line to it. Its end is held here, as somebody else may hold that of a process that is dead.
     fn line(&self) -> (Doorbell, OwnedFd) {
         let (doorbell, end) = line();
-        let pidfd = sys::pidfd_open(Pid::from_raw(self.0.id().cast_signed())).unwrap();
+        let pidfd = sys::process::pidfd_open(Pid::from_raw(self.0.id().cast_signed())).unwrap();
         let doorbell = Doorbell {
             pidfd: Some(Arc::new(pidfd)),
             ..doorbell
@@ -569,7 +569,7 @@ fn a_thread_leaves_a_loop_one_bell_and_hears_each_that_follows() {
         assert!(doorbell.wait(doorbell.generation(), far()).unwrap());
         assert!(doorbell.catch_up());
         assert!(readable(polled));
-        assert_eq!(sys::unread(polled), Ok(1), "the line does not fill");
+        assert_eq!(sys::socket::unread(polled), Ok(1), "the line does not fill");
         // It is not woken again by what stays there.
         assert!(!doorbell.catch_up());
         let soon = Instant::now().checked_add(Duration::from_millis(1));
