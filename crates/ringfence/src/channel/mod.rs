@@ -1,22 +1,26 @@
 //! A channel: both directions between two processes.
 //!
-//! `open` begins one with what a handshake has left. `state` is what both halves share: the state, its lock, and what is let go of at the end; `own_phase` is the word that tells
-//! the peer. `sender` and `receiver` are the halves, `link` is what each needs of the peer, `scratch` is memory for a message in
-//! fragments, `held` reads for the binding. `tokens`, `verify` and `partner` outlive the halves and keep no channel open. `merge` reads
-//! from the receiving halves of many channels.
+//! `open` begins one with what a handshake has left. `shared` is what both halves share, under its lock; `state` is the state,
+//! `ending` every way to the end, `reason` what a program is told of it, and `own_phase` the word that tells the peer. `sender` and
+//! `receiver` are the halves, `link` is what each needs of the peer, `scratch` is memory for a message in fragments, `held` reads for
+//! the binding. `tokens`, `verify` and `partner` outlive the halves and keep no channel open. `merge` reads from the receiving halves
+//! of many channels.
 //!
 //! May import everything below: `handshake` (its parts), `ring`, `memory`, `wake`, `signal`. It never looks for a peer, and knows
 //! no address.
 
+pub(crate) mod ending;
 pub(crate) mod held;
 pub(crate) mod link;
 pub(crate) mod merge;
 pub(crate) mod open;
 pub(crate) mod own_phase;
 pub(crate) mod partner;
+pub(crate) mod reason;
 pub(crate) mod receiver;
 pub(crate) mod scratch;
 pub(crate) mod sender;
+pub(crate) mod shared;
 pub(crate) mod state;
 pub(crate) mod tokens;
 pub(crate) mod verify;
@@ -33,7 +37,8 @@ use crate::{
     channel::receiver::Receiver,
     channel::scratch::Scratch,
     channel::sender::{Begun, Sender, Writing},
-    channel::state::{ChannelState, OnEnd, Shared},
+    channel::shared::{OnEnd, Shared},
+    channel::state::ChannelState,
     channel::tokens::Tokens,
     channel::verify::{Verified, Verifier},
     error::Result,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     channel::own_phase::OwnPhase,
-    channel::state::{Held, Line, OnEnd, Shared},
+    channel::shared::{Held, Line, OnEnd, Shared},
     channel::verify::Verifier,
     evidence::Evidence,
     handshake::parts::Parts,

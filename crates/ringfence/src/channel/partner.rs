@@ -7,7 +7,7 @@ use std::{
 
 use nix::poll::PollFlags;
 
-use crate::{channel::state::Shared, wake::doorbell::Ends};
+use crate::{channel::shared::Shared, wake::doorbell::Ends};
 
 /// The end of a channel, for an owner that has none of its halves and does not keep it open.
 #[derive(Debug, Clone)]

@@ -11,8 +11,10 @@ use std::{
 
 use crate::{
     channel::link::{LOOKS_PER_GLANCE, Link, spin},
+    channel::reason::CloseReason,
     channel::scratch::Scratch,
-    channel::state::{ChannelState, CloseReason, Shared},
+    channel::shared::Shared,
+    channel::state::ChannelState,
     error::{Error, Result},
     identity::Identity,
     memory::access::Readable,

@@ -12,7 +12,9 @@ use std::{
 
 use crate::{
     channel::link::{LOOKS_PER_GLANCE, Link, spin},
-    channel::state::{ChannelState, CloseReason, Shared},
+    channel::reason::CloseReason,
+    channel::shared::Shared,
+    channel::state::ChannelState,
     error::{Error, Result},
     memory::layout::as_offset,
     memory::own::OwnRegion,

@@ -2,13 +2,16 @@
 
 use std::{
     os::fd::BorrowedFd,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
     time::Instant,
 };
 
 use crate::{
-    channel::state::Shared,
+    channel::shared::{Held, Shared},
     error::{Error, Result},
+    memory::access::{Readable, Writable},
+    memory::layout,
+    signal::claim::Claim,
     signal::inbox::TokenInbox,
     wake::doorbell::Doorbell,
 };
@@ -134,5 +137,55 @@ impl Tokens {
     /// open that had ended.
     pub fn strays(&self) -> u64 {
         self.inbox.strays()
+    }
+}
+
+impl Shared {
+    /// Sends the peer a token.
+    pub(crate) fn send_token(&self, token: u64) -> Result<()> {
+        let doorbell = self.doorbell_here()?;
+        let is_there = || {
+            doorbell.look();
+            !doorbell.is_gone()
+        };
+        if !is_there() {
+            self.notice();
+        }
+        self.check()?;
+        // This side does not end meanwhile, so that the word of how many there are is there to be written.
+        let mut guard = self.held();
+        let Some(held) = guard.as_mut().filter(|held| !held.has_left()) else {
+            drop(guard);
+            return self.check();
+        };
+        let sent = held.token_sender.send(token, is_there)?;
+        held.own.store(layout::TOKENS, sent, Ordering::Release);
+        Ok(())
+    }
+
+    /// What the peer has announced has come when this returns. Before any end is told: the peer announces nothing after it
+    /// has said how it ends.
+    pub(crate) fn hear_out(&self) {
+        self.catch_up_with(|Held { inbox, peer, .. }| {
+            inbox.lags_behind(peer.load(layout::TOKENS, Ordering::Acquire))
+        });
+    }
+
+    /// As [`Shared::hear_out`], also what was sent and not announced.
+    pub(super) fn hear_all(&self) {
+        self.catch_up_with(|held| held.inbox.claim());
+    }
+
+    fn catch_up_with(&self, late: impl FnOnce(&Held) -> Option<Arc<Claim>>) {
+        if self.is_inherited() {
+            return;
+        }
+        let held = self.held();
+        let late = held.as_ref().and_then(late);
+        // As in `finish`.
+        drop(held);
+        if let Some(claim) = late {
+            claim.catch_up();
+        }
     }
 }

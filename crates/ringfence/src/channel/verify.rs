@@ -6,7 +6,8 @@ use std::{
 };
 
 use crate::{
-    channel::state::{ChannelState, Shared},
+    channel::shared::Shared,
+    channel::state::ChannelState,
     error::{Error, Result},
     evidence::{Evidence, Record},
     identity::Identity,

@@ -280,7 +280,7 @@ pub(crate) struct Service {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     /// Channels that were made; some of them are over.
-    made: Vec<Weak<channel::state::Shared>>,
+    made: Vec<Weak<channel::shared::Shared>>,
     seats: TakenSeats,
 }
 
@@ -340,7 +340,7 @@ impl Shared<Service> {
         state.made.push(Arc::downgrade(channel.shared()));
     }
 
-    fn open_channels(&self) -> Vec<Arc<channel::state::Shared>> {
+    fn open_channels(&self) -> Vec<Arc<channel::shared::Shared>> {
         self.state().made.iter().filter_map(Weak::upgrade).collect()
     }
 

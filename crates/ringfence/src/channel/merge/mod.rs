@@ -21,8 +21,8 @@ use nix::{
 
 use crate::{
     channel::link::{LOOKS_PER_GLANCE, spin},
+    channel::reason::GoneReason,
     channel::receiver::Receiver,
-    channel::state::GoneReason,
     error::{Error, Result},
     fork::Birth,
     ring::message::Message,

@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::{
+    channel::reason::GoneReason,
     channel::receiver::Receiver,
-    channel::state::GoneReason,
     error::{Error, Result},
     ring::message::Message,
     sys,

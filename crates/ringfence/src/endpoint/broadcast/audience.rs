@@ -19,7 +19,9 @@ use std::{
 
 use crate::{
     channel::open::open,
-    channel::state::{self as channel, AtomicState, ChannelState, GoneReason, OnEnd},
+    channel::reason::GoneReason,
+    channel::shared::{self as channel, OnEnd},
+    channel::state::{AtomicState, ChannelState},
     channel::verify::{Verified, Verifier},
     endpoint::acceptor::Refused,
     endpoint::broadcast::stalls::{Position, Stalls},

@@ -12,8 +12,9 @@ use std::{
 
 use crate::{
     channel::link::spin,
+    channel::reason::CloseReason,
     channel::sender::Reserved,
-    channel::state::{ChannelState, CloseReason},
+    channel::state::ChannelState,
     endpoint::broadcast::audience::Broadcast,
     endpoint::shared::Shared,
     error::{Error, Result},

@@ -7,8 +7,8 @@ use std::{
 
 use crate::{
     channel::merge::source::{Reading, Source, Waited},
+    channel::reason::GoneReason,
     channel::receiver::Receiver,
-    channel::state::GoneReason,
     endpoint::broadcast::subscription::Subscription,
     error::Result,
     ring::message::Message,

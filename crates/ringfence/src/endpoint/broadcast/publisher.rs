@@ -8,8 +8,9 @@ use std::{
 };
 
 use crate::{
+    channel::reason::CloseReason,
     channel::sender::Reserved,
-    channel::state::{AtomicState, CloseReason},
+    channel::state::AtomicState,
     endpoint::acceptor::{Acceptor, Refused},
     endpoint::admission::Admission,
     endpoint::broadcast::audience::{Broadcast, PublisherEvent, Subscriber, watch},

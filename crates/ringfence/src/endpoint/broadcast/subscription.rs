@@ -10,10 +10,13 @@ use std::{
 };
 
 use crate::{
+    channel::ending::END_TOLD,
     channel::link::{LOOKS_PER_GLANCE, spin},
     channel::open::{Opened, open},
+    channel::reason::GoneReason,
     channel::receiver::{Packed, make_room},
-    channel::state::{ChannelState, END_TOLD, GoneReason, Shared},
+    channel::shared::Shared,
+    channel::state::ChannelState,
     channel::verify::{Verified, Verifier},
     endpoint::calling::call,
     error::{Error, Result},

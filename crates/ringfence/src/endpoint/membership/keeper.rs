@@ -6,8 +6,10 @@ use nix::poll::PollFlags;
 
 use crate::{
     channel::Channel,
+    channel::ending::Handover,
     channel::partner::Partner,
-    channel::state::{ChannelState, Handover, OnEnd},
+    channel::shared::OnEnd,
+    channel::state::ChannelState,
     endpoint::acceptor::Acceptor,
     endpoint::admission::Admission,
     endpoint::events::End,

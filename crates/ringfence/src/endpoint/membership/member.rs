@@ -8,7 +8,7 @@ use std::{
 use crate::{
     channel::Channel,
     channel::partner::Partner,
-    channel::state,
+    channel::shared,
     endpoint::acceptor::Refused,
     endpoint::membership::change::Change,
     endpoint::shared::{Endpoint, Seat, Shared},
@@ -134,7 +134,7 @@ impl Shared<Member> {
 
     /// The channel with the partner, if that is there still. Not to be called under the lock: a call that finds the end of the
     /// channel comes back with the lock.
-    pub(super) fn channel(&self) -> Option<Arc<state::Shared>> {
+    pub(super) fn channel(&self) -> Option<Arc<shared::Shared>> {
         self.partner()?.open()
     }
 

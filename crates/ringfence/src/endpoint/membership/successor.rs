@@ -3,7 +3,8 @@
 use std::{fmt, mem, sync::Arc};
 
 use crate::{
-    channel::state::{ChannelState, OnEnd},
+    channel::shared::OnEnd,
+    channel::state::ChannelState,
     endpoint::acceptor::Refused,
     endpoint::membership::member::{Member, Parted},
     endpoint::shared::{Endpoint, Shared},

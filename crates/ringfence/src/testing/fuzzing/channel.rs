@@ -20,9 +20,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use crate::{
     channel::Channel,
+    channel::reason::CloseReason,
     channel::receiver::{Packed, Receiver},
     channel::sender::Sender,
-    channel::state::CloseReason,
     error::Error,
     fork::Mark,
     handshake::parts::{Parts, Role},

@@ -1,0 +1,204 @@
+//! What both halves of a channel share within this process: its state, its line, and what is let go of at its end.
+
+use std::{
+    fmt,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{
+    channel::own_phase::OwnPhase,
+    channel::reason::{CloseReason, GoneReason},
+    channel::state::{AtomicState, ChannelState},
+    error::Result,
+    fork::{Mark, inherited, leave_torn},
+    handshake::parts::Role,
+    memory::access::Readable,
+    memory::layout,
+    memory::own::OwnRegion,
+    memory::peer::PeerRegion,
+    memory::phase::Phase,
+    signal::inbox::{OpenInbox, TokenSender},
+    sys::lock::{Mutex, MutexGuard},
+    wake::doorbell::Doorbell,
+};
+
+/// What both halves of a channel share within this process.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) role: Role,
+    /// Also held by a thread that waits for tokens, which keeps no channel open.
+    pub(crate) doorbell: Arc<Doorbell>,
+    pub(crate) state: AtomicState,
+    pub(crate) sending_ended: AtomicBool,
+    pub(crate) receiving_ended: AtomicBool,
+    /// What is let go of when the channel ends. A thread that changes the phase of this side's region, or the number of its tokens,
+    /// has this lock.
+    pub(crate) held: Mutex<Option<Held>>,
+    pub(crate) busy_poll: Duration,
+}
+
+/// What a channel keeps from others until it ends: the address of a pair's host, a seat of a service.
+pub(crate) trait OnEnd: fmt::Debug + Send {
+    /// The channel ends, in this [`ChannelState`], and neither the program nor the peer has been told yet: lets go of what others may
+    /// have. Answers whether this side goes on in its peer's place. Dropped once the peer can see the end.
+    fn end(&mut self, state: ChannelState) -> bool;
+}
+
+/// A value that is dropped, however the channel ends.
+impl<T: fmt::Debug + Send> OnEnd for Option<T> {
+    fn end(&mut self, _state: ChannelState) -> bool {
+        *self = None;
+        false
+    }
+}
+
+/// The private line of a channel, and the process at its other end.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) role: Role,
+    pub(crate) socket: OwnedFd,
+    pub(crate) pidfd: Option<Arc<OwnedFd>>,
+    /// Both processes take membarrier(2).
+    pub(crate) barriers: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) own: OwnRegion,
+    pub(crate) phase: OwnPhase,
+    pub(crate) peer: PeerRegion,
+    pub(crate) inbox: OpenInbox,
+    pub(crate) token_sender: TokenSender,
+    /// Dropped before anything says that the channel has ended: a process that hears of the end may join anew at once.
+    pub(crate) on_end: Option<Box<dyn OnEnd>>,
+}
+
+impl Shared {
+    /// A channel whose peer has this side's object already. From now on the tripwire ends it.
+    pub(crate) fn open(line: Line, mark: Mark, held: Held, busy_poll: Duration) -> Arc<Self> {
+        let own = held.own.clone();
+        let shared = Arc::new(Self {
+            role: line.role,
+            doorbell: Arc::new(Doorbell::new(line.socket, line.pidfd)),
+            state: AtomicState::open(mark),
+            sending_ended: AtomicBool::new(false),
+            receiving_ended: AtomicBool::new(false),
+            held: Mutex::new(Some(held)),
+            busy_poll,
+        });
+        own.in_use(line.barriers);
+        if let Some(tripwire) = own.tripwire() {
+            let shared = Arc::downgrade(&shared);
+            tripwire.on_alarm(move || {
+                if let Some(shared) = shared.upgrade() {
+                    shared.finish(ChannelState::Exposed);
+                }
+            });
+        }
+        shared
+    }
+
+    /// What a call on an ended channel gets.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.state.get().check()
+    }
+
+    /// Whether this process was forked from the one whose channel it is.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.state.is(ChannelState::Inherited, Ordering::Relaxed)
+    }
+
+    /// For a call that takes something from the line. Errors in a child: the line is its parent's.
+    pub(crate) fn doorbell_here(&self) -> Result<&Doorbell> {
+        if self.is_inherited() {
+            return Err(inherited());
+        }
+        Ok(&self.doorbell)
+    }
+
+    /// For an event loop of the program's.
+    pub(crate) fn line(&self) -> BorrowedFd<'_> {
+        // What a lock guards is looked at by no child: the thread that had it may be its parent's alone.
+        if self.is_inherited() {
+            return self.doorbell.line();
+        }
+        self.doorbell.as_fd()
+    }
+
+    /// The channel has this until it ends. Where it has ended already, how it has is told at once.
+    pub(crate) fn keep(&self, mut on_end: Box<dyn OnEnd>) {
+        let mut guard = self.held();
+        if let Some(held) = guard.as_mut() {
+            held.on_end = Some(on_end);
+            return;
+        }
+        drop(guard);
+        on_end.end(self.state.get());
+    }
+
+    pub(super) fn held(&self) -> MutexGuard<'_, Option<Held>> {
+        self.held.lock()
+    }
+
+    /// Says that this side sends no more. `false`: the channel has ended already, and the peer was told of that.
+    pub(crate) fn end_sending(&self) -> bool {
+        if self.is_inherited() {
+            return false;
+        }
+        let mut guard = self.held();
+        guard.as_mut().is_some_and(|held| held.phase.end_sending())
+    }
+
+    /// Gives the address back, and nothing else: see [`Sender::vacate`](crate::Sender::vacate).
+    pub(crate) fn vacate(&self) {
+        if self.is_inherited() {
+            return;
+        }
+        let on_end = self.held().as_mut().and_then(|held| held.on_end.take());
+        drop(on_end);
+    }
+
+    /// The phase of the peer's region, while this side has that.
+    pub(super) fn phase_of_peer(&self) -> Option<Phase> {
+        let held = self.held();
+        Phase::from_word(held.as_ref()?.peer.load(layout::PHASE, Ordering::Acquire))
+    }
+
+    /// Before a thread lies down: see [`Doorbell::catch_up`].
+    pub(crate) fn catch_up(&self) {
+        if !self.is_inherited() && self.doorbell.catch_up() {
+            self.notice();
+        }
+    }
+
+    /// Before an event loop waits: see [`Doorbell::arm`].
+    pub(crate) fn arm(&self) -> Result<()> {
+        if !self.is_inherited() && self.doorbell.arm()? {
+            self.notice();
+        }
+        Ok(())
+    }
+
+    /// As [`Shared::close_reason`], of a publisher or a subscription.
+    pub(crate) fn gone_reason(&self) -> Option<GoneReason> {
+        self.state.get().gone_reason()
+    }
+
+    pub(crate) fn close_reason(&self) -> Option<CloseReason> {
+        self.state.get().close_reason()
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if self.is_inherited() {
+            leave_torn(&mut self.held);
+        }
+        self.finish(ChannelState::ClosedHere);
+    }
+}
