@@ -76,6 +76,16 @@ test('two processes that run the example of README.md greet each other', async (
   }
 })
 
+test('README.md and docs/errors.md tell of every code, and of no other', (t) => {
+  const read = (file: string) => readFileSync(join(root, file), 'utf8')
+  const names = /^export type ErrorName =\n((?: {2}\| '\w+'\n)+)/m.exec(read('ts/errors.ts'))![1]!
+  const codes = [...names.matchAll(/'(\w+)'/g)].map(([, name]) => name!).sort()
+  const readme = read('README.md')
+  const table = readme.slice(readme.indexOf('\n## Errors\n'), readme.indexOf('\n## Platforms that pass\n'))
+  t.deepEqual([...table.matchAll(/`([A-Z_]+)`/g)].map(([, name]) => name!).sort(), codes)
+  t.deepEqual([...read('docs/errors.md').matchAll(/^\| `([A-Z_]+)` \|/gm)].map(([, name]) => name!).sort(), codes)
+})
+
 test('the options of docs/options.md are taken', async (t) => {
   const code = replaceAll(t, exampleOf('docs/options.md', 'Example'), [
     ['join(address,', `join(${JSON.stringify(namedAddress(t))},`],
