@@ -2,9 +2,9 @@
 // executable.
 
 import test, { type ExecutionContext } from 'ava'
-import type { Channel, Options } from 'ringfence'
+import { publish, type Channel, type Options } from 'ringfence'
 
-import { addressOf, kinds, type Kind, untilBound } from './support/address.js'
+import { abstractAddress, addressOf, kinds, type Kind, untilBound } from './support/address.js'
 import { pattern } from './support/bytes.js'
 import { joinHere, Partner } from './support/partner.js'
 import { RustPartner, rustPartner, type RustSettings } from './support/rust.js'
@@ -199,4 +199,38 @@ test('a process of the other language is refused where it is not named, from eit
   await untilBound(other)
   const error = await t.throwsAsync(joinHere(t, other, NODE), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
   t.regex(error?.message ?? '', /the peer refused this process: its policy looks at executable/)
+})
+
+test('a Rust process reads two Node agents and a Node publisher as one; each end is told, one of them of a killed process', async (t) => {
+  const address = abstractAddress()
+  const sizes = Array.from({ length: 200 }, (_, number) => (number * 37) % 1000)
+  const publisher = await publish(`${address}-ticks`, { capacity: CAPACITY, policy: NODE.policy! })
+  t.teardown(() => publisher.close())
+  const rust = new RustPartner(t, { deed: 'merge', address, capacity: CAPACITY, longest: 2000, sizes })
+  t.is(await rust.hear(), 'listening')
+  const agents = await Promise.all([Partner.start(t), Partner.start(t)])
+  for (const agent of agents) await agent.connect(address, NODE)
+  t.is(await rust.hear(), 'reading')
+
+  for (const [number, size] of sizes.entries()) await publisher.send(pattern(number, size))
+  for (const agent of agents) {
+    await agent.run(async (kit, all) => {
+      for (const [number, size] of all.entries()) await kit.channel.send(kit.bytes.pattern(number, size))
+    }, sizes)
+  }
+  const [leaver, doomed] = agents
+  await publisher.end()
+  await leaver!.run((kit) => kit.channel.end())
+  await doomed!.kill()
+  const told = [await rust.hear(), await rust.hear(), await rust.hear()]
+  const count = sizes.length
+  t.deepEqual(
+    new Set(told),
+    new Set([
+      `${process.pid}: ${count}, closed`,
+      `${leaver!.pid}: ${count}, closed`,
+      `${doomed!.pid}: ${count}, exited`,
+    ]),
+  )
+  t.deepEqual(await rust.exited, [0, null])
 })

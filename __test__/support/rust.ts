@@ -16,7 +16,18 @@ export const framesProducer = built('ringfence-frames')
 export const tickerPublisher = built('ringfence-ticker')
 
 export interface RustSettings {
-  deed: 'produce' | 'consume' | 'echo' | 'close' | 'leave' | 'execute' | 'tokens' | 'member' | 'publish' | 'subscribe'
+  deed:
+    | 'produce'
+    | 'consume'
+    | 'echo'
+    | 'close'
+    | 'leave'
+    | 'execute'
+    | 'tokens'
+    | 'member'
+    | 'merge'
+    | 'publish'
+    | 'subscribe'
   address: string
   capacity: number
   longest: number

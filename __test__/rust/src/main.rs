@@ -8,6 +8,8 @@
 //!
 //! Says on standard output how far it is, a line each. An error is a line with its code, and exit code 1.
 
+mod merge;
+
 use std::{
     error::Error,
     io::{self, Write as _},
@@ -60,6 +62,7 @@ fn run() -> Outcome {
     }
     match &deed[..] {
         "publish" => return publish_all(&address.parse()?, &options, &sizes),
+        "merge" => return merge::merge_all(&address.parse()?, &options, longest.parse()?, &sizes),
         "subscribe" => return subscribe_all(&address.parse()?, &options.wait(true)),
         _ => {}
     }
