@@ -6,11 +6,14 @@ import {
   chmodSync,
   closeSync,
   constants,
+  copyFileSync,
+  linkSync,
   lstatSync,
   mkdirSync,
   openSync,
   readdirSync,
   readFileSync,
+  realpathSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -31,7 +34,11 @@ import { soon, until } from './support/until.js'
 const cli = fileURLToPath(new URL('../../dist/esm/cli.js', import.meta.url))
 
 function run(t: ExecutionContext, ...words: string[]) {
-  const child = spawn(process.execPath, [cli, ...words], { stdio: ['ignore', 'pipe', 'pipe'] })
+  return runBy(t, process.execPath, ...words)
+}
+
+function runBy(t: ExecutionContext, node: string, ...words: string[]) {
+  const child = spawn(node, [cli, ...words], { stdio: ['ignore', 'pipe', 'pipe'] })
   t.teardown(() => child.kill('SIGKILL'))
   const done = Promise.all([once(child, 'exit'), text(child.stdout), text(child.stderr)]).then(
     ([[code, signal], output, complaints]) => ({
@@ -79,6 +86,27 @@ test('a file is replaced once everything has come, and keeps its mode', async (t
   t.is(readFileSync(file, 'utf8'), `${'x'.repeat(300_000)}the rest`)
   t.is(statSync(file).mode & 0o777, 0o640)
   t.deepEqual(readdirSync(directory), ['target'])
+})
+
+test('what a peer has named itself is shown, and moves no cursor', async (t) => {
+  const { file, address } = scene(t)
+  // The same file by another name, so that it is the same executable; where that cannot be, a copy, which is refused.
+  const named = join(temporaryDirectory(t), '\u001b[2J\nringfence: all is well\u202e')
+  let refused = false
+  try {
+    linkSync(realpathSync(process.execPath), named)
+  } catch {
+    copyFileSync(process.execPath, named)
+    refused = true
+  }
+  const receiver = run(t, 'receive', address, file, '--evidence')
+  await untilBound(address)
+  const sender = runBy(t, named, 'send', address, file)
+  if (refused) await sender.done.then(() => receiver.child.kill('SIGTERM'))
+  else t.is((await sender.done).code, 0)
+  const { complaints } = await receiver.done
+  if (!refused) t.true(complaints.includes('/\\u{1b}'), complaints)
+  for (const moving of ['\u001b', '\u202e', '\nringfence: all is well']) t.false(complaints.includes(moving))
 })
 
 test('where the sender is killed, the file is as it was, and nothing lies beside it', async (t) => {

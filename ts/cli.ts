@@ -9,7 +9,7 @@ import { publish, subscribe } from './cli/broadcast.js'
 import { collect } from './cli/collect.js'
 import { diagnose } from './cli/doctor.js'
 import { exitCode, UsageError } from './cli/exit.js'
-import { parseSize } from './cli/text.js'
+import { parseSize, tell } from './cli/text.js'
 import { receive, send, type Transfer } from './cli/transfer.js'
 import type { Delivery } from './types.js'
 
@@ -226,7 +226,7 @@ process.stdout.on('error', fail)
 
 function fail(error: unknown): void {
   const message = error instanceof Error ? error.message : String(error)
-  process.stderr.write(`ringfence: ${message}\n`)
+  tell(message)
   if (error instanceof UsageError) process.stderr.write('Try ringfence --help.\n')
   process.exit(exitCode(error))
 }

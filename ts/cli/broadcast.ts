@@ -8,7 +8,7 @@ import { publish as bind, type Publisher } from '../broadcast/publisher.js'
 import { subscribe as connect } from '../broadcast/subscription.js'
 import { RingfenceError } from '../errors.js'
 import type { PublishOptions, SubscribeOptions } from '../types.js'
-import { evidenceTable } from './text.js'
+import { evidenceTable, tell } from './text.js'
 
 /** One run of `publish`. */
 export interface Publishing {
@@ -47,9 +47,9 @@ export async function publish({ address, file, raw, audience, evidence, options 
         process.stderr.write(`subscriber is process ${subscriber.peer.pid}\n${evidenceTable(subscriber.evidence)}\n`)
     })
     publisher.on('gone', ({ peer }, reason) => {
-      if (reason === 'evicted') process.stderr.write(`ringfence: process ${peer.pid} was too slow, and is let go of\n`)
+      if (reason === 'evicted') tell(`process ${peer.pid} was too slow, and is let go of`)
     })
-    publisher.on('refused', (refusal) => process.stderr.write(`ringfence: ${refusal.message}\n`))
+    publisher.on('refused', (refusal) => tell(refusal.message))
     while (publisher.subscribers.length < audience) await once(publisher, 'subscriber')
     const stream: Readable = source === undefined ? process.stdin : source.createReadStream({ autoClose: false })
     const input = stream as AsyncIterable<Buffer>
@@ -119,7 +119,7 @@ export async function subscribe({ address, count, raw, evidence, options }: Subs
     if (!process.stdout.write(raw ? message : Buffer.concat([message, newline]))) await once(process.stdout, 'drain')
   }
   const { lost } = subscription
-  if (lost > 0n) process.stderr.write(`ringfence: ${lost} messages were passed over\n`)
+  if (lost > 0n) tell(`${lost} messages were passed over`)
   if (left > 0 && (await subscription.closed) === 'exited')
     throw new RingfenceError('PEER_LOST', "the publisher's process has ended without an end of what it publishes")
 }

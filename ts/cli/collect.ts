@@ -7,7 +7,7 @@ import { letEnd, makeHeld, type Merge } from '../merge.js'
 import { listen, type Listener } from '../service.js'
 import type { CloseReason, ListenOptions } from '../types.js'
 import { Lines, LONGEST } from './lines.js'
-import { evidenceTable } from './text.js'
+import { evidenceTable, tell } from './text.js'
 import { mustBeOpen } from './transfer.js'
 
 /** One run of the collector. */
@@ -30,7 +30,7 @@ export async function collect({ address, evidence, options, stop }: Collection):
   listener.on('refused', ({ code, message, identity }) => {
     // `send` comes as one of a pair at first.
     if (code !== 'ERR_RINGFENCE_PROTOCOL')
-      complain(`refused ${identity ? `process ${identity.pid}` : 'a process'}: ${message}`)
+      tell(`refused ${identity ? `process ${identity.pid}` : 'a process'}: ${message}`)
   })
   await new Collector(evidence).run(listener, stop)
 }
@@ -83,7 +83,7 @@ class Collector {
     if (lines === undefined) return
     const whole = lines.add(bytes)
     if (lines.size > LONGEST) {
-      complain(`process ${channel.peer.pid} sends a line of more than ${LONGEST >> 20} MiB: it is let go of`)
+      tell(`process ${channel.peer.pid} sends a line of more than ${LONGEST >> 20} MiB: it is let go of`)
       this.#lines.delete(channel)
       await channel.close()
     }
@@ -102,7 +102,7 @@ class Collector {
 
   #end(channel: Channel, reason: CloseReason): void {
     const was = reason === 'exited' ? 'has ended' : reason === 'closed' ? undefined : `is gone (${reason})`
-    if (was !== undefined) complain(`process ${channel.peer.pid} ${was} before it had said that it has sent all`)
+    if (was !== undefined) tell(`process ${channel.peer.pid} ${was} before it had said that it has sent all`)
     void this.#finish(channel)
   }
 
@@ -116,8 +116,4 @@ class Collector {
     if (channel.readableEnded) await channel.end()
     else await channel.close()
   }
-}
-
-function complain(text: string): void {
-  process.stderr.write(`ringfence: ${text}\n`)
 }

@@ -25,6 +25,19 @@ export function formatBytes(bytes: number): string {
   return `${bytes} B`
 }
 
+/** What is no letter of a text, but moves the cursor, turns the direction, or begins a line. */
+const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu
+
+/** As a terminal can be shown it: another process names its executable and its cgroup as it likes. */
+export function printable(text: string): string {
+  return text.replaceAll(UNPRINTABLE, (found) => `\\u{${found.codePointAt(0)!.toString(16)}}`)
+}
+
+/** One line for people, on standard error. */
+export function tell(line: string): void {
+  process.stderr.write(`ringfence: ${printable(line)}\n`)
+}
+
 /** Rows under headings, columns as wide as they must be, the last one cut to the width. */
 export function table(headings: string[], rows: string[][], width = process.stderr.columns ?? 160): string {
   const widths = headings.map((heading, column) => Math.max(heading.length, ...rows.map((row) => row[column]!.length)))
@@ -47,6 +60,7 @@ export function evidenceTable(evidence: readonly Evidence[], width?: number): st
   return table(['', 'step', 'check', 'found', 'wanted'], rows, width)
 }
 
-function shorten(text: string, length: number): string {
+function shorten(whole: string, length: number): string {
+  const text = printable(whole)
   return text.length > length ? `${text.slice(0, length - 1)}…` : text
 }
