@@ -36,6 +36,13 @@ pub(super) fn plain_publisher() -> Result<(), String> {
                 "publishing".into()
             }
             ["subscribers"] => open().map(plain_many::Publisher::subscribers)?.to_string(),
+            ["fill"] => {
+                let before = sent;
+                while open()?.send(&message(sent + 1)) {
+                    sent += 1;
+                }
+                format!("filled {}", sent - before)
+            }
             // Gives up when nothing has gone for a while.
             ["send-all", count] => {
                 let (goal, mut last) = (sent + number::<u64>(count)?, Instant::now());
@@ -101,6 +108,16 @@ pub(super) fn publisher() -> Result<(), String> {
                 Ok(false) => "full".into(),
                 Err(error) => victim_fenced::show(&error),
             },
+            ["fill"] => {
+                let before = sent;
+                loop {
+                    match there(&mut publisher)?.try_send(&message(sent + 1)) {
+                        Ok(true) => sent += 1,
+                        Ok(false) => break format!("filled {}", sent - before),
+                        Err(error) => break victim_fenced::show(&error),
+                    }
+                }
+            }
             // Sleeps where it must.
             ["send-all", count] => {
                 let goal = sent + number::<u64>(count)?;

@@ -8,6 +8,7 @@ mod hand_fenced;
 mod insiders;
 mod inspector;
 mod keeper;
+mod merge;
 mod program;
 mod victim;
 mod victim_fenced;
@@ -48,6 +49,8 @@ fn take_part(args: &[&str]) -> Result<(), String> {
         ["publisher", "ringfence"] => program::forget_inherited().and_then(|()| broadcast::publisher()),
         ["subscriber", "plain"] => broadcast::plain_subscriber(),
         ["subscriber", "ringfence"] => program::forget_inherited().and_then(|()| broadcast::subscriber()),
+        ["collector", "plain"] => merge::plain(),
+        ["collector", "ringfence"] => program::forget_inherited().and_then(|()| merge::fenced()),
         ["inventory"] => {
             program::print_inventory();
             Ok(())

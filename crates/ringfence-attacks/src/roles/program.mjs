@@ -1,12 +1,58 @@
 // A Node program under orders, with a secret in its memory.
 
+import { once } from 'node:events'
+import { connect, createServer } from 'node:net'
 import { createInterface } from 'node:readline'
 import { pathToFileURL } from 'node:url'
+import v8 from 'node:v8'
 
-const { harden, join } = await import(pathToFileURL(process.env.RINGFENCE))
+const { harden, join, json, structured } = await import(pathToFileURL(process.env.RINGFENCE))
+const codecs = { json: json(), structured: structured() }
 // Made at run time, so that it is nowhere but in memory.
 globalThis.secret = ['top', 'secret'].join('')
 let channel
+
+/** Bytes that no honest encoder makes, of each kind; the same in each run. Each must be refused, and none may do harm. */
+function* madeUp(name) {
+  const honest = { json: Buffer.from(JSON.stringify(VALUE)), structured: v8.serialize(VALUE) }[name]
+  for (let length = 0; length < honest.length; length += 1) yield honest.subarray(0, length)
+  let word = 1
+  for (let number = 1; number < 300; number += 1) {
+    // A zero is no beginning of either, and makes the rest as good as any.
+    const bytes = Buffer.alloc(number)
+    for (let at = 1; at < number; at += 1) bytes[at] = (word = (word * 1_103_515_245 + 12_345) & 0x7fff_ffff) >> 16
+    yield bytes
+  }
+  const begun = Buffer.from([0xff, 0x0f])
+  // Deep: arrays in arrays, so many that a decoder which calls itself has no stack left.
+  yield name === 'json' ? Buffer.alloc(1_000_000, '[') : Buffer.concat([begun, Buffer.alloc(1_000_000, 'A\x01')])
+  // Huge: a length of 4 GiB, of a text, of memory and of an array.
+  const length = [0xff, 0xff, 0xff, 0xff, 0x0f]
+  for (const kind of '"BA') yield Buffer.concat([begun, Buffer.from([kind.charCodeAt(0), ...length, 1, 2, 3])])
+}
+
+const VALUE = { order: 4, parts: ['a', 1.5, true, null], note: 'x'.repeat(40) }
+
+/** How many of so many messages the codec refuses, each in a call of its own. */
+async function refused(name, count) {
+  const typed = channel.with(codecs[name])
+  let malformed = 0
+  for (let left = Number(count); left > 0; left -= 1) {
+    await typed.receive().catch((error) => {
+      if (error.code !== 'ERR_RINGFENCE_MALFORMED') throw error
+      malformed += 1
+    })
+  }
+  return malformed
+}
+
+/** As such programs are written: each line that comes is a value. */
+async function listenPlain(path) {
+  const server = createServer(async (socket) => {
+    for await (const line of createInterface({ input: socket })) JSON.parse(line)
+  })
+  await once(server.listen(path), 'listening')
+}
 
 async function obey(order, words) {
   switch (order) {
@@ -26,6 +72,31 @@ async function obey(order, words) {
       return 'sent'
     case 'receive':
       return `got ${await channel.receive()}`
+    case 'send-made-up': {
+      let count = 0
+      for (const bytes of madeUp(words[0])) {
+        await channel.send(bytes)
+        count += 1
+      }
+      return `sent ${count}`
+    }
+    case 'refused':
+      return `refused ${await refused(...words)}`
+    case 'send-value':
+      await channel.with(codecs[words[0]]).send(VALUE)
+      return 'sent'
+    case 'receive-value':
+      return JSON.stringify(await channel.with(codecs[words[0]]).receive()) === JSON.stringify(VALUE)
+        ? 'got it'
+        : 'another'
+    case 'listen-plain':
+      await listenPlain(words[0])
+      return 'listening'
+    case 'send-plain': {
+      const socket = connect(words[0])
+      await once(socket.end('{"order":4,\n'), 'close')
+      return 'sent'
+    }
   }
   return `no such order: ${order}`
 }

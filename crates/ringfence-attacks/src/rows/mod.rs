@@ -13,6 +13,7 @@ mod face;
 mod fork;
 mod insider;
 mod line;
+mod merge;
 mod node;
 mod object;
 mod peer;
@@ -78,6 +79,8 @@ macro_rules! with_rows {
             50 row_50_stranger_floods "OU" "floods a publisher's address with connections" true broadcast::stranger_floods;
             51 row_51_come_and_go "MP" "1,000 subscriptions made and dropped" true broadcast::come_and_go;
             52 row_52_lying_publisher "MP" "a publisher that lies in OFFER, tail, floor, marks, lengths, flags, at any moment" true broadcast::lying_publisher;
+            53 row_53_made_up "MP" "bytes made up for a codec: cut off, random, deep, with lengths that are not there" true node::made_up;
+            54 row_54_floods_a_merge "MP" "floods a merge from one source" true merge::floods_one_source;
             55 row_55_false_alarm "SU" "sends SIGIO, as at an alarm, where no descriptor is left" true signals::false_alarm;
             56 row_56_fork "child" "is forked, executes nothing, uses and drops what it has" true fork::without_exec;
             57 row_57_bad_callback "NR" "a callback that panics, or never returns" true place::bad_callback;

@@ -2,7 +2,7 @@
 
 use std::{fs, net::TcpListener, path::Path};
 
-use super::{fenced_host, must};
+use super::{Heard, TIME_LIMIT, fenced_host, must};
 use crate::{
     Half, Report, Trouble,
     actor::Actor,
@@ -150,5 +150,55 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, Trouble> {
         plain,
         ringfence: Half::held(super::face::DOCUMENTED),
         stopped_by: "no NODE_OPTIONS in a setgid program",
+    })
+}
+
+/// Row 53: messages that no honest encoder makes: cut off at each byte, random, deep, with lengths that are not there.
+///
+/// What stops it: a decoder's exception is that call's error, with the bytes, and the next call goes on. No decoder is handed memory that
+/// the peer can still write.
+pub(super) fn made_up(stage: &Stage) -> Result<Report, Trouble> {
+    let node = stage.node()?;
+    let path = stage.shared().join("plain.sock").display().to_string();
+    let mut victim = program(stage, "the victim", &node, &[], &[])?;
+    let mut hostile = program(stage, "the hostile peer", &node, &[], &[])?;
+    must(&mut victim, &format!("listen-plain {path}"), "listening")?;
+    must(&mut hostile, &format!("send-plain {path}"), "sent")?;
+    let plain = match victim.hear(TIME_LIMIT) {
+        Heard::Ended(how) => Half::bit(format!("one line that is no value ends the process ({how})")),
+        other => Half::held(format!("{other:?}")),
+    };
+
+    let mut seen = Vec::new();
+    for codec in ["json", "structured"] {
+        let address = stage.address(codec);
+        let mut victim = program(stage, "the victim", &node, &[], &[])?;
+        victim.say(&format!("join {address}"))?;
+        crate::post::wait_for_listener(&address).map_err(Trouble::Wrong)?;
+        let mut hostile = program(stage, "the hostile peer", &node, &[], &[])?;
+        must(&mut hostile, &format!("join {address}"), "joined guest")?;
+        victim.expect("joined host")?;
+        hostile.say(&format!("send-made-up {codec}"))?;
+        let count = hostile.expect("sent")?;
+        match victim.try_ask(&format!("refused {codec} {count}"), TIME_LIMIT) {
+            Heard::Line(line) if line == format!("refused {count}") => {}
+            other => {
+                return Ok(Report::bitten(
+                    plain,
+                    format!("{codec}, {count} messages: {other:?}"),
+                ));
+            }
+        }
+        must(&mut hostile, &format!("send-value {codec}"), "sent")?;
+        must(&mut victim, &format!("receive-value {codec}"), "got it")?;
+        seen.push(format!("{codec} {count}"));
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held(format!(
+            "each is MALFORMED ({}), the next value is read",
+            seen.join(", ")
+        )),
+        stopped_by: "a decoder's exception is an error of that call",
     })
 }

@@ -1,0 +1,74 @@
+//! Collectors under orders: they read what two publishers send, of which one floods, and say how much of the flood they had before
+//! the other was heard.
+
+use std::time::Duration;
+
+use ringfence::{Address, Error, Merge, Merged, Options, Subscription, subscribe};
+
+use super::serve;
+use crate::plain_many;
+
+/// Of the flood, after which it gives up.
+const TOO_MUCH: usize = 100_000;
+
+/// Reads one after the other, each to its end, as loops over several descriptors are often written.
+pub(super) fn plain() -> Result<(), String> {
+    let mut both = None;
+    serve(|order| {
+        Ok(match order {
+            ["from", flooded, quiet] => {
+                let open = |address| plain_many::subscribe(address, 0, false);
+                both = Some((open(flooded)?, open(quiet)?));
+                "collecting".into()
+            }
+            ["hear"] => {
+                let (flooded, quiet) = both.as_mut().ok_or("collects nothing")?;
+                let mut before = 0;
+                loop {
+                    while before < TOO_MUCH && flooded.receive(Duration::ZERO).is_some() {
+                        before += 1;
+                    }
+                    if before == TOO_MUCH || quiet.receive(Duration::ZERO).is_some() {
+                        break format!("heard after {before}");
+                    }
+                }
+            }
+            other => return Err(format!("no such order: {other:?}")),
+        })
+    })
+}
+
+/// Of ringfence.
+pub(super) fn fenced() -> Result<(), String> {
+    let mut both = None;
+    serve(|order| {
+        Ok(match order {
+            ["from", flooded, quiet] => {
+                both = Some(merge(flooded, quiet).map_err(|error| error.to_string())?);
+                "collecting".into()
+            }
+            ["hear"] => {
+                let (merge, quiet) = both.as_mut().ok_or("collects nothing")?;
+                let (mut before, mut into) = (0, vec![0; 64 * 1024]);
+                loop {
+                    match merge.receive(&mut into).map_err(|error| error.to_string())? {
+                        Some(Merged::Message { from, .. }) if from == *quiet => {
+                            break format!("heard after {before}");
+                        }
+                        Some(Merged::Message { .. }) if before < TOO_MUCH => before += 1,
+                        other => break format!("{other:?}"),
+                    }
+                }
+            }
+            other => return Err(format!("no such order: {other:?}")),
+        })
+    })
+}
+
+fn merge(flooded: &str, quiet: &str) -> Result<(Merge<Subscription>, ringfence::Key), Error> {
+    let mut merge = Merge::new()?;
+    let open = |address: &str| subscribe(&address.parse::<Address>()?, &Options::new());
+    merge.add(open(flooded)?)?;
+    let quiet = merge.add(open(quiet)?)?;
+    Ok((merge, quiet))
+}
