@@ -47,6 +47,8 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
   readonly #settings: ChannelSettings
   readonly #acceptQueue: AcceptQueue
   #over = false
+  /** What it hears by of other listeners: `removeAllListeners` is about those of the program. */
+  readonly #hearing = new Map<'newListener' | 'removeListener', (name: unknown) => void>()
   /** Takes back what is to be done as the process exits. */
   readonly #stay: () => void
 
@@ -119,6 +121,28 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
   unref(): this {
     this.#native.keepAlive(0)
     return this
+  }
+
+  /** As that of every emitter. By what this object hears of listeners that come and go, it goes on hearing. */
+  override removeAllListeners(...name: Parameters<EventEmitter<Events>['removeAllListeners']>): this {
+    super.removeAllListeners(...name)
+    for (const [event, hear] of this.#hearing) this.#listen(event, hear)
+    return this
+  }
+
+  /**
+   * Has it hear of listeners that come, or that go.
+   *
+   * @internal
+   */
+  protected hearOf(event: 'newListener' | 'removeListener', hear: (name: unknown) => void): void {
+    this.#hearing.set(event, hear)
+    this.#listen(event, hear)
+  }
+
+  #listen(event: string, hear: (name: unknown) => void): void {
+    const emitter = this as EventEmitter
+    if (!emitter.listeners(event).includes(hear)) emitter.on(event, hear)
   }
 
   /** @internal */

@@ -63,7 +63,7 @@ export class Membership extends Endpoint<MembershipEvents> {
     super(key, 'memberships are made by member', parts, false)
     this.#native = parts.native
     this.#role = parts.native.role
-    super.on('newListener' as keyof MembershipEvents, (name: unknown) => {
+    this.hearOf('newListener', (name) => {
       if (name === 'token' && this.#channel !== null) void this.#tellTokens(this.#channel)
     })
     // A guest comes with its channel. The caller of `member` hears of that as well: it has its listeners a turn later.

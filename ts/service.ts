@@ -57,12 +57,12 @@ export class Listener extends Endpoint<ListenerEvents> {
     this.#native = parts.native
     this.#signal = parts.opening.signal
     this.#signal?.addEventListener('abort', this.#abort, { once: true })
-    this.on('newListener' as keyof ListenerEvents, (name: unknown) => {
-      // Told before the listener is there, which an error keeps it from.
+    // Told before the listener is there, which an error keeps it from.
+    this.hearOf('newListener', (name) => {
       if (name === 'connection' && this.#merged !== null) throw invalid(toMessages())
       if (name === 'connection') queueMicrotask(() => this.#divert())
     })
-    this.on('removeListener' as keyof ListenerEvents, (name: unknown) => {
+    this.hearOf('removeListener', (name) => {
       if (name === 'connection' && this.listenerCount('connection') === 0) this.setTaker(null)
     })
   }
