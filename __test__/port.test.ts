@@ -238,3 +238,23 @@ test('what is no channel, no codec and no listener is INVALID_ARGUMENT', async (
   t.notThrows(() => port.addEventListener('message', null))
   t.notThrows(() => port.off('message', () => {}))
 })
+
+test.serial('one that is closed in the middle of what a peer has left tells its close', async (t) => {
+  const { channel, partner } = await pair(t)
+  await partner.run(async (kit) => {
+    const port = kit.ringfence.toPort(kit.channel)
+    for (const value of [1, 2, 3]) port.postMessage(value)
+    port.close()
+    await kit.channel.closed
+  })
+  const port = toPort(channel)
+  t.is(await soon(channel.closed, 'the end of the peer'), 'closed')
+  const closed = once(port as never, 'close')
+  const found: unknown[] = []
+  port.on('message', (value: unknown) => {
+    found.push(value)
+    if (value === 2) port.close()
+  })
+  await soon(closed, 'the event')
+  t.deepEqual(found, [1, 2])
+})

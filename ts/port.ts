@@ -309,7 +309,8 @@ class Port implements MessagePortLike {
     if (this.#state !== 'open') return
     this.#state = 'closing'
     this.#stop()
-    void this.channel.close({ linger: LINGER })
+    // The channel may have ended before, with messages that had not been told yet: its end was no end of the port then.
+    void this.channel.close({ linger: LINGER }).then(() => this.#tellClose())
   }
 
   #tellClose(): void {
