@@ -9,7 +9,7 @@ import { connect, listen, member, RingfenceError, type BufferSource, type Channe
 import { abstractAddress } from './support/address.js'
 import { pattern } from './support/bytes.js'
 import { joinHere, pair, Partner } from './support/partner.js'
-import { soon, until } from './support/until.js'
+import { isPending, soon, until } from './support/until.js'
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 const halfOpen = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_CLOSED', message: /allowHalfOpen/ } as const
@@ -45,6 +45,22 @@ for (const way of ['receive', 'readable', 'for await', 'duplex']) {
     t.is(await soon(there, 'the channel over there'), 'closed')
   })
 }
+
+test.serial('two that have both ended stay open until one reads on to the end', async (t) => {
+  const { channel, partner } = await pair(t)
+  await channel.send('wanted')
+  await channel.end()
+  await partner.run((kit) => kit.channel.end())
+  t.true(await isPending(channel.closed))
+  t.is(await channel.receive(), null)
+  t.is(await soon(channel.closed, 'the end here'), 'closed')
+  // What was sent last is still there for the other side.
+  const there = await partner.run(async (kit) => {
+    const message = String(await kit.channel.receive())
+    return [message, await kit.channel.receive(), await kit.channel.closed]
+  })
+  t.deepEqual(there, ['wanted', null, 'closed'])
+})
 
 test.serial(
   'this side ends once that was told: what was sent before goes, a later send names the option',
@@ -306,6 +322,31 @@ test.serial("a loop that waits when a listener of 'connection' comes is told; on
   const [next] = await Promise.all([listener[Symbol.asyncIterator]().next(), partners[1]!.connect(address)])
   t.is(next.value?.peer.pid, partners[1]!.pid)
 })
+
+test.serial(
+  "removeAllListeners takes those of 'connection', and not what the listener itself hears of them by",
+  async (t) => {
+    const address = abstractAddress()
+    const listener = await listen(address)
+    t.teardown(() => listener.close({ channels: 'close' }))
+    for (const name of [[], ['connection'], ['newListener'], ['removeListener']] as ['connection'?][]) {
+      listener.on('connection', () => t.fail('it was removed'))
+      await Promise.resolve()
+      listener.removeAllListeners(...name)
+      if (name[0] !== 'connection') listener.removeAllListeners('connection')
+      // Loops get the channels again.
+      const looped = listener[Symbol.asyncIterator]().next()
+      const partner = await Partner.start(t)
+      await partner.connect(address)
+      t.is((await looped).value?.peer.pid, partner.pid)
+      // And so does the next listener.
+      const told = once(listener, 'connection') as Promise<[Channel]>
+      const other = await Partner.start(t)
+      await other.connect(address)
+      t.is((await soon(told, 'the event'))[0].peer.pid, other.pid)
+    }
+  },
+)
 
 test.serial('a listener of the event that throws ends neither the service nor the next connection', async (t) => {
   const address = abstractAddress()

@@ -1,9 +1,10 @@
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
+import { once } from 'node:events'
 import { copyFileSync, chmodSync, readFileSync, realpathSync, renameSync } from 'node:fs'
 
 import test, { type ExecutionContext } from 'ava'
-import { join, RingfenceError, type Evidence, type Options, type Policy } from 'ringfence'
+import { join, publish, RingfenceError, type Evidence, type Options, type Policy } from 'ringfence'
 
 import { abstractAddress, addressOf, kinds, namedAddress, temporaryDirectory, untilBound } from './support/address.js'
 import { joinHere, Partner, PartnerError } from './support/partner.js'
@@ -525,4 +526,27 @@ test.serial('a peer that executes another program is cut off', async (t) => {
   await t.throwsAsync(channel.verify(), { code: 'ERR_RINGFENCE_PEER_LOST', message: /another program/ })
   // It lives, and is the peer of no process.
   t.not(realpathSync(`/proc/${partner.pid}/exe`), rustPartner)
+})
+
+test('a publisher keeps out whom it has evicted, and lets in others', async (t) => {
+  const address = abstractAddress()
+  const evicted = new Set<number>()
+  const authorize: Policy['authorize'] = ({ pid }) => !evicted.has(pid)
+  const policy: Policy = { executable: 'same', authorize }
+  const publisher = await publish(address, { capacity: 65_536, stall: 100, policy })
+  t.teardown(() => publisher.close())
+  publisher.on('gone', ({ peer }, reason) => reason === 'evicted' && evicted.add(peer.pid))
+  const subscribe = (partner: Partner) =>
+    partner.run(async (kit, where) => void (kit.keep['subscription'] = await kit.ringfence.subscribe(where)), address)
+  const [slow, other] = await Promise.all([Partner.start(t), Partner.start(t)])
+  const came = once(publisher, 'subscriber')
+  await subscribe(slow)
+  await soon(came, 'the event')
+  const gone = once(publisher, 'gone')
+  for (let sent = 0; sent < 20; sent += 1) await soon(publisher.send('x'.repeat(8000)), 'room')
+  await soon(gone, 'its end')
+  const error = await t.throwsAsync(subscribe(slow), { instanceOf: PartnerError })
+  t.regex(error!.message, /authorize/)
+  await subscribe(other)
+  await until(() => publisher.subscribers.some(({ peer }) => peer.pid === other.pid), 'the other one is in')
 })

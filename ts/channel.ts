@@ -428,7 +428,8 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   /**
    * Sends no more; the other direction goes on. Resolves once everything that was sent before is in the ring, or the
-   * channel has ended. Once both sides have ended, and everything was read here, the channel closes by itself.
+   * channel has ended. Once both sides have ended, and everything was read here to the null behind it, the channel closes by itself;
+   * a side that does not read on calls {@link Channel.close}.
    */
   end(): Promise<void> {
     return this.#endSending(endedHere)

@@ -403,7 +403,8 @@ impl Broadcaster {
     }
 
     /// Bytes of packed records of messages of at most `longest` bytes each that surely find room now: see
-    /// [`Sender::packed_room`](crate::Sender::packed_room).
+    /// [`Sender::packed_room`](crate::Sender::packed_room). A reliable subscriber that comes later and begins with the oldest message
+    /// keeps what the ring holds, so that there is less room from then on, and maybe none: what does not go in then is told as ever.
     pub fn packed_room(&mut self, longest: usize) -> Result<usize> {
         let writing = self.writing()?;
         let room = writing.ring.packed_room(longest as u64);

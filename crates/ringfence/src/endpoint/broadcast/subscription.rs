@@ -483,7 +483,9 @@ impl Subscription {
         Ok(size)
     }
 
-    /// Visits copies of the messages that are there, at most `max`, and returns how many. Errors as [`Subscription::try_receive`]; with
+    /// Visits the messages that are there, at most `max`, and returns how many: copies, but for those of more than some 500 bytes of a reliable
+    /// subscription, which are visited in the publisher's ring. Errors as [`Subscription::try_receive`]: with [`Error::Evicted`] also where
+    /// that happened during a visit in the ring, which may have seen bytes of a later message then and is not counted; with
     /// [`Error::ObjectExposed`] also where the ring was wiped during the visits, so that the last of them may have seen zeros.
     pub fn drain(&mut self, mut visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
         self.check()?;
