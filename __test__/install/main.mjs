@@ -44,6 +44,8 @@ const PROGRAMS = [
   'service.mjs',
   'membership.mjs',
   'tokens.mjs',
+  'broadcast.mjs',
+  'faces.mjs',
   'ready.mjs',
   'types.mts',
 ]
@@ -163,7 +165,9 @@ async function tryPlatform(platform) {
     const [version, where] = said.trim().split('\n')
     const { title, ...rest } = row(platform, name, `${name.split(' ')[0]} ${why === null ? version : '?'}`)
     const strange = why ?? (where === platform.name ? null : `it says that it runs on ${where}`)
-    const results = await tryRuntime(title, command, place, go, missing ?? strange)
+    // Where processes may be mixed, one is run by the first runtime of the platform, which is a Node.
+    const commands = [command, platform.runtimes[0].find()]
+    const results = await tryRuntime(title, commands, place, go, missing ?? strange)
     rows.push({ ...rest, title, results })
     if (!platform.emulated && Object.values(results).every((result) => result === null)) {
       const [first, second] = [await least(go, [...command, 'ready.mjs']), await least(go, [...command, 'empty.mjs'])]
@@ -172,8 +176,8 @@ async function tryPlatform(platform) {
   }
 }
 
-/** Each way to use the package: null, or why it failed. */
-async function tryRuntime(title, command, place, go, lacking) {
+/** Each way to use the package: null, or why it failed. `node` is a Node that runs one of the processes where they may be mixed. */
+async function tryRuntime(title, [command, node], place, go, lacking) {
   let number = 0
   const address = () => `@ringfence-install-${process.pid}-${title.replaceAll(/\W/g, '')}-${(number += 1)}`
   const cli = join(place, 'node_modules', 'ringfence', 'dist', 'esm', 'cli.js')
@@ -183,6 +187,7 @@ async function tryRuntime(title, command, place, go, lacking) {
     [...words.slice(0, -1), 'send', words.at(-1)],
     [...words.slice(0, -1), 'receive', words.at(-1)],
   ]
+  const both = (...words) => [words, words]
   const ways = {
     ESM: (at) => pair('pair.mjs', at),
     CommonJS: (at) => pair('pair.cjs', at),
@@ -195,6 +200,14 @@ async function tryRuntime(title, command, place, go, lacking) {
       ['tokens.mjs', '1', at],
       ['tokens.mjs', '18446744073709551615', at],
     ],
+    broadcast: (at) => [
+      ['broadcast.mjs', 'publisher', at, '2'],
+      ['broadcast.mjs', 'subscriber', at],
+      { by: node, words: ['broadcast.mjs', 'subscriber', at] },
+    ],
+    values: (at) => both('faces.mjs', 'values', at),
+    port: (at) => both('faces.mjs', 'port', at),
+    web: (at) => both('faces.mjs', 'web', at),
     command: (at) => [
       [cli, 'send', at, from],
       [cli, 'receive', at, to],
@@ -206,7 +219,7 @@ async function tryRuntime(title, command, place, go, lacking) {
       lacking ??
       (await together(
         go,
-        sides(address()).map((words) => command.concat(words)),
+        sides(address()).map((side) => (Array.isArray(side) ? command.concat(side) : side.by.concat(side.words))),
       ))
     if (why === null && name === 'command' && !readFileSync(from).equals(readFileSync(to))) {
       why = 'what was received is not what was sent'
