@@ -75,7 +75,7 @@ function buildDocs(options) {
 
   rmSync(join(target, 'doc'), { recursive: true, force: true })
   const env = { CARGO_TARGET_DIR: target, RUSTDOCFLAGS: '-D warnings' }
-  run('pages of the crate', 'cargo', ['doc', '-p', 'ringfence', '--no-deps', '--locked'], { env })
+  run('pages of the crate', 'cargo', ['doc', '-p', 'ringfence', '--all-features', '--no-deps', '--locked'], { env })
   cpSync(join(target, 'doc'), join(pages, 'rust'), { recursive: true })
 
   // typedoc writes a navigation link the same on every page, wherever the page lies.

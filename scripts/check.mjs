@@ -42,11 +42,15 @@ function checkCrate() {
   const apart = (name) => ({ CARGO_TARGET_DIR: join(root, 'build', 'crate', name) })
 
   run(`Rust ${oldest}`, 'rustup', ['toolchain', 'install', oldest, '--profile', 'minimal', '--no-self-update'])
-  run('oldest compiler', 'cargo', [`+${oldest}`, 'check', '-p', 'ringfence', '--locked'], { env: apart('oldest') })
+  run('oldest compiler', 'cargo', [`+${oldest}`, 'check', '-p', 'ringfence', '--all-features', '--locked'], {
+    env: apart('oldest'),
+  })
   // A link that leads nowhere is an error here, and an empty place on docs.rs.
   const docs = { ...apart('docs'), RUSTDOCFLAGS: '-D warnings' }
   for (const more of [[], ['--document-private-items']]) {
-    run('documentation', 'cargo', ['doc', '-p', 'ringfence', '--no-deps', '--locked', ...more], { env: docs })
+    run('documentation', 'cargo', ['doc', '-p', 'ringfence', '--all-features', '--no-deps', '--locked', ...more], {
+      env: docs,
+    })
   }
   // It is packed, unpacked and built from what was packed.
   const publish = ['publish', '--dry-run', '-p', 'ringfence', '--locked', '--allow-dirty']

@@ -22,13 +22,16 @@ import { addTarget, fail, fetchNode, isInPath, root, run, subcommand, tool } fro
 
 const NATS_SERVER = 'github.com/nats-io/nats-server/v2@v2.15.2'
 
+// What is off by default is tested as well.
+const features = ['--features', 'ringfence/tokio']
+
 function testAll() {
   const started = performance.now()
   build('--release')
 
   run('Rust layout', 'cargo', ['fmt', '--all', '--check'])
-  run('Rust lints', 'cargo', ['clippy', '--workspace', '--all-targets', '--', '-D', 'warnings'])
-  run('Rust tests', 'cargo', ['test', '--workspace'])
+  run('Rust lints', 'cargo', ['clippy', '--workspace', '--all-targets', ...features, '--', '-D', 'warnings'])
+  run('Rust tests', 'cargo', ['test', '--workspace', ...features])
 
   checkVersions()
   run('types', tool('tsc'), ['--noEmit'])

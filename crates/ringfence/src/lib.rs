@@ -74,6 +74,8 @@ mod sys;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod testing;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 mod wait;
 mod wake;
 

@@ -16,11 +16,11 @@ fn example(name: &str) -> PathBuf {
     built
 }
 
-#[test]
-fn two_of_the_pair_meet_and_talk() {
-    let address = format!("@ringfence-example-{}", std::process::id());
+/// Starts two of an example at one address, and returns what both have said.
+fn run_two(name: &str) -> String {
+    let address = format!("@ringfence-example-{name}-{}", std::process::id());
     let start = || {
-        Command::new(example("pair"))
+        Command::new(example(name))
             .arg(&address)
             .stdout(Stdio::piped())
             .spawn()
@@ -31,12 +31,31 @@ fn two_of_the_pair_meet_and_talk() {
         assert!(output.status.success(), "{}", output.status);
         String::from_utf8(output.stdout).unwrap()
     });
-    let both = said.concat();
+    said.concat()
+}
+
+#[test]
+fn two_of_the_pair_meet_and_talk() {
+    let both = run_two("pair");
     for wanted in [
         "this process is the host",
         "this process is the guest",
         "wanted",
         "answer to question 4",
+    ] {
+        assert!(both.contains(wanted), "no {wanted:?} in:\n{both}");
+    }
+}
+
+#[test]
+#[cfg(feature = "tokio")]
+fn two_of_the_tasks_meet_and_talk() {
+    let both = run_two("tasks");
+    for wanted in [
+        "this process is the host",
+        "this process is the guest",
+        "question 0 came back",
+        "question 4 came back",
     ] {
         assert!(both.contains(wanted), "no {wanted:?} in:\n{both}");
     }

@@ -9,7 +9,8 @@ use std::{
 
 /// From the top to the bottom. A folder may import what stands below it. Files that share a line may not import each
 /// other. Tests and the fuzzer's entry points may look at everything.
-const ORDER: [&[&str]; 18] = [
+const ORDER: [&[&str]; 19] = [
+    &["tokio"],
     &["doctor"],
     &["endpoint"],
     &["channel"],

@@ -665,6 +665,11 @@ impl Subscription {
         ready.map(|ready| !ready)
     }
 
+    #[cfg(feature = "tokio")]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Notices a publisher whose process has ended, whatever its line says.
     pub(crate) fn look_at_publisher(&self) {
         self.shared.doorbell.look();

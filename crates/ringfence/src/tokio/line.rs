@@ -1,0 +1,154 @@
+//! The line of a channel in the runtime's event loop, for both halves.
+//!
+//! A bell does not say for which half it is, and the half that reads the line takes it: also one for the other half that the runtime
+//! has not seen, and will not see any more. So a half that has read the line wakes the other. One that was about to wait, and had no
+//! waker there yet, finds that something was heard since it lay down ([`Doorbell::generation`]).
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Wake, Waker},
+};
+
+use crate::{
+    channel::state::Shared,
+    error::Result,
+    tokio::watched::{Readable, Watched},
+    wake::doorbell::Doorbell,
+};
+
+/// Which half waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Half {
+    Sender = 0,
+    Receiver = 1,
+}
+
+/// The line, and the peer's process.
+#[derive(Debug)]
+pub(super) struct Line {
+    bell: Watched,
+    /// The line ends with the peer, unless another process holds the peer's end of it open.
+    exit: Option<Watched>,
+    both: Arc<Both>,
+    /// Wakes both halves.
+    waker: Waker,
+}
+
+/// The tasks in which the halves wait.
+#[derive(Debug, Default)]
+struct Both(Mutex<[Option<Waker>; 2]>);
+
+impl Both {
+    fn set(&self, half: Half, waker: &Waker) {
+        let mut wakers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut wakers[half as usize] {
+            Some(known) => known.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+    }
+
+    fn wake_the_other(&self, half: Half) {
+        let mut wakers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = wakers[1 - half as usize].take();
+        drop(wakers);
+        if let Some(other) = other {
+            other.wake();
+        }
+    }
+}
+
+impl Wake for Both {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let wakers = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+}
+
+/// Why a half is awake.
+#[derive(Debug)]
+pub(super) enum Heard<'a> {
+    /// Something is on the line, or it has ended; or the peer's process has.
+    Line {
+        bell: Option<Readable<'a>>,
+        exit: Option<Readable<'a>>,
+    },
+    /// The other half has read the line meanwhile.
+    Before,
+}
+
+impl Line {
+    pub(super) fn new(shared: &Arc<Shared>) -> Result<Arc<Self>> {
+        let both = Arc::new(Both::default());
+        Ok(Arc::new(Self {
+            bell: Watched::line_of(shared)?,
+            exit: Watched::process_of(shared)?,
+            waker: Waker::from(Arc::clone(&both)),
+            both,
+        }))
+    }
+
+    /// Until something is heard after `generation`.
+    pub(super) fn poll_heard(
+        &self,
+        cx: &Context<'_>,
+        half: Half,
+        doorbell: &Doorbell,
+        generation: u64,
+    ) -> Poll<Result<Heard<'_>>> {
+        self.both.set(half, cx.waker());
+        // Not with the waker of this task: the runtime keeps the last one alone.
+        let cx = &mut Context::from_waker(&self.waker);
+        let bell = ready(self.bell.poll(cx))?;
+        let exit = match &self.exit {
+            Some(exit) => ready(exit.poll(cx))?,
+            None => None,
+        };
+        if bell.is_some() || exit.is_some() {
+            return Poll::Ready(Ok(Heard::Line { bell, exit }));
+        }
+        // After the waker was left: a half that has read the line before has said so by now, and one that reads it later finds the waker.
+        if doorbell.generation() != generation || doorbell.is_gone() {
+            return Poll::Ready(Ok(Heard::Before));
+        }
+        Poll::Pending
+    }
+
+    /// Lets a half hear it: `read` reads the line.
+    pub(super) fn hear<T>(
+        &self,
+        heard: Heard<'_>,
+        half: Half,
+        shared: &Shared,
+        read: impl FnOnce() -> T,
+    ) -> Option<T> {
+        let Heard::Line { bell, exit } = heard else {
+            shared.notice();
+            return None;
+        };
+        if let Some(exit) = exit {
+            shared.doorbell.look();
+            if shared.doorbell.is_gone() {
+                exit.was_read();
+            }
+        }
+        let read = read();
+        if let Some(bell) = bell {
+            bell.was_read();
+        }
+        // After the generation has grown: see `poll_heard`.
+        self.both.wake_the_other(half);
+        Some(read)
+    }
+}
+
+/// What there is now.
+fn ready<T>(polled: Poll<Result<T>>) -> Result<Option<T>> {
+    match polled {
+        Poll::Ready(found) => found.map(Some),
+        Poll::Pending => Ok(None),
+    }
+}

@@ -1,0 +1,80 @@
+//! Calls that make a channel: on a thread of the runtime's for blocking calls, since a handshake looks at files and processes.
+
+use std::panic::resume_unwind;
+
+use tokio::task::spawn_blocking;
+
+use crate::{
+    endpoint,
+    error::{Error, Result},
+    options::Options,
+    rendezvous::address::Address,
+    tokio::broadcast::Subscription,
+    tokio::channel::Channel,
+    tokio::events::Membership,
+    wait::cancel::CancelToken,
+};
+
+/// As [`crate::join`]. Where the future is dropped, the waiting is called off (with a [`CancelToken`] of the program's own in
+/// [`Options::cancel_token`]: that alone calls it off).
+///
+/// # Errors
+/// As [`crate::join`], and as [`Channel::new`].
+pub async fn join(address: &Address, options: &Options) -> Result<Channel> {
+    Channel::new(away(address, options, endpoint::pair::join).await?)
+}
+
+/// As [`crate::connect`]. Where the future is dropped, the waiting is called off, as in [`join`].
+///
+/// # Errors
+/// As [`crate::connect`], and as [`Channel::new`].
+pub async fn connect(address: &Address, options: &Options) -> Result<Channel> {
+    Channel::new(away(address, options, endpoint::service::connect).await?)
+}
+
+/// As [`crate::member()`]. Where the future is dropped, the waiting is called off, as in [`join`].
+///
+/// # Errors
+/// As [`crate::member()`], and as [`Membership::new`].
+pub async fn member(address: &Address, options: &Options) -> Result<Membership> {
+    Membership::new(away(address, options, endpoint::membership::member).await?)
+}
+
+/// As [`crate::subscribe`]. Where the future is dropped, the waiting is called off, as in [`join`].
+///
+/// # Errors
+/// As [`crate::subscribe`], and as [`Subscription::new`].
+pub async fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
+    Subscription::new(away(address, options, endpoint::broadcast::subscription::subscribe).await?)
+}
+
+/// Calls off what waits, when it is dropped.
+struct CallsOff(CancelToken);
+
+impl Drop for CallsOff {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+async fn away<T: Send + 'static>(
+    address: &Address,
+    options: &Options,
+    call: fn(&Address, &Options) -> Result<T>,
+) -> Result<T> {
+    let (address, mut options) = (address.clone(), options.clone());
+    let mut calls_off = None;
+    if options.cancel_token.is_none() {
+        let cancel_token = CancelToken::new()?;
+        options = options.cancel_token(cancel_token.clone());
+        calls_off = Some(CallsOff(cancel_token));
+    }
+    let called = spawn_blocking(move || call(&address, &options)).await;
+    drop(calls_off);
+    match called.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(made) => made,
+        Err(Ok(panic)) => resume_unwind(panic),
+        // The runtime ends.
+        Err(Err(_)) => Err(Error::Aborted),
+    }
+}

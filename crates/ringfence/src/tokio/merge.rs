@@ -1,0 +1,127 @@
+//! Many read as one.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures_core::Stream;
+use tokio::task::coop;
+
+use crate::{
+    channel::merge,
+    channel::merge::source::Source,
+    channel::merge::{Merged, MergedVec},
+    channel::receiver::Receiver,
+    error::Result,
+    tokio::watched::Watched,
+};
+
+/// Reads from many sources as one, waited for by a task. Its sources are the crate's own ([`crate::Receiver`] and
+/// [`crate::Subscription`]), not those of this module, since it waits for them itself; [`Merge::get_mut`] adds and removes them.
+///
+/// It is a [`Stream`], which ends where every source has. All of it is safe to cancel.
+#[derive(Debug)]
+pub struct Merge<S = Receiver> {
+    watched: Watched,
+    inner: merge::Merge<S>,
+}
+
+impl<S: Source> Merge<S> {
+    /// Waits for what is in a merge, in the runtime of the task that calls this.
+    ///
+    /// ```no_run
+    /// use ringfence::{MergedVec, Merge};
+    ///
+    /// # async fn run(channels: Vec<ringfence::Channel>) -> ringfence::Result<()> {
+    /// let mut merge = ringfence::tokio::Merge::new(Merge::new()?)?;
+    /// for channel in channels {
+    ///     let (sender, receiver) = channel.split();
+    ///     merge.get_mut().add(receiver)?;
+    ///     # drop(sender);
+    /// }
+    /// while let Some(merged) = merge.receive_vec().await? {
+    ///     if let MergedVec::Message { from, bytes } = merged {
+    ///         println!("{} bytes from {from:?}", bytes.len());
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`](crate::Error::NoSpace) where the runtime cannot watch one more descriptor. The sources are dropped then.
+    ///
+    /// # Panics
+    /// See [the module](crate::tokio#panics).
+    pub fn new(merge: merge::Merge<S>) -> Result<Self> {
+        Ok(Self {
+            watched: Watched::copy_of(&merge)?,
+            inner: merge,
+        })
+    }
+
+    /// The next message, into the beginning of `into`, or the end of a source; waits until there is one. `None`: no more will come.
+    /// Safe to cancel.
+    ///
+    /// # Errors
+    /// As [`crate::Merge::receive`].
+    pub async fn receive(&mut self, into: &mut [u8]) -> Result<Option<Merged>> {
+        poll_fn(|cx| self.poll_take(cx, |merge| merge.try_receive(into))).await
+    }
+
+    /// As [`Merge::receive`], a message in memory of its own size. Safe to cancel.
+    ///
+    /// # Errors
+    /// As [`crate::Merge::receive_vec`].
+    pub async fn receive_vec(&mut self) -> Result<Option<MergedVec>> {
+        poll_fn(|cx| self.poll_take(cx, merge::Merge::try_receive_vec)).await
+    }
+
+    fn poll_take<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut take: impl FnMut(&mut merge::Merge<S>) -> Result<Option<T>>,
+    ) -> Poll<Result<Option<T>>> {
+        let turn = ready!(coop::poll_proceed(cx));
+        let Self { watched, inner } = self;
+        loop {
+            let taken = take(inner)?;
+            if taken.is_some() || inner.is_ended() {
+                turn.made_progress();
+                return Poll::Ready(Ok(taken));
+            }
+            while inner.arm()? {
+                let readable = ready!(watched.poll(cx))?;
+                inner.poll()?;
+                // It takes so many events at a time.
+                readable.may_be_read(&*inner);
+            }
+        }
+    }
+
+    /// The merge itself.
+    pub fn get_ref(&self) -> &merge::Merge<S> {
+        &self.inner
+    }
+
+    /// The merge itself: adds and removes sources. Its waiting calls hold up the runtime's thread.
+    pub fn get_mut(&mut self) -> &mut merge::Merge<S> {
+        &mut self.inner
+    }
+
+    /// The merge, no longer waited for by the runtime.
+    pub fn into_inner(self) -> merge::Merge<S> {
+        self.inner
+    }
+}
+
+impl<S: Source + Unpin> Stream for Merge<S> {
+    type Item = Result<MergedVec>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let found = ready!(self.get_mut().poll_take(cx, merge::Merge::try_receive_vec));
+        Poll::Ready(found.transpose())
+    }
+}

@@ -1,0 +1,131 @@
+//! A descriptor in the runtime's event loop.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{
+    Interest,
+    unix::{AsyncFd, AsyncFdReadyGuard},
+};
+
+use crate::{
+    channel::state::Shared,
+    error::{Error, Result, errno},
+    wait::deadline::readable,
+};
+
+/// A descriptor, and what keeps it open.
+#[derive(Debug)]
+struct Kept {
+    number: RawFd,
+    _by: Keeper,
+}
+
+#[derive(Debug)]
+enum Keeper {
+    /// It is its channel's, for as long as that is in memory.
+    Channel {
+        _shared: Arc<Shared>,
+    },
+    Copy {
+        _own: OwnedFd,
+    },
+}
+
+impl AsRawFd for Kept {
+    fn as_raw_fd(&self) -> RawFd {
+        self.number
+    }
+}
+
+/// A descriptor that the runtime watches.
+#[derive(Debug)]
+pub(super) struct Watched(AsyncFd<Kept>);
+
+impl Watched {
+    /// The line of a channel.
+    pub(super) fn line_of(shared: &Arc<Shared>) -> Result<Self> {
+        let number = shared.line().as_raw_fd();
+        Self::new(Kept {
+            number,
+            _by: Keeper::Channel {
+                _shared: Arc::clone(shared),
+            },
+        })
+    }
+
+    /// What tells of the end of the peer's process, where this system has that.
+    pub(super) fn process_of(shared: &Arc<Shared>) -> Result<Option<Self>> {
+        let pidfd = shared.doorbell.pidfd();
+        let kept = pidfd.map(|pidfd| Kept {
+            number: pidfd.as_raw_fd(),
+            _by: Keeper::Channel {
+                _shared: Arc::clone(shared),
+            },
+        });
+        kept.map(Self::new).transpose()
+    }
+
+    /// Any other descriptor: a copy, since its owner may be replaced or dropped before this. It says what the descriptor says.
+    pub(super) fn copy_of(descriptor: impl AsFd) -> Result<Self> {
+        let own = descriptor.as_fd().try_clone_to_owned();
+        let own = own.map_err(|error| Error::system("a descriptor for the runtime", errno(&error)))?;
+        Self::new(Kept {
+            number: own.as_raw_fd(),
+            _by: Keeper::Copy { _own: own },
+        })
+    }
+
+    fn new(kept: Kept) -> Result<Self> {
+        // SAFETY: the number is that of an open descriptor, and the keeper, which goes with the registration, keeps it open: a
+        // channel has one line and one pidfd, and neither is closed nor replaced before the channel is dropped.
+        let registered = unsafe { AsyncFd::register_with_interest(kept, Interest::READABLE) };
+        registered.map(Self).map_err(|error| {
+            let (_kept, error) = error.into_parts();
+            Error::system("the runtime's event loop", errno(&error))
+        })
+    }
+
+    /// Until it is readable. One task waits so at a time: the last one.
+    pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<Readable<'_>>> {
+        let guard = ready!(self.0.poll_read_ready(cx));
+        Poll::Ready(guard.map(Readable).map_err(|error| is_over(&error)))
+    }
+
+    /// Until it is readable, for any number of tasks.
+    pub(super) async fn readable(&self) -> Result<Readable<'_>> {
+        let guard = self.0.readable().await;
+        guard.map(Readable).map_err(|error| is_over(&error))
+    }
+}
+
+/// A descriptor that was readable. The runtime hears of news alone, and so says the same until it is told otherwise.
+#[derive(Debug)]
+pub(super) struct Readable<'a>(AsyncFdReadyGuard<'a, Kept>);
+
+impl Readable<'_> {
+    /// All was read that was there. To be said after the reading: what comes in between is news, and is not forgotten by this.
+    pub(super) fn was_read(mut self) {
+        self.0.clear_ready();
+    }
+
+    /// As [`Readable::was_read`], if that is so: `descriptor` is what was read.
+    pub(super) fn may_be_read(self, descriptor: impl AsFd) {
+        if readable(std::iter::once(descriptor.as_fd())) == [false] {
+            self.was_read();
+        }
+    }
+}
+
+/// Nothing is heard any more.
+#[cold]
+fn is_over(error: &io::Error) -> Error {
+    Error::Unsupported {
+        what: "a runtime of Tokio, which has ended".into(),
+        source: Some(io::Error::new(error.kind(), error.to_string())),
+    }
+}

@@ -1,0 +1,450 @@
+//! Tasks of Tokio in place of threads, with real processes: the feature `tokio`.
+
+mod support;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use futures_util::{FutureExt, SinkExt, StreamExt, stream};
+use ringfence::{
+    Address, AnySource, Arrival, Change, Error, GoneReason, MergedVec, Options, PublisherEvent, listen,
+    publish,
+    tokio::{
+        Channel, Listener, Merge, Publisher, Receiver, Sender, Subscription, connect, join, member, subscribe,
+    },
+};
+use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_for_test};
+use tokio::runtime::{Builder, Runtime};
+
+const MESSAGES: usize = 3_000;
+
+fn options() -> Options {
+    small().max_message_size(1 << 16)
+}
+
+fn message(number: usize, length: usize) -> Vec<u8> {
+    (0..=250).cycle().skip(number % 251).take(length).collect()
+}
+
+/// Lengths of a lively conversation through a ring of 4096 bytes.
+fn lively(number: usize) -> usize {
+    if number.is_multiple_of(50) {
+        30_000
+    } else {
+        number * 31 % 700
+    }
+}
+
+/// Both kinds of runtime that Tokio has.
+fn runtimes() -> [Runtime; 2] {
+    [Builder::new_current_thread(), Builder::new_multi_thread()]
+        .map(|mut builder| builder.worker_threads(2).enable_all().build().unwrap())
+}
+
+fn run<T>(work: impl Future<Output = T>) -> T {
+    let [_, runtime] = runtimes();
+    runtime.block_on(async { tokio::time::timeout(TIME_LIMIT, work).await.expect("in time") })
+}
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    run(async {
+        match role.as_str() {
+            "echo" => {
+                let (sender, receiver) = join(&address, &options()).await.unwrap().split();
+                receiver.forward(sender).await.unwrap();
+            }
+            // Says what it is told to say, as a message; and reads as many as it is told.
+            "told" => {
+                let mut channel = join(&address, &options()).await.unwrap();
+                say("in");
+                for _ in 0..2 {
+                    wait_for_test();
+                    channel.send(b"said").await.unwrap();
+                }
+                wait_for_test();
+                let mut lengths = Vec::new();
+                while let Some(found) = channel.receive_vec().await.unwrap() {
+                    assert!(found == message(found.len(), found.len()));
+                    lengths.push(found.len().to_string());
+                }
+                say(lengths.join(" "));
+            }
+            "floods" => {
+                let mut channel = connect(&address, &options()).await.unwrap();
+                while channel.send(b"flood").await.is_ok() {}
+            }
+            "agent" => {
+                let mut channel = connect(&address, &options()).await.unwrap();
+                while let Some(found) = channel.receive_vec().await.unwrap() {
+                    channel.send(&found).await.unwrap();
+                }
+            }
+            "member" => {
+                let membership = member(&address, &options()).await.unwrap();
+                let mut channel = Channel::new(membership.partner().await.unwrap()).unwrap();
+                channel.send(b"hello").await.unwrap();
+                assert_eq!(channel.receive_vec().await.unwrap().unwrap(), b"go");
+                membership.leave().await;
+                say("left");
+            }
+            "subscriber" => {
+                let mut subscription = subscribe(&address, &options()).await.unwrap();
+                say("in");
+                let mut count = 0;
+                while let Some(found) = subscription.next().await.transpose().unwrap() {
+                    assert!(found == message(count, lively(count) % 700), "message {count}");
+                    count += 1;
+                }
+                say(format!("{count}, {:?}", subscription.get_ref().close_reason()));
+            }
+            "publisher" => {
+                let publisher = publish(&address, &small().capacity(16 << 10)).unwrap();
+                let mut publisher = Publisher::new(publisher).unwrap();
+                say("publishes");
+                wait_for_test();
+                publisher.send(b"tick").await.unwrap();
+                say("sent");
+                wait_for_test();
+            }
+            other => panic!("no role {other}"),
+        }
+    });
+}
+
+/// The other process in a role, and this end of the channel with it.
+async fn meet(role: &str) -> (Actor, Channel) {
+    let (address, _keep) = fresh_address(false);
+    let host = {
+        let address = address.clone();
+        tokio::spawn(async move { join(&address, &options()).await })
+    };
+    let name = address.to_string();
+    let started = tokio::task::spawn_blocking({
+        let role = role.to_owned();
+        move || {
+            wait_for_host(&address);
+            Actor::start(&role, &[&name])
+        }
+    });
+    let actor = started.await.unwrap();
+    (actor, host.await.unwrap().unwrap())
+}
+
+async fn talk(mut sender: Sender, mut receiver: Receiver) {
+    let sending = tokio::spawn(async move {
+        for number in 0..MESSAGES {
+            sender.send(&message(number, lively(number))).await.unwrap();
+        }
+        sender.end();
+        sender
+    });
+    for number in 0..MESSAGES {
+        let found = receiver.receive_vec().await.unwrap().expect("a message");
+        assert!(found == message(number, lively(number)), "message {number}");
+    }
+    assert_eq!(receiver.receive_vec().await.unwrap(), None);
+    sending.await.unwrap();
+}
+
+#[test]
+fn both_halves_wait_on_two_tasks_for_one_line() {
+    for runtime in runtimes() {
+        runtime.block_on(async {
+            let (actor, channel) = meet("echo").await;
+            let (sender, receiver) = channel.split();
+            let talked = tokio::time::timeout(TIME_LIMIT, talk(sender, receiver)).await;
+            talked.expect("neither half sleeps for ever");
+            actor.finish();
+        });
+    }
+}
+
+#[test]
+fn the_halves_may_be_polled_in_two_runtimes() {
+    let [one, other] = runtimes();
+    let (actor, channel) = other.block_on(meet("echo"));
+    let (mut sender, mut receiver) = channel.split();
+    // The line is watched by a runtime that goes on meanwhile, since its threads do.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            one.block_on(async {
+                for number in 0..MESSAGES {
+                    sender.feed(message(number, lively(number))).await.unwrap();
+                }
+                SinkExt::<&[u8]>::close(&mut sender).await.unwrap();
+            });
+        });
+        other.block_on(async {
+            let mut number = 0;
+            while let Some(found) = receiver.next().await.transpose().unwrap() {
+                assert!(found == message(number, lively(number)), "message {number}");
+                number += 1;
+            }
+            assert_eq!(number, MESSAGES);
+        });
+    });
+    actor.finish();
+}
+
+#[test]
+fn what_is_dropped_before_it_is_ready_loses_nothing() {
+    run(async {
+        let (mut actor, channel) = meet("told").await;
+        actor.expect("in");
+        let (mut sender, mut receiver) = channel.split();
+        for _ in 0..100 {
+            assert!(receiver.receive(&mut [0; 8]).now_or_never().is_none());
+        }
+        for _ in 0..2 {
+            assert!(receiver.receive_vec().now_or_never().is_none());
+            assert!(receiver.readable().now_or_never().is_none());
+            actor.go_on();
+            assert!(receiver.readable().await.unwrap());
+            assert_eq!(receiver.receive_vec().await.unwrap().unwrap(), b"said");
+        }
+        let mut sent = Vec::new();
+        while sender.send(&message(500, 500)).now_or_never().is_some() {
+            sent.push("500");
+        }
+        assert_eq!(sender.get_ref().under_way(), None);
+        assert!(sender.room(500).now_or_never().is_none());
+        actor.go_on();
+        sender.room(500).await.unwrap();
+        // One in fragments is the exception.
+        let long = message(60_000, 60_000);
+        sender.room(60_000).await.unwrap();
+        if sender.send(&long).now_or_never().is_none() {
+            assert!(sender.get_ref().under_way().is_some());
+            let other = sender.send(b"another").await;
+            assert!(matches!(other, Err(Error::InvalidArgument(_))), "{other:?}");
+        }
+        sender.send_rest(&long).await.unwrap();
+        sent.push("60000");
+        sender.end();
+        actor.expect(&sent.join(" "));
+        actor.finish();
+    });
+}
+
+#[test]
+fn both_halves_that_wait_are_told_that_the_peer_was_killed() {
+    run(async {
+        let (mut actor, channel) = meet("told").await;
+        actor.expect("in");
+        let (mut sender, mut receiver) = channel.split();
+        let waiting = [
+            tokio::spawn(async move {
+                let error = loop {
+                    if let Err(error) = sender.send(&[0; 1000]).await {
+                        break error;
+                    }
+                };
+                assert!(matches!(error, Error::PeerLost(_)), "{error}");
+            }),
+            tokio::spawn(async move {
+                assert_eq!(receiver.next().await.transpose().unwrap(), None);
+                assert!(receiver.get_ref().is_cut());
+            }),
+        ];
+        actor.kill();
+        for waits in waiting {
+            waits.await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_task_that_always_finds_a_message_lets_the_others_have_their_turn() {
+    let [runtime, _] = runtimes();
+    let (address, _keep) = fresh_address(false);
+    runtime.block_on(async {
+        let listener = Listener::new(listen(&address, &options()).unwrap()).unwrap();
+        let _actor = Actor::start("floods", &[&address.to_string()]);
+        let Arrival::Accepted(channel) = listener.accept().await.unwrap() else {
+            panic!("refused");
+        };
+        let mut channel = Channel::new(channel).unwrap();
+        let heard = Arc::new(AtomicBool::new(false));
+        let other = Arc::clone(&heard);
+        tokio::spawn(async move { other.store(true, Ordering::Relaxed) });
+        while !heard.load(Ordering::Relaxed) {
+            // What makes it always find one, however slow the peer is.
+            let receiver = channel.get_mut().receiver();
+            assert!(
+                receiver
+                    .wait(Some(std::time::Instant::now() + TIME_LIMIT))
+                    .unwrap()
+            );
+            assert_eq!(channel.receive_vec().await.unwrap().unwrap(), b"flood");
+        }
+    });
+}
+
+#[test]
+fn arrivals_come_to_the_tasks_that_wait_for_them() {
+    let (address, _keep) = fresh_address(false);
+    run(async {
+        let listener = Arc::new(Listener::new(listen(&address, &options()).unwrap()).unwrap());
+        assert!(listener.accept().now_or_never().is_none());
+        let accepting: Vec<_> = (0..3)
+            .map(|_| {
+                let listener = Arc::clone(&listener);
+                tokio::spawn(async move { listener.accept().await.unwrap() })
+            })
+            .collect();
+        let agents: Vec<_> = (0..3)
+            .map(|_| Actor::start("agent", &[&address.to_string()]))
+            .collect();
+        for accepted in accepting {
+            let Arrival::Accepted(channel) = accepted.await.unwrap() else {
+                panic!("refused");
+            };
+            let mut channel = Channel::new(channel).unwrap();
+            channel.send(b"there and back").await.unwrap();
+            assert_eq!(channel.receive_vec().await.unwrap().unwrap(), b"there and back");
+        }
+        agents.into_iter().for_each(Actor::finish);
+        let mut listener = Arc::into_inner(listener).unwrap();
+        listener.get_ref().close(ringfence::Channels::Keep);
+        assert!(listener.next().await.is_none());
+    });
+}
+
+#[test]
+fn a_call_that_is_dropped_while_it_waits_is_called_off() {
+    let (address, _keep) = fresh_address(false);
+    run(async {
+        let waiting = tokio::spawn({
+            let address = address.clone();
+            async move { join(&address, &options()).await }
+        });
+        let address = tokio::task::spawn_blocking(move || {
+            wait_for_host(&address);
+            address
+        });
+        let address = address.await.unwrap();
+        waiting.abort();
+        assert!(waiting.await.unwrap_err().is_cancelled());
+        // It has the address once the other has let go of it.
+        let listener = tokio::task::spawn_blocking(move || listen(&address, &options().wait(true)));
+        listener.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_member_waits_for_partners() {
+    let (address, _keep) = fresh_address(false);
+    run(async {
+        let mut membership = member(&address, &options()).await.unwrap();
+        let actor = Actor::start("member", &[&address.to_string()]);
+        let channel = loop {
+            if let Change::Channel(channel) = membership.next().await.unwrap() {
+                break channel;
+            }
+        };
+        let mut channel = Channel::new(channel).unwrap();
+        assert_eq!(channel.receive_vec().await.unwrap().unwrap(), b"hello");
+        channel.send(b"go").await.unwrap();
+        assert_eq!(channel.receive_vec().await.unwrap(), None);
+        actor.expect("left");
+        actor.finish();
+        assert!(StreamExt::next(&mut membership).now_or_never().is_none());
+        membership.leave().await;
+    });
+}
+
+#[test]
+fn a_publisher_and_its_subscribers_wait_as_tasks() {
+    let (address, _keep) = fresh_address(false);
+    run(async {
+        let options = small().capacity(16 << 10).stall(TIME_LIMIT);
+        let publisher = Publisher::new(publish(&address, &options).unwrap()).unwrap();
+        let actors: Vec<_> = (0..3)
+            .map(|_| Actor::start("subscriber", &[&address.to_string()]))
+            .collect();
+        for actor in &actors {
+            actor.expect("in");
+            assert!(matches!(
+                publisher.next().await.unwrap(),
+                PublisherEvent::Subscriber(_)
+            ));
+        }
+        let (mut sender, mut audience) = publisher.split();
+        let messages = (0..MESSAGES).map(|number| Ok(message(number, lively(number) % 700)));
+        sender.send_all(&mut stream::iter(messages)).await.unwrap();
+        SinkExt::<&[u8]>::close(&mut sender).await.unwrap();
+        for actor in actors {
+            actor.expect(&format!("{MESSAGES}, Some(Closed)"));
+            actor.finish();
+        }
+        let mut gone = 0;
+        while let Some(event) = StreamExt::next(&mut audience).await {
+            assert!(matches!(
+                event.unwrap(),
+                PublisherEvent::Gone(_, GoneReason::Closed)
+            ));
+            gone += 1;
+        }
+        assert_eq!(gone, 3);
+    });
+}
+
+#[test]
+fn a_subscription_that_waits_is_told_that_the_publisher_was_killed() {
+    let (address, _keep) = fresh_address(false);
+    run(async {
+        let mut actor = Actor::start("publisher", &[&address.to_string()]);
+        actor.expect("publishes");
+        let mut subscription = subscribe(&address, &options()).await.unwrap();
+        assert!(subscription.receive_vec().now_or_never().is_none());
+        actor.go_on();
+        assert_eq!(subscription.receive_vec().await.unwrap().unwrap(), b"tick");
+        actor.expect("sent");
+        let waiting = tokio::spawn(async move { (subscription.receive_vec().await, subscription) });
+        actor.kill();
+        let (found, subscription): (_, Subscription) = waiting.await.unwrap();
+        assert_eq!(found.unwrap(), None);
+        assert_eq!(subscription.get_ref().close_reason(), Some(GoneReason::Exited));
+    });
+}
+
+#[test]
+fn a_merge_waits_for_all_of_its_sources() {
+    let (address, _keep) = fresh_address(false);
+    run(async {
+        let mut publisher = Actor::start("publisher", &[&address.to_string()]);
+        publisher.expect("publishes");
+        let (mut told, channel) = meet("told").await;
+        told.expect("in");
+        let mut merge = Merge::new(ringfence::Merge::<AnySource>::new().unwrap()).unwrap();
+        let (_sender, receiver) = channel.into_inner().split();
+        let ticks = subscribe(&address, &options()).await.unwrap().into_inner();
+        let pair = merge.get_mut().add(receiver.into()).unwrap();
+        let ticks = merge.get_mut().add(ticks.into()).unwrap();
+        for (actor, from, bytes) in [(&mut told, pair, "said"), (&mut publisher, ticks, "tick")] {
+            assert!(merge.receive(&mut [0; 8]).now_or_never().is_none());
+            actor.go_on();
+            let bytes = bytes.into();
+            assert_eq!(
+                merge.receive_vec().await.unwrap(),
+                Some(MergedVec::Message { from, bytes })
+            );
+        }
+        for (actor, from) in [(&mut told, pair), (&mut publisher, ticks)] {
+            assert!(merge.next().now_or_never().is_none());
+            actor.kill();
+            let reason = GoneReason::Exited;
+            let end = merge.next().await.transpose().unwrap();
+            assert_eq!(end, Some(MergedVec::Ended { from, reason }));
+        }
+        assert!(merge.next().await.is_none());
+    });
+}
