@@ -1,15 +1,17 @@
 // Which runs, in which order, and what they add up to. The shape of the results is that of ../rust.
 
-import { spawn, spawnSync } from 'node:child_process'
-import fs from 'node:fs'
-import os from 'node:os'
-import path from 'node:path'
+import { spawnSync } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 
 import { contenders } from './contenders/index.mjs'
+import { machine } from './machine.mjs'
 import { Probe } from './placement.mjs'
+import { run as runSide } from './run.mjs'
+import { placementOf, spread } from './spread.mjs'
 
 const MEASURES = ['one', 'rtt-polled', 'rtt-parked']
+const OBJECT_SIZES = [104, 1024, 65_536]
+const AT_A_TIME = [1, 100]
 
 export const defaults = {
   only: [],
@@ -22,33 +24,6 @@ export const defaults = {
   node: process.execPath,
 }
 
-function machine() {
-  const read = (file) => {
-    try {
-      return fs.readFileSync(file, 'utf8').trim()
-    } catch {
-      return ''
-    }
-  }
-  const info = read('/proc/cpuinfo')
-  const field = (name) => info.match(new RegExp(`^${name}\\s*:\\s*(.*)$`, 'm'))?.[1] ?? ''
-  const caches = [0, 1, 2, 3]
-    .map((index) =>
-      ['level', 'type', 'size'].map((name) => read(`/sys/devices/system/cpu/cpu0/cache/index${index}/${name}`)),
-    )
-    .filter(([, , size]) => size !== '')
-    .map(([level, type, size]) => `L${level} ${type.toLowerCase()} ${size}`)
-  return {
-    cpu: `${field('model name')} (family ${field('cpu family')} model ${field('model')})`,
-    cores: os.availableParallelism(),
-    caches: caches.join(', '),
-    memory_gib: os.totalmem() / 2 ** 30,
-    kernel: os.release(),
-    hypervisor: info.includes('hypervisor'),
-    node: process.version,
-  }
-}
-
 export function listing() {
   return contenders.map(({ id, version, note, unavailable }) => ({
     id,
@@ -58,58 +33,13 @@ export function listing() {
   }))
 }
 
-function runJob(job) {
-  return new Promise((resolve, reject) => {
-    const side = fileURLToPath(new URL('./side.mjs', import.meta.url))
-    const contender = contenders.find(({ id }) => id === job.contender)
-    const arguments_ = [side, 'a', JSON.stringify(job)]
-    // A group of its own, so that nothing of a run that is cut short stays on a core.
-    const options = { stdio: ['ignore', 'pipe', 'pipe'], detached: true }
-    // Threads are pinned one by one; a whole process is pinned as it starts.
-    const child =
-      job.pinned && !contender.threads
-        ? spawn('taskset', ['-c', String(job.cpus[0]), job.node, ...arguments_], options)
-        : spawn(job.node, arguments_, options)
-    const end = () => {
-      try {
-        process.kill(-child.pid, 'SIGKILL')
-      } catch {
-        // Gone already, as it should be.
-      }
-    }
-    process.once('exit', end)
-    let out = ''
-    let err = ''
-    child.stdout.on('data', (data) => (out += data))
-    child.stderr.on('data', (data) => (err += data))
-    const patience = setTimeout(end, 30_000 + 30_000 * job.seconds)
-    child.on('error', reject)
-    child.on('close', (code, signal) => {
-      clearTimeout(patience)
-      end()
-      process.removeListener('exit', end)
-      // Sockets stay behind as files where their owner did not live to remove them.
-      for (const ending of ['sock', 'zmq', 'redis'])
-        fs.rmSync(path.join(os.tmpdir(), `${job.tag}.${ending}`), { force: true })
-      if (signal === 'SIGKILL') reject(new Error('took too long'))
-      else if (code !== 0)
-        reject(
-          new Error(
-            err.split('\n').find((line) => line.includes('Error')) ??
-              err.trim().split('\n').at(-1) ??
-              `ended with ${code}`,
-          ),
-        )
-      else resolve(JSON.parse(out.trim().split('\n').at(-1)))
-    })
-  })
-}
+const side = fileURLToPath(new URL('./side.mjs', import.meta.url))
 
-export function spread(values) {
-  const sorted = [...values].sort((a, b) => a - b)
-  const half = sorted.length >> 1
-  const median = sorted.length % 2 === 0 ? (sorted[half - 1] + sorted[half]) / 2 : sorted[half]
-  return { median, min: sorted[0], max: sorted.at(-1) }
+function runJob(job) {
+  const { threads } = contenders.find(({ id }) => id === job.contender)
+  const command = [job.node, side, 'a', JSON.stringify(job)]
+  // Threads are pinned one by one; a whole process is pinned as it starts.
+  return runSide(command, { cpu: job.pinned && !threads ? job.cpus[0] : undefined, seconds: job.seconds, tag: job.tag })
 }
 
 function summarise(runs) {
@@ -131,9 +61,6 @@ function summarise(runs) {
   return summary
 }
 
-/** A run whose cores moved meanwhile belongs to neither placement. */
-const placementOf = ({ before, after }) => (before.near !== after.near ? 'moved' : before.near ? 'near' : 'far')
-
 /** Near runs and far runs are summed up apart: a median over both describes neither. */
 export function byPlacement(runs) {
   const groups = {}
@@ -141,12 +68,21 @@ export function byPlacement(runs) {
   return Object.fromEntries(Object.entries(groups).map(([name, group]) => [name, summarise(group)]))
 }
 
+/** Bytes of a message; of `rpc` how many calls are under way at a time. */
+function sizesOf(measure, plan) {
+  if (measure === 'one') return plan.sizes
+  if (measure === 'objects') return OBJECT_SIZES
+  return measure === 'rpc' ? AT_A_TIME : [64]
+}
+
 export async function runPlan(options = {}, say = () => {}, progress = () => {}) {
   const plan = { ...defaults, ...options }
   const unknown = plan.only.find((id) => !contenders.some((contender) => contender.id === id))
   if (unknown !== undefined) throw new Error(`no contender ${unknown}`)
   if (plan.sizes.some((size) => !(size > 0) || size % 8 !== 0)) throw new Error('sizes are multiples of 8')
-  const chosen = contenders.filter(({ id }) => plan.only.length === 0 || plan.only.includes(id))
+  const takesPart = ({ measures }) => plan.measures.some((measure) => measures.includes(measure))
+  const isWanted = ({ id }) => plan.only.length === 0 || plan.only.includes(id)
+  const chosen = contenders.filter((contender) => isWanted(contender) && takesPart(contender))
   const pinned = spawnSync('taskset', ['--version']).error === undefined
   const started = Math.floor(Date.now() / 1000)
   // An interrupt goes through the exit handlers, which end what is running.
@@ -159,8 +95,9 @@ export async function runPlan(options = {}, say = () => {}, progress = () => {})
   let serial = 0
   try {
     for (const measure of plan.measures) {
-      for (const size of measure === 'one' ? plan.sizes : [64]) {
-        const row = chosen.map((contender) => ({
+      for (const size of sizesOf(measure, plan)) {
+        const measured = chosen.filter(({ measures }) => measures.includes(measure))
+        const row = measured.map((contender) => ({
           contender: contender.id,
           measure,
           size,
@@ -170,10 +107,10 @@ export async function runPlan(options = {}, say = () => {}, progress = () => {})
           failures: [],
         }))
         // Contenders alternate: what the machine does to one run it does to its neighbours.
-        for (let run = 0; run < plan.runs; run++) {
+        for (let turn = 0; turn < plan.runs; turn++) {
           for (const cell of row) {
             if (cell.skipped !== undefined || cell.failures.length > 1) continue
-            progress(`${cell.contender} ${measure} ${size} run ${run + 1}`)
+            progress(`${cell.contender} ${measure} ${size} run ${turn + 1}`)
             const before = await probe.measure()
             try {
               const outcome = await runJob({

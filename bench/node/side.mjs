@@ -1,95 +1,28 @@
 // One side of one run. Side A makes the messages, times them and starts side B, which takes and sums them. Both are
 // fresh for every run, so that no contender inherits another's heap or compiled code.
 
-import { execFileSync, spawn } from 'node:child_process'
-import fs from 'node:fs'
+import { spawn } from 'node:child_process'
 import process from 'node:process'
-import readline from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { MessageChannel, Worker, isMainThread, workerData } from 'node:worker_threads'
 
 import { build } from 'hdr-histogram-js'
 
 import { contenders } from './contenders/index.mjs'
+import { lineOfPort, lineOfStreams } from './line.mjs'
+import { pause, pinThread, since, switches, usage } from './usage.mjs'
 import { add, expectedSum, messageSum, now } from './work.mjs'
 
 const here = fileURLToPath(import.meta.url)
 
-/** The line over which the two sides agree; nothing measured goes over it. */
-function lineOf(write, subscribe) {
-  const queue = []
-  let waiting = null
-  subscribe((message) => {
-    if (waiting === null) queue.push(message)
-    else {
-      const resolve = waiting
-      waiting = null
-      resolve(message)
-    }
-  })
-  return {
-    send: write,
-    receive: () =>
-      queue.length > 0
-        ? Promise.resolve(queue.shift())
-        : new Promise((resolve) => {
-            waiting = resolve
-          }),
-  }
-}
-
-const lineOfStreams = (output, input) =>
-  lineOf(
-    (message) => output.write(`${JSON.stringify(message)}\n`),
-    (put) => readline.createInterface({ input }).on('line', (text) => put(JSON.parse(text))),
-  )
-
-const lineOfPort = (port) =>
-  lineOf(
-    (message) => port.postMessage(message),
-    (put) => port.on('message', put),
-  )
-
-/** Pins this thread. `/proc/thread-self` is asked by a synchronous call, and so on the thread that wants to know. */
-function pinThread(cpu) {
-  try {
-    const tid = fs.readlinkSync('/proc/thread-self').split('/').at(-1)
-    execFileSync('taskset', ['-cp', String(cpu), tid], { stdio: 'ignore' })
-  } catch {
-    // Without taskset the scheduler decides; the results say so.
-  }
-}
-
 function startPeer(job, contender) {
   const stdio = ['pipe', 'pipe', 'inherit', ...(contender.ipc ? ['ipc'] : [])]
-  const options = { stdio, serialization: 'advanced' }
+  const options = { stdio, serialization: contender.ipc === 'json' ? 'json' : 'advanced' }
   const arguments_ = [...process.execArgv, here, 'b', JSON.stringify(job)]
   return job.pinned
     ? spawn('taskset', ['-c', String(job.cpus[1]), process.execPath, ...arguments_], options)
     : spawn(process.execPath, arguments_, options)
 }
-
-/** How often the threads of a process have been given a core, voluntarily or not. */
-function switches(pid) {
-  let total = 0
-  for (const task of fs.readdirSync(`/proc/${pid}/task`)) {
-    const status = fs.readFileSync(`/proc/${pid}/task/${task}/status`, 'utf8')
-    for (const [, count] of status.matchAll(/ctxt_switches:\s+(\d+)/g)) total += Number(count)
-  }
-  return total
-}
-
-function usage() {
-  const { userCPUTime, systemCPUTime, involuntaryContextSwitches } = process.resourceUsage()
-  return { cpu: (userCPUTime + systemCPUTime) * 1000, preempted: involuntaryContextSwitches }
-}
-
-const since = (before) => {
-  const after = usage()
-  return { cpu: after.cpu - before.cpu, preempted: after.preempted - before.preempted }
-}
-
-const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
 
 async function ping(contender, count, record) {
   let total = 0
@@ -175,10 +108,9 @@ async function main(side, job) {
   }
   const opened = await contender.open({ ...setup, line })
   const hello = await line.receive()
-  const outcome =
-    job.measure === 'one'
-      ? await oneWay(opened, line, job, contender)
-      : await roundTrip(opened, line, job, contender, hello)
+  const outcome = job.measure.startsWith('rtt')
+    ? await roundTrip(opened, line, job, contender, hello)
+    : await oneWay(opened, line, job, contender)
   console.log(JSON.stringify(outcome))
   line.send({ quit: true })
   await Promise.race([
@@ -194,6 +126,7 @@ const together = (mine, theirs, contender) =>
   contender.threads ? mine : { cpu: mine.cpu + theirs.cpu, preempted: mine.preempted + theirs.preempted }
 
 async function oneWay(contender, line, job, { threads }) {
+  const expected = contender.expected ?? ((count) => expectedSum(job.size, count))
   async function stretch(count) {
     line.send({ consume: count })
     await line.receive()
@@ -203,12 +136,13 @@ async function oneWay(contender, line, job, { threads }) {
     let mine = since(before)
     const report = await line.receive()
     if (threads) mine = since(before)
-    const wanted = expectedSum(job.size, count)
+    const wanted = expected(count)
     if (report.sum !== wanted) throw new Error(`what arrived is not what was sent: sum ${report.sum}, not ${wanted}`)
     return { seconds: (report.finished - started) / 1e9, ...together(mine, report, { threads }) }
   }
 
-  const count = await warmedUp(job, Math.ceil((2 * Math.max(job.capacity, 4 * job.size)) / job.size / 8), stretch)
+  const first = contender.first ?? Math.ceil((2 * Math.max(job.capacity, 4 * job.size)) / job.size / 8)
+  const count = await warmedUp(job, first, stretch)
   const { seconds, cpu, preempted } = await stretch(count)
   return {
     messages: count,

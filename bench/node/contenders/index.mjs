@@ -1,12 +1,17 @@
 import { childProcess } from './child-process.mjs'
 import { messagePort } from './message-port.mjs'
+import { objects } from './objects.mjs'
 import { redis } from './redis.mjs'
-import { ringfence, ringfenceAwait, ringfenceGathered, ringfenceReserve } from './ringfence.mjs'
+import { ringfence, ringfenceAwait, ringfenceGathered, ringfenceReserve, singles } from './ringfence.mjs'
+import { rpc } from './rpc.mjs'
 import { sharedArrayBuffer } from './shared-array-buffer.mjs'
 import { corked, plain } from './unix.mjs'
 import { zeromq } from './zeromq.mjs'
 
-export const contenders = [
+/** Between two processes, messages of bytes. */
+const PEERS = ['one', 'rtt-polled', 'rtt-parked']
+
+const peers = [
   ringfence,
   ringfenceAwait,
   ringfenceGathered,
@@ -19,3 +24,14 @@ export const contenders = [
   messagePort,
   sharedArrayBuffer,
 ]
+
+const of = (list, measures) => list.map((contender) => Object.assign(contender, { measures }))
+
+/** Each knows which measures it takes part in; `takes` says what it cannot do of those, and why. */
+export const contenders = [
+  ...of(peers, PEERS),
+  ...of(singles, ['single']),
+  ...of(objects, ['objects']),
+  ...of(rpc, ['rpc']),
+]
+plain.measures = [...PEERS, 'single']

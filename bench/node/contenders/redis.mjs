@@ -1,122 +1,13 @@
-// Redis publish/subscribe over its Unix socket, where a redis-server is on the PATH: a broker between the two.
+// Redis publish/subscribe, each way one topic.
 
-import { spawn, spawnSync } from 'node:child_process'
-import { once } from 'node:events'
-import net from 'node:net'
-import os from 'node:os'
-import path from 'node:path'
-
-import { Sink } from '../frames.mjs'
-import { Reader, add, fill } from '../work.mjs'
-
-/** Bytes published before the sender waits for the answers: it would fill the server's memory otherwise. */
-const WINDOW = 4 << 20
-
-async function server(job) {
-  const where = path.join(os.tmpdir(), `${job.tag}.redis`)
-  const arguments_ = [
-    ...['--port', '0', '--unixsocket', where, '--save', '', '--appendonly', 'no', '--daemonize', 'no'],
-    // The default limits cut off a subscriber that is 32 MB behind.
-    ...['--client-output-buffer-limit', 'pubsub 0 0 0', '--dir', os.tmpdir(), '--loglevel', 'warning'],
-  ]
-  const child = spawn('redis-server', arguments_, { stdio: 'ignore' })
-  process.on('exit', () => child.kill())
-  // The socket is there before it listens.
-  for (let i = 0; ; i++) {
-    try {
-      ;(await connect(where)).destroy()
-      return { child, where }
-    } catch (error) {
-      if (i === 200) throw error
-      await new Promise((resolve) => setTimeout(resolve, 10))
-    }
-  }
-}
-
-async function connect(where) {
-  const socket = net.connect(where)
-  await once(socket, 'connect')
-  return socket
-}
-
-/** Reads replies of the kinds that occur here: integers, statuses, and arrays of strings. */
-class Replies {
-  #buffer = Buffer.alloc(0)
-  #chunks = []
-  #there = 0
-  #need = 0
-  #visit
-
-  constructor(visit) {
-    this.#visit = visit
-  }
-
-  push(chunk) {
-    this.#chunks.push(chunk)
-    this.#there += chunk.length
-    // A long payload comes in many chunks: they are joined once, when it is whole.
-    if (this.#there < this.#need) return
-    this.#buffer = this.#chunks.length === 1 ? chunk : Buffer.concat(this.#chunks)
-    this.#need = 0
-    let at = 0
-    for (;;) {
-      const end = this.#one(at)
-      if (end < 0) break
-      at = end
-    }
-    const rest = this.#buffer.subarray(at)
-    this.#chunks = rest.length > 0 ? [rest] : []
-    this.#there = rest.length
-    this.#need = Math.max(0, this.#need - at)
-  }
-
-  #line(at) {
-    const end = this.#buffer.indexOf('\r\n', at)
-    return end < 0 ? null : { text: this.#buffer.latin1Slice(at + 1, end), next: end + 2 }
-  }
-
-  #one(at) {
-    if (at >= this.#buffer.length) return -1
-    const head = this.#line(at)
-    if (head === null) return -1
-    const kind = this.#buffer[at]
-    if (kind === 0x3a || kind === 0x2b) {
-      this.#visit(head.text, null)
-      return head.next
-    }
-    if (kind === 0x2d) throw new Error(head.text)
-    let next = head.next
-    let last = null
-    let first = null
-    for (let i = 0; i < Number(head.text); i++) {
-      const part = this.#line(next)
-      if (part === null) return -1
-      if (this.#buffer[next] === 0x3a) {
-        next = part.next
-        continue
-      }
-      const length = Number(part.text)
-      if (this.#buffer.length < part.next + length + 2) {
-        this.#need = part.next + length + 2
-        return -1
-      }
-      last = this.#buffer.subarray(part.next, part.next + length)
-      first ??= last.latin1Slice()
-      next = part.next + length + 2
-    }
-    this.#visit(first, last)
-    return next
-  }
-}
-
-const command = (...parts) => `*${parts.length}\r\n${parts.map((part) => `$${part.length}\r\n${part}\r\n`).join('')}`
+import { absence, publication, server, subscription } from '../redis.mjs'
 
 export const redis = {
   id: 'redis',
   version: 'redis-server on the PATH',
   note: 'publish/subscribe through a local server, Unix socket, pipelined; the server runs on either core',
   get unavailable() {
-    return spawnSync('redis-server', ['--version']).error ? 'no redis-server on the PATH' : null
+    return absence()
   },
   takes: (measure) => (measure === 'rtt-polled' ? 'it does not poll' : null),
   async open({ side, job, line }) {
@@ -127,62 +18,19 @@ export const redis = {
       line.send(where)
     } else where = await line.receive()
     const [mine, theirs] = side === 'a' ? ['a', 'b'] : ['b', 'a']
-    const sink = new Sink(add)
-    const reader = new Reader()
-    const subscriber = await connect(where)
-    let subscribed
-    const ready = new Promise((resolve) => {
-      subscribed = resolve
-    })
-    const incoming = new Replies((first, payload) => {
-      if (first === 'message') sink.put(reader.sum(payload, 0, payload.length))
-      else subscribed()
-    })
-    subscriber.on('data', (chunk) => incoming.push(chunk))
-    subscriber.write(command('subscribe', mine))
-    await ready
-    const publisher = await connect(where)
-    let unanswered = 0
-    let wake = null
-    const answers = new Replies(() => {
-      unanswered--
-      wake?.()
-      wake = null
-    })
-    publisher.on('data', (chunk) => answers.push(chunk))
-    // Nobody hears what is published before both have subscribed.
+    const incoming = await subscription(where, mine)
+    const outgoing = await publication(where, theirs, job.size)
+    // What is published before both have subscribed goes to neither.
     line.send('subscribed')
     await line.receive()
-    const { size } = job
-    const window = Math.max(1, Math.floor(WINDOW / size))
-    const head = Buffer.from(`*3\r\n$7\r\nPUBLISH\r\n$1\r\n${theirs}\r\n$${size}\r\n`)
-    const start = Math.ceil(head.length / 8) * 8
-    const spare = []
-    const send = (n) => {
-      const memory = spare.pop() ?? Buffer.from(new ArrayBuffer(start + size + 2))
-      head.copy(memory, start - head.length)
-      fill(new Float64Array(memory.buffer, start, size / 8), 0, size / 8, n)
-      memory.write('\r\n', start + size)
-      unanswered++
-      return publisher.write(memory.subarray(start - head.length), () => spare.push(memory))
-    }
     return {
-      async produce(count) {
-        for (let n = 0; n < count; n++) {
-          send(n)
-          while (unanswered >= window) {
-            await new Promise((resolve) => {
-              wake = resolve
-            })
-          }
-        }
-      },
-      consume: (count) => sink.expect(count),
-      send,
-      receive: () => sink.inbox.take(),
+      produce: outgoing.produce,
+      consume: (count) => incoming.sink.expect(count),
+      send: outgoing.send,
+      receive: () => incoming.sink.inbox.take(),
       close() {
-        subscriber.destroy()
-        publisher.destroy()
+        incoming.close()
+        outgoing.close()
         child?.kill()
       },
     }

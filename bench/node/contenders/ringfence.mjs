@@ -18,6 +18,13 @@ const GATHERED = 65_536
 /** Microseconds of spinning in the polled round trip: longer than any round trip between two awake cores. */
 const BUSY_POLL = 200
 
+/** Doubles over the memory that bytes are a view of; what was made last is kept. */
+let viewed = null
+function viewOf({ buffer }) {
+  if (viewed?.buffer !== buffer) viewed = new Float64Array(buffer, 0, buffer.byteLength >>> 3)
+  return viewed
+}
+
 async function open({ job }, mode) {
   let capacity = job.capacity
   while (capacity < 4 * job.size) capacity *= 2
@@ -36,6 +43,22 @@ async function open({ job }, mode) {
       if (n % every === every - 1) await sent
     }
     await sent
+  }
+
+  async function singleAll(count) {
+    for (let n = 0; n < count; n++) {
+      fill(words, 0, words.length, n)
+      await channel.send(bytes)
+    }
+  }
+
+  async function fillAll(count) {
+    let n = 0
+    const write = (memory, offset, length) => {
+      fill(viewOf(memory), (memory.byteOffset + offset) / 8, words.length, n)
+      return length
+    }
+    for (; n < count; n++) while (!channel.fill(size, write)) await channel.writable(size)
   }
 
   async function gatherAll(count) {
@@ -97,8 +120,22 @@ async function open({ job }, mode) {
     return total
   }
 
-  const produce = { drain: sendAll, await: sendAll, gather: gatherAll, reserve: reserveAll }
-  const consume = { drain: drainAll, await: awaitAll, gather: scatterAll, reserve: drainAll }
+  const produce = {
+    drain: sendAll,
+    await: sendAll,
+    gather: gatherAll,
+    reserve: reserveAll,
+    single: singleAll,
+    fill: fillAll,
+  }
+  const consume = {
+    drain: drainAll,
+    await: awaitAll,
+    gather: scatterAll,
+    reserve: drainAll,
+    single: drainAll,
+    fill: drainAll,
+  }
 
   return {
     produce: produce[mode],
@@ -151,3 +188,12 @@ export const ringfenceReserve = contender(
   'reserve',
   oneWay,
 )
+
+/** Calls by themselves, for 64 B: what each costs that is not gathered. */
+const small = () => null
+export const singles = [
+  contender('send-await', 'await each send, drained', 'single', small),
+  contender('send-for-await', 'send each, read by for await: a Buffer each', 'await', small),
+  contender('send-drain', 'send each, drained with a visitor', 'drain', small),
+  contender('fill-drain', 'fill each in place, drained with a visitor', 'fill', small),
+]

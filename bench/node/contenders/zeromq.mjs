@@ -8,7 +8,7 @@ import { Maker, Reader, add } from '../work.mjs'
 let zmq
 let why = null
 try {
-  zmq = await import('zeromq')
+  zmq = await import('../../deps/zeromq.mjs')
 } catch (error) {
   why = `zeromq is not installed or does not load (${error.code ?? error.message})`
 }

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::line::{self, Line};
 use crate::work::Work;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Measure {
     /// One-way, one publish a message, written and read in place where the contender allows it.
@@ -210,7 +210,7 @@ pub fn pin(cpu: usize) -> Result<()> {
 
 /// User and system time so far, and how often somebody else was given the core. Threads count alone where both sides
 /// share a process, else the whole process does, helper threads of the contender included.
-fn usage(thread_only: bool) -> Usage {
+pub fn usage(thread_only: bool) -> Usage {
     let mut usage = unsafe { std::mem::zeroed::<libc::rusage>() };
     let who = if thread_only {
         libc::RUSAGE_THREAD
@@ -226,13 +226,14 @@ fn usage(thread_only: bool) -> Usage {
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-struct Usage {
-    cpu_ns: u64,
-    preempted: u64,
+pub struct Usage {
+    pub cpu_ns: u64,
+    /// How often another process was given the core.
+    pub preempted: u64,
 }
 
 impl Usage {
-    fn since(thread_only: bool, before: Self) -> Self {
+    pub fn since(thread_only: bool, before: Self) -> Self {
         let now = usage(thread_only);
         Self {
             cpu_ns: now.cpu_ns - before.cpu_ns,
@@ -240,7 +241,7 @@ impl Usage {
         }
     }
 
-    fn and(self, other: Self) -> Self {
+    pub fn and(self, other: Self) -> Self {
         Self {
             cpu_ns: self.cpu_ns + other.cpu_ns,
             preempted: self.preempted + other.preempted,
@@ -265,7 +266,7 @@ fn switches(pid: i32) -> Result<u64> {
 
 /// The command line of side B.
 pub fn peer_arguments(job: &Job) -> Result<[String; 2]> {
-    Ok(["--peer".into(), serde_json::to_string(job)?])
+    Ok(["peer".into(), serde_json::to_string(job)?])
 }
 
 fn spawn_peer(job: &Job) -> Result<Child> {

@@ -1,11 +1,17 @@
-//! The parts of the benchmark, which ../scale uses as well.
+//! The parts of the benchmark.
 
+#[cfg(feature = "ringfence")]
+pub mod broadcast;
 pub mod clock;
 pub mod contenders;
 pub mod driver;
 pub mod line;
 pub mod machine;
 pub mod plan;
+pub mod process;
 #[cfg(feature = "ringfence")]
 pub mod ringfence;
+#[cfg(feature = "ringfence")]
+pub mod scale;
+pub mod spread;
 pub mod work;

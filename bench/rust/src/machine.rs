@@ -25,6 +25,31 @@ impl Placement {
     }
 }
 
+/// What was measured, and where the cores were before and after.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Placed<T> {
+    pub before: Placement,
+    pub after: Placement,
+    #[serde(flatten)]
+    pub outcome: T,
+}
+
+impl<T> Placed<T> {
+    /// A run whose cores moved meanwhile belongs to neither placement.
+    pub fn placement(&self) -> &'static str {
+        placement_of(self.before, self.after)
+    }
+}
+
+/// The name of where a run was that lies between these two looks.
+pub fn placement_of(before: Placement, after: Placement) -> &'static str {
+    if before.near == after.near {
+        before.name()
+    } else {
+        "moved"
+    }
+}
+
 #[repr(align(128))]
 struct Lined(AtomicU64);
 

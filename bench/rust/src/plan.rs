@@ -1,10 +1,8 @@
 //! Which runs, in which order, and what they add up to.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -12,23 +10,42 @@ use serde::{Deserialize, Serialize};
 
 use crate::contenders;
 use crate::driver::{Job, Measure, Outcome};
-use crate::machine::{self, Machine, Placement};
+use crate::machine::{self, Machine, Placed};
+use crate::process::{self, progress};
+use crate::spread::Spread;
 
-const HELP: &str = "\
-ringfence-bench: ringfence and its rivals, two processes, one machine
+#[derive(Clone, Debug, clap::Args)]
+pub struct Arguments {
+    /// These contenders alone (see list)
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// What is measured (all)
+    #[arg(long, value_enum, value_delimiter = ',')]
+    measures: Vec<Measure>,
+    /// Bytes of a message for the one-way measures; multiples of 8
+    #[arg(long, value_delimiter = ',', default_value = "64,1024,65536,1048576,16777216")]
+    sizes: Vec<usize>,
+    /// Of one run, warm-up not counted
+    #[arg(long, default_value_t = 0.5)]
+    seconds: f64,
+    /// Of each cell; contenders alternate
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Bytes of a ring; at least four messages
+    #[arg(long, default_value_t = 4 << 20)]
+    capacity: usize,
+    /// Where the two sides are pinned
+    #[arg(long, value_delimiter = ',', default_value = "0,1")]
+    cpus: Vec<usize>,
+    /// Every run and its summary
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Another build of this program, for contenders that need another toolchain
+    #[arg(long)]
+    also: Vec<PathBuf>,
+}
 
-  --only a,b         these contenders alone (see --list)
-  --measures a,b     of one, batch, copy, rtt-polled, rtt-spin, rtt-parked
-  --sizes 64,1024    bytes of a message for the one-way measures; multiples of 8
-  --seconds 0.5      of one run, warm-up not counted
-  --runs 5           of each cell; contenders alternate
-  --capacity BYTES   of a ring (4 MiB; at least four messages)
-  --cpus 0,1         where the two sides are pinned
-  --json FILE        every run and its summary
-  --also PROGRAM     another build of this program, for contenders that need another toolchain
-  --list             what is compiled in, as JSON
-  --probe            where the two cores are just now";
-
+/// The arguments, checked.
 struct Plan {
     only: Vec<String>,
     measures: Vec<Measure>,
@@ -59,49 +76,7 @@ pub fn listing() -> Vec<Listed> {
         .collect()
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Run {
-    before: Placement,
-    after: Placement,
-    #[serde(flatten)]
-    outcome: Outcome,
-}
-
-impl Run {
-    /// A run whose cores moved meanwhile belongs to neither placement.
-    fn placement(&self) -> &'static str {
-        if self.before.near == self.after.near {
-            self.before.name()
-        } else {
-            "moved"
-        }
-    }
-}
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
-}
-
-impl Spread {
-    fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let at = |index: usize| values.get(index).copied().unwrap_or(0.0);
-        let (n, half) = (values.len(), values.len() / 2);
-        let median = if n % 2 == 0 && n > 0 {
-            (at(half - 1) + at(half)) / 2.0
-        } else {
-            at(half)
-        };
-        Self {
-            median,
-            min: at(0),
-            max: at(n.saturating_sub(1)),
-        }
-    }
-}
+type Run = Placed<Outcome>;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Summary {
@@ -165,66 +140,25 @@ struct Results {
     cells: Vec<Cell>,
 }
 
-fn parse(arguments: &[String]) -> Result<Option<Plan>> {
-    let mut plan = Plan {
-        only: Vec::new(),
-        measures: Measure::ALL.to_vec(),
-        sizes: vec![64, 1024, 65_536, 1 << 20, 16 << 20],
-        seconds: 0.5,
-        runs: 5,
-        capacity: 4 << 20,
-        cpus: [0, 1],
-        json: None,
-        also: Vec::new(),
-    };
-    let mut arguments = arguments.iter();
-    while let Some(argument) = arguments.next() {
-        if argument == "--help" || argument == "-h" {
-            println!("{HELP}");
-            return Ok(None);
-        }
-        let value = arguments
-            .next()
-            .with_context(|| format!("{argument} wants a value; see --help"))?;
-        let list = || value.split(',').map(str::to_owned).collect::<Vec<_>>();
-        match argument.as_str() {
-            "--only" => plan.only = list(),
-            "--measures" => {
-                plan.measures = list()
-                    .iter()
-                    .map(|name| {
-                        Measure::ALL
-                            .into_iter()
-                            .find(|measure| measure.name() == name)
-                            .with_context(|| format!("no measure {name}"))
-                    })
-                    .collect::<Result<_>>()?;
-            }
-            "--sizes" => {
-                plan.sizes = list()
-                    .iter()
-                    .map(|size| Ok(size.parse()?))
-                    .collect::<Result<_>>()?;
-                if plan.sizes.iter().any(|size| *size == 0 || size % 8 != 0) {
-                    bail!("sizes are multiples of 8");
-                }
-            }
-            "--seconds" => plan.seconds = value.parse()?,
-            "--runs" => plan.runs = value.parse()?,
-            "--capacity" => plan.capacity = value.parse()?,
-            "--cpus" => {
-                let cpus = list()
-                    .iter()
-                    .map(|cpu| Ok(cpu.parse()?))
-                    .collect::<Result<Vec<usize>>>()?;
-                plan.cpus = cpus.try_into().ok().context("two cpus")?;
-            }
-            "--json" => plan.json = Some(value.into()),
-            "--also" => plan.also.push(value.into()),
-            _ => bail!("{argument} is not an option; see --help"),
-        }
+fn checked(arguments: Arguments) -> Result<Plan> {
+    if arguments.sizes.iter().any(|size| *size == 0 || size % 8 != 0) {
+        bail!("sizes are multiples of 8");
     }
-    Ok(Some(plan))
+    Ok(Plan {
+        only: arguments.only,
+        measures: if arguments.measures.is_empty() {
+            Measure::ALL.to_vec()
+        } else {
+            arguments.measures
+        },
+        sizes: arguments.sizes,
+        seconds: arguments.seconds,
+        runs: arguments.runs,
+        capacity: arguments.capacity,
+        cpus: arguments.cpus.try_into().ok().context("two cpus")?,
+        json: arguments.json,
+        also: arguments.also,
+    })
 }
 
 /// A contender as this program or another build of it offers it.
@@ -238,7 +172,7 @@ fn offers(plan: &Plan) -> Result<Vec<Offer>> {
     let own = std::env::current_exe()?;
     for program in std::iter::once(&own).chain(&plan.also) {
         let output = Command::new(program)
-            .arg("--list")
+            .arg("list")
             .output()
             .with_context(|| program.display().to_string())?;
         for listed in serde_json::from_slice::<Vec<Listed>>(&output.stdout)? {
@@ -263,54 +197,10 @@ fn offers(plan: &Plan) -> Result<Vec<Offer>> {
 
 /// Runs one job in a process of its own and takes no longer than it should.
 fn run_job(offer: &Offer, job: &Job) -> Result<Outcome> {
-    let mut child = Command::new(&offer.program)
-        .arg("--one")
-        .arg(serde_json::to_string(job)?)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    // Asleep until it ends: looking every few milliseconds would take a core from what is measured.
-    let deadline = Duration::from_secs_f64(30.0 + 20.0 * job.seconds);
-    if !ends_within(&child, deadline)? {
-        child.kill()?;
-        child.wait()?;
-        bail!("took too long");
-    }
-    let status = child.wait()?;
-    let (mut out, mut err) = (String::new(), String::new());
-    child.stdout.take().context("piped")?.read_to_string(&mut out)?;
-    child.stderr.take().context("piped")?.read_to_string(&mut err)?;
-    if !status.success() {
-        bail!("{}", err.lines().last().unwrap_or("ended without a word"));
-    }
-    Ok(serde_json::from_str(out.lines().last().unwrap_or_default())?)
-}
-
-fn ends_within(child: &std::process::Child, deadline: Duration) -> Result<bool> {
-    let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
-    if raw < 0 {
-        return Err(std::io::Error::last_os_error()).context("pidfd_open");
-    }
-    let pidfd = unsafe { OwnedFd::from_raw_fd(raw as i32) };
-    let mut poll = libc::pollfd {
-        fd: pidfd.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    Ok(unsafe { libc::poll(&mut poll, 1, deadline.as_millis() as i32) } == 1)
-}
-
-/// Removes the files that a run cut short has left in shared memory.
-fn sweep(tag: &str) {
-    let Ok(files) = std::fs::read_dir("/dev/shm") else {
-        return;
-    };
-    for file in files.flatten() {
-        if file.file_name().to_string_lossy().starts_with(&format!("{tag}.")) {
-            let _ = std::fs::remove_file(file.path());
-        }
-    }
+    let limit = Duration::from_secs_f64(30.0 + 20.0 * job.seconds);
+    let arguments = ["one", &serde_json::to_string(job)?];
+    let line = process::last_line(&offer.program, &arguments, limit)?;
+    Ok(serde_json::from_str(&line)?)
 }
 
 fn quantity(value: f64) -> String {
@@ -375,10 +265,8 @@ fn line_of(cell: &Cell) -> String {
     text
 }
 
-pub fn run(arguments: &[String]) -> Result<()> {
-    let Some(plan) = parse(arguments)? else {
-        return Ok(());
-    };
+pub fn run(arguments: Arguments) -> Result<()> {
+    let plan = checked(arguments)?;
     let offers = offers(&plan)?;
     let entries = contenders::all();
     let started = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
@@ -432,15 +320,8 @@ pub fn run(arguments: &[String]) -> Result<()> {
                     if cell.skipped.is_some() || cell.failures.len() > 1 {
                         continue;
                     }
-                    if std::io::stderr().is_terminal() {
-                        eprint!(
-                            "\r\x1b[K{} {} {size} run {}",
-                            cell.contender,
-                            cell.measure,
-                            run + 1
-                        );
-                        std::io::stderr().flush()?;
-                    }
+                    let (contender, measure_name) = (&cell.contender, &cell.measure);
+                    progress(format_args!("{contender} {measure_name} {size} run {}", run + 1));
                     serial += 1;
                     let job = Job {
                         contender: offer.listed.id.clone(),
@@ -462,14 +343,12 @@ pub fn run(arguments: &[String]) -> Result<()> {
                         }
                         Err(error) => {
                             cell.failures.push(format!("{error:#}"));
-                            sweep(&job.tag);
+                            process::sweep(&job.tag);
                         }
                     }
                 }
             }
-            if std::io::stderr().is_terminal() {
-                eprint!("\r\x1b[K");
-            }
+            progress(format_args!(""));
             for mut cell in row {
                 let mut groups: BTreeMap<String, Vec<&Run>> = BTreeMap::new();
                 for run in &cell.runs {

@@ -1,6 +1,6 @@
 // What a service holds for each agent: descriptors, memory beyond the rings, and processor time while nobody speaks.
 //
-//   node bench/agents.mjs [AGENTS=1000] [PROCESSES=4] [CAPACITY=4096] [IDLE_SECONDS=20]
+//   npm run bench -- agents --agents 1000 --processes 4 --capacity 4096 --idle 20
 //
 // The service runs in this process, and its agents in others. RssAnon and VmPTE are from /proc/self/status; the rings are
 // RssShmem. Kernel memory other than page tables (sockets, pidfds) is in neither.
@@ -14,17 +14,26 @@ import { fileURLToPath } from 'node:url'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 
-import { connect, listen } from '../dist/esm/index.js'
+import { connect, listen } from '../../dist/esm/index.js'
 
-const numbers = process.argv.slice(2).map(Number)
-const [agents = 1000, processes = 4, capacity = 4096, idle = 20] = numbers
+const text = { type: 'string' }
+export const options = {
+  agents: { ...text, default: '1000' },
+  processes: { ...text, default: '4' },
+  capacity: { ...text, default: '4096' },
+  idle: { ...text, default: '20' },
+}
+
+export const help = `agents: what a service in Node holds for each of its agents; needs a build
+
+  --agents 1000        how many
+  --processes 4        in so many processes
+  --capacity 4096      bytes of each ring
+  --idle 20            seconds for which nothing is sent`
+
 const script = fileURLToPath(import.meta.url)
-const address = `@ringfence-agents-${process.env.RINGFENCE_SERVICE ?? process.pid}`
 
-if (process.env.RINGFENCE_SERVICE === undefined) await service()
-else await crowd()
-
-async function crowd() {
+async function crowd({ address, agents, processes, capacity }) {
   const each = Math.ceil(agents / processes)
   const channels = await Promise.all(
     Array.from({ length: each }, () => connect(address, { capacity, timeout: 60_000 })),
@@ -70,7 +79,11 @@ function look() {
   }
 }
 
-async function service() {
+export async function run(values) {
+  const { agents, processes, capacity, idle } = Object.fromEntries(
+    Object.entries(values).map(([name, value]) => [name, Number(value)]),
+  )
+  const address = `@ringfence-agents-${process.pid}`
   const listener = await listen(address, { capacity, timeout: 60_000 })
   listener.on('refused', (refusal) => console.error(refusal.message))
   const serving = (async () => {
@@ -81,8 +94,8 @@ async function service() {
       })()
     }
   })()
-  const environment = { ...process.env, RINGFENCE_SERVICE: String(process.pid) }
-  const crowds = Array.from({ length: processes }, () => fork(script, numbers.map(String), { env: environment }))
+  const job = JSON.stringify({ address, agents, processes, capacity })
+  const crowds = Array.from({ length: processes }, () => fork(script, ['--side', job]))
   const all = (what) => Promise.all(crowds.map(async (one) => while_(one, what)))
   const while_ = async (one, what) => {
     while ((await once(one, 'message'))[0] !== what);
@@ -128,3 +141,5 @@ async function service() {
     `after all have gone: ${after.descriptors - before.descriptors} descriptors more than before, ${after.memory - before.memory} KiB`,
   )
 }
+
+if (process.argv[2] === '--side') await crowd(JSON.parse(process.argv[3]))

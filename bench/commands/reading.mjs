@@ -1,6 +1,6 @@
 // What a reader pays in Node for each message: this tree beside others, in turn, medians.
 //
-//   node bench/reading.mjs --base ../before
+//   npm run bench -- reading --base ../before
 //
 // The measure is CPU time of the reading process alone, user and system, between the moment when the sender says that a part is
 // in the ring and the moment when it has been read. So a busy machine changes it little. All trees are loaded into one process and
@@ -10,12 +10,22 @@ import { fork, spawnSync } from 'node:child_process'
 import path from 'node:path'
 import process from 'node:process'
 import { fileURLToPath, pathToFileURL } from 'node:url'
-import { parseArgs } from 'node:util'
 
 const here = fileURLToPath(import.meta.url)
-const root = path.join(path.dirname(here), '..')
+const root = path.join(path.dirname(here), '../..')
 
-const HELP = `node bench/reading.mjs [options]
+const text = { type: 'string' }
+export const options = {
+  base: { ...text, default: '' },
+  ways: { ...text, default: 'for-await,receive,try-receive,drain' },
+  sizes: { ...text, default: '16,64,1024,4096,16384' },
+  rounds: { ...text, default: '3' },
+  turns: { ...text, default: '12' },
+  milliseconds: { ...text, default: '40' },
+  part: { ...text, default: '2097152' },
+}
+
+export const help = `reading: CPU of a reader in Node for each message
 
   --base DIR,DIR       other trees, built (npm run build), to compare with; the first is the one that changes are told against
   --ways a,b           of for-await, receive, try-receive, drain
@@ -24,21 +34,6 @@ const HELP = `node bench/reading.mjs [options]
   --turns 12           how often each tree has its turn in a process
   --milliseconds 40    CPU time of one turn
   --part 2097152       bytes of records in the ring when the reader begins`
-
-const text = { type: 'string' }
-const { values } = parseArgs({
-  options: {
-    base: { ...text, default: '' },
-    ways: { ...text, default: 'for-await,receive,try-receive,drain' },
-    sizes: { ...text, default: '16,64,1024,4096,16384' },
-    rounds: { ...text, default: '3' },
-    turns: { ...text, default: '12' },
-    milliseconds: { ...text, default: '40' },
-    part: { ...text, default: '2097152' },
-    side: text,
-    help: { type: 'boolean', short: 'h' },
-  },
-})
 
 const CAPACITY = 4 << 20
 /** Turns that are not counted: the engine compiles. */
@@ -108,33 +103,33 @@ async function open({ tree, index, way, size, count }) {
   const channel = await join(address, { capacity: CAPACITY })
   await isHere
   const code = await import(`data:text/javascript,${encodeURIComponent(`${WAYS}\n//${index}`)}`)
-  const readPart = code[NAMES[way]]
+  const readAll = code[NAMES[way]]
   return async () => {
     const sent = heard()
     sender.send('go')
     await sent
     const before = cpu()
-    const sum = await readPart(channel, count)
+    const sum = await readAll(channel, count)
     const took = cpu() - before
     if (sum !== count) throw new Error(`${sum} of ${count} messages`)
     return took
   }
 }
 
-async function read({ trees, way, size, count }) {
+async function read({ trees, way, size, count, turns, milliseconds }) {
   const parts = await Promise.all(trees.map((tree, index) => open({ tree, index, way, size, count })))
   const found = trees.map(() => [])
-  for (let turn = 0; turn < WARM + Number(values.turns); turn += 1) {
+  for (let turn = 0; turn < WARM + turns; turn += 1) {
     const order = [...trees.keys()]
     if (turn % 2 === 1) order.reverse()
     for (const index of order) {
       let took = 0
-      let messages = 0
-      while (took < Number(values.milliseconds) * 1e6) {
+      let taken = 0
+      while (took < milliseconds * 1e6) {
         took += await parts[index]()
-        messages += count
+        taken += count
       }
-      if (turn >= WARM) found[index].push(took / messages)
+      if (turn >= WARM) found[index].push(took / taken)
     }
   }
   process.stdout.write(JSON.stringify(found))
@@ -148,24 +143,24 @@ const median = (list) => {
 }
 
 /** What each tree's turns took in a process of their own. */
-function run(trees, way, size) {
+function measure(trees, way, size, values) {
   const record = 8 + ((size + 7) & ~7)
   const count = Math.max(1, Math.floor(Number(values.part) / record))
-  const job = { role: 'read', trees, way, size, count }
-  const options = { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] }
-  const same = ['turns', 'milliseconds'].flatMap((name) => [`--${name}`, values[name]])
-  const { stdout, status } = spawnSync(process.execPath, [here, ...same, '--side', JSON.stringify(job)], options)
+  const [turns, milliseconds] = [Number(values.turns), Number(values.milliseconds)]
+  const job = { role: 'read', trees, way, size, count, turns, milliseconds }
+  const how = { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] }
+  const { stdout, status } = spawnSync(process.execPath, [here, '--side', JSON.stringify(job)], how)
   if (status !== 0) throw new Error(`${way} of ${size} bytes ended with ${status}`)
   return JSON.parse(stdout)
 }
 
-function main() {
+export function run(values) {
   const trees = [...values.base.split(',').filter(Boolean), root].map((tree) => path.resolve(tree))
   for (const way of values.ways.split(',')) {
     for (const size of values.sizes.split(',').map(Number)) {
       const found = trees.map(() => [])
       for (let round = 0; round < Number(values.rounds); round += 1)
-        for (const [index, turns] of run(trees, way, size).entries()) found[index].push(...turns)
+        for (const [index, turns] of measure(trees, way, size, values).entries()) found[index].push(...turns)
       const figures = found.map((list) => `${median(list).toFixed(1)} (${Math.min(...list).toFixed(1)})`.padStart(18))
       // Turn by turn, since what disturbs one disturbs the other.
       const change = found.slice(1).map((list) => median(list.map((took, turn) => took / found[0][turn])) - 1)
@@ -175,9 +170,7 @@ function main() {
   }
 }
 
-if (values.help) console.log(HELP)
-else if (values.side === undefined) main()
-else {
-  const job = JSON.parse(values.side)
+if (process.argv[2] === '--side') {
+  const job = JSON.parse(process.argv[3])
   await (job.role === 'send' ? send(job) : read(job))
 }

@@ -1,8 +1,9 @@
 // What the runs add up to, as a page and as plots.
 
-import { byPlacement } from './node/plan.mjs'
-import { bytes, duration, quantity } from './node/text.mjs'
-import { chart } from './plot.mjs'
+import { byPlacement } from '../node/plan.mjs'
+import { bytes, duration, quantity } from '../node/text.mjs'
+import { disturbed, figures, table, usualPlacement as usualOf } from './markdown.mjs'
+import { chart } from '../deps/plot.mjs'
 
 const TITLES = {
   one: 'One-way, one publish a message',
@@ -31,21 +32,7 @@ export function merge(into, more) {
 }
 
 /** The placement that most runs had: the one to compare in. */
-export function usualPlacement(harnesses) {
-  const counts = { near: 0, far: 0, moved: 0 }
-  for (const { cells } of harnesses)
-    for (const { by_placement } of cells)
-      for (const [name, { runs }] of Object.entries(by_placement)) counts[name] += runs
-  return counts.far > counts.near ? 'far' : 'near'
-}
-
-/** A cell's figures in that placement; else in what there is, and then it says so. */
-function figures(cell, placement) {
-  const there = cell?.by_placement ?? {}
-  if (there[placement]) return { summary: there[placement], mark: '' }
-  const [other] = Object.entries(there).sort(([, a], [, b]) => b.runs - a.runs)
-  return other ? { summary: other[1], mark: ` (${other[0]})` } : null
-}
+export const usualPlacement = (harnesses) => usualOf(harnesses.flatMap(({ cells }) => cells))
 
 const plain = (value) => quantity(value).trim()
 
@@ -113,8 +100,6 @@ function latencyTable(harness, measure, placement) {
   }
   return table(lines)
 }
-
-const table = (lines) => lines.map((cells) => `| ${cells.join(' | ')} |`).join('\n')
 
 function throughputPlot(harness, placement, where) {
   const series = harness.contenders.map(({ id }) => ({
@@ -220,7 +205,7 @@ export function page(results, files) {
     '',
     `Written by \`npm run bench\` on ${results.date}; every figure below comes from that one run.`,
     `How it is measured, and how to read placement: [bench/README.md](../../bench/README.md). As channels, messages and rings`,
-    'grow: [scale.md](scale.md).',
+    'grow: [scale.md](scale.md). One to many: [broadcast.md](broadcast.md). Values and calls: [objects.md](objects.md).',
     '',
     `| machine | |`,
     `| --- | --- |`,
@@ -231,7 +216,7 @@ export function page(results, files) {
     `| versions | ${[results.node && `Node ${results.node}`, results.rustc, results.commit && `ringfence at ${results.commit}`].filter(Boolean).join('; ')} |`,
     `| cache line to and fro | before ${line(results.before)}, after ${line(results.after)} |`,
     `| runs | ${results.runs} of ${results.seconds} s each, rounds alternate; medians, and min–max below them |`,
-    `| disturbed | ${disturbed(results)} |`,
+    `| disturbed | ${disturbed(results.harnesses.flatMap(({ cells }) => cells))} |`,
     `| shown | ${placement} placement; a cell without such a run says in brackets which it had |`,
     '',
   ]
@@ -261,15 +246,6 @@ export function page(results, files) {
     out.push('')
   }
   return `${out.join('\n').trimEnd()}\n`
-}
-
-/** Losing the core so often a second means that something else ran beside the measurement. */
-const DISTURBED = 50
-
-function disturbed(results) {
-  const runs = results.harnesses.flatMap(({ cells }) => cells.flatMap((cell) => cell.runs))
-  const count = runs.filter(({ preempted, seconds }) => preempted / seconds > DISTURBED).length
-  return `${count} of ${runs.length} runs lost a core more than ${DISTURBED} times a second to something else`
 }
 
 const line = ({ line_ns, near }) => `${line_ns.toFixed(0)} ns (${near ? 'near' : 'far'})`

@@ -1,18 +1,10 @@
-// What ringfence costs as channels, messages and rings grow: the results of bench/scale as a page and as plots.
+// What ringfence costs as channels, messages and rings grow: the results of `scale` as a page and as plots.
 
-import { bytes, duration, quantity } from './node/text.mjs'
-import { chart } from './plot.mjs'
+import { bytes, duration, quantity } from '../node/text.mjs'
+import { aligned, rate, spread, table } from './markdown.mjs'
+import { chart } from '../deps/plot.mjs'
 
-const table = (lines) => lines.map((cells) => `| ${cells.join(' | ')} |`).join('\n')
-const aligned = (head) => head.map((_, index) => (index === 0 ? '---' : '--:'))
 const plain = (value) => quantity(value).trim()
-
-/** A median, and below it the least and the most. */
-function spread({ median, min, max }, show, range = show) {
-  return `**${show(median)}**<br>${range(min)}–${range(max)}`
-}
-
-const rate = (value) => spread(value, (shown) => quantity(shown, '/s'), plain)
 
 function speed({ median, min, max }, size) {
   const of = { median: median * size, min: min * size, max: max * size }
@@ -225,7 +217,7 @@ export function page(results, files) {
   const out = [
     '# As work grows',
     '',
-    `Written by \`npm run bench -- --scale\` on ${results.date}; every figure below comes from that one run. Two Rust processes,`,
+    `Written by \`npm run bench -- scale\` on ${results.date}; every figure below comes from that one run. Two Rust processes,`,
     'every word written and read, the sums compared. How it is measured: [bench/README.md](../../bench/README.md).',
     '',
     '| machine | |',

@@ -1,0 +1,171 @@
+// This tree beside a base revision, in turn: what got slower than the noise.
+
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import process from 'node:process'
+
+import { run as runSide } from '../node/run.mjs'
+import { duration, quantity } from '../node/text.mjs'
+import { answer, must, progress, root, say } from './shared.mjs'
+
+const text = { type: 'string' }
+export const options = {
+  seconds: { ...text, default: '100' },
+  each: { ...text, default: '0.2' },
+  only: text,
+  json: text,
+  build: { type: 'boolean', default: true },
+}
+export const takes = 1
+
+export const help = `guard [BASE]: what got slower in this tree since BASE, a revision (main); ends with 1 where something did
+
+  --seconds 100        for the measurement; building a base that is not there yet comes on top
+  --each 0.2           seconds of one run
+  --only a,b           these cells alone
+  --json FILE          every pair of runs
+  --no-build           what is built already is good enough`
+
+/** Less than this is not told: code that is laid out differently makes as much. */
+const LEAST = 0.03
+/** Pairs of runs without which a cell says nothing. */
+const ENOUGH = 4
+
+const rustJob = (contender, measure, size) => ({ rust: true, contender, measure, size })
+const nodeJob = (contender, measure, size) => ({ rust: false, contender, measure, size })
+const CELLS = {
+  'rust/64': rustJob('ringfence', 'one', 64),
+  'rust/64x32': rustJob('ringfence', 'batch', 64),
+  'rust/64-copied': rustJob('ringfence', 'copy', 64),
+  'rust/1024': rustJob('ringfence', 'one', 1024),
+  'rust/65536': rustJob('ringfence', 'one', 65_536),
+  'rust/rtt-polled': rustJob('ringfence', 'rtt-polled', 64),
+  'rust/rtt-parked': rustJob('ringfence', 'rtt-parked', 64),
+  'rust/to-1': { rust: true, subscribers: 1 },
+  'rust/to-4': { rust: true, subscribers: 4 },
+  'node/64': nodeJob('ringfence', 'one', 64),
+  'node/64-for-await': nodeJob('ringfence-await', 'one', 64),
+  'node/65536': nodeJob('ringfence', 'one', 65_536),
+  'node/rtt-parked': nodeJob('ringfence', 'rtt-parked', 64),
+}
+
+/** A tree of its own for the base, with this tree's benchmark in it; built once for each revision. */
+function baseTree(base) {
+  const revision = answer('git', ['rev-parse', '--verify', '--quiet', `${base}^{commit}`])
+  if (revision === '') throw new Error(`${base} is no revision`)
+  const tree = path.join(root, 'build/guard', revision.slice(0, 12))
+  if (!fs.existsSync(tree)) {
+    must('git', ['worktree', 'prune'])
+    must('git', ['worktree', 'add', '--quiet', '--detach', tree, revision])
+    fs.symlinkSync(path.join(root, 'node_modules'), path.join(tree, 'node_modules'))
+  }
+  // The same work on both sides: the benchmark is always this tree's.
+  const skipped = new Set(['target', 'node_modules'])
+  fs.rmSync(path.join(tree, 'bench/node'), { recursive: true, force: true })
+  fs.cpSync(path.join(root, 'bench'), path.join(tree, 'bench'), {
+    recursive: true,
+    filter: (from) => !skipped.has(path.basename(from)),
+  })
+  return { revision, tree }
+}
+
+/** ringfence alone, without the rivals: soon built. */
+function build(tree, isWanted) {
+  const target = path.join(tree, 'build/guard-target')
+  const built = { tree, program: path.join(target, 'release/ringfence-bench') }
+  if (!isWanted) return built
+  say(`building ${path.relative(process.cwd(), tree) || 'this tree'}`)
+  must('cargo', ['build', '--quiet', '--release', '--no-default-features', '--features', 'ringfence'], {
+    cwd: path.join(tree, 'bench/rust'),
+    env: { ...process.env, CARGO_TARGET_DIR: target },
+  })
+  must('npm', ['run', '--silent', 'build'], { cwd: tree })
+  return built
+}
+
+let serial = 0
+
+/** One run; answers what each message, delivery or round trip took, in nanoseconds. */
+async function once(built, cell, seconds) {
+  const tag = `rfguard-${process.pid}-${++serial}`
+  const job = { ...cell, seconds, cpus: [0, 1], capacity: 4 << 20, tag, pinned: true, node: process.execPath }
+  if (cell.subscribers !== undefined) {
+    const cast = { ...job, rival: 'ringfence', size: 64, batch: false, harm: null }
+    const outcome = await runSide([built.program, 'publish', JSON.stringify(cast)], { seconds, tag })
+    return 1e9 / outcome.delivered_per_second
+  }
+  const side = path.join(built.tree, 'bench/node/side.mjs')
+  const command = cell.rust
+    ? [built.program, 'one', JSON.stringify(job)]
+    : [process.execPath, side, 'a', JSON.stringify(job)]
+  const outcome = await runSide(command, { seconds, tag, cpu: cell.rust ? undefined : 0 })
+  return outcome.round_trip ? outcome.round_trip.p50_ns : 1e9 / outcome.messages_per_second
+}
+
+const isNear = (program) => JSON.parse(answer(program, ['probe'])).near
+
+/** Rounds until the time is up: each runs every cell once in both trees, in changing order. */
+async function measureAll(trees, names, { seconds, each }) {
+  const pairs = Object.fromEntries(names.map((name) => [name, []]))
+  const end = performance.now() + seconds * 1000
+  for (let round = 0; round < ENOUGH || performance.now() < end; round += 1) {
+    for (const name of names) {
+      progress(`round ${round + 1}: ${name}`)
+      const order = round % 2 === 0 ? ['base', 'tree'] : ['tree', 'base']
+      const before = isNear(trees.tree.program)
+      const pair = {}
+      for (const which of order) pair[which] = await once(trees[which], CELLS[name], each)
+      // Cores that were moved between the two would be what differs.
+      if (before === isNear(trees.tree.program)) pairs[name].push(pair)
+    }
+  }
+  progress('')
+  return pairs
+}
+
+const median = (list) => {
+  const sorted = [...list].sort((a, b) => a - b)
+  const middle = sorted.length >> 1
+  return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
+}
+
+/** How much dearer this tree is: the median of the pairs' differences, and what that median may be off by. */
+function compare(pairs) {
+  const changes = pairs.map(({ base, tree }) => tree / base - 1)
+  const change = median(changes)
+  // The median's standard error, from the median distance to it, which one bad run does not spoil.
+  const spread = 1.4826 * median(changes.map((one) => Math.abs(one - change)))
+  const noise = Math.max(LEAST, (3 * 1.2533 * spread) / Math.sqrt(changes.length))
+  return { change, spread, noise, pairs: pairs.length }
+}
+
+export async function run(values, [base = 'main']) {
+  const names = values.only?.split(',') ?? Object.keys(CELLS)
+  const unknown = names.find((name) => !(name in CELLS))
+  if (unknown !== undefined) throw new Error(`no cell ${unknown}; there are ${Object.keys(CELLS).join(', ')}`)
+  const { revision, tree } = baseTree(base)
+  const built = { base: build(tree, values.build), tree: build(root, values.build) }
+  const plan = { seconds: Number(values.seconds), each: Number(values.each) }
+  say(`\n${revision.slice(0, 12)} beside this tree; ${os.cpus()[0].model}, load ${os.loadavg()[0].toFixed(1)}`)
+  const pairs = await measureAll(built, names, plan)
+  if (values.json) fs.writeFileSync(values.json, JSON.stringify({ revision, pairs }))
+  const slower = []
+  say(`${'each'.padEnd(18)}${'base'.padStart(10)}${'tree'.padStart(10)}${'change'.padStart(9)}${'noise'.padStart(9)}`)
+  for (const name of names) {
+    if (pairs[name].length < ENOUGH) {
+      say(`${name.padEnd(18)} too few pairs: the cores were moved`)
+      continue
+    }
+    const { change, noise } = compare(pairs[name])
+    const [before, after] = ['base', 'tree'].map((which) => shown(median(pairs[name].map((pair) => pair[which]))))
+    const verdict = change > noise ? '  slower' : change < -noise ? '  faster' : ''
+    if (change > noise) slower.push(name)
+    const [by, within] = [change, noise].map((part) => `${(part * 100).toFixed(1)} %`.padStart(9))
+    say(`${name.padEnd(18)}${before.padStart(10)}${after.padStart(10)}${by}${within}${verdict}`)
+  }
+  say(slower.length === 0 ? '\nnothing got slower than the noise' : `\nslower: ${slower.join(', ')}`)
+  if (slower.length > 0) process.exitCode = 1
+}
+
+const shown = (ns) => (ns < 100 ? `${quantity(ns)} ns` : duration(ns))

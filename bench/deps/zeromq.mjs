@@ -1,0 +1,3 @@
+// ZeroMQ, from this package of the benchmark's own.
+
+export * from 'zeromq'

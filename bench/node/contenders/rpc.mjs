@@ -1,0 +1,165 @@
+// Calls: three libraries, each over three transports. `size` is how many calls are under way at a time.
+
+import { createBirpc } from 'birpc'
+import { RpcSession, RpcTarget, newMessagePortRpcSession } from 'capnweb'
+import * as comlink from 'comlink'
+
+import { add, expectedSum, messageSum } from '../work.mjs'
+
+const ringfence = await import('ringfence').catch(() => null)
+
+/** What the other side serves: takes a number, says the next one, and adds up what it was given. */
+class Counter extends RpcTarget {
+  #left = 0
+  #total = 0
+  #done = null
+
+  bump(n) {
+    this.#total = add(this.#total, messageSum(8, n))
+    if (--this.#left === 0) this.#done(this.#total)
+    return n + 1
+  }
+
+  expect(count) {
+    this.#left = count
+    this.#total = 0
+    return new Promise((resolve) => {
+      this.#done = resolve
+    })
+  }
+}
+
+/** A line as birpc and comlink want it: messages out, messages in. */
+async function lineOver(transport, { side, job, child, port }) {
+  if (transport === 'message-port') {
+    return { post: (message) => port.postMessage(message), on: (hear) => port.on('message', hear), port }
+  }
+  if (transport === 'child-process') {
+    const end = side === 'a' ? child : process
+    return { post: (message) => end.send(message), on: (hear) => end.on('message', hear) }
+  }
+  const channel = await ringfence.join(`@${job.tag}`)
+  const own = ringfence.toPort(channel)
+  return { post: (message) => own.postMessage(message), on: (hear) => own.on('message', hear), channel }
+}
+
+function birpc(line, counter) {
+  const functions = { bump: (n) => counter.bump(n) }
+  return createBirpc(functions, { post: line.post, on: line.on })
+}
+
+function overComlink(line, counter, side) {
+  const endpoint = {
+    postMessage: line.post,
+    addEventListener: (_, hear) => line.on((data) => (hear.handleEvent ?? hear)({ data, origin: '' })),
+    removeEventListener() {},
+  }
+  if (side === 'a') return comlink.wrap(endpoint)
+  comlink.expose({ bump: (n) => counter.bump(n) }, endpoint)
+  return null
+}
+
+/** capnweb sends text. */
+class TextTransport {
+  #line
+  #there = []
+  #waiting = null
+
+  constructor(line) {
+    this.#line = line
+    line.on((text) => {
+      if (this.#waiting === null) this.#there.push(text)
+      else {
+        this.#waiting(text)
+        this.#waiting = null
+      }
+    })
+  }
+
+  async send(text) {
+    this.#line.post(text)
+  }
+
+  receive() {
+    if (this.#there.length > 0) return Promise.resolve(this.#there.shift())
+    return new Promise((resolve) => {
+      this.#waiting = resolve
+    })
+  }
+}
+
+/** As examples/rpc has it: no port between. */
+class ChannelTransport {
+  #channel
+
+  constructor(channel) {
+    this.#channel = channel
+  }
+
+  send(text) {
+    return this.#channel.send(text)
+  }
+
+  async receive() {
+    const message = await this.#channel.receive()
+    if (message === null) throw new Error('the peer has gone')
+    return message.toString()
+  }
+}
+
+async function capnweb(transport, setup, counter) {
+  if (transport === 'message-port') return newMessagePortRpcSession(setup.port, counter)
+  const own =
+    transport === 'ringfence'
+      ? new ChannelTransport(await ringfence.join(`@${setup.job.tag}`))
+      : new TextTransport(await lineOver(transport, setup))
+  return new RpcSession(own, counter).getRemoteMain()
+}
+
+async function remoteOf(library, transport, setup, counter) {
+  if (library === 'capnweb') return capnweb(transport, setup, counter)
+  const line = await lineOver(transport, setup)
+  return library === 'birpc' ? birpc(line, counter) : overComlink(line, counter, setup.side)
+}
+
+async function open(library, transport, setup) {
+  const counter = new Counter()
+  const remote = await remoteOf(library, transport, setup, counter)
+  return {
+    first: 300,
+    expected: (count) => expectedSum(8, count),
+    async produce(count) {
+      let next = 0
+      const caller = async () => {
+        while (next < count) {
+          const n = next++
+          const answer = await remote.bump(n)
+          if (answer !== n + 1) throw new Error(`the answer to ${n} was ${answer}`)
+        }
+      }
+      await Promise.all(Array.from({ length: setup.job.size }, caller))
+    },
+    consume: (count) => counter.expect(count),
+    close() {},
+  }
+}
+
+const takes = () => null
+const TRANSPORTS = [
+  ['ringfence', { unavailable: ringfence === null ? 'ringfence is not built' : null }],
+  ['child-process', { ipc: 'advanced' }],
+  ['message-port', { threads: true }],
+]
+
+export const rpc = ['comlink', 'birpc', 'capnweb'].flatMap((library) =>
+  TRANSPORTS.map(([transport, { ipc, threads, unavailable }]) => ({
+    id: `${library}/${transport}`,
+    version: transport === 'ringfence' ? 'this tree' : 'node',
+    note: `${library} over ${transport}`,
+    takes,
+    open: (setup) => open(library, transport, setup),
+    ipc,
+    threads,
+    unavailable,
+  })),
+)

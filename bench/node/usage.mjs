@@ -1,0 +1,37 @@
+// What a process has used, and on which core it runs.
+
+import { execFileSync } from 'node:child_process'
+import fs from 'node:fs'
+import process from 'node:process'
+
+/** Pins this thread. `/proc/thread-self` is asked by a synchronous call, and so on the thread that wants to know. */
+export function pinThread(cpu) {
+  try {
+    const tid = fs.readlinkSync('/proc/thread-self').split('/').at(-1)
+    execFileSync('taskset', ['-cp', String(cpu), tid], { stdio: 'ignore' })
+  } catch {
+    // Without taskset the scheduler decides; the results say so.
+  }
+}
+
+/** How often the threads of a process have been given a core, voluntarily or not. */
+export function switches(pid) {
+  let total = 0
+  for (const task of fs.readdirSync(`/proc/${pid}/task`)) {
+    const status = fs.readFileSync(`/proc/${pid}/task/${task}/status`, 'utf8')
+    for (const [, count] of status.matchAll(/ctxt_switches:\s+(\d+)/g)) total += Number(count)
+  }
+  return total
+}
+
+export function usage() {
+  const { userCPUTime, systemCPUTime, involuntaryContextSwitches } = process.resourceUsage()
+  return { cpu: (userCPUTime + systemCPUTime) * 1000, preempted: involuntaryContextSwitches }
+}
+
+export const since = (before) => {
+  const after = usage()
+  return { cpu: after.cpu - before.cpu, preempted: after.preempted - before.preempted }
+}
+
+export const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms))

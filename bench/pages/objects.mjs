@@ -1,0 +1,117 @@
+// The results of `objects` as a page.
+
+import { bytes, duration } from '../node/text.mjs'
+import { aligned, disturbed, figures, machineRows, rate, table, usualPlacement } from './markdown.mjs'
+
+function rates(results, measure, sizes, { head, name }, placement) {
+  const cells = results.cells.filter((cell) => cell.measure === measure)
+  const shown = (cell) => {
+    const found = figures(cell, placement)
+    return found === null ? 'failed' : `${rate(found.summary.messages_per_second)}${found.mark}`
+  }
+  const rows = []
+  for (const { id } of results.contenders) {
+    const row = sizes.map((size) => cells.find((cell) => cell.contender === id && cell.size === size))
+    if (!row.some((cell) => cell?.runs.length || cell?.failures?.length)) continue
+    const first = figures(row[0], placement)
+    rows.push([id, ...row.map(shown), first ? duration(first.summary.cpu_ns_per_message.median) : '–'])
+  }
+  const titles = ['', ...sizes.map(name), head]
+  return table([titles, aligned(titles), ...rows])
+}
+
+/** What was asked for, each reached or not. */
+function reached(results, placement) {
+  const of = (contender, size, measure) =>
+    results.cells.find((cell) => cell.contender === contender && cell.size === size && cell.measure === measure)
+      ?.by_placement[placement]?.messages_per_second
+  const head = ['what', 'measured', 'aim', '']
+  const rows = []
+  for (const size of [104, 1024, 65_536]) {
+    for (const [rival, aim] of [
+      ['unix-json', 1.5],
+      ['child-json', 3],
+    ]) {
+      const found = of('with-json', size, 'objects')?.median / of(rival, size, 'objects')?.median
+      if (Number.isFinite(found))
+        rows.push([`with(json()) of ${bytes(size)} beside ${rival}`, `${found.toFixed(2)} ×`, `${aim} ×`, found >= aim])
+    }
+  }
+  for (const [contender, what, aim] of [
+    ['send-await', 'await each send, 64 B', 4e6],
+    ['send-for-await', 'for await, 64 B', 12e6],
+    ['fill-drain', 'fill, 64 B', 10e6],
+  ]) {
+    const found = of(contender, 64, 'single')
+    if (found) rows.push([what, `${(found.median / 1e6).toFixed(1)} M/s`, `${aim / 1e6} M/s`, found.median >= aim])
+  }
+  const shown = rows.map(([what, found, aim, is]) => [what, found, aim, is ? 'reached' : 'not reached'])
+  return table([head, aligned(head), ...shown])
+}
+
+export function page(results) {
+  const placement = usualPlacement(results.cells)
+  const out = [
+    '# Values, calls and single messages, measured',
+    '',
+    'Written by `npm run bench -- objects`; every figure below comes from that one run. Node to Node, two processes (a `MessagePort`: two',
+    'threads). Each value is made anew and read whole, and what is read must add up. How it is measured:',
+    '[bench/README.md](../../bench/README.md#values-and-calls).',
+    '',
+    '| machine | |',
+    '| --- | --- |',
+    ...machineRows(results),
+    `| disturbed | ${disturbed(results.cells)} |`,
+    `| shown | ${placement} placement; a cell without such a run says in brackets which it had |`,
+    '',
+    '## Values',
+    '',
+    'An order with lines: an object of strings, numbers and a list, whose JSON has about so many bytes. One way, values a second.',
+    '',
+    rates(results, 'objects', [104, 1024, 65_536], { head: 'CPU of 104 B, both sides', name: bytes }, placement),
+    '',
+    '## Calls',
+    '',
+    'A function of the other process that takes a number and answers with the next: calls a second, one at a time and a hundred at a time.',
+    '',
+    rates(
+      results,
+      'rpc',
+      [1, 100],
+      {
+        head: 'CPU of one at a time, both sides',
+        name: (count) => (count === 1 ? 'one at a time' : `${count} at a time`),
+      },
+      placement,
+    ),
+    '',
+    '## Single messages',
+    '',
+    '64 B, messages a second.',
+    '',
+    rates(results, 'single', [64], { head: 'CPU, both sides', name: bytes }, placement),
+    '',
+    '## Aims',
+    '',
+    reached(results, placement),
+    '',
+    'Who is who:',
+    '',
+    ...results.contenders
+      .filter(({ id }) => results.cells.some((cell) => cell.contender === id && cell.runs.length > 0))
+      .map(({ id, version, note }) => `- **${id}** (${version}): ${note}`),
+  ]
+  const failed = results.cells.filter((cell) => cell.failures?.length)
+  if (failed.length > 0) {
+    out.push('', 'Failed runs:', '')
+    for (const cell of failed) out.push(`- ${cell.contender}, ${cell.measure}, ${cell.size}: ${cell.failures.at(-1)}`)
+  }
+  return `${out.join('\n').trimEnd()}\n`
+}
+
+/** One cell a line: readable in a diff. Cells that were not meant to run are left out. */
+export function json(results) {
+  const { cells, ...rest } = results
+  const ran = cells.filter((cell) => cell.runs.length > 0 || cell.failures?.length)
+  return `${JSON.stringify(rest, null, 2).slice(0, -2)},\n"cells": [\n${ran.map((cell) => JSON.stringify(cell)).join(',\n')}\n]\n}\n`
+}

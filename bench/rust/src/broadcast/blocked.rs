@@ -1,0 +1,131 @@
+//! For how long the publisher is blocked after one of two subscribers was killed, stopped, or is a zombie.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::driver::{Crowd, Job, Order, Publish};
+use crate::clock;
+use crate::driver::pin;
+use crate::work::Work;
+
+/// What befalls a subscriber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Harm {
+    /// SIGKILL, and its parent has taken notice.
+    Killed,
+    /// SIGSTOP.
+    Stopped,
+    /// SIGKILL, and its parent takes no notice.
+    Zombie,
+}
+
+impl Harm {
+    pub const ALL: [Self; 3] = [Self::Killed, Self::Stopped, Self::Zombie];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Killed => "killed",
+            Self::Stopped => "stopped",
+            Self::Zombie => "zombie",
+        }
+    }
+
+    fn befall(self, pid: Pid) -> Result<()> {
+        match self {
+            Self::Killed => {
+                kill(pid, Signal::SIGKILL)?;
+                waitpid(pid, None)?;
+            }
+            Self::Stopped => kill(pid, Signal::SIGSTOP)?,
+            Self::Zombie => kill(pid, Signal::SIGKILL)?,
+        }
+        Ok(())
+    }
+}
+
+/// For how long a subscriber may hold ringfence's publisher up in these runs: its default is 5 s.
+pub const STALL: Duration = Duration::from_secs(1);
+/// No longer is waited for a publisher to go on.
+const LIMIT: Duration = Duration::from_secs(6);
+/// Publishing before the harm, and after the publisher has gone on.
+const AROUND: Duration = Duration::from_millis(300);
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Blocked {
+    /// The longest time between two publishes, after the harm was done.
+    pub milliseconds: f64,
+    /// It has gone on within the time that was waited for.
+    pub goes_on: bool,
+}
+
+/// When the last publish returned, and the longest time between two since the harm; in nanoseconds.
+struct Pulse {
+    last: AtomicU64,
+    longest: AtomicU64,
+}
+
+/// Publishes on this thread until another one has seen enough, and ends the process with the answer: a publisher that is blocked
+/// for ever cannot be called back.
+pub fn blocked<P: Publish>(job: &Job) -> Result<()> {
+    static PULSE: Pulse = Pulse {
+        last: AtomicU64::new(0),
+        longest: AtomicU64::new(0),
+    };
+    let harm = job.harm.context("a harm")?;
+    let mut publisher = P::open(job)?;
+    pin(job.cpus[0])?;
+    let mut crowd = Crowd::start(&mut publisher, job)?;
+    for line in &mut crowd.lines {
+        line.send(&Order::Forever)?;
+    }
+    let victim = Pid::from_raw(crowd.children[0].id() as i32);
+    let cpu = job.cpus[1];
+    PULSE.last.store(clock::now(), Ordering::Relaxed);
+    std::thread::spawn(move || {
+        let found = pin(cpu).and_then(|()| watch(&PULSE, harm, victim));
+        match found.and_then(|found| Ok(serde_json::to_string(&found)?)) {
+            Ok(text) => println!("{text}"),
+            Err(error) => eprintln!("{error:#}"),
+        }
+        // The subscribers end with this process.
+        std::process::exit(0);
+    });
+    let work = Work::new(job.size, 1);
+    loop {
+        publisher.publish(&work, job.batch)?;
+        let now = clock::now();
+        let gap = now - PULSE.last.swap(now, Ordering::Relaxed);
+        PULSE.longest.fetch_max(gap, Ordering::Relaxed);
+    }
+}
+
+fn watch(pulse: &Pulse, harm: Harm, victim: Pid) -> Result<Blocked> {
+    std::thread::sleep(AROUND);
+    pulse.longest.store(0, Ordering::Relaxed);
+    harm.befall(victim)?;
+    let done = clock::now();
+    let quiet = || Duration::from_nanos(clock::now().saturating_sub(pulse.last.load(Ordering::Relaxed)));
+    let since = || Duration::from_nanos(clock::now() - done);
+    // Long enough for the ring to be full, and for a stall to begin.
+    std::thread::sleep(AROUND);
+    while quiet() > AROUND / 4 && since() < LIMIT {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let goes_on = since() < LIMIT;
+    if goes_on {
+        std::thread::sleep(AROUND);
+    }
+    let longest = Duration::from_nanos(pulse.longest.load(Ordering::Relaxed)).max(quiet());
+    Ok(Blocked {
+        milliseconds: longest.as_secs_f64() * 1e3,
+        goes_on,
+    })
+}

@@ -1,0 +1,259 @@
+//! One run: a publisher's process, and a process for each subscriber.
+
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::blocked::Harm;
+use crate::clock;
+use crate::driver::{Usage, pin, usage};
+use crate::line::{self, Line};
+use crate::spread::Spread;
+use crate::work::Work;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Job {
+    pub rival: String,
+    pub subscribers: usize,
+    /// Bytes of a message.
+    pub size: usize,
+    /// 32 messages a publish.
+    pub batch: bool,
+    pub seconds: f64,
+    /// The publisher's core, and that of all subscribers.
+    pub cpus: [usize; 2],
+    /// Bytes that the queue may hold; never less than eight messages.
+    pub capacity: usize,
+    /// What befalls the first subscriber, in a run that measures how long the publisher is blocked by that.
+    pub harm: Option<Harm>,
+    /// Names sockets, services and files of this run alone.
+    pub tag: String,
+}
+
+impl Job {
+    /// Eight messages at least: ringfence's longest is an eighth of the ring.
+    pub fn ring_bytes(&self) -> usize {
+        self.capacity.max(16 * self.size).next_power_of_two()
+    }
+
+    /// The ring in messages.
+    pub fn slots(&self) -> usize {
+        self.ring_bytes() / self.size
+    }
+}
+
+/// The publisher of one rival.
+pub trait Publish: Sized {
+    /// Makes what subscribers come to. Called before this process is pinned, so that helper threads may have either core.
+    fn open(job: &Job) -> Result<Self>;
+
+    /// Lets the subscribers in, which have been started.
+    fn admit(&mut self, _job: &Job) -> Result<()> {
+        Ok(())
+    }
+
+    /// Publishes `work.count` messages.
+    fn publish(&mut self, work: &Work, batch: bool) -> Result<()>;
+}
+
+/// A subscriber of one rival.
+pub trait Subscribe: Sized {
+    fn open(job: &Job) -> Result<Self>;
+
+    /// Receives `work.count` messages and sums their words.
+    fn consume(&mut self, work: &Work, batch: bool) -> Result<u64>;
+}
+
+/// What a reader does that has found nothing: the other subscribers share its core.
+#[inline]
+pub fn nothing_there() {
+    std::thread::yield_now();
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Outcome {
+    pub published: u64,
+    pub seconds: f64,
+    pub published_per_second: f64,
+    pub delivered_per_second: f64,
+    /// Of all processes, for each message that one subscriber has read.
+    pub cpu_ns_per_delivered: f64,
+    /// A call of the publisher's that finds room, the filling of the message included: the median of several bursts.
+    pub publisher_ns: f64,
+    pub preempted: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Order {
+    Consume { count: u64 },
+    Forever,
+    Quit,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Report {
+    finished: u64,
+    sum: u64,
+    usage: Usage,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Ready;
+
+/// The subscribers' processes, which end with this.
+pub struct Crowd {
+    pub children: Vec<Child>,
+    pub lines: Vec<Line>,
+}
+
+impl Crowd {
+    /// Starts them, has the publisher let them in, and waits until all are ready.
+    pub fn start<P: Publish>(publisher: &mut P, job: &Job) -> Result<Self> {
+        let listener = line::listen(&job.tag)?;
+        let children = (0..job.subscribers)
+            .map(|_| spawn(job))
+            .collect::<Result<Vec<_>>>()?;
+        publisher.admit(job)?;
+        let mut lines = children
+            .iter()
+            .map(|_| Line::accept(&listener))
+            .collect::<Result<Vec<_>>>()?;
+        for line in &mut lines {
+            let Ready = line.receive()?;
+        }
+        Ok(Self { children, lines })
+    }
+
+    fn order(&mut self, order: &Order) -> Result<()> {
+        self.lines.iter_mut().try_for_each(|line| line.send(order))
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn spawn(job: &Job) -> Result<Child> {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(["subscribe", &serde_json::to_string(job)?])
+        .stdin(Stdio::null());
+    // SAFETY: prctl is async-signal-safe. A run that is cut short must leave no process on a core that the next one is measured on.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
+    Ok(command.spawn()?)
+}
+
+/// The subscriber's process: does what the publisher's orders until it says quit.
+pub fn subscriber<S: Subscribe>(job: &Job) -> Result<()> {
+    pin(job.cpus[1])?;
+    let mut subscriber = S::open(job)?;
+    let mut line = Line::connect(&job.tag)?;
+    line.send(&Ready)?;
+    loop {
+        match line.receive()? {
+            Order::Consume { count } => {
+                let work = Work::new(job.size, count);
+                line.send(&Ready)?;
+                let before = usage(false);
+                let sum = subscriber.consume(&work, job.batch)?;
+                line.send(&Report {
+                    finished: clock::now(),
+                    sum,
+                    usage: Usage::since(false, before),
+                })?;
+            }
+            Order::Forever => loop {
+                subscriber.consume(&Work::new(job.size, 1), job.batch)?;
+            },
+            Order::Quit => return Ok(()),
+        }
+    }
+}
+
+/// The publisher's process: lets them in, warms up, measures.
+pub fn publisher<P: Publish>(job: &Job) -> Result<Outcome> {
+    let mut publisher = P::open(job)?;
+    pin(job.cpus[0])?;
+    let mut crowd = Crowd::start(&mut publisher, job)?;
+    let enough = (job.seconds / 4.0).clamp(0.02, 0.2);
+    let mut count = (job.slots() / 8).max(32) as u64;
+    let rate = loop {
+        let stretch = stretch(&mut publisher, &mut crowd, job, count)?;
+        if stretch.seconds >= enough {
+            break stretch.work.count as f64 / stretch.seconds;
+        }
+        count = (count as f64 * (1.3 * enough / stretch.seconds).clamp(1.5, 16.0)) as u64;
+    };
+    let measured = stretch(&mut publisher, &mut crowd, job, (rate * job.seconds) as u64 + 1)?;
+    let bursts = (0..BURSTS)
+        .map(|_| {
+            // A quarter of the queue: there is room for all of it, whatever a message takes beside its bytes.
+            let burst = stretch(&mut publisher, &mut crowd, job, (job.slots() / 4) as u64)?;
+            Ok(burst.publishing * 1e9 / burst.work.count as f64)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    crowd.order(&Order::Quit)?;
+    let published = measured.work.count as f64;
+    let delivered = published * job.subscribers as f64;
+    Ok(Outcome {
+        published: measured.work.count,
+        seconds: measured.seconds,
+        published_per_second: published / measured.seconds,
+        delivered_per_second: delivered / measured.seconds,
+        cpu_ns_per_delivered: measured.usage.cpu_ns as f64 / delivered,
+        publisher_ns: Spread::of(bursts).median,
+        preempted: measured.usage.preempted,
+    })
+}
+
+/// Into an empty queue, to see what a call costs that finds room.
+const BURSTS: usize = 15;
+
+struct Stretch {
+    work: Work,
+    /// Until the last subscriber has summed the last word.
+    seconds: f64,
+    /// Until the publisher has published the last message.
+    publishing: f64,
+    usage: Usage,
+}
+
+fn stretch<P: Publish>(publisher: &mut P, crowd: &mut Crowd, job: &Job, count: u64) -> Result<Stretch> {
+    let work = Work::new(job.size, count);
+    crowd.order(&Order::Consume { count: work.count })?;
+    for line in &mut crowd.lines {
+        let Ready = line.receive()?;
+    }
+    let before = usage(false);
+    let started = clock::now();
+    publisher.publish(&work, job.batch)?;
+    let publishing = clock::now() - started;
+    let mut total = Usage::since(false, before);
+    let mut finished = started;
+    for line in &mut crowd.lines {
+        let report: Report = line.receive()?;
+        if report.sum != work.expected_sum() {
+            bail!("what arrived is not what was published");
+        }
+        finished = finished.max(report.finished);
+        total = total.and(report.usage);
+    }
+    Ok(Stretch {
+        work,
+        seconds: (finished - started) as f64 / 1e9,
+        publishing: publishing as f64 / 1e9,
+        usage: total,
+    })
+}

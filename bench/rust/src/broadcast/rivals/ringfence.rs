@@ -1,0 +1,179 @@
+//! ringfence: one publisher's ring that all subscribers read; and beside it what took its place before, a channel to each.
+
+use anyhow::{Result, bail};
+use ringfence::{Address, Arrival, Listener, Options, Publisher, Receiver, Sender, Subscription};
+
+use crate::broadcast::blocked::STALL;
+use crate::broadcast::driver::{Job, Publish, Subscribe, nothing_there};
+use crate::work::{BATCH, Work, fill_bytes};
+
+/// Messages that one call to `drain` may hand over.
+const DRAIN: usize = 256;
+
+fn address(job: &Job) -> Result<Address> {
+    Ok(format!("@{}", job.tag).parse()?)
+}
+
+fn options(job: &Job) -> Options {
+    Options::new().capacity(job.ring_bytes() as u64)
+}
+
+impl Publish for Publisher {
+    fn open(job: &Job) -> Result<Self> {
+        let options = options(job).stall(STALL).max_peers(64);
+        Ok(ringfence::publish(&address(job)?, &options)?)
+    }
+
+    fn publish(&mut self, work: &Work, batch: bool) -> Result<()> {
+        let mut n = 0;
+        while batch && n < work.count {
+            let mut batch = self.batch()?;
+            let end = (n + BATCH as u64).min(work.count);
+            while n < end {
+                let Some(bytes) = batch.reserve(work.size)? else {
+                    break;
+                };
+                fill_bytes(bytes, work.first_word(n));
+                n += 1;
+            }
+            batch.publish();
+        }
+        while n < work.count {
+            let Some(mut message) = self.reserve(work.size)? else {
+                std::hint::spin_loop();
+                continue;
+            };
+            fill_bytes(&mut message, work.first_word(n));
+            message.commit(work.size)?;
+            n += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Subscribe for Subscription {
+    fn open(job: &Job) -> Result<Self> {
+        Ok(ringfence::subscribe(&address(job)?, &Options::new())?)
+    }
+
+    fn consume(&mut self, work: &Work, _: bool) -> Result<u64> {
+        let (mut n, mut total) = (0, 0u64);
+        while n < work.count {
+            let most = DRAIN.min((work.count - n) as usize);
+            let seen = self.drain(
+                |message| total = message.words().fold(total, u64::wrapping_add),
+                most,
+            )?;
+            n += seen as u64;
+            if seen == 0 {
+                nothing_there();
+            }
+        }
+        Ok(total)
+    }
+}
+
+/// A service, and a channel to each subscriber.
+pub struct Pairs {
+    listener: Listener,
+    senders: Vec<Sender>,
+    // What would be received: letting go of it would end the channel.
+    receivers: Vec<Receiver>,
+}
+
+impl Publish for Pairs {
+    fn open(job: &Job) -> Result<Self> {
+        Ok(Self {
+            listener: ringfence::listen(&address(job)?, &options(job).max_peers(64))?,
+            senders: Vec::new(),
+            receivers: Vec::new(),
+        })
+    }
+
+    fn admit(&mut self, job: &Job) -> Result<()> {
+        while self.senders.len() < job.subscribers {
+            match self.listener.accept()? {
+                Arrival::Accepted(channel) => {
+                    let (sender, receiver) = channel.split();
+                    self.senders.push(sender);
+                    self.receivers.push(receiver);
+                }
+                refused => bail!("{refused:?}"),
+            }
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, work: &Work, batch: bool) -> Result<()> {
+        if batch {
+            return self.publish_batches(work);
+        }
+        for n in 0..work.count {
+            for sender in &mut self.senders {
+                let mut message = loop {
+                    match sender.reserve(work.size)? {
+                        Some(message) => break message,
+                        None => std::hint::spin_loop(),
+                    }
+                };
+                fill_bytes(&mut message, work.first_word(n));
+                message.commit(work.size)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Pairs {
+    fn publish_batches(&mut self, work: &Work) -> Result<()> {
+        for first in (0..work.count).step_by(BATCH) {
+            for sender in &mut self.senders {
+                let (mut n, end) = (first, (first + BATCH as u64).min(work.count));
+                while n < end {
+                    let mut batch = sender.batch()?;
+                    while n < end {
+                        let Some(bytes) = batch.reserve(work.size)? else {
+                            break;
+                        };
+                        fill_bytes(bytes, work.first_word(n));
+                        n += 1;
+                    }
+                    batch.publish();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The other end of one of [`Pairs`].
+pub struct Pair {
+    // The other half: letting go of it would end this side's sending, which costs nothing and says nothing here.
+    _sender: Sender,
+    receiver: Receiver,
+}
+
+impl Subscribe for Pair {
+    fn open(job: &Job) -> Result<Self> {
+        let (sender, receiver) = ringfence::connect(&address(job)?, &options(job))?.split();
+        Ok(Self {
+            _sender: sender,
+            receiver,
+        })
+    }
+
+    fn consume(&mut self, work: &Work, _: bool) -> Result<u64> {
+        let (mut n, mut total) = (0, 0u64);
+        while n < work.count {
+            let seen = self.receiver.drain(
+                |message| total = message.words().fold(total, u64::wrapping_add),
+                DRAIN.min((work.count - n) as usize),
+            )?;
+            n += seen as u64;
+            if seen == 0 {
+                nothing_there();
+            }
+        }
+        Ok(total)
+    }
+}

@@ -1,0 +1,243 @@
+//! The process that sends and measures.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+
+use anyhow::{Context, Result, bail};
+
+use super::side::{Answer, Channels, Flow, Order, Resources, Usage, resources, used};
+use crate::clock;
+use crate::driver::pin;
+use crate::line::{self, Line};
+use crate::work::{Work, fill_bytes, sum_bytes};
+
+/// The same work by one thread, with plain memory in the ring's place: written, copied in and out in the parts in which a
+/// channel does it, summed. What the machine takes for that, before there is a channel.
+pub(super) fn alone(capacity: usize, size: usize, seconds: f64) -> Result<f64> {
+    let (mut from, mut ring, mut to) = (vec![0; size], vec![0; capacity], vec![0; size]);
+    let part = if size > capacity / 2 { capacity / 8 } else { size };
+    let mut place = 0;
+    let mut stretch = |count: u64| -> Result<f64> {
+        let work = Work::new(size, count);
+        let mut total = 0u64;
+        let started = clock::now();
+        for n in 0..work.count {
+            fill_bytes(&mut from, work.first_word(n));
+            for (from, to) in from.chunks(part).zip(to.chunks_mut(part)) {
+                if place + part > capacity {
+                    place = 0;
+                }
+                let ring = &mut ring[place..place + from.len()];
+                ring.copy_from_slice(from);
+                to.copy_from_slice(std::hint::black_box(ring));
+                place += part;
+            }
+            total = total.wrapping_add(sum_bytes(&to));
+        }
+        if total != work.expected_sum() {
+            bail!("what was copied is not what was there");
+        }
+        Ok(work.count as f64 / ((clock::now() - started) as f64 / 1e9))
+    };
+    let rate = stretch((1 << 20) / size as u64 + 1)?;
+    let rate = stretch((rate * seconds / 5.0) as u64 + 1)?;
+    stretch((rate * seconds) as u64 + 1)
+}
+
+/// This process, which sends and measures.
+pub(super) struct Host {
+    channels: Channels,
+    line: Line,
+    peer: Child,
+    size: usize,
+}
+
+impl Host {
+    pub(super) fn start(capacity: usize, size: usize) -> Result<Self> {
+        static STARTED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let serial = STARTED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let tag = format!("rfscale-{}-{serial}", std::process::id());
+        pin(0)?;
+        let listener = line::listen(&tag)?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["scale-peer", &tag, &capacity.to_string(), &size.to_string()]);
+        // A host that is stopped must not leave a peer spinning.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
+        let peer = command.spawn()?;
+        let line = Line::accept(&listener)?;
+        Ok(Self {
+            channels: Channels::new(&tag, capacity, size)?,
+            line,
+            peer,
+            size,
+        })
+    }
+
+    /// Joins so many channels and returns the seconds that took.
+    pub(super) fn join(&mut self, count: usize) -> Result<f64> {
+        self.line.send(&Order::Join(count))?;
+        let started = clock::now();
+        self.channels.join(count)?;
+        let answer: Answer = self.line.receive()?;
+        Ok((answer.finished.max(clock::now()) - started) as f64 / 1e9)
+    }
+
+    /// Of both processes together.
+    pub(super) fn resources(&mut self) -> Result<Resources> {
+        self.line.send(&Order::Resources)?;
+        let theirs: Answer = self.line.receive()?;
+        let mine = resources()?;
+        Ok(Resources {
+            descriptors: mine.descriptors + theirs.resources.descriptors,
+            // Both map the same pages.
+            shared_kib: mine.shared_kib.max(theirs.resources.shared_kib),
+        })
+    }
+
+    pub(super) fn idle(&mut self, seconds: f64) -> Result<Usage> {
+        let milliseconds = (seconds * 1000.0) as u64;
+        self.line.send(&Order::Idle(milliseconds))?;
+        let mine = self.channels.idle(milliseconds)?;
+        let theirs = self.line.receive::<Answer>()?.usage;
+        Ok(Usage {
+            cpu_ns: mine.cpu_ns + theirs.cpu_ns,
+            // The one sleep that each of them ends by its own clock is not the channels' doing.
+            sleeps: (mine.sleeps + theirs.sleeps).saturating_sub(2),
+            preempted: mine.preempted + theirs.preempted,
+            seconds: mine.seconds,
+        })
+    }
+
+    /// `batch` messages to each channel in turn.
+    pub(super) fn busy(&mut self, seconds: f64, batch: usize) -> Result<Flow> {
+        let channels = self.channels.ends.len() as u64;
+        self.timed(
+            seconds,
+            4096.max(channels * batch as u64),
+            Order::Busy,
+            |host, work| {
+                let mut n = 0;
+                while n < work.count {
+                    for (sender, _) in &mut host.channels.ends {
+                        let end = (n + batch as u64).min(work.count);
+                        while n < end {
+                            let mut records = sender.batch()?;
+                            while n < end {
+                                let Some(bytes) = records.reserve(work.size)? else {
+                                    break;
+                                };
+                                fill_bytes(bytes, work.first_word(n));
+                                n += 1;
+                            }
+                            records.publish();
+                        }
+                    }
+                }
+                Ok(())
+            },
+        )
+    }
+
+    /// Messages through the first channel, by plain send and receive, which know fragments.
+    pub(super) fn stream(&mut self, seconds: f64) -> Result<Flow> {
+        let first = (16 << 20) / self.size as u64 + 1;
+        self.timed(seconds, first, Order::Stream, |host, work| {
+            let (sender, _) = host.channels.ends.first_mut().context("a channel")?;
+            let buffer = &mut host.channels.buffer;
+            for n in 0..work.count {
+                fill_bytes(buffer, work.first_word(n));
+                if work.size as u64 > sender.max_at_once() {
+                    sender.send(buffer)?;
+                } else {
+                    while !sender.try_send(buffer)? {
+                        std::hint::spin_loop();
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    pub(super) fn max_at_once(&self) -> u64 {
+        self.channels
+            .ends
+            .first()
+            .map_or(0, |(sender, _)| sender.max_at_once())
+    }
+
+    /// Microseconds of the median round trip over the last channel, the peer asleep on all of them.
+    pub(super) fn woken(&mut self, count: u64) -> Result<f64> {
+        self.line.send(&Order::Woken(count))?;
+        // Until the peer sleeps.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let size = self.size;
+        let (sender, receiver) = self.channels.ends.last_mut().context("a channel")?;
+        let buffer = &mut self.channels.buffer;
+        let mut times = Vec::new();
+        for n in 0..count {
+            fill_bytes(&mut buffer[..size], n);
+            let started = clock::now();
+            sender.send(&buffer[..size])?;
+            receiver.receive(buffer)?.context("the channel ended")?;
+            times.push((clock::now() - started) as f64 / 1e3);
+        }
+        let _: Answer = self.line.receive()?;
+        times.sort_by(f64::total_cmp);
+        Ok(times[times.len() / 2])
+    }
+
+    pub(super) fn quit(mut self) -> Result<()> {
+        self.line.send(&Order::Quit)?;
+        drop(self.channels);
+        self.peer.wait()?;
+        Ok(())
+    }
+
+    /// Warms up, then sends for so long; the sums are compared.
+    fn timed(
+        &mut self,
+        seconds: f64,
+        first: u64,
+        order: fn(u64) -> Order,
+        send: impl Fn(&mut Self, &Work) -> Result<()>,
+    ) -> Result<Flow> {
+        let mut stretch = |count: u64| -> Result<(u64, Usage)> {
+            let work = Work::new(self.size, count);
+            self.line.send(&order(work.count))?;
+            let (before, started) = (used(), clock::now());
+            send(self, &work)?;
+            let mine = Usage::since(before, 0.0);
+            let answer: Answer = self.line.receive()?;
+            if answer.sum != work.expected_sum() {
+                bail!("what arrived is not what was sent");
+            }
+            let both = Usage {
+                cpu_ns: mine.cpu_ns + answer.usage.cpu_ns,
+                sleeps: mine.sleeps + answer.usage.sleeps,
+                preempted: mine.preempted + answer.usage.preempted,
+                seconds: (answer.finished - started) as f64 / 1e9,
+            };
+            Ok((work.count, both))
+        };
+        let enough = (seconds / 5.0).clamp(0.02, 0.2);
+        let mut count = first;
+        let rate = loop {
+            let (sent, Usage { seconds: taken, .. }) = stretch(count)?;
+            if taken >= enough {
+                break sent as f64 / taken;
+            }
+            count = (sent as f64 * (1.3 * enough / taken).clamp(1.5, 64.0)) as u64;
+        };
+        let (sent, usage) = stretch((rate * seconds) as u64 + 1)?;
+        Ok(Flow {
+            messages_per_second: sent as f64 / usage.seconds,
+            cpu_ns_per_message: usage.cpu_ns as f64 / sent as f64,
+            preempted_per_second: usage.preempted as f64 / usage.seconds,
+        })
+    }
+}

@@ -1,0 +1,305 @@
+//! What both processes have, and the peer, which does what it is told.
+
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use crate::clock;
+use crate::driver::pin;
+use crate::line::Line;
+use crate::work::sum_bytes;
+use anyhow::{Context, Result};
+use ringfence::{Address, Options, Receiver, Sender};
+use serde::{Deserialize, Serialize};
+
+/// Messages that one call to `drain` may hand over.
+const DRAIN: usize = 256;
+
+#[derive(Serialize, Deserialize)]
+pub(super) enum Order {
+    /// Joins this many more channels.
+    Join(usize),
+    /// Sleeps on all channels for so many milliseconds.
+    Idle(u64),
+    /// Polls all channels in turn until so many messages have come.
+    Busy(u64),
+    /// Sleeps on all channels and sends back what comes, so many times.
+    Woken(u64),
+    /// Receives so many messages from the first channel, each copied into a buffer.
+    Stream(u64),
+    Resources,
+    Quit,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct Answer {
+    pub(super) finished: u64,
+    pub(super) sum: u64,
+    pub(super) usage: Usage,
+    pub(super) resources: Resources,
+}
+
+/// What a process has used over a stretch of time.
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Usage {
+    pub cpu_ns: u64,
+    /// How often it went to sleep.
+    pub sleeps: u64,
+    /// How often it lost its core to somebody else.
+    pub preempted: u64,
+    pub seconds: f64,
+}
+
+impl Usage {
+    /// What was used since `before`, which was taken so long ago.
+    pub(super) fn since(before: Self, seconds: f64) -> Self {
+        let after = used();
+        Self {
+            cpu_ns: after.cpu_ns - before.cpu_ns,
+            sleeps: after.sleeps - before.sleeps,
+            preempted: after.preempted - before.preempted,
+            seconds,
+        }
+    }
+}
+
+/// Messages that go one way for a while.
+#[derive(Clone, Copy)]
+pub struct Flow {
+    pub messages_per_second: f64,
+    /// Of both sides, user and system.
+    pub cpu_ns_per_message: f64,
+    /// How often either side lost its core to somebody else, each second.
+    pub preempted_per_second: f64,
+}
+
+/// What a process holds.
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Resources {
+    pub descriptors: u64,
+    pub shared_kib: u64,
+}
+
+/// A channel keeps a descriptor and two mappings; a thousand of them need more than the usual 1,024.
+pub fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+    }
+}
+
+pub(super) fn used() -> Usage {
+    let mut usage = unsafe { std::mem::zeroed::<libc::rusage>() };
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };
+    let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
+    Usage {
+        cpu_ns: ns(usage.ru_utime) + ns(usage.ru_stime),
+        sleeps: usage.ru_nvcsw as u64,
+        preempted: usage.ru_nivcsw as u64,
+        seconds: 0.0,
+    }
+}
+
+pub(super) fn resources() -> Result<Resources> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let shared = status
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("RssShmem:")?
+                .trim()
+                .strip_suffix("kB")?
+                .trim()
+                .parse()
+                .ok()
+        })
+        .context("RssShmem")?;
+    Ok(Resources {
+        descriptors: std::fs::read_dir("/proc/self/fd")?.count() as u64,
+        shared_kib: shared,
+    })
+}
+
+/// The channels of one process and the descriptor that it sleeps on.
+pub(super) struct Channels {
+    tag: String,
+    options: Options,
+    pub(super) ends: Vec<(Sender, Receiver)>,
+    epoll: OwnedFd,
+    pub(super) buffer: Vec<u8>,
+}
+
+impl Channels {
+    pub(super) fn new(tag: &str, capacity: usize, size: usize) -> Result<Self> {
+        let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        if epoll < 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        Ok(Self {
+            tag: tag.into(),
+            options: Options::new()
+                .capacity(capacity as u64)
+                .max_message_size(size as u64),
+            ends: Vec::new(),
+            epoll: unsafe { OwnedFd::from_raw_fd(epoll) },
+            buffer: vec![0; size],
+        })
+    }
+
+    pub(super) fn join(&mut self, more: usize) -> Result<()> {
+        for _ in 0..more {
+            let index = self.ends.len();
+            let address = format!("@{}.{index}", self.tag).parse::<Address>()?;
+            let (sender, receiver) = ringfence::join(&address, &self.options)?.split();
+            let mut event = libc::epoll_event {
+                events: libc::EPOLLIN as u32,
+                u64: index as u64,
+            };
+            let added = unsafe {
+                libc::epoll_ctl(
+                    self.epoll.as_raw_fd(),
+                    libc::EPOLL_CTL_ADD,
+                    receiver.as_fd().as_raw_fd(),
+                    &mut event,
+                )
+            };
+            if added < 0 {
+                return Err(std::io::Error::last_os_error().into());
+            }
+            self.ends.push((sender, receiver));
+        }
+        Ok(())
+    }
+
+    /// Says on every channel that its reader sleeps. False: on one of them there is something already.
+    fn arm(&mut self) -> Result<bool> {
+        let mut asleep = true;
+        for (_, receiver) in &mut self.ends {
+            asleep &= receiver.arm()?;
+        }
+        Ok(asleep)
+    }
+
+    /// Sleeps until a line is readable, and returns which.
+    fn sleep(&mut self, milliseconds: i32) -> Result<Vec<usize>> {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 64];
+        let count =
+            unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), 64, milliseconds) };
+        if count < 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        Ok(events[..count as usize]
+            .iter()
+            .map(|event| event.u64 as usize)
+            .collect())
+    }
+
+    pub(super) fn idle(&mut self, milliseconds: u64) -> Result<Usage> {
+        self.arm()?;
+        let started = clock::now();
+        let before = used();
+        let deadline = started + milliseconds * 1_000_000;
+        while clock::now() < deadline {
+            let left = (deadline - clock::now()) / 1_000_000 + 1;
+            for woken in self.sleep(left as i32)? {
+                self.ends[woken].1.poll_line()?;
+            }
+        }
+        let usage = Usage::since(before, (clock::now() - started) as f64 / 1e9);
+        for (_, receiver) in &mut self.ends {
+            receiver.disarm();
+        }
+        Ok(usage)
+    }
+}
+
+/// The process that was started by the host.
+pub fn peer(tag: &str, capacity: usize, size: usize) -> Result<()> {
+    pin(1)?;
+    raise_descriptor_limit();
+    let mut line = Line::connect(tag)?;
+    let mut channels = Channels::new(tag, capacity, size)?;
+    loop {
+        let mut answer = Answer::default();
+        let order = line.receive()?;
+        let before = used();
+        match order {
+            Order::Join(more) => channels.join(more)?,
+            Order::Idle(milliseconds) => answer.usage = channels.idle(milliseconds)?,
+            Order::Busy(count) => {
+                answer.sum = poll_all(&mut channels, count)?;
+                answer.usage = Usage::since(before, 0.0);
+            }
+            Order::Woken(count) => answer.sum = echo_woken(&mut channels, count)?,
+            Order::Stream(count) => {
+                answer.sum = take(&mut channels, count)?;
+                answer.usage = Usage::since(before, 0.0);
+            }
+            Order::Resources => answer.resources = resources()?,
+            Order::Quit => return Ok(()),
+        }
+        answer.finished = clock::now();
+        line.send(&answer)?;
+    }
+}
+
+fn poll_all(channels: &mut Channels, count: u64) -> Result<u64> {
+    let (mut n, mut total) = (0, 0u64);
+    while n < count {
+        let before = n;
+        for (_, receiver) in &mut channels.ends {
+            n += receiver.drain(
+                |message| total = message.words().fold(total, u64::wrapping_add),
+                DRAIN,
+            )? as u64;
+        }
+        if n == before {
+            std::hint::spin_loop();
+        }
+    }
+    Ok(total)
+}
+
+fn echo_woken(channels: &mut Channels, count: u64) -> Result<u64> {
+    let (mut n, mut total) = (0, 0u64);
+    // Said once for all of them and renewed for the one that was woken: what an event loop does.
+    channels.arm()?;
+    while n < count {
+        for index in channels.sleep(1000)? {
+            let (sender, receiver) = &mut channels.ends[index];
+            receiver.poll_line()?;
+            loop {
+                receiver.disarm();
+                while let Some(length) = receiver.try_receive(&mut channels.buffer)? {
+                    total = total.wrapping_add(sum_bytes(&channels.buffer[..length]));
+                    sender.send(&channels.buffer[..length])?;
+                    n += 1;
+                }
+                if receiver.arm()? {
+                    break;
+                }
+            }
+        }
+    }
+    for (_, receiver) in &mut channels.ends {
+        receiver.disarm();
+    }
+    Ok(total)
+}
+
+fn take(channels: &mut Channels, count: u64) -> Result<u64> {
+    let (_, receiver) = channels.ends.first_mut().context("a channel")?;
+    let mut total = 0u64;
+    for _ in 0..count {
+        let length = loop {
+            match receiver.try_receive(&mut channels.buffer)? {
+                Some(length) => break length,
+                None => std::hint::spin_loop(),
+            }
+        };
+        total = total.wrapping_add(sum_bytes(&channels.buffer[..length]));
+    }
+    Ok(total)
+}
