@@ -1,0 +1,28 @@
+// The same as a transport that pino loads by its name into a thread of its own. What that thread has not taken yet is lost with the
+// process: prefer destination.mjs.
+//
+//     pino({ transport: { target: '/…/transport.mjs', options: { address: '/run/logs/collector.sock' } } })
+
+import { once } from 'node:events'
+
+import build from 'pino-abstract-transport'
+
+import { ringDestination } from './destination.mjs'
+
+/** Those of a destination that can be handed to a thread. */
+const OPTIONS = new Set(['address', 'patience', 'capacity', 'maxMessageSize', 'policy', 'timeout', 'wait'])
+
+export default async function transport(options) {
+  // pino adds some of its own to those that the program gives.
+  const known = Object.entries(options).filter(([name]) => OPTIONS.has(name))
+  const ring = await ringDestination(Object.fromEntries(known))
+  const write = async (source) => {
+    for await (const line of source) ring.write(`${line}\n`)
+  }
+  const close = async () => {
+    ring.end()
+    await once(ring, 'close')
+  }
+  // What the thread hands over has no borders: it is cut into lines, so that each is one message.
+  return build(write, { parse: 'lines', close })
+}

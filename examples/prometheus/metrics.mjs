@@ -1,0 +1,163 @@
+// The metrics of many workers, read by any process: each worker publishes a snapshot of its own, and a scrape reads the newest of each.
+// No worker is asked, so none is waited for.
+//
+//     await exposeMetrics({ directory: '/run/shop/metrics' })                                  // in each worker
+//     const metrics = await collectMetrics({ directory: '/run/shop/metrics' })                 // where it is scraped
+//     http.createServer(async (_, response) => response.end(await metrics.scrape()))
+
+import { mkdir } from 'node:fs/promises'
+import { join } from 'node:path'
+
+import prometheus from 'prom-client'
+import { publish, subscribe } from 'ringfence'
+
+/** Milliseconds before a place that has failed is looked at again. */
+const AGAIN = 1000
+
+const addressesOf = (directory, places) =>
+  Array.from({ length: places }, (_, place) => join(directory, `${place}.sock`))
+
+/**
+ * Publishes what the registry has, now and every so often, until `close`.
+ *
+ * @param {object} options
+ * @param {string} options.directory - Made, for this user alone, where it is missing. Each worker takes the first free place in it.
+ * @param {import('prom-client').Registry} [options.registry] - The global one.
+ * @param {number} [options.every] - Milliseconds between two snapshots (1,000): as old may a scrape be.
+ * @param {number} [options.places] - Workers that there may be at a time (64).
+ * All other options are those of `publish`. A snapshot is at most an eighth of `capacity` long.
+ * @returns {Promise<{ now(): Promise<void>, close(): Promise<void> }>} It rejects with ADDRESS_OCCUPIED where all places are taken.
+ */
+export async function exposeMetrics({
+  directory,
+  registry = prometheus.register,
+  every = 1000,
+  places = 64,
+  ...options
+}) {
+  await mkdir(directory, { recursive: true, mode: 0o700 })
+  // None that reads may hold the worker up.
+  const publisher = await firstFree(addressesOf(directory, places), { ...options, deliveries: ['latest'] })
+  // A worker does not live for the sake of its metrics.
+  publisher.unref()
+  const now = async () => publisher.send(JSON.stringify(await registry.getMetricsAsJSON()))
+  try {
+    await now()
+  } catch (error) {
+    await publisher.close()
+    throw error
+  }
+  // A snapshot that fails leaves the last one there, and is told.
+  const timer = setInterval(() => void now().catch((error) => process.emitWarning(error)), every).unref()
+  return {
+    now,
+    close() {
+      clearInterval(timer)
+      return publisher.close()
+    },
+  }
+}
+
+async function firstFree(addresses, options) {
+  let occupied
+  for (const address of addresses) {
+    try {
+      return await publish(address, options)
+    } catch (error) {
+      if (error.code !== 'ERR_RINGFENCE_ADDRESS_OCCUPIED') throw error
+      occupied = error
+    }
+  }
+  throw occupied
+}
+
+/**
+ * Subscribes to all workers of a directory, and to those that come later. Resolves once it has a snapshot of each that is there.
+ *
+ * @param {object} options
+ * @param {string} options.directory
+ * @param {number} [options.places] - As of the workers (64).
+ * @param {(error: Error) => void} [options.refused] - Told of a worker that cannot be subscribed to.
+ * All other options are those of `subscribe`.
+ */
+export async function collectMetrics({ directory, places = 64, refused = () => {}, ...options }) {
+  const collection = new Collection(refused, options)
+  await collection.open(addressesOf(directory, places))
+  return collection
+}
+
+class Collection {
+  /** The subscriptions that are open, each with the last snapshot that was asked for. */
+  #workers = new Map()
+  #closing = new AbortController()
+  #refused
+  #options
+
+  constructor(refused, options) {
+    this.#refused = refused
+    this.#options = options
+  }
+
+  /** Workers that are there. */
+  get size() {
+    return this.#workers.size
+  }
+
+  /** The metrics of all workers as one text, added up as each metric's `aggregator` says. */
+  scrape() {
+    const snapshots = []
+    for (const subscription of this.#workers.keys()) {
+      const snapshot = this.#newest(subscription)
+      if (snapshot !== null) snapshots.push(JSON.parse(snapshot))
+    }
+    return prometheus.AggregatorRegistry.aggregate(snapshots).metrics()
+  }
+
+  async close() {
+    this.#closing.abort()
+    await Promise.all([...this.#workers.keys()].map((subscription) => subscription.close()))
+  }
+
+  async open(addresses) {
+    const there = await Promise.all(addresses.map((address) => this.#subscribe(address, false)))
+    addresses.forEach((address, index) => void this.#follow(address, there[index]))
+  }
+
+  /** What lies between two scrapes is skipped by the delivery, and was never copied. */
+  #newest(subscription) {
+    try {
+      const message = subscription.tryReceive()
+      if (message !== null) this.#workers.set(subscription, message)
+    } catch {
+      // It has ended in this moment: what it has said last counts for this once.
+    }
+    return this.#workers.get(subscription) ?? null
+  }
+
+  async #follow(address, first) {
+    for (let subscription = first; !this.#closing.signal.aborted; subscription = null) {
+      subscription ??= await this.#subscribe(address, true)
+      if (subscription === null) continue
+      await subscription.closed
+      this.#workers.delete(subscription)
+      await subscription.close()
+    }
+  }
+
+  async #subscribe(address, wait) {
+    const signal = wait ? this.#closing.signal : undefined
+    try {
+      const options = { ...this.#options, delivery: 'latest', from: 'latest', wait, signal }
+      const subscription = await subscribe(address, options)
+      this.#workers.set(subscription, await subscription.receive())
+      return subscription
+    } catch (error) {
+      // Without `wait`: there is none. Else it is a refusal, or trouble of this process's own, and may be mended.
+      if (wait && !this.#closing.signal.aborted) {
+        this.#refused(error)
+        await new Promise((resolve) => setTimeout(resolve, AGAIN).unref())
+      }
+      return null
+    }
+  }
+}

@@ -1,0 +1,67 @@
+import assert from 'node:assert/strict'
+import { fork } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+
+import { collectMetrics } from './metrics.mjs'
+
+const folder = mkdtempSync(join(tmpdir(), 'ringfence-prometheus-'))
+const directory = join(folder, 'workers')
+const workers = new Set()
+after(() => {
+  for (const worker of workers) worker.kill('SIGKILL')
+  rmSync(folder, { recursive: true })
+})
+
+async function start() {
+  const worker = fork(fileURLToPath(new URL('worker.mjs', import.meta.url)), [directory])
+  workers.add(worker)
+  await once(worker, 'message')
+  return worker
+}
+
+async function add(worker, count) {
+  const added = once(worker, 'message')
+  worker.send({ add: count })
+  await added
+}
+
+const total = async (metrics) => Number(/^requests_total\{route="0"\} (\d+)$/m.exec(await metrics.scrape())?.[1] ?? 0)
+
+async function until(holds) {
+  while (!(await holds())) await new Promise((resolve) => setTimeout(resolve, 5))
+}
+
+test('a scrape adds up the newest of all workers, of one that comes later, and no more of one that is gone', async () => {
+  const first = await start()
+  const second = await start()
+  await add(first, 10)
+  const metrics = await collectMetrics({ directory, places: 8 })
+  // What was published before it came is retained.
+  assert.equal(metrics.size, 2)
+  assert.equal(await total(metrics), 12)
+  await add(second, 100)
+  assert.equal(await total(metrics), 112)
+
+  const third = await start()
+  await until(async () => metrics.size === 3)
+  await add(third, 1000)
+  assert.equal(await total(metrics), 1113)
+
+  second.kill('SIGKILL')
+  await until(async () => metrics.size === 2)
+  assert.equal(await total(metrics), 1012)
+  const fourth = await start()
+  await until(async () => metrics.size === 3)
+  assert.equal(await total(metrics), 1013)
+
+  // One that hangs is read as it was.
+  fourth.kill('SIGSTOP')
+  assert.equal(await total(metrics), 1013)
+  fourth.kill('SIGCONT')
+  await metrics.close()
+})

@@ -1,0 +1,202 @@
+// A cluster adapter for socket.io: the workers of one host tell each other by publish and subscribe what each tells its clients.
+//
+//     const mesh = await joinMesh({ directory: '/run/chat' })
+//     io.adapter(createAdapter(mesh))
+//
+// Each worker publishes into one ring, which all others read. There is no primary and no server in between.
+
+import { EventEmitter, once, setMaxListeners } from 'node:events'
+import { mkdir } from 'node:fs/promises'
+import { join } from 'node:path'
+
+import { publish, structured, subscribe } from 'ringfence'
+import { ClusterAdapterWithHeartbeat, MessageType } from 'socket.io-adapter'
+
+/** Milliseconds for which a newcomer waits to be heard by those that it hears. */
+const MUTUAL = 5000
+/** Milliseconds before a place that has failed is looked at again. */
+const AGAIN = 1000
+
+/**
+ * Takes a place among the workers of a directory. Resolves once this worker hears all that are there, and they hear it.
+ *
+ * @param {object} options
+ * @param {string} options.directory - Made, for this user alone, where it is missing. Each place is a socket in it.
+ * @param {number} [options.places] - Workers that there may be at a time (16).
+ * All other options are those of `publish`; the policy is that of both directions.
+ * @returns {Promise<Mesh>} It rejects with ADDRESS_OCCUPIED where all places are taken.
+ */
+export async function joinMesh({ directory, places = 16, ...options }) {
+  await mkdir(directory, { recursive: true, mode: 0o700 })
+  const addresses = Array.from({ length: places }, (_, place) => join(directory, `${place}.sock`))
+  const publisher = await firstFree(addresses, options)
+  const mesh = new Mesh(publisher, options.policy)
+  await mesh.hear(addresses)
+  return mesh
+}
+
+/** For `io.adapter`. `options`: `heartbeatInterval` and `heartbeatTimeout`, as of any cluster adapter. */
+export function createAdapter(mesh, options = {}) {
+  // socket.io calls it with `new`.
+  return function adapter(namespace) {
+    return new RingAdapter(namespace, mesh, options)
+  }
+}
+
+/** The first place that is not taken; two that ask at once get two. */
+async function firstFree(addresses, options) {
+  let occupied
+  for (const address of addresses) {
+    try {
+      return await publish(address, options)
+    } catch (error) {
+      if (error.code !== 'ERR_RINGFENCE_ADDRESS_OCCUPIED') throw error
+      occupied = error
+    }
+  }
+  throw occupied
+}
+
+/** What the adapters of one worker share: its ring, and the rings of the others. Emits 'lost' with an error that cost messages. */
+class Mesh extends EventEmitter {
+  #publisher
+  #sending
+  #policy
+  #adapters = new Map()
+  #closing = new AbortController()
+
+  constructor(publisher, policy) {
+    super()
+    this.#publisher = publisher
+    this.#sending = publisher.with(structured())
+    this.#policy = policy
+    // One for each place.
+    setMaxListeners(0, this.#closing.signal)
+    // What this worker has said before, the newcomer has not heard: it must learn of each namespace.
+    publisher.on('subscriber', () => {
+      for (const adapter of this.#adapters.values()) adapter.greet()
+    })
+  }
+
+  add(adapter) {
+    this.#adapters.set(adapter.nsp.name, adapter)
+  }
+
+  delete(adapter) {
+    if (this.#adapters.get(adapter.nsp.name) === adapter) this.#adapters.delete(adapter.nsp.name)
+  }
+
+  /** Resolves once the message is in the ring, where it outlives this worker. */
+  send(message) {
+    return this.#sending.send(message)
+  }
+
+  /** Lets the others go on without this worker. */
+  async close() {
+    this.#closing.abort()
+    await this.#publisher.close()
+  }
+
+  async hear(addresses) {
+    const others = addresses.filter((address) => address !== this.#publisher.address)
+    const there = await Promise.all(others.map((address) => this.#hearNow(address)))
+    await this.#beHeard(there.filter((subscription) => subscription !== null))
+  }
+
+  /** Reads from the worker at a place, if there is one, and from each that comes later. */
+  async #hearNow(address) {
+    const subscription = await this.#subscribe(address, false)
+    void this.#follow(address, subscription)
+    return subscription
+  }
+
+  async #follow(address, first) {
+    for (let subscription = first; !this.#closing.signal.aborted;) {
+      if (subscription === null) subscription = await this.#subscribe(address, true)
+      if (subscription !== null) await this.#read(subscription)
+      subscription = null
+    }
+  }
+
+  async #subscribe(address, wait) {
+    const { signal } = this.#closing
+    try {
+      return await subscribe(address, { wait, signal, policy: this.#policy })
+    } catch (error) {
+      // Without `wait`: there is none. Else it is a refusal, or trouble of this process's own, and may be mended.
+      if (wait && !signal.aborted) {
+        this.emit('refused', error)
+        await new Promise((resolve) => setTimeout(resolve, AGAIN).unref())
+      }
+      return null
+    }
+  }
+
+  /** Hands on what one worker says, until it has ended. */
+  async #read(subscription) {
+    const { signal } = this.#closing
+    const close = () => void subscription.close()
+    signal.addEventListener('abort', close, { once: true })
+    const speakers = new Map()
+    try {
+      for await (const message of subscription.with(structured())) {
+        speakers.set(message.uid, message.nsp)
+        this.#adapters.get(message.nsp)?.onMessage(message)
+      }
+    } catch (error) {
+      // It was too slow, and has missed something: it begins anew.
+      this.emit('lost', error)
+    }
+    signal.removeEventListener('abort', close)
+    await subscription.close()
+    // The kernel has said that it is gone: nothing waits for a heartbeat that does not come.
+    for (const [uid, nsp] of speakers) this.#adapters.get(nsp)?.onMessage({ type: MessageType.ADAPTER_CLOSE, uid, nsp })
+  }
+
+  /** Those that are heard must hear what this worker says first: each subscribes to it as soon as it is there. */
+  async #beHeard(subscriptions) {
+    const deadline = AbortSignal.timeout(MUTUAL)
+    const gone = new Set()
+    for (const subscription of subscriptions) void subscription.closed.then(() => gone.add(subscription))
+    const hears = (subscription) =>
+      gone.has(subscription) || this.#publisher.subscribers.some(({ peer }) => peer.pid === subscription.peer.pid)
+    while (!subscriptions.every(hears)) {
+      try {
+        await once(this.#publisher, 'subscriber', { signal: deadline })
+      } catch {
+        // One that does not listen holds up no other.
+        return
+      }
+    }
+  }
+}
+
+class RingAdapter extends ClusterAdapterWithHeartbeat {
+  #mesh
+
+  constructor(namespace, mesh, options) {
+    super(namespace, options)
+    this.#mesh = mesh
+    mesh.add(this)
+  }
+
+  greet() {
+    this.publish({ type: MessageType.HEARTBEAT })
+  }
+
+  /** No offset: a client that comes back to another worker gets what comes from then on. */
+  async doPublish(message) {
+    await this.#mesh.send(message)
+    return ''
+  }
+
+  /** All hear it, and the one that has asked knows its request. */
+  doPublishResponse(_, response) {
+    return this.#mesh.send(response)
+  }
+
+  close() {
+    super.close()
+    this.#mesh.delete(this)
+  }
+}

@@ -1,0 +1,141 @@
+// What the suites of socket.io's own adapters ask of one, with three workers in processes of their own, and a client at each.
+
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, before, beforeEach, test } from 'node:test'
+
+import { io } from 'socket.io-client'
+
+import { startWorker, untilAllKnow } from './workers.mjs'
+
+const directory = join(mkdtempSync(join(tmpdir(), 'ringfence-socket.io-')), 'workers')
+let workers = []
+let clients = []
+
+const connect = async ({ port }, path = '') => {
+  const client = io(`http://127.0.0.1:${port}${path}`, { transports: ['websocket'], forceNew: true })
+  await once(client, 'connect')
+  return client
+}
+
+before(async () => {
+  workers = await Promise.all(Array.from({ length: 3 }, () => startWorker('ring', directory)))
+})
+
+beforeEach(async () => {
+  for (const client of clients) client.disconnect()
+  await untilAllKnow(workers)
+  clients = await Promise.all(workers.map((worker) => connect(worker)))
+})
+
+after(async () => {
+  for (const client of clients) client.disconnect()
+  for (const worker of workers) worker.kill()
+  await Promise.all(workers.map(({ exited }) => exited))
+  rmSync(join(directory, '..'), { recursive: true })
+})
+
+/** What each client gets of these, until all that are expected have theirs; an event behind it says that no other comes. */
+async function news(expected, act) {
+  const got = clients.map(() => [])
+  clients.forEach((client, index) => client.on('news', (...words) => got[index].push(words)))
+  const ends = clients.map(
+    (client) => new Promise((resolve) => client.on('news', (word) => word === 'end' && resolve())),
+  )
+  await act()
+  await workers[0].call('emit', { words: ['end'] })
+  await Promise.all(ends)
+  assert.deepEqual(
+    got.map((all) => all.filter(([word]) => word !== 'end')),
+    expected,
+  )
+}
+
+const rooms = () => Promise.all(workers.map(async (worker) => (await worker.call('rooms')).sort()))
+
+/** Joining and leaving are told, and not answered: what is told afterwards has them behind it. */
+async function settled() {
+  await workers[0].call('consult')
+}
+
+test('a broadcast reaches the clients of all workers, bytes among it', async () => {
+  const words = [1, '2', Buffer.from([3, 4])]
+  await news([[words], [words], [words]], () => workers[0].call('emit', { words }))
+})
+
+test('a broadcast in a namespace stays there', async () => {
+  const others = await Promise.all(workers.map((worker) => connect(worker, '/other')))
+  await new Promise((resolve) => setTimeout(resolve, 0))
+  const heard = others.map((client) => once(client, 'news'))
+  await news([[], [], []], () => workers[0].call('emit', { namespace: '/other', words: ['here'] }))
+  assert.deepEqual(await Promise.all(heard), [['here'], ['here'], ['here']])
+  for (const client of others) client.disconnect()
+})
+
+test('rooms: joined and left from another worker; a broadcast to one, and to all but one', async () => {
+  await workers[0].call('join', { room: 'all' })
+  await settled()
+  assert.deepEqual(await rooms(), [['all'], ['all'], ['all']])
+  await workers[0].call('join', { room: 'two', of: clients[1].id })
+  await settled()
+  assert.deepEqual(await rooms(), [['all'], ['all', 'two'], ['all']])
+  await news([[], [['to']], []], () => workers[2].call('emit', { room: 'two', words: ['to'] }).then(settled))
+  await news([[['but']], [], [['but']]], () => workers[0].call('emit', { except: 'two', words: ['but'] }))
+  await workers[0].call('leave', { room: 'all' })
+  await settled()
+  assert.deepEqual(await rooms(), [[], ['two'], []])
+})
+
+test('a local broadcast reaches the clients of its worker alone', async () => {
+  await news([[['near']], [], []], () => workers[0].call('emit', { local: true, words: ['near'] }))
+})
+
+test('a broadcast with acknowledgements has those of all clients', async () => {
+  clients.forEach((client, index) => client.on('question', (answer) => answer(index)))
+  assert.deepEqual((await workers[1].call('ask', { timeout: 30_000 })).sort(), [0, 1, 2])
+})
+
+test('a broadcast with acknowledgements fails where a client does not answer in time', async () => {
+  clients.slice(1).forEach((client) => client.on('question', (answer) => answer('yes')))
+  await assert.rejects(workers[1].call('ask', { timeout: 500 }), /operation has timed out/)
+})
+
+test('fetchSockets has the sockets of all workers', async () => {
+  assert.deepEqual((await workers[2].call('fetch')).sort(), clients.map(({ id }) => id).sort())
+})
+
+test('disconnectSockets ends the clients of all workers', async () => {
+  const ends = clients.map((client) => once(client, 'disconnect'))
+  await workers[0].call('disconnect')
+  for (const [reason] of await Promise.all(ends)) assert.equal(reason, 'io server disconnect')
+})
+
+test('serverSideEmit reaches the other workers, and brings their answers', async () => {
+  await workers[0].call('tell', ['a', Buffer.from('b'), new Date(0)])
+  const answers = await workers[0].call('consult')
+  assert.deepEqual(answers.sort(), [workers[1].pid, workers[2].pid].sort())
+  assert.deepEqual(await Promise.all(workers.map((worker) => worker.call('heard'))), [
+    [],
+    [['a', Buffer.from('b'), new Date(0)]],
+    [['a', Buffer.from('b'), new Date(0)]],
+  ])
+})
+
+test('a worker that is killed while it is asked costs the others nothing, and another one takes its place', async () => {
+  // It does not answer, since it does nothing any more: the kernel's word that it is gone is what ends the question.
+  workers[2].kill('SIGSTOP')
+  const asked = workers[0].call('fetch')
+  workers[2].kill('SIGKILL')
+  assert.deepEqual((await asked).sort(), [clients[0].id, clients[1].id].sort())
+  await untilAllKnow(workers.slice(0, 2))
+  workers[2] = await startWorker('ring', directory)
+  await untilAllKnow(workers)
+  const client = await connect(workers[2])
+  const heard = once(client, 'news')
+  await workers[0].call('emit', { words: ['welcome'] })
+  assert.deepEqual(await heard, ['welcome'])
+  client.disconnect()
+})
