@@ -3,6 +3,7 @@
 //     node scripts/test.mjs                 all that must hold before a change is taken (`npm test`)
 //     node scripts/test.mjs fuzz [SECONDS] [TARGET …]
 //     node scripts/test.mjs miri            the ring's unsafe code
+//     node scripts/test.mjs jobs            examples that take packages of their own: logs, broadcasts among workers, metrics; needs a build
 //     node scripts/test.mjs models          the models of the protocol in their large form
 //     node scripts/test.mjs musl            the crate as a musl build
 //     node scripts/test.mjs nats            examples/nats with a real server; needs a build
@@ -18,8 +19,10 @@ import { existsSync, mkdirSync, readdirSync } from 'node:fs'
 import { delimiter, join, parse } from 'node:path'
 import { build, buildTests } from './build.mjs'
 import { checkVersions } from './check.mjs'
-import { addTarget, fail, fetchNode, isInPath, root, run, subcommand, tool } from './lib/run.mjs'
+import { FETCH_LIMIT, addTarget, fail, fetchNode, isInPath, root, run, subcommand, tool } from './lib/run.mjs'
 
+/** Milliseconds for the tests of an example: many times what they take. */
+const JOB_LIMIT = 120_000
 const NATS_SERVER = 'github.com/nats-io/nats-server/v2@v2.15.2'
 
 // What is off by default is tested as well.
@@ -154,6 +157,15 @@ function testMusl() {
   run('tests with musl', 'cargo', ['test', '-p', 'ringfence', '--target', target], { env })
 }
 
+/** The examples that have packages of their own: each is installed as its lock file says, and runs its tests. */
+function testJobs() {
+  for (const name of ['pino', 'prometheus', 'socket.io']) {
+    const cwd = join(root, 'examples', name)
+    run(`packages of ${name}`, 'npm', ['ci', '--no-audit', '--no-fund'], { cwd, limit: FETCH_LIMIT })
+    run(`tests of ${name}`, process.execPath, ['--test', 'test.mjs'], { cwd, limit: JOB_LIMIT })
+  }
+}
+
 /** Two hosts' services, joined. The server comes from the Go module proxy; without Go this is left out, and says so. */
 function testNats() {
   const home = join(root, 'build', 'nats')
@@ -165,7 +177,11 @@ function testNats() {
   if (!existsSync(server)) run('NATS server', 'go', ['install', NATS_SERVER], { env: { GOBIN: home } })
   const cwd = join(root, 'examples', 'nats')
   run('its client', 'npm', ['ci', '--no-audit', '--no-fund'], { cwd })
-  run('two hosts', process.execPath, ['main.mjs', '2000', server], { cwd })
+  run('two hosts', process.execPath, ['main.mjs', '2000', server], { cwd, limit: JOB_LIMIT })
+  run('their topics, and bridges that are killed', process.execPath, ['topics.mjs', '5000', server, '2'], {
+    cwd,
+    limit: JOB_LIMIT,
+  })
 }
 
 /** One binding serves all Nodes, as N-API promises. */
@@ -206,6 +222,7 @@ function testTorture([count = '10000']) {
 await subcommand({
   '': testAll,
   fuzz: testFuzz,
+  jobs: testJobs,
   miri: testMiri,
   models: testModels,
   musl: testMusl,

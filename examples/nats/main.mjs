@@ -4,15 +4,15 @@
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
+
+import { startServer } from './server.mjs'
 
 const [count = '1000', executable = 'nats-server'] = process.argv.slice(2)
 const path = (name) => fileURLToPath(new URL(name, import.meta.url))
 const address = (host) => `@ringfence-nats-${process.pid}-${host}`
 
-const server = spawn(executable, ['--addr', '127.0.0.1', '--port', '-1'], { stdio: ['ignore', 'ignore', 'pipe'] })
-const processes = [server]
+const processes = []
 const start = (name, ...words) => {
   const child = spawn(process.execPath, [path(name), ...words], { stdio: ['ignore', 'inherit', 'inherit'] })
   processes.push(child)
@@ -21,16 +21,10 @@ const start = (name, ...words) => {
   })
 }
 
-async function place() {
-  for await (const line of createInterface({ input: server.stderr })) {
-    const found = /Listening for client connections on (\S+)/.exec(line)
-    if (found) return found[1]
-  }
-  throw new Error('the NATS server has ended before it was ready')
-}
-
+let server = null
 try {
-  const at = await Promise.race([place(), once(server, 'error').then(([error]) => Promise.reject(error))])
+  server = await startServer(executable)
+  const at = server.address
   await Promise.all([
     start('bridge.mjs', address('west'), 'west', 'east', at),
     start('bridge.mjs', address('east'), 'east', 'west', at),
@@ -42,4 +36,5 @@ try {
   process.exitCode = 1
 } finally {
   for (const child of processes) child.kill()
+  await server?.stop()
 }

@@ -17,16 +17,17 @@ after(() => {
   rmSync(folder, { recursive: true })
 })
 
-async function start() {
-  const worker = fork(fileURLToPath(new URL('worker.mjs', import.meta.url)), [directory])
+/** One that publishes every so often, or in effect when it is told to alone. */
+async function start(every = 1_000_000, place = directory) {
+  const worker = fork(fileURLToPath(new URL('worker.mjs', import.meta.url)), [place, '1', String(every)])
   workers.add(worker)
   await once(worker, 'message')
   return worker
 }
 
-async function add(worker, count) {
+async function add(worker, count, now = true) {
   const added = once(worker, 'message')
-  worker.send({ add: count })
+  worker.send({ add: count, now })
   await added
 }
 
@@ -63,5 +64,14 @@ test('a scrape adds up the newest of all workers, of one that comes later, and n
   fourth.kill('SIGSTOP')
   assert.equal(await total(metrics), 1013)
   fourth.kill('SIGCONT')
+  await metrics.close()
+})
+
+test('a worker publishes by itself, every so often', async () => {
+  const place = join(folder, 'by itself')
+  const worker = await start(20, place)
+  const metrics = await collectMetrics({ directory: place, places: 2 })
+  await add(worker, 41, false)
+  await until(async () => (await total(metrics)) === 42)
   await metrics.close()
 })

@@ -3,7 +3,7 @@
 import { exposeMetrics } from './metrics.mjs'
 import prometheus from 'prom-client'
 
-const [directory, routes = '1'] = process.argv.slice(2)
+const [directory, routes = '1', every = '200'] = process.argv.slice(2)
 // As a worker of prom-client's own cluster support, too.
 void new prometheus.AggregatorRegistry()
 if (Number(routes) > 1) prometheus.collectDefaultMetrics()
@@ -14,11 +14,11 @@ for (let route = 0; route < Number(routes); route += 1) {
   took.observe({ route }, route / 100)
 }
 
-const exposed = await exposeMetrics({ directory, every: 200 })
+const exposed = await exposeMetrics({ directory, every: Number(every) })
 process.on('message', async (message) => {
   if (typeof message.add !== 'number') return
   requests.inc({ route: 0 }, message.add)
-  await exposed.now()
+  if (message.now) await exposed.now()
   process.send('added')
 })
 process.send('ready')
