@@ -12,6 +12,9 @@ use crate::{
     fork::Birth,
 };
 
+/// How often a write to a descriptor of this process's own is tried.
+const TRIES: u32 = 64;
+
 /// Calls off the waiting of a [`join`](crate::join) on another thread. Clones share one state, which stays called off. It holds
 /// one descriptor (eventfd(2)). In a forked child it calls nothing off, neither in the child nor in its parent.
 ///
@@ -52,9 +55,11 @@ impl CancelToken {
 
     /// Calls off each wait with this cancel token, now or later. The wait ends with [`Error::Aborted`].
     pub fn cancel(&self) {
-        if self.is_here() {
-            // The only failure is a counter near its 64-bit limit, which is called off already.
-            let _ = self.0.descriptor.write(1);
+        // The kernel has no reason to refuse, but what filters system calls may have one, and a wait that is never called off
+        // lasts for ever.
+        let mut left = if self.is_here() { TRIES } else { 0 };
+        while left > 0 && self.0.descriptor.write(1).is_err() {
+            left -= 1;
         }
     }
 

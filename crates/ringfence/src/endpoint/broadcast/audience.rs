@@ -267,7 +267,7 @@ impl Shared<Broadcast> {
         self.state().list.push(seated);
         self.tell(PublisherEvent::Subscriber(self.handle(&member)));
         let ends = link.doorbell.ends();
-        let watched = self.watches.add(number, &ends);
+        let watched = self.watches.add_patiently(number, &ends);
         let bell = ReaderBell {
             doorbell: Arc::downgrade(&link.doorbell),
             barriers,

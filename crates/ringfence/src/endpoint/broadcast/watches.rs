@@ -6,7 +6,8 @@
 use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -27,6 +28,12 @@ const OWN: u64 = 0;
 /// What one look takes at most.
 const AT_ONCE: usize = 32;
 
+/// How often in a row the watcher's wait may fail, how often a subscriber is added and a bell rung, and how long the kernel is left alone after
+/// each failure.
+const FAILURES: u32 = 100;
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// One of the two.
 #[derive(Debug)]
 struct Watch {
@@ -44,8 +51,12 @@ impl Watch {
     }
 
     fn ring(&self) {
-        // It fails near a limit of 64 bits alone, where it was rung.
-        let _ = self.bell.write(1);
+        // The kernel has no reason to refuse, but what filters system calls may have one, and a sleeper that is not rung for sleeps
+        // on.
+        let mut left = TRIES;
+        while left > 0 && self.bell.write(1).is_err() {
+            left -= 1;
+        }
     }
 
     /// The numbers of the subscribers that are to be looked at. `None`: the moment has passed.
@@ -95,8 +106,20 @@ impl Watches {
         })
     }
 
-    /// From now on this subscriber wakes the threads. One that has gone already wakes the watcher at once.
-    pub(super) fn add(&self, number: u64, ends: &Ends) -> Result<()> {
+    /// From now on this subscriber wakes the threads. One that has gone already wakes the watcher at once. It has been told that
+    /// it was let in, so a shortage that is over in a moment must not end it.
+    pub(super) fn add_patiently(&self, number: u64, ends: &Ends) -> Result<()> {
+        for _ in 1..TRIES {
+            if self.add(number, ends).is_ok() {
+                return Ok(());
+            }
+            self.remove(ends);
+            thread::sleep(PAUSE);
+        }
+        self.add(number, ends)
+    }
+
+    fn add(&self, number: u64, ends: &Ends) -> Result<()> {
         let failed = |errno| Error::system("watching a subscriber (epoll)", errno);
         let (line, pidfd) = ends.descriptors();
         // Asked for no bells.
@@ -130,12 +153,20 @@ impl Watches {
 
     /// For the watcher: subscribers that may have gone. `None`: it has no more to do.
     pub(super) fn wait_for_ends(&self, until: Option<Instant>) -> Option<Vec<u64>> {
-        if self.over.load(Ordering::Acquire) {
-            return None;
+        // A wait that fails has seen nothing, and without a watcher a publisher would never hear of an end again. One that goes
+        // on failing does so because the program has closed what is not its own.
+        for _ in 0..FAILURES {
+            if self.over.load(Ordering::Acquire) {
+                return None;
+            }
+            match self.ends.wait(until) {
+                Ok(numbers) => {
+                    return (!self.over.load(Ordering::Acquire)).then(|| numbers.unwrap_or_default());
+                }
+                Err(_) => thread::sleep(PAUSE),
+            }
         }
-        // A wait that fails has seen nothing: only where the program has closed what is not its own.
-        let numbers = self.ends.wait(until).ok()?.unwrap_or_default();
-        (!self.over.load(Ordering::Acquire)).then_some(numbers)
+        None
     }
 
     /// For the sender: subscribers that have rung, or gone. `None`: the moment has passed.

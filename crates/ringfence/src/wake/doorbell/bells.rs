@@ -17,10 +17,7 @@ use nix::{
     sys::socket::{MsgFlags, send},
 };
 
-use crate::{
-    error::is_shortage,
-    sys::lock::{Mutex, MutexGuard},
-};
+use crate::sys::lock::{Mutex, MutexGuard};
 
 /// Tries of whoever rings, before a thread goes on.
 const TRIES: u32 = 16;
@@ -112,10 +109,13 @@ impl Bells {
         loop {
             match send(self.line.as_raw_fd(), &[1], flags) {
                 Err(Errno::EINTR) => {}
-                Err(errno) if is_shortage(errno) => return Tried::Again,
                 // A full buffer (EAGAIN) holds bells that the peer has not heard yet. A peer that is gone is noticed where
-                // it matters: by whoever waits, or reads the line.
-                _ => return Tried::Done,
+                // it matters: by the thread that waits, or reads the line.
+                Ok(_) | Err(Errno::EAGAIN | Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => {
+                    return Tried::Done;
+                }
+                // The kernel has no memory, or a security module says no for now: the peer sleeps on, and nothing else wakes it.
+                Err(_) => return Tried::Again,
             }
         }
     }

@@ -1,0 +1,602 @@
+//! The Rust process of the soak (`__test__/soak/main.mjs`): it has one conversation after the other at an address until it is told
+//! to stop, and keeps a ledger of what it has sent and received.
+//!
+//! ```text
+//! ringfence-soak ROLE ADDRESS LEDGER ID COUNT EXECUTABLE,EXECUTABLE [shm]
+//! ```
+//!
+//! On standard input: `stop` (or its end), `exec`, `fork`. On standard output: `here PID`, `session`, `code CODE` for what went
+//! wrong as it may, `wrong …` for what must not be, `traces JSON`, `done`.
+
+use std::{
+    collections::HashMap,
+    error::Error as StdError,
+    fs::{File, OpenOptions},
+    io::{self, BufRead as _, Write as _},
+    os::unix::{fs::FileExt as _, process::CommandExt as _},
+    path::Path,
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::SeqCst},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use ringfence::{
+    Address, Arrival, Backing, CancelToken, Change, Channel, Channels, CloseReason, Delivery, Error,
+    GoneReason, Merge, Merged, Options, Policy, Receiver, Sender, connect, from_parent, join, listen, member,
+    publish, spawn, subscribe,
+};
+
+/// What is not a sentence of ringfence's own is a mistake of the soak.
+type Outcome<T = ()> = Result<T, Box<dyn StdError + Send + Sync>>;
+
+/// A record of the ledger, in words of eight bytes.
+const WORDS: u64 = 6;
+#[derive(Clone, Copy)]
+enum Word {
+    PeerActor,
+    PeerSession,
+    Sent,
+    Received,
+    End,
+    IsPublished,
+}
+
+/// How reading ended: to the end that the sender has told, to the last of a sender that has died, or otherwise.
+const CLOSED: u64 = 1;
+const EXITED: u64 = 2;
+const BROKEN: u64 = 3;
+
+struct Actor {
+    id: u32,
+    count: u32,
+    ledger: File,
+    sessions: AtomicU64,
+    is_over: AtomicBool,
+    cancel: CancelToken,
+    options: Options,
+    child: AtomicI32,
+}
+
+/// A child speaks on its parent's standard output, and of its troubles alone.
+fn say(line: &str) {
+    let is_child = std::env::args().nth(1).is_some_and(|role| role == "child");
+    if is_child && !line.starts_with("wrong ") && !line.starts_with("code ") {
+        return;
+    }
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Err(error) = run(&arguments) {
+        say(&format!("wrong {error}"));
+    }
+    say(&format!("traces {}", traces()));
+    say("done");
+}
+
+fn run(arguments: &[String]) -> Outcome {
+    let [role, address, ledger, id, count, executables, more @ ..] = arguments else {
+        return Err("ROLE ADDRESS LEDGER ID COUNT EXECUTABLES [shm]".into());
+    };
+    let cancel = CancelToken::new()?;
+    let mut options = Options::new()
+        .capacity(16_384)
+        .max_message_size(100_000)
+        .timeout(Duration::from_secs(20))
+        .policy(Policy::new().executables(executables.split(',')))
+        .cancel_token(cancel.clone())
+        .wait(role != "child" && role != "parent");
+    if more.iter().any(|it| it == "shm") {
+        options = options.backing(Backing::Shm);
+    }
+    let actor = Arc::new(Actor {
+        id: id.parse()?,
+        count: count.parse()?,
+        ledger: OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(ledger)?,
+        sessions: AtomicU64::new(0),
+        is_over: AtomicBool::new(false),
+        cancel,
+        options,
+        child: AtomicI32::new(0),
+    });
+    let listener = Arc::clone(&actor);
+    if role != "child" {
+        thread::spawn(move || listener.obey());
+    }
+    say(&format!("here {}", std::process::id()));
+    while !actor.is_over.load(SeqCst) {
+        if let Err(error) = actor.play(role, address) {
+            actor.note(error)?;
+        }
+        if role == "child" {
+            break;
+        }
+    }
+    let child = actor.child.load(SeqCst);
+    if child > 0 {
+        // SAFETY: a child of this process that no other call waits for.
+        unsafe { libc::kill(child, libc::SIGKILL) };
+        // SAFETY: as above; the status is not asked for.
+        unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    }
+    Ok(())
+}
+
+impl Actor {
+    /// Does what the conductor says, until it says no more.
+    fn obey(&self) {
+        for line in io::stdin().lock().lines().map_while(Result::ok) {
+            match &line[..] {
+                "exec" => say(&format!(
+                    "wrong no exec: {}",
+                    Command::new("sleep").arg("1000").exec()
+                )),
+                "fork" => self.fork(),
+                _ => break,
+            }
+        }
+        self.is_over.store(true, SeqCst);
+        self.cancel.cancel();
+    }
+
+    /// A child that executes nothing, and has copies of all that this process has, for as long as it lives.
+    fn fork(&self) {
+        if self.child.load(SeqCst) != 0 {
+            return;
+        }
+        // SAFETY: the child makes calls alone that may be made after fork(2) in a process with threads.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: integers. This thread lives as long as its process.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            loop {
+                // SAFETY: takes nothing.
+                unsafe { libc::pause() };
+            }
+        }
+        self.child.store(child, SeqCst);
+    }
+
+    fn play(&self, role: &str, address: &str) -> Outcome {
+        let place = || address.parse::<Address>();
+        match role {
+            "join" => self.converse(join(&place()?, &self.options)?),
+            "connect" => self.converse(connect(&place()?, &self.options)?),
+            "child" => self.converse(from_parent(&self.options)?),
+            "parent" => self.bring_up(address),
+            "listen" => self.serve(&place()?),
+            "collect" => self.collect(&place()?),
+            "member" => self.stay(&place()?),
+            "publish" => self.publish(&place()?),
+            "subscribe" => self.subscribe(&place()?),
+            other => Err(format!("no such role: {other}").into()),
+        }
+    }
+
+    /// What may go wrong is told by its code; the rest ends this process.
+    fn note(&self, error: Box<dyn StdError + Send + Sync>) -> Outcome {
+        let Some(known) = error.downcast_ref::<Error>() else {
+            return Err(error);
+        };
+        let code = known.code();
+        match known {
+            Error::Aborted => {}
+            Error::RingCorrupt(_)
+            | Error::ObjectUnsound { .. }
+            | Error::ObjectExposed(_)
+            | Error::InvalidArgument(_)
+            | Error::Unsupported { .. } => say(&format!("wrong {code} {known}")),
+            _ => say(&format!("code {code} {known}")),
+        }
+        // What was refused once is often refused again at once; the conductor reads all that is said.
+        thread::sleep(Duration::from_millis(2));
+        Ok(())
+    }
+
+    fn write(&self, session: u64, word: Word, value: u64) {
+        let at = (session * WORDS + word as u64) * 8;
+        let _ = self.ledger.write_at(&value.to_le_bytes(), at);
+    }
+
+    fn begin(&self) -> u64 {
+        self.sessions.fetch_add(1, SeqCst)
+    }
+
+    /// Both directions at once.
+    fn converse(&self, channel: Channel) -> Outcome {
+        let session = self.begin();
+        let (sender, receiver) = channel.split();
+        let (sent, received) = thread::scope(|scope| {
+            let sending = thread::Builder::new().spawn_scoped(scope, || self.send_all(sender, session));
+            let received = self.receive_all(receiver, session);
+            (sending.map(|it| it.join().expect("no panic")), received)
+        });
+        // Without a thread this side sends nothing, and the channel ends.
+        let sent = sent.map_err(|error| Error::NoSpace {
+            what: "a thread".into(),
+            reason: error.to_string(),
+        })?;
+        received?;
+        sent?;
+        say("session");
+        Ok(())
+    }
+
+    fn send_all(&self, mut sender: Sender, session: u64) -> Outcome {
+        for number in 0..self.count {
+            let message = message(self.id, session, number, true);
+            loop {
+                match sender.send(&message) {
+                    Err(Error::NoSpace { .. }) => thread::yield_now(),
+                    other => break other?,
+                }
+            }
+            self.write(session, Word::Sent, u64::from(number) + 1);
+        }
+        sender.end();
+        Ok(())
+    }
+
+    fn receive_all(&self, mut receiver: Receiver, session: u64) -> Outcome {
+        let mut room = vec![0; 100_000];
+        let mut reading = Reading::default();
+        loop {
+            match receiver.receive(&mut room) {
+                Ok(Some(length)) => self.account(session, &mut reading, &room[..length], 0)?,
+                Ok(None) => break,
+                Err(Error::NoSpace { .. }) => thread::yield_now(),
+                Err(error) => {
+                    self.write(session, Word::End, BROKEN);
+                    return Err(error.into());
+                }
+            }
+        }
+        let end = match receiver.close_reason() {
+            // Its sender has ended, or was closed: either way all was read.
+            None | Some(CloseReason::Closed) => CLOSED,
+            Some(CloseReason::Exited) => EXITED,
+            _ => BROKEN,
+        };
+        self.write(session, Word::End, end);
+        Ok(())
+    }
+
+    /// Checks a message, and that it is the next of its sender's. `lost` were passed over before it.
+    fn account(&self, session: u64, reading: &mut Reading, found: &[u8], lost: u64) -> Outcome {
+        let [actor, peer_session, number] = head(found)?;
+        if found != message(actor, u64::from(peer_session), number, found.len() > 2000) {
+            return Err(format!(
+                "message {number} of {actor}.{peer_session} is another: {} bytes",
+                found.len()
+            )
+            .into());
+        }
+        if reading.is_new {
+            reading.is_new = false;
+            self.write(session, Word::PeerActor, u64::from(actor));
+            self.write(session, Word::PeerSession, u64::from(peer_session));
+            reading.next = u64::from(number).saturating_sub(lost);
+            reading.from = (actor, peer_session);
+        }
+        if (actor, peer_session) != reading.from || u64::from(number) != reading.next + lost {
+            return Err(format!(
+                "message {number} of {actor}.{peer_session} came in place of {}",
+                reading.next + lost
+            )
+            .into());
+        }
+        reading.next = u64::from(number) + 1;
+        self.write(session, Word::Received, reading.next);
+        Ok(())
+    }
+
+    /// Starts children of both languages, one after the other, each for one conversation.
+    fn bring_up(&self, address: &str) -> Outcome {
+        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        let [_, _, ledger, _, count, executables, ..] = &arguments[..] else {
+            return Err("arguments".into());
+        };
+        let number = self.sessions.load(SeqCst) + 1;
+        let other = (u64::from(self.id) * 1000 + number).to_string();
+        let ledger = Path::new(ledger).with_file_name(format!("{other}.ledger"));
+        let (node, rust) = executables.split_once(',').ok_or("two executables")?;
+        let mut command = if number.is_multiple_of(2) {
+            let mut command = Command::new(node);
+            command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../soak/actor.mjs"));
+            command
+        } else {
+            Command::new(rust)
+        };
+        command
+            .args(["child", address])
+            .arg(ledger)
+            .args([&other, count, executables])
+            .stdin(Stdio::null());
+        let (mut child, line) = spawn(command)?;
+        let outcome = line
+            .channel(&self.options)
+            .map_err(Into::into)
+            .and_then(|channel| self.converse(channel));
+        if outcome.is_err() {
+            // It may not have begun.
+            let _ = child.kill();
+        }
+        let _ = child.wait();
+        outcome
+    }
+
+    fn serve(&self, address: &Address) -> Outcome {
+        let listener = listen(address, &self.options)?;
+        thread::scope(|scope| -> Outcome {
+            while !self.is_over.load(SeqCst) {
+                match listener.try_accept()? {
+                    Some(Arrival::Accepted(channel)) => {
+                        thread::Builder::new().spawn_scoped(scope, move || {
+                            if let Err(error) = self.converse(channel).or_else(|error| self.note(error)) {
+                                say(&format!("wrong {error}"));
+                            }
+                        })?;
+                    }
+                    Some(Arrival::Refused(refused)) => self.note(refused.error.into())?,
+                    Some(_) => {}
+                    None => ringfence::wait_readable(&listener, &self.cancel)?,
+                }
+            }
+            Ok(())
+        })?;
+        listener.close(Channels::Close);
+        Ok(())
+    }
+
+    /// Reads from all agents as one.
+    fn collect(&self, address: &Address) -> Outcome {
+        let listener = listen(address, &self.options)?;
+        let mut merge = Merge::new()?;
+        let mut open: HashMap<ringfence::Key, (Sender, u64, Reading)> = HashMap::new();
+        let mut room = vec![0; 100_000];
+        while !self.is_over.load(SeqCst) {
+            match listener.try_accept()? {
+                Some(Arrival::Accepted(channel)) => {
+                    let (mut sender, receiver) = channel.split();
+                    sender.end();
+                    if let Ok(key) = merge.add(receiver) {
+                        open.insert(key, (sender, self.begin(), Reading::default()));
+                    }
+                }
+                Some(Arrival::Refused(refused)) => self.note(refused.error.into())?,
+                _ => {}
+            }
+            while let Some(merged) = merge.try_receive(&mut room)? {
+                match merged {
+                    Merged::Message { from, length } => {
+                        let (_, session, reading) =
+                            open.get_mut(&from).ok_or("a source that was not added")?;
+                        self.account(*session, reading, &room[..length], 0)?;
+                    }
+                    Merged::Ended { from, reason } => {
+                        let (_, session, _) = open
+                            .remove(&from)
+                            .ok_or("the end of a source that was not added")?;
+                        self.write(
+                            session,
+                            Word::End,
+                            if reason == GoneReason::Exited {
+                                EXITED
+                            } else {
+                                CLOSED
+                            },
+                        );
+                        say("session");
+                    }
+                }
+            }
+            if merge.is_empty() {
+                thread::sleep(Duration::from_millis(1));
+            } else {
+                merge.wait(Some(Instant::now() + Duration::from_millis(5)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stay(&self, address: &Address) -> Outcome {
+        let membership = member(address, &self.options)?;
+        let mut left = 3;
+        while left > 0 && !self.is_over.load(SeqCst) {
+            match membership.next_until(Some(Instant::now() + Duration::from_millis(20)))? {
+                Some(Change::Channel(channel)) => {
+                    left -= 1;
+                    self.converse(channel).or_else(|error| self.note(error))?;
+                }
+                Some(Change::Refused(refused)) => self.note(refused.error.into())?,
+                _ => {}
+            }
+        }
+        membership.leave();
+        Ok(())
+    }
+
+    fn publish(&self, address: &Address) -> Outcome {
+        let mut publisher = publish(address, &self.options.clone().max_message_size(2048))?;
+        let session = self.begin();
+        self.write(session, Word::IsPublished, 1);
+        for number in 0..self.count {
+            let message = message(self.id, session, number, false);
+            loop {
+                match publisher.send(&message) {
+                    Err(Error::NoSpace { .. }) => thread::yield_now(),
+                    other => break other?,
+                }
+            }
+            self.write(session, Word::Sent, u64::from(number) + 1);
+            // Until there is a subscriber, what is published is for none.
+            if number == 0 {
+                self.first_subscriber(&publisher)?;
+            }
+        }
+        publisher.end();
+        let end = Instant::now() + Duration::from_secs(60);
+        while publisher.close_reason().is_none() && !self.is_over.load(SeqCst) {
+            if Instant::now() > end {
+                return Err("a publisher that has ended is not closed after 60 s".into());
+            }
+            publisher
+                .audience()
+                .next_until(Some(Instant::now() + Duration::from_millis(20)))
+                .ok();
+        }
+        say("session");
+        Ok(())
+    }
+
+    fn first_subscriber(&self, publisher: &ringfence::Publisher) -> Outcome {
+        while publisher.subscribers().is_empty() && !self.is_over.load(SeqCst) {
+            publisher
+                .audience()
+                .next_until(Some(Instant::now() + Duration::from_millis(20)))?;
+        }
+        Ok(())
+    }
+
+    fn subscribe(&self, address: &Address) -> Outcome {
+        let session = self.begin();
+        let is_reliable = session.is_multiple_of(2);
+        let delivery = if is_reliable {
+            Delivery::Reliable
+        } else {
+            Delivery::BestEffort
+        };
+        let options = subscribing(&self.options, &self.cancel).delivery(delivery);
+        let mut subscription = subscribe(address, &options)?;
+        let (base, mut lost) = (subscription.sequence(), 0);
+        let mut reading = Reading::default();
+        let mut room = vec![0; 2048];
+        let mut handed_out = 0;
+        loop {
+            match subscription.receive(&mut room) {
+                Ok(Some(length)) => {
+                    handed_out += 1;
+                    let more = subscription.lost() - lost;
+                    lost = subscription.lost();
+                    if is_reliable && more > 0 {
+                        return Err(format!("a reliable subscriber has lost {more}").into());
+                    }
+                    self.account(session, &mut reading, &room[..length], more)?;
+                    if handed_out + lost != subscription.sequence() - base {
+                        return Err("handed out and lost are not the sequence less where it began".into());
+                    }
+                }
+                Ok(None) => break,
+                Err(Error::NoSpace { .. }) => thread::yield_now(),
+                Err(error) => {
+                    self.write(session, Word::End, BROKEN);
+                    return Err(error.into());
+                }
+            }
+            if self.is_over.load(SeqCst) {
+                return Ok(());
+            }
+        }
+        let end = match subscription.close_reason() {
+            Some(GoneReason::Closed) if is_reliable => CLOSED,
+            Some(GoneReason::Exited) if is_reliable => EXITED,
+            _ => BROKEN,
+        };
+        self.write(session, Word::End, end);
+        say("session");
+        Ok(())
+    }
+}
+
+/// A subscriber knows no capacity.
+fn subscribing(options: &Options, cancel: &CancelToken) -> Options {
+    let _ = options;
+    Options::new()
+        .max_message_size(2048)
+        .timeout(Duration::from_secs(20))
+        .policy(Policy::new().executables(std::env::args().nth(6).unwrap_or_default().split(',')))
+        .cancel_token(cancel.clone())
+        .wait(true)
+}
+
+/// How far the messages of one sender are.
+struct Reading {
+    is_new: bool,
+    from: (u32, u32),
+    next: u64,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self {
+            is_new: true,
+            from: (0, 0),
+            next: 0,
+        }
+    }
+}
+
+/// Who has sent it, in which session, and its number.
+fn head(bytes: &[u8]) -> Outcome<[u32; 3]> {
+    let word = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
+    match (word(0), word(4), word(8)) {
+        (Some(actor), Some(session), Some(number)) => Ok([actor, session, number]),
+        _ => Err(format!("a message of {} bytes", bytes.len()).into()),
+    }
+}
+
+/// The same as `message` in `__test__/soak/actor.mjs`: every byte follows from who sends it and its number.
+fn message(actor: u32, session: u64, number: u32, may_be_long: bool) -> Vec<u8> {
+    let drawn = number.wrapping_mul(2_654_435_761) >> 7;
+    let length = if may_be_long && number % 97 == 96 {
+        20_000 + drawn % 20_000
+    } else {
+        drawn % 1900
+    };
+    let start = number.wrapping_mul(31).wrapping_add(actor);
+    let mut bytes = Vec::with_capacity(12 + length as usize);
+    for word in [actor, session as u32, number] {
+        bytes.extend_from_slice(&word.to_le_bytes());
+    }
+    bytes.extend((0..length).map(|at| start.wrapping_add(at) as u8));
+    bytes
+}
+
+/// What is left at the end: descriptors, threads, mappings of shared memory; and memory in KiB.
+fn traces() -> String {
+    let count = |folder: &str| std::fs::read_dir(folder).map_or(0, |entries| entries.count());
+    let mapped = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+        maps.lines()
+            .filter(|line| line.contains("memfd:") || line.contains("/dev/shm"))
+            .count()
+    };
+    // Threads that end take a moment for it; the one that reads the standard input stays.
+    let end = Instant::now() + Duration::from_secs(10);
+    while (mapped() > 0 || count("/proc/self/task") > 2) && Instant::now() < end {
+        thread::sleep(Duration::from_millis(2));
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let memory = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap_or("0")
+        .trim()
+        .to_owned();
+    format!(
+        r#"{{"descriptors":{},"threads":{},"mappings":{},"memory":"{memory}"}}"#,
+        count("/proc/self/fd"),
+        count("/proc/self/task"),
+        mapped()
+    )
+}

@@ -1,0 +1,380 @@
+// The Node process of the soak: it has one conversation after the other at an address until it is told to stop, and keeps a
+// ledger of what it has sent and received. It says and is told what the Rust one is (`__test__/rust/src/soak.rs`).
+//
+//     node actor.mjs ROLE ADDRESS LEDGER ID COUNT EXECUTABLE,EXECUTABLE [shm] [worker] [throw]
+
+import { closeSync, openSync, readFileSync, readdirSync, writeSync } from 'node:fs'
+import { createInterface } from 'node:readline'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Worker, isMainThread, parentPort, workerData } from 'node:worker_threads'
+import { connect, fromParent, join, listen, member, publish, spawn, subscribe } from 'ringfence'
+
+const [role, address, path, first, count, executables, ...more] = isMainThread
+  ? process.argv.slice(2)
+  : workerData.words
+const has = (word) => more.includes(word)
+const id = isMainThread ? Number(first) : workerData.id
+const WORDS = 6
+const PEER_ACTOR = 0
+const PEER_SESSION = 1
+const SENT = 2
+const RECEIVED = 3
+const END = 4
+const IS_PUBLISHED = 5
+const ENDS = { closed: 1, exited: 2 }
+const BROKEN = 3
+
+// A worker has no standard output of its own that survives it. A child speaks on its parent's, and of its troubles alone.
+function say(line) {
+  if (role !== 'child' || /^(wrong|code) /.test(line)) writeSync(1, `${line}\n`)
+}
+
+/** What must not be. */
+class Wrong extends Error {}
+
+const over = new AbortController()
+/** Each session listens for it. */
+const { signal } = over
+let sessions = 0
+let ledger
+
+function write(session, word, value) {
+  const bytes = Buffer.alloc(8)
+  bytes.writeBigUInt64LE(BigInt(value))
+  writeSync(ledger, bytes, 0, 8, (session * WORDS + word) * 8)
+}
+
+// Every byte follows from the sender and the number, as in the Rust process.
+const ALL = Buffer.from(Array.from({ length: 40_000 + 256 }, (_, at) => at & 255))
+
+function message(actor, session, number, mayBeLong) {
+  const drawn = Math.imul(number, 2_654_435_761) >>> 7
+  const length = mayBeLong && number % 97 === 96 ? 20_000 + (drawn % 20_000) : drawn % 1900
+  const start = (Math.imul(number, 31) + actor) & 255
+  const bytes = Buffer.allocUnsafe(12 + length)
+  bytes.writeUInt32LE(actor, 0)
+  bytes.writeUInt32LE(session, 4)
+  bytes.writeUInt32LE(number, 8)
+  ALL.copy(bytes, 12, start, start + length)
+  return bytes
+}
+
+/** Checks that each message is the next of its sender's. */
+class Reading {
+  #from = null
+  next = 0
+  constructor(session) {
+    this.session = session
+  }
+
+  account(found, lost = 0) {
+    const actor = found.readUInt32LE(0)
+    const session = found.readUInt32LE(4)
+    const number = found.readUInt32LE(8)
+    const name = `message ${number} of ${actor}.${session}`
+    if (!found.equals(message(actor, session, number, found.length > 2000))) {
+      throw new Wrong(`${name} is another: ${found.length} bytes`)
+    }
+    if (this.#from === null) {
+      this.#from = `${actor}.${session}`
+      write(this.session, PEER_ACTOR, actor)
+      write(this.session, PEER_SESSION, session)
+      this.next = number - lost
+    }
+    if (this.#from !== `${actor}.${session}` || number !== this.next + lost) {
+      throw new Wrong(`${name} came in place of ${this.next + lost} of ${this.#from}`)
+    }
+    this.next = number + 1
+    write(this.session, RECEIVED, this.next)
+  }
+}
+
+const MAY_BE = ['AbortError', 'ABORTED']
+const MUST_NOT_BE = ['RING_CORRUPT', 'OBJECT_UNSOUND', 'OBJECT_EXPOSED', 'INVALID_ARGUMENT', 'UNSUPPORTED', 'MALFORMED']
+
+/** What may go wrong is told by its code; the rest is wrong. */
+function note(error) {
+  const code = error?.code?.replace('ERR_RINGFENCE_', '')
+  if (error instanceof Wrong || code === undefined) say(`wrong ${error?.stack?.replaceAll('\n', ' | ') ?? error}`)
+  else if (MUST_NOT_BE.includes(code)) say(`wrong ${code} ${error.message}`)
+  else if (!MAY_BE.includes(code)) say(`code ${code} ${error.message}`)
+}
+
+const policy = { executable: executables?.split(',') }
+if (has('throw')) {
+  let asked = 0
+  policy.authorize = () => {
+    asked += 1
+    if (asked % 3 === 0) throw new Error('thrown in a callback, as it may be')
+    return true
+  }
+}
+const common = { policy, timeout: 20_000, signal }
+const options = {
+  ...common,
+  capacity: 16_384,
+  maxMessageSize: 100_000,
+  allowHalfOpen: true,
+  ...(has('shm') && { backing: 'shm' }),
+}
+
+async function patiently(call) {
+  for (;;) {
+    try {
+      return await call()
+    } catch (error) {
+      if (error.code !== 'ERR_RINGFENCE_NO_SPACE') throw error
+      await sleep(1)
+    }
+  }
+}
+
+async function sendAll(channel, session) {
+  for (let number = 0; number < Number(count); number += 1) {
+    await patiently(() => channel.send(message(id, session, number, true)))
+    write(session, SENT, number + 1)
+  }
+  await channel.end()
+}
+
+/** Reads in one of the ways that there are, with a callback that throws now and then. */
+async function receiveAll(channel, session) {
+  const reading = new Reading(session)
+  try {
+    if (session % 3 === 0) {
+      for await (const found of channel) reading.account(found)
+    } else if (session % 3 === 1) {
+      for (;;) {
+        const found = await patiently(() => channel.receive())
+        if (found === null) break
+        reading.account(found)
+      }
+    } else {
+      let visited = 0
+      while (await channel.readable()) {
+        try {
+          channel.drain((bytes, offset, length) => {
+            reading.account(Buffer.from(bytes.buffer, bytes.byteOffset + offset, length))
+            visited += 1
+            if (has('throw') && visited % 7 === 0) throw new RangeError('thrown in a visit')
+          }, 5)
+        } catch (error) {
+          if (!(error instanceof RangeError)) throw error
+        }
+      }
+    }
+  } catch (error) {
+    write(session, END, BROKEN)
+    throw error
+  }
+  // An end that the sender has told alone is no reason yet.
+  const reason = await Promise.race([channel.closed, sleep(0, 'closed')])
+  // What this side has closed was not read to its end.
+  write(session, END, (!signal.aborted && ENDS[reason]) || BROKEN)
+}
+
+async function converse(channel) {
+  const session = sessions++
+  const outcomes = await Promise.allSettled([sendAll(channel, session), receiveAll(channel, session)])
+  await channel.close()
+  for (const { status, reason } of outcomes) if (status === 'rejected') throw reason
+  say('session')
+}
+
+async function serve() {
+  const listener = await listen(address, options)
+  const agents = new Set()
+  signal.addEventListener('abort', () => void listener.close({ channels: 'close' }))
+  listener.on('refused', (error) => note(error))
+  for await (const agent of listener) {
+    const one = converse(agent)
+      .catch(note)
+      .finally(() => agents.delete(one))
+    agents.add(one)
+  }
+  await Promise.all(agents)
+}
+
+async function collect() {
+  const listener = await listen(address, options)
+  const open = new Map()
+  signal.addEventListener('abort', () => void listener.close({ channels: 'close' }))
+  listener.on('refused', (error) => note(error))
+  for await (const [agent, found] of listener.messages()) {
+    if (!open.has(agent)) {
+      const reading = new Reading(sessions++)
+      open.set(agent, reading)
+      void agent.end().catch(() => {})
+      void agent.closed.then(() => say('session'))
+    }
+    open.get(agent).account(found)
+  }
+}
+
+async function stay() {
+  const membership = await member(address, options)
+  const leave = () => void membership.leave().catch(() => {})
+  signal.addEventListener('abort', leave)
+  membership.on('refused', (error) => note(error))
+  let left = 3
+  for await (const channel of membership) {
+    await converse(channel).catch(note)
+    left -= 1
+    if (left === 0 || signal.aborted) break
+  }
+  await membership.leave()
+}
+
+async function publishes() {
+  const publisher = await publish(address, { ...common, capacity: 16_384, maxMessageSize: 2048 })
+  const session = sessions++
+  write(session, IS_PUBLISHED, 1)
+  publisher.on('refused', (error) => note(error))
+  const close = () => void publisher.close().catch(() => {})
+  signal.addEventListener('abort', close)
+  const subscriber = new Promise((resolve) => publisher.once('subscriber', resolve))
+  for (let number = 0; number < Number(count); number += 1) {
+    await patiently(() => publisher.send(message(id, session, number, false)))
+    write(session, SENT, number + 1)
+    // Until there is a subscriber, what is published is for none.
+    if (number === 0) await Promise.race([subscriber, publisher.closed])
+    if (signal.aborted) return
+  }
+  await publisher.end()
+  await publisher.closed
+  say('session')
+}
+
+async function subscribes() {
+  const session = sessions++
+  const isReliable = session % 2 === 0
+  const delivery = isReliable ? 'reliable' : 'best-effort'
+  const subscription = await subscribe(address, { ...common, maxMessageSize: 2048, delivery })
+  const close = () => void subscription.close().catch(() => {})
+  signal.addEventListener('abort', close)
+  const reading = new Reading(session)
+  const base = subscription.sequence
+  let lost = 0n
+  let handedOut = 0n
+  try {
+    for (;;) {
+      const found = await patiently(() => subscription.receive())
+      if (found === null) break
+      handedOut += 1n
+      const passedOver = Number(subscription.lost - lost)
+      lost = subscription.lost
+      if (isReliable && passedOver > 0) throw new Wrong(`a reliable subscriber has lost ${passedOver}`)
+      reading.account(found, passedOver)
+      if (handedOut + lost !== subscription.sequence - base) {
+        throw new Wrong('handed out and lost are not the sequence less where it began')
+      }
+    }
+  } catch (error) {
+    write(session, END, BROKEN)
+    throw error
+  } finally {
+    signal.removeEventListener('abort', close)
+  }
+  const reason = await subscription.closed
+  write(session, END, (isReliable && !signal.aborted && ENDS[reason]) || BROKEN)
+  await subscription.close()
+  say('session')
+}
+
+/** Starts children of both languages, one after the other, each for one conversation. */
+async function bringsUp() {
+  const number = sessions + 1
+  // Workers have the numbers after their own process's.
+  const other = String(id * 1000 + number)
+  const words = ['child', address, path.replace(/[^/]*$/, `${other}.ledger`), other, count, executables]
+  const [node, rust] = policy.executable
+  const command = number % 2 === 0 ? [node, new URL(import.meta.url).pathname] : [rust]
+  const stdio = ['ignore', 'inherit', 'inherit']
+  const { channel, child } = spawn(command[0], [...command.slice(1), ...words], { stdio }, options)
+  const exit = new Promise((resolve) => child.once('exit', resolve))
+  try {
+    await converse(await channel)
+  } finally {
+    await exit
+  }
+}
+
+const ROLES = {
+  parent: bringsUp,
+  join: async () => converse(await join(address, options)),
+  connect: async () => converse(await connect(address, options)),
+  child: async () => converse(await fromParent(options)),
+  listen: serve,
+  collect,
+  member: stay,
+  publish: publishes,
+  subscribe: subscribes,
+}
+if (role !== 'child' && role !== 'parent') options.wait = true
+if (role === 'publish' || role === 'subscribe') common.wait = true
+
+async function work() {
+  ledger = openSync(path.replace('%', id), 'w')
+  while (!signal.aborted) {
+    try {
+      await ROLES[role]()
+    } catch (error) {
+      if (!signal.aborted || error instanceof Wrong) note(error)
+      await sleep(2)
+    }
+    if (role === 'child') break
+  }
+  closeSync(ledger)
+}
+
+/** One worker after the other, each terminated at a moment that is its own. */
+async function workers() {
+  for (let number = 1; !signal.aborted; number += 1) {
+    const worker = new Worker(new URL(import.meta.url), { workerData: { words: process.argv.slice(2), id: id + number } })
+    worker.on('error', (error) => say(`wrong in a worker: ${error.stack}`))
+    const exit = new Promise((resolve) => worker.once('exit', resolve))
+    await Promise.race([exit, sleep(200 + ((number * 7919) % 900), undefined, { signal }).catch(() => {})])
+    if (!signal.aborted) await worker.terminate()
+    else worker.postMessage('stop')
+    const late = sleep(30_000, 'late', { ref: false })
+    if ((await Promise.race([exit, late])) === 'late') say('wrong a worker does not stop')
+  }
+}
+
+/** What is left at the end: mappings of shared memory; and descriptors, threads, memory. */
+async function traces() {
+  const mapped = () => readFileSync('/proc/self/maps', 'utf8').match(/^.*(memfd:|\/dev\/shm).*$/gm)?.length ?? 0
+  const end = performance.now() + 10_000
+  while (mapped() > 0 && performance.now() < end) {
+    // What was received lies in memory that the collector gives back.
+    globalThis.gc?.()
+    await sleep(20)
+  }
+  const count = (folder) => readdirSync(folder).length
+  const memory = `${Math.round(process.memoryUsage().rss / 1024)} kB`
+  return {
+    descriptors: count('/proc/self/fd'),
+    threads: count('/proc/self/task'),
+    mappings: mapped(),
+    memory,
+  }
+}
+
+if (isMainThread) {
+  process.on('uncaughtException', (error) => say(`wrong uncaught: ${error.stack?.replaceAll('\n', ' | ')}`))
+  const input = createInterface({ input: process.stdin })
+  if (role !== 'child') {
+    input.on('line', (line) => line === 'stop' && over.abort())
+    input.on('close', () => over.abort())
+  }
+  say(`here ${process.pid}`)
+  await (has('worker') ? workers() : work())
+  input.close()
+  say(`traces ${JSON.stringify(await traces())}`)
+  say('done')
+  process.exit()
+} else {
+  parentPort.on('message', () => over.abort())
+  await work()
+  parentPort.close()
+}

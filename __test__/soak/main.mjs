@@ -1,0 +1,447 @@
+// Everything at once, at random: pairs, services, merges, members, children, publishers and subscribers, in both languages, while
+// processes are killed, stopped, forked, replaced by another program, and given too little.
+//
+//     node __test__/soak/main.mjs [--minutes N] [--seed S] [--play N]
+//
+// A play is one address with its processes; several run side by side. Each process keeps a ledger on disk of what it has sent
+// (once the call has said that it is in the ring) and received. After a play the ledgers are compared: what a reader that read to
+// the end has not received of what was sent was lost. Each wait of this program has a limit. What fails is told with its seed and
+// the number of the play, and `--seed S --play N` plays it again with the same draws.
+//
+// It takes what `npm test` has built: dist/, and the Rust process in target/debug.
+
+import { execFileSync, spawn } from 'node:child_process'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { cpus, tmpdir } from 'node:os'
+import { basename, join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+
+const root = fileURLToPath(new URL('../..', import.meta.url))
+const RUST = join(root, 'target', 'debug', 'ringfence-soak')
+const NODE = process.execPath
+const ACTOR = fileURLToPath(new URL('actor.mjs', import.meta.url))
+
+const { values } = parseArgs({
+  options: {
+    minutes: { type: 'string', default: '2' },
+    seed: { type: 'string', default: String(Date.now() % 1_000_000) },
+    play: { type: 'string' },
+  },
+})
+const minutes = Number(values.minutes)
+const seed = Number(values.seed)
+if (!(minutes > 0) || !Number.isSafeInteger(seed)) {
+  console.error('usage: npm run soak -- [--minutes N] [--seed S] [--play N]')
+  process.exit(2)
+}
+for (const file of [RUST, join(root, 'dist', 'esm', 'index.js')]) {
+  if (!existsSync(file)) {
+    console.error(`✗ There is no ${file}: npm run build && npm run build:test`)
+    process.exit(2)
+  }
+}
+
+/** A play that has not had its sessions by then hangs; and so does a process that does not end when it is told to. */
+const LIMIT = 180_000
+const END_LIMIT = 90_000
+
+/** Draws that follow from the seed and the number of the play alone (mulberry32). */
+function draws(from) {
+  let state = from >>> 0
+  const next = () => {
+    state = (state + 0x6d2b79f5) >>> 0
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1)
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 4_294_967_296
+  }
+  const below = (most) => Math.floor(next() * most)
+  return { below, between: (low, high) => low + below(high - low + 1), pick: (list) => list[below(list.length)] }
+}
+
+/** A command with what is needed to run it; null where this machine does not let it. */
+const may = (command, ...words) => {
+  try {
+    execFileSync(command, words, { stdio: 'ignore' })
+    return true
+  } catch {
+    return false
+  }
+}
+const CGROUPS = '/sys/fs/cgroup'
+const can = {
+  limits: may('prlimit', '--nofile=100', 'true'),
+  idle: may('chrt', '--idle', '0', 'true'),
+  tmpfs: may('unshare', '-m', 'sh', '-c', 'mount -t tmpfs -o size=64k none /dev/shm'),
+  cgroup: canLimitMemory(),
+}
+
+function canLimitMemory() {
+  const folder = join(CGROUPS, `ringfence-soak-${process.pid}`)
+  try {
+    if (!readFileSync(join(CGROUPS, 'cgroup.subtree_control'), 'utf8').includes('memory')) return false
+    mkdirSync(folder)
+    try {
+      writeFileSync(join(folder, 'memory.max'), String(256 << 20))
+      return true
+    } finally {
+      execFileSync('rmdir', [folder])
+    }
+  } catch {
+    return false
+  }
+}
+
+const LEFT_OUT = Object.entries(can).flatMap(([name, is]) => (is ? [] : [name]))
+
+/** Who takes part in each kind of play. */
+const KINDS = {
+  pair: ['join', 'join'],
+  service: ['listen', 'connect', 'connect', 'connect'],
+  merge: ['collect', 'connect', 'connect', 'connect'],
+  member: ['member', 'member'],
+  child: ['parent'],
+  broadcast: ['publish', 'subscribe', 'subscribe', 'subscribe'],
+}
+
+/** What happens to the processes of a play. */
+const EVENTS = ['nothing', 'kill', 'kill', 'stop', 'zombie', 'exec', 'fork', 'nofile', 'as', 'idle', 'worker', 'throw', 'tmpfs', 'cgroup']
+
+const isPossible = (event) =>
+  !(
+    (['nofile', 'as'].includes(event) && !can.limits) ||
+    (event === 'idle' && !can.idle) ||
+    (event === 'tmpfs' && !can.tmpfs) ||
+    (event === 'cgroup' && !can.cgroup)
+  )
+
+const totals = { plays: 0, sessions: 0, messages: 0, kills: 0, stops: 0, forks: 0, execs: 0, codes: new Map() }
+
+class Play {
+  constructor(number) {
+    this.number = number
+    this.draw = draws(seed * 1_000_003 + number)
+    this.kind = this.draw.pick(Object.keys(KINDS))
+    if (process.env.RINGFENCE_SOAK_KIND) this.kind = process.env.RINGFENCE_SOAK_KIND
+    this.event = this.draw.pick(EVENTS.filter(isPossible))
+    this.folder = mkdtempSync(join(tmpdir(), 'ringfence-soak-'))
+    this.address = join(this.folder, 'socket')
+    mkdirSync(join(this.folder, 'ledgers'))
+    this.wanted = this.draw.between(3, 24)
+    this.count = this.draw.pick([20, 200, 600])
+    this.ids = 1
+    this.sessions = 0
+    this.story = []
+    this.wrong = []
+    this.actors = []
+    this.isOver = false
+    const languages = KINDS[this.kind].map(() => this.draw.pick(['rust', 'node']))
+    if (this.event === 'worker' || this.event === 'throw') languages[0] = 'node'
+    if (['exec', 'fork', 'as'].includes(this.event)) languages[0] = 'rust'
+    this.cast = KINDS[this.kind].map((role, at) => ({ role, language: languages[at], at }))
+    // Which of them it happens to.
+    this.victim = ['worker', 'throw', 'exec', 'fork', 'as'].includes(this.event) ? 0 : this.draw.below(this.cast.length)
+  }
+
+  tell(what) {
+    this.story.push(`${(performance.now() - this.began).toFixed(0)} ms: ${what}`)
+    if (this.story.length > 400) this.story.splice(100, 1)
+  }
+
+  fail(what) {
+    this.wrong.push(what)
+    this.tell(`✘ ${what}`)
+  }
+
+  start(part) {
+    const id = this.ids * 1000
+    this.ids += 1
+    const shm = this.event === 'tmpfs' && this.kind === 'pair' ? ['shm'] : []
+    const isVictim = part.at === this.victim
+    const extra = isVictim && ['worker', 'throw'].includes(this.event) ? [this.event] : []
+    const ledger = join(this.folder, 'ledgers', extra[0] === 'worker' ? '%.ledger' : `${id}.ledger`)
+    const words = [part.role, this.address, ledger, id, this.count, `${NODE},${RUST}`, ...shm, ...extra]
+    const own = part.language === 'rust' ? [RUST] : [NODE, '--expose-gc', ACTOR]
+    const command = this.wrap([...own, ...words.map(String)], part, isVictim)
+    const child = spawn(command[0], command.slice(1), { stdio: ['pipe', 'pipe', 'pipe'] })
+    const actor = { part, id, child, pid: null, isGone: false, isKilled: false, isDone: false, complaint: '' }
+    child.on('error', (error) => this.fail(`${command[0]}: ${error.message}`))
+    child.stdin.on('error', () => {})
+    child.stderr.on('data', (text) => (actor.complaint = `${actor.complaint}${text}`.slice(-4000)))
+    createInterface({ input: child.stdout }).on('line', (line) => this.hear(actor, line))
+    actor.gone = new Promise((resolve) => child.stdout.once('close', resolve)).then(() => this.gone(actor))
+    part.actor = actor
+    this.actors.push(actor)
+    this.tell(`${part.language} ${part.role} ${id} starts${isVictim ? ` (${this.event})` : ''}`)
+    return actor
+  }
+
+  /** The command with what shall happen to it from its beginning. */
+  wrap(command, part, isVictim) {
+    if (this.event === 'tmpfs') return ['unshare', '-m', 'sh', '-c', 'mount -t tmpfs -o size=48k none /dev/shm && exec "$@"', 'sh', ...command]
+    if (!isVictim) return command
+    const isRust = part.language === 'rust'
+    switch (this.event) {
+      case 'nofile':
+        return ['prlimit', `--nofile=${isRust ? this.draw.between(14, 60) : this.draw.between(34, 90)}`, ...command]
+      case 'as':
+        return ['prlimit', `--as=${this.draw.between(300, 900) << 20}`, ...command]
+      case 'idle':
+        return ['chrt', '--idle', '0', ...command]
+      case 'zombie':
+        // A parent that never looks after its child.
+        return ['sh', '-c', 'exec 3<&0; "$@" <&3 3<&- & exec 3<&-; exec sleep 1000 >&- 2>&-', 'sh', ...command]
+      case 'cgroup': {
+        const folder = join(CGROUPS, `ringfence-soak-${process.pid}-${this.number}`)
+        mkdirSync(folder, { recursive: true })
+        writeFileSync(join(folder, 'memory.max'), String((isRust ? 8 : 96) << 20))
+        this.cgroup = folder
+        return ['sh', '-c', `echo $$ > ${folder}/cgroup.procs && exec "$@"`, 'sh', ...command]
+      }
+      default:
+        return command
+    }
+  }
+
+  hear(actor, line) {
+    const [word] = line.split(' ', 1)
+    const rest = line.slice(word.length + 1)
+    switch (word) {
+      case 'here':
+        actor.pid = Number(rest)
+        break
+      case 'session':
+        this.sessions += 1
+        totals.sessions += 1
+        this.onSession?.()
+        break
+      case 'code':
+        totals.codes.set(rest.split(' ')[0], (totals.codes.get(rest.split(' ')[0]) ?? 0) + 1)
+        this.tell(`${actor.id}: ${rest}`)
+        break
+      case 'traces':
+        actor.traces = JSON.parse(rest)
+        break
+      case 'done':
+        actor.isDone = true
+        break
+      default:
+        if (!this.isExcused(rest)) this.fail(`${actor.id} (${actor.part.language} ${actor.part.role}): ${line}`)
+    }
+  }
+
+  /** With too little memory or too few descriptors some parts of a language's own run-time fail, in their own words. */
+  isExcused(what) {
+    return ['as', 'nofile', 'cgroup'].includes(this.event) && /EMFILE|ENOMEM|Cannot allocate|too many open files|os error (11|12|24)/i.test(what)
+  }
+
+  gone(actor) {
+    actor.isGone = true
+    const starved = ['as', 'nofile', 'cgroup'].includes(this.event) && actor.part.at === this.victim
+    if (!actor.isDone && !actor.isKilled && !starved) {
+      this.fail(`${actor.id} (${actor.part.language} ${actor.part.role}) has ended by itself: ${actor.complaint}`)
+    }
+    // Who starves to death comes again, like one that was killed.
+    if (!actor.isDone && starved && !this.isOver) {
+      this.tell(`${actor.id} has ended: ${actor.complaint.slice(-300)}`)
+      setTimeout(() => !this.isOver && this.start(actor.part), 50)
+    }
+  }
+
+  signal(actor, signal) {
+    if (actor.pid === null || actor.isGone) return false
+    try {
+      process.kill(actor.pid, signal)
+      return true
+    } catch {
+      return false
+    }
+  }
+
+  async kill(actor) {
+    actor.isKilled = true
+    this.tell(`${actor.id} is killed`)
+    totals.kills += 1
+    if (!this.signal(actor, 'SIGKILL')) actor.child.kill('SIGKILL')
+    await actor.gone
+  }
+
+  /** What happens to the victim, again and again until the play is over. */
+  async disturb() {
+    while (!this.isOver) {
+      await sleep(this.draw.between(20, 700))
+      const { actor } = this.cast[this.victim]
+      if (this.isOver || actor === undefined || actor.pid === null || actor.isGone) continue
+      switch (this.event) {
+        case 'kill':
+        case 'zombie':
+          await this.kill(actor)
+          this.zombieParents(actor)
+          if (!this.isOver) this.start(actor.part)
+          await sleep(this.draw.between(50, 1500))
+          break
+        case 'stop': {
+          this.tell(`${actor.id} is stopped`)
+          totals.stops += 1
+          this.signal(actor, 'SIGSTOP')
+          await sleep(this.draw.between(1, 600))
+          this.signal(actor, 'SIGCONT')
+          break
+        }
+        case 'exec':
+          this.tell(`${actor.id} executes another program`)
+          totals.execs += 1
+          actor.isKilled = true
+          actor.child.stdin.write('exec\n')
+          await sleep(this.draw.between(100, 600))
+          await this.kill(actor)
+          if (!this.isOver) this.start(actor.part)
+          await sleep(this.draw.between(200, 1500))
+          break
+        case 'fork':
+          this.tell(`${actor.id} forks`)
+          totals.forks += 1
+          actor.child.stdin.write('fork\n')
+          await sleep(this.draw.between(50, 500))
+          if (this.draw.below(2) === 0) {
+            await this.kill(actor)
+            if (!this.isOver) this.start(actor.part)
+          }
+          break
+        default:
+          return
+      }
+    }
+  }
+
+  /** The zombie stays until here; then its parent ends as well. */
+  zombieParents(actor) {
+    if (this.event === 'zombie') actor.child.kill('SIGKILL')
+  }
+
+  async run() {
+    this.began = performance.now()
+    for (const part of this.cast) {
+      this.start(part)
+      await sleep(this.draw.below(30))
+    }
+    const enough = new Promise((resolve) => {
+      this.onSession = () => this.sessions >= this.wanted && resolve('enough')
+    })
+    const disturbing = this.disturb()
+    const outcome = await Promise.race([enough, sleep(LIMIT, 'late', { ref: false })])
+    // With too little, a play may get nowhere; it must end all the same.
+    const mayStarve = ['nofile', 'as', 'cgroup', 'tmpfs'].includes(this.event)
+    if (outcome === 'late' && !(mayStarve || this.wrong.length > 0)) {
+      this.fail(`it hangs after ${this.sessions} of ${this.wanted} sessions: ${this.waits()}`)
+    }
+    this.isOver = true
+    await disturbing
+    await Promise.all(this.actors.map((actor) => this.finish(actor)))
+    this.compare()
+    if (this.cgroup) may('rmdir', this.cgroup)
+    totals.plays += 1
+    if (this.wrong.length === 0) rmSync(this.folder, { recursive: true, force: true })
+  }
+
+  /** What the threads of all of them wait for. */
+  waits() {
+    return this.actors
+      .filter(({ isGone, pid }) => !isGone && pid !== null)
+      .map(({ pid, id }) => {
+        try {
+          const threads = readdirSync(`/proc/${pid}/task`)
+          return `${id}: ${threads.map((thread) => readFileSync(`/proc/${pid}/task/${thread}/wchan`, 'utf8')).join(' ')}`
+        } catch {
+          return `${id} is gone`
+        }
+      })
+      .join('; ')
+  }
+
+  async finish(actor) {
+    if (!actor.isGone) {
+      this.signal(actor, 'SIGCONT')
+      actor.child.stdin.end('stop\n')
+      const outcome = await Promise.race([actor.gone, sleep(END_LIMIT, 'late', { ref: false })])
+      if (outcome === 'late') {
+        this.fail(`${actor.id} (${actor.part.language} ${actor.part.role}) does not end: ${this.waits()}`)
+        await this.kill(actor)
+      }
+    }
+    this.zombieParents(actor)
+    const { traces } = actor
+    if (traces === undefined) return
+    if (traces.mappings > 0) this.fail(`${actor.id} has left ${traces.mappings} mappings`)
+    const isRust = actor.part.language === 'rust'
+    // Three of its own, the ledger, what stays once in a process; Node's event loop has some twenty.
+    if (traces.descriptors > (isRust ? 10 : 45)) this.fail(`${actor.id} has left ${traces.descriptors} descriptors`)
+    if (traces.threads > (isRust ? 3 : 20)) this.fail(`${actor.id} has left ${traces.threads} threads`)
+    if (Number.parseInt(traces.memory, 10) > 600_000) this.fail(`${actor.id} has ${traces.memory} of memory`)
+  }
+
+  /** Nothing that was in the ring may be missing where the reader has read to the end. */
+  compare() {
+    const ledgers = new Map()
+    const folder = join(this.folder, 'ledgers')
+    for (const file of readdirSync(folder)) {
+      const bytes = readFileSync(join(folder, file))
+      const words = Array.from({ length: Math.floor(bytes.length / 8) }, (_, at) => Number(bytes.readBigUInt64LE(at * 8)))
+      const records = []
+      for (let at = 0; at < words.length; at += 6) records.push(words.slice(at, at + 6))
+      ledgers.set(Number(basename(file, '.ledger')), records)
+    }
+    for (const [id, records] of ledgers) {
+      for (const [session, record] of records.entries()) {
+        const [peer, peerSession = 0, , received = 0, end = 0] = record
+        if (!peer) continue
+        totals.messages += received
+        const other = ledgers.get(peer)?.[peerSession]
+        if (other === undefined) {
+          this.fail(`${id}.${session} has messages of ${peer}.${peerSession}, which has no ledger`)
+          continue
+        }
+        const [, , sent = 0] = other
+        // The one that was not noted yet when its sender was killed.
+        if (received > sent + 1) this.fail(`${id}.${session} has ${received} messages, of which ${peer}.${peerSession} has sent ${sent}`)
+        const isRead = end === 1 || end === 2
+        if (isRead && received < sent) {
+          this.fail(`lost: ${peer}.${peerSession} has sent ${sent}, and ${id}.${session} has read ${received} to the end (${end})`)
+        }
+      }
+    }
+  }
+}
+
+const before = new Set(readdirSync('/dev/shm'))
+const failures = []
+const end = performance.now() + minutes * 60_000
+let next = values.play === undefined ? 0 : Number(values.play)
+const last = values.play === undefined ? Infinity : next + 1
+
+async function lane() {
+  while (performance.now() < end && next < last && failures.length < 3) {
+    const play = new Play(next)
+    next += 1
+    await play.run()
+    if (play.wrong.length > 0) {
+      failures.push(play)
+      console.log(`✘ play ${play.number} (${play.kind}, ${play.event}; --seed ${seed} --play ${play.number}):`)
+      console.log(play.story.slice(-60).map((line) => `    ${line}`).join('\n'))
+    }
+  }
+}
+
+console.log(`seed ${seed}, ${minutes} min${LEFT_OUT.length > 0 ? `; not allowed here: ${LEFT_OUT.join(', ')}` : ''}`)
+const lanes = Math.max(2, Math.min(8, cpus().length))
+await Promise.all(Array.from({ length: lanes }, lane))
+const left = readdirSync('/dev/shm').filter((name) => name.startsWith('ringfence') && !before.has(name))
+if (left.length > 0) failures.push({ number: -1, wrong: [`names in /dev/shm: ${left.join(', ')}`] })
+const { plays, sessions, messages, kills, stops, forks, execs, codes } = totals
+console.log(`${plays} plays, ${sessions} channels to their end, ${messages} messages, ${kills} kills, ${stops} stops, ${forks} forks, ${execs} execs`)
+console.log(`codes: ${[...codes].map(([code, count]) => `${code} ${count}`).join(', ') || 'none'}`)
+for (const { number, wrong } of failures) for (const what of wrong) console.log(`✘ ${number}: ${what}`)
+console.log(failures.length === 0 ? 'Nothing was lost, left or late.' : `${failures.length} plays went wrong, seed ${seed}`)
+process.exit(failures.length === 0 ? 0 : 1)

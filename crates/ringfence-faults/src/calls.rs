@@ -1,0 +1,259 @@
+//! The system calls that can be made to fail, by the names of the table. A call that does several things has a row for each.
+
+use libc::{c_int, c_long};
+
+/// A row of the table.
+pub(crate) struct Call {
+    /// As the manual calls it, with what it was asked in brackets.
+    pub(crate) name: &'static str,
+    /// Its number on this processor.
+    pub(crate) number: c_long,
+    /// Which of the calls with this number belong to the row, by their arguments.
+    pub(crate) covers: fn(&[u64; 6]) -> bool,
+}
+
+/// The first three descriptors are the harness's own way to say what it found.
+const fn speaks(arguments: &[u64; 6]) -> bool {
+    arguments[0] > 2
+}
+
+const fn any(_: &[u64; 6]) -> bool {
+    true
+}
+
+const fn is_file(arguments: &[u64; 6]) -> bool {
+    arguments[3] & libc::MAP_ANONYMOUS as u64 == 0
+}
+
+/// Not the standard library's, which asks for what is at hand (`GRND_INSECURE`, `GRND_NONBLOCK`) and panics where it fails.
+const fn is_plain(arguments: &[u64; 6]) -> bool {
+    arguments[2] == 0
+}
+
+/// A thread's stack as the C library makes it. The standard library's own for overflows is made as a thread begins, which ends
+/// the process where it fails.
+const fn is_stack(arguments: &[u64; 6]) -> bool {
+    arguments[3] & libc::MAP_STACK as u64 != 0 && arguments[2] == libc::PROT_NONE as u64
+}
+
+/// Not the guard of that stack for overflows.
+const fn opens(arguments: &[u64; 6]) -> bool {
+    arguments[2] != libc::PROT_NONE as u64
+}
+
+const fn has<const COMMAND: c_int>(arguments: &[u64; 6]) -> bool {
+    arguments[1] as c_int == COMMAND
+}
+
+const fn starts_with<const COMMAND: c_int>(arguments: &[u64; 6]) -> bool {
+    arguments[0] as c_int == COMMAND
+}
+
+const fn has_option<const OPTION: c_int>(arguments: &[u64; 6]) -> bool {
+    arguments[2] as c_int == OPTION
+}
+
+macro_rules! calls {
+    ($($name:literal $number:ident $covers:expr;)*) => {
+        &[$(Call { name: $name, number: libc::$number, covers: $covers },)*]
+    };
+}
+
+/// Every call that the crate makes, itself or through the standard library.
+pub(crate) const CALLS: &[Call] = calls! {
+    "accept4" SYS_accept4 any;
+    "bind" SYS_bind any;
+    "clone" SYS_clone any;
+    "clone3" SYS_clone3 any;
+    "close" SYS_close speaks;
+    "connect" SYS_connect any;
+    "dup" SYS_dup any;
+    "epoll_create1" SYS_epoll_create1 any;
+    "epoll_ctl" SYS_epoll_ctl any;
+    "epoll_pwait2" SYS_epoll_pwait2 any;
+    "eventfd2" SYS_eventfd2 any;
+    "fadvise64" SYS_fadvise64 any;
+    "fallocate" SYS_fallocate any;
+    "fchmod" SYS_fchmod any;
+    "fchmodat" SYS_fchmodat any;
+    "fchown" SYS_fchown any;
+    "fcntl(F_ADD_SEALS)" SYS_fcntl has::<{ libc::F_ADD_SEALS }>;
+    "fcntl(F_DUPFD_CLOEXEC)" SYS_fcntl has::<{ libc::F_DUPFD_CLOEXEC }>;
+    "fcntl(F_GETFD)" SYS_fcntl has::<{ libc::F_GETFD }>;
+    "fcntl(F_GETFL)" SYS_fcntl has::<{ libc::F_GETFL }>;
+    "fcntl(F_GETLEASE)" SYS_fcntl has::<{ libc::F_GETLEASE }>;
+    "fcntl(F_GET_SEALS)" SYS_fcntl has::<{ libc::F_GET_SEALS }>;
+    "fcntl(F_OFD_SETLK)" SYS_fcntl has::<{ libc::F_OFD_SETLK }>;
+    "fcntl(F_OFD_SETLKW)" SYS_fcntl has::<{ libc::F_OFD_SETLKW }>;
+    "fcntl(F_SETFD)" SYS_fcntl has::<{ libc::F_SETFD }>;
+    "fcntl(F_SETFL)" SYS_fcntl has::<{ libc::F_SETFL }>;
+    "fcntl(F_SETLEASE)" SYS_fcntl has::<{ libc::F_SETLEASE }>;
+    // Not in libc for every C library.
+    "fcntl(F_SETOWN_EX)" SYS_fcntl has::<15>;
+    "fcntl(F_SETSIG)" SYS_fcntl has::<10>;
+    "flock" SYS_flock any;
+    "fstat" SYS_fstat any;
+    "fstatfs" SYS_fstatfs any;
+    "ftruncate" SYS_ftruncate any;
+    "getcwd" SYS_getcwd any;
+    "getdents64" SYS_getdents64 any;
+    "getpeername" SYS_getpeername any;
+    "getrandom" SYS_getrandom is_plain;
+    "getsockname" SYS_getsockname any;
+    "getsockopt(SO_PEERCRED)" SYS_getsockopt has_option::<{ libc::SO_PEERCRED }>;
+    "getsockopt(SO_PEERGROUPS)" SYS_getsockopt has_option::<59>;
+    "getsockopt(SO_PEERPIDFD)" SYS_getsockopt has_option::<77>;
+    "getsockopt(SO_PEERSEC)" SYS_getsockopt has_option::<{ libc::SO_PEERSEC }>;
+    "getsockopt(SO_ERROR)" SYS_getsockopt has_option::<{ libc::SO_ERROR }>;
+    "getsockopt(SO_TYPE)" SYS_getsockopt has_option::<{ libc::SO_TYPE }>;
+    "getsockopt(SO_DOMAIN)" SYS_getsockopt has_option::<{ libc::SO_DOMAIN }>;
+    "getsockopt(SO_ACCEPTCONN)" SYS_getsockopt has_option::<{ libc::SO_ACCEPTCONN }>;
+    "ioctl" SYS_ioctl any;
+    "kcmp" SYS_kcmp any;
+    "linkat" SYS_linkat any;
+    "listen" SYS_listen any;
+    "lseek" SYS_lseek any;
+    "madvise" SYS_madvise any;
+    "membarrier" SYS_membarrier any;
+    "memfd_create" SYS_memfd_create any;
+    "mmap(file)" SYS_mmap is_file;
+    "mmap(stack)" SYS_mmap is_stack;
+    "mprotect" SYS_mprotect opens;
+    "munmap" SYS_munmap any;
+    "newfstatat" SYS_newfstatat any;
+    "openat" SYS_openat any;
+    "pidfd_getfd" SYS_pidfd_getfd any;
+    "pidfd_open" SYS_pidfd_open any;
+    "pidfd_send_signal" SYS_pidfd_send_signal any;
+    "pipe2" SYS_pipe2 any;
+    "ppoll" SYS_ppoll any;
+    "prctl(PR_GET_DUMPABLE)" SYS_prctl starts_with::<{ libc::PR_GET_DUMPABLE }>;
+    "prctl(PR_SET_DUMPABLE)" SYS_prctl starts_with::<{ libc::PR_SET_DUMPABLE }>;
+    "pread64" SYS_pread64 any;
+    "prlimit64" SYS_prlimit64 any;
+    "pwrite64" SYS_pwrite64 any;
+    "read" SYS_read speaks;
+    "readlinkat" SYS_readlinkat any;
+    "recvfrom" SYS_recvfrom any;
+    "recvmsg" SYS_recvmsg any;
+    "renameat" SYS_renameat any;
+    "rt_sigaction" SYS_rt_sigaction any;
+    "rt_sigprocmask" SYS_rt_sigprocmask any;
+    "rt_sigqueueinfo" SYS_rt_sigqueueinfo any;
+    "rt_sigtimedwait" SYS_rt_sigtimedwait any;
+    "rt_tgsigqueueinfo" SYS_rt_tgsigqueueinfo any;
+    "sendmsg" SYS_sendmsg any;
+    "sendto" SYS_sendto any;
+    "setsockopt" SYS_setsockopt any;
+    "shutdown" SYS_shutdown any;
+    "socket" SYS_socket any;
+    "socketpair" SYS_socketpair any;
+    "statx" SYS_statx any;
+    "tgkill" SYS_tgkill any;
+    "unlinkat" SYS_unlinkat any;
+    "vfork" SYS_vfork any;
+    "wait4" SYS_wait4 any;
+    "waitid" SYS_waitid any;
+    "write" SYS_write speaks;
+    "access" SYS_access any;
+    "chmod" SYS_chmod any;
+    "epoll_wait" SYS_epoll_wait any;
+    "kill" SYS_kill any;
+    "link" SYS_link any;
+    "lstat" SYS_lstat any;
+    "open" SYS_open any;
+    "poll" SYS_poll any;
+    "readlink" SYS_readlink any;
+    "rename" SYS_rename any;
+    "stat" SYS_stat any;
+    "unlink" SYS_unlink any;
+};
+
+/// Calls that are left alone, with the reason.
+pub(crate) const LEFT_ALONE: &[(&str, c_long, &str)] = &[
+    (
+        "futex",
+        libc::SYS_futex,
+        "the standard library's locks; it takes no error of them",
+    ),
+    (
+        "brk",
+        libc::SYS_brk,
+        "the allocator's: without memory a Rust program ends, whatever asked for it",
+    ),
+    ("mmap(anonymous)", libc::SYS_mmap, "the allocator's, likewise"),
+    ("mremap", libc::SYS_mremap, "the allocator's, likewise"),
+    ("sched_yield", libc::SYS_sched_yield, "has no errors"),
+    ("gettid", libc::SYS_gettid, "has no errors"),
+    ("getpid", libc::SYS_getpid, "has no errors"),
+    ("getuid", libc::SYS_getuid, "has no errors"),
+    ("geteuid", libc::SYS_geteuid, "has no errors"),
+    ("getgid", libc::SYS_getgid, "has no errors"),
+    ("getegid", libc::SYS_getegid, "has no errors"),
+    ("getppid", libc::SYS_getppid, "has no errors"),
+    (
+        "clock_gettime",
+        libc::SYS_clock_gettime,
+        "has no errors for these clocks",
+    ),
+    (
+        "clock_nanosleep",
+        libc::SYS_clock_nanosleep,
+        "the standard library's sleep, which makes it again",
+    ),
+    ("nanosleep", libc::SYS_nanosleep, "the same"),
+    ("exit", libc::SYS_exit, "does not return"),
+    ("exit_group", libc::SYS_exit_group, "does not return"),
+    ("rt_sigreturn", libc::SYS_rt_sigreturn, "does not return"),
+    ("rseq", libc::SYS_rseq, "the C library's, as a thread begins"),
+    ("set_robust_list", libc::SYS_set_robust_list, "the same"),
+    (
+        "sigaltstack",
+        libc::SYS_sigaltstack,
+        "the standard library's, as a thread begins; it panics where it fails",
+    ),
+    (
+        "prctl(PR_SET_NAME)",
+        libc::SYS_prctl,
+        "the name of a thread, which nothing rests on",
+    ),
+    (
+        "sched_getaffinity",
+        libc::SYS_sched_getaffinity,
+        "the C library's, as a thread's stack is looked at",
+    ),
+    (
+        "restart_syscall",
+        libc::SYS_restart_syscall,
+        "the kernel's own, after a stop",
+    ),
+    (
+        "execve",
+        libc::SYS_execve,
+        "in a child between fork and exec, which is not looked into",
+    ),
+];
+
+/// The row that a call belongs to. It allocates nothing: the caller may hold the allocator's lock.
+pub(crate) fn row_of(number: c_long, arguments: &[u64; 6]) -> Option<usize> {
+    let found = |call: &Call| call.number == number && (call.covers)(arguments);
+    CALLS.iter().position(found)
+}
+
+/// Whether the table says nothing of a call with this number: neither a row nor a reason.
+pub(crate) fn is_unknown(number: c_long) -> bool {
+    let has_row = CALLS.iter().any(|call| call.number == number);
+    !has_row && LEFT_ALONE.iter().all(|&(_, other, _)| other != number)
+}
+
+/// The errors of the table.
+pub(crate) const ERRORS: &[(&str, c_int)] = &[
+    ("EINTR", libc::EINTR),
+    ("EMFILE", libc::EMFILE),
+    ("ENOMEM", libc::ENOMEM),
+    ("EIO", libc::EIO),
+    ("EAGAIN", libc::EAGAIN),
+    ("EACCES", libc::EACCES),
+    // No error: the call is made 50 ms later.
+    ("delay", 0),
+];

@@ -1,0 +1,114 @@
+//! Lets each system call of ringfence fail, and looks at what comes of it.
+//!
+//! ```text
+//! ringfence-faults [--seconds N] [--seed S] [--only TEXT]   as many cases as there is time for, drawn; all without N
+//! ringfence-faults case SCENARIO CALL NUMBER[+] ERROR                   one of them, with all that was said
+//! ```
+//!
+//! A case is a scenario (a pair, a service with an agent, two members, a publisher with a subscriber, a child; and peers that
+//! do not meet the policy), a call of one of its processes, which of the calls, and an error.
+
+use std::process::ExitCode;
+
+mod calls;
+mod inject;
+mod partner;
+mod runner;
+mod scenario;
+mod subject;
+mod table;
+mod talk;
+mod traces;
+
+use calls::is_unknown;
+use inject::Plan;
+use ringfence::{Address, Evidence};
+use talk::Trouble;
+use traces::Traces;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match &words[..] {
+        ["subject", role, address, row, errno, first, times] => {
+            let number = |text: &str| text.parse::<u32>().ok();
+            let plan = Plan {
+                row: row.parse().ok(),
+                errno: errno.parse().unwrap_or(0),
+                first: number(first).unwrap_or(1),
+                times: number(times).unwrap_or(0),
+            };
+            play_subject(role, address, plan)
+        }
+        ["partner", role, address] => play_partner(role, address),
+        _ => runner::main(&words),
+    }
+}
+
+fn play_subject(role: &str, address: &str, plan: Plan) -> ExitCode {
+    let address: Address = address.parse().expect("an address");
+    if let Err(error) = inject::begin(plan) {
+        println!("wrong no filter: {error}\ndone");
+        return ExitCode::FAILURE;
+    }
+    let report = subject::run(role, &address);
+    let left = left();
+    for (code, text) in &report.codes.0 {
+        println!("code {code} {}", text.replace('\n', " "));
+    }
+    for Evidence {
+        step, check, outcome, ..
+    } in &report.evidence
+    {
+        println!("evidence {step} {check} {outcome}");
+    }
+    if let Some(what) = report.wrong {
+        println!("wrong {}", what.replace('\n', " "));
+    }
+    println!("hits {}", inject::hits());
+    for (row, count) in inject::counts() {
+        println!("count {row}={count}");
+    }
+    for number in inject::others().filter(|&number| is_unknown(number)) {
+        println!("unknown {number}");
+    }
+    finish(&left)
+}
+
+fn play_partner(role: &str, address: &str) -> ExitCode {
+    let address = if role == "child" { "@none" } else { address };
+    let outcome = partner::run(role, &address.parse().expect("an address"));
+    let left = left();
+    match outcome {
+        Ok((whole, codes)) => {
+            println!("whole {whole}");
+            for (code, text) in codes.0 {
+                println!("code {code} {}", text.replace('\n', " "));
+            }
+        }
+        Err(Trouble::Coded(code, text)) => println!("code {code} {text}"),
+        Err(Trouble::Wrong(what)) => println!("wrong {what}"),
+    }
+    finish(&left)
+}
+
+fn finish(left: &Traces) -> ExitCode {
+    for (kind, count) in left {
+        println!("left {kind}={count}");
+    }
+    println!("done");
+    ExitCode::SUCCESS
+}
+
+/// What is left beyond what may be: what the runner has seen where nothing fails. Without it, all that there is.
+fn left() -> Traces {
+    let text = std::env::var("RINGFENCE_FAULTS_TRACES").unwrap_or_default();
+    if text.is_empty() {
+        return traces::settled();
+    }
+    let pair = |item: &str| {
+        let (kind, count) = item.rsplit_once('=')?;
+        Some((kind.to_owned(), count.parse().ok()?))
+    };
+    traces::beyond(&text.split(';').filter_map(pair).collect())
+}

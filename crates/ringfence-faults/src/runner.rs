@@ -1,0 +1,371 @@
+//! Which cases are played, side by side, and what is said of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    calls::{CALLS, ERRORS, LEFT_ALONE},
+    scenario::{Allowed, Fault, LASTING, Result, SCENARIOS, Scenario, play},
+    table::Table,
+};
+
+/// Most of a case is waiting for the other process.
+const SIDE_BY_SIDE: usize = 4;
+
+/// Runs without a fault that each scenario begins with: threads take turns, so not all calls are made each time.
+const CONTROLS: usize = 3;
+
+struct Wish {
+    seconds: Option<u64>,
+    seed: u64,
+    only: String,
+}
+
+/// A scenario, and what it does where nothing fails.
+struct Known {
+    scenario: &'static Scenario,
+    counts: BTreeMap<usize, u32>,
+    evidence: BTreeSet<String>,
+    outcome: String,
+    allowed: Allowed,
+}
+
+pub(crate) fn main(words: &[&str]) -> ExitCode {
+    let own = std::env::current_exe().expect("the path of this executable");
+    if let ["case", scenario, call, first, error] = words {
+        return one(&own, scenario, call, first, error);
+    }
+    let Some(wish) = Wish::parse(words) else {
+        eprintln!(
+            "usage: ringfence-faults [--seconds N] [--seed S] [--only TEXT] | case SCENARIO CALL NUMBER[+] ERROR"
+        );
+        return ExitCode::from(2);
+    };
+    let mut wrong = Vec::new();
+    let known = learn(&own, &wish.only, &mut wrong);
+    let cases = draw(&known, wish.seed);
+    for known in &known {
+        let mut counts: Vec<_> = known
+            .counts
+            .iter()
+            .map(|(&row, &count)| (count, CALLS[row].name))
+            .collect();
+        counts.sort_unstable_by(|one, other| other.cmp(one));
+        let all: u32 = counts.iter().map(|&(count, _)| count).sum();
+        println!(
+            "{}: {all} calls: {:?}",
+            known.scenario.name,
+            &counts[..6.min(counts.len())]
+        );
+    }
+    println!(
+        "{} scenarios, {} cases, seed {}",
+        known.len(),
+        cases.len(),
+        wish.seed
+    );
+    let started = Instant::now();
+    let end = wish.seconds.map(|seconds| started + Duration::from_secs(seconds));
+    let finding = Finding::default();
+    let next = Mutex::new(cases.iter());
+    thread::scope(|scope| {
+        for _ in 0..SIDE_BY_SIDE {
+            scope.spawn(|| {
+                while end.is_none_or(|end| Instant::now() < end) {
+                    let Some(&(at, fault)) = next.lock().expect("no panic").next() else {
+                        return;
+                    };
+                    let result = play(&own, known[at].scenario, Some(fault), &known[at].allowed);
+                    finding.judge(&known[at], fault, &result);
+                }
+            });
+        }
+    });
+    finding.tell(cases.len(), started.elapsed(), wrong)
+}
+
+impl Wish {
+    fn parse(words: &[&str]) -> Option<Self> {
+        let mut wish = Self {
+            seconds: None,
+            seed: u64::from(std::process::id()),
+            only: String::new(),
+        };
+        for pair in words.chunks(2) {
+            match pair {
+                ["--seconds", number] => wish.seconds = Some(number.parse().ok()?),
+                ["--seed", number] => wish.seed = number.parse().ok()?,
+                ["--only", text] => wish.only = (*text).to_owned(),
+                _ => return None,
+            }
+        }
+        Some(wish)
+    }
+}
+
+/// Plays each scenario without a fault, and counts.
+fn learn(own: &Path, only: &str, wrong: &mut Vec<String>) -> Vec<Known> {
+    let mut known = Vec::new();
+    for scenario in SCENARIOS.iter().filter(|it| it.name.contains(only)) {
+        if let Some(obstacle) = scenario.obstacle() {
+            println!("left out: {} ({obstacle})", scenario.name);
+            continue;
+        }
+        let mut all = Known {
+            scenario,
+            counts: BTreeMap::new(),
+            evidence: BTreeSet::new(),
+            outcome: String::new(),
+            allowed: Allowed::default(),
+        };
+        for _ in 0..CONTROLS {
+            let result = play(own, scenario, None, &Allowed::default());
+            all.add(&result);
+            wrong.extend(
+                result
+                    .wrong
+                    .iter()
+                    .map(|what| format!("{}, without a fault: {what}", scenario.name)),
+            );
+            let is_right = all.outcome
+                == if scenario.must_refuse() {
+                    "PEER_REFUSED"
+                } else {
+                    "well"
+                };
+            // Without a security module there is no label, and asking for one is refused before a peer comes.
+            if !is_right && !(scenario.subject.ends_with("label") && all.outcome == "UNSUPPORTED") {
+                wrong.push(format!(
+                    "{}, without a fault: {:?}",
+                    scenario.name, result.subject.codes
+                ));
+            }
+            for number in &result.subject.unknown {
+                wrong.push(format!(
+                    "{}: the table does not know system call {number}",
+                    scenario.name
+                ));
+            }
+        }
+        known.push(all);
+    }
+    known
+}
+
+impl Known {
+    fn add(&mut self, result: &Result) {
+        for (&row, &count) in &result.subject.counts {
+            let most = self.counts.entry(row).or_default();
+            *most = count.max(*most);
+        }
+        self.evidence.extend(result.subject.evidence.iter().cloned());
+        self.outcome = result.subject.outcome();
+        for (most, found) in [
+            (&mut self.allowed.subject, &result.subject.left),
+            (&mut self.allowed.partner, &result.partner.left),
+        ] {
+            for (kind, &count) in found {
+                let most = most.entry(kind.clone()).or_default();
+                *most = count.max(*most);
+            }
+        }
+    }
+}
+
+/// All cases in the order in which they are played: each call with each error first, then the same in another scenario or at
+/// another call of its kind, and so on.
+fn draw(known: &[Known], seed: u64) -> Vec<(usize, Fault)> {
+    let mut all = Vec::new();
+    for (at, known) in known.iter().enumerate() {
+        for (&row, &count) in &known.counts {
+            for error in 0..ERRORS.len() {
+                let once = (1..=count).map(|first| Fault {
+                    row,
+                    error,
+                    first,
+                    lasts: false,
+                });
+                // A delay of every call would be slowness, not a fault.
+                let lasting = (ERRORS[error].1 != 0).then_some(Fault {
+                    row,
+                    error,
+                    first: 1,
+                    lasts: true,
+                });
+                all.extend(once.chain(lasting).map(|fault| (at, fault)));
+            }
+        }
+    }
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    for last in (1..all.len()).rev() {
+        // xorshift64*
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        let number = state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
+        all.swap(last, usize::try_from(number).expect("32 bits") % (last + 1));
+    }
+    let mut turns: BTreeMap<(usize, usize, bool), usize> = BTreeMap::new();
+    let mut ordered: Vec<(usize, (usize, Fault))> = all
+        .into_iter()
+        .map(|case| {
+            let turn = turns.entry((case.1.row, case.1.error, case.1.lasts)).or_default();
+            *turn += 1;
+            (*turn, case)
+        })
+        .collect();
+    ordered.sort_by_key(|&(turn, _)| turn);
+    ordered.into_iter().map(|(_, case)| case).collect()
+}
+
+/// What was found so far.
+#[derive(Default)]
+struct Finding {
+    once: Mutex<Table>,
+    lasting: Mutex<Table>,
+    wrong: Mutex<Vec<String>>,
+    /// What the evidence of a channel said otherwise than without a fault, with the faults.
+    evidence: Mutex<BTreeMap<String, BTreeSet<String>>>,
+    played: Mutex<(usize, usize)>,
+}
+
+impl Finding {
+    fn judge(&self, known: &Known, fault: Fault, result: &Result) {
+        let is_hit = result.subject.hits > 0;
+        {
+            let mut played = self.played.lock().expect("no panic");
+            played.0 += 1;
+            played.1 += usize::from(is_hit);
+        }
+        let name = known.scenario.name;
+        for what in &result.wrong {
+            if is_the_kernels_word(fault, what) {
+                continue;
+            }
+            let line = format!(
+                "{name}: {fault}: {what}; codes {} and {}",
+                brief(&result.subject.codes),
+                brief(&result.partner.codes)
+            );
+            println!("✘ {line}");
+            self.wrong.lock().expect("no panic").push(line);
+        }
+        if !is_hit {
+            return;
+        }
+        let outcome = result.subject.outcome();
+        if outcome == "well" {
+            for line in result.subject.evidence.symmetric_difference(&known.evidence) {
+                let sign = if known.evidence.contains(line) { '-' } else { '+' };
+                let mut all = self.evidence.lock().expect("no panic");
+                all.entry(format!("{sign} {line}"))
+                    .or_default()
+                    .insert(format!("{} {}", CALLS[fault.row].name, ERRORS[fault.error].0));
+            }
+        }
+        let table = if fault.lasts { &self.lasting } else { &self.once };
+        table.lock().expect("no panic").add(fault, outcome);
+    }
+
+    fn tell(self, cases: usize, took: Duration, mut wrong: Vec<String>) -> ExitCode {
+        println!("\nOne call fails:\n");
+        self.once.into_inner().expect("no panic").print();
+        println!("\nIt and those of its kind after it, {LASTING} in all:\n");
+        self.lasting.into_inner().expect("no panic").print();
+        println!("\nWhere the channel was made, its evidence differed in this (+ more, - less):\n");
+        for (line, faults) in self.evidence.into_inner().expect("no panic") {
+            println!("{line}: {}", faults.into_iter().collect::<Vec<_>>().join(", "));
+        }
+        println!("\nLeft alone:\n");
+        for (name, _, reason) in LEFT_ALONE {
+            println!("{name}: {reason}");
+        }
+        let (played, hit) = self.played.into_inner().expect("no panic");
+        wrong.extend(self.wrong.into_inner().expect("no panic"));
+        println!(
+            "\n{played} of {cases} cases in {} s; in {hit} the call was made. {} went wrong.",
+            took.as_secs(),
+            wrong.len()
+        );
+        for what in &wrong {
+            println!("✘ {what}");
+        }
+        if wrong.is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The first of them, and how many there are.
+fn brief(codes: &[String]) -> String {
+    codes
+        .first()
+        .map_or("none".into(), |first| format!("{} × {first}", codes.len()))
+}
+
+/// What follows from what the kernel is made to say, and from nothing that the crate does.
+fn is_the_kernels_word(fault: Fault, what: &str) -> bool {
+    let error = ERRORS[fault.error].0;
+    match CALLS[fault.row].name {
+        // What could not be taken away stays.
+        "munmap" => what.contains("has left behind") && what.contains("× mapping"),
+        // A file is removed only after a look at what it is, since another process may have put its own there; and a lock's file only
+        // by the one that holds the lock.
+        "unlink" | "unlinkat" | "newfstatat" | "flock" => what.starts_with("a file is left"),
+        // The thread is told to end by a signal that needs no room. Where that fails, there is no such thread.
+        "tgkill" => what.ends_with("thread ringfence-signa"),
+        // A full buffer holds bells that the peer has not heard. Where it is not full, the peer sleeps on.
+        "sendto" => error == "EAGAIN" && SLEEPS_ON.iter().any(|it| what.contains(it)),
+        // The standard library panics where the pipe cannot be read on which its child says whether it has executed the program.
+        "recvfrom" | "read" => what.contains("the CLOEXEC pipe failed"),
+        _ => false,
+    }
+}
+
+const SLEEPS_ON: &[&str] = &[
+    "hangs",
+    "ended before its end (signal: 9",
+    "did not recover",
+    "was lost",
+    "no whole conversation",
+];
+
+/// One case, with all that was said.
+fn one(own: &PathBuf, scenario: &str, call: &str, first: &str, error: &str) -> ExitCode {
+    let found = (
+        SCENARIOS.iter().find(|it| it.name == scenario),
+        CALLS.iter().position(|it| it.name == call),
+        ERRORS.iter().position(|it| it.0 == error),
+        first.trim_end_matches('+').parse(),
+    );
+    let (Some(scenario), Some(row), Some(error), Ok(number)) = found else {
+        eprintln!("there is no such case");
+        return ExitCode::from(2);
+    };
+    let control = play(own, scenario, None, &Allowed::default());
+    let allowed = Allowed {
+        subject: control.subject.left,
+        partner: control.partner.left,
+    };
+    let fault = Fault {
+        row,
+        error,
+        first: number,
+        lasts: first.ends_with('+'),
+    };
+    let result = play(own, scenario, Some(fault), &allowed);
+    println!("{result:#?}");
+    if result.wrong.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

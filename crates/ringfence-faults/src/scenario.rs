@@ -1,0 +1,369 @@
+//! The cases: who is there, whose calls fail, and one run of it with real processes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Read as _,
+    path::Path,
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    calls::{CALLS, ERRORS},
+    traces::Traces,
+};
+
+/// Two processes, of which one has calls that fail.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) subject: &'static str,
+    pub(crate) partner: Option<&'static str>,
+    /// Whether the subject comes first, and so binds the address.
+    pub(crate) is_first: bool,
+}
+
+const fn two(name: &'static str, subject: &'static str, partner: &'static str, is_first: bool) -> Scenario {
+    Scenario {
+        name,
+        subject,
+        partner: Some(partner),
+        is_first,
+    }
+}
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    two("pair, the host", "pair", "pair", true),
+    two("pair, the guest", "pair", "pair", false),
+    two("pair over shm, the host", "shm", "shm", true),
+    two("pair over shm, the guest", "shm", "shm", false),
+    two("service", "service", "agent", true),
+    two("agent", "agent", "service", false),
+    two("member, first", "member", "member", true),
+    two("member, second", "member", "member", false),
+    two("publisher", "publisher", "subscriber", true),
+    two("subscriber", "subscriber", "publisher", false),
+    Scenario {
+        name: "parent",
+        subject: "parent",
+        partner: None,
+        is_first: true,
+    },
+    two("host refuses a uid", "host-uid", "agent", true),
+    two("guest refuses a uid", "guest-uid", "service", false),
+    two("host refuses a gid", "host-gid", "agent", true),
+    two("guest refuses a gid", "guest-gid", "service", false),
+    two("host refuses an executable", "host-executable", "agent", true),
+    two(
+        "guest refuses an executable",
+        "guest-executable",
+        "service",
+        false,
+    ),
+    two("host refuses a content", "host-content", "agent", true),
+    two("guest refuses a content", "guest-content", "service", false),
+    two("host refuses a cgroup", "host-cgroup", "agent", true),
+    two("guest refuses a cgroup", "guest-cgroup", "service", false),
+    two("host refuses a label", "host-label", "agent", true),
+    two("guest refuses a label", "guest-label", "service", false),
+    two("host refuses by authorize", "host-authorize", "agent", true),
+    two("guest refuses by authorize", "guest-authorize", "service", false),
+    two("host refuses a namespace", "host-namespace", "agent", true),
+    two("guest refuses a namespace", "guest-namespace", "service", false),
+];
+
+impl Scenario {
+    /// Whether it is about a peer that does not meet the policy.
+    pub(crate) fn must_refuse(&self) -> bool {
+        self.subject.contains('-')
+    }
+
+    fn in_namespace(&self) -> bool {
+        self.subject.ends_with("-namespace")
+    }
+
+    /// What keeps it from being played here.
+    pub(crate) fn obstacle(&self) -> Option<&'static str> {
+        let run = || {
+            Command::new("unshare")
+                .args(UNSHARE)
+                .arg("true")
+                .stderr(Stdio::null())
+                .status()
+        };
+        (self.in_namespace() && !run().is_ok_and(|status| status.success()))
+            .then_some("no namespace can be made here")
+    }
+}
+
+const UNSHARE: [&str; 3] = ["-Urpf", "--kill-child", "--"];
+
+/// What fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Fault {
+    /// An index of `CALLS`.
+    pub(crate) row: usize,
+    /// An index of `ERRORS`.
+    pub(crate) error: usize,
+    /// Which call of the row, from 1 on.
+    pub(crate) first: u32,
+    /// And those after it, for as long as `LASTING` says.
+    pub(crate) lasts: bool,
+}
+
+/// Calls that fail one after the other. Without an end, what is made again after EINTR would be made for ever.
+pub(crate) const LASTING: u32 = 12;
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let more = if self.lasts { "+" } else { "" };
+        write!(
+            f,
+            "{} {}{more} {}",
+            CALLS[self.row].name, self.first, ERRORS[self.error].0
+        )
+    }
+}
+
+/// What a process has said.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Said {
+    pub(crate) codes: Vec<String>,
+    pub(crate) evidence: BTreeSet<String>,
+    pub(crate) counts: BTreeMap<usize, u32>,
+    pub(crate) unknown: Vec<String>,
+    pub(crate) left: Traces,
+    pub(crate) hits: u32,
+    pub(crate) whole: u32,
+    pub(crate) wrong: Vec<String>,
+    is_done: bool,
+}
+
+/// What came of a case.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Result {
+    pub(crate) subject: Said,
+    pub(crate) partner: Said,
+    pub(crate) wrong: Vec<String>,
+}
+
+/// How much of each kind a process may have left: what it has left where nothing fails.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Allowed {
+    pub(crate) subject: Traces,
+    pub(crate) partner: Traces,
+}
+
+/// A process of a case that takes longer has failed.
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct Actor {
+    child: Child,
+    is_compared: bool,
+    output: mpsc::Receiver<String>,
+}
+
+impl Actor {
+    fn start(mut command: Command, traces: &Traces) -> Self {
+        let traces: Vec<String> = traces
+            .iter()
+            .map(|(kind, count)| format!("{kind}={count}"))
+            .collect();
+        let mut child = command
+            .env("RINGFENCE_FAULTS_TRACES", traces.join(";"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("a process of this executable");
+        let (sender, output) = mpsc::channel();
+        let stdout = child.stdout.take().expect("a pipe");
+        let mut stderr = child.stderr.take().expect("a pipe");
+        thread::spawn(move || {
+            let mut text = read(stdout);
+            let mut complaint = Vec::new();
+            let _ = stderr.read_to_end(&mut complaint);
+            for line in String::from_utf8_lossy(&complaint).lines() {
+                text.push_str("stderr ");
+                text.push_str(line);
+                text.push('\n');
+            }
+            let _ = sender.send(text);
+        });
+        Self {
+            child,
+            is_compared: !traces.is_empty(),
+            output,
+        }
+    }
+
+    /// Waits for its end, and tells what it has said.
+    fn finish(mut self, who: &str, wrong: &mut Vec<String>) -> Said {
+        drop(self.child.stdin.take());
+        let text = self.output.recv_timeout(LIMIT).unwrap_or_else(|_| {
+            wrong.push(format!("{who} hangs: {}", waits_of(self.child.id())));
+            let _ = self.child.kill();
+            self.output.recv_timeout(LIMIT).unwrap_or_default()
+        });
+        let status = self.child.wait();
+        let said = Said::parse(&text);
+        wrong.extend(said.wrong.iter().map(|what| format!("{who}: {what}")));
+        if !said.is_done {
+            let end = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+            let complaint: Vec<&str> = text.lines().filter(|line| line.starts_with("stderr ")).collect();
+            wrong.push(format!(
+                "{who} ended before its end ({end}): {}",
+                complaint.join(" | ")
+            ));
+        }
+        // Of a run without a fault all is told, and none of it is wrong.
+        for (kind, count) in said.left.iter().filter(|_| self.is_compared) {
+            wrong.push(format!("{who} has left behind: {count} × {kind}"));
+        }
+        said
+    }
+}
+
+fn read(mut stdout: ChildStdout) -> String {
+    let mut text = Vec::new();
+    let _ = stdout.read_to_end(&mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// What the threads of a process wait for in the kernel.
+fn waits_of(pid: u32) -> String {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let look = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+        let call: Vec<String> = look("syscall").split(' ').take(3).map(str::to_owned).collect();
+        found.push(format!(
+            "{} {} {}",
+            look("comm").trim(),
+            look("wchan"),
+            call.join(" ").trim()
+        ));
+    }
+    found.join(", ")
+}
+
+impl Said {
+    fn parse(text: &str) -> Self {
+        let mut said = Self::default();
+        for line in text.lines() {
+            let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+            let pair = || {
+                let (left, right) = rest.rsplit_once('=')?;
+                Some((left.to_owned(), right.parse::<u32>().ok()?))
+            };
+            match word {
+                "code" => said.codes.push(rest.to_owned()),
+                "evidence" => drop(said.evidence.insert(rest.to_owned())),
+                "count" => {
+                    if let Some((row, count)) = pair() {
+                        said.counts.insert(row.parse().unwrap_or(usize::MAX), count);
+                    }
+                }
+                "unknown" => said.unknown.push(rest.to_owned()),
+                "left" => {
+                    if let Some((kind, count)) = pair() {
+                        said.left.insert(kind, count as usize);
+                    }
+                }
+                "hits" => said.hits = rest.parse().unwrap_or(0),
+                "whole" => said.whole = rest.parse().unwrap_or(0),
+                "wrong" => said.wrong.push(rest.to_owned()),
+                "done" => said.is_done = true,
+                _ => {}
+            }
+        }
+        said
+    }
+
+    /// The first code of each attempt, or that it went well.
+    pub(crate) fn outcome(&self) -> String {
+        self.codes.first().map_or("well".into(), |code| {
+            code.split(' ').next().unwrap_or(code).to_owned()
+        })
+    }
+}
+
+fn command(own: &Path, arguments: &[&str], in_namespace: bool) -> Command {
+    let mut command = if in_namespace {
+        let mut command = Command::new("unshare");
+        command.args(UNSHARE).arg(own);
+        command
+    } else {
+        Command::new(own)
+    };
+    command.args(arguments);
+    command
+}
+
+/// Plays a scenario once. Without a fault, the calls are counted.
+pub(crate) fn play(own: &Path, scenario: &Scenario, fault: Option<Fault>, allowed: &Allowed) -> Result {
+    let folder = tempfile::Builder::new()
+        .prefix("ringfence-faults")
+        .tempdir()
+        .expect("a directory");
+    let address = folder.path().join("socket");
+    let text = address.to_str().expect("a name of ASCII");
+    let plan = fault.map_or(["count", "0", "0", "0"].map(str::to_owned), |fault| {
+        let times = if fault.lasts { LASTING } else { 1 };
+        [
+            fault.row.to_string(),
+            ERRORS[fault.error].1.to_string(),
+            fault.first.to_string(),
+            times.to_string(),
+        ]
+    });
+    let mut subject = vec!["subject", scenario.subject, text];
+    subject.extend(plan.iter().map(String::as_str));
+    let start_subject = || Actor::start(command(own, &subject, false), &allowed.subject);
+    let start_partner = || {
+        let role = scenario.partner?;
+        Some(Actor::start(
+            command(own, &["partner", role, text], scenario.in_namespace()),
+            &allowed.partner,
+        ))
+    };
+    let mut result = Result::default();
+    let (subject, partner) = if scenario.is_first {
+        let subject = start_subject();
+        wait_for(&address, scenario.partner.is_some());
+        (subject, start_partner())
+    } else {
+        let partner = start_partner();
+        wait_for(&address, true);
+        (start_subject(), partner)
+    };
+    result.subject = subject.finish("the subject", &mut result.wrong);
+    if let Some(partner) = partner {
+        result.partner = partner.finish("the partner", &mut result.wrong);
+        if result.partner.whole == 0 && !scenario.must_refuse() {
+            result
+                .wrong
+                .push("the partner has had no whole conversation".into());
+        }
+    }
+    for entry in fs::read_dir(folder.path()).into_iter().flatten().flatten() {
+        result
+            .wrong
+            .push(format!("a file is left: {}", entry.file_name().to_string_lossy()));
+    }
+    result
+}
+
+/// Until the first of the two has bound the address. One whose first calls fail does so in its second attempt.
+fn wait_for(address: &Path, is_awaited: bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while is_awaited && !address.exists() && Instant::now() < end {
+        thread::sleep(Duration::from_millis(1));
+    }
+}

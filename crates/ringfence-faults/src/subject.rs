@@ -1,0 +1,234 @@
+//! The process whose calls fail. It tries until it has had one whole conversation: a fault is over once it has happened, and what
+//! came of it must be in the way of nothing that follows.
+
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use ringfence::{
+    Address, Arrival, Backing, Change, Channel, Channels, Evidence, GoneReason, Options, Policy,
+    PublisherEvent, StartFrom, connect, join, listen, member, publish, spawn, subscribe,
+};
+
+use crate::{
+    inject::{arm, disarm, forget},
+    talk::{Codes, LIMIT, Outcome, Trouble, publish_all, read_all, speak, wrong},
+};
+
+/// What a subject has to tell.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) codes: Codes,
+    pub(crate) evidence: Vec<Evidence>,
+    pub(crate) wrong: Option<String>,
+}
+
+/// One handshake has this time. A fault that costs the whole of it is told as such.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(crate) fn options() -> Options {
+    // The ring is smaller than what is sent.
+    Options::new()
+        .capacity(4096)
+        .max_message_size(20_000)
+        .timeout(TIMEOUT)
+}
+
+/// Plays a role to its end, whatever happens to its calls while they are armed.
+pub(crate) fn run(role: &str, address: &Address) -> Report {
+    let mut report = Report::default();
+    let end = Instant::now() + LIMIT;
+    loop {
+        arm();
+        let outcome = attempt(role, address, &mut report);
+        disarm();
+        match outcome {
+            Ok(()) => return report,
+            Err(Trouble::Wrong(what)) => {
+                report.wrong = Some(what);
+                return report;
+            }
+            Err(Trouble::Coded(code, text)) => report.codes.0.push((code, text)),
+        }
+        // Who must refuse has done so, or had trouble of its own.
+        if role.contains('-') {
+            return report;
+        }
+        if Instant::now() > end {
+            report.wrong = Some("it did not recover".into());
+            return report;
+        }
+        // A fault that lasts is over with the first attempt.
+        forget();
+    }
+}
+
+fn attempt(role: &str, address: &Address, report: &mut Report) -> Outcome {
+    let Report { codes, evidence, .. } = report;
+    match role {
+        "pair" => converse(join(address, &options().wait(true))?, codes, evidence),
+        "shm" => converse(
+            join(address, &options().backing(Backing::Shm).wait(true))?,
+            codes,
+            evidence,
+        ),
+        "agent" => converse(connect(address, &options().wait(true))?, codes, evidence),
+        "service" => serve(address, codes, evidence),
+        "member" => stay(address, codes, evidence),
+        "publisher" => publishes(address, codes, evidence),
+        "subscriber" => subscribes(address, codes, evidence),
+        "parent" => brings_up(codes, evidence),
+        other => match other.split_once('-') {
+            Some(("host", check)) => refuse_agents(address, check),
+            Some(("guest", check)) => refuse_service(address, check),
+            _ => wrong(format!("no such role: {other}")),
+        },
+    }
+}
+
+fn converse(channel: Channel, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
+    *evidence = channel.evidence().to_vec();
+    speak(channel, b"bye", codes)
+}
+
+fn serve(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
+    let listener = listen(address, &options().wait(true))?;
+    loop {
+        match listener.accept()? {
+            Arrival::Accepted(channel) => {
+                converse(channel, codes, evidence)?;
+                listener.close(Channels::Close);
+                return Ok(());
+            }
+            Arrival::Refused(refused) => codes.0.push((refused.error.code(), refused.error.to_string())),
+            _ => {}
+        }
+    }
+}
+
+/// Has the other member leave and come again, and so becomes the host if it was not; then leaves the address to it.
+fn stay(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
+    let membership = member(address, &options().wait(true))?;
+    let mut words = [b"bye".as_slice(), b"leave"];
+    let mut left = words.len();
+    let end = Instant::now() + LIMIT;
+    while left > 0 {
+        match codes.patiently(|| membership.next_until(Some(end)))? {
+            Some(Change::Channel(channel)) => {
+                *evidence = channel.evidence().to_vec();
+                speak(channel, words[left - 1], codes)?;
+                left -= 1;
+            }
+            Some(Change::Role(_)) => {}
+            // The partner comes anew as soon as a channel has ended, and leaves in the middle of that.
+            Some(Change::Refused(refused)) if refused.error.code() == "PEER_LOST" => {}
+            Some(Change::Refused(refused)) => codes.0.push((refused.error.code(), refused.error.to_string())),
+            Some(_) => {}
+            None => return wrong("no partner has come"),
+        }
+    }
+    words.reverse();
+    membership.leave();
+    Ok(())
+}
+
+fn publishes(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
+    let mut publisher = publish(address, &options().max_message_size(512).wait(true))?;
+    loop {
+        match publisher.next()? {
+            PublisherEvent::Subscriber(subscriber) => {
+                *evidence = subscriber.evidence().to_vec();
+                break;
+            }
+            PublisherEvent::Refused(refused) => {
+                codes.0.push((refused.error.code(), refused.error.to_string()))
+            }
+            _ => {}
+        }
+    }
+    publish_all(&mut publisher, codes)?;
+    loop {
+        match publisher.next()? {
+            PublisherEvent::Gone(_, GoneReason::Closed) => return Ok(()),
+            PublisherEvent::Gone(_, reason) => return Err(Trouble::Coded("GONE", format!("{reason:?}"))),
+            PublisherEvent::Refused(refused) => {
+                codes.0.push((refused.error.code(), refused.error.to_string()))
+            }
+            _ => {}
+        }
+    }
+}
+
+fn subscribes(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
+    let mut subscription = subscribe(address, &subscribing().wait(true))?;
+    *evidence = subscription.evidence().to_vec();
+    codes.patiently(|| subscription.verify().map(|_| ()))?;
+    read_all(&mut subscription, codes)
+}
+
+pub(crate) fn subscribing() -> Options {
+    Options::new()
+        .max_message_size(512)
+        .from(StartFrom::Now)
+        .timeout(TIMEOUT)
+}
+
+/// Starts a child of its own, which answers.
+fn brings_up(codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
+    let own = std::env::current_exe().map_err(|error| Trouble::Coded("HARNESS", error.to_string()))?;
+    let mut command = Command::new(own);
+    command
+        .args(["partner", "child", "@"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    let (mut child, line) = spawn(command)?;
+    let outcome = line
+        .channel(&options())
+        .map_err(Trouble::from)
+        .and_then(|it| converse(it, codes, evidence));
+    disarm();
+    if outcome.is_err() {
+        let _ = child.kill();
+    }
+    let _ = child.wait();
+    outcome
+}
+
+/// A policy that does not hold for any peer of these cases. What the callback of `authorize` says is its own word.
+fn unmet(check: &str) -> Outcome<Policy> {
+    let policy = Policy::new();
+    Ok(match check {
+        "uid" => policy.uids([4_000_000_001]),
+        "gid" => policy.gids([4_000_000_002]),
+        "executable" => policy.executables(["/bin/sh"]),
+        "content" => policy.programs([ringfence::Program::content([7; 32].into())]),
+        "cgroup" => policy.cgroup("/no.such/cgroup"),
+        "label" => policy.label("no such label"),
+        "authorize" => policy.authorize(|_| Ok::<_, String>(false)),
+        // The partner lives in a namespace of its own.
+        "namespace" => policy,
+        other => return wrong(format!("no such check: {other}")),
+    })
+}
+
+/// A service whose policy the agent does not meet must not have a channel, whatever fails.
+fn refuse_agents(address: &Address, check: &str) -> Outcome {
+    let listener = listen(address, &options().wait(true).policy(unmet(check)?))?;
+    match listener.accept()? {
+        Arrival::Accepted(channel) => let_in(&channel),
+        Arrival::Refused(refused) => Err(refused.error.into()),
+        _ => wrong("an arrival of no known kind"),
+    }
+}
+
+fn refuse_service(address: &Address, check: &str) -> Outcome {
+    let_in(&connect(address, &options().wait(true).policy(unmet(check)?))?)
+}
+
+fn let_in(channel: &Channel) -> Outcome {
+    wrong(format!(
+        "FAIL OPEN: a peer that does not meet the policy was let in: {:?}",
+        channel.evidence()
+    ))
+}

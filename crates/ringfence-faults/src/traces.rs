@@ -1,0 +1,74 @@
+//! What a process has left of all that it had: descriptors, threads, mappings of shared memory.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{Duration, Instant},
+};
+
+/// Each kind of thing, and how many there are. Numbers in names are left out, so that two processes can be compared.
+pub(crate) type Traces = BTreeMap<String, usize>;
+
+fn without_digits(name: &str) -> String {
+    name.chars().filter(|it| !it.is_ascii_digit()).collect()
+}
+
+/// What there is now.
+pub(crate) fn now() -> Traces {
+    let mut found = Traces::new();
+    let mut note = |kind: &str, name: &str| {
+        *found
+            .entry(format!("{kind} {}", without_digits(name)))
+            .or_default() += 1
+    };
+    for entry in fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
+        // The one that is being read by is gone by now.
+        if let Ok(target) = fs::read_link(entry.path()) {
+            let target = target.to_string_lossy();
+            if !target.starts_with("/proc/") {
+                note("descriptor", target.split([':', '(']).next().unwrap_or(&target));
+            }
+        }
+    }
+    for entry in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        if let Ok(name) = fs::read_to_string(entry.path().join("comm")) {
+            note("thread", name.trim());
+        }
+    }
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for line in maps
+        .lines()
+        .filter(|line| line.contains("memfd:") || line.contains("/dev/shm"))
+    {
+        note("mapping", line.split_whitespace().nth(5).unwrap_or("?"));
+    }
+    found
+}
+
+/// What there is beyond `most` once it is no more than that, or after ten seconds: threads that end take a moment for it.
+pub(crate) fn beyond(most: &Traces) -> Traces {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let mut found = now();
+        found.retain(|kind, count| {
+            *count = count.saturating_sub(most.get(kind).copied().unwrap_or(0));
+            *count > 0
+        });
+        if found.is_empty() || Instant::now() > end {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What there is once it has been the same for a while, where nothing is known of how much there may be.
+pub(crate) fn settled() -> Traces {
+    let (mut before, mut same) = (now(), 0);
+    while same < 8 {
+        std::thread::sleep(Duration::from_millis(10));
+        let found = now();
+        same = if found == before { same + 1 } else { 0 };
+        before = found;
+    }
+    before
+}

@@ -1,0 +1,57 @@
+//! Cases that went wrong once. The whole table is `npm run test:faults`.
+
+use std::process::Command;
+
+/// Plays one case: it fails with all that was said.
+fn play(scenario: &str, call: &str, number: &str, error: &str) {
+    let played = Command::new(env!("CARGO_BIN_EXE_ringfence-faults"))
+        .args(["case", scenario, call, number, error])
+        .output()
+        .expect("the harness starts");
+    assert!(
+        played.status.success(),
+        "{}",
+        String::from_utf8_lossy(&played.stdout)
+    );
+}
+
+/// The thread that lets go of subscribers that have gone ended with the first wait that failed, and the publisher waited for ever.
+#[test]
+fn a_publisher_hears_of_ends_after_a_wait_that_failed() {
+    play("publisher", "epoll_wait", "1", "EMFILE");
+}
+
+/// A subscriber that could not be watched was let in, and told at once that its publisher had closed.
+#[test]
+fn a_subscriber_is_kept_where_it_cannot_be_watched_at_first() {
+    play("publisher", "epoll_ctl", "3", "ENOMEM");
+}
+
+/// Only a shortage of memory made a bell be sent again; a security module that said no left the peer asleep.
+#[test]
+fn a_bell_that_is_refused_for_a_while_is_sent_again() {
+    play("member, first", "sendto", "7", "EACCES");
+    play("pair, the guest", "sendto", "1+", "EIO");
+}
+
+/// What one thread of the process tells another was lost where the write failed.
+#[test]
+fn a_bell_within_the_process_is_not_lost_by_a_write_that_fails() {
+    play("member, second", "write", "2", "EMFILE");
+    play("host refuses an executable", "write", "4", "EACCES");
+}
+
+/// A filter that lets a peer in because a look has failed would be found by the whole table; these are the looks themselves.
+#[test]
+fn no_policy_passes_where_the_look_fails() {
+    for (scenario, call) in [
+        ("host refuses an executable", "statx"),
+        ("guest refuses an executable", "openat"),
+        ("host refuses a uid", "getsockopt(SO_PEERCRED)"),
+        ("guest refuses a gid", "getsockopt(SO_PEERGROUPS)"),
+        ("host refuses a cgroup", "openat"),
+        ("guest refuses by authorize", "mmap(stack)"),
+    ] {
+        play(scenario, call, "1+", "EIO");
+    }
+}
