@@ -1,6 +1,7 @@
 // The tests:
 //
 //     node scripts/test.mjs                 all that must hold before a change is taken (`npm test`)
+//     node scripts/test.mjs faults [OPTIONS]  each system call fails once; --seconds N, --seed S, --only TEXT
 //     node scripts/test.mjs fuzz [SECONDS] [TARGET …]
 //     node scripts/test.mjs miri            the ring's unsafe code
 //     node scripts/test.mjs jobs            examples that take packages of their own: logs, broadcasts among workers, metrics; needs a build
@@ -8,7 +9,7 @@
 //     node scripts/test.mjs musl            the crate as a musl build
 //     node scripts/test.mjs nats            examples/nats with a real server; needs a build
 //     node scripts/test.mjs nodes           the compiled tests on newer Nodes; needs `npm test` to have built them
-//     node scripts/test.mjs soak [SECONDS]  threads and event loops that wait for halves of channels, in every way
+//     node scripts/test.mjs soak [OPTIONS]  everything at once at random; --minutes N, --seed S, --play N; needs a build
 //     node scripts/test.mjs torture [N]     N worker threads, each terminated while it uses a channel; needs a build
 //
 // Each prints one line before a step and one after; the first step that fails ends it with its exit code. The packages
@@ -196,18 +197,35 @@ function testNodes() {
 }
 
 /**
- * Pairs of processes that wait in ways that are drawn: threads with and without a deadline, event loops of both kinds, with tokens
- * beside. It looks for a bell that was lost, after which nothing moves.
+ * Each system call of a handshake and of a running channel fails, with each error: as many cases as there are seconds for, drawn.
+ * Without `--seconds` a hundred; `--seconds 0` plays all, which takes hours.
  */
-function testSoak([seconds = '120']) {
-  if (!/^[1-9]\d*$/.test(seconds)) fail(`✗ ${seconds} is no number of seconds.`)
-  const env = { CARGO_TARGET_DIR: join(root, 'build', 'crate', 'soak') }
-  const test = ['test', '--release', '-p', 'ringfence', '--test', 'both_ways', '--', '--ignored', '--nocapture', 'soak']
-  // A test binary ends itself after ten minutes.
-  for (let left = Number(seconds); left > 0; left -= 300) {
+function testFaults(words) {
+  const at = words.indexOf('--seconds')
+  const seconds = at < 0 ? '100' : words[at + 1]
+  const rest = at < 0 ? words : words.toSpliced(at, 2)
+  const limit = seconds === '0' ? [] : ['--seconds', seconds]
+  run('what fails once', 'cargo', ['run', '--quiet', '-p', 'ringfence-faults', '--', ...limit, ...rest])
+}
+
+/**
+ * For a quarter of the time, pairs of processes that wait in ways that are drawn: threads and event loops, which looks for a bell
+ * that was lost. Then everything at once: see __test__/soak/main.mjs.
+ */
+function testSoak(words) {
+  const at = words.indexOf('--minutes')
+  const minutes = at < 0 ? 2 : Number(words[at + 1])
+  if (!(minutes > 0)) fail(`✗ ${words[at + 1]} is no number of minutes.`)
+  const rest = at < 0 ? words : words.toSpliced(at, 2)
+  buildTests()
+  const test = ['test', '-p', 'ringfence', '--test', 'both_ways', '--', '--ignored', '--nocapture', 'soak']
+  // One play by its number is played alone. A test binary ends itself after ten minutes.
+  for (let left = rest.includes('--play') ? 0 : Math.ceil(minutes * 15); left > 0; left -= 300) {
     const part = Math.min(left, 300)
-    run(`${part} seconds, ${left} to go`, 'cargo', test, { env: { ...env, RINGFENCE_SOAK: String(part) } })
+    run(`waiting in every way for ${part} s`, 'cargo', test, { env: { RINGFENCE_SOAK: String(part) } })
   }
+  const main = join('__test__', 'soak', 'main.mjs')
+  run('everything at once', process.execPath, [main, '--minutes', String(minutes * 0.75), ...rest])
 }
 
 /** Workers that are terminated at any moment; `npm test` does the same a few hundred times. */
@@ -221,6 +239,7 @@ function testTorture([count = '10000']) {
 
 await subcommand({
   '': testAll,
+  faults: testFaults,
   fuzz: testFuzz,
   jobs: testJobs,
   miri: testMiri,

@@ -3,7 +3,7 @@
 //
 //     node actor.mjs ROLE ADDRESS LEDGER ID COUNT EXECUTABLE,EXECUTABLE [shm] [worker] [throw]
 
-import { closeSync, openSync, readFileSync, readdirSync, writeSync } from 'node:fs'
+import { closeSync, openSync, readFileSync, readdirSync, readlinkSync, writeSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Worker, isMainThread, parentPort, workerData } from 'node:worker_threads'
@@ -89,15 +89,22 @@ class Reading {
   }
 }
 
-const MAY_BE = ['AbortError', 'ABORTED']
-const MUST_NOT_BE = ['RING_CORRUPT', 'OBJECT_UNSOUND', 'OBJECT_EXPOSED', 'INVALID_ARGUMENT', 'UNSUPPORTED', 'MALFORMED']
+const MAY_BE = new Set(['AbortError', 'ABORTED'])
+const MUST_NOT_BE = new Set([
+  'RING_CORRUPT',
+  'OBJECT_UNSOUND',
+  'OBJECT_EXPOSED',
+  'INVALID_ARGUMENT',
+  'UNSUPPORTED',
+  'MALFORMED',
+])
 
 /** What may go wrong is told by its code; the rest is wrong. */
 function note(error) {
   const code = error?.code?.replace('ERR_RINGFENCE_', '')
   if (error instanceof Wrong || code === undefined) say(`wrong ${error?.stack?.replaceAll('\n', ' | ') ?? error}`)
-  else if (MUST_NOT_BE.includes(code)) say(`wrong ${code} ${error.message}`)
-  else if (!MAY_BE.includes(code)) say(`code ${code} ${error.message}`)
+  else if (MUST_NOT_BE.has(code)) say(`wrong ${code} ${error.message}`)
+  else if (!MAY_BE.has(code)) say(`code ${code} ${error.message}`)
 }
 
 const policy = { executable: executables?.split(',') }
@@ -330,7 +337,9 @@ async function work() {
 /** One worker after the other, each terminated at a moment that is its own. */
 async function workers() {
   for (let number = 1; !signal.aborted; number += 1) {
-    const worker = new Worker(new URL(import.meta.url), { workerData: { words: process.argv.slice(2), id: id + number } })
+    const worker = new Worker(new URL(import.meta.url), {
+      workerData: { words: process.argv.slice(2), id: id + number },
+    })
     worker.on('error', (error) => say(`wrong in a worker: ${error.stack}`))
     const exit = new Promise((resolve) => worker.once('exit', resolve))
     await Promise.race([exit, sleep(200 + ((number * 7919) % 900), undefined, { signal }).catch(() => {})])
@@ -339,6 +348,20 @@ async function workers() {
     const late = sleep(30_000, 'late', { ref: false })
     if ((await Promise.race([exit, late])) === 'late') say('wrong a worker does not stop')
   }
+}
+
+/** Not those of modules: a worker that is terminated while it loads one leaves it open, which is Node's affair. */
+function kindsOfDescriptors() {
+  const kinds = {}
+  for (const name of readdirSync('/proc/self/fd')) {
+    try {
+      const kind = readlinkSync(`/proc/self/fd/${name}`).replace(/[0-9]+/g, '')
+      if (!/\.[cm]?js$/.test(kind)) kinds[kind] = (kinds[kind] ?? 0) + 1
+    } catch {
+      // The one that is being read by.
+    }
+  }
+  return kinds
 }
 
 /** What is left at the end: mappings of shared memory; and descriptors, threads, memory. */
@@ -350,11 +373,13 @@ async function traces() {
     globalThis.gc?.()
     await sleep(20)
   }
-  const count = (folder) => readdirSync(folder).length
+  const threads = readdirSync('/proc/self/task').length
+  const kinds = kindsOfDescriptors()
   const memory = `${Math.round(process.memoryUsage().rss / 1024)} kB`
   return {
-    descriptors: count('/proc/self/fd'),
-    threads: count('/proc/self/task'),
+    descriptors: Object.values(kinds).reduce((sum, number) => sum + number, 0),
+    kinds,
+    threads,
     mappings: mapped(),
     memory,
   }

@@ -116,7 +116,7 @@ fn run(arguments: &[String]) -> Outcome {
     say(&format!("here {}", std::process::id()));
     while !actor.is_over.load(SeqCst) {
         if let Err(error) = actor.play(role, address) {
-            actor.note(error)?;
+            Actor::note(error)?;
         }
         if role == "child" {
             break;
@@ -184,7 +184,7 @@ impl Actor {
     }
 
     /// What may go wrong is told by its code; the rest ends this process.
-    fn note(&self, error: Box<dyn StdError + Send + Sync>) -> Outcome {
+    fn note(error: Box<dyn StdError + Send + Sync>) -> Outcome {
         let Some(known) = error.downcast_ref::<Error>() else {
             return Err(error);
         };
@@ -216,17 +216,17 @@ impl Actor {
     fn converse(&self, channel: Channel) -> Outcome {
         let session = self.begin();
         let (sender, receiver) = channel.split();
-        let (sent, received) = thread::scope(|scope| {
+        let (sent, heard) = thread::scope(|scope| {
             let sending = thread::Builder::new().spawn_scoped(scope, || self.send_all(sender, session));
-            let received = self.receive_all(receiver, session);
-            (sending.map(|it| it.join().expect("no panic")), received)
+            let heard = self.receive_all(receiver, session);
+            (sending.map(|it| it.join().expect("no panic")), heard)
         });
         // Without a thread this side sends nothing, and the channel ends.
         let sent = sent.map_err(|error| Error::NoSpace {
             what: "a thread".into(),
             reason: error.to_string(),
         })?;
-        received?;
+        heard?;
         sent?;
         say("session");
         Ok(())
@@ -342,12 +342,12 @@ impl Actor {
                 match listener.try_accept()? {
                     Some(Arrival::Accepted(channel)) => {
                         thread::Builder::new().spawn_scoped(scope, move || {
-                            if let Err(error) = self.converse(channel).or_else(|error| self.note(error)) {
+                            if let Err(error) = self.converse(channel).or_else(Self::note) {
                                 say(&format!("wrong {error}"));
                             }
                         })?;
                     }
-                    Some(Arrival::Refused(refused)) => self.note(refused.error.into())?,
+                    Some(Arrival::Refused(refused)) => Self::note(refused.error.into())?,
                     Some(_) => {}
                     None => ringfence::wait_readable(&listener, &self.cancel)?,
                 }
@@ -373,7 +373,7 @@ impl Actor {
                         open.insert(key, (sender, self.begin(), Reading::default()));
                     }
                 }
-                Some(Arrival::Refused(refused)) => self.note(refused.error.into())?,
+                Some(Arrival::Refused(refused)) => Self::note(refused.error.into())?,
                 _ => {}
             }
             while let Some(merged) = merge.try_receive(&mut room)? {
@@ -416,9 +416,9 @@ impl Actor {
             match membership.next_until(Some(Instant::now() + Duration::from_millis(20)))? {
                 Some(Change::Channel(channel)) => {
                     left -= 1;
-                    self.converse(channel).or_else(|error| self.note(error))?;
+                    self.converse(channel).or_else(Self::note)?;
                 }
-                Some(Change::Refused(refused)) => self.note(refused.error.into())?,
+                Some(Change::Refused(refused)) => Self::note(refused.error.into())?,
                 _ => {}
             }
         }
@@ -563,18 +563,19 @@ fn message(actor: u32, session: u64, number: u32, may_be_long: bool) -> Vec<u8> 
     } else {
         drawn % 1900
     };
+    let session = u32::try_from(session).expect("a soak has fewer");
     let start = number.wrapping_mul(31).wrapping_add(actor);
     let mut bytes = Vec::with_capacity(12 + length as usize);
-    for word in [actor, session as u32, number] {
+    for word in [actor, session, number] {
         bytes.extend_from_slice(&word.to_le_bytes());
     }
-    bytes.extend((0..length).map(|at| start.wrapping_add(at) as u8));
+    bytes.extend((0..length).map(|at| start.wrapping_add(at).to_le_bytes()[0]));
     bytes
 }
 
 /// What is left at the end: descriptors, threads, mappings of shared memory; and memory in KiB.
 fn traces() -> String {
-    let count = |folder: &str| std::fs::read_dir(folder).map_or(0, |entries| entries.count());
+    let count = |folder: &str| std::fs::read_dir(folder).map_or(0, Iterator::count);
     let mapped = || {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
         maps.lines()

@@ -10,7 +10,17 @@
 
 use std::process::ExitCode;
 
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the kernel passes every argument as 64 bits, and takes less of most"
+)]
 mod calls;
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap,
+    reason = "the kernel passes every argument as 64 bits, and takes less of most"
+)]
 mod inject;
 mod partner;
 mod runner;

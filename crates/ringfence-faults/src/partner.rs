@@ -18,7 +18,7 @@ use ringfence::{
 
 use crate::{
     subject::{options, subscribing},
-    talk::{Codes, Farewell, Outcome, Trouble, answer, publish_all, read_all, wrong},
+    talk::{Codes, Farewell, LIMIT, Outcome, Trouble, answer, publish_all, read_all, wrong},
 };
 
 /// When the subject has ended, and how many conversations it had to the end.
@@ -95,8 +95,8 @@ impl Course {
     }
 
     /// A moment in which to look whether it is over, for calls that no cancel token ends.
-    fn moment() -> Option<Instant> {
-        Some(Instant::now() + Duration::from_millis(20))
+    fn moment() -> Instant {
+        Instant::now() + Duration::from_millis(20)
     }
 }
 
@@ -120,7 +120,7 @@ fn serve(address: &Address, options: &Options, course: &Course) -> Outcome {
 fn stay(address: &Address, options: &Options, course: &Course) -> Outcome {
     let membership = member(address, options)?;
     while !course.over.load(SeqCst) {
-        let Some(Change::Channel(channel)) = membership.next_until(Course::moment())? else {
+        let Some(Change::Channel(channel)) = membership.next_until(Some(Course::moment()))? else {
             continue;
         };
         match answer(channel) {
@@ -143,7 +143,7 @@ fn publishes(address: &Address, options: &Options, course: &Course, codes: &mut 
         if course.over.load(SeqCst) {
             return Ok(());
         }
-        match publisher.audience().next_until(Course::moment())? {
+        match publisher.audience().next_until(Some(Course::moment()))? {
             Some(PublisherEvent::Subscriber(_)) => break,
             Some(PublisherEvent::Refused(refused)) => {
                 codes.0.push((refused.error.code(), refused.error.to_string()));
@@ -152,13 +152,15 @@ fn publishes(address: &Address, options: &Options, course: &Course, codes: &mut 
         }
     }
     publish_all(&mut publisher, codes)?;
-    while !course.over.load(SeqCst) {
-        if let Some(PublisherEvent::Gone(..)) = publisher.audience().next_until(Course::moment())? {
+    // The subject may have ended before its going is told.
+    let end = Instant::now() + LIMIT;
+    while Instant::now() < end {
+        if let Some(PublisherEvent::Gone(..)) = publisher.audience().next_until(Some(Course::moment()))? {
             course.whole.fetch_add(1, SeqCst);
             return Ok(());
         }
     }
-    Ok(())
+    wrong("nothing was told of the subscriber's end")
 }
 
 fn subscribes(address: &Address, options: &Options, course: &Course) -> Outcome {

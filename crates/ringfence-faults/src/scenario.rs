@@ -13,6 +13,7 @@ use std::{
 
 use crate::{
     calls::{CALLS, ERRORS},
+    subject::TIMEOUT_VARIABLE,
     traces::Traces,
 };
 
@@ -79,6 +80,16 @@ impl Scenario {
     /// Whether it is about a peer that does not meet the policy.
     pub(crate) fn must_refuse(&self) -> bool {
         self.subject.contains('-')
+    }
+
+    /// Seconds that a handshake may take. The executable that is read for its content has tens of megabytes, and may not be built to
+    /// be fast.
+    fn timeout(&self) -> &'static str {
+        if self.subject.ends_with("-content") {
+            "60"
+        } else {
+            "5"
+        }
     }
 
     fn in_namespace(&self) -> bool {
@@ -294,7 +305,7 @@ impl Said {
     }
 }
 
-fn command(own: &Path, arguments: &[&str], in_namespace: bool) -> Command {
+fn command(own: &Path, arguments: &[&str], scenario: &Scenario, in_namespace: bool) -> Command {
     let mut command = if in_namespace {
         let mut command = Command::new("unshare");
         command.args(UNSHARE).arg(own);
@@ -302,7 +313,7 @@ fn command(own: &Path, arguments: &[&str], in_namespace: bool) -> Command {
     } else {
         Command::new(own)
     };
-    command.args(arguments);
+    command.args(arguments).env(TIMEOUT_VARIABLE, scenario.timeout());
     command
 }
 
@@ -325,11 +336,11 @@ pub(crate) fn play(own: &Path, scenario: &Scenario, fault: Option<Fault>, allowe
     });
     let mut subject = vec!["subject", scenario.subject, text];
     subject.extend(plan.iter().map(String::as_str));
-    let start_subject = || Actor::start(command(own, &subject, false), &allowed.subject);
+    let start_subject = || Actor::start(command(own, &subject, scenario, false), &allowed.subject);
     let start_partner = || {
         let role = scenario.partner?;
         Some(Actor::start(
-            command(own, &["partner", role, text], scenario.in_namespace()),
+            command(own, &["partner", role, text], scenario, scenario.in_namespace()),
             &allowed.partner,
         ))
     };

@@ -25,8 +25,10 @@ pub(crate) type Outcome<T = ()> = Result<T, Trouble>;
 
 impl From<Error> for Trouble {
     fn from(error: Error) -> Self {
-        // What its `Display` says is part of what is tried: it must not panic.
-        Self::Coded(error.code(), error.to_string())
+        match error {
+            Error::TimedOut => Self::Wrong(format!("nothing came within {} s: it was lost", LIMIT.as_secs())),
+            error => Self::Coded(error.code(), error.to_string()),
+        }
     }
 }
 
@@ -135,7 +137,7 @@ pub(crate) fn answer(mut channel: Channel) -> ringfence::Result<Farewell> {
 }
 
 fn numbered(number: u32) -> Vec<u8> {
-    let mut message = vec![number as u8; MESSAGE];
+    let mut message = vec![number.to_le_bytes()[0]; MESSAGE];
     message[..4].copy_from_slice(&number.to_le_bytes());
     message
 }

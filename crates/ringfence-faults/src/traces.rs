@@ -19,7 +19,7 @@ pub(crate) fn now() -> Traces {
     let mut note = |kind: &str, name: &str| {
         *found
             .entry(format!("{kind} {}", without_digits(name)))
-            .or_default() += 1
+            .or_default() += 1;
     };
     for entry in fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
         // The one that is being read by is gone by now.
