@@ -24,7 +24,7 @@ export async function isPending(promise: Promise<unknown>): Promise<boolean> {
 }
 
 /** What a promise brings, or an error where it brings nothing: for what hangs when it is broken. */
-export async function soon<Value>(promise: Promise<Value>, what: string, limit = 20_000): Promise<Value> {
+export async function soon<Value>(promise: Promise<Value>, what: string, limit = 60_000): Promise<Value> {
   let timer: NodeJS.Timeout | undefined
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => reject(new Error(`waited ${limit} ms in vain for ${what}`)), limit)
