@@ -8,6 +8,7 @@
 //!
 //! Says on standard output how far it is, a line each. An error is a line with its code, and exit code 1.
 
+mod ends;
 mod merge;
 
 use std::{
@@ -64,6 +65,10 @@ fn run() -> Outcome {
         "publish" => return publish_all(&address.parse()?, &options, &sizes),
         "merge" => return merge::merge_all(&address.parse()?, &options, longest.parse()?, &sizes),
         "subscribe" => return subscribe_all(&address.parse()?, &options.wait(true)),
+        "serve" => return ends::serve(&address.parse()?, &options),
+        "visit" => return ends::visit(&address.parse()?, &options),
+        "broadcast" => return ends::broadcast(&address.parse()?, &options, &sizes),
+        "follow" => return ends::follow(&address.parse()?, &options),
         _ => {}
     }
     let channel = meet(address, executable, &options)?;

@@ -1,0 +1,274 @@
+"""The other end keeps to the page, in every role that it has; so must the real ends."""
+
+import os
+import tempfile
+import time
+
+from ends import HERE, End, Failure, pattern
+from other_end import many, meet, memory, wire
+from other_end.ring import ALIGNED, FIRST, LAST, WHOLE, Channel
+from other_end.wire import Hello
+
+CAPACITY = 8192
+LONGEST = 100_000
+#: About every limit: words, an eighth of the ring (a fragment), half of it (a record), all of it, and the longest.
+SIZES = [near for size in (0, 8, 64, 2048, CAPACITY // 8, CAPACITY // 2, CAPACITY, LONGEST)
+         for near in range(size - 9, size + 10, 3) if 0 <= near <= LONGEST]
+
+
+def same(found, wanted, what):
+    if found != wanted:
+        raise Failure(f"{what}: {found!r:.80}, not {wanted!r:.80}")
+
+
+def hello():
+    return Hello(capacity=CAPACITY, longest=LONGEST, features=wire.BARRIERS if memory.register_barriers() else 0)
+
+
+def echoes(channel, sizes=SIZES):
+    """Each message comes back; then the half-close, and the end."""
+    for number, size in enumerate(sizes):
+        message = pattern(number, size)
+        channel.send(message)
+        same(channel.receive(), message, f"the echo of {size} bytes")
+    unusual_cuts(channel)
+    channel.end()
+    same(channel.receive(), None, "after the end")
+    same(channel.said_end(), True, "the peer's last word")
+    channel.close()
+
+
+def unusual_cuts(channel):
+    """Every cut that keeps to the page: with ALIGNED and without, parts of one byte, a short message in two records."""
+    for length in (1, 7, 8, 9, 55, 56, 57, 100, 4000):
+        message = pattern(length, length)
+        channel.put(WHOLE | ALIGNED, message)
+        same(channel.receive(), message, f"{length} bytes at a cache line")
+    message = pattern(9, 9)
+    channel.put(FIRST, (9).to_bytes(8, "little") + message[:1])
+    for byte in message[1:8]:
+        channel.put(ALIGNED, bytes([byte]))
+    channel.put(LAST, message[8:])
+    same(channel.receive(), message, "nine bytes, one by one")
+
+
+def address(folder, kind):
+    return os.path.join(folder, "s") if kind == "path" else f"@ringfence-conformance-{os.path.basename(folder)}"
+
+
+def host_of_a_pair(language, folder, kind):
+    """The other end is the host."""
+    where = address(folder, kind)
+    place = meet.Place(where)
+    with End(language, "echo", where) as end:
+        met = meet.accept(place, hello())
+        place.shut()
+        met.release = place.release
+        end.expect(f"guest {os.getpid()}")
+        echoes(Channel(met))
+        end.expect("over closed")
+        end.finish()
+    same(os.listdir(folder), [], "what is left beside the path")
+
+
+def guest_of_a_pair(language, folder, kind):
+    """The other end is the guest, without barriers: both fence."""
+    where = address(folder, kind)
+    with End(language, "echo", where) as end:
+        mine = hello()
+        mine.features = 0
+        met = patient(lambda: meet.guest(where, mine))
+        end.expect(f"host {os.getpid()}")
+        echoes(Channel(met))
+        end.expect("over closed")
+        end.finish()
+
+
+def patient(attempt):
+    """Until the end has bound the address."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return attempt()
+        except wire.Lost:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def reader(language, folder, kind):
+    """A stream in one direction: no answer is waited for, so that both rings' ends are slept at."""
+    where = address(folder, kind)
+    place = meet.Place(where)
+    sizes = SIZES * 3
+    with End(language, "produce", where, sizes=sizes) as end:
+        met = meet.accept(place, hello())
+        place.shut()
+        met.release = place.release
+        channel = Channel(met)
+        for number, size in enumerate(sizes):
+            same(channel.receive(), pattern(number, size), f"message {number}")
+        same(channel.receive(), None, "after the last")
+        same(channel.said_end(), True, "the peer's last word")
+        channel.end()
+        channel.close()
+        end.expect(f"guest {os.getpid()}")
+        end.expect("sent")
+        end.expect("over closed")
+        end.finish()
+
+
+def cut_off(language, folder, kind):
+    """Killed while it holds a channel: what it had sent is read, then the end is told, and it is no end of its own."""
+    where = address(folder, kind)
+    with End(language, "serve", where) as end:
+        end.expect("bound")
+        asked = hello()
+        asked.meeting = wire.SERVICE
+        channel = Channel(meet.guest(where, asked))
+        channel.send(b"x")
+        same(channel.receive(), b"x", "the echo")
+        end.kill()
+        same(channel.receive(), None, "after the kill")
+        same(channel.said_end(), False, "the peer's last word")
+        channel.close()
+
+
+def agent(language, folder, kind):
+    """Three agents of one service, at once."""
+    where = address(folder, kind)
+    with End(language, "serve", where) as end:
+        end.expect("bound")
+        channels = []
+        for _ in range(3):
+            asked = hello()
+            asked.meeting = wire.SERVICE
+            channels.append(Channel(meet.guest(where, asked)))
+            end.expect("in")
+        for channel in channels:
+            echoes(channel, SIZES[:20])
+            end.expect("closed")
+
+
+def service(language, folder, kind):
+    where = address(folder, kind)
+    place = meet.Place(where)
+    with End(language, "visit", where) as end:
+        end.expect("bound")
+        for _ in range(3):
+            end.say("")
+            asked = hello()
+            asked.meeting = wire.SERVICE
+            channel = Channel(meet.accept(place, asked))
+            channel.send(channel.receive())
+            same(channel.receive(), None, "after the end")
+            channel.end()
+            channel.close()
+            end.expect("answered, closed")
+    place.release()
+
+
+def refused(language, folder, kind):
+    """REFUSE, both ways: another meeting, and the text of it."""
+    where = address(folder, kind)
+    with End(language, "serve", where) as end:
+        end.expect("bound")
+        try:
+            meet.guest(where, hello())
+            raise Failure("one of a pair was let in by a service")
+        except wire.Refused as refusal:
+            same(refusal.code, wire.DISAGREES, "the code of REFUSE")
+        end.expect("PROTOCOL")
+
+
+def parent(language, folder, _kind):
+    """A child that this process starts."""
+    started = []
+
+    def start(number, text):
+        environment = {**os.environ, "RINGFENCE_LINE": text}
+        started.append(End(language, "echo", "parent", pass_fds=[number], env=environment))
+        return started[0].pid
+
+    agreed, pid = meet.bequeath(start)
+    with started[0] as end:
+        echoes(Channel(meet.host_of_child(agreed, pid, hello())), SIZES[:20])
+        end.expect(f"guest {os.getpid()}")
+        end.expect("over closed")
+        end.finish()
+
+
+def child(language, folder, _kind):
+    """A child of the real end: this program again, which is asked to echo."""
+    with End(language, "produce", f"child:{os.path.join(HERE, 'child.py')}", sizes=[5, 50]) as end:
+        end.hear()
+        lines = [end.hear() for _ in range(3)]
+        if "child has read 2" not in lines or "over closed" not in lines:
+            raise Failure(f"a child: {lines}")
+
+
+def subscriber(language, folder, kind):
+    """Every delivery, from the oldest and from now."""
+    where = address(folder, kind)
+    sizes = [0, 1, 8, 100, 511, 512, 1000, 1016] * 4
+    with End(language, "broadcast", where, longest=1024, sizes=sizes) as end:
+        end.expect("bound")
+        for turn, (delivery, start) in enumerate([(many.RELIABLE, many.NOW), (many.RELIABLE, many.FROM_LATEST),
+                                                  (many.BEST_EFFORT, many.NOW), (many.LATEST, many.NOW),
+                                                  (many.RELIABLE, many.NOW)]):
+            subscription = many.Subscription(where, delivery, start, features=wire.BARRIERS)
+            began = subscription.sequence
+            found = []
+            while (message := subscription.receive()) is not None:
+                found.append(message)
+            all_sent = [pattern(number, size) for number, size in enumerate(sizes)]
+            if delivery == many.RELIABLE:
+                # 'latest' is the last message that there is once READY has come, which may be any of these.
+                wanted = all_sent if start == many.NOW else (all_sent[-1:] + all_sent)[-max(1, len(found)):]
+                same(found, wanted, "what a reliable subscriber gets")
+            else:
+                same(found[-1:], all_sent[-1:], "the last message")
+            same(len(found) + subscription.lost, subscription.sequence - began, "handed out and lost")
+            same(subscription.sequence, len(sizes) * (turn + 1), "the sequence")
+            subscription.close()
+            end.expect("in")
+            end.expect("closed")
+
+
+def publisher(language, folder, kind):
+    """A publisher for each delivery; the reliable one is made to wait."""
+    where = address(folder, kind)
+    for delivery in ("reliable", "best-effort", "latest"):
+        source = many.Publisher(where, capacity=8192, longest=1024)
+        with End(language, "follow", where, longest=1024) as end:
+            end.expect("bound")
+            for number in range(40):
+                source.send(pattern(number, number * 13 % 1024))
+            end.say(delivery)
+            source.accept()
+            for number in range(40, 200):
+                source.send(pattern(number, number * 13 % 1024))
+            source.end()
+            line = end.hear()
+            read, lost = (int(part.split()[0]) for part in line.split(", ")[:2])
+            if not line.endswith("closed") or read < 1 or delivery == "reliable" and (lost != 0 or read < 160):
+                raise Failure(f"{end.name}, {delivery}: {line}")
+        source.close()
+
+
+CASES = [host_of_a_pair, guest_of_a_pair, reader, cut_off, agent, service, refused, parent, child, subscriber, publisher]
+
+
+#: Those that are tried at either kind of address.
+MEETINGS = [host_of_a_pair, guest_of_a_pair]
+
+
+def run(languages):
+    for language in languages:
+        for case in CASES:
+            if case is child and language == "rust":
+                continue  # the Rust program starts Node children alone
+            for kind in ("path", "abstract") if case in MEETINGS else ("path",):
+                with tempfile.TemporaryDirectory(prefix="ringfence-") as folder:
+                    case(language, folder, kind)
+            print(f"  {language}: {case.__name__.replace('_', ' ')}", flush=True)

@@ -1,0 +1,129 @@
+// The Node ends that the other end speaks and lies to, by the same command line as those of __test__/rust:
+//
+//     node node.mjs DEED ADDRESS EXECUTABLE CAPACITY LONGEST [SIZE,SIZE…]
+//
+// Each says every outcome in a line: a code, or how a channel ended. An error ends it with exit code 1.
+
+import { createInterface } from 'node:readline'
+
+import { connect, fromParent, join, listen, publish, spawn, subscribe } from 'ringfence'
+
+const [deed, address, executable, capacity, longest, sizes = ''] = process.argv.slice(2)
+const options = {
+  capacity: Number(capacity),
+  maxMessageSize: Number(longest),
+  timeout: 60_000,
+  policy: { executable },
+}
+const lengths = sizes === '' ? [] : sizes.split(',').map(Number)
+
+const say = (line) => process.stdout.write(`${line}\n`)
+const outcome = async (how) => say(await how.catch((error) => codeOf(error)))
+const asked = () => createInterface({ input: process.stdin })
+
+/** Without the part that all share, as Rust has it. An error without a code is none that was promised. */
+function codeOf(error) {
+  if (!String(error.code).startsWith('ERR_RINGFENCE_')) throw error
+  return error.code.slice('ERR_RINGFENCE_'.length)
+}
+
+/** The bytes of message `number`: those of __test__/support/bytes.ts. */
+function pattern(number, length) {
+  const words = new Uint32Array((length + 3) >>> 2)
+  let word = Math.imul(number + 1, 0x9e3779b1) >>> 0
+  for (let index = 0; index < words.length; index += 1) {
+    word = (Math.imul(word, 1664525) + 1013904223) >>> 0
+    words[index] = word
+  }
+  return Buffer.from(words.buffer, 0, length)
+}
+
+async function meet() {
+  if (address === 'parent') return fromParent(options)
+  if (!address.startsWith('child:')) return join(address, options)
+  return spawn(executable, [address.slice(6)], { stdio: ['ignore', 'inherit', 'inherit'] }, options).channel
+}
+
+async function echo(channel) {
+  for await (const message of channel) await channel.send(message)
+  await channel.end()
+  return channel.closed
+}
+
+async function call(channel) {
+  await channel.send('hello')
+  const found = await channel.receive()
+  await channel.end()
+  while ((await channel.receive()) !== null);
+  const reason = await channel.closed
+  return found?.toString() === 'hello' ? `answered, ${reason}` : reason
+}
+
+async function read(delivery) {
+  const { capacity: _, ...wanted } = options
+  const subscription = await subscribe(address, { ...wanted, delivery, from: 'oldest' })
+  let count = 0
+  while ((await subscription.receive()) !== null) count += 1
+  return `${count} read, ${subscription.lost} lost, ${await subscription.closed}`
+}
+
+const deeds = {
+  async echo() {
+    const channel = await meet()
+    say(`${channel.role} ${channel.peer.pid}`)
+    say(`over ${await echo(channel)}`)
+  },
+
+  async produce() {
+    const channel = await meet()
+    say(`${channel.role} ${channel.peer.pid}`)
+    for (const [number, size] of lengths.entries()) await channel.send(pattern(number, size))
+    await channel.end()
+    say('sent')
+    await channel.receive()
+    say(`over ${await channel.closed}`)
+  },
+
+  async serve() {
+    const listener = await listen(address, options)
+    say('bound')
+    listener.on('refused', (error) => say(codeOf(error)))
+    for await (const channel of listener) {
+      say('in')
+      void outcome(echo(channel))
+    }
+  },
+
+  async visit() {
+    say('bound')
+    for await (const _ of asked()) await outcome(connect(address, options).then(call))
+  },
+
+  async broadcast() {
+    const publisher = await publish(address, { ...options, stall: 2000 })
+    say('bound')
+    publisher.on('refused', (error) => say(codeOf(error)))
+    publisher.on('gone', (_, reason) => say(reason))
+    let sending = Promise.resolve()
+    publisher.on('subscriber', (subscriber) => {
+      say('in')
+      sending = sending.then(async () => {
+        for (const [number, size] of lengths.entries()) await publisher.send(pattern(number, size))
+        subscriber.disconnect()
+      })
+    })
+    await publisher.closed
+  },
+
+  async follow() {
+    say('bound')
+    for await (const line of asked()) await outcome(read(line))
+  },
+}
+
+try {
+  await deeds[deed]()
+} catch (error) {
+  say(codeOf(error))
+  process.exitCode = 1
+}

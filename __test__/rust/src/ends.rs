@@ -1,0 +1,119 @@
+//! The ends that `__test__/conformance` speaks and lies to. Each says every outcome in a line: a code, or how a channel ended.
+
+use std::{
+    io::{self, BufRead as _},
+    thread,
+    time::Duration,
+};
+
+use ringfence::{
+    Address, Arrival, Channel, Delivery, Options, PublisherEvent, StartFrom, connect, listen, publish, subscribe,
+};
+
+use crate::{Outcome, say};
+
+/// Serves agents until it is ended: sends everything back.
+pub(crate) fn serve(address: &Address, options: &Options) -> Outcome {
+    let listener = listen(address, options)?;
+    say("bound");
+    loop {
+        match listener.accept()? {
+            Arrival::Accepted(channel) => {
+                say("in");
+                thread::spawn(move || say(&outcome(echo(channel))));
+            }
+            Arrival::Refused(refused) => say(refused.error.code()),
+            other => return Err(format!("{other:?}").into()),
+        }
+    }
+}
+
+/// Goes to a service once for each line that it is told.
+pub(crate) fn visit(address: &Address, options: &Options) -> Outcome {
+    say("bound");
+    for line in io::stdin().lock().lines() {
+        line?;
+        say(&outcome(connect(address, options).and_then(call)));
+    }
+    Ok(())
+}
+
+/// Publishes to each subscriber that comes, until it is ended.
+pub(crate) fn broadcast(address: &Address, options: &Options, sizes: &[usize]) -> Outcome {
+    let options = options.clone().stall(Duration::from_secs(2));
+    let mut publisher = publish(address, &options)?;
+    say("bound");
+    loop {
+        match publisher.next()? {
+            PublisherEvent::Subscriber(subscriber) => {
+                say("in");
+                for (number, &size) in sizes.iter().enumerate() {
+                    publisher.send(&crate::pattern(number, size))?;
+                }
+                subscriber.disconnect();
+            }
+            PublisherEvent::Gone(_, reason) => say(&reason.to_string()),
+            PublisherEvent::Refused(refused) => say(refused.error.code()),
+            other => return Err(format!("{other:?}").into()),
+        }
+    }
+}
+
+/// Subscribes once for each line that it is told: its delivery and where it begins.
+pub(crate) fn follow(address: &Address, options: &Options) -> Outcome {
+    say("bound");
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        let delivery = match &line[..] {
+            "best-effort" => Delivery::BestEffort,
+            "latest" => Delivery::Latest,
+            _ => Delivery::Reliable,
+        };
+        let options = options.clone().delivery(delivery).from(StartFrom::Oldest);
+        say(&outcome(read(address, &options)));
+    }
+    Ok(())
+}
+
+fn outcome(how: ringfence::Result<String>) -> String {
+    how.unwrap_or_else(|error| error.code().to_owned())
+}
+
+fn echo(channel: Channel) -> ringfence::Result<String> {
+    let (mut sender, mut receiver) = channel.split();
+    let mut room = vec![0; usize::try_from(receiver.max_message_size()).expect("64 bits")];
+    while let Some(length) = receiver.receive(&mut room)? {
+        sender.send(&room[..length])?;
+    }
+    sender.end();
+    Ok(ended(receiver.close_reason()))
+}
+
+fn call(channel: Channel) -> ringfence::Result<String> {
+    let (mut sender, mut receiver) = channel.split();
+    sender.send(b"hello")?;
+    let mut room = vec![0; usize::try_from(receiver.max_message_size()).expect("64 bits")];
+    let found = receiver.receive(&mut room)?;
+    sender.end();
+    while receiver.receive(&mut room)?.is_some() {}
+    let reason = ended(receiver.close_reason());
+    Ok(match found {
+        Some(length) if room[..length] == *b"hello" => format!("answered, {reason}"),
+        _ => reason,
+    })
+}
+
+fn read(address: &Address, options: &Options) -> ringfence::Result<String> {
+    let mut subscription = subscribe(address, options)?;
+    let mut room = vec![0; usize::try_from(subscription.max_message_size()).expect("64 bits")];
+    let mut count = 0;
+    while subscription.receive(&mut room)?.is_some() {
+        count += 1;
+    }
+    let reason = ended(subscription.close_reason());
+    Ok(format!("{count} read, {} lost, {reason}", subscription.lost()))
+}
+
+fn ended(reason: Option<impl ToString>) -> String {
+    reason.map_or_else(|| "open".to_owned(), |reason| reason.to_string())
+}
