@@ -2,6 +2,7 @@
 //
 //     node scripts/test.mjs                 all that must hold before a change is taken (`npm test`)
 //     node scripts/test.mjs faults [OPTIONS]  each system call fails once; --seconds N, --seed S, --only TEXT
+//     node scripts/test.mjs conformance [OPTION …]   an end that was written from docs/protocol.md alone, honest and lying; needs a build
 //     node scripts/test.mjs fuzz [SECONDS] [TARGET …]
 //     node scripts/test.mjs miri            the ring's unsafe code
 //     node scripts/test.mjs jobs            examples that take packages of their own: logs, broadcasts among workers, metrics; needs a build
@@ -167,6 +168,16 @@ function testJobs() {
   }
 }
 
+/**
+ * The other end of the protocol, in Python: a pair with the crate and with Node, and then a liar at every field and word. The options of
+ * __test__/conformance/main.py may follow.
+ */
+function testConformance(options) {
+  run('the Rust end', 'cargo', ['build', '--quiet', '--package', 'ringfence-partner'])
+  const env = { RINGFENCE_NODE: process.execPath, PYTHONDONTWRITEBYTECODE: '1' }
+  run('conformance', 'python3', ['__test__/conformance/main.py', ...options], { env })
+}
+
 /** Two hosts' services, joined. The server comes from the Go module proxy; without Go this is left out, and says so. */
 function testNats() {
   const home = join(root, 'build', 'nats')
@@ -240,6 +251,7 @@ function testTorture([count = '10000']) {
 await subcommand({
   '': testAll,
   faults: testFaults,
+  conformance: testConformance,
   fuzz: testFuzz,
   jobs: testJobs,
   miri: testMiri,

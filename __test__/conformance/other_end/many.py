@@ -141,7 +141,7 @@ class Subscription:
         phase = self.control.load(PHASE)
         if phase not in PHASES:
             raise Violation(f"phase {phase}")
-        if phase == 3 or self.ring.load(PHASE) == 3:
+        if phase == 3:
             raise Exposed
         end = self.control.load(TAIL)
         over = phase != 0 or self.bell.over

@@ -252,10 +252,7 @@ def ready(met, is_host):
     if not is_host:
         check_speaker(line.speaker)
         line.say(wire.READY, met.theirs.nonce)
-    body, fds = line.hear(wire.READY, 0 if is_host or met.mine.meeting != wire.MEMBER else 2)
-    for fd in fds:
-        # A member that means to leave the address where it is.
-        os.close(fd)
+    body, _ = line.hear(wire.READY)
     if body != met.mine.nonce:
         raise Violation("another nonce")
     check_speaker(line.speaker)

@@ -7,7 +7,8 @@ use std::{
 };
 
 use ringfence::{
-    Address, Arrival, Channel, Delivery, Options, PublisherEvent, StartFrom, connect, listen, publish, subscribe,
+    Address, Arrival, Channel, Delivery, Options, PublisherEvent, StartFrom, connect, listen, publish,
+    subscribe,
 };
 
 use crate::{Outcome, say};
