@@ -16,8 +16,9 @@ LIMIT = 60
 
 
 def commands():
+    target = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
     return {
-        "rust": [os.path.join(ROOT, "target", "debug", "ringfence-partner")],
+        "rust": [os.path.join(target, "debug", "ringfence-partner")],
         "node": [os.environ.get("RINGFENCE_NODE", "node"), os.path.join(HERE, "node.mjs")],
     }
 

@@ -277,6 +277,50 @@ class LineLie(Lie):
             self.deed(end.line.sock)
 
 
+class Watched(Lie):
+    """On a socket that both hold, an option is set that has the kernel install a descriptor with each message."""
+
+    def __init__(self):
+        super().__init__("SO_PASSPIDFD on the end that was passed", FOUND)
+        self.passed = None
+
+    def frame(self, kind, frame, fds):
+        if kind == HELLO and fds:
+            self.passed = socket.socket(fileno=os.dup(fds[0].fileno()))
+        return frame, fds
+
+    def before(self, moment, end):
+        # The host has put its options right by now.
+        if moment == "offer" and self.passed is not None:
+            with self.passed:
+                self.told = _set(self.passed, 76)
+            self.passed = None
+
+
+class Accomplice(Lie):
+    """Another process says a frame, on the same line."""
+
+    def __init__(self, kind):
+        super().__init__(f"another process says {wire.NAMES[kind]}", FOUND)
+        self.kind, self.line = kind, None
+
+    def before(self, moment, end):
+        self.line = getattr(end, "line", end)
+
+    def frame(self, kind, frame, fds):
+        if kind != self.kind:
+            return frame, fds
+        self.told = True
+        child = os.fork()
+        if child == 0:
+            try:
+                socket.send_fds(self.line.sock, [frame], [fd if isinstance(fd, int) else fd.fileno() for fd in fds])
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        return None
+
+
 def line_lies():
     def flood(sock):
         try:
@@ -299,10 +343,12 @@ def line_lies():
 
 
 def _set(sock, option):
+    """Whether this kernel has that option."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        return True
     except OSError:
-        pass
+        return False
 
 
 class Draw(WordLie):
@@ -358,6 +404,9 @@ def handshake_lies(role):
         yield from refusals(kind)
     if role in ("guest", "subscriber"):
         yield from descriptor_lies(HELLO)
+        yield Watched()
+    for kind in (OFFER, READY):
+        yield Accomplice(kind)
     yield from descriptor_lies(OFFER)
     yield FrameLie("READY with a descriptor", READY, lambda frame, fds: (frame, [0]), FOUND)
 
@@ -571,9 +620,10 @@ def lies_of(role, seed, more):
     return found
 
 
-def run(languages, seed, more):
+def run(languages, roles, seed, more):
     for language in languages:
-        for role, tell in ROLES.items():
+        for role in roles or ROLES:
+            tell = ROLES[role]
             lies = lies_of(role, seed, more)
             started = time.monotonic()
             outcomes = tell(language, role, lies)

@@ -2,7 +2,7 @@
 The protocol from outside: an end in Python, written from docs/protocol.md alone, is a pair with the crate and with Node, in every role
 that it has; then it lies to them at every field of every frame and at every word.
 
-    python3 main.py [rust] [node] [--honest | --lies] [--seed N] [--more N]
+    python3 main.py [rust] [node] [--honest | --lies] [--roles ROLE …] [--seed N] [--more N]
 
 The real ends must have been built: `npm run test:conformance` does.
 """
@@ -19,6 +19,8 @@ def main():
     parser.add_argument("languages", nargs="*", choices=["rust", "node", []], default=[])
     parser.add_argument("--honest", action="store_true")
     parser.add_argument("--lies", action="store_true")
+    parser.add_argument("--roles", nargs="*", default=[], choices=["guest", "host", "subscriber", "publisher"],
+                        help="of those who lie (all)")
     parser.add_argument("--seed", type=int, default=1, help="of the lies that are drawn")
     parser.add_argument("--more", type=int, default=100, help="how many are drawn, of each end")
     arguments = parser.parse_args()
@@ -28,7 +30,7 @@ def main():
         honest.run(languages)
     if not arguments.honest:
         import lies
-        lies.run(languages, arguments.seed, arguments.more)
+        lies.run(languages, arguments.roles, arguments.seed, arguments.more)
     print(f"Conforms, in {time.monotonic() - started:.0f} s.")
 
 
