@@ -7,6 +7,7 @@
 //     node scripts/test.mjs miri            the ring's unsafe code
 //     node scripts/test.mjs jobs            examples that take packages of their own: logs, broadcasts among workers, metrics; needs a build
 //     node scripts/test.mjs models          the models of the protocol in their large form
+//     node scripts/test.mjs mutants [SHARD]  expressions changed one by one: does a test notice? A shard is `7/60`
 //     node scripts/test.mjs musl            the crate as a musl build
 //     node scripts/test.mjs nats            examples/nats with a real server; needs a build
 //     node scripts/test.mjs nodes           the compiled tests on newer Nodes; needs `npm test` to have built them
@@ -17,7 +18,7 @@
 // as a user installs them are tried by __test__/install/main.mjs.
 
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { delimiter, join, parse } from 'node:path'
 import { build, buildTests } from './build.mjs'
 import { checkVersions } from './check.mjs'
@@ -148,6 +149,29 @@ function testModels() {
 }
 
 /**
+ * Mutants of the crate, in a copy of what is checked in, each against the crate's unit tests. All of them take very long: a shard of
+ * them is what one has time for. What becomes of each stands below build/mutants/mutants.out.
+ */
+function testMutants([shard, ...filters]) {
+  if (shard !== undefined && !/^\d+\/\d+$/.test(shard)) fail(`✗ ${shard} is no shard, as 7/60 is.`)
+  const home = join(root, 'build', 'mutants')
+  const tree = join(home, 'tree')
+  process.env.PATH += delimiter + join(home, 'bin')
+  if (!isInPath('cargo-mutants')) {
+    run('get cargo-mutants', 'cargo', ['install', '--quiet', '--locked', '--root', home, 'cargo-mutants'])
+  }
+  rmSync(tree, { recursive: true, force: true })
+  mkdirSync(tree, { recursive: true })
+  // In place, in a copy of its own: its own way to copy would take the builds along.
+  run('a copy', 'sh', ['-c', `git archive HEAD | tar -x -C '${tree}'`])
+  const part = shard === undefined ? [] : ['--shard', shard]
+  const limits = ['--baseline', 'skip', '--timeout', '300']
+  const command = ['mutants', '--in-place', '--package', 'ringfence', '--output', home, ...limits, ...part]
+  const env = { CARGO_TARGET_DIR: join(home, 'target') }
+  run('mutants', 'cargo', [...command, '--', '--lib', ...filters], { cwd: tree, env })
+}
+
+/**
  * The crate's tests as a musl build, which carries its C library with it and so runs on any machine of its
  * architecture. The binding takes a Node that is built with musl: see __test__/install.
  */
@@ -256,6 +280,7 @@ await subcommand({
   jobs: testJobs,
   miri: testMiri,
   models: testModels,
+  mutants: testMutants,
   musl: testMusl,
   nats: testNats,
   nodes: testNodes,
