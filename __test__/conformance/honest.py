@@ -134,6 +134,23 @@ def cut_off(language, folder, kind):
         channel.close()
 
 
+def closed_early(language, folder, kind):
+    """One that closes without an end: what it had sent may not have been all."""
+    where = address(folder, kind)
+    place = meet.Place(where)
+    with End(language, "close", where) as end:
+        met = meet.accept(place, hello())
+        place.shut()
+        met.release = place.release
+        end.expect(f"guest {os.getpid()}")
+        channel = Channel(met)
+        channel.send(b"x")
+        same(channel.receive(), None, "after the close")
+        same(channel.said_end(), False, "the peer's last word")
+        channel.close()
+        end.finish()
+
+
 def agent(language, folder, kind):
     """Three agents of one service, at once."""
     where = address(folder, kind)
@@ -256,7 +273,7 @@ def publisher(language, folder, kind):
         source.close()
 
 
-CASES = [host_of_a_pair, guest_of_a_pair, reader, cut_off, agent, service, refused, parent, child, subscriber, publisher]
+CASES = [host_of_a_pair, guest_of_a_pair, reader, cut_off, closed_early, agent, service, refused, parent, child, subscriber, publisher]
 
 
 #: Those that are tried at either kind of address.

@@ -148,6 +148,8 @@ def _memfd(size, seals=0, shorter=0, flags=os.MFD_ALLOW_SEALING):
 def _sparse(size):
     fd = os.memfd_create("lie", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     os.ftruncate(fd, size)
+    # Else it would be refused for the words that are missing.
+    os.pwrite(fd, struct.pack("<QQ", memory.MAGIC, 0 if size == memory.CONTROL else max(0, size - 8192)), 0)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, memory.SEALS)
     return fd
 
@@ -262,6 +264,13 @@ def records(place=0):
     for size in (0, 1, 8, 9, LONGEST, LONGEST + 1, 1 << 40, (1 << 64) - 1):
         words = [(RING, FIRST << 32 | 16), (RING + 8, size), (RING + 24, LAST << 32 | 8), (TAIL, 40)]
         yield WordLie(f"fragments of {size}", "open", words, None if size == 16 else CORRUPT)
+
+
+def tails():
+    """A ring full of sound records, and a tail that cannot be: nothing but the tail says so."""
+    ring = [(RING + at, WHOLE << 32 | 56) for at in range(0, CAPACITY, 64)]
+    for tail in (1, 68, CAPACITY + 8, CAPACITY + 64, 2 * CAPACITY, 1 << 40, (1 << 64) - 64):
+        yield WordLie(f"sound records, and a tail at {tail:#x}", "open", [*ring, (TAIL, tail)], CORRUPT)
 
 
 class LineLie(Lie):
@@ -612,7 +621,7 @@ ROLES = {"guest": lie_as_guest, "subscriber": lie_as_guest, "host": lie_as_host,
 def lies_of(role, seed, more):
     found = [*handshake_lies(role), *line_lies()]
     if role in ("guest", "host"):
-        found += [*pair_words(), *records(), *(Draw(number, seed) for number in range(more))]
+        found += [*pair_words(), *records(), *tails(), *(Draw(number, seed) for number in range(more))]
     else:
         found += subscriber_words() if role == "subscriber" else publisher_words()
     # Told in another order, each is told to an end that has heard others before.

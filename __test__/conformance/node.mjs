@@ -74,6 +74,13 @@ const deeds = {
     say(`over ${await echo(channel)}`)
   },
 
+  async close() {
+    const channel = await meet()
+    say(`${channel.role} ${channel.peer.pid}`)
+    await channel.receive()
+    await channel.close()
+  },
+
   async produce() {
     const channel = await meet()
     say(`${channel.role} ${channel.peer.pid}`)
