@@ -510,8 +510,12 @@ export class ReceiveBuffer {
           const memory = this.#memory
           const words = this.#words
           const start = this.#at
-          const end = bytes < this.#end - start ? start + bytes : this.#end
-          const stop = Math.min(most, count + left)
+          // Small integers, as long as nothing is limited: `most` and `bytes` are numbers of another kind to the engine where they are
+          // infinite, and what is made of them is converted for each message.
+          let end = this.#end
+          if (bytes < end - start) end = start + bytes
+          let stop = count + left
+          if (most < stop) stop = most
           const begin = count
           let at = start
           while (at < end && count < stop) {
