@@ -18,6 +18,7 @@ import {
 import { plainObject, type ChannelSettings } from './options.js'
 import { SendQueue, type Fill } from './send-queue.js'
 import { registerSource } from './sources.js'
+import type { ChannelStats, Received } from './stats.js'
 import { Tokens, toToken } from './tokens.js'
 // oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
 import { typedChannel, type TypedChannel } from './typed.js'
@@ -81,6 +82,9 @@ export interface Quiet {
 
 export let quietOf: (channel: Channel) => Quiet
 
+/** Calls back once what the peer has left was read, or is let go of; not at all where it had left nothing. */
+export let whenRead: (channel: Channel, callback: () => void) => void
+
 /** Puts pending messages into the ring, and refuses new ones. Returns what marks the channel as closed. */
 export let depart: (channel: Channel) => () => void
 
@@ -125,6 +129,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   #cut = 0
   /** The membership that made it closes it. */
   #departing = false
+  #whenRead: (() => void) | null = null
 
   static {
     depart = (channel) => channel.#depart()
@@ -136,11 +141,20 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       told: () => channel.#endWithPeer(),
     })
     make = (native, settings) => new Channel(KEY, native, settings)
+    whenRead = (channel, callback) => {
+      if (channel.#receiveBuffer.outlives) channel.#whenRead = callback
+    }
     vacateAtExit = (channel, address) => {
       void channel.closed.then(atExit(address, () => channel.#native.vacate()))
     }
     registerSource((value) =>
-      #receiveBuffer in value ? { buffer: value.#receiveBuffer, reason: () => value.#reasonOfEnd() } : undefined,
+      #receiveBuffer in value
+        ? {
+            buffer: value.#receiveBuffer,
+            reason: () => value.#reasonOfEnd(),
+            received: () => value.#received(value.#native.stats()),
+          }
+        : undefined,
     )
   }
 
@@ -286,6 +300,32 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   /** Bytes of messages that were sent and are not in the ring yet; 0 once the channel has ended. */
   get bufferedAmount(): number {
     return this.#sendQueue.bufferedAmount
+  }
+
+  /** What has gone through so far, and how full the ring is. The last figures stay after the end. */
+  stats(): ChannelStats {
+    // What a caller has sent, and that found room, is in the ring by then.
+    if (this.#reason === null && !this.#sendQueue.isEmpty) this.#sendQueue.pump()
+    const figures = this.#native.stats()
+    const received = this.#received(figures)
+    return {
+      messagesSent: figures[0]!,
+      bytesSent: figures[1]!,
+      messagesReceived: received.messages,
+      bytesReceived: received.bytes,
+      waits: this.#sendQueue.waits,
+      waitedMicros: this.#sendQueue.waitedMicros,
+      bellsRung: figures[4]!,
+      sleeps: figures[5]!,
+      ringUsed: figures[6]!,
+      ringCapacity: figures[7]!,
+      staged: this.bufferedAmount,
+    }
+  }
+
+  #received(figures: number[]): Received {
+    const { messages, bytes } = this.#receiveBuffer.notHandedOut
+    return { messages: figures[2]! - messages, bytes: figures[3]! - bytes }
   }
 
   /** Resolves when `trySend` or `reserve` of `size` bytes can succeed. Rejects as `trySend` throws. */
@@ -455,6 +495,15 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     if (this.#allowHalfOpen || this.#isCutNow() !== 0) return
     if (this.#reason === null) void this.#endSending(endedWithPeer)
     else if (this.#ending === null && !ENDED_HERE.has(this.#whyOver)) this.#sendQueue.shut(endedWithPeer, true)
+  }
+
+  /** What the peer had left is read, or nobody is to read it. */
+  #letGo(): void {
+    this.#native.close()
+    const tell = this.#whenRead
+    this.#whenRead = null
+    // The reader that takes the last message must have it first.
+    if (tell !== null) queueMicrotask(tell)
   }
 
   /** A reader may come to the end before the event loop has heard of it. */
@@ -647,7 +696,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       this.#receiveBuffer.close(unsendable)
       this.#tokens.close()
     } else {
-      if (outlives) this.#receiveBuffer.outlive(() => this.#native.close())
+      if (outlives) this.#receiveBuffer.outlive(() => this.#letGo())
       else this.#receiveBuffer.stop(unsendable)
       this.#tokens.stop()
     }

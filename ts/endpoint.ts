@@ -5,12 +5,13 @@ import { EventEmitter } from 'node:events'
 
 import { AcceptQueue, type Taker } from './accept-queue.js'
 import type { Authorizer } from './authorize.js'
-import { Channel, openArrived } from './channel.js'
+import { Channel, openArrived, whenRead } from './channel.js'
 import { type RingfenceError, aborted, fromFailure, invalid } from './errors.js'
 import { atExit } from './exit.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
 import { FAILED, type Endpoints, type Failure, type NativeEndpoint, type RawChannel } from './native.js'
 import type { ChannelSettings } from './options.js'
+import { Sums, ofEnded, type ListenerStats } from './stats.js'
 import type { Options } from './types.js'
 
 /** Only this package makes endpoints. */
@@ -49,6 +50,11 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
   #over = false
   /** What it hears by of other listeners: `removeAllListeners` is about those of the program. */
   readonly #hearing = new Map<'newListener' | 'removeListener', (name: unknown) => void>()
+  readonly #open = new Set<Channel>()
+  #accepted = 0
+  readonly #refused = new Map<string, number>()
+  /** Of the channels that have ended. */
+  readonly #past = new Sums()
   /** Takes back what is to be done as the process exits. */
   readonly #stay: () => void
 
@@ -109,6 +115,14 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
 
   [Symbol.asyncIterator](): AsyncIterator<Channel, undefined> {
     return this.#acceptQueue.iterator()
+  }
+
+  /** What has come so far, and what went through all channels that came of it. The last figures stay after the end. */
+  stats(): ListenerStats {
+    const sums = new Sums().add(this.#past.sums)
+    for (const channel of this.#open) sums.add(channel.stats())
+    const refused = Object.fromEntries(this.#refused)
+    return { open: this.#open.size, accepted: this.#accepted, refused, ...sums.sums }
   }
 
   /** Keeps the process alive while it is open, as it does from the start. */
@@ -176,12 +190,28 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
       this.#refuse(channel)
       return
     }
+    this.#count(channel)
     this.#acceptQueue.add(channel)
     this.admitted(channel)
   }
 
+  #count(channel: Channel): void {
+    this.#accepted += 1
+    this.#open.add(channel)
+    void channel.closed.then(() => {
+      this.#open.delete(channel)
+      const atEnd = channel.stats()
+      this.#past.add(ofEnded(atEnd))
+      // What the peer has left is read yet.
+      whenRead(channel, () => this.#past.addRest(atEnd, channel.stats()))
+    })
+  }
+
   #refuse(failure: Failure): void {
-    this.#tellOwn('refused', fromFailure(failure, this.#authorizer?.causeOf(failure)))
+    const error = fromFailure(failure, this.#authorizer?.causeOf(failure))
+    const by = error.check ?? error.code.slice('ERR_RINGFENCE_'.length)
+    this.#refused.set(by, (this.#refused.get(by) ?? 0) + 1)
+    this.#tellOwn('refused', error)
   }
 
   /**

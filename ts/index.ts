@@ -30,6 +30,15 @@ export type { Fill } from './send-queue.js'
 export { connect, listen, Listener, type ListenerEvents } from './service.js'
 export { LEAVING, member, Membership, type MembershipEvents } from './membership.js'
 export type { Finding } from './native.js'
+export type {
+  ChannelStats,
+  ListenerStats,
+  MembershipStats,
+  MergeStats,
+  PublisherStats,
+  SubscriberStats,
+  SubscriptionStats,
+} from './stats.js'
 export { TypedChannel } from './typed.js'
 export { TypedMerge } from './typed-merge.js'
 export type {

@@ -11,6 +11,7 @@ import { loop } from './loops.js'
 import { FIRST, HEADER, MORE, native } from './native.js'
 import { plainObject } from './options.js'
 import { inletOf, type Inlet } from './sources.js'
+import type { MergeStats, Received } from './stats.js'
 import { Place, TURN, Turns } from './turns.js'
 // oxlint-disable-next-line import/no-cycle -- it imports types of this file alone
 import { typedMerge, type TypedMerge } from './typed-merge.js'
@@ -44,11 +45,20 @@ const closedHere = () => new RingfenceError('CLOSED', 'the merge is closed')
 class Entry<Source> extends Place {
   readonly source: Source
   readonly inlet: Inlet
+  /** What the source had received before it was added. */
+  readonly #before: Received
 
   constructor(source: Source, inlet: Inlet) {
     super()
     this.source = source
     this.inlet = inlet
+    this.#before = inlet.received()
+  }
+
+  /** What it has received since. */
+  get received(): Received {
+    const { messages, bytes } = this.inlet.received()
+    return { messages: messages - this.#before.messages, bytes: bytes - this.#before.bytes }
   }
 }
 
@@ -94,6 +104,8 @@ export class Merge<Source extends MergeSource = MergeSource>
   #closed = false
   /** Told to the first that asks once it is over. */
   #failure: Error | null = null
+  /** Of the sources that are not in it any more. */
+  readonly #past: Received = { messages: 0, bytes: 0 }
 
   static {
     make = (held) => new Merge(KEY, held)
@@ -111,6 +123,16 @@ export class Merge<Source extends MergeSource = MergeSource>
     super()
     if (key !== KEY) throw invalid('merges are made by merge')
     this.#held = held
+  }
+
+  /** What it has handed out so far, of all sources that are or were in it. */
+  stats(): MergeStats {
+    let { messages, bytes } = this.#past
+    for (const { received } of this.#entries.values()) {
+      messages += received.messages
+      bytes += received.bytes
+    }
+    return { sources: this.size, messagesReceived: messages, bytesReceived: bytes }
   }
 
   /** Sources in it. */
@@ -338,6 +360,9 @@ export class Merge<Source extends MergeSource = MergeSource>
   }
 
   #remove(entry: Entry<Source>): void {
+    const { messages, bytes } = entry.received
+    this.#past.messages += messages
+    this.#past.bytes += bytes
     this.#turns.remove(entry)
     this.#entries.delete(entry.source)
     entry.inlet.buffer.giveBack()

@@ -101,6 +101,11 @@ export interface NativeChannel {
   endTokens(): void
   strayTokens(): number
   droppedTokens(): number
+  /**
+   * Messages and bytes sent; messages and bytes received, those that were fetched and not handed out included; bells rung; sleeps; bytes
+   * of the ring that are used, and of the ring. Also once it is closed.
+   */
+  stats(): number[]
   failure(): Failure | null
 }
 
@@ -166,6 +171,8 @@ export interface NativePublisher extends NativeSender {
   /** Why it has ended, as an index of `REASONS`. */
   reason(): number
   sequence(): bigint
+  /** Messages and bytes published; evicted; bytes of the ring that are used, and of the ring. Also once it is closed. */
+  stats(): number[]
   end(): number
   /** 0: the callback is called later, once. */
   seal(callback: () => void): number
@@ -187,7 +194,8 @@ export interface NativeSubscription extends NativeReader {
   /** `unread`: of the messages that were fetched last, those that were not handed out. */
   sequence(unread: number): bigint
   lost(unread: number): bigint
-  lag(): number
+  /** Messages and bytes fetched; the lag, in bytes; sleeps. Also once it is closed. */
+  stats(): number[]
   watch(callback: () => void): number
   /** The line is watched no more. */
   outlive(): void

@@ -12,6 +12,7 @@ import { fairness } from './fairness.js'
 import { Block, OWN, recordSize } from './block.js'
 import { allocate, allocateShared } from './memory.js'
 import { ENDED, FAILED, FIRST, HEADER, LARGE, MORE, OTHER, WHOLE, type NativeReader } from './native.js'
+import type { Received } from './stats.js'
 import { Waiters, type Wait } from './waiters.js'
 
 /** Bytes of the chunk: what one call carries at most. */
@@ -92,6 +93,8 @@ export class ReceiveBuffer {
   readonly #told: () => void
   /** This side has closed the channel. */
   #closed = false
+  /** What had been fetched by then, and is never handed out. */
+  #discarded: Received = { messages: 0, bytes: 0 }
 
   /**
    * @param failed - Told what the binding's calls say.
@@ -336,6 +339,24 @@ export class ReceiveBuffer {
     let count = this.#large === null ? 0 : 1
     for (let at = this.#at; at < this.#end; at += HEADER + ((this.#words[at >>> 2]! + 7) & ~7)) count += 1
     return count
+  }
+
+  /** As {@link unread}, with what this side's close has discarded. */
+  get notHandedOut(): Received {
+    let { messages, bytes } = this.#discarded
+    if (this.#large !== null) {
+      messages += 1
+      bytes += this.#large.length
+    }
+    for (let at = this.#at; at < this.#end;) {
+      const length = this.#words[at >>> 2]
+      // The memory was transferred elsewhere.
+      if (length === undefined) break
+      messages += 1
+      bytes += length
+      at += recordSize(length)
+    }
+    return { messages, bytes }
   }
 
   #leaveRing(): void {
@@ -645,6 +666,7 @@ export class ReceiveBuffer {
   /** This side has closed the channel: callers that wait are told the end, later calls the reason. */
   close(why: () => RingfenceError): void {
     this.#closed = true
+    this.#discarded = this.notHandedOut
     this.#over = 'ended'
     this.#at = this.#end = 0
     this.#held = false

@@ -72,6 +72,8 @@ const SPARE_KEPT = 16 * 1024 * 1024
 interface Told {
   end: number
   told: Deferred
+  /** How often the ring had been full when it was made: another number by now, where it has waited since. -1: the ring was full. */
+  full: number
 }
 
 /** Something in line: records, or one message too long to be staged. */
@@ -122,6 +124,14 @@ export class SendQueue {
   #spare: Uint8Array | null = null
   #asking: Asking[] = []
   #whenEmpty: (() => void)[] = []
+  /** Sends that had to wait for room, and were told since how that ended. */
+  #waits = 0
+  /** For how long the ring was full with something in line, in milliseconds. */
+  #waited = 0
+  /** Since when it is; null: it is not. */
+  #fullSince: number | null = null
+  /** How often it was. */
+  #full = 0
   /** Why nothing can be sent now: a reservation, or an end. */
   #shut: (() => RingfenceError) | null = null
   /** The channel has ended, and says so itself. */
@@ -167,6 +177,39 @@ export class SendQueue {
     for (const { bytes, packed, sent } of this.#line)
       sum += packed ? payloadOf(bytes, sent, bytes.length) : bytes.length - sent
     return sum
+  }
+
+  /** How many sends had to wait for room, those that wait now included. */
+  get waits(): number {
+    return this.#waits + (this.#fullSince === null ? 0 : this.#waiting())
+  }
+
+  /** For how long, in microseconds: where several waited at once, once. */
+  get waitedMicros(): number {
+    const now = this.#fullSince === null ? 0 : performance.now() - this.#fullSince
+    return Math.round((this.#waited + now) * 1000)
+  }
+
+  #waiting(): number {
+    return this.#line.reduce((sum, { told }) => sum + told.length, this.#single.length)
+  }
+
+  /** What is in line waits for room. */
+  #isFull(): void {
+    if (this.#fullSince !== null) return
+    this.#fullSince = performance.now()
+    this.#full += 1
+  }
+
+  /** Nothing is in line any more. */
+  #isFullNoMore(): void {
+    if (this.#fullSince === null) return
+    this.#waited += performance.now() - this.#fullSince
+    this.#fullSince = null
+  }
+
+  #toBeTold(end: number, told: Deferred): Told {
+    return { end, told, full: this.#fullSince === null ? this.#full : -1 }
   }
 
   send(message: BufferSource | string): Promise<void> {
@@ -253,7 +296,7 @@ export class SendQueue {
     if (this.#single.length === 0) this.#sharedEnd = at
     this.#sure = 0
     const told = defer()
-    this.#single.push({ end: this.#to, told })
+    this.#single.push(this.#toBeTold(this.#to, told))
     if (!this.#armed && !this.#turning) this.#schedule()
     return told.promise
   }
@@ -296,7 +339,12 @@ export class SendQueue {
     }
     this.#clearArena()
     const told = defer()
-    this.#line.push({ bytes: own ?? this.#copy(bytes), packed: false, sent, told: [{ end: bytes.length, told }] })
+    this.#line.push({
+      bytes: own ?? this.#copy(bytes),
+      packed: false,
+      sent,
+      told: [this.#toBeTold(bytes.length, told)],
+    })
     this.pump()
     return told.promise
   }
@@ -325,10 +373,11 @@ export class SendQueue {
   #clearArena(): void {
     const from = this.#from
     if (from < this.#to) {
-      const told = this.#single.map((single) => ({ end: single.end - from, told: single.told }))
+      const told = this.#single.map((single) => ({ ...single, end: single.end - from }))
       if (this.#shared !== null) {
         const end = this.#single.length === 0 ? this.#to : this.#sharedEnd
-        told.unshift({ end: end - from, told: this.#shared })
+        // These have room, and wait for none.
+        told.unshift({ end: end - from, told: this.#shared, full: this.#full })
       }
       this.#line.push({ bytes: this.#copy(this.#arena.subarray(from, this.#to)), packed: true, sent: 0, told })
     }
@@ -502,6 +551,7 @@ export class SendQueue {
   /** Puts as much into the ring as there is room for, in order; has the peer ring for the rest. */
   pump(): void {
     if (!this.#pumpLine() || !this.#pumpArena()) return
+    this.#isFullNoMore()
     for (const empty of this.#whenEmpty.splice(0)) empty()
     this.#pumpAsking()
   }
@@ -523,7 +573,10 @@ export class SendQueue {
       if (packed) this.#tellUpTo(parcel.told, parcel.sent)
       if (packed ? parcel.sent < bytes.length : result !== WHOLE) {
         const size = packed ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(parcel.sent, true) : bytes.length
-        if (this.#arm(size)) return false
+        if (this.#arm(size)) {
+          this.#isFull()
+          return false
+        }
         continue
       }
       this.#line.shift()
@@ -543,7 +596,10 @@ export class SendQueue {
       this.#tellArena()
       if (this.#from < this.#to) {
         this.#sure = 0
-        if (this.#arm(this.#words[this.#from >>> 2]!)) return false
+        if (this.#arm(this.#words[this.#from >>> 2]!)) {
+          this.#isFull()
+          return false
+        }
       }
     }
     // What is being filled lies behind, and stays there.
@@ -567,7 +623,10 @@ export class SendQueue {
   #tellUpTo(those: Told[], sent: number): void {
     let count = 0
     while (count < those.length && those[count]!.end <= sent) count += 1
-    for (const { told } of those.splice(0, count)) this.#tell(told)
+    for (const { told, full } of those.splice(0, count)) {
+      if (full !== this.#full) this.#waits += 1
+      this.#tell(told)
+    }
   }
 
   #pumpAsking(): void {
@@ -646,6 +705,8 @@ export class SendQueue {
   shut(why: () => RingfenceError, over: boolean): void {
     this.#shut = why
     this.#over = over
+    this.#waits = this.waits
+    this.#isFullNoMore()
     if (over) filled.delete(this)
     const told = [...this.#line.flatMap((parcel) => parcel.told), ...this.#single].map((each) => each.told)
     if (this.#shared !== null) told.push(this.#shared)

@@ -10,6 +10,7 @@ import { runHandshakeAt, type Opening } from '../handshake.js'
 import { FAILED, REASONS, type Failure, type NativePublisher } from '../native.js'
 import { plainObject } from '../options.js'
 import { SendQueue } from '../send-queue.js'
+import type { PublisherStats } from '../stats.js'
 import type { BufferSource, GoneReason, PublishOptions, Reservation } from '../types.js'
 import { makeSubscriber, tellGone, type Subscriber } from './subscriber.js'
 // oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
@@ -103,6 +104,22 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
     // What a caller has sent, and that found room, is in the ring by then.
     if (!this.#over && !this.#queue.isEmpty) this.#queue.pump()
     return this.#native.sequence()
+  }
+
+  /** What was published so far, and how full the ring is. The last figures stay after the end. */
+  stats(): PublisherStats {
+    if (!this.#over && !this.#queue.isEmpty) this.#queue.pump()
+    const figures = this.#native.stats()
+    return {
+      published: figures[0]!,
+      bytesPublished: figures[1]!,
+      subscribers: this.#subscribers.size,
+      evicted: figures[2]!,
+      waits: this.#queue.waits,
+      waitedMicros: this.#queue.waitedMicros,
+      ringUsed: figures[3]!,
+      ringCapacity: figures[4]!,
+    }
   }
 
   /** Those that are subscribed now, in the order in which they came. */

@@ -1,5 +1,6 @@
 import { fromFailure, RingfenceError } from '../errors.js'
 import { FAILED, type NativeSubscriber } from '../native.js'
+import type { SubscriberStats } from '../stats.js'
 import type { Delivery, Evidence, GoneReason, Identity } from '../types.js'
 
 /** Only a publisher makes subscribers. */
@@ -55,6 +56,11 @@ export class Subscriber {
   /** Bytes that are published and that it has not read, as it says. 0 once it has gone. */
   get lag(): number {
     return this.#gone ? 0 : this.#native.lag()
+  }
+
+  /** How far behind it is. */
+  stats(): SubscriberStats {
+    return { lag: this.lag }
   }
 
   /**

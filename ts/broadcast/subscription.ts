@@ -8,6 +8,7 @@ import { FAILED, REASONS, REFUSED, type NativeSubscription } from '../native.js'
 import { plainObject, type ChannelSettings } from '../options.js'
 import { ReceiveBuffer, type Visit } from '../receive-buffer.js'
 import { registerSource } from '../sources.js'
+import type { Received, SubscriptionStats } from '../stats.js'
 import type { Delivery, Evidence, GoneReason, Identity, SubscribeOptions } from '../types.js'
 
 // oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
@@ -64,7 +65,13 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
   static {
     make = (native, settings) => new Subscription(KEY, native, settings)
     registerSource((value) =>
-      #buffer in value ? { buffer: value.#buffer, reason: () => value.#reasonOfEnd() } : undefined,
+      #buffer in value
+        ? {
+            buffer: value.#buffer,
+            reason: () => value.#reasonOfEnd(),
+            received: () => value.#received(value.#native.stats()),
+          }
+        : undefined,
     )
   }
 
@@ -117,6 +124,24 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
    */
   get sequence(): bigint {
     return this.#native.sequence(this.#buffer.unread)
+  }
+
+  /** What has come so far, and how far behind it is. The last figures stay after the end. */
+  stats(): SubscriptionStats {
+    const figures = this.#native.stats()
+    const { messages, bytes } = this.#received(figures)
+    return {
+      messagesReceived: messages,
+      bytesReceived: bytes,
+      lost: Number(this.lost),
+      lag: figures[2]!,
+      sleeps: figures[3]!,
+    }
+  }
+
+  #received(figures: number[]): Received {
+    const { messages, bytes } = this.#buffer.notHandedOut
+    return { messages: figures[0]! - messages, bytes: figures[1]! - bytes }
   }
 
   /**

@@ -12,7 +12,7 @@ use std::{
 use napi::{bindgen_prelude::*, sys};
 use napi_derive::napi;
 use ringfence::{
-    CloseReason, Packed, Progress, Receiver, Sender, Tokens, Verified, Verifier,
+    ChannelStats, CloseReason, Packed, Progress, Receiver, Sender, Tokens, Verified, Verifier,
     binding::{self, Keep},
 };
 
@@ -45,6 +45,10 @@ struct Endpoint {
     evidence: Vec<ringfence::Evidence>,
     reservation: Reservation,
     busy_poll: Duration,
+    /// What was sent, once there is no sender to ask.
+    sent: ChannelStats,
+    /// The same of what was received.
+    received: ChannelStats,
 }
 
 struct Halves {
@@ -112,10 +116,14 @@ impl Endpoint {
             ..
         }) = self.halves.take()
         {
+            self.sent = sender.stats();
+            self.received = receiver.stats();
             sender.close();
             receiver.close();
         }
-        self.left = None;
+        if let Some(mut left) = self.left.take() {
+            self.received = left.stats();
+        }
     }
 
     /// As [`Endpoint::let_go`], but what the peer has left can be read still.
@@ -125,6 +133,7 @@ impl Endpoint {
             mut sender, receiver, ..
         }) = self.halves.take()
         {
+            self.sent = sender.stats();
             sender.close();
             self.left = Some(receiver);
         }
@@ -469,6 +478,29 @@ fn verify(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     }
 }
 
+/// What was done so far, in the order of the face's `Figures`.
+fn stats(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    if let Some(Halves { sender, receiver, .. }) = &mut endpoint.halves {
+        endpoint.received = receiver.stats();
+        endpoint.sent = sender.stats();
+    } else if let Some(left) = &mut endpoint.left {
+        endpoint.received = left.stats();
+    }
+    let Endpoint { sent, received, .. } = endpoint;
+    let figures = [
+        sent.messages_sent,
+        sent.bytes_sent,
+        received.messages_received,
+        received.bytes_received,
+        // Both halves count these together.
+        received.bells_rung.max(sent.bells_rung),
+        received.sleeps.max(sent.sleeps),
+        sent.ring_used,
+        sent.ring_capacity,
+    ];
+    Answer::numbers(call.env, &figures)
+}
+
 fn keep_alive(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     endpoint.handle.keep_alive(call)
 }
@@ -496,7 +528,7 @@ impl Drop for Endpoint {
 }
 
 /// What a channel can do. One function of the channel's does it all: each function takes a KiB of JavaScript's memory.
-const OPERATIONS: [(&str, Function<Endpoint>); 39] = [
+const OPERATIONS: [(&str, Function<Endpoint>); 40] = [
     ("flush", flush),
     ("send", send),
     ("trySend", try_send),
@@ -535,6 +567,7 @@ const OPERATIONS: [(&str, Function<Endpoint>); 39] = [
     ("strayTokens", stray_tokens),
     ("droppedTokens", dropped_tokens),
     ("evidence", evidence),
+    ("stats", stats),
     ("failure", failure),
 ];
 
@@ -601,6 +634,8 @@ pub(crate) unsafe fn to_object(
         left: None,
         reservation: Reservation::NONE,
         busy_poll,
+        sent: ChannelStats::default(),
+        received: ChannelStats::default(),
     };
     let endpoint = Rc::new(RefCell::new(endpoint));
     // SAFETY: env and object are live.

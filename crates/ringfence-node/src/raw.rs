@@ -9,7 +9,7 @@ use std::{
     rc::Rc,
 };
 
-use napi::sys;
+use napi::{bindgen_prelude::ToNapiValue, sys};
 
 use crate::answers::FAILED;
 
@@ -110,6 +110,19 @@ impl Answer {
         // undefined.
         unsafe { sys::napi_create_bigint_uint64(env, number, &raw mut value) };
         Self::Value(value)
+    }
+}
+
+impl Answer {
+    /// Numbers, as an array.
+    pub(crate) fn numbers(env: sys::napi_env, numbers: &[u64]) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "nobody counts to 2^53")]
+        let numbers: Vec<f64> = numbers.iter().map(|number| *number as f64).collect();
+        // SAFETY: the callers' env is that of their callback.
+        match unsafe { ToNapiValue::to_napi_value(env, numbers) } {
+            Ok(value) => Self::Value(value),
+            Err(_) => Self::Nothing,
+        }
     }
 }
 

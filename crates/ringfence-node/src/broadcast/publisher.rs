@@ -11,7 +11,7 @@ use std::{
 };
 
 use napi::{bindgen_prelude::*, sys};
-use ringfence::{Audience, Broadcaster, Publisher, PublisherEvent, Subscriber};
+use ringfence::{Audience, Broadcaster, Publisher, PublisherEvent, PublisherStats, Subscriber};
 
 use crate::{
     answers::Ended,
@@ -41,6 +41,8 @@ struct Publishing {
     last: u32,
     /// Of messages, once there is no sender.
     sequence: u64,
+    /// The same of the rest.
+    stats: PublisherStats,
 }
 
 const CLOSED: ringfence::Error = ringfence::Error::Closed("the publisher is closed");
@@ -71,11 +73,17 @@ impl Publishing {
         // First: a watched descriptor must not be closed.
         self.handle.stop();
         self.room = None;
+        // Before the subscribers go.
+        if let Some(sender) = &mut self.sender {
+            self.stats = sender.stats();
+        }
         if let Some(audience) = self.audience.take() {
             audience.close();
         }
-        if let Some(sender) = self.sender.take() {
+        if let Some(mut sender) = self.sender.take() {
             self.sequence = sender.sequence();
+            // One that was evicted meanwhile counts.
+            self.stats.evicted = sender.stats().evicted;
         }
     }
 
@@ -171,6 +179,22 @@ fn sequence(publishing: &mut Publishing, call: &mut Call) -> Answer {
     Answer::bigint(call.env, sequence)
 }
 
+/// What was done so far, in the order of the face's `Published`.
+fn stats(publishing: &mut Publishing, call: &mut Call) -> Answer {
+    if let Some(sender) = &mut publishing.sender {
+        publishing.stats = sender.stats();
+    }
+    let stats = &publishing.stats;
+    let figures = [
+        stats.published,
+        stats.bytes_published,
+        stats.evicted,
+        stats.ring_used,
+        stats.ring_capacity,
+    ];
+    Answer::numbers(call.env, &figures)
+}
+
 fn end(publishing: &mut Publishing, call: &mut Call) -> Answer {
     if let Some(sender) = &mut publishing.sender {
         sender.end();
@@ -249,7 +273,7 @@ fn failure(publishing: &mut Publishing, call: &mut Call) -> Answer {
 }
 
 /// The functions that JavaScript sees.
-const FUNCTIONS: [(&CStr, Function<Publishing>); 21] = [
+const FUNCTIONS: [(&CStr, Function<Publishing>); 22] = [
     (c"flush", flush),
     (c"send", send),
     (c"trySend", try_send),
@@ -264,6 +288,7 @@ const FUNCTIONS: [(&CStr, Function<Publishing>); 21] = [
     (c"listen", listen),
     (c"reason", reason),
     (c"sequence", sequence),
+    (c"stats", stats),
     (c"end", end),
     (c"seal", seal),
     (c"watch", watch),
@@ -307,6 +332,7 @@ pub(crate) unsafe fn to_object(
         told: Vec::new(),
         last: 0,
         sequence: 0,
+        stats: PublisherStats::default(),
     }));
     for (name, function) in FUNCTIONS {
         // SAFETY: env and object are live.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use napi::{bindgen_prelude::*, sys};
-use ringfence::{Packed, Subscription, Verified, Verifier, binding};
+use ringfence::{Packed, Subscription, SubscriptionStats, Verified, Verifier, binding};
 
 use crate::{
     answers::{ENDED, Ended, FIRST, LARGE, MORE, OTHER, WHOLE},
@@ -31,6 +31,8 @@ struct Reading {
     before: Counts,
     /// With them.
     now: Counts,
+    /// What was done, once there is no subscription to ask.
+    stats: SubscriptionStats,
 }
 
 /// Of the messages that were fetched so far.
@@ -106,6 +108,7 @@ impl Reading {
         self.handle.stop();
         self.verifier = None;
         if let Some(mut subscription) = self.subscription.take() {
+            self.stats = subscription.stats();
             subscription.close();
         }
     }
@@ -268,10 +271,19 @@ fn lost(reading: &mut Reading, call: &mut Call) -> Answer {
     Answer::bigint(call.env, counts.lost)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "sizes of memory are below 2^53")]
-fn lag(reading: &mut Reading, _call: &mut Call) -> Answer {
-    let lag = reading.subscription.as_ref().map_or(0, Subscription::lag);
-    Answer::Number(lag as f64)
+/// What was done so far, in the order of the face's `Subscribed`. Those that were fetched count, whether handed out or not.
+fn stats(reading: &mut Reading, call: &mut Call) -> Answer {
+    if let Some(subscription) = &reading.subscription {
+        reading.stats = subscription.stats();
+    }
+    let stats = &reading.stats;
+    let figures = [
+        stats.messages_received,
+        stats.bytes_received,
+        stats.lag,
+        stats.sleeps,
+    ];
+    Answer::numbers(call.env, &figures)
 }
 
 fn watch(reading: &mut Reading, call: &mut Call) -> Answer {
@@ -361,7 +373,7 @@ const FUNCTIONS: [(&CStr, Function<Reading>); 20] = [
     (c"listen", listen),
     (c"sequence", sequence),
     (c"lost", lost),
-    (c"lag", lag),
+    (c"stats", stats),
     (c"watch", watch),
     (c"outlive", outlive),
     (c"keepAlive", keep_alive),
@@ -416,6 +428,7 @@ pub(crate) unsafe fn to_object(
         handle: Handle::new(use_libuv),
         before: counts,
         now: counts,
+        stats: SubscriptionStats::default(),
     }));
     for (name, function) in FUNCTIONS {
         // SAFETY: env and object are live.

@@ -2,7 +2,8 @@
 //!
 //! `open` begins one with what a handshake has left. `shared` is what both halves share, under its lock; `state` is the state,
 //! `ending` every way to the end, `reason` what a program is told of it, and `own_phase` the word that tells the peer. `sender` and
-//! `receiver` are the halves, `link` is what each needs of the peer, `scratch` is memory for a message in fragments, `held` reads for
+//! `receiver` are the halves, `link` is what each needs of the peer, `scratch` is memory for a message in fragments, `stats` is what both have
+//! done so far, `held` reads for
 //! the binding. `tokens`, `verify` and `partner` outlive the halves and keep no channel open. `merge` reads from the receiving halves
 //! of many channels.
 //!
@@ -22,6 +23,7 @@ pub(crate) mod scratch;
 pub(crate) mod sender;
 pub(crate) mod shared;
 pub(crate) mod state;
+pub(crate) mod stats;
 pub(crate) mod tokens;
 pub(crate) mod verify;
 
@@ -39,6 +41,7 @@ use crate::{
     channel::sender::{Begun, Sender, Writing},
     channel::shared::{OnEnd, Shared},
     channel::state::ChannelState,
+    channel::stats::ChannelStats,
     channel::tokens::Tokens,
     channel::verify::{Verified, Verifier},
     error::Result,
@@ -85,8 +88,11 @@ impl Channel {
             longest_in,
             ..
         } = opened;
-        let producer = Producer::new(own.clone(), peer.clone(), own_capacity);
-        let consumer = Consumer::new(own, peer, peer_capacity, longest_in);
+        let mut producer = Producer::new(own.clone(), peer.clone(), own_capacity);
+        producer.count_in(&shared.counters.sent);
+        shared.counters.set_capacity(own_capacity);
+        let mut consumer = Consumer::new(own, peer, peer_capacity, longest_in);
+        consumer.count_in(&shared.counters.received);
         let tokens = Tokens::new(&shared, inbox);
         let sender = Sender {
             shared: Arc::clone(&shared),
@@ -169,6 +175,14 @@ impl Channel {
     /// What sends the peer tokens, and takes those that come from it, from any thread and after [`Channel::split`].
     pub fn tokens(&self) -> Tokens {
         self.tokens.clone()
+    }
+
+    /// What has gone through so far, and how full the ring is. The last figures stay after the end.
+    ///
+    /// After [`Channel::split`] each half tells its own: [`Sender::stats`], [`Receiver::stats`].
+    pub fn stats(&mut self) -> ChannelStats {
+        self.receiver.stats();
+        self.sender.stats()
     }
 
     /// How long a wait spins before it sleeps, as the options said: for bindings that wait in a way of their own.

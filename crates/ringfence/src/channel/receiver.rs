@@ -15,6 +15,7 @@ use crate::{
     channel::scratch::Scratch,
     channel::shared::Shared,
     channel::state::ChannelState,
+    channel::stats::ChannelStats,
     error::{Error, Result},
     identity::Identity,
     memory::access::Readable,
@@ -39,7 +40,6 @@ const ALL_THAT_IS_THERE: u64 = u64::MAX;
 /// The reading half of a channel.
 #[derive(Debug)]
 pub struct Receiver {
-    pub(crate) shared: Arc<Shared>,
     pub(crate) consumer: Consumer<OwnRegion, PeerRegion>,
     /// `None` once the peer is gone, or the channel has ended.
     pub(crate) link: Option<Link>,
@@ -56,6 +56,8 @@ pub struct Receiver {
     pub(crate) woken: u64,
     /// How often the peer's tail had been looked at when the caller's round began.
     pub(crate) round: u64,
+    /// Behind the consumer, which tells its last figures when it is dropped: what is told counts until this is gone.
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Receiver {
@@ -67,6 +69,13 @@ impl Receiver {
     /// Bytes of the longest message that this side takes.
     pub fn max_message_size(&self) -> u64 {
         self.longest
+    }
+
+    /// What this half has received by now, and what the other half has told last: once in a lap of its ring, and each time that it sleeps
+    /// or is asked itself. The last figures stay after the end.
+    pub fn stats(&mut self) -> ChannelStats {
+        self.consumer.counted();
+        self.shared.counters.told()
     }
 
     /// What keeps this half from reading: this side's own close, or a lie. A peer that is gone does not: what it
@@ -184,7 +193,7 @@ impl Receiver {
         };
         self.consumer.peer().copy_out_ahead(record.at, place, record.end);
         self.must_be_whole()?;
-        self.consumer.consume(record);
+        self.consumer.hand_out(record);
         self.tell();
         Ok(Some(record.length))
     }
@@ -700,7 +709,10 @@ impl Receiver {
         let ready = self
             .has_message()
             .and_then(|there| if there { Ok(true) } else { self.is_ended() });
-        if !matches!(ready, Ok(false)) {
+        if matches!(ready, Ok(false)) {
+            self.shared.counters.slept();
+            self.consumer.counted();
+        } else {
             self.disarm();
         }
         ready.map(|ready| !ready)

@@ -15,6 +15,7 @@ use crate::{
     channel::reason::CloseReason,
     channel::shared::Shared,
     channel::state::ChannelState,
+    channel::stats::ChannelStats,
     error::{Error, Result},
     memory::layout::as_offset,
     memory::own::OwnRegion,
@@ -152,11 +153,33 @@ impl Sender {
         }
     }
 
+    /// What this half has sent by now, and what the other half has told last: once in a lap of its ring, and each time that it sleeps or
+    /// is asked itself. The last figures stay after the end.
+    pub fn stats(&mut self) -> ChannelStats {
+        let Self { shared, writing, .. } = self;
+        if let Some(Writing { producer, .. }) = writing {
+            producer.counted();
+            shared.counters.set_used(producer.used());
+        }
+        let mut stats = shared.counters.told();
+        if let (Begun::Message(size, written), Some(_)) = (self.begun, &self.writing) {
+            stats.staged = (size - written) as u64;
+        }
+        stats
+    }
+
+    /// Lets go of the ring. What is known of it by then stays.
+    fn let_go(&mut self) {
+        if let Some(writing) = self.writing.take() {
+            self.shared.counters.set_used(writing.producer.used());
+        }
+    }
+
     #[cold]
     fn why_not(&mut self) -> Error {
         let was_ended = self.shared.sending_ended.load(Ordering::Acquire);
         let error = self.shared.check().err().unwrap_or_else(ended);
-        self.writing = None;
+        self.let_go();
         // A sender that has ended its sending is told so, whatever the peer did since.
         if was_ended && !matches!(error, Error::RingCorrupt(_) | Error::ObjectExposed(_)) {
             ended()
@@ -236,14 +259,23 @@ impl Sender {
     }
 
     fn send_by(&mut self, message: &[u8], deadline: Option<Instant>) -> Result<()> {
-        let mut written = 0;
+        let Progress::Part(written) = self.send_part(message, 0)? else {
+            return Ok(());
+        };
+        let since = Instant::now();
+        let sent = self.send_rest(message, written, deadline);
+        self.shared.counters.waited(since);
+        sent
+    }
+
+    fn send_rest(&mut self, message: &[u8], mut written: usize, deadline: Option<Instant>) -> Result<()> {
         loop {
+            if !self.wait(message.len(), deadline)? {
+                return Err(Error::TimedOut);
+            }
             match self.send_part(message, written)? {
                 Progress::Whole => return Ok(()),
                 Progress::Part(bytes) => written = bytes,
-            }
-            if !self.wait(message.len(), deadline)? {
-                return Err(Error::TimedOut);
             }
         }
     }
@@ -503,7 +535,12 @@ impl Sender {
     fn park(&mut self, size: usize) -> Result<bool> {
         self.writing_on()?.link.sleeper.park()?;
         let room = self.has_room(size);
-        if !matches!(room, Ok(false)) {
+        if matches!(room, Ok(false)) {
+            self.shared.counters.slept();
+            if let Some(writing) = &mut self.writing {
+                writing.producer.counted();
+            }
+        } else {
             self.disarm();
         }
         room.map(|room| !room)
@@ -531,7 +568,7 @@ impl Sender {
     /// As [`Sender::poll_line`], for a caller that has just polled the line with the other half ([`Receiver::poll_line`](crate::Receiver::poll_line)).
     pub fn refresh(&mut self) {
         if !self.shared.state.is(ChannelState::Open, Ordering::Acquire) {
-            self.writing = None;
+            self.let_go();
         }
     }
 
@@ -546,6 +583,7 @@ impl Sender {
         }
         if let Some(mut writing) = self.writing.take() {
             writing.producer.publish();
+            self.shared.counters.set_used(writing.producer.used());
             if self.shared.end_sending() && writing.link.waker.must_ring() {
                 self.shared.doorbell.ring();
             }
@@ -563,7 +601,7 @@ impl Sender {
     /// Closes the whole channel from this half.
     pub fn close(&mut self) {
         self.shared.finish(ChannelState::ClosedHere);
-        self.writing = None;
+        self.let_go();
     }
 
     /// Why the channel has ended; `None` while it has not.

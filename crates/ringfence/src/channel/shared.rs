@@ -14,6 +14,7 @@ use crate::{
     channel::own_phase::OwnPhase,
     channel::reason::{CloseReason, GoneReason},
     channel::state::{AtomicState, ChannelState},
+    channel::stats::Counters,
     error::Result,
     fork::{Mark, inherited, leave_torn},
     handshake::parts::Role,
@@ -40,6 +41,8 @@ pub(crate) struct Shared {
     /// has this lock.
     pub(crate) held: Mutex<Option<Held>>,
     pub(crate) busy_poll: Duration,
+    /// Also held by what sums the channels of an address up.
+    pub(crate) counters: Arc<Counters>,
 }
 
 /// What a channel keeps from others until it ends: the address of a pair's host, a seat of a service.
@@ -82,9 +85,11 @@ impl Shared {
     /// A channel whose peer has this side's object already. From now on the tripwire ends it.
     pub(crate) fn open(line: Line, mark: Mark, held: Held, busy_poll: Duration) -> Arc<Self> {
         let own = held.own.clone();
+        let doorbell = Arc::new(Doorbell::new(line.socket, line.pidfd));
         let shared = Arc::new(Self {
             role: line.role,
-            doorbell: Arc::new(Doorbell::new(line.socket, line.pidfd)),
+            counters: Counters::new(doorbell.rung()),
+            doorbell,
             state: AtomicState::open(mark),
             sending_ended: AtomicBool::new(false),
             receiving_ended: AtomicBool::new(false),

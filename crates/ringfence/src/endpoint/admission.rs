@@ -70,6 +70,7 @@ impl<E: Endpoint> Host for Admission<'_, E> {
 
     fn refused(&self, refused: Refused) -> ControlFlow<Error> {
         self.told_hindered.store(false, Ordering::Relaxed);
+        self.shared.count_refused(&refused.error);
         E::refused(self.shared, refused);
         ControlFlow::Continue(())
     }

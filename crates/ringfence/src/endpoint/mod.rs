@@ -5,7 +5,7 @@
 //! (a service, a membership, a publisher) is built from the
 //! same parts: `shared` is what its handle, its worker thread and its channels have in common; `handle` is the program's side and
 //! the worker; `acceptor` runs the handshakes of one address side by side; `admission` asks who gets a seat, and `seats` counts
-//! those that are taken; `events` keeps what has happened until the program asks for it. `calling` is how a guest reaches a host
+//! those that are taken; `ledger` counts what has come; `events` keeps what has happened until the program asks for it. `calling` is how a guest reaches a host
 //! that stays.
 //!
 //! May import every folder below it. Nothing below imports an endpoint: a channel does not know how its two ends met.
@@ -17,6 +17,7 @@ pub(crate) mod calling;
 pub(crate) mod child;
 pub(crate) mod events;
 pub(crate) mod handle;
+pub(crate) mod ledger;
 pub(crate) mod membership;
 pub(crate) mod pair;
 pub(crate) mod seats;

@@ -14,6 +14,7 @@ use crate::{
     endpoint::calling::call,
     endpoint::events::End,
     endpoint::handle::{Handle, Hold, Idle, Worker},
+    endpoint::ledger::EndpointStats,
     endpoint::seats::TakenSeats,
     endpoint::shared::{Endpoint, Seat, Shared},
     error::{Error, Result},
@@ -192,6 +193,11 @@ impl Listener {
         }
     }
 
+    /// What has come so far, and what went through all of its channels.
+    pub fn stats(&self) -> EndpointStats {
+        self.0.shared.stats(self.size())
+    }
+
     /// Waits for the next arrival.
     ///
     /// # Errors
@@ -317,6 +323,7 @@ impl Endpoint for Service {
     fn ready(shared: &Arc<Shared<Self>>, parts: Parts, seat: Seat<Self>, options: &Options) {
         let channel = Channel::assemble(parts, Some(Box::new(Some(seat))), options);
         shared.remember(&channel);
+        shared.count_accepted(&channel);
         shared.events.add(Arrival::Accepted(channel));
     }
 }

@@ -20,9 +20,11 @@ use std::{
 };
 
 use crate::{
+    channel::Channel,
     channel::partner::Partner,
     endpoint::acceptor::Refused,
     endpoint::events::{End, Events},
+    endpoint::ledger::{EndpointStats, Ledger},
     error::{Error, Result},
     fork::{Birth, leave_torn},
     handshake::frame::Meeting,
@@ -94,6 +96,7 @@ pub(crate) struct Shared<E: Endpoint> {
     paused: AtomicBool,
     /// A child has neither the worker nor a seat.
     birth: Birth,
+    ledger: Mutex<Ledger>,
     own: E,
 }
 
@@ -107,6 +110,7 @@ impl<E: Endpoint> Shared<E> {
             bell,
             paused: AtomicBool::new(false),
             birth: Birth::now()?,
+            ledger: Mutex::default(),
             own,
         }))
     }
@@ -125,6 +129,25 @@ impl<E: Endpoint> Shared<E> {
     /// Errors with [`Error::Closed`] in a child.
     pub(crate) fn check(&self) -> Result<()> {
         self.birth.check()
+    }
+
+    /// A newcomer has this channel.
+    pub(super) fn count_accepted(&self, channel: &Channel) {
+        self.ledger.lock().accepted(channel);
+    }
+
+    /// A newcomer has none.
+    pub(super) fn count_refused(&self, error: &Error) {
+        self.ledger.lock().refused(error);
+    }
+
+    /// What was counted so far, where so many channels are open.
+    pub(super) fn stats(&self, open: usize) -> EndpointStats {
+        if self.is_here() {
+            self.ledger.lock().stats(open)
+        } else {
+            EndpointStats::default()
+        }
     }
 
     pub(crate) fn is_paused(&self) -> bool {
@@ -168,6 +191,7 @@ impl<E: Endpoint> Drop for Shared<E> {
     fn drop(&mut self) {
         if !self.is_here() {
             leave_torn(&mut self.state);
+            leave_torn(&mut self.ledger);
         }
     }
 }

@@ -1,6 +1,10 @@
 //! The reading end of a ring. It believes nothing that it reads.
 
-use std::{ops::Range, sync::atomic::Ordering};
+use std::{
+    mem,
+    ops::Range,
+    sync::{Arc, atomic::Ordering},
+};
 
 use crate::{
     error::{Error, Result},
@@ -11,6 +15,7 @@ use crate::{
     ring::record::{
         FIRST, HEADER, LAST, PADDING, Record, WHOLE, corrupt, header, largest_record, packed_size, split,
     },
+    ring::tally::Tally,
 };
 
 /// A consumer is in full stream once it has read this much, of which every look that finds the ring empty takes back
@@ -115,8 +120,9 @@ pub(crate) struct Consumer<O, P> {
     until: u64,
     /// The last word of a producer that has gone, in place of its tail, which another process may still write.
     last: Option<u64>,
-    /// Bytes read since the ring was last found empty.
-    streamed: u64,
+    /// The stream that is being read began here: what was read since the ring was last found empty, and half of what was remembered
+    /// then. A place and no count, which each message would have to add to.
+    stream: u64,
     /// The last look found less than [`distance`].
     is_close: bool,
     /// Up to here, lines have been asked for.
@@ -125,6 +131,26 @@ pub(crate) struct Consumer<O, P> {
     gathering: Option<(usize, usize)>,
     /// The size that the reader was told of the message at this position, and has made room for.
     told: Option<(u64, usize)>,
+    /// Messages that were read since the tally was last told, and their bytes.
+    messages: u64,
+    bytes: u64,
+    tally: Arc<Tally>,
+    /// What was counted before the messages that are held: see [`Consumer::pull_held`].
+    before: (u64, u64),
+}
+
+impl<O, P> Consumer<O, P> {
+    /// Tells the tally what was read since it was last told.
+    fn tell_tally(&mut self) {
+        self.tally
+            .add(mem::take(&mut self.messages), mem::take(&mut self.bytes));
+    }
+}
+
+impl<O, P> Drop for Consumer<O, P> {
+    fn drop(&mut self) {
+        self.tell_tally();
+    }
 }
 
 impl<O: Writable, P: Readable> Consumer<O, P> {
@@ -140,12 +166,27 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             looks: 0,
             until: 0,
             last: None,
-            streamed: 0,
+            stream: 0,
             is_close: false,
             fetched: 0,
             gathering: None,
             told: None,
+            messages: 0,
+            bytes: 0,
+            tally: Arc::default(),
+            before: (0, 0),
         }
+    }
+
+    /// Counts in this tally from now on, which counts for no other ring.
+    pub(crate) fn count_in(&mut self, tally: &Arc<Tally>) {
+        self.tally = Arc::clone(tally);
+    }
+
+    /// Messages that were read, and the bytes of their payloads. One in fragments counts once it is whole.
+    pub(crate) fn counted(&mut self) -> (u64, u64) {
+        self.tell_tally();
+        self.tally.get()
     }
 
     /// Looks how far the producer has written. A tail that goes backwards, or more than a ring ahead, is a lie.
@@ -191,15 +232,19 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         self.look_again()
     }
 
+    fn streamed(&self) -> u64 {
+        self.head.saturating_sub(self.stream)
+    }
+
     fn look_again(&mut self) -> Result<bool> {
-        if self.is_close && self.streamed >= STREAM {
+        if self.is_close && self.streamed() >= STREAM {
             pause(self.capacity);
         }
         self.look_at_tail()?;
         let there = self.tail - self.head;
         self.is_close = there < distance(self.capacity);
         if there == 0 {
-            self.streamed = self.streamed.min(STREAM_MEMORY) / 2;
+            self.stream = self.head - self.streamed().min(STREAM_MEMORY) / 2;
             self.publish();
             return Ok(false);
         }
@@ -268,6 +313,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
     /// read here counts.
     #[inline(never)]
     fn look_for_record(&mut self) -> Result<Option<Record>> {
+        self.tell_tally();
         loop {
             if !self.available()? {
                 return Ok(None);
@@ -331,7 +377,6 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
     #[inline]
     fn skip(&mut self, size: u64) {
         self.head += size;
-        self.streamed += size;
         self.fetched = self.fetched.max(self.head);
     }
 
@@ -339,6 +384,15 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
     #[inline]
     pub(crate) fn consume(&mut self, record: Record) {
         self.skip(record.size);
+    }
+
+    /// As [`Consumer::consume`], of a whole message that is handed out.
+    #[inline]
+    pub(crate) fn hand_out(&mut self, record: Record) {
+        self.skip(record.size);
+        // Two words: to make one of them takes longer than to add to another one.
+        self.messages += 1;
+        self.bytes += record.length as u64;
     }
 
     /// Visits the whole message that [`Consumer::next_record`] returned, and those that stand behind it in a row as far
@@ -360,11 +414,12 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         // behind the record.
         let (mut head, mut record) = (start + first.size, first);
         let mut fetched = self.fetched.max(head);
-        let mut count = 0;
+        let (mut count, mut payload) = (0, 0);
         loop {
             visit(&self.peer, record);
             self.head = head;
             count += 1;
+            payload += record.length;
             if count >= max || head >= stop {
                 break;
             }
@@ -381,7 +436,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             record = next;
         }
         self.fetched = fetched;
-        self.streamed += head - start;
+        self.tally.add(count as u64, payload as u64);
         if head - self.published >= stride {
             self.publish();
         }
@@ -451,6 +506,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             self.consume(record);
             self.publish();
             if record.flags & LAST != 0 {
+                self.tally.add(1, size as u64);
                 self.gathering = None;
                 return Ok(Gathered::Whole(size));
             }
@@ -470,6 +526,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
     /// ring, or one message.
     pub(crate) fn pull_held(&mut self, into: &mut [u8], wanted: &Wanted) -> Result<Pulled> {
         self.publish();
+        self.before = self.counted();
         let Some(first) = self.next_record()? else {
             return Ok(Pulled::Nothing);
         };
@@ -484,6 +541,8 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         self.head = self.published;
         // What is known of a later lap holds for no earlier one.
         self.until = self.head;
+        self.tell_tally();
+        self.tally.set(self.before);
         let mut left = passed;
         while left > 0 {
             let record = self.next_record()?;
@@ -492,7 +551,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
                 return Err(corrupt("a record changed after it was read".into()));
             };
             left -= size(&record);
-            self.consume(record);
+            self.hand_out(record);
         }
         self.pull(into, &Wanted::ALL)
     }
@@ -516,7 +575,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
                 let (head, payload) = left.split_at_mut(as_offset(HEADER));
                 head.copy_from_slice(&header(record.length as u64, WHOLE).to_le_bytes());
                 self.copy_packed(record.at..record.at + record.length, payload, record.end, wanted);
-                self.consume(record);
+                self.hand_out(record);
                 end += packed;
             } else {
                 end += self.pull_run(left, record.end, wanted)?;
@@ -547,6 +606,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         let there = as_offset(self.tail - self.head).min(rest + layout::OVERHANG);
         let count = into.len().min(there) & !7;
         let (mut copied, mut end) = (0, 0);
+        let (mut messages, mut payload) = (0, 0);
         'run: while copied < count {
             let from = copied;
             copied += RUN.min(count - copied);
@@ -568,8 +628,11 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
                     break;
                 }
                 end += as_offset(size);
+                messages += 1;
+                payload += length;
             }
         }
+        self.tally.add(messages, payload);
         if end == 0 {
             return Err(corrupt("a record changed while it was read".into()));
         }
@@ -620,6 +683,8 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
 
     /// Reads nothing any more.
     pub(crate) fn forget(&mut self, own: O, peer: P) {
+        let tally = Arc::clone(&self.tally);
         *self = Self::new(own, peer, self.capacity, self.longest);
+        self.tally = tally;
     }
 }

@@ -1,6 +1,6 @@
 //! The writing end of a ring.
 
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 
 use crate::{
     error::Result,
@@ -13,6 +13,7 @@ use crate::{
         ALIGNED, FIRST, HEADER, LAST, LONG, PADDING, WHOLE, corrupt, header, largest_record, packed_length,
         packed_size, padded, record_size, to_payload,
     },
+    ring::tally::{STRETCH, Sum, Tally},
 };
 
 /// The writer takes lines that the reader has had back before it comes to them. Not as far ahead as [`AHEAD`](crate::memory::copy::AHEAD): with a
@@ -43,6 +44,15 @@ pub(crate) struct Producer<O, P> {
     until: u64,
     /// The last look found no room: the next one waits a moment, to find more than one record's.
     starved: bool,
+    /// Messages that were written since the tally was last told.
+    sum: Sum,
+    tally: Arc<Tally>,
+}
+
+impl<O, P> Drop for Producer<O, P> {
+    fn drop(&mut self) {
+        self.sum.tell(&self.tally);
+    }
 }
 
 impl<O: Writable, P: Readable> Producer<O, P> {
@@ -56,7 +66,29 @@ impl<O: Writable, P: Readable> Producer<O, P> {
             head: 0,
             until: 0,
             starved: false,
+            sum: Sum::default(),
+            tally: Arc::default(),
         }
+    }
+
+    /// Counts in this tally from now on, which counts for no other ring.
+    pub(crate) fn count_in(&mut self, tally: &Arc<Tally>) {
+        self.tally = Arc::clone(tally);
+    }
+
+    /// Messages that were written, and the bytes of their payloads. One in fragments counts once it is whole.
+    pub(crate) fn counted(&mut self) -> (u64, u64) {
+        self.sum.tell(&self.tally);
+        self.tally.get()
+    }
+
+    /// Bytes of the ring that the consumer has not read, as it says now.
+    pub(crate) fn used(&self) -> u64 {
+        let used = self
+            .tail
+            .wrapping_sub(self.peer.load(layout::HEAD, Ordering::Acquire));
+        // A lie is found where it matters.
+        used.min(self.tail - self.head)
     }
 
     /// The largest payload that is ever one record.
@@ -115,6 +147,7 @@ impl<O: Writable, P: Readable> Producer<O, P> {
     /// As [`Producer::claim`], where what is known does not suffice.
     #[inline(never)]
     fn claim_anew(&mut self, payload: u64) -> Result<Option<usize>> {
+        self.sum.tell(&self.tally);
         let (padding, record) = self.needs(payload);
         let needed = padding + record;
         if needed > self.room() && !self.wait_for_head(needed)? {
@@ -126,7 +159,9 @@ impl<O: Writable, P: Readable> Producer<O, P> {
             self.tail += padding;
         }
         let lap = self.tail - (self.tail & (self.capacity - 1));
-        self.until = (lap + self.capacity + layout::OVERHANG as u64).min(self.head + self.capacity);
+        self.until = (lap + self.capacity + layout::OVERHANG as u64)
+            .min(self.head + self.capacity)
+            .min(self.tail + STRETCH);
         let to_payload = to_payload(self.tail, payload >= LONG);
         Ok(Some(self.place() + as_offset(to_payload)))
     }
@@ -167,7 +202,13 @@ impl<O: Writable, P: Readable> Producer<O, P> {
         };
         self.own.copy_in(at, payload);
         self.advance(at, length, length, WHOLE);
+        self.count(length);
         Ok(true)
+    }
+
+    #[inline]
+    fn count(&mut self, length: u64) {
+        self.sum.add(length);
     }
 
     /// Ends the record whose payload was claimed at `at`, for so many bytes, and has got `length` of them.
@@ -199,7 +240,7 @@ impl<O: Writable, P: Readable> Producer<O, P> {
             let place = self.tail & (self.capacity - 1);
             let mut room = self.room();
             let end = self.capacity - place;
-            let mut run = 0_u64;
+            let (mut run, mut count, mut payload) = (0_u64, 0_u64, 0_u64);
             let mut blocked = None;
             while taken + as_offset(run) < packed.len() {
                 let at = taken + as_offset(run);
@@ -221,8 +262,11 @@ impl<O: Writable, P: Readable> Producer<O, P> {
                     }
                 }
                 run += record;
+                count += 1;
+                payload += length;
             }
             if run > 0 {
+                self.tally.add(count, payload);
                 self.own.copy_in(
                     layout::DATA + as_offset(place),
                     &packed[taken..taken + as_offset(run)],
@@ -278,6 +322,7 @@ impl<O: Writable, P: Readable> Producer<O, P> {
             );
             self.publish();
         }
+        self.tally.add(1, message.len() as u64);
         Ok(Progress::Whole)
     }
 
@@ -327,6 +372,7 @@ impl<O: Writable, P: Readable> Producer<O, P> {
     #[inline]
     pub(crate) fn finish(&mut self, at: usize, claimed: usize, length: usize) {
         self.advance(at, claimed as u64, length as u64, WHOLE);
+        self.count(length as u64);
     }
 
     #[inline]

@@ -3,7 +3,7 @@
 
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::Instant,
 };
 
@@ -202,6 +202,11 @@ impl Doorbell {
     #[cold]
     pub(crate) fn ring(&self) {
         self.bells.ring();
+    }
+
+    /// How often this side has rung.
+    pub(crate) fn rung(&self) -> &Arc<AtomicU64> {
+        self.bells.rung()
     }
 
     /// For the loop, before it waits for a half: reads what was left on the line, since after the half has lain down the line may

@@ -93,6 +93,18 @@ pub enum MergedVec {
     },
 }
 
+/// What a [`Merge`] has done since it was made.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MergeStats {
+    /// Sources in it now.
+    pub sources: usize,
+    /// Messages that it has handed out, of whichever source.
+    pub messages_received: u64,
+    /// Bytes of their payloads.
+    pub bytes_received: u64,
+}
+
 /// A source that could not be added, and why. It is handed back.
 #[derive(Debug)]
 pub struct NotAdded<S> {
@@ -171,6 +183,8 @@ pub struct Merge<S = Receiver> {
     ends: VecDeque<(Key, GoneReason)>,
     size: usize,
     had_one: bool,
+    /// What those have received here that are not in it any more.
+    past: (u64, u64),
     /// Looks at all sources that found nothing.
     fruitless: u32,
 }
@@ -179,6 +193,8 @@ pub struct Merge<S = Receiver> {
 #[derive(Debug)]
 struct Seat<S> {
     source: Option<S>,
+    /// What it had received before it was added.
+    before: (u64, u64),
     /// How many sources have had it: part of the key.
     generation: u32,
 }
@@ -197,13 +213,14 @@ impl<S: Source> Merge<S> {
             ends: VecDeque::new(),
             size: 0,
             had_one: false,
+            past: (0, 0),
             fruitless: 0,
         })
     }
 
     /// Reads from a source as well, which is handed back where that cannot be. Errors with [`Error::NoSpace`] where the kernel has no
     /// memory for it, or the user has reached its limit of watched descriptors (/proc/sys/fs/epoll/max_user_watches).
-    pub fn add(&mut self, source: S) -> std::result::Result<Key, Box<NotAdded<S>>> {
+    pub fn add(&mut self, mut source: S) -> std::result::Result<Key, Box<NotAdded<S>>> {
         if let Err(error) = self.birth.check() {
             return Err(Box::new(NotAdded { source, error }));
         }
@@ -215,12 +232,15 @@ impl<S: Source> Merge<S> {
             let error = Error::system("waiting for one more source (epoll_ctl)", errno);
             return Err(Box::new(NotAdded { source, error }));
         }
+        let before = source.counted();
+        let seat = Seat {
+            source: Some(source),
+            before,
+            generation,
+        };
         match self.free.pop() {
-            Some(place) => self.seats[place].source = Some(source),
-            None => self.seats.push(Seat {
-                source: Some(source),
-                generation,
-            }),
+            Some(place) => self.seats[place] = seat,
+            None => self.seats.push(seat),
         }
         self.size += 1;
         self.had_one = true;
@@ -242,7 +262,8 @@ impl<S: Source> Merge<S> {
 
     fn take_out(&mut self, place: usize) -> Option<S> {
         let seat = self.seats.get_mut(place)?;
-        let source = seat.source.take()?;
+        let mut source = seat.source.take()?;
+        self.past = sum(self.past, since(seat.before, source.counted()));
         seat.generation = seat.generation.wrapping_add(1);
         self.turns.remove(place);
         self.free.push(place);
@@ -259,6 +280,21 @@ impl<S: Source> Merge<S> {
 
     fn key(&self, place: usize) -> Key {
         Key::new(place, self.seats[place].generation)
+    }
+
+    /// What it has handed out so far, over all sources that are or were in it.
+    pub fn stats(&mut self) -> MergeStats {
+        let mut all = self.past;
+        for seat in &mut self.seats {
+            if let Some(source) = &mut seat.source {
+                all = sum(all, since(seat.before, source.counted()));
+            }
+        }
+        MergeStats {
+            sources: self.size,
+            messages_received: all.0,
+            bytes_received: all.1,
+        }
     }
 
     /// How many sources are in it.
@@ -672,6 +708,14 @@ fn unwatch(epoll: &Epoll, source: &impl Source) {
         // It was not added, where this fails.
         let _ = epoll.delete(descriptor);
     }
+}
+
+fn since(before: (u64, u64), now: (u64, u64)) -> (u64, u64) {
+    (now.0 - before.0, now.1 - before.1)
+}
+
+fn sum(one: (u64, u64), other: (u64, u64)) -> (u64, u64) {
+    (one.0 + other.0, one.1 + other.1)
 }
 
 /// Rounded up, so that a wait never ends before its deadline.

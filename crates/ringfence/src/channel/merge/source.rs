@@ -67,9 +67,16 @@ pub trait Reading {
 
     /// How long a wait spins before it sleeps.
     fn busy_poll(&self) -> Duration;
+
+    /// Messages that were handed out by now, and the bytes of their payloads.
+    fn counted(&mut self) -> (u64, u64);
 }
 
 impl Reading for Receiver {
+    fn counted(&mut self) -> (u64, u64) {
+        self.consumer.counted()
+    }
+
     #[inline]
     fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         Receiver::try_receive(self, into)

@@ -12,7 +12,7 @@ use std::{
     mem,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -70,6 +70,8 @@ pub(crate) struct Broadcast {
     pub(super) stalls: Mutex<Stalls>,
     /// The thread that keeps the address.
     pub(super) worker: Worker,
+    /// Subscribers that were too slow.
+    pub(super) evicted: AtomicU64,
 }
 
 impl Drop for Broadcast {
@@ -321,6 +323,20 @@ impl Shared<Broadcast> {
             .collect()
     }
 
+    /// How many are subscribed, and how many were evicted.
+    pub(super) fn counts(&self) -> (usize, u64) {
+        let evicted = self.evicted.load(Ordering::Relaxed);
+        if !self.is_here() {
+            return (0, evicted);
+        }
+        let state = self.state();
+        let members = state.list.iter().map(|seated| &seated.member);
+        (
+            members.filter(|member| member.gone.get().is_none()).count(),
+            evicted,
+        )
+    }
+
     fn links(&self) -> Vec<Arc<channel::Shared>> {
         let state = self.state();
         state.list.iter().map(|seated| Arc::clone(&seated.link)).collect()
@@ -440,6 +456,9 @@ impl Shared<Broadcast> {
     /// The program is told, once.
     fn gone(self: &Arc<Self>, member: &Arc<Member>, reason: GoneReason) {
         if member.gone.set(reason).is_ok() {
+            if reason == GoneReason::Evicted {
+                self.evicted.fetch_add(1, Ordering::Relaxed);
+            }
             self.tell(PublisherEvent::Gone(self.handle(member), reason));
         }
     }

@@ -27,6 +27,28 @@ use crate::{
     wake::parking::many::{FanWaker, RoomSleeper, Watched},
 };
 
+/// What a publisher has done since it was made, and how full its ring is.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PublisherStats {
+    /// Messages that were published.
+    pub published: u64,
+    /// Bytes of their payloads.
+    pub bytes_published: u64,
+    /// Those that are subscribed now.
+    pub subscribers: usize,
+    /// Subscribers that were let go of since they had held it up for longer than [`Options::stall`](crate::Options::stall).
+    pub evicted: u64,
+    /// Calls of [`Broadcaster::send`] that had to wait for room.
+    pub waits: u64,
+    /// How long they waited, in microseconds.
+    pub waited_micros: u64,
+    /// Bytes of the ring that the slowest reliable subscriber has not read; 0 where there is none. After the end: as it was then.
+    pub ring_used: u64,
+    /// Bytes of the ring.
+    pub ring_capacity: u64,
+}
+
 /// A program that tries again and again, without a wait, has those in its way looked at no more often than this.
 const CHARGED_AGAIN: Duration = Duration::from_millis(5);
 
@@ -41,7 +63,13 @@ pub struct Broadcaster {
     writing: Option<Writing>,
     longest: u64,
     busy_poll: Duration,
+    /// Messages, once there is no ring to ask.
     sequence: u64,
+    /// Bytes of these, and of the ring that were not read.
+    bytes: u64,
+    used: u64,
+    waits: u64,
+    waited: Duration,
     /// A message was refused, and none has gone through since: where all must have read to, so that it finds room; and when that was last
     /// looked at.
     stalled: Option<(u64, Instant)>,
@@ -119,6 +147,10 @@ impl Broadcaster {
             longest,
             busy_poll,
             sequence: 0,
+            bytes: 0,
+            used: 0,
+            waits: 0,
+            waited: Duration::ZERO,
             stalled: None,
             reservation: Arc::default(),
             reserved: false,
@@ -140,6 +172,37 @@ impl Broadcaster {
         self.writing
             .as_ref()
             .map_or(self.sequence, |writing| writing.ring.sequence())
+    }
+
+    /// What was published so far, and for how long it had to wait. The last figures stay after the end.
+    pub fn stats(&mut self) -> PublisherStats {
+        if let Some(writing) = &mut self.writing
+            && self.shared.is_here()
+        {
+            self.bytes = writing.ring.bytes();
+            self.used = writing.ring.used();
+            if let Some(lie) = writing.ring.lie() {
+                self.told_a_lie(lie);
+            }
+        }
+        let (subscribers, evicted) = self.shared.counts();
+        PublisherStats {
+            published: self.sequence(),
+            bytes_published: self.bytes,
+            subscribers,
+            evicted,
+            waits: self.waits,
+            waited_micros: u64::try_from(self.waited.as_micros()).unwrap_or(u64::MAX),
+            ring_used: self.used,
+            ring_capacity: self.shared.capacity,
+        }
+    }
+
+    /// Lets go of the ring. What is known of it by then stays.
+    fn keep_counts(&mut self, writing: &mut Writing) {
+        self.sequence = writing.ring.sequence();
+        self.bytes = writing.ring.bytes();
+        self.used = writing.ring.used();
     }
 
     #[inline]
@@ -169,10 +232,10 @@ impl Broadcaster {
     #[cold]
     fn why_not(&mut self) -> Error {
         let state = self.shared.state.get();
-        if let (ChannelState::Open | ChannelState::ClosedHere | ChannelState::Exposed, Some(writing)) =
+        if let (ChannelState::Open | ChannelState::ClosedHere | ChannelState::Exposed, Some(mut writing)) =
             (state, self.writing.take())
         {
-            self.sequence = writing.ring.sequence();
+            self.keep_counts(&mut writing);
         }
         match state {
             ChannelState::Inherited => inherited(),
@@ -279,21 +342,40 @@ impl Broadcaster {
 
     /// Puts a message into the ring, and sleeps while there is no room. Errors as [`Broadcaster::try_send`].
     pub fn send(&mut self, message: &[u8]) -> Result<()> {
-        while !self.try_send(message)? {
-            self.wait(message.len(), None)?;
+        if self.try_send(message)? {
+            return Ok(());
         }
-        Ok(())
+        self.send_late(message, None)
+    }
+
+    /// There was no room, and is waited for.
+    #[cold]
+    fn send_late(&mut self, message: &[u8], deadline: Option<Instant>) -> Result<()> {
+        let since = Instant::now();
+        let sent = self.send_once_there_is_room(message, deadline);
+        self.waits += 1;
+        self.waited += since.elapsed();
+        sent
+    }
+
+    fn send_once_there_is_room(&mut self, message: &[u8], deadline: Option<Instant>) -> Result<()> {
+        loop {
+            if !self.wait(message.len(), deadline)? {
+                self.give_up();
+                return Err(Error::TimedOut);
+            }
+            if self.try_send(message)? {
+                return Ok(());
+            }
+        }
     }
 
     /// As [`Broadcaster::send`], up to a deadline, when it errors with [`Error::TimedOut`]. Nothing was sent then.
     pub fn send_until(&mut self, message: &[u8], deadline: Instant) -> Result<()> {
-        while !self.try_send(message)? {
-            if !self.wait(message.len(), Some(deadline))? {
-                self.give_up();
-                return Err(Error::TimedOut);
-            }
+        if self.try_send(message)? {
+            return Ok(());
         }
-        Ok(())
+        self.send_late(message, Some(deadline))
     }
 
     /// Puts whole messages into the ring, laid out as [`Sender::try_send_packed`](crate::Sender::try_send_packed) has them: one
@@ -488,7 +570,7 @@ impl Broadcaster {
         self.give_up();
         if let Some(mut writing) = self.writing.take() {
             writing.publish(&self.shared);
-            self.sequence = writing.ring.sequence();
+            self.keep_counts(&mut writing);
         }
         self.shared.end();
     }

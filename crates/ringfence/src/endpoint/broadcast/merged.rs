@@ -59,6 +59,11 @@ impl From<Subscription> for AnySource {
 impl Source for Subscription {}
 
 impl Reading for Subscription {
+    fn counted(&mut self) -> (u64, u64) {
+        let stats = self.stats();
+        (stats.messages_received, stats.bytes_received)
+    }
+
     #[inline]
     fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         Subscription::try_receive(self, into)
@@ -149,6 +154,13 @@ macro_rules! of_either {
 impl Source for AnySource {}
 
 impl Reading for AnySource {
+    fn counted(&mut self) -> (u64, u64) {
+        match self {
+            Self::Receiver(receiver) => receiver.counted(),
+            Self::Subscription(subscription) => subscription.counted(),
+        }
+    }
+
     #[inline]
     fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         of_either!(self, source => Reading::try_receive(source, into))

@@ -14,7 +14,7 @@ use crate::{
     endpoint::acceptor::{Acceptor, Refused},
     endpoint::admission::Admission,
     endpoint::broadcast::audience::{Broadcast, PublisherEvent, Subscriber, watch},
-    endpoint::broadcast::broadcaster::{BroadcastBatch, Broadcaster, Room},
+    endpoint::broadcast::broadcaster::{BroadcastBatch, Broadcaster, PublisherStats, Room},
     endpoint::broadcast::stalls::Stalls,
     endpoint::broadcast::watches::Watches,
     endpoint::events::End,
@@ -162,6 +162,7 @@ fn broadcast(
         watches: Arc::new(Watches::new()?),
         stalls: Mutex::new(Stalls::new(options.stall, options.capacity)),
         worker,
+        evicted: 0.into(),
     })
 }
 
@@ -230,6 +231,11 @@ impl Publisher {
     /// See [`Broadcaster::sequence`].
     pub fn sequence(&self) -> u64 {
         self.sender.sequence()
+    }
+
+    /// See [`Broadcaster::stats`].
+    pub fn stats(&mut self) -> PublisherStats {
+        self.sender.stats()
     }
 
     /// See [`Broadcaster::try_send`].

@@ -111,6 +111,24 @@ pub struct Subscription {
     woken: u64,
     /// How often the publisher's tail had been looked at when the caller's round began.
     round: u64,
+    /// The lag, once there is no ring to look at.
+    last_lag: u64,
+}
+
+/// What a subscription has done since it was made, and how far behind it is.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SubscriptionStats {
+    /// Messages that were handed out.
+    pub messages_received: u64,
+    /// Bytes of their payloads.
+    pub bytes_received: u64,
+    /// See [`Subscription::lost`].
+    pub lost: u64,
+    /// Bytes that are published and not read. After the end: as it was when it was last known.
+    pub lag: u64,
+    /// How often this side has gone to sleep, for want of messages.
+    pub sleeps: u64,
 }
 
 /// How this side sleeps, and wakes a publisher that waits for room.
@@ -170,6 +188,7 @@ impl Subscription {
             fruitless: 0,
             woken: 0,
             round: 0,
+            last_lag: 0,
         })
     }
 
@@ -213,6 +232,19 @@ impl Subscription {
     pub fn lag(&self) -> u64 {
         let tail = self.reader.ring().load(layout::TAIL, Ordering::Acquire);
         tail.saturating_sub(self.reader.position())
+    }
+
+    /// What has come so far. The last figures stay after the end.
+    pub fn stats(&self) -> SubscriptionStats {
+        let (messages_received, bytes_received) = self.reader.counted();
+        let over = self.control.is_nowhere();
+        SubscriptionStats {
+            messages_received,
+            bytes_received,
+            lost: self.reader.lost(),
+            lag: if over { self.last_lag } else { self.lag() },
+            sleeps: self.shared.counters.sleeps(),
+        }
     }
 
     /// How long a wait spins before it sleeps, as the options said: for bindings that wait in a way of their own.
@@ -278,6 +310,7 @@ impl Subscription {
     fn let_go(&mut self) {
         self.bells = None;
         if !self.control.is_nowhere() {
+            self.last_lag = self.lag();
             self.reader.forget(PeerRegion::nowhere());
             self.own = OwnRegion::nowhere();
             self.control = PeerRegion::nowhere();
@@ -659,7 +692,9 @@ impl Subscription {
         let ready = self
             .has_message()
             .and_then(|there| if there { Ok(true) } else { self.is_ended() });
-        if !matches!(ready, Ok(false)) {
+        if matches!(ready, Ok(false)) {
+            self.shared.counters.slept();
+        } else {
             self.disarm();
         }
         ready.map(|ready| !ready)

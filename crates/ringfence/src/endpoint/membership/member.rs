@@ -149,6 +149,7 @@ impl Shared<Member> {
     }
 
     pub(super) fn welcome(&self, channel: Channel) {
+        self.count_accepted(&channel);
         self.state().partner = Some(Partner::of(channel.shared()));
         self.settled.notify_all();
         self.events.add(Change::Channel(channel));

@@ -22,6 +22,7 @@ use std::{
 use crate::{
     channel::Channel,
     endpoint::handle::{Handle, Idle, Worker},
+    endpoint::ledger::EndpointStats,
     endpoint::membership::change::Change,
     endpoint::membership::keeper::{Keeper, Position},
     endpoint::membership::member::Member,
@@ -136,6 +137,12 @@ impl Membership {
     pub fn has_partner(&self) -> bool {
         let shared = &self.handle.shared;
         shared.is_here() && shared.channel().is_some()
+    }
+
+    /// What has come so far, and what went through the channels with all partners.
+    pub fn stats(&self) -> EndpointStats {
+        let open = usize::from(self.has_partner());
+        self.handle.shared.stats(open)
     }
 
     /// Waits for the next change.

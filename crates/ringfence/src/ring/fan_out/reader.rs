@@ -111,6 +111,10 @@ pub(crate) struct FanIn<R, C> {
     lost: u64,
     /// Messages that were passed over since.
     passed_over: u64,
+    /// Messages before those that were handed out first.
+    began: u64,
+    /// Bytes of the messages that were handed out.
+    bytes: u64,
     /// Bytes read since the ring was last found empty.
     streamed: u64,
     /// The last look found less than [`distance`].
@@ -151,6 +155,8 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
             until: 0,
             lost: 0,
             passed_over: 0,
+            began: sequence,
+            bytes: 0,
             streamed: 0,
             is_close: false,
             window: Vec::new(),
@@ -172,6 +178,7 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
             }
         }
         (self.lost, self.passed_over) = (0, 0);
+        self.began = self.passed;
         self.publish();
         Ok(())
     }
@@ -191,6 +198,11 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
     #[inline]
     pub(crate) fn lost(&self) -> u64 {
         self.lost
+    }
+
+    /// Messages that were handed out, and the bytes of their payloads.
+    pub(crate) fn counted(&self) -> (u64, u64) {
+        (self.sequence() - self.began - self.lost, self.bytes)
     }
 
     /// Looks how far the publisher has written. A tail that goes backwards, or more than a ring past the floor, is a lie.
@@ -508,6 +520,7 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         self.streamed += at + record.size - self.head;
         self.head = at + record.size;
         self.passed += 1;
+        self.bytes += record.length as u64;
         self.count_lost();
     }
 
@@ -649,6 +662,7 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
             at,
             bytes: 0,
             count: 0,
+            payload: 0,
         };
         // An empty message, so that what is known is a header that can stand here: one of a size of 0 would be passed for ever.
         let (mut known, mut length, mut size) = (header(0, WHOLE), 0, as_offset(packed_size(0)));
@@ -676,6 +690,7 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
             visit(message);
             passing.bytes += size;
             passing.count += 1;
+            passing.payload += length;
         }
         let count = passing.count;
         drop(passing);
@@ -811,6 +826,8 @@ struct Passing<'a, R: Readable, C: Writable> {
     at: u64,
     bytes: usize,
     count: usize,
+    /// Bytes of their payloads.
+    payload: usize,
 }
 
 impl<R: Readable, C: Writable> Drop for Passing<'_, R, C> {
@@ -821,6 +838,7 @@ impl<R: Readable, C: Writable> Drop for Passing<'_, R, C> {
             reader.streamed += head - reader.head;
             reader.head = head;
             reader.passed += self.count as u64;
+            reader.bytes += self.payload as u64;
             reader.count_lost();
         }
     }

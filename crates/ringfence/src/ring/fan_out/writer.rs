@@ -64,6 +64,8 @@ pub(crate) struct FanOut<O, P, T> {
     written: u64,
     /// Messages that the readers can see.
     sequence: u64,
+    /// Bytes of the messages before the tail.
+    bytes: u64,
     /// What lies before it may be written over.
     floor: u64,
     /// A record that ends here or before has room where it stands, and gets no mark. Never past the floor and a ring, this lap's end
@@ -92,6 +94,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
             published: 0,
             written: 0,
             sequence: 0,
+            bytes: 0,
             floor: 0,
             until: marks.next(),
             marks,
@@ -115,6 +118,19 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
     #[inline]
     pub(crate) fn sequence(&self) -> u64 {
         self.sequence
+    }
+
+    /// Bytes of the messages that were written.
+    #[inline]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Bytes of the ring that the slowest reliable reader has not read, as it says now. 0 where there is none.
+    pub(crate) fn used(&mut self) -> u64 {
+        self.take_list_if_changed();
+        self.look_at_heads();
+        self.published.saturating_sub(self.slowest)
     }
 
     /// Finds room for a record, pads the ring's end if it must, and returns the offset of the payload in the region.
@@ -347,6 +363,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
             self.advance_long(length);
         }
         self.written += 1;
+        self.bytes += length;
     }
 
     #[inline(never)]
@@ -364,7 +381,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         let mut taken = 0;
         while taken < packed.len() {
             // One run: short records, which lie one after the other in the ring as well, as far as they need no mark.
-            let (mut run, mut count, mut next) = (0_u64, 0, None);
+            let (mut run, mut count, mut payload, mut next) = (0_u64, 0, 0, None);
             let place = self.tail & (self.capacity - 1);
             let room = self.until.saturating_sub(self.tail).min(self.capacity - place);
             while taken + as_offset(run) < packed.len() {
@@ -380,12 +397,14 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
                 }
                 run += packed_size(length);
                 count += 1;
+                payload += length;
             }
             if run > 0 {
                 let from = &packed[taken..taken + as_offset(run)];
                 self.own.copy_in(self.place(), from);
                 self.tail += run;
                 self.written += count;
+                self.bytes += payload;
                 taken += as_offset(run);
             }
             let Some(length) = next else { break };

@@ -7,7 +7,10 @@
 
 use std::{
     os::fd::{AsRawFd, OwnedFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -30,6 +33,8 @@ pub(super) struct Bells {
     line: Arc<OwnedFd>,
     /// Written by whoever could not ring, and by the thread that rings for it; each under this lock alone.
     owed: Mutex<Owed>,
+    /// How often this side has rung.
+    rung: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -54,12 +59,14 @@ impl Bells {
         Arc::new(Self {
             line: Arc::clone(line),
             owed: Mutex::default(),
+            rung: Arc::default(),
         })
     }
 
     /// Wakes the peer. Does not wait for the peer, and not for memory either, unless no thread can be had to do that.
     #[cold]
     pub(super) fn ring(self: &Arc<Self>) {
+        self.rung.fetch_add(1, Ordering::Relaxed);
         for _ in 0..TRIES {
             if self.try_once() == Tried::Done {
                 return;
@@ -78,6 +85,10 @@ impl Bells {
         if named.spawn(move || bells.carry()).is_err() {
             self.carry();
         }
+    }
+
+    pub(super) fn rung(&self) -> &Arc<AtomicU64> {
+        &self.rung
     }
 
     fn owed(&self) -> MutexGuard<'_, Owed> {
