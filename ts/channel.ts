@@ -2,6 +2,7 @@ import type { Duplex } from 'node:stream'
 
 import type { Codec, CodecOptions } from './codec.js'
 import { toDuplex } from './duplex.js'
+import { tellClosed, tellOpen } from './diagnostics.js'
 import { RingfenceError, aborted, fromFailure, invalid, show } from './errors.js'
 import { atExit } from './exit.js'
 import { ReceiveBuffer, type Visit } from './receive-buffer.js'
@@ -701,14 +702,17 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       this.#tokens.stop()
     }
     this.#resolveClosed(reason)
+    tellClosed(this, reason)
   }
 }
 
 /** A channel over what the binding has made. */
-export function openChannel(raw: RawChannel, settings: ChannelSettings): Channel {
+export function openChannel(raw: RawChannel, settings: ChannelSettings, address: string | null): Channel {
   const native = withOperations(raw)
   try {
-    return make(native, settings)
+    const channel = make(native, settings)
+    tellOpen(channel, address)
+    return channel
   } catch (error) {
     // There was no memory for it. The peer must be told now, and not when the garbage is collected.
     native.close()
@@ -717,9 +721,9 @@ export function openChannel(raw: RawChannel, settings: ChannelSettings): Channel
 }
 
 /** As {@link openChannel}, for one that has come by itself: where it cannot be had, that is a refusal like any other. */
-export function openArrived(raw: RawChannel, settings: ChannelSettings): Channel | Failure {
+export function openArrived(raw: RawChannel, settings: ChannelSettings, address: string): Channel | Failure {
   try {
-    return openChannel(raw, settings)
+    return openChannel(raw, settings, address)
   } catch (error) {
     const { message, code } = error as RingfenceError
     return { code: code.replace('ERR_RINGFENCE_', ''), message, identity: raw.peer } as Failure

@@ -95,7 +95,7 @@ export function fromParent(options: LineOptions = {}): Promise<Channel> {
 }
 
 function handshake(name: Call, call: (...given: Given<RawChannel>) => Joining, options: LineOptions): Promise<Channel> {
-  return runHandshake(name, call, options, (raw, { settings }) => openChannel(raw, settings))
+  return runHandshake(name, call, options, (raw, { settings }) => openChannel(raw, settings, null))
 }
 
 function privateLine(): PrivateLine {

@@ -6,6 +6,7 @@ import { EventEmitter } from 'node:events'
 import { AcceptQueue, type Taker } from './accept-queue.js'
 import type { Authorizer } from './authorize.js'
 import { Channel, openArrived, whenRead } from './channel.js'
+import { tellRefused } from './diagnostics.js'
 import { type RingfenceError, aborted, fromFailure, invalid } from './errors.js'
 import { atExit } from './exit.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
@@ -185,7 +186,7 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
   }
 
   #admit(raw: RawChannel): void {
-    const channel = openArrived(raw, this.#settings)
+    const channel = openArrived(raw, this.#settings, this.address)
     if (!(channel instanceof Channel)) {
       this.#refuse(channel)
       return
@@ -211,6 +212,7 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
     const error = fromFailure(failure, this.#authorizer?.causeOf(failure))
     const by = error.check ?? error.code.slice('ERR_RINGFENCE_'.length)
     this.#refused.set(by, (this.#refused.get(by) ?? 0) + 1)
+    tellRefused(this.address, error)
     this.#tellOwn('refused', error)
   }
 

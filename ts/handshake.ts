@@ -1,4 +1,5 @@
 import { Authorizer } from './authorize.js'
+import { tellRefused } from './diagnostics.js'
 import { RingfenceError, aborted, fromFailure, invalid, show } from './errors.js'
 import { atExit } from './exit.js'
 import { closeInspector } from './harden.js'
@@ -48,7 +49,9 @@ export async function runHandshake<Raw, Made>(
       stay?.()
       if (raw === null) {
         const calledOff = failure?.code === 'ABORTED' && signal?.aborted
-        reject(calledOff ? aborted(signal) : fromFailure(failure, authorizer?.causeOf(failure)))
+        const error = calledOff ? aborted(signal) : fromFailure(failure, authorizer?.causeOf(failure))
+        if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') tellRefused(address ?? null, error)
+        reject(error)
         return
       }
       try {

@@ -15,6 +15,14 @@ export { RingfenceError, type ErrorDetails, type ErrorName } from './errors.js'
 export { fromParent, spawn, type Spawned } from './child.js'
 export { harden } from './harden.js'
 export { merge, Merge, type EndOf, type MergeEvents, type MergeSource, type MergeVisit } from './merge.js'
+export {
+  toMetrics,
+  type MeterLike,
+  type MetricLabels,
+  type Metrics,
+  type MetricsSource,
+  type PrometheusMetric,
+} from './metrics.js'
 export { join } from './pair.js'
 export type { Visit } from './receive-buffer.js'
 export { toWeb, type WebStreams } from './web.js'

@@ -13,7 +13,7 @@ import type { JoinOptions } from './types.js'
  */
 export function join(address: string, options: JoinOptions = {}): Promise<Channel> {
   return runHandshakeAt('join', address, options, (raw, { settings }) => {
-    const channel = openChannel(raw, settings)
+    const channel = openChannel(raw, settings, address)
     if (channel.role === 'host') vacateAtExit(channel, address)
     return channel
   })

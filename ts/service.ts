@@ -195,5 +195,5 @@ export function listen(address: string, options: ListenOptions = {}): Promise<Li
  * @throws {@link RingfenceError} as {@link join}
  */
 export function connect(address: string, options: ConnectOptions = {}): Promise<Channel> {
-  return runHandshakeAt('connect', address, options, (raw, { settings }) => openChannel(raw, settings))
+  return runHandshakeAt('connect', address, options, (raw, { settings }) => openChannel(raw, settings, address))
 }

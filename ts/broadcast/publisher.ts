@@ -4,6 +4,7 @@ import { EventEmitter } from 'node:events'
 
 import type { Authorizer } from '../authorize.js'
 import type { Codec } from '../codec.js'
+import { openNow, tellEvicted, tellRefused, tellSubscribed } from '../diagnostics.js'
 import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.js'
 import { atExit } from '../exit.js'
 import { runHandshakeAt, type Opening } from '../handshake.js'
@@ -96,6 +97,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
       throw fromFailure(native.failure())
     }
     this.#stay = atExit(address, () => native.close())
+    openNow.set(this, address)
     this.#signal?.addEventListener('abort', this.#abort, { once: true })
   }
 
@@ -273,6 +275,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
       if ('number' in event) {
         const subscriber = makeSubscriber(event)
         this.#subscribers.set(event.number, subscriber)
+        tellSubscribed(subscriber, this.address, `a subscriber (${subscriber.delivery})`)
         this.#tell('subscriber', subscriber)
       } else if ('gone' in event) {
         this.#gone(event.gone, REASONS[event.reason] ?? 'closed')
@@ -287,11 +290,14 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
     if (subscriber === undefined) return
     this.#subscribers.delete(number)
     tellGone(subscriber, reason)
+    if (reason === 'evicted') tellEvicted(this, subscriber)
     this.#tell('gone', subscriber, reason)
   }
 
   #refused(failure: Failure): void {
-    this.#tell('refused', fromFailure(failure, this.#authorizer?.causeOf(failure)))
+    const error = fromFailure(failure, this.#authorizer?.causeOf(failure))
+    tellRefused(this.address, error)
+    this.#tell('refused', error)
   }
 
   /** What a listener throws must not keep later events from being told: it becomes an uncaught exception. */
@@ -323,6 +329,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
   #finish(reason: 'closed' | 'exposed', unsendable: () => RingfenceError): void {
     if (this.#over) return
     this.#over = true
+    openNow.delete(this)
     this.#signal?.removeEventListener('abort', this.#abort)
     this.#native.close()
     this.#stay()

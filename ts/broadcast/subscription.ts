@@ -1,6 +1,7 @@
 // One to many, the reading side.
 
 import type { Codec, CodecOptions } from '../codec.js'
+import { nowOpen, openNow, tellSubscribed } from '../diagnostics.js'
 import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.js'
 import { runHandshakeAt } from '../handshake.js'
 import { loop } from '../loops.js'
@@ -309,6 +310,7 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
   #finish(reason: GoneReason, why: () => RingfenceError, outlives = false): void {
     if (this.#reason !== null) return
     this.#reason = reason
+    openNow.delete(this)
     this.#whyOver = why
     if (outlives) {
       this.#native.outlive()
@@ -359,7 +361,10 @@ function readerSignal(options: { signal?: AbortSignal } | undefined): AbortSigna
 export function subscribe(address: string, options: SubscribeOptions = {}): Promise<Subscription> {
   return runHandshakeAt('subscribe', address, options, (native, { settings }) => {
     try {
-      return make(native, settings)
+      const subscription = make(native, settings)
+      nowOpen(subscription, address)
+      tellSubscribed(subscription, address, `a subscription (${subscription.delivery})`)
+      return subscription
     } catch (error) {
       // There was no memory for it. The publisher must be told now, and not when the garbage is collected.
       native.close()

@@ -23,7 +23,7 @@ fn role() {
             let mut into = vec![0; 1 << 16];
             while channel.receiver().receive(&mut into).unwrap().is_some() {}
             let stats = channel.stats();
-            say(&format!("{} {}", stats.messages_received, stats.bytes_received));
+            say(format!("{} {}", stats.messages_received, stats.bytes_received));
             wait_for_test();
         }
         "sends three" => {
@@ -42,7 +42,7 @@ fn role() {
             let mut into = vec![0; 1 << 16];
             while subscription.receive(&mut into).unwrap().is_some() {}
             let stats = subscription.stats();
-            say(&format!("{} {}", stats.messages_received, stats.bytes_received));
+            say(format!("{} {}", stats.messages_received, stats.bytes_received));
             wait_for_test();
         }
         other => panic!("no role {other}"),
@@ -83,7 +83,7 @@ fn each_way_to_send_counts_once_it_is_in_the_ring() {
     assert!(before.ring_used >= 143, "{before:?}");
     // More than the ring: in fragments, which wait for room.
     actor.go_on();
-    channel.sender().send(&[6; 50_000]).unwrap();
+    channel.sender().send(&vec![6; 50_000]).unwrap();
     let after = channel.stats();
     assert_eq!(told(&after), [7, 50_143, 0, 0]);
     assert!(after.waits == 1 && after.waited_micros > 0, "{after:?}");

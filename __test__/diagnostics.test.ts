@@ -1,0 +1,97 @@
+// What those are told who watch the process: node:diagnostics_channel, and NODE_DEBUG=ringfence.
+
+import { subscribe as watch, unsubscribe } from 'node:diagnostics_channel'
+
+import test, { type ExecutionContext } from 'ava'
+import { publish, type Channel, type Identity, type Publisher, type RingfenceError, type Subscriber } from 'ringfence'
+
+import { abstractAddress } from './support/address.js'
+import { listenHere, pair, Partner } from './support/partner.js'
+import { until } from './support/until.js'
+
+/** What is told under a name, until the test ends. */
+function told<Message>(t: ExecutionContext, name: string): Message[] {
+  const messages: Message[] = []
+  const hear = (message: unknown) => void messages.push(message as Message)
+  watch(name, hear)
+  t.teardown(() => unsubscribe(name, hear))
+  return messages
+}
+
+test.serial('the beginning and the end of a channel are told', async (t) => {
+  const opened = told<{ channel: Channel; peer: Identity; address: string }>(t, 'ringfence:channel:open')
+  const closed = told<{ channel: Channel; peer: Identity; reason: string }>(t, 'ringfence:channel:close')
+  const { channel, partner, address } = await pair(t)
+  t.is(opened.length, 1)
+  t.is(opened[0]!.channel, channel)
+  t.is(opened[0]!.address, address)
+  t.is(opened[0]!.peer.pid, partner.pid)
+  t.deepEqual(closed, [])
+  await partner.kill()
+  t.is(await channel.closed, 'exited')
+  t.deepEqual(closed, [{ channel, peer: channel.peer, reason: 'exited' }])
+})
+
+test.serial('each refusal tells whom, and which check', async (t) => {
+  const refused = told<{ address: string; error: RingfenceError; identity: Identity; check: string }>(
+    t,
+    'ringfence:refused',
+  )
+  const listener = await listenHere(t, abstractAddress(), { policy: { authorize: () => false } })
+  const partner = await Partner.start(t)
+  await t.throwsAsync(partner.connect(listener.address), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
+  await until(() => refused.length > 0, 'the refusal is told')
+  const [first] = refused
+  t.like(first, { address: listener.address, check: 'authorize' })
+  t.is(first!.identity.pid, partner.pid)
+  t.is(first!.error.code, 'ERR_RINGFENCE_PEER_REFUSED')
+})
+
+test.serial('an eviction is told', async (t) => {
+  const evicted = told<{ publisher: Publisher; subscriber: Subscriber }>(t, 'ringfence:evicted')
+  const publisher = await publish(abstractAddress(), { capacity: 4096, stall: 1 })
+  t.teardown(() => publisher.close())
+  const partner = await Partner.start(t)
+  await partner.run(async (kit, where) => {
+    kit.keep['subscription'] = await kit.ringfence.subscribe(where)
+  }, publisher.address)
+  await until(() => publisher.subscribers.length === 1, 'the subscriber is known')
+  const [subscriber] = publisher.subscribers
+  for (let number = 0; number < 20; number += 1) await publisher.send(Buffer.alloc(400))
+  t.is(await subscriber!.closed, 'evicted')
+  t.deepEqual(evicted, [{ publisher, subscriber }])
+  t.is(publisher.stats().evicted, 1)
+})
+
+test('with NODE_DEBUG=ringfence the story of each handshake is printed, by the steps of its evidence', async (t) => {
+  const { execFile } = await import('node:child_process')
+  const index = new URL('../../dist/esm/index.js', import.meta.url)
+  const script = `
+    import { spawn, fromParent } from ${JSON.stringify(index.href)}
+    import { fileURLToPath } from 'node:url'
+    if (process.argv[2] === 'child') await (await fromParent()).closed
+    else {
+      const { child, channel } = spawn(process.execPath, [process.argv[1], 'child'], { stdio: 'ignore' })
+      await (await channel).close()
+      child.ref()
+    }`
+  const { writeFileSync } = await import('node:fs')
+  const { temporaryDirectory } = await import('./support/address.js')
+  const file = `${temporaryDirectory(t)}/story.mjs`
+  writeFileSync(file, script)
+  const run = (debug: string) =>
+    new Promise<string>((resolve, reject) => {
+      const env = { ...process.env, NODE_DEBUG: debug }
+      execFile(process.execPath, [file], { env, timeout: 60_000 }, (error, _, stderr) =>
+        error === null ? resolve(stderr) : reject(error),
+      )
+    })
+  const story = await run('ringfence')
+  t.regex(
+    story,
+    /^RINGFENCE \d+: a private line: a channel, this side is the host; the peer is process \d+ \(uid \d+\)$/m,
+  )
+  t.regex(story, /^RINGFENCE \d+: {3}executable, uid: wanted .+, found .+ \(passed\)$/m)
+  t.regex(story, /the channel with process \d+ has ended: closed/)
+  t.is(await run(''), '')
+})
