@@ -132,7 +132,7 @@ test('each subscriber gets every message, in order, whichever way it reads, and 
   t.is(await soon(publisher.closed, 'the end'), 'closed')
 })
 
-test('best-effort and latest hold nobody up, and their count is exact', async (t) => {
+test('best-effort and latest do not hold the publisher up, and their count is exact', async (t) => {
   const address = abstractAddress()
   const publisher = await publishHere(t, address)
   const kinds: Delivery[] = ['best-effort', 'latest']

@@ -362,7 +362,7 @@ test.serial('a peer that ends its process without a close leaves what it sent, a
       await kit.channel.send('the last')
       if (how === 'exit') process.exit(0)
       setImmediate(() => {
-        throw new Error('nobody catches this')
+        throw new Error('this is not caught')
       })
     }, way)
     t.is(String(await channel.receive()), 'the last')

@@ -64,7 +64,7 @@ test('a process that opens the shared memory ends the channel on both sides, and
     }
   })
   t.is(code, 'EAGAIN')
-  const exposed = { code: 'ERR_RINGFENCE_OBJECT_EXPOSED', message: /somebody tried to open/ }
+  const exposed = { code: 'ERR_RINGFENCE_OBJECT_EXPOSED', message: /another process tried to open/ }
   await t.throwsAsync(soon(receiving, 'the end of the waiting'), exposed)
   t.is(await soon(channel.closed, 'the end'), 'exposed')
   await t.throwsAsync(channel.send('more'), exposed)

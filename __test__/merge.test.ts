@@ -250,7 +250,7 @@ test.serial('what a killed source had sent is read, then its end is told, and th
   t.deepEqual(ends[1], [1, 'closed', 0])
 })
 
-test.serial('a source that has ended leaves by itself, though nobody reads', async (t) => {
+test.serial('a source that has ended leaves by itself, though no call reads', async (t) => {
   const { channel, partner } = await pair(t)
   const merged = merge([channel])
   t.is(await merged.receive({ signal: AbortSignal.timeout(1) }).catch((error) => error.code), 'ERR_RINGFENCE_ABORTED')

@@ -51,7 +51,7 @@ const closedHere = () => new RingfenceError('CLOSED', 'the channel is closed')
 const exposed = () =>
   new RingfenceError(
     'OBJECT_EXPOSED',
-    'somebody tried to open the shared memory of one of the two sides: it was wiped, and the channel is closed',
+    'another process tried to open the shared memory of one of the two sides: it was wiped, and the channel is closed',
   )
 const refusedHere = () =>
   new RingfenceError('CLOSED', 'the channel was closed: its peer is no longer who the policy asks for')

@@ -13,9 +13,9 @@ import { parseSize, tell } from './cli/text.js'
 import { receive, send, type Transfer } from './cli/transfer.js'
 import type { Delivery } from './types.js'
 
-const HELP = `ringfence: shared memory between two processes, and nobody else
+const HELP = `ringfence: shared memory between two processes, and no other
 
-  ringfence send ADDRESS [FILE]       sends FILE (or standard input) to whoever receives at ADDRESS
+  ringfence send ADDRESS [FILE]       sends FILE (or standard input) to the process that receives at ADDRESS
   ringfence receive ADDRESS [FILE]    receives into FILE (or standard output)
   ringfence collect ADDRESS           writes what many send, line by line, to standard output, until SIGINT
   ringfence publish ADDRESS [FILE]    publishes each line of FILE (or of standard input) to all that subscribe
@@ -49,7 +49,7 @@ collect writes whole lines, of up to 64 MiB; a sender's last one gets its newlin
   --help, --version
 
 Exit codes: 0 all went through; 1 another failure; 2 usage; 3 the address cannot be used or is taken; 4 the peer was
-refused, or refused us; 5 the peer was lost before everything had gone through; 6 nobody came in time; 7 the peer does
+refused, or refused us; 5 the peer was lost before everything had gone through; 6 no process came in time; 7 the peer does
 not keep to the protocol; 8 no room; 9 this system does not offer what is needed. A signal
 that ends it is what its end tells (a shell: 128 and the signal's number).
 

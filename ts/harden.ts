@@ -31,7 +31,7 @@ export function closeInspector(): void {
   const url = openInspector()
   if (url !== undefined) {
     throw invalid(
-      `this process cannot be hardened: its inspector is open at ${url}, for whoever can connect there; ` +
+      `this process cannot be hardened: its inspector is open at ${url}, for every process that can connect there; ` +
         'start it without --inspect (see NODE_OPTIONS too), or call inspector.close() before',
     )
   }

@@ -1,12 +1,12 @@
 /*
- * A setgid launcher: whoever may run it starts exactly one program, in a group that nobody is in otherwise. The group is
+ * A setgid launcher: a user that may run it starts exactly one program, in a group that no process is in otherwise. The group is
  * what the peer's policy asks for: { gid: <the group's number> }.
  *
  *   groupadd --system orders-launched                  # with no members
  *   cc -O2 -Wall -static -o orders-agent launcher.c    # static: there is nothing to preload
  *   install -o root -g orders-launched -m 2755 orders-agent /usr/local/bin/
  *
- * The program, its interpreter and every directory above them must belong to root and be writable by nobody else.
+ * The program, its interpreter and every directory above them must belong to root and be writable by no other user.
  *
  * The real group stays the caller's. That is on purpose: as long as it differs from the effective one, the kernel
  * keeps what is executed from here closed to its user too (not dumpable, no ptrace), and tells it so (AT_SECURE), whence

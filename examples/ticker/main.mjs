@@ -52,7 +52,7 @@ killed.signal('SIGKILL', 'killed')
 stopped.signal('SIGSTOP', 'stopped, went on')
 await setTimeout(time / 2)
 await hear('gone', killed.child.pid)
-// A ring and more is overwritten while it is stopped. It has held nobody up, and will know how much it has lost.
+// A ring and more is overwritten while it is stopped. It has not held the publisher up, and will know how much it has lost.
 await hear('behind', stopped.child.pid)
 stopped.child.kill('SIGCONT')
 await setTimeout(time / 4)

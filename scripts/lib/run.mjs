@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url'
 
 export const root = fileURLToPath(new URL('../..', import.meta.url))
 
-/** Ends the script with a sentence instead of a stack: it is for whoever ran the command, not for us. */
+/** Ends the script with a sentence instead of a stack: it is for the user of the command, not for us. */
 export function fail(message, code = 1) {
   console.error(`\n${message}`)
   process.exit(code)
@@ -23,7 +23,7 @@ export function run(title, command, args = [], { env, cwd = root, quiet = false,
   const result = spawnSync(command, args, {
     cwd,
     env: { ...process.env, ...env },
-    // Nothing here asks a question, and under CI there is nobody to answer one.
+    // Nothing here asks a question, and under CI there is no person to answer one.
     stdio: ['ignore', quiet ? 'ignore' : 'inherit', 'inherit'],
     timeout: limit,
     killSignal: 'SIGKILL',

@@ -201,7 +201,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
   }
 
   /**
-   * Lets nobody else in, for good. Handshakes that are under way break off, the address is free, and no descriptor of the ring is
+   * Lets no further subscriber in, for good. Handshakes that are under way break off, the address is free, and no descriptor of the ring is
    * left in this process once it resolves. Those that are subscribed go on.
    */
   seal(): Promise<void> {

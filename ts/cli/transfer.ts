@@ -108,7 +108,7 @@ function is(error: unknown, name: ErrorName): boolean {
 async function meet(address: string, options: Options, evidence: boolean): Promise<Channel> {
   const channel = await join(address, { ...options, allowHalfOpen: true }).catch((error: unknown) => {
     const late = is(error, 'ABORTED')
-    throw late ? new RingfenceError('ABORTED', `nobody came to ${address} in time`, { cause: error }) : error
+    throw late ? new RingfenceError('ABORTED', `no process came to ${address} in time`, { cause: error }) : error
   })
   return shown(channel, evidence)
 }

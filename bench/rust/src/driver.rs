@@ -108,7 +108,7 @@ pub struct Outcome {
     pub bytes_per_second: f64,
     /// CPU of both sides, user and system, over the measured stretch.
     pub cpu_ns_per_message: f64,
-    /// How often either side lost its core to somebody else meanwhile.
+    /// How often either side lost its core to another process meanwhile.
     pub preempted: u64,
     pub round_trip: Option<RoundTrip>,
     /// Context switches of the reading process per second while nothing was sent.
@@ -208,7 +208,7 @@ pub fn pin(cpu: usize) -> Result<()> {
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("pin to cpu {cpu}"))
 }
 
-/// User and system time so far, and how often somebody else was given the core. Threads count alone where both sides
+/// User and system time so far, and how often another process was given the core. Threads count alone where both sides
 /// share a process, else the whole process does, helper threads of the contender included.
 pub fn usage(thread_only: bool) -> Usage {
     let mut usage = unsafe { std::mem::zeroed::<libc::rusage>() };

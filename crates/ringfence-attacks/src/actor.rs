@@ -142,7 +142,7 @@ impl Actor {
     /// An order, and its answer or its end or its silence.
     pub fn try_ask(&mut self, order: &str, within: Duration) -> Heard {
         if self.say(order).is_err() {
-            // Whoever is dead cannot be told anything; how it died is what matters.
+            // A dead process cannot be told anything; how it died is what matters.
             return self.hear(within);
         }
         self.hear(within)

@@ -1,4 +1,4 @@
-//! A mapping of somebody's memory, for attackers: bounds-checked, and read and written word by word, since others do
+//! A mapping of another process's memory, for attackers: bounds-checked, and read and written word by word, since others do
 //! the same at the same time.
 
 use std::{

@@ -1,6 +1,6 @@
 //! The plain program: shared memory between two processes, built as the well-known recipe says, and nothing more.
 //!
-//! `shm_open` with `O_EXCL` and mode 0, `shm_unlink` at once, a lease to see that nobody else got in; bind or connect
+//! `shm_open` with `O_EXCL` and mode 0, `shm_unlink` at once, a lease to see that no other process got in; bind or connect
 //! at an agreed Unix socket; `SO_PEERCRED`, the uid, the inode of `/proc/PID/exe`; the object by `SCM_RIGHTS` with its
 //! size as data; mmap; everything closed. Then a ring each way in the one object that both may write, with words
 //! that either side takes at their value. It is written to be attacked, and leaves out nothing that the recipe names.
@@ -78,7 +78,7 @@ pub fn tell(process: Pid, signal: i32) -> Result<(), Errno> {
     let value = libc::sigval {
         sival_ptr: ptr::without_provenance_mut(LEAVING),
     };
-    // SAFETY: sigqueue takes integers and a word that nobody follows.
+    // SAFETY: sigqueue takes integers and a word that is not followed.
     Errno::result(unsafe { libc::sigqueue(process.as_raw(), signal, value) }).map(drop)
 }
 
@@ -171,7 +171,7 @@ pub fn join(
     }
 }
 
-/// Makes the object that nobody else can open.
+/// Makes the object that no other process can open.
 fn create(size: usize, reading: Reading) -> Result<OwnedFd, String> {
     let name = format!("/plain-{}", getpid());
     let object = shm_open(
@@ -181,7 +181,7 @@ fn create(size: usize, reading: Reading) -> Result<OwnedFd, String> {
     )
     .map_err(said("shm_open"))?;
     shm_unlink(name.as_str()).map_err(said("shm_unlink"))?;
-    lease(&object, libc::F_WRLCK).map_err(said("somebody else has it open"))?;
+    lease(&object, libc::F_WRLCK).map_err(said("another process has it open"))?;
     if !reading.keep_lease {
         lease(&object, libc::F_UNLCK).map_err(said("F_UNLCK"))?;
     }
@@ -378,7 +378,7 @@ impl Plain {
     /// The bytes of a message that [`Plain::peek`] found, as they are now.
     pub fn look(&self, (place, length): (*const u8, usize)) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(length);
-        // SAFETY: the record is as long as the ring says. Whoever can write there can make this untrue, which is
+        // SAFETY: the record is as long as the ring says. A process that can write there can make this untrue, which is
         // what the rows about lying rings show; the process then dies in this call.
         unsafe { ptr::copy_nonoverlapping(place, bytes.as_mut_ptr(), length) };
         // SAFETY: just filled.

@@ -45,7 +45,7 @@ pub fn listen_at(text: &str) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// Connects to `text`, as soon as somebody listens there.
+/// Connects to `text`, as soon as a process listens there.
 pub fn connect_to(text: &str) -> Result<OwnedFd, Errno> {
     let address = address(text)?;
     let end = Instant::now() + TIME_LIMIT;
@@ -61,7 +61,7 @@ pub fn connect_to(text: &str) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// Waits until somebody listens at an abstract address, without disturbing who does.
+/// Waits until a process listens at an abstract address, without disturbing who does.
 pub fn wait_for_listener(text: &str) -> Result<(), String> {
     let end = Instant::now() + TIME_LIMIT;
     while Instant::now() < end {
@@ -72,7 +72,7 @@ pub fn wait_for_listener(text: &str) -> Result<(), String> {
         }
         thread::sleep(Duration::from_millis(1));
     }
-    Err(format!("nobody listens at {text}"))
+    Err(format!("no process listens at {text}"))
 }
 
 /// What one `recvmsg` brought.
@@ -102,7 +102,7 @@ pub fn receive(socket: BorrowedFd<'_>, most: usize) -> Result<Parcel, Errno> {
         match item {
             ControlMessageOwned::ScmRights(numbers) => {
                 for number in numbers {
-                    // SAFETY: the kernel has just installed this descriptor for us, and nobody else knows of it.
+                    // SAFETY: the kernel has just installed this descriptor for us, and nothing else knows of it.
                     descriptors.push(unsafe { OwnedFd::from_raw_fd(number) });
                 }
             }

@@ -1,4 +1,4 @@
-//! ringfence's frames, written from their description by somebody who need not follow it.
+//! ringfence's frames, written from their description by one who need not follow it.
 
 use std::{
     fmt,

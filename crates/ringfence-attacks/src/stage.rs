@@ -47,7 +47,7 @@ pub enum Space {
 /// Users without any privilege, as far from those that a system has as possible. Only root can take them on.
 const AGENT: u32 = 64_201;
 const STRANGER: u32 = 64_202;
-/// A group that nobody is in, but for those who start a program that is set to it.
+/// A group that no process is in, but for those that start a program that is set to it.
 const LAUNCHER: u32 = 64_203;
 
 /// The stage of one row. Everything on it vanishes with it.
@@ -115,7 +115,7 @@ impl Stage {
         self.dir.join("shared")
     }
 
-    /// An abstract address that nobody else uses; `part` tells several of one row apart.
+    /// An abstract address that nothing else uses; `part` tells several of one row apart.
     pub fn address(&self, part: &str) -> String {
         format!("@{}-{part}", self.name)
     }
@@ -141,7 +141,7 @@ impl Stage {
         Actor::start("the leaver", command.current_dir("/"))
     }
 
-    /// A copy of the genuine executable that whoever starts it runs with another group (setgid). Only root can
+    /// A copy of the genuine executable that runs with another group (setgid). Only root can
     /// make one.
     pub fn launcher(&self) -> Result<PathBuf, Trouble> {
         self.set_to_group(&self.program(Program::Genuine))
@@ -281,7 +281,7 @@ impl Stage {
     }
 
     /// A `/dev/shm` that only the processes started through it see, of the given number of bytes: a full one must
-    /// not trouble anybody else, and what appears in it comes from this row.
+    /// not trouble another row, and what appears in it comes from this row.
     pub fn own_shm(&self, bytes: u64) -> Result<OwnShm<'_>, Trouble> {
         self.own_mounts(bytes, &[])
     }

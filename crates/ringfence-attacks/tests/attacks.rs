@@ -23,7 +23,7 @@ fn row(number: u8) {
             assert!(!report.ringfence.bit, "ringfence: {}", report.ringfence.seen);
         }
         Err(Trouble::Wrong(what)) => panic!("{what}"),
-        // Not through the macros, whose output is shown for failures only: nobody should take it for played.
+        // Not through the macros, whose output is shown for failures only: it should not be taken for played.
         Err(trouble) => writeln!(stderr(), "row {number}, {}: {trouble}", row.attack).expect("stderr"),
     }
 }

@@ -21,7 +21,7 @@ pub enum Fault {
     /// The loop polls the line though a thread sleeps in a read of it.
     PollsWhatIsRead,
     /// The thread that has taken a bell in its read does not tell the loop.
-    ReaderTellsNobody,
+    ReaderTellsNone,
     /// The loop reads the line though a thread polls it that went to sleep before there was a loop.
     ReadsFromAPoller,
     /// The loop tells of no bell of which threads have been told before, whatever has come after it.
@@ -372,7 +372,7 @@ impl Bells {
                 let watch = bell.watch.take();
                 bell.heard |= rung;
                 if rung && watch == Some(Watch::Reads) {
-                    if bell.lent == Lent::Apart && !self.has(Fault::ReaderTellsNobody) {
+                    if bell.lent == Lent::Apart && !self.has(Fault::ReaderTellsNone) {
                         bell.taken = true;
                         bell.loop_event = true;
                     }

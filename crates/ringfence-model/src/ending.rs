@@ -119,7 +119,7 @@ pub enum Writer {
     Sends,
     /// It has found the channel open, and is about to say that it sends no more ([`Fault::EndsWithoutLock`]).
     Looked,
-    /// It has said so, or has found that there is nobody to tell.
+    /// It has said so, or has found that there is no peer to tell.
     Done,
 }
 

@@ -404,7 +404,7 @@ impl Eviction {
     fn take_list(self, words: &mut Words, me: &mut Sender) {
         let entry = Entry::from_word(words.load_newest(SENDER, word::ENTRY));
         let known = match entry.who() {
-            // Nobody is in it, so nothing is known either.
+            // No reader is in it, so nothing is known either.
             None => false,
             _ if self.has(Fault::HeadOfTheSlot) => me.head != NEVER,
             who => who == me.entry.who() && entry.position() == me.entry.position(),

@@ -45,7 +45,7 @@ fn the_checker_finds_each_fault() {
         Fault::ThreadTakesTheBell,
         Fault::ReadsBesideALoop,
         Fault::PollsWhatIsRead,
-        Fault::ReaderTellsNobody,
+        Fault::ReaderTellsNone,
         Fault::ReadsFromAPoller,
         Fault::TellsOfNothingKnown,
         Fault::ReadsAfterArming,

@@ -95,7 +95,7 @@ impl Authorize {
                 return Err(error);
             }
         }
-        // Whoever waits for a channel keeps the event loop alive already.
+        // The call that waits for a channel keeps the event loop alive already.
         authorize.threadsafe.keep_alive(env, false);
         Ok(authorize)
     }
@@ -113,10 +113,10 @@ impl Authorize {
         let id = self.questions.add(decision);
         let question = Box::into_raw(Box::new((id, Identity::from(identity))));
         if !self.threadsafe.send(question.cast()) {
-            // SAFETY: it was not sent, so nobody else takes it back.
+            // SAFETY: it was not sent, so nothing else takes it back.
             drop(unsafe { Box::from_raw(question) });
             self.questions
-                .answer(id, 0, "nobody to ask: its JavaScript is ending".into());
+                .answer(id, 0, "no callback to ask: its JavaScript is ending".into());
         }
     }
 }

@@ -35,11 +35,11 @@ struct Endpoint {
     /// What the peer has left when it was gone, until it was read.
     left: Option<Receiver>,
     handle: Handle,
-    /// `None` once all have been taken after the channel's end, or nobody is to have the rest.
+    /// `None` once all have been taken after the channel's end, or the rest is let go of.
     tokens: Option<Tokens>,
     /// Of the bell of the tokens, which must not be closed while it is watched.
     token_poll: Option<Poll>,
-    /// Strays and dropped tokens, once there is nobody any more to ask.
+    /// Strays and dropped tokens, once there are no tokens any more to ask.
     counted: (u64, u64),
     /// Until it is asked for: in JavaScript it takes several times as much memory.
     evidence: Vec<ringfence::Evidence>,
@@ -315,7 +315,7 @@ fn disarm(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
 fn listen(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     let later = endpoint.handle.was_rung();
     if let Some(Halves { sender, receiver, .. }) = &mut endpoint.halves {
-        // What the reader finds wrong is told to whoever reads next, again; here only the end counts.
+        // What the reader finds wrong is told to the next read, again; here only the end counts.
         let _ = if later {
             receiver.poll_line_later()
         } else {

@@ -79,7 +79,7 @@ impl Handle {
         })
     }
 
-    /// Whether the function was called for a bell that nobody has heard of since: see [`Poll::was_rung`].
+    /// Whether the function was called for a bell that was not heard of since: see [`Poll::was_rung`].
     pub(crate) fn was_rung(&self) -> bool {
         self.poll.as_ref().is_some_and(Poll::was_rung)
     }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How long the end of an environment waits until the place is left: it takes a moment, and a process that ends in that
-/// moment would leave its files behind. A partner that was stopped keeps nobody for longer.
+/// moment would leave its files behind. A partner that was stopped keeps this process no longer.
 const A_MOMENT: Duration = Duration::from_secs(1);
 
 struct Seat {
@@ -38,14 +38,14 @@ impl Seat {
         self.handle.panicked("the membership was left");
     }
 
-    /// Takes the membership out, which nobody watches any more.
+    /// Takes the membership out, which is not watched any more.
     fn take(&mut self) -> Option<ringfence::Membership> {
         // First: a watched descriptor must not be closed.
         self.handle.stop();
         self.membership.take()
     }
 
-    /// Leaves, and waits for nobody: a partner may take its time, and the event loop must not. What comes back ends once
+    /// Leaves, and does not wait: a partner may take its time, and the event loop must not. What comes back ends once
     /// it is left.
     fn let_go(&mut self) -> Option<mpsc::Receiver<()>> {
         let membership = self.take()?;
@@ -74,7 +74,7 @@ impl Drop for Seat {
     }
 }
 
-/// The next change: a channel, a role, or the failure of whoever was refused; 0 where there is none now.
+/// The next change: a channel, a role, or the failure of one that was refused; 0 where there is none now.
 fn next(seat: &mut Seat, call: &mut Call) -> Answer {
     let Some(membership) = &seat.membership else {
         return Answer::from(0);

@@ -125,7 +125,7 @@ impl Poll {
         }
     }
 
-    /// Whether the function was called for a bell, and nobody has asked since. Then the line may be left unread: while it is,
+    /// Whether the function was called for a bell, and this was not asked since. Then the line may be left unread: while it is,
     /// the function is called again, soon and for nothing more than that. Where it was called for the line's end as well,
     /// that is told by reading it.
     pub(crate) fn was_rung(&self) -> bool {
@@ -312,7 +312,7 @@ unsafe extern "C" fn readable(handle: *mut UvHandle, status: c_int, events: c_in
                     sys::napi_fatal_exception(env, exception);
                 }
             } else if status != sys::Status::napi_ok {
-                // JavaScript does not run any more: the environment is about to end, and nobody reads the line.
+                // JavaScript does not run any more: the environment is about to end, and nothing reads the line.
                 poll.stop();
             }
         }

@@ -54,7 +54,7 @@ impl Call {
         {
             return &mut [];
         }
-        // SAFETY: the engine says that so many bytes are there; no JavaScript runs during the callback, so nobody
+        // SAFETY: the engine says that so many bytes are there; no JavaScript runs during the callback, so nothing
         // detaches or writes them, and the caller keeps to what it promises.
         unsafe { std::slice::from_raw_parts_mut(data.cast(), length) }
     }
@@ -197,7 +197,7 @@ pub(crate) unsafe fn add_function<T: 'static>(
         )
     };
     if let Err(error) = check(status, "adding a finalizer") {
-        // SAFETY: the function is not part of any object, so nobody calls it, and nobody else frees the box.
+        // SAFETY: the function is not part of any object, so it is never called, and nothing else frees the box.
         drop(unsafe { Box::from_raw(bound) });
         return Err(error);
     }
@@ -235,7 +235,7 @@ unsafe extern "C" fn trampoline<T>(env: sys::napi_env, info: sys::napi_callback_
     }
     // SAFETY: the data pointer is the box of `add_function`, alive as long as the function that is being called.
     let bound = unsafe { &*data.cast::<Bound<T>>() };
-    // JavaScript never runs inside a call, so nobody else can hold the state; if somebody does, that is a defect
+    // JavaScript never runs inside a call, so nothing else can hold the state; if something does, that is a defect
     // that must not become a panic in Node.
     let Ok(mut state) = bound.state.try_borrow_mut() else {
         return ptr::null_mut();

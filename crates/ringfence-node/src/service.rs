@@ -46,7 +46,7 @@ impl Drop for Reception {
     }
 }
 
-/// The next news: a channel, or the failure of whoever was refused; 0 where there are none now.
+/// The next event: a channel, or the failure of one that was refused; 0 where there are none now.
 fn accept(reception: &mut Reception, call: &mut Call) -> Answer {
     let Some(listener) = &reception.listener else {
         return Answer::from(0);
@@ -64,7 +64,7 @@ fn accept(reception: &mut Reception, call: &mut Call) -> Answer {
             _ => return Answer::from(0),
         }
     };
-    reception.handle.made(made, "whoever came")
+    reception.handle.made(made, "an agent")
 }
 
 /// 1: newcomers wait; 0: they are taken in.

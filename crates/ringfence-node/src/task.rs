@@ -21,7 +21,7 @@ struct Context<T> {
 struct Reply<T>(Arc<Threadsafe>, PhantomData<fn(T)>);
 
 /// Runs `work` on a thread of this name, and calls `callback` with what `convert` makes of it; later, and once, and the
-/// event loop is kept alive until then. `gone` runs when nobody waits for the thread any more: the outcome was
+/// event loop is kept alive until then. `gone` runs when nothing waits for the thread any more: the outcome was
 /// delivered, or the environment ends.
 ///
 /// # Safety
@@ -118,7 +118,7 @@ impl<T> Reply<T> {
     fn send(self, outcome: T) {
         let data = Box::into_raw(Box::new(outcome));
         if !self.0.send(data.cast()) {
-            // SAFETY: it was not sent, so nobody else takes it back.
+            // SAFETY: it was not sent, so nothing else takes it back.
             drop(unsafe { Box::from_raw(data) });
         }
     }
@@ -130,7 +130,7 @@ impl<T> Drop for Reply<T> {
     }
 }
 
-/// The function is gone, or its environment ends: nobody waits for the thread any more.
+/// The function is gone, or its environment ends: nothing waits for the thread any more.
 unsafe extern "C" fn forget<T>(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
     // SAFETY: the box of `run`; the engine calls this once.
     let context = unsafe { Box::from_raw(data.cast::<Context<T>>()) };

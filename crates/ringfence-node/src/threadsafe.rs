@@ -1,7 +1,7 @@
 //! How other threads reach JavaScript.
 //!
 //! Node-API's thread-safe functions are counted by the threads that hold them, but an environment that ends (a worker
-//! thread that is terminated, say) frees them all the same, in Node 20 at least: whoever calls or releases one after
+//! thread that is terminated, say) frees them all the same, in Node 20 at least: a thread that calls or releases one after
 //! that uses freed memory. The engine finalizes a function before it frees it, and that is when it is taken away here.
 
 use std::{

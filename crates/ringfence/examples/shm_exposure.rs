@@ -121,7 +121,7 @@ fn expose(tries: u32) -> Result<()> {
     Ok(())
 }
 
-/// Two objects, each mapped and its descriptor closed as after a handshake, and somebody with an `O_PATH` descriptor
+/// Two objects, each mapped and its descriptor closed as after a handshake, and another process with an `O_PATH` descriptor
 /// who is ready to wait.
 fn late() -> Result<()> {
     let (shm_held, shm) = open_in_window()?;
@@ -225,7 +225,7 @@ fn open_in_window() -> Result<(OwnedFd, OwnedFd)> {
 fn lease(object: &OwnedFd) -> std::result::Result<(), Errno> {
     // SAFETY: F_SETLEASE takes an integer and touches no memory of ours.
     Errno::result(unsafe { libc::fcntl(object.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) })?;
-    // SAFETY: F_SETOWN takes an integer and touches no memory of ours. 0 is nobody: SIGIO would end this process.
+    // SAFETY: F_SETOWN takes an integer and touches no memory of ours. 0 names no process: SIGIO would end this process.
     Errno::result(unsafe { libc::fcntl(object.as_raw_fd(), libc::F_SETOWN, 0) }).map(drop)
 }
 

@@ -54,8 +54,8 @@ pub enum Error {
     /// What the peer said is not this protocol, not this version of it, or does not agree with this side's options.
     #[error("the peer does not speak this protocol as agreed: {0}")]
     Protocol(String),
-    /// Somebody else had the shared memory open, or tried to open it: what was in it is destroyed.
-    #[error("the shared memory was exposed to somebody else: {0}")]
+    /// Another process had the shared memory open, or tried to open it: what was in it is destroyed.
+    #[error("the shared memory was exposed to another process: {0}")]
     ObjectExposed(String),
     /// The shared object that the peer passed is not what was agreed, or could be changed behind our back.
     #[error("the peer's shared object was refused: its {check} should be {wanted} and is {found}")]

@@ -45,7 +45,7 @@ fn wiped_page() -> Result<NonNull<c_void>, Errno> {
     let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     // SAFETY: the kernel chooses where.
     let page = unsafe { mmap_anonymous(None, length, access, MapFlags::MAP_PRIVATE) }?;
-    // SAFETY: it is that mapping, which nobody else knows; what is advised changes nothing in this process.
+    // SAFETY: it is that mapping, which no other code knows; what is advised changes nothing in this process.
     if let Err(errno) = unsafe { madvise(page, PAGE, MmapAdvise::MADV_WIPEONFORK) } {
         give_back(page);
         return Err(errno);
@@ -58,7 +58,7 @@ fn no_page(errno: Errno) -> Error {
 }
 
 fn give_back(page: NonNull<c_void>) {
-    // SAFETY: the mapping was just made, and nobody has a pointer into it. It fails for what is no mapping.
+    // SAFETY: the mapping was just made, and there is no pointer into it. It fails for what is no mapping.
     let _ = unsafe { munmap(page, PAGE) };
 }
 
@@ -167,13 +167,13 @@ impl<T: Default + Send + Sync + 'static> PerProcess<T> {
                 .0
                 .compare_exchange(found, made, Ordering::AcqRel, Ordering::Acquire);
             if placed.is_err() {
-                // SAFETY: made above, and seen by nobody.
+                // SAFETY: made above, and not seen by other threads yet.
                 drop(unsafe { Box::from_raw(made) });
             }
         }
     }
 
-    /// The same for whoever ends something. `None`: this process has made none.
+    /// The same for a thread that ends something. `None`: this process has made none.
     pub(crate) fn existing(&self) -> Option<&'static T> {
         // SAFETY: as in `get`.
         let of = unsafe { self.0.load(Ordering::Acquire).as_ref() }?;
@@ -181,7 +181,7 @@ impl<T: Default + Send + Sync + 'static> PerProcess<T> {
     }
 }
 
-/// A byte that reads as [`Mark::INHERITED`] in a child, so that whoever looks at it anyhow learns that as well.
+/// A byte that reads as [`Mark::INHERITED`] in a child, so that a call that looks at it anyhow learns that as well.
 pub(crate) struct Mark {
     cell: Cell,
     birth: Birth,
@@ -195,7 +195,7 @@ unsafe impl Send for Cell {}
 // SAFETY: as above.
 unsafe impl Sync for Cell {}
 
-/// Bytes that nobody has, of pages that are never given back.
+/// Bytes that are free, of pages that are never given back.
 static CELLS: PerProcess<Mutex<Vec<Cell>>> = PerProcess::new();
 
 impl Mark {
@@ -310,7 +310,7 @@ extern "C" fn in_child() {
     for descriptor in DESCRIPTORS.iter() {
         let number = descriptor.swap(-1, Ordering::Relaxed);
         if number >= 0 {
-            // It is this process's own copy, of which nobody here knows any more.
+            // It is this process's own copy, of which no thread here knows any more.
             let _ = close(number);
         }
     }

@@ -16,7 +16,7 @@ use crate::{
 /// Closes this process, for as long as it runs, to other processes of the same user:
 ///
 /// - It is not dumpable (prctl(2), `PR_SET_DUMPABLE` 0). Its `/proc/PID` belongs to root, so `mem`, `fd`, `maps`,
-///   `environ` and `exe` are closed (EACCES); nobody attaches to it (ptrace(2), process_vm_readv(2),
+///   `environ` and `exe` are closed (EACCES); no process attaches to it (ptrace(2), process_vm_readv(2),
 ///   perf_event_open(2)) or takes its descriptors (pidfd_getfd(2)) without `CAP_SYS_PTRACE` (EPERM); and it leaves no core,
 ///   however cores are collected.
 /// - It may have no core file (`RLIMIT_CORE` 0, soft and hard); programs that it starts inherit that.
@@ -45,8 +45,8 @@ pub fn harden() -> Result<()> {
     Ok(())
 }
 
-/// Ignores SIGUSR1, whoever handles it now: for programs that run inside of a runtime which opens a debugger on that
-/// signal, as Node does. Whoever can connect to the debugger reads and changes all of the process, dumpable or not.
+/// Ignores SIGUSR1, in place of any handler that it has now: for programs that run inside of a runtime which opens a debugger on that
+/// signal, as Node does. A process that can connect to the debugger reads and changes all of the process, dumpable or not.
 pub fn ignore_sigusr1() -> Result<()> {
     sys::signal::set_disposition(libc::SIGUSR1, &sys::signal::disposition(libc::SIG_IGN))
         .map_err(|errno| Error::system("ignoring SIGUSR1 (sigaction)", errno))

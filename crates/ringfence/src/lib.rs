@@ -1,7 +1,7 @@
 //! Protected shared-memory channels between two processes on one Linux host.
 //!
 //! Two instances [`join`] at an [`Address`]; what comes back is a [`Channel`] whose other end is proven to be who the
-//! [`Policy`] says, over memory that nobody else can reach. Each process owns the region that it writes, and can only
+//! [`Policy`] says, over memory that no other process can reach. Each process owns the region that it writes, and can only
 //! read its peer's.
 //!
 //! ```no_run
@@ -21,7 +21,7 @@
 //!
 //! A service [`listen`]s, and its agents [`connect`]: each gets a channel and memory of its own. Of two [`member()`]s of an
 //! address one may go while the other stays, and has the address from then on. A [`Merge`] reads from the [`Receiver`]s of many channels as one.
-//! One process [`publish`]es, and any number [`subscribe`]: each message is written once, whoever reads it.
+//! One process [`publish`]es, and any number [`subscribe`]: each message is written once, however many read it.
 //!
 //! # What blocks, what allocates, what happens when it is full
 //! [`join`], [`connect`], [`member()`], [`Listener::accept`], [`Membership::next`], [`Membership::leave`], [`Sender::send`],

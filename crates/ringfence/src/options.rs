@@ -180,7 +180,7 @@ impl Options {
     }
 
     /// Wait where two share the address already, or a service is full, instead of failing with
-    /// [`Error::AddressOccupied`]; and where nobody listens, or the service ends in the middle of a handshake, for the
+    /// [`Error::AddressOccupied`]; and where no process listens, or the service ends in the middle of a handshake, for the
     /// service to come (off). A peer that hangs up each time, for as long as [`Options::timeout`] says, is
     /// [`Error::PeerLost`] all the same.
     #[must_use]
@@ -239,7 +239,7 @@ impl Options {
 
     /// Close this process to others of its user (see [`harden`](crate::harden())) within the handshake: after both
     /// sides have looked at each other's executable, before the shared memory is made (off). From then on it stays so,
-    /// whatever becomes of the handshake: whoever comes later cannot look up this process's executable, and a policy
+    /// whatever becomes of the handshake: a peer that comes later cannot look up this process's executable, and a policy
     /// that asks for it refuses.
     #[must_use]
     pub fn harden(mut self, harden: bool) -> Self {
@@ -247,7 +247,7 @@ impl Options {
         self
     }
 
-    /// The realtime signal by which the kernel tells that somebody tries to open this side's memory, and by which the peer's
+    /// The realtime signal by which the kernel tells that another process tries to open this side's memory, and by which the peer's
     /// [tokens](crate::Tokens) come (the first from 50 on that this process does not use); 34 to 64 with most C libraries. It
     /// goes to a thread of this crate's own; no handler of the program's is touched. While there is a channel, the number is
     /// taken; one that the process uses itself is [`Error::InvalidArgument`].
@@ -299,7 +299,7 @@ impl Options {
         self.max_message_size.unwrap_or(64 << 20)
     }
 
-    /// Who may connect to a named address. Errors with [`Error::InvalidArgument`] for a group that nobody knows.
+    /// Who may connect to a named address. Errors with [`Error::InvalidArgument`] for a group that this system does not know.
     pub(crate) fn access(&self) -> Result<Access> {
         let group = match &self.group {
             None => None,
@@ -412,7 +412,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_small_service_has_all_its_seats_for_anybody_and_a_large_one_some_for_others() {
+    fn a_small_service_has_all_its_seats_for_any_agent_and_a_large_one_some_for_others() {
         let own = nix::unistd::geteuid().as_raw();
         let of = |options: Options| {
             let seats = options.seats();
@@ -428,7 +428,7 @@ mod tests {
         ] {
             assert_eq!(of(several().max_peers(peers)), wanted, "{peers}");
         }
-        // For nobody else a seat need be kept.
+        // No other user is let in, so that no seat need be kept.
         assert_eq!(of(Options::new().max_peers(1000)), (875, 1000, 1000));
         assert_eq!(
             of(several().max_peers(1000).policy(Policy::new().uids([own + 1]))).2,

@@ -1,4 +1,4 @@
-//! Whoever sleeps in a plain read of the line, and the thread that keeps watch for it: these tests are alone in their process.
+//! A thread that sleeps in a plain read of the line, and the one that keeps watch for it: these tests are alone in their process.
 
 mod support;
 
@@ -103,7 +103,7 @@ impl Partner {
 
 impl Drop for Partner {
     fn drop(&mut self) {
-        // Nobody else would end it.
+        // Nothing else would end it.
         let _ = kill(self.holder, Signal::SIGKILL);
     }
 }
@@ -207,7 +207,7 @@ fn a_death_ends_the_sleep_though_another_holds_the_line_and_the_last_channel_end
     let before = descriptors();
     let (mut mortal, mut sender, receiver) = Partner::meet();
     let (_other, mut others_sender, others_receiver) = Partner::meet();
-    assert!(!is_watched(), "nobody has slept so often");
+    assert!(!is_watched(), "no thread has slept so often");
     let waiting = receive_asleep(&mut sender, receiver);
     let others = receive_asleep(&mut others_sender, others_receiver);
     mortal.die();

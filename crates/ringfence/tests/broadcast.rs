@@ -341,7 +341,10 @@ fn without_a_limit_a_slow_one_is_waited_for() {
             .unwrap()
             .is_some_and(|event| matches!(event, PublisherEvent::Subscriber(_)))
     );
-    assert!(publisher.try_next().unwrap().is_none(), "nobody was let go of");
+    assert!(
+        publisher.try_next().unwrap().is_none(),
+        "no subscriber was let go of"
+    );
     slow.go_on();
     publisher.send(&message(sent + 1, 1000)).unwrap();
     publisher.end();
@@ -445,7 +448,7 @@ fn close_leaves_what_is_in_the_ring_to_be_read() {
 }
 
 #[test]
-fn whoever_does_not_fit_is_told_why() {
+fn a_subscriber_that_does_not_fit_is_told_why() {
     let (address, _directory) = fresh_address(false);
     let deliveries = [Delivery::Reliable, Delivery::Latest];
     let publisher = publish(&address, &options().deliveries(deliveries).max_peers(1)).unwrap();
@@ -552,7 +555,7 @@ fn both_ends_can_be_waited_for_by_an_event_loop() {
             continue;
         }
         if sent <= CAPACITY / 100 {
-            // Nobody has read: the reader is let go on.
+            // It has not read: the reader is let go on.
             reader.go_on();
         }
         while sender.arm(100).unwrap() {
@@ -576,7 +579,7 @@ fn messages_are_written_in_place_and_many_are_published_at_once() {
     room.commit(100).unwrap();
     drop(publisher.reserve(500).unwrap().unwrap());
     let mut batch = publisher.batch().unwrap();
-    // More than the ring holds: it publishes by itself what is in its own way, and waits for nobody.
+    // More than the ring holds: it publishes by itself what is in its own way, and does not wait.
     let mut number = 2;
     while batch.push(&message(number, 1000)).unwrap() && number < 40 {
         number += 1;

@@ -46,8 +46,8 @@ fn role() {
     match role.as_str() {
         // An honest one, which says in the end what it got.
         "honest" => {
-            let anybody = Policy::new().uids([0, STRANGER]);
-            let options = options().policy(anybody);
+            let any_user = Policy::new().uids([0, STRANGER]);
+            let options = options().policy(any_user);
             let mut subscription = subscribe(&address(), &options).unwrap();
             say("in");
             let mut into = vec![0; 4096];
@@ -333,7 +333,7 @@ fn a_handshake_that_dawdles_holds_the_publisher_up_no_longer_than_a_subscriber_m
 }
 
 #[test]
-fn whoever_opens_the_ring_ends_it_for_all_and_finds_nothing() {
+fn a_process_that_opens_the_ring_ends_it_for_all_and_finds_nothing() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("skipped: the object has mode 0, so that it takes root to open it");
         return;
@@ -371,8 +371,8 @@ fn whoever_opens_the_ring_ends_it_for_all_and_finds_nothing() {
 fn another_users_subscriber_cannot_open_the_ring_it_was_passed_and_sets_off_no_alarm() {
     let Some(strangers) = Strangers::new() else { return };
     let (address, _directory) = fresh_address(false);
-    let anybody = Policy::new().uids([0, STRANGER]);
-    let mut publisher = publish(&address, &options().policy(anybody)).unwrap();
+    let any_user = Policy::new().uids([0, STRANGER]);
+    let mut publisher = publish(&address, &options().policy(any_user)).unwrap();
     let hand = strangers.start("hand", &address);
     hand.expect("offered");
     let mut hand = Hand(hand);
@@ -404,7 +404,7 @@ fn what_was_read_is_wiped_when_the_publisher_closes() {
 }
 
 #[test]
-fn no_descriptor_of_the_ring_is_in_the_table_and_seal_lets_nobody_else_in() {
+fn no_descriptor_of_the_ring_is_in_the_table_and_seal_lets_no_further_subscriber_in() {
     let (address, _directory) = fresh_address(false);
     // A process that has nothing else.
     let mut publisher = Actor::start("seals", &[&address.to_string()]);
@@ -424,7 +424,7 @@ fn no_descriptor_of_the_ring_is_in_the_table_and_seal_lets_nobody_else_in() {
 }
 
 #[test]
-fn a_publisher_without_descriptors_lets_nobody_in_for_a_while_and_loses_nothing() {
+fn a_publisher_without_descriptors_lets_no_subscriber_in_for_a_while_and_loses_nothing() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = Actor::start("short", &[&address.to_string()]);
     publisher.expect("out");
@@ -449,7 +449,7 @@ fn a_stopped_subscriber_is_evicted_and_a_zombie_let_go_of_at_once() {
     let zombie = honest(&address);
     let witness = honest(&address);
     kill(nix::unistd::Pid::from_raw(stopped.pid()), Signal::SIGSTOP).unwrap();
-    // Nobody waits for its end: it stays as a zombie.
+    // Its parent does not wait for its end: it stays as a zombie.
     kill(nix::unistd::Pid::from_raw(zombie.pid()), Signal::SIGKILL).unwrap();
     // The publisher does nothing meanwhile.
     assert_eq!(next_gone(&publisher), (zombie.pid(), GoneReason::Exited));
@@ -494,7 +494,7 @@ fn a_subscriber_whose_own_object_is_opened_ends_alone() {
 
 /// A program that does not take its events: the address stays open, and what is kept of them is bounded.
 #[test]
-fn a_flood_of_admissions_disturbs_nobody() {
+fn a_flood_of_admissions_disturbs_no_subscriber() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();
     let witness = honest(&address);

@@ -1,4 +1,4 @@
-//! What a policy's callback may do that it should not: panic, or never return. It costs its peer the handshake, and nobody else
+//! What a policy's callback may do that it should not: panic, or never return. It costs its peer the handshake, and the others nothing
 //! anything.
 
 mod support;

@@ -311,7 +311,7 @@ fn one_direction_ends_and_the_other_goes_on() {
 
 #[test]
 fn a_death_is_noticed_while_a_forked_child_holds_the_line_and_the_child_has_no_mapping() {
-    /// A child of a process that is dead: nobody else would end it.
+    /// A child of a process that is dead: nothing else would end it.
     struct Orphan(Pid);
 
     impl Drop for Orphan {

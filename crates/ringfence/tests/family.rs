@@ -232,7 +232,7 @@ fn a_process_that_was_left_no_line_is_told_so() {
 }
 
 #[test]
-fn whoever_answers_in_the_childs_place_is_refused() {
+fn a_process_that_answers_in_the_childs_place_is_refused() {
     if support::role().is_some() {
         return;
     }
@@ -309,7 +309,7 @@ fn a_program_that_cannot_be_started_is_an_error_that_names_it() {
 }
 
 #[test]
-fn nothing_of_a_line_is_inherited_by_whoever_is_started_meanwhile() {
+fn nothing_of_a_line_is_inherited_by_a_process_that_is_started_meanwhile() {
     if support::role().is_some() {
         return;
     }

@@ -165,7 +165,7 @@ fn a_guest_killed_at_any_step_leaves_the_place_to_the_next() {
 }
 
 #[test]
-fn a_guest_that_dawdles_at_any_step_holds_up_nobody() {
+fn a_guest_that_dawdles_at_any_step_does_not_hold_up_the_next() {
     for step in &wire::GUEST_STEPS[..5] {
         let (address, _keep) = fresh_address(false);
         let host = join_later(&address, &small());
@@ -387,7 +387,7 @@ fn a_wait_can_be_called_off() {
 }
 
 #[test]
-fn options_out_of_range_are_refused_before_anybody_is_met() {
+fn options_out_of_range_are_refused_before_any_peer_is_met() {
     let (address, _keep) = fresh_address(false);
     for (options, code) in [
         (Options::new().capacity(0), "INVALID_ARGUMENT"),

@@ -5,7 +5,7 @@ mod support;
 use ringfence::{Address, Options, Policy, harden, is_hardened, join};
 use support::{Actor, Strangers, fresh_address, say, small, wait_for_host, wait_for_test};
 
-/// A user who is nobody in particular: root may look at everything, so that root's own processes show nothing.
+/// An ordinary user: root may look at everything, so that root's own processes show nothing.
 const USER: u32 = 54_325;
 
 /// The other processes of these tests.
@@ -28,7 +28,7 @@ fn role() {
         };
     }
     assert_eq!(role, "join");
-    // Whoever is refused may try again, as the same process.
+    // A guest that is refused may try again, as the same process.
     loop {
         join_and_tell(&address, &options);
         wait_for_test();

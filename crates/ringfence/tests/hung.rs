@@ -1,4 +1,4 @@
-//! An executable on a filesystem whose server does not answer: whoever runs it is refused, or its time runs out, and
+//! An executable on a filesystem whose server does not answer: a process that runs it is refused, or its time runs out, and
 //! nothing hangs.
 
 mod support;

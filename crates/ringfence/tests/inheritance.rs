@@ -87,7 +87,7 @@ fn an_open_channel_is_its_mappings_and_its_line_and_a_child_inherits_nothing_of_
         child.finish();
         report
     };
-    // Whoever started this test may have left it something open.
+    // The parent of this test may have left it something open.
     let inherited = child();
     for backing in [Backing::Memfd, Backing::Shm] {
         for named in [false, true] {

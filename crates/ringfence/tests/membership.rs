@@ -1,4 +1,4 @@
-//! Members of an address: one goes, the other has the place, and nobody loses anything.
+//! Members of an address: one goes, the other has the place, and neither loses anything.
 
 mod support;
 
@@ -118,7 +118,7 @@ fn role() {
             let error = Command::new("/bin/sleep").arg("1000").exec();
             panic!("{error}");
         }
-        // Leaves, and keeps the listening socket all the same, at which it lets in whoever comes.
+        // Leaves, and keeps the listening socket all the same, at which it lets in every newcomer.
         "thief" => {
             let membership = member(&address(), &small()).unwrap();
             say("host");
@@ -210,7 +210,7 @@ fn listening_socket() -> OwnedFd {
         .unwrap()
 }
 
-/// Whoever comes next there, unless somebody else is faster.
+/// The next to come there, unless another is faster.
 fn next_of(listener: &OwnedFd) -> UnixStream {
     loop {
         let mut polled = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
@@ -349,7 +349,7 @@ fn two(address: &Address) -> (Actor, Actor) {
     (host, guest)
 }
 
-/// The guest of a host that has nobody; they have a channel.
+/// The guest of a host that has none; they have a channel.
 fn joined(address: &Address, host: &Actor) -> Actor {
     let guest = start("member", address);
     guest.expect("guest");
@@ -358,7 +358,7 @@ fn joined(address: &Address, host: &Actor) -> Actor {
     guest
 }
 
-/// Nobody has it any more, and no file is left. Whoever has ended, or executes another program, may have been followed a
+/// No process has it any more, and no file is left. One that has ended, or executes another program, may have been followed a
 /// moment before the kernel has closed all that it had.
 fn assert_free(address: &Address) {
     let end = Instant::now() + TIME_LIMIT;
@@ -497,7 +497,7 @@ fn a_guest_that_leaves_frees_its_place_alone() {
 }
 
 #[test]
-fn whoever_closes_the_channel_alone_keeps_its_place() {
+fn a_member_that_closes_the_channel_alone_keeps_its_place() {
     for named in [true, false] {
         let (address, _keep) = fresh_address(named);
         let (mut host, mut guest) = two(&address);
@@ -569,7 +569,7 @@ fn a_guest_of_another_user_follows_as_well() {
     let own = come(Role::Guest);
     let next = own.partner(None).unwrap().unwrap();
     assert_eq!(next.peer().uid, STRANGER);
-    // The last one may not remove what is there, and whoever comes next takes it over.
+    // The last one may not remove what is there, and the next to come takes it over.
     own.leave();
     stranger.tell("leave");
     while stranger.hear() != "left" {}
@@ -729,7 +729,7 @@ fn one_that_keeps_the_listening_socket_is_not_believed() {
 }
 
 #[test]
-fn a_partner_that_spoils_the_listening_socket_hangs_nobody() {
+fn a_partner_that_spoils_the_listening_socket_does_not_hang_the_other() {
     for deed in ["hang", "shut"] {
         let (address, _keep) = fresh_address(false);
         let own = member(&address, &small()).unwrap();
@@ -737,7 +737,7 @@ fn a_partner_that_spoils_the_listening_socket_hangs_nobody() {
         saboteur.expect("done");
         let channel = own.partner(None).unwrap().unwrap();
         if deed == "shut" {
-            // Nobody can come any more, and that is told.
+            // No guest can come any more, and that is told.
             assert!(matches!(own.next(), Err(Error::Closed(_))));
         } else {
             let next = start("member", &address);
@@ -850,12 +850,12 @@ fn a_member_that_cannot_be_one_has_taken_no_place() {
 }
 
 #[test]
-fn whoever_asks_for_nothing_is_brought_no_more_than_so_many() {
+fn a_program_that_asks_for_nothing_is_brought_no_more_than_so_many() {
     let (address, _keep) = fresh_address(false);
     let own = member(&address, &small()).unwrap();
     let mut guest = start("member", &address);
     guest.expect("guest");
-    // It closes its channel, and comes anew, until this side takes nobody in.
+    // It closes its channel, and comes anew, until this side takes none in.
     for _ in 0..16 {
         guest.hear();
         guest.tell("close");
@@ -937,7 +937,7 @@ fn talk(channel: Channel, number: u32, notes: &Path, quiet: &Mutex<bool>) {
     let note = File::create(note(notes, own, number)).unwrap();
     let mut count = 0_u64;
     let mut send = || {
-        // A message that is sent in the moment in which this process leaves would be on nobody's side.
+        // A message that is sent in the moment in which this process leaves would be on neither side.
         let quiet = quiet.lock().unwrap();
         if *quiet || count == MESSAGES {
             return;
@@ -971,7 +971,7 @@ fn talk(channel: Channel, number: u32, notes: &Path, quiet: &Mutex<bool>) {
         read += 1;
         send();
     };
-    // Where this side has left, nobody promises it anything.
+    // Where this side has left, nothing is promised to it.
     if let (true, Some((process, number))) = (ended, whose) {
         say(format!("received {process} {number} {read}"));
     }
@@ -1018,7 +1018,7 @@ impl Supervisor {
         (self.random >> 33) as usize % below
     }
 
-    /// The next thing that somebody says.
+    /// The next thing that a member says.
     fn hear(&mut self) {
         let heard = self.said.recv_timeout(TIME_LIMIT);
         let (number, line) = heard.unwrap_or_else(|_| panic!("nothing happens: {:?}", self.known()));
@@ -1112,7 +1112,7 @@ impl Supervisor {
         }
     }
 
-    /// Nobody is there twice, and everything that was sent before a departure was received.
+    /// No member is there twice, and everything that was sent before a departure was received.
     fn check(&mut self) {
         self.terms.sort_unstable();
         let mut longest = 0;
@@ -1165,7 +1165,7 @@ fn three_come_and_go_and_there_is_always_one_host() {
         };
         (0..3).for_each(|_| supervisor.start());
         while supervisor.terms.len() < handovers() {
-            // Now and then nobody waits for the dust to settle.
+            // Now and then the test does not wait for the dust to settle.
             if supervisor.random(4) > 0 {
                 supervisor.settle();
             }
@@ -1179,7 +1179,7 @@ fn three_come_and_go_and_there_is_always_one_host() {
             }
         }
         supervisor.settle();
-        // All leave, the last with nobody to follow it.
+        // All leave, the last with none to follow it.
         while !supervisor.actors.is_empty() {
             let found = supervisor
                 .actors

@@ -49,7 +49,7 @@ fn role() {
         },
         "flood" => {
             let (mut sender, _receiver) = join(&address, &options).unwrap().split();
-            // Small ones that fit, and nobody reads them before this process is dead.
+            // Small ones that fit, and the peer does not read them before this process is dead.
             let mut sent = 0;
             while sender.try_send(&message(sent, 100)).unwrap() {
                 sent += 1;
@@ -224,7 +224,7 @@ fn two_starters_that_race_for_a_stale_socket_are_one_pair_a_thousand_times() {
     );
     let path = address.as_path().unwrap().to_owned();
     for round in 0..ROUNDS {
-        // What a host that was killed leaves: a socket that nobody listens at. Only where neither has come yet.
+        // What a host that was killed leaves: a socket that no process listens at. Only where neither has come yet.
         if round % 10 == 0 && !path.exists() {
             let _ = std::os::unix::net::UnixListener::bind(&path);
         }

@@ -53,12 +53,12 @@ fn role() {
             loop {
                 let channel = match join(&address(), &options) {
                     Ok(channel) => channel,
-                    // Called off, or the host was; whoever ends too early is missed by the test.
+                    // Called off, or the host was; one that ends too early is missed by the test.
                     Err(Error::Aborted | Error::PeerLost(_)) => return,
                     Err(error) => panic!("{error}"),
                 };
                 let peer = channel.peer().pid;
-                // Called off between its READY and ours, it has left: again the test would miss whoever left early.
+                // Called off between its READY and ours, it has left: again the test would miss one that left early.
                 let Some(answer) = greet_or_miss(channel) else {
                     return;
                 };
@@ -197,7 +197,7 @@ fn greet_or_miss(channel: Channel) -> Option<i32> {
 const RACES: u32 = 1000;
 
 #[test]
-fn in_a_crowd_that_comes_and_goes_nobody_is_left_standing() {
+fn in_a_crowd_that_comes_and_goes_none_is_left_standing() {
     const MEETINGS: u32 = 150;
     for named in [true, false] {
         let (address, keep) = fresh_address(named);
@@ -224,7 +224,7 @@ fn of_two_who_race_for_a_place_one_is_the_host_and_the_other_its_guest_a_thousan
         Actor::start("racer", &[&address.to_string()]),
     ];
     for round in 0..RACES {
-        // What a killed host leaves: a socket that nobody answers at, and mostly its lock file, that nobody holds.
+        // What a killed host leaves: a socket that no process answers at, and mostly its lock file, which none holds.
         if round % 4 != 3 {
             drop(UnixListener::bind(path).expect("a socket"));
         }
@@ -343,7 +343,7 @@ fn a_relative_path_is_the_same_place_wherever_its_process_goes() {
         wanderer.expect("gone");
         assert_eq!(names_in(from), [""; 0], "{how}");
         assert_eq!(names_in(to), ["socket", "socket.lock"], "{how}");
-        // Nobody else can take the place of the one that lives.
+        // No other process can take the place of the one that lives.
         assert!(matches!(
             listen(&other, &small()),
             Err(Error::AddressOccupied { .. })
@@ -408,10 +408,10 @@ fn a_file_that_took_the_sockets_place_is_not_removed_with_it() {
     wait_for_host(&address);
     let path = address.as_path().unwrap();
     std::fs::remove_file(path).unwrap();
-    std::fs::write(path, "somebody else's").unwrap();
+    std::fs::write(path, "another program's").unwrap();
     cancel_token.cancel();
     assert!(matches!(host.join().unwrap(), Err(Error::Aborted)));
-    assert_eq!(std::fs::read_to_string(path).unwrap(), "somebody else's");
+    assert_eq!(std::fs::read_to_string(path).unwrap(), "another program's");
 }
 
 #[test]
@@ -427,7 +427,7 @@ fn a_host_that_closes_each_connection_unanswered_is_given_up_at_the_deadline() {
 }
 
 #[test]
-fn a_hang_up_long_ago_is_forgotten_once_somebody_else_had_the_place() {
+fn a_hang_up_long_ago_is_forgotten_once_another_had_the_place() {
     let (address, _keep) = fresh_address(false);
     let moody = Actor::start("moody", &[&address.to_string(), "200"]);
     moody.expect("listening");
@@ -512,11 +512,11 @@ fn two_users_are_a_pair_where_both_policies_name_the_other() {
 fn another_user_who_may_not_connect_or_write_the_directory_is_told_so() {
     let Some(strangers) = Strangers::new() else { return };
     let address = strangers.address();
-    // Nobody is there, and the stranger may not be the first.
+    // No process is there, and the stranger may not be the first.
     let stranger = strangers.start("stranger", &address);
     stranger.expect("ADDRESS_INVALID by peer: false ");
     stranger.finish();
-    // Somebody is there, whose socket is for its own user.
+    // One is there, whose socket is for its own user.
     let cancel_token = CancelToken::new().unwrap();
     let host = join_later(&address, &small().cancel_token(cancel_token.clone()));
     wait_for_host(&address);

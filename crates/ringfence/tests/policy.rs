@@ -297,7 +297,7 @@ fn a_supplementary_group_counts_as_long_as_it_is_had() {
     actor.expect("ended");
 }
 
-/// A cgroup of this test's own, for as long as nobody is in it any more at the end.
+/// A cgroup of this test's own, for as long as no process is in it any more at the end.
 struct Cgroup {
     path: PathBuf,
     name: String,
@@ -389,9 +389,12 @@ fn a_cgroup_is_compared_by_its_number_and_looked_at_again() {
 
 #[test]
 fn a_label_that_cannot_be_told_is_a_refusal_that_says_so() {
-    let (_actor, channel) = meet("stay", &with(Policy::new().label("nobody has this")));
+    let (_actor, channel) = meet("stay", &with(Policy::new().label("no process has this")));
     let (check, wanted, found) = refused(channel);
-    assert_eq!((check.as_str(), wanted.as_str()), ("label", "nobody has this"));
+    assert_eq!(
+        (check.as_str(), wanted.as_str()),
+        ("label", "no process has this")
+    );
     assert!(!found.is_empty());
 }
 
@@ -435,7 +438,7 @@ fn authorize_is_asked_last_and_its_no_and_its_failures_are_refusals() {
     let (_actor, channel) = meet("stay", &with(panics));
     assert_eq!(refused(channel).2, "a panic: as this test wants it");
 
-    // Whoever fails before is not asked about.
+    // A peer that fails before is not asked about.
     let asked = Arc::new(AtomicBool::new(false));
     let policy = Policy::new().executables(["/bin/sh"]).authorize({
         let asked = Arc::clone(&asked);
@@ -590,7 +593,7 @@ fn a_peer_that_executes_another_program_is_cut_off() {
     let (_sender, mut receiver) = channel.split();
     assert_eq!(receiver.receive(&mut [0; 64]).unwrap(), None);
     assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
-    // It lives, and is nobody's peer.
+    // It lives, and is no peer of ours.
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(actor.pid()), None).unwrap();
     assert_eq!(verifier.verify().unwrap_err().code(), "PEER_LOST");
 }

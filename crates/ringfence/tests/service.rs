@@ -1,4 +1,4 @@
-//! One service and its agents: everybody is served, nobody is held up by another, and what ends is told.
+//! One service and its agents: each is served, none is held up by another, and what ends is told.
 
 mod support;
 
@@ -70,7 +70,7 @@ fn role() {
             }
             wait_for_test();
         }
-        // Has no memory for one more thread when somebody comes, and has it again once it has told so.
+        // Has no memory for one more thread when an agent comes, and has it again once it has told so.
         "short of a thread" => {
             let listener = listen(&address(), &small()).unwrap();
             let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
@@ -190,7 +190,7 @@ fn role() {
             say(format!("{} {} {error}", channels.len(), error.code()));
             wait_for_test();
         }
-        // Sixteen calls at an address where nobody answers, and then one at another.
+        // Sixteen calls at an address where no service answers, and then one at another.
         "calls" => {
             let (hung, other): (Address, Address) =
                 (arguments[0].parse().unwrap(), arguments[1].parse().unwrap());
@@ -390,7 +390,7 @@ fn thousand() {
     more_descriptors();
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
-    // The door has what it needs once it has let somebody in.
+    // The door has what it needs once it has let an agent in.
     let first = agent(&address);
     accepted(&listener).close();
     first.finish();
@@ -453,7 +453,7 @@ fn a_crowd_of_threads_in_one_process_is_served_in_turns() {
 }
 
 #[test]
-fn whoever_dawdles_at_any_step_holds_up_nobody() {
+fn an_agent_that_dawdles_at_any_step_holds_up_no_other() {
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
     let dawdlers: Vec<_> = wire::GUEST_STEPS[..5]
@@ -477,9 +477,9 @@ fn whoever_dawdles_at_any_step_holds_up_nobody() {
 }
 
 #[test]
-fn a_silent_crowd_of_many_processes_holds_up_nobody() {
+fn a_silent_crowd_of_many_processes_holds_up_no_agent() {
     let (address, _keep) = fresh_address(false);
-    // Nobody's time is over before the test is.
+    // No agent's time is over before the test is.
     let listener = listen(&address, &small()).unwrap();
     let start = |_| Actor::start("silent", &[&address.to_string(), "30"]);
     // More than find room: those who have been silent for longest give way.
@@ -570,7 +570,7 @@ fn a_full_service_says_so_and_takes_the_next_when_one_has_left() {
     }];
     assert_eq!(channels[0].peer().pid, patient.pid());
     patient.expect("in");
-    // …or was killed, though nobody here has looked at its channel.
+    // …or was killed, though no call here has looked at its channel.
     let killed = agents.iter_mut().find(|agent| agent.pid() != closed).unwrap();
     killed.kill();
     let fourth = agent(&address);
@@ -659,7 +659,7 @@ fn a_listener_that_closes_keeps_its_channels_or_closes_them_as_asked() {
         let first = agent(&address);
         let mut channel = accepted(&listener);
         assert!(first.hear().starts_with("guest"));
-        // This one is connected, and nobody has asked for it.
+        // This one is connected, and was not asked for.
         let second = agent(&address);
         assert!(second.hear().starts_with("guest"));
         listener.close(channels);
@@ -685,21 +685,21 @@ fn a_listener_that_closes_keeps_its_channels_or_closes_them_as_asked() {
 }
 
 #[test]
-fn where_nobody_listens_that_is_said_or_waited_for() {
+fn where_no_process_listens_that_is_said_or_waited_for() {
     let (address, keep) = fresh_address(true);
     let (nowhere, _) = fresh_address(false);
     let path = address.as_path().unwrap();
     let missing = Address::path(path.parent().unwrap().join("none/socket")).unwrap();
     for (address, code, reason) in [
-        (&address, "PEER_LOST", "nobody listens at"),
-        (&nowhere, "PEER_LOST", "nobody listens at"),
+        (&address, "PEER_LOST", "no process listens at"),
+        (&nowhere, "PEER_LOST", "no process listens at"),
         (&missing, "ADDRESS_INVALID", "directory does not exist"),
     ] {
         let error = connect(address, &small()).unwrap_err();
         assert_eq!(error.code(), code, "{error}");
         assert!(error.to_string().contains(reason), "{error}");
     }
-    // What a killed service leaves is nobody too.
+    // What a killed service leaves does not listen either.
     let mut killed = Actor::start("service", &[&address.to_string()]);
     killed.expect("listening");
     killed.kill();
@@ -720,7 +720,7 @@ fn an_agent_that_waits_outlives_a_service_that_closes_in_the_middle_of_its_hands
         service.expect("listening");
         let patient = Actor::start("patient agent", &[&address.to_string()]);
         service.expect("closed");
-        // Without waiting, that is an end, as nobody is.
+        // Without waiting, that is an end, as an absent service is.
         let hasty = agent(&address);
         assert!(hasty.hear().starts_with("PEER_LOST"));
         service.go_on();
@@ -775,7 +775,7 @@ fn a_pair_and_a_service_do_not_mix() {
 }
 
 #[test]
-fn a_listener_that_nobody_asks_takes_in_so_many_and_the_rest_when_it_is_asked() {
+fn a_listener_that_is_not_asked_takes_in_so_many_and_the_rest_when_it_is_asked() {
     const COUNT: usize = 150;
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();

@@ -108,7 +108,7 @@ fn survive(address: &Address, then: &str) {
         say(format!("{reason} {count}"));
     } else {
         receiver.close();
-        assert_eq!(mappings(), 0, "nobody wants it any more");
+        assert_eq!(mappings(), 0, "no reader wants it any more");
         say("let go of");
     }
 }
@@ -262,7 +262,7 @@ fn what_a_peer_has_left_that_closed_is_read_where_it_lies() {
 }
 
 #[test]
-fn what_nobody_wants_to_read_is_let_go_of() {
+fn what_no_reader_wants_is_let_go_of() {
     let (survivor, mut filler, _) = meet("closes");
     filler.kill();
     survivor.expect("let go of");

@@ -1,4 +1,4 @@
-//! Tokens: realtime signals that the two sides of a channel send each other, and that nobody else can.
+//! Tokens: realtime signals that the two sides of a channel send each other, and that no other process can.
 
 mod support;
 
@@ -183,7 +183,7 @@ fn thread_of(process: i32) -> i32 {
     *id
 }
 
-/// A signal as anybody can make one up. Whether there was room for it.
+/// A signal as any process can make one up. Whether there was room for it.
 fn made_up(to: i32, thread: Option<i32>, from: i32, mailbox: i32, rest: [u8; 16]) -> bool {
     // SAFETY: all-zero bytes are a valid siginfo.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -317,7 +317,7 @@ fn what_was_sent_before_a_death_comes_before_its_news() {
     }
 }
 
-/// Whoever is told of the end first has its thread say that it has heard what came before. Where the queue has no room for that
+/// A side that is told of the end first has its thread say that it has heard what came before. Where the queue has no room for that
 /// signal either, another takes its place.
 #[test]
 fn what_was_sent_before_the_end_comes_though_the_queue_is_full() {
@@ -389,7 +389,7 @@ fn several_threads_share_what_comes() {
 }
 
 #[test]
-fn a_token_that_somebody_makes_up_is_counted_and_not_handed_out() {
+fn a_token_that_another_process_makes_up_is_counted_and_not_handed_out() {
     let (address, _keep) = fresh_address(false);
     let mut target = Actor::start("leave alone", &[&address.to_string(), "84"]);
     wait_for_host(&address);
@@ -440,7 +440,7 @@ fn a_full_queue_is_an_error_and_what_was_taken_comes() {
     other.finish();
 }
 
-/// Messages and tokens go to and fro while somebody floods the process with signals, which interrupt threads that do nothing
+/// Messages and tokens go to and fro while another process floods this one with signals, which interrupt threads that do nothing
 /// but ask for memory and take locks.
 #[test]
 fn a_flood_of_signals_costs_neither_messages_nor_tokens() {
@@ -553,7 +553,7 @@ fn resident() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-/// Whoever closes gives its number back, and the default of a realtime signal is to end the process: the other's tokens must
+/// A side that closes gives its number back, and the default of a realtime signal is to end the process: the other's tokens must
 /// not reach it then.
 #[test]
 fn two_that_part_while_they_send_tokens_both_live() {

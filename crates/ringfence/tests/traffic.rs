@@ -72,7 +72,7 @@ fn role() {
         while let Some(length) = receiver.receive(&mut into).unwrap() {
             match sender.send(&into[..length]) {
                 Ok(()) => {}
-                // Nobody waits for this answer.
+                // This answer is not waited for.
                 Err(Error::PeerLost(_)) => return,
                 Err(error) => panic!("{error}"),
             }
@@ -174,7 +174,7 @@ fn ask(channel: Channel, questions: u64) {
 fn poll_line(line: &impl AsFd) {
     let mut polled = [PollFd::new(line.as_fd(), PollFlags::POLLIN)];
     let timeout = PollTimeout::try_from(TIME_LIMIT).unwrap();
-    assert!(poll(&mut polled, timeout).unwrap() > 0, "nobody rang");
+    assert!(poll(&mut polled, timeout).unwrap() > 0, "the peer did not ring");
 }
 
 #[test]

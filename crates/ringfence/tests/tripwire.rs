@@ -55,7 +55,7 @@ fn role() {
                 sent.map_or_else(|error| error.code(), |_| "sent")
             ));
         }
-        // Opens the memory of its own channel, or of its peer's, as anybody could who has a path to it.
+        // Opens the memory of its own channel, or of its peer's, as any process could that has a path to it.
         "open" => {
             if arguments.get(2).is_some_and(|how| how == "full") {
                 setrlimit(Resource::RLIMIT_SIGPENDING, 0, 0).unwrap();
@@ -253,7 +253,7 @@ fn an_alarm_is_believed_where_no_descriptor_is_left() {
     is_ended_on_both_sides(Backing::Memfd, "full of files");
 }
 
-/// Whether one of these objects has this text in it. Those that cannot be opened are somebody else's still; the one that
+/// Whether one of these objects has this text in it. Those that cannot be opened are another process's still; the one that
 /// was let go of can be opened once the thread that heard of the alarm has let go of it too.
 fn contains(kept: &[File], text: &[u8]) -> String {
     let end = Instant::now() + TIME_LIMIT;
@@ -362,7 +362,7 @@ fn contents(file: &File) -> std::io::Result<Vec<u8>> {
 }
 
 #[test]
-fn whoever_opens_the_memory_of_a_channel_ends_it_on_both_sides() {
+fn a_process_that_opens_the_memory_of_a_channel_ends_it_on_both_sides() {
     for backing in [Backing::Memfd, Backing::Shm] {
         if backing == Backing::Shm && !nix::unistd::geteuid().is_root() {
             eprintln!(
@@ -440,7 +440,7 @@ fn a_number_is_taken_while_there_is_a_channel_and_given_back_after() {
             .iter()
             .any(|check| check.check == "tripwire" && check.found.contains("57"))
     );
-    // A signal that somebody sends, who is not the kernel, does nothing; neither does one at the very thread.
+    // A signal that another process sends, and not the kernel, does nothing; neither does one at the very thread.
     let own = std::process::id().cast_signed();
     // SAFETY: kill takes two integers.
     assert_eq!(unsafe { libc::kill(own, NUMBER) }, 0);

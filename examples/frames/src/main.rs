@@ -53,7 +53,7 @@ fn to_one(
     Ok(())
 }
 
-/// Each frame is drawn once, whoever reads it.
+/// Each frame is drawn once, however many read it.
 fn to_many(
     address: &Address,
     options: &Options,

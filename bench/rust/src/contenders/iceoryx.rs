@@ -89,7 +89,7 @@ impl Contender for Side {
         let subscriber = told(stream(back)?.subscriber_builder().create())?;
         let notifier = told(bell(out)?.notifier_builder().create())?;
         let listener = told(bell(back)?.listener_builder().create())?;
-        // What is sent before the other side subscribes is nobody's: wait for each other.
+        // What is sent before the other side subscribes is lost: wait for each other.
         let line = setup.line()?;
         line.send(&true)?;
         let _: bool = line.receive()?;

@@ -81,7 +81,7 @@ pub(super) fn run(args: &[&str]) -> Result<(), String> {
     }
 }
 
-/// Tells the victim, in somebody else's name, that this one leaves. The kernel lets a process say whatever it wants of
+/// Tells the victim, in another process's name, that this one leaves. The kernel lets a process say whatever it wants of
 /// where a signal comes from, as long as its code is no kernel's (rt_sigqueueinfo(2)).
 fn forge(victim: i32, pretended: i32, signal: i32, value: u64) -> Result<(), String> {
     // siginfo_t: number, errno, code, padding; then pid, uid and the value, of eight bytes.
@@ -134,7 +134,7 @@ fn flood() -> Result<(), String> {
     serve(|_| Ok("still".into()))
 }
 
-/// Passes a line on which whoever reads gets a descriptor with each read, and says 64 bytes there, one at a time.
+/// Passes a line on which a reader gets a descriptor with each read, and says 64 bytes there, one at a time.
 fn pidfds(address: &str) -> Result<(), String> {
     let (line, theirs) = socketpair(
         AddressFamily::Unix,
@@ -241,7 +241,7 @@ pub(super) fn until(what: &str, mut so: impl FnMut() -> bool) -> Result<(), Stri
     Ok(())
 }
 
-/// Puts the victims on one processor with this process and below it, as anybody may do to processes of the same
+/// Puts the victims on one processor with this process and below it, as any process may do to those of the same
 /// user: then whatever a victim does that wakes this process is the last thing that it does for now.
 fn overshadow(victims: &[&str]) -> Result<(), String> {
     let mut one = CpuSet::new();
@@ -292,7 +292,7 @@ fn watch<T: Send + 'static>(
     Ok(grabbed)
 }
 
-/// Opens what was grabbed, through a path that leads to it, and searches it. Whoever owns a file may change its mode.
+/// Opens what was grabbed, through a path that leads to it, and searches it. The owner of a file may change its mode.
 fn search(path: &str, text: &str) -> Result<&'static str, Errno> {
     fchmodat(
         AT_FDCWD,
@@ -393,7 +393,7 @@ fn thief(connection: &str, victim: &str, genuine: &str) -> Result<(), String> {
     let connection = inherited(connection)?;
     parent_looks(genuine)?;
     let parent = getppid();
-    // The plain program speaks first; ringfence waits for a HELLO, which whoever holds the socket can send.
+    // The plain program speaks first; ringfence waits for a HELLO, which any holder of the socket can send.
     let (line, theirs) = socketpair(
         AddressFamily::Unix,
         SockType::Stream,
@@ -402,7 +402,7 @@ fn thief(connection: &str, victim: &str, genuine: &str) -> Result<(), String> {
     )
     .map_err(said("socketpair"))?;
     let hello = protocol::hello(&[0x5a; 32], &[0; 32], 64 * 1024, 1 << 20, 1);
-    // As the process that connected: the kernel lets nobody claim to be another without CAP_SYS_ADMIN.
+    // As the process that connected: the kernel lets no process claim to be another without CAP_SYS_ADMIN.
     let claim = UnixCredentials::from(libc::ucred {
         pid: parent.as_raw(),
         uid: getuid().as_raw(),
@@ -459,7 +459,7 @@ fn turncoat(address: &str, other: &str) -> Result<(), String> {
 }
 
 /// Listens, leaves the listening socket to another process, and becomes the genuine program: `SO_PEERCRED` of
-/// whoever connects names the process that called listen.
+/// every client names the process that called listen.
 fn listen_then_exec(address: &str, genuine: &str) -> Result<(), String> {
     let listener = post::listen_at(address).map_err(said("listen"))?;
     let inherited = leave_open(&listener)?;
@@ -472,7 +472,7 @@ fn listen_then_exec(address: &str, genuine: &str) -> Result<(), String> {
     Err(Command::new(genuine).args(["role", "still"]).exec().to_string())
 }
 
-/// Waits until its parent looks genuine, and passes an object of its own to whoever comes: as the plain program
+/// Waits until its parent looks genuine, and passes an object of its own to each that comes: as the plain program
 /// does, or, to who speaks first, as ringfence does.
 fn false_host(listener: &str, genuine: &str) -> Result<(), String> {
     let listener = inherited(listener)?;

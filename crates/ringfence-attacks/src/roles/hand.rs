@@ -61,7 +61,7 @@ pub(super) fn manipulate(object: &OwnedFd, size: usize) -> Result<(), String> {
     })
 }
 
-/// Binds, and passes whatever `kind` names to whoever comes.
+/// Binds, and passes what `kind` names to each that comes.
 pub(super) fn host(address: &str, kind: &str) -> Result<(), String> {
     let listener = post::listen_at(address).map_err(said("listen"))?;
     println!("listening");

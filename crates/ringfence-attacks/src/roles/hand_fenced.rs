@@ -58,7 +58,7 @@ pub(super) fn run(args: &[&str]) -> Result<(), String> {
     }
 }
 
-/// Credentials with another process's number, which the kernel lets nobody send without `CAP_SYS_ADMIN` over the sender's
+/// Credentials with another process's number, which the kernel lets no process send without `CAP_SYS_ADMIN` over the sender's
 /// pid namespace.
 fn claim_to_be(pid: i32) -> UnixCredentials {
     UnixCredentials::from(libc::ucred {
@@ -68,7 +68,7 @@ fn claim_to_be(pid: i32) -> UnixCredentials {
     })
 }
 
-/// `SO_PASSPIDFD`, Linux 6.5: whoever reads from this socket gets a pidfd of the sender with each read.
+/// `SO_PASSPIDFD`, Linux 6.5: a reader of this socket gets a pidfd of the sender with each read.
 pub(super) fn ask_for_pidfds(socket: &OwnedFd) -> Result<(), Errno> {
     const SO_PASSPIDFD: libc::c_int = 76;
     let on: libc::c_int = 1;
@@ -334,7 +334,7 @@ impl Hand {
                 self.line = Some(mine);
                 lines.push(theirs);
             }
-            // A stream socket of ours by every option that can be asked for, and nobody at its other end.
+            // A stream socket of ours by every option that can be asked for, and no process at its other end.
             "listener" => {
                 let listener = post::stream().map_err(said("socket"))?;
                 bind(listener.as_raw_fd(), &UnixAddr::new_unnamed()).map_err(said("bind"))?;
@@ -839,7 +839,7 @@ impl Hand {
                     "sent",
                 )
             }
-            // Garbage that brings a descriptor: whoever reads carelessly keeps it.
+            // Garbage that brings a descriptor: a careless reader keeps it.
             ["parcel"] => {
                 let line = self.line.as_ref().ok_or("no line")?;
                 let pipe = pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?;
@@ -870,7 +870,7 @@ impl Hand {
 fn lease(object: &OwnedFd, kind: i32) -> Result<(), Errno> {
     /// The same number on every architecture that Rust's Linux targets have, and missing in libc.
     const F_SETSIG: i32 = 10;
-    // Whoever opens it meanwhile must not end this process: SIGURG is ignored where it is not handled.
+    // A process that opens it meanwhile must not end this process: SIGURG is ignored where it is not handled.
     // SAFETY: F_SETSIG takes an integer and touches no memory of ours.
     Errno::result(unsafe { libc::fcntl(object.as_raw_fd(), F_SETSIG, libc::SIGURG) })?;
     // SAFETY: F_SETLEASE takes an integer and touches no memory of ours.

@@ -1,4 +1,4 @@
-//! Whoever can connect to a Node process's inspector reads and changes everything in it.
+//! A process that can connect to the inspector of a Node process reads and changes everything in it.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -13,7 +13,7 @@ use nix::{
 
 use super::{attackers::until, number};
 
-/// Has a Node process open its inspector, as whoever may send it signals can, and waits until it has.
+/// Has a Node process open its inspector, as every process that may send it signals can, and waits until it has.
 pub(super) fn open(victim: &str, port: &str) -> Result<(), String> {
     knock(victim)?;
     let port = number(port)?;

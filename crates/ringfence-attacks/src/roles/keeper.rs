@@ -71,14 +71,14 @@ pub(super) fn own_shm(bytes: &str, as_whom: &str, places: &[&str]) -> Result<(),
     Ok(())
 }
 
-/// Executes a program in a user namespace in which nobody is mapped, not even itself: every uid there reads as the
+/// Executes a program in a user namespace in which no user is mapped, not even itself: every uid there reads as the
 /// overflow uid (user_namespaces(7)).
 pub(super) fn unmapped(program: &str, args: &[&str]) -> Result<(), String> {
     unshare(CloneFlags::CLONE_NEWUSER).map_err(|errno| format!("a user namespace: {errno}"))?;
     Err(Command::new(program).args(args).exec().to_string())
 }
 
-/// Executes a program, as `uid`, as the first process of a pid namespace: whoever is outside of it has no number
+/// Executes a program, as `uid`, as the first process of a pid namespace: a process outside of it has no number
 /// there (pid_namespaces(7)).
 pub(super) fn own_pids(uid: &str, program: &str, args: &[&str]) -> Result<(), String> {
     unshare(CloneFlags::CLONE_NEWPID).map_err(|errno| format!("a pid namespace: {errno}"))?;

@@ -17,7 +17,7 @@ use nix::{
     unistd::{ForkResult, alarm, fork, pause},
 };
 
-/// Closes what whoever started the tests has left open, so that what is inherited later comes from here.
+/// Closes what the tests' parent has left open, so that what is inherited later comes from here.
 pub(super) fn forget_inherited() -> Result<(), String> {
     // SAFETY: called first of all: nothing in this process has a descriptor beyond the standard streams yet.
     Errno::result(unsafe { libc::close_range(3, u32::MAX, 0) })
@@ -118,7 +118,7 @@ pub(super) fn child_inherits() -> Result<String, String> {
 
 /// Forks without exec, has the child do something and say what came of it, and returns how it ended.
 pub(super) fn in_child(what: impl FnOnce() -> String) -> Result<String, String> {
-    /// Longer than anything takes that does not wait for somebody who is not there.
+    /// Longer than anything takes that does not wait for a process that is not there.
     const LIMIT: u32 = 20;
     // SAFETY: what the child may do in a copy of a process with several threads is what this is about.
     match unsafe { fork() }.map_err(|errno| errno.to_string())? {

@@ -135,7 +135,7 @@ pub(super) fn lying_head(stage: &Stage) -> Result<Report, Trouble> {
         if let Err(harm) = told {
             return Ok(Report::bitten(plain, format!("{lie}: {harm}")));
         }
-        // One that shows a higher position each time that the publisher looks is not found out, and has held nobody up.
+        // One that shows a higher position each time that the publisher looks is not found out, and has not held the publisher up.
         if lie == "to-and-fro" {
             must(&mut publisher, "close", "closed")?;
             continue;

@@ -210,7 +210,7 @@ fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<St
     next(one, "role host")?;
     must(other, &come, "member guest")?;
     meet(one, other)?;
-    // Both leave: the place is nobody's, and the next to come has it.
+    // Both leave: the place is free, and the next to come has it.
     at_once(one, "leave", "left", other, "leave", "left")?;
     let (first, second) = (one.ask(&come)?, other.ask(&come)?);
     if first != "member host" || second != "member guest" {

@@ -29,7 +29,7 @@ fn guarded_host(stage: &Stage, address: &str) -> Result<(Actor, PathBuf), Troubl
     Ok((host, launcher))
 }
 
-/// Whoever was started by the launcher gets in.
+/// A process that the launcher has started gets in.
 fn launched_gets_in(
     stage: &Stage,
     host: &mut Actor,

@@ -4,7 +4,7 @@ use super::{SIZE, fenced, must, plain, plain_host, talks};
 use crate::{Half, Report, Trouble, stage::Stage};
 
 /// Row 56: A program forks, and the child goes on with its copy of what the parent has, and drops it, as a destructor does
-/// that nobody thinks of. The child of the plain program speaks to the guest in its parent's place.
+/// that its program does not think of. The child of the plain program speaks to the guest in its parent's place.
 ///
 /// What stops it: whatever was made before the fork is the parent's, and does nothing in the child.
 pub(super) fn without_exec(stage: &Stage) -> Result<Report, Trouble> {

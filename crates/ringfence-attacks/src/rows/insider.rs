@@ -54,7 +54,7 @@ fn goes_on(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
     must(host, "receive 10000", "got 5 hello")
 }
 
-/// The guest that kept it waiting goes on, but somebody has tried to open the host's object meanwhile: there is no
+/// The guest that kept it waiting goes on, but another process has tried to open the host's object meanwhile: there is no
 /// channel, or not for long.
 fn ends_exposed(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
     must(guest, "offer sound", "")?;
@@ -75,7 +75,7 @@ fn ends_exposed(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
 /// file's owner changes its mode and opens it through /proc/self/fd.
 ///
 /// What stops it: a memfd has no such moment. With shm, the lease stays for as long as the object is mapped, and the
-/// kernel holds back whoever opens it (fcntl(2)); the owner is told, wipes it, and closes.
+/// kernel holds back the process that opens it (fcntl(2)); the owner is told, wipes it, and closes.
 pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, Trouble> {
     let shm = stage.own_shm(1 << 20)?;
     let plain = window_of_plain(stage, &shm, "watcher")?;
@@ -160,7 +160,7 @@ pub(super) fn getfd(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held("hardened: EPERM for every number (not hardened: as documented)"),
-        stopped_by: "harden(): not dumpable, so nobody may trace it",
+        stopped_by: "harden(): not dumpable, so that no process of its user may trace it",
     })
 }
 
@@ -222,7 +222,7 @@ pub(super) fn kept_path(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 6: whoever opens a leased file makes the kernel send SIGIO to the holder, which ends it unless it is handled
+/// Row 6: a process that opens a leased file makes the kernel send SIGIO to the holder, which ends it unless it is handled
 /// (fcntl(2), signal(7)).
 ///
 /// What stops it: the signal of the lease is another, and goes to a thread that waits for it.

@@ -72,7 +72,7 @@ pub(super) fn rude(stage: &Stage) -> Result<Report, Trouble> {
         must(&mut peer, "fill", "filled")?;
         must(&mut peer, "parcel", "EAGAIN")?;
         let start = Instant::now();
-        // Until the ring is full, which nobody empties here.
+        // Until the ring is full, which is not read here.
         must(&mut host, "send more", if round == 0 { "sent" } else { "full" })?;
         must(&mut host, "receive 50", "nothing")?;
         must(&mut host, "stuff 50", "full")?;

@@ -197,7 +197,7 @@ fn talks(one: &mut Actor, other: &mut Actor) -> Result<(), Trouble> {
     must(one, "receive 10000", "got 4 back")
 }
 
-/// Somebody has tried to open a process's memory: its channel has ended, and says why.
+/// Another process has tried to open a process's memory: its channel has ended, and says why.
 fn is_exposed(actor: &mut Actor) -> Result<(), Trouble> {
     must(actor, "receive 10000", "error OBJECT_EXPOSED")?;
     must(actor, "reason", "exposed")

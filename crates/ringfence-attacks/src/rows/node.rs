@@ -38,7 +38,7 @@ fn attacker(stage: &Stage, who: Who, args: &[&str]) -> Result<String, Trouble> {
         .line()
 }
 
-/// A port of the loopback interface that nobody has now.
+/// A port of the loopback interface that is free now.
 fn free_port() -> Result<String, Trouble> {
     TcpListener::bind(("127.0.0.1", 0))
         .and_then(|listener| listener.local_addr())
@@ -47,14 +47,14 @@ fn free_port() -> Result<String, Trouble> {
 }
 
 /// Row 12: SIGUSR1 makes Node open its inspector on port 9229 of the loopback interface (here on another, which
-/// nobody else has), dumpable or not. Whoever can connect there, of whatever user, reads everything.
+/// no other process has), dumpable or not. Every process that can connect there, of whatever user, reads everything.
 ///
 /// What stops it: once hardened, SIGUSR1 is ignored.
 pub(super) fn inspector(stage: &Stage) -> Result<Report, Trouble> {
     let node = stage.node()?;
     let port = free_port()?;
     let flag = format!("--inspect-port={port}");
-    // Whoever reads it need not be who sent the signal.
+    // The process that reads it need not be the one that sent the signal.
     let reader = if stage.is_root() {
         Who::Stranger
     } else {

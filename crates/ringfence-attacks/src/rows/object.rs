@@ -125,7 +125,7 @@ pub(super) fn window_of_shm(
     Err(Trouble::wrong("the attacker got hold of nothing"))
 }
 
-/// Row 30: The peer has the object's descriptor, and makes the object shorter: whoever touches a page beyond its end
+/// Row 30: The peer has the object's descriptor, and makes the object shorter: a process that touches a page beyond its end
 /// gets SIGBUS (mmap(2)).
 ///
 /// What stops it: the seals `F_SEAL_SHRINK`, `F_SEAL_GROW` and, for holes, `F_SEAL_FUTURE_WRITE` (fcntl(2)). An shm
@@ -168,8 +168,8 @@ pub(super) fn truncate(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 31: Somebody takes all the room that /dev/shm has left. A page that was never written must still be found then,
-/// and whoever writes it gets SIGBUS.
+/// Row 31: Another process takes all the room that /dev/shm has left. A page that was never written must still be found then,
+/// and the process that writes it gets SIGBUS.
 ///
 /// What stops it: fallocate(2) when the object is made. If there is no room, that is when it is said (`NO_SPACE`); if
 /// there was, it is taken. A memfd does not lie on that filesystem at all.
@@ -325,7 +325,7 @@ pub(super) fn unsound(stage: &Stage) -> Result<Report, Trouble> {
         return Ok(Report::bitten(plain, holes.join("; ")));
     }
     must(&mut guest, "hang-up", "hung up")?;
-    // Whoever is turned away is told so a moment before the host lets go of what it had of it.
+    // A newcomer that is turned away is told so a moment before the host lets go of what it had of it.
     let end = Instant::now() + super::TIME_LIMIT;
     loop {
         let after = host.ask("descriptors")?;

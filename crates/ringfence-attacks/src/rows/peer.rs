@@ -57,7 +57,7 @@ pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 17: A peer that has died and that nobody has waited for. Its pid stays taken, and signal 0 succeeds on it
+/// Row 17: A peer that has died and that its parent has not waited for. Its pid stays taken, and signal 0 succeeds on it
 /// (kill(2)), so a program that asks that way waits for the dead. Before the handshake it is seen at once by both,
 /// since `/proc/PID/exe` of a zombie cannot be followed; afterwards, the plain program has nothing else to ask.
 ///
@@ -171,7 +171,7 @@ pub(super) fn turncoat(stage: &Stage) -> Result<Report, Trouble> {
 
 /// Row 21: A process of another user connects to an abstract address, which has no permissions.
 ///
-/// What stops it: the uid that the kernel attests. The host goes on to whoever comes next.
+/// What stops it: the uid that the kernel attests. The host goes on to the next newcomer.
 pub(super) fn stranger(stage: &Stage) -> Result<Report, Trouble> {
     let address = stage.address("plain");
     let mut host = plain(stage, "the host")?;
@@ -283,7 +283,7 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
-    let plain = Half::bit("the object is passed to whoever holds the socket of the dead process");
+    let plain = Half::bit("the object is passed to the holder of the socket of the dead process");
 
     let address = stage.address("ringfence");
     let mut host = fenced_host(stage, &address, "")?;

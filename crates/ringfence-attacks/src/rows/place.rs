@@ -9,7 +9,7 @@ use crate::{
     stage::{Program, Stage, Who},
 };
 
-/// Row 24: another user binds the name before the program does. An abstract name belongs to whoever comes first.
+/// Row 24: another user binds the name before the program does. An abstract name belongs to the process that comes first.
 ///
 /// What stops it: the guest looks at the host as well as the host at the guest, and says who is there. A path in a
 /// directory that only the user may enter cannot be taken by another (EACCES): that is the address to choose.
@@ -65,7 +65,7 @@ pub(super) fn squatter(stage: &Stage) -> Result<Report, Trouble> {
 }
 
 /// Row 25: another user connects until the backlog is full (listen(2)), while the host is busy for a moment: then
-/// nobody else gets in. (The host is stopped here, so that the moment is as long as it takes.)
+/// no other user gets in. (The host is stopped here, so that the moment is as long as it takes.)
 ///
 /// What stops it: to connect takes write permission on the socket's file (unix(7)), which is the owner's alone from
 /// birth, whatever the umask. An abstract name has no such file.
@@ -112,7 +112,7 @@ pub(super) fn backlog(stage: &Stage) -> Result<Report, Trouble> {
 /// Row 26: many processes that pass every check (same user, same executable) connect and say nothing. The plain
 /// program passes its object to the first of them and is then gone for everybody else.
 ///
-/// What stops it: the place is taken by whoever finishes a handshake first, and not by who comes first; handshakes
+/// What stops it: the place is taken by the guest that finishes a handshake first, and not by who comes first; handshakes
 /// run side by side, and each has a deadline.
 pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, Trouble> {
     let crowd = |address: &str, count: &str| {
@@ -131,8 +131,8 @@ pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, Trouble> {
     let mut guest = plain(stage, "the guest")?;
     guest.say(&format!("join {address} {SIZE}"))?;
     let plain = match guest.hear(Duration::from_secs(1)) {
-        // It is the host of its own now, and waits for somebody who waits elsewhere.
-        Heard::Silence => Half::bit("the silent one has the place; the honest one meets nobody"),
+        // It is the host of its own now, and waits for a guest that waits elsewhere.
+        Heard::Silence => Half::bit("the silent one has the place; the honest one meets no peer"),
         other => Half::bit(format!("the silent one has the place; the honest one: {other:?}")),
     };
 
@@ -172,10 +172,10 @@ fn must_be(found: &str, wanted: &str) -> Result<(), Trouble> {
 const RACES: usize = 1000;
 
 /// Row 27: a host was killed and has left its socket's file; two start at the same moment. The plain program finds
-/// the name taken by nobody who answers, and gives up.
+/// the name taken by a socket that does not answer, and gives up.
 ///
-/// What stops it: a lock file beside the socket says whether its owner lives (flock(2) ends with its holder); whoever
-/// has the lock may remove what is stale, and nobody else.
+/// What stops it: a lock file beside the socket says whether its owner lives (flock(2) ends with its holder); the process that
+/// has the lock may remove what is stale, and no other.
 pub(super) fn stale_race(stage: &Stage) -> Result<Report, Trouble> {
     let path = stage.private().join("plain.sock").display().to_string();
     let (mut one, mut two) = (fenced(stage, "the first")?, fenced(stage, "the second")?);

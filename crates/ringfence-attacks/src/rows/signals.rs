@@ -61,7 +61,7 @@ fn hands_over(stage: &Stage, host: &mut Actor, guest: &mut Actor, address: &str)
 /// (rt_sigqueueinfo(2): whose number is in there is for the sender to say). The plain program takes the address over while
 /// its host is there, and from then on there are two.
 ///
-/// What stops it: a host that leaves says so in its own memory, which nobody else can write, and ends the private line.
+/// What stops it: a host that leaves says so in its own memory, which no other process can write, and ends the private line.
 pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, Trouble> {
     let _turn = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
     let address = stage.address("plain");
@@ -111,7 +111,7 @@ pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, Trouble> {
 }
 
 /// Row 29: a process of the same user fills the queue of signals, of which a user has so many (`RLIMIT_SIGPENDING`), with
-/// signals to itself. The plain program's host cannot tell its guest any more that it leaves: the address is nobody's.
+/// signals to itself. The plain program's host cannot tell its guest any more that it leaves: the address stays without an owner.
 ///
 /// What stops it: the line tells.
 pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, Trouble> {
@@ -124,7 +124,7 @@ pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, Trouble> {
     host.kill();
     let plain = match guest.hear(WHILE) {
         Heard::Silence if told.starts_with("error EAGAIN") => {
-            Half::bit("the host cannot say that it leaves, and nobody takes the address over")
+            Half::bit("the host cannot say that it leaves, and no process takes the address over")
         }
         other => Half::held(format!("{told}, then {other:?}")),
     };

@@ -51,7 +51,7 @@ pub(super) fn same_inode(stage: &Stage) -> Result<Report, Trouble> {
 /// that is not mapped itself finds every stranger equal to it. (Where the executable can be read, it may still tell
 /// them apart; here it cannot, and the uid is all that is looked at.)
 ///
-/// What stops it: the overflow uid is nobody's, and is refused whoever asks.
+/// What stops it: the overflow uid is no user's, and is refused in any case.
 pub(super) fn unmapped(stage: &Stage) -> Result<Report, Trouble> {
     let address = stage.address("plain");
     let mut host = stage.spawn_in("the host", Space::UnmappedUsers, &["victim", "plain"])?;
@@ -142,7 +142,7 @@ pub(super) fn pid_zero(stage: &Stage) -> Result<Report, Trouble> {
 /// any other into the credentials of a message (unix(7)). As in row 14, one process connects and becomes the genuine program,
 /// and another speaks on the line, here in the name of the first.
 ///
-/// What stops it: a peer must live in this process's own pid namespace, in whose name nobody below can speak.
+/// What stops it: a peer must live in this process's own pid namespace, in whose name no process below can speak.
 pub(super) fn namesake(stage: &Stage) -> Result<Report, Trouble> {
     let genuine = stage.program(Program::Genuine).display().to_string();
     let attacker = |how: &str, address: &str| {

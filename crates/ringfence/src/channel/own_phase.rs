@@ -9,8 +9,8 @@ use crate::{
     memory::phase::{Phase, Step},
 };
 
-/// The one owner of the phase word of this side's region. It lies in [`Held`](crate::channel::shared::Held), so that whoever has it has the lock, and
-/// nothing but this writes the word: of two threads that end the channel in different ways, the second finds what the first
+/// The one owner of the phase word of this side's region. It lies in [`Held`](crate::channel::shared::Held), under the lock of
+/// that, and nothing but this writes the word: of two threads that end the channel in different ways, the second finds what the first
 /// has said, and what may not follow that is not written.
 #[derive(Debug)]
 pub(crate) struct OwnPhase {

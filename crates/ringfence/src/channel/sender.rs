@@ -842,7 +842,7 @@ impl Batch<'_> {
                 self.handed_out = Some((at, size));
                 producer.finish(at, size, size);
                 // SAFETY: the range was just claimed, is published only after this borrow has ended, and is claimed
-                // by nobody else.
+                // by no other call.
                 Ok(Some(unsafe { producer.own_mut().claimed(at, size) }))
             }
             Ok(None) => Ok(None),

@@ -87,10 +87,10 @@ impl ChannelState {
                 "the channel was closed: its peer is no longer who the policy asks for",
             )),
             Self::Exposed => Err(Error::ObjectExposed(
-                "somebody tried to open this side's memory, which was wiped; the channel is closed".into(),
+                "another process tried to open this side's memory, which was wiped; the channel is closed".into(),
             )),
             Self::ExposedAtPeer => Err(Error::ObjectExposed(
-                "as the peer says, somebody tried to open its memory, which it has wiped; the channel is closed"
+                "as the peer says, another process tried to open its memory, which it has wiped; the channel is closed"
                     .into(),
             )),
             Self::Corrupt => Err(Error::RingCorrupt("as was found before".into())),

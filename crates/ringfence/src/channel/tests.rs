@@ -33,7 +33,7 @@ const CAPACITY: u64 = 4096;
 const LONGEST: u64 = 20_000;
 
 fn end(line: OwnedFd, own: &OwnRegion, peer: &OwnRegion, options: &Options) -> Channel {
-    let nobody = Credentials {
+    let no_process = Credentials {
         pid: 0,
         uid: 0,
         gid: 0,
@@ -41,8 +41,8 @@ fn end(line: OwnedFd, own: &OwnRegion, peer: &OwnRegion, options: &Options) -> C
     let parts = Parts {
         role: Role::Guest,
         line,
-        process: Peer::unknown(nobody),
-        identity: Identity::of(nobody),
+        process: Peer::unknown(no_process),
+        identity: Identity::of(no_process),
         evidence: Vec::new(),
         mark: Mark::new().expect("memory"),
         own: own.clone(),
@@ -53,7 +53,7 @@ fn end(line: OwnedFd, own: &OwnRegion, peer: &OwnRegion, options: &Options) -> C
         longest_in: LONGEST,
         barriers: false,
         inbox: OpenInbox::unreachable(),
-        token_sender: TokenSender::new(nobody.pid, TokenAddress::default()).expect("nobody"),
+        token_sender: TokenSender::new(no_process.pid, TokenAddress::default()).expect("no process"),
         inheritance: None,
         ring: RingPart::Equal,
     };
@@ -108,7 +108,7 @@ fn a_drain_ends_with_what_was_there() {
 enum Begun {
     Nothing,
     Reserved(Reserved),
-    /// One that nobody can give back.
+    /// One that no call can give back.
     Forgotten,
     Message(Vec<u8>, usize),
     Ended,
@@ -468,7 +468,7 @@ fn under_way(sender: &mut Sender, message: &[u8]) -> usize {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn whoever_sends_something_else_in_the_middle_of_a_message_is_told_so() {
+fn a_sender_that_sends_something_else_in_the_middle_of_a_message_is_told_so() {
     let (one, other) = pair(&Options::new());
     let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
     let message = bytes(1, 10_000);

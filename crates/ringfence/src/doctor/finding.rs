@@ -86,7 +86,7 @@ pub(super) fn bytes(count: u64) -> String {
     }
 }
 
-/// The region of a ring with the capacity that nobody asked for otherwise.
+/// The region of a ring with the default capacity.
 pub(super) fn default_region() -> u64 {
     region_size(Options::default().capacity)
 }

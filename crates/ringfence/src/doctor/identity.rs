@@ -31,14 +31,14 @@ pub(super) fn user() -> Finding {
     if number_in("/proc/sys/kernel/overflowuid") == Some(u64::from(effective)) {
         return USER.missing(
             format!("{found}; that is the overflow uid"),
-            "everybody who is not mapped here looks like this user, so peers refuse it; run it as a user that is \
-             mapped and is nobody's default",
+            "every user who is not mapped here looks like this one, so peers refuse it; run it as a user that is \
+             mapped and is no system's default",
         );
     }
     if real != effective {
         return USER.limited(
             found,
-            "real and effective uid differ, so a policy that asks for the same uid refuses everybody; name the uids",
+            "real and effective uid differ, so a policy that asks for the same uid refuses every peer; name the uids",
         );
     }
     if effective == 0 {
@@ -61,12 +61,12 @@ const LABEL: About = About {
 };
 
 pub(super) fn label() -> Finding {
-    let none = "a policy cannot ask for a label: it would refuse everybody";
+    let none = "a policy cannot ask for a label: it would refuse every peer";
     match pair().and_then(|(one, _other)| sys::socket::peer_label(one.as_fd())) {
         Ok(label) if label.is_empty() => LABEL.limited("empty", none),
         Ok(label) if label.starts_with("unconfined") => LABEL.limited(
             label,
-            "this process has no profile: its label tells it from nobody; confine it, and let the policy ask for that",
+            "this process has no profile: its label tells it from no other process; confine it, and let the policy ask for that",
         ),
         Ok(label) => LABEL.good(
             label,
@@ -144,7 +144,7 @@ pub(super) fn executable() -> Finding {
         ),
         Err(errno) => EXECUTABLE.missing(
             errno.desc(),
-            "a policy that asks for the same executable refuses everybody; ask for uid, gid, cgroup or label",
+            "a policy that asks for the same executable refuses every peer; ask for uid, gid, cgroup or label",
         ),
     }
 }

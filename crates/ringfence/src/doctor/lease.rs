@@ -31,7 +31,7 @@ pub(super) fn memfd_lease() -> Finding {
     match memfd().and_then(|object| leased(&object)) {
         Ok(found) => MEMFD_LEASE.good(
             found,
-            "the kernel confirms that nobody else has the object open when it is passed on, and keeps later openers \
+            "the kernel confirms that no other process has the object open when it is passed on, and keeps later openers \
              waiting for the lease-break time",
         ),
         Err(why) => MEMFD_LEASE.missing(
@@ -51,7 +51,7 @@ pub(super) fn shm_lease() -> Finding {
     match shm_object().and_then(|object| leased(&object)) {
         Ok(found) => SHM_LEASE.good(
             found,
-            "with the shm backing, whoever got in before the lease is noticed, unless with O_PATH; the peer itself can \
+            "with the shm backing, a process that got in before the lease is noticed, unless with O_PATH; the peer itself can \
              write and cut the object: prefer memfd, which has no name and is sealed",
         ),
         Err(why) => SHM_LEASE.missing(
@@ -72,7 +72,7 @@ fn shm_object() -> Result<OwnedFd, String> {
     Ok(object)
 }
 
-/// Tries whether a write lease tells somebody else from nobody.
+/// Tries whether a write lease tells that another process has an object open.
 fn leased(object: &OwnedFd) -> Result<String, String> {
     let open = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
     let second = again(object, open).map_err(failed("opening it once more"))?;
@@ -86,7 +86,9 @@ fn leased(object: &OwnedFd) -> Result<String, String> {
     let deadline = Instant::now() + Duration::from_secs(1);
     while let Err(errno) = sys::lease::take_lease(object) {
         if errno != Errno::EAGAIN || Instant::now() >= deadline {
-            return Err(failed("F_SETLEASE on an object that nobody else has open")(errno));
+            return Err(failed("F_SETLEASE on an object that no other process has open")(
+                errno,
+            ));
         }
         thread::sleep(Duration::from_millis(1));
     }
@@ -115,11 +117,12 @@ pub(super) fn tripwire() -> Finding {
     match alarmed() {
         Ok((number, true)) => TRIPWIRE.good(
             format!("sounded (signal {number}) when the object was opened under its lease"),
-            "whoever opens the memory of a channel ends it: its owner wipes it first, and both sides see it (exposed)",
+            "a process that opens the memory of a channel ends it: its owner wipes it first, and both sides see it (exposed)",
         ),
         Ok((number, false)) => TRIPWIRE.missing(
             format!("signal {number} did not come within {} s", ALARM.as_secs()),
-            "whoever opens the memory of a channel is kept waiting for the lease-break time, and nobody is told; look for a \
+            "a process that opens the memory of a channel is kept waiting for the lease-break time, and neither side is \
+             told; look for a \
              sandbox that forbids fcntl(2) F_SETSIG or F_SETOWN_EX, or hides /proc/locks",
         ),
         Err(why) => TRIPWIRE.missing(
@@ -132,7 +135,7 @@ pub(super) fn tripwire() -> Finding {
 /// How long the probe waits for the alarm: the signal comes at once, to a thread that may have to wait for a processor.
 const ALARM: Duration = Duration::from_secs(2);
 
-/// Whether an alarm sounds when somebody opens an object of this process's own, and by which signal.
+/// Whether an alarm sounds when a process opens an object of this one's own, and by which signal.
 fn alarmed() -> Result<(i32, bool), String> {
     let object = memfd()?;
     let refused = |error: crate::Error| error.to_string();
@@ -140,7 +143,7 @@ fn alarmed() -> Result<(i32, bool), String> {
     let wire = Tripwire::arm(&object, number).map_err(refused)?;
     let (sounded, alarm) = mpsc::channel();
     wire.on_alarm(move || {
-        // Without a receiver, nobody waits any more.
+        // Without a receiver, no call waits any more.
         let _ = sounded.send(());
     });
     match again(&object, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
@@ -161,6 +164,6 @@ mod tests {
         assert!(leased(&object).is_ok());
         let object = memfd().unwrap();
         let _second = again(&object, OFlag::O_RDONLY).unwrap();
-        assert!(leased(&object).unwrap_err().contains("nobody else"));
+        assert!(leased(&object).unwrap_err().contains("no other process"));
     }
 }

@@ -87,7 +87,7 @@ fn sealed_against() -> Result<Vec<&'static str>, String> {
     let live = peer.peek(layout::DATA) == 42;
     let mapping = Mapping::new(&object, 4096, false).map_err(failed("mapping it to read"))?;
     let writable = NonNull::new(mapping.as_mut_ptr().cast()).is_some_and(|address| {
-        // SAFETY: the range is that mapping, which nobody else knows of and nobody reads. If the call succeeds, it
+        // SAFETY: the range is that mapping, which no other code knows of and none reads. If the call succeeds, it
         // is writable until it is unmapped a few lines further down.
         unsafe {
             mprotect(
@@ -134,7 +134,7 @@ pub(super) fn memfd_noexec() -> Finding {
     let sysctl = number_in("/proc/sys/vm/memfd_noexec");
     let rule = match sysctl {
         Some(2) => "vm.memfd_noexec=2: no other kind can be made",
-        Some(1) => "vm.memfd_noexec=1: the default for everybody",
+        Some(1) => "vm.memfd_noexec=1: the default for all",
         Some(_) => "vm.memfd_noexec=0: for those who ask, as this does",
         None => "no vm.memfd_noexec",
     };
@@ -144,15 +144,15 @@ pub(super) fn memfd_noexec() -> Finding {
     match sealed {
         Ok(true) => NOEXEC.good(
             format!("granted and sealed; {rule}"),
-            "what lies in shared memory can be executed by nobody through its descriptor",
+            "what lies in shared memory cannot be executed through its descriptor",
         ),
         Ok(false) => NOEXEC.limited(
             format!("granted, but not sealed; {rule}"),
-            "whoever has the descriptor may make the object executable; nothing else rests on it",
+            "a process that has the descriptor may make the object executable; nothing else rests on it",
         ),
         Err(errno) => NOEXEC.limited(
             format!("not granted: {} (Linux 6.3); {rule}", errno.desc()),
-            "the memory is made without it: whoever has the descriptor may execute what lies there; nothing else \
+            "the memory is made without it: a process that has the descriptor may execute what lies there; nothing else \
              rests on it",
         ),
     }

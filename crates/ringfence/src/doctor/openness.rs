@@ -90,7 +90,7 @@ pub(super) fn core() -> Finding {
                 "a core does not hold the rings (MADV_DONTDUMP), but it holds what was copied out of them, and goes to \
                  that program whatever the limit"
             } else {
-                "a core does not hold the rings (MADV_DONTDUMP), but it holds what was copied out of them; whoever of \
+                "a core does not hold the rings (MADV_DONTDUMP), but it holds what was copied out of them; a process of \
                  the same user may raise the limit: set the hard one to 0 (ulimit -Hc 0)"
             },
         ),

@@ -107,7 +107,7 @@ pub(super) fn membarrier() -> Finding {
     match sys::barrier::knows_barriers().and_then(|known| sys::barrier::issue_barrier().map(|()| known)) {
         Ok(true) => MEMBARRIER.good(
             "global expedited: works",
-            "sending takes no fence: whoever goes to sleep makes the barrier for both",
+            "sending takes no fence: the side that goes to sleep makes the barrier for both",
         ),
         Ok(false) | Err(_) => MEMBARRIER.limited(
             "global expedited: not here (Linux 4.16, and a sandbox that allows it)",

@@ -29,7 +29,7 @@ pub(super) fn proc() -> Finding {
         Err(errno) => {
             return PROC.missing(
                 format!("/proc/self/exe cannot be looked at: {}", errno.desc()),
-                "a policy that asks for the same executable refuses everybody; ask for uid, gid, cgroup or label",
+                "a policy that asks for the same executable refuses every peer; ask for uid, gid, cgroup or label",
             );
         }
     };

@@ -44,7 +44,7 @@ pub(super) fn container() -> Finding {
         )
         .collect();
     if hints.is_empty() {
-        CONTAINER.good("no sign of one", "whoever is on this machine is within reach")
+        CONTAINER.good("no sign of one", "every process of this machine is within reach")
     } else {
         CONTAINER.good(
             format!("signs of one: {}", hints.join(", ")),

@@ -97,7 +97,7 @@ fn no_host(address: &Address, deed: (&str, &str)) -> Error {
     }
     let (deed, host) = deed;
     Error::PeerLost(format!(
-        "nobody {deed} at {:?}; the `wait` option waits for the {host}",
+        "no process {deed} at {:?}; the `wait` option waits for the {host}",
         address.to_string()
     ))
 }

@@ -67,7 +67,7 @@ impl PublishedRing {
     pub(super) fn pass_on(&self, deadline: &Deadline, send: impl Fn(&Withheld) -> Result<()>) -> Result<()> {
         loop {
             let kept = self.kept.lock().clone();
-            let kept = kept.ok_or(Error::Closed("the publisher lets nobody else in"))?;
+            let kept = kept.ok_or(Error::Closed("the publisher lets no more subscribers in"))?;
             let result = kept.copy().and_then(Withheld::new).and_then(|copy| send(&copy));
             match result {
                 // Another thread may give one back, and the messages of others that hold some may be received.

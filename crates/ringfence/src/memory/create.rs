@@ -158,7 +158,7 @@ impl SharedObject {
         let links = count_links(&descriptor)?;
         if links != 0 {
             return Err(Error::ObjectExposed(format!(
-                "it has {links} more names: somebody made a link in the moment before it was unlinked"
+                "it has {links} more names: another process made a link in the moment before it was unlinked"
             )));
         }
         reserve(descriptor.as_fd(), region_size(capacity), || has_time(deadline))?;
@@ -183,7 +183,7 @@ impl SharedObject {
     pub(crate) fn close_to_openers(&self, record: &mut Record) -> Result<()> {
         fchmod(&self.descriptor, Mode::empty())
             .map_err(|errno| Error::system("taking the permissions of the shared object away", errno))?;
-        record.passed("object", "mode", "0: for nobody to open", "0");
+        record.passed("object", "mode", "0: no process may open it", "0");
         Ok(())
     }
 
@@ -191,7 +191,7 @@ impl SharedObject {
     pub(crate) fn check(&self) -> Result<()> {
         if self.region.tripwire().is_some_and(Tripwire::is_tripped) {
             return Err(Error::ObjectExposed(
-                "somebody tried to open it during the handshake".into(),
+                "another process tried to open it during the handshake".into(),
             ));
         }
         Ok(())
@@ -207,7 +207,7 @@ fn note_lease(signal: Option<c_int>, record: &mut Record) {
     record.passed(
         "object",
         "lease",
-        "F_WRLCK granted: nobody else has it open",
+        "F_WRLCK granted: no other process has it open",
         "granted",
     );
     match signal {

@@ -252,7 +252,7 @@ impl Wire {
 pub(crate) fn refused(errno: Errno) -> Error {
     match errno {
         Errno::EAGAIN => {
-            Error::ObjectExposed("the write lease was refused, so somebody else has it open".into())
+            Error::ObjectExposed("the write lease was refused, so another process has it open".into())
         }
         errno => Error::system("a write lease on the shared object (fcntl F_SETLEASE)", errno),
     }

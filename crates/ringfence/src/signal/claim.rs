@@ -1,10 +1,10 @@
-//! Realtime signals for this crate alone: a number that nobody else in the process uses, and a thread that takes what
+//! Realtime signals for this crate alone: a number that nothing else in the process uses, and a thread that takes what
 //! is sent to it.
 //!
-//! The thread blocks every signal and waits for its own (sigwaitinfo(2)), and whoever has something to say, the kernel or
+//! The thread blocks every signal and waits for its own (sigwaitinfo(2)), and what has something to say, the kernel or
 //! the peer of a channel, directs it at that very thread. So nothing is ever said to a handler and no other thread is
 //! interrupted, and a program that blocks signals everywhere, or on no thread, changes nothing. What comes after the thread
-//! has ended finds nobody, where a signal to the process would end that. The signal-hook crate was not taken: it never
+//! has ended finds no thread, where a signal to the process would end that. The signal-hook crate was not taken: it never
 //! gives a disposition back, and it hears what is sent to the whole process.
 //!
 //! The number's disposition is a handler that counts, as long as it is claimed, so that one which some process of
@@ -43,7 +43,7 @@ pub(crate) enum Handler {
     /// can have the kernel say (`F_SETOWN_EX`). Also where SIGIO comes: the kernel sends it in the number's stead where the
     /// queue of signals is full (fcntl(2), `F_SETSIG`). Answers after how long it wants to be called again, if at all.
     Alarm(Alarm),
-    /// Of what some process has said. Answers whether anybody was to hear that.
+    /// Of what some process has said. Answers whether a channel of this process was to hear that.
     Queued(fn(&SignalInfo) -> bool),
 }
 
@@ -70,7 +70,7 @@ fn alarm() -> Option<Instant> {
 #[derive(Debug)]
 pub(crate) struct Claim {
     pub(crate) number: c_int,
-    /// The thread's id, for whoever directs a signal at it.
+    /// The thread's id, for a sender that directs a signal at it.
     pub(crate) thread: libc::pid_t,
     /// Whether all that a process sends with a signal arrives with it here.
     pub(crate) carries_all: bool,
@@ -100,7 +100,7 @@ impl Numbers {
     }
 }
 
-/// Signals of each number that nobody was to hear, since this process began.
+/// Signals of each number that no channel was to hear, since this process began.
 struct Strays([AtomicU64; 65]);
 
 impl Default for Strays {
@@ -115,14 +115,14 @@ impl Strays {
     }
 }
 
-/// How many signals of this number have come to this process that nobody was to hear.
+/// How many signals of this number have come to this process that no channel was to hear.
 pub(crate) fn strays(number: c_int) -> u64 {
     let count = NUMBERS.existing().and_then(|numbers| numbers.strays.of(number));
     count.map_or(0, |count| count.load(Ordering::Relaxed))
 }
 
 /// The handler: it may interrupt any thread in the middle of anything, so it adds to a counter and does nothing else
-/// (signal-safety(7)). Nobody who has something to say to this process says it to this.
+/// (signal-safety(7)). What has something to say to this process does not say it to this.
 extern "C" fn count_stray(number: c_int) {
     // What it looks through is there before the handler is, and stays.
     if let Some(count) = NUMBERS.existing().and_then(|numbers| numbers.strays.of(number)) {
@@ -185,7 +185,7 @@ fn check_range(number: c_int) -> Result<()> {
 fn check_free(number: c_int) -> Result<()> {
     let found = sys::signal::disposition_of(number)
         .map_err(|errno| Error::system("looking at a signal's handler (sigaction)", errno))?;
-    // Ours, and claimed by nobody here: by the process that this one was forked from.
+    // Ours, and not claimed here: by the process that this one was forked from.
     if found.sa_sigaction == libc::SIG_DFL || found.sa_sigaction == own_handler() {
         return Ok(());
     }
@@ -209,7 +209,7 @@ impl Claim {
     pub(crate) fn new(number: Option<c_int>, listener: Handler) -> Result<Self> {
         let birth = Birth::now()?;
         let numbers = NUMBERS.get()?;
-        // Whoever was first is of the same kind, and so the same.
+        // The one that was first is of the same kind, and so the same.
         let _ = match listener {
             Handler::Alarm(alarm) => numbers.alarms.set(alarm).is_ok(),
             Handler::Queued(hear) => numbers.queued.set(hear).is_ok(),
@@ -295,7 +295,7 @@ impl Drop for Claim {
         }
         let thread = threads.swap_remove(index);
         thread.over.store(true, Ordering::Release);
-        // Not a realtime signal, for which there may be no room; and it can come to nobody but that thread.
+        // Not a realtime signal, for which there may be no room; and it can come to that thread alone.
         let told = sys::signal::signal_thread(thread.thread, libc::SIGIO);
         give_back(self.number);
         drop(threads);
@@ -320,7 +320,7 @@ fn give_back(number: c_int) {
 
 /// How far the thread is in what is directed at it.
 struct Progress {
-    /// What a mark of this process's own carries, so that nobody else's is taken for one.
+    /// What a mark of this process's own carries, so that no other process's signal is taken for one.
     key: [u8; 16],
     state: Mutex<State>,
     changed: Condvar,
@@ -383,7 +383,7 @@ impl Progress {
 
     fn reached(&self, ticket: u64) {
         let mut state = self.state();
-        // Marks may be queued in another order than they were asked for. Whoever asked before had asked for no more.
+        // Marks may be queued in another order than they were asked for. A thread that asked before had asked for no more.
         state.reached = state.reached.max(ticket);
         self.changed.notify_all();
     }
@@ -396,7 +396,7 @@ impl Progress {
     }
 }
 
-/// However the thread ends: nobody waits for it then.
+/// However the thread ends: no other waits for it then.
 struct Ending(Arc<Progress>);
 
 impl Drop for Ending {
@@ -428,7 +428,7 @@ fn start(number: c_int) -> Result<SignalThread> {
                 (gettid().as_raw(), whole)
             });
             let fine = begun.is_ok();
-            // Without a receiver, nobody waits for this thread any more.
+            // Without a receiver, no caller waits for this thread any more.
             let _ = ready.send(begun);
             if fine {
                 listen(number, &told, progress);
@@ -515,7 +515,7 @@ fn hear(heard: &SignalInfo, progress: &Progress, again: &mut Option<Instant>) {
     }
 }
 
-/// Hears what is queued now. Somebody who goes on queuing more keeps nobody waiting.
+/// Hears what is queued now. A sender that goes on queuing more keeps no caller waiting.
 fn empty(number: c_int, progress: &Progress, again: &mut Option<Instant>) {
     /// More than the kernel queues for a user by default, on most machines.
     const MOST: usize = 1 << 17;

@@ -1,6 +1,6 @@
 //! Tokens, 64 bits each, carried by realtime signals: where a channel's arrive, and how its peer is sent one.
 //!
-//! Whoever may send a process signals can make one up, its sender's pid and uid included. So each side gives its peer, on
+//! Every process that may send a process signals can make one up, its sender's pid and uid included. So each side gives its peer, on
 //! the private line, a secret that a signal must carry: what carries another is counted and dropped. The kernel does not
 //! look at the bytes that the secret lies in, and hands them on.
 
@@ -29,7 +29,7 @@ use crate::{
 /// Tokens that wait for a program that does not take them.
 const MOST: usize = 65_536;
 
-/// Where the tokens of one channel arrive. Outlives the channel with whoever still takes them.
+/// Where the tokens of one channel arrive. Outlives the channel where a caller still takes them.
 #[derive(Debug)]
 pub(crate) struct TokenInbox {
     number: i32,
@@ -97,7 +97,7 @@ impl TokenInbox {
         }
     }
 
-    /// The next token that has come and that nobody has taken.
+    /// The next token that has come and was not taken yet.
     pub(crate) fn take(&self) -> Option<u64> {
         if !self.birth.is_here() {
             return None;
@@ -262,7 +262,7 @@ impl OpenInbox {
     /// What the peer must know to send this side a token.
     pub(crate) fn address(&self) -> TokenAddress {
         let TokenInbox { id, secret, .. } = &*self.inbox;
-        // A signal without the secret would be one that nobody believes.
+        // A signal without the secret would be one that the peer does not believe.
         let claim = self.claim.as_ref().filter(|claim| claim.carries_all);
         claim.map_or_else(TokenAddress::default, |claim| TokenAddress {
             number: claim.number.cast_unsigned(),
@@ -294,7 +294,7 @@ impl Drop for OpenInbox {
     }
 }
 
-/// The peer, as whoever sends it tokens knows it.
+/// The peer, as the senders of its tokens know it.
 #[derive(Debug)]
 pub(crate) struct TokenSender {
     process: libc::pid_t,
@@ -530,9 +530,9 @@ mod tests {
         for thread in [0, 1 << 31] {
             assert!(TokenSender::new(1, TokenAddress { thread, ..good }).is_err());
         }
-        let nobody = TokenSender::new(1, TokenAddress::default())
+        let refused = TokenSender::new(1, TokenAddress::default())
             .unwrap()
             .send(1, || true);
-        assert_eq!(nobody.unwrap_err().code(), "UNSUPPORTED");
+        assert_eq!(refused.unwrap_err().code(), "UNSUPPORTED");
     }
 }

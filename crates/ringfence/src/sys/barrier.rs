@@ -15,7 +15,7 @@ fn membarrier(command: c_int) -> Result<(), Errno> {
 }
 
 /// Registers this process to receive the barriers of others. Idempotent; the registration lasts as long as the
-/// process, costs nothing until somebody issues a barrier, and is what lets a producer publish without a fence.
+/// process, costs nothing until a process issues a barrier, and is what lets a producer publish without a fence.
 pub(crate) fn accept_barriers() -> Result<(), Errno> {
     membarrier(MEMBARRIER_REGISTER_GLOBAL_EXPEDITED)
 }

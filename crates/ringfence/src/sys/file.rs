@@ -27,7 +27,7 @@ pub(crate) fn lock_file(file: impl AsFd) -> Result<(), Errno> {
     }
 }
 
-/// Gives a lock back, for everybody who shares the open file.
+/// Gives a lock back, for all processes that share the open file.
 pub(crate) fn unlock_file(file: impl AsFd) {
     // SAFETY: flock takes integers and touches no memory of ours. It has no reason to fail on a file that was locked.
     unsafe { libc::flock(file.as_fd().as_raw_fd(), libc::LOCK_UN) };

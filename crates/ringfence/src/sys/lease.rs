@@ -14,7 +14,7 @@ const F_SETSIG: c_int = 10;
 #[expect(clippy::cast_possible_truncation, reason = "the constant is 1")]
 const WRITE_LEASE: i16 = libc::F_WRLCK as i16;
 
-/// Takes a write lease (fcntl(2), `F_SETLEASE`), which the kernel grants only while nobody else has the file open,
+/// Takes a write lease (fcntl(2), `F_SETLEASE`), which the kernel grants only while no other process has the file open,
 /// and has no signal sent when it is broken: the default, SIGIO, would end the process. The kernel names the taker as
 /// the one to be told, so that can be undone only afterwards; until then a breaker sends SIGURG, which by default does
 /// nothing.
@@ -24,12 +24,12 @@ pub(crate) fn take_lease(file: impl AsFd) -> Result<(), Errno> {
     Errno::result(unsafe { libc::fcntl(fd, F_SETSIG, libc::SIGURG) })?;
     // SAFETY: F_SETLEASE takes an integer and touches no memory of ours.
     Errno::result(unsafe { libc::fcntl(fd, libc::F_SETLEASE, c_int::from(WRITE_LEASE)) })?;
-    // SAFETY: F_SETOWN takes an integer and touches no memory of ours. 0 is nobody.
+    // SAFETY: F_SETOWN takes an integer and touches no memory of ours. 0 names no process.
     Errno::result(unsafe { libc::fcntl(fd, libc::F_SETOWN, 0) })?;
     Ok(())
 }
 
-/// As [`take_lease`], and has the kernel tell one thread of this process, by a realtime signal, when somebody opens the
+/// As [`take_lease`], and has the kernel tell one thread of this process, by a realtime signal, when another process opens the
 /// file. Directed at a thread (`F_OWNER_TID`) it is heard whatever the others block.
 pub(crate) fn take_watched_lease(file: impl AsFd, thread: libc::pid_t, signal: c_int) -> Result<(), Errno> {
     /// `F_SETOWN_EX` of fcntl(2), Linux 2.6.32, which libc does not name everywhere.

@@ -35,7 +35,7 @@ pub(crate) struct SignalInfo {
     pub(crate) signal: c_int,
     /// `si_errno`, of which the kernel makes nothing.
     pub(crate) errno: c_int,
-    /// Above 0 it is the kernel's alone to give, for whoever sends to another process than itself (rt_sigqueueinfo(2)).
+    /// Above 0 it is the kernel's alone to give, for a process that sends to another (rt_sigqueueinfo(2)).
     pub(crate) code: c_int,
     pub(crate) value: u64,
     /// What lies behind the value.

@@ -18,7 +18,7 @@ use crate::{
     memory::layout::{self, MARKS, as_offset, head_of, mark_of, reader_parked_of},
 };
 
-/// The polled words are atomics. Those of the ring itself are plain memory: loom reports whoever touches one of them
+/// The polled words are atomics. Those of the ring itself are plain memory: loom reports a thread that touches one of them
 /// without having been told, by the tail or the head, that it is its turn. Where readers look at what may be written over meanwhile, they
 /// are atomics as well.
 #[derive(Clone)]

@@ -25,7 +25,7 @@ use crate::{
 /// Such calls under way at a time in this process. Each holds a thread and two descriptors, for as long as it hangs.
 const MOST: usize = 64;
 
-/// How many there are. Written by whoever begins one, and by its thread when that ends.
+/// How many there are. Written by the thread that begins one, and by its thread when that ends.
 static UNDER_WAY: PerProcess<AtomicUsize> = PerProcess::new();
 
 /// Counts a call as long as this lives, and tells its caller when it is over, by a panic as well.

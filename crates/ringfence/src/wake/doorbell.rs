@@ -45,21 +45,21 @@ pub(crate) struct Doorbell {
     changed: Condvar,
     /// What ends a read on the peer's death; or that this cannot be had.
     exit_watch: OnceLock<Option<ExitWatch>>,
-    /// What the loop polls. Set once, by whoever has the lock of the state, since the loop keeps it.
+    /// What the loop polls. Set once, by the thread that has the lock of the state, since the loop keeps it.
     lent: OnceLock<Lent>,
     /// Where threads sleep from the moment at which there is a loop. Set once, in the same way.
     thread_poll: OnceLock<ThreadPoll>,
 }
 
-/// Each word is written by whoever has the lock.
+/// Each word is written under the lock.
 #[derive(Debug, Default)]
 struct State {
     /// One thread waits on the line for all; the others wait for it. Written by that thread alone, when it lies down and
     /// when it is awake again.
     watch: Option<Watch>,
-    /// How many those are: to wake nobody is a system call as well.
+    /// How many those are: to wake none is a system call as well.
     waiting: usize,
-    /// Grows with everything that came over the line, so that nobody sleeps through what another has read. Written by
+    /// Grows with everything that came over the line, so that no thread sleeps through what another has read. Written by
     /// the thread that has heard it, and by the loop.
     generation: u64,
     /// Written by the thread or loop that leaves or reads it.
@@ -146,7 +146,7 @@ impl Doorbell {
         }
     }
 
-    /// The line, for whoever takes nothing from it.
+    /// The line, for a caller that takes nothing from it.
     pub(crate) fn line(&self) -> BorrowedFd<'_> {
         self.line.as_fd()
     }
@@ -297,7 +297,7 @@ impl Doorbell {
         true
     }
 
-    /// What tells of the peer's end and of nothing else, for whoever waits for that alone.
+    /// What tells of the peer's end and of nothing else, for a caller that waits for that alone.
     pub(crate) fn ends(&self) -> Ends {
         Ends {
             line: Arc::clone(&self.line),
@@ -305,7 +305,7 @@ impl Doorbell {
         }
     }
 
-    /// Notices a peer that is gone, and leaves every bell where it is: somebody may be waiting for it.
+    /// Notices a peer that is gone, and leaves every bell where it is: a thread may be waiting for it.
     pub(crate) fn look(&self) {
         if self.has_ended() {
             let mut state = self.state();
@@ -353,7 +353,7 @@ impl Doorbell {
     fn empty_line(&self, to_its_end: bool) -> Emptied {
         let mut bells = [0_u8; 512];
         let mut emptied = Emptied::default();
-        // A peer that rings faster than this reads keeps nobody here: the line stays readable.
+        // A peer that rings faster than this reads does not keep this thread here: the line stays readable.
         for _ in 0..16 {
             // recv, not recvmsg: what descriptors a hostile peer attaches are dropped by the kernel uninstalled.
             match recv(self.line.as_raw_fd(), &mut bells, MsgFlags::MSG_DONTWAIT) {
@@ -420,7 +420,7 @@ impl Doorbell {
                     self.tell_the_loop();
                 }
             }
-            // Whoever waits for this thread looks for itself now, and one of them takes over the line.
+            // The threads that wait for this one look for themselves now, and one of them takes over the line.
             self.wake(&state);
             found?;
         }
@@ -461,14 +461,14 @@ impl Doorbell {
             return Ok((Watch::Beside, self.thread_poll.get()));
         }
         if deadline.is_none() && self.may_read(state) {
-            // Whoever leaves a bell there from now on says so again.
+            // A call that leaves a bell there from now on says so again.
             state.left = Left::Nothing;
             return Ok((Watch::Reads, None));
         }
         Ok((Watch::Polls, None))
     }
 
-    /// Whether a wait may sleep in a read: the peer's death ends that, and nobody else wants the bell.
+    /// Whether a wait may sleep in a read: the peer's death ends that, and no other waiter wants the bell.
     fn may_read(&self, state: &mut State) -> bool {
         match state.sleep {
             Sleep::Reading => return true,
@@ -505,7 +505,7 @@ impl Doorbell {
             Ok(_) => (true, false),
             Err(Errno::EINTR) => (false, false),
             Err(errno) if errno == Errno::EAGAIN || is_shortage(errno) => {
-                // Whoever made the line may have kept what both share, and has changed its mode or given it a timeout. Or
+                // The guest, which made the line, may have kept what both share, and has changed its mode or given it a timeout. Or
                 // the kernel is short of memory, and says nothing of the peer.
                 self.state().sleep = Sleep::Polling;
                 (false, false)
@@ -524,7 +524,7 @@ impl Doorbell {
             self.line.as_fd(),
             PollFlags::POLLIN | sys::socket::HUNG_UP,
         )];
-        // The line ends with the peer, unless somebody else holds the peer's end of it open.
+        // The line ends with the peer, unless another process holds the peer's end of it open.
         polled.extend(
             self.pidfd
                 .as_ref()
@@ -541,7 +541,7 @@ impl Doorbell {
                 Ok(Found {
                     rung,
                     left: rung,
-                    // A bell is no sign of life: somebody else may hold the end of the line of a peer that is dead.
+                    // A bell is no sign of life: another process may hold the end of the line of a peer that is dead.
                     gone: !(found(0) - PollFlags::POLLIN).is_empty() || !found(1).is_empty(),
                 })
             }
@@ -562,7 +562,7 @@ impl Doorbell {
         match poll(&mut polled, timeout(deadline)) {
             Ok(0) => return Ok(false),
             Ok(_) => {}
-            // Whoever waits looks again.
+            // A thread that waits looks again.
             Err(Errno::EINTR) => return Ok(true),
             Err(errno) => return Err(Error::poll("waiting for a token", errno)),
         }
@@ -579,7 +579,7 @@ impl Doorbell {
         self.shut(Shutdown::Write);
     }
 
-    /// Ends the line from this side: the peer sees it, and so does whoever waits in this process.
+    /// Ends the line from this side: the peer sees it, and so do the threads that wait in this process.
     pub(crate) fn hang_up(&self) {
         self.shut(Shutdown::Both);
     }
@@ -608,7 +608,7 @@ struct Emptied {
     ended: bool,
 }
 
-/// See [`Doorbell::ends`]. Holds the line open, though nobody may use it any more.
+/// See [`Doorbell::ends`]. Holds the line open, though no call uses it any more.
 #[derive(Debug, Clone)]
 pub(crate) struct Ends {
     line: Arc<OwnedFd>,
@@ -622,7 +622,7 @@ impl Ends {
         (self.line.as_fd(), pidfd.map(|pidfd| pidfd.as_fd()))
     }
 
-    /// To be polled. No bell makes any of this ready, so that whoever waits here takes none from anybody.
+    /// To be polled. No bell makes any of this ready, so that a thread that waits here takes none from another.
     pub(crate) fn watched(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         // Also where the peer has ended its direction alone, as one does that leaves.
         let line = (self.line.as_fd(), sys::socket::HUNG_UP);

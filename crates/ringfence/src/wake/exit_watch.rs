@@ -1,8 +1,8 @@
-//! The death of a peer, for whoever sleeps in a plain read of the line: that sees the line alone, which somebody else may
+//! The death of a peer, for a thread that sleeps in a plain read of the line: that sees the line alone, which another process may
 //! hold open at its other end.
 //!
 //! One thread of the process sleeps on the pidfds of all such peers. On the end of one it shuts the line for reading, which
-//! ends the read as the end of the line does; so it need not know who reads, or whether anybody does. It begins with the
+//! ends the read as the end of the line does; so it need not know which thread reads, or whether any does. It begins with the
 //! first line and has ended, joined, when the last is let go of.
 
 use std::{
@@ -120,7 +120,7 @@ impl Watcher {
 
 fn watch(epoll: &Epoll) {
     // The program's handlers are not to run here. Where that cannot be had, they do no harm either. Realtime signals are let
-    // in: those that somebody sends to this thread would be queued for good, and count against RLIMIT_SIGPENDING.
+    // in: those that another process sends to this thread would be queued for good, and count against RLIMIT_SIGPENDING.
     let _ = Signal::iterator().collect::<SigSet>().thread_block();
     let mut events = [EpollEvent::empty(); 16];
     loop {

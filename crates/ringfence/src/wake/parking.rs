@@ -92,7 +92,7 @@ impl<O: Writable, P: Readable> Sleeper<O, P> {
         self.own.store(self.spot.parked, self.sequence, Ordering::Release);
         self.own.full_fence();
         // Acquire: what the peer published before it began to make fences is seen by the look that follows. A peer that
-        // stops making them, and is not seen to, sees that this side sleeps. A lie costs nobody but the liar its bell.
+        // stops making them, and is not seen to, sees that this side sleeps. A lie costs the liar alone its bell.
         self.barriers == Barriers::Sleeper && self.peer.load(self.spot.fenced, Ordering::Acquire) != 1
     }
 
@@ -163,7 +163,7 @@ impl<O: Writable, P: Readable> Waker<O, P> {
     #[cold]
     fn fence_for(&mut self, publications: u32) {
         if self.fences == 0 {
-            // Release: whoever sees it sees what was published without a fence.
+            // Release: a process that sees it sees what was published without a fence.
             self.own.store(self.spot.fenced, 1, Ordering::Release);
         }
         self.fences = publications;

@@ -25,10 +25,10 @@ use std::{
 use nix::{libc, unistd::geteuid};
 use ringfence::{Address, Channel, Options, ParentLine, join, spawn};
 
-/// Longer than anything takes on a loaded machine, shorter than anybody waits.
+/// Longer than anything takes on a loaded machine, shorter than a person waits.
 pub const TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// A test that waits for ever has failed: after this, its process ends, whoever it is that waits.
+/// A test that waits for ever has failed: after this, its process ends, whichever thread waits.
 const LIMIT: Duration = Duration::from_secs(600);
 
 fn limit() {
@@ -287,7 +287,7 @@ pub fn join_later(address: &Address, options: &Options) -> thread::JoinHandle<ri
     thread::spawn(move || join(&address, &options))
 }
 
-/// Waits until somebody listens at the address, whoever it is.
+/// Waits until a process listens at the address, whichever it is.
 pub fn wait_for_host(address: &Address) {
     let end = Instant::now() + TIME_LIMIT;
     let wanted = address.to_string();
@@ -301,7 +301,7 @@ pub fn wait_for_host(address: &Address) {
         if table.lines().any(listens) {
             return;
         }
-        assert!(Instant::now() < end, "nobody listens at {wanted}");
+        assert!(Instant::now() < end, "no process listens at {wanted}");
         thread::yield_now();
     }
 }

@@ -202,7 +202,7 @@ impl From<Refused> for PublisherEvent {
 impl Endpoint for Broadcast {
     const MEETING: Meeting = Meeting::Broadcast;
     const CLOSED: &'static str = "the publisher is closed";
-    const BREAKS_OFF: &'static str = "the publisher lets nobody else in";
+    const BREAKS_OFF: &'static str = "the publisher lets no more subscribers in";
     type State = State;
     type Event = PublisherEvent;
 
@@ -396,7 +396,7 @@ impl Shared<Broadcast> {
         self.finish_if_over();
     }
 
-    /// Lets nobody else in. The address is free, and no descriptor of the ring is left, when this returns.
+    /// Lets no further subscriber in. The address is free, and no descriptor of the ring is left, when this returns.
     pub(super) fn seal(&self) {
         self.sealed.store(true, Ordering::Release);
         self.worker.stop().cancel();

@@ -240,7 +240,7 @@ impl Broadcaster {
         match state {
             ChannelState::Inherited => inherited(),
             ChannelState::Exposed => Error::ObjectExposed(
-                "somebody tried to open the publisher's ring, which was wiped; the publisher is closed"
+                "another process tried to open the publisher's ring, which was wiped; the publisher is closed"
                     .into(),
             ),
             _ => Error::Closed("the publisher is closed"),
@@ -249,7 +249,7 @@ impl Broadcaster {
 
     #[cold]
     fn must_be_given_back(&mut self) -> Result<()> {
-        // Acquire: what was written there was written before the bytes are given to anybody else.
+        // Acquire: what was written there was written before the bytes are given to another.
         if self.reservation.load(Ordering::Acquire) {
             return Err(Error::invalid(
                 "a reservation is open: commit or cancel it first (one that was forgotten keeps this publisher from sending)",
@@ -702,7 +702,7 @@ impl BroadcastBatch<'_> {
         let writing = self.sender.writing()?;
         writing.ring.finish(at, size, size);
         self.handed_out = Some((at, size));
-        // SAFETY: the range was just claimed, is published only after this borrow has ended, and is claimed by nobody else.
+        // SAFETY: the range was just claimed, is published only after this borrow has ended, and is claimed by no other call.
         Ok(Some(unsafe { writing.ring.own_mut().claimed(at, size) }))
     }
 

@@ -5,7 +5,7 @@
 //! sending thread, and a watcher, which lets go of those that have gone. `watches` is what wakes the watcher and a sender that
 //! waits for room; `merged` is a subscription as a source of a merge; `stalls` counts for how long each subscriber has held the publisher up.
 //!
-//! The publisher writes one ring, once, whoever reads it. Between it and each subscriber there is a channel without a ring: a
+//! The publisher writes one ring, once, however many read it. Between it and each subscriber there is a channel without a ring: a
 //! private line, and a control object of each side. So every subscriber is found dead, exposed, corrupt or closed as the peer of a
 //! channel is, by the same code, and can lie about itself alone.
 

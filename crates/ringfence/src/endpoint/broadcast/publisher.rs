@@ -46,11 +46,11 @@ const MOST_SUBSCRIBERS: usize = 1 << 20;
 /// Binds an address to publish there. Any number of processes [`subscribe`](crate::subscribe), as many as
 /// [`Options::max_peers`] allows, and each is let in by the same handshake as an agent of a service.
 ///
-/// The publisher writes one ring of [`Options::capacity`] bytes, once, whoever reads it. A subscriber owns a small object with its
+/// The publisher writes one ring of [`Options::capacity`] bytes, once, however many read it. A subscriber owns a small object with its
 /// position in the ring, and can write nothing else: it can lie about itself alone, and can neither see the others nor slow them
 /// beyond [`Options::stall`].
 ///
-/// Where somebody has the address: [`Error::AddressOccupied`], or with [`Options::wait`], waits until it is free.
+/// Where another process has the address: [`Error::AddressOccupied`], or with [`Options::wait`], waits until it is free.
 /// [`Options::cancel_token`] ends that waiting, and afterwards the publishing. Errors with [`Error::InvalidArgument`] for
 /// [`Backing::Shm`](crate::Backing::Shm), and for a [`Options::max_message_size`] above an eighth of the ring; with
 /// [`Error::NoSpace`] where there is no memory for the ring, or no descriptor.
@@ -321,7 +321,7 @@ impl AsFd for Publisher {
 
 /// The half of a [`Publisher`] that sees who comes and goes, on any thread.
 ///
-/// A program need not take the events: of those that nobody takes, the last 4,096 are kept.
+/// A program need not take the events: of those that it does not take, the last 4,096 are kept.
 ///
 /// Dropping it closes the publisher.
 #[derive(Debug)]
@@ -375,7 +375,7 @@ impl Audience {
         self.shared.set_paused(false);
     }
 
-    /// Lets nobody else in, for good: handshakes under way break off, and the address is free. No descriptor of the ring is left in
+    /// Lets no further subscriber in, for good: handshakes under way break off, and the address is free. No descriptor of the ring is left in
     /// this process when this returns. Those that are subscribed go on.
     pub fn seal(&self) {
         if self.shared.is_here() {

@@ -43,7 +43,7 @@ pub(super) struct Found {
     pub(super) over: Vec<u64>,
     /// Those whose position has gone back.
     pub(super) liars: Vec<u64>,
-    /// A message waits, and nobody is in its way. A subscriber that has made room, and has not said so by its bell, would let the sender
+    /// A message waits, and no subscriber is in its way. A subscriber that has made room, and has not said so by its bell, would let the sender
     /// sleep.
     pub(super) may_go_on: bool,
     /// When to look again.

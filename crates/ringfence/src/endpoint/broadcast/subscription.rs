@@ -42,7 +42,7 @@ use crate::{
 
 /// Subscribes to the publisher at an address. [`Options::delivery`] says how messages come, and [`Options::from`] where to begin.
 ///
-/// Where nobody publishes: [`Error::PeerLost`], or with [`Options::wait`], waits for the publisher to come. Where it is full:
+/// Where no process publishes: [`Error::PeerLost`], or with [`Options::wait`], waits for the publisher to come. Where it is full:
 /// [`Error::AddressOccupied`], or waits for a seat. A delivery that it does not offer is [`Error::PeerRefused`], check `delivery`; a
 /// publisher that sends longer messages than [`Options::max_message_size`] is [`Error::Protocol`], and so is a host that does not
 /// publish. [`Options::cancel_token`] ends the waiting.
@@ -295,7 +295,7 @@ impl Subscription {
         }
     }
 
-    /// Tells nobody any more how far this side has read. The ring stays mapped until what the publisher left was read.
+    /// Stops telling the publisher how far this side has read. The ring stays mapped until what the publisher left was read.
     fn settle(&mut self) {
         if self.bells.take().is_some() {
             let phase = self.phase();
@@ -547,7 +547,7 @@ impl Subscription {
     }
 
     /// As [`Subscription::try_receive_packed`], for a caller who will call again at once: see
-    /// [`Receiver::try_receive_more_packed`](crate::Receiver::try_receive_more_packed). Whoever stops before nothing is left must
+    /// [`Receiver::try_receive_more_packed`](crate::Receiver::try_receive_more_packed). A caller that stops before must
     /// call [`Subscription::wake`].
     pub fn try_receive_more_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
         let packed = self.receive_packed(into);

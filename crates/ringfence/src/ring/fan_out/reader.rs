@@ -84,7 +84,7 @@ struct Walk {
 #[derive(Debug)]
 pub(crate) struct FanIn<R, C> {
     ring: R,
-    /// `None` once nobody looks at it any more.
+    /// `None` once the writer looks at it no more.
     own: Option<C>,
     head_at: usize,
     delivery: Delivery,

@@ -160,7 +160,7 @@ fn a_reliable_reader_gets_every_message_and_holds_the_writer_up_when_it_does_not
 }
 
 #[test]
-fn nobody_holds_a_writer_up_that_has_no_reliable_reader_and_each_counts_what_it_has_lost() {
+fn no_reader_holds_a_writer_up_where_none_is_reliable_and_each_counts_what_it_has_lost() {
     for length in [8, 60, 500] {
         let mut hub = Hub::new(SMALLEST);
         let (_, mut best) = hub.join(Delivery::BestEffort, StartFrom::Now);

@@ -44,7 +44,7 @@ pub(crate) struct Lie {
 #[derive(Debug)]
 struct Seat<P, T> {
     entry: Entry<P, T>,
-    /// How far it has read, when its word was last looked at. [`NEVER`]: it holds nobody up.
+    /// How far it has read, when its word was last looked at. [`NEVER`]: it does not hold the writer up.
     head: u64,
 }
 
@@ -312,7 +312,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         self.find_slowest();
     }
 
-    /// A reader that was found to lie, and whose slot the caller must let go of. It holds nobody up any more.
+    /// A reader that was found to lie, and whose slot the caller must let go of. It holds the writer up no more.
     #[inline]
     pub(crate) fn lie(&mut self) -> Option<Lie> {
         self.lies.pop()
@@ -339,7 +339,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         })
     }
 
-    /// Writes a message without publishing it. `false`: there is no room now. Where nobody is in the way ([`FanOut::awaited`]),
+    /// Writes a message without publishing it. `false`: there is no room now. Where no reader is in the way ([`FanOut::awaited`]),
     /// there will be once what was written is published.
     #[inline]
     pub(crate) fn push(&mut self, payload: &[u8]) -> bool {
@@ -429,7 +429,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         true
     }
 
-    /// Whether a message of this size would find room now. Where it would not, and nobody is in the way, what was written must
+    /// Whether a message of this size would find room now. Where it would not, and no reader is in the way, what was written must
     /// be published first.
     pub(crate) fn has_room(&mut self, payload: u64) -> bool {
         let (padding, record) = self.needs(payload.min(self.largest_message()));

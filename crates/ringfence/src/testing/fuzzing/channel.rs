@@ -161,7 +161,7 @@ impl Program {
     fn new(memory: &Memory) -> Self {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (line, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
-        let nobody = Credentials {
+        let no_process = Credentials {
             pid: 0,
             uid: 0,
             gid: 0,
@@ -169,8 +169,8 @@ impl Program {
         let parts = Parts {
             role: Role::Guest,
             line,
-            process: Peer::unknown(nobody),
-            identity: Identity::of(nobody),
+            process: Peer::unknown(no_process),
+            identity: Identity::of(no_process),
             evidence: Vec::new(),
             mark: Mark::new().expect("memory"),
             own: memory.own.clone(),
@@ -181,7 +181,7 @@ impl Program {
             longest_in: LONGEST,
             barriers: false,
             inbox: OpenInbox::unreachable(),
-            token_sender: TokenSender::new(nobody.pid, TokenAddress::default()).expect("nobody"),
+            token_sender: TokenSender::new(no_process.pid, TokenAddress::default()).expect("no process"),
             inheritance: None,
             ring: crate::handshake::broadcast::RingPart::Equal,
         };

@@ -23,7 +23,7 @@ struct Piece {
 }
 
 /// What a peer says over the line in a handshake, and what it attaches. Whatever that is, as many frames are read as
-/// whoever has all the bytes at once finds in them, up to the first that comes with too many descriptors, and no
+/// a reader that has all the bytes at once finds in them, up to the first that comes with too many descriptors, and no
 /// descriptor is left behind.
 pub fn line(bytes: &[u8]) {
     let mut script = Unstructured::new(bytes);
@@ -63,7 +63,7 @@ fn listen(pieces: &[Piece]) {
     .expect("a socket pair");
     setsockopt(&ours, sockopt::PassCred, &true).expect("SO_PASSCRED");
     let sent = say(&theirs, pieces);
-    // Nobody waits: everything that will come is there, and so is the end.
+    // No call waits: everything that will come is there, and so is the end.
     drop(theirs);
 
     let own = sys::ancillary::effective_credentials();

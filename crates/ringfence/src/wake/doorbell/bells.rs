@@ -22,7 +22,7 @@ use nix::{
 
 use crate::sys::lock::{Mutex, MutexGuard};
 
-/// Tries of whoever rings, before a thread goes on.
+/// Tries of the call that rings, before a thread goes on.
 const TRIES: u32 = 16;
 /// The pauses of that thread: the shortest, which doubles each time, and the longest.
 const PAUSES: [Duration; 2] = [Duration::from_micros(100), Duration::from_millis(10)];
@@ -31,7 +31,7 @@ const PAUSES: [Duration; 2] = [Duration::from_micros(100), Duration::from_millis
 #[derive(Debug)]
 pub(super) struct Bells {
     line: Arc<OwnedFd>,
-    /// Written by whoever could not ring, and by the thread that rings for it; each under this lock alone.
+    /// Written by a call that could not ring, and by the thread that rings for it; each under this lock alone.
     owed: Mutex<Owed>,
     /// How often this side has rung.
     rung: Arc<AtomicU64>,
@@ -39,7 +39,7 @@ pub(super) struct Bells {
 
 #[derive(Debug, Default)]
 struct Owed {
-    /// How often a bell could not be sent. Whoever sends one afterwards has made up for all that there were before.
+    /// How often a bell could not be sent. A call that sends one afterwards has made up for all that there were before.
     failures: u64,
     /// There is a thread that will send one.
     carried: bool,
@@ -48,7 +48,7 @@ struct Owed {
 /// What became of a try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tried {
-    /// The peer hears it, or there is nobody to hear it.
+    /// The peer hears it, or there is no peer to hear it.
     Done,
     /// The kernel had no memory for it.
     Again,
@@ -106,7 +106,7 @@ impl Bells {
                 continue;
             }
             let mut owed = self.owed();
-            // Whoever has failed since may have published after this bell was heard.
+            // A call that has failed since may have published after this bell was heard.
             if owed.failures == failures {
                 owed.carried = false;
                 return;

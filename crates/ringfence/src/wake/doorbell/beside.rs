@@ -29,7 +29,7 @@ fn counter() -> Result<EventFd, Errno> {
 #[derive(Debug)]
 pub(super) struct ThreadPoll {
     epoll: Epoll,
-    /// Written by whoever has something to tell the thread that sleeps here, and read by nobody: each write is an event.
+    /// Written by a thread that has something to tell the one that sleeps here, and never read: each write is an event.
     told: EventFd,
 }
 

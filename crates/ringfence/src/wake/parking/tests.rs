@@ -143,7 +143,7 @@ fn a_reader_that_trusts_the_writers_fences_is_woken_for_each_message() {
     }
 }
 
-/// The same from no fences to fences: what was published without is seen by whoever sees the promise.
+/// The same from no fences to fences: what was published without is seen by a writer that sees the promise.
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 fn a_reader_sees_what_was_published_before_the_writer_began_to_make_fences() {
@@ -186,7 +186,7 @@ fn a_reader_sees_what_was_published_before_the_writer_began_to_make_fences() {
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 #[should_panic(expected = "deadlock")]
-fn a_reader_that_trusted_fences_that_nobody_makes_would_sleep_for_ever() {
+fn a_reader_that_trusted_fences_that_no_process_makes_would_sleep_for_ever() {
     loom::model(|| {
         let region = Region::new(CAPACITY);
         stream(

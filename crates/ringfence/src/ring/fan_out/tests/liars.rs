@@ -335,7 +335,7 @@ const CALLS: u64 = 400;
     miri,
     ignore = "takes minutes there, by code that other tests of this file pass"
 )]
-fn a_head_that_lies_is_told_of_once_and_holds_nobody_up() {
+fn a_head_that_lies_is_told_of_once_and_holds_the_writer_up_no_more() {
     for (first, second) in [
         (32, 0),
         (0, 100_000),

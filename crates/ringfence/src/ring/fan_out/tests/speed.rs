@@ -51,7 +51,7 @@ fn wake(hub: &mut Hub, waker: &mut FanWaker<OwnRegion, PeerRegion>) {
                 watched.collect()
             })
         },
-        |_| unreachable!("nobody sleeps"),
+        |_| unreachable!("no reader sleeps"),
     );
 }
 

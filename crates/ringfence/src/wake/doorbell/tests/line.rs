@@ -47,7 +47,7 @@ impl Peer {
         Self(Command::new("cat").stdin(Stdio::piped()).spawn().unwrap())
     }
 
-    /// A line to it. Its end is held here, as somebody else may hold that of a process that is dead.
+    /// A line to it. Its end is held here, as another process may hold that of a process that is dead.
     fn line(&self) -> (Doorbell, OwnedFd) {
         let (doorbell, end) = line();
         let pidfd = sys::process::pidfd_open(Pid::from_raw(self.0.id().cast_signed())).unwrap();
@@ -177,7 +177,7 @@ fn a_bell_rung_before_the_wait_is_not_slept_through() {
     let generation = doorbell.generation();
     ring(&peer);
     assert!(doorbell.wait(generation, far()).unwrap());
-    // Nor is one that somebody else has read meanwhile.
+    // Nor is one that another thread has read meanwhile.
     let generation = doorbell.generation();
     ring(&peer);
     assert!(doorbell.read_bells());
@@ -223,7 +223,7 @@ fn an_end_behind_a_bell_is_found_at_once_though_the_peer_has_left_bells_unread()
 }
 
 #[test]
-fn hanging_up_wakes_whoever_waits_on_both_sides() {
+fn hanging_up_wakes_the_waiters_of_both_sides() {
     let (doorbell, peer) = line();
     thread::scope(|scope| {
         let waiting: Vec<_> = (0..4)
@@ -263,7 +263,7 @@ fn unread(peer_of: &Doorbell) -> bool {
 }
 
 #[test]
-fn a_bell_is_left_on_the_line_until_somebody_lies_down_again() {
+fn a_bell_is_left_on_the_line_until_a_half_parks_again() {
     let (doorbell, peer) = line();
     ring(&peer);
     assert!(doorbell.wait(doorbell.generation(), far()).unwrap());
@@ -271,7 +271,7 @@ fn a_bell_is_left_on_the_line_until_somebody_lies_down_again() {
     assert!(doorbell.catch_up());
     assert!(!unread(&doorbell));
     assert!(!doorbell.catch_up(), "nothing is left");
-    // The same for an event loop, which comes again where nobody lies down.
+    // The same for an event loop, which comes again where no half parks.
     ring(&peer);
     let generation = doorbell.generation();
     doorbell.leave_bells();
@@ -341,7 +341,7 @@ fn two_wait(doorbell: &Doorbell, peer: &OwnedFd, deadlines: [Option<Instant>; 2]
         }
         for _ in 0..2 {
             if both.recv_timeout(FAR).is_err() {
-                // Whoever waits without a deadline would wait for ever.
+                // A thread that waits without a deadline would wait for ever.
                 doorbell.hang_up();
             }
         }
@@ -349,7 +349,7 @@ fn two_wait(doorbell: &Doorbell, peer: &OwnedFd, deadlines: [Option<Instant>; 2]
 }
 
 #[test]
-fn a_peer_that_never_reads_blocks_nobody() {
+fn a_peer_that_never_reads_blocks_no_call() {
     let (doorbell, peer) = line();
     // The peer made the pair, and can change the mode of what both share.
     set_mode(&*doorbell.line, true);
@@ -358,12 +358,12 @@ fn a_peer_that_never_reads_blocks_nobody() {
     }
     let mut bells = vec![0; 1 << 20];
     assert!(recv(peer.as_raw_fd(), &mut bells, MsgFlags::MSG_DONTWAIT).unwrap() > 0);
-    // An empty line in that mode blocks nobody either.
+    // An empty line in that mode blocks no call either.
     assert!(doorbell.read_bells());
 }
 
 #[test]
-fn a_peer_whose_bells_have_no_end_keeps_nobody() {
+fn a_peer_whose_bells_have_no_end_keeps_no_call() {
     let (doorbell, peer) = line();
     while send(peer.as_raw_fd(), &[7; 4096], MsgFlags::MSG_DONTWAIT).is_ok() {}
     let generation = doorbell.generation();
@@ -379,7 +379,7 @@ fn a_peer_whose_bells_have_no_end_keeps_nobody() {
 }
 
 #[test]
-fn whoever_waits_often_reads_the_bell_at_once() {
+fn a_thread_that_waits_often_reads_the_bell_at_once() {
     let peer = Peer::new();
     let (doorbell, end) = peer.line();
     for _ in 0..POLLS_BEFORE_A_READ {
@@ -406,7 +406,7 @@ fn whoever_waits_often_reads_the_bell_at_once() {
 }
 
 #[test]
-fn a_death_ends_a_read_though_somebody_holds_the_end_of_the_line() {
+fn a_death_ends_a_read_though_another_process_holds_the_end_of_the_line() {
     let mut peer = Peer::new();
     let (doorbell, end) = peer.line_to_read();
     let (unwatched, _end) = peer.line_to_read();
@@ -429,9 +429,9 @@ fn a_death_ends_a_read_though_somebody_holds_the_end_of_the_line() {
             MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL
         ),
         Err(Errno::EPIPE),
-        "whoever holds the end wakes nobody with it"
+        "the process that holds the end wakes no thread with it"
     );
-    // It was dead before anybody watched.
+    // It was dead before any thread watched.
     thread::scope(|scope| Sleeper::new(scope, &unwatched).0.must_wake());
     assert!(unwatched.is_gone());
 }
@@ -459,7 +459,7 @@ fn an_end_of_the_line_and_hanging_up_end_a_read() {
 }
 
 #[test]
-fn one_that_reads_wakes_whoever_waits_for_it() {
+fn one_that_reads_wakes_those_that_wait_for_it() {
     let peer = Peer::new();
     let (doorbell, end) = peer.line_to_read();
     thread::scope(|scope| {
@@ -472,7 +472,7 @@ fn one_that_reads_wakes_whoever_waits_for_it() {
     assert!(!doorbell.is_gone());
 }
 
-/// Whoever made the line may have kept a descriptor of what it passed on.
+/// The guest, which made the line, may have kept a descriptor of what it passed on.
 #[test]
 fn a_peer_that_changes_the_mode_of_the_line_is_polled_for() {
     let peer = Peer::new();
@@ -481,7 +481,7 @@ fn a_peer_that_changes_the_mode_of_the_line_is_polled_for() {
         |line| setsockopt(line, sockopt::ReceiveTimeout, &TimeVal::new(0, 1000)).unwrap(),
     ];
     for harm in harms {
-        // While nobody waits.
+        // While no thread waits.
         let (doorbell, end) = peer.line_to_read();
         ring(&end);
         assert!(doorbell.wait(doorbell.generation(), None).unwrap());
@@ -492,7 +492,7 @@ fn a_peer_that_changes_the_mode_of_the_line_is_polled_for() {
             waiting.must_wake();
         });
         assert!(doorbell.catch_up(), "the bell is on the line, as after any poll");
-        // While somebody does, who is not disturbed.
+        // While one does, which is not disturbed.
         let (doorbell, end) = peer.line_to_read();
         thread::scope(|scope| {
             let waiting = Sleeper::asleep(scope, &doorbell, libc::SYS_recvfrom);
