@@ -374,7 +374,7 @@ export class Merge<Source extends MergeSource = MergeSource>
     this.#schedule()
   }
 
-  /** Later, since what has news is in the middle of telling it. */
+  /** Later, since what has an event is in the middle of telling it. */
   #schedule(): void {
     if (this.#scheduled) return
     this.#scheduled = true

@@ -27,7 +27,7 @@ const SCRATCH_KEPT = 16 * 1024 * 1024
 /** What a wait for readability finds. */
 const EMPTY = Buffer.alloc(0)
 
-/** Looked up once, as in the outbox. */
+/** Looked up once, as in the send queue. */
 const put = Uint8Array.prototype.set
 
 export type Visit = (bytes: Uint8Array, offset: number, length: number) => void
@@ -86,7 +86,7 @@ export class ReceiveBuffer {
   #deferred = false
   readonly #failed: (error: RingfenceError) => void
   readonly #ended: () => void
-  /** Told of news where a merge reads, and not the caller; null: the caller reads. */
+  /** Told of events where a merge reads, and not the caller; null: the caller reads. */
   #merged: (() => void) | null = null
   /** The last visits ended since there was nothing more. */
   #dry = false

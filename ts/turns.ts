@@ -142,7 +142,7 @@ export class Turns<Kind extends Place> {
     }
   }
 
-  /** Those that have had news since they were last found empty. */
+  /** Those that have had an event since they were last found empty. */
   get fresh(): Kind[] {
     return this.#fresh.places
   }

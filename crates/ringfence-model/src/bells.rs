@@ -14,7 +14,7 @@ use stateright::{Model, Property};
 pub enum Fault {
     /// As it was: the thread polls the line beside the loop, and the loop reads it empty and tells the thread's next wait alone.
     LoopTakesTheBell,
-    /// As it was: before it lies down, the thread reads the line empty, the loop's bell with it.
+    /// As it was: before it parks, the thread reads the line empty, the loop's bell with it.
     ThreadTakesTheBell,
     /// The thread sleeps in a read though there is a loop.
     ReadsBesideALoop,
@@ -234,7 +234,7 @@ impl Doorbell {
         }
     }
 
-    /// The thread, before it lies down.
+    /// The thread, before it parks.
     fn catch_up(&mut self, fault: Option<Fault>) {
         if self.left != Left::Bells || self.watch.is_some() {
             return;

@@ -74,7 +74,7 @@ impl Handle {
         let started = unsafe { Poll::start(call.env, descriptor, call.value(0), self.use_libuv) };
         // Memory, a thread or a watch of epoll's is what may be short; all else was there when the process began.
         started.map_err(|error| ringfence::Error::NoSpace {
-            what: "hearing of news".into(),
+            what: "watching for events".into(),
             reason: error.reason.clone(),
         })
     }

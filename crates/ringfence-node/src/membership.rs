@@ -100,9 +100,9 @@ fn watch(seat: &mut Seat, call: &mut Call) -> Answer {
     let Some(membership) = &seat.membership else {
         return Answer::from(0);
     };
-    let news = membership.as_fd().as_raw_fd();
+    let events = membership.as_fd().as_raw_fd();
     // SAFETY: the descriptor lives as long as the membership, and the poll handle is stopped before that goes.
-    unsafe { seat.handle.watch(call, news) }
+    unsafe { seat.handle.watch(call, events) }
 }
 
 /// 1: newcomers wait; 0: they are taken in.

@@ -4,7 +4,7 @@
 //! JavaScript. It is closed by an asynchronous cleanup hook when its environment ends, for which the engine waits,
 //! so that a worker thread can be terminated at any moment. Where there is no libuv (Bun and Deno name the functions, but
 //! the one ends the process when they are called, and the other's poll handle calls back only once), a thread waits, and
-//! a thread-safe function carries the news.
+//! a thread-safe function carries the events.
 
 use std::{
     cell::Cell,
@@ -351,7 +351,7 @@ unsafe extern "C" fn closed(handle: *mut UvHandle) {
     }
 }
 
-/// A thread that waits for the line, and a thread-safe function that carries the news.
+/// A thread that waits for the line, and a thread-safe function that carries the events.
 pub(crate) struct ThreadPoll(Arc<Waiting>);
 
 struct Waiting {
@@ -359,7 +359,7 @@ struct Waiting {
     /// Rung to end the thread.
     over: ringfence::CancelToken,
     stopped: AtomicBool,
-    /// The news was delivered and read: the line may be looked at again.
+    /// The event was delivered and read: the line may be looked at again.
     heard: Mutex<bool>,
     changed: Condvar,
 }

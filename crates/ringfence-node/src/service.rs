@@ -1,4 +1,4 @@
-//! A listener as a plain JavaScript object of functions, as a channel is one. The door's thread is the core's; what it has
+//! A listener as a plain JavaScript object of functions, as a channel is one. The acceptor's thread is the core's; what it has
 //! to tell makes a descriptor readable, which is watched like a channel's line.
 
 use std::{
@@ -81,9 +81,9 @@ fn watch(reception: &mut Reception, call: &mut Call) -> Answer {
     let Some(listener) = &reception.listener else {
         return Answer::from(0);
     };
-    let news = listener.as_fd().as_raw_fd();
+    let events = listener.as_fd().as_raw_fd();
     // SAFETY: the descriptor lives as long as the listener, and the poll handle is stopped before that goes.
-    unsafe { reception.handle.watch(call, news) }
+    unsafe { reception.handle.watch(call, events) }
 }
 
 fn keep_alive(reception: &mut Reception, call: &mut Call) -> Answer {

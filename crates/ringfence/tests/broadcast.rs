@@ -275,7 +275,7 @@ fn a_dead_subscriber_is_let_go_of_while_the_publisher_sleeps_in_send() {
         sender.end();
         sent + 1
     });
-    // Time to lie down. If it has not, the test finds less, and nothing wrong.
+    // Time to park. If it has not, the test finds less, and nothing wrong.
     thread::sleep(Duration::from_millis(20));
     dead.kill();
     let sent = sleeping.join().unwrap();

@@ -52,14 +52,14 @@ fn role() {
 }
 
 fn accepted(listener: &Listener) -> Channel {
-    match listener.accept().expect("news") {
+    match listener.accept().expect("an event") {
         Arrival::Accepted(channel) => channel,
         other => panic!("{other:?}"),
     }
 }
 
 fn refused(listener: &Listener) -> Refused {
-    match listener.accept().expect("news") {
+    match listener.accept().expect("an event") {
         Arrival::Refused(refused) => refused,
         other => panic!("{other:?}"),
     }

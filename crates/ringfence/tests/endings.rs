@@ -242,7 +242,7 @@ fn what_was_sent_before_a_close_is_read_after_it() {
             assert_eq!(into[..8], number.to_le_bytes());
         }
         assert_eq!(receiver.receive(&mut into).unwrap(), None);
-        // Where the end of the sending came first, the close is a second piece of news.
+        // Where the end of the sending came first, the close is a second event.
         while how == "ends first" && receiver.close_reason().is_none() {
             receiver.poll_line().unwrap();
         }

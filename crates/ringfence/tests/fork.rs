@@ -768,7 +768,7 @@ fn a_child_has_turns_of_its_own() {
     actor.finish();
 }
 
-/// Closes a listener, so that who waits for its news goes on.
+/// Closes a listener, so that a call that waits for its events goes on.
 struct Closing<'a>(&'a Listener);
 
 impl Drop for Closing<'_> {

@@ -1,5 +1,5 @@
 //! The order of the rooms: imports run down the list below and never up, and no file takes part in a circle. The list is
-//! the one of docs/architecture.md; a new folder is added to both.
+//! the one of docs/architecture.md; a new folder is added to both. And the documents name files that exist.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -82,6 +82,68 @@ fn a_circle_and_an_import_are_found() {
         .map(|(from, to)| (from.to_owned(), [to.to_owned()].into()))
         .into();
     assert_eq!(circles(&circle), [["a", "b", "c"].map(str::to_owned).into()]);
+}
+
+/// Folders against which a document may name a file.
+const ROOTS: [&str; 3] = ["", "crates/ringfence/src", "docs"];
+
+#[test]
+fn the_documents_name_files_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    // The crate is packed without its neighbours.
+    if !root.join("docs/architecture.md").exists() {
+        return;
+    }
+    let mut documents: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "SECURITY.md"]
+        .map(|name| root.join(name))
+        .into();
+    let docs = fs::read_dir(root.join("docs")).expect("the documents");
+    documents.extend(docs.map(|entry| entry.expect("an entry").path()));
+    let (mut count, mut missing) = (0, Vec::new());
+    for document in documents
+        .iter()
+        .filter(|path| path.extension().is_some_and(|md| md == "md"))
+    {
+        let text = fs::read_to_string(document).expect("a document");
+        for named in paths_in(&text, &root) {
+            count += 1;
+            if !ROOTS.iter().any(|folder| root.join(folder).join(named).exists()) {
+                missing.push(format!("{}: {named}", document.display()));
+            }
+        }
+    }
+    assert!(count > 40, "the paths were found: {count}");
+    assert!(missing.is_empty(), "no such file:\n{}", missing.join("\n"));
+}
+
+#[test]
+fn a_path_in_a_document_is_found() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = "`src/gone.rs`, `ns/pid`, `a b.rs`, `lib.rs` and `mod.rs`\n```text\n`src/code.rs`\n```\n`src/`, `src/*.rs`";
+    assert_eq!(paths_in(text, root), ["src/gone.rs", "lib.rs", "src/"]);
+}
+
+/// What stands in back quotes and is a path: a source file by its name, or in a folder that is there. Blocks of code do not count.
+fn paths_in<'a>(text: &'a str, root: &Path) -> Vec<&'a str> {
+    let outside = text.split("```").step_by(2);
+    // Each second part stands between two back quotes.
+    let quoted = outside.flat_map(|part| part.split('`').skip(1).step_by(2));
+    let is_path = |word: &&str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
+        // Each folder has one: it is no file's name by itself.
+        if !word.chars().all(plain) || *word == "mod.rs" {
+            return false;
+        }
+        let named = [".rs", ".ts", ".cts", ".mjs", ".c"];
+        let is_file = named.iter().any(|ending| word.ends_with(ending));
+        let first = word.split_once('/').map(|(first, _)| first);
+        let is_below = first.is_some_and(|first| {
+            let there = |folder: &&str| root.join(folder).join(first).is_dir();
+            !first.is_empty() && first != "." && ROOTS.iter().any(|folder| there(&folder))
+        });
+        is_file || is_below
+    };
+    quoted.filter(is_path).collect()
 }
 
 fn source(name: &str) -> PathBuf {

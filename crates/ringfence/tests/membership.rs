@@ -1219,7 +1219,7 @@ fn come_again_and_again() {
         say("coming");
         let membership = member(&Address::path(&path).unwrap(), &small()).unwrap();
         let mut was_guest = membership.role() == Role::Guest;
-        // The channels as well: to drop one would close it, and a guest that closes is no heir.
+        // The channels as well: to drop one would close it, and a guest that closes is no successor.
         let mut changes = Vec::new();
         while membership.role() == Role::Guest {
             changes.push(membership.next().unwrap());

@@ -165,7 +165,7 @@ impl Scene {
 }
 
 fn accepted(listener: &Listener) -> Channel {
-    match listener.accept().expect("news") {
+    match listener.accept().expect("an event") {
         Arrival::Accepted(channel) => channel,
         other => panic!("{other:?}"),
     }

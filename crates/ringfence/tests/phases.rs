@@ -173,7 +173,7 @@ fn a_close_is_told_as_one_whatever_the_other_half_does_meanwhile() {
     for _ in 0..CLOSES {
         let (_sender, mut receiver) = join(&address, &small().wait(true)).unwrap().split();
         assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
-        // Where the end of the sending came first, the close is a second piece of news.
+        // Where the end of the sending came first, the close is a second event.
         while receiver.close_reason().is_none() {
             receiver.poll_line().unwrap();
         }
@@ -191,10 +191,10 @@ fn a_member_that_closes_a_channel_stays_the_only_host() {
     let membership = member(&address, &small()).unwrap();
     let mut guest = Actor::start("guest of one that closes", &[&address.to_string()]);
     guest.expect("guest");
-    let (news, result) = mpsc::channel();
+    let (heard, result) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(|| {
-            news.send(guest.hear()).unwrap();
+            heard.send(guest.hear()).unwrap();
             guest.go_on();
         });
         for _ in 0..CLOSES {

@@ -57,8 +57,8 @@ fn role() {
                 }
             }
         }
-        // Tells two newcomers at its door that it cannot go on.
-        "short at the door" => {
+        // Tells two newcomers at its address that it cannot go on.
+        "short at the acceptor" => {
             let listener = wire::listen(&arguments[0]);
             say("listening");
             for _ in 0..2 {
@@ -239,14 +239,14 @@ fn more_descriptors() {
 }
 
 fn accepted(listener: &Listener) -> Channel {
-    match listener.accept().expect("news") {
+    match listener.accept().expect("an event") {
         Arrival::Accepted(channel) => channel,
         other => panic!("{other:?}"),
     }
 }
 
 fn refused(listener: &Listener) -> Refused {
-    match listener.accept().expect("news") {
+    match listener.accept().expect("an event") {
         Arrival::Refused(refused) => refused,
         other => panic!("{other:?}"),
     }
@@ -333,7 +333,7 @@ impl Answering {
             let mut message = [0; 64];
             while !stop.load(Ordering::Acquire) {
                 let mut idle = true;
-                while let Some(arrival) = listener.try_accept().expect("news") {
+                while let Some(arrival) = listener.try_accept().expect("an event") {
                     idle = false;
                     match arrival {
                         Arrival::Accepted(channel) => channels.push(channel),
@@ -380,8 +380,8 @@ fn descriptors() -> usize {
 fn a_thousand_agents_at_once_are_all_served_and_nothing_stays_of_them() {
     // In a process of its own, since it counts descriptors.
     let service = Actor::start("thousand", &[]);
-    for news in ["all in", "all answered", "all gone"] {
-        service.expect(news);
+    for said in ["all in", "all answered", "all gone"] {
+        service.expect(said);
     }
     service.finish();
 }
@@ -390,7 +390,7 @@ fn thousand() {
     more_descriptors();
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
-    // The door has what it needs once it has let an agent in.
+    // The acceptor has what it needs once it has let an agent in.
     let first = agent(&address);
     accepted(&listener).close();
     first.finish();
@@ -645,7 +645,7 @@ fn a_service_that_hangs_delays_no_calls_to_another() {
 
 fn next_accepted(listener: &Listener) -> Channel {
     loop {
-        if let Arrival::Accepted(channel) = listener.accept().expect("news") {
+        if let Arrival::Accepted(channel) = listener.accept().expect("an event") {
             return channel;
         }
     }
@@ -878,7 +878,7 @@ fn agents_of_two_users_talk_while_a_third_is_refused() {
 #[test]
 fn a_service_that_cannot_go_on_is_told_at_once_and_why() {
     let (address, _keep) = fresh_address(false);
-    let mut host = Actor::start("short at the door", &[&address.to_string()]);
+    let mut host = Actor::start("short at the acceptor", &[&address.to_string()]);
     host.expect("listening");
     for error in [
         connect(&address, &small()).unwrap_err(),

@@ -78,7 +78,7 @@ fn one(address: &Address, options: &Options, way: &str, round: u64) -> Result<()
     }
 }
 
-/// Reads what the peer had sent, and waits for the news of its end.
+/// Reads what the peer had sent, and waits for its end to be told.
 fn read_to_the_end(receiver: &mut Receiver) -> Result<(), String> {
     let mut into = [0; LONGEST];
     let length = receiver
@@ -89,7 +89,7 @@ fn read_to_the_end(receiver: &mut Receiver) -> Result<(), String> {
     if let Some(more) = receiver.receive(&mut into).map_err(told)? {
         return Err(format!("{more} bytes more than the peer has sent"));
     }
-    // Where the end of the sending came first, the close is a second piece of news.
+    // Where the end of the sending came first, the close is a second event.
     while receiver.close_reason().is_none() {
         receiver.poll_line().map_err(told)?;
     }

@@ -203,8 +203,8 @@ impl Hand {
                 }
                 self.note(&frame)
             }
-            // What is said at the door, once there is a line.
-            ["hear-door"] => {
+            // What the acceptor says, once there is a line.
+            ["hear-acceptor"] => {
                 let stream = self.stream.as_ref().ok_or("not connected")?;
                 let (frame, _) = protocol::hear(stream.as_fd(), TIME_LIMIT);
                 self.note(&frame)
@@ -515,7 +515,7 @@ impl Hand {
         Ok("to and fro".into())
     }
 
-    /// Reads so many bytes at a time, each time a while after the publisher has lain down to wait for them.
+    /// Reads so many bytes at a time, each time a while after the publisher has parked to wait for them.
     fn drip(&self, bytes: &str, milliseconds: &str, rings: bool) -> Result<String, String> {
         let theirs = self.theirs.as_ref().ok_or("no ring of theirs")?;
         let words = Mapping::new(theirs, layout::DATA, false).map_err(said("mmap"))?;

@@ -69,7 +69,7 @@ pub(super) fn run() -> Result<(), String> {
                 "all sent".into()
             }
             // Takes the address over once the peer says that it leaves, and says so.
-            ["heir", address, signal] => {
+            ["successor", address, signal] => {
                 let (address, signal, peer) = ((*address).to_owned(), number(signal)?, connected()?.peer);
                 plain::block(signal)?;
                 thread::spawn(move || match plain::inherit(&address, signal, peer) {
@@ -119,7 +119,7 @@ pub(super) fn run() -> Result<(), String> {
     })
 }
 
-/// The second half of a look for news, whose first half is the look at the ring. Who is not there has exited: no other end is
+/// The second half of a look for something new, whose first half is the look at the ring. Who is not there has exited: no other end is
 /// known.
 fn look_at_peer(channel: &mut Option<Plain>) -> Result<String, String> {
     let looking = channel.as_ref().ok_or("not joined")?;

@@ -184,7 +184,9 @@ fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<St
     next(other, "role host")?;
     let again = one.ask(&come)?;
     if again != "member guest" {
-        return Ok(Some(format!("after the host has left, {again} beside its heir")));
+        return Ok(Some(format!(
+            "after the host has left, {again} beside its successor"
+        )));
     }
     meet(other, one)?;
     // The guest leaves while the host closes.
@@ -225,7 +227,7 @@ fn meet(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
     for member in [&mut *host, &mut *guest] {
         loop {
             next(member, "channel")?;
-            // One that the leave has ended at once is news still: who closes meets the other again.
+            // One that the leave has ended at once is an event still: a member that closes meets the other again.
             if member.ask("receive 0")? == "nothing" {
                 break;
             }
@@ -234,15 +236,15 @@ fn meet(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
     super::talks(host, guest)
 }
 
-/// Goes on to the news that begins so. What a leave cut short comes before it: a channel, or a handshake.
+/// Goes on to the event that begins so. What a leave cut short comes before it: a channel, or a handshake.
 fn next(member: &mut Actor, wanted: &str) -> Result<(), Trouble> {
     loop {
-        let news = member.ask("change 10000")?;
-        if news.starts_with(wanted) {
+        let change = member.ask("change 10000")?;
+        if change.starts_with(wanted) {
             return Ok(());
         }
-        if !news.starts_with("channel") && !news.starts_with("refused PEER_LOST") {
-            return Err(Trouble::wrong(format!("{wanted:?} was to come, but: {news:?}")));
+        if !change.starts_with("channel") && !change.starts_with("refused PEER_LOST") {
+            return Err(Trouble::wrong(format!("{wanted:?} was to come, but: {change:?}")));
         }
     }
 }

@@ -41,7 +41,7 @@ pub(super) fn rude(stage: &Stage) -> Result<Report, Trouble> {
     let start = Instant::now();
     must(&mut halting, &format!("connect {address}"), "connected")?;
     must(&mut halting, "half-hello", "said")?;
-    let answers = (silent.ask("hear-door")?, halting.ask("hear-door")?);
+    let answers = (silent.ask("hear-acceptor")?, halting.ask("hear-acceptor")?);
     let late = start.elapsed();
     let timely = late > Duration::from_millis(600) && late < Duration::from_secs(10);
     let told = |answer: &str| answer.starts_with("refuse 5 HANDSHAKE_TIMEOUT");

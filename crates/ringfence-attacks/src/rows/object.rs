@@ -450,7 +450,7 @@ fn unsound_lines(
     for kind in kinds {
         must(guest, &format!("connect {address}"), "connected")?;
         must(guest, &format!("hello line={kind}"), "said")?;
-        let answer = guest.ask("hear-door")?;
+        let answer = guest.ask("hear-acceptor")?;
         if !["refuse 2 line ", "refuse 3 ", "refuse 4 descriptors "]
             .iter()
             .any(|start| answer.starts_with(start))

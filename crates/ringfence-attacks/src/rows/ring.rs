@@ -316,7 +316,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
     let mut peer = hand(stage)?;
     must(&mut peer, &format!("connect {address}"), "connected")?;
     must(&mut peer, &format!("hello capacity={}", 1_u64 << 40), "said")?;
-    let refused = peer.ask("hear-door")?;
+    let refused = peer.ask("hear-acceptor")?;
     for number in [1_u64 << 40, 1 << 30] {
         if !refused.starts_with("refuse 3") || !refused.contains(&number.to_string()) {
             return Ok(Report::bitten(plain, format!("a ring of a terabyte: {refused}")));

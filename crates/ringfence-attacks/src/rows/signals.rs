@@ -31,7 +31,11 @@ pub(super) fn plain_heir(stage: &Stage, address: &str) -> Result<(Actor, Actor),
     let mut guest = plain(stage, "the guest")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     host.expect("joined host")?;
-    must(&mut guest, &format!("heir {address} {}", NUMBERS.0), "waiting")?;
+    must(
+        &mut guest,
+        &format!("successor {address} {}", NUMBERS.0),
+        "waiting",
+    )?;
     Ok((host, guest))
 }
 

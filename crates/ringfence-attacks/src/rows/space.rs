@@ -179,7 +179,7 @@ pub(super) fn namesake(stage: &Stage) -> Result<Report, Trouble> {
         must(&mut thief, "ready", "said")?;
         return Ok(Report::bitten(plain, thief.ask("hear")?));
     }
-    let answer = thief.ask("hear-door")?;
+    let answer = thief.ask("hear-acceptor")?;
     if !answer.starts_with("refuse 2 namespace ") {
         return Ok(Report::bitten(plain, answer));
     }

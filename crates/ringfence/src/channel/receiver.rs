@@ -458,7 +458,7 @@ impl Receiver {
         }
     }
 
-    /// Wakes a peer that sleeps until there is room, if anything was read since it lay down.
+    /// Wakes a peer that sleeps until there is room, if anything was read since it parked.
     pub fn wake(&mut self) {
         // Here, and not in what follows on each message: those calls have let go of a parent's ring by then.
         if !self.shared.is_inherited() {

@@ -174,7 +174,7 @@ impl Shared {
         Phase::from_word(held.as_ref()?.peer.load(layout::PHASE, Ordering::Acquire))
     }
 
-    /// Before a thread lies down: see [`Doorbell::catch_up`].
+    /// Before a thread parks: see [`Doorbell::catch_up`].
     pub(crate) fn catch_up(&self) {
         if !self.is_inherited() && self.doorbell.catch_up() {
             self.notice();

@@ -66,7 +66,7 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
     let shared = Shared::new(address.clone(), own)?;
     let (worker, hold) = Worker::new()?;
     let deadline = deadline.or(worker.stop());
-    let thread = Idle::spawn("ringfence-door", "a thread for the listener", Listening::run)?;
+    let thread = Idle::spawn("ringfence-accept", "a thread for the listener", Listening::run)?;
     let handle = Handle::new(given, &shared, worker);
     thread.start(Listening {
         shared,

@@ -251,7 +251,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         Ok(true)
     }
 
-    /// Tells the producer how far everything has been read. Returns whether that was news.
+    /// Tells the producer how far everything has been read. Returns whether it did not know that yet.
     #[inline]
     pub(crate) fn publish(&mut self) -> bool {
         if self.published == self.head {

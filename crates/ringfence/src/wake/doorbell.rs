@@ -54,7 +54,7 @@ pub(crate) struct Doorbell {
 /// Each word is written under the lock.
 #[derive(Debug, Default)]
 struct State {
-    /// One thread waits on the line for all; the others wait for it. Written by that thread alone, when it lies down and
+    /// One thread waits on the line for all; the others wait for it. Written by that thread alone, when it parks and
     /// when it is awake again.
     watch: Option<Watch>,
     /// How many those are: to wake none is a system call as well.
@@ -66,7 +66,7 @@ struct State {
     left: Left,
     /// The peer has closed its end, or is dead, or this side has shut the line. Never taken back.
     gone: bool,
-    /// Written by the thread that is about to lie down, and by the one whose read has failed.
+    /// Written by the thread that is about to park, and by the one whose read has failed.
     sleep: Sleep,
     /// The program waits for a half in an event loop, or has done so. Written by the loop, never taken back.
     looped: bool,
@@ -209,7 +209,7 @@ impl Doorbell {
         self.bells.rung()
     }
 
-    /// For the loop, before it waits for a half: reads what was left on the line, since after the half has lain down the line may
+    /// For the loop, before it waits for a half: reads what was left on the line, since after the half has parked the line may
     /// hold the bell that is waited for. Whether anything was read.
     ///
     /// Errors with [`Error::NoSpace`] where a thread would take that bell, and there is no descriptor to tell the loop with.
@@ -281,7 +281,7 @@ impl Doorbell {
         self.note(&mut state, false);
     }
 
-    /// For a thread, before it lies down: reads what was left on the line, but for one bell where a loop may need that. Whether
+    /// For a thread, before it parks: reads what was left on the line, but for one bell where a loop may need that. Whether
     /// anything was done.
     pub(crate) fn catch_up(&self) -> bool {
         let mut state = self.state();
@@ -378,7 +378,7 @@ impl Doorbell {
         self.state().gone
     }
 
-    /// What has been heard so far: to be asked before lying down, and given to [`Doorbell::wait`].
+    /// What has been heard so far: to be asked before parking, and given to [`Doorbell::wait`].
     pub(crate) fn generation(&self) -> u64 {
         self.state().generation
     }
@@ -443,7 +443,7 @@ impl Doorbell {
         state
     }
 
-    /// This thread has taken a bell that may be the loop's, if there is one by now. There was none when it lay down, and
+    /// This thread has taken a bell that may be the loop's, if there is one by now. There was none when it parked, and
     /// `lend` and `arm` have found it asleep since.
     fn tell_the_loop(&self) {
         if let Some(loop_poll) = self.apart() {

@@ -129,7 +129,7 @@ impl<O: Writable, P: Readable> Waker<O, P> {
         }
     }
 
-    /// Whether the peer sleeps and has not been rung for since it lay down. To be asked after a publication.
+    /// Whether the peer sleeps and has not been rung for since it parked. To be asked after a publication.
     #[inline]
     pub(crate) fn must_ring(&mut self) -> bool {
         if self.barriers == Barriers::Both {

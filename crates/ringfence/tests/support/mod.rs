@@ -42,7 +42,7 @@ fn limit() {
     });
 }
 
-/// Lines that are news; the rest is the test harness talking.
+/// Lines that a test waits for; the rest is the test harness talking.
 const NEWS: &str = "@@ ";
 
 static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
@@ -76,7 +76,7 @@ pub fn small() -> Options {
 pub struct Actor {
     child: Child,
     stdin: Option<ChildStdin>,
-    news: Receiver<String>,
+    lines: Receiver<String>,
 }
 
 impl Actor {
@@ -120,22 +120,27 @@ impl Actor {
         command
     }
 
-    /// One of several, whose news come together: what each says has its number.
-    pub fn start_among(number: usize, news: Sender<(usize, String)>, role: &str, arguments: &[&str]) -> Self {
+    /// One of several, whose lines come together: what each says has its number.
+    pub fn start_among(
+        number: usize,
+        lines: Sender<(usize, String)>,
+        role: &str,
+        arguments: &[&str],
+    ) -> Self {
         let executable = std::env::current_exe().expect("this executable");
         let mut command = Self::prepare(Command::new(executable), role, arguments);
         let child = command.spawn().expect("a process");
-        Self::hear_by(child, channel().1, move |text| news.send((number, text)).is_ok())
+        Self::hear_by(child, channel().1, move |text| lines.send((number, text)).is_ok())
     }
 
     fn hear_from(child: Child) -> Self {
-        let (sender, news) = channel();
-        Self::hear_by(child, news, move |text| sender.send(text).is_ok())
+        let (sender, lines) = channel();
+        Self::hear_by(child, lines, move |text| sender.send(text).is_ok())
     }
 
     fn hear_by(
         mut child: Child,
-        news: Receiver<String>,
+        lines: Receiver<String>,
         mut hear: impl FnMut(String) -> bool + Send + 'static,
     ) -> Self {
         let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
@@ -150,7 +155,7 @@ impl Actor {
             }
         });
         let stdin = child.stdin.take();
-        Self { child, stdin, news }
+        Self { child, stdin, lines }
     }
 
     pub fn pid(&self) -> i32 {
@@ -159,9 +164,9 @@ impl Actor {
 
     /// The next thing that it says. Panics if it says nothing more.
     pub fn hear(&self) -> String {
-        self.news
+        self.lines
             .recv_timeout(TIME_LIMIT)
-            .expect("news of the other process")
+            .expect("lines of the other process")
     }
 
     pub fn expect(&self, wanted: &str) {
@@ -170,7 +175,7 @@ impl Actor {
 
     /// What it has said already, if anything.
     pub fn heard(&self) -> Option<String> {
-        self.news.try_recv().ok()
+        self.lines.try_recv().ok()
     }
 
     /// Lets a role that waits go on.

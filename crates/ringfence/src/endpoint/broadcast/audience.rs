@@ -276,7 +276,7 @@ impl Shared<Broadcast> {
         };
         let active = start.activate(control, bell);
         let admitted = admit(&self.region, self.barriers, barriers);
-        // It may have lain down before the sender knew of it, and may have made room since: the sender has seen neither.
+        // It may have parked before the sender knew of it, and may have made room since: the sender has seen neither.
         link.doorbell.ring();
         self.watches.wake_sender();
         let place = Place {

@@ -82,7 +82,7 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
             }
         });
     }
-    let thread = Idle::spawn("ringfence-door", "a thread for the publisher", Admitting::run)?;
+    let thread = Idle::spawn("ringfence-accept", "a thread for the publisher", Admitting::run)?;
     let wakers = Arc::clone(&shared.watches);
     let watcher = thread::Builder::new()
         .name("ringfence-watch".into())

@@ -557,7 +557,7 @@ impl Subscription {
         packed
     }
 
-    /// Wakes a publisher that sleeps until there is room, if anything was read since it lay down.
+    /// Wakes a publisher that sleeps until there is room, if anything was read since it parked.
     pub fn wake(&mut self) {
         if !self.shared.is_inherited() {
             self.tell();

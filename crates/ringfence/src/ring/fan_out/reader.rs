@@ -270,7 +270,7 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         self.head >= self.visible()
     }
 
-    /// Tells the publisher how far everything has been read. Returns whether that was news.
+    /// Tells the publisher how far everything has been read. Returns whether it did not know that yet.
     #[inline]
     pub(crate) fn publish(&mut self) -> bool {
         if self.published == self.head {

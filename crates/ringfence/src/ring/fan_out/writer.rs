@@ -246,9 +246,9 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
     #[inline]
     pub(crate) fn refresh(&mut self) -> bool {
         self.take_list_if_changed();
-        let news = self.told != self.generation;
+        let changed = self.told != self.generation;
         self.told = self.generation;
-        news
+        changed
     }
 
     #[inline]

@@ -234,8 +234,8 @@ impl Rig {
     }
 
     fn publish(&mut self) {
-        let news = self.model.published != self.model.tail;
-        assert_eq!(self.pair.producer.publish(), news);
+        let moved = self.model.published != self.model.tail;
+        assert_eq!(self.pair.producer.publish(), moved);
         self.model.publish();
     }
 

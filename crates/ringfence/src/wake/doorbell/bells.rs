@@ -1,6 +1,6 @@
 //! Sending bells to the peer, also those for which the kernel had no memory at first.
 //!
-//! A bell is rung once for each time that the peer lies down. If one got lost, the peer would sleep with a message before
+//! A bell is rung once for each time that the peer parks. If one got lost, the peer would sleep with a message before
 //! it, and this side, which has said all it has to say, would wait for the answer. So a bell that could not be sent is
 //! owed, until it was sent or the line has ended. A few tries are made at once. Then a thread goes on with it, since the
 //! sender may be an event loop, which must not wait.

@@ -68,7 +68,7 @@ impl<O: Writable, P: Readable> FanWaker<O, P> {
         }
     }
 
-    /// Calls `ring` with the slot of each reader that sleeps and has not been rung for since it lay down. To be called after a
+    /// Calls `ring` with the slot of each reader that sleeps and has not been rung for since it parked. To be called after a
     /// publication. `changed` is asked once, and answers the list of readers if that is not the last one any more.
     #[inline]
     pub(crate) fn wake(

@@ -41,7 +41,7 @@ impl Line {
     }
 }
 
-/// As both halves of a channel wait: lie down, look once more, and only then sleep.
+/// As both halves of a channel wait: park, look once more, and only then sleep.
 pub(super) fn sleep_until(
     sleeper: &mut Sleeper<Region, Region>,
     line: &Line,
