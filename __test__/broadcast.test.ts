@@ -1,6 +1,6 @@
 // One to many: what a publisher and its subscribers see, in processes of their own.
 
-import { chmodSync, copyFileSync, readdirSync, readlinkSync, renameSync } from 'node:fs'
+import { chmodSync, copyFileSync, readdirSync, readlinkSync, realpathSync, renameSync } from 'node:fs'
 import { once } from 'node:events'
 
 import test, { type ExecutionContext } from 'ava'
@@ -270,7 +270,7 @@ test('a publisher that is not any more what the policy asks for is cut off by ve
   const address = abstractAddress()
   const directory = temporaryDirectory(t)
   const copy = `${directory}/node`
-  copyFileSync(process.execPath, copy)
+  copyFileSync(realpathSync(process.execPath), copy)
   chmodSync(copy, 0o755)
   const there = await Partner.start(t, { through: ['sh', '-c', `shift; exec "${copy}" "$@"`, 'sh'] })
   await there.run(async (kit, where) => {
