@@ -274,7 +274,7 @@ test('a publisher that is not any more what the policy asks for is cut off by ve
   chmodSync(copy, 0o755)
   const there = await Partner.start(t, { through: ['sh', '-c', `shift; exec "${copy}" "$@"`, 'sh'] })
   await there.run(async (kit, where) => {
-    kit.keep['publisher'] = await kit.ringfence.publish(where)
+    kit.keep['publisher'] = await kit.ringfence.publish(where, { policy: {} })
   }, address)
   const here = await subscriber(t, address, { policy: { executable: copy } })
   // An upgrade: another file has the name now.
@@ -282,10 +282,16 @@ test('a publisher that is not any more what the policy asks for is cut off by ve
   renameSync(`${directory}/new`, copy)
   const codes = await here.run(async (kit) => {
     const unhandled: string[] = []
-    process.on('unhandledRejection', (error: { code: string }) => unhandled.push(error.code))
+    const told = new Promise<void>((resolve) => {
+      process.on('unhandledRejection', (error: { code: string }) => {
+        unhandled.push(error.code)
+        resolve()
+      })
+    })
     const subscription = kit.keep['subscription'] as Subscription
     void subscription.verify()
-    const reason = await subscription.closed
+    // The end may be heard of before the look is told.
+    const [reason] = await Promise.all([subscription.closed, told])
     // It has ended, which `closed` tells.
     void subscription.verify()
     await new Promise((resolve) => setImmediate(resolve))
@@ -517,7 +523,7 @@ test('a publisher and a subscription keep their processes alive until unref', as
   const address = abstractAddress()
   const [publishing, subscribed] = await Promise.all([Partner.start(t), Partner.start(t)])
   await publishing.run(async (kit, where) => {
-    kit.keep['publisher'] = await kit.ringfence.publish(where)
+    kit.keep['publisher'] = await kit.ringfence.publish(where, { policy: {} })
   }, address)
   await subscriber(t, address, {}, subscribed)
   const exits = [publishing.letGo(), subscribed.letGo()]
