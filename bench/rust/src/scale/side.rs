@@ -43,7 +43,7 @@ pub struct Usage {
     pub cpu_ns: u64,
     /// How often it went to sleep.
     pub sleeps: u64,
-    /// How often it lost its core to somebody else.
+    /// How often it lost its core to another process.
     pub preempted: u64,
     pub seconds: f64,
 }
@@ -67,7 +67,7 @@ pub struct Flow {
     pub messages_per_second: f64,
     /// Of both sides, user and system.
     pub cpu_ns_per_message: f64,
-    /// How often either side lost its core to somebody else, each second.
+    /// How often either side lost its core to another process, each second.
     pub preempted_per_second: f64,
 }
 

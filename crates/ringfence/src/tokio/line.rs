@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    channel::state::Shared,
+    channel::shared::Shared,
     error::Result,
     tokio::watched::{Readable, Watched},
     wake::doorbell::Doorbell,

@@ -12,7 +12,7 @@ use tokio::task::coop;
 
 use crate::{
     channel,
-    channel::state::CloseReason,
+    channel::reason::CloseReason,
     error::Result,
     tokio::line::{Half, Line},
 };

@@ -12,8 +12,8 @@ use tokio::task::coop;
 
 use crate::{
     channel,
+    channel::reason::CloseReason,
     channel::receiver::make_room,
-    channel::state::CloseReason,
     error::{Error, Result},
     ring::message::Progress,
     tokio::line::{Half, Line},

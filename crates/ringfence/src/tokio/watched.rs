@@ -13,7 +13,7 @@ use tokio::io::{
 };
 
 use crate::{
-    channel::state::Shared,
+    channel::shared::Shared,
     error::{Error, Result, errno},
     wait::deadline::readable,
 };

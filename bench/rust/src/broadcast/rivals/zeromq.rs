@@ -57,7 +57,7 @@ impl Publish for Out {
         })
     }
 
-    /// Each subscription comes as a message of its own; what is sent before goes to nobody.
+    /// Each subscription comes as a message of its own; what is sent before goes to none.
     fn admit(&mut self, job: &Job) -> Result<()> {
         for _ in 0..job.subscribers {
             self.socket.recv_bytes(0)?;
