@@ -17,6 +17,7 @@ import {
   type RawChannel,
 } from './native.js'
 import { plainObject, type ChannelSettings } from './options.js'
+import { PeerView } from './peer-view.js'
 import { SendQueue, type Fill } from './send-queue.js'
 import { registerSource } from './sources.js'
 import type { ChannelStats, Received } from './stats.js'
@@ -32,13 +33,6 @@ const lost = (reason: CloseReason) =>
       ? "the peer's process has ended, or executes another program now"
       : 'the peer has closed the channel',
   )
-
-/** What `verify` alone tells of. All else is the channel's end, which {@link Channel.closed} tells of as well. */
-const TOLD_BY_VERIFY: ReadonlySet<string> = new Set([
-  'ERR_RINGFENCE_PEER_REFUSED',
-  'ERR_RINGFENCE_NO_SPACE',
-  'ERR_RINGFENCE_UNSUPPORTED',
-])
 
 /** Only `join`, `connect`, `member` and listeners make channels. */
 const KEY = Symbol('ringfence')
@@ -114,10 +108,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   readonly #sendQueue: SendQueue
   readonly #receiveBuffer: ReceiveBuffer
   readonly #tokens: Tokens
-  /** Fetched when it is first asked for. */
-  #ofHandshake: readonly Evidence[] | null = null
-  #peer: Identity
-  #evidence: readonly Evidence[] | null = null
+  readonly #view: PeerView
   #resolveClosed!: (reason: CloseReason) => void
   #reason: CloseReason | null = null
   readonly #allowHalfOpen: boolean
@@ -165,7 +156,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     this.#native = native
     this.#allowHalfOpen = allowHalfOpen
     this.role = native.role
-    this.#peer = native.peer
+    this.#view = new PeerView(native)
     this.capacity = native.capacity
     this.maxMessageSize = native.maxMessageSize
     this.closed = new Promise((resolve) => {
@@ -190,16 +181,12 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   /** The peer's identity at the last look: when the channel was made, or by {@link Channel.verify}. */
   get peer(): Identity {
-    return this.#peer
+    return this.#view.peer
   }
 
   /** Every check that was made on the way, in order, and those of the last {@link Channel.verify}. */
   get evidence(): readonly Evidence[] {
-    return (this.#evidence ??= this.#evidenceOfHandshake())
-  }
-
-  #evidenceOfHandshake(): readonly Evidence[] {
-    return (this.#ofHandshake ??= Object.freeze(this.#native.evidence()))
+    return this.#view.evidence
   }
 
   /**
@@ -214,34 +201,10 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * which only this call tells of, are unhandled as usual, where the promise has no handler.
    */
   verify(): Promise<Identity> {
-    let resolve!: (identity: Identity) => void
-    let fail!: (error: RingfenceError) => void
-    const looking = new Promise<Identity>((found, failed) => {
-      resolve = found
-      fail = failed
-    })
-    const reject = (error: RingfenceError) => {
-      if (!TOLD_BY_VERIFY.has(error.code)) looking.catch(() => {})
-      fail(error)
-    }
-    if (this.#reason !== null) {
-      reject(this.#whyOver())
-      return looking
-    }
-    const started = this.#native.verify((failure, verified) => {
-      // Also where it has ended meanwhile: of a closed channel nothing is told.
-      if (verified !== null && this.#reason === null) {
-        this.#peer = verified.identity
-        this.#evidence = Object.freeze([...this.#evidenceOfHandshake(), ...verified.evidence])
-        resolve(verified.identity)
-        return
-      }
-      reject(failure === null ? this.#whyOver() : fromFailure(failure))
-      // The core has ended it, which the event loop may not have heard of yet.
-      this.#hear()
-    })
-    if (started === FAILED) reject(fromFailure(this.#native.failure()))
-    return looking
+    return this.#view.verify(
+      () => (this.#reason === null ? undefined : this.#whyOver()),
+      () => this.#hear(),
+    )
   }
 
   /**

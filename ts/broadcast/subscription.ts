@@ -7,6 +7,7 @@ import { runHandshakeAt } from '../handshake.js'
 import { loop } from '../loops.js'
 import { FAILED, REASONS, REFUSED, type NativeSubscription } from '../native.js'
 import { plainObject, type ChannelSettings } from '../options.js'
+import { PeerView } from '../peer-view.js'
 import { ReceiveBuffer, type Visit } from '../receive-buffer.js'
 import { registerSource } from '../sources.js'
 import type { Received, SubscriptionStats } from '../stats.js'
@@ -55,10 +56,7 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
 
   readonly #native: NativeSubscription
   readonly #buffer: ReceiveBuffer
-  #peer: Identity
-  /** Fetched when it is first asked for. */
-  #ofHandshake: readonly Evidence[] | null = null
-  #evidence: readonly Evidence[] | null = null
+  readonly #view: PeerView
   #reason: GoneReason | null = null
   #whyOver = closedHere
   #resolveClosed!: (reason: GoneReason) => void
@@ -79,7 +77,7 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
   private constructor(key: symbol, native: NativeSubscription, settings: ChannelSettings) {
     if (key !== KEY) throw invalid('subscriptions are made by subscribe')
     this.#native = native
-    this.#peer = native.peer
+    this.#view = new PeerView(native)
     this.delivery = native.delivery
     this.capacity = native.capacity
     this.maxMessageSize = native.maxMessageSize
@@ -99,16 +97,12 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
 
   /** Who the publisher was at the last look: when it was subscribed to, or by {@link Subscription.verify}. */
   get peer(): Identity {
-    return this.#peer
+    return this.#view.peer
   }
 
   /** Every check that was made on the way, in order, and those of the last {@link Subscription.verify}. */
   get evidence(): readonly Evidence[] {
-    return (this.#evidence ??= this.#evidenceOfHandshake())
-  }
-
-  #evidenceOfHandshake(): readonly Evidence[] {
-    return (this.#ofHandshake ??= Object.freeze(this.#native.evidence()))
+    return this.#view.evidence
   }
 
   /**
@@ -216,27 +210,10 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
    * {@link Channel.verify}.
    */
   verify(): Promise<Identity> {
-    const looking = new Promise<Identity>((resolve, reject) => {
-      if (this.#reason !== null) {
-        reject(this.#whyOver())
-        return
-      }
-      const started = this.#native.verify((failure, verified) => {
-        if (verified !== null && this.#reason === null) {
-          this.#peer = verified.identity
-          this.#evidence = Object.freeze([...this.#evidenceOfHandshake(), ...verified.evidence])
-          resolve(verified.identity)
-          return
-        }
-        reject(failure === null ? this.#whyOver() : fromFailure(failure))
-        // The core has ended it, which the event loop may not have heard of yet.
-        this.#hear()
-      })
-      if (started === FAILED) reject(fromFailure(this.#native.failure()))
-    })
-    // That it has ended is told by `closed`.
-    looking.catch(() => {})
-    return looking
+    return this.#view.verify(
+      () => (this.#reason === null ? undefined : this.#whyOver()),
+      () => this.#hear(),
+    )
   }
 
   /** Closes the subscription: what was not read is let go of. Resolves once everything is released. */

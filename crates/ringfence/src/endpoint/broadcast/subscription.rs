@@ -659,9 +659,13 @@ impl Subscription {
 
     /// For event loops: says that this side sleeps until there is something to read. `true`: there is nothing now; wait for the line
     /// ([`AsFd`]) to be readable, then call [`Subscription::poll_line`] and [`Subscription::disarm`]. `false`: there is something, or
-    /// no more will come. Errors as [`Subscription::try_receive`].
+    /// no more will come.
+    ///
+    /// # Errors
+    /// As [`Subscription::try_receive`], with [`Error::NoSpace`] also where another thread sleeps in a call since before there was
+    /// a loop, and the descriptors to tell the loop with have run out.
     pub fn arm(&mut self) -> Result<bool> {
-        self.shared.catch_up();
+        self.shared.arm()?;
         self.park()
     }
 
