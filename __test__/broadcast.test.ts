@@ -1,6 +1,6 @@
 // One to many: what a publisher and its subscribers see, in processes of their own.
 
-import { readdirSync, readlinkSync } from 'node:fs'
+import { chmodSync, copyFileSync, readdirSync, readlinkSync, realpathSync, renameSync } from 'node:fs'
 import { once } from 'node:events'
 
 import test, { type ExecutionContext } from 'ava'
@@ -21,7 +21,7 @@ import {
   type SubscribeOptions,
 } from 'ringfence'
 
-import { abstractAddress, isBound, namedAddress } from './support/address.js'
+import { abstractAddress, isBound, namedAddress, temporaryDirectory } from './support/address.js'
 import { pattern } from './support/bytes.js'
 import { Partner } from './support/partner.js'
 import { RustPartner, rustPartner } from './support/rust.js'
@@ -264,6 +264,34 @@ test('disconnect ends one subscriber, which gets what was published before', asy
   await send(publisher, 101, 200)
   const { count, wrong, error, reason } = await soon(readAll(there, 'receive'), 'its end')
   t.deepEqual({ count, wrong, error, reason }, { count: 100, wrong: '', error: '', reason: 'closed' })
+})
+
+test('a publisher that is not any more what the policy asks for is cut off by verify, which tells so without a handler', async (t) => {
+  const address = abstractAddress()
+  const directory = temporaryDirectory(t)
+  const copy = `${directory}/node`
+  copyFileSync(realpathSync(process.execPath), copy)
+  chmodSync(copy, 0o755)
+  const there = await Partner.start(t, { through: ['sh', '-c', `shift; exec "${copy}" "$@"`, 'sh'] })
+  await there.run(async (kit, where) => {
+    kit.keep['publisher'] = await kit.ringfence.publish(where)
+  }, address)
+  const here = await subscriber(t, address, { policy: { executable: copy } })
+  // An upgrade: another file has the name now.
+  copyFileSync(copy, `${directory}/new`)
+  renameSync(`${directory}/new`, copy)
+  const codes = await here.run(async (kit) => {
+    const unhandled: string[] = []
+    process.on('unhandledRejection', (error: { code: string }) => unhandled.push(error.code))
+    const subscription = kit.keep['subscription'] as Subscription
+    void subscription.verify()
+    const reason = await subscription.closed
+    // It has ended, which `closed` tells.
+    void subscription.verify()
+    await new Promise((resolve) => setImmediate(resolve))
+    return [...unhandled, reason]
+  })
+  t.deepEqual(codes, ['ERR_RINGFENCE_PEER_REFUSED', 'closed'])
 })
 
 // By itself: other tests of this process make memory of their own.
