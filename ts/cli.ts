@@ -10,6 +10,7 @@ import { collect } from './cli/collect.js'
 import { diagnose } from './cli/doctor.js'
 import { exitCode, UsageError } from './cli/exit.js'
 import { parseSize, tell } from './cli/text.js'
+import { ps, top } from './cli/top.js'
 import { receive, send, type Transfer } from './cli/transfer.js'
 import type { Delivery } from './types.js'
 
@@ -20,6 +21,8 @@ const HELP = `ringfence: shared memory between two processes, and no other
   ringfence collect ADDRESS           writes what many send, line by line, to standard output, until SIGINT
   ringfence publish ADDRESS [FILE]    publishes each line of FILE (or of standard input) to all that subscribe
   ringfence subscribe ADDRESS         writes each message that is published at ADDRESS, and a newline
+  ringfence ps [--json]               which processes have channels, with whom, and how large their rings are
+  ringfence top [ADDRESS]             what goes through, of processes that run with RINGFENCE_OBSERVE=1 (--once, --json)
   ringfence doctor [--json]           what this kernel offers, and what that means for the promises
 
 ADDRESS is a path, or @name for an abstract address. Either side may come first; collect comes before its senders. The other
@@ -45,7 +48,8 @@ collect writes whole lines, of up to 64 MiB; a sender's last one gets its newlin
   --delivery HOW         subscribe: reliable, best-effort or latest (reliable)
   --from WHERE           subscribe: now, oldest or latest (now)
   --count COUNT          subscribe: ends after so many messages
-  --json                 doctor: print what a program can read
+  --json                 doctor, ps, top: print what a program can read
+  --once                 top: prints the figures once, and ends
   --help, --version
 
 Exit codes: 0 all went through; 1 another failure; 2 usage; 3 the address cannot be used or is taken; 4 the peer was
@@ -75,9 +79,19 @@ async function main(): Promise<void> {
     diagnose(values.json)
     return
   }
+  if (command === 'ps') {
+    if (address !== undefined) throw new UsageError('ps takes no address')
+    ps(values.json)
+    return
+  }
+  if (command === 'top') {
+    if (file !== undefined) throw new UsageError('top takes one address at most')
+    await top(address, values)
+    return
+  }
   const run = command === undefined ? undefined : COMMANDS[command]
   if (run === undefined) {
-    const known = [...Object.keys(COMMANDS), 'doctor'].join(', ')
+    const known = [...Object.keys(COMMANDS), 'ps', 'top', 'doctor'].join(', ')
     throw new UsageError(
       command === undefined ? `say what to do: ${known}` : `there is no command ${command}: ${known}`,
     )
@@ -188,6 +202,7 @@ function parseArguments() {
         timeout: { type: 'string' },
         evidence: { type: 'boolean', default: false },
         json: { type: 'boolean', default: false },
+        once: { type: 'boolean', default: false },
         raw: { type: 'string' },
         'no-newline': { type: 'boolean', default: false },
         audience: { type: 'string' },

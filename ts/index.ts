@@ -4,6 +4,8 @@
  * @packageDocumentation
  */
 
+import { observeIfAsked } from './observe.js'
+
 export { publish, Publisher, type PublisherEvents } from './broadcast/publisher.js'
 export { Subscriber } from './broadcast/subscriber.js'
 export { subscribe, Subscription } from './broadcast/subscription.js'
@@ -23,6 +25,7 @@ export {
   type MetricsSource,
   type PrometheusMetric,
 } from './metrics.js'
+export { observe, type Observation } from './observe.js'
 export { join } from './pair.js'
 export type { Visit } from './receive-buffer.js'
 export { toWeb, type WebStreams } from './web.js'
@@ -68,3 +71,5 @@ export type {
   Reservation,
   SubscribeOptions,
 } from './types.js'
+
+observeIfAsked()

@@ -91,10 +91,16 @@ impl SharedObject {
         /// MFD_NOEXEC_SEAL, Linux 6.3: the object can never be executed.
         const NOEXEC_SEAL: u32 = 8;
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let (raw, noexec) = match memfd_create("ringfence", flags | MFdFlags::from_bits_retain(NOEXEC_SEAL)) {
+        // Names are for those who look at /proc/PID/maps alone, as `ringfence ps` does: a control object is as large as the smallest ring.
+        let name = if capacity == 0 {
+            "ringfence-control"
+        } else {
+            "ringfence"
+        };
+        let (raw, noexec) = match memfd_create(name, flags | MFdFlags::from_bits_retain(NOEXEC_SEAL)) {
             Ok(raw) => (raw, true),
             Err(Errno::EINVAL) => (
-                memfd_create("ringfence", flags).map_err(|e| Error::system("making a memfd", e))?,
+                memfd_create(name, flags).map_err(|e| Error::system("making a memfd", e))?,
                 false,
             ),
             Err(errno) => return Err(Error::system("making a memfd", errno)),

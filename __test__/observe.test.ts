@@ -1,0 +1,152 @@
+// What others can see of a process: `ringfence ps`, from /proc alone, and `ringfence top`, where it lets itself be seen.
+
+import { execFile } from 'node:child_process'
+import { readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+
+import test from 'ava'
+import { observe, type ChannelStats } from 'ringfence'
+
+import { abstractAddress, isBound } from './support/address.js'
+import { listenHere, nextOf, pair, Partner } from './support/partner.js'
+import { until } from './support/until.js'
+
+const cli = fileURLToPath(new URL('../../dist/esm/cli.js', import.meta.url))
+
+interface Seen extends Partial<ChannelStats> {
+  address: string | null
+  peer: number | null
+  role: string
+  peerRingCapacity?: number
+  messagesSentPerSecond?: number
+  bytesSentPerSecond?: number
+  messagesReceivedPerSecond?: number
+}
+
+interface Processes {
+  processes: { pid: number; uid: number; executable: string; since?: number; channels: Seen[] }[]
+}
+
+const ringfence = (...words: string[]): Promise<Processes> =>
+  new Promise((resolve, reject) => {
+    execFile(process.execPath, [cli, ...words], { timeout: 60_000 }, (error, stdout) =>
+      error === null ? resolve(JSON.parse(stdout) as Processes) : reject(error),
+    )
+  })
+
+test('ps tells who has a channel with whom, and sets off no tripwire', async (t) => {
+  // The address of a service is its own alone: this process has one, and the agent none.
+  const service = await Partner.start(t)
+  const address = abstractAddress()
+  await service.run(async (kit, where) => {
+    const listener = await kit.ringfence.listen(where, { capacity: 65_536 })
+    kit.keep['listener'] = listener
+    void listener[Symbol.asyncIterator]()
+      .next()
+      .then(({ value }) => {
+        kit.channel = value!
+      })
+  }, address)
+  const agent = await Partner.start(t)
+  await agent.connect(address, { capacity: 8192 })
+  const { processes } = await ringfence('ps', '--json')
+  const at = (pid: number) => processes.find((process) => process.pid === pid)!
+  t.like(at(service.pid), { uid: process.getuid!(), executable: process.execPath })
+  t.true(at(service.pid).since! <= Date.now() && at(service.pid).since! > Date.now() - 3_600_000)
+  t.deepEqual(at(service.pid).channels, [
+    { address, peer: agent.pid, role: 'host', ringCapacity: 65_536, peerRingCapacity: 8192 },
+  ])
+  t.deepEqual(at(agent.pid).channels, [
+    { address, peer: service.pid, role: 'guest', ringCapacity: 8192, peerRingCapacity: 65_536 },
+  ])
+  await agent.run((kit) => kit.channel.send('nothing was exposed'))
+  t.is(await service.run(async (kit) => String(await kit.channel.receive())), 'nothing was exposed')
+})
+
+test('ps tells a publisher and those who read its ring', async (t) => {
+  const publisher = await Partner.start(t)
+  const address = abstractAddress()
+  await publisher.run(async (kit, where) => {
+    kit.keep['publisher'] = await kit.ringfence.publish(where, { capacity: 65_536 })
+  }, address)
+  const subscribers = [await Partner.start(t), await Partner.start(t)]
+  for (const one of subscribers)
+    await one.run(async (kit, where) => {
+      kit.keep['subscription'] = await kit.ringfence.subscribe(where)
+    }, address)
+  const { processes } = await ringfence('ps', '--json')
+  const channels = (pid: number) => processes.find((process) => process.pid === pid)!.channels
+  t.deepEqual(
+    channels(publisher.pid)
+      .map(({ role, peer, ringCapacity }) => ({ role, peer, ringCapacity }))
+      .sort((one, other) => one.peer! - other.peer!),
+    subscribers
+      .map(({ pid }) => ({ role: 'publisher', peer: pid, ringCapacity: 65_536 }))
+      .sort((one, other) => one.peer - other.peer),
+  )
+  t.deepEqual(channels(subscribers[0]!.pid), [
+    { address, peer: publisher.pid, role: 'subscriber', ringCapacity: 0, peerRingCapacity: 65_536 },
+  ])
+})
+
+test('top shows what goes through a process that lets itself be seen', async (t) => {
+  const { channel, partner, address } = await pair(t)
+  const listener = await listenHere(t, abstractAddress())
+  await Promise.all([nextOf(listener), (await Partner.start(t)).connect(listener.address)])
+  const observation = await partner.run(async (kit) => (await kit.ringfence.observe()).address)
+  t.is(observation, `@ringfence-observe-${partner.pid}`)
+  // It sends as long as the test looks.
+  await partner.run((kit) => {
+    const timer = setInterval(() => void kit.channel.send('twelve bytes').catch(() => clearInterval(timer)), 5)
+  })
+  const reading = (async () => {
+    for await (const message of channel) t.is(message.length, 12)
+  })()
+  const { processes } = await ringfence('top', '--once', '--json')
+  const seen = processes.find(({ pid }) => pid === partner.pid)!
+  t.like(seen, { uid: process.getuid!(), executable: process.execPath })
+  const [only, ...others] = seen.channels
+  t.deepEqual(others, [], 'its own publisher is not told')
+  t.like(only, { address, peer: process.pid, role: await partner.run((kit) => kit.channel.role) })
+  t.true(only!.messagesSent! > 0 && only!.bytesSent === only!.messagesSent! * 12)
+  t.true(only!.messagesSentPerSecond! > 0, JSON.stringify(only))
+  t.true(Math.abs(only!.bytesSentPerSecond! - only!.messagesSentPerSecond! * 12) < 1)
+  t.is(only!.messagesReceivedPerSecond, 0)
+  t.false(
+    processes.some(({ pid }) => pid === process.pid),
+    'this process is not observed',
+  )
+  const elsewhere = await ringfence('top', abstractAddress(), '--once', '--json')
+  t.deepEqual(elsewhere.processes, [])
+  await channel.close()
+  await reading
+})
+
+test('RINGFENCE_OBSERVE=1 has a process observed from the start, and keeps it not alive', async (t) => {
+  const index = new URL('../../dist/esm/index.js', import.meta.url).href
+  const script = `
+    import ${JSON.stringify(index)}
+    import { readFileSync } from 'node:fs'
+    const bound = () => readFileSync('/proc/net/unix', 'latin1').includes('@ringfence-observe-' + process.pid)
+    const timer = setInterval(() => bound() && (clearInterval(timer), console.log('observed')), 5)`
+  const env = { ...process.env, RINGFENCE_OBSERVE: '1' }
+  const words = ['--input-type=module', '-e', script]
+  const stdout = await new Promise<string>((resolve, reject) => {
+    execFile(process.execPath, words, { env, timeout: 60_000 }, (error, out) =>
+      error === null ? resolve(out) : reject(error),
+    )
+  })
+  t.is(stdout, 'observed\n')
+})
+
+test('an observation can be ended, and begun again', async (t) => {
+  const first = await observe()
+  t.is(await observe(), first)
+  t.true(isBound(first.address))
+  await first.close()
+  t.false(isBound(first.address))
+  await using again = await observe()
+  t.is(again.address, first.address)
+  t.true(readFileSync('/proc/net/unix', 'latin1').includes(again.address))
+  await until(() => isBound(again.address), 'it is there')
+})

@@ -1,0 +1,131 @@
+// A process lets its own user look at its figures while it runs: over a publisher, which holds nobody up and keeps no process alive.
+
+import { isMainThread } from 'node:worker_threads'
+
+import { publish, type Publisher } from './broadcast/publisher.js'
+import type { Subscription } from './broadcast/subscription.js'
+import type { Channel } from './channel.js'
+import { openNow } from './diagnostics.js'
+import type { ChannelStats, PublisherStats, SubscriptionStats } from './stats.js'
+
+/** How often the figures are told while a process looks, in milliseconds. */
+const INTERVAL = 500
+/** Of the ring: a message has an eighth of that at most. */
+const CAPACITY = 4 * 1024 * 1024
+/** Things in one message, each of less than 1 KiB, so that all of them fit. */
+const MOST = 500
+
+/** Where a process tells its figures. */
+export const observedAt = (pid: number): string => `@ringfence-observe-${pid}`
+
+/** A channel, a publisher or a subscription, with its figures. */
+export interface Observed extends Partial<ChannelStats & PublisherStats & SubscriptionStats> {
+  /** Of this one and no other of its process. */
+  id: number
+  address: string | null
+  /** The process at the other end; null for a publisher, which has many. */
+  peer: number | null
+  role: 'host' | 'guest' | 'publisher' | 'subscriber'
+}
+
+/** What a process tells of itself. */
+export interface Snapshot {
+  pid: number
+  uid: number
+  executable: string
+  /** When it was taken, in milliseconds of a clock that does not jump. */
+  at: number
+  channels: Observed[]
+  /** How many there are besides. */
+  more: number
+}
+
+/** The figures of this process can be looked at; {@link Observation.close} ends that. */
+export interface Observation extends AsyncDisposable {
+  /** Where they are published. */
+  readonly address: string
+  close(): Promise<void>
+}
+
+const ids = new WeakMap<object, number>()
+let last = 0
+
+function idOf(open: object): number {
+  let id = ids.get(open)
+  if (id === undefined) ids.set(open, (id = last += 1))
+  return id
+}
+
+function observed([open, address]: [object, string | null]): Observed {
+  const id = idOf(open)
+  const { peer, role, stats } = describe(open as Channel | Publisher | Subscription)
+  return { id, address, peer, role, ...stats }
+}
+
+function describe(open: Channel | Publisher | Subscription) {
+  if ('role' in open) return { peer: open.peer.pid, role: open.role, stats: open.stats() }
+  if ('subscribers' in open) {
+    const lag = Math.max(0, ...open.subscribers.map((subscriber) => subscriber.lag))
+    return { peer: null, role: 'publisher' as const, stats: { ...open.stats(), lag } }
+  }
+  return { peer: open.peer.pid, role: 'subscriber' as const, stats: open.stats() }
+}
+
+function snapshot(): Snapshot {
+  const all = [...openNow]
+  return {
+    pid: process.pid,
+    uid: process.geteuid!(),
+    executable: process.execPath,
+    at: performance.now(),
+    channels: all.slice(0, MOST).map(observed),
+    more: Math.max(0, all.length - MOST),
+  }
+}
+
+let observing: Promise<Observation> | null = null
+
+/**
+ * Lets processes of the same user look at the figures of this one, with `ringfence top`: they are published, while one looks, at the
+ * abstract address `@ringfence-observe-PID`. `RINGFENCE_OBSERVE=1` in the environment does the same from the start. It keeps no process
+ * alive, and costs nothing while no process looks but the memory of a ring (4 MiB). Called again, it answers the same.
+ *
+ * @throws {@link RingfenceError} as {@link publish}; ADDRESS_OCCUPIED also in a worker thread, where another thread of the process is observed
+ */
+export function observe(): Promise<Observation> {
+  observing ??= begin().catch((error: unknown) => {
+    observing = null
+    throw error
+  })
+  return observing
+}
+
+async function begin(): Promise<Observation> {
+  const address = observedAt(process.pid)
+  const publisher = await publish(address, {
+    capacity: CAPACITY,
+    deliveries: ['latest', 'best-effort'],
+    // The command line may be another program than this one.
+    policy: { uid: 'same' },
+  })
+  publisher.unref()
+  // It is no business of the program's.
+  openNow.delete(publisher)
+  const tell = () => {
+    if (publisher.subscribers.length > 0) publisher.trySend(JSON.stringify(snapshot()))
+  }
+  publisher.on('subscriber', tell)
+  const timer = setInterval(tell, INTERVAL).unref()
+  const close = () => {
+    clearInterval(timer)
+    observing = null
+    return publisher.close()
+  }
+  return { address, close, [Symbol.asyncDispose]: close }
+}
+
+/** For a process that was started with `RINGFENCE_OBSERVE=1`. */
+export function observeIfAsked(): void {
+  if (process.env['RINGFENCE_OBSERVE'] !== '1' || !isMainThread) return
+  observe().catch((error: Error) => process.emitWarning(`RINGFENCE_OBSERVE: ${error.message}`))
+}

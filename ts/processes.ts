@@ -1,0 +1,210 @@
+// Which processes of this host have channels, as /proc shows it. No memory is opened, and no process is stopped or asked: who maps which
+// object can be read without either, and sets off no tripwire.
+
+import { readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs'
+
+/** A channel of a process, as others see it. */
+export interface SeenChannel {
+  /** Where it met its peer, where that can be told: as long as one of the two keeps one address alone. */
+  address: string | null
+  /** The process that has the other end; null where that is another user's, which /proc does not show. */
+  peer: number | null
+  /** Its part: of a publisher's ring the writer, or one that reads it. */
+  role: 'host' | 'guest' | 'publisher' | 'subscriber' | null
+  /** Bytes of the ring that the process writes; 0 for a subscriber. */
+  ringCapacity: number
+  /** Bytes of the ring that it reads; 0 for a publisher, and where it cannot be told. */
+  peerRingCapacity: number
+}
+
+/** A process that has channels, or keeps an address. */
+export interface SeenProcess {
+  pid: number
+  uid: number
+  /** null where it cannot be read. */
+  executable: string | null
+  /** When the process began, in milliseconds since 1970. */
+  since: number
+  channels: SeenChannel[]
+}
+
+/** Bytes beside the ring: the words that both look at, and one page behind it. */
+const BESIDE = 8192
+
+/** A mapping of an object of this package. */
+interface Mapped {
+  inode: string
+  capacity: number
+  /** The owner alone writes. With the backing shm as well, as far as its mapping goes. */
+  writes: boolean
+}
+
+interface Looked {
+  pid: number
+  mapped: Mapped[]
+  /** Addresses at which it listens. */
+  addresses: string[]
+}
+
+/**
+ * Each line of a process's map: from, to, rights, the device and the inode, the name. A control object, which holds no ring, has a name
+ * of its own.
+ */
+const LINE =
+  /^([0-9a-f]+)-([0-9a-f]+) r([w-])\S+ \S+ (\S+ \d+)\s+(?:\/memfd:ringfence|\/dev\/shm\/ringfence\S*) \(deleted\)$/gm
+
+/** The processes of this host that have channels, as far as this user may see. */
+export function seenProcesses(): SeenProcess[] {
+  const listening = listeningSockets()
+  const looked = pids()
+    .map((pid) => look(pid, listening))
+    .filter((found) => found !== null)
+  const owners = new Map<string, Looked>()
+  const readers = new Map<string, Looked[]>()
+  for (const process of looked)
+    for (const { inode, writes } of process.mapped) {
+      if (writes) owners.set(inode, process)
+      else readers.set(inode, [...(readers.get(inode) ?? []), process])
+    }
+  return looked.flatMap((process) => {
+    const about = aboutProcess(process.pid)
+    return about === null ? [] : [{ ...about, channels: channelsOf(process, owners, readers) }]
+  })
+}
+
+function pids(): number[] {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .map(Number)
+}
+
+/** null: it has no channel, or may not be looked at, or is gone. */
+function look(pid: number, listening: Map<string, string>): Looked | null {
+  try {
+    const mapped = mappedBy(readFileSync(`/proc/${pid}/maps`, 'latin1'))
+    return mapped.length === 0 ? null : { pid, mapped, addresses: addressesOf(pid, listening) }
+  } catch {
+    return null
+  }
+}
+
+/** The objects in a process's map. One that is mapped in several pieces is one. */
+export function mappedBy(maps: string): Mapped[] {
+  const found = new Map<string, { size: number; writes: boolean }>()
+  for (const [, from, to, right, inode] of maps.matchAll(LINE)) {
+    const before = found.get(inode!) ?? { size: 0, writes: false }
+    const size = before.size + parseInt(to!, 16) - parseInt(from!, 16)
+    found.set(inode!, { size, writes: before.writes || right === 'w' })
+  }
+  return [...found].map(([inode, { size, writes }]) => ({ inode, capacity: Math.max(0, size - BESIDE), writes }))
+}
+
+/** Listening sockets with a name, by their inode. */
+function listeningSockets(): Map<string, string> {
+  const sockets = new Map<string, string>()
+  // Number, references, protocol, flags (of which 0x10000 says that it listens), type, state, inode, name.
+  for (const line of readFileSync('/proc/net/unix', 'latin1').split('\n')) {
+    const [, , , flags, , , inode, ...name] = line.split(' ').filter((word) => word !== '')
+    if (flags === '00010000' && name.length > 0) sockets.set(`socket:[${inode}]`, name.join(' '))
+  }
+  return sockets
+}
+
+function addressesOf(pid: number, listening: Map<string, string>): string[] {
+  const addresses = new Set<string>()
+  for (const descriptor of readdirSync(`/proc/${pid}/fd`)) {
+    try {
+      const address = listening.get(readlinkSync(`/proc/${pid}/fd/${descriptor}`))
+      if (address !== undefined) addresses.add(address)
+    } catch {
+      // Closed meanwhile.
+    }
+  }
+  return [...addresses]
+}
+
+function aboutProcess(pid: number): Omit<SeenProcess, 'channels'> | null {
+  try {
+    const { uid } = statSync(`/proc/${pid}`)
+    const since = beganAt(pid)
+    let executable: string | null = null
+    try {
+      executable = readlinkSync(`/proc/${pid}/exe`)
+    } catch {
+      // Closed to this user.
+    }
+    return { pid, uid, executable, since }
+  } catch {
+    return null
+  }
+}
+
+/** Ticks of a second, as /proc has them on every processor that this package is built for. */
+const TICKS = 100
+
+function beganAt(pid: number): number {
+  const stat = readFileSync(`/proc/${pid}/stat`, 'latin1')
+  // The name, which may hold anything, ends at the last bracket; from there on the begin is the 20th word.
+  const ticks = Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19])
+  const boot = Number(/^btime (\d+)$/m.exec(readFileSync('/proc/stat', 'latin1'))![1])
+  return (boot + ticks / TICKS) * 1000
+}
+
+function channelsOf(process: Looked, owners: Map<string, Looked>, readers: Map<string, Looked[]>): SeenChannel[] {
+  const own = process.mapped.filter(({ writes }) => writes)
+  const rings = own.filter(({ capacity }) => capacity > 0)
+  /** Rings of others that this one reads, which are taken one by one. */
+  const others = process.mapped.filter(({ writes, capacity }) => !writes && capacity > 0)
+  const channels: SeenChannel[] = []
+  for (const { inode, capacity } of rings) {
+    const theirs = readers.get(inode) ?? []
+    if (theirs.length > 1 || theirs.some((reader) => !ownsRing(reader, process, owners))) {
+      for (const reader of theirs)
+        channels.push({
+          address: addressFor(process, reader),
+          peer: reader.pid,
+          role: 'publisher',
+          ringCapacity: capacity,
+          peerRingCapacity: 0,
+        })
+      continue
+    }
+    const peer = theirs[0]
+    const at = others.findIndex((other) => owners.get(other.inode) === peer)
+    const [other] = at < 0 ? [] : others.splice(at, 1)
+    const address = peer === undefined ? null : addressFor(process, peer)
+    const role = address === null ? null : process.addresses.includes(address) ? 'host' : 'guest'
+    channels.push({
+      address,
+      peer: peer?.pid ?? null,
+      role,
+      ringCapacity: capacity,
+      peerRingCapacity: other?.capacity ?? 0,
+    })
+  }
+  for (const { inode, capacity } of others) {
+    const owner = owners.get(inode)
+    const isPublisher =
+      (readers.get(inode) ?? []).length > 1 || (owner !== undefined && !ownsRing(process, owner, owners))
+    if (!isPublisher) continue
+    channels.push({
+      address: owner === undefined ? null : addressFor(owner, process),
+      peer: owner?.pid ?? null,
+      role: 'subscriber',
+      ringCapacity: 0,
+      peerRingCapacity: capacity,
+    })
+  }
+  return channels
+}
+
+/** Whether one process has a ring of its own that the other one reads: of a subscriber, none is. */
+function ownsRing(one: Looked, other: Looked, owners: Map<string, Looked>): boolean {
+  return other.mapped.some(({ inode, writes, capacity }) => !writes && capacity > 0 && owners.get(inode) === one)
+}
+
+/** The address of two: that of the one that listens, if it is one alone. */
+function addressFor(one: Looked, other: Looked): string | null {
+  const [first, ...more] = [...new Set([...one.addresses, ...other.addresses])]
+  return first === undefined || more.length > 0 ? null : first
+}
