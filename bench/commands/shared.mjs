@@ -43,10 +43,17 @@ export function fetchDeps() {
   must('npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund'], { cwd: deps })
 }
 
+/** The last change of what is measured. */
+function revision() {
+  const measured = ['--', 'crates', 'ts']
+  const dirty = answer('git', ['status', '--porcelain', ...measured]) === '' ? '' : '-dirty'
+  return `${answer('git', ['log', '-1', '--format=%h', ...measured])}${dirty}`
+}
+
 /** What every page says of where it comes from. */
 export const origin = () => ({
   date: new Date().toISOString().slice(0, 10),
-  commit: answer('git', ['describe', '--always', '--dirty']),
+  commit: revision(),
   node: process.version,
   load: os.loadavg()[0],
 })

@@ -12,8 +12,8 @@ import { rivals } from './rivals.mjs'
 
 export const defaults = {
   only: [],
-  subscribers: [1, 2, 4, 8, 16],
-  sizes: [64, 1024, 65_536],
+  subscribers: [1, 4, 8, 16],
+  sizes: [64, 1024],
   seconds: 0.15,
   runs: 3,
   capacity: 4 << 20,
