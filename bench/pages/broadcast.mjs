@@ -1,6 +1,6 @@
 // The results of `broadcast` as a page.
 
-import { bytes, duration, quantity } from '../node/text.mjs'
+import { bytes, duration } from '../node/text.mjs'
 import { aligned, disturbed, figures, machineRows, rate, spread, table, usualPlacement } from './markdown.mjs'
 
 const NAMES = { rust: 'Rust', inNode: 'Node' }
@@ -100,7 +100,7 @@ function reached(half, placement) {
     const asked = 8 + 0.5 * subscribers
     if (found !== undefined)
       shown.push([
-        `a call of the publisher, 64 B, ${subscribers} subscribers`,
+        `a call of the publisher, 64 B, ${subscribers === 1 ? 'one subscriber' : `${subscribers} subscribers`}`,
         fine(found),
         `≤ ${asked} ns`,
         found <= asked ? 'reached' : 'not reached',
@@ -168,7 +168,7 @@ export function page(results) {
     '',
     'Written by `npm run bench -- broadcast`; every figure below comes from that one run. One publisher on the first core, all subscribers',
     'on the second, a process each; every word of every message written, and read by every subscriber, the sums compared. Nothing may be',
-    `lost: each rival runs in the mode in which its publisher waits. Queues of ${quantity(first.capacity, 'B')}. Readers of shared memory poll and yield`,
+    `lost: each rival runs in the mode in which its publisher waits. Queues of ${bytes(first.capacity)}. Readers of shared memory poll and yield`,
     'their core. How it is measured: [bench/README.md](../../bench/README.md#one-to-many).',
     '',
     '| machine | |',
