@@ -100,6 +100,7 @@ fn use_inherited_publisher(publisher: &mut Publisher) {
     is_inherited(publisher.next());
     is_inherited(publisher.try_next());
     assert!(publisher.subscribers().is_empty());
+    publisher.stats();
     publisher.audience().pause();
     publisher.audience().resume();
     publisher.seal();
@@ -110,6 +111,7 @@ fn use_inherited_publisher(publisher: &mut Publisher) {
 /// Everything that a subscription can be asked, in a child.
 fn use_inherited_subscription(subscription: &mut Subscription) {
     let mut room = [0; 64];
+    subscription.stats();
     subscription.disarm();
     subscription.wake();
     is_inherited(subscription.poll_line());
@@ -129,6 +131,8 @@ fn use_inherited_subscription(subscription: &mut Subscription) {
 /// Everything that a channel can be asked, in a child.
 fn use_inherited(sender: &mut Sender, receiver: &mut Receiver, tokens: &ringfence::Tokens) {
     let mut room = [0; 64];
+    sender.stats();
+    receiver.stats();
     sender.disarm();
     sender.poll_line();
     receiver.disarm();

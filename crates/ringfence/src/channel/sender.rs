@@ -157,7 +157,10 @@ impl Sender {
     /// is asked itself. The last figures stay after the end.
     pub fn stats(&mut self) -> ChannelStats {
         let Self { shared, writing, .. } = self;
-        if let Some(Writing { producer, .. }) = writing {
+        // In a child the ring is not there.
+        if let Some(Writing { producer, .. }) = writing
+            && !shared.is_inherited()
+        {
             producer.counted();
             shared.counters.set_used(producer.used());
         }
@@ -170,7 +173,9 @@ impl Sender {
 
     /// Lets go of the ring. What is known of it by then stays.
     fn let_go(&mut self) {
-        if let Some(writing) = self.writing.take() {
+        if let Some(writing) = self.writing.take()
+            && !self.shared.is_inherited()
+        {
             self.shared.counters.set_used(writing.producer.used());
         }
     }

@@ -202,7 +202,10 @@ impl Broadcaster {
     fn keep_counts(&mut self, writing: &mut Writing) {
         self.sequence = writing.ring.sequence();
         self.bytes = writing.ring.bytes();
-        self.used = writing.ring.used();
+        // In a child the ring is not there.
+        if self.shared.is_here() {
+            self.used = writing.ring.used();
+        }
     }
 
     #[inline]

@@ -228,8 +228,11 @@ impl Subscription {
         self.reader.sequence()
     }
 
-    /// Bytes that are published and not read. 0 once nothing more is read.
+    /// Bytes that are published and not read. 0 once nothing more is read, and in a child that has inherited the subscription.
     pub fn lag(&self) -> u64 {
+        if self.shared.is_inherited() {
+            return 0;
+        }
         let tail = self.reader.ring().load(layout::TAIL, Ordering::Acquire);
         tail.saturating_sub(self.reader.position())
     }
