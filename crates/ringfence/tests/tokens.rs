@@ -609,7 +609,7 @@ fn meet(address: &Address, enough: &CancelToken) -> Option<Channel> {
     loop {
         match join(address, &small().wait(true).cancel_token(enough.clone())) {
             Ok(channel) => return Some(channel),
-            Err(Error::TimedOut) => return None,
+            Err(Error::Aborted) => return None,
             Err(Error::PeerLost(_)) => {}
             Err(error) => panic!("{error}"),
         }

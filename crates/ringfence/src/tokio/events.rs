@@ -84,7 +84,7 @@ impl Listener {
     ///             while let Some(question) = channel.receive_vec().await? {
     ///                 channel.send(&question).await?;
     ///             }
-    ///             ringfence::Result::Ok(())
+    ///             Ok::<(), ringfence::Error>(())
     ///         });
     ///     }
     /// }
