@@ -274,7 +274,7 @@ test('a publisher that is not any more what the policy asks for is cut off by ve
   chmodSync(copy, 0o755)
   const there = await Partner.start(t, { through: ['sh', '-c', `shift; exec "${copy}" "$@"`, 'sh'] })
   await there.run(async (kit, where) => {
-    kit.keep['publisher'] = await kit.ringfence.publish(where)
+    kit.keep['publisher'] = await kit.ringfence.publish(where, { policy: { uid: 'same' } })
   }, address)
   const here = await subscriber(t, address, { policy: { executable: copy } })
   // An upgrade: another file has the name now.

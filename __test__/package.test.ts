@@ -33,10 +33,12 @@ test.serial('import and require give the same names', (t) => {
     'listen',
     'member',
     'merge',
+    'observe',
     'publish',
     'spawn',
     'structured',
     'subscribe',
+    'toMetrics',
     'toPort',
     'toWeb',
   ]

@@ -152,7 +152,7 @@ pub(crate) fn queue_signal(
     Errno::result(result).map(drop)
 }
 
-/// The same to whatever a pidfd names: the thread, where [`pidfd_open_thread`] has made it (pidfd_send_signal(2)).
+/// The same to whatever a pidfd names: the thread, where `pidfd_open_thread` has made it (pidfd_send_signal(2)).
 pub(crate) fn pidfd_queue_signal(pidfd: impl AsFd, info: &SignalInfo) -> Result<(), Errno> {
     let (number, raw) = (info.signal, info.to_kernel());
     let pidfd = pidfd.as_fd().as_raw_fd();

@@ -13,7 +13,7 @@ use nix::{
 ///
 /// The options belong to the socket and not to the descriptor. A line that a peer has passed may have any of them set, an
 /// accepted socket has those of the listening one, and a peer that kept a descriptor can set them again at any time. So this
-/// keeps them away from an honest channel, and [`receive`] is right without it.
+/// keeps them away from an honest channel, and `receive` is right without it.
 pub(crate) fn settle_line(socket: impl AsFd) -> Result<(), Errno> {
     /// The same numbers on every architecture that we build for (asm-generic/socket.h); libc does not name them
     /// everywhere. Linux 6.16, 6.5, 6.17, 6.14, 5.19.
