@@ -270,7 +270,9 @@ fn packed_records_for_which_there_surely_is_room_go_in_together_wherever_the_rin
     let capacity = 2 * SMALLEST;
     let step = if cfg!(miri) { 8 * 409 } else { 8 };
     for place in (0..capacity).step_by(step) {
-        for longest in [0, 24, 700, LONG, capacity / 2] {
+        let sizes = [0, 24, 700, LONG, capacity / 2];
+        // A ring full of the smallest takes Miri minutes.
+        for longest in sizes.into_iter().skip(if cfg!(miri) { 2 } else { 0 }) {
             let mut pair = pair(capacity, capacity);
             pair.move_to(place);
             for kept in 0..3 {

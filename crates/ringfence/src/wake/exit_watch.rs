@@ -13,6 +13,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use nix::{
@@ -49,6 +50,10 @@ static KEYS: AtomicU64 = AtomicU64::new(OVER + 1);
 
 /// The key of the descriptor that ends the thread.
 const OVER: u64 = 0;
+
+/// How often in a row the thread's wait may fail before it is given up.
+const FAILURES: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(10);
 
 impl ExitWatch {
     /// From now on, and also where it has happened already, the end of that process ends the line. `None` where that
@@ -123,13 +128,21 @@ fn watch(epoll: &Epoll) {
     // in: those that another process sends to this thread would be queued for good, and count against RLIMIT_SIGPENDING.
     let _ = Signal::iterator().collect::<SigSet>().thread_block();
     let mut events = [EpollEvent::empty(); 16];
+    let mut failures = 0;
     loop {
         let count = match epoll.wait(&mut events, EpollTimeout::NONE) {
             Ok(count) => count,
             Err(Errno::EINTR) => continue,
-            // Only where the program has closed what is not its own.
+            // A wait that fails has seen nothing, and without this thread a death would never be heard of again. One that goes
+            // on failing does so because the program has closed what is not its own.
+            Err(_) if failures < FAILURES => {
+                failures += 1;
+                thread::sleep(PAUSE);
+                continue;
+            }
             Err(_) => return,
         };
+        failures = 0;
         let Some(guard) = WATCHER.existing().map(Mutex::lock) else {
             return;
         };

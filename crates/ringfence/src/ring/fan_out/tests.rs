@@ -166,7 +166,7 @@ fn no_reader_holds_a_writer_up_where_none_is_reliable_and_each_counts_what_it_ha
         let (_, mut best) = hub.join(Delivery::BestEffort, StartFrom::Now);
         let (_, mut latest) = hub.join(Delivery::Latest, StartFrom::Now);
         let (mut sent, mut best_got, mut latest_got) = (0, 0, 0);
-        for round in 0..if cfg!(miri) { 20 } else { 200 } {
+        for round in 0..if cfg!(miri) { 8 } else { 200 } {
             for _ in 0..round {
                 sent += 1;
                 assert!(hub.send(&bytes(sent, length)));
