@@ -14,7 +14,9 @@ const SIZES = [
 const made = (size) => Buffer.alloc(size, size % 251)
 
 exports.speak = async function speak(join, role, address) {
-  const channel = await join(address, { capacity: 1 << 20, signal: AbortSignal.timeout(60_000) })
+  // The receiver answers once the sender has ended.
+  const options = { capacity: 1 << 20, allowHalfOpen: true, signal: AbortSignal.timeout(60_000) }
+  const channel = await join(address, options)
   if (role === 'send') {
     for (const size of SIZES) await channel.send(made(size))
     await channel.end()
