@@ -8,7 +8,7 @@
 //     node scripts/test.mjs jobs            examples that take packages of their own: logs, broadcasts among workers, metrics; needs a build
 //     node scripts/test.mjs models          the models of the protocol in their large form
 //     node scripts/test.mjs mutants [SHARD]  expressions changed one by one: does a test notice? A shard is `7/60`
-//     node scripts/test.mjs musl            the crate as a musl build
+//     node scripts/test.mjs musl [--quick]  the crate as a musl build
 //     node scripts/test.mjs nats            examples/nats with a real server; needs a build
 //     node scripts/test.mjs nodes [--quick] the compiled tests on newer Nodes; needs `npm test` to have built them
 //     node scripts/test.mjs soak [OPTIONS]  everything at once at random; --minutes N, --seed S, --play N; needs a build
@@ -171,16 +171,20 @@ function testMutants([shard, ...filters]) {
   run('mutants', 'cargo', [...command, '--', '--lib', ...filters], { cwd: tree, env })
 }
 
+/** Tests of what the C library has a part in: threads, signals, forks, sockets, other users. */
+const NEAR_LIBC = ['broadcast', 'family', 'fork', 'handshake', 'pair', 'policy', 'service', 'tokens', 'tripwire']
+
 /**
  * The crate's tests as a musl build, which carries its C library with it and so runs on any machine of its
  * architecture. The binding takes a Node that is built with musl: see __test__/install.
  */
-function testMusl() {
+function testMusl(words) {
   const target = `${process.arch === 'arm64' ? 'aarch64' : 'x86_64'}-unknown-linux-musl`
   addTarget(target)
   // Beside what the tests of this machine's C library have built.
   const env = { CARGO_TARGET_DIR: join(root, 'build', 'crate', 'musl') }
-  run('tests with musl', 'cargo', ['test', '-p', 'ringfence', '--target', target], { env })
+  const only = words.includes('--quick') ? ['--lib', ...NEAR_LIBC.flatMap((name) => ['--test', name])] : []
+  run('tests with musl', 'cargo', ['test', '-p', 'ringfence', '--target', target, ...only], { env })
 }
 
 /** The examples that have packages of their own: each is installed as its lock file says, and runs its tests. */
