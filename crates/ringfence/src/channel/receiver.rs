@@ -191,11 +191,18 @@ impl Receiver {
         let Some(place) = into.get_mut(..record.length) else {
             return Err(too_small(into.len(), record.length));
         };
+        self.take_whole(record, place)?;
+        Ok(Some(record.length))
+    }
+
+    /// Copies a message that is one record, and gets past it. The record was read once: its header may be another by now.
+    #[inline]
+    fn take_whole(&mut self, record: Record, place: &mut [u8]) -> Result<()> {
         self.consumer.peer().copy_out_ahead(record.at, place, record.end);
         self.must_be_whole()?;
         self.consumer.hand_out(record);
         self.tell();
-        Ok(Some(record.length))
+        Ok(())
     }
 
     /// What follows on a look that found nothing, or a lie.
@@ -334,12 +341,16 @@ impl Receiver {
     pub fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
         self.check()?;
         self.must_not_be_gathering()?;
+        if self.consumer.is_gathering() {
+            return self.gather_vec();
+        }
         match self.consumer.next_record() {
             Ok(Some(record)) if record.flags == WHOLE => {
                 let mut message = Vec::new();
                 make_room(&mut message, record.length)?;
                 message.resize(record.length, 0);
-                Ok(self.try_receive(&mut message)?.map(|_| message))
+                self.take_whole(record, &mut message)?;
+                Ok(Some(message))
             }
             Ok(Some(_)) => self.gather_vec(),
             other => self.not_received(other).map(|_| None),
