@@ -11,11 +11,11 @@ use futures_sink::Sink;
 use tokio::task::coop;
 
 use crate::{
-    channel::receiver::make_room,
     endpoint,
     endpoint::broadcast::audience::PublisherEvent,
     error::{Error, Result},
     tokio::events::Audience,
+    tokio::sender::copy_of,
     tokio::watched::Watched,
 };
 
@@ -196,10 +196,7 @@ impl<T: AsRef<[u8]>> Sink<T> for Broadcaster {
         }
         let message = item.as_ref();
         if !this.inner.try_send(message)? {
-            let mut taken = Vec::new();
-            make_room(&mut taken, message.len())?;
-            taken.extend_from_slice(message);
-            this.taken = Some(taken);
+            this.taken = Some(copy_of(message)?);
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What brings news of processes that come and go.
 
 use std::{
+    os::fd::AsFd,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -17,46 +18,65 @@ use crate::{
     tokio::watched::Watched,
 };
 
-/// The next event, for any number of tasks. Safe to cancel.
-async fn next<T>(watched: &Watched, try_next: impl Fn() -> Result<Option<T>>) -> Result<T> {
-    loop {
-        if let Some(event) = try_next()? {
-            return Ok(event);
-        }
-        let readable = watched.readable().await?;
-        // Between the two: an event that comes after this look is news.
-        if let Some(event) = try_next()? {
-            return Ok(event);
-        }
-        readable.was_read();
-    }
+/// What events come from, watched by the runtime.
+#[derive(Debug)]
+struct Events<S> {
+    watched: Watched,
+    source: S,
+    /// The stream has told what the events have failed with.
+    failed: bool,
 }
 
-/// The same as an item of a stream, which ends where all is over. Any other error is told, once.
-fn poll_next<T>(
-    (watched, failed): (&Watched, &mut bool),
-    cx: &mut Context<'_>,
-    try_next: impl Fn() -> Result<Option<T>>,
-) -> Poll<Option<Result<T>>> {
-    if *failed {
-        return Poll::Ready(None);
+impl<S: AsFd> Events<S> {
+    fn new(source: S) -> Result<Self> {
+        Ok(Self {
+            watched: Watched::copy_of(&source)?,
+            source,
+            failed: false,
+        })
     }
-    let found = loop {
-        if let Some(found) = try_next().transpose() {
-            break found;
+
+    /// The next event, for any number of tasks. Safe to cancel.
+    async fn next<T>(&self, try_next: impl Fn(&S) -> Result<Option<T>>) -> Result<T> {
+        loop {
+            if let Some(event) = try_next(&self.source)? {
+                return Ok(event);
+            }
+            let readable = self.watched.readable().await?;
+            // Between the two: an event that comes after this look is news.
+            if let Some(event) = try_next(&self.source)? {
+                return Ok(event);
+            }
+            readable.was_read();
         }
-        let readable = ready!(watched.poll(cx));
-        match readable.and_then(|readable| Ok((readable, try_next()?))) {
-            Ok((_, Some(event))) => break Ok(event),
-            Ok((readable, None)) => readable.was_read(),
-            Err(error) => break Err(error),
+    }
+
+    /// The same as an item of a stream, which ends where all is over. Any other error is told, once.
+    fn poll_next<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        try_next: impl Fn(&S) -> Result<Option<T>>,
+    ) -> Poll<Option<Result<T>>> {
+        if self.failed {
+            return Poll::Ready(None);
         }
-    };
-    *failed = found.is_err();
-    Poll::Ready(match found {
-        Err(Error::Closed(_)) => None,
-        found => Some(found),
-    })
+        let found = loop {
+            if let Some(found) = try_next(&self.source).transpose() {
+                break found;
+            }
+            let readable = ready!(self.watched.poll(cx));
+            match readable.and_then(|readable| Ok((readable, try_next(&self.source)?))) {
+                Ok((_, Some(event))) => break Ok(event),
+                Ok((readable, None)) => readable.was_read(),
+                Err(error) => break Err(error),
+            }
+        };
+        self.failed = found.is_err();
+        Poll::Ready(match found {
+            Err(Error::Closed(_)) => None,
+            found => Some(found),
+        })
+    }
 }
 
 /// A service at its address, whose arrivals tasks wait for. It is a [`Stream`] of them, which ends when it has closed.
@@ -64,9 +84,7 @@ fn poll_next<T>(
 /// Dropping it closes it: see [`crate::Listener`].
 #[derive(Debug)]
 pub struct Listener {
-    watched: Watched,
-    inner: endpoint::service::Listener,
-    failed: bool,
+    events: Events<endpoint::service::Listener>,
 }
 
 impl Listener {
@@ -98,9 +116,7 @@ impl Listener {
     /// See [the module](crate::tokio#panics).
     pub fn new(listener: endpoint::service::Listener) -> Result<Self> {
         Ok(Self {
-            watched: Watched::copy_of(&listener)?,
-            inner: listener,
-            failed: false,
+            events: Events::new(listener)?,
         })
     }
 
@@ -109,17 +125,17 @@ impl Listener {
     /// # Errors
     /// As [`crate::Listener::accept`].
     pub async fn accept(&self) -> Result<Arrival> {
-        next(&self.watched, || self.inner.try_accept()).await
+        self.events.next(endpoint::service::Listener::try_accept).await
     }
 
     /// The listener itself. Its waiting calls hold up the runtime's thread.
     pub fn get_ref(&self) -> &endpoint::service::Listener {
-        &self.inner
+        &self.events.source
     }
 
     /// The listener, no longer waited for by the runtime.
     pub fn into_inner(self) -> endpoint::service::Listener {
-        self.inner
+        self.events.source
     }
 }
 
@@ -127,12 +143,8 @@ impl Stream for Listener {
     type Item = Result<Arrival>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Self {
-            watched,
-            inner,
-            failed,
-        } = self.get_mut();
-        poll_next((watched, failed), cx, || inner.try_accept())
+        let events = &mut self.get_mut().events;
+        events.poll_next(cx, endpoint::service::Listener::try_accept)
     }
 }
 
@@ -141,9 +153,7 @@ impl Stream for Listener {
 /// Dropping it leaves, and holds up the thread meanwhile: [`Membership::leave`] does so elsewhere.
 #[derive(Debug)]
 pub struct Membership {
-    watched: Watched,
-    inner: endpoint::membership::Membership,
-    failed: bool,
+    events: Events<endpoint::membership::Membership>,
 }
 
 impl Membership {
@@ -156,9 +166,7 @@ impl Membership {
     /// See [the module](crate::tokio#panics).
     pub fn new(membership: endpoint::membership::Membership) -> Result<Self> {
         Ok(Self {
-            watched: Watched::copy_of(&membership)?,
-            inner: membership,
-            failed: false,
+            events: Events::new(membership)?,
         })
     }
 
@@ -167,7 +175,7 @@ impl Membership {
     /// # Errors
     /// As [`crate::Membership::next`].
     pub async fn next(&self) -> Result<Change> {
-        next(&self.watched, || self.inner.try_next()).await
+        self.events.next(endpoint::membership::Membership::try_next).await
     }
 
     /// Waits for the next partner, and passes over all other changes. Safe to cancel.
@@ -184,20 +192,20 @@ impl Membership {
 
     /// Leaves: see [`crate::Membership::leave`]. Where the future is dropped, it is left all the same.
     pub async fn leave(self) {
-        let Self { watched, inner, .. } = self;
+        let Events { watched, source, .. } = self.events;
         drop(watched);
         // It does not panic; and where the runtime ends, what has not begun is dropped, which leaves as well.
-        let _ = tokio::task::spawn_blocking(move || inner.leave()).await;
+        let _ = tokio::task::spawn_blocking(move || source.leave()).await;
     }
 
     /// The membership itself. Its waiting calls hold up the runtime's thread.
     pub fn get_ref(&self) -> &endpoint::membership::Membership {
-        &self.inner
+        &self.events.source
     }
 
     /// The membership, no longer waited for by the runtime.
     pub fn into_inner(self) -> endpoint::membership::Membership {
-        self.inner
+        self.events.source
     }
 }
 
@@ -205,12 +213,8 @@ impl Stream for Membership {
     type Item = Result<Change>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Self {
-            watched,
-            inner,
-            failed,
-        } = self.get_mut();
-        poll_next((watched, failed), cx, || inner.try_next())
+        let events = &mut self.get_mut().events;
+        events.poll_next(cx, endpoint::membership::Membership::try_next)
     }
 }
 
@@ -219,9 +223,7 @@ impl Stream for Membership {
 /// Dropping it closes the publisher.
 #[derive(Debug)]
 pub struct Audience {
-    watched: Watched,
-    inner: endpoint::broadcast::publisher::Audience,
-    failed: bool,
+    events: Events<endpoint::broadcast::publisher::Audience>,
 }
 
 impl Audience {
@@ -234,9 +236,7 @@ impl Audience {
     /// See [the module](crate::tokio#panics).
     pub fn new(audience: endpoint::broadcast::publisher::Audience) -> Result<Self> {
         Ok(Self {
-            watched: Watched::copy_of(&audience)?,
-            inner: audience,
-            failed: false,
+            events: Events::new(audience)?,
         })
     }
 
@@ -245,17 +245,19 @@ impl Audience {
     /// # Errors
     /// As [`crate::Audience::next`].
     pub async fn next(&self) -> Result<PublisherEvent> {
-        next(&self.watched, || self.inner.try_next()).await
+        self.events
+            .next(endpoint::broadcast::publisher::Audience::try_next)
+            .await
     }
 
     /// The half itself. Its waiting calls hold up the runtime's thread.
     pub fn get_ref(&self) -> &endpoint::broadcast::publisher::Audience {
-        &self.inner
+        &self.events.source
     }
 
     /// The half, no longer waited for by the runtime.
     pub fn into_inner(self) -> endpoint::broadcast::publisher::Audience {
-        self.inner
+        self.events.source
     }
 }
 
@@ -263,11 +265,7 @@ impl Stream for Audience {
     type Item = Result<PublisherEvent>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Self {
-            watched,
-            inner,
-            failed,
-        } = self.get_mut();
-        poll_next((watched, failed), cx, || inner.try_next())
+        let events = &mut self.get_mut().events;
+        events.poll_next(cx, endpoint::broadcast::publisher::Audience::try_next)
     }
 }

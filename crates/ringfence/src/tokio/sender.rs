@@ -165,10 +165,7 @@ impl<T: AsRef<[u8]>> Sink<T> for Sender {
             return Ok(());
         }
         // Before anything of it is in the ring: a message is taken or is not.
-        let mut taken = Vec::new();
-        make_room(&mut taken, message.len())?;
-        taken.extend_from_slice(message);
-        this.taken = Some((taken, 0));
+        this.taken = Some((copy_of(message)?, 0));
         this.try_taken().map(drop)
     }
 
@@ -182,6 +179,14 @@ impl<T: AsRef<[u8]>> Sink<T> for Sender {
         this.inner.end();
         Poll::Ready(Ok(()))
     }
+}
+
+/// What a sink keeps of a message for which there is no room.
+pub(super) fn copy_of(message: &[u8]) -> Result<Vec<u8>> {
+    let mut copy = Vec::new();
+    make_room(&mut copy, message.len())?;
+    copy.extend_from_slice(message);
+    Ok(copy)
 }
 
 /// Sends a message, of which so many bytes are in the ring.
