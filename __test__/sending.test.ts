@@ -25,6 +25,8 @@ function lengthsThere(partner: Partner): Promise<number[]> {
   })
 }
 
+const sum = (numbers: number[]) => numbers.reduce((all, one) => all + one, 0)
+
 /** Fills the ring with messages of a size until none finds room. */
 function fill(channel: Channel, size: number): number {
   let count = 0
@@ -159,6 +161,43 @@ test.serial(
     }, 16_000 + 60_000)
     t.is(await reading, 76_000)
     await t.notThrowsAsync(Promise.all(sent))
+  },
+)
+
+test.serial('sends resolve in the order of the calls: staged, in line, and straight into the ring', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 1 << 20 }, there: { maxMessageSize: 4 << 20 } })
+  const next = random(7)
+  const sizes = Array.from({ length: 4000 }, () =>
+    next() < 0.9 ? Math.floor(next() * 300) : Math.floor(next() * 60_000),
+  )
+  sizes[1000] = 2_000_000
+  const received = partner.run(async (kit, wanted: number) => {
+    let bytes = 0
+    while (bytes < wanted) bytes += (await kit.channel.receive())!.length
+    return bytes
+  }, sum(sizes))
+  const resolved: number[] = []
+  const sent: Promise<number>[] = []
+  for (const [number, size] of sizes.entries()) {
+    sent.push(channel.send(pattern(number, size)).then(() => resolved.push(number)))
+    // Some in a turn of their own, some looked for by a call that flushes.
+    if (next() < 0.02) await sent.at(-1)
+    else if (next() < 0.1) channel.stats()
+  }
+  await Promise.all(sent)
+  t.deepEqual(resolved, [...sizes.keys()])
+  t.is(await received, sum(sizes))
+})
+
+test.serial(
+  'a send has resolved only where its message is in the ring, also where no other send is awaited',
+  async (t) => {
+    const { channel } = await pair(t)
+    for (let number = 0; number < 100; number += 1) {
+      await channel.send(pattern(number, number))
+      t.is(channel.bufferedAmount, 0)
+      t.is(channel.stats().messagesSent, number + 1)
+    }
   },
 )
 

@@ -10,6 +10,7 @@
 import { isAnyArrayBuffer, isTypedArray, isUint8Array } from 'node:util/types'
 
 import { fromFailure, invalid, show, type RingfenceError } from './errors.js'
+import { FlushPromise } from './flush-promise.js'
 import { allocate, allocateEmpty, allocateSharedEmpty } from './memory.js'
 import { FAILED, FLAGS, HEADER, WHOLE, type NativeSender } from './native.js'
 import { fairness } from './fairness.js'
@@ -51,13 +52,13 @@ const writeText = (Buffer.prototype as unknown as { utf8Write(this: Buffer, text
   .utf8Write
 
 interface Deferred {
-  promise: Promise<void>
+  readonly promise: Promise<void>
   resolve(): void
   reject(error: Error): void
 }
 
 function defer(): Deferred {
-  const deferred = {} as Deferred
+  const deferred = {} as { -readonly [Key in keyof Deferred]: Deferred[Key] }
   deferred.promise = new Promise((resolve, reject) => {
     deferred.resolve = resolve
     deferred.reject = reject
@@ -112,13 +113,17 @@ export class SendQueue {
   /** Records in the arena that end here or before share a promise. 0 where there are others already. */
   #sure = 0
   /** The promise that they share… */
-  #shared: Deferred | null = null
+  #shared: FlushPromise | Deferred | null = null
   /** …and where the last of them ends, once there are others behind it. */
   #sharedEnd = 0
   /** The promises of the others, in order. */
   #single: Told[] = []
   /** The arena is flushed in the next microtask. */
   #scheduled = false
+  /** The last promise that its flush settles: what comes behind is told after it. */
+  #settling: FlushPromise | null = null
+  /** The last that is told after another, until it was. */
+  #behind: Deferred | null = null
   /** In line before the arena. */
   #line: Parcel[] = []
   #spare: Uint8Array | null = null
@@ -243,14 +248,19 @@ export class SendQueue {
 
   /** The first message in the arena: those that follow, and surely find room, share its promise. */
   #begin(): Promise<void> {
-    this.#schedule()
-    return (this.#shared = defer()).promise
+    if (this.#before !== fairness.due) {
+      this.#schedule()
+      return (this.#shared = defer()).promise
+    }
+    this.#scheduled = true
+    return (this.#shared = this.#settling = new FlushPromise(this.#flush)).promise
   }
 
+  /** Not by `queueMicrotask`, which makes a resource of its own for each. */
   #schedule(): void {
     if (this.#scheduled) return
     this.#scheduled = true
-    queueMicrotask(this.#flush)
+    void SENT.then(this.#flush)
   }
 
   readonly #flush = (): void => {
@@ -331,7 +341,7 @@ export class SendQueue {
       if (sent === WHOLE) {
         if (own !== null) this.#recycle(own)
         fairness.spend()
-        return fairness.due ?? SENT
+        return this.#before ?? SENT
       }
       if (sent === FAILED) throw this.#fail()
     } else if (this.#shut !== null) {
@@ -552,7 +562,7 @@ export class SendQueue {
   pump(): void {
     if (!this.#pumpLine() || !this.#pumpArena()) return
     this.#isFullNoMore()
-    for (const empty of this.#whenEmpty.splice(0)) empty()
+    if (this.#whenEmpty.length > 0) for (const empty of this.#whenEmpty.splice(0)) empty()
     this.#pumpAsking()
   }
 
@@ -623,6 +633,7 @@ export class SendQueue {
   #tellUpTo(those: Told[], sent: number): void {
     let count = 0
     while (count < those.length && those[count]!.end <= sent) count += 1
+    if (count === 0) return
     for (const { told, full } of those.splice(0, count)) {
       if (full !== this.#full) this.#waits += 1
       this.#tell(told)
@@ -647,10 +658,30 @@ export class SendQueue {
     }
   }
 
-  #tell(told: Deferred): void {
+  /** Its message is in the ring: keeps the promise, after those that were made before it. */
+  #tell(told: FlushPromise | Deferred): void {
     fairness.spend()
-    if (fairness.due === null) told.resolve()
-    else void fairness.due.then(told.resolve)
+    const isSettling = told === this.#settling
+    const before = isSettling ? fairness.due : this.#before
+    if (before === null) {
+      told.resolve()
+      return
+    }
+    if (!isSettling) this.#behind = told
+    const resolve = () => {
+      told.resolve()
+      if (this.#behind === told) this.#behind = null
+    }
+    before.then(resolve, resolve)
+  }
+
+  /** What a promise is kept after; null: it can be kept now. */
+  get #before(): Promise<void> | null {
+    if (this.#behind !== null) return this.#behind.promise
+    if (this.#settling === null) return fairness.due
+    if (!this.#settling.isSettled) return this.#settling.promise
+    this.#settling = null
+    return fairness.due
   }
 
   /** `true`: there is no room, and this side will look again, or the peer will ring once it has read something. */
@@ -721,9 +752,9 @@ export class SendQueue {
     this.#forgetRoom()
     if (waiting.length > 0) {
       const error = why()
-      for (const { promise, reject } of waiting) {
-        if (over) promise.catch(ignore)
-        reject(error)
+      for (const each of waiting) {
+        if (over) each.promise.catch(ignore)
+        each.reject(error)
       }
     }
     for (const empty of this.#whenEmpty.splice(0)) empty()
