@@ -94,3 +94,78 @@ for (const stop of ['at its limit', 'by an error'] as const) {
     )
   })
 }
+
+interface Buffered {
+  tryReceive(): Buffer | null
+  wait(takes: boolean): { promise: Promise<Buffer | null> }
+  awake(): void
+}
+
+/** What a reader asks of the binding, and a ring that has so many messages of 100 bytes at each look. */
+class Ring {
+  readonly asked: string[] = []
+  readonly capacity = 1 << 20
+
+  constructor(
+    readonly large: number,
+    readonly looks: number[],
+  ) {}
+
+  pullHeld(into: Buffer, from: number): number {
+    const room = Math.floor((into.length - from) / 112)
+    if (room === 0 && this.looks[0]) return this.large - 100
+    const count = Math.min(this.looks.shift() ?? 0, room)
+    this.asked.push(count === 0 ? 'nothing' : 'something')
+    const words = new Uint32Array(into.buffer, from)
+    // A header of 8 bytes, and the payload up to a multiple of 8.
+    for (let number = 0; number < count; number += 1) words[number * 28] = 100
+    return count * 112
+  }
+
+  armReader(): number {
+    this.asked.push('armed')
+    return 1
+  }
+
+  release(): void {}
+}
+
+/** Reads what is there now, and waits for one more. */
+function readOn(buffer: Buffered): Promise<Buffer | null> {
+  while (buffer.tryReceive() !== null);
+  return buffer.wait(true).promise
+}
+
+async function turns(count: number): Promise<void> {
+  for (let turn = 0; turn < count; turn += 1) await new Promise((resolve) => setImmediate(resolve))
+}
+
+test('a reader of a stream looks some times more before it has the peer ring, and sleeps then', async (t) => {
+  const of = (file: string) => import(new URL(`../../dist/esm/${file}`, import.meta.url).href)
+  const { ReceiveBuffer } = (await of('receive-buffer.js')) as {
+    ReceiveBuffer: new (ring: Ring, busy: boolean, ...told: (() => void)[]) => Buffered
+  }
+  const { LARGE } = (await of('native.js')) as { LARGE: number }
+  const ignore = () => {}
+  const open = (ring: Ring) => new ReceiveBuffer(ring, false, ignore, ignore, ignore)
+
+  const stream = new Ring(LARGE, [50, 0, 0, 0, 0, 50])
+  const buffer = open(stream)
+  t.is((await readOn(buffer))!.length, 100)
+  t.false(stream.asked.includes('armed'), 'more has come within a few turns')
+  stream.asked.length = 0
+  const waiting = readOn(buffer)
+  await turns(20)
+  const looks = stream.asked.indexOf('armed')
+  t.true(looks > 5, 'it looks some times')
+  t.true(looks < 15, 'and not for long')
+  t.is(stream.asked.length, looks + 2, 'it sleeps, after a last look')
+  // One message at a time is no stream: the peer is to ring at once.
+  stream.looks.push(1)
+  buffer.awake()
+  t.is((await waiting)!.length, 100)
+  stream.asked.length = 0
+  void readOn(buffer)
+  await turns(20)
+  t.deepEqual(stream.asked, ['nothing', 'nothing', 'armed', 'nothing'])
+})

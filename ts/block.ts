@@ -20,6 +20,8 @@ export function recordSize(length: number): number {
 export class Block {
   memory: Buffer = Buffer.alloc(0)
   words: Uint32Array = new Uint32Array(0)
+  /** What both show. */
+  whole = new ArrayBuffer(0)
   used = 0
 
   private constructor(
@@ -44,7 +46,8 @@ export class Block {
     // Nothing has room in one that was transferred elsewhere.
     if (recordSize(length) <= this.memory.length - this.used) return
     this.memory = allocateShared(this.size, 'a message')
-    this.words = new Uint32Array(this.memory.buffer)
+    this.whole = this.memory.buffer as ArrayBuffer
+    this.words = new Uint32Array(this.whole)
     this.used = 0
   }
 }

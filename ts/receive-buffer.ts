@@ -10,7 +10,7 @@
 import { RingfenceError, fromFailure, invalid } from './errors.js'
 import { fairness } from './fairness.js'
 import { Block, OWN, recordSize } from './block.js'
-import { allocate, allocateShared } from './memory.js'
+import { BufferView, allocate, allocateShared } from './memory.js'
 import { ENDED, FAILED, FIRST, HEADER, LARGE, MORE, OTHER, WHOLE, type NativeReader } from './native.js'
 import type { Received } from './stats.js'
 import { Waiters, type Wait } from './waiters.js'
@@ -21,6 +21,14 @@ const CHUNK = 128 * 1024
 const NEAR = 32 * 1024
 /** With less room than this, a chunk that visitors are looking at is left to them. */
 const ROOM = 8 * 1024
+/**
+ * Bytes of messages that came several at a time, since the peer was last asked to ring: with so many, the next ones are likely on their
+ * way, and some turns of the event loop are let pass before it is asked again. To ask costs both processes several microseconds, and so
+ * does the bell. Messages that come one at a time are no such stream.
+ */
+const MUCH = 4 * 1024
+/** Turns that are let pass so, with nothing found, before the peer is asked. */
+const TURNS = 8
 /** Memory for large messages that is kept for the next visit. */
 const SCRATCH_KEPT = 16 * 1024 * 1024
 
@@ -48,6 +56,8 @@ export class ReceiveBuffer {
   /** Where the unread records lie: the chunk, or a block's memory. */
   #memory: Buffer = this.#chunk
   #words: Uint32Array = this.#chunkWords
+  /** The whole of that memory: blocks and chunks are at its beginning. */
+  #whole = this.#chunkWords.buffer as ArrayBuffer
   /** They lie in a block: messages are handed out as they are. */
   #isOurs = true
   /** From here… */
@@ -60,6 +70,7 @@ export class ReceiveBuffer {
   #held = false
   /** The chunk's records were copied to here, up to there… */
   #copies: Buffer = EMPTY
+  #copiesWhole = this.#whole
   #copied = 0
   /** …this many bytes further on than here. */
   #shift = 0
@@ -80,6 +91,12 @@ export class ReceiveBuffer {
   #letGo: (() => void) | null = null
   readonly #waiters = new Waiters<Buffer>()
   #armed = false
+  /** See {@link MUCH}. */
+  #streamed = 0
+  /** Turns that were let pass since something was found. */
+  #turns = 0
+  /** A turn is let pass just now. */
+  #turning = false
   /** No more will come from the ring: the end, or why. */
   #over: 'ended' | (() => RingfenceError) | null = null
   /** Those who wait are looked after once the event loop has turned. */
@@ -170,10 +187,18 @@ export class ReceiveBuffer {
   #useBlock(block: Block, bytes: number): void {
     this.#memory = block.memory
     this.#words = block.words
+    this.#whole = block.whole
     this.#isOurs = true
     this.#start = this.#at = block.used
     this.#end = block.used += bytes
     this.#length = block.words[this.#at >>> 2]!
+    this.#found(bytes)
+  }
+
+  /** So many bytes of records have come. */
+  #found(bytes: number): void {
+    this.#turns = 0
+    if (bytes > recordSize(this.#words[this.#at >>> 2]!)) this.#streamed += bytes
   }
 
   /**
@@ -230,6 +255,7 @@ export class ReceiveBuffer {
     this.#isOurs = this.#held = false
     this.#at = this.#copied = this.#used
     this.#end = this.#used += bytes
+    this.#found(bytes)
   }
 
   #useChunk(chunk: Buffer): void {
@@ -377,7 +403,7 @@ export class ReceiveBuffer {
     if (length === undefined) return this.#fetchAgain() ? this.#take(spin) : null
     const start = at + HEADER
     const end = start + length
-    const message = this.#isOurs ? this.#memory.subarray(start, end) : this.#copy(start, end)
+    const message = this.#isOurs ? new BufferView(this.#whole, start, length) : this.#copy(start, end)
     this.#at = (end + 7) & ~7
     if (this.#at === this.#end && this.#held) this.#release()
     fairness.spend()
@@ -400,7 +426,7 @@ export class ReceiveBuffer {
     }
     // Where the copy was transferred elsewhere, what has been handed out went with it; the rest is copied anew.
     if (start > this.#copied || this.#copies.length === 0) this.#copyRun(start - HEADER, length)
-    return this.#copies.subarray(start - this.#shift, end - this.#shift)
+    return new BufferView(this.#copiesWhole, start - this.#shift, length)
   }
 
   /** Copies the record at `at` to a block, and those that follow, as far as they fit and are to be there. */
@@ -420,6 +446,7 @@ export class ReceiveBuffer {
     put.call(memory, this.#memory.subarray(at, to), used)
     block.used = used + to - at
     this.#copies = memory
+    this.#copiesWhole = block.whole
     this.#shift = at - used
     this.#copied = to
   }
@@ -609,11 +636,29 @@ export class ReceiveBuffer {
         this.#tellEnd()
         return
       }
-      if (this.#armed) return
+      if (this.#armed || this.#looksAgain()) return
       const armed = this.#native.armReader()
       if (armed === FAILED) this.#nothing(FAILED)
       else this.#armed = armed === 1
     }
+  }
+
+  /** Whether this side looks once more, by itself, before it has the peer ring. */
+  #looksAgain(): boolean {
+    if (this.#turning) return true
+    if (this.#streamed < MUCH || this.#turns >= TURNS) {
+      this.#streamed = this.#turns = 0
+      return false
+    }
+    this.#turns += 1
+    this.#turning = true
+    setImmediate(this.#turn)
+    return true
+  }
+
+  readonly #turn = (): void => {
+    this.#turning = false
+    this.serve()
   }
 
   #defer(due: Promise<void>): void {
