@@ -40,6 +40,8 @@ function reached(results, placement) {
   for (const [contender, what, aim] of [
     ['send-await', 'await each send, 64 B', 4e6],
     ['send-for-await', 'for await, 64 B', 12e6],
+    ['send-256-drain', 'send, each 256 awaited, 64 B', 20e6],
+    ['try-send-drain', 'trySend, 64 B', 20e6],
     ['fill-drain', 'fill, 64 B', 10e6],
   ]) {
     const found = of(contender, 64, 'single')

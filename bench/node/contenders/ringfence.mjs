@@ -13,6 +13,8 @@ try {
 
 /** Bytes that a sender stages before it awaits: what a program that cares for its memory does once in a while. */
 const AWAIT_EVERY = 256 * 1024
+/** Messages of a small group that is awaited. */
+const GROUP = 256
 /** Bytes that are gathered by hand before they are sent: as many as with a Unix socket. */
 const GATHERED = 65_536
 /** Microseconds of spinning in the polled round trip: longer than any round trip between two awake cores. */
@@ -43,6 +45,21 @@ async function open({ job }, mode) {
       if (n % every === every - 1) await sent
     }
     await sent
+  }
+
+  async function groupAll(count) {
+    for (let n = 0; n < count; n++) {
+      fill(words, 0, words.length, n)
+      const sent = channel.send(bytes)
+      if (n % GROUP === GROUP - 1 || n === count - 1) await sent
+    }
+  }
+
+  async function tryAll(count) {
+    for (let n = 0; n < count; n++) {
+      fill(words, 0, words.length, n)
+      while (!channel.trySend(bytes)) await channel.writable(size)
+    }
   }
 
   async function singleAll(count) {
@@ -126,6 +143,8 @@ async function open({ job }, mode) {
     gather: gatherAll,
     reserve: reserveAll,
     single: singleAll,
+    group: groupAll,
+    try: tryAll,
     fill: fillAll,
   }
   const consume = {
@@ -134,6 +153,8 @@ async function open({ job }, mode) {
     gather: scatterAll,
     reserve: drainAll,
     single: drainAll,
+    group: drainAll,
+    try: drainAll,
     fill: drainAll,
   }
 
@@ -195,5 +216,7 @@ export const singles = [
   contender('send-await', 'await each send, drained', 'single', small),
   contender('send-for-await', 'send each, read by for await: a Buffer each', 'await', small),
   contender('send-drain', 'send each, drained with a visitor', 'drain', small),
+  contender('send-256-drain', 'send, the last of each 256 awaited, drained with a visitor', 'group', small),
+  contender('try-send-drain', 'trySend each, drained with a visitor', 'try', small),
   contender('fill-drain', 'fill each in place, drained with a visitor', 'fill', small),
 ]
