@@ -83,6 +83,8 @@ pub(crate) struct Acceptor<'a> {
     pub(crate) shares: &'a [Arc<OwnedFd>],
     /// Of a publisher.
     pub(crate) ring: Option<&'a Arc<PublishedRing>>,
+    /// Cancelled once the accepting is over. Made before the address is kept: without it no newcomer could be let in.
+    pub(crate) over: &'a CancelToken,
 }
 
 /// What has become of a newcomer on its thread.
@@ -102,15 +104,14 @@ impl Acceptor<'_> {
         place: Place,
         deadline: &Deadline,
         leave: impl FnOnce(Place, Result<H::End>) -> T,
-    ) -> Result<T> {
-        let over = CancelToken::new()?;
-        Ok(thread::scope(|scope| {
+    ) -> T {
+        thread::scope(|scope| {
             let (results, outcomes) = mpsc::channel();
             let mut accepting = Accepting {
                 acceptor: self,
                 host,
                 scope,
-                deadline: deadline.or(&over),
+                deadline: deadline.or(self.over),
                 results,
                 outcomes,
                 queue: Queue::default(),
@@ -126,7 +127,7 @@ impl Acceptor<'_> {
                 }
             };
             // Newcomers that have not got a seat are told so, and end.
-            over.cancel();
+            self.over.cancel();
             for newcomer in accepting.queue.waiting.drain(..) {
                 newcomer.turn_away(host.closed());
             }
@@ -140,7 +141,7 @@ impl Acceptor<'_> {
                 }
             }
             left
-        }))
+        })
     }
 
     /// On a thread of its own: looks at the newcomer, and goes through the handshake once it speaks.

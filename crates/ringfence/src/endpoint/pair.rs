@@ -21,7 +21,7 @@ use crate::{
     rendezvous::election::{self, Met},
     rendezvous::place::Place,
     wait::backoff::Backoff,
-    wait::cancel::Bell,
+    wait::cancel::{Bell, CancelToken},
     wait::deadline::Deadline,
 };
 
@@ -99,6 +99,7 @@ fn host(
         bell: &Bell::new()?,
         shares: &[],
         ring: None,
+        over: &CancelToken::new()?,
     };
     let pair = Pair {
         address,
@@ -112,7 +113,7 @@ fn host(
             refuse(stream, address.occupied("two processes share it already"));
         })?;
         Ok::<_, Error>((parts, claim, place))
-    })??;
+    })?;
     Ok(Channel::assemble(parts, Some(Box::new(Some(place))), options))
 }
 

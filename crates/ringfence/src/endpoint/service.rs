@@ -28,6 +28,7 @@ use crate::{
     rendezvous::election,
     rendezvous::place::Place,
     wait::backoff::Backoff,
+    wait::cancel::CancelToken,
     wait::deadline::Deadline,
 };
 
@@ -66,6 +67,7 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
     let shared = Shared::new(address.clone(), own)?;
     let (worker, hold) = Worker::new()?;
     let deadline = deadline.or(worker.stop());
+    let over = CancelToken::new()?;
     let thread = Idle::spawn("ringfence-accept", "a thread for the listener", Listening::run)?;
     let handle = Handle::new(given, &shared, worker);
     thread.start(Listening {
@@ -74,6 +76,7 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
         record,
         place,
         deadline,
+        over,
         hold,
     });
     Ok(Listener(handle))
@@ -373,6 +376,7 @@ struct Listening {
     record: Record,
     place: Place,
     deadline: Deadline,
+    over: CancelToken,
     hold: Hold,
 }
 
@@ -384,6 +388,7 @@ impl Listening {
             record,
             place,
             deadline,
+            over,
             hold,
         } = self;
         let _told = shared.end_with_worker();
@@ -395,16 +400,14 @@ impl Listening {
             bell: &shared.bell,
             shares: &[],
             ring: None,
+            over: &over,
         };
         let admission = Admission::new(&shared, &options);
-        let run = acceptor.run(&admission, place, &deadline, |place, result| {
+        acceptor.run(&admission, place, &deadline, |place, result| {
             drop(place);
             let (Ok(error) | Err(error)) = result;
             shared.end(End::Failed(error));
             drop(hold);
         });
-        if let Err(error) = run {
-            shared.end(End::Failed(error));
-        }
     }
 }

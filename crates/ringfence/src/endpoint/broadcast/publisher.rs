@@ -36,6 +36,7 @@ use crate::{
     sys,
     sys::lock::Mutex,
     wait::backoff::Backoff,
+    wait::cancel::CancelToken,
     wait::deadline::Deadline,
     wake::parking::Barriers,
 };
@@ -82,6 +83,7 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
             }
         });
     }
+    let over = CancelToken::new()?;
     let thread = Idle::spawn("ringfence-accept", "a thread for the publisher", Admitting::run)?;
     let wakers = Arc::clone(&shared.watches);
     let watcher = thread::Builder::new()
@@ -105,6 +107,7 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
         record,
         place,
         deadline,
+        over,
         hold,
     });
     Ok(publisher)
@@ -426,6 +429,7 @@ struct Admitting {
     record: Record,
     place: Place,
     deadline: Deadline,
+    over: CancelToken,
     hold: Hold,
 }
 
@@ -437,6 +441,7 @@ impl Admitting {
             record,
             place,
             deadline,
+            over,
             hold,
         } = self;
         let acceptor = Acceptor {
@@ -447,16 +452,16 @@ impl Admitting {
             bell: &shared.bell,
             shares: &[],
             ring: Some(&shared.ring),
+            over: &over,
         };
         let admission = Admission::new(&shared, &options);
-        let run = acceptor.run(&admission, place, &deadline, |place, result| {
+        let error = acceptor.run(&admission, place, &deadline, |place, result| {
             drop(place);
             let (Ok(error) | Err(error)) = result;
             error
         });
         // The handshakes are over, and with them their copies of the ring's descriptor.
         drop(hold);
-        let (Ok(error) | Err(error)) = run;
         if shared.sealed.load(Ordering::Acquire) {
             return;
         }

@@ -25,6 +25,7 @@ use crate::{
     rendezvous::election::{self, Met},
     rendezvous::place::Place,
     wait::backoff::Backoff,
+    wait::cancel::CancelToken,
     wait::deadline::Deadline,
 };
 
@@ -129,9 +130,10 @@ impl Keeper {
             bell: &shared.bell,
             shares: &shares,
             ring: None,
+            over: &CancelToken::new()?,
         };
         let admission = Admission::new(shared, options);
-        let (place, result) = acceptor.run(&admission, place, stay, |place, result| (place, result))?;
+        let (place, result) = acceptor.run(&admission, place, stay, |place, result| (place, result));
         drop(shares);
         shared.set_listener(None);
         match result {
