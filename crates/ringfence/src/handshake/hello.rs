@@ -23,6 +23,7 @@ use crate::{
     memory::backing::Backing,
     memory::layout::round_capacity,
     options::MAX_MESSAGE_SIZE,
+    peer::proc::answered,
     sys,
 };
 
@@ -292,15 +293,17 @@ pub(super) fn check_child(speaker: Credentials, child: Option<i32>, record: &mut
 
 /// What the guest passed must be one end of a pair of connected stream sockets that it made itself.
 pub(super) fn check_line(line: &OwnedFd, speaker: Credentials) -> Result<()> {
-    let stream = getsockopt(line, sockopt::SockType).is_ok_and(|kind| kind == SockType::Stream);
+    const LINE: &str = "the line that the peer has passed";
+    let kind = answered(LINE, getsockopt(line, sockopt::SockType))?;
+    let stream = kind == Ok(SockType::Stream);
     let number = line.as_raw_fd();
-    let unix = getsockname::<UnixAddr>(number).is_ok();
-    let maker = getsockopt(line, sockopt::PeerCredentials).map(|c| Credentials {
+    let unix = answered(LINE, getsockname::<UnixAddr>(number))?.is_ok();
+    let maker = answered(LINE, getsockopt(line, sockopt::PeerCredentials))?.map(|c| Credentials {
         pid: c.pid(),
         uid: c.uid(),
         gid: c.gid(),
     });
-    let connected = getpeername::<UnixAddr>(number).is_ok();
+    let connected = answered(LINE, getpeername::<UnixAddr>(number))?.is_ok();
     if stream && unix && connected && maker == Ok(speaker) {
         return Ok(());
     }

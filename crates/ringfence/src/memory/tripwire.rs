@@ -185,7 +185,7 @@ impl Tripwire {
         sys::lease::take_watched_lease(&object, tripwire.claim.thread, signal).map_err(refused)?;
         tripwire.wire.armed.store(true, Ordering::SeqCst);
         // Who came between the lease and the wire was told of too early.
-        if sys::lease::has_write_lease(&object) != Ok(true) {
+        if !sys::lease::has_write_lease(&object).map_err(refused)? {
             tripwire.wire.trip();
         }
         Ok(tripwire)

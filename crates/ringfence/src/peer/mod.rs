@@ -15,5 +15,5 @@ mod cgroup;
 pub(crate) mod hash;
 pub(crate) mod namespace;
 pub(crate) mod policy;
-mod proc;
+pub(crate) mod proc;
 pub(crate) mod process;

@@ -5,9 +5,12 @@ use std::{
     path::Path,
 };
 
-use nix::sys::{
-    socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt},
-    stat::{SFlag, fstat},
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt},
+        stat::{SFlag, fstat},
+    },
 };
 
 use crate::{
@@ -35,16 +38,18 @@ impl Inheritance {
         let mut descriptors = descriptors.into_iter();
         let (listener, lock) = (descriptors.next(), descriptors.next());
         let listener = listener.ok_or_else(|| Error::Protocol("READY without a listening socket".into()))?;
-        let stream = getsockopt(&listener, sockopt::SockType) == Ok(SockType::Stream);
-        let listens = getsockopt(&listener, sockopt::AcceptConn) == Ok(true);
-        let bound = getsockname::<UnixAddr>(listener.as_raw_fd());
-        let here = bound.as_ref().is_ok_and(|bound| is_at(bound, address));
-        let shown = bound
-            .as_ref()
-            .map_or_else(|errno| errno.desc().to_owned(), ToString::to_string);
-        let found = format!("stream: {stream}, listening: {listens}, bound at {shown}");
         let wanted = format!("the socket that listens at {address}");
-        if stream && listens && !here && bound.as_ref().is_ok_and(is_left) {
+        let unseen = |errno: Errno| {
+            Error::unless_short("looking at the host's socket", errno, |errno| {
+                Refusal::new(Check::Address, wanted.clone(), errno.desc()).into()
+            })
+        };
+        let stream = getsockopt(&listener, sockopt::SockType).map_err(unseen)? == SockType::Stream;
+        let listens = getsockopt(&listener, sockopt::AcceptConn).map_err(unseen)?;
+        let bound = getsockname::<UnixAddr>(listener.as_raw_fd()).map_err(unseen)?;
+        let here = is_at(&bound, address);
+        let found = format!("stream: {stream}, listening: {listens}, bound at {bound}");
+        if stream && listens && !here && is_left(&bound) {
             return Err(Error::PeerLost("the host has left the address".into()));
         }
         if !(stream && listens && here) {
@@ -80,7 +85,13 @@ fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Rec
     let stat = fstat(&lock).map_err(|errno| Error::system("looking at a lock (fstat)", errno))?;
     let regular = is_kind(&stat, SFlag::S_IFREG);
     let beside = files.inode_of(&files.lock) == Some(inode(&stat));
-    let held = regular && beside && sys::file::lock_file(&lock).is_ok();
+    let held = regular
+        && beside
+        && match sys::file::lock_file(&lock) {
+            Ok(()) => true,
+            Err(Errno::EWOULDBLOCK) => false,
+            Err(errno) => return Err(Error::system("trying a lock (flock)", errno)),
+        };
     let found = format!("a regular file: {regular}, beside it: {beside}, locked: {held}");
     let wanted = "the locked file beside the socket";
     if !held {
