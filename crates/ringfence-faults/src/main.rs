@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! ringfence-faults [--seconds N] [--seed S] [--only TEXT]   as many cases as there is time for, drawn; all without N
-//! ringfence-faults case SCENARIO CALL NUMBER[+] ERROR                   one of them, with all that was said
+//! ringfence-faults case SCENARIO CALL NUMBER[+]|all ERROR               one of them, with all that was said
 //! ```
 //!
-//! A case is a scenario (a pair, a service with an agent, two members, a publisher with a subscriber, a child; and peers that
-//! do not meet the policy), a call of one of its processes, which of the calls, and an error.
+//! A case is a scenario (a pair, a service with an agent, two members, a publisher with one or two subscribers, a parent, a child;
+//! and peers that do not meet the policy), a call of one of its processes, which of the calls, and an error.
 
 use std::process::ExitCode;
 
@@ -51,6 +51,7 @@ fn main() -> ExitCode {
             play_subject(role, address, plan)
         }
         ["partner", role, address] => play_partner(role, address),
+        ["parent-of", plan @ ..] => play_parent(plan),
         _ => runner::main(&words),
     }
 }
@@ -100,6 +101,16 @@ fn play_partner(role: &str, address: &str) -> ExitCode {
         Err(Trouble::Wrong(what)) => println!("wrong {what}"),
     }
     finish(&left)
+}
+
+/// Says what its child does not say by itself.
+fn play_parent(plan: &[&str]) -> ExitCode {
+    match partner::bring_up(plan) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Trouble::Coded(code, text)) => println!("wrong the parent: {code} {text}"),
+        Err(Trouble::Wrong(what)) => println!("wrong {what}"),
+    }
+    ExitCode::FAILURE
 }
 
 fn finish(left: &Traces) -> ExitCode {

@@ -3,6 +3,7 @@
 
 use std::{
     io::{self, Read as _},
+    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
@@ -12,12 +13,12 @@ use std::{
 };
 
 use ringfence::{
-    Address, Arrival, Backing, CancelToken, Change, Channel, Channels, Error, Options, PublisherEvent,
-    connect, from_parent, join, listen, member, publish, subscribe,
+    Address, Arrival, Backing, CancelToken, Change, Channel, Channels, Error, Namespace, Options, Policy,
+    Publisher, PublisherEvent, connect, from_parent, join, listen, member, publish, spawn, subscribe,
 };
 
 use crate::{
-    subject::{options, subscribing},
+    subject::{DROPPED_GROUP, options, subscribing},
     talk::{Codes, Farewell, LIMIT, Outcome, Trouble, answer, publish_all, read_all, wrong},
 };
 
@@ -57,17 +58,26 @@ pub(crate) fn run(role: &str, address: &Address) -> Outcome<(u32, Codes)> {
             "shm" => join(address, &with(options().backing(Backing::Shm)))
                 .map_err(Trouble::from)
                 .and_then(|it| course.answers(it)),
+            // The other process must be the one that refuses.
+            "agent of a namespace" => connect(address, &with(options().policy(of_any_namespace())))
+                .map_err(Trouble::from)
+                .and_then(|it| course.answers(it)),
+            "service of a namespace" => serve(address, &with(options().policy(of_any_namespace())), &course),
             "agent" => connect(address, &with(options()))
                 .map_err(Trouble::from)
                 .and_then(|it| course.answers(it)),
+            "agent of a group" => {
+                connect_in_group(address, &with(options())).and_then(|it| course.answers(it))
+            }
             "service" => serve(address, &with(options()), &course),
             "member" => stay(address, &with(options()), &course),
-            "publisher" => publishes(
-                address,
-                &with(options().max_message_size(512)),
-                &course,
-                &mut codes,
-            ),
+            "publisher" | "publisher of two" => {
+                let wanted = if role == "publisher" { 1 } else { 2 };
+                let publisher = publish(address, &with(options().max_message_size(512)));
+                publisher
+                    .map_err(Trouble::from)
+                    .and_then(|it| publishes(it, wanted, &course, &mut codes))
+            }
             "subscriber" => subscribes(address, &with(subscribing()), &course),
             other => wrong(format!("no such partner: {other}")),
         };
@@ -98,6 +108,24 @@ impl Course {
     fn moment() -> Instant {
         Instant::now() + Duration::from_millis(20)
     }
+}
+
+fn of_any_namespace() -> Policy {
+    Policy::new().namespace(Namespace::Any)
+}
+
+/// The kernel keeps groups for each thread, and tells those of the one that connects; /proc tells those of the first. To who looks, the
+/// process has dropped the group since.
+fn connect_in_group(address: &Address, options: &Options) -> Outcome<Channel> {
+    let connecting = || {
+        let groups = [DROPPED_GROUP];
+        // SAFETY: the kernel reads as many groups as the array has.
+        if unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) } != 0 {
+            return wrong(format!("no group: {}", io::Error::last_os_error()));
+        }
+        Ok(connect(address, options)?)
+    };
+    thread::scope(|scope| scope.spawn(connecting).join()).unwrap_or_else(|_| wrong("a panic"))
 }
 
 fn serve(address: &Address, options: &Options, course: &Course) -> Outcome {
@@ -137,14 +165,15 @@ fn stay(address: &Address, options: &Options, course: &Course) -> Outcome {
     Ok(())
 }
 
-fn publishes(address: &Address, options: &Options, course: &Course, codes: &mut Codes) -> Outcome {
-    let mut publisher = publish(address, options)?;
-    loop {
+fn publishes(mut publisher: Publisher, wanted: usize, course: &Course, codes: &mut Codes) -> Outcome {
+    let mut here = 0;
+    while here < wanted {
         if course.over.load(SeqCst) {
             return Ok(());
         }
         match publisher.audience().next_until(Some(Course::moment()))? {
-            Some(PublisherEvent::Subscriber(_)) => break,
+            Some(PublisherEvent::Subscriber(_)) => here += 1,
+            Some(PublisherEvent::Gone(..)) => here -= 1,
             Some(PublisherEvent::Refused(refused)) => {
                 codes.0.push((refused.error.code(), refused.error.to_string()));
             }
@@ -156,11 +185,14 @@ fn publishes(address: &Address, options: &Options, course: &Course, codes: &mut 
     let end = Instant::now() + LIMIT;
     while Instant::now() < end {
         if let Some(PublisherEvent::Gone(..)) = publisher.audience().next_until(Some(Course::moment()))? {
+            here -= 1;
+        }
+        if here == 0 {
             course.whole.fetch_add(1, SeqCst);
             return Ok(());
         }
     }
-    wrong("nothing was told of the subscriber's end")
+    wrong("nothing was told of a subscriber's end")
 }
 
 fn subscribes(address: &Address, options: &Options, course: &Course) -> Outcome {
@@ -173,4 +205,39 @@ fn subscribes(address: &Address, options: &Options, course: &Course) -> Outcome 
         Err(Trouble::Coded(code, text)) if code == Error::Aborted.code() => Err(Trouble::Coded(code, text)),
         other => other,
     }
+}
+
+/// The parent of a subject, which says itself what there is to say. A child whose conversation was not whole is followed by one whose
+/// calls are left alone, and that one must have a whole one.
+pub(crate) fn bring_up(words: &[&str]) -> Outcome {
+    let failing = [&["subject"], words].concat();
+    let sound = ["subject", "child", "@none", "none", "0", "0", "0"];
+    for words in [failing.as_slice(), &sound] {
+        let own = std::env::current_exe().map_err(|error| Trouble::Wrong(error.to_string()))?;
+        let mut command = Command::new(own);
+        command.args(words).stdin(Stdio::null());
+        let (mut child, line) = spawn(command)?;
+        let farewell = line.channel(&options()).and_then(answer);
+        reap(&mut child)?;
+        if farewell.is_ok_and(|it| it == Farewell::Bye) {
+            return Ok(());
+        }
+    }
+    wrong("no child has had a whole conversation")
+}
+
+/// Waits for the end of a child, which says of itself how that was.
+fn reap(child: &mut Child) -> Outcome {
+    let end = Instant::now() + 2 * LIMIT;
+    while Instant::now() < end {
+        match child.try_wait() {
+            Ok(Some(status)) if status.success() => return Ok(()),
+            Ok(Some(status)) => return wrong(format!("the child ended before its end ({status})")),
+            _ => {}
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    wrong("the child hangs")
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::Path,
     process::ExitCode,
     sync::Mutex,
@@ -23,6 +24,7 @@ const CONTROLS: usize = 3;
 
 struct Wish {
     seconds: Option<u64>,
+    cases: usize,
     seed: u64,
     only: String,
 }
@@ -43,7 +45,7 @@ pub(crate) fn main(words: &[&str]) -> ExitCode {
     }
     let Some(wish) = Wish::parse(words) else {
         eprintln!(
-            "usage: ringfence-faults [--seconds N] [--seed S] [--only TEXT] | case SCENARIO CALL NUMBER[+] ERROR"
+            "usage: ringfence-faults [--seconds N] [--cases N] [--seed S] [--only TEXT] | case SCENARIO CALL NUMBER[+]|all ERROR"
         );
         return ExitCode::from(2);
     };
@@ -73,7 +75,7 @@ pub(crate) fn main(words: &[&str]) -> ExitCode {
     let started = Instant::now();
     let end = wish.seconds.map(|seconds| started + Duration::from_secs(seconds));
     let finding = Finding::default();
-    let next = Mutex::new(cases.iter());
+    let next = Mutex::new(cases.iter().take(wish.cases));
     thread::scope(|scope| {
         for _ in 0..SIDE_BY_SIDE {
             scope.spawn(|| {
@@ -94,12 +96,14 @@ impl Wish {
     fn parse(words: &[&str]) -> Option<Self> {
         let mut wish = Self {
             seconds: None,
+            cases: usize::MAX,
             seed: u64::from(std::process::id()),
             only: String::new(),
         };
         for pair in words.chunks(2) {
             match pair {
                 ["--seconds", number] => wish.seconds = Some(number.parse().ok()?),
+                ["--cases", number] => wish.cases = number.parse().ok()?,
                 ["--seed", number] => wish.seed = number.parse().ok()?,
                 ["--only", text] => (*text).clone_into(&mut wish.only),
                 _ => return None,
@@ -139,6 +143,11 @@ fn learn(own: &Path, only: &str, wrong: &mut Vec<String>) -> Vec<Known> {
                 } else {
                     "well"
                 };
+            // Where the partner refuses first, the look that must not fail open is never made.
+            let refuses_first = |code: &String| code.contains("the peer refused this process");
+            if scenario.must_refuse() && result.subject.codes.iter().any(refuses_first) {
+                wrong.push(format!("{}: the partner refuses first", scenario.name));
+            }
             // Without a security module there is no label, and asking for one is refused before a peer comes.
             let has_no_labels = scenario.subject.ends_with("label") && all.outcome == "UNSUPPORTED";
             if !(is_right || has_no_labels) {
@@ -167,15 +176,7 @@ impl Known {
         }
         self.evidence.extend(result.subject.evidence.iter().cloned());
         self.outcome = result.subject.outcome();
-        for (most, found) in [
-            (&mut self.allowed.subject, &result.subject.left),
-            (&mut self.allowed.partner, &result.partner.left),
-        ] {
-            for (kind, &count) in found {
-                let most = most.entry(kind.clone()).or_default();
-                *most = count.max(*most);
-            }
-        }
+        self.allowed.add(result);
     }
 }
 
@@ -203,15 +204,13 @@ fn draw(known: &[Known], seed: u64) -> Vec<(usize, Fault)> {
             }
         }
     }
-    let mut state = seed.wrapping_mul(2).wrapping_add(1);
-    for last in (1..all.len()).rev() {
-        // xorshift64*
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        let number = state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        all.swap(last, usize::try_from(number).expect("32 bits") % (last + 1));
-    }
+    // Threads take turns, so that a run counts a call more or less than another. Each case has a place of its own all the same: the
+    // order of the others does not hang on that one.
+    all.sort_by_cached_key(|(at, fault)| {
+        let mut hasher = DefaultHasher::new();
+        (seed, known[*at].scenario.name, fault.to_string()).hash(&mut hasher);
+        hasher.finish()
+    });
     let mut turns: BTreeMap<(usize, usize, bool), usize> = BTreeMap::new();
     let mut ordered: Vec<(usize, (usize, Fault))> = all
         .into_iter()
@@ -245,14 +244,23 @@ impl Finding {
             played.1 += usize::from(is_hit);
         }
         let name = known.scenario.name;
-        for what in &result.wrong {
+        for what in result
+            .wrong
+            .iter()
+            .chain(&held_against_the_peer(known.scenario, fault, result))
+        {
             if is_the_kernels_word(fault, what) {
                 continue;
             }
             let line = format!(
                 "{name}: {fault}: {what}; codes {} and {}",
                 brief(&result.subject.codes),
-                brief(&result.partner.codes)
+                result
+                    .partners
+                    .iter()
+                    .map(|it| brief(&it.codes))
+                    .collect::<Vec<_>>()
+                    .join(", ")
             );
             println!("✘ {line}");
             self.wrong.lock().expect("no panic").push(line);
@@ -312,6 +320,30 @@ fn brief(codes: &[String]) -> String {
         .map_or("none".into(), |first| format!("{} × {first}", codes.len()))
 }
 
+/// Codes with which a process says that its peer has done wrong, or is another than it should be.
+const BLAMES: &[&str] = &[
+    "MALFORMED",
+    "OBJECT_EXPOSED",
+    "OBJECT_UNSOUND",
+    "PEER_REFUSED",
+    "PROTOCOL",
+    "RING_CORRUPT",
+];
+
+/// What a process lacks is its own trouble. Its peer meets the policy, and must not be said to have failed.
+fn held_against_the_peer(scenario: &Scenario, fault: Fault, result: &Result) -> Option<String> {
+    let is_shortage = matches!(ERRORS[fault.error].0, "EMFILE" | "ENOMEM");
+    if !is_shortage || scenario.must_refuse() {
+        return None;
+    }
+    let blame = |code: &&String| BLAMES.contains(&code.split(' ').next().unwrap_or_default());
+    // Some refusals are told to the peer alone.
+    let told = |code: &&String| code.starts_with("PEER_REFUSED");
+    let own = result.subject.codes.iter().find(blame);
+    let code = own.or_else(|| result.partners.iter().flat_map(|it| &it.codes).find(told))?;
+    Some(format!("its own shortage is held against the peer: {code}"))
+}
+
 /// What follows from what the kernel is made to say, and from nothing that the crate does.
 fn is_the_kernels_word(fault: Fault, what: &str) -> bool {
     let error = ERRORS[fault.error].0;
@@ -339,7 +371,7 @@ const SLEEPS_ON: &[&str] = &[
     "no whole conversation",
 ];
 
-/// One case, with all that was said.
+/// One case, with all that was said; `all` for each of the calls of a kind, one after the other, until one goes wrong.
 fn one(own: &Path, scenario: &str, call: &str, first: &str, error: &str) -> ExitCode {
     let found = (
         SCENARIOS.iter().find(|it| it.name == scenario),
@@ -347,26 +379,37 @@ fn one(own: &Path, scenario: &str, call: &str, first: &str, error: &str) -> Exit
         ERRORS.iter().position(|it| it.0 == error),
         first.trim_end_matches('+').parse(),
     );
-    let (Some(scenario), Some(row), Some(error), Ok(number)) = found else {
+    let (Some(scenario), Some(row), Some(error), number) = found else {
         eprintln!("there is no such case");
         return ExitCode::from(2);
     };
     let control = play(own, scenario, None, &Allowed::default());
-    let allowed = Allowed {
-        subject: control.subject.left,
-        partner: control.partner.left,
+    let mut allowed = Allowed::default();
+    allowed.add(&control);
+    let numbers = match (number, first) {
+        (Ok(number), _) => number..=number,
+        (Err(_), "all") => 1..=control.subject.counts.get(&row).copied().unwrap_or(0),
+        (Err(_), _) => {
+            eprintln!("{first} is no number of a call");
+            return ExitCode::from(2);
+        }
     };
-    let fault = Fault {
-        row,
-        error,
-        first: number,
-        lasts: first.ends_with('+'),
-    };
-    let result = play(own, scenario, Some(fault), &allowed);
-    println!("{result:#?}");
-    if result.wrong.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    let lasts = first.ends_with('+');
+    for first in numbers {
+        let fault = Fault {
+            row,
+            error,
+            first,
+            lasts,
+        };
+        let mut result = play(own, scenario, Some(fault), &allowed);
+        result
+            .wrong
+            .extend(held_against_the_peer(scenario, fault, &result));
+        println!("{fault}: {result:#?}");
+        if !result.wrong.is_empty() {
+            return ExitCode::FAILURE;
+        }
     }
+    ExitCode::SUCCESS
 }

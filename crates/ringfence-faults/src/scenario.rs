@@ -17,63 +17,98 @@ use crate::{
     traces::Traces,
 };
 
-/// Two processes, of which one has calls that fail.
+/// Processes, of which one has calls that fail.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) subject: &'static str,
-    pub(crate) partner: Option<&'static str>,
+    /// The others, in the order in which they come. A parent and its child have none: each starts the other.
+    pub(crate) partners: &'static [&'static str],
     /// Whether the subject comes first, and so binds the address.
     pub(crate) is_first: bool,
 }
 
-const fn two(name: &'static str, subject: &'static str, partner: &'static str, is_first: bool) -> Scenario {
+const fn some(
+    name: &'static str,
+    subject: &'static str,
+    partners: &'static [&'static str],
+    is_first: bool,
+) -> Scenario {
     Scenario {
         name,
         subject,
-        partner: Some(partner),
+        partners,
         is_first,
     }
 }
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    two("pair, the host", "pair", "pair", true),
-    two("pair, the guest", "pair", "pair", false),
-    two("pair over shm, the host", "shm", "shm", true),
-    two("pair over shm, the guest", "shm", "shm", false),
-    two("service", "service", "agent", true),
-    two("agent", "agent", "service", false),
-    two("member, first", "member", "member", true),
-    two("member, second", "member", "member", false),
-    two("publisher", "publisher", "subscriber", true),
-    two("subscriber", "subscriber", "publisher", false),
-    Scenario {
-        name: "parent",
-        subject: "parent",
-        partner: None,
-        is_first: true,
-    },
-    two("host refuses a uid", "host-uid", "agent", true),
-    two("guest refuses a uid", "guest-uid", "service", false),
-    two("host refuses a gid", "host-gid", "agent", true),
-    two("guest refuses a gid", "guest-gid", "service", false),
-    two("host refuses an executable", "host-executable", "agent", true),
-    two(
-        "guest refuses an executable",
-        "guest-executable",
-        "service",
+    some("pair, the host", "pair", &["pair"], true),
+    some("pair, the guest", "pair", &["pair"], false),
+    some("pair over shm, the host", "shm", &["shm"], true),
+    some("pair over shm, the guest", "shm", &["shm"], false),
+    some("service", "service", &["agent"], true),
+    some("agent", "agent", &["service"], false),
+    some("member, first", "member", &["member"], true),
+    some("member, second", "member", &["member"], false),
+    some("publisher", "publisher", &["subscriber"], true),
+    some("subscriber", "subscriber", &["publisher"], false),
+    some(
+        "publisher of two",
+        "publisher of two",
+        &["subscriber", "subscriber"],
+        true,
+    ),
+    some(
+        "subscriber beside another",
+        "subscriber",
+        &["publisher of two", "subscriber"],
         false,
     ),
-    two("host refuses a content", "host-content", "agent", true),
-    two("guest refuses a content", "guest-content", "service", false),
-    two("host refuses a cgroup", "host-cgroup", "agent", true),
-    two("guest refuses a cgroup", "guest-cgroup", "service", false),
-    two("host refuses a label", "host-label", "agent", true),
-    two("guest refuses a label", "guest-label", "service", false),
-    two("host refuses by authorize", "host-authorize", "agent", true),
-    two("guest refuses by authorize", "guest-authorize", "service", false),
-    two("host refuses a namespace", "host-namespace", "agent", true),
-    two("guest refuses a namespace", "guest-namespace", "service", false),
+    some("parent", "parent", &[], true),
+    some("child", "child", &[], true),
+    some("host refuses a uid", "host-uid", &["agent"], true),
+    some("guest refuses a uid", "guest-uid", &["service"], false),
+    some("host refuses a gid", "host-gid", &["agent"], true),
+    some("guest refuses a gid", "guest-gid", &["service"], false),
+    some(
+        "host refuses a dropped group",
+        "host-group",
+        &["agent of a group"],
+        true,
+    ),
+    some("host refuses an executable", "host-executable", &["agent"], true),
+    some(
+        "guest refuses an executable",
+        "guest-executable",
+        &["service"],
+        false,
+    ),
+    some("host refuses a content", "host-content", &["agent"], true),
+    some("guest refuses a content", "guest-content", &["service"], false),
+    some("host refuses a cgroup", "host-cgroup", &["agent"], true),
+    some("guest refuses a cgroup", "guest-cgroup", &["service"], false),
+    some("host refuses a label", "host-label", &["agent"], true),
+    some("guest refuses a label", "guest-label", &["service"], false),
+    some("host refuses by authorize", "host-authorize", &["agent"], true),
+    some(
+        "guest refuses by authorize",
+        "guest-authorize",
+        &["service"],
+        false,
+    ),
+    some(
+        "host refuses a namespace",
+        "host-namespace",
+        &["agent of a namespace"],
+        true,
+    ),
+    some(
+        "guest refuses a namespace",
+        "guest-namespace",
+        &["service of a namespace"],
+        false,
+    ),
 ];
 
 impl Scenario {
@@ -105,8 +140,12 @@ impl Scenario {
                 .stderr(Stdio::null())
                 .status()
         };
-        (self.in_namespace() && !run().is_ok_and(|status| status.success()))
-            .then_some("no namespace can be made here")
+        if self.in_namespace() && !run().is_ok_and(|status| status.success()) {
+            return Some("no namespace can be made here");
+        }
+        // SAFETY: no pointers, and no errors.
+        let is_root = unsafe { libc::geteuid() } == 0;
+        (self.subject == "host-group" && !is_root).then_some("it takes root to have a group for a while")
     }
 }
 
@@ -157,7 +196,7 @@ pub(crate) struct Said {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Result {
     pub(crate) subject: Said,
-    pub(crate) partner: Said,
+    pub(crate) partners: Vec<Said>,
     pub(crate) wrong: Vec<String>,
 }
 
@@ -166,6 +205,20 @@ pub(crate) struct Result {
 pub(crate) struct Allowed {
     pub(crate) subject: Traces,
     pub(crate) partner: Traces,
+}
+
+impl Allowed {
+    pub(crate) fn add(&mut self, result: &Result) {
+        let partners = result.partners.iter().map(|it| &it.left);
+        for (kind, &count) in &result.subject.left {
+            let most = self.subject.entry(kind.clone()).or_default();
+            *most = count.max(*most);
+        }
+        for (kind, &count) in partners.flatten() {
+            let most = self.partner.entry(kind.clone()).or_default();
+            *most = count.max(*most);
+        }
+    }
 }
 
 /// A process of a case that takes longer has failed.
@@ -287,7 +340,8 @@ impl Said {
                         said.left.insert(kind, count as usize);
                     }
                 }
-                "hits" => said.hits = rest.parse().unwrap_or(0),
+                // Of a child there is a second one where the first had trouble.
+                "hits" => said.hits += rest.parse().unwrap_or(0),
                 "whole" => said.whole = rest.parse().unwrap_or(0),
                 "wrong" => said.wrong.push(rest.to_owned()),
                 "done" => said.is_done = true,
@@ -334,34 +388,43 @@ pub(crate) fn play(own: &Path, scenario: &Scenario, fault: Option<Fault>, allowe
             times.to_string(),
         ]
     });
-    let mut subject = vec!["subject", scenario.subject, text];
+    let word = if scenario.subject == "child" {
+        "parent-of"
+    } else {
+        "subject"
+    };
+    let mut subject = vec![word, scenario.subject, text];
     subject.extend(plan.iter().map(String::as_str));
     let start_subject = || Actor::start(command(own, &subject, scenario, false), &allowed.subject);
-    let start_partner = || {
-        let role = scenario.partner?;
-        Some(Actor::start(
-            command(own, &["partner", role, text], scenario, scenario.in_namespace()),
+    let start_partner = |role: &&str| {
+        let words = ["partner", *role, text];
+        Actor::start(
+            command(own, &words, scenario, scenario.in_namespace()),
             &allowed.partner,
-        ))
+        )
     };
     let mut result = Result::default();
-    let (subject, partner) = if scenario.is_first {
-        let subject = start_subject();
-        wait_for(&address, scenario.partner.is_some());
-        (subject, start_partner())
-    } else {
-        let partner = start_partner();
-        wait_for(&address, true);
-        (start_subject(), partner)
-    };
+    let (first, others) = scenario
+        .partners
+        .split_at(usize::from(!scenario.is_first).min(scenario.partners.len()));
+    let mut partners: Vec<Actor> = first.iter().map(start_partner).collect();
+    for partner in &mut partners {
+        wait_for(&address, partner);
+    }
+    let mut subject = start_subject();
+    if scenario.is_first && !others.is_empty() {
+        wait_for(&address, &mut subject);
+    }
+    partners.extend(others.iter().map(start_partner));
     result.subject = subject.finish("the subject", &mut result.wrong);
-    if let Some(partner) = partner {
-        result.partner = partner.finish("the partner", &mut result.wrong);
-        if result.partner.whole == 0 && !scenario.must_refuse() {
+    for partner in partners {
+        let said = partner.finish("the partner", &mut result.wrong);
+        if said.whole == 0 && !scenario.must_refuse() {
             result
                 .wrong
                 .push("the partner has had no whole conversation".into());
         }
+        result.partners.push(said);
     }
     for entry in fs::read_dir(folder.path()).into_iter().flatten().flatten() {
         result
@@ -371,10 +434,11 @@ pub(crate) fn play(own: &Path, scenario: &Scenario, fault: Option<Fault>, allowe
     result
 }
 
-/// Until the first of the two has bound the address. One whose first calls fail does so in its second attempt.
-fn wait_for(address: &Path, is_awaited: bool) {
+/// Until the first of them has bound the address, or has ended: who must refuse tries once. One whose first calls fail binds it in its
+/// second attempt.
+fn wait_for(address: &Path, first: &mut Actor) {
     let end = Instant::now() + Duration::from_secs(30);
-    while is_awaited && !address.exists() && Instant::now() < end {
+    while !address.exists() && Instant::now() < end && matches!(first.child.try_wait(), Ok(None)) {
         thread::sleep(Duration::from_millis(1));
     }
 }

@@ -21,6 +21,21 @@ fn a_publisher_hears_of_ends_after_a_wait_that_failed() {
     play("publisher", "epoll_wait", "1", "EMFILE");
 }
 
+/// The thread that keeps the address ended for want of a descriptor, after the publisher had been made: none ever came.
+#[test]
+fn what_keeps_an_address_is_there_before_the_address_is_kept() {
+    play("publisher", "eventfd2", "6", "EMFILE");
+    play("service", "eventfd2", "all", "EMFILE");
+}
+
+/// A look at what the peer had passed that failed for want of memory was held against the peer.
+#[test]
+fn a_shortage_of_ones_own_is_not_held_against_the_peer() {
+    play("parent", "getpeername", "1", "ENOMEM");
+    play("pair, the host", "getsockname", "1", "EMFILE");
+    play("member, second", "getsockopt(SO_TYPE)", "all", "ENOMEM");
+}
+
 /// A subscriber that could not be watched was let in, and told at once that its publisher had closed.
 #[test]
 fn a_subscriber_is_kept_where_it_cannot_be_watched_at_first() {
