@@ -6,8 +6,10 @@ import time
 
 from ends import HERE, End, Failure, pattern
 from other_end import many, meet, memory, wire
-from other_end.ring import ALIGNED, FIRST, LAST, WHOLE, Channel
-from other_end.wire import Hello
+from other_end.members import Member
+from other_end.ring import ALIGNED, FIRST, LAST, WHOLE, Channel, Exposed
+from other_end.tokens import Mailbox, Post
+from other_end.wire import Hello, Honest
 
 CAPACITY = 8192
 LONGEST = 100_000
@@ -273,11 +275,175 @@ def publisher(language, folder, kind):
         source.close()
 
 
-CASES = [host_of_a_pair, guest_of_a_pair, reader, cut_off, closed_early, agent, service, refused, parent, child, subscriber, publisher]
+def over_shm(language, folder, kind):
+    """The other backing, from either side."""
+    where = address(folder, kind)
+    place = meet.Place(where)
+    with End(language, "shm", where) as end:
+        mine = hello()
+        mine.backing = wire.SHM
+        met = meet.accept(place, mine)
+        place.shut()
+        met.release = place.release
+        end.expect(f"guest {os.getpid()}")
+        echoes(Channel(met), SIZES[:20])
+        end.expect("over closed")
+        end.finish()
+    with End(language, "shm", where) as end:
+        mine = hello()
+        mine.backing = wire.SHM
+        channel = Channel(patient(lambda: meet.guest(where, mine)))
+        end.expect(f"host {os.getpid()}")
+        echoes(channel, SIZES[:20])
+        end.expect("over closed")
+        end.finish()
+
+
+def tokens(language, folder, kind):
+    """Each comes back, one more than it was; what has another secret or mailbox does not."""
+    where = address(folder, kind)
+    place = meet.Place(where)
+    with End(language, "tokens", where) as end:
+        mine = hello()
+        mine.mailbox = Mailbox()
+        met = meet.accept(place, mine)
+        place.shut()
+        met.release = place.release
+        end.expect(f"guest {os.getpid()}")
+        channel = Channel(met)
+        post = Post(channel)
+        all_sent = [0, 1, (1 << 64) - 2, 1 << 63, *range(100, 200)]
+        for number, token in enumerate(all_sent):
+            if number % 10 == 0:
+                post.forge(token)
+                post.forge(token, mailbox=post.offer.mailbox + 1, secret=post.offer.secret)
+            post.send(token)
+        found = [mine.mailbox.take(60) for _ in all_sent]
+        same(found, [token + 1 for token in all_sent], "the tokens that came back")
+        # It is stored after the token was sent.
+        deadline = time.monotonic() + 60
+        while met.peer.load(memory.TOKENS) != len(all_sent) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        same(met.peer.load(memory.TOKENS), len(all_sent), "the word of how many there are")
+        channel.close()
+        end.expect("over closed")
+        end.finish()
+
+
+def last_tokens(language, folder, kind):
+    """What was announced before an end is heard before the end is told, however close they are."""
+    where = address(folder, kind)
+    with End(language, "hear", where) as end:
+        end.expect("bound")
+        for turn in range(100):
+            asked = hello()
+            asked.meeting = wire.SERVICE
+            channel = Channel(meet.guest(where, asked))
+            end.expect("in")
+            post = Post(channel)
+            for token in range(turn % 8 + 1):
+                post.send(token)
+            if turn % 2:
+                channel.send(b"x")
+            if turn % 3:
+                channel.end()
+            channel.close()
+            same(end.hear().split(",")[0], f"{post.sent} tokens", "what was heard by the end")
+
+
+class Keeps(Honest):
+    """Keeps a descriptor of the peer's object, which it should close."""
+
+    def before(self, moment, end):
+        if moment == "object":
+            self.kept = os.dup(end)
+
+
+def opened_here(language, folder, kind):
+    """A process opens the real end's object: that says so, and what was not read is gone."""
+    where = address(folder, kind)
+    place = meet.Place(where)
+    keeps = Keeps()
+    with End(language, "echo", where) as end:
+        met = meet.accept(place, hello(), keeps)
+        place.shut()
+        met.release = place.release
+        end.expect(f"guest {os.getpid()}")
+        channel = Channel(met)
+        channel.send(b"x")
+        same(channel.receive(), b"x", "the echo")
+        try:
+            os.close(os.open(f"/proc/self/fd/{keeps.kept}", os.O_RDONLY | os.O_NONBLOCK))
+        except BlockingIOError:
+            pass  # the kernel waits for the owner of the lease
+        os.close(keeps.kept)
+        try:
+            while channel.receive() is not None:
+                pass
+            raise Failure(f"{end.name} has said nothing of its object being opened")
+        except Exposed:
+            pass
+        same(bytes(met.peer.bytes[memory.RING:]), bytes(met.peer.size - memory.RING), "what is left of the ring")
+        channel.release()
+        same(end.hear().split()[0], "OBJECT_EXPOSED", "what it says")
+
+
+def opened_there(language, folder, kind):
+    """This end's object was opened: the real end drops what it has not read."""
+    where = address(folder, kind)
+    place = meet.Place(where)
+    with End(language, "echo", where) as end:
+        met = meet.accept(place, hello())
+        place.shut()
+        met.release = place.release
+        end.expect(f"guest {os.getpid()}")
+        channel = Channel(met)
+        channel.send(b"x")
+        same(channel.receive(), b"x", "the echo")
+        channel.expose()
+        same(end.hear().split()[0], "OBJECT_EXPOSED", "what it says")
+
+
+def members(language, folder, kind):
+    """The address goes from this end to the real one and back, by leaving and by a kill, and is never free."""
+    where = address(folder, kind)
+    member = Member(where, hello())
+    # Bound before the end comes, which is then its guest.
+    member.place = meet.Place(where)
+    for word in ("leave", "kill"):
+        with End(language, "member", where) as end:
+            member.wait_as_host()
+            end.expect("guest")
+            greeted(end, member)
+            same(member.leave(), True, "whether the guest has taken the place over")
+            end.expect("host")
+            member.come_as_guest()
+            greeted(end, member)
+            if word == "leave":
+                # It leaves as soon as it is spoken to.
+                member.channel.send(b"x")
+                member.succeed()
+                end.expect("left")
+                end.finish()
+            else:
+                end.kill()
+                member.succeed()
+    same(sorted(os.listdir(folder)), ["s", "s.lock"] if kind == "path" else [], "the files of the place")
+    member.give_up()
+    same(os.listdir(folder), [], "what is left beside the path")
+
+
+def greeted(end, member):
+    end.expect(f"channel {os.getpid()}")
+    same(member.channel.receive(), b"hello", "its greeting")
+
+
+CASES = [host_of_a_pair, guest_of_a_pair, reader, cut_off, closed_early, agent, service, refused, parent, child, subscriber,
+         publisher, over_shm, tokens, last_tokens, opened_here, opened_there, members]
 
 
 #: Those that are tried at either kind of address.
-MEETINGS = [host_of_a_pair, guest_of_a_pair]
+MEETINGS = [host_of_a_pair, guest_of_a_pair, members]
 
 
 def run(languages):

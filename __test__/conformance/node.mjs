@@ -6,7 +6,7 @@
 
 import { createInterface } from 'node:readline'
 
-import { connect, fromParent, join, listen, publish, spawn, subscribe } from 'ringfence'
+import { connect, fromParent, join, listen, member, publish, spawn, subscribe } from 'ringfence'
 
 const [deed, address, executable, capacity, longest, sizes = ''] = process.argv.slice(2)
 const options = {
@@ -14,6 +14,7 @@ const options = {
   maxMessageSize: Number(longest),
   timeout: 60_000,
   policy: { executable },
+  ...(deed === 'shm' ? { backing: 'shm' } : {}),
 }
 const lengths = sizes === '' ? [] : sizes.split(',').map(Number)
 
@@ -67,11 +68,57 @@ async function read(delivery) {
   return `${count} read, ${subscription.lost} lost, ${await subscription.closed}`
 }
 
+/** Reads to the end, and says how many tokens had come by then. */
+async function hearOut(channel) {
+  let tokens = 0
+  const counting = (async () => {
+    for await (const _ of channel.tokens()) tokens += 1
+  })()
+  while ((await channel.receive()) !== null);
+  const reason = await channel.closed
+  await counting
+  return `${tokens} tokens, ${reason}`
+}
+
+async function echoes() {
+  const channel = await meet()
+  say(`${channel.role} ${channel.peer.pid}`)
+  say(`over ${await echo(channel)}`)
+}
+
 const deeds = {
-  async echo() {
+  echo: echoes,
+  shm: echoes,
+
+  async tokens() {
     const channel = await meet()
     say(`${channel.role} ${channel.peer.pid}`)
-    say(`over ${await echo(channel)}`)
+    for await (const token of channel.tokens()) channel.sendToken(BigInt.asUintN(64, token + 1n))
+    say(`over ${await channel.closed}`)
+  },
+
+  async hear() {
+    const listener = await listen(address, options)
+    say('bound')
+    for await (const channel of listener) {
+      say('in')
+      void outcome(hearOut(channel))
+    }
+  },
+
+  /** Greets each partner, and leaves as soon as it is spoken to. */
+  async member() {
+    const membership = await member(address, options)
+    say(membership.role)
+    membership.on('role', say)
+    for await (const channel of membership) {
+      say(`channel ${channel.peer.pid}`)
+      await channel.send('hello')
+      if ((await channel.receive()) === null) continue
+      await membership.leave()
+      say('left')
+      return
+    }
   },
 
   async close() {

@@ -25,6 +25,8 @@ class Met:
     offer: Offer
     #: The place, which a host gives back at the end.
     release: object = field(default=lambda: None)
+    #: What came with READY.
+    passed: list = field(default_factory=list)
 
 
 class Place:
@@ -44,6 +46,25 @@ class Place:
             raise
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.sock.listen(64)
+
+    @classmethod
+    def inherit(cls, address, sock, lock):
+        """The place of a host, of which this process was passed all that there is."""
+        place = cls.__new__(cls)
+        place.address, place.sock, place.lock = address, sock, lock
+        place.abstract = address.startswith("@")
+        return place
+
+    def shares(self):
+        """What a guest among members is passed."""
+        return [self.sock] if self.lock is None else [self.sock, self.lock]
+
+    def let_go(self):
+        """Another process has the place now, files and all."""
+        self.sock.close()
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
     def _lock(self):
         path = self.address + ".lock"
@@ -95,10 +116,7 @@ class Place:
                     os.unlink(path)
                 except FileNotFoundError:
                     pass
-        self.sock.close()
-        if self.lock is not None:
-            os.close(self.lock)
-            self.lock = None
+        self.let_go()
 
 
 def dial(address):
@@ -144,13 +162,13 @@ def guest(address, hello=None, tongue=None, limit=30):
 def guest_on(agreed, hello, tongue, deadline, speaker=None):
     """The guest's side of the order, from a connected socket."""
     line, theirs = begin_as_guest(agreed, hello, tongue, deadline, speaker)
-    return _finish(line, hello, theirs, False)
+    return finish(line, hello, theirs, False)
 
 
 def host_on(agreed, hello, tongue, deadline, speaker=None):
     """The host's side of the order, from an accepted socket."""
     line, theirs = begin_as_host(agreed, hello, tongue, deadline, speaker)
-    return _finish(line, hello, theirs, True)
+    return finish(line, hello, theirs, True)
 
 
 def begin_as_guest(agreed, hello, tongue, deadline, speaker=None):
@@ -213,24 +231,29 @@ def begin_as_host(agreed, hello, tongue, deadline, speaker=None):
         raise
 
 
-def _finish(line, mine, theirs, is_host):
-    """From OFFER to READY."""
+def finish(line, mine, theirs, is_host, shares=()):
+    """From OFFER to READY. `shares`: what goes with READY, or of a guest, how many descriptors come with it."""
     try:
-        own, raw = memory.make(mine.capacity)
+        own, raw = memory.make(mine.capacity, is_shm=mine.backing == wire.SHM)
         try:
             line.tongue.before("offer", line)
             offered = Offer(theirs.nonce, own.size, mine.capacity)
+            if mine.mailbox is not None:
+                box = mine.mailbox
+                offered.number, offered.thread, offered.mailbox = box.number, box.thread, box.mailbox
+                offered.secret = box.secret
             line.say(wire.OFFER, offered.pack(), [raw])
             body, (fd,) = line.hear(wire.OFFER, 1)
             try:
                 offer = check_offer(Offer.unpack(body), mine, theirs)
-                peer = memory.accept(fd, theirs.capacity, offer.size, line.speaker[1])
+                peer = memory.accept(fd, theirs.capacity, offer.size, line.speaker[1], mine.backing == wire.SHM)
+                line.tongue.before("object", fd)
             finally:
                 os.close(fd)
         finally:
             os.close(raw)
         met = Met(line, mine, theirs, own, peer, offered, offer)
-        ready(met, is_host)
+        ready(met, is_host, shares)
         return met
     except BaseException:
         line.close()
@@ -245,27 +268,32 @@ def check_offer(offer, mine, theirs):
     return offer
 
 
-def ready(met, is_host):
-    """READY of both, each after the last look at the other."""
+def ready(met, is_host, shares=()):
+    """READY of both, each after the last look at the other. A host among members passes its place on with it."""
     line = met.line
     line.tongue.before("ready", met)
     if not is_host:
         check_speaker(line.speaker)
         line.say(wire.READY, met.theirs.nonce)
-    body, _ = line.hear(wire.READY)
+    body, met.passed = line.hear(wire.READY, 0 if is_host else shares or 0)
     if body != met.mine.nonce:
         raise Violation("another nonce")
     check_speaker(line.speaker)
     if is_host:
-        line.say(wire.READY, met.theirs.nonce)
+        line.say(wire.READY, met.theirs.nonce, shares)
     line.tongue.before("open", met)
+
+
+def accepted(place, limit):
+    place.sock.settimeout(limit)
+    sock, whence = place.sock.accept()
+    sock.setblocking(True)
+    return sock, whence
 
 
 def accept(place, hello, tongue=None, limit=30):
     """The next guest of a place, or an exception of its handshake."""
-    place.sock.settimeout(limit)
-    sock, _ = place.sock.accept()
-    sock.setblocking(True)
+    sock, _ = accepted(place, limit)
     try:
         return host_on(sock, hello, tongue, time.monotonic() + limit)
     finally:

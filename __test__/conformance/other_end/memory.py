@@ -73,19 +73,18 @@ def size_of(capacity):
     return CONTROL if capacity == 0 else capacity + EXTRA
 
 
-def make(capacity, seals=SEALS, size=None):
+def make(capacity, seals=SEALS, size=None, is_shm=False):
     """A region of this process's own, and the descriptor that the peer gets."""
     size = size_of(capacity) if size is None else size
-    try:
-        raw = os.memfd_create("ringfence", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | _MFD_NOEXEC_SEAL)
-    except OSError:
-        raw = os.memfd_create("ringfence", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    opened = os.open(f"/proc/self/fd/{raw}", os.O_RDWR | os.O_CLOEXEC)
+    raw = _shm() if is_shm else _memfd()
+    # The kernel does not count a raw memfd as open for writing.
+    opened = os.dup(raw) if is_shm else os.open(f"/proc/self/fd/{raw}", os.O_RDWR | os.O_CLOEXEC)
     os.posix_fallocate(opened, 0, size)
     region = Region(opened, size, capacity, True)
     region.store(0, MAGIC)
     region.store(8, capacity)
-    fcntl.fcntl(raw, fcntl.F_ADD_SEALS, seals)
+    if not is_shm:
+        fcntl.fcntl(raw, fcntl.F_ADD_SEALS, seals)
     # A signal that is ignored: this end has no alarm. SIGIO, which the kernel would send, ends a process.
     fcntl.fcntl(opened, _F_SETSIG, signal.SIGURG)
     fcntl.fcntl(opened, _F_SETOWN_EX, struct.pack("ii", 1, os.getpid()))
@@ -94,7 +93,24 @@ def make(capacity, seals=SEALS, size=None):
     return region, raw
 
 
-def accept(fd, capacity, size, owner):
+def _memfd():
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create("ringfence", flags | _MFD_NOEXEC_SEAL)
+    except OSError:
+        return os.memfd_create("ringfence", flags)
+
+
+def _shm():
+    path = f"/dev/shm/ringfence-{os.urandom(16).hex()}"
+    raw = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
+    os.unlink(path)
+    if os.fstat(raw).st_nlink != 0:
+        raise Violation("another process has given the object a name")
+    return raw
+
+
+def accept(fd, capacity, size, owner, is_shm=False):
     """Maps a peer's object, once it is what it must be."""
     info = os.fstat(fd)
     filesystem = ctypes.create_string_buffer(256)
@@ -108,11 +124,14 @@ def accept(fd, capacity, size, owner):
         "owner": info.st_uid == owner,
         "names": info.st_nlink == 0,
     }
+    if is_shm:
+        checks["access"] = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        checks["lease"] = fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_WRLCK
+    else:
+        checks["seals"] = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS == SEALS
     for check, holds in checks.items():
         if not holds:
             raise Violation(f"object: {check}")
-    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS != SEALS:
-        raise Violation("object: seals")
     region = Region(fd, size, capacity, False)
     region.check_constants()
     return region

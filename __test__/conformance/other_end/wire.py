@@ -13,6 +13,7 @@ HELLO, OFFER, READY, REFUSE = 1, 2, 3, 4
 NAMES = {HELLO: "HELLO", OFFER: "OFFER", READY: "READY", REFUSE: "REFUSE"}
 LENGTHS = {HELLO: (96, 96), OFFER: (104, 104), READY: (32, 32), REFUSE: (8, 4096)}
 PAIR, SERVICE, CHILD, MEMBER, BROADCAST = range(5)
+MEMFD, SHM = 1, 2
 BARRIERS = 1
 OCCUPIED, POLICY, DISAGREES, UNSOUND, UNABLE = range(1, 6)
 MAX_PEER_CAPACITY = 1 << 30
@@ -46,11 +47,13 @@ class Hello:
     echo: bytes = bytes(32)
     capacity: int = 65536
     longest: int = 1 << 20
-    backing: int = 1
+    backing: int = MEMFD
     features: int = 0
     meeting: int = PAIR
     delivery: int = 0
     start: int = 0
+    #: Where this side takes tokens, if it does. OFFER tells of it.
+    mailbox: object = None
 
     def pack(self):
         return _HELLO.pack(self.nonce, self.echo, self.capacity, self.longest, self.backing, self.features,

@@ -29,6 +29,21 @@ pub(crate) fn serve(address: &Address, options: &Options) -> Outcome {
     }
 }
 
+/// Reads what each agent sends to the end, and says how many tokens had come by then.
+pub(crate) fn hear(address: &Address, options: &Options) -> Outcome {
+    let listener = listen(address, options)?;
+    say("bound");
+    loop {
+        match listener.accept()? {
+            Arrival::Accepted(channel) => {
+                say("in");
+                thread::spawn(move || say(&outcome(count(channel))));
+            }
+            other => return Err(format!("{other:?}").into()),
+        }
+    }
+}
+
 /// Goes to a service once for each line that it is told.
 pub(crate) fn visit(address: &Address, options: &Options) -> Outcome {
     say("bound");
@@ -88,6 +103,18 @@ fn echo(channel: Channel) -> ringfence::Result<String> {
     }
     sender.end();
     Ok(ended(receiver.close_reason()))
+}
+
+fn count(channel: Channel) -> ringfence::Result<String> {
+    let tokens = channel.tokens();
+    let (_sender, mut receiver) = channel.split();
+    let mut room = vec![0; usize::try_from(receiver.max_message_size()).expect("64 bits")];
+    while receiver.receive(&mut room)?.is_some() {}
+    let mut count = 0;
+    while tokens.try_token().is_some() {
+        count += 1;
+    }
+    Ok(format!("{count} tokens, {}", ended(receiver.close_reason())))
 }
 
 fn call(channel: Channel) -> ringfence::Result<String> {

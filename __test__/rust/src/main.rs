@@ -20,8 +20,8 @@ use std::{
 };
 
 use ringfence::{
-    Address, Change, Channel, GoneReason, Message, Options, Packed, Policy, Progress, PublisherEvent,
-    Receiver, Sender, from_parent, join, member, publish, spawn, subscribe,
+    Address, Backing, Change, Channel, GoneReason, Message, Options, Packed, Policy, Progress,
+    PublisherEvent, Receiver, Sender, from_parent, join, member, publish, spawn, subscribe,
 };
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -66,17 +66,23 @@ fn run() -> Outcome {
         "merge" => return merge::merge_all(&address.parse()?, &options, longest.parse()?, &sizes),
         "subscribe" => return subscribe_all(&address.parse()?, &options.wait(true)),
         "serve" => return ends::serve(&address.parse()?, &options),
+        "hear" => return ends::hear(&address.parse()?, &options),
         "visit" => return ends::visit(&address.parse()?, &options),
         "broadcast" => return ends::broadcast(&address.parse()?, &options, &sizes),
         "follow" => return ends::follow(&address.parse()?, &options),
         _ => {}
     }
+    let options = if deed == "shm" {
+        options.backing(Backing::Shm)
+    } else {
+        options
+    };
     let channel = meet(address, executable, &options)?;
     say(&format!("{} {}", channel.role(), channel.peer().pid));
     match &deed[..] {
         "produce" => produce(channel, &sizes),
         "consume" => consume(channel, &sizes),
-        "echo" => echo(channel),
+        "echo" | "shm" => echo(channel),
         "close" => close(channel),
         "leave" => leave(channel, &sizes),
         "execute" => execute(channel),
