@@ -29,7 +29,7 @@ const JOB_LIMIT = 120_000
 const NATS_SERVER = 'github.com/nats-io/nats-server/v2@v2.15.2'
 
 // What is off by default is tested as well.
-const features = ['--features', 'ringfence/tokio']
+const features = ['--features', 'ringfence/tokio,ringfence/tracing']
 
 function testAll() {
   const started = performance.now()

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::trace;
+
 /// One check, for logs and audits. A channel exists only if every check that the policy asks for has passed.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +58,7 @@ impl Record {
         wanted: impl Into<String>,
         found: impl Into<String>,
     ) {
-        self.0.push(Evidence {
+        self.note(Evidence {
             step,
             check,
             wanted: wanted.into(),
@@ -67,13 +69,25 @@ impl Record {
 
     /// Notes what this kernel or policy leaves open, so that a reader does not take it for checked.
     pub(crate) fn not_asked(&mut self, step: &'static str, check: &'static str, found: impl Into<String>) {
-        self.0.push(Evidence {
+        self.note(Evidence {
             step,
             check,
             wanted: "not asked for".into(),
             found: found.into(),
             outcome: Outcome::NotAsked,
         });
+    }
+
+    fn note(&mut self, evidence: Evidence) {
+        let Evidence {
+            step,
+            check,
+            wanted,
+            found,
+            outcome,
+        } = &evidence;
+        trace::step(step, check, wanted, found, outcome.as_str());
+        self.0.push(evidence);
     }
 
     pub(crate) fn into_list(self) -> Vec<Evidence> {

@@ -76,6 +76,7 @@ mod sys;
 pub mod testing;
 #[cfg(feature = "tokio")]
 pub mod tokio;
+mod trace;
 mod wait;
 mod wake;
 

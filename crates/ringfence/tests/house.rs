@@ -9,7 +9,7 @@ use std::{
 
 /// From the top to the bottom. A folder may import what stands below it. Files that share a line may not import each
 /// other. Tests and the fuzzer's entry points may look at everything.
-const ORDER: [&[&str]; 19] = [
+const ORDER: [&[&str]; 20] = [
     &["tokio"],
     &["doctor"],
     &["endpoint"],
@@ -26,6 +26,7 @@ const ORDER: [&[&str]; 19] = [
     &["wait"],
     &["fork"],
     &["evidence"],
+    &["trace"],
     &["error"],
     &["sys"],
     &["identity"],

@@ -102,9 +102,17 @@ impl Shared {
         self.state.set(end);
         self.doorbell.hang_up();
         drop(guard);
+        self.tell_end();
         drop(on_end);
         // The last of a region or of a mailbox waits for the thread that hears alarms, and that may be waiting here.
         drop(held);
+    }
+
+    /// Those who watch the process hear of an end before the program does.
+    fn tell_end(&self) {
+        if let Some(reason) = self.gone_reason() {
+            self.tie.closed(&reason);
+        }
     }
 
     /// As [`Shared::finish`], for a member that leaves its place to its peer: says so, and waits for the answer, as long
@@ -132,6 +140,7 @@ impl Shared {
         self.doorbell.hang_up();
         // Until now for the alarm, which wipes.
         let held = self.held().take();
+        self.tell_end();
         drop((held, on_end));
         match phase.map(|phase| phase.step) {
             Some(Step::Succeeds) => Handover::Taken,

@@ -44,6 +44,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         socket: parts.line,
         pidfd: parts.process.pidfd(),
         barriers: parts.barriers,
+        tie: parts.tie,
     };
     let held = Held {
         own: own.clone(),

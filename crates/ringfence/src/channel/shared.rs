@@ -25,6 +25,7 @@ use crate::{
     memory::phase::Phase,
     signal::inbox::{OpenInbox, TokenSender},
     sys::lock::{Mutex, MutexGuard},
+    trace::Tie,
     wake::doorbell::Doorbell,
 };
 
@@ -43,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) busy_poll: Duration,
     /// Also held by what sums the channels of an address up.
     pub(crate) counters: Arc<Counters>,
+    pub(crate) tie: Tie,
 }
 
 /// What a channel keeps from others until it ends: the address of a pair's host, a seat of a service.
@@ -68,6 +70,7 @@ pub(crate) struct Line {
     pub(crate) pidfd: Option<Arc<OwnedFd>>,
     /// Both processes take membarrier(2).
     pub(crate) barriers: bool,
+    pub(crate) tie: Tie,
 }
 
 #[derive(Debug)]
@@ -95,7 +98,10 @@ impl Shared {
             receiving_ended: AtomicBool::new(false),
             held: Mutex::new(Some(held)),
             busy_poll,
+            tie: line.tie,
         });
+        // Before the alarm, which may end it at once.
+        shared.tie.opened(&shared.role);
         own.in_use(line.barriers);
         if let Some(tripwire) = own.tripwire() {
             let shared = Arc::downgrade(&shared);

@@ -27,6 +27,7 @@ use crate::{
     ring::record::{HEADER, packed_size},
     signal::inbox::TokenAddress,
     signal::inbox::{OpenInbox, TokenSender},
+    trace::Tie,
 };
 
 const CAPACITY: u64 = 4096;
@@ -56,6 +57,7 @@ fn end(line: OwnedFd, own: &OwnRegion, peer: &OwnRegion, options: &Options) -> C
         token_sender: TokenSender::new(no_process.pid, TokenAddress::default()).expect("no process"),
         inheritance: None,
         ring: RingPart::Equal,
+        tie: Tie::with("none", &Identity::of(no_process)),
     };
     Channel::assemble(parts, None, options)
 }

@@ -74,7 +74,8 @@ impl Verifier {
         let looked = policy.check(peer, "verify", &deadline, &mut record);
         // If the channel has ended meanwhile, that is the answer, whatever was found of the peer.
         self.check_open()?;
-        if let (Err(Error::PeerRefused(_)), Some(shared)) = (&looked, self.shared.upgrade()) {
+        if let (Err(error @ Error::PeerRefused(_)), Some(shared)) = (&looked, self.shared.upgrade()) {
+            shared.tie.refused(error);
             shared.finish(ChannelState::Refused);
         }
         Ok(Verified {

@@ -30,6 +30,7 @@ use crate::{
     options::Options,
     rendezvous::address::Address,
     rendezvous::place::Place,
+    trace,
     wait::cancel::{Bell, CancelToken},
     wait::deadline::Deadline,
 };
@@ -129,40 +130,58 @@ impl Acceptor<'_> {
             // Newcomers that have not got a seat are told so, and end.
             self.over.cancel();
             for newcomer in accepting.queue.waiting.drain(..) {
-                newcomer.turn_away(host.closed());
+                self.tell(&newcomer.turn_away(host.closed()));
             }
             let left = leave(place, result);
             // A guest that was told READY has a channel, though this side takes no more newcomers in.
             drop(accepting.results);
             for (_, outcome) in accepting.outcomes {
-                if let Outcome::Ready(passed) = outcome {
-                    let (parts, seat) = *passed;
-                    let _ = host.ready(parts, seat);
+                match outcome {
+                    Outcome::Ready(passed) => {
+                        let (parts, seat) = *passed;
+                        let _ = host.ready(parts, seat);
+                    }
+                    Outcome::Refused(refused) => self.tell(&refused),
+                    Outcome::Silent(_) => {}
                 }
             }
             left
         })
     }
 
+    /// A newcomer got no channel.
+    fn tell(&self, refused: &Refused) {
+        trace::refused(self.address, "host", &refused.error, refused.identity.as_ref());
+    }
+
     /// On a thread of its own: looks at the newcomer, and goes through the handshake once it speaks.
     fn shake_hands<H: Host>(&self, newcomer: Newcomer, host: &H) -> Outcome<H::Seat> {
-        let Newcomer { who, stage, deadline } = newcomer;
+        let Newcomer {
+            who,
+            stage,
+            deadline,
+            handshake,
+        } = newcomer;
         let side = Side::new(self.address, self.options, &deadline, self.meeting)
             .sharing(self.shares)
             .publishing(self.ring);
         let caller = match stage {
             Stage::Silent(caller) => caller,
-            Stage::Fresh(stream) => match side.look_at(stream, self.record.clone()) {
+            Stage::Fresh(stream) => match handshake.within(|| side.look_at(stream, self.record.clone())) {
                 Err(error) => return refused(error, Identity::of(who)),
                 Ok(caller) if deadline.is_spoken_to(caller.as_fd(), GRACE) => Box::new(caller),
                 Ok(caller) => {
-                    let stage = Stage::Silent(Box::new(caller));
-                    return Outcome::Silent(Newcomer { who, stage, deadline });
+                    return Outcome::Silent(Newcomer {
+                        who,
+                        stage: Stage::Silent(Box::new(caller)),
+                        deadline,
+                        handshake,
+                    });
                 }
             },
         };
         let identity = caller.identity.clone();
-        match side.host(*caller, host) {
+        match handshake.within(|| side.host(*caller, host)) {
             Ok(passed) => Outcome::Ready(Box::new(passed)),
             Err(error) => refused(error, identity),
         }
@@ -221,7 +240,7 @@ impl<H: Host> Accepting<'_, '_, H> {
                     let (parts, seat) = *passed;
                     self.host.ready(parts, seat)?;
                 }
-                Outcome::Refused(refused) => self.host.refused(*refused)?,
+                Outcome::Refused(refused) => self.refused(*refused)?,
             }
         }
         for late in self.queue.late() {
@@ -230,7 +249,7 @@ impl<H: Host> Accepting<'_, '_, H> {
                 Stage::Fresh(_) => "a thread of the host's for the handshake",
                 Stage::Silent(_) => "the guest's HELLO",
             };
-            self.host.refused(late.give_up(step, after))?;
+            self.refused(late.give_up(step, after))?;
         }
         self.accept(place)?;
         self.begin()?;
@@ -238,8 +257,7 @@ impl<H: Host> Accepting<'_, '_, H> {
             && let Some(silent) = self.queue.most_silent()
         {
             let after = silent.deadline.elapsed();
-            self.host
-                .refused(silent.give_up("the guest's HELLO, while others wait", after))?;
+            self.refused(silent.give_up("the guest's HELLO, while others wait", after))?;
         }
         ControlFlow::Continue(())
     }
@@ -250,7 +268,7 @@ impl<H: Host> Accepting<'_, '_, H> {
             match place.accept() {
                 Ok(Some(stream)) => match self.admit(stream) {
                     Ok(newcomer) => self.queue.waiting.push(newcomer),
-                    Err(refused) => self.host.refused(*refused)?,
+                    Err(refused) => self.refused(*refused)?,
                 },
                 Ok(None) => break,
                 Err(error) => self.hindered(error)?,
@@ -262,7 +280,7 @@ impl<H: Host> Accepting<'_, '_, H> {
     /// A newcomer for the queue, unless its process has too many there.
     fn admit(&self, stream: OwnedFd) -> Result<Newcomer, Box<Refused>> {
         let deadline = self.deadline.within(self.acceptor.options.timeout);
-        let newcomer = Newcomer::new(stream, deadline).map_err(|error| {
+        let newcomer = Newcomer::new(stream, deadline, self.acceptor.address).map_err(|error| {
             let identity = None;
             Box::new(Refused { error, identity })
         })?;
@@ -317,6 +335,12 @@ impl<H: Host> Accepting<'_, '_, H> {
     /// Whether it is time to try again, after this process could not take newcomers in.
     fn has_recovered(&self) -> bool {
         Instant::now() >= self.recovered
+    }
+
+    /// A newcomer has not passed.
+    fn refused(&self, refused: Refused) -> ControlFlow<H::End> {
+        self.acceptor.tell(&refused);
+        self.host.refused(refused)
     }
 
     fn hindered(&mut self, error: Error) -> ControlFlow<H::End> {

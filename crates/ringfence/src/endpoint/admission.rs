@@ -17,6 +17,7 @@ use crate::{
     handshake::parts::Parts,
     identity::Credentials,
     options::Options,
+    trace,
 };
 
 /// Asks the endpoint who gets a seat, and tells it what became of each newcomer.
@@ -80,6 +81,7 @@ impl<E: Endpoint> Host for Admission<'_, E> {
             return ControlFlow::Break(error);
         }
         if !self.told_hindered.swap(true, Ordering::Relaxed) {
+            trace::refused(&self.shared.address, "host", &error, None);
             let identity = None;
             E::refused(self.shared, Refused { error, identity });
         }

@@ -27,6 +27,7 @@ use crate::{
     handshake::side::{Caller, Side, Talk},
     identity::Credentials,
     peer::process::Peer,
+    trace,
 };
 
 /// Decides which guests get a channel, of those that are ready for one: a pair has one seat, a service has many.
@@ -82,9 +83,30 @@ impl Side<'_> {
         self.agree_as_host(talk, || seats.take(who), broken_off)
     }
 
-    /// Steps 2 to 8, as the parent. The kernel names this process as the maker of both ends of the socket that the child
+    /// Steps 2 to 8, as the parent.
+    pub(crate) fn parent(&self, stream: &OwnedFd, child: Option<i32>, record: Record) -> Result<Parts> {
+        self.told("host", || self.parent_of(stream, child, record))
+    }
+
+    /// Steps 2 to 8, as the guest. `None`: the host has gone without an answer.
+    pub(crate) fn guest(&self, stream: OwnedFd, record: Record) -> Result<Option<Parts>> {
+        self.told("guest", || self.guest_at(stream, record))
+    }
+
+    /// Tells those who watch the process of a handshake, and of a refusal. Those of a host's guests the acceptor tells of.
+    fn told<T>(&self, role: &'static str, steps: impl FnOnce() -> Result<T>) -> Result<T> {
+        trace::Handshake::begin(&self.address, role, None).within(|| {
+            let result = steps();
+            if let Err(error) = &result {
+                trace::refused(&self.address, role, error, None);
+            }
+            result
+        })
+    }
+
+    /// The kernel names this process as the maker of both ends of the socket that the child
     /// has inherited. So this side learns which process the child is from what it says, and from the line that it makes and sends.
-    pub(crate) fn parent(&self, stream: &OwnedFd, child: Option<i32>, mut record: Record) -> Result<Parts> {
+    fn parent_of(&self, stream: &OwnedFd, child: Option<i32>, mut record: Record) -> Result<Parts> {
         let result = (|| {
             let step = "the child's HELLO";
             let (speaker, frame, descriptors) =
@@ -139,8 +161,7 @@ impl Side<'_> {
         }
     }
 
-    /// Steps 2 to 8, as the guest. `None`: the host has gone without an answer.
-    pub(crate) fn guest(&self, stream: OwnedFd, record: Record) -> Result<Option<Parts>> {
+    fn guest_at(&self, stream: OwnedFd, record: Record) -> Result<Option<Parts>> {
         let caller = match self.look_at(stream, record) {
             Ok(caller) => caller,
             // The last host's socket, with the host gone since.

@@ -12,6 +12,7 @@ use crate::{
     peer::process::Peer,
     rendezvous::inherit::Inheritance,
     signal::inbox::{OpenInbox, TokenSender},
+    trace::Tie,
 };
 
 /// Which part this process had at the rendezvous. Both have the same rights afterwards.
@@ -60,4 +61,6 @@ pub(crate) struct Parts {
     pub(crate) inheritance: Option<Inheritance>,
     /// What a publisher or a subscriber has beside the control objects, which `own` and `peer` are then.
     pub(crate) ring: RingPart,
+    /// Where the two met, for those who watch the process.
+    pub(crate) tie: Tie,
 }

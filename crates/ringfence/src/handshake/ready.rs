@@ -10,6 +10,7 @@ use crate::{
     handshake::side::{Side, Talk},
     identity::Identity,
     rendezvous::inherit::Inheritance,
+    trace::Tie,
 };
 
 impl Side<'_> {
@@ -94,6 +95,7 @@ impl Side<'_> {
             role,
             line,
             process: peer.keep(),
+            tie: Tie::with(&self.address, &identity),
             identity,
             evidence: record.into_list(),
             mark: objects.mark,

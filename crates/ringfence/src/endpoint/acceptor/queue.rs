@@ -12,6 +12,8 @@ use crate::{
     handshake::line::refuse,
     handshake::side::Caller,
     identity::{Credentials, Identity},
+    rendezvous::address::Address,
+    trace::Handshake,
     wait::deadline::{self, Deadline},
 };
 
@@ -44,6 +46,7 @@ pub(super) struct Newcomer {
     pub(super) stage: Stage,
     /// Until its handshake must be over.
     pub(super) deadline: Deadline,
+    pub(super) handshake: Handshake,
 }
 
 /// How far its handshake is.
@@ -65,17 +68,19 @@ impl AsFd for Newcomer {
 
 impl Newcomer {
     /// With the process that the kernel names at the other end: enough to count its connections by.
-    pub(super) fn new(stream: OwnedFd, deadline: Deadline) -> Result<Self> {
+    pub(super) fn new(stream: OwnedFd, deadline: Deadline, address: &Address) -> Result<Self> {
         let credentials = getsockopt(&stream, sockopt::PeerCredentials)
             .map_err(|errno| Error::system("SO_PEERCRED of a newcomer", errno))?;
+        let who = Credentials {
+            pid: credentials.pid(),
+            uid: credentials.uid(),
+            gid: credentials.gid(),
+        };
         Ok(Self {
-            who: Credentials {
-                pid: credentials.pid(),
-                uid: credentials.uid(),
-                gid: credentials.gid(),
-            },
+            who,
             stage: Stage::Fresh(stream),
             deadline,
+            handshake: Handshake::begin(address, "host", Some(who)),
         })
     }
 

@@ -509,6 +509,7 @@ impl Shared<Broadcast> {
         let mut stalls = self.stalls.lock();
         let (positions, tail) = self.positions();
         let found = stalls.look(&positions, tail, Instant::now());
+        let stall = stalls.limit();
         drop(stalls);
         for link in found.liars.iter().filter_map(|number| self.link(*number)) {
             let what = "it has shown two positions, of which the later one is lower";
@@ -518,7 +519,15 @@ impl Shared<Broadcast> {
         for number in &found.over {
             let number = *number;
             match self.link(number) {
-                Some(link) => link.finish(ChannelState::Evicted),
+                Some(link) => {
+                    link.finish(ChannelState::Evicted);
+                    // Another end may have come first.
+                    if link.state.get() == ChannelState::Evicted {
+                        let head = positions.iter().find(|(other, _)| *other == number);
+                        let lag = head.map_or(0, |(_, head)| tail.saturating_sub(*head));
+                        link.tie.evicted(lag, stall);
+                    }
+                }
                 // Its handshake dawdles.
                 None => self.ring.readers.release(number),
             }

@@ -87,6 +87,10 @@ impl Stalls {
         }
     }
 
+    pub(super) fn limit(&self) -> Duration {
+        self.limit
+    }
+
     /// A message waits until all have read up to the goal. Whether the watcher must be woken to look sooner than it would.
     pub(super) fn begin(&mut self, goal: u64, positions: &[Position], tail: u64, now: Instant) -> bool {
         if self.limit == Duration::MAX {

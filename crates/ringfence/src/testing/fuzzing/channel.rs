@@ -37,6 +37,7 @@ use crate::{
     ring::record::{WHOLE, packed_size},
     signal::inbox::TokenAddress,
     signal::inbox::{OpenInbox, TokenSender},
+    trace::Tie,
 };
 
 /// Of both rings: the smallest, so that its end is often met.
@@ -184,6 +185,7 @@ impl Program {
             token_sender: TokenSender::new(no_process.pid, TokenAddress::default()).expect("no process"),
             inheritance: None,
             ring: crate::handshake::broadcast::RingPart::Equal,
+            tie: Tie::with("none", &Identity::of(no_process)),
         };
         let (sender, receiver) = Channel::assemble(parts, None, &Options::new()).split();
         Self {

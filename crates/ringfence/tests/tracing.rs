@@ -1,0 +1,269 @@
+//! What the subscriber of a program is told, of real handshakes, refusals, ends and evictions.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Condvar, Mutex, Once},
+    time::{Duration, Instant},
+};
+
+use ringfence::{
+    Address, Arrival, Error, GoneReason, Listener, Options, Policy, PublisherEvent, connect, listen, publish,
+    subscribe,
+};
+use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_test};
+use tracing::{
+    Event, Subscriber,
+    field::{Field, Visit},
+    span::{Attributes, Id, Record},
+    subscriber::set_global_default,
+};
+use tracing_subscriber::{
+    Registry,
+    layer::{Context, Layer, SubscriberExt},
+    registry::LookupSpan,
+};
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    match role.as_str() {
+        "connects" => {
+            let channel = connect(&address, &small());
+            say(if channel.is_ok() { "connected" } else { "refused" });
+            wait_for_test();
+        }
+        "refuses" => {
+            let policy = Policy::default().authorize(|_| Ok::<_, Error>(false));
+            let listener = listen(&address, &small().policy(policy)).unwrap();
+            say("listens");
+            assert!(matches!(listener.accept().unwrap(), Arrival::Refused(_)));
+            wait_for_test();
+        }
+        "never reads" => {
+            let _subscription = subscribe(&address, &small()).unwrap();
+            say("subscribed");
+            wait_for_test();
+        }
+        other => panic!("no role {other}"),
+    }
+}
+
+type Fields = BTreeMap<String, String>;
+
+/// An event, with the fields of the span that it was told in (`handshake.role`).
+#[derive(Debug, Clone)]
+struct Told {
+    target: String,
+    fields: Fields,
+}
+
+impl Told {
+    fn get(&self, name: &str) -> &str {
+        self.fields.get(name).map_or("", String::as_str)
+    }
+}
+
+struct Into<'a>(&'a mut Fields, &'a str);
+
+impl Visit for Into<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.insert(format!("{}{field}", self.1), format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(format!("{}{field}", self.1), value.to_owned());
+    }
+}
+
+static ALL: Mutex<Vec<Told>> = Mutex::new(Vec::new());
+static MORE: Condvar = Condvar::new();
+/// A subscriber that has this in an address panics.
+const PANICS: &str = "panics";
+
+/// Keeps everything that is told in this process.
+struct Keeper;
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Keeper {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut fields = Fields::new();
+        attributes.record(&mut Into(&mut fields, "handshake."));
+        context.span(id).unwrap().extensions_mut().insert(fields);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        let span = context.span(id).unwrap();
+        let mut extensions = span.extensions_mut();
+        values.record(&mut Into(extensions.get_mut().unwrap(), "handshake."));
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut fields = Fields::new();
+        event.record(&mut Into(&mut fields, ""));
+        if let Some(span) = context.event_span(event) {
+            fields.extend(span.extensions().get::<Fields>().unwrap().clone());
+        }
+        let target = event.metadata().target().to_owned();
+        let panics = fields.values().any(|value| value.contains(PANICS));
+        ALL.lock().unwrap().push(Told { target, fields });
+        MORE.notify_all();
+        assert!(!panics, "as a subscriber may");
+    }
+}
+
+/// The tests of this file are threads of one process, which has one subscriber.
+fn watch() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| set_global_default(Registry::default().with(Keeper)).unwrap());
+}
+
+/// Waits for an event of this kind, at this address.
+fn hear(target: &str, address: &Address, is_it: impl Fn(&Told) -> bool) -> Told {
+    let address = address.to_string();
+    let end = Instant::now() + TIME_LIMIT;
+    let mut all = ALL.lock().unwrap();
+    loop {
+        let found = all.iter().find(|told| {
+            let at = [told.get("address"), told.get("handshake.address")];
+            told.target == target && at.contains(&address.as_str()) && is_it(told)
+        });
+        if let Some(found) = found {
+            return found.clone();
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        assert!(left > Duration::ZERO, "not told: {target} at {address}\n{all:#?}");
+        all = MORE.wait_timeout(all, left).unwrap().0;
+    }
+}
+
+fn message(wanted: &str) -> impl Fn(&Told) -> bool {
+    move |told| told.get("message") == wanted
+}
+
+fn next_of(listener: &Listener) -> ringfence::Channel {
+    match listener.accept().unwrap() {
+        Arrival::Accepted(channel) => channel,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_handshake_is_told_by_its_steps_and_a_channel_from_its_begin_to_its_end() {
+    watch();
+    let (address, _kept) = fresh_address(false);
+    let listener = listen(&address, &small()).unwrap();
+    let mut actor = Actor::start("connects", &[&address.to_string()]);
+    let pid = actor.pid().to_string();
+    let mut channel = next_of(&listener);
+    actor.expect("connected");
+    let evidence: Vec<_> = channel
+        .evidence()
+        .iter()
+        .filter(|evidence| evidence.step != "rendezvous")
+        .cloned()
+        .collect();
+    assert!(evidence.len() > 10, "{evidence:?}");
+    for check in evidence {
+        let told = hear("ringfence::handshake", &address, |told| {
+            (told.get("step"), told.get("check"), told.get("found"))
+                == (check.step, check.check, &check.found)
+        });
+        assert_eq!(told.get("wanted"), check.wanted);
+        assert_eq!(told.get("outcome"), check.outcome.as_str());
+        assert_eq!(told.get("handshake.role"), "host");
+        assert_eq!(told.get("handshake.peer_pid"), pid);
+    }
+    let opened = hear("ringfence::channel", &address, message("open"));
+    assert_eq!(opened.get("peer_pid"), pid);
+    assert_eq!(opened.get("peer_uid"), channel.peer().uid.to_string());
+    assert_eq!(opened.get("role"), "host");
+    actor.kill();
+    // Until this side has noticed.
+    assert_eq!(channel.receiver().receive(&mut [0; 64]).unwrap(), None);
+    let closed = hear("ringfence::channel", &address, message("closed"));
+    assert_eq!(
+        (closed.get("peer_pid"), closed.get("reason")),
+        (pid.as_str(), "exited")
+    );
+}
+
+#[test]
+fn a_refusal_tells_whom_and_which_check_on_both_sides() {
+    watch();
+    let (address, _kept) = fresh_address(false);
+    let policy = Policy::default().authorize(|_| Ok::<_, Error>(false));
+    let listener = listen(&address, &small().policy(policy)).unwrap();
+    let actor = Actor::start("connects", &[&address.to_string()]);
+    let refused = match listener.accept().unwrap() {
+        Arrival::Refused(refused) => refused,
+        other => panic!("{other:?}"),
+    };
+    let told = hear("ringfence::refused", &address, |_| true);
+    let refusal = refused.error.refusal().unwrap();
+    assert_eq!(told.get("role"), "host");
+    assert_eq!(told.get("code"), "PEER_REFUSED");
+    assert_eq!(told.get("error"), refused.error.to_string());
+    assert_eq!(told.get("peer_pid"), actor.pid().to_string());
+    assert_eq!(told.get("peer_uid"), nix::unistd::geteuid().to_string());
+    assert_eq!(told.get("check"), "authorize");
+    assert_eq!(
+        (told.get("wanted"), told.get("found")),
+        (&*refusal.wanted, &*refusal.found)
+    );
+    assert_eq!(told.get("by_peer"), "false");
+    let own = std::env::current_exe().unwrap();
+    assert_eq!(told.get("executable"), own.display().to_string());
+
+    // The other way round: this process is the one that is refused.
+    let (address, _kept) = fresh_address(false);
+    let host = Actor::start("refuses", &[&address.to_string()]);
+    host.expect("listens");
+    connect(&address, &small()).unwrap_err();
+    let told = hear("ringfence::refused", &address, |_| true);
+    assert_eq!((told.get("role"), told.get("check")), ("guest", "authorize"));
+    assert_eq!(told.get("by_peer"), "true");
+}
+
+#[test]
+fn an_eviction_is_told() {
+    watch();
+    let (address, _kept) = fresh_address(false);
+    let stall = Duration::from_millis(50);
+    let mut publisher = publish(&address, &small().stall(stall)).unwrap();
+    let actor = Actor::start("never reads", &[&address.to_string()]);
+    actor.expect("subscribed");
+    assert!(matches!(publisher.next().unwrap(), PublisherEvent::Subscriber(_)));
+    while publisher.stats().evicted == 0 {
+        publisher.send(&[7; 256]).unwrap();
+    }
+    match publisher.next().unwrap() {
+        PublisherEvent::Gone(_, reason) => assert_eq!(reason, GoneReason::Evicted),
+        other => panic!("{other:?}"),
+    }
+    let told = hear("ringfence::evicted", &address, |_| true);
+    assert_eq!(told.get("peer_pid"), actor.pid().to_string());
+    assert_eq!(told.get("stall_millis"), "50");
+    let lag: u64 = told.get("lag").parse().unwrap();
+    assert!((2048..=4096).contains(&lag), "nearly the whole ring: {lag}");
+    let closed = hear("ringfence::channel", &address, message("closed"));
+    assert_eq!(closed.get("reason"), "evicted");
+}
+
+#[test]
+fn a_subscriber_that_panics_keeps_no_channel_from_being_made() {
+    watch();
+    let address = Address::abstract_name(format!("ringfence-{PANICS}-{}", std::process::id())).unwrap();
+    let listener = listen(&address, &Options::clone(&small())).unwrap();
+    let actor = Actor::start("connects", &[&address.to_string()]);
+    let channel = next_of(&listener);
+    actor.expect("connected");
+    hear("ringfence::channel", &address, message("open"));
+    channel.close();
+    hear("ringfence::channel", &address, message("closed"));
+}
