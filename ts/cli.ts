@@ -9,6 +9,7 @@ import { publish, subscribe } from './cli/broadcast.js'
 import { collect } from './cli/collect.js'
 import { diagnose } from './cli/doctor.js'
 import { exitCode, UsageError } from './cli/exit.js'
+import { explain } from './cli/slow/main.js'
 import { parseSize, tell } from './cli/text.js'
 import { ps, top } from './cli/top.js'
 import { receive, send, type Transfer } from './cli/transfer.js'
@@ -24,6 +25,7 @@ const HELP = `ringfence: shared memory between two processes, and no other
   ringfence ps [--json]               which processes have channels, with whom, and how large their rings are
   ringfence top [ADDRESS]             what goes through, of processes that run with RINGFENCE_OBSERVE=1 (--once, --json)
   ringfence doctor [--json]           what this kernel offers, and what that means for the promises
+  ringfence doctor PID|ADDRESS        why the channels of that process, or at that address, are slow (--json)
 
 ADDRESS is a path, or @name for an abstract address. Either side may come first; collect comes before its senders. The other
 side must run as the same user, from the same executable.
@@ -75,8 +77,9 @@ async function main(): Promise<void> {
   }
   const [command, address, file, ...rest] = positionals
   if (command === 'doctor') {
-    if (address !== undefined) throw new UsageError('doctor takes no address')
-    diagnose(values.json)
+    if (file !== undefined) throw new UsageError('doctor takes one process or address at most')
+    if (address === undefined) diagnose(values.json)
+    else await explain(/^\d+$/.test(address) ? Number(address) : address, values.json)
     return
   }
   if (command === 'ps') {

@@ -1,0 +1,311 @@
+// `ringfence doctor PID|ADDRESS`: each reason for which a channel can be slow is made, with real processes, and found.
+
+import { execFile, spawnSync } from 'node:child_process'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { dirname } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+import test, { type ExecutionContext } from 'ava'
+
+import { abstractAddress, temporaryDirectory } from './support/address.js'
+import { Partner, type PartnerSettings } from './support/partner.js'
+import { until } from './support/until.js'
+
+interface Finding {
+  check: string
+  status: 'good' | 'slow' | 'unknown'
+  processes: number[]
+  found: string
+  meaning: string
+}
+
+interface Diagnosis {
+  processes: { pid: number }[]
+  pairs: { address: string | null; processes: number[]; findings: Finding[] }[]
+}
+
+const cli = fileURLToPath(new URL('../../dist/esm/cli.js', import.meta.url))
+const main = new URL('../../dist/esm/cli/slow/main.js', import.meta.url).href
+const { diagnosePair } = (await import(main)) as {
+  diagnosePair(target: number | string, places?: { sys: string }): Promise<Diagnosis>
+}
+
+/** Two processes with a channel; the one that sends lets itself be observed, and so does the one that reads. */
+async function twoOf(t: ExecutionContext, settings: PartnerSettings[] = [{}, {}], options = {}) {
+  const address = abstractAddress()
+  const [writer, reader] = await Promise.all(settings.map((each) => Partner.start(t, each)))
+  const how = { capacity: 65_536, ...options }
+  await Promise.all([writer!.join(address, how), reader!.join(address, how)])
+  const observe = async (partner: Partner) =>
+    void (await partner.run(async (kit) => void (await kit.ringfence.observe())))
+  await Promise.all([observe(writer!), observe(reader!)])
+  return { writer: writer!, reader: reader!, address }
+}
+
+/** What was found of the way from one process to the other. */
+async function findings(target: number | string, places?: { sys: string }): Promise<Finding[]> {
+  const { pairs } = await diagnosePair(target, places)
+  return pairs.flatMap((pair) => pair.findings)
+}
+
+const findingOf = (all: Finding[], check: string, ...processes: number[]): Finding =>
+  all.find((one) => one.check === check && one.processes.join() === processes.join())!
+
+/** Looks again until it is found: a machine that is busy with other things may hide it for a while. */
+async function untilFound(target: number, check: string, processes: number[], what: RegExp): Promise<Finding> {
+  let last: Finding | undefined
+  await until(async () => {
+    last = findingOf(await findings(target), check, ...processes)
+    return last.status === 'slow' && what.test(last.meaning)
+  }, `${check} is found: ${what}`).catch((error: Error) => {
+    throw new Error(`${error.message}\n${JSON.stringify(last)}`)
+  })
+  return last!
+}
+
+test('a ring that is full, and a reader that sleeps, is stopped, or works all the time', async (t) => {
+  const { writer, reader } = await twoOf(t)
+  const [from, to] = [writer.pid, reader.pid]
+  await writer.run((kit) => {
+    while (kit.channel.trySend(Buffer.alloc(1000)));
+  })
+  let [full, ring] = [] as Finding[]
+  await until(async () => {
+    const all = await findings(from)
+    full = findingOf(all, 'reader', to)
+    ring = findingOf(all, 'ring', from, to)
+    return full.status === 'slow'
+  }, 'the reader that sleeps is found')
+  t.regex(full!.meaning, /it sleeps, though there is much to read/)
+  t.regex(full!.found, /^works for \d+ % of the time$/)
+  t.is(ring!.status, 'slow')
+  t.regex(ring!.found, /^(9\d|100) % of 65\.54 kB full/)
+  t.regex(ring!.meaning, new RegExp(`process ${to} reads more slowly than process ${from} sends`))
+
+  reader.stop()
+  await untilFound(from, 'reader', [to], /SIGCONT/)
+  reader.goOn()
+  // It never comes back, and its end is the test's.
+  void reader.run(() => {
+    for (;;);
+  })
+  await untilFound(from, 'reader', [to], /it works all the time/)
+})
+
+test('a sender that waits for room for much of the time', async (t) => {
+  const { writer, reader } = await twoOf(t)
+  // It reads what is there ten times a second, and the sender has filled the ring again by then.
+  await reader.run((kit) => void setInterval(() => kit.channel.drain(() => {}, 40), 100))
+  await writer.run((kit) => {
+    void (async () => {
+      for (;;) await kit.channel.send(Buffer.alloc(1000))
+    })().catch(() => {})
+  })
+  const ring = await untilFound(writer.pid, 'ring', [writer.pid, reader.pid], /reads more slowly/)
+  const share = Number(/waits for room for (\d+) % of the time/.exec(ring.found)![1])
+  t.true(share > 10, ring.found)
+})
+
+test('messages that are small beside their header, or too large for the ring', async (t) => {
+  const { writer, reader } = await twoOf(t)
+  const [from, to] = [writer.pid, reader.pid]
+  await reader.run((kit) => {
+    void (async () => {
+      for await (const message of kit.channel) void message
+    })().catch(() => {})
+  })
+  const send = (size: number) =>
+    writer.run((kit, bytes) => {
+      kit.keep['size'] = bytes
+      if (kit.keep['sends'] === true) return
+      kit.keep['sends'] = true
+      void (async () => {
+        for (;;) {
+          for (let count = 0; count < 100; count += 1) await kit.channel.send(Buffer.alloc(kit.keep['size'] as number))
+          // Figures are told in between.
+          await new Promise((resolve) => setImmediate(resolve))
+        }
+      })().catch(() => {})
+    }, size)
+  await send(8)
+  const small = await untilFound(from, 'sizes', [from, to], /put several into one message/)
+  t.regex(small.found, /^8 B a message/)
+  await send(10_000)
+  await untilFound(from, 'sizes', [from, to], /holds fewer than eight/)
+  await send(40_000)
+  await untilFound(from, 'sizes', [from, to], /travels in fragments/)
+  t.pass()
+})
+
+test('a reader that is woken for each message', async (t) => {
+  const { writer, reader } = await twoOf(t)
+  await reader.run((kit) => {
+    void (async () => {
+      for await (const message of kit.channel) await kit.channel.send(message)
+    })().catch(() => {})
+  })
+  const idle = findingOf(await findings(writer.pid), 'wake-ups', writer.pid, reader.pid)
+  t.is(idle.status, 'good', JSON.stringify(idle))
+  await writer.run((kit) => {
+    void (async () => {
+      for (;;) {
+        await kit.channel.send('to and fro')
+        await kit.channel.receive()
+      }
+    })().catch(() => {})
+  })
+  const often = await untilFound(writer.pid, 'wake-ups', [writer.pid, reader.pid], /busyPoll/)
+  t.regex(often.found, /^the reader sleeps \d+ times a second, for \d+ messages$/)
+})
+
+/** Cores on which this process may run. */
+const cores = readFileSync('/proc/self/status', 'latin1')
+  .match(/^Cpus_allowed_list:\s*(.*)$/m)![1]!
+  .split(',')
+  .flatMap((part) => {
+    const [from, to = from] = part.split('-').map(Number)
+    return Array.from({ length: to! - from! + 1 }, (_, at) => from! + at)
+  })
+const on = (core: number): PartnerSettings => ({ through: ['taskset', '-c', String(core)] })
+const canPin = spawnSync('taskset', ['-c', String(cores[0]), 'true']).status === 0
+
+;(canPin ? test : test.skip)('two processes on one core', async (t) => {
+  const { writer, reader } = await twoOf(t, [on(cores[0]!), on(cores[0]!)])
+  const found = findingOf(await findings(writer.pid), 'cores', writer.pid, reader.pid)
+  t.is(found.status, 'slow')
+  t.is(found.found, `cores ${cores[0]} and ${cores[0]}: same core`)
+})
+
+/** What the kernel tells of two cores, as it would be on another machine. */
+function machineWith(t: ExecutionContext, caches: Record<number, [level: number, cores: string][]>): string {
+  const sys = temporaryDirectory(t)
+  for (const [core, all] of Object.entries(caches))
+    for (const [at, [level, shared]] of all.entries()) {
+      const directory = `${sys}/devices/system/cpu/cpu${core}/cache/index${at}`
+      mkdirSync(directory, { recursive: true })
+      writeFileSync(`${directory}/level`, `${level}\n`)
+      writeFileSync(`${directory}/shared_cpu_list`, `${shared}\n`)
+    }
+  return sys
+}
+
+;(canPin && cores.length > 1 ? test : test.skip)('two processes on cores that share no cache', async (t) => {
+  const [one, other] = cores as [number, number]
+  const { writer } = await twoOf(t, [on(one), on(other)])
+  const apart = machineWith(t, {
+    [one]: [
+      [1, `${one}`],
+      [3, `${one},100-107`],
+    ],
+    [other]: [[3, `${other}`]],
+  })
+  const all = `${Math.min(one, other)}-${Math.max(one, other)}`
+  const together = machineWith(t, {
+    [one]: [
+      [1, `${one}`],
+      [2, all],
+    ],
+    [other]: [
+      [2, all],
+      [1, `${other}`],
+    ],
+  })
+  const free = await twoOf(t)
+  const [far, near, untold] = await Promise.all([
+    findings(writer.pid, { sys: apart }),
+    findings(writer.pid, { sys: together }),
+    findings(writer.pid, { sys: temporaryDirectory(t) }),
+  ])
+  const coresOf = (found: Finding[]) => found.find(({ check }) => check === 'cores')!
+  t.like(coresOf(far), { status: 'slow', found: `cores ${one} and ${other}: far` })
+  t.like(coresOf(near), { status: 'good', found: `cores ${one} and ${other}: near` })
+  t.is(coresOf(untold).status, 'unknown')
+  // A process that has just started is busy for a while.
+  await until(async () => /hardly run/.test(coresOf(await findings(free.writer.pid)).meaning), 'both are idle')
+})
+
+test('a memory cgroup that is nearly full', async (t) => {
+  const { writer, reader } = await twoOf(t)
+  const sys = temporaryDirectory(t)
+  const write = (path: string, bytes: number | string) => {
+    mkdirSync(dirname(`${sys}${path}`), { recursive: true })
+    writeFileSync(`${sys}${path}`, `${bytes}\n`)
+  }
+  /** The limit is that of the group above, as those of containers are. */
+  const fill = (used: number) => {
+    for (const [, controllers, path] of readFileSync(`/proc/${writer.pid}/cgroup`, 'latin1').matchAll(
+      /^\d+:(.*?):(.*)$/gm,
+    )) {
+      if (controllers === '') {
+        write(`/fs/cgroup${path}/memory.max`, 'max')
+        write(`/fs/cgroup${path}/memory.current`, 1)
+        write('/fs/cgroup/memory.max', 1_000_000)
+        write('/fs/cgroup/memory.current', used)
+      }
+      if (controllers!.split(',').includes('memory')) {
+        write(`/fs/cgroup/memory${path}/memory.limit_in_bytes`, '9223372036854771712')
+        write(`/fs/cgroup/memory${path}/memory.usage_in_bytes`, 1)
+        write('/fs/cgroup/memory/memory.limit_in_bytes', 1_000_000)
+        write('/fs/cgroup/memory/memory.usage_in_bytes', used)
+      }
+    }
+  }
+  const none = findingOf(await findings(writer.pid, { sys }), 'memory', writer.pid)
+  t.like(none, { status: 'good', found: 'no limit' })
+  fill(950_000)
+  const full = findingOf(await findings(writer.pid, { sys }), 'memory', reader.pid)
+  t.is(full.status, 'slow')
+  t.is(full.found, '950 kB of 1.00 MB in /')
+})
+
+/** A /dev/shm of its own, of so many KiB. */
+const withShm = (size: number): PartnerSettings => ({
+  through: ['unshare', '-m', 'sh', '-c', `mount -t tmpfs -o size=${size}k none /dev/shm && exec "$0" "$@"`],
+})
+const canMount = spawnSync('unshare', ['-m', 'mount', '-t', 'tmpfs', 'none', '/dev/shm']).status === 0
+
+;(canMount ? test : test.skip)('a /dev/shm without room for one more ring', async (t) => {
+  const { writer, reader } = await twoOf(t, [withShm(400), withShm(4000)], { backing: 'shm', capacity: 262_144 })
+  const all = await findings(writer.pid)
+  const short = findingOf(all, 'shm', writer.pid)
+  t.is(short.status, 'slow')
+  t.regex(short.found, /^\d+\.?\d* kB of 410 kB left/)
+  t.is(findingOf(all, 'shm', reader.pid).status, 'good')
+})
+
+const ringfence = (...words: string[]): Promise<{ code: number; stdout: string; stderr: string }> =>
+  new Promise((resolve) => {
+    execFile(process.execPath, [cli, ...words], { timeout: 60_000 }, (error, stdout, stderr) =>
+      resolve({ code: error === null ? 0 : Number(error.code), stdout, stderr }),
+    )
+  })
+
+test('the command line: by process and by address, observed or not', async (t) => {
+  const { writer, reader, address } = await twoOf(t)
+  const [byAddress, byProcess] = await Promise.all([
+    ringfence('doctor', address, '--json'),
+    ringfence('doctor', String(reader.pid)),
+  ])
+  const { pairs, processes } = JSON.parse(byAddress.stdout) as Diagnosis
+  t.is(pairs.length, 1, byAddress.stdout)
+  t.is(pairs[0]!.address, address)
+  const pids = [writer.pid, reader.pid].sort((one, other) => one - other)
+  t.deepEqual(pairs[0]!.processes, pids)
+  t.deepEqual(
+    processes.map(({ pid }) => pid).sort((one, other) => one - other),
+    pids,
+  )
+  t.regex(byProcess.stdout, new RegExp(`^processes ${reader.pid} and ${writer.pid} at ${address}\n`))
+  t.regex(byProcess.stdout, new RegExp(`ring +${writer.pid} → ${reader.pid} +0 % of 65.54 kB full`))
+
+  const [one, other] = await Promise.all([Partner.start(t), Partner.start(t)])
+  const unseen = abstractAddress()
+  await Promise.all([one.join(unseen), other.join(unseen)])
+  const ring = findingOf(await findings(one.pid), 'ring', one.pid, other.pid)
+  t.is(ring.status, 'unknown')
+  t.regex(ring.meaning, /RINGFENCE_OBSERVE=1/)
+
+  const nowhere = await ringfence('doctor', abstractAddress())
+  t.is(nowhere.code, 1)
+  t.regex(nowhere.stderr, /has no channel, as far as this user may see/)
+})

@@ -1,0 +1,171 @@
+// The figures of processes that let themselves be observed: read from their publishers, as `observe` in ts/observe.ts fills them.
+
+import { readFileSync } from 'node:fs'
+
+import { subscribe, type Subscription } from '../broadcast/subscription.js'
+import { observedAt, type Observed, type Snapshot } from '../observe.js'
+
+/** How long the first figures of a process are waited for, in milliseconds. */
+const PATIENCE = 10_000
+
+/** What goes through in a second. */
+interface Rates {
+  messagesSentPerSecond: number
+  bytesSentPerSecond: number
+  messagesReceivedPerSecond: number
+  bytesReceivedPerSecond: number
+}
+
+/** A process, and what goes through its channels. */
+export interface Watched {
+  pid: number
+  uid: number
+  executable: string
+  channels: (Observed & Rates)[]
+}
+
+/** A process that tells its figures: the last two that came. */
+class Source {
+  readonly #subscription: Subscription
+  #before: Snapshot | null = null
+  #now: Snapshot | null = null
+  isOver = false
+  /** Resolves once two have come, or no more will. */
+  readonly ready: Promise<void>
+
+  constructor(subscription: Subscription) {
+    this.#subscription = subscription
+    this.ready = new Promise((resolve) => {
+      void this.#read(resolve).finally(resolve)
+    })
+  }
+
+  async #read(ready: () => void): Promise<void> {
+    try {
+      for await (const message of this.#subscription) {
+        this.#before = this.#now
+        this.#now = snapshotIn(message)
+        if (this.#before !== null) ready()
+      }
+    } catch {
+      // It is not looked at any more.
+    }
+    this.isOver = true
+  }
+
+  close(): Promise<void> {
+    return this.#subscription.close()
+  }
+
+  /** The two that came last; null: there are none yet. */
+  get lastTwo(): { before: Snapshot; now: Snapshot } | null {
+    const [before, now] = [this.#before, this.#now]
+    return before === null || now === null ? null : { before, now }
+  }
+
+  /** null: nothing has come. */
+  watched(address: string | undefined): Watched | null {
+    if (this.#now === null) return null
+    const { pid, uid, executable, at, channels } = this.#now
+    const before = this.#before
+    const seconds = before === null ? 0 : (at - before.at) / 1000
+    const rated = channels
+      .filter((channel) => address === undefined || channel.address === address)
+      .map((channel) => {
+        const earlier = before?.channels.find(({ id }) => id === channel.id)
+        return Object.assign(channel, ratesOf(earlier, channel, seconds))
+      })
+    return { pid, uid, executable, channels: rated }
+  }
+}
+
+/** Throws for what is none: a process of this user may publish anything at such an address. */
+function snapshotIn(message: Buffer): Snapshot {
+  const found = JSON.parse(message.toString()) as Partial<Snapshot> | null
+  const isSound =
+    typeof found?.pid === 'number' &&
+    typeof found.at === 'number' &&
+    typeof found.executable === 'string' &&
+    Array.isArray(found.channels) &&
+    found.channels.every((channel) => typeof channel === 'object' && channel !== null)
+  if (!isSound) throw new Error('no figures')
+  return found as Snapshot
+}
+
+function ratesOf(before: Observed | undefined, now: Observed, seconds: number): Rates {
+  const rate = (...figures: (keyof Observed)[]) => {
+    if (before === undefined || !(seconds > 0)) return 0
+    const sum = (of: Observed) => figures.reduce((all, figure) => all + Number(of[figure] ?? 0), 0)
+    return (sum(now) - sum(before)) / seconds
+  }
+  return {
+    messagesSentPerSecond: rate('messagesSent', 'published'),
+    bytesSentPerSecond: rate('bytesSent', 'bytesPublished'),
+    messagesReceivedPerSecond: rate('messagesReceived'),
+    bytesReceivedPerSecond: rate('bytesReceived'),
+  }
+}
+
+/** Processes that tell their figures, as the kernel lists their addresses. */
+function observedPids(): number[] {
+  const own = process.pid
+  const listed = readFileSync('/proc/net/unix', 'latin1').matchAll(/ 00010000 .* @ringfence-observe-(\d+)$/gm)
+  return [...new Set([...listed].map(([, pid]) => Number(pid)))].filter((pid) => pid !== own)
+}
+
+/** The processes of this user that tell their figures. */
+export class Sources {
+  readonly #sources = new Map<number, Source>()
+  readonly #patience: number
+
+  /** `patience`: how long a process may take that is stopped, or busy with something else. */
+  constructor(patience = PATIENCE) {
+    this.#patience = patience
+  }
+
+  /** Looks for processes that have come, of these if they are named, and forgets those that have gone. */
+  async find(only?: ReadonlySet<number>): Promise<void> {
+    for (const [pid, source] of this.#sources) if (source.isOver) this.#sources.delete(pid)
+    const fresh = observedPids().filter((pid) => !this.#sources.has(pid) && only?.has(pid) !== false)
+    await Promise.all(
+      fresh.map(async (pid) => {
+        const options = {
+          delivery: 'latest',
+          from: 'latest',
+          policy: { uid: 'same' },
+          timeout: this.#patience,
+        } as const
+        // Another user's process refuses, and so does one that ends just now.
+        const subscription = await subscribe(observedAt(pid), options).catch(() => null)
+        if (subscription !== null) this.#sources.set(pid, new Source(subscription))
+      }),
+    )
+  }
+
+  async ready(): Promise<void> {
+    let timer: NodeJS.Timeout | undefined
+    const late = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, this.#patience)
+    })
+    await Promise.race([late, Promise.all([...this.#sources.values()].map(({ ready }) => ready))])
+    clearTimeout(timer)
+  }
+
+  watched(address: string | undefined): Watched[] {
+    const all = [...this.#sources.values()]
+      .map((source) => source.watched(address))
+      .filter((watched) => watched !== null)
+      .filter(({ channels }) => address === undefined || channels.length > 0)
+    return all.sort((one, other) => one.pid - other.pid)
+  }
+
+  /** Of each process, by its number, the two snapshots that came last. */
+  lastTwo(): Map<number, { before: Snapshot; now: Snapshot }> {
+    const all = [...this.#sources].map(([pid, { lastTwo }]) => [pid, lastTwo] as const)
+    return new Map(all.filter((entry): entry is [number, { before: Snapshot; now: Snapshot }] => entry[1] !== null))
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([...this.#sources.values()].map((source) => source.close()))
+  }
+}

@@ -1,0 +1,202 @@
+// Why a channel is slow: the rules by which what was seen is judged. Each threshold stands here, with its reason.
+
+import { formatBytes } from '../text.js'
+import type { Activity } from './activity.js'
+import type { Bounded, Distance } from './machine.js'
+
+/** What was looked at. */
+export type Subject = 'cores' | 'ring' | 'reader' | 'wake-ups' | 'sizes' | 'shm' | 'memory'
+
+/** One thing that was looked at, of a pair. */
+export interface Ailment {
+  check: Subject
+  /** `slow`: it costs time, or soon will. `unknown`: it could not be looked at. */
+  status: 'good' | 'slow' | 'unknown'
+  /** Whom it is about: a process, or the process that sends and the one that reads. */
+  processes: number[]
+  found: string
+  /** What that means, and what to do. */
+  meaning: string
+}
+
+/** Messages from one process to another. */
+export interface Stream {
+  writer: number
+  reader: number
+  /** Bytes of the ring. */
+  capacity: number
+  /** What the writer tells, if it lets itself be observed. */
+  sent: { used: number; usedBefore: number; waiting: number } | null
+  /** By either side: messages a second, and bytes of one. null: neither lets itself be observed, or nothing went through. */
+  flow: { messagesPerSecond: number; size: number } | null
+  /** How often the reader went to sleep on this channel, in a second; null where it does not tell. */
+  sleepsPerSecond: number | null
+}
+
+/** A ring above this is as good as full: the next message of its size may not fit. */
+const FULL = 0.75
+/** A sender that is held up for less of its time is not slow by it. */
+const HELD_UP = 0.1
+/** A process that works for less of its time does not work on what it reads, and one above does all the time. */
+const [IDLE, BUSY] = [0.1, 0.7]
+/** Below this, what each message costs is not felt. */
+const MANY = 500
+/** A reader that sleeps for more of its messages is woken for nearly each. */
+const FOR_EACH = 0.5
+/** Bytes of the header in front of each message. */
+const HEADER = 8
+
+/** The cores on which two processes run. */
+export function judgeCores(processes: number[], both: [Activity, Activity], distance: Distance): Ailment {
+  const about = { check: 'cores' as const, processes }
+  const found = `cores ${both[0].core} and ${both[1].core}: ${distance}`
+  if (both.some(({ isPinned, busy }) => !isPinned && busy < IDLE)) {
+    const meaning = 'they have hardly run, and may run elsewhere the next time'
+    return { ...about, status: 'unknown', found, meaning }
+  }
+  switch (distance) {
+    case 'same core': {
+      const meaning =
+        'the two take turns on one core: each message waits for a switch, or for the other to sleep; give each its own (taskset, CPUAffinity=)'
+      return { ...about, status: 'slow', found, meaning }
+    }
+    case 'far': {
+      const meaning =
+        'they share no cache: each message travels between chips, which takes two to five times as long; pin both to cores below one cache (lscpu -e, taskset)'
+      return { ...about, status: 'slow', found, meaning }
+    }
+    case 'near':
+      return { ...about, status: 'good', found, meaning: 'they share a cache' }
+    case 'unknown':
+      return { ...about, status: 'unknown', found, meaning: 'the kernel does not tell which cores share a cache' }
+  }
+}
+
+/** How full the ring is, and whose fault that is. */
+export function judgeRing({ writer, reader, capacity, sent }: Stream): Ailment {
+  const about = { check: 'ring' as const, processes: [writer, reader] }
+  if (sent === null) {
+    const meaning = `process ${writer} does not let itself be observed: start it with RINGFENCE_OBSERVE=1`
+    return { ...about, status: 'unknown', found: formatBytes(capacity), meaning }
+  }
+  const fill = Math.min(sent.used, sent.usedBefore) / capacity
+  const held = `the sender waits for room for ${percent(sent.waiting)} of the time`
+  const found = `${percent(fill)} of ${formatBytes(capacity)} full; ${held}`
+  if (isFull({ capacity, sent })) {
+    const meaning = `process ${reader} reads more slowly than process ${writer} sends: a larger ring (capacity) helps against bursts alone`
+    return { ...about, status: 'slow', found, meaning }
+  }
+  return { ...about, status: 'good', found, meaning: 'there is room' }
+}
+
+function isFull({ capacity, sent }: Pick<Stream, 'capacity' | 'sent'>): boolean {
+  if (sent === null) return false
+  return Math.min(sent.used, sent.usedBefore) > FULL * capacity || sent.waiting > HELD_UP
+}
+
+/** What the process does that is to read. */
+export function judgeReader(stream: Stream, activity: Activity | undefined): Ailment {
+  const { reader } = stream
+  const about = { check: 'reader' as const, processes: [reader] }
+  if (activity === undefined) {
+    return { ...about, status: 'unknown', found: 'another user’s, or gone', meaning: '/proc does not show it' }
+  }
+  const found = activity.isStopped ? 'stopped' : `works for ${percent(activity.busy)} of the time`
+  if (activity.isStopped) {
+    const meaning = 'a signal (SIGSTOP) or a debugger keeps it from running: it reads nothing until SIGCONT'
+    return { ...about, status: 'slow', found, meaning }
+  }
+  if (isFull(stream) && activity.busy < IDLE) {
+    const meaning = 'it sleeps, though there is much to read: it waits for something else before it reads on'
+    return { ...about, status: 'slow', found, meaning }
+  }
+  if (isFull(stream) && activity.busy > BUSY) {
+    const meaning = 'it works all the time: what it does with each message is what takes the time'
+    return { ...about, status: 'slow', found, meaning }
+  }
+  return { ...about, status: 'good', found, meaning: 'it is there to read' }
+}
+
+/** How often the reader must be woken. */
+export function judgeWakeUps(stream: Stream, activity: Activity | undefined): Ailment {
+  const { writer, reader, flow } = stream
+  const about = { check: 'wake-ups' as const, processes: [writer, reader] }
+  const sleeps = stream.sleepsPerSecond ?? activity?.sleepsPerSecond
+  if (sleeps === undefined) {
+    return { ...about, status: 'unknown', found: 'not to be seen', meaning: '/proc does not show the reader' }
+  }
+  const of = flow === null ? '' : `, for ${flow.messagesPerSecond.toFixed(0)} messages`
+  const found = `the reader sleeps ${sleeps.toFixed(0)} times a second${of}`
+  const isOften = sleeps > MANY && (flow === null || sleeps > FOR_EACH * flow.messagesPerSecond)
+  if (isOften) {
+    const meaning =
+      'it is woken for nearly each message, which costs both some microseconds: send several at a time, or have the reader wait a while before it sleeps (busyPoll)'
+    return { ...about, status: 'slow', found, meaning }
+  }
+  return { ...about, status: 'good', found, meaning: 'few messages wake it' }
+}
+
+/** How large messages are, beside their header and beside the ring. */
+export function judgeSizes({ writer, reader, capacity, flow }: Stream): Ailment {
+  const about = { check: 'sizes' as const, processes: [writer, reader] }
+  if (flow === null) {
+    const meaning = 'no message went through, or neither process lets itself be observed (RINGFENCE_OBSERVE=1)'
+    return { ...about, status: 'unknown', found: 'none seen', meaning }
+  }
+  const { size, messagesPerSecond } = flow
+  const found = `${formatBytes(Math.round(size))} a message, ${messagesPerSecond.toFixed(0)} a second`
+  if (size > capacity / 2) {
+    const meaning = `more than half the ring: each travels in fragments, and waits for the reader on the way; take a capacity of at least ${formatBytes(8 * size)}`
+    return { ...about, status: 'slow', found, meaning }
+  }
+  if (size > capacity / 8) {
+    const meaning = `the ring holds fewer than eight: sender and reader wait for each other; take a capacity of at least ${formatBytes(8 * size)}`
+    return { ...about, status: 'slow', found, meaning }
+  }
+  if (size <= 2 * HEADER && messagesPerSecond > MANY) {
+    const meaning = `each has a header of ${HEADER} bytes, and is handed out by itself: put several into one message`
+    return { ...about, status: 'slow', found, meaning }
+  }
+  return { ...about, status: 'good', found, meaning: 'many fit into the ring' }
+}
+
+/** /dev/shm, of a process that has rings there. */
+export function judgeShm(pid: number, rings: number, shm: Bounded | null): Ailment {
+  const about = { check: 'shm' as const, processes: [pid] }
+  if (rings === 0) {
+    return { ...about, status: 'good', found: 'no ring there', meaning: 'its rings are memfds' }
+  }
+  if (shm === null) {
+    const found = `${formatBytes(rings)} of rings there`
+    return { ...about, status: 'unknown', found, meaning: 'it has no bound of its own, or /proc does not show it' }
+  }
+  const left = shm.limit - shm.used
+  const found = `${formatBytes(left)} of ${formatBytes(shm.limit)} left; ${formatBytes(rings)} of rings there`
+  if (left < rings) {
+    const meaning =
+      'no second ring of that size fits: the next channel is NO_SPACE; raise its size (mount -o remount,size=; docker --shm-size)'
+    return { ...about, status: 'slow', found, meaning }
+  }
+  return { ...about, status: 'good', found, meaning: 'there is room' }
+}
+
+/** From here on the kernel takes memory back, and writes to disk, while a message is copied. */
+const NEAR_LIMIT = 0.9
+
+/** The memory cgroup. */
+export function judgeMemory(pid: number, group: (Bounded & { path: string }) | null): Ailment {
+  const about = { check: 'memory' as const, processes: [pid] }
+  if (group === null) {
+    return { ...about, status: 'good', found: 'no limit', meaning: 'no memory cgroup that can be seen limits it' }
+  }
+  const { used, limit, path } = group
+  const found = `${formatBytes(used)} of ${formatBytes(limit)} in ${path}`
+  if (used > NEAR_LIMIT * limit) {
+    const meaning =
+      'its memory cgroup is nearly full: the kernel takes memory back while it runs, and may kill it; raise the limit (memory.max, MemoryMax=)'
+    return { ...about, status: 'slow', found, meaning }
+  }
+  return { ...about, status: 'good', found, meaning: 'there is room' }
+}
+
+const percent = (share: number): string => `${(share * 100).toFixed(0)} %`

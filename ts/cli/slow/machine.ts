@@ -1,0 +1,129 @@
+// The machine under a channel: how far apart two cores are, and how much memory is left.
+
+import { readFileSync, readdirSync, statfsSync } from 'node:fs'
+
+/** How far a cache line travels between two cores. */
+export type Distance = 'same core' | 'near' | 'far' | 'unknown'
+
+/** Where the kernel tells of itself. Another place is for tests: a machine is as it is. */
+export interface Places {
+  sys: string
+}
+
+/** Whether two cores share their last cache, as the kernel knows it. Under a hypervisor that may be made up. */
+export function distanceOf(one: number, other: number, { sys }: Places): Distance {
+  if (one === other) return 'same core'
+  const [mine, theirs] = [lastCacheOf(one, sys), lastCacheOf(other, sys)]
+  if (mine === null || theirs === null) return 'unknown'
+  return coresIn(mine).has(other) && coresIn(theirs).has(one) ? 'near' : 'far'
+}
+
+/** The cores that share a core's last cache, as a list; null where the kernel does not tell. */
+function lastCacheOf(core: number, sys: string): string | null {
+  const directory = `${sys}/devices/system/cpu/cpu${core}/cache`
+  try {
+    let last = { level: 0, cores: '' }
+    for (const name of readdirSync(directory).filter((entry) => entry.startsWith('index'))) {
+      const level = Number(readFileSync(`${directory}/${name}/level`, 'latin1'))
+      if (level > last.level)
+        last = { level, cores: readFileSync(`${directory}/${name}/shared_cpu_list`, 'latin1').trim() }
+    }
+    return last.level === 0 ? null : last.cores
+  } catch {
+    return null
+  }
+}
+
+/** `0-3,8` as 0, 1, 2, 3 and 8. */
+function coresIn(list: string): Set<number> {
+  const cores = new Set<number>()
+  for (const part of list.split(',')) {
+    const [from, to = from] = part.split('-').map(Number)
+    for (let core = from!; core <= to!; core += 1) cores.add(core)
+  }
+  return cores
+}
+
+/** Bytes of something that is bounded. */
+export interface Bounded {
+  limit: number
+  used: number
+}
+
+/** /dev/shm as a process sees it; null where it has no bound, or this user may not look. */
+export function shmOf(pid: number): Bounded | null {
+  try {
+    const { bsize, blocks, bavail } = statfsSync(`/proc/${pid}/root/dev/shm`)
+    return blocks === 0 ? null : { limit: blocks * bsize, used: (blocks - bavail) * bsize }
+  } catch {
+    return null
+  }
+}
+
+/** Bytes of a process's rings that lie in /dev/shm: those of its channels with the backing shm. */
+export function ringsInShm(pid: number): number {
+  try {
+    let bytes = 0
+    const lines = readFileSync(`/proc/${pid}/maps`, 'latin1').matchAll(
+      /^([0-9a-f]+)-([0-9a-f]+) rw\S+ .* \/dev\/shm\/ringfence\S*/gm,
+    )
+    for (const [, from, to] of lines) bytes += parseInt(to!, 16) - parseInt(from!, 16)
+    return bytes
+  } catch {
+    return 0
+  }
+}
+
+/** The tightest memory cgroup of a process, of its own and those above it; null where none has a limit. */
+export function memoryGroupOf(pid: number, { sys }: Places): (Bounded & { path: string }) | null {
+  let tightest: (Bounded & { path: string }) | null = null
+  for (const group of memoryGroupsOf(pid, sys)) {
+    if (tightest === null || group.used / group.limit > tightest.used / tightest.limit) tightest = group
+  }
+  return tightest
+}
+
+function* memoryGroupsOf(pid: number, sys: string): Generator<Bounded & { path: string }> {
+  for (const { root, path, names } of hierarchiesOf(pid, sys)) {
+    for (let at = path; ; at = at.slice(0, at.lastIndexOf('/'))) {
+      const bounded = boundedAt(`${root}${at}`, names)
+      if (bounded !== null) yield { ...bounded, path: at === '' ? '/' : at }
+      if (at === '') break
+    }
+  }
+}
+
+/** Of the second version one for all, of the first one for memory alone. */
+function* hierarchiesOf(pid: number, sys: string) {
+  let groups: string
+  try {
+    groups = readFileSync(`/proc/${pid}/cgroup`, 'latin1')
+  } catch {
+    return
+  }
+  for (const [, controllers, whole] of groups.matchAll(/^\d+:([^:]*):(.*)$/gm)) {
+    const path = whole === '/' ? '' : whole!
+    if (controllers === '') {
+      const names = { limit: 'memory.max', used: 'memory.current' }
+      yield { root: `${sys}/fs/cgroup`, path, names }
+      yield { root: `${sys}/fs/cgroup/unified`, path, names }
+    }
+    if (controllers!.split(',').includes('memory')) {
+      const names = { limit: 'memory.limit_in_bytes', used: 'memory.usage_in_bytes' }
+      yield { root: `${sys}/fs/cgroup/memory`, path, names }
+    }
+  }
+}
+
+/** Above this a limit is none: the first version has no word for that but the largest number. */
+const NO_LIMIT = 2 ** 60
+
+function boundedAt(directory: string, names: { limit: string; used: string }): Bounded | null {
+  try {
+    const limit = Number(readFileSync(`${directory}/${names.limit}`, 'latin1'))
+    const used = Number(readFileSync(`${directory}/${names.used}`, 'latin1'))
+    return limit > 0 && limit < NO_LIMIT && used >= 0 ? { limit, used } : null
+  } catch {
+    return null
+  }
+}

@@ -1,0 +1,105 @@
+// Why is a running pair slow? What /proc shows of both processes, and what they tell themselves where they let themselves be observed.
+
+import { seenProcesses, type SeenProcess } from '../../processes.js'
+import { Sources } from '../observed.js'
+import { printable, table } from '../text.js'
+import { watchProcesses, type Activity } from './activity.js'
+import {
+  judgeCores,
+  judgeMemory,
+  judgeReader,
+  judgeRing,
+  judgeShm,
+  judgeSizes,
+  judgeWakeUps,
+  type Ailment,
+} from './findings.js'
+import { distanceOf, memoryGroupOf, ringsInShm, shmOf, type Places } from './machine.js'
+import { pairsOf, type Pair } from './streams.js'
+
+/** How long the figures of a process are waited for, in milliseconds: one that is stopped tells none, and that is what is found. */
+const PATIENCE = 3000
+
+/** Two processes with a channel, and what was found of it. */
+export interface DiagnosedPair {
+  address: string | null
+  processes: number[]
+  findings: Ailment[]
+}
+
+/** Looks at a running pair for a second or two. */
+export async function diagnosePair(
+  target: number | string,
+  places: Places = { sys: '/sys' },
+): Promise<{ processes: SeenProcess[]; pairs: DiagnosedPair[] }> {
+  // Before this process looks at anything: it would be seen as a subscriber.
+  const processes = seenProcesses()
+  const sources = new Sources(PATIENCE)
+  const concerned = concernedBy(target, processes)
+  await sources.find(concerned)
+  const [activities] = await Promise.all([watchProcesses([...concerned]), sources.ready()])
+  const pairs = pairsOf(target, processes, sources.lastTwo())
+  await sources.close()
+  if (pairs.length === 0) throw new Error(`${nameOf(target)} has no channel, as far as this user may see`)
+  const both = new Set(pairs.flatMap(({ pid, peer }) => [pid, peer]))
+  return {
+    processes: processes.filter(({ pid }) => both.has(pid)),
+    pairs: pairs.map((pair) => judge(pair, activities, places)),
+  }
+}
+
+/** Those whose figures are asked for: a process and its peers; all, where one of them may have met its peer at the address. */
+function concernedBy(target: number | string, processes: SeenProcess[]): Set<number> {
+  const isIt = ({ pid, channels }: SeenProcess) =>
+    typeof target === 'string' || pid === target || channels.some(({ peer }) => peer === target)
+  return new Set(processes.filter(isIt).map(({ pid }) => pid))
+}
+
+const nameOf = (target: number | string): string => (typeof target === 'number' ? `process ${target}` : target)
+
+function judge({ pid, peer, address, streams }: Pair, activities: Map<number, Activity>, places: Places) {
+  const processes = [pid, peer]
+  const findings: Ailment[] = []
+  const [one, other] = [activities.get(pid), activities.get(peer)]
+  if (one !== undefined && other !== undefined)
+    findings.push(judgeCores(processes, [one, other], distanceOf(one.core, other.core, places)))
+  for (const stream of streams) {
+    const activity = activities.get(stream.reader)
+    findings.push(judgeRing(stream), judgeReader(stream, activity), judgeWakeUps(stream, activity), judgeSizes(stream))
+  }
+  for (const process of processes)
+    findings.push(
+      judgeShm(process, ringsInShm(process), shmOf(process)),
+      judgeMemory(process, memoryGroupOf(process, places)),
+    )
+  return { address, processes, findings }
+}
+
+const MARKS = { good: 'good', slow: 'SLOW', unknown: '?' } as const
+
+/** Prints why a pair is slow. */
+export async function explain(target: number | string, json: boolean): Promise<void> {
+  const diagnosis = await diagnosePair(target)
+  if (json) {
+    process.stdout.write(`${JSON.stringify(diagnosis, null, 2)}\n`)
+    return
+  }
+  for (const { address, processes, findings } of diagnosis.pairs) {
+    const where = address === null ? '' : ` at ${address}`
+    process.stdout.write(`processes ${processes.join(' and ')}${printable(where)}\n\n`)
+    const rows = findings.map(({ check, status, processes: whom, found }) => [
+      MARKS[status],
+      check,
+      whom.join(' → '),
+      printable(found),
+    ])
+    process.stdout.write(`${table(['', 'what', 'process', 'found'], rows, process.stdout.columns ?? 160)}\n`)
+    for (const status of ['slow', 'unknown'] as const) {
+      const some = findings.filter((finding) => finding.status === status)
+      if (some.length > 0) process.stdout.write(`\n${MARKS[status]}\n`)
+      for (const { check, processes: whom, meaning } of some)
+        process.stdout.write(`  ${check}, ${whom.join(' → ')}: ${printable(meaning)}\n`)
+    }
+    process.stdout.write('\n')
+  }
+}
