@@ -206,3 +206,50 @@ test('the newest alone: what was passed over is lost, and counted', async (t) =>
   await subscription.close()
   t.like(subscription.stats(), { messagesReceived: 1, bytesReceived: 1, lost: 6 })
 })
+
+test('the names of all figures', async (t) => {
+  const ofChannel = [
+    ...['messagesSent', 'bytesSent', 'messagesReceived', 'bytesReceived', 'waits', 'waitedMicros', 'bellsRung'],
+    ...['sleeps', 'ringUsed', 'ringCapacity', 'staged'],
+  ]
+  const namesOf = (stats: object) => Object.keys(stats).sort()
+  const { channel } = await pair(t)
+  t.deepEqual(namesOf(channel.stats()), [...ofChannel].sort())
+  const listener = await listenHere(t, abstractAddress())
+  t.deepEqual(namesOf(listener.stats()), [...ofChannel, 'open', 'accepted', 'refused'].sort())
+  const publisher = await publish(abstractAddress(), { capacity: 65_536 })
+  t.teardown(() => publisher.close())
+  t.deepEqual(
+    namesOf(publisher.stats()),
+    [
+      ...['published', 'bytesPublished', 'subscribers', 'evicted', 'waits', 'waitedMicros', 'ringUsed', 'ringCapacity'],
+    ].sort(),
+  )
+  const partner = await Partner.start(t)
+  const ofSubscription = await partner.run(async (kit, where) => {
+    const subscription = await kit.ringfence.subscribe(where)
+    kit.keep['subscription'] = subscription
+    return Object.keys(subscription.stats()).sort()
+  }, publisher.address)
+  t.deepEqual(ofSubscription, ['bytesReceived', 'lag', 'lost', 'messagesReceived', 'sleeps'])
+})
+
+test('a publisher counts whom it has evicted, and the sends that had to wait', async (t) => {
+  const publisher = await publish(abstractAddress(), { capacity: 4096, stall: 50 })
+  t.teardown(() => publisher.close())
+  const partner = await Partner.start(t)
+  await partner.run(async (kit, where) => {
+    kit.keep['subscription'] = await kit.ringfence.subscribe(where)
+  }, publisher.address)
+  await until(() => publisher.subscribers.length === 1, 'the subscriber is known')
+  partner.stop()
+  while (publisher.trySend(Buffer.alloc(200)));
+  const full = publisher.stats()
+  t.like(full, { subscribers: 1, evicted: 0, waits: 0, waitedMicros: 0 })
+  await publisher.send(Buffer.alloc(200))
+  await until(() => publisher.stats().subscribers === 0, 'it is gone')
+  const after = publisher.stats()
+  t.like(after, { evicted: 1, waits: 1, published: full.published + 1 })
+  t.true(after.waitedMicros > 0)
+  partner.goOn()
+})

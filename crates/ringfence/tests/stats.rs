@@ -2,9 +2,11 @@
 
 mod support;
 
+use std::time::Duration;
+
 use ringfence::{
-    Address, Arrival, Channel, ChannelStats, Error, Listener, Merge, Policy, PublisherEvent, connect, join,
-    listen, publish, subscribe,
+    Address, Arrival, Channel, ChannelStats, Delivery, Error, Listener, Merge, Policy, PublisherEvent,
+    connect, join, listen, publish, subscribe,
 };
 use support::{Actor, fresh_address, say, small, wait_for_test};
 
@@ -43,6 +45,36 @@ fn role() {
             while subscription.receive(&mut into).unwrap().is_some() {}
             let stats = subscription.stats();
             say(format!("{} {}", stats.messages_received, stats.bytes_received));
+            wait_for_test();
+        }
+        "sleeps when it is told" => {
+            let mut channel = join(&address, &small()).unwrap();
+            let mut into = [0; 64];
+            for _ in 0..2 {
+                assert!(channel.receiver().arm().unwrap(), "there is nothing to read");
+                say(format!("asleep {}", channel.stats().sleeps));
+                wait_for_test();
+                channel.receiver().poll_line().unwrap();
+                channel.receiver().disarm();
+                while channel.receiver().try_receive(&mut into).unwrap().is_some() {}
+            }
+        }
+        "publishes seven" => {
+            let mut publisher = publish(&address, &small()).unwrap();
+            assert!(matches!(publisher.next().unwrap(), PublisherEvent::Subscriber(_)));
+            for number in 0..7_u8 {
+                publisher.send(&[number; 10]).unwrap();
+            }
+            say("published");
+            wait_for_test();
+        }
+        "subscribes and never reads" => {
+            let _subscription = subscribe(&address, &small()).unwrap();
+            say("subscribed");
+            wait_for_test();
+        }
+        "joins" => {
+            join(&address, &small()).unwrap_err();
             wait_for_test();
         }
         other => panic!("no role {other}"),
@@ -172,4 +204,82 @@ fn a_publisher_and_its_subscriber_count_each_on_its_side() {
     assert_eq!(actor.hear(), "100 10000");
     let last = publisher.stats();
     assert_eq!((last.published, last.bytes_published), (100, 10_000));
+}
+
+#[test]
+fn each_sleep_counts_and_each_bell_that_ends_one() {
+    let (address, _kept) = fresh_address(false);
+    let mut actor = Actor::start("sleeps when it is told", &[&address.to_string()]);
+    let mut channel = join(&address, &small()).unwrap();
+    for times in 1..=2 {
+        actor.expect(&format!("asleep {times}"));
+        channel.sender().send(b"wakes it").unwrap();
+        assert_eq!(channel.stats().bells_rung, times);
+        channel.sender().send(b"finds it awake, or rung for").unwrap();
+        assert_eq!(channel.stats().bells_rung, times, "one bell for a sleep");
+        actor.go_on();
+    }
+    assert_eq!(channel.stats().sleeps, 0);
+    actor.finish();
+    assert_eq!(channel.receiver().receive(&mut [0; 64]).unwrap(), None);
+    // It had gone, or it had not yet: then this side has slept.
+    let asleep = channel.stats().sleeps;
+    assert!(asleep <= 1, "{asleep}");
+}
+
+#[test]
+fn a_subscription_tells_what_it_has_lost_how_far_it_lags_and_when_it_slept() {
+    let (address, _kept) = fresh_address(false);
+    let mut actor = Actor::start("publishes seven", &[&address.to_string()]);
+    let options = small().delivery(Delivery::Latest).wait(true);
+    let mut subscription = subscribe(&address, &options).unwrap();
+    actor.expect("published");
+    let before = subscription.stats();
+    assert_eq!((before.messages_received, before.lost, before.sleeps), (0, 0, 0));
+    // Seven records of 24 bytes: a header, and the payload in whole words.
+    assert_eq!(before.lag, 7 * 24);
+    let mut into = [0; 64];
+    assert_eq!(subscription.try_receive(&mut into).unwrap(), Some(10));
+    assert_eq!(into[0], 6);
+    let after = subscription.stats();
+    assert_eq!((after.messages_received, after.bytes_received), (1, 10));
+    assert_eq!((after.lost, after.lag), (6, 0));
+    assert!(subscription.arm().unwrap(), "there is nothing more");
+    subscription.disarm();
+    assert_eq!(subscription.stats().sleeps, 1);
+    actor.go_on();
+}
+
+#[test]
+fn a_publisher_that_waits_for_one_that_never_reads_counts_the_wait_and_the_eviction() {
+    let (address, _kept) = fresh_address(false);
+    let stall = Duration::from_millis(50);
+    let mut publisher = publish(&address, &small().stall(stall)).unwrap();
+    let actor = Actor::start("subscribes and never reads", &[&address.to_string()]);
+    actor.expect("subscribed");
+    while publisher.try_send(&[7; 200]).unwrap() {}
+    let full = publisher.stats();
+    assert_eq!((full.subscribers, full.evicted, full.waits), (1, 0, 0));
+    // Records of 208 bytes, as many as fit.
+    assert_eq!(full.ring_used, full.published * 208);
+    assert!(full.ring_used > full.ring_capacity - 416, "{full:?}");
+    publisher.send(&[7; 200]).unwrap();
+    let stats = publisher.stats();
+    assert_eq!((stats.subscribers, stats.evicted, stats.waits), (0, 1, 1));
+    assert!(stats.waited_micros > 0, "{stats:?}");
+    assert_eq!(stats.published, full.published + 1);
+    assert_eq!(stats.ring_used, 0, "none reads any more");
+}
+
+#[test]
+fn a_newcomer_without_a_channel_is_counted_by_its_errors_code_where_no_check_has_failed() {
+    let (address, _kept) = fresh_address(false);
+    let listener = listen(&address, &small()).unwrap();
+    let _actor = Actor::start("joins", &[&address.to_string()]);
+    match listener.accept().unwrap() {
+        Arrival::Refused(refused) => assert!(matches!(refused.error, Error::Protocol(_))),
+        other => panic!("{other:?}"),
+    }
+    let refused: Vec<_> = listener.stats().refused.into_iter().collect();
+    assert_eq!(refused, [("PROTOCOL".to_owned(), 1)]);
 }
