@@ -12,6 +12,8 @@ import { placementOf, spread } from './spread.mjs'
 const MEASURES = ['one', 'rtt-polled', 'rtt-parked']
 const OBJECT_SIZES = [104, 1024, 65_536]
 const AT_A_TIME = [1, 100]
+/** Calls to a side that stands still. */
+const STALLED = 4000
 
 export const defaults = {
   only: [],
@@ -56,6 +58,7 @@ function summarise(runs) {
     summary.p99_ns = of((run) => run.round_trip.p99_ns)
     summary.p999_ns = of((run) => run.round_trip.p999_ns)
   }
+  if (runs[0].held_bytes !== undefined) summary.held_bytes = of((run) => run.held_bytes)
   if (runs[0].idle_wakeups_per_second !== null)
     summary.idle_wakeups_per_second = of((run) => run.idle_wakeups_per_second)
   return summary
@@ -68,10 +71,11 @@ export function byPlacement(runs) {
   return Object.fromEntries(Object.entries(groups).map(([name, group]) => [name, summarise(group)]))
 }
 
-/** Bytes of a message; of `rpc` how many calls are under way at a time. */
+/** Bytes of a message; of `rpc` and `rpc-stalled` how many calls are under way at a time. */
 function sizesOf(measure, plan) {
   if (measure === 'one') return plan.sizes
   if (measure === 'objects') return OBJECT_SIZES
+  if (measure === 'rpc-stalled') return [STALLED]
   return measure === 'rpc' ? AT_A_TIME : [64]
 }
 

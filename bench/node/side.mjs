@@ -108,9 +108,7 @@ async function main(side, job) {
   }
   const opened = await contender.open({ ...setup, line })
   const hello = await line.receive()
-  const outcome = job.measure.startsWith('rtt')
-    ? await roundTrip(opened, line, job, contender, hello)
-    : await oneWay(opened, line, job, contender)
+  const outcome = await measured(opened, line, job, contender, hello)
   console.log(JSON.stringify(outcome))
   line.send({ quit: true })
   await Promise.race([
@@ -121,18 +119,44 @@ async function main(side, job) {
   process.exit(0)
 }
 
+function measured(opened, line, job, contender, hello) {
+  if (job.measure.startsWith('rtt')) return roundTrip(opened, line, job, contender, hello)
+  return job.measure === 'rpc-stalled' ? stalled(opened, job) : oneWay(opened, line, job, contender)
+}
+
+/** What this process holds of calls that are not answered: no rates, but the shape of the other results. */
+async function stalled(contender, job) {
+  const started = now()
+  const held = await contender.stalled(job.size)
+  const seconds = (now() - started) / 1e9
+  return {
+    messages: job.size,
+    seconds,
+    messages_per_second: job.size / seconds,
+    bytes_per_second: 0,
+    cpu_ns_per_message: 0,
+    preempted: 0,
+    held_bytes: held,
+    round_trip: null,
+    idle_wakeups_per_second: null,
+  }
+}
+
+const newHistogram = () =>
+  build({ lowestDiscernibleValue: 1, highestTrackableValue: 60e9, numberOfSignificantValueDigits: 3 })
+
 /** Threads share a process, whose figures each of them sees. */
 const together = (mine, theirs, contender) =>
   contender.threads ? mine : { cpu: mine.cpu + theirs.cpu, preempted: mine.preempted + theirs.preempted }
 
-async function oneWay(contender, line, job, { threads }) {
+async function oneWay(contender, line, job, { threads, times }) {
   const expected = contender.expected ?? ((count) => expectedSum(job.size, count))
-  async function stretch(count) {
+  async function stretch(count, record) {
     line.send({ consume: count })
     await line.receive()
     const before = usage()
     const started = now()
-    await contender.produce(count)
+    await contender.produce(count, record)
     let mine = since(before)
     const report = await line.receive()
     if (threads) mine = since(before)
@@ -142,8 +166,9 @@ async function oneWay(contender, line, job, { threads }) {
   }
 
   const first = contender.first ?? Math.ceil((2 * Math.max(job.capacity, 4 * job.size)) / job.size / 8)
-  const count = await warmedUp(job, first, stretch)
-  const { seconds, cpu, preempted } = await stretch(count)
+  const count = await warmedUp(job, first, (tries) => stretch(tries, () => {}))
+  const histogram = newHistogram()
+  const { seconds, cpu, preempted } = await stretch(count, recordIn(histogram))
   return {
     messages: count,
     seconds,
@@ -151,10 +176,12 @@ async function oneWay(contender, line, job, { threads }) {
     bytes_per_second: (count * job.size) / seconds,
     cpu_ns_per_message: cpu / count,
     preempted,
-    round_trip: null,
+    round_trip: times ? curveOf(histogram) : null,
     idle_wakeups_per_second: null,
   }
 }
+
+const recordIn = (histogram) => (ns) => histogram.recordValue(Math.max(1, Math.round(ns)))
 
 /**
  * Runs stretches, at first of so many, until one was long enough for every page to be touched and for the compiler to have
@@ -186,8 +213,8 @@ async function roundTrip(contender, line, job, { threads }, hello) {
   }
 
   const count = await warmedUp(job, 500, (tries) => stretch(tries, () => {}))
-  const histogram = build({ lowestDiscernibleValue: 1, highestTrackableValue: 60e9, numberOfSignificantValueDigits: 3 })
-  const { seconds, cpu, preempted } = await stretch(count, (ns) => histogram.recordValue(Math.max(1, Math.round(ns))))
+  const histogram = newHistogram()
+  const { seconds, cpu, preempted } = await stretch(count, recordIn(histogram))
 
   let idle = null
   if (job.measure === 'rtt-parked' && !threads) {
@@ -202,8 +229,6 @@ async function roundTrip(contender, line, job, { threads }, hello) {
     await line.receive()
   }
 
-  const at = (percentile) => histogram.getValueAtPercentile(percentile)
-  const curve = [0, 10, 25, 50, 75, 90, 95, 97.5, 99, 99.5, 99.75, 99.9, 99.95, 99.99, 99.999, 100]
   return {
     messages: count,
     seconds,
@@ -211,16 +236,22 @@ async function roundTrip(contender, line, job, { threads }, hello) {
     bytes_per_second: (count * job.size) / seconds,
     cpu_ns_per_message: cpu / count,
     preempted,
-    round_trip: {
-      min_ns: histogram.minNonZeroValue,
-      p50_ns: at(50),
-      p90_ns: at(90),
-      p99_ns: at(99),
-      p999_ns: at(99.9),
-      max_ns: histogram.maxValue,
-      curve: curve.map((percentile) => [percentile, at(percentile)]),
-    },
+    round_trip: curveOf(histogram),
     idle_wakeups_per_second: idle,
+  }
+}
+
+function curveOf(histogram) {
+  const at = (percentile) => histogram.getValueAtPercentile(percentile)
+  const curve = [0, 10, 25, 50, 75, 90, 95, 97.5, 99, 99.5, 99.75, 99.9, 99.95, 99.99, 99.999, 100]
+  return {
+    min_ns: histogram.minNonZeroValue,
+    p50_ns: at(50),
+    p90_ns: at(90),
+    p99_ns: at(99),
+    p999_ns: at(99.9),
+    max_ns: histogram.maxValue,
+    curve: curve.map((percentile) => [percentile, at(percentile)]),
   }
 }
 

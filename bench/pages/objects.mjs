@@ -1,7 +1,7 @@
 // The results of `objects` as a page.
 
 import { bytes, duration } from '../node/text.mjs'
-import { aligned, disturbed, figures, machineRows, rate, table, usualPlacement } from './markdown.mjs'
+import { aligned, disturbed, figures, machineRows, rate, spread, table, usualPlacement } from './markdown.mjs'
 
 function rates(results, measure, sizes, { head, name }, placement) {
   const cells = results.cells.filter((cell) => cell.measure === measure)
@@ -18,6 +18,36 @@ function rates(results, measure, sizes, { head, name }, placement) {
   }
   const titles = ['', ...sizes.map(name), head]
   return table([titles, aligned(titles), ...rows])
+}
+
+function latencies(results, placement) {
+  const cells = results.cells.filter(({ measure }) => measure === 'rpc')
+  const shown = (contender, size, figure) => {
+    const found = figures(
+      cells.find((cell) => cell.contender === contender && cell.size === size),
+      placement,
+    )
+    return found === null ? 'failed' : `${spread(found.summary[figure], duration)}${found.mark}`
+  }
+  const ids = results.contenders.map(({ id }) => id).filter((id) => cells.some(({ contender }) => contender === id))
+  const head = ['', 'one at a time, p50', 'p99', '100 at a time, p50', 'p99']
+  const rows = ids.map((id) => {
+    const cellsOf = (size) => [shown(id, size, 'p50_ns'), shown(id, size, 'p99_ns')]
+    return [id].concat(cellsOf(1), cellsOf(100))
+  })
+  return table([head, aligned(head), ...rows])
+}
+
+function stalled(results, placement) {
+  const head = ['', 'held']
+  const rows = results.cells
+    .filter(({ measure }) => measure === 'rpc-stalled')
+    .map((cell) => {
+      const found = figures(cell, placement)
+      const megabytes = (value) => `${(value / 1e6).toFixed(0)} MB`
+      return [cell.contender, found === null ? 'failed' : `${spread(found.summary.held_bytes, megabytes)}${found.mark}`]
+    })
+  return table([head, aligned(head), ...rows])
 }
 
 /** What was asked for, each reached or not. */
@@ -56,13 +86,14 @@ export function page(results) {
   const out = [
     '# Values, calls and single messages, measured',
     '',
-    'Written by `npm run bench -- objects`; every figure below comes from that one run. Node to Node, two processes (a `MessagePort`: two',
+    'Written by `npm run bench -- objects`; every figure below comes from that one run, or from the two that are named. Node to Node, two processes (a `MessagePort`: two',
     'threads). Each value is made anew and read whole, and what is read must add up. How it is measured:',
     '[bench/README.md](../../bench/README.md#values-and-calls).',
     '',
     '| machine | |',
     '| --- | --- |',
     ...machineRows(results),
+    ...(results.earlier === undefined ? [] : [`| of an earlier run | ${results.earlier} |`]),
     `| disturbed | ${disturbed(results.cells)} |`,
     `| shown | ${placement} placement; a cell without such a run says in brackets which it had |`,
     '',
@@ -86,6 +117,15 @@ export function page(results) {
       },
       placement,
     ),
+    '',
+    'From the call to its answer, p50 and p99, as the caller waits for it:',
+    '',
+    latencies(results, placement),
+    '',
+    `And calls to a side that stands still for a second and a half: 4,000 at once, each with a text of 16 KiB (66 MB in all). What the`,
+    "caller's process (of the `MessagePort`: both threads) then holds more than before. It is what is under way, and no more comes of it: each call was answered.",
+    '',
+    stalled(results, placement),
     '',
     '## Single messages',
     '',

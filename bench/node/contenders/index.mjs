@@ -32,6 +32,6 @@ export const contenders = [
   ...of(peers, PEERS),
   ...of(singles, ['single']),
   ...of(objects, ['objects']),
-  ...of(rpc, ['rpc']),
+  ...of(rpc, ['rpc', 'rpc-stalled']),
 ]
 plain.measures = [...PEERS, 'single']

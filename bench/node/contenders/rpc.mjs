@@ -4,15 +4,30 @@ import { createBirpc } from 'birpc'
 import { RpcSession, RpcTarget, newMessagePortRpcSession } from 'capnweb'
 import * as comlink from 'comlink'
 
+import { pause } from '../usage.mjs'
 import { add, expectedSum, messageSum } from '../work.mjs'
 
 const ringfence = await import('ringfence').catch(() => null)
+
+/** For how long a side stands still, in milliseconds, and the size of what each call brings meanwhile. */
+const STALL = 1500
+export const STALLED_SIZE = 16_384
 
 /** What the other side serves: takes a number, says the next one, and adds up what it was given. */
 class Counter extends RpcTarget {
   #left = 0
   #total = 0
   #done = null
+
+  /** Stands still, with its thread and its event loop. */
+  hold(milliseconds) {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds)
+    return milliseconds
+  }
+
+  measure(text) {
+    return text.length
+  }
 
   bump(n) {
     this.#total = add(this.#total, messageSum(8, n))
@@ -43,8 +58,14 @@ async function lineOver(transport, { side, job, child, port }) {
   return { post: (message) => own.postMessage(message), on: (hear) => own.on('message', hear), channel }
 }
 
+const servedBy = (counter) => ({
+  bump: (n) => counter.bump(n),
+  hold: (milliseconds) => counter.hold(milliseconds),
+  measure: (text) => counter.measure(text),
+})
+
 function birpc(line, counter) {
-  const functions = { bump: (n) => counter.bump(n) }
+  const functions = servedBy(counter)
   return createBirpc(functions, { post: line.post, on: line.on })
 }
 
@@ -55,7 +76,7 @@ function overComlink(line, counter, side) {
     removeEventListener() {},
   }
   if (side === 'a') return comlink.wrap(endpoint)
-  comlink.expose({ bump: (n) => counter.bump(n) }, endpoint)
+  comlink.expose(servedBy(counter), endpoint)
   return null
 }
 
@@ -128,16 +149,32 @@ async function open(library, transport, setup) {
   return {
     first: 300,
     expected: (count) => expectedSum(8, count),
-    async produce(count) {
+    async produce(count, record) {
       let next = 0
       const caller = async () => {
         while (next < count) {
           const n = next++
+          const at = performance.now()
           const answer = await remote.bump(n)
+          record((performance.now() - at) * 1e6)
           if (answer !== n + 1) throw new Error(`the answer to ${n} was ${answer}`)
         }
       }
       await Promise.all(Array.from({ length: setup.job.size }, caller))
+    },
+    /** So many calls to a side that stands still: what this process holds of them. Afterwards each is answered. */
+    async stalled(count) {
+      const text = 'x'.repeat(STALLED_SIZE)
+      const held = remote.hold(STALL)
+      await pause(STALL / 6)
+      const before = process.memoryUsage.rss()
+      const answers = Array.from({ length: count }, () => remote.measure(text))
+      await pause(STALL / 2)
+      const bytes = process.memoryUsage.rss() - before
+      await held
+      for (const answer of await Promise.all(answers))
+        if (answer !== text.length) throw new Error(`an answer was ${answer}`)
+      return bytes
     },
     consume: (count) => counter.expect(count),
     close() {},
@@ -157,6 +194,7 @@ export const rpc = ['comlink', 'birpc', 'capnweb'].flatMap((library) =>
     version: transport === 'ringfence' ? 'this tree' : 'node',
     note: `${library} over ${transport}`,
     takes,
+    times: true,
     open: (setup) => open(library, transport, setup),
     ipc,
     threads,
