@@ -1,6 +1,6 @@
 // The command line: lines from one process to many.
 
-import { spawn, type ChildProcess } from 'node:child_process'
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
@@ -111,9 +111,23 @@ test('what cannot be understood is a usage error', async (t) => {
     [['publish', '@x', '--raw', 'much'], /a size is a number/],
     [['publish', '@x', '--backing', 'shm'], /memfd/],
     [['publish'], /needs an address/],
+    [['publish', '@x', '--timeout', '1'], /publish takes no --timeout: it is for send, receive, subscribe/],
+    [['subscribe', '@x', '--capacity', '4K'], /subscribe takes no --capacity/],
+    [['send', '@x', '--count', '5'], /send takes no --count: it is for subscribe/],
+    [['top', '--once', '--evidence'], /top takes no --evidence/],
   ] as const) {
     const { code, complaints } = await soon(run(t, ...words).done, 'its failure')
     t.is(code, 2, words.join(' '))
     t.regex(complaints, said)
   }
+})
+
+test('a directory is told before a subscriber is waited for, and a standard output that is closed before there is a publisher', async (t) => {
+  const published = await soon(run(t, 'publish', abstractAddress(), '/', '--audience', '1').done, 'its failure')
+  t.is(published.code, 1)
+  t.regex(published.complaints, /\/ is a directory/)
+  const words = [process.execPath, cli, 'subscribe', abstractAddress()]
+  const subscribed = spawnSync('sh', ['-c', '"$@" >&-', 'sh', ...words], { encoding: 'utf8', timeout: 60_000 })
+  t.is(subscribed.status, 2)
+  t.regex(subscribed.stderr, /standard output is closed/)
 })

@@ -288,6 +288,12 @@ test('what is open already is written to as it is: /dev/stdout, and the >(…) o
   t.is(await shell('"$@" >(cat)'), 'as it was')
 })
 
+test('a directory is no file to send: that is told before any peer has come', async (t) => {
+  const { code, complaints } = await soon(run(t, 'send', abstractAddress(), temporaryDirectory(t)).done, 'its failure')
+  t.is(code, 1)
+  t.regex(complaints, /is a directory/)
+})
+
 test('a file that becomes shorter while it is sent is not taken for the whole', async (t) => {
   const { file, address } = scene(t)
   writeFileSync(file, Buffer.alloc(8 << 20))

@@ -158,6 +158,31 @@ test.serial('what cannot be posted throws, a transfer list too, and nothing is s
   t.deepEqual(found, ['one', 'two'])
 })
 
+test.serial('what is posted while the program holds a reservation is told not to have gone', async (t) => {
+  const { channel, port } = await ports(t)
+  const errors: RingfenceError[] = []
+  port.on('messageerror', (error: RingfenceError) => errors.push(error))
+  const found: unknown[] = []
+  port.on('message', (value: unknown) => found.push(value))
+  const reservation = channel.reserve(100)!
+  port.postMessage('between')
+  reservation.cancel()
+  port.postMessage('after')
+  const givenUp = new Error('given up')
+  const fill = () =>
+    channel.fill(100, () => {
+      port.postMessage('within')
+      throw givenUp
+    })
+  t.is(t.throws(fill), givenUp)
+  await until(() => found.length === 1, 'what went came back')
+  t.deepEqual(found, ['after'])
+  t.deepEqual(
+    errors.map(({ code }) => code),
+    ['ERR_RINGFENCE_INVALID_ARGUMENT', 'ERR_RINGFENCE_INVALID_ARGUMENT'],
+  )
+})
+
 test.serial('what is malformed is a messageerror, and the next message comes', async (t) => {
   const { channel, partner } = await pair(t)
   const port = toPort(channel, json())

@@ -5,7 +5,17 @@ import { connect as connectSocket } from 'node:net'
 import { dirname } from 'node:path'
 
 import test, { type ExecutionContext } from 'ava'
-import { connect, join, listen, Listener, RingfenceError, type Channel, type Identity, type Options } from 'ringfence'
+import {
+  connect,
+  join,
+  listen,
+  Listener,
+  RingfenceError,
+  subscribe,
+  type Channel,
+  type Identity,
+  type Options,
+} from 'ringfence'
 
 import { abstractAddress, addressOf, isBound, kinds, namedAddress, untilBound } from './support/address.js'
 import type { Kit } from './support/partner-process.js'
@@ -421,6 +431,13 @@ test.serial('connect says that no service listens, or waits for the service', as
     code: 'ERR_RINGFENCE_ADDRESS_INVALID',
     message: /directory does not exist/,
   })
+  // What is there is no socket, and will not become one: `wait` does not wait for it.
+  for (const file of [dirname(address), '/dev/null'])
+    for (const call of [connect, subscribe])
+      await t.throwsAsync(call(file, { wait: true, signal: AbortSignal.timeout(30_000) }), {
+        code: 'ERR_RINGFENCE_ADDRESS_INVALID',
+        message: /something else than a socket/,
+      })
   const agent = await Partner.start(t)
   const waiting = agent.connect(address, { ...small, wait: true })
   const listener = await listenHere(t, address, small)

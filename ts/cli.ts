@@ -40,8 +40,8 @@ collect writes whole lines, of up to 64 MiB; a sender's last one gets its newlin
 
   --backing memfd|shm    what the shared memory is made of (memfd); both sides must choose the same
   --capacity SIZE        of the ring, with K, M or G (4M); the sender's counts
-  --timeout SECONDS      how long to wait for the other side, and before that for a reader of a FIFO (for ever);
-                         not for collect
+  --timeout SECONDS      send, receive, subscribe: how long to wait for the other side, and before that for a reader
+                         of a FIFO (for ever)
   --evidence             print every check that was made
   --raw SIZE             publish: chunks of at most so many bytes instead of lines
   --no-newline           subscribe: each message as it is
@@ -65,7 +65,7 @@ that ends it is what its end tells (a shell: 128 and the signal's number).
 `
 
 async function main(): Promise<void> {
-  const { values, positionals } = parseArguments()
+  const { values, positionals, tokens } = parseArguments()
   if (values.help) {
     process.stdout.write(HELP)
     return
@@ -76,6 +76,7 @@ async function main(): Promise<void> {
     return
   }
   const [command, address, file, ...rest] = positionals
+  for (const token of tokens) if (token.kind === 'option') checkTaken(command, token.name)
   if (command === 'doctor') {
     if (file !== undefined) throw new UsageError('doctor takes one process or address at most')
     if (address === undefined) diagnose(values.json)
@@ -109,12 +110,32 @@ async function main(): Promise<void> {
 
 type Values = ReturnType<typeof parseArguments>['values']
 
+/** What each command takes. One that is ignored would be a limit, or a way of reading, that is relied on and not there. */
+const TAKEN: Record<string, readonly string[]> = {
+  send: ['backing', 'capacity', 'timeout', 'evidence'],
+  receive: ['backing', 'capacity', 'timeout', 'evidence'],
+  collect: ['backing', 'capacity', 'evidence'],
+  publish: ['backing', 'capacity', 'evidence', 'raw', 'audience', 'stall'],
+  subscribe: ['timeout', 'evidence', 'delivery', 'from', 'count', 'no-newline'],
+  ps: ['json'],
+  top: ['json', 'once'],
+  doctor: ['json'],
+}
+
+function checkTaken(command: string | undefined, option: string): void {
+  const taken = command === undefined ? undefined : TAKEN[command]
+  // That there is no such command is told elsewhere.
+  if (taken === undefined || taken.includes(option)) return
+  const others = Object.keys(TAKEN).filter((other) => TAKEN[other]!.includes(option))
+  const why = command === 'collect' && option === 'timeout' ? 'a signal ends it' : `it is for ${others.join(', ')}`
+  throw new UsageError(`${command} takes no --${option}: ${why}`)
+}
+
 const COMMANDS: Record<string, (address: string, file: string | undefined, values: Values) => Promise<void>> = {
   send: (address, file, values) => send(transferOf(address, file, values)),
   receive: (address, file, values) => receive(transferOf(address, file, values)),
   collect: (address, file, values) => {
     if (file !== undefined) throw new UsageError('collect writes to standard output, and takes no file')
-    if (values.timeout !== undefined) throw new UsageError('collect takes no --timeout: a signal ends it')
     const options = {
       backing: checkBacking(values.backing),
       capacity: values.capacity === undefined ? undefined : parseSize(values.capacity),
@@ -199,6 +220,7 @@ function parseArguments() {
   try {
     return parseArgs({
       allowPositionals: true,
+      tokens: true,
       options: {
         backing: { type: 'string' },
         capacity: { type: 'string' },

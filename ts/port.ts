@@ -13,6 +13,14 @@ const MOST_WAITING = 256 * 1024 * 1024
 /** Milliseconds until a message that there was no memory for is tried again. */
 const PAUSE = 50
 
+/** Of what `send` rejects with, what the end of the channel tells as well. */
+const TOLD_BY_CLOSE: ReadonlySet<string> = new Set([
+  'ERR_RINGFENCE_CLOSED',
+  'ERR_RINGFENCE_PEER_LOST',
+  'ERR_RINGFENCE_OBJECT_EXPOSED',
+  'ERR_RINGFENCE_RING_CORRUPT',
+])
+
 /** The events of a port. */
 export type PortEvent = 'message' | 'messageerror' | 'close'
 
@@ -32,7 +40,8 @@ export type PortEventListener = ((event: any) => void) | { handleEvent(event: an
 /** What a channel is to code that was written for a MessagePort of Node's. */
 export interface MessagePortLike {
   /**
-   * Sends a value, in the order of the calls. Never waits. After `close`, or once the peer has gone, it does nothing.
+   * Sends a value, in the order of the calls. Never waits. After `close`, or once the peer has gone, it does nothing. What could not be
+   * sent after all, since the program holds a reservation of the channel or is filling a message, is told by 'messageerror'.
    *
    * @param transfer - Nothing, or an empty list: memory cannot be handed to another process.
    * @throws {@link RingfenceError} INVALID_ARGUMENT for what cannot be encoded, and for a list that is not empty; MESSAGE_TOO_LARGE;
@@ -128,7 +137,7 @@ class Port implements MessagePortLike {
     this.#mustFit(message)
     this.channel.send(message).catch((error: RingfenceError) => {
       // The end is told by 'close'. What else has gone wrong must not pass unseen.
-      if (error.code === 'ERR_RINGFENCE_NO_SPACE') this.#emit('messageerror', error)
+      if (!TOLD_BY_CLOSE.has(error.code)) this.#emit('messageerror', error)
     })
   }
 

@@ -186,7 +186,7 @@ export function listen(address: string, options: ListenOptions = {}): Promise<Li
  *
  * Where no service listens it rejects with PEER_LOST, and where the service is full with ADDRESS_OCCUPIED; with the option
  * `wait` it waits for the service to come, and for a seat. What waiting does not solve is ADDRESS_INVALID: a directory
- * that is missing, a socket that this process may not connect to.
+ * that is missing, a file that is no socket, a socket that this process may not connect to.
  *
  * At most 16 handshakes of one process with one address are under way at a time; the others wait for their turn, and
  * `timeout` counts from there. A process cannot connect to a service of its own (ADDRESS_OCCUPIED).

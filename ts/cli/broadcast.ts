@@ -1,13 +1,12 @@
 // `publish` and `subscribe`: lines, or chunks, from one process to many.
 
-import { open } from 'node:fs/promises'
 import { once } from 'node:events'
-import type { Readable } from 'node:stream'
 
 import { publish as bind, type Publisher } from '../broadcast/publisher.js'
 import { subscribe as connect } from '../broadcast/subscription.js'
 import { RingfenceError } from '../errors.js'
 import type { PublishOptions, SubscribeOptions } from '../types.js'
+import { mustBeOpen, openSource } from './source.js'
 import { evidenceTable, tell } from './text.js'
 
 /** One run of `publish`. */
@@ -38,8 +37,7 @@ const NEWLINE = 0x0a
 
 /** Publishes each line, or chunk, and ends once every subscriber has read the last one. */
 export async function publish({ address, file, raw, audience, evidence, options }: Publishing): Promise<void> {
-  // Before the address is taken: a file that is missing is no concern of the subscribers.
-  const source = file === undefined ? undefined : await open(file, 'r')
+  const source = await openSource(file)
   try {
     const publisher = await bind(address, options)
     publisher.on('subscriber', (subscriber) => {
@@ -51,13 +49,12 @@ export async function publish({ address, file, raw, audience, evidence, options 
     })
     publisher.on('refused', (refusal) => tell(refusal.message))
     while (publisher.subscribers.length < audience) await once(publisher, 'subscriber')
-    const stream: Readable = source === undefined ? process.stdin : source.createReadStream({ autoClose: false })
-    const input = stream as AsyncIterable<Buffer>
+    const input = source.read() as AsyncIterable<Buffer>
     const messages = raw === undefined ? lines(input, publisher.maxMessageSize) : chunks(input, raw)
     for await (const message of messages) await publisher.send(message)
     await finish(publisher)
   } finally {
-    await source?.close()
+    await source.close()
   }
 }
 
@@ -103,6 +100,7 @@ async function* chunks(input: AsyncIterable<Buffer>, size: number): AsyncGenerat
 
 /** Writes each message to standard output, until the publisher has ended or enough have come. */
 export async function subscribe({ address, count, raw, evidence, options }: Subscribing): Promise<void> {
+  mustBeOpen(1, 'output', 'open it (>/dev/null where that is meant)')
   await using subscription = await connect(address, options).catch((error: unknown) => {
     const late = error instanceof RingfenceError && error.code === 'ERR_RINGFENCE_ABORTED'
     throw late ? new RingfenceError('ABORTED', `no process published at ${address} in time`, { cause: error }) : error

@@ -8,7 +8,7 @@ import { listen, type Listener } from '../service.js'
 import type { CloseReason, ListenOptions } from '../types.js'
 import { Lines, LONGEST } from './lines.js'
 import { evidenceTable, tell } from './text.js'
-import { mustBeOpen } from './transfer.js'
+import { mustBeOpen } from './source.js'
 
 /** One run of the collector. */
 export interface Collection {

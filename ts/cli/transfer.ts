@@ -1,6 +1,3 @@
-import { constants, fstatSync, readFileSync, statSync } from 'node:fs'
-import { open } from 'node:fs/promises'
-import type { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 
 import { cutOff, type Channel } from '../channel.js'
@@ -8,9 +5,8 @@ import { RingfenceError, type ErrorName } from '../errors.js'
 import { join } from '../pair.js'
 import { connect } from '../service.js'
 import type { Options } from '../types.js'
-import { UsageError } from './exit.js'
-import { isFifo, readFifo } from './fifo.js'
 import { Progress } from './progress.js'
+import { mustBeOpen, openSource } from './source.js'
 import { openTarget } from './target.js'
 import { evidenceTable } from './text.js'
 
@@ -22,11 +18,6 @@ export interface Transfer {
   evidence: boolean
   options: Options
 }
-
-const NAME_A_FILE = 'name a FILE (/dev/null where that is meant)'
-
-/** Bytes read from a file at a time, and so of a message. */
-const CHUNK = 256 * 1024
 
 /** Sends a file, or standard input, and waits until the other side has all of it. */
 export async function send({ address, file, evidence, options }: Transfer): Promise<void> {
@@ -117,46 +108,6 @@ function shown(channel: Channel, evidence: boolean): Channel {
   if (evidence)
     process.stderr.write(`${channel.role}, peer is process ${channel.peer.pid}\n${evidenceTable(channel.evidence)}\n`)
   return channel
-}
-
-/** What is sent. */
-interface Source {
-  /** Bytes, where that is known. */
-  size(): Promise<number | undefined>
-  read(): Readable
-  close(): Promise<void>
-}
-
-async function openSource(path: string | undefined): Promise<Source> {
-  const size = async () => undefined
-  if (path === undefined) {
-    mustBeOpen(0, 'input')
-    return { size, read: () => process.stdin, close: async () => {} }
-  }
-  if (await isFifo(path)) {
-    const fifo = readFifo(path)
-    return { size, read: () => fifo, close: async () => void fifo.destroy() }
-  }
-  const file = await open(path, 'r')
-  return {
-    size: async () => {
-      const stat = await file.stat()
-      return stat.isFile() ? stat.size : undefined
-    },
-    read: () => file.createReadStream({ highWaterMark: CHUNK, autoClose: false }),
-    close: () => file.close(),
-  }
-}
-
-/**
- * Node opens /dev/null, to read and to write, in place of a standard descriptor that is closed. What is received would be lost, and
- * nothing would be sent as if that was all. A shell's `>/dev/null` and `</dev/null` open it for one of the two.
- */
-export function mustBeOpen(fd: 0 | 1, what: 'input' | 'output', remedy = NAME_A_FILE): void {
-  if (fstatSync(fd).rdev !== statSync('/dev/null').rdev) return
-  const flags = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1] ?? '0'
-  if ((Number.parseInt(flags, 8) & constants.O_RDWR) === 0) return
-  throw new UsageError(`standard ${what} is closed: ${remedy}`)
 }
 
 async function* messages(channel: Channel, progress: Progress): AsyncGenerator<Uint8Array> {

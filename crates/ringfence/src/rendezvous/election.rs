@@ -10,7 +10,7 @@ use nix::{
     errno::Errno,
     sys::{
         socket::{AddressFamily, SockFlag, SockType, bind, connect, socket},
-        stat::{SFlag, fchmod},
+        stat::{SFlag, fchmod, stat},
     },
 };
 
@@ -121,7 +121,7 @@ pub(crate) fn find(address: &Address, deadline: &Deadline, record: &mut Record) 
             Ok(stream) => return Ok(Some(guest(stream, record))),
             // A service that has bound, and has not set the mode or does not listen yet, takes no longer than this.
             Err(Errno::ECONNREFUSED | Errno::EACCES) if looks < 3 => {}
-            Err(Errno::ECONNREFUSED | Errno::ENOENT) => return Ok(None),
+            Err(Errno::ECONNREFUSED | Errno::ENOENT) => return may_come(address).map(|()| None),
             // The backlog is full: there is a service, which may take connections from it in time.
             Err(Errno::EAGAIN) if deadline.is_left() => {}
             Err(Errno::EAGAIN) => return Err(crowded(deadline)),
@@ -131,6 +131,20 @@ pub(crate) fn find(address: &Address, deadline: &Deadline, record: &mut Record) 
         let pause = Duration::from_millis(u64::from(looks.min(LOOKS)) * 2);
         deadline.pause(pause)?;
     }
+}
+
+/// Whether a process can come to listen there. A file that is no socket stays what it is: to wait for a service there would be to wait
+/// for ever.
+fn may_come(address: &Address) -> Result<()> {
+    let found = address.place().map(stat);
+    match found {
+        Some(Ok(stat)) if !is_kind(&stat, SFlag::S_IFSOCK) => Err(no_socket(address)),
+        _ => Ok(()),
+    }
+}
+
+fn no_socket(address: &Address) -> Error {
+    address.invalid("there is something else than a socket", Some(Errno::EEXIST))
 }
 
 fn crowded(deadline: &Deadline) -> Error {
@@ -221,7 +235,7 @@ fn take_path(address: &Address, path: &Path, access: Access, backlog: i32) -> Re
 fn clear_the_way(address: &Address, files: &Files) -> Result<Option<Taken>> {
     let found = files.look_at(&files.socket);
     if found.is_ok_and(|stat| !is_kind(&stat, SFlag::S_IFSOCK)) {
-        return Err(address.invalid("there is something else than a socket", Some(Errno::EEXIST)));
+        return Err(no_socket(address));
     }
     match reach(address) {
         Ok(stream) => Ok(Some(Taken::Answered(stream))),
