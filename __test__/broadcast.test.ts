@@ -296,6 +296,44 @@ test('a publisher that is not any more what the policy asks for is cut off by ve
 
 // By itself: other tests of this process make memory of their own.
 test.serial(
+  'of subscribers that have gone no descriptor is kept, though the program keeps what it was told',
+  async (t) => {
+    const address = abstractAddress()
+    const publisher = await publishHere(t, address)
+    const known: Subscriber[] = []
+    let gone = 0
+    publisher.on('subscriber', (one) => known.push(one))
+    publisher.on('gone', () => (gone += 1))
+    const there = await Partner.start(t)
+    const comeAndGo = (times: number) =>
+      there.run(
+        async (kit, where, count) => {
+          for (let number = 0; number < count; number += 1) await (await kit.ringfence.subscribe(where)).close()
+        },
+        address,
+        times,
+      )
+    const processes = () =>
+      readdirSync('/proc/self/fd').filter((number) => {
+        try {
+          return readlinkSync(`/proc/self/fd/${number}`) === 'anon_inode:[pidfd]'
+        } catch {
+          // Closed meanwhile.
+          return false
+        }
+      }).length
+    const before = processes()
+    await comeAndGo(20)
+    await until(() => gone === 20, 'all have gone')
+    await until(() => processes() <= before, 'nothing is kept of them')
+    t.is(known.length, 20)
+    t.is(known[0]!.peer.pid, there.pid)
+    t.true(known[0]!.evidence.length > 0)
+    await t.throwsAsync(known[0]!.verify(), { code: 'ERR_RINGFENCE_CLOSED' })
+  },
+)
+
+test.serial(
   'seal frees the address and keeps no descriptor of the ring; those that are subscribed go on',
   async (t) => {
     const address = namedAddress(t)

@@ -1,11 +1,14 @@
 // What those are told who watch the process: node:diagnostics_channel, and NODE_DEBUG=ringfence.
 
+import { execFile } from 'node:child_process'
 import { subscribe as watch, unsubscribe } from 'node:diagnostics_channel'
+import { copyFileSync, linkSync, realpathSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 
 import test, { type ExecutionContext } from 'ava'
 import { publish, type Channel, type Identity, type Publisher, type RingfenceError, type Subscriber } from 'ringfence'
 
-import { abstractAddress } from './support/address.js'
+import { abstractAddress, temporaryDirectory } from './support/address.js'
 import { listenHere, pair, Partner } from './support/partner.js'
 import { until } from './support/until.js'
 
@@ -64,7 +67,6 @@ test.serial('an eviction is told', async (t) => {
 })
 
 test('with NODE_DEBUG=ringfence the story of each handshake is printed, by the steps of its evidence', async (t) => {
-  const { execFile } = await import('node:child_process')
   const index = new URL('../../dist/esm/index.js', import.meta.url)
   const script = `
     import { spawn, fromParent } from ${JSON.stringify(index.href)}
@@ -75,8 +77,6 @@ test('with NODE_DEBUG=ringfence the story of each handshake is printed, by the s
       await (await channel).close()
       child.ref()
     }`
-  const { writeFileSync } = await import('node:fs')
-  const { temporaryDirectory } = await import('./support/address.js')
   const file = `${temporaryDirectory(t)}/story.mjs`
   writeFileSync(file, script)
   const run = (debug: string) =>
@@ -94,4 +94,29 @@ test('with NODE_DEBUG=ringfence the story of each handshake is printed, by the s
   t.regex(story, /^RINGFENCE \d+: {3}executable, uid: wanted .+, found .+ \(passed\)$/m)
   t.regex(story, /the channel with process \d+ has ended: closed/)
   t.is(await run(''), '')
+})
+
+test('what a peer has named itself moves no cursor in that story', async (t) => {
+  const named = join(temporaryDirectory(t), '\u001b[2J\nRINGFENCE 1: all is well\u202e')
+  // The same file by another name is the same executable; where that cannot be, a copy, which is refused.
+  try {
+    linkSync(realpathSync(process.execPath), named)
+  } catch {
+    copyFileSync(process.execPath, named)
+  }
+  const index = new URL('../../dist/esm/index.js', import.meta.url).href
+  const script = `
+    import { spawn, fromParent } from ${JSON.stringify(index)}
+    const code = "const { fromParent } = await import(" + ${JSON.stringify(JSON.stringify(index))} + "); await (await fromParent()).closed"
+    const { channel } = spawn(process.env.NAMED, ['--input-type=module', '-e', code], { stdio: 'ignore' })
+    await channel.then((made) => made.close(), () => {})`
+  const env = { ...process.env, NODE_DEBUG: 'ringfence', NAMED: named }
+  const story = await new Promise<string>((resolve, reject) => {
+    const words = ['--input-type=module', '-e', script]
+    execFile(process.execPath, words, { env, timeout: 60_000 }, (error, _, stderr) =>
+      error === null ? resolve(stderr) : reject(error),
+    )
+  })
+  t.true(story.includes('\\u{1b}[2J\\u{a}RINGFENCE 1: all is well\\u{202e}'), story)
+  for (const moving of ['\u001b', '\u202e', '\nRINGFENCE 1: all is well']) t.false(story.includes(moving))
 })

@@ -139,6 +139,34 @@ test('RINGFENCE_OBSERVE=1 has a process observed from the start, and keeps it no
   t.is(stdout, 'observed\n')
 })
 
+test('an observed process has a timer only while one looks', async (t) => {
+  const partner = await Partner.start(t)
+  await partner.run(async (kit) => {
+    const { setInterval: begin, clearInterval: end } = globalThis
+    const running = new Set<unknown>()
+    kit.keep['running'] = running
+    kit.keep['begun'] = 0
+    globalThis.setInterval = ((call: () => void, every: number) => {
+      const timer = begin(call, every)
+      running.add(timer)
+      kit.keep['begun'] = (kit.keep['begun'] as number) + 1
+      return timer
+    }) as typeof setInterval
+    globalThis.clearInterval = (timer) => {
+      running.delete(timer)
+      end(timer)
+    }
+    await kit.ringfence.observe()
+  })
+  // Another test may look as well, for a while.
+  const rests = () => partner.run((kit) => (kit.keep['running'] as Set<unknown>).size === 0)
+  await until(rests, 'it rests')
+  const { processes } = await ringfence('top', '--once', '--json')
+  t.true(processes.some(({ pid }) => pid === partner.pid))
+  t.true((await partner.run((kit) => kit.keep['begun'] as number)) > 0)
+  await until(rests, 'it rests again')
+})
+
 test('an observation can be ended, and begun again', async (t) => {
   const first = await observe()
   t.is(await observe(), first)
@@ -149,4 +177,8 @@ test('an observation can be ended, and begun again', async (t) => {
   t.is(again.address, first.address)
   t.true(readFileSync('/proc/net/unix', 'latin1').includes(again.address))
   await until(() => isBound(again.address), 'it is there')
+  // Closed once more, the first is no end of the second.
+  await first.close()
+  t.true(isBound(again.address))
+  t.is(await observe(), again)
 })

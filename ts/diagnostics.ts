@@ -5,6 +5,7 @@ import { channel as diagnostics } from 'node:diagnostics_channel'
 import { debuglog } from 'node:util'
 
 import type { RingfenceError } from './errors.js'
+import { printable } from './printable.js'
 import type { Evidence, GoneReason, Identity } from './types.js'
 
 const opened = diagnostics('ringfence:channel:open')
@@ -59,7 +60,7 @@ export function tellRefused(address: string | null, error: RingfenceError): void
   if (!log.enabled) return
   const who = identity === undefined ? 'a process' : `process ${identity.pid} (uid ${identity.uid})`
   const why = check === undefined ? error.message : `${check}: wanted ${wanted}, found ${found}`
-  log('%s: %s was refused (%s): %s', nameOf(address), who, error.code, why)
+  log('%s: %s was refused (%s): %s', nameOf(address), who, error.code, printable(why))
 }
 
 /** A publisher has let go of a subscriber that was too slow. */
@@ -77,7 +78,7 @@ export function tellSubscribed(checked: Checked, address: string, what: string):
 function tellStory({ peer, evidence }: Checked, what: string): void {
   log('%s; the peer is process %d (uid %d)', what, peer.pid, peer.uid)
   for (const { step, check, wanted, found, outcome } of evidence)
-    log('  %s, %s: wanted %s, found %s (%s)', step, check, wanted, found, outcome)
+    log('  %s, %s: wanted %s, found %s (%s)', step, check, printable(wanted), printable(found), outcome)
 }
 
 function nameOf(address: string | null | undefined): string {

@@ -93,14 +93,21 @@ let observing: Promise<Observation> | null = null
  * @throws {@link RingfenceError} as {@link publish}; ADDRESS_OCCUPIED also in a worker thread, where another thread of the process is observed
  */
 export function observe(): Promise<Observation> {
-  observing ??= begin().catch((error: unknown) => {
-    observing = null
+  if (observing !== null) return observing
+  // One that is over must not take the next one's place away.
+  const forget = () => {
+    if (observing === begun) observing = null
+  }
+  const begun = begin(forget).catch((error: unknown) => {
+    forget()
     throw error
   })
-  return observing
+  observing = begun
+  return begun
 }
 
-async function begin(): Promise<Observation> {
+/** @param over - Called once the figures are told no more. */
+async function begin(over: () => void): Promise<Observation> {
   const address = observedAt(process.pid)
   const publisher = await publish(address, {
     capacity: CAPACITY,
@@ -114,11 +121,27 @@ async function begin(): Promise<Observation> {
   const tell = () => {
     if (publisher.subscribers.length > 0) publisher.trySend(JSON.stringify(snapshot()))
   }
-  publisher.on('subscriber', tell)
-  const timer = setInterval(tell, INTERVAL).unref()
-  const close = () => {
+  // Only while one looks: a process that is idle is not woken.
+  let timer: NodeJS.Timeout | undefined
+  const rest = () => {
     clearInterval(timer)
-    observing = null
+    timer = undefined
+  }
+  publisher.on('subscriber', () => {
+    tell()
+    timer ??= setInterval(tell, INTERVAL).unref()
+  })
+  publisher.on('gone', () => {
+    if (publisher.subscribers.length === 0) rest()
+  })
+  const end = () => {
+    rest()
+    over()
+  }
+  // Also where another process has opened its memory.
+  void publisher.closed.then(end)
+  const close = () => {
+    end()
     return publisher.close()
   }
   return { address, close, [Symbol.asyncDispose]: close }

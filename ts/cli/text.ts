@@ -1,7 +1,10 @@
 // Numbers and tables for people.
 
+import { printable } from '../printable.js'
 import type { Evidence } from '../types.js'
 import { UsageError } from './exit.js'
+
+export { printable }
 
 const UNITS: Record<string, number> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30 }
 
@@ -23,14 +26,6 @@ export function formatBytes(bytes: number): string {
     if (bytes >= size) return `${(bytes / size).toFixed(bytes >= 100 * size ? 0 : 2)} ${unit}`
   }
   return `${bytes} B`
-}
-
-/** What is no letter of a text, but moves the cursor, turns the direction, or begins a line. */
-const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu
-
-/** As a terminal can be shown it: another process names its executable and its cgroup as it likes. */
-export function printable(text: string): string {
-  return text.replaceAll(UNPRINTABLE, (found) => `\\u{${found.codePointAt(0)!.toString(16)}}`)
 }
 
 /** One line for people, on standard error. */

@@ -1,6 +1,11 @@
 //! What can go wrong, each with a code for programs and a sentence for people.
 
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    io,
+    sync::Arc,
+    time::Duration,
+};
 
 use nix::errno::Errno;
 
@@ -511,9 +516,10 @@ impl fmt::Display for Refusal {
             identity,
             ..
         } = self;
+        let (check, wanted, found) = (Shown(check.as_str()), Shown(wanted), Shown(found));
         if *by_peer {
             f.write_str("the peer refused this process: ")?;
-            return if wanted == UNTOLD {
+            return if wanted.0 == UNTOLD {
                 write!(
                     f,
                     "its policy looks at {check}, and it does not tell another user more"
@@ -533,8 +539,56 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// Whether a character moves a terminal's cursor, begins a line, or turns the direction of what follows.
+pub(crate) fn steers(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
+}
+
+/// A text as a sentence can have it: another process names its executable and its cgroup as it likes, and what is told of it goes to
+/// logs and terminals.
+struct Shown<'a>(&'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|character| {
+            if steers(character) {
+                write!(f, "{}", character.escape_unicode())
+            } else {
+                f.write_char(character)
+            }
+        })
+    }
+}
+
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         Self::PeerRefused(Box::new(refusal))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Check, Refusal};
+
+    /// What is found stays as it is, for programs.
+    #[test]
+    fn a_sentence_steers_no_terminal() {
+        let found = "/tmp/\u{1b}[2J\nall is well\u{202e}";
+        for refusal in [
+            Refusal::new(Check::Executable, "/usr/bin/orders", found),
+            Refusal::by_peer("label\n".into(), found.into(), String::new()),
+        ] {
+            assert!(refusal.found == found || refusal.wanted == found);
+            let sentence = refusal.to_string();
+            assert!(
+                sentence.contains(r"/tmp/\u{1b}[2J\u{a}all is well\u{202e}"),
+                "{sentence}"
+            );
+            assert!(!sentence.contains(super::steers), "{sentence}");
+        }
     }
 }

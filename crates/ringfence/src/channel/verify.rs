@@ -24,6 +24,23 @@ pub struct Verifier {
     shared: Weak<Shared>,
 }
 
+/// A [`Verifier`] that keeps nothing of what is known of the peer, a descriptor of its process among that.
+#[derive(Debug)]
+pub(crate) struct WeakVerifier {
+    known: Weak<Known>,
+    shared: Weak<Shared>,
+}
+
+impl WeakVerifier {
+    /// `None`: nothing keeps it any more.
+    pub(crate) fn upgrade(&self) -> Option<Verifier> {
+        Some(Verifier {
+            known: self.known.upgrade()?,
+            shared: Weak::clone(&self.shared),
+        })
+    }
+}
+
 #[derive(Debug)]
 struct Known {
     peer: Peer,
@@ -42,6 +59,13 @@ pub struct Verified {
 }
 
 impl Verifier {
+    pub(crate) fn downgrade(&self) -> WeakVerifier {
+        WeakVerifier {
+            known: Arc::downgrade(&self.known),
+            shared: Weak::clone(&self.shared),
+        }
+    }
+
     pub(crate) fn new(peer: Peer, options: &Options, shared: &Arc<Shared>) -> Self {
         Self {
             known: Arc::new(Known {

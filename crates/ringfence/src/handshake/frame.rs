@@ -41,7 +41,7 @@
 use std::fmt;
 
 use crate::{
-    error::{Error, Refusal, Result},
+    error::{Error, Refusal, Result, steers},
     signal::inbox::{Secret, TokenAddress},
 };
 
@@ -415,7 +415,7 @@ impl Fields<'_> {
         // For people, in a log or on a terminal: nothing in it may steer that terminal.
         Ok(String::from_utf8_lossy(text)
             .chars()
-            .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+            .map(|c| if steers(c) { '\u{fffd}' } else { c })
             .collect())
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     channel::reason::GoneReason,
     channel::shared::{self as channel, OnEnd},
     channel::state::{AtomicState, ChannelState},
-    channel::verify::{Verified, Verifier},
+    channel::verify::{Verified, Verifier, WeakVerifier},
     endpoint::acceptor::Refused,
     endpoint::broadcast::stalls::{Position, Stalls},
     endpoint::broadcast::watches::Watches,
@@ -96,6 +96,8 @@ pub(crate) struct State {
 struct Seated {
     member: Arc<Member>,
     link: Arc<channel::Shared>,
+    /// Not the member's: a program may keep that one for long, and this keeps a descriptor of the subscriber's process.
+    _verifier: Verifier,
 }
 
 /// What is known of a subscriber, also after its end.
@@ -106,7 +108,7 @@ struct Member {
     delivery: Delivery,
     identity: Mutex<Identity>,
     evidence: Vec<Evidence>,
-    verifier: Verifier,
+    verifier: WeakVerifier,
     link: Weak<channel::Shared>,
     gone: OnceLock<GoneReason>,
 }
@@ -158,7 +160,9 @@ impl Subscriber {
         if self.member.gone.get().is_some() {
             return Err(Error::Closed("the subscriber has gone"));
         }
-        let Verified { identity, .. } = self.member.verifier.verify()?;
+        let verifier = self.member.verifier.upgrade();
+        let verifier = verifier.ok_or(Error::Closed("the subscriber has gone"))?;
+        let Verified { identity, .. } = verifier.verify()?;
         *self.member.identity.lock() = identity.clone();
         Ok(identity)
     }
@@ -258,13 +262,14 @@ impl Shared<Broadcast> {
             delivery,
             identity: Mutex::new(opened.identity),
             evidence: opened.evidence,
-            verifier: opened.verifier,
+            verifier: opened.verifier.downgrade(),
             link: Arc::downgrade(&link),
             gone: OnceLock::new(),
         });
         let seated = Seated {
             member: Arc::clone(&member),
             link: Arc::clone(&link),
+            _verifier: opened.verifier,
         };
         self.state().list.push(seated);
         self.tell(PublisherEvent::Subscriber(self.handle(&member)));
