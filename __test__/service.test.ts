@@ -296,6 +296,36 @@ test.serial('what is not the protocol is refused and told, and ends nothing', as
   t.is((await nextOf(listener)).peer.pid, babbler.pid)
 })
 
+test.serial('a process that refuses by names that it makes up is counted by one', async (t) => {
+  const address = namedAddress(t)
+  const listener = await listenHere(t, address, small)
+  const refuser = await Partner.start(t)
+  const names = ['made up', 'once more', 'a third']
+  await refuser.run(
+    async (kit, where: string, checks: string[]) => {
+      const { connect: open } = kit.require('node:net') as typeof import('node:net')
+      for (const check of checks) {
+        // The head of a frame, and a REFUSE of the policy's: the code, and three texts.
+        const head = Buffer.from('ringfnce\u0002\0\u0004\0\0\0\0\0', 'latin1')
+        const body = Buffer.from(`\u0002\0${String.fromCharCode(check.length)}\0${check}\0\0\0\0`, 'latin1')
+        head.writeUInt32LE(body.length, 12)
+        await new Promise<void>((resolve) => {
+          open(where)
+            .on('error', () => {})
+            .on('close', () => resolve())
+            .resume()
+            .end(Buffer.concat([head, body]))
+        })
+      }
+    },
+    address,
+    names,
+  )
+  const sum = () => Object.values(listener.stats().refused).reduce((all, count) => all + count, 0)
+  await until(() => sum() === names.length, 'all are counted')
+  t.deepEqual(listener.stats().refused, { other: names.length })
+})
+
 test.serial('a process cannot be its own agent', async (t) => {
   const address = abstractAddress()
   const listener = await listenHere(t, address, small)

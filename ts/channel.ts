@@ -689,6 +689,7 @@ export function openArrived(raw: RawChannel, settings: ChannelSettings, address:
     return openChannel(raw, settings, address)
   } catch (error) {
     const { message, code } = error as RingfenceError
-    return { code: code.replace('ERR_RINGFENCE_', ''), message, identity: raw.peer } as Failure
+    const name = code.replace('ERR_RINGFENCE_', '')
+    return { code: name, counted: name, message, identity: raw.peer } as Failure
   }
 }

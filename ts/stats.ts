@@ -37,7 +37,7 @@ export interface ListenerStats extends ChannelStats {
   accepted: number
   /**
    * Newcomers that got no channel: how many, by the check that failed (`uid`, `executable`, …), or where it was no check by the error's
-   * code, without `ERR_RINGFENCE_`.
+   * code, without `ERR_RINGFENCE_`; `other` for a check of the peer's that this version does not know.
    */
   refused: Record<string, number>
 }

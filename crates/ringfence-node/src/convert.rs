@@ -18,6 +18,8 @@ pub struct Failure {
     pub message: String,
     /// The check that failed, for a refusal.
     pub check: Option<String>,
+    /// Under what it is counted: the check, `other` where the peer has named one that is not known, or the code.
+    pub counted: String,
     /// What it asked for.
     pub wanted: Option<String>,
     /// What it found.
@@ -60,9 +62,16 @@ impl From<&ringfence::Error> for Failure {
                 refusal.map(|refusal| refusal.found.clone()),
             ),
         };
+        let counted = match refusal.map(|refusal| &refusal.check) {
+            // A peer may make up another name each time.
+            Some(ringfence::Check::Other(_)) => "other",
+            Some(known) => known.as_str(),
+            None => check.as_deref().unwrap_or(error.code()),
+        };
         Self {
             code: error.code().to_owned(),
             message: error.to_string(),
+            counted: counted.to_owned(),
             check,
             wanted,
             found,

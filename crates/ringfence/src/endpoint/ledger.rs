@@ -21,7 +21,7 @@ pub struct EndpointStats {
     /// Channels that were made.
     pub accepted: u64,
     /// Newcomers that got no channel: how many, by the check that failed (`uid`, `executable`, …), or where it was no check by the
-    /// error's code ([`Error::code`]).
+    /// error's code ([`Error::code`]); `other` for a check of the peer's that this version does not know.
     pub refused: BTreeMap<String, u64>,
     /// The sums of all channels that were made, as each has told them last (see [`Sender::stats`](crate::Sender::stats)); `ring_used`,
     /// `ring_capacity` and `staged` of those alone that are open.
@@ -54,10 +54,15 @@ impl Ledger {
     /// A newcomer got none.
     pub(super) fn refused(&mut self, error: &Error) {
         let by = match error.refusal() {
-            Some(refusal) => refusal.check.to_string(),
-            None => error.code().to_owned(),
+            // Not the name that a peer gives: it may make up another one each time, and each would stay.
+            Some(refusal) => refusal.check.name(),
+            None => error.code(),
         };
-        *self.refused.entry(by).or_default() += 1;
+        if let Some(count) = self.refused.get_mut(by) {
+            *count += 1;
+        } else {
+            self.refused.insert(by.to_owned(), 1);
+        }
     }
 
     /// Adds those up whose halves are gone: they count no more.
@@ -98,5 +103,26 @@ fn of_ended(stats: ChannelStats) -> ChannelStats {
         ring_capacity: 0,
         staged: 0,
         ..stats
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Ledger;
+    use crate::error::{Check, Error, Refusal};
+
+    #[test]
+    fn a_peer_makes_up_no_names_to_count_by() {
+        let mut ledger = Ledger::default();
+        for number in 0..1000 {
+            let said = Refusal::by_peer(format!("made up {number}"), String::new(), String::new());
+            ledger.refused(&said.into());
+        }
+        ledger.refused(&Refusal::by_peer("uid".into(), String::new(), String::new()).into());
+        ledger.refused(&Refusal::new(Check::Uid, "1000", "1001").into());
+        ledger.refused(&Error::Aborted);
+        let refused: Vec<_> = ledger.stats(0).refused.into_iter().collect();
+        let expected = [("ABORTED", 1), ("other", 1000), ("uid", 2)];
+        assert_eq!(refused, expected.map(|(by, count)| (by.to_owned(), count)));
     }
 }
