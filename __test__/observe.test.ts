@@ -63,6 +63,24 @@ test('ps tells who has a channel with whom, and sets off no tripwire', async (t)
   t.is(await service.run(async (kit) => String(await kit.channel.receive())), 'nothing was exposed')
 })
 
+test('ps tells the address of two that are observed', async (t) => {
+  const [service, agent] = [await Partner.start(t), await Partner.start(t)]
+  const address = abstractAddress()
+  await service.run(async (kit, where) => {
+    await kit.ringfence.observe()
+    const listener = await kit.ringfence.listen(where)
+    kit.keep['listener'] = listener
+    listener.on('connection', (channel) => (kit.channel = channel))
+  }, address)
+  await agent.run((kit) => kit.ringfence.observe().then(() => {}))
+  await agent.connect(address)
+  const { processes } = await ringfence('ps', '--json')
+  const between = ({ pid }: Partner, peer: Partner) =>
+    processes.find((process) => process.pid === pid)!.channels.filter((channel) => channel.peer === peer.pid)
+  t.like(between(service, agent), [{ address, role: 'host' }])
+  t.like(between(agent, service), [{ address, role: 'guest' }])
+})
+
 test('ps tells a publisher and those who read its ring', async (t) => {
   const publisher = await Partner.start(t)
   const address = abstractAddress()

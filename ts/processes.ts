@@ -3,6 +3,8 @@
 
 import { readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs'
 
+import { observedAt } from './observe.js'
+
 /** A channel of a process, as others see it. */
 export interface SeenChannel {
   /** Where it met its peer, where that can be told: as long as one of the two keeps one address alone. */
@@ -115,7 +117,8 @@ function addressesOf(pid: number, listening: Map<string, string>): string[] {
   for (const descriptor of readdirSync(`/proc/${pid}/fd`)) {
     try {
       const address = listening.get(readlinkSync(`/proc/${pid}/fd/${descriptor}`))
-      if (address !== undefined) addresses.add(address)
+      // Where it tells its figures no channel of the program's is met.
+      if (address !== undefined && address !== observedAt(pid)) addresses.add(address)
     } catch {
       // Closed meanwhile.
     }
