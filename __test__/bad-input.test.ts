@@ -1,4 +1,5 @@
 import { chmodSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
+import { dirname } from 'node:path'
 
 import test from 'ava'
 import {
@@ -195,6 +196,23 @@ test.serial('a directory that cannot be written is ADDRESS_INVALID', async (t) =
   await t.throwsAsync(partner.join(`${directory}/meet.sock`), { code: addressInvalid.code })
   chmodSync(directory, 0o755)
 })
+
+test.serial(
+  'a socket that another user may not connect to is ADDRESS_INVALID, and what keeps it out is told',
+  async (t) => {
+    // An ordinary user cannot be another one.
+    if (process.getuid!() !== 0) {
+      t.pass()
+      return
+    }
+    const address = namedAddress(t)
+    chmodSync(dirname(address), 0o755)
+    const listener = await listenHere(t, address)
+    const through = ['setpriv', `--reuid=${STRANGER}`, `--regid=${STRANGER}`, '--clear-groups', '--']
+    const partner = await Partner.start(t, { through })
+    await t.throwsAsync(partner.connect(listener.address), { code: addressInvalid.code, message: /`mode` and `group`/ })
+  },
+)
 
 test.serial('a ring that is larger than the memory is NO_SPACE, before any partner has come', async (t) => {
   for (const capacity of [2 ** 45, 2 ** 50, Number.MAX_SAFE_INTEGER]) {
