@@ -689,7 +689,6 @@ export function openArrived(raw: RawChannel, settings: ChannelSettings, address:
     return openChannel(raw, settings, address)
   } catch (error) {
     const { message, code } = error as RingfenceError
-    const name = code.replace('ERR_RINGFENCE_', '')
-    return { code: name, counted: name, message, identity: raw.peer } as Failure
+    return { code: code.replace('ERR_RINGFENCE_', ''), message, identity: raw.peer } as Failure
   }
 }

@@ -210,8 +210,8 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
 
   #refuse(failure: Failure): void {
     const error = fromFailure(failure, this.#authorizer?.causeOf(failure))
-    const { counted } = failure
-    this.#refused.set(counted, (this.#refused.get(counted) ?? 0) + 1)
+    const by = error.check ?? error.code.slice('ERR_RINGFENCE_'.length)
+    this.#refused.set(by, (this.#refused.get(by) ?? 0) + 1)
     tellRefused(this.address, error)
     this.#tellOwn('refused', error)
   }

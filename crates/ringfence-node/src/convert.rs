@@ -18,8 +18,6 @@ pub struct Failure {
     pub message: String,
     /// The check that failed, for a refusal.
     pub check: Option<String>,
-    /// Under what it is counted: the check, `other` where the peer has named one that is not known, or the code.
-    pub counted: String,
     /// What it asked for.
     pub wanted: Option<String>,
     /// What it found.
@@ -47,6 +45,14 @@ impl fmt::Display for Thrown {
 
 impl std::error::Error for Thrown {}
 
+/// A peer may make up another name each time, and programs count by them: the sentence alone has it.
+fn name_of(check: &ringfence::Check) -> &str {
+    match check {
+        ringfence::Check::Other(_) => "other",
+        known => known.as_str(),
+    }
+}
+
 impl From<&ringfence::Error> for Failure {
     fn from(error: &ringfence::Error) -> Self {
         let refusal = error.refusal();
@@ -57,21 +63,14 @@ impl From<&ringfence::Error> for Failure {
                 Some(found.clone()),
             ),
             _ => (
-                refusal.map(|refusal| refusal.check.as_str().to_owned()),
+                refusal.map(|refusal| name_of(&refusal.check).to_owned()),
                 refusal.map(|refusal| refusal.wanted.clone()),
                 refusal.map(|refusal| refusal.found.clone()),
             ),
         };
-        let counted = match refusal.map(|refusal| &refusal.check) {
-            // A peer may make up another name each time.
-            Some(ringfence::Check::Other(_)) => "other",
-            Some(known) => known.as_str(),
-            None => check.as_deref().unwrap_or(error.code()),
-        };
         Self {
             code: error.code().to_owned(),
             message: error.to_string(),
-            counted: counted.to_owned(),
             check,
             wanted,
             found,
