@@ -25,7 +25,7 @@ pub struct Verifier {
 }
 
 /// A [`Verifier`] that keeps nothing of what is known of the peer, a descriptor of its process among that.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct WeakVerifier {
     known: Weak<Known>,
     shared: Weak<Shared>,

@@ -125,15 +125,13 @@ impl<T> Events<T> {
         }
     }
 
-    /// As [`Events::add`], where at most so many are kept: the oldest goes. For what a program need not take.
-    pub(crate) fn add_at_most(&self, event: T, most: usize) {
+    /// As [`Events::add`]. Where so many are pending already, `forget` takes some out: for what a program need not take.
+    pub(crate) fn add_at_most<D>(&self, event: T, most: usize, forget: impl FnOnce(&mut VecDeque<T>) -> D) {
         let mut state = self.state();
-        let oldest = (state.pending.len() >= most)
-            .then(|| state.pending.pop_front())
-            .flatten();
+        let forgotten = (state.pending.len() >= most).then(|| forget(&mut state.pending));
         drop(state);
         // Not under the lock, as in `discard`.
-        drop(oldest);
+        drop(forgotten);
         self.add(event);
     }
 

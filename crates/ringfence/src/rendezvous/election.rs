@@ -85,7 +85,7 @@ pub(crate) fn meet(
             // The backlog is full: there is a host, which takes no connection from it.
             Err(Errno::EAGAIN) if looks < LOOKS * 8 => {}
             Err(Errno::EAGAIN) => return Err(crowded(deadline)),
-            Err(errno) => return Err(unreachable(address, errno)),
+            Err(errno) => return Err(closed_to_us(address, errno)),
         }
         looks += 1;
         deadline.pause(Duration::from_millis(u64::from(looks.min(LOOKS)) * 2))?;
@@ -125,7 +125,7 @@ pub(crate) fn find(address: &Address, deadline: &Deadline, record: &mut Record) 
             // The backlog is full: there is a service, which may take connections from it in time.
             Err(Errno::EAGAIN) if deadline.is_left() => {}
             Err(Errno::EAGAIN) => return Err(crowded(deadline)),
-            Err(errno) => return Err(unreachable(address, errno)),
+            Err(errno) => return Err(closed_to_us(address, errno)),
         }
         looks += 1;
         let pause = Duration::from_millis(u64::from(looks.min(LOOKS)) * 2);
@@ -143,14 +143,13 @@ fn may_come(address: &Address) -> Result<()> {
     }
 }
 
-fn unreachable(address: &Address, errno: Errno) -> Error {
-    let reason = match errno {
-        Errno::EACCES => {
-            "this process may not connect to it: the socket's mode or group (the options `mode` and `group` of the process that binds \
-             it), or a directory above, keeps it out"
-                .to_owned()
-        }
-        errno => format!("it cannot be connected to ({})", errno.desc()),
+fn closed_to_us(address: &Address, errno: Errno) -> Error {
+    let reason = if errno == Errno::EACCES {
+        "this process may not connect to it: the socket's mode or group (the options `mode` and `group` of the process that binds it), \
+         or a directory above, keeps it out"
+            .to_owned()
+    } else {
+        format!("it cannot be connected to ({})", errno.desc())
     };
     address.invalid(reason, Some(errno))
 }
@@ -262,6 +261,6 @@ fn clear_the_way(address: &Address, files: &Files) -> Result<Option<Taken>> {
         }
         Err(Errno::ENOENT) => Ok(None),
         Err(Errno::EAGAIN) => Ok(Some(Taken::Busy)),
-        Err(errno) => Err(unreachable(address, errno)),
+        Err(errno) => Err(closed_to_us(address, errno)),
     }
 }

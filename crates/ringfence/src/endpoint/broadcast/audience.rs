@@ -9,6 +9,7 @@
 //! its own.
 
 use std::{
+    collections::VecDeque,
     mem,
     sync::{
         Arc, OnceLock, Weak,
@@ -47,7 +48,7 @@ use crate::{
     wake::parking::many::admit,
 };
 
-/// Events that the program has not taken: beyond that, the oldest go.
+/// Events that the program has not taken: beyond that, those are forgotten that it can do without ([`forget_oldest`]).
 const MOST_PENDING: usize = 4096;
 
 /// One to many.
@@ -111,6 +112,8 @@ struct Member {
     verifier: WeakVerifier,
     link: Weak<channel::Shared>,
     gone: OnceLock<GoneReason>,
+    /// The program is not told of it any more: that it has come was forgotten.
+    untold: AtomicBool,
 }
 
 /// A subscriber, as its publisher sees it. Clones are the same subscriber. It does not keep the subscriber, nor the publisher open.
@@ -203,6 +206,26 @@ impl From<Refused> for PublisherEvent {
     }
 }
 
+/// Takes out the oldest of the events that a program can do without: a refusal, or that a subscriber has come and has gone. Not that one
+/// has come which is there still, nor that one has gone which the program knows: of those there are no more than there were at a time.
+fn forget_oldest(pending: &mut VecDeque<PublisherEvent>) -> (Option<PublisherEvent>, Option<PublisherEvent>) {
+    let oldest = pending.iter().position(|event| match event {
+        PublisherEvent::Subscriber(subscriber) => subscriber.gone().is_some(),
+        PublisherEvent::Gone(..) => false,
+        PublisherEvent::Refused(_) => true,
+    });
+    let forgotten = oldest.and_then(|at| pending.remove(at));
+    let Some(PublisherEvent::Subscriber(subscriber)) = &forgotten else {
+        return (forgotten, None);
+    };
+    subscriber.member.untold.store(true, Ordering::Relaxed);
+    let end = pending
+        .iter()
+        .position(|event| matches!(event, PublisherEvent::Gone(gone, _) if gone.is(subscriber)));
+    let end = end.and_then(|at| pending.remove(at));
+    (forgotten, end)
+}
+
 impl Endpoint for Broadcast {
     const MEETING: Meeting = Meeting::Broadcast;
     const CLOSED: &'static str = "the publisher is closed";
@@ -249,7 +272,7 @@ impl Shared<Broadcast> {
     }
 
     fn tell(&self, event: PublisherEvent) {
-        self.events.add_at_most(event, MOST_PENDING);
+        self.events.add_at_most(event, MOST_PENDING, forget_oldest);
     }
 
     /// A newcomer was told READY.
@@ -265,6 +288,7 @@ impl Shared<Broadcast> {
             verifier: opened.verifier.downgrade(),
             link: Arc::downgrade(&link),
             gone: OnceLock::new(),
+            untold: AtomicBool::new(false),
         });
         let seated = Seated {
             member: Arc::clone(&member),
@@ -464,7 +488,9 @@ impl Shared<Broadcast> {
             if reason == GoneReason::Evicted {
                 self.evicted.fetch_add(1, Ordering::Relaxed);
             }
-            self.tell(PublisherEvent::Gone(self.handle(member), reason));
+            if !member.untold.load(Ordering::Relaxed) {
+                self.tell(PublisherEvent::Gone(self.handle(member), reason));
+            }
         }
     }
 
@@ -589,5 +615,74 @@ impl Drop for Place {
         self.publisher.watches.remove(&self.ends);
         let reason = self.end.gone_reason().unwrap_or(GoneReason::Closed);
         self.publisher.let_go(&self.member, reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subscriber(number: u64) -> Subscriber {
+        let member = Member {
+            number,
+            delivery: Delivery::Reliable,
+            identity: Mutex::new(Identity::of(Credentials {
+                pid: 1,
+                uid: 1,
+                gid: 1,
+            })),
+            evidence: Vec::new(),
+            verifier: WeakVerifier::default(),
+            link: Weak::new(),
+            gone: OnceLock::new(),
+            untold: AtomicBool::new(false),
+        };
+        Subscriber {
+            member: Arc::new(member),
+            publisher: Weak::new(),
+        }
+    }
+
+    fn numbers(pending: &VecDeque<PublisherEvent>) -> Vec<(char, u64)> {
+        let number = |event: &PublisherEvent| match event {
+            PublisherEvent::Subscriber(one) => ('+', one.member.number),
+            PublisherEvent::Gone(one, _) => ('-', one.member.number),
+            PublisherEvent::Refused(_) => ('!', 0),
+        };
+        pending.iter().map(number).collect()
+    }
+
+    #[test]
+    fn whole_stays_and_refusals_are_forgotten_and_nothing_else() {
+        let come = |one: &Subscriber| PublisherEvent::Subscriber(one.clone());
+        let gone = |one: &Subscriber| {
+            let _ = one.member.gone.set(GoneReason::Closed);
+            PublisherEvent::Gone(one.clone(), GoneReason::Closed)
+        };
+        let refused = Refused {
+            error: Error::Aborted,
+            identity: None,
+        };
+        // The program was told before that the first has come; the second is there.
+        let [known, there, short] = [1, 2, 3].map(subscriber);
+        let mut pending = VecDeque::from([
+            gone(&known),
+            come(&there),
+            come(&short),
+            refused.into(),
+            gone(&short),
+        ]);
+        drop(forget_oldest(&mut pending));
+        assert_eq!(numbers(&pending), [('-', 1), ('+', 2), ('!', 0)]);
+        assert!(short.member.untold.load(Ordering::Relaxed));
+        for _ in 0..2 {
+            drop(forget_oldest(&mut pending));
+            assert_eq!(numbers(&pending), [('-', 1), ('+', 2)]);
+        }
+        // Its end may come a moment after it is known.
+        let _ = there.member.gone.set(GoneReason::Exited);
+        drop(forget_oldest(&mut pending));
+        assert_eq!(numbers(&pending), [('-', 1)]);
+        assert!(there.member.untold.load(Ordering::Relaxed), "its end is not told");
     }
 }
