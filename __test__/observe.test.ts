@@ -140,6 +140,51 @@ test('top shows what goes through a process that lets itself be seen', async (t)
   await reading
 })
 
+test('top believes no process more than its figures, and is put out by none', async (t) => {
+  const lying = async (lie: unknown, about?: number): Promise<Partner> => {
+    const partner = await Partner.start(t)
+    await partner.run(
+      async (kit, told, pid) => {
+        const address = `@ringfence-observe-${pid ?? process.pid}`
+        const publisher = await kit.ringfence.publish(address, { policy: { uid: 'same' } })
+        kit.keep['publisher'] = publisher
+        const tell = () => publisher.trySend(JSON.stringify(told))
+        publisher.on('subscriber', tell)
+        setInterval(tell, 50).unref()
+      },
+      lie,
+      about ?? null,
+    )
+    return partner
+  }
+  const none = { toString: 1, valueOf: 1 }
+  const channel = { id: 1, address: null, peer: 1, role: 'host' }
+  const snapshot = { pid: 1, uid: 4_000_000, executable: '/bin/\u001b[2J', at: 1, channels: [channel], more: 0 }
+  const [honest, other] = [await Partner.start(t), await Partner.start(t)]
+  await honest.run((kit) => kit.ringfence.observe().then(() => {}))
+  const another = await lying(snapshot)
+  const wrong = [
+    await lying({ ...snapshot, channels: [{ ...channel, role: none }] }),
+    await lying({ ...snapshot, channels: [{ ...channel, messagesSent: none }] }),
+    await lying({ ...snapshot, channels: [{ ...channel, ringUsed: -1 }] }),
+    await lying({ ...snapshot, channels: [{ ...channel, address: 'x'.repeat(10_000) }] }),
+    // Figures of another process.
+    await lying(snapshot, other.pid),
+  ]
+  const { processes } = await ringfence('top', '--once', '--json')
+  const told = ({ pid }: Partner) => processes.find((process) => process.pid === pid)
+  t.deepEqual(told(honest), { pid: honest.pid, uid: process.getuid!(), executable: process.execPath, channels: [] })
+  t.like(told(another), { uid: process.getuid!(), executable: process.execPath })
+  for (const partner of [...wrong, other]) t.is(told(partner), undefined)
+  t.false(processes.some(({ pid }) => pid === 1))
+  const screen = await new Promise<string>((resolve, reject) => {
+    execFile(process.execPath, [cli, 'top', '--once'], { timeout: 60_000 }, (error, stdout) =>
+      error === null ? resolve(stdout) : reject(error),
+    )
+  })
+  t.regex(screen, new RegExp(`^${another.pid} .* host`, 'm'))
+})
+
 test('RINGFENCE_OBSERVE=1 has a process observed from the start, and keeps it not alive', async (t) => {
   const index = new URL('../../dist/esm/index.js', import.meta.url).href
   const script = `

@@ -12,6 +12,8 @@ import type { ChannelStats, PublisherStats, SubscriptionStats } from './stats.js
 const INTERVAL = 500
 /** Of the ring: a message has an eighth of that at most. */
 const CAPACITY = 4 * 1024 * 1024
+/** Bytes of a message of figures, at most. */
+export const LONGEST = CAPACITY / 8
 /** Things in one message, each of less than 1 KiB, so that all of them fit. */
 const MOST = 500
 

@@ -3,7 +3,8 @@
 import { readFileSync } from 'node:fs'
 
 import { subscribe, type Subscription } from '../broadcast/subscription.js'
-import { observedAt, type Observed, type Snapshot } from '../observe.js'
+import { LONGEST, observedAt, type Observed, type Snapshot } from '../observe.js'
+import { snapshotIn } from './snapshot.js'
 
 /** How long the first figures of a process are waited for, in milliseconds. */
 const PATIENCE = 10_000
@@ -44,7 +45,7 @@ class Source {
     try {
       for await (const message of this.#subscription) {
         this.#before = this.#now
-        this.#now = snapshotIn(message)
+        this.#now = snapshotIn(message, this.#subscription.peer)
         if (this.#before !== null) ready()
       }
     } catch {
@@ -79,19 +80,6 @@ class Source {
   }
 }
 
-/** Throws for what is none: a process of this user may publish anything at such an address. */
-function snapshotIn(message: Buffer): Snapshot {
-  const found = JSON.parse(message.toString()) as Partial<Snapshot> | null
-  const isSound =
-    typeof found?.pid === 'number' &&
-    typeof found.at === 'number' &&
-    typeof found.executable === 'string' &&
-    Array.isArray(found.channels) &&
-    found.channels.every((channel) => typeof channel === 'object' && channel !== null)
-  if (!isSound) throw new Error('no figures')
-  return found as Snapshot
-}
-
 function ratesOf(before: Observed | undefined, now: Observed, seconds: number): Rates {
   const rate = (...figures: (keyof Observed)[]) => {
     if (before === undefined || !(seconds > 0)) return 0
@@ -116,6 +104,9 @@ function observedPids(): number[] {
 /** The processes of this user that tell their figures. */
 export class Sources {
   readonly #sources = new Map<number, Source>()
+  /** Handshakes that are under way. */
+  readonly #coming = new Set<number>()
+  readonly #over = new AbortController()
   readonly #patience: number
 
   /** `patience`: how long a process may take that is stopped, or busy with something else. */
@@ -126,20 +117,27 @@ export class Sources {
   /** Looks for processes that have come, of these if they are named, and forgets those that have gone. */
   async find(only?: ReadonlySet<number>): Promise<void> {
     for (const [pid, source] of this.#sources) if (source.isOver) this.#sources.delete(pid)
-    const fresh = observedPids().filter((pid) => !this.#sources.has(pid) && only?.has(pid) !== false)
-    await Promise.all(
-      fresh.map(async (pid) => {
-        const options = {
-          delivery: 'latest',
-          from: 'latest',
-          policy: { uid: 'same' },
-          timeout: this.#patience,
-        } as const
-        // Another user's process refuses, and so does one that ends just now.
-        const subscription = await subscribe(observedAt(pid), options).catch(() => null)
-        if (subscription !== null) this.#sources.set(pid, new Source(subscription))
-      }),
-    )
+    const isFresh = (pid: number) => !this.#sources.has(pid) && !this.#coming.has(pid) && only?.has(pid) !== false
+    const fresh = observedPids().filter(isFresh)
+    await Promise.all(fresh.map((pid) => this.#come(pid)))
+  }
+
+  async #come(pid: number): Promise<void> {
+    this.#coming.add(pid)
+    // Another user's process refuses, and so does one that ends just now.
+    const subscription = await subscribe(observedAt(pid), {
+      delivery: 'latest',
+      from: 'latest',
+      policy: { uid: 'same' },
+      maxMessageSize: LONGEST,
+      timeout: this.#patience,
+      signal: this.#over.signal,
+    }).catch(() => null)
+    this.#coming.delete(pid)
+    if (subscription === null) return
+    // Any process of this user may have taken the address of another one.
+    if (subscription.peer.pid !== pid || this.#over.signal.aborted) await subscription.close()
+    else this.#sources.set(pid, new Source(subscription))
   }
 
   async ready(): Promise<void> {
@@ -166,6 +164,7 @@ export class Sources {
   }
 
   async close(): Promise<void> {
+    this.#over.abort()
     await Promise.all([...this.#sources.values()].map((source) => source.close()))
   }
 }

@@ -127,7 +127,11 @@ export async function top(
     })
   })
   show()
-  const timer = setInterval(() => void sources.find().then(show), INTERVAL)
+  const timer = setInterval(() => {
+    // A newcomer that says nothing keeps the others from no screen.
+    void sources.find()
+    show()
+  }, INTERVAL)
   await over
   clearInterval(timer)
   stdin.setRawMode(false)
