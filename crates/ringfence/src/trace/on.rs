@@ -59,6 +59,8 @@ pub(crate) fn refused(
     let refusal = error.refusal();
     let identity = refusal.and_then(|refusal| refusal.identity.as_ref()).or(identity);
     let executable = identity.and_then(|identity| identity.executable.as_ref());
+    // As a text: a subscriber that prints lines has quotes around it, and nothing in it begins another one.
+    let executable = executable.map(|executable| executable.path.to_string_lossy());
     tell(|| {
         event!(
             target: REFUSED,
@@ -70,7 +72,7 @@ pub(crate) fn refused(
             peer_pid = identity.map(|identity| identity.pid),
             peer_uid = identity.map(|identity| identity.uid),
             peer_gid = identity.map(|identity| identity.gid),
-            executable = executable.map(|executable| tracing::field::display(executable.path.display())),
+            executable = executable.as_deref(),
             check = refusal.map(|refusal| refusal.check.as_str()),
             wanted = refusal.map(|refusal| refusal.wanted.as_str()),
             found = refusal.map(|refusal| refusal.found.as_str()),
