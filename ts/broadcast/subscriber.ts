@@ -83,7 +83,10 @@ export class Subscriber {
     })
   }
 
-  /** Lets go of it: 'closed' on both sides. What was published before is still read there. Resolves once the publisher counts it no more. */
+  /**
+   * Lets go of it: 'closed' on both sides. What was published before is still read there: until it is, a reliable one can hold the
+   * publisher up, for its `stall`, and its seat is taken. Resolves once the publisher counts it no more.
+   */
   async disconnect(): Promise<void> {
     if (this.#gone) return
     this.#native.disconnect()

@@ -170,7 +170,8 @@ impl Subscriber {
         Ok(identity)
     }
 
-    /// Lets go of it: 'closed' on both sides. What was published before is still read there.
+    /// Lets go of it: 'closed' on both sides. What was published before is still read there: until it is, a reliable one can hold the
+    /// publisher up, for its [`Options::stall`](crate::Options::stall), and its seat is taken.
     pub fn disconnect(&self) {
         if let Some(publisher) = self.publisher() {
             publisher.end_one(&self.member);
