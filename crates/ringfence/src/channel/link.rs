@@ -1,10 +1,7 @@
-//! What one half of a channel needs of the other process, and how it waits before it sleeps.
-
-use std::time::{Duration, Instant};
+//! What one half of a channel needs of the other process.
 
 use crate::{
     channel::open::Opened,
-    error::Result,
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
     wake::parking::{ParkingSpot, Sleeper, Waker},
@@ -28,27 +25,6 @@ impl Link {
         Self {
             sleeper: Sleeper::new(opened.own.clone(), opened.peer.clone(), sleeper, barriers),
             waker: Waker::new(opened.own.clone(), opened.peer.clone(), waker, barriers),
-        }
-    }
-}
-
-/// Spins until `done`, for at most `time`.
-pub(crate) fn spin(time: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
-    if time.is_zero() {
-        return Ok(false);
-    }
-    // A time that the clock cannot count has no end.
-    let end = Instant::now().checked_add(time);
-    loop {
-        // The clock costs as much as many looks.
-        for _ in 0..64 {
-            if done()? {
-                return Ok(true);
-            }
-            std::hint::spin_loop();
-        }
-        if end.is_some_and(|end| Instant::now() >= end) {
-            return Ok(false);
         }
     }
 }

@@ -2,9 +2,8 @@
 //!
 //! `open` begins one with what a handshake has left. `shared` is what both halves share, under its lock; `state` is the state,
 //! `ending` every way to the end, `reason` what a program is told of it, and `own_phase` the word that tells the peer. `sender` and
-//! `receiver` are the halves, `link` is what each needs of the peer, `scratch` is memory for a message in fragments, `stats` is what both have
-//! done so far, `held` reads for
-//! the binding. `tokens`, `verify` and `partner` outlive the halves and keep no channel open. `merge` reads from the receiving halves
+//! `receiver` are the halves, `link` is what each needs of the peer, `waiting` is how they sleep, `scratch` is memory for a
+//! message in fragments, `stats` is what both have done so far, `held` reads for the binding. `tokens`, `verify` and `partner` outlive the halves and keep no channel open. `merge` reads from the receiving halves
 //! of many channels.
 //!
 //! May import everything below: `handshake` (its parts), `ring`, `memory`, `wake`, `signal`. It never looks for a peer, and knows
@@ -26,6 +25,7 @@ pub(crate) mod state;
 pub(crate) mod stats;
 pub(crate) mod tokens;
 pub(crate) mod verify;
+pub(crate) mod waiting;
 
 use std::{
     os::fd::{AsFd, BorrowedFd},

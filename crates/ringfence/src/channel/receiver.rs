@@ -10,12 +10,13 @@ use std::{
 };
 
 use crate::{
-    channel::link::{LOOKS_PER_GLANCE, Link, spin},
+    channel::link::{LOOKS_PER_GLANCE, Link},
     channel::reason::CloseReason,
     channel::scratch::Scratch,
     channel::shared::Shared,
     channel::state::ChannelState,
     channel::stats::ChannelStats,
+    channel::waiting::{Awaited, Parking, Waits},
     error::{Error, Result},
     identity::Identity,
     memory::access::Readable,
@@ -385,26 +386,6 @@ impl Receiver {
         self.take_by(Some(deadline), Self::try_receive_vec)
     }
 
-    /// What `take` finds, once it finds something. `None`: no more will come.
-    #[inline]
-    fn take_by<T>(
-        &mut self,
-        deadline: Option<Instant>,
-        mut take: impl FnMut(&mut Self) -> Result<Option<T>>,
-    ) -> Result<Option<T>> {
-        loop {
-            if let Some(taken) = take(self)? {
-                return Ok(Some(taken));
-            }
-            if self.is_ended()? {
-                return Ok(None);
-            }
-            if !self.wait(deadline)? {
-                return Err(Error::TimedOut);
-            }
-        }
-    }
-
     /// Copies as much of the next message as is there to its place in `into`, for callers that wait in a way of their own. The
     /// same buffer, at least [`Receiver::next_size`] long, must be passed until the message is whole.
     ///
@@ -659,26 +640,7 @@ impl Receiver {
     /// # Errors
     /// As [`Receiver::try_receive`].
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        let time = self.shared.busy_poll;
-        if spin(time, || self.has_message())? {
-            return Ok(true);
-        }
-        loop {
-            self.shared.catch_up();
-            let generation = self.shared.doorbell.generation();
-            if !self.park()? {
-                return Ok(true);
-            }
-            let woken = self.shared.doorbell.wait(generation, deadline);
-            self.disarm();
-            self.shared.notice();
-            if self.has_message()? || self.is_ended()? {
-                return Ok(true);
-            }
-            if !woken? {
-                return Ok(false);
-            }
-        }
+        self.wait_for((), deadline)
     }
 
     /// For event loops: says that this half sleeps until there is something to read. `true`: there is nothing now; wait for the
@@ -689,54 +651,12 @@ impl Receiver {
     /// As [`Receiver::try_receive`], with [`Error::NoSpace`] also where another thread sleeps in a call since before there was
     /// a loop, and the descriptors to tell the loop with have run out.
     pub fn arm(&mut self) -> Result<bool> {
-        self.shared.arm()?;
-        self.park()
-    }
-
-    /// As [`Receiver::arm`], for a caller who has caught up.
-    fn park(&mut self) -> Result<bool> {
-        self.check()?;
-        let Some(link) = &mut self.link else {
-            return Ok(false);
-        };
-        link.sleeper.park()?;
-        self.look_parked()
-    }
-
-    /// The first half of [`Receiver::arm`], for a caller that arms many. `true`: one barrier for all of them must be made before the
-    /// second half, [`Receiver::look_parked`].
-    pub(crate) fn announce(&mut self) -> Result<bool> {
-        self.shared.arm()?;
-        self.check()?;
-        Ok(self.link.as_mut().is_some_and(|link| link.sleeper.announce()))
-    }
-
-    /// The second half of [`Receiver::arm`], and answers as that does.
-    pub(crate) fn look_parked(&mut self) -> Result<bool> {
-        self.check()?;
-        if self.link.is_none() {
-            return Ok(false);
-        }
-        let ready = self
-            .has_message()
-            .and_then(|there| if there { Ok(true) } else { self.is_ended() });
-        if matches!(ready, Ok(false)) {
-            self.shared.counters.slept();
-            self.consumer.counted();
-        } else {
-            self.disarm();
-        }
-        ready.map(|ready| !ready)
+        self.arm_for(())
     }
 
     /// Says that this half is awake.
     pub fn disarm(&mut self) {
-        if self.shared.is_inherited() {
-            return;
-        }
-        if let Some(link) = &mut self.link {
-            link.sleeper.unpark();
-        }
+        self.unpark();
     }
 
     /// Reads whatever has come over the line, and notices a peer that is gone. What it has left can be read still, and its
@@ -745,18 +665,14 @@ impl Receiver {
     /// # Errors
     /// As [`Receiver::try_receive`].
     pub fn poll_line(&mut self) -> Result<()> {
-        self.shared.doorbell_here()?.read_bells();
-        self.shared.notice();
-        self.check()
+        self.read_line()
     }
 
     /// As [`Receiver::poll_line`], where the line is readable and nothing says that it has ended: it is read when either half
     /// is armed next, so that an answer can go first. Where that has not happened by the next call, that one reads. A line
     /// that is not read stays readable.
     pub fn poll_line_later(&mut self) -> Result<()> {
-        self.shared.doorbell_here()?.leave_bells();
-        self.shared.notice();
-        self.check()
+        self.leave_line()
     }
 
     /// Whether the peer is gone without having said that no more would come: it may have meant to send more.
@@ -783,6 +699,34 @@ impl Receiver {
     /// Why the channel has ended; `None` while it has not. What the peer left may still be there to read.
     pub fn close_reason(&self) -> Option<CloseReason> {
         self.shared.close_reason()
+    }
+}
+
+impl Waits for Receiver {
+    type For = ();
+
+    fn parking(&mut self) -> Parking<'_> {
+        Parking {
+            shared: &self.shared,
+            sleeper: self.link.as_mut().map(|link| &mut link.sleeper),
+        }
+    }
+
+    fn check(&mut self) -> Result<()> {
+        Receiver::check(self)
+    }
+
+    #[inline]
+    fn is_there(&mut self, (): ()) -> Result<bool> {
+        self.has_message()
+    }
+
+    fn is_over(&mut self) -> Result<bool> {
+        self.is_ended()
+    }
+
+    fn counted(&mut self) -> (u64, u64) {
+        self.consumer.counted()
     }
 }
 

@@ -11,11 +11,12 @@ use std::{
 };
 
 use crate::{
-    channel::link::{LOOKS_PER_GLANCE, Link, spin},
+    channel::link::{LOOKS_PER_GLANCE, Link},
     channel::reason::CloseReason,
     channel::shared::Shared,
     channel::state::ChannelState,
     channel::stats::ChannelStats,
+    channel::waiting::{Parking, Waits},
     error::{Error, Result},
     memory::layout::as_offset,
     memory::own::OwnRegion,
@@ -503,26 +504,7 @@ impl Sender {
     /// # Errors
     /// As [`Sender::send`].
     pub fn wait(&mut self, size: usize, deadline: Option<Instant>) -> Result<bool> {
-        let time = self.shared.busy_poll;
-        if spin(time, || self.has_room(size))? {
-            return Ok(true);
-        }
-        loop {
-            self.shared.catch_up();
-            let generation = self.shared.doorbell.generation();
-            if !self.park(size)? {
-                return Ok(true);
-            }
-            let woken = self.shared.doorbell.wait(generation, deadline);
-            self.disarm();
-            self.shared.notice();
-            if self.has_room(size)? {
-                return Ok(true);
-            }
-            if !woken? {
-                return Ok(false);
-            }
-        }
+        self.wait_for(size, deadline)
     }
 
     /// For event loops: says that this half sleeps until a message of `size` bytes finds room. `true`: it does not now; wait
@@ -532,33 +514,12 @@ impl Sender {
     /// As [`Sender::send`], with [`Error::NoSpace`] also where another thread sleeps in a call since before there was a loop,
     /// and the descriptors to tell the loop with have run out.
     pub fn arm(&mut self, size: usize) -> Result<bool> {
-        self.shared.arm()?;
-        self.park(size)
-    }
-
-    /// As [`Sender::arm`], for a caller who has caught up.
-    fn park(&mut self, size: usize) -> Result<bool> {
-        self.writing_on()?.link.sleeper.park()?;
-        let room = self.has_room(size);
-        if matches!(room, Ok(false)) {
-            self.shared.counters.slept();
-            if let Some(writing) = &mut self.writing {
-                writing.producer.counted();
-            }
-        } else {
-            self.disarm();
-        }
-        room.map(|room| !room)
+        self.arm_for(size)
     }
 
     /// Says that this half is awake.
     pub fn disarm(&mut self) {
-        if self.shared.is_inherited() {
-            return;
-        }
-        if let Some(writing) = &mut self.writing {
-            writing.link.sleeper.unpark();
-        }
+        self.unpark();
     }
 
     /// Reads whatever has come over the line, and notices a peer that is gone: see [`Sender::close_reason`].
@@ -624,6 +585,37 @@ fn room_wanted(size: usize, capacity: u64) -> u64 {
 impl Drop for Sender {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+impl Waits for Sender {
+    type For = usize;
+
+    fn parking(&mut self) -> Parking<'_> {
+        let writing = self.writing.as_mut();
+        Parking {
+            shared: &self.shared,
+            sleeper: writing.map(|writing| &mut writing.link.sleeper),
+        }
+    }
+
+    fn check(&mut self) -> Result<()> {
+        self.writing_on().map(drop)
+    }
+
+    #[inline]
+    fn is_there(&mut self, size: usize) -> Result<bool> {
+        self.has_room(size)
+    }
+
+    /// A sender that will never find room is told why.
+    fn is_over(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn counted(&mut self) -> (u64, u64) {
+        let writing = self.writing.as_mut();
+        writing.map_or((0, 0), |writing| writing.producer.counted())
     }
 }
 

@@ -11,10 +11,13 @@ use futures_sink::Sink;
 use tokio::task::coop;
 
 use crate::{
+    channel::waiting::Waits,
     endpoint,
     endpoint::broadcast::audience::PublisherEvent,
     error::{Error, Result},
     tokio::events::Audience,
+    tokio::line::Line,
+    tokio::reader::Reader,
     tokio::sender::copy_of,
     tokio::watched::Watched,
 };
@@ -218,12 +221,7 @@ impl<T: AsRef<[u8]>> Sink<T> for Broadcaster {
 /// It is a [`Stream`] of messages in memory of their own, which ends where no more will come. An error that ends it is its last item.
 /// All of it is safe to cancel.
 #[derive(Debug)]
-pub struct Subscription {
-    bell: Watched,
-    exit: Option<Watched>,
-    inner: endpoint::broadcast::subscription::Subscription,
-    failed: bool,
-}
+pub struct Subscription(Reader<endpoint::broadcast::subscription::Subscription>);
 
 impl Subscription {
     /// Waits for what [`subscribe`](crate::subscribe) has made, in the runtime of the task that calls this.
@@ -233,13 +231,9 @@ impl Subscription {
     ///
     /// # Panics
     /// See [the module](crate::tokio#panics).
-    pub fn new(subscription: endpoint::broadcast::subscription::Subscription) -> Result<Self> {
-        Ok(Self {
-            bell: Watched::line_of(subscription.shared())?,
-            exit: Watched::process_of(subscription.shared())?,
-            inner: subscription,
-            failed: false,
-        })
+    pub fn new(mut subscription: endpoint::broadcast::subscription::Subscription) -> Result<Self> {
+        let line = Line::new(subscription.parking().shared)?;
+        Ok(Self(Reader::new(line, subscription)))
     }
 
     /// The next message, into the beginning of `into`; waits until there is one. `None`: no more will come, and everything was read.
@@ -248,7 +242,7 @@ impl Subscription {
     /// # Errors
     /// As [`crate::Subscription::receive`].
     pub async fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
-        poll_fn(|cx| self.poll_take(cx, |inner| inner.try_receive(into))).await
+        self.0.take(|subscription| subscription.try_receive(into)).await
     }
 
     /// The next message, in memory of its own size; waits until there is one. `None`: no more will come, and everything was read.
@@ -257,80 +251,28 @@ impl Subscription {
     /// # Errors
     /// As [`crate::Subscription::receive_vec`].
     pub async fn receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
-        poll_fn(|cx| self.poll_vec(cx)).await
-    }
-
-    fn poll_vec(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Vec<u8>>>> {
-        self.poll_take(
-            cx,
-            endpoint::broadcast::subscription::Subscription::try_receive_vec,
-        )
-    }
-
-    fn poll_take<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        mut take: impl FnMut(&mut endpoint::broadcast::subscription::Subscription) -> Result<Option<T>>,
-    ) -> Poll<Result<Option<T>>> {
-        let turn = ready!(coop::poll_proceed(cx));
-        loop {
-            let taken = take(&mut self.inner)?;
-            if taken.is_some() || self.inner.is_ended()? {
-                turn.made_progress();
-                return Poll::Ready(Ok(taken));
-            }
-            ready!(self.poll_readable(cx))?;
-        }
-    }
-
-    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        let Self {
-            bell, exit, inner, ..
-        } = self;
-        while inner.arm()? {
-            let mut exited = None;
-            if let Some(exit) = exit
-                && let Poll::Ready(readable) = exit.poll(cx)
-            {
-                exited = Some(readable?);
-            }
-            let rung = match bell.poll(cx) {
-                Poll::Ready(readable) => Some(readable?),
-                Poll::Pending if exited.is_none() => return Poll::Pending,
-                Poll::Pending => None,
-            };
-            if exited.is_some() {
-                // It stays readable, as the process does not come back.
-                inner.look_at_publisher();
-            }
-            let read = inner.poll_line();
-            if let Some(rung) = rung {
-                rung.was_read();
-            }
-            inner.disarm();
-            read?;
-        }
-        Poll::Ready(Ok(()))
+        let take = endpoint::broadcast::subscription::Subscription::try_receive_vec;
+        self.0.take(take).await
     }
 
     /// Closes the subscription. What was not read is let go of.
     pub fn close(&mut self) {
-        self.inner.close();
+        self.0.inner.close();
     }
 
     /// The subscription itself: what was lost, the sequence.
     pub fn get_ref(&self) -> &endpoint::broadcast::subscription::Subscription {
-        &self.inner
+        &self.0.inner
     }
 
     /// The subscription itself, for calls that do not wait: those that wait hold up the runtime's thread.
     pub fn get_mut(&mut self) -> &mut endpoint::broadcast::subscription::Subscription {
-        &mut self.inner
+        &mut self.0.inner
     }
 
     /// The subscription, no longer waited for by the runtime.
     pub fn into_inner(self) -> endpoint::broadcast::subscription::Subscription {
-        self.inner
+        self.0.inner
     }
 }
 
@@ -338,12 +280,6 @@ impl Stream for Subscription {
     type Item = Result<Vec<u8>>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        if this.failed {
-            return Poll::Ready(None);
-        }
-        let found = ready!(this.poll_vec(cx));
-        this.failed = found.is_err() && this.inner.close_reason().is_some();
-        Poll::Ready(found.transpose())
+        self.get_mut().0.poll_next(cx)
     }
 }

@@ -6,7 +6,8 @@ use crate::{
     channel,
     error::Result,
     tokio::line::Line,
-    tokio::receiver::{Receiver, poll_take},
+    tokio::reader::poll_take_on,
+    tokio::receiver::Receiver,
     tokio::sender::{Sender, poll_send},
 };
 
@@ -44,14 +45,14 @@ impl Channel {
     /// The next message, into the beginning of `into`: see [`Receiver::receive`].
     pub async fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         let Self { line, inner } = self;
-        poll_fn(|cx| poll_take(line, inner.receiver(), cx, |receiver| receiver.try_receive(into))).await
+        poll_fn(|cx| poll_take_on(line, inner.receiver(), cx, |receiver| receiver.try_receive(into))).await
     }
 
     /// The next message, in memory of its own size: see [`Receiver::receive_vec`].
     pub async fn receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
         let Self { line, inner } = self;
         let take = channel::receiver::Receiver::try_receive_vec;
-        poll_fn(|cx| poll_take(line, inner.receiver(), cx, take)).await
+        poll_fn(|cx| poll_take_on(line, inner.receiver(), cx, take)).await
     }
 
     /// Both halves, to live on two tasks. The channel closes once both are dropped.

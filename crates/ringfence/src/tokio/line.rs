@@ -6,11 +6,12 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll, Wake, Waker, ready},
 };
 
 use crate::{
     channel::shared::Shared,
+    channel::waiting::Waits,
     error::Result,
     tokio::watched::{Readable, Watched},
     wake::doorbell::Doorbell,
@@ -70,7 +71,7 @@ impl Wake for Both {
 
 /// Why a half is awake.
 #[derive(Debug)]
-pub(super) enum Heard<'a> {
+enum Heard<'a> {
     /// Something is on the line, or it has ended; or the peer's process has.
     Line {
         bell: Option<Readable<'a>>,
@@ -91,8 +92,29 @@ impl Line {
         }))
     }
 
+    /// Until there is what a half waits for, or never will be.
+    pub(super) fn poll_ready<W: Waits>(
+        &self,
+        half: Half,
+        waits: &mut W,
+        cx: &Context<'_>,
+        what: W::For,
+    ) -> Poll<Result<()>> {
+        loop {
+            let generation = waits.parking().shared.doorbell.generation();
+            if !waits.arm_for(what)? {
+                return Poll::Ready(Ok(()));
+            }
+            let doorbell = &waits.parking().shared.doorbell;
+            let heard = ready!(self.poll_heard(cx, half, doorbell, generation))?;
+            let read = self.hear(heard, half, waits);
+            waits.unpark();
+            read?;
+        }
+    }
+
     /// Until something is heard after `generation`.
-    pub(super) fn poll_heard(
+    fn poll_heard(
         &self,
         cx: &Context<'_>,
         half: Half,
@@ -102,9 +124,9 @@ impl Line {
         self.both.set(half, cx.waker());
         // Not with the waker of this task: the runtime keeps the last one alone.
         let cx = &mut Context::from_waker(&self.waker);
-        let bell = ready(self.bell.poll(cx))?;
+        let bell = now(self.bell.poll(cx))?;
         let exit = match &self.exit {
-            Some(exit) => ready(exit.poll(cx))?,
+            Some(exit) => now(exit.poll(cx))?,
             None => None,
         };
         if bell.is_some() || exit.is_some() {
@@ -117,36 +139,31 @@ impl Line {
         Poll::Pending
     }
 
-    /// Lets a half hear it: `read` reads the line.
-    pub(super) fn hear<T>(
-        &self,
-        heard: Heard<'_>,
-        half: Half,
-        shared: &Shared,
-        read: impl FnOnce() -> T,
-    ) -> Option<T> {
+    /// Lets a half hear it.
+    fn hear<W: Waits>(&self, heard: Heard<'_>, half: Half, waits: &mut W) -> Result<()> {
+        let doorbell = &waits.parking().shared.doorbell;
         let Heard::Line { bell, exit } = heard else {
-            shared.notice();
-            return None;
+            waits.parking().shared.notice();
+            return Ok(());
         };
         if let Some(exit) = exit {
-            shared.doorbell.look();
-            if shared.doorbell.is_gone() {
+            doorbell.look();
+            if doorbell.is_gone() {
                 exit.was_read();
             }
         }
-        let read = read();
+        let read = waits.read_line();
         if let Some(bell) = bell {
             bell.was_read();
         }
         // After the generation has grown: see `poll_heard`.
         self.both.wake_the_other(half);
-        Some(read)
+        read
     }
 }
 
 /// What there is now.
-fn ready<T>(polled: Poll<Result<T>>) -> Result<Option<T>> {
+fn now<T>(polled: Poll<Result<T>>) -> Result<Option<T>> {
     match polled {
         Poll::Ready(found) => found.map(Some),
         Poll::Pending => Ok(None),

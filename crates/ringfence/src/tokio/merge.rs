@@ -7,7 +7,6 @@ use std::{
 };
 
 use futures_core::Stream;
-use tokio::task::coop;
 
 use crate::{
     channel::merge,
@@ -15,6 +14,7 @@ use crate::{
     channel::merge::{Merged, MergedVec},
     channel::receiver::Receiver,
     error::Result,
+    tokio::reader::poll_take,
     tokio::watched::Watched,
 };
 
@@ -82,23 +82,18 @@ impl<S: Source> Merge<S> {
     fn poll_take<T>(
         &mut self,
         cx: &mut Context<'_>,
-        mut take: impl FnMut(&mut merge::Merge<S>) -> Result<Option<T>>,
+        take: impl FnMut(&mut merge::Merge<S>) -> Result<Option<T>>,
     ) -> Poll<Result<Option<T>>> {
-        let turn = ready!(coop::poll_proceed(cx));
         let Self { watched, inner } = self;
-        loop {
-            let taken = take(inner)?;
-            if taken.is_some() || inner.is_ended() {
-                turn.made_progress();
-                return Poll::Ready(Ok(taken));
-            }
+        poll_take(inner, cx, take, |inner, cx| {
             while inner.arm()? {
                 let readable = ready!(watched.poll(cx))?;
                 inner.poll()?;
                 // It takes so many events at a time.
                 readable.may_be_read(&*inner);
             }
-        }
+            Poll::Ready(Ok(()))
+        })
     }
 
     /// The merge itself.

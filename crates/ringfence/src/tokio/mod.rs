@@ -45,8 +45,8 @@
 //! sockets do.
 //!
 //! # The parts
-//! `watched` is a descriptor in the runtime's event loop, `line` that of a channel, for both of its halves; `meet` makes channels;
-//! `channel`, `sender` and `receiver`, `broadcast`, `merge` and `events` are the types. May import everything; nothing imports it.
+//! `watched` is a descriptor in the runtime's event loop, `line` that of a channel, for both of its halves; `reader` takes what is there
+//! to read; `meet` makes channels; `channel`, `sender` and `receiver`, `broadcast`, `merge` and `events` are the types. May import everything; nothing imports it.
 
 mod broadcast;
 mod channel;
@@ -54,6 +54,7 @@ mod events;
 mod line;
 mod meet;
 mod merge;
+mod reader;
 mod receiver;
 mod sender;
 mod watched;

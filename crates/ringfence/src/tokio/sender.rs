@@ -90,7 +90,7 @@ impl Sender {
     pub async fn room(&mut self, size: usize) -> Result<()> {
         poll_fn(|cx| {
             ready!(self.poll_taken(cx))?;
-            poll_room(&self.line, &mut self.inner, cx, size)
+            self.line.poll_ready(Half::Sender, &mut self.inner, cx, size)
         })
         .await
     }
@@ -205,25 +205,6 @@ pub(super) fn poll_send(
             }
             Progress::Part(bytes) => *written = bytes,
         }
-        ready!(poll_room(line, sender, cx, message.len()))?;
-    }
-}
-
-/// Until a message of `size` bytes finds room.
-fn poll_room(
-    line: &Line,
-    sender: &mut channel::sender::Sender,
-    cx: &Context<'_>,
-    size: usize,
-) -> Poll<Result<()>> {
-    let shared = Arc::clone(&sender.shared);
-    loop {
-        let generation = shared.doorbell.generation();
-        if !sender.arm(size)? {
-            return Poll::Ready(Ok(()));
-        }
-        let heard = ready!(line.poll_heard(cx, Half::Sender, &shared.doorbell, generation))?;
-        line.hear(heard, Half::Sender, &shared, || sender.poll_line());
-        sender.disarm();
+        ready!(line.poll_ready(Half::Sender, sender, cx, message.len()))?;
     }
 }

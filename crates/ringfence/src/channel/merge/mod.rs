@@ -20,9 +20,10 @@ use nix::{
 };
 
 use crate::{
-    channel::link::{LOOKS_PER_GLANCE, spin},
+    channel::link::LOOKS_PER_GLANCE,
     channel::reason::GoneReason,
     channel::receiver::Receiver,
+    channel::waiting::{Awaited, Waits, spin},
     error::{Error, Result},
     fork::Birth,
     ring::message::Message,
@@ -227,8 +228,8 @@ impl<S: Source> Merge<S> {
         let place = self.free.last().copied().unwrap_or(self.seats.len());
         let generation = self.seats.get(place).map_or(0, |seat| seat.generation);
         let key = Key::new(place, generation);
-        if let Err(errno) = watch(&self.epoll, &source, key) {
-            unwatch(&self.epoll, &source);
+        if let Err(errno) = watch(&self.epoll, &mut source, key) {
+            unwatch(&self.epoll, &mut source);
             let error = Error::system("waiting for one more source (epoll_ctl)", errno);
             return Err(Box::new(NotAdded { source, error }));
         }
@@ -256,7 +257,7 @@ impl<S: Source> Merge<S> {
         }
         self.source(key)?;
         let mut source = self.take_out(key.place())?;
-        source.disarm();
+        source.unpark();
         Some(source)
     }
 
@@ -268,7 +269,7 @@ impl<S: Source> Merge<S> {
         self.turns.remove(place);
         self.free.push(place);
         self.size -= 1;
-        unwatch(&self.epoll, &source);
+        unwatch(&self.epoll, &mut source);
         Some(source)
     }
 
@@ -359,25 +360,6 @@ impl<S: Source> Merge<S> {
     /// As [`Merge::receive`], a message in memory of its own size. Errors with [`Error::NoSpace`] where there is none.
     pub fn receive_vec(&mut self) -> Result<Option<MergedVec>> {
         self.take_by(None, Self::receive_ready_vec)
-    }
-
-    #[inline]
-    fn take_by<T>(
-        &mut self,
-        deadline: Option<Instant>,
-        mut take: impl FnMut(&mut Self) -> Result<Option<T>>,
-    ) -> Result<Option<T>> {
-        loop {
-            if let Some(taken) = take(self)? {
-                return Ok(Some(taken));
-            }
-            if self.is_ended() {
-                return Ok(None);
-            }
-            if !self.wait(deadline)? {
-                return Err(Error::TimedOut);
-            }
-        }
     }
 
     /// As [`Merge::try_receive`], of those alone that are ready: the others are parked next, and looked at then.
@@ -491,8 +473,8 @@ impl<S: Source> Merge<S> {
     /// Sleeps until there is something to read, or an end to be told, or no more will come. `false`: the deadline has passed. Errors
     /// with [`Error::NoSpace`] and [`Error::Unsupported`] where the kernel does not let it wait, and the trouble is this side's own.
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        let sources = self.seats.iter().filter_map(|seat| seat.source.as_ref());
-        let time = sources.map(Reading::busy_poll).max().unwrap_or(Duration::ZERO);
+        let sources = self.seats.iter_mut().filter_map(|seat| seat.source.as_mut());
+        let time = sources.map(Waits::busy_poll).max().unwrap_or(Duration::ZERO);
         if spin(time, || Ok(self.has_ready()? || self.look_at_all()?))? {
             return Ok(true);
         }
@@ -527,7 +509,7 @@ impl<S: Source> Merge<S> {
         let mut next = self.turns.first(Line::Resting);
         while let Some(place) = next {
             next = self.turns.behind(place);
-            match self.seated(place).look_parked() {
+            match self.seated(place).look_parked(()) {
                 Ok(true) => self.turns.push(Line::Armed, place),
                 Ok(false) => self.turns.wake(place),
                 Err(error) => self.failed(place, error)?,
@@ -589,7 +571,7 @@ impl<S: Source> Merge<S> {
     fn has_ready(&mut self) -> Result<bool> {
         self.birth.check()?;
         while let Some(place) = self.turns.next() {
-            match self.seated(place).has_message() {
+            match self.seated(place).is_there(()) {
                 Ok(true) => return Ok(true),
                 Ok(false) => self.found_empty(place)?,
                 Err(error) => self.failed(place, error)?,
@@ -600,7 +582,7 @@ impl<S: Source> Merge<S> {
 
     /// A source whose turn it is has nothing: it rests, or has ended.
     fn found_empty(&mut self, place: usize) -> Result<()> {
-        match self.seated(place).is_ended() {
+        match self.seated(place).is_over() {
             Ok(true) => self.leave(place),
             Ok(false) => self.turns.found_empty(place, false),
             Err(error) => self.failed(place, error)?,
@@ -677,11 +659,17 @@ impl<S: Source> Merge<S> {
 
     /// Whether a source that had nothing has a message, or has ended. What is wrong with it is told in its turn.
     fn looks_ready(&mut self, place: usize) -> bool {
-        let source = self.seated(place);
-        let has_news = source
-            .has_message()
-            .and_then(|there| if there { Ok(true) } else { source.is_ended() });
-        has_news.unwrap_or(true)
+        self.seated(place).is_ready(()).unwrap_or(true)
+    }
+}
+
+impl<S: Source> Awaited for Merge<S> {
+    fn is_through(&mut self) -> Result<bool> {
+        Ok(self.is_ended())
+    }
+
+    fn sleep_until(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        self.wait(deadline)
     }
 }
 
@@ -692,7 +680,7 @@ impl<S> AsFd for Merge<S> {
     }
 }
 
-fn watch(epoll: &Epoll, source: &impl Source, key: Key) -> std::result::Result<(), Errno> {
+fn watch(epoll: &Epoll, source: &mut impl Source, key: Key) -> std::result::Result<(), Errno> {
     for (descriptor, waited) in source.waited().into_iter().flatten() {
         let (flags, word) = match waited {
             Waited::Line => (EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, key.0),
@@ -703,7 +691,7 @@ fn watch(epoll: &Epoll, source: &impl Source, key: Key) -> std::result::Result<(
     Ok(())
 }
 
-fn unwatch(epoll: &Epoll, source: &impl Source) {
+fn unwatch(epoll: &Epoll, source: &mut impl Source) {
     for (descriptor, _) in source.waited().into_iter().flatten() {
         // It was not added, where this fails.
         let _ = epoll.delete(descriptor);

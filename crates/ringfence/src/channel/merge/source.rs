@@ -1,13 +1,11 @@
 //! What a merge can read.
 
-use std::{
-    os::fd::{AsFd, BorrowedFd},
-    time::Duration,
-};
+use std::os::fd::BorrowedFd;
 
 use crate::{
     channel::reason::GoneReason,
     channel::receiver::Receiver,
+    channel::waiting::{Parking, Waits},
     error::{Error, Result},
     ring::message::Message,
     sys,
@@ -29,7 +27,7 @@ pub enum Waited {
 }
 
 /// How a merge reads a source. Not to be named outside of this crate, so that no other crate can make a source.
-pub trait Reading {
+pub trait Reading: Waits<For = ()> {
     /// As [`Receiver::try_receive`].
     fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>>;
 
@@ -42,41 +40,31 @@ pub trait Reading {
     /// As [`Receiver::next_size`].
     fn next_size(&mut self) -> Result<Option<usize>>;
 
-    /// Whether there is something to read.
-    fn has_message(&mut self) -> Result<bool>;
-
-    /// Whether no more will come, and everything was read.
-    fn is_ended(&mut self) -> Result<bool>;
-
     /// Why it has ended; `None` while it has not, and where the peer has ended its sending alone.
     fn end_reason(&self) -> Option<GoneReason>;
 
-    /// The first half of parking: whether one barrier for all that park must be made before the second.
-    fn announce(&mut self) -> Result<bool>;
-
-    /// The second half of parking. `true`: there is nothing, and the peer will ring.
-    fn look_parked(&mut self) -> Result<bool>;
-
-    fn disarm(&mut self);
-
     /// What the line says is heard: a bell, or the end. `Process`: the peer's process has ended, as its pidfd says.
-    fn hear(&mut self, waited: Waited);
+    fn hear(&mut self, waited: Waited) {
+        if waited == Waited::Process {
+            self.parking().shared.doorbell.look();
+        }
+        // What the reader finds wrong is told when it reads.
+        let _ = self.read_line();
+        self.unpark();
+    }
 
     /// What is waited for. Stays open as long as the source.
-    fn waited(&self) -> [Option<(BorrowedFd<'_>, Waited)>; 2];
-
-    /// How long a wait spins before it sleeps.
-    fn busy_poll(&self) -> Duration;
-
-    /// Messages that were handed out by now, and the bytes of their payloads.
-    fn counted(&mut self) -> (u64, u64);
+    fn waited(&mut self) -> [Option<(BorrowedFd<'_>, Waited)>; 2] {
+        let Parking { shared, .. } = self.parking();
+        let process = shared.doorbell.pidfd();
+        [
+            Some((shared.line(), Waited::Line)),
+            process.map(|pidfd| (pidfd, Waited::Process)),
+        ]
+    }
 }
 
 impl Reading for Receiver {
-    fn counted(&mut self) -> (u64, u64) {
-        self.consumer.counted()
-    }
-
     #[inline]
     fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         Receiver::try_receive(self, into)
@@ -95,50 +83,8 @@ impl Reading for Receiver {
         Receiver::next_size(self)
     }
 
-    #[inline]
-    fn has_message(&mut self) -> Result<bool> {
-        Receiver::has_message(self)
-    }
-
-    fn is_ended(&mut self) -> Result<bool> {
-        Receiver::is_ended(self)
-    }
-
     fn end_reason(&self) -> Option<GoneReason> {
         self.close_reason().map(GoneReason::from)
-    }
-
-    fn announce(&mut self) -> Result<bool> {
-        Receiver::announce(self)
-    }
-
-    fn look_parked(&mut self) -> Result<bool> {
-        Receiver::look_parked(self)
-    }
-
-    fn disarm(&mut self) {
-        Receiver::disarm(self);
-    }
-
-    fn hear(&mut self, waited: Waited) {
-        if waited == Waited::Process {
-            self.shared.doorbell.look();
-        }
-        // What the reader finds wrong is told when it reads.
-        let _ = self.poll_line();
-        Receiver::disarm(self);
-    }
-
-    fn waited(&self) -> [Option<(BorrowedFd<'_>, Waited)>; 2] {
-        let process = self.shared.doorbell.pidfd();
-        [
-            Some((self.as_fd(), Waited::Line)),
-            process.map(|pidfd| (pidfd, Waited::Process)),
-        ]
-    }
-
-    fn busy_poll(&self) -> Duration {
-        self.shared.busy_poll
     }
 }
 
@@ -155,5 +101,5 @@ pub fn barrier() -> Result<()> {
 
 /// See [`announce`]: `true` where there is nothing, and the peer will ring.
 pub fn look_parked(source: &mut impl Source) -> Result<bool> {
-    source.look_parked()
+    source.look_parked(())
 }

@@ -11,10 +11,10 @@ use std::{
 };
 
 use crate::{
-    channel::link::spin,
     channel::reason::CloseReason,
     channel::sender::Reserved,
     channel::state::ChannelState,
+    channel::waiting::spin,
     endpoint::broadcast::audience::Broadcast,
     endpoint::shared::Shared,
     error::{Error, Result},

@@ -1,14 +1,10 @@
 //! A subscription as a source of a merge, alone or beside channels.
 
-use std::{
-    os::fd::{AsFd, BorrowedFd},
-    time::Duration,
-};
-
 use crate::{
-    channel::merge::source::{Reading, Source, Waited},
+    channel::merge::source::{Reading, Source},
     channel::reason::GoneReason,
     channel::receiver::Receiver,
+    channel::waiting::{Parking, Waits},
     endpoint::broadcast::subscription::Subscription,
     error::Result,
     ring::message::Message,
@@ -59,11 +55,6 @@ impl From<Subscription> for AnySource {
 impl Source for Subscription {}
 
 impl Reading for Subscription {
-    fn counted(&mut self) -> (u64, u64) {
-        let stats = self.stats();
-        (stats.messages_received, stats.bytes_received)
-    }
-
     #[inline]
     fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         Subscription::try_receive(self, into)
@@ -94,50 +85,8 @@ impl Reading for Subscription {
         Subscription::next_size(self)
     }
 
-    #[inline]
-    fn has_message(&mut self) -> Result<bool> {
-        Subscription::has_message(self)
-    }
-
-    fn is_ended(&mut self) -> Result<bool> {
-        Subscription::is_ended(self)
-    }
-
     fn end_reason(&self) -> Option<GoneReason> {
         self.close_reason()
-    }
-
-    fn announce(&mut self) -> Result<bool> {
-        Subscription::announce(self)
-    }
-
-    fn look_parked(&mut self) -> Result<bool> {
-        Subscription::look_parked(self)
-    }
-
-    fn disarm(&mut self) {
-        Subscription::disarm(self);
-    }
-
-    fn hear(&mut self, waited: Waited) {
-        if waited == Waited::Process {
-            self.look_at_publisher();
-        }
-        // What the reader finds wrong is told when it reads.
-        let _ = self.poll_line();
-        Subscription::disarm(self);
-    }
-
-    fn waited(&self) -> [Option<(BorrowedFd<'_>, Waited)>; 2] {
-        let process = self.pidfd();
-        [
-            Some((self.as_fd(), Waited::Line)),
-            process.map(|pidfd| (pidfd, Waited::Process)),
-        ]
-    }
-
-    fn busy_poll(&self) -> Duration {
-        Subscription::busy_poll(self)
     }
 }
 
@@ -153,14 +102,32 @@ macro_rules! of_either {
 
 impl Source for AnySource {}
 
-impl Reading for AnySource {
-    fn counted(&mut self) -> (u64, u64) {
-        match self {
-            Self::Receiver(receiver) => receiver.counted(),
-            Self::Subscription(subscription) => subscription.counted(),
-        }
+impl Waits for AnySource {
+    type For = ();
+
+    fn parking(&mut self) -> Parking<'_> {
+        of_either!(self, source => source.parking())
     }
 
+    fn check(&mut self) -> Result<()> {
+        of_either!(self, source => Waits::check(source))
+    }
+
+    #[inline]
+    fn is_there(&mut self, (): ()) -> Result<bool> {
+        of_either!(self, source => source.has_message())
+    }
+
+    fn is_over(&mut self) -> Result<bool> {
+        of_either!(self, source => source.is_ended())
+    }
+
+    fn counted(&mut self) -> (u64, u64) {
+        of_either!(self, source => source.counted())
+    }
+}
+
+impl Reading for AnySource {
     #[inline]
     fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         of_either!(self, source => Reading::try_receive(source, into))
@@ -178,40 +145,7 @@ impl Reading for AnySource {
         of_either!(self, source => Reading::next_size(source))
     }
 
-    #[inline]
-    fn has_message(&mut self) -> Result<bool> {
-        of_either!(self, source => Reading::has_message(source))
-    }
-
-    fn is_ended(&mut self) -> Result<bool> {
-        of_either!(self, source => Reading::is_ended(source))
-    }
-
     fn end_reason(&self) -> Option<GoneReason> {
         of_either!(self, source => Reading::end_reason(source))
-    }
-
-    fn announce(&mut self) -> Result<bool> {
-        of_either!(self, source => Reading::announce(source))
-    }
-
-    fn look_parked(&mut self) -> Result<bool> {
-        of_either!(self, source => Reading::look_parked(source))
-    }
-
-    fn disarm(&mut self) {
-        of_either!(self, source => Reading::disarm(source));
-    }
-
-    fn hear(&mut self, waited: Waited) {
-        of_either!(self, source => Reading::hear(source, waited));
-    }
-
-    fn waited(&self) -> [Option<(BorrowedFd<'_>, Waited)>; 2] {
-        of_either!(self, source => Reading::waited(source))
-    }
-
-    fn busy_poll(&self) -> Duration {
-        of_either!(self, source => Reading::busy_poll(source))
     }
 }

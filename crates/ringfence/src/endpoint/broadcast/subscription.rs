@@ -11,13 +11,14 @@ use std::{
 
 use crate::{
     channel::ending::END_TOLD,
-    channel::link::{LOOKS_PER_GLANCE, spin},
+    channel::link::LOOKS_PER_GLANCE,
     channel::open::{Opened, open},
     channel::reason::GoneReason,
     channel::receiver::{Packed, make_room},
     channel::shared::Shared,
     channel::state::ChannelState,
     channel::verify::{Verified, Verifier},
+    channel::waiting::{Awaited, Parking, Waits},
     endpoint::calling::call,
     error::{Error, Result},
     evidence::Evidence,
@@ -487,26 +488,6 @@ impl Subscription {
         self.take_by(Some(deadline), Self::try_receive_vec)
     }
 
-    /// What `take` finds, once it finds something. `None`: no more will come.
-    #[inline]
-    fn take_by<T>(
-        &mut self,
-        deadline: Option<Instant>,
-        mut take: impl FnMut(&mut Self) -> Result<Option<T>>,
-    ) -> Result<Option<T>> {
-        loop {
-            if let Some(taken) = take(self)? {
-                return Ok(Some(taken));
-            }
-            if self.is_ended()? {
-                return Ok(None);
-            }
-            if !self.wait(deadline)? {
-                return Err(Error::TimedOut);
-            }
-        }
-    }
-
     /// The size of the next message, in bytes. `None`: nothing is there now. One that is not reliable may find another message when it
     /// receives. Errors as [`Subscription::try_receive`].
     pub fn next_size(&mut self) -> Result<Option<usize>> {
@@ -638,26 +619,7 @@ impl Subscription {
     /// Sleeps until there is something to read, or no more will come. `false`: the deadline has passed. Errors as
     /// [`Subscription::try_receive`].
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        let time = self.shared.busy_poll;
-        if spin(time, || self.has_message())? {
-            return Ok(true);
-        }
-        loop {
-            self.shared.catch_up();
-            let generation = self.shared.doorbell.generation();
-            if !self.park()? {
-                return Ok(true);
-            }
-            let woken = self.shared.doorbell.wait(generation, deadline);
-            self.disarm();
-            self.shared.notice();
-            if self.has_message()? || self.is_ended()? {
-                return Ok(true);
-            }
-            if !woken? {
-                return Ok(false);
-            }
-        }
+        self.wait_for((), deadline)
     }
 
     /// For event loops: says that this side sleeps until there is something to read. `true`: there is nothing now; wait for the line
@@ -668,82 +630,23 @@ impl Subscription {
     /// As [`Subscription::try_receive`], with [`Error::NoSpace`] also where another thread sleeps in a call since before there was
     /// a loop, and the descriptors to tell the loop with have run out.
     pub fn arm(&mut self) -> Result<bool> {
-        self.shared.arm()?;
-        self.park()
-    }
-
-    /// As [`Subscription::arm`], for a caller who has caught up.
-    fn park(&mut self) -> Result<bool> {
-        self.check()?;
-        let Some(bells) = &mut self.bells else {
-            return Ok(false);
-        };
-        bells.sleeper.park()?;
-        self.look_parked()
-    }
-
-    /// The first half of [`Subscription::arm`], for a caller that arms many. `true`: one barrier for all of them must be made before
-    /// the second half.
-    pub(crate) fn announce(&mut self) -> Result<bool> {
-        self.shared.arm()?;
-        self.check()?;
-        Ok(self.bells.as_mut().is_some_and(|bells| bells.sleeper.announce()))
-    }
-
-    /// The second half of [`Subscription::arm`], and answers as that does.
-    pub(crate) fn look_parked(&mut self) -> Result<bool> {
-        self.check()?;
-        if self.bells.is_none() {
-            return Ok(false);
-        }
-        let ready = self
-            .has_message()
-            .and_then(|there| if there { Ok(true) } else { self.is_ended() });
-        if matches!(ready, Ok(false)) {
-            self.shared.counters.slept();
-        } else {
-            self.disarm();
-        }
-        ready.map(|ready| !ready)
-    }
-
-    #[cfg(feature = "tokio")]
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-
-    /// Notices a publisher whose process has ended, whatever its line says.
-    pub(crate) fn look_at_publisher(&self) {
-        self.shared.doorbell.look();
-    }
-
-    pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
-        self.shared.doorbell.pidfd()
+        self.arm_for(())
     }
 
     /// Says that this side is awake.
     pub fn disarm(&mut self) {
-        if self.shared.is_inherited() {
-            return;
-        }
-        if let Some(bells) = &mut self.bells {
-            bells.sleeper.unpark();
-        }
+        self.unpark();
     }
 
     /// Reads whatever has come over the line, and notices a publisher that is gone. Errors as [`Subscription::try_receive`].
     pub fn poll_line(&mut self) -> Result<()> {
-        self.shared.doorbell_here()?.read_bells();
-        self.shared.notice();
-        self.check()
+        self.read_line()
     }
 
     /// As [`Subscription::poll_line`], where the line is readable and nothing says that it has ended: see
     /// [`Receiver::poll_line_later`](crate::Receiver::poll_line_later).
     pub fn poll_line_later(&mut self) -> Result<()> {
-        self.shared.doorbell_here()?.leave_bells();
-        self.shared.notice();
-        self.check()
+        self.leave_line()
     }
 
     /// Whether the publisher is gone without having said that no more would come: it may have meant to send more. See
@@ -773,5 +676,33 @@ impl AsFd for Subscription {
     /// The private line: readable when the publisher has rung, or has gone.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared.line()
+    }
+}
+
+impl Waits for Subscription {
+    type For = ();
+
+    fn parking(&mut self) -> Parking<'_> {
+        Parking {
+            shared: &self.shared,
+            sleeper: self.bells.as_mut().map(|bells| &mut bells.sleeper),
+        }
+    }
+
+    fn check(&mut self) -> Result<()> {
+        Subscription::check(self)
+    }
+
+    #[inline]
+    fn is_there(&mut self, (): ()) -> Result<bool> {
+        self.has_message()
+    }
+
+    fn is_over(&mut self) -> Result<bool> {
+        self.is_ended()
+    }
+
+    fn counted(&mut self) -> (u64, u64) {
+        self.reader.counted()
     }
 }
