@@ -13,23 +13,18 @@ use crate::{
     endpoint::admission::Admission,
     endpoint::calling::call,
     endpoint::events::End,
-    endpoint::handle::{Handle, Hold, Idle, Worker},
+    endpoint::handle::{Handle, Idle},
     endpoint::ledger::EndpointStats,
     endpoint::seats::TakenSeats,
     endpoint::shared::{Endpoint, Seat, Shared},
+    endpoint::standing::Standing,
     error::{Error, Result},
-    evidence::Record,
     handshake::frame::Meeting,
     handshake::parts::Parts,
     handshake::side::Side,
     identity::Credentials,
     options::{Options, SeatLimits},
     rendezvous::address::Address,
-    rendezvous::election,
-    rendezvous::place::Place,
-    wait::backoff::Backoff,
-    wait::cancel::CancelToken,
-    wait::deadline::Deadline,
 };
 
 /// Events that the program has not asked for yet: beyond that, newcomers wait in the kernel's backlog.
@@ -52,32 +47,17 @@ const MOST_PENDING: usize = SIDE_BY_SIDE;
 pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
     let options = options.clone().checked()?;
     let (given, address) = (address, &address.absolute());
-    let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
-    let mut backoff = Backoff::new(&deadline);
-    let mut record = Record::default();
-    let place = loop {
-        match election::bind_alone(address, options.access()?, &mut record) {
-            Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,
-            other => break other?,
-        }
-    };
+    let (standing, worker) = Standing::take(address, &options)?;
     let own = Service {
         limits: options.seats(),
     };
     let shared = Shared::new(address.clone(), own)?;
-    let (worker, hold) = Worker::new()?;
-    let deadline = deadline.or(worker.stop());
-    let over = CancelToken::new()?;
     let thread = Idle::spawn("ringfence-accept", "a thread for the listener", Listening::run)?;
     let handle = Handle::new(given, &shared, worker);
     thread.start(Listening {
         shared,
         options,
-        record,
-        place,
-        deadline,
-        over,
-        hold,
+        standing,
     });
     Ok(Listener(handle))
 }
@@ -373,11 +353,7 @@ impl Shared<Service> {
 struct Listening {
     shared: Arc<Shared<Service>>,
     options: Options,
-    record: Record,
-    place: Place,
-    deadline: Deadline,
-    over: CancelToken,
-    hold: Hold,
+    standing: Standing,
 }
 
 impl Listening {
@@ -385,12 +361,15 @@ impl Listening {
         let Self {
             shared,
             options,
-            record,
+            standing,
+        } = self;
+        let Standing {
             place,
+            record,
             deadline,
             over,
             hold,
-        } = self;
+        } = standing;
         let _told = shared.end_with_worker();
         let acceptor = Acceptor {
             address: &shared.address,

@@ -18,10 +18,10 @@ use crate::{
     endpoint::broadcast::stalls::Stalls,
     endpoint::broadcast::watches::Watches,
     endpoint::events::End,
-    endpoint::handle::{Hold, Idle, Worker},
+    endpoint::handle::{Idle, Worker},
     endpoint::shared::{Endpoint, Shared},
+    endpoint::standing::Standing,
     error::{Error, Result},
-    evidence::Record,
     fork::Mark,
     handshake::broadcast::PublishedRing,
     memory::create::{SharedObject, Wanted},
@@ -29,14 +29,10 @@ use crate::{
     memory::own::OwnRegion,
     options::Options,
     rendezvous::address::Address,
-    rendezvous::election,
-    rendezvous::place::Place,
     ring::fan_out::readers::Readers,
     signal::claim,
     sys,
     sys::lock::Mutex,
-    wait::backoff::Backoff,
-    wait::cancel::CancelToken,
     wait::deadline::Deadline,
     wake::parking::Barriers,
 };
@@ -61,18 +57,8 @@ const MOST_SUBSCRIBERS: usize = 1 << 20;
 pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
     let options = options.clone().checked_to_publish()?;
     let (given, address) = (address, &address.absolute());
-    let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
-    let mut backoff = Backoff::new(&deadline);
-    let mut record = Record::default();
-    let place = loop {
-        match election::bind_alone(address, options.access()?, &mut record) {
-            Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,
-            other => break other?,
-        }
-    };
-    let (worker, hold) = Worker::new()?;
-    let deadline = deadline.or(worker.stop());
-    let own = broadcast(&options, worker, &deadline, &mut record)?;
+    let (mut standing, worker) = Standing::take(address, &options)?;
+    let own = broadcast(&options, worker, &mut standing)?;
     let shared = Shared::new(address.clone(), own)?;
     let weak = Arc::downgrade(&shared);
     if let Some(tripwire) = shared.region.tripwire() {
@@ -83,7 +69,6 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
             }
         });
     }
-    let over = CancelToken::new()?;
     let thread = Idle::spawn("ringfence-accept", "a thread for the publisher", Admitting::run)?;
     let wakers = Arc::clone(&shared.watches);
     let watcher = thread::Builder::new()
@@ -104,22 +89,14 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
     thread.start(Admitting {
         shared,
         options,
-        record,
-        place,
-        deadline,
-        over,
-        hold,
+        standing,
     });
     Ok(publisher)
 }
 
 /// The ring object, and what the threads of the publisher share beside it.
-fn broadcast(
-    options: &Options,
-    worker: Worker,
-    deadline: &Deadline,
-    record: &mut Record,
-) -> Result<Broadcast> {
+fn broadcast(options: &Options, worker: Worker, standing: &mut Standing) -> Result<Broadcast> {
+    let Standing { record, deadline, .. } = standing;
     let takes_barriers = sys::barrier::accept_barriers()
         .and_then(|()| sys::barrier::issue_barrier())
         .is_ok();
@@ -426,11 +403,7 @@ impl AsFd for Audience {
 struct Admitting {
     shared: Arc<Shared<Broadcast>>,
     options: Options,
-    record: Record,
-    place: Place,
-    deadline: Deadline,
-    over: CancelToken,
-    hold: Hold,
+    standing: Standing,
 }
 
 impl Admitting {
@@ -438,12 +411,15 @@ impl Admitting {
         let Self {
             shared,
             options,
-            record,
+            standing,
+        } = self;
+        let Standing {
             place,
+            record,
             deadline,
             over,
             hold,
-        } = self;
+        } = standing;
         let acceptor = Acceptor {
             address: &shared.address,
             options: &options,
