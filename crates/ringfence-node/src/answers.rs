@@ -6,7 +6,7 @@
 )]
 
 use napi_derive::napi;
-use ringfence::{CloseReason, GoneReason, binding};
+use ringfence::{CloseReason, GoneReason, Verifier, binding};
 
 /// `failure()` knows more.
 pub(crate) const FAILED: i32 = -1;
@@ -47,6 +47,15 @@ impl Ended {
         Self::Refused,
         Self::Evicted,
     ];
+
+    /// Of what can be looked at again.
+    pub(crate) fn of(reason: Option<impl Into<Self>>, verifier: &Verifier) -> Self {
+        match reason {
+            None => Self::No,
+            Some(_) if verifier.has_refused() => Self::Refused,
+            Some(reason) => reason.into(),
+        }
+    }
 
     pub(crate) const fn number(self) -> i32 {
         self as i32

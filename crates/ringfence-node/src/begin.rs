@@ -21,7 +21,7 @@ use crate::{
     authorize::{Authorize, Questions},
     broadcast::{publisher, subscription},
     channel,
-    convert::{Failure, Options},
+    convert::Options,
     membership, service, task,
 };
 
@@ -215,12 +215,7 @@ impl Given<'_> {
                 move |env, outcome: ringfence::Result<T>| {
                     // Once there is an outcome, there is nothing to call off: a listener is closed instead.
                     drop(delivered.take());
-                    match outcome {
-                        Ok(made) => to_object(env, made, use_libuv)
-                            .and_then(|object| Ok([ToNapiValue::to_napi_value(env, Null)?, object])),
-                        Err(error) => ToNapiValue::to_napi_value(env, Failure::from(&error))
-                            .and_then(|failure| Ok([failure, ToNapiValue::to_napi_value(env, Null)?])),
-                    }
+                    task::outcome(env, outcome, |made| to_object(env, made, use_libuv))
                 },
                 move || called_off.cancel(),
             )

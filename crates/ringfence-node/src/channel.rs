@@ -1,32 +1,29 @@
 //! A channel as a plain JavaScript object of functions. Those on the hot path answer with numbers: what is negative
 //! is not a size, and `-1` says that `failure()` knows more.
 
-use std::{
-    cell::RefCell,
-    os::fd::{AsFd, AsRawFd},
-    ptr,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{os::fd::AsRawFd, time::Duration};
 
 use napi::{bindgen_prelude::*, sys};
 use napi_derive::napi;
 use ringfence::{
-    ChannelStats, CloseReason, Packed, Progress, Receiver, Sender, Tokens, Verified, Verifier,
+    ChannelStats, CloseReason, Progress, Receiver, Sender, Tokens, Verifier,
     binding::{self, Keep},
 };
 
 use crate::{
-    answers::{ENDED, Ended, FIRST, LARGE, MORE, WHOLE},
-    convert::{self, Evidence, Failure, Identity},
-    handle::Handle,
+    answers::{ENDED, Ended, WHOLE},
+    convert::Identity,
+    handle::{Handle, Object, failure, keep_alive},
     poll::Poll,
-    raw::{Answer, Call, Function, add_function, check, set_number, set_property},
+    raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
+    reading::{
+        Reads, arm_reader, evidence, hear, look_parked, nothing, park_reader, pull, pull_busy, spin, told,
+        verify, wake, watch,
+    },
     sending::{
         Reservation, Sends, arm_writer, cancel, cancel_open, commit, flush, has_room, packed_room, reserve,
         send, try_send,
     },
-    task,
 };
 
 struct Endpoint {
@@ -41,7 +38,7 @@ struct Endpoint {
     token_poll: Option<Poll>,
     /// Strays and dropped tokens, once there are no tokens any more to ask.
     counted: (u64, u64),
-    /// Until it is asked for: in JavaScript it takes several times as much memory.
+    /// See [`Reads::evidence`].
     evidence: Vec<ringfence::Evidence>,
     reservation: Reservation,
     busy_poll: Duration,
@@ -59,6 +56,20 @@ struct Halves {
 
 const CLOSED: ringfence::Error = ringfence::Error::Closed("the channel is closed");
 
+impl State for Endpoint {
+    fn panicked(&mut self) {
+        self.let_tokens_go();
+        self.let_go();
+        self.handle.panicked("the channel was closed");
+    }
+}
+
+impl Object for Endpoint {
+    fn handle(&mut self) -> &mut Handle {
+        &mut self.handle
+    }
+}
+
 impl Sends for Endpoint {
     type Writer = Sender;
 
@@ -69,17 +80,15 @@ impl Sends for Endpoint {
             .ok_or(CLOSED)
     }
 
-    fn handle(&mut self) -> &mut Handle {
-        &mut self.handle
-    }
-
     fn reservation(&mut self) -> &mut Reservation {
         &mut self.reservation
     }
 }
 
-impl Endpoint {
-    fn receiver(&mut self) -> ringfence::Result<&mut Receiver> {
+impl Reads for Endpoint {
+    type Reader = Receiver;
+
+    fn reader(&mut self) -> ringfence::Result<&mut Receiver> {
         match &mut self.halves {
             Some(halves) => Some(&mut halves.receiver),
             None => self.left.as_mut(),
@@ -87,21 +96,26 @@ impl Endpoint {
         .ok_or(CLOSED)
     }
 
-    fn panicked(&mut self) {
-        self.let_tokens_go();
-        self.let_go();
-        self.handle.panicked("the channel was closed");
+    fn verifier(&self) -> ringfence::Result<&Verifier> {
+        let halves = self.halves.as_ref().ok_or(CLOSED)?;
+        Ok(&halves.verifier)
     }
 
+    fn evidence(&mut self) -> &mut Vec<ringfence::Evidence> {
+        &mut self.evidence
+    }
+
+    fn busy_poll(&self) -> Duration {
+        self.busy_poll
+    }
+}
+
+impl Endpoint {
     /// Why the channel has ended: 0 while it has not.
     fn reason(&self) -> Answer {
-        let Some(Halves { sender, verifier, .. }) = &self.halves else {
-            return Answer::from(Ended::Closed.number());
-        };
-        let ended = match sender.close_reason() {
-            None => Ended::No,
-            Some(_) if verifier.has_refused() => Ended::Refused,
-            Some(reason) => Ended::from(reason),
+        let ended = match &self.halves {
+            None => Ended::Closed,
+            Some(Halves { sender, verifier, .. }) => Ended::of(sender.close_reason(), verifier),
         };
         Answer::from(ended.number())
     }
@@ -151,51 +165,6 @@ impl Endpoint {
     }
 }
 
-/// Whether the reader has come to the end, where it has found nothing.
-fn nothing(endpoint: &mut Endpoint) -> Answer {
-    let ended = endpoint
-        .receiver()
-        .and_then(Receiver::is_ended)
-        .map(|ended| if ended { ENDED } else { 0 });
-    endpoint.answer(ended)
-}
-
-fn pull(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    // SAFETY: used within this call, and asked for once.
-    let arena = unsafe { call.bytes(0) };
-    let from = call.size(1).min(arena.len());
-    let goes_on = u32::try_from(call.size(2)).unwrap_or(0);
-    if let Ok(receiver) = endpoint.receiver() {
-        match goes_on {
-            FIRST => receiver.begin_round(),
-            MORE if receiver.is_round_over() => {
-                receiver.wake();
-                return Answer::from(0);
-            }
-            _ => {}
-        }
-    }
-    let pulled = endpoint.receiver().and_then(|receiver| {
-        if goes_on != 0 {
-            receiver.try_receive_more_packed(&mut arena[from..])
-        } else {
-            receiver.try_receive_packed(&mut arena[from..])
-        }
-    });
-    told(endpoint, pulled)
-}
-
-/// How `pull` and its like answer.
-fn told(endpoint: &mut Endpoint, pulled: ringfence::Result<Packed>) -> Answer {
-    match pulled {
-        Ok(Packed::Bytes(bytes)) => bytes.into(),
-        #[expect(clippy::cast_precision_loss, reason = "sizes of messages are below 2^53")]
-        Ok(Packed::Large(size)) => Answer::Number(f64::from(LARGE) - size as f64),
-        Ok(Packed::Nothing) => nothing(endpoint),
-        Err(error) => endpoint.fail(error),
-    }
-}
-
 /// Arguments: memory, from where on, bytes of the shortest and of the longest message, and 1 where a message that comes alone is
 /// held as well.
 fn pull_held(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
@@ -209,7 +178,7 @@ fn pull_held(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
         Keep::Each
     };
     let pulled = endpoint
-        .receiver()
+        .reader()
         .and_then(|receiver| binding::pull_held(receiver, &mut block[from..], lengths, keep));
     told(endpoint, pulled)
 }
@@ -220,62 +189,26 @@ fn pull_again(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     let into = unsafe { call.bytes(0) };
     let passed = call.size(1);
     let pulled = endpoint
-        .receiver()
+        .reader()
         .and_then(|receiver| binding::pull_again(receiver, into, passed));
     told(endpoint, pulled)
 }
 
 fn release(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
-    if let Ok(receiver) = endpoint.receiver() {
+    if let Ok(receiver) = endpoint.reader() {
         binding::release(receiver);
     }
     Answer::Nothing
 }
 
-fn pull_busy(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    poll(endpoint, call, pull)
-}
-
 fn pull_held_busy(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    poll(endpoint, call, pull_held)
-}
-
-/// Where nothing is there, pulls again for as long as the channel's option says.
-fn poll(endpoint: &mut Endpoint, call: &mut Call, pull: Function<Endpoint>) -> Answer {
-    let end = Instant::now().checked_add(endpoint.busy_poll);
-    loop {
-        match pull(endpoint, call) {
-            Answer::Number(0.0) => {}
-            answer => return answer,
-        }
-        // The clock costs as much as many looks.
-        for _ in 0..64 {
-            match endpoint.receiver().and_then(Receiver::has_message) {
-                Ok(false) => std::hint::spin_loop(),
-                Ok(true) => break,
-                Err(error) => return endpoint.fail(error),
-            }
-        }
-        if end.is_some_and(|end| Instant::now() >= end) {
-            return pull(endpoint, call);
-        }
-    }
-}
-
-fn wake(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
-    if let Ok(receiver) = endpoint.receiver() {
-        receiver.wake();
-    }
-    Answer::Nothing
+    spin(endpoint, call, pull_held)
 }
 
 fn gather(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     // SAFETY: used within this call, and asked for once.
     let into = unsafe { call.bytes(0) };
-    match endpoint
-        .receiver()
-        .and_then(|receiver| receiver.receive_part(into))
-    {
+    match endpoint.reader().and_then(|receiver| receiver.receive_part(into)) {
         Ok(Progress::Whole) => Answer::from(WHOLE),
         Ok(Progress::Part(bytes)) => match nothing(endpoint) {
             Answer::Number(0.0) => bytes.into(),
@@ -283,23 +216,6 @@ fn gather(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
         },
         Err(error) => endpoint.fail(error),
     }
-}
-
-fn arm_reader(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
-    let armed = endpoint.receiver().and_then(Receiver::arm).map(i32::from);
-    endpoint.answer(armed)
-}
-
-/// The first half of `arm_reader`, for a merge that arms many: 1 where one barrier for all must come before the second.
-fn park_reader(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
-    let announced = endpoint.receiver().and_then(binding::announce);
-    endpoint.answer(announced.map(i32::from))
-}
-
-/// The second half; answers as `arm_reader`.
-fn look_parked(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
-    let armed = endpoint.receiver().and_then(binding::look_parked);
-    endpoint.answer(armed.map(i32::from))
 }
 
 fn disarm(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
@@ -313,14 +229,10 @@ fn disarm(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
 /// Reads the line, or sees to it that it is read later. 0 while the channel is open; the peer's messages may still be there
 /// to read when it is not.
 fn listen(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
-    let later = endpoint.handle.was_rung();
-    if let Some(Halves { sender, receiver, .. }) = &mut endpoint.halves {
-        // What the reader finds wrong is told to the next read, again; here only the end counts.
-        let _ = if later {
-            receiver.poll_line_later()
-        } else {
-            receiver.poll_line()
-        };
+    if endpoint.halves.is_some() {
+        hear(endpoint);
+    }
+    if let Some(Halves { sender, .. }) = &mut endpoint.halves {
         sender.refresh();
     }
     endpoint.reason()
@@ -364,15 +276,6 @@ fn vacate(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
         sender.vacate();
     }
     Answer::Nothing
-}
-
-fn watch(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    let line = match endpoint.sender() {
-        Ok(sender) => sender.as_fd().as_raw_fd(),
-        Err(error) => return endpoint.fail(error),
-    };
-    // SAFETY: the line lives as long as the endpoint, whose poll handle is stopped before it goes.
-    unsafe { endpoint.handle.watch(call, line) }
 }
 
 /// Argument: the token.
@@ -442,42 +345,6 @@ fn dropped_tokens(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     Answer::Number(count as f64)
 }
 
-/// Looks at the peer again, on a thread, since a content may take long to read. The callback gets a failure, or null
-/// and what was found; it is called once, later.
-fn verify(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    let Some(Halves { verifier, .. }) = &endpoint.halves else {
-        return endpoint.fail(CLOSED);
-    };
-    let verifier = verifier.clone();
-    // SAFETY: this runs in a callback of the environment, whose argument the function is.
-    let started = unsafe {
-        task::run(
-            call.env,
-            call.value(0),
-            "ringfence-verify",
-            move || verifier.verify(),
-            |env, outcome: ringfence::Result<Verified>| match outcome {
-                Ok(found) => Ok([
-                    ToNapiValue::to_napi_value(env, Null)?,
-                    ToNapiValue::to_napi_value(env, convert::Verified::from(&found))?,
-                ]),
-                Err(error) => Ok([
-                    ToNapiValue::to_napi_value(env, Failure::from(&error))?,
-                    ToNapiValue::to_napi_value(env, Null)?,
-                ]),
-            },
-            || {},
-        )
-    };
-    match started {
-        Ok(()) => Answer::from(0),
-        Err(error) => endpoint.fail(ringfence::Error::NoSpace {
-            what: "looking at the peer".into(),
-            reason: error.reason.clone(),
-        }),
-    }
-}
-
 /// What was done so far, in the order of the face's `Figures`.
 fn stats(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     if let Some(Halves { sender, receiver, .. }) = &mut endpoint.halves {
@@ -499,25 +366,6 @@ fn stats(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
         sent.ring_capacity,
     ];
     Answer::numbers(call.env, &figures)
-}
-
-fn keep_alive(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    endpoint.handle.keep_alive(call)
-}
-
-/// What was checked in the handshake, once.
-fn evidence(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    let evidence = std::mem::take(&mut endpoint.evidence);
-    let evidence: Vec<Evidence> = evidence.iter().map(Evidence::from).collect();
-    // SAFETY: this runs in a callback of the environment.
-    match unsafe { ToNapiValue::to_napi_value(call.env, evidence) } {
-        Ok(value) => Answer::Value(value),
-        Err(_) => Answer::Nothing,
-    }
-}
-
-fn failure(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    endpoint.handle.failure(call)
 }
 
 impl Drop for Endpoint {
@@ -595,10 +443,8 @@ pub(crate) unsafe fn to_object(
     channel: ringfence::Channel,
     use_libuv: bool,
 ) -> napi::Result<sys::napi_value> {
-    let mut object = ptr::null_mut();
     // SAFETY: env is live.
-    let status = unsafe { sys::napi_create_object(env, &raw mut object) };
-    check(status, "an object")?;
+    let object = unsafe { new_object(env) }?;
     let identity = Identity::from(channel.peer());
     let evidence = channel.evidence().to_vec();
     let role = channel.role().to_string();
@@ -637,8 +483,7 @@ pub(crate) unsafe fn to_object(
         sent: ChannelStats::default(),
         received: ChannelStats::default(),
     };
-    let endpoint = Rc::new(RefCell::new(endpoint));
     // SAFETY: env and object are live.
-    unsafe { add_function(env, object, c"operate", &endpoint, operate, Endpoint::panicked) }?;
+    unsafe { add_functions(env, object, &[(c"operate", operate)], endpoint) }?;
     Ok(object)
 }

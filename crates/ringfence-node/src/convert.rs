@@ -151,6 +151,12 @@ pub struct Evidence {
     pub outcome: String,
 }
 
+impl Evidence {
+    pub(crate) fn list(evidence: &[ringfence::Evidence]) -> Vec<Self> {
+        evidence.iter().map(Self::from).collect()
+    }
+}
+
 impl From<&ringfence::Evidence> for Evidence {
     fn from(evidence: &ringfence::Evidence) -> Self {
         Self {
@@ -176,7 +182,7 @@ impl From<&ringfence::Verified> for Verified {
     fn from(verified: &ringfence::Verified) -> Self {
         Self {
             identity: Identity::from(&verified.identity),
-            evidence: verified.evidence.iter().map(Evidence::from).collect(),
+            evidence: Evidence::list(&verified.evidence),
         }
     }
 }

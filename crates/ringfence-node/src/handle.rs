@@ -2,20 +2,47 @@
 
 use std::os::fd::RawFd;
 
-use napi::{bindgen_prelude::*, sys};
+use napi::sys;
 use ringfence::Refused;
 
 use crate::{
     answers::FAILED,
     convert::{Failure, Identity},
     poll::Poll,
-    raw::{Answer, Call},
+    raw::{Answer, Call, State},
+    task,
 };
 
 pub(crate) struct Handle {
     poll: Option<Poll>,
     failure: Option<ringfence::Error>,
     pub(crate) use_libuv: bool,
+}
+
+/// What an object of JavaScript's stands for.
+pub(crate) trait Object: State {
+    fn handle(&mut self) -> &mut Handle;
+
+    fn fail(&mut self, error: ringfence::Error) -> Answer {
+        self.handle().fail(error)
+    }
+
+    fn answer<T: Into<Answer>>(&mut self, result: ringfence::Result<T>) -> Answer {
+        match result {
+            Ok(value) => value.into(),
+            Err(error) => self.fail(error),
+        }
+    }
+}
+
+/// What went wrong last, once.
+pub(crate) fn failure<O: Object>(object: &mut O, call: &mut Call) -> Answer {
+    object.handle().failure(call)
+}
+
+/// Argument: 1 where the event loop is kept alive, 0 where not.
+pub(crate) fn keep_alive<O: Object>(object: &mut O, call: &mut Call) -> Answer {
+    object.handle().keep_alive(call)
 }
 
 impl Handle {
@@ -40,14 +67,9 @@ impl Handle {
         });
     }
 
-    /// What went wrong last, once.
-    pub(crate) fn failure(&mut self, call: &Call) -> Answer {
+    fn failure(&mut self, call: &Call) -> Answer {
         let failure = self.failure.take().map(|error| Failure::from(&error));
-        // SAFETY: a call is one in a callback of its environment.
-        match unsafe { ToNapiValue::to_napi_value(call.env, failure) } {
-            Ok(value) => Answer::Value(value),
-            Err(_) => Answer::Nothing,
-        }
+        Answer::value(call.env, failure)
     }
 
     /// Has the function that is the call's argument called whenever the descriptor is readable; 0 where that is so.
@@ -79,13 +101,31 @@ impl Handle {
         })
     }
 
+    /// Runs `work` on a thread, and has the function that is the call's argument called with what `convert` makes of its outcome; once,
+    /// later. 0 where that is so. The names are those of the thread, and of what there is no thread for.
+    pub(crate) fn later<T: Send + 'static>(
+        &mut self,
+        call: &Call,
+        (thread, what): (&'static str, &str),
+        work: impl FnOnce() -> T + Send + 'static,
+        convert: impl FnOnce(sys::napi_env, T) -> napi::Result<[sys::napi_value; 2]> + 'static,
+    ) -> Answer {
+        // SAFETY: a call is one in a callback of its environment, whose argument the function is.
+        match unsafe { task::run(call.env, call.value(0), thread, work, convert, || {}) } {
+            Ok(()) => Answer::from(0),
+            Err(error) => self.fail(ringfence::Error::NoSpace {
+                what: what.into(),
+                reason: error.reason.clone(),
+            }),
+        }
+    }
+
     /// Whether the function was called for a bell that was not heard of since: see [`Poll::was_rung`].
     pub(crate) fn was_rung(&self) -> bool {
         self.poll.as_ref().is_some_and(Poll::was_rung)
     }
 
-    /// Argument: 1 where the event loop is kept alive, 0 where not.
-    pub(crate) fn keep_alive(&self, call: &Call) -> Answer {
+    fn keep_alive(&self, call: &Call) -> Answer {
         if let Some(poll) = &self.poll {
             poll.keep_alive(call.env, call.size(0) != 0);
         }

@@ -12,6 +12,7 @@ mod handle;
 mod membership;
 mod poll;
 mod raw;
+mod reading;
 mod sending;
 mod service;
 mod task;

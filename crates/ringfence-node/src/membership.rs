@@ -2,11 +2,8 @@
 //! has to tell makes a descriptor readable, which is watched like a channel's line.
 
 use std::{
-    cell::RefCell,
     ffi::CStr,
     os::fd::{AsFd, AsRawFd},
-    ptr,
-    rc::Rc,
     sync::mpsc,
     thread,
     time::Duration,
@@ -17,8 +14,8 @@ use ringfence::Change;
 
 use crate::{
     channel,
-    handle::{Handle, failure_of},
-    raw::{Answer, Call, Function, add_function, check},
+    handle::{Handle, Object, failure, failure_of, keep_alive},
+    raw::{Answer, Call, Function, State, add_functions, new_object, set_property},
     task,
 };
 
@@ -32,12 +29,20 @@ struct Seat {
     handle: Handle,
 }
 
-impl Seat {
+impl State for Seat {
     fn panicked(&mut self) {
         self.let_go();
         self.handle.panicked("the membership was left");
     }
+}
 
+impl Object for Seat {
+    fn handle(&mut self) -> &mut Handle {
+        &mut self.handle
+    }
+}
+
+impl Seat {
     /// Takes the membership out, which is not watched any more.
     fn take(&mut self) -> Option<ringfence::Membership> {
         // First: a watched descriptor must not be closed.
@@ -82,7 +87,7 @@ fn next(seat: &mut Seat, call: &mut Call) -> Answer {
     let change = match membership.try_next() {
         Ok(Some(change)) => change,
         Ok(None) => return Answer::from(0),
-        Err(error) => return seat.handle.fail(error),
+        Err(error) => return seat.fail(error),
     };
     // SAFETY: this runs in a callback of the environment.
     let made = unsafe {
@@ -115,10 +120,6 @@ fn pause(seat: &mut Seat, call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-fn keep_alive(seat: &mut Seat, call: &mut Call) -> Answer {
-    seat.handle.keep_alive(call)
-}
-
 /// Leaves, on a thread, since the partner's answer is waited for. 1: the callback is called later, once; 0: it is done
 /// already.
 fn leave(seat: &mut Seat, call: &mut Call) -> Answer {
@@ -132,12 +133,7 @@ fn leave(seat: &mut Seat, call: &mut Call) -> Answer {
             call.value(0),
             "ringfence-leave",
             move || membership.leave(),
-            |env, ()| {
-                Ok([
-                    ToNapiValue::to_napi_value(env, Null)?,
-                    ToNapiValue::to_napi_value(env, Null)?,
-                ])
-            },
+            |env, ()| task::nothing(env),
             || {},
         )
     };
@@ -153,10 +149,6 @@ fn close(seat: &mut Seat, _call: &mut Call) -> Answer {
 fn vacate(seat: &mut Seat, _call: &mut Call) -> Answer {
     seat.leave_at_once();
     Answer::Nothing
-}
-
-fn failure(seat: &mut Seat, call: &mut Call) -> Answer {
-    seat.handle.failure(call)
 }
 
 /// The functions that JavaScript sees.
@@ -180,22 +172,18 @@ pub(crate) unsafe fn to_object(
     membership: ringfence::Membership,
     use_libuv: bool,
 ) -> napi::Result<sys::napi_value> {
-    let mut object = ptr::null_mut();
     // SAFETY: env is live.
-    let status = unsafe { sys::napi_create_object(env, &raw mut object) };
-    check(status, "an object")?;
-    // SAFETY: env is live.
-    let role = unsafe { ToNapiValue::to_napi_value(env, membership.role().to_string()) }?;
-    // SAFETY: object and role are live values of env.
-    let status = unsafe { sys::napi_set_named_property(env, object, c"role".as_ptr(), role) };
-    check(status, "a property")?;
-    let seat = Rc::new(RefCell::new(Seat {
+    let object = unsafe { new_object(env) }?;
+    // SAFETY: env and object are live.
+    unsafe {
+        let role = ToNapiValue::to_napi_value(env, membership.role().to_string())?;
+        set_property(env, object, c"role", role)?;
+    }
+    let seat = Seat {
         membership: Some(membership),
         handle: Handle::new(use_libuv),
-    }));
-    for (name, function) in FUNCTIONS {
-        // SAFETY: env and object are live.
-        unsafe { add_function(env, object, name, &seat, function, Seat::panicked) }?;
-    }
+    };
+    // SAFETY: env and object are live.
+    unsafe { add_functions(env, object, &FUNCTIONS, seat) }?;
     Ok(object)
 }

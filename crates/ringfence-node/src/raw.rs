@@ -111,15 +111,18 @@ impl Answer {
         unsafe { sys::napi_create_bigint_uint64(env, number, &raw mut value) };
         Self::Value(value)
     }
-}
 
-impl Answer {
     /// Numbers, as an array.
     pub(crate) fn numbers(env: sys::napi_env, numbers: &[u64]) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "nobody counts to 2^53")]
         let numbers: Vec<f64> = numbers.iter().map(|number| *number as f64).collect();
+        Self::value(env, numbers)
+    }
+
+    /// `undefined` where JavaScript has run out of memory, or is ending.
+    pub(crate) fn value(env: sys::napi_env, value: impl ToNapiValue) -> Self {
         // SAFETY: the callers' env is that of their callback.
-        match unsafe { ToNapiValue::to_napi_value(env, numbers) } {
+        match unsafe { ToNapiValue::to_napi_value(env, value) } {
             Ok(value) => Self::Value(value),
             Err(_) => Self::Nothing,
         }
@@ -142,30 +145,61 @@ impl From<i32> for Answer {
 /// A function of `T`: gets the state that belongs to it, and the call.
 pub(crate) type Function<T> = fn(&mut T, &mut Call) -> Answer;
 
+/// What the functions of a JavaScript object share.
+pub(crate) trait State {
+    /// A call has panicked: lets go of all that JavaScript must not use any more, and remembers it.
+    fn panicked(&mut self);
+}
+
 /// What a JavaScript function carries: the state shared by all functions of its object, and what to do.
 struct Bound<T> {
     state: Rc<RefCell<T>>,
     function: Function<T>,
-    panicked: fn(&mut T),
 }
 
-/// Adds a function to a JavaScript object.
+/// An empty JavaScript object.
+///
+/// # Safety
+/// `env` is the environment that runs now, on this thread, inside a handle scope.
+pub(crate) unsafe fn new_object(env: sys::napi_env) -> napi::Result<sys::napi_value> {
+    let mut object = ptr::null_mut();
+    // SAFETY: env is live, and the out-pointer is to a local.
+    let status = unsafe { sys::napi_create_object(env, &raw mut object) };
+    check(status, "an object")?;
+    Ok(object)
+}
+
+/// Adds functions to a JavaScript object, which share a state.
 ///
 /// # Safety
 /// `env` is the environment that runs now, on this thread, and `object` a live object of it.
-pub(crate) unsafe fn add_function<T: 'static>(
+pub(crate) unsafe fn add_functions<T: State + 'static>(
+    env: sys::napi_env,
+    object: sys::napi_value,
+    functions: &[(&CStr, Function<T>)],
+    state: T,
+) -> napi::Result<()> {
+    let state = Rc::new(RefCell::new(state));
+    for (name, function) in functions {
+        let bound = Bound {
+            state: Rc::clone(&state),
+            function: *function,
+        };
+        // SAFETY: as the caller says.
+        unsafe { add_function(env, object, name, bound) }?;
+    }
+    Ok(())
+}
+
+/// # Safety
+/// As [`add_functions`].
+unsafe fn add_function<T: State + 'static>(
     env: sys::napi_env,
     object: sys::napi_value,
     name: &CStr,
-    state: &Rc<RefCell<T>>,
-    function: Function<T>,
-    panicked: fn(&mut T),
+    bound: Bound<T>,
 ) -> napi::Result<()> {
-    let bound = Box::into_raw(Box::new(Bound {
-        state: Rc::clone(state),
-        function,
-        panicked,
-    }));
+    let bound = Box::into_raw(Box::new(bound));
     let mut value = ptr::null_mut();
     // SAFETY: env is live; the name is NUL-terminated; the data pointer stays valid until the finalizer below has
     // run, which is when the function can no longer be called.
@@ -213,7 +247,10 @@ unsafe extern "C" fn finalize<T>(_env: sys::napi_env, data: *mut c_void, _hint: 
     drop(unsafe { Box::from_raw(data.cast::<Bound<T>>()) });
 }
 
-unsafe extern "C" fn trampoline<T>(env: sys::napi_env, info: sys::napi_callback_info) -> sys::napi_value {
+unsafe extern "C" fn trampoline<T: State>(
+    env: sys::napi_env,
+    info: sys::napi_callback_info,
+) -> sys::napi_value {
     let mut call = Call {
         env,
         arguments: [ptr::null_mut(); ARGUMENTS],
@@ -242,7 +279,7 @@ unsafe extern "C" fn trampoline<T>(env: sys::napi_env, info: sys::napi_callback_
     };
     let answer =
         catch_unwind(AssertUnwindSafe(|| (bound.function)(&mut state, &mut call))).unwrap_or_else(|_| {
-            (bound.panicked)(&mut state);
+            state.panicked();
             Answer::from(FAILED)
         });
     drop(state);

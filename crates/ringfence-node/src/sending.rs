@@ -10,7 +10,7 @@ use ringfence::{
 
 use crate::{
     answers::WHOLE,
-    handle::Handle,
+    handle::Object,
     raw::{Answer, Call},
 };
 
@@ -106,23 +106,11 @@ impl Reservation {
 }
 
 /// What JavaScript sends through.
-pub(crate) trait Sends {
+pub(crate) trait Sends: Object {
     type Writer: Writer;
 
     fn sender(&mut self) -> ringfence::Result<&mut Self::Writer>;
-    fn handle(&mut self) -> &mut Handle;
     fn reservation(&mut self) -> &mut Reservation;
-
-    fn fail(&mut self, error: ringfence::Error) -> Answer {
-        self.handle().fail(error)
-    }
-
-    fn answer<T: Into<Answer>>(&mut self, result: ringfence::Result<T>) -> Answer {
-        match result {
-            Ok(value) => value.into(),
-            Err(error) => self.fail(error),
-        }
-    }
 }
 
 /// Gives an open reservation back.

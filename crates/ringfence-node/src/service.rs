@@ -2,11 +2,8 @@
 //! to tell makes a descriptor readable, which is watched like a channel's line.
 
 use std::{
-    cell::RefCell,
     ffi::CStr,
     os::fd::{AsFd, AsRawFd},
-    ptr,
-    rc::Rc,
 };
 
 use napi::{bindgen_prelude::*, sys};
@@ -14,8 +11,8 @@ use ringfence::{Arrival, Channels};
 
 use crate::{
     channel,
-    handle::{Handle, failure_of},
-    raw::{Answer, Call, Function, add_function, check},
+    handle::{Handle, Object, failure, failure_of, keep_alive},
+    raw::{Answer, Call, Function, State, add_functions, new_object},
 };
 
 struct Reception {
@@ -24,12 +21,20 @@ struct Reception {
     handle: Handle,
 }
 
-impl Reception {
+impl State for Reception {
     fn panicked(&mut self) {
         self.let_go();
         self.handle.panicked("the listener was closed");
     }
+}
 
+impl Object for Reception {
+    fn handle(&mut self) -> &mut Handle {
+        &mut self.handle
+    }
+}
+
+impl Reception {
     fn let_go(&mut self) {
         // First: a watched descriptor must not be closed.
         self.handle.stop();
@@ -54,7 +59,7 @@ fn accept(reception: &mut Reception, call: &mut Call) -> Answer {
     let arrival = match listener.try_accept() {
         Ok(Some(arrival)) => arrival,
         Ok(None) => return Answer::from(0),
-        Err(error) => return reception.handle.fail(error),
+        Err(error) => return reception.fail(error),
     };
     // SAFETY: this runs in a callback of the environment.
     let made = unsafe {
@@ -86,17 +91,9 @@ fn watch(reception: &mut Reception, call: &mut Call) -> Answer {
     unsafe { reception.handle.watch(call, events) }
 }
 
-fn keep_alive(reception: &mut Reception, call: &mut Call) -> Answer {
-    reception.handle.keep_alive(call)
-}
-
 fn close(reception: &mut Reception, _call: &mut Call) -> Answer {
     reception.let_go();
     Answer::Nothing
-}
-
-fn failure(reception: &mut Reception, call: &mut Call) -> Answer {
-    reception.handle.failure(call)
 }
 
 /// The functions that JavaScript sees.
@@ -118,17 +115,13 @@ pub(crate) unsafe fn to_object(
     listener: ringfence::Listener,
     use_libuv: bool,
 ) -> napi::Result<sys::napi_value> {
-    let mut object = ptr::null_mut();
     // SAFETY: env is live.
-    let status = unsafe { sys::napi_create_object(env, &raw mut object) };
-    check(status, "an object")?;
-    let reception = Rc::new(RefCell::new(Reception {
+    let object = unsafe { new_object(env) }?;
+    let reception = Reception {
         listener: Some(listener),
         handle: Handle::new(use_libuv),
-    }));
-    for (name, function) in FUNCTIONS {
-        // SAFETY: env and object are live.
-        unsafe { add_function(env, object, name, &reception, function, Reception::panicked) }?;
-    }
+    };
+    // SAFETY: env and object are live.
+    unsafe { add_functions(env, object, &FUNCTIONS, reception) }?;
     Ok(object)
 }

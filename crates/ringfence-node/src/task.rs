@@ -2,9 +2,12 @@
 
 use std::{cell::Cell, ffi::c_void, marker::PhantomData, ptr, sync::Arc, thread};
 
-use napi::sys;
+use napi::{
+    bindgen_prelude::{Null, ToNapiValue},
+    sys,
+};
 
-use crate::{raw::check, threadsafe::Threadsafe};
+use crate::{convert::Failure, raw::check, threadsafe::Threadsafe};
 
 /// Makes the arguments of the JavaScript callback from an outcome, on the environment's thread.
 type Convert<T> = Box<dyn FnOnce(sys::napi_env, T) -> napi::Result<[sys::napi_value; 2]>>;
@@ -55,6 +58,35 @@ pub(crate) unsafe fn run<T: Send + 'static>(
         .spawn(move || reply.send(work()))
         .map(drop)
         .map_err(|error| napi::Error::from_reason(format!("no thread ({name}): {error}")))
+}
+
+/// The arguments of a callback: a failure, or null and what `show` makes of what was found.
+///
+/// # Errors
+/// Where JavaScript has run out of memory, or is ending.
+pub(crate) fn outcome<T>(
+    env: sys::napi_env,
+    outcome: ringfence::Result<T>,
+    show: impl FnOnce(T) -> napi::Result<sys::napi_value>,
+) -> napi::Result<[sys::napi_value; 2]> {
+    // SAFETY: the environment is the one whose thread this is, and that is about to call back.
+    unsafe {
+        let null = ToNapiValue::to_napi_value(env, Null)?;
+        match outcome {
+            Ok(found) => Ok([null, show(found)?]),
+            Err(error) => Ok([ToNapiValue::to_napi_value(env, Failure::from(&error))?, null]),
+        }
+    }
+}
+
+/// The arguments of a callback that is told no more than that it is done.
+///
+/// # Errors
+/// As [`outcome`].
+pub(crate) fn nothing(env: sys::napi_env) -> napi::Result<[sys::napi_value; 2]> {
+    // SAFETY: as in `outcome`.
+    let null = unsafe { ToNapiValue::to_napi_value(env, Null) }?;
+    Ok([null, null])
 }
 
 /// A thread-safe function without a limit to what waits for JavaScript.

@@ -2,11 +2,8 @@
 //! subscriber has made room for a sender that waits.
 
 use std::{
-    cell::RefCell,
     ffi::CStr,
     os::fd::{AsFd, AsRawFd},
-    ptr,
-    rc::Rc,
     sync::Arc,
 };
 
@@ -16,10 +13,9 @@ use ringfence::{Audience, Broadcaster, Publisher, PublisherEvent, PublisherStats
 use crate::{
     answers::Ended,
     broadcast::subscriber,
-    convert::Failure,
-    handle::{Handle, failure_of},
+    handle::{Handle, Object, failure, failure_of, keep_alive},
     poll::Poll,
-    raw::{Answer, Call, Function, add_function, check, set_number},
+    raw::{Answer, Call, Function, State, add_functions, new_object, set_number},
     sending::{
         Reservation, Sends, arm_writer, cancel, cancel_open, commit, flush, has_room, packed_room, reserve,
         send, try_send,
@@ -54,21 +50,25 @@ impl Sends for Publishing {
         self.sender.as_mut().ok_or(CLOSED)
     }
 
-    fn handle(&mut self) -> &mut Handle {
-        &mut self.handle
-    }
-
     fn reservation(&mut self) -> &mut Reservation {
         &mut self.reservation
     }
 }
 
-impl Publishing {
+impl State for Publishing {
     fn panicked(&mut self) {
         self.let_go();
         self.handle.panicked("the publisher was closed");
     }
+}
 
+impl Object for Publishing {
+    fn handle(&mut self) -> &mut Handle {
+        &mut self.handle
+    }
+}
+
+impl Publishing {
     fn let_go(&mut self) {
         // First: a watched descriptor must not be closed.
         self.handle.stop();
@@ -104,12 +104,12 @@ impl Drop for Publishing {
 /// where there are none now.
 fn next(publishing: &mut Publishing, call: &mut Call) -> Answer {
     let Some(audience) = &publishing.audience else {
-        return publishing.handle.fail(CLOSED);
+        return publishing.fail(CLOSED);
     };
     let event = match audience.try_next() {
         Ok(Some(event)) => event,
         Ok(None) => return Answer::from(0),
-        Err(error) => return publishing.handle.fail(error),
+        Err(error) => return publishing.fail(error),
     };
     // SAFETY: this runs in a callback of the environment.
     let made = unsafe {
@@ -134,10 +134,8 @@ fn next(publishing: &mut Publishing, call: &mut Call) -> Answer {
 /// # Safety
 /// `env` is the environment that runs now, on this thread, inside a handle scope.
 unsafe fn gone(env: sys::napi_env, number: u32, reason: Ended) -> napi::Result<sys::napi_value> {
-    let mut object = ptr::null_mut();
     // SAFETY: env is live.
-    let status = unsafe { sys::napi_create_object(env, &raw mut object) };
-    check(status, "an object")?;
+    let object = unsafe { new_object(env) }?;
     // SAFETY: env and object are live.
     unsafe {
         set_number(env, object, c"gone", number.into())?;
@@ -205,36 +203,19 @@ fn end(publishing: &mut Publishing, call: &mut Call) -> Answer {
 /// On a thread, since handshakes that are under way are waited for. The callback gets two nulls, once, later.
 fn seal(publishing: &mut Publishing, call: &mut Call) -> Answer {
     let Some(audience) = publishing.audience.clone() else {
-        return publishing.handle.fail(CLOSED);
+        return publishing.fail(CLOSED);
     };
-    // SAFETY: this runs in a callback of the environment, whose argument the function is.
-    let started = unsafe {
-        task::run(
-            call.env,
-            call.value(0),
-            "ringfence-seal",
-            move || audience.seal(),
-            |env, ()| {
-                Ok([
-                    ToNapiValue::to_napi_value(env, None::<Failure>)?,
-                    ToNapiValue::to_napi_value(env, Null)?,
-                ])
-            },
-            || {},
-        )
-    };
-    match started {
-        Ok(()) => Answer::from(0),
-        Err(error) => publishing.fail(ringfence::Error::NoSpace {
-            what: "a thread that seals".into(),
-            reason: error.reason.clone(),
-        }),
-    }
+    publishing.handle.later(
+        call,
+        ("ringfence-seal", "a thread that seals"),
+        move || audience.seal(),
+        |env, ()| task::nothing(env),
+    )
 }
 
 fn watch(publishing: &mut Publishing, call: &mut Call) -> Answer {
     let Some(audience) = &publishing.audience else {
-        return publishing.handle.fail(CLOSED);
+        return publishing.fail(CLOSED);
     };
     let events = audience.as_fd().as_raw_fd();
     // SAFETY: the descriptor lives as long as the audience, and the poll handle is stopped before that goes.
@@ -258,18 +239,10 @@ fn watch_room(publishing: &mut Publishing, call: &mut Call) -> Answer {
     }
 }
 
-fn keep_alive(publishing: &mut Publishing, call: &mut Call) -> Answer {
-    publishing.handle.keep_alive(call)
-}
-
 fn close(publishing: &mut Publishing, call: &mut Call) -> Answer {
     cancel_open(publishing, call.env);
     publishing.let_go();
     Answer::Nothing
-}
-
-fn failure(publishing: &mut Publishing, call: &mut Call) -> Answer {
-    publishing.handle.failure(call)
 }
 
 /// The functions that JavaScript sees.
@@ -307,10 +280,8 @@ pub(crate) unsafe fn to_object(
     publisher: Publisher,
     use_libuv: bool,
 ) -> napi::Result<sys::napi_value> {
-    let mut object = ptr::null_mut();
     // SAFETY: env is live.
-    let status = unsafe { sys::napi_create_object(env, &raw mut object) };
-    check(status, "an object")?;
+    let object = unsafe { new_object(env) }?;
     #[expect(clippy::cast_precision_loss, reason = "sizes of memory are below 2^53")]
     let sizes = [
         (c"capacity", publisher.capacity() as f64),
@@ -323,7 +294,7 @@ pub(crate) unsafe fn to_object(
         unsafe { set_number(env, object, name, size) }?;
     }
     let (sender, audience) = publisher.split();
-    let publishing = Rc::new(RefCell::new(Publishing {
+    let publishing = Publishing {
         sender: Some(sender),
         audience: Some(Arc::new(audience)),
         handle: Handle::new(use_libuv),
@@ -333,10 +304,8 @@ pub(crate) unsafe fn to_object(
         last: 0,
         sequence: 0,
         stats: PublisherStats::default(),
-    }));
-    for (name, function) in FUNCTIONS {
-        // SAFETY: env and object are live.
-        unsafe { add_function(env, object, name, &publishing, function, Publishing::panicked) }?;
-    }
+    };
+    // SAFETY: env and object are live.
+    unsafe { add_functions(env, object, &FUNCTIONS, publishing) }?;
     Ok(object)
 }

@@ -1,14 +1,14 @@
 //! A subscriber, as its publisher sees it.
 
-use std::{cell::RefCell, ffi::CStr, ptr, rc::Rc};
+use std::ffi::CStr;
 
 use napi::{bindgen_prelude::*, sys};
 use ringfence::Subscriber;
 
 use crate::{
-    convert::{Evidence, Failure, Identity},
-    handle::Handle,
-    raw::{Answer, Call, Function, add_function, check, set_number, set_property},
+    convert::{Evidence, Identity},
+    handle::{Handle, Object, failure},
+    raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
     task,
 };
 
@@ -17,9 +17,15 @@ struct Known {
     handle: Handle,
 }
 
-impl Known {
+impl State for Known {
     fn panicked(&mut self) {
         self.handle.panicked("the subscriber is left as it was");
+    }
+}
+
+impl Object for Known {
+    fn handle(&mut self) -> &mut Handle {
+        &mut self.handle
     }
 }
 
@@ -29,54 +35,29 @@ fn lag(known: &mut Known, _call: &mut Call) -> Answer {
 }
 
 fn evidence(known: &mut Known, call: &mut Call) -> Answer {
-    let evidence: Vec<Evidence> = known.subscriber.evidence().iter().map(Evidence::from).collect();
-    // SAFETY: this runs in a callback of the environment.
-    match unsafe { ToNapiValue::to_napi_value(call.env, evidence) } {
-        Ok(value) => Answer::Value(value),
-        Err(_) => Answer::Nothing,
-    }
+    Answer::value(call.env, Evidence::list(known.subscriber.evidence()))
 }
 
 /// Looks at it again, on a thread, since a content may take long to read. The callback gets a failure, or null and who it is; it is
 /// called once, later.
 fn verify(known: &mut Known, call: &mut Call) -> Answer {
     let subscriber = known.subscriber.clone();
-    // SAFETY: this runs in a callback of the environment, whose argument the function is.
-    let started = unsafe {
-        task::run(
-            call.env,
-            call.value(0),
-            "ringfence-verify",
-            move || subscriber.verify(),
-            |env, outcome: ringfence::Result<ringfence::Identity>| match outcome {
-                Ok(found) => Ok([
-                    ToNapiValue::to_napi_value(env, Null)?,
-                    ToNapiValue::to_napi_value(env, Identity::from(&found))?,
-                ]),
-                Err(error) => Ok([
-                    ToNapiValue::to_napi_value(env, Failure::from(&error))?,
-                    ToNapiValue::to_napi_value(env, Null)?,
-                ]),
-            },
-            || {},
-        )
-    };
-    match started {
-        Ok(()) => Answer::from(0),
-        Err(error) => known.handle.fail(ringfence::Error::NoSpace {
-            what: "looking at the subscriber".into(),
-            reason: error.reason.clone(),
-        }),
-    }
+    known.handle.later(
+        call,
+        ("ringfence-verify", "looking at the subscriber"),
+        move || subscriber.verify(),
+        |env, found| {
+            // SAFETY: on the environment's thread, where the callback is about to be called.
+            task::outcome(env, found, |found| unsafe {
+                ToNapiValue::to_napi_value(env, Identity::from(&found))
+            })
+        },
+    )
 }
 
 fn disconnect(known: &mut Known, _call: &mut Call) -> Answer {
     known.subscriber.disconnect();
     Answer::Nothing
-}
-
-fn failure(known: &mut Known, call: &mut Call) -> Answer {
-    known.handle.failure(call)
 }
 
 /// The functions that JavaScript sees.
@@ -97,10 +78,8 @@ pub(super) unsafe fn to_object(
     subscriber: Subscriber,
     number: u32,
 ) -> napi::Result<sys::napi_value> {
-    let mut object = ptr::null_mut();
     // SAFETY: env is live.
-    let status = unsafe { sys::napi_create_object(env, &raw mut object) };
-    check(status, "an object")?;
+    let object = unsafe { new_object(env) }?;
     let identity = Identity::from(&subscriber.peer());
     let delivery = subscriber.delivery().to_string();
     // SAFETY: env and object are live.
@@ -114,13 +93,11 @@ pub(super) unsafe fn to_object(
             ToNapiValue::to_napi_value(env, delivery)?,
         )?;
     }
-    let known = Rc::new(RefCell::new(Known {
+    let known = Known {
         subscriber,
         handle: Handle::new(true),
-    }));
-    for (name, function) in FUNCTIONS {
-        // SAFETY: env and object are live.
-        unsafe { add_function(env, object, name, &known, function, Known::panicked) }?;
-    }
+    };
+    // SAFETY: env and object are live.
+    unsafe { add_functions(env, object, &FUNCTIONS, known) }?;
     Ok(object)
 }

@@ -1,30 +1,26 @@
 //! A subscription: the operations by which a channel is read, over the ring of a publisher.
 
-use std::{
-    cell::RefCell,
-    ffi::CStr,
-    os::fd::{AsFd, AsRawFd},
-    ptr,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{ffi::CStr, time::Duration};
 
 use napi::{bindgen_prelude::*, sys};
-use ringfence::{Packed, Subscription, SubscriptionStats, Verified, Verifier, binding};
+use ringfence::{Subscription, SubscriptionStats, Verifier};
 
 use crate::{
-    answers::{ENDED, Ended, FIRST, LARGE, MORE, OTHER, WHOLE},
-    convert::{self, Evidence, Failure, Identity},
-    handle::Handle,
-    raw::{Answer, Call, Function, add_function, check, set_number, set_property},
-    task,
+    answers::{Ended, LARGE, OTHER, WHOLE},
+    convert::Identity,
+    handle::{Handle, Object, failure, keep_alive},
+    raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
+    reading::{
+        Reads, arm_reader, evidence, hear, look_parked, nothing, park_reader, pull, pull_busy, verify, wake,
+        watch,
+    },
 };
 
 struct Reading {
     /// `None` once it is closed.
     subscription: Option<Subscription>,
     handle: Handle,
-    verifier: Option<Verifier>,
+    verifier: Verifier,
     evidence: Vec<ringfence::Evidence>,
     busy_poll: Duration,
     /// Before the last messages were fetched.
@@ -46,28 +42,39 @@ struct Counts {
 
 const CLOSED: ringfence::Error = ringfence::Error::Closed("the subscription is closed");
 
-impl Reading {
-    fn subscription(&mut self) -> ringfence::Result<&mut Subscription> {
-        self.subscription.as_mut().ok_or(CLOSED)
-    }
-
-    fn fail(&mut self, error: ringfence::Error) -> Answer {
-        self.handle.fail(error)
-    }
-
-    fn answer<T: Into<Answer>>(&mut self, result: ringfence::Result<T>) -> Answer {
-        match result {
-            Ok(value) => value.into(),
-            Err(error) => self.fail(error),
-        }
-    }
-
+impl State for Reading {
     fn panicked(&mut self) {
         self.let_go();
         self.handle.panicked("the subscription was closed");
     }
+}
 
-    /// Messages have been fetched. What was lost lies before the first of them.
+impl Object for Reading {
+    fn handle(&mut self) -> &mut Handle {
+        &mut self.handle
+    }
+}
+
+impl Reads for Reading {
+    type Reader = Subscription;
+
+    fn reader(&mut self) -> ringfence::Result<&mut Subscription> {
+        self.subscription.as_mut().ok_or(CLOSED)
+    }
+
+    fn verifier(&self) -> ringfence::Result<&Verifier> {
+        self.subscription.as_ref().map(|_| &self.verifier).ok_or(CLOSED)
+    }
+
+    fn evidence(&mut self) -> &mut Vec<ringfence::Evidence> {
+        &mut self.evidence
+    }
+
+    fn busy_poll(&self) -> Duration {
+        self.busy_poll
+    }
+
+    /// What was lost lies before the first of them.
     fn fetched(&mut self) {
         if let Some(subscription) = &self.subscription {
             self.before = self.now;
@@ -77,7 +84,9 @@ impl Reading {
             };
         }
     }
+}
 
+impl Reading {
     /// What was handed out, where so many of the messages that were fetched last were not.
     fn counts(&self, unread: u64) -> Counts {
         let Counts { sequence, lost } = self.now;
@@ -94,11 +103,7 @@ impl Reading {
     fn reason(&self) -> Answer {
         let ended = match &self.subscription {
             None => Ended::Closed,
-            Some(subscription) => match subscription.close_reason() {
-                None => Ended::No,
-                Some(_) if self.verifier.as_ref().is_some_and(Verifier::has_refused) => Ended::Refused,
-                Some(reason) => Ended::from(reason),
-            },
+            Some(subscription) => Ended::of(subscription.close_reason(), &self.verifier),
         };
         Answer::from(ended.number())
     }
@@ -106,7 +111,6 @@ impl Reading {
     fn let_go(&mut self) {
         // First: a watched descriptor must not be closed.
         self.handle.stop();
-        self.verifier = None;
         if let Some(mut subscription) = self.subscription.take() {
             self.stats = subscription.stats();
             subscription.close();
@@ -120,76 +124,12 @@ impl Drop for Reading {
     }
 }
 
-/// Whether the reader has come to the end, where it has found nothing.
-fn nothing(reading: &mut Reading) -> Answer {
-    let ended = reading
-        .subscription()
-        .and_then(Subscription::is_ended)
-        .map(|ended| if ended { ENDED } else { 0 });
-    reading.answer(ended)
-}
-
-/// As a channel's.
-fn pull(reading: &mut Reading, call: &mut Call) -> Answer {
-    // SAFETY: used within this call, and asked for once.
-    let arena = unsafe { call.bytes(0) };
-    let from = call.size(1).min(arena.len());
-    let goes_on = u32::try_from(call.size(2)).unwrap_or(0);
-    if let Ok(subscription) = reading.subscription() {
-        match goes_on {
-            FIRST => subscription.begin_round(),
-            MORE if subscription.is_round_over() => return Answer::from(0),
-            _ => {}
-        }
-    }
-    let pulled = reading
-        .subscription()
-        .and_then(|subscription| subscription.try_receive_packed(&mut arena[from..]));
-    match pulled {
-        Ok(Packed::Bytes(bytes)) => {
-            reading.fetched();
-            bytes.into()
-        }
-        #[expect(clippy::cast_precision_loss, reason = "sizes of messages are below 2^53")]
-        Ok(Packed::Large(size)) => Answer::Number(f64::from(LARGE) - size as f64),
-        Ok(Packed::Nothing) => nothing(reading),
-        Err(error) => reading.fail(error),
-    }
-}
-
-/// As `pull`, and where nothing is there, spins for as long as the option says.
-fn pull_busy(reading: &mut Reading, call: &mut Call) -> Answer {
-    let end = Instant::now().checked_add(reading.busy_poll);
-    loop {
-        match pull(reading, call) {
-            Answer::Number(0.0) => {}
-            answer => return answer,
-        }
-        // The clock costs as much as many looks.
-        for _ in 0..64 {
-            match reading.subscription().and_then(Subscription::has_message) {
-                Ok(false) => std::hint::spin_loop(),
-                Ok(true) => break,
-                Err(error) => return reading.fail(error),
-            }
-        }
-        if end.is_some_and(|end| Instant::now() >= end) {
-            return pull(reading, call);
-        }
-    }
-}
-
-/// What has been read is told with each `pull`.
-fn wake(_reading: &mut Reading, _call: &mut Call) -> Answer {
-    Answer::Nothing
-}
-
 /// A message for which `pull` had no room, into memory of its size. Where it was overtaken meanwhile, another one is next: `OTHER` where
 /// that is longer, `LARGE - size` where it is here, and shorter.
 fn gather(reading: &mut Reading, call: &mut Call) -> Answer {
     // SAFETY: used within this call, and asked for once.
     let into = unsafe { call.bytes(0) };
-    let size = reading.subscription().and_then(Subscription::next_size);
+    let size = reading.reader().and_then(Subscription::next_size);
     match size {
         Ok(Some(size)) if size == into.len() => {}
         Ok(Some(_)) => return Answer::from(OTHER),
@@ -197,7 +137,7 @@ fn gather(reading: &mut Reading, call: &mut Call) -> Answer {
         Err(error) => return reading.fail(error),
     }
     let received = reading
-        .subscription()
+        .reader()
         .and_then(|subscription| subscription.try_receive(into));
     match received {
         Ok(Some(length)) if length == into.len() => {
@@ -216,26 +156,11 @@ fn gather(reading: &mut Reading, call: &mut Call) -> Answer {
 
 /// Whether there is something to read now: 1, 0, or as `pull` answers where nothing is there.
 fn has_message(reading: &mut Reading, _call: &mut Call) -> Answer {
-    match reading.subscription().and_then(Subscription::has_message) {
+    match reading.reader().and_then(Subscription::has_message) {
         Ok(true) => Answer::from(1),
         Ok(false) => nothing(reading),
         Err(error) => reading.fail(error),
     }
-}
-
-fn arm_reader(reading: &mut Reading, _call: &mut Call) -> Answer {
-    let armed = reading.subscription().and_then(Subscription::arm).map(i32::from);
-    reading.answer(armed)
-}
-
-fn park_reader(reading: &mut Reading, _call: &mut Call) -> Answer {
-    let announced = reading.subscription().and_then(binding::announce);
-    reading.answer(announced.map(i32::from))
-}
-
-fn look_parked(reading: &mut Reading, _call: &mut Call) -> Answer {
-    let armed = reading.subscription().and_then(binding::look_parked);
-    reading.answer(armed.map(i32::from))
 }
 
 fn disarm(reading: &mut Reading, _call: &mut Call) -> Answer {
@@ -248,15 +173,7 @@ fn disarm(reading: &mut Reading, _call: &mut Call) -> Answer {
 /// Reads the line, or sees to it that it is read later. 0 while the subscription is open; messages may still be there to read when it is
 /// not.
 fn listen(reading: &mut Reading, _call: &mut Call) -> Answer {
-    let later = reading.handle.was_rung();
-    if let Some(subscription) = &mut reading.subscription {
-        // What the reader finds wrong is told to the next read, again; here only the end counts.
-        let _ = if later {
-            subscription.poll_line_later()
-        } else {
-            subscription.poll_line()
-        };
-    }
+    hear(reading);
     reading.reason()
 }
 
@@ -286,77 +203,15 @@ fn stats(reading: &mut Reading, call: &mut Call) -> Answer {
     Answer::numbers(call.env, &figures)
 }
 
-fn watch(reading: &mut Reading, call: &mut Call) -> Answer {
-    let line = match reading.subscription() {
-        Ok(subscription) => subscription.as_fd().as_raw_fd(),
-        Err(error) => return reading.fail(error),
-    };
-    // SAFETY: the line lives as long as the subscription, and the poll handle is stopped before that goes.
-    unsafe { reading.handle.watch(call, line) }
-}
-
 /// The line is watched no more: the publisher is gone, and what it has left is read without.
 fn outlive(reading: &mut Reading, _call: &mut Call) -> Answer {
     reading.handle.stop();
     Answer::Nothing
 }
 
-fn keep_alive(reading: &mut Reading, call: &mut Call) -> Answer {
-    reading.handle.keep_alive(call)
-}
-
-/// As a channel's.
-fn verify(reading: &mut Reading, call: &mut Call) -> Answer {
-    let Some(verifier) = reading.verifier.clone() else {
-        return reading.fail(CLOSED);
-    };
-    // SAFETY: this runs in a callback of the environment, whose argument the function is.
-    let started = unsafe {
-        task::run(
-            call.env,
-            call.value(0),
-            "ringfence-verify",
-            move || verifier.verify(),
-            |env, outcome: ringfence::Result<Verified>| match outcome {
-                Ok(found) => Ok([
-                    ToNapiValue::to_napi_value(env, Null)?,
-                    ToNapiValue::to_napi_value(env, convert::Verified::from(&found))?,
-                ]),
-                Err(error) => Ok([
-                    ToNapiValue::to_napi_value(env, Failure::from(&error))?,
-                    ToNapiValue::to_napi_value(env, Null)?,
-                ]),
-            },
-            || {},
-        )
-    };
-    match started {
-        Ok(()) => Answer::from(0),
-        Err(error) => reading.fail(ringfence::Error::NoSpace {
-            what: "looking at the publisher".into(),
-            reason: error.reason.clone(),
-        }),
-    }
-}
-
-/// What was checked in the handshake, once.
-fn evidence(reading: &mut Reading, call: &mut Call) -> Answer {
-    let evidence = std::mem::take(&mut reading.evidence);
-    let evidence: Vec<Evidence> = evidence.iter().map(Evidence::from).collect();
-    // SAFETY: this runs in a callback of the environment.
-    match unsafe { ToNapiValue::to_napi_value(call.env, evidence) } {
-        Ok(value) => Answer::Value(value),
-        Err(_) => Answer::Nothing,
-    }
-}
-
 fn close(reading: &mut Reading, _call: &mut Call) -> Answer {
     reading.let_go();
     Answer::Nothing
-}
-
-fn failure(reading: &mut Reading, call: &mut Call) -> Answer {
-    reading.handle.failure(call)
 }
 
 /// The functions that JavaScript sees.
@@ -392,10 +247,8 @@ pub(crate) unsafe fn to_object(
     subscription: Subscription,
     use_libuv: bool,
 ) -> napi::Result<sys::napi_value> {
-    let mut object = ptr::null_mut();
     // SAFETY: env is live.
-    let status = unsafe { sys::napi_create_object(env, &raw mut object) };
-    check(status, "an object")?;
+    let object = unsafe { new_object(env) }?;
     let identity = Identity::from(subscription.peer());
     let delivery = subscription.delivery().to_string();
     #[expect(clippy::cast_precision_loss, reason = "sizes of memory are below 2^53")]
@@ -420,8 +273,8 @@ pub(crate) unsafe fn to_object(
         sequence: subscription.sequence(),
         lost: subscription.lost(),
     };
-    let reading = Rc::new(RefCell::new(Reading {
-        verifier: Some(subscription.verifier()),
+    let reading = Reading {
+        verifier: subscription.verifier(),
         evidence: subscription.evidence().to_vec(),
         busy_poll: subscription.busy_poll(),
         subscription: Some(subscription),
@@ -429,10 +282,8 @@ pub(crate) unsafe fn to_object(
         before: counts,
         now: counts,
         stats: SubscriptionStats::default(),
-    }));
-    for (name, function) in FUNCTIONS {
-        // SAFETY: env and object are live.
-        unsafe { add_function(env, object, name, &reading, function, Reading::panicked) }?;
-    }
+    };
+    // SAFETY: env and object are live.
+    unsafe { add_functions(env, object, &FUNCTIONS, reading) }?;
     Ok(object)
 }

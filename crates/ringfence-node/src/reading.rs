@@ -1,0 +1,242 @@
+//! What is read, of a channel or of a subscription: operations on the hot path, which answer with numbers.
+
+use std::{
+    os::fd::{AsFd, AsRawFd},
+    time::{Duration, Instant},
+};
+
+use napi::bindgen_prelude::*;
+use ringfence::{Packed, Receiver, Source, Subscription, Verifier, binding};
+
+use crate::{
+    answers::{ENDED, FIRST, LARGE, MORE},
+    convert,
+    handle::Object,
+    raw::{Answer, Call, Function},
+    task,
+};
+
+/// What takes messages from a ring.
+pub(crate) trait Reader: AsFd + Source {
+    /// Messages as the ring has them. `goes_on`: the caller calls again at once, or wakes the peer.
+    fn receive_packed(&mut self, into: &mut [u8], goes_on: bool) -> ringfence::Result<Packed>;
+    fn begin_round(&mut self);
+    fn is_round_over(&self) -> bool;
+    fn wake(&mut self);
+    fn has_message(&mut self) -> ringfence::Result<bool>;
+    fn is_ended(&mut self) -> ringfence::Result<bool>;
+    fn arm(&mut self) -> ringfence::Result<bool>;
+    fn poll_line(&mut self) -> ringfence::Result<()>;
+    fn poll_line_later(&mut self) -> ringfence::Result<()>;
+}
+
+/// Each has these calls under the same names.
+macro_rules! reader {
+    ($reader:ty, $receive_packed:expr) => {
+        impl Reader for $reader {
+            #[inline]
+            fn receive_packed(&mut self, into: &mut [u8], goes_on: bool) -> ringfence::Result<Packed> {
+                let receive_packed: fn(&mut Self, &mut [u8], bool) -> ringfence::Result<Packed> =
+                    $receive_packed;
+                receive_packed(self, into, goes_on)
+            }
+            fn begin_round(&mut self) {
+                <$reader>::begin_round(self);
+            }
+            fn is_round_over(&self) -> bool {
+                <$reader>::is_round_over(self)
+            }
+            fn wake(&mut self) {
+                <$reader>::wake(self);
+            }
+            fn has_message(&mut self) -> ringfence::Result<bool> {
+                <$reader>::has_message(self)
+            }
+            fn is_ended(&mut self) -> ringfence::Result<bool> {
+                <$reader>::is_ended(self)
+            }
+            fn arm(&mut self) -> ringfence::Result<bool> {
+                <$reader>::arm(self)
+            }
+            fn poll_line(&mut self) -> ringfence::Result<()> {
+                <$reader>::poll_line(self)
+            }
+            fn poll_line_later(&mut self) -> ringfence::Result<()> {
+                <$reader>::poll_line_later(self)
+            }
+        }
+    };
+}
+
+reader!(Receiver, |receiver, into, goes_on| {
+    if goes_on {
+        receiver.try_receive_more_packed(into)
+    } else {
+        receiver.try_receive_packed(into)
+    }
+});
+// How far a subscriber has read is told each time: it may be all that the publisher waits for.
+reader!(Subscription, |subscription, into, _| subscription
+    .try_receive_packed(into));
+
+/// What JavaScript reads from.
+pub(crate) trait Reads: Object {
+    type Reader: Reader;
+
+    fn reader(&mut self) -> ringfence::Result<&mut Self::Reader>;
+
+    /// What looks at the peer again.
+    fn verifier(&self) -> ringfence::Result<&Verifier>;
+
+    /// What was checked in the handshake, until it is asked for: in JavaScript it takes several times as much memory.
+    fn evidence(&mut self) -> &mut Vec<ringfence::Evidence>;
+
+    fn busy_poll(&self) -> Duration;
+
+    /// Messages have been fetched.
+    #[inline]
+    fn fetched(&mut self) {}
+}
+
+/// Whether the reader has come to the end, where it has found nothing.
+pub(crate) fn nothing<R: Reads>(reads: &mut R) -> Answer {
+    let ended = reads
+        .reader()
+        .and_then(Reader::is_ended)
+        .map(|ended| if ended { ENDED } else { 0 });
+    reads.answer(ended)
+}
+
+/// Arguments: memory, from where on, and what the caller does next: `FIRST`, `MORE` or neither.
+pub(crate) fn pull<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
+    // SAFETY: used within this call, and asked for once.
+    let arena = unsafe { call.bytes(0) };
+    let from = call.size(1).min(arena.len());
+    let goes_on = u32::try_from(call.size(2)).unwrap_or(0);
+    if let Ok(reader) = reads.reader() {
+        match goes_on {
+            FIRST => reader.begin_round(),
+            MORE if reader.is_round_over() => {
+                reader.wake();
+                return Answer::from(0);
+            }
+            _ => {}
+        }
+    }
+    let pulled = reads
+        .reader()
+        .and_then(|reader| reader.receive_packed(&mut arena[from..], goes_on != 0));
+    told(reads, pulled)
+}
+
+/// How `pull` and its like answer.
+pub(crate) fn told<R: Reads>(reads: &mut R, pulled: ringfence::Result<Packed>) -> Answer {
+    match pulled {
+        Ok(Packed::Bytes(bytes)) => {
+            reads.fetched();
+            bytes.into()
+        }
+        #[expect(clippy::cast_precision_loss, reason = "sizes of messages are below 2^53")]
+        Ok(Packed::Large(size)) => Answer::Number(f64::from(LARGE) - size as f64),
+        Ok(Packed::Nothing) => nothing(reads),
+        Err(error) => reads.fail(error),
+    }
+}
+
+pub(crate) fn pull_busy<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
+    spin(reads, call, pull)
+}
+
+/// Where nothing is there, pulls again for as long as the option says.
+pub(crate) fn spin<R: Reads>(reads: &mut R, call: &mut Call, pull: Function<R>) -> Answer {
+    let end = Instant::now().checked_add(reads.busy_poll());
+    loop {
+        match pull(reads, call) {
+            Answer::Number(0.0) => {}
+            answer => return answer,
+        }
+        // The clock costs as much as many looks.
+        for _ in 0..64 {
+            match reads.reader().and_then(Reader::has_message) {
+                Ok(false) => std::hint::spin_loop(),
+                Ok(true) => break,
+                Err(error) => return reads.fail(error),
+            }
+        }
+        if end.is_some_and(|end| Instant::now() >= end) {
+            return pull(reads, call);
+        }
+    }
+}
+
+pub(crate) fn wake<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
+    if let Ok(reader) = reads.reader() {
+        reader.wake();
+    }
+    Answer::Nothing
+}
+
+pub(crate) fn arm_reader<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
+    let armed = reads.reader().and_then(Reader::arm).map(i32::from);
+    reads.answer(armed)
+}
+
+/// The first half of `arm_reader`, for a merge that arms many: 1 where one barrier for all must come before the second.
+pub(crate) fn park_reader<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
+    let announced = reads.reader().and_then(binding::announce);
+    reads.answer(announced.map(i32::from))
+}
+
+/// The second half; answers as `arm_reader`.
+pub(crate) fn look_parked<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
+    let armed = reads.reader().and_then(binding::look_parked);
+    reads.answer(armed.map(i32::from))
+}
+
+/// Reads the line, or sees to it that it is read later. What the reader finds wrong is told to the next read, again.
+pub(crate) fn hear<R: Reads>(reads: &mut R) {
+    let later = reads.handle().was_rung();
+    if let Ok(reader) = reads.reader() {
+        let _ = if later {
+            reader.poll_line_later()
+        } else {
+            reader.poll_line()
+        };
+    }
+}
+
+/// Argument: what is called whenever the line is readable.
+pub(crate) fn watch<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
+    let line = match reads.reader() {
+        Ok(reader) => reader.as_fd().as_raw_fd(),
+        Err(error) => return reads.fail(error),
+    };
+    // SAFETY: the line lives as long as the reader, and who has it stops the poll handle before that goes.
+    unsafe { reads.handle().watch(call, line) }
+}
+
+/// Looks at the peer again, on a thread, since a content may take long to read. The callback gets a failure, or null
+/// and what was found; it is called once, later.
+pub(crate) fn verify<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
+    let verifier = match reads.verifier() {
+        Ok(verifier) => verifier.clone(),
+        Err(error) => return reads.fail(error),
+    };
+    reads.handle().later(
+        call,
+        ("ringfence-verify", "looking at the peer"),
+        move || verifier.verify(),
+        |env, found| {
+            // SAFETY: on the environment's thread, where the callback is about to be called.
+            task::outcome(env, found, |found| unsafe {
+                ToNapiValue::to_napi_value(env, convert::Verified::from(&found))
+            })
+        },
+    )
+}
+
+/// What was checked in the handshake, once.
+pub(crate) fn evidence<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
+    let evidence = std::mem::take(reads.evidence());
+    Answer::value(call.env, convert::Evidence::list(&evidence))
+}
