@@ -3,7 +3,7 @@ import type { Duplex } from 'node:stream'
 import type { Codec, CodecOptions } from './codec.js'
 import { toDuplex } from './duplex.js'
 import { tellClosed, tellOpen } from './diagnostics.js'
-import { RingfenceError, aborted, fromFailure, invalid, show } from './errors.js'
+import { RingfenceError, fromFailure, invalid, show } from './errors.js'
 import { atExit } from './exit.js'
 import { ReceiveBuffer, type Visit } from './receive-buffer.js'
 import { loop } from './loops.js'
@@ -16,7 +16,7 @@ import {
   type NativeChannel,
   type RawChannel,
 } from './native.js'
-import { plainObject, type ChannelSettings } from './options.js'
+import { checkDrain, lingerOf, readerSignal, type ChannelSettings } from './options.js'
 import { PeerView } from './peer-view.js'
 import { SendQueue, type Fill } from './send-queue.js'
 import { registerSource } from './sources.js'
@@ -304,7 +304,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * Rejects with CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED, where what was not read is lost; ABORTED by the signal, which loses nothing.
    */
   async receive(options?: { signal?: AbortSignal }): Promise<Buffer | null> {
-    const signal = this.#readerSignal(options)
+    const signal = readerSignal(options)
     const message = this.#receiveNow()
     return message === undefined ? this.#receiveBuffer.wait(true, signal).promise : message
   }
@@ -333,9 +333,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * elsewhere all the same: what it took along is lost.
    */
   drain(visit: Visit, max?: number): number {
-    if (typeof visit !== 'function') throw invalid(`drain takes a function, not ${show(visit)}`)
-    if (max !== undefined && (typeof max !== 'number' || !(max >= 0)))
-      throw invalid(`max must be a number of messages, not ${show(max)}`)
+    checkDrain(visit, max)
     return this.#receiveBuffer.drain(visit, max)
   }
 
@@ -345,7 +343,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * @returns false: no more will come, and everything was read. Rejects as `receive`.
    */
   async readable(options?: { signal?: AbortSignal }): Promise<boolean> {
-    const readable = await this.#readable(this.#readerSignal(options))
+    const readable = await this.#readable(readerSignal(options))
     if (!readable) this.#endWithPeer()
     return readable
   }
@@ -482,25 +480,13 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * @returns A promise that resolves once everything is released.
    */
   async close(options: { linger?: number } = {}): Promise<void> {
-    plainObject('options', options, ['linger'])
-    const { linger = 0 } = options
-    if (typeof linger !== 'number' || !(linger >= 0)) {
-      throw invalid(`linger must be a number of milliseconds, not ${show(linger)}`)
-    }
+    const linger = lingerOf(options)
     if (this.#reason !== null) {
       if (this.#receiveBuffer.outlives) this.#receiveBuffer.close(closedHere)
       return
     }
-    this.#sendQueue.refuse(closedHere)
-    const empty = this.#sendQueue.empty()
-    if (linger > 0 && !this.#sendQueue.isEmpty) {
-      let timer: NodeJS.Timeout | undefined
-      const late = new Promise<void>((resolve) => {
-        timer = setTimeout(resolve, Math.min(linger, 2 ** 31 - 1))
-      })
-      await Promise.race([empty, late, this.closed])
-      clearTimeout(timer)
-    }
+    const lingering = this.#sendQueue.linger(linger, closedHere, this.closed)
+    if (lingering !== null) await lingering
     this.#finish('closed', closedHere)
   }
 
@@ -549,16 +535,6 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   unref(): this {
     this.#native.keepAlive(0)
     return this
-  }
-
-  #readerSignal(options: { signal?: AbortSignal } | undefined): AbortSignal | undefined {
-    if (options === undefined) return undefined
-    plainObject('options', options, ['signal'])
-    const { signal } = options
-    if (signal === undefined) return undefined
-    if (!(signal instanceof AbortSignal)) throw invalid('signal must be an AbortSignal')
-    if (signal.aborted) throw aborted(signal)
-    return signal
   }
 
   /** What was sent before must be on its way before an answer is waited for. */

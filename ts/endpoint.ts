@@ -7,6 +7,7 @@ import { AcceptQueue, type Taker } from './accept-queue.js'
 import type { Authorizer } from './authorize.js'
 import { Channel, openArrived, whenRead } from './channel.js'
 import { tellRefused } from './diagnostics.js'
+import { emit } from './emit.js'
 import { type RingfenceError, aborted, fromFailure, invalid } from './errors.js'
 import { atExit } from './exit.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
@@ -222,13 +223,7 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
    * @internal
    */
   protected tell<Name extends keyof Events & string>(name: Name, ...what: Events[Name]): void {
-    try {
-      ;(this as EventEmitter).emit(name, ...what)
-    } catch (error) {
-      process.nextTick(() => {
-        throw error
-      })
-    }
+    emit(this as EventEmitter, name, ...what)
   }
 
   #tellOwn<Name extends keyof EndpointEvents>(name: Name, ...what: EndpointEvents[Name]): void {

@@ -5,11 +5,12 @@ import { EventEmitter } from 'node:events'
 import type { Subscription } from './broadcast/subscription.js'
 import type { Channel } from './channel.js'
 import type { Codec, CodecOptions } from './codec.js'
-import { RingfenceError, aborted, invalid, show } from './errors.js'
+import { emit } from './emit.js'
+import { RingfenceError, invalid, show } from './errors.js'
 import { fairness } from './fairness.js'
 import { loop } from './loops.js'
 import { FIRST, HEADER, MORE, native } from './native.js'
-import { plainObject } from './options.js'
+import { checkDrain, readerSignal } from './options.js'
 import { inletOf, type Inlet } from './sources.js'
 import type { MergeStats, Received } from './stats.js'
 import { Place, TURN, Turns } from './turns.js'
@@ -198,9 +199,7 @@ export class Merge<Source extends MergeSource = MergeSource>
    * @throws {@link RingfenceError} CLOSED once the merge is closed; else as {@link Channel.drain}, but for the end of a source.
    */
   drain(visit: MergeVisit<Source>, max?: number): number {
-    if (typeof visit !== 'function') throw invalid(`drain takes a function, not ${show(visit)}`)
-    if (max !== undefined && (typeof max !== 'number' || !(max >= 0)))
-      throw invalid(`max must be a number of messages, not ${show(max)}`)
+    checkDrain(visit, max)
     if (this.#closed) throw closedHere()
     const turns = this.#turns
     turns.wakeAll()
@@ -387,19 +386,8 @@ export class Merge<Source extends MergeSource = MergeSource>
   #attend(): void {
     // Also without a reader: one that has ended leaves by itself.
     for (const entry of this.#turns.fresh) if (entry.inlet.buffer.isThrough) this.#leave(entry)
-    for (const end of this.#untold.splice(0)) this.#tell(end)
+    for (const end of this.#untold.splice(0)) emit(this as EventEmitter, 'end', ...end)
     this.#serve()
-  }
-
-  /** What a listener throws must not keep others from being told: it becomes an uncaught exception. */
-  #tell(end: MergeEvents<Source>['end']): void {
-    try {
-      ;(this as EventEmitter).emit('end', ...end)
-    } catch (error) {
-      process.nextTick(() => {
-        throw error
-      })
-    }
   }
 
   /** Gives what is there to the callers that wait, and has the sources ring for the rest. */
@@ -492,16 +480,6 @@ function hasSomething(entry: Entry<unknown>): boolean {
     // The call that takes the message tells.
     return true
   }
-}
-
-function readerSignal(options: { signal?: AbortSignal } | undefined): AbortSignal | undefined {
-  if (options === undefined) return undefined
-  plainObject('options', options, ['signal'])
-  const { signal } = options
-  if (signal === undefined) return undefined
-  if (!(signal instanceof AbortSignal)) throw invalid('signal must be an AbortSignal')
-  if (signal.aborted) throw aborted(signal)
-  return signal
 }
 
 /**

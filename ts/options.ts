@@ -2,7 +2,7 @@
 
 import { isAbsolute } from 'node:path'
 
-import { invalid, show } from './errors.js'
+import { aborted, invalid, show } from './errors.js'
 import type { NativeOptions, NativeProgram } from './native.js'
 import type { ExecutableFile, Options, Policy, PublishOptions, SubscribeOptions } from './types.js'
 
@@ -87,6 +87,34 @@ export function plainObject(what: string, value: unknown, known: readonly string
     // A misspelt option that is ignored would be a check that is never made.
     if (!known.includes(key)) throw invalid(`${what} has no property ${JSON.stringify(key)}: ${known.join(', ')}`)
   }
+}
+
+/** What a call that waits is given: its signal, if it was not aborted before. */
+export function readerSignal(options: { signal?: AbortSignal } | undefined): AbortSignal | undefined {
+  if (options === undefined) return undefined
+  plainObject('options', options, ['signal'])
+  const { signal } = options
+  if (signal === undefined) return undefined
+  if (!(signal instanceof AbortSignal)) throw invalid('signal must be an AbortSignal')
+  if (signal.aborted) throw aborted(signal)
+  return signal
+}
+
+/** Checks what `drain` is given. */
+export function checkDrain(visit: unknown, max: unknown): void {
+  if (typeof visit !== 'function') throw invalid(`drain takes a function, not ${show(visit)}`)
+  if (max !== undefined && (typeof max !== 'number' || !(max >= 0)))
+    throw invalid(`max must be a number of messages, not ${show(max)}`)
+}
+
+/** What `close` is given: milliseconds for sends that are still pending. */
+export function lingerOf(options: { linger?: number }): number {
+  plainObject('options', options, ['linger'])
+  const { linger = 0 } = options
+  if (typeof linger !== 'number' || !(linger >= 0)) {
+    throw invalid(`linger must be a number of milliseconds, not ${show(linger)}`)
+  }
+  return linger
 }
 
 function integer(name: string, value: unknown, least: number, most: number): number {

@@ -2,6 +2,7 @@
 
 import { Channel } from './channel.js'
 import { checkCodec, decodeWith, encodeWith, structured, type Codec } from './codec.js'
+import { throwLater } from './emit.js'
 import { RingfenceError, invalid, show } from './errors.js'
 
 /** Milliseconds that a port that was closed has for what was posted before, where the peer does not read. */
@@ -347,17 +348,12 @@ class Port implements MessagePortLike {
     let event: Event | undefined
     for (const entry of [...this.#entries[name]]) {
       if (entry.once) this.#remove(name, (other) => other === entry)
-      try {
+      throwLater(() => {
         if (entry.takesEvent) {
           event ??= this.#eventOf(name, value)
           callWithEvent(this, entry.listener as PortEventListener, event)
         } else (entry.listener as PortListener).call(this, value)
-      } catch (error) {
-        // The others are told all the same.
-        process.nextTick(() => {
-          throw error
-        })
-      }
+      })
     }
   }
 

@@ -552,6 +552,21 @@ export class SendQueue {
     return new Promise((resolve) => this.#whenEmpty.push(resolve))
   }
 
+  /**
+   * Refuses what is sent from here on, and waits for what was sent before, at most so many milliseconds, or until it is `over`. null:
+   * there is nothing to wait for, and a caller goes on within its call.
+   */
+  linger(milliseconds: number, refusal: () => RingfenceError, over: Promise<unknown>): Promise<void> | null {
+    this.refuse(refusal)
+    const empty = this.empty()
+    if (milliseconds <= 0 || this.isEmpty) return null
+    let timer: NodeJS.Timeout | undefined
+    const late = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, Math.min(milliseconds, 2 ** 31 - 1))
+    })
+    return Promise.race([empty, late, over]).then(() => clearTimeout(timer))
+  }
+
   /** The peer has rung. */
   awake(): void {
     this.#armed = false

@@ -1,7 +1,8 @@
 // Values from many sources.
 
 import { borrows, decodeWith, malformed, type Codec, type CodecOptions } from './codec.js'
-import { invalid, show } from './errors.js'
+import { invalid } from './errors.js'
+import { checkDrain } from './options.js'
 // oxlint-disable-next-line import/no-cycle -- types alone
 import type { Merge, MergeSource } from './merge.js'
 import { checkWith } from './typed.js'
@@ -65,7 +66,7 @@ export class TypedMerge<Source extends MergeSource, T> implements AsyncIterable<
    * @throws {@link RingfenceError} also MALFORMED: that message counts as visited, and the next call goes on behind it.
    */
   drain(visit: (source: Source, value: T) => void, max?: number): number {
-    if (typeof visit !== 'function') throw invalid(`drain takes a function, not ${show(visit)}`)
+    checkDrain(visit, max)
     return this.merge.drain((source, bytes, offset, length) => {
       const shown = Buffer.from(bytes.buffer, bytes.byteOffset + offset, length)
       visit(source, this.#decode(this.#lends ? shown : Buffer.concat([shown])))

@@ -12,7 +12,7 @@ import {
   type CodecOptions,
 } from './codec.js'
 import { invalid, show } from './errors.js'
-import { plainObject } from './options.js'
+import { checkDrain, plainObject } from './options.js'
 // oxlint-disable-next-line import/no-cycle -- a type alone
 import type { Channel } from './channel.js'
 import type { CloseReason, Evidence, Identity } from './types.js'
@@ -111,7 +111,7 @@ export class Decoder<T> implements AsyncIterable<T> {
   }
 
   drain(visit: (value: T) => void, max?: number): number {
-    if (typeof visit !== 'function') throw invalid(`drain takes a function, not ${show(visit)}`)
+    checkDrain(visit, max)
     return this.#from.drain((bytes, offset, length) => {
       const shown = toBuffer(bytes, offset, length)
       visit(this.#decode(this.#lends ? shown : Buffer.concat([shown])))

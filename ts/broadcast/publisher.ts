@@ -5,11 +5,12 @@ import { EventEmitter } from 'node:events'
 import type { Authorizer } from '../authorize.js'
 import type { Codec } from '../codec.js'
 import { openNow, tellEvicted, tellRefused, tellSubscribed } from '../diagnostics.js'
-import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.js'
+import { emit } from '../emit.js'
+import { RingfenceError, aborted, fromFailure, invalid } from '../errors.js'
 import { atExit } from '../exit.js'
 import { runHandshakeAt, type Opening } from '../handshake.js'
 import { FAILED, REASONS, type Failure, type NativePublisher } from '../native.js'
-import { plainObject } from '../options.js'
+import { lingerOf } from '../options.js'
 import { SendQueue } from '../send-queue.js'
 import type { PublisherStats } from '../stats.js'
 import type { BufferSource, GoneReason, PublishOptions, Reservation } from '../types.js'
@@ -220,22 +221,10 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
    * @returns A promise that resolves once everything is released, and the address is free.
    */
   async close(options: { linger?: number } = {}): Promise<void> {
-    plainObject('options', options, ['linger'])
-    const { linger = 0 } = options
-    if (typeof linger !== 'number' || !(linger >= 0)) {
-      throw invalid(`linger must be a number of milliseconds, not ${show(linger)}`)
-    }
+    const linger = lingerOf(options)
     if (this.#over) return
-    this.#queue.refuse(closedHere)
-    const empty = this.#queue.empty()
-    if (linger > 0 && !this.#queue.isEmpty) {
-      let timer: NodeJS.Timeout | undefined
-      const late = new Promise<void>((resolve) => {
-        timer = setTimeout(resolve, Math.min(linger, 2 ** 31 - 1))
-      })
-      await Promise.race([empty, late, this.closed])
-      clearTimeout(timer)
-    }
+    const lingering = this.#queue.linger(linger, closedHere, this.closed)
+    if (lingering !== null) await lingering
     this.#finish('closed', closedHere)
   }
 
@@ -302,13 +291,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
 
   /** What a listener throws must not keep later events from being told: it becomes an uncaught exception. */
   #tell<Name extends keyof PublisherEvents>(name: Name, ...what: PublisherEvents[Name]): void {
-    try {
-      ;(this as EventEmitter).emit(name, ...what)
-    } catch (error) {
-      process.nextTick(() => {
-        throw error
-      })
-    }
+    emit(this as EventEmitter, name, ...what)
   }
 
   /** The core has ended it. */

@@ -2,11 +2,11 @@
 
 import type { Codec, CodecOptions } from '../codec.js'
 import { nowOpen, openNow, tellSubscribed } from '../diagnostics.js'
-import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.js'
+import { RingfenceError, fromFailure, invalid } from '../errors.js'
 import { runHandshakeAt } from '../handshake.js'
 import { loop } from '../loops.js'
 import { FAILED, REASONS, REFUSED, type NativeSubscription } from '../native.js'
-import { plainObject, type ChannelSettings } from '../options.js'
+import { checkDrain, readerSignal, type ChannelSettings } from '../options.js'
 import { PeerView } from '../peer-view.js'
 import { ReceiveBuffer, type Visit } from '../receive-buffer.js'
 import { registerSource } from '../sources.js'
@@ -167,9 +167,7 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
    * @throws {@link RingfenceError} as `receive` rejects
    */
   drain(visit: Visit, max?: number): number {
-    if (typeof visit !== 'function') throw invalid(`drain takes a function, not ${show(visit)}`)
-    if (max !== undefined && (typeof max !== 'number' || !(max >= 0)))
-      throw invalid(`max must be a number of messages, not ${show(max)}`)
+    checkDrain(visit, max)
     return this.#buffer.drain(visit, max)
   }
 
@@ -314,16 +312,6 @@ function reader(native: NativeSubscription): ConstructorParameters<typeof Receiv
     failure: native.failure,
   }
   return native.delivery === 'latest' ? { ...own, hasMessage: native.hasMessage } : own
-}
-
-function readerSignal(options: { signal?: AbortSignal } | undefined): AbortSignal | undefined {
-  if (options === undefined) return undefined
-  plainObject('options', options, ['signal'])
-  const { signal } = options
-  if (signal === undefined) return undefined
-  if (!(signal instanceof AbortSignal)) throw invalid('signal must be an AbortSignal')
-  if (signal.aborted) throw aborted(signal)
-  return signal
 }
 
 /**
