@@ -139,76 +139,11 @@ fn role() {
                 Err(error) => say(format!("{}: {error}", error.code())),
             }
         }
-        "publishes" => {
-            let address: Address = arguments[0].parse().unwrap();
-            let mut publisher = publish(&address, &options()).unwrap();
-            say("out");
-            wait_for_test();
-            for number in 1..=arguments[1].parse().unwrap() {
-                publisher.send(&message(number, 100)).unwrap();
-            }
-            say("sent");
-            wait_for_test();
-        }
-        "some" => {
-            let mut subscription = join(arguments);
-            let mut into = [0; 64];
-            let mut last = subscription.sequence();
-            for _ in 0..5000 {
-                let length = subscription.receive(&mut into).unwrap().unwrap();
-                let number = number(&into[..length]);
-                assert_eq!(number, last + 1);
-                last = number;
-            }
-            say("in order");
-        }
-        "loops" => {
-            let mut subscription = join(arguments);
-            wait_for_test();
-            let mut count = 0;
-            loop {
-                count += subscription
-                    .drain(|bytes| assert!(number(&bytes.to_vec()) > 0), 7)
-                    .unwrap();
-                if subscription.is_ended().unwrap() {
-                    break;
-                }
-                if subscription.arm().unwrap() {
-                    readable(&subscription);
-                    subscription.poll_line().unwrap();
-                    subscription.disarm();
-                }
-            }
-            say(format!("{count} read, {}", subscription.close_reason().unwrap()));
-        }
-        "many" => {
-            let address: Address = arguments[0].parse().unwrap();
-            let count = arguments[1].parse().unwrap();
-            let mut all: Vec<_> = (0..count)
-                .map(|_| subscribe(&address, &options()).unwrap())
-                .collect();
-            say("in");
-            wait_for_test();
-            let mut into = [0; 64];
-            for subscription in &mut all {
-                while subscription.receive(&mut into).unwrap().is_some() {}
-            }
-            let whole = all.iter().filter(|one| one.sequence() == 1000 && one.lost() == 0);
-            say(format!("{} have 1000", whole.count()));
-        }
-        "calls" => {
-            let address: Address = arguments[0].parse().unwrap();
-            let code = |result: ringfence::Result<()>| result.unwrap_err().code();
-            let options = options();
-            say(format!(
-                "join {}, connect {}, member {}, publish {}",
-                code(ringfence::join(&address, &options).map(drop)),
-                code(ringfence::connect(&address, &options).map(drop)),
-                code(ringfence::member(&address, &options).and_then(|member| member.next().map(drop))),
-                code(publish(&address, &options).map(drop)),
-            ));
-            wait_for_test();
-        }
+        "publishes" => as_publishes(arguments),
+        "some" => as_some(arguments),
+        "loops" => as_loops(arguments),
+        "many" => as_many(arguments),
+        "calls" => as_calls(arguments),
         "takes less" => {
             let address: Address = arguments[0].parse().unwrap();
             let error = subscribe(&address, &options().max_message_size(1000)).unwrap_err();
@@ -216,6 +151,81 @@ fn role() {
         }
         other => panic!("{other}"),
     }
+}
+
+fn as_publishes(arguments: &[String]) {
+    let address: Address = arguments[0].parse().unwrap();
+    let mut publisher = publish(&address, &options()).unwrap();
+    say("out");
+    wait_for_test();
+    for number in 1..=arguments[1].parse().unwrap() {
+        publisher.send(&message(number, 100)).unwrap();
+    }
+    say("sent");
+    wait_for_test();
+}
+
+fn as_some(arguments: &[String]) {
+    let mut subscription = join(arguments);
+    let mut into = [0; 64];
+    let mut last = subscription.sequence();
+    for _ in 0..5000 {
+        let length = subscription.receive(&mut into).unwrap().unwrap();
+        let number = number(&into[..length]);
+        assert_eq!(number, last + 1);
+        last = number;
+    }
+    say("in order");
+}
+
+fn as_loops(arguments: &[String]) {
+    let mut subscription = join(arguments);
+    wait_for_test();
+    let mut count = 0;
+    loop {
+        count += subscription
+            .drain(|bytes| assert!(number(&bytes.to_vec()) > 0), 7)
+            .unwrap();
+        if subscription.is_ended().unwrap() {
+            break;
+        }
+        if subscription.arm().unwrap() {
+            readable(&subscription);
+            subscription.poll_line().unwrap();
+            subscription.disarm();
+        }
+    }
+    say(format!("{count} read, {}", subscription.close_reason().unwrap()));
+}
+
+fn as_many(arguments: &[String]) {
+    let address: Address = arguments[0].parse().unwrap();
+    let count = arguments[1].parse().unwrap();
+    let mut all: Vec<_> = (0..count)
+        .map(|_| subscribe(&address, &options()).unwrap())
+        .collect();
+    say("in");
+    wait_for_test();
+    let mut into = [0; 64];
+    for subscription in &mut all {
+        while subscription.receive(&mut into).unwrap().is_some() {}
+    }
+    let whole = all.iter().filter(|one| one.sequence() == 1000 && one.lost() == 0);
+    say(format!("{} have 1000", whole.count()));
+}
+
+fn as_calls(arguments: &[String]) {
+    let address: Address = arguments[0].parse().unwrap();
+    let code = |result: ringfence::Result<()>| result.unwrap_err().code();
+    let options = options();
+    say(format!(
+        "join {}, connect {}, member {}, publish {}",
+        code(ringfence::join(&address, &options).map(drop)),
+        code(ringfence::connect(&address, &options).map(drop)),
+        code(ringfence::member(&address, &options).and_then(|member| member.next().map(drop))),
+        code(publish(&address, &options).map(drop)),
+    ));
+    wait_for_test();
 }
 
 #[test]

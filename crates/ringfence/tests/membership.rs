@@ -42,64 +42,18 @@ use support::{
 };
 
 /// The other processes of these tests.
-#[expect(
-    clippy::too_many_lines,
-    reason = "one role after the other, each in its own arm"
-)]
 #[test]
 fn role() {
     let Some((role, arguments)) = support::role() else {
         return;
     };
-    let address = || arguments[0].parse::<Address>().unwrap();
+    let address = || address_in(&arguments);
     match role.as_str() {
         "member" => obey(&address(), &small()),
         "stranger" => obey(&address(), &small().policy(Policy::new().uids([0])).wait(true)),
         "patient" => obey(&address(), &small().wait(true)),
-        "sleeper" => {
-            let membership = member(&address(), &small()).unwrap();
-            say("host");
-            let (mut sender, mut receiver) = membership.partner(None).unwrap().unwrap().split();
-            let before = wake_ups();
-            let mut message = [0; 8];
-            for _ in 0..EXCHANGES {
-                sender.send(b"question").unwrap();
-                receiver.receive(&mut message).unwrap().unwrap();
-            }
-            // What came before may still have been on its way.
-            let woken = wake_ups() - before;
-            assert!(woken < EXCHANGES / 10, "woken {woken} times");
-            say("slept");
-            wait_for_test();
-        }
-        // Tries to be a member with one thread more each time, until that is enough.
-        "short of threads" => {
-            let address = address();
-            let options = small().policy(Policy::new().uids([0]));
-            let before = (traces(), threads());
-            let mut failures = 0;
-            let (_, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
-            for most in 1.. {
-                setrlimit(Resource::RLIMIT_NPROC, most, hard).unwrap();
-                match member(&address, &options) {
-                    Ok(membership) => {
-                        assert_eq!(membership.role(), Role::Guest);
-                        break;
-                    }
-                    Err(error) => assert_eq!(error.code(), "NO_SPACE", "{error}"),
-                }
-                failures += 1;
-                // A thread that has been told to end takes a moment.
-                let end = Instant::now() + TIME_LIMIT;
-                while (traces(), threads()) != before {
-                    assert!(Instant::now() < end, "{:?} of {before:?}", (traces(), threads()));
-                    thread::yield_now();
-                }
-            }
-            // For the keeper, and for the signals.
-            assert!(failures >= 2, "{failures}");
-            say("a member at last");
-        }
+        "sleeper" => as_sleeper(&arguments),
+        "short of threads" => as_short_of_threads(&arguments),
         "deceived" => {
             let before = traces();
             let error = member(&address(), &small()).map(drop).unwrap_err();
@@ -118,81 +72,143 @@ fn role() {
             let error = Command::new("/bin/sleep").arg("1000").exec();
             panic!("{error}");
         }
-        // Leaves, and keeps the listening socket all the same, at which it lets in every newcomer.
-        "thief" => {
-            let membership = member(&address(), &small()).unwrap();
-            say("host");
-            wait_for_test();
-            let stolen = listening_socket();
-            membership.leave();
-            say("left");
-            for _ in 0..THEFTS {
-                wire::answer(&next_of(&stolen));
-                say("stolen");
-            }
-            wait_for_test();
-        }
-        // Has its host's accept hang, or come back at once for ever.
-        "saboteur" => {
-            let membership = member(&address(), &small()).unwrap();
-            let channel = membership.partner(None).unwrap();
-            let listener = listening_socket();
-            if arguments[1] == "hang" {
-                fcntl(&listener, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
-            } else {
-                shutdown(listener.as_raw_fd(), Shutdown::Read).unwrap();
-            }
-            say("done");
-            wait_for_test();
-            drop((membership, channel));
-        }
+        "thief" => as_thief(&arguments),
+        "saboteur" => as_saboteur(&arguments),
         "comer" => come_again_and_again(),
-        // Goes away between its READY and the guest's look at what came with it.
-        "parting host" => {
-            let socket = Path::new(&arguments[0]);
-            let beside = format!("{}.lock", arguments[0]);
-            let lock = File::create(&beside).unwrap();
-            lock.lock().unwrap();
-            let listener = UnixListener::bind(socket).unwrap();
-            setsockopt(&listener, sockopt::PassCred, &true).unwrap();
-            say("listening");
-            let passed = |listener: &UnixListener| {
-                fs::remove_file(socket).unwrap();
-                fs::remove_file(&beside).unwrap();
-                vec![
-                    OwnedFd::from(listener.try_clone().unwrap()),
-                    OwnedFd::from(lock.try_clone().unwrap()),
-                ]
-            };
-            say(wire::member_host_at(&listener, passed));
-            wait_for_test();
-        }
+        "parting host" => as_parting_host(&arguments),
         // The kernel has no memory for a listen(2) of this process.
         "listens no more" => {
             forbid(nix::libc::SYS_listen, None, nix::libc::ENOMEM);
             obey(&address(), &small());
         }
-        "false host" => {
-            let passed = |listener: &UnixListener| match arguments[1].as_str() {
-                "nothing" => vec![],
-                "another socket" => vec![OwnedFd::from(wire::listen(&format!("{}-x", arguments[0])))],
-                "a pair" => vec![wire::line().1],
-                "a file" => vec![OwnedFd::from(File::open("/dev/null").unwrap())],
-                "one too many" => vec![
-                    OwnedFd::from(listener.try_clone().unwrap()),
-                    OwnedFd::from(File::open("/dev/null").unwrap()),
-                ],
-                "too many" => (0..3)
-                    .map(|_| OwnedFd::from(listener.try_clone().unwrap()))
-                    .collect(),
-                "the socket" => vec![OwnedFd::from(listener.try_clone().unwrap())],
-                other => unreachable!("{other}"),
-            };
-            say(wire::member_host(&arguments[0], || say("listening"), passed));
-            wait_for_test();
-        }
+        "false host" => as_false_host(&arguments),
         other => unreachable!("{other}"),
     }
+}
+
+fn address_in(arguments: &[String]) -> Address {
+    arguments[0].parse().unwrap()
+}
+
+fn as_sleeper(arguments: &[String]) {
+    let membership = member(&address_in(arguments), &small()).unwrap();
+    say("host");
+    let (mut sender, mut receiver) = membership.partner(None).unwrap().unwrap().split();
+    let before = wake_ups();
+    let mut message = [0; 8];
+    for _ in 0..EXCHANGES {
+        sender.send(b"question").unwrap();
+        receiver.receive(&mut message).unwrap().unwrap();
+    }
+    // What came before may still have been on its way.
+    let woken = wake_ups() - before;
+    assert!(woken < EXCHANGES / 10, "woken {woken} times");
+    say("slept");
+    wait_for_test();
+}
+
+/// Tries to be a member with one thread more each time, until that is enough.
+fn as_short_of_threads(arguments: &[String]) {
+    let address = address_in(arguments);
+    let options = small().policy(Policy::new().uids([0]));
+    let before = (traces(), threads());
+    let mut failures = 0;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
+    for most in 1.. {
+        setrlimit(Resource::RLIMIT_NPROC, most, hard).unwrap();
+        match member(&address, &options) {
+            Ok(membership) => {
+                assert_eq!(membership.role(), Role::Guest);
+                break;
+            }
+            Err(error) => assert_eq!(error.code(), "NO_SPACE", "{error}"),
+        }
+        failures += 1;
+        // A thread that has been told to end takes a moment.
+        let end = Instant::now() + TIME_LIMIT;
+        while (traces(), threads()) != before {
+            assert!(Instant::now() < end, "{:?} of {before:?}", (traces(), threads()));
+            thread::yield_now();
+        }
+    }
+    // For the keeper, and for the signals.
+    assert!(failures >= 2, "{failures}");
+    say("a member at last");
+}
+
+/// Leaves, and keeps the listening socket all the same, at which it lets in every newcomer.
+fn as_thief(arguments: &[String]) {
+    let membership = member(&address_in(arguments), &small()).unwrap();
+    say("host");
+    wait_for_test();
+    let stolen = listening_socket();
+    membership.leave();
+    say("left");
+    for _ in 0..THEFTS {
+        wire::answer(&next_of(&stolen));
+        say("stolen");
+    }
+    wait_for_test();
+}
+
+/// Has its host's accept hang, or come back at once for ever.
+fn as_saboteur(arguments: &[String]) {
+    let membership = member(&address_in(arguments), &small()).unwrap();
+    let channel = membership.partner(None).unwrap();
+    let listener = listening_socket();
+    if arguments[1] == "hang" {
+        fcntl(&listener, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    } else {
+        shutdown(listener.as_raw_fd(), Shutdown::Read).unwrap();
+    }
+    say("done");
+    wait_for_test();
+    drop((membership, channel));
+}
+
+/// Goes away between its READY and the guest's look at what came with it.
+#[expect(
+    clippy::incompatible_msrv,
+    reason = "File::lock: the tests are built by a newer compiler"
+)]
+fn as_parting_host(arguments: &[String]) {
+    let socket = Path::new(&arguments[0]);
+    let beside = format!("{}.lock", arguments[0]);
+    let lock = File::create(&beside).unwrap();
+    lock.lock().unwrap();
+    let listener = UnixListener::bind(socket).unwrap();
+    setsockopt(&listener, sockopt::PassCred, &true).unwrap();
+    say("listening");
+    let passed = |listener: &UnixListener| {
+        fs::remove_file(socket).unwrap();
+        fs::remove_file(&beside).unwrap();
+        vec![
+            OwnedFd::from(listener.try_clone().unwrap()),
+            OwnedFd::from(lock.try_clone().unwrap()),
+        ]
+    };
+    say(wire::member_host_at(&listener, passed));
+    wait_for_test();
+}
+
+fn as_false_host(arguments: &[String]) {
+    let passed = |listener: &UnixListener| match arguments[1].as_str() {
+        "nothing" => vec![],
+        "another socket" => vec![OwnedFd::from(wire::listen(&format!("{}-x", arguments[0])))],
+        "a pair" => vec![wire::line().1],
+        "a file" => vec![OwnedFd::from(File::open("/dev/null").unwrap())],
+        "one too many" => vec![
+            OwnedFd::from(listener.try_clone().unwrap()),
+            OwnedFd::from(File::open("/dev/null").unwrap()),
+        ],
+        "too many" => (0..3)
+            .map(|_| OwnedFd::from(listener.try_clone().unwrap()))
+            .collect(),
+        "the socket" => vec![OwnedFd::from(listener.try_clone().unwrap())],
+        other => unreachable!("{other}"),
+    };
+    say(wire::member_host(&arguments[0], || say("listening"), passed));
+    wait_for_test();
 }
 
 /// The listening socket of this process, held once more.

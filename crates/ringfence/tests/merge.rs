@@ -39,93 +39,109 @@ fn role() {
     let Some((role, arguments)) = support::role() else {
         return;
     };
-    let address = || arguments[0].parse::<Address>().unwrap();
+    let address = || address_in(&arguments);
     match role.as_str() {
-        // Fills its ring each time.
-        "flood" => {
-            let mut channel = connect(&address(), &small().capacity(FLOOD)).unwrap();
-            let message = vec![7; arguments[1].parse().unwrap()];
-            loop {
-                while channel.sender().try_send(&message).unwrap() {}
-                say("full");
-                wait_for_test();
-            }
-        }
-        // Says one word each time.
-        "speaker" => {
-            let mut channel = connect(&address(), &small()).unwrap();
-            for number in 0_u32.. {
-                wait_for_test();
-                channel.sender().send(&number.to_le_bytes()).unwrap();
-                say("said");
-            }
-        }
-        // Many channels, each with numbered messages, and then its end.
-        "many" => {
-            let [count, each] = [1, 2].map(|index: usize| arguments[index].parse::<u32>().unwrap());
-            let mut channels: Vec<_> = (0..count)
-                .map(|_| connect(&address(), &small()).unwrap())
-                .collect();
-            for (own, channel) in (0_u32..).zip(&mut channels) {
-                for number in 0..each {
-                    channel.sender().send(&words(own, number)).unwrap();
-                }
-            }
-            say("sent");
-            wait_for_test();
-            for (own, mut channel) in channels.into_iter().enumerate() {
-                match own % 2 {
-                    0 => channel.close(),
-                    _ => channel.sender().end(),
-                }
-            }
-            say("ended");
-            wait_for_test();
-        }
-        "liar" => {
-            let peer = wire::Met::guest(&arguments[0]);
-            // A tail that no producer has.
-            peer.write(128, 12_345);
-            peer.ring_bell();
-            say("lied");
-            wait_for_test();
-        }
-        "echo" => {
-            let (mut sender, mut receiver) = connect(&address(), &small()).unwrap().split();
-            let mut room = [0; 4096];
-            while let Some(length) = receiver.receive(&mut room).unwrap() {
-                sender.send(&room[..length]).unwrap();
-            }
-            sender.end();
-            wait_for_test();
-        }
-        // Publishes numbers to one subscriber: so many, or until that one is gone.
-        "publisher" => {
-            let [count, stall] = [1, 2].map(|index: usize| arguments[index].parse::<u64>().unwrap());
-            let options = small().stall(Duration::from_millis(stall));
-            let mut publisher = publish(&address(), &options).unwrap();
-            say("publishing");
-            let subscriber = match publisher.next().unwrap() {
-                PublisherEvent::Subscriber(subscriber) => subscriber,
-                other => panic!("{other:?}"),
-            };
-            wait_for_test();
-            for number in 0..count {
-                if subscriber.gone().is_some() {
-                    break;
-                }
-                publisher.send(&number.to_le_bytes()).unwrap();
-            }
-            say("published");
-            publisher.end();
-            wait_for_test();
-        }
+        "flood" => as_flood(&arguments),
+        "speaker" => as_speaker(&arguments),
+        "many" => as_many(&arguments),
+        "liar" => as_liar(&arguments),
+        "echo" => as_echo(&arguments),
+        "publisher" => as_publisher(&arguments),
         "reader" => read_asleep(&address()),
         "counts barriers" => count_barriers(&address()),
         "forks" => fork_beside(&address()),
         "short" => be_short(&address()),
         other => unreachable!("{other}"),
     }
+}
+
+fn address_in(arguments: &[String]) -> Address {
+    arguments[0].parse().unwrap()
+}
+
+/// Fills its ring each time.
+fn as_flood(arguments: &[String]) {
+    let mut channel = connect(&address_in(arguments), &small().capacity(FLOOD)).unwrap();
+    let message = vec![7; arguments[1].parse().unwrap()];
+    loop {
+        while channel.sender().try_send(&message).unwrap() {}
+        say("full");
+        wait_for_test();
+    }
+}
+
+/// Says one word each time.
+fn as_speaker(arguments: &[String]) {
+    let mut channel = connect(&address_in(arguments), &small()).unwrap();
+    for number in 0_u32.. {
+        wait_for_test();
+        channel.sender().send(&number.to_le_bytes()).unwrap();
+        say("said");
+    }
+}
+
+/// Many channels, each with numbered messages, and then its end.
+fn as_many(arguments: &[String]) {
+    let [count, each] = [1, 2].map(|index: usize| arguments[index].parse::<u32>().unwrap());
+    let mut channels: Vec<_> = (0..count)
+        .map(|_| connect(&address_in(arguments), &small()).unwrap())
+        .collect();
+    for (own, channel) in (0_u32..).zip(&mut channels) {
+        for number in 0..each {
+            channel.sender().send(&words(own, number)).unwrap();
+        }
+    }
+    say("sent");
+    wait_for_test();
+    for (own, mut channel) in channels.into_iter().enumerate() {
+        match own % 2 {
+            0 => channel.close(),
+            _ => channel.sender().end(),
+        }
+    }
+    say("ended");
+    wait_for_test();
+}
+
+fn as_liar(arguments: &[String]) {
+    let peer = wire::Met::guest(&arguments[0]);
+    // A tail that no producer has.
+    peer.write(128, 12_345);
+    peer.ring_bell();
+    say("lied");
+    wait_for_test();
+}
+
+fn as_echo(arguments: &[String]) {
+    let (mut sender, mut receiver) = connect(&address_in(arguments), &small()).unwrap().split();
+    let mut room = [0; 4096];
+    while let Some(length) = receiver.receive(&mut room).unwrap() {
+        sender.send(&room[..length]).unwrap();
+    }
+    sender.end();
+    wait_for_test();
+}
+
+/// Publishes numbers to one subscriber: so many, or until that one is gone.
+fn as_publisher(arguments: &[String]) {
+    let [count, stall] = [1, 2].map(|index: usize| arguments[index].parse::<u64>().unwrap());
+    let options = small().stall(Duration::from_millis(stall));
+    let mut publisher = publish(&address_in(arguments), &options).unwrap();
+    say("publishing");
+    let subscriber = match publisher.next().unwrap() {
+        PublisherEvent::Subscriber(subscriber) => subscriber,
+        other => panic!("{other:?}"),
+    };
+    wait_for_test();
+    for number in 0..count {
+        if subscriber.gone().is_some() {
+            break;
+        }
+        publisher.send(&number.to_le_bytes()).unwrap();
+    }
+    say("published");
+    publisher.end();
+    wait_for_test();
 }
 
 fn words(own: u32, number: u32) -> Vec<u8> {

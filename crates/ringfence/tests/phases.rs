@@ -90,79 +90,89 @@ fn role() {
             }
             wait_for_test();
         }
-        "guest of one that closes" => {
-            let membership = member(&address, &small()).unwrap();
-            say(membership.role().to_string());
-            let mut channels = 0;
-            while channels < CLOSES {
-                match membership.next().unwrap() {
-                    Change::Channel(channel) => {
-                        let (_sender, mut receiver) = channel.split();
-                        assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
-                        channels += 1;
-                    }
-                    Change::Role(role) => panic!("the {role} after {channels} channels"),
-                    Change::Refused(refused) => panic!("{refused:?}"),
-                    _ => {}
-                }
-            }
-            say(format!("{} after {channels}", membership.role()));
-            wait_for_test();
-        }
-        "says tokens and goes" => {
-            for how in WAYS.iter().cycle().take(ROUNDS) {
-                let channel = join(&address, &small().wait(true)).unwrap();
-                say_tokens(&channel.tokens());
-                match *how {
-                    "closes" => channel.close(),
-                    "is dropped" => drop(channel),
-                    "ends" => {
-                        let (mut sender, mut receiver) = channel.split();
-                        sender.end();
-                        assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
-                    }
-                    other => unreachable!("{other}"),
-                }
-            }
-        }
-        "says tokens and leaves" => {
-            for round in 0..LEAVES {
-                let address: Address = format!("{address}-{round}").parse().unwrap();
-                let membership = member(&address, &small()).unwrap();
-                let channel = membership.partner(None).unwrap().unwrap();
-                say_tokens(&channel.tokens());
-                membership.leave();
-            }
-        }
-        "sends much" => {
-            let much = vec![7; MUCH];
-            loop {
-                let options = small().capacity(2 * MUCH as u64).wait(true);
-                let (mut sender, mut receiver) = join(&address, &options).unwrap().split();
-                sender.send(&much).unwrap();
-                // Lets go of the memory as soon as the other side is done with it.
-                assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
-            }
-        }
-        "reads after the cut" => {
-            // The test is of another file.
-            let policy = Policy::new().executables([&arguments[1]]);
-            let mut channel = join(&address, &small().policy(policy)).unwrap();
-            say("joined");
-            wait_for_test();
-            let receiver = channel.receiver();
-            let mut into = [0; LENGTH];
-            for number in 0..MESSAGES {
-                assert_eq!(receiver.receive(&mut into).unwrap(), Some(LENGTH), "{number}");
-                assert!(into[..] == message(number), "message {number} was torn");
-            }
-            assert_eq!(receiver.receive(&mut into).unwrap(), None);
-            assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
-            assert!(receiver.is_cut(), "the other side had not ended its sending");
-            say("all of it");
-        }
+        "guest of one that closes" => as_guest_of_one_that_closes(&address),
+        "says tokens and goes" => as_says_tokens_and_goes(&address),
+        "says tokens and leaves" => as_says_tokens_and_leaves(&address),
+        "sends much" => as_sends_much(&address),
+        "reads after the cut" => as_reads_after_the_cut(&address, &arguments),
         other => unreachable!("{other}"),
     }
+}
+
+fn as_guest_of_one_that_closes(address: &Address) {
+    let membership = member(address, &small()).unwrap();
+    say(membership.role().to_string());
+    let mut channels = 0;
+    while channels < CLOSES {
+        match membership.next().unwrap() {
+            Change::Channel(channel) => {
+                let (_sender, mut receiver) = channel.split();
+                assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
+                channels += 1;
+            }
+            Change::Role(role) => panic!("the {role} after {channels} channels"),
+            Change::Refused(refused) => panic!("{refused:?}"),
+            _ => {}
+        }
+    }
+    say(format!("{} after {channels}", membership.role()));
+    wait_for_test();
+}
+
+fn as_says_tokens_and_goes(address: &Address) {
+    for how in WAYS.iter().cycle().take(ROUNDS) {
+        let channel = join(address, &small().wait(true)).unwrap();
+        say_tokens(&channel.tokens());
+        match *how {
+            "closes" => channel.close(),
+            "is dropped" => drop(channel),
+            "ends" => {
+                let (mut sender, mut receiver) = channel.split();
+                sender.end();
+                assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
+            }
+            other => unreachable!("{other}"),
+        }
+    }
+}
+
+fn as_says_tokens_and_leaves(address: &Address) {
+    for round in 0..LEAVES {
+        let address: Address = format!("{address}-{round}").parse().unwrap();
+        let membership = member(&address, &small()).unwrap();
+        let channel = membership.partner(None).unwrap().unwrap();
+        say_tokens(&channel.tokens());
+        membership.leave();
+    }
+}
+
+fn as_sends_much(address: &Address) {
+    let much = vec![7; MUCH];
+    loop {
+        let options = small().capacity(2 * MUCH as u64).wait(true);
+        let (mut sender, mut receiver) = join(address, &options).unwrap().split();
+        sender.send(&much).unwrap();
+        // Lets go of the memory as soon as the other side is done with it.
+        assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
+    }
+}
+
+fn as_reads_after_the_cut(address: &Address, arguments: &[String]) {
+    // The test is of another file.
+    let policy = Policy::new().executables([&arguments[1]]);
+    let mut channel = join(address, &small().policy(policy)).unwrap();
+    say("joined");
+    wait_for_test();
+    let receiver = channel.receiver();
+    let mut into = [0; LENGTH];
+    for number in 0..MESSAGES {
+        assert_eq!(receiver.receive(&mut into).unwrap(), Some(LENGTH), "{number}");
+        assert!(into[..] == message(number), "message {number} was torn");
+    }
+    assert_eq!(receiver.receive(&mut into).unwrap(), None);
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
+    assert!(receiver.is_cut(), "the other side had not ended its sending");
+    say("all of it");
 }
 
 #[test]

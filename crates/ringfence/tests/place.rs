@@ -26,46 +26,10 @@ fn role() {
     let Some((role, arguments)) = support::role() else {
         return;
     };
-    let address = || arguments[0].parse::<Address>().unwrap();
+    let address = || address_in(&arguments);
     match role.as_str() {
-        "racer" => {
-            for _ in 0..RACES {
-                wait_for_test();
-                let channel = match join(&address(), &small()) {
-                    Ok(channel) => channel,
-                    Err(error) => {
-                        say(error.to_string());
-                        return;
-                    }
-                };
-                say(channel.role().to_string());
-                say(greet(channel).to_string());
-            }
-        }
-        "crowd" => {
-            let cancel_token = CancelToken::new().unwrap();
-            let calls_off = cancel_token.clone();
-            thread::spawn(move || {
-                wait_for_test();
-                calls_off.cancel();
-            });
-            let options = small().wait(true).cancel_token(cancel_token);
-            loop {
-                let channel = match join(&address(), &options) {
-                    Ok(channel) => channel,
-                    // Called off, or the host was; one that ends too early is missed by the test.
-                    Err(Error::Aborted | Error::PeerLost(_)) => return,
-                    Err(error) => panic!("{error}"),
-                };
-                let peer = channel.peer().pid;
-                // Called off between its READY and ours, it has left: again the test would miss one that left early.
-                let Some(answer) = greet_or_miss(channel) else {
-                    return;
-                };
-                assert_eq!(answer, peer, "who answers is who was looked at");
-                say("met");
-            }
-        }
+        "racer" => as_racer(&arguments),
+        "crowd" => as_crowd(&arguments),
         "join" => match join(&address(), &small()) {
             Ok(channel) => {
                 say(channel.role().to_string());
@@ -87,16 +51,7 @@ fn role() {
                 say(format!("{} by peer: {by_peer} {check}", error.code()));
             }
         },
-        "masked" => {
-            umask(Mode::from_bits_truncate(0o077));
-            let mode = u32::from_str_radix(&arguments[1], 8).unwrap();
-            let options = small().mode(mode);
-            let options = match arguments.get(2) {
-                Some(group) => options.group(group.parse().unwrap()),
-                None => options,
-            };
-            drop(join(&address(), &options).unwrap());
-        }
+        "masked" => as_masked(&arguments),
         "snub" => {
             let listener = wire::listen(&arguments[0]);
             say("listening");
@@ -121,6 +76,61 @@ fn role() {
         }
         other => unreachable!("{other}"),
     }
+}
+
+fn address_in(arguments: &[String]) -> Address {
+    arguments[0].parse().unwrap()
+}
+
+fn as_racer(arguments: &[String]) {
+    for _ in 0..RACES {
+        wait_for_test();
+        let channel = match join(&address_in(arguments), &small()) {
+            Ok(channel) => channel,
+            Err(error) => {
+                say(error.to_string());
+                return;
+            }
+        };
+        say(channel.role().to_string());
+        say(greet(channel).to_string());
+    }
+}
+
+fn as_crowd(arguments: &[String]) {
+    let cancel_token = CancelToken::new().unwrap();
+    let calls_off = cancel_token.clone();
+    thread::spawn(move || {
+        wait_for_test();
+        calls_off.cancel();
+    });
+    let options = small().wait(true).cancel_token(cancel_token);
+    loop {
+        let channel = match join(&address_in(arguments), &options) {
+            Ok(channel) => channel,
+            // Called off, or the host was; one that ends too early is missed by the test.
+            Err(Error::Aborted | Error::PeerLost(_)) => return,
+            Err(error) => panic!("{error}"),
+        };
+        let peer = channel.peer().pid;
+        // Called off between its READY and ours, it has left: again the test would miss one that left early.
+        let Some(answer) = greet_or_miss(channel) else {
+            return;
+        };
+        assert_eq!(answer, peer, "who answers is who was looked at");
+        say("met");
+    }
+}
+
+fn as_masked(arguments: &[String]) {
+    umask(Mode::from_bits_truncate(0o077));
+    let mode = u32::from_str_radix(&arguments[1], 8).unwrap();
+    let options = small().mode(mode);
+    let options = match arguments.get(2) {
+        Some(group) => options.group(group.parse().unwrap()),
+        None => options,
+    };
+    drop(join(&address_in(arguments), &options).unwrap());
 }
 
 fn wander(arguments: &[String]) {

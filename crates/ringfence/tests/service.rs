@@ -28,126 +28,23 @@ use support::{
 };
 
 /// The other processes of these tests.
-#[expect(
-    clippy::too_many_lines,
-    reason = "one role after the other, each in its own arm"
-)]
 #[test]
 fn role() {
     let Some((role, arguments)) = support::role() else {
         return;
     };
-    let address = || arguments[0].parse::<Address>().unwrap();
+    let address = || address_in(&arguments);
     match role.as_str() {
-        // Connects, and answers until the service ends it.
-        "agent" | "any agent" => {
-            let options = match role.as_str() {
-                "agent" => small(),
-                _ => small().policy(Policy::new().uids([0])),
-            };
-            match connect(&address(), &options) {
-                Ok(channel) => {
-                    say(format!("{} of {}", channel.role(), channel.peer().uid));
-                    echo(channel);
-                    say("over");
-                }
-                Err(error) => {
-                    let by_peer = error.refusal().is_some_and(|refusal| refusal.by_peer);
-                    say(format!("{} by peer: {by_peer} {error}", error.code()));
-                }
-            }
-        }
-        // Tells two newcomers at its address that it cannot go on.
-        "short at the acceptor" => {
-            let listener = wire::listen(&arguments[0]);
-            say("listening");
-            for _ in 0..2 {
-                let (mut stream, _) = listener.accept().unwrap();
-                let texts = ["NO_SPACE", "to go on", "there is not enough room for a pidfd"];
-                wire::send(&stream, &wire::refusal(5, texts), None);
-                // The newcomer's HELLO lies here unread otherwise, and the refusal would go with the connection.
-                let _ = stream.read(&mut [0; 256]);
-            }
-            wait_for_test();
-        }
-        // Has no memory for one more thread when an agent comes, and has it again once it has told so.
-        "short of a thread" => {
-            let listener = listen(&address(), &small()).unwrap();
-            let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
-            let size = fs::read_to_string("/proc/self/statm").unwrap();
-            let pages: u64 = size.split(' ').next().unwrap().parse().unwrap();
-            setrlimit(Resource::RLIMIT_AS, pages * 4096 + (1 << 20), hard).unwrap();
-            // Too little for a thread's stack. What else a thread takes as it begins must be there, or the process ends.
-            let ballast = MmapMut::map_anon(1 << 19).unwrap();
-            // What threads that have ended have left can be had without new memory, and one may be ending just now.
-            let park = || thread::Builder::new().spawn(thread::park);
-            let patient = || {
-                (0..100).find_map(|_| {
-                    let parked = park().ok();
-                    if parked.is_none() {
-                        thread::sleep(Duration::from_millis(1));
-                    }
-                    parked
-                })
-            };
-            let parked: Vec<_> = iter::from_fn(patient).collect();
-            drop(ballast);
-            say("short");
-            let Arrival::Refused(told) = listener.accept().unwrap() else {
-                panic!("it has a thread");
-            };
-            setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
-            assert_eq!((told.error.code(), told.identity.is_none()), ("NO_SPACE", true));
-            let came = accepted(&listener);
-            say("in");
-            drop((came, parked));
-            wait_for_test();
-        }
+        "agent" | "any agent" => as_agent(role.as_str(), &arguments),
+        "short at the acceptor" => as_short_at_the_acceptor(&arguments),
+        "short of a thread" => as_short_of_a_thread(&arguments),
         "patient agent" => {
             let channel = connect(&address(), &small().wait(true)).unwrap();
             say("in");
             echo(channel);
         }
-        // Connects many times, and exchanges messages on each channel, over and over.
-        "agents" => {
-            let count: usize = arguments[1].parse().unwrap();
-            let rounds: u32 = arguments[2].parse().unwrap();
-            more_descriptors();
-            let channels: Vec<_> = (0..count)
-                .map(|_| connect(&address(), &small()).expect("a channel"))
-                .collect();
-            say("all in");
-            wait_for_test();
-            let mut halves: Vec<_> = channels.into_iter().map(Channel::split).collect();
-            for round in 0..rounds {
-                for (number, (sender, _)) in halves.iter_mut().enumerate() {
-                    sender.send(format!("{number} {round}").as_bytes()).unwrap();
-                }
-                for (number, (_, receiver)) in halves.iter_mut().enumerate() {
-                    let mut message = [0; 64];
-                    let length = receiver.receive(&mut message).unwrap().expect("an answer");
-                    assert_eq!(message[..length], *format!("{number} {round}").as_bytes());
-                }
-            }
-            say("all answered");
-            wait_for_test();
-        }
-        // Many threads at once.
-        "crowd" => {
-            let count: usize = arguments[1].parse().unwrap();
-            more_descriptors();
-            let address = address();
-            let threads: Vec<_> = (0..count)
-                .map(|_| {
-                    let address = address.clone();
-                    thread::spawn(move || connect(&address, &small()).expect("a channel"))
-                })
-                .collect();
-            let channels: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
-            say("all in");
-            wait_for_test();
-            drop(channels);
-        }
+        "agents" => as_agents(&arguments),
+        "crowd" => as_crowd(&arguments),
         // Connects, and says nothing.
         "silent" => {
             let count: usize = arguments[1].parse().unwrap();
@@ -165,60 +62,180 @@ fn role() {
             Ok(_) => say("in"),
             Err(error) => say(format!("{} {error}", error.code())),
         },
-        "service" => {
-            let listener = listen(&address(), &small()).unwrap();
-            say("listening");
-            loop {
-                if let Arrival::Accepted(channel) = listener.accept().unwrap() {
-                    thread::spawn(|| echo(channel));
-                }
-            }
-        }
-        // Connects until it is refused, and says how often that was.
-        "greedy" => {
-            let options = match arguments.get(1) {
-                None => small(),
-                Some(uid) => small().policy(Policy::new().uids([uid.parse().unwrap()])),
-            };
-            let mut channels = Vec::new();
-            let error = loop {
-                match connect(&address(), &options) {
-                    Ok(channel) => channels.push(channel),
-                    Err(error) => break error,
-                }
-            };
-            say(format!("{} {} {error}", channels.len(), error.code()));
-            wait_for_test();
-        }
-        // Sixteen calls at an address where no service answers, and then one at another.
-        "calls" => {
-            let (hung, other): (Address, Address) =
-                (arguments[0].parse().unwrap(), arguments[1].parse().unwrap());
-            for _ in 0..16 {
-                let hung = hung.clone();
-                thread::spawn(move || connect(&hung, &small().timeout(TIME_LIMIT * 10)));
-            }
-            wait_for_test();
-            say(connect(&other, &small()).map_or_else(|error| error.to_string(), |_| "in".into()));
-        }
-        // Closes while its policy's callback is asked, and comes again when it is told to.
-        "closes while it is asked" => {
-            let (asked, question) = mpsc::channel();
-            let policy = Policy::default().authorize_later(move |_, decision| asked.send(decision).unwrap());
-            let listener = listen(&address(), &small().policy(policy)).unwrap();
-            say("listening");
-            let unanswered = question.recv().unwrap();
-            listener.close(Channels::Keep);
-            drop(unanswered);
-            say("closed");
-            wait_for_test();
-            let listener = listen(&address(), &small()).unwrap();
-            let channel = next_accepted(&listener);
-            say(format!("again, with {}", channel.peer().pid));
-            wait_for_test();
-        }
+        "service" => as_service(&arguments),
+        "greedy" => as_greedy(&arguments),
+        "calls" => as_calls(&arguments),
+        "closes while it is asked" => as_closes_while_it_is_asked(&arguments),
         other => unreachable!("{other}"),
     }
+}
+
+fn address_in(arguments: &[String]) -> Address {
+    arguments[0].parse().unwrap()
+}
+
+/// Connects, and answers until the service ends it.
+fn as_agent(role: &str, arguments: &[String]) {
+    let options = match role {
+        "agent" => small(),
+        _ => small().policy(Policy::new().uids([0])),
+    };
+    match connect(&address_in(arguments), &options) {
+        Ok(channel) => {
+            say(format!("{} of {}", channel.role(), channel.peer().uid));
+            echo(channel);
+            say("over");
+        }
+        Err(error) => {
+            let by_peer = error.refusal().is_some_and(|refusal| refusal.by_peer);
+            say(format!("{} by peer: {by_peer} {error}", error.code()));
+        }
+    }
+}
+
+/// Tells two newcomers at its address that it cannot go on.
+fn as_short_at_the_acceptor(arguments: &[String]) {
+    let listener = wire::listen(&arguments[0]);
+    say("listening");
+    for _ in 0..2 {
+        let (mut stream, _) = listener.accept().unwrap();
+        let texts = ["NO_SPACE", "to go on", "there is not enough room for a pidfd"];
+        wire::send(&stream, &wire::refusal(5, texts), None);
+        // The newcomer's HELLO lies here unread otherwise, and the refusal would go with the connection.
+        let _ = stream.read(&mut [0; 256]);
+    }
+    wait_for_test();
+}
+
+/// Has no memory for one more thread when an agent comes, and has it again once it has told so.
+fn as_short_of_a_thread(arguments: &[String]) {
+    let listener = listen(&address_in(arguments), &small()).unwrap();
+    let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
+    let size = fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = size.split(' ').next().unwrap().parse().unwrap();
+    setrlimit(Resource::RLIMIT_AS, pages * 4096 + (1 << 20), hard).unwrap();
+    // Too little for a thread's stack. What else a thread takes as it begins must be there, or the process ends.
+    let ballast = MmapMut::map_anon(1 << 19).unwrap();
+    // What threads that have ended have left can be had without new memory, and one may be ending just now.
+    let park = || thread::Builder::new().spawn(thread::park);
+    let patient = || {
+        (0..100).find_map(|_| {
+            let parked = park().ok();
+            if parked.is_none() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            parked
+        })
+    };
+    let parked: Vec<_> = iter::from_fn(patient).collect();
+    drop(ballast);
+    say("short");
+    let Arrival::Refused(told) = listener.accept().unwrap() else {
+        panic!("it has a thread");
+    };
+    setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
+    assert_eq!((told.error.code(), told.identity.is_none()), ("NO_SPACE", true));
+    let came = accepted(&listener);
+    say("in");
+    drop((came, parked));
+    wait_for_test();
+}
+
+/// Connects many times, and exchanges messages on each channel, over and over.
+fn as_agents(arguments: &[String]) {
+    let count: usize = arguments[1].parse().unwrap();
+    let rounds: u32 = arguments[2].parse().unwrap();
+    more_descriptors();
+    let channels: Vec<_> = (0..count)
+        .map(|_| connect(&address_in(arguments), &small()).expect("a channel"))
+        .collect();
+    say("all in");
+    wait_for_test();
+    let mut halves: Vec<_> = channels.into_iter().map(Channel::split).collect();
+    for round in 0..rounds {
+        for (number, (sender, _)) in halves.iter_mut().enumerate() {
+            sender.send(format!("{number} {round}").as_bytes()).unwrap();
+        }
+        for (number, (_, receiver)) in halves.iter_mut().enumerate() {
+            let mut message = [0; 64];
+            let length = receiver.receive(&mut message).unwrap().expect("an answer");
+            assert_eq!(message[..length], *format!("{number} {round}").as_bytes());
+        }
+    }
+    say("all answered");
+    wait_for_test();
+}
+
+/// Many threads at once.
+fn as_crowd(arguments: &[String]) {
+    let count: usize = arguments[1].parse().unwrap();
+    more_descriptors();
+    let address = address_in(arguments);
+    let threads: Vec<_> = (0..count)
+        .map(|_| {
+            let address = address.clone();
+            thread::spawn(move || connect(&address, &small()).expect("a channel"))
+        })
+        .collect();
+    let channels: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    say("all in");
+    wait_for_test();
+    drop(channels);
+}
+
+fn as_service(arguments: &[String]) {
+    let listener = listen(&address_in(arguments), &small()).unwrap();
+    say("listening");
+    loop {
+        if let Arrival::Accepted(channel) = listener.accept().unwrap() {
+            thread::spawn(|| echo(channel));
+        }
+    }
+}
+
+/// Connects until it is refused, and says how often that was.
+fn as_greedy(arguments: &[String]) {
+    let options = match arguments.get(1) {
+        None => small(),
+        Some(uid) => small().policy(Policy::new().uids([uid.parse().unwrap()])),
+    };
+    let mut channels = Vec::new();
+    let error = loop {
+        match connect(&address_in(arguments), &options) {
+            Ok(channel) => channels.push(channel),
+            Err(error) => break error,
+        }
+    };
+    say(format!("{} {} {error}", channels.len(), error.code()));
+    wait_for_test();
+}
+
+/// Sixteen calls at an address where no service answers, and then one at another.
+fn as_calls(arguments: &[String]) {
+    let (hung, other): (Address, Address) = (arguments[0].parse().unwrap(), arguments[1].parse().unwrap());
+    for _ in 0..16 {
+        let hung = hung.clone();
+        thread::spawn(move || connect(&hung, &small().timeout(TIME_LIMIT * 10)));
+    }
+    wait_for_test();
+    say(connect(&other, &small()).map_or_else(|error| error.to_string(), |_| "in".into()));
+}
+
+/// Closes while its policy's callback is asked, and comes again when it is told to.
+fn as_closes_while_it_is_asked(arguments: &[String]) {
+    let (asked, question) = mpsc::channel();
+    let policy = Policy::default().authorize_later(move |_, decision| asked.send(decision).unwrap());
+    let listener = listen(&address_in(arguments), &small().policy(policy)).unwrap();
+    say("listening");
+    let unanswered = question.recv().unwrap();
+    listener.close(Channels::Keep);
+    drop(unanswered);
+    say("closed");
+    wait_for_test();
+    let listener = listen(&address_in(arguments), &small()).unwrap();
+    let channel = next_accepted(&listener);
+    say(format!("again, with {}", channel.peer().pid));
+    wait_for_test();
 }
 
 /// Answers every message with itself, until no more come.

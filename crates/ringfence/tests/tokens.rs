@@ -42,104 +42,120 @@ fn role() {
     }
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
-        // Sends every token back, one more than it was.
-        "echo" => {
-            match arguments.get(1).map(String::as_str) {
-                // As before Linux 6.9.
-                Some("no threads") => forbid(libc::SYS_pidfd_open, Some((1, libc::O_EXCL)), libc::EINVAL),
-                // It cannot try what arrives with a signal, and so takes none.
-                Some("no trial") => forbid(libc::SYS_rt_tgsigqueueinfo, None, libc::EPERM),
-                _ => {}
-            }
-            let channel = join(&address, &small()).unwrap();
-            let tokens = channel.tokens();
-            say("joined");
-            if arguments.len() > 2 {
-                insist(&tokens, arguments[2].parse().unwrap());
-            }
-            while let Some(token) = tokens.token().unwrap() {
-                insist(&tokens, token + 1);
-            }
-            say(format!("{:?}", tokens.send(1).unwrap_err().code()));
-        }
-        // Sends tokens, and is killed by its own hand at once.
-        "last words" => {
-            let channel = join(&address, &small()).unwrap();
-            let tokens = channel.tokens();
-            for token in 1..=3 {
-                insist(&tokens, token);
-            }
-            kill(Pid::this(), Signal::SIGKILL).unwrap();
-        }
-        "little room" => {
-            let limit = arguments[1].parse().unwrap();
-            setrlimit(Resource::RLIMIT_SIGPENDING, limit, limit).unwrap();
-            let channel = join(&address, &small()).unwrap();
-            let tokens = channel.tokens();
-            say("joined");
-            for wanted in 0.. {
-                let token = tokens.token().unwrap();
-                if token == Some(u64::MAX) {
-                    say(format!("{wanted} in order"));
-                    break;
-                }
-                assert_eq!(token, Some(wanted));
-            }
-            wait_for_test();
-        }
-        "gather" => {
-            let channel = join(&address, &small()).unwrap();
-            let tokens = channel.tokens();
-            say("joined");
-            let found: Vec<_> = std::iter::from_fn(|| tokens.token().unwrap()).collect();
-            say(format!("{found:?}"));
-            wait_for_test();
-        }
-        "leave alone" => {
-            let channel = join(&address, &small()).unwrap();
-            let tokens = channel.tokens();
-            say("joined");
-            wait_for_test();
-            // Whatever was made up is counted, and none of it handed out; what was not is.
-            let wanted: u64 = arguments[1].parse().unwrap();
-            until(|| tokens.strays() >= wanted);
-            say(format!("{} {:?}", tokens.strays(), tokens.try_token()));
-            let token = tokens.token_until(Instant::now() + TIME_LIMIT).unwrap();
-            say(format!("{token:?} {} {}", tokens.strays(), tokens.dropped()));
-        }
-        "send 42" => {
-            let channel = join(&address, &small()).unwrap();
-            let tokens = channel.tokens();
-            say("joined");
-            wait_for_test();
-            insist(&tokens, 42);
-            wait_for_test();
-        }
+        "echo" => as_echo(&address, &arguments),
+        "last words" => as_last_words(&address),
+        "little room" => as_little_room(&address, &arguments),
+        "gather" => as_gather(&address),
+        "leave alone" => as_leave_alone(&address, &arguments),
+        "send 42" => as_send_42(&address),
         "beset" => beset(&address, arguments[1].parse().unwrap()),
         "part" => part(&address, arguments[1].parse().unwrap()),
-        "execute" => {
-            let mut channel = join(&address, &small()).unwrap();
-            say("joined");
-            channel.receiver().receive(&mut [0; 8]).unwrap();
-            let error = Command::new("sh")
-                .args(["-c", "echo; echo @@ alive; read x"])
-                .exec();
-            panic!("{error}");
-        }
-        "stranger" => {
-            let options = small().policy(Policy::new().uids([0]));
-            let channel = join(&address, &options).unwrap();
-            let tokens = channel.tokens();
-            say(format!("{:?}", tokens.token().unwrap()));
-            let error = tokens.send(1).unwrap_err();
-            say(format!("{} {error}", error.code()));
-            // The channel goes on.
-            let (mut sender, _receiver) = channel.split();
-            sender.send(b"instead").unwrap();
-            wait_for_test();
-        }
+        "execute" => as_execute(&address),
+        "stranger" => as_stranger(&address),
         _ => unreachable!("{role}"),
     }
+}
+
+/// Sends every token back, one more than it was.
+fn as_echo(address: &Address, arguments: &[String]) {
+    match arguments.get(1).map(String::as_str) {
+        // As before Linux 6.9.
+        Some("no threads") => forbid(libc::SYS_pidfd_open, Some((1, libc::O_EXCL)), libc::EINVAL),
+        // It cannot try what arrives with a signal, and so takes none.
+        Some("no trial") => forbid(libc::SYS_rt_tgsigqueueinfo, None, libc::EPERM),
+        _ => {}
+    }
+    let channel = join(address, &small()).unwrap();
+    let tokens = channel.tokens();
+    say("joined");
+    if arguments.len() > 2 {
+        insist(&tokens, arguments[2].parse().unwrap());
+    }
+    while let Some(token) = tokens.token().unwrap() {
+        insist(&tokens, token + 1);
+    }
+    say(format!("{:?}", tokens.send(1).unwrap_err().code()));
+}
+
+/// Sends tokens, and is killed by its own hand at once.
+fn as_last_words(address: &Address) {
+    let channel = join(address, &small()).unwrap();
+    let tokens = channel.tokens();
+    for token in 1..=3 {
+        insist(&tokens, token);
+    }
+    kill(Pid::this(), Signal::SIGKILL).unwrap();
+}
+
+fn as_little_room(address: &Address, arguments: &[String]) {
+    let limit = arguments[1].parse().unwrap();
+    setrlimit(Resource::RLIMIT_SIGPENDING, limit, limit).unwrap();
+    let channel = join(address, &small()).unwrap();
+    let tokens = channel.tokens();
+    say("joined");
+    for wanted in 0.. {
+        let token = tokens.token().unwrap();
+        if token == Some(u64::MAX) {
+            say(format!("{wanted} in order"));
+            break;
+        }
+        assert_eq!(token, Some(wanted));
+    }
+    wait_for_test();
+}
+
+fn as_gather(address: &Address) {
+    let channel = join(address, &small()).unwrap();
+    let tokens = channel.tokens();
+    say("joined");
+    let found: Vec<_> = std::iter::from_fn(|| tokens.token().unwrap()).collect();
+    say(format!("{found:?}"));
+    wait_for_test();
+}
+
+fn as_leave_alone(address: &Address, arguments: &[String]) {
+    let channel = join(address, &small()).unwrap();
+    let tokens = channel.tokens();
+    say("joined");
+    wait_for_test();
+    // Whatever was made up is counted, and none of it handed out; what was not is.
+    let wanted: u64 = arguments[1].parse().unwrap();
+    until(|| tokens.strays() >= wanted);
+    say(format!("{} {:?}", tokens.strays(), tokens.try_token()));
+    let token = tokens.token_until(Instant::now() + TIME_LIMIT).unwrap();
+    say(format!("{token:?} {} {}", tokens.strays(), tokens.dropped()));
+}
+
+fn as_send_42(address: &Address) {
+    let channel = join(address, &small()).unwrap();
+    let tokens = channel.tokens();
+    say("joined");
+    wait_for_test();
+    insist(&tokens, 42);
+    wait_for_test();
+}
+
+fn as_execute(address: &Address) {
+    let mut channel = join(address, &small()).unwrap();
+    say("joined");
+    channel.receiver().receive(&mut [0; 8]).unwrap();
+    let error = Command::new("sh")
+        .args(["-c", "echo; echo @@ alive; read x"])
+        .exec();
+    panic!("{error}");
+}
+
+fn as_stranger(address: &Address) {
+    let options = small().policy(Policy::new().uids([0]));
+    let channel = join(address, &options).unwrap();
+    let tokens = channel.tokens();
+    say(format!("{:?}", tokens.token().unwrap()));
+    let error = tokens.send(1).unwrap_err();
+    say(format!("{} {error}", error.code()));
+    // The channel goes on.
+    let (mut sender, _receiver) = channel.split();
+    sender.send(b"instead").unwrap();
+    wait_for_test();
 }
 
 fn until(holds: impl Fn() -> bool) {

@@ -37,108 +37,116 @@ fn role() {
     let backing = arguments[1].parse().unwrap();
     let options = small().backing(backing);
     match role.as_str() {
-        // Joins, and says how the channel ended.
-        "wait" => {
-            let (mut sender, mut receiver) = join_for_keeper(&address, &options).split();
-            say("joined");
-            let error = loop {
-                match receiver.receive(&mut [0; 64]) {
-                    Ok(Some(_)) => say("received"),
-                    Ok(None) => break "end".into(),
-                    Err(error) => break error.code().to_owned(),
-                }
-            };
-            let sent = sender.try_send(b"too late");
-            say(format!(
-                "{error} {:?} {}",
-                receiver.close_reason(),
-                sent.map_or_else(|error| error.code(), |_| "sent")
-            ));
-        }
-        // Opens the memory of its own channel, or of its peer's, as any process could that has a path to it.
-        "open" => {
-            if arguments.get(2).is_some_and(|how| how == "full") {
-                setrlimit(Resource::RLIMIT_SIGPENDING, 0, 0).unwrap();
-            }
-            let (channel, kept) = join_and_keep(&address, &options, |_| true);
-            let (mut sender, mut receiver) = channel.split();
-            sender.send(b"the secret").unwrap();
-            let mut reservation = sender.reserve(18).unwrap().unwrap();
-            reservation.copy_from_slice(b"half of the secret");
-            let mut filled = arguments
-                .get(2)
-                .is_some_and(|how| how == "full of files")
-                .then(fill_descriptors);
-            wait_for_test();
-            // The kernel wants a descriptor before it looks who has the object.
-            filled.as_mut().and_then(Vec::pop);
-            let opening = reopen(&kept[0]);
-            let refilled = filled.as_ref().and_then(|files| files[0].try_clone().ok());
-            let opened = match opening {
-                Err(error) if error.raw_os_error() == Some(Errno::EWOULDBLOCK as i32) => "held back".into(),
-                other => format!("{other:?}"),
-            };
-            let error = receiver.receive(&mut [0; 64]).unwrap_err();
-            // A slice does not change under the one who has it.
-            assert_eq!(reservation[..], *b"half of the secret");
-            drop(reservation);
-            say(format!(
-                "{opened} {} {:?} {}",
-                error.code(),
-                receiver.close_reason(),
-                sender.try_send(b"more").unwrap_err().code()
-            ));
-            drop((sender, receiver, filled, refilled));
-            wait_for_test();
-            // Everybody has let go: the memory can be opened, and there is nothing in it.
-            say(format!(
-                "{} {}",
-                contains(&kept, b"the secret"),
-                contains(&kept, b"half of")
-            ));
-        }
-        // Has no descriptor left, or has, and says when it has heard what it was sent.
-        "steadfast" => {
-            let (mut sender, mut receiver) = {
-                let mut channel = join(&address, &options).unwrap();
-                channel.sender().send(b"kept").unwrap();
-                let tokens = channel.tokens();
-                // Made when it is first asked for.
-                tokens.bell().unwrap();
-                let thread = thread_that_hears();
-                let filled = (arguments[2] == "full of files").then(fill_descriptors);
-                say(thread.to_string());
-                // Of two signals the lower number is taken first.
-                for wanted in 0..ALARMS {
-                    assert_eq!(tokens.token().unwrap(), Some(wanted));
-                    assert_eq!(channel.receiver().close_reason(), None, "after {wanted} signals");
-                    channel.sender().send(b"whole").unwrap();
-                }
-                drop(filled);
-                channel.split()
-            };
-            assert_eq!(receiver.receive(&mut [0; 64]).unwrap(), None);
-            sender.close();
-        }
+        "wait" => as_wait(&address, &options),
+        "open" => as_open(&address, &options, &arguments),
+        "steadfast" => as_steadfast(&address, &options, &arguments),
         // Takes and releases so many locks that the table of them is far longer than a page.
         "busy with locks" => busy_with_locks(),
-        // Sends two messages of which one is read, and closes.
-        "two messages" => {
-            let (channel, kept) = join_and_keep(&address, &options, is_own);
-            let (mut sender, mut receiver) = channel.split();
-            sender.send(b"the first, which is read").unwrap();
-            assert_eq!(receiver.receive(&mut [0; 64]).unwrap(), Some(4));
-            sender.send(b"the second, which is not").unwrap();
-            drop((sender, receiver));
-            say(format!(
-                "{} {}",
-                contains(&kept, b"which is read"),
-                contains(&kept, b"which is not")
-            ));
-            wait_for_test();
-        }
+        "two messages" => as_two_messages(&address, &options),
         _ => unreachable!("{role}"),
     }
+}
+
+/// Joins, and says how the channel ended.
+fn as_wait(address: &Address, options: &Options) {
+    let (mut sender, mut receiver) = join_for_keeper(address, options).split();
+    say("joined");
+    let error = loop {
+        match receiver.receive(&mut [0; 64]) {
+            Ok(Some(_)) => say("received"),
+            Ok(None) => break "end".into(),
+            Err(error) => break error.code().to_owned(),
+        }
+    };
+    let sent = sender.try_send(b"too late");
+    say(format!(
+        "{error} {:?} {}",
+        receiver.close_reason(),
+        sent.map_or_else(|error| error.code(), |_| "sent")
+    ));
+}
+
+/// Opens the memory of its own channel, or of its peer's, as any process could that has a path to it.
+fn as_open(address: &Address, options: &Options, arguments: &[String]) {
+    if arguments.get(2).is_some_and(|how| how == "full") {
+        setrlimit(Resource::RLIMIT_SIGPENDING, 0, 0).unwrap();
+    }
+    let (channel, kept) = join_and_keep(address, options, |_| true);
+    let (mut sender, mut receiver) = channel.split();
+    sender.send(b"the secret").unwrap();
+    let mut reservation = sender.reserve(18).unwrap().unwrap();
+    reservation.copy_from_slice(b"half of the secret");
+    let mut filled = arguments
+        .get(2)
+        .is_some_and(|how| how == "full of files")
+        .then(fill_descriptors);
+    wait_for_test();
+    // The kernel wants a descriptor before it looks who has the object.
+    filled.as_mut().and_then(Vec::pop);
+    let opening = reopen(&kept[0]);
+    let refilled = filled.as_ref().and_then(|files| files[0].try_clone().ok());
+    let opened = match opening {
+        Err(error) if error.raw_os_error() == Some(Errno::EWOULDBLOCK as i32) => "held back".into(),
+        other => format!("{other:?}"),
+    };
+    let error = receiver.receive(&mut [0; 64]).unwrap_err();
+    // A slice does not change under the one who has it.
+    assert_eq!(reservation[..], *b"half of the secret");
+    drop(reservation);
+    say(format!(
+        "{opened} {} {:?} {}",
+        error.code(),
+        receiver.close_reason(),
+        sender.try_send(b"more").unwrap_err().code()
+    ));
+    drop((sender, receiver, filled, refilled));
+    wait_for_test();
+    // Everybody has let go: the memory can be opened, and there is nothing in it.
+    say(format!(
+        "{} {}",
+        contains(&kept, b"the secret"),
+        contains(&kept, b"half of")
+    ));
+}
+
+/// Has no descriptor left, or has, and says when it has heard what it was sent.
+fn as_steadfast(address: &Address, options: &Options, arguments: &[String]) {
+    let (mut sender, mut receiver) = {
+        let mut channel = join(address, options).unwrap();
+        channel.sender().send(b"kept").unwrap();
+        let tokens = channel.tokens();
+        // Made when it is first asked for.
+        tokens.bell().unwrap();
+        let thread = thread_that_hears();
+        let filled = (arguments[2] == "full of files").then(fill_descriptors);
+        say(thread.to_string());
+        // Of two signals the lower number is taken first.
+        for wanted in 0..ALARMS {
+            assert_eq!(tokens.token().unwrap(), Some(wanted));
+            assert_eq!(channel.receiver().close_reason(), None, "after {wanted} signals");
+            channel.sender().send(b"whole").unwrap();
+        }
+        drop(filled);
+        channel.split()
+    };
+    assert_eq!(receiver.receive(&mut [0; 64]).unwrap(), None);
+    sender.close();
+}
+
+/// Sends two messages of which one is read, and closes.
+fn as_two_messages(address: &Address, options: &Options) {
+    let (channel, kept) = join_and_keep(address, options, is_own);
+    let (mut sender, mut receiver) = channel.split();
+    sender.send(b"the first, which is read").unwrap();
+    assert_eq!(receiver.receive(&mut [0; 64]).unwrap(), Some(4));
+    sender.send(b"the second, which is not").unwrap();
+    drop((sender, receiver));
+    say(format!(
+        "{} {}",
+        contains(&kept, b"which is read"),
+        contains(&kept, b"which is not")
+    ));
+    wait_for_test();
 }
 
 /// So many signals are no alarm.
