@@ -282,9 +282,16 @@ test('a publisher that is not any more what the policy asks for is cut off by ve
   renameSync(`${directory}/new`, copy)
   const codes = await here.run(async (kit) => {
     const unhandled: string[] = []
-    process.on('unhandledRejection', (error: { code: string }) => unhandled.push(error.code))
+    const told = new Promise<void>((resolve) => {
+      process.on('unhandledRejection', (error: { code: string }) => {
+        unhandled.push(error.code)
+        resolve()
+      })
+    })
     const subscription = kit.keep['subscription'] as Subscription
     void subscription.verify()
+    // Which of the two is heard of first is the event loop's affair.
+    await told
     const reason = await subscription.closed
     // It has ended, which `closed` tells.
     void subscription.verify()
