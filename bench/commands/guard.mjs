@@ -16,6 +16,7 @@ export const options = {
   only: text,
   json: text,
   build: { type: 'boolean', default: true },
+  measure: { type: 'boolean', default: true },
 }
 export const takes = 1
 
@@ -25,7 +26,8 @@ export const help = `guard [BASE]: what got slower in this tree since BASE, a re
   --each 0.2           seconds of one run
   --only a,b           these cells alone
   --json FILE          every pair of runs
-  --no-build           what is built already is good enough`
+  --no-build           what is built already is good enough
+  --no-measure         builds alone: what is measured later may want the machine to itself`
 
 /** Less than this is not told: code that is laid out differently makes as much. */
 const LEAST = 0.03
@@ -62,7 +64,7 @@ function baseTree(base) {
   }
   // The same work on both sides: the benchmark is always this tree's.
   const skipped = new Set(['target', 'node_modules'])
-  fs.rmSync(path.join(tree, 'bench/node'), { recursive: true, force: true })
+  fs.rmSync(path.join(tree, 'bench'), { recursive: true, force: true })
   fs.cpSync(path.join(root, 'bench'), path.join(tree, 'bench'), {
     recursive: true,
     filter: (from) => !skipped.has(path.basename(from)),
@@ -146,6 +148,7 @@ export async function run(values, [base = 'main']) {
   if (unknown !== undefined) throw new Error(`no cell ${unknown}; there are ${Object.keys(CELLS).join(', ')}`)
   const { revision, tree } = baseTree(base)
   const built = { base: build(tree, values.build), tree: build(root, values.build) }
+  if (!values.measure) return
   const plan = { seconds: Number(values.seconds), each: Number(values.each) }
   say(`\n${revision.slice(0, 12)} beside this tree; ${os.cpus()[0].model}, load ${os.loadavg()[0].toFixed(1)}`)
   const pairs = await measureAll(built, names, plan)
