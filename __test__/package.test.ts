@@ -56,6 +56,10 @@ test.serial('import and require give the same names', (t) => {
   const names = [...classes, ...typed, 'LEAVING', ...functions].sort()
   t.deepEqual(Object.keys(ringfence).sort(), names)
   t.deepEqual(Object.keys(required).sort(), names)
+  // Errors and `inspect` show what a class calls itself.
+  for (const face of [ringfence, required]) {
+    for (const [name, value] of Object.entries(face)) if (typeof value === 'function') t.is(value.name, name)
+  }
 })
 
 test.serial('import and require in one process share one binding', async (t) => {

@@ -130,6 +130,21 @@ class Ring {
   release(): void {}
 }
 
+interface Insides {
+  ReceiveBuffer: new (ring: Ring, busy: boolean, ...told: (() => void)[]) => Buffered
+  LARGE: number
+}
+
+/** What the package does not export. */
+async function insides(): Promise<Insides> {
+  const [buffers, natives] = await Promise.all(
+    ['receive-buffer.js', 'native.js'].map(
+      (file) => import(new URL(`../../dist/esm/${file}`, import.meta.url).href) as Promise<Insides>,
+    ),
+  )
+  return { ReceiveBuffer: buffers!.ReceiveBuffer, LARGE: natives!.LARGE }
+}
+
 /** Reads what is there now, and waits for one more. */
 function readOn(buffer: Buffered): Promise<Buffer | null> {
   while (buffer.tryReceive() !== null);
@@ -141,11 +156,7 @@ async function turns(count: number): Promise<void> {
 }
 
 test('a reader of a stream looks some times more before it has the peer ring, and sleeps then', async (t) => {
-  const of = (file: string) => import(new URL(`../../dist/esm/${file}`, import.meta.url).href)
-  const { ReceiveBuffer } = (await of('receive-buffer.js')) as {
-    ReceiveBuffer: new (ring: Ring, busy: boolean, ...told: (() => void)[]) => Buffered
-  }
-  const { LARGE } = (await of('native.js')) as { LARGE: number }
+  const { ReceiveBuffer, LARGE } = await insides()
   const ignore = () => {}
   const open = (ring: Ring) => new ReceiveBuffer(ring, false, ignore, ignore, ignore)
 
@@ -155,7 +166,7 @@ test('a reader of a stream looks some times more before it has the peer ring, an
   t.false(stream.asked.includes('armed'), 'more has come within a few turns')
   stream.asked.length = 0
   const waiting = readOn(buffer)
-  await turns(20)
+  await turns(100)
   const looks = stream.asked.indexOf('armed')
   t.true(looks > 5, 'it looks some times')
   t.true(looks < 15, 'and not for long')
@@ -166,6 +177,6 @@ test('a reader of a stream looks some times more before it has the peer ring, an
   t.is((await waiting)!.length, 100)
   stream.asked.length = 0
   void readOn(buffer)
-  await turns(20)
+  await turns(100)
   t.deepEqual(stream.asked, ['nothing', 'nothing', 'armed', 'nothing'])
 })

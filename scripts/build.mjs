@@ -45,9 +45,37 @@ export function buildFace() {
   run('TypeScript to CommonJS', tool('tsc'), ['-p', 'tsconfig.cjs.json'])
   // The root says "type": "module"; without this Node and TypeScript would take these files for ESM.
   writeFileSync(join(dist, 'cjs', 'package.json'), '{ "type": "commonjs" }\n')
+  bundleFace(dist)
   // npm sets this bit when it installs the package; here the file is run from a clone.
   const cli = join(dist, 'esm', 'cli.js')
   if (existsSync(cli)) chmodSync(cli, 0o755)
+}
+
+/**
+ * What a program imports is one file, since Node takes half a millisecond for each. The types stay as they are, and so does what loads the
+ * binding. So does the command line, a program of its own, and with it the modules that it is made of.
+ */
+function bundleFace(dist) {
+  const [esm, cjs] = ['esm', 'cjs'].map((format) => join(dist, format, 'index.js'))
+  const how = ['--bundle', '--platform=node', '--target=node20.19', '--external:*.cjs', '--log-level=warning']
+  const more = ['--sourcemap', '--sources-content=false', '--allow-overwrite']
+  // First, from the modules that the second puts into one file.
+  run('bundle, CommonJS', tool('esbuild'), [esm, ...how, ...more, '--format=cjs', `--outfile=${cjs}`])
+  run('bundle, ESM', tool('esbuild'), [esm, ...how, ...more, '--format=esm', `--outfile=${esm}`])
+  for (const file of [esm, cjs]) keepNames(file)
+  const bundled = readdirSync(join(dist, 'cjs'), { recursive: true }).filter((name) => /\.js(\.map)?$/.test(name))
+  for (const name of bundled) if (!name.startsWith('index.js')) rmSync(join(dist, 'cjs', name))
+}
+
+/**
+ * A class that speaks of itself gets another name from esbuild, with a line before its own: `var Channel = class _Channel`. Errors and
+ * `inspect` would show that. Its own way to keep names has each function named anew each time that it is made, which costs more than a message.
+ */
+function keepNames(file) {
+  let code = readFileSync(file, 'utf8')
+  for (const [, name] of code.matchAll(/^var (\w+) = class _\1\b/gm))
+    code = code.replaceAll(new RegExp(`\\b_${name}\\b`, 'g'), name)
+  writeFileSync(file, code)
 }
 
 /** Compiles __test__/ to build/test, from where ava runs it, and the Rust processes that it starts. */

@@ -5,6 +5,7 @@
 type Native = typeof import('../../binding/index.cjs')
 type Report = { readonly header?: { readonly glibcVersionRuntime?: string } }
 type Loaded = { readonly binding: Native } | { readonly error: unknown }
+type Inspector = { url(): string | undefined }
 
 function load(): Loaded {
   try {
@@ -25,5 +26,25 @@ function libraryOfNode(): string {
   return report?.header?.glibcVersionRuntime === undefined ? 'musl' : 'gnu'
 }
 
-const loaded = load()
+/**
+ * Modules of Node's own, by `require`, which ES modules do not have: `process.getBuiltinModule` is missing before 20.16 and from 21 to
+ * 22.2. In this file, since one more of its kind takes as long to load as all of its content.
+ */
+const builtin = {
+  get childProcess() {
+    return require('node:child_process') as typeof import('node:child_process')
+  },
+  /** Throws where there is none: a runtime may be built without. */
+  get inspector() {
+    return require('node:inspector') as Inspector
+  },
+  get threads() {
+    return require('node:worker_threads') as typeof import('node:worker_threads')
+  },
+  get webStreams() {
+    return require('node:stream/web') as typeof import('node:stream/web')
+  },
+}
+
+const loaded = { ...load(), builtin }
 export = loaded

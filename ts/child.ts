@@ -1,5 +1,6 @@
-import { spawn as start, type ChildProcess, type SpawnOptions } from 'node:child_process'
+import type { ChildProcess, SpawnOptions } from 'node:child_process'
 
+import { builtin } from './builtin.js'
 import { runHandshake } from './handshake.js'
 import { openChannel, type Channel } from './channel.js'
 import { RingfenceError, fromFailure, invalid, show } from './errors.js'
@@ -71,7 +72,7 @@ function spawnWith(
     const stdio = [...standard(spawnOptions.stdio), line.descriptor]
     const [name, value] = line.variable(stdio.length - 1)!
     const env = { ...(spawnOptions.env ?? process.env), [name!]: value }
-    const child = start(command, args, { ...spawnOptions, stdio, env })
+    const child = builtin.childProcess.spawn(command, args, { ...spawnOptions, stdio, env })
     const channel = child.pid === undefined ? notStarted(line, command, child) : adopt(line, child.pid, options)
     // A caller that uses the child alone must not be ended by an unhandled rejection.
     channel.catch(() => {})

@@ -1,8 +1,5 @@
-import { isMainThread } from 'node:worker_threads'
-
+import { builtin } from './builtin.js'
 import { RingfenceError, fromFailure, invalid } from './errors.js'
-// oxlint-disable-next-line import/default -- what a CommonJS module exports is the default
-import inspector from './inspector.cjs'
 import { native, type Failure } from './native.js'
 
 /**
@@ -25,7 +22,7 @@ export function harden(): void {
 
 /** Keeps the inspector closed. The rest of hardening may come later, within a handshake. */
 export function closeInspector(): void {
-  if (!isMainThread) {
+  if (!builtin.threads.isMainThread) {
     throw invalid('a worker thread cannot harden the process: it sees neither the inspector nor who listens to SIGUSR1')
   }
   const url = openInspector()
@@ -43,7 +40,7 @@ function openInspector(): string | undefined {
   // This runtime was built without an inspector.
   if (process.features.inspector === false) return undefined
   try {
-    return inspector.url()
+    return builtin.inspector.url()
   } catch (error) {
     const reason = 'this process cannot be hardened: it does not tell whether its inspector is open'
     throw new RingfenceError('UNSUPPORTED', reason, { cause: error })

@@ -1,7 +1,6 @@
 // Memory for what is received.
 
-import * as threads from 'node:worker_threads'
-
+import { builtin } from './builtin.js'
 import { RingfenceError } from './errors.js'
 
 /** @throws {@link RingfenceError} NO_SPACE where the engine has none, with the engine's own error as the cause. */
@@ -70,10 +69,13 @@ export function allocateSharedEmpty(size: number, what: string): Buffer {
   return markShared(tried(size, what, (bytes) => Buffer.alloc(bytes)))
 }
 
+let markAsUntransferable: ((memory: ArrayBufferLike) => void) | undefined
+
 function markShared(memory: Buffer): Buffer {
   const { buffer } = memory
-  // Not an import by name: where the engine has no such function, it could not be imported at all.
-  threads.markAsUntransferable?.(buffer)
+  // Where the engine has no such function, nothing is marked.
+  markAsUntransferable ??= builtin.threads.markAsUntransferable ?? (() => {})
+  markAsUntransferable(buffer)
   if (SHARED !== null) Object.setPrototypeOf(buffer, SHARED)
   return memory
 }

@@ -1,9 +1,8 @@
 // A process lets its own user look at its figures while it runs: over a publisher, which holds nobody up and keeps no process alive.
 
-import { isMainThread } from 'node:worker_threads'
-
 import { publish, type Publisher } from './broadcast/publisher.js'
 import type { Subscription } from './broadcast/subscription.js'
+import { builtin } from './builtin.js'
 import type { Channel } from './channel.js'
 import { openNow } from './diagnostics.js'
 import type { ChannelStats, PublisherStats, SubscriptionStats } from './stats.js'
@@ -151,6 +150,6 @@ async function begin(over: () => void): Promise<Observation> {
 
 /** For a process that was started with `RINGFENCE_OBSERVE=1`. */
 export function observeIfAsked(): void {
-  if (process.env['RINGFENCE_OBSERVE'] !== '1' || !isMainThread) return
+  if (process.env['RINGFENCE_OBSERVE'] !== '1' || !builtin.threads.isMainThread) return
   observe().catch((error: Error) => process.emitWarning(`RINGFENCE_OBSERVE: ${error.message}`))
 }

@@ -1,7 +1,8 @@
 // A channel as web streams: one chunk a message.
 
-import { ReadableStream, WritableStream } from 'node:stream/web'
+import type { ReadableStream, WritableStream } from 'node:stream/web'
 
+import { builtin } from './builtin.js'
 import { Channel, quietOf } from './channel.js'
 import { invalid, show } from './errors.js'
 import type { BufferSource } from './types.js'
@@ -36,7 +37,7 @@ export function toWeb(channel: Channel): WebStreams {
   const endIfFree = () => {
     if (told && !writable.locked) quiet.told()
   }
-  const readable = new ReadableStream<Uint8Array>(
+  const readable = new builtin.webStreams.ReadableStream<Uint8Array>(
     {
       async pull(controller) {
         while (await quiet.readable()) {
@@ -56,7 +57,7 @@ export function toWeb(channel: Channel): WebStreams {
     // A message that was taken in advance would be lost by a reader that leaves.
     { highWaterMark: 0 },
   )
-  const writable = new WritableStream<BufferSource | string>({
+  const writable = new builtin.webStreams.WritableStream<BufferSource | string>({
     start(controller) {
       fail = (error) => controller.error(error)
     },
