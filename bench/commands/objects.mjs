@@ -57,5 +57,6 @@ function keepOthers(results, earlier, chosen) {
   results.cells.push(...others)
   results.contenders.push(...earlier.contenders.filter(isNew))
   const { date, commit, load, runs } = earlier
-  results.earlier = `${names.join(', ')}: ${runs} runs of ${date}, at ${commit}, load ${load.toFixed(1)} before`
+  const from = `${runs} runs of ${date}, at ${commit}, load ${load.toFixed(1)} before`
+  results.earlier = Object.fromEntries(names.map((name) => [name, earlier.earlier?.[name] ?? from]))
 }

@@ -20,6 +20,9 @@ function rates(results, measure, sizes, { head, name }, placement) {
   return table([titles, aligned(titles), ...rows])
 }
 
+/** What the page calls the measures. */
+const NAMES = { objects: 'values', rpc: 'calls', 'rpc-stalled': 'calls that wait', single: 'single messages' }
+
 function latencies(results, placement) {
   const cells = results.cells.filter(({ measure }) => measure === 'rpc')
   const shown = (contender, size, figure) => {
@@ -86,14 +89,14 @@ export function page(results) {
   const out = [
     '# Values, calls and single messages, measured',
     '',
-    'Written by `npm run bench -- objects`; every figure below comes from that one run, or from the two that are named. Node to Node, two processes (a `MessagePort`: two',
+    'Written by `npm run bench -- objects`; every figure below comes from that one run, or from those that are named. Node to Node, two processes (a `MessagePort`: two',
     'threads). Each value is made anew and read whole, and what is read must add up. How it is measured:',
     '[bench/README.md](../../bench/README.md#values-and-calls).',
     '',
     '| machine | |',
     '| --- | --- |',
     ...machineRows(results),
-    ...(results.earlier === undefined ? [] : [`| of an earlier run | ${results.earlier} |`]),
+    ...Object.entries(results.earlier ?? {}).map(([measure, from]) => `| ${NAMES[measure]} | ${from} |`),
     `| disturbed | ${disturbed(results.cells)} |`,
     `| shown | ${placement} placement; a cell without such a run says in brackets which it had |`,
     '',

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +23,7 @@ pub enum Harm {
     Killed,
     /// SIGSTOP.
     Stopped,
-    /// SIGKILL, and its parent takes no notice.
+    /// SIGKILL, and its parent leaves it as it is.
     Zombie,
 }
 
@@ -45,7 +45,11 @@ impl Harm {
                 waitpid(pid, None)?;
             }
             Self::Stopped => kill(pid, Signal::SIGSTOP)?,
-            Self::Zombie => kill(pid, Signal::SIGKILL)?,
+            Self::Zombie => {
+                kill(pid, Signal::SIGKILL)?;
+                // Until the kernel has ended it, and it is left where it is.
+                waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
+            }
         }
         Ok(())
     }
