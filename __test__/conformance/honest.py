@@ -1,10 +1,12 @@
 """The other end keeps to the page, in every role that it has; so must the real ends."""
 
 import os
+import shutil
+import subprocess
 import tempfile
 import time
 
-from ends import HERE, End, Failure, pattern
+from ends import HERE, LIMIT, PYTHON, End, Failure, pattern
 from other_end import many, meet, memory, wire
 from other_end.members import Member
 from other_end.ring import ALIGNED, FIRST, LAST, WHOLE, Channel, Exposed
@@ -153,6 +155,27 @@ def closed_early(language, folder, kind):
         end.finish()
 
 
+def unread(language, folder, kind):
+    """One that sends, closes, and ends: what was not read yet is read from its memory all the same."""
+    where = address(folder, kind)
+    place = meet.Place(where)
+    sizes = [100, 0, 3000, 8, 2000]
+    with End(language, "part", where, sizes=sizes) as end:
+        met = meet.accept(place, hello())
+        place.shut()
+        met.release = place.release
+        end.expect(f"guest {os.getpid()}")
+        channel = Channel(met)
+        channel.send(b"x")
+        channel.bell.wait_for_end(60)
+        end.finish()
+        for number, size in enumerate(sizes):
+            same(channel.receive(), pattern(number, size), f"message {number} of one that is gone")
+        same(channel.receive(), None, "after the last")
+        same(channel.said_end(), False, "the peer's last word")
+        channel.close()
+
+
 def agent(language, folder, kind):
     """Three agents of one service, at once."""
     where = address(folder, kind)
@@ -198,6 +221,35 @@ def refused(language, folder, kind):
         except wire.Refused as refusal:
             same(refusal.code, wire.DISAGREES, "the code of REFUSE")
         end.expect("PROTOCOL")
+
+
+def too_large(language, folder, kind):
+    """A ring above the limit is refused before anything of it is mapped."""
+    where = address(folder, kind)
+    with End(language, "serve", where) as end:
+        end.expect("bound")
+        asked = hello()
+        asked.meeting, asked.capacity = wire.SERVICE, 2 * wire.MAX_PEER_CAPACITY
+        with meet.dial(where) as sock:
+            try:
+                meet.begin_as_guest(sock, asked, None, time.monotonic() + LIMIT)
+                raise Failure(f"{end.name} takes a ring of {asked.capacity} bytes")
+            except wire.Refused as refusal:
+                same(refusal.code, wire.DISAGREES, "the code of REFUSE")
+        end.expect("PROTOCOL")
+
+
+def turncoat(language, folder, kind):
+    """A guest that becomes another program between the first look and READY is found by the last look."""
+    where = address(folder, kind)
+    other = shutil.copy(PYTHON, os.path.join(folder, "other"))
+    with End(language, "serve", where) as end:
+        end.expect("bound")
+        words = [PYTHON, os.path.join(HERE, "turncoat.py"), where, other]
+        guest = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT)
+        if guest.stdout.strip() not in ("Refused", "Lost"):
+            raise Failure(f"{end.name} has taken another program for its guest: {guest.stdout}{guest.stderr}")
+        end.expect("PEER_REFUSED")
 
 
 def parent(language, folder, _kind):
@@ -351,6 +403,29 @@ def last_tokens(language, folder, kind):
             same(end.hear().split(",")[0], f"{post.sent} tokens", "what was heard by the end")
 
 
+def busy(language, folder, kind):
+    """There is always a message, and each takes half a millisecond: the event loop turns all the same."""
+    where = address(folder, kind)
+    place = meet.Place(where)
+    with End(language, "busy", where) as end:
+        met = meet.accept(place, hello())
+        place.shut()
+        met.release = place.release
+        end.expect(f"guest {os.getpid()}")
+        channel = Channel(met)
+        for _ in range(2000):
+            channel.send(b"work")
+        channel.end()
+        same(channel.receive(), None, "after the end")
+        channel.close()
+        ticks = int(end.hear().split()[0])
+        # A second of work and more, in which some two hundred are due.
+        if ticks < 10:
+            raise Failure(f"{end.name}: a timer of 5 ms has fired {ticks} times in 2,000 messages")
+        end.expect("over closed")
+        end.finish()
+
+
 class Keeps(Honest):
     """Keeps a descriptor of the peer's object, which it should close."""
 
@@ -438,8 +513,10 @@ def greeted(end, member):
     same(member.channel.receive(), b"hello", "its greeting")
 
 
-CASES = [host_of_a_pair, guest_of_a_pair, reader, cut_off, closed_early, agent, service, refused, parent, child, subscriber,
-         publisher, over_shm, tokens, last_tokens, opened_here, opened_there, members]
+CASES = [host_of_a_pair, guest_of_a_pair, reader, cut_off, closed_early, unread, agent, service, refused, too_large, turncoat,
+         parent, child, subscriber, publisher, over_shm, tokens, last_tokens, opened_here, opened_there, members, busy]
+#: What one language alone has.
+ONLY = {child: "node", busy: "node"}  # the Rust program starts Node children alone, and has no event loop
 
 
 #: Those that are tried at either kind of address.
@@ -449,8 +526,8 @@ MEETINGS = [host_of_a_pair, guest_of_a_pair, members]
 def run(languages):
     for language in languages:
         for case in CASES:
-            if case is child and language == "rust":
-                continue  # the Rust program starts Node children alone
+            if ONLY.get(case, language) != language:
+                continue
             for kind in ("path", "abstract") if case in MEETINGS else ("path",):
                 with tempfile.TemporaryDirectory(prefix="ringfence-") as folder:
                     case(language, folder, kind)

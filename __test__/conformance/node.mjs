@@ -97,6 +97,20 @@ const deeds = {
     say(`over ${await channel.closed}`)
   },
 
+  /** Works on each message for a while, and says how often a timer of 5 ms has fired meanwhile. */
+  async busy() {
+    const channel = await meet()
+    say(`${channel.role} ${channel.peer.pid}`)
+    let ticks = 0
+    setInterval(() => (ticks += 1), 5).unref()
+    for await (const _ of channel) {
+      const until = performance.now() + 0.5
+      while (performance.now() < until);
+    }
+    say(`${ticks} ticks`)
+    say(`over ${await channel.closed}`)
+  },
+
   async hear() {
     const listener = await listen(address, options)
     say('bound')
@@ -125,6 +139,14 @@ const deeds = {
     const channel = await meet()
     say(`${channel.role} ${channel.peer.pid}`)
     await channel.receive()
+    await channel.close()
+  },
+
+  async part() {
+    const channel = await meet()
+    say(`${channel.role} ${channel.peer.pid}`)
+    await channel.receive()
+    for (const [number, size] of lengths.entries()) await channel.send(pattern(number, size))
     await channel.close()
   },
 

@@ -179,9 +179,14 @@ class Subscription:
 
     def _newest(self, tail):
         found, before = None, self.sequence
-        while self.head < tail:
-            message = self._record(tail)
-            found = found if message is None else message
+        try:
+            while self.head < tail:
+                message = self._record(tail)
+                found = found if message is None else message
+        except _Overtaken:
+            # What was walked over is not handed out any more.
+            self.lost += self.sequence - before
+            raise
         if found is not None:
             self.lost += self.sequence - before - 1
         self._say_head()

@@ -84,6 +84,7 @@ fn run() -> Outcome {
         "consume" => consume(channel, &sizes),
         "echo" | "shm" => echo(channel),
         "close" => close(channel),
+        "part" => part(channel, &sizes),
         "leave" => leave(channel, &sizes),
         "execute" => execute(channel),
         "tokens" => tokens(channel),
@@ -149,6 +150,16 @@ fn subscribe_all(address: &Address, options: &Options) -> Outcome {
 /// Closes as soon as it is spoken to: a process that has ended before its guest's last look is no peer.
 fn close(mut channel: Channel) -> Outcome {
     channel.receiver().receive(&mut [0; 8])?;
+    channel.close();
+    Ok(())
+}
+
+/// Sends once it is spoken to, and closes without an end, and without waiting until it was read.
+fn part(mut channel: Channel, sizes: &[usize]) -> Outcome {
+    channel.receiver().receive(&mut [0; 8])?;
+    for (number, &size) in sizes.iter().enumerate() {
+        channel.sender().send(&pattern(number, size))?;
+    }
     channel.close();
     Ok(())
 }

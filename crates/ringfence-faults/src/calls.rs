@@ -53,6 +53,23 @@ const fn has_option<const OPTION: c_int>(arguments: &[u64; 6]) -> bool {
     arguments[2] as c_int == OPTION
 }
 
+/// The look at a file that the policy names. Directories are opened in the same way.
+const fn is_path(arguments: &[u64; 6]) -> bool {
+    let asked = arguments[2] as c_int;
+    asked & libc::O_PATH != 0 && asked & libc::O_DIRECTORY == 0
+}
+
+/// The look at a process's groups and ids in /proc, by its name there. What decides alone on a check is to fail alone.
+fn is_status(arguments: &[u64; 6]) -> bool {
+    const NAME: &[u8] = b"status\0";
+    let path = arguments[1] as *const u8;
+    NAME.iter().enumerate().all(|(at, wanted)| {
+        // SAFETY: the caller is a thread of this process that waits here, and has passed a string that ends with a zero: each byte
+        // is looked at only where those before it were those of the name.
+        !path.is_null() && unsafe { path.add(at).read() } == *wanted
+    })
+}
+
 macro_rules! calls {
     ($($name:literal $number:ident $covers:expr;)*) => {
         &[$(Call { name: $name, number: libc::$number, covers: $covers },)*]
@@ -121,6 +138,8 @@ pub(crate) const CALLS: &[Call] = calls! {
     "mprotect" SYS_mprotect opens;
     "munmap" SYS_munmap any;
     "newfstatat" SYS_newfstatat any;
+    "openat(status)" SYS_openat is_status;
+    "openat(O_PATH)" SYS_openat is_path;
     "openat" SYS_openat any;
     "pidfd_getfd" SYS_pidfd_getfd any;
     "pidfd_open" SYS_pidfd_open any;
@@ -234,7 +253,7 @@ pub(crate) const LEFT_ALONE: &[(&str, c_long, &str)] = &[
     ),
 ];
 
-/// The row that a call belongs to. It allocates nothing: the caller may hold the allocator's lock.
+/// The row that a call of this process belongs to. It allocates nothing: the caller may hold the allocator's lock.
 pub(crate) fn row_of(number: c_long, arguments: &[u64; 6]) -> Option<usize> {
     let found = |call: &Call| call.number == number && (call.covers)(arguments);
     CALLS.iter().position(found)

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ringfence-faults [--seconds N] [--seed S] [--only TEXT]   as many cases as there is time for, drawn; all without N
-//! ringfence-faults case SCENARIO CALL NUMBER[+]|all ERROR               one of them, with all that was said
+//! ringfence-faults case SCENARIO CALL NUMBER[+]|all[+] ERROR            one of them, with all that was said
 //! ```
 //!
 //! A case is a scenario (a pair, a service with an agent, two members, a publisher with one or two subscribers, a parent, a child;

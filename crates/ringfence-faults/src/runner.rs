@@ -45,7 +45,7 @@ pub(crate) fn main(words: &[&str]) -> ExitCode {
     }
     let Some(wish) = Wish::parse(words) else {
         eprintln!(
-            "usage: ringfence-faults [--seconds N] [--cases N] [--seed S] [--only TEXT] | case SCENARIO CALL NUMBER[+]|all ERROR"
+            "usage: ringfence-faults [--seconds N] [--cases N] [--seed S] [--only TEXT] | case SCENARIO CALL NUMBER[+]|all[+] ERROR"
         );
         return ExitCode::from(2);
     };
@@ -388,7 +388,7 @@ fn one(own: &Path, scenario: &str, call: &str, first: &str, error: &str) -> Exit
     allowed.add(&control);
     let numbers = match (number, first) {
         (Ok(number), _) => number..=number,
-        (Err(_), "all") => 1..=control.subject.counts.get(&row).copied().unwrap_or(0),
+        (Err(_), "all" | "all+") => 1..=control.subject.counts.get(&row).copied().unwrap_or(0),
         (Err(_), _) => {
             eprintln!("{first} is no number of a call");
             return ExitCode::from(2);
