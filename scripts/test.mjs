@@ -11,6 +11,7 @@
 //     node scripts/test.mjs musl [--quick]  the crate as a musl build
 //     node scripts/test.mjs nats            examples/nats with a real server; needs a build
 //     node scripts/test.mjs nodes [--quick] the compiled tests on newer Nodes; needs `npm test` to have built them
+//     node scripts/test.mjs sanitizers [thread | address]   the crate's unit tests under ThreadSanitizer and AddressSanitizer
 //     node scripts/test.mjs soak [OPTIONS]  everything at once at random; --minutes N, --seed S, --play N; needs a build
 //     node scripts/test.mjs torture [N]     N worker threads, each terminated while it uses a channel; needs a build
 //
@@ -18,7 +19,7 @@
 // as a user installs them are tried by __test__/install/main.mjs.
 
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { delimiter, join, parse } from 'node:path'
 import { build, buildTests } from './build.mjs'
 import { checkVersions } from './check.mjs'
@@ -96,6 +97,50 @@ function testFuzz([seconds = '60', ...named]) {
     mkdirSync(join(root, corpus), { recursive: true })
     const folders = existsSync(join(root, seeds)) ? [corpus, seeds] : [corpus]
     run(`fuzz ${target}`, 'cargo', ['+nightly', 'fuzz', 'run', target, ...folders, '--', ...limits])
+  }
+}
+
+/** What each sanitizer is not shown, with the reason. */
+const SANITIZERS = {
+  address: {
+    flags: [],
+    // Loom switches stacks by itself, which no sanitizer follows.
+    skipped: ['orderings', 'parking::tests', 'many::tests'],
+  },
+  thread: {
+    flags: ['--cfg', 'ringfence_tsan'],
+    // Of what is written over while it is read, a reader throws its copy away; and a peer that lies may write at any moment.
+    skipped: ['orderings', 'parking::tests', 'many::tests', 'readers_that_are_overtaken', 'fuzzing::', 'liars::'],
+  },
+}
+
+/**
+ * The crate's unit tests with the standard library built anew, so that it is watched as well. ThreadSanitizer knows no fence and no
+ * memory of another process: see docs/testing.md.
+ */
+function testSanitizers(named) {
+  const all = Object.keys(SANITIZERS)
+  const unknown = named.filter((name) => !all.includes(name))
+  if (unknown.length > 0) fail(`✗ There is no sanitizer ${unknown.join(', ')}, only ${all.join(', ')}.`)
+  getNightly(['rust-src'])
+  const home = join(root, 'build', 'sanitizers')
+  mkdirSync(home, { recursive: true })
+  // This test forgets reservations, as a program may.
+  const leaks = join(home, 'leaks')
+  writeFileSync(leaks, 'leak:no_order_of_calls\n')
+  const target = `${process.arch === 'arm64' ? 'aarch64' : 'x86_64'}-unknown-linux-gnu`
+  for (const name of named.length > 0 ? named : all) {
+    const { flags, skipped } = SANITIZERS[name]
+    const env = {
+      RUSTFLAGS: [`-Zsanitizer=${name}`, ...flags].join(' '),
+      CARGO_TARGET_DIR: join(home, name),
+      LSAN_OPTIONS: `suppressions=${leaks}:print_suppressions=0`,
+      PROPTEST_CASES: '16',
+      PROPTEST_DISABLE_FAILURE_PERSISTENCE: 'true',
+    }
+    const test = ['+nightly', 'test', '-Zbuild-std', '--target', target, '-p', 'ringfence', '--lib']
+    const skips = skipped.flatMap((pattern) => ['--skip', pattern])
+    run(`unit tests under the ${name} sanitizer`, 'cargo', [...test, '--', ...skips], { env })
   }
 }
 
@@ -242,7 +287,7 @@ function testNodes(words) {
   }
 }
 
-/** A share of the cases that is always the same, and the seconds after which a slow machine leaves the rest of it. */
+/** The share of cases that is always the same, and the seconds after which a slow machine leaves the rest of it. */
 const QUICK_FAULTS = ['--seed', '1', '--cases', '400', '--seconds', '240']
 
 /**
@@ -300,6 +345,7 @@ await subcommand({
   musl: testMusl,
   nats: testNats,
   nodes: testNodes,
+  sanitizers: testSanitizers,
   soak: testSoak,
   torture: testTorture,
 })

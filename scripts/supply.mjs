@@ -1,0 +1,91 @@
+// What a release is made of, and whether it is made of that alone:
+//
+//     node scripts/supply.mjs reproducible [ARGUMENTS]   the binding, built in two folders; the arguments go to `napi build`
+//     node scripts/supply.mjs sbom                       what the packages and the crate contain, as CycloneDX, in build/sbom
+
+import { createHash } from 'node:crypto'
+import { mkdirSync, readFileSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { delimiter, join } from 'node:path'
+import { spawnSync } from 'node:child_process'
+import { fail, install, isInPath, root, run, subcommand } from './lib/run.mjs'
+
+const CYCLONEDX = '0.5.9'
+
+/** What is checked in, in a folder of its own; its packages are those of the root. */
+function copyTo(folder) {
+  rmSync(folder, { recursive: true, force: true })
+  mkdirSync(folder, { recursive: true })
+  run('a copy', 'sh', ['-c', `git archive HEAD | tar -x -C '${folder}'`])
+  symlinkSync(join(root, 'node_modules'), join(folder, 'node_modules'))
+}
+
+/**
+ * The same sources become the same bytes, wherever they lie: so that what is published can be compared with what anybody builds with
+ * the same compiler.
+ */
+function checkReproducible(words) {
+  install()
+  const home = join(root, 'build', 'reproducible')
+  // Of different length: a path that gets into the binding moves all behind it.
+  const found = ['one', 'another-and-longer'].map((name) => {
+    const folder = join(home, name)
+    copyTo(folder)
+    const env = { CARGO_TARGET_DIR: join(folder, 'target') }
+    run(`build in ${name}`, process.execPath, ['scripts/build.mjs', 'binding', '--release', ...words], {
+      cwd: folder,
+      env,
+    })
+    const place = join(folder, 'binding')
+    const files = readdirSync(place).filter((file) => file.endsWith('.node'))
+    return new Map(files.map((file) => [file, readFileSync(join(place, file))]))
+  })
+  const [one, other] = found
+  if (one.size === 0) fail('✗ No binding was built.')
+  for (const [file, bytes] of one) {
+    const digest = (content) => createHash('sha256').update(content).digest('hex')
+    const again = other.get(file)
+    if (again === undefined) fail(`✗ ${file} was built once alone.`)
+    const at = bytes.findIndex((byte, place) => byte !== again[place])
+    if (at >= 0 || bytes.length !== again.length) {
+      fail(`✗ ${file} has ${bytes.length} and ${again.length} bytes, and differs from ${at} on: ${home} has both.`)
+    }
+    console.log(`✓ ${file}: ${bytes.length} bytes, SHA-256 ${digest(bytes)}, twice`)
+  }
+}
+
+/** One list for the npm packages, which have no dependency at run time, and one for the binding, which carries crates. */
+function listContents() {
+  install()
+  const out = join(root, 'build', 'sbom')
+  mkdirSync(out, { recursive: true })
+  const { status, stdout, stderr } = spawnSync('npm', ['sbom', '--sbom-format', 'cyclonedx', '--omit', 'dev'], {
+    cwd: root,
+  })
+  if (status !== 0) fail(`✗ npm sbom: ${stderr}`)
+  const npm = join(out, 'ringfence.cdx.json')
+  writeFileSync(npm, stdout)
+
+  const home = join(root, 'build', 'cargo-cyclonedx')
+  process.env.PATH += delimiter + join(home, 'bin')
+  if (!isInPath('cargo-cyclonedx')) {
+    const which = ['--locked', '--root', home, `cargo-cyclonedx@${CYCLONEDX}`]
+    run('get cargo-cyclonedx', 'cargo', ['install', '--quiet', ...which])
+  }
+  const crate = join(root, 'crates', 'ringfence-node')
+  const words = ['--format', 'json', '--override-filename', 'ringfence-node.cdx', '--target', 'all']
+  run('crates of the binding', 'cargo', ['cyclonedx', '--manifest-path', join(crate, 'Cargo.toml'), ...words])
+  const made = join(crate, 'ringfence-node.cdx.json')
+  const rust = join(out, 'ringfence-node.cdx.json')
+  writeFileSync(rust, readFileSync(made))
+  // It writes one beside each member of the workspace.
+  const { stdout: written } = spawnSync('git', ['ls-files', '--others', '--', '*/ringfence-node.cdx.json'], {
+    cwd: root,
+  })
+  for (const file of written.toString().split('\n').filter(Boolean)) rmSync(join(root, file))
+  for (const file of [npm, rust]) {
+    const { components = [] } = JSON.parse(readFileSync(file, 'utf8'))
+    console.log(`✓ ${file}: ${components.length} components`)
+  }
+}
+
+await subcommand({ reproducible: checkReproducible, sbom: listContents })
