@@ -6,6 +6,7 @@ pub fn now() -> u64 {
         tv_sec: 0,
         tv_nsec: 0,
     };
+    // SAFETY: the kernel writes the time, which is there for the call.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
@@ -15,11 +16,13 @@ pub fn now() -> u64 {
 pub fn ticks() -> u64 {
     #[cfg(target_arch = "x86_64")]
     // The fence keeps the counter from being read before the loads that ended the wait.
+    // SAFETY: the processor has both instructions, which touch no memory.
     unsafe {
         std::arch::x86_64::_mm_lfence();
         std::arch::x86_64::_rdtsc()
     }
     #[cfg(target_arch = "aarch64")]
+    // SAFETY: the same, of the other processor.
     unsafe {
         let value: u64;
         std::arch::asm!("isb", "mrs {}, cntvct_el0", out(reg) value, options(nomem, nostack));

@@ -211,12 +211,14 @@ pub fn pin(cpu: usize) -> Result<()> {
 /// User and system time so far, and how often another process was given the core. Threads count alone where both sides
 /// share a process, else the whole process does, helper threads of the contender included.
 pub fn usage(thread_only: bool) -> Usage {
+    // SAFETY: numbers, all of which may be 0.
     let mut usage = unsafe { std::mem::zeroed::<libc::rusage>() };
     let who = if thread_only {
         libc::RUSAGE_THREAD
     } else {
         libc::RUSAGE_SELF
     };
+    // SAFETY: the kernel writes the figures, which are there for the call.
     unsafe { libc::getrusage(who, &mut usage) };
     let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
     Usage {
@@ -274,6 +276,7 @@ fn spawn_peer(job: &Job) -> Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(peer_arguments(job)?).stdin(Stdio::null());
     // A run that is cut short must not leave a spinning process on a core that the next one is measured on.
+    // SAFETY: prctl is async-signal-safe.
     unsafe {
         command.pre_exec(|| {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);

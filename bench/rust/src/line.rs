@@ -35,6 +35,7 @@ impl Line {
             events: libc::POLLIN,
             revents: 0,
         };
+        // SAFETY: one pollfd, which is there for the call.
         if unsafe { libc::poll(&mut poll, 1, TIME_LIMIT.as_millis() as i32) } != 1 {
             bail!("the other process did not come");
         }
@@ -88,6 +89,7 @@ impl Line {
         let mut fds = Vec::new();
         for control in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(raw) = control {
+                // SAFETY: the descriptor has just come, and belongs to nothing else.
                 fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
             }
         }

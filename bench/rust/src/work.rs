@@ -55,6 +55,7 @@ pub unsafe fn fill(dst: *mut u8, words: usize, start: u64) {
     // The common small message gets straight-line code; a loop of unknown length costs more than its eight stores.
     if words == 8 {
         for i in 0..8 {
+            // SAFETY: as the caller promises.
             unsafe {
                 dst.cast::<u64>()
                     .add(i)
@@ -62,8 +63,10 @@ pub unsafe fn fill(dst: *mut u8, words: usize, start: u64) {
             };
         }
     } else if words >= 64 {
+        // SAFETY: as the caller promises.
         unsafe { fill_long(dst, words, start) };
     } else {
+        // SAFETY: as the caller promises.
         unsafe { fill_plain(dst, words, start) };
     }
 }
@@ -77,12 +80,15 @@ pub unsafe fn sum(src: *const u8, words: usize) -> u64 {
     if words == 8 {
         let mut total = 0u64;
         for i in 0..8 {
+            // SAFETY: as the caller promises.
             total = total.wrapping_add(unsafe { src.cast::<u64>().add(i).read_unaligned() });
         }
         total
     } else if words >= 64 {
+        // SAFETY: as the caller promises.
         unsafe { sum_long(src, words) }
     } else {
+        // SAFETY: as the caller promises.
         unsafe { sum_plain(src, words) }
     }
 }
@@ -90,6 +96,7 @@ pub unsafe fn sum(src: *const u8, words: usize) -> u64 {
 #[inline(always)]
 unsafe fn fill_plain(dst: *mut u8, words: usize, start: u64) {
     for i in 0..words {
+        // SAFETY: as the caller promises.
         unsafe {
             dst.cast::<u64>()
                 .add(i)
@@ -102,6 +109,7 @@ unsafe fn fill_plain(dst: *mut u8, words: usize, start: u64) {
 unsafe fn sum_plain(src: *const u8, words: usize) -> u64 {
     let mut total = 0u64;
     for i in 0..words {
+        // SAFETY: as the caller promises.
         total = total.wrapping_add(unsafe { src.cast::<u64>().add(i).read_unaligned() });
     }
     total
@@ -113,8 +121,10 @@ unsafe fn sum_plain(src: *const u8, words: usize) -> u64 {
 unsafe fn fill_long(dst: *mut u8, words: usize, start: u64) {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has it, as was just asked; the rest as the caller promises.
         return unsafe { fill_avx2(dst, words, start) };
     }
+    // SAFETY: as the caller promises.
     unsafe { fill_plain(dst, words, start) };
 }
 
@@ -122,31 +132,37 @@ unsafe fn fill_long(dst: *mut u8, words: usize, start: u64) {
 unsafe fn sum_long(src: *const u8, words: usize) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has it, as was just asked; the rest as the caller promises.
         return unsafe { sum_avx2(src, words) };
     }
+    // SAFETY: as the caller promises.
     unsafe { sum_plain(src, words) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 unsafe fn fill_avx2(dst: *mut u8, words: usize, start: u64) {
+    // SAFETY: as the caller promises.
     unsafe { fill_plain(dst, words, start) };
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 unsafe fn sum_avx2(src: *const u8, words: usize) -> u64 {
+    // SAFETY: as the caller promises.
     unsafe { sum_plain(src, words) }
 }
 
 /// [`fill`] for a slice whose length is the message.
 #[inline(always)]
 pub fn fill_bytes(bytes: &mut [u8], start: u64) {
+    // SAFETY: the slice has that many words.
     unsafe { fill(bytes.as_mut_ptr(), bytes.len() / 8, start) };
 }
 
 /// [`sum`] for a slice whose length is the message.
 #[inline(always)]
 pub fn sum_bytes(bytes: &[u8]) -> u64 {
+    // SAFETY: the slice has that many words.
     unsafe { sum(bytes.as_ptr(), bytes.len() / 8) }
 }

@@ -139,6 +139,7 @@ pub struct Futex {
 
 fn wait_while(word: &AtomicU32, value: u32) {
     while word.load(Ordering::Acquire) == value {
+        // SAFETY: the kernel looks at the word, which the reference keeps there.
         unsafe {
             libc::syscall(
                 libc::SYS_futex,
@@ -163,6 +164,7 @@ impl Contender for Futex {
         } else {
             line.receive_fds(1)?.remove(0).into()
         };
+        // SAFETY: a new mapping, of which nothing is known elsewhere.
         let base = unsafe {
             nix::sys::mman::mmap(
                 None,
@@ -174,6 +176,7 @@ impl Contender for Futex {
             )?
         };
         // The mapping is never undone, so the words live as long as the process.
+        // SAFETY: both offsets lie within the page, aligned, and all who touch the words do so atomically.
         let word = |offset: usize| unsafe { &*base.as_ptr().cast::<u8>().add(offset).cast::<AtomicU32>() };
         let (ping, pong) = if side == Side::A {
             (word(0), word(128))
@@ -192,6 +195,7 @@ impl Contender for Futex {
         let before = self.ping.load(Ordering::Relaxed);
         self.ping
             .store(next(before.into(), start) as u32, Ordering::Release);
+        // SAFETY: the kernel looks at the word, which the reference keeps there.
         unsafe {
             libc::syscall(libc::SYS_futex, self.ping.as_ptr(), libc::FUTEX_WAKE, 1);
         }

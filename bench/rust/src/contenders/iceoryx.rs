@@ -36,7 +36,9 @@ impl Side {
     #[inline(always)]
     fn publish(&mut self, words: usize, start: u64) -> Result<()> {
         let mut sample = told(self.publisher.loan_slice_uninit(words))?;
+        // SAFETY: the sample was loaned for so many words.
         unsafe { fill(sample.payload_mut().as_mut_ptr().cast(), words, start) };
+        // SAFETY: all of it was just filled.
         told(unsafe { sample.assume_init() }.send())?;
         Ok(())
     }
@@ -44,6 +46,7 @@ impl Side {
     #[inline(always)]
     fn take(&mut self, words: usize) -> Result<Option<u64>> {
         Ok(told(self.subscriber.receive())?
+            // SAFETY: the sender fills each sample with so many words.
             .map(|sample| unsafe { sum(sample.payload().as_ptr().cast(), words) }))
     }
 }

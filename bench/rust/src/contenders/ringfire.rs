@@ -93,6 +93,7 @@ impl<const W: usize> Contender for Ring<W> {
             let mut batch = [[0u64; W]; BATCH];
             for first in (0..work.count).step_by(BATCH) {
                 for (i, item) in batch.iter_mut().enumerate() {
+                    // SAFETY: an array of that many words.
                     unsafe { fill(item.as_mut_ptr().cast(), W, work.first_word(first + i as u64)) };
                 }
                 self.producer.push_batch(&batch);
@@ -100,6 +101,7 @@ impl<const W: usize> Contender for Ring<W> {
         } else {
             let mut item = [0u64; W];
             for n in 0..work.count {
+                // SAFETY: an array of that many words.
                 unsafe { fill(item.as_mut_ptr().cast(), W, work.first_word(n)) };
                 self.producer.push(&item);
             }
@@ -113,6 +115,7 @@ impl<const W: usize> Contender for Ring<W> {
             while n < work.count {
                 let count = self.consumer.recv_batch(&mut self.batch);
                 for item in &self.batch[..count] {
+                    // SAFETY: an array of that many words.
                     total = total.wrapping_add(unsafe { sum(item.as_ptr().cast(), W) });
                 }
                 n += count as u64;
@@ -121,6 +124,7 @@ impl<const W: usize> Contender for Ring<W> {
             while n < work.count {
                 match self.consumer.try_recv() {
                     Some(item) => {
+                        // SAFETY: an array of that many words.
                         total = total.wrapping_add(unsafe { sum(item.as_ptr().cast(), W) });
                         n += 1;
                     }
@@ -137,6 +141,7 @@ impl<const W: usize> Contender for Ring<W> {
     #[inline(always)]
     fn send_one(&mut self, _: usize, start: u64, _: Wait) -> Result<()> {
         let mut item = [0u64; W];
+        // SAFETY: an array of that many words.
         unsafe { fill(item.as_mut_ptr().cast(), W, start) };
         self.producer.push(&item);
         Ok(())
@@ -149,6 +154,7 @@ impl<const W: usize> Contender for Ring<W> {
             Wait::Spin => self.consumer.recv_blocking(&mut FutexWait::default()),
             Wait::Park => self.consumer.recv_blocking(&mut FutexWait::new(0, None)),
         };
+        // SAFETY: an array of that many words.
         Ok(unsafe { sum(item.as_ptr().cast(), W) })
     }
 }

@@ -73,6 +73,7 @@ impl Contender for Side {
                 };
                 let (first, second) = chunk.as_mut_slices();
                 let start = work.first_word(n);
+                // SAFETY: both parts of the chunk have as many words as are written or read there.
                 unsafe {
                     fill(first.as_mut_ptr().cast(), first.len(), start);
                     fill(
@@ -120,6 +121,7 @@ impl Contender for Side {
                     continue;
                 };
                 let (first, second) = chunk.as_slices();
+                // SAFETY: both parts of the chunk have as many words as are written or read there.
                 unsafe {
                     total = total.wrapping_add(sum(first.as_ptr().cast(), first.len()));
                     total = total.wrapping_add(sum(second.as_ptr().cast(), second.len()));
@@ -137,6 +139,7 @@ impl Contender for Side {
                 let chunk = self.small.1.read_chunk(there)?;
                 let (first, second) = chunk.as_slices();
                 for item in first.iter().chain(second) {
+                    // SAFETY: an array of eight words.
                     total = total.wrapping_add(unsafe { sum(item.as_ptr().cast(), 8) });
                 }
                 chunk.commit_all();
@@ -146,6 +149,7 @@ impl Contender for Side {
             while n < work.count {
                 match self.small.1.pop() {
                     Ok(item) => {
+                        // SAFETY: an array of eight words.
                         total = total.wrapping_add(unsafe { sum(item.as_ptr().cast(), 8) });
                         n += 1;
                     }
@@ -169,6 +173,7 @@ impl Contender for Side {
     fn receive_one(&mut self, _: usize, _: Wait) -> Result<u64> {
         loop {
             if let Ok(item) = self.small.1.pop() {
+                // SAFETY: an array of eight words.
                 return Ok(unsafe { sum(item.as_ptr().cast(), 8) });
             }
             std::hint::spin_loop();

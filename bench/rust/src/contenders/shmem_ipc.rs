@@ -59,6 +59,7 @@ impl<const W: usize, const LIMIT: usize> Side<W, LIMIT> {
             self.sender.sender_mut().send(|slots, free| {
                 written = free.min(most);
                 for i in 0..written {
+                    // SAFETY: so many slots are free, or filled, as the library says, and each is that many words.
                     unsafe { fill(slots.add(i).cast(), W, work.first_word(n + i as u64)) };
                 }
                 written
@@ -112,6 +113,7 @@ impl<const W: usize, const LIMIT: usize> Contender for Side<W, LIMIT> {
             self.receiver.receiver_mut().recv(|slots, there| {
                 taken = there;
                 for i in 0..there {
+                    // SAFETY: so many slots are free, or filled, as the library says, and each is that many words.
                     total = total.wrapping_add(unsafe { sum(slots.add(i).cast(), W) });
                 }
                 there
@@ -127,6 +129,7 @@ impl<const W: usize, const LIMIT: usize> Contender for Side<W, LIMIT> {
     #[inline(always)]
     fn send_one(&mut self, _: usize, start: u64, wait: Wait) -> Result<()> {
         let write = |slots: *mut [u64; W], _| {
+            // SAFETY: one slot at least is free, or filled, as the library says, and is that many words.
             unsafe { fill(slots.cast(), W, start) };
             1
         };
@@ -143,6 +146,7 @@ impl<const W: usize, const LIMIT: usize> Contender for Side<W, LIMIT> {
         let mut total = None;
         while total.is_none() {
             let read = |slots: *const [u64; W], _| {
+                // SAFETY: one slot at least is free, or filled, as the library says, and is that many words.
                 total = Some(unsafe { sum(slots.cast(), W) });
                 1
             };

@@ -70,6 +70,7 @@ impl Side {
         let read = if wait == Wait::Poll {
             loop {
                 let free = &mut self.buffer[self.end..];
+                // SAFETY: the kernel writes at most as many bytes as the slice has.
                 let read = unsafe {
                     libc::recv(
                         self.stream.as_raw_fd(),
@@ -99,6 +100,7 @@ impl Side {
 
     fn frame(&mut self, at: usize, words: usize, start: u64) {
         self.out[at..at + PREFIX].copy_from_slice(&(words as u64 * 8).to_ne_bytes());
+        // SAFETY: `out` has a frame of so many words behind each place.
         unsafe { fill(self.out[at + PREFIX..].as_mut_ptr(), words, start) };
     }
 }

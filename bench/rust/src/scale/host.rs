@@ -62,6 +62,7 @@ impl Host {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["scale-peer", &tag, &capacity.to_string(), &size.to_string()]);
         // A host that is stopped must not leave a peer spinning.
+        // SAFETY: prctl is async-signal-safe.
         unsafe {
             command.pre_exec(|| {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);

@@ -84,6 +84,7 @@ pub fn raise_descriptor_limit() {
         rlim_cur: 0,
         rlim_max: 0,
     };
+    // SAFETY: the kernel reads and writes the limit, which is there for both calls.
     unsafe {
         libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
         limit.rlim_cur = limit.rlim_max;
@@ -92,7 +93,9 @@ pub fn raise_descriptor_limit() {
 }
 
 pub(super) fn used() -> Usage {
+    // SAFETY: numbers, all of which may be 0.
     let mut usage = unsafe { std::mem::zeroed::<libc::rusage>() };
+    // SAFETY: the kernel writes the figures, which are there for the call.
     unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };
     let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
     Usage {
@@ -133,6 +136,7 @@ pub(super) struct Channels {
 
 impl Channels {
     pub(super) fn new(tag: &str, capacity: usize, size: usize) -> Result<Self> {
+        // SAFETY: it takes a number.
         let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         if epoll < 0 {
             return Err(std::io::Error::last_os_error().into());
@@ -143,6 +147,7 @@ impl Channels {
                 .capacity(capacity as u64)
                 .max_message_size(size as u64),
             ends: Vec::new(),
+            // SAFETY: the descriptor was just made, and belongs to nothing else.
             epoll: unsafe { OwnedFd::from_raw_fd(epoll) },
             buffer: vec![0; size],
         })
@@ -157,6 +162,7 @@ impl Channels {
                 events: libc::EPOLLIN as u32,
                 u64: index as u64,
             };
+            // SAFETY: the kernel reads the event, which is there for the call.
             let added = unsafe {
                 libc::epoll_ctl(
                     self.epoll.as_raw_fd(),
@@ -185,6 +191,7 @@ impl Channels {
     /// Sleeps until a line is readable, and returns which.
     fn sleep(&mut self, milliseconds: i32) -> Result<Vec<usize>> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 64];
+        // SAFETY: the kernel writes at most as many events as there is room for.
         let count =
             unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), 64, milliseconds) };
         if count < 0 {
