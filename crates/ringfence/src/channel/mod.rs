@@ -118,6 +118,7 @@ impl Channel {
             scratch: Scratch::default(),
             gathered: false,
             fruitless: 0,
+            dry_at: None,
             woken: 0,
             round: 0,
         };

@@ -53,6 +53,8 @@ pub struct Receiver {
     /// A message is being gathered in a buffer of the caller's, through [`Receiver::receive_part`].
     pub(crate) gathered: bool,
     pub(crate) fruitless: u32,
+    /// How far this half had read when it last found nothing and did all that follows on that: until it reads on, to look is enough.
+    pub(crate) dry_at: Option<u64>,
     /// How far this half had read when it last looked whether the peer sleeps.
     pub(crate) woken: u64,
     /// How often the peer's tail had been looked at when the caller's round began.
@@ -184,6 +186,9 @@ impl Receiver {
         if self.consumer.is_gathering() || self.gathered {
             return self.try_receive_fragments(into);
         }
+        if self.is_still_dry() {
+            return Ok(None);
+        }
         let record = match self.consumer.next_record() {
             Ok(Some(record)) if record.flags == WHOLE => record,
             Ok(Some(_)) => return self.try_receive_fragments(into),
@@ -206,11 +211,28 @@ impl Receiver {
         Ok(())
     }
 
+    /// Whether nothing has come since the last look, after which the peer was told and rung for all that it may wait for. Now and
+    /// then this answers `false` all the same, so that the line is looked at.
+    #[inline]
+    fn is_still_dry(&mut self) -> bool {
+        // First what a reader that has more to read must look at anyhow.
+        if !self.consumer.is_through()
+            || self.dry_at != Some(self.consumer.position())
+            || self.fruitless + 1 >= LOOKS_PER_GLANCE
+            || !self.consumer.is_still_empty()
+        {
+            return false;
+        }
+        self.fruitless += 1;
+        true
+    }
+
     /// What follows on a look that found nothing, or a lie.
     #[cold]
     fn not_received(&mut self, result: Result<Option<Record>>) -> Result<Option<usize>> {
         self.shared.judge(result)?;
         self.ring_if_published();
+        self.dry_at = Some(self.consumer.position());
         self.give_back(SCRATCH_KEPT_IDLE);
         self.fruitless += 1;
         if self.fruitless >= LOOKS_PER_GLANCE {
@@ -527,6 +549,9 @@ impl Receiver {
     ) -> Result<Visited> {
         self.check()?;
         self.must_not_be_gathering()?;
+        if max > 0 && !self.consumer.is_gathering() && self.is_still_dry() {
+            return Ok(Visited { count: 0, dry: true });
+        }
         let began = self.consumer.position();
         let mut count = 0;
         let mut dry = false;

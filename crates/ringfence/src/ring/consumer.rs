@@ -212,6 +212,26 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         self.looks
     }
 
+    /// Whether nothing has come since a look at the ring found it empty: the least that a look can be, for a reader that looks again and
+    /// again. Not in full stream, where it must keep its distance. Counts as a look where nothing has come; where something has,
+    /// [`Consumer::next_record`] looks once more, and judges it.
+    #[inline]
+    pub(crate) fn is_still_empty(&mut self) -> bool {
+        debug_assert!(self.is_through(), "what is known to be there is not looked for");
+        if self.is_close && self.streamed() >= STREAM {
+            return false;
+        }
+        if self.peer.load(layout::TAIL, Ordering::Relaxed) == self.tail {
+            self.looks += 1;
+            return true;
+        }
+        // A short message lies in two lines: the second is asked for before the first has come.
+        let at = self.place();
+        self.peer.will_read(at);
+        self.peer.will_read(at + LINE);
+        false
+    }
+
     /// Whether everything was read that is known to be there, without a look at the producer's tail.
     #[inline]
     pub(crate) fn is_through(&self) -> bool {
@@ -232,6 +252,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         self.look_again()
     }
 
+    #[inline]
     fn streamed(&self) -> u64 {
         self.head.saturating_sub(self.stream)
     }

@@ -144,6 +144,27 @@ fn packed_and_single_records_pass_every_place_of_the_ring() {
 }
 
 #[test]
+fn a_record_like_the_last_one_is_read_no_further_than_what_is_published() {
+    let mut pair = pair(SMALLEST, SMALLEST);
+    for number in 0..4 {
+        assert!(pair.producer.push(&bytes(number, 64)).unwrap());
+    }
+    let tail = pair.producer.tail;
+    // Two and a half, says a liar.
+    let own = pair.producer.own();
+    own.store(layout::TAIL, tail - 2 * 72 + 40, Ordering::Release);
+    let mut visited = Vec::new();
+    let first = pair.consumer.next_record().unwrap().expect("the first");
+    let count = pair.consumer.visit_in_row(first, 10, |peer, record| {
+        let mut into = vec![0; record.length];
+        crate::memory::access::Readable::copy_out(peer, record.at, &mut into);
+        visited.push(into);
+    });
+    assert_eq!((count, visited), (2, vec![bytes(0, 64), bytes(1, 64)]));
+    assert_eq!(pair.consumer.next_record().unwrap_err().code(), "RING_CORRUPT");
+}
+
+#[test]
 fn a_reservation_given_back_leaves_nothing_to_read() {
     let mut pair = pair(SMALLEST, SMALLEST);
     // Near the end, so that the claim has to fill it with padding, which stays.

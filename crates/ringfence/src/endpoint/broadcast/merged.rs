@@ -28,10 +28,6 @@ const VISITS: usize = 4;
 /// # Ok(())
 /// # }
 /// ```
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a merge has it in place, whichever it is"
-)]
 #[derive(Debug)]
 pub enum AnySource {
     /// The receiving half of a channel.
