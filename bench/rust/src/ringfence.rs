@@ -3,11 +3,40 @@
 use anyhow::Result;
 use ringfence::{Address, Options, Receiver, Sender};
 
-use crate::driver::{Contender, Measure, Setup, Wait};
-use crate::work::{BATCH, Work, fill_bytes, sum_bytes};
+use crate::driver::{Contender, Job, Measure, Outcome, Setup, Wait, run_a, run_b};
+use crate::work::{BATCH, Work, fill, fill_bytes, sum, sum_bytes};
 
 pub fn takes(_: Measure, _: usize) -> Result<(), &'static str> {
     Ok(())
+}
+
+/// Records that are handed out by value: no long ones, which would each need a place on the stack.
+macro_rules! short_sizes {
+    ($run:ident, $job:expr) => {
+        match $job.size {
+            8 => $run::<Run<1>>($job),
+            64 => $run::<Run<8>>($job),
+            256 => $run::<Run<32>>($job),
+            1024 => $run::<Run<128>>($job),
+            _ => anyhow::bail!("not one of the sizes compiled in"),
+        }
+    };
+}
+
+pub fn takes_run(measure: Measure, size: usize) -> Result<(), &'static str> {
+    match (measure, size) {
+        (Measure::Batch, 8 | 64 | 256 | 1024) => Ok(()),
+        (Measure::Batch, _) => Err("records of a fixed size; this one is not compiled in"),
+        _ => Err("only batches"),
+    }
+}
+
+pub fn a_run(job: &Job) -> Result<Outcome> {
+    short_sizes!(run_a, job)
+}
+
+pub fn b_run(job: &Job) -> Result<()> {
+    short_sizes!(run_b, job)
 }
 
 /// How long a side of the spin-then-park measure spins: longer than a round trip between two awake cores, far
@@ -15,6 +44,8 @@ pub fn takes(_: Measure, _: usize) -> Result<(), &'static str> {
 const SPIN: std::time::Duration = std::time::Duration::from_micros(50);
 /// Messages that one call to `drain` may hand over.
 const DRAIN: usize = 256;
+/// Bytes of a run of records of one size.
+const RUN: usize = 16 * 1024;
 
 pub struct Side {
     sender: Sender,
@@ -135,5 +166,64 @@ impl Contender for Side {
                 .ok_or_else(|| anyhow::anyhow!("the channel ended"))?
         };
         Ok(sum_bytes(&bytes[..length]))
+    }
+}
+
+/// Records of one size, many to a message.
+pub struct Run<const W: usize>(Side);
+
+impl<const W: usize> Contender for Run<W> {
+    fn open(setup: &mut Setup) -> Result<Self> {
+        Side::open(setup).map(Self)
+    }
+
+    fn produce(&mut self, work: &Work, _: Measure) -> Result<()> {
+        let mut n = 0;
+        while n < work.count {
+            let most = (RUN / work.size).max(1).min((work.count - n) as usize);
+            let Some(mut run) = self.0.sender.reserve_items::<[u64; W]>(most)? else {
+                std::hint::spin_loop();
+                continue;
+            };
+            for item in run.iter_mut() {
+                // SAFETY: an array of that many words.
+                unsafe { fill(item.as_mut_ptr().cast(), W, work.first_word(n)) };
+                n += 1;
+            }
+            run.commit(most)?;
+        }
+        Ok(())
+    }
+
+    fn consume(&mut self, work: &Work, _: Measure) -> Result<u64> {
+        let (mut n, mut total, mut others) = (0, 0u64, 0);
+        while n < work.count {
+            let seen = self.0.receiver.drain(
+                |message| match message.items::<[u64; W]>() {
+                    Some(items) => {
+                        n += items.len() as u64;
+                        total = items.fold(total, |total, item| {
+                            // SAFETY: an array of that many words.
+                            total.wrapping_add(unsafe { sum(item.as_ptr().cast(), W) })
+                        });
+                    }
+                    None => others += 1,
+                },
+                DRAIN,
+            )?;
+            if seen == 0 {
+                std::hint::spin_loop();
+            }
+        }
+        anyhow::ensure!(others == 0, "{others} messages were no run");
+        Ok(total)
+    }
+
+    fn send_one(&mut self, words: usize, start: u64, wait: Wait) -> Result<()> {
+        self.0.send_one(words, start, wait)
+    }
+
+    fn receive_one(&mut self, words: usize, wait: Wait) -> Result<u64> {
+        self.0.receive_one(words, wait)
     }
 }

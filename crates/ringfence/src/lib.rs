@@ -80,6 +80,8 @@ mod trace;
 mod wait;
 mod wake;
 
+/// The traits of plain data ([`Message::items`], [`Sender::reserve_items`]).
+pub use bytemuck;
 pub use channel::Channel;
 pub use channel::merge::source::Source;
 pub use channel::merge::{Key, Merge, MergeStats, Merged, MergedVec, NotAdded};
@@ -116,6 +118,7 @@ pub use peer::namespace::Namespace;
 pub use peer::policy::{Policy, Program};
 pub use rendezvous::address::Address;
 pub use ring::delivery::{Delivery, StartFrom};
+pub use ring::items::{Items, ReservedItems};
 pub use ring::message::{Message, Progress, Words};
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

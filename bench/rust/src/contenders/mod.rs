@@ -75,6 +75,15 @@ pub fn all() -> Vec<Entry> {
             a: run_a::<crate::ringfence::Side>,
             b: run_b::<crate::ringfence::Side>,
         },
+        #[cfg(feature = "ringfence")]
+        Entry {
+            id: "ringfence-run",
+            version: "this tree",
+            note: "records of one size in runs of 16 KiB, each run one message: reserve_items, and Message::items",
+            takes: crate::ringfence::takes_run,
+            a: crate::ringfence::a_run,
+            b: crate::ringfence::b_run,
+        },
         Entry {
             id: "unix",
             version: "kernel",

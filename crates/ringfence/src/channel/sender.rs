@@ -10,6 +10,8 @@ use std::{
     time::Instant,
 };
 
+use bytemuck::Pod;
+
 use crate::{
     channel::link::{LOOKS_PER_GLANCE, Link},
     channel::reason::CloseReason,
@@ -21,6 +23,7 @@ use crate::{
     memory::layout::as_offset,
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
+    ring::items::ReservedItems,
     ring::message::Progress,
     ring::producer::Producer,
 };
@@ -375,6 +378,37 @@ impl Sender {
         Ok(Some(Reservation { sender: self }))
     }
 
+    /// As [`Sender::reserve`], for `count` values of plain data, which are one message: a run of them has one header, and each costs
+    /// no more than its bytes. The receiver reads them by [`Message::items`](crate::Message::items), or as the bytes that they are.
+    /// Values that are there already are sent by [`Sender::send`] of [`bytemuck::cast_slice`](crate::bytemuck::cast_slice).
+    ///
+    /// A type that must lie at more than a multiple of eight is refused by the compiler, and one without a byte.
+    ///
+    /// ```no_run
+    /// # fn main() -> ringfence::Result<()> {
+    /// # let address: ringfence::Address = "@prices".parse()?;
+    /// # let (mut sender, _receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
+    /// if let Some(mut run) = sender.reserve_items::<[u64; 8]>(256)? {
+    ///     for (number, item) in run.iter_mut().enumerate() {
+    ///         *item = [number as u64; 8];
+    ///     }
+    ///     run.commit(256)?; // or fewer: the rest is given back
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Sender::try_send`].
+    #[inline]
+    pub fn reserve_items<T: Pod>(
+        &mut self,
+        count: usize,
+    ) -> Result<Option<ReservedItems<Reservation<'_>, T>>> {
+        let room = self.reserve(ReservedItems::<Reservation<'_>, T>::bytes(count))?;
+        Ok(room.map(ReservedItems::new))
+    }
+
     /// Claims room for a message: the offset of its bytes in the region.
     #[inline]
     fn claim(&mut self, size: usize) -> Result<Option<usize>> {
@@ -716,6 +750,17 @@ impl Reservation<'_> {
         }
         writing.finish(shared, at, size, length);
         Ok(())
+    }
+}
+
+impl<T: Pod> ReservedItems<Reservation<'_>, T> {
+    /// Sends the first `count` values, as one message.
+    ///
+    /// # Errors
+    /// As [`Sender::commit`].
+    #[inline]
+    pub fn commit(self, count: usize) -> Result<()> {
+        self.room.commit(Self::bytes(count))
     }
 }
 

@@ -78,6 +78,77 @@ fn bytes(number: usize, length: usize) -> Vec<u8> {
         .collect()
 }
 
+#[test]
+fn values_of_one_size_are_one_message_in_place() {
+    let (one, other) = pair(&Options::new());
+    let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
+    let mut room = sender.reserve_items::<[u32; 3]>(5).expect("open").expect("room");
+    assert_eq!(room.len(), 5);
+    for (number, item) in (0..).zip(room.iter_mut()) {
+        *item = [number, 7, !number];
+    }
+    assert_eq!(room[4], [4, 7, !4]);
+    room.commit(3).expect("fewer than there is room for");
+    let mut found = Vec::new();
+    let visit = |message: Message<'_>| {
+        assert!(message.items::<u64>().is_none(), "36 bytes are no words");
+        found.extend(message.items::<[u32; 3]>().expect("a run"));
+    };
+    assert_eq!(receiver.drain(visit, 10).expect("open"), 1);
+    assert_eq!(found, [[0, 7, !0], [1, 7, !1], [2, 7, !2]]);
+    for many in [usize::try_from(CAPACITY).expect("small"), usize::MAX] {
+        let error = sender
+            .reserve_items::<[u32; 3]>(many)
+            .expect_err("more than half the ring");
+        assert!(matches!(error, Error::MessageTooLarge { .. }), "{error}");
+    }
+    for many in [6, usize::MAX] {
+        let room = sender.reserve_items::<[u32; 3]>(5).expect("open").expect("room");
+        let error = room.commit(many).expect_err("more than was reserved");
+        assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
+    }
+    assert_eq!(
+        receiver.drain(|_| (), 10).expect("open"),
+        0,
+        "nothing else was sent"
+    );
+}
+
+/// A look at a ring that was empty before is a short one. It counts as one, and every so often it is a whole one.
+#[test]
+fn a_reader_that_only_polls_has_its_rounds_its_messages_and_its_end() {
+    let (one, other) = pair(&Options::new());
+    let ((mut sender, mut back), (_unwritten, mut receiver)) = (one.split(), other.split());
+    let mut into = [0; 8];
+    for number in 0..20_u64 {
+        for _ in 0..3 {
+            receiver.begin_round();
+            assert!(!receiver.is_round_over());
+            assert_eq!(receiver.try_receive(&mut into).expect("open"), None);
+            assert!(receiver.is_round_over());
+            assert_eq!(receiver.drain(|_| (), 9).expect("open"), 0);
+        }
+        assert!(sender.try_send(&number.to_le_bytes()).expect("open"));
+        if number % 2 == 0 {
+            assert_eq!(receiver.try_receive(&mut into).expect("open"), Some(8));
+        } else {
+            let visit = |message: Message<'_>| _ = message.copy_to(&mut into);
+            assert_eq!(receiver.drain(visit, 9).expect("open"), 1);
+        }
+        assert_eq!(u64::from_le_bytes(into), number);
+    }
+    back.close();
+    drop((sender, back));
+    for looks in 0.. {
+        if receiver.close_reason().is_some() {
+            break;
+        }
+        assert!(looks < 3 * 4096, "the end of the line is looked at");
+        assert_eq!(receiver.try_receive(&mut into).expect("nothing is lost"), None);
+    }
+    assert!(receiver.is_ended().expect("a peer that has gone"));
+}
+
 /// The peer sends as fast as this side visits.
 #[test]
 fn a_drain_ends_with_what_was_there() {

@@ -66,6 +66,54 @@ impl<'a> Message<'a> {
         }
     }
 
+    /// Copies what lies from this byte on, which need not be the first of a word.
+    #[inline]
+    pub(super) fn copy_part(&self, from: usize, into: &mut [u8]) {
+        match self.0 {
+            Lies::Ring { peer, at, end, .. } => {
+                peer.will_read_on(at + from, into.len(), end);
+                let skip = from % 8;
+                if skip == 0 {
+                    return peer.copy_out(at + from, into);
+                }
+                // A region is read from a word on.
+                let word = peer.peek(at + from - skip).to_ne_bytes();
+                let (first, rest) = into.split_at_mut(into.len().min(8 - skip));
+                first.copy_from_slice(&word[skip..skip + first.len()]);
+                if !rest.is_empty() {
+                    peer.copy_out(at + from - skip + 8, rest);
+                }
+            }
+            Lies::Gathered(bytes) => into.copy_from_slice(&bytes[from..from + into.len()]),
+        }
+    }
+
+    /// The words of the block that lies from this byte on, the first of a word. `None`: there is no whole one, or it must be copied.
+    ///
+    /// # Safety
+    /// The processor has AVX2.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    pub(super) unsafe fn peek_block(&self, from: usize) -> Option<[u64; BLOCK / 8]> {
+        let Lies::Ring {
+            peer,
+            at,
+            length,
+            end,
+        } = self.0
+        else {
+            return None;
+        };
+        if length < BLOCK || from > length - BLOCK || !from.is_multiple_of(8) {
+            return None;
+        }
+        peer.will_read_on(at + from, BLOCK, end);
+        // SAFETY: the ring has checked that the message lies in the region, and the block lies in the message; the caller
+        // promises AVX2.
+        Some(unsafe { peer.peek_block(at + from) })
+    }
+
     /// Copies the message to the beginning of `into` and returns its length.
     ///
     /// # Errors
@@ -177,6 +225,12 @@ impl Iterator for Words<'_> {
                     result = f(result, u64::from_le(peer.peek(start + self.at)));
                     self.at += 8;
                 }
+            }
+            Lies::Gathered(bytes) if whole < self.at + BLOCK_AT_LEAST => {
+                for word in bytes[self.at.min(whole)..whole].as_chunks::<8>().0 {
+                    result = f(result, u64::from_le_bytes(*word));
+                }
+                self.at = self.at.max(whole);
             }
             _ => (self, result) = self.fold_long(whole, result, &mut f),
         }

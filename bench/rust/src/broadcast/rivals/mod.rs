@@ -41,6 +41,19 @@ pub fn all() -> Vec<Rival> {
             blocked: blocked::<::ringfence::Publisher>,
         },
         Rival {
+            id: "ringfence-run",
+            version: "this tree",
+            note: "records of one size, a batch of them one message: reserve_items, and Message::items",
+            takes: |size, batch| match (size, batch) {
+                (64, true) => Ok(()),
+                _ => Err("only batches of 64 B"),
+            },
+            is_blocked: false,
+            publish: publisher::<ringfence::Runs<8>>,
+            subscribe: subscriber::<ringfence::RunReader<8>>,
+            blocked: blocked::<ringfence::Runs<8>>,
+        },
+        Rival {
             id: "pairs",
             version: "this tree",
             note: "a ringfence channel to each subscriber; the message is filled into each of them",

@@ -5,7 +5,7 @@ use ringfence::{Address, Arrival, Listener, Options, Publisher, Receiver, Sender
 
 use crate::broadcast::blocked::STALL;
 use crate::broadcast::driver::{Job, Publish, Subscribe, nothing_there};
-use crate::work::{BATCH, Work, fill_bytes};
+use crate::work::{BATCH, Work, fill, fill_bytes, sum};
 
 /// Messages that one call to `drain` may hand over.
 const DRAIN: usize = 256;
@@ -69,6 +69,66 @@ impl Subscribe for Subscription {
                 nothing_there();
             }
         }
+        Ok(total)
+    }
+}
+
+/// Messages of one size, a batch of them as one message.
+pub struct Runs<const W: usize>(Publisher);
+
+impl<const W: usize> Publish for Runs<W> {
+    fn open(job: &Job) -> Result<Self> {
+        <Publisher as Publish>::open(job).map(Self)
+    }
+
+    fn publish(&mut self, work: &Work, _: bool) -> Result<()> {
+        let mut n = 0;
+        while n < work.count {
+            let Some(mut run) = self.0.reserve_items::<[u64; W]>(BATCH)? else {
+                std::hint::spin_loop();
+                continue;
+            };
+            for item in run.iter_mut() {
+                // SAFETY: an array of that many words.
+                unsafe { fill(item.as_mut_ptr().cast(), W, work.first_word(n)) };
+                n += 1;
+            }
+            run.commit(BATCH)?;
+        }
+        Ok(())
+    }
+}
+
+/// The other end of [`Runs`].
+pub struct RunReader<const W: usize>(Subscription);
+
+impl<const W: usize> Subscribe for RunReader<W> {
+    fn open(job: &Job) -> Result<Self> {
+        <Subscription as Subscribe>::open(job).map(Self)
+    }
+
+    fn consume(&mut self, work: &Work, _: bool) -> Result<u64> {
+        let (mut n, mut total, mut others) = (0, 0u64, 0);
+        while n < work.count {
+            let most = DRAIN.min((work.count - n) as usize / BATCH);
+            let seen = self.0.drain(
+                |message| match message.items::<[u64; W]>() {
+                    Some(items) => {
+                        n += items.len() as u64;
+                        total = items.fold(total, |total, item| {
+                            // SAFETY: an array of that many words.
+                            total.wrapping_add(unsafe { sum(item.as_ptr().cast(), W) })
+                        });
+                    }
+                    None => others += 1,
+                },
+                most,
+            )?;
+            if seen == 0 {
+                nothing_there();
+            }
+        }
+        anyhow::ensure!(others == 0, "{others} messages were no run");
         Ok(total)
     }
 }

@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytemuck::Pod;
+
 use crate::{
     channel::reason::CloseReason,
     channel::sender::Reserved,
@@ -24,6 +26,7 @@ use crate::{
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
     ring::fan_out::writer::FanOut,
+    ring::items::ReservedItems,
     wake::parking::many::{FanWaker, RoomSleeper, Watched},
 };
 
@@ -415,6 +418,14 @@ impl Broadcaster {
         Ok(Some(Room { sender: self }))
     }
 
+    /// As [`Broadcaster::reserve`], for `count` values of plain data, which are one message: see
+    /// [`Sender::reserve_items`](crate::Sender::reserve_items).
+    #[inline]
+    pub fn reserve_items<T: Pod>(&mut self, count: usize) -> Result<Option<ReservedItems<Room<'_>, T>>> {
+        let room = self.reserve(ReservedItems::<Room<'_>, T>::bytes(count))?;
+        Ok(room.map(ReservedItems::new))
+    }
+
     /// Claims room for a message, and keeps the wipe of an alarm away from it: the offset of its bytes in the region.
     #[inline]
     fn claim(&mut self, size: usize) -> Result<Option<usize>> {
@@ -626,6 +637,14 @@ impl Room<'_> {
         writing.ring.finish(at, size, length);
         sender.sent();
         Ok(())
+    }
+}
+
+impl<T: Pod> ReservedItems<Room<'_>, T> {
+    /// Sends the first `count` values, as one message. Errors as [`Broadcaster::commit`].
+    #[inline]
+    pub fn commit(self, count: usize) -> Result<()> {
+        self.room.commit(Self::bytes(count))
     }
 }
 

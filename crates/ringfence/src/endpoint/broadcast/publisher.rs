@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytemuck::Pod;
+
 use crate::{
     channel::reason::CloseReason,
     channel::sender::Reserved,
@@ -30,6 +32,7 @@ use crate::{
     options::Options,
     rendezvous::address::Address,
     ring::fan_out::readers::Readers,
+    ring::items::ReservedItems,
     signal::claim,
     sys,
     sys::lock::Mutex,
@@ -238,6 +241,12 @@ impl Publisher {
     #[inline]
     pub fn reserve(&mut self, size: usize) -> Result<Option<Room<'_>>> {
         self.sender.reserve(size)
+    }
+
+    /// See [`Broadcaster::reserve_items`].
+    #[inline]
+    pub fn reserve_items<T: Pod>(&mut self, count: usize) -> Result<Option<ReservedItems<Room<'_>, T>>> {
+        self.sender.reserve_items(count)
     }
 
     /// See [`Broadcaster::reserve_detached`].
