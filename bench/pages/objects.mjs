@@ -30,7 +30,9 @@ function latencies(results, placement) {
       cells.find((cell) => cell.contender === contender && cell.size === size),
       placement,
     )
-    return found === null ? 'failed' : `${spread(found.summary[figure], duration)}${found.mark}`
+    if (found === null) return 'failed'
+    // An earlier run may not have told it.
+    return found.summary[figure] === undefined ? '–' : `${spread(found.summary[figure], duration)}${found.mark}`
   }
   const ids = results.contenders.map(({ id }) => id).filter((id) => cells.some(({ contender }) => contender === id))
   const head = ['', 'one at a time, p50', 'p99', '100 at a time, p50', 'p99']
