@@ -257,6 +257,8 @@ fn a_publisher_that_waits_for_one_that_never_reads_counts_the_wait_and_the_evict
     let mut publisher = publish(&address, &small().stall(stall)).unwrap();
     let actor = Actor::start("subscribes and never reads", &[&address.to_string()]);
     actor.expect("subscribed");
+    // A newcomer may be through before the publisher counts it.
+    assert!(matches!(publisher.next().unwrap(), PublisherEvent::Subscriber(_)));
     while publisher.try_send(&[7; 200]).unwrap() {}
     let full = publisher.stats();
     assert_eq!((full.subscribers, full.evicted, full.waits), (1, 0, 0));
