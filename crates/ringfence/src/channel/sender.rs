@@ -380,7 +380,7 @@ impl Sender {
 
     /// As [`Sender::reserve`], for `count` values of plain data, which are one message: a run of them has one header, and each costs
     /// no more than its bytes. The receiver reads them by [`Message::items`](crate::Message::items), or as the bytes that they are.
-    /// Values that are there already are sent by [`Sender::send`] of [`bytemuck::cast_slice`](crate::bytemuck::cast_slice).
+    /// Values that are there already are sent by [`Sender::send`] of [`bytemuck::cast_slice`].
     ///
     /// A type that must lie at more than a multiple of eight is refused by the compiler, and one without a byte.
     ///
