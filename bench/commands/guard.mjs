@@ -1,5 +1,6 @@
 // This tree beside a base revision, in turn: what got slower than the noise.
 
+import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
@@ -72,16 +73,26 @@ function baseTree(base) {
   return { revision, tree }
 }
 
-/** ringfence alone, without the rivals: soon built. */
+/** ringfence alone, without the rivals: soon built. `false`: it cannot be. */
+function buildProgram(tree, target) {
+  const command = ['build', '--quiet', '--release', '--no-default-features', '--features', 'ringfence']
+  const cwd = path.join(tree, 'bench/rust')
+  const env = { ...process.env, CARGO_TARGET_DIR: target }
+  return spawnSync('cargo', command, { cwd, env, stdio: 'inherit' }).status === 0
+}
+
 function build(tree, isWanted) {
   const target = path.join(tree, 'build/guard-target')
   const built = { tree, program: path.join(target, 'release/ringfence-bench') }
   if (!isWanted) return built
   say(`building ${path.relative(process.cwd(), tree) || 'this tree'}`)
-  must('cargo', ['build', '--quiet', '--release', '--no-default-features', '--features', 'ringfence'], {
-    cwd: path.join(tree, 'bench/rust'),
-    env: { ...process.env, CARGO_TARGET_DIR: target },
-  })
+  if (!buildProgram(tree, target)) {
+    if (tree === root) throw new Error('this tree cannot be built')
+    say('the base has not what this benchmark calls, so that its own measures it')
+    fs.rmSync(path.join(tree, 'bench'), { recursive: true })
+    must('git', ['checkout', '--quiet', 'HEAD', '--', 'bench'], { cwd: tree })
+    if (!buildProgram(tree, target)) throw new Error('the base cannot be built with its own benchmark either')
+  }
   must('npm', ['run', '--silent', 'build'], { cwd: tree })
   return built
 }
