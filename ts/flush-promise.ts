@@ -1,5 +1,7 @@
 // The promise of the messages that one flush puts into the ring.
 
+import { defer, type Deferred } from './deferred.js'
+
 /** What a promise is derived from that is settled in the next microtask. */
 const NOW: Promise<void> = Promise.resolve()
 
@@ -10,7 +12,7 @@ const NOW: Promise<void> = Promise.resolve()
 export class FlushPromise {
   readonly promise: Promise<void>
   #outcome: 'open' | 'sent' | Error = 'open'
-  #late: { resolve(): void; reject(error: Error): void } | null = null
+  #late: Deferred | null = null
   #isSettled = false
 
   /** @param flush - Runs in the next microtask. Where it neither resolves nor rejects this, one of the two must be called later. */
@@ -44,13 +46,12 @@ export class FlushPromise {
   }
 
   #settleLate(): Promise<void> {
-    const late = new Promise<void>((resolve, reject) => {
-      this.#late = { resolve, reject }
-    })
+    this.#late = defer()
+    const { promise } = this.#late
     const settled = () => {
       this.#isSettled = true
     }
-    late.then(settled, settled)
-    return late
+    promise.then(settled, settled)
+    return promise
   }
 }

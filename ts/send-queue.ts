@@ -9,6 +9,7 @@
 
 import { isAnyArrayBuffer, isTypedArray, isUint8Array } from 'node:util/types'
 
+import { defer, within, type Deferred } from './deferred.js'
 import { fromFailure, invalid, show, type RingfenceError } from './errors.js'
 import { FlushPromise } from './flush-promise.js'
 import { allocate, allocateEmpty, allocateSharedEmpty } from './memory.js'
@@ -50,21 +51,6 @@ const lookAt = Uint8Array.prototype.at
 /** What `Buffer.write` calls for UTF-8, after it has looked at its arguments; half as dear as a Buffer of the text. */
 const writeText = (Buffer.prototype as unknown as { utf8Write(this: Buffer, text: string, at: number): number })
   .utf8Write
-
-interface Deferred {
-  readonly promise: Promise<void>
-  resolve(): void
-  reject(error: Error): void
-}
-
-function defer(): Deferred {
-  const deferred = {} as { -readonly [Key in keyof Deferred]: Deferred[Key] }
-  deferred.promise = new Promise((resolve, reject) => {
-    deferred.resolve = resolve
-    deferred.reject = reject
-  })
-  return deferred
-}
 
 /** Bytes of memory that is kept for the next copy: fresh memory costs more than the copy. */
 const SPARE_KEPT = 16 * 1024 * 1024
@@ -560,11 +546,7 @@ export class SendQueue {
     this.refuse(refusal)
     const empty = this.empty()
     if (milliseconds <= 0 || this.isEmpty) return null
-    let timer: NodeJS.Timeout | undefined
-    const late = new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, Math.min(milliseconds, 2 ** 31 - 1))
-    })
-    return Promise.race([empty, late, over]).then(() => clearTimeout(timer))
+    return within(milliseconds, empty, over)
   }
 
   /** The peer has rung. */

@@ -3,6 +3,7 @@
 import { readFileSync } from 'node:fs'
 
 import { subscribe, type Subscription } from '../broadcast/subscription.js'
+import { within } from '../deferred.js'
 import { LONGEST, observedAt, type Observed, type Snapshot } from '../observe.js'
 import { snapshotIn } from './snapshot.js'
 
@@ -141,12 +142,7 @@ export class Sources {
   }
 
   async ready(): Promise<void> {
-    let timer: NodeJS.Timeout | undefined
-    const late = new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, this.#patience)
-    })
-    await Promise.race([late, Promise.all([...this.#sources.values()].map(({ ready }) => ready))])
-    clearTimeout(timer)
+    await within(this.#patience, Promise.all([...this.#sources.values()].map(({ ready }) => ready)))
   }
 
   watched(address: string | undefined): Watched[] {

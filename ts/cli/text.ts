@@ -4,8 +4,6 @@ import { printable } from '../printable.js'
 import type { Evidence } from '../types.js'
 import { UsageError } from './exit.js'
 
-export { printable }
-
 const UNITS: Record<string, number> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30 }
 
 /** `64K`, `4M`, `1G` or plain bytes. */

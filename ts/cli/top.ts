@@ -1,8 +1,9 @@
 // Who has channels, and what goes through them.
 
+import { printable } from '../printable.js'
 import { seenProcesses } from '../processes.js'
 import { Sources, type Watched } from './observed.js'
-import { formatBytes, printable, table } from './text.js'
+import { formatBytes, table } from './text.js'
 
 /** Prints the processes that have channels. */
 export function ps(json: boolean): void {

@@ -1,8 +1,9 @@
 // Why is a running pair slow? What /proc shows of both processes, and what they tell themselves where they let themselves be observed.
 
+import { printable } from '../../printable.js'
 import { seenProcesses, type SeenProcess } from '../../processes.js'
 import { Sources } from '../observed.js'
-import { printable, table } from '../text.js'
+import { table } from '../text.js'
 import { watchProcesses, type Activity } from './activity.js'
 import {
   judgeCores,
