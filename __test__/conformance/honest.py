@@ -29,6 +29,14 @@ def hello():
     return Hello(capacity=CAPACITY, longest=LONGEST, features=wire.BARRIERS if memory.register_barriers() else 0)
 
 
+def accepted(place, *terms):
+    """The guest of a pair: no other comes after it, and the address is held until the channel ends."""
+    met = meet.accept(place, *terms)
+    place.shut()
+    met.release = place.release
+    return met
+
+
 def echoes(channel, sizes=SIZES):
     """Each message comes back; then the half-close, and the end."""
     for number, size in enumerate(sizes):
@@ -65,9 +73,7 @@ def host_of_a_pair(language, folder, kind):
     where = address(folder, kind)
     place = meet.Place(where)
     with End(language, "echo", where) as end:
-        met = meet.accept(place, hello())
-        place.shut()
-        met.release = place.release
+        met = accepted(place, hello())
         end.expect(f"guest {os.getpid()}")
         echoes(Channel(met))
         end.expect("over closed")
@@ -106,9 +112,7 @@ def reader(language, folder, kind):
     place = meet.Place(where)
     sizes = SIZES * 3
     with End(language, "produce", where, sizes=sizes) as end:
-        met = meet.accept(place, hello())
-        place.shut()
-        met.release = place.release
+        met = accepted(place, hello())
         channel = Channel(met)
         for number, size in enumerate(sizes):
             same(channel.receive(), pattern(number, size), f"message {number}")
@@ -143,9 +147,7 @@ def closed_early(language, folder, kind):
     where = address(folder, kind)
     place = meet.Place(where)
     with End(language, "close", where) as end:
-        met = meet.accept(place, hello())
-        place.shut()
-        met.release = place.release
+        met = accepted(place, hello())
         end.expect(f"guest {os.getpid()}")
         channel = Channel(met)
         channel.send(b"x")
@@ -161,9 +163,7 @@ def unread(language, folder, kind):
     place = meet.Place(where)
     sizes = [100, 0, 3000, 8, 2000]
     with End(language, "part", where, sizes=sizes) as end:
-        met = meet.accept(place, hello())
-        place.shut()
-        met.release = place.release
+        met = accepted(place, hello())
         end.expect(f"guest {os.getpid()}")
         channel = Channel(met)
         channel.send(b"x")
@@ -334,9 +334,7 @@ def over_shm(language, folder, kind):
     with End(language, "shm", where) as end:
         mine = hello()
         mine.backing = wire.SHM
-        met = meet.accept(place, mine)
-        place.shut()
-        met.release = place.release
+        met = accepted(place, mine)
         end.expect(f"guest {os.getpid()}")
         echoes(Channel(met), SIZES[:20])
         end.expect("over closed")
@@ -358,9 +356,7 @@ def tokens(language, folder, kind):
     with End(language, "tokens", where) as end:
         mine = hello()
         mine.mailbox = Mailbox()
-        met = meet.accept(place, mine)
-        place.shut()
-        met.release = place.release
+        met = accepted(place, mine)
         end.expect(f"guest {os.getpid()}")
         channel = Channel(met)
         post = Post(channel)
@@ -408,9 +404,7 @@ def busy(language, folder, kind):
     where = address(folder, kind)
     place = meet.Place(where)
     with End(language, "busy", where) as end:
-        met = meet.accept(place, hello())
-        place.shut()
-        met.release = place.release
+        met = accepted(place, hello())
         end.expect(f"guest {os.getpid()}")
         channel = Channel(met)
         for _ in range(2000):
@@ -440,9 +434,7 @@ def opened_here(language, folder, kind):
     place = meet.Place(where)
     keeps = Keeps()
     with End(language, "echo", where) as end:
-        met = meet.accept(place, hello(), keeps)
-        place.shut()
-        met.release = place.release
+        met = accepted(place, hello(), keeps)
         end.expect(f"guest {os.getpid()}")
         channel = Channel(met)
         channel.send(b"x")
@@ -468,9 +460,7 @@ def opened_there(language, folder, kind):
     where = address(folder, kind)
     place = meet.Place(where)
     with End(language, "echo", where) as end:
-        met = meet.accept(place, hello())
-        place.shut()
-        met.release = place.release
+        met = accepted(place, hello())
         end.expect(f"guest {os.getpid()}")
         channel = Channel(met)
         channel.send(b"x")

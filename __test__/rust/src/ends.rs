@@ -15,30 +15,29 @@ use crate::{Outcome, say};
 
 /// Serves agents until it is ended: sends everything back.
 pub(crate) fn serve(address: &Address, options: &Options) -> Outcome {
-    let listener = listen(address, options)?;
-    say("bound");
-    loop {
-        match listener.accept()? {
-            Arrival::Accepted(channel) => {
-                say("in");
-                thread::spawn(move || say(&outcome(echo(channel))));
-            }
-            Arrival::Refused(refused) => say(refused.error.code()),
-            other => return Err(format!("{other:?}").into()),
-        }
-    }
+    each_agent(address, options, echo)
 }
 
 /// Reads what each agent sends to the end, and says how many tokens had come by then.
 pub(crate) fn hear(address: &Address, options: &Options) -> Outcome {
+    each_agent(address, options, count)
+}
+
+/// Serves agents until it is ended, each on a thread of its own, and says what comes of each.
+fn each_agent(
+    address: &Address,
+    options: &Options,
+    serve: fn(Channel) -> ringfence::Result<String>,
+) -> Outcome {
     let listener = listen(address, options)?;
     say("bound");
     loop {
         match listener.accept()? {
             Arrival::Accepted(channel) => {
                 say("in");
-                thread::spawn(move || say(&outcome(count(channel))));
+                thread::spawn(move || say(&outcome(serve(channel))));
             }
+            Arrival::Refused(refused) => say(refused.error.code()),
             other => return Err(format!("{other:?}").into()),
         }
     }

@@ -1,7 +1,7 @@
 //! ringfence itself, through the same public API that every user has.
 
 use anyhow::Result;
-use ringfence::{Address, Options, Receiver, Sender};
+use ringfence::{Address, Message, Options, Receiver, Sender};
 
 use crate::driver::{Contender, Job, Measure, Outcome, Setup, Wait, run_a, run_b};
 use crate::work::{BATCH, Work, fill, fill_bytes, sum, sum_bytes};
@@ -169,6 +169,25 @@ impl Contender for Side {
     }
 }
 
+/// Fills records of one size, of which the first is the `n`th.
+#[inline(always)]
+pub fn fill_items<const W: usize>(run: &mut [[u64; W]], work: &Work, n: u64) {
+    for (item, n) in run.iter_mut().zip(n..) {
+        // SAFETY: an array of that many words.
+        unsafe { fill(item.as_mut_ptr().cast(), W, work.first_word(n)) };
+    }
+}
+
+/// How many records of one size a message has, and the sum of their words. `None`: it is no run of them.
+#[inline(always)]
+pub fn sum_items<const W: usize>(message: Message<'_>) -> Option<(u64, u64)> {
+    let items = message.items::<[u64; W]>()?;
+    let count = items.len() as u64;
+    // SAFETY: an array of that many words.
+    let add = |total: u64, item: [u64; W]| total.wrapping_add(unsafe { sum(item.as_ptr().cast(), W) });
+    Some((count, items.fold(0, add)))
+}
+
 /// Records of one size, many to a message.
 pub struct Run<const W: usize>(Side);
 
@@ -185,12 +204,9 @@ impl<const W: usize> Contender for Run<W> {
                 std::hint::spin_loop();
                 continue;
             };
-            for item in run.iter_mut() {
-                // SAFETY: an array of that many words.
-                unsafe { fill(item.as_mut_ptr().cast(), W, work.first_word(n)) };
-                n += 1;
-            }
+            fill_items(&mut run, work, n);
             run.commit(most)?;
+            n += most as u64;
         }
         Ok(())
     }
@@ -199,13 +215,10 @@ impl<const W: usize> Contender for Run<W> {
         let (mut n, mut total, mut others) = (0, 0u64, 0);
         while n < work.count {
             let seen = self.0.receiver.drain(
-                |message| match message.items::<[u64; W]>() {
-                    Some(items) => {
-                        n += items.len() as u64;
-                        total = items.fold(total, |total, item| {
-                            // SAFETY: an array of that many words.
-                            total.wrapping_add(unsafe { sum(item.as_ptr().cast(), W) })
-                        });
+                |message| match sum_items::<W>(message) {
+                    Some((count, sum)) => {
+                        n += count;
+                        total = sum.wrapping_add(total);
                     }
                     None => others += 1,
                 },

@@ -5,7 +5,8 @@ use ringfence::{Address, Arrival, Listener, Options, Publisher, Receiver, Sender
 
 use crate::broadcast::blocked::STALL;
 use crate::broadcast::driver::{Job, Publish, Subscribe, nothing_there};
-use crate::work::{BATCH, Work, fill, fill_bytes, sum};
+use crate::ringfence::{fill_items, sum_items};
+use crate::work::{BATCH, Work, fill_bytes};
 
 /// Messages that one call to `drain` may hand over.
 const DRAIN: usize = 256;
@@ -88,12 +89,9 @@ impl<const W: usize> Publish for Runs<W> {
                 std::hint::spin_loop();
                 continue;
             };
-            for item in run.iter_mut() {
-                // SAFETY: an array of that many words.
-                unsafe { fill(item.as_mut_ptr().cast(), W, work.first_word(n)) };
-                n += 1;
-            }
+            fill_items(&mut run, work, n);
             run.commit(BATCH)?;
+            n += BATCH as u64;
         }
         Ok(())
     }
@@ -112,13 +110,10 @@ impl<const W: usize> Subscribe for RunReader<W> {
         while n < work.count {
             let most = DRAIN.min((work.count - n) as usize / BATCH);
             let seen = self.0.drain(
-                |message| match message.items::<[u64; W]>() {
-                    Some(items) => {
-                        n += items.len() as u64;
-                        total = items.fold(total, |total, item| {
-                            // SAFETY: an array of that many words.
-                            total.wrapping_add(unsafe { sum(item.as_ptr().cast(), W) })
-                        });
+                |message| match sum_items::<W>(message) {
+                    Some((count, sum)) => {
+                        n += count;
+                        total = sum.wrapping_add(total);
                     }
                     None => others += 1,
                 },
