@@ -301,6 +301,37 @@ test('a publisher that is not any more what the policy asks for is cut off by ve
   t.deepEqual(codes, ['ERR_RINGFENCE_PEER_REFUSED', 'closed'])
 })
 
+/** Descriptors of processes that this one has. */
+function processes(): number {
+  return readdirSync('/proc/self/fd').filter((number) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${number}`) === 'anon_inode:[pidfd]'
+    } catch {
+      // Closed meanwhile.
+      return false
+    }
+  }).length
+}
+
+test.serial('of a publisher no descriptor is kept once its subscription is closed', async (t) => {
+  const address = abstractAddress()
+  const there = await Partner.start(t)
+  await there.run(async (kit, where) => {
+    kit.keep['publisher'] = await kit.ringfence.publish(where, { capacity: 65_536 })
+  }, address)
+  const before = processes()
+  const closed: Subscription[] = []
+  for (let number = 0; number < 20; number += 1) {
+    const subscription = await subscribe(address)
+    await subscription.close()
+    closed.push(subscription)
+  }
+  await until(() => processes() <= before, 'nothing is kept of it')
+  t.is(closed[0]!.peer.pid, there.pid)
+  t.true(closed[0]!.evidence.length > 0)
+  await t.throwsAsync(closed[0]!.verify(), { code: 'ERR_RINGFENCE_CLOSED' })
+})
+
 // By itself: other tests of this process make memory of their own.
 test.serial(
   'of subscribers that have gone no descriptor is kept, though the program keeps what it was told',
@@ -320,15 +351,6 @@ test.serial(
         address,
         times,
       )
-    const processes = () =>
-      readdirSync('/proc/self/fd').filter((number) => {
-        try {
-          return readlinkSync(`/proc/self/fd/${number}`) === 'anon_inode:[pidfd]'
-        } catch {
-          // Closed meanwhile.
-          return false
-        }
-      }).length
     const before = processes()
     await comeAndGo(20)
     await until(() => gone === 20, 'all have gone')

@@ -49,10 +49,10 @@ impl Ended {
     ];
 
     /// Of what can be looked at again.
-    pub(crate) fn of(reason: Option<impl Into<Self>>, verifier: &Verifier) -> Self {
+    pub(crate) fn of(reason: Option<impl Into<Self>>, verifier: impl FnOnce() -> Verifier) -> Self {
         match reason {
             None => Self::No,
-            Some(_) if verifier.has_refused() => Self::Refused,
+            Some(_) if verifier().has_refused() => Self::Refused,
             Some(reason) => reason.into(),
         }
     }

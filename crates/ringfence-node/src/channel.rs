@@ -96,9 +96,9 @@ impl Reads for Endpoint {
         .ok_or(CLOSED)
     }
 
-    fn verifier(&self) -> ringfence::Result<&Verifier> {
+    fn verifier(&self) -> ringfence::Result<Verifier> {
         let halves = self.halves.as_ref().ok_or(CLOSED)?;
-        Ok(&halves.verifier)
+        Ok(halves.verifier.clone())
     }
 
     fn evidence(&mut self) -> &mut Vec<ringfence::Evidence> {
@@ -115,7 +115,7 @@ impl Endpoint {
     fn reason(&self) -> Answer {
         let ended = match &self.halves {
             None => Ended::Closed,
-            Some(Halves { sender, verifier, .. }) => Ended::of(sender.close_reason(), verifier),
+            Some(Halves { sender, verifier, .. }) => Ended::of(sender.close_reason(), || verifier.clone()),
         };
         Answer::from(ended.number())
     }

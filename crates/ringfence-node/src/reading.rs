@@ -86,7 +86,7 @@ pub(crate) trait Reads: Object {
     fn reader(&mut self) -> ringfence::Result<&mut Self::Reader>;
 
     /// What looks at the peer again.
-    fn verifier(&self) -> ringfence::Result<&Verifier>;
+    fn verifier(&self) -> ringfence::Result<Verifier>;
 
     /// What was checked in the handshake, until it is asked for: in JavaScript it takes several times as much memory.
     fn evidence(&mut self) -> &mut Vec<ringfence::Evidence>;
@@ -219,7 +219,7 @@ pub(crate) fn watch<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
 /// and what was found; it is called once, later.
 pub(crate) fn verify<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
     let verifier = match reads.verifier() {
-        Ok(verifier) => verifier.clone(),
+        Ok(verifier) => verifier,
         Err(error) => return reads.fail(error),
     };
     reads.handle().later(

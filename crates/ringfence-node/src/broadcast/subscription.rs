@@ -20,7 +20,6 @@ struct Reading {
     /// `None` once it is closed.
     subscription: Option<Subscription>,
     handle: Handle,
-    verifier: Verifier,
     evidence: Vec<ringfence::Evidence>,
     busy_poll: Duration,
     /// Before the last messages were fetched.
@@ -62,8 +61,11 @@ impl Reads for Reading {
         self.subscription.as_mut().ok_or(CLOSED)
     }
 
-    fn verifier(&self) -> ringfence::Result<&Verifier> {
-        self.subscription.as_ref().map(|_| &self.verifier).ok_or(CLOSED)
+    fn verifier(&self) -> ringfence::Result<Verifier> {
+        self.subscription
+            .as_ref()
+            .map(Subscription::verifier)
+            .ok_or(CLOSED)
     }
 
     fn evidence(&mut self) -> &mut Vec<ringfence::Evidence> {
@@ -103,7 +105,7 @@ impl Reading {
     fn reason(&self) -> Answer {
         let ended = match &self.subscription {
             None => Ended::Closed,
-            Some(subscription) => Ended::of(subscription.close_reason(), &self.verifier),
+            Some(subscription) => Ended::of(subscription.close_reason(), || subscription.verifier()),
         };
         Answer::from(ended.number())
     }
@@ -274,7 +276,6 @@ pub(crate) unsafe fn to_object(
         lost: subscription.lost(),
     };
     let reading = Reading {
-        verifier: subscription.verifier(),
         evidence: subscription.evidence().to_vec(),
         busy_poll: subscription.busy_poll(),
         subscription: Some(subscription),
