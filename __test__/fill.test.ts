@@ -148,6 +148,31 @@ test.serial('what was filled is in the ring before the process exits', async (t)
   )
 })
 
+test.serial(
+  'what is filled as the process exits is in the ring as well, in whatever order its listeners are called',
+  async (t) => {
+    for (const isFirst of [true, false]) {
+      const { channel, partner } = await pair(t)
+      partner.mayFail()
+      void partner.run((kit, first) => {
+        const fill = (number: number) =>
+          kit.channel.fill(64, (bytes, offset) => {
+            bytes[offset] = number
+            return 1
+          })
+        if (!first) fill(0)
+        process.on('exit', () => {
+          for (let number = 1; number < 10; number += 1) fill(number)
+        })
+        process.exit(0)
+      }, isFirst)
+      const found: number[] = []
+      for await (const message of channel) found.push(message[0]!)
+      t.deepEqual(found, isFirst ? [1, 2, 3, 4, 5, 6, 7, 8, 9] : [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    }
+  },
+)
+
 test.serial('its memory cannot be transferred elsewhere', async (t) => {
   const { channel, partner } = await pair(t)
   void channel.send('before')

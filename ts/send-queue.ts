@@ -155,6 +155,7 @@ export class SendQueue {
     this.#enough = Math.min(ARENA, native.capacity / 8)
     this.#worthwhile = Math.min(native.capacity / 16, native.maxAtOnce)
     this.#failed = failed
+    hearOfExit()
   }
 
   /** Everything that was sent is in the ring. */
@@ -408,7 +409,7 @@ export class SendQueue {
     this.#words[this.#to >>> 2] = length
     this.#words[(this.#to >>> 2) + 1] = FLAGS
     this.#to = start + ((length + 7) & ~7)
-    if (!this.#scheduled) this.#flushSoon()
+    if (!this.#scheduled || exits) this.#flushSoon()
     return true
   }
 
@@ -420,7 +421,11 @@ export class SendQueue {
   }
 
   #flushSoon(): void {
-    flushAtExit(this)
+    if (exits) {
+      this.pump()
+      return
+    }
+    filled.add(this)
     this.#schedule()
   }
 
@@ -800,12 +805,15 @@ const filling = () => invalid('a message is being filled: send once that has ret
 /** Of what waits in memory of this process as it exits, what was filled is in the ring by then: its caller was told that it went. */
 const filled = new Set<SendQueue>()
 let listens = false
+/** No promise is settled any more: a listener that comes behind this one may fill as well. */
+let exits = false
 
-function flushAtExit(queue: SendQueue): void {
-  filled.add(queue)
+/** Before anything is filled: a listener that is added while the others are called is not called itself. */
+function hearOfExit(): void {
   if (listens) return
   listens = true
   process.on('exit', () => {
+    exits = true
     for (const each of filled) each.pump()
   })
 }
