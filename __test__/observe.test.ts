@@ -202,6 +202,30 @@ test('RINGFENCE_OBSERVE=1 has a process observed from the start, and keeps it no
   t.is(stdout, 'observed\n')
 })
 
+test('a process that has loaded both builds is observed as one, and so are its figures', async (t) => {
+  const partner = await Partner.start(t)
+  const addresses = [abstractAddress(), abstractAddress()]
+  const told = await partner.run(async (kit, here) => {
+    const builds = [kit.ringfence, kit.require('ringfence') as typeof kit.ringfence] as const
+    kit.keep['open'] = await Promise.all(builds.map((build, index) => build.publish(here[index]!)))
+    const observations = await Promise.all(builds.map((build) => build.observe()))
+    const labels = await Promise.all(
+      builds.map(async ({ toMetrics }) => {
+        const metric = toMetrics().prometheus.find(({ name }) => name === 'ringfence_subscribers')!
+        return (await metric.get()).values.map((sample) => `${sample.labels['kind']} ${sample.labels['address']}`)
+      }),
+    )
+    return { areTwo: builds[0].publish !== builds[1].publish, isOne: observations[0] === observations[1], labels }
+  }, addresses)
+  t.true(told.areTwo)
+  t.true(told.isOne)
+  const { processes } = await ringfence('top', '--once', '--json')
+  const seen = processes.find(({ pid }) => pid === partner.pid)!
+  t.deepEqual(seen.channels.map(({ address }) => address).sort(), [...addresses].sort())
+  const all = addresses.map((address) => `publisher ${address}`).sort()
+  for (const labels of told.labels) t.deepEqual([...labels].sort(), all)
+})
+
 test('an observed process has a timer only while one looks', async (t) => {
   const partner = await Partner.start(t)
   await partner.run(async (kit) => {

@@ -21,11 +21,26 @@ export interface Checked {
   readonly evidence: readonly Evidence[]
 }
 
+interface Opened {
+  now: Map<object, string | null>
+  addresses: WeakMap<object, string | null>
+}
+
+/** A program may load both builds of this package: what one has opened, the other tells of as well. */
+const OPENED: unique symbol = Symbol.for('ringfence.opened')
+const ofAllBuilds = globalThis as { [OPENED]?: Opened }
+const all = (ofAllBuilds[OPENED] ??= { now: new Map(), addresses: new WeakMap() })
+
 /** What is open in this process, and where it met its peer: null for a line without an address. */
-export const openNow = new Map<object, string | null>()
+export const openNow = all.now
 
 /** Also of what has ended. */
-const addresses = new WeakMap<object, string | null>()
+const { addresses } = all
+
+/** Whether it was opened by this package: a channel, a publisher or a subscription, of either build. */
+export function wasOpened(value: object): boolean {
+  return addresses.has(value)
+}
 
 /** Where something met its peer, or stands; null where that has no address. */
 export function addressOf(source: object): string | null {

@@ -3,7 +3,7 @@
 import { Publisher } from './broadcast/publisher.js'
 import { Subscription } from './broadcast/subscription.js'
 import { Channel } from './channel.js'
-import { addressOf, openNow } from './diagnostics.js'
+import { addressOf, openNow, wasOpened } from './diagnostics.js'
 import { invalid, show } from './errors.js'
 import { Membership } from './membership.js'
 import { Merge } from './merge.js'
@@ -238,5 +238,9 @@ const KINDS = [
 ] as const
 
 export function kindOf(source: unknown): string | undefined {
-  return KINDS.find(([kind]) => source instanceof kind)?.[1]
+  const kind = KINDS.find(([known]) => source instanceof known)?.[1]
+  if (kind !== undefined || typeof source !== 'object' || source === null || !wasOpened(source)) return kind
+  // Of the other build, whose classes are others.
+  if ('role' in source) return 'channel'
+  return 'subscribers' in source ? 'publisher' : 'subscription'
 }

@@ -84,7 +84,9 @@ function snapshot(): Snapshot {
   }
 }
 
-let observing: Promise<Observation> | null = null
+/** A program may load both builds of this package, and its process has one address for both. */
+const OBSERVING: unique symbol = Symbol.for('ringfence.observing')
+const ofAllBuilds = globalThis as { [OBSERVING]?: Promise<Observation> | undefined }
 
 /**
  * Lets processes of the same user look at the figures of this one, with `ringfence top`: they are published, while one looks, at the
@@ -94,16 +96,17 @@ let observing: Promise<Observation> | null = null
  * @throws {@link RingfenceError} as {@link publish}; ADDRESS_OCCUPIED also in a worker thread, where another thread of the process is observed
  */
 export function observe(): Promise<Observation> {
-  if (observing !== null) return observing
+  const observing = ofAllBuilds[OBSERVING]
+  if (observing !== undefined) return observing
   // One that is over must not take the next one's place away.
   const forget = () => {
-    if (observing === begun) observing = null
+    if (ofAllBuilds[OBSERVING] === begun) ofAllBuilds[OBSERVING] = undefined
   }
   const begun = begin(forget).catch((error: unknown) => {
     forget()
     throw error
   })
-  observing = begun
+  ofAllBuilds[OBSERVING] = begun
   return begun
 }
 

@@ -4,7 +4,7 @@ import { EventEmitter } from 'node:events'
 
 import type { Authorizer } from '../authorize.js'
 import type { Codec } from '../codec.js'
-import { openNow, tellEvicted, tellRefused, tellSubscribed } from '../diagnostics.js'
+import { nowOpen, openNow, tellEvicted, tellRefused, tellSubscribed } from '../diagnostics.js'
 import { emit } from '../emit.js'
 import { RingfenceError, aborted, fromFailure, invalid } from '../errors.js'
 import { atExit } from '../exit.js'
@@ -98,7 +98,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
       throw fromFailure(native.failure())
     }
     this.#stay = atExit(address, () => native.close())
-    openNow.set(this, address)
+    nowOpen(this, address)
     this.#signal?.addEventListener('abort', this.#abort, { once: true })
   }
 
