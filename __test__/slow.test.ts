@@ -158,6 +158,30 @@ test('a reader that is woken for each message', async (t) => {
   t.regex(often.found, /^the reader sleeps \d+ times a second, for \d+ messages$/)
 })
 
+test('figures that come in quick succession, since others look as well, are no rate', async (t) => {
+  const address = abstractAddress()
+  const [writer, reader] = await Promise.all([Partner.start(t), Partner.start(t)])
+  await Promise.all([writer.join(address), reader.join(address)])
+  await reader.run(async (kit, peer) => {
+    const observation = `@ringfence-observe-${process.pid}`
+    const publisher = await kit.ringfence.publish(observation, { policy: { uid: 'same' } })
+    kit.keep['publisher'] = publisher
+    let told = 0
+    const tell = () => {
+      // A hundred sleeps a second, all of them in the milliseconds between two snapshots that are close to each other.
+      const [rounds, isClose] = [Math.floor(told / 2), told % 2]
+      const channel = { id: 1, address: null, peer, role: 'guest', sleeps: 10 * (rounds + isClose) }
+      const snapshot = { executable: process.execPath, at: 100 * rounds + isClose, channels: [channel] }
+      if (publisher.trySend(JSON.stringify(snapshot))) told += 1
+    }
+    publisher.on('subscriber', tell)
+    setInterval(tell, 50).unref()
+  }, writer.pid)
+  const { found } = findingOf(await findings(writer.pid), 'wake-ups', writer.pid, reader.pid)
+  const sleeps = Number(/^the reader sleeps (\d+) times a second/.exec(found)?.[1])
+  t.true(sleeps >= 50 && sleeps <= 200, found)
+})
+
 /** Cores on which this process may run. */
 const cores = readFileSync('/proc/self/status', 'latin1')
   .match(/^Cpus_allowed_list:\s*(.*)$/m)![1]!

@@ -10,6 +10,12 @@ import { snapshotIn } from './snapshot.js'
 /** How long the first figures of a process are waited for, in milliseconds. */
 const PATIENCE = 10_000
 
+/**
+ * How far apart two snapshots are at least that are compared, in milliseconds: half of what a process lets pass between two. Each process that
+ * begins to look has it tell one more, at once, and of a millisecond no rate can be told.
+ */
+const APART = 250
+
 /** What goes through in a second. */
 interface Rates {
   messagesSentPerSecond: number
@@ -26,13 +32,17 @@ export interface Watched {
   channels: (Observed & Rates)[]
 }
 
-/** A process that tells its figures: the last two that came. */
+/** A process that tells its figures: what came last, and what it is compared with. */
 class Source {
   readonly #subscription: Subscription
   #before: Snapshot | null = null
+  /** What the next ones are compared with, once they are far enough from it. */
+  #next: Snapshot | null = null
+  /** When that came, by the clock of this process: the other's may stand still. */
+  #came = 0
   #now: Snapshot | null = null
   isOver = false
-  /** Resolves once two have come, or no more will. */
+  /** Resolves once two have come that can be compared, or no more will. */
   readonly ready: Promise<void>
 
   constructor(subscription: Subscription) {
@@ -45,8 +55,12 @@ class Source {
   async #read(ready: () => void): Promise<void> {
     try {
       for await (const message of this.#subscription) {
-        this.#before = this.#now
         this.#now = snapshotIn(message, this.#subscription.peer)
+        const came = performance.now()
+        if (this.#next !== null && came - this.#came < APART) continue
+        this.#before = this.#next
+        this.#next = this.#now
+        this.#came = came
         if (this.#before !== null) ready()
       }
     } catch {
@@ -59,10 +73,10 @@ class Source {
     return this.#subscription.close()
   }
 
-  /** The two that came last; null: there are none yet. */
+  /** Two to be compared; null: there are none yet, or by its clock no time has passed between them. */
   get lastTwo(): { before: Snapshot; now: Snapshot } | null {
     const [before, now] = [this.#before, this.#now]
-    return before === null || now === null ? null : { before, now }
+    return before === null || now === null || now.at <= before.at ? null : { before, now }
   }
 
   /** null: nothing has come. */
@@ -153,7 +167,7 @@ export class Sources {
     return all.sort((one, other) => one.pid - other.pid)
   }
 
-  /** Of each process, by its number, the two snapshots that came last. */
+  /** Of each process, by its number, two snapshots to be compared. */
   lastTwo(): Map<number, { before: Snapshot; now: Snapshot }> {
     const all = [...this.#sources].map(([pid, { lastTwo }]) => [pid, lastTwo] as const)
     return new Map(all.filter((entry): entry is [number, { before: Snapshot; now: Snapshot }] => entry[1] !== null))

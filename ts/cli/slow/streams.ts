@@ -12,7 +12,7 @@ export interface Pair {
   streams: Stream[]
 }
 
-/** The figures of processes, by their numbers: the last two that each has told. */
+/** The figures of processes, by their numbers: two that each has told, with some time between them. */
 export type Told = Map<number, { before: Snapshot; now: Snapshot }>
 
 /** The figures of one side of a channel. */
