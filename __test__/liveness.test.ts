@@ -130,6 +130,35 @@ for (const watcher of watchers) {
     t.regex(await second.channel.closed, /^(closed|exited)$/)
   })
 
+  test.serial(`unref lets a process exit whose peer sends without end: its channel ${watcher} watches`, async (t) => {
+    for (const way of ['a loop', 'drain'] as const) {
+      const { channel, partner } = await pair(t, { partner: await watching(t, watcher) })
+      while (channel.trySend(pattern(0, 64)));
+      let isOver = false
+      const sending = (async () => {
+        while (!isOver) await channel.send(pattern(0, 64))
+      })().catch(() => {})
+      await partner.run((kit, how) => {
+        kit.channel.unref()
+        // It takes longer than the peer does.
+        const work = () => {
+          const end = performance.now() + 0.05
+          while (performance.now() < end);
+        }
+        void (async () => {
+          if (how === 'a loop') for await (const _ of kit.channel) work()
+          else while (await kit.channel.readable()) kit.channel.drain(work)
+        })()
+        // Beside it, the event loop turns as ever.
+        return new Promise<void>((resolve) => setTimeout(resolve, 10))
+      }, way)
+      t.deepEqual(await soon(partner.letGo(), `its exit, with ${way}`), { code: 0, signal: null })
+      isOver = true
+      await sending
+      await channel.close()
+    }
+  })
+
   test.serial(`a process that is killed is missed by one whose channel ${watcher} watches`, async (t) => {
     const partner = await watching(t, watcher)
     const other = await Partner.start(t)

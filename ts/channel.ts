@@ -528,12 +528,14 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   /** An open channel keeps the process alive (which it does from the start). */
   ref(): this {
     this.#native.keepAlive(1)
+    this.#receiveBuffer.keepAlive(true)
     return this
   }
 
   /** An open channel does not keep the process alive. */
   unref(): this {
     this.#native.keepAlive(0)
+    this.#receiveBuffer.keepAlive(false)
     return this
   }
 

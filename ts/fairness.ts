@@ -1,3 +1,5 @@
+import { afterWeakTurn } from './weak-turn.js'
+
 /** Milliseconds that may pass in promises alone, before timers, signals and other sockets have their turn. */
 const BUDGET = 2
 /** Milliseconds after which the clock is looked at again, about. */
@@ -19,12 +21,14 @@ class Fairness {
   /** When the loop is known to have turned. It may have turned since: then one turn too many is waited for. */
   #since = this.#looked
   #due: Promise<void> | null = null
+  /** Where the turn is waited for by those alone who keep no process alive. */
+  #weak: NodeJS.Immediate | null = null
   #looks = 0
 
-  /** A message was handed out, taken over, or asked for. */
-  spend(): void {
+  /** A message was handed out, taken over, or asked for. `isWeak`: by one that keeps no process alive. */
+  spend(isWeak = false): void {
     this.#left -= 1
-    if (this.#left <= 0) this.look()
+    if (this.#left <= 0) this.look(isWeak)
   }
 
   /** Messages that may be handed out in one go before {@link look} is to be called. */
@@ -37,8 +41,8 @@ class Fairness {
     return this.#looks
   }
 
-  /** Looks at the clock, which is returned. */
-  look(): number {
+  /** Looks at the clock, which is returned. `isWeak` as in {@link spend}. */
+  look(isWeak = false): number {
     this.#looks += 1
     const now = performance.now()
     const took = now - this.#looked
@@ -48,11 +52,13 @@ class Fairness {
     this.#left = this.#stride
     if (now - this.#since >= BUDGET && this.#due === null) {
       this.#due = new Promise((resolve) => {
-        setImmediate(() => {
-          this.#due = null
+        const turned = () => {
+          this.#due = this.#weak = null
           this.#since = this.#looked = performance.now()
           resolve()
-        })
+        }
+        if (isWeak) this.#weak = afterWeakTurn(turned)
+        else setImmediate(turned)
       })
     }
     return now
@@ -65,6 +71,15 @@ class Fairness {
 
   /** What to wait for before a promise is kept; null: nothing. */
   get due(): Promise<void> | null {
+    if (this.#weak !== null) {
+      this.#weak.ref()
+      this.#weak = null
+    }
+    return this.#due
+  }
+
+  /** As {@link due}, for one that keeps no process alive by its waiting. */
+  get dueWeakly(): Promise<void> | null {
     return this.#due
   }
 }

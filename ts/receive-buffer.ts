@@ -14,6 +14,7 @@ import { BufferView, allocate, allocateShared } from './memory.js'
 import { ENDED, FAILED, FIRST, HEADER, LARGE, MORE, OTHER, WHOLE, type NativeReader } from './native.js'
 import type { Received } from './stats.js'
 import { Waiters, type Wait } from './waiters.js'
+import { afterWeakTurn } from './weak-turn.js'
 
 /** Bytes of the chunk: what one call carries at most. */
 const CHUNK = 128 * 1024
@@ -99,6 +100,8 @@ export class ReceiveBuffer {
   #turning = false
   /** No more will come from the ring: the end, or why. */
   #over: 'ended' | (() => RingfenceError) | null = null
+  /** The source keeps no process alive: what it reads neither, however much comes. */
+  #isWeak = false
   /** Those who wait are looked after once the event loop has turned. */
   #deferred = false
   readonly #failed: (error: RingfenceError) => void
@@ -130,6 +133,17 @@ export class ReceiveBuffer {
     this.#failed = failed
     this.#ended = ended
     this.#told = told
+  }
+
+  /** Whether a turn of the event loop that is waited for keeps the process alive. */
+  keepAlive(alive: boolean): void {
+    // What a peer has left is no more than a ring, and is read to its end.
+    this.#isWeak = !alive && this.#over === null && this.#letGo === null
+  }
+
+  /** What is waited for before more is handed out; null: nothing. */
+  get #due(): Promise<void> | null {
+    return this.#isWeak ? fairness.dueWeakly : fairness.due
   }
 
   /** Whether no more will come, and all was read. */
@@ -406,14 +420,14 @@ export class ReceiveBuffer {
     const message = this.#isOurs ? new BufferView(this.#whole, start, length) : this.#copy(start, end)
     this.#at = (end + 7) & ~7
     if (this.#at === this.#end && this.#held) this.#release()
-    fairness.spend()
+    fairness.spend(this.#isWeak)
     return message
   }
 
   #takeLarge(large: Buffer): Buffer {
     const message = this.#own ? large : copyOf(large)
     this.#large = null
-    fairness.spend()
+    fairness.spend(this.#isWeak)
     return message
   }
 
@@ -479,7 +493,7 @@ export class ReceiveBuffer {
   receiveNow(): Buffer | null | undefined {
     this.mustBeFree()
     if (this.#closed) this.#isOpen()
-    if (!this.#waiters.isEmpty || fairness.due !== null) return undefined
+    if (!this.#waiters.isEmpty || this.#due !== null) return undefined
     const message = this.#take(true)
     if (message !== null) return message
     if (this.#isOpen()) return undefined
@@ -489,9 +503,9 @@ export class ReceiveBuffer {
 
   isReadableNow(): boolean | undefined {
     this.mustBeFree()
-    fairness.spend()
+    fairness.spend(this.#isWeak)
     if (this.#closed) this.#isOpen()
-    if (fairness.due !== null) return undefined
+    if (this.#due !== null) return undefined
     if (this.#has(true)) return true
     return this.#isOpen() ? undefined : false
   }
@@ -585,7 +599,7 @@ export class ReceiveBuffer {
           bytes -= at - start
         }
         if (left <= 0) {
-          const now = fairness.look()
+          const now = fairness.look(this.#isWeak)
           left = fairness.stride
           if (began === 0) began = now
           else if (max === undefined && fairness.isLong(began, now)) break
@@ -613,8 +627,9 @@ export class ReceiveBuffer {
       return
     }
     for (let waiter = this.#waiters.first; waiter !== undefined; waiter = this.#waiters.first) {
-      if (!now && fairness.due !== null) {
-        this.#defer(fairness.due)
+      const due = now ? null : this.#due
+      if (due !== null) {
+        this.#defer(due)
         return
       }
       let message: Buffer | null = null
@@ -652,7 +667,8 @@ export class ReceiveBuffer {
     }
     this.#turns += 1
     this.#turning = true
-    setImmediate(this.#turn)
+    if (this.#isWeak) afterWeakTurn(this.#turn)
+    else setImmediate(this.#turn)
     return true
   }
 
@@ -686,7 +702,7 @@ export class ReceiveBuffer {
    */
   outlive(letGo: () => void): void {
     this.#letGo = letGo
-    this.#armed = false
+    this.#armed = this.#isWeak = false
     this.serve()
     try {
       // Where nothing is left, that is known at once.
@@ -706,6 +722,7 @@ export class ReceiveBuffer {
   /** The channel has ended: what was not fetched before will not come. Where that is no end, `why` says so. */
   stop(why: () => RingfenceError): void {
     this.#over ??= why
+    this.#isWeak = false
     this.serve()
   }
 

@@ -230,12 +230,14 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
   /** Keeps the process alive while it is open, as it does from the start. */
   ref(): this {
     this.#native.keepAlive(1)
+    this.#buffer.keepAlive(true)
     return this
   }
 
   /** Does not keep the process alive. */
   unref(): this {
     this.#native.keepAlive(0)
+    this.#buffer.keepAlive(false)
     return this
   }
 
