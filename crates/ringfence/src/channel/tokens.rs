@@ -13,7 +13,7 @@ use crate::{
     memory::layout,
     signal::claim::Claim,
     signal::inbox::TokenInbox,
-    wake::doorbell::Doorbell,
+    wake::doorbell::{self, Doorbell},
 };
 
 /// Numbers of 64 bits that go to a channel's peer beside its messages, as a realtime signal each, and those that come from
@@ -96,9 +96,8 @@ impl Tokens {
                 return Ok(self.try_token());
             };
             // Perhaps no other thread looks at the line.
-            if doorbell.is_gone()
-                && let Some(shared) = self.shared.upgrade()
-            {
+            let seen_gone = doorbell.is_gone();
+            if seen_gone && let Some(shared) = self.shared.upgrade() {
                 shared.notice();
             }
             if let Some(token) = self.try_token() {
@@ -107,7 +106,15 @@ impl Tokens {
             if self.is_ended() {
                 return Ok(None);
             }
-            if !doorbell.wait_beside(self.inbox.bell()?, deadline)? {
+            let bell = self.inbox.bell()?;
+            let woken = if seen_gone {
+                // What has ended the channel, or ends it now, rings.
+                doorbell::wait_for(bell, deadline)?
+            } else {
+                // Another thread may have seen meanwhile that the peer is gone, and have told nobody yet: the line says so still.
+                doorbell.wait_beside(bell, deadline)?
+            };
+            if !woken {
                 return Err(Error::TimedOut);
             }
         }
@@ -158,9 +165,18 @@ impl Shared {
             drop(guard);
             return self.check();
         };
-        let sent = held.token_sender.send(token, is_there)?;
-        held.own.store(layout::TOKENS, sent, Ordering::Release);
-        Ok(())
+        match held.token_sender.send(token, is_there) {
+            Ok(sent) => {
+                held.own.store(layout::TOKENS, sent, Ordering::Release);
+                Ok(())
+            }
+            Err(error) => {
+                drop(guard);
+                // The look may have found that the peer is gone.
+                self.notice();
+                Err(error)
+            }
+        }
     }
 
     /// What the peer has announced has come when this returns. Before any end is told: the peer announces nothing after it

@@ -550,21 +550,17 @@ impl Doorbell {
     }
 
     /// Waits until `other` is readable, or the peer is gone, or the deadline has passed (`false`). Leaves every bell where it
-    /// is. Once the peer is gone, `other` alone is waited for.
+    /// is. Returns at once where the peer is gone, however that was found: the caller may not have been told.
     pub(crate) fn wait_beside(&self, other: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
-        let mut polled = vec![PollFd::new(other, PollFlags::POLLIN)];
-        if !self.is_gone() {
-            // POLLHUP is told without being asked for.
-            polled.push(PollFd::new(self.line.as_fd(), PollFlags::empty()));
-            let pidfd = self.pidfd.as_ref();
-            polled.extend(pidfd.map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)));
-        }
-        match poll(&mut polled, timeout(deadline)) {
-            Ok(0) => return Ok(false),
-            Ok(_) => {}
-            // A thread that waits looks again.
-            Err(Errno::EINTR) => return Ok(true),
-            Err(errno) => return Err(Error::poll("waiting for a token", errno)),
+        // POLLHUP is told without being asked for.
+        let mut polled = vec![
+            PollFd::new(other, PollFlags::POLLIN),
+            PollFd::new(self.line.as_fd(), PollFlags::empty()),
+        ];
+        let pidfd = self.pidfd.as_ref();
+        polled.extend(pidfd.map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)));
+        if !poll_for_token(&mut polled, deadline)? {
+            return Ok(false);
         }
         if polled[1..].iter().any(|fd| fd.any() == Some(true)) {
             let mut state = self.state();
@@ -590,6 +586,20 @@ impl Doorbell {
         let mut state = self.state();
         state.gone = true;
         self.wake(&state);
+    }
+}
+
+/// As [`Doorbell::wait_beside`], for what is waited for once the peer is known to be gone.
+pub(crate) fn wait_for(descriptor: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
+    poll_for_token(&mut [PollFd::new(descriptor, PollFlags::POLLIN)], deadline)
+}
+
+fn poll_for_token(polled: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<bool> {
+    match poll(polled, timeout(deadline)) {
+        Ok(ready) => Ok(ready > 0),
+        // A thread that waits looks again. What poll(2) says of each is not written then.
+        Err(Errno::EINTR) => Ok(true),
+        Err(errno) => Err(Error::poll("waiting for a token", errno)),
     }
 }
 

@@ -223,6 +223,20 @@ fn an_end_behind_a_bell_is_found_at_once_though_the_peer_has_left_bells_unread()
 }
 
 #[test]
+fn a_wait_beside_the_line_tells_of_an_end_that_another_thread_has_seen() {
+    let (doorbell, peer) = line();
+    let (silent, _kept) = nix::unistd::pipe().unwrap();
+    drop(peer);
+    // As a thread that sends does, which may not have told anybody by now.
+    doorbell.look();
+    assert!(doorbell.is_gone());
+    assert!(
+        doorbell.wait_beside(silent.as_fd(), far()).unwrap(),
+        "it waited to the deadline"
+    );
+}
+
+#[test]
 fn hanging_up_wakes_the_waiters_of_both_sides() {
     let (doorbell, peer) = line();
     thread::scope(|scope| {
