@@ -51,7 +51,7 @@ compile_error!("ringfence is for 64-bit little-endian Linux");
 pub mod binding {
     pub use crate::channel::held::{Keep, pull_again, pull_held, release};
     pub use crate::channel::merge::source::{announce, barrier, look_parked};
-    pub use crate::channel::sender::{Keeper, Reserved};
+    pub use crate::channel::reserved::{Keeper, Reserved};
     pub use crate::harden::ignore_sigusr1;
     pub use crate::ring::record::{HEADER, WHOLE};
 }
@@ -83,20 +83,24 @@ mod wake;
 /// The traits of plain data ([`Message::items`], [`Sender::reserve_items`]).
 pub use bytemuck;
 pub use channel::Channel;
+pub use channel::batch::Batch;
 pub use channel::merge::source::Source;
 pub use channel::merge::{Key, Merge, MergeStats, Merged, MergedVec, NotAdded};
 pub use channel::reason::{CloseReason, GoneReason};
 pub use channel::receiver::{Packed, Receiver};
-pub use channel::sender::{Batch, Reservation, Sender};
+pub use channel::reservation::Reservation;
+pub use channel::sender::Sender;
 pub use channel::stats::ChannelStats;
 pub use channel::tokens::Tokens;
 pub use channel::verify::{Verified, Verifier};
 pub use doctor::{Diagnosis, Finding, Status, doctor};
 pub use endpoint::acceptor::Refused;
 pub use endpoint::broadcast::audience::{PublisherEvent, Subscriber};
-pub use endpoint::broadcast::broadcaster::{BroadcastBatch, Broadcaster, PublisherStats, Room};
+pub use endpoint::broadcast::batch::BroadcastBatch;
+pub use endpoint::broadcast::broadcaster::{Broadcaster, PublisherStats};
 pub use endpoint::broadcast::merged::AnySource;
 pub use endpoint::broadcast::publisher::{Audience, Publisher, publish};
+pub use endpoint::broadcast::room::Room;
 pub use endpoint::broadcast::subscription::{Subscription, SubscriptionStats, subscribe};
 pub use endpoint::child::{ChildLine, LINE_VARIABLE, ParentLine, from_parent, private_line, spawn};
 pub use endpoint::ledger::EndpointStats;

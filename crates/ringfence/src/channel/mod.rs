@@ -2,13 +2,15 @@
 //!
 //! `open` begins one with what a handshake has left. `shared` is what both halves share, under its lock; `state` is the state,
 //! `ending` every way to the end, `reason` what a program is told of it, and `own_phase` the word that tells the peer. `sender` and
-//! `receiver` are the halves, `link` is what each needs of the peer, `waiting` is how they sleep, `scratch` is memory for a
-//! message in fragments, `stats` is what both have done so far, `held` reads for the binding. `tokens`, `verify` and `partner` outlive the halves and keep no channel open. `merge` reads from the receiving halves
-//! of many channels.
+//! `receiver` are the halves; `reservation` and `batch` are further ways to send, and `reserved` is room that is held
+//! without a borrow. `link` is what each half needs of the peer, `waiting` is how they sleep, `scratch` is memory for a message in
+//! fragments, `stats` is what both have done so far, `held` reads for the binding. `tokens`, `verify` and `partner` outlive the
+//! halves and keep no channel open. `merge` reads from the receiving halves of many channels.
 //!
 //! May import everything below: `handshake` (its parts), `ring`, `memory`, `wake`, `signal`. It never looks for a peer, and knows
 //! no address.
 
+pub(crate) mod batch;
 pub(crate) mod ending;
 pub(crate) mod held;
 pub(crate) mod link;
@@ -18,6 +20,8 @@ pub(crate) mod own_phase;
 pub(crate) mod partner;
 pub(crate) mod reason;
 pub(crate) mod receiver;
+pub(crate) mod reservation;
+pub(crate) mod reserved;
 pub(crate) mod scratch;
 pub(crate) mod sender;
 pub(crate) mod shared;

@@ -1,7 +1,6 @@
-//! The writing half of a channel.
+//! The writing half of a channel. What it reserves is in `reservation`, and what it publishes at once in `batch`.
 
 use std::{
-    ops::{Deref, DerefMut},
     os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc,
@@ -9,8 +8,6 @@ use std::{
     },
     time::Instant,
 };
-
-use bytemuck::Pod;
 
 use crate::{
     channel::link::{LOOKS_PER_GLANCE, Link},
@@ -23,7 +20,6 @@ use crate::{
     memory::layout::as_offset,
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
-    ring::items::ReservedItems,
     ring::message::Progress,
     ring::producer::Producer,
 };
@@ -37,7 +33,7 @@ pub struct Sender {
     pub(crate) capacity: u64,
     pub(crate) longest: u64,
     pub(crate) begun: Begun,
-    /// Whether there is a [`Reserved`] that may be written. It stores `false` when it is dropped.
+    /// Whether there is a [`Reserved`](crate::channel::reserved::Reserved) that may be written. It stores `false` when it is dropped.
     pub(crate) reservation: Arc<AtomicBool>,
     pub(crate) fruitless: u32,
 }
@@ -46,7 +42,7 @@ pub struct Sender {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Begun {
     Nothing,
-    /// A [`Reserved`], which may have been dropped meanwhile.
+    /// A [`Reserved`](crate::channel::reserved::Reserved), which may have been dropped meanwhile.
     Reservation,
     /// A message of so many bytes, of which as many are in the ring as the second number says.
     Message(usize, usize),
@@ -56,7 +52,7 @@ pub(crate) enum Begun {
 pub(crate) struct Writing {
     pub(crate) producer: Producer<OwnRegion, PeerRegion>,
     pub(crate) link: Link,
-    /// Of the open [`Reservation`]: where its bytes lie in the region, and how many. Here and not there, so that a reservation is
+    /// Of the open [`Reservation`](crate::Reservation): where its bytes lie in the region, and how many. Here and not there, so that a reservation is
     /// one pointer: two words that are stored one by one and moved together make the processor wait (4 ns and 19).
     pub(crate) reserved: (usize, usize),
 }
@@ -64,7 +60,7 @@ pub(crate) struct Writing {
 impl Writing {
     /// Sends a message that was claimed and filled.
     #[inline]
-    fn finish(&mut self, shared: &Shared, at: usize, claimed: usize, length: usize) {
+    pub(super) fn finish(&mut self, shared: &Shared, at: usize, claimed: usize, length: usize) {
         self.producer.finish(at, claimed, length);
         self.producer.publish();
         if self.link.waker.must_ring() {
@@ -92,7 +88,7 @@ impl Sender {
     }
 
     #[inline]
-    fn check_size(&self, size: usize, at_once: bool) -> Result<()> {
+    pub(super) fn check_size(&self, size: usize, at_once: bool) -> Result<()> {
         let limit = if at_once { self.max_at_once() } else { self.longest };
         if size as u64 <= limit {
             return Ok(());
@@ -115,7 +111,7 @@ impl Sender {
 
     /// The ring, if something new may be sent now.
     #[inline]
-    fn writing(&mut self) -> Result<&mut Writing> {
+    pub(super) fn writing(&mut self) -> Result<&mut Writing> {
         if self.begun != Begun::Nothing && self.is_open() {
             self.must_have_ended(false)?;
         }
@@ -221,7 +217,7 @@ impl Sender {
 
     /// What follows on a look that found no room, or a lie.
     #[cold]
-    fn not_sent(&mut self, result: Result<bool>) -> Result<bool> {
+    pub(super) fn not_sent(&mut self, result: Result<bool>) -> Result<bool> {
         if !self.shared.judge(result)? {
             self.fruitless += 1;
             if self.fruitless >= LOOKS_PER_GLANCE {
@@ -346,167 +342,6 @@ impl Sender {
             self.not_sent(Ok(false))?;
         }
         Ok(taken)
-    }
-
-    /// Room in the ring itself for a message of `size` bytes, to be filled in place and committed. `None`: there is no room
-    /// now. Dropping it without a commit sends nothing.
-    ///
-    /// ```no_run
-    /// # fn main() -> ringfence::Result<()> {
-    /// # let address: ringfence::Address = "@prices".parse()?;
-    /// # let (mut sender, _receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
-    /// if let Some(mut room) = sender.reserve(16)? {
-    ///     room[..8].copy_from_slice(&17_u64.to_le_bytes());
-    ///     room.commit(8)?; // sends the first 8 bytes, and gives the rest back
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Sender::try_send`].
-    #[inline]
-    pub fn reserve(&mut self, size: usize) -> Result<Option<Reservation<'_>>> {
-        let Some(at) = self.claim(size)? else {
-            return Ok(None);
-        };
-        let writing = self.writing.as_mut().ok_or_else(ended)?;
-        if !writing.producer.own().hold(at, size) {
-            return Err(exposed(&self.shared));
-        }
-        writing.reserved = (at, size);
-        Ok(Some(Reservation { sender: self }))
-    }
-
-    /// As [`Sender::reserve`], for `count` values of plain data, which are one message: a run of them has one header, and each costs
-    /// no more than its bytes. The receiver reads them by [`Message::items`](crate::Message::items), or as the bytes that they are.
-    /// Values that are there already are sent by [`Sender::send`] of [`bytemuck::cast_slice`].
-    ///
-    /// A type that must lie at more than a multiple of eight is refused by the compiler, and one without a byte.
-    ///
-    /// ```no_run
-    /// # fn main() -> ringfence::Result<()> {
-    /// # let address: ringfence::Address = "@prices".parse()?;
-    /// # let (mut sender, _receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
-    /// if let Some(mut run) = sender.reserve_items::<[u64; 8]>(256)? {
-    ///     for (number, item) in run.iter_mut().enumerate() {
-    ///         *item = [number as u64; 8];
-    ///     }
-    ///     run.commit(256)?; // or fewer: the rest is given back
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Sender::try_send`].
-    #[inline]
-    pub fn reserve_items<T: Pod>(
-        &mut self,
-        count: usize,
-    ) -> Result<Option<ReservedItems<Reservation<'_>, T>>> {
-        let room = self.reserve(ReservedItems::<Reservation<'_>, T>::bytes(count))?;
-        Ok(room.map(ReservedItems::new))
-    }
-
-    /// Claims room for a message: the offset of its bytes in the region.
-    #[inline]
-    fn claim(&mut self, size: usize) -> Result<Option<usize>> {
-        self.check_size(size, true)?;
-        match self.writing()?.producer.claim_record(size as u64) {
-            Ok(Some(at)) => Ok(Some(at)),
-            other => self.not_claimed(other),
-        }
-    }
-
-    #[cold]
-    fn not_claimed(&mut self, result: Result<Option<usize>>) -> Result<Option<usize>> {
-        self.not_sent(result.map(|_| false)).map(|_| None)
-    }
-
-    /// As [`Sender::reserve`], for callers that cannot hold a borrow: until [`Sender::commit`] or [`Sender::cancel`], or until
-    /// what this returns is dropped, every other call that sends is refused with [`Error::InvalidArgument`]. One that is
-    /// forgotten ([`std::mem::forget`]) may still be written as far as this half can know, and so nothing is sent any more;
-    /// [`Sender::end`] and close work.
-    pub fn reserve_detached(&mut self, size: usize) -> Result<Option<Reserved>> {
-        let Some(at) = self.claim(size)? else {
-            return Ok(None);
-        };
-        let region = self.writing()?.producer.own_mut().clone();
-        if !region.hold(at, size) {
-            return Err(exposed(&self.shared));
-        }
-        self.begun = Begun::Reservation;
-        self.reservation.store(true, Ordering::Relaxed);
-        Ok(Some(Reserved {
-            region,
-            at,
-            size,
-            open: Arc::clone(&self.reservation),
-        }))
-    }
-
-    /// Sends the first `length` bytes of what was reserved.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] if that is more than was reserved (which is given back then), or was reserved with another
-    /// sender, else as [`Sender::try_send`].
-    pub fn commit(&mut self, reserved: Reserved, length: usize) -> Result<()> {
-        let (at, size) = (reserved.at, reserved.size);
-        self.cancel(reserved)?;
-        if length > size {
-            return Err(too_long(length, size));
-        }
-        let Self { shared, writing, .. } = self;
-        let writing = writing.as_mut().ok_or_else(ended)?;
-        writing.finish(shared, at, size, length);
-        Ok(())
-    }
-
-    /// Gives back what was reserved; nothing is sent.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for what was reserved with another sender, and as [`Sender::try_send`] on a channel that has
-    /// ended, where there is nothing to give back to.
-    pub fn cancel(&mut self, reserved: Reserved) -> Result<()> {
-        let own = Arc::ptr_eq(&self.reservation, &reserved.open);
-        // Given back to the owner of the reservation.
-        drop(reserved);
-        if !own {
-            return Err(Error::invalid("this was reserved with another sender"));
-        }
-        self.writing().map(drop)
-    }
-
-    /// Many messages, one publication: the peer is woken once for all of them.
-    ///
-    /// ```no_run
-    /// # fn main() -> ringfence::Result<()> {
-    /// # let address: ringfence::Address = "@prices".parse()?;
-    /// # let (mut sender, _receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
-    /// let mut batch = sender.batch()?;
-    /// for price in 0..1000_u64 {
-    ///     if !batch.push(&price.to_le_bytes())? {
-    ///         break; // the ring is full
-    ///     }
-    /// }
-    /// batch.publish();
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Sender::try_send`].
-    pub fn batch(&mut self) -> Result<Batch<'_>> {
-        let longest = self.max_at_once();
-        self.writing()?;
-        let writing = self.writing.as_mut().ok_or_else(ended)?;
-        Ok(Batch {
-            writing,
-            shared: &self.shared,
-            longest,
-            handed_out: None,
-        })
     }
 
     /// Whether a message of `size` bytes would find room now; one that travels in fragments, room for its next.
@@ -663,126 +498,8 @@ impl AsFd for Sender {
     }
 }
 
-/// Room in the ring that is not tied to its [`Sender`] by a borrow. The region stays mapped while this lives. Dropping it
-/// without a commit sends nothing, on whatever thread.
-#[derive(Debug)]
-pub struct Reserved {
-    region: OwnRegion,
-    at: usize,
-    size: usize,
-    open: Arc<AtomicBool>,
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        self.region.let_go(self.at, self.size);
-        // Release: see `must_have_ended`.
-        self.open.store(false, Ordering::Release);
-    }
-}
-
-impl Reserved {
-    /// The range must be claimed and held for this alone (see [`OwnRegion::hold`]); `open` says `true` until this is dropped.
-    pub(crate) fn new(region: OwnRegion, at: usize, size: usize, open: &Arc<AtomicBool>) -> Self {
-        open.store(true, Ordering::Relaxed);
-        Self {
-            region,
-            at,
-            size,
-            open: Arc::clone(open),
-        }
-    }
-
-    /// Gives back the range: where it lies, and how long it is. `None`: it was reserved elsewhere.
-    pub(crate) fn give_back(self, open: &Arc<AtomicBool>) -> Option<(usize, usize)> {
-        Arc::ptr_eq(&self.open, open).then_some((self.at, self.size))
-    }
-
-    /// The bytes to fill.
-    pub fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the producer claimed this range for this reservation, hands out no other before it is committed
-        // or cancelled (which consume this), and this borrow is exclusive. A channel that is closed meanwhile
-        // leaves the mapping alone: `region` holds it.
-        unsafe { self.region.claimed(self.at, self.size) }
-    }
-
-    /// Something that keeps the memory mapped after this is gone: for bindings that show it to another language.
-    pub fn keeper(&self) -> Keeper {
-        Keeper {
-            _region: self.region.clone(),
-        }
-    }
-
-    /// Bytes reserved.
-    pub fn size(&self) -> usize {
-        self.size
-    }
-}
-
-/// Keeps the memory of a [`Reserved`] mapped.
-#[derive(Debug, Clone)]
-pub struct Keeper {
-    _region: OwnRegion,
-}
-
-/// Room in the ring for one message: dereferences to its bytes. Dropping it sends nothing.
-#[derive(Debug)]
-pub struct Reservation<'a> {
-    /// Its half has the ring, and [`Writing::reserved`] says which bytes.
-    sender: &'a mut Sender,
-}
-
-impl Reservation<'_> {
-    /// Sends the first `length` bytes.
-    ///
-    /// # Errors
-    /// As [`Sender::commit`].
-    #[inline]
-    pub fn commit(self, length: usize) -> Result<()> {
-        let Sender { shared, writing, .. } = &mut *self.sender;
-        let writing = writing.as_mut().ok_or_else(ended)?;
-        let (at, size) = writing.reserved;
-        if length > size {
-            return Err(too_long(length, size));
-        }
-        if !shared.state.is(ChannelState::Open, Ordering::Relaxed) {
-            return Err(shared.check().err().unwrap_or_else(ended));
-        }
-        writing.finish(shared, at, size, length);
-        Ok(())
-    }
-}
-
-impl<T: Pod> ReservedItems<Reservation<'_>, T> {
-    /// Sends the first `count` values, as one message.
-    ///
-    /// # Errors
-    /// As [`Sender::commit`].
-    #[inline]
-    pub fn commit(self, count: usize) -> Result<()> {
-        self.room.commit(Self::bytes(count))
-    }
-}
-
-impl Drop for Reservation<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        if let Some(writing) = &self.sender.writing {
-            let (at, size) = writing.reserved;
-            writing.producer.own().let_go(at, size);
-        }
-    }
-}
-
-/// Why nothing is handed out of a ring that is being wiped.
 #[cold]
-fn exposed(shared: &Shared) -> Error {
-    shared.wait_for_end();
-    shared.check().err().unwrap_or_else(ended)
-}
-
-#[cold]
-fn ended() -> Error {
+pub(super) fn ended() -> Error {
     Error::Closed("this side has ended its sending")
 }
 
@@ -807,126 +524,5 @@ fn not_next(begun: Begun, size: usize, written: usize) -> Error {
         Begun::Nothing | Begun::Reservation => Error::invalid(format!(
             "no message is under way: one of {size} bytes begins with 0, not with {written}"
         )),
-    }
-}
-
-#[cold]
-fn too_long(length: usize, size: usize) -> Error {
-    Error::invalid(format!("{length} bytes committed of a reservation of {size}"))
-}
-
-impl Deref for Reservation<'_> {
-    type Target = [u8];
-
-    #[inline]
-    fn deref(&self) -> &[u8] {
-        let Some(writing) = &self.sender.writing else {
-            return &[];
-        };
-        let (at, size) = writing.reserved;
-        // SAFETY: `reserve` has claimed this range and noted it; the sender is borrowed since, so that nothing else is claimed or
-        // noted meanwhile; writing takes an exclusive borrow, and no other process can write here.
-        unsafe { writing.producer.own().claimed_for_reading(at, size) }
-    }
-}
-
-impl DerefMut for Reservation<'_> {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut [u8] {
-        let Some(writing) = &mut self.sender.writing else {
-            return &mut [];
-        };
-        let (at, size) = writing.reserved;
-        // SAFETY: as above, with an exclusive borrow.
-        unsafe { writing.producer.own_mut().claimed(at, size) }
-    }
-}
-
-/// Messages that become visible to the peer together, at [`Batch::publish`] or when this is dropped.
-#[derive(Debug)]
-pub struct Batch<'a> {
-    writing: &'a mut Writing,
-    shared: &'a Shared,
-    longest: u64,
-    /// Where the bytes lie that [`Batch::reserve`] has handed out last, and how many.
-    handed_out: Option<(usize, usize)>,
-}
-
-impl Batch<'_> {
-    /// Adds a message. `false`: there is no room now.
-    ///
-    /// # Errors
-    /// As [`Sender::try_send`].
-    #[inline]
-    pub fn push(&mut self, message: &[u8]) -> Result<bool> {
-        self.check_size(message.len())?;
-        self.let_go();
-        match self.writing.producer.push(message) {
-            Ok(pushed) => Ok(pushed),
-            error => self.shared.judge(error),
-        }
-    }
-
-    /// Adds a message of `size` bytes, to be filled before the next call. `None`: there is no room now.
-    ///
-    /// # Errors
-    /// As [`Sender::try_send`].
-    #[inline]
-    pub fn reserve(&mut self, size: usize) -> Result<Option<&mut [u8]>> {
-        self.check_size(size)?;
-        self.let_go();
-        let producer = &mut self.writing.producer;
-        match producer.claim_record(size as u64) {
-            Ok(Some(at)) => {
-                if !producer.own().hold(at, size) {
-                    return Err(exposed(self.shared));
-                }
-                self.handed_out = Some((at, size));
-                producer.finish(at, size, size);
-                // SAFETY: the range was just claimed, is published only after this borrow has ended, and is claimed
-                // by no other call.
-                Ok(Some(unsafe { producer.own_mut().claimed(at, size) }))
-            }
-            Ok(None) => Ok(None),
-            Err(error) => self.shared.judge(Err(error)),
-        }
-    }
-
-    #[inline]
-    fn check_size(&self, size: usize) -> Result<()> {
-        if size as u64 <= self.longest {
-            return Ok(());
-        }
-        Err(Error::MessageTooLarge {
-            size,
-            limit: self.longest,
-            reason: "half the ring, and what the peer takes",
-        })
-    }
-
-    /// What was handed out is not written any more: its borrow has ended.
-    #[inline]
-    fn let_go(&mut self) {
-        if let Some((at, size)) = self.handed_out.take() {
-            self.writing.producer.own().let_go(at, size);
-        }
-    }
-
-    /// Makes what was added so far visible to the peer.
-    #[inline]
-    pub fn publish(&mut self) {
-        self.let_go();
-        if self.shared.is_inherited() {
-            return;
-        }
-        if self.writing.producer.publish() && self.writing.link.waker.must_ring() {
-            self.shared.doorbell.ring();
-        }
-    }
-}
-
-impl Drop for Batch<'_> {
-    fn drop(&mut self) {
-        self.publish();
     }
 }

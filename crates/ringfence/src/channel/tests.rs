@@ -14,7 +14,8 @@ use proptest::{prelude::*, test_runner::Config};
 use crate::{
     channel::Channel,
     channel::receiver::{Packed, Receiver},
-    channel::sender::{Reserved, Sender},
+    channel::reserved::Reserved,
+    channel::sender::Sender,
     error::{Error, Result},
     fork::Mark,
     handshake::broadcast::RingPart,

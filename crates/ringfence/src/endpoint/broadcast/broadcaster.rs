@@ -1,11 +1,10 @@
-//! The half of a publisher that sends.
+//! The half of a publisher that sends. What it reserves is in `room`, and what it publishes at once in `batch`.
 #![expect(
     clippy::inline_always,
     reason = "in a program that publishes at two places the compiler would make a call of it: 2.5 ns of 10 for each message"
 )]
 
 use std::{
-    ops::{Deref, DerefMut},
     os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc,
@@ -14,11 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytemuck::Pod;
-
 use crate::{
     channel::reason::CloseReason,
-    channel::sender::Reserved,
     channel::state::ChannelState,
     channel::waiting::spin,
     endpoint::broadcast::audience::Broadcast,
@@ -30,7 +26,6 @@ use crate::{
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
     ring::fan_out::writer::FanOut,
-    ring::items::ReservedItems,
     wake::parking::many::{FanWaker, RoomSleeper, Watched},
 };
 
@@ -65,9 +60,9 @@ const CHARGED_AGAIN: Duration = Duration::from_millis(5);
 /// A message is written once, whatever the number of subscribers. Nothing here allocates.
 #[derive(Debug)]
 pub struct Broadcaster {
-    shared: Arc<Shared<Broadcast>>,
+    pub(super) shared: Arc<Shared<Broadcast>>,
     /// `None` once nothing more is sent.
-    writing: Option<Writing>,
+    pub(super) writing: Option<Writing>,
     longest: u64,
     busy_poll: Duration,
     /// Messages, once there is no ring to ask.
@@ -80,20 +75,20 @@ pub struct Broadcaster {
     /// A message was refused, and none has gone through since: where all must have read to, so that it finds room; and when that was last
     /// looked at.
     stalled: Option<(u64, Instant)>,
-    /// Whether there is a [`Reserved`] that may be written. It stores `false` when it is dropped.
-    reservation: Arc<AtomicBool>,
-    reserved: bool,
+    /// Whether there is a [`Reserved`](crate::channel::reserved::Reserved) that may be written. It stores `false` when it is dropped.
+    pub(super) reservation: Arc<AtomicBool>,
+    pub(super) reserved: bool,
 }
 
 #[derive(Debug)]
-struct Writing {
-    ring: FanOut<OwnRegion, PeerRegion, ReaderBell>,
+pub(super) struct Writing {
+    pub(super) ring: FanOut<OwnRegion, PeerRegion, ReaderBell>,
     waker: FanWaker<OwnRegion, PeerRegion>,
     sleeper: RoomSleeper<OwnRegion>,
     /// The list of readers that the waker has.
     known: u64,
-    /// Of the open [`Room`]: where its bytes lie in the region, and how many.
-    claimed: (usize, usize),
+    /// Of the open [`Room`](crate::Room): where its bytes lie in the region, and how many.
+    pub(super) claimed: (usize, usize),
 }
 
 impl Writing {
@@ -216,7 +211,7 @@ impl Broadcaster {
     }
 
     #[inline]
-    fn check_size(&self, size: usize) -> Result<()> {
+    pub(super) fn check_size(&self, size: usize) -> Result<()> {
         if size as u64 <= self.longest {
             return Ok(());
         }
@@ -229,7 +224,7 @@ impl Broadcaster {
 
     /// The ring, if something may be sent now.
     #[inline]
-    fn writing(&mut self) -> Result<&mut Writing> {
+    pub(super) fn writing(&mut self) -> Result<&mut Writing> {
         if !self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
             return Err(self.why_not());
         }
@@ -240,7 +235,7 @@ impl Broadcaster {
     }
 
     #[cold]
-    fn why_not(&mut self) -> Error {
+    pub(super) fn why_not(&mut self) -> Error {
         let state = self.shared.state.get();
         if let (ChannelState::Open | ChannelState::ClosedHere | ChannelState::Exposed, Some(mut writing)) =
             (state, self.writing.take())
@@ -287,7 +282,7 @@ impl Broadcaster {
 
     /// Publishes what was written, and looks after what a sender must.
     #[inline(always)]
-    fn sent(&mut self) {
+    pub(super) fn sent(&mut self) {
         let Self { shared, writing, .. } = self;
         let Some(writing) = writing else { return };
         writing.publish(shared);
@@ -301,7 +296,7 @@ impl Broadcaster {
 
     /// There was no room: answers `false`.
     #[cold]
-    fn refused(&mut self, size: usize) -> bool {
+    pub(super) fn refused(&mut self, size: usize) -> bool {
         let Some(writing) = &mut self.writing else {
             return false;
         };
@@ -408,86 +403,6 @@ impl Broadcaster {
             self.refused(size.min(as_offset(longest)));
         }
         Ok(taken)
-    }
-
-    /// Room in the ring itself for a message of `size` bytes, to be filled in place and committed. `None`: there is no room now,
-    /// as in [`Broadcaster::try_send`], whose errors this has. Dropping it without a commit sends nothing.
-    #[inline(always)]
-    pub fn reserve(&mut self, size: usize) -> Result<Option<Room<'_>>> {
-        let Some(at) = self.claim(size)? else {
-            return Ok(None);
-        };
-        let writing = self.writing.as_mut().ok_or_else(ended)?;
-        writing.claimed = (at, size);
-        Ok(Some(Room { sender: self }))
-    }
-
-    /// As [`Broadcaster::reserve`], for `count` values of plain data, which are one message: see
-    /// [`Sender::reserve_items`](crate::Sender::reserve_items).
-    #[inline]
-    pub fn reserve_items<T: Pod>(&mut self, count: usize) -> Result<Option<ReservedItems<Room<'_>, T>>> {
-        let room = self.reserve(ReservedItems::<Room<'_>, T>::bytes(count))?;
-        Ok(room.map(ReservedItems::new))
-    }
-
-    /// Claims room for a message, and keeps the wipe of an alarm away from it: the offset of its bytes in the region.
-    #[inline(always)]
-    fn claim(&mut self, size: usize) -> Result<Option<usize>> {
-        self.check_size(size)?;
-        let writing = self.writing()?;
-        let Some(at) = writing.ring.claim_record(size as u64) else {
-            self.refused(size);
-            return Ok(None);
-        };
-        if !writing.ring.own().hold(at, size) {
-            return Err(self.why_not());
-        }
-        Ok(Some(at))
-    }
-
-    /// As [`Broadcaster::reserve`], for callers that cannot hold a borrow: see
-    /// [`Sender::reserve_detached`](crate::Sender::reserve_detached).
-    pub fn reserve_detached(&mut self, size: usize) -> Result<Option<Reserved>> {
-        let Some(at) = self.claim(size)? else {
-            return Ok(None);
-        };
-        self.reserved = true;
-        let region = self.shared.region.clone();
-        Ok(Some(Reserved::new(region, at, size, &self.reservation)))
-    }
-
-    /// Sends the first `length` bytes of what was reserved. Errors with [`Error::InvalidArgument`] if that is more than was
-    /// reserved (which is given back then), or was reserved elsewhere, else as [`Broadcaster::try_send`].
-    pub fn commit(&mut self, reserved: Reserved, length: usize) -> Result<()> {
-        let (at, size) = self.take_back(reserved)?;
-        if length > size {
-            return Err(too_long(length, size));
-        }
-        self.writing()?.ring.finish(at, size, length);
-        self.sent();
-        Ok(())
-    }
-
-    /// Gives back what was reserved; nothing is sent. Errors with [`Error::InvalidArgument`] for what was reserved elsewhere, and as
-    /// [`Broadcaster::try_send`].
-    pub fn cancel(&mut self, reserved: Reserved) -> Result<()> {
-        self.take_back(reserved)?;
-        self.writing().map(drop)
-    }
-
-    fn take_back(&self, reserved: Reserved) -> Result<(usize, usize)> {
-        reserved
-            .give_back(&self.reservation)
-            .ok_or_else(|| Error::invalid("this was reserved elsewhere"))
-    }
-
-    /// Many messages, one publication. Errors as [`Broadcaster::try_send`].
-    pub fn batch(&mut self) -> Result<BroadcastBatch<'_>> {
-        self.writing()?;
-        Ok(BroadcastBatch {
-            sender: self,
-            handed_out: None,
-        })
     }
 
     /// Whether a message of `size` bytes would find room now. Errors as [`Broadcaster::try_send`].
@@ -613,165 +528,6 @@ impl AsFd for Broadcaster {
 }
 
 #[cold]
-fn ended() -> Error {
+pub(super) fn ended() -> Error {
     Error::Closed("the publisher has ended: it sends no more")
-}
-
-#[cold]
-fn too_long(length: usize, size: usize) -> Error {
-    Error::invalid(format!("{length} bytes committed of a reservation of {size}"))
-}
-
-/// Room in a publisher's ring for one message: dereferences to its bytes. Dropping it sends nothing.
-#[derive(Debug)]
-pub struct Room<'a> {
-    sender: &'a mut Broadcaster,
-}
-
-impl Room<'_> {
-    /// Sends the first `length` bytes. Errors as [`Broadcaster::commit`].
-    #[inline(always)]
-    pub fn commit(self, length: usize) -> Result<()> {
-        let sender = &mut *self.sender;
-        let writing = sender.writing()?;
-        let (at, size) = writing.claimed;
-        if length > size {
-            return Err(too_long(length, size));
-        }
-        writing.ring.finish(at, size, length);
-        sender.sent();
-        Ok(())
-    }
-}
-
-impl<T: Pod> ReservedItems<Room<'_>, T> {
-    /// Sends the first `count` values, as one message. Errors as [`Broadcaster::commit`].
-    #[inline]
-    pub fn commit(self, count: usize) -> Result<()> {
-        self.room.commit(Self::bytes(count))
-    }
-}
-
-impl Drop for Room<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        if let Some(writing) = &self.sender.writing {
-            let (at, size) = writing.claimed;
-            writing.ring.own().let_go(at, size);
-        }
-    }
-}
-
-impl Deref for Room<'_> {
-    type Target = [u8];
-
-    #[inline]
-    fn deref(&self) -> &[u8] {
-        let Some(writing) = &self.sender.writing else {
-            return &[];
-        };
-        let (at, size) = writing.claimed;
-        // SAFETY: `reserve` has claimed this range and noted it; the sender is borrowed since, so that nothing else is claimed or
-        // noted meanwhile; writing takes an exclusive borrow, and no other process can write here.
-        unsafe { writing.ring.own().claimed_for_reading(at, size) }
-    }
-}
-
-impl DerefMut for Room<'_> {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut [u8] {
-        let Some(writing) = &mut self.sender.writing else {
-            return &mut [];
-        };
-        let (at, size) = writing.claimed;
-        // SAFETY: as above, with an exclusive borrow.
-        unsafe { writing.ring.own_mut().claimed(at, size) }
-    }
-}
-
-/// Messages that become visible to the subscribers together, at [`BroadcastBatch::publish`] or when this is dropped.
-#[derive(Debug)]
-pub struct BroadcastBatch<'a> {
-    sender: &'a mut Broadcaster,
-    /// Where the bytes lie that [`BroadcastBatch::reserve`] has handed out last, and how many.
-    handed_out: Option<(usize, usize)>,
-}
-
-impl BroadcastBatch<'_> {
-    /// Adds a message. `false`: there is no room now. Errors as [`Broadcaster::try_send`].
-    #[inline]
-    pub fn push(&mut self, message: &[u8]) -> Result<bool> {
-        self.let_go();
-        self.sender.check_size(message.len())?;
-        if self.sender.writing()?.ring.push(message) {
-            return Ok(true);
-        }
-        self.make_room(|ring| ring.push(message).then_some(()), message.len())
-            .map(|pushed| pushed.is_some())
-    }
-
-    /// Adds a message of `size` bytes, to be filled before the next call. `None`: there is no room now. Errors as
-    /// [`Broadcaster::try_send`].
-    #[inline(always)]
-    pub fn reserve(&mut self, size: usize) -> Result<Option<&mut [u8]>> {
-        self.let_go();
-        self.sender.check_size(size)?;
-        let claimed = self.sender.writing()?.ring.claim_record(size as u64);
-        let claimed = match claimed {
-            Some(at) => Some(at),
-            None => self.make_room(|ring| ring.claim_record(size as u64), size)?,
-        };
-        let Some(at) = claimed else { return Ok(None) };
-        if !self.sender.shared.region.hold(at, size) {
-            return Err(self.sender.why_not());
-        }
-        let writing = self.sender.writing()?;
-        writing.ring.finish(at, size, size);
-        self.handed_out = Some((at, size));
-        // SAFETY: the range was just claimed, is published only after this borrow has ended, and is claimed by no other call.
-        Ok(Some(unsafe { writing.ring.own_mut().claimed(at, size) }))
-    }
-
-    /// What this batch has written itself may be in the way: publishes it, and tries once more.
-    #[cold]
-    fn make_room<T>(
-        &mut self,
-        again: impl FnOnce(&mut FanOut<OwnRegion, PeerRegion, ReaderBell>) -> Option<T>,
-        size: usize,
-    ) -> Result<Option<T>> {
-        self.sender.sent();
-        let found = again(&mut self.sender.writing()?.ring);
-        if found.is_none() {
-            self.sender.refused(size);
-        }
-        Ok(found)
-    }
-
-    /// What was handed out is not written any more: its borrow has ended.
-    #[inline]
-    fn let_go(&mut self) {
-        if let (Some((at, size)), Some(writing)) = (self.handed_out.take(), &self.sender.writing) {
-            writing.ring.own().let_go(at, size);
-        }
-    }
-
-    /// Makes what was added so far visible to the subscribers.
-    #[inline]
-    pub fn publish(&mut self) {
-        self.let_go();
-        if !self
-            .sender
-            .shared
-            .state
-            .is(ChannelState::Inherited, Ordering::Relaxed)
-        {
-            self.sender.sent();
-        }
-    }
-}
-
-impl Drop for BroadcastBatch<'_> {
-    fn drop(&mut self) {
-        self.publish();
-    }
 }

@@ -11,12 +11,14 @@ use bytemuck::Pod;
 
 use crate::{
     channel::reason::CloseReason,
-    channel::sender::Reserved,
+    channel::reserved::Reserved,
     channel::state::AtomicState,
     endpoint::acceptor::{Acceptor, Refused},
     endpoint::admission::Admission,
     endpoint::broadcast::audience::{Broadcast, PublisherEvent, Subscriber, watch},
-    endpoint::broadcast::broadcaster::{BroadcastBatch, Broadcaster, PublisherStats, Room},
+    endpoint::broadcast::batch::BroadcastBatch,
+    endpoint::broadcast::broadcaster::{Broadcaster, PublisherStats},
+    endpoint::broadcast::room::Room,
     endpoint::broadcast::stalls::Stalls,
     endpoint::broadcast::watches::Watches,
     endpoint::events::End,
