@@ -1,7 +1,7 @@
 // Members of an address: one goes, the other has the place, and loses nothing.
 
 import { once } from 'node:events'
-import { readdirSync } from 'node:fs'
+import { existsSync, readdirSync, writeFileSync } from 'node:fs'
 import { dirname } from 'node:path'
 
 import test, { type ExecutionContext } from 'ava'
@@ -11,7 +11,7 @@ import { abstractAddress, addressOf, isBound, kinds, namedAddress, untilBound } 
 import { Partner } from './support/partner.js'
 import { RustPartner, rustPartner } from './support/rust.js'
 import { terminateWorkers } from './support/terminated.js'
-import { isPending, soon, until } from './support/until.js'
+import { isPending, soon, standStillUntil, until } from './support/until.js'
 
 const small: Options = { capacity: 4096 }
 
@@ -530,4 +530,35 @@ test.serial('what a listener of an event throws is uncaught, and keeps no later 
   const channel = await nextOf(here)
   for (const token of [1, 2, 3]) channel.sendToken(token)
   t.deepEqual(await told, { uncaught: ['a channel', 'token 1', 'token 2', 'token 3'], closed: null })
+})
+
+test('what a partner has left is read, though this side ends its sending before its event loop hears of the end', async (t) => {
+  const address = namedAddress(t)
+  const here = await memberHere(t, address)
+  const partner = await Partner.start(t)
+  await memberThere(partner, address)
+  const channel = await nextOf(here)
+  await sayThere(partner, ['one', 'two'])
+  const [go, gone] = [`${address}.go`, `${address}.gone`]
+  await partner.run(
+    (kit, start: string, over: string) => {
+      const fs = kit.require('node:fs') as typeof import('node:fs')
+      const { membership, events } = kit.keep as { membership: Membership; events: string[] }
+      const leaves = async () => {
+        await kit.until.until(() => fs.existsSync(start), 'the other stands still')
+        await membership.channel!.close()
+        // It comes anew: its host has heard of the end by then.
+        await kit.until.until(() => events.filter((event) => event.startsWith('channel')).length === 2, 'it is let in')
+        fs.writeFileSync(over, '')
+      }
+      void leaves()
+    },
+    go,
+    gone,
+  )
+  writeFileSync(go, '')
+  standStillUntil(() => existsSync(gone), 'the partner has come anew')
+  await channel.end()
+  t.is(await channel.closed, 'closed')
+  t.deepEqual(await readAll(channel), ['one', 'two'])
 })

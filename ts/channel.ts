@@ -443,7 +443,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       this.#sendQueue.refuse(this.#reason === null ? why : closedHere)
       this.#ending = this.#sendQueue.empty().then(() => {
         this.#sendQueue.shut(why, false)
-        if (this.#reason === null) this.#settle(this.#native.end())
+        if (this.#reason === null) this.#settle(this.#native.end(), this.#whyEnded)
       })
     }
     return this.#ending
@@ -548,12 +548,9 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   /** The line is readable. */
   #hear(): void {
     if (this.#reason !== null) return
-    const answer = this.#native.listen()
-    const reason = reasonOf(answer)
-    if (reason === null) this.#wake()
-    else if (this.#departing) this.#finish(reason, closedHere)
-    else if (answer === REFUSED) this.#finish(reason, refusedHere)
-    else this.#gone(reason)
+    // What a send is told does not hang on which of the two ends was heard of first.
+    this.#settle(this.#native.listen(), this.#whyEnded === endedWithPeer ? endedWithPeer : undefined)
+    if (this.#reason === null) this.#wake()
   }
 
   /** The peer has rung: all that waits looks again. */
@@ -563,15 +560,22 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     this.#receiveBuffer.awake()
   }
 
-  /** The core has ended the channel. */
-  #gone(reason: CloseReason): void {
-    if (reason === 'exposed') {
-      this.#finish(reason, exposed)
-      return
+  /**
+   * The core has told whether it has ended the channel. It may have been told of the peer's end by a thread of its own, before the event
+   * loop was: what the peer has left is read then, as ever.
+   *
+   * @param unsendable - What a send gets then; undefined: the reason.
+   */
+  #settle(answer: number, unsendable?: () => RingfenceError): void {
+    const reason = reasonOf(answer)
+    if (reason === null) return
+    if (this.#departing) this.#finish(reason, closedHere)
+    else if (answer === REFUSED) this.#finish(reason, refusedHere)
+    else if (reason === 'exposed') this.#finish(reason, exposed)
+    else {
+      this.#cut = this.#native.isCut()
+      this.#finish(reason, unsendable ?? (() => lost(reason)), true)
     }
-    this.#cut = this.#native.isCut()
-    // What a send is told does not hang on which of the two ends was heard of first.
-    this.#finish(reason, this.#whyEnded === endedWithPeer ? endedWithPeer : () => lost(reason), true)
   }
 
   /** The binding closes it in a moment, from another thread: what was sent before is in the ring by then. */
@@ -583,12 +587,6 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     return () => this.#finish('closed', closedHere)
   }
 
-  /** After this side's end: both may have ended. */
-  #settle(answer: number): void {
-    const reason = reasonOf(answer)
-    if (reason !== null) this.#finish(reason, this.#whyEnded)
-  }
-
   #mayBeOver(): void {
     // The reader that has found the end must return first.
     if (this.#ending !== null) queueMicrotask(() => this.#lookForEnd())
@@ -597,7 +595,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   /** Both sides may have ended. */
   #lookForEnd(): void {
     if (this.#reason !== null) return
-    this.#settle(this.#native.listen())
+    this.#settle(this.#native.listen(), this.#whyEnded)
     // The line was read: a bell that was meant for a waiting send is not rung twice.
     if (this.#reason === null) this.#wake()
   }

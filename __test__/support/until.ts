@@ -11,6 +11,16 @@ export async function until(holds: () => boolean | Promise<boolean>, what: strin
   }
 }
 
+/** As {@link until}, but the event loop stands still meanwhile: what comes is heard by other threads alone. */
+export function standStillUntil(holds: () => boolean, what: string, limit = 60_000): void {
+  const never = new Int32Array(new SharedArrayBuffer(4))
+  const end = performance.now() + limit
+  while (!holds()) {
+    if (performance.now() > end) throw new Error(`waited ${limit} ms in vain until ${what}`)
+    Atomics.wait(never, 0, 0, 2)
+  }
+}
+
 /** Whether a promise has settled by now, after everything that is due has run. */
 export async function isPending(promise: Promise<unknown>): Promise<boolean> {
   let pending = true
