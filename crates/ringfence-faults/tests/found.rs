@@ -59,5 +59,5 @@ fn a_bell_within_the_process_is_not_lost_by_a_write_that_fails() {
 /// The whole table tries every look; this is one that every policy needs.
 #[test]
 fn no_policy_passes_where_the_look_fails() {
-    play("host refuses an executable", "statx", "1+", "EIO");
+    play("host refuses an executable", "read", "1+", "EIO");
 }

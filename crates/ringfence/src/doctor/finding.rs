@@ -1,8 +1,8 @@
 //! What a probe says, and the small things that several probes need.
 
-use std::{fmt, fs};
+use std::fmt;
 
-use crate::{memory::layout::region_size, options::Options};
+use crate::{memory::layout::region_size, options::Options, sys};
 
 /// Whether the promises that rest on something hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,12 +93,12 @@ pub(super) fn default_region() -> u64 {
 
 /// A line of /proc/self/status.
 pub(super) fn status_line(name: &str) -> Option<String> {
-    let text = fs::read_to_string("/proc/self/status").ok()?;
+    let text = sys::file::read_whole_text("/proc/self/status").ok()?;
     text.lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         .map(|value| value.trim().to_owned())
 }
 
 pub(super) fn number_in(path: &str) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
+    sys::file::read_whole_text(path).ok()?.trim().parse().ok()
 }

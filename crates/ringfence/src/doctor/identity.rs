@@ -1,6 +1,6 @@
 //! Who this process is to the policy of a peer.
 
-use std::{fs, os::fd::AsFd, path::Path};
+use std::{os::fd::AsFd, path::Path};
 
 use nix::unistd::{getegid, geteuid, getgid, getuid};
 
@@ -18,7 +18,7 @@ const USER: About = About {
 
 pub(super) fn user() -> Finding {
     let (real, effective) = (getuid().as_raw(), geteuid().as_raw());
-    let namespace = match fs::read_to_string("/proc/self/uid_map") {
+    let namespace = match sys::file::read_whole_text("/proc/self/uid_map") {
         Ok(map) if map.split_whitespace().eq(["0", "0", "4294967295"]) => "the machine's own user namespace",
         Ok(_) => "a user namespace of its own",
         Err(_) => "its user namespace cannot be told",

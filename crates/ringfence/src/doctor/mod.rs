@@ -20,9 +20,9 @@ mod proc;
 mod room;
 mod surroundings;
 
-use std::fs;
-
 pub use finding::{Finding, Status};
+
+use crate::sys;
 
 /// What [`doctor`] found.
 #[non_exhaustive]
@@ -39,7 +39,8 @@ pub struct Diagnosis {
 /// Harmless, and leaves nothing behind: no descriptor, no mapping, no file, no state of the process. Takes a few
 /// milliseconds. What is missing is a finding, never an error.
 pub fn doctor() -> Diagnosis {
-    let read = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
+    let read =
+        |name: &str| sys::file::read_whole_text(&format!("/proc/sys/kernel/{name}")).unwrap_or_default();
     let kernel = format!("{} {}", read("ostype").trim(), read("osrelease").trim());
     Diagnosis {
         kernel: if kernel.trim().is_empty() {
@@ -80,7 +81,7 @@ pub fn doctor() -> Diagnosis {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, process::Command};
+    use std::{collections::BTreeSet, fs, process::Command};
 
     use super::*;
 

@@ -1,7 +1,5 @@
 //! How far this process is open to others of its user: tracing, /proc, core dumps.
 
-use std::fs;
-
 use nix::sys::resource::Resource;
 
 use crate::{
@@ -74,7 +72,7 @@ const CORE: About = About {
 };
 
 pub(super) fn core() -> Finding {
-    let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+    let pattern = sys::file::read_whole_text("/proc/sys/kernel/core_pattern").unwrap_or_default();
     let piped = pattern.starts_with('|');
     let dumpable = sys::process::dumpable().is_ok_and(|value| value == 1);
     match limits(Resource::RLIMIT_CORE) {

@@ -10,6 +10,7 @@ use nix::{
 use crate::{
     doctor::finding::{About, Finding, number_in},
     peer::process,
+    sys,
 };
 
 const PROC: About = About {
@@ -53,7 +54,7 @@ pub(super) fn proc() -> Finding {
 
 /// The option that hides other users' processes, where it is in force (proc(5)).
 fn hidepid() -> Option<String> {
-    let text = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let text = sys::file::read_whole_text("/proc/self/mountinfo").ok()?;
     // proc(5), mountinfo: the fifth field is the mount point; what is mounted last hides the others.
     let line = text
         .lines()

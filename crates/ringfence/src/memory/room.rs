@@ -9,7 +9,10 @@ use nix::{
     sys::resource::{RLIM_INFINITY, Resource, getrlimit},
 };
 
-use crate::error::{Error, Result, errno, is_shortage};
+use crate::{
+    error::{Error, Result, is_shortage},
+    sys,
+};
 
 /// Errors with [`Error::NoSpace`] where an object of this size would not find room.
 ///
@@ -41,8 +44,8 @@ pub(crate) fn check_room(size: u64) -> Result<()> {
 /// The memory that the machine and the cgroup of this process have left, whichever is less. `None` where neither tells. Errors
 /// where this process has run out of descriptors, so that it could not ask.
 pub(crate) fn available_memory() -> Result<Option<u64>, Errno> {
-    let machine = match std::fs::read_to_string("/proc/meminfo") {
-        Err(error) if is_shortage(errno(&error)) => return Err(errno(&error)),
+    let machine = match sys::file::read_whole_text("/proc/meminfo") {
+        Err(errno) if is_shortage(errno) => return Err(errno),
         other => other.ok(),
     };
     let machine = machine.and_then(|text| {
@@ -57,9 +60,9 @@ pub(crate) fn available_memory() -> Result<Option<u64>, Errno> {
 }
 
 fn left_in_cgroup() -> Option<u64> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let groups = sys::file::read_whole_text("/proc/self/cgroup").ok()?;
     let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup{path}/{name}")).ok();
+    let read = |name: &str| sys::file::read_whole_text(&format!("/sys/fs/cgroup{path}/{name}")).ok();
     let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
     // What is used includes the cache of files, most of which the kernel gives back when asked.
     let stat = read("memory.stat")?;

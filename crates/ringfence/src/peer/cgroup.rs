@@ -11,10 +11,7 @@ use nix::{
     },
 };
 
-use crate::{
-    error::{self, Result},
-    peer::proc::answered,
-};
+use crate::{error::Result, peer::proc::answered, sys};
 
 /// The numbers of the cgroups that have a name below some mount of the cgroup filesystem (version 2): one or none.
 pub(crate) enum Numbers {
@@ -28,8 +25,7 @@ pub(crate) enum Numbers {
 /// Looks a cgroup up by its name. On 64 bits a cgroup's number is its directory's inode.
 pub(crate) fn numbers_of(name: &str) -> Result<Numbers> {
     const MOUNTS: &str = "/proc/self/mountinfo";
-    let mounts = std::fs::read_to_string(MOUNTS).map_err(|error| error::errno(&error));
-    let mounts = match answered(MOUNTS, mounts)? {
+    let mounts = match answered(MOUNTS, sys::file::read_whole_text(MOUNTS))? {
         Ok(mounts) => mounts,
         Err(errno) => {
             return Ok(Numbers::Untold(format!(

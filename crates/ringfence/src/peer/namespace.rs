@@ -19,8 +19,9 @@ use nix::{
 };
 
 use crate::{
-    error::{self, Error, Result},
+    error::{Error, Result},
     peer::proc::{answered, read_text},
+    sys,
 };
 
 /// In which namespaces a peer may live ([`Policy::namespace`](crate::Policy::namespace)).
@@ -106,8 +107,8 @@ enum OwnNumbers {
 
 fn own_numbers() -> Result<OwnNumbers> {
     const WHERE: &str = "/proc/self/status";
-    let text = std::fs::read_to_string(WHERE).map_err(|error| error::errno(&error));
-    Ok(match answered(WHERE, text)?.map(|text| numbers(&text)) {
+    let text = answered(WHERE, sys::file::read_whole_text(WHERE))?;
+    Ok(match text.map(|text| numbers(&text)) {
         Ok(Some(numbers)) => OwnNumbers::Told(numbers),
         Ok(None) => OwnNumbers::Untold(format!(
             "this kernel does not tell in which pid namespace a process lives ({WHERE}, NSpid)"
@@ -120,8 +121,8 @@ fn own_numbers() -> Result<OwnNumbers> {
 /// process may not read its own fdinfo (before 5.14 not while it is not dumpable).
 fn numbers_by_pidfd(pidfd: &OwnedFd) -> Result<Option<Vec<i32>>> {
     let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
-    let text = std::fs::read_to_string(&path).map_err(|error| error::errno(&error));
-    Ok(answered(&path, text)?.ok().as_deref().and_then(numbers))
+    let text = answered(&path, sys::file::read_whole_text(&path))?;
+    Ok(text.ok().as_deref().and_then(numbers))
 }
 
 /// By which number the mounted /proc knows the process that has the number `pid` here. They differ where /proc was mounted in
@@ -236,7 +237,6 @@ mod tests {
     use nix::unistd::{Pid, getpid, getppid};
 
     use super::*;
-    use crate::sys;
 
     #[test]
     fn the_line_of_numbers_is_read_by_its_name() {

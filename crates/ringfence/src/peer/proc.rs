@@ -2,14 +2,12 @@
 
 use std::os::fd::OwnedFd;
 
-use nix::{
-    errno::Errno,
-    fcntl::{OFlag, openat},
-    sys::stat::Mode,
-    unistd::read,
-};
+use nix::errno::Errno;
 
-use crate::error::{self, Error, Result};
+use crate::{
+    error::{self, Error, Result},
+    sys,
+};
 
 /// What the kernel tells of something, or the errno by which it refuses to tell.
 pub(crate) type Told<T> = Result<T, Errno>;
@@ -23,17 +21,9 @@ pub(crate) fn answered<T>(what: &str, found: Told<T>) -> Result<Told<T>> {
     }
 }
 
-/// Reads a whole file of a process's directory in /proc.
+/// Reads a whole file of a process's directory in /proc. The process may have put anything into its name: what is no UTF-8 there is
+/// replaced.
 pub(crate) fn read_text(directory: &OwnedFd, name: &str) -> Told<String> {
-    let file = openat(directory, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let mut text = Vec::new();
-    let mut chunk = [0_u8; 1024];
-    loop {
-        match read(&file, &mut chunk) {
-            Ok(0) => return Ok(String::from_utf8_lossy(&text).into_owned()),
-            Ok(count) => text.extend_from_slice(&chunk[..count]),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
+    let bytes = sys::file::read_whole(directory, name)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -19,7 +19,7 @@ use nix::{
 };
 
 use crate::{
-    error::{self, Check, Error, Refusal, Result},
+    error::{Check, Error, Refusal, Result},
     evidence::Record,
     identity::{Credentials, Executable, Identity},
     peer::hash::{self, Content},
@@ -660,15 +660,15 @@ fn executable_behind(path: &Path) -> Told<Executable> {
 
 /// The uid that the kernel shows for users that are not mapped here (user_namespaces(7)).
 fn overflow_uid() -> Result<u32> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid").map_err(|error| error::errno(&error));
-    let text = answered("/proc/sys/kernel/overflowuid", text)?;
+    const WHERE: &str = "/proc/sys/kernel/overflowuid";
+    let text = answered(WHERE, sys::file::read_whole_text(WHERE))?;
     text.ok()
         .and_then(|text| text.trim().parse().ok())
         .ok_or_else(|| {
             refuse(
                 Check::Uid,
                 "a uid that is mapped in this user namespace",
-                "/proc/sys/kernel/overflowuid cannot be read, so it cannot be told",
+                format!("{WHERE} cannot be read, so it cannot be told"),
             )
         })
 }

@@ -1,11 +1,50 @@
-//! Open files: how they were opened, and who has them locked.
+//! Open files: how they were opened, and who has them locked. And the files in which the kernel tells something, read whole.
 
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::{
     errno::Errno,
+    fcntl::{AT_FDCWD, OFlag, openat},
     libc::{self, c_int},
+    sys::stat::Mode,
+    unistd::read,
 };
+
+/// Reads a whole file in /proc or /sys, named from a directory.
+///
+/// The standard library asks such a file for its size, which is 0, and then reads it in pieces that begin with 32 bytes. Nearly all
+/// that is read here fits the first piece. A read that brings less than there was room for is no end: the kernel may stop wherever
+/// one of its buffers ends. So only a read that brings nothing ends the file.
+pub(crate) fn read_whole(directory: impl AsFd, name: &str) -> Result<Vec<u8>, Errno> {
+    const FIRST: usize = 4096;
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let file = loop {
+        match openat(&directory, name, flags, Mode::empty()) {
+            Err(Errno::EINTR) => {}
+            opened => break opened?,
+        }
+    };
+    let mut bytes = vec![0; FIRST];
+    let mut filled = 0;
+    loop {
+        match read(&file, &mut bytes[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        if filled == bytes.len() {
+            bytes.resize(2 * filled, 0);
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+/// Reads a whole file in /proc or /sys, named by its path. What is no UTF-8 is no text (EINVAL).
+pub(crate) fn read_whole_text(path: &str) -> Result<String, Errno> {
+    String::from_utf8(read_whole(AT_FDCWD, path)?).map_err(|_| Errno::EINVAL)
+}
 
 /// Whether the descriptor was opened for reading and writing (`F_GETFL`).
 pub(crate) fn open_flags(file: impl AsFd) -> Result<c_int, Errno> {
@@ -37,3 +76,40 @@ pub(crate) fn unlock_file(file: impl AsFd) {
 /// (`AT_STATX_DONT_SYNC`, which fstatat hands on as statx(2) does, Linux 4.11). Device and inode never change, so for them
 /// nothing is lost. The same number on every architecture.
 pub(crate) const WITHOUT_SERVER: c_int = 0x4000;
+
+#[cfg(test)]
+mod tests {
+    use nix::unistd::{pipe2, write};
+
+    use super::*;
+
+    /// A read of such a pipe brings one of the pieces, however much room there is.
+    fn read_in_pieces(pieces: &[&[u8]]) -> Result<String, Errno> {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_DIRECT).unwrap();
+        for piece in pieces {
+            assert_eq!(write(&writer, piece), Ok(piece.len()));
+        }
+        drop(writer);
+        read_whole_text(&format!("/proc/self/fd/{}", reader.as_raw_fd()))
+    }
+
+    #[test]
+    fn a_short_read_is_not_the_end_and_what_fills_the_room_is_not_either() {
+        // The second fills the room that there is at first, the third what there is then.
+        let pieces = [
+            vec![b'a'; 1000],
+            vec![b'b'; 3096],
+            vec![b'c'; 4096],
+            vec![b'd'; 3],
+        ];
+        let all = read_in_pieces(&pieces.each_ref().map(Vec::as_slice)).unwrap();
+        assert_eq!(all.into_bytes(), pieces.concat());
+        assert_eq!(read_in_pieces(&[]), Ok(String::new()));
+    }
+
+    #[test]
+    fn what_is_no_text_is_an_error() {
+        assert_eq!(read_in_pieces(&[b"NSpid:", b"\xff"]), Err(Errno::EINVAL));
+        assert_eq!(read_whole_text("/proc/self/no such file"), Err(Errno::ENOENT));
+    }
+}
