@@ -8,7 +8,7 @@ import { RingfenceError, toWeb, type Channel } from 'ringfence'
 
 import { pattern } from './support/bytes.js'
 import { pair } from './support/partner.js'
-import { isPending, until } from './support/until.js'
+import { isPending, soon, until } from './support/until.js'
 
 const lost = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_PEER_LOST' } as const
 
@@ -123,6 +123,32 @@ test.serial('a cancel while a read waits ends that read, and the peer sees the c
   await until(async () => isPending(waiting), 'it waits')
   await reader.cancel()
   t.true((await waiting).done)
+  t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+})
+
+test.serial('an abort while a write waits for room closes the channel, and ends that wait', async (t) => {
+  const { channel, partner } = await pair(t, { options: { capacity: 4096 } })
+  const writer = toWeb(channel).writable.getWriter()
+  const waiting = writer.write(pattern(0, 20_000))
+  t.true(await isPending(waiting))
+  writer.closed.catch(() => {})
+  const aborted = writer.abort(new Error('enough'))
+  await t.throwsAsync(soon(waiting, 'the write'), { code: 'ERR_RINGFENCE_CLOSED' })
+  await soon(aborted, 'the abort')
+  t.is(await channel.closed, 'closed')
+  t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+})
+
+test.serial('an abort while the end waits for room closes the channel, and ends that wait', async (t) => {
+  const { channel, partner } = await pair(t, { options: { capacity: 4096 } })
+  const writer = toWeb(channel).writable.getWriter()
+  const sent = channel.send(pattern(0, 20_000))
+  const ended = writer.close()
+  t.true(await isPending(ended))
+  await soon(writer.abort(new Error('enough')), 'the abort')
+  await ended
+  await t.throwsAsync(sent, { code: 'ERR_RINGFENCE_CLOSED' })
+  t.is(await channel.closed, 'closed')
   t.is(await partner.run((kit) => kit.channel.closed), 'closed')
 })
 

@@ -60,6 +60,10 @@ export function toWeb(channel: Channel): WebStreams {
   const writable = new builtin.webStreams.WritableStream<BufferSource | string>({
     start(controller) {
       fail = (error) => controller.error(error)
+      // A stream asks for its abort once the write, or the end, that is under way is over: one that waits for room would not be.
+      // (Its signal is not among the types of Node.)
+      const { signal } = controller as typeof controller & { signal: AbortSignal }
+      signal.addEventListener('abort', () => void channel.close(), { once: true })
     },
     async write(chunk) {
       await channel.send(chunk)
