@@ -4,6 +4,7 @@ import { readdirSync } from 'node:fs'
 import { dirname } from 'node:path'
 
 import test from 'ava'
+import { subscribe } from 'ringfence'
 
 import { namedAddress, untilBound } from './support/address.js'
 import { joinHere, Partner } from './support/partner.js'
@@ -47,6 +48,26 @@ for (const [place, open, wantsPartner] of places) {
       if (channel !== undefined) t.is(await channel.closed, 'exited')
     })
   }
+}
+
+for (const [way, end, code] of ends) {
+  test(`a publisher leaves no files where the process ends by ${way}, and its subscribers find that it has exited`, async (t) => {
+    const address = namedAddress(t)
+    const partner = await Partner.start(t)
+    partner.mayFail()
+    await partner.run(async (kit, where) => {
+      const publisher = await kit.ringfence.publish(where)
+      // Those who listen to the exit later publish still.
+      process.on('exit', () => publisher.trySend('the last'))
+    }, address)
+    const subscription = await subscribe(address)
+    void partner.run(end)
+    t.deepEqual(await partner.exited, { code, signal: null })
+    t.deepEqual(readdirSync(dirname(address)), [])
+    t.is(String(await subscription.receive()), 'the last')
+    t.is(await subscription.receive(), null)
+    t.is(await subscription.closed, 'exited')
+  })
 }
 
 test('a worker thread that exits leaves no files, and its process goes on', async (t) => {

@@ -176,6 +176,8 @@ export interface NativePublisher extends NativeSender {
   end(): number
   /** 0: the callback is called later, once. */
   seal(callback: () => void): number
+  /** Frees the address, and lets the subscribers be: the process ends. */
+  vacate(): void
   watch(callback: () => void): number
   /** The callback is called where a subscriber has made room. Keeps nothing alive. */
   watchRoom(callback: () => void): number

@@ -97,7 +97,8 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
     if (native.watch(() => this.#poll()) === FAILED || native.watchRoom(() => this.#hear()) === FAILED) {
       throw fromFailure(native.failure())
     }
-    this.#stay = atExit(address, () => native.close())
+    // The end of the process is no close: the subscribers find that it has exited.
+    this.#stay = atExit(address, () => native.vacate())
     nowOpen(this, address)
     this.#signal?.addEventListener('abort', this.#abort, { once: true })
   }

@@ -213,6 +213,14 @@ fn seal(publishing: &mut Publishing, call: &mut Call) -> Answer {
     )
 }
 
+/// Frees the address, and lets the subscribers be: the process ends.
+fn vacate(publishing: &mut Publishing, _call: &mut Call) -> Answer {
+    if let Some(audience) = &publishing.audience {
+        audience.seal();
+    }
+    Answer::Nothing
+}
+
 fn watch(publishing: &mut Publishing, call: &mut Call) -> Answer {
     let Some(audience) = &publishing.audience else {
         return publishing.fail(CLOSED);
@@ -246,7 +254,7 @@ fn close(publishing: &mut Publishing, call: &mut Call) -> Answer {
 }
 
 /// The functions that JavaScript sees.
-const FUNCTIONS: [(&CStr, Function<Publishing>); 22] = [
+const FUNCTIONS: [(&CStr, Function<Publishing>); 23] = [
     (c"flush", flush),
     (c"send", send),
     (c"trySend", try_send),
@@ -264,6 +272,7 @@ const FUNCTIONS: [(&CStr, Function<Publishing>); 22] = [
     (c"stats", stats),
     (c"end", end),
     (c"seal", seal),
+    (c"vacate", vacate),
     (c"watch", watch),
     (c"watchRoom", watch_room),
     (c"keepAlive", keep_alive),
