@@ -20,21 +20,19 @@ use crate::{
 };
 
 /// What the program holds of an endpoint. The public types ([`Listener`](crate::Listener), say) are this with words of their
-/// own.
+/// own, and with what ends their threads.
 #[derive(Debug)]
 pub(crate) struct Handle<E: Endpoint> {
     /// As the program gave it.
     address: Address,
     pub(crate) shared: Arc<Shared<E>>,
-    pub(crate) worker: Worker,
 }
 
 impl<E: Endpoint> Handle<E> {
-    pub(crate) fn new(address: &Address, shared: &Arc<Shared<E>>, worker: Worker) -> Self {
+    pub(crate) fn new(address: &Address, shared: &Arc<Shared<E>>) -> Self {
         Self {
             address: address.clone(),
             shared: Arc::clone(shared),
-            worker,
         }
     }
 

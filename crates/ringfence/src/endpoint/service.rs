@@ -13,7 +13,7 @@ use crate::{
     endpoint::admission::Admission,
     endpoint::calling::call,
     endpoint::events::End,
-    endpoint::handle::{Handle, Idle},
+    endpoint::handle::{Handle, Idle, Worker},
     endpoint::ledger::EndpointStats,
     endpoint::seats::TakenSeats,
     endpoint::shared::{Endpoint, Seat, Shared},
@@ -53,13 +53,16 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
     };
     let shared = Shared::new(address.clone(), own)?;
     let thread = Idle::spawn("ringfence-accept", "a thread for the listener", Listening::run)?;
-    let handle = Handle::new(given, &shared, worker);
+    let listener = Listener {
+        handle: Handle::new(given, &shared),
+        worker,
+    };
     thread.start(Listening {
         shared,
         options,
         standing,
     });
-    Ok(Listener(handle))
+    Ok(listener)
 }
 
 /// Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
@@ -128,7 +131,10 @@ pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
 ///
 /// Dropping it closes it, with [`Channels::Keep`].
 #[derive(Debug)]
-pub struct Listener(Handle<Service>);
+pub struct Listener {
+    handle: Handle<Service>,
+    worker: Worker,
+}
 
 /// What became of a process that came to a [`Listener`].
 #[non_exhaustive]
@@ -162,13 +168,13 @@ pub enum Channels {
 impl Listener {
     /// Where it listens.
     pub fn address(&self) -> &Address {
-        self.0.address()
+        self.handle.address()
     }
 
     /// Channels that are open now, those that the program has not accepted yet included. A channel counts until it was closed, or
     /// a call on it has noticed that its peer is gone; a full listener looks for itself.
     pub fn size(&self) -> usize {
-        let shared = &self.0.shared;
+        let shared = &self.handle.shared;
         if shared.is_here() {
             shared.state().seats.count()
         } else {
@@ -178,7 +184,7 @@ impl Listener {
 
     /// What has come so far, and what went through all of its channels.
     pub fn stats(&self) -> EndpointStats {
-        self.0.shared.stats(self.size())
+        self.handle.shared.stats(self.size())
     }
 
     /// Waits for the next arrival.
@@ -186,7 +192,7 @@ impl Listener {
     /// # Errors
     /// [`Error::Closed`] once the listener was closed, and in a forked child; [`Error::Aborted`] once it was called off.
     pub fn accept(&self) -> Result<Arrival> {
-        self.0.next()
+        self.handle.next()
     }
 
     /// As [`Listener::accept`], up to a deadline, when it errors with [`Error::TimedOut`]. No arrival is lost by that.
@@ -207,7 +213,7 @@ impl Listener {
     /// # }
     /// ```
     pub fn accept_until(&self, deadline: Instant) -> Result<Arrival> {
-        self.0.next_until(Some(deadline))?.ok_or(Error::TimedOut)
+        self.handle.next_until(Some(deadline))?.ok_or(Error::TimedOut)
     }
 
     /// The next arrival, if there is one now.
@@ -215,23 +221,24 @@ impl Listener {
     /// # Errors
     /// As [`Listener::accept`].
     pub fn try_accept(&self) -> Result<Option<Arrival>> {
-        self.0.try_next()
+        self.handle.try_next()
     }
 
     /// Lets newcomers wait in the kernel's backlog. Handshakes under way, 64 at most, go on.
     pub fn pause(&self) {
-        self.0.shared.set_paused(true);
+        self.handle.shared.set_paused(true);
     }
 
     /// Takes newcomers in again.
     pub fn resume(&self) {
-        self.0.shared.set_paused(false);
+        self.handle.shared.set_paused(false);
     }
 
     /// Listens no more: the address is free when this returns. Newcomers with a handshake under way, and agents that the program
     /// has not accepted yet, are told so, and their channels are closed.
     pub fn close(&self, channels: Channels) {
-        let Handle { shared, worker, .. } = &self.0;
+        let Self { handle, worker } = self;
+        let shared = &handle.shared;
         // In a child: the address is its parent's, and the worker that would say that it is free is not here.
         if !shared.is_here() {
             return;
@@ -256,7 +263,7 @@ impl Drop for Listener {
 impl AsFd for Listener {
     /// Readable when [`Listener::try_accept`] has an arrival, or the listener has ended.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.handle.as_fd()
     }
 }
 

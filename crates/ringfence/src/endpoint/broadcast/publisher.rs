@@ -4,7 +4,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytemuck::Pod;
@@ -22,7 +22,7 @@ use crate::{
     endpoint::broadcast::stalls::Stalls,
     endpoint::broadcast::watches::Watches,
     endpoint::events::End,
-    endpoint::handle::{Idle, Worker},
+    endpoint::handle::{Handle, Idle, Worker},
     endpoint::shared::{Endpoint, Shared},
     endpoint::standing::Standing,
     error::{Error, Result},
@@ -38,7 +38,6 @@ use crate::{
     signal::claim,
     sys,
     sys::lock::Mutex,
-    wait::deadline::Deadline,
     wake::parking::Barriers,
 };
 
@@ -86,8 +85,7 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
     let publisher = Publisher {
         sender: Broadcaster::new(&shared, options.longest(), options.busy_poll),
         audience: Audience {
-            address: given.clone(),
-            shared: Arc::clone(&shared),
+            handle: Handle::new(given, &shared),
             watcher: Some(watcher),
         },
     };
@@ -317,83 +315,75 @@ impl AsFd for Publisher {
 /// Dropping it closes the publisher.
 #[derive(Debug)]
 pub struct Audience {
-    address: Address,
-    shared: Arc<Shared<Broadcast>>,
+    handle: Handle<Broadcast>,
     watcher: Option<JoinHandle<()>>,
 }
 
 impl Audience {
     /// Where it publishes.
     pub fn address(&self) -> &Address {
-        &self.address
+        self.handle.address()
     }
 
     /// Those that are subscribed now, in no order.
     pub fn subscribers(&self) -> Vec<Subscriber> {
-        self.shared.subscribers()
+        self.handle.shared.subscribers()
     }
 
     /// Waits for the next event. Errors with [`Error::Closed`] once the publisher is closed, or has ended and the last subscriber
     /// has gone, and with [`Error::Aborted`] once it was called off.
     pub fn next(&self) -> Result<PublisherEvent> {
-        loop {
-            if let Some(event) = self.next_until(None)? {
-                return Ok(event);
-            }
-        }
+        self.handle.next()
     }
 
     /// As [`Audience::next`]. `None`: the deadline has passed.
     pub fn next_until(&self, deadline: Option<Instant>) -> Result<Option<PublisherEvent>> {
-        self.shared.check()?;
-        let deadline = Deadline::endless(Vec::new(), Duration::ZERO).until(deadline);
-        self.shared.events.wait(&deadline)
+        self.handle.next_until(deadline)
     }
 
     /// The next event, if there is one now. Errors as [`Audience::next`].
     pub fn try_next(&self) -> Result<Option<PublisherEvent>> {
-        self.shared.check()?;
-        self.shared.events.try_next()
+        self.handle.try_next()
     }
 
     /// Lets newcomers wait in the kernel's backlog. Handshakes under way, 64 at most, go on.
     pub fn pause(&self) {
-        self.shared.set_paused(true);
+        self.handle.shared.set_paused(true);
     }
 
     /// Takes newcomers in again.
     pub fn resume(&self) {
-        self.shared.set_paused(false);
+        self.handle.shared.set_paused(false);
     }
 
     /// Lets no further subscriber in, for good: handshakes under way break off, and the address is free. No descriptor of the ring is left in
     /// this process when this returns. Those that are subscribed go on.
     pub fn seal(&self) {
-        if self.shared.is_here() {
-            self.shared.seal();
+        if self.handle.shared.is_here() {
+            self.handle.shared.seal();
         }
     }
 
     /// Ends the publisher. What is in the ring stays readable to the subscribers, which then get their end. The address is free
     /// when this returns.
     pub fn close(&self) {
-        self.shared.close();
+        self.handle.shared.close();
     }
 
     /// Why the publisher has ended; `None` while it has not. One that has sent its last is over once the last subscriber has read
     /// all of it, or has gone.
     pub fn close_reason(&self) -> Option<CloseReason> {
-        self.shared.state.get().close_reason()
+        self.handle.shared.state.get().close_reason()
     }
 }
 
 impl Drop for Audience {
     fn drop(&mut self) {
-        if !self.shared.is_here() {
+        if !self.handle.shared.is_here() {
             return;
         }
         self.close();
-        self.shared.events.discard();
+        self.handle.shared.events.discard();
         if let Some(watcher) = self.watcher.take()
             && watcher.thread().id() != thread::current().id()
         {
@@ -406,7 +396,7 @@ impl Drop for Audience {
 impl AsFd for Audience {
     /// Readable when [`Audience::try_next`] has an event, or the end.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.events.as_fd()
+        self.handle.as_fd()
     }
 }
 
@@ -488,7 +478,7 @@ mod tests {
 
     impl Publisher {
         fn shared_state(&self) -> ChannelState {
-            self.audience.shared.state.get()
+            self.audience.handle.shared.state.get()
         }
     }
 }

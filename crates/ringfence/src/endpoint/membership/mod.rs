@@ -74,7 +74,8 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
     let thread = Idle::spawn("ringfence-member", "a thread for the membership", run)?;
     let arrived = keeper.arrive(&deadline);
     let membership = Membership {
-        handle: Handle::new(address, &shared, worker),
+        handle: Handle::new(address, &shared),
+        worker,
         late: timeout.saturating_add(ENOUGH),
     };
     match arrived {
@@ -116,6 +117,7 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
 #[derive(Debug)]
 pub struct Membership {
     handle: Handle<Member>,
+    worker: Worker,
     /// After this, what keeps the worker does so for ever.
     late: Duration,
 }
@@ -206,7 +208,8 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        let Handle { shared, worker, .. } = &self.handle;
+        let Self { handle, worker, .. } = self;
+        let shared = &handle.shared;
         // In a child: the place is its parent's, and the worker is not here.
         if !shared.is_here() {
             return;
