@@ -17,49 +17,18 @@ use crate::{
     channel::reserved::Reserved,
     channel::sender::Sender,
     error::{Error, Result},
-    fork::Mark,
-    handshake::broadcast::RingPart,
-    handshake::parts::{Parts, Role},
-    identity::{Credentials, Identity},
     memory::own::OwnRegion,
     options::Options,
-    peer::process::Peer,
     ring::message::{Message, Progress},
     ring::record::{HEADER, packed_size},
-    signal::inbox::TokenAddress,
-    signal::inbox::{OpenInbox, TokenSender},
-    trace::Tie,
+    testing::parts::without_a_peer,
 };
 
 const CAPACITY: u64 = 4096;
 const LONGEST: u64 = 20_000;
 
 fn end(line: OwnedFd, own: &OwnRegion, peer: &OwnRegion, options: &Options) -> Channel {
-    let no_process = Credentials {
-        pid: 0,
-        uid: 0,
-        gid: 0,
-    };
-    let parts = Parts {
-        role: Role::Guest,
-        line,
-        process: Peer::unknown(no_process),
-        identity: Identity::of(no_process),
-        evidence: Vec::new(),
-        mark: Mark::new().expect("memory"),
-        own: own.clone(),
-        peer: peer.seen_by_peer(),
-        own_capacity: CAPACITY,
-        peer_capacity: CAPACITY,
-        longest_out: LONGEST,
-        longest_in: LONGEST,
-        barriers: false,
-        inbox: OpenInbox::unreachable(),
-        token_sender: TokenSender::new(no_process.pid, TokenAddress::default()).expect("no process"),
-        inheritance: None,
-        ring: RingPart::Equal,
-        tie: Tie::with("none", &Identity::of(no_process)),
-    };
+    let parts = without_a_peer(line, own.clone(), peer.seen_by_peer(), CAPACITY, LONGEST);
     Channel::assemble(parts, None, options)
 }
 

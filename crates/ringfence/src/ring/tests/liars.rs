@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, sync::atomic::Ordering};
 
-use proptest::{prelude::*, test_runner::Config};
+use proptest::prelude::*;
 
 use super::{SMALLEST, header};
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
     ring::lies::{LONGEST, LOOKS, Lie, Read, Write, read_lies, write_among_lies},
     ring::producer::Producer,
     ring::record::{ALIGNED, FIRST, HEADER, LAST, PADDING, WHOLE, packed_size},
+    testing::chance::cases,
 };
 
 /// As in the model, one strategy of plain numbers: Miri would spend its time in proptest's choices.
@@ -43,21 +44,8 @@ fn read() -> impl Strategy<Value = Read> {
     })
 }
 
-fn config(cases: u32) -> Config {
-    let mut config = Config {
-        failure_persistence: None,
-        ..Config::default()
-    };
-    config.cases = if cfg!(miri) {
-        config.cases.min(6)
-    } else {
-        config.cases * cases
-    };
-    config
-}
-
 proptest! {
-    #![proptest_config(config(32))]
+    #![proptest_config(cases(32, 6))]
 
     #[test]
     fn whatever_a_producer_lies_its_reader_finds_it_corrupt_or_a_message_within_the_limits(

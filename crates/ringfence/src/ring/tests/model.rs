@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use proptest::{prelude::*, test_runner::Config};
+use proptest::prelude::*;
 
 use super::{Pair, SMALLEST, bytes, packed, pair};
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     ring::consumer::{Gathered, Pulled, Wanted},
     ring::message::Progress,
     ring::record::{WHOLE, packed_size, padded, record_size},
+    testing::chance::cases,
 };
 
 /// A size, as far as it can be told before the capacity is known.
@@ -580,19 +581,8 @@ impl Rig {
     }
 }
 
-fn config() -> Config {
-    let mut config = Config {
-        failure_persistence: None,
-        ..Config::default()
-    };
-    if cfg!(miri) {
-        config.cases = config.cases.min(4);
-    }
-    config
-}
-
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(cases(1, 4))]
 
     #[test]
     fn whatever_is_called_in_whatever_order_messages_come_out_whole_and_in_order(

@@ -24,20 +24,14 @@ use crate::{
     channel::receiver::{Packed, Receiver},
     channel::sender::Sender,
     error::Error,
-    fork::Mark,
-    handshake::parts::{Parts, Role},
-    identity::{Credentials, Identity},
     memory::access::Writable,
     memory::layout::{self, CAPACITY_MIN, as_offset, region_size},
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
     options::Options,
-    peer::process::Peer,
     ring::message::Progress,
     ring::record::{WHOLE, packed_size},
-    signal::inbox::TokenAddress,
-    signal::inbox::{OpenInbox, TokenSender},
-    trace::Tie,
+    testing::parts::without_a_peer,
 };
 
 /// Of both rings: the smallest, so that its end is often met.
@@ -162,31 +156,7 @@ impl Program {
     fn new(memory: &Memory) -> Self {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (line, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
-        let no_process = Credentials {
-            pid: 0,
-            uid: 0,
-            gid: 0,
-        };
-        let parts = Parts {
-            role: Role::Guest,
-            line,
-            process: Peer::unknown(no_process),
-            identity: Identity::of(no_process),
-            evidence: Vec::new(),
-            mark: Mark::new().expect("memory"),
-            own: memory.own.clone(),
-            peer: memory.peer.clone(),
-            own_capacity: CAPACITY,
-            peer_capacity: CAPACITY,
-            longest_out: LONGEST,
-            longest_in: LONGEST,
-            barriers: false,
-            inbox: OpenInbox::unreachable(),
-            token_sender: TokenSender::new(no_process.pid, TokenAddress::default()).expect("no process"),
-            inheritance: None,
-            ring: crate::handshake::broadcast::RingPart::Equal,
-            tie: Tie::with("none", &Identity::of(no_process)),
-        };
+        let parts = without_a_peer(line, memory.own.clone(), memory.peer.clone(), CAPACITY, LONGEST);
         let (sender, receiver) = Channel::assemble(parts, None, &Options::new()).split();
         Self {
             sender,

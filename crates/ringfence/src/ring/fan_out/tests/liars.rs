@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use proptest::{prelude::*, test_runner::Config};
+use proptest::prelude::*;
 
 use super::{Hub, SMALLEST, bytes, seen};
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
     ring::fan_out::readers::Held,
     ring::lies::{Lie, Write},
     ring::record::{ALIGNED, FIRST, LAST, PADDING, WHOLE, header},
+    testing::chance::cases,
 };
 
 /// As in the model, one strategy of plain numbers.
@@ -48,19 +49,6 @@ fn read() -> impl Strategy<Value = Call> {
     })
 }
 
-fn config(cases: u32) -> Config {
-    let mut config = Config {
-        failure_persistence: None,
-        ..Config::default()
-    };
-    config.cases = if cfg!(miri) {
-        config.cases.min(6)
-    } else {
-        config.cases * cases
-    };
-    config
-}
-
 /// A header of zeros says that its record takes no room. It is there once the reader has found a sound one, and copies it.
 #[test]
 fn a_header_that_became_zero_before_it_was_copied_is_a_lie_and_no_endless_row_of_messages() {
@@ -81,7 +69,7 @@ fn a_header_that_became_zero_before_it_was_copied_is_a_lie_and_no_endless_row_of
 }
 
 proptest! {
-    #![proptest_config(config(16))]
+    #![proptest_config(cases(16, 6))]
 
     #[test]
     fn whatever_a_publisher_lies_its_reader_finds_it_corrupt_or_messages_within_the_limits(

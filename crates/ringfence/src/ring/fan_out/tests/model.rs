@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use proptest::{prelude::*, test_runner::Config};
+use proptest::prelude::*;
 
 use super::{Hub, Reader, SMALLEST, bytes, seen, walk_packed};
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
     ring::delivery::{Delivery, StartFrom},
     ring::lies::packed,
     ring::record::packed_size,
+    testing::chance::cases,
 };
 
 /// One of the readers that there are, by its place among them.
@@ -478,19 +479,8 @@ impl Rig {
     }
 }
 
-fn config() -> Config {
-    let mut config = Config {
-        failure_persistence: None,
-        ..Config::default()
-    };
-    if cfg!(miri) {
-        config.cases = config.cases.min(4);
-    }
-    config
-}
-
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(cases(1, 4))]
 
     #[test]
     fn whatever_is_called_in_whatever_order_each_reader_gets_what_its_delivery_promises(

@@ -1,0 +1,50 @@
+//! What a handshake would have left, of a peer that is no process: for a channel whose other end the test has as well.
+
+use std::os::fd::OwnedFd;
+
+use crate::{
+    fork::Mark,
+    handshake::broadcast::RingPart,
+    handshake::parts::{Parts, Role},
+    identity::{Credentials, Identity},
+    memory::own::OwnRegion,
+    memory::peer::PeerRegion,
+    peer::process::Peer,
+    signal::inbox::{OpenInbox, TokenAddress, TokenSender},
+    trace::Tie,
+};
+
+/// Both rings have `capacity` bytes, and no message has more than `longest`.
+pub(crate) fn without_a_peer(
+    line: OwnedFd,
+    own: OwnRegion,
+    peer: PeerRegion,
+    capacity: u64,
+    longest: u64,
+) -> Parts {
+    let no_process = Credentials {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    Parts {
+        role: Role::Guest,
+        line,
+        process: Peer::unknown(no_process),
+        identity: Identity::of(no_process),
+        evidence: Vec::new(),
+        mark: Mark::new().expect("memory"),
+        own,
+        peer,
+        own_capacity: capacity,
+        peer_capacity: capacity,
+        longest_out: longest,
+        longest_in: longest,
+        barriers: false,
+        inbox: OpenInbox::unreachable(),
+        token_sender: TokenSender::new(no_process.pid, TokenAddress::default()).expect("no process"),
+        inheritance: None,
+        ring: RingPart::Equal,
+        tie: Tie::with("none", &Identity::of(no_process)),
+    }
+}
