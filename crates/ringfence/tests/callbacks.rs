@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-use ringfence::{Address, Arrival, Channel, Channels, Error, Listener, Policy, Refused, connect, listen};
-use support::{Actor, fresh_address, say, small, wait_for_test};
+use ringfence::{Address, Channels, Error, Policy, Refused, connect, listen};
+use support::{Actor, accepted, fresh_address, refused, say, small, wait_for_test};
 
 /// The other processes of these tests.
 #[test]
@@ -48,20 +48,6 @@ fn role() {
             wait_for_test();
         }
         other => unreachable!("{other}"),
-    }
-}
-
-fn accepted(listener: &Listener) -> Channel {
-    match listener.accept().expect("an event") {
-        Arrival::Accepted(channel) => channel,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn refused(listener: &Listener) -> Refused {
-    match listener.accept().expect("an event") {
-        Arrival::Refused(refused) => refused,
-        other => panic!("{other:?}"),
     }
 }
 

@@ -38,7 +38,7 @@ use ringfence::{
     binding::{self, Keep},
     connect, join, listen, member, publish, subscribe,
 };
-use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_for_test};
+use support::{Actor, TIME_LIMIT, accepted, fresh_address, say, small, wait_for_host, wait_for_test};
 
 /// How a child comes to be: by the C library, which runs what pthread_atfork(3) was told; or past it.
 const WAYS: [&str; 2] = ["fork", "clone"];
@@ -307,9 +307,7 @@ fn channel(address: &Address, way: &str) {
 /// Has children that use the listener, and drop it; then serves on.
 fn service(address: &Address, way: &str) {
     let listener = listen(address, &small().max_peers(2)).unwrap();
-    let Arrival::Accepted(first) = listener.accept().unwrap() else {
-        panic!("a channel");
-    };
+    let first = accepted(&listener);
     let (mut sender, mut receiver) = first.split();
     let ended = in_child(way, || {
         is_inherited(listener.accept());
@@ -328,9 +326,7 @@ fn service(address: &Address, way: &str) {
     // The seats are what they were. The second agent comes once it is told.
     assert_eq!(listener.size(), 1);
     say(ended);
-    let Arrival::Accepted(mut second) = listener.accept().unwrap() else {
-        panic!("a channel");
-    };
+    let mut second = accepted(&listener);
     assert_eq!(listener.size(), 2);
     let mut word = [0; 64];
     assert_eq!(second.receiver().receive(&mut word).unwrap(), Some(5));
@@ -720,9 +716,7 @@ fn a_child_begins_anew_and_its_tripwire_tells() {
         }
         let mut word = [0; 64];
         let childs = loop {
-            let Arrival::Accepted(mut channel) = listener.accept().unwrap() else {
-                panic!("a channel");
-            };
+            let mut channel = accepted(&listener);
             match channel.receiver().receive(&mut word).unwrap() {
                 Some(4) => break channel,
                 _ => channel.close(),
@@ -762,9 +756,7 @@ fn a_child_has_turns_of_its_own() {
     }
     actor.go_on();
     for _ in WAYS {
-        let Arrival::Accepted(channel) = listener.accept().unwrap() else {
-            panic!("a channel");
-        };
+        let channel = accepted(&listener);
         let (mut sender, mut receiver) = channel.split();
         echo(&mut sender, &mut receiver, usize::MAX);
         actor.expect("well");

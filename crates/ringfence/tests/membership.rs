@@ -38,7 +38,8 @@ use ringfence::{
     Address, CancelToken, Change, Channel, CloseReason, Error, LEAVING, Options, Policy, Role, join, member,
 };
 use support::{
-    Actor, STRANGER, Strangers, TIME_LIMIT, forbid, fresh_address, say, small, wait_for_test, wire,
+    Actor, STRANGER, Strangers, TIME_LIMIT, address_in, forbid, fresh_address, say, small, wait_for_test,
+    wire,
 };
 
 /// The other processes of these tests.
@@ -84,10 +85,6 @@ fn role() {
         "false host" => as_false_host(&arguments),
         other => unreachable!("{other}"),
     }
-}
-
-fn address_in(arguments: &[String]) -> Address {
-    arguments[0].parse().unwrap()
 }
 
 fn as_sleeper(arguments: &[String]) {

@@ -23,10 +23,13 @@ use nix::{
     unistd::{ForkResult, alarm, fork},
 };
 use ringfence::{
-    Address, AnySource, Arrival, Channel, Error, GoneReason, Key, Listener, Merge, Merged, Message,
-    PublisherEvent, Receiver, Sender, Subscription, connect, listen, publish, subscribe,
+    Address, AnySource, Error, GoneReason, Key, Listener, Merge, Merged, Message, PublisherEvent, Receiver,
+    Sender, Subscription, connect, listen, publish, subscribe,
 };
-use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire};
+use support::{
+    Actor, TIME_LIMIT, accepted, address_in, fresh_address, join_later, say, small, wait_for_host,
+    wait_for_test, wire,
+};
 
 /// Bytes of a ring that one turn may take, and the record that goes beyond it.
 const TURN: usize = 16 * 1024 + 1024;
@@ -53,10 +56,6 @@ fn role() {
         "short" => be_short(&address()),
         other => unreachable!("{other}"),
     }
-}
-
-fn address_in(arguments: &[String]) -> Address {
-    arguments[0].parse().unwrap()
 }
 
 /// Fills its ring each time.
@@ -177,13 +176,6 @@ impl Scene {
         let (sender, receiver) = accepted(&self.listener).split();
         self.senders.push(sender);
         receiver
-    }
-}
-
-fn accepted(listener: &Listener) -> Channel {
-    match listener.accept().expect("an event") {
-        Arrival::Accepted(channel) => channel,
-        other => panic!("{other:?}"),
     }
 }
 

@@ -17,7 +17,8 @@ use ringfence::{
     Address, CancelToken, Channel, Channels, Error, Options, Policy, Role, connect, join, listen,
 };
 use support::{
-    Actor, STRANGER, Strangers, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire,
+    Actor, STRANGER, Strangers, address_in, fresh_address, join_later, say, small, wait_for_host,
+    wait_for_test, wire,
 };
 
 /// The other processes of these tests.
@@ -76,10 +77,6 @@ fn role() {
         }
         other => unreachable!("{other}"),
     }
-}
-
-fn address_in(arguments: &[String]) -> Address {
-    arguments[0].parse().unwrap()
 }
 
 fn as_racer(arguments: &[String]) {

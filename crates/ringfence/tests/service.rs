@@ -23,8 +23,8 @@ use ringfence::{
     Role, connect, join, listen,
 };
 use support::{
-    Actor, STRANGER, Strangers, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host,
-    wait_for_test, wire,
+    Actor, STRANGER, Strangers, TIME_LIMIT, accepted, address_in, fresh_address, join_later, refused, say,
+    small, wait_for_host, wait_for_test, wire,
 };
 
 /// The other processes of these tests.
@@ -68,10 +68,6 @@ fn role() {
         "closes while it is asked" => as_closes_while_it_is_asked(&arguments),
         other => unreachable!("{other}"),
     }
-}
-
-fn address_in(arguments: &[String]) -> Address {
-    arguments[0].parse().unwrap()
 }
 
 /// Connects, and answers until the service ends it.
@@ -253,20 +249,6 @@ fn echo(channel: Channel) {
 fn more_descriptors() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-}
-
-fn accepted(listener: &Listener) -> Channel {
-    match listener.accept().expect("an event") {
-        Arrival::Accepted(channel) => channel,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn refused(listener: &Listener) -> Refused {
-    match listener.accept().expect("an event") {
-        Arrival::Refused(refused) => refused,
-        other => panic!("{other:?}"),
-    }
 }
 
 /// A message there and back.

@@ -5,10 +5,10 @@ mod support;
 use std::time::Duration;
 
 use ringfence::{
-    Address, Arrival, Channel, ChannelStats, Delivery, Error, Listener, Merge, Policy, PublisherEvent,
-    connect, join, listen, publish, subscribe,
+    Address, Arrival, ChannelStats, Delivery, Error, Merge, Policy, PublisherEvent, connect, join, listen,
+    publish, subscribe,
 };
-use support::{Actor, fresh_address, say, small, wait_for_test};
+use support::{Actor, accepted, fresh_address, say, small, wait_for_test};
 
 /// The other processes of these tests.
 #[test]
@@ -127,13 +127,6 @@ fn each_way_to_send_counts_once_it_is_in_the_ring() {
     assert_eq!(told(&channel.stats()), [7, 50_143, 0, 0], "the last figures stay");
 }
 
-fn next_of(listener: &Listener) -> Channel {
-    match listener.accept().unwrap() {
-        Arrival::Accepted(channel) => channel,
-        other => panic!("{other:?}"),
-    }
-}
-
 #[test]
 fn a_service_sums_up_its_channels_also_those_that_are_over() {
     let (address, _kept) = fresh_address(false);
@@ -144,7 +137,7 @@ fn a_service_sums_up_its_channels_also_those_that_are_over() {
     let mut merge = Merge::new().unwrap();
     let mut channels = Vec::new();
     for _ in &actors {
-        let (sender, receiver) = next_of(&listener).split();
+        let (sender, receiver) = accepted(&listener).split();
         channels.push(sender);
         merge.add(receiver).unwrap();
     }

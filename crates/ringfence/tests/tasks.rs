@@ -15,26 +15,13 @@ use ringfence::{
         Channel, Listener, Merge, Publisher, Receiver, Sender, Subscription, connect, join, member, subscribe,
     },
 };
-use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, lively, message, say, small, wait_for_host, wait_for_test};
 use tokio::runtime::{Builder, Runtime};
 
 const MESSAGES: usize = 3_000;
 
 fn options() -> Options {
     small().max_message_size(1 << 16)
-}
-
-fn message(number: usize, length: usize) -> Vec<u8> {
-    (0..=250).cycle().skip(number % 251).take(length).collect()
-}
-
-/// Lengths of a lively conversation through a ring of 4096 bytes.
-fn lively(number: usize) -> usize {
-    if number.is_multiple_of(50) {
-        30_000
-    } else {
-        number * 31 % 700
-    }
 }
 
 /// Both kinds of runtime that Tokio has.

@@ -10,10 +10,9 @@ use std::{
 };
 
 use ringfence::{
-    Address, Arrival, Error, GoneReason, Listener, Options, Policy, PublisherEvent, connect, listen, publish,
-    subscribe,
+    Address, Arrival, Error, GoneReason, Options, Policy, PublisherEvent, connect, listen, publish, subscribe,
 };
-use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_test};
+use support::{Actor, TIME_LIMIT, accepted, fresh_address, say, small, wait_for_test};
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
@@ -146,13 +145,6 @@ fn message(wanted: &str) -> impl Fn(&Told) -> bool {
     move |told| told.get("message") == wanted
 }
 
-fn next_of(listener: &Listener) -> ringfence::Channel {
-    match listener.accept().unwrap() {
-        Arrival::Accepted(channel) => channel,
-        other => panic!("{other:?}"),
-    }
-}
-
 #[test]
 fn a_handshake_is_told_by_its_steps_and_a_channel_from_its_begin_to_its_end() {
     watch();
@@ -160,7 +152,7 @@ fn a_handshake_is_told_by_its_steps_and_a_channel_from_its_begin_to_its_end() {
     let listener = listen(&address, &small()).unwrap();
     let mut actor = Actor::start("connects", &[&address.to_string()]);
     let pid = actor.pid().to_string();
-    let mut channel = next_of(&listener);
+    let mut channel = accepted(&listener);
     actor.expect("connected");
     let evidence: Vec<_> = channel
         .evidence()
@@ -261,7 +253,7 @@ fn a_subscriber_that_panics_keeps_no_channel_from_being_made() {
     let address = Address::abstract_name(format!("ringfence-{PANICS}-{}", std::process::id())).unwrap();
     let listener = listen(&address, &Options::clone(&small())).unwrap();
     let actor = Actor::start("connects", &[&address.to_string()]);
-    let channel = next_of(&listener);
+    let channel = accepted(&listener);
     actor.expect("connected");
     hear("ringfence::channel", &address, message("open"));
     channel.close();

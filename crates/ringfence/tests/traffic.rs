@@ -10,21 +10,9 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ringfence::{Address, Channel, Error, Options, Packed, Progress, Receiver, Sender, join};
-use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
-
-fn message(number: usize, length: usize) -> Vec<u8> {
-    // Its own beginning each, and a period that no place in a ring has.
-    (0..=250).cycle().skip(number % 251).take(length).collect()
-}
-
-/// Lengths of a lively conversation through a ring of 4096 bytes.
-fn lively(number: usize) -> usize {
-    if number.is_multiple_of(50) {
-        30_000
-    } else {
-        number * 31 % 700
-    }
-}
+use support::{
+    Actor, TIME_LIMIT, fresh_address, join_later, lively, message, say, small, wait_for_host, wait_for_test,
+};
 
 const LIVELY: usize = 20_000;
 const LARGE: usize = 16 << 20;

@@ -23,7 +23,7 @@ use std::{
 };
 
 use nix::{libc, unistd::geteuid};
-use ringfence::{Address, Channel, Options, ParentLine, join, spawn};
+use ringfence::{Address, Arrival, Channel, Listener, Options, ParentLine, Refused, join, spawn};
 
 /// Longer than anything takes on a loaded machine, shorter than a person waits.
 pub const TIME_LIMIT: Duration = Duration::from_secs(60);
@@ -284,6 +284,41 @@ pub fn role() -> Option<(String, Vec<String>)> {
     limit();
     let arguments = std::env::var("RINGFENCE_ARGUMENTS").unwrap_or_default();
     Some((role, arguments.lines().map(str::to_owned).collect()))
+}
+
+/// Of a role whose first argument it is: the address.
+pub fn address_in(arguments: &[String]) -> Address {
+    arguments[0].parse().expect("an address")
+}
+
+/// The next arrival, an agent that has passed.
+pub fn accepted(listener: &Listener) -> Channel {
+    match listener.accept().expect("an event") {
+        Arrival::Accepted(channel) => channel,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The next arrival, a newcomer that has not passed.
+pub fn refused(listener: &Listener) -> Refused {
+    match listener.accept().expect("an event") {
+        Arrival::Refused(refused) => refused,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A message with its own beginning, and a period that no place in a ring has.
+pub fn message(number: usize, length: usize) -> Vec<u8> {
+    (0..=250).cycle().skip(number % 251).take(length).collect()
+}
+
+/// Lengths of a lively conversation through a ring of 4096 bytes.
+pub fn lively(number: usize) -> usize {
+    if number.is_multiple_of(50) {
+        30_000
+    } else {
+        number * 31 % 700
+    }
 }
 
 /// Joins on a thread, so that the test can do something meanwhile.
