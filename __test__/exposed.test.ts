@@ -1,16 +1,26 @@
-import test from 'ava'
-import { join } from 'ringfence'
+import { existsSync, writeFileSync } from 'node:fs'
 
-import { abstractAddress } from './support/address.js'
+import test from 'ava'
+import { join, member, type Channel, type Membership } from 'ringfence'
+
+import { abstractAddress, namedAddress } from './support/address.js'
 import { joinHere, Partner } from './support/partner.js'
-import { soon } from './support/until.js'
+import type { Kit } from './support/partner-process.js'
+import { soon, standStillUntil } from './support/until.js'
 
 /**
- * Joins over there, and takes a path to one of the objects while there are descriptors: as any process of the same user
+ * Joins over there, or is a member, and takes a path to one of the objects while there are descriptors: as any process of the same user
  * could that is not kept out. Tries again where it came too late.
  */
-function joinAndKeep(partner: Partner, address: string): Promise<void> {
-  return partner.run(async (kit, where) => {
+function joinAndKeep(partner: Partner, address: string, how: 'join' | 'member' = 'join'): Promise<void> {
+  const meet = async (kit: Kit, where: string, call: string) => {
+    const options = { capacity: 8 << 20 }
+    const come = async (): Promise<Channel> => {
+      if (call === 'join') return kit.join(where, options)
+      const membership = await kit.ringfence.member(where, options)
+      kit.keep.membership = membership
+      return (await membership[Symbol.asyncIterator]().next()).value!
+    }
     const fs = kit.require('node:fs') as typeof import('node:fs')
     const O_PATH = 0o10000000
     const object = (path: string) => {
@@ -21,7 +31,7 @@ function joinAndKeep(partner: Partner, address: string): Promise<void> {
       }
     }
     for (;;) {
-      const joining = kit.join(where, { capacity: 8 << 20 })
+      const joining = come()
       const until = performance.now() + 2000
       // The handshake runs on a thread of its own meanwhile.
       while (kit.keep.path === undefined && performance.now() < until) {
@@ -39,8 +49,10 @@ function joinAndKeep(partner: Partner, address: string): Promise<void> {
       await kit.channel.send(kit.keep.path === undefined ? 'again' : 'kept')
       if (kit.keep.path !== undefined) return
       await kit.channel.close()
+      await (kit.keep.membership as Membership | undefined)?.leave()
     }
-  }, address)
+  }
+  return partner.run(meet, address, how)
 }
 
 test('a process that opens the shared memory ends the channel on both sides, and every call says why', async (t) => {
@@ -81,6 +93,49 @@ test('a process that opens the shared memory ends the channel on both sides, and
     partner.run(({ channel: there }) => there.send('more')),
     { code: exposed.code },
   )
+})
+
+test('memory that was opened is told as that, though this side ends its sending before its event loop hears of it', async (t) => {
+  const address = namedAddress(t)
+  const here = await member(address, { capacity: 8 << 20 })
+  t.teardown(() => here.leave())
+  const partners = here[Symbol.asyncIterator]()
+  const partner = await Partner.start(t)
+  const keeping = joinAndKeep(partner, address, 'member')
+  let channel: Channel
+  do {
+    channel = (await soon(partners.next(), 'a partner')).value!
+  } while (String(await channel.receive()) !== 'kept')
+  await keeping
+  const [go, gone] = [`${address}.go`, `${address}.gone`]
+  await partner.run(
+    ({ keep, require, until }, start: string, over: string) => {
+      const fs = require('node:fs') as typeof import('node:fs')
+      const membership = keep.membership as Membership
+      const opens = async () => {
+        await until.until(() => fs.existsSync(start), 'the other stands still')
+        const anew = membership[Symbol.asyncIterator]().next()
+        try {
+          fs.openSync(keep.path as string, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK)
+        } catch {
+          // It is not open yet, as ever.
+        }
+        // It comes anew: its host has heard of the end by then.
+        await anew
+        fs.writeFileSync(over, '')
+      }
+      void opens()
+    },
+    go,
+    gone,
+  )
+  writeFileSync(go, '')
+  standStillUntil(() => existsSync(gone), 'the partner has come anew')
+  await channel.end()
+  t.is(await channel.closed, 'exposed')
+  const exposed = { code: 'ERR_RINGFENCE_OBJECT_EXPOSED' }
+  await t.throwsAsync(channel.receive(), exposed)
+  await t.throwsAsync(channel.send('more'), exposed)
 })
 
 test('the number of the tripwire’s signal is a realtime signal that the process does not use', async (t) => {
