@@ -314,7 +314,9 @@ function testSoak(words) {
   if (!(minutes > 0)) fail(`✗ ${words[at + 1]} is no number of minutes.`)
   const rest = at < 0 ? words : words.toSpliced(at, 2)
   buildTests()
-  const test = ['test', '-p', 'ringfence', '--test', 'both_ways', '--', '--ignored', '--nocapture', 'soak']
+  // As `npm test` builds it, so that nothing is built anew after that.
+  const built = ['test', '--workspace', ...features, '--test', 'both_ways']
+  const test = [...built, '--', '--ignored', '--nocapture', 'soak']
   // One play by its number is played alone. A test binary ends itself after ten minutes.
   for (let left = rest.includes('--play') ? 0 : Math.ceil(minutes * 15); left > 0; left -= 300) {
     const part = Math.min(left, 300)
