@@ -1,6 +1,7 @@
 //! What the peer must be, and the comparison with what it is.
 
 use std::{
+    cell::LazyCell,
     fmt,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
@@ -16,7 +17,7 @@ use crate::{
     peer::cgroup::{self, Numbers},
     peer::hash::Content,
     peer::namespace::{Namespace, Standing},
-    peer::proc::answered,
+    peer::proc::{Told, answered},
     peer::process::{self, Look, Peer, SAME_NAMESPACE},
     wait::deadline::Deadline,
 };
@@ -79,10 +80,10 @@ impl Program {
 
     /// Whether the peer's file is the one that is asked for. A path that does not exist allows no peer, and takes nothing
     /// from the other programs. Errors where this process lacks what the look takes.
-    fn compare_file(&self, found: &Executable, deadline: &Deadline) -> Result<FileMatch> {
+    fn compare_file(&self, found: &Executable, own: &Own, deadline: &Deadline) -> Result<FileMatch> {
         let told = match &self.file {
             Which::Any => return Ok(FileMatch::Yes),
-            Which::Same => match answered(LOOKING, process::own_executable())? {
+            Which::Same => match answered(LOOKING, (**own).clone())? {
                 Ok(own) => Ok(own),
                 Err(errno) => {
                     let why = format!("/proc/self/exe cannot be read: {}", errno.desc());
@@ -109,17 +110,34 @@ enum FileMatch {
 /// What a failure to look at a file of the policy is about.
 const LOOKING: &str = "looking at the executables that the policy names";
 
+/// This process's own executable, looked at once, when a comparison asks for it first: what the evidence names is what was compared.
+type Own = LazyCell<Told<Executable>>;
+
+fn own() -> Own {
+    LazyCell::new(process::own_executable)
+}
+
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.file {
+        Named(self, &own()).fmt(f)
+    }
+}
+
+/// A program as the evidence names it.
+struct Named<'a>(&'a Program, &'a Own);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(Program { file, sha256 }, own) = self;
+        match file {
             Which::Any => f.write_str("any file")?,
-            Which::Same => match process::own_executable() {
+            Which::Same => match &***own {
                 Ok(own) => write!(f, "this process's own, {own}")?,
                 Err(_) => f.write_str("this process's own")?,
             },
             Which::Path(path) => write!(f, "{}", path.display())?,
         }
-        match self.sha256 {
+        match sha256 {
             Some(sha256) => write!(f, " with the SHA-256 {sha256}"),
             None => Ok(()),
         }
@@ -453,29 +471,32 @@ impl Policy {
         let Some(wanted) = &self.executables else {
             return Ok(Finding::NotAsked { found: shown });
         };
+        let own = own();
         let Some(found) = look.identity.executable.clone() else {
-            return Ok(Finding::compared(false, one_of(wanted), shown));
+            return Ok(Finding::compared(false, one_of(wanted, &own), shown));
         };
         let mut contents = Vec::new();
         let mut passed = false;
         for program in wanted {
-            match (program.compare_file(&found, deadline)?, program.sha256) {
+            match (program.compare_file(&found, &own, deadline)?, program.sha256) {
                 (FileMatch::No, _) => {}
                 (FileMatch::Yes, None) => passed = true,
                 (FileMatch::Yes, Some(sha256)) => contents.push(sha256),
-                (FileMatch::Untold(why), _) => return Ok(Finding::compared(false, program.to_string(), why)),
+                (FileMatch::Untold(why), _) => {
+                    return Ok(Finding::compared(false, Named(program, &own).to_string(), why));
+                }
             }
         }
         // What is let in for its file needs no reading, and what has the wrong file is not read.
         if passed || contents.is_empty() {
-            return Ok(Finding::compared(passed, one_of(wanted), shown));
+            return Ok(Finding::compared(passed, one_of(wanted, &own), shown));
         }
         Ok(match look.content(deadline)? {
             Content::Hash(digest) => {
                 let shown = format!("{} with the SHA-256 {digest}", found.path.display());
-                Finding::compared(contents.contains(&digest), one_of(wanted), shown)
+                Finding::compared(contents.contains(&digest), one_of(wanted, &own), shown)
             }
-            Content::Untold(why) => Finding::compared(false, one_of(wanted), format!("{found}: {why}")),
+            Content::Untold(why) => Finding::compared(false, one_of(wanted, &own), format!("{found}: {why}")),
         })
     }
 }
@@ -526,8 +547,11 @@ impl Finding {
     }
 }
 
-fn one_of(programs: &[Program]) -> String {
-    let all: Vec<String> = programs.iter().map(ToString::to_string).collect();
+fn one_of(programs: &[Program], own: &Own) -> String {
+    let all: Vec<String> = programs
+        .iter()
+        .map(|program| Named(program, own).to_string())
+        .collect();
     match &*all {
         [one] => one.clone(),
         _ => format!("one of: {}", all.join("; ")),
