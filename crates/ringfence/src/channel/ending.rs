@@ -4,13 +4,15 @@
 use std::sync::atomic::{Ordering, fence};
 
 use crate::{
-    channel::shared::{Held, Shared},
+    channel::reason::GoneReason,
+    channel::shared::{Held, OnEnd, Shared},
     channel::state::ChannelState,
     error::{Error, Result},
     fork::inherited,
     memory::access::{Readable, Writable},
     memory::layout,
     memory::phase::{Phase, Step},
+    trace::Tie,
     wait::deadline::{Deadline, Woken},
 };
 
@@ -50,11 +52,36 @@ impl Held {
     }
 }
 
+/// An end that is not told yet. When this is dropped, those who watch the process hear of it, and the program after them.
+#[derive(Debug)]
+pub(crate) struct Untold {
+    tie: Tie,
+    reason: Option<GoneReason>,
+    /// These are dropped in this order. Not under the lock: the last of a region or of a mailbox waits for the thread that hears alarms,
+    /// and that may wait for the lock.
+    _on_end: Option<Box<dyn OnEnd>>,
+    _held: Held,
+}
+
+impl Drop for Untold {
+    fn drop(&mut self) {
+        if let Some(reason) = &self.reason {
+            self.tie.closed(reason);
+        }
+    }
+}
+
 impl Shared {
     /// Ends the channel, once. The address is free, and the line closed to both sides, when this returns.
     pub(crate) fn finish(&self, end: ChannelState) {
+        drop(self.end(end));
+    }
+
+    /// As [`Shared::finish`], before anybody in this process is told: where the ring is to be wiped or the peer to be cut off, it is
+    /// when this returns. `None`: nothing is left to be told here.
+    pub(crate) fn end(&self, end: ChannelState) -> Option<Untold> {
         if self.is_inherited() {
-            return;
+            return None;
         }
         match end {
             // Not waited for: what the peer sends to a side that closes is lost in any case, and the thread that has heard
@@ -71,7 +98,7 @@ impl Shared {
             | ChannelState::EvictedByPeer
             | ChannelState::Corrupt => self.hear_out(),
             // No end: see `ChannelState`.
-            ChannelState::Open | ChannelState::Inherited => return,
+            ChannelState::Open | ChannelState::Inherited => return None,
         }
         let mut guard = self.held();
         if let Some(held) = guard.as_mut().filter(|held| held.has_left()) {
@@ -79,9 +106,9 @@ impl Shared {
             if end == ChannelState::Exposed {
                 held.expose();
             }
-            return;
+            return None;
         }
-        let Some(mut held) = guard.take() else { return };
+        let mut held = guard.take()?;
         let mut on_end = held.on_end.take();
         let succeeds = on_end.as_mut().is_some_and(|on_end| on_end.end(end));
         if end == ChannelState::Exposed {
@@ -102,10 +129,12 @@ impl Shared {
         self.state.set(end);
         self.doorbell.hang_up();
         drop(guard);
-        self.tell_end();
-        drop(on_end);
-        // The last of a region or of a mailbox waits for the thread that hears alarms, and that may be waiting here.
-        drop(held);
+        Some(Untold {
+            tie: self.tie.clone(),
+            reason: self.gone_reason(),
+            _on_end: on_end,
+            _held: held,
+        })
     }
 
     /// Those who watch the process hear of an end before the program does.

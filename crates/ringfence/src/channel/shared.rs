@@ -106,9 +106,8 @@ impl Shared {
         if let Some(tripwire) = own.tripwire() {
             let shared = Arc::downgrade(&shared);
             tripwire.on_alarm(move || {
-                if let Some(shared) = shared.upgrade() {
-                    shared.finish(ChannelState::Exposed);
-                }
+                let untold = shared.upgrade()?.end(ChannelState::Exposed)?;
+                Some(Box::new(move || drop(untold)))
             });
         }
         shared

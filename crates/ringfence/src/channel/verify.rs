@@ -99,8 +99,10 @@ impl Verifier {
         // If the channel has ended meanwhile, that is the answer, whatever was found of the peer.
         self.check_open()?;
         if let (Err(error @ Error::PeerRefused(_)), Some(shared)) = (&looked, self.shared.upgrade()) {
+            // It is cut off before those who watch the process hear why: that may take them long.
+            let untold = shared.end(ChannelState::Refused);
             shared.tie.refused(error);
-            shared.finish(ChannelState::Refused);
+            drop(untold);
         }
         Ok(Verified {
             identity: looked?,

@@ -145,6 +145,7 @@ fn alarmed() -> Result<(i32, bool), String> {
     wire.on_alarm(move || {
         // Without a receiver, no call waits any more.
         let _ = sounded.send(());
+        None
     });
     match again(&object, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
         Err(Errno::EWOULDBLOCK) => {}

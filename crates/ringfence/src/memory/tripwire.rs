@@ -43,7 +43,10 @@ use crate::{
 };
 
 /// What is done when the wire is tripped, once.
-type Alarm = Box<dyn FnOnce() + Send>;
+type Alarm = Box<dyn FnOnce() -> Option<Aftermath> + Send>;
+
+/// What can wait until every wire that is tripped has been seen to: it may call code that is not ours.
+pub(crate) type Aftermath = Box<dyn FnOnce() + Send>;
 
 /// A watch on one object of this process's own, as long as this lives. It must go before the mapping does, or the end
 /// of the lease would be taken for an alarm.
@@ -186,7 +189,8 @@ impl Tripwire {
         tripwire.wire.armed.store(true, Ordering::SeqCst);
         // Who came between the lease and the wire was told of too early.
         if !sys::lease::has_write_lease(&object).map_err(refused)? {
-            tripwire.wire.trip();
+            // Without an alarm by now.
+            drop(tripwire.wire.trip());
         }
         Ok(tripwire)
     }
@@ -197,10 +201,12 @@ impl Tripwire {
     }
 
     /// What to do when another process tries to open the object. It is done at once if one has tried already.
-    pub(crate) fn on_alarm(&self, alarm: impl FnOnce() + Send + 'static) {
+    pub(crate) fn on_alarm(&self, alarm: impl FnOnce() -> Option<Aftermath> + Send + 'static) {
         *self.wire.alarm() = Some(Box::new(alarm));
-        if self.is_tripped() {
-            self.wire.trip();
+        if self.is_tripped()
+            && let Some(aftermath) = self.wire.trip()
+        {
+            aftermath();
         }
     }
 }
@@ -238,13 +244,11 @@ impl Wire {
         (gone || time >= TIME_LIMIT).then_some(true)
     }
 
-    fn trip(&self) {
+    fn trip(&self) -> Option<Aftermath> {
         self.tripped.store(true, Ordering::SeqCst);
         // Not under the lock: the alarm may end the channel, and the wire with it.
         let alarm = self.alarm().take();
-        if let Some(alarm) = alarm {
-            alarm();
-        }
+        alarm.and_then(|alarm| alarm())
     }
 }
 
@@ -305,8 +309,10 @@ fn look() -> Option<Duration> {
             .cloned()
             .collect()
     };
-    for wire in tripped {
-        wire.trip();
+    // All are wiped before anything is told: who hears it may take his time.
+    let aftermaths: Vec<_> = tripped.iter().filter_map(|wire| wire.trip()).collect();
+    for aftermath in aftermaths {
+        aftermath();
     }
     again.then_some(PAUSE)
 }

@@ -19,6 +19,7 @@ use std::{
 };
 
 use crate::{
+    channel::ending::Untold,
     channel::open::open,
     channel::reason::GoneReason,
     channel::shared::{self as channel, OnEnd},
@@ -40,6 +41,7 @@ use crate::{
     memory::access::Readable,
     memory::layout,
     memory::own::OwnRegion,
+    memory::tripwire::Aftermath,
     options::{Options, SeatLimits},
     ring::delivery::Delivery,
     sys::lock::Mutex,
@@ -443,21 +445,34 @@ impl Shared<Broadcast> {
         self.finish(ChannelState::ClosedHere);
     }
 
-    /// Another process tries to open the ring: all are told, and it is wiped.
-    pub(super) fn expose(&self) {
+    /// Another process tries to open the ring: all subscribers can see it, and it is wiped, when this returns. What does the
+    /// rest is returned.
+    pub(super) fn expose(self: Arc<Self>) -> Aftermath {
         self.sealed.store(true, Ordering::Release);
         // Not waited for, as this is the thread that hears alarms.
         self.worker.stop().cancel();
         self.ring.seal();
-        self.finish(ChannelState::Exposed);
+        let untold = self.end_channels(ChannelState::Exposed);
         self.region.wipe();
+        Box::new(move || {
+            if let Some(untold) = untold {
+                self.finish_telling(untold);
+            }
+        })
     }
 
     fn finish(&self, end: ChannelState) {
+        if let Some(untold) = self.end_channels(end) {
+            self.finish_telling(untold);
+        }
+    }
+
+    /// Ends the channel with each subscriber, once.
+    fn end_channels(&self, end: ChannelState) -> Option<Vec<Untold>> {
         {
             let _state = self.state();
             if !self.state.is(ChannelState::Open, Ordering::Acquire) {
-                return;
+                return None;
             }
             self.state.set(end);
         }
@@ -465,12 +480,17 @@ impl Shared<Broadcast> {
         if let Some(kept) = self.ring.readers.kept_from() {
             self.region.keep_from(kept);
         }
-        for link in self.links() {
+        let ends = self.links().into_iter().filter_map(|link| {
             if end == ChannelState::ClosedHere {
                 link.end_reading_at(self.tail());
             }
-            link.finish(end);
-        }
+            link.end(end)
+        });
+        Some(ends.collect())
+    }
+
+    fn finish_telling(&self, untold: Vec<Untold>) {
+        drop(untold);
         self.events.end(End::Closed);
         self.watches.stop();
         self.watches.wake_sender();

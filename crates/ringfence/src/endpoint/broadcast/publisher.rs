@@ -67,11 +67,7 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
     let weak = Arc::downgrade(&shared);
     if let Some(tripwire) = shared.region.tripwire() {
         let publisher = weak.clone();
-        tripwire.on_alarm(move || {
-            if let Some(publisher) = publisher.upgrade() {
-                publisher.expose();
-            }
-        });
+        tripwire.on_alarm(move || publisher.upgrade().map(Shared::expose));
     }
     let thread = Idle::spawn("ringfence-accept", "a thread for the publisher", Admitting::run)?;
     let wakers = Arc::clone(&shared.watches);
