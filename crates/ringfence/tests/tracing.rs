@@ -10,7 +10,7 @@ use std::{
 };
 
 use ringfence::{
-    Address, Arrival, Error, GoneReason, Options, Policy, PublisherEvent, connect, listen, publish, subscribe,
+    Address, Arrival, Error, GoneReason, Policy, PublisherEvent, connect, listen, publish, subscribe,
 };
 use support::{Actor, TIME_LIMIT, accepted, fresh_address, say, small, wait_for_test};
 use tracing::{
@@ -114,6 +114,39 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Keeper {
         MORE.notify_all();
         assert!(!panics, "as a subscriber may");
     }
+
+    fn on_enter(&self, id: &Id, context: Context<'_, S>) {
+        panic_within(id, &context, "enters");
+    }
+
+    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
+        panic_within(id, &context, "leaves");
+    }
+
+    fn on_close(&self, id: Id, context: Context<'_, S>) {
+        panic_within(&id, &context, "closes");
+    }
+}
+
+/// Panics where the address of the handshake asks for it, and keeps that it did.
+fn panic_within<S: Subscriber + for<'a> LookupSpan<'a>>(id: &Id, context: &Context<'_, S>, when: &str) {
+    let span = context.span(id).unwrap();
+    let extensions = span.extensions();
+    let Some(address) = extensions
+        .get::<Fields>()
+        .and_then(|fields| fields.get("handshake.address"))
+    else {
+        return;
+    };
+    if !address.contains(&format!("{PANICS}-{when}")) {
+        return;
+    }
+    ALL.lock().unwrap().push(Told {
+        target: when.into(),
+        fields: Fields::from([("address".into(), address.clone())]),
+    });
+    MORE.notify_all();
+    panic!("as a subscriber may");
 }
 
 /// The tests of this file are threads of one process, which has one subscriber.
@@ -250,12 +283,18 @@ fn an_eviction_is_told() {
 #[test]
 fn a_subscriber_that_panics_keeps_no_channel_from_being_made() {
     watch();
-    let address = Address::abstract_name(format!("ringfence-{PANICS}-{}", std::process::id())).unwrap();
-    let listener = listen(&address, &Options::clone(&small())).unwrap();
-    let actor = Actor::start("connects", &[&address.to_string()]);
-    let channel = accepted(&listener);
-    actor.expect("connected");
-    hear("ringfence::channel", &address, message("open"));
-    channel.close();
-    hear("ringfence::channel", &address, message("closed"));
+    for when in ["hears", "enters", "leaves", "closes"] {
+        let name = format!("ringfence-{PANICS}-{when}-{}", std::process::id());
+        let address = Address::abstract_name(name).unwrap();
+        let listener = listen(&address, &small()).unwrap();
+        let actor = Actor::start("connects", &[&address.to_string()]);
+        let channel = accepted(&listener);
+        actor.expect("connected");
+        hear("ringfence::channel", &address, message("open"));
+        channel.close();
+        hear("ringfence::channel", &address, message("closed"));
+        if when != "hears" {
+            hear(when, &address, |_| true);
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tracing::{Level, Span, debug_span, event, field::Empty};
+use tracing::{Level, Span, debug_span, event, field::Empty, span::Entered};
 
 use crate::{
     error::Error,
@@ -24,8 +24,10 @@ fn tell(told: impl FnOnce()) {
 }
 
 /// One handshake: what is told meanwhile is told within it.
-#[derive(Debug, Clone)]
-pub(crate) struct Handshake(Span);
+///
+/// The subscriber is called also where a span is copied, entered, left and let go of. A panic there is not heard by the handshake.
+#[derive(Debug)]
+pub(crate) struct Handshake(Option<Span>);
 
 impl Handshake {
     pub(crate) fn begin(address: &impl Display, role: &'static str, who: Option<Credentials>) -> Self {
@@ -36,11 +38,41 @@ impl Handshake {
             }
             span
         }));
-        Self(begun.unwrap_or_else(|_| Span::none()))
+        Self(begun.ok())
     }
 
     pub(crate) fn within<T>(&self, deed: impl FnOnce() -> T) -> T {
-        self.0.in_scope(deed)
+        let _entered = Within::enter(self.0.as_ref());
+        deed()
+    }
+}
+
+impl Clone for Handshake {
+    fn clone(&self) -> Self {
+        Self(catch_unwind(AssertUnwindSafe(|| self.0.clone())).unwrap_or_default())
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        let span = self.0.take();
+        tell(|| drop(span));
+    }
+}
+
+/// Within a span, as long as this lives.
+struct Within<'span>(Option<Entered<'span>>);
+
+impl<'span> Within<'span> {
+    fn enter(span: Option<&'span Span>) -> Self {
+        Self(catch_unwind(AssertUnwindSafe(|| span.map(Span::enter))).unwrap_or_default())
+    }
+}
+
+impl Drop for Within<'_> {
+    fn drop(&mut self) {
+        let entered = self.0.take();
+        tell(|| drop(entered));
     }
 }
 
