@@ -117,22 +117,32 @@ impl<T> Events<T> {
 
     /// After the end, the event is dropped.
     pub(crate) fn add(&self, event: T) {
-        let mut state = self.state();
-        if state.end.is_none() {
-            state.pending.push_back(event);
-            drop(state);
-            self.bell.ring();
-        }
+        self.add_at_most(event, usize::MAX, |_| (), |_| true);
     }
 
-    /// As [`Events::add`]. Where so many are pending already, `forget` takes some out: for what a program need not take.
-    pub(crate) fn add_at_most<D>(&self, event: T, most: usize, forget: impl FnOnce(&mut VecDeque<T>) -> D) {
+    /// As [`Events::add`]. Where so many are pending already, `forget` takes some out: for what a program need not take. After that, and
+    /// under the same lock, an event that is not `wanted` is dropped.
+    pub(crate) fn add_at_most<D>(
+        &self,
+        event: T,
+        most: usize,
+        forget: impl FnOnce(&mut VecDeque<T>) -> D,
+        wanted: impl FnOnce(&T) -> bool,
+    ) {
         let mut state = self.state();
         let forgotten = (state.pending.len() >= most).then(|| forget(&mut state.pending));
+        let unwanted = if state.end.is_none() && wanted(&event) {
+            state.pending.push_back(event);
+            None
+        } else {
+            Some(event)
+        };
         drop(state);
+        if unwanted.is_none() {
+            self.bell.ring();
+        }
         // Not under the lock, as in `discard`.
-        drop(forgotten);
-        self.add(event);
+        drop((forgotten, unwanted));
     }
 
     /// Whether one more event may come, besides those that are `coming`, where at most `most` that count may be pending. If

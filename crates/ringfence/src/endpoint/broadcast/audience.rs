@@ -229,6 +229,14 @@ fn forget_oldest(pending: &mut VecDeque<PublisherEvent>) -> (Option<PublisherEve
     (forgotten, end)
 }
 
+/// Not the end of a subscriber whose coming was forgotten. Under the lock of the events, as the forgetting is.
+fn is_of_a_known_one(event: &PublisherEvent) -> bool {
+    match event {
+        PublisherEvent::Gone(subscriber, _) => !subscriber.member.untold.load(Ordering::Relaxed),
+        PublisherEvent::Subscriber(_) | PublisherEvent::Refused(_) => true,
+    }
+}
+
 impl Endpoint for Broadcast {
     const MEETING: Meeting = Meeting::Broadcast;
     const CLOSED: &'static str = "the publisher is closed";
@@ -275,7 +283,8 @@ impl Shared<Broadcast> {
     }
 
     fn tell(&self, event: PublisherEvent) {
-        self.events.add_at_most(event, MOST_PENDING, forget_oldest);
+        self.events
+            .add_at_most(event, MOST_PENDING, forget_oldest, is_of_a_known_one);
     }
 
     /// A newcomer was told READY.
@@ -509,9 +518,7 @@ impl Shared<Broadcast> {
             if reason == GoneReason::Evicted {
                 self.evicted.fetch_add(1, Ordering::Relaxed);
             }
-            if !member.untold.load(Ordering::Relaxed) {
-                self.tell(PublisherEvent::Gone(self.handle(member), reason));
-            }
+            self.tell(PublisherEvent::Gone(self.handle(member), reason));
         }
     }
 
@@ -642,6 +649,7 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{endpoint::events::Events, wait::cancel::Bell};
 
     fn subscriber(number: u64) -> Subscriber {
         let member = Member {
@@ -705,5 +713,23 @@ mod tests {
         drop(forget_oldest(&mut pending));
         assert_eq!(numbers(&pending), [('-', 1)]);
         assert!(there.member.untold.load(Ordering::Relaxed), "its end is not told");
+    }
+
+    #[test]
+    fn the_end_of_one_whose_coming_is_forgotten_as_it_goes_is_not_told() {
+        let events = Events::new(Bell::new().unwrap(), "closed").unwrap();
+        let add = |event, most| events.add_at_most(event, most, forget_oldest, is_of_a_known_one);
+        let [first, second] = [1, 2].map(subscriber);
+        for one in [&first, &second] {
+            add(PublisherEvent::Subscriber(one.clone()), 2);
+        }
+        // As each goes: that it has gone can be seen before it is told.
+        for one in [&first, &second] {
+            one.member.gone.set(GoneReason::Closed).unwrap();
+        }
+        add(PublisherEvent::Gone(first, GoneReason::Closed), 2);
+        add(PublisherEvent::Gone(second, GoneReason::Closed), 2);
+        let told: VecDeque<_> = std::iter::from_fn(|| events.try_next().unwrap()).collect();
+        assert_eq!(numbers(&told), [('+', 2), ('-', 2)]);
     }
 }
