@@ -330,7 +330,7 @@ impl From<Error> for io::Error {
 }
 
 /// Whether a system call has failed for want of this process's own descriptors or memory, or the machine's. Such a call
-/// tells nothing of what it was about. (EINTR is not among these: an interrupted call is made again.)
+/// tells nothing of what it was about. (EINTR is not among these: an interrupted call is made again, see `sys::uninterrupted`.)
 pub(crate) const fn is_shortage(errno: Errno) -> bool {
     matches!(
         errno,

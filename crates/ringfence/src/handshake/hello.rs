@@ -24,7 +24,7 @@ use crate::{
     memory::layout::round_capacity,
     options::MAX_MESSAGE_SIZE,
     peer::proc::answered,
-    sys,
+    sys::{self, uninterrupted},
 };
 
 impl Side<'_> {
@@ -294,16 +294,17 @@ pub(super) fn check_child(speaker: Credentials, child: Option<i32>, record: &mut
 /// What the guest passed must be one end of a pair of connected stream sockets that it made itself.
 pub(super) fn check_line(line: &OwnedFd, speaker: Credentials) -> Result<()> {
     const LINE: &str = "the line that the peer has passed";
-    let kind = answered(LINE, getsockopt(line, sockopt::SockType))?;
+    let kind = answered(LINE, uninterrupted(|| getsockopt(line, sockopt::SockType)))?;
     let stream = kind == Ok(SockType::Stream);
     let number = line.as_raw_fd();
-    let unix = answered(LINE, getsockname::<UnixAddr>(number))?.is_ok();
-    let maker = answered(LINE, getsockopt(line, sockopt::PeerCredentials))?.map(|c| Credentials {
-        pid: c.pid(),
-        uid: c.uid(),
-        gid: c.gid(),
-    });
-    let connected = answered(LINE, getpeername::<UnixAddr>(number))?.is_ok();
+    let unix = answered(LINE, uninterrupted(|| getsockname::<UnixAddr>(number)))?.is_ok();
+    let maker =
+        answered(LINE, uninterrupted(|| getsockopt(line, sockopt::PeerCredentials)))?.map(|c| Credentials {
+            pid: c.pid(),
+            uid: c.uid(),
+            gid: c.gid(),
+        });
+    let connected = answered(LINE, uninterrupted(|| getpeername::<UnixAddr>(number)))?.is_ok();
     if stream && unix && connected && maker == Ok(speaker) {
         return Ok(());
     }

@@ -19,7 +19,7 @@ use crate::{
     memory::layout::region_size,
     memory::peer::PeerRegion,
     memory::seals,
-    sys,
+    sys::{self, uninterrupted},
 };
 
 /// What both sides have agreed on, and what the peer says of its object.
@@ -37,7 +37,8 @@ pub(crate) struct Agreed {
 /// Checks the object that the peer passed, and maps it for reading.
 pub(crate) fn accept(descriptor: &OwnedFd, agreed: &Agreed, record: &mut Record) -> Result<PeerRegion> {
     let mut checks = Checks { record };
-    let stat = fstat(descriptor).map_err(|errno| unsound("file", "a file that can be looked at", errno))?;
+    let stat = uninterrupted(|| fstat(descriptor))
+        .map_err(|errno| unsound("file", "a file that can be looked at", errno))?;
     checks.kind(descriptor, &stat)?;
     checks.size(&stat, agreed)?;
     checks.owner(&stat, agreed.owner)?;
@@ -86,7 +87,7 @@ impl Checks<'_> {
             kind == SFlag::S_IFREG,
         )?;
         // Any other filesystem may answer a read of the mapping late, never, or with a signal.
-        let filesystem = fstatfs(descriptor)
+        let filesystem = uninterrupted(|| fstatfs(descriptor))
             .map_err(|errno| unsound("filesystem", "tmpfs", errno))?
             .filesystem_type();
         self.hold(

@@ -11,7 +11,11 @@ use nix::{
     },
 };
 
-use crate::{error::Result, peer::proc::answered, sys};
+use crate::{
+    error::Result,
+    peer::proc::answered,
+    sys::{self, uninterrupted},
+};
 
 /// The numbers of the cgroups that have a name below some mount of the cgroup filesystem (version 2): one or none.
 pub(crate) enum Numbers {
@@ -77,15 +81,15 @@ fn numbers_below(
         mounted = true;
         let path = Path::new(&point).join(below.trim_start_matches('/'));
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        let directory = match open(&path, flags, Mode::empty()) {
+        let directory = match uninterrupted(|| open(&path, flags, Mode::empty())) {
             Ok(directory) => directory,
             // There is no cgroup of that name.
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG) => continue,
             Err(errno) => return Err(errno),
         };
         // What was mounted over it is no cgroup.
-        if fstatfs(&directory)?.filesystem_type() == CGROUP2_SUPER_MAGIC {
-            found.push(fstat(&directory)?.st_ino);
+        if uninterrupted(|| fstatfs(&directory))?.filesystem_type() == CGROUP2_SUPER_MAGIC {
+            found.push(uninterrupted(|| fstat(&directory))?.st_ino);
         }
     }
     found.dedup();

@@ -21,7 +21,7 @@ use crate::{
     error::{self, Error, Result},
     fork::PerProcess,
     identity::Digest,
-    sys::lock::Mutex,
+    sys::{lock::Mutex, uninterrupted},
     wait::deadline::{Deadline, Woken},
 };
 
@@ -99,7 +99,7 @@ pub(crate) fn unreadable(errno: Errno) -> Result<Content> {
 
 /// Reads the file to its end. Errors where the wait was cancelled, or the time is over.
 pub(crate) fn of(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Result<Content> {
-    match fstatfs(file).map(|found| found.filesystem_type()) {
+    match uninterrupted(|| fstatfs(file)).map(|found| found.filesystem_type()) {
         Ok(FUSE_SUPER_MAGIC) => {
             return Ok(Content::Untold(
                 "it lies on a filesystem that a process serves (FUSE), which may show each reader another content"

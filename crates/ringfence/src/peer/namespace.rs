@@ -21,7 +21,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     peer::proc::{answered, read_text},
-    sys,
+    sys::{self, uninterrupted},
 };
 
 /// In which namespaces a peer may live ([`Policy::namespace`](crate::Policy::namespace)).
@@ -207,7 +207,10 @@ enum Link {
 
 fn compare_link(link: &str, directory: Option<&OwnedFd>) -> Result<Link> {
     let what = format!("the peer's namespace (/proc/PID/{link})");
-    let own = answered(&what, stat(format!("/proc/self/{link}").as_str()))?;
+    let own = answered(
+        &what,
+        uninterrupted(|| stat(format!("/proc/self/{link}").as_str())),
+    )?;
     let identity = |file: FileStat| (file.st_dev, file.st_ino);
     let own = match own {
         Ok(own) => identity(own),
@@ -223,7 +226,10 @@ fn compare_link(link: &str, directory: Option<&OwnedFd>) -> Result<Link> {
         return Ok(Link::Unseen);
     };
     Ok(
-        match answered(&what, fstatat(directory, link, AtFlags::empty()))? {
+        match answered(
+            &what,
+            uninterrupted(|| fstatat(directory, link, AtFlags::empty())),
+        )? {
             Ok(found) if identity(found) == own => Link::Same,
             Ok(_) => Link::Other("another".into()),
             Err(Errno::EACCES | Errno::EPERM) => Link::Unseen,

@@ -25,7 +25,7 @@ use crate::{
     peer::hash::{self, Content},
     peer::namespace::{self, InProc, Namespace, Standing},
     peer::proc::{Told, answered, read_text},
-    sys,
+    sys::{self, uninterrupted},
     wait::aside,
     wait::deadline::Deadline,
 };
@@ -86,7 +86,7 @@ fn unless_short(check: Check, wanted: &str, errno: Errno) -> Error {
 
 /// The credentials that the kernel has of the other end (`SO_PEERCRED`): of a process that has a number here, and a user.
 fn credentials(socket: BorrowedFd<'_>, namespace: Namespace, record: &mut Record) -> Result<Credentials> {
-    let credentials = getsockopt(&socket, sockopt::PeerCredentials)
+    let credentials = uninterrupted(|| getsockopt(&socket, sockopt::PeerCredentials))
         .map(|c| Credentials {
             pid: c.pid(),
             uid: c.uid(),
@@ -127,7 +127,7 @@ fn credentials(socket: BorrowedFd<'_>, namespace: Namespace, record: &mut Record
 /// A descriptor of the process at the other end, and how it was had. `None`: before Linux 5.3.
 fn pidfd(socket: BorrowedFd<'_>, pid: i32) -> Result<(Option<OwnedFd>, &'static str)> {
     let ended = || Error::PeerLost(format!("process {pid} ended before it could be looked at"));
-    match getsockopt(&socket, sockopt::PeerPidfd) {
+    match uninterrupted(|| getsockopt(&socket, sockopt::PeerPidfd)) {
         Ok(pidfd) => Ok((Some(pidfd), "SO_PEERPIDFD")),
         Err(Errno::ENOPROTOOPT) if pid == 0 => Err(refuse(
             Check::Pidfd,
@@ -212,7 +212,10 @@ impl Peer {
             },
         };
         // With hidepid=1 and 2 the directory can be opened, but no file in it, even if its files could be opened earlier.
-        match answered(STAT, fstatat(&directory, "stat", AtFlags::empty()))? {
+        match answered(
+            STAT,
+            uninterrupted(|| fstatat(&directory, "stat", AtFlags::empty())),
+        )? {
             Ok(_) => Ok(Some(directory)),
             Err(Errno::ENOENT | Errno::ESRCH | Errno::EACCES | Errno::EPERM) if self.pidfd.is_some() => {
                 Ok(None)
@@ -231,13 +234,13 @@ impl Peer {
         };
         let path = format!("/proc/{number}");
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory = match open(path.as_str(), flags, Mode::empty()) {
+        let directory = match uninterrupted(|| open(path.as_str(), flags, Mode::empty())) {
             Ok(directory) => directory,
             Err(Errno::ENOENT | Errno::ESRCH) if self.pidfd.is_some() => return Ok(None),
             Err(Errno::ENOENT | Errno::ESRCH) => return Err(self.gone()),
             Err(errno) => return Err(unless_short(Check::Proc, &path, errno)),
         };
-        let kind = fstatfs(&directory)
+        let kind = uninterrupted(|| fstatfs(&directory))
             .map_err(|errno| unless_short(Check::Proc, "a mounted /proc", errno))?
             .filesystem_type();
         if kind == PROC_SUPER_MAGIC {
@@ -441,7 +444,7 @@ impl Peer {
     /// Whether others of its user may look into it: what is in its directory belongs to root if not (proc(5)). Of
     /// root's own processes this cannot be told, and they count as open.
     fn is_dumpable(&self, directory: &OwnedFd) -> Told<bool> {
-        let file = fstatat(directory, "stat", AtFlags::empty())?;
+        let file = uninterrupted(|| fstatat(directory, "stat", AtFlags::empty()))?;
         Ok(file.st_uid == self.credentials.uid)
     }
 
@@ -462,7 +465,8 @@ impl Peer {
             Some(Err(_)) | None => "its files in /proc cannot be looked at",
         };
         // Reading the link takes the same permission as following it, and asks no filesystem.
-        let closed = directory.is_some_and(|directory| readlinkat(directory, "exe").is_err());
+        let closed =
+            directory.is_some_and(|directory| uninterrupted(|| readlinkat(directory, "exe")).is_err());
         let again = if closed && self.hardens && self.seen.get().is_some() {
             "; its executable is what it was before"
         } else {
@@ -554,11 +558,12 @@ impl Look {
 /// The content of the file that the process of this directory in /proc executes, which must be the one that was `wanted`.
 fn content_of(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline) -> Result<Content> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
-    let opened = openat(directory, "exe", flags, Mode::empty());
-    let (file, found) = match opened.and_then(|file| fstat(&file).map(|found| (file, found))) {
-        Ok(opened) => opened,
-        Err(errno) => return hash::unreadable(errno),
-    };
+    let opened = uninterrupted(|| openat(directory, "exe", flags, Mode::empty()));
+    let (file, found) =
+        match opened.and_then(|file| uninterrupted(|| fstat(&file)).map(|found| (file, found))) {
+            Ok(opened) => opened,
+            Err(errno) => return hash::unreadable(errno),
+        };
     if (found.st_dev, found.st_ino) != wanted {
         let why = "it executed another file while it was looked at".into();
         return Ok(Content::Untold(why));
@@ -573,13 +578,16 @@ fn content_of(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline) -> R
 /// some 100 µs. The name may be a lie, but a lie cannot make the look hang: a filesystem that a user serves (FUSE) is not asked
 /// ([`sys::file::WITHOUT_SERVER`]), and it takes root, which can hang this process anyhow, to mount another.
 fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Told<Executable>> {
-    let named = match answered("the peer's executable", readlinkat(&**directory, "exe"))? {
+    let named = match answered(
+        "the peer's executable",
+        uninterrupted(|| readlinkat(&**directory, "exe")),
+    )? {
         Ok(path) => PathBuf::from(path),
         // Longer than a page.
         Err(Errno::ENAMETOOLONG) => PathBuf::from("(unnamed)"),
         Err(errno) => return Ok(Err(errno)),
     };
-    let own = readlink("/proc/self/exe").is_ok_and(|own| own == named);
+    let own = uninterrupted(|| readlink("/proc/self/exe")).is_ok_and(|own| own == named);
     let found = if own {
         executable_at(directory, named)
     } else {
@@ -593,11 +601,8 @@ fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Told<E
 
 /// proc(5): `exe` is followed by the kernel to the very file, renamed, replaced or unlinked as it may be.
 fn executable_at(directory: &OwnedFd, path: PathBuf) -> Told<Executable> {
-    let file = fstatat(
-        directory,
-        "exe",
-        AtFlags::from_bits_retain(sys::file::WITHOUT_SERVER),
-    )?;
+    let flags = AtFlags::from_bits_retain(sys::file::WITHOUT_SERVER);
+    let file = uninterrupted(|| fstatat(directory, "exe", flags))?;
     Ok(Executable {
         path,
         device: file.st_dev,
@@ -626,8 +631,9 @@ fn effective(status: &Told<String>, name: &str) -> Option<u32> {
 /// This process's own executable, to compare with. On a mount whose server is gone this process is as good as gone itself.
 pub(crate) fn own_executable() -> Told<Executable> {
     let flags = AtFlags::from_bits_retain(sys::file::WITHOUT_SERVER);
-    let file = fstatat(AT_FDCWD, "/proc/self/exe", flags)?;
-    let path = readlink("/proc/self/exe").map_or_else(|_| PathBuf::from("(unnamed)"), PathBuf::from);
+    let file = uninterrupted(|| fstatat(AT_FDCWD, "/proc/self/exe", flags))?;
+    let path = uninterrupted(|| readlink("/proc/self/exe"))
+        .map_or_else(|_| PathBuf::from("(unnamed)"), PathBuf::from);
     Ok(Executable {
         path,
         device: file.st_dev,
@@ -648,8 +654,8 @@ pub(crate) fn named_executable(path: &Path, deadline: &Deadline) -> Result<Told<
 }
 
 fn executable_behind(path: &Path) -> Told<Executable> {
-    let file = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    let found = fstat(&file)?;
+    let file = uninterrupted(|| open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()))?;
+    let found = uninterrupted(|| fstat(&file))?;
     Ok(Executable {
         path: path.to_owned(),
         device: found.st_dev,

@@ -10,6 +10,8 @@ use nix::{
     unistd::read,
 };
 
+use crate::sys::uninterrupted;
+
 /// Reads a whole file in /proc or /sys, named from a directory.
 ///
 /// The standard library asks such a file for its size, which is 0, and then reads it in pieces that begin with 32 bytes. Nearly all
@@ -18,20 +20,13 @@ use nix::{
 pub(crate) fn read_whole(directory: impl AsFd, name: &str) -> Result<Vec<u8>, Errno> {
     const FIRST: usize = 4096;
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    let file = loop {
-        match openat(&directory, name, flags, Mode::empty()) {
-            Err(Errno::EINTR) => {}
-            opened => break opened?,
-        }
-    };
+    let file = uninterrupted(|| openat(&directory, name, flags, Mode::empty()))?;
     let mut bytes = vec![0; FIRST];
     let mut filled = 0;
     loop {
-        match read(&file, &mut bytes[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
+        match uninterrupted(|| read(&file, &mut bytes[filled..]))? {
+            0 => break,
+            count => filled += count,
         }
         if filled == bytes.len() {
             bytes.resize(2 * filled, 0);
@@ -56,14 +51,11 @@ pub(crate) fn open_flags(file: impl AsFd) -> Result<c_int, Errno> {
 /// another open file has it. Not nix's guard: that gives the lock back when it is dropped, for every process that shares
 /// the open file, while closing a descriptor leaves it to the others.
 pub(crate) fn lock_file(file: impl AsFd) -> Result<(), Errno> {
-    loop {
+    uninterrupted(|| {
         // SAFETY: flock takes integers and touches no memory of ours.
         let result = unsafe { libc::flock(file.as_fd().as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
-        match Errno::result(result) {
-            Err(Errno::EINTR) => {}
-            other => return other.map(drop),
-        }
-    }
+        Errno::result(result).map(drop)
+    })
 }
 
 /// Gives a lock back, for all processes that share the open file.

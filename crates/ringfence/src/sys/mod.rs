@@ -7,6 +7,8 @@
 //! May import `identity` (credentials are plain data). Raw `libc` calls are made here and nowhere else. It decides nothing: an error
 //! is handed on as the kernel has told it.
 
+use nix::errno::Errno;
+
 pub(crate) mod ancillary;
 pub(crate) mod barrier;
 pub(crate) mod file;
@@ -16,3 +18,13 @@ pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod signal;
 pub(crate) mod socket;
+
+/// Makes a call again that a signal has cut short (EINTR, signal(7)): it has told nothing of what it was about.
+pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            told => return told,
+        }
+    }
+}

@@ -8,6 +8,8 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::sys::uninterrupted;
+
 /// Has this called in each child that is forked from now on, before the fork returns there (pthread_atfork(3)). Never undone.
 pub(crate) fn in_each_child(called: extern "C" fn()) -> Result<(), Errno> {
     // SAFETY: it takes functions, of which `called` must do nothing that is not async-signal-safe.
@@ -29,8 +31,10 @@ pub(crate) fn pidfd_open_thread(thread: libc::pid_t) -> Result<OwnedFd, Errno> {
 }
 
 fn pidfd_open_with(id: libc::pid_t, flags: c_int) -> Result<OwnedFd, Errno> {
-    // SAFETY: pidfd_open takes two integers.
-    let number = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) })?;
+    let number = uninterrupted(|| {
+        // SAFETY: pidfd_open takes two integers.
+        Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) })
+    })?;
     let number = c_int::try_from(number).map_err(|_| Errno::EBADF)?;
     // SAFETY: the kernel has just installed this descriptor, close-on-exec, for us.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
@@ -76,8 +80,10 @@ pub(crate) fn pidfd_info(pidfd: impl AsFd) -> Result<PidfdInfo, Errno> {
         cgroup: 0,
         words: [0; 12],
     };
-    // SAFETY: the number states a struct of 64 bytes, which `info` is, borrowed mutably for this call.
-    Errno::result(unsafe { libc::ioctl(pidfd.as_fd().as_raw_fd(), PIDFD_GET_INFO, &raw mut info) })?;
+    uninterrupted(|| {
+        // SAFETY: the number states a struct of 64 bytes, which `info` is, borrowed mutably for this call.
+        Errno::result(unsafe { libc::ioctl(pidfd.as_fd().as_raw_fd(), PIDFD_GET_INFO, &raw mut info) })
+    })?;
     if info.mask & IDS != IDS {
         return Err(Errno::ENODATA);
     }

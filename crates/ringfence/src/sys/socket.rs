@@ -88,6 +88,7 @@ fn variable_option(socket: impl AsFd, option: c_int) -> Result<Vec<u8>, Errno> {
         match Errno::result(result) {
             // The kernel states the length that it needs.
             Err(Errno::ERANGE) if buffer.len() < length as usize => buffer.resize(length as usize, 0),
+            Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
             Ok(_) => {
                 buffer.truncate(length as usize);
