@@ -330,10 +330,10 @@ const BLAMES: &[&str] = &[
     "RING_CORRUPT",
 ];
 
-/// What a process lacks is its own trouble. Its peer meets the policy, and must not be said to have failed.
+/// What a process lacks, or a signal to it has cut short, is its own trouble. Its peer meets the policy, and must not be said to have failed.
 fn held_against_the_peer(scenario: &Scenario, fault: Fault, result: &Result) -> Option<String> {
-    let is_shortage = matches!(ERRORS[fault.error].0, "EMFILE" | "ENOMEM");
-    if !is_shortage || scenario.must_refuse() {
+    let is_own = matches!(ERRORS[fault.error].0, "EINTR" | "EMFILE" | "ENOMEM");
+    if !is_own || scenario.must_refuse() {
         return None;
     }
     let blame = |code: &&String| BLAMES.contains(&code.split(' ').next().unwrap_or_default());
@@ -341,7 +341,7 @@ fn held_against_the_peer(scenario: &Scenario, fault: Fault, result: &Result) -> 
     let told = |code: &&String| code.starts_with("PEER_REFUSED");
     let own = result.subject.codes.iter().find(blame);
     let code = own.or_else(|| result.partners.iter().flat_map(|it| &it.codes).find(told))?;
-    Some(format!("its own shortage is held against the peer: {code}"))
+    Some(format!("its own trouble is held against the peer: {code}"))
 }
 
 /// What follows from what the kernel is made to say, and from nothing that the crate does.
