@@ -1,4 +1,4 @@
-import { setTimeout as pause } from 'node:timers/promises'
+import { setImmediate as turn, setTimeout as pause } from 'node:timers/promises'
 
 import test from 'ava'
 
@@ -131,12 +131,15 @@ for (const watcher of watchers) {
   })
 
   test.serial(`unref lets a process exit whose peer sends without end: its channel ${watcher} watches`, async (t) => {
-    for (const way of ['a loop', 'drain'] as const) {
+    for (const way of ['a loop', 'drain', 'a merge', 'a stream', 'tokens'] as const) {
       const { channel, partner } = await pair(t, { partner: await watching(t, watcher) })
       while (channel.trySend(pattern(0, 64)));
       let isOver = false
       const sending = (async () => {
-        while (!isOver) await channel.send(pattern(0, 64))
+        while (!isOver) {
+          if (way === 'tokens') for (let token = 0; token < 200; token += 1) channel.sendToken(token)
+          await (way === 'tokens' ? turn() : channel.send(pattern(0, 64)))
+        }
       })().catch(() => {})
       await partner.run((kit, how) => {
         kit.channel.unref()
@@ -147,6 +150,9 @@ for (const watcher of watchers) {
         }
         void (async () => {
           if (how === 'a loop') for await (const _ of kit.channel) work()
+          else if (how === 'a merge') for await (const _ of kit.ringfence.merge([kit.channel])) work()
+          else if (how === 'a stream') kit.channel.duplex().on('data', work)
+          else if (how === 'tokens') for await (const _ of kit.channel.tokens()) work()
           else while (await kit.channel.readable()) kit.channel.drain(work)
         })()
         // Beside it, the event loop turns as ever.

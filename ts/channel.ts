@@ -503,11 +503,15 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   duplex(): Duplex {
     this.#receiveBuffer.mustBeFree()
     const sendQueue = this.#sendQueue
+    const receiveBuffer = this.#receiveBuffer
     return toDuplex({
       allowHalfOpen: this.#allowHalfOpen,
       maxMessageSize: this.maxMessageSize,
       get bufferedAmount() {
         return sendQueue.bufferedAmount
+      },
+      get due() {
+        return receiveBuffer.due
       },
       send: (message) => this.send(message),
       tryReceive: () => this.tryReceive(),
@@ -529,6 +533,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   ref(): this {
     this.#native.keepAlive(1)
     this.#receiveBuffer.keepAlive(true)
+    this.#tokens.keepAlive(true)
     return this
   }
 
@@ -536,6 +541,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   unref(): this {
     this.#native.keepAlive(0)
     this.#receiveBuffer.keepAlive(false)
+    this.#tokens.keepAlive(false)
     return this
   }
 

@@ -1,7 +1,5 @@
 import { Duplex } from 'node:stream'
 
-import { fairness } from './fairness.js'
-
 /** A chunk larger than this is sent in pieces, so that the peer reads the first while the next is written. */
 const PIECE = 256 * 1024
 
@@ -10,6 +8,8 @@ interface MessageChannel {
   readonly allowHalfOpen: boolean
   readonly maxMessageSize: number
   readonly bufferedAmount: number
+  /** What is waited for before more is read; null: nothing. */
+  readonly due: Promise<void> | null
   send(message: Uint8Array): Promise<void>
   tryReceive(): Buffer | null
   readable(): Promise<boolean>
@@ -84,8 +84,9 @@ class ChannelStream extends Duplex {
     try {
       for (;;) {
         // The stream asks for more from microtasks, in which no other event is handled.
-        if (fairness.due !== null) {
-          await fairness.due
+        const { due } = this.#channel
+        if (due !== null) {
+          await due
           if (this.destroyed) return
         }
         const message = this.#channel.tryReceive()

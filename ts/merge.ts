@@ -251,9 +251,9 @@ export class Merge<Source extends MergeSource = MergeSource>
   async readable(options?: { signal?: AbortSignal }): Promise<boolean> {
     const signal = readerSignal(options)
     if (this.#closed) throw closedHere()
-    fairness.spend()
-    if (fairness.due === null && this.#has()) return true
-    if (fairness.due === null && this.#isOver) return this.#throwFailure() ?? false
+    fairness.spend(this.#isWeak)
+    if (this.#due === null && this.#has()) return true
+    if (this.#due === null && this.#isOver) return this.#throwFailure() ?? false
     return (await this.#wait(false, signal).promise) !== null
   }
 
@@ -287,6 +287,18 @@ export class Merge<Source extends MergeSource = MergeSource>
     return this.close()
   }
 
+  /** No source keeps the process alive, and to read them does not either. That no source is left is told in any case. */
+  get #isWeak(): boolean {
+    for (const { inlet } of this.#entries.values()) if (!inlet.buffer.isWeak) return false
+    return this.#entries.size > 0
+  }
+
+  /** What is waited for before more is handed out; null: nothing. */
+  get #due(): Promise<void> | null {
+    const due = fairness.dueWeakly
+    return due === null || this.#isWeak ? due : fairness.due
+  }
+
   /** No more will come. */
   get #isOver(): boolean {
     return this.#closed || (this.#hadOne && !this.#held && this.#entries.size === 0 && this.#untold.length === 0)
@@ -300,7 +312,7 @@ export class Merge<Source extends MergeSource = MergeSource>
 
   /** A message if there is one, `undefined` if one must be waited for, `null` if none will come. */
   #receiveNow(): [Source, Buffer] | null | undefined {
-    if (!this.#waiters.isEmpty || fairness.due !== null) return undefined
+    if (!this.#waiters.isEmpty || this.#due !== null) return undefined
     const message = this.#take()
     if (message !== null) return message
     if (!this.#isOver) return undefined
@@ -393,9 +405,10 @@ export class Merge<Source extends MergeSource = MergeSource>
   /** Gives what is there to the callers that wait, and has the sources ring for the rest. */
   #serve(): void {
     for (let waiter = this.#waiters.first; waiter !== undefined; waiter = this.#waiters.first) {
-      if (fairness.due !== null) {
+      const due = this.#due
+      if (due !== null) {
         this.#arm()
-        this.#defer(fairness.due)
+        this.#defer(due)
         return
       }
       let message: [Source, Buffer] | null = null

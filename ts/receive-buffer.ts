@@ -141,8 +141,13 @@ export class ReceiveBuffer {
     this.#isWeak = !alive && this.#over === null && this.#letGo === null
   }
 
+  /** Whether what it reads keeps no process alive. */
+  get isWeak(): boolean {
+    return this.#isWeak
+  }
+
   /** What is waited for before more is handed out; null: nothing. */
-  get #due(): Promise<void> | null {
+  get due(): Promise<void> | null {
     return this.#isWeak ? fairness.dueWeakly : fairness.due
   }
 
@@ -493,7 +498,7 @@ export class ReceiveBuffer {
   receiveNow(): Buffer | null | undefined {
     this.mustBeFree()
     if (this.#closed) this.#isOpen()
-    if (!this.#waiters.isEmpty || this.#due !== null) return undefined
+    if (!this.#waiters.isEmpty || this.due !== null) return undefined
     const message = this.#take(true)
     if (message !== null) return message
     if (this.#isOpen()) return undefined
@@ -505,7 +510,7 @@ export class ReceiveBuffer {
     this.mustBeFree()
     fairness.spend(this.#isWeak)
     if (this.#closed) this.#isOpen()
-    if (this.#due !== null) return undefined
+    if (this.due !== null) return undefined
     if (this.#has(true)) return true
     return this.#isOpen() ? undefined : false
   }
@@ -627,7 +632,7 @@ export class ReceiveBuffer {
       return
     }
     for (let waiter = this.#waiters.first; waiter !== undefined; waiter = this.#waiters.first) {
-      const due = now ? null : this.#due
+      const due = now ? null : this.due
       if (due !== null) {
         this.#defer(due)
         return

@@ -22,6 +22,8 @@ export class Tokens {
   readonly #native: NativeChannel
   readonly #waiters = new Waiters<bigint>()
   #watched = false
+  /** The channel keeps no process alive: what comes of it neither. */
+  #isWeak = false
   /** No more will come from the binding. */
   #over = false
   /** What had come when the channel ended, the next one last. */
@@ -29,6 +31,16 @@ export class Tokens {
 
   constructor(native: NativeChannel) {
     this.#native = native
+  }
+
+  /** Whether a turn of the event loop that is waited for keeps the process alive. */
+  keepAlive(alive: boolean): void {
+    this.#isWeak = !alive && !this.#over
+  }
+
+  /** What is waited for before more is handed out; null: nothing. */
+  get #due(): Promise<void> | null {
+    return this.#isWeak ? fairness.dueWeakly : fairness.due
   }
 
   iterate(): AsyncIterator<bigint, undefined> {
@@ -39,14 +51,15 @@ export class Tokens {
   }
 
   #now(): bigint | null | undefined {
-    fairness.spend()
-    return !this.#waiters.isEmpty || fairness.due !== null ? undefined : this.#take()
+    fairness.spend(this.#isWeak)
+    return !this.#waiters.isEmpty || this.#due !== null ? undefined : this.#take()
   }
 
   #wait(): Wait<bigint> {
     const wait = this.#waiters.add()
-    if (fairness.due === null) this.#watch()
-    else void fairness.due.then(() => this.#serveOrWatch())
+    const due = this.#due
+    if (due === null) this.#watch()
+    else void due.then(() => this.#serveOrWatch())
     return wait
   }
 
@@ -107,6 +120,7 @@ export class Tokens {
   /** Drops what has not been taken. */
   close(): void {
     this.#over = true
+    this.#isWeak = false
     this.#native.endTokens()
     this.#serve()
   }
