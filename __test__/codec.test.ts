@@ -174,7 +174,13 @@ const noStructured: [string, Uint8Array][] = [
   ['undefined, which is no value', Buffer.from([0xff, 0x0f, 0x5f])],
   ['a version that is to come', Buffer.from([0xff, 0x7f, 0x49, 2])],
   ['a version of long ago', Buffer.from([0xff, 0x01, 0x49, 2])],
+  ['the last version that is too old', Buffer.from([0xff, 12, 0x49, 2])],
+  ['a version of two bytes', Buffer.from([0xff, 0x8f, 0, 0x49, 2])],
 ]
+
+test('structured decodes what the oldest version that it takes has written', (t) => {
+  t.is(structured<number>().decode(Buffer.from([0xff, 13, 0x49, 2])), 1)
+})
 
 for (const [name, codec, honest, cases] of [
   ['json', json<number>(), Buffer.from('1'), noJson],
@@ -252,6 +258,25 @@ test.serial('a decoder gets bytes of its own; one that borrows is shown memory t
   }
   await channel.with(ownCodec).send(Uint8Array.from([7, 8]))
   t.deepEqual(await partner.run(async (kit) => [...(await kit.channel.receive())!]), [2, 7, 8])
+})
+
+test.serial('the bytes of what cannot be decoded stay, whatever is received later', async (t) => {
+  const { channel, partner } = await pair(t)
+  for (const borrow of [false, true]) {
+    const typed = channel.with(json<number>(), { borrow })
+    const sent = Array.from({ length: 20 }, (_, index) => `?${index}`)
+    const kept: RingfenceError[] = []
+    for (const line of sent) {
+      await partner.run((kit, what: string) => kit.channel.send(what), line)
+      await typed.readable()
+      const take = kept.length % 2 === 0 ? () => typed.tryReceive() : () => typed.drain(() => {})
+      kept.push(t.throws(take, malformed) as RingfenceError)
+    }
+    t.deepEqual(
+      kept.map((error) => String(error.bytes)),
+      sent,
+    )
+  }
 })
 
 test.serial('what is no codec, and what is no option of one, is INVALID_ARGUMENT', async (t) => {
