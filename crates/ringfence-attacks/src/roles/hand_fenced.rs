@@ -1,5 +1,10 @@
 //! A peer of ringfence that speaks the protocol by hand: it runs the genuine executable, so every check of identity
 //! passes, and it does what it is told instead of what was agreed.
+//!
+//! Here it speaks, up to a channel; `harm` is what it does to one, and `storm` the lies that it writes as fast as it can.
+
+mod harm;
+mod storm;
 
 use std::{
     fs::File,
@@ -7,16 +12,13 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
     os::unix::process::CommandExt as _,
     process::{Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     thread,
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, FallocateFlags, FcntlArg, FdFlag, OFlag, SealFlag, fallocate, fcntl, open},
+    fcntl::{FallocateFlags, FcntlArg, FdFlag, OFlag, SealFlag, fallocate, fcntl, open},
     sys::{
         memfd::{MFdFlags, memfd_create},
         prctl,
@@ -24,10 +26,9 @@ use nix::{
             AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials, accept4, bind, send,
             setsockopt, socketpair, sockopt,
         },
-        stat::{Mode, fchmod, fstat},
-        uio::pwrite,
+        stat::Mode,
     },
-    unistd::{ftruncate, linkat, pipe2},
+    unistd::{ftruncate, pipe2},
 };
 
 use super::{number, serve};
@@ -152,15 +153,7 @@ fn outcome<T>(result: Result<T, Errno>, success: &str) -> String {
 impl Hand {
     fn obey(&mut self, order: &[&str]) -> Result<String, String> {
         Ok(match order {
-            ["connect", address] => {
-                let listener = self.listener.take();
-                *self = Self {
-                    listener,
-                    ..Self::default()
-                };
-                self.stream = Some(post::connect_to(address).map_err(said("connect"))?);
-                "connected".into()
-            }
+            ["connect", address] => self.connect(address)?,
             ["listen", address] => {
                 let listener = post::listen_at(address).map_err(said("listen"))?;
                 setsockopt(&listener, sockopt::PassCred, &true).map_err(said("SO_PASSCRED"))?;
@@ -190,19 +183,8 @@ impl Hand {
                 let whole = protocol::hello(&[0x5a; 32], &[0; 32], 64 * 1024, 1 << 20, 1);
                 self.say(&whole[..40], &[])?
             }
-            ["hear", milliseconds @ ..] => {
-                let line = self
-                    .line
-                    .as_ref()
-                    .or(self.stream.as_ref())
-                    .ok_or("not connected")?;
-                let within = milliseconds.first().map_or(Ok(TIME_LIMIT), |text| number(text))?;
-                let (frame, mut descriptors) = protocol::hear(line.as_fd(), within);
-                if let Some(object) = descriptors.pop() {
-                    self.theirs = Some(object);
-                }
-                self.note(&frame)
-            }
+            ["hear"] => self.hear(TIME_LIMIT)?,
+            ["hear", milliseconds] => self.hear(number(milliseconds)?)?,
             // What the acceptor says, once there is a line.
             ["hear-acceptor"] => {
                 let stream = self.stream.as_ref().ok_or("not connected")?;
@@ -211,7 +193,6 @@ impl Hand {
             }
             ["offer", kind, options @ ..] => self.offer(kind, options)?,
             ["ready"] => self.say(&protocol::ready(&self.peer_nonce), &[])?,
-            // Everything that an honest guest does, up to the channel.
             ["channel", address, options @ ..] => self.channel(address, options)?,
             ["subscribe", address, options @ ..] => self.subscribe(address, options)?,
             ["publish", options @ ..] => self.publish(options)?,
@@ -219,30 +200,35 @@ impl Hand {
             ["to-and-fro"] => self.to_and_fro()?,
             ["drip", record, milliseconds, how] => self.drip(record, milliseconds, how == &"rings")?,
             ["exec", program] => return self.exec(program),
-            // Dies, and leaves the line to a process that goes on ringing.
-            ["die-ringing"] => {
-                let line = self.line.as_ref().ok_or("no line")?;
-                fcntl(line, FcntlArg::F_SETFD(FdFlag::empty())).map_err(said("FD_CLOEXEC"))?;
-                let own = std::env::current_exe().map_err(|error| error.to_string())?;
-                let line = line.as_raw_fd().to_string();
-                let mut bells = Command::new(own)
-                    .args(["role", "hand", "ringfence", "bells", &line])
-                    .stdout(Stdio::piped())
-                    .spawn()
-                    .map_err(|error| error.to_string())?;
-                // It says so once it no longer dies with this process.
-                let mut ready = [0; 6];
-                bells
-                    .stdout
-                    .take()
-                    .ok_or("no output")?
-                    .read_exact(&mut ready)
-                    .map_err(|error| error.to_string())?;
-                std::process::exit(0)
-            }
+            ["die-ringing"] => return self.die_ringing(),
             ["die"] => std::process::exit(0),
             other => return self.harm(other),
         })
+    }
+
+    /// Begins anew, as a guest.
+    fn connect(&mut self, address: &str) -> Result<String, String> {
+        let listener = self.listener.take();
+        *self = Self {
+            listener,
+            ..Self::default()
+        };
+        self.stream = Some(post::connect_to(address).map_err(said("connect"))?);
+        Ok("connected".into())
+    }
+
+    /// Where it speaks and hears: the line, once there is one.
+    fn speaking(&self) -> Result<&OwnedFd, String> {
+        let line = self.line.as_ref().or(self.stream.as_ref());
+        line.ok_or_else(|| "not connected".into())
+    }
+
+    fn hear(&mut self, within: u16) -> Result<String, String> {
+        let (frame, mut descriptors) = protocol::hear(self.speaking()?.as_fd(), within);
+        if let Some(object) = descriptors.pop() {
+            self.theirs = Some(object);
+        }
+        Ok(self.note(&frame))
     }
 
     /// Puts down what is needed from a frame, and shows it.
@@ -256,11 +242,7 @@ impl Hand {
     }
 
     fn say(&self, bytes: &[u8], descriptors: &[&OwnedFd]) -> Result<String, String> {
-        let line = self
-            .line
-            .as_ref()
-            .or(self.stream.as_ref())
-            .ok_or("not connected")?;
+        let line = self.speaking()?;
         let mut borrowed: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
         let size = if self.in_pieces { 1 } else { bytes.len() };
         for part in bytes.chunks(size) {
@@ -289,65 +271,8 @@ impl Hand {
         if self.listener.is_some() && self.line.is_some() {
             return self.say(&bytes, &[]);
         }
+        let mut lines = self.lines(option(options, "line").unwrap_or("pair"))?;
         let stream = self.stream.as_ref().ok_or("not connected")?;
-        let mut lines = Vec::new();
-        let pair = || {
-            socketpair(
-                AddressFamily::Unix,
-                SockType::Stream,
-                None,
-                SockFlag::SOCK_CLOEXEC,
-            )
-            .map_err(said("socketpair"))
-        };
-        match option(options, "line").unwrap_or("pair") {
-            "pair" => {
-                let (mine, theirs) = self.prepared.take().map_or_else(pair, Ok)?;
-                self.line = Some(mine);
-                lines.push(theirs);
-            }
-            "none" => {}
-            "two" => {
-                let ((mine, theirs), (_, other)) = (pair()?, pair()?);
-                self.line = Some(mine);
-                lines.extend([theirs, other]);
-            }
-            "many" => {
-                for _ in 0..20 {
-                    lines.push(pair()?.1);
-                }
-            }
-            "file" => lines.push(
-                File::open("/proc/self/status")
-                    .map_err(|error| error.to_string())?
-                    .into(),
-            ),
-            "pipe" => lines.push(pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?.0),
-            "datagram" => {
-                let (mine, theirs) = socketpair(
-                    AddressFamily::Unix,
-                    SockType::Datagram,
-                    None,
-                    SockFlag::SOCK_CLOEXEC,
-                )
-                .map_err(said("socketpair"))?;
-                self.line = Some(mine);
-                lines.push(theirs);
-            }
-            // A stream socket of ours by every option that can be asked for, and no process at its other end.
-            "listener" => {
-                let listener = post::stream().map_err(said("socket"))?;
-                bind(listener.as_raw_fd(), &UnixAddr::new_unnamed()).map_err(said("bind"))?;
-                nix::sys::socket::listen(
-                    &listener,
-                    nix::sys::socket::Backlog::new(1).map_err(said("backlog"))?,
-                )
-                .map_err(said("listen"))?;
-                lines.push(listener);
-            }
-            "unconnected" => lines.push(post::stream().map_err(said("socket"))?),
-            other => return Err(format!("no such line: {other}")),
-        }
         let claim = match option(options, "claim") {
             Some(pid) => Some(claim_to_be(number(pid)?)),
             None => self.claimed(),
@@ -358,6 +283,54 @@ impl Hand {
             self.kept = lines.pop();
         }
         Ok(outcome(sent, "said"))
+    }
+
+    /// What goes with HELLO: the other end of a line, or what is none.
+    fn lines(&mut self, kind: &str) -> Result<Vec<OwnedFd>, String> {
+        let pair = |kind| {
+            socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).map_err(said("socketpair"))
+        };
+        Ok(match kind {
+            "pair" => {
+                let prepared = self.prepared.take();
+                let (mine, theirs) = prepared.map_or_else(|| pair(SockType::Stream), Ok)?;
+                self.line = Some(mine);
+                vec![theirs]
+            }
+            "none" => Vec::new(),
+            "two" => {
+                let ((mine, theirs), (_, other)) = (pair(SockType::Stream)?, pair(SockType::Stream)?);
+                self.line = Some(mine);
+                vec![theirs, other]
+            }
+            "many" => (0..20)
+                .map(|_| Ok(pair(SockType::Stream)?.1))
+                .collect::<Result<_, String>>()?,
+            "file" => vec![
+                File::open("/proc/self/status")
+                    .map_err(|error| error.to_string())?
+                    .into(),
+            ],
+            "pipe" => vec![pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?.0],
+            "datagram" => {
+                let (mine, theirs) = pair(SockType::Datagram)?;
+                self.line = Some(mine);
+                vec![theirs]
+            }
+            // A stream socket of ours by every option that can be asked for, and no process at its other end.
+            "listener" => {
+                let listener = post::stream().map_err(said("socket"))?;
+                bind(listener.as_raw_fd(), &UnixAddr::new_unnamed()).map_err(said("bind"))?;
+                nix::sys::socket::listen(
+                    &listener,
+                    nix::sys::socket::Backlog::new(1).map_err(said("backlog"))?,
+                )
+                .map_err(said("listen"))?;
+                vec![listener]
+            }
+            "unconnected" => vec![post::stream().map_err(said("socket"))?],
+            other => return Err(format!("no such line: {other}")),
+        })
     }
 
     /// OFFER of an object that is sound but for what `kind` says.
@@ -598,23 +571,40 @@ impl Hand {
         Ok(object)
     }
 
+    /// Everything that an honest guest does, up to the channel.
     fn channel(&mut self, address: &str, options: &[&str]) -> Result<String, String> {
-        let mut step = |order: &[&str], wanted: &str| {
-            let answer = self.obey(order)?;
-            if answer.starts_with(wanted) {
-                Ok(())
-            } else {
-                Err(format!("{order:?} was answered by {answer:?}"))
-            }
-        };
-        step(&["connect", address], "connected")?;
-        step(&[&["hello"][..], options].concat(), "said")?;
-        step(&["hear"], "hello")?;
-        step(&["hear"], "offer")?;
-        step(&["offer", option(options, "object").unwrap_or("sound")], "said")?;
-        step(&["ready"], "said")?;
-        step(&["hear"], "ready")?;
+        self.steps(&[
+            (&["connect", address], "connected"),
+            (&[&["hello"][..], options].concat(), "said"),
+            (&["hear"], "hello"),
+            (&["hear"], "offer"),
+            (&["offer", option(options, "object").unwrap_or("sound")], "said"),
+            (&["ready"], "said"),
+            (&["hear"], "ready"),
+        ])?;
         Ok("channel".into())
+    }
+
+    /// Dies, and leaves the line to a process that goes on ringing.
+    fn die_ringing(&self) -> Result<String, String> {
+        let line = self.line.as_ref().ok_or("no line")?;
+        fcntl(line, FcntlArg::F_SETFD(FdFlag::empty())).map_err(said("FD_CLOEXEC"))?;
+        let own = std::env::current_exe().map_err(|error| error.to_string())?;
+        let line = line.as_raw_fd().to_string();
+        let mut bells = Command::new(own)
+            .args(["role", "hand", "ringfence", "bells", &line])
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| error.to_string())?;
+        // It says so once it no longer dies with this process.
+        let mut ready = [0; 6];
+        bells
+            .stdout
+            .take()
+            .ok_or("no output")?
+            .read_exact(&mut ready)
+            .map_err(|error| error.to_string())?;
+        std::process::exit(0)
     }
 
     /// Becomes another program, with the line.
@@ -630,241 +620,6 @@ impl Hand {
             .exec()
             .to_string())
     }
-
-    /// What an honest peer does not do to a channel, its own memory and the other's.
-    fn harm(&mut self, order: &[&str]) -> Result<String, String> {
-        let own = || self.own.as_ref().ok_or("no object of my own");
-        let own_map = || self.own_map.as_ref().ok_or("no memory of my own");
-        let theirs = || self.theirs.as_ref().ok_or("no object of theirs");
-        Ok(match order {
-            ["store", at, value] => {
-                own_map()?.store(number(at)?, number(value)?);
-                "stored".into()
-            }
-            ["load", at] => own_map()?.load(number(at)?).to_string(),
-            ["write", at, text] => {
-                own_map()?.write(number(at)?, text.as_bytes());
-                "written".into()
-            }
-            // One whole message at the ring's beginning.
-            ["message", text] => {
-                let map = own_map()?;
-                let length = text.len() as u64;
-                map.store(
-                    layout::DATA,
-                    length | u64::from(layout::FIRST | layout::LAST) << 32,
-                );
-                map.write(layout::DATA + 8, text.as_bytes());
-                map.store(layout::TAIL, 8 + length.next_multiple_of(8));
-                self.ring()
-            }
-            // As many whole messages of so many bytes (a multiple of eight) as the ring holds.
-            ["fill", length] => {
-                let map = own_map()?;
-                let length: u64 = number(length)?;
-                let count = self.capacity / (8 + length);
-                for index in 0..count {
-                    let at = index * (8 + length);
-                    map.store(
-                        layout::DATA + usize::try_from(at).map_err(|error| error.to_string())?,
-                        length | u64::from(layout::FIRST | layout::LAST) << 32,
-                    );
-                }
-                map.store(layout::TAIL, count * (8 + length));
-                format!("filled {count}")
-            }
-            ["ring"] => self.ring(),
-            ["store-control", at, value] => {
-                let control = self.control.as_ref().ok_or("no control object of my own")?;
-                control.store(number(at)?, number(value)?);
-                "stored".into()
-            }
-            ["fan-storm", seed] => {
-                let (map, stop, seed) = (
-                    Arc::clone(own_map()?),
-                    Arc::new(AtomicBool::new(false)),
-                    number(seed)?,
-                );
-                let over = Arc::clone(&stop);
-                self.storm = Some((stop, thread::spawn(move || fan_storm(&map, seed, &over))));
-                "storming".into()
-            }
-            ["blocks"] => (fstat(own()?).map_err(said("fstat"))?.st_blocks * 512).to_string(),
-            ["shrink-own"] => outcome(ftruncate(own()?, 0), "shrunk"),
-            ["hang-up"] => {
-                self.line = None;
-                self.kept = None;
-                self.stream = None;
-                "hung up".into()
-            }
-            ["flip", at, count] => {
-                let (map, at) = (own_map()?, number::<usize>(at)?);
-                let flipped: Vec<u8> = map.read(at, number(count)?).iter().map(|byte| byte ^ 1).collect();
-                map.write(at, &flipped);
-                "flipped".into()
-            }
-            ["storm", seed] => {
-                let (map, stop, seed) = (
-                    Arc::clone(own_map()?),
-                    Arc::new(AtomicBool::new(false)),
-                    number(seed)?,
-                );
-                let over = Arc::clone(&stop);
-                let their_words = Mapping::new(theirs()?, layout::DATA, false).map_err(said("mmap"))?;
-                self.storm = Some((
-                    stop,
-                    thread::spawn(move || storm(&map, &their_words, seed, &over)),
-                ));
-                "storming".into()
-            }
-            ["calm"] => {
-                let (stop, thread) = self.storm.take().ok_or("no storm")?;
-                stop.store(true, Ordering::Relaxed);
-                thread.join().map_err(|_| "the storm ended badly")?;
-                "calm".into()
-            }
-            other => return self.harm_their_object(other),
-        })
-    }
-
-    /// To the memory that the other side owns.
-    fn harm_their_object(&self, order: &[&str]) -> Result<String, String> {
-        let theirs = || self.theirs.as_ref().ok_or("no object of theirs");
-        let their_size = usize::try_from(self.their_size).map_err(|error| error.to_string())?;
-        Ok(match order {
-            ["shrink-theirs"] => outcome(ftruncate(theirs()?, 0), "shrunk"),
-            ["grow-theirs"] => outcome(ftruncate(theirs()?, i64::MAX >> 20), "grown"),
-            ["punch-theirs"] => {
-                let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-                outcome(fallocate(theirs()?, flags, 0, 4096), "punched")
-            }
-            ["write-theirs"] => outcome(pwrite(theirs()?, &[0xff; 8], 0), "written"),
-            ["map-theirs"] => outcome(Mapping::new(theirs()?, their_size, true), "mapped"),
-            ["reopen-theirs"] => {
-                // A new open file of the same object, so that what the descriptor may do no longer matters.
-                let path = format!("/proc/self/fd/{}", theirs()?.as_raw_fd());
-                let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-                match open(path.as_str(), flags, Mode::empty()) {
-                    Ok(again) => outcome(Mapping::new(again, their_size, true), "mapped"),
-                    Err(errno) => format!("{errno:?}"),
-                }
-            }
-            // As its owner may, whatever its mode.
-            ["expose-theirs"] => {
-                let path = format!("/proc/self/fd/{}", theirs()?.as_raw_fd());
-                let opened = fchmod(theirs()?, Mode::S_IRUSR | Mode::S_IWUSR).and_then(|()| {
-                    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-                    open(path.as_str(), flags, Mode::empty())
-                });
-                outcome(opened, "opened")
-            }
-            ["protect-theirs"] => {
-                let map = Mapping::new(theirs()?, their_size, false).map_err(said("mmap"))?;
-                outcome(map.make_writable(), "writable")
-            }
-            ["unseal-theirs"] => outcome(
-                fcntl(theirs()?, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE)),
-                "sealed",
-            ),
-            ["find-theirs", text] => {
-                let map = Mapping::new(theirs()?, their_size, false).map_err(said("mmap"))?;
-                if map.find(text.as_bytes()).is_some() {
-                    "found"
-                } else {
-                    "absent"
-                }
-                .into()
-            }
-            // A name for an object that has none.
-            ["link-theirs", path] => {
-                let source = format!("/proc/self/fd/{}", theirs()?.as_raw_fd());
-                let result = linkat(
-                    nix::fcntl::AT_FDCWD,
-                    source.as_str(),
-                    nix::fcntl::AT_FDCWD,
-                    *path,
-                    AtFlags::AT_SYMLINK_FOLLOW,
-                );
-                outcome(result, "linked")
-            }
-            other => return self.harm_line(other),
-        })
-    }
-
-    /// To the line, both of whose ends a guest has made.
-    fn harm_line(&self, order: &[&str]) -> Result<String, String> {
-        Ok(match order {
-            ["nonblock"] => {
-                // The descriptor that the other side holds shares its flags with the one that was kept.
-                let flags = OFlag::from_bits_retain(
-                    fcntl(self.kept.as_ref().ok_or("nothing kept")?, FcntlArg::F_GETFL)
-                        .map_err(said("F_GETFL"))?,
-                );
-                let flags = flags ^ OFlag::O_NONBLOCK;
-                fcntl(
-                    self.kept.as_ref().ok_or("nothing kept")?,
-                    FcntlArg::F_SETFL(flags),
-                )
-                .map_err(said("F_SETFL"))?;
-                if flags.contains(OFlag::O_NONBLOCK) {
-                    "non-blocking"
-                } else {
-                    "blocking"
-                }
-                .into()
-            }
-            // Until the kernel takes no more: the other side's own end is written too, so that its buffer is full.
-            ["fill"] => {
-                let mut count = 0;
-                for socket in [self.line.as_ref(), self.kept.as_ref()].into_iter().flatten() {
-                    while let Ok(sent) = send(
-                        socket.as_raw_fd(),
-                        &[0x99; 4096],
-                        MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
-                    ) {
-                        count += sent;
-                    }
-                }
-                format!("filled {count}")
-            }
-            ["garbage", count] => {
-                let line = self.line.as_ref().ok_or("no line")?;
-                let bytes = vec![0xee; number(count)?];
-                outcome(
-                    send(
-                        line.as_raw_fd(),
-                        &bytes,
-                        MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
-                    ),
-                    "sent",
-                )
-            }
-            // Garbage that brings a descriptor: a careless reader keeps it.
-            ["parcel"] => {
-                let line = self.line.as_ref().ok_or("no line")?;
-                let pipe = pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?;
-                outcome(
-                    post::send(line.as_fd(), b"!", &[pipe.0.as_fd(), pipe.1.as_fd()], None),
-                    "sent",
-                )
-            }
-            other => return Err(format!("no such order: {other:?}")),
-        })
-    }
-
-    fn ring(&self) -> String {
-        let Some(line) = &self.line else {
-            return "no line".into();
-        };
-        outcome(
-            send(
-                line.as_raw_fd(),
-                &[1],
-                MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
-            ),
-            "rung",
-        )
-    }
 }
 
 fn lease(object: &OwnedFd, kind: i32) -> Result<(), Errno> {
@@ -875,169 +630,6 @@ fn lease(object: &OwnedFd, kind: i32) -> Result<(), Errno> {
     Errno::result(unsafe { libc::fcntl(object.as_raw_fd(), F_SETSIG, libc::SIGURG) })?;
     // SAFETY: F_SETLEASE takes an integer and touches no memory of ours.
     Errno::result(unsafe { libc::fcntl(object.as_raw_fd(), libc::F_SETLEASE, kind) }).map(drop)
-}
-
-/// Lies at random, in places and with values that a reader would believe at first sight, as fast as it can. In
-/// between it tells the truth, so that the reader goes on, and keeps to the room that the reader makes: whole
-/// messages and fragmented ones, whose words change, and mostly change back, while they are there to be read.
-fn storm(map: &Mapping, theirs: &Mapping, seed: u64, stop: &AtomicBool) {
-    let capacity = map.load(8);
-    let mut state = seed | 1;
-    let mut random = move |below: u64| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) % below
-    };
-    // One message in so many is lied about.
-    let rate = [2, 16, 128, 1024][usize::try_from(seed % 4).unwrap_or(0)];
-    // Some storms are about sizes of fragmented messages alone, which are read twice: once to make room, and once
-    // to fill it.
-    let sizes = seed.is_multiple_of(5);
-    let at = |position: u64| layout::DATA + usize::try_from(position % capacity).unwrap_or(0);
-    let whole = layout::FIRST | layout::LAST;
-    let mut tail = 0_u64;
-    while !stop.load(Ordering::Relaxed) {
-        // At most 600 bytes follow, padding aside.
-        if tail + 1200 > theirs.load(layout::HEAD) + capacity {
-            continue;
-        }
-        let rest = capacity - tail % capacity;
-        if rest < 600 {
-            map.store(at(tail), header(rest - 8, layout::PADDING));
-            tail += rest;
-        }
-        let begin = tail;
-        let (one, two) = (random(200), 1 + random(200));
-        let mut honest = if random(4) > 0 && !sizes {
-            map.store(at(tail), header(one, whole));
-            tail += record(one);
-            vec![(begin, header(one, whole))]
-        } else {
-            let (first, last) = (begin, begin + record(9 + one));
-            map.store(at(first), header(9 + one, layout::FIRST));
-            map.store(at(first) + 8, 1 + one + two);
-            map.store(at(last), header(two, layout::LAST));
-            tail = last + record(two);
-            // Its reader may have to wait for the rest of it.
-            if random(2) == 0 {
-                map.store(layout::TAIL, last);
-            }
-            vec![
-                (first, header(9 + one, layout::FIRST)),
-                (first + 8, 1 + one + two),
-                (last, header(two, layout::LAST)),
-            ]
-        };
-        map.store(layout::TAIL, tail);
-        if sizes {
-            honest = vec![honest[1]];
-        }
-        if random(rate) == 0 || sizes {
-            let (place, truth) = honest[usize::try_from(random(honest.len() as u64)).unwrap_or(0)];
-            let flags = [
-                whole,
-                whole,
-                layout::FIRST,
-                layout::LAST,
-                0,
-                layout::PADDING,
-                8,
-                3,
-            ][usize::try_from(random(8)).unwrap_or(0)];
-            let length = match random(8) {
-                0 => u64::from(u32::MAX),
-                1 => capacity - 8,
-                2 => 0,
-                3 => rest.saturating_sub(8),
-                _ => random(600),
-            };
-            // The word after a header is a message's size: a larger one that would still be taken.
-            let lie = if place == begin + 8 {
-                random(1 << 20)
-            } else {
-                header(length, flags)
-            };
-            for _ in 0..random(50) {
-                map.store(at(place), lie);
-                map.store(at(place), truth);
-            }
-        }
-        if random(rate * 16_384) == 0 {
-            map.store(layout::TAIL, tail ^ (1 << random(64)));
-            map.store(layout::TAIL, tail);
-        }
-        if random(rate * 16_384) == 0 {
-            map.store(layout::HEAD, random(1 << 20));
-        }
-        map.store(layout::READER_PARKED, random(3));
-        map.store(layout::WRITER_PARKED, random(3));
-    }
-}
-
-/// Publishes as an honest publisher that waits for none would, and lies in between: in headers, tail, floor and marks, for a moment or
-/// for good.
-fn fan_storm(map: &Mapping, seed: u64, stop: &AtomicBool) {
-    let capacity = map.load(8);
-    let mut state = seed | 1;
-    let mut random = move |below: u64| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) % below
-    };
-    let rate = [4, 64, 1024, 65_536][usize::try_from(seed % 4).unwrap_or(0)];
-    let at = |position: u64| layout::DATA + usize::try_from(position % capacity).unwrap_or(0);
-    let (mut tail, mut floor, mut sent, mut marks, mut marked) = (0_u64, 0_u64, 0_u64, 0_usize, 0_u64);
-    while !stop.load(Ordering::Relaxed) {
-        let length = random(120);
-        let rest = capacity - tail % capacity;
-        if rest < 200 {
-            map.store(at(tail), header(rest - 8, layout::PADDING));
-            tail += rest;
-        }
-        if tail >= marked || marks == 0 {
-            let place = layout::mark_of(marks);
-            map.store(place + 8, sent);
-            map.store(place, tail);
-            (marks, marked) = (marks + 1, tail + capacity / 16);
-        }
-        if tail + 200 > floor + capacity {
-            floor = (tail + 200 - capacity / 2).min(tail);
-            map.store(layout::FLOOR, floor);
-        }
-        map.store(at(tail), header(length, layout::FIRST | layout::LAST));
-        let begin = tail;
-        tail += record(length);
-        sent += 1;
-        map.store(layout::TAIL, tail);
-        if random(rate) == 0 {
-            let far = [tail + 8, 0, u64::MAX, tail + capacity, random(1 << 62), tail ^ 8];
-            let lie = far[usize::try_from(random(6)).unwrap_or(0)];
-            let (place, truth) = match random(5) {
-                0 => (layout::TAIL, tail),
-                1 => (layout::FLOOR, floor),
-                2 => (layout::mark_of(marks), 0),
-                3 => (layout::mark_of(marks) + 8, 0),
-                _ => (at(begin), header(length, layout::FIRST | layout::LAST)),
-            };
-            for _ in 0..=random(20) {
-                map.store(place, lie);
-                map.store(place, truth);
-            }
-        }
-        map.store(layout::WRITER_PARKED, random(3));
-    }
-}
-
-/// A record's header.
-fn header(length: u64, flags: u32) -> u64 {
-    length | u64::from(flags) << 32
-}
-
-/// Bytes that a record takes.
-fn record(length: u64) -> u64 {
-    8 + length.next_multiple_of(8)
 }
 
 /// Rings without end, until the line is closed.

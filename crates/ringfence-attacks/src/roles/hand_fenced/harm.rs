@@ -1,0 +1,253 @@
+//! What an honest peer does not do: orders to a hand that has a channel.
+
+use std::{
+    os::fd::{AsFd as _, AsRawFd as _},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use nix::{
+    fcntl::{AtFlags, FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl, open},
+    sys::{
+        socket::{MsgFlags, send},
+        stat::{Mode, fchmod, fstat},
+        uio::pwrite,
+    },
+    unistd::{ftruncate, linkat, pipe2},
+};
+
+use super::{
+    Hand, number, outcome, said,
+    storm::{fan_storm, header, storm},
+};
+use crate::{mapping::Mapping, post, protocol::layout};
+
+impl Hand {
+    /// What an honest peer does not do to a channel, its own memory and the other's.
+    pub(super) fn harm(&mut self, order: &[&str]) -> Result<String, String> {
+        let own = || self.own.as_ref().ok_or("no object of my own");
+        let own_map = || self.own_map.as_ref().ok_or("no memory of my own");
+        let theirs = || self.theirs.as_ref().ok_or("no object of theirs");
+        Ok(match order {
+            ["store", at, value] => {
+                own_map()?.store(number(at)?, number(value)?);
+                "stored".into()
+            }
+            ["load", at] => own_map()?.load(number(at)?).to_string(),
+            ["write", at, text] => {
+                own_map()?.write(number(at)?, text.as_bytes());
+                "written".into()
+            }
+            // One whole message at the ring's beginning.
+            ["message", text] => {
+                write_first(own_map()?, text);
+                self.ring()
+            }
+            // As many whole messages of so many bytes (a multiple of eight) as the ring holds.
+            ["fill", length] => fill(own_map()?, self.capacity, number(length)?)?,
+            ["ring"] => self.ring(),
+            ["store-control", at, value] => {
+                let control = self.control.as_ref().ok_or("no control object of my own")?;
+                control.store(number(at)?, number(value)?);
+                "stored".into()
+            }
+            ["fan-storm", seed] => {
+                let (map, seed) = (Arc::clone(own_map()?), number(seed)?);
+                self.begin(move |over| fan_storm(&map, seed, over))
+            }
+            ["blocks"] => (fstat(own()?).map_err(said("fstat"))?.st_blocks * 512).to_string(),
+            ["shrink-own"] => outcome(ftruncate(own()?, 0), "shrunk"),
+            ["hang-up"] => {
+                self.line = None;
+                self.kept = None;
+                self.stream = None;
+                "hung up".into()
+            }
+            ["flip", at, count] => {
+                let (map, at) = (own_map()?, number::<usize>(at)?);
+                let flipped: Vec<u8> = map.read(at, number(count)?).iter().map(|byte| byte ^ 1).collect();
+                map.write(at, &flipped);
+                "flipped".into()
+            }
+            ["storm", seed] => {
+                let (map, seed) = (Arc::clone(own_map()?), number(seed)?);
+                let their_words = Mapping::new(theirs()?, layout::DATA, false).map_err(said("mmap"))?;
+                self.begin(move |over| storm(&map, &their_words, seed, over))
+            }
+            ["calm"] => {
+                let (stop, thread) = self.storm.take().ok_or("no storm")?;
+                stop.store(true, Ordering::Relaxed);
+                thread.join().map_err(|_| "the storm ended badly")?;
+                "calm".into()
+            }
+            other => return self.harm_their_object(other),
+        })
+    }
+
+    /// A storm on a thread of its own, until it is told that it is over.
+    fn begin(&mut self, storm: impl FnOnce(&AtomicBool) + Send + 'static) -> String {
+        let stop = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&stop);
+        self.storm = Some((stop, thread::spawn(move || storm(&over))));
+        "storming".into()
+    }
+
+    /// To the memory that the other side owns.
+    fn harm_their_object(&self, order: &[&str]) -> Result<String, String> {
+        let theirs = || self.theirs.as_ref().ok_or("no object of theirs");
+        let their_size = usize::try_from(self.their_size).map_err(|error| error.to_string())?;
+        Ok(match order {
+            ["shrink-theirs"] => outcome(ftruncate(theirs()?, 0), "shrunk"),
+            ["grow-theirs"] => outcome(ftruncate(theirs()?, i64::MAX >> 20), "grown"),
+            ["punch-theirs"] => {
+                let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                outcome(fallocate(theirs()?, flags, 0, 4096), "punched")
+            }
+            ["write-theirs"] => outcome(pwrite(theirs()?, &[0xff; 8], 0), "written"),
+            ["map-theirs"] => outcome(Mapping::new(theirs()?, their_size, true), "mapped"),
+            ["reopen-theirs"] => {
+                // A new open file of the same object, so that what the descriptor may do no longer matters.
+                let path = format!("/proc/self/fd/{}", theirs()?.as_raw_fd());
+                let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+                match open(path.as_str(), flags, Mode::empty()) {
+                    Ok(again) => outcome(Mapping::new(again, their_size, true), "mapped"),
+                    Err(errno) => format!("{errno:?}"),
+                }
+            }
+            // As its owner may, whatever its mode.
+            ["expose-theirs"] => {
+                let path = format!("/proc/self/fd/{}", theirs()?.as_raw_fd());
+                let opened = fchmod(theirs()?, Mode::S_IRUSR | Mode::S_IWUSR).and_then(|()| {
+                    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+                    open(path.as_str(), flags, Mode::empty())
+                });
+                outcome(opened, "opened")
+            }
+            ["protect-theirs"] => {
+                let map = Mapping::new(theirs()?, their_size, false).map_err(said("mmap"))?;
+                outcome(map.make_writable(), "writable")
+            }
+            ["unseal-theirs"] => outcome(
+                fcntl(theirs()?, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE)),
+                "sealed",
+            ),
+            ["find-theirs", text] => {
+                let map = Mapping::new(theirs()?, their_size, false).map_err(said("mmap"))?;
+                if map.find(text.as_bytes()).is_some() {
+                    "found"
+                } else {
+                    "absent"
+                }
+                .into()
+            }
+            // A name for an object that has none.
+            ["link-theirs", path] => {
+                let source = format!("/proc/self/fd/{}", theirs()?.as_raw_fd());
+                let result = linkat(
+                    nix::fcntl::AT_FDCWD,
+                    source.as_str(),
+                    nix::fcntl::AT_FDCWD,
+                    *path,
+                    AtFlags::AT_SYMLINK_FOLLOW,
+                );
+                outcome(result, "linked")
+            }
+            other => return self.harm_line(other),
+        })
+    }
+
+    /// To the line, both of whose ends a guest has made.
+    fn harm_line(&self, order: &[&str]) -> Result<String, String> {
+        Ok(match order {
+            ["nonblock"] => {
+                // The descriptor that the other side holds shares its flags with the one that was kept.
+                let flags = OFlag::from_bits_retain(
+                    fcntl(self.kept.as_ref().ok_or("nothing kept")?, FcntlArg::F_GETFL)
+                        .map_err(said("F_GETFL"))?,
+                );
+                let flags = flags ^ OFlag::O_NONBLOCK;
+                fcntl(
+                    self.kept.as_ref().ok_or("nothing kept")?,
+                    FcntlArg::F_SETFL(flags),
+                )
+                .map_err(said("F_SETFL"))?;
+                if flags.contains(OFlag::O_NONBLOCK) {
+                    "non-blocking"
+                } else {
+                    "blocking"
+                }
+                .into()
+            }
+            // Until the kernel takes no more: the other side's own end is written too, so that its buffer is full.
+            ["fill"] => {
+                let mut count = 0;
+                for socket in [self.line.as_ref(), self.kept.as_ref()].into_iter().flatten() {
+                    while let Ok(sent) = send(
+                        socket.as_raw_fd(),
+                        &[0x99; 4096],
+                        MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+                    ) {
+                        count += sent;
+                    }
+                }
+                format!("filled {count}")
+            }
+            ["garbage", count] => {
+                let line = self.line.as_ref().ok_or("no line")?;
+                let bytes = vec![0xee; number(count)?];
+                outcome(
+                    send(
+                        line.as_raw_fd(),
+                        &bytes,
+                        MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+                    ),
+                    "sent",
+                )
+            }
+            // Garbage that brings a descriptor: a careless reader keeps it.
+            ["parcel"] => {
+                let line = self.line.as_ref().ok_or("no line")?;
+                let pipe = pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?;
+                outcome(
+                    post::send(line.as_fd(), b"!", &[pipe.0.as_fd(), pipe.1.as_fd()], None),
+                    "sent",
+                )
+            }
+            other => return Err(format!("no such order: {other:?}")),
+        })
+    }
+
+    fn ring(&self) -> String {
+        let Some(line) = &self.line else {
+            return "no line".into();
+        };
+        outcome(
+            send(
+                line.as_raw_fd(),
+                &[1],
+                MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+            ),
+            "rung",
+        )
+    }
+}
+
+fn write_first(map: &Mapping, text: &str) {
+    let length = text.len() as u64;
+    map.store(layout::DATA, header(length, layout::FIRST | layout::LAST));
+    map.write(layout::DATA + 8, text.as_bytes());
+    map.store(layout::TAIL, 8 + length.next_multiple_of(8));
+}
+
+fn fill(map: &Mapping, capacity: u64, length: u64) -> Result<String, String> {
+    let count = capacity / (8 + length);
+    for index in 0..count {
+        let at = usize::try_from(index * (8 + length)).map_err(|error| error.to_string())?;
+        map.store(layout::DATA + at, header(length, layout::FIRST | layout::LAST));
+    }
+    map.store(layout::TAIL, count * (8 + length));
+    Ok(format!("filled {count}"))
+}

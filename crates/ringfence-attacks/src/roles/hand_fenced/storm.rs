@@ -1,0 +1,238 @@
+//! Lies without end, written into a ring while the other side reads it: which, and when, is chance that begins with a seed.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::{mapping::Mapping, protocol::layout};
+
+/// Lies at random, in places and with values that a reader would believe at first sight, as fast as it can. In
+/// between it tells the truth, so that the reader goes on, and keeps to the room that the reader makes: whole
+/// messages and fragmented ones, whose words change, and mostly change back, while they are there to be read.
+pub(super) fn storm(map: &Mapping, theirs: &Mapping, seed: u64, stop: &AtomicBool) {
+    let mut liar = Liar::new(map, seed);
+    // One message in so many is lied about.
+    let rate = [2, 16, 128, 1024][usize::try_from(seed % 4).unwrap_or(0)];
+    // Some storms are about sizes of fragmented messages alone, which are read twice: once to make room, and once
+    // to fill it.
+    let sizes = seed.is_multiple_of(5);
+    while !stop.load(Ordering::Relaxed) {
+        // At most 600 bytes follow, padding aside.
+        if liar.tail + 1200 > theirs.load(layout::HEAD) + liar.capacity {
+            continue;
+        }
+        let rest = liar.pad(600);
+        let begin = liar.tail;
+        let (one, two) = (liar.random.below(200), 1 + liar.random.below(200));
+        let honest = if liar.random.below(4) > 0 && !sizes {
+            vec![liar.write_whole(one)]
+        } else {
+            let [first, size, last] = liar.write_fragments(one, two);
+            if sizes {
+                vec![size]
+            } else {
+                vec![first, size, last]
+            }
+        };
+        map.store(layout::TAIL, liar.tail);
+        if liar.random.below(rate) == 0 || sizes {
+            let word = liar.random.one_of(&honest);
+            liar.lie_about(word, word.0 == begin + 8, rest);
+        }
+        liar.lie_in_control_words(rate * 16_384);
+    }
+}
+
+/// Publishes as an honest publisher that waits for none would, and lies in between: in headers, tail, floor and marks, for a moment or
+/// for good.
+pub(super) fn fan_storm(map: &Mapping, seed: u64, stop: &AtomicBool) {
+    let mut liar = Liar::new(map, seed);
+    let capacity = liar.capacity;
+    let rate = [4, 64, 1024, 65_536][usize::try_from(seed % 4).unwrap_or(0)];
+    let (mut floor, mut sent, mut marks, mut marked) = (0_u64, 0_u64, 0_usize, 0_u64);
+    while !stop.load(Ordering::Relaxed) {
+        let length = liar.random.below(120);
+        liar.pad(200);
+        if liar.tail >= marked || marks == 0 {
+            let place = layout::mark_of(marks);
+            map.store(place + 8, sent);
+            map.store(place, liar.tail);
+            (marks, marked) = (marks + 1, liar.tail + capacity / 16);
+        }
+        if liar.tail + 200 > floor + capacity {
+            floor = (liar.tail + 200 - capacity / 2).min(liar.tail);
+            map.store(layout::FLOOR, floor);
+        }
+        let (begin, header) = liar.write_whole(length);
+        let tail = liar.tail;
+        sent += 1;
+        map.store(layout::TAIL, tail);
+        let random = &mut liar.random;
+        if random.below(rate) == 0 {
+            let far = [
+                tail + 8,
+                0,
+                u64::MAX,
+                tail + capacity,
+                random.below(1 << 62),
+                tail ^ 8,
+            ];
+            let lie = random.one_of(&far);
+            let (place, truth) = match random.below(5) {
+                0 => (layout::TAIL, tail),
+                1 => (layout::FLOOR, floor),
+                2 => (layout::mark_of(marks), 0),
+                3 => (layout::mark_of(marks) + 8, 0),
+                _ => (liar.at(begin), header),
+            };
+            let times = 1 + liar.random.below(20);
+            liar.flicker(place, lie, truth, times);
+        }
+        map.store(layout::WRITER_PARKED, liar.random.below(3));
+    }
+}
+
+/// A writer that follows the protocol, but for its lies.
+struct Liar<'a> {
+    map: &'a Mapping,
+    capacity: u64,
+    random: Random,
+    /// Where its next record begins.
+    tail: u64,
+}
+
+/// A word of the ring, by its position, and what an honest writer would have there.
+type Word = (u64, u64);
+
+impl<'a> Liar<'a> {
+    fn new(map: &'a Mapping, seed: u64) -> Self {
+        Self {
+            map,
+            capacity: map.load(8),
+            random: Random(seed | 1),
+            tail: 0,
+        }
+    }
+
+    /// Offset in the region of a position.
+    fn at(&self, position: u64) -> usize {
+        layout::DATA + usize::try_from(position % self.capacity).unwrap_or(0)
+    }
+
+    /// Passes over the ring's end where less than so much is left there. Returns how much was.
+    fn pad(&mut self, room: u64) -> u64 {
+        let rest = self.capacity - self.tail % self.capacity;
+        if rest < room {
+            self.map
+                .store(self.at(self.tail), header(rest - 8, layout::PADDING));
+            self.tail += rest;
+        }
+        rest
+    }
+
+    /// A message in one record: its header.
+    fn write_whole(&mut self, length: u64) -> Word {
+        let word = (self.tail, header(length, layout::FIRST | layout::LAST));
+        self.map.store(self.at(word.0), word.1);
+        self.tail += record(length);
+        word
+    }
+
+    /// A message of `one + two` bytes and one more, in two records: the header of the first, the message's size behind it, and the
+    /// header of the last.
+    fn write_fragments(&mut self, one: u64, two: u64) -> [Word; 3] {
+        let (first, last) = (self.tail, self.tail + record(9 + one));
+        let words = [
+            (first, header(9 + one, layout::FIRST)),
+            (first + 8, 1 + one + two),
+            (last, header(two, layout::LAST)),
+        ];
+        for (position, word) in words {
+            self.map.store(self.at(position), word);
+        }
+        self.tail = last + record(two);
+        // Its reader may have to wait for the rest of it.
+        if self.random.below(2) == 0 {
+            self.map.store(layout::TAIL, last);
+        }
+        words
+    }
+
+    /// For a few moments, another header stands there, or another size. `rest` is what was left of the ring.
+    fn lie_about(&mut self, (position, truth): Word, is_size: bool, rest: u64) {
+        let random = &mut self.random;
+        let whole = layout::FIRST | layout::LAST;
+        let flags = random.one_of(&[
+            whole,
+            whole,
+            layout::FIRST,
+            layout::LAST,
+            0,
+            layout::PADDING,
+            8,
+            3,
+        ]);
+        let length = match random.below(8) {
+            0 => u64::from(u32::MAX),
+            1 => self.capacity - 8,
+            2 => 0,
+            3 => rest.saturating_sub(8),
+            _ => random.below(600),
+        };
+        // A message's size: a larger one that would still be taken.
+        let lie = if is_size {
+            random.below(1 << 20)
+        } else {
+            header(length, flags)
+        };
+        let times = random.below(50);
+        self.flicker(self.at(position), lie, truth, times);
+    }
+
+    /// A tail that comes and goes and a head, each once in so many times, and words of sleepers always.
+    fn lie_in_control_words(&mut self, seldom: u64) {
+        let Self {
+            map, random, tail, ..
+        } = self;
+        if random.below(seldom) == 0 {
+            map.store(layout::TAIL, *tail ^ (1 << random.below(64)));
+            map.store(layout::TAIL, *tail);
+        }
+        if random.below(seldom) == 0 {
+            map.store(layout::HEAD, random.below(1 << 20));
+        }
+        map.store(layout::READER_PARKED, random.below(3));
+        map.store(layout::WRITER_PARKED, random.below(3));
+    }
+
+    fn flicker(&self, at: usize, lie: u64, truth: u64, times: u64) {
+        for _ in 0..times {
+            self.map.store(at, lie);
+            self.map.store(at, truth);
+        }
+    }
+}
+
+/// An xorshift: the same seed makes the same storm.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % below
+    }
+
+    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[usize::try_from(self.below(all.len() as u64)).unwrap_or(0)]
+    }
+}
+
+/// A record's header.
+pub(super) fn header(length: u64, flags: u32) -> u64 {
+    length | u64::from(flags) << 32
+}
+
+/// Bytes that a record takes.
+fn record(length: u64) -> u64 {
+    8 + length.next_multiple_of(8)
+}
