@@ -49,6 +49,12 @@ fn a_bell_that_is_refused_for_a_while_is_sent_again() {
     play("pair, the guest", "sendto", "1+", "EIO");
 }
 
+/// A read of the line that failed was taken for the peer's death, and a guest took the place of its host, which was there.
+#[test]
+fn a_line_that_cannot_be_read_is_no_end_of_the_peer() {
+    play("member, second", "recvfrom", "all", "EACCES");
+}
+
 /// What one thread of the process tells another was lost where the write failed.
 #[test]
 fn a_bell_within_the_process_is_not_lost_by_a_write_that_fails() {

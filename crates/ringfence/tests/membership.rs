@@ -83,6 +83,7 @@ fn role() {
             obey(&address(), &small());
         }
         "false host" => as_false_host(&arguments),
+        "reads no line" => as_reader_of_no_line(&address()),
         other => unreachable!("{other}"),
     }
 }
@@ -206,6 +207,26 @@ fn as_false_host(arguments: &[String]) {
     };
     say(wire::member_host(&arguments[0], || say("listening"), passed));
     wait_for_test();
+}
+
+/// A guest whose security module forbids it to read its lines: that says nothing of its host.
+fn as_reader_of_no_line(address: &Address) {
+    let membership = member(address, &small()).unwrap();
+    let (_sender, mut receiver) = membership.partner(None).unwrap().unwrap().split();
+    // Of this thread alone: the keeper's has begun.
+    forbid(nix::libc::SYS_recvfrom, None, nix::libc::EACCES);
+    receiver.poll_line().unwrap();
+    assert_eq!(receiver.close_reason(), None);
+    assert_eq!(membership.role(), Role::Guest);
+    say("a guest");
+    wait_for_test();
+    let end = Instant::now() + TIME_LIMIT;
+    while receiver.close_reason().is_none() {
+        receiver.poll_line().unwrap();
+        assert!(Instant::now() < end, "it does not hear of its host's end");
+    }
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+    assert!(matches!(membership.next().unwrap(), Change::Role(Role::Host)));
 }
 
 /// The listening socket of this process, held once more.
@@ -823,6 +844,21 @@ fn a_newcomer_whose_host_goes_away_at_its_ready_comes_again() {
         host.finish();
         own.leave();
     }
+}
+
+#[test]
+fn a_guest_that_cannot_read_its_line_does_not_take_the_place_of_a_host_that_is_there() {
+    let (address, _keep) = fresh_address(true);
+    let mut host = start("member", &address);
+    host.expect("host");
+    let mut guest = start("reads no line", &address);
+    guest.expect("a guest");
+    host.expect(&format!("channel host {}", guest.pid()));
+    host.tell("partner");
+    host.expect("true");
+    host.kill();
+    guest.go_on();
+    guest.finish();
 }
 
 #[test]

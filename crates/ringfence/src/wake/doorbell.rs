@@ -367,7 +367,8 @@ impl Doorbell {
                 Err(Errno::EINTR) => continue,
                 // Nothing was read, and nothing is known of the peer. The line stays readable.
                 Err(errno) if errno == Errno::EAGAIN || is_shortage(errno) => {}
-                Err(_) => emptied.ended = true,
+                // A peer that has left bells unread resets the line, and a security module of this side's may forbid the read.
+                Err(_) => emptied.ended = self.has_ended(),
             }
             break;
         }
@@ -510,7 +511,11 @@ impl Doorbell {
                 self.state().sleep = Sleep::Polling;
                 (false, false)
             }
-            Err(_) => (false, true),
+            // As in `empty_line`.
+            Err(_) => {
+                self.state().sleep = Sleep::Polling;
+                (false, self.has_ended())
+            }
         };
         Found {
             rung,
