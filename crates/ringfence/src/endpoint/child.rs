@@ -32,7 +32,7 @@ use crate::{
     evidence::Record,
     fork::Birth,
     handshake::frame::Meeting,
-    handshake::line::settle_line,
+    handshake::line::settle_new_line,
     handshake::side::Side,
     options::Options,
     sys,
@@ -113,8 +113,8 @@ pub fn private_line() -> Result<(ParentLine, ChildLine)> {
     )
     .map_err(|errno| Error::system("a private line", errno))?;
     // Whatever the child says is stamped with its credentials, however early it says it.
-    settle_line(&line)?;
-    settle_line(&childs)?;
+    settle_new_line(&line)?;
+    settle_new_line(&childs)?;
     let inode = fstat(&childs)
         .map_err(|errno| Error::system("the private line (fstat)", errno))?
         .st_ino;

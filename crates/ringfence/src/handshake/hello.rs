@@ -16,7 +16,7 @@ use crate::{
     evidence::Record,
     handshake::broadcast,
     handshake::frame::{self, Frame, HARDENS, Hello, Meeting, Nonce, TAKES_BARRIERS},
-    handshake::line::{self, Line, refuse, settle_line},
+    handshake::line::{self, Line, refuse, settle_line, settle_new_line},
     handshake::side::{Caller, RingRole, Side, Talk},
     harden,
     identity::Credentials,
@@ -69,7 +69,8 @@ impl Side<'_> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (line, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)
             .map_err(|errno| Error::system("a private line", errno))?;
-        settle_line(&line)?;
+        settle_new_line(&line)?;
+        // A child has inherited this one.
         settle_line(&stream)?;
         let own = nonce()?;
         let hello = Frame::Hello(self.hello(own, Nonce::default()));

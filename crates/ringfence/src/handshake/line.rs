@@ -82,6 +82,11 @@ pub(crate) fn settle_line(socket: &OwnedFd) -> Result<()> {
     sys::socket::settle_line(socket).map_err(|errno| Error::system("SO_PASSCRED", errno))
 }
 
+/// The same for a socket that this process has just made, and that no other has had.
+pub(crate) fn settle_new_line(socket: &OwnedFd) -> Result<()> {
+    sys::socket::settle_new_line(socket).map_err(|errno| Error::system("SO_PASSCRED", errno))
+}
+
 impl Line<'_> {
     pub(crate) fn send(&self, frame: &Frame, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
         send(self.socket, frame, descriptors).map_err(|errno| match errno {

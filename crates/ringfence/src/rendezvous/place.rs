@@ -158,10 +158,10 @@ impl AsFd for Place {
 }
 
 impl Place {
-    /// Listens at a socket that is bound.
+    /// Listens at a socket that this process has made and bound.
     pub(super) fn open(listener: OwnedFd, named: Option<Named>, backlog: i32) -> Result<Self> {
         // Accepted sockets inherit it, so that what a guest sends before it is accepted comes with its credentials.
-        sys::socket::settle_line(&listener).map_err(|errno| Error::system("SO_PASSCRED", errno))?;
+        sys::socket::settle_new_line(&listener).map_err(|errno| Error::system("SO_PASSCRED", errno))?;
         let place = Self {
             named,
             listener: Withheld::new(listener)?,
