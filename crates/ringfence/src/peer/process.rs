@@ -306,7 +306,13 @@ impl Peer {
         let info = self.pidfd_info()?;
         let standing =
             namespace::standing(self.credentials.pid, self.pidfd.as_deref(), directory.as_deref())?;
-        let status = text("status", "the peer's ids (/proc/PID/status)")?;
+        // Where the pidfd tells its ids, and it was attested to have no supplementary group, nothing is asked of it. Then it is as if it
+        // could not be read.
+        let status = if matches!(info, Ok(Some(_))) && self.groups.as_ref().is_none_or(Vec::is_empty) {
+            Err(Errno::ENODATA)
+        } else {
+            text("status", "the peer's ids (/proc/PID/status)")?
+        };
         let cgroup = text("cgroup", "the peer's cgroup (/proc/PID/cgroup)")?.and_then(|text| {
             text.lines()
                 .find_map(|line| line.strip_prefix("0::").map(str::to_owned))
