@@ -64,6 +64,8 @@ fn left_in_cgroup() -> Option<u64> {
     let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
     let read = |name: &str| sys::file::read_whole_text(&format!("/sys/fs/cgroup{path}/{name}")).ok();
     let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+    // Without a limit it is "max", which is no number. Then the kernel need not add up the rest.
+    let most = number("memory.max")?;
     // What is used includes the cache of files, most of which the kernel gives back when asked.
     let stat = read("memory.stat")?;
     let cache = stat
@@ -72,7 +74,7 @@ fn left_in_cgroup() -> Option<u64> {
         .parse::<u64>()
         .ok()?;
     let used = number("memory.current")?.saturating_sub(cache);
-    Some(number("memory.max")?.saturating_sub(used))
+    Some(most.saturating_sub(used))
 }
 
 /// How much is reserved at a time: at most, about a millisecond; at least, a page on every machine.
