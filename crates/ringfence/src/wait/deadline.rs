@@ -139,6 +139,9 @@ impl Deadline {
         if self.moment.is_some_and(|deadline| deadline <= Instant::now()) {
             return Ok(Woken::Late);
         }
+        if self.cancel_tokens.is_empty() {
+            return Ok(Woken::Ready);
+        }
         let now = Self {
             moment: Some(Instant::now()),
             ..self.clone()
