@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use nix::unistd::getpid;
 use ringfence::{
     Address, Delivery, Error, Publisher, PublisherEvent, StartFrom, Subscription, publish, subscribe,
 };
@@ -87,11 +86,8 @@ pub(super) fn plain_subscriber() -> Result<(), String> {
 pub(super) fn publisher() -> Result<(), String> {
     let mut publisher: Option<Publisher> = None;
     let mut sent = 0;
-    serve(|order| {
+    program::serve(|order| {
         Ok(match order {
-            ["pid"] => getpid().to_string(),
-            ["descriptors"] => program::inventory().len().to_string(),
-            ["inventory"] => program::inventory().join(" "),
             ["publish", address, options @ ..] => {
                 let address: Address = address.parse().map_err(|error: Error| error.to_string())?;
                 let options = victim_fenced::parse(options)?.max_message_size(LONGEST as u64);
@@ -108,38 +104,12 @@ pub(super) fn publisher() -> Result<(), String> {
                 Ok(false) => "full".into(),
                 Err(error) => victim_fenced::show(&error),
             },
-            ["fill"] => {
-                let before = sent;
-                loop {
-                    match there(&mut publisher)?.try_send(&message(sent + 1)) {
-                        Ok(true) => sent += 1,
-                        Ok(false) => break format!("filled {}", sent - before),
-                        Err(error) => break victim_fenced::show(&error),
-                    }
-                }
-            }
+            ["fill"] => fill(there(&mut publisher)?, &mut sent),
             // Sleeps where it must.
-            ["send-all", count] => {
-                let goal = sent + number::<u64>(count)?;
-                let mut result = Ok(());
-                while sent < goal && result.is_ok() {
-                    result = there(&mut publisher)?.send(&message(sent + 1));
-                    sent += u64::from(result.is_ok());
-                }
-                result.map_or_else(|error| victim_fenced::show(&error), |()| "all sent".into())
-            }
+            ["send-all", count] => send_all(there(&mut publisher)?, &mut sent, number(count)?),
             ["subscribers"] => there(&mut publisher)?.subscribers().len().to_string(),
             // The next that comes, goes, or is refused.
-            ["event"] => match there(&mut publisher)?
-                .audience()
-                .next_until(Some(Instant::now() + TIME_LIMIT))
-            {
-                Ok(Some(PublisherEvent::Subscriber(who))) => format!("came {}", who.peer().pid),
-                Ok(Some(PublisherEvent::Gone(who, reason))) => format!("gone {} {reason}", who.peer().pid),
-                Ok(Some(PublisherEvent::Refused(refused))) => format!("refused {}", refused.error.code()),
-                Ok(other) => format!("{other:?}"),
-                Err(error) => victim_fenced::show(&error),
-            },
+            ["event"] => event(there(&mut publisher)?),
             ["reason"] => there(&mut publisher)?
                 .close_reason()
                 .map_or("open".into(), |reason| reason.to_string()),
@@ -156,13 +126,44 @@ pub(super) fn publisher() -> Result<(), String> {
     })
 }
 
+/// Until there is no room. `sent` counts.
+fn fill(publisher: &mut Publisher, sent: &mut u64) -> String {
+    let before = *sent;
+    loop {
+        match publisher.try_send(&message(*sent + 1)) {
+            Ok(true) => *sent += 1,
+            Ok(false) => return format!("filled {}", *sent - before),
+            Err(error) => return victim_fenced::show(&error),
+        }
+    }
+}
+
+fn send_all(publisher: &mut Publisher, sent: &mut u64, count: u64) -> String {
+    for _ in 0..count {
+        if let Err(error) = publisher.send(&message(*sent + 1)) {
+            return victim_fenced::show(&error);
+        }
+        *sent += 1;
+    }
+    "all sent".into()
+}
+
+fn event(publisher: &Publisher) -> String {
+    match publisher.audience().next_until(Some(Instant::now() + TIME_LIMIT)) {
+        Ok(Some(PublisherEvent::Subscriber(who))) => format!("came {}", who.peer().pid),
+        Ok(Some(PublisherEvent::Gone(who, reason))) => format!("gone {} {reason}", who.peer().pid),
+        Ok(Some(PublisherEvent::Refused(refused))) => format!("refused {}", refused.error.code()),
+        Ok(other) => format!("{other:?}"),
+        Err(error) => victim_fenced::show(&error),
+    }
+}
+
 /// Of ringfence.
 pub(super) fn subscriber() -> Result<(), String> {
     let mut subscription: Option<Subscription> = None;
     let mut into = vec![0; LONGEST];
-    serve(|order| {
+    program::serve(|order| {
         Ok(match order {
-            ["pid"] => getpid().to_string(),
             ["subscribe", address, delivery, from, options @ ..] => {
                 match subscribe_as(address, delivery, from, options)? {
                     Ok(new) => {
@@ -183,34 +184,11 @@ pub(super) fn subscriber() -> Result<(), String> {
                 last
             }
             // In order, each whole.
-            ["read-all", count] => {
-                let mut end = None;
-                let mut got = 0;
-                while got < number::<u64>(count)? && end.is_none() {
-                    let expected = there(&mut subscription)?.sequence() + 1;
-                    match there(&mut subscription)?.receive_until(&mut into, Instant::now() + TIME_LIMIT) {
-                        Ok(Some(length)) if number_of(&into[..length]) == Some(expected) => got += 1,
-                        Ok(Some(length)) => {
-                            end = Some(format!("{:?} for {expected}", &into[..length.min(16)]));
-                        }
-                        Ok(None) => end = Some("end".into()),
-                        Err(error) => end = Some(victim_fenced::show(&error)),
-                    }
-                }
-                end.unwrap_or(format!("read {got}"))
-            }
+            ["read-all", count] => read_all(there(&mut subscription)?, &mut into, number(count)?),
             // Whatever comes, for a time.
             ["read", milliseconds] => {
                 let end = Instant::now() + Duration::from_millis(number(milliseconds)?);
-                let mut got = 0;
-                loop {
-                    match there(&mut subscription)?.receive_until(&mut into, end) {
-                        Ok(Some(_)) => got += 1,
-                        Ok(None) => break format!("end after {got}"),
-                        Err(Error::TimedOut) => break format!("still open after {got}"),
-                        Err(error) => break victim_fenced::show(&error),
-                    }
-                }
+                read_until(there(&mut subscription)?, &mut into, end)
             }
             ["close"] => {
                 subscription = None;
@@ -222,6 +200,31 @@ pub(super) fn subscriber() -> Result<(), String> {
             other => return Err(format!("no such order: {other:?}")),
         })
     })
+}
+
+fn read_all(subscription: &mut Subscription, into: &mut [u8], count: u64) -> String {
+    for _ in 0..count {
+        let expected = subscription.sequence() + 1;
+        match subscription.receive_until(into, Instant::now() + TIME_LIMIT) {
+            Ok(Some(length)) if number_of(&into[..length]) == Some(expected) => {}
+            Ok(Some(length)) => return format!("{:?} for {expected}", &into[..length.min(16)]),
+            Ok(None) => return "end".into(),
+            Err(error) => return victim_fenced::show(&error),
+        }
+    }
+    format!("read {count}")
+}
+
+fn read_until(subscription: &mut Subscription, into: &mut [u8], end: Instant) -> String {
+    let mut got = 0;
+    loop {
+        match subscription.receive_until(into, end) {
+            Ok(Some(_)) => got += 1,
+            Ok(None) => return format!("end after {got}"),
+            Err(Error::TimedOut) => return format!("still open after {got}"),
+            Err(error) => return victim_fenced::show(&error),
+        }
+    }
 }
 
 fn there<T>(handle: &mut Option<T>) -> Result<&mut T, String> {

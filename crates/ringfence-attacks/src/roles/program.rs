@@ -14,8 +14,23 @@ use nix::{
         signal::{Signal, kill},
         wait::{WaitStatus, waitpid},
     },
-    unistd::{ForkResult, alarm, fork, pause},
+    unistd::{ForkResult, alarm, fork, getpid, pause},
 };
+
+/// As [`super::serve`], for a program that can also be asked and told about itself.
+pub(super) fn serve(mut answer: impl FnMut(&[&str]) -> Result<String, String>) -> Result<(), String> {
+    super::serve(|order| match order {
+        ["pid"] => Ok(getpid().to_string()),
+        ["descriptors"] => Ok(inventory().len().to_string()),
+        ["inventory"] => Ok(inventory().join(" ")),
+        ["child"] => child_inherits(),
+        ["own-memory"] => own_memory(),
+        ["limit-memory", more] => limit_memory(more),
+        ["exec", other] => exec_inventory(other),
+        ["fork"] => fork_maps(),
+        other => answer(other),
+    })
+}
 
 /// Closes what the tests' parent has left open, so that what is inherited later comes from here.
 pub(super) fn forget_inherited() -> Result<(), String> {
@@ -36,12 +51,12 @@ fn status(name: &str) -> Result<u64, String> {
 }
 
 /// Bytes of memory that are this process's own. What it shares with others is not among them.
-pub(super) fn own_memory() -> Result<String, String> {
+fn own_memory() -> Result<String, String> {
     status("RssAnon").map(|bytes| bytes.to_string())
 }
 
 /// From here on this process gets no more than so many bytes of address space beyond what it has.
-pub(super) fn limit_memory(more: &str) -> Result<String, String> {
+fn limit_memory(more: &str) -> Result<String, String> {
     let limit = status("VmSize")? + super::number::<u64>(more)?;
     setrlimit(Resource::RLIMIT_AS, limit, limit).map_err(|errno| format!("setrlimit: {errno}"))?;
     Ok("limited".into())
@@ -55,7 +70,7 @@ pub(super) fn still() -> ! {
 }
 
 /// Becomes another program, as any program may, and takes no care of its descriptors.
-pub(super) fn exec_inventory(program: &str) -> Result<String, String> {
+fn exec_inventory(program: &str) -> Result<String, String> {
     Err(Command::new(program)
         .args(["role", "inventory"])
         .exec()
@@ -150,7 +165,7 @@ pub(super) fn fill() -> Result<String, String> {
 }
 
 /// Forks without exec, and returns which shared objects are mapped in the child.
-pub(super) fn fork_maps() -> Result<String, String> {
+fn fork_maps() -> Result<String, String> {
     // SAFETY: the child does nothing but wait for a signal, which is allowed after a fork of any process.
     match unsafe { fork() }.map_err(|errno| errno.to_string())? {
         ForkResult::Child => loop {

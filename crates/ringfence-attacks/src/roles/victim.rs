@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{sys::socket::accept, unistd::getpid};
+use nix::{sys::socket::accept, unistd::Pid};
 
-use super::{number, program, serve};
+use super::{number, program};
 use crate::{
     plain::{self, Moment, Plain, Reading},
     post,
@@ -17,16 +17,9 @@ use crate::{
 pub(super) fn run() -> Result<(), String> {
     let mut channel: Option<Plain> = None;
     let mut held = None;
-    serve(|order| {
+    program::serve(|order| {
         let connected = || channel.as_ref().ok_or("not joined");
         Ok(match order {
-            ["pid"] => getpid().to_string(),
-            ["descriptors"] => program::inventory().len().to_string(),
-            ["child"] => program::child_inherits()?,
-            ["own-memory"] => program::own_memory()?,
-            ["limit-memory", more] => program::limit_memory(more)?,
-            ["exec", other] => program::exec_inventory(other)?,
-            ["fork"] => program::fork_maps()?,
             // In the child: goes on with what it has, and drops it.
             ["in-child"] => {
                 let channel = channel.as_ref();
@@ -70,15 +63,7 @@ pub(super) fn run() -> Result<(), String> {
             }
             // Takes the address over once the peer says that it leaves, and says so.
             ["successor", address, signal] => {
-                let (address, signal, peer) = ((*address).to_owned(), number(signal)?, connected()?.peer);
-                plain::block(signal)?;
-                thread::spawn(move || match plain::inherit(&address, signal, peer) {
-                    Ok(listener) => {
-                        println!("took over");
-                        std::mem::forget(listener);
-                    }
-                    Err(what) => println!("error {what}"),
-                });
+                succeed(address, number(signal)?, connected()?.peer)?;
                 "waiting".into()
             }
             ["farewell", signal] => match plain::tell(connected()?.peer, number(signal)?) {
@@ -86,16 +71,7 @@ pub(super) fn run() -> Result<(), String> {
                 Err(errno) => format!("error {errno}"),
             },
             // A line of the peer's making, on which it says 64 bytes: how many descriptors that has left behind.
-            ["take-line", address] => {
-                let listener = post::listen_at(address).map_err(|errno| errno.to_string())?;
-                println!("listening");
-                let connection = accept(&listener).map_err(|errno| errno.to_string())?;
-                let mut parcel = post::receive(connection.as_fd(), 1).map_err(|errno| errno.to_string())?;
-                let line = parcel.descriptors.pop().ok_or("no line came")?;
-                let before = program::inventory().len();
-                post::receive_exactly(line.as_fd(), 64).map_err(|errno| errno.to_string())?;
-                format!("left {}", program::inventory().len() - before)
-            }
+            ["take-line", address] => take_line(address)?,
             // Lets go of a peer that it cannot look at.
             ["look-without-descriptors"] => {
                 let shows = program::without_descriptors(|| connected().map(Plain::peer_shows))??;
@@ -117,6 +93,31 @@ pub(super) fn run() -> Result<(), String> {
             other => return Err(format!("no such order: {other:?}")),
         })
     })
+}
+
+/// Takes over on a thread, so that orders are still taken; it says so when it is done.
+fn succeed(address: &str, signal: i32, peer: Pid) -> Result<(), String> {
+    let address = address.to_owned();
+    plain::block(signal)?;
+    thread::spawn(move || match plain::inherit(&address, signal, peer) {
+        Ok(listener) => {
+            println!("took over");
+            std::mem::forget(listener);
+        }
+        Err(what) => println!("error {what}"),
+    });
+    Ok(())
+}
+
+fn take_line(address: &str) -> Result<String, String> {
+    let listener = post::listen_at(address).map_err(|errno| errno.to_string())?;
+    println!("listening");
+    let connection = accept(&listener).map_err(|errno| errno.to_string())?;
+    let mut parcel = post::receive(connection.as_fd(), 1).map_err(|errno| errno.to_string())?;
+    let line = parcel.descriptors.pop().ok_or("no line came")?;
+    let before = program::inventory().len();
+    post::receive_exactly(line.as_fd(), 64).map_err(|errno| errno.to_string())?;
+    Ok(format!("left {}", program::inventory().len() - before))
 }
 
 /// The second half of a look for something new, whose first half is the look at the ring. Who is not there has exited: no other end is

@@ -3,20 +3,20 @@
 use std::{
     os::unix::net::UnixListener,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
-use nix::unistd::{getegid, getpid};
+use nix::unistd::getegid;
 use ringfence::{
     Address, Arrival, Change, Channel, Channels, Decision, Error, Identity, Listener, Membership, Message,
     Namespace, Options, Packed, Policy, Progress, Receiver, Sender, Verifier, connect, join, listen, member,
 };
 
-use super::{endings, number, program, serve};
+use super::{endings, number, program};
 
 /// The longest message that this program takes, and so the buffer that it receives into.
 const LONGEST: usize = 1 << 20;
@@ -30,19 +30,10 @@ pub(super) fn run() -> Result<(), String> {
     let channel: Arc<Mutex<Option<Halves>>> = Arc::default();
     let mut held = Vec::new();
     let mut membership: Option<Membership> = None;
-    let mut services = Vec::new();
-    let mut connected = Vec::new();
-    serve(|order| {
+    let mut services = Services::default();
+    program::serve(|order| {
         Ok(match order {
-            ["pid"] => getpid().to_string(),
             ["egid"] => getegid().to_string(),
-            ["descriptors"] => program::inventory().len().to_string(),
-            ["inventory"] => program::inventory().join(" "),
-            ["child"] => program::child_inherits()?,
-            ["own-memory"] => program::own_memory()?,
-            ["limit-memory", more] => program::limit_memory(more)?,
-            ["exec", other] => program::exec_inventory(other)?,
-            ["fork"] => program::fork_maps()?,
             ["fill"] => program::fill()?,
             // In the child: goes on with what it has, and drops it.
             ["in-child"] => in_child(&channel, &mut membership)?,
@@ -58,72 +49,14 @@ pub(super) fn run() -> Result<(), String> {
                 "joining".into()
             }
             ["join", address, options @ ..] => joined(address, &parse(options)?, &channel),
-            ["member", address, options @ ..] => {
-                let address = address.parse::<Address>().map_err(|error| error.to_string())?;
-                match member(&address, &parse(options)?) {
-                    Ok(joined) => format!("member {}", membership.insert(joined).role()),
-                    Err(error) => show(&error),
-                }
-            }
-            ["listen", address, options @ ..] => match serve_agents(address, &parse(options)?)? {
-                Ok(listener) => {
-                    services.push(listener);
-                    "listening".into()
-                }
-                Err(error) => show(&error),
-            },
-            ["connect", address, count, options @ ..] => {
-                connect_often(address, number(count)?, &parse(options)?, &mut connected)?
-            }
             // Each with a peer that ends it at about the same moment.
             ["end-channels", address, count, ways] => endings::run(address, number(count)?, ways)?,
-            ["close-services"] => {
-                for listener in services.drain(..) {
-                    listener.close(Channels::Close);
-                }
-                "closed".into()
-            }
-            ["look-without-descriptors"] => {
-                let verifier = VERIFIER.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let verifier = verifier.ok_or("not joined")?;
-                match program::without_descriptors(|| verifier.verify())? {
-                    Ok(_) => "there".into(),
-                    Err(error) => show(&error),
-                }
-            }
-            ["role"] => membership.as_ref().ok_or("no member")?.role().to_string(),
-            ["change", milliseconds] => {
-                let deadline = Instant::now() + Duration::from_millis(number(milliseconds)?);
-                let change = membership.as_ref().ok_or("no member")?.next_until(Some(deadline));
-                match change {
-                    Ok(Some(Change::Channel(new))) => {
-                        let peer = new.peer().pid;
-                        *channel.lock().unwrap_or_else(PoisonError::into_inner) = Some(new.split());
-                        format!("channel {peer}")
-                    }
-                    Ok(Some(Change::Role(role))) => format!("role {role}"),
-                    Ok(Some(Change::Refused(refused))) => format!("refused {}", refused.error.code()),
-                    Ok(Some(other)) => format!("{other:?}"),
-                    Ok(None) => "nothing".into(),
-                    Err(error) => show(&error),
-                }
-            }
-            ["leave"] => {
-                membership.take().ok_or("no member")?.leave();
-                "left".into()
-            }
+            ["look-without-descriptors"] => look_without_descriptors()?,
+            ["member" | "role" | "change" | "leave", ..] => on_membership(order, &mut membership, &channel)?,
+            ["listen" | "connect" | "close-services", ..] => services.obey(order)?,
+            ["close"] => close(&channel),
             other => {
-                let mut channel = channel.lock().unwrap_or_else(PoisonError::into_inner);
-                if other == ["close"] {
-                    let start = Instant::now();
-                    drop(channel.take());
-                    return Ok(if start.elapsed() < Duration::from_secs(2) {
-                        "closed"
-                    } else {
-                        "closed late"
-                    }
-                    .into());
-                }
+                let mut channel = locked(&channel);
                 let (sender, receiver) = channel.as_mut().ok_or("not joined")?;
                 on_channel(other, sender, receiver, &mut held)?
             }
@@ -131,49 +64,132 @@ pub(super) fn run() -> Result<(), String> {
     })
 }
 
-/// A service whose agents stay until they go.
-fn serve_agents(address: &str, options: &Options) -> Result<Result<Arc<Listener>, Error>, String> {
-    let address = address.parse::<Address>().map_err(|error| error.to_string())?;
-    let listener = match listen(&address, options) {
-        Ok(listener) => Arc::new(listener),
-        Err(error) => return Ok(Err(error)),
-    };
-    let accepting = Arc::clone(&listener);
-    thread::spawn(move || {
-        let mut channels = Vec::new();
-        while let Ok(arrival) = accepting.accept() {
-            if let Arrival::Accepted(channel) = arrival {
-                channels.push(channel);
-            }
-        }
-    });
-    Ok(Ok(listener))
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Connects so often, one after the other, however many are refused.
-fn connect_often(
-    address: &str,
-    count: usize,
-    options: &Options,
-    connected: &mut Vec<Channel>,
-) -> Result<String, String> {
-    let address = address.parse::<Address>().map_err(|error| error.to_string())?;
-    let before = connected.len();
-    let mut last = "no error".into();
-    for _ in 0..count {
-        match connect(&address, options) {
-            Ok(channel) => connected.push(channel),
-            Err(error) => last = show(&error),
-        }
+fn address_of(text: &str) -> Result<Address, String> {
+    text.parse().map_err(|error: Error| error.to_string())
+}
+
+fn close(channel: &Mutex<Option<Halves>>) -> String {
+    let mut channel = locked(channel);
+    let start = Instant::now();
+    drop(channel.take());
+    if start.elapsed() < Duration::from_secs(2) {
+        "closed"
+    } else {
+        "closed late"
     }
-    Ok(format!("connected {} {last}", connected.len() - before))
+    .into()
+}
+
+fn look_without_descriptors() -> Result<String, String> {
+    let verifier = locked(&VERIFIER).clone().ok_or("not joined")?;
+    Ok(match program::without_descriptors(|| verifier.verify())? {
+        Ok(_) => "there".into(),
+        Err(error) => show(&error),
+    })
+}
+
+/// The channel of a membership is the one that other orders are about.
+fn on_membership(
+    order: &[&str],
+    membership: &mut Option<Membership>,
+    channel: &Mutex<Option<Halves>>,
+) -> Result<String, String> {
+    Ok(match order {
+        ["member", address, options @ ..] => match member(&address_of(address)?, &parse(options)?) {
+            Ok(joined) => format!("member {}", membership.insert(joined).role()),
+            Err(error) => show(&error),
+        },
+        ["role"] => membership.as_ref().ok_or("no member")?.role().to_string(),
+        ["change", milliseconds] => {
+            let deadline = Instant::now() + Duration::from_millis(number(milliseconds)?);
+            let change = membership.as_ref().ok_or("no member")?.next_until(Some(deadline));
+            match change {
+                Ok(Some(Change::Channel(new))) => {
+                    let peer = new.peer().pid;
+                    *locked(channel) = Some(new.split());
+                    format!("channel {peer}")
+                }
+                Ok(Some(Change::Role(role))) => format!("role {role}"),
+                Ok(Some(Change::Refused(refused))) => format!("refused {}", refused.error.code()),
+                Ok(Some(other)) => format!("{other:?}"),
+                Ok(None) => "nothing".into(),
+                Err(error) => show(&error),
+            }
+        }
+        ["leave"] => {
+            membership.take().ok_or("no member")?.leave();
+            "left".into()
+        }
+        other => return Err(format!("no such order: {other:?}")),
+    })
+}
+
+/// Those that it hosts, and the channels that it has as an agent of any.
+#[derive(Default)]
+struct Services {
+    own: Vec<Arc<Listener>>,
+    connected: Vec<Channel>,
+}
+
+impl Services {
+    fn obey(&mut self, order: &[&str]) -> Result<String, String> {
+        Ok(match order {
+            ["listen", address, options @ ..] => self.listen(&address_of(address)?, &parse(options)?),
+            ["connect", address, count, options @ ..] => {
+                self.connect(&address_of(address)?, number(count)?, &parse(options)?)
+            }
+            ["close-services"] => {
+                for listener in self.own.drain(..) {
+                    listener.close(Channels::Close);
+                }
+                "closed".into()
+            }
+            other => return Err(format!("no such order: {other:?}")),
+        })
+    }
+
+    /// A service whose agents stay until they go.
+    fn listen(&mut self, address: &Address, options: &Options) -> String {
+        let listener = match listen(address, options) {
+            Ok(listener) => Arc::new(listener),
+            Err(error) => return show(&error),
+        };
+        let accepting = Arc::clone(&listener);
+        thread::spawn(move || {
+            let mut channels = Vec::new();
+            while let Ok(arrival) = accepting.accept() {
+                if let Arrival::Accepted(channel) = arrival {
+                    channels.push(channel);
+                }
+            }
+        });
+        self.own.push(listener);
+        "listening".into()
+    }
+
+    /// Connects so often, one after the other, however many are refused.
+    fn connect(&mut self, address: &Address, count: usize, options: &Options) -> String {
+        let before = self.connected.len();
+        let mut last = "no error".into();
+        for _ in 0..count {
+            match connect(address, options) {
+                Ok(channel) => self.connected.push(channel),
+                Err(error) => last = show(&error),
+            }
+        }
+        format!("connected {} {last}", self.connected.len() - before)
+    }
 }
 
 /// What the child of a fork gets, that sends on its parent's channel and drops all it has.
 fn in_child(channel: &Mutex<Option<Halves>>, membership: &mut Option<Membership>) -> Result<String, String> {
     program::in_child(move || {
         let sent = {
-            let mut channel = channel.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut channel = locked(channel);
             let sent = channel.as_mut().map(|(sender, _)| sender.try_send(b"the-childs"));
             drop(channel.take());
             sent
@@ -303,8 +319,8 @@ fn joined(address: &str, options: &Options, channel: &Mutex<Option<Halves>>) -> 
         Err(error) => show(error),
     };
     let verifier = result.as_ref().ok().map(Channel::verifier);
-    *VERIFIER.lock().unwrap_or_else(PoisonError::into_inner) = verifier;
-    *channel.lock().unwrap_or_else(PoisonError::into_inner) = result.ok().map(Channel::split);
+    *locked(&VERIFIER) = verifier;
+    *locked(channel) = result.ok().map(Channel::split);
     answer
 }
 
