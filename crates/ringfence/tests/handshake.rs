@@ -83,6 +83,10 @@ fn role() {
             let _stream = listener.accept().unwrap();
             wait_for_test();
         }
+        "host of no guest" => {
+            let word = wire::host_of_no_guest(address, || say("listening"));
+            say(format!("phase {word}"));
+        }
         other => unreachable!("{other}"),
     }
 }
@@ -162,6 +166,18 @@ fn a_guest_killed_at_any_step_leaves_the_place_to_the_next() {
             partner_gets_the_place(&address, host);
         }
     }
+}
+
+/// The host has a channel by then, and would take it for dead.
+#[test]
+fn a_guest_that_gives_up_after_its_ready_says_that_it_has_closed() {
+    let (address, _keep) = fresh_address(false);
+    let host = Actor::start("host of no guest", &[&address.to_string()]);
+    host.expect("listening");
+    let refused = join(&address, &small()).expect_err("no channel");
+    assert!(matches!(refused, Error::Protocol(_)), "{refused}");
+    host.expect("phase 2");
+    host.finish();
 }
 
 #[test]

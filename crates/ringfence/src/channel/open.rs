@@ -37,7 +37,7 @@ pub(crate) struct Opened {
 
 /// Opens a channel. The peer has this side's object by now: from here on the tripwire ends the channel.
 pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Options) -> Opened {
-    let (own, peer) = (parts.own, parts.peer);
+    let (own, peer) = (parts.own.open(), parts.peer);
     let inbox = Arc::clone(parts.inbox.inbox());
     let line = Line {
         role: parts.role,

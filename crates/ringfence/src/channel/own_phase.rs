@@ -11,7 +11,8 @@ use crate::{
 
 /// The one owner of the phase word of this side's region. It lies in [`Held`](crate::channel::shared::Held), under the lock of
 /// that, and nothing but this writes the word: of two threads that end the channel in different ways, the second finds what the first
-/// has said, and what may not follow that is not written.
+/// has said, and what may not follow that is not written. (Before there is a channel, and where none comes of a handshake:
+/// [`Unopened`](crate::handshake::parts::Unopened).)
 #[derive(Debug)]
 pub(crate) struct OwnPhase {
     region: OwnRegion,

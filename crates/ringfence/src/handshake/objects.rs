@@ -9,6 +9,7 @@ use crate::{
     handshake::broadcast::{self, Beginning, HeldStart, RingPart},
     handshake::frame::{Frame, HARDENS, Hello, Nonce, Offer, check_echo},
     handshake::line::Line,
+    handshake::parts::Unopened,
     handshake::side::{RingRole, Side, Talk},
     harden,
     memory::accept::{Agreed, accept},
@@ -23,6 +24,7 @@ use crate::{
 /// What both sides have shown each other.
 pub(super) struct Objects {
     pub(super) own: SharedObject,
+    pub(super) region: Unopened,
     pub(super) peer: PeerRegion,
     pub(super) ring: RingPart,
     /// Where the peer's tokens arrive, and where this side's go.
@@ -83,6 +85,7 @@ impl Side<'_> {
         }
         object.check()?;
         Ok(Objects {
+            region: Unopened::new(object.region.clone()),
             own: object,
             peer: region,
             ring: held.map_or(ring, RingPart::Publisher),

@@ -1,14 +1,17 @@
 //! What comes of a handshake: everything that a channel is made of.
 
-use std::{fmt, os::fd::OwnedFd};
+use std::{fmt, os::fd::OwnedFd, sync::atomic::Ordering};
 
 use crate::{
     evidence::Evidence,
     fork::Mark,
     handshake::broadcast::RingPart,
     identity::Identity,
+    memory::access::Writable,
+    memory::layout,
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
+    memory::phase::{Phase, Step},
     peer::process::Peer,
     rendezvous::inherit::Inheritance,
     signal::inbox::{OpenInbox, TokenSender},
@@ -43,7 +46,7 @@ pub(crate) struct Parts {
     pub(crate) evidence: Vec<Evidence>,
     /// Where the channel will keep its state: memory that cannot be had must fail before this side is ready.
     pub(crate) mark: Mark,
-    pub(crate) own: OwnRegion,
+    pub(crate) own: Unopened,
     pub(crate) peer: PeerRegion,
     pub(crate) own_capacity: u64,
     pub(crate) peer_capacity: u64,
@@ -63,4 +66,39 @@ pub(crate) struct Parts {
     pub(crate) ring: RingPart,
     /// Where the two met, for those who watch the process.
     pub(crate) tie: Tie,
+}
+
+/// This side's region, over which no channel was opened yet. Where none will be, it says so as it goes: once the other side was told
+/// READY it may have a channel, and would take this process for dead.
+#[derive(Debug)]
+pub(crate) struct Unopened {
+    region: OwnRegion,
+    opened: bool,
+}
+
+impl Unopened {
+    pub(crate) fn new(region: OwnRegion) -> Self {
+        Self {
+            region,
+            opened: false,
+        }
+    }
+
+    /// For a channel, which says itself how it ends.
+    pub(crate) fn open(mut self) -> OwnRegion {
+        self.opened = true;
+        self.region.clone()
+    }
+}
+
+impl Drop for Unopened {
+    fn drop(&mut self) {
+        if !self.opened {
+            let closed = Phase {
+                step: Step::Closed,
+                ended: false,
+            };
+            self.region.store(layout::PHASE, closed.word(), Ordering::Release);
+        }
+    }
 }

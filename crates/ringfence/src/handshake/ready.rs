@@ -85,6 +85,7 @@ impl Side<'_> {
             mut record,
             ..
         } = talk;
+        drop(objects.own);
         record.passed(
             "ready",
             "descriptors",
@@ -99,7 +100,7 @@ impl Side<'_> {
             identity,
             evidence: record.into_list(),
             mark: objects.mark,
-            own: objects.own.into_region(),
+            own: objects.region,
             peer: objects.peer,
             own_capacity: self.own_ring(),
             peer_capacity: hello.capacity,

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use crate::{
     fork::Mark,
     handshake::broadcast::RingPart,
-    handshake::parts::{Parts, Role},
+    handshake::parts::{Parts, Role, Unopened},
     identity::{Credentials, Identity},
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
@@ -34,7 +34,7 @@ pub(crate) fn without_a_peer(
         identity: Identity::of(no_process),
         evidence: Vec::new(),
         mark: Mark::new().expect("memory"),
-        own,
+        own: Unopened::new(own),
         peer,
         own_capacity: capacity,
         peer_capacity: capacity,

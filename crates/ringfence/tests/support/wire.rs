@@ -21,6 +21,7 @@ use nix::{
             UnixCredentials, recvmsg, sendmsg, setsockopt, socketpair, sockopt,
         },
         stat::Mode,
+        uio::pread,
     },
 };
 
@@ -307,6 +308,30 @@ pub fn host(address: &str, stop_at: &str, mut stopped: impl FnMut()) {
     assert_eq!(receive(&mut line).expect("the guest's READY").0, 3);
     send(&line, &good(3, nonce), None);
     stop("READY");
+}
+
+/// A host by hand that has a channel once the guest is ready, and breaks its word then. Returns what the guest's region says once the guest
+/// has hung up.
+pub fn host_of_no_guest(address: &str, listening: impl FnOnce()) -> u64 {
+    let listener = listen(address);
+    listening();
+    let (stream, _) = listener.accept().expect("a guest");
+    let (hello_of_guest, line) = receive_hello(&stream);
+    let nonce = &hello_of_guest[16..48];
+    let mut line = UnixStream::from(line);
+    line.set_nonblocking(false).expect("a mode of its own");
+    send(&line, &hello(nonce), None);
+    let (object, _mapping) = self::object();
+    send(&line, &offer(nonce), Some(object.as_fd()));
+    let (_, objects) = receive_with_descriptors(&line, 16 + 104);
+    assert_eq!(receive(&mut line).expect("the guest's READY").0, 3);
+    // It echoes nothing that the guest has said.
+    send(&line, &good(3, &[0; 32]), None);
+    line.read_to_end(&mut Vec::new()).expect("the line's end");
+    let mut word = [0; 8];
+    let read = pread(&objects[0], &mut word, 640);
+    assert_eq!(read, Ok(8));
+    u64::from_le_bytes(word)
 }
 
 /// A refusal: its code (5: the sender cannot go on), the check, and what was wanted and found.
