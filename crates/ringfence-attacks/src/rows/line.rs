@@ -17,6 +17,22 @@ use crate::{
 /// every call on the line says for itself that it must not block (`MSG_DONTWAIT`), what comes over it is read and
 /// thrown away, and descriptors that come along are never installed (recv instead of recvmsg).
 pub(super) fn rude(stage: &Stage) -> Result<Report, Trouble> {
+    let plain = half_a_struct(stage)?;
+    silent_newcomers(stage)?;
+    if let Some(harm) = rude_on_a_channel(stage)? {
+        return Ok(Report::bitten(plain, harm));
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held(
+            "HANDSHAKE_TIMEOUT for the silent, others served meanwhile; a channel goes on as if nothing had been",
+        ),
+        stopped_by: "deadlines; MSG_DONTWAIT in every call; the line's bytes mean nothing",
+    })
+}
+
+/// What the plain guest of a host does that passes half of what it must.
+fn half_a_struct(stage: &Stage) -> Result<Half, Trouble> {
     let address = stage.address("plain");
     let mut host = stage.spawn(
         "the hostile host",
@@ -28,12 +44,14 @@ pub(super) fn rude(stage: &Stage) -> Result<Report, Trouble> {
     let mut guest = plain(stage, "the guest")?;
     guest.say(&format!("join {address} {SIZE}"))?;
     host.expect("passed")?;
-    let plain = match guest.hear(Duration::from_secs(1)) {
+    Ok(match guest.hear(Duration::from_secs(1)) {
         Heard::Silence => Half::bit("waits for the rest of a struct for ever"),
         other => Half::held(format!("{other:?}")),
-    };
+    })
+}
 
-    // Silence, and half a HELLO: others are served meanwhile, and the deadline ends it.
+/// Silence, and half a HELLO: others are served meanwhile, and the deadline ends it.
+fn silent_newcomers(stage: &Stage) -> Result<(), Trouble> {
     let address = stage.address("silent");
     let mut host = fenced_host(stage, &address, "timeout=700")?;
     let (mut silent, mut halting) = (hand(stage)?, hand(stage)?);
@@ -52,9 +70,11 @@ pub(super) fn rude(stage: &Stage) -> Result<Report, Trouble> {
     }
     must(&mut silent, &format!("connect {address}"), "connected")?;
     must(&mut halting, &format!("connect {address}"), "connected")?;
-    honest_guest(stage, &mut host, &address, "")?;
+    honest_guest(stage, &mut host, &address, "").map(drop)
+}
 
-    // On a channel.
+/// What harm is done on a channel, if any.
+fn rude_on_a_channel(stage: &Stage) -> Result<Option<String>, Trouble> {
     let address = stage.address("rude");
     let (mut host, mut peer) = hostile_channel(stage, &address, "", "keep=1")?;
     let before = host.ask("descriptors")?;
@@ -77,7 +97,7 @@ pub(super) fn rude(stage: &Stage) -> Result<Report, Trouble> {
         must(&mut host, "receive 50", "nothing")?;
         must(&mut host, "stuff 50", "full")?;
         if start.elapsed() > Duration::from_secs(10) {
-            return Ok(Report::bitten(plain, "it was held up"));
+            return Ok(Some("it was held up".into()));
         }
         must(&mut peer, "garbage 3", "")?;
         must(&mut peer, "parcel", "")?;
@@ -85,21 +105,12 @@ pub(super) fn rude(stage: &Stage) -> Result<Report, Trouble> {
     }
     let after = host.ask("descriptors")?;
     if before != after {
-        return Ok(Report::bitten(
-            plain,
-            format!("{before} descriptors became {after}"),
-        ));
+        return Ok(Some(format!("{before} descriptors became {after}")));
     }
     must(&mut peer, "message after-all", "")?;
     must(&mut host, "receive 10000", "got 9 after-all")?;
     must(&mut host, "close", "closed")?;
-    Ok(Report {
-        plain,
-        ringfence: Half::held(
-            "HANDSHAKE_TIMEOUT for the silent, others served meanwhile; a channel goes on as if nothing had been",
-        ),
-        stopped_by: "deadlines; MSG_DONTWAIT in every call; the line's bytes mean nothing",
-    })
+    Ok(None)
 }
 
 /// Row 38: the peer never reads.
