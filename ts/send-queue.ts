@@ -322,8 +322,12 @@ export class SendQueue {
     let own: Uint8Array | null = null
     if (this.isEmpty) {
       this.#forgetRoom()
-      // It may go in parts: where there is no memory for a copy, none of them must be in the ring.
-      if (bytes.length > this.#maxAtOnce) bytes = own = this.#copy(bytes)
+      // It may go in parts: where there is no memory for a copy of the rest, none of them must be in the ring. And the view must not
+      // become longer between two of them, as one of shared memory may that another thread grows.
+      if (bytes.length > this.#maxAtOnce) {
+        bytes = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length)
+        own = this.#memoryFor(bytes.length)
+      }
       sent = this.#native.send(bytes, 0)
       if (sent === WHOLE) {
         if (own !== null) this.#recycle(own)
@@ -336,8 +340,11 @@ export class SendQueue {
     }
     this.#clearArena()
     const told = defer()
+    own ??= this.#memoryFor(bytes.length)
+    // What is in the ring is not looked at again.
+    put.call(own, new Uint8Array(bytes.buffer, bytes.byteOffset + sent, bytes.length - sent), sent)
     this.#line.push({
-      bytes: own ?? this.#copy(bytes),
+      bytes: own,
       packed: false,
       sent,
       told: [this.#toBeTold(bytes.length, told)],
@@ -346,19 +353,15 @@ export class SendQueue {
     return told.promise
   }
 
-  /** The caller may use its bytes again. */
-  #copy(bytes: Uint8Array): Uint8Array {
+  /** Memory for a copy of what waits, so that the caller may use its bytes again. Nothing is in it yet. */
+  #memoryFor(length: number): Uint8Array {
     const spare = this.#spare
     // Not much more than is needed: other messages cannot use it as long as this one waits.
-    if (spare === null || spare.length < bytes.length || spare.length > 2 * bytes.length) {
-      const fresh = allocate(bytes.length, 'a message that waits for room')
-      put.call(fresh, bytes)
-      return fresh
+    if (spare === null || spare.length < length || spare.length > 2 * length) {
+      return allocate(length, 'a message that waits for room')
     }
     this.#spare = null
-    const memory = spare.subarray(0, bytes.length)
-    memory.set(bytes)
-    return memory
+    return spare.subarray(0, length)
   }
 
   /** The memory of a copy can be used again: no caller has ever seen it. */
@@ -376,7 +379,9 @@ export class SendQueue {
         // These have room, and wait for none.
         told.unshift({ end: end - from, told: this.#shared, full: this.#full })
       }
-      this.#line.push({ bytes: this.#copy(this.#arena.subarray(from, this.#to)), packed: true, sent: 0, told })
+      const copy = this.#memoryFor(this.#to - from)
+      put.call(copy, this.#arena.subarray(from, this.#to))
+      this.#line.push({ bytes: copy, packed: true, sent: 0, told })
     }
     this.#from = this.#to = this.#sure = 0
     this.#shared = null
