@@ -33,14 +33,21 @@ export function addressOf(kind: Kind, t: ExecutionContext): string {
   return kind === 'named' ? namedAddress(t) : abstractAddress()
 }
 
-/** Whether the address is bound, as the kernel tells. */
-export function isBound(address: string): boolean {
+/** What the kernel tells of the sockets at an address. */
+function socketsAt(address: string): string[] {
   const lines = readFileSync('/proc/net/unix', 'latin1').split('\n')
-  return lines.some((line) => line.endsWith(` ${address}`))
+  return lines.filter((line) => line.endsWith(` ${address}`))
 }
 
-/** Resolves once the address is bound and its files are in place. Until they have their mode, no process is let in. */
+/** Whether the address is bound. */
+export function isBound(address: string): boolean {
+  return socketsAt(address).length > 0
+}
+
+/** Resolves once a process listens at the address, and its files are in place. Until they have their mode, no process is let in. */
 export async function untilBound(address: string, mode = 0o600): Promise<void> {
+  // Flags: __SO_ACCEPTCON. A socket that is bound does not listen yet.
+  const listens = () => socketsAt(address).some((line) => line.split(' ')[3] === '00010000')
   const isThere = () => address.startsWith('@') || (existsSync(address) && (statSync(address).mode & 0o777) === mode)
-  await until(() => isBound(address) && isThere(), `${address} is bound`)
+  await until(() => listens() && isThere(), `a process listens at ${address}`)
 }
