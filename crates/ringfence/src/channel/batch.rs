@@ -1,5 +1,7 @@
 //! Many messages, one publication.
 
+#![expect(clippy::inline_always, reason = "as in `reservation`")]
+
 use crate::{
     channel::reservation::exposed,
     channel::sender::{Sender, Writing, ended},
@@ -55,7 +57,7 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// As [`Sender::try_send`].
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, message: &[u8]) -> Result<bool> {
         self.check_size(message.len())?;
         self.let_go();
@@ -69,7 +71,7 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// As [`Sender::try_send`].
-    #[inline]
+    #[inline(always)]
     pub fn reserve(&mut self, size: usize) -> Result<Option<&mut [u8]>> {
         self.check_size(size)?;
         self.let_go();
@@ -95,11 +97,7 @@ impl Batch<'_> {
         if size as u64 <= self.longest {
             return Ok(());
         }
-        Err(Error::MessageTooLarge {
-            size,
-            limit: self.longest,
-            reason: "half the ring, and what the peer takes",
-        })
+        Err(too_large(size, self.longest))
     }
 
     /// What was handed out is not written any more: its borrow has ended.
@@ -120,6 +118,15 @@ impl Batch<'_> {
         if self.writing.producer.publish() && self.writing.link.waker.must_ring() {
             self.shared.doorbell.ring();
         }
+    }
+}
+
+#[cold]
+fn too_large(size: usize, limit: u64) -> Error {
+    Error::MessageTooLarge {
+        size,
+        limit,
+        reason: "half the ring, and what the peer takes",
     }
 }
 

@@ -99,7 +99,15 @@ impl OwnMapping {
     pub(super) fn let_go(&self, at: usize, length: usize) {
         self.hold.at.store(0, Ordering::Release);
         self.hold.fence_of_producer();
-        if self.hold.wiped.load(Ordering::Acquire) && self.map.is_here() {
+        if self.hold.wiped.load(Ordering::Acquire) {
+            self.wipe_late(at, length);
+        }
+    }
+
+    /// What the wipe has left out.
+    #[cold]
+    fn wipe_late(&self, at: usize, length: usize) {
+        if self.map.is_here() {
             self.fill(at, at + length);
         }
     }
