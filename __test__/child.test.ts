@@ -227,7 +227,7 @@ test("children that are started at the same time get nothing of each other's lin
 
 test('nothing is left of lines that came to nothing', async (t) => {
   const partner = await Partner.start(t)
-  await partner.run(async ({ ringfence, require, until }) => {
+  await partner.run(async ({ ringfence, require, until: waiting }) => {
     const { readdirSync: list } = require('node:fs') as typeof import('node:fs')
     const { once: event } = require('node:events') as typeof import('node:events')
     const attempt = async () => {
@@ -242,7 +242,7 @@ test('nothing is left of lines that came to nothing', async (t) => {
     const before = list('/proc/self/fd').length
     for (let round = 0; round < 5; round += 1) await attempt()
     // A thread of the core lets go of a line a moment after the program was told.
-    await until.until(() => list('/proc/self/fd').length <= before, 'all descriptors are closed')
+    await waiting.until(() => list('/proc/self/fd').length <= before, 'all descriptors are closed')
   })
   t.pass()
 })
