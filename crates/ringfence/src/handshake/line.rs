@@ -16,6 +16,7 @@ use crate::{
     sys::{
         self,
         ancillary::{Control, Received},
+        uninterrupted,
     },
     wait::deadline::{Deadline, Woken},
 };
@@ -50,12 +51,7 @@ pub(crate) fn send(
     }
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     let slices = [std::io::IoSlice::new(&bytes)];
-    let sent = loop {
-        match sendmsg::<()>(socket.as_raw_fd(), &slices, &control, flags, None) {
-            Err(Errno::EINTR) => {}
-            other => break other?,
-        }
-    };
+    let sent = uninterrupted(|| sendmsg::<()>(socket.as_raw_fd(), &slices, &control, flags, None))?;
     if sent == bytes.len() {
         Ok(())
     } else {

@@ -20,7 +20,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     fork::Withheld,
-    sys::{self, ancillary::Control},
+    sys::{self, ancillary::Control, uninterrupted},
 };
 
 /// What is kept. Dropped, it is gone.
@@ -41,14 +41,9 @@ impl KeptDescriptor {
         let (sending, socket) = (Withheld::new(sending)?, Withheld::new(receiving)?);
         let raw = [descriptor.as_fd().as_raw_fd()];
         let control = [ControlMessage::ScmRights(&raw)];
-        let sent = loop {
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            match sendmsg::<()>(sending.as_raw_fd(), &[IoSlice::new(&[1])], &control, flags, None) {
-                Err(Errno::EINTR) => {}
-                other => break other,
-            }
-        };
-        sent.map_err(|errno| Error::system(WHAT, errno))?;
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        uninterrupted(|| sendmsg::<()>(sending.as_raw_fd(), &[IoSlice::new(&[1])], &control, flags, None))
+            .map_err(|errno| Error::system(WHAT, errno))?;
         // A message that has arrived stays, though its sender is closed.
         drop(sending);
         Ok(Self { socket })

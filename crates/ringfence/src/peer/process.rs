@@ -258,13 +258,10 @@ impl Peer {
     pub(crate) fn check_alive(&self) -> Result<()> {
         if let Some(pidfd) = &self.pidfd {
             let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-            loop {
-                match poll(&mut polled, PollTimeout::ZERO) {
-                    Ok(0) => break,
-                    Ok(_) => return Err(self.gone()),
-                    Err(Errno::EINTR) => {}
-                    Err(errno) => return Err(Error::poll("whether the peer is alive", errno)),
-                }
+            match uninterrupted(|| poll(&mut polled, PollTimeout::ZERO)) {
+                Ok(0) => {}
+                Ok(_) => return Err(self.gone()),
+                Err(errno) => return Err(Error::poll("whether the peer is alive", errno)),
             }
         }
         // A zombie's directory is still there, but its state letter says what it is.

@@ -20,6 +20,7 @@ use crate::{
     rendezvous::address::Address,
     rendezvous::files::{Files, Lock, inode, is_kind},
     rendezvous::place::{Access, BACKLOG_OF_A_PAIR, BACKLOG_OF_A_SERVICE, Named, Place, mode_bits},
+    sys::uninterrupted,
     wait::deadline::Deadline,
 };
 
@@ -188,12 +189,9 @@ fn new_listener() -> Result<OwnedFd> {
 fn reach(address: &Address) -> Result<OwnedFd, Errno> {
     let stream = new_socket()?;
     let socket = address.to_socket().map_err(|_| Errno::EINVAL)?;
-    loop {
-        match connect(stream.as_raw_fd(), &socket) {
-            Err(Errno::EINTR) => {}
-            Err(Errno::EISCONN) | Ok(()) => return Ok(stream),
-            Err(errno) => return Err(errno),
-        }
+    match uninterrupted(|| connect(stream.as_raw_fd(), &socket)) {
+        Err(Errno::EISCONN) | Ok(()) => Ok(stream),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -12,7 +12,7 @@ use nix::{
     sys::socket::UnixCredentials,
 };
 
-use crate::identity::Credentials;
+use crate::{identity::Credentials, sys::uninterrupted};
 
 /// What one `recvmsg` brought.
 #[derive(Debug)]
@@ -95,15 +95,11 @@ fn receive_with(socket: impl AsFd, buffer: &mut [u8], more: c_int) -> Result<Rec
     header.msg_control = control.0.as_mut_ptr().cast();
     header.msg_controllen = CONTROL as _;
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_NOSIGNAL | more;
-    let count = loop {
+    let count = uninterrupted(|| {
         // SAFETY: the header points at one iovec (IoSliceMut has its layout, as std promises) over a buffer
         // borrowed mutably for this call, and at a control buffer of the length that it states.
-        let count = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, flags) };
-        match Errno::result(count) {
-            Err(Errno::EINTR) => {}
-            other => break other?,
-        }
-    };
+        Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, flags) })
+    })?;
     // A descriptor's number has 4 bytes.
     // SAFETY: CMSG_SPACE is arithmetic.
     let one_more = unsafe { libc::CMSG_SPACE(4) } as usize;

@@ -2,7 +2,8 @@
 //!
 //! `ancillary` is what comes with a message on a socket, `socket` its options; `file` has locks and flags of open files, and
 //! reads those in which the kernel tells something; `lease` has the leases that a tripwire is made of; `signal` sends and takes
-//! signals; `process` has pidfds; `barrier` has memory barriers of the whole system; `random` has random bytes. `lock` is no system call: it is the standard library's lock without its poison.
+//! signals; `process` has pidfds; `barrier` has memory barriers of the whole system; `random` has random bytes. `lock` is no system
+//! call: it is the standard library's lock without its poison.
 //!
 //! May import `identity` (credentials are plain data). Raw `libc` calls are made here and nowhere else. It decides nothing: an error
 //! is handed on as the kernel has told it.
