@@ -2,16 +2,19 @@
 
 import { execFile } from 'node:child_process'
 import { readFileSync } from 'node:fs'
+import { createServer } from 'node:net'
+import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 import test from 'ava'
 import { observe, type ChannelStats } from 'ringfence'
 
-import { abstractAddress, isBound } from './support/address.js'
+import { abstractAddress, isBound, temporaryDirectory } from './support/address.js'
 import { listenHere, nextOf, pair, Partner } from './support/partner.js'
 import { until } from './support/until.js'
 
 const cli = fileURLToPath(new URL('../../dist/esm/cli.js', import.meta.url))
+const processesModule = new URL('../../dist/esm/processes.js', import.meta.url).href
 
 interface Seen extends Partial<ChannelStats> {
   address: string | null
@@ -79,6 +82,78 @@ test('ps tells the address of two that are observed', async (t) => {
     processes.find((process) => process.pid === pid)!.channels.filter((channel) => channel.peer === peer.pid)
   t.like(between(service, agent), [{ address, role: 'host' }])
   t.like(between(agent, service), [{ address, role: 'guest' }])
+})
+
+test('ps tells an address as it is, whatever it holds, and no address that another socket has made up', async (t) => {
+  const [service, agent] = [await Partner.start(t), await Partner.start(t)]
+  const address = join(temporaryDirectory(t), 'gr\u00fc\u00df  \u001b[2J\nb .sock')
+  await service.run(async (kit, where) => {
+    const listener = await kit.ringfence.listen(where)
+    kit.keep['listener'] = listener
+    listener.on('connection', (channel) => (kit.channel = channel))
+  }, address)
+  await agent.connect(address)
+  const told = async () => {
+    const { processes } = await ringfence('ps', '--json')
+    return [service, agent].map(({ pid }) => processes.find((process) => process.pid === pid)!.channels[0]!.address)
+  }
+  t.deepEqual(await told(), [address, address])
+  const [, inode] = / (\d+) \S*gr\u00fc\u00df {2}/.exec(readFileSync('/proc/net/unix', 'utf8'))!
+  // Any user may take a name like this one.
+  const forged = `\n0000000000000000: 00000002 00000000 00010000 0001 01 ${inode} /forged.sock`
+  const server = createServer()
+  await new Promise<void>((resolve) => server.listen(`\0${forged}`, resolve))
+  t.teardown(() => server.close())
+  t.true(readFileSync('/proc/net/unix', 'utf8').includes(forged))
+  t.deepEqual(await told(), [null, null])
+})
+
+test('ps fails with a code where this process lacks descriptors: what it could not look at is not left out', async (t) => {
+  const [service, looking] = [await Partner.start(t), await Partner.start(t)]
+  const address = abstractAddress()
+  await service.run(async (kit, where) => {
+    kit.keep['publisher'] = await kit.ringfence.publish(where)
+  }, address)
+  const told = await looking.run(
+    async (kit, module, pid) => {
+      const { readdirSync, openSync, closeSync } = kit.require('node:fs') as typeof import('node:fs')
+      const { execFileSync } = kit.require('node:child_process') as typeof import('node:child_process')
+      const { seenProcesses } = (await import(module)) as {
+        seenProcesses(): { pid: number }[]
+      }
+      const sees = () => seenProcesses().some((seen) => seen.pid === pid)
+      const before = sees()
+      const most = Math.max(...readdirSync('/proc/self/fd').map(Number)) + 1
+      execFileSync('prlimit', [`--pid=${process.pid}`, `--nofile=${most}:`])
+      const all: number[] = []
+      const fill = () => {
+        for (;;) all.push(openSync('/dev/null', 'r'))
+      }
+      try {
+        fill()
+      } catch {
+        // There are no more.
+      }
+      const codes: unknown[] = []
+      // With none left, with one, and so on: whatever it is that fails.
+      for (let free = 0; free < 6; free += 1) {
+        try {
+          codes.push(sees())
+        } catch (error) {
+          codes.push((error as NodeJS.ErrnoException).code)
+        }
+        const one = all.pop()
+        if (one !== undefined) closeSync(one)
+      }
+      all.forEach((one) => closeSync(one))
+      return { before, codes }
+    },
+    processesModule,
+    service.pid,
+  )
+  t.true(told.before)
+  t.is(told.codes[0], 'ERR_RINGFENCE_NO_SPACE')
+  for (const code of told.codes) t.true(code === true || code === 'ERR_RINGFENCE_NO_SPACE', String(code))
 })
 
 test('ps tells a publisher and those who read its ring', async (t) => {
@@ -183,6 +258,27 @@ test('top believes no process more than its figures, and is put out by none', as
     )
   })
   t.regex(screen, new RegExp(`^${another.pid} .* host`, 'm'))
+})
+
+test('top asks none but the processes themselves: who takes their addresses does not hold it up', async (t) => {
+  const observed = await Promise.all(Array.from({ length: 12 }, () => Partner.start(t)))
+  await Promise.all(observed.map((partner) => partner.run((kit) => kit.ringfence.observe().then(() => {}))))
+  const quiet = await Partner.start(t)
+  let came = 0
+  // It would never answer.
+  const server = createServer(() => (came += 1))
+  await new Promise<void>((resolve) => server.listen(`\0ringfence-observe-${quiet.pid}`, resolve))
+  t.teardown(() => server.close())
+  const { out, complaints } = await new Promise<{ out: string; complaints: string }>((resolve, reject) => {
+    execFile(process.execPath, [cli, 'top', '--once', '--json'], { timeout: 60_000 }, (error, stdout, stderr) =>
+      error === null ? resolve({ out: stdout, complaints: stderr }) : reject(error),
+    )
+  })
+  t.is(came, 0)
+  // Many handshakes at a time are no leak.
+  t.is(complaints, '')
+  const { processes } = JSON.parse(out) as Processes
+  for (const { pid } of observed) t.true(processes.some((process) => process.pid === pid))
 })
 
 test('RINGFENCE_OBSERVE=1 has a process observed from the start, and keeps it not alive', async (t) => {

@@ -4,6 +4,7 @@
 import { readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs'
 
 import { observedAt } from './observe.js'
+import { addressesOf, failIfShort, listeningSockets, type Listening } from './sockets.js'
 
 /** A channel of a process, as others see it. */
 export interface SeenChannel {
@@ -55,7 +56,11 @@ interface Looked {
 const LINE =
   /^([0-9a-f]+)-([0-9a-f]+) r([w-])\S+ \S+ (\S+ \d+)\s+(?:\/memfd:ringfence|\/dev\/shm\/ringfence\S*) \(deleted\)$/gm
 
-/** The processes of this host that have channels, as far as this user may see. */
+/**
+ * The processes of this host that have channels, as far as this user may see.
+ *
+ * @throws {@link RingfenceError} NO_SPACE: this process lacks what it takes to look at them.
+ */
 export function seenProcesses(): SeenProcess[] {
   const listening = listeningSockets()
   const looked = pids()
@@ -75,17 +80,25 @@ export function seenProcesses(): SeenProcess[] {
 }
 
 function pids(): number[] {
-  return readdirSync('/proc')
-    .filter((name) => /^\d+$/.test(name))
-    .map(Number)
+  try {
+    return readdirSync('/proc')
+      .filter((name) => /^\d+$/.test(name))
+      .map(Number)
+  } catch (error) {
+    failIfShort(error)
+    throw error
+  }
 }
 
 /** null: it has no channel, or may not be looked at, or is gone. */
-function look(pid: number, listening: Map<string, string>): Looked | null {
+function look(pid: number, listening: Listening): Looked | null {
   try {
     const mapped = mappedBy(readFileSync(`/proc/${pid}/maps`, 'latin1'))
-    return mapped.length === 0 ? null : { pid, mapped, addresses: addressesOf(pid, listening) }
-  } catch {
+    if (mapped.length === 0) return null
+    // Where it tells its figures no channel of the program's is met.
+    return { pid, mapped, addresses: addressesOf(pid, listening).filter((address) => address !== observedAt(pid)) }
+  } catch (error) {
+    failIfShort(error)
     return null
   }
 }
@@ -101,31 +114,6 @@ export function mappedBy(maps: string): Mapped[] {
   return [...found].map(([inode, { size, writes }]) => ({ inode, capacity: Math.max(0, size - BESIDE), writes }))
 }
 
-/** Listening sockets with a name, by their inode. */
-function listeningSockets(): Map<string, string> {
-  const sockets = new Map<string, string>()
-  // Number, references, protocol, flags (of which 0x10000 says that it listens), type, state, inode, name.
-  for (const line of readFileSync('/proc/net/unix', 'latin1').split('\n')) {
-    const [, , , flags, , , inode, ...name] = line.split(' ').filter((word) => word !== '')
-    if (flags === '00010000' && name.length > 0) sockets.set(`socket:[${inode}]`, name.join(' '))
-  }
-  return sockets
-}
-
-function addressesOf(pid: number, listening: Map<string, string>): string[] {
-  const addresses = new Set<string>()
-  for (const descriptor of readdirSync(`/proc/${pid}/fd`)) {
-    try {
-      const address = listening.get(readlinkSync(`/proc/${pid}/fd/${descriptor}`))
-      // Where it tells its figures no channel of the program's is met.
-      if (address !== undefined && address !== observedAt(pid)) addresses.add(address)
-    } catch {
-      // Closed meanwhile.
-    }
-  }
-  return [...addresses]
-}
-
 function aboutProcess(pid: number): Omit<SeenProcess, 'channels'> | null {
   try {
     const { uid } = statSync(`/proc/${pid}`)
@@ -137,7 +125,8 @@ function aboutProcess(pid: number): Omit<SeenProcess, 'channels'> | null {
       // Closed to this user.
     }
     return { pid, uid, executable, since }
-  } catch {
+  } catch (error) {
+    failIfShort(error)
     return null
   }
 }

@@ -1,10 +1,13 @@
 // The figures of processes that let themselves be observed: read from their publishers, as `observe` in ts/observe.ts fills them.
 
-import { readFileSync } from 'node:fs'
+import { setMaxListeners } from 'node:events'
+import { statSync } from 'node:fs'
 
 import { subscribe, type Subscription } from '../broadcast/subscription.js'
 import { within } from '../deferred.js'
+import { RingfenceError } from '../errors.js'
 import { LONGEST, observedAt, type Observed, type Snapshot } from '../observe.js'
+import { addressesOf, failIfShort, listeningSockets } from '../sockets.js'
 import { snapshotIn } from './snapshot.js'
 
 /** How long the first figures of a process are waited for, in milliseconds. */
@@ -109,11 +112,27 @@ function ratesOf(before: Observed | undefined, now: Observed, seconds: number): 
   }
 }
 
-/** Processes that tell their figures, as the kernel lists their addresses. */
+/**
+ * Processes of this user that tell their figures, as the kernel lists their addresses. Any user may take such an address, and as many as it
+ * likes: where another process has it, that is not asked.
+ */
 function observedPids(): number[] {
-  const own = process.pid
-  const listed = readFileSync('/proc/net/unix', 'latin1').matchAll(/ 00010000 .* @ringfence-observe-(\d+)$/gm)
-  return [...new Set([...listed].map(([, pid]) => Number(pid)))].filter((pid) => pid !== own)
+  const listening = listeningSockets()
+  const named = new Set(
+    [...listening.values()].map((address) => Number(/^@ringfence-observe-(\d+)$/.exec(address)?.[1])),
+  )
+  return [...named].filter((pid) => pid > 0 && pid !== process.pid && mayTell(pid))
+
+  function mayTell(pid: number): boolean {
+    try {
+      if (statSync(`/proc/${pid}`).uid !== process.geteuid!()) return false
+      return addressesOf(pid, listening).includes(observedAt(pid))
+    } catch (error) {
+      failIfShort(error)
+      // A hardened one does not show what it has open, and is asked.
+      return (error as NodeJS.ErrnoException).code === 'EACCES'
+    }
+  }
 }
 
 /** The processes of this user that tell their figures. */
@@ -127,9 +146,15 @@ export class Sources {
   /** `patience`: how long a process may take that is stopped, or busy with something else. */
   constructor(patience = PATIENCE) {
     this.#patience = patience
+    // Every handshake listens to it.
+    setMaxListeners(0, this.#over.signal)
   }
 
-  /** Looks for processes that have come, of these if they are named, and forgets those that have gone. */
+  /**
+   * Looks for processes that have come, of these if they are named, and forgets those that have gone.
+   *
+   * @throws {@link RingfenceError} NO_SPACE: not all could be looked at.
+   */
   async find(only?: ReadonlySet<number>): Promise<void> {
     for (const [pid, source] of this.#sources) if (source.isOver) this.#sources.delete(pid)
     const isFresh = (pid: number) => !this.#sources.has(pid) && !this.#coming.has(pid) && only?.has(pid) !== false
@@ -147,8 +172,12 @@ export class Sources {
       maxMessageSize: LONGEST,
       timeout: this.#patience,
       signal: this.#over.signal,
-    }).catch(() => null)
-    this.#coming.delete(pid)
+    })
+      .catch((error: unknown) => {
+        if (error instanceof RingfenceError && error.code === 'ERR_RINGFENCE_NO_SPACE') throw error
+        return null
+      })
+      .finally(() => this.#coming.delete(pid))
     if (subscription === null) return
     // Any process of this user may have taken the address of another one.
     if (subscription.peer.pid !== pid || this.#over.signal.aborted) await subscription.close()

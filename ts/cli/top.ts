@@ -113,7 +113,9 @@ export async function top(
     return
   }
   const { stdin } = process
-  const over = new Promise<void>((resolve) => {
+  let fail!: (error: unknown) => void
+  const over = new Promise<void>((resolve, reject) => {
+    fail = reject
     if (!stdin.isTTY || json) return
     stdin.setRawMode(true).setEncoding('utf8')
     stdin.on('data', (keys: string) => {
@@ -130,12 +132,15 @@ export async function top(
   show()
   const timer = setInterval(() => {
     // A newcomer that says nothing keeps the others from no screen.
-    void sources.find()
+    sources.find().catch(fail)
     show()
   }, INTERVAL)
-  await over
-  clearInterval(timer)
-  stdin.setRawMode(false)
-  stdin.pause()
-  await sources.close()
+  try {
+    await over
+  } finally {
+    clearInterval(timer)
+    if (stdin.isTTY && !json) stdin.setRawMode(false)
+    stdin.pause()
+    await sources.close()
+  }
 }

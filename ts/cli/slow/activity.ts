@@ -3,6 +3,8 @@
 import { readFileSync, readdirSync } from 'node:fs'
 import { setTimeout as pause } from 'node:timers/promises'
 
+import { failIfShort } from '../../sockets.js'
+
 /** What a process did while it was looked at. */
 export interface Activity {
   /** SIGSTOP or a debugger keeps it from running. */
@@ -79,7 +81,8 @@ function threadsOf(pid: number): Map<number, Thread> {
       const thread = threadAt(`/proc/${pid}/task/${id}`)
       if (thread !== null) threads.set(Number(id), thread)
     }
-  } catch {
+  } catch (error) {
+    failIfShort(error)
     // It is gone.
   }
   return threads
@@ -94,7 +97,8 @@ function threadAt(directory: string): Thread | null {
       core: Number(stat[36]),
       sleeps: Number(/^voluntary_ctxt_switches:\s*(\d+)/m.exec(status)?.[1] ?? 0),
     }
-  } catch {
+  } catch (error) {
+    failIfShort(error)
     return null
   }
 }

@@ -76,7 +76,7 @@ export function judgeCores(processes: number[], both: [Activity, Activity], dist
 export function judgeRing({ writer, reader, capacity, sent }: Stream): Ailment {
   const about = { check: 'ring' as const, processes: [writer, reader] }
   if (sent === null) {
-    const meaning = `process ${writer} does not let itself be observed: start it with RINGFENCE_OBSERVE=1`
+    const meaning = `process ${writer} tells no figures: start it with RINGFENCE_OBSERVE=1; if it was, it is stopped or busy`
     return { ...about, status: 'unknown', found: formatBytes(capacity), meaning }
   }
   const fill = Math.min(sent.used, sent.usedBefore) / capacity
