@@ -14,6 +14,7 @@
 //! | [`eviction`] | a reader that is let go of while it reads, and a newcomer in its place: what was known of the one is not taken for the other |
 //! | [`floor`] | a reader that is overtaken: no torn message, an exact count, no honest publisher accused |
 //! | [`holding`] | who holds an address, while members come, leave, are killed and are stopped |
+//! | [`wiping`] | a ring that is wiped while slices of it are handed out: what is written in place is left alone, and nothing else stays |
 //!
 //! `cargo test -p ringfence-model` checks all of them in some seconds, and `npm run test:models` more of each, in a minute or two. Each
 //! prints what it has found, and in how many states ([`check`]).
@@ -46,3 +47,4 @@ pub mod floor;
 pub mod holding;
 pub mod memory;
 pub mod parking;
+pub mod wiping;

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use ringfence_model::{admission, bells, closing, eviction, floor, holding, parking};
+use ringfence_model::{admission, bells, closing, eviction, floor, holding, parking, wiping};
 
 #[test]
 fn each_property_is_a_sentence_of_the_page_about_promises() {
@@ -35,6 +35,8 @@ fn each_property_is_a_sentence_of_the_page_about_promises() {
         holding::NAMED,
         holding::TWO,
         holding::NOTHING_LEFT,
+        wiping::NOT_TOUCHED,
+        wiping::ALL_WIPED,
     ] {
         assert!(modelled.contains(property), "{property}");
     }

@@ -5,7 +5,6 @@
 use crate::{
     channel::reservation::exposed,
     channel::sender::{Sender, Writing, ended},
-    channel::shared::Shared,
     error::{Error, Result},
 };
 
@@ -33,12 +32,7 @@ impl Sender {
         let longest = self.max_at_once();
         self.writing()?;
         let writing = self.writing.as_mut().ok_or_else(ended)?;
-        Ok(Batch {
-            writing,
-            shared: &self.shared,
-            longest,
-            handed_out: None,
-        })
+        Ok(Batch { writing, longest })
     }
 }
 
@@ -46,10 +40,7 @@ impl Sender {
 #[derive(Debug)]
 pub struct Batch<'a> {
     writing: &'a mut Writing,
-    shared: &'a Shared,
     longest: u64,
-    /// Where the bytes lie that [`Batch::reserve`] has handed out last, and how many.
-    handed_out: Option<(usize, usize)>,
 }
 
 impl Batch<'_> {
@@ -63,7 +54,7 @@ impl Batch<'_> {
         self.let_go();
         match self.writing.producer.push(message) {
             Ok(pushed) => Ok(pushed),
-            error => self.shared.judge(error),
+            error => self.writing.shared.judge(error),
         }
     }
 
@@ -74,22 +65,28 @@ impl Batch<'_> {
     #[inline(always)]
     pub fn reserve(&mut self, size: usize) -> Result<Option<&mut [u8]>> {
         self.check_size(size)?;
-        self.let_go();
+        let at = match self.writing.producer.claim_known(size as u64) {
+            Some(at) => at,
+            None => match self.claim(size)? {
+                Some(at) => at,
+                None => return Ok(None),
+            },
+        };
         let producer = &mut self.writing.producer;
-        match producer.claim_record(size as u64) {
-            Ok(Some(at)) => {
-                if !producer.own().hold(at, size) {
-                    return Err(exposed(self.shared));
-                }
-                self.handed_out = Some((at, size));
-                producer.finish(at, size, size);
-                // SAFETY: the range was just claimed, is published only after this borrow has ended, and is claimed
-                // by no other call.
-                Ok(Some(unsafe { producer.own_mut().claimed(at, size) }))
-            }
-            Ok(None) => Ok(None),
-            Err(error) => self.shared.judge(Err(error)),
+        // In place of what was handed out before: its borrow has ended.
+        if !producer.own().hold(at, size) {
+            return Err(exposed(&self.writing.shared));
         }
+        producer.finish(at, size, size);
+        // SAFETY: the range was just claimed, is published only after this borrow has ended, and is claimed by no other call.
+        Ok(Some(unsafe { producer.own_mut().claimed(at, size) }))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn claim(&mut self, size: usize) -> Result<Option<usize>> {
+        let claimed = self.writing.producer.claim(size as u64);
+        self.writing.shared.judge(claimed)
     }
 
     #[inline]
@@ -103,20 +100,18 @@ impl Batch<'_> {
     /// What was handed out is not written any more: its borrow has ended.
     #[inline]
     fn let_go(&mut self) {
-        if let Some((at, size)) = self.handed_out.take() {
-            self.writing.producer.own().let_go(at, size);
-        }
+        self.writing.producer.own().let_go();
     }
 
     /// Makes what was added so far visible to the peer.
     #[inline]
     pub fn publish(&mut self) {
         self.let_go();
-        if self.shared.is_inherited() {
+        if self.writing.shared.is_inherited() {
             return;
         }
-        if self.writing.producer.publish() && self.writing.link.waker.must_ring() {
-            self.shared.doorbell.ring();
+        if self.writing.producer.publish() {
+            self.writing.wake();
         }
     }
 }

@@ -103,10 +103,11 @@ impl Channel {
             writing: Some(Writing {
                 producer,
                 link: writing,
-                reserved: (0, 0),
+                shared: Arc::clone(&shared),
             }),
             capacity: own_capacity,
             longest: longest_out,
+            at_once: longest_out.min(own_capacity / 2),
             begun: Begun::Nothing,
             reservation: Arc::default(),
             fruitless: 0,

@@ -16,7 +16,7 @@ use bytemuck::Pod;
 
 use crate::{
     channel::reserved::{Reserved, too_long},
-    channel::sender::{Begun, Sender, ended},
+    channel::sender::{Begun, Sender, Writing, ended},
     channel::shared::Shared,
     channel::state::ChannelState,
     error::{Error, Result},
@@ -43,15 +43,18 @@ impl Sender {
     /// As [`Sender::try_send`].
     #[inline(always)]
     pub fn reserve(&mut self, size: usize) -> Result<Option<Reservation<'_>>> {
-        let Some(at) = self.claim(size)? else {
-            return Ok(None);
+        let at = match self.claim_known(size) {
+            Some(at) => at,
+            None => match self.claim(size)? {
+                Some(at) => at,
+                None => return Ok(None),
+            },
         };
         let writing = self.writing.as_mut().ok_or_else(ended)?;
         if !writing.producer.own().hold(at, size) {
             return Err(exposed(&self.shared));
         }
-        writing.reserved = (at, size);
-        Ok(Some(Reservation { sender: self }))
+        Ok(Some(Reservation { writing, at, size }))
     }
 
     /// As [`Sender::reserve`], for `count` values of plain data, which are one message: a run of them has one header, and each costs
@@ -85,19 +88,24 @@ impl Sender {
         Ok(room.map(ReservedItems::new))
     }
 
-    /// Claims room for a message: the offset of its bytes in the region.
+    /// As [`Sender::claim`], where nothing is in the way.
     #[inline(always)]
-    fn claim(&mut self, size: usize) -> Result<Option<usize>> {
-        self.check_size(size, true)?;
-        match self.writing()?.producer.claim_record(size as u64) {
-            Ok(Some(at)) => Ok(Some(at)),
-            other => self.not_claimed(other),
+    fn claim_known(&mut self, size: usize) -> Option<usize> {
+        if size as u64 > self.at_once || self.begun != Begun::Nothing || !self.is_open() {
+            return None;
         }
+        self.writing.as_mut()?.producer.claim_known(size as u64)
     }
 
+    /// Claims room for a message: the offset of its bytes in the region.
     #[cold]
-    fn not_claimed(&mut self, result: Result<Option<usize>>) -> Result<Option<usize>> {
-        self.not_sent(result.map(|_| false)).map(|_| None)
+    #[inline(never)]
+    fn claim(&mut self, size: usize) -> Result<Option<usize>> {
+        self.check_size(size, true)?;
+        match self.writing()?.producer.claim(size as u64) {
+            Ok(Some(at)) => Ok(Some(at)),
+            other => self.not_sent(other.map(|_| false)).map(|_| None),
+        }
     }
 
     /// As [`Sender::reserve`], for callers that cannot hold a borrow: until [`Sender::commit`] or [`Sender::cancel`], or until
@@ -126,9 +134,8 @@ impl Sender {
         if length > size {
             return Err(too_long(length, size));
         }
-        let Self { shared, writing, .. } = self;
-        let writing = writing.as_mut().ok_or_else(ended)?;
-        writing.finish(shared, at, size, length);
+        let writing = self.writing.as_mut().ok_or_else(ended)?;
+        writing.finish(at, size, length);
         Ok(())
     }
 
@@ -153,8 +160,11 @@ impl Sender {
 /// Room in the ring for one message: dereferences to its bytes. Dropping it sends nothing.
 #[derive(Debug)]
 pub struct Reservation<'a> {
-    /// Its half has the ring, and [`Writing::reserved`](crate::channel::sender::Writing::reserved) says which bytes.
-    sender: &'a mut Sender,
+    /// Has the ring, and holds these bytes of it.
+    writing: &'a mut Writing,
+    /// Where they lie in the region, and how many.
+    at: usize,
+    size: usize,
 }
 
 impl Reservation<'_> {
@@ -164,16 +174,15 @@ impl Reservation<'_> {
     /// As [`Sender::commit`].
     #[inline(always)]
     pub fn commit(self, length: usize) -> Result<()> {
-        let Sender { shared, writing, .. } = &mut *self.sender;
-        let writing = writing.as_mut().ok_or_else(ended)?;
-        let (at, size) = writing.reserved;
+        let Self { at, size, .. } = self;
         if length > size {
             return Err(too_long(length, size));
         }
+        let shared = &self.writing.shared;
         if !shared.state.is(ChannelState::Open, Ordering::Relaxed) {
             return Err(shared.check().err().unwrap_or_else(ended));
         }
-        writing.finish(shared, at, size, length);
+        self.writing.finish(at, size, length);
         Ok(())
     }
 }
@@ -194,35 +203,26 @@ impl Deref for Reservation<'_> {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        let Some(writing) = &self.sender.writing else {
-            return &[];
-        };
-        let (at, size) = writing.reserved;
-        // SAFETY: `reserve` has claimed this range and noted it; the sender is borrowed since, so that nothing else is claimed or
-        // noted meanwhile; writing takes an exclusive borrow, and no other process can write here.
-        unsafe { writing.producer.own().claimed_for_reading(at, size) }
+        let Self { at, size, .. } = *self;
+        // SAFETY: `reserve` has claimed this range and holds it; the sender is borrowed since, so that nothing else is claimed or
+        // held meanwhile; writing takes an exclusive borrow, and no other process can write here.
+        unsafe { self.writing.producer.own().claimed_for_reading(at, size) }
     }
 }
 
 impl DerefMut for Reservation<'_> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
-        let Some(writing) = &mut self.sender.writing else {
-            return &mut [];
-        };
-        let (at, size) = writing.reserved;
+        let Self { at, size, .. } = *self;
         // SAFETY: as above, with an exclusive borrow.
-        unsafe { writing.producer.own_mut().claimed(at, size) }
+        unsafe { self.writing.producer.own_mut().claimed(at, size) }
     }
 }
 
 impl Drop for Reservation<'_> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(writing) = &self.sender.writing {
-            let (at, size) = writing.reserved;
-            writing.producer.own().let_go(at, size);
-        }
+        self.writing.producer.own().let_go();
     }
 }
 

@@ -58,7 +58,7 @@ impl Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.region.let_go(self.at, self.size);
+        self.region.let_go();
         // Release: see `Sender::must_have_ended`.
         self.open.store(false, Ordering::Release);
     }

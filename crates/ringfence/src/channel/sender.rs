@@ -32,6 +32,8 @@ pub struct Sender {
     pub(crate) writing: Option<Writing>,
     pub(crate) capacity: u64,
     pub(crate) longest: u64,
+    /// See [`Sender::max_at_once`].
+    pub(crate) at_once: u64,
     pub(crate) begun: Begun,
     /// Whether there is a [`Reserved`](crate::channel::reserved::Reserved) that may be written. It stores `false` when it is dropped.
     pub(crate) reservation: Arc<AtomicBool>,
@@ -52,19 +54,24 @@ pub(crate) enum Begun {
 pub(crate) struct Writing {
     pub(crate) producer: Producer<OwnRegion, PeerRegion>,
     pub(crate) link: Link,
-    /// Of the open [`Reservation`](crate::Reservation): where its bytes lie in the region, and how many. Here and not there, so that a reservation is
-    /// one pointer: two words that are stored one by one and moved together make the processor wait (4 ns and 19).
-    pub(crate) reserved: (usize, usize),
+    /// Here as well, so that a [`Reservation`](crate::Reservation) is one pointer: two words that are stored one by one and moved together make
+    /// the processor wait (4 ns and 19).
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Writing {
     /// Sends a message that was claimed and filled.
     #[inline]
-    pub(super) fn finish(&mut self, shared: &Shared, at: usize, claimed: usize, length: usize) {
-        self.producer.finish(at, claimed, length);
-        self.producer.publish();
+    pub(super) fn finish(&mut self, at: usize, claimed: usize, length: usize) {
+        self.producer.finish_now(at, claimed, length);
+        self.wake();
+    }
+
+    /// Wakes the reader, if it sleeps.
+    #[inline]
+    pub(super) fn wake(&mut self) {
         if self.link.waker.must_ring() {
-            shared.doorbell.ring();
+            self.shared.doorbell.ring();
         }
     }
 }
@@ -84,7 +91,7 @@ impl Sender {
     /// takes, if that is less. Longer ones travel in fragments, through [`Sender::send`].
     #[inline]
     pub fn max_at_once(&self) -> u64 {
-        self.longest.min(self.capacity / 2)
+        self.at_once
     }
 
     #[inline]
@@ -134,7 +141,7 @@ impl Sender {
     }
 
     #[inline]
-    fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         self.shared.state.is(ChannelState::Open, Ordering::Relaxed) && self.writing.is_some()
     }
 
@@ -202,13 +209,10 @@ impl Sender {
     #[inline]
     pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
         self.check_size(message.len(), true)?;
-        let Writing { producer, link, .. } = self.writing()?;
-        match producer.push(message) {
+        let writing = self.writing()?;
+        match writing.producer.push_now(message) {
             Ok(true) => {
-                producer.publish();
-                if link.waker.must_ring() {
-                    self.shared.doorbell.ring();
-                }
+                writing.wake();
                 Ok(true)
             }
             other => self.not_sent(other),

@@ -21,11 +21,20 @@ pub(crate) trait Readable {
     /// Copies `into.len()` bytes out. `at` is a multiple of eight.
     fn copy_out(&self, at: usize, into: &mut [u8]);
     /// As [`Readable::copy_out`], for a reader that reads on behind the range; something is written up to `end`.
-    #[inline]
+    #[expect(
+        clippy::inline_always,
+        reason = "of several callers the compiler would make a call of it: 1.8 ns of 14 for a message of 64 bytes"
+    )]
+    #[inline(always)]
     fn copy_out_ahead(&self, at: usize, into: &mut [u8], end: usize) {
         if into.len() <= SMALL {
             return self.copy_out(at, into);
         }
+        self.copy_out_blocks(at, into, end);
+    }
+    /// As [`Readable::copy_out_ahead`], of what is not small.
+    #[inline]
+    fn copy_out_blocks(&self, at: usize, into: &mut [u8], end: usize) {
         for (index, block) in into.chunks_mut(BLOCK).enumerate() {
             let at = at + index * BLOCK;
             self.will_read_on(at, block.len(), end);

@@ -3,8 +3,8 @@
 //! `backing` is the choice of the kind, `seals` what a memfd is sealed with, `room` whether there is memory for it; `create` makes
 //! an object, and `accept` checks the one that the peer made. `mapping` places an object in this process; `layout` says where its
 //! words lie, and `phase` what one of them means. `own` is the region that this process writes, `peer` the one that it can only
-//! read; `access`, `copy` and `storage` are their means. `wipe` removes what was said, and `tripwire` tells when another process
-//! opens the object. `kept` holds a descriptor where no process can open it.
+//! read; `access`, `copy` and `storage` are their means. `wipe` removes what was said, but for what `hold` says is being
+//! written, and `tripwire` tells when another process opens the object. `kept` holds a descriptor where no process can open it.
 //!
 //! The numbered rules of hostile memory:
 //! 1. No reference points into a peer's region. Loads are volatile or atomic, copies go through raw pointers.
@@ -18,6 +18,7 @@ pub(crate) mod access;
 pub(crate) mod backing;
 pub(crate) mod copy;
 pub(crate) mod create;
+mod hold;
 pub(crate) mod kept;
 pub(crate) mod layout;
 pub(crate) mod mapping;

@@ -16,14 +16,14 @@ use crate::{
     memory::layout,
     memory::storage::{Storage, map},
     memory::tripwire::Tripwire,
-    memory::wipe::OwnMapping,
+    memory::wipe::OwnStorage,
 };
 
 /// The region that this process owns: mapped for reading and writing here, and nowhere else.
 #[derive(Debug, Clone)]
 pub(crate) struct OwnRegion {
     pub(super) base: *mut u8,
-    pub(super) keep: Arc<Storage>,
+    pub(super) keep: Arc<OwnStorage>,
 }
 
 // SAFETY: the pointer is to the mapping that `keep` holds, which is as good on one thread as on another; all access
@@ -33,81 +33,68 @@ unsafe impl Send for OwnRegion {}
 unsafe impl Sync for OwnRegion {}
 
 impl OwnRegion {
-    fn new(storage: Storage) -> Self {
+    fn new(storage: Storage, capacity: u64) -> Self {
         Self {
             base: storage.base(),
-            keep: Arc::new(storage),
+            keep: Arc::new(OwnStorage::new(storage, capacity)),
         }
     }
 
     /// Maps a new object of `region_size(capacity)` bytes, prefaulted, and writes its head words.
     pub(crate) fn map(object: impl AsFd, capacity: u64) -> Result<Self> {
         let map = map("mapping the shared object", object, capacity, true)?;
-        Ok(Self::initialised(
-            Storage::Own(OwnMapping::new(map, capacity)),
-            capacity,
-        ))
-    }
-
-    fn own(&self) -> Option<&OwnMapping> {
-        match &*self.keep {
-            Storage::Own(own) => Some(own),
-            Storage::Peer(_) | Storage::Private(_) => None,
-        }
+        Ok(Self::initialised(Storage::Mapped(map), capacity))
     }
 
     /// Keeps the watch on this region's object for as long as it is mapped.
     pub(crate) fn guard(&self, tripwire: Tripwire) {
-        if let Some(own) = self.own() {
-            own.guard(tripwire);
-        }
+        self.keep.guard(tripwire);
     }
 
     pub(crate) fn tripwire(&self) -> Option<&Tripwire> {
-        self.own()?.tripwire()
+        self.keep.tripwire()
     }
 
     /// The peer has the region now: when this mapping goes, all of the ring is wiped. `barriers`: this process receives and can
     /// issue membarrier(2).
     pub(crate) fn in_use(&self, barriers: bool) {
-        if let Some(own) = self.own() {
-            own.in_use(barriers);
-        }
+        self.keep.in_use(barriers);
     }
 
-    /// The producer calls this before it hands out a range as a slice: no wipe touches the range until [`OwnRegion::let_go`]. It
-    /// can have one at a time. `false`: the ring is being wiped, or was, and nothing may be handed out.
+    /// The producer calls this before it hands out a range as a slice: no wipe touches the range until [`OwnRegion::let_go`], or until
+    /// the next range takes its place. It can have one at a time. `false`: the ring is being wiped, or was, and nothing may be
+    /// handed out.
     #[inline]
     pub(crate) fn hold(&self, at: usize, length: usize) -> bool {
-        self.own().is_none_or(|own| own.hold(at, length))
+        self.keep.hold(at, length)
+    }
+
+    /// The offset and length of what [`OwnRegion::hold`] was called for last, until [`OwnRegion::let_go`].
+    #[inline]
+    pub(crate) fn held(&self) -> Option<(usize, usize)> {
+        self.keep.held()
     }
 
     /// The slice of [`OwnRegion::hold`] is gone.
     #[inline]
-    pub(crate) fn let_go(&self, at: usize, length: usize) {
-        if let Some(own) = self.own() {
-            own.let_go(at, length);
-        }
+    pub(crate) fn let_go(&self) {
+        self.keep.let_go();
     }
 
     /// The peer may still read what lies behind this position, its head: only the rest is wiped when this mapping goes.
     pub(crate) fn keep_from(&self, head: u64) {
-        if let Some(own) = self.own() {
-            own.keep_from(head);
-        }
+        self.keep.keep_from(head);
     }
 
     /// Wipes the ring now, also while the peer reads it, and once more when this mapping goes. What the producer has handed out
     /// is wiped when the producer lets go of it.
     pub(crate) fn wipe(&self) {
-        if let Some(own) = self.own() {
-            own.wipe();
-        }
+        self.keep.wipe();
     }
 
     /// The head words alone, in private memory: for a reader that tells no peer any more how far it has read.
     pub(crate) fn nowhere() -> Self {
-        Self::new(Storage::private(layout::DATA))
+        Self::new(Storage::private(layout::DATA), 0)
     }
 
     /// A region in private memory, for tests of the ring on plain memory (and under Miri).
@@ -118,7 +105,7 @@ impl OwnRegion {
     }
 
     fn initialised(storage: Storage, capacity: u64) -> Self {
-        let region = Self::new(storage);
+        let region = Self::new(storage, capacity);
         region.store(layout::CAPACITY, capacity, Ordering::Relaxed);
         region.store(layout::MAGIC_AT, layout::MAGIC, Ordering::Release);
         region
@@ -200,9 +187,11 @@ impl Writable for OwnRegion {
             for (index, word) in words.iter().enumerate() {
                 self.store(at + index * 8, u64::from_ne_bytes(*word), Ordering::Relaxed);
             }
-            let done = words.len() * 8;
-            // SAFETY: as below.
-            unsafe { ptr::copy_nonoverlapping(rest.as_ptr(), self.base.add(at + done), rest.len()) };
+            if !rest.is_empty() {
+                let done = words.len() * 8;
+                // SAFETY: as below.
+                unsafe { ptr::copy_nonoverlapping(rest.as_ptr(), self.base.add(at + done), rest.len()) };
+            }
             return;
         }
         // SAFETY: in bounds: the ring claims only ranges inside the region, and has claimed this one, so no other code

@@ -41,7 +41,7 @@ impl PeerRegion {
         let map = map("mapping the peer's object", object, capacity, false)?;
         let region = Self {
             base: map.as_mut_ptr(),
-            keep: Arc::new(Storage::Peer(map)),
+            keep: Arc::new(Storage::Mapped(map)),
         };
         for (check, at, wanted) in [
             ("layout", layout::MAGIC_AT, MAGIC),
@@ -61,8 +61,7 @@ impl PeerRegion {
 
     /// An empty ring in private memory, for a half of a channel that reads nothing any more.
     pub(crate) fn nowhere() -> Self {
-        let OwnRegion { base, keep } = OwnRegion::nowhere();
-        Self { base, keep }
+        Self::from(&OwnRegion::nowhere())
     }
 
     /// Whether there is nothing to read here, nor will be: see [`PeerRegion::nowhere`].
@@ -203,14 +202,21 @@ impl Readable for PeerRegion {
     }
 }
 
+/// The peer's view of a region: for one in private memory.
+impl From<&OwnRegion> for PeerRegion {
+    fn from(own: &OwnRegion) -> Self {
+        Self {
+            base: own.base,
+            keep: Arc::clone(own.keep.storage()),
+        }
+    }
+}
+
 #[cfg(test)]
 impl OwnRegion {
     /// The peer's view of this region, for tests on plain memory.
     pub(crate) fn seen_by_peer(&self) -> PeerRegion {
-        PeerRegion {
-            base: self.base,
-            keep: Arc::clone(&self.keep),
-        }
+        PeerRegion::from(self)
     }
 }
 

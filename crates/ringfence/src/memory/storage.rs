@@ -6,7 +6,6 @@ use crate::{
     error::{Error, Result},
     memory::layout::region_size,
     memory::mapping::Mapping,
-    memory::wipe::OwnMapping,
 };
 
 const _: () = assert!(
@@ -16,9 +15,8 @@ const _: () = assert!(
 
 #[derive(Debug)]
 pub(super) enum Storage {
-    /// A mapping of the peer's object.
-    Peer(Mapping),
-    Own(OwnMapping),
+    /// Of an object: the peer's, or this process's own.
+    Mapped(Mapping),
     /// Memory of this process alone, for a half of a channel that reads or writes nothing any more.
     Private(PrivateWords),
 }
@@ -31,16 +29,22 @@ impl Storage {
 
     pub(super) fn base(&self) -> *mut u8 {
         match self {
-            Self::Peer(map) => map.as_mut_ptr(),
-            Self::Own(own) => own.map().as_mut_ptr(),
+            Self::Mapped(map) => map.as_mut_ptr(),
             Self::Private(words) => words.0.as_ptr().cast(),
+        }
+    }
+
+    /// Whether the memory is this process's: a mapping is not, in a child that was forked since.
+    pub(super) fn is_here(&self) -> bool {
+        match self {
+            Self::Mapped(map) => map.is_here(),
+            Self::Private(_) => true,
         }
     }
 
     pub(super) fn size(&self) -> usize {
         match self {
-            Self::Peer(map) => map.len(),
-            Self::Own(own) => own.map().len(),
+            Self::Mapped(map) => map.len(),
             Self::Private(words) => words.0.len() * 8,
         }
     }

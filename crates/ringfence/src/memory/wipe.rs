@@ -4,32 +4,28 @@
 //! when another process opens its object. Two parts are left out: what the peer has not read yet, and what the producer
 //! has handed out as a slice.
 
-use std::{
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence},
-    },
-    thread,
-    time::Duration,
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use crate::{
     memory::copy::opaque_wipe,
+    memory::hold::Hold,
     memory::layout::{self, as_offset},
-    memory::mapping::Mapping,
+    memory::storage::Storage,
     memory::tripwire::Tripwire,
-    sys,
 };
 
 /// No position of a record: those are multiples of eight.
 const NOTHING_KEPT: u64 = u64::MAX;
 
-/// A mapping of this process's own object, wiped before it goes.
+/// The memory of a region that this process owns, wiped before it goes.
 #[derive(Debug)]
-pub(super) struct OwnMapping {
+pub(super) struct OwnStorage {
     /// The first field, so that it is dropped first: the lease that it watches goes with the mapping.
     tripwire: OnceLock<Tripwire>,
-    map: Mapping,
+    storage: Arc<Storage>,
     /// Of the ring. 0: there is none, and nothing to wipe.
     capacity: u64,
     /// The peer may still read the ring from this position on. [`NOTHING_KEPT`]: it reads no more.
@@ -39,11 +35,11 @@ pub(super) struct OwnMapping {
     hold: Hold,
 }
 
-impl OwnMapping {
-    pub(super) fn new(map: Mapping, capacity: u64) -> Self {
+impl OwnStorage {
+    pub(super) fn new(storage: Storage, capacity: u64) -> Self {
         Self {
             tripwire: OnceLock::new(),
-            map,
+            storage: Arc::new(storage),
             capacity,
             kept_from: AtomicU64::new(NOTHING_KEPT),
             used: AtomicBool::new(false),
@@ -51,8 +47,16 @@ impl OwnMapping {
         }
     }
 
-    pub(super) fn map(&self) -> &Mapping {
-        &self.map
+    pub(super) fn storage(&self) -> &Arc<Storage> {
+        &self.storage
+    }
+
+    fn base(&self) -> *mut u8 {
+        self.storage.base()
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.storage.size()
     }
 
     /// Keeps the tripwire for as long as the object is mapped.
@@ -67,7 +71,7 @@ impl OwnMapping {
 
     /// The peer has the region from now on. `barriers`: this process receives and can issue membarrier(2).
     pub(super) fn in_use(&self, barriers: bool) {
-        self.hold.has_barriers.store(barriers, Ordering::Relaxed);
+        self.hold.use_barriers(barriers);
         self.used.store(true, Ordering::Release);
     }
 
@@ -76,38 +80,58 @@ impl OwnMapping {
         self.kept_from.store(head, Ordering::Release);
     }
 
-    /// Keeps the wipe away from a range that the producer hands out as a slice. `false`: the ring is being wiped, or was.
+    /// The range that the producer has handed out.
+    #[inline]
+    pub(super) fn held(&self) -> Option<(usize, usize)> {
+        self.hold.range()
+    }
+
+    /// Keeps the wipe away from a range that the producer hands out as a slice, in place of the one before, which is written no
+    /// more. `false`: the ring is being wiped, or was.
     #[inline]
     pub(super) fn hold(&self, at: usize, length: usize) -> bool {
-        let hold = &self.hold;
-        // Before the stores: an alarm that still sees the last range must see its length, too.
-        if hold.wiped.load(Ordering::Relaxed) {
-            return false;
+        if !Hold::is_short(length) {
+            return self.hold_long(at, length);
         }
-        hold.length.store(length, Ordering::Relaxed);
-        hold.at.store(at, Ordering::Release);
-        hold.fence_of_producer();
-        if hold.wiped.load(Ordering::Relaxed) {
-            self.let_go(at, length);
+        let before = self.hold.replace(at, length);
+        if self.hold.is_wiped() {
+            self.wipe_late(before);
+            self.let_go();
             return false;
         }
         true
     }
 
-    /// The slice of [`OwnMapping::hold`] is gone.
+    #[cold]
+    fn hold_long(&self, at: usize, length: usize) -> bool {
+        self.let_go();
+        // Before the length is stored: an alarm that still reads the word of the last long range must read the length of that.
+        if self.hold.is_wiped() {
+            return false;
+        }
+        self.hold.set_long(at, length);
+        if self.hold.is_wiped() {
+            self.let_go();
+            return false;
+        }
+        true
+    }
+
+    /// The slice of [`OwnStorage::hold`] is gone.
     #[inline]
-    pub(super) fn let_go(&self, at: usize, length: usize) {
-        self.hold.at.store(0, Ordering::Release);
-        self.hold.fence_of_producer();
-        if self.hold.wiped.load(Ordering::Acquire) {
-            self.wipe_late(at, length);
+    pub(super) fn let_go(&self) {
+        let before = self.hold.clear();
+        if before != 0 && self.hold.is_wiped() {
+            self.wipe_late(before);
         }
     }
 
-    /// What the wipe has left out.
+    /// What the wipe may have left out: what such a word of [`Hold`] means.
     #[cold]
-    fn wipe_late(&self, at: usize, length: usize) {
-        if self.map.is_here() {
+    fn wipe_late(&self, word: u64) {
+        if let Some((at, length)) = self.hold.read(word)
+            && self.storage.is_here()
+        {
             self.fill(at, at + length);
         }
     }
@@ -115,31 +139,30 @@ impl OwnMapping {
     /// Wipes the ring now, also while the peer reads it.
     pub(super) fn wipe(&self) {
         self.kept_from.store(NOTHING_KEPT, Ordering::Release);
-        self.hold.wiped.store(true, Ordering::Release);
-        self.hold.fence_of_alarm();
+        let held = self.hold.alarm();
         if self.capacity == 0 {
             return;
         }
-        let end = self.map.len();
-        let (from, to) = self.hold.range().unwrap_or((end, end));
-        self.fill(layout::DATA, from);
-        self.fill(to, end);
+        let end = self.size();
+        let (at, length) = held.unwrap_or((end, 0));
+        self.fill(layout::DATA, at);
+        self.fill(at + length, end);
     }
 
     /// Writes zeros from one offset to another.
     fn fill(&self, from: usize, to: usize) {
-        assert!(from <= to && to <= self.map.len(), "the range lies in the region");
-        // SAFETY: in bounds, and mapped for writing.
-        unsafe { opaque_wipe(self.map.as_mut_ptr().add(from), to - from) }
+        assert!(from <= to && to <= self.size(), "the range lies in the region");
+        // SAFETY: in bounds, and memory that this process may write.
+        unsafe { opaque_wipe(self.base().add(from), to - from) }
     }
 }
 
-impl Drop for OwnMapping {
+impl Drop for OwnStorage {
     fn drop(&mut self) {
         let head = *self.kept_from.get_mut();
-        if *self.used.get_mut() && self.capacity > 0 && self.map.is_here() {
+        if *self.used.get_mut() && self.capacity > 0 && self.storage.is_here() {
             // SAFETY: a word of the mapping, to which no other reference of this process leads any more.
-            let tail = unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().add(layout::TAIL).cast()) };
+            let tail = unsafe { AtomicU64::from_ptr(self.base().add(layout::TAIL).cast()) };
             // With shm the peer may have written this word. Whatever it says, nothing but parts of the ring follow from it.
             // The capacity, on which their ends depend, is not read there.
             let tail = tail.load(Ordering::Acquire);
@@ -147,50 +170,6 @@ impl Drop for OwnMapping {
                 self.fill(from, to);
             }
         }
-    }
-}
-
-/// The range that the producer has handed out as a slice, and whether the ring was wiped.
-///
-/// A slice that changes under its holder would be undefined behaviour. So the wipe leaves that range out, and the producer wipes
-/// it when it lets go of it.
-///
-/// The producer alone writes the range. The alarm writes the flag, under the channel's lock. Each stores its own word and then
-/// loads the other's, with a full barrier in between: at least one of the two sees the other. Where the kernel can, the
-/// alarm makes the producer's barrier as well (membarrier(2)), as a sleeper does for a publisher: then a reservation costs no
-/// fence.
-#[derive(Debug, Default)]
-struct Hold {
-    /// Offset of the range; 0: there is none. Stored after its length.
-    at: AtomicUsize,
-    length: AtomicUsize,
-    wiped: AtomicBool,
-    /// The alarm can make the producer's barrier.
-    has_barriers: AtomicBool,
-}
-
-impl Hold {
-    fn fence_of_producer(&self) {
-        if self.has_barriers.load(Ordering::Relaxed) {
-            compiler_fence(Ordering::SeqCst);
-        } else {
-            fence(Ordering::SeqCst);
-        }
-    }
-
-    fn fence_of_alarm(&self) {
-        /// A processor writes out its stores in far less time.
-        const STORES_ARE_OUT: Duration = Duration::from_millis(100);
-        fence(Ordering::SeqCst);
-        // The barrier fails where the kernel has no memory left for it, or where a filter of system calls came later.
-        if self.has_barriers.load(Ordering::Relaxed) && sys::barrier::issue_barrier().is_err() {
-            thread::sleep(STORES_ARE_OUT);
-        }
-    }
-
-    fn range(&self) -> Option<(usize, usize)> {
-        let at = self.at.load(Ordering::Acquire);
-        (at != 0).then(|| (at, at + self.length.load(Ordering::Relaxed)))
     }
 }
 
@@ -278,7 +257,7 @@ mod tests {
         };
         // One that was let go of counts no more.
         assert!(own.hold(layout::DATA, 8));
-        own.let_go(layout::DATA, 8);
+        own.let_go();
         assert!(own.hold(AT, 100));
         let alarm = own.clone();
         // SAFETY: a range of the ring, to which no other reference leads.
@@ -289,8 +268,73 @@ mod tests {
         wanted[80..180].fill(7);
         assert_eq!(found(&own), wanted);
         assert!(!own.hold(layout::DATA, 8), "nothing more is handed out");
-        own.let_go(AT, 100);
+        own.let_go();
         assert_eq!(found(&own), [0; 4104]);
+    }
+
+    /// A mapped ring full of sevens, and what is in it.
+    fn full(capacity: u64) -> (OwnRegion, impl Fn(&OwnRegion) -> Vec<u8>) {
+        let object = memfd_create("ringfence-test", MFdFlags::MFD_CLOEXEC).unwrap();
+        ftruncate(&object, i64::try_from(region_size(capacity)).unwrap()).unwrap();
+        let own = OwnRegion::map(object, capacity).unwrap();
+        own.in_use(false);
+        let length = as_offset(capacity) + layout::OVERHANG;
+        own.copy_in(layout::DATA, &vec![7; length]);
+        let found = move |own: &OwnRegion| {
+            let mut bytes = vec![1; length];
+            own.copy_out(layout::DATA, &mut bytes);
+            bytes
+        };
+        (own, found)
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    fn a_range_takes_the_place_of_the_one_before() {
+        let (own, found) = full(4096);
+        assert!(own.hold(layout::DATA + 8, 100));
+        assert!(own.hold(layout::DATA + 120, 16));
+        own.wipe();
+        let mut wanted = vec![0; 4096 + layout::OVERHANG];
+        wanted[120..136].fill(7);
+        assert_eq!(found(&own), wanted, "the last one alone is left out");
+        assert!(!own.hold(layout::DATA + 144, 8));
+        assert!(
+            found(&own).iter().all(|byte| *byte == 0),
+            "what was replaced is wiped"
+        );
+        own.let_go();
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    fn a_long_range_is_left_out_as_a_short_one_is() {
+        const MIB: usize = 1 << 20;
+        for (at, length) in [
+            (8, MIB - 2),
+            (8, MIB - 1),
+            (8, MIB),
+            (64, 2 * MIB),
+            (8 * MIB - 64, 3 * MIB + 5),
+        ] {
+            let (own, found) = full(16 << 20);
+            assert!(own.hold(layout::DATA + 16, 3 * MIB), "a long one before");
+            assert!(own.hold(layout::DATA + at, length));
+            own.wipe();
+            let left = found(&own);
+            assert!(
+                left[at..at + length].iter().all(|byte| *byte == 7),
+                "{at} {length}"
+            );
+            let others = left[..at].iter().chain(&left[at + length..]);
+            assert_eq!(others.filter(|byte| **byte != 0).count(), 0, "{at} {length}");
+            own.let_go();
+            assert!(found(&own).iter().all(|byte| *byte == 0), "{at} {length}");
+            assert!(
+                !own.hold(layout::DATA + 16, 3 * MIB),
+                "nothing more is handed out"
+            );
+        }
     }
 
     /// With shm, the peer holds a descriptor that can write this side's region.

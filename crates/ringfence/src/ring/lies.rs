@@ -310,7 +310,7 @@ pub(crate) fn write_among_lies(lies: impl IntoIterator<Item = Lie>, writes: impl
             (2, _) => producer
                 .push_packed(&packed([payload.as_slice(); 5]), SMALLEST)
                 .map(drop),
-            _ => producer.claim_record(size).map(|claimed| {
+            _ => producer.claim(size).map(|claimed| {
                 if let Some(at) = claimed {
                     producer.finish(at, as_offset(size), as_offset(size / 2));
                 }
@@ -323,7 +323,7 @@ pub(crate) fn write_among_lies(lies: impl IntoIterator<Item = Lie>, writes: impl
             producer.tail - producer.head <= SMALLEST,
             "never more than a ring ahead"
         );
-        assert!(producer.head <= producer.published && producer.published <= producer.tail);
+        assert!(producer.head <= producer.published() && producer.published() <= producer.tail);
         match result {
             Ok(()) => {}
             Err(Error::RingCorrupt(_)) => break,

@@ -24,6 +24,9 @@ const BEFOREHAND: u64 = 1024;
 /// brought where the two cores are near.
 const SHORT_WRITE: u64 = 184;
 
+/// No position of a record: those are multiples of eight.
+const NOTHING: u64 = u64::MAX;
+
 /// The writing end: in the region that this process owns.
 ///
 /// Nothing here assumes that there is one consumer, but for [`Producer::look_at_head`], which asks the one there is;
@@ -35,8 +38,9 @@ pub(crate) struct Producer<O, P> {
     pub(super) capacity: u64,
     /// Where the next record goes. Up to here the ring is written.
     pub(super) tail: u64,
-    /// The tail that the consumer can see.
-    pub(super) published: u64,
+    /// Where what the consumer cannot see yet begins. [`NOTHING`]: it sees all up to the tail. So a message that is published at once
+    /// does not store it.
+    unpublished: u64,
     /// The consumer's head when it was last looked at.
     pub(super) head: u64,
     /// A record that ends here or before has room where it stands. Never past the room that is known, nor past this
@@ -62,7 +66,7 @@ impl<O: Writable, P: Readable> Producer<O, P> {
             peer,
             capacity,
             tail: 0,
-            published: 0,
+            unpublished: NOTHING,
             head: 0,
             until: 0,
             starved: false,
@@ -97,14 +101,20 @@ impl<O: Writable, P: Readable> Producer<O, P> {
         largest_record(self.capacity)
     }
 
+    /// The tail that the consumer can see.
+    pub(super) fn published(&self) -> u64 {
+        self.tail.min(self.unpublished)
+    }
+
     /// Looks how far the consumer has read. A head that goes backwards, or past what was published, is a lie.
     pub(super) fn look_at_head(&mut self) -> Result<()> {
         let head = self.peer.load(layout::HEAD, Ordering::Acquire);
+        let published = self.published();
         // In unsigned arithmetic both lies come out as a distance larger than what is unread.
-        if head.wrapping_sub(self.head) > self.published - self.head || !head.is_multiple_of(8) {
+        if head.wrapping_sub(self.head) > published - self.head || !head.is_multiple_of(8) {
             return Err(corrupt(format!(
-                "its head went from {} to {head}, and {} was published",
-                self.head, self.published
+                "its head went from {} to {head}, and {published} was published",
+                self.head
             )));
         }
         self.head = head;
@@ -114,7 +124,20 @@ impl<O: Writable, P: Readable> Producer<O, P> {
     /// Finds room for a record, pads the ring's end if it must, and returns the offset of the payload in the region.
     /// `None`: there is no room now, and nothing was changed.
     #[inline]
-    fn claim(&mut self, payload: u64) -> Result<Option<usize>> {
+    pub(crate) fn claim(&mut self, payload: u64) -> Result<Option<usize>> {
+        match self.claim_known(payload) {
+            Some(at) => Ok(Some(at)),
+            None => self.claim_anew(payload),
+        }
+    }
+
+    /// As [`Producer::claim`], where what is known suffices.
+    #[expect(
+        clippy::inline_always,
+        reason = "its answer then stays in a register: that of `claim` lies on the stack, and each store there waits behind those to the ring"
+    )]
+    #[inline(always)]
+    pub(crate) fn claim_known(&mut self, payload: u64) -> Option<usize> {
         debug_assert!(
             payload <= self.largest_record(),
             "a record is at most half the ring"
@@ -125,17 +148,23 @@ impl<O: Writable, P: Readable> Producer<O, P> {
         } else {
             (to_payload(self.tail, payload >= LONG), 1)
         };
-        if self.tail + to_payload + padded(payload) <= self.until {
-            let at = self.place();
-            if self.tail + BEFOREHAND < self.until {
-                // Each line of a short one: the writer would wait for those that are passed over.
-                for line in (BEFOREHAND..BEFOREHAND + ahead).step_by(LINE) {
-                    self.own.will_write(at + as_offset(line));
-                }
-            }
-            return Ok(Some(at + as_offset(to_payload)));
+        if self.tail + to_payload + padded(payload) > self.until {
+            return None;
         }
-        self.claim_anew(payload)
+        let at = self.place();
+        if self.tail + BEFOREHAND < self.until {
+            // Each line of a short one: the writer would wait for those that are passed over. One by one: to count the lines
+            // takes longer than to ask for them.
+            let first = at + as_offset(BEFOREHAND);
+            self.own.will_write(first);
+            if ahead > LINE as u64 {
+                self.own.will_write(first + LINE);
+            }
+            if ahead > 2 * LINE as u64 {
+                self.own.will_write(first + 2 * LINE);
+            }
+        }
+        Some(at + as_offset(to_payload))
     }
 
     /// Offset in the region of what comes next.
@@ -145,6 +174,7 @@ impl<O: Writable, P: Readable> Producer<O, P> {
     }
 
     /// As [`Producer::claim`], where what is known does not suffice.
+    #[cold]
     #[inline(never)]
     fn claim_anew(&mut self, payload: u64) -> Result<Option<usize>> {
         self.sum.tell(&self.tally);
@@ -156,6 +186,7 @@ impl<O: Writable, P: Readable> Producer<O, P> {
         if padding > 0 {
             self.own
                 .store(self.place(), header(padding - HEADER, PADDING), Ordering::Relaxed);
+            self.is_unpublished();
             self.tail += padding;
         }
         let lap = self.tail - (self.tail & (self.capacity - 1));
@@ -201,8 +232,19 @@ impl<O: Writable, P: Readable> Producer<O, P> {
             return Ok(false);
         };
         self.own.copy_in(at, payload);
-        self.advance(at, length, length, WHOLE);
-        self.count(length);
+        self.finish(at, payload.len(), payload.len());
+        Ok(true)
+    }
+
+    /// As [`Producer::push`], published at once.
+    #[inline]
+    pub(crate) fn push_now(&mut self, payload: &[u8]) -> Result<bool> {
+        let length = payload.len() as u64;
+        let Some(at) = self.claim(length)? else {
+            return Ok(false);
+        };
+        self.own.copy_in(at, payload);
+        self.finish_now(at, payload.len(), payload.len());
         Ok(true)
     }
 
@@ -271,6 +313,7 @@ impl<O: Writable, P: Readable> Producer<O, P> {
                     layout::DATA + as_offset(place),
                     &packed[taken..taken + as_offset(run)],
                 );
+                self.is_unpublished();
                 self.tail += run;
                 taken += as_offset(run);
             }
@@ -314,6 +357,7 @@ impl<O: Writable, P: Readable> Producer<O, P> {
             written += count;
             let last = written == message.len();
             let length = (prefix + count) as u64;
+            self.is_unpublished();
             self.advance(
                 at,
                 length,
@@ -326,15 +370,30 @@ impl<O: Writable, P: Readable> Producer<O, P> {
         Ok(Progress::Whole)
     }
 
+    /// What is written from here on is not published yet.
+    #[inline]
+    fn is_unpublished(&mut self) {
+        if self.unpublished == NOTHING {
+            self.unpublished = self.tail;
+        }
+    }
+
     /// Makes everything written so far visible to the consumer. Returns whether there was anything.
     #[inline]
     pub(crate) fn publish(&mut self) -> bool {
-        if self.published == self.tail {
+        if self.unpublished == NOTHING {
             return false;
         }
-        self.published = self.tail;
-        self.own.store(layout::TAIL, self.tail, Ordering::Release);
+        self.show_tail();
         true
+    }
+
+    #[inline]
+    fn show_tail(&mut self) {
+        if self.unpublished != NOTHING {
+            self.unpublished = NOTHING;
+        }
+        self.own.store(layout::TAIL, self.tail, Ordering::Release);
     }
 
     /// Whether a record with this payload would find room now.
@@ -362,17 +421,20 @@ impl<O: Writable, P: Readable> Producer<O, P> {
         Ok(room / (packed_size(LONG) + LINE as u64) * packed_size(LONG))
     }
 
-    /// A claimed record: the offset of its payload in the region, to be finished by [`Producer::finish`].
-    #[inline]
-    pub(crate) fn claim_record(&mut self, payload: u64) -> Result<Option<usize>> {
-        self.claim(payload)
-    }
-
-    /// Ends a record that was claimed at `at` for so many bytes, with no more than those.
+    /// Ends a record that was claimed at `at` for so many bytes, with no more than those, and does not publish it.
     #[inline]
     pub(crate) fn finish(&mut self, at: usize, claimed: usize, length: usize) {
+        self.is_unpublished();
         self.advance(at, claimed as u64, length as u64, WHOLE);
         self.count(length as u64);
+    }
+
+    /// As [`Producer::finish`], published at once, with what was not before.
+    #[inline]
+    pub(crate) fn finish_now(&mut self, at: usize, claimed: usize, length: usize) {
+        self.advance(at, claimed as u64, length as u64, WHOLE);
+        self.count(length as u64);
+        self.show_tail();
     }
 
     #[inline]

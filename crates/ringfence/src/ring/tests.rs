@@ -169,7 +169,7 @@ fn a_reservation_given_back_leaves_nothing_to_read() {
     let mut pair = pair(SMALLEST, SMALLEST);
     // Near the end, so that the claim has to fill it with padding, which stays.
     pair.move_to(SMALLEST - 64);
-    assert!(pair.producer.claim_record(2000).unwrap().is_some());
+    assert!(pair.producer.claim(2000).unwrap().is_some());
     pair.producer.publish();
     assert_eq!(pair.take(), None);
     assert!(pair.send(b"after"));
@@ -257,7 +257,7 @@ fn a_long_payload_begins_at_a_line_wherever_its_record_does() {
         let mut pair = pair(capacity, capacity);
         pair.move_to(place);
         for (number, length) in [long, short, long + 1, 3, long].into_iter().enumerate() {
-            let at = pair.producer.claim_record(length as u64).unwrap().unwrap();
+            let at = pair.producer.claim(length as u64).unwrap().unwrap();
             assert!(length < long || at.is_multiple_of(64), "at {at}, from {place}");
             let message = bytes(number, length);
             // SAFETY: the producer has just claimed the range, and claims nothing else before this borrow ends.

@@ -13,10 +13,7 @@ impl Broadcaster {
     /// Many messages, one publication. Errors as [`Broadcaster::try_send`].
     pub fn batch(&mut self) -> Result<BroadcastBatch<'_>> {
         self.writing()?;
-        Ok(BroadcastBatch {
-            sender: self,
-            handed_out: None,
-        })
+        Ok(BroadcastBatch { sender: self })
     }
 }
 
@@ -24,8 +21,6 @@ impl Broadcaster {
 #[derive(Debug)]
 pub struct BroadcastBatch<'a> {
     sender: &'a mut Broadcaster,
-    /// Where the bytes lie that [`BroadcastBatch::reserve`] has handed out last, and how many.
-    handed_out: Option<(usize, usize)>,
 }
 
 impl BroadcastBatch<'_> {
@@ -45,7 +40,6 @@ impl BroadcastBatch<'_> {
     /// [`Broadcaster::try_send`].
     #[inline(always)]
     pub fn reserve(&mut self, size: usize) -> Result<Option<&mut [u8]>> {
-        self.let_go();
         self.sender.check_size(size)?;
         let claimed = self.sender.writing()?.ring.claim_record(size as u64);
         let claimed = match claimed {
@@ -53,12 +47,12 @@ impl BroadcastBatch<'_> {
             None => self.make_room(|ring| ring.claim_record(size as u64), size)?,
         };
         let Some(at) = claimed else { return Ok(None) };
+        // In place of what was handed out before: its borrow has ended.
         if !self.sender.shared.region.hold(at, size) {
             return Err(self.sender.why_not());
         }
         let writing = self.sender.writing()?;
         writing.ring.finish(at, size, size);
-        self.handed_out = Some((at, size));
         // SAFETY: the range was just claimed, is published only after this borrow has ended, and is claimed by no other call.
         Ok(Some(unsafe { writing.ring.own_mut().claimed(at, size) }))
     }
@@ -81,9 +75,7 @@ impl BroadcastBatch<'_> {
     /// What was handed out is not written any more: its borrow has ended.
     #[inline]
     fn let_go(&mut self) {
-        if let (Some((at, size)), Some(writing)) = (self.handed_out.take(), &self.sender.writing) {
-            writing.ring.own().let_go(at, size);
-        }
+        self.sender.shared.region.let_go();
     }
 
     /// Makes what was added so far visible to the subscribers.

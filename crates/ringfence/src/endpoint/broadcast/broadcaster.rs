@@ -87,8 +87,6 @@ pub(super) struct Writing {
     sleeper: RoomSleeper<OwnRegion>,
     /// The list of readers that the waker has.
     known: u64,
-    /// Of the open [`Room`](crate::Room): where its bytes lie in the region, and how many.
-    pub(super) claimed: (usize, usize),
 }
 
 impl Writing {
@@ -143,7 +141,6 @@ impl Broadcaster {
                 waker: FanWaker::new(region.clone(), barriers),
                 sleeper: RoomSleeper::new(region.clone(), barriers),
                 known: 0,
-                claimed: (0, 0),
             }),
             shared: Arc::clone(shared),
             longest,

@@ -8,7 +8,7 @@ use bytemuck::Pod;
 
 use crate::{
     channel::reserved::{Reserved, too_long},
-    endpoint::broadcast::broadcaster::{Broadcaster, ended},
+    endpoint::broadcast::broadcaster::Broadcaster,
     error::{Error, Result},
     ring::items::ReservedItems,
 };
@@ -18,11 +18,9 @@ impl Broadcaster {
     /// as in [`Broadcaster::try_send`], whose errors this has. Dropping it without a commit sends nothing.
     #[inline(always)]
     pub fn reserve(&mut self, size: usize) -> Result<Option<Room<'_>>> {
-        let Some(at) = self.claim(size)? else {
+        if self.claim(size)?.is_none() {
             return Ok(None);
-        };
-        let writing = self.writing.as_mut().ok_or_else(ended)?;
-        writing.claimed = (at, size);
+        }
         Ok(Some(Room { sender: self }))
     }
 
@@ -93,12 +91,18 @@ pub struct Room<'a> {
 }
 
 impl Room<'_> {
+    /// Where its bytes lie in the region, and how many.
+    #[inline]
+    fn range(&self) -> (usize, usize) {
+        self.sender.shared.region.held().unwrap_or_default()
+    }
+
     /// Sends the first `length` bytes. Errors as [`Broadcaster::commit`].
     #[inline(always)]
     pub fn commit(self, length: usize) -> Result<()> {
+        let (at, size) = self.range();
         let sender = &mut *self.sender;
         let writing = sender.writing()?;
-        let (at, size) = writing.claimed;
         if length > size {
             return Err(too_long(length, size));
         }
@@ -124,9 +128,9 @@ impl Deref for Room<'_> {
         let Some(writing) = &self.sender.writing else {
             return &[];
         };
-        let (at, size) = writing.claimed;
-        // SAFETY: `reserve` has claimed this range and noted it; the sender is borrowed since, so that nothing else is claimed or
-        // noted meanwhile; writing takes an exclusive borrow, and no other process can write here.
+        let (at, size) = self.range();
+        // SAFETY: `reserve` has claimed this range and holds it; the sender is borrowed since, so that nothing else is claimed or
+        // held meanwhile; writing takes an exclusive borrow, and no other process can write here.
         unsafe { writing.ring.own().claimed_for_reading(at, size) }
     }
 }
@@ -134,10 +138,10 @@ impl Deref for Room<'_> {
 impl DerefMut for Room<'_> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
+        let (at, size) = self.range();
         let Some(writing) = &mut self.sender.writing else {
             return &mut [];
         };
-        let (at, size) = writing.claimed;
         // SAFETY: as above, with an exclusive borrow.
         unsafe { writing.ring.own_mut().claimed(at, size) }
     }
@@ -146,9 +150,6 @@ impl DerefMut for Room<'_> {
 impl Drop for Room<'_> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(writing) = &self.sender.writing {
-            let (at, size) = writing.claimed;
-            writing.ring.own().let_go(at, size);
-        }
+        self.sender.shared.region.let_go();
     }
 }

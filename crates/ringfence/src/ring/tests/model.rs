@@ -320,7 +320,7 @@ impl Rig {
     fn reserve(&mut self, size: Size, commit: Option<usize>) {
         let message = self.message(size);
         let fits = self.model.fits(message.len(), self.head());
-        let Some(at) = self.pair.producer.claim_record(message.len() as u64).unwrap() else {
+        let Some(at) = self.pair.producer.claim(message.len() as u64).unwrap() else {
             assert!(!fits);
             return;
         };

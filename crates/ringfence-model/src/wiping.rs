@@ -1,0 +1,440 @@
+//! A ring that is wiped while its producer has handed out a slice of it.
+//!
+//! The producer says in one word which range is handed out, and the next range takes its place; a long one says its length in a second
+//! word. The alarm says that it wipes, and leaves that range out. Each stores its own word and then looks at the other's. What the alarm
+//! may have left out, the producer wipes itself: as it lets go, and as it finds that it may hand out nothing more.
+//!
+//! The ring is six pieces, all of which say something of old. A slice is one or two of them, and each begins where no other does.
+
+use stateright::{Model, Property};
+
+use crate::memory::{Membarrier, Memory, Order};
+
+/// A slice that is written is wiped by nobody.
+pub const NOT_TOUCHED: &str = "a slice is not wiped while it is handed out";
+/// What the alarm leaves out, the producer wipes.
+pub const ALL_WIPED: &str = "once an alarm is over, nothing is left in the ring but what is handed out";
+
+/// Who makes the barrier between a producer's word and its look at the alarm's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Barriers {
+    /// Each its own.
+    Both,
+    /// The alarm, for both.
+    Alarm,
+}
+
+/// A mistake that the checker must find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The producer looks whether the ring is wiped before it says what it hands out.
+    LooksFirst,
+    /// The producer makes no fence of its own, where it must.
+    ProducerWithoutFence,
+    /// The alarm makes no barrier for the producer.
+    AlarmWithoutBarrier,
+    /// A producer that may hand out nothing more wipes what it would have handed out, and not what that has taken the place of.
+    ForgetsWhatWasReplaced,
+    /// A producer that lets go does not look whether the ring was wiped.
+    LetsGoWithoutALook,
+    /// A long slice takes the place of another one, and its length that of the other's.
+    LongInPlaceOfLong,
+    /// A producer that finds, before it hands out a long slice, that the ring was wiped stores the length all the same.
+    GoesOnAfterALook,
+    /// The length of a long slice is stored behind the word that needs it.
+    LengthLast,
+}
+
+/// What is checked.
+#[derive(Debug, Clone, Copy)]
+pub struct Wiping {
+    /// How many slices are handed out, at most three.
+    pub slices: u8,
+    /// Who makes the barriers.
+    pub barriers: Barriers,
+    /// What is done wrong.
+    pub fault: Option<Fault>,
+}
+
+const PIECES: u8 = 6;
+const PRODUCER: usize = 0;
+const ALARM: usize = 1;
+
+mod word {
+    pub(super) const RANGE: usize = 0;
+    pub(super) const LENGTH: usize = 1;
+    pub(super) const WIPED: usize = 2;
+}
+
+type Words = Memory<3, 2>;
+
+/// A slice, or what a word says of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Slice {
+    at: u8,
+    length: u8,
+    long: bool,
+}
+
+impl Slice {
+    /// A bit for each of its pieces.
+    fn pieces(self) -> u8 {
+        (0..self.length).map(|piece| 1 << (self.at + piece)).sum()
+    }
+
+    fn word(self) -> u8 {
+        let length = if self.long { 3 } else { self.length };
+        (self.at + 1) << 2 | length
+    }
+}
+
+/// The slice that such a word means. `None` for the length: it is in the other word.
+fn read(word: u8) -> Option<(u8, Option<u8>)> {
+    let at = (word >> 2).checked_sub(1)?;
+    let length = word & 3;
+    Some((at, (length < 3).then_some(length)))
+}
+
+/// What the producer does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Produces {
+    /// Is in no call. It may have handed out a slice.
+    Idle,
+    /// Lets go: before a long slice, for which it looks in any case, or for good.
+    Clears(Option<Slice>),
+    ClearFences(Option<Slice>, Option<Slice>),
+    LooksAfterClearing(Option<Slice>, Option<Slice>),
+    StoresLength(Slice),
+    /// Stores the word of a slice, in place of another.
+    Stores(Slice, Option<Slice>),
+    StoresLengthLate(Slice, Option<Slice>),
+    Fences(Slice, Option<Slice>),
+    Looks(Slice, Option<Slice>),
+    LooksEarly(Slice, Option<Slice>),
+    Done,
+}
+
+/// What the alarm does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Alarm {
+    Begins,
+    Fences,
+    Barrier(Membarrier),
+    Looks,
+    LooksAtLength(u8),
+    /// Wipes this piece, but for those that it leaves out: a bit each.
+    Wipes(u8, u8),
+    Done,
+}
+
+/// Words, pieces, and where both threads stand.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct State {
+    words: Words,
+    producer: Produces,
+    alarm: Alarm,
+    /// Slices that were handed out.
+    count: u8,
+    /// What the producer's word says.
+    held: Option<Slice>,
+    /// The slice that may be written.
+    out: Option<Slice>,
+    /// Pieces that say something.
+    dirty: u8,
+    touched: bool,
+}
+
+/// One step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// The program asks for the next slice.
+    Reserve(Slice),
+    /// The program writes the slice.
+    Write,
+    /// The program gives the slice back.
+    LetGo,
+    /// A thread goes on, and reads so many stores after the oldest that it may read.
+    GoOn(usize, u8),
+    /// The alarm's barrier interrupts the producer.
+    Interrupt,
+}
+
+impl Wiping {
+    fn has(self, fault: Fault) -> bool {
+        self.fault == Some(fault)
+    }
+
+    /// The word that a thread loads next.
+    fn loads(state: &State, thread: usize) -> Option<usize> {
+        if thread == PRODUCER {
+            use Produces::{Looks, LooksAfterClearing, LooksEarly};
+            let looks = matches!(
+                state.producer,
+                Looks(..) | LooksAfterClearing(..) | LooksEarly(..)
+            );
+            return looks.then_some(word::WIPED);
+        }
+        match state.alarm {
+            Alarm::Looks => Some(word::RANGE),
+            Alarm::LooksAtLength(_) => Some(word::LENGTH),
+            _ => None,
+        }
+    }
+
+    /// Begins to say that a slice is handed out.
+    fn holds(self, state: &State, slice: Slice) -> Produces {
+        match state.held {
+            held if !slice.long || self.has(Fault::LongInPlaceOfLong) => {
+                Self::begins(slice, held, self.fault)
+            }
+            Some(_) => Produces::Clears(Some(slice)),
+            None => Produces::LooksAfterClearing(None, Some(slice)),
+        }
+    }
+
+    fn begins(slice: Slice, before: Option<Slice>, fault: Option<Fault>) -> Produces {
+        match fault {
+            Some(Fault::LooksFirst) => Produces::LooksEarly(slice, before),
+            _ if slice.long && fault != Some(Fault::LengthLast) => Produces::StoresLength(slice),
+            _ => Produces::Stores(slice, before),
+        }
+    }
+
+    /// The producer wipes what the alarm may have left out.
+    fn wipe_late(state: &mut State, slice: Option<Slice>) {
+        state.dirty &= !slice.map_or(0, Slice::pieces);
+    }
+
+    fn hand_out(state: &mut State, slice: Slice) {
+        state.out = Some(slice);
+        state.producer = Produces::Idle;
+    }
+
+    fn produce(self, state: &mut State, choice: u8) {
+        use Produces::{
+            ClearFences, Clears, Done, Fences, Idle, Looks, LooksAfterClearing, LooksEarly, Stores,
+            StoresLength, StoresLengthLate,
+        };
+        let words = &mut state.words;
+        let mut looks = || words.load(PRODUCER, word::WIPED, choice, Order::Synchronises) == 1;
+        state.producer = match state.producer {
+            Clears(next) => {
+                words.store(PRODUCER, word::RANGE, 0, Order::Synchronises);
+                ClearFences(state.held.take(), next)
+            }
+            ClearFences(before, next) => {
+                self.fence(words);
+                if self.has(Fault::LetsGoWithoutALook) {
+                    next.map_or(Idle, |slice| Self::begins(slice, None, self.fault))
+                } else {
+                    LooksAfterClearing(before, next)
+                }
+            }
+            LooksAfterClearing(before, next) => {
+                let is_wiped = looks();
+                if is_wiped {
+                    Self::wipe_late(state, before);
+                }
+                match next {
+                    Some(_) if is_wiped && !self.has(Fault::GoesOnAfterALook) => {
+                        state.count = u8::MAX;
+                        Idle
+                    }
+                    Some(slice) => Self::begins(slice, None, self.fault),
+                    None => Idle,
+                }
+            }
+            StoresLength(slice) => {
+                words.store(PRODUCER, word::LENGTH, slice.length, Order::Relaxed);
+                Stores(slice, state.held)
+            }
+            Stores(slice, before) => {
+                words.store(PRODUCER, word::RANGE, slice.word(), Order::Synchronises);
+                state.held = Some(slice);
+                if slice.long && self.has(Fault::LengthLast) {
+                    StoresLengthLate(slice, before)
+                } else if self.has(Fault::LooksFirst) {
+                    return Self::hand_out(state, slice);
+                } else {
+                    Fences(slice, before)
+                }
+            }
+            StoresLengthLate(slice, before) => {
+                words.store(PRODUCER, word::LENGTH, slice.length, Order::Relaxed);
+                Fences(slice, before)
+            }
+            Fences(slice, before) => {
+                self.fence(words);
+                Looks(slice, before)
+            }
+            Looks(slice, before) => {
+                if !looks() {
+                    return Self::hand_out(state, slice);
+                }
+                if !self.has(Fault::ForgetsWhatWasReplaced) {
+                    Self::wipe_late(state, before);
+                }
+                // It lets go of the new one as of any other: it may have been left out.
+                state.count = u8::MAX;
+                Clears(None)
+            }
+            LooksEarly(slice, before) => {
+                if looks() {
+                    Self::wipe_late(state, before);
+                    state.count = u8::MAX;
+                    Clears(None)
+                } else if slice.long {
+                    StoresLength(slice)
+                } else {
+                    Stores(slice, before)
+                }
+            }
+            Idle | Done => Done,
+        };
+    }
+
+    fn fence(self, words: &mut Words) {
+        if self.barriers == Barriers::Both && !self.has(Fault::ProducerWithoutFence) {
+            words.full_fence(PRODUCER);
+        }
+    }
+
+    fn wipe(self, state: &mut State, choice: u8) {
+        let words = &mut state.words;
+        state.alarm = match state.alarm {
+            Alarm::Begins => {
+                words.store(ALARM, word::WIPED, 1, Order::Synchronises);
+                Alarm::Fences
+            }
+            Alarm::Fences if self.barriers == Barriers::Alarm && !self.has(Fault::AlarmWithoutBarrier) => {
+                Alarm::Barrier(Membarrier::begin(words, ALARM, 1 << PRODUCER))
+            }
+            Alarm::Fences => {
+                words.full_fence(ALARM);
+                Alarm::Looks
+            }
+            Alarm::Looks => {
+                let range = words.load(ALARM, word::RANGE, choice, Order::Synchronises);
+                match read(range) {
+                    None => Alarm::Wipes(0, 0),
+                    Some((at, None)) => Alarm::LooksAtLength(at),
+                    Some((at, Some(length))) => Self::leaves_out(at, length),
+                }
+            }
+            Alarm::LooksAtLength(at) => {
+                let length = words.load(ALARM, word::LENGTH, choice, Order::Relaxed);
+                Self::leaves_out(at, length)
+            }
+            Alarm::Wipes(piece, left_out) => {
+                if left_out & 1 << piece == 0 {
+                    state.dirty &= !(1 << piece);
+                    state.touched |= state.out.is_some_and(|slice| slice.pieces() & 1 << piece != 0);
+                }
+                if piece + 1 < PIECES {
+                    Alarm::Wipes(piece + 1, left_out)
+                } else {
+                    Alarm::Done
+                }
+            }
+            waits @ (Alarm::Barrier(_) | Alarm::Done) => waits,
+        };
+    }
+
+    fn leaves_out(at: u8, length: u8) -> Alarm {
+        let long = false;
+        Alarm::Wipes(0, Slice { at, length, long }.pieces())
+    }
+}
+
+impl Model for Wiping {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![State {
+            words: Words::new([0b111, 0b111]),
+            producer: Produces::Idle,
+            alarm: Alarm::Begins,
+            count: 0,
+            held: None,
+            out: None,
+            dirty: (1 << PIECES) - 1,
+            touched: false,
+        }]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        if state.producer == Produces::Idle {
+            if state.count < self.slices {
+                for (length, long) in [(1, false), (2, false), (1, true), (2, true)] {
+                    let at = state.count * 2;
+                    actions.push(Action::Reserve(Slice { at, length, long }));
+                }
+            }
+            if let Some(slice) = state.out {
+                if state.dirty & slice.pieces() != slice.pieces() {
+                    actions.push(Action::Write);
+                }
+                actions.push(Action::LetGo);
+            }
+        }
+        for thread in [PRODUCER, ALARM] {
+            let can_go_on = match thread {
+                PRODUCER => !matches!(state.producer, Produces::Idle | Produces::Done),
+                _ => !matches!(state.alarm, Alarm::Barrier(_) | Alarm::Done),
+            };
+            if can_go_on {
+                let choices = Self::loads(state, thread).map_or(1, |word| state.words.choices(thread, word));
+                actions.extend((0..choices).map(|choice| Action::GoOn(thread, choice)));
+            }
+        }
+        if matches!(state.alarm, Alarm::Barrier(_)) {
+            actions.push(Action::Interrupt);
+        }
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut state = last.clone();
+        match action {
+            Action::Reserve(slice) => {
+                // The borrow of the one before has ended.
+                state.out = None;
+                state.count += 1;
+                state.producer = self.holds(&state, slice);
+            }
+            Action::Write => state.dirty |= state.out?.pieces(),
+            Action::LetGo => {
+                state.out = None;
+                state.producer = Produces::Clears(None);
+            }
+            Action::GoOn(PRODUCER, choice) => self.produce(&mut state, choice),
+            Action::GoOn(_, choice) => self.wipe(&mut state, choice),
+            Action::Interrupt => {
+                let Alarm::Barrier(mut barrier) = state.alarm else {
+                    return None;
+                };
+                barrier.interrupt(&mut state.words, ALARM, PRODUCER);
+                state.alarm = Alarm::Looks;
+            }
+        }
+        Some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(NOT_TOUCHED, |_, state: &State| !state.touched),
+            Property::always(ALL_WIPED, |_, state: &State| {
+                let is_over = state.alarm == Alarm::Done && state.producer == Produces::Idle;
+                let handed_out = state.out.map_or(0, Slice::pieces);
+                !is_over || state.dirty & !handed_out == 0
+            }),
+            Property::sometimes("a slice outlives the alarm", |_, state: &State| {
+                let writes = |slice: Slice| state.dirty & slice.pieces() == slice.pieces();
+                state.alarm == Alarm::Done && state.out.is_some_and(writes)
+            }),
+            Property::sometimes("nothing more is handed out", |_, state: &State| {
+                state.alarm == Alarm::Done && state.count == u8::MAX
+            }),
+        ]
+    }
+}
