@@ -69,12 +69,6 @@ impl OwnRegion {
         self.keep.hold(at, length)
     }
 
-    /// The offset and length of what [`OwnRegion::hold`] was called for last, until [`OwnRegion::let_go`].
-    #[inline]
-    pub(crate) fn held(&self) -> Option<(usize, usize)> {
-        self.keep.held()
-    }
-
     /// The slice of [`OwnRegion::hold`] is gone.
     #[inline]
     pub(crate) fn let_go(&self) {

@@ -80,12 +80,6 @@ impl OwnStorage {
         self.kept_from.store(head, Ordering::Release);
     }
 
-    /// The range that the producer has handed out.
-    #[inline]
-    pub(super) fn held(&self) -> Option<(usize, usize)> {
-        self.hold.range()
-    }
-
     /// Keeps the wipe away from a range that the producer hands out as a slice, in place of the one before, which is written no
     /// more. `false`: the ring is being wiped, or was.
     #[inline]

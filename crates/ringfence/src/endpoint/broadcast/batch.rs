@@ -41,12 +41,13 @@ impl BroadcastBatch<'_> {
     #[inline(always)]
     pub fn reserve(&mut self, size: usize) -> Result<Option<&mut [u8]>> {
         self.sender.check_size(size)?;
-        let claimed = self.sender.writing()?.ring.claim_record(size as u64);
-        let claimed = match claimed {
-            Some(at) => Some(at),
-            None => self.make_room(|ring| ring.claim_record(size as u64), size)?,
+        let at = match self.sender.writing()?.ring.claim_known(size as u64) {
+            Some(at) => at,
+            None => match self.claim(size)? {
+                Some(at) => at,
+                None => return Ok(None),
+            },
         };
-        let Some(at) = claimed else { return Ok(None) };
         // In place of what was handed out before: its borrow has ended.
         if !self.sender.shared.region.hold(at, size) {
             return Err(self.sender.why_not());
@@ -57,6 +58,15 @@ impl BroadcastBatch<'_> {
         Ok(Some(unsafe { writing.ring.own_mut().claimed(at, size) }))
     }
 
+    #[cold]
+    #[inline(never)]
+    fn claim(&mut self, size: usize) -> Result<Option<usize>> {
+        match self.sender.writing()?.ring.claim(size as u64) {
+            Some(at) => Ok(Some(at)),
+            None => self.make_room(|ring| ring.claim(size as u64), size),
+        }
+    }
+
     /// What this batch has written itself may be in the way: publishes it, and tries once more.
     #[cold]
     fn make_room<T>(
@@ -64,7 +74,7 @@ impl BroadcastBatch<'_> {
         again: impl FnOnce(&mut FanOut<OwnRegion, PeerRegion, ReaderBell>) -> Option<T>,
         size: usize,
     ) -> Result<Option<T>> {
-        self.sender.sent();
+        self.sender.publish();
         let found = again(&mut self.sender.writing()?.ring);
         if found.is_none() {
             self.sender.refused(size);
@@ -88,7 +98,7 @@ impl BroadcastBatch<'_> {
             .state
             .is(ChannelState::Inherited, Ordering::Relaxed)
         {
-            self.sender.sent();
+            self.sender.publish();
         }
     }
 }

@@ -63,7 +63,7 @@ pub struct Broadcaster {
     pub(super) shared: Arc<Shared<Broadcast>>,
     /// `None` once nothing more is sent.
     pub(super) writing: Option<Writing>,
-    longest: u64,
+    pub(super) longest: u64,
     busy_poll: Duration,
     /// Messages, once there is no ring to ask.
     sequence: u64,
@@ -90,15 +90,12 @@ pub(super) struct Writing {
 }
 
 impl Writing {
-    /// Makes what was written visible, and wakes those that sleep.
+    /// Wakes those that sleep, after a publication.
     #[inline]
-    fn publish(&mut self, shared: &Shared<Broadcast>) {
+    fn wake(&mut self, shared: &Shared<Broadcast>) {
         let Self {
             ring, waker, known, ..
         } = self;
-        if !ring.publish() {
-            return;
-        }
         let mut sleepers = Vec::new();
         let changed = || {
             let generation = shared.ring.readers.generation();
@@ -222,13 +219,18 @@ impl Broadcaster {
     /// The ring, if something may be sent now.
     #[inline]
     pub(super) fn writing(&mut self) -> Result<&mut Writing> {
-        if !self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
+        if !self.is_open() {
             return Err(self.why_not());
         }
         if self.reserved {
             self.must_be_given_back()?;
         }
         self.writing.as_mut().ok_or_else(ended)
+    }
+
+    #[inline]
+    pub(super) fn is_open(&self) -> bool {
+        self.shared.state.is(ChannelState::Open, Ordering::Relaxed)
     }
 
     #[cold]
@@ -270,19 +272,31 @@ impl Broadcaster {
     pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
         self.check_size(message.len())?;
         let writing = self.writing()?;
-        if !writing.ring.push(message) {
+        if !writing.ring.push_now(message) {
             return Ok(self.refused(message.len()));
         }
         self.sent();
         Ok(true)
     }
 
-    /// Publishes what was written, and looks after what a sender must.
+    /// Publishes what was written.
+    #[inline]
+    pub(super) fn publish(&mut self) {
+        if self
+            .writing
+            .as_mut()
+            .is_some_and(|writing| writing.ring.publish())
+        {
+            self.sent();
+        }
+    }
+
+    /// Looks after what a sender must that has published something.
     #[inline(always)]
     pub(super) fn sent(&mut self) {
         let Self { shared, writing, .. } = self;
         let Some(writing) = writing else { return };
-        writing.publish(shared);
+        writing.wake(shared);
         if let Some(lie) = writing.ring.lie() {
             self.told_a_lie(lie);
         }
@@ -391,7 +405,7 @@ impl Broadcaster {
         let taken = writing.ring.push_packed(packed, longest);
         let taken = taken.inspect(|taken| {
             if *taken > 0 {
-                self.sent();
+                self.publish();
             }
         })?;
         if taken < packed.len() {
@@ -499,7 +513,9 @@ impl Broadcaster {
         }
         self.give_up();
         if let Some(mut writing) = self.writing.take() {
-            writing.publish(&self.shared);
+            if writing.ring.publish() {
+                writing.wake(&self.shared);
+            }
             self.keep_counts(&mut writing);
         }
         self.shared.end();

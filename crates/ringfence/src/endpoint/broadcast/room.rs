@@ -18,10 +18,21 @@ impl Broadcaster {
     /// as in [`Broadcaster::try_send`], whose errors this has. Dropping it without a commit sends nothing.
     #[inline(always)]
     pub fn reserve(&mut self, size: usize) -> Result<Option<Room<'_>>> {
-        if self.claim(size)?.is_none() {
-            return Ok(None);
+        let at = match self.claim_known(size) {
+            Some(at) => at,
+            None => match self.claim(size)? {
+                Some(at) => at,
+                None => return Ok(None),
+            },
+        };
+        if !self.shared.region.hold(at, size) {
+            return Err(self.why_not());
         }
-        Ok(Some(Room { sender: self }))
+        Ok(Some(Room {
+            sender: self,
+            at,
+            size,
+        }))
     }
 
     /// As [`Broadcaster::reserve`], for `count` values of plain data, which are one message: see
@@ -32,19 +43,26 @@ impl Broadcaster {
         Ok(room.map(ReservedItems::new))
     }
 
-    /// Claims room for a message, and keeps the wipe of an alarm away from it: the offset of its bytes in the region.
+    /// As [`Broadcaster::claim`], where nothing is in the way.
     #[inline(always)]
+    fn claim_known(&mut self, size: usize) -> Option<usize> {
+        if size as u64 > self.longest || self.reserved || !self.is_open() {
+            return None;
+        }
+        self.writing.as_mut()?.ring.claim_known(size as u64)
+    }
+
+    /// Claims room for a message: the offset of its bytes in the region.
+    #[cold]
+    #[inline(never)]
     fn claim(&mut self, size: usize) -> Result<Option<usize>> {
         self.check_size(size)?;
         let writing = self.writing()?;
-        let Some(at) = writing.ring.claim_record(size as u64) else {
+        let claimed = writing.ring.claim(size as u64);
+        if claimed.is_none() {
             self.refused(size);
-            return Ok(None);
-        };
-        if !writing.ring.own().hold(at, size) {
-            return Err(self.why_not());
         }
-        Ok(Some(at))
+        Ok(claimed)
     }
 
     /// As [`Broadcaster::reserve`], for callers that cannot hold a borrow: see
@@ -53,6 +71,9 @@ impl Broadcaster {
         let Some(at) = self.claim(size)? else {
             return Ok(None);
         };
+        if !self.shared.region.hold(at, size) {
+            return Err(self.why_not());
+        }
         self.reserved = true;
         let region = self.shared.region.clone();
         Ok(Some(Reserved::new(region, at, size, &self.reservation)))
@@ -65,7 +86,7 @@ impl Broadcaster {
         if length > size {
             return Err(too_long(length, size));
         }
-        self.writing()?.ring.finish(at, size, length);
+        self.writing()?.ring.finish_now(at, size, length);
         self.sent();
         Ok(())
     }
@@ -88,26 +109,22 @@ impl Broadcaster {
 #[derive(Debug)]
 pub struct Room<'a> {
     sender: &'a mut Broadcaster,
+    /// Where its bytes lie in the region, and how many.
+    at: usize,
+    size: usize,
 }
 
 impl Room<'_> {
-    /// Where its bytes lie in the region, and how many.
-    #[inline]
-    fn range(&self) -> (usize, usize) {
-        self.sender.shared.region.held().unwrap_or_default()
-    }
-
     /// Sends the first `length` bytes. Errors as [`Broadcaster::commit`].
     #[inline(always)]
     pub fn commit(self, length: usize) -> Result<()> {
-        let (at, size) = self.range();
-        let sender = &mut *self.sender;
-        let writing = sender.writing()?;
+        let Self { at, size, .. } = self;
+        let writing = self.sender.writing()?;
         if length > size {
             return Err(too_long(length, size));
         }
-        writing.ring.finish(at, size, length);
-        sender.sent();
+        writing.ring.finish_now(at, size, length);
+        self.sender.sent();
         Ok(())
     }
 }
@@ -128,7 +145,7 @@ impl Deref for Room<'_> {
         let Some(writing) = &self.sender.writing else {
             return &[];
         };
-        let (at, size) = self.range();
+        let Self { at, size, .. } = *self;
         // SAFETY: `reserve` has claimed this range and holds it; the sender is borrowed since, so that nothing else is claimed or
         // held meanwhile; writing takes an exclusive borrow, and no other process can write here.
         unsafe { writing.ring.own().claimed_for_reading(at, size) }
@@ -138,7 +155,7 @@ impl Deref for Room<'_> {
 impl DerefMut for Room<'_> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
-        let (at, size) = self.range();
+        let Self { at, size, .. } = *self;
         let Some(writing) = &mut self.sender.writing else {
             return &mut [];
         };

@@ -237,7 +237,7 @@ impl Stage {
                 assert!(!there || awaited.is_none());
             }
             _ => {
-                if let Some(at) = self.publisher.claim_record(size) {
+                if let Some(at) = self.publisher.claim(size) {
                     self.publisher.own_mut().copy_in(at, &payload);
                     self.publisher.finish(at, as_offset(size), as_offset(size));
                     self.sent += 1;

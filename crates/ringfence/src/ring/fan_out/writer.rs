@@ -29,6 +29,9 @@ const BEFOREHAND: u64 = 1024;
 /// Bytes of a payload all of whose lines are taken back like that.
 const SHORT_WRITE: u64 = 184;
 
+/// No position of a record: those are multiples of eight.
+const NOTHING: u64 = u64::MAX;
+
 /// No reader holds the writer up. Positions end far before this one.
 const NEVER: u64 = u64::MAX;
 
@@ -58,11 +61,11 @@ pub(crate) struct FanOut<O, P, T> {
     capacity: u64,
     /// Where the next record goes. Up to here the ring is written.
     tail: u64,
-    /// The tail that the readers can see.
-    published: u64,
     /// Messages before the tail.
     written: u64,
-    /// Messages that the readers can see.
+    /// Where what the readers cannot see yet begins, and how many messages are before it. [`NOTHING`]: they see all up to the
+    /// tail. So a message that is published at once does not store this.
+    unpublished: u64,
     sequence: u64,
     /// Bytes of the messages before the tail.
     bytes: u64,
@@ -91,8 +94,8 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
             readers,
             capacity,
             tail: 0,
-            published: 0,
             written: 0,
+            unpublished: NOTHING,
             sequence: 0,
             bytes: 0,
             floor: 0,
@@ -117,7 +120,17 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
     /// Messages that were published.
     #[inline]
     pub(crate) fn sequence(&self) -> u64 {
-        self.sequence
+        if self.unpublished == NOTHING {
+            self.written
+        } else {
+            self.sequence
+        }
+    }
+
+    /// The tail that the readers can see.
+    #[inline]
+    fn published(&self) -> u64 {
+        self.tail.min(self.unpublished)
     }
 
     /// Bytes of the messages that were written.
@@ -130,13 +143,19 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
     pub(crate) fn used(&mut self) -> u64 {
         self.take_list_if_changed();
         self.look_at_heads();
-        self.published.saturating_sub(self.slowest)
+        self.published().saturating_sub(self.slowest)
     }
 
     /// Finds room for a record, pads the ring's end if it must, and returns the offset of the payload in the region.
     /// `None`: there is no room now.
     #[inline]
-    fn claim(&mut self, payload: u64) -> Option<usize> {
+    pub(crate) fn claim(&mut self, payload: u64) -> Option<usize> {
+        self.claim_known(payload).or_else(|| self.claim_anew(payload))
+    }
+
+    /// As [`FanOut::claim`], where what is known suffices.
+    #[inline]
+    pub(crate) fn claim_known(&mut self, payload: u64) -> Option<usize> {
         debug_assert!(
             payload <= self.largest_message(),
             "a message is at most an eighth of the ring"
@@ -147,16 +166,21 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         } else {
             (to_payload(self.tail, payload >= LONG), 1)
         };
-        if self.tail + to_payload + padded(payload) <= self.until {
-            let at = self.place();
-            if self.tail + BEFOREHAND < self.until {
-                for line in (BEFOREHAND..BEFOREHAND + ahead).step_by(LINE) {
-                    self.own.will_write(at + as_offset(line));
-                }
-            }
-            return Some(at + as_offset(to_payload));
+        if self.tail + to_payload + padded(payload) > self.until {
+            return None;
         }
-        self.claim_anew(payload)
+        let at = self.place();
+        if self.tail + BEFOREHAND < self.until {
+            let first = at + as_offset(BEFOREHAND);
+            self.own.will_write(first);
+            if ahead > LINE as u64 {
+                self.own.will_write(first + LINE);
+            }
+            if ahead > 2 * LINE as u64 {
+                self.own.will_write(first + 2 * LINE);
+            }
+        }
+        Some(at + as_offset(to_payload))
     }
 
     /// Offset in the region of what comes next.
@@ -166,6 +190,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
     }
 
     /// As [`FanOut::claim`], where what is known does not suffice.
+    #[cold]
     #[inline(never)]
     fn claim_anew(&mut self, payload: u64) -> Option<usize> {
         let (padding, record) = self.needs(payload);
@@ -175,6 +200,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         if padding > 0 {
             self.own
                 .store(self.place(), header(padding - HEADER, PADDING), Ordering::Relaxed);
+            self.is_unpublished();
             self.tail += padding;
         }
         if self.tail >= self.marks.next() {
@@ -207,7 +233,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
     /// readers must be left. `None` for the mark: what is not published yet is in the way.
     fn goal(&self, end: u64) -> (u64, Option<u64>) {
         let goal = end.saturating_sub(self.capacity);
-        (goal, self.marks.first(goal, self.published))
+        (goal, self.marks.first(goal, self.published()))
     }
 
     /// Moves the floor so far that the ring can be written up to `end`. `false`: a reliable reader has not read that far.
@@ -287,6 +313,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
 
     /// Looks how far each reliable reader has read. A head that goes backwards, or past what was published, is a lie.
     fn look_at_heads(&mut self) {
+        let published = self.published();
         for seat in &mut self.seats {
             let Some((control, _)) = &seat.entry.active else {
                 continue;
@@ -296,12 +323,12 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
             }
             let head = control.load(head_of(seat.entry.slot), Ordering::Acquire);
             // In unsigned arithmetic both lies come out as a distance larger than what is unread.
-            if head.wrapping_sub(seat.head) > self.published - seat.head || !head.is_multiple_of(8) {
+            if head.wrapping_sub(seat.head) > published - seat.head || !head.is_multiple_of(8) {
                 self.lies.push(Lie {
                     number: seat.entry.number,
                     error: corrupt(format!(
-                        "its head went from {} to {head}, and {} was published",
-                        seat.head, self.published
+                        "its head went from {} to {head}, and {published} was published",
+                        seat.head
                     )),
                 });
                 seat.head = NEVER;
@@ -348,7 +375,19 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
             return false;
         };
         self.own.copy_in(at, payload);
-        self.advance(at, length, length);
+        self.finish(at, payload.len(), payload.len());
+        true
+    }
+
+    /// As [`FanOut::push`], published at once.
+    #[inline]
+    pub(crate) fn push_now(&mut self, payload: &[u8]) -> bool {
+        let length = payload.len() as u64;
+        let Some(at) = self.claim(length) else {
+            return false;
+        };
+        self.own.copy_in(at, payload);
+        self.finish_now(at, payload.len(), payload.len());
         true
     }
 
@@ -402,6 +441,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
             if run > 0 {
                 let from = &packed[taken..taken + as_offset(run)];
                 self.own.copy_in(self.place(), from);
+                self.is_unpublished();
                 self.tail += run;
                 self.written += count;
                 self.bytes += payload;
@@ -417,16 +457,31 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         Ok(taken)
     }
 
+    /// What is written from here on is not published yet.
+    #[inline]
+    fn is_unpublished(&mut self) {
+        if self.unpublished == NOTHING {
+            self.unpublished = self.tail;
+            self.sequence = self.written;
+        }
+    }
+
     /// Makes everything written so far visible to the readers. Returns whether there was anything.
     #[inline]
     pub(crate) fn publish(&mut self) -> bool {
-        if self.published == self.tail {
+        if self.unpublished == NOTHING {
             return false;
         }
-        self.published = self.tail;
-        self.sequence = self.written;
-        self.own.store(layout::TAIL, self.tail, Ordering::Release);
+        self.show_tail();
         true
+    }
+
+    #[inline]
+    fn show_tail(&mut self) {
+        if self.unpublished != NOTHING {
+            self.unpublished = NOTHING;
+        }
+        self.own.store(layout::TAIL, self.tail, Ordering::Release);
     }
 
     /// Whether a message of this size would find room now. Where it would not, and no reader is in the way, what was written must
@@ -454,7 +509,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         self.take_list_if_changed();
         self.look_at_heads();
         // The floor can go as far as this.
-        let last = self.marks.last(self.published);
+        let last = self.marks.last(self.published());
         let end = last.min(self.slowest).max(self.floor) + self.capacity;
         // Less than the ring goes in, so at most one record meets the ring's end, and leaves less room there than it takes.
         let room = (end - self.tail).saturating_sub(HEADER + LINE as u64 + padded(longest));
@@ -465,16 +520,18 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         room / (packed_size(LONG) + LINE as u64) * packed_size(LONG)
     }
 
-    /// A claimed record: the offset of its payload in the region, to be finished by [`FanOut::finish`].
-    #[inline]
-    pub(crate) fn claim_record(&mut self, payload: u64) -> Option<usize> {
-        self.claim(payload)
-    }
-
-    /// Ends a record that was claimed at `at` for so many bytes, with no more than those.
+    /// Ends a record that was claimed at `at` for so many bytes, with no more than those, and does not publish it.
     #[inline]
     pub(crate) fn finish(&mut self, at: usize, claimed: usize, length: usize) {
+        self.is_unpublished();
         self.advance(at, claimed as u64, length as u64);
+    }
+
+    /// As [`FanOut::finish`], published at once, with what was not before.
+    #[inline]
+    pub(crate) fn finish_now(&mut self, at: usize, claimed: usize, length: usize) {
+        self.advance(at, claimed as u64, length as u64);
+        self.show_tail();
     }
 
     #[inline]

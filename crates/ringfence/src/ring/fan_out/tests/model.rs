@@ -194,7 +194,7 @@ impl Rig {
 
     fn reserve(&mut self, size: u64, commit: Option<u64>) {
         let message = self.message(size);
-        let Some(at) = self.hub.writer.claim_record(message.len() as u64) else {
+        let Some(at) = self.hub.writer.claim(message.len() as u64) else {
             return;
         };
         // SAFETY: the writer has just claimed the range, and claims nothing else before this borrow ends.
