@@ -4,7 +4,7 @@ use anyhow::Result;
 use ringfence::{Address, Message, Options, Receiver, Sender};
 
 use crate::driver::{Contender, Job, Measure, Outcome, Setup, Wait, run_a, run_b};
-use crate::work::{BATCH, Work, fill, fill_bytes, sum, sum_bytes};
+use crate::work::{BATCH, Buffer, Work, buffer, fill, fill_bytes, sum, sum_bytes};
 
 pub fn takes(_: Measure, _: usize) -> Result<(), &'static str> {
     Ok(())
@@ -50,7 +50,7 @@ const RUN: usize = 16 * 1024;
 pub struct Side {
     sender: Sender,
     receiver: Receiver,
-    buffer: Vec<u8>,
+    buffer: Buffer,
 }
 
 impl Contender for Side {
@@ -64,7 +64,7 @@ impl Contender for Side {
         Ok(Self {
             sender,
             receiver,
-            buffer: vec![0; setup.job.size],
+            buffer: buffer(setup.job.size),
         })
     }
 

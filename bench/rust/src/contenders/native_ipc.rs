@@ -18,7 +18,7 @@ use native_ipc::session::{
 };
 
 use crate::driver::{Contender, Job, Measure, Setup, Side as Which, Wait, peer_arguments};
-use crate::work::{Work, fill_bytes, sum_bytes};
+use crate::work::{Buffer, Work, buffer, fill_bytes, sum_bytes};
 
 pub fn takes(measure: Measure, _: usize) -> Result<(), &'static str> {
     match measure {
@@ -57,7 +57,7 @@ pub struct Side {
     slots: u64,
     sent: u64,
     received: u64,
-    buffer: Vec<u8>,
+    buffer: Buffer,
     session: Session,
 }
 
@@ -205,7 +205,7 @@ impl Contender for Side {
             slots: slots.into(),
             sent: 0,
             received: 0,
-            buffer: vec![0; job.size],
+            buffer: buffer(job.size),
             session,
         })
     }
