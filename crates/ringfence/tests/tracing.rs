@@ -5,12 +5,13 @@ mod support;
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Condvar, Mutex, Once},
+    sync::{Arc, Condvar, Mutex, Once, mpsc},
     time::{Duration, Instant},
 };
 
 use ringfence::{
-    Address, Arrival, Error, GoneReason, Policy, PublisherEvent, connect, listen, publish, subscribe,
+    Address, Arrival, Audience, Channel, Channels, Error, GoneReason, Listener, Policy, PublisherEvent,
+    connect, listen, publish, subscribe,
 };
 use support::{Actor, TIME_LIMIT, accepted, fresh_address, say, small, wait_for_test};
 use tracing::{
@@ -43,6 +44,21 @@ fn role() {
             let listener = listen(&address, &small().policy(policy)).unwrap();
             say("listens");
             assert!(matches!(listener.accept().unwrap(), Arrival::Refused(_)));
+            wait_for_test();
+        }
+        "connects and leaves" => {
+            let channel = connect(&address, &small()).unwrap();
+            say("connected");
+            wait_for_test();
+            drop(channel);
+        }
+        "subscribes" => {
+            let subscription = subscribe(&address, &small());
+            say(if subscription.is_ok() {
+                "subscribed"
+            } else {
+                "refused"
+            });
             wait_for_test();
         }
         "never reads" => {
@@ -93,6 +109,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Keeper {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let mut fields = Fields::new();
         attributes.record(&mut Into(&mut fields, "handshake."));
+        call_back("begins", &fields);
         context.span(id).unwrap().extensions_mut().insert(fields);
     }
 
@@ -109,6 +126,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Keeper {
             fields.extend(span.extensions().get::<Fields>().unwrap().clone());
         }
         let target = event.metadata().target().to_owned();
+        call_back(&target, &fields);
         let panics = fields.values().any(|value| value.contains(PANICS));
         ALL.lock().unwrap().push(Told { target, fields });
         MORE.notify_all();
@@ -127,6 +145,54 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Keeper {
         panic_within(&id, &context, "closes");
     }
 }
+
+/// What a subscriber does once it is told of this, and where.
+struct CallsBack {
+    address: String,
+    is_it: fn(&str, &Fields) -> bool,
+    call: Box<dyn FnOnce() + Send>,
+}
+
+static CALLS_BACK: Mutex<Vec<CallsBack>> = Mutex::new(Vec::new());
+
+/// Has the subscriber call this crate, once. What is sent then says that the call has returned.
+fn when<T: Send + 'static>(
+    address: &Address,
+    is_it: fn(&str, &Fields) -> bool,
+    call: impl FnOnce() -> T + Send + 'static,
+) -> mpsc::Receiver<T> {
+    let (tell, told) = mpsc::channel();
+    CALLS_BACK.lock().unwrap().push(CallsBack {
+        address: address.to_string(),
+        is_it,
+        call: Box::new(move || tell.send(call()).unwrap()),
+    });
+    told
+}
+
+fn call_back(target: &str, fields: &Fields) {
+    let told = |name: &str| fields.get(name).cloned();
+    let Some(address) = told("address").or_else(|| told("handshake.address")) else {
+        return;
+    };
+    let found = {
+        let mut all = CALLS_BACK.lock().unwrap();
+        let at = all
+            .iter()
+            .position(|one| one.address == address && (one.is_it)(target, fields));
+        at.map(|at| all.remove(at))
+    };
+    if let Some(CallsBack { call, .. }) = found {
+        call();
+    }
+}
+
+/// On the thread that takes newcomers in, on one of a handshake, and where a channel begins.
+const MOMENTS: [fn(&str, &Fields) -> bool; 3] = [
+    |target, _| target == "begins",
+    |_, fields| fields.get("check").is_some_and(|check| check == "lease"),
+    |target, fields| target == "ringfence::channel" && fields["message"] == "open",
+];
 
 /// Panics where the address of the handshake asks for it, and keeps that it did.
 fn panic_within<S: Subscriber + for<'a> LookupSpan<'a>>(id: &Id, context: &Context<'_, S>, when: &str) {
@@ -297,4 +363,104 @@ fn a_subscriber_that_panics_keeps_no_channel_from_being_made() {
             hear(when, &address, |_| true);
         }
     }
+}
+
+#[test]
+fn a_subscriber_may_close_what_it_is_told_of() {
+    watch();
+    for moment in MOMENTS {
+        for drops in [false, true] {
+            let (address, _kept) = fresh_address(false);
+            let listener = Arc::new(Mutex::new(Some(listen(&address, &small()).unwrap())));
+            let the_listener = Arc::clone(&listener);
+            let closed = when(&address, moment, move || {
+                let mut listener = the_listener.lock().unwrap();
+                assert!(listener.as_ref().is_some_and(|listener| listener.size() <= 1));
+                if drops {
+                    *listener = None;
+                } else if let Some(listener) = &*listener {
+                    listener.close(Channels::Close);
+                }
+            });
+            let agent = Actor::start("connects", &[&address.to_string()]);
+            closed
+                .recv_timeout(TIME_LIMIT)
+                .expect("a close on a thread of the listener's own returns");
+            assert!(["connected", "refused"].contains(&agent.hear().as_str()));
+            // Its thread lets go of the address once the subscriber has returned.
+            drop(listen(&address, &small().wait(true)).expect("the address is free"));
+            drop(listener);
+        }
+        let (address, _kept) = fresh_address(false);
+        let (broadcaster, audience) = publish(&address, &small()).unwrap().split();
+        let closed = when(&address, moment, move || drop(audience));
+        let subscriber = Actor::start("subscribes", &[&address.to_string()]);
+        closed
+            .recv_timeout(TIME_LIMIT)
+            .expect("a close on a thread of the publisher's own returns");
+        assert!(["subscribed", "refused"].contains(&subscriber.hear().as_str()));
+        drop(publish(&address, &small().wait(true)).expect("the address is free"));
+        drop(broadcaster);
+    }
+}
+
+/// A channel of this process with another one.
+fn channel_with(listener: &Listener, agent: &Actor) -> Channel {
+    let channel = accepted(listener);
+    assert_eq!(agent.hear(), "connected");
+    channel
+}
+
+#[test]
+fn a_subscriber_that_is_told_of_an_end_may_wait_for_tokens_and_let_go_of_the_channel() {
+    watch();
+    let (address, _kept) = fresh_address(false);
+    let listener = listen(&address, &small()).unwrap();
+    let agent = Actor::start("connects and leaves", &[&address.to_string()]);
+    let channel = channel_with(&listener, &agent);
+    let (tokens, tokens_here) = (channel.tokens(), channel.tokens());
+    let told = when(
+        &address,
+        |_, fields| fields.contains_key("reason"),
+        move || {
+            let token = tokens_here.token();
+            drop(channel);
+            (token, tokens_here.is_ended())
+        },
+    );
+    let waiting = std::thread::spawn(move || tokens.token());
+    agent.finish();
+    let (token, _) = told.recv_timeout(TIME_LIMIT).expect("the wait ends");
+    assert!(matches!(token, Ok(None)), "{token:?}");
+    let token = waiting.join().unwrap();
+    assert!(matches!(token, Ok(None)), "{token:?}");
+}
+
+#[test]
+fn one_that_was_evicted_has_that_reason_though_the_program_lets_go_of_it_meanwhile() {
+    watch();
+    let (address, _kept) = fresh_address(false);
+    let options = small().stall(Duration::from_millis(50));
+    let (mut broadcaster, audience) = publish(&address, &options).unwrap().split();
+    let subscriber = Actor::start("never reads", &[&address.to_string()]);
+    assert_eq!(subscriber.hear(), "subscribed");
+    let here = |audience: &Audience| match audience.next().unwrap() {
+        PublisherEvent::Subscriber(subscriber) => subscriber,
+        other => panic!("{other:?}"),
+    };
+    let evicted = here(&audience);
+    // Between the end of the channel and the word of it.
+    let told = when(
+        &address,
+        |_, fields| fields.get("reason").is_some_and(|reason| reason == "evicted"),
+        move || evicted.disconnect(),
+    );
+    while told.try_recv().is_err() {
+        broadcaster.send(&[0; 100]).unwrap();
+    }
+    assert!(matches!(
+        audience.next().unwrap(),
+        PublisherEvent::Gone(_, GoneReason::Evicted)
+    ));
+    assert_eq!(broadcaster.stats().evicted, 1);
 }

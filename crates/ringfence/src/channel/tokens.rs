@@ -97,13 +97,16 @@ impl Tokens {
             };
             // Perhaps no other thread looks at the line.
             let seen_gone = doorbell.is_gone();
-            if seen_gone && let Some(shared) = self.shared.upgrade() {
+            let shared = self.shared.upgrade();
+            if seen_gone && let Some(shared) = &shared {
                 shared.notice();
             }
+            // The program's subscriber is told of an end before those who wait are, and may wait here itself.
+            let has_ended = shared.is_none_or(|shared| shared.check().is_err());
             if let Some(token) = self.try_token() {
                 return Ok(Some(token));
             }
-            if self.is_ended() {
+            if has_ended || self.is_ended() {
                 return Ok(None);
             }
             let bell = self.inbox.bell()?;

@@ -33,6 +33,7 @@ use crate::{
     trace,
     wait::cancel::{Bell, CancelToken},
     wait::deadline::Deadline,
+    wait::own::begin_own_thread,
 };
 
 pub use queue::Refused;
@@ -305,6 +306,7 @@ impl<H: Host> Accepting<'_, '_, H> {
                 thread::Builder::new()
                     .name("ringfence-host".into())
                     .spawn_scoped(self.scope, move || {
+                        begin_own_thread();
                         let Ok(newcomer) = handed.recv() else { return };
                         // A thread that is gone without an outcome would count as under way for ever.
                         let outcome = catch_unwind(AssertUnwindSafe(|| acceptor.shake_hands(newcomer, host)))

@@ -17,6 +17,7 @@ use crate::{
     sys::lock::Mutex,
     wait::cancel::CancelToken,
     wait::deadline::Deadline,
+    wait::own::{begin_own_thread, is_own_thread},
 };
 
 /// What the program holds of an endpoint. The public types ([`Listener`](crate::Listener), say) are this with words of their
@@ -99,14 +100,17 @@ impl Worker {
         &self.stop
     }
 
-    /// Waits until the worker has let go of the address.
+    /// Waits until the worker has let go of the address. Where the program's subscriber calls back, on a thread of this crate's own, it has
+    /// once that goes on.
     pub(crate) fn wait(&self) {
-        let _ = self.released.lock().recv();
+        if !is_own_thread() {
+            let _ = self.released.lock().recv();
+        }
     }
 
     /// The same, for so long at most. `false`: it has not.
     pub(crate) fn wait_at_most(&self, time: Duration) -> bool {
-        self.released.lock().recv_timeout(time) != Err(RecvTimeoutError::Timeout)
+        is_own_thread() || self.released.lock().recv_timeout(time) != Err(RecvTimeoutError::Timeout)
     }
 }
 
@@ -124,6 +128,7 @@ impl<W: Send + 'static> Idle<W> {
         let thread = thread::Builder::new()
             .name(name.into())
             .spawn(move || {
+                begin_own_thread();
                 if let Ok(work) = beginning.recv() {
                     run(work);
                 }

@@ -34,6 +34,7 @@ use crate::{
     fork::{Birth, PerProcess},
     sys::lock::{Condvar, Mutex, MutexGuard},
     sys::{self, signal::SignalInfo},
+    wait::own::begin_own_thread,
 };
 
 /// Who is told what the thread of any number hears, on that thread: one of each kind in a process.
@@ -420,6 +421,7 @@ fn start(number: c_int) -> Result<SignalThread> {
         .name("ringfence-signal".into())
         .spawn(move || {
             HEARS.set(true);
+            begin_own_thread();
             let progress = &ending.0;
             let begun = sys::signal::block_signals().map(|()| {
                 // A full queue tells nothing. Where it was wrong to hope, what comes is not matched.

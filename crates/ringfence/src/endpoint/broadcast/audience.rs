@@ -177,7 +177,12 @@ impl Subscriber {
     pub fn disconnect(&self) {
         if let Some(publisher) = self.publisher() {
             publisher.end_one(&self.member);
-            publisher.gone(&self.member, GoneReason::Closed);
+            // One that has ended otherwise, and is not told as gone yet, has that reason.
+            let link = self.member.link.upgrade();
+            let reason = link
+                .and_then(|link| link.gone_reason())
+                .unwrap_or(GoneReason::Closed);
+            publisher.gone(&self.member, reason);
         }
     }
 

@@ -38,6 +38,7 @@ use crate::{
     signal::claim,
     sys,
     sys::lock::Mutex,
+    wait::own::{begin_own_thread, is_own_thread},
     wake::parking::Barriers,
 };
 
@@ -73,7 +74,10 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
     let wakers = Arc::clone(&shared.watches);
     let watcher = thread::Builder::new()
         .name("ringfence-watch".into())
-        .spawn(move || watch(&wakers, &weak))
+        .spawn(move || {
+            begin_own_thread();
+            watch(&wakers, &weak);
+        })
         .map_err(|error| Error::NoSpace {
             what: "a thread that lets go of subscribers".into(),
             reason: error.to_string(),
@@ -381,7 +385,7 @@ impl Drop for Audience {
         self.close();
         self.handle.shared.events.discard();
         if let Some(watcher) = self.watcher.take()
-            && watcher.thread().id() != thread::current().id()
+            && !is_own_thread()
         {
             // A panic of that thread has been told where it happened.
             let _ = watcher.join();
