@@ -232,6 +232,7 @@ mod tests {
         );
         let mut begun = items;
         let first: Vec<T> = begun.next().into_iter().collect();
+        assert_eq!(begun.len(), wanted.len() - first.len());
         assert_eq!(begun.fold(first, pushed), wanted, "the first by itself");
     }
 
@@ -280,5 +281,18 @@ mod tests {
                 are_the_same::<Far>(message, bytes);
             }
         }
+    }
+
+    #[test]
+    fn room_for_values_is_a_slice_of_them_and_of_an_end_there_is_none() {
+        assert_eq!(ReservedItems::<&[u8], u32>::bytes(3), 12);
+        assert_eq!(ReservedItems::<&[u8], u32>::bytes(usize::MAX / 3), usize::MAX);
+        let mut ring = [7_u64, 8, 9];
+        let mut room = ReservedItems::<_, u64>::new(bytemuck::bytes_of_mut(&mut ring));
+        assert_eq!(*room, [7, 8, 9]);
+        room[1] = 10;
+        assert_eq!(ring, [7, 10, 9]);
+        let mut ended = ReservedItems::<_, u64>::new(&mut [0_u8; 0][..]);
+        assert!(ended.is_empty() && ended.iter_mut().next().is_none());
     }
 }

@@ -343,8 +343,25 @@ mod tests {
     use super::*;
     use crate::{memory::access::Writable, memory::layout, memory::own::OwnRegion};
 
+    /// What [`Message::words`] must yield of these bytes.
+    fn words_of(bytes: &[u8]) -> Vec<u64> {
+        bytes
+            .chunks(8)
+            .map(|chunk| {
+                let mut word = [0; 8];
+                word[..chunk.len()].copy_from_slice(chunk);
+                u64::from_le_bytes(word)
+            })
+            .collect()
+    }
+
+    fn pushed(mut all: Vec<u64>, word: u64) -> Vec<u64> {
+        all.push(word);
+        all
+    }
+
     #[test]
-    fn words_are_the_same_one_by_one_and_all_at_once() {
+    fn words_and_copies_are_the_bytes_that_were_sent_one_by_one_and_all_at_once() {
         let own = OwnRegion::private(8192);
         let bytes: Vec<u8> = (0..8192_u32).map(|n| (n * 11 % 253) as u8).collect();
         own.copy_in(layout::DATA, &bytes);
@@ -355,21 +372,32 @@ mod tests {
             (0..3000).collect()
         };
         for length in lengths {
-            let at = layout::DATA + 8 * (length % 5);
-            let message = Message::in_ring(&peer, at, length, layout::DATA + 8192);
-            let mut words = message.words();
-            let one_by_one: Vec<u64> = std::iter::from_fn(|| words.next()).collect();
-            let mut all = Vec::new();
-            message.words().for_each(|word| all.push(word));
-            assert_eq!(one_by_one, all, "{length}");
-            assert_eq!(message.to_vec(), bytes[at - layout::DATA..][..length], "{length}");
-            let mut begun = message.words();
-            let first = begun.next().unwrap_or(0);
-            let sum = begun.fold(first, u64::wrapping_add);
-            assert_eq!(
-                sum,
-                one_by_one.iter().fold(0_u64, |sum, word| sum.wrapping_add(*word))
-            );
+            let from = 8 * (length % 5);
+            let bytes = &bytes[from..from + length];
+            let wanted = words_of(bytes);
+            for message in [
+                Message::in_ring(&peer, layout::DATA + from, length, layout::DATA + 8192),
+                Message::gathered(bytes),
+            ] {
+                assert_eq!((message.len(), message.is_empty()), (length, length == 0));
+                assert_eq!(message.to_vec(), bytes, "{length}");
+                assert_eq!(message.try_to_vec().unwrap(), bytes, "{length}");
+                let mut words = message.words();
+                for (index, word) in wanted.iter().enumerate() {
+                    assert_eq!(words.len(), wanted.len() - index);
+                    assert_eq!(words.next(), Some(*word), "{index} of {length}");
+                }
+                assert_eq!((words.next(), words.len()), (None, 0));
+                assert!(words.fold(Vec::new(), pushed).is_empty(), "nothing is left");
+                assert_eq!(message.words().fold(Vec::new(), pushed), wanted, "{length}");
+                let mut begun = message.words();
+                let first = begun.next().into_iter().collect();
+                assert_eq!(begun.fold(first, pushed), wanted, "{length}");
+                // What a processor without wide loads does, for this one may have them.
+                let whole = length / 8 * 8;
+                let (left, blocks) = message.words().fold_blocks(whole, Vec::new(), &mut pushed);
+                assert_eq!((left.at, &blocks[..]), (whole, &wanted[..whole / 8]), "{length}");
+            }
         }
     }
 }

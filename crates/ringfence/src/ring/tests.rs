@@ -3,6 +3,7 @@
 mod liars;
 mod model;
 mod orderings;
+mod reader;
 mod threads;
 
 use std::sync::atomic::Ordering;

@@ -277,7 +277,9 @@ fn a_size_that_was_told_counts_for_the_message_behind_padding_too() {
 
 #[test]
 fn a_record_that_goes_on_past_the_end_is_corrupt() {
-    for (length, sound) in [(24, true), (32, true), (88, true), (89, false), (96, false)] {
+    let lengths = [(24, true), (32, true), (88, true), (89, false), (96, false)];
+    // What is published ends there too, or goes on behind it.
+    for ((length, sound), tail) in lengths.into_iter().flat_map(|case| [(case, 64), (case, 256)]) {
         let mut words = words();
         words.record(0, 24, WHOLE);
         words.record(32, SMALLEST / 2, WHOLE);
@@ -288,9 +290,9 @@ fn a_record_that_goes_on_past_the_end_is_corrupt() {
         while let Some(record) = words.victim.next_record().unwrap() {
             words.victim.consume(record);
         }
-        words.tail(SMALLEST + 64);
+        words.tail(SMALLEST + tail);
         let found = words.victim.next_record();
-        assert_eq!(found.is_ok(), sound, "{length}: {found:?}");
+        assert_eq!(found.is_ok(), sound, "{length} of {tail}: {found:?}");
     }
 }
 
@@ -315,10 +317,12 @@ fn padding_that_does_not_reach_the_end_is_corrupt_at_every_place() {
 }
 
 #[test]
-fn a_record_too_long_is_corrupt_among_packed_ones_too() {
-    for (what, longest, length) in [
-        ("half the ring", LONGEST, SMALLEST / 2 + 8),
-        ("the limit", 100, 104),
+fn a_record_too_long_is_corrupt_in_a_row_and_among_packed_ones_too() {
+    for (what, longest, length, packed) in [
+        ("half the ring", LONGEST, SMALLEST / 2 + 8, true),
+        ("half the ring", LONGEST, SMALLEST / 2 + 8, false),
+        ("the limit", 100, 104, true),
+        ("the limit", 100, 104, false),
     ] {
         let region = OwnRegion::private(SMALLEST);
         let mut words = Words {
@@ -333,7 +337,13 @@ fn a_record_too_long_is_corrupt_among_packed_ones_too() {
         words.record(0, 8, WHOLE);
         words.record(16, length, WHOLE);
         words.tail(16 + packed_size(length));
-        let found = words.victim.pull_packed(&mut [0; 8192]);
+        let found = if packed {
+            words.victim.pull_packed(&mut [0; 8192]).map(drop)
+        } else {
+            let first = words.victim.next_record().unwrap().unwrap();
+            assert_eq!(words.victim.visit_in_row(first, 10, |_, _| ()), 1, "{what}");
+            words.victim.next_record().map(drop)
+        };
         assert!(matches!(found, Err(Error::RingCorrupt(_))), "{what}: {found:?}");
     }
 }

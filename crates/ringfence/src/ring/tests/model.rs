@@ -55,6 +55,7 @@ enum Call {
     Pull(usize),
     Hold(usize),
     NextSize,
+    Count,
 }
 
 /// A size of what is sent at once, from two numbers.
@@ -98,8 +99,9 @@ fn call() -> impl Strategy<Value = Call> {
                 24..=26 => Call::Pull(room),
                 27..=28 => Call::Hold(room),
                 29 => Call::HasRoom(any_size(shape, amount)),
-                _ if count < 6 => Call::Publish,
-                _ => Call::NextSize,
+                _ if count < 5 => Call::Publish,
+                _ if count < 9 => Call::NextSize,
+                _ => Call::Count,
             }
         },
     )
@@ -121,6 +123,8 @@ struct Model {
     visible: usize,
     tail: u64,
     published: u64,
+    /// Messages that were read, and their bytes.
+    counted: (u64, u64),
 }
 
 impl Model {
@@ -171,8 +175,10 @@ impl Model {
     }
 
     fn pop(&mut self) {
-        self.queue.pop_front();
+        let read = self.queue.pop_front().expect("a message");
         self.visible -= 1;
+        self.counted.0 += 1;
+        self.counted.1 += read.bytes.len() as u64;
     }
 
     /// A message in fragments whose end has not been written.
@@ -201,6 +207,7 @@ impl Rig {
                 visible: 0,
                 tail: 0,
                 published: 0,
+                counted: (0, 0),
             },
             gathering: Vec::new(),
             number: 0,
@@ -358,7 +365,7 @@ impl Rig {
         let mut into = vec![0; record.length];
         self.pair.consumer.peer().copy_out(record.at, &mut into);
         assert!(into == front.bytes, "the oldest message, byte by byte");
-        self.pair.consumer.consume(record);
+        self.pair.consumer.hand_out(record);
         self.pair.consumer.publish();
         self.model.pop();
     }
@@ -551,6 +558,7 @@ impl Rig {
                     assert_eq!(size, self.model.front().map(|front| front.bytes.len()));
                 }
             }
+            Call::Count => assert_eq!(self.pair.consumer.counted(), self.model.counted),
         }
         let own = self.pair.producer.own_mut();
         let tail = own.load(layout::TAIL, std::sync::atomic::Ordering::Acquire);
@@ -575,6 +583,7 @@ impl Rig {
         }
         self.receive();
         assert_eq!(self.head(), self.model.tail, "all of it is free again");
+        assert_eq!(self.pair.consumer.counted(), self.model.counted);
         self.call(Call::Send(Size::NearHalf(0)));
         assert_eq!(self.model.queue.len(), 1, "half a ring fits an empty one");
         self.receive();

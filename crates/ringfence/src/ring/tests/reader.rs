@@ -1,0 +1,125 @@
+//! What the reading end keeps for itself: how often it has looked, whether it is in a stream, and what it has counted.
+
+use std::{mem, sync::Arc};
+
+use super::{Pair, SMALLEST, pair};
+use crate::{
+    memory::{layout::as_offset, own::OwnRegion},
+    ring::tally::Tally,
+};
+
+impl Pair {
+    /// As many messages of 64 bytes, published and read one by one: each look finds one of them.
+    fn pass(&mut self, count: usize) {
+        for _ in 0..count {
+            assert!(self.send(&[0; 64]) && self.take().is_some());
+        }
+    }
+}
+
+#[test]
+fn a_look_counts_where_it_goes_to_the_ring_and_has_found_the_truth() {
+    let mut pair = pair(SMALLEST, SMALLEST);
+    assert_eq!(pair.consumer.looks(), 0);
+    assert_eq!(pair.take(), None);
+    assert_eq!(pair.consumer.looks(), 1);
+    assert!(pair.consumer.is_still_empty() && pair.consumer.is_still_empty());
+    assert_eq!(pair.consumer.looks(), 3);
+    assert!(pair.send(b"one") && pair.send(b"two"));
+    assert!(!pair.consumer.is_still_empty());
+    assert_eq!(
+        pair.consumer.looks(),
+        3,
+        "what has come is looked at by the next call"
+    );
+    assert!(pair.take().is_some());
+    assert_eq!(pair.consumer.looks(), 4);
+    assert!(!pair.consumer.is_through() && pair.consumer.available().unwrap());
+    assert!(pair.take().is_some());
+    assert_eq!(pair.consumer.looks(), 4, "what was there then takes no look");
+    assert!(pair.consumer.is_through());
+}
+
+#[test]
+fn a_reader_in_full_stream_that_has_come_close_does_not_look_the_short_way() {
+    let mut pair = pair(SMALLEST, SMALLEST);
+    // Of 72 bytes with their header: one less than 4096.
+    pair.pass(56);
+    assert!(pair.consumer.is_still_empty());
+    pair.pass(1);
+    assert!(!pair.consumer.is_still_empty());
+    // A look that finds a quarter of the ring is not close, however long the stream is.
+    assert!(pair.send(&[0; 1024 - 8]) && pair.take().is_some());
+    assert!(pair.consumer.is_still_empty());
+    assert!(pair.send(&[0; 1024 - 16]) && pair.take().is_some());
+    assert!(!pair.consumer.is_still_empty());
+}
+
+#[test]
+fn each_empty_look_takes_back_half_of_what_is_remembered_of_a_stream() {
+    let mut pair = pair(SMALLEST, SMALLEST);
+    for rings in [16, 32] {
+        pair.pass(rings * as_offset(SMALLEST) / 72 + 1);
+        // 64 KiB are remembered at most: 32, 16, 8, 4, and then too little for a stream.
+        for _ in 0..4 {
+            assert_eq!(pair.take(), None);
+            assert!(!pair.consumer.is_still_empty(), "{rings} rings");
+        }
+        assert_eq!(pair.take(), None);
+        assert!(pair.consumer.is_still_empty(), "{rings} rings");
+    }
+}
+
+#[test]
+fn a_row_is_visited_in_strides_and_the_head_is_published_after_each() {
+    // A quarter of the ring, and never more than 64 KiB.
+    for (capacity, stride) in [(16 * SMALLEST, 4 * SMALLEST), (128 * SMALLEST, 16 * SMALLEST)] {
+        let mut pair = pair(capacity, capacity);
+        while pair.producer.push(&[0; 256 - 8]).unwrap() {}
+        pair.producer.publish();
+        let mut read = 0;
+        while let Some(first) = pair.consumer.next_record().unwrap() {
+            assert_eq!(
+                pair.consumer.visit_in_row(first, usize::MAX, |_, _| ()),
+                as_offset(stride / 256)
+            );
+            read += stride;
+            assert_eq!((pair.consumer.head, pair.consumer.published), (read, read));
+        }
+        assert_eq!(read, capacity);
+    }
+    // Less than a stride is published once somebody asks for it.
+    let mut pair = pair(16 * SMALLEST, SMALLEST);
+    assert!(pair.send(&[0; 256]) && pair.send(&[0; 256]));
+    let first = pair.consumer.next_record().unwrap().expect("the first");
+    assert_eq!(pair.consumer.visit_in_row(first, 1, |_, _| ()), 1);
+    assert_eq!((pair.consumer.head, pair.consumer.published), (264, 0));
+}
+
+#[test]
+fn what_was_read_is_told_at_the_next_look_and_at_the_end() {
+    let mut pair = pair(SMALLEST, SMALLEST);
+    let tally = Arc::<Tally>::default();
+    pair.consumer.count_in(&tally);
+    let hand_out = |pair: &mut Pair| {
+        let record = pair.consumer.next_record().unwrap().expect("a message");
+        pair.consumer.hand_out(record);
+    };
+    for length in [3, 5, 7] {
+        assert!(pair.producer.push(&[0; 7][..length]).unwrap());
+    }
+    pair.producer.publish();
+    hand_out(&mut pair);
+    hand_out(&mut pair);
+    assert_eq!(tally.get(), (0, 0), "a message costs its reader an addition");
+    hand_out(&mut pair);
+    assert_eq!(pair.take(), None);
+    assert_eq!(tally.get(), (3, 15));
+    assert!(pair.send(&[0; 10]));
+    hand_out(&mut pair);
+    // Another begins in place of it, and goes on with the tally.
+    let seen = mem::replace(pair.producer.own_mut(), OwnRegion::nowhere()).seen_by_peer();
+    pair.consumer.forget(OwnRegion::nowhere(), seen);
+    assert_eq!(tally.get(), (4, 25));
+    assert_eq!(pair.consumer.counted(), (4, 25));
+}
