@@ -127,3 +127,56 @@ impl AtomicState {
         self.0.store(state as u8, Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{ChannelState as State, *};
+
+    #[test]
+    fn each_end_has_its_reason_for_either_kind_of_channel_and_its_error() {
+        let (closed, exited) = (Some(CloseReason::Closed), Some(CloseReason::Exited));
+        let (exposed, corrupt) = (Some(CloseReason::Exposed), Some(CloseReason::Corrupt));
+        for (state, reason, gone, code) in [
+            (State::Inherited, closed, Some(GoneReason::Closed), "CLOSED"),
+            (State::Open, None, None, ""),
+            (State::ClosedHere, closed, Some(GoneReason::Closed), "CLOSED"),
+            (State::ClosedByPeer, closed, Some(GoneReason::Closed), "PEER_LOST"),
+            (State::PeerExited, exited, Some(GoneReason::Exited), "PEER_LOST"),
+            (State::Corrupt, corrupt, Some(GoneReason::Corrupt), "RING_CORRUPT"),
+            (State::Refused, closed, Some(GoneReason::Closed), "CLOSED"),
+            (
+                State::Exposed,
+                exposed,
+                Some(GoneReason::Exposed),
+                "OBJECT_EXPOSED",
+            ),
+            (
+                State::ExposedAtPeer,
+                exposed,
+                Some(GoneReason::Exposed),
+                "OBJECT_EXPOSED",
+            ),
+            (State::LeftByPeer, closed, Some(GoneReason::Closed), "PEER_LOST"),
+            (State::Evicted, closed, Some(GoneReason::Evicted), "CLOSED"),
+            (State::EvictedByPeer, closed, Some(GoneReason::Evicted), "EVICTED"),
+        ] {
+            assert_eq!(state.close_reason(), reason, "{state:?}");
+            assert_eq!(state.gone_reason(), gone, "{state:?}");
+            let checked = state.check();
+            assert_eq!(checked.err().map_or("", |error| error.code()), code, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_state_is_what_was_set_last_and_no_other() {
+        let atomic = AtomicState::open(Mark::new().unwrap());
+        assert_eq!(atomic.get(), State::Open);
+        for state in State::ALL {
+            atomic.set(state);
+            assert_eq!(atomic.get(), state);
+            for other in State::ALL {
+                assert_eq!(atomic.is(other, Ordering::Acquire), other == state);
+            }
+        }
+    }
+}

@@ -132,3 +132,63 @@ impl Counters {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Each figure another, so that none is taken for another one.
+    fn figures(of: u64) -> ChannelStats {
+        ChannelStats {
+            messages_sent: of,
+            bytes_sent: of * 2,
+            messages_received: of * 3,
+            bytes_received: of * 5,
+            waits: of * 7,
+            waited_micros: of * 11,
+            bells_rung: of * 13,
+            sleeps: of * 17,
+            ring_used: of * 19,
+            ring_capacity: of * 23,
+            staged: of * 29,
+        }
+    }
+
+    #[test]
+    fn a_sum_has_the_sum_of_each_figure() {
+        let mut sum = figures(3);
+        sum += figures(4);
+        assert_eq!(sum, figures(7));
+    }
+
+    #[test]
+    fn what_the_halves_have_counted_is_told() {
+        let rung = Arc::new(AtomicU64::new(6));
+        let counters = Counters::new(&rung);
+        counters.set_capacity(4096);
+        counters.set_used(72);
+        for _ in 0..3 {
+            counters.slept();
+        }
+        let since = Instant::now().checked_sub(Duration::from_secs(100)).unwrap();
+        counters.waited(since);
+        counters.waited(since);
+        rung.store(7, Ordering::Relaxed);
+        let waited_micros = counters.told().waited_micros;
+        assert!(waited_micros >= 200_000_000, "{waited_micros}");
+        assert_eq!(counters.waits(), (2, waited_micros));
+        assert_eq!(counters.sleeps(), 3);
+        let told = ChannelStats {
+            waits: 2,
+            waited_micros,
+            bells_rung: 7,
+            sleeps: 3,
+            ring_used: 72,
+            ring_capacity: 4096,
+            ..ChannelStats::default()
+        };
+        assert_eq!(counters.told(), told);
+    }
+}

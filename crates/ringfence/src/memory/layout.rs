@@ -112,6 +112,7 @@ mod tests {
             (4096, Some(4096)),
             (4097, Some(8192)),
             (1 << 62, Some(1 << 62)),
+            ((1 << 62) + 1, None),
             (u64::MAX, None),
         ] {
             assert_eq!(round_capacity(wanted), got, "{wanted}");
@@ -135,5 +136,19 @@ mod tests {
         lines.sort_unstable();
         lines.dedup();
         assert_eq!(lines.len(), 64);
+    }
+
+    #[test]
+    fn every_place_is_that_of_the_protocol() {
+        assert_eq!(MAGIC.to_le_bytes(), *b"ringfnc2");
+        let marks = [0, 1, 15, 16, 33].map(mark_of);
+        assert_eq!(marks, [2048, 2064, 2288, 2048, 2064]);
+        let heads = [0, 1, 63, 64, 130].map(head_of);
+        assert_eq!(heads, [4096, 4160, 8128, 4096, 4224]);
+        let parked = [0, 1, 63, 64, 130].map(reader_parked_of);
+        assert_eq!(parked, [8192, 8256, 12224, 8192, 8320]);
+        // A page before the ring, and one behind it, into which a record may run.
+        let sizes = [0, 4096, 1 << 20].map(region_size);
+        assert_eq!(sizes, [3 * 4096, 3 * 4096, (1 << 20) + 2 * 4096]);
     }
 }

@@ -88,3 +88,54 @@ impl Phase {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        Phase,
+        Step::{Closed, Evicted, Exposed, Left, Open, Succeeds},
+    };
+
+    #[test]
+    fn each_phase_has_a_word_and_no_other_word_is_one() {
+        let words = [
+            (0, Phase::OPEN),
+            (1, Phase::ENDED),
+            (2, Phase::new(Closed, false)),
+            (3, Phase::EXPOSED),
+            (4, Phase::new(Left, false)),
+            (5, Phase::new(Succeeds, false)),
+            (6, Phase::EVICTED),
+            (10, Phase::new(Closed, true)),
+            (12, Phase::new(Left, true)),
+            (13, Phase::new(Succeeds, true)),
+        ];
+        for word in (0..64).chain([u64::MAX, 1 << 32]) {
+            let phase = words
+                .iter()
+                .find(|(known, _)| *known == word)
+                .map(|(_, phase)| *phase);
+            assert_eq!(Phase::from_word(word), phase, "{word}");
+            assert!(phase.is_none_or(|phase| phase.word() == word), "{word}");
+        }
+    }
+
+    #[test]
+    fn what_was_said_stays_said_and_a_step_is_final_but_for_a_host_that_has_left() {
+        let steps = [Open, Closed, Exposed, Left, Succeeds, Evicted];
+        for (from, ended) in steps.into_iter().flat_map(|step| [(step, false), (step, true)]) {
+            let phase = Phase::new(from, ended);
+            assert_eq!(phase.is_open(), from == Open && !ended);
+            let ending = (from == Open && !ended).then_some(Phase::ENDED);
+            assert_eq!(phase.ending(), ending, "{phase:?}");
+            for to in steps {
+                let then = match (from, to) {
+                    (Open, Closed | Left | Succeeds) => Some(Phase::new(to, ended)),
+                    (Open, Exposed | Evicted) | (Left, Exposed) => Some(Phase::new(to, false)),
+                    _ => None,
+                };
+                assert_eq!(phase.then(to), then, "{phase:?}, then {to:?}");
+            }
+        }
+    }
+}

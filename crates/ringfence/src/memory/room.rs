@@ -158,4 +158,17 @@ mod tests {
         assert_eq!(fstat(&object).unwrap().st_size, (4 << 20) + 8192);
         assert_eq!(reserved(&object), (4 << 20) + 8192);
     }
+
+    #[test]
+    fn what_is_left_is_some_of_the_machines_memory_and_more_is_refused_with_both_figures() {
+        let left = available_memory().unwrap().expect("a machine that tells");
+        assert!(left.is_multiple_of(4) && left > 1 << 20, "{left} bytes");
+        check_room(4096).unwrap();
+        let refused = check_room(1 << 60).unwrap_err();
+        assert_eq!(refused.code(), "NO_SPACE");
+        assert!(
+            refused.to_string().contains("1152921504606846976 bytes"),
+            "{refused}"
+        );
+    }
 }

@@ -30,3 +30,19 @@ pub(super) fn names(found: SealFlag) -> String {
         set.join("|")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_seal_is_named_and_those_that_are_wanted_leave_the_owners_mapping_alone() {
+        assert_eq!(names(SealFlag::empty()), "none");
+        assert_eq!(names(SealFlag::from_bits_retain(0x20)), "EXEC");
+        assert_eq!(
+            names(SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL),
+            "WRITE|SEAL"
+        );
+        assert_eq!(names(wanted()), "FUTURE_WRITE|SHRINK|GROW|SEAL");
+    }
+}
