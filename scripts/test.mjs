@@ -7,7 +7,7 @@
 //     node scripts/test.mjs miri            the ring's unsafe code
 //     node scripts/test.mjs jobs            examples that take packages of their own: logs, broadcasts among workers, metrics; needs a build
 //     node scripts/test.mjs models          the models of the protocol in their large form
-//     node scripts/test.mjs mutants [SHARD]  expressions changed one by one: does a test notice? A shard is `7/60`
+//     node scripts/test.mjs mutants [SHARD] [FILE …] [TESTS …]   expressions changed one by one: does a test notice? `7/60 ring ring::`
 //     node scripts/test.mjs musl [--quick]  the crate as a musl build
 //     node scripts/test.mjs nats            examples/nats with a real server; needs a build
 //     node scripts/test.mjs nodes [--quick] the compiled tests on newer Nodes; needs `npm test` to have built them
@@ -194,11 +194,18 @@ function testModels() {
 }
 
 /**
- * Mutants of the crate, in a copy of what is checked in, each against the crate's unit tests. All of them take very long: a shard of
- * them is what one has time for. What becomes of each stands below build/mutants/mutants.out.
+ * Mutants of the crate, in a copy of what is checked in, each against the crate's unit tests, or those whose names hold one of
+ * the words with `::`. All of them take very long: a shard or a file of them is what one has time for. What becomes of each
+ * stands below build/mutants/mutants.out.
  */
-function testMutants([shard, ...filters]) {
-  if (shard !== undefined && !/^\d+\/\d+$/.test(shard)) fail(`✗ ${shard} is no shard, as 7/60 is.`)
+function testMutants(words) {
+  const shards = words.filter((word) => /^\d+\/\d+$/.test(word))
+  const tests = words.filter((word) => word.includes('::'))
+  const places = words.filter((word) => !shards.includes(word) && !tests.includes(word))
+  const sources = join('crates', 'ringfence', 'src')
+  for (const place of places) {
+    if (!existsSync(join(root, sources, place))) fail(`✗ ${place} is no shard, as 7/60 is, and not in ${sources}.`)
+  }
   const home = join(root, 'build', 'mutants')
   const tree = join(home, 'tree')
   process.env.PATH += delimiter + join(home, 'bin')
@@ -209,11 +216,23 @@ function testMutants([shard, ...filters]) {
   mkdirSync(tree, { recursive: true })
   // In place, in a copy of its own: its own way to copy would take the builds along.
   run('a copy', 'sh', ['-c', `git archive HEAD | tar -x -C '${tree}'`])
-  const part = shard === undefined ? [] : ['--shard', shard]
-  const limits = ['--baseline', 'skip', '--timeout', '300']
-  const command = ['mutants', '--in-place', '--package', 'ringfence', '--output', home, ...limits, ...part]
-  const env = { CARGO_TARGET_DIR: join(home, 'target') }
-  run('mutants', 'cargo', [...command, '--', '--lib', ...filters], { cwd: tree, env })
+  const files = places.map((place) => (place.endsWith('.rs') ? place : `${place}/**/*.rs`))
+  const part = [
+    ...shards.flatMap((shard) => ['--shard', shard]),
+    ...files.flatMap((file) => ['--file', join(sources, file)]),
+  ]
+  const limits = ['--in-place', '--baseline', 'skip', '--timeout', '120']
+  // The crate is built a second time for each mutant, as far as it has changed: that is what takes long. What it rests on is
+  // built once, and makes its tests quick.
+  const quick = ['--lib', '--config=profile.test.package."*".opt-level=2'].map((word) => `--cargo-arg=${word}`)
+  const command = ['mutants', '--package', 'ringfence', '--output', home, ...limits, ...part, ...quick]
+  const env = {
+    CARGO_TARGET_DIR: join(home, 'target'),
+    CARGO_INCREMENTAL: '1',
+    CARGO_PROFILE_DEV_DEBUG: '0',
+    CARGO_PROFILE_TEST_OPT_LEVEL: '0',
+  }
+  run('mutants', 'cargo', [...command, '--', '--', ...tests], { cwd: tree, env })
 }
 
 /** Tests of what the C library has a part in: threads, signals, forks, sockets, other users. */

@@ -496,6 +496,7 @@ impl Refuse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Check;
 
     fn frames() -> Vec<Frame> {
         vec![
@@ -594,5 +595,158 @@ mod tests {
             panic!("a refusal")
         };
         assert_eq!(back.wanted, "ü".repeat(500));
+    }
+
+    #[test]
+    fn the_numbers_are_those_of_the_protocol_and_no_others_mean_anything() {
+        let meetings = [
+            Meeting::Pair,
+            Meeting::Service,
+            Meeting::Family,
+            Meeting::Membership,
+            Meeting::Broadcast,
+        ];
+        for (number, meeting) in (0..).zip(meetings) {
+            assert_eq!(
+                (meeting.number(), Meeting::from_number(number)),
+                (number, Some(meeting))
+            );
+        }
+        assert_eq!(Meeting::from_number(5), None);
+        assert_eq!(Code::ALL.map(Code::number), [1, 2, 3, 4, 5]);
+        assert_eq!((TAKES_BARRIERS, HARDENS), (1, 2));
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_protocol() {
+        let ready = [&b"ringfnce\x02\0\x03\0\x20\0\0\0"[..], &[4; 32]].concat();
+        assert_eq!(Frame::Ready([4; 32]).encode(), ready);
+        let refuse = b"ringfnce\x02\0\x04\0\x0d\0\0\0\x02\0\x03\0uid\x01\x001\x01\x002";
+        assert_eq!(frames()[3].encode(), refuse);
+        let lengths: Vec<_> = frames().iter().map(|frame| frame.encode().len()).collect();
+        assert_eq!(lengths, [16 + 96, 16 + 104, 16 + 32, 16 + 13]);
+    }
+
+    #[test]
+    fn a_body_may_be_as_long_as_its_kind_says_and_has_nothing_behind_its_fields() {
+        for (kind, length, sound) in [
+            (1, 96, true),
+            (1, 95, false),
+            (1, 97, false),
+            (2, 104, true),
+            (2, 96, false),
+            (3, 32, true),
+            (3, 33, false),
+            (4, 7, false),
+            (4, 8, true),
+            (4, 4096, true),
+            (4, 4097, false),
+            (0, 32, false),
+            (5, 32, false),
+        ] {
+            let mut head = *b"ringfnce\x02\0kklen.";
+            head[10..12].copy_from_slice(&u16::to_le_bytes(kind));
+            head[12..].copy_from_slice(&u32::to_le_bytes(length));
+            let found = Frame::head(&head);
+            assert_eq!(found.is_ok(), sound, "{kind} with {length}: {found:?}");
+            assert!(!sound || found.unwrap() == (kind, length as usize));
+        }
+        for frame in frames() {
+            let bytes = frame.encode();
+            let kind = u16::from(bytes[10]);
+            let body = &bytes[HEAD..];
+            assert_eq!(Frame::body(kind, body).unwrap(), frame);
+            let longer = [body, &[0]].concat();
+            for wrong in [&body[..body.len() - 1], &longer] {
+                assert_eq!(Frame::body(kind, wrong).unwrap_err().code(), "PROTOCOL");
+            }
+        }
+        let unknown = [6, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(Frame::body(4, &unknown).unwrap_err().code(), "PROTOCOL");
+    }
+
+    #[test]
+    fn an_echo_answers_the_own_nonce_alone() {
+        check_echo(&[7; 32], &[7; 32]).unwrap();
+        assert_eq!(check_echo(&[7; 32], &[8; 32]).unwrap_err().code(), "PROTOCOL");
+    }
+
+    #[test]
+    fn a_text_of_the_peer_steers_no_terminal() {
+        let Frame::Refuse(mut refuse) = frames().remove(3) else {
+            panic!("a refusal")
+        };
+        refuse.found = "a\u{1b}[2J\nb".into();
+        let Ok(Frame::Refuse(back)) = decode(&Frame::Refuse(refuse).encode()) else {
+            panic!("a refusal")
+        };
+        assert_eq!(back.found, "a\u{fffd}[2J\u{fffd}b");
+    }
+
+    /// What another user is told, which is not what its own user is.
+    #[test]
+    fn a_refused_peer_learns_what_was_looked_at_and_of_its_own_user_what_was_found() {
+        let refusal = |uid| {
+            let who = crate::identity::Credentials { pid: 1, uid, gid: 0 };
+            Error::from(Refusal::new(Check::Cgroup, "a", "b").about(who))
+        };
+        let own = nix::unistd::geteuid().as_raw();
+        for (uid, wanted, found) in [(own, "a", "b"), (own + 1, "", "")] {
+            let told = Refuse::from(&refusal(uid));
+            assert_eq!((told.code, &*told.check), (Code::Peer, "cgroup"));
+            assert_eq!((&*told.wanted, &*told.found), (wanted, found), "of {uid}");
+        }
+        let nobody = Refuse::from(&Error::from(Refusal::new(Check::Cgroup, "a", "b")));
+        assert_eq!((&*nobody.wanted, &*nobody.found), ("", ""));
+    }
+
+    #[test]
+    fn each_refusal_is_an_error_of_its_own_on_the_other_side() {
+        let unsound = Error::ObjectUnsound {
+            check: "size",
+            wanted: "1".into(),
+            found: "2".into(),
+        };
+        let occupied = Error::AddressOccupied {
+            address: "@here".into(),
+            by: "two".into(),
+        };
+        let late = Error::HandshakeTimeout {
+            step: "HELLO",
+            after: std::time::Duration::ZERO,
+        };
+        let none = Error::NoSpace {
+            what: "room".into(),
+            reason: "none".into(),
+        };
+        for (error, code, passing, there) in [
+            (occupied, Code::Occupied, false, "ADDRESS_OCCUPIED"),
+            (
+                Refusal::new(Check::Uid, "1", "2").into(),
+                Code::Peer,
+                false,
+                "PEER_REFUSED",
+            ),
+            (Error::Protocol("x".into()), Code::Protocol, false, "PROTOCOL"),
+            (unsound, Code::Object, false, "PEER_LOST"),
+            (Error::Closed("x"), Code::Unable, true, "PEER_LOST"),
+            (late, Code::Unable, true, "PEER_LOST"),
+            (none, Code::Unable, false, "PEER_LOST"),
+        ] {
+            let refuse = Refuse::from(&error);
+            assert_eq!((refuse.code, refuse.is_passing()), (code, passing), "{error}");
+            let Ok(Frame::Refuse(back)) = decode(&Frame::Refuse(refuse.clone()).encode()) else {
+                panic!("a refusal")
+            };
+            assert_eq!(back, refuse);
+            assert_eq!(back.into_error("@here").code(), there, "{error}");
+        }
+        let passing = Refuse {
+            code: Code::Protocol,
+            check: "CLOSED".into(),
+            wanted: String::new(),
+            found: String::new(),
+        };
+        assert!(!passing.is_passing());
     }
 }

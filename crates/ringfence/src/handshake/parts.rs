@@ -102,3 +102,22 @@ impl Drop for Unopened {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::access::Readable;
+
+    #[test]
+    fn a_region_that_no_channel_was_opened_over_says_that_it_is_closed() {
+        for (opened, phase) in [(true, Phase::OPEN.word()), (false, 2)] {
+            let region = OwnRegion::private(4096);
+            let seen = region.seen_by_peer();
+            let unopened = Unopened::new(region);
+            assert_eq!(seen.load(layout::PHASE, Ordering::Acquire), Phase::OPEN.word());
+            let kept = opened.then(|| unopened.open());
+            assert_eq!(seen.load(layout::PHASE, Ordering::Acquire), phase);
+            drop(kept);
+        }
+    }
+}

@@ -108,3 +108,41 @@ impl FromStr for StartFrom {
             .ok_or_else(|| Error::invalid(format!("from must be 'now', 'oldest' or 'latest', not {text:?}")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_are_those_of_the_protocol_and_the_names_those_of_the_options() {
+        assert_eq!(Delivery::ALL.map(Delivery::number), [1, 2, 3]);
+        assert_eq!(StartFrom::ALL.map(StartFrom::number), [1, 2, 3]);
+        for delivery in Delivery::ALL {
+            assert_eq!(Delivery::from_number(delivery.number()), Some(delivery));
+        }
+        for from in StartFrom::ALL {
+            assert_eq!(StartFrom::from_number(from.number()), Some(from));
+        }
+        assert_eq!((Delivery::from_number(0), Delivery::from_number(4)), (None, None));
+        assert_eq!(
+            (StartFrom::from_number(0), StartFrom::from_number(4)),
+            (None, None)
+        );
+        for (delivery, name) in Delivery::ALL
+            .into_iter()
+            .zip(["reliable", "best-effort", "latest"])
+        {
+            assert_eq!(delivery.to_string(), name);
+            assert_eq!(name.parse::<Delivery>().unwrap(), delivery);
+        }
+        for (from, name) in StartFrom::ALL.into_iter().zip(["now", "oldest", "latest"]) {
+            assert_eq!(from.to_string(), name);
+            assert_eq!(name.parse::<StartFrom>().unwrap(), from);
+        }
+        assert_eq!(
+            "Latest".parse::<Delivery>().unwrap_err().code(),
+            "INVALID_ARGUMENT"
+        );
+        assert_eq!("".parse::<StartFrom>().unwrap_err().code(), "INVALID_ARGUMENT");
+    }
+}

@@ -239,8 +239,11 @@ fn what_lies_past_the_end_of_the_ring_is_no_record() {
     let disguised = [[0; 24].as_slice(), &header(0, WHOLE).to_le_bytes()].concat();
     assert!(pair.send(&disguised));
     assert_eq!(pair.take(), Some(disguised));
-    // A lap later, one that ends exactly there, and another after it.
-    pair.move_to(SMALLEST - 32);
+    // A lap later, one that ends exactly there, and another after it. On the way, none runs past the end, over that header.
+    for size in [2024, 2032] {
+        assert!(pair.send(&vec![1; size - as_offset(HEADER)]) && pair.take().is_some());
+    }
+    assert_eq!(pair.producer.tail, 2 * SMALLEST - 32);
     assert!(pair.producer.push(&[1; 24]).unwrap() && pair.producer.push(&[2; 16]).unwrap());
     pair.producer.publish();
     let mut into = [0; 200];

@@ -2,7 +2,7 @@
 
 use std::{mem, sync::Arc};
 
-use super::{Pair, SMALLEST, pair};
+use super::{Pair, Pulled, SMALLEST, WHOLE, header, pair};
 use crate::{
     memory::{layout::as_offset, own::OwnRegion},
     ring::tally::Tally,
@@ -53,6 +53,19 @@ fn a_reader_in_full_stream_that_has_come_close_does_not_look_the_short_way() {
     assert!(pair.consumer.is_still_empty());
     assert!(pair.send(&[0; 1024 - 16]) && pair.take().is_some());
     assert!(!pair.consumer.is_still_empty());
+    // And of a large ring, 32 KiB.
+    for (bytes, close) in [(32 * 1024 - 8, true), (32 * 1024, false)] {
+        let mut pair = super::pair(64 * SMALLEST, 64 * SMALLEST);
+        assert!(pair.send(&vec![0; bytes / 2 - 8]) && pair.take().is_some());
+        let mut left = bytes;
+        while left > 0 {
+            assert!(pair.producer.push(&vec![0; left.min(1024) - 8]).unwrap());
+            left -= left.min(1024);
+        }
+        pair.producer.publish();
+        while pair.take().is_some_and(|_| !pair.consumer.is_through()) {}
+        assert_eq!(pair.consumer.is_still_empty(), !close, "{bytes}");
+    }
 }
 
 #[test]
@@ -122,4 +135,25 @@ fn what_was_read_is_told_at_the_next_look_and_at_the_end() {
     pair.consumer.forget(OwnRegion::nowhere(), seen);
     assert_eq!(tally.get(), (4, 25));
     assert_eq!(pair.consumer.counted(), (4, 25));
+}
+
+#[test]
+fn a_pull_takes_as_many_as_fit_whatever_part_of_a_run_the_buffer_is() {
+    let capacity = 4 * SMALLEST;
+    // A run is 4096 bytes: less than one, one, and some with a part.
+    for records in [1, 50, 51, 52, 64, 103, 120] {
+        for rest in [0, 8, 72] {
+            let mut pair = pair(capacity, capacity);
+            while pair.producer.push(&[7; 72]).unwrap() {}
+            pair.producer.publish();
+            let mut into = vec![0; records * 80 + rest];
+            let pulled = pair.consumer.pull_packed(&mut into).unwrap();
+            assert_eq!(pulled, Pulled::Bytes(records * 80), "and {rest} bytes");
+            assert_eq!(pair.consumer.counted(), (records as u64, records as u64 * 72));
+            for record in into[..records * 80].chunks(80) {
+                assert_eq!(record[..8], header(72, WHOLE).to_le_bytes());
+                assert_eq!(record[8..], [7; 72]);
+            }
+        }
+    }
 }
