@@ -2,9 +2,10 @@
 
 use std::{mem, sync::Arc};
 
-use super::{Pair, Pulled, SMALLEST, WHOLE, header, pair};
+use super::{Pair, Pulled, SMALLEST, WHOLE, header, packed_size, pair};
 use crate::{
     memory::{layout::as_offset, own::OwnRegion},
+    ring::consumer::Wanted,
     ring::tally::Tally,
 };
 
@@ -155,5 +156,30 @@ fn a_pull_takes_as_many_as_fit_whatever_part_of_a_run_the_buffer_is() {
                 assert_eq!(record[8..], [7; 72]);
             }
         }
+    }
+}
+
+#[test]
+fn a_pull_of_messages_of_some_lengths_ends_before_the_first_of_another() {
+    for (lengths, least, most) in [([8, 16, 33, 8], 0, 32), ([40, 16, 15, 16], 16, u64::MAX)] {
+        let mut pair = pair(SMALLEST, SMALLEST);
+        for length in lengths {
+            assert!(pair.producer.push(&vec![1; length]).unwrap());
+        }
+        pair.producer.publish();
+        let wanted = Wanted {
+            least,
+            most,
+            fresh: true,
+        };
+        let mut into = [0; 400];
+        let two = lengths[..2]
+            .iter()
+            .map(|length| packed_size(*length as u64))
+            .sum();
+        let pulled = pair.consumer.pull_held(&mut into, &wanted).unwrap();
+        assert_eq!(pulled, Pulled::Bytes(as_offset(two)));
+        let pulled = pair.consumer.pull_held(&mut into, &wanted).unwrap();
+        assert_eq!(pulled, Pulled::Large(lengths[2]));
     }
 }
