@@ -106,3 +106,27 @@ impl Seen {
             .filter(|mark| (self.floor..=self.tail).contains(&mark.position))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::own::OwnRegion;
+
+    #[test]
+    fn marks_lie_a_part_of_the_ring_apart_and_those_of_a_stretch_are_found() {
+        let own = OwnRegion::private(4096);
+        let mut table = Table::new(4096);
+        assert_eq!((table.next(), table.last(4096)), (256, 0));
+        for (sequence, position) in (1..).zip([256, 520, 1000]) {
+            table.set(&own, Mark { position, sequence });
+        }
+        assert_eq!(table.next(), 1256);
+        assert_eq!(
+            [0, 519, 520, 999, 1000].map(|to| table.last(to)),
+            [0, 256, 520, 520, 1000]
+        );
+        assert_eq!(table.first(256, 1000), Some(256));
+        assert_eq!(table.first(257, 1000), Some(520));
+        assert_eq!((table.first(257, 519), table.first(1001, 4096)), (None, None));
+    }
+}
