@@ -157,3 +157,133 @@ impl Checks<'_> {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        os::fd::{AsFd, AsRawFd},
+    };
+
+    use nix::{
+        fcntl::{FallocateFlags, fallocate},
+        sys::memfd::{MFdFlags, memfd_create},
+        unistd::{ftruncate, geteuid, pipe},
+    };
+
+    use super::*;
+
+    const SIZE: u64 = region_size(4096);
+
+    /// With this many bytes of memory, which are its size too if it has none.
+    fn sized(object: impl AsFd, size: u64, reserved: bool) {
+        let size = size.cast_signed();
+        if reserved {
+            fallocate(object, FallocateFlags::empty(), 0, size).unwrap();
+        } else {
+            ftruncate(object, size).unwrap();
+        }
+    }
+
+    fn memfd(size: u64, reserved: bool, seals: SealFlag) -> OwnedFd {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let object = memfd_create("ringfence-test", flags).unwrap();
+        sized(&object, size, reserved);
+        fcntl(&object, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+        object
+    }
+
+    fn shm() -> OwnedFd {
+        let object = tempfile::tempfile_in("/dev/shm").unwrap();
+        sized(&object, SIZE, true);
+        object.into()
+    }
+
+    fn agreed(backing: Backing) -> Agreed {
+        Agreed {
+            backing,
+            capacity: 4096,
+            stated: SIZE,
+            owner: geteuid().as_raw(),
+        }
+    }
+
+    /// The checks that were passed, and the one that was not.
+    fn looked_at(object: &OwnedFd, agreed: Agreed) -> (Vec<&'static str>, Option<&'static str>) {
+        let mut record = Record::default();
+        let failed = match accept(object, &agreed, &mut record) {
+            Ok(_) => None,
+            Err(Error::ObjectUnsound { check, .. }) => Some(check),
+            Err(other) => panic!("{other:?}"),
+        };
+        let passed = record.into_list();
+        (passed.iter().map(|evidence| evidence.check).collect(), failed)
+    }
+
+    #[test]
+    fn a_sound_object_is_looked_at_in_every_way_and_what_lies_in_it_last() {
+        let of_each = ["kind", "filesystem", "size", "memory", "owner", "names"];
+        let sealed = memfd(SIZE, true, seals::wanted());
+        let passed = [&of_each[..], &["seals"]].concat();
+        assert_eq!(
+            looked_at(&sealed, agreed(Backing::Memfd)),
+            (passed, Some("layout"))
+        );
+        let leased = shm();
+        sys::lease::take_lease(&leased).unwrap();
+        let passed = [&of_each[..], &["access", "lease"]].concat();
+        assert_eq!(looked_at(&leased, agreed(Backing::Shm)), (passed, Some("layout")));
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_object_is_named() {
+        let named = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        sized(named.as_file(), SIZE, true);
+        let (sound, other) = (agreed(Backing::Memfd), agreed(Backing::Shm));
+        let sealed = || memfd(SIZE, true, seals::wanted());
+        let unleased = shm();
+        let path = format!("/proc/self/fd/{}", unleased.as_raw_fd());
+        for (object, agreed, check) in [
+            (pipe().unwrap().0, sound, "kind"),
+            (File::open("/dev/shm").unwrap().into(), sound, "kind"),
+            (File::open("/proc/self/maps").unwrap().into(), sound, "filesystem"),
+            (memfd(SIZE + 4096, true, seals::wanted()), sound, "size"),
+            (
+                sealed(),
+                Agreed {
+                    stated: SIZE + 1,
+                    ..sound
+                },
+                "size",
+            ),
+            (
+                sealed(),
+                Agreed {
+                    capacity: 8192,
+                    ..sound
+                },
+                "size",
+            ),
+            (memfd(SIZE, false, seals::wanted()), sound, "memory"),
+            (
+                sealed(),
+                Agreed {
+                    owner: sound.owner + 1,
+                    ..sound
+                },
+                "owner",
+            ),
+            (named.reopen().unwrap().into(), other, "names"),
+            (memfd(SIZE, true, SealFlag::empty()), sound, "seals"),
+            (
+                memfd(SIZE, true, SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW),
+                sound,
+                "seals",
+            ),
+            (File::open(path).unwrap().into(), other, "access"),
+            (unleased, other, "lease"),
+        ] {
+            assert_eq!(looked_at(&object, agreed).1, Some(check));
+        }
+    }
+}
