@@ -299,7 +299,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
                 return Ok(Some(record));
             }
         }
-        self.look_for_record()
+        self.look_for_record(true)
     }
 
     /// Offset in the region of what comes next.
@@ -330,13 +330,13 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         self.longest.min(largest_record(self.capacity))
     }
 
-    /// As [`Consumer::next_record`], whatever comes. A header that it has read already is read again: only what is
-    /// read here counts.
+    /// As [`Consumer::next_record`], whatever comes; `further`: also behind the tail that is known. A header that it has read already
+    /// is read again: only what is read here counts.
     #[inline(never)]
-    fn look_for_record(&mut self) -> Result<Option<Record>> {
+    fn look_for_record(&mut self, further: bool) -> Result<Option<Record>> {
         self.tell_tally();
         loop {
-            if !self.available()? {
+            if self.head == self.tail && !(further && self.look_again()?) {
                 return Ok(None);
             }
             let place = self.head & (self.capacity - 1);
@@ -579,11 +579,15 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
 
     fn pull(&mut self, into: &mut [u8], wanted: &Wanted) -> Result<Pulled> {
         let mut end = 0;
-        // Looks for what is published once, and not again for what has come meanwhile.
+        // Looks for what is published once, and not again for what has come meanwhile: a look that finds nothing tells the producer
+        // how far this reader is, and what was copied may be held. Padding can be the last that is known.
         while end == 0 || self.head != self.tail {
-            let Some(record) = self.next_record()? else {
-                break;
+            let next = if end == 0 {
+                self.next_record()?
+            } else {
+                self.look_for_record(false)?
             };
+            let Some(record) = next else { break };
             let packed = as_offset(packed_size(record.length as u64));
             let left = &mut into[end..];
             if record.flags != WHOLE || packed > left.len() || !wanted.is_met_by(record.length as u64) {

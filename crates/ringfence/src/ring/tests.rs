@@ -9,7 +9,7 @@ mod threads;
 use std::sync::atomic::Ordering;
 
 use super::{
-    consumer::{Consumer, Gathered, Pulled},
+    consumer::{Consumer, Gathered, Pulled, Wanted},
     lies::packed,
     message::Progress,
     producer::Producer,
@@ -172,6 +172,37 @@ fn a_reservation_given_back_leaves_nothing_to_read() {
     pair.move_to(SMALLEST - 64);
     assert!(pair.producer.claim(2000).unwrap().is_some());
     pair.producer.publish();
+    assert_eq!(pair.take(), None);
+    assert!(pair.send(b"after"));
+    assert_eq!(pair.take().as_deref(), Some(&b"after"[..]));
+}
+
+/// A reservation near the ring's end that was given back leaves padding behind the last message.
+#[test]
+fn messages_that_are_held_stay_where_only_padding_follows_them() {
+    let mut pair = pair(SMALLEST, SMALLEST);
+    pair.move_to(SMALLEST - 64);
+    let head = pair.consumer.published;
+    assert!(pair.send(b"one") && pair.send(b"two"));
+    assert!(pair.producer.claim(2000).unwrap().is_some());
+    assert!(pair.producer.publish());
+    let wanted = Wanted {
+        least: 0,
+        most: 64,
+        fresh: true,
+    };
+    let mut into = [0; 64];
+    assert_eq!(
+        pair.consumer.pull_held(&mut into, &wanted).unwrap(),
+        Pulled::Bytes(32)
+    );
+    for passed in [0, 16, 0] {
+        assert_eq!(pair.consumer.published, head, "the producer has not been told");
+        let left = pair.consumer.pull_again(&mut into, passed).unwrap();
+        assert_eq!(left, Pulled::Bytes(32 - passed));
+        assert_eq!(into[32 - passed - 8..][..3], *b"two");
+    }
+    assert!(pair.consumer.publish());
     assert_eq!(pair.take(), None);
     assert!(pair.send(b"after"));
     assert_eq!(pair.take().as_deref(), Some(&b"after"[..]));
