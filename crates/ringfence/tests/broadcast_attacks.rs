@@ -367,6 +367,34 @@ fn a_process_that_opens_the_ring_ends_it_for_all_and_finds_nothing() {
     hand.ask("sees the-secret", "not seen");
 }
 
+/// What a batch has handed out last is written no more once the next call is made, whatever that finds.
+#[test]
+fn an_alarm_leaves_nothing_of_a_batch_that_finds_no_room() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: the object has mode 0, so that it takes root to open it");
+        return;
+    }
+    let (address, _directory) = fresh_address(false);
+    let (mut sender, audience) = publish(&address, &options()).unwrap().split();
+    // It reads nothing.
+    let mut hand = Hand::ready(&address);
+    let mut batch = sender.batch().unwrap();
+    let mut number = 0;
+    while let Some(room) = batch.reserve(1000).unwrap() {
+        number += 1;
+        room.copy_from_slice(&format!("the-secret-{number:02}-").repeat(100).as_bytes()[..1000]);
+        assert!(number < 99, "it holds the publisher up");
+    }
+    let last = format!("sees the-secret-{number:02}-");
+    hand.ask(&last, "seen");
+    hand.ask("open", "EAGAIN");
+    let gone = std::iter::repeat_with(|| audience.next().unwrap())
+        .find(|event| matches!(event, PublisherEvent::Gone(_, GoneReason::Exposed)));
+    assert!(gone.is_some());
+    hand.ask(&last, "not seen");
+    drop(batch);
+}
+
 #[test]
 fn another_users_subscriber_cannot_open_the_ring_it_was_passed_and_sets_off_no_alarm() {
     let Some(strangers) = Strangers::new() else { return };

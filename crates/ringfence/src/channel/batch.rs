@@ -2,9 +2,12 @@
 
 #![expect(clippy::inline_always, reason = "as in `reservation`")]
 
+use std::sync::atomic::Ordering;
+
 use crate::{
     channel::reservation::exposed,
     channel::sender::{Sender, Writing, ended},
+    channel::state::ChannelState,
     error::{Error, Result},
 };
 
@@ -50,8 +53,9 @@ impl Batch<'_> {
     /// As [`Sender::try_send`].
     #[inline(always)]
     pub fn push(&mut self, message: &[u8]) -> Result<bool> {
-        self.check_size(message.len())?;
         self.let_go();
+        self.check_size(message.len())?;
+        self.check_open()?;
         match self.writing.producer.push(message) {
             Ok(pushed) => Ok(pushed),
             error => self.writing.shared.judge(error),
@@ -85,6 +89,9 @@ impl Batch<'_> {
     #[cold]
     #[inline(never)]
     fn claim(&mut self, size: usize) -> Result<Option<usize>> {
+        // There may be no range that takes the place of what was handed out before.
+        self.let_go();
+        self.check_open()?;
         let claimed = self.writing.producer.claim(size as u64);
         self.writing.shared.judge(claimed)
     }
@@ -95,6 +102,16 @@ impl Batch<'_> {
             return Ok(());
         }
         Err(too_large(size, self.longest))
+    }
+
+    /// A batch may outlive its channel: nothing more is written into a ring that an alarm has wiped, or that nobody reads.
+    #[inline]
+    fn check_open(&self) -> Result<()> {
+        let shared = &self.writing.shared;
+        if shared.state.is(ChannelState::Open, Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(shared.check().err().unwrap_or_else(ended))
     }
 
     /// What was handed out is not written any more: its borrow has ended.

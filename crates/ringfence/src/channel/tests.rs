@@ -5,6 +5,7 @@ use std::{
     collections::VecDeque,
     mem,
     os::fd::OwnedFd,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,7 +17,10 @@ use crate::{
     channel::receiver::{Packed, Receiver},
     channel::reserved::Reserved,
     channel::sender::Sender,
+    channel::state::ChannelState,
     error::{Error, Result},
+    memory::access::Readable,
+    memory::layout,
     memory::own::OwnRegion,
     options::Options,
     ring::message::{Message, Progress},
@@ -117,6 +121,75 @@ fn a_reader_that_only_polls_has_its_rounds_its_messages_and_its_end() {
         assert_eq!(receiver.try_receive(&mut into).expect("nothing is lost"), None);
     }
     assert!(receiver.is_ended().expect("a peer that has gone"));
+}
+
+/// Bytes of a ring that say something.
+fn left(region: &OwnRegion) -> usize {
+    let mut ring = vec![0; usize::try_from(CAPACITY).expect("small") + layout::OVERHANG];
+    region.copy_out(layout::DATA, &mut ring);
+    ring.iter().filter(|byte| **byte != 0).count()
+}
+
+/// A half that sends, the memory that it writes, and what an alarm does.
+fn exposable() -> (Sender, OwnRegion, impl Fn()) {
+    let (one, _other) = pair(&Options::new());
+    let (sender, _unread) = one.split();
+    let writing = sender.writing.as_ref().expect("open");
+    let (region, shared) = (writing.producer.own().clone(), Arc::clone(&sender.shared));
+    (sender, region, move || shared.finish(ChannelState::Exposed))
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn an_alarm_leaves_nothing_of_a_batch_but_what_is_being_written() {
+    let (mut sender, region, expose) = exposable();
+    let mut batch = sender.batch().expect("open");
+    batch.reserve(2000).expect("open").expect("room").fill(7);
+    let room = batch.reserve(64).expect("open").expect("room");
+    room.fill(7);
+    expose();
+    assert_eq!((&room[..], left(&region)), (&[7; 64][..], 64));
+    assert!(matches!(batch.reserve(64), Err(Error::ObjectExposed(_))));
+    assert_eq!(left(&region), 0, "all of it");
+}
+
+/// What was handed out is written no more once the next call is made, whatever that finds.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn an_alarm_leaves_nothing_of_a_batch_that_finds_no_room() {
+    let (mut sender, region, expose) = exposable();
+    let mut batch = sender.batch().expect("open");
+    while let Some(room) = batch.reserve(1000).expect("open") {
+        room.fill(7);
+    }
+    expose();
+    assert_eq!(left(&region), 0);
+    drop(batch);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_batch_puts_nothing_into_a_ring_that_was_wiped() {
+    let (mut sender, region, expose) = exposable();
+    let mut batch = sender.batch().expect("open");
+    assert!(batch.push(&[7; 100]).expect("open"));
+    expose();
+    let pushed = batch.push(&[7; 100]);
+    assert!(matches!(pushed, Err(Error::ObjectExposed(_))), "{pushed:?}");
+    assert_eq!(left(&region), 0);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_batch_that_outlives_its_channel_is_told_so() {
+    let (one, _other) = pair(&Options::new());
+    let (mut sender, mut receiver) = one.split();
+    let mut batch = sender.batch().expect("open");
+    receiver.close();
+    assert!(matches!(batch.push(b"x"), Err(Error::Closed(_))));
+    // What is known to be room is given still.
+    let refused = (0..CAPACITY).find_map(|_| batch.reserve(1000).map(|room| assert!(room.is_some())).err());
+    assert!(matches!(refused, Some(Error::Closed(_))), "{refused:?}");
 }
 
 /// The peer sends as fast as this side visits.

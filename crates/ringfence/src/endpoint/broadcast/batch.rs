@@ -61,6 +61,8 @@ impl BroadcastBatch<'_> {
     #[cold]
     #[inline(never)]
     fn claim(&mut self, size: usize) -> Result<Option<usize>> {
+        // There may be no range that takes the place of what was handed out before.
+        self.let_go();
         match self.sender.writing()?.ring.claim(size as u64) {
             Some(at) => Ok(Some(at)),
             None => self.make_room(|ring| ring.claim(size as u64), size),
