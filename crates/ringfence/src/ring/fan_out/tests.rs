@@ -160,6 +160,19 @@ fn a_reliable_reader_gets_every_message_and_holds_the_writer_up_when_it_does_not
 }
 
 #[test]
+fn only_what_was_published_counts() {
+    let mut hub = Hub::new(SMALLEST);
+    let counted = |writer: &Writer| (writer.sequence(), writer.bytes());
+    assert!(hub.send(&[7; 100]));
+    assert!(hub.writer.push(&[7; 50]) && hub.writer.push(&[7; 30]));
+    assert_eq!(counted(&hub.writer), (1, 100), "a batch is under way");
+    assert!(hub.writer.publish());
+    assert_eq!(counted(&hub.writer), (3, 180));
+    assert!(hub.writer.push(&[7; 20]) && hub.writer.push_now(&[7; 10]));
+    assert_eq!(counted(&hub.writer), (5, 210));
+}
+
+#[test]
 fn no_reader_holds_a_writer_up_where_none_is_reliable_and_each_counts_what_it_has_lost() {
     for length in [8, 60, 500] {
         let mut hub = Hub::new(SMALLEST);

@@ -63,10 +63,11 @@ pub(crate) struct FanOut<O, P, T> {
     tail: u64,
     /// Messages before the tail.
     written: u64,
-    /// Where what the readers cannot see yet begins, and how many messages are before it. [`NOTHING`]: they see all up to the
-    /// tail. So a message that is published at once does not store this.
+    /// Where what the readers cannot see yet begins, how many messages are before it, and how many bytes those have. [`NOTHING`]: they
+    /// see all up to the tail. So a message that is published at once does not store this.
     unpublished: u64,
     sequence: u64,
+    bytes_shown: u64,
     /// Bytes of the messages before the tail.
     bytes: u64,
     /// What lies before it may be written over.
@@ -97,6 +98,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
             written: 0,
             unpublished: NOTHING,
             sequence: 0,
+            bytes_shown: 0,
             bytes: 0,
             floor: 0,
             until: marks.next(),
@@ -133,10 +135,14 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         self.tail.min(self.unpublished)
     }
 
-    /// Bytes of the messages that were written.
+    /// Bytes of the messages that were published.
     #[inline]
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+        if self.unpublished == NOTHING {
+            self.bytes
+        } else {
+            self.bytes_shown
+        }
     }
 
     /// Bytes of the ring that the slowest reliable reader has not read, as it says now. 0 where there is none.
@@ -463,6 +469,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         if self.unpublished == NOTHING {
             self.unpublished = self.tail;
             self.sequence = self.written;
+            self.bytes_shown = self.bytes;
         }
     }
 
