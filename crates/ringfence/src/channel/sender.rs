@@ -54,8 +54,7 @@ pub(crate) enum Begun {
 pub(crate) struct Writing {
     pub(crate) producer: Producer<OwnRegion, PeerRegion>,
     pub(crate) link: Link,
-    /// Here as well, so that a [`Reservation`](crate::Reservation) is one pointer: two words that are stored one by one and moved together make
-    /// the processor wait (4 ns and 19).
+    /// Here as well, so that a [`Reservation`](crate::Reservation) and a [`Batch`](crate::Batch) need no pointer but the one to this.
     pub(crate) shared: Arc<Shared>,
 }
 

@@ -3,10 +3,10 @@
 //! A slice that changes under its holder would be undefined behaviour. So the wipe leaves that range out, and the producer wipes
 //! it when it lets go of it.
 //!
-//! The producer alone writes the range. The alarm writes the flag, under the channel's lock. Each stores its own word and then
-//! loads the other's, with a full barrier in between: at least one of the two sees the other. Where the kernel can, the
-//! alarm makes the producer's barrier as well (membarrier(2)), as a sleeper does for a publisher: then a reservation costs no
-//! fence.
+//! The producer alone writes the range, or the thread on which its reservation is dropped, while the producer writes nothing. The alarm
+//! alone writes the flag. Each stores its own word and then loads the other's, with a full barrier in between: at least one of the
+//! two sees the other. Where the kernel can, the alarm makes the producer's barrier as well (membarrier(2)), as a sleeper does for a
+//! publisher: then a reservation costs no fence.
 //!
 //! A range is one word, and the next one takes its place. For each message this is stored once or twice, behind stores to the ring
 //! that wait for a cache line which the reader has had: each more costs a nanosecond between near cores. What is replaced is
