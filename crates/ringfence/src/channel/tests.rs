@@ -654,3 +654,61 @@ fn memory_for_fragments_grows_with_what_has_come() {
     assert!(into == message);
     assert!(scratch(&receiver) <= 20_000);
 }
+
+#[cfg(feature = "tracing")]
+mod traced {
+    use std::sync::{Arc, Mutex};
+
+    use tracing::{Event, Metadata, Subscriber, span};
+
+    use super::*;
+    use crate::{
+        channel::state::ChannelState,
+        memory::{access::Readable, layout},
+    };
+
+    /// Is called for each event.
+    struct Hears<F>(F);
+
+    impl<F: Fn() + 'static> Subscriber for Hears<F> {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+        fn event(&self, _: &Event<'_>) {
+            (self.0)();
+        }
+        fn enter(&self, _: &span::Id) {}
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+    fn a_ring_is_wiped_before_those_who_watch_hear_of_the_alarm() {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (line, _peer) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
+        let (own, peer) = (OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY));
+        let (mut sender, _receiver) = end(line, &own, &peer, &Options::new()).split();
+        assert!(sender.try_send(&[7; 100]).unwrap());
+        let left = move || {
+            let mut ring = [7; 4096];
+            own.copy_out(layout::DATA, &mut ring);
+            ring.iter().filter(|byte| **byte != 0).count()
+        };
+        assert!(left() > 100, "the message and its header");
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&heard);
+        let subscriber = Hears(move || told.lock().unwrap().push(left()));
+        let shared = Arc::clone(&sender.shared);
+        tracing::subscriber::with_default(subscriber, || shared.finish(ChannelState::Exposed));
+        assert_eq!(
+            *heard.lock().unwrap(),
+            [0],
+            "one event, and nothing of the ring was left then"
+        );
+    }
+}
