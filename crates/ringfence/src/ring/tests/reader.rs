@@ -108,6 +108,10 @@ fn a_row_is_visited_in_strides_and_the_head_is_published_after_each() {
     let first = pair.consumer.next_record().unwrap().expect("the first");
     assert_eq!(pair.consumer.visit_in_row(first, 1, |_, _| ()), 1);
     assert_eq!((pair.consumer.head, pair.consumer.published), (264, 0));
+    assert_eq!(
+        (pair.consumer.position(), pair.consumer.capacity()),
+        (264, 16 * SMALLEST)
+    );
 }
 
 #[test]
