@@ -86,7 +86,7 @@ test('ps tells the address of two that are observed', async (t) => {
 
 test('ps tells an address as it is, whatever it holds, and no address that another socket has made up', async (t) => {
   const [service, agent] = [await Partner.start(t), await Partner.start(t)]
-  const address = join(temporaryDirectory(t), 'gr\u00fc\u00df  \u001b[2J\nb .sock')
+  const address = join(temporaryDirectory(t), 'gr\u00fc\u00df  \r\u2028\u001b[2J\nb .sock')
   await service.run(async (kit, where) => {
     const listener = await kit.ringfence.listen(where)
     kit.keep['listener'] = listener

@@ -7,8 +7,8 @@ import { RingfenceError } from './errors.js'
 /** Links of descriptors (`socket:[…]`) to the addresses at which their sockets listen. */
 export type Listening = ReadonlyMap<string, string>
 
-/** Number, references, protocol, flags, type, state and inode, and the name where there is one. */
-const LINE = /^[0-9a-f]+: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) [0-9A-F]{4} [0-9A-F]{2} +(\d+)(?: (.*))?$/
+/** Number, references, protocol, flags, type, state and inode, and the name where there is one, whatever characters that has. */
+const LINE = /^[0-9a-f]+: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) [0-9A-F]{4} [0-9A-F]{2} +(\d+)(?: (.*))?$/s
 /** Among the flags: it listens. */
 const LISTENS = 0x10000
 
