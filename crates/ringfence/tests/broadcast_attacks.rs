@@ -388,9 +388,9 @@ fn an_alarm_leaves_nothing_of_a_batch_that_finds_no_room() {
     let last = format!("sees the-secret-{number:02}-");
     hand.ask(&last, "seen");
     hand.ask("open", "EAGAIN");
-    let gone = std::iter::repeat_with(|| audience.next().unwrap())
-        .find(|event| matches!(event, PublisherEvent::Gone(_, GoneReason::Exposed)));
-    assert!(gone.is_some());
+    // The end of the events is told once the ring is wiped. One that was let in at that very moment may not be told as gone.
+    while audience.next().is_ok() {}
+    assert_eq!(audience.close_reason(), Some(CloseReason::Exposed));
     hand.ask(&last, "not seen");
     drop(batch);
 }
