@@ -2,12 +2,9 @@
 
 #![expect(clippy::inline_always, reason = "as in `reservation`")]
 
-use std::sync::atomic::Ordering;
-
 use crate::{
     channel::reservation::exposed,
     channel::sender::{Sender, Writing, ended},
-    channel::state::ChannelState,
     error::{Error, Result},
 };
 
@@ -55,7 +52,7 @@ impl Batch<'_> {
     pub fn push(&mut self, message: &[u8]) -> Result<bool> {
         self.let_go();
         self.check_size(message.len())?;
-        self.check_open()?;
+        self.writing.check_open()?;
         match self.writing.producer.push(message) {
             Ok(pushed) => Ok(pushed),
             error => self.writing.shared.judge(error),
@@ -91,7 +88,7 @@ impl Batch<'_> {
     fn claim(&mut self, size: usize) -> Result<Option<usize>> {
         // There may be no range that takes the place of what was handed out before.
         self.let_go();
-        self.check_open()?;
+        self.writing.check_open()?;
         let claimed = self.writing.producer.claim(size as u64);
         self.writing.shared.judge(claimed)
     }
@@ -102,16 +99,6 @@ impl Batch<'_> {
             return Ok(());
         }
         Err(too_large(size, self.longest))
-    }
-
-    /// A batch may outlive its channel: nothing more is written into a ring that an alarm has wiped, or that nobody reads.
-    #[inline]
-    fn check_open(&self) -> Result<()> {
-        let shared = &self.writing.shared;
-        if shared.state.is(ChannelState::Open, Ordering::Relaxed) {
-            return Ok(());
-        }
-        Err(shared.check().err().unwrap_or_else(ended))
     }
 
     /// What was handed out is not written any more: its borrow has ended.

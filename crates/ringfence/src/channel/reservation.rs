@@ -7,10 +7,7 @@
               cores gave half as many short messages"
 )]
 
-use std::{
-    ops::{Deref, DerefMut},
-    sync::atomic::Ordering,
-};
+use std::ops::{Deref, DerefMut};
 
 use bytemuck::Pod;
 
@@ -18,7 +15,6 @@ use crate::{
     channel::reserved::{Reserved, too_long},
     channel::sender::{Begun, Sender, Writing, ended},
     channel::shared::Shared,
-    channel::state::ChannelState,
     error::{Error, Result},
     ring::items::ReservedItems,
 };
@@ -178,10 +174,7 @@ impl Reservation<'_> {
         if length > size {
             return Err(too_long(length, size));
         }
-        let shared = &self.writing.shared;
-        if !shared.state.is(ChannelState::Open, Ordering::Relaxed) {
-            return Err(shared.check().err().unwrap_or_else(ended));
-        }
+        self.writing.check_open()?;
         self.writing.finish(at, size, length);
         Ok(())
     }

@@ -66,6 +66,16 @@ impl Writing {
         self.wake();
     }
 
+    /// A batch or a reservation may outlive its channel: nothing more is written into a ring that an alarm has wiped, or that nobody
+    /// reads.
+    #[inline]
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(self.shared.check().err().unwrap_or_else(ended))
+    }
+
     /// Wakes the reader, if it sleeps.
     #[inline]
     pub(super) fn wake(&mut self) {

@@ -113,4 +113,17 @@ pub(crate) trait Writable: Readable {
     fn will_write(&self, at: usize) {
         let _ = at;
     }
+    /// As [`Writable::will_write`], of each line of a short record: the writer would wait for those that are passed over. Of three at
+    /// most, one by one: to count the lines takes longer than to ask for them.
+    #[inline]
+    fn will_write_all(&self, at: usize, bytes: u64) {
+        debug_assert!(bytes <= 3 * LINE as u64, "a short record");
+        self.will_write(at);
+        if bytes > LINE as u64 {
+            self.will_write(at + LINE);
+        }
+        if bytes > 2 * LINE as u64 {
+            self.will_write(at + 2 * LINE);
+        }
+    }
 }

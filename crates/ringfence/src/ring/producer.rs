@@ -153,16 +153,7 @@ impl<O: Writable, P: Readable> Producer<O, P> {
         }
         let at = self.place();
         if self.tail + BEFOREHAND < self.until {
-            // Each line of a short one: the writer would wait for those that are passed over. One by one: to count the lines
-            // takes longer than to ask for them.
-            let first = at + as_offset(BEFOREHAND);
-            self.own.will_write(first);
-            if ahead > LINE as u64 {
-                self.own.will_write(first + LINE);
-            }
-            if ahead > 2 * LINE as u64 {
-                self.own.will_write(first + 2 * LINE);
-            }
+            self.own.will_write_all(at + as_offset(BEFOREHAND), ahead);
         }
         Some(at + as_offset(to_payload))
     }

@@ -177,14 +177,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         }
         let at = self.place();
         if self.tail + BEFOREHAND < self.until {
-            let first = at + as_offset(BEFOREHAND);
-            self.own.will_write(first);
-            if ahead > LINE as u64 {
-                self.own.will_write(first + LINE);
-            }
-            if ahead > 2 * LINE as u64 {
-                self.own.will_write(first + 2 * LINE);
-            }
+            self.own.will_write_all(at + as_offset(BEFOREHAND), ahead);
         }
         Some(at + as_offset(to_payload))
     }
