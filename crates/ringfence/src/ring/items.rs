@@ -193,15 +193,21 @@ impl<R: Deref<Target = [u8]>, T: Pod> Deref for ReservedItems<R, T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // Of a sender that has ended there is no room, and nothing lies anywhere.
-        bytemuck::try_cast_slice(&self.room).unwrap_or_default()
+        // Of a sender that has ended there is no room, and nothing lies anywhere: not even at a multiple of eight.
+        if self.room.is_empty() {
+            return &[];
+        }
+        bytemuck::cast_slice(&self.room)
     }
 }
 
 impl<R: DerefMut<Target = [u8]>, T: Pod> DerefMut for ReservedItems<R, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [T] {
-        bytemuck::try_cast_slice_mut(&mut self.room).unwrap_or_default()
+        if self.room.is_empty() {
+            return &mut [];
+        }
+        bytemuck::cast_slice_mut(&mut self.room)
     }
 }
 
