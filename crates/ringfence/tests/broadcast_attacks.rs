@@ -388,8 +388,17 @@ fn an_alarm_leaves_nothing_of_a_batch_that_finds_no_room() {
     let last = format!("sees the-secret-{number:02}-");
     hand.ask(&last, "seen");
     hand.ask("open", "EAGAIN");
-    // The end of the events is told once the ring is wiped. One that was let in at that very moment may not be told as gone.
-    while audience.next().is_ok() {}
+    // The end of the events is told once the ring is wiped, and all have been told as gone before: also one that is let in at that very
+    // moment.
+    let (mut come, mut gone) = (0, 0);
+    while let Ok(event) = audience.next() {
+        match event {
+            PublisherEvent::Subscriber(_) => come += 1,
+            PublisherEvent::Gone(..) => gone += 1,
+            _ => {}
+        }
+    }
+    assert_eq!(come, gone, "each that has come is told as gone");
     assert_eq!(audience.close_reason(), Some(CloseReason::Exposed));
     hand.ask(&last, "not seen");
     drop(batch);

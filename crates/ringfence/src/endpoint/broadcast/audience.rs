@@ -92,6 +92,17 @@ impl Drop for Broadcast {
 pub(crate) struct State {
     seats: TakenSeats,
     list: Vec<Seated>,
+    /// Subscribers that were listed, and whose end the program was not told yet.
+    untold_ends: usize,
+    /// The publisher has ended, and so have the channels with all that were listed then.
+    is_over: bool,
+}
+
+impl State {
+    /// Whether no event is left to be told.
+    fn is_told(&self) -> bool {
+        self.is_over && self.untold_ends == 0
+    }
 }
 
 /// A subscriber whose channel has not ended.
@@ -312,7 +323,11 @@ impl Shared<Broadcast> {
             link: Arc::clone(&link),
             _verifier: opened.verifier,
         };
-        self.state().list.push(seated);
+        {
+            let mut state = self.state();
+            state.list.push(seated);
+            state.untold_ends += 1;
+        }
         self.tell(PublisherEvent::Subscriber(self.handle(&member)));
         let ends = link.doorbell.ends();
         let watched = self.watches.add_patiently(number, &ends);
@@ -505,7 +520,15 @@ impl Shared<Broadcast> {
 
     fn finish_telling(&self, untold: Vec<Untold>) {
         drop(untold);
-        self.events.end(End::Closed);
+        // Another thread may be letting one in, or ending one, at this moment: then the events end with what it tells.
+        let is_told = {
+            let mut state = self.state();
+            state.is_over = true;
+            state.is_told()
+        };
+        if is_told {
+            self.events.end(End::Closed);
+        }
         self.watches.stop();
         self.watches.wake_sender();
     }
@@ -539,6 +562,14 @@ impl Shared<Broadcast> {
         // Not under the lock.
         drop(link);
         self.gone(member, reason);
+        let is_told = {
+            let mut state = self.state();
+            state.untold_ends -= 1;
+            state.is_told()
+        };
+        if is_told {
+            self.events.end(End::Closed);
+        }
         self.watches.wake_sender();
         self.finish_if_over();
     }
