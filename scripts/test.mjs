@@ -8,6 +8,7 @@
 //     node scripts/test.mjs jobs            examples that take packages of their own: logs, broadcasts among workers, metrics; needs a build
 //     node scripts/test.mjs models          the models of the protocol in their large form
 //     node scripts/test.mjs mutants [SHARD] [FILE …] [TESTS …]   expressions changed one by one: does a test notice? `7/60 ring ring::`
+//     node scripts/test.mjs mutants:ts [FILE …] [-- TEST FILE …]   the same of ts/, by StrykerJS: `options.ts -- bad-input`
 //     node scripts/test.mjs musl [--quick]  the crate as a musl build
 //     node scripts/test.mjs nats            examples/nats with a real server; needs a build
 //     node scripts/test.mjs nodes [--quick] the compiled tests on newer Nodes; needs `npm test` to have built them
@@ -23,6 +24,7 @@ import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:
 import { delimiter, join, parse } from 'node:path'
 import { build, buildTests } from './build.mjs'
 import { checkVersions } from './check.mjs'
+import { testFaceMutants } from './lib/face-mutants.mjs'
 import { FETCH_LIMIT, addTarget, fail, fetchNode, isInPath, root, run, subcommand, tool } from './lib/run.mjs'
 
 /** Milliseconds for the tests of an example: many times what they take. */
@@ -367,6 +369,7 @@ await subcommand({
   miri: testMiri,
   models: testModels,
   mutants: testMutants,
+  'mutants:ts': testFaceMutants,
   musl: testMusl,
   nats: testNats,
   nodes: testNodes,
