@@ -1,0 +1,129 @@
+// The kernel's table of Unix sockets, as `ringfence ps` reads it: names in it are any user's to choose.
+
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { createServer } from 'node:net'
+
+import test from 'ava'
+import { RingfenceError } from 'ringfence'
+
+import { namedAddress } from './support/address.js'
+
+interface Sockets {
+  listeningIn(table: string): ReadonlyMap<string, string>
+  listeningSockets(): ReadonlyMap<string, string>
+  addressesOf(pid: number, listening: ReadonlyMap<string, string>): string[]
+  failIfShort(error: unknown): void
+}
+
+/** What the package does not export. */
+const { listeningIn, listeningSockets, addressesOf, failIfShort } = (await import(
+  new URL('../../dist/esm/sockets.js', import.meta.url).href
+)) as Sockets
+
+const HEADER = 'Num       RefCount Protocol Flags    Type St Inode Path\n'
+const LISTENS = '00010000'
+
+/** A line, as the kernel writes it. */
+const line = (inode: number, name = '', flags = LISTENS) =>
+  `00000000f81b2a3c: 00000002 00000000 ${flags} 0001 01 ${String(inode).padStart(5)}${name === '' ? '' : ` ${name}`}\n`
+
+const told = (...lines: string[]) => Object.fromEntries(listeningIn(HEADER + lines.join('')))
+
+test('of the table of sockets those are told that listen and have a name', (t) => {
+  t.deepEqual(told(), {})
+  t.deepEqual(told(line(7, '/run/a.sock'), line(12_345_678, '@abstract')), {
+    'socket:[7]': '/run/a.sock',
+    'socket:[12345678]': '@abstract',
+  })
+  t.deepEqual(told(line(7, '/run/a.sock', '00000000'), line(8), line(9, '/run/b.sock', '00010080')), {
+    'socket:[9]': '/run/b.sock',
+  })
+  t.deepEqual(told(line(7, '/connected', 'FFFEFFFF')), {}, 'other flags')
+})
+
+test('a name of a socket is told with whatever it holds', (t) => {
+  for (const name of [
+    '/with  two blanks ',
+    ' /after a blank',
+    '@\r\u2028\u001b',
+    '/a\nb',
+    '/a\n\nb',
+    '/a\n',
+    '\n',
+    '@ü🦀',
+  ])
+    t.deepEqual(told(line(7, name), line(8, '/next')), { 'socket:[7]': name, 'socket:[8]': '/next' })
+})
+
+test('a line that begins or ends as none of the kernel’s belongs to the name before it', (t) => {
+  const whole = line(8, '/b').trimEnd()
+  const parts = ['00000000f81b2a3c', '00000002', '00000000', LISTENS, '0001', '01', '8']
+  const [address, ...rest] = parts
+  const lines = [
+    ` ${whole}`,
+    `x${whole}`,
+    `: ${rest.join(' ')}`,
+    `${address} ${rest.join(' ')}`,
+    `${address}:${rest.join(' ')}`,
+    `${address?.toUpperCase()}: ${rest.join(' ')}`,
+    `${address}: ${rest.join(' ')}x /b`,
+    `${address}: ${rest.join(' ')}/b`,
+    `${address}: ${rest.slice(0, -1).join(' ')} x8 /b`,
+    `${address}: ${rest.slice(0, -1).join(' ')} /b`,
+    `${address}: ${rest.slice(0, -1).join(' ')}8 /b`,
+    // Each word in turn with a digit too many, one too few, and one that is none.
+    ...rest.slice(0, -1).flatMap((word, at) =>
+      [`0${word}`, word.slice(1), `${word.slice(1)}g`].map((changed) => {
+        const words = rest.map((before, index) => (index === at ? changed : before))
+        return `${address}: ${words.join(' ')} /b`
+      }),
+    ),
+  ]
+  for (const more of lines)
+    t.deepEqual(told(line(7, '/a'), `${more}\n`), { 'socket:[7]': `/a\n${more}` }, JSON.stringify(more))
+  t.deepEqual(told(`${lines[0]}\n`, line(7, '/a')), { 'socket:[7]': '/a' }, 'before the first there is no name')
+})
+
+test('of a socket that two lines say different things of, nothing is believed', (t) => {
+  const [honest, other] = [line(7, '/honest'), line(8, '/other')]
+  t.deepEqual(told(honest, other, honest), { 'socket:[7]': '/honest', 'socket:[8]': '/other' }, 'twice the same')
+  for (const forged of [line(7, '/forged'), line(7), line(7, '/honest', '00000000')]) {
+    for (const order of [
+      [honest, other, forged],
+      [forged, other, honest],
+      [honest, forged, other, honest],
+      [honest, forged, other, forged],
+    ])
+      t.deepEqual(told(...order), { 'socket:[8]': '/other' })
+  }
+})
+
+test('the addresses of a process are those at which it listens, each once', async (t) => {
+  const address = namedAddress(t)
+  const server = createServer()
+  await new Promise<void>((resolve) => server.listen(address, resolve))
+  t.teardown(() => server.close())
+  const listening = listeningSockets()
+  t.true(addressesOf(process.pid, listening).includes(address))
+  const [own] = [...listening].find(([, name]) => name === address)!
+  t.deepEqual(addressesOf(process.pid, new Map([[own, address]])), [address])
+  t.deepEqual(addressesOf(process.pid, new Map([['socket:[0]', address]])), [])
+
+  const other = spawn('cat', { stdio: ['pipe', 'ignore', 'ignore'] })
+  await once(other, 'spawn')
+  t.deepEqual(addressesOf(other.pid!, listening), [])
+  other.stdin.end()
+  await once(other, 'exit')
+  t.throws(() => addressesOf(other.pid!, listening), { code: 'ENOENT' })
+})
+
+test('what this process lacks to look is NO_SPACE; what it may not see is for the caller', (t) => {
+  for (const code of ['EMFILE', 'ENFILE', 'ENOMEM']) {
+    const cause = Object.assign(new Error(`${code}: open`), { code })
+    const error = t.throws(() => failIfShort(cause), { instanceOf: RingfenceError, message: /EMFILE|ENFILE|ENOMEM/ })
+    t.like(error, { code: 'ERR_RINGFENCE_NO_SPACE', cause })
+  }
+  for (const code of ['EACCES', 'ENOENT', 'ESRCH', undefined])
+    t.notThrows(() => failIfShort(Object.assign(new Error('open'), { code })))
+})
