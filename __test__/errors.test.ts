@@ -1,0 +1,95 @@
+// What an error is, before anything has failed: its class, its properties, and what a failure of the binding becomes.
+
+import { createRequire } from 'node:module'
+import { inspect } from 'node:util'
+
+import test from 'ava'
+import { RingfenceError } from 'ringfence'
+
+interface Insides {
+  fromFailure(failure: object | null, thrown?: unknown): RingfenceError
+  show(value: unknown): string
+}
+
+/** What the package does not export. */
+const { fromFailure, show } = (await import(new URL('../../dist/esm/errors.js', import.meta.url).href)) as Insides
+
+const other = createRequire(import.meta.url)('ringfence') as typeof import('ringfence')
+
+test('an error of either build is an error of both, and nothing else is one', (t) => {
+  const [own, theirs] = [new RingfenceError('CLOSED', 'own'), new other.RingfenceError('CLOSED', 'theirs')]
+  t.not(RingfenceError, other.RingfenceError)
+  for (const error of [own, theirs]) {
+    t.true(error instanceof RingfenceError)
+    t.true(error instanceof other.RingfenceError)
+    t.true(error instanceof Error)
+  }
+  for (const value of [null, undefined, 5, 'CLOSED', Symbol('CLOSED'), {}, [], () => {}, new Error('CLOSED')])
+    t.false(value instanceof RingfenceError, String(value))
+})
+
+test('a class below RingfenceError has its own instances alone', (t) => {
+  class Own extends RingfenceError {}
+  const own = new Own('CLOSED', 'own')
+  t.true(own instanceof Own)
+  t.true(own instanceof RingfenceError)
+  t.false(new RingfenceError('CLOSED', 'of the class above') instanceof Own)
+})
+
+test('an error has a code, a sentence and a name, and what is known beside them', (t) => {
+  const bare = new RingfenceError('CLOSED', 'the channel is closed')
+  t.is(bare.code, 'ERR_RINGFENCE_CLOSED')
+  t.is(bare.message, 'the channel is closed')
+  t.is(bare.name, 'RingfenceError')
+  t.deepEqual(Object.keys(bare), ['code'])
+  for (const key of ['cause', 'check', 'wanted', 'found', 'identity', 'bytes']) t.false(key in bare, key)
+  t.false(inspect(bare).includes('Symbol'), 'the mark of the class is not shown')
+
+  const identity = { pid: 1, uid: 2 } as unknown as NonNullable<RingfenceError['identity']>
+  const details = { check: 'uid', wanted: '1', found: '2', identity }
+  const refused = new RingfenceError('PEER_REFUSED', 'refused', { cause: 0, ...details })
+  t.deepEqual(JSON.parse(JSON.stringify(refused)), { code: 'ERR_RINGFENCE_PEER_REFUSED', ...details })
+  t.is(refused.cause, 0)
+  t.is(refused.identity, identity)
+
+  const bytes = Buffer.from('secret')
+  const malformed = new RingfenceError('MALFORMED', 'no value', { bytes })
+  t.is(malformed.bytes, bytes)
+  t.false(Object.keys(malformed).includes('bytes'), 'a log has no room for the message')
+  t.is(malformed.name, 'RingfenceError')
+  t.is(new RingfenceError('ABORTED', 'called off').name, 'AbortError')
+})
+
+test('a failure of the binding becomes the error that it names', (t) => {
+  const identity = { pid: 1 }
+  const failure = { code: 'PEER_REFUSED', message: 'refused', check: 'uid', wanted: '1', found: '2', identity }
+  const error = fromFailure({ ...failure, cause: 'why' })
+  t.true(error instanceof RingfenceError)
+  const { check, wanted, found } = failure
+  t.like(error, { code: 'ERR_RINGFENCE_PEER_REFUSED', message: 'refused', check, wanted, found, identity })
+  t.true(error.cause instanceof Error)
+  t.is((error.cause as Error).message, 'why')
+  t.false('cause' in fromFailure(failure))
+  const thrown = new TypeError('thrown in JavaScript')
+  t.is(fromFailure({ ...failure, cause: 'why' }, thrown).cause, thrown)
+  t.is(fromFailure(failure, thrown).cause, thrown)
+  t.is(fromFailure(null).code, 'ERR_RINGFENCE_UNSUPPORTED')
+})
+
+test('a sentence names any value, and shows nothing of what it holds', (t) => {
+  const shown: [unknown, string][] = [
+    ['a\n"b"', '"a\\n\\"b\\""'],
+    [() => 'secret', 'a function'],
+    [class {}, 'a function'],
+    [null, 'null'],
+    [undefined, 'undefined'],
+    [[1, 2], 'an array'],
+    [{ toString: () => 'secret' }, 'an object'],
+    [Object.create(null), 'an object'],
+    [5, '5'],
+    [5n, '5'],
+    [true, 'true'],
+    [Symbol('sign'), 'Symbol(sign)'],
+  ]
+  for (const [value, text] of shown) t.is(show(value), text)
+})
