@@ -1,0 +1,237 @@
+// What is made of options: which call takes which, up to which edge, and what the binding is given. What a wrong one is told in public is
+// in bad-input.test.ts.
+
+import test from 'ava'
+import { RingfenceError, type Options } from 'ringfence'
+
+type Any = Record<string, unknown>
+
+interface Insides {
+  checkOptions(call: string, options: Any): Any
+  channelSettings(options: Options): Any
+  checkDrain(visit: unknown, max: unknown): void
+  lingerOf(options: unknown): number
+  readerSignal(options: unknown): AbortSignal | undefined
+}
+
+/** What the package does not export. */
+const { checkOptions, channelSettings, checkDrain, lingerOf, readerSignal } = (await import(
+  new URL('../../dist/esm/options.js', import.meta.url).href
+)) as Insides
+
+const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
+
+/** What is set, among what the binding is given. */
+const given = (call: string, options: Any) =>
+  Object.fromEntries(Object.entries(checkOptions(call, options)).filter(([, value]) => value !== undefined))
+
+const calls = ['join', 'member', 'listen', 'connect', 'spawn', 'fromParent', 'publish', 'subscribe']
+
+/** Each option with a right value, and the calls that take it; all, where none are named. */
+const takers: Record<string, [value: unknown, calls?: string]> = {
+  backing: ['shm', 'join member listen connect spawn fromParent publish'],
+  capacity: [4096, 'join member listen connect spawn fromParent publish'],
+  maxMessageSize: [1024],
+  maxPeerCapacity: [8192, 'join member listen connect spawn fromParent'],
+  policy: [{}],
+  mode: [0o660, 'join member listen publish'],
+  group: ['adm', 'join member listen publish'],
+  timeout: [5],
+  signal: [new AbortController().signal],
+  wait: [true, 'join member listen connect publish subscribe'],
+  maxPeers: [3, 'listen publish'],
+  maxPeersPerProcess: [4, 'listen publish'],
+  maxPeersPerUser: [5, 'listen publish'],
+  busyPoll: [7],
+  allowHalfOpen: [true, 'join member listen connect spawn fromParent'],
+  harden: [false],
+  signalNumber: [40],
+  stall: [250, 'publish'],
+  deliveries: [['latest'], 'publish'],
+  delivery: ['best-effort', 'subscribe'],
+  from: ['oldest', 'subscribe'],
+}
+
+/** What JavaScript keeps, or the binding has by another name. */
+const elsewhere: Record<string, Any> = {
+  group: { groupName: 'adm' },
+  policy: { policy: {} },
+  signal: {},
+  allowHalfOpen: {},
+}
+
+test('each call takes its options, and hands them to the binding', (t) => {
+  for (const [name, [value, taking]] of Object.entries(takers)) {
+    for (const call of calls) {
+      const what = `${name} of ${call}`
+      if (taking !== undefined && !taking.split(' ').includes(call)) {
+        const message = `${call} takes no option ${name}: it is for ${taking.replaceAll(' ', ', ')}`
+        t.throws(() => checkOptions(call, { [name]: value }), { ...invalid, message }, what)
+        t.notThrows(() => checkOptions(call, { [name]: undefined }), what)
+        continue
+      }
+      const { useLibuv, policy, ...rest } = given(call, { [name]: value })
+      t.true(useLibuv, 'Node is no other runtime')
+      const { policy: expected, ...others } = elsewhere[name] ?? { [name]: value }
+      t.deepEqual(rest, others, what)
+      t.is(typeof policy, expected === undefined ? 'undefined' : 'object')
+    }
+  }
+  t.deepEqual(given('join', {}), { useLibuv: true })
+})
+
+const edges: Record<string, { from?: unknown[]; not: unknown[] }> = {
+  capacity: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, Number.MAX_SAFE_INTEGER + 1] },
+  maxMessageSize: { from: [1, 2 ** 31], not: [0, 2 ** 31 + 1] },
+  maxPeerCapacity: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, '1'] },
+  mode: { from: [0, 0o777], not: [-1, 0o1000] },
+  group: { from: [0, 2 ** 32 - 2], not: [-1, 2 ** 32 - 1] },
+  timeout: { from: [Number.MIN_VALUE, 0.5, 2 ** 31], not: [0, -1, 2 ** 31 + 1, NaN, '5'] },
+  maxPeers: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, null] },
+  maxPeersPerProcess: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, null] },
+  maxPeersPerUser: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, null] },
+  busyPoll: { from: [0, 60_000_000], not: [-1, 60_000_001] },
+  signalNumber: { from: [1, 64], not: [0, 65, 1.5] },
+  stall: { from: [0, 0.5, Infinity], not: [-1, NaN, '5', null] },
+  deliveries: {
+    from: [['reliable'], ['reliable', 'best-effort', 'latest']],
+    not: [[], ['other'], ['reliable', 'other'], 'reliable', null, new Set(['reliable'])],
+  },
+  delivery: { from: ['reliable', 'best-effort', 'latest'], not: ['other', '', null, ['reliable']] },
+  from: { from: ['now', 'oldest', 'latest'], not: ['other', '', null, 0] },
+  backing: { from: ['memfd', 'shm'], not: ['other', '', null] },
+  wait: { from: [true, false], not: [0, 'true', null] },
+  harden: { from: [true, false], not: [0, 'true', null] },
+  allowHalfOpen: { not: [0, 'true', null] },
+  signal: { not: [null, {}, new EventTarget(), 'signal'] },
+}
+
+test('what is at the edge of an option is taken, and what is beyond is refused by its name', (t) => {
+  for (const [name, { from = [], not }] of Object.entries(edges)) {
+    const [call] = takers[name]![1]?.split(' ').slice(-1) ?? ['join']
+    for (const value of from)
+      t.deepEqual(checkOptions(call!, { [name]: value })[name], value, `${name} ${String(value)}`)
+    for (const value of not) {
+      const wrong = () => checkOptions(call!, { [name]: value })
+      t.throws(wrong, { ...invalid, message: new RegExp(`^${name} must be `) }, `${name} ${String(value)}`)
+    }
+  }
+})
+
+test('a group is a number or a name', (t) => {
+  t.deepEqual(given('join', { group: 5 }), { group: 5, useLibuv: true })
+  t.deepEqual(given('join', { group: 'adm' }), { groupName: 'adm', useLibuv: true })
+  t.throws(() => checkOptions('join', { group: null }), invalid)
+})
+
+const policyOf = (policy: Any) => {
+  const found = checkOptions('join', { policy })['policy'] as Any
+  return Object.fromEntries(Object.entries(found).filter(([, value]) => value !== undefined))
+}
+const SHA = '0123456789abcdefABCDEF'.padEnd(64, '0')
+
+test('the binding is given what a policy asks for, and nothing in its place', (t) => {
+  const policies: [Any, Any][] = [
+    [{}, {}],
+    [{ uid: 'same' }, {}],
+    [{ uid: 0 }, { uids: [0] }],
+    [{ uid: [1, 2 ** 32 - 2] }, { uids: [1, 2 ** 32 - 2] }],
+    [{ gid: 0 }, { gids: [0] }],
+    [{ gid: [5, 6] }, { gids: [5, 6] }],
+    [{ executable: 'same' }, { executables: [{ same: true }] }],
+    [{ executable: '/bin/sh' }, { executables: [{ same: false, path: '/bin/sh' }] }],
+    [{ executable: ['same', { sha256: SHA }] }, { executables: [{ same: true }, { same: false, sha256: SHA }] }],
+    [{ executable: { path: 'same', sha256: SHA } }, { executables: [{ same: true, sha256: SHA }] }],
+    [{ executable: { path: '/a', sha256: SHA } }, { executables: [{ same: false, path: '/a', sha256: SHA }] }],
+    [{ cgroup: '/a' }, { cgroup: '/a' }],
+    [{ label: 'a' }, { label: 'a' }],
+    [{ namespace: 'same' }, { namespace: 'same' }],
+    [{ namespace: 'any' }, { namespace: 'any' }],
+    [{ authorize: () => true }, {}],
+  ]
+  for (const [policy, expected] of policies) t.deepEqual(policyOf(policy), expected, JSON.stringify(policy))
+})
+
+test('what a policy cannot ask for is refused, and the sentence says what it is about', (t) => {
+  const policies: [Any, RegExp][] = [
+    [{ uid: null }, /^uid must be a whole number/],
+    [{ uid: [] }, /^uid must name at least one/],
+    [{ uid: [0, -1] }, /^uid must be a whole number/],
+    [{ gid: 'same' }, /^gid must be a whole number/],
+    [{ gid: [] }, /^gid must name at least one/],
+    [{ gid: 2 ** 32 - 1 }, /^gid must be a whole number/],
+    [{ executable: [] }, /^executable must name at least one/],
+    [{ executable: null }, /^executable must be an object/],
+    [{ executable: 'node' }, /^executable must be an absolute path/],
+    [{ executable: '' }, /^executable must be a string that is not empty/],
+    [{ executable: { path: '/a' } }, /^sha256 of an executable must be 64/],
+    [{ executable: { sha256: SHA, path: 'node' } }, /^path of an executable must be an absolute path/],
+    [{ executable: { sha256: SHA, path: null } }, /^path of an executable must be a string/],
+    [{ executable: { sha256: SHA, other: 1 } }, /^executable has no property "other": path, sha256/],
+    [{ executable: { sha256: `${SHA}0` } }, /^sha256/],
+    [{ executable: { sha256: `0${SHA}` } }, /^sha256/],
+    [{ executable: { sha256: SHA.slice(1) } }, /^sha256/],
+    [{ executable: { sha256: `${SHA.slice(1)}g` } }, /^sha256/],
+    [{ executable: { sha256: [SHA] } }, /^sha256/],
+    [{ cgroup: '' }, /^cgroup must be a string/],
+    [{ cgroup: 'a\0' }, /^cgroup must be a string/],
+    [{ label: null }, /^label must be a string/],
+    [{ namespace: '' }, /^namespace must be 'same' or 'any'/],
+    [{ authorize: null }, /^authorize must be a function/],
+    [{ user: 'same' }, /^policy has no property "user": uid, gid, executable, cgroup, label, namespace, authorize/],
+  ]
+  for (const [policy, message] of policies)
+    t.throws(() => policyOf(policy), { ...invalid, message }, JSON.stringify(policy))
+})
+
+test('options and a policy are objects', (t) => {
+  for (const wrong of [null, undefined, 5, 'same', () => {}]) {
+    t.throws(() => checkOptions('join', wrong as unknown as Any), { ...invalid, message: /^options must be an object/ })
+    if (wrong !== undefined)
+      t.throws(() => checkOptions('join', { policy: wrong }), { ...invalid, message: /^policy must be an object/ })
+  }
+})
+
+test('a channel keeps how long it spins and whether it sends on', (t) => {
+  t.deepEqual(channelSettings({}), { busyPoll: 0, allowHalfOpen: false })
+  t.deepEqual(channelSettings({ busyPoll: 5, allowHalfOpen: true }), { busyPoll: 5, allowHalfOpen: true })
+})
+
+test('what drain, close and a call that waits are given is checked', (t) => {
+  const visit = () => {}
+  for (const max of [undefined, 0, 1, 0.5, Infinity]) t.notThrows(() => checkDrain(visit, max), String(max))
+  for (const max of [-1, NaN, '1', null, 1n])
+    t.throws(() => checkDrain(visit, max), { ...invalid, message: /^max must/ })
+  for (const wrong of [undefined, null, {}, 'visit'])
+    t.throws(() => checkDrain(wrong, 1), { ...invalid, message: /^drain takes a function/ })
+
+  t.is(lingerOf({}), 0)
+  for (const linger of [0, 0.5, 5000, Infinity]) t.is(lingerOf({ linger }), linger)
+  for (const linger of [-1, NaN, '5', null])
+    t.throws(() => lingerOf({ linger }), { ...invalid, message: /^linger must/ })
+  t.throws(() => lingerOf({ lingr: 5 }), { ...invalid, message: /^options has no property "lingr": linger/ })
+  t.throws(() => lingerOf(null), invalid)
+
+  const { signal } = new AbortController()
+  t.is(readerSignal(undefined), undefined)
+  t.is(readerSignal({}), undefined)
+  t.is(readerSignal({ signal: undefined }), undefined)
+  t.is(readerSignal({ signal }), signal)
+  for (const wrong of [null, {}, 'signal', new EventTarget()])
+    t.throws(() => readerSignal({ signal: wrong }), { ...invalid, message: /^signal must be an AbortSignal/ })
+  t.throws(() => readerSignal(null), invalid)
+  t.throws(() => readerSignal({ sginal: signal }), { ...invalid, message: /no property "sginal": signal/ })
+  const reason = new Error('enough')
+  const called = t.throws(() => readerSignal({ signal: AbortSignal.abort(reason) }), { name: 'AbortError' })
+  t.is(called?.cause, reason)
+})
+
+test('of a runtime that exports libuv and does not behave as it, libuv is not used', (t) => {
+  for (const name of ['bun', 'deno']) {
+    const before = process.versions
+    t.teardown(() => Object.defineProperty(process, 'versions', { value: before }))
+    Object.defineProperty(process, 'versions', { value: { ...before, [name]: '1.0.0' }, configurable: true })
+    t.deepEqual(given('join', {}), { useLibuv: false }, name)
+    Object.defineProperty(process, 'versions', { value: before, configurable: true })
+  }
+})
