@@ -13,6 +13,7 @@ export const options = {
   node: { type: 'boolean' },
   only: text,
   subscribers: text,
+  idle: text,
   sizes: text,
   seconds: text,
   runs: { ...text, default: '3' },
@@ -25,6 +26,7 @@ export const help = `broadcast: ringfence and its rivals, one publisher and 1 to
   --rust, --node       that half alone
   --only a,b           these rivals alone
   --subscribers 1,16   how many (1, 2, 4, 8 and 16; in Node 1, 4, 8 and 16)
+  --idle 16,62         subscribers beside one that reads, which never read (0, 16 and 62; in Rust)
   --sizes 64,1024      bytes of a message (64, 1024 and 65536; in Node 64 and 1024); of 64 also in batches, in Rust
   --seconds 0.15       of one run (in Node 1)
   --runs 3             rounds
@@ -41,7 +43,9 @@ export async function run(values) {
   if (both || values.rust) {
     results.rust = await withScratch((scratch) => {
       const file = path.join(scratch, 'broadcast.json')
-      const chosen = ['only', 'subscribers', 'sizes', 'seconds', 'runs'].filter((name) => values[name] !== undefined)
+      const chosen = ['only', 'subscribers', 'idle', 'sizes', 'seconds', 'runs'].filter(
+        (name) => values[name] !== undefined,
+      )
       const seconds = values.seconds === undefined ? ['--seconds', '0.15'] : []
       must(program, ['broadcast', ...chosen.flatMap((name) => [`--${name}`, values[name]]), ...seconds, '--json', file])
       return JSON.parse(fs.readFileSync(file, 'utf8'))

@@ -25,7 +25,7 @@ const FIGURES = [
 ]
 
 function figureTable(half, { size, batch }, [, , name, show], placement) {
-  const cells = half.cells.filter((cell) => cell.size === size && cell.batch === batch)
+  const cells = half.cells.filter((cell) => cell.size === size && cell.batch === batch && !cell.idle)
   const counts = [...new Set(cells.map(({ subscribers }) => subscribers))].sort((a, b) => a - b)
   const head = ['subscribers', ...counts]
   const rows = half.rivals.map(({ id }) => [
@@ -43,6 +43,21 @@ function figureTable(half, { size, batch }, [, , name, show], placement) {
 
 /** The work that the tables have in common. */
 const works = (half) => [...new Map(half.cells.map(({ size, batch }) => [`${size}${batch}`, { size, batch }])).values()]
+
+/** What a subscriber costs that never reads, beside one that does. */
+function idleTable({ cells }, placement) {
+  const found = cells.filter((cell) => cell.rival === 'ringfence' && cell.size === 64 && cell.subscribers === 1)
+  const counts = [...new Set(found.map(({ idle }) => idle))].sort((a, b) => a - b)
+  if (!counts.some((idle) => idle > 0)) return ''
+  const head = ['idle subscribers', ...counts]
+  const row = (batch) =>
+    counts.map((idle) => {
+      const cell = found.find((one) => one.idle === idle && one.batch === batch)
+      const { summary, mark } = figures(cell, placement) ?? {}
+      return summary === undefined ? '–' : `${spread(summary.publisher_ns, fine)}${mark}`
+    })
+  return table([head, aligned(head), ['64 B, one at a time', ...row(false)], ['64 B, 32 at a time', ...row(true)]])
+}
 
 function blockedTable({ blocked }) {
   const harms = ['killed', 'stopped', 'zombie']
@@ -66,7 +81,8 @@ function blockedTable({ blocked }) {
 function reached(half, placement) {
   const of = (rival, subscribers, size, batch = false, name = 'delivered_per_second') => {
     const cell = half.cells.find(
-      (one) => one.rival === rival && one.subscribers === subscribers && one.size === size && one.batch === batch,
+      (one) =>
+        one.rival === rival && one.subscribers === subscribers && one.size === size && one.batch === batch && !one.idle,
     )
     return cell?.by_placement[placement]?.[name].median
   }
@@ -106,6 +122,17 @@ function reached(half, placement) {
         found <= asked ? 'reached' : 'not reached',
       ])
   }
+  for (const cell of half.cells.filter(({ idle }) => idle)) {
+    const found = (cell.by_placement[placement]?.publisher_ns.median - call(1, cell.batch)) / cell.idle
+    const asked = cell.batch ? 0.05 : 0.5
+    if (Number.isFinite(found))
+      shown.push([
+        `each of ${cell.idle} idle subscribers, 64 B${cell.batch ? ' × 32' : ''}`,
+        `${found.toFixed(2)} ns`,
+        `≤ ${asked} ns`,
+        found <= asked ? 'reached' : 'not reached',
+      ])
+  }
   const head = ['what', 'measured', 'aim', '']
   return shown.length === 0 ? '' : table([head, aligned(head), ...shown])
 }
@@ -126,6 +153,16 @@ function section(name, results) {
       if (shown !== '') out.push(`${figure[0]}: ${figure[1]}.`, '', shown, '')
     }
   }
+  const idle = idleTable(found, placement)
+  if (idle !== '')
+    out.push(
+      '### Idle subscribers',
+      '',
+      'A call of the publisher, as above, with one subscriber that reads, and others beside it that have best-effort delivery and never read.',
+      '',
+      idle,
+      '',
+    )
   if (found.blocked.length > 0) {
     out.push(
       '### How long the publisher is blocked',
@@ -168,8 +205,9 @@ export function page(results) {
     '',
     'Written by `npm run bench -- broadcast`; every figure below comes from that one run. One publisher on the first core, all subscribers',
     'on the second, a process each; every word of every message written, and read by every subscriber, the sums compared. Nothing may be',
-    `lost: each rival runs in the mode in which its publisher waits. Queues of ${bytes(first.capacity)}. Readers of shared memory poll and yield`,
-    'their core. How it is measured: [bench/README.md](../../bench/README.md#one-to-many).',
+    'lost: each rival runs in the mode in which its publisher waits. The exceptions are ringfence-best-effort and ringfence-latest, whose',
+    `subscribers check each message that they have got. Queues of ${bytes(first.capacity)}. Readers of shared memory poll and yield their core. How`,
+    'it is measured: [bench/README.md](../../bench/README.md#one-to-many).',
     '',
     '| machine | |',
     '| --- | --- |',

@@ -16,6 +16,8 @@ use crate::work::Work;
 pub struct Job {
     pub rival: String,
     pub subscribers: usize,
+    /// Further ones, which lose what they do not read, and read nothing.
+    pub idle: usize,
     /// Bytes of a message.
     pub size: usize,
     /// 32 messages a publish.
@@ -63,6 +65,11 @@ pub trait Subscribe: Sized {
 
     /// Receives `work.count` messages and sums their words.
     fn consume(&mut self, work: &Work, batch: bool) -> Result<u64>;
+
+    /// How many of those the last call has read: fewer, where a subscriber may lose some, which then checks each of them.
+    fn read(&self, work: &Work) -> u64 {
+        work.count
+    }
 }
 
 /// What a reader does that has found nothing: the other subscribers share its core.
@@ -95,6 +102,7 @@ pub enum Order {
 struct Report {
     finished: u64,
     sum: u64,
+    read: u64,
     usage: Usage,
 }
 
@@ -111,14 +119,25 @@ impl Crowd {
     /// Starts them, has the publisher let them in, and waits until all are ready.
     pub fn start<P: Publish>(publisher: &mut P, job: &Job) -> Result<Self> {
         let listener = line::listen(&job.tag)?;
-        let children = (0..job.subscribers)
-            .map(|_| spawn(job))
-            .collect::<Result<Vec<_>>>()?;
+        let idle = Job {
+            idle: 0,
+            rival: IDLE.into(),
+            ..job.clone()
+        };
+        let mut children = Vec::new();
+        let mut lines = Vec::new();
+        for _ in 0..job.idle {
+            children.push(spawn(&idle)?);
+            // Nothing more is asked of it.
+            let Ready = Line::accept(&listener)?.receive()?;
+        }
+        for _ in 0..job.subscribers {
+            children.push(spawn(job)?);
+        }
         publisher.admit(job)?;
-        let mut lines = children
-            .iter()
-            .map(|_| Line::accept(&listener))
-            .collect::<Result<Vec<_>>>()?;
+        for _ in 0..job.subscribers {
+            lines.push(Line::accept(&listener)?);
+        }
         for line in &mut lines {
             let Ready = line.receive()?;
         }
@@ -138,6 +157,9 @@ impl Drop for Crowd {
         }
     }
 }
+
+/// What the job of an idle subscriber names in place of a rival.
+pub const IDLE: &str = "idle";
 
 fn spawn(job: &Job) -> Result<Child> {
     use std::os::unix::process::CommandExt;
@@ -171,6 +193,7 @@ pub fn subscriber<S: Subscribe>(job: &Job) -> Result<()> {
                 line.send(&Report {
                     finished: clock::now(),
                     sum,
+                    read: subscriber.read(&work),
                     usage: Usage::since(false, before),
                 })?;
             }
@@ -206,7 +229,7 @@ pub fn publisher<P: Publish>(job: &Job) -> Result<Outcome> {
         .collect::<Result<Vec<_>>>()?;
     crowd.order(&Order::Quit)?;
     let published = measured.work.count as f64;
-    let delivered = published * job.subscribers as f64;
+    let delivered = measured.read as f64;
     Ok(Outcome {
         published: measured.work.count,
         seconds: measured.seconds,
@@ -223,6 +246,8 @@ const BURSTS: usize = 15;
 
 struct Stretch {
     work: Work,
+    /// By all subscribers.
+    read: u64,
     /// Until the last subscriber has summed the last word.
     seconds: f64,
     /// Until the publisher has published the last message.
@@ -241,17 +266,19 @@ fn stretch<P: Publish>(publisher: &mut P, crowd: &mut Crowd, job: &Job, count: u
     publisher.publish(&work, job.batch)?;
     let publishing = clock::now() - started;
     let mut total = Usage::since(false, before);
-    let mut finished = started;
+    let (mut finished, mut read) = (started, 0);
     for line in &mut crowd.lines {
         let report: Report = line.receive()?;
         if report.sum != work.expected_sum() {
             bail!("what arrived is not what was published");
         }
         finished = finished.max(report.finished);
+        read += report.read;
         total = total.and(report.usage);
     }
     Ok(Stretch {
         work,
+        read,
         seconds: (finished - started) as f64 / 1e9,
         publishing: publishing as f64 / 1e9,
         usage: total,

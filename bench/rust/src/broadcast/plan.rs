@@ -22,6 +22,9 @@ pub struct Arguments {
     /// How many subscribers
     #[arg(long, value_delimiter = ',', default_value = "1,2,4,8,16")]
     subscribers: Vec<usize>,
+    /// How many idle subscribers stand beside one that reads, in runs of ringfence alone
+    #[arg(long, value_delimiter = ',', default_value = "0,16,62")]
+    idle: Vec<usize>,
     /// Bytes of a message, multiples of 8; 64 is published in batches as well
     #[arg(long, value_delimiter = ',', default_value = "64,1024,65536")]
     sizes: Vec<usize>,
@@ -48,6 +51,7 @@ pub struct Arguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 struct Step {
     subscribers: usize,
+    idle: usize,
     size: usize,
     batch: bool,
 }
@@ -114,6 +118,7 @@ impl Runner {
         Job {
             rival: rival.id.into(),
             subscribers: step.subscribers,
+            idle: step.idle,
             size: step.size,
             batch: step.batch,
             seconds: self.seconds,
@@ -154,11 +159,16 @@ fn steps(arguments: &Arguments) -> Vec<Step> {
     });
     sizes
         .flat_map(|(size, batch)| {
-            arguments.subscribers.iter().map(move |&subscribers| Step {
-                subscribers,
+            let step = Step {
+                subscribers: 1,
+                idle: 0,
                 size,
                 batch,
-            })
+            };
+            let counts = arguments.subscribers.iter();
+            let counts = counts.map(move |&subscribers| Step { subscribers, ..step });
+            let idle = arguments.idle.iter().filter(move |&&idle| size == 64 && idle > 0);
+            counts.chain(idle.map(move |&idle| Step { idle, ..step }))
         })
         .collect()
 }
@@ -223,6 +233,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+fn takes(rival: &Rival, step: Step) -> Result<(), &'static str> {
+    if step.idle > 0 && rival.id != "ringfence" {
+        return Err("asked of ringfence alone");
+    }
+    (rival.takes)(step.size, step.batch)
+}
+
 /// Every cell once in each round, so that what the machine does in one minute it does to all of them.
 fn measured(arguments: &Arguments, rivals: &[Rival], runner: &mut Runner) -> Result<Vec<Cell>> {
     let mut cells: Vec<(&Rival, Cell)> = Vec::new();
@@ -233,7 +250,7 @@ fn measured(arguments: &Arguments, rivals: &[Rival], runner: &mut Runner) -> Res
                 step,
                 by_placement: BTreeMap::new(),
                 runs: Vec::new(),
-                skipped: (rival.takes)(step.size, step.batch).err(),
+                skipped: takes(rival, step).err(),
                 failures: Vec::new(),
             };
             cells.push((rival, cell));
@@ -262,6 +279,7 @@ fn measured(arguments: &Arguments, rivals: &[Rival], runner: &mut Runner) -> Res
 fn blocked(rivals: &[Rival], runner: &mut Runner) -> Vec<BlockedCell> {
     let step = Step {
         subscribers: 2,
+        idle: 0,
         size: 64,
         batch: false,
     };
@@ -319,11 +337,17 @@ fn summarise(cell: &mut Cell) {
 fn print(cell: &Cell) {
     let Step {
         subscribers,
+        idle,
         size,
         batch,
     } = cell.step;
     let how = if batch { "batch" } else { "one" };
-    let head = format!("{:<10} {subscribers:>3} {size:>6} {how:<5}", cell.rival);
+    let beside = if idle > 0 {
+        format!("+{idle} idle ")
+    } else {
+        String::new()
+    };
+    let head = format!("{:<10} {subscribers:>3} {beside}{size:>6} {how:<5}", cell.rival);
     for (placement, summary) in &cell.by_placement {
         println!(
             "{head} {placement:<5} {:>8.2} M/s published {:>8.2} M/s delivered ({:.2}-{:.2}) cpu {:>7.1} ns publisher {:>7.1} ns",

@@ -11,6 +11,7 @@ mod zeromq;
 
 use anyhow::Result;
 
+pub use self::ringfence::idle;
 use super::blocked::blocked;
 use super::driver::{Job, Outcome, publisher, subscriber};
 
@@ -26,6 +27,14 @@ pub struct Rival {
     pub publish: fn(&Job) -> Result<Outcome>,
     pub subscribe: fn(&Job) -> Result<()>,
     pub blocked: fn(&Job) -> Result<()>,
+}
+
+/// A visit of a long message may see it overwritten, and is not counted then: what is checked here is each visit.
+fn takes_lossy(size: usize, batch: bool) -> Result<(), &'static str> {
+    match (size, batch) {
+        (..=1024, false) => Ok(()),
+        _ => Err("short messages, one at a time"),
+    }
 }
 
 pub fn all() -> Vec<Rival> {
@@ -52,6 +61,26 @@ pub fn all() -> Vec<Rival> {
             publish: publisher::<ringfence::Runs<8>>,
             subscribe: subscriber::<ringfence::RunReader<8>>,
             blocked: blocked::<ringfence::Runs<8>>,
+        },
+        Rival {
+            id: "ringfence-best-effort",
+            version: "this tree",
+            note: "as ringfence; the publisher waits for none, and a subscriber loses what is overwritten before it has read it",
+            takes: takes_lossy,
+            is_blocked: false,
+            publish: publisher::<::ringfence::Publisher>,
+            subscribe: subscriber::<ringfence::Lossy<false>>,
+            blocked: blocked::<::ringfence::Publisher>,
+        },
+        Rival {
+            id: "ringfence-latest",
+            version: "this tree",
+            note: "as best-effort, and each call skips to the newest message",
+            takes: takes_lossy,
+            is_blocked: false,
+            publish: publisher::<::ringfence::Publisher>,
+            subscribe: subscriber::<ringfence::Lossy<true>>,
+            blocked: blocked::<::ringfence::Publisher>,
         },
         Rival {
             id: "pairs",

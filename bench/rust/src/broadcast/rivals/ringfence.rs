@@ -1,10 +1,11 @@
 //! ringfence: one publisher's ring that all subscribers read; and beside it what took its place before, a channel to each.
 
 use anyhow::{Result, bail};
-use ringfence::{Address, Arrival, Listener, Options, Publisher, Receiver, Sender, Subscription};
+use ringfence::{Address, Arrival, Delivery, Listener, Options, Publisher, Receiver, Sender, Subscription};
 
 use crate::broadcast::blocked::STALL;
-use crate::broadcast::driver::{Job, Publish, Subscribe, nothing_there};
+use crate::broadcast::driver::{Job, Publish, Ready, Subscribe, nothing_there};
+use crate::line::Line;
 use crate::ringfence::{fill_items, sum_items};
 use crate::work::{BATCH, Work, fill_bytes};
 
@@ -71,6 +72,66 @@ impl Subscribe for Subscription {
             }
         }
         Ok(total)
+    }
+}
+
+/// A subscriber that loses what it does not read in time: `LATEST` skips to the newest.
+pub struct Lossy<const LATEST: bool> {
+    subscription: Subscription,
+    read: u64,
+}
+
+impl<const LATEST: bool> Subscribe for Lossy<LATEST> {
+    fn open(job: &Job) -> Result<Self> {
+        let delivery = if LATEST {
+            Delivery::Latest
+        } else {
+            Delivery::BestEffort
+        };
+        let options = Options::new().delivery(delivery);
+        Ok(Self {
+            subscription: ringfence::subscribe(&address(job)?, &options)?,
+            read: 0,
+        })
+    }
+
+    /// Until it has come to the last message: a sum of all of them says nothing here, so each message is one without a gap, and
+    /// later than the one before.
+    fn consume(&mut self, work: &Work, _: bool) -> Result<u64> {
+        let (mut next, mut wrong) = (0, 0);
+        self.read = 0;
+        while next < work.first_word(work.count) {
+            let seen = self.subscription.drain(
+                |message| {
+                    let mut words = message.words();
+                    let Some(first) = words.next() else { return };
+                    let sum = words.fold(first, u64::wrapping_add);
+                    wrong += u64::from(first < next || sum != work.message_sum(first));
+                    next = first + work.words as u64;
+                },
+                DRAIN,
+            )?;
+            self.read += seen as u64;
+            if seen == 0 {
+                nothing_there();
+            }
+        }
+        anyhow::ensure!(wrong == 0, "{wrong} messages were torn, or came twice");
+        Ok(work.expected_sum())
+    }
+
+    fn read(&self, _: &Work) -> u64 {
+        self.read
+    }
+}
+
+/// Subscribes, and never reads.
+pub fn idle(job: &Job) -> Result<()> {
+    let options = Options::new().delivery(Delivery::BestEffort);
+    let _subscription = ringfence::subscribe(&address(job)?, &options)?;
+    Line::connect(&job.tag)?.send(&Ready)?;
+    loop {
+        std::thread::park();
     }
 }
 
