@@ -14,6 +14,7 @@
 //     node scripts/test.mjs nodes [--quick] the compiled tests on newer Nodes; needs `npm test` to have built them
 //     node scripts/test.mjs sanitizers [thread | address]   the crate's unit tests under ThreadSanitizer and AddressSanitizer
 //     node scripts/test.mjs soak [OPTIONS]  everything at once at random; --minutes N, --seed S, --play N; needs a build
+//     node scripts/test.mjs churn [CHANNELS] [KILLS] [SEED]  channels and kills, one after the other, until there were so many of both
 //     node scripts/test.mjs torture [N]     N worker threads, each terminated while it uses a channel; needs a build
 //
 // Each prints one line before a step and one after; the first step that fails ends it with its exit code. The packages
@@ -331,7 +332,7 @@ function testFaults(words) {
 
 /**
  * For a quarter of the time, pairs of processes that wait in ways that are drawn: threads and event loops, which looks for a bell
- * that was lost. Then everything at once: see __test__/soak/main.mjs.
+ * that was lost. Then some channels and kills, and then everything at once: see __test__/soak/main.mjs.
  */
 function testSoak(words) {
   const at = words.indexOf('--minutes')
@@ -347,8 +348,24 @@ function testSoak(words) {
     const part = Math.min(left, 300)
     run(`waiting in every way for ${part} s`, 'cargo', test, { env: { RINGFENCE_SOAK: String(part) } })
   }
+  if (!rest.includes('--play')) {
+    const seed = rest.includes('--seed') ? rest[rest.indexOf('--seed') + 1] : String(Date.now() % 1_000_000)
+    // Some seconds for each minute. By itself it takes more of both: see testChurn.
+    const [channels, kills] = [500, 50].map((each) => String(Math.ceil(minutes * each)))
+    const churn = join('target', 'debug', 'ringfence-churn')
+    run(`${channels} channels and ${kills} kills, seed ${seed}`, churn, [channels, kills, seed])
+  }
   const main = join('__test__', 'soak', 'main.mjs')
   run('everything at once', process.execPath, [main, '--minutes', String(minutes * 0.75), ...rest])
+}
+
+/** See __test__/rust/src/churn.rs. */
+function testChurn([channels = '1000000', kills = '10000', seed = String(Date.now() % 1_000_000)]) {
+  if (![channels, kills, seed].every((number) => /^\d{1,15}$/.test(number)))
+    fail('✗ CHANNELS, KILLS and SEED are whole numbers.')
+  // As a program is built that is used: what takes a race is found where the race is close.
+  const program = ['run', '--quiet', '--release', '-p', 'ringfence-partner', '--bin', 'ringfence-churn']
+  run(`${channels} channels and ${kills} kills, seed ${seed}`, 'cargo', [...program, '--', channels, kills, seed])
 }
 
 /** Workers that are terminated at any moment; `npm test` does the same a few hundred times. */
@@ -375,5 +392,6 @@ await subcommand({
   nodes: testNodes,
   sanitizers: testSanitizers,
   soak: testSoak,
+  churn: testChurn,
   torture: testTorture,
 })

@@ -1,0 +1,553 @@
+//! Many channels and many kills: what goes wrong once in ten thousand times.
+//!
+//! ```text
+//! ringfence-churn CHANNELS KILLS SEED       until there have been so many of both
+//! ringfence-churn connect|subscribe ADDRESS ID LEDGER
+//! ```
+//!
+//! The first form listens and publishes. It starts processes of the second, which connect and subscribe again and again, and kills
+//! each at a moment that is drawn. A process notes in its ledger how many messages it has sent, once the call has said so: what is
+//! noted must have been read, whenever its sender was killed. Who is not killed must have everything. At the end this process has no
+//! more descriptors, threads and mappings than after a first second of the same.
+
+mod numbered;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    env,
+    error::Error as StdError,
+    fs::{self, File, OpenOptions},
+    io::Read as _,
+    os::unix::{fs::FileExt as _, process::ExitStatusExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use numbered::{Outcome, head, message};
+use ringfence::{
+    Address, Arrival, Audience, Broadcaster, CancelToken, Channel, CloseReason, Error, Listener, Options,
+    PublisherEvent, connect, listen, publish, subscribe,
+};
+
+/// Nothing takes that long, on a machine that is used for other work as well.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Who stands for the one that listens, and the one that publishes, in a message.
+const HOST: u32 = 0;
+
+fn options() -> Options {
+    Options::new()
+        .capacity(16_384)
+        .max_message_size(2048)
+        .timeout(LIMIT)
+        .wait(true)
+}
+
+fn main() {
+    let words: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let outcome = match words[..] {
+        ["connect", address, id, ledger] => ever(id, |id, session| converse(address, id, session, ledger)),
+        ["subscribe", address, id, _] => ever(id, |id, session| read(address, id, session)),
+        [channels, kills, seed] => conduct(channels, kills, seed),
+        _ => Err("CHANNELS KILLS SEED".into()),
+    };
+    if let Err(error) = outcome {
+        println!("{error}");
+        std::process::exit(1);
+    }
+}
+
+/// Numbers that follow from these alone (splitmix64).
+fn drawn(seed: u64, number: u64) -> u64 {
+    let mut mixed = seed.wrapping_add(number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// How many messages one sends in a session.
+fn count(id: u32, session: u64) -> u32 {
+    1 + u32::try_from(drawn(u64::from(id), session) % 30).unwrap_or_default()
+}
+
+// The processes that are killed.
+
+fn ever(id: &str, mut session: impl FnMut(u32, u64) -> Outcome) -> Outcome {
+    let id = id.parse()?;
+    for number in 0.. {
+        session(id, number).map_err(|error| format!("{id}.{number}: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Sends some messages, ends, and hears how many have come.
+fn converse(address: &str, id: u32, session: u64, ledger: &str) -> Outcome {
+    let ledger = Ledger::open(ledger.as_ref())?;
+    let (mut sender, mut receiver) = connect(&address.parse()?, &options())?.split();
+    let count = count(id, session);
+    for number in 0..count {
+        let message = message(id, session, number, false);
+        sender.send_until(&message, Instant::now() + LIMIT)?;
+        ledger.note(session, number + 1)?;
+    }
+    sender.end();
+    let answer = receiver.receive_vec_until(Instant::now() + LIMIT)?;
+    let answer = answer.ok_or("there was no answer")?;
+    if answer != message(HOST, session, count, false) {
+        return Err(format!("the answer to {count} messages is {:?}", head(&answer)).into());
+    }
+    let more = receiver.receive_vec_until(Instant::now() + LIMIT)?;
+    more.map_or(Ok(()), |_| Err("there is more than an answer".into()))
+}
+
+/// Reads some of what is published.
+fn read(address: &str, id: u32, session: u64) -> Outcome {
+    let mut subscription = subscribe(&address.parse()?, &Options::new().timeout(LIMIT).wait(true))?;
+    let mut next = None;
+    for _ in 0..count(id, session) {
+        let found = subscription.receive_vec_until(Instant::now() + LIMIT)?;
+        let found = found.ok_or("the publisher has ended")?;
+        let [from, of, number] = head(&found)?;
+        let is_right = found == message(HOST, u64::from(of), number, false) && from == HOST;
+        if !is_right || next.is_some_and(|next| next != number) {
+            return Err(format!("message {from}.{of}.{number} came in place of {next:?}").into());
+        }
+        next = Some(number + 1);
+    }
+    Ok(())
+}
+
+/// What a process has sent of its last session: one word, so that no reader finds half of it.
+struct Ledger(File);
+
+impl Ledger {
+    fn open(path: &Path) -> Outcome<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        Ok(Self(file))
+    }
+
+    fn note(&self, session: u64, sent: u32) -> Outcome {
+        self.0
+            .write_all_at(&((session << 32) | u64::from(sent)).to_le_bytes(), 0)?;
+        Ok(())
+    }
+
+    /// The session, and how much was sent of it. `None`: nothing ever.
+    fn last(&self) -> Outcome<Option<(u64, u32)>> {
+        let mut word = [0; 8];
+        if self.0.metadata()?.len() < 8 {
+            return Ok(None);
+        }
+        self.0.read_exact_at(&mut word, 0)?;
+        let word = u64::from_le_bytes(word);
+        Ok(Some((word >> 32, u32::try_from(word & 0xffff_ffff)?)))
+    }
+}
+
+// The process that has them.
+
+#[derive(Default)]
+struct Host {
+    seed: u64,
+    folder: PathBuf,
+    /// Processes are started and killed.
+    goes_on: AtomicBool,
+    next: AtomicU32,
+    channels: AtomicU64,
+    subscriptions: AtomicU64,
+    gone: AtomicU64,
+    kills: AtomicU64,
+    messages: AtomicU64,
+    published: AtomicU64,
+    /// Newcomers that were killed while they came in, by what their end is called here.
+    refused: Mutex<BTreeMap<&'static str, u64>>,
+    /// How much was read of the last session of each process, once its channel has ended.
+    read: Mutex<HashMap<u32, (u64, u32)>>,
+    has_read: Condvar,
+    wrong: Mutex<Vec<String>>,
+}
+
+fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn conduct(channels: &str, kills: &str, seed: &str) -> Outcome {
+    let (channels, kills): (u64, u64) = (channels.parse()?, kills.parse()?);
+    let folder = env::temp_dir().join(format!("ringfence-churn-{}", std::process::id()));
+    fs::create_dir(&folder)?;
+    let host = Arc::new(Host {
+        seed: seed.parse()?,
+        folder: folder.clone(),
+        next: AtomicU32::new(1),
+        ..Host::default()
+    });
+    let stop = CancelToken::new()?;
+    let listener = listen(
+        &host.place("service")?,
+        &options().max_peers(256).cancel_token(stop.clone()),
+    )?;
+    let publishing = options().max_peers(256).stall(LIMIT);
+    let (broadcaster, audience) = publish(&host.place("publisher")?, &publishing)?.split();
+    let closing = broadcaster_end(&host, broadcaster);
+    let hearing = thread::spawn({
+        let host = Arc::clone(&host);
+        move || host.hear(&audience)
+    });
+    let listening = thread::spawn({
+        let (host, stop) = (Arc::clone(&host), stop.clone());
+        move || host.serve(&listener, &stop)
+    });
+
+    // Threads and descriptors that a process makes once, and keeps.
+    host.run(|_, began| began.elapsed() > Duration::from_secs(1));
+    let before = Traces::at_rest(&host, None);
+    let began = Instant::now();
+    let mut told = began;
+    host.run(|host, _| {
+        if told.elapsed() > Duration::from_secs(30) {
+            told = Instant::now();
+            println!("{}", host.figures(began));
+        }
+        host.channels.load(SeqCst) >= channels && host.kills.load(SeqCst) >= kills
+    });
+    let after = Traces::at_rest(&host, Some(&before));
+    if !after.are_within(&before) {
+        host.fail(format!("left behind: {after:?}, and before {before:?}"));
+    }
+    stop.cancel();
+    closing.0.store(true, SeqCst);
+    let _ = (closing.1.join(), listening.join(), hearing.join());
+    let (come, gone) = (host.subscriptions.load(SeqCst), host.gone.load(SeqCst));
+    if come != gone {
+        host.fail(format!("{come} subscribers have come, and {gone} gone"));
+    }
+    fs::remove_dir_all(&folder)?;
+    println!("{}\n{after:?}, at the beginning {before:?}", host.figures(began));
+    let wrong = held(&host.wrong);
+    if wrong.is_empty() {
+        println!("nothing was lost, left or late");
+        return Ok(());
+    }
+    Err(wrong.join("\n").into())
+}
+
+/// Publishes until it is told to end.
+fn broadcaster_end(
+    host: &Arc<Host>,
+    mut broadcaster: Broadcaster,
+) -> (Arc<AtomicBool>, thread::JoinHandle<()>) {
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (host, over) = (Arc::clone(host), Arc::clone(&is_over));
+    let publishing = thread::spawn(move || {
+        for number in 0.. {
+            let message = message(HOST, 0, number, false);
+            if let Err(error) = broadcaster.send_until(&message, Instant::now() + LIMIT) {
+                host.fail(format!("publishing message {number}: {error}"));
+                break;
+            }
+            host.published.fetch_add(1, SeqCst);
+            if over.load(SeqCst) {
+                break;
+            }
+            if number % 64 == 63 {
+                // The others are to have the cores as well.
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        broadcaster.end();
+    });
+    (is_over, publishing)
+}
+
+impl Host {
+    fn place(&self, name: &str) -> Outcome<Address> {
+        Ok(self.folder.join(name).to_string_lossy().parse()?)
+    }
+
+    fn fail(&self, what: String) {
+        println!("✘ {what}");
+        held(&self.wrong).push(what);
+        self.goes_on.store(false, SeqCst);
+    }
+
+    fn figures(&self, began: Instant) -> String {
+        format!(
+            "{} s: {} channels, {} subscriptions, {} messages read, {} published, {} kills; newcomers that were killed: {:?}",
+            began.elapsed().as_secs(),
+            self.channels.load(SeqCst),
+            self.subscriptions.load(SeqCst),
+            self.messages.load(SeqCst),
+            self.published.load(SeqCst),
+            self.kills.load(SeqCst),
+            held(&self.refused),
+        )
+    }
+
+    /// Has processes come and go until it is enough, or something is wrong; and then all of them have gone.
+    fn run(self: &Arc<Self>, mut is_enough: impl FnMut(&Self, Instant) -> bool) {
+        self.goes_on.store(held(&self.wrong).is_empty(), SeqCst);
+        // What it does, and for how many milliseconds it lives at most.
+        let roles = [
+            ("connect", 4000),
+            ("connect", 60),
+            ("connect", 20),
+            ("subscribe", 40),
+        ];
+        let casting: Vec<_> = roles
+            .into_iter()
+            .map(|(role, life)| {
+                let host = Arc::clone(self);
+                thread::spawn(move || {
+                    while host.goes_on.load(SeqCst) {
+                        if let Err(error) = host.one_life(role, life) {
+                            host.fail(format!("{role}: {error}"));
+                        }
+                    }
+                })
+            })
+            .collect();
+        let began = Instant::now();
+        while self.goes_on.load(SeqCst) && !is_enough(self, began) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.goes_on.store(false, SeqCst);
+        for role in casting {
+            let _ = role.join();
+        }
+    }
+
+    /// Starts a process, kills it, and compares its ledger with what was read.
+    fn one_life(&self, role: &str, life: u64) -> Outcome {
+        let id = self.next.fetch_add(1, SeqCst);
+        let path = self.folder.join(id.to_string());
+        let ledger = Ledger::open(&path)?;
+        let place = if role == "connect" { "service" } else { "publisher" };
+        let mut child = Command::new(env::current_exe()?)
+            .arg(role)
+            .arg(self.folder.join(place))
+            .arg(id.to_string())
+            .arg(&path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        thread::sleep(Duration::from_micros(
+            drawn(self.seed, u64::from(id)) % (life * 1000),
+        ));
+        child.kill()?;
+        let status = child.wait()?;
+        let mut said = String::new();
+        if let Some(mut out) = child.stdout.take() {
+            out.read_to_string(&mut said)?;
+        }
+        if status.signal() != Some(libc::SIGKILL) || !said.is_empty() {
+            return Err(format!("{status}, {said}").into());
+        }
+        self.kills.fetch_add(1, SeqCst);
+        let last = ledger.last()?;
+        fs::remove_file(path)?;
+        if let Some((session, sent)) = last {
+            self.compare(id, session, sent)?;
+        }
+        held(&self.read).remove(&id);
+        Ok(())
+    }
+
+    /// What is noted as sent has been read, or is by the time that its channel has ended.
+    fn compare(&self, id: u32, session: u64, sent: u32) -> Outcome {
+        let end = Instant::now() + LIMIT;
+        let mut read = held(&self.read);
+        loop {
+            match read.get(&id) {
+                // It has begun another one, of which nothing is noted yet: it does so once it has its answer.
+                Some(&(of, received)) if of > session || (of == session && received >= sent) => return Ok(()),
+                Some(&(of, received)) if of == session => {
+                    return Err(format!("{id}.{session} has sent {sent}, and {received} were read").into());
+                }
+                found if Instant::now() > end => {
+                    return Err(format!(
+                        "{id}.{session} has sent {sent}, and the last that has ended is {found:?}"
+                    )
+                    .into());
+                }
+                _ => {
+                    let (again, _) = self
+                        .has_read
+                        .wait_timeout(read, Duration::from_millis(200))
+                        .unwrap_or_else(PoisonError::into_inner);
+                    read = again;
+                }
+            }
+        }
+    }
+
+    fn serve(self: &Arc<Self>, listener: &Listener, stop: &CancelToken) {
+        loop {
+            match listener.try_accept() {
+                Ok(Some(Arrival::Accepted(channel))) => {
+                    let host = Arc::clone(self);
+                    thread::spawn(move || {
+                        if let Err(error) = host.answer(channel) {
+                            host.fail(format!("a channel: {error}"));
+                        }
+                    });
+                }
+                Ok(Some(Arrival::Refused(refused))) => self.refuse(&refused.error),
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    if ringfence::wait_readable(listener, stop).is_err() {
+                        return;
+                    }
+                }
+                Err(Error::Aborted) => return,
+                Err(error) => return self.fail(format!("the service: {error}")),
+            }
+        }
+    }
+
+    /// One that is killed while it comes in is gone, or was not there to be looked at. Nothing else may keep one out.
+    fn refuse(&self, error: &Error) {
+        match error {
+            Error::PeerLost { .. } | Error::PeerRefused { .. } | Error::TimedOut => {
+                *held(&self.refused).entry(error.code()).or_default() += 1;
+            }
+            _ => self.fail(format!("a newcomer: {} {error}", error.code())),
+        }
+    }
+
+    fn answer(&self, channel: Channel) -> Outcome {
+        let (mut sender, mut receiver) = channel.split();
+        let mut from = None;
+        let mut received = 0;
+        while let Some(found) = receiver.receive_vec_until(Instant::now() + LIMIT)? {
+            let [id, session, number] = head(&found)?;
+            let is_next = number == received && from.is_none_or(|from| from == (id, session));
+            if !is_next || found != message(id, u64::from(session), number, false) {
+                return Err(
+                    format!("message {id}.{session}.{number} came after {received} of {from:?}").into(),
+                );
+            }
+            from = Some((id, session));
+            received += 1;
+        }
+        self.messages.fetch_add(u64::from(received), SeqCst);
+        self.channels.fetch_add(1, SeqCst);
+        let reason = receiver.close_reason();
+        let Some((id, session)) = from else {
+            // It was killed before it has sent anything.
+            return if reason == Some(CloseReason::Exited) {
+                Ok(())
+            } else {
+                Err(format!("{reason:?}").into())
+            };
+        };
+        let session = u64::from(session);
+        match reason {
+            Some(CloseReason::Exited) => {}
+            None | Some(CloseReason::Closed) if received == count(id, session) => {
+                match sender.send_until(&message(HOST, session, received, false), Instant::now() + LIMIT) {
+                    // It was killed meanwhile.
+                    Err(error) if !matches!(error, Error::Closed(_) | Error::PeerLost { .. }) => {
+                        return Err(error.into());
+                    }
+                    _ => sender.end(),
+                }
+            }
+            _ => {
+                return Err(format!("{id}.{session} has ended after {received} messages: {reason:?}").into());
+            }
+        }
+        // The thread of the session before may be later than this.
+        let mut read = held(&self.read);
+        let last = read.entry(id).or_insert((session, received));
+        *last = (session, received).max(*last);
+        drop(read);
+        self.has_read.notify_all();
+        Ok(())
+    }
+
+    fn hear(&self, audience: &Audience) {
+        loop {
+            match audience.next() {
+                Ok(PublisherEvent::Subscriber(_)) => self.subscriptions.fetch_add(1, SeqCst),
+                Ok(PublisherEvent::Gone(..)) => self.gone.fetch_add(1, SeqCst),
+                Ok(PublisherEvent::Refused(refused)) => {
+                    self.refuse(&refused.error);
+                    0
+                }
+                Ok(_) => 0,
+                Err(Error::Closed(_)) => return,
+                Err(error) => return self.fail(format!("the publisher: {error}")),
+            };
+        }
+    }
+}
+
+/// What this process has.
+#[derive(Debug)]
+struct Traces {
+    descriptors: usize,
+    threads: usize,
+    mappings: usize,
+    #[expect(dead_code, reason = "it is printed: what the allocator keeps says little")]
+    memory: String,
+}
+
+impl Traces {
+    fn now() -> Outcome<Self> {
+        let entries = |folder: &str| Ok::<_, Box<dyn StdError + Send + Sync>>(fs::read_dir(folder)?.count());
+        let status = fs::read_to_string("/proc/self/status")?;
+        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let maps = fs::read_to_string("/proc/self/maps")?;
+        Ok(Self {
+            descriptors: entries("/proc/self/fd")?,
+            threads: entries("/proc/self/task")?,
+            mappings: maps.lines().filter(|line| line.contains("memfd:")).count(),
+            memory: memory.unwrap_or_default().trim().to_owned(),
+        })
+    }
+
+    fn are_within(&self, other: &Self) -> bool {
+        self.descriptors <= other.descriptors
+            && self.threads <= other.threads
+            && self.mappings <= other.mappings
+    }
+
+    /// Once what has gone has been let go of: that is after at most a limit, and where nothing is known to compare with, once all that
+    /// have come have gone and two looks a second apart find the same.
+    fn at_rest(host: &Host, wanted: Option<&Self>) -> Self {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let now = Self::now().unwrap_or_else(|error| {
+                host.fail(format!("/proc: {error}"));
+                Self {
+                    descriptors: 0,
+                    threads: 0,
+                    mappings: 0,
+                    memory: String::new(),
+                }
+            });
+            if Instant::now() > end || wanted.is_some_and(|wanted| now.are_within(wanted)) {
+                return now;
+            }
+            thread::sleep(Duration::from_secs(1));
+            let have_gone = host.subscriptions.load(SeqCst) == host.gone.load(SeqCst);
+            if wanted.is_none()
+                && have_gone
+                && Self::now().is_ok_and(|then| then.are_within(&now) && now.are_within(&then))
+            {
+                return now;
+            }
+        }
+    }
+}
