@@ -31,8 +31,8 @@ use std::{
 
 use numbered::{Outcome, head, message};
 use ringfence::{
-    Address, Arrival, Audience, Broadcaster, CancelToken, Channel, CloseReason, Error, Listener, Options,
-    PublisherEvent, connect, listen, publish, subscribe,
+    Address, Arrival, Audience, Broadcaster, CancelToken, Channel, CloseReason, Error, GoneReason, Listener,
+    Options, PublisherEvent, connect, listen, publish, subscribe,
 };
 
 /// Nothing takes that long, on a machine that is used for other work as well.
@@ -112,7 +112,7 @@ fn read(address: &str, id: u32, session: u64) -> Outcome {
     let mut next = None;
     for _ in 0..count(id, session) {
         let found = subscription.receive_vec_until(Instant::now() + LIMIT)?;
-        let found = found.ok_or("the publisher has ended")?;
+        let found = found.ok_or_else(|| format!("there is no more: {:?}", subscription.close_reason()))?;
         let [from, of, number] = head(&found)?;
         let is_right = found == message(HOST, u64::from(of), number, false) && from == HOST;
         if !is_right || next.is_some_and(|next| next != number) {
@@ -428,19 +428,17 @@ impl Host {
     fn answer(&self, channel: Channel) -> Outcome {
         let (mut sender, mut receiver) = channel.split();
         let mut from = None;
-        let mut received = 0;
+        let mut come = 0;
         while let Some(found) = receiver.receive_vec_until(Instant::now() + LIMIT)? {
             let [id, session, number] = head(&found)?;
-            let is_next = number == received && from.is_none_or(|from| from == (id, session));
+            let is_next = number == come && from.is_none_or(|from| from == (id, session));
             if !is_next || found != message(id, u64::from(session), number, false) {
-                return Err(
-                    format!("message {id}.{session}.{number} came after {received} of {from:?}").into(),
-                );
+                return Err(format!("message {id}.{session}.{number} came after {come} of {from:?}").into());
             }
             from = Some((id, session));
-            received += 1;
+            come += 1;
         }
-        self.messages.fetch_add(u64::from(received), SeqCst);
+        self.messages.fetch_add(u64::from(come), SeqCst);
         self.channels.fetch_add(1, SeqCst);
         let reason = receiver.close_reason();
         let Some((id, session)) = from else {
@@ -454,8 +452,8 @@ impl Host {
         let session = u64::from(session);
         match reason {
             Some(CloseReason::Exited) => {}
-            None | Some(CloseReason::Closed) if received == count(id, session) => {
-                match sender.send_until(&message(HOST, session, received, false), Instant::now() + LIMIT) {
+            None | Some(CloseReason::Closed) if come == count(id, session) => {
+                match sender.send_until(&message(HOST, session, come, false), Instant::now() + LIMIT) {
                     // It was killed meanwhile.
                     Err(error) if !matches!(error, Error::Closed(_) | Error::PeerLost { .. }) => {
                         return Err(error.into());
@@ -464,13 +462,13 @@ impl Host {
                 }
             }
             _ => {
-                return Err(format!("{id}.{session} has ended after {received} messages: {reason:?}").into());
+                return Err(format!("{id}.{session} has ended after {come} messages: {reason:?}").into());
             }
         }
         // The thread of the session before may be later than this.
         let mut read = held(&self.read);
-        let last = read.entry(id).or_insert((session, received));
-        *last = (session, received).max(*last);
+        let last = read.entry(id).or_insert((session, come));
+        *last = (session, come).max(*last);
         drop(read);
         self.has_read.notify_all();
         Ok(())
@@ -480,7 +478,12 @@ impl Host {
         loop {
             match audience.next() {
                 Ok(PublisherEvent::Subscriber(_)) => self.subscriptions.fetch_add(1, SeqCst),
-                Ok(PublisherEvent::Gone(..)) => self.gone.fetch_add(1, SeqCst),
+                Ok(PublisherEvent::Gone(_, GoneReason::Closed | GoneReason::Exited)) => {
+                    self.gone.fetch_add(1, SeqCst)
+                }
+                Ok(PublisherEvent::Gone(subscriber, reason)) => {
+                    return self.fail(format!("process {} has gone: {reason:?}", subscriber.peer().pid));
+                }
                 Ok(PublisherEvent::Refused(refused)) => {
                     self.refuse(&refused.error);
                     0

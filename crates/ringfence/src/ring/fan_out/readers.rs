@@ -25,6 +25,9 @@ const GENERATION: usize = layout::TAIL;
 /// Where the sending thread will put the floor.
 const INTENT: usize = layout::FLOOR;
 
+/// The position of a reader of which nothing is kept yet: positions end far before this one.
+const NOWHERE: u64 = u64::MAX;
+
 /// A place among the readers, and where its reader begins. A reader that is to begin with what is sent from now on, or with the last
 /// message, goes on from there by itself: see [`FanIn::begin`](super::reader::FanIn::begin).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +47,7 @@ pub(super) struct Entry<P, T> {
     pub(super) number: u64,
     pub(super) slot: usize,
     pub(super) delivery: Delivery,
-    /// Where it began.
+    /// Where it began. [`NOWHERE`] until that is found.
     pub(super) position: u64,
     /// Its control object, and what the caller has attached; `None` during the handshake.
     pub(super) active: Option<(P, T)>,
@@ -131,7 +134,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         }
     }
 
-    /// A new entry, which keeps nothing yet: positions end far before this one.
+    /// A new entry, which keeps nothing yet.
     fn enter(&self, delivery: Delivery) -> Result<(u64, usize)> {
         let list = &mut *self.list();
         let slot = (0..self.slots)
@@ -145,7 +148,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
             number: list.count,
             slot,
             delivery,
-            position: u64::MAX,
+            position: NOWHERE,
             active: None,
         });
         Ok((list.count, slot))
@@ -180,13 +183,14 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         self.list().entries.iter().any(|entry| entry.number == number)
     }
 
-    /// How far each reliable reader has read, as it says, or where it will begin: by number.
+    /// How far each reliable reader has read, as it says, or where it will begin: by number. One of which that is not known yet has no
+    /// position that a later one could be compared with.
     pub(crate) fn reliable(&self) -> Vec<(u64, u64)> {
         let list = self.list();
         let reliable = list
             .entries
             .iter()
-            .filter(|entry| entry.delivery == Delivery::Reliable);
+            .filter(|entry| entry.delivery == Delivery::Reliable && entry.position != NOWHERE);
         reliable
             .map(|entry| {
                 let position = match &entry.active {
@@ -247,5 +251,22 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         self.words.store(INTENT, floor, Ordering::Relaxed);
         self.words.full_fence();
         self.generation()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{own::OwnRegion, peer::PeerRegion};
+
+    /// Who compares positions with those that come after them would take it for a reader that has gone back.
+    #[test]
+    fn a_reader_of_which_nothing_is_kept_yet_has_no_position() {
+        let ring = OwnRegion::private(4096);
+        let readers = Readers::<_, PeerRegion, ()>::new(ring, OwnRegion::nowhere(), 1);
+        let (number, _) = readers.enter(Delivery::Reliable).unwrap();
+        assert_eq!(readers.reliable(), []);
+        assert!(readers.keep(number, 64));
+        assert_eq!(readers.reliable(), [(number, 64)]);
     }
 }
