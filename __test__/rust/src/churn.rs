@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! ringfence-churn CHANNELS KILLS SEED       until there have been so many of both
-//! ringfence-churn connect|subscribe ADDRESS ID LEDGER
+//! ringfence-churn connect|join|member|subscribe ADDRESS ID LEDGER
 //! ```
 //!
-//! The first form listens and publishes. It starts processes of the second, which connect and subscribe again and again, and kills
+//! The first form listens, joins, is a member, and publishes. It starts processes of the second, which come again and again, and kills
 //! each at a moment that is drawn. A process notes in its ledger how many messages it has sent, once the call has said so: what is
 //! noted must have been read, whenever its sender was killed. Who is not killed must have everything. At the end this process has no
 //! more descriptors, threads and mappings than after a first second of the same.
@@ -31,12 +31,14 @@ use std::{
 
 use numbered::{Outcome, head, message};
 use ringfence::{
-    Address, Arrival, Audience, Broadcaster, CancelToken, Channel, CloseReason, Error, GoneReason, Listener,
-    Options, PublisherEvent, connect, listen, publish, subscribe,
+    Address, Arrival, Audience, Broadcaster, CancelToken, Change, Channel, CloseReason, Error, GoneReason,
+    Listener, Membership, Options, PublisherEvent, connect, join, listen, member, publish, subscribe,
 };
 
 /// Nothing takes that long, on a machine that is used for other work as well.
 const LIMIT: Duration = Duration::from_secs(60);
+/// A handshake that is under way has ended by then, one way or the other.
+const SETTLED: Duration = Duration::from_secs(2);
 /// Who stands for the one that listens, and the one that publishes, in a message.
 const HOST: u32 = 0;
 
@@ -52,7 +54,9 @@ fn main() {
     let words: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let outcome = match words[..] {
-        ["connect", address, id, ledger] => ever(id, |id, session| converse(address, id, session, ledger)),
+        [role @ ("connect" | "join" | "member"), address, id, ledger] => {
+            ever(id, |id, session| converse(role, address, id, session, ledger))
+        }
         ["subscribe", address, id, _] => ever(id, |id, session| read(address, id, session)),
         [channels, kills, seed] => conduct(channels, kills, seed),
         _ => Err("CHANNELS KILLS SEED".into()),
@@ -87,9 +91,21 @@ fn ever(id: &str, mut session: impl FnMut(u32, u64) -> Outcome) -> Outcome {
 }
 
 /// Sends some messages, ends, and hears how many have come.
-fn converse(address: &str, id: u32, session: u64, ledger: &str) -> Outcome {
+fn converse(role: &str, address: &str, id: u32, session: u64, ledger: &str) -> Outcome {
     let ledger = Ledger::open(ledger.as_ref())?;
-    let (mut sender, mut receiver) = connect(&address.parse()?, &options())?.split();
+    let address = address.parse()?;
+    let _membership;
+    let channel = match role {
+        "connect" => connect(&address, &options())?,
+        "join" => join(&address, &options())?,
+        _ => {
+            let membership = member(&address, &options())?;
+            let channel = next_channel(&membership)?;
+            _membership = membership;
+            channel
+        }
+    };
+    let (mut sender, mut receiver) = channel.split();
     let count = count(id, session);
     for number in 0..count {
         let message = message(id, session, number, false);
@@ -104,6 +120,18 @@ fn converse(address: &str, id: u32, session: u64, ledger: &str) -> Outcome {
     }
     let more = receiver.receive_vec_until(Instant::now() + LIMIT)?;
     more.map_or(Ok(()), |_| Err("there is more than an answer".into()))
+}
+
+/// The next channel of a member. One that was killed while it came in is none.
+fn next_channel(membership: &Membership) -> Outcome<Channel> {
+    let end = Instant::now() + LIMIT;
+    loop {
+        match membership.next_until(Some(end))? {
+            Some(Change::Channel(channel)) => return Ok(channel),
+            Some(_) => {}
+            None => return Err("no other member has come".into()),
+        }
+    }
 }
 
 /// Reads some of what is published.
@@ -163,6 +191,8 @@ struct Host {
     folder: PathBuf,
     /// Processes are started and killed.
     goes_on: AtomicBool,
+    /// There will be no more.
+    is_over: AtomicBool,
     next: AtomicU32,
     channels: AtomicU64,
     subscriptions: AtomicU64,
@@ -170,6 +200,11 @@ struct Host {
     kills: AtomicU64,
     messages: AtomicU64,
     published: AtomicU64,
+    /// The other end of the pair has a channel now.
+    is_paired: AtomicBool,
+    /// One that joins first, and waits, has its channel before the other one has looked at it for the last time. Killed by then, it has
+    /// no peer that would read what it has sent, and the other one waits for the next.
+    halves: AtomicU64,
     /// Newcomers that were killed while they came in, by what their end is called here.
     refused: Mutex<BTreeMap<&'static str, u64>>,
     /// How much was read of the last session of each process, once its channel has ended.
@@ -194,12 +229,15 @@ fn conduct(channels: &str, kills: &str, seed: &str) -> Outcome {
     });
     let stop = CancelToken::new()?;
     let listener = listen(
-        &host.place("service")?,
+        &host.place("connect")?,
         &options().max_peers(256).cancel_token(stop.clone()),
     )?;
-    let publishing = options().max_peers(256).stall(LIMIT);
-    let (broadcaster, audience) = publish(&host.place("publisher")?, &publishing)?.split();
-    let closing = broadcaster_end(&host, broadcaster);
+    let held_up = options().max_peers(256).stall(LIMIT);
+    let (broadcaster, audience) = publish(&host.place("subscribe")?, &held_up)?.split();
+    let publishing = thread::spawn({
+        let host = Arc::clone(&host);
+        move || host.publish(broadcaster)
+    });
     let hearing = thread::spawn({
         let host = Arc::clone(&host);
         move || host.hear(&audience)
@@ -207,6 +245,15 @@ fn conduct(channels: &str, kills: &str, seed: &str) -> Outcome {
     let listening = thread::spawn({
         let (host, stop) = (Arc::clone(&host), stop.clone());
         move || host.serve(&listener, &stop)
+    });
+
+    let pairing = thread::spawn({
+        let (host, stop) = (Arc::clone(&host), stop.clone());
+        move || host.pair(&stop)
+    });
+    let staying = thread::spawn({
+        let host = Arc::clone(&host);
+        move || host.stay()
     });
 
     // Threads and descriptors that a process makes once, and keeps.
@@ -225,9 +272,15 @@ fn conduct(channels: &str, kills: &str, seed: &str) -> Outcome {
     if !after.are_within(&before) {
         host.fail(format!("left behind: {after:?}, and before {before:?}"));
     }
+    host.is_over.store(true, SeqCst);
     stop.cancel();
-    closing.0.store(true, SeqCst);
-    let _ = (closing.1.join(), listening.join(), hearing.join());
+    let _ = (
+        publishing.join(),
+        listening.join(),
+        hearing.join(),
+        pairing.join(),
+        staying.join(),
+    );
     let (come, gone) = (host.subscriptions.load(SeqCst), host.gone.load(SeqCst));
     if come != gone {
         host.fail(format!("{come} subscribers have come, and {gone} gone"));
@@ -240,34 +293,6 @@ fn conduct(channels: &str, kills: &str, seed: &str) -> Outcome {
         return Ok(());
     }
     Err(wrong.join("\n").into())
-}
-
-/// Publishes until it is told to end.
-fn broadcaster_end(
-    host: &Arc<Host>,
-    mut broadcaster: Broadcaster,
-) -> (Arc<AtomicBool>, thread::JoinHandle<()>) {
-    let is_over = Arc::new(AtomicBool::new(false));
-    let (host, over) = (Arc::clone(host), Arc::clone(&is_over));
-    let publishing = thread::spawn(move || {
-        for number in 0.. {
-            let message = message(HOST, 0, number, false);
-            if let Err(error) = broadcaster.send_until(&message, Instant::now() + LIMIT) {
-                host.fail(format!("publishing message {number}: {error}"));
-                break;
-            }
-            host.published.fetch_add(1, SeqCst);
-            if over.load(SeqCst) {
-                break;
-            }
-            if number % 64 == 63 {
-                // The others are to have the cores as well.
-                thread::sleep(Duration::from_millis(1));
-            }
-        }
-        broadcaster.end();
-    });
-    (is_over, publishing)
 }
 
 impl Host {
@@ -283,7 +308,8 @@ impl Host {
 
     fn figures(&self, began: Instant) -> String {
         format!(
-            "{} s: {} channels, {} subscriptions, {} messages read, {} published, {} kills; newcomers that were killed: {:?}",
+            "{} s: {} channels, {} subscriptions, {} messages read, {} published, {} kills; of them {:?} while they came in, {} of them \
+             one end of a pair that had sent something",
             began.elapsed().as_secs(),
             self.channels.load(SeqCst),
             self.subscriptions.load(SeqCst),
@@ -291,6 +317,7 @@ impl Host {
             self.published.load(SeqCst),
             self.kills.load(SeqCst),
             held(&self.refused),
+            self.halves.load(SeqCst),
         )
     }
 
@@ -302,6 +329,8 @@ impl Host {
             ("connect", 4000),
             ("connect", 60),
             ("connect", 20),
+            ("join", 60),
+            ("member", 60),
             ("subscribe", 40),
         ];
         let casting: Vec<_> = roles
@@ -332,10 +361,9 @@ impl Host {
         let id = self.next.fetch_add(1, SeqCst);
         let path = self.folder.join(id.to_string());
         let ledger = Ledger::open(&path)?;
-        let place = if role == "connect" { "service" } else { "publisher" };
         let mut child = Command::new(env::current_exe()?)
             .arg(role)
-            .arg(self.folder.join(place))
+            .arg(self.folder.join(role))
             .arg(id.to_string())
             .arg(&path)
             .stdin(Stdio::null())
@@ -357,15 +385,15 @@ impl Host {
         let last = ledger.last()?;
         fs::remove_file(path)?;
         if let Some((session, sent)) = last {
-            self.compare(id, session, sent)?;
+            self.compare(id, session, sent, role == "join")?;
         }
         held(&self.read).remove(&id);
         Ok(())
     }
 
     /// What is noted as sent has been read, or is by the time that its channel has ended.
-    fn compare(&self, id: u32, session: u64, sent: u32) -> Outcome {
-        let end = Instant::now() + LIMIT;
+    fn compare(&self, id: u32, session: u64, sent: u32, may_be_half: bool) -> Outcome {
+        let killed = Instant::now();
         let mut read = held(&self.read);
         loop {
             match read.get(&id) {
@@ -374,7 +402,11 @@ impl Host {
                 Some(&(of, received)) if of == session => {
                     return Err(format!("{id}.{session} has sent {sent}, and {received} were read").into());
                 }
-                found if Instant::now() > end => {
+                _ if may_be_half && killed.elapsed() > SETTLED && !self.is_paired.load(SeqCst) => {
+                    self.halves.fetch_add(1, SeqCst);
+                    return Ok(());
+                }
+                found if killed.elapsed() > LIMIT => {
                     return Err(format!(
                         "{id}.{session} has sent {sent}, and the last that has ended is {found:?}"
                     )
@@ -397,7 +429,7 @@ impl Host {
                 Ok(Some(Arrival::Accepted(channel))) => {
                     let host = Arc::clone(self);
                     thread::spawn(move || {
-                        if let Err(error) = host.answer(channel) {
+                        if let Err(error) = host.answer(channel, false) {
                             host.fail(format!("a channel: {error}"));
                         }
                     });
@@ -415,17 +447,62 @@ impl Host {
         }
     }
 
+    /// Joins again and again.
+    fn pair(&self, stop: &CancelToken) {
+        let joined = || -> Outcome {
+            let place = self.place("join")?;
+            loop {
+                match join(&place, &options().cancel_token(stop.clone())) {
+                    Ok(channel) => {
+                        self.is_paired.store(true, SeqCst);
+                        self.answer(channel, false)?;
+                        self.is_paired.store(false, SeqCst);
+                    }
+                    Err(Error::Aborted) => return Ok(()),
+                    // Nobody has come.
+                    Err(Error::TimedOut) => {}
+                    Err(error) => self.refuse(&error),
+                }
+            }
+        };
+        if let Err(error) = joined() {
+            self.fail(format!("a pair: {error}"));
+        }
+    }
+
+    /// Is a member all the time, whoever comes and goes.
+    fn stay(&self) {
+        let stayed = || -> Outcome {
+            let membership = member(&self.place("member")?, &options())?;
+            while !self.is_over.load(SeqCst) {
+                match membership.next_until(Some(Instant::now() + Duration::from_millis(100)))? {
+                    Some(Change::Channel(channel)) => self.answer(channel, true)?,
+                    Some(Change::Refused(refused)) => self.refuse(&refused.error),
+                    _ => {}
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = stayed() {
+            self.fail(format!("a member: {error}"));
+        }
+    }
+
     /// One that is killed while it comes in is gone, or was not there to be looked at. Nothing else may keep one out.
     fn refuse(&self, error: &Error) {
         match error {
-            Error::PeerLost { .. } | Error::PeerRefused { .. } | Error::TimedOut => {
+            // Of two members, one that was killed may have its place for a moment still.
+            Error::PeerLost { .. }
+            | Error::PeerRefused { .. }
+            | Error::TimedOut
+            | Error::AddressOccupied { .. } => {
                 *held(&self.refused).entry(error.code()).or_default() += 1;
             }
             _ => self.fail(format!("a newcomer: {} {error}", error.code())),
         }
     }
 
-    fn answer(&self, channel: Channel) -> Outcome {
+    fn answer(&self, channel: Channel, is_member: bool) -> Outcome {
         let (mut sender, mut receiver) = channel.split();
         let mut from = None;
         let mut come = 0;
@@ -442,11 +519,14 @@ impl Host {
         self.channels.fetch_add(1, SeqCst);
         let reason = receiver.close_reason();
         let Some((id, session)) = from else {
-            // It was killed before it has sent anything.
-            return if reason == Some(CloseReason::Exited) {
+            // It was killed before it has sent anything. And two members are together again as soon as a channel of theirs has
+            // ended, also for the moment in which the other one leaves.
+            let is_empty =
+                reason == Some(CloseReason::Exited) || is_member && reason == Some(CloseReason::Closed);
+            return if is_empty {
                 Ok(())
             } else {
-                Err(format!("{reason:?}").into())
+                Err(format!("without a message: {reason:?}").into())
             };
         };
         let session = u64::from(session);
@@ -472,6 +552,25 @@ impl Host {
         drop(read);
         self.has_read.notify_all();
         Ok(())
+    }
+
+    fn publish(&self, mut broadcaster: Broadcaster) {
+        for number in 0.. {
+            let message = message(HOST, 0, number, false);
+            if let Err(error) = broadcaster.send_until(&message, Instant::now() + LIMIT) {
+                self.fail(format!("publishing message {number}: {error}"));
+                break;
+            }
+            self.published.fetch_add(1, SeqCst);
+            if self.is_over.load(SeqCst) {
+                break;
+            }
+            if number % 64 == 63 {
+                // The others are to have the cores as well.
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        broadcaster.end();
     }
 
     fn hear(&self, audience: &Audience) {
