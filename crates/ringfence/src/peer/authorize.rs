@@ -377,3 +377,208 @@ impl Authorize {
 fn left() -> Error {
     Error::PeerLost("it left while authorize was asked about it".into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{error::Error as _, os::unix::net::UnixStream, sync::mpsc, time::Duration};
+
+    use super::*;
+    use crate::identity::Credentials;
+
+    fn peer(pid: i32, uid: u32) -> Identity {
+        Identity::of(Credentials { pid, uid, gid: 7 })
+    }
+
+    /// Far away: no test waits for it.
+    fn time() -> Deadline {
+        Deadline::endless(Vec::new(), Duration::ZERO).within(Duration::from_secs(60))
+    }
+
+    fn no_time() -> Deadline {
+        time().within(Duration::ZERO)
+    }
+
+    /// Asks about a peer whose connection stays.
+    fn ask(authorize: &Authorize, peer: &Identity, deadline: &Deadline) -> Result<()> {
+        let (near, _far) = UnixStream::pair().unwrap();
+        authorize.ask(peer, near.as_fd(), deadline, &mut Record::default())
+    }
+
+    /// What a refusal says was found, and its cause.
+    fn refused(asked: Result<()>) -> (String, Option<String>) {
+        let error = asked.unwrap_err();
+        let refusal = error.refusal().unwrap_or_else(|| panic!("no refusal: {error}"));
+        assert_eq!((&refusal.check, &*refusal.wanted), (&Check::Authorize, "true"));
+        assert_eq!(refusal.identity.as_ref().unwrap().pid, 11);
+        (refusal.found.clone(), refusal.source().map(ToString::to_string))
+    }
+
+    fn later(answer: impl Fn(Identity, Decision) + Send + Sync + 'static) -> Result<()> {
+        ask(&Authorize::later(answer), &peer(11, 12), &time())
+    }
+
+    /// Calls whose decisions this test holds.
+    fn held() -> (Authorize, mpsc::Receiver<Decision>) {
+        let (calls, decisions) = mpsc::channel();
+        let authorize = Authorize::later(move |_, decision| calls.send(decision).unwrap());
+        (authorize, decisions)
+    }
+
+    #[test]
+    fn whatever_is_no_yes_is_a_refusal_that_tells_it() {
+        later(|_, decision| decision.allow()).unwrap();
+        let told = |found: &str, cause: Option<&str>| (found.to_owned(), cause.map(str::to_owned));
+        assert_eq!(
+            refused(later(
+                |peer, decision| decision.refuse(format!("{} is not {}", peer.pid, peer.uid))
+            )),
+            told("11 is not 12", None)
+        );
+        assert_eq!(
+            refused(later(|_, decision| decision.fail("it failed", "for this"))),
+            told("it failed", Some("for this"))
+        );
+        let dropped = told("it was dropped without an answer", None);
+        assert_eq!(refused(later(|_, decision| drop(decision))), dropped);
+        // By another thread's panic, which is none of the callback's.
+        let elsewhere = later(|_, decision| {
+            let panics = thread::spawn(move || {
+                let _decision = decision;
+                panic!("in a thread of a test");
+            });
+            assert!(panics.join().is_err());
+        });
+        assert_eq!(refused(elsewhere), dropped);
+        for (panic, text) in [
+            (later(|_, _decision| panic!("a text")), "a text"),
+            (later(|_, _decision| panic!("{} text", 1)), "1 text"),
+            (
+                later(|_, _decision| std::panic::panic_any(1)),
+                "it does not say why",
+            ),
+        ] {
+            let cause = format!("authorize has panicked: {text}");
+            assert_eq!(refused(panic), told(&format!("a panic: {text}"), Some(&cause)));
+        }
+    }
+
+    #[test]
+    fn a_callback_answers_when_it_returns() {
+        let now = |answer: fn(&Identity) -> Result<bool, String>| {
+            ask(&Authorize::now(answer), &peer(11, 12), &time())
+        };
+        now(|peer| Ok(peer.uid == 12)).unwrap();
+        assert_eq!(refused(now(|peer| Ok(peer.uid == 13))), ("false".into(), None));
+        assert_eq!(
+            refused(now(|_| Err("no look".into()))),
+            ("an error: no look".into(), Some("no look".into()))
+        );
+    }
+
+    #[test]
+    fn an_answer_is_awaited_until_the_deadline_and_as_long_as_the_peer_is_there() {
+        let (authorize, decisions) = held();
+        let (near, far) = UnixStream::pair().unwrap();
+        thread::scope(|scope| {
+            let asked = scope.spawn(|| {
+                let mut record = Record::default();
+                let asked = authorize.ask(&peer(11, 12), near.as_fd(), &time(), &mut record);
+                asked.map(|()| record.into_list())
+            });
+            let decision = decisions.recv().unwrap();
+            assert!(decision.is_awaited());
+            decision.allow();
+            let evidence = asked.join().unwrap().unwrap();
+            let evidence: Vec<_> = evidence.iter().map(|one| (one.step, one.check)).collect();
+            assert_eq!(evidence, [("hello", "authorize")]);
+        });
+        let error = ask(&authorize, &peer(11, 12), &no_time()).unwrap_err();
+        assert!(error.to_string().contains("the answer of authorize"), "{error}");
+        let late = decisions.recv().unwrap();
+        assert!(!late.is_awaited());
+        late.allow();
+        drop(far);
+        let asked = authorize.ask(&peer(11, 12), near.as_fd(), &time(), &mut Record::default());
+        assert_eq!(asked.unwrap_err().code(), "PEER_LOST");
+        assert!(!decisions.recv().unwrap().is_awaited());
+    }
+
+    #[test]
+    fn so_many_calls_run_about_one_process_one_user_and_all() {
+        let mut calls = Calls::default();
+        for pid in 0..16 {
+            assert!(calls.may_begin((1, 1)), "{pid}");
+            calls.running.push((1, 1));
+        }
+        assert!(!calls.may_begin((1, 1)) && !calls.may_begin((1, 2)));
+        for pid in 16..48 {
+            assert!(calls.may_begin((pid, 1)), "{pid}");
+            calls.running.push((pid, 1));
+        }
+        assert!(!calls.may_begin((50, 1)));
+        for pid in 50..66 {
+            assert!(calls.may_begin((pid, 2)), "{pid}");
+            calls.running.push((pid, 2));
+        }
+        assert!(!calls.may_begin((70, 3)));
+    }
+
+    #[test]
+    fn who_finds_no_thread_waits_for_one_to_return() {
+        let (begun, calls) = mpsc::channel();
+        let (ends, told) = mpsc::channel::<()>();
+        let told = Mutex::new(told);
+        // Each call about process 1 returns when it is told to.
+        let authorize = Authorize::later(move |peer, decision| {
+            decision.allow();
+            begun.send(peer.pid).unwrap();
+            if peer.pid == 1 {
+                let _ = told.lock().recv();
+            }
+        });
+        let waiting = || authorize.0.calls().waiting.len();
+        let until = |done: &dyn Fn() -> bool| {
+            while !done() {
+                thread::yield_now();
+            }
+        };
+        thread::scope(|scope| {
+            // Whatever goes wrong, the calls end, and the threads of this test with them.
+            let ends = ends;
+            for _ in 0..ABOUT_ONE_PROCESS {
+                ask(&authorize, &peer(1, 1), &time()).unwrap();
+                assert_eq!(calls.recv().unwrap(), 1);
+            }
+            let error = ask(&authorize, &peer(1, 1), &no_time()).unwrap_err();
+            assert!(
+                error.to_string().contains("calls have that do not return"),
+                "{error}"
+            );
+            let (near, far) = UnixStream::pair().unwrap();
+            drop(far);
+            let gone = authorize.ask(&peer(1, 1), near.as_fd(), &time(), &mut Record::default());
+            assert_eq!(gone.unwrap_err().code(), "PEER_LOST");
+            // Others are asked about meanwhile, and it is that call which is over then.
+            ask(&authorize, &peer(2, 1), &time()).unwrap();
+            assert_eq!(calls.recv().unwrap(), 2);
+            until(&|| authorize.0.calls().running == [(1, 1); ABOUT_ONE_PROCESS]);
+            let wait = || scope.spawn(|| ask(&authorize, &peer(1, 1), &time()));
+            let one = wait();
+            until(&|| waiting() == 1);
+            let two = wait();
+            until(&|| waiting() == 2);
+            // The next takes the places of those that wait no more.
+            assert!(ask(&authorize, &peer(1, 1), &no_time()).is_err());
+            assert!(ask(&authorize, &peer(1, 1), &no_time()).is_err());
+            assert_eq!(waiting(), 3);
+            for _ in 0..2 {
+                ends.send(()).unwrap();
+                assert_eq!(calls.recv().unwrap(), 1);
+            }
+            one.join().unwrap().unwrap();
+            two.join().unwrap().unwrap();
+            drop(ends);
+        });
+        until(&|| authorize.0.calls().running.is_empty());
+    }
+}
