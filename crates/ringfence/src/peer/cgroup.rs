@@ -113,4 +113,24 @@ mod tests {
         let elsewhere = [("/".to_owned(), "/".to_owned())].into_iter();
         assert_eq!(numbers_below(elsewhere, "/proc"), Ok(Some(vec![])));
     }
+    #[test]
+    fn a_cgroup_is_a_directory_of_that_name_and_neither_a_file_nor_what_a_link_leads_to() {
+        let mounts = sys::file::read_whole_text("/proc/self/mountinfo").unwrap();
+        let mut mounts = mounts.lines().filter_map(mount_in);
+        let Some((_, point)) = mounts.find(|(_, point)| Path::new(point).join("cgroup.procs").exists())
+        else {
+            eprintln!("skipped: no cgroup filesystem (version 2) is mounted here");
+            return;
+        };
+        let below = |point: &Path, name| {
+            let mount = ("/".to_owned(), point.to_str().unwrap().to_owned());
+            numbers_below([mount].into_iter(), name).unwrap().unwrap()
+        };
+        let number = nix::sys::stat::stat(point.as_str()).unwrap().st_ino;
+        assert_eq!(below(Path::new(&point), "/"), [number]);
+        assert_eq!(below(Path::new(&point), "/cgroup.procs"), [0; 0]);
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(&point, elsewhere.path().join("link")).unwrap();
+        assert_eq!(below(elsewhere.path(), "/link"), [0; 0]);
+    }
 }

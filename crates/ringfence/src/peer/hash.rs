@@ -187,6 +187,7 @@ mod tests {
             "",
             "ba",
             &ABC[1..],
+            &format!("{ABC}0"),
             &format!("{ABC}00"),
             &ABC.replace('a', "g"),
             &"ü".repeat(32),
@@ -223,5 +224,54 @@ mod tests {
         let error = of_path(&path, Duration::from_millis(50)).unwrap_err();
         assert_eq!(error.code(), "HANDSHAKE_TIMEOUT");
         assert!(started.elapsed() >= Duration::from_millis(50));
+    }
+    #[test]
+    fn a_content_is_known_by_its_version_once_the_file_has_settled() {
+        let mut stat = fstat(File::open("/proc/self/exe").unwrap()).unwrap();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs()
+            .cast_signed();
+        for (changed, settled) in [
+            (now - 3600, true),
+            (now - 60, true),
+            (now, false),
+            (now + 3600, false),
+            (-1, false),
+        ] {
+            stat.st_ctime = changed;
+            let version = version_of(&stat);
+            assert_eq!(version.map(|version| version.3), settled.then_some(changed));
+        }
+    }
+
+    #[test]
+    fn what_was_read_is_remembered_and_no_more_than_so_many() {
+        let version = |path: &str| version_of(&fstat(open(path.as_ref())).unwrap()).unwrap();
+        let programs = ["/bin/sh", "/bin/cat"];
+        for path in programs {
+            of_path(path.as_ref(), Duration::from_secs(60)).unwrap();
+        }
+        for path in programs {
+            let version = version(path);
+            assert!(
+                with_known(|known| known.contains_key(&version)).unwrap(),
+                "{path}"
+            );
+        }
+        with_known(|known| {
+            known.clear();
+            let digest: Digest = ABC.parse().unwrap();
+            known.extend((0..KNOWN_AT_MOST as u64).map(|inode| ((0, inode, 0, 0, 0), digest)));
+            // What is remembered is not read again.
+            known.insert(version("/bin/sh"), digest);
+        });
+        let again = of_path("/bin/sh".as_ref(), Duration::from_secs(60)).unwrap();
+        assert_eq!(again.to_string(), ABC);
+        of_path("/bin/cat".as_ref(), Duration::from_secs(60)).unwrap();
+        assert!(with_known(|known| known.len()).unwrap() <= KNOWN_AT_MOST);
+        // Whatever else this process looks at is read anew.
+        with_known(HashMap::clear);
     }
 }

@@ -275,4 +275,59 @@ mod tests {
         // The number here is not the one that the process has in its own namespace.
         assert!(!standing(getpid().as_raw() + 1, Some(&pidfd), None).unwrap().same);
     }
+    #[test]
+    fn a_namespace_is_read_by_its_name() {
+        for namespace in [Namespace::Same, Namespace::Any] {
+            assert_eq!(namespace.to_string().parse::<Namespace>().unwrap(), namespace);
+        }
+        assert_eq!("".parse::<Namespace>().unwrap_err().code(), "INVALID_ARGUMENT");
+    }
+
+    #[test]
+    fn without_a_pidfd_a_number_is_proc_s_where_there_is_one_namespace_alone() {
+        let OwnNumbers::Told(own) = own_numbers().unwrap() else {
+            panic!("this process's own numbers");
+        };
+        match in_proc(getpid().as_raw(), None).unwrap() {
+            InProc::Number(number) => assert_eq!((number, own.len()), (getpid().as_raw(), 1)),
+            InProc::Untold(_) => assert!(own.len() > 1),
+            InProc::Absent => panic!("this process"),
+        }
+        for unseen in [0, -1] {
+            assert!(matches!(in_proc(unseen, None), Ok(InProc::Absent)));
+        }
+        // What was reaped has no number any more.
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pidfd = sys::process::pidfd_open(Pid::from_raw(child.id().cast_signed())).unwrap();
+        child.wait().unwrap();
+        if numbers_by_pidfd(&pidfd).unwrap().is_some() {
+            let found = in_proc(child.id().cast_signed(), Some(&pidfd));
+            assert!(matches!(found, Ok(InProc::Absent)));
+        }
+    }
+
+    #[test]
+    fn a_namespace_that_is_another_or_cannot_be_read_is_not_the_same() {
+        let open = |path: &std::path::Path| OwnedFd::from(std::fs::File::open(path).unwrap());
+        let own = open(std::path::Path::new("/proc/self"));
+        let place = tempfile::tempdir().unwrap();
+        std::fs::create_dir(place.path().join("ns")).unwrap();
+        std::fs::write(place.path().join("ns/user"), "").unwrap();
+        let other = open(place.path());
+        for link in ["ns/pid", "ns/user"] {
+            assert!(matches!(compare_link(link, Some(&own)), Ok(Link::Same)));
+            assert!(matches!(compare_link(link, Some(&other)), Ok(Link::Other(_))));
+            assert!(matches!(compare_link(link, None), Ok(Link::Unseen)));
+        }
+        assert!(matches!(
+            compare_link("ns/of no kind", Some(&own)),
+            Ok(Link::None)
+        ));
+        let pidfd = sys::process::pidfd_open(Pid::this()).unwrap();
+        let at = |directory| standing(getpid().as_raw(), Some(&pidfd), Some(directory)).unwrap();
+        assert!(at(&own).same);
+        let found = at(&other);
+        assert!(!found.same && found.same_numbers, "{found:?}");
+        assert!(found.found.contains("user namespace: another"), "{found:?}");
+    }
 }

@@ -386,7 +386,8 @@ impl Policy {
             }
             Finding::Failed { wanted, found } => Err(Error::from(Refusal::new(check, wanted, found))),
         };
-        note(Check::Uid, self.users.compare(look.identity.uid))?;
+        let (real, effective) = (getuid().as_raw(), geteuid().as_raw());
+        note(Check::Uid, self.users.compare(look.identity.uid, real, effective))?;
         note(Check::Namespace, self.compare_namespace(&look.standing))?;
         note(Check::Gid, self.compare_groups(look))?;
         note(Check::Cgroup, self.compare_cgroup(look)?)?;
@@ -502,10 +503,9 @@ impl Policy {
 }
 
 impl Users {
-    fn compare(&self, uid: u32) -> Finding {
+    fn compare(&self, uid: u32, real: u32, effective: u32) -> Finding {
         match self {
             Self::Same => {
-                let (real, effective) = (getuid().as_raw(), geteuid().as_raw());
                 let wanted = if real == effective {
                     format!("{real}, this process's own")
                 } else {
@@ -555,5 +555,294 @@ fn one_of(programs: &[Program], own: &Own) -> String {
     match &*all {
         [one] => one.clone(),
         _ => format!("one of: {}", all.join("; ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::net::UnixStream, time::Duration};
+
+    use nix::errno::Errno;
+    use sha2::{Digest as _, Sha256};
+
+    use super::*;
+    use crate::evidence::{Evidence, Outcome};
+
+    const ZEROS: [u8; 32] = [0; 32];
+
+    fn time() -> Deadline {
+        Deadline::endless(Vec::new(), Duration::ZERO).within(Duration::from_secs(60))
+    }
+
+    /// This process, as the other end of a socket tells of it.
+    fn myself() -> Peer {
+        let (near, _far) = UnixStream::pair().unwrap();
+        Peer::attest(&near, Namespace::Same, &mut Record::default()).unwrap()
+    }
+
+    fn look() -> Look {
+        myself().look(&time()).unwrap()
+    }
+
+    fn check(policy: &Policy) -> Result<Vec<Evidence>> {
+        let mut record = Record::default();
+        let identity = policy.check(&myself(), "a step", &time(), &mut record)?;
+        assert_eq!(identity.pid.cast_unsigned(), std::process::id());
+        Ok(record.into_list())
+    }
+
+    /// What was found, wanted, and whether it passed. `None`: it was not asked for.
+    fn told(finding: Finding) -> (Option<bool>, String, String) {
+        match finding {
+            Finding::NotAsked { found } => (None, String::new(), found),
+            Finding::Passed { wanted, found } => (Some(true), wanted, found),
+            Finding::Failed { wanted, found } => (Some(false), wanted, found),
+        }
+    }
+
+    #[test]
+    fn what_a_policy_asks_for_is_compared_and_what_it_does_not_ask_for_is_noted() {
+        let Identity { uid, gid, .. } = look().identity;
+        let own = std::env::current_exe().unwrap();
+        let digest = Digest::from(<[u8; 32]>::from(Sha256::digest(std::fs::read(&own).unwrap())));
+        let zeros = Digest::from(ZEROS);
+        let new = Policy::new;
+        for (policy, asked) in [
+            (new(), &[][..]),
+            (Policy::default(), &["executable"]),
+            (new().uids([uid + 1, uid]), &[]),
+            (new().gids([gid + 1, gid]), &["gid"]),
+            (new().executables([Path::new("/bin/sh"), &own]), &["executable"]),
+            (
+                new()
+                    .executables(["/there/is/no/such/file"])
+                    .programs([Program::same()]),
+                &["executable"],
+            ),
+            (new().programs([Program::content(digest)]), &["executable"]),
+            (
+                new().programs([Program::same().with_content(digest)]),
+                &["executable"],
+            ),
+            // One that is let in for its file is not asked for its content.
+            (
+                new().programs([Program::content(zeros), Program::path(&own)]),
+                &["executable"],
+            ),
+        ] {
+            let evidence = check(&policy).unwrap_or_else(|error| panic!("{policy:?}: {error}"));
+            let mut wanted = vec!["uid", "namespace"];
+            wanted.extend(asked);
+            let passed: Vec<_> = evidence
+                .iter()
+                .filter(|one| one.outcome == Outcome::Passed)
+                .map(|one| one.check)
+                .collect();
+            assert_eq!(passed, wanted, "{policy:?}");
+            let all: Vec<_> = evidence.iter().map(|one| one.check).collect();
+            assert_eq!(all, ["uid", "namespace", "gid", "cgroup", "label", "executable"]);
+        }
+    }
+
+    #[test]
+    fn what_a_policy_does_not_find_is_a_refusal_by_that_check() {
+        let Identity { uid, gid, groups, .. } = look().identity;
+        let zeros = Digest::from(ZEROS);
+        let other = (gid + 1..).find(|group| !groups.iter().flatten().any(|had| had == group));
+        let new = Policy::new;
+        for (policy, check_name) in [
+            (new().uids([uid + 1]), "uid"),
+            (new().uids([]), "uid"),
+            (new().gids([other.unwrap()]), "gid"),
+            (new().gids([]), "gid"),
+            (new().cgroup("/there/is no/such/cgroup"), "cgroup"),
+            (new().label("no process has this"), "label"),
+            (new().executables(["/bin/sh"]), "executable"),
+            (new().executables(["/there/is/no/such/file"]), "executable"),
+            (new().same_executable().programs([]), "executable"),
+            (
+                new().programs([Program::same().with_content(zeros)]),
+                "executable",
+            ),
+            (
+                new().programs([Program::content(zeros), Program::path("/bin/sh")]),
+                "executable",
+            ),
+        ] {
+            let error = check(&policy).unwrap_err();
+            let refusal = error.refusal().unwrap_or_else(|| panic!("{policy:?}: {error}"));
+            assert_eq!(refusal.check.as_str(), check_name, "{policy:?}");
+            assert_eq!(refusal.identity.as_ref().unwrap().uid, uid);
+        }
+    }
+
+    #[test]
+    fn an_executable_is_named_and_only_what_has_the_right_file_is_read() {
+        let compared = |policy: Policy| told(policy.compare_executable(&mut look(), &time()).unwrap());
+        let (passed, wanted, _) = compared(Policy::default());
+        assert_eq!(passed, Some(true));
+        assert!(wanted.starts_with("this process's own, /"), "{wanted}");
+        let pinned = Program::path("/bin/sh").with_content(Digest::from(ZEROS));
+        let (passed, wanted, found) =
+            compared(Policy::new().programs([pinned.clone(), Program::path("/bin/no")]));
+        assert_eq!(passed, Some(false));
+        let zeros = "0".repeat(64);
+        assert_eq!(
+            wanted,
+            format!("one of: /bin/sh with the SHA-256 {zeros}; /bin/no")
+        );
+        assert!(!found.contains("SHA-256"), "{found}");
+        let (_, wanted, found) = compared(Policy::new().programs([Program::content(Digest::from(ZEROS))]));
+        assert_eq!(wanted, format!("any file with the SHA-256 {zeros}"));
+        assert!(found.contains(" with the SHA-256 "), "{found}");
+    }
+
+    /// What this process lacks is an error, and what it may not see is no match.
+    #[test]
+    fn an_own_executable_that_cannot_be_seen_lets_nobody_in() {
+        let found = look().identity.executable.unwrap();
+        let same = |errno: fn() -> Told<Executable>| {
+            Program::same().compare_file(&found, &LazyCell::new(errno), &time())
+        };
+        assert!(matches!(same(|| Err(Errno::EACCES)), Ok(FileMatch::Untold(_))));
+        assert_eq!(same(|| Err(Errno::EMFILE)).err().unwrap().code(), "NO_SPACE");
+        // A socket can be looked at, though it cannot be opened for reading.
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let socket = process::named_executable(&path, &time()).unwrap().unwrap();
+        let named = Program::path(&path);
+        assert!(matches!(
+            named.compare_file(&socket, &own(), &time()),
+            Ok(FileMatch::Yes)
+        ));
+        assert!(matches!(
+            named.compare_file(&found, &own(), &time()),
+            Ok(FileMatch::No)
+        ));
+    }
+
+    #[test]
+    fn the_same_user_is_the_real_and_the_effective_one() {
+        let same = |uid, real, effective| told(Users::Same.compare(uid, real, effective));
+        let own = "7, this process's own".to_owned();
+        assert_eq!(same(7, 7, 7), (Some(true), own.clone(), "7".into()));
+        assert_eq!(same(8, 7, 7), (Some(false), own, "8".into()));
+        for uid in [7, 8, 9] {
+            let (passed, wanted, _) = same(uid, 7, 8);
+            assert_eq!(passed, Some(false));
+            assert!(wanted.starts_with("7 and 8, "), "{wanted}");
+        }
+        assert_eq!(told(Users::OneOf(vec![8]).compare(7, 7, 7)).0, Some(false));
+    }
+
+    #[test]
+    fn a_supplementary_group_counts_where_it_is_known() {
+        let mut look = look();
+        look.identity.gid = 7;
+        let policy = Policy::new().gids([8, 9]);
+        for (groups, passed) in [(Some(vec![9]), true), (Some(vec![10]), false), (None, false)] {
+            look.identity.groups = groups;
+            assert_eq!(told(policy.compare_groups(&look)).0, Some(passed));
+        }
+        look.identity.gid = 9;
+        assert_eq!(told(policy.compare_groups(&look)).0, Some(true));
+        assert_eq!(
+            told(Policy::new().compare_groups(&look)),
+            (None, String::new(), "9".into())
+        );
+    }
+
+    #[test]
+    fn a_cgroup_is_its_number_and_where_there_is_none_its_name() {
+        let mut look = look();
+        look.identity.cgroup = Some("/there/is no/such/cgroup".into());
+        let policy = Policy::new().cgroup("/there/is no/such/cgroup");
+        look.cgroup_number = Ok(None);
+        assert_eq!(told(policy.compare_cgroup(&look).unwrap()).0, Some(true));
+        let other = Policy::new().cgroup("/there/is no");
+        assert_eq!(told(other.compare_cgroup(&look).unwrap()).0, Some(false));
+        // A number that the kernel does not tell is no match, whatever the name is.
+        look.cgroup_number = Err(Errno::EACCES);
+        assert_eq!(told(policy.compare_cgroup(&look).unwrap()).0, Some(false));
+        let not_asked = told(Policy::new().compare_cgroup(&look).unwrap());
+        assert_eq!((not_asked.0, &*not_asked.2), (None, "/there/is no/such/cgroup"));
+    }
+
+    #[test]
+    fn a_label_and_a_namespace_are_compared() {
+        let mut look = look();
+        look.identity.label = Some("one".into());
+        assert_eq!(
+            told(Policy::new().label("one").compare_label(&look)).0,
+            Some(true)
+        );
+        assert_eq!(
+            told(Policy::new().label("on").compare_label(&look)).0,
+            Some(false)
+        );
+        for (namespace, same, passed) in [
+            (Namespace::Same, true, Some(true)),
+            (Namespace::Same, false, Some(false)),
+            (Namespace::Any, true, None),
+            (Namespace::Any, false, None),
+        ] {
+            look.standing.same = same;
+            let policy = Policy::new().namespace(namespace);
+            assert_eq!(policy.allowed_namespace(), namespace);
+            let (found_passed, _, found) = told(policy.compare_namespace(&look.standing));
+            assert_eq!(found_passed, passed);
+            assert_eq!(
+                found.contains("let the two share"),
+                passed == Some(false),
+                "{found}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_policy_knows_whether_it_is_for_one_user_and_whether_its_paths_are_absolute() {
+        for (policy, one) in [
+            (Policy::new(), true),
+            (Policy::new().uids([1]), true),
+            (Policy::new().uids([1, 1]), true),
+            (Policy::new().uids([1, 2]), false),
+            (Policy::new().uids([1, 2, 1]), false),
+        ] {
+            assert_eq!(policy.is_for_one_user(), one, "{policy:?}");
+        }
+        let absolute = [
+            Program::same(),
+            Program::content(Digest::from(ZEROS)),
+            Program::path("/a"),
+        ];
+        Policy::new().programs(absolute).check_paths().unwrap();
+        Policy::new().check_paths().unwrap();
+        let relative = Policy::new().executables(["/a", "b"]);
+        assert_eq!(relative.check_paths().unwrap_err().code(), "INVALID_ARGUMENT");
+    }
+
+    #[test]
+    fn the_callback_is_asked_unless_it_is_left_out() {
+        let no = Policy::new().authorize(|_| Ok::<_, Error>(false));
+        let later = Policy::new().authorize_later(|_, decision| decision.refuse("no"));
+        let identity = look().identity;
+        let (near, _far) = UnixStream::pair().unwrap();
+        let ask = |policy: &Policy| {
+            let mut record = Record::default();
+            let asked = policy.ask(&identity, std::os::fd::AsFd::as_fd(&near), &time(), &mut record);
+            asked.map(|()| record.into_list())
+        };
+        for policy in [no, later] {
+            assert_eq!(
+                ask(&policy).unwrap_err().refusal().unwrap().check,
+                Check::Authorize
+            );
+            let evidence = ask(&policy.without_callback()).unwrap();
+            assert_eq!(
+                (evidence[0].check, evidence[0].outcome),
+                ("authorize", Outcome::NotAsked)
+            );
+        }
     }
 }

@@ -27,3 +27,23 @@ pub(crate) fn read_text(directory: &OwnedFd, name: &str) -> Told<String> {
     let bytes = sys::file::read_whole(directory, name)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_this_process_lacks_is_an_error_of_its_own_and_no_answer() {
+        assert_eq!(answered("a look", Ok(7)).unwrap(), Ok(7));
+        assert_eq!(
+            answered::<()>("a look", Err(Errno::EACCES)).unwrap(),
+            Err(Errno::EACCES)
+        );
+        for shortage in [Errno::EMFILE, Errno::ENOMEM] {
+            assert_eq!(
+                answered::<()>("a look", Err(shortage)).unwrap_err().code(),
+                "NO_SPACE"
+            );
+        }
+    }
+}

@@ -684,7 +684,299 @@ fn overflow_uid() -> Result<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        os::unix::net::UnixStream,
+        process::{Child, Command, Stdio},
+        time::Duration,
+    };
+
+    use nix::{fcntl::FcntlArg, fcntl::FdFlag, fcntl::fcntl};
+
     use super::*;
+
+    fn time() -> Deadline {
+        Deadline::endless(Vec::new(), Duration::ZERO).within(Duration::from_secs(60))
+    }
+
+    /// This process, as the other end of a socket tells of it.
+    fn myself() -> Peer {
+        let (near, _far) = UnixStream::pair().unwrap();
+        Peer::attest(&near, Namespace::Same, &mut Record::default()).unwrap()
+    }
+
+    /// It lives until its standard input ends.
+    fn child() -> Child {
+        Command::new("cat").stdin(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// A child, and what can be had of it.
+    fn peer_of(child: &Child) -> Peer {
+        let Credentials { uid, gid, .. } = myself().credentials;
+        let pid = child.id().cast_signed();
+        let mut peer = Peer::unknown(Credentials { pid, uid, gid });
+        peer.pidfd = Some(Arc::new(sys::process::pidfd_open(Pid::from_raw(pid)).unwrap()));
+        peer.directory = peer.open_directory().unwrap();
+        assert!(peer.directory.is_some());
+        peer
+    }
+
+    fn is_gone<T: std::fmt::Debug>(result: Result<T>) {
+        assert_eq!(result.unwrap_err().code(), "PEER_LOST");
+    }
+
+    #[test]
+    fn a_process_is_held_by_its_directory_which_no_program_inherits() {
+        let me = myself();
+        assert!(me.is_self());
+        let parent = Credentials {
+            pid: nix::unistd::getppid().as_raw(),
+            ..me.credentials
+        };
+        assert!(!Peer::unknown(parent).is_self());
+        let directory = me.directory.as_ref().unwrap();
+        let flags = FdFlag::from_bits_retain(fcntl(directory, FcntlArg::F_GETFD).unwrap());
+        assert!(flags.contains(FdFlag::FD_CLOEXEC));
+        // Nothing in it is opened, and nothing is asked of it.
+        let flags = OFlag::from_bits_retain(sys::file::open_flags(directory).unwrap());
+        assert!(flags.contains(OFlag::O_PATH | OFlag::O_DIRECTORY), "{flags:?}");
+        assert!(me.pidfd().is_some());
+        let look = me.look(&time()).unwrap();
+        assert_eq!(look.identity.executable, Some(own_executable().unwrap()));
+        assert!(me.shares_numbers() && !Peer::unknown(parent).shares_numbers());
+        assert_eq!(look.standing.same, look.directory.is_some());
+        assert!(me.keep().directory.is_none());
+        let without = Peer::unknown(parent);
+        assert!(!without.hardens && without.keep().hardens);
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_gone_however_it_is_held() {
+        let mut cat = child();
+        let whole = peer_of(&cat);
+        let mut by_directory = peer_of(&cat);
+        by_directory.pidfd = None;
+        let mut by_number = Peer::unknown(whole.credentials);
+        for peer in [&whole, &by_directory, &by_number] {
+            peer.check_alive().unwrap();
+            assert!(peer.open_directory().unwrap().is_some());
+            let look = peer.look(&time()).unwrap();
+            assert!(look.identity.executable.is_some());
+        }
+        drop(cat.stdin.take());
+        // Not reaped: a zombie.
+        let ended = nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT;
+        let pid = Pid::from_raw(whole.credentials.pid);
+        nix::sys::wait::waitid(nix::sys::wait::Id::Pid(pid), ended).unwrap();
+        for peer in [&whole, &by_directory] {
+            is_gone(peer.check_alive());
+            is_gone(peer.look(&time()).map(drop));
+            is_gone(peer.executable(peer.directory.as_ref(), &time()).map(drop));
+        }
+        cat.wait().unwrap();
+        for peer in [&whole, &by_directory] {
+            is_gone(peer.check_alive());
+        }
+        // By its pidfd it is known that the number in /proc is not its own any more; without one, that it is gone.
+        assert!(whole.open_directory().unwrap().is_none());
+        assert!(whole.find_directory().unwrap().is_none());
+        is_gone(by_directory.open_directory());
+        is_gone(by_number.open_directory());
+        by_number.credentials.pid = 0;
+        is_gone(by_number.find_directory());
+        if sys::process::pidfd_info(myself().pidfd().unwrap()).is_ok() {
+            is_gone(whole.pidfd_info());
+            // One that never had a number here is not asked for.
+            let mut unseen = Peer::unknown(by_number.credentials);
+            unseen.pidfd = whole.pidfd();
+            assert!(matches!(unseen.pidfd_info().unwrap(), Ok(None)));
+            let me = myself();
+            let info = me.pidfd_info().unwrap().unwrap().unwrap();
+            assert_eq!((info.uid, info.gid), (me.credentials.uid, me.credentials.gid));
+        }
+    }
+
+    #[test]
+    fn ids_that_have_changed_or_cannot_be_told_are_a_refusal() {
+        let credentials = |pid| Credentials { pid, uid: 2, gid: 3 };
+        let peer = Peer::unknown(credentials(1));
+        let checked = |peer: &Peer, now| {
+            let identity = Identity::of(peer.credentials);
+            let checked = peer.check_ids(now, &identity);
+            checked.err().map(|error| error.refusal().unwrap().check.clone())
+        };
+        for (now, refused) in [
+            (Some((2, 3)), None),
+            (Some((9, 3)), Some(Check::Uid)),
+            (Some((2, 9)), Some(Check::Gid)),
+            (None, Some(Check::Uid)),
+        ] {
+            assert_eq!(checked(&peer, now), refused, "{now:?}");
+        }
+        // One without a number here, of which nothing can be looked up.
+        let unseen = Peer::unknown(credentials(0));
+        assert_eq!(checked(&unseen, None), None);
+        assert_eq!(checked(&unseen, Some((9, 3))), Some(Check::Uid));
+    }
+
+    #[test]
+    fn groups_are_those_that_it_had_at_first_and_has_still() {
+        let mut peer = myself();
+        let status: Told<String> = Ok("Groups:\t9 10 \n".into());
+        peer.groups = None;
+        assert!(peer.groups_now(&status).is_err());
+        for (attested, now) in [(vec![], vec![]), (vec![10, 11], vec![10]), (vec![11], vec![])] {
+            peer.groups = Some(attested);
+            assert_eq!(peer.groups_now(&status), Ok(now));
+        }
+        assert!(peer.groups_now(&Ok("Uid:\t1\n".into())).is_err());
+        assert!(peer.groups_now(&Err(Errno::EACCES)).is_err());
+        // They are asked for where there is one, whatever the pidfd tells.
+        peer.groups = Some(vec![u32::MAX - 1]);
+        let look = peer.look(&time()).unwrap();
+        assert_eq!((look.identity.groups, look.groups), (Some(vec![]), Ok(())));
+    }
+
+    #[test]
+    fn a_label_without_text_is_none() {
+        let mut peer = myself();
+        for (label, known) in [
+            (Ok("a".to_owned()), Some("a")),
+            (Ok(String::new()), None),
+            (Err(Errno::EACCES), None),
+        ] {
+            peer.label = label;
+            let mut look = peer.look(&time()).unwrap();
+            assert_eq!(look.identity.label.as_deref(), known);
+            let shown = look.label_shown();
+            look.label = Err(Errno::ENOPROTOOPT);
+            let without = look.label_shown();
+            match (known, &peer.label) {
+                (Some(label), _) => assert_eq!((&*shown, &*without), (label, label)),
+                (None, Ok(_)) => assert_eq!(shown, "none"),
+                (None, Err(_)) => assert!(shown.starts_with("unreadable"), "{shown}"),
+            }
+            assert!(
+                known.is_some() || without.contains("no security module"),
+                "{without}"
+            );
+        }
+    }
+
+    #[test]
+    fn why_something_is_not_known_is_said() {
+        let mut look = myself().look(&time()).unwrap();
+        let own = look.identity.uid;
+        look.identity.cgroup = Some("/a".into());
+        assert_eq!(look.cgroup_shown(), "/a");
+        look.identity.cgroup = None;
+        for (cgroup, shown) in [
+            (Ok(()), "none"),
+            (Err(Errno::ENODATA), "none of version 2"),
+            (Err(Errno::EACCES), "unreadable in /proc: Permission denied"),
+        ] {
+            look.cgroup = cgroup;
+            assert_eq!(look.cgroup_shown(), shown);
+        }
+        for (executable, uid, says) in [
+            (Err(Errno::EACCES), own + 1, "another user's"),
+            (Err(Errno::EPERM), own, "hardened"),
+            (Err(Errno::EACCES), own, "hardened"),
+            (Err(Errno::EIO), own, "unreadable: I/O error"),
+            (Ok(()), own, "unreadable"),
+        ] {
+            (look.executable, look.identity.uid) = (executable, uid);
+            let shown = look.executable_unreadable();
+            assert!(shown.contains(says) && !shown.contains("hidepid"), "{shown}");
+        }
+        assert_eq!(look.executable_unreadable(), "unreadable");
+        look.directory = None;
+        look.executable = Err(Errno::ENOENT);
+        let shown = look.executable_unreadable();
+        assert!(shown.contains("hidepid"), "{shown}");
+    }
+
+    #[test]
+    fn what_was_seen_of_an_executable_stays_and_a_content_is_that_of_the_same_file() {
+        let me = myself();
+        let mut look = me.look(&time()).unwrap();
+        me.remember(&look.identity);
+        assert_eq!(me.seen.get(), look.identity.executable.as_ref());
+        let directory = look.directory.clone().unwrap();
+        let own = look.identity.executable.clone().unwrap();
+        for wanted in [(own.device + 1, own.inode), (own.device, own.inode + 1)] {
+            let content = content_of(&directory, wanted, &time()).unwrap();
+            assert!(matches!(content, Content::Untold(why) if why.contains("another file")));
+        }
+        let Content::Hash(digest) = look.content(&time()).unwrap() else {
+            panic!("the content of this process's own executable");
+        };
+        assert_eq!(look.identity.executable.as_ref().unwrap().sha256, Some(digest));
+        // Closed by now, and so it executes the same.
+        look.executable = Err(Errno::EACCES);
+        look.directory = Some(Arc::new(std::fs::File::open("/").unwrap().into()));
+        assert!(matches!(look.content(&time()), Ok(Content::Hash(found)) if found == digest));
+        look.identity.executable = None;
+        assert!(matches!(look.content(&time()), Ok(Content::Untold(_))));
+    }
+
+    #[test]
+    fn whether_it_is_closed_to_others_shows_by_the_owner_of_its_files() {
+        let mut me = myself();
+        let Credentials { uid, .. } = me.credentials;
+        let directory = me.directory.clone().unwrap();
+        let seen = me.look(&time()).unwrap().identity;
+        assert_eq!(me.is_dumpable(&directory), Ok(true));
+        let open = if uid == 0 {
+            "it is root's"
+        } else {
+            "says so; dumpable"
+        };
+        assert!(me.openness().contains(open), "{}", me.openness());
+        assert!(me.openness().starts_with("it does not say so; "));
+        // Of another user than root it shows.
+        let directory_of_7 = tempfile::tempdir().unwrap();
+        let stat = directory_of_7.path().join("stat");
+        std::fs::write(&stat, "").unwrap();
+        if uid == 0 {
+            std::os::unix::fs::chown(&stat, Some(7), None).unwrap();
+            me.credentials.uid = 7;
+            me.directory = Some(Arc::new(
+                std::fs::File::open(directory_of_7.path()).unwrap().into(),
+            ));
+            let shown = me.openness();
+            assert!(shown.starts_with("it does not say so; dumpable, as"), "{shown}");
+            me.directory = Some(Arc::clone(&directory));
+        }
+        // As if its files belonged to another.
+        me.credentials.uid = uid + 1;
+        assert_eq!(me.is_dumpable(&directory), Ok(false));
+        assert!(me.openness().contains("not dumpable, as"), "{}", me.openness());
+        me.hardens = true;
+        me.remember(&seen);
+        assert!(me.openness().starts_with("it says so, which proves nothing; "));
+        assert!(!me.openness().contains("what it was before"), "it can be read");
+        me.directory = None;
+        assert!(me.openness().contains("cannot be looked at"), "{}", me.openness());
+        assert!(!me.openness().contains("what it was before"), "{}", me.openness());
+        // Where nothing is that can be read.
+        me.directory = Some(Arc::new(std::fs::File::open("/").unwrap().into()));
+        assert!(
+            me.openness().ends_with("; its executable is what it was before"),
+            "{}",
+            me.openness()
+        );
+        me.hardens = false;
+        assert!(!me.openness().contains("what it was before"));
+        me.hardens = true;
+        me.seen = OnceLock::new();
+        assert!(!me.openness().contains("what it was before"));
+    }
+
+    #[test]
+    fn users_that_are_not_mapped_are_known_by_the_number_that_this_kernel_gives_them() {
+        let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid").unwrap();
+        assert_eq!(overflow_uid().unwrap().to_string(), text.trim());
+    }
 
     #[test]
     fn what_proc_says_of_ids_is_read_by_its_names() {
