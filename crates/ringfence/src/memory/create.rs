@@ -28,7 +28,7 @@ use crate::{
     wait::deadline::{Deadline, Woken},
 };
 
-/// How often a new object is made after another process got into the one before.
+/// How often an object is made, where another process gets into each.
 const TRIES: u32 = 8;
 
 /// What an object is to be.
@@ -68,23 +68,15 @@ impl SharedObject {
             peer,
         } = *wanted;
         check_room(region_size(capacity))?;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let created = match backing {
-                Backing::Memfd => Self::create_memfd(capacity, signal, deadline, record),
-                // The lease belongs to the very descriptor that the peer gets. With it the peer could have any other signal
-                // sent, also one that ends this process. A peer of the same user can do that anyhow.
-                Backing::Shm => {
-                    let signal = (peer == geteuid().as_raw()).then_some(signal);
-                    Self::create_shm(capacity, signal, deadline, record)
-                }
-            };
-            match created {
-                Err(Error::ObjectExposed(_)) if tries < TRIES => {}
-                other => return other,
+        until_unexposed(|| match backing {
+            Backing::Memfd => Self::create_memfd(capacity, signal, deadline, record),
+            // The lease belongs to the very descriptor that the peer gets. With it the peer could have any other signal
+            // sent, also one that ends this process. A peer of the same user can do that anyhow.
+            Backing::Shm => {
+                let signal = (peer == geteuid().as_raw()).then_some(signal);
+                Self::create_shm(capacity, signal, deadline, record)
             }
-        }
+        })
     }
 
     fn create_memfd(capacity: u64, signal: c_int, deadline: &Deadline, record: &mut Record) -> Result<Self> {
@@ -209,6 +201,17 @@ impl SharedObject {
     }
 }
 
+/// Makes a new object where another process got into the one before.
+fn until_unexposed<T>(mut make: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 1..TRIES {
+        match make() {
+            Err(Error::ObjectExposed(_)) => {}
+            made => return made,
+        }
+    }
+    make()
+}
+
 fn note_lease(signal: Option<c_int>, record: &mut Record) {
     record.passed(
         "object",
@@ -257,7 +260,136 @@ fn has_time(deadline: &Deadline) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    use nix::{
+        fcntl::{FdFlag, SealFlag},
+        libc,
+    };
+
     use super::*;
+
+    fn time() -> Deadline {
+        Deadline::endless(Vec::new(), std::time::Duration::ZERO)
+    }
+
+    fn created(backing: Backing, capacity: u64, peer: u32) -> (SharedObject, Vec<(&'static str, String)>) {
+        let wanted = Wanted {
+            backing,
+            capacity,
+            signal: libc::SIGRTMIN() + 5,
+            peer,
+        };
+        let mut record = Record::default();
+        let object = SharedObject::create(&wanted, &time(), &mut record).unwrap();
+        let evidence = record.into_list().into_iter();
+        (object, evidence.map(|one| (one.check, one.found)).collect())
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    fn an_object_is_sealed_or_has_no_name_and_no_program_inherits_it() {
+        let own = geteuid().as_raw();
+        for (backing, capacity, peer, checks, name) in [
+            (
+                Backing::Memfd,
+                4096,
+                own,
+                &["created", "sealed", "lease", "tripwire"][..],
+                "/memfd:ringfence (deleted)",
+            ),
+            (
+                Backing::Memfd,
+                0,
+                own + 1,
+                &["created", "sealed", "lease", "tripwire"],
+                "/memfd:ringfence-control (deleted)",
+            ),
+            (
+                Backing::Shm,
+                4096,
+                own,
+                &["created", "lease", "tripwire"],
+                "/dev/shm/ringfence-",
+            ),
+        ] {
+            let (object, evidence) = created(backing, capacity, peer);
+            let found: Vec<_> = evidence.iter().map(|(check, _)| *check).collect();
+            assert_eq!(found, checks);
+            assert!(
+                evidence.last().unwrap().1.starts_with("by signal "),
+                "{evidence:?}"
+            );
+            object.check().unwrap();
+            let flags = FdFlag::from_bits_retain(fcntl(&object, FcntlArg::F_GETFD).unwrap());
+            assert!(flags.contains(FdFlag::FD_CLOEXEC));
+            let link = std::fs::read_link(format!("/proc/self/fd/{}", object.as_fd().as_raw_fd())).unwrap();
+            assert!(link.to_str().unwrap().starts_with(name), "{link:?}");
+            if backing == Backing::Memfd {
+                let seals = SealFlag::from_bits_retain(fcntl(&object, FcntlArg::F_GET_SEALS).unwrap());
+                assert!(seals.contains(seals::wanted()));
+                // The kernel sets this one from birth, where it knows it.
+                let never_executable = seals.bits() & 0x20 != 0;
+                assert_eq!(evidence[0].1 == "memfd, never executable", never_executable);
+                object.close_to_openers(&mut Record::default()).unwrap();
+                assert_eq!(fstat(&object).unwrap().st_mode & 0o777, 0);
+            }
+        }
+        // Another user gets no descriptor with which it could have a signal sent here.
+        let (object, evidence) = created(Backing::Shm, 4096, own + 1);
+        assert!(object.region.tripwire().is_none());
+        assert!(evidence.last().unwrap().1.starts_with("none: "), "{evidence:?}");
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    fn an_object_that_another_opens_is_exposed() {
+        let (object, _) = created(Backing::Memfd, 4096, geteuid().as_raw());
+        let path = format!("/proc/self/fd/{}", object.as_fd().as_raw_fd());
+        // It would wait for the lease.
+        let opened = std::fs::File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path);
+        assert_eq!(opened.unwrap_err().raw_os_error(), Some(libc::EWOULDBLOCK));
+        while !object.region.tripwire().unwrap().is_tripped() {
+            std::thread::yield_now();
+        }
+        assert_eq!(object.check().unwrap_err().code(), "OBJECT_EXPOSED");
+    }
+
+    #[test]
+    fn an_object_is_made_so_often_and_only_where_another_got_into_it() {
+        let tried = |answer: fn(u32) -> Result<u32>| {
+            let mut tries = 0;
+            let made = until_unexposed(|| {
+                tries += 1;
+                answer(tries)
+            });
+            (made.map_err(|error| error.code()), tries)
+        };
+        let exposed = |_| Err(Error::ObjectExposed(String::new()));
+        assert_eq!(tried(Ok), (Ok(1), 1));
+        assert_eq!(tried(exposed), (Err("OBJECT_EXPOSED"), TRIES));
+        assert_eq!(tried(|_| Err(Error::Aborted)), (Err("ABORTED"), 1));
+        assert_eq!(
+            tried(|tries| if tries < TRIES {
+                Err(Error::ObjectExposed(String::new()))
+            } else {
+                Ok(tries)
+            }),
+            (Ok(TRIES), TRIES)
+        );
+    }
+
+    #[test]
+    fn the_names_of_an_object_are_counted() {
+        let named = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        let descriptor = OwnedFd::from(named.reopen().unwrap());
+        assert_eq!(count_links(&descriptor).unwrap(), 1);
+        drop(named);
+        assert_eq!(count_links(&descriptor).unwrap(), 0);
+    }
 
     /// The time of a whole handshake, and a cancel token, count here too.
     #[test]

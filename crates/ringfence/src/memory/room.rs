@@ -21,30 +21,36 @@ use crate::{
 pub(crate) fn check_room(size: u64) -> Result<()> {
     let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)
         .map_err(|errno| Error::system("the limit of file sizes (getrlimit)", errno))?;
+    let available =
+        available_memory().map_err(|errno| Error::system("what memory is left (/proc/meminfo)", errno))?;
+    compare(size, limit, available)
+}
+
+/// Whether so many bytes find room. `available`: `None` where that is not told.
+fn compare(size: u64, limit: u64, available: Option<u64>) -> Result<()> {
     if limit != RLIM_INFINITY && size > limit {
         return Err(no_space(
             size,
             format!("files may have {limit} bytes here (RLIMIT_FSIZE)"),
         ));
     }
-    let available =
-        available_memory().map_err(|errno| Error::system("what memory is left (/proc/meminfo)", errno))?;
-    let Some(available) = available else {
-        return Ok(());
-    };
-    if size > available {
-        return Err(no_space(
+    match available {
+        Some(available) if size > available => Err(no_space(
             size,
             format!("{available} bytes of memory are available"),
-        ));
+        )),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The memory that the machine and the cgroup of this process have left, whichever is less. `None` where neither tells. Errors
 /// where this process has run out of descriptors, so that it could not ask.
 pub(crate) fn available_memory() -> Result<Option<u64>, Errno> {
-    let machine = match sys::file::read_whole_text("/proc/meminfo") {
+    least(sys::file::read_whole_text)
+}
+
+fn least(read: impl Fn(&str) -> Result<String, Errno>) -> Result<Option<u64>, Errno> {
+    let machine = match read("/proc/meminfo") {
         Err(errno) if is_shortage(errno) => return Err(errno),
         other => other.ok(),
     };
@@ -56,13 +62,13 @@ pub(crate) fn available_memory() -> Result<Option<u64>, Errno> {
             .ok()?
             .checked_mul(1024)
     });
-    Ok(machine.into_iter().chain(left_in_cgroup()).min())
+    Ok(machine.into_iter().chain(left_in_cgroup(read)).min())
 }
 
-fn left_in_cgroup() -> Option<u64> {
-    let groups = sys::file::read_whole_text("/proc/self/cgroup").ok()?;
+fn left_in_cgroup(read: impl Fn(&str) -> Result<String, Errno>) -> Option<u64> {
+    let groups = read("/proc/self/cgroup").ok()?;
     let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let read = |name: &str| sys::file::read_whole_text(&format!("/sys/fs/cgroup{path}/{name}")).ok();
+    let read = |name: &str| read(&format!("/sys/fs/cgroup{path}/{name}")).ok();
     let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
     // Without a limit it is "max", which is no number. Then the kernel need not add up the rest.
     let most = number("memory.max")?;
@@ -169,6 +175,54 @@ mod tests {
         assert!(
             refused.to_string().contains("1152921504606846976 bytes"),
             "{refused}"
+        );
+    }
+    #[test]
+    fn an_object_finds_room_up_to_the_limit_of_files_and_the_memory_that_is_left() {
+        for (size, limit, available, found) in [
+            (10, 10, Some(10), true),
+            (11, 10, Some(20), false),
+            (11, 20, Some(10), false),
+            (11, RLIM_INFINITY, Some(11), true),
+            (11, RLIM_INFINITY, None, true),
+            (11, 10, None, false),
+            (9, 10, None, true),
+        ] {
+            let compared = compare(size, limit, available);
+            assert_eq!(compared.is_ok(), found, "{size} {limit} {available:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_machine_or_the_cgroup_has_left_is_what_is_less() {
+        let machine = "MemTotal: 9 kB\nMemAvailable:   5 kB\n";
+        let files = |machine: Result<&'static str, Errno>, most: &'static str, used: &'static str| {
+            move |path: &str| {
+                let text = match path {
+                    "/proc/meminfo" => machine?,
+                    "/proc/self/cgroup" => "1:cpu:/b\n0::/a\n",
+                    "/sys/fs/cgroup/a/memory.max" => most,
+                    "/sys/fs/cgroup/a/memory.stat" => "anon 7\ninactive_file 1000\n",
+                    "/sys/fs/cgroup/a/memory.current" => used,
+                    _ => return Err(Errno::ENOENT),
+                };
+                Ok(text.to_owned())
+            }
+        };
+        for (machine, most, used, left) in [
+            (Ok(machine), "max\n", "3000\n", Some(5120)),
+            (Ok(machine), "4000\n", "3000\n", Some(2000)),
+            (Ok(machine), "9000\n", "3000\n", Some(5120)),
+            (Ok(machine), "1000\n", "3000\n", Some(0)),
+            (Ok("no such line"), "4000\n", "3000\n", Some(2000)),
+            (Err(Errno::ENOENT), "max\n", "3000\n", None),
+        ] {
+            assert_eq!(least(files(machine, most, used)), Ok(left), "{machine:?} {most}");
+        }
+        // This process could not ask.
+        assert_eq!(
+            least(files(Err(Errno::EMFILE), "4000", "3000")),
+            Err(Errno::EMFILE)
         );
     }
 }

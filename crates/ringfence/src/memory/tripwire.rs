@@ -96,9 +96,9 @@ static WATCHED: PerProcess<Mutex<Watched>> = PerProcess::new();
 
 impl Watched {
     /// Errors with [`Error::NoSpace`] for want of a descriptor or of memory.
-    fn add(&mut self, wire: &Arc<Wire>) -> Result<()> {
+    fn add(&mut self, wire: &Arc<Wire>, open: impl FnOnce() -> io::Result<Table>) -> Result<()> {
         if self.table.is_none() {
-            self.table = match Table::open() {
+            self.table = match open() {
                 Ok(table) => Some(table),
                 Err(error) if is_shortage(errno(&error)) => {
                     return Err(Error::system("the table of locks (/proc/locks)", errno(&error)));
@@ -115,6 +115,28 @@ impl Watched {
         if self.wires.is_empty() {
             self.table = None;
         }
+    }
+
+    /// Those whose object is being opened, and whether another look is needed to tell of the rest.
+    fn weigh(&self, locks: Option<&io::Result<Locks>>, now: Instant) -> (Vec<Arc<Wire>>, bool) {
+        let mut again = false;
+        let tripped = self
+            .wires
+            .iter()
+            .filter(|wire| wire.armed.load(Ordering::SeqCst) && !wire.is_tripped())
+            .filter(|wire| {
+                let seen = match locks {
+                    Some(Ok(locks)) => find(locks, &wire.place),
+                    Some(Err(_)) => Seen::Unread,
+                    None => Seen::Broken,
+                };
+                let believed = wire.weigh(seen, now);
+                again |= believed.is_none();
+                believed == Some(true)
+            })
+            .cloned()
+            .collect();
+        (tripped, again)
     }
 }
 
@@ -138,13 +160,17 @@ impl Table {
     }
 
     fn read(&self) -> io::Result<Locks> {
+        Self::read_pieces(|piece, at| self.0.read_at(piece, at))
+    }
+
+    fn read_pieces(mut read_at: impl FnMut(&mut [u8], u64) -> io::Result<usize>) -> io::Result<Locks> {
         /// A piece that leaves so much of the smallest page is no full page: it ends where the table does. No line is longer.
         const ROOM: usize = 512;
         let mut bytes = Vec::new();
         let mut piece = [0; 4096];
         let mut pieces = 0;
         loop {
-            match self.0.read_at(&mut piece, bytes.len() as u64) {
+            match read_at(&mut piece, bytes.len() as u64) {
                 Ok(0) => break,
                 Ok(count) => bytes.extend_from_slice(&piece[..count]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -183,7 +209,7 @@ impl Tripwire {
             doubt: Mutex::default(),
             alarm: Mutex::new(None),
         });
-        watched.lock().add(&wire)?;
+        watched.lock().add(&wire, Table::open)?;
         let tripwire = Self { wire, claim };
         sys::lease::take_watched_lease(&object, tripwire.claim.thread, signal).map_err(refused)?;
         tripwire.wire.armed.store(true, Ordering::SeqCst);
@@ -286,28 +312,11 @@ enum Seen {
 /// On the signal's thread, once the kernel has said something, or another process in its stead. After how long to look again,
 /// where that has not told enough.
 fn look() -> Option<Duration> {
-    let watched = WATCHED.existing()?;
-    let mut again = false;
-    let tripped: Vec<_> = {
+    let (tripped, again) = {
         // Whose wire is here has its mapping still, and with it the lease that is looked for.
-        let watched = watched.lock();
+        let watched = WATCHED.existing()?.lock();
         let locks = watched.table.as_ref().map(Table::read);
-        watched
-            .wires
-            .iter()
-            .filter(|wire| wire.armed.load(Ordering::SeqCst) && !wire.is_tripped())
-            .filter(|wire| {
-                let seen = match &locks {
-                    Some(Ok(locks)) => find(locks, &wire.place),
-                    Some(Err(_)) => Seen::Unread,
-                    None => Seen::Broken,
-                };
-                let believed = wire.weigh(seen, Instant::now());
-                again |= believed.is_none();
-                believed == Some(true)
-            })
-            .cloned()
-            .collect()
+        watched.weigh(locks.as_ref(), Instant::now())
     };
     // All are wiped before anything is told: who hears it may take his time.
     let aftermaths: Vec<_> = tripped.iter().filter_map(|wire| wire.trip()).collect();
@@ -372,15 +381,19 @@ mod tests {
         assert_eq!(find(&locks("", true), "00:01:587017"), Seen::Broken);
     }
 
-    #[test]
-    fn a_line_that_is_missing_is_looked_for_again() {
-        let wire = Wire {
-            place: String::new(),
+    fn wire(place: &str) -> Arc<Wire> {
+        Arc::new(Wire {
+            place: place.into(),
             armed: AtomicBool::new(true),
             tripped: AtomicBool::new(false),
             doubt: Mutex::default(),
             alarm: Mutex::new(None),
-        };
+        })
+    }
+
+    #[test]
+    fn a_line_that_is_missing_is_looked_for_again() {
+        let wire = wire("");
         let start = Instant::now();
         let later = start + PAUSE * LOOKS;
         // Found again after many looks, and everything begins anew.
@@ -393,6 +406,12 @@ mod tests {
         for _ in 1..LOOKS {
             assert_eq!(wire.weigh(Seen::Missing, start), None);
         }
+        let soon = start + PAUSE * LOOKS / 4;
+        assert_eq!(
+            wire.weigh(Seen::Missing, soon),
+            None,
+            "so many looks, one upon the other"
+        );
         assert_eq!(wire.weigh(Seen::Missing, later), Some(true), "it is gone");
         assert_eq!(wire.weigh(Seen::Broken, start), Some(true), "seen to be broken");
         // A table that cannot be read is believed in for as long as an opener is held back, and not for ever.
@@ -416,5 +435,127 @@ mod tests {
             let locks = Table(file).read().unwrap();
             assert_eq!((locks.text.len(), locks.whole), (bytes, whole));
         }
+    }
+    #[test]
+    fn what_is_read_in_pieces_is_read_to_its_end_and_is_not_whole() {
+        let read = |answers: Vec<io::Result<usize>>| {
+            let mut answers = answers.into_iter();
+            let mut read_up_to = 0;
+            Table::read_pieces(|piece, at| {
+                assert_eq!(at, read_up_to);
+                let count = answers.next().unwrap()?;
+                piece[..count].fill(b'x');
+                read_up_to += count as u64;
+                Ok(count)
+            })
+            .map(|locks| (locks.text.len(), locks.whole))
+        };
+        let interrupted = || Err(io::ErrorKind::Interrupted.into());
+        assert_eq!(read(vec![Ok(100), Ok(0)]).unwrap(), (100, true));
+        assert_eq!(
+            read(vec![interrupted(), Ok(9), interrupted(), Ok(0)]).unwrap(),
+            (9, true)
+        );
+        // Between two pieces a lock may have moved, however short they are.
+        assert_eq!(read(vec![Ok(100), Ok(9), Ok(0)]).unwrap(), (109, false));
+        let failed = read(vec![Ok(100), Err(io::ErrorKind::PermissionDenied.into())]);
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn those_are_tripped_that_are_armed_and_not_held_any_more() {
+        let places = ["587017", "587018", "587018", "587018", "1"];
+        let wires: Vec<_> = places
+            .iter()
+            .map(|place| wire(&format!("00:01:{place}")))
+            .collect();
+        wires[2].armed.store(false, Ordering::SeqCst);
+        wires[3].tripped.store(true, Ordering::SeqCst);
+        let watched = Watched {
+            wires: wires.clone(),
+            table: None,
+        };
+        let now = Instant::now();
+        let weighed = |locks: Option<io::Result<Locks>>| {
+            let (tripped, again) = watched.weigh(locks.as_ref(), now);
+            let tripped = tripped
+                .iter()
+                .map(|one| wires.iter().position(|wire| Arc::ptr_eq(one, wire)).unwrap());
+            (tripped.collect::<Vec<_>>(), again)
+        };
+        // The last one is missing, which a table in pieces does not prove.
+        assert_eq!(weighed(Some(Ok(locks(TABLE, false)))), (vec![1], true));
+        assert_eq!(weighed(Some(Ok(locks(TABLE, true)))), (vec![1, 4], false));
+        assert_eq!(weighed(Some(Err(io::ErrorKind::Other.into()))), (vec![], true));
+        // Where there is no table, the signal is believed.
+        assert_eq!(weighed(None), (vec![0, 1, 4], false));
+        let held = Watched {
+            wires: wires[..1].to_vec(),
+            table: None,
+        };
+        assert!(!held.weigh(Some(&Ok(locks(TABLE, false))), now).1);
+    }
+
+    #[test]
+    fn the_table_is_open_as_long_as_there_are_wires() {
+        let (one, two) = (wire("1"), wire("2"));
+        let open = || Ok(Table(tempfile::tempfile().unwrap()));
+        let failed = |kind: Errno| move || Err(io::Error::from(kind));
+        let mut watched = Watched::default();
+        let short = watched.add(&one, failed(Errno::EMFILE)).unwrap_err();
+        assert_eq!((short.code(), watched.wires.len()), ("NO_SPACE", 0));
+        // A system that has no such table.
+        watched.add(&one, failed(Errno::ENOENT)).unwrap();
+        assert!(watched.table.is_none());
+        watched.add(&two, open).unwrap();
+        assert!(watched.table.is_some());
+        watched.remove(&one);
+        assert!(watched.table.is_some() && Arc::ptr_eq(&watched.wires[0], &two));
+        watched.remove(&two);
+        assert!(watched.table.is_none() && watched.wires.is_empty());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    fn an_alarm_is_raised_by_an_opener_or_at_once_where_there_was_one() {
+        use std::os::{fd::AsRawFd, unix::fs::OpenOptionsExt};
+        use std::sync::mpsc;
+
+        use nix::{
+            libc,
+            sys::memfd::{MFdFlags, memfd_create},
+        };
+
+        let memfd = memfd_create("ringfence-test", MFdFlags::MFD_CLOEXEC).unwrap();
+        let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
+        let leased = File::options().read(true).write(true).open(&path).unwrap();
+        let tripwire = Tripwire::arm(&leased, libc::SIGRTMIN() + 5).unwrap();
+        let is_watched = |wire: &Arc<Wire>| {
+            let watched = WATCHED.existing().unwrap().lock();
+            watched.wires.iter().any(|other| Arc::ptr_eq(other, wire))
+        };
+        let wire = Arc::clone(&tripwire.wire);
+        assert!(is_watched(&wire) && !tripwire.is_tripped());
+        let (tell, told) = mpsc::channel();
+        let alarm = |tell: mpsc::Sender<&'static str>| {
+            move || {
+                tell.send("wiped").unwrap();
+                Some(Box::new(move || tell.send("told").unwrap()) as Aftermath)
+            }
+        };
+        tripwire.on_alarm(alarm(tell.clone()));
+        assert!(told.try_recv().is_err());
+        // It would wait for the lease.
+        let opened = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&path);
+        assert_eq!(opened.unwrap_err().raw_os_error(), Some(libc::EWOULDBLOCK));
+        assert_eq!([told.recv(), told.recv()], [Ok("wiped"), Ok("told")]);
+        assert!(tripwire.is_tripped());
+        tripwire.on_alarm(alarm(tell));
+        assert_eq!([told.try_recv(), told.try_recv()], [Ok("wiped"), Ok("told")]);
+        drop(tripwire);
+        assert!(WATCHED.existing().is_none() || !is_watched(&wire));
     }
 }
