@@ -231,6 +231,13 @@ mod tests {
         );
         let leased = shm();
         sys::lease::take_lease(&leased).unwrap();
+        let mut record = Record::default();
+        assert!(accept(&sealed, &agreed(Backing::Memfd), &mut record).is_err());
+        let kind = &record.into_list()[0];
+        assert_eq!(
+            (&*kind.wanted, &*kind.found),
+            ("a regular file", "a regular file")
+        );
         let passed = [&of_each[..], &["access", "lease"]].concat();
         assert_eq!(looked_at(&leased, agreed(Backing::Shm)), (passed, Some("layout")));
     }

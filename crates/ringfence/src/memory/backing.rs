@@ -50,3 +50,22 @@ impl FromStr for Backing {
             .ok_or_else(|| Error::invalid(format!("backing must be 'memfd' or 'shm', not {text:?}")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_backing_has_a_number_and_a_name_of_its_own() {
+        let known = [(1, "memfd", Backing::Memfd), (2, "shm", Backing::Shm)];
+        for (number, name, backing) in known {
+            assert_eq!(backing.number(), number);
+            assert_eq!(Backing::from_number(number), Some(backing));
+            assert_eq!(name.parse::<Backing>().unwrap(), backing);
+        }
+        for number in [0, 3, u32::MAX] {
+            assert_eq!(Backing::from_number(number), None);
+        }
+        assert_eq!("mem".parse::<Backing>().unwrap_err().code(), "INVALID_ARGUMENT");
+    }
+}

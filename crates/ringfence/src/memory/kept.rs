@@ -68,10 +68,13 @@ impl KeptDescriptor {
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::{
-        memfd::{MFdFlags, memfd_create},
-        resource::{Resource, getrlimit, setrlimit},
-        stat::fstat,
+    use nix::{
+        fcntl::{FcntlArg, FdFlag, fcntl},
+        sys::{
+            memfd::{MFdFlags, memfd_create},
+            resource::{Resource, getrlimit, setrlimit},
+            stat::fstat,
+        },
     };
 
     use super::*;
@@ -95,6 +98,8 @@ mod tests {
         let inode = fstat(&object).unwrap().st_ino;
         let kept = KeptDescriptor::keep(&object).unwrap();
         drop(object);
+        let flags = fcntl(&kept.socket, FcntlArg::F_GETFD).unwrap();
+        assert!(FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC));
         for _ in 0..3 {
             assert!(!is_open(inode));
             let copy = kept.copy().unwrap();

@@ -66,3 +66,38 @@ impl Drop for Mapping {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::{
+        sys::memfd::{MFdFlags, memfd_create},
+        unistd::ftruncate,
+    };
+
+    use super::*;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    fn a_mapping_is_in_no_core_dump_and_in_no_child_and_ends_with_its_holder() {
+        let object = memfd_create("ringfence-mapping-test", MFdFlags::MFD_CLOEXEC).unwrap();
+        ftruncate(&object, 8192).unwrap();
+        let found = || {
+            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let (_, of_this) = maps.split_once("/memfd:ringfence-mapping-test")?;
+            let flags = of_this.lines().find_map(|line| line.strip_prefix("VmFlags:"))?;
+            Some(flags.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        };
+        for writable in [true, false] {
+            let mapping = Mapping::new(&object, 8192, writable).unwrap();
+            assert!(mapping.is_here());
+            assert_eq!(mapping.len(), 8192);
+            let flags = found().expect("the mapping");
+            // Of proc(5): written to, not dumped, not copied by a fork.
+            for (flag, wanted) in [("wr", writable), ("dd", true), ("dc", true)] {
+                assert_eq!(flags.iter().any(|has| has == flag), wanted, "{flag}: {flags:?}");
+            }
+            drop(mapping);
+            assert_eq!(found(), None);
+        }
+    }
+}

@@ -241,7 +241,46 @@ mod tests {
                 let mut out = vec![0xaa; length];
                 peer.copy_out(layout::DATA + at, &mut out);
                 assert_eq!(out, bytes[at..at + length], "{at} {length}");
+                let from = layout::DATA + at;
+                // Whatever lies behind the range, and however much of it is written.
+                for end in [from + length, layout::DATA + 4096] {
+                    let mut ahead = vec![0xaa; length];
+                    peer.copy_out_ahead(from, &mut ahead, end);
+                    assert_eq!(ahead, out, "{at} {length}");
+                    let mut fresh = vec![0xaa; length + 40];
+                    peer.copy_out_fresh(from..from + length, &mut fresh, end);
+                    assert_eq!(fresh, [&*out, &[0xaa; 40]].concat(), "{at} {length}");
+                }
+                // And in again, to where nothing was: exactly as much.
+                let other = OwnRegion::private(4096);
+                other.copy_in(from, &out);
+                let found: Vec<u8> = (0..at + length + 8)
+                    .step_by(8)
+                    .flat_map(|word| other.load(layout::DATA + word, Ordering::Relaxed).to_ne_bytes())
+                    .collect();
+                assert_eq!(found[..at], [0; 32][..at]);
+                assert_eq!(found[at..at + length], out, "{at} {length}");
+                assert!(
+                    found[at + length..].iter().all(|&byte| byte == 0),
+                    "{at} {length}"
+                );
             }
         }
+    }
+
+    #[test]
+    fn a_word_is_read_as_its_owner_has_stored_it_and_nowhere_is_no_ring() {
+        let own = OwnRegion::private(4096);
+        let peer = own.seen_by_peer();
+        for value in [2, u64::MAX] {
+            own.store(layout::TAIL, value, Ordering::Release);
+            for order in [Ordering::Relaxed, Ordering::Acquire] {
+                assert_eq!(
+                    [own.load(layout::TAIL, order), peer.load(layout::TAIL, order)],
+                    [value; 2]
+                );
+            }
+        }
+        assert!(!peer.is_nowhere() && PeerRegion::nowhere().is_nowhere());
     }
 }

@@ -359,4 +359,29 @@ mod tests {
             }
         }
     }
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    fn what_was_in_use_is_wiped_before_it_goes_and_nothing_else_is() {
+        const FROM: usize = layout::DATA;
+        let found = |object: &OwnedFd| {
+            let mut bytes = [0; 64];
+            assert_eq!(pread(object, &mut bytes, i64::try_from(FROM).unwrap()), Ok(64));
+            bytes
+        };
+        for (capacity, used, wiped) in [(4096, true, true), (4096, false, false), (0, true, false)] {
+            // A control object is as large.
+            let object = object();
+            let own = OwnRegion::map(&object, capacity).unwrap();
+            own.copy_in(FROM, &[7; 64]);
+            if used {
+                own.in_use(false);
+            }
+            drop(own);
+            assert_eq!(
+                found(&object),
+                [if wiped { 0 } else { 7 }; 64],
+                "{capacity} {used}"
+            );
+        }
+    }
 }
