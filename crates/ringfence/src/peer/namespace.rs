@@ -134,14 +134,19 @@ pub(crate) fn in_proc(pid: i32, pidfd: Option<&OwnedFd>) -> Result<InProc> {
             _ => InProc::Absent,
         });
     }
-    Ok(match own_numbers()? {
+    Ok(by_own(pid, own_numbers()?))
+}
+
+/// What this process's own numbers tell of another's: they are the same to /proc where this process has one alone.
+fn by_own(pid: i32, own: OwnNumbers) -> InProc {
+    match own {
         _ if pid <= 0 => InProc::Absent,
         OwnNumbers::Told(own) if own.len() == 1 => InProc::Number(pid),
         OwnNumbers::Told(_) => {
             InProc::Untold("/proc was mounted in another pid namespace than this process's".into())
         }
         OwnNumbers::Untold(why) => InProc::Untold(why),
-    })
+    }
 }
 
 /// Where the process stands that has the number `pid` here. What is said of it counts if it is alive afterwards.
@@ -285,15 +290,15 @@ mod tests {
 
     #[test]
     fn without_a_pidfd_a_number_is_proc_s_where_there_is_one_namespace_alone() {
-        let OwnNumbers::Told(own) = own_numbers().unwrap() else {
-            panic!("this process's own numbers");
-        };
-        match in_proc(getpid().as_raw(), None).unwrap() {
-            InProc::Number(number) => assert_eq!((number, own.len()), (getpid().as_raw(), 1)),
-            InProc::Untold(_) => assert!(own.len() > 1),
-            InProc::Absent => panic!("this process"),
-        }
+        let told = |pid, own| by_own(pid, OwnNumbers::Told(own));
+        assert!(matches!(told(7, vec![5]), InProc::Number(7)));
+        assert!(matches!(told(7, vec![5, 1]), InProc::Untold(_)));
+        assert!(matches!(
+            by_own(7, OwnNumbers::Untold(String::new())),
+            InProc::Untold(_)
+        ));
         for unseen in [0, -1] {
+            assert!(matches!(told(unseen, vec![5]), InProc::Absent));
             assert!(matches!(in_proc(unseen, None), Ok(InProc::Absent)));
         }
         // What was reaped has no number any more.

@@ -824,6 +824,8 @@ mod tests {
 
     #[test]
     fn the_callback_is_asked_unless_it_is_left_out() {
+        let two = Policy::new().uids([1, 2]).authorize(|_| Ok::<_, Error>(true));
+        assert!(!two.without_callback().is_for_one_user(), "the rest stays");
         let no = Policy::new().authorize(|_| Ok::<_, Error>(false));
         let later = Policy::new().authorize_later(|_, decision| decision.refuse("no"));
         let identity = look().identity;
