@@ -920,6 +920,34 @@ mod tests {
     }
 
     #[test]
+    fn what_was_seen_counts_only_of_one_that_says_it_is_closed_and_is() {
+        let mut me = myself();
+        let own = me.credentials.uid;
+        let seen = own_executable().unwrap();
+        me.seen.set(seen.clone()).unwrap();
+        // No link: what it executes cannot be told.
+        let unreadable = tempfile::tempdir().unwrap();
+        for name in ["exe", "stat"] {
+            std::fs::write(unreadable.path().join(name), "").unwrap();
+        }
+        let directory: Arc<OwnedFd> = Arc::new(std::fs::File::open(unreadable.path()).unwrap().into());
+        for (hardens, uid, found) in [
+            (true, own + 1, Some(&seen)),
+            (true, own, None),
+            (false, own + 1, None),
+            (false, own, None),
+        ] {
+            (me.hardens, me.credentials.uid) = (hardens, uid);
+            let executable = me.executable(Some(&directory), &time()).unwrap();
+            assert_eq!(
+                executable,
+                (found.cloned(), Err(Errno::EINVAL)),
+                "{hardens} {uid}"
+            );
+        }
+    }
+
+    #[test]
     fn whether_it_is_closed_to_others_shows_by_the_owner_of_its_files() {
         let mut me = myself();
         let Credentials { uid, .. } = me.credentials;
