@@ -206,7 +206,7 @@ fn until_unexposed<T>(mut make: impl FnMut() -> Result<T>) -> Result<T> {
     for _ in 1..TRIES {
         match make() {
             Err(Error::ObjectExposed(_)) => {}
-            made => return made,
+            other => return other,
         }
     }
     make()
