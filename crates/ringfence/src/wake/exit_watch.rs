@@ -160,3 +160,6 @@ fn watch(epoll: &Epoll) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! No wake-up is lost, in whatever order memory lets the two sides see each other. Where one were lost, both threads
 //! of the model would wait for ever, which loom reports. Loom switches stacks by itself, which Miri does not follow.
 
+pub(super) mod counted;
+
 use std::sync::atomic::Ordering;
 
 use loom::{

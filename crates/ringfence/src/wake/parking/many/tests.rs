@@ -5,14 +5,14 @@ use std::sync::atomic::Ordering;
 
 use loom::thread;
 
-use super::{FanWaker, RoomSleeper, Watched};
+use super::{FanWaker, RoomSleeper, Watched, admit};
 use crate::{
     memory::access::{Readable, Writable},
     memory::layout::{self, head_of},
     testing::loomed::Region,
     wake::parking::{
-        Barriers, ParkingSpot, Sleeper, Waker,
-        tests::{Line, bounded, sleep_until},
+        Barriers, FENCED_AFTER_A_BELL, ParkingSpot, Sleeper, Waker,
+        tests::{Line, bounded, counted::Words, sleep_until},
     },
 };
 
@@ -141,4 +141,133 @@ fn a_publisher_that_sleeps_is_woken_once_all_of_its_readers_have_made_room() {
 #[should_panic(expected = "deadlock")]
 fn without_the_fences_of_its_readers_a_publisher_would_sleep_for_ever() {
     bounded().check(|| room(&Region::of_publisher(64, false), Region::without_fences));
+}
+
+fn watched(controls: &[Words], barriers: Barriers) -> Vec<Watched<Words>> {
+    let watched = |(slot, control): (usize, &Words)| Watched {
+        slot,
+        control: control.clone(),
+        barriers,
+    };
+    controls.iter().enumerate().map(watched).collect()
+}
+
+#[test]
+fn each_reader_is_rung_for_once_for_each_time_that_it_sleeps() {
+    for barriers in [Barriers::Both, Barriers::Sleeper] {
+        let ring = Words::default();
+        let controls = [Words::default(), Words::default()];
+        let mut waker = FanWaker::new(ring.clone(), barriers);
+        waker.wake(
+            || Some(watched(&controls, barriers)),
+            |slot| panic!("{slot} is awake"),
+        );
+        let mut sleepers = [0, 1].map(|slot| {
+            let spot = ParkingSpot::reader_in(slot);
+            Sleeper::new(controls[slot].clone(), ring.clone(), spot, barriers)
+        });
+        let mut wake = || {
+            let mut rung = Vec::new();
+            waker.wake(|| None, |slot| rung.push(slot));
+            rung
+        };
+        for _ in 0..3 {
+            sleepers[1].park().unwrap();
+            assert_eq!(wake(), [1]);
+            assert_eq!(wake(), []);
+            sleepers[0].park().unwrap();
+            sleepers[1].park().unwrap();
+            assert_eq!(wake(), [0, 1]);
+            sleepers[0].unpark();
+            sleepers[1].unpark();
+            assert_eq!(wake(), []);
+        }
+    }
+}
+
+#[test]
+fn a_publisher_makes_fences_always_where_one_of_its_readers_can_make_no_barrier() {
+    let ring = Words::default();
+    let controls = [Words::default(), Words::default()];
+    let fences = |waker: &mut FanWaker<Words, Words>| {
+        waker.wake(|| None, |_| ());
+        ring.fences()
+    };
+    let mut both = FanWaker::new(ring.clone(), Barriers::Both);
+    assert_eq!(fences(&mut both), 1, "this process makes none");
+    both.watch(watched(&controls, Barriers::Sleeper));
+    ring.fences();
+    assert!((0..=2 * FENCED_AFTER_A_BELL).all(|_| fences(&mut both) == 1));
+    let mut waker = FanWaker::new(ring.clone(), Barriers::Sleeper);
+    waker.watch(watched(&controls, Barriers::Sleeper));
+    assert_eq!((ring.fences(), fences(&mut waker)), (0, 0));
+    let mut readers = watched(&controls, Barriers::Sleeper);
+    readers[1].barriers = Barriers::Both;
+    ring.set(layout::TAIL_FENCED, 0);
+    waker.watch(readers);
+    assert_eq!(ring.fences(), 1, "for what was published before");
+    assert_eq!(ring.get(layout::TAIL_FENCED), 1);
+    assert!((0..=2 * FENCED_AFTER_A_BELL).all(|_| fences(&mut waker) == 1));
+    // It has gone.
+    waker.watch(watched(&controls[..1], Barriers::Sleeper));
+    assert_eq!(ring.get(layout::TAIL_FENCED), 1);
+    for _ in 0..FENCED_AFTER_A_BELL {
+        assert_eq!(ring.get(layout::TAIL_FENCED), 1);
+        assert_eq!(fences(&mut waker), 1, "as was said");
+    }
+    assert_eq!((ring.get(layout::TAIL_FENCED), fences(&mut waker)), (0, 0));
+}
+
+#[test]
+fn a_reader_is_let_in_behind_a_barrier_where_it_can_make_none() {
+    use Barriers::{Both, Sleeper};
+    for (ours, readers, made) in [
+        (Both, Both, 0),
+        (Both, Sleeper, 0),
+        (Sleeper, Sleeper, 0),
+        (Sleeper, Both, 1),
+    ] {
+        let own = Words::default();
+        admit(&own, ours, readers).unwrap();
+        assert_eq!(own.barriers(), made, "{ours:?}, {readers:?}");
+    }
+}
+
+#[test]
+fn a_publisher_that_sleeps_says_so_and_makes_the_barrier_for_a_reader_without_fences() {
+    for (barriers, fenced, made) in [
+        (Barriers::Both, [0, 0], 0),
+        (Barriers::Sleeper, [1, 1], 0),
+        (Barriers::Sleeper, [1, 0], 1),
+        (Barriers::Sleeper, [0, 0], 1),
+    ] {
+        let own = Words::default();
+        let controls = fenced.map(|word| {
+            let control = Words::default();
+            control.set(layout::HEAD_FENCED, word);
+            control
+        });
+        let mut waker = Waker::new(controls[0].clone(), own.clone(), ParkingSpot::WRITER, barriers);
+        let mut sleeper = RoomSleeper::new(own.clone(), barriers);
+        for _ in 0..3 {
+            controls[0].set(layout::HEAD_FENCED, fenced[0]);
+            own.fences();
+            sleeper.park(&controls).unwrap();
+            assert_eq!(
+                (own.fences(), own.barriers()),
+                (1, made),
+                "{barriers:?}, {fenced:?}"
+            );
+            assert!(waker.must_ring());
+            assert!(!waker.must_ring(), "it was rung for");
+            sleeper.park(&controls).unwrap();
+            assert!(waker.must_ring(), "it sleeps anew");
+            sleeper.unpark();
+            assert!(!waker.must_ring(), "it is awake");
+            let awake = own.get(layout::WRITER_PARKED);
+            sleeper.unpark();
+            assert_eq!(own.get(layout::WRITER_PARKED), awake, "nothing is said twice");
+            own.barriers();
+        }
+    }
 }

@@ -1,0 +1,85 @@
+//! The thread that hears of deaths. That a death ends a read is tested with the line: `wake/doorbell/tests`.
+
+use std::{
+    fs::File,
+    io::Read,
+    os::unix::net::UnixStream,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{sys::epoll::Epoll, unistd::Pid};
+
+use super::*;
+use crate::sys;
+
+/// Ends a test that has failed already.
+const FAR: Duration = Duration::from_secs(60);
+
+/// A process that does nothing, and a line that its death ends. Its end of the line is held here.
+struct Watched {
+    child: Child,
+    watch: Option<ExitWatch>,
+    read: UnixStream,
+    _end: UnixStream,
+}
+
+impl Watched {
+    fn new() -> Self {
+        let child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let pidfd = sys::process::pidfd_open(Pid::from_raw(child.id().cast_signed())).unwrap();
+        let (line, end) = UnixStream::pair().unwrap();
+        let read = line.try_clone().unwrap();
+        read.set_read_timeout(Some(FAR)).unwrap();
+        Self {
+            watch: Some(ExitWatch::over(&Arc::new(line.into()), &Arc::new(pidfd)).unwrap()),
+            child,
+            read,
+            _end: end,
+        }
+    }
+
+    /// Its parent has not asked for its end yet, as a program may never do.
+    fn dies(mut self) {
+        self.child.kill().unwrap();
+        assert_eq!(self.read.read(&mut [0]).unwrap(), 0, "its end ends the line");
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // It may be dead already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_death_is_heard_of_before_the_parent_has_asked_for_it() {
+    Watched::new().dies();
+}
+
+#[test]
+fn a_line_that_is_let_go_of_leaves_the_others_watched() {
+    let (mut one, other) = (Watched::new(), Watched::new());
+    one.watch = None;
+    other.dies();
+}
+
+#[test]
+fn a_wait_that_fails_is_tried_again_and_not_for_ever() {
+    // Every wait on this fails at once.
+    let epoll = Epoll(File::open("/dev/null").unwrap().into());
+    let begin = Instant::now();
+    let thread = thread::spawn(move || watch(&epoll));
+    while !thread.is_finished() {
+        assert!(begin.elapsed() < FAR, "it goes on for ever");
+        thread::yield_now();
+    }
+    thread.join().unwrap();
+    // No pause is shorter than it was asked to be.
+    assert!(begin.elapsed() >= PAUSE * FAILURES, "it was given up before");
+}

@@ -1,0 +1,159 @@
+//! What each call says in its words, and which fences and barriers it makes for that: one too few loses a wake-up in an order that a
+//! test may not meet, one too many costs more than the message.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    sync::atomic::Ordering,
+};
+
+use nix::errno::Errno;
+
+use crate::{
+    memory::access::{Readable, Writable},
+    memory::layout,
+    wake::parking::{Barriers, FENCED_AFTER_A_BELL, ParkingSpot, Sleeper, Waker},
+};
+
+/// The polled words of a region, for one thread.
+#[derive(Clone, Default)]
+pub(in crate::wake::parking) struct Words(Rc<Counted>);
+
+#[derive(Default)]
+struct Counted {
+    words: RefCell<BTreeMap<usize, u64>>,
+    fences: Cell<u32>,
+    barriers: Cell<u32>,
+}
+
+impl Words {
+    pub(in crate::wake::parking) fn get(&self, at: usize) -> u64 {
+        self.load(at, Ordering::Relaxed)
+    }
+
+    pub(in crate::wake::parking) fn set(&self, at: usize, value: u64) {
+        self.store(at, value, Ordering::Relaxed);
+    }
+
+    /// Since this was asked last.
+    pub(in crate::wake::parking) fn fences(&self) -> u32 {
+        self.0.fences.take()
+    }
+
+    /// As [`Words::fences`].
+    pub(in crate::wake::parking) fn barriers(&self) -> u32 {
+        self.0.barriers.take()
+    }
+}
+
+impl Readable for Words {
+    fn load(&self, at: usize, _: Ordering) -> u64 {
+        self.0.words.borrow().get(&at).copied().unwrap_or_default()
+    }
+
+    fn copy_out(&self, _: usize, _: &mut [u8]) {
+        unreachable!("no ring");
+    }
+
+    fn full_fence(&self) {
+        self.0.fences.set(self.0.fences.get() + 1);
+    }
+
+    fn barrier_for_all(&self) -> Result<(), Errno> {
+        self.0.barriers.set(self.0.barriers.get() + 1);
+        Ok(())
+    }
+}
+
+impl Writable for Words {
+    fn store(&self, at: usize, value: u64, _: Ordering) {
+        self.0.words.borrow_mut().insert(at, value);
+    }
+
+    fn copy_in(&self, _: usize, _: &[u8]) {
+        unreachable!("no ring");
+    }
+}
+
+/// A reader and its writer's waker: what each writes, and the two.
+fn reader(barriers: Barriers) -> (Words, Words, Sleeper<Words, Words>, Waker<Words, Words>) {
+    let (own, peer) = (Words::default(), Words::default());
+    let sleeper = Sleeper::new(own.clone(), peer.clone(), ParkingSpot::READER, barriers);
+    let waker = Waker::new(peer.clone(), own.clone(), ParkingSpot::READER, barriers);
+    (own, peer, sleeper, waker)
+}
+
+#[test]
+fn a_bell_is_rung_once_for_each_time_that_the_other_side_sleeps() {
+    for barriers in [Barriers::Both, Barriers::Sleeper] {
+        let (own, _, mut sleeper, mut waker) = reader(barriers);
+        for _ in 0..3 {
+            assert!(!waker.must_ring(), "it is awake");
+            sleeper.park().unwrap();
+            assert_eq!(own.get(layout::READER_PARKED) % 2, 1);
+            assert!(waker.must_ring());
+            assert!(!waker.must_ring(), "it was rung for");
+            // As one that was woken for nothing.
+            sleeper.park().unwrap();
+            assert!(waker.must_ring(), "it sleeps anew");
+            sleeper.unpark();
+            assert_eq!(own.get(layout::READER_PARKED) % 2, 0);
+            let awake = own.get(layout::READER_PARKED);
+            sleeper.unpark();
+            assert_eq!(own.get(layout::READER_PARKED), awake, "nothing is said twice");
+        }
+    }
+}
+
+#[test]
+fn a_publisher_makes_fences_for_some_time_after_a_bell_and_says_so() {
+    let (words, own, mut sleeper, mut waker) = reader(Barriers::Sleeper);
+    for _ in 0..3 {
+        assert!(!waker.must_ring());
+        assert_eq!((words.fences(), own.get(layout::TAIL_FENCED)), (0, 0));
+        sleeper.park().unwrap();
+        assert!(waker.must_ring());
+        sleeper.unpark();
+        words.fences();
+        for left in (0..FENCED_AFTER_A_BELL).rev() {
+            assert_eq!(own.get(layout::TAIL_FENCED), 1);
+            assert!(!waker.must_ring());
+            assert_eq!(words.fences(), 1, "{left} follow");
+        }
+        assert_eq!(own.get(layout::TAIL_FENCED), 0);
+    }
+}
+
+#[test]
+fn a_sleeper_makes_the_barrier_where_the_publisher_makes_no_fence() {
+    for (barriers, fenced, made) in [
+        (Barriers::Both, 0, 0),
+        (Barriers::Both, 1, 0),
+        (Barriers::Sleeper, 0, 1),
+        (Barriers::Sleeper, 1, 0),
+        // Of a peer that lies.
+        (Barriers::Sleeper, 2, 1),
+    ] {
+        let (own, peer, mut sleeper, mut waker) = reader(barriers);
+        peer.set(layout::TAIL_FENCED, fenced);
+        sleeper.park().unwrap();
+        assert_eq!(own.fences(), 1, "between its word and the look that follows");
+        assert_eq!(own.barriers(), made, "{barriers:?}, {fenced}");
+        assert!(waker.must_ring());
+        assert_eq!(own.fences(), u32::from(barriers == Barriers::Both));
+        sleeper.unpark();
+        let must = sleeper.announce();
+        assert_eq!(
+            (u32::from(must), own.barriers()),
+            (
+                if peer.get(layout::TAIL_FENCED) == 1 {
+                    0
+                } else {
+                    made
+                },
+                0
+            )
+        );
+    }
+}
