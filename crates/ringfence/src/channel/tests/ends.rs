@@ -1,0 +1,343 @@
+//! Each way to the end, on a line and regions of which the test has both sides: what is said of it to the peer and here, and in which
+//! order.
+
+use std::{
+    os::fd::AsRawFd,
+    sync::{Mutex, atomic::Ordering},
+    thread,
+};
+
+use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
+
+use super::*;
+use crate::{
+    channel::ending::{END_TOLD, Handover},
+    channel::own_phase::OwnPhase,
+    channel::shared::{OnEnd, Shared},
+    memory::access::Writable,
+    memory::phase::{Phase, Step},
+    wait::deadline::Deadline,
+};
+
+/// Ends a test that has failed already.
+const FAR: Duration = Duration::from_secs(60);
+
+/// One side of a channel, and all that its peer is.
+struct Side {
+    channel: Channel,
+    own: OwnRegion,
+    peer: OwnRegion,
+    peers_line: OwnedFd,
+    told: Arc<Mutex<Vec<(ChannelState, Option<Phase>, bool)>>>,
+}
+
+impl Side {
+    /// `succeeds`: goes on in its peer's place.
+    fn new(succeeds: bool) -> Self {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (line, peers_line) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+        let (own, peer) = (OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY));
+        let told = Arc::default();
+        let tells = Tells {
+            own: own.clone(),
+            line: peers_line.try_clone().unwrap(),
+            told: Arc::clone(&told),
+            succeeds,
+        };
+        let parts = without_a_peer(line, own.clone(), peer.seen_by_peer(), CAPACITY, LONGEST);
+        Self {
+            channel: Channel::assemble(parts, Some(Box::new(tells)), &Options::new()),
+            own,
+            peer,
+            peers_line,
+            told,
+        }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        self.channel.shared()
+    }
+
+    fn phase(&self) -> Option<Phase> {
+        phase(&self.own)
+    }
+
+    fn state(&self) -> ChannelState {
+        self.shared().state.get()
+    }
+
+    fn told(&self) -> Vec<ChannelState> {
+        let told = self.told.lock().unwrap();
+        for (_, phase, _) in &*told {
+            assert_eq!(*phase, Some(Phase::OPEN), "the peer is told later");
+        }
+        told.iter().map(|(state, ..)| *state).collect()
+    }
+
+    /// The peer says how it ends, and hangs up.
+    fn peer_ends(&mut self, word: u64) {
+        self.peer.store(layout::PHASE, word, Ordering::Release);
+        // Two have it.
+        shutdown(self.peers_line.as_raw_fd(), Shutdown::Both).unwrap();
+    }
+}
+
+/// What was to be let go of when the end came, and what the peer could see then.
+#[derive(Debug)]
+struct Tells {
+    own: OwnRegion,
+    line: OwnedFd,
+    told: Arc<Mutex<Vec<(ChannelState, Option<Phase>, bool)>>>,
+    succeeds: bool,
+}
+
+impl OnEnd for Tells {
+    fn end(&mut self, state: ChannelState) -> bool {
+        let seen = (state, phase(&self.own), has_ended(&self.line));
+        self.told.lock().unwrap().push(seen);
+        self.succeeds
+    }
+}
+
+fn phase(region: &OwnRegion) -> Option<Phase> {
+    Phase::from_word(region.load(layout::PHASE, Ordering::Acquire))
+}
+
+/// Whether the other side has ended the line.
+fn has_ended(line: &OwnedFd) -> bool {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+    recv(line.as_raw_fd(), &mut [0], flags) == Ok(0)
+}
+
+fn said(step: Step) -> Option<Phase> {
+    Phase::OPEN.then(step)
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn each_end_is_said_once_and_the_first_one_counts() {
+    use ChannelState::{
+        ClosedByPeer, ClosedHere, Corrupt, Evicted, EvictedByPeer, Exposed, ExposedAtPeer, Inherited,
+        LeftByPeer, Open, PeerExited, Refused,
+    };
+    for end in [
+        ClosedHere,
+        ClosedByPeer,
+        PeerExited,
+        Corrupt,
+        Refused,
+        Exposed,
+        ExposedAtPeer,
+        LeftByPeer,
+        Evicted,
+        EvictedByPeer,
+    ] {
+        for succeeds in [false, true] {
+            let mut side = Side::new(succeeds);
+            assert!(side.channel.sender().try_send(&[7; 100]).unwrap());
+            for none in [Open, Inherited] {
+                assert!(side.shared().end(none).is_none());
+                assert_eq!((side.state(), side.phase()), (Open, Some(Phase::OPEN)));
+            }
+            let untold = side.shared().end(end).expect("an end to tell");
+            let step = match end {
+                Exposed => Step::Exposed,
+                Evicted => Step::Evicted,
+                _ if succeeds => Step::Succeeds,
+                _ => Step::Closed,
+            };
+            assert_eq!((side.state(), side.phase()), (end, said(step)), "{end:?}");
+            assert_eq!(left(&side.own) == 0, end == Exposed, "{end:?}");
+            assert!(has_ended(&side.peers_line));
+            drop(untold);
+            for other in [ClosedHere, Exposed, PeerExited] {
+                assert!(side.shared().end(other).is_none());
+                assert_eq!((side.state(), side.phase()), (end, said(step)), "{end:?}");
+            }
+            assert_eq!(side.told(), [end]);
+            let (_, _, hung_up) = side.told.lock().unwrap()[0];
+            assert!(!hung_up, "whoever hears of the end may want what is let go of");
+            assert_eq!(
+                side.shared().peer_is_gone(),
+                matches!(end, ClosedByPeer | PeerExited | LeftByPeer)
+            );
+            assert_eq!(side.channel.verifier().has_refused(), end == Refused);
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn the_last_word_of_the_peer_says_how_it_has_ended() {
+    for (word, end) in [
+        (0, ChannelState::PeerExited),
+        (1, ChannelState::PeerExited),
+        (2, ChannelState::ClosedByPeer),
+        (10, ChannelState::ClosedByPeer),
+        (3, ChannelState::ExposedAtPeer),
+        (4, ChannelState::LeftByPeer),
+        (5, ChannelState::ClosedByPeer),
+        (6, ChannelState::EvictedByPeer),
+        (99, ChannelState::PeerExited),
+    ] {
+        let mut side = Side::new(false);
+        side.shared().notice();
+        side.shared().doorbell.look();
+        side.shared().notice();
+        assert_eq!(side.state(), ChannelState::Open, "nobody has hung up");
+        side.peer_ends(word);
+        side.shared().doorbell.look();
+        side.shared().notice();
+        assert_eq!((side.state(), side.told()), (end, vec![end]), "{word}");
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn what_is_found_in_a_ring_is_a_lie_unless_its_owner_has_wiped_it_or_the_channel_has_ended() {
+    let lie = || Err::<(), _>(Error::RingCorrupt("a lie".into()));
+    for (word, end, code) in [
+        (0, ChannelState::Corrupt, "RING_CORRUPT"),
+        (2, ChannelState::Corrupt, "RING_CORRUPT"),
+        (3, ChannelState::ExposedAtPeer, "OBJECT_EXPOSED"),
+        (6, ChannelState::EvictedByPeer, "EVICTED"),
+        (99, ChannelState::Corrupt, "RING_CORRUPT"),
+    ] {
+        let side = Side::new(false);
+        assert_eq!(side.shared().judge(Ok(7)).unwrap(), 7);
+        let other = side.shared().judge(Err::<(), _>(Error::TimedOut)).unwrap_err();
+        assert_eq!((other.code(), side.state()), ("TIMED_OUT", ChannelState::Open));
+        side.peer.store(layout::PHASE, word, Ordering::Release);
+        assert_eq!(side.shared().judge(lie()).unwrap_err().code(), code, "{word}");
+        assert_eq!((side.state(), side.told()), (end, vec![end]), "{word}");
+    }
+    for (end, code) in [
+        (ChannelState::ClosedHere, "CLOSED"),
+        (ChannelState::Exposed, "OBJECT_EXPOSED"),
+        // It could still write until then, and what it wrote is read to the end.
+        (ChannelState::PeerExited, "RING_CORRUPT"),
+    ] {
+        let side = Side::new(false);
+        side.shared().finish(end);
+        assert_eq!(side.shared().judge(lie()).unwrap_err().code(), code, "{end:?}");
+        assert_eq!((side.state(), side.told()), (end, vec![end]));
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_channel_ends_by_itself_once_both_directions_have() {
+    let side = Side::new(false);
+    side.shared().finish_if_both_ended();
+    side.shared().sending_ended.store(true, Ordering::Release);
+    side.shared().finish_if_both_ended();
+    side.shared().sending_ended.store(false, Ordering::Release);
+    side.shared().receiving_ended.store(true, Ordering::Release);
+    side.shared().finish_if_both_ended();
+    assert_eq!((side.state(), side.told()), (ChannelState::Open, vec![]));
+    side.shared().sending_ended.store(true, Ordering::Release);
+    side.shared().finish_if_both_ended();
+    assert_eq!(side.state(), ChannelState::ClosedHere);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_member_that_leaves_says_so_and_knows_whether_its_peer_has_its_place() {
+    let soon = || Deadline::endless(Vec::new(), FAR).within(Duration::ZERO);
+    let far = || Deadline::endless(Vec::new(), FAR).within(FAR);
+    for (word, hangs_up, handover) in [
+        (5, true, Handover::Taken),
+        (13, true, Handover::Taken),
+        (2, true, Handover::NoSuccessor),
+        (0, true, Handover::NoSuccessor),
+        (0, false, Handover::Unanswered),
+        (5, false, Handover::Taken),
+    ] {
+        let mut side = Side::new(true);
+        side.peer.store(layout::PHASE, word, Ordering::Release);
+        if hangs_up {
+            side.peer_ends(word);
+        }
+        let deadline = if hangs_up { far() } else { soon() };
+        assert_eq!(side.shared().leave(&deadline), handover, "{word}, {hangs_up}");
+        assert_eq!(
+            (side.state(), side.phase()),
+            (ChannelState::ClosedHere, said(Step::Left))
+        );
+        assert!(has_ended(&side.peers_line));
+        assert_eq!(side.shared().leave(&far()), Handover::NoSuccessor, "it has left");
+        assert!(side.shared().end(ChannelState::Exposed).is_none());
+        assert_eq!(side.phase(), said(Step::Left));
+        assert_eq!(side.told.lock().unwrap().len(), 1);
+    }
+    let side = Side::new(false);
+    side.shared().finish(ChannelState::ClosedHere);
+    assert_eq!(
+        side.shared().leave(&far()),
+        Handover::NoSuccessor,
+        "it has closed"
+    );
+    assert_eq!(side.phase(), said(Step::Closed));
+}
+
+/// It still has its region, and another process may open that.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_member_that_waits_for_the_answer_can_be_exposed_and_ends_in_no_other_way() {
+    let mut side = Side::new(false);
+    assert!(side.channel.sender().try_send(&[7; 100]).unwrap());
+    let shared = Arc::clone(side.shared());
+    let leaves = thread::spawn(move || shared.leave(&Deadline::endless(Vec::new(), FAR).within(FAR)));
+    while side.phase() == Some(Phase::OPEN) {
+        assert!(!leaves.is_finished());
+        thread::yield_now();
+    }
+    for end in [
+        ChannelState::ClosedHere,
+        ChannelState::PeerExited,
+        ChannelState::Evicted,
+    ] {
+        assert!(side.shared().end(end).is_none());
+        assert_eq!((side.phase(), left(&side.own) > 100), (said(Step::Left), true));
+    }
+    assert_eq!(
+        side.shared().leave(&Deadline::endless(Vec::new(), FAR)),
+        Handover::NoSuccessor,
+        "another does"
+    );
+    assert!(side.shared().end(ChannelState::Exposed).is_none());
+    assert_eq!((side.phase(), left(&side.own)), (Some(Phase::EXPOSED), 0));
+    assert_eq!(side.state(), ChannelState::ClosedHere, "as the program is told");
+    side.peer_ends(2);
+    assert_eq!(leaves.join().unwrap(), Handover::NoSuccessor);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn where_a_subscribers_reading_ends_is_said_once() {
+    let side = Side::new(false);
+    let tail = || side.own.load(layout::TAIL, Ordering::Acquire);
+    side.shared().end_reading_at(48);
+    assert_eq!(tail(), 48 | END_TOLD);
+    side.shared().end_reading_at(96);
+    assert_eq!(tail(), 48 | END_TOLD);
+}
+
+#[test]
+fn a_step_that_does_not_follow_is_not_written() {
+    let region = OwnRegion::private(CAPACITY);
+    let mut own = OwnPhase::of(&region);
+    assert!(own.end_sending());
+    assert_eq!((own.step(), phase(&region)), (Step::Open, Some(Phase::ENDED)));
+    assert!(!own.end_sending(), "it was said");
+    assert!(own.take(Step::Left));
+    let left = Phase::ENDED.then(Step::Left);
+    assert_eq!((own.step(), phase(&region)), (Step::Left, left));
+    assert!(!own.take(Step::Closed) && !own.end_sending());
+    assert_eq!((own.step(), phase(&region)), (Step::Left, left));
+    assert!(own.take(Step::Exposed));
+    assert_eq!(
+        (own.step(), phase(&region)),
+        (Step::Exposed, Some(Phase::EXPOSED))
+    );
+}
