@@ -265,6 +265,7 @@ fn a_publisher_that_sleeps_says_so_and_makes_the_barrier_for_a_reader_without_fe
             sleeper.unpark();
             assert!(!waker.must_ring(), "it is awake");
             let awake = own.get(layout::WRITER_PARKED);
+            assert_eq!(awake % 2, 0);
             sleeper.unpark();
             assert_eq!(own.get(layout::WRITER_PARKED), awake, "nothing is said twice");
             own.barriers();
