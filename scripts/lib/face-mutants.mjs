@@ -10,11 +10,13 @@ const STRYKER = '@stryker-mutator/core@9.6.1'
 
 /** The tests that are about a file: those that are quick, and look at what it promises. */
 const TESTS = {
+  'block.ts': ['block'],
   'codec.ts': ['codec', 'typed'],
   'duplex.ts': ['duplex'],
   'errors.ts': ['errors', 'codec'],
   'options.ts': ['options'],
   'port.ts': ['port'],
+  'printable.ts': ['printable'],
   'sockets.ts': ['sockets'],
   'tokens.ts': ['tokens'],
   'web.ts': ['web'],

@@ -1,0 +1,67 @@
+// Memory that several messages share: who is handed one message must never be shown another's bytes.
+
+import test from 'ava'
+
+interface Block {
+  readonly size: number
+  readonly least: number
+  readonly most: number
+  memory: Buffer
+  words: Uint32Array
+  whole: ArrayBuffer
+  used: number
+  makeRoom(length: number): void
+}
+
+interface Insides {
+  Block: { short(): Block; long(): Block }
+  OWN: number
+  recordSize(length: number): number
+}
+
+/** What the package does not export. */
+const { Block, OWN, recordSize } = (await import(new URL('../../dist/esm/block.js', import.meta.url).href)) as Insides
+
+test('a record is as long as its head and its message, in steps of 8 bytes', (t) => {
+  const head = recordSize(0)
+  t.true(head > 0)
+  for (const [length, size] of [
+    [1, 8],
+    [7, 8],
+    [8, 8],
+    [9, 16],
+    [4095, 4096],
+    [4096, 4096],
+    [4097, 4104],
+  ] as const)
+    t.is(recordSize(length) - head, size, String(length))
+})
+
+test('short messages and longer ones have blocks of their own, and no length falls between', (t) => {
+  const [short, long] = [Block.short(), Block.long()]
+  t.is(short.least, 0)
+  t.is(long.least, short.most + 1)
+  t.is(long.most, OWN)
+  t.is(short.size, 8192)
+  t.is(long.size, 8 * recordSize(OWN))
+})
+
+test('a block has memory once it is asked for room, and other memory once that is used up', (t) => {
+  const block = Block.short()
+  t.is(block.memory.length, 0)
+  block.makeRoom(0)
+  const first = block.memory
+  t.is(first.length, block.size)
+  t.is(block.memory.buffer, block.whole)
+  t.is(block.words.buffer, block.whole)
+
+  block.used = block.size - recordSize(100)
+  block.makeRoom(100)
+  t.is(block.memory, first, 'it has just enough')
+  t.is(block.used, block.size - recordSize(100))
+  block.used += 8
+  block.makeRoom(100)
+  t.not(block.whole, first.buffer, 'another')
+  t.is(block.used, 0)
+  t.is(block.memory.length, block.size)
+})

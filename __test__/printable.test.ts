@@ -1,0 +1,29 @@
+// What another process has named, as a terminal is shown it.
+
+import test from 'ava'
+
+interface Insides {
+  printable(text: string): string
+}
+
+/** What the package does not export. */
+const { printable } = (await import(new URL('../../dist/esm/printable.js', import.meta.url).href)) as Insides
+
+test('what moves the cursor, turns the direction or begins a line is shown by its number, and every letter as it is', (t) => {
+  for (const text of ['', '/usr/bin/node', 'grüße  日本語 🦀 e\u0301 \u00a0', '\\u{1b}', '@a-b_c.d~e'])
+    t.is(printable(text), text)
+  const shown: [string, string][] = [
+    ['\u001b[2J', '\\u{1b}[2J'],
+    ['a\r\nb', 'a\\u{d}\\u{a}b'],
+    ['\0', '\\u{0}'],
+    ['\u007f', '\\u{7f}'],
+    ['\u009b1m', '\\u{9b}1m'],
+    ['\u202egpj.exe', '\\u{202e}gpj.exe'],
+    ['\u200b', '\\u{200b}'],
+    ['\u2028\u2029', '\\u{2028}\\u{2029}'],
+    ['half \ud83e', 'half \\u{d83e}'],
+    // Outside of the first plane: a tag, of which a name may hold a whole sentence.
+    ['\u{e0041}', '\\u{e0041}'],
+  ]
+  for (const [text, expected] of shown) t.is(printable(text), expected, JSON.stringify(text))
+})
