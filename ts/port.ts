@@ -108,7 +108,12 @@ export function toPort(channel: Channel, codec: Codec<unknown> = structured()): 
 class Port implements MessagePortLike {
   readonly channel: Channel
   readonly #codec: Codec<unknown>
-  readonly #entries: Record<PortEvent, Entry[]> = { message: [], messageerror: [], close: [] }
+  /** Without what every object has: `toString` is no event. */
+  readonly #entries = Object.assign(Object.create(null) as object, {
+    message: [],
+    messageerror: [],
+    close: [],
+  }) as Record<PortEvent, Entry[]>
   readonly #handlers: Record<Handler, PortListener | null> = { onmessage: null, onmessageerror: null, onclose: null }
   /** The messages that come, while it is started. */
   #messages: AsyncIterator<Buffer, undefined> | null = null
@@ -178,9 +183,8 @@ class Port implements MessagePortLike {
   }
 
   removeAllListeners(event?: PortEvent): this {
-    for (const name of event === undefined ? (Object.keys(this.#entries) as PortEvent[]) : [event]) {
-      if (name in this.#entries) this.#remove(name, () => true)
-    }
+    for (const name of event === undefined ? (Object.keys(this.#entries) as PortEvent[]) : [event])
+      this.#remove(name, () => true)
     return this
   }
 

@@ -15,7 +15,7 @@ const TESTS = {
   'duplex.ts': ['duplex'],
   'errors.ts': ['errors', 'codec'],
   'options.ts': ['options'],
-  'port.ts': ['port'],
+  'port.ts': ['port-events'],
   'printable.ts': ['printable'],
   'sockets.ts': ['sockets'],
   'tokens.ts': ['tokens'],

@@ -1,0 +1,489 @@
+// A port by itself: its listeners, its state and what it asks of its channel. port.test.ts has one with a peer.
+
+import { once } from 'node:events'
+
+import test from 'ava'
+import { Channel, json, RingfenceError, toPort, type MessagePortLike } from 'ringfence'
+
+import { isPending, soon } from './support/until.js'
+
+type Next = IteratorResult<Buffer, undefined>
+
+/** What a port sees of a channel. */
+class Told {
+  readonly asked: string[] = []
+  readonly sent: unknown[] = []
+  maxMessageSize = 1000
+  bufferedAmount = 0
+  readableEnded = false
+  /** What the next sends reject with. */
+  refusal: Error | undefined
+  readonly closed: Promise<string>
+  end!: () => void
+  #calls: { resolve(next: Next): void; reject(error: unknown): void }[] = []
+  #messages: (Buffer | Error | null)[] = []
+
+  constructor() {
+    this.closed = new Promise((resolve) => {
+      this.end = () => resolve('closed')
+    })
+  }
+
+  /** A message, an error of the loop, or null: its end. */
+  come(message: string | Error | null): void {
+    this.#messages.push(typeof message === 'string' ? Buffer.from(message) : message)
+    this.#serve()
+  }
+
+  #serve(): void {
+    while (this.#calls.length > 0 && this.#messages.length > 0) {
+      const { resolve, reject } = this.#calls.shift()!
+      const message = this.#messages.shift()!
+      if (message instanceof Error) reject(message)
+      else resolve(message === null ? { done: true, value: undefined } : { done: false, value: message })
+    }
+  }
+
+  /** A channel that says the same, for `toPort` takes no other. */
+  get channel(): Channel {
+    const note = (what: string) => void this.asked.push(what)
+    const properties = {
+      maxMessageSize: { get: () => this.maxMessageSize },
+      bufferedAmount: { get: () => this.bufferedAmount },
+      readableEnded: { get: () => this.readableEnded },
+      closed: { value: this.closed },
+      ref: { value: () => note('ref') },
+      unref: { value: () => note('unref') },
+      send: {
+        value: async (message: unknown) => {
+          this.sent.push(message)
+          if (this.refusal !== undefined) throw this.refusal
+        },
+      },
+      close: {
+        value: async (options: object) => {
+          note(`close ${JSON.stringify(options)}`)
+          this.end()
+        },
+      },
+      [Symbol.asyncIterator]: {
+        value: () => {
+          note('loop')
+          return {
+            next: () =>
+              new Promise<Next>((resolve, reject) => {
+                this.#calls.push({ resolve, reject })
+                this.#serve()
+              }),
+            return: async () => {
+              note('leave')
+              for (const { resolve } of this.#calls.splice(0)) resolve({ done: true, value: undefined })
+              return { done: true, value: undefined }
+            },
+          }
+        },
+      },
+    }
+    return Object.create(Channel.prototype, properties) as Channel
+  }
+}
+
+function portOf(): { told: Told; port: MessagePortLike; asked: () => string[] } {
+  const told = new Told()
+  const port = toPort(told.channel, json())
+  // What was asked since the last look.
+  return { told, port, asked: () => told.asked.splice(0) }
+}
+
+/** Whatever is due has run. */
+const turn = () => new Promise((resolve) => setImmediate(resolve))
+
+const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
+
+test('it is started, and keeps the process alive, from the first listener of messages to the last', async (t) => {
+  const { port, asked } = portOf()
+  t.deepEqual(asked(), ['unref'], 'without one it keeps no process alive')
+  t.false(port.hasRef())
+  const [one, two] = [() => {}, () => {}]
+  for (const event of ['close', 'messageerror'] as const) {
+    port.on(event, one)
+    port.off(event, one)
+  }
+  t.deepEqual(asked(), [])
+  port.on('message', one)
+  t.deepEqual(asked(), ['ref', 'loop'])
+  t.true(port.hasRef())
+  port.on('message', two)
+  port.off('message', one)
+  port.off('message', one)
+  port.off('close', two)
+  await turn()
+  t.deepEqual(asked(), [])
+  port.off('message', two)
+  t.deepEqual(asked(), ['unref', 'leave'])
+  t.false(port.hasRef())
+  port.off('message', two)
+  t.deepEqual(asked(), [], 'of no listener none is removed')
+  port.on('message', two)
+  t.deepEqual(asked(), ['ref', 'loop'])
+  port.unref()
+  t.false(port.hasRef())
+  port.ref()
+  t.true(port.hasRef())
+  t.deepEqual(asked(), ['unref', 'ref'])
+})
+
+test('start takes messages without a listener, and once', async (t) => {
+  const { port, told, asked } = portOf()
+  asked()
+  port.start()
+  port.start()
+  t.deepEqual(asked(), ['loop'])
+  told.come('"nobody hears it"')
+  await turn()
+  const found: unknown[] = []
+  port.on('message', (value) => found.push(value))
+  told.come('1')
+  await turn()
+  t.deepEqual(found, [1])
+  t.deepEqual(asked(), ['ref'])
+  port.close()
+  asked()
+  port.start()
+  t.deepEqual(asked(), [])
+})
+
+test('the caller may add listeners before the first message is told', async (t) => {
+  const { port, told } = portOf()
+  told.come('1')
+  const found: unknown[] = []
+  port.on('message', (value) => found.push(['first', value]))
+  port.on('message', (value) => found.push(['second', value]))
+  await turn()
+  t.deepEqual(found, [
+    ['first', 1],
+    ['second', 1],
+  ])
+})
+
+test('listeners are counted, and removed by the way that they came', (t) => {
+  const { port } = portOf()
+  const counts = () => (['message', 'messageerror', 'close'] as const).map((event) => port.listenerCount(event))
+  const listener = () => {}
+  t.deepEqual(counts(), [0, 0, 0])
+  t.is(port.addListener('message', listener), port)
+  port.addEventListener('message', listener)
+  port.addEventListener('message', listener)
+  t.deepEqual(counts(), [2, 0, 0], 'an event listener once')
+  t.is(port.removeListener('message', listener), port)
+  t.deepEqual(counts(), [1, 0, 0], 'the event listener is left')
+  port.off('message', listener)
+  t.deepEqual(counts(), [1, 0, 0])
+  port.on('message', listener)
+  port.removeEventListener('message', listener)
+  t.deepEqual(counts(), [1, 0, 0], 'the other one is left')
+  port.on('message', () => {})
+  port.off('message', listener)
+  t.deepEqual(counts(), [1, 0, 0], 'another listener is left')
+  port.on('close', listener).on('messageerror', listener)
+  t.is(port.removeAllListeners('message'), port)
+  t.deepEqual(counts(), [0, 1, 1])
+  port.on('message', listener)
+  port.removeAllListeners()
+  t.deepEqual(counts(), [0, 0, 0])
+})
+
+test('an event that never comes has no listeners, and no name of an object’s own is one', (t) => {
+  const { port } = portOf()
+  for (const event of ['other', '__proto__', 'constructor', 'toString'] as unknown as 'message'[]) {
+    t.is(
+      port.on(event, () => {}),
+      port,
+    )
+    t.is(
+      port.off(event, () => {}),
+      port,
+    )
+    t.is(port.removeAllListeners(event), port)
+    t.is(port.listenerCount(event), 0)
+  }
+  port.addEventListener('other', () => {})
+  port.removeEventListener('other', () => {})
+  t.is(port.listenerCount('other' as 'message'), 0)
+})
+
+test('a listener is a function, or for an event an object that handles it', (t) => {
+  const { port } = portOf()
+  const wrong = { ...invalid, message: /^a listener must be a function/ }
+  for (const value of [undefined, null, 5, 'listener', {}])
+    t.throws(() => port.on('message', value as never), wrong, String(value))
+  for (const value of [undefined, 5, 'listener'])
+    t.throws(() => port.addEventListener('message', value as never), wrong, String(value))
+  t.notThrows(() => port.addEventListener('message', null))
+  t.is(port.listenerCount('message'), 0)
+  t.notThrows(() => port.addEventListener('message', { handleEvent() {} }))
+  t.is(port.listenerCount('message'), 1)
+})
+
+test('a handler is a listener in the place of the one before', async (t) => {
+  for (const [name, event] of [
+    ['onmessage', 'message'],
+    ['onmessageerror', 'messageerror'],
+    ['onclose', 'close'],
+  ] as const) {
+    const { port } = portOf()
+    t.is(port[name] as unknown, null)
+    const [first, second] = [() => {}, () => {}]
+    port[name] = first
+    t.is(port[name], first)
+    port[name] = second
+    t.is(port[name], second as never)
+    t.is(port.listenerCount(event), 1)
+    port[name] = second
+    t.is(port.listenerCount(event), 1)
+    // The same function by both ways is two listeners.
+    port.addEventListener(event, first)
+    port[name] = first
+    t.is(port.listenerCount(event), 2)
+    port[name] = null as never
+    t.is(port.listenerCount(event), 1)
+    t.is(port[name] as unknown, null)
+    port[name] = 5 as never
+    t.is(port[name] as unknown, null)
+    t.is(port.listenerCount(event), 1)
+  }
+})
+
+test('each listener is called as it asks to be', async (t) => {
+  const { port, told } = portOf()
+  const found: [string, unknown][] = []
+  const events = new Set<Event>()
+  port.on('message', function (this: unknown, value) {
+    found.push(['on', value])
+    t.is(this, port)
+  })
+  port.once('message', (value) => found.push(['once', value]))
+  port.addEventListener('message', function (this: unknown, event: MessageEvent) {
+    found.push(['event', event.data])
+    events.add(event)
+    t.is(this, port)
+    t.is(event.type, 'message')
+    for (const key of ['target', 'currentTarget', 'srcElement'] as const) t.is(event[key] as unknown, port)
+  })
+  const object = {
+    handleEvent(this: unknown, event: MessageEvent) {
+      found.push(['object', event.data])
+      events.add(event)
+      t.is(this, object)
+    },
+  }
+  port.addEventListener('message', object)
+  port.addEventListener('message', (event: MessageEvent) => found.push(['event once', event.data]), { once: true })
+  port.addEventListener('message', (event: MessageEvent) => found.push(['capture', event.data]), true)
+  port.addEventListener('message', (event: MessageEvent) => found.push(['null', event.data]), null as never)
+  for (const value of ['1', '2']) told.come(value)
+  await turn()
+  const first = ['on', 'once', 'event', 'object', 'event once', 'capture', 'null'].map((kind) => [kind, 1])
+  const second = ['on', 'event', 'object', 'capture', 'null'].map((kind) => [kind, 2])
+  t.deepEqual(found, [...first, ...second] as typeof found)
+  t.is(events.size, 2, 'one event a message')
+})
+
+test('a listener that removes another, or adds one, changes nothing for the message that is being told', async (t) => {
+  const { port, told } = portOf()
+  const found: string[] = []
+  const second = () => found.push('second')
+  port.once('message', () => {
+    port.off('message', second)
+    port.on('message', () => found.push('third'))
+  })
+  port.on('message', second)
+  told.come('1')
+  await turn()
+  t.deepEqual(found, ['second'])
+  told.come('2')
+  await turn()
+  t.deepEqual(found, ['second', 'third'])
+})
+
+test('a signal removes an event listener, and one that was aborted before adds none', (t) => {
+  const { port } = portOf()
+  const controller = new AbortController()
+  const { signal } = controller
+  port.addEventListener('message', () => {}, { signal })
+  port.addEventListener('close', () => {}, { signal })
+  port.on('message', () => {})
+  t.is(port.listenerCount('message'), 2)
+  controller.abort()
+  t.is(port.listenerCount('message'), 1)
+  t.is(port.listenerCount('close'), 0)
+  port.addEventListener('close', () => {}, { signal })
+  t.is(port.listenerCount('close'), 0)
+})
+
+test('what is posted is sent, with no list or an empty one', async (t) => {
+  const { port, told } = portOf()
+  for (const list of [undefined, null, [], {}, { transfer: undefined }, { transfer: null }, { transfer: [] }])
+    port.postMessage(1, list as never)
+  t.deepEqual(told.sent, Array(7).fill('1'))
+  for (const list of [[new ArrayBuffer(8)], { transfer: [new ArrayBuffer(8)] }])
+    t.throws(() => port.postMessage(1, list), { ...invalid, message: /cannot be transferred/ })
+  t.is(told.sent.length, 7)
+})
+
+test('what is too long for the peer, and too much for the memory, is thrown at once', (t) => {
+  const { told } = portOf()
+  const raw = toPort(told.channel, { encode: (value) => value as string | Uint8Array, decode: (bytes) => bytes })
+  for (const message of ['x'.repeat(1000), 'ü'.repeat(500), new Uint8Array(1000), new Float64Array(125)])
+    raw.postMessage(message)
+  t.is(told.sent.length, 4)
+  const tooLarge = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE', message: /100[0-9] bytes/ }
+  for (const message of ['x'.repeat(1001), 'ü'.repeat(501), new Uint8Array(1001), new Float64Array(126)])
+    t.throws(() => raw.postMessage(message), tooLarge)
+  told.bufferedAmount = 256 * 1024 * 1024
+  raw.postMessage('x')
+  t.is(told.sent.length, 5)
+  told.bufferedAmount += 1
+  t.throws(() => raw.postMessage('x'), { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_NO_SPACE' })
+  t.is(told.sent.length, 5)
+})
+
+test('a send that fails is told by messageerror, but for what the end of the channel tells', async (t) => {
+  const { port, told } = portOf()
+  const found: unknown[] = []
+  port.on('messageerror', (error) => found.push(error))
+  for (const name of ['CLOSED', 'PEER_LOST', 'OBJECT_EXPOSED', 'RING_CORRUPT'] as const) {
+    told.refusal = new RingfenceError(name, 'told by close')
+    port.postMessage(1)
+  }
+  await turn()
+  t.deepEqual(found, [])
+  told.refusal = new RingfenceError('INVALID_ARGUMENT', 'a reservation is open')
+  port.postMessage(1)
+  await turn()
+  t.deepEqual(found, [told.refusal])
+})
+
+test('what cannot be decoded is a messageerror, and the next message comes', async (t) => {
+  const { port, told } = portOf()
+  const found: unknown[] = []
+  port.on('messageerror', (error: RingfenceError) => found.push(error.code))
+  port.addEventListener('messageerror', (event: MessageEvent) => {
+    found.push(event.type, (event.data as RingfenceError).code)
+  })
+  port.on('message', (value) => found.push(value))
+  told.come('{')
+  told.come('2')
+  await turn()
+  t.deepEqual(found, ['ERR_RINGFENCE_MALFORMED', 'messageerror', 'ERR_RINGFENCE_MALFORMED', 2])
+})
+
+test('a message that there was no memory for is tried again; after another failure the port waits for the end', async (t) => {
+  const { port, told } = portOf()
+  const found: unknown[] = []
+  port.on('messageerror', (error: RingfenceError) => found.push(error.code))
+  port.on('message', (value) => found.push(value))
+  port.on('close', () => found.push('close'))
+  told.come(new RingfenceError('NO_SPACE', 'no memory'))
+  told.come('1')
+  await soon(once(port as never, 'message'), 'the message')
+  told.come(new RingfenceError('INVALID_ARGUMENT', 'another reads'))
+  told.come('2')
+  await turn()
+  t.deepEqual(found, ['ERR_RINGFENCE_NO_SPACE', 1, 'ERR_RINGFENCE_INVALID_ARGUMENT'])
+  told.end()
+  await turn()
+  t.deepEqual(found.at(-1), 'close')
+})
+
+test('close lets what was posted go first, and is told once', async (t) => {
+  const { port, told, asked } = portOf()
+  const found: unknown[] = []
+  port.on('message', (value) => found.push(value))
+  port.on('close', (value) => found.push(['close', value]))
+  port.onclose = (event) => found.push([event.type, 'data' in event])
+  asked()
+  port.close()
+  port.close()
+  t.deepEqual(asked(), ['leave', 'close {"linger":5000}'])
+  port.postMessage(1)
+  t.throws(() => port.postMessage(1, [new ArrayBuffer(8)]), invalid)
+  t.deepEqual(told.sent, [], 'nothing is sent from then on')
+  t.deepEqual(found, [], 'not within the call')
+  await turn()
+  t.deepEqual(found, [
+    ['close', undefined],
+    ['close', false],
+  ])
+  told.come('1')
+  told.end()
+  port.close()
+  await turn()
+  t.is(found.length, 2)
+})
+
+test('the end of what the peer sends closes the channel, and then comes close', async (t) => {
+  const { port, told, asked } = portOf()
+  const found: unknown[] = []
+  port.on('message', (value) => found.push(value))
+  port.on('close', () => found.push('close'))
+  asked()
+  told.come('1')
+  told.come(null)
+  await turn()
+  t.deepEqual(asked()[0], 'close {"linger":5000}')
+  t.deepEqual(found, [1, 'close'])
+  port.postMessage(1)
+  t.deepEqual(told.sent, [])
+})
+
+test('a channel that has ended ends a port that was not started, once nothing is left to be told', async (t) => {
+  for (const readableEnded of [true, false]) {
+    const { port, told } = portOf()
+    told.readableEnded = readableEnded
+    const found: unknown[] = []
+    port.on('close', () => found.push('close'))
+    told.end()
+    await turn()
+    t.deepEqual(found, readableEnded ? ['close'] : [], `everything was read: ${readableEnded}`)
+    if (readableEnded) continue
+    port.on('message', (value) => found.push(value))
+    told.come('1')
+    told.come(null)
+    await turn()
+    t.deepEqual(found, [1, 'close'])
+  }
+})
+
+test('a port that is started tells the end of its channel after what has come', async (t) => {
+  const { port, told } = portOf()
+  told.readableEnded = true
+  const found: unknown[] = []
+  port.on('message', (value) => found.push(value))
+  port.on('close', () => found.push('close'))
+  await turn()
+  told.end()
+  await turn()
+  t.deepEqual(found, [], 'what has come was not told yet')
+  told.come('1')
+  told.come(null)
+  await turn()
+  t.deepEqual(found, [1, 'close'])
+})
+
+test('one that was stopped tells nothing that comes meanwhile', async (t) => {
+  const { port, told } = portOf()
+  const found: unknown[] = []
+  const listener = (value: unknown) => found.push(value)
+  port.on('message', listener)
+  port.on('close', () => found.push('close'))
+  await turn()
+  port.off('message', listener)
+  told.come('1')
+  await turn()
+  t.true(await isPending(told.closed), 'leaving the loop is no end')
+  t.deepEqual(found, [])
+  port.on('message', listener)
+  await turn()
+  t.deepEqual(found, [1])
+})
