@@ -12,7 +12,7 @@ const STRYKER = '@stryker-mutator/core@9.6.1'
 const TESTS = {
   'block.ts': ['block'],
   'codec.ts': ['codec', 'typed'],
-  'duplex.ts': ['duplex'],
+  'duplex.ts': ['duplex-ends'],
   'errors.ts': ['errors', 'codec'],
   'options.ts': ['options'],
   'port.ts': ['port-events'],
