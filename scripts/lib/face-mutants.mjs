@@ -10,6 +10,7 @@ const STRYKER = '@stryker-mutator/core@9.6.1'
 
 /** The tests that are about a file: those that are quick, and look at what it promises. */
 const TESTS = {
+  'authorize.ts': ['authorizer'],
   'block.ts': ['block'],
   'codec.ts': ['codec', 'typed'],
   'duplex.ts': ['duplex-ends'],
