@@ -208,7 +208,8 @@ test('an event that never comes has no listeners, and no name of an object’s o
     t.is(port.listenerCount(event), 0)
   }
   port.addEventListener('other', () => {})
-  port.removeEventListener('other', () => {})
+  const listener = () => {}
+  port.removeEventListener('other', listener)
   t.is(port.listenerCount('other' as 'message'), 0)
 })
 
