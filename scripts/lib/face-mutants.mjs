@@ -12,9 +12,9 @@ const STRYKER = '@stryker-mutator/core@9.6.1'
 const TESTS = {
   'authorize.ts': ['authorizer'],
   'block.ts': ['block'],
-  'codec.ts': ['codec', 'typed'],
+  'codec.ts': ['codec-values'],
   'duplex.ts': ['duplex-ends'],
-  'errors.ts': ['errors', 'codec'],
+  'errors.ts': ['errors'],
   'options.ts': ['options'],
   'port.ts': ['port-events'],
   'printable.ts': ['printable'],

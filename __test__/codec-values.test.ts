@@ -1,0 +1,143 @@
+// Codecs by themselves: bytes of a value, and the value of bytes. codec.test.ts has them on channels.
+
+import v8 from 'node:v8'
+
+import test from 'ava'
+import { json, RingfenceError, structured, type Codec } from 'ringfence'
+
+interface Insides {
+  borrows(codec: object, options: { borrow?: boolean }): boolean
+  encodeWith(codec: object, value: unknown): Uint8Array | string
+  decodeWith(codec: object, bytes: Buffer): unknown
+  checkCodec(codec: unknown): void
+}
+
+/** What the package does not export. */
+const { borrows, encodeWith, decodeWith, checkCodec } = (await import(
+  new URL('../../dist/esm/codec.js', import.meta.url).href
+)) as Insides
+
+const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
+const malformed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_MALFORMED' } as const
+
+test('JSON is read as UTF-8 to the byte', (t) => {
+  const codec = json()
+  for (const value of [null, false, 0, '', 'ascii', 'grüße 日本語 🦀', { a: [1] }]) {
+    const text = codec.encode(value)
+    t.is(text, JSON.stringify(value))
+    t.deepEqual(codec.decode(Buffer.from(text)), value)
+  }
+  for (const bytes of [
+    Buffer.from([0x22, 0xff, 0x22]),
+    Buffer.from([0x22, 0xed, 0xa0, 0x80, 0x22]),
+    Buffer.from('{} {}'),
+  ])
+    t.throws(() => codec.decode(bytes), { instanceOf: SyntaxError })
+  t.throws(() => codec.decode(Buffer.from([0x22, 0xff, 0x22])), { message: 'the bytes are no UTF-8' })
+})
+
+/** The number 1 in this version of the engine's format. */
+const inVersion = (...version: number[]) => Buffer.from([0xff, ...version, 0x49, 2])
+
+test('of the engine’s own format those versions are read that it writes, and nothing else', (t) => {
+  const codec = structured()
+  for (const version of [13, 14, 15]) t.is(codec.decode(inVersion(version)), 1)
+  const wrong = { instanceOf: SyntaxError, message: 'the bytes do not begin as those of v8.serialize do' }
+  for (const bytes of [
+    Buffer.alloc(0),
+    Buffer.from([0xff]),
+    Buffer.from([0xfe, 15, 0x49, 2]),
+    Buffer.from([0x49, 2]),
+    inVersion(0),
+    inVersion(12),
+    // A version of two bytes, which the engine would read as one of one byte.
+    inVersion(0x80, 0),
+    inVersion(0x8f, 0),
+    inVersion(0xff, 0),
+  ])
+    t.throws(() => codec.decode(bytes), wrong, bytes.toString('hex'))
+  t.throws(() => codec.decode(inVersion(0x7f)), { message: /version/ })
+})
+
+test('what follows the value is told, wherever the bytes lie in their memory', (t) => {
+  const whole = v8.serialize({ a: 1 })
+  for (const before of [0, 5]) {
+    const memory = Buffer.concat([Buffer.alloc(before), whole, Buffer.alloc(3)])
+    const at = (length: number) => memory.subarray(before, before + length)
+    t.deepEqual(structured().decode(at(whole.length)), { a: 1 })
+    const error = { instanceOf: SyntaxError, message: '3 bytes follow the value' }
+    t.throws(() => structured().decode(at(whole.length + 3)), error)
+  }
+})
+
+test('typed arrays are the receiver’s own, and show what was sent and nothing beside', (t) => {
+  const value = [
+    Buffer.from('bytes'),
+    Uint8Array.from([1, 2, 3]),
+    Uint16Array.from([1, 2, 3]),
+    Float64Array.from([0.5]),
+    new DataView(Uint8Array.from([1, 2, 3]).buffer, 1, 2),
+    new Uint8Array(0),
+  ]
+  const bytes = v8.serialize(value)
+  const found = structured<Uint8Array[]>().decode(Buffer.from(bytes))
+  t.deepEqual(found as unknown[], value)
+  for (const [index, { buffer, byteOffset, byteLength }] of found.entries()) {
+    t.is(byteOffset, 0, String(index))
+    t.is(buffer.byteLength, byteLength, String(index))
+  }
+  t.true(Buffer.isBuffer(found[0]))
+  t.false(Buffer.isBuffer(found[1]))
+})
+
+const throws = (thrown: unknown) => () => {
+  throw thrown
+}
+
+test('what a codec makes is bytes or a string, else the value cannot be sent', (t) => {
+  const made = (message: unknown): object => ({ encode: () => message, decode: () => 0 })
+  for (const message of ['', 'text', new Uint8Array(0), new Float64Array(1), new DataView(new ArrayBuffer(1))])
+    t.is(encodeWith(made(message), 1), message as string)
+  for (const message of [undefined, null, 5, {}, [], new ArrayBuffer(1)]) {
+    const error = t.throws(() => encodeWith(made(message), 'value'), {
+      ...invalid,
+      message: /nothing that can be sent: "value"/,
+    })
+    t.true(error?.cause instanceof TypeError)
+    t.regex((error?.cause as Error).message, /^a message is bytes or a string, and not /)
+  }
+  for (const [thrown, told] of [
+    [new RangeError('no'), 'no'],
+    ['no', '"no"'],
+    [undefined, 'undefined'],
+  ] as const) {
+    const error = t.throws(() => encodeWith({ encode: throws(thrown), decode: () => 0 }, 1), invalid)
+    t.is(error?.message, `the value cannot be encoded: ${told}`)
+    t.is(error?.cause, thrown)
+  }
+})
+
+test('what a codec cannot decode is told with a copy of the bytes', (t) => {
+  t.is(decodeWith({ decode: (bytes: Buffer) => bytes.length }, Buffer.from('four')), 4)
+  for (const [thrown, told] of [
+    [new RangeError('no'), 'no'],
+    ['no', '"no"'],
+  ] as const) {
+    const bytes = Buffer.from('four')
+    const error = t.throws(() => decodeWith({ decode: throws(thrown) }, bytes), malformed) as RingfenceError
+    t.is(error.message, `the peer has sent 4 bytes that cannot be decoded: ${told}`)
+    t.is(error.cause, thrown)
+    bytes.fill(0)
+    t.is(String(error.bytes), 'four', 'the memory may be used again')
+  }
+})
+
+test('a codec has two functions, and borrows where it says so or keeps nothing', (t) => {
+  const own: Codec<number> = { encode: () => '', decode: () => 0 }
+  for (const codec of [own, json(), structured()]) t.notThrows(() => checkCodec(codec))
+  for (const wrong of [undefined, null, 5, 'json', {}, { encode() {} }, { decode() {} }, { encode: 1, decode() {} }])
+    t.throws(() => checkCodec(wrong), { ...invalid, message: /^a codec has the functions encode and decode/ })
+  t.false(borrows(own, {}))
+  t.false(borrows(own, { borrow: false }))
+  t.true(borrows(own, { borrow: true }))
+})
