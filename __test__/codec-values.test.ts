@@ -103,8 +103,8 @@ test('what a codec makes is bytes or a string, else the value cannot be sent', (
       ...invalid,
       message: /nothing that can be sent: "value"/,
     })
-    t.true(error?.cause instanceof TypeError)
-    t.regex((error?.cause as Error).message, /^a message is bytes or a string, and not /)
+    t.true(error!.cause instanceof TypeError)
+    t.regex((error!.cause as Error).message, /^a message is bytes or a string, and not /)
   }
   for (const [thrown, told] of [
     [new RangeError('no'), 'no'],
