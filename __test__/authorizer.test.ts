@@ -113,10 +113,15 @@ test('what the callback throws lets none in, whatever it is, and is the cause', 
 })
 
 test('an answer that comes before the handshake is there, or after it is over, is no error', async (t) => {
-  for (const authorize of [() => true, () => 5, () => Promise.reject(new Error('no'))]) {
+  for (const [authorize, hasCause] of [
+    [() => true, false],
+    [() => 5, true],
+    [() => Promise.reject(new Error('no')), true],
+  ] as const) {
     const authorizer = Authorizer.of({ authorize })!
     t.notThrows(() => authorizer.ask(0, identity))
     await new Promise((resolve) => setImmediate(resolve))
+    t.is(authorizer.causeOf({ question: 0 }) !== undefined, hasCause)
   }
 })
 

@@ -42,6 +42,7 @@ test('short messages and longer ones have blocks of their own, and no length fal
   t.is(short.least, 0)
   t.is(long.least, short.most + 1)
   t.is(long.most, OWN)
+  t.is(OWN, 4096, 'from there on a message has memory of its own')
   t.is(short.size, 8192)
   t.is(long.size, 8 * recordSize(OWN))
 })

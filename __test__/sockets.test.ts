@@ -110,12 +110,25 @@ test('the addresses of a process are those at which it listens, each once', asyn
   t.deepEqual(addressesOf(process.pid, new Map([[own, address]])), [address])
   t.deepEqual(addressesOf(process.pid, new Map([['socket:[0]', address]])), [])
 
-  const other = spawn('cat', { stdio: ['pipe', 'ignore', 'ignore'] })
-  await once(other, 'spawn')
-  t.deepEqual(addressesOf(other.pid!, listening), [])
-  other.stdin.end()
+  // A process that was handed the socket, once it does what it is to do.
+  const handed = async (...command: string[]) => {
+    const { fd } = (server as unknown as { _handle: { fd: number } })._handle
+    const process = spawn(command[0]!, [...command.slice(1), 'cat'], { stdio: ['pipe', 'pipe', 'ignore', fd] })
+    t.teardown(() => process.kill('SIGKILL'))
+    process.stdin!.write('here')
+    const isHere = once(process.stdout!, 'data').then(() => process)
+    return Promise.race([isHere, once(process, 'exit').then(() => null)])
+  }
+  const other = (await handed('env'))!
+  t.deepEqual(addressesOf(other.pid!, listening), [address])
+  t.deepEqual(addressesOf(other.pid!, new Map()), [])
+  other.kill()
   await once(other, 'exit')
   t.throws(() => addressesOf(other.pid!, listening), { code: 'ENOENT' })
+
+  // To make a network takes a privilege.
+  const elsewhere = await handed('unshare', '--net')
+  if (elsewhere !== null) t.deepEqual(addressesOf(elsewhere.pid!, listening), [], 'its network has sockets of its own')
 })
 
 test('what this process lacks to look is NO_SPACE; what it may not see is for the caller', (t) => {

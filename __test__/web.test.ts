@@ -162,12 +162,50 @@ test.serial('a pipe that is aborted by a signal closes the channel', async (t) =
   t.is(await partner.run((kit) => kit.channel.closed), 'closed')
 })
 
+test.serial('a writer that lets go ends this side where the readable has ended, and not before', async (t) => {
+  const { channel, partner } = await pair(t)
+  const { readable, writable } = toWeb(channel)
+  const write = async (chunk: string) => {
+    const writer = writable.getWriter()
+    const written = writer.write(chunk)
+    writer.releaseLock()
+    await written
+  }
+  await write('one')
+  // Whatever is due here has run by then.
+  await partner.run(async (kit) => kit.channel.send((await kit.channel.receive())!))
+  const reader = readable.getReader()
+  t.is(String(Buffer.from((await reader.read()).value!)), 'one')
+  const holds = writable.getWriter()
+  await partner.run((kit) => kit.channel.end())
+  t.true((await reader.read()).done)
+  holds.releaseLock()
+  await write('two')
+  t.deepEqual(await partner.run(async (kit) => [String(await kit.channel.receive()), await kit.channel.receive()]), [
+    'two',
+    null,
+  ])
+})
+
+test.serial('a message that another reader has taken is no chunk', async (t) => {
+  const { channel, partner } = await pair(t)
+  const reader = toWeb(channel).readable.getReader()
+  await partner.run((kit) => kit.channel.send('one'))
+  await channel.readable()
+  const read = reader.read()
+  t.is(String(channel.tryReceive()), 'one')
+  await partner.run((kit) => kit.channel.send('two'))
+  t.is(String(Buffer.from((await read).value!)), 'two')
+})
+
 test.serial('what is no channel is INVALID_ARGUMENT; a reader that asks for nothing takes nothing', async (t) => {
   const { channel, partner } = await pair(t)
   for (const value of [undefined, null, {}, 5])
     t.throws(() => toWeb(value as unknown as Channel), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
   await partner.run((kit) => kit.channel.send('for receive'))
   toWeb(channel)
+  // Whatever is due here has run by then.
+  await partner.run(() => {})
   t.is(String(await channel.receive()), 'for receive')
   await partner.run((kit) => kit.channel.end())
   t.is(await text(toWeb(channel).readable as never), '')

@@ -63,7 +63,7 @@ export function toWeb(channel: Channel): WebStreams {
       // A stream asks for its abort once the write, or the end, that is under way is over: one that waits for room would not be.
       // (Its signal is not among the types of Node.)
       const { signal } = controller as typeof controller & { signal: AbortSignal }
-      signal.addEventListener('abort', () => void channel.close(), { once: true })
+      signal.addEventListener('abort', () => void channel.close())
     },
     async write(chunk) {
       await channel.send(chunk)

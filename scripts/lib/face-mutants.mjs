@@ -14,7 +14,7 @@ const TESTS = {
   'block.ts': ['block'],
   'codec.ts': ['codec-values'],
   'duplex.ts': ['duplex-ends'],
-  'errors.ts': ['errors'],
+  'errors.ts': ['errors', 'options'],
   'options.ts': ['options'],
   'port.ts': ['port-events'],
   'printable.ts': ['printable'],
