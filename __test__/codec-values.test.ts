@@ -80,6 +80,7 @@ test('typed arrays are the receiver’s own, and show what was sent and nothing 
     new Uint8Array(0),
   ]
   const bytes = v8.serialize(value)
+  t.deepEqual(structured().encode(value), bytes)
   const found = structured<Uint8Array[]>().decode(Buffer.from(bytes))
   t.deepEqual(found as unknown[], value)
   for (const [index, { buffer, byteOffset, byteLength }] of found.entries()) {
