@@ -8,6 +8,7 @@ import test from 'ava'
 import { RingfenceError } from 'ringfence'
 
 import { namedAddress } from './support/address.js'
+import { Partner } from './support/partner.js'
 
 interface Sockets {
   listeningIn(table: string): ReadonlyMap<string, string>
@@ -17,9 +18,8 @@ interface Sockets {
 }
 
 /** What the package does not export. */
-const { listeningIn, listeningSockets, addressesOf, failIfShort } = (await import(
-  new URL('../../dist/esm/sockets.js', import.meta.url).href
-)) as Sockets
+const module = new URL('../../dist/esm/sockets.js', import.meta.url).href
+const { listeningIn, listeningSockets, addressesOf, failIfShort } = (await import(module)) as Sockets
 
 const HEADER = 'Num       RefCount Protocol Flags    Type St Inode Path\n'
 const LISTENS = '00010000'
@@ -129,6 +129,28 @@ test('the addresses of a process are those at which it listens, each once', asyn
   // To make a network takes a privilege.
   const elsewhere = await handed('unshare', '--net')
   if (elsewhere !== null) t.deepEqual(addressesOf(elsewhere.pid!, listening), [], 'its network has sockets of its own')
+})
+
+test('a table that this process lacks a descriptor to read is no empty table', async (t) => {
+  const partner = await Partner.start(t, { through: ['sh', '-c', 'ulimit -n 64; exec "$@"', 'sh'] })
+  const told = await partner.run(async (kit, from) => {
+    const { openSync, closeSync } = kit.require('node:fs') as typeof import('node:fs')
+    const { listeningSockets: look } = (await import(from)) as Sockets
+    const open: number[] = []
+    try {
+      for (;;) open.push(openSync('/dev/null', 'r'))
+    } catch {
+      // There is none left.
+    }
+    try {
+      return String(look())
+    } catch (error) {
+      return (error as RingfenceError).code
+    } finally {
+      for (const fd of open) closeSync(fd)
+    }
+  }, module)
+  t.is(told, 'ERR_RINGFENCE_NO_SPACE')
 })
 
 test('what this process lacks to look is NO_SPACE; what it may not see is for the caller', (t) => {
