@@ -133,7 +133,7 @@ test('the addresses of a process are those at which it listens, each once', asyn
 
 test('a table that this process lacks a descriptor to read is no empty table', async (t) => {
   const partner = await Partner.start(t, { through: ['sh', '-c', 'ulimit -n 64; exec "$@"', 'sh'] })
-  const told = await partner.run(async (kit, from) => {
+  const code = await partner.run(async (kit, from) => {
     const { openSync, closeSync } = kit.require('node:fs') as typeof import('node:fs')
     const { listeningSockets: look } = (await import(from)) as Sockets
     const open: number[] = []
@@ -150,7 +150,7 @@ test('a table that this process lacks a descriptor to read is no empty table', a
       for (const fd of open) closeSync(fd)
     }
   }, module)
-  t.is(told, 'ERR_RINGFENCE_NO_SPACE')
+  t.is(code, 'ERR_RINGFENCE_NO_SPACE')
 })
 
 test('what this process lacks to look is NO_SPACE; what it may not see is for the caller', (t) => {
