@@ -18,7 +18,7 @@ use ringfence::{
 };
 
 use crate::{
-    subject::{DROPPED_GROUP, options, subscribing},
+    subject::{DROPPED_GROUP, options, subscribing, with_seats},
     talk::{Codes, Farewell, LIMIT, Outcome, Trouble, answer, publish_all, read_all, wrong},
 };
 
@@ -69,11 +69,13 @@ pub(crate) fn run(role: &str, address: &Address) -> Outcome<(u32, Codes)> {
             "agent of a group" => {
                 connect_in_group(address, &with(options())).and_then(|it| course.answers(it))
             }
-            "service" => serve(address, &with(options()), &course),
+            // A seat of a failed attempt that was kept would be missed by the next one.
+            "service" => serve(address, &with(with_seats(options(), 1)), &course),
             "member" => stay(address, &with(options()), &course),
             "publisher" | "publisher of two" => {
                 let wanted = if role == "publisher" { 1 } else { 2 };
-                let publisher = publish(address, &with(options().max_message_size(512)));
+                let options = with_seats(options().max_message_size(512), wanted);
+                let publisher = publish(address, &with(options));
                 publisher
                     .map_err(Trouble::from)
                     .and_then(|it| publishes(it, wanted, &course, &mut codes))

@@ -47,7 +47,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     some("pair, the guest", "pair", &["pair"], false),
     some("pair over shm, the host", "shm", &["shm"], true),
     some("pair over shm, the guest", "shm", &["shm"], false),
-    some("service", "service", &["agent"], true),
+    some("service", "service", &["agent", "agent"], true),
     some("agent", "agent", &["service"], false),
     some("member, first", "member", &["member"], true),
     some("member, second", "member", &["member"], false),

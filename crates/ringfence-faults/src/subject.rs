@@ -7,13 +7,15 @@ use std::{
 };
 
 use ringfence::{
-    Address, Arrival, Backing, Change, Channel, Channels, Evidence, GoneReason, Options, Policy,
-    PublisherEvent, StartFrom, connect, from_parent, join, listen, member, publish, spawn, subscribe,
+    Address, Arrival, Backing, Change, Channel, Channels, Error, Evidence, GoneReason, Listener, Options,
+    Policy, Publisher, PublisherEvent, StartFrom, Subscriber, connect, from_parent, join, listen, member,
+    publish, spawn, subscribe,
 };
 
 use crate::{
     inject::{arm, disarm, forget, hits},
     talk::{Codes, LIMIT, Outcome, Trouble, publish_all, read_all, speak, wrong},
+    traces::{self, Traces},
 };
 
 /// What a subject has to tell.
@@ -104,21 +106,76 @@ fn converse(channel: Channel, codes: &mut Codes, evidence: &mut Vec<Evidence>) -
     speak(channel, b"bye", codes)
 }
 
+/// Options with so many seats, of which one process may have one. A seat that is not given back is missed by whose it was.
+pub(crate) fn with_seats(options: Options, count: usize) -> Options {
+    options.max_peers(count).max_peers_per_process(1)
+}
+
+/// Has all seats taken at a time, and once more after those channels have ended: one that was kept would be missing.
 fn serve(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
-    let listener = listen(address, &options().wait(true))?;
-    loop {
-        match listener.accept()? {
-            Arrival::Accepted(channel) => {
-                converse(channel, codes, evidence)?;
-                listener.close(Channels::Close);
-                return Ok(());
-            }
-            Arrival::Refused(refused) => {
-                codes.0.push((refused.error.code(), refused.error.to_string()));
-            }
-            _ => {}
+    const SEATS: usize = 2;
+    let listener = listen(address, &with_seats(options(), SEATS).wait(true))?;
+    let channels = all_agents(&listener, SEATS, codes)?;
+    let first = with_calls_left_alone(traces::settled);
+    for channel in channels {
+        // Its seat must be free again in this case as well.
+        if let Err(trouble) = converse(channel, codes, evidence) {
+            let Trouble::Coded(code, text) = trouble else {
+                return Err(trouble);
+            };
+            codes.0.push((code, text));
+            forget();
         }
     }
+    disarm();
+    let channels = all_agents(&listener, SEATS, codes)?;
+    nothing_more_than(&first)?;
+    for channel in channels {
+        converse(channel, codes, evidence)?;
+    }
+    listener.close(Channels::Close);
+    Ok(())
+}
+
+/// Waits until there is an agent in each seat.
+fn all_agents(listener: &Listener, seats: usize, codes: &mut Codes) -> Outcome<Vec<Channel>> {
+    let mut channels = Vec::new();
+    let limit = Instant::now() + LIMIT;
+    while channels.len() < seats {
+        match listener.accept_until(limit) {
+            Ok(Arrival::Accepted(channel)) => channels.push(channel),
+            Ok(Arrival::Refused(refused)) => {
+                codes.0.push((refused.error.code(), refused.error.to_string()));
+            }
+            Ok(_) => {}
+            Err(Error::TimedOut) => return not_all_seats(channels.len(), seats),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(channels)
+}
+
+fn with_calls_left_alone<T>(look: impl FnOnce() -> T) -> T {
+    disarm();
+    let found = look();
+    arm();
+    found
+}
+
+/// With all seats taken again there is no more than there was the first time: of what has ended, a service and a publisher keep nothing for
+/// as long as they live.
+fn nothing_more_than(first: &Traces) -> Outcome {
+    match traces::beyond(first).first_key_value() {
+        None => Ok(()),
+        Some((kind, count)) => wrong(format!("who has ended has left behind: {count} × {kind}")),
+    }
+}
+
+fn not_all_seats<T>(taken: usize, seats: usize) -> Outcome<T> {
+    wrong(format!(
+        "a seat is not given back: {taken} of {seats} could be taken within {} s",
+        LIMIT.as_secs()
+    ))
 }
 
 /// Has the other member leave and come again, and so becomes the host if it was not; then leaves the address to it.
@@ -153,21 +210,18 @@ fn stay(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> O
 }
 
 fn publishes(address: &Address, wanted: usize, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
-    let mut publisher = publish(address, &options().max_message_size(512).wait(true))?;
+    let options = with_seats(options().max_message_size(512), wanted).wait(true);
+    let mut publisher = publish(address, &options)?;
     let mut here = 0;
-    while here < wanted {
-        match publisher.next()? {
-            PublisherEvent::Subscriber(subscriber) => {
-                *evidence = subscriber.evidence().to_vec();
-                here += 1;
-            }
-            PublisherEvent::Gone(_, reason) => return Err(Trouble::Coded("GONE", format!("{reason:?}"))),
-            PublisherEvent::Refused(refused) => {
-                codes.0.push((refused.error.code(), refused.error.to_string()));
-            }
-            _ => {}
-        }
+    let first = all_subscribers(&publisher, wanted, &mut here, codes)?;
+    *evidence = first.last().map_or_else(Vec::new, |it| it.evidence().to_vec());
+    // Their seats must be free again for the same processes.
+    let traces = with_calls_left_alone(traces::settled);
+    for subscriber in &first {
+        subscriber.disconnect();
     }
+    all_subscribers(&publisher, wanted, &mut here, codes)?;
+    with_calls_left_alone(|| nothing_more_than(&traces))?;
     publish_all(&mut publisher, codes)?;
     while here > 0 {
         match publisher.next()? {
@@ -180,6 +234,41 @@ fn publishes(address: &Address, wanted: usize, codes: &mut Codes, evidence: &mut
         }
     }
     Ok(())
+}
+
+/// Waits until there is a new subscriber in each seat. `here` counts those that have come and are not told as gone: of the last ones the
+/// ends are told first.
+fn all_subscribers(
+    publisher: &Publisher,
+    seats: usize,
+    here: &mut usize,
+    codes: &mut Codes,
+) -> Outcome<Vec<Subscriber>> {
+    let mut new: Vec<Subscriber> = Vec::new();
+    let limit = Instant::now() + LIMIT;
+    while new.len() < seats || *here > seats {
+        match publisher.audience().next_until(Some(limit))? {
+            Some(PublisherEvent::Subscriber(subscriber)) => {
+                new.push(subscriber);
+                *here += 1;
+            }
+            Some(PublisherEvent::Gone(gone, reason)) => {
+                *here -= 1;
+                let before = new.len();
+                new.retain(|it| !it.is(&gone));
+                if new.len() < before {
+                    codes.0.push(("GONE", format!("{reason:?}")));
+                    forget();
+                }
+            }
+            Some(PublisherEvent::Refused(refused)) => {
+                codes.0.push((refused.error.code(), refused.error.to_string()));
+            }
+            Some(_) => {}
+            None => return not_all_seats(new.len(), seats),
+        }
+    }
+    Ok(new)
 }
 
 fn subscribes(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
