@@ -5,7 +5,7 @@
 //! ringfence-faults case SCENARIO CALL NUMBER[+]|all[+] ERROR            one of them, with all that was said
 //! ```
 //!
-//! A case is a scenario (a pair, a service with an agent, two members, a publisher with one or two subscribers, a parent, a child;
+//! A case is a scenario (a pair, a service with two agents, two members, a publisher with one or two subscribers, a parent, a child;
 //! and peers that do not meet the policy), a call of one of its processes, which of the calls, and an error.
 
 use std::process::ExitCode;
