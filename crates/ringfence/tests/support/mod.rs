@@ -11,12 +11,12 @@ pub mod wire;
 
 use std::{
     io::{BufRead, BufReader, Write},
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{
         Once,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread,
     time::{Duration, Instant},
@@ -169,6 +169,14 @@ impl Actor {
             .expect("lines of the other process")
     }
 
+    /// The next thing that it says, or `None` once it says nothing more.
+    pub fn last_word(&self) -> Option<String> {
+        match self.lines.recv_timeout(TIME_LIMIT) {
+            Err(RecvTimeoutError::Timeout) => panic!("the other process says nothing and does not end"),
+            other => other.ok(),
+        }
+    }
+
     pub fn expect(&self, wanted: &str) {
         assert_eq!(self.hear(), wanted);
     }
@@ -198,13 +206,27 @@ impl Actor {
     }
 
     /// Waits until it has ended by itself, well.
-    pub fn finish(mut self) {
+    pub fn finish(self) {
+        let status = self.end();
+        assert!(status.success(), "the other process failed: {status}");
+    }
+
+    /// Waits until it has ended by itself, well, or by a signal: which.
+    pub fn signal(self) -> Option<i32> {
+        let status = self.end();
+        assert!(
+            status.success() || status.signal().is_some(),
+            "the other process failed: {status}"
+        );
+        status.signal()
+    }
+
+    fn end(mut self) -> ExitStatus {
         self.stdin = None;
         let end = Instant::now() + TIME_LIMIT;
         loop {
             if let Some(status) = self.child.try_wait().expect("its end") {
-                assert!(status.success(), "the other process failed: {status}");
-                return;
+                return status;
             }
             assert!(Instant::now() < end, "the other process does not end");
             thread::yield_now();

@@ -1,0 +1,284 @@
+//! A process in a memory cgroup that asks for more than the cgroup may have: an error of its own, or its end by the kernel. Its peers are
+//! told, have all that it had sent, and keep nothing of it.
+//!
+//! It takes a cgroup that can be made here; without one the tests say so and look at nothing.
+
+mod support;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process, thread,
+    time::Instant,
+};
+
+use nix::libc;
+use ringfence::{Address, Arrival, Channel, Channels, CloseReason, Listener, Options, connect, listen};
+use support::{Actor, TIME_LIMIT, accepted, fresh_address, message, refused, say, small, wait_for_test};
+
+/// What all processes of the cgroup may have.
+const LIMIT: u64 = 48 << 20;
+/// A ring that does not fit.
+const TOO_MUCH: u64 = 96 << 20;
+/// One that fits a few times.
+const RING: u64 = 4 << 20;
+/// Of these, more than may be.
+const TOO_MANY: usize = 24;
+const MESSAGE: usize = 1 << 20;
+
+/// A memory cgroup with that limit, of version 2 or 1.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// `None`, and a line that says why, where none can be made.
+    fn new(name: &str) -> Option<Self> {
+        Self::make(name)
+            .inspect_err(|why| println!("left out, no memory cgroup can be made here: {why}"))
+            .ok()
+    }
+
+    fn make(name: &str) -> Result<Self, String> {
+        let root = Path::new("/sys/fs/cgroup");
+        let controllers = fs::read_to_string(root.join("cgroup.subtree_control")).unwrap_or_default();
+        // Without its swap: what does not fit would go there.
+        let (root, limits) = if controllers.split_whitespace().any(|it| it == "memory") {
+            (root.to_owned(), [("memory.max", LIMIT), ("memory.swap.max", 0)])
+        } else {
+            let names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"];
+            (root.join("memory"), names.map(|it| (it, LIMIT)))
+        };
+        let made = Self(root.join(format!("ringfence-test-{}-{name}", process::id())));
+        fs::create_dir(&made.0).map_err(|error| format!("{}: {error}", made.0.display()))?;
+        let [(limit, bytes), (swap, of_swap)] = limits;
+        fs::write(made.0.join(limit), bytes.to_string()).map_err(|error| format!("{limit}: {error}"))?;
+        // Not there without swap.
+        let _ = fs::write(made.0.join(swap), of_swap.to_string());
+        Ok(made)
+    }
+
+    fn text(&self) -> &str {
+        self.0.to_str().expect("a name of ASCII")
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Its last process may be a moment longer there than its parent has waited for it.
+        let end = Instant::now() + TIME_LIMIT;
+        while fs::remove_dir(&self.0).is_err() && self.0.exists() && Instant::now() < end {
+            thread::yield_now();
+        }
+    }
+}
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    match role.as_str() {
+        "asks for too much" => asks_for_too_much(&address, &arguments[1].parse().unwrap(), &arguments[2]),
+        "asks too often" => asks_too_often(&address, &arguments[1]),
+        "bystander" => bystander(&address),
+        other => panic!("no such role: {other}"),
+    }
+}
+
+/// From here on what this process asks for is the cgroup's.
+fn enter(cgroup: &str) {
+    fs::write(Path::new(cgroup).join("cgroup.procs"), process::id().to_string()).unwrap();
+}
+
+fn agent(capacity: u64) -> Options {
+    small().capacity(capacity).max_message_size(MESSAGE as u64)
+}
+
+fn asks_for_too_much(address: &Address, other: &Address, cgroup: &str) {
+    enter(cgroup);
+    let mut channel = connect(address, &agent(RING)).unwrap();
+    channel.sender().send(&message(0, MESSAGE)).unwrap();
+    say("met");
+    wait_for_test();
+    match connect(other, &agent(TOO_MUCH)) {
+        Ok(_) => say("let in"),
+        Err(error) => say(error.code()),
+    }
+    // What it has goes on.
+    channel.sender().send(&message(1, MESSAGE)).unwrap();
+    channel.close();
+}
+
+fn asks_too_often(address: &Address, cgroup: &str) {
+    enter(cgroup);
+    let mut channels = Vec::new();
+    for number in 0..TOO_MANY {
+        match connect(address, &agent(RING)) {
+            Ok(mut channel) => {
+                // Into memory that was reserved: nothing is taken here any more.
+                channel.sender().send(&message(number, MESSAGE)).unwrap();
+                channels.push(channel);
+            }
+            Err(error) => {
+                say(error.code());
+                channels.into_iter().for_each(Channel::close);
+                return;
+            }
+        }
+    }
+    say("let in");
+}
+
+/// Another process of the same service.
+fn bystander(address: &Address) {
+    let mut channel = connect(address, &small()).unwrap();
+    say("met");
+    let mut room = [0; 64];
+    while let Some(length) = channel.receiver().receive(&mut room).unwrap() {
+        channel.sender().send(&room[..length]).unwrap();
+    }
+}
+
+fn echoed(channel: &mut Channel) {
+    channel.sender().send(b"there and back").unwrap();
+    let mut room = [0; 64];
+    let length = channel.receiver().receive(&mut room).unwrap().unwrap();
+    assert_eq!(&room[..length], b"there and back");
+}
+
+fn service() -> (Listener, Address, Option<tempfile::TempDir>) {
+    let (address, keep) = fresh_address(false);
+    let options = small().max_message_size(MESSAGE as u64);
+    (listen(&address, &options).unwrap(), address, keep)
+}
+
+/// Descriptors of this process, and shared objects of ringfence that it has mapped.
+fn traces() -> (usize, usize) {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let mapped = maps.lines().filter(|line| line.contains("memfd:ringfence"));
+    (fs::read_dir("/proc/self/fd").unwrap().count(), mapped.count())
+}
+
+/// Waits until there is no more than there was before: what an end gives back takes a moment.
+fn is_back_to(before: (usize, usize)) {
+    let end = Instant::now() + TIME_LIMIT;
+    loop {
+        let (descriptors, mappings) = traces();
+        if descriptors <= before.0 && mappings <= before.1 {
+            return;
+        }
+        assert!(
+            Instant::now() < end,
+            "{descriptors} descriptors and {mappings} mappings are left, where there were {before:?}"
+        );
+        thread::yield_now();
+    }
+}
+
+/// All that a peer had sent, and its end.
+fn read_to_the_end(channel: &mut Channel, first: usize) -> (usize, CloseReason) {
+    let mut room = vec![0; MESSAGE];
+    let mut count = 0;
+    let end = Instant::now() + TIME_LIMIT;
+    while let Some(length) = channel.receiver().receive_until(&mut room, end).unwrap() {
+        assert!(
+            room[..length] == message(first + count, MESSAGE),
+            "message {count}"
+        );
+        count += 1;
+    }
+    (count, channel.receiver().close_reason().expect("an end"))
+}
+
+/// How a process ended that asked for too much: by an error with this code, or by the kernel.
+fn outcome(actor: Actor) -> Option<String> {
+    let told = actor.last_word();
+    let signal = actor.signal();
+    match &told {
+        Some(code) => assert_eq!((code.as_str(), signal), ("NO_SPACE", None)),
+        None => assert_eq!(signal, Some(libc::SIGKILL)),
+    }
+    told
+}
+
+#[test]
+fn a_ring_larger_than_the_cgroup_is_an_error_or_the_end_of_who_asks_for_it() {
+    let Some(cgroup) = Cgroup::new("ring") else { return };
+    let (listener, address, _keep) = service();
+    let (other, other_address, _keep_other) = service();
+    let beside = Actor::start("bystander", &[&address.to_string()]);
+    let mut bystander = accepted(&listener);
+    beside.expect("met");
+    let before = traces();
+
+    let arguments = [&address.to_string(), &other_address.to_string(), cgroup.text()];
+    let mut actor = Actor::start("asks for too much", &arguments);
+    let mut channel = accepted(&listener);
+    actor.expect("met");
+    actor.go_on();
+    // The one that it asks for a channel with is told, well before its deadline.
+    let refused = refused(&other).error;
+    assert!(
+        ["PEER_LOST", "NO_SPACE", "PEER_REFUSED"].contains(&refused.code()),
+        "{refused}"
+    );
+    let told = outcome(actor);
+    let wanted = match told {
+        Some(_) => (2, CloseReason::Closed),
+        None => (1, CloseReason::Exited),
+    };
+    assert_eq!(read_to_the_end(&mut channel, 0), wanted);
+    drop(channel);
+    is_back_to(before);
+    echoed(&mut bystander);
+    bystander.close();
+    beside.finish();
+}
+
+#[test]
+fn rings_that_fill_the_cgroup_end_in_an_error_or_with_who_asks_for_them() {
+    let Some(cgroup) = Cgroup::new("rings") else {
+        return;
+    };
+    let (listener, address, _keep) = service();
+    let beside = Actor::start("bystander", &[&address.to_string()]);
+    let mut bystander = accepted(&listener);
+    beside.expect("met");
+    let before = traces();
+
+    let actor = Actor::start("asks too often", &[&address.to_string(), cgroup.text()]);
+    let mut channels = Vec::new();
+    let refused = loop {
+        match listener.accept_until(Instant::now() + TIME_LIMIT).unwrap() {
+            Arrival::Accepted(channel) => channels.push(channel),
+            Arrival::Refused(refused) => break refused.error,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(
+        ["PEER_LOST", "NO_SPACE", "PEER_REFUSED"].contains(&refused.code()),
+        "{refused}"
+    );
+    let told = outcome(actor);
+    assert!(!channels.is_empty() && channels.len() < TOO_MANY);
+    let reason = if told.is_some() {
+        CloseReason::Closed
+    } else {
+        CloseReason::Exited
+    };
+    // Reading what it had reserved is no signal, whatever has become of the cgroup.
+    let last = channels.len() - 1;
+    for (number, mut channel) in channels.into_iter().enumerate() {
+        let (count, end) = read_to_the_end(&mut channel, number);
+        assert_eq!(end, reason);
+        // The last one may have been cut off before its message.
+        assert!(count == 1 || count == 0 && number == last, "{count} of {number}");
+    }
+    is_back_to(before);
+    echoed(&mut bystander);
+    assert_eq!(listener.size(), 1);
+    bystander.close();
+    beside.finish();
+    listener.close(Channels::Close);
+}
