@@ -36,6 +36,12 @@ fn a_shortage_of_ones_own_is_not_held_against_the_peer() {
     play("member, second", "getsockopt(SO_TYPE)", "all", "ENOMEM");
 }
 
+/// A look at the seals that was cut short was held against the peer.
+#[test]
+fn a_look_at_seals_that_is_interrupted_is_made_again() {
+    play("agent", "fcntl(F_GET_SEALS)", "1", "EINTR");
+}
+
 /// A subscriber that could not be watched was let in, and told at once that its publisher had closed.
 #[test]
 fn a_subscriber_is_kept_where_it_cannot_be_watched_at_first() {

@@ -128,7 +128,7 @@ impl Checks<'_> {
     }
 
     fn seals(&mut self, descriptor: &OwnedFd) -> Result<()> {
-        let found = fcntl(descriptor, FcntlArg::F_GET_SEALS)
+        let found = uninterrupted(|| fcntl(descriptor, FcntlArg::F_GET_SEALS))
             .map_err(|errno| unsound("seals", "a sealed memfd", errno))?;
         let (found, wanted) = (SealFlag::from_bits_retain(found), seals::wanted());
         self.hold(
