@@ -1,7 +1,7 @@
 // The Node process of the soak: it has one conversation after the other at an address until it is told to stop, and keeps a
 // ledger of what it has sent and received. It says and is told what the Rust one is (`__test__/rust/src/soak.rs`).
 //
-//     node actor.mjs ROLE ADDRESS LEDGER ID COUNT EXECUTABLE,EXECUTABLE [shm] [worker] [throw]
+//     node actor.mjs ROLE ADDRESS LEDGER ID COUNT EXECUTABLE,EXECUTABLE [shm] [worker] [throw] [capacity=BYTES]
 
 import { closeSync, openSync, readFileSync, readdirSync, readlinkSync, writeSync } from 'node:fs'
 import { createInterface } from 'node:readline'
@@ -117,9 +117,10 @@ if (has('throw')) {
   }
 }
 const common = { policy, timeout: 20_000, signal }
+const capacity = more.find((word) => word.startsWith('capacity='))?.slice('capacity='.length)
 const options = {
   ...common,
-  capacity: 16_384,
+  capacity: Number(capacity ?? 16_384),
   maxMessageSize: 100_000,
   allowHalfOpen: true,
   ...(has('shm') && { backing: 'shm' }),

@@ -72,31 +72,47 @@ const may = (command, ...words) => {
     return false
   }
 }
-const CGROUPS = '/sys/fs/cgroup'
+/** Where memory cgroups can be made, and the file of a cgroup's limit; null where they cannot. */
+function findCgroups() {
+  const root = '/sys/fs/cgroup'
+  const isIn = (file) => existsSync(join(root, file)) && /\bmemory\b/.test(readFileSync(join(root, file), 'utf8'))
+  const found = isIn('cgroup.subtree_control')
+    ? { home: root, limit: 'memory.max', swap: 'memory.swap.max', ofSwap: () => 0 }
+    : {
+        home: join(root, 'memory'),
+        limit: 'memory.limit_in_bytes',
+        swap: 'memory.memsw.limit_in_bytes',
+        ofSwap: (bytes) => bytes,
+      }
+  const folder = join(found.home, `ringfence-soak-${process.pid}`)
+  try {
+    makeCgroup(found, folder, 256 << 20)
+    execFileSync('rmdir', [folder])
+    return found
+  } catch {
+    return null
+  }
+}
+
+function makeCgroup({ limit, swap, ofSwap }, folder, bytes) {
+  mkdirSync(folder, { recursive: true })
+  writeFileSync(join(folder, limit), String(bytes))
+  // What does not fit would go into its swap. Without swap there is no such file.
+  if (existsSync(join(folder, swap))) writeFileSync(join(folder, swap), String(ofSwap(bytes)))
+}
+
+const cgroups = findCgroups()
 const can = {
   limits: may('prlimit', '--nofile=100', 'true'),
   idle: may('chrt', '--idle', '0', 'true'),
   tmpfs: may('unshare', '-m', 'sh', '-c', 'mount -t tmpfs -o size=64k none /dev/shm'),
-  cgroup: canLimitMemory(),
-}
-
-function canLimitMemory() {
-  const folder = join(CGROUPS, `ringfence-soak-${process.pid}`)
-  try {
-    if (!readFileSync(join(CGROUPS, 'cgroup.subtree_control'), 'utf8').includes('memory')) return false
-    mkdirSync(folder)
-    try {
-      writeFileSync(join(folder, 'memory.max'), String(256 << 20))
-      return true
-    } finally {
-      execFileSync('rmdir', [folder])
-    }
-  } catch {
-    return false
-  }
+  cgroup: cgroups !== null,
 }
 
 const LEFT_OUT = Object.entries(can).flatMap(([name, is]) => (is ? [] : [name]))
+
+/** Bytes that a process may have that lives in a cgroup, its run-time included; a parent has children of both languages there. */
+const memoryOf = ({ role, language }) => (language === 'rust' && role !== 'parent' ? 8 : 96) << 20
 
 /** Who takes part in each kind of play. */
 const KINDS = {
@@ -177,12 +193,16 @@ class Play {
     const shm = this.event === 'tmpfs' && this.kind === 'pair' ? ['shm'] : []
     const isVictim = part.at === this.victim
     const extra = isVictim && ['worker', 'throw'].includes(this.event) ? [this.event] : []
+    // Of its cgroup's memory: rings that take little, of which a few fill it, and of which one does not fit.
+    const share = isVictim && this.event === 'cgroup' ? this.draw.pick([0, 0.25, 4]) : 0
+    if (share > 0) extra.push(`capacity=${memoryOf(part) * share}`)
     const ledger = join(this.folder, 'ledgers', extra[0] === 'worker' ? '%.ledger' : `${id}.ledger`)
     const words = [part.role, this.address, ledger, id, this.count, `${NODE},${RUST}`, ...shm, ...extra]
     const own = part.language === 'rust' ? [RUST] : [NODE, '--expose-gc', ACTOR]
     const command = this.wrap([...own, ...words.map(String)], part, isVictim)
     const child = spawn(command[0], command.slice(1), { stdio: ['pipe', 'pipe', 'pipe'] })
-    const actor = { part, id, child, pid: null, isGone: false, isKilled: false, isDone: false, complaint: '' }
+    const isGreedy = share > 1
+    const actor = { part, id, isGreedy, child, pid: null, isGone: false, isKilled: false, isDone: false, complaint: '' }
     child.on('error', (error) => this.fail(`${command[0]}: ${error.message}`))
     child.stdin.on('error', () => {})
     child.stderr.on('data', (text) => (actor.complaint = `${actor.complaint}${text}`.slice(-4000)))
@@ -211,9 +231,8 @@ class Play {
         // A parent that never looks after its child.
         return ['sh', '-c', 'exec 3<&0; "$@" <&3 3<&- & exec 3<&-; exec sleep 1000 >&- 2>&-', 'sh', ...command]
       case 'cgroup': {
-        const folder = join(CGROUPS, `ringfence-soak-${process.pid}-${this.number}`)
-        mkdirSync(folder, { recursive: true })
-        writeFileSync(join(folder, 'memory.max'), String((isRust ? 8 : 96) << 20))
+        const folder = join(cgroups.home, `ringfence-soak-${process.pid}-${this.number}`)
+        if (this.cgroup === undefined) makeCgroup(cgroups, folder, memoryOf(part))
         this.cgroup = folder
         return ['sh', '-c', `echo $$ > ${folder}/cgroup.procs && exec "$@"`, 'sh', ...command]
       }
@@ -330,6 +349,14 @@ class Play {
             if (!this.isOver) this.start(actor.part)
           }
           break
+        case 'cgroup':
+          // Where the kernel has not ended it, each channel was an error: another one comes, which may want less.
+          if (!actor.isGreedy) break
+          await sleep(1000)
+          if (actor.isGone) break
+          await this.kill(actor)
+          if (!this.isOver) this.start(actor.part)
+          break
         default:
           return
       }
@@ -361,7 +388,7 @@ class Play {
     await disturbing
     await Promise.all(this.actors.map((actor) => this.finish(actor)))
     this.compare()
-    if (this.cgroup) may('rmdir', this.cgroup)
+    if (this.cgroup && !may('rmdir', this.cgroup)) this.fail(`a process is left in ${this.cgroup}`)
     totals.plays += 1
     if (this.wrong.length === 0) rmSync(this.folder, { recursive: true, force: true })
   }

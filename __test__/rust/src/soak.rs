@@ -2,7 +2,7 @@
 //! to stop, and keeps a ledger of what it has sent and received.
 //!
 //! ```text
-//! ringfence-soak ROLE ADDRESS LEDGER ID COUNT EXECUTABLE,EXECUTABLE [shm]
+//! ringfence-soak ROLE ADDRESS LEDGER ID COUNT EXECUTABLE,EXECUTABLE [shm] [capacity=BYTES]
 //! ```
 //!
 //! On standard input: `stop` (or its end), `exec`, `fork`. On standard output: `here PID`, `session`, `code CODE` for what went
@@ -95,6 +95,9 @@ fn run(arguments: &[String]) -> Outcome {
         .wait(role != "child" && role != "parent");
     if more.iter().any(|it| it == "shm") {
         options = options.backing(Backing::Shm);
+    }
+    if let Some(bytes) = more.iter().find_map(|it| it.strip_prefix("capacity=")) {
+        options = options.capacity(bytes.parse()?);
     }
     let actor = Arc::new(Actor {
         id: id.parse()?,
