@@ -74,12 +74,12 @@ const may = (command, ...words) => {
 }
 /** Where memory cgroups can be made, and the file of a cgroup's limit; null where they cannot. */
 function findCgroups() {
-  const root = '/sys/fs/cgroup'
-  const isIn = (file) => existsSync(join(root, file)) && /\bmemory\b/.test(readFileSync(join(root, file), 'utf8'))
+  const mount = '/sys/fs/cgroup'
+  const isIn = (file) => existsSync(join(mount, file)) && /\bmemory\b/.test(readFileSync(join(mount, file), 'utf8'))
   const found = isIn('cgroup.subtree_control')
-    ? { home: root, limit: 'memory.max', swap: 'memory.swap.max', ofSwap: () => 0 }
+    ? { home: mount, limit: 'memory.max', swap: 'memory.swap.max', ofSwap: () => 0 }
     : {
-        home: join(root, 'memory'),
+        home: join(mount, 'memory'),
         limit: 'memory.limit_in_bytes',
         swap: 'memory.memsw.limit_in_bytes',
         ofSwap: (bytes) => bytes,

@@ -648,7 +648,7 @@ mod tests {
     fn what_a_policy_does_not_find_is_a_refusal_by_that_check() {
         let Identity { uid, gid, groups, .. } = look().identity;
         let zeros = Digest::from(ZEROS);
-        let other = (gid + 1..).find(|group| !groups.iter().flatten().any(|had| had == group));
+        let other = (gid + 1..=gid + 1_000).find(|group| !groups.iter().flatten().any(|had| had == group));
         let new = Policy::new;
         for (policy, check_name) in [
             (new().uids([uid + 1]), "uid"),

@@ -22,13 +22,16 @@ use crate::{
 /// Ends a test that has failed already.
 const FAR: Duration = Duration::from_secs(60);
 
+/// How a channel has ended, and what its peer could see by then: the phase, and whether the line had ended.
+type Told = (ChannelState, Option<Phase>, bool);
+
 /// One side of a channel, and all that its peer is.
 struct Side {
     channel: Channel,
     own: OwnRegion,
     peer: OwnRegion,
     peers_line: OwnedFd,
-    told: Arc<Mutex<Vec<(ChannelState, Option<Phase>, bool)>>>,
+    told: Arc<Mutex<Vec<Told>>>,
 }
 
 impl Side {
@@ -87,7 +90,7 @@ impl Side {
 struct Tells {
     own: OwnRegion,
     line: OwnedFd,
-    told: Arc<Mutex<Vec<(ChannelState, Option<Phase>, bool)>>>,
+    told: Arc<Mutex<Vec<Told>>>,
     succeeds: bool,
 }
 
@@ -317,10 +320,10 @@ fn a_member_that_waits_for_the_answer_can_be_exposed_and_ends_in_no_other_way() 
 fn where_a_subscribers_reading_ends_is_said_once() {
     let side = Side::new(false);
     let tail = || side.own.load(layout::TAIL, Ordering::Acquire);
-    side.shared().end_reading_at(48);
-    assert_eq!(tail(), 48 | END_TOLD);
-    side.shared().end_reading_at(96);
-    assert_eq!(tail(), 48 | END_TOLD);
+    side.shared().end_reading_at(0x30);
+    assert_eq!(tail(), 0x30 | END_TOLD);
+    side.shared().end_reading_at(0x60);
+    assert_eq!(tail(), 0x30 | END_TOLD);
 }
 
 #[test]

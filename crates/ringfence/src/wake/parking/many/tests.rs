@@ -167,9 +167,9 @@ fn each_reader_is_rung_for_once_for_each_time_that_it_sleeps() {
             Sleeper::new(controls[slot].clone(), ring.clone(), spot, barriers)
         });
         let mut wake = || {
-            let mut rung = Vec::new();
-            waker.wake(|| None, |slot| rung.push(slot));
-            rung
+            let mut slots = Vec::new();
+            waker.wake(|| None, |slot| slots.push(slot));
+            slots
         };
         for _ in 0..3 {
             sleepers[1].park().unwrap();
