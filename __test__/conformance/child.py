@@ -1,5 +1,7 @@
 """A child: reads all that its parent sends."""
 
+import os
+
 from other_end import meet
 from other_end.ring import Channel
 
@@ -8,5 +10,6 @@ count = 0
 while channel.receive() is not None:
     count += 1
 channel.end()
-print(f"child has read {count}", flush=True)
+# One write for the whole line: its parent writes to the same pipe.
+os.write(1, f"child has read {count}\n".encode())
 channel.close()

@@ -46,7 +46,9 @@ async function run(publisher, readers, signal) {
   const seconds = (performance.now() - started) / 1000
   await publisher.end()
   await publisher.closed
-  const ends = await Promise.all(readers.map(({ end }) => end))
+  const told = await Promise.all(readers.map(({ end }) => end))
+  // One that was killed cannot say how it ended; its publisher does.
+  const ends = told.map((end, index) => ({ reason: readers[index].reason, ...end }))
   print(publisher, readers, ends, { seconds, held })
   const [reading, stopped, killed] = ends
   if (BigInt(reading.read) !== publisher.sequence || reading.lost !== 0n || reading.reason !== 'closed')
@@ -94,11 +96,11 @@ class Reader {
     this.part = part
     this.child = fork(new URL('reader.mjs', import.meta.url), [address], { serialization: 'advanced' })
     this.child.on('message', (told) => (this.#told = told))
-    /** What it has said last. One that was killed cannot say how it ended; its publisher does. */
+    /** What it has said last. */
     this.end = new Promise((resolve) => {
       this.child.on('error', (error) => failure.abort(error))
       this.child.on('close', (code) => {
-        if (code === 0 || this.part === 'killed') resolve({ reason: this.reason, ...this.#told })
+        if (code === 0 || this.part === 'killed') resolve(this.#told)
         else failure.abort(new Error(`the subscriber that is ${this.part} ended with ${code}`))
       })
     })
