@@ -46,9 +46,7 @@ async function run(publisher, readers, signal) {
   const seconds = (performance.now() - started) / 1000
   await publisher.end()
   await publisher.closed
-  const told = await Promise.all(readers.map(({ end }) => end))
-  // One that was killed cannot say how it ended; its publisher does.
-  const ends = told.map((end, index) => ({ reason: readers[index].reason, ...end }))
+  const ends = await Promise.all(readers.map((reader) => reader.outcome()))
   print(publisher, readers, ends, { seconds, held })
   const [reading, stopped, killed] = ends
   if (BigInt(reading.read) !== publisher.sequence || reading.lost !== 0n || reading.reason !== 'closed')
@@ -104,6 +102,12 @@ class Reader {
         else failure.abort(new Error(`the subscriber that is ${this.part} ended with ${code}`))
       })
     })
+  }
+
+  /** To be asked for once the publisher is closed. One that was killed cannot say how it ended; its publisher does. */
+  async outcome() {
+    const told = await this.end
+    return { reason: this.reason, ...told }
   }
 
   meanwhile(time) {
