@@ -1,5 +1,7 @@
 // The figures as prom-client and OpenTelemetry read them: with the real packages.
 
+import { once } from 'node:events'
+
 import { MeterProvider, MetricReader } from '@opentelemetry/sdk-metrics'
 import test from 'ava'
 import { publish, RingfenceError, toMetrics } from 'ringfence'
@@ -11,7 +13,10 @@ import { listenHere, pair } from './support/partner.js'
 test('prom-client reads the figures of what is watched', async (t) => {
   const { channel, partner, address } = await pair(t)
   const listener = await listenHere(t, abstractAddress(), { policy: { authorize: () => false } })
+  // The peer may hear of it before this process does.
+  const refused = once(listener, 'refused')
   await t.throwsAsync(partner.connect(listener.address), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
+  await refused
   await channel.send('hello')
   const registry = new prometheus.Registry()
   for (const metric of toMetrics(channel, listener).prometheus)
