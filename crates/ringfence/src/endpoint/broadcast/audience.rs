@@ -98,13 +98,6 @@ pub(crate) struct State {
     is_over: bool,
 }
 
-impl State {
-    /// Whether no event is left to be told.
-    fn is_told(&self) -> bool {
-        self.is_over && self.untold_ends == 0
-    }
-}
-
 /// A subscriber whose channel has not ended.
 #[derive(Debug)]
 struct Seated {
@@ -520,17 +513,22 @@ impl Shared<Broadcast> {
 
     fn finish_telling(&self, untold: Vec<Untold>) {
         drop(untold);
-        // Another thread may be letting one in, or ending one, at this moment: then the events end with what it tells.
+        self.end_events_once_told(|state| state.is_over = true);
+        self.watches.stop();
+        self.watches.wake_sender();
+    }
+
+    /// Changes what is left to be told, and ends the events where that is nothing. Another thread may be letting a subscriber in, or
+    /// ending one, as the publisher ends: then the events end with what it tells.
+    fn end_events_once_told(&self, change: impl FnOnce(&mut State)) {
         let is_told = {
             let mut state = self.state();
-            state.is_over = true;
-            state.is_told()
+            change(&mut state);
+            state.is_over && state.untold_ends == 0
         };
         if is_told {
             self.events.end(End::Closed);
         }
-        self.watches.stop();
-        self.watches.wake_sender();
     }
 
     /// Nothing more is sent, and the last has read it or gone.
@@ -562,14 +560,7 @@ impl Shared<Broadcast> {
         // Not under the lock.
         drop(link);
         self.gone(member, reason);
-        let is_told = {
-            let mut state = self.state();
-            state.untold_ends -= 1;
-            state.is_told()
-        };
-        if is_told {
-            self.events.end(End::Closed);
-        }
+        self.end_events_once_told(|state| state.untold_ends -= 1);
         self.watches.wake_sender();
         self.finish_if_over();
     }
