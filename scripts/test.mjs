@@ -3,7 +3,7 @@
 //     node scripts/test.mjs                 all that must hold before a change is taken (`npm test`)
 //     node scripts/test.mjs faults [OPTIONS]  each system call fails once; --quick, --seconds N, --cases N, --seed S, --only TEXT
 //     node scripts/test.mjs conformance [OPTION …]   an end that was written from docs/protocol.md alone, honest and lying; needs a build
-//     node scripts/test.mjs fuzz [SECONDS] [TARGET …]
+//     node scripts/test.mjs fuzz [SECONDS] [TARGET …]   or --coverage [TARGET …]: which lines that has reached so far
 //     node scripts/test.mjs miri            the ring's unsafe code
 //     node scripts/test.mjs jobs            examples that take packages of their own: logs, broadcasts among workers, metrics; needs a build
 //     node scripts/test.mjs models          the models of the protocol in their large form
@@ -21,12 +21,24 @@
 // as a user installs them are tried by __test__/install/main.mjs.
 
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
-import { delimiter, join, parse } from 'node:path'
+import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { delimiter, join } from 'node:path'
 import { build, buildTests } from './build.mjs'
 import { checkVersions } from './check.mjs'
 import { testFaceMutants } from './lib/face-mutants.mjs'
-import { FETCH_LIMIT, addTarget, fail, fetchNode, isInPath, root, run, subcommand, tool } from './lib/run.mjs'
+import { testFuzz } from './lib/fuzz.mjs'
+import {
+  FETCH_LIMIT,
+  addTarget,
+  fail,
+  fetchNode,
+  getNightly,
+  isInPath,
+  root,
+  run,
+  subcommand,
+  tool,
+} from './lib/run.mjs'
 
 /** Milliseconds for the tests of an example: many times what they take. */
 const JOB_LIMIT = 120_000
@@ -56,51 +68,6 @@ function testAll() {
   const moving = ['reserve', 'sending', 'reading'].map((name) => `build/test/${name}.test.js`)
   run('tests without external buffers', tool('ava'), moving, { env: { RINGFENCE_NO_EXTERNAL_BUFFERS: '1' } })
   console.log(`\nAll passed in ${Math.round((performance.now() - started) / 1000)} s.`)
-}
-
-/** The nightly toolchain with these components. What is there serves, whatever its age, and nothing is fetched. */
-function getNightly(components = []) {
-  const runs = (...command) => spawnSync(command[0], command.slice(1)).status === 0
-  if (!runs('rustc', '+nightly', '--version')) {
-    run('get nightly', 'rustup', ['toolchain', 'install', 'nightly', '--profile', 'minimal', '--no-self-update'])
-  }
-  const { stdout } = spawnSync('rustup', ['component', 'list', '--installed', '--toolchain', 'nightly'])
-  const missing = components.filter((name) => !new RegExp(`^${name}(-|$)`, 'm').test(stdout?.toString() ?? ''))
-  if (missing.length > 0) {
-    run(`get ${missing.join(' and ')}`, 'rustup', ['component', 'add', ...missing, '--toolchain', 'nightly'])
-  }
-}
-
-/**
- * What comes from another process, made up by a fuzzer that looks which way each input takes through the program, with
- * AddressSanitizer watching. A minute for each target, or as many seconds as asked for. What it learns stays in
- * fuzz/corpus/, so that the next run goes on from there.
- */
-function testFuzz([seconds = '60', ...named]) {
-  const all = readdirSync(join(root, 'fuzz', 'fuzz_targets')).map((file) => parse(file).name)
-  const targets = named.length > 0 ? named : all
-  if (!/^[1-9]\d*$/.test(seconds)) fail(`✗ ${seconds} is no number of seconds.`)
-  const unknown = targets.filter((target) => !all.includes(target))
-  if (unknown.length > 0) fail(`✗ There is no target ${unknown.join(', ')}, only ${all.join(', ')}.`)
-  if (!isInPath('rustup')) fail('✗ The fuzzer takes the nightly toolchain, and there is no rustup here to get it.', 127)
-
-  const home = join(root, 'build', 'cargo-fuzz')
-  process.env.PATH += delimiter + join(home, 'bin')
-  if (!isInPath('cargo-fuzz')) {
-    run('get the fuzzer', 'cargo', ['install', '--quiet', '--locked', '--root', home, 'cargo-fuzz'])
-  }
-  getNightly()
-  run('build the targets', 'cargo', ['+nightly', 'fuzz', 'build'])
-
-  const limits = [`-max_total_time=${seconds}`, '-timeout=20', '-rss_limit_mb=2048', '-verbosity=0']
-  for (const target of targets) {
-    // The first folder gets what is found; what is checked in is only looked at.
-    const corpus = join('fuzz', 'corpus', target)
-    const seeds = join('fuzz', 'seeds', target)
-    mkdirSync(join(root, corpus), { recursive: true })
-    const folders = existsSync(join(root, seeds)) ? [corpus, seeds] : [corpus]
-    run(`fuzz ${target}`, 'cargo', ['+nightly', 'fuzz', 'run', target, ...folders, '--', ...limits])
-  }
 }
 
 /** What each sanitizer is not shown, with the reason. */

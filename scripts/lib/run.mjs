@@ -92,6 +92,19 @@ export function addTarget(target) {
   run(`standard library of ${target}`, 'rustup', ['target', 'add', target], { limit: FETCH_LIMIT })
 }
 
+/** The nightly toolchain with these components. What is there serves, whatever its age, and nothing is fetched. */
+export function getNightly(components = []) {
+  const runs = (...command) => spawnSync(command[0], command.slice(1)).status === 0
+  if (!runs('rustc', '+nightly', '--version')) {
+    run('get nightly', 'rustup', ['toolchain', 'install', 'nightly', '--profile', 'minimal', '--no-self-update'])
+  }
+  const { stdout } = spawnSync('rustup', ['component', 'list', '--installed', '--toolchain', 'nightly'])
+  const missing = components.filter((name) => !new RegExp(`^${name}(-|$)`, 'm').test(stdout?.toString() ?? ''))
+  if (missing.length > 0) {
+    run(`get ${missing.join(' and ')}`, 'rustup', ['component', 'add', ...missing, '--toolchain', 'nightly'])
+  }
+}
+
 /** Node as npm carries it, unpacked below build/nodes once; answers with the path of its executable. */
 export function fetchNode(name, major) {
   const nodes = join(root, 'build', 'nodes')
