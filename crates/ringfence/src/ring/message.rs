@@ -232,7 +232,10 @@ impl Iterator for Words<'_> {
                 }
                 self.at = self.at.max(whole);
             }
-            _ => (self, result) = self.fold_long(whole, result, &mut f),
+            _ => {
+                result = self.fold_long(whole, result, &mut f);
+                self.at = whole;
+            }
         }
         if self.at < self.message.len() {
             result = f(result, self.word(self.at));
@@ -247,8 +250,10 @@ impl Words<'_> {
     /// Word by word the compiler may not read two at once. A block that is copied first is this process's own, and
     /// what is done with its words can be done with many at a time. Kept apart, so that the visit of a short message is
     /// short enough to become part of the loop that makes it.
+    ///
+    /// By reference: words that were just stored one by one, and are then copied two by two to be passed on, wait for those stores.
     #[inline(never)]
-    fn fold_long<B, F: FnMut(B, u64) -> B>(self, whole: usize, result: B, f: &mut F) -> (Self, B) {
+    fn fold_long<B, F: FnMut(B, u64) -> B>(&self, whole: usize, result: B, f: &mut F) -> B {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         if has_wide_loads() {
             // SAFETY: the processor has AVX2, as was just asked.
@@ -263,69 +268,66 @@ impl Words<'_> {
     /// The processor has AVX2.
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[target_feature(enable = "avx2")]
-    unsafe fn fold_wide<B, F: FnMut(B, u64) -> B>(
-        mut self,
-        whole: usize,
-        mut result: B,
-        f: &mut F,
-    ) -> (Self, B) {
+    unsafe fn fold_wide<B, F: FnMut(B, u64) -> B>(&self, whole: usize, mut result: B, f: &mut F) -> B {
         let Lies::Ring {
             peer, at: start, end, ..
         } = self.message.0
         else {
             return self.fold_blocks(whole, result, f);
         };
-        while self.at + BLOCK <= whole {
-            peer.will_read_on(start + self.at, BLOCK, end);
+        let mut at = self.at;
+        while at + BLOCK <= whole {
+            peer.will_read_on(start + at, BLOCK, end);
             // SAFETY: the ring has checked that the message lies in the region, and the block lies in the message; the
             // caller promises AVX2.
-            let block = unsafe { peer.peek_block(start + self.at) };
-            self.at += BLOCK;
+            let block = unsafe { peer.peek_block(start + at) };
+            at += BLOCK;
             for word in block {
                 result = f(result, u64::from_le(word));
             }
         }
-        while self.at + ROW <= whole {
+        while at + ROW <= whole {
             // SAFETY: as above.
-            let row = unsafe { peer.peek_row(start + self.at) };
-            self.at += ROW;
+            let row = unsafe { peer.peek_row(start + at) };
+            at += ROW;
             for word in row {
                 result = f(result, u64::from_le(word));
             }
         }
-        while self.at < whole {
-            result = f(result, u64::from_le(peer.peek(start + self.at)));
-            self.at += 8;
+        while at < whole {
+            result = f(result, u64::from_le(peer.peek(start + at)));
+            at += 8;
         }
-        (self, result)
+        result
     }
 
+    /// Folds the words from here on, as far as `whole`.
     #[inline]
-    fn fold_blocks<B, F: FnMut(B, u64) -> B>(mut self, whole: usize, mut result: B, f: &mut F) -> (Self, B) {
+    fn fold_blocks<B, F: FnMut(B, u64) -> B>(&self, whole: usize, mut result: B, f: &mut F) -> B {
+        let mut at = self.at;
         match self.message.0 {
             Lies::Ring {
                 peer, at: start, end, ..
             } => {
                 let mut block = [0_u8; BLOCK];
-                while self.at < whole {
-                    let block = &mut block[..BLOCK.min(whole - self.at)];
-                    peer.will_read_on(start + self.at, block.len(), end);
-                    peer.copy_out(start + self.at, block);
-                    self.at += block.len();
+                while at < whole {
+                    let block = &mut block[..BLOCK.min(whole - at)];
+                    peer.will_read_on(start + at, block.len(), end);
+                    peer.copy_out(start + at, block);
+                    at += block.len();
                     for word in block.as_chunks::<8>().0 {
                         result = f(result, u64::from_le_bytes(*word));
                     }
                 }
             }
-            Lies::Gathered(bytes) if self.at < whole => {
-                for word in bytes[self.at..whole].as_chunks::<8>().0 {
+            Lies::Gathered(bytes) if at < whole => {
+                for word in bytes[at..whole].as_chunks::<8>().0 {
                     result = f(result, u64::from_le_bytes(*word));
                 }
-                self.at = whole;
             }
             Lies::Gathered(_) => {}
         }
-        (self, result)
+        result
     }
 }
 
@@ -395,8 +397,8 @@ mod tests {
                 assert_eq!(begun.fold(first, pushed), wanted, "{length}");
                 // What a processor without wide loads does, for this one may have them.
                 let whole = length / 8 * 8;
-                let (left, blocks) = message.words().fold_blocks(whole, Vec::new(), &mut pushed);
-                assert_eq!((left.at, &blocks[..]), (whole, &wanted[..whole / 8]), "{length}");
+                let blocks = message.words().fold_blocks(whole, Vec::new(), &mut pushed);
+                assert_eq!(&blocks[..], &wanted[..whole / 8], "{length}");
             }
         }
     }
