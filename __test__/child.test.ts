@@ -178,6 +178,42 @@ test('a command that cannot be started', async (t) => {
   t.like(error?.cause, { code: 'ENOENT' })
 })
 
+test('a child that this process has no descriptors to start is NO_SPACE, and the next one is started', async (t) => {
+  const parent = `
+    import { closeSync, openSync } from 'node:fs'
+    import { spawn } from 'ringfence'
+    const most = []
+    const tell = async () => {
+      const { child, channel } = spawn('/bin/true', { stdio: 'ignore' })
+      const { code, cause } = await channel.catch((error) => error)
+      return [code, cause?.code, child.pid === undefined]
+    }
+    const told = [await tell()]
+    try {
+      for (;;) most.push(openSync('/dev/null'))
+    } catch {}
+    while (most.length > 0 && (told.length < 2 || told.at(-1)[2])) {
+      closeSync(most.pop())
+      try {
+        told.push(await tell())
+      } catch (error) {
+        told.push([error.code, error.cause?.code, true])
+      }
+    }
+    console.log(JSON.stringify(told))`
+  const run = `ulimit -n 100 && exec "$0" "$@"`
+  const process = start('/bin/sh', ['-c', run, ...[globalThis.process.execPath, ...script(parent)]], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  const told = JSON.parse(await text(process.stdout!)) as [string, string | undefined, boolean][]
+  const [first, ...others] = told
+  t.false(first![2])
+  const last = others.pop()
+  t.false(last![2])
+  t.deepEqual([...new Set(others.map(([code]) => code))], ['ERR_RINGFENCE_NO_SPACE'])
+  t.true(others.some(([, cause]) => cause === 'EMFILE'))
+})
+
 test('what is wrong in the options is told before anything is started', (t) => {
   t.throws(() => spawn('true', [], {}, { capacity: -1 }), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
   t.throws(() => spawn('true', [], null as never), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })

@@ -18,7 +18,7 @@ export interface Spawned {
    * - HANDSHAKE_TIMEOUT where it has not answered within `timeout`, which counts from the start to the child's first word, and
    *   again for the handshake;
    * - PEER_REFUSED where another process answers, to which the child has passed the line;
-   * - INVALID_ARGUMENT where the command cannot be started.
+   * - INVALID_ARGUMENT where the command cannot be started; NO_SPACE where this process lacks what that takes.
    */
   channel: Promise<Channel>
 }
@@ -79,7 +79,7 @@ function spawnWith(
     return { child, channel }
   } catch (error) {
     line.close()
-    throw error
+    throw isShort(error as Error) ? cannotStart(command, error as Error) : error
   }
 }
 
@@ -127,6 +127,17 @@ function adopt(line: PrivateLine, pid: number, options: LineOptions): Promise<Ch
 /** Why there is no child. */
 async function notStarted(line: PrivateLine, command: string, child: ChildProcess): Promise<never> {
   line.close()
-  const cause = await new Promise<Error>((resolve) => child.once('error', resolve))
-  throw new RingfenceError('INVALID_ARGUMENT', `${show(command)} cannot be started: ${cause.message}`, { cause })
+  throw cannotStart(command, await new Promise<Error>((resolve) => child.once('error', resolve)))
+}
+
+/** What the system says where this process lacks descriptors, memory or the right to one process more: no fault of the command's. */
+const SHORT: ReadonlySet<unknown> = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'EAGAIN'])
+
+function isShort(error: NodeJS.ErrnoException): boolean {
+  return SHORT.has(error.code)
+}
+
+function cannotStart(command: string, cause: Error): RingfenceError {
+  const name = isShort(cause) ? 'NO_SPACE' : 'INVALID_ARGUMENT'
+  return new RingfenceError(name, `${show(command)} cannot be started: ${cause.message}`, { cause })
 }
