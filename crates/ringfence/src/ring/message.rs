@@ -233,7 +233,8 @@ impl Iterator for Words<'_> {
                 self.at = self.at.max(whole);
             }
             _ => {
-                result = self.fold_long(whole, result, &mut f);
+                // A copy, which is made here alone: `self` then stays in registers for a short message.
+                result = self.clone().fold_long(whole, result, &mut f);
                 self.at = whole;
             }
         }
