@@ -5,10 +5,11 @@
 
 mod channel;
 mod line;
+mod object;
 
 use arbitrary::{Result, Unstructured};
 
-pub use self::{channel::channel, line::line};
+pub use self::{channel::channel, line::line, object::object};
 use crate::{
     handshake::frame::Frame,
     memory::layout::CAPACITY_MIN,
@@ -170,6 +171,12 @@ mod tests {
     fn whatever_is_said_on_the_line_is_a_frame_or_an_error() {
         each(wire, &[]);
         each(line, &[]);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    fn whatever_a_peer_passes_is_as_agreed_or_refused() {
+        each(object, &[]);
     }
 
     #[test]
