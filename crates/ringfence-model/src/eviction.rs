@@ -40,6 +40,8 @@ pub enum Fault {
     WakesFirst,
     /// The sender is woken if it sleeps, and a sender that is about to sleep does not find that.
     WakesOnlyASleeper,
+    /// One who watches compares positions, and takes a reader of which nothing is kept yet to be behind all that was sent.
+    PositionOfNone,
 }
 
 /// What is looked at.
@@ -51,6 +53,8 @@ pub enum About {
     Bells,
     /// The sender sleeps until there is room.
     Room,
+    /// As places, and one who watches looks again and again how far the newcomer has got.
+    Looks,
 }
 
 /// What is checked.
@@ -101,6 +105,8 @@ pub enum Who {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Entry {
     Free,
+    /// The newcomer is in the list, and nothing is kept for it yet.
+    Entered,
     /// This reader has it from here on, and its own word says how far it has read.
     Taken(Who, u8),
     /// The newcomer is in its handshake.
@@ -112,6 +118,7 @@ impl Entry {
         match self {
             Self::Free => 0,
             Self::Taken(Who::Old, _) => 1,
+            Self::Entered => u8::MAX,
             Self::Held(position) => 2 + 2 * position,
             Self::Taken(Who::New, position) => 3 + 2 * position,
         }
@@ -121,6 +128,7 @@ impl Entry {
         match word {
             0 => Self::Free,
             1 => Self::Taken(Who::Old, 0),
+            u8::MAX => Self::Entered,
             word if word % 2 == 0 => Self::Held(word / 2 - 1),
             word => Self::Taken(Who::New, word / 2 - 1),
         }
@@ -130,13 +138,13 @@ impl Entry {
         match self {
             Self::Free => None,
             Self::Taken(who, _) => Some(who),
-            Self::Held(_) => Some(Who::New),
+            Self::Entered | Self::Held(_) => Some(Who::New),
         }
     }
 
     fn position(self) -> u8 {
         match self {
-            Self::Free => NEVER,
+            Self::Free | Self::Entered => NEVER,
             Self::Taken(_, position) | Self::Held(position) => position,
         }
     }
@@ -181,7 +189,7 @@ enum Sends {
 /// What the thread that watches does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Watches {
-    /// Waits until a reader is in the way, or the old one has died.
+    /// Waits until a reader is in the way, or the old one has died; or looks how far the newcomer has got.
     Waits,
     /// Lets go of the reader that the sender has named.
     Evicts(Who),
@@ -211,7 +219,9 @@ enum Reads {
 /// What the newcomer, or the thread that admits it, does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Comes {
-    /// Takes the slot, once it is free, from the floor on.
+    /// Takes the slot, once it is free. That changes nothing for the sender, and it is not told.
+    Enters,
+    /// Keeps what lies from the floor on.
     Holds,
     /// Moves the generation to this, and makes a fence.
     Tells(u8),
@@ -291,6 +301,8 @@ pub struct State {
     words: Words,
     sender: Sender,
     watcher: Watches,
+    /// How far the newcomer had got when the watcher last looked.
+    seen: Option<u8>,
     old: Reads,
     old_head: u8,
     old_lives: bool,
@@ -313,6 +325,8 @@ pub enum Action {
     Stall(Who),
     /// The watcher hears that the old reader has died.
     Hear,
+    /// The watcher looks at the newcomer. It reads the oldest head that it may (0), or a newer one.
+    Look(u8),
 }
 
 impl Eviction {
@@ -362,7 +376,7 @@ impl Eviction {
             OLD => state.old != Reads::Done,
             _ => match state.new.next {
                 // The slot is free once the old reader was let go of.
-                Comes::Holds => state.let_go[0],
+                Comes::Enters => state.let_go[0],
                 Comes::Sleeps => state.new.bell,
                 Comes::Done => false,
                 _ => true,
@@ -587,6 +601,38 @@ impl Eviction {
     }
 }
 
+/// What the watcher sees of the newcomer.
+impl Eviction {
+    /// What one look at the newcomer may find: as many as there are heads that may be read.
+    fn looks(state: &State) -> u8 {
+        let mut words = state.words.clone();
+        match Entry::from_word(words.load_newest(WATCHER, word::ENTRY)) {
+            Entry::Taken(Who::New, _) => words.choices(WATCHER, word::NEW_HEAD),
+            Entry::Entered | Entry::Held(_) => 1,
+            Entry::Free | Entry::Taken(Who::Old, _) => 0,
+        }
+    }
+
+    /// Compares how far the newcomer has got with the last look: one that goes back is a liar.
+    fn look(self, state: &mut State, choice: u8) {
+        // The lock orders what was stored before the entry.
+        let entry = Entry::from_word(state.words.load_newest(WATCHER, word::ENTRY));
+        let position = match entry {
+            Entry::Taken(Who::New, _) => {
+                state
+                    .words
+                    .load(WATCHER, word::NEW_HEAD, choice, Order::Synchronises)
+            }
+            Entry::Entered if !self.has(Fault::PositionOfNone) => return,
+            entry => entry.position(),
+        };
+        if state.seen.is_some_and(|seen| position < seen) {
+            state.wrong = Some(Wrong::Accused);
+        }
+        state.seen = Some(position);
+    }
+}
+
 /// The readers' steps.
 impl Eviction {
     /// The floor after a copy: what the fence before it has ordered. Returns whether the copy may be handed out.
@@ -662,6 +708,11 @@ impl Eviction {
             *changes
         };
         me.next = match me.next {
+            Comes::Enters => {
+                words.load_newest(NEW, word::ENTRY);
+                words.store(NEW, word::ENTRY, Entry::Entered.word(), Order::Synchronises);
+                Comes::Holds
+            }
             Comes::Holds => {
                 me.head = words
                     .load_newest(NEW, word::FLOOR)
@@ -761,7 +812,7 @@ impl Model for Eviction {
     fn init_states(&self) -> Vec<State> {
         let all = (1 << word::ALL) - 1;
         let list = 1 << word::ENTRY | 1 << word::GENERATION;
-        let watch = list | 1 << word::WOKEN;
+        let watch = list | 1 << word::WOKEN | 1 << word::NEW_HEAD;
         let ring = 1 << word::FLOOR | 1 << word::cell(0) | 1 << word::cell(1);
         let own = 1 << word::NEW_HEAD | 1 << word::NEW_PARKED;
         let new = list | ring | own | 1 << word::TAIL | 1 << word::INTENT;
@@ -796,6 +847,7 @@ impl Model for Eviction {
             words,
             sender,
             watcher: Watches::Waits,
+            seen: None,
             old: if self.old_reads == 0 {
                 Reads::Done
             } else {
@@ -804,7 +856,7 @@ impl Model for Eviction {
             old_head: 0,
             old_lives: true,
             new: Newcomer {
-                next: Comes::Holds,
+                next: Comes::Enters,
                 head: 0,
                 tail: 0,
                 number: 0,
@@ -841,6 +893,9 @@ impl Model for Eviction {
             if !state.old_lives && !state.let_go[0] {
                 actions.push(Action::Hear);
             }
+            if self.about == About::Looks && !state.let_go[1] {
+                actions.extend((0..Self::looks(state)).map(Action::Look));
+            }
         }
     }
 
@@ -862,6 +917,7 @@ impl Model for Eviction {
                     Watches::Evicts(who)
                 };
             }
+            Action::Look(choice) => self.look(&mut state, choice),
             Action::Hear => {
                 state.watcher = if self.has(Fault::WakesFirst) {
                     Watches::WakesBefore(Who::Old)
@@ -880,7 +936,7 @@ impl Model for Eviction {
             Property::always(HONEST, |_, state: &State| state.wrong != Some(Wrong::Accused)),
             Property::always(BY_NUMBER, |_, state: &State| state.wrong != Some(Wrong::Mistaken)),
             Property::always(SENDER_WOKEN, |_, state: &State| {
-                let rests = state.watcher == Watches::Waits && state.new.next == Comes::Holds;
+                let rests = state.watcher == Watches::Waits && state.new.next == Comes::Enters;
                 let stuck = state.sender.next == Sends::Sleeps && !state.sender.woken;
                 !(stuck && rests && state.let_go[0])
             }),
@@ -898,6 +954,12 @@ impl Model for Eviction {
                 |model: &Self, state: &State| state.new.head == model.messages,
             ),
         ];
+        if self.about == About::Looks {
+            properties.push(Property::sometimes(
+                "the newcomer is seen on its way",
+                |_, state: &State| state.seen.is_some_and(|seen| seen > 0 && seen < NEVER),
+            ));
+        }
         if self.about == About::Bells {
             properties.push(Property::sometimes("the newcomer is rung", |_, state: &State| {
                 state.new.next == Comes::Sleeps && state.new.bell
@@ -911,8 +973,8 @@ impl Model for Eviction {
 pub const WHOLE: &str = "a torn message is never handed out, also not to a reader that is evicted meanwhile";
 /// Of a reliable one.
 pub const KEPT: &str = "the floor never passes the head of a reliable reader that was not let go of";
-/// What it says of itself is believed.
-pub const HONEST: &str = "a reader is not judged by what another one in its place has said";
+/// What another one in its place has said, and what none has said yet, is not its word.
+pub const HONEST: &str = "a reader is not judged by what it has not said itself";
 /// Of a newcomer.
 pub const BY_NUMBER: &str = "a reader is not evicted for another one's stall";
 /// Of the publisher.

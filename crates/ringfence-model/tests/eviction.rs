@@ -21,7 +21,7 @@ fn holds(model: Eviction) {
 
 #[test]
 fn a_reader_is_let_go_of_and_another_takes_its_place() {
-    for about in [About::Places, About::Bells, About::Room] {
+    for about in [About::Places, About::Bells, About::Room, About::Looks] {
         holds(model(about, 3));
     }
 }
@@ -51,6 +51,7 @@ fn the_checker_finds_each_fault() {
         (Fault::ReleasesWithoutWaking, SENDER_WOKEN, About::Room, 3),
         (Fault::WakesFirst, SENDER_WOKEN, About::Room, 3),
         (Fault::WakesOnlyASleeper, SENDER_WOKEN, About::Room, 3),
+        (Fault::PositionOfNone, HONEST, About::Looks, 3),
     ] {
         let model = Eviction {
             fault: Some(fault),
@@ -63,7 +64,7 @@ fn the_checker_finds_each_fault() {
 #[test]
 #[ignore = "a minute: npm run test:models"]
 fn more_messages() {
-    for about in [About::Places, About::Bells, About::Room] {
+    for about in [About::Places, About::Bells, About::Room, About::Looks] {
         holds(model(about, 4));
     }
 }
