@@ -197,6 +197,30 @@ test('a channel keeps how long it spins and whether it sends on', (t) => {
   t.deepEqual(channelSettings({ busyPoll: 5, allowHalfOpen: true }), { busyPoll: 5, allowHalfOpen: true })
 })
 
+test('an object of a class that says nothing is no policy, and no options', (t) => {
+  const wrong: [object, RegExp][] = [
+    [Promise.resolve({ uid: 5 }), /^\w+ must be an object that has some of .*, not one of class Promise$/],
+    [new Map([['uid', 5]]), /not one of class Map$/],
+    [[], /not one of class Array$/],
+    [AbortSignal.timeout(1000), /not one of class AbortSignal$/],
+    [new (class {})(), /not an object$/],
+  ]
+  for (const [value, message] of wrong) {
+    t.throws(() => checkOptions('join', { policy: value as never }), { ...invalid, message })
+    t.throws(() => checkOptions('join', value as never), { ...invalid, message })
+    t.throws(() => readerSignal(value as never), { ...invalid, message })
+    t.throws(() => lingerOf(value as never), { ...invalid, message })
+  }
+  const inherits = Object.create({ uid: 5 }) as object
+  class OfOurUser {
+    get uid() {
+      return 7
+    }
+  }
+  for (const policy of [inherits, new OfOurUser()]) t.notThrows(() => checkOptions('join', { policy }))
+  t.like(checkOptions('join', { policy: new OfOurUser() }), { policy: { uids: [7] } })
+})
+
 test('what drain, close and a call that waits are given is checked', (t) => {
   const visit = () => {}
   for (const max of [undefined, 0, 1, 0.5, Infinity]) t.notThrows(() => checkDrain(visit, max), String(max))

@@ -80,13 +80,27 @@ const KNOWN_OF_POLICY = [
 /** The largest number that a uid or gid can be: the kernel keeps the next one for "none". */
 const LARGEST_ID = 2 ** 32 - 2
 
-/** Throws INVALID_ARGUMENT for what is no object, or has other properties than these. */
+/** Throws INVALID_ARGUMENT for what is no object, has other properties than these, or is an object of a class and has none of them. */
 export function plainObject(what: string, value: unknown, known: readonly string[]): void {
   if (typeof value !== 'object' || value === null) throw invalid(`${what} must be an object, not ${show(value)}`)
+  // A promise that was not awaited, a Map, an AbortSignal by itself: each would say nothing, and a policy that says nothing asks for little.
+  if (!isPlain(value) && !known.some((key) => key in value))
+    throw invalid(`${what} must be an object that has some of ${known.join(', ')}, not ${kindOf(value)}`)
   for (const key of Object.keys(value)) {
     // A misspelt option that is ignored would be a check that is never made.
     if (!known.includes(key)) throw invalid(`${what} has no property ${JSON.stringify(key)}: ${known.join(', ')}`)
   }
+}
+
+/** By what is behind it, since an object of another realm (node:vm) has another class. */
+function isPlain(value: object): boolean {
+  const prototype: unknown = Object.getPrototypeOf(value)
+  return prototype === null || Object.getPrototypeOf(prototype) === null
+}
+
+function kindOf(value: object): string {
+  const { name } = (value as { constructor?: { name?: unknown } }).constructor ?? {}
+  return typeof name === 'string' && name !== '' ? `one of class ${name}` : show(value)
 }
 
 /** What a call that waits is given: its signal, if it was not aborted before. */
