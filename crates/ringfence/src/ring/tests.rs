@@ -5,6 +5,7 @@ mod model;
 mod orderings;
 mod reader;
 mod threads;
+mod writer;
 
 use std::sync::atomic::Ordering;
 

@@ -34,7 +34,7 @@ const RUN: usize = 8192;
 
 /// How often one call begins again where it was overtaken. Then it says that nothing is there, and the next call goes on: a
 /// publisher must not keep it for ever.
-const TRIES: u32 = 16;
+pub(super) const TRIES: u32 = 16;
 
 /// No position is as far as this: at 10 GB/s a ring would get there in 14 years. So no sum of two of them overflows.
 const FARTHEST: u64 = 1 << 62;

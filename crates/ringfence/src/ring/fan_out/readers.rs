@@ -256,8 +256,13 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::memory::{own::OwnRegion, peer::PeerRegion};
+    use crate::{
+        memory::{own::OwnRegion, peer::PeerRegion},
+        ring::fan_out::writer::FanOut,
+    };
 
     /// Who compares positions with those that come after them would take it for a reader that has gone back.
     #[test]
@@ -268,5 +273,20 @@ mod tests {
         assert_eq!(readers.reliable(), []);
         assert!(readers.keep(number, 64));
         assert_eq!(readers.reliable(), [(number, 64)]);
+    }
+
+    /// The writer may take the list while a reader looks for its place.
+    #[test]
+    fn a_reader_whose_place_is_found_after_the_writer_has_taken_the_list_is_kept_from_there() {
+        let ring = OwnRegion::private(4096);
+        let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::nowhere(), 1));
+        let mut writer = FanOut::<_, PeerRegion, ()>::new(ring, Arc::clone(&readers), 4096);
+        let (number, _) = readers.enter(Delivery::Reliable).unwrap();
+        assert!(writer.refresh());
+        assert!(readers.keep(number, 0));
+        assert!(writer.refresh());
+        let sent = (0..400).take_while(|_| writer.push_now(&[7; 24])).count();
+        assert!(sent <= 128, "the ring has no more: {sent}");
+        assert_eq!(writer.used(), sent as u64 * 32);
     }
 }

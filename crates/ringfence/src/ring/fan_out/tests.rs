@@ -4,8 +4,10 @@
 mod liars;
 mod model;
 mod orderings;
+mod reader;
 mod speed;
 mod threads;
+mod writer;
 
 use std::sync::Arc;
 

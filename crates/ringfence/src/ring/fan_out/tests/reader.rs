@@ -1,0 +1,498 @@
+//! Where a reader begins and goes on, what it tells, and what it counts: each by itself, as a caller sees it.
+
+use std::{
+    cell::Cell,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use super::{Hub, Reader, SMALLEST, bytes, receive, seen, walk_packed};
+use crate::{
+    error::Error,
+    memory::access::{Readable, Writable},
+    memory::layout::{self, MARKS, as_offset, mark_of},
+    memory::own::OwnRegion,
+    memory::peer::PeerRegion,
+    ring::consumer::Pulled,
+    ring::delivery::{Delivery, StartFrom},
+    ring::fan_out::reader::{FanIn, TRIES, Terms, View},
+    ring::fan_out::readers::Held,
+    ring::lies::{Liar, Lie},
+    ring::record::{PADDING, WHOLE, header},
+};
+
+/// Messages that take 32 bytes each.
+fn send(hub: &mut Hub, numbers: std::ops::RangeInclusive<u64>) {
+    for number in numbers {
+        assert!(hub.send(&bytes(number, 24)));
+    }
+}
+
+/// A reader that has its place, and has not begun.
+fn held(hub: &Hub, delivery: Delivery) -> Reader {
+    let held = hub.readers.hold(delivery, StartFrom::Now).unwrap();
+    let control = OwnRegion::private(0);
+    let seen = control.seen_by_peer();
+    let reader = FanIn::new(hub.ring.seen_by_peer(), control, hub.terms(delivery, held)).unwrap();
+    assert!(hub.readers.activate(held.number, seen, ()));
+    reader
+}
+
+#[test]
+fn who_wants_what_is_sent_from_now_on_begins_at_the_tail_it_was_told_and_who_wants_the_last_message_does_not()
+{
+    for (from, first) in [(StartFrom::Now, 3), (StartFrom::Latest, 4)] {
+        let mut hub = Hub::new(SMALLEST);
+        let mut reader = held(&hub, Delivery::Reliable);
+        send(&mut hub, 1..=2);
+        let now = hub.ring.load(layout::TAIL, Ordering::Acquire);
+        send(&mut hub, 3..=4);
+        reader.begin(from, now).unwrap();
+        assert_eq!(reader.sequence(), first - 1, "{from}");
+        assert_eq!(receive(&mut reader), Some(bytes(first, 24)), "{from}");
+    }
+}
+
+#[test]
+fn a_reader_that_was_overtaken_goes_on_with_the_first_mark_in_the_newer_half() {
+    let mut hub = Hub::new(SMALLEST);
+    let (_, mut reader) = hub.join(Delivery::BestEffort, StartFrom::Now);
+    send(&mut hub, 1..=400);
+    // Marks lie 256 bytes apart, and one is half a ring before the tail.
+    let middle = 400 * 32 - SMALLEST / 2;
+    assert_eq!(receive(&mut reader), Some(bytes(middle / 32 + 1, 24)));
+    assert_eq!(reader.position(), middle + 32);
+    assert_eq!((reader.sequence(), reader.lost()), (middle / 32 + 1, middle / 32));
+}
+
+#[test]
+fn what_was_passed_over_counts_once_a_message_behind_it_is_handed_out() {
+    let mut hub = Hub::new(SMALLEST);
+    send(&mut hub, 1..=5);
+    let (_, mut reader) = hub.join(Delivery::BestEffort, StartFrom::Now);
+    send(&mut hub, 6..=400);
+    let refused = reader.receive(&mut []);
+    assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{refused:?}");
+    assert!(reader.position() > 5 * 32, "it was overtaken");
+    assert_eq!(
+        (reader.sequence(), reader.lost(), reader.counted()),
+        (5, 0, (0, 0))
+    );
+    let (first, second) = (receive(&mut reader).unwrap(), receive(&mut reader).unwrap());
+    let number = reader.sequence();
+    assert_eq!((first, second), (bytes(number - 1, 24), bytes(number, 24)));
+    assert_eq!((reader.lost(), reader.counted()), (number - 7, (2, 48)));
+}
+
+#[test]
+fn each_look_at_the_tail_is_counted_and_one_that_finds_nothing_tells_the_head() {
+    let mut hub = Hub::new(SMALLEST);
+    let (number, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
+    assert!(reader.is_through());
+    let before = reader.looks();
+    assert!(!reader.available().unwrap());
+    assert_eq!(reader.looks(), before + 1);
+    send(&mut hub, 1..=2);
+    assert!(reader.available().unwrap());
+    assert_eq!(reader.looks(), before + 2);
+    assert!(!reader.is_through());
+    for _ in 0..2 {
+        assert_eq!(hub.readers.position(number), Some(0), "it has told nothing yet");
+        assert!(reader.receive(&mut [0; 24]).unwrap().is_some());
+    }
+    assert!(reader.is_through());
+    send(&mut hub, 3..=3);
+    assert!(reader.available().unwrap());
+    assert_eq!(hub.readers.position(number), Some(0), "there is something");
+    assert!(reader.receive(&mut [0; 24]).unwrap().is_some());
+    assert!(!reader.available().unwrap());
+    assert_eq!(hub.readers.position(number), Some(96));
+    assert!(!reader.publish(), "it is known");
+}
+
+#[test]
+fn the_ring_s_end_is_filled_by_what_may_be_published_without_a_message_behind_it() {
+    let mut hub = Hub::new(SMALLEST);
+    let (_, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
+    for number in 1..=127 {
+        assert!(hub.send(&bytes(number, 24)));
+        assert_eq!(receive(&mut reader), Some(bytes(number, 24)));
+    }
+    // Claimed behind the padding, and given back.
+    assert!(hub.writer.claim(512).is_some());
+    assert!(hub.writer.publish());
+    assert_eq!(hub.ring.load(layout::TAIL, Ordering::Acquire), SMALLEST);
+    for _ in 0..2 {
+        assert_eq!(receive(&mut reader), None);
+    }
+    assert!(hub.send(&bytes(128, 512)));
+    assert_eq!(receive(&mut reader), Some(bytes(128, 512)));
+}
+
+/// A record whose payload lies past the ring's end leaves there what another lap's records may end before. It is no record.
+#[test]
+fn what_lies_past_the_ring_s_end_is_no_message_where_a_record_ends_there() {
+    let ghost: Vec<u8> = header(24, WHOLE).to_le_bytes().repeat(11);
+    let visit = |reader: &mut Reader| {
+        let mut found = Vec::new();
+        while reader.available().unwrap() {
+            reader.visit(usize::MAX, |view| found.push(seen(&view))).unwrap();
+        }
+        found
+    };
+    let pull = |reader: &mut Reader| {
+        let (mut into, mut found) = (vec![0; 8192], Vec::new());
+        while let Pulled::Bytes(end) = reader.pull_packed(&mut into).unwrap() {
+            found.extend(walk_packed(&into[..end]));
+        }
+        found
+    };
+    for read in [&visit as &dyn Fn(&mut Reader) -> Vec<Vec<u8>>, &pull] {
+        let mut hub = Hub::new(SMALLEST);
+        let (_, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
+        send(&mut hub, 1..=127);
+        assert_eq!(read(&mut reader).len(), 127);
+        assert!(hub.send(&ghost));
+        assert_eq!(read(&mut reader), [&ghost[..]]);
+        // Up to the ring's end, and then some more.
+        let more = 64..SMALLEST + 128;
+        let count = (more.end - more.start) / 32;
+        send(&mut hub, 129..=128 + count / 2);
+        assert_eq!(read(&mut reader).len() as u64, count / 2);
+        send(&mut hub, 129 + count / 2..=128 + count);
+        let expected: Vec<_> = (129 + count / 2..=128 + count)
+            .map(|number| bytes(number, 24))
+            .collect();
+        assert_eq!(read(&mut reader), expected);
+    }
+}
+
+#[test]
+fn one_call_pulls_all_that_is_there_and_fits() {
+    let mut hub = Hub::new(1 << 16);
+    let (_, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
+    let mut into = vec![0; 1 << 16];
+    assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Nothing);
+    // More than is copied in one go.
+    send(&mut hub, 1..=1000);
+    assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Bytes(32_000));
+    send(&mut hub, 1001..=1001);
+    assert_eq!(reader.pull_packed(&mut into[..31]).unwrap(), Pulled::Large(24));
+    assert_eq!(reader.pull_packed(&mut into[..32]).unwrap(), Pulled::Bytes(32));
+    assert_eq!(walk_packed(&into[..32]), [bytes(1001, 24)]);
+}
+
+#[test]
+fn a_long_visit_tells_the_head_now_and_then() {
+    let mut hub = Hub::new(1 << 16);
+    let (number, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
+    send(&mut hub, 1..=1280);
+    let mut told = Vec::new();
+    let visited = reader.visit(usize::MAX, |_| told.push(hub.readers.position(number).unwrap()));
+    assert_eq!(visited.unwrap(), 1280);
+    told.dedup();
+    // Of a quarter of the ring each, and what is left at the end.
+    assert_eq!(told, [0, 1 << 14, 1 << 15]);
+    assert_eq!(hub.readers.position(number), Some(1280 * 32));
+}
+
+#[test]
+fn a_large_message_is_visited_where_it_lies_by_a_reliable_reader_alone() {
+    for (delivery, length, is_in_ring) in [
+        (Delivery::Reliable, 504, false),
+        (Delivery::Reliable, 505, true),
+        (Delivery::BestEffort, 505, false),
+        (Delivery::Latest, 505, false),
+    ] {
+        let mut hub = Hub::new(1 << 16);
+        let (_, mut reader) = hub.join(delivery, StartFrom::Now);
+        assert!(hub.send(&bytes(1, length)));
+        let visited = reader.visit(9, |view| {
+            assert_eq!(
+                matches!(view, View::InRing(..)),
+                is_in_ring,
+                "{delivery} {length}"
+            );
+            assert_eq!(seen(&view), bytes(1, length));
+        });
+        assert_eq!(visited.unwrap(), 1);
+    }
+}
+
+#[test]
+fn a_reader_that_was_let_go_of_finds_nothing_and_keeps_its_numbers() {
+    let mut hub = Hub::new(SMALLEST);
+    let (_, mut reader) = hub.join(Delivery::BestEffort, StartFrom::Now);
+    assert_eq!(
+        (reader.capacity(), reader.delivery()),
+        (SMALLEST, Delivery::BestEffort)
+    );
+    send(&mut hub, 1..=3);
+    assert_eq!(receive(&mut reader), Some(bytes(1, 24)));
+    reader.forget(PeerRegion::nowhere());
+    assert_eq!(receive(&mut reader), None);
+    assert!(reader.is_through());
+    assert_eq!(
+        (reader.sequence(), reader.lost(), reader.counted()),
+        (1, 0, (1, 24))
+    );
+}
+
+#[test]
+fn the_list_gives_each_reader_a_slot_of_its_own_and_tells_what_is_kept() {
+    let mut hub = Hub::new(SMALLEST);
+    assert_eq!((hub.readers.kept_from(), hub.writer.used()), (None, 0));
+    let (_, mut quick) = hub.join(Delivery::Reliable, StartFrom::Now);
+    let slow = hub.readers.hold(Delivery::BestEffort, StartFrom::Now).unwrap();
+    let third = hub.readers.hold(Delivery::Reliable, StartFrom::Now).unwrap();
+    assert_eq!((slow.slot, third.slot), (1, 2));
+    assert!(hub.readers.has(slow.number) && hub.readers.has(third.number));
+    hub.readers.release(third.number);
+    assert!(hub.readers.has(slow.number) && !hub.readers.has(third.number));
+    assert_eq!(
+        hub.readers.hold(Delivery::Latest, StartFrom::Now).unwrap().slot,
+        2
+    );
+    send(&mut hub, 1..=3);
+    assert_eq!(hub.writer.used(), 96);
+    assert_eq!(receive(&mut quick), Some(bytes(1, 24)));
+    assert_eq!(hub.writer.used(), 64);
+    // What is written and not published is nothing that a reader has not read.
+    assert!(hub.writer.push(&bytes(4, 24)));
+    assert_eq!((hub.writer.used(), hub.readers.kept_from()), (64, Some(0)));
+}
+
+/// The rest of the messages is below the floor, or the position of a liar.
+#[test]
+fn what_is_kept_is_a_position_above_the_floor_whatever_a_reader_says() {
+    let mut hub = Hub::new(SMALLEST);
+    let held = hub.readers.hold(Delivery::BestEffort, StartFrom::Now).unwrap();
+    send(&mut hub, 1..=200);
+    let floor = hub.ring.load(layout::FLOOR, Ordering::Acquire);
+    assert!(floor > 0);
+    assert_eq!(hub.readers.kept_from(), Some(floor));
+    let liar = OwnRegion::private(0);
+    liar.store(layout::head_of(held.slot), 200 * 32 - 3, Ordering::Release);
+    assert!(hub.readers.activate(held.number, liar.seen_by_peer(), ()));
+    assert_eq!(hub.readers.kept_from(), Some(199 * 32 + 24));
+}
+
+const BEGINNING: Held = Held {
+    number: 0,
+    slot: 0,
+    position: 0,
+    sequence: 0,
+};
+
+/// A ring of records of 32 bytes whose publisher is always a whole ring ahead: each copy but the first so many is overtaken.
+struct RunsAhead {
+    capacity: u64,
+    floor: Cell<u64>,
+    copies: AtomicUsize,
+    left_alone: usize,
+}
+
+impl RunsAhead {
+    fn reader(capacity: u64, left_alone: usize) -> FanIn<Self, OwnRegion> {
+        let ring = Self {
+            capacity,
+            floor: Cell::new(0),
+            copies: AtomicUsize::new(0),
+            left_alone,
+        };
+        let terms = Terms {
+            capacity,
+            longest: 200,
+            delivery: Delivery::BestEffort,
+            held: BEGINNING,
+        };
+        FanIn::new(ring, OwnRegion::private(0), terms).unwrap()
+    }
+
+    fn copies(&self) -> usize {
+        self.copies.load(Ordering::Relaxed)
+    }
+}
+
+impl Readable for RunsAhead {
+    fn load(&self, at: usize, _: Ordering) -> u64 {
+        let floor = self.floor.get();
+        match at {
+            layout::FLOOR => floor,
+            layout::TAIL => floor + self.capacity,
+            layout::DATA.. => header(24, WHOLE),
+            at if at % 16 == mark_of(0) % 16 => floor,
+            _ => floor / 32,
+        }
+    }
+
+    fn copy_out(&self, _: usize, into: &mut [u8]) {
+        for word in into.chunks_mut(32) {
+            word[..8].copy_from_slice(&header(24, WHOLE).to_le_bytes());
+        }
+        let copies = self.copies.fetch_add(1, Ordering::Relaxed) + 1;
+        assert!(copies < 1000, "it begins again and again");
+        if copies > self.left_alone {
+            self.floor.set(self.floor.get() + self.capacity);
+        }
+    }
+
+    /// In one piece, so that copies can be counted.
+    fn copy_out_ahead(&self, at: usize, into: &mut [u8], _: usize) {
+        self.copy_out(at, into);
+    }
+}
+
+#[test]
+fn a_call_that_is_overtaken_by_each_copy_begins_again_so_often_and_no_more() {
+    let tries = TRIES as usize;
+    let mut into = vec![0; 8192];
+    let mut reader = RunsAhead::reader(SMALLEST, 0);
+    assert_eq!(reader.visit(9, |_| panic!("none was whole")).unwrap(), 0);
+    assert_eq!(reader.ring().copies(), tries);
+    assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Nothing);
+    assert_eq!(reader.ring().copies(), 2 * tries);
+    assert_eq!(reader.receive(&mut into).unwrap(), None);
+    assert_eq!(reader.ring().copies(), 3 * tries);
+    assert_eq!(reader.pull_packed(&mut into[..8]).unwrap(), Pulled::Large(24));
+}
+
+#[test]
+fn what_one_call_pulls_ends_where_some_were_lost_meanwhile() {
+    let mut reader = RunsAhead::reader(1 << 16, 1);
+    let mut into = vec![0; 1 << 16];
+    assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Bytes(8192));
+    assert_eq!((reader.sequence(), reader.lost()), (256, 0));
+    assert_eq!(reader.ring().copies(), 2);
+}
+
+/// What each way of reading makes of a ring whose first record is sound, and whose second is not.
+#[test]
+fn a_second_record_that_no_honest_publisher_writes_is_corrupt_for_each_way_of_reading() {
+    type Read = fn(&mut Reader) -> Result<u64, Error>;
+    let reads: [Read; 3] = [
+        |reader| Ok(u64::from(reader.receive(&mut [0; 300])?.is_some())),
+        |reader| reader.visit(9, |_| ()).map(|count| count as u64),
+        |reader| {
+            reader.next_size()?;
+            reader.pull_packed(&mut [0; 300]).map(|_| 1)
+        },
+    ];
+    for (what, tail, length, flags) in [
+        ("longer than this side takes", 1024, 201, WHOLE),
+        ("as long as the rest of the ring", SMALLEST, SMALLEST - 40, WHOLE),
+        ("padding that is not all published", 1024, SMALLEST - 40, PADDING),
+        ("padding that ends before the ring", 1024, 24, PADDING),
+    ] {
+        for delivery in [Delivery::Reliable, Delivery::BestEffort] {
+            for read in reads {
+                let ring = OwnRegion::private(SMALLEST);
+                let terms = Terms {
+                    capacity: SMALLEST,
+                    longest: 200,
+                    delivery,
+                    held: BEGINNING,
+                };
+                let mut reader = FanIn::new(ring.seen_by_peer(), OwnRegion::private(0), terms).unwrap();
+                for (at, word) in [
+                    (layout::DATA, header(24, WHOLE)),
+                    (layout::DATA + 32, header(length, flags)),
+                    (layout::TAIL, tail),
+                ] {
+                    ring.store(at, word, Ordering::Release);
+                }
+                let found = loop {
+                    match read(&mut reader) {
+                        Ok(1..) => {}
+                        Ok(0) => panic!("{what}, {delivery}: nothing is there"),
+                        Err(error) => break error,
+                    }
+                };
+                assert!(
+                    matches!(found, Error::RingCorrupt(_)),
+                    "{what}, {delivery}: {found}"
+                );
+                assert_eq!(
+                    (reader.sequence(), reader.position()),
+                    (1, 32),
+                    "{what}, {delivery}"
+                );
+            }
+        }
+    }
+}
+
+/// What a reader at `position`, which was overtaken in its first copy, answers to one call where its publisher tells this while it looks for a mark:
+/// the floor, the tail, the marks, and the floor again.
+fn while_it_looks(held: Held, floor: u64, mark: (u64, u64), then: u64) -> Result<Option<usize>, Error> {
+    let record = || [Lie::Header(24, WHOLE), Lie::Truth, Lie::Truth, Lie::Truth];
+    let mut lies = vec![Lie::Word(held.position + 64), Lie::Word(held.position)];
+    lies.extend(record());
+    lies.push(Lie::Word(floor));
+    lies.extend([Lie::Word(floor), Lie::Word(2 * SMALLEST)]);
+    for _ in 0..MARKS {
+        lies.extend([Lie::Word(mark.0), Lie::Word(mark.1)]);
+    }
+    lies.push(Lie::Word(then));
+    // What it finds when it tries again: overtaken once more, and then a mark.
+    let mark = (then, then / 32);
+    lies.extend(record());
+    lies.extend([Lie::Word(then), Lie::Word(then), Lie::Word(2 * SMALLEST)]);
+    for _ in 0..MARKS {
+        lies.extend([Lie::Word(mark.0), Lie::Word(mark.1)]);
+    }
+    lies.push(Lie::Word(then));
+    lies.extend(record());
+    lies.push(Lie::Word(then));
+    let ring = Liar::new(OwnRegion::private(SMALLEST), SMALLEST, lies);
+    let terms = Terms {
+        capacity: SMALLEST,
+        longest: 200,
+        delivery: Delivery::BestEffort,
+        held,
+    };
+    let mut reader = FanIn::new(ring, OwnRegion::private(0), terms).unwrap();
+    reader.receive(&mut [0; 24])
+}
+
+#[test]
+fn marks_that_are_written_over_during_the_look_are_no_lie() {
+    let gone = (0, 0);
+    let found = while_it_looks(BEGINNING, SMALLEST, gone, SMALLEST + 256);
+    assert_eq!(found.unwrap(), Some(24));
+    let found = while_it_looks(BEGINNING, SMALLEST, gone, SMALLEST);
+    assert!(matches!(found, Err(Error::RingCorrupt(_))), "{found:?}");
+}
+
+#[test]
+fn a_mark_has_room_for_its_messages_behind_the_head() {
+    let held = Held {
+        position: 64,
+        sequence: 2,
+        ..BEGINNING
+    };
+    let most = 2 + (SMALLEST - 64) / 8;
+    let mut answers = [most, most + 1, 1].map(|sequence| {
+        let ring = OwnRegion::private(SMALLEST);
+        let terms = Terms {
+            capacity: SMALLEST,
+            longest: 200,
+            delivery: Delivery::BestEffort,
+            held,
+        };
+        let mut reader = FanIn::new(ring.seen_by_peer(), OwnRegion::private(0), terms).unwrap();
+        let set = |at, word| ring.store(at, word, Ordering::Release);
+        for place in (0..as_offset(SMALLEST)).step_by(32) {
+            set(layout::DATA + place, header(24, WHOLE));
+        }
+        set(mark_of(0), SMALLEST);
+        set(mark_of(0) + 8, sequence);
+        set(layout::FLOOR, SMALLEST);
+        set(layout::TAIL, 2 * SMALLEST);
+        reader.receive(&mut [0; 24])
+    });
+    let [fits, more, fewer] = &mut answers;
+    assert_eq!(fits.as_ref().unwrap(), &Some(24));
+    for refused in [more, fewer] {
+        assert!(matches!(refused, Err(Error::RingCorrupt(_))), "{refused:?}");
+    }
+}

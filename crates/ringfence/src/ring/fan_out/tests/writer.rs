@@ -1,0 +1,122 @@
+//! What a publisher counts, refuses and awaits, and what it makes of a list that changes.
+
+use std::sync::atomic::Ordering;
+
+use super::{Hub, SMALLEST, bytes, receive};
+use crate::{
+    error::Error,
+    memory::access::Writable,
+    memory::layout::head_of,
+    memory::own::OwnRegion,
+    ring::delivery::{Delivery, StartFrom},
+    ring::lies::packed,
+    ring::record::{FIRST, LONG, header},
+};
+
+#[test]
+fn packed_messages_are_counted_and_the_first_bad_one_ends_them() {
+    let mut hub = Hub::new(SMALLEST);
+    let good = packed([&[7; 20][..], &[7; 3]]);
+    assert_eq!(hub.writer.push_packed(&good, SMALLEST).unwrap(), good.len());
+    assert_eq!(hub.writer.push_packed(&[], SMALLEST).unwrap(), 0);
+    hub.writer.publish();
+    assert_eq!((hub.writer.sequence(), hub.writer.bytes()), (2, 23));
+    let cut = &packed([&[7; 20][..]])[..16];
+    let part = header(0, FIRST).to_le_bytes();
+    let long = packed([&[7; 101][..]]);
+    for bad in [cut, &part, &long, &[1]] {
+        let refused = hub.writer.push_packed(bad, 100);
+        let is_right = matches!(
+            refused,
+            Err(Error::InvalidArgument(_)
+                | Error::MessageTooLarge {
+                    size: 101,
+                    limit: 100,
+                    ..
+                })
+        );
+        assert!(is_right, "{refused:?}");
+        assert!(!hub.writer.publish(), "nothing was written");
+        let row = [&good[..], bad].concat();
+        assert_eq!(hub.writer.push_packed(&row, 100).unwrap(), good.len());
+        assert!(hub.writer.publish());
+    }
+    assert_eq!((hub.writer.sequence(), hub.writer.bytes()), (10, 5 * 23));
+}
+
+#[test]
+fn a_batch_that_fills_the_ring_waits_for_no_reader_before_it_is_published() {
+    let mut hub = Hub::new(SMALLEST);
+    let (_, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
+    while hub.writer.push(&[7; 24]) {}
+    assert!(!hub.writer.has_room(24));
+    assert_eq!(hub.writer.awaited(24), None);
+    assert!(hub.writer.publish());
+    let awaited = hub.writer.awaited(24).expect("a reader is in the way");
+    // A record of another size has none either, and writes nothing.
+    for length in [24, 512] {
+        let set = packed([&vec![7; length][..]]);
+        assert_eq!(hub.writer.push_packed(&set, SMALLEST).unwrap(), 0);
+        assert!(!hub.writer.publish(), "{length}");
+    }
+    while reader.position() < awaited {
+        assert!(receive(&mut reader).is_some());
+    }
+    assert_eq!(hub.writer.awaited(24), None);
+}
+
+#[test]
+fn the_room_for_packed_records_leaves_out_what_one_at_the_ring_s_end_or_at_a_line_may_take() {
+    const CAPACITY: u64 = 1 << 16;
+    let mut hub = Hub::new(CAPACITY);
+    let long = |longest: u64| (CAPACITY - 72 - longest) / (LONG + 8 + 64) * (LONG + 8);
+    for (longest, room) in [
+        (24, CAPACITY - 72 - 24),
+        (LONG - 1, CAPACITY - 72 - LONG),
+        (LONG, long(LONG)),
+        (CAPACITY, long(CAPACITY / 8)),
+    ] {
+        assert_eq!(hub.writer.packed_room(longest), room, "{longest}");
+    }
+}
+
+#[test]
+fn each_change_of_the_list_is_told_once() {
+    let mut hub = Hub::new(SMALLEST);
+    hub.writer.refresh();
+    assert!(!hub.writer.refresh());
+    let (number, _reader) = hub.join(Delivery::Reliable, StartFrom::Now);
+    assert_eq!(hub.writer.active().count(), 0, "it was not looked at");
+    assert!(hub.writer.refresh() && !hub.writer.refresh());
+    let slots: Vec<_> = hub.writer.active().map(|(slot, ..)| slot).collect();
+    assert_eq!(slots, [0]);
+    hub.readers.release(number);
+    // Another call takes it, and it is told of all the same.
+    assert_eq!(hub.writer.used(), 0);
+    assert!(hub.writer.refresh() && !hub.writer.refresh());
+}
+
+#[test]
+fn a_head_past_what_was_published_is_a_lie_and_stays_one_when_the_list_changes() {
+    let mut hub = Hub::new(SMALLEST);
+    let held = hub.readers.hold(Delivery::Reliable, StartFrom::Now).unwrap();
+    let liar = OwnRegion::private(0);
+    assert!(hub.readers.activate(held.number, liar.seen_by_peer(), ()));
+    assert!(hub.send(&[7; 24]) && hub.send(&[7; 24]));
+    liar.store(head_of(held.slot), 32, Ordering::Release);
+    assert_eq!(hub.writer.used(), 32);
+    assert!(hub.writer.lie().is_none());
+    liar.store(head_of(held.slot), 72, Ordering::Release);
+    assert_eq!(hub.writer.used(), 0, "nobody else is there");
+    assert_eq!(hub.writer.lie().expect("a lie").number, held.number);
+    let (number, mut honest) = hub.join(Delivery::Reliable, StartFrom::Now);
+    for message in 0..400 {
+        assert!(hub.send(&bytes(message, 24)));
+        assert_eq!(receive(&mut honest), Some(bytes(message, 24)));
+    }
+    assert!(hub.writer.lie().is_none(), "it is told once");
+    // What the honest one has read since is known still, however the list changes.
+    hub.readers.release(held.number);
+    assert_eq!(hub.writer.used(), 0);
+    assert!(hub.readers.has(number));
+}

@@ -1,0 +1,97 @@
+//! What a producer counts, and what it says of its room.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use super::{Pair, SMALLEST, bytes, pair};
+use crate::{
+    memory::access::Writable, memory::layout, memory::own::OwnRegion, ring::lies::packed,
+    ring::message::Progress, ring::producer::Producer, ring::record::LONG, ring::tally::Tally,
+};
+
+#[test]
+fn each_way_to_write_counts_a_message_and_its_bytes() {
+    let (own, peer) = (OwnRegion::private(SMALLEST), OwnRegion::private(SMALLEST));
+    let mut producer = Producer::new(own, peer.seen_by_peer(), SMALLEST);
+    let tally = Arc::new(Tally::default());
+    producer.count_in(&tally);
+    assert!(producer.push(&[7; 100]).unwrap());
+    assert!(producer.push_now(&[7; 50]).unwrap());
+    assert_eq!(producer.counted(), (2, 150));
+    let set = packed([&[7; 20][..], &[7; 30], &[7; 3]]);
+    assert_eq!(producer.push_packed(&set, SMALLEST).unwrap(), set.len());
+    assert_eq!(producer.counted(), (5, 203));
+    let at = producer.claim(40).unwrap().unwrap();
+    producer.finish(at, 40, 13);
+    assert_eq!(producer.counted(), (6, 216));
+    // In fragments: one message, once it is whole.
+    let (message, mut written) = (bytes(1, 6000), 0);
+    while let Progress::Part(now) = producer.push_part(&message, written).unwrap() {
+        written = now;
+        assert_eq!(producer.counted(), (6, 216));
+        peer.store(layout::HEAD, producer.published(), Ordering::Release);
+    }
+    assert!(written > 0);
+    assert_eq!(producer.counted(), (7, 6216));
+    assert_eq!(tally.get(), (7, 6216));
+}
+
+#[test]
+fn what_was_not_told_yet_is_told_when_the_producer_goes() {
+    let tally = Arc::new(Tally::default());
+    let Pair { mut producer, .. } = pair(SMALLEST, SMALLEST);
+    producer.count_in(&tally);
+    for _ in 0..3 {
+        assert!(producer.push_now(&[7; 10]).unwrap());
+    }
+    drop(producer);
+    assert_eq!(tally.get(), (3, 30));
+}
+
+#[test]
+fn what_is_used_is_what_the_consumer_has_not_read_and_never_more_than_was_written() {
+    let (own, peer) = (OwnRegion::private(SMALLEST), OwnRegion::private(SMALLEST));
+    let mut producer = Producer::new(own, peer.seen_by_peer(), SMALLEST);
+    assert_eq!(producer.used(), 0);
+    for _ in 0..3 {
+        assert!(producer.push_now(&[7; 24]).unwrap());
+    }
+    assert_eq!(producer.used(), 96);
+    peer.store(layout::HEAD, 32, Ordering::Release);
+    assert_eq!(producer.used(), 64);
+    assert!(producer.has_room(24).unwrap());
+    producer.look_at_head().unwrap();
+    // Lies, of which another call will tell.
+    for head in [0, 8, 128, u64::MAX] {
+        peer.store(layout::HEAD, head, Ordering::Release);
+        assert_eq!(producer.used(), 64, "{head}");
+    }
+}
+
+#[test]
+fn the_room_for_packed_records_leaves_out_what_one_at_the_ring_s_end_or_at_a_line_may_take() {
+    const CAPACITY: u64 = 1 << 16;
+    let Pair { mut producer, .. } = pair(CAPACITY, CAPACITY);
+    // A record of the longest may stand behind padding. So many long ones, each with up to a line in front of it.
+    let long = |longest: u64| (CAPACITY - 72 - longest) / (LONG + 8 + 64) * (LONG + 8);
+    for (longest, room) in [
+        (24, CAPACITY - 72 - 24),
+        (LONG - 1, CAPACITY - 72 - LONG),
+        (LONG, long(LONG)),
+        (CAPACITY, long(CAPACITY / 2)),
+    ] {
+        assert_eq!(producer.packed_room(longest).unwrap(), room, "{longest}");
+    }
+}
+
+#[test]
+fn nothing_is_written_where_nothing_is_given_and_where_the_first_record_has_no_room() {
+    let mut pair = pair(SMALLEST, SMALLEST);
+    assert_eq!(pair.producer.push_packed(&[], SMALLEST).unwrap(), 0);
+    assert!(!pair.producer.publish());
+    while pair.send(&[7; 504]) {}
+    for length in [24, 2000] {
+        let set = packed([&vec![7; length][..]]);
+        assert_eq!(pair.producer.push_packed(&set, SMALLEST).unwrap(), 0);
+        assert!(!pair.producer.publish(), "{length}");
+    }
+}
