@@ -232,4 +232,57 @@ mod tests {
         let failed = ring.pass_on(&deadline(Duration::from_secs(60)), |_| Ok(()));
         assert_eq!(failed.unwrap_err().code(), "CLOSED");
     }
+
+    fn hello(delivery: Delivery, from: StartFrom) -> Hello {
+        Hello {
+            nonce: [1; 32],
+            echo: [2; 32],
+            capacity: 0,
+            longest: 1,
+            backing: 0,
+            features: 0,
+            meeting: 0,
+            delivery: delivery.number(),
+            from: from.number(),
+        }
+    }
+
+    #[test]
+    fn a_subscriber_gets_what_it_asks_for_where_that_is_offered_and_nothing_else() {
+        let speaker = Credentials {
+            pid: 1,
+            uid: 2,
+            gid: 3,
+        };
+        for delivery in Delivery::ALL {
+            for from in StartFrom::ALL {
+                let hello = hello(delivery, from);
+                assert_eq!(asks(&hello).unwrap(), (delivery, from));
+                assert_eq!(check_delivery(&hello, &[delivery], speaker).unwrap(), delivery);
+                let others: Vec<_> = Delivery::ALL
+                    .into_iter()
+                    .filter(|other| *other != delivery)
+                    .collect();
+                let refused = check_delivery(&hello, &others, speaker).unwrap_err();
+                let refusal = refused.refusal().expect("a refusal");
+                assert_eq!(refusal.wanted, format!("{} or {}", others[0], others[1]));
+                assert_eq!(refusal.found, delivery.to_string());
+            }
+        }
+        for (delivery, from) in [(0, 1), (1, 0), (99, 1), (1, 99)] {
+            let hello = Hello {
+                delivery,
+                from,
+                ..hello(Delivery::Reliable, StartFrom::Now)
+            };
+            assert_eq!(asks(&hello).unwrap_err().code(), "PROTOCOL", "{delivery} {from}");
+            assert!(check_delivery(&hello, &Delivery::ALL, speaker).is_err());
+        }
+    }
+
+    #[test]
+    fn a_publisher_sends_no_longer_messages_than_its_subscriber_takes() {
+        assert!(check_longest(9, 10).is_ok() && check_longest(10, 10).is_ok());
+        assert_eq!(check_longest(11, 10).unwrap_err().code(), "PROTOCOL");
+    }
 }

@@ -279,3 +279,191 @@ fn surplus(most: usize) -> Error {
         found: "more".into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, send as send_bytes, socketpair};
+
+    use super::*;
+
+    const FAR: Duration = Duration::from_secs(60);
+
+    fn ends() -> (OwnedFd, OwnedFd) {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (own, peer) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+        for end in [&own, &peer] {
+            settle_new_line(end).unwrap();
+        }
+        (own, peer)
+    }
+
+    fn this_process() -> Credentials {
+        let own = sys::ancillary::effective_credentials();
+        Credentials {
+            pid: own.pid(),
+            uid: own.uid(),
+            gid: own.gid(),
+        }
+    }
+
+    fn within(time: Duration) -> Deadline {
+        Deadline::endless(Vec::new(), time).within(time)
+    }
+
+    fn line<'a>(end: &'a OwnedFd, speaker: Credentials, deadline: &'a Deadline) -> Line<'a> {
+        Line {
+            socket: end.as_fd(),
+            speaker,
+            deadline,
+            address: "here",
+        }
+    }
+
+    const FRAME: Frame = Frame::Ready([7; 32]);
+
+    fn refusal() -> Error {
+        Refusal::new(Check::Line, "this", "that").into()
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no socket that passes descriptors")]
+    fn a_frame_arrives_with_its_descriptors_and_not_with_more_than_were_asked_for() {
+        let (own, peer) = ends();
+        let deadline = within(FAR);
+        let [here, there] = [&own, &peer].map(|end| line(end, this_process(), &deadline));
+        here.send(&FRAME, &[]).unwrap();
+        let (frame, descriptors) = there.expect("a frame").unwrap();
+        assert_eq!((frame, descriptors.len()), (FRAME, 0));
+        for most in 1..=2 {
+            let passed = vec![own.as_fd(); most];
+            here.send(&FRAME, &passed).unwrap();
+            let (frame, descriptors) = there.expect_with("a frame", most).unwrap();
+            assert_eq!((frame, descriptors.len()), (FRAME, most));
+        }
+        for (passed, most) in [(1, 0), (2, 1), (3, 2), (3, 3)] {
+            let (own, peer) = ends();
+            send(own.as_fd(), &FRAME, &vec![own.as_fd(); passed]).unwrap();
+            let refused = line(&peer, this_process(), &deadline).expect_with("a frame", most);
+            let is_right = matches!(
+                refused,
+                Err(Error::ObjectUnsound {
+                    check: "descriptors",
+                    ..
+                })
+            );
+            assert!(is_right, "{passed} of {most}: {refused:?}");
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
+    fn each_part_of_a_frame_comes_from_the_process_that_spoke_first() {
+        let deadline = within(FAR);
+        let own = this_process();
+        for other in [
+            Credentials {
+                pid: own.pid + 1,
+                ..own
+            },
+            Credentials {
+                uid: own.uid + 1,
+                ..own
+            },
+            Credentials {
+                gid: own.gid + 1,
+                ..own
+            },
+        ] {
+            let (here, there) = ends();
+            send(here.as_fd(), &FRAME, &[]).unwrap();
+            let refused = line(&there, other, &deadline).expect("a frame");
+            assert_eq!(refused.unwrap_err().code(), "PEER_REFUSED");
+        }
+        let (here, there) = ends();
+        send(here.as_fd(), &FRAME, &[]).unwrap();
+        let (speaker, frame, descriptors) = first(there.as_fd(), &deadline, "here", "a frame").unwrap();
+        assert_eq!((speaker, frame, descriptors.len()), (own, FRAME, 0));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
+    fn a_frame_comes_in_pieces_and_whoever_leaves_or_stops_within_one_is_told_of() {
+        let bytes = FRAME.encode();
+        for pieces in [1, 7, bytes.len()] {
+            let (here, there) = ends();
+            for piece in bytes.chunks(pieces) {
+                send_bytes(here.as_raw_fd(), piece, MsgFlags::empty()).unwrap();
+            }
+            send(here.as_fd(), &FRAME, &[]).unwrap();
+            let deadline = within(FAR);
+            let there = line(&there, this_process(), &deadline);
+            for _ in 0..2 {
+                assert_eq!(there.expect("a frame").unwrap().0, FRAME);
+            }
+            drop(here);
+            let left = there.expect("the next one").unwrap_err();
+            assert!(
+                matches!(&left, Error::PeerLost(how) if how.contains("the next one")),
+                "{left}"
+            );
+        }
+        for part in [0, 1, HEAD, bytes.len() - 1] {
+            let (here, there) = ends();
+            send_bytes(here.as_raw_fd(), &bytes[..part], MsgFlags::empty()).unwrap();
+            let deadline = within(Duration::from_millis(5));
+            let late = line(&there, this_process(), &deadline)
+                .expect("a frame")
+                .unwrap_err();
+            assert_eq!(late.code(), "HANDSHAKE_TIMEOUT", "{part}");
+            drop(here);
+            let deadline = within(FAR);
+            let left = line(&there, this_process(), &deadline)
+                .expect("a frame")
+                .unwrap_err();
+            assert_eq!(left.code(), "PEER_LOST", "{part}");
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
+    fn a_refusal_is_told_but_to_a_peer_that_has_refused_or_gone() {
+        let deadline = within(FAR);
+        let (here, there) = ends();
+        assert_eq!(refuse(&here, refusal()).code(), "PEER_REFUSED");
+        let told = line(&there, this_process(), &deadline)
+            .expect("a frame")
+            .unwrap_err();
+        assert_eq!(told.code(), "PEER_REFUSED");
+        assert!(told.refusal().unwrap().by_peer);
+        // What it said is said back by nobody, and neither is that it has left.
+        for known in [told, Error::PeerLost("it left".into()), Error::Aborted] {
+            refuse(&here, known);
+            assert_eq!(sys::socket::unread(&there), Ok(0));
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
+    fn a_peer_that_has_gone_is_found_when_it_is_written_to_and_so_are_its_last_words() {
+        let deadline = within(FAR);
+        let (here, there) = ends();
+        refuse(&there, refusal());
+        drop(there);
+        let here = line(&here, this_process(), &deadline);
+        assert_eq!(here.send(&FRAME, &[]).unwrap_err().code(), "PEER_REFUSED");
+        assert_eq!(here.send(&FRAME, &[]).unwrap_err().code(), "PEER_LOST");
+        // A full line is no reason to wait.
+        let (here, _there) = ends();
+        let full = loop {
+            if let Err(error) = line(&here, this_process(), &deadline).send(&FRAME, &[]) {
+                break error;
+            }
+        };
+        assert!(
+            matches!(&full, Error::PeerLost(how) if how.contains("does not read")),
+            "{full}"
+        );
+    }
+}

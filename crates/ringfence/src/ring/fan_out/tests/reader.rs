@@ -283,12 +283,14 @@ const BEGINNING: Held = Held {
     sequence: 0,
 };
 
-/// A ring of records of 32 bytes whose publisher is always a whole ring ahead: each copy but the first so many is overtaken.
+/// A ring of records of 32 bytes whose publisher is always a whole ring ahead: each copy but the first so many is overtaken, or
+/// each look at a header.
 struct RunsAhead {
     capacity: u64,
     floor: Cell<u64>,
     copies: AtomicUsize,
     left_alone: usize,
+    at_headers: Cell<bool>,
 }
 
 impl RunsAhead {
@@ -298,6 +300,7 @@ impl RunsAhead {
             floor: Cell::new(0),
             copies: AtomicUsize::new(0),
             left_alone,
+            at_headers: Cell::new(false),
         };
         let terms = Terms {
             capacity,
@@ -311,6 +314,16 @@ impl RunsAhead {
     fn copies(&self) -> usize {
         self.copies.load(Ordering::Relaxed)
     }
+
+    fn count(&self) -> usize {
+        let count = self.copies.fetch_add(1, Ordering::Relaxed) + 1;
+        assert!(count < 1000, "it begins again and again");
+        count
+    }
+
+    fn run_ahead(&self) {
+        self.floor.set(self.floor.get() + self.capacity);
+    }
 }
 
 impl Readable for RunsAhead {
@@ -319,7 +332,13 @@ impl Readable for RunsAhead {
         match at {
             layout::FLOOR => floor,
             layout::TAIL => floor + self.capacity,
-            layout::DATA.. => header(24, WHOLE),
+            layout::DATA.. => {
+                if self.at_headers.get() {
+                    self.count();
+                    self.run_ahead();
+                }
+                header(24, WHOLE)
+            }
             at if at % 16 == mark_of(0) % 16 => floor,
             _ => floor / 32,
         }
@@ -329,10 +348,8 @@ impl Readable for RunsAhead {
         for word in into.chunks_mut(32) {
             word[..8].copy_from_slice(&header(24, WHOLE).to_le_bytes());
         }
-        let copies = self.copies.fetch_add(1, Ordering::Relaxed) + 1;
-        assert!(copies < 1000, "it begins again and again");
-        if copies > self.left_alone {
-            self.floor.set(self.floor.get() + self.capacity);
+        if self.count() > self.left_alone {
+            self.run_ahead();
         }
     }
 
@@ -354,6 +371,9 @@ fn a_call_that_is_overtaken_by_each_copy_begins_again_so_often_and_no_more() {
     assert_eq!(reader.receive(&mut into).unwrap(), None);
     assert_eq!(reader.ring().copies(), 3 * tries);
     assert_eq!(reader.pull_packed(&mut into[..8]).unwrap(), Pulled::Large(24));
+    reader.ring().at_headers.set(true);
+    assert_eq!(reader.pull_packed(&mut into[..8]).unwrap(), Pulled::Nothing);
+    assert_eq!(reader.ring().copies(), 4 * tries);
 }
 
 #[test]

@@ -700,3 +700,13 @@ fn a_line_that_is_waited_for_in_one_way_has_no_descriptors_of_its_own() {
         assert!(doorbell.thread_poll.get().is_none());
     }
 }
+
+#[test]
+fn a_bell_is_rung_once_and_counted() {
+    let (doorbell, end) = line();
+    for count in 1..=3 {
+        doorbell.ring();
+        assert_eq!(sys::socket::unread(&end), Ok(count));
+        assert_eq!(doorbell.rung().load(Ordering::Relaxed), count as u64);
+    }
+}
