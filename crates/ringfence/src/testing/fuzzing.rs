@@ -4,12 +4,13 @@
 //! Every function panics where the crate does not keep what it promises against a peer that may say anything.
 
 mod channel;
+mod handshake;
 mod line;
 mod object;
 
 use arbitrary::{Result, Unstructured};
 
-pub use self::{channel::channel, line::line, object::object};
+pub use self::{channel::channel, handshake::handshake, line::line, object::object};
 use crate::{
     handshake::frame::Frame,
     memory::layout::CAPACITY_MIN,
@@ -177,6 +178,12 @@ mod tests {
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
     fn whatever_a_peer_passes_is_as_agreed_or_refused() {
         each(object, &[]);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    fn whatever_a_child_says_there_is_a_channel_where_nothing_was_wrong_and_else_none() {
+        each(handshake, &[]);
     }
 
     #[test]

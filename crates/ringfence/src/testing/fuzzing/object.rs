@@ -72,17 +72,17 @@ pub fn object(bytes: &[u8]) {
 }
 
 /// Rarely, and not where the script is over.
-fn odd(script: &mut Unstructured<'_>) -> Result<bool> {
+pub(super) fn odd(script: &mut Unstructured<'_>) -> Result<bool> {
     Ok(script.int_in_range(0..=15)? == 15)
 }
 
 /// What was drawn. The first thing that is wrong with it, if any, is noted.
-struct Drawn {
-    object: OwnedFd,
+pub(super) struct Drawn {
+    pub(super) object: OwnedFd,
     /// The name of an object that has one.
     name: Option<Name>,
-    agreed: Agreed,
-    wrong: Option<&'static str>,
+    pub(super) agreed: Agreed,
+    pub(super) wrong: Option<&'static str>,
 }
 
 impl Drawn {
@@ -95,6 +95,20 @@ impl Drawn {
             2 => 2 * CAPACITY_MIN,
             _ => 1 << script.int_in_range(12..=46)?,
         };
+        let Some(mut drawn) = Self::of(script, backing, capacity)? else {
+            return Ok(None);
+        };
+        if odd(script)? {
+            drawn.agreed.owner = script.arbitrary()?;
+            if drawn.agreed.owner != geteuid().as_raw() {
+                drawn.wrong = drawn.wrong.or(Some("owner"));
+            }
+        }
+        Ok(Some(drawn))
+    }
+
+    /// For what both sides have agreed on.
+    pub(super) fn of(script: &mut Unstructured<'_>, backing: Backing, capacity: u64) -> Result<Option<Self>> {
         let mut agreed = Agreed {
             backing,
             capacity,
@@ -151,10 +165,6 @@ impl Drawn {
         if odd(script)? {
             agreed.stated = near(script, agreed.stated)?;
             judge(agreed.stated == region_size(capacity), "stated size");
-        }
-        if odd(script)? {
-            agreed.owner = script.arbitrary()?;
-            judge(agreed.owner == geteuid().as_raw(), "owner");
         }
         Ok(Some(Self {
             object: passed.unwrap_or(object),

@@ -1,0 +1,377 @@
+//! A whole handshake with a child that says anything, and passes anything: this side is the parent, or a publisher.
+
+use std::{
+    fs::File,
+    net::UdpSocket,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use arbitrary::{Result, Unstructured};
+use nix::sys::{
+    memfd::{MFdFlags, memfd_create},
+    socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, send, shutdown, socketpair},
+};
+
+use super::object::{Drawn, odd};
+use crate::{
+    evidence::Record,
+    handshake::broadcast::PublishedRing,
+    handshake::frame::{Code, Frame, Hello, Meeting, Nonce, Offer, Refuse, Start},
+    handshake::line::{self, Line, settle_new_line},
+    handshake::side::Side,
+    identity::Credentials,
+    memory::backing::Backing,
+    memory::kept::KeptDescriptor,
+    memory::layout::{CAPACITY_MIN, round_capacity},
+    memory::own::OwnRegion,
+    options::{MAX_MESSAGE_SIZE, Options},
+    ring::delivery::{Delivery, StartFrom},
+    ring::fan_out::readers::Readers,
+    signal::inbox::{Secret, TokenAddress},
+    sys,
+    wait::deadline::Deadline,
+};
+
+const OWN: Nonce = [5; 32];
+
+/// What a child says and passes in its handshake. Where all of it is as it should be there is a channel, and else none, whatever else
+/// is wrong with it.
+pub fn handshake(bytes: &[u8]) {
+    let mut script = Unstructured::new(bytes);
+    let Ok(Some((child, publishes, backing))) = Child::take(&mut script) else {
+        return;
+    };
+    let options = Options::new().capacity(CAPACITY_MIN).backing(backing);
+    let options = if publishes {
+        options.checked_to_publish()
+    } else {
+        options.checked()
+    }
+    .expect("options");
+    let ring = publishes.then(|| Arc::new(published()));
+    // Nothing waits for it: the child's ends are closed where it says no more.
+    let deadline = Deadline::endless(Vec::new(), Duration::from_secs(600));
+    let side = Side::new(&"@address", &options, &deadline, Meeting::Family).publishing(ring.as_ref());
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
+    settle_new_line(&ours).expect("SO_PASSCRED");
+    let (wrong, made) = thread::scope(|scope| {
+        let wrong = child.wrong;
+        let talk = scope.spawn(move || child.talk(&theirs));
+        let made = side.parent(&ours, None, Record::default()).map(drop);
+        drop(ours);
+        // The scope waits for its end alone, and not for what a thread lets go of after that.
+        talk.join().expect("the child");
+        (wrong, made)
+    });
+    match (made, wrong) {
+        (Ok(()), None) => {}
+        (Ok(()), Some(wrong)) => panic!("a channel, though {wrong} was wrong"),
+        (Err(error), None) => panic!("{error}, though nothing was wrong"),
+        (Err(error), Some(_)) => {
+            let shown = error.to_string();
+            assert!(
+                !shown.chars().any(char::is_control),
+                "a terminal could be steered by {shown:?}"
+            );
+        }
+    }
+}
+
+fn published() -> PublishedRing {
+    let object = memfd_create("fuzzed", MFdFlags::MFD_CLOEXEC).expect("a memfd");
+    let readers = Readers::new(OwnRegion::private(CAPACITY_MIN), OwnRegion::private(0), 4);
+    let kept = KeptDescriptor::keep(object).expect("a descriptor in flight");
+    PublishedRing::new(Arc::new(readers), kept).expect("memory")
+}
+
+/// What is said in place of a frame.
+enum Said {
+    Frame(Frame),
+    Bytes(Vec<u8>),
+}
+
+/// Everything that it will say, but for the nonce that it has to answer.
+struct Child {
+    hello: Said,
+    offer: Said,
+    ready: Said,
+    /// Whether OFFER and READY answer the parent's nonce.
+    answers: [bool; 2],
+    /// What comes with its HELLO. `None`: one end of the line.
+    instead: Option<Vec<OwnedFd>>,
+    object: Drawn,
+    /// How often the object is passed.
+    objects: usize,
+    /// After so many frames it leaves.
+    leaves: usize,
+    wrong: Option<&'static str>,
+}
+
+impl Child {
+    /// `None`: this kernel makes no such thing. With it, whether this side publishes, and of what its memory is.
+    fn take(script: &mut Unstructured<'_>) -> Result<Option<(Self, bool, Backing)>> {
+        let publishes: bool = script.int_in_range(0..=1)? == 1;
+        let backing = if publishes {
+            Backing::Memfd
+        } else {
+            *script.choose(&[Backing::Memfd, Backing::Shm])?
+        };
+        let capacity = if publishes { 0 } else { CAPACITY_MIN };
+        let Some(object) = Drawn::of(script, backing, capacity)? else {
+            return Ok(None);
+        };
+        let mut wrong = object.wrong;
+        let mut judge = |sound: bool, what| {
+            if !sound {
+                wrong = wrong.or(Some(what));
+            }
+        };
+        let hello = hello(script, capacity, backing)?;
+        judge(hello.echo == Nonce::default(), "HELLO's echo");
+        // What it names must be the ring that it passes, too.
+        judge(hello.capacity == capacity, "HELLO's capacity");
+        let least = if publishes { CAPACITY_MIN / 8 } else { 1 };
+        judge(
+            (least..=MAX_MESSAGE_SIZE).contains(&hello.longest),
+            "its longest message",
+        );
+        judge(hello.backing == backing.number(), "its backing");
+        judge(hello.meeting == Meeting::Family.number(), "its meeting");
+        let asks =
+            Delivery::from_number(hello.delivery).is_some() && StartFrom::from_number(hello.from).is_some();
+        judge(!publishes || asks, "what it asks for");
+        let offer = offer(script, capacity, object.agreed.stated)?;
+        judge(offer.capacity == capacity, "OFFER's capacity");
+        let TokenAddress { number, thread, .. } = offer.tokens;
+        let reached = (32..=64).contains(&number) && (1..=i32::MAX.cast_unsigned()).contains(&thread);
+        judge(number == 0 || reached, "its tokens");
+        let mut answers = [true; 2];
+        if odd(script)? {
+            answers[script.int_in_range(0..=1_usize)?] = false;
+        }
+        judge(answers == [true; 2], "an echo");
+        let mut frames = [
+            Frame::Hello(hello),
+            Frame::Offer(offer),
+            Frame::Ready(Nonce::default()),
+        ]
+        .map(Said::Frame);
+        if odd(script)? {
+            let at = script.int_in_range(0..=2_usize)?;
+            frames[at] = other(script, at)?;
+            judge(false, "a frame");
+        }
+        let instead = if odd(script)? {
+            Some(no_line(script)?)
+        } else {
+            None
+        };
+        judge(instead.is_none(), "its line");
+        let objects = if odd(script)? {
+            script.int_in_range(0..=3)?
+        } else {
+            1
+        };
+        judge(objects == 1, "how many objects it passes");
+        let leaves = if odd(script)? {
+            script.int_in_range(0..=2)?
+        } else {
+            3
+        };
+        judge(leaves == 3, "when it leaves");
+        let [hello, offer, ready] = frames;
+        let child = Self {
+            hello,
+            offer,
+            ready,
+            answers,
+            instead,
+            object,
+            objects,
+            leaves,
+            wrong,
+        };
+        Ok(Some((child, publishes, backing)))
+    }
+
+    fn talk(mut self, agreed: &OwnedFd) {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (line, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
+        settle_new_line(&line).expect("SO_PASSCRED");
+        if self.leaves == 0 {
+            return;
+        }
+        let passed = self.instead.take().unwrap_or_else(|| vec![theirs]);
+        say(
+            &agreed,
+            &self.hello,
+            &passed.iter().map(AsFd::as_fd).collect::<Vec<_>>(),
+        );
+        // The end of the line is heard once the parent has let go of it.
+        drop(passed);
+        let Some(nonce) = nonce_of_parent(&line) else {
+            return;
+        };
+        for said in [&mut self.offer, &mut self.ready] {
+            let answer = if self.answers[usize::from(matches!(said, Said::Frame(Frame::Ready(_))))] {
+                nonce
+            } else {
+                OWN
+            };
+            match said {
+                Said::Frame(Frame::Offer(offer)) => offer.echo = answer,
+                Said::Frame(Frame::Ready(echo)) => *echo = answer,
+                _ => {}
+            }
+        }
+        if self.leaves > 1 {
+            let objects = vec![self.object.object.as_fd(); self.objects];
+            say(&line, &self.offer, &objects);
+        }
+        if self.leaves > 2 {
+            say(&line, &self.ready, &[]);
+        }
+        // It says no more, and hears the parent out.
+        let _ = shutdown(line.as_raw_fd(), Shutdown::Write);
+        while frame_on(&line).is_some() {}
+    }
+}
+
+/// A HELLO in which one field may be wrong.
+fn hello(script: &mut Unstructured<'_>, capacity: u64, backing: Backing) -> Result<Hello> {
+    let mut hello = Hello {
+        nonce: OWN,
+        echo: Nonce::default(),
+        capacity,
+        longest: 1 << 20,
+        backing: backing.number(),
+        features: script.int_in_range(0..=3)?,
+        meeting: Meeting::Family.number(),
+        delivery: script.choose(&Delivery::ALL)?.number(),
+        from: script.choose(&StartFrom::ALL)?.number(),
+    };
+    if odd(script)? {
+        match script.int_in_range(0..=7)? {
+            0 => hello.echo = script.arbitrary()?,
+            1 => hello.capacity = number(script)?,
+            2 => hello.longest = number(script)?,
+            3 => hello.backing = script.int_in_range(0..=3)?,
+            4 => hello.meeting = script.int_in_range(0..=6)?,
+            5 => hello.delivery = script.int_in_range(0..=4)?,
+            6 => hello.from = script.int_in_range(0..=4)?,
+            _ => hello.features = script.arbitrary()?,
+        }
+    }
+    Ok(hello)
+}
+
+/// An OFFER in which one field may be wrong, beside the size of the object.
+fn offer(script: &mut Unstructured<'_>, capacity: u64, size: u64) -> Result<Offer> {
+    let mut offer = Offer {
+        echo: Nonce::default(),
+        size,
+        capacity,
+        tokens: TokenAddress::default(),
+        start: Start::default(),
+    };
+    if odd(script)? {
+        match script.int_in_range(0..=2)? {
+            0 => offer.capacity = number(script)?,
+            1 => {
+                offer.tokens = TokenAddress {
+                    number: script.int_in_range(0..=70)?,
+                    thread: script.arbitrary()?,
+                    mailbox: script.arbitrary()?,
+                    secret: Secret(script.arbitrary()?),
+                }
+            }
+            _ => offer.start.position = script.arbitrary()?,
+        }
+    }
+    Ok(offer)
+}
+
+/// Takes what the parent says first. `None`: it says no HELLO.
+fn nonce_of_parent(line: &OwnedFd) -> Option<Nonce> {
+    match frame_on(line)? {
+        Frame::Hello(hello) => Some(hello.nonce),
+        _ => None,
+    }
+}
+
+fn frame_on(line: &OwnedFd) -> Option<Frame> {
+    let own = sys::ancillary::effective_credentials();
+    let deadline = Deadline::endless(Vec::new(), Duration::from_secs(600));
+    let line = Line {
+        socket: line.as_fd(),
+        speaker: Credentials {
+            pid: own.pid(),
+            uid: own.uid(),
+            gid: own.gid(),
+        },
+        deadline: &deadline,
+        address: "@address",
+    };
+    line.receive("what the parent says", 2)
+        .ok()
+        .map(|(frame, _)| frame)
+}
+
+fn say(socket: &OwnedFd, said: &Said, descriptors: &[BorrowedFd<'_>]) {
+    // A parent that has gone is told nothing.
+    let _ = match said {
+        Said::Frame(frame) => line::send(socket.as_fd(), frame, descriptors),
+        Said::Bytes(bytes) => {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            send(socket.as_raw_fd(), bytes, flags).map(drop)
+        }
+    };
+}
+
+/// Another frame than the one of this place, or none.
+fn other(script: &mut Unstructured<'_>, at: usize) -> Result<Said> {
+    let mut text = || Ok(String::from_utf8_lossy(script.bytes(script.len().min(20))?).into_owned());
+    let refuse = Frame::Refuse(Refuse {
+        code: Code::Peer,
+        check: text()?,
+        wanted: text()?,
+        found: text()?,
+    });
+    Ok(match script.int_in_range(0..=2)? {
+        0 => Said::Frame(refuse),
+        1 if at == 2 => Said::Frame(Frame::Hello(Hello::default())),
+        1 => Said::Frame(Frame::Ready(Nonce::default())),
+        _ => Said::Bytes(script.bytes(script.len().min(200))?.to_vec()),
+    })
+}
+
+/// What is no line between the two.
+fn no_line(script: &mut Unstructured<'_>) -> Result<Vec<OwnedFd>> {
+    let pair = |kind| {
+        let pair = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC);
+        pair.map_or_else(|_| Vec::new(), |(one, other)| vec![one, other])
+    };
+    Ok(match script.int_in_range(0..=5)? {
+        0 => Vec::new(),
+        1 => pair(SockType::Stream),
+        2 => pair(SockType::Datagram).split_off(1),
+        3 => pair(SockType::SeqPacket).split_off(1),
+        4 => UdpSocket::bind("127.0.0.1:0").map_or_else(|_| Vec::new(), |socket| vec![socket.into()]),
+        _ => File::open("/dev/null").map_or_else(|_| Vec::new(), |file| vec![file.into()]),
+    })
+}
+
+/// A power of two, one beside it, or any number.
+fn number(script: &mut Unstructured<'_>) -> Result<u64> {
+    let power: u64 = 1 << script.int_in_range(0..=63)?;
+    Ok(match script.int_in_range(0..=3)? {
+        0 => power,
+        1 => power - 1,
+        2 => round_capacity(power).unwrap_or(0) + 8,
+        _ => script.arbitrary()?,
+    })
+}
