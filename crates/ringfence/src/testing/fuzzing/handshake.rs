@@ -207,7 +207,7 @@ impl Child {
         }
         let passed = self.instead.take().unwrap_or_else(|| vec![theirs]);
         say(
-            &agreed,
+            agreed,
             &self.hello,
             &passed.iter().map(AsFd::as_fd).collect::<Vec<_>>(),
         );
