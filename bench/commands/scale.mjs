@@ -15,7 +15,8 @@ export const options = {
   build: { type: 'boolean', default: true },
 }
 
-export const help = `scale: 1 to 1,000 channels, 8 B to 64 MiB, rings of 64 KiB to 64 MiB; writes scale.md, scale.json and its plots
+export const help = `scale: 1 to 10,000 channels, also merged, 1 to 1,000 subscribers, 8 B to 64 MiB, rings of 64 KiB to 64 MiB; writes
+scale.md, scale.json and its plots
 
   --seconds 0.5        of one measurement
   --runs 3             rounds

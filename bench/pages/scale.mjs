@@ -49,10 +49,13 @@ const perSecond = { label: 'messages per second', text: (value) => tidy(quantity
 const bytesPerSecond = { label: 'bytes per second', text: (value) => tidy(quantity(value, 'B')) }
 const RANGE = 'median, bars from min to max'
 
+/** The tables of a run, in the order in which they are shown. */
+const TABLES = ['channels', 'subscribers', 'sizes', 'capacities']
+
 export function plots(results) {
   const files = {}
   const usual = (rows) => rows.filter((row) => row.placement === placementOf(rows))
-  const [channels, sizes, capacities] = [results.channels, results.sizes, results.capacities].map(usual)
+  const [channels, subscribers, sizes, capacities] = TABLES.map((name) => usual(results[name]))
   const draw = (name, title, subtitle, rows, series, x, y) => {
     const note = `${subtitle}; ${RANGE}; ${rows[0].placement} placement`
     files[`scale-${name}.svg`] = chart({ title, subtitle: note, series, ...axes(series, x, y) })
@@ -86,6 +89,23 @@ export function plots(results) {
       { label: 'each message', text: (value) => tidy(duration(value)) },
     )
     draw(
+      'merge',
+      'Throughput of a merge over the number of its sources',
+      '64 B from each of them in turn, read by one merge',
+      channels,
+      [
+        { name: 'one each', strong: true, points: points(channels, at, (row) => row.merged.messages_per_second) },
+        {
+          name: 'batches of 32',
+          strong: true,
+          points: points(channels, at, (row) => row.merged_batched.messages_per_second),
+        },
+        { name: 'one each, polled in turn', points: points(channels, at, (row) => row.busy.messages_per_second) },
+      ],
+      x,
+      perSecond,
+    )
+    draw(
       'idle',
       'Idle, over the number of channels',
       'all readers asleep, nothing sent, both processes together',
@@ -105,6 +125,25 @@ export function plots(results) {
       ],
       x,
       { label: 'each second', linear: true, least: 1, text: (value) => String(value) },
+    )
+  }
+  if (subscribers.length > 1) {
+    const at = (row) => row.subscribers
+    const line = (name, pick) => ({ name, strong: true, points: points(subscribers, at, pick, at) })
+    draw(
+      'subscribers',
+      'Delivered, over the number of subscribers',
+      '64 B, read by each; all of them in one process, polled in turn',
+      subscribers,
+      [
+        line('one at a time', (row) => row.one.messages_per_second),
+        line('batches of 32', (row) => row.batched.messages_per_second),
+      ],
+      {
+        label: 'subscriptions of one process',
+        ticks: subscribers.map((row) => [at(row), String(at(row))]),
+      },
+      perSecond,
     )
   }
   if (sizes.length > 1) {
@@ -167,9 +206,10 @@ export function plots(results) {
 /** Losing the core so often a second means that something else ran beside the measurement. */
 const DISTURBED = 50
 
-function disturbed({ channels, sizes, capacities }) {
+function disturbed({ channels, subscribers, sizes, capacities }) {
   const flows = [
-    ...channels.flatMap((row) => [row.busy, row.batched]),
+    ...channels.flatMap((row) => [row.busy, row.batched, row.merged, row.merged_batched]),
+    ...subscribers.flatMap((row) => [row.one, row.batched]),
     ...sizes.map((row) => row.flow),
     ...capacities.flatMap((row) => [row.small, row.large]),
   ]
@@ -184,16 +224,27 @@ function placements(found) {
   return `${Math.min(...ns).toFixed(0)} to ${Math.max(...ns).toFixed(0)} ns (${where}), before and after each step`
 }
 
-function placementsShown({ channels, sizes, capacities }) {
-  const tables = Object.entries({ channels, messages: sizes, capacities }).filter(([, rows]) => rows.length > 0)
+function placementsShown({ channels, subscribers, sizes, capacities }) {
+  const tables = Object.entries({ channels, subscribers, messages: sizes, capacities }).filter(
+    ([, rows]) => rows.length > 0,
+  )
   return tables.map(([name, rows]) => `${name}: ${placementOf(rows)}`).join(', ')
 }
 
 function channelTables(rows) {
-  const head = ['channels', 'join, each', 'descriptors, each', 'shared memory, each', 'idle CPU', 'idle wake-ups']
+  const head = [
+    'channels',
+    'join, each',
+    'leave, each',
+    'descriptors, each',
+    'shared memory, each',
+    'idle CPU',
+    'idle wake-ups',
+  ]
   const resting = rows.map((row) => [
     named(row, rows, row.channels),
     spread(row.join_ms, milliseconds),
+    spread(row.leave_ms, milliseconds),
     Number(row.descriptors.toFixed(2)),
     `${row.memory_kib.toFixed(0)} KiB`,
     spread(row.idle_cpu_percent, percent),
@@ -208,11 +259,53 @@ function channelTables(rows) {
     spread(row.batched.cpu_ns_per_message, duration),
     spread(row.woken_round_trip_us, (value) => duration(value * 1e3)),
   ])
-  return [table([head, aligned(head), ...resting]), table([busyHead, aligned(busyHead), ...busy])]
+  const mergeHead = ['sources', 'one each', 'CPU', 'batches of 32', 'CPU']
+  const merged = rows.map((row) => [
+    named(row, rows, row.channels),
+    rate(row.merged.messages_per_second),
+    spread(row.merged.cpu_ns_per_message, duration),
+    rate(row.merged_batched.messages_per_second),
+    spread(row.merged_batched.cpu_ns_per_message, duration),
+  ])
+  return [
+    [head, ...resting],
+    [busyHead, ...busy],
+    [mergeHead, ...merged],
+  ].map(([first, ...others]) => table([first, aligned(first), ...others]))
+}
+
+function subscriberTable(rows) {
+  const head = [
+    'subscribers',
+    'join, each',
+    'leave, each',
+    'descriptors, each',
+    'idle CPU',
+    'idle wake-ups',
+    'delivered, one at a time',
+    'CPU of a published',
+    'delivered, batches of 32',
+    'CPU of a published',
+  ]
+  const delivered = (row, { median, min, max }) =>
+    rate({ median: median * row.subscribers, min: min * row.subscribers, max: max * row.subscribers })
+  const shown = rows.map((row) => [
+    named(row, rows, row.subscribers),
+    spread(row.join_ms, milliseconds),
+    spread(row.leave_ms, milliseconds),
+    Number(row.descriptors.toFixed(2)),
+    spread(row.idle_cpu_percent, percent),
+    spread(row.idle_wakeups_per_second, (value) => `${Number(value.toFixed(1))}/s`),
+    delivered(row, row.one.messages_per_second),
+    spread(row.one.cpu_ns_per_message, duration),
+    delivered(row, row.batched.messages_per_second),
+    spread(row.batched.cpu_ns_per_message, duration),
+  ])
+  return table([head, aligned(head), ...shown])
 }
 
 export function page(results, files) {
-  const { machine, channels, sizes, capacities, worse_than_linear: worse } = results
+  const { machine, channels, subscribers, sizes, capacities, worse_than_linear: worse } = results
   const image = (name, text) => (files[`scale-${name}.svg`] ? [`![${text}](scale-${name}.svg)`, ''] : [])
   const out = [
     '# As work grows',
@@ -245,7 +338,7 @@ export function page(results, files) {
   }
   out.push('')
   if (channels.length > 0) {
-    const [resting, busy] = channelTables(channels)
+    const [resting, busy, merged] = channelTables(channels)
     out.push(
       '## Channels',
       '',
@@ -254,6 +347,17 @@ export function page(results, files) {
     )
     out.push(...image('channels', 'throughput over channels'), ...image('cost', 'cost over channels'), busy, '')
     out.push(...image('idle', 'idle over channels'), resting, '')
+    out.push('## Many to one', '', 'The same channels, read by one merge of all of them.', '')
+    out.push(...image('merge', 'throughput of a merge over its sources'), merged, '')
+  }
+  if (subscribers.length > 0) {
+    out.push(
+      '## One to many',
+      '',
+      'One publisher with a ring of 1 MiB, messages of 64 B, all subscriptions in one other process, which reads them in turn.',
+      '',
+    )
+    out.push(...image('subscribers', 'delivered over subscribers'), subscriberTable(subscribers), '')
   }
   if (sizes.length > 0) {
     const head = ['message', 'messages', 'bytes', 'each', 'CPU of both, each', 'without a channel, each', '']
@@ -293,8 +397,12 @@ export function page(results, files) {
 
 /** One step a line: readable in a diff. */
 export function json(results) {
-  const { placements: looks, channels, sizes, capacities, ...rest } = results
-  const lists = Object.entries({ channels, sizes, capacities })
-  const parts = lists.map(([name, rows]) => `"${name}": [\n${rows.map((row) => JSON.stringify(row)).join(',\n')}\n]`)
+  const rest = Object.fromEntries(
+    Object.entries(results).filter(([name]) => name !== 'placements' && !TABLES.includes(name)),
+  )
+  const { placements: looks } = results
+  const parts = TABLES.map((name) => [name, results[name]]).map(
+    ([name, rows]) => `"${name}": [\n${rows.map((row) => JSON.stringify(row)).join(',\n')}\n]`,
+  )
   return `${JSON.stringify(rest, null, 2).slice(0, -2)},\n"placements": ${JSON.stringify(looks)},\n${parts.join(',\n')}\n}\n`
 }

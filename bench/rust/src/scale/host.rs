@@ -4,6 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
 use anyhow::{Context, Result, bail};
+use ringfence::{Options, Publisher};
 
 use super::side::{Answer, Channels, Flow, Order, Resources, Usage, resources, used};
 use crate::clock;
@@ -47,6 +48,7 @@ pub(super) fn alone(capacity: usize, size: usize, seconds: f64) -> Result<f64> {
 /// This process, which sends and measures.
 pub(super) struct Host {
     channels: Channels,
+    publisher: Option<Publisher>,
     line: Line,
     peer: Child,
     size: usize,
@@ -73,6 +75,7 @@ impl Host {
         let line = Line::accept(&listener)?;
         Ok(Self {
             channels: Channels::new(&tag, capacity, size)?,
+            publisher: None,
             line,
             peer,
             size,
@@ -84,6 +87,30 @@ impl Host {
         self.line.send(&Order::Join(count))?;
         let started = clock::now();
         self.channels.join(count)?;
+        let answer: Answer = self.line.receive()?;
+        Ok((answer.finished.max(clock::now()) - started) as f64 / 1e9)
+    }
+
+    /// Publishes, has the other process subscribe so often, and returns the seconds that the latter took.
+    pub(super) fn publish(&mut self, capacity: usize, count: usize) -> Result<f64> {
+        let options = Options::new()
+            .capacity(capacity as u64)
+            .max_message_size(self.size as u64)
+            .max_peers(count)
+            .max_peers_per_process(count)
+            .max_peers_per_user(count);
+        self.publisher = Some(ringfence::publish(&self.channels.publisher()?, &options)?);
+        let started = clock::now();
+        self.line.send(&Order::Subscribe(count))?;
+        let answer: Answer = self.line.receive()?;
+        Ok((answer.finished - started) as f64 / 1e9)
+    }
+
+    /// Lets go of all channels, or of all subscriptions, on both sides, and returns the seconds that took.
+    pub(super) fn release(&mut self) -> Result<f64> {
+        self.line.send(&Order::Release)?;
+        let started = clock::now();
+        self.channels.release();
         let answer: Answer = self.line.receive()?;
         Ok((answer.finished.max(clock::now()) - started) as f64 / 1e9)
     }
@@ -114,13 +141,13 @@ impl Host {
         })
     }
 
-    /// `batch` messages to each channel in turn.
-    pub(super) fn busy(&mut self, seconds: f64, batch: usize) -> Result<Flow> {
+    /// `batch` messages to each channel in turn. `merged`: the other process reads them by one merge.
+    pub(super) fn busy(&mut self, seconds: f64, batch: usize, merged: bool) -> Result<Flow> {
         let channels = self.channels.ends.len() as u64;
         self.timed(
             seconds,
             4096.max(channels * batch as u64),
-            Order::Busy,
+            if merged { Order::Merged } else { Order::Busy },
             |host, work| {
                 let mut n = 0;
                 while n < work.count {
@@ -142,6 +169,27 @@ impl Host {
                 Ok(())
             },
         )
+    }
+
+    /// Publishes, `batch` messages at a time, to all subscriptions.
+    pub(super) fn broadcast(&mut self, seconds: f64, batch: usize) -> Result<Flow> {
+        self.timed(seconds, 256, Order::Overheard, |host, work| {
+            let publisher = host.publisher.as_mut().context("a publisher")?;
+            let mut n = 0;
+            while n < work.count {
+                let end = (n + batch as u64).min(work.count);
+                let mut records = publisher.batch()?;
+                while n < end {
+                    let Some(bytes) = records.reserve(work.size)? else {
+                        break;
+                    };
+                    fill_bytes(bytes, work.first_word(n));
+                    n += 1;
+                }
+                records.publish();
+            }
+            Ok(())
+        })
     }
 
     /// Messages through the first channel, by plain send and receive, which know fragments.
@@ -194,7 +242,7 @@ impl Host {
 
     pub(super) fn quit(mut self) -> Result<()> {
         self.line.send(&Order::Quit)?;
-        drop(self.channels);
+        drop((self.channels, self.publisher));
         self.peer.wait()?;
         Ok(())
     }

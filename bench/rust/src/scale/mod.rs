@@ -1,5 +1,5 @@
-//! What ringfence costs as work grows: 1 to 1,000 channels between two processes, idle and busy; messages of 8 B to
-//! 64 MiB; rings of 64 KiB to 64 MiB. Each step is compared with the one before: a cost that grows faster than what
+//! What ringfence costs as work grows: 1 to 10,000 channels between two processes, idle and busy, read one by one and by one
+//! merge; 1 to 1,000 subscribers of one publisher; messages of 8 B to 64 MiB; rings of 64 KiB to 64 MiB. Each step is compared with the one before: a cost that grows faster than what
 //! it is paid for is called out.
 
 mod host;
@@ -15,12 +15,13 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::machine;
-use rows::{CapacityRow, ChannelsRow, Row, SizeRow};
+use rows::{CapacityRow, ChannelsRow, Row, SizeRow, SubscribersRow};
 pub use side::peer;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Table {
     Channels,
+    Subscribers,
     Sizes,
     Capacities,
 }
@@ -31,9 +32,16 @@ pub struct Arguments {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "1,2,5,10,20,50,100,200,500,1000"
+        default_value = "1,2,5,10,20,50,100,200,500,1000,5000,10000"
     )]
     channels: Vec<usize>,
+    /// Subscriptions of one process to one publisher in another
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "1,2,5,10,20,50,100,200,500,1000"
+    )]
+    subscribers: Vec<usize>,
     /// Bytes of a message, multiples of 8, through a ring of 4 MiB
     #[arg(long, value_delimiter = ',', default_values_t = powers(3, 26))]
     sizes: Vec<usize>,
@@ -57,7 +65,7 @@ pub struct Arguments {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "channels,sizes,capacities"
+        default_value = "channels,subscribers,sizes,capacities"
     )]
     only: Vec<Table>,
 }
@@ -74,6 +82,7 @@ struct Results {
     /// Before and after each step.
     placements: Vec<machine::Placement>,
     channels: Vec<ChannelsRow>,
+    subscribers: Vec<SubscribersRow>,
     sizes: Vec<SizeRow>,
     capacities: Vec<CapacityRow>,
     worse_than_linear: Vec<String>,
@@ -108,7 +117,11 @@ pub fn run(plan: &Arguments) -> Result<()> {
     if plan.sizes.iter().any(|size| *size == 0 || size % 8 != 0) {
         bail!("sizes are multiples of 8");
     }
-    side::raise_descriptor_limit();
+    let descriptors = side::raise_descriptor_limit();
+    let plan = &Arguments {
+        channels: tables::affordable(&plan.channels, descriptors),
+        ..plan.clone()
+    };
     let mut results = Results {
         machine: Some(machine::describe()),
         seconds: plan.seconds,
@@ -118,6 +131,7 @@ pub fn run(plan: &Arguments) -> Result<()> {
     for table in &plan.only {
         match table {
             Table::Channels => tables::channels(plan, &mut results)?,
+            Table::Subscribers => tables::subscribers(plan, &mut results)?,
             Table::Sizes => tables::sizes(plan, &mut results)?,
             Table::Capacities => tables::capacities(plan, &mut results)?,
         }

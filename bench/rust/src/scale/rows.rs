@@ -35,6 +35,8 @@ pub struct ChannelsRow {
     pub runs: usize,
     /// To join one, handshake and memory included.
     pub join_ms: Spread,
+    /// To let go of one on both sides.
+    pub leave_ms: Spread,
     /// Of both processes, for each channel.
     pub descriptors: f64,
     /// Shared memory of both directions, for each channel.
@@ -46,6 +48,10 @@ pub struct ChannelsRow {
     pub busy: FlowRow,
     /// The same, a batch of 32 to each channel in turn.
     pub batched: FlowRow,
+    /// As `busy`, read by one merge of all of them.
+    pub merged: FlowRow,
+    /// As `batched`, read by one merge of all of them.
+    pub merged_batched: FlowRow,
     /// One channel speaks, the reader sleeps on all of them (epoll).
     pub woken_round_trip_us: Spread,
 }
@@ -59,6 +65,40 @@ pub struct ChannelsSample {
     pub busy: Flow,
     pub batched: Flow,
     pub woken_us: f64,
+    pub merged: Flow,
+    pub merged_batched: Flow,
+    pub leave_ms: f64,
+}
+
+#[derive(Serialize)]
+pub struct SubscribersRow {
+    pub subscribers: usize,
+    pub placement: &'static str,
+    /// In that placement.
+    pub runs: usize,
+    /// To subscribe once.
+    pub join_ms: Spread,
+    /// To let go of one.
+    pub leave_ms: Spread,
+    /// Of both processes, for each subscription.
+    pub descriptors: f64,
+    /// All subscriptions asleep, nothing published: both processes together.
+    pub idle_cpu_percent: Spread,
+    pub idle_wakeups_per_second: Spread,
+    /// Published, each read by all of them: messages of 64 B, one at a time.
+    pub one: FlowRow,
+    /// The same, 32 at a time.
+    pub batched: FlowRow,
+}
+
+/// One measurement of a [`SubscribersRow`].
+pub struct SubscribersSample {
+    pub join_ms: f64,
+    pub leave_ms: f64,
+    pub descriptors: f64,
+    pub idle: Usage,
+    pub one: Flow,
+    pub batched: Flow,
 }
 
 #[derive(Serialize)]
@@ -92,6 +132,12 @@ pub trait Row {
 }
 
 impl Row for ChannelsRow {
+    fn placement(&self) -> &'static str {
+        self.placement
+    }
+}
+
+impl Row for SubscribersRow {
     fn placement(&self) -> &'static str {
         self.placement
     }

@@ -1,13 +1,13 @@
 //! What both processes have, and the peer, which does what it is told.
 
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::clock;
 use crate::driver::pin;
 use crate::line::Line;
 use crate::work::sum_bytes;
 use anyhow::{Context, Result};
-use ringfence::{Address, Options, Receiver, Sender};
+use ringfence::{Address, Merge, Options, Receiver, Sender, Subscription};
 use serde::{Deserialize, Serialize};
 
 /// Messages that one call to `drain` may hand over.
@@ -17,15 +17,23 @@ const DRAIN: usize = 256;
 pub(super) enum Order {
     /// Joins this many more channels.
     Join(usize),
-    /// Sleeps on all channels for so many milliseconds.
+    /// Subscribes so often.
+    Subscribe(usize),
+    /// Sleeps on all channels and subscriptions for so many milliseconds.
     Idle(u64),
     /// Polls all channels in turn until so many messages have come.
     Busy(u64),
+    /// Reads so many messages from all channels together by one merge, which has them from then on.
+    Merged(u64),
+    /// Reads so many messages from each subscription, all of them in turn.
+    Overheard(u64),
     /// Sleeps on all channels and sends back what comes, so many times.
     Woken(u64),
     /// Receives so many messages from the first channel, each copied into a buffer.
     Stream(u64),
     Resources,
+    /// Lets go of all channels and subscriptions.
+    Release,
     Quit,
 }
 
@@ -78,8 +86,11 @@ pub struct Resources {
     pub shared_kib: u64,
 }
 
-/// A channel keeps a descriptor and two mappings; a thousand of them need more than the usual 1,024.
-pub fn raise_descriptor_limit() {
+/// What ten thousand channels need in one process, with what else it has.
+const DESCRIPTORS: libc::rlim_t = 65_536;
+
+/// A channel keeps some descriptors and two mappings; a thousand of them need more than the usual 1,024. Returns the limit.
+pub fn raise_descriptor_limit() -> u64 {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -87,9 +98,19 @@ pub fn raise_descriptor_limit() {
     // SAFETY: the kernel reads and writes the limit, which is there for both calls.
     unsafe {
         libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
-        limit.rlim_cur = limit.rlim_max;
-        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        let raised = libc::rlimit {
+            rlim_cur: DESCRIPTORS.max(limit.rlim_max),
+            rlim_max: DESCRIPTORS.max(limit.rlim_max),
+        };
+        // Who may not raise the hard limit takes all that it allows.
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &raised) == 0 {
+            limit = raised;
+        } else {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
     }
+    limit.rlim_cur
 }
 
 pub(super) fn used() -> Usage {
@@ -125,11 +146,14 @@ pub(super) fn resources() -> Result<Resources> {
     })
 }
 
-/// The channels of one process and the descriptor that it sleeps on.
+/// The channels or subscriptions of one process, and the descriptor that it sleeps on.
 pub(super) struct Channels {
     tag: String,
     options: Options,
     pub(super) ends: Vec<(Sender, Receiver)>,
+    /// The receivers of the ends that are read by one merge.
+    merge: Option<Merge<Receiver>>,
+    subscriptions: Vec<Subscription>,
     epoll: OwnedFd,
     pub(super) buffer: Vec<u8>,
 }
@@ -147,6 +171,8 @@ impl Channels {
                 .capacity(capacity as u64)
                 .max_message_size(size as u64),
             ends: Vec::new(),
+            merge: None,
+            subscriptions: Vec::new(),
             // SAFETY: the descriptor was just made, and belongs to nothing else.
             epoll: unsafe { OwnedFd::from_raw_fd(epoll) },
             buffer: vec![0; size],
@@ -158,25 +184,44 @@ impl Channels {
             let index = self.ends.len();
             let address = format!("@{}.{index}", self.tag).parse::<Address>()?;
             let (sender, receiver) = ringfence::join(&address, &self.options)?.split();
-            let mut event = libc::epoll_event {
-                events: libc::EPOLLIN as u32,
-                u64: index as u64,
-            };
-            // SAFETY: the kernel reads the event, which is there for the call.
-            let added = unsafe {
-                libc::epoll_ctl(
-                    self.epoll.as_raw_fd(),
-                    libc::EPOLL_CTL_ADD,
-                    receiver.as_fd().as_raw_fd(),
-                    &mut event,
-                )
-            };
-            if added < 0 {
-                return Err(std::io::Error::last_os_error().into());
-            }
+            self.watch(receiver.as_fd().as_raw_fd(), index)?;
             self.ends.push((sender, receiver));
         }
         Ok(())
+    }
+
+    pub(super) fn publisher(&self) -> Result<Address> {
+        Ok(format!("@{}.pub", self.tag).parse()?)
+    }
+
+    fn subscribe(&mut self, more: usize) -> Result<()> {
+        let address = self.publisher()?;
+        for _ in 0..more {
+            let subscription = ringfence::subscribe(&address, &self.options)?;
+            self.watch(subscription.as_fd().as_raw_fd(), self.subscriptions.len())?;
+            self.subscriptions.push(subscription);
+        }
+        Ok(())
+    }
+
+    fn watch(&self, line: RawFd, index: usize) -> Result<()> {
+        let mut event = libc::epoll_event {
+            events: libc::EPOLLIN as u32,
+            u64: index as u64,
+        };
+        // SAFETY: the kernel reads the event, which is there for the call.
+        let added = unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, line, &mut event) };
+        if added < 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        Ok(())
+    }
+
+    /// Ends all channels and subscriptions.
+    pub(super) fn release(&mut self) {
+        self.merge = None;
+        self.ends.clear();
+        self.subscriptions.clear();
     }
 
     /// Says on every channel that its reader sleeps. False: on one of them there is something already.
@@ -184,6 +229,9 @@ impl Channels {
         let mut asleep = true;
         for (_, receiver) in &mut self.ends {
             asleep &= receiver.arm()?;
+        }
+        for subscription in &mut self.subscriptions {
+            asleep &= subscription.arm()?;
         }
         Ok(asleep)
     }
@@ -211,14 +259,32 @@ impl Channels {
         while clock::now() < deadline {
             let left = (deadline - clock::now()) / 1_000_000 + 1;
             for woken in self.sleep(left as i32)? {
-                self.ends[woken].1.poll_line()?;
+                match self.subscriptions.get_mut(woken) {
+                    Some(subscription) => subscription.poll_line()?,
+                    None => self.ends[woken].1.poll_line()?,
+                }
             }
         }
         let usage = Usage::since(before, (clock::now() - started) as f64 / 1e9);
         for (_, receiver) in &mut self.ends {
             receiver.disarm();
         }
+        for subscription in &mut self.subscriptions {
+            subscription.disarm();
+        }
         Ok(usage)
+    }
+
+    /// The merge of all receivers, which is made when it is first asked for. What was sent from here until then was read.
+    fn merge(&mut self) -> Result<&mut Merge<Receiver>> {
+        if self.merge.is_none() {
+            let mut merge = Merge::new()?;
+            for (_, receiver) in self.ends.drain(..) {
+                merge.add(receiver).map_err(|refused| refused.error)?;
+            }
+            self.merge = Some(merge);
+        }
+        self.merge.as_mut().context("it was made")
     }
 }
 
@@ -234,9 +300,18 @@ pub fn peer(tag: &str, capacity: usize, size: usize) -> Result<()> {
         let before = used();
         match order {
             Order::Join(more) => channels.join(more)?,
+            Order::Subscribe(more) => channels.subscribe(more)?,
             Order::Idle(milliseconds) => answer.usage = channels.idle(milliseconds)?,
             Order::Busy(count) => {
                 answer.sum = poll_all(&mut channels, count)?;
+                answer.usage = Usage::since(before, 0.0);
+            }
+            Order::Merged(count) => {
+                answer.sum = merge_all(&mut channels, count)?;
+                answer.usage = Usage::since(before, 0.0);
+            }
+            Order::Overheard(count) => {
+                answer.sum = overhear_all(&mut channels, count)?;
                 answer.usage = Usage::since(before, 0.0);
             }
             Order::Woken(count) => answer.sum = echo_woken(&mut channels, count)?,
@@ -244,6 +319,7 @@ pub fn peer(tag: &str, capacity: usize, size: usize) -> Result<()> {
                 answer.sum = take(&mut channels, count)?;
                 answer.usage = Usage::since(before, 0.0);
             }
+            Order::Release => channels.release(),
             Order::Resources => answer.resources = resources()?,
             Order::Quit => return Ok(()),
         }
@@ -269,12 +345,66 @@ fn poll_all(channels: &mut Channels, count: u64) -> Result<u64> {
     Ok(total)
 }
 
+fn merge_all(channels: &mut Channels, count: u64) -> Result<u64> {
+    let merge = channels.merge()?;
+    let (mut n, mut total) = (0, 0u64);
+    while n < count {
+        let seen = merge.drain(
+            |_, message| total = message.words().fold(total, u64::wrapping_add),
+            DRAIN,
+        )?;
+        n += seen as u64;
+        if seen == 0 {
+            std::hint::spin_loop();
+        }
+    }
+    Ok(total)
+}
+
+/// The sum that each of them has found: all of them the same.
+fn overhear_all(channels: &mut Channels, count: u64) -> Result<u64> {
+    let mut found = vec![(0u64, 0u64); channels.subscriptions.len()];
+    let mut unfinished = found.len();
+    while unfinished > 0 {
+        let mut seen = 0;
+        for (subscription, (n, total)) in channels.subscriptions.iter_mut().zip(&mut found) {
+            let most = DRAIN.min((count - *n) as usize);
+            if most == 0 {
+                continue;
+            }
+            let here = subscription.drain(
+                |message| *total = message.words().fold(*total, u64::wrapping_add),
+                most,
+            )?;
+            *n += here as u64;
+            seen += here;
+            unfinished -= usize::from(*n == count);
+        }
+        if seen == 0 {
+            std::hint::spin_loop();
+        }
+    }
+    let (_, first) = *found.first().context("a subscription")?;
+    anyhow::ensure!(
+        found.iter().all(|(_, sum)| *sum == first),
+        "two subscribers differ"
+    );
+    Ok(first)
+}
+
 fn echo_woken(channels: &mut Channels, count: u64) -> Result<u64> {
     let (mut n, mut total) = (0, 0u64);
-    // Said once for all of them and renewed for the one that was woken: what an event loop does.
-    channels.arm()?;
+    // Said once for all of them and renewed for the one that was woken: what an event loop does. What has come before is not rung for.
+    let mut ready: Vec<usize> = if channels.arm()? {
+        Vec::new()
+    } else {
+        (0..channels.ends.len()).collect()
+    };
     while n < count {
-        for index in channels.sleep(1000)? {
+        if ready.is_empty() {
+            ready = channels.sleep(1000)?;
+        }
+        for index in ready.drain(..) {
             let (sender, receiver) = &mut channels.ends[index];
             receiver.poll_line()?;
             loop {

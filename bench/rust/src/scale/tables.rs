@@ -1,12 +1,31 @@
-//! The three tables: channels, messages, capacities.
+//! The tables: channels, subscribers, messages, capacities.
 
 use anyhow::Result;
 
 use super::host::{Host, alone};
 use super::rounds::rounds;
-use super::rows::{CapacityRow, ChannelsRow, ChannelsSample, FlowRow, SizeRow};
+use super::rows::{
+    CapacityRow, ChannelsRow, ChannelsSample, FlowRow, SizeRow, SubscribersRow, SubscribersSample,
+};
 use super::{Arguments, Results, worse};
 use crate::spread::Spread;
+
+/// Bytes of the ring of a publisher that many read.
+const RING_OF_MANY: usize = 1 << 20;
+/// Descriptors that a process takes for a channel, and for what else it has.
+const DESCRIPTORS_EACH: usize = 3;
+const DESCRIPTORS_BESIDE: usize = 200;
+
+/// Those numbers of channels for which a process has descriptors; says which it leaves out.
+pub fn affordable(wanted: &[usize], limit: u64) -> Vec<usize> {
+    let (can, cannot): (Vec<_>, Vec<_>) = wanted
+        .iter()
+        .partition(|count| (*count * DESCRIPTORS_EACH + DESCRIPTORS_BESIDE) as u64 <= limit);
+    if !cannot.is_empty() {
+        println!("left out, with a limit of {limit} descriptors: {cannot:?}");
+    }
+    can
+}
 
 pub fn channels(plan: &Arguments, results: &mut Results) -> Result<()> {
     let samples = rounds(plan, results, &plan.channels, |count| {
@@ -22,16 +41,29 @@ pub fn channels(plan: &Arguments, results: &mut Results) -> Result<()> {
             memory_kib: per(full.shared_kib - base.shared_kib),
             // Long enough to see what happens once a second.
             idle: host.idle(plan.seconds.max(1.0))?,
-            busy: host.busy(plan.seconds, 1)?,
-            batched: host.busy(plan.seconds, 32)?,
+            busy: host.busy(plan.seconds, 1, false)?,
+            batched: host.busy(plan.seconds, 32, false)?,
             woken_us: host.woken(200)?,
+            merged: host.busy(plan.seconds, 1, true)?,
+            merged_batched: host.busy(plan.seconds, 32, true)?,
+            leave_ms: host.release()? / count as f64 * 1e3,
         };
         host.quit()?;
         Ok(sample)
     })?;
     println!(
-        "\n{:>8} {:>9} {:>12} {:>11} {:>9} {:>10} {:>13} {:>13} {:>12}",
-        "channels", "join", "descriptors", "memory", "idle CPU", "wake-ups", "busy", "batches", "woken RTT"
+        "\n{:>8} {:>9} {:>9} {:>12} {:>11} {:>9} {:>10} {:>13} {:>13} {:>12} {:>13}",
+        "channels",
+        "join",
+        "leave",
+        "descriptors",
+        "memory",
+        "idle CPU",
+        "wake-ups",
+        "busy",
+        "batches",
+        "woken RTT",
+        "merged"
     );
     for step in samples {
         let (count, samples) = (step.work, step.samples);
@@ -41,6 +73,7 @@ pub fn channels(plan: &Arguments, results: &mut Results) -> Result<()> {
             placement: step.placement,
             runs: samples.len(),
             join_ms: spread(|sample| sample.join_ms),
+            leave_ms: spread(|sample| sample.leave_ms),
             descriptors: spread(|sample| sample.descriptors).median,
             memory_kib: spread(|sample| sample.memory_kib).median,
             idle_cpu_percent: spread(|sample| sample.idle.cpu_ns as f64 / sample.idle.seconds / 1e7),
@@ -48,18 +81,22 @@ pub fn channels(plan: &Arguments, results: &mut Results) -> Result<()> {
             busy: FlowRow::of(&samples, |sample| sample.busy),
             batched: FlowRow::of(&samples, |sample| sample.batched),
             woken_round_trip_us: spread(|sample| sample.woken_us),
+            merged: FlowRow::of(&samples, |sample| sample.merged),
+            merged_batched: FlowRow::of(&samples, |sample| sample.merged_batched),
         };
         println!(
-            "{:>8} {:>6.2} ms {:>12.1} {:>7.0} KiB {:>7.2} % {:>8.1}/s {:>9.2} M/s {:>9.2} M/s {:>9.1} µs",
+            "{:>8} {:>6.2} ms {:>6.2} ms {:>12.1} {:>7.0} KiB {:>7.2} % {:>8.1}/s {:>9.2} M/s {:>9.2} M/s {:>9.1} µs {:>9.2} M/s",
             row.channels,
             row.join_ms.median,
+            row.leave_ms.median,
             row.descriptors,
             row.memory_kib,
             row.idle_cpu_percent.median,
             row.idle_wakeups_per_second.median,
             row.busy.messages_per_second.median / 1e6,
             row.batched.messages_per_second.median / 1e6,
-            row.woken_round_trip_us.median
+            row.woken_round_trip_us.median,
+            row.merged.messages_per_second.median / 1e6
         );
         results.channels.push(row);
     }
@@ -70,6 +107,9 @@ pub fn channels(plan: &Arguments, results: &mut Results) -> Result<()> {
     // A join, a descriptor and a message must not become dearer by more than the number of channels does.
     steps.extend(worse("channels", "join time", rows, growth, |row| {
         row.join_ms.min * row.channels as f64
+    }));
+    steps.extend(worse("channels", "time to leave", rows, growth, |row| {
+        row.leave_ms.min * row.channels as f64
     }));
     steps.extend(worse("channels", "memory", rows, growth, |row| {
         row.memory_kib * row.channels as f64
@@ -84,9 +124,84 @@ pub fn channels(plan: &Arguments, results: &mut Results) -> Result<()> {
     steps.extend(worse("channels", "a batched round", rows, growth, |row| {
         row.channels as f64 * row.batched.seconds_per_message()
     }));
+    steps.extend(worse("channels", "a merged round", rows, growth, |row| {
+        row.channels as f64 * row.merged.seconds_per_message()
+    }));
     steps.extend(worse("channels", "a woken round trip", rows, growth, |row| {
         row.woken_round_trip_us.median
     }));
+    results.worse_than_linear.extend(steps);
+    Ok(())
+}
+
+pub fn subscribers(plan: &Arguments, results: &mut Results) -> Result<()> {
+    let samples = rounds(plan, results, &plan.subscribers, |count| {
+        let mut host = Host::start(RING_OF_MANY, 64)?;
+        let base = host.resources()?;
+        let join_ms = host.publish(RING_OF_MANY, count)? / count as f64 * 1e3;
+        let full = host.resources()?;
+        let sample = SubscribersSample {
+            join_ms,
+            descriptors: (full.descriptors - base.descriptors) as f64 / count as f64,
+            idle: host.idle(plan.seconds.max(1.0))?,
+            one: host.broadcast(plan.seconds, 1)?,
+            batched: host.broadcast(plan.seconds, 32)?,
+            leave_ms: host.release()? / count as f64 * 1e3,
+        };
+        host.quit()?;
+        Ok(sample)
+    })?;
+    println!(
+        "\n{:>11} {:>9} {:>9} {:>12} {:>9} {:>10} {:>13} {:>13}",
+        "subscribers", "join", "leave", "descriptors", "idle CPU", "wake-ups", "delivered", "batches"
+    );
+    for step in samples {
+        let (count, samples) = (step.work, step.samples);
+        let spread = |pick: fn(&SubscribersSample) -> f64| Spread::by(&samples, pick);
+        let row = SubscribersRow {
+            subscribers: count,
+            placement: step.placement,
+            runs: samples.len(),
+            join_ms: spread(|sample| sample.join_ms),
+            leave_ms: spread(|sample| sample.leave_ms),
+            descriptors: spread(|sample| sample.descriptors).median,
+            idle_cpu_percent: spread(|sample| sample.idle.cpu_ns as f64 / sample.idle.seconds / 1e7),
+            idle_wakeups_per_second: spread(|sample| sample.idle.sleeps as f64 / sample.idle.seconds),
+            one: FlowRow::of(&samples, |sample| sample.one),
+            batched: FlowRow::of(&samples, |sample| sample.batched),
+        };
+        println!(
+            "{:>11} {:>6.2} ms {:>6.2} ms {:>12.1} {:>7.2} % {:>8.1}/s {:>9.2} M/s {:>9.2} M/s",
+            row.subscribers,
+            row.join_ms.median,
+            row.leave_ms.median,
+            row.descriptors,
+            row.idle_cpu_percent.median,
+            row.idle_wakeups_per_second.median,
+            row.one.messages_per_second.median * count as f64 / 1e6,
+            row.batched.messages_per_second.median * count as f64 / 1e6,
+        );
+        results.subscribers.push(row);
+    }
+    let rows = &results.subscribers;
+    let growth = |row: &SubscribersRow| row.subscribers as f64;
+    let mut steps = worse("subscribers", "join time", rows, growth, |row| {
+        row.join_ms.min * row.subscribers as f64
+    });
+    steps.extend(worse("subscribers", "time to leave", rows, growth, |row| {
+        row.leave_ms.min * row.subscribers as f64
+    }));
+    // Each is read once by each.
+    steps.extend(worse("subscribers", "a message", rows, growth, |row| {
+        row.one.seconds_per_message()
+    }));
+    steps.extend(worse(
+        "subscribers",
+        "a message in a batch",
+        rows,
+        growth,
+        |row| row.batched.seconds_per_message(),
+    ));
     results.worse_than_linear.extend(steps);
     Ok(())
 }
