@@ -109,6 +109,30 @@ test('a sender that is killed costs the others nothing, and is told of', async (
   t.regex(complaints(), new RegExp(`process ${doomed.child.pid} has ended before it had said that it has sent all`))
 })
 
+test('a line that waits for a slow reader of the output stays whole where another sender is killed meanwhile', async (t) => {
+  const { address, child, exited, output, lines, complaints } = await collector(t)
+  const doomed = run(t, 'send', address)
+  doomed.child.stdin.write('whole\nhalf')
+  await until(() => output() === 'whole\n', 'its line is written')
+  const long = 'x'.repeat(5_000_000)
+  child.stdout.once('data', () => child.stdout.pause())
+  const sender = sent(t, address, `${long}\n`)
+  await until(() => output() !== 'whole\n', 'the long line has begun')
+  doomed.child.kill('SIGKILL')
+  await until(() => complaints() !== '', 'its end is known')
+  child.stdout.resume()
+  t.deepEqual(await sender, [0, null])
+  child.kill('SIGINT')
+  await soon(exited, 'the end of the collector')
+  t.true(
+    lines().includes(long),
+    lines()
+      .map((line) => line.length)
+      .join(),
+  )
+  t.deepEqual(lines().sort().slice(0, 2), ['half', 'whole'])
+})
+
 test('without a standard output nothing is collected', async (t) => {
   const words = ['-c', '"$@" >&-', 'bash', process.execPath, cli, 'collect', namedAddress(t)]
   const child = spawn('bash', words, { stdio: ['ignore', 'ignore', 'pipe'] })

@@ -87,7 +87,10 @@ class Collector {
       this.#lines.delete(channel)
       await channel.close()
     }
-    for (const part of whole) if (!process.stdout.write(part)) await once(process.stdout, 'drain')
+    // All of them before there is any wait: the last line of a sender that ends meanwhile is written then.
+    let goesOn = true
+    for (const part of whole) goesOn = process.stdout.write(part)
+    if (!goesOn) await once(process.stdout, 'drain')
   }
 
   /** All that lies in the rings. */
