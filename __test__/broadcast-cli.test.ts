@@ -74,7 +74,7 @@ test('a line that is too long is told, with what to do', async (t) => {
   const publisher = run(t, 'publish', abstractAddress(), '--capacity', '64K')
   publisher.child.stdin!.end('x'.repeat(10_000))
   const { code, complaints } = await soon(publisher.done, 'its failure')
-  t.is(code, 7)
+  t.is(code, 8)
   t.regex(complaints, /a line has more than 8192 bytes.*--capacity/)
 })
 

@@ -17,8 +17,9 @@ const CODES: Record<ErrorName, number> = {
   OBJECT_EXPOSED: 7,
   OBJECT_UNSOUND: 7,
   RING_CORRUPT: 7,
-  MESSAGE_TOO_LARGE: 7,
   MALFORMED: 7,
+  // A line has no room in the ring: that is no fault of a peer's.
+  MESSAGE_TOO_LARGE: 8,
   NO_SPACE: 8,
   UNSUPPORTED: 9,
 }
