@@ -1,6 +1,7 @@
 //! Both ends of a channel in one process, and calls in every order: whatever a program does that passes, forgets or mixes up
 //! what it has begun, its peer gets whole messages in their order, and never a ring that is corrupt.
 
+mod answers;
 mod ends;
 
 use std::{

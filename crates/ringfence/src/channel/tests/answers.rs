@@ -1,0 +1,81 @@
+//! What a channel answers about itself: its figures, its limits, its room, and which one it is.
+
+use super::*;
+use crate::{
+    channel::held::{Keep, pull_again, pull_held, release},
+    channel::partner::Partner,
+    ring::lies::packed,
+};
+
+const EMPTY: u64 = CAPACITY - 72 - 24;
+
+#[test]
+fn both_halves_tell_what_has_passed_and_what_is_staged() {
+    let (one, other) = pair(&Options::new());
+    let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
+    assert!(sender.try_send(&[7; 100]).expect("open"));
+    let stats = sender.stats();
+    assert_eq!((stats.messages_sent, stats.bytes_sent), (1, 100));
+    assert_eq!(
+        (stats.ring_capacity, stats.ring_used, stats.staged),
+        (CAPACITY, 112, 0)
+    );
+    assert_eq!(receiver.try_receive(&mut [0; 100]).expect("open"), Some(100));
+    let stats = receiver.stats();
+    assert_eq!((stats.messages_received, stats.bytes_received), (1, 100));
+    assert_eq!(sender.stats().ring_used, 0);
+    // A message that does not fit the ring at once.
+    let message = [7; 6000];
+    let Progress::Part(written) = sender.send_part(&message, 0).expect("open") else {
+        panic!("it is longer than the ring")
+    };
+    assert!(written > 0);
+    assert_eq!(sender.stats().staged, (message.len() - written) as u64);
+    sender.send_part(&message, written).expect("open");
+    assert_eq!(sender.stats().messages_sent, 1, "it counts once it is whole");
+}
+
+#[test]
+fn a_channel_tells_its_limits_and_whether_it_is_another() {
+    let time = Duration::from_micros(7);
+    let (one, mut other) = pair(&Options::new().busy_poll(time));
+    assert_eq!(one.busy_poll(), time);
+    let (this, that) = (Partner::of(one.shared()), Partner::of(other.shared()));
+    assert!(this.is(&Partner::of(one.shared())) && !this.is(&that));
+    let sender = other.sender();
+    assert_eq!(
+        (sender.capacity(), sender.max_message_size()),
+        (CAPACITY, LONGEST)
+    );
+    assert_eq!(sender.packed_room(24).expect("open") as u64, EMPTY);
+    assert_eq!(sender.close_reason(), None);
+    one.close();
+    assert!(this.open().is_none() && that.open().is_none());
+    assert!(other.sender().close_reason().is_some());
+}
+
+#[test]
+fn what_was_pulled_and_held_is_told_when_it_is_released_or_comes_alone() {
+    let (one, other) = pair(&Options::new());
+    let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
+    let set = packed([&[1; 24][..], &[2; 24]]);
+    let mut into = [0; 512];
+    for keep in [Keep::Each, Keep::Several] {
+        assert_eq!(sender.try_send_packed(&set).expect("open"), set.len());
+        let pulled = pull_held(&mut receiver, &mut into, 0..=100, keep).expect("open");
+        assert_eq!(pulled, Packed::Bytes(64));
+        assert_eq!(sender.stats().ring_used, 64, "it is held");
+        let again = pull_again(&mut receiver, &mut into, 32).expect("open");
+        assert_eq!(again, Packed::Bytes(32));
+        assert_eq!(into[8..32], [2; 24]);
+        release(&mut receiver);
+        assert_eq!(sender.stats().ring_used, 0);
+    }
+    for (keep, used) in [(Keep::Each, 32), (Keep::Several, 0)] {
+        assert!(sender.try_send(&[3; 24]).expect("open"));
+        let pulled = pull_held(&mut receiver, &mut into, 0..=100, keep).expect("open");
+        assert_eq!(pulled, Packed::Bytes(32));
+        assert_eq!(sender.stats().ring_used, used);
+        release(&mut receiver);
+    }
+}
