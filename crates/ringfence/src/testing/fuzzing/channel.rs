@@ -29,7 +29,7 @@ use crate::{
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
     options::Options,
-    ring::message::Progress,
+    ring::message::{Message, Progress},
     ring::record::{WHOLE, packed_size},
     testing::parts::without_a_peer,
 };
@@ -270,9 +270,7 @@ impl Program {
                 let drained = self.receiver.drain(
                     |message| {
                         assert!(message.len() as u64 <= LONGEST);
-                        assert_eq!(message.to_vec().len(), message.len());
-                        assert_eq!(message.words().count(), message.len().div_ceil(8));
-                        message.words().fold(0, u64::wrapping_add);
+                        read_in_every_way(&message);
                     },
                     most,
                 );
@@ -341,6 +339,40 @@ impl Program {
         }
         None
     }
+}
+
+/// In each way as much as the message is long, though what it holds may be another thing at every look.
+fn read_in_every_way(message: &Message<'_>) {
+    let length = message.len();
+    assert_eq!(message.is_empty(), length == 0);
+    assert_eq!(message.to_vec().len(), length);
+    assert_eq!(message.try_to_vec().expect("memory").len(), length);
+    assert_eq!(message.copy_to(&mut vec![0; length / 2]).is_err(), length > 0);
+    assert_eq!(message.words().len(), length.div_ceil(8));
+    message.words().fold(0, u64::wrapping_add);
+    let mut rest = message.words();
+    rest.next();
+    assert_eq!(
+        rest.fold(0, |count, _| count + 1),
+        length.div_ceil(8).saturating_sub(1)
+    );
+    count_items::<u64>(message);
+    // Of a size that meets no word's border, and that a block is no multiple of.
+    count_items::<[u8; 3]>(message);
+    // More than a block, so that they are read one by one.
+    count_items::<[u64; 80]>(message);
+}
+
+fn count_items<T: bytemuck::Pod>(message: &Message<'_>) {
+    let Some(mut items) = message.items::<T>() else {
+        assert!(!message.len().is_multiple_of(size_of::<T>()));
+        return;
+    };
+    let count = message.len() / size_of::<T>();
+    assert_eq!(items.len(), count);
+    assert_eq!(items.clone().fold(0, |seen, _| seen + 1), count);
+    items.next();
+    assert_eq!(items.fold(0, |seen, _| seen + 1), count.saturating_sub(1));
 }
 
 /// Records that were handed over can be walked without any check.
