@@ -2,15 +2,28 @@
 
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
+import { closeSync, openSync, readdirSync, readlinkSync } from 'node:fs'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 
 import test, { type ExecutionContext } from 'ava'
 
-import { abstractAddress } from './support/address.js'
+import { abstractAddress, isBound } from './support/address.js'
 import { soon, until } from './support/until.js'
 
 const cli = fileURLToPath(new URL('../../dist/esm/cli.js', import.meta.url))
+
+/** Whether this process may open what another one has mapped: root alone may. */
+const canOpenMaps = process.geteuid!() === 0
+
+/** A mapping may go before it is looked at. */
+function linkOf(path: string): string {
+  try {
+    return readlinkSync(path)
+  } catch {
+    return ''
+  }
+}
 
 interface Run {
   child: ChildProcess
@@ -76,6 +89,23 @@ test('a line that is too long is told, with what to do', async (t) => {
   const { code, complaints } = await soon(publisher.done, 'its failure')
   t.is(code, 8)
   t.regex(complaints, /a line has more than 8192 bytes.*--capacity/)
+})
+
+;(canOpenMaps ? test : test.skip)('where its memory is opened while it waits for its audience, it fails', async (t) => {
+  const address = abstractAddress()
+  const publisher = run(t, 'publish', address, '--audience', '1')
+  publisher.child.stdin!.end(lines(3))
+  const maps = `/proc/${publisher.child.pid}/map_files`
+  let ring: string | undefined
+  await until(() => {
+    ring = readdirSync(maps).find((range) => linkOf(`${maps}/${range}`).startsWith('/memfd:ringfence'))
+    // Before that it may not watch its memory yet.
+    return ring !== undefined && isBound(address)
+  }, 'it publishes')
+  closeSync(openSync(`${maps}/${ring}`, 'r'))
+  const { code, complaints } = await soon(publisher.done, 'its failure')
+  t.is(code, 7)
+  t.regex(complaints, /another process tried to open the shared memory/)
 })
 
 test('where the publisher is killed, what it has published is written, and the exit code says so', async (t) => {

@@ -48,7 +48,7 @@ export async function publish({ address, file, raw, audience, evidence, options 
       if (reason === 'evicted') tell(`process ${peer.pid} was too slow, and is let go of`)
     })
     publisher.on('refused', (refusal) => tell(refusal.message))
-    while (publisher.subscribers.length < audience) await once(publisher, 'subscriber')
+    await hasCome(audience, publisher)
     const input = source.read() as AsyncIterable<Buffer>
     const messages = raw === undefined ? lines(input, publisher.maxMessageSize) : chunks(input, raw)
     for await (const message of messages) await publisher.send(message)
@@ -58,10 +58,21 @@ export async function publish({ address, file, raw, audience, evidence, options 
   }
 }
 
-/** Also one whose memory was opened has an end that is told. */
+/** So many subscribers: none come to a publisher that has ended, and nothing else would keep this process waiting. */
+async function hasCome(audience: number, publisher: Publisher): Promise<void> {
+  const over = publisher.closed.then(mustNotBeExposed)
+  over.catch(() => {})
+  while (publisher.subscribers.length < audience) await Promise.race([once(publisher, 'subscriber'), over])
+}
+
 async function finish(publisher: Publisher): Promise<void> {
   await publisher.end()
-  if ((await publisher.closed) === 'exposed')
+  mustNotBeExposed(await publisher.closed)
+}
+
+/** Also one whose memory was opened has an end that is told. */
+function mustNotBeExposed(reason: 'closed' | 'exposed'): void {
+  if (reason === 'exposed')
     throw new RingfenceError('OBJECT_EXPOSED', 'another process tried to open the shared memory, which was wiped')
 }
 
