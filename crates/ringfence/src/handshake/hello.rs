@@ -320,3 +320,138 @@ pub(super) fn check_line(line: &OwnedFd, speaker: Credentials) -> Result<()> {
 fn nonce() -> Result<Nonce> {
     sys::random::bytes().map_err(|errno| Error::system("random bytes", errno))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use nix::{
+        sys::socket::{Backlog, bind, listen, socket},
+        unistd::pipe,
+    };
+
+    use super::*;
+    use crate::{options::Options, wait::deadline::Deadline};
+
+    fn made(kind: SockType) -> OwnedFd {
+        let (line, _other) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        line
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
+    fn a_line_is_a_connected_pair_of_unix_streams_of_the_process_that_speaks() {
+        let own = sys::ancillary::effective_credentials();
+        let own = Credentials {
+            pid: own.pid(),
+            uid: own.uid(),
+            gid: own.gid(),
+        };
+        let (line, _other) = socketpair(
+            AddressFamily::Unix,
+            SockType::Stream,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .unwrap();
+        check_line(&line, own).unwrap();
+        // It shows its maker as a connected one does, and leads to nobody.
+        let listener = socket(
+            AddressFamily::Unix,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .unwrap();
+        bind(listener.as_raw_fd(), &UnixAddr::new_unnamed()).unwrap();
+        listen(&listener, Backlog::new(1).unwrap()).unwrap();
+        let (no_socket, _end) = pipe().unwrap();
+        let other = Credentials {
+            pid: own.pid + 1,
+            ..own
+        };
+        for (what, line, speaker) in [
+            ("of another process", line, other),
+            ("of messages", made(SockType::SeqPacket), own),
+            ("of datagrams", made(SockType::Datagram), own),
+            ("that listens", listener, own),
+            ("that is a pipe", no_socket, own),
+        ] {
+            let refused = check_line(&line, speaker).expect_err(what);
+            let refusal = refused.refusal().expect(what);
+            assert_eq!(refusal.check, Check::Line, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_hello_comes_with_one_descriptor() {
+        let descriptors = |count| (0..count).map(|_| made(SockType::Stream)).collect();
+        assert!(only_line(descriptors(1)).is_ok());
+        for count in [0, 2, 3] {
+            assert_eq!(only_line(descriptors(count)).unwrap_err().code(), "PROTOCOL");
+        }
+    }
+
+    #[test]
+    fn a_peer_names_sizes_that_a_ring_can_have_and_that_this_side_takes() {
+        const FAR: u64 = 1 << 62;
+        let said = |capacity, longest| Hello {
+            nonce: [1; 32],
+            echo: [2; 32],
+            capacity,
+            longest,
+            backing: 0,
+            features: 0,
+            meeting: 0,
+            delivery: 0,
+            from: 0,
+        };
+        let deadline = Deadline::endless(Vec::new(), Duration::from_secs(60));
+        let agreed = |most, role, capacity, longest| {
+            let options = Options::new().max_peer_capacity(most).max_message_size(100);
+            let side = Side {
+                options: &options,
+                deadline: &deadline,
+                meeting: Meeting::Service,
+                address: String::new(),
+                shares: &[],
+                inherits: None,
+                role,
+                takes_barriers: false,
+            };
+            let agreed = side.agree_on_ring(&said(capacity, longest));
+            if let Err(error) = &agreed {
+                assert_eq!(error.code(), "PROTOCOL");
+            }
+            agreed.is_ok()
+        };
+        let equal = RingRole::Equal;
+        for (most, capacity, is_right) in [
+            (8192, 4096, true),
+            (8192, 8192, true),
+            (8192, 16384, false),
+            (8192, 32768, false),
+            (FAR, 1 << 46, true),
+            (FAR, 1 << 47, false),
+            (FAR, 1 << 48, false),
+            (FAR, 0, false),
+            (FAR, 2048, false),
+            (FAR, 4097, false),
+            (FAR, 12288, false),
+            (FAR, u64::MAX, false),
+        ] {
+            assert_eq!(agreed(most, equal, capacity, 1), is_right, "{capacity} of {most}");
+            assert_eq!(agreed(most, RingRole::Subscriber, capacity, 1), is_right);
+        }
+        for (longest, is_right) in [
+            (0, false),
+            (MAX_MESSAGE_SIZE, true),
+            (MAX_MESSAGE_SIZE + 1, false),
+        ] {
+            assert_eq!(agreed(FAR, equal, 4096, longest), is_right, "{longest}");
+        }
+        // Of a publisher, what this side takes.
+        assert!(agreed(FAR, RingRole::Subscriber, 4096, 100));
+        assert!(!agreed(FAR, RingRole::Subscriber, 4096, 101));
+    }
+}
