@@ -79,3 +79,35 @@ fn what_was_pulled_and_held_is_told_when_it_is_released_or_comes_alone() {
         release(&mut receiver);
     }
 }
+
+#[test]
+fn a_message_that_is_too_long_is_told_which_limit_it_passes() {
+    let (one, _other) = pair(&Options::new());
+    let (mut sender, _unread) = one.split();
+    assert!(sender.try_send(&[7; 2040]).expect("open"));
+    for (refused, size, limit, reason) in [
+        (
+            sender.try_send(&[7; 2049]).map(drop),
+            2049,
+            CAPACITY / 2,
+            "half the ring",
+        ),
+        (
+            sender.send(&vec![7; 20_001]),
+            20_001,
+            LONGEST,
+            "what the peer takes",
+        ),
+    ] {
+        let Err(Error::MessageTooLarge {
+            size: found,
+            limit: most,
+            reason: why,
+        }) = refused
+        else {
+            panic!("{refused:?}")
+        };
+        assert_eq!((found, most), (size, limit));
+        assert!(why.starts_with(reason), "{why}");
+    }
+}
