@@ -21,6 +21,16 @@ function library(): string {
   return readFileSync('/proc/self/maps', 'utf8').match(/\/.*ringfence.*\.node$/m)![0]
 }
 
+test.serial('what another copy of the package has made is refused, and the refusal says why', async (t) => {
+  const required = require('ringfence') as typeof ringfence
+  const { channel } = await pair(t)
+  for (const take of [required.toPort, required.toWeb, (source: ringfence.Channel) => required.merge([source])]) {
+    const error = t.throws(() => take(channel as never), { code: 'INVALID_ARGUMENT' })
+    t.regex(error!.message, /not a Channel of another copy of ringfence/)
+  }
+  t.throws(() => ringfence.toWeb(new (class Channel {})() as never), { message: /not an object$/ })
+})
+
 test.serial('import and require give the same names', (t) => {
   const required = require('ringfence') as typeof ringfence
   const functions = [

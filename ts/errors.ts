@@ -102,6 +102,16 @@ export function show(value: unknown): string {
   return String(value)
 }
 
+/** As {@link show}, of what should be a channel or a subscription: one of another copy of this package looks like any object. */
+export function showSource(value: unknown): string {
+  const like = value as { constructor?: { name?: unknown }; evidence?: unknown } | null | undefined
+  const name = like?.constructor?.name
+  const another = (name === 'Channel' || name === 'Subscription') && Array.isArray(like?.evidence)
+  return another
+    ? `a ${name} of another copy of ringfence: a program that imports and requires it has two`
+    : show(value)
+}
+
 export function invalid(message: string): RingfenceError {
   return new RingfenceError('INVALID_ARGUMENT', message)
 }

@@ -6,7 +6,7 @@ import type { Subscription } from './broadcast/subscription.js'
 import type { Channel } from './channel.js'
 import type { Codec, CodecOptions } from './codec.js'
 import { emit } from './emit.js'
-import { RingfenceError, invalid, show } from './errors.js'
+import { RingfenceError, invalid, show, showSource } from './errors.js'
 import { fairness } from './fairness.js'
 import { loop } from './loops.js'
 import { FIRST, HEADER, MORE, native } from './native.js'
@@ -151,7 +151,7 @@ export class Merge<Source extends MergeSource = MergeSource>
     if (this.#closed) throw closedHere()
     if (this.#entries.has(source)) return this
     const inlet = inletOf(source)
-    if (inlet === undefined) throw invalid(`a merge reads channels and subscriptions, not ${show(source)}`)
+    if (inlet === undefined) throw invalid(`a merge reads channels and subscriptions, not ${showSource(source)}`)
     const entry = new Entry(source, inlet)
     inlet.buffer.lend(() => this.#told(entry))
     this.#entries.set(source, entry)

@@ -3,7 +3,7 @@
 import { Channel } from './channel.js'
 import { checkCodec, decodeWith, encodeWith, structured, type Codec } from './codec.js'
 import { throwLater } from './emit.js'
-import { RingfenceError, invalid, show } from './errors.js'
+import { RingfenceError, invalid, show, showSource } from './errors.js'
 
 /** Milliseconds that a port that was closed has for what was posted before, where the peer does not read. */
 const LINGER = 5000
@@ -100,7 +100,7 @@ type Handler = 'onmessage' | 'onmessageerror' | 'onclose'
  * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no channel, and for what is no codec
  */
 export function toPort(channel: Channel, codec: Codec<unknown> = structured()): MessagePortLike {
-  if (!(channel instanceof Channel)) throw invalid(`toPort takes a channel, not ${show(channel)}`)
+  if (!(channel instanceof Channel)) throw invalid(`toPort takes a channel, not ${showSource(channel)}`)
   checkCodec(codec)
   return new Port(channel, codec)
 }

@@ -4,7 +4,7 @@ import type { ReadableStream, WritableStream } from 'node:stream/web'
 
 import { builtin } from './builtin.js'
 import { Channel, quietOf } from './channel.js'
-import { invalid, show } from './errors.js'
+import { invalid, showSource } from './errors.js'
 import type { BufferSource } from './types.js'
 
 /** Both directions of a channel as web streams. */
@@ -29,7 +29,7 @@ function ignore(): void {}
  * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no channel
  */
 export function toWeb(channel: Channel): WebStreams {
-  if (!(channel instanceof Channel)) throw invalid(`toWeb takes a channel, not ${show(channel)}`)
+  if (!(channel instanceof Channel)) throw invalid(`toWeb takes a channel, not ${showSource(channel)}`)
   const quiet = quietOf(channel)
   let fail: (error: unknown) => void = ignore
   let told = false
