@@ -25,7 +25,7 @@ test.serial('what another copy of the package has made is refused, and the refus
   const required = require('ringfence') as typeof ringfence
   const { channel } = await pair(t)
   for (const take of [required.toPort, required.toWeb, (source: ringfence.Channel) => required.merge([source])]) {
-    const error = t.throws(() => take(channel as never), { code: 'INVALID_ARGUMENT' })
+    const error = t.throws(() => take(channel as never), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
     t.regex(error!.message, /not a Channel of another copy of ringfence/)
   }
   t.throws(() => ringfence.toWeb(new (class Channel {})() as never), { message: /not an object$/ })
