@@ -3,7 +3,7 @@ import type { ChildProcess, SpawnOptions } from 'node:child_process'
 import { builtin } from './builtin.js'
 import { runHandshake } from './handshake.js'
 import { openChannel, type Channel } from './channel.js'
-import { RingfenceError, fromFailure, invalid, show } from './errors.js'
+import { RingfenceError, fromFailure, invalid, isShort, show } from './errors.js'
 import { native, type Given, type Joining, type RawChannel, type PrivateLine } from './native.js'
 import { checkOptions, type Call } from './options.js'
 import type { LineOptions } from './types.js'
@@ -79,7 +79,7 @@ function spawnWith(
     return { child, channel }
   } catch (error) {
     line.close()
-    throw isShort(error as Error) ? cannotStart(command, error as Error) : error
+    throw lacksRoom(error as Error) ? cannotStart(command, error as Error) : error
   }
 }
 
@@ -130,14 +130,12 @@ async function notStarted(line: PrivateLine, command: string, child: ChildProces
   throw cannotStart(command, await new Promise<Error>((resolve) => child.once('error', resolve)))
 }
 
-/** What the system says where this process lacks descriptors, memory or the right to one process more: no fault of the command's. */
-const SHORT: ReadonlySet<unknown> = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'EAGAIN'])
-
-function isShort(error: NodeJS.ErrnoException): boolean {
-  return SHORT.has(error.code)
+/** Whether this process lacks what a child takes, the right to one process more (EAGAIN) included. */
+function lacksRoom({ code }: NodeJS.ErrnoException): boolean {
+  return isShort(code) || code === 'EAGAIN'
 }
 
 function cannotStart(command: string, cause: Error): RingfenceError {
-  const name = isShort(cause) ? 'NO_SPACE' : 'INVALID_ARGUMENT'
+  const name = lacksRoom(cause) ? 'NO_SPACE' : 'INVALID_ARGUMENT'
   return new RingfenceError(name, `${show(command)} cannot be started: ${cause.message}`, { cause })
 }

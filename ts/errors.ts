@@ -112,6 +112,11 @@ export function showSource(value: unknown): string {
     : show(value)
 }
 
+/** Whether the system says that this process lacks descriptors or memory: no fault of anybody else's. */
+export function isShort(code: unknown): boolean {
+  return code === 'EMFILE' || code === 'ENFILE' || code === 'ENOMEM'
+}
+
 export function invalid(message: string): RingfenceError {
   return new RingfenceError('INVALID_ARGUMENT', message)
 }

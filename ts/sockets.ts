@@ -2,7 +2,7 @@
 
 import { readFileSync, readdirSync, readlinkSync } from 'node:fs'
 
-import { RingfenceError } from './errors.js'
+import { RingfenceError, isShort } from './errors.js'
 
 /** Links of descriptors (`socket:[…]`) to the addresses at which their sockets listen. */
 export type Listening = ReadonlyMap<string, string>
@@ -75,6 +75,6 @@ export function addressesOf(pid: number, listening: Listening): string[] {
 /** What this process lacks to look at another one says nothing of that. */
 export function failIfShort(error: unknown): void {
   const { code, message } = error as NodeJS.ErrnoException
-  if (code === 'EMFILE' || code === 'ENFILE' || code === 'ENOMEM')
+  if (isShort(code))
     throw new RingfenceError('NO_SPACE', `this process cannot look into /proc: ${message}`, { cause: error })
 }

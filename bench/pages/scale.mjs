@@ -400,9 +400,6 @@ export function json(results) {
   const rest = Object.fromEntries(
     Object.entries(results).filter(([name]) => name !== 'placements' && !TABLES.includes(name)),
   )
-  const { placements: looks } = results
-  const parts = TABLES.map((name) => [name, results[name]]).map(
-    ([name, rows]) => `"${name}": [\n${rows.map((row) => JSON.stringify(row)).join(',\n')}\n]`,
-  )
-  return `${JSON.stringify(rest, null, 2).slice(0, -2)},\n"placements": ${JSON.stringify(looks)},\n${parts.join(',\n')}\n}\n`
+  const parts = TABLES.map((name) => `"${name}": [\n${results[name].map((row) => JSON.stringify(row)).join(',\n')}\n]`)
+  return `${JSON.stringify(rest, null, 2).slice(0, -2)},\n"placements": ${JSON.stringify(results.placements)},\n${parts.join(',\n')}\n}\n`
 }

@@ -60,9 +60,13 @@ export async function publish({ address, file, raw, audience, evidence, options 
 
 /** So many subscribers: none come to a publisher that has ended, and nothing else would keep this process waiting. */
 async function hasCome(audience: number, publisher: Publisher): Promise<void> {
-  const over = publisher.closed.then(mustNotBeExposed)
+  let isOver = false
+  const over = publisher.closed.then((reason) => {
+    isOver = true
+    mustNotBeExposed(reason)
+  })
   over.catch(() => {})
-  while (publisher.subscribers.length < audience) await Promise.race([once(publisher, 'subscriber'), over])
+  while (!isOver && publisher.subscribers.length < audience) await Promise.race([once(publisher, 'subscriber'), over])
 }
 
 async function finish(publisher: Publisher): Promise<void> {
