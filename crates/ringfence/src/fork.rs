@@ -359,6 +359,11 @@ impl Withheld {
             birth,
         })
     }
+
+    /// Not in a child, which has no copy.
+    pub(crate) fn is_here(&self) -> bool {
+        self.birth.is_here()
+    }
 }
 
 impl Deref for Withheld {

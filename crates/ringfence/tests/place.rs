@@ -5,6 +5,8 @@ mod support;
 use std::{
     os::unix::{fs::MetadataExt, net::UnixListener},
     path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -391,6 +393,39 @@ fn what_took_the_place_of_a_directory_or_of_files_that_were_removed_is_left_alon
         drop(second);
         assert_eq!(names_in(&here), [""; 0]);
     }
+}
+
+/// A child that a thread starts has the process's listening sockets until it executes its program.
+#[test]
+fn a_name_that_is_let_go_of_while_programs_start_is_free_and_takes_no_calls() {
+    let (address, _directory) = fresh_address(false);
+    let over = AtomicBool::new(false);
+    let start_programs = || {
+        while !over.load(Ordering::Relaxed) {
+            assert!(Command::new("/bin/true").status().unwrap().success());
+        }
+    };
+    let come_and_go = || {
+        let listener = match listen(&address, &small()) {
+            Ok(listener) => listener,
+            Err(error) => return error,
+        };
+        listener.close(Channels::Keep);
+        drop(listener);
+        connect(&address, &small()).unwrap_err()
+    };
+    let found = thread::scope(|scope| {
+        let starting = [scope.spawn(start_programs), scope.spawn(start_programs)];
+        let found = (0..200)
+            .map(|_| come_and_go())
+            .find(|error| error.code() != "PEER_LOST");
+        over.store(true, Ordering::Relaxed);
+        for thread in starting {
+            thread.join().unwrap();
+        }
+        found
+    });
+    assert!(found.is_none(), "{found:?}");
 }
 
 #[test]

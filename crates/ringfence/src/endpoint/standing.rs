@@ -32,7 +32,7 @@ impl Standing {
         let mut backoff = Backoff::new(&deadline);
         let mut record = Record::default();
         let place = loop {
-            match election::bind_alone(address, options.access()?, &mut record) {
+            match election::bind_alone(address, options.access()?, &deadline, &mut record) {
                 Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,
                 other => break other?,
             }

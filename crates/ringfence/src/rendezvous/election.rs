@@ -89,28 +89,58 @@ pub(crate) fn meet(
             Err(errno) => return Err(closed_to_us(address, errno)),
         }
         looks += 1;
-        deadline.pause(Duration::from_millis(u64::from(looks.min(LOOKS)) * 2))?;
+        pause(looks, deadline)?;
     }
 }
 
+/// Before the next look, of which there were so many: each time a little longer.
+fn pause(looks: u32, deadline: &Deadline) -> Result<()> {
+    deadline.pause(Duration::from_millis(u64::from(looks.min(LOOKS)) * 2))
+}
+
 /// Binds the address for a service, which never connects to another.
-pub(crate) fn bind_alone(address: &Address, access: Access, record: &mut Record) -> Result<Place> {
-    match take(address, access, BACKLOG_OF_A_SERVICE)? {
-        Taken::Mine(place) => {
-            record.passed(
-                "rendezvous",
-                "role",
-                "the service binds the address",
-                "host: bound",
-            );
-            Ok(place)
+pub(crate) fn bind_alone(
+    address: &Address,
+    access: Access,
+    deadline: &Deadline,
+    record: &mut Record,
+) -> Result<Place> {
+    bind_within(LOOKS, address, access, deadline, record)
+}
+
+/// A name that is taken is tried again, up to so many times: while another thread of a process starts a program (posix_spawn(3)), the
+/// child has that process's listening sockets, until it executes. So a name may be free a moment after its host has let go of it.
+/// A path is free at once, since its lock is let go of for all who have it.
+fn bind_within(
+    most: u32,
+    address: &Address,
+    access: Access,
+    deadline: &Deadline,
+    record: &mut Record,
+) -> Result<Place> {
+    let mut looks = 0;
+    loop {
+        looks += 1;
+        match take(address, access, BACKLOG_OF_A_SERVICE)? {
+            Taken::Mine(place) => {
+                record.passed(
+                    "rendezvous",
+                    "role",
+                    "the service binds the address",
+                    "host: bound",
+                );
+                return Ok(place);
+            }
+            Taken::Busy if looks < most && address.place().is_none() => pause(looks, deadline)?,
+            Taken::Busy => return Err(address.occupied("another process has bound it")),
+            Taken::Answered(_) => return Err(address.occupied("another process answers at its socket")),
+            Taken::Forbidden(errno) => {
+                return Err(address.invalid(
+                    "this process may not take it (its lock file cannot be opened)",
+                    Some(errno),
+                ));
+            }
         }
-        Taken::Busy => Err(address.occupied("another process has bound it")),
-        Taken::Answered(_) => Err(address.occupied("another process answers at its socket")),
-        Taken::Forbidden(errno) => Err(address.invalid(
-            "this process may not take it (its lock file cannot be opened)",
-            Some(errno),
-        )),
     }
 }
 
@@ -129,8 +159,7 @@ pub(crate) fn find(address: &Address, deadline: &Deadline, record: &mut Record) 
             Err(errno) => return Err(closed_to_us(address, errno)),
         }
         looks += 1;
-        let pause = Duration::from_millis(u64::from(looks.min(LOOKS)) * 2);
-        deadline.pause(pause)?;
+        pause(looks, deadline)?;
     }
 }
 
@@ -260,5 +289,74 @@ fn clear_the_way(address: &Address, files: &Files) -> Result<Option<Taken>> {
         Err(Errno::ENOENT) => Ok(None),
         Err(Errno::EAGAIN) => Ok(Some(Taken::Busy)),
         Err(errno) => Err(closed_to_us(address, errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::{
+        fd::AsFd,
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener, UnixStream},
+    };
+
+    use super::*;
+    use crate::wait::cancel::CancelToken;
+
+    const ACCESS: Access = Access {
+        mode: 0o600,
+        group: None,
+    };
+
+    fn address(name: &str) -> Address {
+        format!("@ringfence-test-election-{name}-{}", std::process::id())
+            .parse()
+            .unwrap()
+    }
+
+    fn deadline() -> Deadline {
+        Deadline::endless(Vec::new(), Duration::from_secs(60))
+    }
+
+    /// What a child has, until it executes its program.
+    fn copy(place: &Place) -> OwnedFd {
+        place.as_fd().try_clone_to_owned().unwrap()
+    }
+
+    #[test]
+    fn a_copy_of_the_listening_socket_takes_no_connections_once_the_host_has_let_go() {
+        let (address, deadline) = (address("copy"), deadline());
+        let record = &mut Record::default();
+        let place = bind_alone(&address, ACCESS, &deadline, record).unwrap();
+        let _copy = copy(&place);
+        assert!(find(&address, &deadline, record).unwrap().is_some());
+        drop(place);
+        assert!(find(&address, &deadline, record).unwrap().is_none());
+        // A socket of a plain program still does.
+        let name = format!("ringfence-test-plain-{}", std::process::id());
+        let name = SocketAddr::from_abstract_name(name).unwrap();
+        let listener = UnixListener::bind_addr(&name).unwrap();
+        let _copy = listener.try_clone().unwrap();
+        drop(listener);
+        UnixStream::connect_addr(&name).unwrap();
+    }
+
+    #[test]
+    fn a_name_is_free_once_the_last_copy_of_its_socket_is_gone() {
+        let (address, deadline) = (address("last"), deadline());
+        let record = &mut Record::default();
+        let place = bind_alone(&address, ACCESS, &deadline, record).unwrap();
+        let copy = copy(&place);
+        drop(place);
+        let error = bind_within(2, &address, ACCESS, &deadline, record).unwrap_err();
+        assert_eq!(error.code(), "ADDRESS_OCCUPIED");
+        // It does not give up before, unless it is told to.
+        let token = CancelToken::new().unwrap();
+        token.cancel();
+        let called_off = Deadline::endless(vec![token], Duration::from_secs(60));
+        let error = bind_within(3, &address, ACCESS, &called_off, record).unwrap_err();
+        assert_eq!(error.code(), "ABORTED");
+        drop(copy);
+        bind_within(2, &address, ACCESS, &deadline, record).unwrap();
     }
 }

@@ -64,6 +64,7 @@ impl Inheritance {
         Ok(Self(Place {
             named,
             listener: Withheld::new(listener)?,
+            of_another: true,
         }))
     }
 
@@ -72,9 +73,7 @@ impl Inheritance {
     pub(crate) fn take_over(self) -> Result<Place> {
         let Self(mut place) = self;
         place.take_guests(BACKLOG_OF_A_PAIR)?;
-        if let Some(named) = &mut place.named {
-            named.of_another = false;
-        }
+        place.set_of_another(false);
         Ok(place)
     }
 }

@@ -47,6 +47,18 @@ pub(crate) struct Place {
     /// Dropped first: as long as the socket is open, no other file gets its inode, also where its file was removed.
     pub(super) named: Option<Named>,
     pub(super) listener: Withheld,
+    /// Another process has the place, of which this one holds its share alone.
+    pub(super) of_another: bool,
+}
+
+impl Drop for Place {
+    /// While another thread starts a program (posix_spawn(3), which runs no handlers of pthread_atfork(3)), the child has the
+    /// listening socket as well, until it executes that program. Its copy must take no connections: no process would ever accept them.
+    fn drop(&mut self) {
+        if !self.of_another && self.listener.is_here() {
+            Self::shut(&self.listener);
+        }
+    }
 }
 
 /// The socket and the lock of a named address.
@@ -58,8 +70,8 @@ pub(super) struct Named {
     /// Held as long as the address is. A process that finds a socket at which no host answers learns from it whether there is
     /// still a host.
     lock: Withheld,
-    /// Another process has the place, of which this one holds its share alone.
-    pub(super) of_another: bool,
+    /// As the place is.
+    of_another: bool,
     /// A child has nothing of it.
     birth: Birth,
 }
@@ -165,6 +177,7 @@ impl Place {
         let place = Self {
             named,
             listener: Withheld::new(listener)?,
+            of_another: false,
         };
         place.take_guests(backlog)?;
         Ok(place)
@@ -234,8 +247,13 @@ impl Place {
 
     /// Lets go of it, and leaves everything there as it is: another process goes on with it.
     pub(crate) fn pass_on(mut self) {
+        self.set_of_another(true);
+    }
+
+    pub(super) fn set_of_another(&mut self, of_another: bool) {
+        self.of_another = of_another;
         if let Some(named) = &mut self.named {
-            named.of_another = true;
+            named.of_another = of_another;
         }
     }
 

@@ -142,7 +142,13 @@ impl Keeper {
                 self.hand_over(place);
                 Ok(None)
             }
-            Err(error) | Ok(error) => Err(error),
+            Err(error) | Ok(error) => {
+                // The partner's channel goes on, and the partner takes the place once it ends.
+                if shared.partner().is_some() {
+                    place.pass_on();
+                }
+                Err(error)
+            }
         }
     }
 
