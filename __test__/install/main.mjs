@@ -44,6 +44,7 @@ const PROGRAMS = [
   'service.mjs',
   'membership.mjs',
   'tokens.mjs',
+  'killed.mjs',
   'broadcast.mjs',
   'faces.mjs',
   'ready.mjs',
@@ -147,7 +148,7 @@ async function tryPlatform(platform) {
   writeFileSync(join(place, 'package.json'), '{ "name": "app", "private": true }\n')
   writeFileSync(join(place, 'empty.mjs'), '')
   if (asRoot) run('give it away', 'chown', ['-R', `${NOBODY}:${NOBODY}`, dirname(place)])
-  const go = (command, stop) => runAs(place, command, limit, stop)
+  const go = (command, stop, ends) => runAs(place, command, limit, stop, ends)
 
   const options = ['--no-audit', '--no-fund', ...(platform.install ?? [])]
   const { why: refused } = await go([process.execPath, npm, 'install', 'ringfence', ...options])
@@ -200,6 +201,10 @@ async function tryRuntime(title, [command, node], place, go, lacking) {
       ['tokens.mjs', '1', at],
       ['tokens.mjs', '18446744073709551615', at],
     ],
+    killed: (at) => [
+      ['killed.mjs', 'survivor', at],
+      { by: command, words: ['killed.mjs', 'killed', at], ends: 'SIGKILL' },
+    ],
     broadcast: (at) => [
       ['broadcast.mjs', 'publisher', at, '2'],
       ['broadcast.mjs', 'subscriber', at],
@@ -219,7 +224,7 @@ async function tryRuntime(title, [command, node], place, go, lacking) {
       lacking ??
       (await together(
         go,
-        sides(address()).map((side) => (Array.isArray(side) ? command.concat(side) : side.by.concat(side.words))),
+        sides(address()).map((side) => (Array.isArray(side) ? { by: command, words: side } : side)),
       ))
     if (why === null && name === 'command' && !readFileSync(from).equals(readFileSync(to))) {
       why = 'what was received is not what was sent'
@@ -230,18 +235,18 @@ async function tryRuntime(title, [command, node], place, go, lacking) {
   return results
 }
 
-/** All at once. Answers with null, or what the first has failed with. */
-async function together(go, commands) {
+/** All at once, each to end with 0 or as is said. Answers with null, or what the first has failed with. */
+async function together(go, sides) {
   const stop = new AbortController()
   const failures = []
-  const one = async (command) => {
-    const { why } = await go(command, stop.signal)
+  const one = async ({ by, words, ends = 0 }) => {
+    const { why } = await go([...by, ...words], stop.signal, ends)
     if (why === null) return
     failures.push(why)
     // The others may wait for it, in vain.
     setTimeout(() => stop.abort(), GRACE).unref()
   }
-  await Promise.all(commands.map(one))
+  await Promise.all(sides.map(one))
   return failures[0] ?? null
 }
 
@@ -261,8 +266,8 @@ function realPath(path) {
   return spawnSync('readlink', ['-f', path], { encoding: 'utf8' }).stdout.trim()
 }
 
-/** Runs as a user without privileges. Answers with what was said, and null or what went wrong. */
-async function runAs(cwd, [command, ...args], limit, stop) {
+/** Runs as a user without privileges. Answers with what was said, and null or what went wrong: `ends` is the code or the signal wanted. */
+async function runAs(cwd, [command, ...args], limit, stop, ends = 0) {
   const started = performance.now()
   const time = Math.min(limit, END - started)
   if (time <= 0) return { said: '', why: 'not tried, as no time was left' }
@@ -287,13 +292,22 @@ async function runAs(cwd, [command, ...args], limit, stop) {
     ended ??= reason
     endGroup(child.pid)
   }
-  const timer = setTimeout(() => end(`not over after ${Math.round(time / 1000)} s`), time)
+  const timer = setTimeout(() => {
+    // What it waits for is gone once it is ended, and a hang may be rare.
+    console.log(
+      `  ${[command, ...args].join(' ')} is not over, and said: ${heard.trim() || 'nothing'}\n${threadsOf(child.pid)}`,
+    )
+    end(`not over after ${Math.round(time / 1000)} s`)
+  }, time)
   stop?.addEventListener('abort', () => end('ended, as its partner had failed'))
   groups.add(child.pid)
   const outcome = await new Promise((resolve) => {
     child.once('error', (error) => resolve(error.message))
     child.once('exit', () => endGroup(child.pid))
-    child.once('close', (code, signal) => resolve(code === 0 ? null : (ended ?? `exit code ${code ?? signal}`)))
+    child.once('close', (code, signal) => {
+      const right = (code ?? signal) === ends && (signal === null || ended === null)
+      resolve(right ? null : (ended ?? `exit code ${code ?? signal}`))
+    })
   })
   clearTimeout(timer)
   groups.delete(child.pid)
@@ -302,6 +316,21 @@ async function runAs(cwd, [command, ...args], limit, stop) {
   // First what the table has room for.
   const short = /\b\w*Error: .*/.exec(heard)?.[0] ?? lines.at(-1)
   return { said, why: short === '' ? outcome : [`${outcome}: ${short}`, ...lines].join('\n  ') }
+}
+
+/** A line for each thread of a process: its name, and the system call that it sleeps in, where this user may see it. */
+function threadsOf(pid) {
+  const tasks = `/proc/${pid}/task`
+  const look = (...path) => {
+    try {
+      return readFileSync(join(tasks, ...path), 'utf8').trim()
+    } catch (error) {
+      return error.code
+    }
+  }
+  return readdirSync(tasks)
+    .map((task) => `    ${task} ${['comm', 'wchan', 'syscall'].map((file) => look(task, file)).join(' ')}`)
+    .join('\n')
 }
 
 function endGroup(leader) {

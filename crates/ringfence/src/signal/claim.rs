@@ -73,8 +73,10 @@ pub(crate) struct Claim {
     pub(crate) number: c_int,
     /// The thread's id, for a sender that directs a signal at it.
     pub(crate) thread: libc::pid_t,
-    /// Whether all that a process sends with a signal arrives with it here.
+    /// Whether all that a process sends with a signal arrives with it here, as far as is known.
     pub(crate) carries_all: bool,
+    /// That it does was seen.
+    hears_marks: bool,
     progress: Arc<Progress>,
     /// A child has a copy of this, and no such thread.
     birth: Birth,
@@ -85,6 +87,7 @@ struct SignalThread {
     claims: usize,
     thread: libc::pid_t,
     carries_all: bool,
+    hears_marks: bool,
     over: Arc<AtomicBool>,
     progress: Arc<Progress>,
     join: JoinHandle<()>,
@@ -256,14 +259,17 @@ impl Claim {
             return;
         }
         let ticket = self.progress.ask();
-        let mark = self.progress.mark(self.number, ticket);
-        if sys::signal::queue_signal(getpid().as_raw(), self.thread, &mark).is_err() {
-            // SIGIO takes no place in the queue. Only a thread that has ended does not get it.
-            if sys::signal::signal_thread(self.thread, libc::SIGIO).is_err() {
-                return;
-            }
+        // SIGIO takes no place in the queue, and carries nothing. Only a thread that has ended does not get it.
+        if !self.queue_mark(ticket) && sys::signal::signal_thread(self.thread, libc::SIGIO).is_err() {
+            return;
         }
         self.progress.wait_for(ticket);
+    }
+
+    /// Whether the thread will hear a mark. One of which the half is lost on the way would be none, and be waited for for ever.
+    fn queue_mark(&self, ticket: u64) -> bool {
+        let mark = self.progress.mark(self.number, ticket);
+        self.hears_marks && sys::signal::queue_signal(getpid().as_raw(), self.thread, &mark).is_ok()
     }
 }
 
@@ -274,6 +280,7 @@ impl SignalThread {
             number: self.number,
             thread: self.thread,
             carries_all: self.carries_all,
+            hears_marks: self.hears_marks,
             progress: Arc::clone(&self.progress),
             birth,
         }
@@ -423,12 +430,8 @@ fn start(number: c_int) -> Result<SignalThread> {
             HEARS.set(true);
             begin_own_thread();
             let progress = &ending.0;
-            let begun = sys::signal::block_signals().map(|()| {
-                // A full queue tells nothing. Where it was wrong to hope, what comes is not matched.
-                let whole =
-                    arrives_whole(&progress.mark(number, 0)).unwrap_or_else(|errno| errno == Errno::EAGAIN);
-                (gettid().as_raw(), whole)
-            });
+            let begun = sys::signal::block_signals()
+                .map(|()| (gettid().as_raw(), arrives_whole(&progress.mark(number, 0))));
             let fine = begun.is_ok();
             // Without a receiver, no caller waits for this thread any more.
             let _ = ready.send(begun);
@@ -437,7 +440,7 @@ fn start(number: c_int) -> Result<SignalThread> {
             }
         })
         .map_err(|error| no_thread(error.to_string()))?;
-    let (thread, carries_all) = started
+    let (thread, whole) = started
         .recv()
         .map_err(|error| no_thread(error.to_string()))?
         .map_err(|errno| Error::system("blocking signals in a thread (pthread_sigmask)", errno))?;
@@ -445,7 +448,9 @@ fn start(number: c_int) -> Result<SignalThread> {
         number,
         claims: 0,
         thread,
-        carries_all,
+        // A full queue tells nothing. Where it was wrong to hope, what comes is not matched.
+        carries_all: whole.unwrap_or_else(|errno| errno == Errno::EAGAIN),
+        hears_marks: whole == Ok(true),
         over,
         progress,
         join,
@@ -537,5 +542,34 @@ fn forward_io() {
     if handler.is_ok_and(|handler| handler != libc::SIG_DFL && handler != libc::SIG_IGN) {
         // To the process, of which this is one.
         let _ = kill(getpid(), Signal::SIGIO);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signal::inbox::OpenInbox;
+
+    /// No other test in this process claims the first, and none sends the second.
+    const NUMBERS: [c_int; 2] = [62, 63];
+
+    #[test]
+    fn where_half_of_a_signal_is_lost_on_the_way_a_thread_is_still_known_to_have_caught_up() {
+        let open = OpenInbox::open(Some(NUMBERS[0])).unwrap();
+        let held = open.claim().unwrap();
+        drop(open);
+        let mut claim = Arc::into_inner(held).unwrap();
+        assert!(claim.hears_marks && claim.carries_all);
+        claim.hears_marks = false;
+        // What comes by another number is a mark that does not arrive as one.
+        claim.number = NUMBERS[1];
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            claim.catch_up();
+            claim.number = NUMBERS[0];
+            tell.send(claim)
+        });
+        told.recv_timeout(Duration::from_secs(60))
+            .expect("it has caught up");
     }
 }
