@@ -9,8 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::libc;
 use ringfence::{Address, Backing, CancelToken, CloseReason, Error, Options, Policy, join};
-use support::{Actor, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire};
+use support::{
+    Actor, fresh_address, join_later, say, small, wait_for_host, wait_for_test,
+    wire::{self, Met},
+};
 
 /// The other processes of these tests.
 #[test]
@@ -83,6 +87,24 @@ fn role() {
             let _stream = listener.accept().unwrap();
             wait_for_test();
         }
+        "host of a guest with a present" => {
+            let listener = wire::listen(address);
+            say("listening");
+            let (_mine, present) = wire::line();
+            wire::answer_with(&listener.accept().unwrap().0, 0, &[present.as_fd()]);
+        }
+        "host with excuses" => {
+            let listener = wire::listen(address);
+            say("listening");
+            for excuse in &arguments[1..] {
+                wire::turn_away(&listener.accept().unwrap().0, 5, excuse);
+                say(excuse);
+            }
+            // One that comes once more does not get the address, and waits there for no one.
+            wire::turn_away(&listener.accept().unwrap().0, 1, "address");
+            say("came once more");
+        }
+        "who counts barriers" => count_barriers(address, arguments.get(1).map(String::as_str)),
         "host of no guest" => {
             let word = wire::host_of_no_guest(address, || say("listening"));
             say(format!("phase {word}"));
@@ -121,6 +143,18 @@ fn with_pidfds(address: &str, before: bool) {
             other => break say(format!("{other:?}")),
         }
     }
+    wait_for_test();
+}
+
+/// How many barriers this process makes to lie down once.
+fn count_barriers(address: &str, how: Option<&str>) {
+    if how == Some("forbidden") {
+        support::forbid(libc::SYS_membarrier, None, libc::ENOSYS);
+    }
+    let (_sender, mut receiver) = join(&address.parse().unwrap(), &small()).unwrap().split();
+    support::count_barriers();
+    assert!(receiver.arm().unwrap(), "nothing was sent");
+    say(support::barriers().to_string());
     wait_for_test();
 }
 
@@ -178,6 +212,59 @@ fn a_guest_that_gives_up_after_its_ready_says_that_it_has_closed() {
     assert!(matches!(refused, Error::Protocol(_)), "{refused}");
     host.expect("phase 2");
     host.finish();
+}
+
+#[test]
+fn a_host_s_answer_brings_no_descriptor() {
+    let (address, _keep) = fresh_address(false);
+    let host = Actor::start("host of a guest with a present", &[&address.to_string()]);
+    host.expect("listening");
+    let refused = join(&address, &small()).expect_err("no channel");
+    assert!(
+        matches!(&refused, Error::Protocol(what) if what.contains("descriptors")),
+        "{refused}"
+    );
+    host.finish();
+}
+
+/// Who waits for a partner has lost nothing by a host that is about to go. Trouble that the host has would meet it again.
+#[test]
+fn a_guest_comes_again_after_a_refusal_that_passes_and_tells_of_any_other() {
+    let (address, _keep) = fresh_address(false);
+    let excuses = ["CLOSED", "HANDSHAKE_TIMEOUT", "NO_SPACE"];
+    let host = Actor::start(
+        "host with excuses",
+        &[&[&*address.to_string()], &excuses[..]].concat(),
+    );
+    host.expect("listening");
+    let refused = join(&address, &small()).expect_err("no channel");
+    for excuse in excuses {
+        host.expect(excuse);
+    }
+    assert!(
+        matches!(&refused, Error::PeerLost(why) if why.contains("NO_SPACE, it says")),
+        "{refused}"
+    );
+}
+
+/// What it says of itself: bit 0, that it takes barriers; bit 1, that it closes itself to others of its user.
+#[test]
+fn a_side_tells_which_features_it_has_and_makes_barriers_for_a_peer_alone_that_takes_them() {
+    if !support::has_barriers() {
+        eprintln!("skipped: this system has no barriers");
+        return;
+    }
+    for (how, told, barriers) in [("", 1, ["0", "1", "0", "1"]), ("forbidden", 0, ["0"; 4])] {
+        for (said, barriers) in (0..).zip(barriers) {
+            let (address, _keep) = fresh_address(false);
+            let mut host = Actor::start("who counts barriers", &[&address.to_string(), how]);
+            wait_for_host(&address);
+            let guest = Met::guest_with(&address.to_string(), said);
+            assert_eq!(guest.features, told);
+            assert_eq!(host.hear(), barriers, "to a peer that says {said}");
+            host.go_on();
+        }
+    }
 }
 
 #[test]

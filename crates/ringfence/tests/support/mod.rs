@@ -16,13 +16,18 @@ use std::{
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{
         Once,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread,
     time::{Duration, Instant},
 };
 
-use nix::{libc, unistd::geteuid};
+use nix::{
+    libc,
+    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+    unistd::geteuid,
+};
 use ringfence::{Address, Arrival, Channel, Listener, Options, ParentLine, Refused, join, spawn};
 
 /// Longer than anything takes on a loaded machine, shorter than a person waits.
@@ -366,6 +371,37 @@ pub fn wait_for_host(address: &Address) {
         assert!(Instant::now() < end, "no process listens at {wanted}");
         thread::yield_now();
     }
+}
+
+/// Whether this system has the barriers that two processes may agree on (membarrier(2)).
+pub fn has_barriers() -> bool {
+    const GLOBAL_EXPEDITED_AND_ITS_REGISTRATION: libc::c_long = 0b110;
+    // SAFETY: membarrier takes integers; this asks which commands there are.
+    let known = unsafe { libc::syscall(libc::SYS_membarrier, 0, 0, 0) };
+    known > 0 && known & GLOBAL_EXPEDITED_AND_ITS_REGISTRATION == GLOBAL_EXPEDITED_AND_ITS_REGISTRATION
+}
+
+static BARRIERS: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn count_barrier(_signal: libc::c_int) {
+    BARRIERS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// From here on membarrier(2) is counted in this thread, and not made.
+pub fn count_barriers() {
+    let action = SigAction::new(
+        SigHandler::Handler(count_barrier),
+        SaFlags::empty(),
+        SigSet::empty(),
+    );
+    // SAFETY: the handler does nothing but add to an atomic.
+    unsafe { sigaction(Signal::SIGSYS, &action) }.unwrap();
+    trap(libc::SYS_membarrier);
+}
+
+/// How often it was called since.
+pub fn barriers() -> usize {
+    BARRIERS.load(Ordering::Relaxed)
 }
 
 /// From here on the kernel answers a system call of this thread, and of those that it starts, with an error (seccomp(2)): every

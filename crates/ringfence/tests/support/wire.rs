@@ -51,12 +51,17 @@ pub const SERVICE: u32 = 1;
 pub const MEMBERSHIP: u32 = 3;
 
 pub fn hello_for(meeting: u32, echo: &[u8]) -> Vec<u8> {
+    hello_of(meeting, 0, echo)
+}
+
+/// As `hello_for`, with these features.
+fn hello_of(meeting: u32, features: u32, echo: &[u8]) -> Vec<u8> {
     let mut body = vec![7; 32];
     body.extend_from_slice(echo);
     body.extend_from_slice(&CAPACITY.to_le_bytes());
     body.extend_from_slice(&65536_u64.to_le_bytes());
     body.extend_from_slice(&1_u32.to_le_bytes());
-    body.extend_from_slice(&[0; 4]);
+    body.extend_from_slice(&features.to_le_bytes());
     body.extend_from_slice(&meeting.to_le_bytes());
     body.extend_from_slice(&[0; 4]);
     good(1, &body)
@@ -247,23 +252,35 @@ pub fn guest_for(meeting: u32, address: &str, stop_at: &str, in_pieces: bool, mu
 /// A guest by hand that has passed the handshake: from here on it may write into its region what it wants.
 pub struct Met {
     pub line: UnixStream,
+    /// What the host has said that it has.
+    pub features: u32,
     mapping: MmapRaw,
 }
 
 impl Met {
     pub fn guest(address: &str) -> Self {
+        Self::guest_with(address, 0)
+    }
+
+    /// As `guest`, which says that it has these features.
+    pub fn guest_with(address: &str, features: u32) -> Self {
         let stream = connect(address);
         let (mut line, theirs) = line();
-        send(&stream, &hello(&[0; 32]), Some(theirs.as_fd()));
+        send(&stream, &hello_of(0, features, &[0; 32]), Some(theirs.as_fd()));
         drop(theirs);
         let (_, body) = receive(&mut line).expect("the host's HELLO");
         let nonce = &body[..32];
+        let features = u32::from_le_bytes(body[84..88].try_into().unwrap());
         let (object, mapping) = object();
         send(&line, &offer(nonce), Some(object.as_fd()));
         assert_eq!(receive(&mut line).expect("the host's OFFER").0, 2);
         send(&line, &good(3, nonce), None);
         assert_eq!(receive(&mut line).expect("the host's READY").0, 3);
-        Self { line, mapping }
+        Self {
+            line,
+            features,
+            mapping,
+        }
     }
 
     /// Writes a word at an offset of its region.
@@ -346,12 +363,25 @@ pub fn refusal(code: u16, texts: [&str; 3]) -> Vec<u8> {
 
 /// The first answer of a host among members, and what the guest says to that, if it says anything.
 pub fn answer(stream: &UnixStream) {
+    answer_with(stream, MEMBERSHIP, &[]);
+}
+
+/// The same of any host, with these descriptors.
+pub fn answer_with(stream: &UnixStream, meeting: u32, descriptors: &[BorrowedFd<'_>]) {
     stream.set_nonblocking(false).expect("a mode of its own");
     let (hello_of_guest, line) = receive_hello(stream);
     let mut line = UnixStream::from(line);
     line.set_nonblocking(false).expect("a mode of its own");
-    send(&line, &hello_for(MEMBERSHIP, &hello_of_guest[16..48]), None);
+    send_with(&line, &hello_for(meeting, &hello_of_guest[16..48]), descriptors);
     let _ = receive(&mut line);
+}
+
+/// Takes a guest's HELLO, and refuses it with this code and check.
+pub fn turn_away(stream: &UnixStream, code: u16, check: &str) {
+    let (_, line) = receive_hello(stream);
+    let said = format!("{check}, it says");
+    send(stream, &refusal(code, [check, "", &said]), None);
+    drop(line);
 }
 
 /// A host by hand among members, which passes what it is told to with its READY. Returns what the guest says to that.
