@@ -3,6 +3,8 @@
 
 mod answers;
 mod ends;
+mod many;
+mod waits;
 
 use std::{
     collections::VecDeque,
@@ -34,18 +36,23 @@ use crate::{
 const CAPACITY: u64 = 4096;
 const LONGEST: u64 = 20_000;
 
-fn end(line: OwnedFd, own: &OwnRegion, peer: &OwnRegion, options: &Options) -> Channel {
-    let parts = without_a_peer(line, own.clone(), peer.seen_by_peer(), CAPACITY, LONGEST);
+fn end(line: OwnedFd, own: &OwnRegion, peer: &OwnRegion, longest: u64, options: &Options) -> Channel {
+    let parts = without_a_peer(line, own.clone(), peer.seen_by_peer(), CAPACITY, longest);
     Channel::assemble(parts, None, options)
 }
 
 fn pair(options: &Options) -> (Channel, Channel) {
+    pair_of(LONGEST, options)
+}
+
+/// Neither takes a longer message.
+fn pair_of(longest: u64, options: &Options) -> (Channel, Channel) {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (one, other) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
     let regions = [OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY)];
     (
-        end(one, &regions[0], &regions[1], options),
-        end(other, &regions[1], &regions[0], options),
+        end(one, &regions[0], &regions[1], longest, options),
+        end(other, &regions[1], &regions[0], longest, options),
     )
 }
 
@@ -695,7 +702,7 @@ mod traced {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (line, _peer) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
         let (own, peer) = (OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY));
-        let (mut sender, _receiver) = end(line, &own, &peer, &Options::new()).split();
+        let (mut sender, _receiver) = end(line, &own, &peer, LONGEST, &Options::new()).split();
         assert!(sender.try_send(&[7; 100]).unwrap());
         let left = move || {
             let mut ring = [7; 4096];

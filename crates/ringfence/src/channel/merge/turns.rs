@@ -195,3 +195,73 @@ fn is_long(turn: &mut Turn) -> bool {
     let began = *turn.began.get_or_insert(now);
     now.duration_since(began) >= LONG
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(sources: usize) -> Turns {
+        let mut turns = Turns::default();
+        for place in 0..sources {
+            turns.push(Line::Ready, place);
+        }
+        turns
+    }
+
+    #[test]
+    fn each_source_has_so_many_bytes_before_the_next_one() {
+        let mut turns = of(2);
+        for place in [0, 1, 0] {
+            assert_eq!(turns.next(), Some(place));
+            assert_eq!(turns.left(), TURN);
+            // One message, which is not long enough to look at the clock for.
+            assert!(!turns.spend(1, TURN - 1));
+            assert_eq!((turns.next(), turns.left()), (Some(place), 1));
+            assert!(turns.spend(1, 100));
+        }
+    }
+
+    /// Short messages that are read quickly are not worth a change for each few of them.
+    #[test]
+    fn many_short_messages_are_one_turn_unless_they_take_long() {
+        let quick = || {
+            let mut turns = of(2);
+            turns.next();
+            (0..4 * PER_LOOK).all(|_| !turns.spend(1, 16))
+        };
+        // It takes long all the same where this thread has to wait for a processor.
+        assert!((0..10_000).any(|_| quick()));
+    }
+
+    /// Otherwise a new source would get what another one, which had the place before, has left over.
+    #[test]
+    fn a_source_that_comes_anew_has_a_whole_turn() {
+        for leaves in [
+            |turns: &mut Turns| turns.found_empty(0, false),
+            |turns: &mut Turns| turns.rest(0, true),
+            |turns: &mut Turns| turns.remove(0),
+        ] {
+            let mut turns = of(1);
+            assert_eq!(turns.next(), Some(0));
+            assert!(!turns.spend(1, 1000));
+            leaves(&mut turns);
+            assert_eq!(turns.next(), None);
+            turns.wake(0);
+            assert_eq!((turns.next(), turns.left()), (Some(0), TURN));
+        }
+    }
+
+    #[test]
+    fn what_becomes_of_one_source_does_not_end_the_turn_of_another() {
+        for leaves in [
+            |turns: &mut Turns| turns.rest(1, true),
+            |turns: &mut Turns| turns.remove(1),
+        ] {
+            let mut turns = of(3);
+            assert_eq!(turns.next(), Some(0));
+            assert!(!turns.spend(1, 1000));
+            leaves(&mut turns);
+            assert_eq!((turns.next(), turns.left()), (Some(0), TURN - 1000));
+        }
+    }
+}

@@ -110,4 +110,19 @@ fn a_message_that_is_too_long_is_told_which_limit_it_passes() {
         assert_eq!((found, most), (size, limit));
         assert!(why.starts_with(reason), "{why}");
     }
+    // A peer that takes a little more than half the ring, or just as much.
+    for (longest, size, limit) in [
+        (2049, 2050, 2048),
+        (5000, 2049, 2048),
+        (2048, 2049, 2048),
+        (7, 8, 7),
+    ] {
+        let (one, _other) = pair_of(longest, &Options::new());
+        let (mut sender, _unread) = one.split();
+        let refused = sender.try_send(&vec![7; size]);
+        assert!(
+            matches!(&refused, Err(Error::MessageTooLarge { limit: most, .. }) if *most == limit),
+            "{longest}: {refused:?}"
+        );
+    }
 }

@@ -326,6 +326,41 @@ fn where_a_subscribers_reading_ends_is_said_once() {
     assert_eq!(tail(), 0x30 | END_TOLD);
 }
 
+/// An address or a seat, which is given back as it is dropped.
+#[derive(Debug)]
+struct Kept(Tells);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.end(ChannelState::Open);
+    }
+}
+
+/// Whoever hears of the end may come for it at once.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn what_a_channel_keeps_from_others_is_free_before_its_peer_is_told_of_the_end() {
+    for is_vacated in [false, true] {
+        let mut side = Side::new(false);
+        let tells = Tells {
+            own: side.own.clone(),
+            line: side.peers_line.try_clone().unwrap(),
+            told: Arc::clone(&side.told),
+            succeeds: false,
+        };
+        side.shared().keep(Box::new(Some(Kept(tells))));
+        if is_vacated {
+            side.channel.sender().vacate();
+            assert_eq!(side.told(), [ChannelState::Open], "it is free");
+            assert_eq!(side.state(), ChannelState::Open, "and nothing has ended");
+        }
+        side.shared().finish(ChannelState::ClosedHere);
+        assert_eq!(side.told(), [ChannelState::Open]);
+        assert!(!side.told.lock().unwrap()[0].2, "the line had not ended by then");
+        assert_eq!(side.phase(), said(Step::Closed), "it has no successor");
+    }
+}
+
 #[test]
 fn a_step_that_does_not_follow_is_not_written() {
     let region = OwnRegion::private(CAPACITY);

@@ -1,0 +1,159 @@
+//! Many channels that are read as one, with their other ends in the same test.
+
+use super::*;
+use crate::{
+    channel::merge::source::{announce, look_parked},
+    channel::merge::{Merge, Merged, MergedVec, NotAdded},
+};
+
+/// A source of a merge, and the other end of its channel.
+struct Source {
+    sender: Sender,
+    _others: (Receiver, Sender),
+}
+
+fn source() -> (Source, Receiver) {
+    let (one, other) = pair(&Options::new());
+    let ((sender, unread), (unwritten, receiver)) = (one.split(), other.split());
+    let source = Source {
+        sender,
+        _others: (unread, unwritten),
+    };
+    (source, receiver)
+}
+
+fn send(source: &mut Source, count: usize) {
+    for _ in 0..count {
+        assert!(source.sender.try_send(&[7; 8]).expect("open"));
+    }
+}
+
+#[test]
+fn a_source_that_was_not_added_tells_the_system_s_own_reason() {
+    let because = std::io::Error::other("the kernel's word");
+    let not = NotAdded {
+        source: (),
+        error: Error::Unsupported {
+            what: "a call".into(),
+            source: Some(because),
+        },
+    };
+    let reason = std::error::Error::source(&not).expect("a reason");
+    assert_eq!(reason.to_string(), "the kernel's word");
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_merge_hands_out_messages_of_their_own_size_and_knows_when_it_has_no_source() {
+    let mut merge = Merge::new().expect("descriptors");
+    assert!(merge.is_empty() && merge.len() == 0);
+    let (mut source, receiver) = source();
+    let from = merge.add(receiver).expect("room");
+    assert!(!merge.is_empty() && merge.len() == 1);
+    assert_eq!(merge.try_receive_vec().expect("open"), None);
+    let messages = [bytes(1, 5), bytes(2, 3000), bytes(3, 0)];
+    for message in messages {
+        // The long one comes in fragments, each of which is read before there is room for the next one.
+        let mut written = 0;
+        let found = loop {
+            let sent = source.sender.send_part(&message, written).expect("open");
+            let found = merge.try_receive_vec().expect("open");
+            match (sent, found) {
+                (_, Some(found)) => break found,
+                (Progress::Part(so_far), None) => written = so_far,
+                (Progress::Whole, None) => panic!("all of it is there"),
+            }
+        };
+        assert_eq!(found, MergedVec::Message { from, bytes: message });
+    }
+    drop(source);
+    let end = merge.try_receive_vec().expect("open");
+    assert!(
+        matches!(end, Some(MergedVec::Ended { from: who, .. }) if who == from),
+        "{end:?}"
+    );
+    assert!(merge.is_empty() && merge.is_ended());
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_drain_of_several_sources_visits_no_more_than_it_may() {
+    for max in [1, 3, 4, 5, 6, 7] {
+        let mut merge = Merge::new().expect("descriptors");
+        let mut sources = Vec::new();
+        for _ in 0..3 {
+            let (mut source, receiver) = source();
+            send(&mut source, 2);
+            merge.add(receiver).expect("room");
+            sources.push(source);
+        }
+        let mut visits = 0;
+        let drained = merge.drain(|_, _| visits += 1, max).expect("open");
+        assert_eq!((drained, visits), (max.min(6), max.min(6)));
+        assert_eq!(merge.drain(|_, _| (), 9).expect("open"), 6 - max.min(6));
+    }
+}
+
+/// What has come since the visit began is a second row, of which there is less to take.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_visit_of_so_many_messages_or_bytes_counts_those_that_were_known_before_it() {
+    const PACKED: u64 = 16;
+    for (max, bytes) in [(5, u64::MAX - 1), (100, 5 * PACKED)] {
+        let (mut source, mut receiver) = source();
+        send(&mut source, 3);
+        assert!(receiver.has_message().expect("open"));
+        send(&mut source, 10);
+        let visited = receiver.visit(|_| (), max, bytes).expect("open");
+        assert_eq!((visited.count, visited.dry), (5, false), "{max}, {bytes}");
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_merge_counts_what_it_has_received_and_not_what_was_received_before() {
+    let mut merge = Merge::new().expect("descriptors");
+    let (mut source, mut receiver) = source();
+    send(&mut source, 5);
+    for _ in 0..2 {
+        assert_eq!(receiver.try_receive(&mut [0; 8]).expect("open"), Some(8));
+    }
+    let from = merge.add(receiver).expect("room");
+    let length = 8;
+    let count = |merge: &mut Merge| {
+        let stats = merge.stats();
+        (stats.sources, stats.messages_received, stats.bytes_received)
+    };
+    assert_eq!(count(&mut merge), (1, 0, 0));
+    assert_eq!(
+        merge.try_receive(&mut [0; 8]).expect("open"),
+        Some(Merged::Message { from, length })
+    );
+    assert_eq!(count(&mut merge), (1, 1, 8));
+    // What it received after that counts no more, and what it received here does still.
+    let mut receiver = merge.remove(from).expect("it is there");
+    assert_eq!(receiver.try_receive(&mut [0; 8]).expect("open"), Some(8));
+    assert_eq!(count(&mut merge), (0, 1, 8));
+    merge.add(receiver).expect("room");
+    assert!(merge.try_receive(&mut [0; 8]).expect("open").is_some());
+    assert_eq!(count(&mut merge), (1, 2, 16));
+}
+
+/// For the binding, whose sources stand in many objects.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_source_that_is_parked_in_two_halves_is_not_taken_for_empty_when_it_has_something() {
+    let (mut source, mut receiver) = source();
+    for _ in 0..3 {
+        // Both make fences, so that no barrier is needed.
+        assert!(!announce(&mut receiver).expect("open"));
+        assert!(look_parked(&mut receiver).expect("open"), "nothing was sent");
+        assert!(!announce(&mut receiver).expect("open"));
+        send(&mut source, 1);
+        assert!(
+            !look_parked(&mut receiver).expect("open"),
+            "something came meanwhile"
+        );
+        assert_eq!(receiver.try_receive(&mut [0; 8]).expect("open"), Some(8));
+    }
+}

@@ -1,0 +1,346 @@
+//! A half that waits is rung for, and what it is told then: its line is looked at as an event loop would.
+
+use std::{os::fd::AsFd, sync::atomic::Ordering};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::*;
+use crate::{channel::reason::CloseReason, memory::access::Writable, memory::phase::Phase};
+
+/// Whether an event loop that has this descriptor would be woken.
+fn is_rung(half: &impl AsFd) -> bool {
+    let mut watched = [PollFd::new(half.as_fd(), PollFlags::POLLIN)];
+    poll(&mut watched, PollTimeout::ZERO).expect("a look") > 0
+}
+
+struct Ends {
+    sender: Sender,
+    unread: Receiver,
+    unwritten: Sender,
+    receiver: Receiver,
+}
+
+fn ends() -> Ends {
+    let (one, other) = pair(&Options::new());
+    let ((sender, unread), (unwritten, receiver)) = (one.split(), other.split());
+    Ends {
+        sender,
+        unread,
+        unwritten,
+        receiver,
+    }
+}
+
+fn fill(sender: &mut Sender) -> u64 {
+    (0..)
+        .take_while(|_| sender.try_send(&[7; 100]).expect("open"))
+        .count() as u64
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn room_is_there_for_a_whole_message_or_for_a_piece_of_a_long_one() {
+    let Ends {
+        mut sender,
+        unread: _unread,
+        unwritten: _unwritten,
+        mut receiver,
+    } = ends();
+    assert!(sender.has_room(2048).expect("open") && sender.has_room(20_000).expect("open"));
+    assert!(sender.try_send(&[7; 2000]).expect("open"));
+    assert!(sender.try_send(&[7; 1000]).expect("open"));
+    // Some 1,000 bytes are left.
+    for (size, is_there) in [
+        (900, true),
+        (1200, false),
+        (2048, false),
+        (2049, true),
+        (20_000, true),
+    ] {
+        assert_eq!(sender.has_room(size).expect("open"), is_there, "{size}");
+        assert_eq!(sender.arm(size).expect("open"), !is_there, "{size}");
+        sender.disarm();
+    }
+    assert!(sender.try_send(&[7; 700]).expect("open"));
+    for size in [900, 2049, 20_000] {
+        assert!(!sender.has_room(size).expect("open"), "{size}");
+    }
+    while receiver.try_receive(&mut [0; 2000]).expect("open").is_some() {}
+    assert!(sender.has_room(2048).expect("open") && sender.has_room(20_000).expect("open"));
+}
+
+/// It may do something else after that, and not look at the ring for long.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_sender_that_sleeps_for_want_of_room_is_woken_by_the_first_message_that_is_read() {
+    let Ends {
+        mut sender,
+        unread: mut back,
+        unwritten: _unwritten,
+        mut receiver,
+    } = ends();
+    let sent = fill(&mut sender);
+    assert!(sender.arm(100).expect("open"));
+    assert_eq!(
+        back.stats().messages_sent,
+        sent,
+        "what it has done is told, since it sleeps"
+    );
+    assert!(!is_rung(&sender));
+    assert_eq!(receiver.try_receive(&mut [0; 100]).expect("open"), Some(100));
+    assert!(is_rung(&sender));
+    sender.poll_line();
+    sender.disarm();
+    assert!(sender.has_room(100).expect("open") && !is_rung(&sender));
+    assert_eq!(sender.close_reason(), None);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_reader_that_reads_on_wakes_a_sleeper_when_it_is_worthwhile_or_when_it_says_so() {
+    let Ends {
+        mut sender,
+        unread: _unread,
+        unwritten: _unwritten,
+        mut receiver,
+    } = ends();
+    let mut into = [0; 112];
+    fill(&mut sender);
+    assert!(sender.arm(100).expect("open"));
+    assert_eq!(
+        receiver.try_receive_more_packed(&mut into).expect("open"),
+        Packed::Bytes(112)
+    );
+    assert!(!is_rung(&sender), "there is room for one message alone");
+    receiver.wake();
+    assert!(is_rung(&sender));
+    sender.poll_line();
+    fill(&mut sender);
+    assert!(sender.arm(100).expect("open"));
+    for _ in 0..CAPACITY / 112 / 2 {
+        assert_eq!(
+            receiver.try_receive_more_packed(&mut into).expect("open"),
+            Packed::Bytes(112)
+        );
+    }
+    assert!(is_rung(&sender), "half the ring is free");
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_bell_is_heard_by_a_look_at_the_line_or_when_its_half_is_armed_next() {
+    let Ends {
+        mut sender,
+        unread: _unread,
+        unwritten: _unwritten,
+        mut receiver,
+    } = ends();
+    for later in [false, true] {
+        assert!(receiver.arm().expect("open") && !is_rung(&receiver));
+        assert!(sender.try_send(&[7; 8]).expect("open"));
+        assert!(is_rung(&receiver));
+        if later {
+            receiver.poll_line_later().expect("open");
+            assert!(is_rung(&receiver), "it was left where it is");
+        } else {
+            receiver.poll_line().expect("open");
+            assert!(!is_rung(&receiver));
+        }
+        receiver.disarm();
+        assert_eq!(receiver.try_receive(&mut [0; 8]).expect("open"), Some(8));
+        assert!(receiver.arm().expect("open") && !is_rung(&receiver), "{later}");
+        receiver.disarm();
+    }
+    // Where it is not armed in between, the next look reads.
+    assert!(receiver.arm().expect("open"));
+    assert!(sender.try_send(&[7; 8]).expect("open"));
+    for is_left in [true, false] {
+        receiver.poll_line_later().expect("open");
+        assert_eq!(is_rung(&receiver), is_left);
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_look_at_the_line_finds_that_the_peer_has_gone() {
+    type Look = fn(&mut Ends);
+    let looks: [Look; 3] = [
+        |ends| ends.sender.poll_line(),
+        |ends| ends.unread.poll_line().expect("what is there can be read"),
+        |ends| {
+            // The first call leaves the line as it is.
+            for _ in 0..2 {
+                ends.unread.poll_line_later().expect("what is there can be read");
+            }
+        },
+    ];
+    for look in looks {
+        let mut ends = ends();
+        ends.receiver.close();
+        assert!(is_rung(&ends.sender));
+        assert_eq!(ends.sender.close_reason(), None, "it has not looked");
+        look(&mut ends);
+        assert_eq!(ends.sender.close_reason(), Some(CloseReason::Closed));
+        assert!(matches!(ends.sender.try_send(b"x"), Err(Error::PeerLost(_))));
+    }
+}
+
+/// By whichever call it tries to send.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_sender_that_only_polls_a_full_ring_finds_that_its_peer_has_gone() {
+    type Try = fn(&mut Sender) -> Result<bool>;
+    let tries: [Try; 3] = [
+        |sender| sender.try_send(&[7; 100]),
+        |sender| {
+            let mut packed = vec![0; 112];
+            packed[..8].copy_from_slice(&[100, 0, 0, 0, 3, 0, 0, 0]);
+            sender.try_send_packed(&packed).map(|taken| taken > 0)
+        },
+        |sender| sender.reserve(100).map(|room| room.is_some()),
+    ];
+    for send in tries {
+        let Ends {
+            mut sender,
+            unread: _unread,
+            unwritten: _unwritten,
+            mut receiver,
+        } = ends();
+        fill(&mut sender);
+        receiver.close();
+        let refused = (0..3 * 4096).find_map(|_| send(&mut sender).map(|sent| assert!(!sent)).err());
+        assert!(matches!(refused, Some(Error::PeerLost(_))), "{refused:?}");
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_sender_that_is_dropped_ends_its_direction_and_its_other_half_goes_on() {
+    let Ends {
+        mut sender,
+        unread: mut back,
+        mut unwritten,
+        mut receiver,
+    } = ends();
+    assert!(sender.try_send(b"last").expect("open"));
+    assert_eq!(receiver.try_receive(&mut [0; 8]).expect("open"), Some(4));
+    assert!(receiver.arm().expect("open") && !is_rung(&receiver));
+    drop(sender);
+    assert!(is_rung(&receiver));
+    assert!(receiver.is_ended().expect("open") && !receiver.is_cut());
+    assert_eq!(receiver.close_reason(), None, "this direction alone");
+    assert!(unwritten.try_send(b"an answer").expect("open"));
+    assert_eq!(back.try_receive(&mut [0; 9]).expect("open"), Some(9));
+}
+
+/// What is told of the ring after the end is how it was then, though nobody had asked before.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_sender_that_was_closed_knows_what_was_not_read() {
+    let mut ends = ends();
+    assert!(ends.sender.try_send(&[7; 100]).expect("open"));
+    ends.sender.close();
+    let stats = ends.sender.stats();
+    assert_eq!((stats.ring_used, stats.messages_sent), (112, 1));
+}
+
+/// The reason is the end, and not what this half had begun: nobody can go on with that.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_sender_with_a_message_under_way_is_told_why_the_channel_has_ended() {
+    let Ends {
+        mut sender,
+        unread: _unread,
+        unwritten: _unwritten,
+        mut receiver,
+    } = ends();
+    let begun = sender.send_part(&[7; 6000], 0).expect("open");
+    assert!(matches!(begun, Progress::Part(1..)));
+    assert!(matches!(sender.try_send(b"x"), Err(Error::InvalidArgument(_))));
+    receiver.close();
+    sender.poll_line();
+    assert!(matches!(sender.try_send(b"x"), Err(Error::PeerLost(_))));
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn what_was_reserved_with_another_sender_or_before_the_end_is_not_cancelled() {
+    let (mut one, mut other) = (ends(), ends());
+    let foreign = one.sender.reserve_detached(8).expect("open").expect("room");
+    assert!(matches!(
+        other.sender.cancel(foreign),
+        Err(Error::InvalidArgument(_))
+    ));
+    let own = other.sender.reserve_detached(8).expect("open").expect("room");
+    other.sender.cancel(own).expect("its own");
+    assert!(other.sender.try_send(b"next").expect("open"));
+    let late = other.sender.reserve_detached(8).expect("open").expect("room");
+    other.sender.close();
+    assert!(matches!(other.sender.cancel(late), Err(Error::Closed(_))));
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn an_alarm_leaves_nothing_of_a_reservation_that_was_given_back() {
+    let (mut sender, region, expose) = exposable();
+    let mut room = sender.reserve(64).expect("open").expect("room");
+    room.fill(7);
+    drop(room);
+    expose();
+    assert_eq!(left(&region), 0);
+}
+
+/// The peer's alarm wipes its memory, after it has said so. What was seen until the next look may be zeros.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn what_is_read_while_the_peer_is_exposed_is_no_message() {
+    let Ends {
+        mut sender,
+        unread: _unread,
+        unwritten: _unwritten,
+        mut receiver,
+    } = ends();
+    let region = sender.writing.as_ref().expect("open").producer.own().clone();
+    for _ in 0..3 {
+        assert!(sender.try_send(&[7; 8]).expect("open"));
+    }
+    let mut visits = 0;
+    let visit = |_: Message<'_>| {
+        visits += 1;
+        region.store(layout::PHASE, Phase::EXPOSED.word(), Ordering::Release);
+    };
+    let drained = receiver.drain(visit, 9);
+    assert!(matches!(drained, Err(Error::ObjectExposed(_))), "{drained:?}");
+    assert!(visits > 0);
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Exposed));
+}
+
+/// As soon as this side has told its peer that it has closed, that one wipes what was not read.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn what_is_read_while_this_side_is_closed_on_another_thread_is_no_message() {
+    for ends_sending in [true, false] {
+        let Ends {
+            mut sender,
+            unread: _unread,
+            mut unwritten,
+            mut receiver,
+        } = ends();
+        for _ in 0..3 {
+            assert!(sender.try_send(&[7; 8]).expect("open"));
+        }
+        let visit = |_: Message<'_>| {
+            if ends_sending {
+                unwritten.end();
+            } else {
+                unwritten.close();
+            }
+        };
+        let drained = receiver.drain(visit, 9);
+        if ends_sending {
+            assert_eq!(drained.expect("it reads on"), 3);
+        } else {
+            assert!(matches!(drained, Err(Error::Closed(_))), "{drained:?}");
+        }
+    }
+}
