@@ -238,13 +238,13 @@ fn a_guest_comes_again_after_a_refusal_that_passes_and_tells_of_any_other() {
     );
     host.expect("listening");
     let refused = join(&address, &small()).expect_err("no channel");
-    for excuse in excuses {
-        host.expect(excuse);
-    }
     assert!(
         matches!(&refused, Error::PeerLost(why) if why.contains("NO_SPACE, it says")),
         "{refused}"
     );
+    for excuse in excuses {
+        host.expect(excuse);
+    }
 }
 
 /// What it says of itself: bit 0, that it takes barriers; bit 1, that it closes itself to others of its user.

@@ -20,6 +20,7 @@ fn role() {
             let before = descriptors();
             let channel = join(&address, &small().backing(backing)).unwrap();
             report(&before);
+            say(child());
             wait_for_test();
             drop(channel);
             report(&before);
@@ -76,17 +77,19 @@ fn report(before: &BTreeSet<(i32, String)>) {
     say(format!("{} | {}", kinds(before).join(" "), mappings().join(" ")));
 }
 
+/// What a child of this process has.
+fn child() -> String {
+    let child = Actor::start("child", &[]);
+    let report = child.hear();
+    child.finish();
+    report
+}
+
 #[test]
 fn an_open_channel_is_its_mappings_and_its_line_and_a_child_inherits_nothing_of_it() {
     if support::role().is_some() {
         return;
     }
-    let child = || {
-        let child = Actor::start("child", &[]);
-        let report = child.hear();
-        child.finish();
-        report
-    };
     // The parent of this test may have left it something open.
     let inherited = child();
     for backing in [Backing::Memfd, Backing::Shm] {
@@ -99,6 +102,7 @@ fn an_open_channel_is_its_mappings_and_its_line_and_a_child_inherits_nothing_of_
             let channel = host.join().unwrap().unwrap();
             // The guest keeps the line, the pidfd that tells of its peer's end and, once in a process, the table of locks.
             partner.expect("/proc/locks anon_inode socket | r--s rw-s");
+            partner.expect(&inherited);
             assert_eq!(
                 mappings(),
                 ["r--s", "rw-s"],

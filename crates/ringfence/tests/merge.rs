@@ -16,9 +16,10 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         resource::{Resource, getrlimit, setrlimit},
+        signal::{Signal, kill},
         wait::{WaitStatus, waitpid},
     },
-    unistd::{ForkResult, alarm, fork},
+    unistd::{ForkResult, Pid, alarm, fork, pause},
 };
 use ringfence::{
     Address, AnySource, Error, GoneReason, Key, Listener, Merge, Merged, Message, PublisherEvent, Receiver,
@@ -47,6 +48,7 @@ fn role() {
         "many" => as_many(&arguments),
         "liar" => as_liar(&arguments),
         "echo" => as_echo(&arguments),
+        "has a child" => as_parent(&arguments),
         "publisher" => as_publisher(&arguments),
         "reader" => read_asleep(&address()),
         "counts barriers" => count_barriers(&address()),
@@ -120,6 +122,19 @@ fn as_echo(arguments: &[String]) {
 }
 
 /// Publishes numbers to one subscriber: so many, or until that one is gone.
+/// A child of it has its line as well, and outlives it.
+fn as_parent(arguments: &[String]) {
+    let _channel = connect(&address_in(arguments), &small()).unwrap();
+    // SAFETY: the child does nothing but sleep.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => loop {
+            pause();
+        },
+        ForkResult::Parent { child } => say(child.to_string()),
+    }
+    wait_for_test();
+}
+
 fn as_publisher(arguments: &[String]) {
     let [count, stall] = [1, 2].map(|index: usize| arguments[index].parse::<u64>().unwrap());
     let options = small().stall(Duration::from_millis(stall));
@@ -446,6 +461,41 @@ fn an_event_loop_of_the_program_s_own_hears_messages_and_ends() {
     assert_eq!(merge.drain(|_, _| (), 10).unwrap(), 0);
     assert_eq!(merge.next_end(), Some((key, GoneReason::Exited)));
     assert!(merge.is_ended() && !is_readable(&merge, PollTimeout::ZERO));
+}
+
+/// The line does not end with it, and only its pidfd tells.
+#[test]
+fn a_source_whose_process_ends_leaves_though_a_child_has_its_line() {
+    let mut scene = Scene::new();
+    let mut merge = Merge::new().unwrap();
+    let (mut speaker, other) = scene.start(&mut merge, "speaker", &[]);
+    let (mut parent, key) = scene.start(&mut merge, "has a child", &[]);
+    let child = Pid::from_raw(parent.hear().parse().unwrap());
+    let waits = |merge: &mut Merge| {
+        assert!(merge.arm().unwrap());
+        let mut polled = [PollFd::new(merge.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut polled, PollTimeout::MAX), Ok(1));
+        merge.poll().unwrap();
+    };
+    parent.kill();
+    waits(&mut merge);
+    let (from, reason) = (key, GoneReason::Exited);
+    assert_eq!(
+        merge.try_receive(&mut [0; 8]).unwrap(),
+        Some(Merged::Ended { from, reason })
+    );
+    // The other one rings, and is heard as before.
+    speak(&mut speaker);
+    waits(&mut merge);
+    let (from, length) = (other, 4);
+    assert_eq!(
+        merge.try_receive(&mut [0; 8]).unwrap(),
+        Some(Merged::Message { from, length })
+    );
+    assert!(merge.arm().unwrap(), "and nothing is left to be heard");
+    let mut polled = [PollFd::new(merge.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut polled, PollTimeout::ZERO), Ok(0));
+    kill(child, Signal::SIGKILL).unwrap();
 }
 
 #[test]

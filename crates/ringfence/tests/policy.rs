@@ -584,8 +584,18 @@ fn a_peer_that_became_another_user_is_cut_off() {
 
 #[test]
 fn a_peer_that_executes_another_program_is_cut_off() {
-    let (mut actor, channel) = meet("execute", &with(Policy::default()));
-    let mut channel = channel.unwrap();
+    let options = with(Policy::default());
+    let (host, channel) = meet("execute", &options);
+    is_cut_off(host, channel.unwrap());
+    let (address, _keep) = fresh_address(false);
+    let joined = join_later(&address, &options);
+    wait_for_host(&address);
+    let guest = Actor::start("execute", &[&address.to_string()]);
+    is_cut_off(guest, joined.join().unwrap().unwrap());
+}
+
+/// As it executes another program.
+fn is_cut_off(mut actor: Actor, mut channel: Channel) {
     let verifier = channel.verifier();
     channel.sender().send(b"to whom it was").unwrap();
     actor.expect("joined");

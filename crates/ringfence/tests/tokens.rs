@@ -47,6 +47,7 @@ fn role() {
         "little room" => as_little_room(&address, &arguments),
         "gather" => as_gather(&address),
         "leave alone" => as_leave_alone(&address, &arguments),
+        "let lie" => as_let_lie(&address, &arguments),
         "send 42" => as_send_42(&address),
         "beset" => beset(&address, arguments[1].parse().unwrap()),
         "part" => part(&address, arguments[1].parse().unwrap()),
@@ -124,6 +125,20 @@ fn as_leave_alone(address: &Address, arguments: &[String]) {
     say(format!("{} {:?}", tokens.strays(), tokens.try_token()));
     let token = tokens.token_until(Instant::now() + TIME_LIMIT).unwrap();
     say(format!("{token:?} {} {}", tokens.strays(), tokens.dropped()));
+}
+
+/// Takes none until so many were dropped.
+fn as_let_lie(address: &Address, arguments: &[String]) {
+    let channel = join(address, &small()).unwrap();
+    let tokens = channel.tokens();
+    say("joined");
+    let wanted: u64 = arguments[1].parse().unwrap();
+    until(|| tokens.dropped() >= wanted);
+    let taken = (0..)
+        .take_while(|token| tokens.try_token() == Some(*token))
+        .count();
+    say(format!("{taken} {}", tokens.dropped()));
+    wait_for_test();
 }
 
 fn as_send_42(address: &Address) {
@@ -247,6 +262,20 @@ fn forge(arguments: &[String]) {
     }
     say("sent");
     wait_for_test();
+}
+
+#[test]
+fn of_tokens_that_lie_65536_are_kept_and_the_rest_is_counted() {
+    let (address, _keep) = fresh_address(false);
+    let mut other = Actor::start("let lie", &[&address.to_string(), "10"]);
+    let channel = join(&address, &small()).unwrap();
+    other.expect("joined");
+    let tokens = channel.tokens();
+    for token in 0..65_536 + 10 {
+        insist(&tokens, token);
+    }
+    other.expect("65536 10");
+    other.go_on();
 }
 
 #[test]

@@ -46,10 +46,10 @@ fn a_source_that_was_not_added_tells_the_system_s_own_reason() {
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn a_merge_hands_out_messages_of_their_own_size_and_knows_when_it_has_no_source() {
     let mut merge = Merge::new().expect("descriptors");
-    assert!(merge.is_empty() && merge.len() == 0);
+    assert_eq!((merge.is_empty(), merge.len()), (true, 0));
     let (mut source, receiver) = source();
     let from = merge.add(receiver).expect("room");
-    assert!(!merge.is_empty() && merge.len() == 1);
+    assert_eq!((merge.is_empty(), merge.len()), (false, 1));
     assert_eq!(merge.try_receive_vec().expect("open"), None);
     let messages = [bytes(1, 5), bytes(2, 3000), bytes(3, 0)];
     for message in messages {
