@@ -134,9 +134,10 @@ fn as_let_lie(address: &Address, arguments: &[String]) {
     say("joined");
     let wanted: u64 = arguments[1].parse().unwrap();
     until(|| tokens.dropped() >= wanted);
-    let taken = (0..)
-        .take_while(|token| tokens.try_token() == Some(*token))
-        .count();
+    let mut taken = 0;
+    while tokens.try_token() == Some(taken) {
+        taken += 1;
+    }
     say(format!("{taken} {}", tokens.dropped()));
     wait_for_test();
 }
