@@ -253,7 +253,11 @@ pub(crate) fn leave_torn<T: Default>(guarded: &mut Mutex<T>) {
 
 /// What is to be done in each child, without a lock and without memory: it runs between a fork and its return, where
 /// another thread of the parent may have held any (pthread_atfork(3)).
-struct Chores<T: 'static>(AtomicPtr<Chore<T>>);
+struct Chores<T: 'static> {
+    all: AtomicPtr<Chore<T>>,
+    /// Those of this process that ask for nothing now. A child looks through all, and not at these.
+    idle: PerProcess<Mutex<Vec<&'static T>>>,
+}
 
 struct Chore<T: 'static> {
     what: T,
@@ -261,26 +265,33 @@ struct Chore<T: 'static> {
 }
 
 /// A descriptor, or -1.
-static DESCRIPTORS: Chores<AtomicI32> = Chores(AtomicPtr::new(ptr::null_mut()));
+static DESCRIPTORS: Chores<AtomicI32> = Chores::new();
 
 /// A mapping, or 0 and whatever.
-static MAPPINGS: Chores<(AtomicUsize, AtomicUsize)> = Chores(AtomicPtr::new(ptr::null_mut()));
+static MAPPINGS: Chores<(AtomicUsize, AtomicUsize)> = Chores::new();
 
-impl<T> Chores<T> {
-    /// The first that may be taken, or one more.
-    fn take(&self, may: impl Fn(&T) -> bool, more: impl FnOnce() -> T) -> &'static T {
-        if let Some(free) = self.iter().find(|chore| may(chore)) {
-            return free;
+impl<T: Send + Sync> Chores<T> {
+    const fn new() -> Self {
+        Self {
+            all: AtomicPtr::new(ptr::null_mut()),
+            idle: PerProcess::new(),
+        }
+    }
+
+    /// One that is the caller's alone, and asks for nothing yet.
+    fn take(&self, idle: impl FnOnce() -> T) -> &'static T {
+        if let Some(taken) = self.idle.existing().and_then(|idle| idle.lock().pop()) {
+            return taken;
         }
         let made = Box::leak(Box::new(Chore {
-            what: more(),
-            next: self.0.load(Ordering::Acquire),
+            what: idle(),
+            next: self.all.load(Ordering::Acquire),
         }));
         let what = &raw const made.what;
         loop {
             let next = made.next;
             match self
-                .0
+                .all
                 .compare_exchange(next, made, Ordering::AcqRel, Ordering::Acquire)
             {
                 // SAFETY: it was leaked.
@@ -290,8 +301,15 @@ impl<T> Chores<T> {
         }
     }
 
+    /// By the process that has taken it, and once: it asks for nothing any more.
+    fn give_back(&self, idle: &'static T) {
+        if let Ok(others) = self.idle.get() {
+            others.lock().push(idle);
+        }
+    }
+
     fn iter(&self) -> impl Iterator<Item = &'static T> {
-        let mut next = self.0.load(Ordering::Acquire);
+        let mut next = self.all.load(Ordering::Acquire);
         std::iter::from_fn(move || {
             // SAFETY: null, or one that was leaked, and is not changed any more but for what is atomic in it.
             let chore = unsafe { next.as_ref() }?;
@@ -302,7 +320,7 @@ impl<T> Chores<T> {
 
     /// In a child: what its parent had noted is not its own to take.
     fn begin_anew(&self) {
-        self.0.store(ptr::null_mut(), Ordering::Release);
+        self.all.store(ptr::null_mut(), Ordering::Release);
     }
 }
 
@@ -347,15 +365,11 @@ impl Withheld {
     /// Errors as [`Birth::now`].
     pub(crate) fn new(descriptor: OwnedFd) -> Result<Self> {
         let birth = Birth::now()?;
-        let number = descriptor.as_raw_fd();
-        let free = |noted: &AtomicI32| {
-            noted
-                .compare_exchange(-1, number, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
-        };
+        let noted = DESCRIPTORS.take(|| AtomicI32::new(-1));
+        noted.store(descriptor.as_raw_fd(), Ordering::Release);
         Ok(Self {
             descriptor: Arc::new(descriptor),
-            noted: DESCRIPTORS.take(free, || AtomicI32::new(number)),
+            noted,
             birth,
         })
     }
@@ -385,6 +399,7 @@ impl Drop for Withheld {
         if self.birth.is_here() {
             // Before it is closed: its number may be another's at once.
             self.noted.store(-1, Ordering::Release);
+            DESCRIPTORS.give_back(self.noted);
         } else {
             // It is closed already. One reference more than will ever be dropped.
             mem::forget(Arc::clone(&self.descriptor));
@@ -402,17 +417,10 @@ pub(crate) struct Hole {
 impl Hole {
     /// Errors where there is no memory to tell by.
     pub(crate) fn at(base: *mut u8, length: usize) -> Result<Self, Errno> {
-        /// Taken by a thread that has not said yet by what.
-        const TAKEN: usize = 0;
         let birth = Birth::try_now()?;
-        let free = |(noted, size): &(AtomicUsize, AtomicUsize)| {
-            // The length is what tells who has it.
-            noted.load(Ordering::Relaxed) == TAKEN
-                && size
-                    .compare_exchange(0, length, Ordering::AcqRel, Ordering::Relaxed)
-                    .is_ok()
-        };
-        let noted = MAPPINGS.take(free, || (AtomicUsize::new(TAKEN), AtomicUsize::new(length)));
+        let noted = MAPPINGS.take(|| (AtomicUsize::new(0), AtomicUsize::new(0)));
+        noted.1.store(length, Ordering::Relaxed);
+        // A child that finds this finds the length as well.
         noted.0.store(base.expose_provenance(), Ordering::Release);
         Ok(Self { noted, birth })
     }
@@ -422,6 +430,6 @@ impl Hole {
     /// Before it is unmapped: the place may be another mapping's at once.
     pub(crate) fn close(&self) {
         self.noted.0.store(0, Ordering::Release);
-        self.noted.1.store(0, Ordering::Release);
+        MAPPINGS.give_back(self.noted);
     }
 }
