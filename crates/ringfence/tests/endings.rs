@@ -89,6 +89,19 @@ fn role() {
             sender.end();
             say(format!("{:?}", receiver.close_reason()));
         }
+        "keeps both halves" => {
+            let (mut sender, mut receiver) = join(&address, &small()).unwrap().split();
+            say(mapped().to_string());
+            if arguments[1] == "its peer" {
+                assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
+                sender.poll_line();
+            } else {
+                sender.close();
+                receiver.close();
+            }
+            say(mapped().to_string());
+            assert!(sender.close_reason().is_some());
+        }
         "forks" => {
             let _channel = join(&address, &small()).unwrap();
             // SAFETY: the child does nothing but sleep.
@@ -103,6 +116,28 @@ fn role() {
             }
         }
         other => unreachable!("{other}"),
+    }
+}
+
+/// Shared objects that this process has in its memory.
+fn mapped() -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines()
+        .filter(|line| line.contains("memfd:ringfence"))
+        .count()
+}
+
+/// A program may keep what it had of a channel for long.
+#[test]
+fn the_halves_of_a_channel_that_has_ended_keep_no_memory_of_it() {
+    for who_closes in ["itself", "its peer"] {
+        let (keeper, channel) = host_with("keeps both halves", &[who_closes]);
+        keeper.expect("2");
+        if who_closes == "its peer" {
+            channel.close();
+        }
+        keeper.expect("0");
+        keeper.finish();
     }
 }
 

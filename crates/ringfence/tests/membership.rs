@@ -38,8 +38,8 @@ use ringfence::{
     Address, CancelToken, Change, Channel, CloseReason, Error, LEAVING, Options, Policy, Role, join, member,
 };
 use support::{
-    Actor, STRANGER, Strangers, TIME_LIMIT, address_in, forbid, fresh_address, say, small, wait_for_test,
-    wire,
+    Actor, STRANGER, Strangers, TIME_LIMIT, address_in, forbid, fresh_address, join_later, say, small,
+    wait_for_host, wait_for_test, wire,
 };
 
 /// The other processes of these tests.
@@ -610,6 +610,28 @@ fn a_guest_of_another_user_follows_as_well() {
     assert!(address.as_path().unwrap().exists());
     come(Role::Host).leave();
     assert_free(&address);
+}
+
+/// For who looks at what a process has given away. A pair's host keeps its place to itself.
+#[test]
+fn a_host_s_evidence_says_what_its_guest_has_of_the_place() {
+    let passed_on = |channel: &Channel| {
+        let mut evidence = channel.evidence().iter();
+        let found = evidence.find(|one| one.check == "passed on");
+        found.map(|one| one.found.clone())
+    };
+    for (named, what) in [(false, "1 descriptors"), (true, "2 descriptors")] {
+        let (address, _keep) = fresh_address(named);
+        let own = member(&address, &small()).unwrap();
+        let _guest = start("member", &address);
+        let channel = own.partner(None).unwrap().unwrap();
+        assert_eq!(passed_on(&channel).as_deref(), Some(what));
+    }
+    let (address, _keep) = fresh_address(false);
+    let host = join_later(&address, &small());
+    wait_for_host(&address);
+    let _guest = start("joiner", &address);
+    assert_eq!(passed_on(&host.join().unwrap().unwrap()), None);
 }
 
 #[test]

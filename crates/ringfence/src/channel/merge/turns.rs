@@ -198,6 +198,8 @@ fn is_long(turn: &mut Turn) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     fn of(sources: usize) -> Turns {
@@ -224,13 +226,22 @@ mod tests {
     /// Short messages that are read quickly are not worth a change for each few of them.
     #[test]
     fn many_short_messages_are_one_turn_unless_they_take_long() {
-        let quick = || {
-            let mut turns = of(2);
-            turns.next();
-            (0..4 * PER_LOOK).all(|_| !turns.spend(1, 16))
-        };
-        // It takes long all the same where this thread has to wait for a processor.
-        assert!((0..10_000).any(|_| quick()));
+        for messages in [1, 2 * PER_LOOK] {
+            let quick = || {
+                let mut turns = of(2);
+                turns.next();
+                (0..4 * PER_LOOK).all(|_| !turns.spend(messages, 16))
+            };
+            // It takes long all the same where this thread has to wait for a processor.
+            assert!((0..10_000).any(|_| quick()));
+        }
+        let mut turns = of(2);
+        turns.next();
+        turns.spend(PER_LOOK, 16);
+        thread::sleep(LONG);
+        // By now it is over, if it was not before.
+        turns.spend(2 * PER_LOOK, 16);
+        assert_eq!(turns.next(), Some(1));
     }
 
     /// Otherwise a new source would get what another one, which had the place before, has left over.

@@ -126,3 +126,51 @@ fn a_message_that_is_too_long_is_told_which_limit_it_passes() {
         );
     }
 }
+
+/// In pieces through a small ring. What is seen between them is nothing.
+fn pass(sender: &mut Sender, receiver: &mut Receiver, message: &[u8], into: &mut [u8]) {
+    let mut written = 0;
+    loop {
+        let sent = sender.send_part(message, written).expect("open");
+        if let Some(length) = receiver.try_receive(into).expect("open") {
+            assert!(into[..length] == *message, "all of it came as it was sent");
+            return;
+        }
+        assert_eq!(
+            receiver
+                .drain(|_| panic!("a piece is no message"), 1)
+                .expect("open"),
+            0
+        );
+        let Progress::Part(so_far) = sent else {
+            panic!("all of it was sent")
+        };
+        written = so_far;
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "it takes long, and is about no memory of the ring's")]
+fn memory_for_long_messages_is_kept_for_the_next_one_and_little_of_it_by_an_idle_reader() {
+    const MIB: usize = 1 << 20;
+    let (one, other) = pair_of(17 * MIB as u64, &Options::new());
+    let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
+    let mut into = vec![0; 17 * MIB];
+    let message: Vec<_> = (0..=250).cycle().take(into.len()).collect();
+    for (length, kept, idle) in [
+        (MIB / 2, MIB / 2, MIB / 2),
+        (MIB, MIB, MIB),
+        (2 * MIB, 2 * MIB, 0),
+        (16 * MIB, 16 * MIB, 0),
+        (17 * MIB, 0, 0),
+    ] {
+        pass(&mut sender, &mut receiver, &message[..length], &mut into);
+        assert_eq!(receiver.scratch.size(), kept, "{length}");
+        assert_eq!(receiver.try_receive(&mut into).expect("open"), None);
+        assert_eq!(receiver.scratch.size(), idle, "{length}");
+    }
+    // Closed, it keeps none.
+    pass(&mut sender, &mut receiver, &message[..MIB], &mut into);
+    receiver.close();
+    assert_eq!(receiver.scratch.size(), 0);
+}

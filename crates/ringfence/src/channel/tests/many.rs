@@ -1,9 +1,12 @@
 //! Many channels that are read as one, with their other ends in the same test.
 
+use std::sync::atomic::Ordering;
+
 use super::*;
 use crate::{
     channel::merge::source::{announce, look_parked},
     channel::merge::{Merge, Merged, MergedVec, NotAdded},
+    memory::access::Writable,
 };
 
 /// A source of a merge, and the other end of its channel.
@@ -137,6 +140,21 @@ fn a_merge_counts_what_it_has_received_and_not_what_was_received_before() {
     merge.add(receiver).expect("room");
     assert!(merge.try_receive(&mut [0; 8]).expect("open").is_some());
     assert_eq!(count(&mut merge), (1, 2, 16));
+}
+
+/// A peer that makes no fences may hold a message back that this side does not see then.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_source_whose_peer_takes_barriers_needs_one_until_the_peer_makes_fences() {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (line, _other) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
+    let (own, peer) = (OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY));
+    let mut parts = without_a_peer(line, own, peer.seen_by_peer(), CAPACITY, LONGEST);
+    parts.barriers = true;
+    let (_sender, mut receiver) = Channel::assemble(parts, None, &Options::new()).split();
+    assert!(announce(&mut receiver).expect("open"));
+    peer.store(layout::TAIL_FENCED, 1, Ordering::Release);
+    assert!(!announce(&mut receiver).expect("open"));
 }
 
 /// For the binding, whose sources stand in many objects.
