@@ -255,6 +255,27 @@ test('a handler is a listener in the place of the one before', async (t) => {
   }
 })
 
+test('a handler that goes takes no other listener with it, and one that stays hears every message', async (t) => {
+  const { port, told } = portOf()
+  const found: string[] = []
+  const [one, two] = [() => found.push('one'), () => found.push('two')]
+  port.addEventListener('message', one)
+  port.on('message', two)
+  port.onmessage = () => found.push('handler')
+  for (const value of ['1', '2']) told.come(value)
+  await turn()
+  t.deepEqual(found.splice(0), ['one', 'two', 'handler', 'one', 'two', 'handler'])
+  port.onmessage = null
+  told.come('3')
+  await turn()
+  t.deepEqual(found.splice(0), ['one', 'two'])
+  port.addEventListener('message', two)
+  port.removeEventListener('message', one)
+  told.come('4')
+  await turn()
+  t.deepEqual(found, ['two', 'two'])
+})
+
 test('each listener is called as it asks to be', async (t) => {
   const { port, told } = portOf()
   const found: [string, unknown][] = []
@@ -487,4 +508,34 @@ test('one that was stopped tells nothing that comes meanwhile', async (t) => {
   port.on('message', listener)
   await turn()
   t.deepEqual(found, [1])
+})
+
+test('one that was stopped before its channel ended tells the end once what has come is read', async (t) => {
+  const { port, told } = portOf()
+  const found: unknown[] = []
+  const listener = (value: unknown) => found.push(value)
+  port.on('message', listener)
+  port.on('close', () => found.push('close'))
+  await turn()
+  port.off('message', listener)
+  told.come('1')
+  told.end()
+  await turn()
+  t.deepEqual(found, [])
+  port.on('message', listener)
+  told.come(null)
+  await turn()
+  t.deepEqual(found, [1, 'close'])
+})
+
+test('a port that is closed tells so though its channel ended before, with messages that nobody has read', async (t) => {
+  const { port, told } = portOf()
+  const found: unknown[] = []
+  port.on('close', () => found.push('close'))
+  told.end()
+  await turn()
+  t.deepEqual(found, [])
+  port.close()
+  await turn()
+  t.deepEqual(found, ['close'])
 })

@@ -126,7 +126,7 @@ class Port implements MessagePortLike {
     channel.unref()
     void channel.closed.then(() => {
       // What has come is told first: by a port that is started, or once it will be.
-      if (this.#state === 'closing' || (this.#messages === null && channel.readableEnded)) this.#tellClose()
+      if (this.#messages === null && channel.readableEnded) this.#tellClose()
     })
   }
 
@@ -150,7 +150,7 @@ class Port implements MessagePortLike {
   /** `send` would tell later, and no caller of a port is there to hear it then. */
   #mustFit(message: Uint8Array | string): void {
     const { maxMessageSize, bufferedAmount } = this.channel
-    const size = typeof message === 'string' ? Buffer.byteLength(message) : message.byteLength
+    const size = Buffer.byteLength(message)
     if (size > maxMessageSize) {
       const what = `the message has ${size} bytes, and the peer takes ${maxMessageSize} (its maxMessageSize)`
       throw new RingfenceError('MESSAGE_TOO_LARGE', what)
@@ -197,10 +197,10 @@ class Port implements MessagePortLike {
     listener: PortEventListener | null,
     options: boolean | { once?: boolean; signal?: AbortSignal } = {},
   ): void {
-    const { once = false, signal } = typeof options === 'object' && options !== null ? options : {}
+    const { once = false, signal } = (options ?? {}) as { once?: boolean; signal?: AbortSignal }
     if (listener === null || signal?.aborted) return
-    const known = this.#entries[event as PortEvent] ?? []
-    if (known.some((entry) => entry.listener === listener && entry.takesEvent)) return
+    const known = this.#entries[event as PortEvent]
+    if (known?.some((entry) => entry.listener === listener && entry.takesEvent)) return
     this.#add(event as PortEvent, { listener, takesEvent: true, once })
     signal?.addEventListener('abort', () => this.removeEventListener(event, listener), { once: true })
   }
@@ -239,7 +239,7 @@ class Port implements MessagePortLike {
     const next = typeof handler === 'function' ? handler : null
     this.#handlers[name] = next
     if (next !== null) this.#add(event, { listener: next, takesEvent: true, once: false })
-    if (before !== null) this.#remove(event, (entry) => entry.listener === before && entry.takesEvent, 1)
+    this.#remove(event, (entry) => entry.listener === before && entry.takesEvent, 1)
   }
 
   #add(event: PortEvent, entry: Entry): this {
@@ -283,7 +283,7 @@ class Port implements MessagePortLike {
     const messages = this.#messages
     this.#messages = null
     // What comes for it meanwhile stays in the channel.
-    void messages?.return?.()
+    void messages?.return!()
   }
 
   async #read(messages: AsyncIterator<Buffer, undefined>): Promise<void> {
