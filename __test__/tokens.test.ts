@@ -7,7 +7,7 @@ import type { Channel } from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
 import { listenHere, nextOf, pair, Partner } from './support/partner.js'
-import { isPending, soon, until } from './support/until.js'
+import { isPending, soon, standStillUntil, until } from './support/until.js'
 
 /** As many tokens as that. */
 async function take(channel: Channel, count: number): Promise<bigint[]> {
@@ -78,6 +78,8 @@ test('what is no number of 64 bits is INVALID_ARGUMENT', async (t) => {
   for (const token of wrong) {
     const error = t.throws(() => channel.sendToken(token as never), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
     t.regex(error?.message ?? '', /a token must be a bigint/)
+    if (typeof token === 'bigint') t.true(error?.message.endsWith(`not ${token}n`))
+    if (typeof token === 'number') t.true(error?.message.endsWith(`not ${token}`))
   }
 })
 
@@ -107,6 +109,22 @@ test('several loops share the tokens, and leaving one loses none', async (t) => 
   // These wait until a loop takes them.
   await send(31, 40)
   t.deepEqual(await take(channel, 10), [31n, 32n, 33n, 34n, 35n, 36n, 37n, 38n, 39n, 40n])
+})
+
+test('a loop that waits has the next token, though another asks before the wait is over', async (t) => {
+  const { channel, partner } = await pair(t)
+  const waits = channel.tokens()[Symbol.asyncIterator]().next()
+  t.true(await isPending(waits))
+  // Nobody is told here of what comes, for the event loop stands still.
+  void partner.run(async ({ channel: there }) => {
+    for (const token of [1, 2]) there.sendToken(token)
+    await new Promise((resolve) => setTimeout(resolve, 50))
+    await there.send('both are sent')
+  })
+  standStillUntil(() => channel.tryReceive() !== null, 'the tokens are sent')
+  const asks = channel.tokens()[Symbol.asyncIterator]().next()
+  t.is((await soon(waits, 'the first token')).value, 1n)
+  t.is((await soon(asks, 'the second token')).value, 2n)
 })
 
 test('the tokens end with the channel: where the peer ends it, after what has come', async (t) => {
@@ -207,6 +225,27 @@ test('waiting for tokens keeps a process alive no longer than its channel does',
   await partner.run(({ channel, keep }) => {
     keep['waiting'] = channel.tokens()[Symbol.asyncIterator]().next()
     channel.unref()
+  })
+  const exit = await soon(partner.letGo(), 'the partner to exit')
+  t.is(exit.code, 0)
+})
+
+test('what came before the end is taken, though nothing else keeps the process alive', async (t) => {
+  const { channel, partner } = await pair(t)
+  for (let token = 0; token < 20; token += 1) channel.sendToken(token)
+  await partner.run(({ channel: there }) => void there.unref())
+  await channel.close()
+  await partner.run(async ({ channel: there }) => {
+    await there.closed
+    there.unref()
+    process.exitCode = 3
+    process.once('disconnect', async () => {
+      for await (const token of there.tokens()) {
+        // So long that the event loop has its turn in between.
+        for (const end = performance.now() + 1; performance.now() < end;);
+        if (token === 19n) process.exitCode = 0
+      }
+    })
   })
   const exit = await soon(partner.letGo(), 'the partner to exit')
   t.is(exit.code, 0)

@@ -11,7 +11,7 @@ const LARGEST = 2n ** 64n - 1n
 /** The 64 bits that a caller means. */
 export function toToken(token: bigint | number): bigint {
   if (typeof token === 'bigint' && token >= 0n && token <= LARGEST) return token
-  if (typeof token === 'number' && Number.isSafeInteger(token) && token >= 0) return BigInt(token)
+  if (Number.isSafeInteger(token) && token >= 0) return BigInt(token)
   throw invalid(
     `a token must be a bigint from 0 to 2^64 - 1, or a whole number from 0 to 2^53 - 1, not ${show(token)}` +
       (typeof token === 'bigint' ? 'n' : ''),
