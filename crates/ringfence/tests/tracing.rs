@@ -11,7 +11,7 @@ use std::{
 
 use ringfence::{
     Address, Arrival, Audience, Channel, Channels, Error, GoneReason, Listener, Policy, PublisherEvent,
-    connect, listen, publish, subscribe,
+    connect, listen, member, publish, subscribe,
 };
 use support::{Actor, TIME_LIMIT, accepted, fresh_address, say, small, wait_for_test};
 use tracing::{
@@ -59,6 +59,10 @@ fn role() {
             } else {
                 "refused"
             });
+            wait_for_test();
+        }
+        "is a member" => {
+            let _membership = member(&address, &small()).unwrap();
             wait_for_test();
         }
         "never reads" => {
@@ -281,6 +285,22 @@ fn a_handshake_is_told_by_its_steps_and_a_channel_from_its_begin_to_its_end() {
     assert_eq!(
         (closed.get("peer_pid"), closed.get("reason")),
         (pid.as_str(), "exited")
+    );
+}
+
+/// Its peer has the address then. The channel has ended as any other has that this side closes.
+#[test]
+fn a_member_that_leaves_tells_of_the_end_of_its_channel() {
+    watch();
+    let (address, _kept) = fresh_address(false);
+    let own = member(&address, &small()).unwrap();
+    let actor = Actor::start("is a member", &[&address.to_string()]);
+    let _channel = own.partner(None).unwrap().unwrap();
+    own.leave();
+    let closed = hear("ringfence::channel", &address, message("closed"));
+    assert_eq!(
+        (closed.get("peer_pid"), closed.get("reason")),
+        (actor.pid().to_string().as_str(), "closed")
     );
 }
 
