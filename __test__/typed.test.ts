@@ -14,10 +14,25 @@ import {
 } from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
-import { pair, Partner } from './support/partner.js'
-import { until } from './support/until.js'
+import { pair, Partner, type Pair } from './support/partner.js'
+import { isPending, soon, until } from './support/until.js'
 
-const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
+const over = { done: true, value: undefined }
+const invalid = {
+  instanceOf: RingfenceError,
+  code: 'ERR_RINGFENCE_INVALID_ARGUMENT',
+} as const
+
+/** Keeps what it is given. */
+const plain: Codec<Uint8Array> = {
+  encode: (bytes) => bytes,
+  decode: (bytes) => bytes,
+}
+
+const say = ({ partner }: Pair, ...texts: string[]) =>
+  partner.run(async (kit, words: string[]) => {
+    for (const word of words) await kit.channel.send(word)
+  }, texts)
 
 interface Tick {
   price: number
@@ -48,7 +63,11 @@ test('a value is encoded once, and every subscriber decodes it', async (t) => {
           for (let tick = await subscription.receive(); tick !== undefined; tick = await subscription.receive())
             found.push(tick)
         if (way === 2) while (await subscription.readable()) subscription.drain((tick) => found.push(tick))
-        return { found, ended: subscription.readableEnded, sequence: Number(subscription.sequence) }
+        return {
+          found,
+          ended: subscription.readableEnded,
+          sequence: Number(subscription.sequence),
+        }
       },
       address,
       index,
@@ -78,7 +97,9 @@ test('a subscription tells what is malformed, for one call', async (t) => {
     for (const text of ['1', '{', '2']) await (kit.keep['publisher'] as import('ringfence').Publisher).send(text)
   })
   t.is(await subscription.receive(), 1)
-  const error = await t.throwsAsync(subscription.receive(), { code: 'ERR_RINGFENCE_MALFORMED' })
+  const error = await t.throwsAsync(subscription.receive(), {
+    code: 'ERR_RINGFENCE_MALFORMED',
+  })
   t.is(String((error as RingfenceError).bytes), '{')
   t.is(await subscription.receive(), 2)
   t.is(subscription.tryReceive(), undefined)
@@ -117,4 +138,96 @@ test('a merge has values with the source that each is of', async (t) => {
       [10, 11, 12],
     ],
   )
+})
+
+test('a merge of values is read, and its sources come and go, in every way of a merge', async (t) => {
+  const [one, two] = await Promise.all([pair(t), pair(t)])
+  const typed = merge([one.channel]).with(json<number>())
+  t.is(typed.add(two.channel), typed)
+  t.is(typed.size, 2)
+  await say(one, '1', '2', '3')
+  t.true(await soon(typed.readable(), 'a message'))
+  const found: unknown[] = []
+  const visit = (source: unknown, value: number) => void found.push(source === one.channel, value)
+  t.is(typed.drain(visit, 2), 2, 'no more than it is to')
+  t.deepEqual(found, [true, 1, true, 2])
+  const loop = typed[Symbol.asyncIterator]()
+  const { done, value } = await loop.next()
+  t.false(done)
+  t.is(value?.[0], one.channel)
+  t.is(value?.[1], 3)
+  const waits = loop.next()
+  t.true(await isPending(waits))
+  t.deepEqual(await loop.return!(), over)
+  t.deepEqual(await soon(waits, 'the loop that was left'), over)
+  await say(two, '4')
+  t.is((await soon(typed.receive(), 'what comes after the loop'))?.[1], 4)
+
+  t.true(typed.delete(two.channel))
+  t.false(typed.delete(two.channel))
+  t.is(typed.size, 1)
+  await say(two, '5')
+  t.is(String(await soon(two.channel.receive(), 'the message of the one that left')), '5')
+
+  await one.partner.run(({ channel }) => channel.end())
+  t.false(await soon(typed.readable(), 'the end'))
+  t.is(await typed.receive(), undefined)
+  t.deepEqual(await typed[Symbol.asyncIterator]().next(), over)
+})
+
+test('closing a merge of values hands its sources back', async (t) => {
+  for (const how of ['close', Symbol.asyncDispose] as const) {
+    const one = await pair(t)
+    const typed = merge([one.channel]).with(json())
+    await typed[how]()
+    t.is(typed.size, 0)
+    await t.throwsAsync(typed.receive(), { code: 'ERR_RINGFENCE_CLOSED' })
+    await say(one, 'its own again')
+    t.is(String(await one.channel.receive()), 'its own again')
+  }
+})
+
+test('values that a merge drains are the visitor’s to keep, unless the codec borrows', async (t) => {
+  for (const borrow of [false, true]) {
+    const one = await pair(t)
+    const typed = merge([one.channel]).with(plain, { borrow })
+    const sent = ['first', 'second']
+    await say(one, ...sent)
+    const kept: Uint8Array[] = []
+    let lent = 0
+    t.is(
+      typed.drain((_, bytes) => {
+        if (String(bytes) === sent[kept.length]) kept.push(bytes)
+        if (bytes.buffer.byteLength > 10_000) lent += 1
+      }),
+      2,
+    )
+    t.deepEqual(kept.length, 2, 'each is what was sent')
+    t.is(lent, borrow ? 2 : 0, 'which is the ring’s memory')
+  }
+})
+
+test('only with makes a merge of values, and a codec that makes nothing of a message is told so', async (t) => {
+  const one = await pair(t)
+  const merged = merge([one.channel])
+  const Made = TypedMerge as unknown as new (...parts: unknown[]) => unknown
+  t.throws(() => new Made(Symbol('another'), merged, json(), false), invalid)
+  const nothing = merged.with({ encode: () => '', decode: () => undefined })
+  await say(one, 'something')
+  const error = await t.throwsAsync(nothing.receive(), {
+    code: 'ERR_RINGFENCE_MALFORMED',
+  })
+  t.is(String((error as RingfenceError).bytes), 'something')
+})
+
+test('a channel of values: where nothing is there, and where a loop was left', async (t) => {
+  const one = await pair(t)
+  for (const typed of [one.channel.with(plain), one.channel.with(json())]) {
+    t.is(typed.tryReceive(), undefined)
+    const loop = typed[Symbol.asyncIterator]()
+    t.deepEqual(await loop.return!(), over)
+    await say(one, '7')
+    t.deepEqual(await soon(loop.next(), 'the loop that was left'), over)
+    t.is(String(typed.tryReceive()), '7')
+  }
 })

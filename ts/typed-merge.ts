@@ -86,7 +86,7 @@ export class TypedMerge<Source extends MergeSource, T> implements AsyncIterable<
         return done ? { done, value: undefined } : { done: false, value: [value[0], this.#decode(value[1])] }
       },
       return: async () => {
-        await messages.return?.()
+        await messages.return!()
         return { done: true, value: undefined }
       },
     }

@@ -137,7 +137,7 @@ export class Decoder<T> implements AsyncIterable<T> {
       },
       return: () => {
         left = true
-        void messages.return?.()
+        void messages.return!()
         return Promise.resolve(OVER)
       },
     }
