@@ -20,6 +20,7 @@ const TESTS = {
   'printable.ts': ['printable'],
   'sockets.ts': ['sockets'],
   'tokens.ts': ['tokens'],
+  'typed-merge.ts': ['typed'],
   'web.ts': ['web'],
 }
 
