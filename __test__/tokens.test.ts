@@ -1,6 +1,7 @@
 // Tokens: numbers of 64 bits that go beside the messages, as realtime signals.
 
 import { readdirSync, readlinkSync } from 'node:fs'
+import { performance } from 'node:perf_hooks'
 
 import test, { type ExecutionContext } from 'ava'
 import type { Channel } from 'ringfence'
@@ -249,6 +250,28 @@ test('what came before the end is taken, though nothing else keeps the process a
   })
   const exit = await soon(partner.letGo(), 'the partner to exit')
   t.is(exit.code, 0)
+})
+
+/** How often the event loop of this process has turned. */
+const turns = () => performance.nodeTiming.uvMetricsInfo.loopCount
+
+test.serial('a token that no loop takes lets the event loop rest, and is the next loop’s', async (t) => {
+  const { channel, partner } = await pair(t)
+  const send = (token: number) => partner.run(({ channel: there }, next: number) => there.sendToken(next), token)
+  const waits = take(channel, 1)
+  await send(1)
+  t.deepEqual(await waits, [1n])
+  await send(2)
+  await until(async () => {
+    const before = turns()
+    await new Promise((resolve) => setTimeout(resolve, 50))
+    return turns() - before < 10
+  }, 'the event loop rests')
+  t.deepEqual(await take(channel, 1), [2n])
+  const next = channel.tokens()[Symbol.asyncIterator]().next()
+  t.true(await isPending(next))
+  await send(3)
+  t.is((await soon(next, 'the third token')).value, 3n)
 })
 
 /** The event descriptors of this process. */

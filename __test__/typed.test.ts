@@ -188,6 +188,10 @@ test('closing a merge of values hands its sources back', async (t) => {
 })
 
 test('values that a merge drains are the visitor’s to keep, unless the codec borrows', async (t) => {
+  const { poolSize } = Buffer
+  t.teardown(() => void (Buffer.poolSize = poolSize))
+  // Else a small copy lies in memory that the engine shares out.
+  Buffer.poolSize = 0
   for (const borrow of [false, true]) {
     const one = await pair(t)
     const typed = merge([one.channel]).with(plain, { borrow })
@@ -198,7 +202,7 @@ test('values that a merge drains are the visitor’s to keep, unless the codec b
     t.is(
       typed.drain((_, bytes) => {
         if (String(bytes) === sent[kept.length]) kept.push(bytes)
-        if (bytes.buffer.byteLength > 10_000) lent += 1
+        if (bytes.buffer.byteLength > bytes.length) lent += 1
       }),
       2,
     )

@@ -1,7 +1,20 @@
 // The results of `broadcast` as a page.
 
 import { bytes, duration } from '../node/text.mjs'
-import { aligned, disturbed, figures, machineRows, rate, spread, table, usualPlacement } from './markdown.mjs'
+import {
+  aims,
+  aligned,
+  atLeast,
+  atMost,
+  disturbed,
+  figures,
+  machineRows,
+  rate,
+  spread,
+  table,
+  asTimes,
+  usualPlacement,
+} from './markdown.mjs'
 
 const NAMES = { rust: 'Rust', inNode: 'Node' }
 
@@ -103,38 +116,17 @@ function reached(half, placement) {
     ['4 subscribers, 64 B, beside ringfire', ratio('ringfire', 4, 64), 1],
     ['4 subscribers, 64 B, beside zeromq', ratio('zeromq', 4, 64), 20],
   ]
-  const shown = rows
-    .filter(([, found]) => Number.isFinite(found))
-    .map(([what, found, asked]) => [
-      what,
-      `${found.toFixed(2)} ×`,
-      `${asked} ×`,
-      found >= asked ? 'reached' : 'not reached',
-    ])
+  const shown = rows.map(([what, found, asked]) => atLeast(what, found, asked, asTimes))
   for (const subscribers of [1, 4, 16]) {
-    const found = call(subscribers)
-    const asked = 8 + 0.5 * subscribers
-    if (found !== undefined)
-      shown.push([
-        `a call of the publisher, 64 B, ${subscribers === 1 ? 'one subscriber' : `${subscribers} subscribers`}`,
-        fine(found),
-        `≤ ${asked} ns`,
-        found <= asked ? 'reached' : 'not reached',
-      ])
+    const who = subscribers === 1 ? 'one subscriber' : `${subscribers} subscribers`
+    shown.push(atMost(`a call of the publisher, 64 B, ${who}`, call(subscribers), 8 + 0.5 * subscribers, fine))
   }
   for (const cell of half.cells.filter(({ idle }) => idle)) {
     const found = (cell.by_placement[placement]?.publisher_ns.median - call(1, cell.batch)) / cell.idle
-    const asked = cell.batch ? 0.05 : 0.5
-    if (Number.isFinite(found))
-      shown.push([
-        `each of ${cell.idle} idle subscribers, 64 B${cell.batch ? ' × 32' : ''}`,
-        `${found.toFixed(2)} ns`,
-        `≤ ${asked} ns`,
-        found <= asked ? 'reached' : 'not reached',
-      ])
+    const what = `each of ${cell.idle} idle subscribers, 64 B${cell.batch ? ' × 32' : ''}`
+    shown.push(atMost(what, found, cell.batch ? 0.05 : 0.5, (ns) => `${Number(ns.toFixed(2))} ns`))
   }
-  const head = ['what', 'measured', 'aim', '']
-  return shown.length === 0 ? '' : table([head, aligned(head), ...shown])
+  return aims(shown)
 }
 
 function section(name, results) {

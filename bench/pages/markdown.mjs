@@ -14,6 +14,32 @@ export const spread = ({ median, min, max }, show, range = show) => `**${show(me
 
 export const rate = (value) => spread(value, (shown) => quantity(shown, '/s'), plain)
 
+/**
+ * What was asked for, of rows `{ what, found, aim, reached, because }`: texts, whether it was reached, and what holds it where it was not. Rows without a
+ * figure are left out.
+ */
+export function aims(rows) {
+  const known = rows.filter(({ found }) => found !== null)
+  if (known.length === 0) return ''
+  const head = ['what', 'measured', 'aim', '']
+  const answer = ({ reached, because }) => (reached ? 'reached' : ['not reached', because].filter(Boolean).join(': '))
+  return table([head, aligned(head), ...known.map((row) => [row.what, row.found, row.aim, answer(row)])])
+}
+
+/** A row of {@link aims}, of what is the better the more it is; `because` says what holds it, where it is less than was asked for. */
+export function atLeast(what, found, asked, show, because) {
+  const shown = Number.isFinite(found) ? show(found) : null
+  return { what, found: shown, aim: show(asked), reached: found >= asked, because }
+}
+
+/** The same of what is the better the less it is. */
+export function atMost(what, found, asked, show, because) {
+  const shown = Number.isFinite(found) ? show(found) : null
+  return { what, found: shown, aim: `≤ ${show(asked)}`, reached: found <= asked, because }
+}
+
+export const asTimes = (ratio) => `${Number(ratio.toFixed(2))} ×`
+
 /** A cell's figures in that placement; else in what there is, and then it says so. */
 export function figures(cell, placement) {
   const there = cell?.by_placement ?? {}

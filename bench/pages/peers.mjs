@@ -2,7 +2,7 @@
 
 import { byPlacement } from '../node/plan.mjs'
 import { bytes, duration, quantity } from '../node/text.mjs'
-import { disturbed, figures, table, usualPlacement as usualOf } from './markdown.mjs'
+import { aims, atLeast, atMost, disturbed, figures, table, asTimes, usualPlacement as usualOf } from './markdown.mjs'
 import { chart } from '../deps/plot.mjs'
 
 const TITLES = {
@@ -180,6 +180,74 @@ function latencyPlot(harness, measures, placement, where, title) {
 
 const NAMES = { rust: 'Rust', node: 'Node' }
 
+const gigabytes = (perSecond) => `${Number((perSecond / 1e9).toFixed(1))} GB/s`
+const millions = (perSecond) => `${Number((perSecond / 1e6).toFixed(1))} M/s`
+
+/** What was asked for of this half. Where it has no run with near cores, nothing was asked for. */
+function asked({ harness, cells }, placement) {
+  if (placement !== 'near') return ''
+  const of = (contender, measure, size, figure) => {
+    const cell = cells.find((one) => one.contender === contender && one.measure === measure && one.size === size)
+    return cell?.by_placement.near?.[figure].median
+  }
+  const rate = (contender, measure, size) => of(contender, measure, size, 'messages_per_second')
+  const flow = (contender, size) => of(contender, 'one', size, 'bytes_per_second')
+  const trip = (contender, measure) => of(contender, measure, 64, 'p50_ns')
+  const best = (own, measure, size) => {
+    const others = cells.filter(
+      (cell) => cell.measure === measure && cell.size === size && !cell.contender.startsWith('ringfence'),
+    )
+    return own / Math.max(...others.map((cell) => rate(cell.contender, measure, size) ?? 0))
+  }
+  if (harness === 'rust') {
+    const run = rate('ringfence-run', 'batch', 64)
+    return aims([
+      atLeast('64 B in batches, of one size', run, 700e6, millions),
+      atLeast('the same beside the fastest other', best(run, 'batch', 64), 1, asTimes),
+      atLeast(
+        '16 MiB in place',
+        flow('ringfence', 16 << 20),
+        42e9,
+        gigabytes,
+        'a ring goes on to the place that was used longest ago',
+      ),
+      atMost(
+        'round trip, polled, p50',
+        trip('ringfence', 'rtt-polled'),
+        115,
+        duration,
+        `a line alone takes ${duration(trip('cache-line', 'rtt-polled') ?? NaN)}`,
+      ),
+    ])
+  }
+  return aims([
+    atLeast(
+      'for await, 64 B',
+      rate('ringfence-await', 'one', 64),
+      12e6,
+      millions,
+      'an `await`, its promise and a Buffer each',
+    ),
+    atLeast('gathered by hand, 64 B', rate('ringfence-gathered', 'one', 64), 20e6, millions),
+    atMost(
+      'round trip, polled, p50',
+      trip('ringfence', 'rtt-polled'),
+      600,
+      duration,
+      'four calls of the binding and two clocks each way',
+    ),
+    atMost(
+      'round trip, asleep, beside a Unix socket',
+      trip('ringfence', 'rtt-parked') / trip('unix', 'rtt-parked'),
+      0.8,
+      asTimes,
+      'both wait for the kernel to wake a core',
+    ),
+    atLeast('16 MiB by send', flow('ringfence', 16 << 20), 9e9, gigabytes, 'both sides fill and leave their caches'),
+    atLeast('16 MiB in place', flow('ringfence-reserve', 16 << 20), 9e9, gigabytes, 'the same'),
+  ])
+}
+
 export function plots(results) {
   const files = {}
   const { placement } = results
@@ -205,7 +273,8 @@ export function page(results, files) {
     '',
     `Written by \`npm run bench\` on ${results.date}; every figure below comes from that one run.`,
     `How it is measured, and how to read placement: [bench/README.md](../../bench/README.md). As channels, messages and rings`,
-    'grow: [scale.md](scale.md). One to many: [broadcast.md](broadcast.md). Values and calls: [objects.md](objects.md).',
+    'grow: [scale.md](scale.md). One to many: [broadcast.md](broadcast.md). Values and calls: [objects.md](objects.md). More aims, and',
+    'what holds each: [goals.md](goals.md).',
     '',
     `| machine | |`,
     `| --- | --- |`,
@@ -230,6 +299,8 @@ export function page(results, files) {
         : throughputTable(harness, measure, placement)
       if (text !== '') out.push(`### ${TITLES[measure]}`, '', text, '')
     }
+    const aimed = asked(harness, placement)
+    if (aimed !== '') out.push('### Aims', '', aimed, '')
     out.push('Who is who:', '')
     for (const { id, version, note, unavailable } of harness.contenders)
       out.push(`- **${id}** (${version}): ${note}${unavailable ? `. Not run: ${unavailable}` : ''}`)
