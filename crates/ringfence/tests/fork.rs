@@ -778,12 +778,12 @@ impl Drop for Closing<'_> {
 fn a_lock_that_another_thread_had_at_the_fork_stops_no_child() {
     let (service, _) = fresh_address(false);
     let listener = listen(&service, &small()).unwrap();
-    // A Rust program's own handler of SIGSEGV makes its library take a lock at each thread's begin and end, which this
-    // crate can do nothing about. Where the signal is ignored from birth there is none, as there is none in Node.
+    // A Rust program's own handlers of SIGSEGV and SIGBUS make its library take a lock at each thread's begin and end, which this
+    // crate can do nothing about. Where both are ignored from birth there is none, as there is none in Node.
     let mut without_handler = Command::new("sh");
     let executable = std::env::current_exe().unwrap();
     without_handler
-        .args(["-c", r#"trap "" SEGV; exec "$0" "$@""#])
+        .args(["-c", r#"trap "" SEGV BUS; exec "$0" "$@""#])
         .arg(executable);
     let actor = Actor::run(without_handler, "locks", &[&service.to_string()]);
     thread::scope(|scope| {
