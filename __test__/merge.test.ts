@@ -142,7 +142,7 @@ test.serial(
     const { senders } = await service(t, 2, { capacity: 1 << 20 })
     const [flood, quiet] = senders as [Sender, Sender]
     await using merged = merge([flood.channel, quiet.channel])
-    await fill(flood.partner, 64)
+    await fill(flood.partner, 8)
     let before = -1
     let count = 0
     for await (const [source] of merged) {
@@ -157,8 +157,9 @@ test.serial(
         before = 0
       }
     }
-    // By bytes it would be 156: what is left of the second turn. Where the machine is busy, a look at the clock may come late.
-    t.true(before < 130, `${before} messages`)
+    // By bytes it would be 724: what is left of the turn. The clock is one for all loops of the thread: where those of tests
+    // before this one had many quick messages a moment ago, the next look at it comes after 256.
+    t.true(before < 300, `${before} messages`)
   },
 )
 
