@@ -142,13 +142,15 @@ impl Keeper {
                 self.hand_over(place);
                 Ok(None)
             }
-            Err(error) | Ok(error) => {
-                // The partner's channel goes on, and the partner takes the place once it ends.
+            // Trouble of this side. The partner's channel goes on, and the partner takes the place once it ends.
+            Err(error) => {
                 if shared.partner().is_some() {
                     place.pass_on();
                 }
                 Err(error)
             }
+            // The partner has shut the socket: the lock is not left to it.
+            Ok(error) => Err(error),
         }
     }
 
