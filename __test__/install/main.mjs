@@ -321,15 +321,17 @@ async function runAs(cwd, [command, ...args], limit, stop, ends = 0) {
 /** A line for each thread of a process: its name, and the system call that it sleeps in, where this user may see it. */
 function threadsOf(pid) {
   const tasks = `/proc/${pid}/task`
-  const look = (...path) => {
+  // It may end meanwhile, or one of its threads.
+  const tried = (look) => {
     try {
-      return readFileSync(join(tasks, ...path), 'utf8').trim()
+      return look()
     } catch (error) {
-      return error.code
+      return [error.code]
     }
   }
-  return readdirSync(tasks)
-    .map((task) => `    ${task} ${['comm', 'wchan', 'syscall'].map((file) => look(task, file)).join(' ')}`)
+  const tell = (task, file) => tried(() => readFileSync(join(tasks, task, file), 'utf8').trim())
+  return tried(() => readdirSync(tasks))
+    .map((task) => `    ${task} ${['comm', 'wchan', 'syscall'].map((file) => tell(task, file)).join(' ')}`)
     .join('\n')
 }
 

@@ -38,6 +38,8 @@ export function atMost(what, found, asked, show, because) {
   return { what, found: shown, aim: `≤ ${show(asked)}`, reached: found <= asked, because }
 }
 
+export const millions = (perSecond) => `${Number((perSecond / 1e6).toFixed(1))} M/s`
+
 export const asTimes = (ratio) => `${Number(ratio.toFixed(2))} ×`
 
 /** A cell's figures in that placement; else in what there is, and then it says so. */

@@ -8,6 +8,7 @@ import {
   disturbed,
   figures,
   machineRows,
+  millions,
   rate,
   spread,
   table,
@@ -67,8 +68,6 @@ function stalled(results, placement) {
   return table([head, aligned(head), ...rows])
 }
 
-const millions = (perSecond) => `${Number(perSecond.toFixed(1))} M/s`
-
 /** What was asked for, each reached or not. */
 function reached(results, placement) {
   const of = (contender, size, measure) =>
@@ -87,13 +86,13 @@ function reached(results, placement) {
     }
   }
   for (const [contender, what, asked, because] of [
-    ['send-await', 'await each send, 64 B', 4, 'a call of the binding, a promise and an `await` each'],
-    ['send-for-await', 'for await, 64 B', 12, 'an `await`, its promise and a Buffer each'],
-    ['send-256-drain', 'send, each 256 awaited, 64 B', 20],
-    ['try-send-drain', 'trySend, 64 B', 20, 'each answer is given by the ring, by a call of the binding'],
-    ['fill-drain', 'fill, 64 B', 10],
+    ['send-await', 'await each send, 64 B', 4e6, 'a call of the binding, a promise and an `await` each'],
+    ['send-for-await', 'for await, 64 B', 12e6, 'an `await`, its promise and a Buffer each'],
+    ['send-256-drain', 'send, each 256 awaited, 64 B', 20e6],
+    ['try-send-drain', 'trySend, 64 B', 20e6, 'each answer is given by the ring, by a call of the binding'],
+    ['fill-drain', 'fill, 64 B', 10e6],
   ]) {
-    rows.push(atLeast(what, of(contender, 64, 'single')?.median / 1e6, asked, millions, because))
+    rows.push(atLeast(what, of(contender, 64, 'single')?.median, asked, millions, because))
   }
   return aims(rows)
 }

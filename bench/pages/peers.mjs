@@ -2,7 +2,17 @@
 
 import { byPlacement } from '../node/plan.mjs'
 import { bytes, duration, quantity } from '../node/text.mjs'
-import { aims, atLeast, atMost, disturbed, figures, table, asTimes, usualPlacement as usualOf } from './markdown.mjs'
+import {
+  aims,
+  atLeast,
+  atMost,
+  disturbed,
+  figures,
+  millions,
+  table,
+  asTimes,
+  usualPlacement as usualOf,
+} from './markdown.mjs'
 import { chart } from '../deps/plot.mjs'
 
 const TITLES = {
@@ -181,7 +191,6 @@ function latencyPlot(harness, measures, placement, where, title) {
 const NAMES = { rust: 'Rust', node: 'Node' }
 
 const gigabytes = (perSecond) => `${Number((perSecond / 1e9).toFixed(1))} GB/s`
-const millions = (perSecond) => `${Number((perSecond / 1e6).toFixed(1))} M/s`
 
 /** What was asked for of this half. Where it has no run with near cores, nothing was asked for. */
 function asked({ harness, cells }, placement) {
@@ -243,8 +252,8 @@ function asked({ harness, cells }, placement) {
       asTimes,
       'both wait for the kernel to wake a core',
     ),
-    atLeast('16 MiB by send', flow('ringfence', 16 << 20), 9e9, gigabytes, 'both sides fill and leave their caches'),
-    atLeast('16 MiB in place', flow('ringfence-reserve', 16 << 20), 9e9, gigabytes, 'the same'),
+    atLeast('16 MiB by send', flow('ringfence', 16 << 20), 9e9, gigabytes),
+    atLeast('16 MiB in place', flow('ringfence-reserve', 16 << 20), 9e9, gigabytes),
   ])
 }
 
