@@ -11,6 +11,7 @@ import type { RingfenceError } from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
 import { pattern } from './support/bytes.js'
+import { takeAway } from './support/memory.js'
 import { joinHere, pair, Partner } from './support/partner.js'
 import { soon } from './support/until.js'
 
@@ -51,20 +52,6 @@ for (const size of [0, 16, 100, 4096, 4097, 20_000, 40_000, 200_000]) {
       }
     }
   })
-}
-
-/**
- * Detaches, whatever the engine was told: a stream of bytes takes the memory of what is put into it. From Node 21 on what is
- * not to be transferred is refused there too (false).
- */
-function takeAway(bytes: Uint8Array): boolean {
-  try {
-    void new ReadableStream({ type: 'bytes', start: (controller) => controller.enqueue(bytes) })
-  } catch (error) {
-    if (/not detachable/.test((error as Error).message)) return false
-    throw error
-  }
-  return true
 }
 
 test.serial('memory that was taken away all the same is replaced, and no message is lost', async (t) => {

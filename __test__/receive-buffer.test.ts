@@ -1,0 +1,424 @@
+// A receive buffer by itself: what it asks of its ring, in which memory messages come, and what becomes of them where there is none.
+// reading.test.ts has one with a peer.
+
+import test from 'ava'
+
+import { pattern } from './support/bytes.js'
+import { rested } from './support/clock.js'
+import { takeAway, withoutMemory } from './support/memory.js'
+import { answers, bufferOver, codeOf, HeldRing, kinds, LatestRing, patterns, Ring, shown } from './support/ring.js'
+
+const invalid = codeOf('INVALID_ARGUMENT')
+
+// Each call then finds the event loop rested: the clock stands still.
+test.before(rested)
+
+const canTake = takeAway(bufferOfOne())
+
+function bufferOfOne(): Buffer {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  ring.come(pattern(0, 10))
+  return buffer.tryReceive()!
+}
+
+test.serial(
+  'a channel’s reader asks for no more than it takes: one fetch for many messages, and nothing is let go of but what is held',
+  (t) => {
+    const { ring, buffer } = bufferOver(new HeldRing())
+    t.is(buffer.tryReceive(), null)
+    t.deepEqual([ring.since(), ring.rooms.splice(0)], [['fetch'], [0]], 'no memory is made before there is a message')
+    ring.come(...patterns(0, 100))
+    t.is(buffer.tryReceive()!.length, 100)
+    t.deepEqual(ring.since(), ['fetch', 'fetch'], 'there is a block now, and one that comes alone is not held')
+    ring.come(...patterns(1, 100, 256, 0))
+    for (const length of [100, 256]) t.is(buffer.tryReceive()!.length, length)
+    t.deepEqual([ring.since(), ring.held.length], [['fetch'], 3])
+    t.is(buffer.tryReceive()!.length, 0)
+    t.deepEqual([ring.since(), ring.held.length], [['release'], 0])
+
+    ring.come(...patterns(4, 257))
+    t.true(buffer.isReadableNow())
+    t.true(buffer.isReadableNow())
+    t.deepEqual(ring.since(), ['fetch to look', 'fetch to look'], 'another block')
+    t.is(buffer.tryReceive()!.length, 257)
+    t.deepEqual(ring.since(), ['release'], 'one that was looked at is held')
+    ring.come(...patterns(5, 4096))
+    t.is(buffer.tryReceive()!.length, 4096)
+    ring.come(...patterns(6, 4097))
+    t.is(buffer.tryReceive()!.length, 4097)
+    t.deepEqual(ring.since(), ['fetch', 'fetch', 'gather'])
+    ring.come(...patterns(7, 256, 300))
+    for (const length of [256, 300]) t.is(buffer.tryReceive()!.length, length)
+    t.deepEqual(ring.since(), ['fetch', 'fetch', 'fetch', 'fetch'], 'back to the block of short ones, and to the other')
+  },
+)
+
+test.serial('messages come into a block until it is full, and then into another, of as many as fit', (t) => {
+  for (const [length, size] of [
+    [256, 8192],
+    [4096, 32_832],
+  ] as const) {
+    const { ring, buffer } = bufferOver(new HeldRing())
+    const fit = Math.floor(size / (length + 8))
+    ring.come(...patterns(0, ...Array.from({ length: 2 * fit + 1 }, () => length)))
+    const all = Array.from({ length: 2 * fit + 1 }, () => buffer.tryReceive()!)
+    t.deepEqual(ring.since(), ['fetch', 'fetch', 'release', 'fetch', 'release', 'fetch'])
+    t.deepEqual(ring.rooms, [0, size, size, size])
+    const blocks = all.map((message) => message.buffer)
+    t.is(blocks[0]!.byteLength, size)
+    t.true(blocks.every((block, index) => block === blocks[index - (index % fit)]))
+    t.is(new Set(blocks).size, 3)
+  }
+})
+
+test.serial('a subscription’s reader copies short messages together, and a long one by itself', (t) => {
+  const { ring, buffer } = bufferOver(new Ring())
+  const lengths = [100, 256, 257, 300, 0, 5000, 100]
+  ring.come(...patterns(0, ...lengths))
+  const all = lengths.map(() => buffer.tryReceive()!)
+  t.deepEqual([ring.since(), ring.rooms.splice(0)], [['pull'], [32_768]], 'as much as stays in the cache')
+  for (const [index, message] of all.entries()) t.true(message.equals(pattern(index, lengths[index]!)))
+  const [first, second, third, fourth, fifth, sixth, seventh] = all.map((message) => message.buffer)
+  t.deepEqual([first!.byteLength, third!.byteLength, sixth!.byteLength], [8192, 32_832, 5000])
+  t.true(first === second && first === fifth && first === seventh && third === fourth && third !== first)
+  // After a long one the next is likely long, and is not to be copied twice.
+  ring.come(...patterns(7, 5000))
+  t.is(buffer.tryReceive()!.length, 5000)
+  t.deepEqual([ring.since(), ring.rooms.splice(0)], [['pull', 'gather'], [4104]])
+  ring.come(...patterns(8, 4096))
+  t.is(buffer.tryReceive()!.length, 4096)
+  t.is(buffer.tryReceive(), null)
+  t.deepEqual(
+    [ring.since(), ring.rooms.splice(0)],
+    [
+      ['pull', 'pull'],
+      [4104, 32_768],
+    ],
+  )
+})
+
+test.serial('visitors are shown a whole chunk, and the peer is woken once they stop before its end', (t) => {
+  for (const Kind of kinds) {
+    const { ring, buffer } = bufferOver(new Kind())
+    ring.come(...patterns(0, 100, 100, 100, 100, 100))
+    t.is(shown(buffer).length, 5)
+    t.deepEqual(
+      [ring.since(), ring.rooms.splice(0)],
+      [
+        ['pull first', 'pull more'],
+        [131_072, 131_072],
+      ],
+    )
+    ring.come(...patterns(5, 100, 100, 100))
+    t.is(shown(buffer, 0).length, 0)
+    t.deepEqual(ring.since(), [])
+    t.is(shown(buffer, 2).length, 2)
+    t.deepEqual(ring.since(), ['pull first', 'wake'])
+    ring.come(...patterns(8, 100, 100))
+    t.is(shown(buffer, 1).length, 1)
+    t.deepEqual(ring.since(), [], 'it was fetched before')
+    t.is(shown(buffer).length, 2)
+    t.deepEqual(ring.since(), ['pull first', 'pull more'])
+    t.is(buffer.isReadableNow(), undefined)
+    t.deepEqual(ring.since(), ['pull'], 'what is looked for is likely visited as well')
+    const thrown = new Error('of a visitor')
+    ring.come(...patterns(10, 100))
+    const fails = () => {
+      throw thrown
+    }
+    t.is(
+      t.throws(() => buffer.drain(fails)),
+      thrown,
+    )
+    t.deepEqual(ring.since(), ['pull first', 'wake'])
+  }
+})
+
+test.serial('what came while visitors were busy is left to the next drain', (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  ring.come(...patterns(0, 10, 10))
+  let visits = 0
+  const visit = () => {
+    visits += 1
+    if (visits <= 2) ring.come(pattern(visits, 10))
+  }
+  t.is(buffer.drain(visit), 2)
+  t.is(buffer.drain(visit), 2)
+  t.is(buffer.drain(visit), 0)
+})
+
+test.serial('a visitor that drains in its turn is shown what is left of the chunk, or another', (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  const fill = (bytes: number) => ring.come(pattern(0, bytes - 8))
+  const within = (then: () => void) => buffer.drain(() => then())
+  for (const [used, next, rooms] of [
+    [1000, 100, [131_072, 130_072]],
+    // Just enough, and too little for more than a few.
+    [131_072 - 8192, 100, [131_072, 8192]],
+    [131_072 - 8192 + 8, 100, [131_072, 131_072]],
+    // One that fits an empty chunk alone, and one that does not fit that either.
+    [1000, 131_072, [131_072, 130_072, 131_072]],
+    [1000, 131_080, [131_072, 130_072]],
+  ] as const) {
+    fill(used)
+    let visited = -1
+    within(() => {
+      ring.rooms.splice(1)
+      fill(next)
+      visited = shown(buffer, 1)[0]!.length
+    })
+    t.is(visited, next - 8)
+    t.deepEqual(ring.rooms.splice(0).slice(0, rooms.length), [...rooms])
+    t.is(shown(buffer).length, 0)
+    ring.rooms.length = 0
+  }
+})
+
+test.serial(
+  'memory for long messages that visitors are shown is kept, up to 16 MiB, and never while it is shown',
+  (t) => {
+    const { ring, buffer } = bufferOver(new HeldRing())
+    const memoryOf = (length: number) => {
+      ring.come(Buffer.alloc(length, length & 0xff))
+      let memory: ArrayBufferLike | undefined
+      t.is(
+        buffer.drain((bytes, offset, size) => {
+          t.deepEqual([offset, size, bytes.length], [0, length, length])
+          t.is(bytes[length - 1], length & 0xff)
+          memory = bytes.buffer
+        }),
+        1,
+      )
+      return memory
+    }
+    const first = memoryOf(200_001)
+    t.true(memoryOf(200_001) === first)
+    t.true(memoryOf(150_000) === first)
+    const most = memoryOf(16 * 2 ** 20)
+    t.true(most !== first)
+    t.true(memoryOf(200_000) === most)
+    const more = memoryOf(16 * 2 ** 20 + 1)
+    t.true(more !== most)
+    const next = memoryOf(16 * 2 ** 20 + 1)
+    t.true(next !== more && next !== most)
+    t.is(memoryOf(150_000) === memoryOf(200_000), false)
+
+    // Shown to a visitor that reads: what it reads is another's.
+    ring.come(...patterns(0, 200_000, 200_000, 200_000))
+    buffer.drain((bytes) => {
+      const own = buffer.tryReceive()!
+      t.true(own.equals(pattern(1, 200_000)))
+      buffer.drain((again) => t.true(pattern(2, 200_000).equals(again)), 1)
+      t.true(pattern(0, 200_000).equals(bytes))
+    }, 1)
+    t.is(ring.left, 0)
+  },
+)
+
+test.serial('a busy reader spins where it would wait, and there alone', (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing(), true)
+  t.is(buffer.tryReceive(), null)
+  t.is(buffer.receiveNow(), undefined)
+  t.is(buffer.isReadableNow(), undefined)
+  t.deepEqual(ring.since(), ['fetch', 'fetch busily', 'fetch to look, busily'])
+  t.deepEqual(shown(buffer), [])
+  t.is(buffer.isReadableNow(), undefined)
+  t.false(buffer.isEnded)
+  t.deepEqual(ring.since(), ['pull first', 'pull busily', 'pull'])
+  const copied = bufferOver(new Ring(), true)
+  t.is(copied.buffer.tryReceive(), null)
+  t.is(copied.buffer.receiveNow(), undefined)
+  t.deepEqual(copied.ring.since(), ['pull', 'pull busily'])
+})
+
+test.serial('a turn of visits ends at its bytes, and says whether there is more', (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  const { FIRST, MORE } = answers
+  const visit = (bytes: number, round: number, max?: number) => [
+    buffer.visit(() => {}, max, bytes, round),
+    buffer.isDry,
+  ]
+  // Records of 112 bytes.
+  ring.come(...patterns(0, ...Array.from({ length: 10 }, () => 100)))
+  t.deepEqual(visit(0, FIRST), [0, false])
+  t.deepEqual(visit(1, FIRST), [1, false])
+  t.deepEqual(visit(224, MORE), [2, false])
+  t.deepEqual(visit(225, MORE), [3, false])
+  t.deepEqual(visit(10_000, MORE, 1), [1, false])
+  ring.come(...patterns(0, 100, 100))
+  t.deepEqual(visit(10_000, MORE), [3, true], 'what has come since is of the next round')
+  t.deepEqual(visit(10_000, FIRST), [2, true])
+  t.deepEqual(visit(10_000, FIRST), [0, true])
+  ring.come(...patterns(0, 131_000, 200_000, 200_000, 10))
+  t.deepEqual(visit(131_008 + 200_008, FIRST), [2, false])
+  t.deepEqual(visit(200_009, MORE), [2, false])
+  t.deepEqual(visit(1, MORE), [0, true])
+  t.false(ring.owesWake)
+})
+
+for (const Kind of kinds)
+  test.serial(
+    `${Kind.name}: where there is no memory for a message, the call is told, and nothing is lost`,
+    async (t) => {
+      const { ring, buffer, told } = bufferOver(new Kind())
+      ring.come(...patterns(0, 10, 200_000, 20))
+      t.is(withoutMemory(() => shown(buffer)).length, 1, 'what was visited is told first')
+      for (const call of [
+        () => shown(buffer),
+        () => buffer.tryReceive(),
+        () => buffer.receiveNow(),
+        () => buffer.isReadableNow(),
+        () => buffer.hasMessage(),
+      ])
+        t.throws(() => withoutMemory<unknown>(call), codeOf('NO_SPACE'))
+      t.false(withoutMemory(() => buffer.isEnded))
+      const waits = withoutMemory(() => [buffer.wait(true), buffer.wait(false)])
+      for (const { promise } of waits) await t.throwsAsync(promise, codeOf('NO_SPACE'))
+      let letGo = 0
+      withoutMemory(() => buffer.outlive(() => (letGo += 1)))
+      t.deepEqual([letGo, told], [0, []])
+      t.is(
+        withoutMemory(() => buffer.drain(() => {}, 0)),
+        0,
+      )
+      t.true(buffer.tryReceive()!.equals(pattern(1, 200_000)))
+      t.true(buffer.tryReceive()!.equals(pattern(2, 20)))
+      ring.ended = true
+      t.is(buffer.tryReceive(), null)
+      t.is(letGo, 1)
+    },
+  )
+
+test.serial('a copy that there is no memory for leaves the message', (t) => {
+  for (const length of [10, 5000]) {
+    const { ring, buffer } = bufferOver(new Ring())
+    ring.come(pattern(0, length))
+    t.true(buffer.hasMessage())
+    t.throws(() => withoutMemory(() => buffer.tryReceive()), codeOf('NO_SPACE'))
+    t.true(buffer.tryReceive()!.equals(pattern(0, length)))
+  }
+})
+
+test.serial('where one who waits has no memory for the message, the next one has it', async (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  const [first, second] = [buffer.wait(true), buffer.wait(true)]
+  ring.come(pattern(0, 200_000))
+  ring.onGather = () => {}
+  let failures = 1
+  const real = Buffer.allocUnsafeSlow
+  Buffer.allocUnsafeSlow = (size) => {
+    if (size === 200_000 && failures-- > 0) throw new RangeError('Array buffer allocation failed')
+    return real(size)
+  }
+  buffer.awake()
+  Buffer.allocUnsafeSlow = real
+  await t.throwsAsync(first.promise, codeOf('NO_SPACE'))
+  t.is((await second.promise)!.length, 200_000)
+})
+
+test.serial(
+  'of the newest message alone none is fetched by a look, and one that is overtaken meanwhile is another',
+  async (t) => {
+    const { ring, buffer, told } = bufferOver(new LatestRing())
+    t.is(buffer.isReadableNow(), undefined)
+    ring.come(pattern(0, 10))
+    t.true(buffer.isReadableNow())
+    t.false(buffer.isEnded)
+    t.true(buffer.hasMessage())
+    t.deepEqual(ring.since(), ['has', 'has', 'has', 'has'])
+    ring.come(pattern(1, 20))
+    t.true(buffer.tryReceive()!.equals(pattern(1, 20)))
+
+    for (const way of ['receive', 'drain'] as const)
+      for (const [first, length] of [
+        [200_000, 150_000],
+        [150_000, 200_000],
+        [150_000, 10],
+        [200_000, 200_000],
+      ] as const) {
+        ring.come(pattern(2, first))
+        ring.onGather = () => {
+          ring.onGather = () => {}
+          ring.come(pattern(3, length))
+        }
+        const message = way === 'receive' ? buffer.tryReceive()! : shown(buffer)[0]!
+        t.true(message.equals(pattern(3, length)), `${first}, then ${length}, by ${way}`)
+      }
+    ring.come(pattern(4, 10))
+    buffer.drain(() => ring.come(pattern(5, 10)), 1)
+    t.true(buffer.tryReceive()!.equals(pattern(5, 10)))
+    ring.since()
+    const waiting = buffer.wait(false)
+    t.deepEqual(ring.since(), ['has', 'arm', 'has'])
+    ring.come(pattern(6, 10))
+    buffer.awake()
+    t.is((await waiting.promise)!.length, 0)
+    ring.come(pattern(7, 10))
+    t.true(buffer.tryReceive()!.equals(pattern(7, 10)))
+    ring.ended = true
+    t.is(buffer.isReadableNow(), false)
+    t.deepEqual(told, ['no more comes'])
+    t.true(buffer.isEnded)
+    ring.since()
+    t.false(buffer.hasMessage())
+  },
+)
+
+;(canTake ? test.serial : test.skip)('what is taken away is fetched once more, or told of', (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  ring.come(...patterns(0, 100, 100, 100, 100))
+  t.true(takeAway(buffer.tryReceive()!))
+  t.deepEqual(buffer.notHandedOut, { messages: 0, bytes: 0 })
+  ring.since()
+  t.true(buffer.tryReceive()!.equals(pattern(1, 100)))
+  t.true(takeAway(buffer.tryReceive()!))
+  t.true(buffer.tryReceive()!.equals(pattern(3, 100)))
+  t.deepEqual(ring.since(), ['fetch again', 'fetch again', 'release'])
+
+  ring.come(...patterns(4, 100, 100, 100))
+  t.true(takeAway(buffer.tryReceive()!))
+  t.deepEqual(
+    shown(buffer).map((message) => message.length),
+    [100, 100],
+  )
+  t.is(ring.held.length, 0)
+  // What is held may be wiped by now.
+  ring.come(...patterns(7, 100, 100, 100))
+  t.true(takeAway(buffer.tryReceive()!))
+  const { pullAgain } = ring
+  ring.pullAgain = () => {
+    ring.failing = 'OBJECT_EXPOSED'
+    return answers.FAILED
+  }
+  t.throws(() => buffer.tryReceive(), codeOf('OBJECT_EXPOSED'))
+  t.true(buffer.isThrough)
+  ring.pullAgain = pullAgain
+
+  for (const Kind of kinds) {
+    const other = bufferOver(new Kind())
+    const drain = () =>
+      other.buffer.drain((bytes, _, length) => {
+        if (length === 104) takeAway(bytes)
+      })
+    other.ring.come(...patterns(0, 100, 104, 100, 96))
+    const error = t.throws(drain, invalid)
+    t.regex(error!.message, /with it 216 bytes of messages/)
+    t.is(other.buffer.unread, 0)
+    other.ring.come(...patterns(4, 104))
+    t.is(drain(), 1, 'with the last one nothing is lost')
+    other.ring.come(...patterns(5, 100, 104, 100))
+    t.throws(drain, invalid)
+    other.ring.come(...patterns(8, 100, 104))
+    t.true(other.buffer.tryReceive()!.equals(pattern(8, 100)), 'another chunk')
+    t.true(takeAway(other.buffer.tryReceive()!))
+    other.ring.come(...patterns(10, 100, 104))
+    t.true(other.buffer.tryReceive()!.equals(pattern(10, 100)))
+    t.true(takeAway(other.buffer.tryReceive()!))
+  }
+  // Copies that share memory: the rest is copied anew.
+  const copied = bufferOver(new Ring())
+  copied.ring.come(...patterns(0, 100, 100, 100))
+  t.true(takeAway(copied.buffer.tryReceive()!))
+  t.true(copied.buffer.tryReceive()!.equals(pattern(1, 100)))
+  t.true(copied.buffer.tryReceive()!.equals(pattern(2, 100)))
+})

@@ -1,0 +1,109 @@
+// A receive buffer by itself, read in every way by chance: nothing is lost, nothing comes twice, and nothing that was handed out changes.
+
+import test from 'ava'
+
+import { pattern, random } from './support/bytes.js'
+import { rested, turn } from './support/clock.js'
+import { takeAway } from './support/memory.js'
+import { bufferOver, HeldRing, Ring, shown } from './support/ring.js'
+
+// The clock stands still: no call waits for the event loop.
+test.before(rested)
+
+const LENGTHS = [0, 1, 7, 8, 9, 100, 255, 256, 257, 300, 1000, 4095, 4096, 4097, 5000, 20_000, 40_000, 131_064, 131_065]
+
+for (const Kind of [HeldRing, Ring])
+  for (const seed of [1, 2, 3, 4])
+    test.serial(
+      `${Kind.name} ${seed}: however it is read, each message comes once, in its order, and stays as it was`,
+      async (t) => {
+        const { ring, buffer } = bufferOver(new Kind(), seed === 4)
+        const next = random(seed)
+        const pick = (count: number) => Math.floor(next() * count)
+        /** What has come, and how many of it were handed out. */
+        const sent: Buffer[] = []
+        let number = 0
+        let bytes = 0
+        const kept: Buffer[] = []
+        const keptAs: Buffer[] = []
+        /** Memory was taken away, and nothing has been read since: what was in it is not counted before it is fetched once more. */
+        let isTaken = false
+        const check = (message: Uint8Array) => {
+          const wanted = sent[number]!
+          if (!wanted.equals(message)) throw new Error(`message ${number} of ${wanted.length} bytes is another`)
+          number += 1
+          bytes += wanted.length
+          isTaken = false
+        }
+        const take = (message: Buffer) => {
+          kept.push(message)
+          keptAs.push(sent[number]!)
+          check(message)
+          if (message.length > 0 && pick(20) === 0) isTaken = takeAway(message)
+        }
+        const visit = (shared: Uint8Array, offset: number, length: number) => {
+          const view = shared.subarray(offset, offset + length)
+          const mine = sent[number]!
+          check(view)
+          const way = pick(12)
+          if (way === 0) {
+            const message = buffer.tryReceive()
+            if (message !== null) take(message)
+          } else if (way === 1) buffer.drain(visit, 1 + pick(3))
+          else if (way === 2) void buffer.isEnded
+          // It may lie in what was taken away.
+          if (view.length === length && !mine.equals(view)) throw new Error('what was visited has changed meanwhile')
+        }
+        const come = () => {
+          const favourite = LENGTHS[pick(LENGTHS.length)]!
+          const most = favourite > 10_000 ? 2 : [1, 1, 5, 40][pick(4)]!
+          for (let count = pick(most + 1); count > 0; count -= 1) {
+            const message = pattern(sent.length, pick(10) < 8 ? favourite : LENGTHS[pick(LENGTHS.length)]!)
+            sent.push(message)
+            ring.come(message)
+          }
+        }
+        const hold = () => {
+          if (number < sent.length) return
+          // A long one, of which a part is there: no way of reading sees it, and each may go on with it.
+          const message = pattern(sent.length, 200_000)
+          ring.begin(message, 50_000)
+          t.is(buffer.tryReceive(), null)
+          t.deepEqual(shown(buffer), [])
+          t.is(buffer.isReadableNow(), undefined)
+          sent.push(message)
+          ring.complete()
+        }
+        for (let round = 0; round < 300; round += 1) {
+          come()
+          const way = pick(7)
+          if (way === 0) {
+            const message = buffer.tryReceive()
+            if (message !== null) take(message)
+          } else if (way === 1) {
+            const message = buffer.receiveNow()
+            if (message) take(message)
+          } else if (way === 2) t.is(buffer.isReadableNow(), number < sent.length ? true : undefined)
+          else if (way === 3) buffer.drain(visit, 1 + pick(4))
+          else if (way === 4) buffer.drain(visit)
+          else if (way === 5)
+            for (let message = buffer.tryReceive(); message !== null; message = buffer.tryReceive()) take(message)
+          else hold()
+          t.false(buffer.isEnded)
+          t.false(ring.owesWake, 'the peer is told of the room')
+          if (isTaken) continue
+          const unread = ring.fetched.messages - number
+          t.deepEqual(buffer.notHandedOut, { messages: unread, bytes: ring.fetched.bytes - bytes })
+          t.is(buffer.unread, unread)
+          if (ring instanceof HeldRing && unread === 0) t.is(ring.held.length, 0, 'nothing is held that was read')
+          if (round % 50 === 0) await turn()
+        }
+        ring.ended = true
+        for (let message = buffer.tryReceive(); message !== null; message = buffer.tryReceive()) take(message)
+        t.is(number, sent.length)
+        t.true(buffer.isEnded)
+        // But for those whose memory was taken away.
+        const changed = kept.filter((message, index) => message.length > 0 && !message.equals(keptAs[index]!))
+        t.is(changed.length, 0)
+      },
+    )

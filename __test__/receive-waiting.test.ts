@@ -1,0 +1,484 @@
+// A receive buffer by itself: who waits for what, when the event loop has its turn, and how it ends. waiting.test.ts has one with a peer.
+
+import test from 'ava'
+import { RingfenceError } from 'ringfence'
+
+import { pattern } from './support/bytes.js'
+import { clock, fairness, rested, turn, turns } from './support/clock.js'
+import { bufferOver, codeOf, HeldRing, kinds, patterns, shown, type Buffered } from './support/ring.js'
+
+const over = () => new RingfenceError('PEER_LOST', 'as a test says')
+const closedHere = () => new RingfenceError('CLOSED', 'as a test says')
+const invalid = codeOf('INVALID_ARGUMENT')
+
+test.serial('a reader that waits has the peer ring once, and again for what comes behind', async (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  const waits = [buffer.wait(true), buffer.wait(true), buffer.wait(false)]
+  t.deepEqual(ring.since(), ['fetch', 'arm', 'fetch', 'fetch', 'fetch'])
+  t.true(buffer.isArmed)
+  ring.come(pattern(0, 10))
+  buffer.awake()
+  t.true((await waits[0]!.promise)!.equals(pattern(0, 10)))
+  t.is(ring.since().filter((what) => what === 'arm').length, 1)
+  t.true(buffer.isArmed)
+  ring.come(pattern(1, 10), pattern(2, 10))
+  buffer.awake()
+  t.false(buffer.isArmed)
+  t.true((await waits[1]!.promise)!.equals(pattern(1, 10)))
+  t.is((await waits[2]!.promise)!.length, 0, 'that there is one is told')
+  t.is(ring.since().includes('arm'), false, 'nobody waits')
+  t.true(buffer.tryReceive()!.equals(pattern(2, 10)))
+
+  // What comes between the look and the wish to be rung for is found.
+  ring.onNothing = () => {
+    ring.onNothing = () => {}
+    ring.come(pattern(3, 10))
+  }
+  t.true((await buffer.wait(true).promise)!.equals(pattern(3, 10)))
+  t.false(buffer.isArmed)
+})
+
+test.serial('a receive that is called while others wait waits behind them', (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  void buffer.wait(true)
+  ring.come(...patterns(0, 10, 10))
+  ring.since()
+  t.is(buffer.receiveNow(), undefined)
+  t.deepEqual(ring.since(), [])
+})
+
+test.serial(
+  'a stream of more than 4 KiB is looked for once in each of eight turns before the peer is to ring',
+  async (t) => {
+    const looksOf = async (lengths: number[], between?: () => void) => {
+      const { ring, buffer } = bufferOver(new HeldRing())
+      ring.come(...patterns(0, ...lengths))
+      while (buffer.tryReceive() !== null);
+      ring.since()
+      void buffer.wait(true)
+      const rest = buffer.wait(true)
+      if (between !== undefined) {
+        await turns(5)
+        ring.come(pattern(0, 10))
+        between()
+      }
+      await turns(30)
+      t.true(buffer.isArmed)
+      const looks = ring.since()
+      // It is asked once, and sleeps until it is rung for.
+      buffer.awake()
+      t.is(ring.since().filter((what) => what === 'arm').length, 1)
+      rest.leave()
+      return looks.indexOf('arm')
+    }
+    // Two looks by the calls, and eight in turns.
+    t.is(await looksOf([2040, 2040]), 10)
+    t.is(await looksOf([2040, 2032]), 1, 'less is no stream')
+    t.is(await looksOf([4096]), 1, 'nor is a message that comes alone')
+    // What comes meanwhile begins the turns anew: one more look for it, and five turns more.
+    t.true((await looksOf([2040, 2040], () => {})) >= 15)
+  },
+)
+
+const immediates = () => process.getActiveResourcesInfo().filter((what) => what === 'Immediate').length
+
+test.serial('what keeps no process alive waits for turns that keep none alive either', async (t) => {
+  const alive = setInterval(() => {}, 1000)
+  t.teardown(() => clearInterval(alive))
+  for (const isWeak of [false, true]) {
+    const { ring, buffer } = bufferOver(new HeldRing())
+    await rested()
+    ring.come(...patterns(0, 3000, 3000))
+    while (buffer.tryReceive() !== null);
+    buffer.keepAlive(!isWeak)
+    t.is(buffer.isWeak, isWeak)
+    const before = immediates()
+    const waiting = buffer.wait(true)
+    t.is(immediates() - before, isWeak ? 0 : 1)
+    ring.come(pattern(2, 10))
+    t.is((await waiting.promise)!.length, 10)
+
+    await rested()
+    clock.now += 3
+    ring.come(pattern(3, 10))
+    t.is(buffer.tryReceive()!.length, 10)
+    t.is(immediates() - before, isWeak ? 0 : 1, 'the turn that is due')
+    t.not(buffer.due, null)
+    t.is(immediates() - before, isWeak ? 0 : 1)
+    await buffer.due
+    await turn()
+    t.is(buffer.due, null)
+    buffer.keepAlive(true)
+    t.false(buffer.isWeak)
+  }
+})
+
+for (const Kind of kinds)
+  test.serial(`${Kind.name}: each way to read gives way to the event loop after 2 ms`, async (t) => {
+    const { ring, buffer } = bufferOver(new Kind())
+    const ways = {
+      receive: () => buffer.receiveNow(),
+      'a long one': () => buffer.receiveNow(),
+      readable: () => buffer.isReadableNow(),
+    }
+    for (const [way, read] of Object.entries(ways)) {
+      ring.come(...patterns(0, ...Array.from({ length: 50 }, () => (way === 'a long one' ? 200_000 : 10))))
+      await rested()
+      let count = 0
+      while (read() !== undefined) {
+        count += 1
+        clock.now += 0.5
+      }
+      t.true(count > 0 && count <= 12, `${count} by ${way}`)
+      // Those who wait are served after the turn, and once.
+      const waiting = buffer.wait(false)
+      buffer.serve()
+      ring.since()
+      t.is(await Promise.race([waiting.promise, Promise.resolve('later')]), 'later')
+      t.not(await waiting.promise, null)
+      while (buffer.tryReceive() !== null);
+      await rested()
+      ring.since()
+      void buffer.wait(true)
+      await turns(20)
+      ring.come(pattern(0, 10))
+      buffer.awake()
+    }
+  })
+
+test.serial('those who wait are served once after a turn that is due, however often they were to be', async (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  void buffer.wait(true)
+  await rested()
+  clock.now += 3
+  fairness.look()
+  ring.since()
+  for (let round = 0; round < 3; round += 1) buffer.serve()
+  t.deepEqual(ring.since(), [])
+  await turn()
+  t.deepEqual(ring.since(), ['fetch'])
+  // And again, the next time.
+  clock.now += 3
+  fairness.look()
+  buffer.serve()
+  await turn()
+  t.deepEqual(ring.since(), ['fetch'])
+})
+
+test.serial('a visitor that waits is served at once, though the event loop is due', async (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  await rested()
+  ring.come(...patterns(0, 10, 10))
+  clock.now += 3
+  fairness.look()
+  const visited: number[] = []
+  let waiting: Promise<Buffer | null> | undefined
+  buffer.drain((_, __, length) => {
+    visited.push(length)
+    waiting = buffer.wait(true).promise
+  }, Infinity)
+  t.deepEqual(visited, [10])
+  t.true((await waiting!)!.equals(pattern(1, 10)))
+})
+
+test.serial('a drain without a limit ends after 2 ms, and one with a limit does not', async (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  ring.come(...patterns(0, ...Array.from({ length: 100 }, () => 10)))
+  const slowly = () => void (clock.now += 0.5)
+  await rested()
+  t.is(buffer.drain(slowly), 5, 'a look at the clock after each, and 2 ms from the first to the last')
+  await rested()
+  t.is(buffer.drain(slowly, 50), 50)
+  await rested()
+  t.is(buffer.drain(slowly), 5)
+  await rested()
+  t.is(buffer.drain(slowly, Infinity), 40)
+  // It is looked at less often where messages take no time.
+  ring.come(...patterns(0, ...Array.from({ length: 1000 }, () => 10)))
+  await rested()
+  const { looks } = fairness
+  t.is(
+    buffer.drain(() => {}),
+    1000,
+  )
+  t.true(fairness.looks - looks < 15, `${fairness.looks - looks} looks`)
+})
+
+for (const Kind of kinds)
+  test.serial(
+    `${Kind.name}: once the peer has ended, and all was read, each call is told so, and the ring is asked no more`,
+    async (t) => {
+      const { ring, buffer, told } = bufferOver(new Kind())
+      ring.begin(pattern(0, 5000), 1000)
+      const waits = [buffer.wait(false), buffer.wait(true), buffer.wait(true)]
+      t.false(buffer.isEnded)
+      t.false(buffer.isThrough)
+      ring.ended = true
+      buffer.awake()
+      for (const { promise } of waits) t.is(await promise, null)
+      t.deepEqual(told, ['no more comes', 'the end is told'])
+      t.true(buffer.isThrough, 'of a message that was cut off nothing is left')
+      ring.since()
+      t.is(buffer.tryReceive(), null)
+      t.is(buffer.isReadableNow(), false)
+      t.is(buffer.take(), null)
+      t.false(buffer.hasMessage())
+      t.deepEqual(shown(buffer), [])
+      t.is(await buffer.wait(false).promise, null)
+      t.false(buffer.lookParked())
+      t.true(buffer.isEnded)
+      t.deepEqual(ring.since(), [])
+      t.deepEqual(told.splice(0), ['no more comes', 'the end is told'], 'to a look the end is not told')
+      t.is(buffer.receiveNow(), null)
+      t.is(buffer.nextNow(), null)
+      t.is(await buffer.wait(true).promise, null)
+      t.deepEqual(told, ['the end is told', 'the end is told', 'the end is told'])
+    },
+  )
+
+for (const Kind of kinds)
+  test.serial(`${Kind.name}: what the ring fails with is told to each call, and once to the channel`, async (t) => {
+    const { ring, buffer, told } = bufferOver(new Kind())
+    const waits = [buffer.wait(true), buffer.wait(false)]
+    ring.failing = 'RING_CORRUPT'
+    buffer.awake()
+    for (const { promise } of waits) await t.throwsAsync(promise, codeOf('RING_CORRUPT'))
+    ring.since()
+    const calls = [
+      () => buffer.tryReceive(),
+      () => buffer.receiveNow(),
+      () => buffer.isReadableNow(),
+      () => buffer.drain(() => {}),
+      () => buffer.drain(() => {}, 1),
+    ]
+    for (const call of calls) t.throws(call, codeOf('RING_CORRUPT'))
+    await t.throwsAsync(buffer.wait(true).promise, codeOf('RING_CORRUPT'))
+    t.is(
+      buffer.drain(() => {}, 0),
+      0,
+      'nothing was asked for',
+    )
+    t.true(buffer.isEnded)
+    t.deepEqual(told, ['RING_CORRUPT'])
+    t.deepEqual(ring.since(), [])
+  })
+
+test.serial('a failure is found by whatever asks first', async (t) => {
+  const asks = {
+    gather: (buffer: Buffered) => void buffer.take(),
+    arm: (buffer: Buffered) => t.false(buffer.arm()),
+    park: (buffer: Buffered) => t.false(buffer.park()),
+    look: (buffer: Buffered) => t.false(buffer.lookParked()),
+  }
+  for (const [what, ask] of Object.entries(asks)) {
+    const { ring, buffer, told } = bufferOver(new HeldRing())
+    if (what === 'gather') ring.begin(pattern(0, 5000), 100)
+    t.is(buffer.take(), null)
+    ring.failing = 'OBJECT_EXPOSED'
+    ask(buffer)
+    t.true(buffer.isThrough, what)
+    t.deepEqual(told, ['OBJECT_EXPOSED'], what)
+    t.throws(() => buffer.tryReceive(), codeOf('OBJECT_EXPOSED'))
+  }
+  // Between the look and the wish to be rung for.
+  const { ring, buffer, told } = bufferOver(new HeldRing())
+  ring.onNothing = () => (ring.failing = 'OBJECT_EXPOSED')
+  await t.throwsAsync(buffer.wait(true).promise, codeOf('OBJECT_EXPOSED'))
+  t.deepEqual(told, ['OBJECT_EXPOSED'])
+  t.false(buffer.isArmed)
+})
+
+test.serial(
+  'that this side has closed may be known below before it is here: to those who wait that is an end',
+  async (t) => {
+    const { ring, buffer, told } = bufferOver(new HeldRing())
+    const waits = [buffer.wait(true), buffer.wait(false)]
+    ring.failing = 'CLOSED'
+    buffer.awake()
+    for (const { promise } of waits) t.is(await promise, null)
+    t.deepEqual(told, ['CLOSED'], 'it is not the peer’s end')
+    t.throws(() => buffer.tryReceive(), codeOf('CLOSED'))
+  },
+)
+
+test.serial('a channel that was stopped hands out what was fetched, and then each call is told why', async (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  ring.come(...patterns(0, 10, 10, 10))
+  t.is(buffer.tryReceive()!.length, 10)
+  buffer.keepAlive(false)
+  buffer.stop(over)
+  t.false(buffer.isWeak, 'what is there is read to its end')
+  t.false(buffer.isThrough)
+  t.is(buffer.tryReceive()!.length, 10)
+  t.is(buffer.receiveNow()!.length, 10)
+  t.true(buffer.isThrough)
+  t.throws(() => buffer.tryReceive(), codeOf('PEER_LOST'))
+  buffer.keepAlive(false)
+  t.false(buffer.isWeak)
+  buffer.stop(closedHere)
+  t.throws(() => buffer.tryReceive(), codeOf('PEER_LOST'), 'the first reason stays')
+
+  const other = bufferOver(new HeldRing()).buffer
+  const waits = [other.wait(true), other.wait(true)]
+  other.stop(over)
+  const errors = await Promise.all(waits.map(({ promise }) => t.throwsAsync(promise, codeOf('PEER_LOST'))))
+  t.not(errors[0], errors[1])
+})
+
+test.serial('a close lets go of all that was not handed out, which is not counted as received', async (t) => {
+  for (const fetch of ['short', 'long', 'part', 'nothing'] as const) {
+    const { ring, buffer, told } = bufferOver(new HeldRing())
+    if (fetch === 'short') {
+      ring.come(...patterns(0, 10, 20, 30))
+      t.is(buffer.tryReceive()!.length, 10)
+    } else if (fetch === 'long') {
+      ring.come(pattern(0, 5000))
+      t.true(buffer.hasMessage())
+    } else if (fetch === 'part') {
+      ring.begin(pattern(0, 5000), 100)
+      t.false(buffer.hasMessage())
+    }
+    const waits = fetch === 'part' || fetch === 'nothing' ? [buffer.wait(true), buffer.wait(false)] : []
+    const discarded = { short: { messages: 2, bytes: 50 }, long: { messages: 1, bytes: 5000 } }[fetch as string]
+    t.deepEqual(buffer.notHandedOut, discarded ?? { messages: 0, bytes: 0 })
+    buffer.close(closedHere)
+    for (const { promise } of waits) t.is(await promise, null)
+    t.is(told.includes('the end is told'), waits.length > 0)
+    ring.since()
+    t.deepEqual(buffer.notHandedOut, discarded ?? { messages: 0, bytes: 0 })
+    t.is(buffer.unread, 0)
+    t.true(buffer.isThrough)
+    t.is(buffer.nextNow(), null, 'a loop ends')
+    for (const call of [
+      () => buffer.tryReceive(),
+      () => buffer.receiveNow(),
+      () => buffer.isReadableNow(),
+      () => buffer.drain(() => {}),
+    ])
+      t.throws(call, codeOf('CLOSED'))
+    t.deepEqual(ring.since(), [])
+  }
+})
+
+test.serial('a visitor that closes is visited no more, and nothing is let go of that is not there', (t) => {
+  for (const length of [10, 200_000]) {
+    const { ring, buffer } = bufferOver(new HeldRing())
+    ring.come(...patterns(0, length, length, length))
+    let visits = 0
+    buffer.drain(() => {
+      visits += 1
+      buffer.close(closedHere)
+    })
+    t.is(visits, 1)
+    t.false(ring.since().includes('release'))
+  }
+})
+
+test.serial('of a peer that has gone all is read, and then the ring is let go of, once', (t) => {
+  for (const way of ['receive', 'drain', 'close', 'fail'] as const) {
+    const { ring, buffer } = bufferOver(new HeldRing())
+    let letGo = 0
+    ring.come(...patterns(0, 10, 5000, 10))
+    buffer.keepAlive(false)
+    ring.ended = true
+    buffer.outlive(() => (letGo += 1))
+    t.false(buffer.isWeak)
+    buffer.keepAlive(false)
+    t.false(buffer.isWeak, 'it is no more than a ring')
+    t.true(buffer.outlives)
+    t.is(letGo, 0)
+    if (way === 'receive') {
+      for (const length of [10, 5000, 10]) t.is(buffer.tryReceive()!.length, length)
+      t.true(buffer.isEnded)
+    } else if (way === 'drain') {
+      t.is(shown(buffer).length, 3)
+      t.true(buffer.isEnded)
+    } else if (way === 'close') buffer.close(closedHere)
+    else {
+      t.is(buffer.tryReceive()!.length, 10)
+      ring.failing = 'RING_CORRUPT'
+      t.throws(() => buffer.tryReceive(), codeOf('RING_CORRUPT'))
+    }
+    t.is(letGo, 1, way)
+    t.false(buffer.outlives)
+    t.is(buffer.take(), null)
+    buffer.close(closedHere)
+    t.is(letGo, 1)
+  }
+})
+
+test.serial(
+  'where a peer that has gone has left nothing, its ring is let go of at once, and those who wait are told',
+  async (t) => {
+    for (const wait of [true, false])
+      for (const isOver of [true, false]) {
+        const { ring, buffer } = bufferOver(new HeldRing())
+        let letGo = 0
+        const waiting = wait ? buffer.wait(true) : undefined
+        t.is(buffer.isArmed, wait)
+        ring.ended = true
+        if (isOver && !wait) t.is(buffer.tryReceive(), null)
+        buffer.outlive(() => (letGo += 1))
+        t.is(letGo, 1)
+        t.false(buffer.outlives)
+        t.false(buffer.isArmed)
+        if (waiting !== undefined) t.is(await waiting.promise, null)
+      }
+  },
+)
+
+test.serial('a merge reads what is lent to it, and nobody else, until it is given back', async (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  let told = 0
+  const waiting = buffer.wait(true)
+  t.throws(() => buffer.lend(() => {}), invalid, 'a call waits')
+  waiting.leave()
+  ring.come(pattern(0, 10))
+  buffer.drain(() => t.throws(() => buffer.lend(() => {}), invalid), 1)
+  ring.come(...patterns(1, 10, 10, 10))
+  buffer.lend(() => (told += 1))
+  for (const call of [
+    () => buffer.lend(() => {}),
+    () => buffer.mustBeFree(),
+    () => buffer.tryReceive(),
+    () => buffer.receiveNow(),
+    () => buffer.nextNow(),
+    () => buffer.isReadableNow(),
+    () => buffer.drain(() => {}),
+  ])
+    t.throws(call, invalid)
+  ring.since()
+  buffer.awake()
+  t.is(told, 1)
+  t.deepEqual(ring.since(), [])
+  t.true(buffer.hasMessage())
+  t.true(buffer.take()!.equals(pattern(1, 10)))
+  buffer.stop(over)
+  t.is(told, 2)
+  t.false(buffer.isThrough)
+  buffer.giveBack()
+  t.notThrows(() => buffer.mustBeFree())
+  t.true(buffer.tryReceive()!.equals(pattern(2, 10)))
+  buffer.lend(() => (told += 1))
+  buffer.close(closedHere)
+  t.is(told, 3)
+  t.true(buffer.isThrough)
+})
+
+test.serial('a merge that has many ring asks each in two steps', (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  t.true(buffer.park())
+  t.false(buffer.isArmed)
+  t.true(buffer.lookParked())
+  t.true(buffer.isArmed)
+  ring.needsBarrier = false
+  t.false(buffer.park())
+  ring.come(pattern(0, 10))
+  t.false(buffer.lookParked())
+  t.false(buffer.isArmed)
+  t.false(buffer.arm())
+  t.is(buffer.take()!.length, 10)
+  t.true(buffer.arm())
+  t.true(buffer.isArmed)
+  t.deepEqual(ring.since(), ['park', 'look', 'park', 'look', 'arm', 'fetch', 'fetch', 'arm'])
+})

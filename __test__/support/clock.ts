@@ -1,0 +1,27 @@
+// A clock that stands still: the event loop is due where a test says so, and never else. Tests that go by it run one by one, for it is one
+// for all of a process.
+
+export const clock = { now: performance.now() }
+performance.now = () => clock.now
+
+interface Insides {
+  fairness: { look(): number; readonly looks: number; readonly due: Promise<void> | null }
+}
+
+/** What the package does not export. */
+export const { fairness } = (await import(new URL('../../../dist/esm/fairness.js', import.meta.url).href)) as Insides
+
+/** The event loop has just turned, and the clock is looked at again after the next message. */
+export async function rested(): Promise<void> {
+  for (let round = 0; round < 10; round += 1) {
+    clock.now += 3
+    fairness.look()
+    await fairness.due
+  }
+}
+
+export const turn = () => new Promise((resolve) => setImmediate(resolve))
+
+export async function turns(count: number): Promise<void> {
+  for (let number = 0; number < count; number += 1) await turn()
+}

@@ -1,0 +1,339 @@
+// A ring by itself, as the binding lets JavaScript read it, and a receive buffer over it: what takes a peer, or luck, is made here by hand.
+
+import { pattern } from './bytes.js'
+
+/** Numbers by which the binding answers. */
+interface Answers {
+  FAILED: number
+  WHOLE: number
+  ENDED: number
+  OTHER: number
+  LARGE: number
+  FIRST: number
+  MORE: number
+  HEADER: number
+}
+
+type Visit = (bytes: Uint8Array, offset: number, length: number) => void
+
+interface Wait {
+  promise: Promise<Buffer | null>
+  leave(): void
+}
+
+/** What a channel, a subscription and a merge ask of a receive buffer. */
+export interface Buffered {
+  readonly isWeak: boolean
+  readonly due: Promise<void> | null
+  readonly isEnded: boolean
+  readonly unread: number
+  readonly notHandedOut: { messages: number; bytes: number }
+  readonly outlives: boolean
+  readonly isDry: boolean
+  readonly isThrough: boolean
+  readonly isArmed: boolean
+  keepAlive(alive: boolean): void
+  mustBeFree(): void
+  tryReceive(): Buffer | null
+  nextNow(): Buffer | null | undefined
+  receiveNow(): Buffer | null | undefined
+  isReadableNow(): boolean | undefined
+  wait(takes: boolean, signal?: AbortSignal): Wait
+  drain(visit: Visit, max?: number): number
+  awake(): void
+  serve(now?: boolean): void
+  outlive(letGo: () => void): void
+  stop(why: () => Error): void
+  close(why: () => Error): void
+  lend(told: () => void): void
+  giveBack(): void
+  take(): Buffer | null
+  hasMessage(): boolean
+  visit(visit: Visit, max: number | undefined, bytes: number, round: number): number
+  arm(): boolean
+  park(): boolean
+  lookParked(): boolean
+}
+
+interface Insides {
+  ReceiveBuffer: new (
+    ring: Ring,
+    busy: boolean,
+    failed: (error: Error) => void,
+    ended: () => void,
+    told: () => void,
+  ) => Buffered
+}
+
+const inside = <Inside>(file: string) =>
+  import(new URL(`../../../dist/esm/${file}`, import.meta.url).href) as Promise<Inside>
+
+/** What the package does not export. */
+export const answers = await inside<Answers>('native.js')
+const { ReceiveBuffer } = await inside<Insides>('receive-buffer.js')
+const { FAILED, WHOLE, ENDED, OTHER, LARGE, FIRST, MORE, HEADER } = answers
+
+const recordSize = (length: number) => HEADER + ((length + 7) & ~7)
+
+/** A ring of which a reader gets all messages in copies: that of a subscription. */
+export class Ring {
+  /** What was asked, by name. */
+  asked: string[] = []
+  /** How much room there was for each answer that was asked for. */
+  rooms: number[] = []
+  /** Messages that were fetched, and their bytes. */
+  fetched = { messages: 0, bytes: 0 }
+  /** The peer waits for the room of what was fetched, and was not woken. */
+  owesWake = false
+  /** The peer has said that no more will come. */
+  ended = false
+  /** What the next calls fail with. */
+  failing: string | null = null
+  /** Between `park` and `lookParked` there must be a barrier. */
+  needsBarrier = true
+  /** Called at each look that finds nothing. */
+  onNothing: () => void = () => {}
+  /** Called before a long message is read. */
+  onGather: () => void = () => {}
+  protected messages: Buffer[] = []
+  /** Bytes of the last message that have come. */
+  #begun = Infinity
+  /** Messages that are left of the round of visits. */
+  #round = Infinity
+
+  come(...messages: Buffer[]): void {
+    this.messages.push(...messages)
+  }
+
+  /** The beginning of a long message. */
+  begin(message: Buffer, bytes: number): void {
+    this.come(message)
+    this.#begun = bytes
+  }
+
+  /** The rest of it. */
+  complete(): void {
+    this.#begun = Infinity
+  }
+
+  /** The next message is passed over: the publisher was faster. */
+  overtake(by: Buffer): void {
+    this.messages[0] = by
+  }
+
+  /** What was asked since the last look. */
+  since(): string[] {
+    return this.asked.splice(0)
+  }
+
+  get left(): number {
+    return this.messages.length
+  }
+
+  pull(into: Buffer, from: number, goesOn: number): number {
+    this.asked.push(goesOn === FIRST ? 'pull first' : goesOn === MORE ? 'pull more' : 'pull')
+    return this.#pull(into, from, goesOn)
+  }
+
+  pullBusy(into: Buffer, from: number, goesOn: number): number {
+    this.asked.push('pull busily')
+    return this.#pull(into, from, goesOn)
+  }
+
+  #pull(into: Buffer, from: number, goesOn: number): number {
+    this.rooms.push(into.length - from)
+    if (goesOn === FIRST) this.#round = this.left
+    if (goesOn === MORE && this.#round === 0) {
+      this.owesWake = false
+      return 0
+    }
+    const before = this.left
+    const answer = this.put(into.subarray(from), 0, Infinity)
+    if (goesOn !== 0) this.#round -= before - this.left
+    this.owesWake = answer > 0 && goesOn !== 0
+    return answer
+  }
+
+  /** Whole records, of messages of these lengths. */
+  protected put(into: Buffer, least: number, most: number): number {
+    if (this.failing !== null) return FAILED
+    if (this.left === 0) return this.#nothing()
+    let used = 0
+    while (this.left > 0) {
+      const message = this.messages[0]!
+      const { length } = message
+      const fits = length >= least && length <= most && used + recordSize(length) <= into.length
+      if (!fits || (this.left === 1 && this.#begun < length)) return used === 0 ? LARGE - length : used
+      into.writeUInt32LE(length, used)
+      into.writeUInt32LE(3, used + 4)
+      // What stands behind a message, up to where the next one begins, may be anything.
+      into.fill(0xaa, used + HEADER, used + recordSize(length))
+      into.set(message, used + HEADER)
+      used += recordSize(length)
+      this.#count(this.messages.shift()!)
+    }
+    return used
+  }
+
+  #count(message: Buffer): void {
+    this.fetched.messages += 1
+    this.fetched.bytes += message.length
+  }
+
+  #nothing(): number {
+    this.onNothing()
+    return this.ended ? ENDED : 0
+  }
+
+  gather(into: Buffer): number {
+    this.asked.push('gather')
+    this.onGather()
+    if (this.failing !== null) return FAILED
+    const [message] = this.messages
+    if (message === undefined) return this.#nothing()
+    const { length } = message
+    if (length > into.length) return OTHER
+    const there = this.left === 1 ? Math.min(this.#begun, length) : length
+    into.set(message.subarray(0, there))
+    if (there < length) return this.ended ? ENDED : there
+    this.#count(this.messages.shift()!)
+    return length === into.length ? WHOLE : LARGE - length
+  }
+
+  wake(): void {
+    this.asked.push('wake')
+    this.owesWake = false
+  }
+
+  armReader(): number {
+    this.asked.push('arm')
+    return this.#armed()
+  }
+
+  parkReader(): number {
+    this.asked.push('park')
+    return this.failing === null ? Number(this.needsBarrier) : FAILED
+  }
+
+  lookParked(): number {
+    this.asked.push('look')
+    return this.#armed()
+  }
+
+  #armed(): number {
+    if (this.failing !== null) return FAILED
+    const there = this.left > 1 || (this.left === 1 && this.#begun === Infinity)
+    return there || this.ended ? 0 : 1
+  }
+
+  failure(): { code: string; message: string } {
+    return { code: this.failing!, message: 'as the ring says' }
+  }
+}
+
+/** A ring that holds what was fetched for its reader: that of a channel. */
+export class HeldRing extends Ring {
+  /** Of what was fetched last: the peer has no room there. */
+  held: Buffer[] = []
+
+  override pull(into: Buffer, from: number, goesOn: number): number {
+    this.held = []
+    return super.pull(into, from, goesOn)
+  }
+
+  override pullBusy(into: Buffer, from: number, goesOn: number): number {
+    this.held = []
+    return super.pullBusy(into, from, goesOn)
+  }
+
+  pullHeld(into: Buffer, from: number, least: number, most: number, alone: number): number {
+    this.asked.push(alone === 0 ? 'fetch' : 'fetch to look')
+    return this.#pull(into, from, least, most, alone)
+  }
+
+  pullHeldBusy(into: Buffer, from: number, least: number, most: number, alone: number): number {
+    this.asked.push(alone === 0 ? 'fetch busily' : 'fetch to look, busily')
+    return this.#pull(into, from, least, most, alone)
+  }
+
+  #pull(into: Buffer, from: number, least: number, most: number, alone: number): number {
+    this.rooms.push(into.length - from)
+    this.owesWake = false
+    this.held = []
+    const before = [...this.messages]
+    const answer = this.put(into.subarray(from), least, most)
+    const count = before.length - this.left
+    if (answer > 0 && (count > 1 || alone !== 0)) this.held = before.slice(0, count)
+    return answer
+  }
+
+  pullAgain(into: Buffer, passed: number): number {
+    this.asked.push('fetch again')
+    let at = 0
+    const rest = this.held.filter((message) => (at += recordSize(message.length)) > passed)
+    if (rest.length === 0) throw new Error('nothing is held')
+    const later = this.messages
+    const { messages, bytes } = this.fetched
+    this.messages = rest
+    const answer = this.put(into, 0, Infinity)
+    this.fetched = { messages, bytes }
+    // What has not found room is next.
+    if (this.messages.length > 0) throw new Error('there was room for all of it')
+    this.messages = later
+    return answer
+  }
+
+  release(): void {
+    this.asked.push('release')
+    this.held = []
+  }
+}
+
+/** A ring of which the newest message alone is read. */
+export class LatestRing extends Ring {
+  override come(...messages: Buffer[]): void {
+    this.messages = [messages.at(-1)!]
+  }
+
+  hasMessage(): number {
+    this.asked.push('has')
+    if (this.failing !== null) return FAILED
+    return this.left > 0 ? 1 : this.ended ? ENDED : 0
+  }
+}
+
+export interface Opened<Kind extends Ring> {
+  ring: Kind
+  buffer: Buffered
+  /** What the owner of the buffer was told. */
+  told: string[]
+}
+
+export function bufferOver<Kind extends Ring>(ring: Kind, busy = false): Opened<Kind> {
+  const told: string[] = []
+  const buffer = new ReceiveBuffer(
+    ring,
+    busy,
+    (error) => void told.push((error as Error & { code: string }).code.slice('ERR_RINGFENCE_'.length)),
+    () => void told.push('no more comes'),
+    () => void told.push('the end is told'),
+  )
+  return { ring, buffer, told }
+}
+
+/** Messages by number, of one length each. */
+export function patterns(first: number, ...lengths: number[]): Buffer[] {
+  return lengths.map((length, index) => pattern(first + index, length))
+}
+
+/** What is there, as visitors are shown it. */
+export function shown(buffer: Buffered, max?: number): Buffer[] {
+  const seen: Buffer[] = []
+  buffer.drain((bytes, offset, length) => seen.push(Buffer.from(bytes.subarray(offset, offset + length))), max)
+  return seen
+}
+
+/** The rings of which every message is read. */
+export const kinds = [HeldRing, Ring] as const
+
+export const codeOf = (name: string) => ({ code: `ERR_RINGFENCE_${name}` })
