@@ -1,0 +1,221 @@
+// A merge by itself, over rings that a test fills by hand: how its sources end, how it ends, and what it tells. merge.test.ts has one with
+// peers.
+
+import { once } from 'node:events'
+
+import test from 'ava'
+import { RingfenceError } from 'ringfence'
+
+import { pattern } from './support/bytes.js'
+import { turn, turns } from './support/clock.js'
+import { codeOf } from './support/ring.js'
+import { calm, letEnd, makeHeld, merge, mergeOf, named, order, Source, visits, type Merged } from './support/sources.js'
+import { isPending } from './support/until.js'
+
+const invalid = codeOf('INVALID_ARGUMENT')
+const closed = codeOf('CLOSED')
+
+test.serial(
+  'a source that has ended leaves after its last message, and is told of once no message is on its way',
+  async (t) => {
+    const [a, b, c] = named('a', 'b', 'c') as [Source, Source, Source]
+    const merged = mergeOf(a.say(2).end('exited'), b, c.end('evicted'))
+    const ends: string[] = []
+    merged.on('end', (source, reason) => ends.push(`${source.name} ${reason}, ${merged.size} left`))
+    t.is(await order(merged, 2), 'a2')
+    t.deepEqual(ends, [])
+    const waiting = merged.receive()
+    t.deepEqual(ends, [], 'later')
+    await turn()
+    t.deepEqual(ends, ['a exited, 1 left', 'c evicted, 1 left'])
+    b.say().end()
+    t.is((await waiting)![0], b)
+    let isTold = false
+    merged.on('end', () => (isTold = true))
+    const last = merged.receive()
+    t.false(isTold)
+    t.is(await last, null)
+    t.true(isTold, 'the end is told before the merge is over')
+    t.false(await merged.readable())
+    t.is(await merged.receive(), null)
+    t.is(merged.size, 0)
+  },
+)
+
+test.serial('one that ends while nobody reads leaves by itself, once all of it was read', async (t) => {
+  const [a, b] = named('a', 'b') as [Source, Source]
+  const merged = mergeOf(a, b)
+  const ends: string[] = []
+  merged.on('end', (source) => ends.push(source.name))
+  a.buffer.stop(() => new RingfenceError('PEER_LOST', 'as a test says'))
+  b.say()
+  t.true(b.buffer.hasMessage())
+  b.buffer.stop(() => new RingfenceError('PEER_LOST', 'as a test says'))
+  await turns(2)
+  t.deepEqual(ends, ['a'])
+  t.is(visits(merged), 'b1')
+  t.deepEqual(ends, ['a'], 'not in the middle of a drain')
+  await turn()
+  t.deepEqual(ends, ['a', 'b'])
+  t.is(await merged.receive(), null)
+})
+
+test.serial('readers that wait are told what comes in the order of their calls, and then the end', async (t) => {
+  const [a, b] = named('a', 'b') as [Source, Source]
+  const merged = mergeOf(a, b)
+  await calm()
+  const waits = [merged.receive(), merged.readable(), merged.receive(), merged.receive(), merged.readable()]
+  t.true(await isPending(Promise.race(waits)))
+  a.say(2)
+  t.is(((await waits[0]) as [Source, Buffer])[0], a)
+  t.true(await waits[1])
+  t.is(((await waits[2]) as [Source, Buffer])[0], a)
+  t.true(await isPending(Promise.race(waits.slice(3))))
+  // One that waits is not overtaken, though there is something by now.
+  b.ring.come(pattern(0, 10))
+  const late = merged.receive()
+  a.end()
+  b.end()
+  t.is(((await waits[3]) as [Source, Buffer])[0], b)
+  t.false(await waits[4])
+  t.is(await late, null)
+})
+
+test.serial(
+  'a merge that never had a source is not over, and one that has lost its last is, until another comes',
+  async (t) => {
+    const merged = mergeOf()
+    const waits = [merged.receive(), merged.readable()]
+    t.true(await isPending(Promise.race(waits)))
+    const [a, b] = named('a', 'b') as [Source, Source]
+    merged.add(a.say())
+    t.is(((await waits[0]) as [Source, Buffer])[0], a)
+    merged.delete(a)
+    t.false(merged.delete(a))
+    t.false(await waits[1], 'the last has left')
+    t.is(await merged.receive(), null)
+    t.false(await merged.readable())
+    merged.add(b)
+    t.true(await isPending(merged.receive()))
+  },
+)
+
+test.serial('figures are of what the merge has handed out, of sources that have left as well', async (t) => {
+  const [a, b] = named('a', 'b') as [Source, Source]
+  a.say(3, 10)
+  t.is(a.buffer.tryReceive()!.length, 10)
+  const merged = mergeOf(a, b.say(2, 100))
+  t.deepEqual(merged.stats(), { sources: 2, messagesReceived: 0, bytesReceived: 0 })
+  await calm()
+  t.is(visits(merged, 3), 'a2 b1')
+  t.deepEqual(merged.stats(), { sources: 2, messagesReceived: 3, bytesReceived: 120 })
+  merged.delete(a)
+  t.deepEqual(merged.stats(), { sources: 1, messagesReceived: 3, bytesReceived: 120 })
+  b.buffer.keepAlive(true)
+  t.is(visits(merged), 'b1')
+  await merged.close()
+  t.deepEqual(merged.stats(), { sources: 0, messagesReceived: 4, bytesReceived: 220 })
+})
+
+test.serial('one whose ring fails costs the others nothing', async (t) => {
+  const [a, b] = named('a', 'b') as [Source, Source]
+  const merged = mergeOf(a, b)
+  const ended = once(merged as never, 'end')
+  a.reason = 'corrupt'
+  a.ring.failing = 'RING_CORRUPT'
+  b.say()
+  t.is(await order(merged, 1), 'b1')
+  t.deepEqual(await ended, [a, 'corrupt'])
+  t.deepEqual(a.opened.told, ['RING_CORRUPT'])
+})
+
+test.serial(
+  'a closed merge hands its sources back, tells those who wait the end, and refuses what comes',
+  async (t) => {
+    const [a, b] = named('a', 'b') as [Source, Source]
+    const merged = mergeOf(a, b)
+    const loop = (merged as unknown as AsyncIterable<unknown>)[Symbol.asyncIterator]()
+    const waits = [merged.receive(), merged.readable(), loop.next()]
+    t.true(await isPending(Promise.race(waits)))
+    await merged.close()
+    t.is(await waits[0], null)
+    t.false(await waits[1])
+    t.deepEqual(await waits[2], { done: true, value: undefined })
+    await t.throwsAsync(merged.receive(), closed)
+    await t.throwsAsync(merged.readable(), closed)
+    t.throws(() => merged.drain(() => {}), closed)
+    t.throws(() => merged.add(a), closed)
+    t.deepEqual(await loop.next(), { done: true, value: undefined })
+    a.say()
+    t.is(a.buffer.tryReceive()!.length, 1000)
+    await merged.close()
+    const other = mergeOf(a)
+    await merged.close()
+    t.is(other.size, 1)
+    t.throws(() => a.buffer.tryReceive(), invalid, 'it is another’s now')
+  },
+)
+
+test.serial('what is no source is refused, and those beside it are not taken', (t) => {
+  const [a, b] = named('a', 'b') as [Source, Source]
+  for (const wrong of [5, null, 'ab', {}, undefined]) {
+    const error = t.throws(() => merge([a, wrong] as never), invalid)
+    t.regex(error!.message, /a merge reads channels and subscriptions, not /)
+    t.true(a.buffer.tryReceive() === null, 'it is free')
+  }
+  for (const wrong of [5, 'ab', {}, null])
+    t.throws(() => merge(wrong as never), { ...invalid, message: /an array or another iterable/ })
+  t.is(merge().size, 0)
+  const merged = mergeOf(a)
+  t.is(merged.add(a), merged)
+  t.is(merged.size, 1)
+  t.throws(() => mergeOf(b, a), invalid)
+  t.true(b.buffer.tryReceive() === null)
+})
+
+test.serial(
+  'a merge that is held goes on without sources, until it is let end, and tells why to one call',
+  async (t) => {
+    for (const failure of [null, new Error('as a test says')])
+      for (const waits of [true, false]) {
+        const held = makeHeld() as unknown as Merged
+        const [a] = named('a') as [Source]
+        held.add(a.say().end())
+        t.is(await order(held, 1), 'a1')
+        const waiting = [held.receive(), held.receive()]
+        t.true(await isPending(Promise.race(waiting)))
+        if (!waits) {
+          held.add(new Source('b').say(2))
+          t.is((await waiting[0])![0].name, 'b')
+          t.is((await waiting[1])![0].name, 'b')
+        }
+        letEnd(held as never, failure)
+        if (!waits) {
+          // A source goes on, and then it is over.
+          const last = held.receive()
+          t.true(await isPending(last))
+          continue
+        }
+        if (failure === null) t.is(await waiting[0], null)
+        else t.is(await t.throwsAsync(waiting[0]), failure)
+        t.is(await waiting[1], null)
+        t.is(await held.receive(), null)
+      }
+    for (const way of ['receive', 'readable', 'loop'] as const) {
+      const failure = new Error('as a test says')
+      const held = makeHeld() as unknown as Merged
+      letEnd(held as never, failure)
+      const loop = (held as unknown as AsyncIterable<unknown>)[Symbol.asyncIterator]()
+      const first = way === 'loop' ? loop.next() : held[way]()
+      t.is(await t.throwsAsync(first), failure, way)
+      t.is(await held.receive(), null)
+      t.false(await held.readable())
+      t.true((await loop.next()).done)
+    }
+  },
+)
+
+test.serial('merges are made by merge alone', (t) => {
+  const made = mergeOf() as unknown as object
+  t.throws(() => Reflect.construct(made.constructor, [Symbol('ringfence'), false]), invalid)
+})

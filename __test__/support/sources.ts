@@ -1,0 +1,108 @@
+// Sources of a merge that a test fills by hand, and what a merge reads of them.
+
+import type { GoneReason, Merge } from 'ringfence'
+
+import { pattern } from './bytes.js'
+import { fairness, rested } from './clock.js'
+import { bufferOver, HeldRing } from './ring.js'
+
+/** What a merge reads, with nothing but a ring. */
+export class Source {
+  readonly ring = new HeldRing()
+  readonly opened = bufferOver(this.ring)
+  readonly buffer = this.opened.buffer
+  reason: GoneReason = 'closed'
+  #next = 0
+
+  constructor(readonly name: string) {}
+
+  /** Messages of so many bytes, and the bell where the peer is to ring. */
+  say(count = 1, length = 1000): this {
+    for (let index = 0; index < count; index += 1) this.ring.come(pattern((this.#next += 1), length))
+    return this.#ring()
+  }
+
+  end(reason: GoneReason = 'closed'): this {
+    this.reason = reason
+    this.ring.ended = true
+    return this.#ring()
+  }
+
+  #ring(): this {
+    if (this.buffer.isArmed) this.buffer.awake()
+    return this
+  }
+
+  get received(): { messages: number; bytes: number } {
+    const { messages, bytes } = this.buffer.notHandedOut
+    return { messages: this.ring.fetched.messages - messages, bytes: this.ring.fetched.bytes - bytes }
+  }
+}
+
+interface Insides {
+  registerSource(kind: (value: object) => object | undefined): void
+  merge(sources?: Iterable<unknown>): Merge
+  makeHeld(): Merge
+  letEnd(held: Merge, failure: Error | null): void
+  native: { barrier(): object | null }
+}
+
+const inside = (file: string) => import(new URL(`../../../dist/esm/${file}`, import.meta.url).href) as Promise<Insides>
+
+/** What the package does not export. */
+export const [{ registerSource }, { merge, makeHeld, letEnd }, { native }] = await Promise.all([
+  inside('sources.js'),
+  inside('merge.js'),
+  inside('native.js'),
+])
+
+registerSource((value) =>
+  value instanceof Source
+    ? { buffer: value.buffer, reason: () => value.reason, received: () => value.received }
+    : undefined,
+)
+
+export interface Merged extends Omit<Merge, 'add' | 'delete' | 'has' | 'receive' | 'drain' | 'on' | 'once'> {
+  add(source: Source): Merged
+  delete(source: Source): boolean
+  has(source: Source): boolean
+  receive(options?: { signal?: AbortSignal }): Promise<[Source, Buffer] | null>
+  drain(visit: (source: Source, bytes: Uint8Array, offset: number, length: number) => void, max?: number): number
+  on(name: 'end', listener: (source: Source, reason: GoneReason) => void): this
+}
+
+export const mergeOf = (...sources: Source[]) => merge(sources) as unknown as Merged
+export const named = (...names: string[]) => names.map((name) => new Source(name))
+
+/** The clock stands, and is looked at once in 256 messages. */
+export async function calm(): Promise<void> {
+  await rested()
+  for (let looks = 0; looks < 10; looks += 1) fairness.look()
+}
+
+/** Whose the next messages are: `a3 b2` for three of one and two of another. */
+export async function order(merged: Merged, count: number): Promise<string> {
+  const names: string[] = []
+  for (let index = 0; index < count; index += 1) names.push((await merged.receive())![0].name)
+  return inShort(names)
+}
+
+export function inShort(names: string[]): string {
+  const runs: [string, number][] = []
+  for (const name of names) {
+    const last = runs.at(-1)
+    if (last?.[0] === name) last[1] += 1
+    else runs.push([name, 1])
+  }
+  return runs.map(([name, count]) => `${name}${count}`).join(' ')
+}
+
+export function visits(merged: Merged, max?: number, each: (source: Source) => void = () => {}): string {
+  const names: string[] = []
+  const count = merged.drain((source) => {
+    names.push(source.name)
+    each(source)
+  }, max)
+  if (count !== names.length) throw new Error(`${count} are not ${names.length}`)
+  return inShort(names)
+}
