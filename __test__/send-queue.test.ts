@@ -1,0 +1,453 @@
+// The queue of what is sent: what it asks of the binding, and when it keeps its promises.
+
+import test from 'ava'
+
+import { pattern } from './support/bytes.js'
+import { fillBut, MANY, open, recordOf, turns, type Fill, type Opened, type Ring } from './support/paper-ring.js'
+import { isPending } from './support/until.js'
+
+const times = (count: number, what: string) => Array.from({ length: count }, () => what)
+
+const small = (count: number, size = 100) => Array.from({ length: count }, (_, number) => pattern(number, size))
+
+test('what a turn of the program sends goes into the ring by one call, and shares a promise where it surely finds room', async (t) => {
+  const { ring, queue } = open(1 << 20)
+  const first = queue.send(pattern(0, 10))
+  t.is(queue.send('a text'), first)
+  t.is(queue.send(pattern(2, 8192)), first)
+  t.is(queue.send(pattern(3, 2000).toString('latin1').slice(0, 2000)), first)
+  t.deepEqual(ring.told(), ['packedRoom 8192'])
+  await first
+  t.deepEqual(ring.told(), ['flush'])
+  t.is(ring.got.length, 4)
+  // What is longer is copied once, straight into the ring; what is to go at once too.
+  await queue.send(pattern(0, 8193))
+  await queue.send('x'.repeat(8193))
+  t.deepEqual(ring.told(), ['send', 'send'])
+  const eager = open(1 << 20, { eager: true })
+  await Promise.all([eager.queue.send(pattern(0, 10)), eager.queue.send('a text')])
+  t.deepEqual(eager.ring.told(), ['send', 'send'])
+})
+
+test('one call carries at most 128 KiB', async (t) => {
+  const { ring, queue } = open(1 << 20)
+  const sent = small(40, 8192).map((message) => queue.send(message))
+  await Promise.all(sent)
+  t.deepEqual(
+    ring.told().filter((what) => what === 'flush'),
+    times(3, 'flush'),
+  )
+  t.is(ring.got.length, 40)
+})
+
+test('a message that is staged leaves room for seven more, and none is staged that does not go at once', async (t) => {
+  for (const [capacity, maxAtOnce, staged] of [
+    [4096, 2048, 512],
+    [65_536, 32_768, 8192],
+    [1 << 20, 1 << 19, 8192],
+    [65_536, 300, 300],
+  ] as const) {
+    const { ring, queue } = open(capacity, { maxAtOnce })
+    await queue.send(pattern(0, staged))
+    t.deepEqual(ring.told(), [`packedRoom ${staged}`, 'flush'])
+    await queue.send(pattern(0, staged + 1))
+    t.deepEqual(ring.told(), ['send'])
+  }
+})
+
+test('how much room there is, is asked again where less than an eighth of it is left, or than one call carries', async (t) => {
+  for (const [capacity, enough, size] of [
+    [65_536, 8192, 800],
+    [1 << 20, 131_072, 8000],
+    [1 << 24, 131_072, 8000],
+  ] as const) {
+    const { ring, queue } = open(capacity)
+    await queue.send(pattern(0, size))
+    ring.told()
+    while (ring.room >= enough) {
+      await queue.send(pattern(0, size))
+      t.deepEqual(ring.told(), ['flush'])
+    }
+    await queue.send(pattern(0, size))
+    t.deepEqual(ring.told(), [`packedRoom ${Math.min(8192, capacity / 8)}`, 'flush'])
+  }
+})
+
+test('where the ring is full, it is looked at for some turns; then the peer is to ring, and nothing more is asked', async (t) => {
+  for (const [size, wanted, maxAtOnce, call] of [
+    [100, 256, 2048, 'flush'],
+    [1000, 1000, 2048, 'send'],
+    [20, 100, 100, 'flush'],
+  ] as const) {
+    const { ring, queue } = open(4096, { maxAtOnce })
+    fillBut(ring, queue, 16)
+    const message = pattern(1, size)
+    const sent = queue.send(message)
+    message.fill(0xff)
+    await turns(MANY)
+    const asked = ring.told()
+    t.deepEqual(asked.slice(-9), [...times(7, `hasRoom ${wanted}`), call, `arm ${size}`])
+    t.is(ring.armedFor, size)
+    // Others that come behind it wait in line, and ask nothing.
+    const behind = [queue.send('behind'), queue.send(pattern(2, 50)), queue.send('it')]
+    await turns(MANY)
+    t.deepEqual(ring.told(), [])
+    t.is(queue.bufferedAmount, size + 58)
+    for (const promise of [sent, ...behind]) t.true(await isPending(promise))
+    ring.read(queue)
+    await Promise.all([sent, ...behind])
+    t.deepEqual(ring.got.map(String), [pattern(1, size), 'behind', pattern(2, 50), 'it'].map(String))
+    t.true(queue.isEmpty)
+  }
+})
+
+test('room that comes while the ring is looked at is used at once where it is worth a call, and the turns count anew', async (t) => {
+  const { ring, queue } = open(4096)
+  fillBut(ring, queue, 16)
+  const sent = small(3).map((message) => queue.send(message))
+  await turns(3)
+  ring.told()
+  // Enough for one of them, but not worth a call.
+  ring.room += 112
+  await turns(2)
+  t.deepEqual(ring.told(), times(2, 'hasRoom 256'))
+  ring.room += 144
+  await turns(1)
+  t.deepEqual(ring.told(), ['hasRoom 256', 'flush'])
+  t.is(ring.got.length, 2)
+  await sent[1]
+  t.true(await isPending(sent[2]!))
+  await turns(MANY)
+  t.deepEqual(ring.told(), [...times(7, 'hasRoom 256'), 'flush', 'arm 100'])
+  ring.read(queue, 1000)
+  await sent[2]
+  t.deepEqual(ring.got, small(3))
+})
+
+test('room that comes just before the peer is to ring is found', async (t) => {
+  for (const size of [100, 1000]) {
+    const { ring, queue } = open(4096)
+    fillBut(ring, queue, 16)
+    const sent = queue.send(pattern(0, size))
+    const { armWriter } = ring
+    ring.armWriter = function (this: Ring, wanted: number) {
+      this.room = 4096
+      return armWriter.call(this, wanted)
+    }
+    await turns(MANY)
+    await sent
+    t.is(ring.got.length, 1)
+    t.is(ring.armedFor, null)
+  }
+})
+
+test('what waits is counted, and for how long: each send that waited once, whether it got through or not', async (t) => {
+  const { ring, queue } = open(4096)
+  const stand = (milliseconds: number) => {
+    const from = performance.now()
+    while (performance.now() - from < milliseconds);
+    return (performance.now() - from) * 1000
+  }
+  let [least, most, waits] = [0, 0, 0]
+  for (let round = 0; round < 3; round += 1) {
+    // Two find room, and do not wait; the third, and what comes behind it, do.
+    fillBut(ring, queue, 240)
+    const from = performance.now()
+    const sent = [...small(3), pattern(3, 3000), pattern(4, 100), pattern(5, 10)].map((message) => queue.send(message))
+    waits += 4
+    t.is(queue.waits, waits)
+    await sent[1]
+    t.is(queue.waits, waits)
+    least += stand(5)
+    const soFar = queue.waitedMicros
+    t.true(
+      soFar >= Math.floor(least) && soFar <= Math.ceil(most + (performance.now() - from) * 1000),
+      'while they wait',
+    )
+    ring.read(queue)
+    await turns(MANY)
+    t.is(queue.waits, waits)
+    ring.read(queue)
+    await Promise.all(sent)
+    most += (performance.now() - from) * 1000
+    const { waitedMicros } = queue
+    t.true(waitedMicros >= Math.floor(least) && waitedMicros <= Math.ceil(most), 'afterwards')
+    t.is(Math.round(waitedMicros), waitedMicros)
+    stand(2)
+    t.is(queue.waitedMicros, waitedMicros, 'nothing waits')
+    t.is(queue.waits, waits)
+    ring.read(queue)
+    await queue.send('at once')
+    t.is(queue.waits, waits)
+  }
+  // One that is given up has waited as well.
+  fillBut(ring, queue, 8)
+  const never = [queue.send('never'), queue.send(pattern(0, 3000))]
+  t.is(queue.waits, waits + 2)
+  queue.shut(() => new Error('enough'), true)
+  for (const promise of never) await t.throwsAsync(promise, { message: 'enough' })
+  t.is(queue.waits, waits + 2)
+  t.is(queue.bufferedAmount, 0)
+  const { waitedMicros } = queue
+  stand(2)
+  t.is(queue.waitedMicros, waitedMicros)
+})
+
+test('a send that may have to wait has a promise of its own, and is no wait where it need not', async (t) => {
+  const { ring, queue } = open(65_536)
+  ring.unsure = 65_536 - 2 * recordOf(100)
+  const sent = small(4).map((message) => queue.send(message))
+  t.is(new Set(sent).size, 3)
+  t.is(sent[0], sent[1])
+  t.is(queue.waits, 0)
+  t.is(queue.waitedMicros, 0)
+  await Promise.all(sent)
+  t.is(queue.waits, 0)
+  t.deepEqual(ring.got, small(4))
+  // A text is as long as it turns out, and room for all that it may be must be sure.
+  const first = queue.send('')
+  t.not(queue.send('x'.repeat(300)), first)
+  await turns(2)
+  t.is(ring.got.length, 6)
+})
+
+test('what is written in place lies among what is staged where it surely finds room, else in a reservation', async (t) => {
+  const { ring, queue } = open(65_536)
+  const put =
+    (message: Uint8Array): Fill =>
+    (bytes, offset, length) => {
+      t.true(length >= message.length)
+      bytes.set(message, offset)
+      return message.length
+    }
+  t.true(queue.fill(200, put(pattern(0, 150))))
+  void queue.send(pattern(1, 10))
+  t.true(queue.fill(8192, put(pattern(2, 8192))))
+  t.deepEqual(ring.told(), ['packedRoom 8192'])
+  t.is(queue.bufferedAmount, 150 + 10 + 8192)
+  await Promise.resolve()
+  t.deepEqual(ring.told(), ['flush'])
+  void queue.send(pattern(3, 10))
+  t.true(queue.fill(8193, put(pattern(4, 20))))
+  t.deepEqual(ring.told(), ['flush', 'reserve 8193', 'commit 20'])
+  const thrown = new Error('of the caller')
+  const fails: Fill = () => {
+    throw thrown
+  }
+  for (const size of [100, 5000, 9000])
+    t.is(
+      t.throws(() => queue.fill(size, fails)),
+      thrown,
+    )
+  t.deepEqual(ring.told(), ['packedRoom 8192', 'reserve 9000', 'cancel'])
+  t.throws(() => queue.fill(9000, () => 9001), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+  t.deepEqual(ring.told(), ['reserve 9000', 'cancel'])
+  const eager = open(65_536, { eager: true })
+  t.true(eager.queue.fill(100, put(pattern(0, 5))))
+  t.deepEqual(eager.ring.told(), ['reserve 100', 'commit 5'])
+  // Nothing of it goes before what waits.
+  fillBut(ring, queue, 16)
+  t.false(queue.fill(100, fails))
+  t.deepEqual(ring.told(), ['packedRoom 8192', 'reserve 100'])
+  const waits = queue.send(pattern(5, 100))
+  for (const size of [0, 8193]) t.false(queue.fill(size, fails))
+  t.is(queue.reserve(0), null)
+  t.false(queue.trySend(''))
+  t.false(ring.told().some((what) => /^(reserve|trySend)/.test(what)))
+  ring.read(queue)
+  await turns(MANY)
+  await waits
+  t.true(queue.fill(100, put(pattern(6, 100))))
+  await Promise.resolve()
+  t.deepEqual(ring.got, [pattern(5, 100), pattern(6, 100)])
+})
+
+test('those that ask for room are told in their order, each once there is as much', async (t) => {
+  const { ring, queue } = open(4096)
+  await queue.writable(2048)
+  t.deepEqual(ring.told(), ['hasRoom 2048'])
+  fillBut(ring, queue, 16)
+  const told: number[] = []
+  const asking = [100, 1000, 10].map((size) => queue.writable(size).then(() => told.push(size)))
+  await turns(MANY)
+  t.deepEqual(ring.told().slice(-2), ['hasRoom 100', 'arm 100'])
+  const behind = queue.writable(20)
+  await turns(MANY)
+  ring.told()
+  ring.read(queue, 200)
+  await turns(MANY)
+  t.deepEqual(told, [100])
+  t.deepEqual(ring.told().at(-1), 'arm 1000')
+  await turns(MANY)
+  t.deepEqual(ring.told(), [], 'the peer is to ring')
+  ring.read(queue)
+  await Promise.all([...asking, behind])
+  t.deepEqual(told, [100, 1000, 10])
+  // What was sent before comes first.
+  fillBut(ring, queue, 16)
+  const sent = queue.send(pattern(0, 100))
+  const room = queue.writable(10)
+  t.true(await isPending(room))
+  ring.read(queue)
+  await turns(MANY)
+  await Promise.all([sent, room])
+  t.is(ring.got.length, 1)
+})
+
+test('where the binding fails, the caller is told why, and whoever it serves; then nothing more is asked', async (t) => {
+  const deeds: [call: string, deed: (of: Opened) => unknown, isFull?: boolean][] = [
+    ['packedRoom', ({ queue }) => queue.send('x')],
+    ['packedRoom', ({ queue }) => queue.fill(1, () => 1)],
+    ['flush', ({ queue }) => queue.send('x')],
+    ['flush', ({ queue }) => Promise.all([queue.send('x'), queue.send(pattern(0, 1000))])],
+    ['send', ({ queue }) => queue.send(pattern(0, 1000))],
+    ['trySend', ({ queue }) => queue.trySend('x')],
+    ['reserve', ({ queue }) => queue.reserve(1)],
+    ['reserve', ({ queue }) => queue.fill(1000, () => 1)],
+    ['commit', ({ queue }) => queue.reserve(1)!.commit()],
+    ['commit', ({ queue }) => queue.fill(1000, () => 1)],
+    ['hasRoom', ({ queue }) => queue.writable(1)],
+    ['arm', ({ queue }) => queue.writable(1000), true],
+    ['arm', ({ queue }) => queue.send(pattern(0, 100)), true],
+    ['arm', ({ queue }) => queue.send(pattern(0, 1000)), true],
+  ]
+  for (const [call, deed, isFull = false] of deeds) {
+    const opened = open(4096, { ends: true })
+    const { ring, queue, failures } = opened
+    if (isFull) fillBut(ring, queue, 8)
+    const asked = queue.writable(2000)
+    const empty = queue.send('before').then(() => queue.empty())
+    if (!isFull) {
+      await empty
+      // The room is asked for anew behind it.
+      queue.trySend('')
+    }
+    ring.fails = call
+    const title = `${call} of ${String(deed)}`
+    const error = await t.throwsAsync(async () => deed(opened), { code: 'ERR_RINGFENCE_RING_CORRUPT' }, title)
+    t.deepEqual(failures, [error!], title)
+    if (isFull) {
+      await t.throwsAsync(asked, { is: error })
+      await t.throwsAsync(empty, { is: error })
+    }
+    ring.told()
+    await t.throwsAsync(queue.send('later'), { is: error })
+    t.is(queue.bufferedAmount, 0)
+    queue.awake()
+    await turns(MANY)
+    t.deepEqual(ring.told(), [], title)
+  }
+  const { ring, queue, failures } = open(4096, { ends: true })
+  fillBut(ring, queue, 8)
+  const waits = queue.send(pattern(0, 1000))
+  ring.fails = 'send'
+  const error = await t.throwsAsync(waits)
+  t.deepEqual(failures, [error!])
+})
+
+/** How much memory is asked for meanwhile, for copies of what waits. */
+async function allocations(deed: () => Promise<void>): Promise<number[]> {
+  const real = Buffer.allocUnsafeSlow
+  const sizes: number[] = []
+  Buffer.allocUnsafeSlow = (size) => {
+    sizes.push(size)
+    return real(size)
+  }
+  try {
+    await deed()
+    return sizes
+  } finally {
+    Buffer.allocUnsafeSlow = real
+  }
+}
+
+test.serial('a copy is made of what waits alone, and carries 128 KiB at most', async (t) => {
+  const { ring, queue } = open(65_536)
+  const sendAll = (messages: Uint8Array[]) => async () => {
+    for (const message of messages) void queue.send(message)
+  }
+  ring.room = 1 << 20
+  t.deepEqual(await allocations(sendAll(small(40, 8184))), [])
+  await turns(2)
+  fillBut(ring, queue, 8)
+  const messages = Array.from({ length: 40 }, (_, number) => pattern(number, 8184))
+  t.deepEqual(await allocations(sendAll(messages)), [131_072, 131_072])
+  while (!queue.isEmpty) {
+    ring.read(queue)
+    await turns(1)
+  }
+  t.true(messages.every((message, number) => message.equals(ring.got[number]!)))
+})
+
+test.serial('the memory of a copy that has waited is used again, where it is not much too long', async (t) => {
+  const { ring, queue } = open(1 << 20)
+  const through = (size: number) => async () => {
+    ring.read(queue)
+    fillBut(ring, queue, 16)
+    const message = pattern(1, size)
+    const sent = queue.send(message)
+    message.fill(0xff)
+    while (!queue.isEmpty) {
+      await turns(1)
+      ring.read(queue)
+    }
+    await sent
+    t.true(pattern(1, size).equals(ring.got.at(-1)!))
+  }
+  for (const [size, taken] of [
+    [20_000, [20_000]],
+    [20_000, []],
+    [10_000, []],
+    [20_001, [20_001]],
+    [12_000, []],
+    [180_000, [180_000]],
+    [90_000, []],
+    // More than half would lie idle.
+    [89_999, [89_999]],
+    [16 << 20, [16 << 20]],
+    [16 << 20, []],
+    [(16 << 20) + 1, [(16 << 20) + 1]],
+    // Too long to be kept.
+    [(16 << 20) + 1, [(16 << 20) + 1]],
+  ] as const)
+    t.deepEqual(await allocations(through(size)), [...taken], `${size} bytes`)
+  // A message that goes in parts has its copy at hand, in case it must wait.
+  ring.read(queue)
+  t.deepEqual(await allocations(() => queue.send(pattern(0, 600_000))), [600_000])
+  ring.read(queue)
+  t.deepEqual(await allocations(() => queue.send(pattern(0, 600_000))), [])
+})
+
+test('an end lets those go who wait for all to be through', async (t) => {
+  const refusal = () => new Error('refused')
+  const idle = open(4096)
+  await idle.queue.empty()
+  t.is(idle.queue.linger(1000, refusal, Promise.resolve()), null)
+  await t.throwsAsync(idle.queue.send('late'), { message: 'refused' })
+  for (const how of ['room', 'an end', 'over'] as const) {
+    const { ring, queue } = open(4096)
+    fillBut(ring, queue, 16)
+    const sent = queue.send(pattern(0, 1000))
+    const empty = queue.empty()
+    let end = () => {}
+    const over = new Promise<void>((resolve) => (end = resolve))
+    t.is(queue.linger(0, refusal, over), null)
+    const lingers = queue.linger(2 ** 40, refusal, over)!
+    t.throws(() => queue.trySend('late'), { message: 'refused' })
+    t.true(await isPending(lingers))
+    t.true(await isPending(empty))
+    if (how === 'over') end()
+    else if (how === 'an end') queue.shut(() => new Error('over'), true)
+    else {
+      await turns(MANY)
+      ring.read(queue)
+    }
+    await lingers
+    if (how === 'over') t.true(await isPending(empty))
+    else await empty
+    if (how === 'room') await sent
+    else if (how === 'an end') await t.throwsAsync(sent, { message: 'over' })
+    else t.true(await isPending(sent))
+  }
+  t.deepEqual(idle.ring.got, [])
+})

@@ -1,0 +1,197 @@
+// The queue of what is sent, over a ring that a test has made of paper: what is asked of the binding, and what the peer would get.
+
+import type { Reservation, RingfenceError } from 'ringfence'
+
+export type Fill = (bytes: Uint8Array, offset: number, length: number) => number
+
+export interface Queue {
+  readonly isEmpty: boolean
+  readonly bufferedAmount: number
+  readonly waits: number
+  readonly waitedMicros: number
+  send(message: Uint8Array | string): Promise<void>
+  trySend(message: Uint8Array | string): boolean
+  fill(size: number, write: Fill): boolean
+  reserve(size: number): Reservation | null
+  writable(size: number): Promise<void>
+  empty(): Promise<void>
+  linger(milliseconds: number, refusal: () => Error, over: Promise<unknown>): Promise<void> | null
+  awake(): void
+  pump(): void
+  shut(why: () => Error, over: boolean): void
+}
+
+/** What the package does not export. */
+async function insides<Inside>(file: string): Promise<Inside> {
+  return (await import(new URL(`../../../dist/esm/${file}`, import.meta.url).href)) as Inside
+}
+
+const { SendQueue } = await insides<{
+  SendQueue: new (ring: Ring, eager: boolean, failed: (error: RingfenceError) => void) => Queue
+}>('send-queue.js')
+const { FAILED, FLAGS, HEADER, WHOLE } =
+  await insides<Record<'FAILED' | 'FLAGS' | 'HEADER' | 'WHOLE', number>>('native.js')
+
+/** Bytes of a message in the ring. */
+export const recordOf = (length: number) => HEADER + Math.ceil(length / 8) * 8
+
+/** What the binding does for one who sends, and all that it was asked. */
+export class Ring {
+  readonly maxMessageSize = 1 << 30
+  readonly got: Buffer[] = []
+  readonly asked: string[] = []
+  room: number
+  /** What is there of a message that goes in parts. */
+  parts: Buffer[] = []
+  /** The size of the message that waits for a bell. */
+  armedFor: number | null = null
+  /** The next call of that name fails. */
+  fails: string | null = null
+  /** Bytes of the room that are not promised. */
+  unsure = 0
+  #reserved: ArrayBuffer | null = null
+
+  constructor(
+    readonly capacity: number,
+    readonly maxAtOnce = capacity / 2,
+  ) {
+    this.room = capacity
+  }
+
+  get bytes(): number {
+    return [...this.got, ...this.parts].reduce((sum, { length }) => sum + length, 0)
+  }
+
+  /** What was asked since the last time. */
+  told(): string[] {
+    return this.asked.splice(0)
+  }
+
+  #ask(what: string): boolean {
+    this.asked.push(what)
+    const fails = this.fails !== null && what.startsWith(this.fails)
+    if (fails) this.fails = null
+    return fails
+  }
+
+  #put(message: Uint8Array): boolean {
+    if (recordOf(message.length) > this.room) return false
+    this.room -= recordOf(message.length)
+    this.got.push(Buffer.from(message))
+    return true
+  }
+
+  flush(arena: Uint8Array, from: number, to: number): number {
+    if (this.#ask('flush')) return FAILED
+    const view = new DataView(arena.buffer, arena.byteOffset)
+    let at = from
+    while (at < to) {
+      const length = view.getUint32(at, true)
+      if (view.getUint32(at + 4, true) !== FLAGS) throw new Error('no record begins here')
+      if (!this.#put(arena.subarray(at + HEADER, at + HEADER + length))) break
+      at += recordOf(length)
+    }
+    return at - from
+  }
+
+  send(message: Uint8Array, written: number): number {
+    if (this.#ask('send') || message.length > this.maxMessageSize) return FAILED
+    if (message.length <= this.maxAtOnce) return this.#put(message) ? WHOLE : 0
+    let done = written
+    while (done < message.length) {
+      const most = Math.floor((this.room - HEADER) / 8) * 8
+      const part = Math.min(message.length - done, this.maxAtOnce, most)
+      if (part <= 0) return done
+      this.room -= recordOf(part)
+      this.parts.push(Buffer.from(message.subarray(done, done + part)))
+      done += part
+    }
+    this.got.push(Buffer.concat(this.parts))
+    this.parts = []
+    return WHOLE
+  }
+
+  trySend(message: Uint8Array): number {
+    return this.#ask('trySend') ? FAILED : Number(this.#put(message))
+  }
+
+  hasRoom(size: number): number {
+    return this.#ask(`hasRoom ${size}`) ? FAILED : Number(this.#fits(size))
+  }
+
+  #fits(size: number): boolean {
+    return Math.min(recordOf(size), this.capacity / 2) <= this.room
+  }
+
+  packedRoom(longest: number): number {
+    return this.#ask(`packedRoom ${longest}`) ? FAILED : Math.max(0, this.room - this.unsure)
+  }
+
+  armWriter(size: number): number {
+    if (this.#ask(`arm ${size}`)) return FAILED
+    if (this.#fits(size)) return 0
+    this.armedFor = size
+    return 1
+  }
+
+  reserve(size: number): number | ArrayBuffer {
+    if (this.#ask(`reserve ${size}`) || size > this.maxAtOnce) return FAILED
+    if (recordOf(size) > this.room) return 0
+    if (size <= 4096) return 1
+    return (this.#reserved = new ArrayBuffer(size))
+  }
+
+  commit(length: number, scratch?: Uint8Array): number {
+    if (this.#ask(`commit ${length}`)) return FAILED
+    this.#put((scratch ?? new Uint8Array(this.#reserved!)).subarray(0, length))
+    return 0
+  }
+
+  cancel(): void {
+    this.#ask('cancel')
+  }
+
+  failure(): { code: string; message: string } {
+    return { code: 'RING_CORRUPT', message: 'as this test has it' }
+  }
+
+  /** The peer has read so many bytes, or all. It rings where that makes the room that is waited for. */
+  read(queue: Queue, bytes = this.capacity): void {
+    this.room = Math.min(this.capacity, this.room + bytes)
+    if (this.armedFor === null || !this.#fits(this.armedFor)) return
+    this.armedFor = null
+    queue.awake()
+  }
+}
+
+export interface Opened {
+  ring: Ring
+  queue: Queue
+  failures: RingfenceError[]
+}
+
+/** `ends`: the first failure is the end, as of a channel. */
+export function open(capacity: number, { maxAtOnce = capacity / 2, eager = false, ends = false } = {}): Opened {
+  const ring = new Ring(capacity, maxAtOnce)
+  const failures: RingfenceError[] = []
+  const queue: Queue = new SendQueue(ring, eager, (error) => {
+    failures.push(error)
+    if (ends) queue.shut(() => error, true)
+  })
+  return { ring, queue, failures }
+}
+
+export async function turns(count: number): Promise<void> {
+  for (let turn = 0; turn < count; turn += 1) await new Promise((resolve) => setImmediate(resolve))
+}
+
+/** More turns than a queue looks again by itself. */
+export const MANY = 30
+
+/** Fills a ring but for so many bytes. */
+export function fillBut(ring: Ring, queue: Queue, rest: number): void {
+  while (ring.room - recordOf(0) >= rest) queue.trySend('')
+  if (ring.room !== rest) throw new Error(`${ring.room} bytes are left`)
+  ring.got.length = 0
+  ring.told()
+}
