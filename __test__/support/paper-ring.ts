@@ -190,7 +190,7 @@ export const MANY = 30
 
 /** Fills a ring but for so many bytes. */
 export function fillBut(ring: Ring, queue: Queue, rest: number): void {
-  while (ring.room - recordOf(0) >= rest) queue.trySend('')
+  while (ring.room > rest) queue.trySend(new Uint8Array(Math.min(ring.maxAtOnce, ring.room - rest - HEADER)))
   if (ring.room !== rest) throw new Error(`${ring.room} bytes are left`)
   ring.got.length = 0
   ring.told()

@@ -1,0 +1,333 @@
+// Whose turn it is: the event loop's among promises, and a source's among those of a merge.
+
+import test from 'ava'
+
+import { random } from './support/bytes.js'
+
+const inside = (file: string) => import(new URL(`../../dist/esm/${file}`, import.meta.url).href)
+
+interface Fairness {
+  spend(isWeak?: boolean): void
+  look(isWeak?: boolean): number
+  isLong(from: number, now: number): boolean
+  readonly stride: number
+  readonly looks: number
+  readonly due: Promise<void> | null
+  readonly dueWeakly: Promise<void> | null
+}
+
+/** What is called once the event loop has turned, and whether it keeps the process alive. */
+interface Immediate {
+  call(): void
+  isStrong: boolean
+}
+
+/** A clock and an event loop that go on where a test says so. */
+class World {
+  now = 0
+  readonly due: Immediate[] = []
+
+  run<Result>(deed: () => Result): Result {
+    const real = { setImmediate, now: performance.now }
+    performance.now = () => this.now
+    globalThis.setImmediate = ((call: () => void) => {
+      const immediate: Immediate = { call, isStrong: true }
+      this.due.push(immediate)
+      const handle = {
+        ref: () => ((immediate.isStrong = true), handle),
+        unref: () => ((immediate.isStrong = false), handle),
+      }
+      return handle
+    }) as unknown as typeof setImmediate
+    try {
+      return deed()
+    } finally {
+      globalThis.setImmediate = real.setImmediate
+      performance.now = real.now
+    }
+  }
+
+  /** The event loop turns. */
+  turn(): void {
+    this.run(() => {
+      for (const { call } of this.due.splice(0)) call()
+    })
+  }
+}
+
+interface Source {
+  name: number
+}
+
+interface Order {
+  readonly next: Source | null
+  readonly fresh: Source[]
+  readonly resting: Source[]
+  spend(bytes: number): boolean
+  end(): void
+  isReady(source: Source): boolean
+  wake(source: Source): void
+  foundEmpty(source: Source, isArmed: boolean): void
+  rest(source: Source, isArmed: boolean): void
+  remove(source: Source): void
+  wakeAll(): void
+  lookAround(count: number, hasSomething: (source: Source) => boolean): void
+}
+
+const { Place, Turns, TURN } = (await inside('turns.js')) as {
+  Place: new () => object
+  Turns: new () => Order
+  TURN: number
+}
+const { fairness: shared } = (await inside('fairness.js')) as { fairness: Fairness }
+
+class Numbered extends Place implements Source {
+  constructor(readonly name: number) {
+    super()
+  }
+}
+
+/** One of a test's own, which began when its clock did: that of the package is the thread's. */
+function begin(): { world: World; fairness: Fairness } {
+  const world = new World()
+  const Class = shared.constructor as new () => Fairness
+  return { world, fairness: world.run(() => new Class()) }
+}
+
+test('the clock is looked at each quarter of a millisecond, about: rarely where messages are handled fast', (t) => {
+  const { world, fairness } = begin()
+  const spend = (count: number) => {
+    const before = fairness.looks
+    for (let number = 0; number < count; number += 1) world.run(() => fairness.spend())
+    return fairness.looks - before
+  }
+  t.is(spend(1), 1)
+  for (const stride of [2, 4, 8, 16, 32, 64, 128, 256, 256, 256]) {
+    t.is(fairness.stride, stride)
+    t.is(spend(stride - 1), 0)
+    t.is(spend(1), 1)
+  }
+  t.is(fairness.looks, 11)
+  world.now += 0.25
+  t.is(
+    world.run(() => fairness.look()),
+    0.25,
+  )
+  t.is(fairness.stride, 256, 'as fast as it should be')
+  world.now += 0.5
+  world.run(() => fairness.look())
+  t.is(fairness.stride, 128, 'twice as slow')
+  world.now += 0.125
+  world.run(() => fairness.look())
+  t.is(fairness.stride, 256, 'fast again')
+  world.now += 100
+  world.run(() => fairness.look())
+  t.is(fairness.stride, 1, 'one takes longer than that')
+  t.is(spend(1), 1)
+})
+
+test('after 2 ms without a turn of the event loop a promise is kept back until there was one', async (t) => {
+  const { world, fairness } = begin()
+  for (let round = 0; round < 3; round += 1) {
+    const from = world.now
+    world.now = from + 1.75
+    world.run(() => fairness.spend())
+    t.is(fairness.due, null)
+    world.now = from + 2
+    world.run(() => fairness.look())
+    const { due } = fairness
+    t.true(due instanceof Promise)
+    world.now = from + 5
+    world.run(() => fairness.look())
+    t.is(fairness.due, due)
+    t.is(fairness.dueWeakly, due)
+    t.deepEqual(
+      world.due.map(({ isStrong }) => isStrong),
+      [true],
+      'one turn is waited for',
+    )
+    world.now = from + 6
+    world.turn()
+    await due
+    t.is(fairness.due, null)
+    t.is(fairness.dueWeakly, null)
+    // The time of the turn itself is not counted as a message's.
+    const { stride } = fairness
+    world.now += 0.125
+    world.run(() => fairness.look())
+    t.is(fairness.stride, Math.min(256, 2 * stride))
+    world.now = from + 6
+  }
+  t.true(fairness.isLong(1, 3))
+  t.true(fairness.isLong(1, 4))
+  t.false(fairness.isLong(1, 2.75))
+})
+
+test('a turn that only those wait for who keep no process alive keeps none alive', async (t) => {
+  for (const way of ['spend', 'look'] as const) {
+    const { world, fairness } = begin()
+    world.now = 2
+    world.run(() => fairness[way](true))
+    const promise = fairness.dueWeakly
+    t.true(promise instanceof Promise)
+    t.false(world.due[0]!.isStrong)
+    t.is(fairness.dueWeakly, promise)
+    t.false(world.due[0]!.isStrong)
+    t.is(fairness.due, promise)
+    t.true(world.due[0]!.isStrong, 'now another waits for it too')
+    t.is(fairness.due, promise)
+    world.turn()
+    await promise
+    world.now = 4
+    world.run(() => fairness[way]())
+    t.true(world.due[0]!.isStrong)
+    world.turn()
+    world.now = 6
+    world.run(() => fairness[way](true))
+    world.turn()
+    t.is(fairness.due, null)
+  }
+})
+
+const sources = (count: number) => Array.from({ length: count }, (_, number) => new Numbered(number))
+
+test('a turn is so many bytes, or as long as two looks at the clock, and goes round', (t) => {
+  const [one, two] = sources(2) as [Source, Source]
+  const turns = new Turns()
+  t.is(turns.next, null)
+  turns.end()
+  turns.wake(one)
+  turns.wake(two)
+  t.is(turns.next, one)
+  t.false(turns.spend(TURN - 1))
+  t.is(turns.next, one, 'its turn goes on')
+  t.true(turns.spend(1))
+  t.is(turns.next, two)
+  t.true(turns.spend(TURN + 1))
+  t.is(turns.next, one)
+  shared.look()
+  t.false(turns.spend(1))
+  shared.look()
+  t.true(turns.spend(1))
+  t.is(turns.next, two, 'with all of its turn')
+  t.false(turns.spend(TURN - 1))
+  shared.look()
+  t.false(turns.spend(0))
+  // Alone it has one turn after the other.
+  turns.remove(one)
+  t.true(turns.spend(1))
+  t.is(turns.next, two)
+  // One that leaves and comes again has a turn anew.
+  for (const leave of [
+    () => turns.remove(two),
+    () => turns.rest(two, true),
+    () => turns.foundEmpty(two, false),
+    () => turns.end(),
+  ]) {
+    turns.wake(two)
+    t.is(turns.next, two)
+    t.false(turns.spend(TURN - 1))
+    leave()
+    turns.wake(two)
+    t.is(turns.next, two)
+    t.false(turns.spend(1))
+    t.true(turns.spend(TURN - 1))
+  }
+})
+
+/** The same with arrays. */
+class Model {
+  fresh: Source[] = []
+  ready: Source[] = []
+  resting: Source[] = []
+  armed: Source[] = []
+
+  take(source: Source): void {
+    for (const line of ['fresh', 'ready', 'resting', 'armed'] as const)
+      this[line] = this[line].filter((each) => each !== source)
+  }
+
+  put(source: Source, line: 'fresh' | 'ready' | 'resting' | 'armed'): void {
+    this.take(source)
+    this[line].push(source)
+  }
+
+  isReady(source: Source): boolean {
+    return this.fresh.includes(source) || this.ready.includes(source)
+  }
+
+  lookAround(count: number, hasSomething: (source: Source) => boolean): void {
+    for (const line of ['resting', 'armed'] as const)
+      for (let looks = 0; looks < count && this[line].length > 0; looks += 1) {
+        const [source] = this[line] as [Source]
+        this.put(source, hasSomething(source) ? 'fresh' : line)
+      }
+  }
+}
+
+test('a source that has something again comes first, once; those that rest are looked at in turn', (t) => {
+  for (let seed = 0; seed < 20; seed += 1) {
+    const random01 = random(seed)
+    const below = (most: number) => Math.floor(random01() * most)
+    const all = sources(1 + (seed % 6))
+    const turns = new Turns()
+    const model = new Model()
+    for (let step = 0; step < 300; step += 1) {
+      const source = all[below(all.length)]!
+      const isArmed = below(2) === 0
+      const rest = isArmed ? 'armed' : 'resting'
+      const { next } = turns
+      t.is(next, model.fresh[0] ?? model.ready[0] ?? null)
+      switch (below(9)) {
+        case 0:
+        case 1:
+          turns.wake(source)
+          if (!model.isReady(source)) model.put(source, 'fresh')
+          break
+        case 2:
+          if (next === null) break
+          t.true(turns.spend(TURN))
+          model.put(next, 'ready')
+          break
+        case 3:
+        case 4:
+          if (next === null) break
+          turns.foundEmpty(next, isArmed)
+          model.put(next, model.fresh.includes(next) && model.ready.length > 0 ? 'ready' : rest)
+          break
+        case 5:
+          turns.rest(source, isArmed)
+          model.put(source, rest)
+          break
+        case 6:
+          turns.remove(source)
+          model.take(source)
+          break
+        case 7:
+          if (below(4) > 0) break
+          turns.wakeAll()
+          for (const each of [...model.resting, ...model.armed]) model.put(each, 'ready')
+          break
+        default: {
+          const count = below(4)
+          const has = new Set(all.filter(() => below(3) === 0))
+          const looked: Source[] = []
+          turns.lookAround(count, (each) => (looked.push(each), has.has(each as Numbered)))
+          const wanted: Source[] = []
+          model.lookAround(count, (each) => (wanted.push(each), has.has(each as Numbered)))
+          t.deepEqual(
+            looked.map(({ name }) => name),
+            wanted.map(({ name }) => name),
+          )
+        }
+      }
+      const names = (line: Source[]) => line.map(({ name }) => name)
+      t.deepEqual(names(turns.fresh), names(model.fresh))
+      t.deepEqual(names(turns.resting), names(model.resting))
+      t.deepEqual(
+        all.map((each) => turns.isReady(each)),
+        all.map((each) => model.isReady(each)),
+      )
+    }
+  }
+})
