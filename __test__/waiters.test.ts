@@ -1,0 +1,270 @@
+// What waits, and what it is told: the small parts of which every promise of this package is made.
+
+import { getEventListeners } from 'node:events'
+
+import test from 'ava'
+import type { RingfenceError } from 'ringfence'
+
+import { isPending } from './support/until.js'
+
+interface Wait<Value> {
+  readonly promise: Promise<Value | null>
+  leave(): void
+}
+
+interface Waiter<Value> {
+  readonly takes: boolean
+  found(value: Value | null): void
+  failed(error: Error): void
+}
+
+interface List<Value> {
+  readonly isEmpty: boolean
+  readonly first: Waiter<Value> | undefined
+  readonly hasTaker: boolean
+  add(signal?: AbortSignal, takes?: boolean): Wait<Value>
+  shift(): Waiter<Value> | undefined
+  remove(waiter: Waiter<Value>): boolean
+  end(): void
+  fail(error: () => Error): void
+}
+
+interface Kept {
+  readonly promise: Promise<void>
+  readonly isSettled: boolean
+  resolve(): void
+  reject(error: Error): void
+}
+
+const inside = async <Inside>(file: string): Promise<Inside> =>
+  (await import(new URL(`../../dist/esm/${file}`, import.meta.url).href)) as Inside
+
+const { Waiters } = await inside<{ Waiters: new () => List<string> }>('waiters.js')
+const { loop } = await inside<{
+  loop(now: () => string | null | undefined, wait: () => Wait<string>): Required<AsyncIterator<string, undefined>>
+}>('loops.js')
+const { FlushPromise } = await inside<{ FlushPromise: new (flush: (of: Kept) => void) => Kept }>('flush-promise.js')
+const { within } = await inside<{
+  within(milliseconds: number, ...those: Promise<unknown>[]): Promise<void>
+}>('deferred.js')
+const { emit } = await inside<{ emit(emitter: unknown, name: string, ...what: unknown[]): void }>('emit.js')
+
+const over = { done: true, value: undefined }
+
+test('who has waited longest is served first', async (t) => {
+  const list = new Waiters()
+  t.true(list.isEmpty)
+  t.false(list.hasTaker)
+  t.is(list.first, undefined)
+  t.is(list.shift(), undefined)
+  const looks = list.add(undefined, false)
+  t.false(list.isEmpty)
+  t.false(list.hasTaker)
+  const takes = list.add()
+  t.true(list.hasTaker)
+  const last = list.add()
+  const { first } = list
+  t.false(first!.takes)
+  t.is(list.shift(), first)
+  first!.found('there is one')
+  t.true(list.first!.takes)
+  list.shift()!.found('one')
+  t.is(await looks.promise, 'there is one')
+  t.is(await takes.promise, 'one')
+  t.true(await isPending(last.promise))
+  list.shift()!.failed(new Error('of the channel'))
+  await t.throwsAsync(last.promise, { message: 'of the channel' })
+  t.true(list.isEmpty)
+})
+
+test('one that leaves is out of the line, and no other; an end and an error are for all', async (t) => {
+  const list = new Waiters()
+  const [one, two, three] = [list.add(), list.add(), list.add()]
+  two.leave()
+  t.is(await two.promise, null)
+  const { first } = list
+  list.shift()!.found('one')
+  one.leave()
+  two.leave()
+  t.is(await one.promise, 'one')
+  t.false(list.remove(first!))
+  t.false(list.isEmpty)
+  const four = list.add()
+  const last = list.first!
+  t.true(list.remove(last))
+  t.false(list.remove(last))
+  t.true(await isPending(three.promise))
+  t.true(await isPending(four.promise))
+  t.false(list.isEmpty)
+  const five = list.add()
+  list.end()
+  t.is(await four.promise, null)
+  t.is(await five.promise, null)
+  t.true(list.isEmpty)
+  const waits = [list.add(), list.add()]
+  const errors: Error[] = []
+  list.fail(() => {
+    errors.push(new Error(`number ${errors.length}`))
+    return errors.at(-1)!
+  })
+  t.true(list.isEmpty)
+  for (const [number, { promise }] of waits.entries()) await t.throwsAsync(promise, { message: `number ${number}` })
+})
+
+test('an abort ends its own wait; whatever ends a wait lets go of the signal', async (t) => {
+  const control = new AbortController()
+  const { signal } = control
+  const listeners = () => getEventListeners(signal, 'abort').length
+  const list = new Waiters()
+  const [found, failed, left, aborted, other] = [
+    list.add(signal),
+    list.add(signal),
+    list.add(signal),
+    list.add(signal),
+    list.add(),
+  ]
+  t.is(listeners(), 4)
+  list.shift()!.found('found')
+  t.is(listeners(), 3)
+  list.shift()!.failed(new Error('failed'))
+  t.is(listeners(), 2)
+  left.leave()
+  t.is(listeners(), 1)
+  control.abort(new Error('enough'))
+  t.is(listeners(), 0)
+  t.is(await found.promise, 'found')
+  await t.throwsAsync(failed.promise, { message: 'failed' })
+  t.is(await left.promise, null)
+  const error = await t.throwsAsync<RingfenceError>(aborted.promise, { code: 'ERR_RINGFENCE_ABORTED' })
+  t.is((error!.cause as Error).message, 'enough')
+  list.shift()!.found('the next')
+  t.is(await other.promise, 'the next')
+  t.true(list.isEmpty)
+})
+
+test('a loop takes what is there, waits for what is not, and leaves what it waits for alone', async (t) => {
+  const list = new Waiters()
+  const there: (string | null | undefined | Error)[] = ['one', null, new Error('of a call')]
+  const left: number[] = []
+  let waits = 0
+  const each = loop(
+    () => {
+      const value = there.shift()
+      if (value instanceof Error) throw value
+      return value
+    },
+    () => {
+      const number = waits
+      waits += 1
+      const wait = list.add()
+      return {
+        promise: wait.promise,
+        leave: () => {
+          left.push(number)
+          wait.leave()
+        },
+      }
+    },
+  )
+  t.deepEqual(await each.next(), { done: false, value: 'one' })
+  t.deepEqual(await each.next(), over)
+  await t.throwsAsync(each.next(), { message: 'of a call' })
+  t.is(waits, 0)
+  const next = [each.next(), each.next(), each.next(), each.next(), each.next()]
+  list.shift()!.found('two')
+  list.shift()!.found(null)
+  list.shift()!.failed(new Error('of a wait'))
+  t.deepEqual(await next[0], { done: false, value: 'two' })
+  t.deepEqual(await next[1], over)
+  await t.throwsAsync(next[2]!, { message: 'of a wait' })
+  t.true(await isPending(next[3]!))
+  t.deepEqual(await each.return(), over)
+  t.deepEqual(await Promise.all(next.slice(3)), [over, over])
+  t.deepEqual(left, [3, 4], 'those that were served are not left')
+  there.push('three')
+  t.deepEqual(await each.next(), over)
+  t.deepEqual(there, ['three'])
+})
+
+test('the promise of a flush is settled by it, or later, and says whether it was', async (t) => {
+  let kept!: Kept
+  let flushes = 0
+  const make = (flush: () => void) => {
+    kept = new FlushPromise(() => {
+      flushes += 1
+      flush()
+    })
+    return kept
+  }
+  const error = new Error('of the flush')
+  for (const isLate of [false, true])
+    for (const outcome of ['sent', 'broken'] as const) {
+      flushes = 0
+      const settle = () => (outcome === 'sent' ? kept.resolve() : kept.reject(error))
+      const { promise } = make(isLate ? () => {} : settle)
+      t.is(flushes, 0)
+      t.false(kept.isSettled)
+      if (isLate) {
+        t.true(await isPending(promise))
+        t.false(kept.isSettled)
+        settle()
+      }
+      if (outcome === 'sent') t.is(await promise, undefined)
+      else await t.throwsAsync(promise, { is: error })
+      t.true(kept.isSettled)
+      t.is(flushes, 1)
+    }
+})
+
+test.serial('what is waited for within a time: the first of all, and no timer is left', async (t) => {
+  const real = { setTimeout, clearTimeout }
+  const timers: { call(): void; milliseconds: number }[] = []
+  const cleared: unknown[] = []
+  const begin = (milliseconds: number, ...those: Promise<unknown>[]) => {
+    globalThis.setTimeout = ((call: () => void, after: number) => {
+      timers.push({ call, milliseconds: after })
+      return timers.at(-1)
+    }) as unknown as typeof setTimeout
+    const begun = within(milliseconds, ...those)
+    globalThis.setTimeout = real.setTimeout
+    return begun
+  }
+  globalThis.clearTimeout = (timer) => void cleared.push(timer)
+  t.teardown(() => void (globalThis.clearTimeout = real.clearTimeout))
+  const never = new Promise<never>(() => {})
+  const late = begin(5, never)
+  t.is(timers[0]!.milliseconds, 5)
+  t.true(await isPending(late))
+  timers[0]!.call()
+  t.is(await late, undefined)
+  await begin(5, never, Promise.resolve(1))
+  // Longer than a timer may be.
+  const long = begin(2 ** 40, never)
+  t.is(timers[2]!.milliseconds, 2 ** 31 - 1)
+  timers[2]!.call()
+  await long
+  t.deepEqual(cleared, timers)
+})
+
+test.serial('what a listener throws is thrown later, and all that the event tells is told', (t) => {
+  const told: unknown[] = []
+  const later: (() => void)[] = []
+  const error = new Error('of a listener')
+  const emitter = {
+    emit(...what: unknown[]) {
+      told.push(...what)
+      if (what.includes('bad')) throw error
+    },
+  }
+  const { nextTick } = process
+  process.nextTick = (call: () => void) => void later.push(call)
+  try {
+    emit(emitter, 'event', 1, 'two')
+    emit(emitter, 'event', 'bad')
+  } finally {
+    process.nextTick = nextTick
+  }
+  t.deepEqual(told, ['event', 1, 'two', 'event', 'bad'])
+  t.is(later.length, 1)
+  t.is(t.throws(later[0]!), error)
+})
