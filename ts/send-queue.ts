@@ -317,7 +317,11 @@ export class SendQueue {
 
   /** Straight into the ring, if everything before it is there; else a copy in line. */
   #sendNow(bytes: Uint8Array): Promise<void> {
-    if (!this.isEmpty) this.pump()
+    if (!this.isEmpty) {
+      this.pump()
+      // It may have found the end.
+      if (this.#shut !== null) throw this.#shut()
+    }
     let sent = 0
     let own: Uint8Array | null = null
     if (this.isEmpty) {
@@ -335,8 +339,6 @@ export class SendQueue {
         return this.#before ?? SENT
       }
       if (sent === FAILED) throw this.#fail()
-    } else if (this.#shut !== null) {
-      throw this.#shut()
     }
     this.#clearArena()
     const told = defer()
@@ -481,7 +483,7 @@ export class SendQueue {
       )
     }
     if (this.#shut !== null) throw (this.#shut as () => RingfenceError)()
-    if (bytes.length === 0 && size > 0) throw invalid('the memory that was to be filled was transferred elsewhere')
+    if (bytes.length === 0) throw invalid('the memory that was to be filled was transferred elsewhere')
     return length
   }
 
@@ -497,7 +499,7 @@ export class SendQueue {
     const open = () => invalid('a reservation is open: commit or cancel it first')
     const finish: Finish = (length, scratch) => {
       // An end of the channel that came meanwhile has cancelled it.
-      if (this.#shut !== open) return this.#shut?.() ?? invalid('the reservation is not open any more')
+      if (this.#shut !== open) return this.#shut!()
       this.#shut = null
       if (length === null) this.#native.cancel()
       else if (this.#native.commit(length, scratch) === FAILED) return this.#fail()

@@ -29,7 +29,7 @@ async function insides<Inside>(file: string): Promise<Inside> {
 const { SendQueue } = await insides<{
   SendQueue: new (ring: Ring, eager: boolean, failed: (error: RingfenceError) => void) => Queue
 }>('send-queue.js')
-const { FAILED, FLAGS, HEADER, WHOLE } =
+export const { FAILED, FLAGS, HEADER, WHOLE } =
   await insides<Record<'FAILED' | 'FLAGS' | 'HEADER' | 'WHOLE', number>>('native.js')
 
 /** Bytes of a message in the ring. */
@@ -47,6 +47,8 @@ export class Ring {
   armedFor: number | null = null
   /** The next call of that name fails. */
   fails: string | null = null
+  /** No memory of its own is shown, as in Electron. */
+  showsNothing = false
   /** Bytes of the room that are not promised. */
   unsure = 0
   #reserved: ArrayBuffer | null = null
@@ -112,7 +114,7 @@ export class Ring {
   }
 
   trySend(message: Uint8Array): number {
-    return this.#ask('trySend') ? FAILED : Number(this.#put(message))
+    return this.#ask('trySend') || message.length > this.maxAtOnce ? FAILED : Number(this.#put(message))
   }
 
   hasRoom(size: number): number {
@@ -137,7 +139,7 @@ export class Ring {
   reserve(size: number): number | ArrayBuffer {
     if (this.#ask(`reserve ${size}`) || size > this.maxAtOnce) return FAILED
     if (recordOf(size) > this.room) return 0
-    if (size <= 4096) return 1
+    if (size <= 4096 || this.showsNothing) return 1
     return (this.#reserved = new ArrayBuffer(size))
   }
 
