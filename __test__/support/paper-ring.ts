@@ -2,6 +2,8 @@
 
 import type { Reservation, RingfenceError } from 'ringfence'
 
+import { pattern } from './bytes.js'
+
 export type Fill = (bytes: Uint8Array, offset: number, length: number) => number
 
 export interface Queue {
@@ -197,3 +199,6 @@ export function fillBut(ring: Ring, queue: Queue, rest: number): void {
   ring.got.length = 0
   ring.told()
 }
+
+/** So many messages. */
+export const small = (count: number, size = 100) => Array.from({ length: count }, (_, number) => pattern(number, size))
