@@ -1,0 +1,282 @@
+// The loops over tokens, over a binding of the test's own: who gets which, and when it is watched for more.
+
+import test from 'ava'
+import type { RingfenceError } from 'ringfence'
+
+import { isPending } from './support/until.js'
+
+interface Tokens {
+  keepAlive(alive: boolean): void
+  iterate(): Required<AsyncIterator<bigint, undefined>>
+  stop(): void
+  close(): void
+}
+
+const inside = async <Inside>(file: string): Promise<Inside> =>
+  (await import(new URL(`../../dist/esm/${file}`, import.meta.url).href)) as Inside
+const { Tokens, toToken } = await inside<{
+  Tokens: new (binding: Binding) => Tokens
+  toToken(token: unknown): bigint
+}>('tokens.js')
+const { ENDED, FAILED } = await inside<{ ENDED: number; FAILED: number }>('native.js')
+const { fairness } = await inside<{
+  fairness: { look(): number; readonly due: Promise<void> | null; readonly dueWeakly: Promise<void> | null }
+}>('fairness.js')
+
+/** What the binding does, and all that it was asked but for tokens. */
+class Binding {
+  readonly asked: string[] = []
+  there: bigint[] = []
+  hasEnded = false
+  fails = false
+  /** How often a token was asked for. */
+  looks = 0
+  call: (() => void) | null = null
+
+  token(): bigint | number {
+    this.looks += 1
+    return this.there.shift() ?? (this.hasEnded ? ENDED : 0)
+  }
+
+  watchTokens(call: () => void): number {
+    this.asked.push('watch')
+    if (this.fails) return FAILED
+    this.call = call
+    return 0
+  }
+
+  unwatchTokens(): void {
+    this.asked.push('unwatch')
+  }
+
+  endTokens(): void {
+    this.asked.push('end')
+    this.there = []
+  }
+
+  failure(): { code: string; message: string } {
+    return { code: 'NO_SPACE', message: 'no descriptor is left' }
+  }
+
+  told(): string[] {
+    return this.asked.splice(0)
+  }
+}
+
+function open(): { binding: Binding; tokens: Tokens; next(): Promise<IteratorResult<bigint, undefined>> } {
+  const binding = new Binding()
+  const tokens = new Tokens(binding)
+  const loop = tokens.iterate()
+  return { binding, tokens, next: () => loop.next() }
+}
+
+/** Has so much time go by that the event loop is to turn before more is handed out. */
+async function linger(): Promise<void> {
+  // What is due already is over first.
+  await fairness.due
+  const from = performance.now()
+  while (performance.now() - from < 3);
+  fairness.look()
+}
+
+const value = (token: bigint) => ({ done: false, value: token })
+const over = { done: true, value: undefined }
+
+test('a token has 64 bits, whether it is a bigint or a whole number', (t) => {
+  const good: [bigint | number, bigint][] = [
+    [0n, 0n],
+    [0, 0n],
+    [1, 1n],
+    [2 ** 53 - 1, 2n ** 53n - 1n],
+    [2n ** 64n - 1n, 2n ** 64n - 1n],
+  ]
+  for (const [given, token] of good) t.is(toToken(given), token)
+  const invalid = { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' }
+  for (const given of [
+    -1n,
+    2n ** 64n,
+    2n ** 64n + 1n,
+    -1,
+    2 ** 53,
+    0.5,
+    Infinity,
+    '1',
+    '',
+    null,
+    undefined,
+    {},
+    false,
+  ]) {
+    const error = t.throws(() => toToken(given), invalid, String(given))
+    if (typeof given === 'bigint') t.true(error!.message.endsWith(`not ${given}n`))
+    if (typeof given === 'number') t.true(error!.message.endsWith(`not ${given}`))
+  }
+})
+
+test.serial('a loop takes what is there; where nothing is, it is watched for, once for all who wait', async (t) => {
+  const { binding, tokens, next } = open()
+  binding.there = [1n, 2n]
+  t.deepEqual(await next(), value(1n))
+  t.deepEqual(await tokens.iterate().next(), value(2n))
+  t.deepEqual(binding.told(), [])
+  const waits = [next(), tokens.iterate().next(), next()]
+  await isPending(waits[0]!)
+  t.deepEqual(binding.told(), ['watch'])
+  binding.there = [3n, 4n]
+  const { looks } = binding
+  // One that comes now is behind those that wait, though there is a token.
+  const last = next()
+  t.is(binding.looks, looks)
+  binding.call!()
+  t.deepEqual(await Promise.all(waits.slice(0, 2)), [value(3n), value(4n)])
+  t.true(await isPending(waits[2]!))
+  binding.there = [5n, 6n, 7n]
+  binding.call!()
+  t.deepEqual(await Promise.all([waits[2], last]), [value(5n), value(6n)])
+  t.deepEqual(binding.told(), [])
+  // Nobody takes the third: the binding is to call no more.
+  binding.call!()
+  t.deepEqual(binding.told(), ['unwatch'])
+  t.deepEqual(await next(), value(7n))
+  const again = next()
+  await isPending(again)
+  t.deepEqual(binding.told(), ['watch'])
+  binding.hasEnded = true
+  binding.call!()
+  t.deepEqual(await again, over)
+  const { looks: before } = binding
+  t.deepEqual(await next(), over)
+  t.is(binding.looks, before)
+})
+
+test.serial('where nothing can be watched for, those who wait are told, and the next tries again', async (t) => {
+  const { binding, next } = open()
+  binding.fails = true
+  const error = await t.throwsAsync<RingfenceError>(next(), { code: 'ERR_RINGFENCE_NO_SPACE' })
+  t.is(error!.message, 'no descriptor is left')
+  await t.throwsAsync(next(), { code: 'ERR_RINGFENCE_NO_SPACE' })
+  binding.fails = false
+  const waits = next()
+  await isPending(waits)
+  t.deepEqual(binding.told(), ['watch', 'watch', 'watch'])
+  binding.there = [1n]
+  binding.call!()
+  t.deepEqual(await waits, value(1n))
+})
+
+test.serial('where the event loop is to turn first, a loop waits for that, and then for a token', async (t) => {
+  for (const isWeak of [false, true]) {
+    const { binding, tokens, next } = open()
+    tokens.keepAlive(!isWeak)
+    binding.there = [1n, 2n]
+    await linger()
+    const turns = fairness.dueWeakly!
+    const waits = [next(), next(), next()]
+    t.is(binding.looks, 0)
+    t.deepEqual(binding.told(), [])
+    await turns
+    t.deepEqual(await Promise.all(waits.slice(0, 2)), [value(1n), value(2n)])
+    t.true(await isPending(waits[2]!))
+    t.deepEqual(binding.told(), ['watch'])
+    binding.there = [3n]
+    binding.call!()
+    t.deepEqual(await waits[2], value(3n))
+    // Nothing is watched for where nobody waits any more.
+    const other = open()
+    other.binding.there = [1n]
+    await linger()
+    const only = other.next()
+    t.deepEqual(await only, value(1n))
+    t.deepEqual(other.binding.told(), [])
+  }
+})
+
+test.serial(
+  'what had come when the channel ended is handed out, in its order, and nothing more is asked',
+  async (t) => {
+    const { binding, tokens, next } = open()
+    const waits = next()
+    await isPending(waits)
+    binding.there = [1n, 2n, 3n, 4n]
+    t.deepEqual(binding.told(), ['watch'])
+    tokens.stop()
+    t.deepEqual(binding.told(), ['end'])
+    t.deepEqual(await waits, value(1n))
+    binding.there = [5n]
+    for (const token of [2n, 3n, 4n]) t.deepEqual(await next(), value(token))
+    t.deepEqual(await next(), over)
+    t.deepEqual(await next(), over)
+    t.deepEqual(binding.told(), [])
+    // With nothing there, and after the binding has told of the end.
+    const empty = open()
+    const waiting = [empty.next(), empty.next()]
+    await isPending(waiting[0]!)
+    empty.tokens.stop()
+    t.deepEqual(await Promise.all(waiting), [over, over])
+    const ended = open()
+    ended.binding.hasEnded = true
+    t.deepEqual(await ended.next(), over)
+    ended.tokens.stop()
+    t.deepEqual(await ended.next(), over)
+  },
+)
+
+test.serial('this side’s close drops what has not been taken', async (t) => {
+  const { binding, tokens, next } = open()
+  const waits = [next(), next()]
+  await isPending(waits[0]!)
+  binding.there = [1n]
+  tokens.close()
+  t.deepEqual(await Promise.all(waits), [over, over])
+  t.deepEqual(binding.told(), ['watch', 'end'])
+  binding.there = [2n]
+  t.deepEqual(await next(), over)
+})
+
+/** Whether what waits for a turn of the event loop keeps the process alive, of all that asks so meanwhile. */
+function strong(deed: () => void): boolean[] {
+  const real = globalThis.setImmediate
+  const handles: NodeJS.Immediate[] = []
+  globalThis.setImmediate = ((call: () => void) => {
+    handles.push(real(call))
+    return handles.at(-1)
+  }) as unknown as typeof setImmediate
+  try {
+    deed()
+  } finally {
+    globalThis.setImmediate = real
+  }
+  return handles.map((handle) => handle.hasRef())
+}
+
+test.serial(
+  'the turn that a loop waits for keeps the process alive as long as the channel does, or after its end',
+  async (t) => {
+    const states: [deed: (tokens: Tokens) => void, isStrong: boolean][] = [
+      [() => {}, true],
+      [(tokens) => tokens.keepAlive(false), false],
+      [(tokens) => (tokens.keepAlive(false), tokens.keepAlive(true)), true],
+      [(tokens) => (tokens.keepAlive(false), tokens.stop()), true],
+      [(tokens) => (tokens.stop(), tokens.keepAlive(false)), true],
+    ]
+    for (const [number, [deed, isStrong]] of states.entries()) {
+      const { binding, tokens, next } = open()
+      binding.there = [1n, 2n]
+      deed(tokens)
+      await fairness.due
+      const from = performance.now()
+      while (performance.now() - from < 3);
+      let coming!: Promise<unknown>
+      // Whichever of the calls is the one that looks at the clock.
+      const found = strong(() => {
+        for (let calls = 0; fairness.dueWeakly === null && calls < 1000; calls += 1) {
+          binding.there.push(1n)
+          coming = next()
+        }
+      })
+      t.deepEqual(found, [isStrong], `state ${number}`)
+      await fairness.due
+      await coming
+    }
+  },
+)
