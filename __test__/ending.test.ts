@@ -90,6 +90,24 @@ for (const first of ['here', 'there'] as const) {
   )
 }
 
+test.serial('a send after an end of a channel that is closed is refused, and is no unhandled rejection', async (t) => {
+  for (const way of ['close', 'kill'] as const) {
+    const { channel, partner } = await pair(t)
+    if (way === 'close') await channel.close()
+    else await partner.kill()
+    await channel.closed
+    await channel.end()
+    const unhandled: unknown[] = []
+    const hear = (error: unknown) => void unhandled.push(error)
+    process.on('unhandledRejection', hear)
+    void channel.send('late')
+    await new Promise((resolve) => setImmediate(resolve))
+    process.off('unhandledRejection', hear)
+    t.deepEqual(unhandled, [])
+    await t.throwsAsync(channel.send('late'), closed)
+  }
+})
+
 test.serial('end resolves once everything that was sent before is in the ring', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   const sent = [channel.send(pattern(0, 30_000)), channel.send('after it')]

@@ -36,6 +36,10 @@ test.serial(
     t.is(buffer.tryReceive()!.length, 0)
     t.deepEqual([ring.since(), ring.held.length], [['release'], 0])
 
+    t.deepEqual([shown(buffer), ring.since()], [[], ['pull first']], 'it was let go of once')
+    t.is(buffer.tryReceive(), null)
+    ring.since()
+
     ring.come(...patterns(4, 257))
     t.true(buffer.isReadableNow())
     t.true(buffer.isReadableNow())
@@ -94,6 +98,13 @@ test.serial('a subscription’s reader copies short messages together, and a lon
   const [first, second, third, fourth, fifth, sixth, seventh] = all.map((message) => message.buffer)
   t.deepEqual([first!.byteLength, third!.byteLength, sixth!.byteLength], [8192, 32_832, 5000])
   t.true(first === second && first === fifth && first === seventh && third === fourth && third !== first)
+  t.deepEqual(
+    [0, 1, 4, 6].map((index) => all[index]!.byteOffset),
+    [8, 120, 384, 392],
+    'one behind the other',
+  )
+  // Each is copied once.
+  t.deepEqual([all[1]!.byteOffset - all[0]!.byteOffset, all[3]!.byteOffset - all[2]!.byteOffset], [112, 272])
   // After a long one the next is likely long, and is not to be copied twice.
   ring.come(...patterns(7, 5000))
   t.is(buffer.tryReceive()!.length, 5000)
@@ -108,6 +119,8 @@ test.serial('a subscription’s reader copies short messages together, and a lon
       [4104, 32_768],
     ],
   )
+  ring.come(...patterns(9, 256))
+  t.is(buffer.tryReceive()!.buffer.byteLength, 8192)
 })
 
 test.serial('visitors are shown a whole chunk, and the peer is woken once they stop before its end', (t) => {
@@ -132,6 +145,15 @@ test.serial('visitors are shown a whole chunk, and the peer is woken once they s
     t.deepEqual(ring.since(), [], 'it was fetched before')
     t.is(shown(buffer).length, 2)
     t.deepEqual(ring.since(), ['pull first', 'pull more'])
+    const chunks = new Set<ArrayBufferLike>()
+    for (const round of [0, 1]) {
+      ring.come(...patterns(20 + round, 100))
+      t.is(buffer.tryReceive()!.length, 100)
+      ring.come(...patterns(20 + round, 100))
+      buffer.drain((bytes) => chunks.add(bytes.buffer))
+    }
+    t.is(chunks.size, 1, 'the chunk is used again, whatever was received meanwhile')
+    ring.since()
     t.is(buffer.isReadableNow(), undefined)
     t.deepEqual(ring.since(), ['pull'], 'what is looked for is likely visited as well')
     const thrown = new Error('of a visitor')
@@ -187,6 +209,24 @@ test.serial('a visitor that drains in its turn is shown what is left of the chun
     t.is(shown(buffer).length, 0)
     ring.rooms.length = 0
   }
+})
+
+test.serial('a visitor that reads on is shown what comes behind that', (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  ring.come(pattern(0, 100))
+  t.is(buffer.tryReceive()!.length, 100)
+  ring.come(...patterns(1, 100, 100, 100))
+  const seen: Buffer[] = []
+  const count = buffer.drain((bytes, offset, length) => {
+    seen.push(Buffer.from(bytes.subarray(offset, offset + length)))
+    if (seen.length > 1) return
+    for (const number of [2, 3]) t.true(buffer.tryReceive()!.equals(pattern(number, 100)))
+    // These come into the block, to where the visitor's next one stood in the chunk.
+    ring.come(...patterns(4, 100, 100))
+    t.true(buffer.isReadableNow())
+  })
+  t.is(count, 3)
+  t.deepEqual(seen, [pattern(1, 100), pattern(4, 100), pattern(5, 100)])
 })
 
 test.serial(
@@ -259,9 +299,16 @@ test.serial('a turn of visits ends at its bytes, and says whether there is more'
   t.deepEqual(visit(1, FIRST), [1, false])
   t.deepEqual(visit(224, MORE), [2, false])
   t.deepEqual(visit(225, MORE), [3, false])
-  t.deepEqual(visit(10_000, MORE, 1), [1, false])
+  // More than there is from here on, and less than what was fetched.
+  t.deepEqual(visit(500, MORE), [4, true])
   ring.come(...patterns(0, 100, 100))
-  t.deepEqual(visit(10_000, MORE), [3, true], 'what has come since is of the next round')
+  t.deepEqual(visit(10_000, FIRST, 1), [1, false])
+  ring.come(...patterns(0, 100, 100, 100))
+  t.deepEqual(visit(400, FIRST), [4, false])
+  ring.come(...patterns(0, ...Array.from({ length: 2 }, () => 100)))
+  t.deepEqual(visit(10_000, FIRST, 1), [1, false])
+  ring.come(...patterns(0, 100, 100))
+  t.deepEqual(visit(10_000, MORE), [1, true], 'what has come since is of the next round')
   t.deepEqual(visit(10_000, FIRST), [2, true])
   t.deepEqual(visit(10_000, FIRST), [0, true])
   ring.come(...patterns(0, 131_000, 200_000, 200_000, 10))
@@ -349,6 +396,7 @@ test.serial(
         [200_000, 150_000],
         [150_000, 200_000],
         [150_000, 10],
+        [150_000, 0],
         [200_000, 200_000],
       ] as const) {
         ring.come(pattern(2, first))
@@ -372,10 +420,18 @@ test.serial(
     t.true(buffer.tryReceive()!.equals(pattern(7, 10)))
     ring.ended = true
     t.is(buffer.isReadableNow(), false)
-    t.deepEqual(told, ['no more comes'])
     t.true(buffer.isEnded)
-    ring.since()
     t.false(buffer.hasMessage())
+    t.deepEqual(told, ['no more comes'], 'once')
+
+    const busy = bufferOver(new LatestRing(), true)
+    busy.ring.come(pattern(0, 50_000))
+    busy.ring.onGather = () => {
+      busy.ring.onGather = () => {}
+      busy.ring.come(pattern(1, 200_000))
+    }
+    t.is(busy.buffer.receiveNow()!.length, 200_000)
+    t.deepEqual(busy.ring.since(), ['pull busily', 'gather', 'pull', 'gather'], 'there is one, and none to spin for')
   },
 )
 
@@ -421,6 +477,12 @@ test.serial(
     t.is(other.buffer.unread, 0)
     other.ring.come(...patterns(4, 104))
     t.is(drain(), 1, 'with the last one nothing is lost')
+    other.ring.since()
+    other.ring.come(pattern(5, 100))
+    t.is(other.buffer.tryReceive()!.length, 100)
+    t.false(other.ring.since().includes('gather'), 'there is another chunk, or a block')
+    other.ring.come(pattern(6, 104))
+    t.is(drain(), 1)
     other.ring.come(...patterns(5, 100, 104, 100))
     t.throws(drain, invalid)
     other.ring.come(...patterns(8, 100, 104))

@@ -442,7 +442,8 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       this.#whyEnded = why
       this.#sendQueue.refuse(this.#reason === null ? why : closedHere)
       this.#ending = this.#sendQueue.empty().then(() => {
-        this.#sendQueue.shut(why, false)
+        // A send that comes after the end of all is no unhandled rejection.
+        this.#sendQueue.shut(why, this.#reason !== null)
         if (this.#reason === null) this.#settle(this.#native.end(), this.#whyEnded)
       })
     }

@@ -355,7 +355,7 @@ export class ReceiveBuffer {
       this.#gathering = null
       return this.#own ? this.#fetch(false, 0) : this.#fetchToShow(false)
     }
-    return answer >= 0 ? false : this.#nothing(answer)
+    return this.#nothing(answer)
   }
 
   #nothing(answer: number): false {
@@ -568,7 +568,7 @@ export class ReceiveBuffer {
           if (dry) break
         }
         const large = this.#large
-        if (large !== null && this.#at === this.#end) {
+        if (large !== null) {
           this.#large = null
           count += 1
           left -= 1

@@ -193,7 +193,8 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
     if (this.#ending === null) {
       this.#queue.refuse(this.#over ? closedHere : endedHere)
       this.#ending = this.#queue.empty().then(() => {
-        this.#queue.shut(endedHere, false)
+        // A send that comes after the end of all is no unhandled rejection.
+        this.#queue.shut(endedHere, this.#over)
         if (this.#over) return
         this.#native.end()
         this.#poll()
@@ -208,11 +209,14 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
    */
   seal(): Promise<void> {
     if (this.#over) return Promise.resolve()
-    return (this.#sealing ??= new Promise((resolve, reject) => {
-      if (this.#native.seal(() => resolve()) !== FAILED) return
-      this.#sealing = null
-      reject(fromFailure(this.#native.failure()))
-    }))
+    if (this.#sealing !== null) return this.#sealing
+    let done!: () => void
+    const sealing = new Promise<void>((resolve) => {
+      done = resolve
+    })
+    // One that has failed is no seal: the next call tries again.
+    if (this.#native.seal(done) === FAILED) return Promise.reject(fromFailure(this.#native.failure()))
+    return (this.#sealing = sealing)
   }
 
   /**

@@ -1,0 +1,351 @@
+// A publisher by itself: what it asks of its binding, what it tells, and each end. broadcast.test.ts has one with subscribers.
+
+import test, { type ExecutionContext } from 'ava'
+import { json, type Publisher, type PublishOptions, type RingfenceError, type Subscriber } from 'ringfence'
+
+import { beginsHere, FAILED, Newcomer, openNow, publish, Published, REASONS } from './support/binding.js'
+import { rested, turn } from './support/clock.js'
+import { codeOf } from './support/ring.js'
+import { isPending } from './support/until.js'
+
+/** A publisher, and what it tells in its order. */
+async function published(t: ExecutionContext, below = new Published(), options: PublishOptions = {}) {
+  await rested()
+  const all = beginsHere(t)
+  const publishing = publish('@somewhere', options)
+  await Promise.resolve()
+  all[0]!.done(null, below)
+  const publisher = await publishing
+  below.since()
+  const told: string[] = []
+  publisher.on('subscriber', (one) => told.push(`${one.peer.pid} comes`))
+  publisher.on('gone', (_, reason) => told.push(`gone: ${reason}`))
+  publisher.on('refused', (error) => told.push(error.code))
+  publisher.on('close', (reason) => told.push(reason))
+  return { below, publisher, told }
+}
+
+const reason = (name: string) => REASONS.indexOf(name)
+
+test.serial('it has what the binding has made, and is open until it is closed', async (t) => {
+  const { below, publisher, told } = await published(t)
+  t.deepEqual([publisher.address, publisher.capacity, publisher.maxMessageSize], ['@somewhere', 65_536, 8192])
+  t.is(openNow.get(publisher), '@somewhere')
+  t.deepEqual(publisher.subscribers, [])
+  t.is(publisher.ref(), publisher)
+  t.is(publisher.unref(), publisher)
+  t.deepEqual(below.since(), ['keep alive: 1', 'keep alive: 0'])
+  await publisher.close()
+  t.is(await publisher.closed, 'closed')
+  t.false(openNow.has(publisher))
+  await turn()
+  t.deepEqual(told, ['closed'])
+  t.deepEqual(below.since(), ['close'])
+  await publisher.close()
+  await publisher[Symbol.asyncDispose]()
+  below.tell(new Newcomer(1))
+  below.roomBell()
+  await publisher.seal()
+  await turn()
+  t.deepEqual([below.since(), told], [[], ['closed']], 'nothing is asked any more, and nothing told')
+  await t.throwsAsync(publisher.send('late'), codeOf('CLOSED'))
+  await t.throwsAsync(publisher.close({ linger: -1 }), codeOf('INVALID_ARGUMENT'))
+  t.throws(() => Reflect.construct(publisher.constructor, [Symbol('ringfence'), '@', below, {}]), {
+    ...codeOf('INVALID_ARGUMENT'),
+    message: /made by publish/,
+  })
+  t.throws(() => publisher.with({} as never), codeOf('INVALID_ARGUMENT'))
+})
+
+test.serial('one that cannot be watched is closed at once, and so is one that was called off meanwhile', async (t) => {
+  for (const call of ['watch', 'watchRoom'] as const) {
+    const below = new Published()
+    below.failing = { code: 'NO_SPACE', message: 'no descriptor' }
+    below.answers[call] = FAILED
+    await t.throwsAsync(published(t, below), codeOf('NO_SPACE'))
+    t.deepEqual(below.asked, ['close'])
+  }
+  const below = new Published()
+  const over = new AbortController()
+  const all = beginsHere(t)
+  const publishing = publish('@somewhere', { signal: over.signal })
+  await Promise.resolve()
+  over.abort()
+  t.deepEqual(all[0]!.asked, ['cancel'])
+  all[0]!.done(null, below)
+  await t.throwsAsync(publishing, codeOf('ABORTED'))
+  t.deepEqual(below.asked, ['close'])
+})
+
+test.serial('its signal closes it, and is let go of with it', async (t) => {
+  const over = new AbortController()
+  const { signal } = over
+  const { below, publisher } = await published(t, new Published(), { signal })
+  over.abort()
+  t.is(await publisher.closed, 'closed')
+  t.deepEqual(below.since(), ['close'])
+  const listeners: string[] = []
+  const other = new AbortController()
+  const { addEventListener, removeEventListener } = other.signal
+  other.signal.addEventListener = (...words: Parameters<typeof addEventListener>) => {
+    listeners.push('on')
+    addEventListener.apply(other.signal, words)
+  }
+  other.signal.removeEventListener = (...words: Parameters<typeof removeEventListener>) => {
+    listeners.push('off')
+    removeEventListener.apply(other.signal, words)
+  }
+  const second = await published(t, new Published(), { signal: other.signal })
+  t.deepEqual(listeners.splice(0), ['on', 'off', 'on'], 'of the call, and of the publisher')
+  await second.publisher.close()
+  t.deepEqual(listeners, ['off'])
+})
+
+test.serial('messages go out by every way of sending, and figures have what was sent before', async (t) => {
+  const { below, publisher } = await published(t)
+  t.true(publisher.trySend('one'))
+  const sent = publisher.send('two')
+  t.is(publisher.sequence, 2n, 'what found room is there')
+  await sent
+  void publisher.send('three')
+  t.is(publisher.bufferedAmount, 5)
+  const { waits, waitedMicros, ...rest } = publisher.stats()
+  t.deepEqual(rest, {
+    published: 3,
+    bytesPublished: 1000,
+    subscribers: 0,
+    evicted: 2,
+    ringUsed: 65_536 - below.room,
+    ringCapacity: 65_536,
+  })
+  t.deepEqual([waits, waitedMicros], [0, 0])
+  t.is(publisher.bufferedAmount, 0)
+  await publisher.with(json()).send({ four: 4 })
+  t.is(publisher.sequence, 4n)
+  await publisher.writable(100)
+  below.since()
+  void publisher.sequence
+  void publisher.stats()
+  t.deepEqual(below.since(), [], 'where nothing waits, nothing is asked')
+
+  below.room = 4
+  t.false(publisher.trySend('five'))
+  t.is(publisher.reserve(100), null)
+  t.throws(() => publisher.reserve(-1), codeOf('INVALID_ARGUMENT'))
+  const waiting = publisher.send('five')
+  const writable = publisher.writable(100)
+  for (let turns = 0; !below.armed && turns < 100; turns += 1) await turn()
+  t.true(await isPending(Promise.race([waiting, writable])))
+  t.is(publisher.stats().waits, 1)
+  below.room = 1000
+  below.since()
+  below.roomBell()
+  await waiting
+  await writable
+  t.deepEqual(below.since().slice(0, 2), ['listen', 'disarm'])
+  t.is(publisher.sequence, 5n)
+})
+
+test.serial('it spins where the option says so: each message goes out at once', async (t) => {
+  for (const busyPoll of [0, 5]) {
+    const { below, publisher } = await published(t, new Published(), { busyPoll })
+    void publisher.send('one').catch(() => {})
+    t.is(below.since().includes('send'), busyPoll > 0)
+    await publisher.close()
+  }
+})
+
+test.serial('subscribers come and go, and each is told why', async (t) => {
+  const { below, publisher, told } = await published(t)
+  const newcomers = [1, 2, 3, 4].map((number) => new Newcomer(number))
+  below.tell(...newcomers)
+  t.is(publisher.subscribers.length, 4)
+  t.is(publisher.stats().subscribers, 4)
+  const [first, second, third, fourth] = publisher.subscribers as [Subscriber, Subscriber, Subscriber, Subscriber]
+  t.deepEqual([first.delivery, first.lag, first.stats()], ['reliable', 50, { lag: 50 }])
+  t.is(first.evidence, first.evidence)
+  t.true(Object.isFrozen(first.evidence))
+  t.deepEqual(newcomers[0]!.asked, ['evidence'])
+  below.tell({ gone: 2, reason: reason('evicted') }, { gone: 1, reason: reason('exited') }, { gone: 9, reason: 1 })
+  t.deepEqual(publisher.subscribers, [third, fourth])
+  t.deepEqual([await second.closed, await first.closed], ['evicted', 'exited'])
+  t.deepEqual([first.lag, third.lag], [0, 50])
+  below.tell({ gone: 3, reason: 0 })
+  t.is(await third.closed, 'closed')
+  below.tell({ code: 'PEER_REFUSED', message: 'another', check: 'uid' })
+  t.deepEqual(told.splice(0), [
+    ...newcomers.map(() => '7 comes'),
+    'gone: evicted',
+    'gone: exited',
+    'gone: closed',
+    'ERR_RINGFENCE_PEER_REFUSED',
+  ])
+  await publisher.close()
+  t.is(await fourth.closed, 'closed')
+  await turn()
+  t.deepEqual(told, ['gone: closed', 'closed'])
+})
+
+test.serial('one subscriber is looked at again, and let go of', async (t) => {
+  const { below, publisher } = await published(t)
+  const below1 = new Newcomer(1)
+  below.tell(below1)
+  const [one] = publisher.subscribers as [Subscriber]
+  const looking = one.verify()
+  const identity = { pid: 7, uid: 1 }
+  below1.look(null, identity)
+  t.is(await looking, identity as never)
+  t.is(one.peer, identity as never)
+  const refused = one.verify()
+  below1.look({ code: 'PEER_REFUSED', message: 'another' }, null)
+  await t.throwsAsync(refused, codeOf('PEER_REFUSED'))
+  t.is(one.peer, identity as never)
+  below1.answer = FAILED
+  await t.throwsAsync(one.verify(), codeOf('NO_SPACE'))
+  const leaving = one.disconnect()
+  t.deepEqual(below1.asked, ['disconnect'])
+  t.true(await isPending(leaving))
+  below.tell({ gone: 1, reason: reason('closed') })
+  await leaving
+  await one.disconnect()
+  t.deepEqual(below1.asked, ['disconnect'], 'it has gone')
+  t.throws(() => Reflect.construct(one.constructor, [Symbol('ringfence'), below1]), {
+    ...codeOf('INVALID_ARGUMENT'),
+    message: /made by a publisher/,
+  })
+})
+
+test.serial('end sends what was sent before, and then the end', async (t) => {
+  const { below, publisher } = await published(t)
+  below.room = 4
+  const waiting = publisher.send('before')
+  const ending = publisher.end()
+  t.is(publisher.end(), ending)
+  const refused = await t.throwsAsync<Error>(publisher.send('late'), codeOf('CLOSED'))
+  t.regex(refused!.message, /has ended/)
+  t.true(await isPending(ending))
+  t.false(below.asked.includes('end'))
+  below.room = 1000
+  // The last subscriber has gone already: the end is found at once.
+  below.events.push(FAILED)
+  below.roomBell()
+  await waiting
+  await ending
+  t.deepEqual(below.since().slice(-2), ['end', 'close'])
+  t.is(await publisher.closed, 'closed')
+  t.regex((await t.throwsAsync<Error>(publisher.send('late'), codeOf('CLOSED')))!.message, /has ended/)
+
+  const other = await published(t)
+  await other.publisher.end()
+  t.deepEqual(other.below.since(), ['end'])
+  t.true(await isPending(other.publisher.closed))
+  other.below.tell(FAILED)
+  t.is(await other.publisher.closed, 'closed')
+
+  // One that is closed has nothing to end.
+  const third = await published(t)
+  await third.publisher.close()
+  third.below.since()
+  await third.publisher.end()
+  t.deepEqual(third.below.since(), [])
+  t.regex((await t.throwsAsync<Error>(third.publisher.send('late')))!.message, /has ended/)
+  const unhandled = new Set<unknown>()
+  const hear = (error: unknown) => void unhandled.add(error)
+  process.on('unhandledRejection', hear)
+  t.teardown(() => process.off('unhandledRejection', hear))
+  void third.publisher.send('late')
+  await turn()
+  t.is(unhandled.size, 0, 'that it is over is told by its end')
+})
+
+test.serial('what waits when it is closed has as long as linger says', async (t) => {
+  const { below, publisher } = await published(t)
+  below.room = 4
+  const waiting = publisher.send('before')
+  const closing = publisher.close({ linger: 60_000 })
+  t.true(await isPending(Promise.race([closing, waiting])))
+  await t.throwsAsync(publisher.send('late'), codeOf('CLOSED'))
+  below.room = 1000
+  below.roomBell()
+  await waiting
+  await closing
+  t.is(await publisher.closed, 'closed')
+
+  const other = await published(t)
+  other.below.room = 4
+  const lost = other.publisher.send('before')
+  const closed = other.publisher.close()
+  await t.throwsAsync(lost, codeOf('CLOSED'))
+  await closed
+})
+
+test.serial('seal is asked once, and again where it has failed', async (t) => {
+  const { below, publisher } = await published(t)
+  below.answers.seal = FAILED
+  below.failing = { code: 'NO_SPACE', message: 'no thread' }
+  await t.throwsAsync(publisher.seal(), codeOf('NO_SPACE'))
+  below.answers.seal = 0
+  const sealing = publisher.seal()
+  t.is(publisher.seal(), sealing)
+  t.deepEqual(below.since(), ['seal', 'seal'])
+  t.true(await isPending(sealing))
+  below.sealed()
+  await sealing
+})
+
+test.serial('who opens its memory ends it, and that is told', async (t) => {
+  for (const way of ['the binding tells', 'a reason', 'a call fails'] as const) {
+    const { below, publisher, told } = await published(t)
+    below.tell(new Newcomer(1))
+    const [one] = publisher.subscribers as [Subscriber]
+    below.failing = { code: way === 'a reason' ? 'CLOSED' : 'OBJECT_EXPOSED', message: 'as the binding says' }
+    if (way === 'a reason') below.ended = reason('exposed')
+    if (way === 'a call fails') {
+      below.answers.send = FAILED
+      t.throws(() => publisher.trySend('one'), codeOf('OBJECT_EXPOSED'))
+    } else below.tell(FAILED)
+    t.is(await publisher.closed, 'exposed', way)
+    t.is(await one.closed, 'exposed')
+    await turn()
+    t.deepEqual(told, ['7 comes', 'gone: exposed', 'exposed'])
+    const error = await t.throwsAsync<RingfenceError>(publisher.send('late'), codeOf('OBJECT_EXPOSED'))
+    t.regex(error!.message, /the publisher is closed/)
+  }
+})
+
+test.serial('a call that fails ends it where that is its end, and nowhere else', async (t) => {
+  for (const [code, ends] of [
+    ['CLOSED', true],
+    ['UNSUPPORTED', true],
+    ['NO_SPACE', false],
+  ] as const) {
+    const { below, publisher } = await published(t)
+    below.failing = { code, message: 'as the binding says' }
+    below.answers.send = FAILED
+    t.throws(() => publisher.trySend('one'), codeOf(code))
+    if (ends) t.is(await publisher.closed, 'closed')
+    else t.true(await isPending(publisher.closed))
+    t.is(below.since().includes('close'), ends)
+  }
+})
+
+test.serial('what a listener throws keeps no later event from being told', async (t) => {
+  const { below, publisher, told } = await published(t)
+  const thrown: string[] = []
+  const hear = (error: Error) => void thrown.push(error.message)
+  const others = process.listeners('uncaughtException')
+  process.removeAllListeners('uncaughtException')
+  process.on('uncaughtException', hear)
+  t.teardown(() => {
+    process.off('uncaughtException', hear)
+    for (const other of others) process.on('uncaughtException', other)
+  })
+  publisher.prependListener('subscriber', () => {
+    throw new Error('of a listener')
+  })
+  below.tell(new Newcomer(1), { gone: 1, reason: reason('exited') })
+  await turn()
+  t.deepEqual([thrown, told], [['of a listener'], ['gone: exited']])
+  t.is(publisher.subscribers.length, 0)
+  await (publisher satisfies Publisher).close()
+})

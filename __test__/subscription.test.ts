@@ -1,0 +1,295 @@
+// A subscription by itself: what it asks of its binding, what it tells, and each end. broadcast.test.ts has one with a publisher.
+
+import { once } from 'node:events'
+
+import test, { type ExecutionContext } from 'ava'
+import { json, type Subscription, type SubscribeOptions } from 'ringfence'
+
+import { beginsHere, FAILED, merge, openNow, REASONS, REFUSED, subscribe, Subscribed } from './support/binding.js'
+import { pattern } from './support/bytes.js'
+import { clock, rested, turn, turns } from './support/clock.js'
+import { codeOf, patterns } from './support/ring.js'
+import { isPending } from './support/until.js'
+
+async function subscribed(
+  t: ExecutionContext,
+  below = new Subscribed(),
+  options: SubscribeOptions = {},
+): Promise<{ below: Subscribed; subscription: Subscription }> {
+  await rested()
+  const all = beginsHere(t)
+  const subscribing = subscribe('@somewhere', options)
+  await Promise.resolve()
+  all[0]!.done(null, below)
+  const subscription = await subscribing
+  below.since()
+  return { below, subscription }
+}
+
+test.serial('it has what the handshake has made, and is open until it ends', async (t) => {
+  const { below, subscription } = await subscribed(t)
+  t.deepEqual([subscription.delivery, subscription.capacity, subscription.maxMessageSize], ['reliable', 65_536, 8192])
+  t.is(subscription.peer, below.peer as never)
+  t.deepEqual(subscription.evidence as unknown, [{ check: 'uid' }])
+  t.is(subscription.evidence, subscription.evidence)
+  t.true(Object.isFrozen(subscription.evidence))
+  t.is(openNow.get(subscription), '@somewhere')
+  t.true(await isPending(subscription.closed))
+  await subscription.close()
+  t.is(await subscription.closed, 'closed')
+  t.false(openNow.has(subscription))
+  t.deepEqual(below.since(), ['evidence', 'close'])
+  await subscription.close()
+  below.bell()
+  t.deepEqual(below.since(), [], 'it is asked no more')
+  t.throws(() => Reflect.construct(subscription.constructor, [Symbol('ringfence'), below, { busyPoll: 0 }]), {
+    ...codeOf('INVALID_ARGUMENT'),
+    message: /made by subscribe/,
+  })
+})
+
+test.serial('one that cannot be watched is closed at once', async (t) => {
+  const below = new Subscribed()
+  below.watching = FAILED
+  below.failing = { code: 'NO_SPACE', message: 'no descriptor' }
+  await t.throwsAsync(subscribed(t, below), codeOf('NO_SPACE'))
+  t.true(below.asked.includes('close'))
+})
+
+test.serial('messages come by every way of reading, and the bell wakes those who wait', async (t) => {
+  const { below, subscription } = await subscribed(t)
+  const { ring } = below
+  ring.come(...patterns(0, 10, 10, 10, 10))
+  t.true((await subscription.receive())!.equals(pattern(0, 10)))
+  t.true(subscription.tryReceive()!.equals(pattern(1, 10)))
+  t.true(await subscription.readable())
+  t.is(
+    subscription.drain((bytes, offset, length) => {
+      t.true(pattern(2, 10).equals(bytes.subarray(offset, offset + length)))
+    }, 1),
+    1,
+  )
+  const loop = subscription[Symbol.asyncIterator]()
+  t.true((await loop.next()).value!.equals(pattern(3, 10)))
+  t.is(subscription.tryReceive(), null)
+
+  const waits = [subscription.receive(), subscription.readable(), loop.next()] as const
+  t.true(await isPending(Promise.race(waits)))
+  ring.come(...patterns(4, 10, 10))
+  below.bell()
+  t.deepEqual(below.since(), ['listen', 'disarm'])
+  t.true((await waits[0])!.equals(pattern(4, 10)))
+  t.true(await waits[1])
+  t.true((await waits[2]).value!.equals(pattern(5, 10)))
+  t.false(subscription.readableEnded)
+
+  const over = new AbortController()
+  const called = [subscription.receive({ signal: over.signal }), subscription.readable({ signal: over.signal })]
+  over.abort()
+  for (const call of called) await t.throwsAsync(call as Promise<unknown>, codeOf('ABORTED'))
+  await t.throwsAsync(subscription.receive({ signal: over.signal }), codeOf('ABORTED'))
+  await t.throwsAsync(subscription.readable({ signal: over.signal }), codeOf('ABORTED'))
+  t.throws(() => subscription.drain(5 as never), codeOf('INVALID_ARGUMENT'))
+  t.throws(() => subscription.with({} as never), codeOf('INVALID_ARGUMENT'))
+
+  const values = subscription.with(json())
+  ring.come(Buffer.from('1'), Buffer.from('2'))
+  t.is(await values.receive(), 1)
+  t.is((await values[Symbol.asyncIterator]().next()).value, 2)
+})
+
+test.serial('it spins where the option says so', async (t) => {
+  for (const busyPoll of [0, 5]) {
+    const { below, subscription } = await subscribed(t, new Subscribed(), { busyPoll })
+    const waiting = subscription.receive()
+    t.is(below.ring.since()[0], busyPoll > 0 ? 'pull busily' : 'pull')
+    await subscription.close()
+    t.is(await waiting, null)
+  }
+})
+
+test.serial('of the newest message alone none is fetched by a look', async (t) => {
+  for (const delivery of ['latest', 'best-effort', 'reliable'] as const) {
+    const { below, subscription } = await subscribed(t, new Subscribed(delivery))
+    below.ring.come(pattern(0, 10))
+    t.true(await subscription.readable())
+    t.deepEqual([below.since(), below.ring.since()], delivery === 'latest' ? [['has a message'], []] : [[], ['pull']])
+    await subscription.close()
+  }
+})
+
+test.serial('what was fetched and not handed out is neither counted as received nor passed', async (t) => {
+  const { below, subscription } = await subscribed(t)
+  below.ring.come(...patterns(0, 10, 20, 30))
+  t.is(subscription.tryReceive()!.length, 10)
+  t.is(subscription.sequence, 98n)
+  t.is(subscription.lost, 7n)
+  t.deepEqual(subscription.stats(), { messagesReceived: 8, bytesReceived: 950, lost: 7, lag: 300, sleeps: 4 })
+  t.is(subscription.tryReceive()!.length, 20)
+  t.is(subscription.tryReceive()!.length, 30)
+  t.deepEqual(subscription.stats(), { messagesReceived: 10, bytesReceived: 1000, lost: 5, lag: 300, sleeps: 4 })
+})
+
+const reason = (name: string) => REASONS.indexOf(name)
+
+for (const name of ['closed', 'exited'] as const)
+  test.serial(`${name}: what the publisher has left is read, and then all is let go of`, async (t) => {
+    for (const close of [false, true]) {
+      const { below, subscription } = await subscribed(t)
+      below.ring.come(...patterns(0, 10, 10))
+      below.ring.ended = true
+      below.heard = reason(name)
+      below.bell()
+      t.is(await subscription.closed, name)
+      t.deepEqual(below.since(), ['listen', 'outlive'])
+      t.false(subscription.readableEnded)
+      t.is((await subscription.receive())!.length, 10)
+      await t.throwsAsync(subscription.verify(), codeOf('CLOSED'))
+      if (close) {
+        await subscription.close()
+        t.throws(() => subscription.tryReceive(), codeOf('CLOSED'))
+      } else {
+        t.is((await subscription.receive())!.length, 10)
+        t.is(await subscription.receive(), null)
+        t.true(subscription.readableEnded)
+      }
+      t.deepEqual(below.since(), ['close'])
+      await subscription[Symbol.asyncDispose]()
+      t.deepEqual(below.since(), [])
+      if (!close) t.is(await subscription.receive(), null, 'its end stays an end')
+    }
+  })
+
+for (const [name, code] of [
+  ['exposed', 'OBJECT_EXPOSED'],
+  ['evicted', 'EVICTED'],
+  ['corrupt', 'RING_CORRUPT'],
+] as const)
+  test.serial(`${name}: those who read are told, and nothing is read that lies in the ring`, async (t) => {
+    const { below, subscription } = await subscribed(t)
+    const waiting = subscription.receive()
+    below.ring.come(pattern(0, 10))
+    below.heard = reason(name)
+    // The end is heard of before the message is looked for.
+    below.ring.failing = code
+    below.bell()
+    t.is(await subscription.closed, name)
+    t.deepEqual(below.since(), ['listen', 'close'])
+    await t.throwsAsync(waiting, codeOf(code))
+    await t.throwsAsync(subscription.receive(), codeOf(code))
+    t.throws(() => subscription.tryReceive(), codeOf(code))
+    await t.throwsAsync(subscription.verify(), codeOf(code))
+    await subscription.close()
+    t.throws(() => subscription.tryReceive(), codeOf(code), 'the reason stays')
+  })
+
+test.serial('a publisher that is refused by a later look ends it as a close does', async (t) => {
+  const { below, subscription } = await subscribed(t)
+  const waiting = subscription.receive()
+  below.heard = REFUSED
+  below.bell()
+  t.is(await subscription.closed, 'closed')
+  t.deepEqual(below.since(), ['listen', 'close'])
+  t.is(await waiting, null)
+  const error = t.throws(() => subscription.tryReceive(), codeOf('CLOSED'))
+  t.regex(error!.message, /no longer who the policy asks for/)
+  await t.throwsAsync(subscription.verify(), { message: /no longer who the policy asks for/ })
+})
+
+test.serial('what a call fails with ends it where that is an end', async (t) => {
+  for (const [code, ends] of [
+    ['RING_CORRUPT', 'corrupt'],
+    ['UNSUPPORTED', 'closed'],
+    ['NO_SPACE', undefined],
+    ['EVICTED', 'evicted'],
+    ['OBJECT_EXPOSED', 'exposed'],
+  ] as const) {
+    const { below, subscription } = await subscribed(t)
+    below.ring.failing = code
+    below.heard = code === 'EVICTED' || code === 'OBJECT_EXPOSED' ? reason(ends) : 0
+    const error = t.throws(() => subscription.tryReceive(), codeOf(code))
+    const isHeard = below.since().includes('listen')
+    t.is(isHeard, code === 'EVICTED' || code === 'OBJECT_EXPOSED', code)
+    if (ends === undefined) {
+      t.true(await isPending(subscription.closed))
+      continue
+    }
+    t.is(await subscription.closed, ends)
+    const told = await t.throwsAsync<Error>(subscription.verify(), codeOf(code))
+    if (code === 'RING_CORRUPT') {
+      t.is(told!.message, 'as the ring says')
+      t.is((told!.cause as Error).message, error!.message)
+    }
+  }
+})
+
+test.serial('a reader that finds the end returns first, and then the publisher’s is heard of', async (t) => {
+  const { below, subscription } = await subscribed(t)
+  below.ring.ended = true
+  below.heard = reason('closed')
+  t.is(subscription.tryReceive(), null)
+  t.deepEqual(below.since(), [])
+  t.is(await subscription.closed, 'closed')
+  t.deepEqual(below.since(), ['listen', 'outlive', 'close'])
+})
+
+test.serial('verify tells who the publisher is, and hears whether that has ended it', async (t) => {
+  const { below, subscription } = await subscribed(t)
+  const { evidence } = subscription
+  const looking = subscription.verify()
+  const identity = { pid: 7, uid: 1 }
+  below.look(null, { identity, evidence: [{ check: 'pid' }] })
+  t.is(await looking, identity as never)
+  t.is(subscription.peer, identity as never)
+  t.deepEqual(subscription.evidence as unknown, [...evidence, { check: 'pid' }])
+  below.since()
+  const refused = subscription.verify()
+  below.heard = REFUSED
+  below.look({ code: 'PEER_REFUSED', message: 'another' }, null)
+  await t.throwsAsync(refused, codeOf('PEER_REFUSED'))
+  t.is(await subscription.closed, 'closed')
+})
+
+const immediates = () => process.getActiveResourcesInfo().filter((what) => what === 'Immediate').length
+
+test.serial('it keeps the process alive until unref, and so does what it reads', async (t) => {
+  const alive = setInterval(() => {}, 1000)
+  t.teardown(() => clearInterval(alive))
+  const { below, subscription } = await subscribed(t)
+  for (const [call, told] of [
+    ['unref', 'keep alive: 0'],
+    ['ref', 'keep alive: 1'],
+  ] as const) {
+    t.is(subscription[call](), subscription)
+    t.deepEqual(below.since(), [told])
+    await turns(20)
+    below.ring.come(...patterns(0, 3000, 3000))
+    while (subscription.tryReceive() !== null);
+    const before = immediates()
+    const waiting = subscription.receive()
+    t.is(immediates() - before, call === 'ref' ? 1 : 0)
+    below.ring.come(pattern(2, 10))
+    t.is((await waiting)!.length, 10)
+    clock.now += 1
+  }
+})
+
+test.serial('a merge reads it, and is told why it has ended though the line was not heard yet', async (t) => {
+  for (const name of ['exited', undefined] as const) {
+    const { below, subscription } = await subscribed(t)
+    below.figures = [0, 0, 0, 0]
+    const merged = merge([subscription])
+    t.throws(() => subscription.tryReceive(), codeOf('INVALID_ARGUMENT'))
+    below.ring.come(...patterns(0, 10, 20))
+    below.figures = [2, 30, 0, 0]
+    t.is(String((await merged.receive())![0] === subscription), 'true')
+    t.deepEqual(merged.stats(), { sources: 1, messagesReceived: 1, bytesReceived: 10 })
+    t.truthy(await merged.receive())
+    const ended = once(merged, 'end')
+    below.ring.ended = true
+    if (name !== undefined) below.heard = reason(name)
+    t.is(await merged.receive(), null)
+    t.deepEqual((await ended)[1], name ?? 'closed')
+    await turn()
+  }
+})

@@ -1,0 +1,311 @@
+// The binding, as what is above it sees it: what is begun here is what a test says it is.
+
+import type { ExecutionContext } from 'ava'
+
+import { Ring } from './ring.js'
+
+export interface Failure {
+  code: string
+  message: string
+}
+
+/** A call that is under way. */
+export interface Begun {
+  name: string
+  address: string
+  options: object
+  /** What was asked of it since. */
+  asked: string[]
+  /** Tells what came of it. */
+  done(failure: Failure | null, made: object | null): void
+}
+
+interface Insides {
+  native: Record<string, unknown>
+  FAILED: number
+  REASONS: (string | null)[]
+  REFUSED: number
+  openNow: Map<object, string | null>
+  subscribe: typeof import('ringfence').subscribe
+  publish: typeof import('ringfence').publish
+  merge: typeof import('ringfence').merge
+}
+
+const inside = (file: string) => import(new URL(`../../../dist/esm/${file}`, import.meta.url).href) as Promise<Insides>
+
+/** What the package does not export, and the calls beside it: those of the package's own file are another copy. */
+export const [{ native, FAILED, REASONS, REFUSED }, { openNow }, { subscribe }, { publish }, { merge }] =
+  await Promise.all([
+    inside('native.js'),
+    inside('diagnostics.js'),
+    inside('broadcast/subscription.js'),
+    inside('broadcast/publisher.js'),
+    inside('merge.js'),
+  ])
+
+/** Has calls begin here, until the test is over. */
+export function beginsHere(t: ExecutionContext): Begun[] {
+  const { begin } = native
+  const all: Begun[] = []
+  native['begin'] = (name: string, address: string, options: object, done: Begun['done']) => {
+    const asked: string[] = []
+    all.push({ name, address, options, asked, done })
+    const note = (what: string) => () => void asked.push(what)
+    return { cancel: note('cancel'), vacate: note('vacate'), answer: note('answer') }
+  }
+  t.teardown(() => (native['begin'] = begin))
+  return all
+}
+
+const peer = { pid: 7, uid: 8, gid: 9, executable: '/an/executable' }
+
+/** What the binding makes of a subscription: a ring, and a line. */
+export class Subscribed {
+  readonly asked: string[] = []
+  readonly ring = new Ring()
+  readonly peer = peer
+  readonly capacity = 65_536
+  readonly maxMessageSize = 8192
+  /** What the line has to say: why it has ended, as an index of `REASONS`. */
+  heard = 0
+  watching = 0
+  bell: () => void = () => {}
+  /** What the last look at the peer has found. */
+  look: (failure: Failure | null, verified: object | null) => void = () => {}
+  failing: Failure | null = null
+  figures = [10, 1000, 300, 4]
+
+  constructor(readonly delivery: 'reliable' | 'best-effort' | 'latest' = 'reliable') {}
+
+  readonly pull = (into: Buffer, from: number, goesOn: number) => this.ring.pull(into, from, goesOn)
+  readonly pullBusy = (into: Buffer, from: number, goesOn: number) => this.ring.pullBusy(into, from, goesOn)
+  readonly gather = (into: Buffer) => this.ring.gather(into)
+  readonly wake = () => this.ring.wake()
+  readonly armReader = () => this.ring.armReader()
+  readonly parkReader = () => this.ring.parkReader()
+  readonly lookParked = () => this.ring.lookParked()
+  readonly failure = () => this.failing ?? this.ring.failure()
+  readonly hasMessage = () => {
+    this.asked.push('has a message')
+    return Number(this.ring.left > 0)
+  }
+
+  evidence(): object[] {
+    this.asked.push('evidence')
+    return [{ check: 'uid' }]
+  }
+
+  verify(look: Subscribed['look']): number {
+    this.look = look
+    return 0
+  }
+
+  watch(bell: () => void): number {
+    this.bell = bell
+    return this.watching
+  }
+
+  listen(): number {
+    this.asked.push('listen')
+    return this.heard
+  }
+
+  keepAlive(alive: number): void {
+    this.asked.push(`keep alive: ${alive}`)
+  }
+
+  sequence(unread: number): bigint {
+    return BigInt(100 - unread)
+  }
+
+  lost(unread: number): bigint {
+    return BigInt(5 + unread)
+  }
+
+  stats(): number[] {
+    return this.figures
+  }
+
+  disarm(): void {
+    this.asked.push('disarm')
+  }
+
+  outlive(): void {
+    this.asked.push('outlive')
+  }
+
+  close(): void {
+    this.asked.push('close')
+  }
+
+  since(): string[] {
+    return this.asked.splice(0)
+  }
+}
+
+/** What the binding makes of a publisher. */
+export class Published {
+  readonly asked: string[] = []
+  readonly capacity = 65_536
+  readonly maxMessageSize = 8192
+  readonly maxAtOnce = 8192
+  /** Bytes of the ring that are free. */
+  room = 65_536
+  sent = 0
+  armed = false
+  events: unknown[] = []
+  bell: () => void = () => {}
+  roomBell: () => void = () => {}
+  sealed: () => void = () => {}
+  failing: Failure = { code: 'CLOSED', message: 'as the binding says' }
+  /** What the calls of this name answer with. */
+  readonly answers: { watch?: number; watchRoom?: number; seal?: number; send?: number } = {}
+  ended = 0
+
+  /** An event, and the bell. */
+  tell(...events: unknown[]): void {
+    this.events.push(...events)
+    this.bell()
+  }
+
+  next(): unknown {
+    return this.events.shift() ?? 0
+  }
+
+  flush(_arena: Uint8Array, from: number, to: number): number {
+    this.asked.push('flush')
+    if (this.answers.send !== undefined) return this.answers.send
+    if (to - from > this.room) return 0
+    this.room -= to - from
+    this.sent += 1
+    return to - from
+  }
+
+  send(message: Uint8Array): number {
+    this.asked.push('send')
+    if (this.answers.send !== undefined) return this.answers.send
+    return message.length
+  }
+
+  trySend(message: Uint8Array): number {
+    this.asked.push('trySend')
+    if (this.answers.send !== undefined) return this.answers.send
+    if (message.length + 8 > this.room) return 0
+    this.room -= message.length + 8
+    this.sent += 1
+    return 1
+  }
+
+  hasRoom(size: number): number {
+    return Number(size + 8 <= this.room)
+  }
+
+  packedRoom(): number {
+    return 0
+  }
+
+  armWriter(size: number): number {
+    this.armed = this.room < size + 8
+    return Number(this.armed)
+  }
+
+  reserve(): number {
+    return 0
+  }
+
+  watch(bell: () => void): number {
+    this.bell = bell
+    return this.answers.watch ?? 0
+  }
+
+  watchRoom(bell: () => void): number {
+    this.roomBell = bell
+    return this.answers.watchRoom ?? 0
+  }
+
+  seal(sealed: () => void): number {
+    this.asked.push('seal')
+    this.sealed = sealed
+    return this.answers.seal ?? 0
+  }
+
+  listen(): number {
+    this.asked.push('listen')
+    return 0
+  }
+
+  reason(): number {
+    return this.ended
+  }
+
+  sequence(): bigint {
+    return BigInt(this.sent)
+  }
+
+  stats(): number[] {
+    return [this.sent, 1000, 2, this.capacity - this.room, this.capacity]
+  }
+
+  failure(): Failure {
+    return this.failing
+  }
+
+  keepAlive(alive: number): void {
+    this.asked.push(`keep alive: ${alive}`)
+  }
+
+  disarm(): void {
+    this.asked.push('disarm')
+  }
+
+  end(): number {
+    this.asked.push('end')
+    return 0
+  }
+
+  vacate(): void {
+    this.asked.push('vacate')
+  }
+
+  close(): void {
+    this.asked.push('close')
+  }
+
+  since(): string[] {
+    return this.asked.splice(0)
+  }
+}
+
+/** A subscriber, as the binding tells of it. */
+export class Newcomer {
+  readonly asked: string[] = []
+  readonly peer = peer
+  readonly delivery = 'reliable'
+  look: (failure: Failure | null, identity: object | null) => void = () => {}
+  answer = 0
+  behind = 50
+
+  constructor(readonly number: number) {}
+
+  lag(): number {
+    return this.behind
+  }
+
+  evidence(): object[] {
+    this.asked.push('evidence')
+    return [{ check: 'uid' }]
+  }
+
+  verify(look: Newcomer['look']): number {
+    this.look = look
+    return this.answer
+  }
+
+  disconnect(): void {
+    this.asked.push('disconnect')
+  }
+
+  failure(): Failure {
+    return { code: 'NO_SPACE', message: 'no thread' }
+  }
+}
