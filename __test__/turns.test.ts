@@ -123,6 +123,12 @@ test('the clock is looked at each quarter of a millisecond, about: rarely where 
   world.now += 100
   world.run(() => fairness.look())
   t.is(fairness.stride, 1, 'one takes longer than that')
+  world.now += 0.25
+  world.run(() => fairness.look())
+  t.is(fairness.stride, 2)
+  world.now += 100
+  world.run(() => fairness.look())
+  t.is(fairness.stride, 1)
   t.is(spend(1), 1)
 })
 
@@ -213,8 +219,12 @@ test('a turn is so many bytes, or as long as two looks at the clock, and goes ro
   t.false(turns.spend(TURN - 1))
   shared.look()
   t.false(turns.spend(0))
-  // Alone it has one turn after the other.
+  // That others rest, or leave, makes its turn no longer.
+  turns.rest(one, false)
+  t.is(turns.next, two)
   turns.remove(one)
+  t.is(turns.next, two)
+  // Alone it has one turn after the other.
   t.true(turns.spend(1))
   t.is(turns.next, two)
   // One that leaves and comes again has a turn anew.
