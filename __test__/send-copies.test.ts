@@ -1,9 +1,34 @@
-// What waits to be sent is copied, and the memory of copies is used again.
+// What is sent are the bytes that are shown; what waits is copied, and the memory of copies is used again.
 
 import test from 'ava'
 
 import { pattern } from './support/bytes.js'
 import { fillBut, open, small, turns } from './support/paper-ring.js'
+
+test('of memory all is sent, and of a view what it shows, whatever its kind', async (t) => {
+  const { ring, queue } = open(65_536)
+  const bytes = new Uint8Array([1, 2, 3, 4, 5, 6, 7, 8])
+  const shared = new SharedArrayBuffer(8)
+  new Uint8Array(shared).set(bytes)
+  const kinds = [
+    bytes,
+    bytes.buffer,
+    shared,
+    new DataView(bytes.buffer),
+    new Int16Array(bytes.buffer),
+    new Float64Array(shared),
+  ]
+  for (const kind of kinds) {
+    await queue.send(kind as Uint8Array)
+    t.true(queue.trySend(kind as Uint8Array))
+  }
+  for (const part of [new DataView(bytes.buffer, 2, 3), new Int16Array(bytes.buffer, 2, 1), new Uint8Array(shared, 1)])
+    await queue.send(part as Uint8Array)
+  t.deepEqual(
+    Array.from(ring.got, (message) => [...message]),
+    [...Array.from({ length: 12 }, () => [...bytes]), [3, 4, 5], [3, 4], [2, 3, 4, 5, 6, 7, 8]],
+  )
+})
 
 /** How much memory is asked for meanwhile, for copies of what waits. */
 async function allocations(deed: () => Promise<void>): Promise<number[]> {

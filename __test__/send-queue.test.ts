@@ -492,8 +492,12 @@ test('an end lets those go who wait for all to be through', async (t) => {
     if (how === 'over') t.true(await isPending(empty))
     else await empty
     if (how === 'room') await sent
-    else if (how === 'an end') await t.throwsAsync(sent, { message: 'over' })
-    else t.true(await isPending(sent))
+    else if (how === 'an end') {
+      await t.throwsAsync(sent, { message: 'over' })
+      ring.told()
+      await turns(MANY)
+      t.deepEqual(ring.told(), [], 'the ring is looked at no more')
+    } else t.true(await isPending(sent))
   }
   t.deepEqual(idle.ring.got, [])
 })
