@@ -1,5 +1,7 @@
 // A publisher by itself: what it asks of its binding, what it tells, and each end. broadcast.test.ts has one with subscribers.
 
+import { subscribe, unsubscribe } from 'node:diagnostics_channel'
+
 import test, { type ExecutionContext } from 'ava'
 import { json, type Publisher, type PublishOptions, type RingfenceError, type Subscriber } from 'ringfence'
 
@@ -35,12 +37,13 @@ test.serial('it has what the binding has made, and is open until it is closed', 
   t.is(publisher.ref(), publisher)
   t.is(publisher.unref(), publisher)
   t.deepEqual(below.since(), ['keep alive: 1', 'keep alive: 0'])
-  await publisher.close()
+  const closing = publisher.close()
+  t.deepEqual(below.since(), ['close'], 'at once, where nothing waits')
+  await closing
   t.is(await publisher.closed, 'closed')
   t.false(openNow.has(publisher))
   await turn()
   t.deepEqual(told, ['closed'])
-  t.deepEqual(below.since(), ['close'])
   await publisher.close()
   await publisher[Symbol.asyncDispose]()
   below.tell(new Newcomer(1))
@@ -166,8 +169,14 @@ test.serial('subscribers come and go, and each is told why', async (t) => {
   t.is(first.evidence, first.evidence)
   t.true(Object.isFrozen(first.evidence))
   t.deepEqual(newcomers[0]!.asked, ['evidence'])
+  const evicted: unknown[] = []
+  const note = (message: unknown) => void evicted.push((message as { subscriber: unknown }).subscriber)
+  subscribe('ringfence:evicted', note)
+  t.teardown(() => unsubscribe('ringfence:evicted', note))
   below.tell({ gone: 2, reason: reason('evicted') }, { gone: 1, reason: reason('exited') }, { gone: 9, reason: 1 })
   t.deepEqual(publisher.subscribers, [third, fourth])
+  t.is(evicted.length, 1)
+  t.is(evicted[0], second, 'those who watch the process hear of it')
   t.deepEqual([await second.closed, await first.closed], ['evicted', 'exited'])
   t.deepEqual([first.lag, third.lag], [0, 50])
   below.tell({ gone: 3, reason: 0 })
@@ -254,6 +263,9 @@ test.serial('end sends what was sent before, and then the end', async (t) => {
   process.on('unhandledRejection', hear)
   t.teardown(() => process.off('unhandledRejection', hear))
   void third.publisher.send('late')
+  const fourth = await published(t)
+  await fourth.publisher.close()
+  void fourth.publisher.send('late')
   await turn()
   t.is(unhandled.size, 0, 'that it is over is told by its end')
 })
@@ -274,9 +286,12 @@ test.serial('what waits when it is closed has as long as linger says', async (t)
   const other = await published(t)
   other.below.room = 4
   const lost = other.publisher.send('before')
+  const lingering = other.publisher.close({ linger: 60_000 })
   const closed = other.publisher.close()
   await t.throwsAsync(lost, codeOf('CLOSED'))
-  await closed
+  await Promise.all([lingering, closed])
+  await turn()
+  t.deepEqual(other.told, ['closed'], 'once, though it was closed twice')
 })
 
 test.serial('seal is asked once, and again where it has failed', async (t) => {
@@ -323,8 +338,11 @@ test.serial('a call that fails ends it where that is its end, and nowhere else',
     below.failing = { code, message: 'as the binding says' }
     below.answers.send = FAILED
     t.throws(() => publisher.trySend('one'), codeOf(code))
-    if (ends) t.is(await publisher.closed, 'closed')
-    else t.true(await isPending(publisher.closed))
+    if (ends) {
+      t.is(await publisher.closed, 'closed')
+      const late = await t.throwsAsync<Error>(publisher.send('late'), codeOf('CLOSED'))
+      t.regex(late!.message, /the publisher is closed/)
+    } else t.true(await isPending(publisher.closed))
     t.is(below.since().includes('close'), ends)
   }
 })

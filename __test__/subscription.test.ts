@@ -103,7 +103,8 @@ test.serial('it spins where the option says so', async (t) => {
     const { below, subscription } = await subscribed(t, new Subscribed(), { busyPoll })
     const waiting = subscription.receive()
     t.is(below.ring.since()[0], busyPoll > 0 ? 'pull busily' : 'pull')
-    await subscription.close()
+    await subscription[Symbol.asyncDispose]()
+    t.is(await subscription.closed, 'closed')
     t.is(await waiting, null)
   }
 })
@@ -182,6 +183,22 @@ for (const [name, code] of [
     await subscription.close()
     t.throws(() => subscription.tryReceive(), codeOf(code), 'the reason stays')
   })
+
+test.serial('a close lets go of what was fetched, and loops end', async (t) => {
+  for (const way of ['close', 'refused'] as const) {
+    const { below, subscription } = await subscribed(t)
+    below.ring.come(...patterns(0, 10, 10))
+    t.is(subscription.tryReceive()!.length, 10)
+    if (way === 'close') await subscription.close()
+    else {
+      below.heard = REFUSED
+      below.bell()
+    }
+    t.throws(() => subscription.tryReceive(), codeOf('CLOSED'))
+    t.true((await subscription[Symbol.asyncIterator]().next()).done)
+    t.is(subscription.stats().messagesReceived, 9)
+  }
+})
 
 test.serial('a publisher that is refused by a later look ends it as a close does', async (t) => {
   const { below, subscription } = await subscribed(t)

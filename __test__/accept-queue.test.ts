@@ -1,0 +1,179 @@
+// Channels that wait for a loop, by themselves: who gets which, and when newcomers are to wait. service.test.ts has them with agents.
+
+import test from 'ava'
+import { RingfenceError, type Channel } from 'ringfence'
+
+import { codeOf } from './support/ring.js'
+import { isPending } from './support/until.js'
+
+interface Taker {
+  take(channel: Channel): void
+  refusal(): Error
+}
+
+interface AcceptQueue {
+  readonly hasLoop: boolean
+  iterator(): AsyncIterator<Channel, undefined>
+  setTaker(taker: Taker | null): void
+  add(channel: Channel): void
+  fail(error: Error): void
+  end(): void
+  discard(): Channel[]
+}
+
+interface Insides {
+  AcceptQueue: new (all: boolean, setPaused: (paused: boolean) => void) => AcceptQueue
+}
+
+/** What the package does not export. */
+const { AcceptQueue } = (await import(new URL('../../dist/esm/accept-queue.js', import.meta.url).href)) as Insides
+
+const over = { done: true, value: undefined }
+/** It looks into none: numbers will do. */
+const channel = (number: number) => number as unknown as Channel
+const value = (number: number) => ({ done: false, value: channel(number) })
+
+function queueOf(all: boolean) {
+  const paused: boolean[] = []
+  const queue = new AcceptQueue(all, (is) => paused.push(is))
+  const add = (from: number, to: number) => {
+    for (let number = from; number <= to; number += 1) queue.add(channel(number))
+  }
+  return { queue, paused, add }
+}
+
+test('channels wait for a loop in their order, and 16 of them have newcomers wait', async (t) => {
+  const { queue, paused, add } = queueOf(true)
+  add(1, 15)
+  t.deepEqual(paused, [])
+  add(16, 17)
+  t.deepEqual(paused, [true], 'told once')
+  const loop = queue.iterator()
+  t.deepEqual(await loop.next(), value(1))
+  t.deepEqual(paused, [true])
+  t.deepEqual(await loop.next(), value(2))
+  t.deepEqual(paused, [true, false])
+  const other = queue.iterator()
+  for (let number = 3; number <= 17; number += 1)
+    t.deepEqual(await (number % 2 === 0 ? loop : other).next(), value(number))
+  t.deepEqual(paused, [true, false])
+})
+
+test('a queue that keeps the last ones has 16 of them, until there is a loop', async (t) => {
+  const { queue, paused, add } = queueOf(false)
+  add(1, 20)
+  t.deepEqual(paused, [])
+  const loop = queue.iterator()
+  t.deepEqual(await loop.next(), value(5))
+  add(21, 21)
+  t.deepEqual(paused, [true], 'from now on none is dropped')
+  add(22, 22)
+  for (let number = 6; number <= 22; number += 1) t.deepEqual(await loop.next(), value(number))
+  t.deepEqual(paused, [true, false])
+  t.deepEqual(queue.discard(), [])
+  add(23, 24)
+  t.deepEqual(queue.discard(), [channel(23), channel(24)])
+  t.deepEqual(queue.discard(), [])
+})
+
+test('a loop that waits longest gets the next one, and one that was left gets none', async (t) => {
+  const { queue, add } = queueOf(true)
+  t.false(queue.hasLoop)
+  const [first, second] = [queue.iterator(), queue.iterator()]
+  t.true(queue.hasLoop)
+  const waits = [first.next(), second.next(), first.next()] as const
+  t.true(await isPending(Promise.race(waits)))
+  add(1, 1)
+  t.deepEqual(await waits[0], value(1))
+  t.deepEqual(await first.return!(), over)
+  t.deepEqual(await waits[2], over)
+  t.true(queue.hasLoop, 'the other goes on')
+  await first.return!()
+  t.deepEqual(await first.next(), over)
+  t.true(queue.hasLoop, 'it was left once')
+  add(2, 2)
+  t.deepEqual(await waits[1], value(2))
+  await second.return!()
+  t.false(queue.hasLoop)
+})
+
+test('at the end loops are over, after what waits', async (t) => {
+  const { queue, add } = queueOf(true)
+  const [waiting, other] = [queue.iterator(), queue.iterator()]
+  const waits = waiting.next()
+  queue.end()
+  t.deepEqual(await waits, over)
+  t.true(queue.hasLoop, 'the other was not told yet')
+  add(1, 1)
+  t.deepEqual(await other.next(), value(1))
+  t.true(queue.hasLoop)
+  t.deepEqual(await other.next(), over)
+  t.false(queue.hasLoop)
+  queue.setTaker({ take: () => t.fail(), refusal: () => new Error('of a taker') })
+  t.deepEqual(await queue.iterator().next(), over, 'what has ended is taken by none')
+})
+
+test('an end by itself is told to the loop that has waited longest, or to the first that asks', async (t) => {
+  const failure = new RingfenceError('CLOSED', 'as a test says')
+  for (const waits of [true, false]) {
+    const { queue, add } = queueOf(true)
+    const [first, second] = [queue.iterator(), queue.iterator()]
+    if (!waits) add(1, 1)
+    const called = waits ? [first.next(), second.next()] : []
+    queue.fail(failure)
+    queue.end()
+    if (!waits) {
+      t.deepEqual(await first.next(), value(1), 'what has come before is there')
+      called.push(first.next(), second.next())
+    }
+    const error = await t.throwsAsync(called[0]!, codeOf('CLOSED'))
+    t.is(error, failure)
+    t.deepEqual(await called[1], over)
+    t.false(queue.hasLoop)
+  }
+})
+
+test('a taker has all that waits and all that comes, and loops are refused meanwhile', async (t) => {
+  const { queue, paused, add } = queueOf(true)
+  const taken: Channel[] = []
+  const refusals: Error[] = []
+  const taker: Taker = {
+    take: (one) => void taken.push(one),
+    refusal: () => {
+      const refusal = new Error('of a taker')
+      refusals.push(refusal)
+      return refusal
+    },
+  }
+  add(1, 16)
+  t.deepEqual(paused, [true])
+  queue.setTaker(taker)
+  t.is(taken.length, 16)
+  t.deepEqual(paused, [true, false])
+  add(17, 17)
+  t.deepEqual(taken.at(-1), channel(17))
+  t.is(await t.throwsAsync(queue.iterator().next()), refusals[0])
+  t.false(queue.hasLoop, 'it is over with that')
+  queue.setTaker(null)
+  const loop = queue.iterator()
+  const waits = [loop.next(), loop.next()]
+  queue.setTaker(taker)
+  for (const one of waits) await t.throwsAsync(one, { message: 'of a taker' })
+  t.is(new Set(refusals).size, 3, 'each has an error of its own')
+  queue.setTaker(null)
+  add(18, 18)
+  t.deepEqual(await queue.iterator().next(), value(18))
+
+  // It may take itself back after each.
+  add(19, 21)
+  const one: Channel[] = []
+  queue.setTaker({
+    take: (next) => {
+      one.push(next)
+      queue.setTaker(null)
+    },
+    refusal: () => new Error('of another'),
+  })
+  t.deepEqual(one, [channel(19)])
+  t.deepEqual(await queue.iterator().next(), value(20))
+})
