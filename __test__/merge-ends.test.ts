@@ -7,7 +7,7 @@ import test from 'ava'
 import { RingfenceError } from 'ringfence'
 
 import { pattern } from './support/bytes.js'
-import { turn, turns } from './support/clock.js'
+import { clock, fairness, rested, turn, turns } from './support/clock.js'
 import { codeOf } from './support/ring.js'
 import { calm, letEnd, makeHeld, merge, mergeOf, named, order, Source, visits, type Merged } from './support/sources.js'
 import { isPending } from './support/until.js'
@@ -99,6 +99,24 @@ test.serial(
     t.true(await isPending(merged.receive()))
   },
 )
+
+test.serial('that no source is left keeps the process alive until it is told', async (t) => {
+  const alive = setInterval(() => {}, 1000)
+  t.teardown(() => clearInterval(alive))
+  const [a] = named('a') as [Source]
+  const merged = mergeOf(a.end())
+  t.is(await merged.receive(), null)
+  await rested()
+  await turn()
+  // The event loop is due for those who keep nothing alive.
+  clock.now += 3
+  fairness.look(true)
+  const immediates = () => process.getActiveResourcesInfo().filter((what) => what === 'Immediate').length
+  const before = immediates()
+  const over = merged.receive()
+  t.is(immediates() - before, 1)
+  t.is(await over, null)
+})
 
 test.serial('figures are of what the merge has handed out, of sources that have left as well', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]

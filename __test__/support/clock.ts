@@ -5,7 +5,7 @@ export const clock = { now: performance.now() }
 performance.now = () => clock.now
 
 interface Insides {
-  fairness: { look(): number; readonly looks: number; readonly due: Promise<void> | null }
+  fairness: { look(isWeak?: boolean): number; readonly looks: number; readonly due: Promise<void> | null }
 }
 
 /** What the package does not export. */
