@@ -27,6 +27,7 @@ function plain(...texts: string[]) {
   const there = texts.map((text) => Buffer.from(text))
   const sent: unknown[] = []
   let isLeft = false
+  let drains = 0
   /** All of them lie in one piece of memory, as in a ring. */
   const memory = Buffer.from(`..${texts.join('')}`)
   let at = 2
@@ -38,6 +39,9 @@ function plain(...texts: string[]) {
   const channel = {
     there,
     sent,
+    get drains() {
+      return drains
+    },
     get isLeft() {
       return isLeft
     },
@@ -46,6 +50,7 @@ function plain(...texts: string[]) {
     receive: async () => next(),
     tryReceive: () => next(),
     drain(visit: Visit, max = Infinity) {
+      drains += 1
       let visits = 0
       while (visits < max && there.length > 0) {
         const { length } = there[0]!
@@ -161,8 +166,12 @@ test('a value that is drained is the visitor’s own, unless the codec borrows',
     t.deepEqual(found.map(String), ['first', 'second'])
     // Both lie in the same memory, two bytes of which are before them.
     t.is(found[0]!.buffer === found[1]!.buffer && found[1]!.byteOffset === found[0]!.byteOffset + 5, borrow)
-    const one = typedOver(plain('only'), bytes, { borrow }).tryReceive()!
-    t.is(String(one), 'only')
+    const channel = plain('only')
+    const one = typedOver(channel, bytes, { borrow })
+    t.is(String(one.tryReceive()), 'only')
+    t.is(one.tryReceive(), undefined)
+    // What is shown alone is fetched as a drain does.
+    t.is(channel.drains, borrow ? 2 : 0)
   }
 })
 
