@@ -613,28 +613,3 @@ class Host:
         channel.receive()
         channel.end()
         channel.close()
-
-
-ROLES = {"guest": lie_as_guest, "subscriber": lie_as_guest, "host": lie_as_host, "publisher": lie_as_host}
-
-
-def lies_of(role, seed, more):
-    found = [*handshake_lies(role), *line_lies()]
-    if role in ("guest", "host"):
-        found += [*pair_words(), *records(), *tails(), *(Draw(number, seed) for number in range(more))]
-    else:
-        found += subscriber_words() if role == "subscriber" else publisher_words()
-    # Told in another order, each is told to an end that has heard others before.
-    random.Random(seed).shuffle(found)
-    return found
-
-
-def run(languages, roles, seed, more):
-    for language in languages:
-        for role in roles or ROLES:
-            tell = ROLES[role]
-            lies = lies_of(role, seed, more)
-            started = time.monotonic()
-            outcomes = tell(language, role, lies)
-            told = ", ".join(f"{count} {line}" for line, count in sorted(outcomes.items(), key=lambda item: -item[1])[:8])
-            print(f"  {len(lies)} lies of a {role} to {language}, {time.monotonic() - started:.0f} s: {told}", flush=True)

@@ -19,8 +19,7 @@ def main():
     parser.add_argument("languages", nargs="*", choices=["rust", "node", []], default=[])
     parser.add_argument("--honest", action="store_true")
     parser.add_argument("--lies", action="store_true")
-    parser.add_argument("--roles", nargs="*", default=[], choices=["guest", "host", "subscriber", "publisher"],
-                        help="of those who lie (all)")
+    parser.add_argument("--roles", nargs="*", default=[], help="of those who lie: see liars.py (all)")
     parser.add_argument("--seed", type=int, default=1, help="of the lies that are drawn")
     parser.add_argument("--more", type=int, default=100, help="how many are drawn, of each end")
     arguments = parser.parse_args()
@@ -29,8 +28,11 @@ def main():
     if not arguments.lies:
         honest.run(languages)
     if not arguments.honest:
-        import lies
-        lies.run(languages, arguments.roles, arguments.seed, arguments.more)
+        import liars
+        unknown = set(arguments.roles) - set(liars.ROLES)
+        if unknown:
+            parser.error(f"there is no {', '.join(unknown)}, only {', '.join(liars.ROLES)}")
+        liars.run(languages, arguments.roles, arguments.seed, arguments.more)
     print(f"Conforms, in {time.monotonic() - started:.0f} s.")
 
 

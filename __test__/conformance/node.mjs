@@ -18,7 +18,7 @@ const options = {
 }
 const lengths = sizes === '' ? [] : sizes.split(',').map(Number)
 
-const say = (line) => process.stdout.write(`${line}\n`)
+const say = (line) => void process.stdout.write(`${line}\n`)
 const outcome = async (how) => say(await how.catch((error) => codeOf(error)))
 const asked = () => createInterface({ input: process.stdin })
 
@@ -58,6 +58,11 @@ async function call(channel) {
   while ((await channel.receive()) !== null);
   const reason = await channel.closed
   return found?.toString() === 'hello' ? `answered, ${reason}` : reason
+}
+
+async function greet(channel) {
+  await channel.send('hello')
+  return (await channel.receive()) !== null
 }
 
 async function read(delivery) {
@@ -120,15 +125,16 @@ const deeds = {
     }
   },
 
-  /** Greets each partner, and leaves as soon as it is spoken to. */
+  /** Greets each partner, and leaves as soon as it is spoken to. A partner that lies, or is refused, is told by its code. */
   async member() {
     const membership = await member(address, options)
     say(membership.role)
     membership.on('role', say)
+    membership.on('refused', (error) => say(`refused ${codeOf(error)}`))
     for await (const channel of membership) {
       say(`channel ${channel.peer.pid}`)
-      await channel.send('hello')
-      if ((await channel.receive()) === null) continue
+      const isSpokenTo = await greet(channel).catch((error) => say(`over ${codeOf(error)}`))
+      if (!isSpokenTo) continue
       await membership.leave()
       say('left')
       return

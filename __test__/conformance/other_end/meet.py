@@ -53,7 +53,19 @@ class Place:
         place = cls.__new__(cls)
         place.address, place.sock, place.lock = address, sock, lock
         place.abstract = address.startswith("@")
+        place.inode = None if place.abstract else os.stat(address).st_ino
         return place
+
+    def is_there(self):
+        """Whether the files of an inherited place are those that were passed on."""
+        if self.abstract:
+            return True
+        try:
+            beside = os.stat(self.address + ".lock", follow_symlinks=False)
+            held = os.fstat(self.lock)
+            return (held.st_dev, held.st_ino) == (beside.st_dev, beside.st_ino) and os.stat(self.address).st_ino == self.inode
+        except FileNotFoundError:
+            return False
 
     def shares(self):
         """What a guest among members is passed."""

@@ -80,6 +80,8 @@ class Member:
         if channel.peer_phase() not in (0, 1, *LEFT):
             raise Violation(f"its host is there still: phase {channel.peer_phase()}")
         self.place = self.inherited
+        if not self.place.is_there():
+            raise Violation("its files are gone")
         # From now on the kernel names this process.
         self.place.sock.listen(64)
         self._send_away()

@@ -92,25 +92,34 @@ fn run() -> Outcome {
     }
 }
 
-/// Greets each partner, and leaves as soon as it is spoken to.
+/// Greets each partner, and leaves as soon as it is spoken to. A partner that lies, or is refused, is told by its code.
 fn stay(address: &Address, options: &Options) -> Outcome {
     let membership = member(address, options)?;
     say(&membership.role().to_string());
     loop {
         match membership.next()? {
             Change::Role(role) => say(&role.to_string()),
-            Change::Channel(mut channel) => {
+            Change::Refused(refused) => say(&format!("refused {}", refused.error.code())),
+            Change::Channel(channel) => {
                 say(&format!("channel {}", channel.peer().pid));
-                channel.sender().send(b"hello")?;
-                if channel.receiver().receive(&mut [0; 64])?.is_some() {
-                    membership.leave();
-                    say("left");
-                    return Ok(());
+                match greet(channel) {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        membership.leave();
+                        say("left");
+                        return Ok(());
+                    }
+                    Err(error) => say(&format!("over {}", error.code())),
                 }
             }
             other => return Err(format!("{other:?}").into()),
         }
     }
+}
+
+fn greet(mut channel: Channel) -> ringfence::Result<bool> {
+    channel.sender().send(b"hello")?;
+    Ok(channel.receiver().receive(&mut [0; 64])?.is_some())
 }
 
 /// Publishes a message of each size once there is a subscriber, and ends once that has read all.

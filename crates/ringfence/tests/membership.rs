@@ -899,6 +899,29 @@ fn a_guest_that_cannot_take_its_hosts_place_says_why() {
     assert!(guest.hear().starts_with("lost NO_SPACE"));
 }
 
+/// Its host's files are gone, by a cleaner's hand: who took that place over would be a host that no newcomer finds.
+#[test]
+fn a_guest_does_not_take_over_what_is_not_beside_the_path_any_more() {
+    for file in ["", ".lock"] {
+        let (address, _keep) = fresh_address(true);
+        let (mut host, guest) = two(&address);
+        host.tell("tell");
+        host.tell("partner");
+        host.expect("true");
+        fs::remove_file(format!("{address}{file}")).unwrap();
+        host.kill();
+        guest.expect("refused PEER_LOST");
+        guest.expect("now host");
+        let next = joined(&address, &guest);
+        guest.expect("before told exited");
+        for mut member in [next, guest] {
+            member.tell("leave");
+            member.expect("left");
+        }
+        assert_free(&address);
+    }
+}
+
 #[test]
 fn a_member_that_cannot_be_one_has_taken_no_place() {
     let Some(strangers) = Strangers::new() else { return };

@@ -72,6 +72,10 @@ impl Inheritance {
     /// the connections that wait already are another matter ([`Place::send_away`]).
     pub(crate) fn take_over(self) -> Result<Place> {
         let Self(mut place) = self;
+        if place.named.as_ref().is_some_and(|named| !named.is_there()) {
+            let what = "the host has gone, and its socket or its lock is not beside the path any more";
+            return Err(Error::PeerLost(what.into()));
+        }
         place.take_guests(BACKLOG_OF_A_PAIR)?;
         place.set_of_another(false);
         Ok(place)
@@ -81,7 +85,13 @@ impl Inheritance {
 /// The lock that a host has passed must be the one beside the path, and held through this very open file.
 fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Record) -> Result<Named> {
     let files = Files::of(path).map_err(|errno| files::cannot_open_directory(address, errno))?;
-    let stat = fstat(&lock).map_err(|errno| Error::system("looking at a lock (fstat)", errno))?;
+    let wanted = "the locked file beside the socket";
+    let unseen = |errno: Errno| {
+        Error::unless_short("looking at the host's lock", errno, |errno| {
+            Refusal::new(Check::Lock, wanted, errno.desc()).into()
+        })
+    };
+    let stat = fstat(&lock).map_err(unseen)?;
     let regular = is_kind(&stat, SFlag::S_IFREG);
     let beside = files.inode_of(&files.lock) == Some(inode(&stat));
     let held = regular
@@ -89,10 +99,10 @@ fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Rec
         && match sys::file::lock_file(&lock) {
             Ok(()) => true,
             Err(Errno::EWOULDBLOCK) => false,
-            Err(errno) => return Err(Error::system("trying a lock (flock)", errno)),
+            // As with a path alone (`O_PATH`), in which nothing can be locked.
+            Err(errno) => return Err(unseen(errno)),
         };
     let found = format!("a regular file: {regular}, beside it: {beside}, locked: {held}");
-    let wanted = "the locked file beside the socket";
     if !held {
         return Err(Refusal::new(Check::Lock, wanted, found).into());
     }

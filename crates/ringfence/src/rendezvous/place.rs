@@ -115,6 +115,17 @@ impl Named {
         Ok(named)
     }
 
+    /// Whether the socket and the lock are where they were: else nobody finds a host here, and the next one that comes has files of
+    /// its own.
+    pub(super) fn is_there(&self) -> bool {
+        let Files { socket, lock, .. } = &self.files;
+        let held = fstat(&**self.lock).ok().as_ref().map(inode);
+        self.socket.is_some()
+            && self.files.inode_of(socket) == self.socket
+            && held.is_some()
+            && self.files.inode_of(lock) == held
+    }
+
     /// Learns which file the socket is that this process has just bound. By name, and without a descriptor, of which there may be
     /// no more: so it is removed, whatever comes next.
     pub(super) fn find_socket(&mut self, address: &Address, path: &Path) -> Result<()> {
