@@ -12,7 +12,7 @@
 //     node scripts/test.mjs musl [--quick]  the crate as a musl build
 //     node scripts/test.mjs nats            examples/nats with a real server; needs a build
 //     node scripts/test.mjs nodes [--quick] the compiled tests on newer Nodes; needs `npm test` to have built them
-//     node scripts/test.mjs sanitizers [thread | address]   the crate's unit tests under ThreadSanitizer and AddressSanitizer
+//     node scripts/test.mjs sanitizers [address | thread] [units | node | soak] [--minutes N]   under AddressSanitizer and ThreadSanitizer
 //     node scripts/test.mjs soak [OPTIONS]  everything at once at random; --minutes N, --seed S, --play N; needs a build
 //     node scripts/test.mjs churn [CHANNELS] [KILLS] [SEED]  channels and kills, one after the other, until there were so many of both
 //     node scripts/test.mjs torture [N]     N worker threads, each terminated while it uses a channel; needs a build
@@ -21,12 +21,13 @@
 // as a user installs them are tried by __test__/install/main.mjs.
 
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, rmSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
 import { build, buildTests } from './build.mjs'
 import { checkVersions } from './check.mjs'
 import { testFaceMutants } from './lib/face-mutants.mjs'
 import { testFuzz } from './lib/fuzz.mjs'
+import { testSanitizers } from './lib/sanitizers.mjs'
 import {
   FETCH_LIMIT,
   addTarget,
@@ -68,50 +69,6 @@ function testAll() {
   const moving = ['reserve', 'sending', 'reading'].map((name) => `build/test/${name}.test.js`)
   run('tests without external buffers', tool('ava'), moving, { env: { RINGFENCE_NO_EXTERNAL_BUFFERS: '1' } })
   console.log(`\nAll passed in ${Math.round((performance.now() - started) / 1000)} s.`)
-}
-
-/** What each sanitizer is not shown, with the reason. */
-const SANITIZERS = {
-  address: {
-    flags: [],
-    // Loom switches stacks by itself, which no sanitizer follows.
-    skipped: ['orderings', 'parking::tests', 'many::tests'],
-  },
-  thread: {
-    flags: ['--cfg', 'ringfence_tsan'],
-    // Of what is written over while it is read, a reader throws its copy away; and a peer that lies may write at any moment.
-    skipped: ['orderings', 'parking::tests', 'many::tests', 'readers_that_are_overtaken', 'fuzzing::', 'liars::'],
-  },
-}
-
-/**
- * The crate's unit tests with the standard library built anew, so that it is watched as well. ThreadSanitizer knows no fence and no
- * memory of another process: see docs/testing.md.
- */
-function testSanitizers(named) {
-  const all = Object.keys(SANITIZERS)
-  const unknown = named.filter((name) => !all.includes(name))
-  if (unknown.length > 0) fail(`✗ There is no sanitizer ${unknown.join(', ')}, only ${all.join(', ')}.`)
-  getNightly(['rust-src'])
-  const home = join(root, 'build', 'sanitizers')
-  mkdirSync(home, { recursive: true })
-  // This test forgets reservations, as a program may.
-  const leaks = join(home, 'leaks')
-  writeFileSync(leaks, 'leak:no_order_of_calls\n')
-  const target = `${process.arch === 'arm64' ? 'aarch64' : 'x86_64'}-unknown-linux-gnu`
-  for (const name of named.length > 0 ? named : all) {
-    const { flags, skipped } = SANITIZERS[name]
-    const env = {
-      RUSTFLAGS: [`-Zsanitizer=${name}`, ...flags].join(' '),
-      CARGO_TARGET_DIR: join(home, name),
-      LSAN_OPTIONS: `suppressions=${leaks}:print_suppressions=0`,
-      PROPTEST_CASES: '16',
-      PROPTEST_DISABLE_FAILURE_PERSISTENCE: 'true',
-    }
-    const test = ['+nightly', 'test', '-Zbuild-std', '--target', target, '-p', 'ringfence', '--lib']
-    const skips = skipped.flatMap((pattern) => ['--skip', pattern])
-    run(`unit tests under the ${name} sanitizer`, 'cargo', [...test, '--', ...skips], { env })
-  }
 }
 
 /**

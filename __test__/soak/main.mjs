@@ -1,14 +1,14 @@
 // Everything at once, at random: pairs, services, merges, members, children, publishers and subscribers, in both languages, while
 // processes are killed, stopped, forked, replaced by another program, and given too little.
 //
-//     node __test__/soak/main.mjs [--minutes N] [--seed S] [--play N]
+//     node __test__/soak/main.mjs [--minutes N] [--seed S] [--play N] [--rust FILE] [--languages LANGUAGE,…] [--without EVENT,…] [--slow N]
 //
 // A play is one address with its processes; several run side by side. Each process keeps a ledger on disk of what it has sent
 // (once the call has said that it is in the ring) and received. After a play the ledgers are compared: what a reader that read to
 // the end has not received of what was sent was lost. Each wait of this program has a limit. What fails is told with its seed and
 // the number of the play, and `--seed S --play N` plays it again with the same draws.
 //
-// It takes what `npm test` has built: dist/, and the Rust process in target/debug.
+// It takes what `npm test` has built: dist/, and the Rust process in target/debug, or the one that is named.
 
 import { execFileSync, spawn } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
@@ -20,7 +20,6 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
-const RUST = join(root, 'target', 'debug', 'ringfence-soak')
 const NODE = process.execPath
 const ACTOR = fileURLToPath(new URL('actor.mjs', import.meta.url))
 
@@ -29,12 +28,21 @@ const { values } = parseArgs({
     minutes: { type: 'string', default: '2' },
     seed: { type: 'string', default: String(Date.now() % 1_000_000) },
     play: { type: 'string' },
+    rust: { type: 'string', default: join(root, 'target', 'debug', 'ringfence-soak') },
+    languages: { type: 'string', default: 'rust,node' },
+    without: { type: 'string', default: '' },
+    slow: { type: 'string', default: '1' },
   },
 })
+const RUST = values.rust
+const LANGUAGES = values.languages.split(',')
+const WITHOUT = values.without.split(',')
+/** How many times slower than by themselves the processes are: so much rarer is what happens to them, and so much longer each limit. */
+const SLOW = Number(values.slow)
 const minutes = Number(values.minutes)
 const seed = Number(values.seed)
-if (!(minutes > 0) || !Number.isSafeInteger(seed)) {
-  console.error('usage: npm run soak -- [--minutes N] [--seed S] [--play N]')
+if (!(minutes > 0 && SLOW > 0) || !Number.isSafeInteger(seed)) {
+  console.error('usage: npm run soak -- [--minutes N] [--seed S] [--play N]; more options: see __test__/soak/main.mjs')
   process.exit(2)
 }
 for (const file of [RUST, join(root, 'dist', 'esm', 'index.js')]) {
@@ -45,10 +53,10 @@ for (const file of [RUST, join(root, 'dist', 'esm', 'index.js')]) {
 }
 
 /** A play that has not had its sessions by then hangs; and so does a process that does not end when it is told to. */
-const LIMIT = 180_000
+const LIMIT = 180_000 * SLOW
 /** One whose processes have too little may get nowhere, which takes no longer to see. */
-const STARVED = 30_000
-const END_LIMIT = 90_000
+const STARVED = 30_000 * SLOW
+const END_LIMIT = 90_000 * SLOW
 
 /** Draws that follow from the seed and the number of the play alone (mulberry32). */
 function draws(from) {
@@ -144,6 +152,9 @@ const EVENTS = [
 
 const isPossible = (event) =>
   !(
+    WITHOUT.includes(event) ||
+    (['worker', 'throw'].includes(event) && !LANGUAGES.includes('node')) ||
+    (['exec', 'fork', 'as'].includes(event) && !LANGUAGES.includes('rust')) ||
     (['nofile', 'as'].includes(event) && !can.limits) ||
     (event === 'idle' && !can.idle) ||
     (event === 'tmpfs' && !can.tmpfs) ||
@@ -169,7 +180,7 @@ class Play {
     this.wrong = []
     this.actors = []
     this.isOver = false
-    const languages = KINDS[this.kind].map(() => this.draw.pick(['rust', 'node']))
+    const languages = KINDS[this.kind].map(() => this.draw.pick(LANGUAGES))
     if (this.event === 'worker' || this.event === 'throw') languages[0] = 'node'
     if (['exec', 'fork', 'as'].includes(this.event)) languages[0] = 'rust'
     this.cast = KINDS[this.kind].map((role, at) => ({ role, language: languages[at], at }))
@@ -310,7 +321,7 @@ class Play {
   /** What happens to the victim, again and again until the play is over. */
   async disturb() {
     while (!this.isOver) {
-      await sleep(this.draw.between(20, 700))
+      await sleep(this.draw.between(20, 700) * SLOW)
       const { actor } = this.cast[this.victim]
       if (this.isOver || actor === undefined || actor.pid === null || actor.isGone) continue
       switch (this.event) {
@@ -319,7 +330,7 @@ class Play {
           await this.kill(actor)
           this.zombieParents(actor)
           if (!this.isOver) this.start(actor.part)
-          await sleep(this.draw.between(50, 1500))
+          await sleep(this.draw.between(50, 1500) * SLOW)
           break
         case 'stop': {
           this.tell(`${actor.id} is stopped`)
@@ -337,7 +348,7 @@ class Play {
           await sleep(this.draw.between(100, 600))
           await this.kill(actor)
           if (!this.isOver) this.start(actor.part)
-          await sleep(this.draw.between(200, 1500))
+          await sleep(this.draw.between(200, 1500) * SLOW)
           break
         case 'fork':
           this.tell(`${actor.id} forks`)

@@ -100,9 +100,9 @@ fn stay(address: &Address, options: &Options) -> Outcome {
         match membership.next()? {
             Change::Role(role) => say(&role.to_string()),
             Change::Refused(refused) => say(&format!("refused {}", refused.error.code())),
-            Change::Channel(channel) => {
+            Change::Channel(mut channel) => {
                 say(&format!("channel {}", channel.peer().pid));
-                match greet(channel) {
+                match greet(&mut channel) {
                     Ok(false) => {}
                     Ok(true) => {
                         membership.leave();
@@ -117,7 +117,7 @@ fn stay(address: &Address, options: &Options) -> Outcome {
     }
 }
 
-fn greet(mut channel: Channel) -> ringfence::Result<bool> {
+fn greet(channel: &mut Channel) -> ringfence::Result<bool> {
     channel.sender().send(b"hello")?;
     Ok(channel.receiver().receive(&mut [0; 64])?.is_some())
 }

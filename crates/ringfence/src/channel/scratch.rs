@@ -32,6 +32,12 @@ impl Scratch {
     fn grow(&mut self, size: usize) -> std::io::Result<()> {
         match &mut self.0 {
             None => self.0 = Some(MmapMut::map_anon(size)?),
+            // ThreadSanitizer sees no mremap(2): what has moved would be another thread's memory to it.
+            Some(map) if cfg!(ringfence_tsan) => {
+                let mut larger = MmapMut::map_anon(size)?;
+                larger[..map.len()].copy_from_slice(map);
+                *map = larger;
+            }
             // SAFETY: the mapping is this one's own, no other code has a reference into it (this takes an exclusive one), and it is
             // anonymous, so that there is memory behind all of the new size.
             Some(map) => unsafe { map.remap(size, RemapOptions::new().may_move(true)) }?,
