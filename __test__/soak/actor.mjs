@@ -99,8 +99,12 @@ const MUST_NOT_BE = new Set([
   'MALFORMED',
 ])
 
-/** What may go wrong is told by its code; the rest is wrong. */
+/**
+ * What may go wrong is told by its code; the rest is wrong. A worker that is being terminated runs on until the engine looks for that, and
+ * each call of a binding answers undefined meanwhile: what comes of that is nobody's.
+ */
 function note(error) {
+  if (!isMainThread && Atomics.load(workerData.ends, 0) === 1) return
   const code = error?.code?.replace('ERR_RINGFENCE_', '')
   if (error instanceof Wrong || code === undefined) say(`wrong ${error?.stack?.replaceAll('\n', ' | ') ?? error}`)
   else if (MUST_NOT_BE.has(code)) say(`wrong ${code} ${error.message}`)
@@ -338,12 +342,14 @@ async function work() {
 /** One worker after the other, each terminated at a moment that is its own. */
 async function workers() {
   for (let number = 1; !signal.aborted; number += 1) {
+    const ends = new Int32Array(new SharedArrayBuffer(4))
     const worker = new Worker(new URL(import.meta.url), {
-      workerData: { words: process.argv.slice(2), id: id + number },
+      workerData: { words: process.argv.slice(2), id: id + number, ends },
     })
     worker.on('error', (error) => say(`wrong in a worker: ${error.stack}`))
     const exit = new Promise((resolve) => worker.once('exit', resolve))
     await Promise.race([exit, sleep(200 + ((number * 7919) % 900), undefined, { signal }).catch(() => {})])
+    Atomics.store(ends, 0, signal.aborted ? 0 : 1)
     if (!signal.aborted) await worker.terminate()
     else worker.postMessage('stop')
     const late = sleep(30_000, 'late', { ref: false })

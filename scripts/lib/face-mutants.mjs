@@ -10,8 +10,12 @@ const STRYKER = '@stryker-mutator/core@9.6.1'
 
 /** The tests that are about a file: those that are quick, and look at what it promises. */
 const TESTS = {
+  'accept-queue.ts': ['accept-queue'],
   'authorize.ts': ['authorizer'],
   'block.ts': ['block'],
+  'broadcast/publisher.ts': ['publisher'],
+  'broadcast/subscription.ts': ['subscription'],
+  'channel.ts': ['channel-ends', 'ending', 'outcome'],
   'codec.ts': ['codec-values'],
   'deferred.ts': ['waiters'],
   'duplex.ts': ['duplex-ends'],
@@ -20,9 +24,11 @@ const TESTS = {
   'fairness.ts': ['turns'],
   'flush-promise.ts': ['waiters'],
   'loops.ts': ['waiters'],
+  'merge.ts': ['merge-turns', 'merge-ends'],
   'options.ts': ['options'],
   'port.ts': ['port-events'],
   'printable.ts': ['printable'],
+  'receive-buffer.ts': ['receive-buffer', 'receive-waiting', 'receive-property'],
   'send-queue.ts': ['send-queue', 'send-copies', 'send-walk', 'fill', 'reserve'],
   'sockets.ts': ['sockets'],
   'tokens.ts': ['token-queue'],
