@@ -12,6 +12,7 @@ use std::{
 };
 
 use nix::{
+    fcntl::{Flock, FlockArg},
     sys::stat::{Mode, umask},
     unistd::geteuid,
 };
@@ -275,6 +276,23 @@ fn who_waits_gets_the_place_when_it_is_free() {
     third.expect("guest");
     let channel = patient.join().unwrap().expect("a channel");
     assert_eq!((channel.role(), channel.peer().pid), (Role::Host, third.pid()));
+}
+
+/// A host whose turn is over between its lock and its socket, or between that and the lock's end, is one that comes or goes.
+#[test]
+fn a_lock_without_a_socket_is_waited_for() {
+    let (address, _keep) = fresh_address(true);
+    let lock = std::fs::File::create(format!("{address}.lock")).unwrap();
+    let held = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+    let joining = join_later(&address, &small());
+    // The first looks take 0.16 s together, and were all that there were once.
+    thread::sleep(Duration::from_millis(500));
+    assert!(!joining.is_finished());
+    drop(held);
+    wait_for_host(&address);
+    let guest = Actor::start("join", &[&address.to_string()]);
+    guest.expect("guest");
+    assert_eq!(joining.join().unwrap().expect("a channel").role(), Role::Host);
 }
 
 #[test]
