@@ -72,9 +72,8 @@ impl Inheritance {
     /// the connections that wait already are another matter ([`Place::send_away`]).
     pub(crate) fn take_over(self) -> Result<Place> {
         let Self(mut place) = self;
-        if place.named.as_ref().is_some_and(|named| !named.is_there()) {
-            let what = "the host has gone, and its socket or its lock is not beside the path any more";
-            return Err(Error::PeerLost(what.into()));
+        if let Some(named) = &place.named {
+            named.must_be_there()?;
         }
         place.take_guests(BACKLOG_OF_A_PAIR)?;
         place.set_of_another(false);

@@ -12,7 +12,7 @@ use nix::{
     poll::{PollFd, PollTimeout, poll},
     sys::{
         socket::{Backlog, Shutdown, SockFlag, accept4, listen, shutdown},
-        stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat},
+        stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat},
     },
     unistd::{Gid, Uid, fchownat},
 };
@@ -115,15 +115,24 @@ impl Named {
         Ok(named)
     }
 
-    /// Whether the socket and the lock are where they were: else nobody finds a host here, and the next one that comes has files of
-    /// its own.
-    pub(super) fn is_there(&self) -> bool {
-        let Files { socket, lock, .. } = &self.files;
-        let held = fstat(&**self.lock).ok().as_ref().map(inode);
-        self.socket.is_some()
-            && self.files.inode_of(socket) == self.socket
-            && held.is_some()
-            && self.files.inode_of(lock) == held
+    /// Errors where the socket and the lock of a host that has gone are not where they were: nobody would find a host here, and the
+    /// next one that comes has files of its own.
+    pub(super) fn must_be_there(&self) -> Result<()> {
+        let gone = |_| {
+            Error::PeerLost(
+                "the host has gone, and its socket or its lock is not beside the path any more".into(),
+            )
+        };
+        let seen = |looked: Result<FileStat, Errno>| {
+            let shortage = |errno| Error::unless_short("looking for the files of the host", errno, gone);
+            looked.map(|stat| inode(&stat)).map_err(shortage)
+        };
+        let socket = seen(self.files.look_at(&self.files.socket))?;
+        let lock = seen(self.files.look_at(&self.files.lock))?;
+        if self.socket != Some(socket) || lock != seen(fstat(&**self.lock))? {
+            return Err(gone(Errno::ENOENT));
+        }
+        Ok(())
     }
 
     /// Learns which file the socket is that this process has just bound. By name, and without a descriptor, of which there may be
