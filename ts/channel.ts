@@ -442,8 +442,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       this.#whyEnded = why
       this.#sendQueue.refuse(this.#reason === null ? why : closedHere)
       this.#ending = this.#sendQueue.empty().then(() => {
-        // A send that comes after the end of all is no unhandled rejection.
-        this.#sendQueue.shut(why, this.#reason !== null)
+        this.#sendQueue.shut(why, false)
         if (this.#reason === null) this.#settle(this.#native.end(), this.#whyEnded)
       })
     }

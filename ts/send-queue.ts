@@ -740,11 +740,11 @@ export class SendQueue {
 
   /**
    * Nothing is sent any more. Callers that wait are told why, and so are later calls. `over`: the channel has ended, which `closed`
-   * tells; a rejection without a handler then ends no process.
+   * tells; a rejection without a handler then ends no process. That stays so, whatever end of this side's own sending comes after it.
    */
   shut(why: () => RingfenceError, over: boolean): void {
     this.#shut = why
-    this.#over = over
+    this.#over ||= over
     this.#waits = this.waits
     this.#isFullNoMore()
     if (over) filled.delete(this)

@@ -4,6 +4,7 @@ import { EventEmitter } from 'node:events'
 
 import type { Authorizer } from '../authorize.js'
 import type { Codec } from '../codec.js'
+import { defer } from '../deferred.js'
 import { nowOpen, openNow, tellEvicted, tellRefused, tellSubscribed } from '../diagnostics.js'
 import { emit } from '../emit.js'
 import { RingfenceError, aborted, fromFailure, invalid } from '../errors.js'
@@ -193,8 +194,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
     if (this.#ending === null) {
       this.#queue.refuse(this.#over ? closedHere : endedHere)
       this.#ending = this.#queue.empty().then(() => {
-        // A send that comes after the end of all is no unhandled rejection.
-        this.#queue.shut(endedHere, this.#over)
+        this.#queue.shut(endedHere, false)
         if (this.#over) return
         this.#native.end()
         this.#poll()
@@ -209,14 +209,13 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
    */
   seal(): Promise<void> {
     if (this.#over) return Promise.resolve()
-    if (this.#sealing !== null) return this.#sealing
-    let done!: () => void
-    const sealing = new Promise<void>((resolve) => {
-      done = resolve
-    })
-    // One that has failed is no seal: the next call tries again.
-    if (this.#native.seal(done) === FAILED) return Promise.reject(fromFailure(this.#native.failure()))
-    return (this.#sealing = sealing)
+    if (this.#sealing === null) {
+      const sealed = defer()
+      // One that has failed is no seal: the next call tries again.
+      if (this.#native.seal(sealed.resolve) === FAILED) return Promise.reject(fromFailure(this.#native.failure()))
+      this.#sealing = sealed.promise
+    }
+    return this.#sealing
   }
 
   /**
