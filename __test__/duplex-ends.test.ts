@@ -5,6 +5,8 @@ import type { Duplex } from 'node:stream'
 
 import test from 'ava'
 
+import { turn } from './support/until.js'
+
 interface Settings {
   allowHalfOpen?: boolean
   maxMessageSize?: number
@@ -87,9 +89,6 @@ function streamOf(settings: Settings = {}): { told: Told; stream: Duplex; asked:
   const asked = () => told.asked.splice(0).filter((what) => what !== 'readable')
   return { told, stream: toDuplex(told), asked }
 }
-
-/** Whatever is due has run. */
-const turn = () => new Promise((resolve) => setImmediate(resolve))
 
 const sizes = (told: Told) => told.sent.map((message) => message.length)
 

@@ -7,10 +7,10 @@ import test from 'ava'
 import { RingfenceError } from 'ringfence'
 
 import { pattern } from './support/bytes.js'
-import { clock, fairness, rested, turn, turns } from './support/clock.js'
+import { clock, fairness, rested } from './support/clock.js'
 import { codeOf } from './support/ring.js'
 import { calm, letEnd, makeHeld, merge, mergeOf, named, order, Source, visits, type Merged } from './support/sources.js'
-import { isPending } from './support/until.js'
+import { isPending, turn, turns } from './support/until.js'
 
 const invalid = codeOf('INVALID_ARGUMENT')
 const closed = codeOf('CLOSED')

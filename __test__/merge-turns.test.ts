@@ -4,11 +4,11 @@
 import test from 'ava'
 
 import { pattern } from './support/bytes.js'
-import { clock, fairness, rested, turn } from './support/clock.js'
+import { clock, fairness, rested } from './support/clock.js'
 import { withoutMemory } from './support/memory.js'
 import { codeOf } from './support/ring.js'
 import { calm, inShort, mergeOf, named, native, order, Source, visits } from './support/sources.js'
-import { isPending } from './support/until.js'
+import { isPending, turn } from './support/until.js'
 
 test.serial('sources take turns of 16 KiB, which end with the message that reaches them', async (t) => {
   const [a, b, c] = named('a', 'b', 'c') as [Source, Source, Source]

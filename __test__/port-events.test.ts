@@ -5,7 +5,7 @@ import { once } from 'node:events'
 import test from 'ava'
 import { Channel, json, RingfenceError, toPort, type MessagePortLike } from 'ringfence'
 
-import { isPending, soon } from './support/until.js'
+import { isPending, soon, turn } from './support/until.js'
 
 type Next = IteratorResult<Buffer, undefined>
 
@@ -94,9 +94,6 @@ function portOf(): { told: Told; port: MessagePortLike; asked: () => string[] } 
   // What was asked since the last look.
   return { told, port, asked: () => told.asked.splice(0) }
 }
-
-/** Whatever is due has run. */
-const turn = () => new Promise((resolve) => setImmediate(resolve))
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 

@@ -5,20 +5,13 @@ import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import test, { type ExecutionContext } from 'ava'
 import { json, type Publisher, type PublishOptions, type RingfenceError, type Subscriber } from 'ringfence'
 
-import { beginsHere, FAILED, Newcomer, openNow, publish, Published, REASONS } from './support/binding.js'
-import { rested, turn } from './support/clock.js'
+import { beginsHere, FAILED, Newcomer, openNow, begun, publish, Published, REASONS } from './support/binding.js'
 import { codeOf } from './support/ring.js'
-import { isPending } from './support/until.js'
+import { isPending, turn } from './support/until.js'
 
 /** A publisher, and what it tells in its order. */
 async function published(t: ExecutionContext, below = new Published(), options: PublishOptions = {}) {
-  await rested()
-  const all = beginsHere(t)
-  const publishing = publish('@somewhere', options)
-  await Promise.resolve()
-  all[0]!.done(null, below)
-  const publisher = await publishing
-  below.since()
+  const publisher = await begun(t, below, (address) => publish(address, options))
   const told: string[] = []
   publisher.on('subscriber', (one) => told.push(`${one.peer.pid} comes`))
   publisher.on('gone', (_, reason) => told.push(`gone: ${reason}`))

@@ -3,9 +3,10 @@
 import test from 'ava'
 
 import { pattern, random } from './support/bytes.js'
-import { rested, turn } from './support/clock.js'
+import { rested } from './support/clock.js'
 import { takeAway } from './support/memory.js'
 import { bufferOver, HeldRing, Ring, shown } from './support/ring.js'
+import { turn } from './support/until.js'
 
 // The clock stands still: no call waits for the event loop.
 test.before(rested)

@@ -4,8 +4,9 @@ import test from 'ava'
 import { RingfenceError } from 'ringfence'
 
 import { pattern } from './support/bytes.js'
-import { clock, fairness, rested, turn, turns } from './support/clock.js'
+import { clock, fairness, rested } from './support/clock.js'
 import { bufferOver, codeOf, HeldRing, kinds, patterns, shown, type Buffered } from './support/ring.js'
+import { turn, turns } from './support/until.js'
 
 const over = () => new RingfenceError('PEER_LOST', 'as a test says')
 const closedHere = () => new RingfenceError('CLOSED', 'as a test says')

@@ -3,7 +3,8 @@
 import test from 'ava'
 
 import { pattern } from './support/bytes.js'
-import { fillBut, open, small, turns } from './support/paper-ring.js'
+import { fillBut, open, small } from './support/paper-ring.js'
+import { turns } from './support/until.js'
 
 test('of memory all is sent, and of a view what it shows, whatever its kind', async (t) => {
   const { ring, queue } = open(65_536)

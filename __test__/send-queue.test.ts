@@ -10,12 +10,11 @@ import {
   open,
   recordOf,
   small,
-  turns,
   type Fill,
   type Opened,
   type Ring,
 } from './support/paper-ring.js'
-import { isPending } from './support/until.js'
+import { isPending, turns } from './support/until.js'
 
 const times = (count: number, what: string) => Array.from({ length: count }, () => what)
 

@@ -3,7 +3,8 @@
 import test from 'ava'
 
 import { pattern, random } from './support/bytes.js'
-import { MANY, open, turns, type Fill, type Queue, type Ring } from './support/paper-ring.js'
+import { MANY, open, type Fill, type Queue, type Ring } from './support/paper-ring.js'
+import { turns } from './support/until.js'
 
 /** Sends in all ways at random, and what was called is compared with what is in the ring after each step. */
 class Walk {

@@ -5,24 +5,18 @@ import { once } from 'node:events'
 import test, { type ExecutionContext } from 'ava'
 import { json, type Subscription, type SubscribeOptions } from 'ringfence'
 
-import { beginsHere, FAILED, merge, openNow, REASONS, REFUSED, subscribe, Subscribed } from './support/binding.js'
+import { FAILED, merge, openNow, begun, REASONS, REFUSED, subscribe, Subscribed } from './support/binding.js'
 import { pattern } from './support/bytes.js'
-import { clock, rested, turn, turns } from './support/clock.js'
+import { clock } from './support/clock.js'
 import { codeOf, patterns } from './support/ring.js'
-import { isPending } from './support/until.js'
+import { isPending, turn, turns } from './support/until.js'
 
 async function subscribed(
   t: ExecutionContext,
   below = new Subscribed(),
   options: SubscribeOptions = {},
 ): Promise<{ below: Subscribed; subscription: Subscription }> {
-  await rested()
-  const all = beginsHere(t)
-  const subscribing = subscribe('@somewhere', options)
-  await Promise.resolve()
-  all[0]!.done(null, below)
-  const subscription = await subscribing
-  below.since()
+  const subscription = await begun(t, below, (address) => subscribe(address, options))
   return { below, subscription }
 }
 

@@ -154,9 +154,9 @@ def _sparse(size):
     return fd
 
 
-def _listening(_size):
+def listening(at=b""):
     sock = socket.socket(socket.AF_UNIX)
-    sock.bind(b"")
+    sock.bind(at)
     sock.listen()
     return sock.detach()
 
@@ -180,7 +180,7 @@ OBJECTS = {
     "a path alone": lambda size: os.open("/proc/self/exe", os.O_PATH),
     "/dev/zero": lambda size: os.open("/dev/zero", os.O_RDWR),
     "a pipe": lambda size: os.pipe()[0],
-    "a listening socket": _listening,
+    "a listening socket": lambda size: listening(),
     "a datagram socket": lambda size: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].detach(),
     "a socket of another family": lambda size: socket.socket(socket.AF_INET).detach(),
     "a socket that is not connected": lambda size: socket.socket(socket.AF_UNIX).detach(),
@@ -425,26 +425,33 @@ def handshake_lies(role):
 IGNORED = (HungUp, Lost, Refused, Violation, Exposed, many.Evicted, TimeoutError, OSError)
 
 
-def _hello(meeting=wire.SERVICE):
+def hello(meeting=wire.SERVICE):
     return Hello(capacity=CAPACITY, longest=LONGEST, features=wire.BARRIERS, meeting=meeting)
 
 
+def hang_up(end):
+    """Rings, so that the peer looks, and goes without a word: what was written stays what it is."""
+    try:
+        end.line.sock.send(b"\1", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    except OSError:
+        pass
+    _leave(end)
+
+
 def _leave(end):
-    """Without a word: what was written stays what it is."""
-    end.line.sock.shutdown(socket.SHUT_RDWR)
+    try:
+        end.line.sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
     end.line.close()
 
 
 def lie_to_service(end, where, lie):
     try:
-        met = meet.guest(where, _hello(), lie)
+        met = meet.guest(where, hello(), lie)
     except IGNORED:
         return
-    try:
-        met.line.sock.send(b"\1", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-    except OSError:
-        pass
-    _leave(met)
+    hang_up(met)
 
 
 def lie_to_publisher(end, where, lie):
@@ -496,7 +503,7 @@ def lie_as_guest(language, role, lies):
 
 def honest_guest(end, where, role):
     if role == "guest":
-        channel = Channel(meet.guest(where, _hello()))
+        channel = Channel(meet.guest(where, hello()))
         channel.send(b"honest")
         if channel.receive() != b"honest":
             raise Failure(f"{end.name} serves an honest agent no more")
@@ -570,18 +577,14 @@ class Host:
         deadline = time.monotonic() + LIMIT
         try:
             if self.role == "host":
-                met = meet.host_on(sock, _hello(), lie, deadline)
+                met = meet.host_on(sock, hello(), lie, deadline)
             else:
                 with self._publisher(lie) as source:
                     met = source.let_in(sock, deadline)
                     source.readers = {}
         except IGNORED:
             return
-        try:
-            met.line.sock.send(b"\1", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except OSError:
-            pass
-        _leave(met)
+        hang_up(met)
 
     def _publisher(self, lie):
         source = many.Publisher(None, CAPACITY, 1024, lie)
@@ -608,7 +611,7 @@ class Host:
                 source.end()
                 reader.bell.wait_for_end(LIMIT)
             return
-        channel = Channel(meet.host_on(sock, _hello(), None, deadline))
+        channel = Channel(meet.host_on(sock, hello(), None, deadline))
         channel.send(channel.receive())
         channel.receive()
         channel.end()

@@ -12,15 +12,11 @@ import tempfile
 import time
 
 from ends import LIMIT, End, Failure
-from lies import CAPACITY, CODES, FOUND, IGNORED, LONGEST, FrameLie, Lie, WordLie, handshake_lies
+from lies import CAPACITY, CODES, FOUND, IGNORED, LONGEST, FrameLie, Lie, WordLie, handshake_lies, hang_up, hello, listening
 from other_end import meet, wire
 from other_end.memory import PHASE, TOKENS
 from other_end.ring import Channel
-from other_end.wire import READY, Hello, Lost, Refused, Violation
-
-
-def _hello():
-    return Hello(capacity=CAPACITY, longest=LONGEST, features=wire.BARRIERS, meeting=wire.MEMBER)
+from other_end.wire import READY, Lost, Refused
 
 
 def _patiently(come, lie=None):
@@ -40,7 +36,7 @@ def _patiently(come, lie=None):
 
 def _come(where, lie=None, shares=2):
     """Comes as the guest."""
-    mine = _hello()
+    mine = hello(wire.MEMBER)
     sock = meet.dial(where)
     if sock is None:
         raise Lost("no process listens")
@@ -50,16 +46,6 @@ def _come(where, lie=None, shares=2):
     for fd in met.passed:
         os.close(fd)
     return met
-
-
-def _leave(met):
-    """Hangs up: what was written stays what it is."""
-    try:
-        met.line.sock.send(b"\1", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        met.line.sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
-    met.line.close()
 
 
 def visit(end, where):
@@ -129,7 +115,7 @@ def lie_as_newcomer(language, lies):
                 except IGNORED:
                     pass
                 else:
-                    _leave(met)
+                    hang_up(met)
                 lines = visit(end, where)
                 check(end, lie, lines)
                 for line in lines:
@@ -142,13 +128,6 @@ def lie_as_newcomer(language, lies):
 # What a host passes on with its READY.
 
 
-def _listening(at=b""):
-    sock = socket.socket(socket.AF_UNIX)
-    sock.bind(at)
-    sock.listen()
-    return sock.detach()
-
-
 def _open(path, flags=os.O_RDWR):
     return lambda place: os.open(path(place) if callable(path) else path, flags)
 
@@ -159,8 +138,8 @@ NO_SOCKET = {
     "a socket that does not listen": lambda place: socket.socket(socket.AF_UNIX).detach(),
     "a datagram socket": lambda place: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach(),
     "a socket of the network": lambda place: socket.create_server(("127.0.0.1", 0)).detach(),
-    "a socket that listens at no address of this": lambda place: _listening(),
-    "a socket that listens elsewhere": lambda place: _listening(place.address + ".other"),
+    "a socket that listens at no address of this": lambda place: listening(),
+    "a socket that listens elsewhere": lambda place: listening(place.address + ".other"),
     "its lock": lambda place: os.dup(place.lock),
 }
 NO_LOCK = {
@@ -242,7 +221,7 @@ def _lie_as_host(language, lie, where):
             try:
                 sock, _ = meet.accepted(place, LIMIT)
                 with sock:
-                    line, theirs = meet.begin_as_host(sock, mine := _hello(), lie, time.monotonic() + LIMIT)
+                    line, theirs = meet.begin_as_host(sock, mine := hello(wire.MEMBER), lie, time.monotonic() + LIMIT)
                 met = meet.finish(line, mine, theirs, True, place.shares())
             except IGNORED:
                 continue
@@ -254,7 +233,7 @@ def _lie_as_host(language, lie, where):
         else:
             place.let_go()
         if met is not None and not isinstance(lie, Passed):
-            _leave(met)
+            hang_up(met)
         lines = visit(end, where)
         check(end, lie, lines)
         if "host" not in lines:
@@ -269,7 +248,7 @@ def _until_left(end, met):
     poll.register(met.line.sock, select.POLLRDHUP)
     if not poll.poll(LIMIT * 1000):
         raise Failure(f"{end.name} neither hangs up nor says anything for {LIMIT} s")
-    _leave(met)
+    hang_up(met)
 
 
 def _refusal(end, lie):

@@ -4,6 +4,7 @@ to which are not the liar's own, with a process beside it that a token would kil
 """
 
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -12,16 +13,12 @@ import threading
 import time
 
 from ends import LIMIT, End, Failure
-from lies import CAPACITY, CODES, EDGES, ENDS, IGNORED, LONGEST, FrameLie
+from lies import CAPACITY, CODES, EDGES, ENDS, IGNORED, LONGEST, FrameLie, hello
 from other_end import meet, wire
 from other_end.memory import TOKENS
 from other_end.ring import Channel
 from other_end.tokens import Mailbox, Post
-from other_end.wire import OFFER, Hello
-
-
-def _hello(meeting):
-    return Hello(capacity=CAPACITY, longest=LONGEST, features=wire.BARRIERS, meeting=meeting)
+from other_end.wire import OFFER
 
 
 class Forged:
@@ -87,7 +84,7 @@ def lie_as_sender(language, lies):
             honest_sender(end, where)
             most = end.holds()
             for number, lie in enumerate(lies):
-                channel = Channel(meet.guest(where, _hello(wire.SERVICE)))
+                channel = Channel(meet.guest(where, hello()))
                 end.expect("in")
                 post = Post(channel)
                 lie.deed(post)
@@ -95,7 +92,7 @@ def lie_as_sender(language, lies):
                 if number % 2:
                     channel.close()
                 else:
-                    channel.bell.sock.shutdown(2)
+                    channel.bell.sock.shutdown(socket.SHUT_RDWR)
                     channel.release()
                 line = end.hear()
                 heard, _, how = line.partition(" tokens, ")
@@ -110,7 +107,7 @@ def lie_as_sender(language, lies):
 
 
 def honest_sender(end, where):
-    channel = Channel(meet.guest(where, _hello(wire.SERVICE)))
+    channel = Channel(meet.guest(where, hello()))
     end.expect("in")
     post = Post(channel)
     for token in range(5):
@@ -175,7 +172,7 @@ def _lie_as_receiver(language, name, fields, known, where):
                 struct.pack_into("<I", frame, 16 + at, {**known, "the peer": end.pid}.get(value, value))
             return bytes(frame), fds
 
-        mine = _hello(wire.PAIR)
+        mine = hello(wire.PAIR)
         mine.mailbox = Mailbox()
         try:
             channel = Channel(meet.accept(place, mine, FrameLie(name, OFFER, change), LIMIT))

@@ -2,6 +2,7 @@
 
 import type { ExecutionContext } from 'ava'
 
+import { rested } from './clock.js'
 import { Ring } from './ring.js'
 
 export interface Failure {
@@ -59,9 +60,41 @@ export function beginsHere(t: ExecutionContext): Begun[] {
 
 const peer = { pid: 7, uid: 8, gid: 9, executable: '/an/executable' }
 
-/** What the binding makes of a subscription: a ring, and a line. */
-export class Subscribed {
+/** What lies below notes what it is asked. */
+class Noted {
   readonly asked: string[] = []
+
+  disarm(): void {
+    this.asked.push('disarm')
+  }
+
+  close(): void {
+    this.asked.push('close')
+  }
+
+  since(): string[] {
+    return this.asked.splice(0)
+  }
+}
+
+/** What an endpoint begins with is this, and notes what comes after that. */
+export async function begun<Endpoint, Below extends Noted>(
+  t: ExecutionContext,
+  below: Below,
+  begin: (address: string) => Promise<Endpoint>,
+): Promise<Endpoint> {
+  await rested()
+  const all = beginsHere(t)
+  const beginning = begin('@somewhere')
+  await Promise.resolve()
+  all[0]!.done(null, below)
+  const endpoint = await beginning
+  below.since()
+  return endpoint
+}
+
+/** What the binding makes of a subscription: a ring, and a line. */
+export class Subscribed extends Noted {
   readonly ring = new Ring()
   readonly peer = peer
   readonly capacity = 65_536
@@ -75,7 +108,9 @@ export class Subscribed {
   failing: Failure | null = null
   figures = [10, 1000, 300, 4]
 
-  constructor(readonly delivery: 'reliable' | 'best-effort' | 'latest' = 'reliable') {}
+  constructor(readonly delivery: 'reliable' | 'best-effort' | 'latest' = 'reliable') {
+    super()
+  }
 
   readonly pull = (into: Buffer, from: number, goesOn: number) => this.ring.pull(into, from, goesOn)
   readonly pullBusy = (into: Buffer, from: number, goesOn: number) => this.ring.pullBusy(into, from, goesOn)
@@ -126,26 +161,13 @@ export class Subscribed {
     return this.figures
   }
 
-  disarm(): void {
-    this.asked.push('disarm')
-  }
-
   outlive(): void {
     this.asked.push('outlive')
-  }
-
-  close(): void {
-    this.asked.push('close')
-  }
-
-  since(): string[] {
-    return this.asked.splice(0)
   }
 }
 
 /** What the binding makes of a publisher. */
-export class Published {
-  readonly asked: string[] = []
+export class Published extends Noted {
   readonly capacity = 65_536
   readonly maxMessageSize = 8192
   readonly maxAtOnce = 8192
@@ -254,10 +276,6 @@ export class Published {
     this.asked.push(`keep alive: ${alive}`)
   }
 
-  disarm(): void {
-    this.asked.push('disarm')
-  }
-
   end(): number {
     this.asked.push('end')
     return 0
@@ -265,14 +283,6 @@ export class Published {
 
   vacate(): void {
     this.asked.push('vacate')
-  }
-
-  close(): void {
-    this.asked.push('close')
-  }
-
-  since(): string[] {
-    return this.asked.splice(0)
   }
 }
 

@@ -19,9 +19,3 @@ export async function rested(): Promise<void> {
     await fairness.due
   }
 }
-
-export const turn = () => new Promise((resolve) => setImmediate(resolve))
-
-export async function turns(count: number): Promise<void> {
-  for (let number = 0; number < count; number += 1) await turn()
-}

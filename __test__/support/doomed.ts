@@ -4,6 +4,8 @@ import { parentPort, workerData } from 'node:worker_threads'
 
 import { join, listen, member } from 'ringfence'
 
+import { turn } from './until.js'
+
 /** What it does. */
 export type Deed =
   | 'joining'
@@ -27,7 +29,6 @@ export interface Orders {
 const { address, deed, threads } = workerData as Orders
 if (threads) Object.defineProperty(process.versions, 'bun', { value: '1.0.0' })
 const say = (what: string) => parentPort!.postMessage(what)
-const turn = () => new Promise((resolve) => setImmediate(resolve))
 
 say('joining')
 if (deed === 'serving') {

@@ -185,10 +185,6 @@ export function open(capacity: number, { maxAtOnce = capacity / 2, eager = false
   return { ring, queue, failures }
 }
 
-export async function turns(count: number): Promise<void> {
-  for (let turn = 0; turn < count; turn += 1) await new Promise((resolve) => setImmediate(resolve))
-}
-
 /** More turns than a queue looks again by itself. */
 export const MANY = 30
 

@@ -21,6 +21,13 @@ export function standStillUntil(holds: () => boolean, what: string, limit = 60_0
   }
 }
 
+/** The event loop turns once. */
+export const turn = () => new Promise((resolve) => setImmediate(resolve))
+
+export async function turns(count: number): Promise<void> {
+  for (let number = 0; number < count; number += 1) await turn()
+}
+
 /** Whether a promise has settled by now, after everything that is due has run. */
 export async function isPending(promise: Promise<unknown>): Promise<boolean> {
   let pending = true
@@ -29,7 +36,7 @@ export async function isPending(promise: Promise<unknown>): Promise<boolean> {
   }
   promise.then(settled, settled)
   // Two turns of the event loop: what the line has brought is read in the first.
-  for (let turn = 0; turn < 2; turn += 1) await new Promise((resolve) => setImmediate(resolve))
+  await turns(2)
   return pending
 }
 

@@ -125,7 +125,7 @@ function prepare(name, { flags, mistake }) {
   const env = { ASAN_OPTIONS: options, TSAN_OPTIONS: options }
   const rustFlags = [...flags]
   if (name === 'address') {
-    const library = runtime(name)
+    const library = addressSanitizer()
     // Not in each executable, but beside them, so that the one that was built with it and the one that was not have the same.
     rustFlags.push('-Zexternal-clangrt', `-Clink-arg=${library}`, `-Clink-arg=-Wl,-rpath,${home}`)
     env.LD_PRELOAD = library
@@ -151,14 +151,14 @@ function prepare(name, { flags, mistake }) {
 }
 
 /**
- * The sanitizer as a library of its own: Rust brings it only as what executables are linked with. Its part for an executable's first
+ * AddressSanitizer as a library of its own: Rust brings it only as what executables are linked with. Its part for an executable's first
  * moment, which no library may have, is left out; it begins with the first call then.
  */
-function runtime(name) {
+function addressSanitizer() {
   const { stdout } = spawnSync('rustc', ['+nightly', '--print', 'target-libdir', '--target', target])
   const folder = stdout.toString().trim()
-  const archive = readdirSync(folder).find((file) => file.endsWith(`_rt.${name === 'address' ? 'asan' : 'tsan'}.a`))
-  if (archive === undefined) fail(`✗ This Rust has no ${name} sanitizer in ${folder}.`)
+  const archive = readdirSync(folder).find((file) => file.endsWith('_rt.asan.a'))
+  if (archive === undefined) fail(`✗ This Rust has no AddressSanitizer in ${folder}.`)
   const copy = join(home, 'runtime.a')
   copyFileSync(join(folder, archive), copy)
   run('without its first moment', 'ar', ['d', copy, 'asan_preinit.cpp.o'])
