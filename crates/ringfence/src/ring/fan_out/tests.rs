@@ -1,6 +1,7 @@
 //! One writer and several readers on plain memory: against a model, facing each other's lies, on threads, and in every order that
 //! memory allows.
 
+mod latest;
 mod liars;
 mod model;
 mod orderings;

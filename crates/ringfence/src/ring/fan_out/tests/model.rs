@@ -494,3 +494,29 @@ proptest! {
         rig.finish();
     }
 }
+
+/// The second reservation takes more than is left of the lap: what it leaves is padding, behind the mark that the first has set.
+#[test]
+fn the_last_message_is_found_before_what_cancelled_reservations_leave() {
+    let calls = [
+        Call::Push(1_000_000),
+        Call::Push(1_000_000),
+        Call::Packed(vec![999_992, 552]),
+        Call::Push(1_000_000),
+        Call::Packed(vec![9, 999_989]),
+        Call::Push(1_000_000),
+        Call::Push(1_000_000),
+        Call::Push(543_000),
+        Call::Packed(vec![35, 30, 999_999, 20, 175, 10, 45]),
+        Call::Packed(vec![25, 650_000, 75, 60, 999_995, 70, 175, 40, 25]),
+        Call::Join(Delivery::Latest, StartFrom::Oldest),
+        Call::Send(999_999),
+        Call::Reserve(19, None),
+        Call::Reserve(999_978, None),
+    ];
+    let mut rig = Rig::new(SMALLEST);
+    for call in calls {
+        rig.call(call);
+    }
+    rig.finish();
+}

@@ -1,0 +1,63 @@
+//! A reader of the last message, in front of what the writer leaves behind that message.
+
+use std::{cell::RefCell, sync::atomic::Ordering};
+
+use super::{Hub, SMALLEST, bytes};
+use crate::{
+    memory::access::Readable,
+    memory::own::OwnRegion,
+    ring::delivery::{Delivery, StartFrom},
+    ring::fan_out::reader::FanIn,
+};
+
+/// A ring whose writer goes on while the first payload is copied.
+struct Meanwhile<F> {
+    ring: OwnRegion,
+    writer: RefCell<Option<F>>,
+}
+
+impl<F: FnOnce()> Readable for Meanwhile<F> {
+    fn load(&self, at: usize, order: Ordering) -> u64 {
+        self.ring.load(at, order)
+    }
+
+    fn copy_out(&self, at: usize, into: &mut [u8]) {
+        self.ring.copy_out(at, into);
+        if let Some(writer) = self.writer.take() {
+            writer();
+        }
+    }
+}
+
+/// Two reservations are given back: the first sets a mark, and the second leaves padding behind that mark.
+#[test]
+fn an_overtaken_reader_finds_the_last_message_before_what_was_given_back() {
+    let mut hub = Hub::new(SMALLEST);
+    for number in 1..=100 {
+        assert!(hub.send(&bytes(number, 24)));
+    }
+    let held = hub.readers.hold(Delivery::Latest, StartFrom::Oldest).unwrap();
+    let control = OwnRegion::private(0);
+    hub.readers.activate(held.number, control.seen_by_peer(), ());
+    let (ring, terms) = (hub.ring.clone(), hub.terms(Delivery::Latest, held));
+    let goes_on = || {
+        for number in 101..=504 {
+            assert!(hub.send(&bytes(number, 24)));
+        }
+        // Marks lie 256 bytes apart, and the next one is due here.
+        assert_eq!(504 * 32 % 256, 0);
+        for payload in [8, 500] {
+            assert!(hub.writer.claim(payload).is_some());
+            hub.writer.publish();
+        }
+        assert_eq!(hub.writer.sequence(), 504);
+    };
+    let ring = Meanwhile {
+        ring,
+        writer: RefCell::new(Some(goes_on)),
+    };
+    let mut reader = FanIn::new(ring, control, terms).unwrap();
+    let mut into = [0; 24];
+    assert_eq!(reader.receive(&mut into).unwrap(), Some(24));
+    assert_eq!((reader.sequence(), into.to_vec()), (504, bytes(504, 24)));
+}
