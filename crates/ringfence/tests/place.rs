@@ -295,6 +295,24 @@ fn a_lock_without_a_socket_is_waited_for() {
     assert_eq!(joining.join().unwrap().expect("a channel").role(), Role::Host);
 }
 
+/// As long as there is no socket the address is another's, and `wait` waits for it.
+#[test]
+fn a_lock_that_stays_without_a_socket_is_another_s_address() {
+    let (address, _keep) = fresh_address(true);
+    let lock = std::fs::File::create(format!("{address}.lock")).unwrap();
+    let held = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+    let patient = join_later(&address, &small().wait(true));
+    let impatient = Actor::start("join", &[&address.to_string()]);
+    let told = impatient.hear();
+    assert!(told.starts_with("ADDRESS_OCCUPIED"), "{told}");
+    assert!(!patient.is_finished());
+    drop(held);
+    wait_for_host(&address);
+    let guest = Actor::start("join", &[&address.to_string()]);
+    guest.expect("guest");
+    assert_eq!(patient.join().unwrap().expect("a channel").role(), Role::Host);
+}
+
 #[test]
 fn a_socket_has_the_mode_and_the_group_that_were_asked_for_whatever_the_umask() {
     let group = geteuid().is_root().then_some(STRANGER);

@@ -77,13 +77,12 @@ pub(crate) fn meet(
             // another's turn may come between them.
             Err(Errno::ENOENT) if looks < LOOKS * 8 && forbidden.is_none() => {}
             Err(Errno::ECONNREFUSED) => return Err(address.occupied("its host takes no more connections")),
+            Err(Errno::ENOENT) if forbidden.is_none() => {
+                return Err(address.occupied("its lock file is held, but there is no socket"));
+            }
             Err(Errno::ENOENT) => {
-                let reason = match forbidden {
-                    Some(_) => {
-                        "no process has it, and this one may not take it (its lock file cannot be opened)"
-                    }
-                    None => "its lock file is held, but there is no socket",
-                };
+                let reason =
+                    "no process has it, and this one may not take it (its lock file cannot be opened)";
                 return Err(address.invalid(reason, forbidden));
             }
             // The backlog is full: there is a host, which takes no connection from it.

@@ -74,7 +74,10 @@ impl Lock {
                 return Err(address.invalid("its lock file is not a regular file", None));
             }
             // Its last holder may have removed it between the open and the lock: then this is the lock of nothing.
-            if files.inode_of(&files.lock) == Some(inode(&stat)) {
+            let beside = files
+                .which(&files.lock)
+                .map_err(|errno| address.invalid("its lock file cannot be looked at", Some(errno)))?;
+            if beside == Some(inode(&stat)) {
                 return Ok(Self::Held(files, file));
             }
         }
@@ -126,16 +129,17 @@ impl Files {
     }
 
     pub(super) fn look_at(&self, name: &OsStr) -> Result<FileStat, Errno> {
-        fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+        sys::uninterrupted(|| fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW))
     }
 
-    pub(super) fn inode_of(&self, name: &OsStr) -> Option<Inode> {
-        self.look_at(name).ok().as_ref().map(inode)
+    /// Which file this is, where there is one. Errors where that cannot be told.
+    pub(super) fn which(&self, name: &OsStr) -> Result<Option<Inode>, Errno> {
+        if_there(self.look_at(name))
     }
 
     /// Removes this very file, if the name is still its own.
     pub(super) fn remove(&self, name: &OsStr, which: Inode) -> Result<(), Errno> {
-        if self.inode_of(name) != Some(which) {
+        if self.which(name)? != Some(which) {
             return Ok(());
         }
         match unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir) {
@@ -149,10 +153,45 @@ pub(super) fn inode(stat: &FileStat) -> Inode {
     (stat.st_dev, stat.st_ino)
 }
 
-pub(super) fn inode_of(path: &Path) -> Option<Inode> {
-    lstat(path).ok().as_ref().map(inode)
+/// As [`Files::which`], by a path.
+pub(super) fn which(path: &Path) -> Result<Option<Inode>, Errno> {
+    if_there(sys::uninterrupted(|| lstat(path)))
+}
+
+fn if_there(looked: Result<FileStat, Errno>) -> Result<Option<Inode>, Errno> {
+    match looked {
+        Ok(stat) => Ok(Some(inode(&stat))),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        Err(errno) => Err(errno),
+    }
 }
 
 pub(super) fn is_kind(stat: &FileStat, kind: SFlag) -> bool {
     stat.st_mode & SFlag::S_IFMT.bits() == kind.bits()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_taken_for_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::of(&folder.path().join("socket")).unwrap();
+        std::fs::write(folder.path().join("socket"), "").unwrap();
+        symlink("circle", folder.path().join("circle")).unwrap();
+        let there = files.which(&files.socket).unwrap();
+        assert!(there.is_some());
+        assert_eq!(which(&folder.path().join("socket")), Ok(there));
+        assert_eq!(files.which(&files.lock), Ok(None));
+        assert_eq!(which(&folder.path().join("socket/under a file")), Ok(None));
+        let long = "x".repeat(300);
+        assert_eq!(files.which(OsStr::new(&long)), Err(Errno::ENAMETOOLONG));
+        assert_eq!(which(&folder.path().join("circle/socket")), Err(Errno::ELOOP));
+        // Whose file it is cannot be told, so it is not removed, and that is no success.
+        let removed = files.remove(OsStr::new(&long), there.unwrap());
+        assert_eq!(removed, Err(Errno::ENAMETOOLONG));
+    }
 }

@@ -18,7 +18,7 @@ use crate::{
     evidence::Record,
     fork::Withheld,
     rendezvous::address::Address,
-    rendezvous::files::{self, Files, inode, inode_of, is_kind},
+    rendezvous::files::{self, Files, inode, is_kind},
     rendezvous::place::{BACKLOG_OF_A_PAIR, Named, Place},
     sys,
 };
@@ -47,9 +47,9 @@ impl Inheritance {
         let stream = getsockopt(&listener, sockopt::SockType).map_err(unseen)? == SockType::Stream;
         let listens = getsockopt(&listener, sockopt::AcceptConn).map_err(unseen)?;
         let bound = getsockname::<UnixAddr>(listener.as_raw_fd()).map_err(unseen)?;
-        let here = is_at(&bound, address);
+        let here = is_at(&bound, address).map_err(unseen)?;
         let found = format!("stream: {stream}, listening: {listens}, bound at {bound}");
-        if stream && listens && !here && is_left(&bound) {
+        if stream && listens && !here && is_left(&bound).map_err(unseen)? {
             return Err(Error::PeerLost("the host has left the address".into()));
         }
         if !(stream && listens && here) {
@@ -92,7 +92,7 @@ fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Rec
     };
     let stat = fstat(&lock).map_err(unseen)?;
     let regular = is_kind(&stat, SFlag::S_IFREG);
-    let beside = files.inode_of(&files.lock) == Some(inode(&stat));
+    let beside = files.which(&files.lock).map_err(unseen)? == Some(inode(&stat));
     let held = regular
         && beside
         && match sys::file::lock_file(&lock) {
@@ -111,19 +111,24 @@ fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Rec
 
 /// Whether a socket was bound beside a path, and is not there any more: so it cannot be told whether it was the one at the
 /// address, where that is another way to the same place.
-fn is_left(bound: &UnixAddr) -> bool {
-    bound
-        .path()
-        .is_some_and(|bound| bound.is_absolute() && inode_of(bound).is_none())
+fn is_left(bound: &UnixAddr) -> Result<bool, Errno> {
+    match bound.path() {
+        Some(bound) if bound.is_absolute() => Ok(files::which(bound)?.is_none()),
+        _ => Ok(false),
+    }
 }
 
 /// Whether a socket is bound where this process finds the address. Two ways to the same file are the same place.
-fn is_at(bound: &UnixAddr, address: &Address) -> bool {
+fn is_at(bound: &UnixAddr, address: &Address) -> Result<bool, Errno> {
     let Some(path) = address.place() else {
-        return address.to_socket().is_ok_and(|own| own == *bound);
+        return Ok(address.to_socket().is_ok_and(|own| own == *bound));
     };
-    bound.path().is_some_and(|bound| {
-        bound == path
-            || (bound.is_absolute() && inode_of(bound).is_some() && inode_of(bound) == inode_of(path))
-    })
+    match bound.path() {
+        Some(bound) if bound == path => Ok(true),
+        Some(bound) if bound.is_absolute() => {
+            let there = files::which(bound)?;
+            Ok(there.is_some() && there == files::which(path)?)
+        }
+        _ => Ok(false),
+    }
 }

@@ -12,16 +12,16 @@ use nix::{
     poll::{PollFd, PollTimeout, poll},
     sys::{
         socket::{Backlog, Shutdown, SockFlag, accept4, listen, shutdown},
-        stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat},
+        stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat},
     },
     unistd::{Gid, Uid, fchownat},
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{Check, Error, Refusal, Result},
     fork::{Birth, Withheld},
     rendezvous::address::Address,
-    rendezvous::files::{Files, Inode, inode, inode_of, is_kind},
+    rendezvous::files::{self, Files, Inode, inode, is_kind},
     sys,
 };
 
@@ -111,42 +111,56 @@ impl Named {
     pub(super) fn shared(files: Files, lock: OwnedFd) -> Result<Self> {
         let mut named = Self::locked(files, lock)?;
         named.of_another = true;
-        named.socket = named.files.inode_of(&named.files.socket);
+        named.socket = named.files.which(&named.files.socket).map_err(|errno| {
+            Error::unless_short("looking at the host's socket", errno, |errno| {
+                Refusal::new(Check::Address, "the host's socket beside its lock", errno.desc()).into()
+            })
+        })?;
         Ok(named)
     }
 
-    /// Errors where the socket and the lock of a host that has gone are not where they were: nobody would find a host here, and the
-    /// next one that comes has files of its own.
+    /// Errors where the socket and the lock of a host that has gone are not where they were, as far as can be told: nobody would find a
+    /// host here, and the next one that comes has files of its own.
     pub(super) fn must_be_there(&self) -> Result<()> {
-        let gone = |_| {
-            Error::PeerLost(
-                "the host has gone, and its socket or its lock is not beside the path any more".into(),
-            )
+        let gone = |why: &str| {
+            let what = format!(
+                "the host has gone, and its socket and its lock are not found beside the path: {why}"
+            );
+            Error::PeerLost(what)
         };
-        let seen = |looked: Result<FileStat, Errno>| {
-            let shortage = |errno| Error::unless_short("looking for the files of the host", errno, gone);
-            looked.map(|stat| inode(&stat)).map_err(shortage)
+        let unseen = |errno: Errno| {
+            Error::unless_short("looking for the files of the host", errno, |errno| {
+                gone(errno.desc())
+            })
         };
-        let socket = seen(self.files.look_at(&self.files.socket))?;
-        let lock = seen(self.files.look_at(&self.files.lock))?;
-        if self.socket != Some(socket) || lock != seen(fstat(&**self.lock))? {
-            return Err(gone(Errno::ENOENT));
+        let socket = self.files.which(&self.files.socket).map_err(unseen)?;
+        let lock = self.files.which(&self.files.lock).map_err(unseen)?;
+        let held = fstat(&**self.lock).map_err(unseen)?;
+        if socket.is_some() && socket == self.socket && lock == Some(inode(&held)) {
+            return Ok(());
         }
-        Ok(())
+        Err(gone("they were removed, or others have taken their place"))
     }
 
     /// Learns which file the socket is that this process has just bound. By name, and without a descriptor, of which there may be
     /// no more: so it is removed, whatever comes next.
     pub(super) fn find_socket(&mut self, address: &Address, path: &Path) -> Result<()> {
-        let found = self.files.look_at(&self.files.socket).ok();
-        let found = found.filter(|stat| is_kind(stat, SFlag::S_IFSOCK));
-        self.socket = found.as_ref().map(inode);
-        if self.socket.is_none() || inode_of(path) != self.socket {
-            self.socket = None;
+        let unseen = |errno| address.invalid("its socket cannot be looked at", Some(errno));
+        let gone = || {
             let reason = "its socket was taken away, or its directory replaced";
-            return Err(address.invalid(reason, Some(Errno::ENOENT)));
+            address.invalid(reason, Some(Errno::ENOENT))
+        };
+        let found = match self.files.look_at(&self.files.socket) {
+            Ok(found) if is_kind(&found, SFlag::S_IFSOCK) => inode(&found),
+            Ok(_) | Err(Errno::ENOENT) => return Err(gone()),
+            Err(errno) => return Err(unseen(errno)),
+        };
+        self.socket = Some(found);
+        if files::which(path).map_err(unseen)? == self.socket {
+            return Ok(());
         }
-        Ok(())
+        self.socket = None;
+        Err(gone())
     }
 
     /// Gives the socket's file the group and the mode that were asked for. No process can connect before listen, so this leaves no
@@ -290,5 +304,21 @@ impl Place {
                 Err(errno) => return Err(Error::system("accepting a connection", errno)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_s_socket_that_cannot_be_looked_at_is_no_place_to_share() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = || tempfile::tempfile().unwrap().into();
+        let files = |name: &str| Files::of(&folder.path().join(name)).unwrap();
+        assert!(Named::shared(files("missing"), lock()).is_ok());
+        let error = Named::shared(files(&"x".repeat(300)), lock()).unwrap_err();
+        assert_eq!(error.code(), "PEER_REFUSED", "{error}");
+        assert!(error.to_string().contains("File name too long"), "{error}");
     }
 }
