@@ -3,6 +3,7 @@
 
 import { readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs'
 
+import { isShort } from './errors.js'
 import { observedAt } from './observe.js'
 import { addressesOf, failIfShort, listeningSockets, type Listening } from './sockets.js'
 
@@ -50,11 +51,11 @@ interface Looked {
 }
 
 /**
- * Each line of a process's map: from, to, rights, the device and the inode, the name. A control object, which holds no ring, has a name
- * of its own.
+ * A line of a process's map: from, to, rights, the device and the inode, the name. A control object, which holds no ring, has a name of its
+ * own.
  */
 const LINE =
-  /^([0-9a-f]+)-([0-9a-f]+) r([w-])\S+ \S+ (\S+ \d+)\s+(?:\/memfd:ringfence|\/dev\/shm\/ringfence\S*) \(deleted\)$/gm
+  /^([0-9a-f]+)-([0-9a-f]+) r([w-])\S+ \S+ (\S+ \d+) +(?:\/memfd:ringfence|\/dev\/shm\/ringfence\S*) \(deleted\)$/
 
 /**
  * The processes of this host that have channels, as far as this user may see.
@@ -104,12 +105,15 @@ function look(pid: number, listening: Listening): Looked | null {
 }
 
 /** The objects in a process's map. One that is mapped in several pieces is one. */
-export function mappedBy(maps: string): Mapped[] {
+function mappedBy(maps: string): Mapped[] {
   const found = new Map<string, { size: number; writes: boolean }>()
-  for (const [, from, to, right, inode] of maps.matchAll(LINE)) {
-    const before = found.get(inode!) ?? { size: 0, writes: false }
+  // Of a file's name, which any user may choose, the kernel writes all but a new line as it is: what else begins a line is no end of one.
+  for (const line of maps.split('\n')) {
+    const [, from, to, right, inode] = LINE.exec(line) ?? []
+    if (inode === undefined) continue
+    const before = found.get(inode) ?? { size: 0, writes: false }
     const size = before.size + parseInt(to!, 16) - parseInt(from!, 16)
-    found.set(inode!, { size, writes: before.writes || right === 'w' })
+    found.set(inode, { size, writes: before.writes || right === 'w' })
   }
   return [...found].map(([inode, { size, writes }]) => ({ inode, capacity: Math.max(0, size - BESIDE), writes }))
 }
@@ -121,8 +125,9 @@ function aboutProcess(pid: number): Omit<SeenProcess, 'channels'> | null {
     let executable: string | null = null
     try {
       executable = readlinkSync(`/proc/${pid}/exe`)
-    } catch {
-      // Closed to this user.
+    } catch (error) {
+      // Else it is closed to this user.
+      if (isShort((error as NodeJS.ErrnoException).code)) throw error
     }
     return { pid, uid, executable, since }
   } catch (error) {
@@ -142,15 +147,23 @@ function beganAt(pid: number): number {
   return (boot + ticks / TICKS) * 1000
 }
 
+/**
+ * A channel is a ring of each of two that the other one reads. What is left over, or has several readers, is a publisher's. Where two
+ * have a channel, and one reads the other's publisher as well, alone, it cannot be told which ring is which: what both are told is the same.
+ */
 function channelsOf(process: Looked, owners: Map<string, Looked>, readers: Map<string, Looked[]>): SeenChannel[] {
-  const own = process.mapped.filter(({ writes }) => writes)
-  const rings = own.filter(({ capacity }) => capacity > 0)
-  /** Rings of others that this one reads, which are taken one by one. */
-  const others = process.mapped.filter(({ writes, capacity }) => !writes && capacity > 0)
+  const readersOf = (inode: string) => readers.get(inode) ?? []
+  const placeOf = (inode: string) => owners.get(inode)?.mapped.findIndex((mapped) => mapped.inode === inode) ?? 0
+  const rings = process.mapped.filter(({ capacity }) => capacity > 0)
+  /** Rings of others that this one reads, which are taken one by one: in their owners' order, as those pair them. */
+  const others = rings.filter(({ writes }) => !writes).sort((one, other) => placeOf(one.inode) - placeOf(other.inode))
   const channels: SeenChannel[] = []
-  for (const { inode, capacity } of rings) {
-    const theirs = readers.get(inode) ?? []
-    if (theirs.length > 1 || theirs.some((reader) => !ownsRing(reader, process, owners))) {
+  for (const { inode, capacity } of rings.filter(({ writes }) => writes)) {
+    const theirs = readersOf(inode)
+    const [peer, ...more] = theirs
+    const isPaired = (other: Mapped) => owners.get(other.inode) === peer && readersOf(other.inode).length === 1
+    const at = more.length > 0 ? -1 : others.findIndex(isPaired)
+    if (peer !== undefined && at < 0) {
       for (const reader of theirs)
         channels.push({
           address: addressFor(process, reader),
@@ -161,8 +174,6 @@ function channelsOf(process: Looked, owners: Map<string, Looked>, readers: Map<s
         })
       continue
     }
-    const peer = theirs[0]
-    const at = others.findIndex((other) => owners.get(other.inode) === peer)
     const [other] = at < 0 ? [] : others.splice(at, 1)
     const address = peer === undefined ? null : addressFor(process, peer)
     const role = address === null ? null : process.addresses.includes(address) ? 'host' : 'guest'
@@ -176,23 +187,16 @@ function channelsOf(process: Looked, owners: Map<string, Looked>, readers: Map<s
   }
   for (const { inode, capacity } of others) {
     const owner = owners.get(inode)
-    const isPublisher =
-      (readers.get(inode) ?? []).length > 1 || (owner !== undefined && !ownsRing(process, owner, owners))
-    if (!isPublisher) continue
     channels.push({
       address: owner === undefined ? null : addressFor(owner, process),
       peer: owner?.pid ?? null,
-      role: 'subscriber',
+      // What one alone reads of a process that cannot be seen may also be what a peer has left that is gone.
+      role: owner === undefined && readersOf(inode).length === 1 ? null : 'subscriber',
       ringCapacity: 0,
       peerRingCapacity: capacity,
     })
   }
   return channels
-}
-
-/** Whether one process has a ring of its own that the other one reads: of a subscriber, none is. */
-function ownsRing(one: Looked, other: Looked, owners: Map<string, Looked>): boolean {
-  return other.mapped.some(({ inode, writes, capacity }) => !writes && capacity > 0 && owners.get(inode) === one)
 }
 
 /** The address of two: that of the one that listens, if it is one alone. */

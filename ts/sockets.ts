@@ -65,8 +65,9 @@ export function addressesOf(pid: number, listening: Listening): string[] {
     try {
       const address = listening.get(readlinkSync(`/proc/${pid}/fd/${descriptor}`))
       if (address !== undefined) addresses.add(address)
-    } catch {
-      // Closed meanwhile.
+    } catch (error) {
+      // Else it was closed meanwhile.
+      if (isShort((error as NodeJS.ErrnoException).code)) throw error
     }
   }
   return [...addresses]

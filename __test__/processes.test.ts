@@ -1,0 +1,299 @@
+// Who has a channel with whom, as `ringfence ps` reads it of /proc: over one on paper, which shows what other users' processes, and other
+// moments, would have to be there for. observe.test.ts has real processes.
+
+import fs from 'node:fs'
+import { syncBuiltinESMExports } from 'node:module'
+
+import test from 'ava'
+
+interface Seen {
+  pid: number
+  uid: number
+  executable: string | null
+  since: number
+  channels: object[]
+}
+
+/** What the package does not export. */
+const { seenProcesses } = (await import(new URL('../../dist/esm/processes.js', import.meta.url).href)) as {
+  seenProcesses(): Seen[]
+}
+
+/** What a look at a file, a folder or a link finds; an error is what it fails with. */
+type Paper = Record<string, string | string[] | { uid: number } | Error>
+
+const fails = (code: string) => Object.assign(new Error(`${code}: as this test has it`), { code })
+
+/** What is told of such a /proc. */
+function seenIn(proc: Paper): Seen[] {
+  const { readFileSync, readdirSync, readlinkSync, statSync } = fs
+  const find = (path: unknown) => {
+    const found = proc[path as string] ?? fails('ENOENT')
+    if (found instanceof Error) throw found
+    return found as never
+  }
+  try {
+    Object.assign(fs, { readFileSync: find, readdirSync: find, readlinkSync: find, statSync: find })
+    syncBuiltinESMExports()
+    return seenProcesses()
+  } finally {
+    Object.assign(fs, { readFileSync, readdirSync, readlinkSync, statSync })
+    syncBuiltinESMExports()
+  }
+}
+
+/** A line of a map, of so many bytes. */
+const line = (rights: string, inode: number | string, size: number, name = '/memfd:ringfence (deleted)') =>
+  `7f0a00000000-${(0x7f0a00000000 + size).toString(16)} ${rights}p 00000000 00:01 ${inode}                    ${name}`
+/** Beside a ring lie the words and a page. */
+const written = (inode: number, capacity: number) => line('rw-', inode, capacity + 8192)
+const read = (inode: number, capacity: number) => line('r--', inode, capacity + 8192)
+
+const PEACE = [
+  '00400000-00401000 r-xp 00000000 fe:00 77                    /usr/bin/one',
+  '7ff000000000-7ff000001000 rw-p 00000000 00:00 0 ',
+]
+
+/** A process with these lines in its map, which listens at these addresses. */
+function process(pid: number, lines: string[], ...addresses: string[]): Paper {
+  const at = (part: string) => `/proc/${pid}/${part}`
+  const paper: Paper = {
+    [`/proc/${pid}`]: { uid: 1000 + pid },
+    // The name may hold anything, this too.
+    [at('stat')]:
+      `${pid} (a) b (c 1 2) S 1 ${pid} ${Array.from({ length: 16 }, (_, word) => 100 + word).join(' ')} 250 9 9\n`,
+    [at('exe')]: `/usr/bin/${pid}`,
+    [at('maps')]: [...PEACE, ...lines, ...PEACE].join('\n') + '\n',
+    [at('ns/net')]: 'net:[1]',
+    [at('fd')]: ['0', ...addresses.map((_, index) => String(index + 3))],
+    [at('fd/0')]: '/dev/null',
+  }
+  addresses.forEach((address, index) => (paper[at(`fd/${index + 3}`)] = `socket:[${inodeOf(address)}]`))
+  return paper
+}
+
+const inodeOf = (address: string) => 1000 + address.charCodeAt(1)
+
+/** All of a host: its processes, and the addresses at which one listens. */
+function host(...processes: Paper[]): Paper {
+  const names = processes.flatMap((one) => Object.keys(one)).flatMap((path) => /^\/proc\/(\d+)$/.exec(path)?.[1] ?? [])
+  const sockets = ['@a', '@b', '@ringfence-observe-3'].map(
+    (address) => `00000000f81b2a3c: 00000002 00000000 00010000 0001 01 ${inodeOf(address)} ${address}\n`,
+  )
+  return Object.assign(
+    {
+      // A name that is no number alone is no process's.
+      '/proc': ['12x', 'x12', 'self', 'stat', ...names],
+      '/proc/12x/maps': written(1, 4096),
+      '/proc/x12/maps': written(1, 4096),
+      '/proc/stat': 'cpu  1 2 3\nctxt btime 7\nbtime 1700000000\nprocesses 9\n',
+      '/proc/net/unix': `Num       RefCount Protocol Flags    Type St Inode Path\n${sockets.join('')}`,
+      '/proc/self/ns/net': 'net:[1]',
+    } satisfies Paper,
+    ...processes,
+  ) as Paper
+}
+
+const channel = (role: string | null, peer: number | null, rings: [own: number, theirs: number], address?: string) => {
+  return { address: address ?? null, peer, role, ringCapacity: rings[0], peerRingCapacity: rings[1] }
+}
+
+/** The channels of each, by its number. */
+const channelsIn = (proc: Paper) => Object.fromEntries(seenIn(proc).map(({ pid, channels }) => [pid, channels]))
+
+test('a process is told with what /proc says of it, and what has no object is left out', (t) => {
+  const [service, agent] = [
+    [written(1, 65_536), read(2, 8192)],
+    [read(1, 65_536), written(2, 8192)],
+  ] as const
+  const all = host(process(3, [...service], '@a'), process(4_000_000, [...agent]), process(5, []))
+  const about = (pid: number) => ({ pid, uid: 1000 + pid, since: 1_700_000_002_500, executable: `/usr/bin/${pid}` })
+  t.deepEqual(seenIn(all), [
+    { ...about(3), channels: [channel('host', 4_000_000, [65_536, 8192], '@a')] },
+    { ...about(4_000_000), channels: [channel('guest', 3, [8192, 65_536], '@a')] },
+  ])
+  t.deepEqual(seenIn(host(process(5, []))), [])
+})
+
+test('an object is known by its name, and one that is mapped in pieces is one', (t) => {
+  const shm = '/dev/shm/ringfence-1a2b (deleted)'
+  for (const lines of [
+    [written(12_345_678, 4096)],
+    [line('r--', 9, 4096), line('rw-', 9, 8192)],
+    [line('rw-', 9, 8192), line('r--', 9, 4096)],
+    [line('rw-', 9, 12_288, shm)],
+    [line('rw-', 9, 12_288, '/dev/shm/ringfence (deleted)')],
+  ])
+    t.deepEqual(channelsIn(host(process(3, lines))), { 3: [channel(null, null, [4096, 0])] }, String(lines))
+  for (const [rights, name] of [
+    ['rw-', '/memfd:ringfence-control (deleted)'],
+    ['rw-', '/memfd:ringfence'],
+    ['rw-', '/memfd:ringfence (deleted) '],
+    ['rw-', '/home/memfd:ringfence (deleted)'],
+    ['rw-', '/dev/shm/ringfence-1a2b'],
+    ['rw-', '/dev/shm/ringfence -1a2b (deleted)'],
+    ['rw-', '/dev/shm/ring (deleted)'],
+    ['---', '/memfd:ringfence (deleted)'],
+  ] as const)
+    t.deepEqual(channelsIn(host(process(3, [line(rights, 9, 12_288, name)]))), {}, name)
+  // The same number on another device is another object; one without a ring is none to tell of.
+  const elsewhere = read(9, 4096).replace('00:01', '00:1f')
+  t.deepEqual(channelsIn(host(process(3, [written(9, 4096)]), process(4, [elsewhere]))), {
+    3: [channel(null, null, [4096, 0])],
+    4: [channel(null, null, [0, 4096])],
+  })
+  t.deepEqual(channelsIn(host(process(3, [line('rw-', 9, 8192), read(8, 0)]))), { 3: [] })
+})
+
+test('a file by whose name another object would be mapped is that file', (t) => {
+  const [one, other] = [process(3, [written(1, 4096), read(2, 4096)]), process(4, [read(1, 4096), written(2, 4096)])]
+  const honest = channelsIn(host(one, other))
+  for (const end of ['\r', '\u0085', '\\012'])
+    for (const forged of [`/tmp/${end}${written(1, 65_536)}`, `/tmp/x${end}/memfd:ringfence (deleted)`])
+      t.deepEqual(channelsIn(host(one, other, process(5, [line('r--', 99, 12_288, forged)]))), honest)
+  const before = line('r--', 99, 12_288, `/memfd:ringfence (deleted)\r/tmp/x`)
+  t.deepEqual(channelsIn(host(one, other, process(5, [before]))), honest)
+})
+
+test('of several channels each is told once, with its own peer', (t) => {
+  const all = host(
+    process(3, [
+      written(1, 4096),
+      written(2, 8192),
+      written(3, 16_384),
+      read(4, 40_960),
+      read(5, 45_056),
+      read(6, 49_152),
+    ]),
+    process(4, [written(4, 40_960), read(1, 4096)]),
+    // In another order than the other end has them.
+    process(5, [read(3, 16_384), read(2, 8192), written(5, 45_056), written(6, 49_152)]),
+  )
+  t.deepEqual(channelsIn(all), {
+    3: [channel(null, 4, [4096, 40_960]), channel(null, 5, [8192, 45_056]), channel(null, 5, [16_384, 49_152])],
+    4: [channel(null, 3, [40_960, 4096])],
+    5: [channel(null, 3, [45_056, 8192]), channel(null, 3, [49_152, 16_384])],
+  })
+})
+
+test('a publisher is told with each that reads its ring, and each of those with the publisher', (t) => {
+  const publisher = process(3, [written(1, 65_536)], '@a')
+  const ofPublisher = (peer: number) => channel('publisher', peer, [65_536, 0], '@a')
+  const subscriber = channel('subscriber', 3, [0, 65_536], '@a')
+  t.deepEqual(channelsIn(host(publisher, process(4, [read(1, 65_536)]))), { 3: [ofPublisher(4)], 4: [subscriber] })
+  t.deepEqual(channelsIn(host(publisher, process(4, [read(1, 65_536)]), process(5, [read(1, 65_536)]))), {
+    3: [ofPublisher(4), ofPublisher(5)],
+    4: [subscriber],
+    5: [subscriber],
+  })
+  t.deepEqual(channelsIn(host(publisher)), { 3: [channel(null, null, [65_536, 0])] }, 'nobody reads it who can be seen')
+  const [reading, other] = [process(3, [written(1, 65_536), read(2, 8192)]), process(4, [written(2, 8192)])]
+  t.deepEqual(channelsIn(host(reading, other)), {
+    3: [channel(null, null, [65_536, 0]), channel('subscriber', 4, [0, 8192])],
+    4: [channel('publisher', 3, [8192, 0])],
+  })
+})
+
+test('who reads a publisher and has a channel with it is told of both', (t) => {
+  const [published, ofService] = [65_536, 4096]
+  const agent = (pid: number, ...orders: [string, string]) => process(pid, [...orders, written(pid * 10, 8192)])
+  for (const service of [
+    [written(1, published), written(4, ofService), written(5, ofService)],
+    [written(4, ofService), written(5, ofService), written(1, published)],
+  ]) {
+    const hub = process(3, [...service, read(40, 8192), read(50, 8192)])
+    const [one, other] = [
+      agent(4, read(1, published), read(4, ofService)),
+      agent(5, read(5, ofService), read(1, published)),
+    ]
+    const all = channelsIn(host(hub, one, other))
+    const ofHub = all[3] as { role: string | null }[]
+    t.deepEqual(
+      // The publisher's last.
+      ofHub.sort((first, second) => String(first.role).localeCompare(String(second.role))),
+      [
+        channel(null, 4, [ofService, 8192]),
+        channel(null, 5, [ofService, 8192]),
+        channel('publisher', 4, [published, 0]),
+        channel('publisher', 5, [published, 0]),
+      ],
+    )
+    for (const pid of [4, 5])
+      t.deepEqual(all[pid], [channel(null, 3, [8192, ofService]), channel('subscriber', 3, [0, published])])
+  }
+  // Where one alone does, nothing says which ring is which: what both are told is the same.
+  const hub = process(3, [written(4, ofService), written(1, published), read(40, 8192)])
+  t.deepEqual(channelsIn(host(hub, agent(4, read(1, published), read(4, ofService)))), {
+    3: [channel(null, 4, [ofService, 8192]), channel('publisher', 4, [published, 0])],
+    4: [channel(null, 3, [8192, ofService]), channel('subscriber', 3, [0, published])],
+  })
+})
+
+test('of another user’s process, whose map is closed, nothing is made up', (t) => {
+  const closed = { ...process(4, []), '/proc/4/maps': fails('EACCES') }
+  const one = process(3, [written(1, 4096), read(2, 8192)], '@a')
+  t.deepEqual(channelsIn(host(one, closed)), { 3: [channel(null, null, [4096, 8192])] })
+  // Rings of others alone: one that two of this user's read is a publisher's.
+  t.deepEqual(channelsIn(host(process(3, [read(2, 8192)]), closed)), { 3: [channel(null, null, [0, 8192])] })
+  const subscriber = channel('subscriber', null, [0, 8192])
+  t.deepEqual(channelsIn(host(process(3, [read(2, 8192)]), process(5, [read(2, 8192)]))), {
+    3: [subscriber],
+    5: [subscriber],
+  })
+  // A channel with one that is seen is not taken for one with another that is not.
+  const three = process(3, [written(1, 4096), read(9, 12_288), read(2, 8192)])
+  t.deepEqual(channelsIn(host(three, process(5, [read(1, 4096), written(2, 8192)])))[3], [
+    channel(null, 5, [4096, 8192]),
+    channel(null, null, [0, 12_288]),
+  ])
+})
+
+test('an address is told where it is the only one of the two, and no place where figures are told is', (t) => {
+  const ends = (atHost: string[], atGuest: string[]) => {
+    const [one, other] = [
+      [written(1, 4096), read(2, 4096)],
+      [read(1, 4096), written(2, 4096)],
+    ] as const
+    const all = channelsIn(host(process(3, [...one], ...atHost), process(4, [...other], ...atGuest)))
+    return [all[3], all[4]].map((channels) => {
+      const [{ role, address }] = channels as [{ role: string; address: string }]
+      return role === null && address === null ? null : `${role} ${address}`
+    })
+  }
+  t.deepEqual(ends([], []), [null, null])
+  t.deepEqual(ends(['@a'], []), ['host @a', 'guest @a'])
+  t.deepEqual(ends([], ['@b']), ['guest @b', 'host @b'])
+  t.deepEqual(ends(['@a'], ['@b']), [null, null])
+  t.deepEqual(ends(['@a', '@b'], []), [null, null])
+  t.deepEqual(ends(['@a', '@a'], ['@a']), ['host @a', 'host @a'])
+  t.deepEqual(ends(['@ringfence-observe-3'], ['@b']), ['guest @b', 'host @b'])
+  // Of another process.
+  t.deepEqual(ends([], ['@ringfence-observe-3']), ['guest @ringfence-observe-3', 'host @ringfence-observe-3'])
+})
+
+test('what is gone, or closed to this user, is left out; what this process lacks is told', (t) => {
+  const [one, other] = [
+    process(3, [written(1, 4096), read(2, 8192)], '@a'),
+    process(4, [read(1, 4096), written(2, 8192)]),
+  ]
+  const all = host(one, other)
+  const failing = (path: string, code: string) => ({ ...all, [path]: fails(code) })
+  const parts = ['/maps', '/ns/net', '/fd', '', '/stat', '/exe', '/fd/3'].map((part) => `/proc/3${part}`)
+  for (const path of ['/proc', '/proc/net/unix', '/proc/self/ns/net', ...parts])
+    for (const code of ['EMFILE', 'ENFILE', 'ENOMEM'])
+      t.throws(() => seenIn(failing(path, code)), { code: 'ERR_RINGFENCE_NO_SPACE' }, `${path}: ${code}`)
+  for (const code of ['EACCES', 'ENOENT', 'ESRCH']) {
+    for (const part of ['/maps', '/ns/net', '/fd'])
+      t.deepEqual(channelsIn(failing(`/proc/3${part}`, code)), { 4: [channel(null, null, [8192, 4096])] }, part)
+    // Gone since its map was read.
+    for (const part of ['', '/stat'])
+      t.deepEqual(channelsIn(failing(`/proc/3${part}`, code)), { 4: [channel('guest', 3, [8192, 4096], '@a')] }, part)
+    const [first] = seenIn(failing('/proc/3/exe', code))
+    t.like(first, { pid: 3, uid: 1003, executable: null, channels: [channel('host', 4, [4096, 8192], '@a')] })
+    t.deepEqual(channelsIn(failing('/proc/3/fd/3', code)), {
+      3: [channel(null, 4, [4096, 8192])],
+      4: [channel(null, 3, [8192, 4096])],
+    })
+    for (const path of ['/proc', '/proc/net/unix']) t.throws(() => seenIn(failing(path, code)), { code }, path)
+  }
+})
