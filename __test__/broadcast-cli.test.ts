@@ -98,21 +98,24 @@ function hasLease(pid: number): boolean {
   return locks.map((line) => line.trim().split(/\s+/)).some((words) => words[1] === 'LEASE' && words[4] === String(pid))
 }
 
-;(canOpenMaps ? test : test.skip)('where its memory is opened while it waits for its audience, it fails', async (t) => {
-  const address = abstractAddress()
-  const publisher = run(t, 'publish', address, '--audience', '1')
-  publisher.child.stdin!.end(lines(3))
-  const maps = `/proc/${publisher.child.pid}/map_files`
-  let ring: string | undefined
-  await until(() => {
-    ring = readdirSync(maps).find((range) => linkOf(`${maps}/${range}`).startsWith('/memfd:ringfence'))
-    return ring !== undefined && hasLease(publisher.child.pid!)
-  }, 'it publishes')
-  closeSync(openSync(`${maps}/${ring}`, 'r'))
-  const { code, complaints } = await soon(publisher.done, 'its failure')
-  t.is(code, 7)
-  t.regex(complaints, /another process tried to open the shared memory/)
-})
+;(canOpenMaps ? test : test.skip)(
+  'where its memory is opened while it waits, for its audience or for a line, it fails',
+  async (t) => {
+    for (const words of [['--audience', '1'], []]) {
+      const publisher = run(t, 'publish', abstractAddress(), ...words)
+      const maps = `/proc/${publisher.child.pid}/map_files`
+      let ring: string | undefined
+      await until(() => {
+        ring = readdirSync(maps).find((range) => linkOf(`${maps}/${range}`).startsWith('/memfd:ringfence'))
+        return ring !== undefined && hasLease(publisher.child.pid!)
+      }, 'it publishes')
+      closeSync(openSync(`${maps}/${ring}`, 'r'))
+      const { code, complaints } = await soon(publisher.done, 'its failure')
+      t.is(code, 7)
+      t.regex(complaints, /another process tried to open the shared memory/)
+    }
+  },
+)
 
 test('where the publisher is killed, what it has published is written, and the exit code says so', async (t) => {
   const address = abstractAddress()
@@ -147,6 +150,7 @@ test('what cannot be understood is a usage error', async (t) => {
     [['publish', '@x', '--raw', 'much'], /a size is a number/],
     [['publish', '@x', '--backing', 'shm'], /memfd/],
     [['publish'], /needs an address/],
+    [['constructor', '@x', '--json'], /there is no command constructor: send, receive/],
     [['publish', '@x', '--timeout', '1'], /publish takes no --timeout: it is for send, receive, subscribe/],
     [['subscribe', '@x', '--capacity', '4K'], /subscribe takes no --capacity/],
     [['send', '@x', '--count', '5'], /send takes no --count: it is for subscribe/],

@@ -221,6 +221,20 @@ test('where standard output or input is closed nothing is lost: it is said', asy
   t.deepEqual(await soon(once(child, 'exit'), 'its end'), [0, null])
 })
 
+test('one that reads what is told to people may leave: the data goes on', async (t) => {
+  const { file } = scene(t)
+  const address = abstractAddress()
+  const receiver = spawn(process.execPath, [cli, 'receive', address, '--evidence'], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+  })
+  t.teardown(() => receiver.kill('SIGKILL'))
+  receiver.stderr.destroy()
+  const received = text(receiver.stdout)
+  t.is((await run(t, 'send', address, file).done).code, 0)
+  t.is(await received, 'as it was')
+  t.is(receiver.exitCode ?? (await once(receiver, 'exit'))[0], 0)
+})
+
 test('where no peer comes, the file is as it was', async (t) => {
   const { directory, file } = scene(t)
   const { code } = await run(t, 'receive', abstractAddress(), file, '--timeout', '0.1').done

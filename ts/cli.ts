@@ -93,7 +93,8 @@ async function main(): Promise<void> {
     await top(address, values)
     return
   }
-  const run = command === undefined ? undefined : COMMANDS[command]
+  // What each object has by itself is no command.
+  const run = command !== undefined && Object.hasOwn(COMMANDS, command) ? COMMANDS[command] : undefined
   if (run === undefined) {
     const known = [...Object.keys(COMMANDS), 'ps', 'top', 'doctor'].join(', ')
     throw new UsageError(
@@ -123,7 +124,7 @@ const TAKEN: Record<string, readonly string[]> = {
 }
 
 function checkTaken(command: string | undefined, option: string): void {
-  const taken = command === undefined ? undefined : TAKEN[command]
+  const taken = command !== undefined && Object.hasOwn(TAKEN, command) ? TAKEN[command] : undefined
   // That there is no such command is told elsewhere.
   if (taken === undefined || taken.includes(option)) return
   const others = Object.keys(TAKEN).filter((other) => TAKEN[other]!.includes(option))
@@ -263,6 +264,8 @@ function parseCount(option: string, text: string | undefined): number | undefine
 
 // A reader that has left (`ringfence receive @x | head`) is a failure like any other, not a stack trace.
 process.stdout.on('error', fail)
+// One that has left standard error misses what is for people: the data goes on.
+process.stderr.on('error', () => {})
 
 function fail(error: unknown): void {
   const message = error instanceof Error ? error.message : String(error)

@@ -6,7 +6,8 @@ import { publish as bind, type Publisher } from '../broadcast/publisher.js'
 import { subscribe as connect } from '../broadcast/subscription.js'
 import { RingfenceError } from '../errors.js'
 import type { PublishOptions, SubscribeOptions } from '../types.js'
-import { mustBeOpen, openSource } from './source.js'
+import { write, written } from './output.js'
+import { exposed, mustBeOpen, openSource, readUntil } from './source.js'
 import { evidenceTable, tell } from './text.js'
 
 /** One run of `publish`. */
@@ -49,7 +50,10 @@ export async function publish({ address, file, raw, audience, evidence, options 
     })
     publisher.on('refused', (refusal) => tell(refusal.message))
     await hasCome(audience, publisher)
-    const input = source.read() as AsyncIterable<Buffer>
+    const input = readUntil(
+      source,
+      publisher.closed.then((reason) => (reason === 'exposed' ? exposed() : undefined)),
+    )
     const messages = raw === undefined ? lines(input, publisher.maxMessageSize) : chunks(input, raw)
     for await (const message of messages) await publisher.send(message)
     await finish(publisher)
@@ -76,8 +80,7 @@ async function finish(publisher: Publisher): Promise<void> {
 
 /** Also one whose memory was opened has an end that is told. */
 function mustNotBeExposed(reason: 'closed' | 'exposed'): void {
-  if (reason === 'exposed')
-    throw new RingfenceError('OBJECT_EXPOSED', 'another process tried to open the shared memory, which was wiped')
+  if (reason === 'exposed') throw exposed()
 }
 
 /** Whole lines, without their newline. What comes behind the last newline is one as well, unless it is nothing. */
@@ -124,12 +127,17 @@ export async function subscribe({ address, count, raw, evidence, options }: Subs
     process.stderr.write(`publisher is process ${subscription.peer.pid}\n${evidenceTable(subscription.evidence)}\n`)
   let left = count
   const newline = Buffer.from('\n')
-  while (left > 0) {
-    const message = await subscription.receive()
-    if (message === null) break
-    left -= 1
-    // One write, so that lines of several writers to one pipe stay whole.
-    if (!process.stdout.write(raw ? message : Buffer.concat([message, newline]))) await once(process.stdout, 'drain')
+  try {
+    while (left > 0) {
+      const message = await subscription.receive()
+      if (message === null) break
+      left -= 1
+      // One write, so that lines of several writers to one pipe stay whole.
+      await write([raw ? message : Buffer.concat([message, newline])])
+    }
+  } finally {
+    // What came before an end that is a failure was published.
+    await written()
   }
   const { lost } = subscription
   if (lost > 0n) tell(`${lost} messages were passed over`)

@@ -1,12 +1,11 @@
 // `ringfence collect`: what many senders bring, line by line.
 
-import { once } from 'node:events'
-
 import type { Channel } from '../channel.js'
 import { letEnd, makeHeld, type Merge } from '../merge.js'
 import { listen, type Listener } from '../service.js'
 import type { CloseReason, ListenOptions } from '../types.js'
 import { Lines, LONGEST } from './lines.js'
+import { write, written } from './output.js'
 import { evidenceTable, tell } from './text.js'
 import { mustBeOpen } from './source.js'
 
@@ -32,7 +31,11 @@ export async function collect({ address, evidence, options, stop }: Collection):
     if (code !== 'ERR_RINGFENCE_PROTOCOL')
       tell(`refused ${identity ? `process ${identity.pid}` : 'a process'}: ${message}`)
   })
-  await new Collector(evidence).run(listener, stop)
+  try {
+    await new Collector(evidence).run(listener, stop)
+  } finally {
+    await written()
+  }
 }
 
 class Collector {
@@ -88,9 +91,7 @@ class Collector {
       await channel.close()
     }
     // All of them before there is any wait: the last line of a sender that ends meanwhile is written then.
-    let goesOn = true
-    for (const part of whole) goesOn = process.stdout.write(part)
-    if (!goesOn) await once(process.stdout, 'drain')
+    await write(whole)
   }
 
   /** All that lies in the rings. */
@@ -114,7 +115,8 @@ class Collector {
     const lines = this.#lines.get(channel)
     if (lines === undefined) return
     this.#lines.delete(channel)
-    await new Promise<void>((resolve) => process.stdout.write(lines.rest(), () => resolve()))
+    process.stdout.write(lines.rest())
+    await written()
     // One that has more to send, or may have sent more meanwhile, must not take it for all.
     if (channel.readableEnded) await channel.end()
     else await channel.close()

@@ -4,6 +4,7 @@ import { constants, fstatSync, readFileSync, statSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import type { Readable } from 'node:stream'
 
+import { RingfenceError } from '../errors.js'
 import { UsageError } from './exit.js'
 import { isFifo, readFifo } from './fifo.js'
 
@@ -45,6 +46,29 @@ export async function openSource(path: string | undefined): Promise<Source> {
     read: () => file.createReadStream({ highWaterMark: CHUNK, autoClose: false }),
     close: () => file.close(),
   }
+}
+
+/**
+ * What is read, to its end.
+ *
+ * @param over - Why nobody is there to have it any more, once that is so: standard input must not be waited for then.
+ */
+export async function* readUntil(source: Source, over: Promise<Error | undefined>): AsyncGenerator<Buffer> {
+  const stream = source.read()
+  let reading = true
+  void over.then((why) => {
+    // Of one that was read to its end the error would be told to nobody.
+    if (reading && why !== undefined) stream.destroy(why)
+  })
+  try {
+    yield* stream as AsyncIterable<Buffer>
+  } finally {
+    reading = false
+  }
+}
+
+export function exposed(): RingfenceError {
+  return new RingfenceError('OBJECT_EXPOSED', 'another process tried to open the shared memory, which was wiped')
 }
 
 /**

@@ -23,7 +23,7 @@ export function formatBytes(bytes: number): string {
   ] as const) {
     if (bytes >= size) return `${(bytes / size).toFixed(bytes >= 100 * size ? 0 : 2)} ${unit}`
   }
-  return `${bytes} B`
+  return `${Math.round(bytes)} B`
 }
 
 /** One line for people, on standard error. */

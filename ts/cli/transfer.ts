@@ -4,9 +4,10 @@ import { cutOff, type Channel } from '../channel.js'
 import { RingfenceError, type ErrorName } from '../errors.js'
 import { join } from '../pair.js'
 import { connect } from '../service.js'
-import type { Options } from '../types.js'
+import type { CloseReason, Options } from '../types.js'
+import { write, written } from './output.js'
 import { Progress } from './progress.js'
-import { mustBeOpen, openSource } from './source.js'
+import { exposed, mustBeOpen, openSource, readUntil, type Source } from './source.js'
 import { openTarget } from './target.js'
 import { evidenceTable } from './text.js'
 
@@ -25,35 +26,48 @@ export async function send({ address, file, evidence, options }: Transfer): Prom
   const source = await openSource(file)
   try {
     const channel = await meetOrConnect(address, options, evidence)
-    const size = await source.size()
-    const progress = new Progress(size)
-    const stream = source.read()
-    // Standard input must not be waited for once the peer is gone.
-    let reading = true
-    void channel.closed.then(() => {
-      if (reading) stream.destroy(new RingfenceError('PEER_LOST', 'the receiver has left'))
-    })
-    for await (const chunk of stream as AsyncIterable<Buffer>) {
-      await channel.send(chunk)
-      progress.add(chunk.length)
-    }
-    reading = false
-    // The receiver is not to take it for the whole: this process ends without having ended its sending.
-    if (size !== undefined && progress.bytes < size) {
-      throw new Error(`${file} has become shorter while it was sent: ${progress.bytes} bytes of ${size}`)
-    }
-    await channel.end()
-    // The receiver ends its side once it has written everything; then the channel closes by itself.
-    const answer = await channel.receive()
-    const reason = await channel.closed
-    progress.done()
-    // One that closes without that has not.
-    if (answer !== null || reason !== 'closed' || cutOff(channel) !== undefined) {
-      throw new RingfenceError('PEER_LOST', 'the receiver left before it had said that it has everything')
-    }
+    // Asked for at once: of two that send, neither would read, and both would wait for room for ever.
+    const answer = channel.receive()
+    await Promise.race([sendAll(channel, source, answer, file), mustNotSend(answer, address)])
   } finally {
     await source.close()
   }
+}
+
+async function sendAll(channel: Channel, source: Source, answer: Promise<unknown>, file?: string): Promise<void> {
+  const size = await source.size()
+  const progress = new Progress(size)
+  const over = channel.closed.then((reason) => endedBy(reason, 'the receiver has left'))
+  for await (const chunk of readUntil(source, over)) {
+    await channel.send(chunk)
+    progress.add(chunk.length)
+  }
+  // The receiver is not to take it for the whole: this process ends without having ended its sending.
+  if (size !== undefined && progress.bytes < size) {
+    throw new Error(`${file} has become shorter while it was sent: ${progress.bytes} bytes of ${size}`)
+  }
+  await channel.end()
+  // The receiver ends its side once it has written everything; then the channel closes by itself.
+  await answer
+  const reason = await channel.closed
+  progress.done()
+  // One that closes without that has not.
+  if (reason !== 'closed' || cutOff(channel) !== undefined)
+    throw endedBy(reason, 'the receiver left before it had said that it has everything')
+}
+
+/** Rejects where the peer sends something. Never resolves. */
+async function mustNotSend(answer: Promise<unknown>, address: string): Promise<never> {
+  if ((await answer) !== null)
+    throw new RingfenceError('PROTOCOL', `the process at ${address} sends as well, and neither would receive`)
+  return new Promise(() => {})
+}
+
+/** What the end of a channel is told as. */
+function endedBy(reason: CloseReason, lost: string): RingfenceError {
+  if (reason === 'exposed') return exposed()
+  if (reason === 'corrupt') return new RingfenceError('RING_CORRUPT', 'the peer has spoilt the shared memory')
+  return new RingfenceError('PEER_LOST', lost)
 }
 
 /** Receives into a file, which is there once all has come, or to standard output. */
@@ -63,12 +77,14 @@ export async function receive({ address, file, evidence, options }: Transfer): P
   try {
     const channel = await meet(address, options, evidence)
     const progress = new Progress(undefined)
-    // It closes the file: one whose stream does not would never be closed, and a later failure never told.
-    const sink = target === undefined ? process.stdout : target.sink
-    // The stream of the channel would close it once it has ended; what ends it here is what has been written.
-    await pipeline(messages(channel, progress), sink, { end: target !== undefined })
+    const chunks = messages(channel, progress)
     // Before the sender is told that all is here.
-    await target?.keep()
+    if (target === undefined) await print(chunks)
+    else {
+      // It closes the file: one whose stream does not would never be closed, and a later failure never told.
+      await pipeline(chunks, target.sink)
+      await target.keep()
+    }
     await channel.end()
     progress.done()
   } finally {
@@ -110,6 +126,16 @@ function shown(channel: Channel, evidence: boolean): Channel {
   return channel
 }
 
+/** Writes to standard output. Where that fails in the middle, what has come by then is there. */
+async function print(chunks: AsyncIterable<Uint8Array>): Promise<void> {
+  try {
+    for await (const chunk of chunks) await write([chunk])
+  } finally {
+    await written()
+  }
+}
+
+/** The stream of the channel would close it once it has ended; what ends it is what has been written. */
 async function* messages(channel: Channel, progress: Progress): AsyncGenerator<Uint8Array> {
   const stream = channel.duplex()
   // Its errors are told by the loop.

@@ -1,0 +1,239 @@
+// `ringfence send` and `receive`, within this process: what is told to whom, and when. What becomes of files is in cli.test.ts.
+
+import { spawnSync } from 'node:child_process'
+import { closeSync, constants, mkdtempSync, openSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
+import { join } from 'node:path'
+
+import test, { type ExecutionContext } from 'ava'
+import type { Options } from 'ringfence'
+
+import { abstractAddress, temporaryDirectory } from './support/address.js'
+import { takeOutput } from './support/output.js'
+import { Partner } from './support/partner.js'
+import { isPending, soon, turns, until } from './support/until.js'
+
+interface Transfer {
+  address: string
+  file?: string
+  evidence?: boolean
+  options?: Options
+}
+
+const module = new URL('../../dist/esm/cli/transfer.js', import.meta.url).href
+const { send, receive } = (await import(module)) as Record<'send' | 'receive', (transfer: Transfer) => Promise<void>>
+
+/** A partner, and a transfer that has met it. */
+async function met(
+  t: ExecutionContext,
+  run: typeof send,
+  { options = {}, ...more }: Partial<Transfer> = {},
+  there: Options = { allowHalfOpen: true },
+) {
+  const partner = await Partner.start(t)
+  const address = abstractAddress()
+  const over = run({ address, options, ...more })
+  over.catch(() => {})
+  await Promise.race([partner.join(address, there), over])
+  return { partner, address, over }
+}
+
+function fileOf(t: ExecutionContext, content: string | Uint8Array): string {
+  const file = join(temporaryDirectory(t), 'file')
+  writeFileSync(file, content)
+  return file
+}
+
+/** A FIFO that has a writer, which says nothing yet. */
+function fifoOf(t: ExecutionContext) {
+  const fifo = join(temporaryDirectory(t), 'fifo')
+  t.is(spawnSync('mkfifo', [fifo]).status, 0)
+  const held = openSync(fifo, constants.O_RDWR)
+  let open = true
+  const close = () => {
+    if (open) closeSync(held)
+    open = false
+  }
+  t.teardown(close)
+  return { fifo, write: (text: string) => writeSync(held, text), close }
+}
+
+test.serial('a sender is told that all is here once it is written, and not before', async (t) => {
+  const output = takeOutput(t, 'stdout')
+  output.stop()
+  const { partner, over } = await met(t, receive)
+  const told = partner.run(async (kit) => {
+    await kit.channel.send('of a ')
+    await kit.channel.send('few bytes')
+    await kit.channel.end()
+    return kit.channel.receive()
+  })
+  await until(() => output.stream.writableLength === 14, 'all has come')
+  await turns(20)
+  t.true(await isPending(told))
+  output.goOn()
+  t.is(await told, null)
+  await over
+  t.is(output.text, 'of a few bytes')
+})
+
+test.serial('what has come before the sender was killed is written, however slowly its reader takes it', async (t) => {
+  const output = takeOutput(t, 'stdout')
+  output.stop()
+  const { partner, over } = await met(t, receive)
+  await partner.run(async (kit) => {
+    for (let number = 0; number < 100; number += 1) await kit.channel.send(`line ${number}\n`)
+  })
+  await partner.kill()
+  await until(() => output.stream.writableLength > 0, 'some of it has come')
+  t.true(await isPending(over))
+  output.goOn()
+  await t.throwsAsync(over, { code: 'ERR_RINGFENCE_PEER_LOST' })
+  t.is(output.text, Array.from({ length: 100 }, (_, number) => `line ${number}\n`).join(''))
+})
+
+test.serial('a reader that is slow holds the receiver up: it takes no more than there is room for', async (t) => {
+  const output = takeOutput(t, 'stdout')
+  output.stop()
+  const { partner, over } = await met(t, receive)
+  const sent = partner.run(async (kit) => {
+    for (let number = 0; number < 10; number += 1) await kit.channel.send('x'.repeat(20_000))
+    await kit.channel.end()
+    await kit.channel.receive()
+  })
+  await until(() => output.stream.writableNeedDrain, 'it is full')
+  await turns(20)
+  // One message as the channel hands it out, which may be several of the sender's.
+  t.is(output.pieces.length, 1)
+  output.goOn()
+  await Promise.all([sent, over])
+  t.is(output.text, 'x'.repeat(200_000))
+})
+
+test.serial('a file is sent to its end, and the sender waits for the word of the receiver', async (t) => {
+  const { partner, over } = await met(t, send, { file: fileOf(t, 'x'.repeat(600_000)) })
+  const length = await partner.run(async (kit) => {
+    let bytes = 0
+    for (let message; (message = await kit.channel.receive()) !== null;) bytes += message.length
+    return bytes
+  })
+  t.is(length, 600_000)
+  t.true(await isPending(over))
+  await partner.run((kit) => kit.channel.end())
+  await over
+})
+
+test.serial(
+  'a receiver that leaves without a word is PEER_LOST: closed or killed, while it reads or at the end',
+  async (t) => {
+    for (const how of ['close', 'kill'] as const) {
+      const { partner, over } = await met(t, send, { file: fileOf(t, 'all of it') })
+      await partner.run(async (kit) => {
+        while ((await kit.channel.receive()) !== null);
+      })
+      await (how === 'kill' ? partner.kill() : partner.run((kit) => kit.channel.close()))
+      await t.throwsAsync(soon(over, 'its end'), {
+        code: 'ERR_RINGFENCE_PEER_LOST',
+        message: /left before it had said that it has everything/,
+      })
+    }
+    for (const how of ['close', 'kill'] as const) {
+      const { fifo, write } = fifoOf(t)
+      const { partner, over } = await met(t, send, { file: fifo })
+      write('the beginning')
+      await partner.run((kit) => kit.channel.receive())
+      await (how === 'kill' ? partner.kill() : partner.run((kit) => kit.channel.close()))
+      await t.throwsAsync(soon(over, 'its end'), { code: 'ERR_RINGFENCE_PEER_LOST', message: /the receiver has left/ })
+    }
+  },
+)
+
+test.serial('two that send have met: both are told, whether there is more to send or not', async (t) => {
+  const { fifo, write } = fifoOf(t)
+  for (const file of [fileOf(t, 'a word'), fifo]) {
+    const { partner, address, over } = await met(t, send, { file })
+    if (file === fifo) write('a word')
+    await partner.run((kit) => kit.channel.send('a word'))
+    await t.throwsAsync(soon(over, 'its end'), {
+      code: 'ERR_RINGFENCE_PROTOCOL',
+      message: new RegExp(`^the process at ${address} sends as well`),
+    })
+  }
+})
+
+test.serial('a file that has become shorter is an error, and its end is not told', async (t) => {
+  const file = fileOf(t, Buffer.alloc(2 << 20))
+  const { partner, over } = await met(
+    t,
+    send,
+    { file, options: { capacity: 65_536 } },
+    { allowHalfOpen: true, capacity: 65_536 },
+  )
+  await partner.run((kit) => kit.channel.readable())
+  truncateSync(file, 1 << 20)
+  const reading = partner.run(async (kit) => {
+    while ((await kit.channel.receive()) !== null);
+  })
+  await t.throwsAsync(over, { message: /^\/.* has become shorter while it was sent: \d+ bytes of 2097152$/ })
+  t.true(await isPending(reading))
+})
+
+test.serial('where nobody comes in time, and where the address cannot be, that is said', async (t) => {
+  for (const run of [send, receive]) {
+    const address = abstractAddress()
+    const options = { signal: AbortSignal.timeout(1) }
+    await t.throwsAsync(run({ address, file: '/dev/null', options }), {
+      code: 'ERR_RINGFENCE_ABORTED',
+      message: `no process came to ${address} in time`,
+    })
+    const directory = temporaryDirectory(t)
+    const file = join(mkdtempSync(join(directory, 'x')), 'file')
+    if (run === send) writeFileSync(file, '')
+    await t.throwsAsync(run({ address: '/nowhere/at/all', file, options: {} }), {
+      code: 'ERR_RINGFENCE_ADDRESS_INVALID',
+    })
+  }
+})
+
+test.serial('a service is sent to as well; what is neither a pair nor a service is told', async (t) => {
+  const partner = await Partner.start(t)
+  const address = abstractAddress()
+  await partner.run(async (kit, where: string) => {
+    const listener = await kit.ringfence.listen(where, { allowHalfOpen: true })
+    kit.keep['listener'] = listener
+    listener.on('connection', (channel) => {
+      void (async () => {
+        let text = ''
+        for await (const message of channel) text += String(message)
+        kit.keep['text'] = text
+        await channel.end()
+      })()
+    })
+    await kit.ringfence.publish(`${where}-published`)
+  }, address)
+  const errors = takeOutput(t, 'stderr')
+  await send({ address, file: fileOf(t, 'for the service'), evidence: true, options: {} })
+  t.is(await partner.run((kit) => kit.keep['text']), 'for the service')
+  t.true(errors.text.startsWith(`guest, peer is process ${partner.pid}\n    step`))
+  await t.throwsAsync(send({ address: `${address}-published`, file: '/dev/null', options: {} }), {
+    code: 'ERR_RINGFENCE_PROTOCOL',
+  })
+})
+
+test.serial('on a terminal the progress is drawn, and its last line stays', async (t) => {
+  const errors = takeOutput(t, 'stderr', { isTTY: true })
+  const { partner, over } = await met(t, send, { file: fileOf(t, 'x'.repeat(1000)) })
+  await partner.run(async (kit) => {
+    while ((await kit.channel.receive()) !== null);
+    await kit.channel.end()
+  })
+  await over
+  t.regex(errors.text.split('\u001b[K').join('|'), /█{30} 100 %  1\.00 kB  [\d.]+ \w+\/s\|\n$/)
+  takeOutput(t, 'stdout')
+  const { partner: sender, over: received } = await met(t, receive)
+  await sender.run(async (kit) => {
+    await kit.channel.send('x'.repeat(2000))
+    await kit.channel.end()
+  })
+  await received
+  t.regex(errors.text.split('\u001b[K').join('|'), /\r2\.00 kB  [\d.]+ \w+\/s\|\n$/)
+})
