@@ -1,0 +1,299 @@
+// The files that the command line reads from and writes to, within this process.
+
+import { spawnSync } from 'node:child_process'
+import {
+  chownSync,
+  chmodSync,
+  closeSync,
+  createReadStream,
+  fstatSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  readdirSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
+import { join } from 'node:path'
+import type { Readable, Writable } from 'node:stream'
+import { text } from 'node:stream/consumers'
+import { finished } from 'node:stream/promises'
+
+import test, { type ExecutionContext } from 'ava'
+
+import { temporaryDirectory } from './support/address.js'
+import { isPending, soon, turns } from './support/until.js'
+
+interface Target {
+  sink: Writable
+  keep(): Promise<void>
+  close(): Promise<void>
+}
+
+interface Source {
+  size(): Promise<number | undefined>
+  read(): Readable
+  close(): Promise<void>
+}
+
+const moduleAt = (name: string) => import(new URL(`../../dist/esm/cli/${name}.js`, import.meta.url).href)
+const { openTarget } = (await moduleAt('target')) as {
+  openTarget(path: string, signal?: AbortSignal): Promise<Target>
+}
+const { openSource, mustBeOpen, readUntil } = (await moduleAt('source')) as {
+  openSource(path?: string): Promise<Source>
+  mustBeOpen(fd: number, what: string, remedy?: string): void
+  readUntil(source: Source, over: Promise<Error | undefined>): AsyncGenerator<Buffer>
+}
+const { UsageError } = (await moduleAt('exit')) as { UsageError: new () => Error }
+
+/** A directory with a file in it. */
+function scene(t: ExecutionContext) {
+  const directory = temporaryDirectory(t)
+  const file = join(directory, 'file')
+  writeFileSync(file, 'as it was')
+  return { directory, file }
+}
+
+function fifoOf(t: ExecutionContext): string {
+  const fifo = join(temporaryDirectory(t), 'fifo')
+  t.is(spawnSync('mkfifo', [fifo]).status, 0)
+  return fifo
+}
+
+async function fill(target: Target, content: string): Promise<void> {
+  target.sink.end(content)
+  await finished(target.sink)
+}
+
+async function replace(path: string, content: string): Promise<void> {
+  const target = await openTarget(path)
+  await fill(target, content)
+  await target.keep()
+  await target.close()
+}
+
+test.serial(
+  'what is written lies beside the file until it is kept, and goes where it is not, or where the process exits',
+  async (t) => {
+    const { directory, file } = scene(t)
+    const before = process.listeners('exit')
+    const target = await openTarget(file)
+    const part = readdirSync(directory).find((name) => name !== 'file')!
+    t.regex(part, /^\.file\.[0-9a-f]{12}\.part$/)
+    await fill(target, 'the new one')
+    t.is(readFileSync(file, 'utf8'), 'as it was')
+    await target.keep()
+    t.is(readFileSync(file, 'utf8'), 'the new one')
+    await target.close()
+    t.deepEqual(readdirSync(directory), ['file'])
+
+    const dropped = await openTarget(file)
+    await fill(dropped, 'another')
+    await dropped.close()
+    t.deepEqual(readdirSync(directory), ['file'])
+    t.deepEqual(process.listeners('exit'), before)
+
+    const exited = await openTarget(file)
+    const atExit = process.listeners('exit').filter((one) => !before.includes(one))
+    t.is(readdirSync(directory).length, 2)
+    for (const listener of atExit) (listener as () => void)()
+    t.deepEqual(readdirSync(directory), ['file'])
+    await exited.close()
+    t.is(readFileSync(file, 'utf8'), 'the new one')
+  },
+)
+
+test.serial('a new file has the mode of any other, a replaced one that of the old one', async (t) => {
+  const { directory, file } = scene(t)
+  const umask = process.umask(0o027)
+  try {
+    await replace(join(directory, 'new'), '')
+  } finally {
+    process.umask(umask)
+  }
+  t.is(statSync(join(directory, 'new')).mode & 0o7777, 0o640)
+  chmodSync(file, 0o2751)
+  const target = await openTarget(file)
+  t.is(statSync(file).mode & 0o7777, 0o2751)
+  await target.keep()
+  await target.close()
+  t.is(statSync(file).mode & 0o7777, 0o2751)
+  const long = join(directory, 'n'.repeat(255))
+  await replace(long, 'long')
+  t.is(readFileSync(long, 'utf8'), 'long')
+})
+
+const isRoot = process.geteuid!() === 0
+
+;(isRoot ? test.serial : test.serial.skip)(
+  'a replaced file keeps its owner and group; one who may not give it away lets no other group have more',
+  async (t) => {
+    const { directory, file } = scene(t)
+    for (const [uid, gid] of [
+      [12_345, 0],
+      [0, 54_321],
+    ] as const) {
+      chownSync(file, uid, gid)
+      chmodSync(file, 0o664)
+      await replace(file, 'replaced')
+      const { uid: owner, gid: group, mode } = statSync(file)
+      t.deepEqual([owner, group, mode & 0o777], [uid, gid, 0o664])
+    }
+    chownSync(directory, 12_345, 12_345)
+    for (const [old, mode] of [
+      [0o664, 0o644],
+      [0o606, 0o666],
+      [0o771, 0o711],
+    ] as const) {
+      chownSync(file, 0, 54_321)
+      chmodSync(file, old)
+      process.seteuid!(12_345)
+      try {
+        await replace(file, 'replaced')
+      } finally {
+        process.seteuid!(0)
+      }
+      t.is(statSync(file).uid, 12_345)
+      t.is(statSync(file).mode & 0o777, mode, old.toString(8))
+    }
+  },
+)
+
+test('links are followed, one after the other, each from where it lies; too many are told, and so is what is no path', async (t) => {
+  const { directory, file } = scene(t)
+  mkdirSync(join(directory, 'deep'))
+  symlinkSync('../file', join(directory, 'deep', 'up'))
+  symlinkSync('deep/up', join(directory, 'down'))
+  symlinkSync('deep/nothing', join(directory, 'dangling'))
+  await replace(join(directory, 'down'), 'through two')
+  t.is(readFileSync(file, 'utf8'), 'through two')
+  await replace(join(directory, 'dangling'), 'there now')
+  t.is(readFileSync(join(directory, 'deep', 'nothing'), 'utf8'), 'there now')
+  for (const link of ['down', 'dangling', 'deep/up']) t.true(lstatSync(join(directory, link)).isSymbolicLink())
+  symlinkSync('loop', join(directory, 'loop'))
+  await t.throwsAsync(openTarget(join(directory, 'loop')), { code: 'ELOOP' })
+  await t.throwsAsync(openTarget(join(file, 'below')), { code: 'ENOTDIR' })
+  await t.throwsAsync(openTarget(join(directory, 'nowhere', 'file')), { code: 'ENOENT' })
+  await t.throwsAsync(openTarget(directory), { code: 'EISDIR' })
+  t.deepEqual(readdirSync(directory).sort(), ['dangling', 'deep', 'down', 'file', 'loop'])
+})
+
+test('what is open already, and a device, is written to as it is', async (t) => {
+  const { directory, file } = scene(t)
+  const open = openSync(file, 'r+')
+  t.teardown(() => closeSync(open))
+  symlinkSync(`/proc/self/fd/${open}`, join(directory, 'link'))
+  const { ino } = fstatSync(open)
+  for (const path of [`/dev/fd/${open}`, join(directory, 'link')]) {
+    await replace(path, path)
+    t.is(readFileSync(file, 'utf8'), path)
+    t.is(statSync(file).ino, ino)
+  }
+  await replace('/dev/null', 'gone')
+  t.true(statSync('/dev/null').isCharacterDevice())
+  t.deepEqual(readdirSync(directory).sort(), ['file', 'link'])
+})
+
+test('a FIFO is written to once it has a reader; a signal calls off the waiting', async (t) => {
+  const fifo = fifoOf(t)
+  const never = new AbortController()
+  const waiting = openTarget(fifo, never.signal)
+  t.true(await isPending(waiting))
+  never.abort()
+  await t.throwsAsync(waiting, {
+    code: 'ERR_RINGFENCE_ABORTED',
+    message: `no process came to read from ${fifo} in time`,
+  })
+  const opening = openTarget(fifo)
+  const reader = text(createReadStream(fifo))
+  const target = await soon(opening, 'its reader')
+  await fill(target, 'through the FIFO')
+  await target.keep()
+  await target.close()
+  t.is(await soon(reader, 'its end'), 'through the FIFO')
+  t.true(statSync(fifo).isFIFO())
+  const again = openTarget(fifo)
+  const cut = text(createReadStream(fifo))
+  const left = await soon(again, 'its reader')
+  await left.close()
+  t.is(await soon(cut, 'the end of one that is let go of'), '')
+})
+
+test('a file is read to its end, and its size is told anew; what has none tells none', async (t) => {
+  const { file } = scene(t)
+  const source = await openSource(file)
+  writeFileSync(file, 'x'.repeat(1_000_000))
+  t.is(await source.size(), 1_000_000)
+  t.is(await text(source.read()), 'x'.repeat(1_000_000))
+  await source.close()
+  for (const path of ['/dev/null', fifoOf(t)]) {
+    const other = await openSource(path)
+    t.is(await other.size(), undefined)
+    await other.close()
+  }
+  await t.throwsAsync(openSource(join(file, 'below')), { code: 'ENOTDIR' })
+  await t.throwsAsync(openSource(`${file}-missing`), { code: 'ENOENT' })
+  const directory = temporaryDirectory(t)
+  await t.throwsAsync(openSource(directory), {
+    message: new RegExp(`^${directory} is a directory: .tar c ${directory} \\|`),
+  })
+})
+
+test('a source is read until nobody is there to have it', async (t) => {
+  const fifo = fifoOf(t)
+  const writer = openSync(fifo, 'r+')
+  t.teardown(() => closeSync(writer))
+  const source = await openSource(fifo)
+  let leave!: (why: Error) => void
+  const over = new Promise<Error>((resolve) => (leave = resolve))
+  const reading = readUntil(source, over)
+  writeFileSync(writer, 'a word')
+  t.is(String((await reading.next()).value), 'a word')
+  const next = reading.next()
+  t.true(await isPending(next))
+  const why = new Error('nobody is there')
+  leave(why)
+  t.is(await t.throwsAsync(soon(next, 'its end')), why)
+  await source.close()
+
+  // An end without a failure ends no reading, and an end that comes later is told to nobody.
+  const { file } = scene(t)
+  for (const [first, then] of [
+    [Promise.resolve(undefined), undefined],
+    [new Promise<Error>((resolve) => (leave = resolve)), why],
+  ] as const) {
+    const whole = await openSource(file)
+    let content = ''
+    await turns(2)
+    for await (const chunk of readUntil(whole, first)) content += String(chunk)
+    t.is(content, 'as it was')
+    if (then !== undefined) leave(then)
+    await turns(2)
+    await whole.close()
+  }
+})
+
+test('a standard stream that is closed, in whose place Node opens /dev/null, is told from one that was meant', (t) => {
+  const opened = (path: string, flags: string) => {
+    const fd = openSync(path, flags)
+    t.teardown(() => closeSync(fd))
+    return fd
+  }
+  const error = t.throws(() => mustBeOpen(opened('/dev/null', 'r+'), 'input'))
+  t.true(error instanceof UsageError)
+  t.is(error.message, 'standard input is closed: name a FILE (/dev/null where that is meant)')
+  t.throws(() => mustBeOpen(opened('/dev/null', 'r+'), 'output', 'open it'), {
+    message: 'standard output is closed: open it',
+  })
+  const { file } = scene(t)
+  for (const [path, flags] of [
+    ['/dev/null', 'r'],
+    ['/dev/null', 'w'],
+    ['/dev/zero', 'r+'],
+    [file, 'r+'],
+  ] as const)
+    t.notThrows(() => mustBeOpen(opened(path, flags), 'input'), `${path} ${flags}`)
+})
