@@ -1,102 +1,45 @@
 // A channel over a binding of the test's own: what it makes of each answer, which a peer would have to be lucky for.
 
 import test from 'ava'
-import type { Channel, RingfenceError } from 'ringfence'
+import { json, type Channel, type RingfenceError } from 'ringfence'
 
-import { Ring } from './support/paper-ring.js'
-import { isPending } from './support/until.js'
-
-const inside = async <Inside>(file: string): Promise<Inside> =>
-  (await import(new URL(`../../dist/esm/${file}`, import.meta.url).href)) as Inside
-
-interface Raw {
-  readonly role: string
-  readonly peer: object
-  readonly capacity: number
-  readonly maxMessageSize: number
-  readonly maxAtOnce: number
-  operate(operation: number, ...given: unknown[]): unknown
-}
-
-const settings = { busyPoll: 0, allowHalfOpen: true }
-const { openChannel, openArrived } = await inside<{
-  openChannel(raw: Raw, with_: typeof settings, address: string | null): Channel
-  openArrived(raw: Raw, with_: typeof settings, address: string): Channel | { code: string; message: string }
-}>('channel.js')
-const { ENDED, FAILED, REASONS, REFUSED, native } = await inside<{
-  ENDED: number
-  FAILED: number
-  REASONS: (string | undefined)[]
-  REFUSED: number
-  native: { operations(): string[] }
-}>('native.js')
-const names = native.operations()
-
-/** What the binding answers, and what it was asked. */
-class Binding {
-  readonly ring = new Ring(65_536)
-  readonly peer = { pid: 1 }
-  /** Answers by the name of what is asked; what is not here is asked of the ring, or is 0. */
-  answers: Record<string, unknown> = {
-    stats: Array.from({ length: 8 }, () => 0),
-    evidence: [],
-    armReader: 1,
-    lookParked: 1,
-  }
-  heard!: () => void
-  #asked: string[] = []
-
-  readonly raw: Raw = {
-    role: 'host',
-    peer: this.peer,
-    capacity: this.ring.capacity,
-    maxMessageSize: this.ring.maxMessageSize,
-    maxAtOnce: this.ring.maxAtOnce,
-    operate: (operation, ...given) => {
-      const name = names[operation]!
-      this.#asked.push(name)
-      if (name === 'watch') this.heard = given[0] as () => void
-      if (name in this.answers) return this.answers[name]
-      const own = this.ring as unknown as Record<string, unknown>
-      return typeof own[name] === 'function' ? (own[name] as (...all: unknown[]) => unknown).apply(this.ring, given) : 0
-    },
-  }
-
-  /** What was asked since the last time, of these. */
-  told(...of: string[]): string[] {
-    return this.#asked.splice(0).filter((name) => of.includes(name))
-  }
-
-  /** The next call of that name fails so. */
-  fail(name: string, code: string, message = 'as this test has it'): void {
-    this.answers[name] = FAILED
-    this.answers['failure'] = { code, message }
-  }
-}
-
-function open(): { binding: Binding; channel: Channel } {
-  const binding = new Binding()
-  const channel = openChannel(binding.raw, settings, null)
-  binding.told()
-  return { binding, channel }
-}
+import {
+  Binding,
+  HALF_OPEN,
+  REASONS,
+  REFUSED,
+  depart,
+  inletOf,
+  open,
+  openArrived,
+  openChannel,
+  quietOf,
+} from './support/channel.js'
+import { merge } from './support/binding.js'
+import { clock, fairness } from './support/clock.js'
+import { isPending, turn, turns } from './support/until.js'
 
 const ways = ['close', 'outlive']
 
 test('a channel that cannot be watched is none, and its peer is told at once', (t) => {
   const binding = new Binding()
   binding.fail('watch', 'NO_SPACE', 'no descriptor is left')
-  t.throws(() => openChannel(binding.raw, settings, null), {
+  t.throws(() => openChannel(binding.raw, HALF_OPEN, null), {
     code: 'ERR_RINGFENCE_NO_SPACE',
     message: 'no descriptor is left',
   })
   t.true(binding.told('close').length > 0)
-  t.like(openArrived(binding.raw, settings, '@somewhere'), {
+  t.like(openArrived(binding.raw, HALF_OPEN, '@somewhere'), {
     code: 'NO_SPACE',
     message: 'no descriptor is left',
     identity: binding.peer,
   })
   t.true(binding.told('close').length > 0)
+  const { channel } = open()
+  t.throws(() => Reflect.construct(channel.constructor, [Symbol('ringfence'), binding.raw, HALF_OPEN]) as unknown, {
+    code: 'ERR_RINGFENCE_INVALID_ARGUMENT',
+    message: /^channels are made by/,
+  })
 })
 
 test('each end that the binding tells is told by closed, and by every call that comes after it', async (t) => {
@@ -113,11 +56,9 @@ test('each end that the binding tells is told by closed, and by every call that 
     await waits
     t.true(await isPending(sent))
     binding.told()
-    binding.answers['listen'] = REASONS.indexOf(reason)
-    binding.answers['isCut'] = reason === 'exited' ? 1 : 2
-    binding.heard()
+    binding.end(reason, reason === 'exited' ? 1 : 2)
     t.is(await channel.closed, reason as never)
-    t.deepEqual(binding.told(...ways), [way])
+    t.deepEqual(binding.told('disarm', ...ways), [way])
     const expected = { code: `ERR_RINGFENCE_${code}`, message } as const
     await t.throwsAsync(sent, expected)
     await t.throwsAsync(channel.send('late'), expected)
@@ -181,6 +122,7 @@ test('what was sent is on its way before anything is waited for, or looked at', 
     [(channel) => channel.receive(), 'flush'],
     [(channel) => channel.readable(), 'flush'],
     [(channel) => channel[Symbol.asyncIterator]().next(), 'flush'],
+    [(channel) => channel.with(json())[Symbol.asyncIterator]().next(), 'flush'],
   ]
   for (const [deed, first] of deeds) {
     const { binding, channel } = open()
@@ -215,11 +157,313 @@ test('both sides have ended: the channel closes once the end was read', async (t
   await channel.end()
   t.deepEqual(binding.told('end', ...ways), ['end'])
   t.true(await isPending(channel.closed))
-  binding.answers['pullHeld'] = ENDED
-  binding.answers['pull'] = ENDED
+  binding.from.ended = true
   binding.answers['listen'] = REASONS.indexOf('closed')
   t.is(await channel.receive(), null)
   t.is(await channel.closed, 'closed')
   t.is(await channel.receive(), null)
   await t.throwsAsync(channel.send('late'), { code: 'ERR_RINGFENCE_CLOSED', message: /has ended its sending/ })
+})
+
+const closed = { code: 'ERR_RINGFENCE_CLOSED', message: 'the channel is closed' } as const
+const withPeer = { code: 'ERR_RINGFENCE_CLOSED', message: /allowHalfOpen/ } as const
+const lost = { code: 'ERR_RINGFENCE_PEER_LOST' } as const
+const bytes = (text: string) => Buffer.from(text)
+
+test('what a peer has left is read, and then let go of; nothing is read of a ring that was wiped', async (t) => {
+  for (const reason of ['exited', 'closed']) {
+    const { binding, channel } = open()
+    const waits = channel.receive()
+    binding.from.come(bytes('one'), bytes('two'), Buffer.alloc(20_000))
+    binding.from.ended = true
+    binding.end(reason, 1)
+    t.deepEqual(binding.told(...ways), ['outlive'])
+    t.deepEqual([String(await waits), String(await channel.receive())], ['one', 'two'])
+    t.is((await channel.receive())?.length, 20_000)
+    t.deepEqual(binding.told(...ways), [])
+    t.is(await channel.receive(), null)
+    t.deepEqual(binding.told(...ways), ['close'])
+  }
+  const { binding, channel } = open()
+  const waits = channel.receive()
+  binding.from.come(bytes('one'))
+  binding.end('exposed')
+  const error = { code: 'ERR_RINGFENCE_OBJECT_EXPOSED' } as const
+  await t.throwsAsync(waits, error)
+  await t.throwsAsync(channel.receive(), error)
+})
+
+test('a close lets go of what a peer has left, also one that has waited for what was to be sent', async (t) => {
+  for (const linger of [0, 60_000]) {
+    const { binding, channel } = open()
+    binding.from.come(bytes('left'))
+    binding.ring.room = 0
+    const sent = channel.send('waits')
+    sent.catch(() => {})
+    const over = linger === 0 ? null : channel.close({ linger })
+    t.true(await isPending(channel.closed))
+    binding.end('exited', 1)
+    await (over ?? channel.close())
+    t.deepEqual(binding.told(...ways), ['outlive', 'close'])
+    await t.throwsAsync(sent, lost)
+    await t.throwsAsync(channel.receive(), closed)
+    await channel.close()
+    t.deepEqual(binding.told(...ways), [], 'that was all')
+  }
+  const { binding, channel } = open()
+  binding.ring.room = 0
+  const sent = channel.send('waits')
+  const over = channel.close({ linger: 60_000 })
+  await turns(20)
+  t.deepEqual(binding.told(...ways), [])
+  binding.ring.room = 65_536
+  binding.heard()
+  await sent
+  await over
+  t.deepEqual(binding.told(...ways), ['close'])
+})
+
+test('a reader that finds the end ends this side too, but for a peer that was cut off, and half-open channels', async (t) => {
+  const read = [
+    (channel: Channel) => channel.receive(),
+    (channel: Channel) => channel.readable(),
+    (channel: Channel) => channel[Symbol.asyncIterator]().next(),
+    (channel: Channel) => Promise.resolve(quietOf(channel).told()),
+  ]
+  for (const deed of read)
+    for (const [allowHalfOpen, cut, ends] of [
+      [false, 0, true],
+      [false, 2, false],
+      [true, 0, false],
+    ] as const) {
+      const { binding, channel } = open({ ...HALF_OPEN, allowHalfOpen })
+      binding.from.ended = true
+      binding.answers['isCut'] = cut
+      await deed(channel)
+      await turn()
+      t.deepEqual(binding.told('end', ...ways), ends ? ['end'] : [])
+      t.true(await isPending(channel.closed))
+      if (ends) await t.throwsAsync(channel.send('late'), withPeer)
+      else await channel.send('goes on')
+    }
+  const { binding, channel } = open({ ...HALF_OPEN, allowHalfOpen: false })
+  binding.from.ended = true
+  t.false(await quietOf(channel).readable())
+  t.deepEqual(binding.told('end'), [], 'who tells of the end itself, says when')
+})
+
+test('why nothing is sent is told by the last word of the peer, whichever was heard first', async (t) => {
+  const notHalfOpen = { ...HALF_OPEN, allowHalfOpen: false }
+  // The end of all is heard, then its reader comes to the end.
+  const ended = open(notHalfOpen)
+  ended.binding.from.ended = true
+  ended.binding.from.come(bytes('last'))
+  ended.binding.end('closed', 0)
+  await t.throwsAsync(ended.channel.send('late'), lost)
+  for (let left = await ended.channel.receive(); left !== null;) left = await ended.channel.receive()
+  await t.throwsAsync(ended.channel.send('late'), withPeer)
+  // The same with a peer that was cut off, also where the binding has nothing to tell of it any more.
+  const cut = open(notHalfOpen)
+  cut.binding.from.ended = true
+  cut.binding.end('closed', 2)
+  cut.binding.answers['isCut'] = 0
+  t.is(await cut.channel.receive(), null)
+  await t.throwsAsync(cut.channel.send('late'), lost)
+  // A reader, then the end of all.
+  const both = open(notHalfOpen)
+  both.binding.from.ended = true
+  t.is(await both.channel.receive(), null)
+  both.binding.end('closed', 0)
+  t.is(await both.channel.closed, 'closed')
+  await t.throwsAsync(both.channel.send('late'), withPeer)
+  // An end of this side's own, then the end of all.
+  const own = open(notHalfOpen)
+  await own.channel.end()
+  own.binding.from.ended = true
+  own.binding.end('closed', 0)
+  t.is(await own.channel.receive(), null)
+  await t.throwsAsync(own.channel.send('late'), lost)
+  // What this side has done itself is no doing of the peer's.
+  for (const deed of [
+    ({ channel }: ReturnType<typeof open>) => void channel.close(),
+    ({ binding }: ReturnType<typeof open>) => binding.end(REFUSED),
+  ]) {
+    const here = open(notHalfOpen)
+    const waits = here.channel.receive()
+    deed(here)
+    t.is(await waits, null)
+    await t.throwsAsync(here.channel.send('late'), {
+      code: 'ERR_RINGFENCE_CLOSED',
+      message: /^the channel (is|was) closed/,
+    })
+  }
+})
+
+test('a peer that was cut off is told from one that has ended its sending, before and after that is heard', async (t) => {
+  for (const [cut, message] of [
+    [1, /has ended, or executes another program now, before/],
+    [2, /has closed the channel before/],
+  ] as const) {
+    const { binding, channel } = open()
+    t.is(quietOf(channel).cutOff(), undefined)
+    binding.answers['isCut'] = cut
+    t.like(quietOf(channel).cutOff(), lost)
+    t.regex(quietOf(channel).cutOff()!.message, message)
+    binding.from.ended = true
+    binding.end('exited', cut)
+    binding.answers['isCut'] = 0
+    t.regex(quietOf(channel).cutOff()!.message, message)
+    const stream = channel.duplex()
+    const failed = new Promise<Error>((resolve) => stream.on('error', resolve))
+    stream.resume()
+    t.regex((await failed).message, message)
+  }
+})
+
+test('an end of this side’s sending is one, and a send after it is this call’s mistake', async (t) => {
+  const { binding, channel } = open()
+  binding.ring.room = 0
+  const sent = channel.send('before')
+  const over = channel.end()
+  t.is(channel.end(), over)
+  t.true(await isPending(over))
+  t.deepEqual(binding.told('end'), [])
+  const message = /this side has ended its sending/
+  await t.throwsAsync(channel.send('late'), { code: 'ERR_RINGFENCE_CLOSED', message })
+  binding.ring.room = 65_536
+  binding.heard()
+  await sent
+  await over
+  t.deepEqual(binding.told('end'), ['end'])
+  const late = channel.send('late')
+  const unhandled = new Promise((resolve) => process.once('unhandledRejection', resolve))
+  t.regex(((await unhandled) as Error).message, message)
+  await t.throwsAsync(late, { message })
+  // Of one that is over the binding has nothing to end.
+  const gone = open()
+  await gone.channel.close()
+  await gone.channel.end()
+  t.deepEqual(gone.binding.told('end', ...ways), ['close'])
+})
+
+test('who reads the last word of the peer looks at the line, once this side has ended', async (t) => {
+  // Not before: the peer may listen still.
+  const { binding, channel } = open()
+  binding.from.ended = true
+  t.is(await channel.receive(), null)
+  await turn()
+  t.deepEqual(binding.told('listen'), [])
+  // The bell of a send that waits may be read with it.
+  const waiting = open()
+  waiting.binding.ring.room = 0
+  const sent = waiting.channel.send('waits')
+  void waiting.channel.end()
+  await turns(20)
+  waiting.binding.ring.room = 65_536
+  waiting.binding.from.ended = true
+  t.is(waiting.channel.tryReceive(), null)
+  await sent
+  // One that has closed meanwhile looks at nothing.
+  const gone = open()
+  await gone.channel.end()
+  gone.binding.from.ended = true
+  void gone.channel.receive()
+  void gone.channel.close()
+  gone.binding.told()
+  await turn()
+  t.deepEqual(gone.binding.told('listen', 'disarm', ...ways), [])
+  // One that finds the end of all wakes nobody after it.
+  const both = open()
+  await both.channel.end()
+  both.binding.from.ended = true
+  both.binding.answers['listen'] = REASONS.indexOf('closed')
+  both.binding.told()
+  t.is(await both.channel.receive(), null)
+  await both.channel.closed
+  t.deepEqual(both.binding.told('listen', 'disarm'), ['listen'])
+})
+
+test('a channel whose member leaves sends what was sent before, and is closed by this side whatever the line says', async (t) => {
+  for (const told of [true, false]) {
+    const { binding, channel } = open()
+    void channel.send('before')
+    binding.told()
+    const over = depart(channel)
+    t.deepEqual(binding.told('flush', ...ways), ['flush'])
+    await t.throwsAsync(channel.send('late'), closed)
+    const waits = channel.receive()
+    binding.from.come(bytes('left'))
+    if (told) binding.end('exited', 1)
+    else over()
+    t.is(await waits, null)
+    t.is(await channel.closed, told ? 'exited' : 'closed')
+    t.deepEqual(binding.told(...ways), ['close'])
+    await t.throwsAsync(channel.receive(), closed)
+    over()
+    t.deepEqual(binding.told(...ways), [], 'that was all')
+  }
+  const { binding, channel } = open()
+  binding.from.come(bytes('left'))
+  binding.end('exited', 1)
+  binding.told()
+  depart(channel)()
+  await t.throwsAsync(channel.send('late'), lost)
+  t.is(String(await channel.receive()), 'left', 'what had ended before is as it was')
+})
+
+test('a merge tells why a channel has ended, and ends this side with it', async (t) => {
+  for (const reason of [null, 'exited', 'closed'] as const) {
+    const { binding, channel } = open({ ...HALF_OPEN, allowHalfOpen: false })
+    const merged = merge([channel])
+    const ends: unknown[] = []
+    merged.on('end', (of, why) => void ends.push(of === channel, why))
+    binding.from.come(bytes('last'))
+    binding.from.ended = true
+    // The event loop has not heard of it yet.
+    if (reason !== null) binding.answers['listen'] = REASONS.indexOf(reason)
+    binding.answers['isCut'] = reason === 'exited' ? 1 : 0
+    t.deepEqual(await merged.receive(), [channel, bytes('last')])
+    t.is(await merged.receive(), null)
+    t.deepEqual(ends, [true, reason ?? 'closed'])
+    await t.throwsAsync(channel.send('late'), reason === 'exited' ? lost : withPeer)
+  }
+})
+
+test('a look that refuses the peer closes the channel there and then', async (t) => {
+  const { binding, channel } = open()
+  let tell!: (failure: object | null, verified: object | null) => void
+  binding.answers['verify'] = (told: typeof tell) => {
+    tell = told
+    return 0
+  }
+  const looking = channel.verify()
+  binding.answers['listen'] = REFUSED
+  tell({ code: 'PEER_REFUSED', message: 'as the binding says' }, null)
+  await t.throwsAsync(looking, { code: 'ERR_RINGFENCE_PEER_REFUSED' })
+  t.is(await channel.closed, REASONS[REFUSED] as never)
+  t.deepEqual(binding.told(...ways), ['close'])
+})
+
+test('a channel that keeps no process alive waits for no turn that would', (t) => {
+  const { channel } = open()
+  const { buffer } = inletOf(channel)!
+  t.false(buffer.isWeak)
+  channel.unref()
+  t.true(buffer.isWeak)
+  channel.ref()
+  t.false(buffer.isWeak)
+})
+
+test.serial('a stream of a channel lets the event loop turn', async (t) => {
+  const { binding, channel } = open()
+  binding.from.come(bytes('one'))
+  const stream = channel.duplex()
+  clock.now += 3
+  fairness.look()
+  t.not(fairness.due, null)
+  stream.on('data', () => {})
+  for (let number = 0; number < 9; number += 1) await new Promise((resolve) => process.nextTick(resolve))
+  t.deepEqual(binding.told('pullHeld'), [])
+  await turns(2)
+  t.true(binding.told('pullHeld').length > 0)
 })

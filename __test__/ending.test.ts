@@ -214,10 +214,13 @@ test.serial('a linger is over when the peer goes', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   const sent = channel.send(pattern(0, 100_000))
   const over = channel.close({ linger: 600_000 })
+  await partner.run((kit) => kit.channel.send('never read'))
   await partner.kill()
   await t.throwsAsync(sent, lost)
   await over
   t.is(await channel.closed, 'exited')
+  // It is this side's close all the same: nothing is kept for a reader.
+  await nothingIsRead(t, channel, closed)
 })
 
 test.serial('a read that waits when this side closes is told the end, a later one CLOSED', async (t) => {

@@ -134,7 +134,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     })
     make = (native, settings) => new Channel(KEY, native, settings)
     whenRead = (channel, callback) => {
-      if (channel.#receiveBuffer.outlives) channel.#whenRead = callback
+      channel.#whenRead = callback
     }
     vacateAtExit = (channel, address) => {
       void channel.closed.then(atExit(address, () => channel.#native.vacate()))
@@ -172,11 +172,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       () => this.#endWithPeer(),
     )
     this.#tokens = new Tokens(native)
-    if (native.watch(() => this.#hear()) === FAILED) {
-      const error = fromFailure(native.failure())
-      native.close()
-      throw error
-    }
+    if (native.watch(() => this.#hear()) === FAILED) throw fromFailure(native.failure())
   }
 
   /** The peer's identity at the last look: when the channel was made, or by {@link Channel.verify}. */
@@ -269,7 +265,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   /** What has gone through so far, and how full the ring is. The last figures stay after the end. */
   stats(): ChannelStats {
     // What a caller has sent, and that found room, is in the ring by then.
-    if (this.#reason === null && !this.#sendQueue.isEmpty) this.#sendQueue.pump()
+    if (!this.#sendQueue.isEmpty) this.#sendQueue.pump()
     const figures = this.#native.stats()
     const received = this.#received(figures)
     return {
@@ -398,8 +394,8 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     if (this.#reason !== null) throw this.#whyOver()
     if (this.#native.sendToken(word) !== FAILED) return
     const error = fromFailure(this.#native.failure())
-    // A peer that takes no token now, or never, has the channel still.
-    if (error.code !== 'ERR_RINGFENCE_NO_SPACE' && error.code !== 'ERR_RINGFENCE_UNSUPPORTED') this.#failed(error)
+    // A peer that never takes a token has the channel still, where any other call that cannot be had ends it.
+    if (error.code !== 'ERR_RINGFENCE_UNSUPPORTED') this.#failed(error)
     throw error
   }
 
@@ -440,7 +436,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   #endSending(why: () => RingfenceError): Promise<void> {
     if (this.#ending === null) {
       this.#whyEnded = why
-      this.#sendQueue.refuse(this.#reason === null ? why : closedHere)
+      this.#sendQueue.refuse(why)
       this.#ending = this.#sendQueue.empty().then(() => {
         this.#sendQueue.shut(why, false)
         if (this.#reason === null) this.#settle(this.#native.end(), this.#whyEnded)
@@ -481,13 +477,13 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    */
   async close(options: { linger?: number } = {}): Promise<void> {
     const linger = lingerOf(options)
-    if (this.#reason !== null) {
-      if (this.#receiveBuffer.outlives) this.#receiveBuffer.close(closedHere)
-      return
+    if (this.#reason === null) {
+      const lingering = this.#sendQueue.linger(linger, closedHere, this.closed)
+      if (lingering !== null) await lingering
     }
-    const lingering = this.#sendQueue.linger(linger, closedHere, this.closed)
-    if (lingering !== null) await lingering
-    this.#finish('closed', closedHere)
+    // What a peer has left that has gone by then, nobody is to read.
+    if (this.#reason === null) this.#finish('closed', closedHere)
+    else if (this.#receiveBuffer.outlives) this.#receiveBuffer.close(closedHere)
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -617,7 +613,6 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   /** A call into the core has failed: what ends the channel, ends it here. */
   #failed(error: RingfenceError): void {
-    if (this.#reason !== null) return
     if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') {
       this.#finish('corrupt', () => new RingfenceError('RING_CORRUPT', error.message, { cause: error }))
     } else if (error.code === 'ERR_RINGFENCE_OBJECT_EXPOSED') {

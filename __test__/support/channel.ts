@@ -1,0 +1,111 @@
+// A channel over a binding of the test's own: what it is answered, and all that it was asked.
+
+import type { Channel } from 'ringfence'
+
+import { Ring } from './paper-ring.js'
+import { HeldRing } from './ring.js'
+
+const inside = async <Inside>(file: string): Promise<Inside> =>
+  (await import(new URL(`../../../dist/esm/${file}`, import.meta.url).href)) as Inside
+
+export interface Raw {
+  readonly role: string
+  readonly peer: { pid: number; uid: number }
+  readonly capacity: number
+  readonly maxMessageSize: number
+  readonly maxAtOnce: number
+  operate(operation: number, ...given: unknown[]): unknown
+}
+
+interface Settings {
+  busyPoll: number
+  allowHalfOpen: boolean
+}
+
+interface Quiet {
+  readable(): Promise<boolean>
+  cutOff(): Error | undefined
+  told(): void
+}
+
+/** What the package does not export. */
+export const { openChannel, openArrived, quietOf, depart } = await inside<{
+  openChannel(raw: Raw, settings: Settings, address: string | null): Channel
+  openArrived(raw: Raw, settings: Settings, address: string): Channel | { code: string; message: string }
+  quietOf(channel: Channel): Quiet
+  depart(channel: Channel): () => void
+}>('channel.js')
+export const { ENDED, FAILED, REASONS, REFUSED, native } = await inside<{
+  ENDED: number
+  FAILED: number
+  REASONS: (string | undefined)[]
+  REFUSED: number
+  native: { operations(): string[] }
+}>('native.js')
+const names = native.operations()
+export const { inletOf } = await inside<{
+  inletOf(source: object): { readonly buffer: { readonly isWeak: boolean } } | undefined
+}>('sources.js')
+
+export const HALF_OPEN: Settings = { busyPoll: 0, allowHalfOpen: true }
+
+/** What the binding answers, and what it was asked. */
+export class Binding {
+  readonly ring = new Ring(65_536)
+  /** What the peer sends. */
+  readonly from = new HeldRing()
+  readonly peer = { pid: 1, uid: 2 }
+  /** Answers by the name of what is asked; what is not here is asked of the rings, or is 0. */
+  answers: Record<string, unknown> = {
+    stats: Array.from({ length: 8 }, () => 0),
+    evidence: [],
+  }
+  heard!: () => void
+  #asked: string[] = []
+
+  readonly raw: Raw = {
+    role: 'host',
+    peer: this.peer,
+    capacity: this.ring.capacity,
+    maxMessageSize: this.ring.maxMessageSize,
+    maxAtOnce: this.ring.maxAtOnce,
+    operate: (operation, ...given) => {
+      const name = names[operation]!
+      this.#asked.push(name)
+      if (name === 'watch') this.heard = given[0] as () => void
+      if (name in this.answers) {
+        const answer = this.answers[name]
+        return typeof answer === 'function' ? (answer as (...all: unknown[]) => unknown)(...given) : answer
+      }
+      for (const below of [this.ring, this.from] as unknown as Record<string, unknown>[])
+        if (typeof below[name] === 'function')
+          return (below[name] as (...all: unknown[]) => unknown).apply(below, given)
+      return 0
+    },
+  }
+
+  /** What was asked since the last time, of these. */
+  told(...of: string[]): string[] {
+    return this.#asked.splice(0).filter((name) => of.includes(name))
+  }
+
+  /** The next call of that name fails so. */
+  fail(name: string, code: string, message = 'as this test has it'): void {
+    this.answers[name] = FAILED
+    this.answers['failure'] = { code, message }
+  }
+
+  /** The channel ends, and the line says so. */
+  end(reason: string | number, cut = 0): void {
+    this.answers['listen'] = typeof reason === 'number' ? reason : REASONS.indexOf(reason)
+    this.answers['isCut'] = cut
+    this.heard()
+  }
+}
+
+export function open(settings = HALF_OPEN): { binding: Binding; channel: Channel } {
+  const binding = new Binding()
+  const channel = openChannel(binding.raw, settings, null)
+  binding.told()
+  return { binding, channel }
+}
