@@ -1,0 +1,392 @@
+// `ringfence publish`, `subscribe` and `collect`, within this process: what is written, what is told, and when.
+
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+import test, { type ExecutionContext } from 'ava'
+import type { ListenOptions, PublishOptions, SubscribeOptions } from 'ringfence'
+
+import { abstractAddress, isBound, temporaryDirectory, untilBound } from './support/address.js'
+import { takeOutput } from './support/output.js'
+import { Partner } from './support/partner.js'
+import { isPending, soon, turns, until } from './support/until.js'
+
+interface Publishing {
+  address: string
+  file?: string
+  raw?: number
+  audience?: number
+  evidence?: boolean
+  options?: PublishOptions
+}
+
+interface Subscribing {
+  address: string
+  count?: number
+  raw?: boolean
+  evidence?: boolean
+  options?: SubscribeOptions
+}
+
+interface Collection {
+  address: string
+  evidence?: boolean
+  options?: ListenOptions
+  stop: AbortSignal
+}
+
+const moduleAt = (name: string) => import(new URL(`../../dist/esm/cli/${name}.js`, import.meta.url).href)
+const { publish, subscribe } = (await moduleAt('broadcast')) as {
+  publish(publishing: Publishing): Promise<void>
+  subscribe(subscribing: Subscribing): Promise<void>
+}
+const { collect } = (await moduleAt('collect')) as { collect(collection: Collection): Promise<void> }
+
+function fileOf(t: ExecutionContext, content: string): string {
+  const file = join(temporaryDirectory(t), 'file')
+  writeFileSync(file, content)
+  return file
+}
+
+/** Begins to publish, and has nobody wait for its failure but the test. */
+function publishing(t: ExecutionContext, content: string, more: Partial<Publishing> = {}) {
+  const address = abstractAddress()
+  const over = publish({ address, file: fileOf(t, content), audience: 1, options: { capacity: 65_536 }, ...more })
+  over.catch(() => {})
+  return { address, over }
+}
+
+/** Subscribes over there, and keeps what comes; each time under the next number. */
+const subscribes = (partner: Partner, address: string) =>
+  partner.run(async (kit, where: string) => {
+    const subscription = await kit.ringfence.subscribe(where, { wait: true })
+    const came: string[] = []
+    const over = (async () => {
+      for await (const message of subscription) came.push(String(message))
+      return came
+    })()
+    const all = (kit.keep['all'] ??= []) as unknown[]
+    all.push({ subscription, over })
+  }, address)
+
+const cameTo = (partner: Partner, number: number) =>
+  partner.run((kit, index: number) => (kit.keep['all'] as { over: Promise<string[]> }[])[index]!.over, number)
+
+/** Publishes over there; `kit.keep.publisher` is the publisher. */
+const publishes = (partner: Partner, address: string, options: PublishOptions = {}) =>
+  partner.run(
+    async (kit, where: string, how: PublishOptions) => {
+      kit.keep['publisher'] = await kit.ringfence.publish(where, how)
+    },
+    address,
+    options,
+  )
+
+const send = (partner: Partner, ...messages: string[]) =>
+  partner.run(async (kit, all: string[]) => {
+    const publisher = kit.keep['publisher'] as Awaited<ReturnType<typeof kit.ringfence.publish>>
+    for (const message of all) await publisher.send(message)
+  }, messages)
+
+const endPublishing = (partner: Partner) =>
+  partner.run((kit) => (kit.keep['publisher'] as Awaited<ReturnType<typeof kit.ringfence.publish>>).end())
+
+/** Begins to subscribe, and has a partner publish for it. */
+async function subscribing(t: ExecutionContext, more: Partial<Subscribing> = {}, there: PublishOptions = {}) {
+  const partner = await Partner.start(t)
+  const address = abstractAddress()
+  await publishes(partner, address, { capacity: 65_536, ...there })
+  const over = subscribe({ address, count: Infinity, raw: false, options: {}, ...more })
+  over.catch(() => {})
+  await partner.run(async (kit) => {
+    const publisher = kit.keep['publisher'] as Awaited<ReturnType<typeof kit.ringfence.publish>>
+    await kit.until.until(() => publisher.subscribers.length === 1, 'it has subscribed')
+  })
+  return { partner, address, over }
+}
+
+test.serial('lines are published once the audience is there, and the end waits until they are read', async (t) => {
+  const errors = takeOutput(t, 'stderr')
+  const { address, over } = publishing(t, 'one\n\ntwo', { audience: 2, evidence: true })
+  const partner = await Partner.start(t)
+  await subscribes(partner, address)
+  t.true(await isPending(over))
+  await subscribes(partner, address)
+  for (const number of [0, 1]) t.deepEqual(await cameTo(partner, number), ['one', '', 'two'])
+  await over
+  t.is(errors.text.split(`subscriber is process ${partner.pid}\n    step`).length, 3)
+  t.false(isBound(address))
+})
+
+test.serial('chunks are published as they come, of a size at most', async (t) => {
+  const errors = takeOutput(t, 'stderr')
+  const { address, over } = publishing(t, 'twenty bytes\nin all.', { raw: 7 })
+  const partner = await Partner.start(t)
+  await subscribes(partner, address)
+  t.deepEqual(await cameTo(partner, 0), ['twenty ', 'bytes\ni', 'n all.'])
+  await over
+  t.is(errors.text, '')
+})
+
+test.serial('who is refused, and who is let go of since it was too slow, is told', async (t) => {
+  const errors = takeOutput(t, 'stderr')
+  const { address, over } = publishing(t, 'a line of some length\n'.repeat(20_000), {
+    options: { capacity: 65_536, stall: 20 },
+  })
+  const partner = await Partner.start(t)
+  await t.throwsAsync(partner.join(address), { code: 'ERR_RINGFENCE_PROTOCOL' })
+  await until(() => errors.pieces.length === 1, 'it is told of')
+  t.regex(errors.text, /^ringfence: .*join/)
+  // It subscribes, and reads nothing.
+  await partner.run(async (kit, where: string) => {
+    kit.keep['still'] = await kit.ringfence.subscribe(where)
+  }, address)
+  await over
+  t.is(errors.pieces.length, 2)
+  t.is(errors.pieces[1], `ringfence: process ${partner.pid} was too slow, and is let go of\n`)
+  await t.throwsAsync(publish({ address, file: '/nowhere/at/all' }), { code: 'ENOENT' })
+})
+
+test.serial(
+  'each message is written with a newline, or as it is; so many of them, or until the publisher ends',
+  async (t) => {
+    for (const [more, wanted] of [
+      [{}, 'one\n\ntwo\n'],
+      [{ raw: true }, 'onetwo'],
+      [{ count: 2 }, 'one\n\n'],
+    ] as const) {
+      const output = takeOutput(t, 'stdout')
+      const errors = takeOutput(t, 'stderr')
+      const { partner, over } = await subscribing(t, { ...more, evidence: 'count' in more })
+      await send(partner, 'one', '', 'two')
+      if ('count' in more) await over
+      else {
+        await until(() => output.text === wanted, 'they are written')
+        t.true(await isPending(over))
+      }
+      await endPublishing(partner)
+      await over
+      t.is(output.text, wanted)
+      if ('count' in more) t.true(errors.text.startsWith(`publisher is process ${partner.pid}\n    step`))
+      else t.is(errors.text, '')
+    }
+  },
+)
+
+test.serial('what was published before the publisher was killed is written, however slowly it is read', async (t) => {
+  const output = takeOutput(t, 'stdout')
+  output.stop()
+  const { partner, over } = await subscribing(t)
+  const all = Array.from({ length: 100 }, (_, number) => `line ${number}`)
+  await send(partner, ...all)
+  await partner.kill()
+  await until(() => output.stream.writableLength === all.join(' ').length + 1, 'all has come')
+  await turns(20)
+  t.true(await isPending(over))
+  output.goOn()
+  await t.throwsAsync(over, { code: 'ERR_RINGFENCE_PEER_LOST', message: /has ended without an end/ })
+  t.is(output.text, `${all.join('\n')}\n`)
+})
+
+test.serial('enough messages are enough, also where the publisher is killed', async (t) => {
+  const output = takeOutput(t, 'stdout')
+  const { partner, over } = await subscribing(t, { count: 1 })
+  await send(partner, 'the one')
+  await partner.kill()
+  await over
+  t.is(output.text, 'the one\n')
+})
+
+test.serial(
+  'one that is too slow is let go of, and what it has is written; with best-effort it is told how many it has missed',
+  async (t) => {
+    const message = 'x'.repeat(4096)
+    for (const delivery of ['reliable', 'best-effort'] as const) {
+      const output = takeOutput(t, 'stdout')
+      const errors = takeOutput(t, 'stderr')
+      output.stop()
+      const { partner, over } = await subscribing(t, { options: { delivery } }, { stall: 20 })
+      await send(partner, ...Array.from({ length: 100 }, () => message))
+      await turns(20)
+      // It takes no more than there is room for.
+      t.true(output.stream.writableLength < 16_384 + 4097)
+      output.goOn()
+      await endPublishing(partner)
+      if (delivery === 'reliable') await t.throwsAsync(soon(over, 'its end'), { code: 'ERR_RINGFENCE_EVICTED' })
+      else await soon(over, 'its end')
+      const count = output.text.split('\n').length - 1
+      t.is(output.text, `${message}\n`.repeat(count))
+      if (delivery === 'reliable') t.is(errors.text, '')
+      else t.is(errors.text, `ringfence: ${100 - count} messages were passed over\n`)
+    }
+  },
+)
+
+test.serial('a publisher that does not come in time is told, and so is what is wrong with the call', async (t) => {
+  const address = abstractAddress()
+  const options = { wait: true, signal: AbortSignal.timeout(1) }
+  await t.throwsAsync(subscribe({ address, options }), {
+    code: 'ERR_RINGFENCE_ABORTED',
+    message: `no process published at ${address} in time`,
+  })
+  await t.throwsAsync(subscribe({ address, options: { delivery: 'twice' as 'latest' } }), {
+    code: 'ERR_RINGFENCE_INVALID_ARGUMENT',
+    message: /delivery must be/,
+  })
+  await t.throwsAsync(subscribe({ address, options: {} }), { code: 'ERR_RINGFENCE_PEER_LOST' })
+})
+
+/** Collects, and a partner that sends to it by as many channels as it likes. */
+async function collecting(t: ExecutionContext, more: Partial<Collection> = {}) {
+  const output = takeOutput(t, 'stdout')
+  const errors = takeOutput(t, 'stderr')
+  const stop = new AbortController()
+  const address = abstractAddress()
+  const over = collect({ address, evidence: false, options: { capacity: 65_536 }, stop: stop.signal, ...more })
+  over.catch(() => {})
+  await untilBound(address)
+  const partner = await Partner.start(t)
+  const sender = async (name: string) => {
+    await partner.run(
+      async (kit, where: string, what: string) => {
+        kit.keep[what] = await kit.ringfence.connect(where, { allowHalfOpen: true, capacity: 65_536 })
+      },
+      address,
+      name,
+    )
+    const channel = (what: 'send' | 'end' | 'close' | 'receive', ...given: string[]) =>
+      partner.run(
+        async (kit, [own, call, words]: [string, 'send', [string]]) => {
+          const found = kit.keep[own] as typeof kit.channel
+          const answer: unknown = await found[call](...words)
+          return answer === null ? 'the end' : answer
+        },
+        [name, what as 'send', given as [string]] as [string, 'send', [string]],
+      )
+    return channel
+  }
+  return { output, errors, stop, address, over, partner, sender }
+}
+
+test.serial(
+  'lines of senders are written whole, and each is told of the end once its last one is written',
+  async (t) => {
+    const { output, errors, stop, over, partner, sender, address } = await collecting(t, { evidence: true })
+    const [one, two] = [await sender('one'), await sender('two')]
+    await one('send', 'begun, ')
+    await two('send', 'of two\n\nlast')
+    await until(() => output.text === 'of two\n\n', 'whole lines are there')
+    await one('send', 'ended\n')
+    await until(() => output.text === 'of two\n\nbegun, ended\n', 'the other is whole')
+    output.stop()
+    await two('end')
+    const told = two('receive')
+    await until(() => output.stream.writableLength === 5, 'its last line has come')
+    await turns(20)
+    t.true(await isPending(told))
+    output.goOn()
+    t.is(await told, 'the end')
+    await one('end')
+    t.is(await one('receive'), 'the end')
+    t.true(await isPending(over))
+    stop.abort()
+    await over
+    t.is(output.text, 'of two\n\nbegun, ended\nlast\n')
+    t.is(errors.text.split(`process ${partner.pid} sends\n    step`).length, 3)
+    t.false(isBound(address))
+  },
+)
+
+test.serial('a sender that closes or is killed has its last line written, and costs the others nothing', async (t) => {
+  const { output, errors, stop, over, partner, sender, address } = await collecting(t)
+  const closes = await sender('closes')
+  await closes('send', 'closed')
+  await closes('close')
+  await until(() => output.text === 'closed\n', 'its line is written')
+  t.is(errors.text, '')
+  const killed = await sender('killed')
+  await killed('send', 'killed')
+  const { pid } = partner
+  await partner.kill()
+  await until(() => output.text === 'closed\nkilled\n', 'its line is written')
+  t.is(errors.text, `ringfence: process ${pid} has ended before it had said that it has sent all\n`)
+  const another = await Partner.start(t)
+  await another.connect(address)
+  await another.run(async (kit) => {
+    await kit.channel.send('another')
+    await kit.channel.end()
+    while ((await kit.channel.receive()) !== null);
+  })
+  stop.abort()
+  await over
+  t.is(output.text, 'closed\nkilled\nanother\n')
+})
+
+test.serial('a stop writes what is there, and one that goes on is not told that all of it is', async (t) => {
+  const { output, errors, stop, over, sender, address } = await collecting(t)
+  const [goesOn, ends] = [await sender('goes on'), await sender('ends')]
+  await goesOn('send', 'a line\nand the begin')
+  await until(() => output.text === 'a line\n', 'the line is written')
+  output.stop()
+  await goesOn('send', 'ning\n')
+  await until(() => output.stream.writableLength > 0, 'its end has come')
+  // It waits for its reader: what comes now is read once it is stopped.
+  await ends('send', 'the other')
+  await ends('end')
+  stop.abort()
+  await turns(5)
+  output.goOn()
+  await soon(over, 'its end')
+  t.deepEqual(new Set(output.text.split('\n')), new Set(['a line', 'and the beginning', 'the other', '']))
+  t.is(await ends('receive'), 'the end')
+  t.is(await goesOn('receive'), 'the end')
+  await t.throwsAsync(goesOn('send', 'more'), { code: 'ERR_RINGFENCE_PEER_LOST' })
+  t.is(errors.text, '')
+  t.false(isBound(address))
+
+  const before = abstractAddress()
+  await soon(collect({ address: before, stop: AbortSignal.abort() }), 'the end of one that was stopped before')
+  t.false(isBound(before))
+})
+
+test.serial(
+  'one that is refused is told of, unless it came as one of a pair, and an address that is taken is a failure',
+  async (t) => {
+    const strict = await collecting(t, { options: { policy: { uid: 54_321 } } })
+    await t.throwsAsync(strict.sender('stranger'), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
+    await until(() => strict.errors.text !== '', 'it is told of')
+    t.true(strict.errors.text.startsWith(`ringfence: refused process ${strict.partner.pid}: `), strict.errors.text)
+    strict.stop.abort()
+    await strict.over
+
+    const { errors, stop, over, partner, address } = await collecting(t)
+    await t.throwsAsync(partner.join(address), { code: 'ERR_RINGFENCE_PROTOCOL' })
+    await t.throwsAsync(collect({ address, stop: stop.signal }), { code: 'ERR_RINGFENCE_ADDRESS_OCCUPIED' })
+    await partner.connect(address)
+    t.is(errors.text, '')
+    stop.abort()
+    await over
+  },
+)
+
+test.serial('a sender whose line is endless is let go of, and what it has sent before is written', async (t) => {
+  const { output, errors, stop, over, partner, sender } = await collecting(t, { options: {} })
+  const endless = await sender('endless')
+  await endless('send', 'a line\n')
+  await partner.run(async (kit) => {
+    const channel = kit.keep['endless'] as typeof kit.channel
+    const chunk = Buffer.alloc(1 << 20, 'x')
+    for (let count = 0; count < 64; count += 1) await channel.send(chunk)
+  })
+  // 64 MiB are a line still.
+  await until(() => output.text === 'a line\n', 'the line is written')
+  await turns(20)
+  t.is(errors.text, '')
+  await endless('send', 'x')
+  await until(() => errors.text !== '', 'it is told of')
+  t.is(errors.text, `ringfence: process ${partner.pid} sends a line of more than 64 MiB: it is let go of\n`)
+  t.is(await endless('receive'), 'the end')
+  stop.abort()
+  await over
+  t.is(output.text, 'a line\n')
+})
