@@ -96,6 +96,42 @@ test('with NODE_DEBUG=ringfence the story of each handshake is printed, by the s
   t.is(await run(''), '')
 })
 
+test('refusals, evictions and subscriptions are part of it: who, and why, as far as that is known', async (t) => {
+  const inside = (file: string) => JSON.stringify(new URL(`../../dist/esm/${file}`, import.meta.url).href)
+  const script = `
+    import { tellEvicted, tellRefused, tellSubscribed } from ${inside('diagnostics.js')}
+    import { RingfenceError } from ${inside('errors.js')}
+    const peer = { pid: 12, uid: 34 }
+    const evidence = [{ step: 'HELLO', check: 'uid', wanted: '1', found: '34', outcome: 'passed' }]
+    tellRefused('@an-address', new RingfenceError('PEER_REFUSED', 'it hung up'))
+    const details = { identity: peer, check: 'uid', wanted: '1', found: '34' }
+    tellRefused(null, new RingfenceError('PEER_REFUSED', 'not him', details))
+    tellEvicted({ address: '@an-address' }, { peer, evidence })
+    tellSubscribed({ peer, evidence }, '@an-address', 'a subscription')`
+  const run = (debug: string) =>
+    new Promise<string>((resolve, reject) => {
+      const env = { ...process.env, NODE_DEBUG: debug }
+      const words = ['--input-type=module', '-e', script]
+      execFile(process.execPath, words, { env, timeout: 60_000 }, (error, _, stderr) =>
+        error === null ? resolve(stderr) : reject(error),
+      )
+    })
+  t.deepEqual(
+    (await run('ringfence'))
+      .replaceAll(/^RINGFENCE \d+: /gm, '')
+      .trimEnd()
+      .split('\n'),
+    [
+      '@an-address: a process was refused (ERR_RINGFENCE_PEER_REFUSED): it hung up',
+      'a private line: process 12 (uid 34) was refused (ERR_RINGFENCE_PEER_REFUSED): uid: wanted 1, found 34',
+      '@an-address: the subscriber of process 12 was evicted',
+      '@an-address: a subscription; the peer is process 12 (uid 34)',
+      '  HELLO, uid: wanted 1, found 34 (passed)',
+    ],
+  )
+  t.is(await run(''), '')
+})
+
 test('what a peer has named itself moves no cursor in that story', async (t) => {
   const named = join(temporaryDirectory(t), '\u001b[2J\nRINGFENCE 1: all is well\u202e')
   // The same file by another name is the same executable; where that cannot be, a copy, which is refused.

@@ -1,0 +1,116 @@
+// The peer as it was last looked at, over a binding of the test's own: what `verify` tells, and whom.
+
+import { execFileSync } from 'node:child_process'
+
+import test from 'ava'
+import type { Evidence, Identity, RingfenceError } from 'ringfence'
+
+interface Verified {
+  identity: Identity
+  evidence: Evidence[]
+}
+
+type Told = (failure: { code: string; message: string } | null, verified: Verified | null) => void
+
+interface PeerView {
+  peer: Identity
+  readonly evidence: readonly Evidence[]
+  verify(over: () => RingfenceError | undefined, hear: () => void): Promise<Identity>
+}
+
+const inside = <Inside>(file: string) =>
+  import(new URL(`../../dist/esm/${file}`, import.meta.url).href) as Promise<Inside>
+
+const { PeerView } = await inside<{ PeerView: new (native: object) => PeerView }>('peer-view.js')
+const { FAILED } = await inside<{ FAILED: number }>('native.js')
+const { RingfenceError: Failed } = await inside<{ RingfenceError: typeof RingfenceError }>('errors.js')
+
+const who = (pid: number) => ({ pid }) as Identity
+const check = (name: string) => ({ check: name }) as Evidence
+const closed = () => new Failed('CLOSED', 'it is over')
+
+/** What the binding is asked, and what it answers when a test says so. */
+class Below {
+  readonly peer = who(1)
+  readonly looks: Told[] = []
+  fetched = 0
+  answer = 0
+
+  evidence(): Evidence[] {
+    this.fetched += 1
+    return [check('uid')]
+  }
+
+  verify(told: Told): number {
+    this.looks.push(told)
+    return this.answer
+  }
+
+  failure = () => ({ code: 'NO_SPACE', message: 'no thread' })
+}
+
+test('a later look is told beside the handshake’s checks, and takes the place of the one before', async (t) => {
+  const below = new Below()
+  const view = new PeerView(below)
+  t.deepEqual([view.peer, below.fetched], [who(1), 0], 'nothing is fetched before it is asked for')
+  const heard: string[] = []
+  for (const name of ['first', 'second']) {
+    const looking = view.verify(
+      () => undefined,
+      () => heard.push(name),
+    )
+    const identity = who(2)
+    below.looks.pop()!(null, { identity, evidence: [check(name)] })
+    t.is(await looking, identity)
+    t.is(view.peer, identity)
+    t.deepEqual(view.evidence, [check('uid'), check(name)])
+    t.true(Object.isFrozen(view.evidence))
+  }
+  t.is(below.fetched, 1)
+  t.deepEqual(heard, [], 'nothing has ended')
+})
+
+test('a look that fails, or finds that all is over, changes nothing', async (t) => {
+  const below = new Below()
+  const view = new PeerView(below)
+  const { evidence } = view
+  let over: RingfenceError | undefined
+  let heard = 0
+  const look = () =>
+    view.verify(
+      () => over,
+      () => (heard += 1),
+    )
+  const refused = look()
+  below.looks.pop()!({ code: 'PEER_REFUSED', message: 'another one' }, null)
+  await t.throwsAsync(refused, { code: 'ERR_RINGFENCE_PEER_REFUSED', message: 'another one' })
+  t.is(heard, 1)
+  const meanwhile = look()
+  over = closed()
+  below.looks.pop()!(null, { identity: who(2), evidence: [check('late')] })
+  t.is(await t.throwsAsync(meanwhile), over)
+  t.is(heard, 2)
+  t.is(await t.throwsAsync(look()), over)
+  t.is(below.looks.length, 0, 'of what is over nothing is asked')
+  over = undefined
+  below.answer = FAILED
+  await t.throwsAsync(look(), { code: 'ERR_RINGFENCE_NO_SPACE', message: 'no thread' })
+  t.deepEqual([view.peer, view.evidence, heard], [who(1), evidence, 2])
+})
+
+test('what only a look tells of is not to be missed; of an end, closed tells as well', (t) => {
+  const url = (file: string) => JSON.stringify(new URL(`../../dist/esm/${file}`, import.meta.url).href)
+  const codes = ['PEER_REFUSED', 'NO_SPACE', 'UNSUPPORTED', 'CLOSED', 'PEER_EXITED', 'EXPOSED']
+  const script = `
+    import { PeerView } from ${url('peer-view.js')}
+    import { RingfenceError } from ${url('errors.js')}
+    process.on('unhandledRejection', ({ code }) => console.log(code))
+    for (const code of ${JSON.stringify(codes)}) {
+      const failure = { code, message: 'nobody waits for it' }
+      const view = new PeerView({ peer: {}, evidence: () => [], verify: (told) => (told(failure, null), 0) })
+      view.verify(() => undefined, () => {})
+      if (code === 'CLOSED') view.verify(() => new RingfenceError(code, 'it is over'), () => {})
+    }`
+  const told = execFileSync(process.execPath, ['--input-type=module', '-e', script], { encoding: 'utf8' })
+  t.is(told, 'ERR_RINGFENCE_PEER_REFUSED\nERR_RINGFENCE_NO_SPACE\nERR_RINGFENCE_UNSUPPORTED\n')
+})
