@@ -10,6 +10,21 @@ import prometheus from 'prom-client'
 import { abstractAddress } from './support/address.js'
 import { listenHere, pair } from './support/partner.js'
 
+interface Insides {
+  toMetrics: typeof toMetrics
+  nowOpen(made: object, address: string | null): void
+  openNow: Map<object, string | null>
+  Listener: { prototype: object }
+}
+
+const inside = (file: string) => import(new URL(`../../dist/esm/${file}`, import.meta.url).href) as Promise<Insides>
+
+const [{ toMetrics: metricsOf }, { nowOpen, openNow }, { Listener }] = await Promise.all([
+  inside('metrics.js'),
+  inside('diagnostics.js'),
+  inside('service.js'),
+])
+
 test('prom-client reads the figures of what is watched', async (t) => {
   const { channel, partner, address } = await pair(t)
   const listener = await listenHere(t, abstractAddress(), { policy: { authorize: () => false } })
@@ -87,6 +102,114 @@ test('OpenTelemetry reads everything that is open', async (t) => {
 })
 
 test('what has no figures is refused', (t) => {
-  const error = t.throws(() => toMetrics({} as never), { instanceOf: RingfenceError })
-  t.is(error.code, 'ERR_RINGFENCE_INVALID_ARGUMENT')
+  for (const value of [{}, null, undefined, 5, 'a channel', () => {}, { stats: () => ({}), role: 'host' }]) {
+    const error = t.throws(() => toMetrics(value as never), { instanceOf: RingfenceError })
+    t.is(error.code, 'ERR_RINGFENCE_INVALID_ARGUMENT')
+  }
+})
+
+type Figures = Record<string, number | Record<string, number>>
+
+/** What was opened, by this build or the other one. */
+function opened(figures: Figures, address: string | null, more: object): never {
+  const made = { stats: () => figures, ...more }
+  nowOpen(made, address)
+  // Tests of what is open in the process are none of this.
+  openNow.delete(made)
+  return made as never
+}
+
+/** The samples of all that have one, for both: what is told of which labels. */
+async function told(...sources: never[]) {
+  const metrics = metricsOf(...sources)
+  const forPrometheus: Record<string, [number, object][]> = {}
+  for (const metric of metrics.prometheus) {
+    const { name, help, type, aggregator, values } = await metric.get()
+    if (name !== metric.name || help !== metric.help || type !== metric.type || aggregator !== 'sum')
+      throw new Error(name)
+    if (values.length > 0) forPrometheus[`${type} ${name}`] = values.map(({ value, labels }) => [value, labels])
+  }
+  const forOpenTelemetry: Record<string, [number, object][]> = {}
+  const all: string[] = []
+  const make = (type: string) => (name: string, options: { description: string; unit: string }) => {
+    all.push(name)
+    return `${type} ${name} in ${options.unit}`
+  }
+  metrics.observe({
+    createObservableCounter: make('counter'),
+    createObservableGauge: make('gauge'),
+    addBatchObservableCallback: (callback, observables) => {
+      const observe = (observable: string, value: number, attributes: object) => {
+        if (!observables.includes(observable)) throw new Error(`${observable} was not made`)
+        ;(forOpenTelemetry[observable] ??= []).push([value, attributes])
+      }
+      callback({ observe })
+    },
+  })
+  return { forPrometheus, forOpenTelemetry, all }
+}
+
+test('a figure is told in its unit, with what it is of', async (t) => {
+  const peer = { pid: 12 }
+  const channel = opened({ messagesSent: 3, waitedMicros: 1_500_000, staged: 7 }, '@a', { role: 'host', peer })
+  const line = opened({ messagesSent: 4 }, null, { role: 'guest', peer })
+  const publisher = opened({ published: 5 }, '@b', { subscribers: [] })
+  const subscription = opened({ lag: 6 }, '@c', { peer })
+  const listener = Object.create(Listener.prototype, {
+    stats: { value: () => ({ refused: { uid: 2, NO_SPACE: 1 }, open: 0 }) },
+    address: { value: '@d' },
+  }) as never
+  const { forPrometheus, forOpenTelemetry, all } = await told(channel, line, publisher, subscription, listener)
+  const ofChannel = { kind: 'channel', address: '@a', peer_pid: '12' }
+  const ofListener = { kind: 'listener', address: '@d' }
+  t.deepEqual(forPrometheus, {
+    'counter ringfence_messages_sent_total': [
+      [3, ofChannel],
+      [4, { ...ofChannel, address: '' }],
+    ],
+    'counter ringfence_messages_published_total': [[5, { kind: 'publisher', address: '@b' }]],
+    'counter ringfence_waited_seconds_total': [[1.5, ofChannel]],
+    'counter ringfence_refused_total': [
+      [2, { ...ofListener, check: 'uid' }],
+      [1, { ...ofListener, check: 'NO_SPACE' }],
+    ],
+    'gauge ringfence_open_channels': [[0, ofListener]],
+    'gauge ringfence_staged_bytes': [[7, ofChannel]],
+    'gauge ringfence_lag_bytes': [[6, { kind: 'subscription', address: '@c', peer_pid: '12' }]],
+  })
+  const of = (kind: string, address?: string, more: object = {}) => {
+    const place = address === undefined ? {} : { 'messaging.destination.name': address }
+    return { 'messaging.system': 'ringfence', ...place, 'ringfence.kind': kind, ...more }
+  }
+  const withPeer = { 'ringfence.peer.pid': '12' }
+  t.deepEqual(forOpenTelemetry, {
+    'counter messaging.client.sent.messages in {message}': [
+      [3, of('channel', '@a', withPeer)],
+      [4, of('channel', undefined, withPeer)],
+      [5, of('publisher', '@b')],
+    ],
+    'counter ringfence.waited in s': [[1.5, of('channel', '@a', withPeer)]],
+    'counter ringfence.refused in {process}': [
+      [2, of('listener', '@d', { 'ringfence.check': 'uid' })],
+      [1, of('listener', '@d', { 'ringfence.check': 'NO_SPACE' })],
+    ],
+    'gauge ringfence.open in {channel}': [[0, of('listener', '@d')]],
+    'gauge ringfence.staged in By': [[7, of('channel', '@a', withPeer)]],
+    'gauge ringfence.lag in By': [[6, of('subscription', '@c', withPeer)]],
+  })
+  t.is(new Set(all).size, all.length, 'what two figures are told by is made once')
+})
+
+test('what shares all its labels is one sample, the sum: of two, those who collect them keep one', async (t) => {
+  const peer = { pid: 12 }
+  const [one, other] = [3, 4].map((messagesSent) => opened({ messagesSent }, '@a', { role: 'host', peer })) as [
+    never,
+    never,
+  ]
+  const elsewhere = opened({ messagesSent: 5 }, '@a', { role: 'host', peer: { pid: 13 } })
+  const { forPrometheus, forOpenTelemetry } = await told(one, elsewhere, other)
+  const values = (samples: Record<string, [number, object][]>) =>
+    Object.values(samples).map((all) => all.map(([value]) => value))
+  t.deepEqual(values(forPrometheus), [[7, 5]])
+  t.deepEqual(values(forOpenTelemetry), [[7, 5]])
 })

@@ -38,8 +38,8 @@ export const openNow = all.now
 const { addresses } = all
 
 /** Whether it was opened by this package: a channel, a publisher or a subscription, of either build. */
-export function wasOpened(value: object): boolean {
-  return addresses.has(value)
+export function wasOpened(value: unknown): value is object {
+  return addresses.has(value as object)
 }
 
 /** Where something met its peer, or stands; null where that has no address. */

@@ -1,8 +1,8 @@
 // The figures as other systems read them: prom-client by objects that its registry takes, OpenTelemetry by observable instruments.
 
-import { Publisher } from './broadcast/publisher.js'
-import { Subscription } from './broadcast/subscription.js'
-import { Channel } from './channel.js'
+import type { Publisher } from './broadcast/publisher.js'
+import type { Subscription } from './broadcast/subscription.js'
+import type { Channel } from './channel.js'
 import { addressOf, openNow, wasOpened } from './diagnostics.js'
 import { invalid, show } from './errors.js'
 import { Membership } from './membership.js'
@@ -148,8 +148,7 @@ export interface Metrics {
 
 interface Sample {
   value: number
-  source: MetricsSource
-  check?: string
+  labels: MetricLabels
 }
 
 /**
@@ -175,17 +174,17 @@ export function toMetrics(...sources: MetricsSource[]): Metrics {
 function toPrometheus(definition: Definition, watched: () => MetricsSource[]): PrometheusMetric {
   const { prometheus: name, help, type } = definition
   const fixed = { name, help, type, aggregator: 'sum' } as const
-  const values = () =>
-    samplesOf(definition, watched()).map(({ value, source, check }) => ({
-      value,
-      labels: {
-        kind: kindOf(source)!,
-        address: addressOf(source) ?? '',
-        ...('peer' in source ? { peer_pid: String(source.peer.pid) } : {}),
-        ...(check === undefined ? {} : { check }),
-      },
-    }))
+  const values = () => samplesOf(definition, watched(), labelsOf)
   return { ...fixed, get: () => Promise.resolve({ ...fixed, values: values() }), reset: () => {} }
+}
+
+function labelsOf(source: MetricsSource, check: string | undefined): MetricLabels {
+  return {
+    kind: kindOf(source)!,
+    address: addressOf(source) ?? '',
+    ...('peer' in source ? { peer_pid: String(source.peer.pid) } : {}),
+    ...(check === undefined ? {} : { check }),
+  }
 }
 
 function observe(meter: MeterLike, watched: () => MetricsSource[]): void {
@@ -201,8 +200,8 @@ function observe(meter: MeterLike, watched: () => MetricsSource[]): void {
     (result) => {
       const all = watched()
       for (const definition of DEFINITIONS)
-        for (const { value, source, check } of samplesOf(definition, all))
-          result.observe(instruments.get(definition.name), value, attributesOf(source, check))
+        for (const { value, labels } of samplesOf(definition, all, attributesOf))
+          result.observe(instruments.get(definition.name), value, labels)
     },
     [...instruments.values()],
   )
@@ -219,28 +218,30 @@ function attributesOf(source: MetricsSource, check: string | undefined): MetricL
   }
 }
 
-function samplesOf({ figure, scale }: Definition, sources: MetricsSource[]): Sample[] {
-  return sources.flatMap((source): Sample[] => {
+/** What shares all its labels is one sample, their sum: of two channels with one process, say. A second one would be taken in its place. */
+function samplesOf({ figure, scale }: Definition, sources: MetricsSource[], labelsFor: typeof labelsOf): Sample[] {
+  const samples = new Map<string, Sample>()
+  const add = (value: number, labels: MetricLabels) => {
+    const key = JSON.stringify(labels)
+    samples.set(key, { value: value + (samples.get(key)?.value ?? 0), labels })
+  }
+  for (const source of sources) {
     const value = (source.stats() as Partial<Record<Figure, number | Record<string, number>>>)[figure]
-    if (value === undefined) return []
-    if (typeof value === 'number') return [{ value: value * scale, source }]
-    return Object.entries(value).map(([check, count]) => ({ value: count, source, check }))
-  })
+    if (typeof value === 'number') add(value * scale, labelsFor(source, undefined))
+    else for (const [check, count] of Object.entries(value ?? {})) add(count, labelsFor(source, check))
+  }
+  return [...samples.values()]
 }
 
 const KINDS = [
-  [Channel, 'channel'],
   [Listener, 'listener'],
   [Membership, 'membership'],
-  [Publisher, 'publisher'],
-  [Subscription, 'subscription'],
   [Merge, 'merge'],
 ] as const
 
-export function kindOf(source: unknown): string | undefined {
-  const kind = KINDS.find(([known]) => source instanceof known)?.[1]
-  if (kind !== undefined || typeof source !== 'object' || source === null || !wasOpened(source)) return kind
-  // Of the other build, whose classes are others.
+function kindOf(source: unknown): string | undefined {
+  if (!wasOpened(source)) return KINDS.find(([known]) => source instanceof known)?.[1]
+  // It may be of the other build, whose classes are others.
   if ('role' in source) return 'channel'
   return 'subscribers' in source ? 'publisher' : 'subscription'
 }
