@@ -146,15 +146,8 @@ test('what cannot be understood is a usage error', async (t) => {
     [['subscribe', '@x', '--delivery', 'twice'], /delivery must be/],
     [['subscribe', '@x', '--from', 'then'], /from must be/],
     [['subscribe', '@x', 'file'], /takes no file/],
-    [['subscribe', '@x', '--count', '0'], /--count takes a whole number/],
-    [['publish', '@x', '--raw', 'much'], /a size is a number/],
     [['publish', '@x', '--backing', 'shm'], /memfd/],
-    [['publish'], /needs an address/],
-    [['constructor', '@x', '--json'], /there is no command constructor: send, receive/],
-    [['publish', '@x', '--timeout', '1'], /publish takes no --timeout: it is for send, receive, subscribe/],
-    [['subscribe', '@x', '--capacity', '4K'], /subscribe takes no --capacity/],
     [['send', '@x', '--count', '5'], /send takes no --count: it is for subscribe/],
-    [['top', '--once', '--evidence'], /top takes no --evidence/],
   ] as const) {
     const { code, complaints } = await soon(run(t, ...words).done, 'its failure')
     t.is(code, 2, words.join(' '))

@@ -3,17 +3,16 @@
 
 import { readFileSync } from 'node:fs'
 import { constants } from 'node:os'
-import { parseArgs } from 'node:util'
 
+import { ask } from './cli/arguments.js'
 import { publish, subscribe } from './cli/broadcast.js'
 import { collect } from './cli/collect.js'
 import { diagnose } from './cli/doctor.js'
 import { exitCode, UsageError } from './cli/exit.js'
 import { explain } from './cli/slow/main.js'
-import { parseSize, tell } from './cli/text.js'
+import { tell } from './cli/text.js'
 import { ps, top } from './cli/top.js'
-import { receive, send, type Transfer } from './cli/transfer.js'
-import type { Delivery } from './types.js'
+import { receive, send } from './cli/transfer.js'
 
 const HELP = `ringfence: shared memory between two processes, and no other
 
@@ -65,131 +64,64 @@ that ends it is what its end tells (a shell: 128 and the signal's number).
 `
 
 async function main(): Promise<void> {
-  const { values, positionals, tokens } = parseArguments()
-  if (values.help) {
-    process.stdout.write(HELP)
-    return
-  }
-  if (values.version) {
-    const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
-    process.stdout.write(`${version}\n`)
-    return
-  }
-  const [command, address, file, ...rest] = positionals
-  for (const token of tokens) if (token.kind === 'option') checkTaken(command, token.name)
-  if (command === 'doctor') {
-    if (file !== undefined) throw new UsageError('doctor takes one process or address at most')
-    if (address === undefined) diagnose(values.json)
-    else await explain(/^\d+$/.test(address) ? Number(address) : address, values.json)
-    return
-  }
-  if (command === 'ps') {
-    if (address !== undefined) throw new UsageError('ps takes no address')
-    ps(values.json)
-    return
-  }
-  if (command === 'top') {
-    if (file !== undefined) throw new UsageError('top takes one address at most')
-    await top(address, values)
-    return
-  }
-  // What each object has by itself is no command.
-  const run = command !== undefined && Object.hasOwn(COMMANDS, command) ? COMMANDS[command] : undefined
-  if (run === undefined) {
-    const known = [...Object.keys(COMMANDS), 'ps', 'top', 'doctor'].join(', ')
-    throw new UsageError(
-      command === undefined ? `say what to do: ${known}` : `there is no command ${command}: ${known}`,
-    )
-  }
-  if (address === undefined) throw new UsageError(`${command} needs an address`)
-  if (rest.length > 0) throw new UsageError(`${command} takes an address and at most one file`)
-  // The part of a file is removed as the process exits; a signal without a listener would leave it there.
-  for (const signal of command === 'collect' ? (['SIGHUP'] as const) : (['SIGINT', 'SIGTERM', 'SIGHUP'] as const))
-    process.once(signal, () => endBy(signal))
-  await run(address, file, values)
-}
-
-type Values = ReturnType<typeof parseArguments>['values']
-
-/** What each command takes. One that is ignored would be a limit, or a way of reading, that is relied on and not there. */
-const TAKEN: Record<string, readonly string[]> = {
-  send: ['backing', 'capacity', 'timeout', 'evidence'],
-  receive: ['backing', 'capacity', 'timeout', 'evidence'],
-  collect: ['backing', 'capacity', 'evidence'],
-  publish: ['backing', 'capacity', 'evidence', 'raw', 'audience', 'stall'],
-  subscribe: ['timeout', 'evidence', 'delivery', 'from', 'count', 'no-newline'],
-  ps: ['json'],
-  top: ['json', 'once'],
-  doctor: ['json'],
-}
-
-function checkTaken(command: string | undefined, option: string): void {
-  const taken = command !== undefined && Object.hasOwn(TAKEN, command) ? TAKEN[command] : undefined
-  // That there is no such command is told elsewhere.
-  if (taken === undefined || taken.includes(option)) return
-  const others = Object.keys(TAKEN).filter((other) => TAKEN[other]!.includes(option))
-  const why = command === 'collect' && option === 'timeout' ? 'a signal ends it' : `it is for ${others.join(', ')}`
-  throw new UsageError(`${command} takes no --${option}: ${why}`)
-}
-
-const COMMANDS: Record<string, (address: string, file: string | undefined, values: Values) => Promise<void>> = {
-  send: (address, file, values) => send(transferOf(address, file, values)),
-  receive: (address, file, values) => receive(transferOf(address, file, values)),
-  collect: (address, file, values) => {
-    if (file !== undefined) throw new UsageError('collect writes to standard output, and takes no file')
-    const options = {
-      backing: checkBacking(values.backing),
-      capacity: values.capacity === undefined ? undefined : parseSize(values.capacity),
+  const asked = ask(process.argv.slice(2))
+  switch (asked.command) {
+    case 'help':
+      process.stdout.write(HELP)
+      return
+    case 'version': {
+      const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
+      process.stdout.write(`${version}\n`)
+      return
     }
-    return collect({ address, evidence: values.evidence, options, stop: stopBySignal() })
-  },
-  publish: (address, file, values) =>
-    publish({
-      address,
-      file,
-      raw: values.raw === undefined ? undefined : parseSize(values.raw),
-      audience: parseCount('--audience', values.audience) ?? 0,
-      evidence: values.evidence,
-      options: {
-        backing: checkBacking(values.backing),
-        capacity: values.capacity === undefined ? undefined : parseSize(values.capacity),
-        stall: values.stall === undefined ? undefined : parseSeconds('--stall', values.stall),
-      },
-    }),
-  subscribe: (address, file, values) => {
-    if (file !== undefined) throw new UsageError('subscribe writes to standard output, and takes no file')
-    return subscribe({
-      address,
-      count: parseCount('--count', values.count) ?? Infinity,
-      raw: values['no-newline'],
-      evidence: values.evidence,
-      options: {
-        // The options are checked by the call itself, as any caller's.
-        delivery: values.delivery as Delivery | undefined,
-        from: values.from as 'now' | 'oldest' | 'latest' | undefined,
-        wait: true,
-        signal: timeoutOf(values),
-      },
-    })
-  },
-}
-
-function transferOf(address: string, file: string | undefined, values: Values): Transfer {
-  return {
-    address,
-    file,
-    evidence: values.evidence,
-    options: {
-      backing: checkBacking(values.backing),
-      capacity: values.capacity === undefined ? undefined : parseSize(values.capacity),
-      signal: timeoutOf(values),
-    },
+    case 'doctor':
+      if (asked.target === undefined) diagnose(asked.json)
+      else await explain(asked.target, asked.json)
+      return
+    case 'ps':
+      ps(asked.json)
+      return
+    case 'top':
+      await top(asked.address, asked)
+      return
+    case 'collect':
+      endAtOnceBy('SIGHUP')
+      await collect({ ...asked.how, stop: stopBySignal() })
+      return
+  }
+  endAtOnceBy('SIGINT', 'SIGTERM', 'SIGHUP')
+  switch (asked.command) {
+    case 'send':
+      await send(inTime(asked))
+      return
+    case 'receive':
+      await receive(inTime(asked))
+      return
+    case 'publish':
+      await publish(asked.how)
+      return
+    case 'subscribe':
+      await subscribe(inTime(asked))
   }
 }
 
-function timeoutOf({ timeout }: Values): AbortSignal | undefined {
-  return timeout === undefined ? undefined : AbortSignal.timeout(parseSeconds('--timeout', timeout))
+/** With a signal that calls off the waiting for the other side. */
+function inTime<How extends { options: { signal?: AbortSignal | undefined } }>({ how, timeout }: Timed<How>): How {
+  if (timeout === undefined) return how
+  return { ...how, options: { ...how.options, signal: AbortSignal.timeout(timeout) } }
 }
+
+interface Timed<How> {
+  how: How
+  timeout: number | undefined
+}
+
+/** The part of a file is removed as the process exits; a signal without a listener would leave it there. */
+function endAtOnceBy(...signals: EndingSignal[]): void {
+  for (const signal of signals) process.once(signal, () => endBy(signal))
+}
+
+type EndingSignal = 'SIGINT' | 'SIGTERM' | 'SIGHUP'
 
 /** The first signal ends the collecting in good order, the second at once. */
 function stopBySignal(): AbortSignal {
@@ -208,58 +140,13 @@ function stopBySignal(): AbortSignal {
  * Ends the process by a signal that has come. `process.exit` would wait for a thread that reads from a device, say, for as long as
  * that likes. The signal itself, which has no listener any more, ends the process at once.
  */
-function endBy(signal: 'SIGINT' | 'SIGTERM' | 'SIGHUP'): void {
+function endBy(signal: EndingSignal): void {
   const code = 128 + constants.signals[signal]
   process.exitCode = code
   process.emit('exit', code)
   process.kill(process.pid, signal)
   // The first process of a container is not ended by it.
   process.exit(code)
-}
-
-function parseArguments() {
-  try {
-    return parseArgs({
-      allowPositionals: true,
-      tokens: true,
-      options: {
-        backing: { type: 'string' },
-        capacity: { type: 'string' },
-        timeout: { type: 'string' },
-        evidence: { type: 'boolean', default: false },
-        json: { type: 'boolean', default: false },
-        once: { type: 'boolean', default: false },
-        raw: { type: 'string' },
-        'no-newline': { type: 'boolean', default: false },
-        audience: { type: 'string' },
-        stall: { type: 'string' },
-        delivery: { type: 'string' },
-        from: { type: 'string' },
-        count: { type: 'string' },
-        help: { type: 'boolean', short: 'h', default: false },
-        version: { type: 'boolean', short: 'V', default: false },
-      },
-    })
-  } catch (error) {
-    throw new UsageError((error as Error).message)
-  }
-}
-
-function checkBacking(backing: string | undefined): 'memfd' | 'shm' | undefined {
-  if (backing === undefined || backing === 'memfd' || backing === 'shm') return backing
-  throw new UsageError(`--backing is memfd or shm, not ${backing}`)
-}
-
-function parseSeconds(option: string, text: string): number {
-  const seconds = Number(text)
-  if (!(seconds > 0) || seconds > 2_000_000) throw new UsageError(`${option} takes a number of seconds, not ${text}`)
-  return Math.ceil(seconds * 1000)
-}
-
-function parseCount(option: string, text: string | undefined): number | undefined {
-  if (text === undefined) return undefined
-  if (!/^[1-9]\d{0,14}$/.test(text)) throw new UsageError(`${option} takes a whole number above 0, not ${text}`)
-  return Number(text)
 }
 
 // A reader that has left (`ringfence receive @x | head`) is a failure like any other, not a stack trace.
