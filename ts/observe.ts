@@ -123,7 +123,11 @@ async function begin(over: () => void): Promise<Observation> {
   // It is no business of the program's.
   openNow.delete(publisher)
   const tell = () => {
-    if (publisher.subscribers.length > 0) publisher.trySend(JSON.stringify(snapshot()))
+    try {
+      if (publisher.subscribers.length > 0) publisher.trySend(JSON.stringify(snapshot()))
+    } catch {
+      // It has ended, and the event loop has not heard of it yet, or there is no memory: nothing that a program may be put out by.
+    }
   }
   // Only while one looks: a process that is idle is not woken.
   let timer: NodeJS.Timeout | undefined

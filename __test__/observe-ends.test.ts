@@ -1,0 +1,240 @@
+// What a process tells of itself, over a binding of the test's own: to whom, when, and each end. observe.test.ts has real processes.
+
+import { once } from 'node:events'
+
+import test, { type ExecutionContext } from 'ava'
+import type { observe as Observe } from 'ringfence'
+
+import { beginsHere, FAILED, Newcomer, openNow, Published, REASONS, type Begun } from './support/binding.js'
+import { rested } from './support/clock.js'
+import { codeOf } from './support/ring.js'
+import { turn } from './support/until.js'
+
+const inside = <Inside>(file: string) =>
+  import(new URL(`../../dist/esm/${file}`, import.meta.url).href) as Promise<Inside>
+
+const { observe, observeIfAsked, observedAt, LONGEST } = await inside<{
+  observe: typeof Observe
+  observeIfAsked(): void
+  observedAt(pid: number): string
+  LONGEST: number
+}>('observe.js')
+const { builtin } = await inside<{ builtin: object }>('builtin.js')
+
+interface Snapshot {
+  pid: number
+  channels: { id: number }[]
+  more: number
+}
+
+/** A publisher that keeps what it is given. */
+class Figures extends Published {
+  readonly told: string[] = []
+
+  override trySend(message: Uint8Array): number {
+    this.told.push(Buffer.from(message).toString())
+    return super.trySend(message)
+  }
+
+  snapshot = () => JSON.parse(this.told.pop()!) as Snapshot
+}
+
+/** How often something is done while one looks. */
+interface Every {
+  call: () => void
+  milliseconds: number
+  keepsAlive: boolean
+}
+
+/** Those that are set while the test runs. */
+function timersHere(t: ExecutionContext): Every[] {
+  const { setInterval: begin, clearInterval: end } = globalThis
+  const timers: Every[] = []
+  globalThis.setInterval = ((call: () => void, milliseconds: number) => {
+    const timer = { call, milliseconds, keepsAlive: true, unref: () => Object.assign(timer, { keepsAlive: false }) }
+    timers.push(timer)
+    return timer
+  }) as never
+  globalThis.clearInterval = (timer) => {
+    if (timer !== undefined) timers.splice(timers.indexOf(timer as never), 1)
+  }
+  t.teardown(() => Object.assign(globalThis, { setInterval: begin, clearInterval: end }))
+  return timers
+}
+
+/** Begins an observation. */
+async function observed(t: ExecutionContext, all: Begun[], below = new Figures()) {
+  const beginning = observe()
+  t.is(observe(), beginning, 'one for all of the process')
+  await Promise.resolve()
+  all.pop()!.done(null, below)
+  const observation = await beginning
+  t.teardown(() => observation.close())
+  return { below, observation }
+}
+
+test.serial(
+  'it stands at the process’s own address, for its own user, and is no business of the program’s',
+  async (t) => {
+    await rested()
+    const all = beginsHere(t)
+    const before = openNow.size
+    const beginning = observe()
+    await Promise.resolve()
+    const [{ name, address, options, done }] = all as [Begun]
+    t.deepEqual([name, address], ['publish', observedAt(process.pid)])
+    t.like(options, {
+      capacity: 8 * LONGEST,
+      deliveries: ['latest', 'best-effort'],
+      // Whoever runs as its user, whatever the executable: the command line is another program.
+      policy: { uids: undefined, executables: undefined },
+    })
+    const below = new Figures()
+    done(null, below)
+    const observation = await beginning
+    t.teardown(() => observation.close())
+    t.is(observation.address, address)
+    t.is(openNow.size, before)
+    t.true(below.asked.includes('keep alive: 0'))
+    t.false(below.asked.includes('keep alive: 1'))
+  },
+)
+
+test.serial('each thing that is open is told with its figures, and keeps its number', async (t) => {
+  await rested()
+  const { below } = await observed(t, beginsHere(t))
+  const open = (thing: object, address: string | null) => {
+    openNow.set(thing, address)
+    t.teardown(() => openNow.delete(thing))
+  }
+  const peer = { pid: 12 }
+  const subscribers = [3, 9, 6].map((lag) => ({ lag }))
+  open({ role: 'guest', peer, stats: () => ({ messagesSent: 1 }) }, '@a')
+  open({ subscribers, stats: () => ({ published: 2 }) }, '@b')
+  open({ subscribers: [], stats: () => ({ published: 3 }) }, null)
+  open({ peer, stats: () => ({ lag: 4 }) }, '@c')
+  const tell = () => {
+    below.tell(new Newcomer(1))
+    const snapshot = below.snapshot()
+    below.tell({ gone: 1, reason: 0 })
+    return snapshot
+  }
+  const { channels, ...about } = tell()
+  const { pid, execPath } = process
+  t.deepEqual(about, { pid, uid: process.geteuid!(), executable: execPath, at: performance.now(), more: 0 } as never)
+  const ids = channels.map(({ id }) => id)
+  t.deepEqual(channels as object[], [
+    { id: ids[0], address: '@a', peer: 12, role: 'guest', messagesSent: 1 },
+    { id: ids[1], address: '@b', peer: null, role: 'publisher', published: 2, lag: 9 },
+    { id: ids[2], address: null, peer: null, role: 'publisher', published: 3, lag: 0 },
+    { id: ids[3], address: '@c', peer: 12, role: 'subscriber', lag: 4 },
+  ])
+  t.true(ids.every((id, index) => id > 0 && !ids.slice(0, index).includes(id)))
+  for (let number = 0; number < 498; number += 1) open({ peer, stats: () => ({}) }, '@d')
+  const second = tell()
+  t.deepEqual([second.channels.length, second.more], [500, 2])
+  t.deepEqual(
+    second.channels.slice(0, 4).map(({ id }) => id),
+    ids,
+  )
+})
+
+test.serial('figures are told to who comes, and again and again, as long as one looks', async (t) => {
+  await rested()
+  const timers = timersHere(t)
+  const { below } = await observed(t, beginsHere(t))
+  t.deepEqual(timers, [])
+  for (const round of ['first', 'second']) {
+    below.tell(new Newcomer(1))
+    t.is(below.told.length, 1, round)
+    t.is(timers.length, 1)
+    const { call, milliseconds, keepsAlive } = timers[0]!
+    t.deepEqual([milliseconds, keepsAlive], [500, false])
+    call()
+    t.is(below.told.length, 2)
+    below.tell(new Newcomer(2))
+    t.is(below.told.length, 3)
+    below.tell({ gone: 1, reason: 0 })
+    t.is(timers.length, 1, 'another one looks')
+    below.tell({ gone: 2, reason: 0 })
+    t.deepEqual(timers, [])
+    call()
+    t.is(below.told.splice(0).length, 3, 'nobody looks')
+  }
+})
+
+test.serial('an observation that has ended tells nothing, and the next call begins anew', async (t) => {
+  await rested()
+  const timers = timersHere(t)
+  const all = beginsHere(t)
+  const first = await observed(t, all)
+  first.below.tell(new Newcomer(1))
+  await first.observation.close()
+  t.deepEqual(timers, [])
+  t.true(first.below.since().includes('close'))
+  const second = await observed(t, all)
+  t.not(second.observation, first.observation)
+  await first.observation[Symbol.asyncDispose]()
+  t.is(await observe(), second.observation, 'closed once more, the first is no end of the second')
+
+  // Another process has opened its memory.
+  second.below.tell(new Newcomer(1))
+  t.is(timers.length, 1)
+  second.below.ended = REASONS.indexOf('exposed')
+  second.below.tell(FAILED)
+  await turn()
+  t.deepEqual(timers, [])
+  const third = await observed(t, all)
+  t.not(third.observation, second.observation)
+  await third.observation.close()
+
+  const failing = observe()
+  await Promise.resolve()
+  all.pop()!.done({ code: 'ADDRESS_OCCUPIED', message: 'another thread' }, null)
+  await t.throwsAsync(failing, codeOf('ADDRESS_OCCUPIED'))
+  await observed(t, all)
+})
+
+test.serial('figures that cannot be told are no uncaught exception', async (t) => {
+  await rested()
+  const timers = timersHere(t)
+  const { below } = await observed(t, beginsHere(t))
+  below.failing = { code: 'OBJECT_EXPOSED', message: 'and the event loop has not heard of it' }
+  below.answers.send = FAILED
+  const failing = {
+    stats: () => ({}),
+    get role() {
+      throw new RangeError('Array buffer allocation failed')
+    },
+  }
+  openNow.set(failing, null)
+  t.teardown(() => openNow.delete(failing))
+  below.tell(new Newcomer(1))
+  t.notThrows(timers[0]!.call)
+  openNow.delete(failing)
+  t.notThrows(timers[0]!.call)
+  await turn()
+})
+
+test.serial('RINGFENCE_OBSERVE=1 asks for it, of the main thread alone, and a failure is a warning', async (t) => {
+  await rested()
+  const all = beginsHere(t)
+  const given = Object.getOwnPropertyDescriptor(builtin, 'threads')!
+  t.teardown(() => {
+    delete process.env['RINGFENCE_OBSERVE']
+    Object.defineProperty(builtin, 'threads', given)
+  })
+  const asks = async (value: string | undefined, isMainThread: boolean) => {
+    if (value === undefined) delete process.env['RINGFENCE_OBSERVE']
+    else process.env['RINGFENCE_OBSERVE'] = value
+    Object.defineProperty(builtin, 'threads', { ...given, get: () => ({ isMainThread }) })
+    observeIfAsked()
+    await Promise.resolve()
+    return all.length
+  }
+  t.deepEqual([await asks(undefined, true), await asks('0', true), await asks('1', false)], [0, 0, 0])
+  t.is(await asks('1', true), 1)
+  const warned = once(process, 'warning') as Promise<[Error]>
+  all[0]!.done({ code: 'ADDRESS_OCCUPIED', message: 'another process is there' }, null)
+  t.is((await warned)[0].message, 'RINGFENCE_OBSERVE: another process is there')
+})
