@@ -6,12 +6,16 @@ use std::{
     collections::BTreeSet,
     os::fd::AsRawFd,
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::{
+    fcntl::{FcntlArg, FdFlag, fcntl},
+    libc,
+};
 use ringfence::{Channel, Check, CloseReason, LINE_VARIABLE, Policy, Role, from_parent, private_line, spawn};
-use support::{Actor, TIME_LIMIT, say, small, wait_for_test};
+use support::{Actor, TIME_LIMIT, forbid, say, small, wait_for_test};
 
 /// The other processes of these tests.
 #[test]
@@ -43,6 +47,15 @@ fn role() {
                 Ok(_) => say("a channel"),
                 Err(error) => say(format!("{}: {error}", error.code())),
             }
+        }
+        // In its first thread a call fails that takes the line.
+        "tries twice" => {
+            let first = thread::spawn(|| {
+                forbid(libc::SYS_fcntl, Some((1, libc::F_SETFD)), libc::EMFILE);
+                from_parent(&small()).map(drop)
+            });
+            say(first.join().unwrap().unwrap_err().code());
+            echo(from_parent(&small()).unwrap());
         }
         "leaves" => {}
         "says nothing" => {
@@ -148,6 +161,21 @@ fn a_parent_and_its_child_have_a_channel_with_the_evidence_of_any_other() {
     assert_eq!(receiver.receive(&mut message).unwrap(), None);
     child.finish();
     assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
+}
+
+#[test]
+fn a_line_that_could_not_be_taken_is_there_for_the_next_try() {
+    if support::role().is_some() {
+        return;
+    }
+    let (child, line) = Actor::spawn("tries twice", &[]);
+    let (mut sender, mut receiver) = line.channel(&small()).unwrap().split();
+    child.expect("NO_SPACE");
+    sender.send(b"after all").unwrap();
+    assert_eq!(receiver.receive(&mut [0; 16]).unwrap(), Some(9));
+    sender.end();
+    assert_eq!(receiver.receive(&mut [0; 16]).unwrap(), None);
+    child.finish();
 }
 
 #[test]

@@ -303,12 +303,22 @@ fn take() -> Result<OwnedFd> {
     if TAKEN.swap(inode, Ordering::AcqRel) == inode {
         return Err(invalid("this process has taken its line already".into()));
     }
-    let line = inherited(number, inode).inspect_err(|_| TAKEN.store(0, Ordering::Release));
-    line.map_err(|found| {
+    let other = |found: &str| {
         invalid(format!(
             "descriptor {number} is not the line that was left: {found}"
         ))
-    })
+    };
+    let unseen = |errno: Errno| {
+        Error::unless_short("the line that the parent has left", errno, |errno| {
+            other(errno.desc())
+        })
+    };
+    let line = match inherited(number, inode) {
+        Ok(Some(line)) => Ok(line),
+        Ok(None) => Err(other("it is something else")),
+        Err(errno) => Err(unseen(errno)),
+    };
+    line.inspect_err(|_| TAKEN.store(0, Ordering::Release))
 }
 
 fn parse(value: &str) -> Option<(RawFd, u64)> {
@@ -317,16 +327,16 @@ fn parse(value: &str) -> Option<(RawFd, u64)> {
     Some((number, inode.parse().ok()?))
 }
 
-/// The descriptor of that number, where it is that socket.
-fn inherited(number: RawFd, inode: u64) -> Result<OwnedFd, String> {
-    // SAFETY: used for this one call, which answers EBADF where nothing is open there.
-    let found = fstat(unsafe { BorrowedFd::borrow_raw(number) }).map_err(|errno| errno.desc().to_owned())?;
+/// The descriptor of that number, where it is that socket. After an error it is as it was, and can be taken later.
+fn inherited(number: RawFd, inode: u64) -> Result<Option<OwnedFd>, Errno> {
+    // SAFETY: used in this function alone, and not once it is owned. Where nothing is open there, the first call answers EBADF.
+    let left = unsafe { BorrowedFd::borrow_raw(number) };
+    let found = sys::uninterrupted(|| fstat(left))?;
     let socket = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFSOCK;
     if !socket || found.st_ino != inode {
-        return Err("it is something else".into());
+        return Ok(None);
     }
+    sys::uninterrupted(|| fcntl(left, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)))?;
     // SAFETY: it is the very socket that the parent has left for this, and it is taken once: no other part of the process owns it.
-    let line = unsafe { OwnedFd::from_raw_fd(number) };
-    fcntl(&line, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| errno.desc().to_owned())?;
-    Ok(line)
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(number) }))
 }
