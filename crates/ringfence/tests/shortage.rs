@@ -8,7 +8,7 @@ use std::{
     io::Error as SystemError,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::process::CommandExt,
+        unix::{fs::FileExt, process::CommandExt},
     },
     path::Path,
     process::{Command, Stdio},
@@ -27,8 +27,8 @@ use nix::{
     unistd::gettid,
 };
 use ringfence::{
-    Address, Arrival, CancelToken, Change, Channel, Channels, Error, Options, Role, connect, from_parent,
-    join, listen, member, spawn,
+    Address, Arrival, CancelToken, Change, Channel, Channels, Error, Options, PublisherEvent, Role, connect,
+    from_parent, join, listen, member, publish, spawn, subscribe,
 };
 use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_for_test};
 
@@ -49,6 +49,7 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
         "verify" => verify(&address),
+        "lets in" => lets_in(&address, &arguments[1]),
         "ring" => ring(&address, arguments[1].parse().unwrap()),
         "interrupted" => interrupted(&address),
         "short" => short(&address, &arguments[1], arguments[2].parse().unwrap()),
@@ -121,6 +122,78 @@ fn a_look_at_the_peer_for_which_no_descriptor_is_left_ends_no_channel() {
     }
     actor.expect("verified");
     actor.finish();
+}
+
+/// Lets nobody in while it may wait for no descriptor, and afterwards whoever comes.
+fn lets_in(address: &Address, what: &str) {
+    let (mut listener, mut publisher) = (None, None);
+    match what {
+        "service" => listener = Some(listen(address, &small()).unwrap()),
+        _ => publisher = Some(publish(address, &small()).unwrap()),
+    }
+    let mut call = None;
+    wait_until("the thread that lets newcomers in", || {
+        call = fs::read_dir("/proc/self/task")
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            // Others may end meanwhile.
+            .find(|task| {
+                fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "ringfence-accep")
+            })
+            .map(|task| fs::File::open(task.join("syscall")).unwrap());
+        call.is_some()
+    });
+    let call = call.unwrap();
+    let sleep = format!("{} ", libc::SYS_clock_nanosleep);
+    let short = Short::new(0);
+    say("short");
+    wait_until("its thread sleeps, or has ended", || {
+        let mut text = [0; 64];
+        call.read_at(&mut text, 0).is_err() || text.starts_with(sleep.as_bytes())
+    });
+    drop(short);
+    say("well");
+    match (listener, publisher) {
+        (Some(listener), _) => loop {
+            match listener.accept().unwrap() {
+                Arrival::Accepted(_) => break,
+                Arrival::Refused(refused) => assert_eq!(refused.error.code(), "NO_SPACE"),
+                other => panic!("{other:?}"),
+            }
+        },
+        (_, publisher) => {
+            let publisher = publisher.unwrap();
+            loop {
+                match publisher.audience().next().unwrap() {
+                    PublisherEvent::Subscriber(_) => break,
+                    PublisherEvent::Refused(refused) => assert_eq!(refused.error.code(), "NO_SPACE"),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+    say("one is here");
+    wait_for_test();
+}
+
+#[test]
+fn a_wait_for_newcomers_that_fails_closes_no_door() {
+    for what in ["service", "publisher"] {
+        let (address, _keep) = fresh_address(false);
+        let host = Actor::start("lets in", &[&address.to_string(), what]);
+        host.expect("short");
+        let comes = thread::spawn({
+            let options = small().wait(true);
+            move || match what {
+                "service" => connect(&address, &options).map(drop),
+                _ => subscribe(&address, &options).map(drop),
+            }
+        });
+        host.expect("well");
+        host.expect("one is here");
+        comes.join().unwrap().unwrap();
+        host.finish();
+    }
 }
 
 fn entries(folder: &str) -> usize {

@@ -45,6 +45,8 @@ pub(crate) use queue::{OF_ONE_PROCESS, SIDE_BY_SIDE};
 const GRACE: Duration = Duration::from_millis(50);
 /// When this process can take no newcomer in (for want of descriptors, say), it tries again this much later.
 const RECOVERY: Duration = Duration::from_millis(100);
+/// How often in a row its wait may fail, with that pause after each.
+const FAILURES: u32 = 100;
 
 /// What has the address: decides which newcomer gets a channel, and hears what became of each.
 pub(crate) trait Host: Seats<Seat: Send> + Sync {
@@ -119,9 +121,20 @@ impl Acceptor<'_> {
                 queue: Queue::default(),
                 recovered: Instant::now(),
             };
+            let mut failures = 0;
             let result = loop {
-                if let Err(error) = accepting.wait(&place, deadline) {
-                    break Err(error);
+                match accepting.wait(&place, deadline) {
+                    Ok(()) => failures = 0,
+                    // A wait that has failed has seen nothing, and took no time. What it lacked may be there again in a moment, and nobody
+                    // else lets newcomers in.
+                    Err(error) if !matches!(error, Error::Aborted) && failures < FAILURES => {
+                        failures += 1;
+                        if let ControlFlow::Break(end) = accepting.hindered(error) {
+                            break Ok(end);
+                        }
+                        thread::sleep(RECOVERY);
+                    }
+                    Err(error) => break Err(error),
                 }
                 self.bell.hush();
                 if let ControlFlow::Break(end) = accepting.look(&place) {
