@@ -4,13 +4,20 @@
 //! Every function panics where the crate does not keep what it promises against a peer that may say anything.
 
 mod channel;
+mod guest;
 mod handshake;
 mod line;
 mod object;
 
 use arbitrary::{Result, Unstructured};
 
-pub use self::{channel::channel, handshake::handshake, line::line, object::object};
+pub use self::{
+    channel::channel,
+    guest::{guest, host_if_asked},
+    handshake::handshake,
+    line::line,
+    object::object,
+};
 use crate::{
     handshake::frame::Frame,
     memory::layout::CAPACITY_MIN,
@@ -184,6 +191,19 @@ mod tests {
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
     fn whatever_a_child_says_there_is_a_channel_where_nothing_was_wrong_and_else_none() {
         each(handshake, &[]);
+    }
+
+    /// The other process of the next test.
+    #[test]
+    fn a_host_of_its_own() {
+        host_if_asked();
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri starts no process")]
+    fn whatever_a_host_says_there_is_a_channel_where_nothing_was_wrong_and_else_none() {
+        // One of each kind with which nothing is wrong: bytes that have ended draw what is right.
+        each(guest, &[&[0], &[1], &[2], &[3], &[4], &[5]]);
     }
 
     #[test]

@@ -35,7 +35,7 @@ use crate::{
     wait::deadline::Deadline,
 };
 
-const OWN: Nonce = [5; 32];
+pub(super) const OWN: Nonce = [5; 32];
 
 /// What a child says and passes in its handshake. Where all of it is as it should be there is a channel, and else none, whatever else
 /// is wrong with it.
@@ -89,7 +89,7 @@ fn published() -> PublishedRing {
 }
 
 /// What is said in place of a frame.
-enum Said {
+pub(super) enum Said {
     Frame(Frame),
     Bytes(Vec<u8>),
 }
@@ -130,7 +130,7 @@ impl Child {
                 wrong = wrong.or(Some(what));
             }
         };
-        let hello = hello(script, capacity, backing)?;
+        let hello = hello(script, capacity, backing, Meeting::Family)?;
         judge(hello.echo == Nonce::default(), "HELLO's echo");
         // What it names must be the ring that it passes, too.
         judge(hello.capacity == capacity, "HELLO's capacity");
@@ -237,12 +237,17 @@ impl Child {
         }
         // It says no more, and hears the parent out.
         let _ = shutdown(line.as_raw_fd(), Shutdown::Write);
-        while frame_on(&line).is_some() {}
+        while frame_on(&line, own_pid()).is_some() {}
     }
 }
 
 /// A HELLO in which one field may be wrong.
-fn hello(script: &mut Unstructured<'_>, capacity: u64, backing: Backing) -> Result<Hello> {
+pub(super) fn hello(
+    script: &mut Unstructured<'_>,
+    capacity: u64,
+    backing: Backing,
+    meeting: Meeting,
+) -> Result<Hello> {
     let mut hello = Hello {
         nonce: OWN,
         echo: Nonce::default(),
@@ -250,7 +255,7 @@ fn hello(script: &mut Unstructured<'_>, capacity: u64, backing: Backing) -> Resu
         longest: 1 << 20,
         backing: backing.number(),
         features: script.int_in_range(0..=3)?,
-        meeting: Meeting::Family.number(),
+        meeting: meeting.number(),
         delivery: script.choose(&Delivery::ALL)?.number(),
         from: script.choose(&StartFrom::ALL)?.number(),
     };
@@ -270,7 +275,7 @@ fn hello(script: &mut Unstructured<'_>, capacity: u64, backing: Backing) -> Resu
 }
 
 /// An OFFER in which one field may be wrong, beside the size of the object.
-fn offer(script: &mut Unstructured<'_>, capacity: u64, size: u64) -> Result<Offer> {
+pub(super) fn offer(script: &mut Unstructured<'_>, capacity: u64, size: u64) -> Result<Offer> {
     let mut offer = Offer {
         echo: Nonce::default(),
         size,
@@ -297,31 +302,34 @@ fn offer(script: &mut Unstructured<'_>, capacity: u64, size: u64) -> Result<Offe
 
 /// Takes what the parent says first. `None`: it says no HELLO.
 fn nonce_of_parent(line: &OwnedFd) -> Option<Nonce> {
-    match frame_on(line)? {
+    match frame_on(line, own_pid())?.0 {
         Frame::Hello(hello) => Some(hello.nonce),
         _ => None,
     }
 }
 
-fn frame_on(line: &OwnedFd) -> Option<Frame> {
+fn own_pid() -> i32 {
+    std::process::id().cast_signed()
+}
+
+/// The next frame of this process, and what came with it.
+pub(super) fn frame_on(line: &OwnedFd, pid: i32) -> Option<(Frame, Vec<OwnedFd>)> {
     let own = sys::ancillary::effective_credentials();
     let deadline = Deadline::endless(Vec::new(), Duration::from_secs(600));
     let line = Line {
         socket: line.as_fd(),
         speaker: Credentials {
-            pid: own.pid(),
+            pid,
             uid: own.uid(),
             gid: own.gid(),
         },
         deadline: &deadline,
         address: "@address",
     };
-    line.receive("what the parent says", 2)
-        .ok()
-        .map(|(frame, _)| frame)
+    line.receive("what the other side says", 2).ok()
 }
 
-fn say(socket: &OwnedFd, said: &Said, descriptors: &[BorrowedFd<'_>]) {
+pub(super) fn say(socket: &OwnedFd, said: &Said, descriptors: &[BorrowedFd<'_>]) {
     // A parent that has gone is told nothing.
     let _ = match said {
         Said::Frame(frame) => line::send(socket.as_fd(), frame, descriptors),
@@ -333,7 +341,7 @@ fn say(socket: &OwnedFd, said: &Said, descriptors: &[BorrowedFd<'_>]) {
 }
 
 /// Another frame than the one of this place, or none.
-fn other(script: &mut Unstructured<'_>, at: usize) -> Result<Said> {
+pub(super) fn other(script: &mut Unstructured<'_>, at: usize) -> Result<Said> {
     let mut text = || Ok(String::from_utf8_lossy(script.bytes(script.len().min(20))?).into_owned());
     let refuse = Frame::Refuse(Refuse {
         code: Code::Peer,
