@@ -38,6 +38,8 @@ static OTHERS: [AtomicU32; 512] = [const { AtomicU32::new(0) }; 512];
 static ARMED: AtomicBool = AtomicBool::new(false);
 static OVER: AtomicBool = AtomicBool::new(false);
 static LISTENER: AtomicI32 = AtomicI32::new(-1);
+/// The answering thread has begun. As it begins it allocates, and then never again.
+static ANSWERS: AtomicBool = AtomicBool::new(false);
 
 pub(crate) fn arm() {
     ARMED.store(true, SeqCst);
@@ -91,6 +93,9 @@ pub(crate) fn begin(plan: Plan) -> io::Result<()> {
         .spawn(move || answer(plan))?;
     // SAFETY: the set that was in force.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
+    while !ANSWERS.load(SeqCst) {
+        thread::yield_now();
+    }
     LISTENER.store(install(plan.row.map(|row| CALLS[row].number))?, SeqCst);
     Ok(())
 }
@@ -141,6 +146,7 @@ fn install(number: Option<c_long>) -> io::Result<c_int> {
 
 /// The thread that answers, until the process ends.
 fn answer(plan: Plan) {
+    ANSWERS.store(true, SeqCst);
     let listener = loop {
         let listener = LISTENER.load(SeqCst);
         if listener >= 0 {

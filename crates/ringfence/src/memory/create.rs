@@ -150,8 +150,10 @@ impl SharedObject {
         let descriptor = shm_open(name.as_str(), flags, Mode::empty())
             .map_err(|errno| Error::system("making a shared object in /dev/shm", errno))?;
         let descriptor = Withheld::new(descriptor)?;
-        shm_unlink(name.as_str()).map_err(|errno| {
-            Error::ObjectExposed(format!("its name could not be taken away: {}", errno.desc()))
+        sys::uninterrupted(|| shm_unlink(name.as_str())).map_err(|errno| {
+            Error::unless_short("taking a shared object's name away", errno, |errno| {
+                Error::ObjectExposed(format!("its name could not be taken away: {}", errno.desc()))
+            })
         })?;
         let links = count_links(&descriptor)?;
         if links != 0 {

@@ -16,7 +16,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     rendezvous::address::Address,
-    sys,
+    sys::{self, uninterrupted},
 };
 
 /// A file, whatever its name is now: device and inode.
@@ -68,7 +68,7 @@ impl Lock {
                 Err(Errno::EWOULDBLOCK) => return Ok(Self::Busy),
                 Err(errno) => return Err(address.invalid("its lock file cannot be locked", Some(errno))),
             }
-            let stat = fstat(&file)
+            let stat = uninterrupted(|| fstat(&file))
                 .map_err(|errno| address.invalid("its lock file cannot be looked at", Some(errno)))?;
             if !is_kind(&stat, SFlag::S_IFREG) {
                 return Err(address.invalid("its lock file is not a regular file", None));
@@ -111,7 +111,7 @@ impl Files {
             return Err(Errno::EISDIR);
         }
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory = open(OsStr::from_bytes(directory), flags, Mode::empty())?;
+        let directory = uninterrupted(|| open(OsStr::from_bytes(directory), flags, Mode::empty()))?;
         let socket = OsStr::from_bytes(name).to_owned();
         let mut lock = socket.clone();
         lock.push(".lock");
@@ -125,11 +125,11 @@ impl Files {
     fn open_lock(&self) -> Result<OwnedFd, Errno> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        openat(&self.directory, &*self.lock, flags, mode)
+        uninterrupted(|| openat(&self.directory, &*self.lock, flags, mode))
     }
 
     pub(super) fn look_at(&self, name: &OsStr) -> Result<FileStat, Errno> {
-        sys::uninterrupted(|| fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW))
+        uninterrupted(|| fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW))
     }
 
     /// Which file this is, where there is one. Errors where that cannot be told.
@@ -155,7 +155,7 @@ pub(super) fn inode(stat: &FileStat) -> Inode {
 
 /// As [`Files::which`], by a path.
 pub(super) fn which(path: &Path) -> Result<Option<Inode>, Errno> {
-    if_there(sys::uninterrupted(|| lstat(path)))
+    if_there(uninterrupted(|| lstat(path)))
 }
 
 fn if_there(looked: Result<FileStat, Errno>) -> Result<Option<Inode>, Errno> {

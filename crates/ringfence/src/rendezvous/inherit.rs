@@ -20,7 +20,7 @@ use crate::{
     rendezvous::address::Address,
     rendezvous::files::{self, Files, inode, is_kind},
     rendezvous::place::{BACKLOG_OF_A_PAIR, Named, Place},
-    sys,
+    sys::{self, uninterrupted},
 };
 
 /// What the guest among members holds of its host's place, so that it can go on there. Dropped, it changes nothing there.
@@ -44,9 +44,11 @@ impl Inheritance {
                 Refusal::new(Check::Address, wanted.clone(), errno.desc()).into()
             })
         };
-        let stream = getsockopt(&listener, sockopt::SockType).map_err(unseen)? == SockType::Stream;
-        let listens = getsockopt(&listener, sockopt::AcceptConn).map_err(unseen)?;
-        let bound = getsockname::<UnixAddr>(listener.as_raw_fd()).map_err(unseen)?;
+        let kind = uninterrupted(|| getsockopt(&listener, sockopt::SockType)).map_err(unseen)?;
+        let stream = kind == SockType::Stream;
+        let listens = uninterrupted(|| getsockopt(&listener, sockopt::AcceptConn)).map_err(unseen)?;
+        let number = listener.as_raw_fd();
+        let bound = uninterrupted(|| getsockname::<UnixAddr>(number)).map_err(unseen)?;
         let here = is_at(&bound, address).map_err(unseen)?;
         let found = format!("stream: {stream}, listening: {listens}, bound at {bound}");
         if stream && listens && !here && is_left(&bound).map_err(unseen)? {
@@ -90,7 +92,7 @@ fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Rec
             Refusal::new(Check::Lock, wanted, errno.desc()).into()
         })
     };
-    let stat = fstat(&lock).map_err(unseen)?;
+    let stat = uninterrupted(|| fstat(&lock)).map_err(unseen)?;
     let regular = is_kind(&stat, SFlag::S_IFREG);
     let beside = files.which(&files.lock).map_err(unseen)? == Some(inode(&stat));
     let held = regular

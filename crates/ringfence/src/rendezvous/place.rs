@@ -22,7 +22,7 @@ use crate::{
     fork::{Birth, Withheld},
     rendezvous::address::Address,
     rendezvous::files::{self, Files, Inode, inode, is_kind},
-    sys,
+    sys::{self, uninterrupted},
 };
 
 /// Connections that wait for the host. More than that, and a newcomer tries again a little later.
@@ -135,7 +135,7 @@ impl Named {
         };
         let socket = self.files.which(&self.files.socket).map_err(unseen)?;
         let lock = self.files.which(&self.files.lock).map_err(unseen)?;
-        let held = fstat(&**self.lock).map_err(unseen)?;
+        let held = uninterrupted(|| fstat(&**self.lock)).map_err(unseen)?;
         if socket.is_some() && socket == self.socket && lock == Some(inode(&held)) {
             return Ok(());
         }
@@ -170,9 +170,11 @@ impl Named {
         // Held by a descriptor: in a directory that others can write, the name could be another file's a moment later, and a
         // change of mode must not follow it there.
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(&self.files.directory, &*self.files.socket, flags, Mode::empty())
+        let (directory, name) = (&self.files.directory, &*self.files.socket);
+        let file = uninterrupted(|| openat(directory, name, flags, Mode::empty()))
             .map_err(|errno| refused("its socket was taken away", errno))?;
-        let stat = fstat(&file).map_err(|errno| refused("its socket cannot be looked at", errno))?;
+        let stat = uninterrupted(|| fstat(&file))
+            .map_err(|errno| refused("its socket cannot be looked at", errno))?;
         if !is_kind(&stat, SFlag::S_IFSOCK) || Some(inode(&stat)) != self.socket {
             return Err(refused(
                 "its socket was replaced by something else",

@@ -44,7 +44,7 @@ pub(crate) fn read_whole_text(path: &str) -> Result<String, Errno> {
 /// Whether the descriptor was opened for reading and writing (`F_GETFL`).
 pub(crate) fn open_flags(file: impl AsFd) -> Result<c_int, Errno> {
     // SAFETY: F_GETFL takes no argument and touches no memory of ours.
-    Errno::result(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETFL) })
+    uninterrupted(|| Errno::result(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETFL) }))
 }
 
 /// Takes an exclusive lock on an open file (flock(2)), or finds that it has it already. Errors with EWOULDBLOCK where

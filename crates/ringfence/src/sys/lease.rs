@@ -7,6 +7,8 @@ use nix::{
     libc::{self, c_int},
 };
 
+use crate::sys::uninterrupted;
+
 /// `F_SETSIG` of fcntl(2), which libc does not name everywhere.
 const F_SETSIG: c_int = 10;
 
@@ -54,7 +56,8 @@ pub(crate) fn take_watched_lease(file: impl AsFd, thread: libc::pid_t, signal: c
 
 /// Whether a write lease is held on this open file description (`F_GETLEASE`).
 pub(crate) fn has_write_lease(file: impl AsFd) -> Result<bool, Errno> {
+    let number = file.as_fd().as_raw_fd();
     // SAFETY: F_GETLEASE takes no argument and touches no memory of ours.
-    let kind = Errno::result(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETLEASE) })?;
+    let kind = uninterrupted(|| Errno::result(unsafe { libc::fcntl(number, libc::F_GETLEASE) }))?;
     Ok(kind == c_int::from(WRITE_LEASE))
 }
