@@ -84,7 +84,7 @@ test.serial(
     const [{ name, address, options, done }] = all as [Begun]
     t.deepEqual([name, address], ['publish', observedAt(process.pid)])
     t.like(options, {
-      capacity: 8 * LONGEST,
+      capacity: 4 * 1024 * 1024,
       deliveries: ['latest', 'best-effort'],
       // Whoever runs as its user, whatever the executable: the command line is another program.
       policy: { uids: undefined, executables: undefined },

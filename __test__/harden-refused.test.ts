@@ -1,0 +1,101 @@
+// Why a process is not hardened, and in which order it is, over a binding of the test's own: what is tried here for good would be so for all
+// of the tests' process. harden.test.ts has processes that are.
+
+import test, { type ExecutionContext } from 'ava'
+import type { harden as Harden } from 'ringfence'
+
+interface Insides {
+  harden: typeof Harden
+  native: Record<string, unknown>
+  builtin: object
+}
+
+const inside = (file: string) => import(new URL(`../../dist/esm/${file}`, import.meta.url).href) as Promise<Insides>
+
+const [{ harden }, { native }, { builtin }] = await Promise.all([
+  inside('harden.js'),
+  inside('native.js'),
+  inside('builtin.js'),
+])
+
+interface Process {
+  isMainThread: boolean
+  /** Undefined: this runtime does not say. */
+  hasInspector: boolean | undefined
+  url: () => string | undefined
+  failing: string | null
+}
+
+const calm: Process = { isMainThread: true, hasInspector: true, url: () => undefined, failing: null }
+
+/** In a process of this kind: what is asked of the binding, and the error's code and message. */
+function hardening(t: ExecutionContext, kind: Partial<Process>): { asked: string[]; error: Error | null } {
+  const { isMainThread, hasInspector, url, failing } = { ...calm, ...kind }
+  const asked: string[] = []
+  const ask = (name: string) => () => {
+    asked.push(name)
+    return name === failing ? { code: 'UNSUPPORTED', message: `${name} cannot be had` } : null
+  }
+  const replaced: [object, string, unknown][] = [
+    [native, 'harden', ask('harden')],
+    [native, 'ignoreSigusr1', ask('ignoreSigusr1')],
+    [process.features, 'inspector', hasInspector],
+    [builtin, 'threads', { isMainThread }],
+    [builtin, 'inspector', { url }],
+  ]
+  for (const [of, name, value] of replaced) {
+    const given = Object.getOwnPropertyDescriptor(of, name)!
+    Object.defineProperty(of, name, { configurable: true, writable: true, enumerable: true, value })
+    t.teardown(() => Object.defineProperty(of, name, given))
+  }
+  try {
+    harden()
+    return { asked, error: null }
+  } catch (error) {
+    return { asked, error: error as Error }
+  }
+}
+
+test.serial('SIGUSR1 is ignored before the process is closed, but for who listens to it', (t) => {
+  const all = ['ignoreSigusr1', 'harden']
+  t.deepEqual(hardening(t, {}), { asked: all, error: null })
+  t.deepEqual(hardening(t, { hasInspector: undefined }), { asked: all, error: null })
+  const listen = () => {}
+  process.on('SIGUSR1', listen)
+  t.teardown(() => process.off('SIGUSR1', listen))
+  t.deepEqual(hardening(t, {}), { asked: ['harden'], error: null })
+})
+
+test.serial('nothing is done in a worker thread, and where the inspector is open or may be', (t) => {
+  const refused = (kind: Partial<Process>, code: string, message: RegExp) => {
+    const { asked, error } = hardening(t, kind)
+    t.deepEqual(asked, [])
+    t.like(error, { code: `ERR_RINGFENCE_${code}` })
+    t.regex(error!.message, message)
+    return error!
+  }
+  refused({ isMainThread: false }, 'INVALID_ARGUMENT', /worker thread/)
+  refused(
+    { url: () => 'ws://here' },
+    'INVALID_ARGUMENT',
+    /its inspector is open at ws:\/\/here, .* start it without --inspect/,
+  )
+  const cause = new Error('there is none')
+  const url = () => {
+    throw cause
+  }
+  t.is(refused({ url }, 'UNSUPPORTED', /does not tell whether its inspector is open/).cause, cause)
+  // A runtime that was built without one has none to be open.
+  t.is(hardening(t, { hasInspector: false, url }).error, null)
+})
+
+test.serial('what the binding cannot do is told, and what comes after it is not tried', (t) => {
+  for (const [failing, tried] of [
+    ['ignoreSigusr1', ['ignoreSigusr1']],
+    ['harden', ['ignoreSigusr1', 'harden']],
+  ] as const) {
+    const { asked, error } = hardening(t, { failing })
+    t.deepEqual(asked, tried)
+    t.like(error, { code: 'ERR_RINGFENCE_UNSUPPORTED', message: `${failing} cannot be had` })
+  }
+})
