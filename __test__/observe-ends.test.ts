@@ -89,6 +89,7 @@ test.serial(
       // Whoever runs as its user, whatever the executable: the command line is another program.
       policy: { uids: undefined, executables: undefined },
     })
+    t.is(LONGEST, 512 * 1024)
     const below = new Figures()
     done(null, below)
     const observation = await beginning
