@@ -1,0 +1,185 @@
+// What `ringfence doctor PID|ADDRESS` sees of a machine and its processes.
+
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdirSync, readFileSync, statfsSync, writeFileSync } from 'node:fs'
+import { dirname } from 'node:path'
+
+import test, { type ExecutionContext } from 'ava'
+
+import { temporaryDirectory } from './support/address.js'
+import { until } from './support/until.js'
+
+interface Bounded {
+  limit: number
+  used: number
+  path?: string
+}
+
+interface Activity {
+  isStopped: boolean
+  busy: number
+  core: number
+  isPinned: boolean
+  sleepsPerSecond: number
+}
+
+const moduleAt = (name: string) => import(new URL(`../../dist/esm/cli/slow/${name}.js`, import.meta.url).href)
+const { distanceOf, memoryGroupOf, ringsInShm, shmOf } = (await moduleAt('machine')) as {
+  distanceOf(one: number, other: number, places: { sys: string }): string
+  memoryGroupOf(pid: number, places: { sys: string }): Bounded | null
+  ringsInShm(pid: number): number
+  shmOf(pid: number): Bounded | null
+}
+const { watchProcesses } = (await moduleAt('activity')) as {
+  watchProcesses(pids: readonly number[]): Promise<Map<number, Activity>>
+}
+
+/** A process that has gone by now: no other has its number soon. */
+async function goneProcess(): Promise<number> {
+  const child = spawn('true')
+  await once(child, 'exit')
+  return child.pid!
+}
+
+function writeTo(path: string, content: string | number): void {
+  mkdirSync(dirname(path), { recursive: true })
+  writeFileSync(path, `${content}\n`)
+}
+
+/** What the kernel tells of each core's caches. */
+function machineWith(t: ExecutionContext, caches: Record<number, [level: number, cores: string][]>): string {
+  const sys = temporaryDirectory(t)
+  for (const [core, all] of Object.entries(caches)) {
+    writeTo(`${sys}/devices/system/cpu/cpu${core}/cache/uevent`, 'no cache')
+    for (const [at, [level, cores]] of all.entries()) {
+      const index = `${sys}/devices/system/cpu/cpu${core}/cache/index${at}`
+      writeTo(`${index}/level`, level)
+      writeTo(`${index}/shared_cpu_list`, cores)
+    }
+  }
+  return sys
+}
+
+test('two cores are near where both share their last cache', (t) => {
+  const sys = machineWith(t, {
+    0: [
+      [1, '0'],
+      [3, '0-2,5'],
+      [2, '0,9'],
+    ],
+    1: [[3, '0-2,5']],
+    2: [[3, '0-2,5']],
+    5: [[3, '0-2,5']],
+    // It shares one, and not its last.
+    3: [
+      [1, '0-5'],
+      [2, '3-4'],
+    ],
+    6: [[3, '0-6']],
+    7: [],
+    9: [[2, '0,9']],
+  })
+  const of = (one: number, other: number) => distanceOf(one, other, { sys })
+  for (const near of [1, 2, 5]) t.is(of(0, near), 'near', `0 and ${near}`)
+  for (const far of [3, 6, 9])
+    for (const [one, other] of [
+      [0, far],
+      [far, 0],
+    ] as const)
+      t.is(of(one, other), 'far', `${one} and ${other}`)
+  for (const untold of [7, 8]) {
+    t.is(of(0, untold), 'unknown')
+    t.is(of(untold, 0), 'unknown')
+    t.is(of(untold, untold), 'same core')
+  }
+})
+
+test('the tightest of the memory cgroups counts, of both versions', async (t) => {
+  const groups = readFileSync('/proc/self/cgroup', 'latin1').trim().split('\n')
+  const pathOf = (is: (controllers: string) => boolean) => {
+    const line = groups.find((group) => is(group.split(':')[1]!))
+    return line === undefined ? undefined : line.split(':').slice(2).join(':').replace(/^\/$/, '')
+  }
+  const found = (files: Record<string, string | number>) => {
+    const sys = temporaryDirectory(t)
+    for (const [name, content] of Object.entries(files)) writeTo(`${sys}/fs/cgroup${name}`, content)
+    return memoryGroupOf(process.pid, { sys })
+  }
+  const second = pathOf((controllers) => controllers === '')
+  const first = pathOf((controllers) => controllers.split(',').includes('memory'))
+  t.false(second === undefined && first === undefined, 'there is one of them')
+  for (const [root, path, limit, used] of [
+    ['', second, 'memory.max', 'memory.current'],
+    ['/unified', second, 'memory.max', 'memory.current'],
+    ['/memory', first, 'memory.limit_in_bytes', 'memory.usage_in_bytes'],
+  ] as const) {
+    if (path === undefined) continue
+    const at = (group: string, of: number | string, has: number | string) => ({
+      [`${root}${group}/${limit}`]: of,
+      [`${root}${group}/${used}`]: has,
+    })
+    t.deepEqual(found(at(path, 1000, 10)), { limit: 1000, used: 10, path: path || '/' })
+    t.deepEqual(found(at('', 1000, 0)), { limit: 1000, used: 0, path: '/' })
+    if (path !== '') {
+      t.deepEqual(found({ ...at(path, 1000, 10), ...at('', 500, 10) }), { limit: 500, used: 10, path: '/' })
+      t.deepEqual(found({ ...at(path, 500, 10), ...at('', 1000, 10) }), { limit: 500, used: 10, path })
+    }
+    for (const none of [at('', 'max', 1), at('', 0, 1), at('', 2 ** 60, 1), at('', 1000, 'x'), at('', 1000, -1)])
+      t.is(found(none), null)
+  }
+  t.is(found({}), null)
+  t.is(memoryGroupOf(await goneProcess(), { sys: temporaryDirectory(t) }), null)
+})
+
+test('/dev/shm as a process sees it', async (t) => {
+  const { limit, used } = shmOf(process.pid)!
+  const { bsize, blocks } = statfsSync('/dev/shm')
+  t.is(limit, bsize * blocks)
+  t.true(used >= 0 && used <= limit)
+  const { bavail } = statfsSync('/dev/shm')
+  // Other tests use it meanwhile.
+  t.true(Math.abs(used - (blocks - bavail) * bsize) < 2 ** 30)
+  const gone = await goneProcess()
+  t.is(shmOf(gone), null)
+  t.is(ringsInShm(gone), 0)
+  t.is(ringsInShm(process.pid), 0)
+})
+
+/** A process that does something, of one thread alone. */
+function running(t: ExecutionContext, script: string): number {
+  const child = spawn('sh', ['-c', script], { stdio: 'ignore' })
+  t.teardown(() => child.kill('SIGKILL'))
+  return child.pid!
+}
+
+const stateOf = (pid: number) => /\) (\S)/.exec(readFileSync(`/proc/${pid}/stat`, 'latin1'))![1]
+
+test('what a process does: it works, it sleeps, it is stopped, or it is gone', async (t) => {
+  const busy = running(t, 'while :; do :; done')
+  const asleep = running(t, 'exec sleep 1000')
+  const stopped = running(t, 'kill -STOP $$')
+  const pinned = running(t, `exec taskset -c ${firstCore()} sleep 1000`)
+  await until(() => stateOf(stopped) === 'T', 'it is stopped')
+  await until(
+    () => stateOf(asleep) === 'S' && readFileSync(`/proc/${asleep}/comm`, 'latin1') === 'sleep\n',
+    'it sleeps',
+  )
+  await until(() => readFileSync(`/proc/${pinned}/comm`, 'latin1') === 'sleep\n', 'it is pinned')
+  const found = await watchProcesses([busy, asleep, stopped, pinned, await goneProcess()])
+  t.is(found.size, 4)
+  const of = (pid: number) => found.get(pid)!
+  // One thread, which ran or waited for a core all the time: a bit less or more is seen.
+  t.true(of(busy).busy > 0.1 && of(busy).busy < 1.5, String(of(busy).busy))
+  t.deepEqual([of(asleep).busy, of(asleep).sleepsPerSecond], [0, 0])
+  t.deepEqual(
+    [busy, asleep, stopped, pinned].map((pid) => of(pid).isStopped),
+    [false, false, true, false],
+  )
+  t.true(of(pinned).isPinned)
+  t.is(of(pinned).core, firstCore())
+})
+
+function firstCore(): number {
+  return Number(/^Cpus_allowed_list:\s*(\d+)/m.exec(readFileSync('/proc/self/status', 'latin1'))![1])
+}

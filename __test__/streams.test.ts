@@ -1,0 +1,253 @@
+// Which messages go from whom to whom, of what /proc shows of processes and what they tell.
+
+import test from 'ava'
+
+interface Stream {
+  writer: number
+  reader: number
+  capacity: number
+  sent: object | null
+  flow: object | null
+  sleepsPerSecond: number | null
+}
+
+interface Pair {
+  pid: number
+  peer: number
+  address: string | null
+  streams: Stream[]
+}
+
+type Figures = Record<string, unknown>
+type Told = Map<number, { before: object; now: object }>
+
+const { pairsOf } = (await import(new URL('../../dist/esm/cli/slow/streams.js', import.meta.url).href)) as {
+  pairsOf(target: number | string, processes: object[], told: Told): Pair[]
+}
+
+const seen = (pid: number, ...channels: object[]) => ({ pid, uid: 0, executable: '/x', since: 0, channels })
+
+const side = (peer: number | null, role: string | null, more: object = {}) => ({
+  address: null,
+  peer,
+  role,
+  ringCapacity: 100,
+  peerRingCapacity: 200,
+  ...more,
+})
+
+/** Two snapshots of a process, two seconds apart: what each of its channels tells at first, and what more then. */
+function tells(...channels: [before: Figures, more: Figures][]) {
+  const grown = (before: Figures, more: Figures) =>
+    Object.fromEntries(
+      Object.entries({ ...before, ...more }).map(([name, value]) => [
+        name,
+        name in before && name in more ? (before[name] as number) + (value as number) : value,
+      ]),
+    )
+  return {
+    before: { at: 1000, channels: channels.map(([before]) => before) },
+    now: { at: 3000, channels: channels.map(([before, more]) => grown(before, more)) },
+  }
+}
+
+const silent = { sent: null, flow: null, sleepsPerSecond: null }
+const none: Told = new Map()
+
+test('each channel is one pair: of a process as it is asked for, at an address from its host', (t) => {
+  const address = '@x'
+  const processes = [
+    seen(1, side(2, 'guest', { address })),
+    seen(2, side(1, 'host', { address }), side(3, null, { address })),
+  ]
+  const streams = (pid: number, peer: number) => [
+    { writer: pid, reader: peer, capacity: 100, ...silent },
+    { writer: peer, reader: pid, capacity: 200, ...silent },
+  ]
+  t.deepEqual(pairsOf(1, processes, none), [{ pid: 1, peer: 2, address, streams: streams(1, 2) }])
+  t.deepEqual(pairsOf(2, processes, none), [
+    { pid: 2, peer: 1, address, streams: streams(2, 1) },
+    { pid: 2, peer: 3, address, streams: streams(2, 3) },
+  ])
+  // Of 3 nothing is seen but what 2 shows.
+  t.deepEqual(
+    pairsOf(address, processes, none).map(({ pid, peer }) => [pid, peer]),
+    [
+      [2, 1],
+      [2, 3],
+    ],
+  )
+  t.deepEqual(pairsOf('@y', processes, none), [])
+  t.deepEqual(pairsOf(3, processes, none), [])
+  t.deepEqual(pairsOf(4, [seen(4, side(null, 'host'))], none), [])
+})
+
+test('where it is not known who is the host, the lower number comes first, and each is one pair still', (t) => {
+  const address = '@x'
+  const processes = [seen(5, side(6, null, { address })), seen(6, side(5, null, { address }))]
+  t.deepEqual(
+    pairsOf(address, processes, none).map(({ pid }) => pid),
+    [5],
+  )
+  const many = [
+    seen(7, side(8, 'subscriber', { address, ringCapacity: 0 })),
+    seen(8, side(7, 'publisher', { address, peerRingCapacity: 0 })),
+  ]
+  t.deepEqual(
+    pairsOf(address, many, none).map(({ pid, streams }) => [pid, streams.length]),
+    [[8, 1]],
+  )
+  t.deepEqual(
+    pairsOf(7, many, none).map(({ streams }) => streams),
+    [[{ writer: 8, reader: 7, capacity: 200, ...silent }]],
+  )
+})
+
+test('what the two tell of their channel: how full, how much goes through, and how often the reader sleeps', (t) => {
+  const processes = [seen(1, side(2, 'host')), seen(2, side(1, 'guest'))]
+  const own = tells([
+    {
+      id: 1,
+      peer: 2,
+      role: 'host',
+      address: '@met',
+      messagesSent: 10,
+      bytesSent: 1000,
+      ringUsed: 5,
+      waitedMicros: 500_000,
+      sleeps: 3,
+    },
+    { messagesSent: 4, bytesSent: 80, ringUsed: 2, waitedMicros: 1_000_000, sleeps: 8 },
+  ])
+  const theirs = tells([
+    { id: 9, peer: 1, role: 'guest', address: null, messagesReceived: 6, bytesReceived: 60, sleeps: 0 },
+    { messagesReceived: 2, bytesReceived: 6, sleeps: 2 },
+  ])
+  const [pair] = pairsOf(
+    1,
+    processes,
+    new Map([
+      [1, own],
+      [2, theirs],
+    ]),
+  )
+  t.is(pair!.address, '@met')
+  t.deepEqual(pair!.streams, [
+    {
+      writer: 1,
+      reader: 2,
+      capacity: 100,
+      sent: { used: 7, usedBefore: 5, waiting: 0.5 / 1 },
+      flow: { messagesPerSecond: 2, size: 20 },
+      sleepsPerSecond: 1,
+    },
+    {
+      writer: 2,
+      reader: 1,
+      capacity: 200,
+      sent: { used: 0, usedBefore: 0, waiting: 0 },
+      // 2 has told of no message that it sent, nor 1 of one that it has received.
+      flow: null,
+      sleepsPerSecond: 4,
+    },
+  ])
+  // The reader alone tells: the flow is what it has received.
+  const [half] = pairsOf(1, processes, new Map([[2, theirs]]))
+  t.is(half!.address, null)
+  t.deepEqual(half!.streams[0], {
+    writer: 1,
+    reader: 2,
+    capacity: 100,
+    sent: null,
+    flow: { messagesPerSecond: 1, size: 3 },
+    sleepsPerSecond: 1,
+  })
+  t.is(pairsOf('@met', processes, new Map([[1, own]])).length, 1)
+  t.is(pairsOf('@met', processes, new Map([[2, own]])).length, 0)
+})
+
+test('where nothing went through meanwhile, messages are as large as all were before', (t) => {
+  const processes = [seen(1, side(2, 'host')), seen(2, side(1, 'guest'))]
+  const figures = { id: 1, peer: 2, role: 'host', address: null }
+  const flowOf = (before: Figures, more: Figures) =>
+    pairsOf(1, processes, new Map([[1, tells([{ ...figures, ...before }, more])]]))[0]!.streams.map(({ flow }) => flow)
+  t.deepEqual(flowOf({ messagesSent: 4, bytesSent: 100 }, {}), [{ messagesPerSecond: 0, size: 25 }, null])
+  t.deepEqual(flowOf({ messagesReceived: 4, bytesReceived: 100 }, {}), [null, { messagesPerSecond: 0, size: 25 }])
+  t.deepEqual(flowOf({}, {}), [null, null])
+  t.deepEqual(flowOf({}, { messagesSent: 2, bytesSent: 10 }), [{ messagesPerSecond: 1, size: 5 }, null])
+  // A channel that came between the two is no rate.
+  const { before, now } = tells([{ ...figures, messagesSent: 4, bytesSent: 100 }, {}])
+  t.deepEqual(
+    pairsOf(1, processes, new Map([[1, { before: { ...before, channels: [] }, now }]]))[0]!.streams[0]!.sent,
+    null,
+  )
+})
+
+test('two channels of the same two processes have figures of their own', (t) => {
+  const processes = [seen(1, side(2, 'host'), side(2, 'host')), seen(2, side(1, 'guest'), side(1, 'guest'))]
+  const figures = (id: number, ringUsed: number, sleeps: number): [Figures, Figures] => [
+    { id, peer: 2, role: 'host', address: null, ringUsed },
+    { sleeps },
+  ]
+  const told: Told = new Map([
+    [1, tells(figures(1, 5, 2), figures(2, 6, 4), [{ id: 3, peer: 3, role: 'host', address: null }, {}])],
+  ])
+  t.deepEqual(
+    pairsOf(1, processes, told).map(({ streams }) => [streams[0]!.sent, streams[1]!.sleepsPerSecond]),
+    [
+      [{ used: 5, usedBefore: 5, waiting: 0 }, 1],
+      [{ used: 6, usedBefore: 6, waiting: 0 }, 2],
+    ],
+  )
+})
+
+test('a publisher tells of all its subscribers at once; the ring of its figures is no pair', (t) => {
+  const reads = (peer: number, capacity = 100) =>
+    side(peer, 'publisher', { ringCapacity: capacity, peerRingCapacity: 0 })
+  const processes = [
+    seen(1, reads(2), reads(3), reads(4, 4_000_000)),
+    seen(2, side(1, 'subscriber', { ringCapacity: 0, peerRingCapacity: 100 })),
+    seen(4, side(1, 'subscriber', { ringCapacity: 0, peerRingCapacity: 4_000_000 })),
+  ]
+  const told: Told = new Map([
+    [
+      1,
+      tells(
+        // A ring that is as large as that of its figures, and no publisher's.
+        [{ id: 5, peer: 9, role: 'host', address: '@h', ringCapacity: 4_000_000, messagesSent: 1 }, {}],
+        [
+          {
+            id: 1,
+            peer: null,
+            role: 'publisher',
+            address: '@p',
+            ringCapacity: 100,
+            published: 10,
+            bytesPublished: 100,
+          },
+          { published: 2, bytesPublished: 8 },
+        ],
+      ),
+    ],
+    [2, tells([{ id: 1, peer: 1, role: 'subscriber', address: '@p', sleeps: 1 }, { sleeps: 6 }])],
+  ])
+  const flow = { messagesPerSecond: 1, size: 4 }
+  const stream = (reader: number, sleepsPerSecond: number | null) => ({
+    writer: 1,
+    reader,
+    capacity: 100,
+    sent: { used: 0, usedBefore: 0, waiting: 0 },
+    flow,
+    sleepsPerSecond,
+  })
+  t.deepEqual(pairsOf(1, processes, told), [
+    { pid: 1, peer: 2, address: '@p', streams: [stream(2, 3)] },
+    { pid: 1, peer: 3, address: '@p', streams: [stream(3, null)] },
+  ])
+  // From the other side: the ring of figures is none of 4's either.
+  t.deepEqual(pairsOf(2, processes, told), [{ pid: 2, peer: 1, address: '@p', streams: [stream(2, 3)] }])
+  t.deepEqual(pairsOf(4, processes, told), [])
+  // Of one that tells nothing it is not known.
+  t.is(pairsOf(1, processes, none).length, 3)
+  t.is(pairsOf(4, processes, none).length, 1)
+})
