@@ -191,10 +191,11 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    *
    * @returns Who the peer is. Rejects with PEER_REFUSED where the policy does not hold any more, or this cannot be told:
    * then the channel is closed at once, and what it held is discarded. PEER_LOST where the peer has gone, or executes
-   * another program; CLOSED after this side's close; RING_CORRUPT; NO_SPACE where there is no thread for it.
+   * another program; CLOSED after this side's close; RING_CORRUPT; NO_SPACE where there is no thread for it; HANDSHAKE_TIMEOUT where
+   * the peer's executable cannot be read within `timeout`: these two say nothing of the peer, and the channel stays open.
    *
-   * A rejection because the channel has ended is never an unhandled one, as with {@link Channel.send}. PEER_REFUSED and NO_SPACE,
-   * which only this call tells of, are unhandled as usual, where the promise has no handler.
+   * A rejection because the channel has ended is never an unhandled one, as with {@link Channel.send}. PEER_REFUSED, NO_SPACE and
+   * HANDSHAKE_TIMEOUT, which only this call tells of, are unhandled as usual, where the promise has no handler.
    */
   verify(): Promise<Identity> {
     return this.#view.verify(

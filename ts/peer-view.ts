@@ -6,6 +6,7 @@ import type { Evidence, Identity } from './types.js'
 const TOLD_BY_VERIFY: ReadonlySet<string> = new Set([
   'ERR_RINGFENCE_PEER_REFUSED',
   'ERR_RINGFENCE_NO_SPACE',
+  'ERR_RINGFENCE_HANDSHAKE_TIMEOUT',
   'ERR_RINGFENCE_UNSUPPORTED',
 ])
 

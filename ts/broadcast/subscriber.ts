@@ -67,7 +67,8 @@ export class Subscriber {
    * Looks at its process again, now, and compares with the publisher's policy (`authorize` is not asked again).
    *
    * @returns Who it is. Rejects with PEER_REFUSED where the policy does not hold any more, or this cannot be told: then it is let go of.
-   * PEER_LOST where its process has ended; CLOSED once it has gone; NO_SPACE where there is no thread for the look.
+   * PEER_LOST where its process has ended; CLOSED once it has gone; NO_SPACE where there is no thread for the look; HANDSHAKE_TIMEOUT
+   * where its executable cannot be read within `timeout`.
    */
   verify(): Promise<Identity> {
     return new Promise((resolve, reject) => {

@@ -84,8 +84,8 @@ impl Verifier {
     /// # Errors
     /// [`Error::PeerRefused`] if the policy does not hold any more, or this cannot be told: then the channel is closed.
     /// [`Error::PeerLost`] if the peer is gone, [`Error::Closed`] after this side's close, [`Error::RingCorrupt`].
-    /// [`Error::NoSpace`] where this process has run out of descriptors or memory: then the peer was not looked at, and the
-    /// channel lives.
+    /// [`Error::NoSpace`] where this process has run out of descriptors or memory, [`Error::HandshakeTimeout`] where the peer's
+    /// executable cannot be read within [`Options::timeout`]: then the peer was not looked at, and the channel lives.
     pub fn verify(&self) -> Result<Verified> {
         self.check_open()?;
         let Known {
