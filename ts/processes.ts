@@ -21,7 +21,7 @@ export interface SeenChannel {
   peerRingCapacity: number
 }
 
-/** A process that has channels, or keeps an address. */
+/** A process that has channels, or a ring that nobody reads yet. */
 export interface SeenProcess {
   pid: number
   uid: number
