@@ -50,6 +50,14 @@ interface Looked {
   addresses: string[]
 }
 
+/** Who writes and who reads each object, by its number. */
+interface Host {
+  owners: Map<string, Looked>
+  /** Of all that have an owner, in their owners' order. */
+  places: Map<string, number>
+  readers: Map<string, Looked[]>
+}
+
 /**
  * A line of a process's map: from, to, rights, the device and the inode, the name. A control object, which holds no ring, has a name of its
  * own.
@@ -74,9 +82,10 @@ export function seenProcesses(): SeenProcess[] {
       if (writes) owners.set(inode, process)
       else readers.set(inode, [...(readers.get(inode) ?? []), process])
     }
+  const places = new Map([...owners.keys()].map((inode, place) => [inode, place]))
   return looked.flatMap((process) => {
     const about = aboutProcess(process.pid)
-    return about === null ? [] : [{ ...about, channels: channelsOf(process, owners, readers) }]
+    return about === null ? [] : [{ ...about, channels: channelsOf(process, { owners, places, readers }) }]
   })
 }
 
@@ -151,12 +160,12 @@ function beganAt(pid: number): number {
  * A channel is a ring of each of two that the other one reads. What is left over, or has several readers, is a publisher's. Where two
  * have a channel, and one reads the other's publisher as well, alone, it cannot be told which ring is which: what both are told is the same.
  */
-function channelsOf(process: Looked, owners: Map<string, Looked>, readers: Map<string, Looked[]>): SeenChannel[] {
+function channelsOf(process: Looked, { owners, places, readers }: Host): SeenChannel[] {
   const readersOf = (inode: string) => readers.get(inode) ?? []
-  const placeOf = (inode: string) => owners.get(inode)?.mapped.findIndex((mapped) => mapped.inode === inode) ?? 0
+  const placeOf = ({ inode }: Mapped) => places.get(inode) ?? 0
   const rings = process.mapped.filter(({ capacity }) => capacity > 0)
   /** Rings of others that this one reads, which are taken one by one: in their owners' order, as those pair them. */
-  const others = rings.filter(({ writes }) => !writes).sort((one, other) => placeOf(one.inode) - placeOf(other.inode))
+  const others = rings.filter(({ writes }) => !writes).sort((one, other) => placeOf(one) - placeOf(other))
   const channels: SeenChannel[] = []
   for (const { inode, capacity } of rings.filter(({ writes }) => writes)) {
     const theirs = readersOf(inode)
