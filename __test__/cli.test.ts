@@ -28,6 +28,7 @@ import { fileURLToPath } from 'node:url'
 import test, { type ExecutionContext } from 'ava'
 
 import { abstractAddress, temporaryDirectory, untilBound } from './support/address.js'
+import { reachable } from './support/others.js'
 import { Partner } from './support/partner.js'
 import { soon, until } from './support/until.js'
 
@@ -242,6 +243,32 @@ test('where no peer comes, the file is as it was', async (t) => {
   t.is(readFileSync(file, 'utf8'), 'as it was')
   t.deepEqual(readdirSync(directory), ['target'])
 })
+
+;(process.geteuid!() === 0 ? test : test.skip)(
+  'a file that its user may not write is not replaced, though the directory would allow it',
+  async (t) => {
+    const { directory, file } = scene(t)
+    const stranger = 54_327
+    chmodSync(file, 0o444)
+    chmodSync(directory, 0o777)
+    const { node, script, cwd } = reachable(cli)
+    const words = [
+      `--reuid=${stranger}`,
+      `--regid=${stranger}`,
+      '--clear-groups',
+      node,
+      script,
+      'receive',
+      abstractAddress(),
+      file,
+    ]
+    const { status, stderr } = spawnSync('setpriv', words, { cwd, encoding: 'utf8', timeout: 60_000 })
+    t.is(status, 1)
+    t.regex(stderr, /EACCES/)
+    t.is(readFileSync(file, 'utf8'), 'as it was')
+    t.deepEqual(readdirSync(directory), ['target'])
+  },
+)
 
 test('a link is followed, also to where nothing is yet; a FIFO and a device are written to as they are', async (t) => {
   const { directory, file } = scene(t)

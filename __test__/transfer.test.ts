@@ -1,7 +1,17 @@
 // `ringfence send` and `receive`, within this process: what is told to whom, and when. What becomes of files is in cli.test.ts.
 
 import { spawnSync } from 'node:child_process'
-import { closeSync, constants, mkdtempSync, openSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
+import {
+  closeSync,
+  constants,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readlinkSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
 import { join } from 'node:path'
 
 import test, { type ExecutionContext } from 'ava'
@@ -41,6 +51,17 @@ function fileOf(t: ExecutionContext, content: string | Uint8Array): string {
   const file = join(temporaryDirectory(t), 'file')
   writeFileSync(file, content)
   return file
+}
+
+/** What this process has open. A descriptor may go while they are looked at. */
+function openFiles(): string[] {
+  return readdirSync('/proc/self/fd').map((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`)
+    } catch {
+      return ''
+    }
+  })
 }
 
 /** A FIFO that has a writer, which says nothing yet. */
@@ -110,7 +131,8 @@ test.serial('a reader that is slow holds the receiver up: it takes no more than 
 })
 
 test.serial('a file is sent to its end, and the sender waits for the word of the receiver', async (t) => {
-  const { partner, over } = await met(t, send, { file: fileOf(t, 'x'.repeat(600_000)) })
+  const file = fileOf(t, 'x'.repeat(600_000))
+  const { partner, over } = await met(t, send, { file })
   const length = await partner.run(async (kit) => {
     let bytes = 0
     for (let message; (message = await kit.channel.receive()) !== null;) bytes += message.length
@@ -118,8 +140,10 @@ test.serial('a file is sent to its end, and the sender waits for the word of the
   })
   t.is(length, 600_000)
   t.true(await isPending(over))
+  t.true(openFiles().includes(file))
   await partner.run((kit) => kit.channel.end())
   await over
+  t.false(openFiles().includes(file))
 })
 
 test.serial(

@@ -156,7 +156,12 @@ export class Sources {
    * @throws {@link RingfenceError} NO_SPACE: not all could be looked at.
    */
   async find(only?: ReadonlySet<number>): Promise<void> {
-    for (const [pid, source] of this.#sources) if (source.isOver) this.#sources.delete(pid)
+    for (const [pid, source] of this.#sources) {
+      if (!source.isOver) continue
+      this.#sources.delete(pid)
+      // One that tells no figures goes on with what it tells.
+      await source.close()
+    }
     const isFresh = (pid: number) => !this.#sources.has(pid) && !this.#coming.has(pid) && only?.has(pid) !== false
     const fresh = observedPids().filter(isFresh)
     await Promise.all(fresh.map((pid) => this.#come(pid)))
