@@ -190,6 +190,7 @@ test('what a peer has left is read, and then let go of; nothing is read of a rin
   binding.end('exposed')
   const error = { code: 'ERR_RINGFENCE_OBJECT_EXPOSED' } as const
   await t.throwsAsync(waits, error)
+  await channel.close()
   await t.throwsAsync(channel.receive(), error)
 })
 
@@ -209,6 +210,7 @@ test('a close lets go of what a peer has left, also one that has waited for what
     await t.throwsAsync(channel.receive(), closed)
     await channel.close()
     t.deepEqual(binding.told(...ways), [], 'that was all')
+    await t.throwsAsync(channel.send('late'), lost)
   }
   const { binding, channel } = open()
   binding.ring.room = 0

@@ -257,12 +257,11 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
   }
 
   /**
-   * Ends loops, and tells of the end. Does nothing where that was done.
+   * Ends loops, and tells of the end; once.
    *
    * @internal
    */
   protected finish(reason: RingfenceError | null): void {
-    if (this.#over) return
     this.#over = true
     this.#stay()
     this.#acceptQueue.end()

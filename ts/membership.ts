@@ -19,8 +19,8 @@ export interface MembershipEvents {
   /** The role of this process has changed: the host has gone, and its guest is the host. */
   role: [role: 'host' | 'guest']
   /**
-   * The partner has sent a token; {@link LEAVING} comes from a host that leaves. A listener of this event takes the tokens of all
-   * partners, and shares them with loops over `tokens()` of a channel.
+   * The partner has sent a token; {@link LEAVING} comes from a host that leaves. As long as there is a listener of this event, it
+   * takes the tokens of all partners, and shares them with loops over `tokens()` of a channel.
    */
   token: [token: bigint]
   /** A process came and got no channel. The membership goes on. */
@@ -51,6 +51,8 @@ export class Membership extends Endpoint<MembershipEvents> {
   #channel: Channel | null = null
   /** Its tokens are told as events. */
   #listened: Channel | null = null
+  /** The loops that tell them: one that has ended may have some left. */
+  readonly #loops = new Set<AsyncIterator<bigint, undefined>>()
   #leaving: Promise<void> | null = null
   /** Events of the beginning; null once they are told. */
   #untold: (() => void)[] | null = []
@@ -66,10 +68,13 @@ export class Membership extends Endpoint<MembershipEvents> {
     this.hearOf('newListener', (name) => {
       if (name === 'token' && this.#channel !== null) void this.#tellTokens(this.#channel)
     })
+    this.hearOf('removeListener', (name) => {
+      if (name === 'token' && this.listenerCount('token') === 0) this.#leaveTokens()
+    })
     // A guest comes with its channel. The caller of `member` hears of that as well: it has its listeners a turn later.
     this.poll()
     setImmediate(() => {
-      const untold = this.#untold ?? []
+      const untold = this.#untold!
       this.#untold = null
       for (const say of untold) say()
     })
@@ -161,23 +166,29 @@ export class Membership extends Endpoint<MembershipEvents> {
     else this.#untold.push(say)
   }
 
-  /** Tells the channel's tokens as events; once for each channel, as soon as the event has a listener. */
+  /** Tells the channel's tokens as events, as long as somebody listens; once for each channel. */
   async #tellTokens(channel: Channel): Promise<void> {
     if (this.#listened === channel) return
     this.#listened = channel
     const tokens = channel.tokens()[Symbol.asyncIterator]()
-    for (;;) {
-      let next: IteratorResult<bigint, undefined>
-      try {
-        next = await tokens.next()
-      } catch (error) {
-        this.tell('refused', error as RingfenceError)
-        return
+    this.#loops.add(tokens)
+    try {
+      for (;;) {
+        const { value } = await tokens.next()
+        if (value === undefined) return
+        this.tell('token', value)
       }
-      const { value } = next
-      if (value === undefined) return
-      this.tell('token', value)
+    } catch (error) {
+      this.tell('refused', error as RingfenceError)
+    } finally {
+      this.#loops.delete(tokens)
     }
+  }
+
+  /** What comes from now on is for others. */
+  #leaveTokens(): void {
+    for (const tokens of this.#loops) void tokens.return!()
+    this.#listened = null
   }
 }
 

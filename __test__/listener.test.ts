@@ -1,0 +1,324 @@
+// A listener over a binding of the test's own: who comes, who is told of it, and what is asked of the binding.
+
+import { getEventListeners } from 'node:events'
+
+import test from 'ava'
+import type { Channel, ConnectOptions, Listener, RingfenceError } from 'ringfence'
+
+import { beginsHere } from './support/binding.js'
+import { FAILED } from './support/channel.js'
+import { codeOf } from './support/ring.js'
+import { comer, connect, exits, listen, listens, Standing } from './support/standing.js'
+import { isPending } from './support/until.js'
+
+const next = async (from: AsyncIterable<unknown>) => (await from[Symbol.asyncIterator]().next()) as { value: Channel }
+const toListeners = { ...codeOf('INVALID_ARGUMENT'), message: /listeners of 'connection'/ }
+const toMessages = { ...codeOf('INVALID_ARGUMENT'), message: /messages\(\) reads/ }
+const figures = (messages: number) => [messages, 10 * messages, 2 * messages, 20 * messages, 3, 4, 5, 64]
+
+/** The processes whose channels a listener of 'connection' gets. */
+function heardOf(listener: Listener): { pids: number[]; hear: (channel: Channel) => void } {
+  const pids: number[] = []
+  const hear = (channel: Channel) => void pids.push(channel.peer.pid)
+  listener.on('connection', hear)
+  return { pids, hear }
+}
+
+test.serial('each agent is a channel, each refusal is told, and both are counted', async (t) => {
+  const { listener, standing } = await listens(t)
+  const refusals: RingfenceError[] = []
+  listener.on('refused', (error) => refusals.push(error))
+  const [first, second, third] = [comer(1), comer(2), comer(3)]
+  third.fail('watch', 'NO_SPACE')
+  const uid = { code: 'PEER_REFUSED', message: 'another user', check: 'uid', wanted: '1', found: '2' }
+  const timeout = { code: 'HANDSHAKE_TIMEOUT', message: 'says nothing', identity: { pid: 9 } }
+  standing.tell(first.raw, uid, second.raw, timeout, timeout, third.raw)
+  t.deepEqual(
+    refusals.map(({ code, check, identity }) => [code.slice('ERR_RINGFENCE_'.length), check, identity?.pid]),
+    [
+      ['PEER_REFUSED', 'uid', undefined],
+      ['HANDSHAKE_TIMEOUT', undefined, 9],
+      ['HANDSHAKE_TIMEOUT', undefined, 9],
+      ['NO_SPACE', undefined, 3],
+    ],
+  )
+  const channels = [(await next(listener)).value, (await next(listener)).value]
+  t.deepEqual(
+    channels.map(({ peer }) => peer.pid),
+    [1, 2],
+  )
+  t.is(listener.size, 2)
+
+  first.answers['stats'] = figures(10)
+  second.answers['stats'] = figures(100)
+  const refused = { uid: 1, HANDSHAKE_TIMEOUT: 2, NO_SPACE: 1 }
+  t.like(listener.stats(), {
+    open: 2,
+    accepted: 2,
+    refused,
+    messagesSent: 110,
+    messagesReceived: 220,
+    ringCapacity: 128,
+  })
+  // One goes, and what it has left is read later.
+  first.from.come(Buffer.from('left'))
+  first.from.ended = true
+  first.end('closed', 1)
+  await channels[0]!.closed
+  t.is(listener.size, 1)
+  t.like(listener.stats(), { open: 1, accepted: 2, messagesSent: 110, messagesReceived: 219, ringCapacity: 64 })
+  t.is(String(await channels[0]!.receive()), 'left')
+  t.like(listener.stats(), { messagesReceived: 219 }, 'until all of it was read')
+  t.is(await channels[0]!.receive(), null)
+  await Promise.resolve()
+  t.like(listener.stats(), { messagesReceived: 220, bytesReceived: 2200 })
+  await channels[1]!.close()
+  await Promise.resolve()
+  t.like(listener.stats(), { open: 0, messagesSent: 110, messagesReceived: 220, ringCapacity: 0 })
+})
+
+test.serial('as long as somebody listens for connections, no loop gets one', async (t) => {
+  const { listener, standing } = await listens(t)
+  standing.tell(comer(1).raw, comer(2).raw)
+  const { pids, hear } = heardOf(listener)
+  t.deepEqual(pids, [], 'in a moment')
+  await Promise.resolve()
+  t.deepEqual(pids, [1, 2])
+  standing.tell(comer(3).raw)
+  t.deepEqual(pids, [1, 2, 3])
+  await t.throwsAsync(next(listener), toListeners)
+  // Another one more, and others that are about something else.
+  const other = heardOf(listener)
+  const none = () => {}
+  await Promise.resolve()
+  listener.on('refused', none).off('refused', none).off('connection', hear)
+  standing.tell(comer(4).raw)
+  t.deepEqual([pids, other.pids], [[1, 2, 3], [4]])
+  listener.off('connection', other.hear)
+  const waits = next(listener)
+  standing.tell(comer(5).raw)
+  t.is((await waits).value.peer.pid, 5)
+
+  // One that listens once leaves the rest to loops; one that has gone by then gets none.
+  standing.tell(comer(6).raw, comer(7).raw)
+  const once: number[] = []
+  listener.once('connection', ({ peer }) => once.push(peer.pid))
+  await Promise.resolve()
+  t.deepEqual(once, [6])
+  const gone = heardOf(listener)
+  listener.off('connection', gone.hear)
+  await Promise.resolve()
+  listener.on('refused', none)
+  await Promise.resolve()
+  t.is((await next(listener)).value.peer.pid, 7)
+  t.deepEqual(gone.pids, [])
+})
+
+test.serial('who removes all listeners takes none of the listener’s own', async (t) => {
+  const { listener, standing } = await listens(t)
+  const kept = () => [listener.listenerCount('newListener'), listener.listenerCount('removeListener')]
+  const before = kept()
+  heardOf(listener)
+  await Promise.resolve()
+  t.is(listener.removeAllListeners(), listener)
+  t.deepEqual(kept(), before)
+  t.is(listener.listenerCount('connection'), 0)
+  standing.tell(comer(1).raw)
+  t.is((await next(listener)).value.peer.pid, 1)
+  for (const name of ['newListener', 'removeListener'] as const) {
+    listener.removeAllListeners(name as never)
+    t.deepEqual(kept(), before, name)
+  }
+  const { pids } = heardOf(listener)
+  await Promise.resolve()
+  standing.tell(comer(2).raw)
+  t.deepEqual(pids, [2])
+  listener.removeAllListeners('connection')
+  standing.tell(comer(3).raw)
+  t.is((await next(listener)).value.peer.pid, 3)
+})
+
+test.serial(
+  'messages() has all channels, those that wait and those that come, to the end of the last one',
+  async (t) => {
+    const { listener, standing } = await listens(t)
+    const [first, second] = [comer(1), comer(2)]
+    for (const { from } of [first, second]) from.come(Buffer.from('hello'))
+    standing.tell(first.raw)
+    const loop = listener[Symbol.asyncIterator]()
+    t.throws(() => listener.messages(), { ...codeOf('INVALID_ARGUMENT'), message: /a loop over this listener/ })
+    await loop.return!()
+    const { hear } = heardOf(listener)
+    t.throws(() => listener.messages(), toListeners)
+    listener.off('connection', hear)
+
+    const messages = listener.messages()[Symbol.asyncIterator]()
+    const others = listener.messages()[Symbol.asyncIterator]()
+    t.deepEqual((await messages.next()).value![0].peer.pid, 1)
+    const none = () => {}
+    listener.on('refused', none).off('refused', none)
+    standing.tell(second.raw)
+    t.deepEqual((await others.next()).value![0].peer.pid, 2)
+    await t.throwsAsync(next(listener), toMessages)
+    t.throws(() => listener.on('connection', () => {}), toMessages)
+    const waits = messages.next()
+    await listener.close()
+    t.true(await isPending(waits), 'channels go on')
+    for (const { from, heard } of [first, second]) {
+      from.come(Buffer.from('bye'))
+      from.ended = true
+      heard()
+    }
+    t.is(String((await waits).value![1]), 'bye')
+    t.is(String((await messages.next()).value![1]), 'bye')
+    t.deepEqual(await messages.next(), { done: true, value: undefined })
+    t.deepEqual(await others.next(), { done: true, value: undefined })
+    // Of one that is over already nothing comes.
+    const late = await listens(t)
+    await late.listener.close()
+    t.deepEqual(await late.listener.messages()[Symbol.asyncIterator]().next(), { done: true, value: undefined })
+  },
+)
+
+test.serial('a close keeps the channels that somebody has, or closes them, and ends the rest', async (t) => {
+  for (const channels of [undefined, 'keep', 'close'] as const) {
+    const { listener, standing } = await listens(t)
+    const events: unknown[] = []
+    listener.on('close', (reason) => events.push(reason))
+    for (const wrong of [{ channels: 'all' }, { chanels: 'keep' }])
+      await t.throwsAsync(listener.close(wrong as object), codeOf('INVALID_ARGUMENT'))
+    const all = [comer(1), comer(2), comer(3)]
+    standing.tell(...all.map(({ raw }) => raw))
+    const loop = listener[Symbol.asyncIterator]()
+    const { value } = (await loop.next()) as { value: Channel }
+    for (const binding of all) binding.told()
+    t.deepEqual(standing.since(), [])
+    // What nobody reads any more is let go of, of one that has gone as well.
+    all[2]!.from.come(Buffer.from('left'))
+    all[2]!.end('exited', 1)
+    await (channels === undefined ? listener[Symbol.asyncDispose]() : listener.close({ channels }))
+    t.deepEqual(
+      all.map((binding) => binding.told('close', 'outlive')),
+      [channels === 'close' ? ['close'] : [], ['close'], ['outlive', 'close']],
+      channels,
+    )
+    t.deepEqual(standing.since(), ['close'])
+    t.is(await listener.closed, null)
+    t.deepEqual(await loop.next(), { done: true, value: undefined })
+    t.deepEqual(events, [null])
+    await listener.close({ channels: 'close' })
+    t.is(await value.closed, 'closed')
+    standing.bell()
+    t.deepEqual([standing.asked, events], [[], [null]], 'that was all')
+  }
+})
+
+test.serial(
+  'a signal closes a listener, and not one that is closed; one that comes too late for it as well',
+  async (t) => {
+    const controller = new AbortController()
+    const { signal } = controller
+    const listeners = () => getEventListeners(signal, 'abort').length
+    const first = await listens(t, { signal })
+    t.is(listeners(), 1)
+    await first.listener.close()
+    t.is(listeners(), 0)
+    const second = await listens(t, { signal })
+    second.standing.tell(comer(1).raw)
+    controller.abort()
+    t.is(await second.listener.closed, null)
+    t.deepEqual(second.standing.since(), ['close'])
+
+    const late = new AbortController()
+    const all = beginsHere(t)
+    const opening = listen('@somewhere', { signal: late.signal })
+    await Promise.resolve()
+    const standing = new Standing()
+    late.abort()
+    t.deepEqual(all[0]!.asked, ['cancel'])
+    all[0]!.done(null, standing)
+    await t.throwsAsync(opening, codeOf('ABORTED'))
+    t.deepEqual(standing.since(), ['close'])
+  },
+)
+
+test.serial('a listener that ends by itself says why, and closes what nobody has taken', async (t) => {
+  const { listener, standing } = await listens(t)
+  const events: unknown[] = []
+  listener.on('close', (reason) => events.push(reason))
+  const [first, second] = [comer(1), comer(2)]
+  standing.tell(first.raw, second.raw)
+  const loop = listener[Symbol.asyncIterator]()
+  t.is(((await loop.next()) as { value: Channel }).value.peer.pid, 1)
+  for (const binding of [first, second]) binding.told()
+  standing.fail()
+  const reason = await listener.closed
+  t.is(reason!.message, 'as the binding says')
+  t.deepEqual(standing.since(), ['close'])
+  t.deepEqual([first.told('close'), second.told('close')], [[], ['close']])
+  t.deepEqual(events, [reason])
+  t.is(await t.throwsAsync(loop.next()), reason as never)
+  await listener.close()
+  standing.bell()
+  t.deepEqual(standing.asked, [], 'nothing more is asked')
+  // The first that comes to the end of its messages is told as well.
+  const read = await listens(t)
+  const messages = read.listener.messages()[Symbol.asyncIterator]()
+  read.standing.fail()
+  await t.throwsAsync(messages.next(), { message: 'as the binding says' })
+})
+
+test.serial('newcomers wait at the address while sixteen wait for a loop', async (t) => {
+  const { listener, standing } = await listens(t)
+  standing.tell(...Array.from({ length: 16 }, (_, pid) => comer(pid).raw))
+  t.deepEqual(standing.since(), ['pause 1'])
+  await next(listener)
+  t.deepEqual(standing.since(), ['pause 0'])
+  t.is(listener.unref(), listener)
+  t.is(listener.ref(), listener)
+  t.deepEqual(standing.since(), ['keep alive 0', 'keep alive 1'])
+})
+
+test.serial('what cannot be watched is closed, and is none', async (t) => {
+  const standing = new Standing()
+  standing.failing = { code: 'NO_SPACE', message: 'no descriptor is left' }
+  standing.watching = FAILED
+  const all = beginsHere(t)
+  const opening = listen('@somewhere')
+  await Promise.resolve()
+  all[0]!.done(null, standing)
+  await t.throwsAsync(opening, { ...codeOf('NO_SPACE'), message: 'no descriptor is left' })
+  t.deepEqual(standing.since(), ['close'])
+  const { listener } = await listens(t)
+  t.throws(() => Reflect.construct(listener.constructor, [Symbol('ringfence'), {}]) as unknown, {
+    ...codeOf('INVALID_ARGUMENT'),
+    message: /^listeners are made by listen/,
+  })
+})
+
+test.serial('a process that exits frees the address of a path, and not of one that is closed', async (t) => {
+  const open = await listens(t, {}, '/somewhere')
+  const closed = await listens(t, {}, '/somewhere')
+  await closed.listener.close()
+  const abstract = await listens(t)
+  for (const { standing } of [open, closed, abstract]) standing.since()
+  exits()
+  t.deepEqual(
+    [open, closed, abstract].map(({ standing }) => standing.since()),
+    [['close'], [], []],
+  )
+  await open.listener.close()
+})
+
+test.serial('an agent has a channel of the service’s address', async (t) => {
+  const all = beginsHere(t)
+  const opening = connect('/somewhere', { timeout: 5 } satisfies ConnectOptions)
+  await Promise.resolve()
+  t.like(all[0], { name: 'connect', address: '/somewhere' })
+  exits()
+  t.deepEqual(all[0]!.asked, [], 'it has bound nothing')
+  const agent = comer(4)
+  all[0]!.done(null, agent.raw)
+  t.is((await opening).peer.pid, 4)
+  t.deepEqual(agent.told('vacate'), [])
+})
