@@ -178,6 +178,9 @@ test('links are followed, one after the other, each from where it lies; too many
   await t.throwsAsync(openTarget(join(file, 'below')), { code: 'ENOTDIR' })
   await t.throwsAsync(openTarget(join(directory, 'nowhere', 'file')), { code: 'ENOENT' })
   await t.throwsAsync(openTarget(directory), { code: 'EISDIR' })
+  await t.throwsAsync(openTarget(`${directory}/`), { code: 'EISDIR' })
+  await t.throwsAsync(openTarget(`${directory}/new/`), { message: `${directory}/new/ names no file` })
+  await t.throwsAsync(openTarget(''), { message: "'' names no file" })
   t.deepEqual(readdirSync(directory).sort(), ['dangling', 'deep', 'down', 'file', 'loop'])
 })
 

@@ -260,4 +260,10 @@ test.serial('on a terminal the progress is drawn, and its last line stays', asyn
   })
   await received
   t.regex(errors.text.split('\u001b[K').join('|'), /\r2\.00 kB  [\d.]+ \w+\/s\|\n$/)
+  const { partner: doomed, over: cut } = await met(t, receive)
+  await doomed.run((kit) => kit.channel.send('x'.repeat(3000)))
+  await until(() => errors.text.includes('3.00 kB'), 'it is drawn')
+  await doomed.kill()
+  await t.throwsAsync(cut)
+  t.regex(errors.text.split('\u001b[K').join('|'), /\r3\.00 kB  [\d.]+ \w+\/s\|\n$/)
 })

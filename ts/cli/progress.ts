@@ -42,7 +42,7 @@ export class Progress {
     return Math.max(performance.now() - this.#started, 0.001) / 1000
   }
 
-  /** Leaves the last state standing. */
+  /** Leaves the last state standing: what is told next has a line of its own. */
   done(): void {
     if (this.#shown) process.stderr.write(`\r${this.line()}\x1b[K\n`)
   }

@@ -32,6 +32,8 @@ export async function openTarget(path: string, signal: AbortSignal | undefined):
   const place = await follow(path)
   const old = place === null ? undefined : await stat(place).catch(ifMissing)
   if (place === null || (old !== undefined && !old.isFile())) return openAsItIs(path, signal)
+  // No file can be put there in the end, when all has come.
+  if (old === undefined && (place === '' || place.endsWith('/'))) throw new Error(`${path || "''"} names no file`)
   // Who may not write the old one may not replace it either, though the directory would allow it.
   if (old !== undefined) await access(place, constants.W_OK)
   const name = `.${basename(place).slice(0, NAME)}.${randomBytes(6).toString('hex')}.part`

@@ -37,23 +37,26 @@ export async function send({ address, file, evidence, options }: Transfer): Prom
 async function sendAll(channel: Channel, source: Source, answer: Promise<unknown>, file?: string): Promise<void> {
   const size = await source.size()
   const progress = new Progress(size)
-  const over = channel.closed.then((reason) => endedBy(reason, 'the receiver has left'))
-  for await (const chunk of readUntil(source, over)) {
-    await channel.send(chunk)
-    progress.add(chunk.length)
+  try {
+    const over = channel.closed.then((reason) => endedBy(reason, 'the receiver has left'))
+    for await (const chunk of readUntil(source, over)) {
+      await channel.send(chunk)
+      progress.add(chunk.length)
+    }
+    // The receiver is not to take it for the whole: this process ends without having ended its sending.
+    if (size !== undefined && progress.bytes < size) {
+      throw new Error(`${file} has become shorter while it was sent: ${progress.bytes} bytes of ${size}`)
+    }
+    await channel.end()
+    // The receiver ends its side once it has written everything; then the channel closes by itself.
+    await answer
+    const reason = await channel.closed
+    // One that closes without that has not.
+    if (reason !== 'closed' || cutOff(channel) !== undefined)
+      throw endedBy(reason, 'the receiver left before it had said that it has everything')
+  } finally {
+    progress.done()
   }
-  // The receiver is not to take it for the whole: this process ends without having ended its sending.
-  if (size !== undefined && progress.bytes < size) {
-    throw new Error(`${file} has become shorter while it was sent: ${progress.bytes} bytes of ${size}`)
-  }
-  await channel.end()
-  // The receiver ends its side once it has written everything; then the channel closes by itself.
-  await answer
-  const reason = await channel.closed
-  progress.done()
-  // One that closes without that has not.
-  if (reason !== 'closed' || cutOff(channel) !== undefined)
-    throw endedBy(reason, 'the receiver left before it had said that it has everything')
 }
 
 /** Rejects where the peer sends something. Never resolves. */
@@ -77,16 +80,19 @@ export async function receive({ address, file, evidence, options }: Transfer): P
   try {
     const channel = await meet(address, options, evidence)
     const progress = new Progress(undefined)
-    const chunks = messages(channel, progress)
-    // Before the sender is told that all is here.
-    if (target === undefined) await print(chunks)
-    else {
-      // It closes the file: one whose stream does not would never be closed, and a later failure never told.
-      await pipeline(chunks, target.sink)
-      await target.keep()
+    try {
+      const chunks = messages(channel, progress)
+      // Before the sender is told that all is here.
+      if (target === undefined) await print(chunks)
+      else {
+        // It closes the file: one whose stream does not would never be closed, and a later failure never told.
+        await pipeline(chunks, target.sink)
+        await target.keep()
+      }
+      await channel.end()
+    } finally {
+      progress.done()
     }
-    await channel.end()
-    progress.done()
   } finally {
     await target?.close()
   }

@@ -1,0 +1,69 @@
+// `ringfence doctor`: all that was found is printed, and what it means, what is worst first.
+
+import test from 'ava'
+import { doctor } from 'ringfence'
+
+import { takeOutput } from './support/output.js'
+
+const { diagnose } = (await import(new URL('../../dist/esm/cli/doctor.js', import.meta.url).href)) as {
+  diagnose(json: boolean): void
+}
+
+test.serial('each thing that was looked at has a row, and its meaning below the status that it has', (t) => {
+  const output = takeOutput(t, 'stdout', { columns: 10_000 })
+  diagnose(false)
+  const { kernel, findings } = doctor()
+  const [head, rows, ...meanings] = output.text.split('\n\n')
+  t.is(head, `${kernel}, Node ${process.versions.node}`)
+  const marks = { good: 'good', limited: 'LIMITED', missing: 'MISSING' }
+  const [headings, line, ...cells] = rows!.split('\n')
+  t.deepEqual(headings!.trim().split(/ {2,}/), ['what', 'found'])
+  t.regex(line!, /^─+ {2}─+ {2}─+$/)
+  t.deepEqual(
+    cells.map((row) => row.split(/ {2,}/).slice(0, 2)),
+    findings.map(({ status, title }) => [marks[status], title]),
+  )
+  for (const cell of cells) t.not(cell.split(/ {2,}/)[2] ?? '', '', cell)
+  // Of each status that there is, in this order.
+  const wanted = (['missing', 'limited', 'good'] as const).flatMap((status) => {
+    const some = findings.filter((finding) => finding.status === status)
+    return some.length === 0 ? [] : [[marks[status], ...some.map(({ title }) => `  ${title}: `)]]
+  })
+  t.deepEqual(
+    meanings.map((part) =>
+      part
+        .trimEnd()
+        .split('\n')
+        .map((text, at) => (at === 0 ? text : text.slice(0, text.indexOf(': ') + 2))),
+    ),
+    wanted,
+  )
+  for (const part of meanings) for (const meaning of part.trimEnd().split('\n').slice(1)) t.regex(meaning, /: \S/)
+})
+
+test.serial('a table is as wide as the terminal, and else 160 columns', (t) => {
+  const narrow = takeOutput(t, 'stdout', { columns: 30 })
+  diagnose(false)
+  const width = (text: string) =>
+    Math.max(
+      ...text
+        .split('\n\n')[1]!
+        .split('\n')
+        .map((line) => line.length),
+    )
+  t.is(width(narrow.text), 30)
+  const unknown = takeOutput(t, 'stdout')
+  diagnose(false)
+  t.true(width(unknown.text) <= 160)
+})
+
+test.serial('a program reads all of it as JSON', (t) => {
+  const output = takeOutput(t, 'stdout')
+  diagnose(true)
+  const told = JSON.parse(output.text) as ReturnType<typeof doctor>
+  const { kernel, findings } = doctor()
+  t.is(told.kernel, kernel)
+  const names = (all: typeof findings) => all.map(({ name, title, status }) => [name, title, status])
+  t.deepEqual(names(told.findings), names(findings))
+  for (const { found, meaning } of told.findings) t.true(found !== '' && meaning !== '')
+})
