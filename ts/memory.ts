@@ -36,7 +36,8 @@ const viewed = function (memory: ArrayBuffer, from: number, length: number): Buf
 export const BufferView: View = bufferClass((Buffer as { [Symbol.species]?: unknown })[Symbol.species]) ?? viewed
 
 function bufferClass(species: unknown): View | undefined {
-  if (typeof species !== 'function' || species === Buffer || species.prototype !== Buffer.prototype) return undefined
+  // Its constructor is not to be called any more.
+  if (species === Buffer) return undefined
   try {
     const made = new (species as View)(new ArrayBuffer(16), 8, 4)
     return made.byteOffset === 8 && made.length === 4 && Buffer.isBuffer(made) ? (species as View) : undefined
