@@ -42,6 +42,25 @@ fn a_look_at_seals_that_is_interrupted_is_made_again() {
     play("agent", "fcntl(F_GET_SEALS)", "1", "EINTR");
 }
 
+/// Other looks at what the peer had passed were held against it where they were cut short.
+#[test]
+fn every_look_that_is_interrupted_is_made_again() {
+    play("member, second", "getsockopt(SO_ACCEPTCONN)", "1+", "EINTR");
+    play("pair over shm, the guest", "fcntl(F_GETFL)", "1+", "EINTR");
+}
+
+/// A name that stayed for want of memory was told as one that others had seen.
+#[test]
+fn a_name_that_cannot_be_taken_away_is_trouble_of_ones_own() {
+    play("pair over shm, the guest", "unlink", "1+", "ENOMEM");
+}
+
+/// The child had lost its line, and the parent the child.
+#[test]
+fn a_line_that_could_not_be_taken_is_taken_at_the_next_try() {
+    play("child", "fcntl(F_SETFD)", "1", "EACCES");
+}
+
 /// A subscriber that could not be watched was let in, and told at once that its publisher had closed.
 #[test]
 fn a_subscriber_is_kept_where_it_cannot_be_watched_at_first() {

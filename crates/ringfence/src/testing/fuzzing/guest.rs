@@ -18,6 +18,7 @@ use std::{
 use arbitrary::{Result, Unstructured};
 use nix::{
     cmsg_space,
+    errno::Errno,
     fcntl::OFlag,
     sys::socket::{
         AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, recvmsg,
@@ -177,7 +178,8 @@ impl Host {
     /// `None`: it has drawn what this kernel does not make, or the bytes were too few.
     fn begin(&mut self, bytes: &[u8]) -> Option<Begun> {
         let flags = MsgFlags::MSG_NOSIGNAL;
-        let sent = nix::sys::socket::send(self.control.as_raw_fd(), bytes, flags);
+        let number = self.control.as_raw_fd();
+        let sent = sys::uninterrupted(|| nix::sys::socket::send(number, bytes, flags));
         let heard = sent.ok().and_then(|_| hear(&self.control));
         let (said, stream) = heard.unwrap_or_default();
         let (comes, backing, wrong) = match said[..] {
@@ -205,7 +207,13 @@ fn hear(control: &OwnedFd) -> Option<(Vec<u8>, Option<OwnedFd>)> {
     let mut space = cmsg_space!(std::os::fd::RawFd);
     let mut slices = [IoSliceMut::new(&mut into)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let heard = recvmsg::<()>(control.as_raw_fd(), &mut slices, Some(&mut space), flags).ok()?;
+    // The fuzzer's clock sends signals.
+    let heard = loop {
+        match recvmsg::<()>(control.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+            Err(Errno::EINTR) => {}
+            other => break other.ok()?,
+        }
+    };
     let descriptor = heard.cmsgs().ok()?.find_map(|message| match message {
         ControlMessageOwned::ScmRights(descriptors) => descriptors.first().copied(),
         _ => None,
