@@ -50,6 +50,7 @@ fn role() {
     match role.as_str() {
         "verify" => verify(&address),
         "lets in" => lets_in(&address, &arguments[1]),
+        "succeeds" => succeeds(&address),
         "ring" => ring(&address, arguments[1].parse().unwrap()),
         "interrupted" => interrupted(&address),
         "short" => short(&address, &arguments[1], arguments[2].parse().unwrap()),
@@ -124,26 +125,24 @@ fn a_look_at_the_peer_for_which_no_descriptor_is_left_ends_no_channel() {
     actor.finish();
 }
 
-/// Lets nobody in while it may wait for no descriptor, and afterwards whoever comes.
-fn lets_in(address: &Address, what: &str) {
-    let (mut listener, mut publisher) = (None, None);
-    match what {
-        "service" => listener = Some(listen(address, &small()).unwrap()),
-        _ => publisher = Some(publish(address, &small()).unwrap()),
-    }
+/// What a thread of this process does in the kernel, whose name begins so.
+fn call_of(name: &str) -> fs::File {
     let mut call = None;
-    wait_until("the thread that lets newcomers in", || {
+    wait_until(name, || {
         call = fs::read_dir("/proc/self/task")
             .unwrap()
             .map(|entry| entry.unwrap().path())
             // Others may end meanwhile.
-            .find(|task| {
-                fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "ringfence-accep")
-            })
+            .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|it| it.trim() == name))
             .map(|task| fs::File::open(task.join("syscall")).unwrap());
         call.is_some()
     });
-    let call = call.unwrap();
+    call.unwrap()
+}
+
+/// Has no descriptors until the thread of this name has failed in what it does, and has others told of both.
+fn be_short_for_a_while(name: &str) {
+    let call = call_of(name);
     let sleep = format!("{} ", libc::SYS_clock_nanosleep);
     let short = Short::new(0);
     say("short");
@@ -153,16 +152,27 @@ fn lets_in(address: &Address, what: &str) {
     });
     drop(short);
     say("well");
-    match (listener, publisher) {
-        (Some(listener), _) => loop {
-            match listener.accept().unwrap() {
-                Arrival::Accepted(_) => break,
-                Arrival::Refused(refused) => assert_eq!(refused.error.code(), "NO_SPACE"),
-                other => panic!("{other:?}"),
+}
+
+/// Lets nobody in while it may wait for no descriptor, and afterwards whoever comes.
+fn lets_in(address: &Address, what: &str) {
+    match what {
+        "service" => {
+            let listener = listen(address, &small()).unwrap();
+            be_short_for_a_while("ringfence-accep");
+            loop {
+                match listener.accept().unwrap() {
+                    Arrival::Accepted(_) => break,
+                    Arrival::Refused(refused) => assert_eq!(refused.error.code(), "NO_SPACE"),
+                    other => panic!("{other:?}"),
+                }
             }
-        },
-        (_, publisher) => {
-            let publisher = publisher.unwrap();
+            say("one is here");
+            wait_for_test();
+        }
+        "publisher" => {
+            let publisher = publish(address, &small()).unwrap();
+            be_short_for_a_while("ringfence-accep");
             loop {
                 match publisher.audience().next().unwrap() {
                     PublisherEvent::Subscriber(_) => break,
@@ -170,15 +180,28 @@ fn lets_in(address: &Address, what: &str) {
                     other => panic!("{other:?}"),
                 }
             }
+            say("one is here");
+            wait_for_test();
+        }
+        _ => {
+            let membership = member(address, &small()).unwrap();
+            be_short_for_a_while("ringfence-membe");
+            loop {
+                match membership.next().unwrap() {
+                    Change::Channel(_) => break,
+                    Change::Refused(refused) => assert_eq!(refused.error.code(), "NO_SPACE"),
+                    other => panic!("{other:?}"),
+                }
+            }
+            say("one is here");
+            wait_for_test();
         }
     }
-    say("one is here");
-    wait_for_test();
 }
 
 #[test]
 fn a_wait_for_newcomers_that_fails_closes_no_door() {
-    for what in ["service", "publisher"] {
+    for what in ["service", "publisher", "member"] {
         let (address, _keep) = fresh_address(false);
         let host = Actor::start("lets in", &[&address.to_string(), what]);
         host.expect("short");
@@ -186,13 +209,47 @@ fn a_wait_for_newcomers_that_fails_closes_no_door() {
             let options = small().wait(true);
             move || match what {
                 "service" => connect(&address, &options).map(drop),
-                _ => subscribe(&address, &options).map(drop),
+                "publisher" => subscribe(&address, &options).map(drop),
+                _ => member(&address, &options)?.partner(None).map(drop),
             }
         });
         host.expect("well");
         host.expect("one is here");
         comes.join().unwrap().unwrap();
         host.finish();
+    }
+}
+
+/// Is a guest until its host has gone, at a moment at which it can do nothing about it.
+fn succeeds(address: &Address) {
+    let membership = member(address, &small()).unwrap();
+    assert_eq!(membership.role(), Role::Guest);
+    let channel = membership.partner(None).unwrap().unwrap();
+    be_short_for_a_while("ringfence-membe");
+    loop {
+        match membership.next().unwrap() {
+            Change::Role(Role::Host) => break,
+            Change::Refused(refused) => assert_eq!(refused.error.code(), "NO_SPACE"),
+            other => panic!("{other:?}"),
+        }
+    }
+    drop(channel);
+    say("host");
+    wait_for_test();
+}
+
+#[test]
+fn a_member_that_lacks_all_as_its_host_goes_is_a_member_still() {
+    for at_path in [false, true] {
+        let (address, _keep) = fresh_address(at_path);
+        let host = member(&address, &small()).unwrap();
+        let guest = Actor::start("succeeds", &[&address.to_string()]);
+        let channel = host.partner(None).unwrap().unwrap();
+        guest.expect("short");
+        drop((channel, host));
+        guest.expect("well");
+        guest.expect("host");
+        guest.finish();
     }
 }
 

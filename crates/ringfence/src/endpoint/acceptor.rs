@@ -34,6 +34,7 @@ use crate::{
     wait::cancel::{Bell, CancelToken},
     wait::deadline::Deadline,
     wait::own::begin_own_thread,
+    wait::patience::{Patience, RECOVERY},
 };
 
 pub use queue::Refused;
@@ -43,10 +44,6 @@ pub(crate) use queue::{OF_ONE_PROCESS, SIDE_BY_SIDE};
 /// How long a handshake's thread waits for the guest's first word. An honest guest speaks as soon as it has looked at the
 /// host.
 const GRACE: Duration = Duration::from_millis(50);
-/// When this process can take no newcomer in (for want of descriptors, say), it tries again this much later.
-const RECOVERY: Duration = Duration::from_millis(100);
-/// How often in a row its wait may fail, with that pause after each.
-const FAILURES: u32 = 100;
 
 /// What has the address: decides which newcomer gets a channel, and hears what became of each.
 pub(crate) trait Host: Seats<Seat: Send> + Sync {
@@ -121,18 +118,17 @@ impl Acceptor<'_> {
                 queue: Queue::default(),
                 recovered: Instant::now(),
             };
-            let mut failures = 0;
+            let mut patience = Patience::default();
             let result = loop {
                 match accepting.wait(&place, deadline) {
-                    Ok(()) => failures = 0,
+                    Ok(()) => patience.renew(),
                     // A wait that has failed has seen nothing, and took no time. What it lacked may be there again in a moment, and nobody
                     // else lets newcomers in.
-                    Err(error) if !matches!(error, Error::Aborted) && failures < FAILURES => {
-                        failures += 1;
+                    Err(error) if patience.bears(&error) => {
                         if let ControlFlow::Break(end) = accepting.hindered(error) {
                             break Ok(end);
                         }
-                        thread::sleep(RECOVERY);
+                        Patience::pause();
                     }
                     Err(error) => break Err(error),
                 }
@@ -358,6 +354,7 @@ impl<H: Host> Accepting<'_, '_, H> {
         self.host.refused(refused)
     }
 
+    /// This process can take no newcomer in (for want of descriptors, say). It tries again a little later.
     fn hindered(&mut self, error: Error) -> ControlFlow<H::End> {
         self.recovered = Instant::now() + RECOVERY;
         self.host.hindered(error)

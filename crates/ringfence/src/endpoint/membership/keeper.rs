@@ -27,6 +27,7 @@ use crate::{
     wait::backoff::Backoff,
     wait::cancel::CancelToken,
     wait::deadline::Deadline,
+    wait::patience::Patience,
 };
 
 /// The token by which a host says that it leaves, the bytes "leaving" and a zero: a hint, and no more, since the guest goes by
@@ -120,6 +121,8 @@ impl Keeper {
             stay,
             ..
         } = self;
+        // No partner has come by this place yet.
+        let over = patiently(CancelToken::new)?;
         let shares = place.share();
         shared.set_listener(shares.first());
         let acceptor = Acceptor {
@@ -130,7 +133,7 @@ impl Keeper {
             bell: &shared.bell,
             shares: &shares,
             ring: None,
-            over: &CancelToken::new()?,
+            over: &over,
         };
         let admission = Admission::new(shared, options);
         let (place, result) = acceptor.run(&admission, place, stay, |place, result| (place, result));
@@ -172,6 +175,7 @@ impl Keeper {
     /// As a guest, until the channel has ended, or this process leaves (`None`).
     fn attend(&self) -> Result<Option<Position>> {
         let Self { shared, stay, .. } = self;
+        let mut patience = Patience::default();
         loop {
             shared.notice_end();
             let parted = shared.state().parted.take();
@@ -196,13 +200,17 @@ impl Keeper {
             let mut watched = vec![(shared.bell.as_fd(), PollFlags::POLLIN)];
             watched.extend(partner.iter().flat_map(Partner::watched));
             match stay.wait(&watched) {
-                Ok(_) => shared.bell.hush(),
+                Ok(_) => {
+                    patience.renew();
+                    shared.bell.hush();
+                }
                 Err(Error::Aborted) => {
                     if let Some(open) = partner.and_then(|partner| partner.open()) {
                         open.finish(ChannelState::ClosedHere);
                     }
                     return self.part();
                 }
+                Err(error) if patience.bears(&error) => Patience::pause(),
                 Err(error) => return Err(error),
             }
         }
@@ -223,20 +231,33 @@ impl Keeper {
         }
     }
 
-    /// After this side was a guest.
+    /// After this side was a guest. What this process lacks for a moment ends no membership.
     fn come_again(&self) -> Result<Option<Position>> {
         let Self { shared, stay, .. } = self;
         let come = || {
+            // Whoever leaves meanwhile is not kept.
+            stay.look()?;
             while !Member::has_room(shared, 0) || shared.is_paused() {
                 stay.wait(&[(shared.bell.as_fd(), PollFlags::POLLIN)])?;
                 shared.bell.hush();
             }
             self.arrive(stay)
         };
-        match come() {
+        match patiently(come) {
             Ok(position) => Ok(Some(position)),
             Err(Error::Aborted) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+}
+
+/// Makes a call again that fails for want of what may be there in a moment, as long as that is borne.
+fn patiently<T>(call: impl Fn() -> Result<T>) -> Result<T> {
+    let mut patience = Patience::default();
+    loop {
+        match call() {
+            Err(error @ Error::NoSpace { .. }) if patience.bears(&error) => Patience::pause(),
+            told => return told,
         }
     }
 }
