@@ -120,11 +120,17 @@ test.serial('lines are published once the audience is there, and the end waits u
 
 test.serial('chunks are published as they come, of a size at most', async (t) => {
   const errors = takeOutput(t, 'stderr')
-  const { address, over } = publishing(t, 'twenty bytes\nin all.', { raw: 7 })
   const partner = await Partner.start(t)
-  await subscribes(partner, address)
-  t.deepEqual(await cameTo(partner, 0), ['twenty ', 'bytes\ni', 'n all.'])
-  await over
+  for (const [at, [raw, wanted]] of [
+    [7, ['twenty ', 'bytes\ni', 'n all.']] as const,
+    // None of them is empty.
+    [10, ['twenty byt', 'es\nin all.']] as const,
+  ].entries()) {
+    const { address, over } = publishing(t, 'twenty bytes\nin all.', { raw })
+    await subscribes(partner, address)
+    t.deepEqual(await cameTo(partner, at), [...wanted])
+    await over
+  }
   t.is(errors.text, '')
 })
 

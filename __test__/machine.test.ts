@@ -2,12 +2,13 @@
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, readFileSync, statfsSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
 import { dirname } from 'node:path'
 
 import test, { type ExecutionContext } from 'ava'
 
-import { temporaryDirectory } from './support/address.js'
+import { abstractAddress, temporaryDirectory } from './support/address.js'
+import { Partner } from './support/partner.js'
 import { until } from './support/until.js'
 
 interface Bounded {
@@ -133,17 +134,39 @@ test('the tightest of the memory cgroups counts, of both versions', async (t) =>
 })
 
 test('/dev/shm as a process sees it', async (t) => {
+  const size = 4 << 20
+  const directory = mkdtempSync('/dev/shm/test-')
+  t.teardown(() => rmSync(directory, { recursive: true }))
+  writeFileSync(`${directory}/file`, Buffer.alloc(size))
   const { limit, used } = shmOf(process.pid)!
   const { bsize, blocks } = statfsSync('/dev/shm')
   t.is(limit, bsize * blocks)
-  t.true(used >= 0 && used <= limit)
-  const { bavail } = statfsSync('/dev/shm')
   // Other tests use it meanwhile.
-  t.true(Math.abs(used - (blocks - bavail) * bsize) < 2 ** 30)
+  t.true(used >= size && used <= limit, String(used))
   const gone = await goneProcess()
   t.is(shmOf(gone), null)
   t.is(ringsInShm(gone), 0)
   t.is(ringsInShm(process.pid), 0)
+})
+
+test('rings in /dev/shm are those that a process writes, of channels with that backing', async (t) => {
+  const [one, other] = await Promise.all([Partner.start(t), Partner.start(t)])
+  const capacity = 262_144
+  const meet = async (backing: 'shm' | 'memfd') => {
+    const address = abstractAddress()
+    await Promise.all([one, other].map((partner) => partner.join(address, { backing, capacity })))
+    // The channel before that is kept.
+    await one.run((kit, name) => void (kit.keep[name] = kit.channel), backing)
+    await other.run((kit, name) => void (kit.keep[name] = kit.channel), backing)
+  }
+  await meet('memfd')
+  t.is(ringsInShm(one.pid), 0)
+  await meet('shm')
+  // The words beside a ring are a few pages.
+  for (const { pid } of [one, other]) {
+    const rings = ringsInShm(pid)
+    t.true(rings >= capacity && rings < 2 * capacity, String(rings))
+  }
 })
 
 /** A process that does something, of one thread alone. */
@@ -159,6 +182,7 @@ test('what a process does: it works, it sleeps, it is stopped, or it is gone', a
   const busy = running(t, 'while :; do :; done')
   const asleep = running(t, 'exec sleep 1000')
   const stopped = running(t, 'kill -STOP $$')
+  const restless = running(t, 'while :; do sleep 0.005; done')
   const pinned = running(t, `exec taskset -c ${firstCore()} sleep 1000`)
   await until(() => stateOf(stopped) === 'T', 'it is stopped')
   await until(
@@ -166,8 +190,8 @@ test('what a process does: it works, it sleeps, it is stopped, or it is gone', a
     'it sleeps',
   )
   await until(() => readFileSync(`/proc/${pinned}/comm`, 'latin1') === 'sleep\n', 'it is pinned')
-  const found = await watchProcesses([busy, asleep, stopped, pinned, await goneProcess()])
-  t.is(found.size, 4)
+  const found = await watchProcesses([busy, asleep, stopped, restless, pinned, await goneProcess()])
+  t.is(found.size, 5)
   const of = (pid: number) => found.get(pid)!
   // One thread, which ran or waited for a core all the time: a bit less or more is seen.
   t.true(of(busy).busy > 0.1 && of(busy).busy < 1.5, String(of(busy).busy))
@@ -176,7 +200,10 @@ test('what a process does: it works, it sleeps, it is stopped, or it is gone', a
     [busy, asleep, stopped, pinned].map((pid) => of(pid).isStopped),
     [false, false, true, false],
   )
+  // It waits for each of the others that it starts.
+  t.true(of(restless).sleepsPerSecond > 1, String(of(restless).sleepsPerSecond))
   t.true(of(pinned).isPinned)
+  t.is(of(asleep).isPinned, !/^Cpus_allowed_list:.*[-,]/m.test(readFileSync('/proc/self/status', 'latin1')))
   t.is(of(pinned).core, firstCore())
 })
 
