@@ -266,6 +266,10 @@ test.serial('a listener that ends by itself says why, and closes what nobody has
   const messages = read.listener.messages()[Symbol.asyncIterator]()
   read.standing.fail()
   await t.throwsAsync(messages.next(), { message: 'as the binding says' })
+  // Also where they were asked for later.
+  const late = listener.messages()[Symbol.asyncIterator]()
+  await t.throwsAsync(late.next(), { message: 'as the binding says' })
+  t.deepEqual(await late.next(), { done: true, value: undefined })
 })
 
 test.serial('newcomers wait at the address while sixteen wait for a loop', async (t) => {

@@ -47,6 +47,8 @@ export class Listener extends Endpoint<ListenerEvents> {
   readonly #abort = () => void this.close()
   /** Reads from all channels, where `messages` was called. */
   #merged: Merge<Channel> | null = null
+  /** Why it has ended by itself. */
+  #failure: RingfenceError | null = null
 
   static {
     make = (parts) => new Listener(KEY, parts)
@@ -91,7 +93,7 @@ export class Listener extends Endpoint<ListenerEvents> {
     if (this.listenerCount('connection') > 0) throw invalid(toListeners())
     this.mustHaveNoLoop('a loop over this listener gets its channels: leave it before messages() is called')
     const merged = makeHeld()
-    if (this.isOver) letEnd(merged, null)
+    if (this.isOver) letEnd(merged, this.#failure)
     else {
       this.setTaker({
         take: (channel) => void merged.add(channel),
@@ -135,6 +137,7 @@ export class Listener extends Endpoint<ListenerEvents> {
 
   /** @internal */
   protected override failed(error: RingfenceError): void {
+    this.#failure = error
     for (const channel of this.#end(error)) void channel.close()
   }
 
