@@ -18,6 +18,7 @@ const TESTS = {
   'broadcast/subscription.ts': ['subscription'],
   'broadcast/typed.ts': ['typed-broadcast'],
   'channel.ts': ['channel-ends', 'ending', 'outcome'],
+  'child.ts': ['child-line', 'child'],
   'codec.ts': ['codec-values'],
   'deferred.ts': ['waiters'],
   'duplex.ts': ['duplex-ends'],

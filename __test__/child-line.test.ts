@@ -1,0 +1,52 @@
+// The line that a child inherits, over a binding of the test's own: what fails before there is a channel, and where the child finds it.
+
+import { text } from 'node:stream/consumers'
+
+import test, { type ExecutionContext } from 'ava'
+import { RingfenceError } from 'ringfence'
+
+import { native } from './support/binding.js'
+import { codeOf } from './support/ring.js'
+
+const { spawn } = (await import(new URL('../../dist/esm/child.js', import.meta.url).href)) as Pick<
+  typeof import('ringfence'),
+  'spawn'
+>
+
+/** Has lines made so, until the test is over. */
+function linesAre(t: ExecutionContext, make: () => unknown): void {
+  const { privateLine } = native
+  native['privateLine'] = make
+  t.teardown(() => (native['privateLine'] = privateLine))
+}
+
+test.serial('where no line can be made there is no child, and why is told', (t) => {
+  const short = new Error('no descriptor')
+  const own = new RingfenceError('UNSUPPORTED', 'no binding')
+  for (const [thrown, code, cause] of [
+    [short, 'NO_SPACE', short],
+    [own, 'UNSUPPORTED', undefined],
+  ] as const) {
+    linesAre(t, () => {
+      throw thrown
+    })
+    const error = t.throws<RingfenceError>(() => spawn('/bin/true'), codeOf(code))
+    t.is(error.cause, cause)
+  }
+})
+
+test.serial('the line is the first descriptor behind the standard ones, however few of those are named', async (t) => {
+  for (const stdio of [undefined, 'pipe', ['ignore'], ['ignore', 'pipe'], ['ignore', 'pipe', 'ignore']] as const) {
+    const asked: unknown[] = []
+    linesAre(t, () => ({
+      descriptor: 'ignore',
+      variable: (number: number) => ['LINE', `line ${number}`],
+      started: (pid: number) => (asked.push(pid), { code: 'PEER_LOST', message: 'as the binding says' }),
+      close: () => void asked.push('close'),
+    }))
+    const { child, channel } = spawn('/bin/sh', ['-c', 'echo "$LINE"'], { stdio: stdio as never })
+    t.is(await text(child.stdout!), 'line 3\n', String(stdio))
+    await t.throwsAsync(channel, { ...codeOf('PEER_LOST'), message: 'as the binding says' })
+    t.deepEqual(asked, [child.pid, 'close'])
+  }
+})
