@@ -48,6 +48,17 @@ impl Table {
         self.count += 1;
     }
 
+    /// The last mark is that of a record at `to`, where it was set at `from`: what was to begin there was given up, and padding is there
+    /// instead. Both are the same number of messages from the beginning, so a reader may see either.
+    pub(super) fn moves(&mut self, own: &impl Writable, from: u64, to: u64) {
+        let last = self.count - 1;
+        let mark = &mut self.marks[last % MARKS];
+        if mark.position == from {
+            mark.position = to;
+            own.store(mark_of(last), to, Ordering::Release);
+        }
+    }
+
     /// The first of these at `from` or behind it, where it is not behind `published`.
     pub(super) fn first(&self, from: u64, published: u64) -> Option<u64> {
         self.marks

@@ -367,6 +367,11 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         if !seen.still || seen.floor <= self.head {
             return Ok(());
         }
+        // Messages that are not published yet have taken the room of all that were: the first of them has the mark.
+        let next = seen.whole().find(|mark| mark.position == self.visible());
+        if let Some(mark) = next {
+            return self.jump_to(mark);
+        }
         if self.end >= self.tail && self.last.is_none() {
             return Err(corrupt(format!(
                 "no mark between its floor, {}, and its tail, {}",

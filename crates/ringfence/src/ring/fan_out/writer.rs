@@ -200,6 +200,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
             self.own
                 .store(self.place(), header(padding - HEADER, PADDING), Ordering::Relaxed);
             self.is_unpublished();
+            self.marks.moves(&self.own, self.tail, self.tail + padding);
             self.tail += padding;
         }
         if self.tail >= self.marks.next() {

@@ -2,9 +2,10 @@
 
 use std::{cell::RefCell, sync::atomic::Ordering};
 
-use super::{Hub, SMALLEST, bytes};
+use super::{Hub, SMALLEST, bytes, receive};
 use crate::{
     memory::access::Readable,
+    memory::layout,
     memory::own::OwnRegion,
     ring::delivery::{Delivery, StartFrom},
     ring::fan_out::reader::FanIn,
@@ -26,6 +27,48 @@ impl<F: FnOnce()> Readable for Meanwhile<F> {
         if let Some(writer) = self.writer.take() {
             writer();
         }
+    }
+}
+
+/// It has taken the room of all that was published, and its first message has the only mark.
+#[test]
+fn a_batch_that_is_not_published_yet_is_no_lie() {
+    for delivery in [Delivery::BestEffort, Delivery::Latest] {
+        let mut hub = Hub::new(SMALLEST);
+        let (_, mut reader) = hub.join(delivery, StartFrom::Now);
+        for number in 1..=8 {
+            assert!(hub.send(&bytes(number, 24)));
+        }
+        let mut last = 8;
+        while hub.writer.push(&bytes(last + 1, 24)) {
+            last += 1;
+        }
+        let words = [layout::FLOOR, layout::TAIL].map(|at| hub.ring.load(at, Ordering::Acquire));
+        assert_eq!(words, [256, 256]);
+        assert_eq!(receive(&mut reader), None);
+        assert_eq!((reader.position(), reader.sequence()), (256, 0));
+        assert!(hub.writer.publish());
+        let first = if delivery == Delivery::Latest { last } else { 9 };
+        assert_eq!(receive(&mut reader), Some(bytes(first, 24)));
+        assert_eq!((reader.sequence(), reader.lost()), (first, first - 1));
+    }
+}
+
+/// As below: the last message is behind no mark but one that is older.
+#[test]
+fn who_begins_with_the_last_message_gets_it_from_before_what_was_given_back() {
+    let mut hub = Hub::new(SMALLEST);
+    for number in 1..=120 {
+        assert!(hub.send(&bytes(number, 24)));
+    }
+    for payload in [8, 500] {
+        assert!(hub.writer.claim(payload).is_some());
+        hub.writer.publish();
+    }
+    for delivery in Delivery::ALL {
+        let (_, mut reader) = hub.join(delivery, StartFrom::Latest);
+        assert_eq!(receive(&mut reader), Some(bytes(120, 24)), "{delivery}");
+        assert_eq!((reader.sequence(), reader.lost()), (120, 0));
     }
 }
 
