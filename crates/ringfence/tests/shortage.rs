@@ -50,6 +50,7 @@ fn role() {
     match role.as_str() {
         "verify" => verify(&address),
         "lets in" => lets_in(&address, &arguments[1]),
+        "called off" => called_off(&address),
         "succeeds" => succeeds(&address),
         "ring" => ring(&address, arguments[1].parse().unwrap()),
         "interrupted" => interrupted(&address),
@@ -140,8 +141,8 @@ fn call_of(name: &str) -> fs::File {
     call.unwrap()
 }
 
-/// Has no descriptors until the thread of this name has failed in what it does, and has others told of both.
-fn be_short_for_a_while(name: &str) {
+/// Has no descriptors, and has others told of it. The thread of this name has failed in what it does then.
+fn be_short(name: &str) -> Short {
     let call = call_of(name);
     let sleep = format!("{} ", libc::SYS_clock_nanosleep);
     let short = Short::new(0);
@@ -150,7 +151,12 @@ fn be_short_for_a_while(name: &str) {
         let mut text = [0; 64];
         call.read_at(&mut text, 0).is_err() || text.starts_with(sleep.as_bytes())
     });
-    drop(short);
+    short
+}
+
+/// Has descriptors again after that.
+fn be_short_for_a_while(name: &str) {
+    drop(be_short(name));
     say("well");
 }
 
@@ -218,6 +224,38 @@ fn a_wait_for_newcomers_that_fails_closes_no_door() {
         comes.join().unwrap().unwrap();
         host.finish();
     }
+}
+
+/// Calls its service off while that may wait for no descriptor, and so hears nothing that is rung.
+fn called_off(address: &Address) {
+    let cancel_token = CancelToken::new().unwrap();
+    let listener = listen(address, &small().cancel_token(cancel_token.clone())).unwrap();
+    let short = be_short("ringfence-accep");
+    cancel_token.cancel();
+    let mut end = None;
+    wait_until("its end", || {
+        end = match listener.try_accept() {
+            Err(error) => Some(error),
+            Ok(Some(Arrival::Refused(refused))) if refused.error.code() == "NO_SPACE" => None,
+            Ok(None) => None,
+            Ok(other) => panic!("{other:?}"),
+        };
+        end.is_some()
+    });
+    drop(short);
+    say(end.unwrap().code());
+}
+
+#[test]
+fn a_wait_for_newcomers_that_fails_is_called_off_all_the_same() {
+    let (address, _keep) = fresh_address(false);
+    let host = Actor::start("called off", &[&address.to_string()]);
+    host.expect("short");
+    // Ends its first wait.
+    let comes = thread::spawn(move || connect(&address, &small()).map(drop));
+    host.expect("ABORTED");
+    host.finish();
+    comes.join().unwrap().unwrap_err();
 }
 
 /// Is a guest until its host has gone, at a moment at which it can do nothing about it.

@@ -2,7 +2,10 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -32,7 +35,14 @@ const TRIES: u32 = 64;
 /// # }
 /// ```
 #[derive(Debug, Clone)]
-pub struct CancelToken(Arc<Event>);
+pub struct CancelToken(Arc<Called>);
+
+#[derive(Debug)]
+struct Called {
+    event: Event,
+    /// It was called off: for a wait that can look at no descriptor (poll(2) fails for want of memory, say).
+    off: AtomicBool,
+}
 
 #[derive(Debug)]
 pub(super) struct Event {
@@ -49,7 +59,11 @@ impl CancelToken {
     pub fn new() -> Result<Self> {
         let birth = Birth::now()?;
         EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map(|descriptor| Self(Arc::new(Event { descriptor, birth })))
+            .map(|descriptor| {
+                let event = Event { descriptor, birth };
+                let off = AtomicBool::new(false);
+                Self(Arc::new(Called { event, off }))
+            })
             .map_err(|errno| Error::system("a descriptor to call off the waiting", errno))
     }
 
@@ -58,17 +72,23 @@ impl CancelToken {
         // The kernel has no reason to refuse, but what filters system calls may have one, and a wait that is never called off
         // lasts for ever.
         let mut left = if self.is_here() { TRIES } else { 0 };
-        while left > 0 && self.0.descriptor.write(1).is_err() {
+        self.0.off.fetch_or(left > 0, Ordering::Release);
+        while left > 0 && self.0.event.descriptor.write(1).is_err() {
             left -= 1;
         }
     }
 
+    /// Whether it was used, as is known without a look at its descriptor.
+    pub(super) fn is_used(&self) -> bool {
+        self.0.off.load(Ordering::Acquire)
+    }
+
     pub(super) fn is_here(&self) -> bool {
-        self.0.birth.is_here()
+        self.0.event.birth.is_here()
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.descriptor.as_fd()
+        self.0.event.descriptor.as_fd()
     }
 }
 
@@ -89,7 +109,7 @@ impl Bell {
     pub(crate) fn hush(&self) {
         if self.is_here() {
             // Nothing to read is what is wanted.
-            let _ = self.0.0.descriptor.read();
+            let _ = self.0.0.event.descriptor.read();
         }
     }
 
@@ -100,7 +120,7 @@ impl Bell {
 
     /// Whether it was rung, which is forgotten by that.
     pub(crate) fn was_rung(&self) -> bool {
-        self.is_here() && self.0.0.descriptor.read().is_ok()
+        self.is_here() && self.0.0.event.descriptor.read().is_ok()
     }
 }
 

@@ -116,6 +116,8 @@ impl Deadline {
                 .collect();
             match poll(&mut polled, self.timeout()) {
                 Err(Errno::EINTR) => continue,
+                // Who tries again after a failed wait is called off all the same.
+                Err(_) if self.cancel_tokens.iter().any(CancelToken::is_used) => return Err(Error::Aborted),
                 Err(errno) => return Err(Error::poll("waiting for a descriptor", errno)),
                 Ok(0) if self.moment.is_some_and(|deadline| deadline <= Instant::now()) => {
                     return Ok(Woken::Late);
