@@ -57,6 +57,22 @@ fn role() {
             say(first.join().unwrap().unwrap_err().code());
             echo(from_parent(&small()).unwrap());
         }
+        // Is asked for another line meanwhile, which there is not.
+        "looks for another" => {
+            let left = std::env::var(LINE_VARIABLE).unwrap();
+            let number = left.split(':').next().unwrap();
+            let first = thread::spawn(|| from_parent(&small()).unwrap());
+            while !is_close_on_exec(number) {
+                thread::yield_now();
+            }
+            for line in ["1000:1", &left] {
+                // SAFETY: the other thread has read it, and waits for the parent; it looks at no variable any more.
+                unsafe { std::env::set_var(LINE_VARIABLE, line) };
+                let error = from_parent(&small()).unwrap_err();
+                say(format!("{}: {error}", error.code()));
+            }
+            echo(first.join().unwrap());
+        }
         "leaves" => {}
         "says nothing" => {
             say("here");
@@ -97,6 +113,15 @@ fn echo(channel: Channel) {
     while let Some(length) = receiver.receive(&mut message).unwrap() {
         sender.send(&message[..length]).unwrap();
     }
+}
+
+fn is_close_on_exec(number: &str) -> bool {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap();
+    let flags = info
+        .lines()
+        .find_map(|line| line.strip_prefix("flags:\t"))
+        .unwrap();
+    i32::from_str_radix(flags.trim(), 8).unwrap() & libc::O_CLOEXEC != 0
 }
 
 /// The sockets that this process has.
@@ -171,6 +196,27 @@ fn a_line_that_could_not_be_taken_is_there_for_the_next_try() {
     let (child, line) = Actor::spawn("tries twice", &[]);
     let (mut sender, mut receiver) = line.channel(&small()).unwrap().split();
     child.expect("NO_SPACE");
+    sender.send(b"after all").unwrap();
+    assert_eq!(receiver.receive(&mut [0; 16]).unwrap(), Some(9));
+    sender.end();
+    assert_eq!(receiver.receive(&mut [0; 16]).unwrap(), None);
+    child.finish();
+}
+
+#[test]
+fn a_line_that_was_taken_stays_taken_where_another_one_is_looked_for_in_vain() {
+    if support::role().is_some() {
+        return;
+    }
+    let (child, line) = Actor::spawn("looks for another", &[]);
+    for why in ["is not the line that was left", "has taken its line already"] {
+        let told = child.hear();
+        assert!(
+            told.starts_with("ADDRESS_INVALID") && told.contains(why),
+            "{told}"
+        );
+    }
+    let (mut sender, mut receiver) = line.channel(&small()).unwrap().split();
     sender.send(b"after all").unwrap();
     assert_eq!(receiver.receive(&mut [0; 16]).unwrap(), Some(9));
     sender.end();

@@ -300,7 +300,8 @@ fn take() -> Result<OwnedFd> {
             "it is {value:?}, and not a descriptor and a socket's inode"
         ))
     })?;
-    if TAKEN.swap(inode, Ordering::AcqRel) == inode {
+    let before = TAKEN.swap(inode, Ordering::AcqRel);
+    if before == inode {
         return Err(invalid("this process has taken its line already".into()));
     }
     let other = |found: &str| {
@@ -318,7 +319,10 @@ fn take() -> Result<OwnedFd> {
         Ok(None) => Err(other("it is something else")),
         Err(errno) => Err(unseen(errno)),
     };
-    line.inspect_err(|_| TAKEN.store(0, Ordering::Release))
+    line.inspect_err(|_| {
+        // One that was taken before stays taken: its descriptor may be open still, and is owned.
+        let _ = TAKEN.compare_exchange(inode, before, Ordering::AcqRel, Ordering::Relaxed);
+    })
 }
 
 fn parse(value: &str) -> Option<(RawFd, u64)> {
