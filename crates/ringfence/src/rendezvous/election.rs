@@ -15,7 +15,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, is_shortage},
     evidence::Record,
     rendezvous::address::Address,
     rendezvous::files::{Files, Lock, inode, is_kind},
@@ -168,9 +168,10 @@ pub(crate) fn find(address: &Address, deadline: &Deadline, record: &mut Record) 
 /// Whether a process can come to listen there. A file that is no socket stays what it is: to wait for a service there would be to wait
 /// for ever.
 fn may_come(address: &Address) -> Result<()> {
-    let found = address.place().map(stat);
+    let found = address.place().map(|path| uninterrupted(|| stat(path)));
     match found {
         Some(Ok(stat)) if !is_kind(&stat, SFlag::S_IFSOCK) => Err(no_socket(address)),
+        Some(Err(errno)) if is_shortage(errno) => Err(address.invalid("it cannot be looked at", Some(errno))),
         _ => Ok(()),
     }
 }
@@ -256,17 +257,20 @@ fn take_path(address: &Address, path: &Path, access: Access, backlog: i32) -> Re
     fchmod(&listener, mode_bits(access.mode & 0o700))
         .map_err(|errno| Error::system("setting the socket's mode", errno))?;
     let socket = address.to_socket()?;
+    // What is there before is not this socket's file.
+    let mut before = named.what_is_there(address)?;
     let bound = match bind(listener.as_raw_fd(), &socket) {
         Err(Errno::EADDRINUSE) => {
             if let Some(taken) = clear_the_way(address, &named.files)? {
                 return Ok(taken);
             }
+            before = named.what_is_there(address)?;
             bind(listener.as_raw_fd(), &socket)
         }
         other => other,
     };
     bound.map_err(|errno| address.invalid("it cannot be bound", Some(errno)))?;
-    named.find_socket(address, path)?;
+    named.find_socket(address, path, before)?;
     named.admit(address, access)?;
     Place::open(listener, Some(named), backlog).map(Taken::Mine)
 }

@@ -142,16 +142,28 @@ impl Named {
         Err(gone("they were removed, or others have taken their place"))
     }
 
+    /// Which file has the socket's name.
+    pub(super) fn what_is_there(&self, address: &Address) -> Result<Option<Inode>> {
+        let there = self.files.which(&self.files.socket);
+        there.map_err(|errno| address.invalid("its socket cannot be looked at", Some(errno)))
+    }
+
     /// Learns which file the socket is that this process has just bound. By name, and without a descriptor, of which there may be
-    /// no more: so it is removed, whatever comes next.
-    pub(super) fn find_socket(&mut self, address: &Address, path: &Path) -> Result<()> {
+    /// no more: so it is removed, whatever comes next. `before`: the file that had the name then. The path has led elsewhere, if it has
+    /// it still.
+    pub(super) fn find_socket(
+        &mut self,
+        address: &Address,
+        path: &Path,
+        before: Option<Inode>,
+    ) -> Result<()> {
         let unseen = |errno| address.invalid("its socket cannot be looked at", Some(errno));
         let gone = || {
             let reason = "its socket was taken away, or its directory replaced";
             address.invalid(reason, Some(Errno::ENOENT))
         };
         let found = match self.files.look_at(&self.files.socket) {
-            Ok(found) if is_kind(&found, SFlag::S_IFSOCK) => inode(&found),
+            Ok(found) if is_kind(&found, SFlag::S_IFSOCK) && before != Some(inode(&found)) => inode(&found),
             Ok(_) | Err(Errno::ENOENT) => return Err(gone()),
             Err(errno) => return Err(unseen(errno)),
         };
@@ -311,7 +323,28 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::{fs::symlink, net::UnixListener};
+
     use super::*;
+
+    /// The path has led elsewhere, and now it cannot be told where it leads.
+    #[test]
+    fn a_socket_that_was_there_before_is_not_the_one_that_was_bound() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("socket");
+        let lock = tempfile::tempfile().unwrap().into();
+        let mut named = Named::locked(Files::of(&place).unwrap(), lock).unwrap();
+        let _stranger = UnixListener::bind(&place).unwrap();
+        symlink("circle", folder.path().join("circle")).unwrap();
+        let path = folder.path().join("circle/socket");
+        let address = Address::path(&path).unwrap();
+        let before = named.what_is_there(&address).unwrap();
+        assert!(before.is_some());
+        let error = named.find_socket(&address, &path, before).unwrap_err();
+        assert!(error.to_string().contains("its socket was taken away"), "{error}");
+        drop(named);
+        assert!(place.exists());
+    }
 
     #[test]
     fn a_host_s_socket_that_cannot_be_looked_at_is_no_place_to_share() {
