@@ -59,22 +59,22 @@ impl Table {
         }
     }
 
-    /// The first of these at `from` or behind it, where it is not behind `published`.
+    /// The first of these at `from` or behind it, where it is that of a published message: of what is published up to `published`.
     pub(super) fn first(&self, from: u64, published: u64) -> Option<u64> {
         self.marks
             .iter()
             .map(|mark| mark.position)
-            .filter(|position| (from..=published).contains(position))
+            .filter(|position| (from..published).contains(position))
             .min()
     }
 }
 
 impl Table {
-    /// The last of them that is not behind `published`.
+    /// The last of them that is that of a published message; the ring's beginning where there is none.
     pub(super) fn last(&self, published: u64) -> u64 {
         let positions = self.marks.iter().map(|mark| mark.position);
         positions
-            .filter(|position| *position <= published)
+            .filter(|position| *position < published)
             .max()
             .unwrap_or(0)
     }
@@ -134,10 +134,15 @@ mod tests {
         assert_eq!(table.next(), 1256);
         assert_eq!(
             [0, 519, 520, 999, 1000].map(|to| table.last(to)),
-            [0, 256, 520, 520, 1000]
+            [0, 256, 256, 520, 520]
         );
         assert_eq!(table.first(256, 1000), Some(256));
         assert_eq!(table.first(257, 1000), Some(520));
-        assert_eq!((table.first(257, 519), table.first(1001, 4096)), (None, None));
+        // At the tail no message has been published yet.
+        assert_eq!((table.first(257, 520), table.first(521, 1000)), (None, None));
+        assert_eq!(
+            (table.first(521, 1008), table.first(1001, 4096)),
+            (Some(1000), None)
+        );
     }
 }

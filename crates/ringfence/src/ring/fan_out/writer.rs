@@ -229,8 +229,9 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         }
     }
 
-    /// Where the floor must be at least, for the ring to be written up to `end`; and a mark there or behind it, which the
-    /// readers must be left. `None` for the mark: what is not published yet is in the way.
+    /// Where the floor must be at least, for the ring to be written up to `end`; and the mark of a published message there or behind it,
+    /// which the readers must be left: so the last message stays until there is a newer one. `None` for the mark: what is not published yet is
+    /// in the way.
     fn goal(&self, end: u64) -> (u64, Option<u64>) {
         let goal = end.saturating_sub(self.capacity);
         (goal, self.marks.first(goal, self.published()))

@@ -4,8 +4,8 @@ use std::{cell::RefCell, sync::atomic::Ordering};
 
 use super::{Hub, SMALLEST, bytes, receive};
 use crate::{
-    memory::access::Readable,
-    memory::layout,
+    memory::access::{Readable, Writable},
+    memory::layout::{self, mark_of},
     memory::own::OwnRegion,
     ring::delivery::{Delivery, StartFrom},
     ring::fan_out::reader::FanIn,
@@ -30,27 +30,47 @@ impl<F: FnOnce()> Readable for Meanwhile<F> {
     }
 }
 
-/// It has taken the room of all that was published, and its first message has the only mark.
+/// However long it is: who begins with the last message, or falls behind, finds it.
 #[test]
-fn a_batch_that_is_not_published_yet_is_no_lie() {
+fn a_batch_that_is_not_published_yet_leaves_the_last_message() {
+    for delivery in [Delivery::BestEffort, Delivery::Latest] {
+        let mut hub = Hub::new(SMALLEST);
+        let (_, mut reader) = hub.join(delivery, StartFrom::Now);
+        for number in 1..=200 {
+            assert!(hub.send(&bytes(number, 24)));
+        }
+        let mut last = 200;
+        while hub.writer.push(&bytes(last + 1, 24)) {
+            last += 1;
+        }
+        let (_, mut newcomer) = hub.join(delivery, StartFrom::Latest);
+        assert_eq!(receive(&mut newcomer), Some(bytes(200, 24)));
+        while receive(&mut reader).is_some() {}
+        assert_eq!(reader.sequence(), 200);
+        assert!(hub.writer.publish());
+        assert_eq!(hub.writer.sequence(), last);
+        let next = if delivery == Delivery::Latest { last } else { 201 };
+        assert_eq!(receive(&mut reader), Some(bytes(next, 24)));
+    }
+}
+
+/// Another writer may give up all that was published for what is not yet: the only mark is that of what comes next.
+#[test]
+fn a_mark_at_the_tail_alone_is_no_lie() {
     for delivery in [Delivery::BestEffort, Delivery::Latest] {
         let mut hub = Hub::new(SMALLEST);
         let (_, mut reader) = hub.join(delivery, StartFrom::Now);
         for number in 1..=8 {
             assert!(hub.send(&bytes(number, 24)));
         }
-        let mut last = 8;
-        while hub.writer.push(&bytes(last + 1, 24)) {
-            last += 1;
+        for (at, word) in [(mark_of(1) + 8, 8), (mark_of(1), 256), (layout::FLOOR, 256)] {
+            hub.ring.store(at, word, Ordering::Release);
         }
-        let words = [layout::FLOOR, layout::TAIL].map(|at| hub.ring.load(at, Ordering::Acquire));
-        assert_eq!(words, [256, 256]);
         assert_eq!(receive(&mut reader), None);
         assert_eq!((reader.position(), reader.sequence()), (256, 0));
-        assert!(hub.writer.publish());
-        let first = if delivery == Delivery::Latest { last } else { 9 };
-        assert_eq!(receive(&mut reader), Some(bytes(first, 24)));
-        assert_eq!((reader.sequence(), reader.lost()), (first, first - 1));
+        assert!(hub.send(&bytes(9, 24)));
+        assert_eq!(receive(&mut reader), Some(bytes(9, 24)));
+        assert_eq!((reader.sequence(), reader.lost()), (9, 8));
     }
 }
 
