@@ -190,7 +190,9 @@ impl Listener {
     /// Waits for the next arrival.
     ///
     /// # Errors
-    /// [`Error::Closed`] once the listener was closed, and in a forked child; [`Error::Aborted`] once it was called off.
+    /// [`Error::Closed`] once the listener was closed, and in a forked child; [`Error::Aborted`] once it was called off; once
+    /// [`Error::NoSpace`] or [`Error::Unsupported`] where its own wait has failed for ten seconds, after which it is closed. The same where
+    /// this call cannot wait (poll(2)): then it can be made again.
     pub fn accept(&self) -> Result<Arrival> {
         self.handle.next()
     }

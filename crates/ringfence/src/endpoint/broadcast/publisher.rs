@@ -331,7 +331,8 @@ impl Audience {
     }
 
     /// Waits for the next event. Errors with [`Error::Closed`] once the publisher is closed, or has ended and the last subscriber
-    /// has gone, and with [`Error::Aborted`] once it was called off.
+    /// has gone, with [`Error::Aborted`] once it was called off, and with [`Error::NoSpace`] where this call cannot wait (poll(2)): then it
+    /// can be made again.
     pub fn next(&self) -> Result<PublisherEvent> {
         self.handle.next()
     }

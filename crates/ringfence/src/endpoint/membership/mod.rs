@@ -151,7 +151,8 @@ impl Membership {
     ///
     /// # Errors
     /// If the place was lost, with what it was lost by, once: a guest that came anew may have been refused, or have found the
-    /// address occupied. [`Error::Closed`](crate::Error::Closed) after that, and in a forked child.
+    /// address occupied, or this process has lacked memory or descriptors for ten seconds. [`Error::Closed`](crate::Error::Closed) after
+    /// that, and in a forked child. [`Error::NoSpace`](crate::Error::NoSpace) also where this call cannot wait (poll(2)): then it can be made again.
     pub fn next(&self) -> Result<Change> {
         self.handle.next()
     }
