@@ -321,13 +321,11 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         self.set_tail(self.last.unwrap_or(seen.tail), seen.floor)?;
         let middle = self.visible().saturating_sub(self.capacity / 2);
         let newest = self.marks(&seen).max_by_key(|mark| mark.position);
-        let better = if last {
-            self.mark_before_last(&seen)
-        } else {
-            let behind_middle = self.marks(&seen).filter(|mark| mark.position >= middle);
-            behind_middle.min_by_key(|mark| mark.position)
-        };
-        match better.or(newest) {
+        let behind_middle = self
+            .marks(&seen)
+            .filter(|mark| mark.position >= middle)
+            .min_by_key(|mark| mark.position);
+        match newest.map(|newest| behind_middle.filter(|_| !last).unwrap_or(newest)) {
             Some(mark) => self.jump_to(mark),
             None => self.without_a_mark(&seen),
         }
@@ -338,15 +336,6 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         let (head, end) = (self.head, self.visible());
         seen.whole()
             .filter(move |mark| mark.position > head && mark.position < end)
-    }
-
-    /// The last of those marks behind which a message is found. Behind a later one there may be padding alone, from a reservation that was
-    /// cancelled: the last message lies before that.
-    fn mark_before_last(&self, seen: &Seen) -> Option<Mark> {
-        self.marks(seen)
-            .filter(|mark| mark.position.is_multiple_of(8))
-            .filter(|mark| matches!(self.find(mark.position), Found::Message(..)))
-            .max_by_key(|mark| mark.position)
     }
 
     /// Goes to a mark, if it can be one.
@@ -519,7 +508,7 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         if self.visible() - self.head > self.capacity / 8 {
             // To walk over all of it would take long.
             let seen = Seen::look(&self.ring);
-            if let Some(mark) = self.mark_before_last(&seen) {
+            if let Some(mark) = self.marks(&seen).max_by_key(|mark| mark.position) {
                 self.jump_to(mark)?;
             }
         }
