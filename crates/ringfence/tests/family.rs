@@ -124,6 +124,15 @@ fn is_close_on_exec(number: &str) -> bool {
     i32::from_str_radix(flags.trim(), 8).unwrap() & libc::O_CLOEXEC != 0
 }
 
+/// With a child that echoes: a message goes there and back, and both directions end.
+fn one_message_comes_back(channel: Channel) {
+    let (mut sender, mut receiver) = channel.split();
+    sender.send(b"after all").unwrap();
+    assert_eq!(receiver.receive(&mut [0; 16]).unwrap(), Some(9));
+    sender.end();
+    assert_eq!(receiver.receive(&mut [0; 16]).unwrap(), None);
+}
+
 /// The sockets that this process has.
 fn sockets() -> BTreeSet<String> {
     std::fs::read_dir("/proc/self/fd")
@@ -194,12 +203,9 @@ fn a_line_that_could_not_be_taken_is_there_for_the_next_try() {
         return;
     }
     let (child, line) = Actor::spawn("tries twice", &[]);
-    let (mut sender, mut receiver) = line.channel(&small()).unwrap().split();
+    let channel = line.channel(&small()).unwrap();
     child.expect("NO_SPACE");
-    sender.send(b"after all").unwrap();
-    assert_eq!(receiver.receive(&mut [0; 16]).unwrap(), Some(9));
-    sender.end();
-    assert_eq!(receiver.receive(&mut [0; 16]).unwrap(), None);
+    one_message_comes_back(channel);
     child.finish();
 }
 
@@ -216,11 +222,7 @@ fn a_line_that_was_taken_stays_taken_where_another_one_is_looked_for_in_vain() {
             "{told}"
         );
     }
-    let (mut sender, mut receiver) = line.channel(&small()).unwrap().split();
-    sender.send(b"after all").unwrap();
-    assert_eq!(receiver.receive(&mut [0; 16]).unwrap(), Some(9));
-    sender.end();
-    assert_eq!(receiver.receive(&mut [0; 16]).unwrap(), None);
+    one_message_comes_back(line.channel(&small()).unwrap());
     child.finish();
 }
 

@@ -11,7 +11,6 @@ use std::{
         unix::process::CommandExt,
     },
     process::{Child, Command},
-    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -35,7 +34,7 @@ use crate::{
     handshake::line::settle_new_line,
     handshake::side::Side,
     options::Options,
-    sys,
+    sys::{self, lock::Mutex},
     wait::deadline::{Deadline, Woken},
 };
 
@@ -286,7 +285,7 @@ pub fn from_parent(options: &Options) -> Result<Channel> {
 /// The child's end, once.
 fn take() -> Result<OwnedFd> {
     /// The inode of the line that was taken. In a fork too: there it is its parent's, at the same number.
-    static TAKEN: AtomicU64 = AtomicU64::new(0);
+    static TAKEN: Mutex<u64> = Mutex::new(0);
     let invalid = |reason: String| Error::AddressInvalid {
         address: LINE_VARIABLE.into(),
         reason,
@@ -300,10 +299,9 @@ fn take() -> Result<OwnedFd> {
             "it is {value:?}, and not a descriptor and a socket's inode"
         ))
     })?;
-    let before = TAKEN.swap(inode, Ordering::AcqRel);
-    if before == inode {
-        return Err(invalid("this process has taken its line already".into()));
-    }
+    // Who takes it at this moment has it. In a child that was forked just then nobody lets go of the lock, and the line is its parent's.
+    let taken = TAKEN.try_lock().filter(|taken| **taken != inode);
+    let mut taken = taken.ok_or_else(|| invalid("this process has taken its line already".into()))?;
     let other = |found: &str| {
         invalid(format!(
             "descriptor {number} is not the line that was left: {found}"
@@ -314,15 +312,11 @@ fn take() -> Result<OwnedFd> {
             other(errno.desc())
         })
     };
-    let line = match inherited(number, inode) {
-        Ok(Some(line)) => Ok(line),
-        Ok(None) => Err(other("it is something else")),
-        Err(errno) => Err(unseen(errno)),
-    };
-    line.inspect_err(|_| {
-        // One that was taken before stays taken: its descriptor may be open still, and is owned.
-        let _ = TAKEN.compare_exchange(inode, before, Ordering::AcqRel, Ordering::Relaxed);
-    })
+    let line = inherited(number, inode)
+        .map_err(unseen)?
+        .ok_or_else(|| other("it is something else"))?;
+    *taken = inode;
+    Ok(line)
 }
 
 fn parse(value: &str) -> Option<(RawFd, u64)> {

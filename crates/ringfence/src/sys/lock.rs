@@ -24,6 +24,15 @@ impl<T> Mutex<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// `None` where another thread has the lock, or a guard exists that nothing will ever drop.
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        match self.0.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// The value, without a lock: there is no other reference.
     pub(crate) fn get_mut(&mut self) -> &mut T {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
@@ -31,7 +40,7 @@ impl<T> Mutex<T> {
 
     /// Whether a guard exists that nothing will ever drop: one that was leaked, or one of a thread that a fork has left behind.
     pub(crate) fn is_held(&mut self) -> bool {
-        matches!(self.0.try_lock(), Err(TryLockError::WouldBlock))
+        self.try_lock().is_none()
     }
 }
 
