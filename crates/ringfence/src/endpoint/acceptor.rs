@@ -128,7 +128,7 @@ impl Acceptor<'_> {
                         if let ControlFlow::Break(end) = accepting.hindered(error) {
                             break Ok(end);
                         }
-                        Patience::pause();
+                        patience.pause();
                     }
                     Err(error) => break Err(error),
                 }

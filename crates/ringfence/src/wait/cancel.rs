@@ -71,8 +71,11 @@ impl CancelToken {
     pub fn cancel(&self) {
         // The kernel has no reason to refuse, but what filters system calls may have one, and a wait that is never called off
         // lasts for ever.
-        let mut left = if self.is_here() { TRIES } else { 0 };
-        self.0.off.fetch_or(left > 0, Ordering::Release);
+        if !self.is_here() {
+            return;
+        }
+        self.0.off.store(true, Ordering::Release);
+        let mut left = TRIES;
         while left > 0 && self.0.event.descriptor.write(1).is_err() {
             left -= 1;
         }

@@ -20,6 +20,7 @@ use nix::{
 
 use crate::{
     error::{Error, Result},
+    wait::patience::Patience,
     wake::doorbell::Ends,
 };
 
@@ -28,9 +29,7 @@ const OWN: u64 = 0;
 /// What one look takes at most.
 const AT_ONCE: usize = 32;
 
-/// How often in a row the watcher's wait may fail, how often a subscriber is added and a bell rung, and how long the kernel is left alone after
-/// each failure.
-const FAILURES: u32 = 100;
+/// How often a subscriber is added and a bell rung, and how long the kernel is left alone after a failure.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -155,7 +154,8 @@ impl Watches {
     pub(super) fn wait_for_ends(&self, until: Option<Instant>) -> Option<Vec<u64>> {
         // A wait that fails has seen nothing, and without a watcher a publisher would never hear of an end again. One that goes
         // on failing does so because the program has closed what is not its own.
-        for _ in 0..FAILURES {
+        let mut patience = Patience::pausing(PAUSE);
+        loop {
             if self.over.load(Ordering::Acquire) {
                 return None;
             }
@@ -163,10 +163,10 @@ impl Watches {
                 Ok(numbers) => {
                     return (!self.over.load(Ordering::Acquire)).then(|| numbers.unwrap_or_default());
                 }
-                Err(_) => thread::sleep(PAUSE),
+                Err(error) if patience.bears(&error) => patience.pause(),
+                Err(_) => return None,
             }
         }
-        None
     }
 
     /// For the sender: subscribers that have rung, or gone. `None`: the moment has passed.

@@ -121,8 +121,15 @@ impl Keeper {
             stay,
             ..
         } = self;
-        // No partner has come by this place yet.
-        let over = patiently(CancelToken::new)?;
+        let over = match patiently(stay, CancelToken::new) {
+            Ok(over) => over,
+            Err(Error::Aborted) => {
+                self.hand_over(place);
+                return Ok(None);
+            }
+            // No partner has come by this place yet.
+            Err(error) => return Err(error),
+        };
         let shares = place.share();
         shared.set_listener(shares.first());
         let acceptor = Acceptor {
@@ -210,7 +217,7 @@ impl Keeper {
                     }
                     return self.part();
                 }
-                Err(error) if patience.bears(&error) => Patience::pause(),
+                Err(error) if patience.bears(&error) => patience.pause(),
                 Err(error) => return Err(error),
             }
         }
@@ -235,15 +242,13 @@ impl Keeper {
     fn come_again(&self) -> Result<Option<Position>> {
         let Self { shared, stay, .. } = self;
         let come = || {
-            // Whoever leaves meanwhile is not kept.
-            stay.look()?;
             while !Member::has_room(shared, 0) || shared.is_paused() {
                 stay.wait(&[(shared.bell.as_fd(), PollFlags::POLLIN)])?;
                 shared.bell.hush();
             }
             self.arrive(stay)
         };
-        match patiently(come) {
+        match patiently(stay, come) {
             Ok(position) => Ok(Some(position)),
             Err(Error::Aborted) => Ok(None),
             Err(error) => Err(error),
@@ -251,12 +256,12 @@ impl Keeper {
     }
 }
 
-/// Makes a call again that fails for want of what may be there in a moment, as long as that is borne.
-fn patiently<T>(call: impl Fn() -> Result<T>) -> Result<T> {
+/// Makes a call again that fails for want of what may be there in a moment, as long as that is borne, and as this side stays.
+fn patiently<T>(stay: &Deadline, call: impl Fn() -> Result<T>) -> Result<T> {
     let mut patience = Patience::default();
     loop {
-        match call() {
-            Err(error @ Error::NoSpace { .. }) if patience.bears(&error) => Patience::pause(),
+        match stay.look().and_then(|_| call()) {
+            Err(error @ Error::NoSpace { .. }) if patience.bears(&error) => patience.pause(),
             told => return told,
         }
     }
