@@ -27,8 +27,8 @@ use nix::{
     unistd::gettid,
 };
 use ringfence::{
-    Address, Arrival, CancelToken, Change, Channel, Channels, Error, Options, PublisherEvent, Role, connect,
-    from_parent, join, listen, member, publish, spawn, subscribe,
+    Address, Arrival, CancelToken, Change, Channel, Channels, Error, Options, PublisherEvent, Refused, Role,
+    connect, from_parent, join, listen, member, publish, spawn, subscribe,
 };
 use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_for_test};
 
@@ -160,47 +160,53 @@ fn be_short_for_a_while(name: &str) {
     say("well");
 }
 
+/// Waits until one is let in. Until then some are refused, for want of room.
+fn until_one_is_here<T>(next: impl Fn() -> ringfence::Result<T>, refusal: impl Fn(T) -> Option<Refused>) {
+    while let Some(refused) = refusal(next().unwrap()) {
+        assert_eq!(refused.error.code(), "NO_SPACE");
+    }
+    say("one is here");
+    wait_for_test();
+}
+
 /// Lets nobody in while it may wait for no descriptor, and afterwards whoever comes.
 fn lets_in(address: &Address, what: &str) {
     match what {
         "service" => {
             let listener = listen(address, &small()).unwrap();
             be_short_for_a_while("ringfence-accep");
-            loop {
-                match listener.accept().unwrap() {
-                    Arrival::Accepted(_) => break,
-                    Arrival::Refused(refused) => assert_eq!(refused.error.code(), "NO_SPACE"),
+            until_one_is_here(
+                || listener.accept(),
+                |arrival| match arrival {
+                    Arrival::Accepted(_) => None,
+                    Arrival::Refused(refused) => Some(refused),
                     other => panic!("{other:?}"),
-                }
-            }
-            say("one is here");
-            wait_for_test();
+                },
+            );
         }
         "publisher" => {
             let publisher = publish(address, &small()).unwrap();
             be_short_for_a_while("ringfence-accep");
-            loop {
-                match publisher.audience().next().unwrap() {
-                    PublisherEvent::Subscriber(_) => break,
-                    PublisherEvent::Refused(refused) => assert_eq!(refused.error.code(), "NO_SPACE"),
+            until_one_is_here(
+                || publisher.audience().next(),
+                |event| match event {
+                    PublisherEvent::Subscriber(_) => None,
+                    PublisherEvent::Refused(refused) => Some(refused),
                     other => panic!("{other:?}"),
-                }
-            }
-            say("one is here");
-            wait_for_test();
+                },
+            );
         }
         _ => {
             let membership = member(address, &small()).unwrap();
             be_short_for_a_while("ringfence-membe");
-            loop {
-                match membership.next().unwrap() {
-                    Change::Channel(_) => break,
-                    Change::Refused(refused) => assert_eq!(refused.error.code(), "NO_SPACE"),
+            until_one_is_here(
+                || membership.next(),
+                |change| match change {
+                    Change::Channel(_) => None,
+                    Change::Refused(refused) => Some(refused),
                     other => panic!("{other:?}"),
-                }
-            }
-            say("one is here");
-            wait_for_test();
+                },
+            );
         }
     }
 }

@@ -68,16 +68,13 @@ impl Lock {
                 Err(Errno::EWOULDBLOCK) => return Ok(Self::Busy),
                 Err(errno) => return Err(address.invalid("its lock file cannot be locked", Some(errno))),
             }
-            let stat = uninterrupted(|| fstat(&file))
-                .map_err(|errno| address.invalid("its lock file cannot be looked at", Some(errno)))?;
+            let unseen = |errno| address.invalid("its lock file cannot be looked at", Some(errno));
+            let stat = uninterrupted(|| fstat(&file)).map_err(unseen)?;
             if !is_kind(&stat, SFlag::S_IFREG) {
                 return Err(address.invalid("its lock file is not a regular file", None));
             }
             // Its last holder may have removed it between the open and the lock: then this is the lock of nothing.
-            let beside = files
-                .which(&files.lock)
-                .map_err(|errno| address.invalid("its lock file cannot be looked at", Some(errno)))?;
-            if beside == Some(inode(&stat)) {
+            if files.which(&files.lock).map_err(unseen)? == Some(inode(&stat)) {
                 return Ok(Self::Held(files, file));
             }
         }

@@ -144,8 +144,7 @@ impl Named {
 
     /// Which file has the socket's name.
     pub(super) fn what_is_there(&self, address: &Address) -> Result<Option<Inode>> {
-        let there = self.files.which(&self.files.socket);
-        there.map_err(|errno| address.invalid("its socket cannot be looked at", Some(errno)))
+        self.files.which(&self.files.socket).map_err(unseen(address))
     }
 
     /// Learns which file the socket is that this process has just bound. By name, and without a descriptor, of which there may be
@@ -157,7 +156,6 @@ impl Named {
         path: &Path,
         before: Option<Inode>,
     ) -> Result<()> {
-        let unseen = |errno| address.invalid("its socket cannot be looked at", Some(errno));
         let gone = || {
             let reason = "its socket was taken away, or its directory replaced";
             address.invalid(reason, Some(Errno::ENOENT))
@@ -165,10 +163,10 @@ impl Named {
         let found = match self.files.look_at(&self.files.socket) {
             Ok(found) if is_kind(&found, SFlag::S_IFSOCK) && before != Some(inode(&found)) => inode(&found),
             Ok(_) | Err(Errno::ENOENT) => return Err(gone()),
-            Err(errno) => return Err(unseen(errno)),
+            Err(errno) => return Err(unseen(address)(errno)),
         };
         self.socket = Some(found);
-        if files::which(path).map_err(unseen)? == self.socket {
+        if files::which(path).map_err(unseen(address))? == self.socket {
             return Ok(());
         }
         self.socket = None;
@@ -185,8 +183,7 @@ impl Named {
         let (directory, name) = (&self.files.directory, &*self.files.socket);
         let file = uninterrupted(|| openat(directory, name, flags, Mode::empty()))
             .map_err(|errno| refused("its socket was taken away", errno))?;
-        let stat = uninterrupted(|| fstat(&file))
-            .map_err(|errno| refused("its socket cannot be looked at", errno))?;
+        let stat = uninterrupted(|| fstat(&file)).map_err(unseen(address))?;
         if !is_kind(&stat, SFlag::S_IFSOCK) || Some(inode(&stat)) != self.socket {
             return Err(refused(
                 "its socket was replaced by something else",
@@ -215,6 +212,11 @@ impl AsFd for Place {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
+}
+
+/// What a look at the socket's file that has failed says of the address.
+fn unseen(address: &Address) -> impl Fn(Errno) -> Error {
+    |errno| address.invalid("its socket cannot be looked at", Some(errno))
 }
 
 impl Place {
