@@ -2,7 +2,7 @@
 
 import test, { type ExecutionContext } from 'ava'
 
-const moduleAt = (name: string) => import(new URL(`../../dist/esm/cli/slow/${name}.js`, import.meta.url).href)
+import { slow, type Activity, type Bounded } from './support/slow.js'
 
 interface Ailment {
   check: string
@@ -21,21 +21,7 @@ interface Stream {
   sleepsPerSecond: number | null
 }
 
-interface Activity {
-  isStopped: boolean
-  busy: number
-  core: number
-  isPinned: boolean
-  sleepsPerSecond: number
-}
-
-interface Bounded {
-  limit: number
-  used: number
-  path?: string
-}
-
-const { judgeCores, judgeRing, judgeReader, judgeWakeUps, judgeSizes, judgeShm, judgeMemory } = (await moduleAt(
+const { judgeCores, judgeRing, judgeReader, judgeWakeUps, judgeSizes, judgeShm, judgeMemory } = (await slow(
   'findings',
 )) as {
   judgeCores(processes: number[], both: [Activity, Activity], distance: string): Ailment

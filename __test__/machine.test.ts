@@ -9,30 +9,16 @@ import test, { type ExecutionContext } from 'ava'
 
 import { abstractAddress, temporaryDirectory } from './support/address.js'
 import { Partner } from './support/partner.js'
+import { slow, type Activity, type Bounded } from './support/slow.js'
 import { until } from './support/until.js'
 
-interface Bounded {
-  limit: number
-  used: number
-  path?: string
-}
-
-interface Activity {
-  isStopped: boolean
-  busy: number
-  core: number
-  isPinned: boolean
-  sleepsPerSecond: number
-}
-
-const moduleAt = (name: string) => import(new URL(`../../dist/esm/cli/slow/${name}.js`, import.meta.url).href)
-const { distanceOf, memoryGroupOf, ringsInShm, shmOf } = (await moduleAt('machine')) as {
+const { distanceOf, memoryGroupOf, ringsInShm, shmOf } = (await slow('machine')) as {
   distanceOf(one: number, other: number, places: { sys: string }): string
   memoryGroupOf(pid: number, places: { sys: string }): Bounded | null
   ringsInShm(pid: number): number
   shmOf(pid: number): Bounded | null
 }
-const { watchProcesses } = (await moduleAt('activity')) as {
+const { watchProcesses } = (await slow('activity')) as {
   watchProcesses(pids: readonly number[]): Promise<Map<number, Activity>>
 }
 

@@ -2,6 +2,8 @@
 
 import test from 'ava'
 
+import { slow } from './support/slow.js'
+
 interface Stream {
   writer: number
   reader: number
@@ -21,7 +23,7 @@ interface Pair {
 type Figures = Record<string, unknown>
 type Told = Map<number, { before: object; now: object }>
 
-const { pairsOf } = (await import(new URL('../../dist/esm/cli/slow/streams.js', import.meta.url).href)) as {
+const { pairsOf } = (await slow('streams')) as {
   pairsOf(target: number | string, processes: object[], told: Told): Pair[]
 }
 
