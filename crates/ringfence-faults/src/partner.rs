@@ -199,7 +199,7 @@ fn publishes(mut publisher: Publisher, wanted: usize, course: &Course, codes: &m
 
 fn subscribes(address: &Address, options: &Options, course: &Course) -> Outcome {
     let mut subscription = subscribe(address, options)?;
-    match read_all(&mut subscription, &mut Codes::default()) {
+    match read_all(&mut subscription, &mut Codes::default(), false) {
         Ok(()) => {
             course.whole.fetch_add(1, SeqCst);
             Ok(())

@@ -274,8 +274,9 @@ fn all_subscribers(
 fn subscribes(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
     let mut subscription = subscribe(address, &subscribing().wait(true))?;
     *evidence = subscription.evidence().to_vec();
+    let came_before = !codes.0.is_empty();
     codes.patiently(|| subscription.verify().map(|_| ()))?;
-    read_all(&mut subscription, codes)
+    read_all(&mut subscription, codes, came_before)
 }
 
 pub(crate) fn subscribing() -> Options {

@@ -152,12 +152,18 @@ pub(crate) fn publish_all(publisher: &mut Publisher, codes: &mut Codes) -> Outco
 }
 
 /// Reads all messages, one after the other, and the end.
-pub(crate) fn read_all(subscription: &mut Subscription, codes: &mut Codes) -> Outcome {
+///
+/// Who `came_before` and failed may have been counted by the publisher, which did not wait for the next attempt: that is told, and only
+/// there the first message may be missing.
+pub(crate) fn read_all(subscription: &mut Subscription, codes: &mut Codes, came_before: bool) -> Outcome {
     let mut room = vec![0; MESSAGE];
     let mut next = 0;
     let limit = Instant::now() + LIMIT;
     while let Some(length) = codes.patiently(|| subscription.receive_until(&mut room, limit))? {
         if room[..length] != numbered(next) {
+            if came_before && next == 0 {
+                return Err(Trouble::Coded("LATE", "the publisher had begun".into()));
+            }
             return wrong(format!("message {next} is another"));
         }
         next += 1;
