@@ -1,10 +1,9 @@
 // Who has a channel with whom, as `ringfence ps` reads it of /proc: over one on paper, which shows what other users' processes, and other
 // moments, would have to be there for. observe.test.ts has real processes.
 
-import fs from 'node:fs'
-import { syncBuiltinESMExports } from 'node:module'
-
 import test from 'ava'
+
+import { fails, host, line, process, read, see, written, type Paper } from './support/paper-proc.js'
 
 interface Seen {
   pid: number
@@ -19,79 +18,14 @@ const { seenProcesses } = (await import(new URL('../../dist/esm/processes.js', i
   seenProcesses(): Seen[]
 }
 
-/** What a look at a file, a folder or a link finds; an error is what it fails with. */
-type Paper = Record<string, string | string[] | { uid: number } | Error>
-
-const fails = (code: string) => Object.assign(new Error(`${code}: as this test has it`), { code })
-
 /** What is told of such a /proc. */
 function seenIn(proc: Paper): Seen[] {
-  const { readFileSync, readdirSync, readlinkSync, statSync } = fs
-  const find = (path: unknown) => {
-    const found = proc[path as string] ?? fails('ENOENT')
-    if (found instanceof Error) throw found
-    return found as never
-  }
+  const unsee = see(proc)
   try {
-    Object.assign(fs, { readFileSync: find, readdirSync: find, readlinkSync: find, statSync: find })
-    syncBuiltinESMExports()
     return seenProcesses()
   } finally {
-    Object.assign(fs, { readFileSync, readdirSync, readlinkSync, statSync })
-    syncBuiltinESMExports()
+    unsee()
   }
-}
-
-/** A line of a map, of so many bytes. */
-const line = (rights: string, inode: number | string, size: number, name = '/memfd:ringfence (deleted)') =>
-  `7f0a00000000-${(0x7f0a00000000 + size).toString(16)} ${rights}p 00000000 00:01 ${inode}                    ${name}`
-/** Beside a ring lie the words and a page. */
-const written = (inode: number, capacity: number) => line('rw-', inode, capacity + 8192)
-const read = (inode: number, capacity: number) => line('r--', inode, capacity + 8192)
-
-const PEACE = [
-  '00400000-00401000 r-xp 00000000 fe:00 77                    /usr/bin/one',
-  '7ff000000000-7ff000001000 rw-p 00000000 00:00 0 ',
-]
-
-/** A process with these lines in its map, which listens at these addresses. */
-function process(pid: number, lines: string[], ...addresses: string[]): Paper {
-  const at = (part: string) => `/proc/${pid}/${part}`
-  const paper: Paper = {
-    [`/proc/${pid}`]: { uid: 1000 + pid },
-    // The name may hold anything, this too.
-    [at('stat')]:
-      `${pid} (a) b (c 1 2) S 1 ${pid} ${Array.from({ length: 16 }, (_, word) => 100 + word).join(' ')} 250 9 9\n`,
-    [at('exe')]: `/usr/bin/${pid}`,
-    [at('maps')]: [...PEACE, ...lines, ...PEACE].join('\n') + '\n',
-    [at('ns/net')]: 'net:[1]',
-    [at('fd')]: ['0', ...addresses.map((_, index) => String(index + 3))],
-    [at('fd/0')]: '/dev/null',
-  }
-  addresses.forEach((address, index) => (paper[at(`fd/${index + 3}`)] = `socket:[${inodeOf(address)}]`))
-  return paper
-}
-
-const inodeOf = (address: string) => 1000 + address.charCodeAt(1)
-
-/** All of a host: its processes, and the addresses at which one listens. */
-function host(...processes: Paper[]): Paper {
-  const names = processes.flatMap((one) => Object.keys(one)).flatMap((path) => /^\/proc\/(\d+)$/.exec(path)?.[1] ?? [])
-  const sockets = ['@a', '@b', '@ringfence-observe-3'].map(
-    (address) => `00000000f81b2a3c: 00000002 00000000 00010000 0001 01 ${inodeOf(address)} ${address}\n`,
-  )
-  return Object.assign(
-    {
-      // A name that is no number alone is no process's.
-      '/proc': ['12x', 'x12', 'self', 'stat', ...names],
-      '/proc/12x/maps': written(1, 4096),
-      '/proc/x12/maps': written(1, 4096),
-      '/proc/stat': 'cpu  1 2 3\nctxt btime 7\nbtime 1700000000\nprocesses 9\n',
-      '/proc/net/unix': `Num       RefCount Protocol Flags    Type St Inode Path\n${sockets.join('')}`,
-      '/proc/self/ns/net': 'net:[1]',
-    } satisfies Paper,
-    ...processes,
-  ) as Paper
 }
 
 const channel = (role: string | null, peer: number | null, rings: [own: number, theirs: number], address?: string) => {

@@ -58,7 +58,7 @@ export function beginsHere(t: ExecutionContext): Begun[] {
   return all
 }
 
-const peer = { pid: 7, uid: 8, gid: 9, executable: '/an/executable' }
+const aPeer = { pid: 7, uid: 8, gid: 9, executable: '/an/executable' }
 
 /** What lies below notes what it is asked. */
 class Noted {
@@ -96,7 +96,6 @@ export async function begun<Endpoint, Below extends Noted>(
 /** What the binding makes of a subscription: a ring, and a line. */
 export class Subscribed extends Noted {
   readonly ring = new Ring()
-  readonly peer = peer
   readonly capacity = 65_536
   readonly maxMessageSize = 8192
   /** What the line has to say: why it has ended, as an index of `REASONS`. */
@@ -108,7 +107,10 @@ export class Subscribed extends Noted {
   failing: Failure | null = null
   figures = [10, 1000, 300, 4]
 
-  constructor(readonly delivery: 'reliable' | 'best-effort' | 'latest' = 'reliable') {
+  constructor(
+    readonly delivery: 'reliable' | 'best-effort' | 'latest' = 'reliable',
+    readonly peer: object = aPeer,
+  ) {
     super()
   }
 
@@ -289,7 +291,7 @@ export class Published extends Noted {
 /** A subscriber, as the binding tells of it. */
 export class Newcomer {
   readonly asked: string[] = []
-  readonly peer = peer
+  readonly peer = aPeer
   readonly delivery = 'reliable'
   look: (failure: Failure | null, identity: object | null) => void = () => {}
   answer = 0

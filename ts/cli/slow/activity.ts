@@ -1,6 +1,6 @@
 // What processes do for a moment, as /proc shows it: which cores they run on, how busy they are, and how often they wake.
 
-import { readFileSync, readdirSync } from 'node:fs'
+import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import { setTimeout as pause } from 'node:timers/promises'
 
 import { failIfShort } from '../../sockets.js'
@@ -29,6 +29,9 @@ interface Thread {
   delayed: number
   core: number
   sleeps: number
+  /** A letter, as /proc has it. */
+  state: string
+  isPinned: boolean
 }
 
 /** Looks at processes for a bit more than half a second. One that has gone meanwhile is left out. */
@@ -50,8 +53,7 @@ export async function watchProcesses(pids: readonly number[]): Promise<Map<numbe
 
 function activityOf(pid: number, looks: Map<number, Thread>[], seconds: number): Activity | null {
   const main = looks.at(-1)!.get(pid)
-  const state = stateOf(pid)
-  if (main === undefined || state === null) return null
+  if (main === undefined) return null
   const cores = new Map<number, number>()
   let [wanted, sleeps] = [0, 0]
   for (const [step, threads] of looks.entries()) {
@@ -65,9 +67,9 @@ function activityOf(pid: number, looks: Map<number, Thread>[], seconds: number):
   }
   const [longest] = [...cores].sort(([, one], [, other]) => other - one)
   return {
-    isStopped: state === 'T' || state === 't',
+    isStopped: main.state === 'T' || main.state === 't',
     busy: wanted / 1e9 / seconds,
-    isPinned: /^Cpus_allowed_list:\s*\d+$/m.test(statusOf(pid)),
+    isPinned: main.isPinned,
     core: longest === undefined || longest[1] === 0 ? main.core : longest[0],
     sleepsPerSecond: sleeps / seconds,
   }
@@ -76,60 +78,44 @@ function activityOf(pid: number, looks: Map<number, Thread>[], seconds: number):
 /** The threads of a process by their numbers; none where it is gone, or closed to this user. */
 function threadsOf(pid: number): Map<number, Thread> {
   const threads = new Map<number, Thread>()
-  try {
-    for (const id of readdirSync(`/proc/${pid}/task`)) {
-      const thread = threadAt(`/proc/${pid}/task/${id}`)
-      if (thread !== null) threads.set(Number(id), thread)
-    }
-  } catch (error) {
-    failIfShort(error)
-    // It is gone.
+  const directory = `/proc/${pid}/task`
+  for (const id of unlessGone(() => readdirSync(directory)) ?? []) {
+    const thread = unlessGone(() => threadAt(`${directory}/${id}`))
+    if (thread !== null) threads.set(Number(id), thread)
   }
   return threads
 }
 
-function threadAt(directory: string): Thread | null {
+/** @throws {@link RingfenceError} NO_SPACE: this process lacks what it takes to look. */
+function unlessGone<Found>(look: () => Found): Found | null {
   try {
-    const stat = wordsOf(readFileSync(`${directory}/stat`, 'latin1'))
-    const status = readFileSync(`${directory}/status`, 'latin1')
-    return {
-      ...timesAt(directory, stat),
-      core: Number(stat[36]),
-      sleeps: Number(/^voluntary_ctxt_switches:\s*(\d+)/m.exec(status)?.[1] ?? 0),
-    }
+    return look()
   } catch (error) {
     failIfShort(error)
     return null
   }
 }
 
-/** In nanoseconds where the kernel counts them, else in ticks of ten milliseconds, without the wait. */
-function timesAt(directory: string, stat: string[]): Pick<Thread, 'ran' | 'delayed'> {
-  try {
-    const [ran, delayed] = readFileSync(`${directory}/schedstat`, 'latin1').split(' ').map(Number)
-    return { ran: ran!, delayed: delayed! }
-  } catch {
-    return { ran: (Number(stat[11]) + Number(stat[12])) * 10e6, delayed: 0 }
+function threadAt(directory: string): Thread {
+  const stat = readFileSync(`${directory}/stat`, 'latin1')
+  // The words behind the name, which may hold anything, and ends at the last bracket.
+  const words = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+  const status = readFileSync(`${directory}/status`, 'latin1')
+  return {
+    ...timesAt(directory, words),
+    core: Number(words[36]),
+    sleeps: Number(/^voluntary_ctxt_switches:\s*(\d+)/m.exec(status)?.[1] ?? 0),
+    state: words[0]!,
+    isPinned: /^Cpus_allowed_list:\s*\d+$/m.test(status),
   }
 }
 
-function stateOf(pid: number): string | null {
-  try {
-    return wordsOf(readFileSync(`/proc/${pid}/stat`, 'latin1'))[0]!
-  } catch {
-    return null
-  }
-}
-
-function statusOf(pid: number): string {
-  try {
-    return readFileSync(`/proc/${pid}/status`, 'latin1')
-  } catch {
-    return ''
-  }
-}
-
-/** The words behind the name, which may hold anything, and ends at the last bracket. */
-function wordsOf(stat: string): string[] {
-  return stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+/**
+ * In nanoseconds where the kernel counts them, else in ticks of ten milliseconds, without the wait. That it does is not seen by a thread that
+ * has just gone: of the two counts one is no time after the other.
+ */
+function timesAt(directory: string, words: string[]): Pick<Thread, 'ran' | 'delayed'> {
+  if (!existsSync('/proc/self/schedstat')) return { ran: (Number(words[11]) + Number(words[12])) * 10e6, delayed: 0 }
+  const [ran, delayed] = readFileSync(`${directory}/schedstat`, 'latin1').split(' ').map(Number)
+  return { ran: ran!, delayed: delayed! }
 }

@@ -1,0 +1,215 @@
+// What processes do for a moment, over a /proc on paper that changes between two looks. machine.test.ts has real processes.
+
+import timers from 'node:timers/promises'
+import { syncBuiltinESMExports } from 'node:module'
+
+import test, { type ExecutionContext } from 'ava'
+
+import { clock } from './support/clock.js'
+import { fails, see, type Paper } from './support/paper-proc.js'
+import { slow, type Activity } from './support/slow.js'
+
+const { watchProcesses } = (await slow('activity')) as {
+  watchProcesses(pids: readonly number[]): Promise<Map<number, Activity>>
+}
+
+const LOOKS = 11
+
+interface Told {
+  core: number
+  ran?: number
+  delayed?: number
+  ticks?: [user: number, system: number]
+  sleeps?: number
+  state?: string
+  cores?: string
+}
+
+/** A thread, with its times in milliseconds. */
+function thread(pid: number, id: number, told: Told): Paper {
+  const at = `/proc/${pid}/task/${id}`
+  const { core, ran = 0, delayed = 0, ticks = [0, 0], sleeps = 0, state = 'S', cores = '0-3' } = told
+  const words = Array.from({ length: 50 }, (_, word) => String(1000 + word))
+  words[0] = state
+  words.splice(11, 2, ...ticks.map(String))
+  words[36] = String(core)
+  return {
+    [`${at}/stat`]: `${id} (a) T 1 2) ${words.join(' ')}\n`,
+    [`${at}/status`]:
+      `Name:\ta\nCpus_allowed:\tf\nCpus_allowed_list:\t${cores}\nMems_allowed_list:\t0\n` +
+      `nonvoluntary_ctxt_switches:\t99\nvoluntary_ctxt_switches:\t${sleeps}\nnonvoluntary_ctxt_switches:\t77\n`,
+    [`${at}/schedstat`]: `${ran * 1e6} ${delayed * 1e6} 1234\n`,
+  }
+}
+
+/** A process of these threads, by their numbers. */
+const process = (pid: number, threads: { [id: number]: Told | undefined }): Paper =>
+  Object.assign(
+    { [`/proc/${pid}/task`]: Object.keys(threads) },
+    ...Object.entries(threads).map(([id, told]) => thread(pid, Number(id), told!)),
+  ) as Paper
+
+/** What is found of these where each look finds the next of these papers, and the last one from then on. */
+async function found(t: ExecutionContext, pids: number[], looks: Paper[], counts = true) {
+  const paper: Paper = {}
+  let look = 0
+  const turnPage = () => {
+    for (const path of Object.keys(paper)) delete paper[path]
+    if (counts) paper['/proc/self/schedstat'] = '1 2 3\n'
+    Object.assign(paper, looks[Math.min(look, looks.length - 1)])
+    look += 1
+  }
+  turnPage()
+  // What lies between two looks is exact.
+  clock.now = Math.ceil(clock.now)
+  const unsee = see(paper)
+  const { setTimeout: pause } = timers
+  timers.setTimeout = ((milliseconds: number) => {
+    clock.now += milliseconds
+    turnPage()
+    return Promise.resolve()
+  }) as never
+  syncBuiltinESMExports()
+  try {
+    return await watchProcesses(pids)
+  } finally {
+    t.is(look, LOOKS)
+    timers.setTimeout = pause
+    unsee()
+  }
+}
+
+/** A thread at each look: what is told of it at so many looks, and what more at each of them. */
+const steps = (make: (step: number) => Paper) => Array.from({ length: LOOKS }, (_, step) => make(step))
+
+test.serial('how busy a process is, and how often it sleeps, is the sum of its threads', async (t) => {
+  const looks = steps((step) =>
+    process(7, {
+      7: { core: 1, ran: 1000 + 30 * step, delayed: 500 + 6 * step, sleeps: 10 + 3 * step },
+      8: { core: 2, ran: 9000 + 24 * step, delayed: 0, sleeps: 600 },
+    }),
+  )
+  // 60 ms lie between two looks.
+  t.deepEqual(
+    await found(t, [7], looks),
+    new Map([[7, { isStopped: false, busy: 1, isPinned: false, core: 1, sleepsPerSecond: 50 }]]),
+  )
+})
+
+test.serial('the core is the one on which it ran for longest', async (t) => {
+  const on = (core: (step: number) => number, ran: (step: number) => number) =>
+    steps((step) => process(7, { 7: { core: core(step), ran: ran(step) } }))
+  const coreOf = async (looks: Paper[]) => (await found(t, [7], looks)).get(7)!.core
+  // For two looks on one, at 30 ms each; for the others on another, at 5.
+  t.is(
+    await coreOf(
+      on(
+        (step) => (step === 2 || step === 5 ? 6 : 1),
+        (step) => 5 * step + 25 * (Number(step >= 2) + Number(step >= 5)),
+      ),
+    ),
+    6,
+  )
+  t.is(
+    await coreOf(
+      on(
+        (step) => (step < 6 ? 4 : 5),
+        (step) => 10 * step,
+      ),
+    ),
+    4,
+    'as long on both: where it was first',
+  )
+  t.is(
+    await coreOf(
+      on(
+        (step) => (step < 9 ? 4 : 5),
+        () => 100,
+      ),
+    ),
+    5,
+    'where it has not run, the last',
+  )
+  // Two threads on one core count together.
+  const two = steps((step) =>
+    process(7, { 7: { core: 1, ran: 30 * step }, 8: { core: 2, ran: 20 * step }, 9: { core: 2, ran: 20 * step } }),
+  )
+  t.is((await found(t, [7], two)).get(7)!.core, 2)
+})
+
+test.serial('threads that come and go are counted while they are there', async (t) => {
+  const looks = steps((step) =>
+    process(7, {
+      7: { core: 1, ran: 6 * step },
+      ...(step < 5 ? { 8: { core: 2, ran: 5000 + 60 * step, sleeps: 40 } } : {}),
+      ...(step >= 8 ? { 9: { core: 3, ran: 70_000 + 3 * step, sleeps: 5000 } } : {}),
+    }),
+  )
+  t.deepEqual((await found(t, [7], looks)).get(7), {
+    isStopped: false,
+    busy: (60 + 240 + 6) / 600,
+    isPinned: false,
+    core: 2,
+    sleepsPerSecond: 0,
+  })
+})
+
+test.serial(
+  'a signal or a debugger keeps it from running, one core is all it may have: so it was at the last look',
+  async (t) => {
+    for (const [state, isStopped] of Object.entries({ T: true, t: true, S: false, R: false, D: false, Z: false })) {
+      const looks = steps((step) => process(7, { 7: { core: 1, state: step < 10 ? 'S' : state } }))
+      t.is((await found(t, [7], looks)).get(7)!.isStopped, isStopped, state)
+    }
+    for (const [cores, isPinned] of Object.entries({ '3': true, '12': true, '0-1': false, '1,3': false })) {
+      const looks = steps((step) =>
+        process(7, { 7: { core: 1, cores: step < 10 ? '0-99' : cores }, 8: { core: 1, cores: '5' } }),
+      )
+      t.is((await found(t, [7], looks)).get(7)!.isPinned, isPinned, cores)
+    }
+  },
+)
+
+test.serial('where the kernel does not count nanoseconds, or sleeps, ticks are what there is', async (t) => {
+  const looks = steps((step) => {
+    const paper = process(7, { 7: { core: 1, ticks: [100 + 2 * step, 50 + step] } })
+    delete paper['/proc/7/task/7/schedstat']
+    paper['/proc/7/task/7/status'] = 'Cpus_allowed_list:\t0-3\n'
+    return paper
+  })
+  t.like((await found(t, [7], looks, false)).get(7), { busy: 0.5, core: 1, sleepsPerSecond: 0 })
+  // One that goes between two words of it has no time in another unit.
+  const gone = steps((step) => {
+    const paper = process(7, {
+      7: { core: 1, ran: 6 * step, ticks: [7000, 0] },
+      8: { core: 2, ran: 6 * step, delayed: 90_000 },
+    })
+    if (step === 5) delete paper['/proc/7/task/8/schedstat']
+    return paper
+  })
+  t.is((await found(t, [7], gone)).get(7)!.busy, (60 + 48) / 600)
+})
+
+test.serial('one that has gone, or is closed to this user, is left out', async (t) => {
+  const there = process(7, { 7: { core: 1 } })
+  const gone = steps((step) => (step < 10 ? { ...there, ...process(8, { 8: { core: 1 } }) } : there))
+  t.deepEqual([...(await found(t, [8, 7, 9], gone)).keys()], [7])
+  for (const part of ['', '/7/stat', '/7/status', '/7/schedstat'])
+    for (const code of ['ENOENT', 'ESRCH', 'EACCES'])
+      t.is((await found(t, [7], [{ ...there, [`/proc/7/task${part}`]: fails(code) }])).size, 0, `${part} ${code}`)
+  t.deepEqual(await found(t, [], [there]), new Map())
+})
+
+test.serial('what this process lacks to look says nothing of another one, and is told', async (t) => {
+  const there = process(7, { 7: { core: 1 } })
+  for (const part of ['', '/7/stat', '/7/status', '/7/schedstat'])
+    for (const code of ['EMFILE', 'ENOMEM']) {
+      const paper = { ...there, [`/proc/7/task${part}`]: fails(code) }
+      const unsee = see({ '/proc/self/schedstat': '', ...paper })
+      try {
+        await t.throwsAsync(watchProcesses([7]), { code: 'ERR_RINGFENCE_NO_SPACE' }, `${part} ${code}`)
+      } finally {
+        unsee()
+      }
+    }
+})

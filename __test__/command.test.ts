@@ -1,0 +1,197 @@
+// The command line as a whole, within this process: what each command begins, what a signal does to it, and the code it ends with.
+// cli.test.ts runs it as a user does.
+
+import { readFileSync, readdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+import test, { type ExecutionContext } from 'ava'
+
+import { abstractAddress, isBound, temporaryDirectory, untilBound } from './support/address.js'
+import { beginsHere, Published } from './support/binding.js'
+import { takeOutput, type Output } from './support/output.js'
+import { host, see } from './support/paper-proc.js'
+import { turns, until } from './support/until.js'
+
+const cli = new URL('../../dist/esm/cli.js', import.meta.url).href
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
+
+let runs = 0
+/** Has this process be what it was before the last run. */
+let leave = () => {}
+
+interface Run {
+  output: Output
+  complaints: Output
+  /** What became of the process: signals that it has sent itself, the code its listeners were told, and the code it ended with. */
+  ends: string[]
+}
+
+/** Has this process be the command line. Where that would end it, it goes on. */
+async function run(t: ExecutionContext, ...words: string[]): Promise<Run> {
+  leave()
+  const [output, complaints] = [takeOutput(t, 'stdout'), takeOutput(t, 'stderr')]
+  const ends: string[] = []
+  const { argv, kill, exit, emit } = process
+  const before = SIGNALS.map((signal) => process.listeners(signal))
+  leave = () => {
+    Object.assign(process, { argv, kill, exit, emit, exitCode: undefined })
+    for (const [at, signal] of SIGNALS.entries())
+      for (const listener of process.listeners(signal))
+        if (!before[at]!.includes(listener)) process.off(signal, listener)
+    leave = () => {}
+  }
+  t.teardown(() => leave())
+  Object.assign(process, {
+    argv: ['node', 'ringfence', ...words],
+    kill: (pid: number, signal: string) => ends.push(`${pid === process.pid ? 'itself' : pid}: ${signal}`),
+    exit: (code: number) => ends.push(`exit ${code}`),
+    emit(name: string, ...values: unknown[]) {
+      if (name !== 'exit') return Reflect.apply(emit, process, [name, ...values])
+      ends.push(`on exit: ${values.join()}, ${process.exitCode}`)
+      return true
+    },
+  })
+  await import(`${cli}?${(runs += 1)}`)
+  return { output, complaints, ends }
+}
+
+const ended = (ends: string[]) => until(() => ends.length > 0, 'it has ended')
+
+test.serial('--help names every command, and --version is that of the package', async (t) => {
+  const help = await run(t, '--help')
+  for (const command of ['send', 'receive', 'collect', 'publish', 'subscribe', 'ps', 'top', 'doctor'])
+    t.regex(help.output.text, new RegExp(`^ {2}ringfence ${command} `, 'm'))
+  t.true(help.output.text.endsWith('\n'))
+  const version = await run(t, '--version')
+  const { version: wanted } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
+  t.is(version.output.text, `${wanted}\n`)
+  t.deepEqual([help.complaints.text, help.ends, version.complaints.text, version.ends], ['', [], '', []])
+})
+
+test.serial('what cannot be understood is told, with where to read on; another failure without that', async (t) => {
+  const usage = await run(t, 'listen')
+  await ended(usage.ends)
+  t.regex(usage.complaints.text, /^ringfence: there is no command listen: .*\nTry ringfence --help\.\n$/)
+  t.deepEqual(usage.ends, ['exit 2'])
+  t.teardown(see(host()))
+  const failure = await run(t, 'doctor', '7')
+  await ended(failure.ends)
+  t.is(failure.complaints.text, 'ringfence: process 7 has no channel, as far as this user may see\n')
+  t.deepEqual(failure.ends, ['exit 1'])
+})
+
+test.serial('doctor, ps and top print what they find, for a program where one asks', async (t) => {
+  const text = async (...words: string[]) => {
+    const { output, complaints, ends } = await run(t, ...words)
+    await until(() => output.text.endsWith('\n'), 'it has printed')
+    await turns(2)
+    t.deepEqual([complaints.text, ends], ['', []], words.join(' '))
+    return output.text
+  }
+  t.regex(await text('doctor'), /, Node /)
+  t.true('findings' in (JSON.parse(await text('doctor', '--json')) as object))
+  t.teardown(see(host()))
+  t.regex(await text('ps'), /^pid +uid /)
+  t.deepEqual(JSON.parse(await text('ps', '--json')), { processes: [] })
+  t.regex(await text('top', '--once'), /^0 processes, sorted by messages/)
+  t.deepEqual(JSON.parse(await text('top', '@x', '--once', '--json')), { processes: [] })
+})
+
+/** Each command that meets another process, with what it begins. */
+const MEETS = { send: 'join', receive: 'join', publish: 'publish', subscribe: 'subscribe' } as const
+
+/** Has one of those begin, with a file where it takes one. */
+async function start(t: ExecutionContext, command: keyof typeof MEETS, ...more: string[]) {
+  const file = join(temporaryDirectory(t), 'file')
+  writeFileSync(file, 'as it was')
+  const all = beginsHere(t)
+  const words = command === 'subscribe' ? [] : [file]
+  return { ...(await run(t, command, '@x', ...words, ...more)), file, all }
+}
+
+/** One of those, which waits for the other side. */
+async function waiting(t: ExecutionContext, command: keyof typeof MEETS) {
+  const started = await start(t, command)
+  await until(() => started.all.length === 1, 'it begins')
+  return { ...started, call: started.all[0]! }
+}
+
+test.serial('each command waits for its other side at the address, and a signal ends it at once', async (t) => {
+  for (const command of Object.keys(MEETS) as (keyof typeof MEETS)[])
+    for (const [signal, code] of [
+      ['SIGINT', 130],
+      ['SIGTERM', 143],
+      ['SIGHUP', 129],
+    ] as const) {
+      const { call, ends } = await waiting(t, command)
+      t.deepEqual([call.name, call.address], [MEETS[command], '@x'])
+      t.deepEqual(ends, [])
+      process.emit(signal)
+      t.deepEqual(ends, [`on exit: ${code}, ${code}`, `itself: ${signal}`, `exit ${code}`], command)
+      // As the signal itself, which has no listener any more, would.
+      ends.length = 0
+      process.emit(signal)
+      t.deepEqual(ends, [])
+      call.done({ code: 'ABORTED', message: 'the end of this test' }, null)
+      await ended(ends)
+    }
+})
+
+test.serial('--timeout calls off the waiting, with a code of its own', async (t) => {
+  for (const command of ['send', 'receive', 'subscribe'] as const) {
+    const { all, ends, complaints, file } = await start(t, command, '--timeout', '0.001')
+    // The time may be over before it has begun to wait.
+    await until(() => ends.length > 0 || all[0]?.asked.includes('cancel') === true, 'it is called off')
+    all[0]?.done({ code: 'ABORTED', message: 'called off' }, null)
+    await ended(ends)
+    t.deepEqual(ends, ['exit 6'])
+    t.regex(complaints.text, /^ringfence: no process (came to|published at) @x in time\n$/)
+    t.deepEqual([readFileSync(file, 'utf8'), readdirSync(join(file, '..'))], ['as it was', ['file']])
+  }
+})
+
+test.serial('publish sends the file, and ends well', async (t) => {
+  const { call, ends, complaints } = await waiting(t, 'publish')
+  const below = new Published()
+  call.done(null, below)
+  await until(() => below.asked.includes('end'), 'it has ended')
+  t.deepEqual([below.sent, ends, complaints.text], [1, [], ''])
+})
+
+test.serial(
+  'collect ends in good order with the first signal, and at once with the second, or with SIGHUP',
+  async (t) => {
+    for (const [first, second, code] of [
+      ['SIGINT', 'SIGINT', 130],
+      ['SIGINT', 'SIGTERM', 143],
+      ['SIGTERM', 'SIGINT', 130],
+      ['SIGTERM', 'SIGTERM', 143],
+    ] as const) {
+      const address = abstractAddress()
+      const { ends } = await run(t, 'collect', address)
+      await untilBound(address)
+      process.emit(first)
+      t.deepEqual(ends, [])
+      process.emit(second)
+      t.deepEqual(ends, [`on exit: ${code}, ${code}`, `itself: ${second}`, `exit ${code}`], `${first} ${second}`)
+      await until(() => !isBound(address), 'it has gone')
+    }
+    const address = abstractAddress()
+    const { ends, complaints } = await run(t, 'collect', address)
+    await untilBound(address)
+    process.emit('SIGHUP')
+    t.deepEqual(ends, ['on exit: 129, 129', 'itself: SIGHUP', 'exit 129'])
+    process.emit('SIGTERM')
+    await until(() => !isBound(address), 'it has gone')
+    t.is(complaints.text, '')
+  },
+)
+
+test.serial('a reader of the data that leaves is a failure, one of what is for people is none', async (t) => {
+  const { output, complaints, ends } = await run(t, '--version')
+  complaints.stream.emit('error', new Error('EPIPE: its reader has left'))
+  t.deepEqual(ends, [])
+  output.stream.emit('error', new Error('EPIPE: its reader has left'))
+  t.deepEqual(ends, ['exit 1'])
+  t.is(complaints.text, 'ringfence: EPIPE: its reader has left\n')
+})

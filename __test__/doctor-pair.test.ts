@@ -1,0 +1,269 @@
+// `ringfence doctor PID|ADDRESS`: whom it looks at, what is judged of each pair, and what is printed. slow.test.ts makes each reason, with
+// real processes.
+
+import timers from 'node:timers/promises'
+import { syncBuiltinESMExports } from 'node:module'
+
+import test, { type ExecutionContext } from 'ava'
+
+import { clock, rested } from './support/clock.js'
+import { takeOutput } from './support/output.js'
+import { host, process as onPaper, read, see, written, type Paper } from './support/paper-proc.js'
+import { slow } from './support/slow.js'
+import { Handshakes, observable, type Figures } from './support/teller.js'
+import { soon, turns } from './support/until.js'
+
+interface Finding {
+  check: string
+  status: 'good' | 'slow' | 'unknown'
+  processes: number[]
+  found: string
+  meaning: string
+}
+
+interface Diagnosis {
+  processes: { pid: number }[]
+  pairs: { address: string | null; processes: number[]; findings: Finding[] }[]
+}
+
+const { diagnosePair, explain } = (await slow('main')) as {
+  diagnosePair(target: number | string, places?: { sys: string }): Promise<Diagnosis>
+  explain(target: number | string, json: boolean): Promise<void>
+}
+
+/** What /proc tells of a process that works for half of the time, on one core. */
+function activity(pid: number, core: number): Paper {
+  const at = `/proc/${pid}/task/${pid}`
+  const words = Array.from({ length: 50 }, () => '0')
+  words[0] = 'S'
+  words[36] = String(core)
+  return {
+    [`/proc/${pid}/task`]: [String(pid)],
+    [`${at}/stat`]: `${pid} (a) ${words.join(' ')}\n`,
+    [`${at}/status`]: `Cpus_allowed_list:\t${core}\nvoluntary_ctxt_switches:\t5\n`,
+    [`${at}/schedstat`]: '0 0 0\n',
+    [`/proc/${pid}/cgroup`]: '',
+    [`/proc/${pid}/root/dev/shm`]: { bsize: 1000, blocks: 100, bavail: 50 },
+  }
+}
+
+/** Two that have a channel at @a, of which the second is a third one's subscriber, and two strangers with one at @b. */
+const all = () =>
+  host(
+    { ...observable(3, [written(1, 65_536), read(2, 8192)], '@a'), ...activity(3, 1) },
+    { ...observable(4, [read(1, 65_536), written(2, 8192), read(3, 4096)]), ...activity(4, 1) },
+    { ...observable(5, [written(3, 4096)]), ...activity(5, 2) },
+    { ...onPaper(6, [written(4, 4096), read(5, 4096)], '@b'), ...activity(6, 1) },
+    { ...observable(7, [read(4, 4096), written(5, 4096)]), ...activity(7, 2) },
+    { '/proc/self/schedstat': '0 0 0\n' },
+  )
+
+/** Time passes as soon as somebody waits for it. */
+function timePasses(t: ExecutionContext): void {
+  const { setTimeout: pause } = timers
+  timers.setTimeout = ((milliseconds: number) => {
+    clock.now += milliseconds
+    return Promise.resolve()
+  }) as never
+  syncBuiltinESMExports()
+  t.teardown(() => {
+    timers.setTimeout = pause
+    syncBuiltinESMExports()
+  })
+}
+
+const figures = (peer: number, more: Figures): Figures => ({ id: 1, address: null, peer, role: 'host', ...more })
+
+/** Looks at this host, where these are asked, and tell that much. */
+async function look<Found>(
+  t: ExecutionContext,
+  diagnose: () => Promise<Found>,
+  told: Record<number, [before: Figures, now: Figures]>,
+): Promise<Found> {
+  await rested()
+  const handshakes = new Handshakes(t)
+  const done = diagnose()
+  await turns(2)
+  t.deepEqual(handshakes.asked, Object.keys(told).map(Number))
+  const tellers = []
+  for (const pid of Object.keys(told)) tellers.push(await handshakes.answer(Number(pid)))
+  for (const step of [0, 1]) {
+    for (const teller of tellers) await teller.tell(1000 + 2000 * step, told[teller.pid]![step]!)
+    clock.now += 2000
+  }
+  try {
+    return await soon(done, 'its end')
+  } finally {
+    for (const teller of tellers) t.is(teller.asked.at(-1), 'close')
+  }
+}
+
+/** A publisher tells of one ring for all that read it. */
+const publishes = { id: 1, address: null, peer: null, role: 'publisher', ringCapacity: 4096 }
+const still = (peer: number): [Figures, Figures] => [figures(peer, {}), figures(peer, {})]
+
+const shown = (findings: Finding[]) =>
+  findings.map(({ check, status, processes, found }) => `${check} ${processes.join('→')} ${status}: ${found}`)
+
+const SHM_AND_MEMORY = (pid: number) => [`shm ${pid} good: no ring there`, `memory ${pid} good: no limit`]
+
+test.serial('of a process each channel is judged, of both ways, by what both processes do and tell', async (t) => {
+  t.teardown(see(all()))
+  timePasses(t)
+  const full = { ringUsed: 60_000, messagesSent: 1000, bytesSent: 80_000 }
+  const { processes, pairs } = await look(t, () => diagnosePair(4), {
+    3: [figures(4, { ...full, messagesSent: 0, bytesSent: 0 }), figures(4, full)],
+    4: still(3),
+    5: [publishes, publishes],
+  })
+  t.deepEqual(
+    processes.map(({ pid }) => pid),
+    [3, 4, 5],
+  )
+  const [one, two] = pairs
+  t.is(pairs.length, 2)
+  t.like(one, { address: '@a', processes: [4, 3] })
+  t.deepEqual(shown(one!.findings), [
+    'cores 4→3 slow: cores 1 and 1: same core',
+    'ring 4→3 good: 0 % of 8.19 kB full; the sender waits for room for 0 % of the time',
+    'reader 3 good: works for 0 % of the time',
+    'wake-ups 4→3 good: the reader sleeps 0 times a second',
+    'sizes 4→3 unknown: none seen',
+    'ring 3→4 slow: 92 % of 65.54 kB full; the sender waits for room for 0 % of the time',
+    'reader 4 slow: works for 0 % of the time',
+    'wake-ups 3→4 good: the reader sleeps 0 times a second, for 500 messages',
+    'sizes 3→4 good: 80 B a message, 500 a second',
+    ...SHM_AND_MEMORY(4),
+    ...SHM_AND_MEMORY(3),
+  ])
+  t.like(two, { address: null, processes: [4, 5] })
+  t.deepEqual(
+    two!.findings.filter(({ check }) => check === 'ring').map(({ processes: [from, to] }) => [from, to]),
+    [[5, 4]],
+  )
+})
+
+test.serial('at an address all are asked, for each of them may know where it has met its peer', async (t) => {
+  t.teardown(see(all()))
+  timePasses(t)
+  const { processes, pairs } = await look(t, () => diagnosePair('@b'), {
+    3: still(4),
+    4: still(3),
+    5: still(4),
+    7: still(6),
+  })
+  t.deepEqual(
+    processes.map(({ pid }) => pid),
+    [6, 7],
+  )
+  t.deepEqual(
+    pairs.map(({ address, processes: both }) => [address, both]),
+    [['@b', [6, 7]]],
+  )
+})
+
+test.serial('cores are not judged of one that has gone meanwhile; what it did is not known', async (t) => {
+  for (const [gone, place] of [
+    [3, 0],
+    [4, 1],
+  ] as const) {
+    const paper = all()
+    delete paper[`/proc/${gone}/task`]
+    t.teardown(see(paper))
+    timePasses(t)
+    const { pairs } = await look(t, () => diagnosePair(3), { 3: still(4), 4: still(3) })
+    const lines = shown(pairs[0]!.findings)
+    t.is(lines.length, 12)
+    t.false(lines.some((line) => line.startsWith('cores')))
+    t.true(lines.includes(`reader ${gone} unknown: another user’s, or gone`), String(place))
+  }
+})
+
+test.serial('a process without a channel, and an address without one, are told', async (t) => {
+  t.teardown(see(all()))
+  timePasses(t)
+  await t.throwsAsync(
+    look(t, () => diagnosePair(9), {}),
+    { message: 'process 9 has no channel, as far as this user may see' },
+  )
+  await t.throwsAsync(
+    look(t, () => diagnosePair('@c'), { 3: still(4), 4: still(3), 5: still(4), 7: still(6) }),
+    { message: '@c has no channel, as far as this user may see' },
+  )
+})
+
+const MARKS = { good: 'good', slow: 'SLOW', unknown: '?' }
+const cells = (line: string) => line.trim().split(/ {2,}/)
+
+test.serial(
+  'each pair is printed with a table of what was found, and what is slow or unknown is explained below',
+  async (t) => {
+    const paper = all()
+    // Whose names are anybody's to choose.
+    paper['/proc/net/unix'] = (paper['/proc/net/unix'] as string).replace(' @a\n', ' @\u001b[2J\n')
+    t.teardown(see(paper))
+    timePasses(t)
+    const told = { 3: still(4), 4: still(3), 5: [publishes, publishes] as [Figures, Figures] }
+    const output = takeOutput(t, 'stdout', { columns: 1000 })
+    const { pairs } = await look(t, () => diagnosePair(4), told)
+    await look(t, () => explain(4, false), told)
+    const blocks = output.text.split(/(?=^processes )/m)
+    t.is(blocks.length, 2)
+    for (const [at, block] of blocks.entries()) {
+      const { address, processes, findings } = pairs[at]!
+      const where = address === null ? '' : ' at @\\u{1b}[2J'
+      const [head, table, ...explained] = block.trimEnd().split('\n\n')
+      t.is(head, `processes ${processes.join(' and ')}${where}`)
+      const [headings, rule, ...rows] = table!.split('\n')
+      t.deepEqual(cells(headings!), ['what', 'process', 'found'])
+      t.regex(rule!, /^(─+ {2}){3}─+$/)
+      t.deepEqual(
+        rows.map(cells),
+        findings.map(({ check, status, processes: whom, found }) => [MARKS[status], check, whom.join(' → '), found]),
+      )
+      const wanted = (['slow', 'unknown'] as const).map((status) => [
+        MARKS[status],
+        ...findings
+          .filter((finding) => finding.status === status)
+          .map(({ check, processes: whom, meaning }) => `  ${check}, ${whom.join(' → ')}: ${meaning}`),
+      ])
+      t.deepEqual(
+        explained.map((part) => part.split('\n')),
+        wanted.filter((part) => part.length > 1),
+      )
+      t.true(block.endsWith('\n\n'))
+    }
+    t.deepEqual(
+      blocks.map((block) => block.includes('\nSLOW\n')),
+      [true, false],
+    )
+  },
+)
+
+test.serial('it is as wide as the terminal, and else 160 columns', async (t) => {
+  t.teardown(see(all()))
+  timePasses(t)
+  const width = (text: string) =>
+    Math.max(
+      ...text
+        .split('\n')
+        .filter((line) => /^\S/.test(line))
+        .map((line) => line.length),
+    )
+  for (const [how, wanted] of [[{ columns: 40 }, 40] as const, [{}, 160] as const]) {
+    const output = takeOutput(t, 'stdout', how)
+    await look(t, () => explain(3, false), { 3: still(4), 4: still(3) })
+    t.true(width(output.text) <= wanted, String(width(output.text)))
+    if (wanted === 40) t.is(width(output.text), 40)
+  }
+})
+
+test.serial('a program is told all of it', async (t) => {
+  t.teardown(see(all()))
+  timePasses(t)
+  const output = takeOutput(t, 'stdout')
+  const told = { 3: still(4), 4: still(3) }
+  const diagnosis = await look(t, () => diagnosePair(3), told)
+  await look(t, () => explain(3, true), told)
+  t.is(output.text, `${JSON.stringify(diagnosis, null, 2)}\n`)
+})

@@ -1,0 +1,96 @@
+// A /proc on paper: what other users' processes, and other moments, would have to be there for. All else of the file system is as it is.
+
+import fs from 'node:fs'
+import { syncBuiltinESMExports } from 'node:module'
+
+/** What a look at a file, a folder, a link or a file system finds; an error is what it fails with. */
+export type Paper = Record<string, string | string[] | object | Error>
+
+export const fails = (code: string) => Object.assign(new Error(`${code}: as this test has it`), { code })
+
+const LOOKS = ['readFileSync', 'readdirSync', 'readlinkSync', 'statSync', 'statfsSync'] as const
+
+const isOnPaper = (path: unknown) => typeof path === 'string' && /^\/proc(\/|$)/.test(path)
+
+/** Has this process see such a /proc. What is written on the paper later is seen as well. Returns what ends that. */
+export function see(paper: Paper): () => void {
+  const { existsSync } = fs
+  const real = { existsSync, ...Object.fromEntries(LOOKS.map((look) => [look, fs[look]])) }
+  const onPaper = (look: (...words: unknown[]) => unknown) =>
+    function seen(...words: [path: unknown, ...unknown[]]) {
+      const [path] = words
+      if (!isOnPaper(path)) return look(...words)
+      const found = paper[path as string] ?? fails('ENOENT')
+      if (found instanceof Error) throw found
+      return found
+    }
+  Object.assign(fs, Object.fromEntries(LOOKS.map((look) => [look, onPaper(fs[look] as never)])), {
+    existsSync: (path: string) => (isOnPaper(path) ? paper[path] !== undefined : existsSync(path)),
+  })
+  syncBuiltinESMExports()
+  return () => {
+    Object.assign(fs, real)
+    syncBuiltinESMExports()
+  }
+}
+
+/** A line of a map, of so many bytes. */
+export const line = (rights: string, inode: number | string, size: number, name = '/memfd:ringfence (deleted)') =>
+  `7f0a00000000-${(0x7f0a00000000 + size).toString(16)} ${rights}p 00000000 00:01 ${inode}                    ${name}`
+/** Beside a ring lie the words and a page. */
+export const written = (inode: number, capacity: number) => line('rw-', inode, capacity + 8192)
+export const read = (inode: number, capacity: number) => line('r--', inode, capacity + 8192)
+
+const PEACE = [
+  '00400000-00401000 r-xp 00000000 fe:00 77                    /usr/bin/one',
+  '7ff000000000-7ff000001000 rw-p 00000000 00:00 0 ',
+]
+
+/** A process with these lines in its map, which listens at these addresses. */
+export function process(pid: number, lines: string[], ...addresses: string[]): Paper {
+  const at = (part: string) => `/proc/${pid}/${part}`
+  const paper: Paper = {
+    [`/proc/${pid}`]: { uid: 1000 + pid },
+    // The name may hold anything, this too.
+    [at('stat')]:
+      `${pid} (a) b (c 1 2) S 1 ${pid} ${Array.from({ length: 16 }, (_, word) => 100 + word).join(' ')} 250 9 9\n`,
+    [at('exe')]: `/usr/bin/${pid}`,
+    [at('maps')]: [...PEACE, ...lines, ...PEACE].join('\n') + '\n',
+    [at('ns/net')]: 'net:[1]',
+    [at('fd')]: ['0', ...addresses.map((_, index) => String(index + 3))],
+    [at('fd/0')]: '/dev/null',
+  }
+  addresses.forEach((address, index) => (paper[at(`fd/${index + 3}`)] = socketOf(address)))
+  return paper
+}
+
+const sockets = new Map<string, string>()
+
+function socketOf(address: string): string {
+  const socket = sockets.get(address) ?? `socket:[${1000 + sockets.size}]`
+  sockets.set(address, socket)
+  return socket
+}
+
+/** All of a host: its processes, and the addresses at which one of them listens. */
+export function host(...processes: Paper[]): Paper {
+  const names = processes.flatMap((one) => Object.keys(one)).flatMap((path) => /^\/proc\/(\d+)$/.exec(path)?.[1] ?? [])
+  const links = new Set(processes.flatMap((one) => Object.values(one)))
+  const lines = [...sockets]
+    .filter(([, socket]) => links.has(socket))
+    .map(
+      ([address, socket]) => `00000000f81b2a3c: 00000002 00000000 00010000 0001 01 ${socket.slice(8, -1)} ${address}\n`,
+    )
+  return Object.assign(
+    {
+      // A name that is no number alone is no process's.
+      '/proc': ['12x', 'x12', 'self', 'stat', ...names],
+      '/proc/12x/maps': written(1, 4096),
+      '/proc/x12/maps': written(1, 4096),
+      '/proc/stat': 'cpu  1 2 3\nctxt btime 7\nbtime 1700000000\nprocesses 9\n',
+      '/proc/net/unix': `Num       RefCount Protocol Flags    Type St Inode Path\n${lines.join('')}`,
+      '/proc/self/ns/net': 'net:[1]',
+    } satisfies Paper,
+    ...processes,
+  ) as Paper
+}

@@ -1,0 +1,79 @@
+// Processes on paper that tell their figures, and the subscriptions to them.
+
+import type { ExecutionContext } from 'ava'
+
+import { beginsHere, REASONS, Subscribed, type Begun } from './binding.js'
+import { process as onPaper, type Paper } from './paper-proc.js'
+import { turns } from './until.js'
+
+export type Figures = Record<string, unknown>
+
+const inside = (file: string) => import(new URL(`../../../dist/esm/${file}`, import.meta.url).href)
+export const { observedAt, LONGEST } = (await inside('observe.js')) as {
+  observedAt(pid: number): string
+  LONGEST: number
+}
+
+/** A process of this user that can be observed, with these lines in its map. */
+export function observable(pid: number, lines: string[] = [], ...addresses: string[]): Paper {
+  return { ...onPaper(pid, lines, observedAt(pid), ...addresses), [`/proc/${pid}`]: { uid: process.geteuid!() } }
+}
+
+/** What the binding makes of a subscription to the figures of a process. */
+export class Teller extends Subscribed {
+  constructor(readonly pid: number) {
+    super('latest', { pid, uid: 5, gid: 5, executable: { path: `/usr/bin/${pid}` } })
+  }
+
+  /** What is told has been read when it resolves. */
+  async tell(at: number, ...channels: Figures[]): Promise<void> {
+    await this.say(JSON.stringify({ executable: '/as/it/says', at, channels }))
+  }
+
+  async say(words: string): Promise<void> {
+    this.ring.come(Buffer.from(words))
+    this.bell()
+    await turns(3)
+  }
+
+  /** Its process has ended. */
+  async exit(): Promise<void> {
+    this.ring.ended = true
+    this.heard = REASONS.indexOf('exited')
+    this.bell()
+    await turns(3)
+  }
+}
+
+/** Handshakes that begin, until the test is over. */
+export class Handshakes {
+  readonly all: Begun[]
+
+  constructor(t: ExecutionContext) {
+    this.all = beginsHere(t)
+  }
+
+  /** The processes that are asked, of those that have not answered. */
+  get asked(): number[] {
+    return this.all.map(({ address }) => Number(address.slice(observedAt(0).length - 1)))
+  }
+
+  /** A process answers. Returns what can be told over that. */
+  async answer(pid: number, by = pid): Promise<Teller> {
+    const teller = new Teller(by)
+    this.#take(pid).done(null, teller)
+    await turns(2)
+    return teller
+  }
+
+  async fail(pid: number, code: string): Promise<void> {
+    this.#take(pid).done({ code, message: 'as this test has it' }, null)
+    await turns(2)
+  }
+
+  #take(pid: number): Begun {
+    const at = this.asked.indexOf(pid)
+    if (at < 0) throw new Error(`process ${pid} is not asked`)
+    return this.all.splice(at, 1)[0]!
+  }
+}
