@@ -190,6 +190,11 @@ test.serial('where the kernel does not count nanoseconds, or sleeps, ticks are w
   t.is((await found(t, [7], gone)).get(7)!.busy, (60 + 48) / 600)
 })
 
+test.serial('of one that is seen once there is nothing to tell but where it is', async (t) => {
+  const looks = steps((step) => (step < 10 ? {} : process(7, { 7: { core: 3, ran: 5000, sleeps: 70 } })))
+  t.like((await found(t, [7], looks)).get(7), { busy: 0, core: 3, sleepsPerSecond: 0 })
+})
+
 test.serial('one that has gone, or is closed to this user, is left out', async (t) => {
   const there = process(7, { 7: { core: 1 } })
   const gone = steps((step) => (step < 10 ? { ...there, ...process(8, { 8: { core: 1 } }) } : there))

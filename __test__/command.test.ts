@@ -123,8 +123,10 @@ test.serial('each command waits for its other side at the address, and a signal 
       ['SIGTERM', 143],
       ['SIGHUP', 129],
     ] as const) {
-      const { call, ends } = await waiting(t, command)
+      const { call, ends, file } = await waiting(t, command)
       t.deepEqual([call.name, call.address], [MEETS[command], '@x'])
+      // What is received lies beside the file until all has come.
+      t.is(readdirSync(join(file, '..')).length, command === 'receive' ? 2 : 1)
       t.deepEqual(ends, [])
       process.emit(signal)
       t.deepEqual(ends, [`on exit: ${code}, ${code}`, `itself: ${signal}`, `exit ${code}`], command)

@@ -1,12 +1,12 @@
-// What `ringfence top` and `doctor` make of the figures that processes tell: rates, of two snapshots that are far enough apart.
+// What `ringfence top` and `doctor` make of the figures that processes tell: whom they ask, and rates, of two snapshots that are far
+// enough apart. Over processes on paper; observe.test.ts has real ones.
 
 import test, { type ExecutionContext } from 'ava'
 
-import { clock } from './support/clock.js'
-import { Partner } from './support/partner.js'
-import { isPending, soon, turns, until } from './support/until.js'
-
-type Figures = Record<string, unknown>
+import { clock, rested } from './support/clock.js'
+import { fails, host, see, type Paper } from './support/paper-proc.js'
+import { Handshakes, LONGEST, observable, observedAt, type Figures } from './support/teller.js'
+import { isPending, soon, turns } from './support/until.js'
 
 interface Watched {
   pid: number
@@ -15,15 +15,11 @@ interface Watched {
   channels: Figures[]
 }
 
-interface Snapshot {
-  at: number
-}
-
 interface Sources {
   find(only?: ReadonlySet<number>): Promise<void>
   ready(): Promise<void>
   watched(address?: string): Watched[]
-  lastTwo(): Map<number, { before: Snapshot; now: Snapshot }>
+  lastTwo(): Map<number, { before: { at: number }; now: { at: number } }>
   close(): Promise<void>
 }
 
@@ -31,34 +27,24 @@ const { Sources } = (await import(new URL('../../dist/esm/cli/observed.js', impo
   Sources: new (patience?: number) => Sources
 }
 
-function sourcesOf(t: ExecutionContext, patience?: number): Sources {
+/** On a host with these processes, which can be observed. */
+async function watching(t: ExecutionContext, pids: number[], patience?: number) {
+  await rested()
+  const paper = host(...pids.map((pid) => observable(pid)))
+  t.teardown(see(paper))
+  const handshakes = new Handshakes(t)
   const sources = new Sources(patience)
-  t.teardown(() => sources.close())
-  return sources
+  /** Those of them that are asked answer. */
+  const find = async (only?: number[]) => {
+    const finding = sources.find(only && new Set(only))
+    await turns(2)
+    const tellers = []
+    for (const pid of handshakes.asked) tellers.push(await handshakes.answer(pid))
+    await soon(finding, 'those that are asked')
+    return tellers
+  }
+  return { paper, handshakes, sources, find }
 }
-
-/** A process that tells what a test has it tell. */
-async function teller(t: ExecutionContext): Promise<Partner> {
-  const partner = await Partner.start(t)
-  await partner.run(async (kit) => {
-    kit.keep['publisher'] = await kit.ringfence.publish(`@ringfence-observe-${process.pid}`, {
-      policy: { uid: 'same' },
-    })
-  })
-  return partner
-}
-
-const tell = (partner: Partner, at: number, ...channels: Figures[]) =>
-  partner.run(
-    async (kit, snapshot: object) => {
-      const publisher = kit.keep['publisher'] as Awaited<ReturnType<typeof kit.ringfence.publish>>
-      await publisher.send(JSON.stringify(snapshot))
-    },
-    { executable: '/x', at, channels },
-  )
-
-const subscribers = (partner: Partner) =>
-  partner.run((kit) => (kit.keep['publisher'] as Awaited<ReturnType<typeof kit.ringfence.publish>>).subscribers.length)
 
 const channel = { id: 1, address: '@x', peer: 2, role: 'host' }
 const still = {
@@ -67,25 +53,17 @@ const still = {
   messagesReceivedPerSecond: 0,
   bytesReceivedPerSecond: 0,
 }
-
-/** What is told has come, with so many messages sent by its first channel. */
-const untilCome = (sources: Sources, partner: Partner, messagesSent: number) =>
-  until(
-    () => sources.watched().find(({ pid }) => pid === partner.pid)?.channels[0]?.['messagesSent'] === messagesSent,
-    `${messagesSent} are told`,
-  )
+const pidsOf = (sources: Sources) => sources.watched().map(({ pid }) => pid)
 
 test.serial(
   'a rate is told of two snapshots with a quarter of a second between them, by the clock of the process',
   async (t) => {
-    const partner = await teller(t)
-    const sources = sourcesOf(t)
-    const only = new Set([partner.pid])
-    await sources.find(only)
+    const { sources, find } = await watching(t, [40])
+    const [teller] = await find()
     // Once is enough.
-    await sources.find(only)
-    t.is(await subscribers(partner), 1)
+    t.deepEqual(await find(), [])
     t.deepEqual(sources.watched(), [])
+    t.deepEqual(sources.lastTwo(), new Map())
     const ready = sources.ready()
 
     const figures = (messages: number): Figures => ({
@@ -95,21 +73,21 @@ test.serial(
       messagesReceived: 2 * messages,
       bytesReceived: 20 * messages,
     })
-    await tell(partner, 1000, figures(100))
-    await untilCome(sources, partner, 100)
-    t.like(sources.watched()[0], { pid: partner.pid, uid: process.geteuid!(), executable: process.execPath })
-    t.deepEqual(sources.watched()[0]!.channels, [{ ...figures(100), ...still }])
+    await teller!.tell(1000, figures(100))
+    // Who it is the kernel has said.
+    t.deepEqual(sources.watched(), [
+      { pid: 40, uid: 5, executable: '/usr/bin/40', channels: [{ ...figures(100), ...still }] },
+    ])
+    t.deepEqual(sources.lastTwo(), new Map())
 
     clock.now += 249
-    await tell(partner, 1001, figures(900))
-    await untilCome(sources, partner, 900)
+    await teller!.tell(1001, figures(900))
     t.deepEqual(sources.watched()[0]!.channels, [{ ...figures(900), ...still }])
     t.deepEqual(sources.lastTwo(), new Map())
     t.true(await isPending(ready))
 
     clock.now += 1
-    await tell(partner, 3000, figures(1100))
-    await untilCome(sources, partner, 1100)
+    await teller!.tell(3000, figures(1100))
     await soon(ready, 'two that can be compared')
     const rates = {
       messagesSentPerSecond: 500,
@@ -118,26 +96,17 @@ test.serial(
       bytesReceivedPerSecond: 10_000,
     }
     t.deepEqual(sources.watched()[0]!.channels, [{ ...figures(1100), ...rates }])
-    const { before, now } = sources.lastTwo().get(partner.pid)!
+    const { before, now } = sources.lastTwo().get(40)!
     t.deepEqual([before.at, now.at], [1000, 3000])
 
     // Close behind the last one: it is compared with the first still. A publisher's figures go into the same rates.
     clock.now += 10
-    const publisher = {
-      id: 1,
-      address: '@p',
-      peer: null,
-      role: 'publisher',
-      messagesSent: 1000,
-      published: 1100,
-      bytesPublished: 2000,
-    }
-    await tell(partner, 5000, publisher, { ...figures(7), id: 2 })
-    await untilCome(sources, partner, 1000)
+    const publisher = { ...channel, peer: null, role: 'publisher', address: '@p', messagesSent: 1000, published: 1100 }
+    await teller!.tell(5000, { ...publisher, bytesPublished: 2000 }, { ...figures(7), id: 2 })
     t.deepEqual(sources.watched()[0]!.channels, [
       {
         ...publisher,
-        ...still,
+        bytesPublished: 2000,
         messagesSentPerSecond: 500,
         bytesSentPerSecond: 250,
         messagesReceivedPerSecond: -50,
@@ -151,88 +120,169 @@ test.serial(
       [1],
     )
     t.deepEqual(sources.watched('@elsewhere'), [])
+    t.false(teller!.asked.includes('close'))
     await sources.close()
-    await until(async () => (await subscribers(partner)) === 0, 'it is not looked at any more')
+    t.is(teller!.asked.at(-1), 'close')
   },
 )
 
+test.serial('of several channels each is compared with itself', async (t) => {
+  const { sources, find } = await watching(t, [40])
+  const [teller] = await find()
+  const both = (one: number, two: number) => [
+    { ...channel, messagesSent: one },
+    { ...channel, id: 2, messagesSent: two },
+  ]
+  await teller!.tell(0, ...both(10, 100))
+  clock.now += 1000
+  await teller!.tell(1000, ...both(11, 107).reverse())
+  t.deepEqual(
+    sources.watched()[0]!.channels.map(({ id, messagesSentPerSecond }) => [id, messagesSentPerSecond]),
+    [
+      [2, 7],
+      [1, 1],
+    ],
+  )
+})
+
 test.serial('where no time has passed by the clock of the process there is no rate', async (t) => {
-  const partner = await teller(t)
-  const sources = sourcesOf(t)
-  await sources.find(new Set([partner.pid]))
+  const { sources, find } = await watching(t, [40])
+  const [teller] = await find()
   for (const [number, at] of [5000, 5000, 4000].entries()) {
     clock.now += 1000
-    await tell(partner, at, { ...channel, messagesSent: number })
-    await untilCome(sources, partner, number)
+    await teller!.tell(at, { ...channel, messagesSent: number })
+    t.deepEqual(sources.watched()[0]!.channels, [{ ...channel, messagesSent: number, ...still }])
+    t.deepEqual(sources.lastTwo(), new Map())
   }
-  t.deepEqual(sources.watched()[0]!.channels, [{ ...channel, messagesSent: 2, ...still }])
-  t.deepEqual(sources.lastTwo(), new Map())
 })
 
 test.serial(
   'one that goes, or tells no figures, is not waited for, and forgotten; others stay, in their order',
   async (t) => {
-    const [one, two, three] = (await Promise.all([teller(t), teller(t), teller(t)])).sort((a, b) => b.pid - a.pid) as [
-      Partner,
-      Partner,
-      Partner,
-    ]
-    const sources = sourcesOf(t)
-    const only = new Set([one.pid, two.pid])
-    await sources.find(only)
-    t.is(await subscribers(three), 0)
-    await sources.find(new Set([three.pid]))
-    for (const partner of [one, two, three]) {
-      await tell(partner, 1000, { ...channel, messagesSent: 1 })
-      await untilCome(sources, partner, 1)
-    }
-    t.deepEqual(
-      sources.watched().map(({ pid }) => pid),
-      [three.pid, two.pid, one.pid],
-    )
+    const { sources, find, handshakes } = await watching(t, [60, 50, 40])
+    const [one, two] = await find([60, 50])
+    t.deepEqual([one!.pid, two!.pid], [60, 50])
+    const [three] = await find([40])
+    for (const teller of [one!, two!, three!]) await teller.tell(1000, { ...channel, messagesSent: 1 })
+    t.deepEqual(pidsOf(sources), [40, 50, 60])
     const ready = sources.ready()
     clock.now += 1000
-    await tell(one, 2000, { ...channel, messagesSent: 2 })
-    await untilCome(sources, one, 2)
+    await one!.tell(2000, channel)
     t.true(await isPending(ready))
-    await two.run(async (kit) => {
-      await (kit.keep['publisher'] as Awaited<ReturnType<typeof kit.ringfence.publish>>).send('no figures')
-    })
-    await three.kill()
+    await two!.say('no figures')
+    t.true(await isPending(ready))
+    await three!.exit()
     await soon(ready, 'that no more is waited for')
-    await until(async () => (await sources.find(new Set()), sources.watched().length === 1), 'the others are forgotten')
+    t.deepEqual(await find([]), [])
+    t.deepEqual(pidsOf(sources), [60])
+    t.deepEqual([...sources.lastTwo().keys()], [60])
+    // It is let go of, and asked anew.
     t.deepEqual(
-      sources.watched().map(({ pid }) => pid),
-      [one.pid],
+      [one!, two!].map((teller) => teller.asked.includes('close')),
+      [false, true],
     )
-    await until(async () => (await subscribers(two)) === 0, 'it is let go of')
-    // It is asked anew once it tells some.
-    await tell(two, 3000, { ...channel, messagesSent: 5 })
-    await sources.find(new Set([two.pid]))
-    await untilCome(sources, two, 5)
+    const again = await find([50])
+    await again[0]!.tell(3000, channel)
+    t.deepEqual(pidsOf(sources), [50, 60])
+    t.deepEqual(handshakes.all, [])
   },
 )
 
 test.serial('a process that is stopped is waited for as long as there is patience', async (t) => {
-  const partner = await teller(t)
-  const sources = sourcesOf(t, 50)
-  await sources.find(new Set([partner.pid]))
+  const { sources, find, handshakes } = await watching(t, [40, 50], 50)
+  await find([40])
   await soon(sources.ready(), 'the end of the patience')
   t.deepEqual(sources.watched(), [])
-  partner.stop()
-  t.teardown(() => partner.goOn())
-  const impatient = sourcesOf(t, 50)
-  await soon(impatient.find(new Set([partner.pid])), 'the end of the patience')
-  t.deepEqual(impatient.watched(), [])
-  partner.goOn()
-
-  // A handshake that is under way is called off.
-  const [other, closed] = [await teller(t), sourcesOf(t)]
-  other.stop()
-  t.teardown(() => other.goOn())
-  const finding = closed.find(new Set([other.pid]))
+  const finding = sources.find()
   await turns(2)
-  await closed.close()
+  const [call] = handshakes.all
+  t.like(call!.options, { timeout: 50, maxMessageSize: LONGEST, policy: { executables: undefined } })
+  t.true(await isPending(finding))
+  await sources.find()
+  t.is(handshakes.all.length, 1, 'it is asked once')
+  await handshakes.fail(50, 'HANDSHAKE_TIMEOUT')
+  await soon(finding, 'the others')
+  // It is asked anew, and what comes after the end is let go of.
+  const late = sources.find()
+  await turns(2)
+  await sources.close()
+  t.deepEqual(handshakes.all[0]!.asked, ['cancel'])
+  const teller = await handshakes.answer(50)
+  await soon(late, 'its end')
+  t.is(teller.asked.at(-1), 'close')
+  t.deepEqual(sources.watched(), [])
+})
+
+test.serial('asked are those of this user at whose own address they listen themselves, and no other', async (t) => {
+  const of = async (change: (paper: Paper) => void, ...more: Paper[]) => {
+    const { paper, sources, handshakes } = await watching(t, [40])
+    Object.assign(paper, host(observable(40), ...more))
+    change(paper)
+    void sources.find().catch(() => {})
+    await turns(2)
+    const { asked } = handshakes
+    await sources.close()
+    return asked
+  }
+  const unix = (paper: Paper, from: string, to: string) => {
+    paper['/proc/net/unix'] = (paper['/proc/net/unix'] as string).replace(`${from}\n`, `${to}\n`)
+  }
+  t.deepEqual(await of(() => {}), [40])
+  t.deepEqual(await of(() => {}, observable(50), observable(4_000_000)), [40, 50, 4_000_000])
+  // This process, which would look at itself.
+  t.deepEqual(await of(() => {}, observable(process.pid)), [40])
+  t.deepEqual(await of(() => {}, observable(0)), [40])
+  for (const name of [`x${observedAt(40)}`, `${observedAt(40)}x`, observedAt(40).slice(1), observedAt(40).slice(0, -2)])
+    t.deepEqual(await of((paper) => unix(paper, observedAt(40), name)), [], name)
+  // Another process listens there: its own address is another one.
+  t.deepEqual(
+    await of((paper) => unix(paper, observedAt(40), observedAt(50)), { '/proc/50': observable(50)['/proc/50']! }),
+    [],
+  )
+  t.deepEqual(await of((paper) => (paper['/proc/40'] = { uid: process.geteuid!() + 1 })), [])
+  for (const [part, code, asked] of [
+    ['', 'ENOENT', []],
+    ['/ns/net', 'ENOENT', []],
+    // A hardened one does not show what it has open.
+    ['/ns/net', 'EACCES', [40]],
+    ['/fd', 'EACCES', [40]],
+    ['/fd', 'ESRCH', []],
+  ] as const)
+    t.deepEqual(await of((paper) => (paper[`/proc/40${part}`] = fails(code))), [...asked], `${part} ${code}`)
+})
+
+test.serial(
+  'what this process lacks to look, or to ask, is told; what else the asking fails with is not',
+  async (t) => {
+    for (const part of ['/40', '/40/ns/net', '/40/fd', '/40/fd/3', '/net/unix']) {
+      const { paper, sources } = await watching(t, [40])
+      paper[`/proc${part}`] = fails('EMFILE')
+      await t.throwsAsync(sources.find(), { code: 'ERR_RINGFENCE_NO_SPACE' }, part)
+    }
+    for (const code of ['NO_SPACE', 'PEER_REFUSED', 'PEER_LOST']) {
+      const { sources, handshakes } = await watching(t, [40])
+      const finding = sources.find()
+      finding.catch(() => {})
+      await turns(2)
+      await handshakes.fail(40, code)
+      if (code === 'NO_SPACE') await t.throwsAsync(finding, { code: `ERR_RINGFENCE_${code}` })
+      else await soon(finding, 'its end')
+      t.deepEqual(pidsOf(sources), [])
+      // It is asked anew.
+      void sources.find().catch(() => {})
+      await turns(2)
+      t.deepEqual(handshakes.asked, [40])
+    }
+  },
+)
+
+test.serial('who answers at the address of another process is let go of', async (t) => {
+  const { sources, handshakes } = await watching(t, [40])
+  const finding = sources.find()
+  await turns(2)
+  const teller = await handshakes.answer(40, 41)
   await soon(finding, 'its end')
-  t.deepEqual(closed.watched(), [])
+  t.is(teller.asked.at(-1), 'close')
+  t.deepEqual(sources.watched(), [])
+  await sources.ready()
 })

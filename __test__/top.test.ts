@@ -7,7 +7,7 @@ import test, { type ExecutionContext } from 'ava'
 import { clock, rested } from './support/clock.js'
 import { takeOutput } from './support/output.js'
 import { fails, host, process as onPaper, read, see, written, type Paper } from './support/paper-proc.js'
-import { Handshakes, observable, Teller, type Figures } from './support/teller.js'
+import { Handshakes, observable, type Figures, type Teller } from './support/teller.js'
 import { isPending, soon, turns } from './support/until.js'
 
 const { ps, top } = (await import(new URL('../../dist/esm/cli/top.js', import.meta.url).href)) as {
@@ -180,6 +180,7 @@ const two: [Figures[], Figures[]] = [
       bytesPublished: 60,
       subscribers: 4,
       lag: 4096,
+      waits: 9,
       evicted: 2,
     },
   ],
@@ -200,7 +201,7 @@ const ROWS = {
     '0 %',
     '4.10 kB',
     '0',
-    '0',
+    '9',
     '2',
     '(a line)',
   ],
@@ -287,7 +288,7 @@ test.serial('top draws the screen anew each second and at each key, which says w
   const by: Record<string, string> = {
     f: 'true fill: two one publisher',
     l: 'true lag: publisher one two',
-    w: 'true waits: one two publisher',
+    w: 'true waits: publisher one two',
     b: 'true bytes: one publisher two',
     m: 'true messages: one publisher two',
   }

@@ -1,4 +1,4 @@
-// A /proc on paper: what other users' processes, and other moments, would have to be there for. All else of the file system is as it is.
+// A /proc and a /sys on paper: what other users' processes, and other moments, would have to be there for. All else of the file system is as it is.
 
 import fs from 'node:fs'
 import { syncBuiltinESMExports } from 'node:module'
@@ -10,9 +10,9 @@ export const fails = (code: string) => Object.assign(new Error(`${code}: as this
 
 const LOOKS = ['readFileSync', 'readdirSync', 'readlinkSync', 'statSync', 'statfsSync'] as const
 
-const isOnPaper = (path: unknown) => typeof path === 'string' && /^\/proc(\/|$)/.test(path)
+const isOnPaper = (path: unknown) => typeof path === 'string' && /^\/(proc|sys)(\/|$)/.test(path)
 
-/** Has this process see such a /proc. What is written on the paper later is seen as well. Returns what ends that. */
+/** Has this process see those. What is written on the paper later is seen as well. Returns what ends that. */
 export function see(paper: Paper): () => void {
   const { existsSync } = fs
   const real = { existsSync, ...Object.fromEntries(LOOKS.map((look) => [look, fs[look]])) }

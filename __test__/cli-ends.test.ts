@@ -1,0 +1,225 @@
+// What the command line tells of an end that takes another process's lie, or what this system lacks: over a binding of the test's own.
+
+import { spawnSync } from 'node:child_process'
+import fs from 'node:fs'
+import { syncBuiltinESMExports } from 'node:module'
+import { join } from 'node:path'
+
+import test, { type ExecutionContext } from 'ava'
+
+import { temporaryDirectory } from './support/address.js'
+import { beginsHere, Newcomer, Published, type Begun } from './support/binding.js'
+import { Binding, FAILED, REASONS } from './support/channel.js'
+import { takeOutput } from './support/output.js'
+import { see } from './support/paper-proc.js'
+import { codeOf } from './support/ring.js'
+import { comer, Standing } from './support/standing.js'
+import { isPending, soon, turns, until } from './support/until.js'
+
+type Run = (how: object) => Promise<void>
+
+const commands = async (file: string) =>
+  (await import(new URL(`../../dist/esm/cli/${file}.js`, import.meta.url).href)) as Record<string, Run>
+const { publish, subscribe } = (await commands('broadcast')) as { publish: Run; subscribe: Run }
+const { collect } = (await commands('collect')) as { collect: Run }
+const { send, receive } = (await commands('transfer')) as { send: Run; receive: Run }
+const { UsageError } = (await commands('exit')) as unknown as { UsageError: new () => Error }
+
+/** A command whose handshake has begun, and that is not waited for but by the test. */
+async function begun(t: ExecutionContext, run: Run, how: object): Promise<{ over: Promise<void>; call: Begun }> {
+  const all = beginsHere(t)
+  const over = run({ address: '@somewhere', evidence: false, options: {}, ...how })
+  over.catch(() => {})
+  await until(() => all.length === 1, 'it begins')
+  return { over, call: all[0]! }
+}
+
+/** A FIFO to read from, whose writer says what a test has it say. */
+function silent(t: ExecutionContext) {
+  const fifo = join(temporaryDirectory(t), 'fifo')
+  t.is(spawnSync('mkfifo', [fifo]).status, 0)
+  const held = fs.openSync(fifo, 'r+')
+  t.teardown(() => fs.closeSync(held))
+  return { fifo, say: (words: string) => void fs.writeSync(held, words) }
+}
+
+async function publishing(t: ExecutionContext, how: object) {
+  const { over, call } = await begun(t, publish, { audience: 0, ...how })
+  const below = new Published()
+  call.done(null, below)
+  await turns(5)
+  return { over, below }
+}
+
+const exposed = {
+  ...codeOf('OBJECT_EXPOSED'),
+  message: 'another process tried to open the shared memory, which was wiped',
+}
+
+/** The publisher ends by itself. */
+function endBy(below: Published, reason: 'exposed' | 'closed'): void {
+  below.failing = { code: 'CLOSED', message: 'as the binding says' }
+  below.ended = REASONS.indexOf(reason)
+  below.tell(FAILED)
+}
+
+test.serial('publish whose memory is opened says so: before its audience, before a line, or as it ends', async (t) => {
+  const { fifo, say } = silent(t)
+  const waiting = await publishing(t, { file: fifo, audience: 2 })
+  waiting.below.tell(new Newcomer(1))
+  t.true(await isPending(waiting.over))
+  endBy(waiting.below, 'exposed')
+  await t.throwsAsync(soon(waiting.over, 'its end'), exposed)
+
+  const reading = await publishing(t, { file: fifo })
+  say('one\n')
+  await until(() => reading.below.sent === 1, 'a line is published')
+  t.true(await isPending(reading.over))
+  endBy(reading.below, 'exposed')
+  await t.throwsAsync(soon(reading.over, 'its end'), exposed)
+
+  const ending = await publishing(t, { file: '/dev/null' })
+  await until(() => ending.below.asked.includes('end'), 'it ends')
+  ending.below.tell(new Newcomer(1))
+  endBy(ending.below, 'exposed')
+  await t.throwsAsync(soon(ending.over, 'its end'), exposed)
+})
+
+test.serial('publish that has ended by itself waits for no audience, and fails at the next line', async (t) => {
+  const { fifo, say } = silent(t)
+  for (const audience of [0, 2]) {
+    const { over, below } = await publishing(t, { file: fifo, audience })
+    endBy(below, 'closed')
+    t.true(await isPending(over))
+    say('one\n')
+    await t.throwsAsync(soon(over, 'its end'), codeOf('CLOSED'))
+  }
+})
+
+async function collecting(t: ExecutionContext) {
+  const [output, errors] = [takeOutput(t, 'stdout'), takeOutput(t, 'stderr')]
+  const stop = new AbortController()
+  const { over, call } = await begun(t, collect, { stop: stop.signal })
+  const standing = new Standing()
+  call.done(null, standing)
+  await turns(2)
+  const sender = async (...messages: string[]) => {
+    const one = comer(12)
+    one.answers['listen'] = 0
+    standing.tell(one.raw)
+    one.from.come(...messages.map((message) => Buffer.from(message)))
+    await until(() => one.from.left === 0, 'it is read')
+    await turns(2)
+    return one
+  }
+  return { output, errors, stop, over, standing, sender }
+}
+
+test.serial('collect says how a sender has gone that had not sent all, and writes its last line', async (t) => {
+  for (const [reason, said] of [
+    ['closed', ''],
+    ['exited', 'ringfence: process 12 has ended before it had said that it has sent all\n'],
+    ['corrupt', 'ringfence: process 12 is gone (corrupt) before it had said that it has sent all\n'],
+    ['exposed', 'ringfence: process 12 is gone (exposed) before it had said that it has sent all\n'],
+  ] as const) {
+    const { output, errors, stop, over, sender } = await collecting(t)
+    const one = await sender('a line\nand its rest')
+    t.is(output.text, 'a line\n')
+    one.from.ended = true
+    one.end(reason)
+    await until(() => output.text === 'a line\nand its rest\n', 'its last line is written')
+    t.is(errors.text, said, reason)
+    stop.abort()
+    await soon(over, 'its end')
+  }
+})
+
+test.serial('collect ends its side for a sender that has sent all, and closes to one that has not', async (t) => {
+  const { output, stop, over, sender } = await collecting(t)
+  const [all, some] = [await sender('all'), await sender('some')]
+  all.from.ended = true
+  all.heard()
+  await until(() => output.text === 'all\n', 'it is written')
+  await turns(3)
+  t.deepEqual(all.told('end', 'close'), ['end'])
+  stop.abort()
+  await soon(over, 'its end')
+  t.is(output.text, 'all\nsome\n')
+  t.is(some.told('end', 'close')[0], 'close')
+})
+
+test.serial('collect that can let nobody in any more fails once those who are there have ended', async (t) => {
+  const { output, over, standing, sender } = await collecting(t)
+  const one = await sender('a line\n')
+  standing.failing = { code: 'NO_SPACE', message: 'as this test has it' }
+  standing.fail()
+  one.from.come(Buffer.from('another\n'))
+  one.heard()
+  await until(() => output.text === 'a line\nanother\n', 'it is written')
+  t.true(await isPending(over))
+  output.stop()
+  one.from.come(Buffer.from('the last'))
+  one.from.ended = true
+  one.heard()
+  await until(() => output.stream.writableLength > 0, 'its last line has come')
+  t.true(await isPending(over))
+  output.goOn()
+  await t.throwsAsync(soon(over, 'its end'), codeOf('NO_SPACE'))
+  t.is(output.text, 'a line\nanother\nthe last\n')
+})
+
+test.serial(
+  'a standard stream that is closed is told before anything begins, where it is what is read or written',
+  async (t) => {
+    const { fstatSync, statSync } = fs
+    // What Node opens in the place of one that is closed.
+    t.teardown(
+      see(
+        Object.fromEntries([0, 1].map((fd) => [`/proc/self/fdinfo/${fd}`, 'pos:\t0\nflags:\t0100002\nmnt_id:\t5\n'])),
+      ),
+    )
+    Object.assign(fs, { fstatSync: (fd: number) => (fd < 2 ? statSync('/dev/null') : fstatSync(fd)) })
+    syncBuiltinESMExports()
+    t.teardown(() => {
+      Object.assign(fs, { fstatSync })
+      syncBuiltinESMExports()
+    })
+    const file = join(temporaryDirectory(t), 'file')
+    fs.writeFileSync(file, '')
+    for (const [run, name] of [
+      [send, 'input'],
+      [publish, 'input'],
+      [receive, 'output'],
+      [subscribe, 'output'],
+      [collect, 'output'],
+    ] as const) {
+      const all = beginsHere(t)
+      const error = await t.throwsAsync(run({ address: '@x', audience: 0, options: {}, stop: AbortSignal.abort() }))
+      t.true(error instanceof UsageError)
+      t.regex(error!.message, new RegExp(`^standard ${name} is closed: `))
+      t.deepEqual(all, [])
+    }
+    // These have a file.
+    for (const run of [send, publish, receive]) {
+      const { over, call } = await begun(t, run, { file, audience: 0 })
+      call.done({ code: 'NO_SPACE', message: 'as this test has it' }, null)
+      await t.throwsAsync(over, codeOf('NO_SPACE'))
+    }
+  },
+)
+
+test.serial('who the peer is is printed where that was asked for, and not else', async (t) => {
+  for (const evidence of [true, false]) {
+    const errors = takeOutput(t, 'stderr')
+    takeOutput(t, 'stdout')
+    const { over, call } = await begun(t, receive, { evidence })
+    const below = new Binding()
+    below.from.ended = true
+    call.done(null, below.raw)
+    await until(() => below.told('end').includes('end'), 'it has ended')
+    below.end('closed')
+    await soon(over, 'its end')
+    t.is(errors.text.startsWith('host, peer is process 1\n'), evidence)
+    if (!evidence) t.is(errors.text, '')
+  }
+})
