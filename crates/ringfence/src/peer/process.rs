@@ -283,7 +283,8 @@ impl Peer {
             }
             // Hidden (`hidepid`), or reaped a moment ago: the pidfd has answered, and will.
             (Err(Errno::EACCES | Errno::EPERM | Errno::ENOENT | Errno::ESRCH), Some(_)) => Ok(()),
-            (Err(_), _) => Err(self.gone()),
+            (Err(Errno::ENOENT | Errno::ESRCH), None) => Err(self.gone()),
+            (Err(errno), _) => Err(refuse(Check::Proc, "the peer's state in /proc", errno.desc())),
         }
     }
 
@@ -792,6 +793,22 @@ mod tests {
             let me = myself();
             let info = me.pidfd_info().unwrap().unwrap().unwrap();
             assert_eq!((info.uid, info.gid), (me.credentials.uid, me.credentials.gid));
+        }
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_read_is_a_refusal_and_no_end() {
+        let mut me = myself();
+        let strange = tempfile::tempdir().unwrap();
+        me.directory = Some(Arc::new(std::fs::File::open(strange.path()).unwrap().into()));
+        // Not there: the number is not its own any more, where nothing else says that it lives.
+        let pidfd = me.pidfd.take();
+        is_gone(me.check_alive());
+        // A directory cannot be read.
+        std::fs::create_dir(strange.path().join("stat")).unwrap();
+        for pidfd in [None, pidfd] {
+            me.pidfd = pidfd;
+            assert_eq!(me.check_alive().unwrap_err().code(), "PEER_REFUSED");
         }
     }
 
