@@ -378,6 +378,7 @@ const SLEEPS_ON: &[&str] = &[
     "did not recover",
     "was lost",
     "no whole conversation",
+    "could be taken within",
 ];
 
 /// One case, with all that was said; `all` for each of the calls of a kind, one after the other, until one goes wrong.
