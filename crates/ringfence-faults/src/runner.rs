@@ -365,13 +365,22 @@ fn is_the_kernels_word(fault: Fault, what: &str, beside: &[String]) -> bool {
         "sendto" if error == "EAGAIN" && what.starts_with("a file is left") => beside
             .iter()
             .any(|it| it.contains("ended before its end (signal: 9")),
-        "sendto" => error == "EAGAIN" && SLEEPS_ON.iter().any(|it| what.contains(it)),
+        // What it has taken stays its own then, and what was published meanwhile is not for it.
+        "sendto" if error == "EAGAIN" && STILL.iter().any(|it| what.contains(it)) => {
+            beside.iter().any(|it| sleeps_on(it))
+        }
+        "sendto" => error == "EAGAIN" && sleeps_on(what),
         // The standard library panics where the pipe cannot be read on which its child says whether it has executed the program.
         "recvfrom" | "read" => what.contains("the CLOEXEC pipe failed"),
         _ => false,
     }
 }
 
+fn sleeps_on(what: &str) -> bool {
+    SLEEPS_ON.iter().any(|it| what.contains(it))
+}
+
+const STILL: &[&str] = &["message 0 is another", "has left behind"];
 const SLEEPS_ON: &[&str] = &[
     "hangs",
     "ended before its end (signal: 9",
