@@ -1,13 +1,15 @@
 // What a release is made of, and whether it is made of that alone:
 //
 //     node scripts/supply.mjs reproducible [ARGUMENTS]   the binding, built in two folders; the arguments go to `napi build`
+//     node scripts/supply.mjs reproducible --all         the same of each binding that a release has
 //     node scripts/supply.mjs sbom                       what the packages and the crate contain, as CycloneDX, in build/sbom
 
 import { createHash } from 'node:crypto'
 import { mkdirSync, readFileSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
 import { spawnSync } from 'node:child_process'
-import { fail, install, isInPath, root, run, subcommand } from './lib/run.mjs'
+import { fail, install, isInPath, root, run, subcommand, zig } from './lib/run.mjs'
+import { targetsOfRelease } from './lib/targets.mjs'
 
 const CYCLONEDX = '0.5.9'
 
@@ -25,12 +27,18 @@ function copyTo(folder) {
  */
 function checkReproducible(words) {
   install()
+  if (words[0] !== '--all') return buildTwice(words)
+  const environment = zig()
+  for (const target of targetsOfRelease()) buildTwice(target, environment)
+}
+
+function buildTwice(words, environment = {}) {
   const home = join(root, 'build', 'reproducible')
   // Of different length: a path that gets into the binding moves all behind it.
   const found = ['one', 'another-and-longer'].map((name) => {
     const folder = join(home, name)
     copyTo(folder)
-    const env = { CARGO_TARGET_DIR: join(folder, 'target') }
+    const env = { ...environment, CARGO_TARGET_DIR: join(folder, 'target') }
     run(`build in ${name}`, process.execPath, ['scripts/build.mjs', 'binding', '--release', ...words], {
       cwd: folder,
       env,

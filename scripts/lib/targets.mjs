@@ -14,6 +14,7 @@ const GLIBC = [2, 17]
 /** Of what a user's npm fetches, which is packed. */
 const LIMIT = 1_500_000
 
+/** What is published. */
 const all = [
   { target: 'x86_64-unknown-linux-gnu', name: 'linux-x64-gnu', machine: 'X86-64' },
   { target: 'x86_64-unknown-linux-musl', name: 'linux-x64-musl', machine: 'X86-64' },
@@ -29,6 +30,15 @@ const places = [
   [process.env.RUSTUP_HOME ?? join(homedir(), '.rustup'), '/rustup'],
 ]
 
+/** The words for `napi build` that build one of them with zig: with the oldest C library that it shall run with. */
+const wordsOf = ({ target }) => ['-x', '--target', target + (target.endsWith('-gnu') ? `.${GLIBC.join('.')}` : '')]
+
+/** Those words for each, once everything that they take is there. */
+export function targetsOfRelease() {
+  for (const { target } of all) addTarget(target)
+  return all.map(wordsOf)
+}
+
 /** Builds those that are named (`linux-x64-gnu`, …), or all. `buildBinding` builds one, with options and environment. */
 export function buildTargets(names, buildBinding) {
   const targets = names.length === 0 ? all : all.filter(({ name }) => names.includes(name))
@@ -41,13 +51,13 @@ export function buildTargets(names, buildBinding) {
   const environment = zig()
   const remap = places.map(([from, to]) => `--remap-path-prefix=${from}=${to}`).join(' ')
 
-  const rows = targets.map(({ target, name, machine }) => {
+  const rows = targets.map((each) => {
+    const { target, name, machine } = each
     const gnu = target.endsWith('-gnu')
     addTarget(target)
-    const floor = gnu ? `.${GLIBC.join('.')}` : ''
     // A library that Node loads takes the C library of that Node, whatever the target's habit is.
     const flags = gnu ? remap : `${remap} -C target-feature=-crt-static`
-    buildBinding(['--release', '-x', '--target', target + floor], { ...environment, RUSTFLAGS: flags })
+    buildBinding(['--release', ...wordsOf(each)], { ...environment, RUSTFLAGS: flags })
     const file = join(root, 'binding', `ringfence.${name}.node`)
     const { needed, wrong } = look(file, gnu, machine)
     const packed = gzipSync(readFileSync(file), { level: 9 }).length
