@@ -1,6 +1,6 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(
-    init: ringfence::fuzzing::host_if_asked(),
+    init: ringfence::fuzzing::peer_if_asked(),
     |bytes: &[u8]| ringfence::fuzzing::guest(bytes)
 );

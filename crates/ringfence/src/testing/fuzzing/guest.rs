@@ -1,33 +1,26 @@
-//! A whole handshake with a host that says anything, and passes anything: this side is the guest. A guest refuses a host that is itself,
-//! so the host is a process of its own, this very executable, which draws from the same bytes.
+//! A whole handshake with a host that says anything, and passes anything: this side is the guest.
 
 use std::{
     fs::File,
-    io::IoSliceMut,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixListener},
     },
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
     sync::Mutex,
     time::Duration,
 };
 
 use arbitrary::{Result, Unstructured};
 use nix::{
-    cmsg_space,
-    errno::Errno,
     fcntl::OFlag,
-    sys::socket::{
-        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, recvmsg,
-        sendmsg, shutdown, socketpair,
-    },
+    sys::socket::{Shutdown, SockType, shutdown},
     unistd::getppid,
 };
 
 use super::{
+    beside::{Beside, Play, judge, pair_of},
     handshake::{OWN, Said, frame_on, hello, offer, other, say},
     object::{Drawn, odd},
 };
@@ -44,9 +37,6 @@ use crate::{
     sys,
     wait::deadline::Deadline,
 };
-
-/// In the environment of the host: the folder of its files.
-const FOLDER: &str = "RINGFENCE_FUZZED_HOST";
 
 /// What a guest comes for, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,23 +71,14 @@ impl Comes {
 /// What a host says and passes in a handshake. Where all of it is as it should be there is a channel, and else none, whatever else is
 /// wrong with it.
 pub fn guest(bytes: &[u8]) {
-    static HOST: Mutex<Option<Host>> = Mutex::new(None);
-    // A message of nothing could not be told from the end.
-    if bytes.is_empty() {
-        return;
-    }
+    static HOST: Mutex<Option<Beside>> = Mutex::new(None);
     let mut host = HOST.lock().expect("no panic before");
-    let host = host.get_or_insert_with(Host::start);
-    let Some(Begun {
-        stream,
-        comes,
-        backing,
-        wrong,
-    }) = host.begin(bytes)
-    else {
+    let host = host.get_or_insert_with(|| Beside::start("host"));
+    let Some(begun) = host.begin(bytes) else {
         return;
     };
-    let options = Options::new().capacity(CAPACITY_MIN).backing(backing);
+    let comes = Comes::ALL[begun.comes];
+    let options = Options::new().capacity(CAPACITY_MIN).backing(begun.backing);
     let options = options.checked().expect("options");
     let address = match comes {
         Comes::AsMember { at_path: true } => at_path(&host.folder),
@@ -111,19 +92,8 @@ pub fn guest(bytes: &[u8]) {
         Comes::AsMember { .. } => side.inheriting(&address),
         Comes::Subscribing => side.subscribing(),
     };
-    match (side.guest(stream, Record::default()), wrong.as_deref()) {
-        (Ok(Some(_)), None) | (Ok(None), Some(_)) => {}
-        (Ok(Some(_)), Some(wrong)) => panic!("a channel, though {wrong} was wrong: {comes:?}"),
-        (Ok(None), None) => panic!("it has gone, though nothing was wrong: {comes:?}"),
-        (Err(error), None) => panic!("{error}, though nothing was wrong: {comes:?}"),
-        (Err(error), Some(_)) => {
-            let shown = error.to_string();
-            assert!(
-                !shown.chars().any(char::is_control),
-                "a terminal could be steered by {shown:?}"
-            );
-        }
-    }
+    let made = side.guest(begun.stream, Record::default());
+    judge(&made, begun.wrong.as_deref(), comes);
 }
 
 fn at_path(folder: &Path) -> Address {
@@ -135,134 +105,23 @@ fn by_name(folder: &Path) -> Address {
     format!("@{}", folder.display()).parse().expect("an address")
 }
 
-/// The process of the host, as its guest has it.
-struct Host {
-    control: OwnedFd,
-    folder: PathBuf,
-    /// It ends, and takes its folder away, once `control` is closed, which is at the end of this process.
-    process: Child,
-}
-
-/// A handshake that the host has begun.
-struct Begun {
-    stream: OwnedFd,
-    comes: Comes,
-    backing: Backing,
-    wrong: Option<String>,
-}
-
-impl Host {
-    fn start() -> Self {
-        let folder = std::env::temp_dir().join(format!("ringfence-fuzzed-{}", std::process::id()));
-        let (control, theirs) = pair_of(SockType::SeqPacket);
-        let mut command = Command::new(std::env::current_exe().expect("this executable"));
-        #[cfg(test)]
-        command.args([
-            "--exact",
-            "testing::fuzzing::tests::a_host_of_its_own",
-            "--nocapture",
-        ]);
-        let process = command
-            .env(FOLDER, &folder)
-            .stdin(theirs)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("a process");
-        Self {
-            control,
-            folder,
-            process,
-        }
-    }
-
-    /// `None`: it has drawn what this kernel does not make, or the bytes were too few.
-    fn begin(&mut self, bytes: &[u8]) -> Option<Begun> {
-        let flags = MsgFlags::MSG_NOSIGNAL;
-        let number = self.control.as_raw_fd();
-        let sent = sys::uninterrupted(|| nix::sys::socket::send(number, bytes, flags));
-        let heard = sent.ok().and_then(|_| hear(&self.control));
-        let (said, stream) = heard.unwrap_or_default();
-        let (comes, backing, wrong) = match said[..] {
-            [] => panic!("the host has gone: {:?}", self.process.wait()),
-            [comes, backing, ref wrong @ ..] => (comes, backing, wrong),
-            [_] => return None,
-        };
-        let wrong = String::from_utf8(wrong.to_vec()).expect("text");
-        Some(Begun {
-            stream: stream.expect("one end of the line"),
-            comes: Comes::ALL[usize::from(comes)],
-            backing: Backing::from_number(backing.into()).expect("a backing"),
-            wrong: (!wrong.is_empty()).then_some(wrong),
-        })
-    }
-}
-
-fn pair_of(kind: SockType) -> (OwnedFd, OwnedFd) {
-    socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).expect("a pair")
-}
-
-/// One message, and the descriptor that came with it. `None`: the other side has gone.
-fn hear(control: &OwnedFd) -> Option<(Vec<u8>, Option<OwnedFd>)> {
-    let mut into = vec![0; 1 << 17];
-    let mut space = cmsg_space!(std::os::fd::RawFd);
-    let mut slices = [IoSliceMut::new(&mut into)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    // The fuzzer's clock sends signals.
-    let heard = loop {
-        match recvmsg::<()>(control.as_raw_fd(), &mut slices, Some(&mut space), flags) {
-            Err(Errno::EINTR) => {}
-            other => break other.ok()?,
-        }
-    };
-    let descriptor = heard.cmsgs().ok()?.find_map(|message| match message {
-        ControlMessageOwned::ScmRights(descriptors) => descriptors.first().copied(),
-        _ => None,
-    });
-    // SAFETY: the kernel has just made this descriptor for this process, and nothing else knows of it.
-    let descriptor = descriptor.map(|number| unsafe { std::os::fd::FromRawFd::from_raw_fd(number) });
-    let length = heard.bytes;
-    into.truncate(length);
-    Some((into, descriptor))
-}
-
-/// To be called before anything else: in the process of the host it plays that one, and does not return.
-pub fn host_if_asked() {
-    let Some(folder) = std::env::var_os(FOLDER) else {
-        return;
-    };
-    let folder = PathBuf::from(folder);
-    std::fs::create_dir(&folder).expect("a folder");
-    let places = Places::at(&folder);
-    let control = std::io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .expect("a descriptor");
-    while let Some((bytes, _)) = hear(&control).filter(|(bytes, _)| !bytes.is_empty()) {
-        let flags = MsgFlags::MSG_NOSIGNAL;
-        let reply = |said: &[u8], passed: &[ControlMessage<'_>]| {
-            let slices = [std::io::IoSlice::new(said)];
-            let _ = sendmsg::<()>(control.as_raw_fd(), &slices, passed, flags, None);
-        };
-        let Ok(Some(script)) = Script::take(&mut Unstructured::new(&bytes), &places) else {
-            reply(&[0], &[]);
-            continue;
-        };
-        let (agreed, theirs) = pair_of(SockType::Stream);
-        settle_new_line(&agreed).expect("SO_PASSCRED");
-        let comes = Comes::ALL.iter().position(|comes| *comes == script.comes);
-        let mut said = vec![u8::try_from(comes.expect("one of them")).expect("few")];
-        said.push(u8::try_from(script.backing.number()).expect("a small number"));
-        said.extend(script.wrong.unwrap_or_default().as_bytes());
-        reply(&said, &[ControlMessage::ScmRights(&[theirs.as_raw_fd()])]);
-        drop(theirs);
-        script.talk(agreed);
-    }
-    std::fs::remove_dir_all(&folder).expect("what it has made");
-    std::process::exit(0);
+/// What the process of the host will do.
+pub(super) fn play(script: &mut Unstructured<'_>, places: &Places) -> Result<Option<Play>> {
+    let script = Script::take(script, places)?;
+    Ok(script.map(|script| Play {
+        comes: Comes::ALL
+            .iter()
+            .position(|comes| *comes == script.comes)
+            .expect("one of them"),
+        backing: script.backing,
+        wrong: script.wrong,
+        accepted: false,
+        talk: Box::new(|agreed| script.talk(agreed)),
+    }))
 }
 
 /// What a host among members holds, and what it could pass instead.
-struct Places {
+pub(super) struct Places {
     at_path: [OwnedFd; 2],
     by_name: OwnedFd,
     /// The lock's file, opened anew: it has no lock.
@@ -276,7 +135,7 @@ struct Places {
 }
 
 impl Places {
-    fn at(folder: &Path) -> Self {
+    pub(super) fn at(folder: &Path) -> Self {
         let open = |path: &Path| {
             File::options()
                 .read(true)

@@ -41,9 +41,13 @@ pub(super) const OWN: Nonce = [5; 32];
 /// is wrong with it.
 pub fn handshake(bytes: &[u8]) {
     let mut script = Unstructured::new(bytes);
-    let Ok(Some((child, publishes, backing))) = Child::take(&mut script) else {
+    let Ok(publishes) = script.int_in_range(0..=1).map(|drawn| drawn == 1) else {
         return;
     };
+    let Ok(Some(child)) = Guest::take(&mut script, Meeting::Family, publishes) else {
+        return;
+    };
+    let backing = child.backing;
     let options = Options::new().capacity(CAPACITY_MIN).backing(backing);
     let options = if publishes {
         options.checked_to_publish()
@@ -60,7 +64,7 @@ pub fn handshake(bytes: &[u8]) {
     settle_new_line(&ours).expect("SO_PASSCRED");
     let (wrong, made) = thread::scope(|scope| {
         let wrong = child.wrong;
-        let talk = scope.spawn(move || child.talk(&theirs));
+        let talk = scope.spawn(move || child.talk(&theirs, own_pid()));
         let made = side.parent(&ours, None, Record::default()).map(drop);
         drop(ours);
         // The scope waits for its end alone, and not for what a thread lets go of after that.
@@ -81,7 +85,7 @@ pub fn handshake(bytes: &[u8]) {
     }
 }
 
-fn published() -> PublishedRing {
+pub(super) fn published() -> PublishedRing {
     let object = memfd_create("fuzzed", MFdFlags::MFD_CLOEXEC).expect("a memfd");
     let readers = Readers::new(OwnRegion::private(CAPACITY_MIN), OwnRegion::private(0), 4);
     let kept = KeptDescriptor::keep(object).expect("a descriptor in flight");
@@ -94,27 +98,33 @@ pub(super) enum Said {
     Bytes(Vec<u8>),
 }
 
-/// Everything that it will say, but for the nonce that it has to answer.
-struct Child {
+/// Everything that a child or another guest will say, but for the nonce that it has to answer.
+pub(super) struct Guest {
+    pub(super) backing: Backing,
     hello: Said,
     offer: Said,
     ready: Said,
-    /// Whether OFFER and READY answer the parent's nonce.
+    /// Whether OFFER and READY answer the host's nonce.
     answers: [bool; 2],
     /// What comes with its HELLO. `None`: one end of the line.
     instead: Option<Vec<OwnedFd>>,
+    /// Both ends of the line, where it is not this side that makes it.
+    line: Option<[OwnedFd; 2]>,
     object: Drawn,
     /// How often the object is passed.
     objects: usize,
     /// After so many frames it leaves.
     leaves: usize,
-    wrong: Option<&'static str>,
+    pub(super) wrong: Option<&'static str>,
 }
 
-impl Child {
-    /// `None`: this kernel makes no such thing. With it, whether this side publishes, and of what its memory is.
-    fn take(script: &mut Unstructured<'_>) -> Result<Option<(Self, bool, Backing)>> {
-        let publishes: bool = script.int_in_range(0..=1)? == 1;
+impl Guest {
+    /// What comes to this side, which publishes or has a ring of each side. `None`: this kernel makes no such thing.
+    pub(super) fn take(
+        script: &mut Unstructured<'_>,
+        meeting: Meeting,
+        publishes: bool,
+    ) -> Result<Option<Self>> {
         let backing = if publishes {
             Backing::Memfd
         } else {
@@ -130,7 +140,7 @@ impl Child {
                 wrong = wrong.or(Some(what));
             }
         };
-        let hello = hello(script, capacity, backing, Meeting::Family)?;
+        let hello = hello(script, capacity, backing, meeting)?;
         judge(hello.echo == Nonce::default(), "HELLO's echo");
         // What it names must be the ring that it passes, too.
         judge(hello.capacity == capacity, "HELLO's capacity");
@@ -140,7 +150,7 @@ impl Child {
             "its longest message",
         );
         judge(hello.backing == backing.number(), "its backing");
-        judge(hello.meeting == Meeting::Family.number(), "its meeting");
+        judge(hello.meeting == meeting.number(), "its meeting");
         let asks =
             Delivery::from_number(hello.delivery).is_some() && StartFrom::from_number(hello.from).is_some();
         judge(!publishes || asks, "what it asks for");
@@ -184,23 +194,34 @@ impl Child {
         };
         judge(leaves == 3, "when it leaves");
         let [hello, offer, ready] = frames;
-        let child = Self {
+        Ok(Some(Self {
+            backing,
             hello,
             offer,
             ready,
             answers,
             instead,
+            line: None,
             object,
             objects,
             leaves,
             wrong,
-        };
-        Ok(Some((child, publishes, backing)))
+        }))
     }
 
-    fn talk(mut self, agreed: &OwnedFd) {
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let (line, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
+    /// Takes two ends for those of a line of its own.
+    pub(super) fn speaks_on(&mut self, ends: Vec<OwnedFd>) {
+        self.line = ends.try_into().ok();
+    }
+
+    /// Says it to this process.
+    pub(super) fn talk(mut self, agreed: &OwnedFd, host: i32) {
+        let [line, theirs] = self.line.take().unwrap_or_else(|| {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let (line, theirs) =
+                socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
+            [line, theirs]
+        });
         settle_new_line(&line).expect("SO_PASSCRED");
         if self.leaves == 0 {
             return;
@@ -211,9 +232,9 @@ impl Child {
             &self.hello,
             &passed.iter().map(AsFd::as_fd).collect::<Vec<_>>(),
         );
-        // The end of the line is heard once the parent has let go of it.
+        // The end of the line is heard once the host has let go of it.
         drop(passed);
-        let Some(nonce) = nonce_of_parent(&line) else {
+        let Some(nonce) = nonce_of_host(&line, host) else {
             return;
         };
         for said in [&mut self.offer, &mut self.ready] {
@@ -235,9 +256,9 @@ impl Child {
         if self.leaves > 2 {
             say(&line, &self.ready, &[]);
         }
-        // It says no more, and hears the parent out.
+        // It says no more, and hears the host out.
         let _ = shutdown(line.as_raw_fd(), Shutdown::Write);
-        while frame_on(&line, own_pid()).is_some() {}
+        while frame_on(&line, host).is_some() {}
     }
 }
 
@@ -300,9 +321,9 @@ pub(super) fn offer(script: &mut Unstructured<'_>, capacity: u64, size: u64) -> 
     Ok(offer)
 }
 
-/// Takes what the parent says first. `None`: it says no HELLO.
-fn nonce_of_parent(line: &OwnedFd) -> Option<Nonce> {
-    match frame_on(line, own_pid())?.0 {
+/// Takes what the host says first. `None`: it says no HELLO.
+fn nonce_of_host(line: &OwnedFd, host: i32) -> Option<Nonce> {
+    match frame_on(line, host)?.0 {
         Frame::Hello(hello) => Some(hello.nonce),
         _ => None,
     }
