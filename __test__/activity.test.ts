@@ -60,8 +60,6 @@ async function found(t: ExecutionContext, pids: number[], looks: Paper[], counts
     look += 1
   }
   turnPage()
-  // What lies between two looks is exact.
-  clock.now = Math.ceil(clock.now)
   const unsee = see(paper)
   const { setTimeout: pause } = timers
   timers.setTimeout = ((milliseconds: number) => {

@@ -208,6 +208,71 @@ test.serial(
   },
 )
 
+/** A `send` from a FIFO, to a receiver or, where that is said, a service, which has ended its side at once: it has nothing to say. */
+async function sendingTo(t: ExecutionContext, isService: boolean) {
+  const { fifo, say } = silent(t)
+  const all = beginsHere(t)
+  const over = send({ address: '@somewhere', file: fifo, evidence: false, options: {} })
+  over.catch(() => {})
+  await until(() => all.length === 1, 'it begins')
+  if (isService) {
+    all.shift()!.done({ code: 'PROTOCOL', message: 'a service is there' }, null)
+    await until(() => all.length === 1, 'it comes anew')
+  }
+  t.is(all[0]!.name, isService ? 'connect' : 'join')
+  const below = new Binding()
+  below.from.ended = true
+  below.answers['listen'] = 0
+  all[0]!.done(null, below.raw)
+  await turns(5)
+  below.heard()
+  t.true(await isPending(over))
+  const sent = () => Buffer.concat(below.ring.got).toString()
+  say('a word')
+  await until(() => sent() === 'a word', 'it is sent')
+  t.deepEqual(below.told('end'), [])
+  return { over, below, say, sent }
+}
+
+test.serial('a receiver that has ended its side at once is sent all, and how it ends is told', async (t) => {
+  for (const isService of [true, false])
+    for (const [reason, wanted] of [
+      ['exposed', exposed],
+      ['corrupt', codeOf('RING_CORRUPT')],
+      ['exited', { ...codeOf('PEER_LOST'), message: 'the receiver has left' }],
+      ['closed', { ...codeOf('PEER_LOST'), message: 'the receiver has left' }],
+    ] as const) {
+      const { over, below } = await sendingTo(t, isService)
+      below.end(reason)
+      await t.throwsAsync(soon(over, 'its end'), wanted, reason)
+    }
+})
+
+test.serial('a receiver that ends as a sender has sent all has it, where it closes, and else has not', async (t) => {
+  for (const [reason, wanted] of [
+    ['closed', null],
+    ['exited', { ...codeOf('PEER_LOST'), message: /before it had said that it has everything/ }],
+    ['exposed', exposed],
+    ['corrupt', codeOf('RING_CORRUPT')],
+  ] as const) {
+    const all = beginsHere(t)
+    const file = join(temporaryDirectory(t), 'file')
+    fs.writeFileSync(file, 'all of it')
+    const over = send({ address: '@somewhere', file, evidence: false, options: {} })
+    over.catch(() => {})
+    await until(() => all.length === 1, 'it begins')
+    const below = new Binding()
+    below.from.ended = true
+    below.answers['listen'] = 0
+    all[0]!.done(null, below.raw)
+    await until(() => below.told('end').length === 1, 'all is sent')
+    t.true(await isPending(over))
+    below.end(reason)
+    if (wanted === null) await soon(over, 'its end')
+    else await t.throwsAsync(soon(over, 'its end'), wanted, reason)
+  }
+})
+
 test.serial('who the peer is is printed where that was asked for, and not else', async (t) => {
   for (const evidence of [true, false]) {
     const errors = takeOutput(t, 'stderr')

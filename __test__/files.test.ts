@@ -1,7 +1,8 @@
 // The files that the command line reads from and writes to, within this process.
 
 import { spawnSync } from 'node:child_process'
-import {
+import { once } from 'node:events'
+import fs, {
   chownSync,
   chmodSync,
   closeSync,
@@ -12,10 +13,14 @@ import {
   openSync,
   readFileSync,
   readdirSync,
+  readlinkSync,
+  rmSync,
   statSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
+import promises from 'node:fs/promises'
+import { syncBuiltinESMExports } from 'node:module'
 import { join } from 'node:path'
 import type { Readable, Writable } from 'node:stream'
 import { text } from 'node:stream/consumers'
@@ -24,7 +29,7 @@ import { finished } from 'node:stream/promises'
 import test, { type ExecutionContext } from 'ava'
 
 import { temporaryDirectory } from './support/address.js'
-import { isPending, soon, turns } from './support/until.js'
+import { isPending, soon, turns, until } from './support/until.js'
 
 interface Target {
   sink: Writable
@@ -168,7 +173,11 @@ test('links are followed, one after the other, each from where it lies; too many
   symlinkSync('../file', join(directory, 'deep', 'up'))
   symlinkSync('deep/up', join(directory, 'down'))
   symlinkSync('deep/nothing', join(directory, 'dangling'))
-  await replace(join(directory, 'down'), 'through two')
+  const target = await openTarget(join(directory, 'down'))
+  await fill(target, 'through two')
+  t.is(readFileSync(file, 'utf8'), 'as it was')
+  await target.keep()
+  await target.close()
   t.is(readFileSync(file, 'utf8'), 'through two')
   await replace(join(directory, 'dangling'), 'there now')
   t.is(readFileSync(join(directory, 'deep', 'nothing'), 'utf8'), 'there now')
@@ -198,6 +207,109 @@ test('what is open already, and a device, is written to as it is', async (t) => 
   await replace('/dev/null', 'gone')
   t.true(statSync('/dev/null').isCharacterDevice())
   t.deepEqual(readdirSync(directory).sort(), ['file', 'link'])
+})
+
+/** What of this process is open, by where it leads. */
+const openNow = () =>
+  readdirSync('/proc/self/fd').map((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`)
+    } catch {
+      // It has gone meanwhile.
+      return ''
+    }
+  })
+const timesOpen = (path: string) => openNow().filter((name) => name === path).length
+
+test.serial('what was opened is closed, read or not, written to or not', async (t) => {
+  const { file } = scene(t)
+  const fifo = fifoOf(t)
+  for (const path of [file, '/dev/zero', fifo])
+    for (const read of [true, false]) {
+      const before = timesOpen(path)
+      const source = await openSource(path)
+      t.is(timesOpen(path), before + 1)
+      if (read && path !== fifo) await once(source.read(), 'data')
+      await source.close()
+      await until(() => timesOpen(path) === before, `${path} is closed`)
+    }
+  const before = timesOpen('/dev/full')
+  const target = await openTarget('/dev/full')
+  t.is(timesOpen('/dev/full'), before + 1)
+  await target.close()
+  t.is(timesOpen('/dev/full'), before)
+})
+
+test('without a file standard input is read, whose size is not known, and which stays open', async (t) => {
+  const source = await openSource()
+  t.is(await source.size(), undefined)
+  t.is(source.read(), process.stdin)
+  await source.close()
+  t.false(process.stdin.destroyed)
+})
+
+test.serial('what lies beside a file may be read by none who may not read that, from the first on', async (t) => {
+  const { directory, file } = scene(t)
+  chmodSync(file, 0o600)
+  const modes: number[] = []
+  const { open: begin } = promises
+  const umask = process.umask(0)
+  promises.open = async (...words) => {
+    const handle = await begin(...words)
+    modes.push((await handle.stat()).mode & 0o777)
+    return handle
+  }
+  syncBuiltinESMExports()
+  try {
+    await replace(file, 'secret')
+    await replace(join(directory, 'new'), 'for all')
+  } finally {
+    process.umask(umask)
+    promises.open = begin
+    syncBuiltinESMExports()
+  }
+  t.deepEqual(modes, [0o600, 0o666])
+})
+
+test.serial('where the file’s mode cannot be kept, nothing stays behind', async (t) => {
+  const { directory, file } = scene(t)
+  const before = process.listeners('exit')
+  const { open: begin } = promises
+  promises.open = async (...words) => {
+    const handle = await begin(...words)
+    handle.chmod = () => Promise.reject(Object.assign(new Error('as this test has it'), { code: 'EPERM' }))
+    return handle
+  }
+  syncBuiltinESMExports()
+  try {
+    await t.throwsAsync(openTarget(file), { code: 'EPERM' })
+  } finally {
+    promises.open = begin
+    syncBuiltinESMExports()
+  }
+  t.deepEqual(readdirSync(directory), ['file'])
+  t.deepEqual(process.listeners('exit'), before)
+  t.false(openNow().some((name) => name.startsWith(directory)))
+})
+
+test.serial('a FIFO that goes while its reader is waited for is told', async (t) => {
+  const fifo = fifoOf(t)
+  const { openSync: begin } = fs
+  let looks = 0
+  fs.openSync = (...words) => {
+    if (words[0] === fifo) looks += 1
+    return begin(...words)
+  }
+  syncBuiltinESMExports()
+  t.teardown(() => {
+    fs.openSync = begin
+    syncBuiltinESMExports()
+  })
+  const waiting = openTarget(fifo)
+  await until(() => looks > 1, 'a reader is looked for')
+  t.true(await isPending(waiting))
+  rmSync(fifo)
+  await t.throwsAsync(soon(waiting, 'its failure'), { code: 'ENOENT' })
 })
 
 test('a FIFO is written to once it has a reader; a signal calls off the waiting', async (t) => {

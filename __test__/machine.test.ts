@@ -8,6 +8,7 @@ import { dirname } from 'node:path'
 import test, { type ExecutionContext } from 'ava'
 
 import { abstractAddress, temporaryDirectory } from './support/address.js'
+import { see } from './support/paper-proc.js'
 import { Partner } from './support/partner.js'
 import { slow, type Activity, type Bounded } from './support/slow.js'
 import { until } from './support/until.js'
@@ -117,6 +118,45 @@ test('the tightest of the memory cgroups counts, of both versions', async (t) =>
   }
   t.is(found({}), null)
   t.is(memoryGroupOf(await goneProcess(), { sys: temporaryDirectory(t) }), null)
+})
+
+test.serial('a process’s groups are those of its own lines, of any hierarchy, and no other', (t) => {
+  const found = (cgroup: string, files: Record<string, number>) => {
+    const paper = { '/proc/7/cgroup': cgroup }
+    for (const [name, content] of Object.entries(files))
+      Object.assign(paper, { [`/sys/fs/cgroup${name}`]: `${content}\n` })
+    const unsee = see(paper)
+    try {
+      return memoryGroupOf(7, { sys: '/sys' })
+    } finally {
+      unsee()
+    }
+  }
+  const first = { '/memory/a/b/memory.limit_in_bytes': 1000, '/memory/a/b/memory.usage_in_bytes': 10 }
+  const group = { limit: 1000, used: 10, path: '/a/b' }
+  for (const lines of ['12:memory:/a/b\n', '3:cpu,memory:/a/b\n11:pids:/\n0::/\n'])
+    t.deepEqual(found(lines, first), group)
+  // Another hierarchy's path, and what is named after it.
+  for (const lines of ['4:cpu:/a/b\n', '4:name=memory:/a/b\n', '0::/a/b\n', '4:memory_x:/a/b\n'])
+    t.is(found(lines, first), null, lines)
+  const second = { '/a:b/memory.max': 1000, '/a:b/memory.current': 10 }
+  t.deepEqual(found('0::/a:b\n', second), { ...group, path: '/a:b' })
+  t.is(found('4:memory:/a:b\n', second), null)
+  t.deepEqual(found('0::/\n', { '/memory.max': 1000, '/memory.current': 10 }), { ...group, path: '/' })
+})
+
+test.serial('a /dev/shm without a bound has none', (t) => {
+  for (const [blocks, wanted] of [
+    [0, null],
+    [10, { limit: 40_960, used: 12_288 }],
+  ] as const) {
+    const unsee = see({ '/proc/7/root/dev/shm': { bsize: 4096, blocks, bavail: blocks === 0 ? 0 : 7 } })
+    try {
+      t.deepEqual(shmOf(7), wanted)
+    } finally {
+      unsee()
+    }
+  }
 })
 
 test('/dev/shm as a process sees it', async (t) => {

@@ -228,6 +228,7 @@ test.serial('asked are those of this user at whose own address they listen thems
     paper['/proc/net/unix'] = (paper['/proc/net/unix'] as string).replace(`${from}\n`, `${to}\n`)
   }
   t.deepEqual(await of(() => {}), [40])
+  t.deepEqual(await of(() => {}, observable(50, [], '@a')), [40, 50])
   t.deepEqual(await of(() => {}, observable(50), observable(4_000_000)), [40, 50, 4_000_000])
   // This process, which would look at itself.
   t.deepEqual(await of(() => {}, observable(process.pid)), [40])

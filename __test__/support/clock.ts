@@ -1,7 +1,8 @@
 // A clock that stands still: the event loop is due where a test says so, and never else. Tests that go by it run one by one, for it is one
 // for all of a process.
 
-export const clock = { now: performance.now() }
+/** In whole milliseconds: what lies between two moments is exact. */
+export const clock = { now: Math.ceil(performance.now()) }
 performance.now = () => clock.now
 
 interface Insides {

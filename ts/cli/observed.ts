@@ -42,7 +42,7 @@ class Source {
   /** What the next ones are compared with, once they are far enough from it. */
   #next: Snapshot | null = null
   /** When that came, by the clock of this process: the other's may stand still. */
-  #came = 0
+  #came = -Infinity
   #now: Snapshot | null = null
   isOver = false
   /** Resolves once two have come that can be compared, or no more will. */
@@ -60,7 +60,7 @@ class Source {
       for await (const message of this.#subscription) {
         this.#now = snapshotIn(message, this.#subscription.peer)
         const came = performance.now()
-        if (this.#next !== null && came - this.#came < APART) continue
+        if (came - this.#came < APART) continue
         this.#before = this.#next
         this.#next = this.#now
         this.#came = came
@@ -78,8 +78,11 @@ class Source {
 
   /** Two to be compared; null: there are none yet, or by its clock no time has passed between them. */
   get lastTwo(): { before: Snapshot; now: Snapshot } | null {
-    const [before, now] = [this.#before, this.#now]
-    return before === null || now === null || now.at <= before.at ? null : { before, now }
+    const before = this.#before
+    if (before === null) return null
+    // One has come after that.
+    const now = this.#now!
+    return now.at <= before.at ? null : { before, now }
   }
 
   /** null: nothing has come. */

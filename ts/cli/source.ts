@@ -43,7 +43,7 @@ export async function openSource(path: string | undefined): Promise<Source> {
       const stat = await file.stat()
       return stat.isFile() ? stat.size : undefined
     },
-    read: () => file.createReadStream({ highWaterMark: CHUNK, autoClose: false }),
+    read: () => file.createReadStream({ highWaterMark: CHUNK }),
     close: () => file.close(),
   }
 }
