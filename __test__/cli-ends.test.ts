@@ -149,10 +149,12 @@ test.serial('collect ends its side for a sender that has sent all, and closes to
 })
 
 test.serial('collect that can let nobody in any more fails once those who are there have ended', async (t) => {
-  const { output, over, standing, sender } = await collecting(t)
+  const { output, errors, over, standing, sender } = await collecting(t)
   const one = await sender('a line\n')
   standing.failing = { code: 'NO_SPACE', message: 'as this test has it' }
   standing.fail()
+  await until(() => errors.text !== '', 'it is told')
+  t.is(errors.text, 'ringfence: no sender can come any more: as this test has it\n')
   one.from.come(Buffer.from('another\n'))
   one.heard()
   await until(() => output.text === 'a line\nanother\n', 'it is written')

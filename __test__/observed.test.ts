@@ -120,6 +120,9 @@ test.serial(
       [1],
     )
     t.deepEqual(sources.watched('@elsewhere'), [])
+    // It has none any more.
+    await teller!.tell(6000)
+    t.like(sources.watched(), [{ pid: 40, channels: [] }])
     t.false(teller!.asked.includes('close'))
     await sources.close()
     t.is(teller!.asked.at(-1), 'close')

@@ -77,6 +77,8 @@ class Collector {
       }
       letEnd(this.#merged, null)
     } catch (error) {
+      // Those who are there may go on for long.
+      tell(`no sender can come any more: ${(error as Error).message}`)
       letEnd(this.#merged, error as Error)
     }
   }
