@@ -275,6 +275,32 @@ test.serial('a receiver that ends as a sender has sent all has it, where it clos
   }
 })
 
+test.serial('what is received into a file is there once all has come, before the sender is told', async (t) => {
+  const file = join(temporaryDirectory(t), 'file')
+  fs.writeFileSync(file, 'as it was')
+  const output = takeOutput(t, 'stdout')
+  const { over, call } = await begun(t, receive, { file })
+  const below = new Binding()
+  below.answers['listen'] = 0
+  call.done(null, below.raw)
+  below.from.come(Buffer.from('all '))
+  await until(() => below.from.left === 0, 'it is read')
+  await turns(5)
+  t.is(fs.readFileSync(file, 'utf8'), 'as it was')
+  t.deepEqual(below.told('end'), [])
+  let before = ''
+  below.answers['end'] = () => {
+    before = fs.readFileSync(file, 'utf8')
+    return 0
+  }
+  below.from.come(Buffer.from('of it'))
+  below.from.ended = true
+  below.heard()
+  await soon(over, 'its end')
+  t.is(before, 'all of it')
+  t.is(output.text, '')
+})
+
 test.serial('who the peer is is printed where that was asked for, and not else', async (t) => {
   for (const evidence of [true, false]) {
     const errors = takeOutput(t, 'stderr')

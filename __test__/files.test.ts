@@ -380,13 +380,17 @@ test('a source is read until nobody is there to have it', async (t) => {
     [Promise.resolve(undefined), undefined],
     [new Promise<Error>((resolve) => (leave = resolve)), why],
   ] as const) {
-    const whole = await openSource(file)
+    // As standard input is, where a shell has it come from a file: it is not closed at its end.
+    const stream = createReadStream('', { fd: openSync(file, 'r'), autoClose: false })
+    const whole = { ...(await openSource(file)), read: () => stream }
     let content = ''
     await turns(2)
     for await (const chunk of readUntil(whole, first)) content += String(chunk)
     t.is(content, 'as it was')
     if (then !== undefined) leave(then)
     await turns(2)
+    t.false(stream.destroyed)
+    stream.destroy()
     await whole.close()
   }
 })
