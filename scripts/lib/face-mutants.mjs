@@ -8,7 +8,10 @@ import { FETCH_LIMIT, fail, root, run } from './run.mjs'
 // The last major version that runs on the oldest Node of this package. No development dependency: it is 64 MB that nothing else needs.
 const STRYKER = '@stryker-mutator/core@9.6.1'
 
-/** The tests that are about a file: those that are quick, and look at what it promises. */
+/**
+ * The tests that are about a file: those that are quick, and look at what it promises. `cli/target.ts` has to be named, with its tests: run
+ * as root, a mutant of it puts a file in the place of a device.
+ */
 const TESTS = {
   'accept-queue.ts': ['accept-queue'],
   'authorize.ts': ['authorizer'],
@@ -19,6 +22,11 @@ const TESTS = {
   'broadcast/typed.ts': ['typed-broadcast'],
   'channel.ts': ['channel-ends', 'ending', 'outcome'],
   'child.ts': ['child-line', 'child'],
+  'cli.ts': ['command'],
+  'cli/observed.ts': ['observed'],
+  'cli/slow/activity.ts': ['activity'],
+  'cli/slow/main.ts': ['doctor-pair'],
+  'cli/top.ts': ['top'],
   'codec.ts': ['codec-values'],
   'deferred.ts': ['waiters'],
   'duplex.ts': ['duplex-ends'],
