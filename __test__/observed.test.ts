@@ -129,6 +129,25 @@ test.serial(
   },
 )
 
+test.serial('a process that tells nothing any more, since it is stopped, has no rates', async (t) => {
+  const { sources, find } = await watching(t, [40])
+  const [teller] = await find()
+  const rates = () => sources.watched()[0]!.channels.map(({ messagesSentPerSecond }) => messagesSentPerSecond)
+  for (const at of [1000, 2000, 2001]) {
+    clock.now += 500
+    await teller!.tell(at, { ...channel, messagesSent: at })
+  }
+  t.deepEqual(rates(), [1000])
+  clock.now += 3000
+  t.deepEqual(rates(), [1000])
+  clock.now += 1
+  t.deepEqual(rates(), [0])
+  // What it has told counts as ever.
+  t.like(sources.watched()[0]!.channels, [{ messagesSent: 2001 }])
+  await teller!.tell(8000, { ...channel, messagesSent: 8000 })
+  t.deepEqual(rates(), [1000])
+})
+
 test.serial('of several channels each is compared with itself', async (t) => {
   const { sources, find } = await watching(t, [40])
   const [teller] = await find()

@@ -19,6 +19,12 @@ const PATIENCE = 10_000
  */
 const APART = 250
 
+/**
+ * A process that tells nothing for so many milliseconds, though it is looked at, is stopped or busy: nothing goes through meanwhile, and its
+ * last rates are no rates any more.
+ */
+const SILENT = 3000
+
 /** What goes through in a second. */
 interface Rates {
   messagesSentPerSecond: number
@@ -44,6 +50,8 @@ class Source {
   /** When that came, by the clock of this process: the other's may stand still. */
   #came = -Infinity
   #now: Snapshot | null = null
+  /** When something came last. */
+  #told = 0
   isOver = false
   /** Resolves once two have come that can be compared, or no more will. */
   readonly ready: Promise<void>
@@ -60,6 +68,7 @@ class Source {
       for await (const message of this.#subscription) {
         this.#now = snapshotIn(message, this.#subscription.peer)
         const came = performance.now()
+        this.#told = came
         if (came - this.#came < APART) continue
         this.#before = this.#next
         this.#next = this.#now
@@ -90,7 +99,8 @@ class Source {
     if (this.#now === null) return null
     const { pid, uid, executable, at, channels } = this.#now
     const before = this.#before
-    const seconds = before === null ? 0 : (at - before.at) / 1000
+    const isSilent = performance.now() - this.#told > SILENT
+    const seconds = before === null || isSilent ? 0 : (at - before.at) / 1000
     const rated = channels
       .filter((channel) => address === undefined || channel.address === address)
       .map((channel) => {
