@@ -24,11 +24,11 @@ interface Sources {
 }
 
 const { Sources } = (await import(new URL('../../dist/esm/cli/observed.js', import.meta.url).href)) as {
-  Sources: new (patience?: number) => Sources
+  Sources: new (patience: number) => Sources
 }
 
-/** On a host with these processes, which can be observed. */
-async function watching(t: ExecutionContext, pids: number[], patience?: number) {
+/** On a host with these processes, which can be observed. The patience is longer than a test. */
+async function watching(t: ExecutionContext, pids: number[], patience = 1e9) {
   await rested()
   const paper = host(...pids.map((pid) => observable(pid)))
   t.teardown(see(paper))
