@@ -236,6 +236,43 @@ test('one that reads what is told to people may leave: the data goes on', async 
   t.is(receiver.exitCode ?? (await once(receiver, 'exit'))[0], 0)
 })
 
+/** What there is room for in the next one's file; a ring has less. */
+const ROOM = (8 << 20) + 512
+
+/** Standard output is a file that has room for so much, as on a disk that gets full. */
+function runInto(t: ExecutionContext, file: string, ...words: string[]) {
+  // In blocks of 512 bytes (POSIX).
+  const limited = `ulimit -f ${ROOM / 512}; exec "$@" > "$0"`
+  const child = spawn('sh', ['-c', limited, file, process.execPath, cli, ...words], {
+    stdio: ['ignore', 'ignore', 'pipe'],
+  })
+  t.teardown(() => child.kill('SIGKILL'))
+  return Promise.all([once(child, 'exit'), text(child.stderr)]).then(([[code], complaints]) => ({
+    code: code as number | null,
+    complaints,
+  }))
+}
+
+test('a standard output that is a file without room for all is a failure for both sides', async (t) => {
+  const { directory, address } = scene(t)
+  const input = join(directory, 'input')
+  // Of the last part there is room for a half, and nothing comes behind it.
+  writeFileSync(input, `${'x'.repeat(1023)}\n`.repeat(8 << 10) + `${'x'.repeat(999)}\n`)
+  const output = join(directory, 'output')
+  for (const command of ['receive', 'collect']) {
+    const reading = runInto(t, output, command, address)
+    await untilBound(address)
+    t.is((await run(t, 'send', address, input).done).code, 5, command)
+    const { code, complaints } = await reading
+    t.deepEqual([code, /EFBIG/.test(complaints)], [1, true], `${command}: ${complaints}`)
+    t.is(statSync(output).size, ROOM)
+  }
+  const subscriber = runInto(t, output, 'subscribe', address, '--no-newline')
+  await run(t, 'publish', address, '--raw', '65536', '--audience', '1', input).done
+  const { code, complaints } = await subscriber
+  t.deepEqual([code, /EFBIG/.test(complaints)], [1, true], complaints)
+})
+
 test('where no peer comes, the file is as it was', async (t) => {
   const { directory, file } = scene(t)
   const { code } = await run(t, 'receive', abstractAddress(), file, '--timeout', '0.1').done

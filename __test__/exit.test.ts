@@ -50,6 +50,42 @@ for (const [place, open, wantsPartner] of places) {
   }
 }
 
+test('two members that exit at the same moment leave no files', async (t) => {
+  const address = namedAddress(t)
+  const members = [await Partner.start(t), await Partner.start(t)]
+  for (const each of members) {
+    each.mayFail()
+    await each.run(async (kit, where) => {
+      await kit.ringfence.member(where)
+    }, address)
+  }
+  for (const each of members) void each.run(() => process.exit(3))
+  for (const each of members) t.deepEqual(await each.exited, { code: 3, signal: null })
+  t.deepEqual(readdirSync(dirname(address)), [])
+})
+
+for (const name of ['member', 'listen', 'publish'] as const) {
+  test(`${name} leaves no files where the process exits before it has heard that it has the address`, async (t) => {
+    const address = namedAddress(t)
+    const partner = await Partner.start(t)
+    partner.mayFail()
+    void partner.run(
+      ({ ringfence, require }, how, where) => {
+        const { existsSync } = require('node:fs') as typeof import('node:fs')
+        ringfence[how](where).catch(() => {})
+        // The event loop stands still meanwhile.
+        while (!existsSync(where)) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1)
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100)
+        process.exit(3)
+      },
+      name,
+      address,
+    )
+    t.deepEqual(await partner.exited, { code: 3, signal: null })
+    t.deepEqual(readdirSync(dirname(address)), [])
+  })
+}
+
 for (const [way, end, code] of ends) {
   test(`a publisher leaves no files where the process ends by ${way}, and its subscribers find that it has exited`, async (t) => {
     const address = namedAddress(t)

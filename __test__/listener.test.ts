@@ -9,7 +9,7 @@ import { beginsHere } from './support/binding.js'
 import { FAILED } from './support/channel.js'
 import { codeOf } from './support/ring.js'
 import { comer, connect, exits, listen, listens, Standing } from './support/standing.js'
-import { isPending } from './support/until.js'
+import { isPending, turn } from './support/until.js'
 
 const next = async (from: AsyncIterable<unknown>) => (await from[Symbol.asyncIterator]().next()) as { value: Channel }
 const toListeners = { ...codeOf('INVALID_ARGUMENT'), message: /listeners of 'connection'/ }
@@ -196,6 +196,7 @@ test.serial('a close keeps the channels that somebody has, or closes them, and e
     // What nobody reads any more is let go of, of one that has gone as well.
     all[2]!.from.come(Buffer.from('left'))
     all[2]!.end('exited', 1)
+    await turn()
     await (channels === undefined ? listener[Symbol.asyncDispose]() : listener.close({ channels }))
     t.deepEqual(
       all.map((binding) => binding.told('close', 'outlive')),

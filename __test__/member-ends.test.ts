@@ -208,7 +208,7 @@ test.serial('tokens are events as long as somebody listens, and else the channel
   await turn()
 })
 
-test.serial('a process that exits leaves its place where nobody follows', async (t) => {
+test.serial('a process that exits leaves its place, also to a partner, which may exit as well', async (t) => {
   const alone = await stays(t, { address: '/somewhere' })
   const followed = await stays(t, { address: '/somewhere', events: [comer(1).raw] })
   const left = await stays(t, { address: '/somewhere' })
@@ -217,7 +217,7 @@ test.serial('a process that exits leaves its place where nobody follows', async 
   exits()
   t.deepEqual(
     [alone, followed, left].map(({ standing }) => standing.since()),
-    [['vacate'], [], []],
+    [['vacate'], ['vacate'], []],
   )
 })
 

@@ -10,6 +10,7 @@ import { collect } from './cli/collect.js'
 import { diagnose } from './cli/doctor.js'
 import { exitCode, UsageError } from './cli/exit.js'
 import { explain } from './cli/slow/main.js'
+import { output } from './cli/output.js'
 import { tell } from './cli/text.js'
 import { ps, top } from './cli/top.js'
 import { receive, send } from './cli/transfer.js'
@@ -150,7 +151,7 @@ function endBy(signal: EndingSignal): void {
 }
 
 // A reader that has left (`ringfence receive @x | head`) is a failure like any other, not a stack trace.
-process.stdout.on('error', fail)
+for (const stream of new Set([process.stdout, output()])) stream.on('error', fail)
 // One that has left standard error misses what is for people: the data goes on.
 process.stderr.on('error', () => {})
 

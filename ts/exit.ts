@@ -1,5 +1,5 @@
 // A process that ends by `process.exit` or an exception: Node tells no native library of it, so the files beside a path are
-// removed here. The peers see a process that has exited, as after a kill.
+// removed here. The peers see a process that has exited, as after a kill; a member leaves.
 
 /** What is to be called, of this thread: an environment loads this module once. */
 const open = new Set<() => void>()

@@ -151,12 +151,12 @@ export class Membership extends Endpoint<MembershipEvents> {
   }
 
   /**
-   * A partner follows, as after a kill, and has the files then.
+   * To a partner as well: one that ends in the same moment would count on this one, and both would leave the files there.
    *
    * @internal
    */
   protected override vacate(): void {
-    if (this.#channel === null) this.#native.vacate()
+    this.#native.vacate()
   }
 
   /** @internal */

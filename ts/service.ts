@@ -116,8 +116,9 @@ export class Listener extends Endpoint<ListenerEvents> {
       throw invalid(`channels must be 'keep' or 'close', not ${show(channels)}`)
     }
     const unclaimed = this.#end(null)
-    const leaving = channels === 'close' ? [...this.#open] : unclaimed
-    await Promise.all(leaving.map((channel) => channel.close()))
+    // One that was not taken may have ended already, and keep what has come.
+    const leaving = new Set(channels === 'close' ? [...unclaimed, ...this.#open] : unclaimed)
+    await Promise.all([...leaving].map((channel) => channel.close()))
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -5,7 +5,7 @@ import { letEnd, makeHeld, type Merge } from '../merge.js'
 import { listen, type Listener } from '../service.js'
 import type { CloseReason, ListenOptions } from '../types.js'
 import { Lines, LONGEST } from './lines.js'
-import { write, written } from './output.js'
+import { output, write, written } from './output.js'
 import { evidenceTable, tell } from './text.js'
 import { mustBeOpen } from './source.js'
 
@@ -109,7 +109,7 @@ class Collector {
   #end(channel: Channel, reason: CloseReason): void {
     const was = reason === 'exited' ? 'has ended' : reason === 'closed' ? undefined : `is gone (${reason})`
     if (was !== undefined) tell(`process ${channel.peer.pid} ${was} before it had said that it has sent all`)
-    void this.#finish(channel)
+    this.#finish(channel).catch((error: unknown) => letEnd(this.#merged, error as Error))
   }
 
   /** Writes a sender's last line, and tells it that all is written. */
@@ -117,7 +117,7 @@ class Collector {
     const lines = this.#lines.get(channel)
     if (lines === undefined) return
     this.#lines.delete(channel)
-    process.stdout.write(lines.rest())
+    output().write(lines.rest())
     await written()
     // One that has more to send, or may have sent more meanwhile, must not take it for all.
     if (channel.readableEnded) await channel.end()

@@ -1,15 +1,29 @@
 // Standard output: what has come is written there, and how far that is.
 
 import { once } from 'node:events'
+import { createWriteStream, fstatSync } from 'node:fs'
+import type { Writable } from 'node:stream'
+
+/** null: it is no file. */
+let file: Writable | null | undefined
+
+/**
+ * Where what has come is written. Node's own stream of a standard output that is a file takes one write that had no room for all of it
+ * (write(2): a disk that gets full, RLIMIT_FSIZE) for the whole. Another stream of that file writes the rest, and is told why it cannot.
+ */
+export function output(): Writable {
+  if (file === undefined) file = fstatSync(1).isFile() ? createWriteStream('', { fd: 1, autoClose: false }) : null
+  return file ?? process.stdout
+}
 
 /** Writes parts, all of them before it waits. Resolves once there is room for more. */
 export async function write(parts: Iterable<Uint8Array>): Promise<void> {
   let goesOn = true
-  for (const part of parts) goesOn = process.stdout.write(part)
-  if (!goesOn) await once(process.stdout, 'drain')
+  for (const part of parts) goesOn = output().write(part)
+  if (!goesOn) await once(output(), 'drain')
 }
 
 /** Resolves once all is written. What waits for a slow reader would be lost where this process ended before. */
 export function written(): Promise<void> {
-  return new Promise((resolve) => process.stdout.write('', () => resolve()))
+  return new Promise((resolve, reject) => output().write('', (error) => (error ? reject(error) : resolve())))
 }

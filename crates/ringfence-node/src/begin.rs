@@ -11,6 +11,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
     time::Duration,
 };
 
@@ -46,6 +47,31 @@ impl UnderWay {
     }
 }
 
+/// What was made, until JavaScript gets it.
+type Undelivered<T> = Arc<Mutex<Option<ringfence::Result<T>>>>;
+
+/// Lets go of it, if JavaScript did not get it, and waits a moment for that: a partner that was stopped keeps this process no longer.
+fn discard<T: Send + 'static>(undelivered: &Undelivered<T>) {
+    let Some(Ok(made)) = taken(undelivered) else {
+        return;
+    };
+    let (going, gone) = mpsc::channel::<()>();
+    let let_go = move || {
+        drop(made);
+        drop(going);
+    };
+    // Without a thread it is let go of here.
+    let _ = thread::Builder::new()
+        .name("ringfence-leave".into())
+        .spawn(let_go);
+    // Nothing is ever sent: it ends, or it takes too long.
+    let _ = gone.recv_timeout(A_MOMENT);
+}
+
+fn taken<T>(undelivered: &Undelivered<T>) -> Option<ringfence::Result<T>> {
+    undelivered.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
 /// How long the end of a process waits until a handshake that was called off has let go of its address.
 const A_MOMENT: Duration = Duration::from_secs(1);
 
@@ -55,6 +81,8 @@ pub struct Joining {
     under_way: UnderWay,
     /// Disconnected once the thread has let go of everything that it does not deliver.
     over: mpsc::Receiver<()>,
+    /// Lets go of what was made, where JavaScript did not get it.
+    discard: Box<dyn Fn() + Send>,
     questions: Option<Arc<Questions>>,
 }
 
@@ -72,6 +100,8 @@ impl Joining {
         self.under_way.cancel();
         // Nothing is ever sent: it ends, or it takes too long.
         let _ = self.over.recv_timeout(A_MOMENT);
+        // What had been made before that stands at its address.
+        (self.discard)();
     }
 
     /// Answers question `id` of the policy's callback: see `Questions::answer`.
@@ -200,6 +230,8 @@ impl Given<'_> {
         };
         let use_libuv = options.use_libuv;
         let (busy, over) = mpsc::channel::<()>();
+        let undelivered = Undelivered::<T>::default();
+        let [made, waiting, left] = [(); 3].map(|()| Arc::clone(&undelivered));
         let (delivered, called_off) = (under_way.clone(), under_way.clone());
         // SAFETY: env is live, and the callback a value of it; what is no function is refused by the engine.
         unsafe {
@@ -208,21 +240,27 @@ impl Given<'_> {
                 done.raw(),
                 name,
                 move || {
-                    let outcome = meet(&options.to_core(with_callback)?.cancel_token(cancel_token));
+                    let meet = || meet(&options.to_core(with_callback)?.cancel_token(cancel_token));
+                    let outcome = meet();
+                    *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
                     drop(busy);
-                    outcome
                 },
-                move |env, outcome: ringfence::Result<T>| {
+                move |env, ()| {
+                    let outcome = taken(&waiting).unwrap_or(Err(ringfence::Error::Aborted));
                     // Once there is an outcome, there is nothing to call off: a listener is closed instead.
                     drop(delivered.take());
                     task::outcome(env, outcome, |made| to_object(env, made, use_libuv))
                 },
-                move || called_off.cancel(),
+                move || {
+                    called_off.cancel();
+                    discard(&left);
+                },
             )
         }?;
         Ok(Joining {
             under_way,
             over,
+            discard: Box::new(move || discard(&undelivered)),
             questions,
         })
     }
