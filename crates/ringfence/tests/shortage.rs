@@ -14,7 +14,7 @@ use std::{
     process::{Command, Stdio},
     sync::mpsc,
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -345,6 +345,30 @@ fn attempt(address: &Address, call: &str) -> ringfence::Result<()> {
             Arrival::Refused(refused) => Err(refused.error),
             _ => Ok(()),
         },
+        "listens on" => {
+            let moment = Duration::from_secs(3);
+            let listener = listen(address, &options.timeout(moment))?;
+            let end = Instant::now() + 2 * moment;
+            loop {
+                match listener.accept_until(end) {
+                    // A newcomer: what this process has lacked by itself was told without one.
+                    Ok(Arrival::Refused(Refused {
+                        error,
+                        identity: Some(_),
+                        ..
+                    })) => return Err(error),
+                    Ok(Arrival::Accepted(_)) => return Ok(()),
+                    Ok(_) => {}
+                    Err(Error::TimedOut) => {
+                        return Err(Error::NoSpace {
+                            what: "a descriptor".into(),
+                            reason: "nobody was let in, and nobody was refused".into(),
+                        });
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
         "member" => {
             let membership = member(address, &options)?;
             loop {
@@ -500,6 +524,13 @@ fn a_host_without_descriptors_is_told_so() {
 #[test]
 fn a_listener_without_descriptors_is_told_so() {
     step_by_step("listen", |address, actor| {
+        come(address, actor, |at, options| connect(at, options).map(drop))
+    });
+}
+
+#[test]
+fn a_newcomer_for_whom_there_was_one_descriptor_is_looked_at_though_the_next_would_have_none() {
+    step_by_step("listens on", |address, actor| {
         come(address, actor, |at, options| connect(at, options).map(drop))
     });
 }

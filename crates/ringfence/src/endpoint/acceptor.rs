@@ -261,6 +261,8 @@ impl<H: Host> Accepting<'_, '_, H> {
             };
             self.refused(late.give_up(step, after))?;
         }
+        // Those who are in come first: one more might have no descriptor, each time, and they would wait until their time is over.
+        self.begin()?;
         self.accept(place)?;
         self.begin()?;
         if self.queue.is_full()
