@@ -1,19 +1,29 @@
 // Standard output: what has come is written there, and how far that is.
 
 import { once } from 'node:events'
-import { createWriteStream, fstatSync } from 'node:fs'
-import type { Writable } from 'node:stream'
+import { fstatSync, writeSync } from 'node:fs'
+import { Writable } from 'node:stream'
 
 /** null: it is no file. */
 let file: Writable | null | undefined
 
 /**
  * Where what has come is written. Node's own stream of a standard output that is a file takes one write that had no room for all of it
- * (write(2): a disk that gets full, RLIMIT_FSIZE) for the whole. Another stream of that file writes the rest, and is told why it cannot.
+ * (write(2): a disk that gets full, RLIMIT_FSIZE) for the whole. This one writes the rest, or is told why it cannot.
  */
 export function output(): Writable {
-  if (file === undefined) file = fstatSync(1).isFile() ? createWriteStream('', { fd: 1, autoClose: false }) : null
+  if (file === undefined) file = fstatSync(1).isFile() ? new Writable({ write: writeToFile }) : null
   return file ?? process.stdout
+}
+
+/** At once, as Node does: a signal that ends this process loses nothing. */
+function writeToFile(bytes: Buffer, _encoding: unknown, done: (error?: Error) => void): void {
+  try {
+    for (let at = 0; at < bytes.length;) at += writeSync(1, bytes, at)
+    done()
+  } catch (error) {
+    done(error as Error)
+  }
 }
 
 /** Writes parts, all of them before it waits. Resolves once there is room for more. */
