@@ -1,7 +1,7 @@
 // A child that inherits a private line: no address, and no other process in its place.
 
-import { spawn as start, type SpawnOptions } from 'node:child_process'
-import { once } from 'node:events'
+import childProcess, { spawn as start, type SpawnOptions } from 'node:child_process'
+import { EventEmitter, once } from 'node:events'
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
@@ -157,6 +157,42 @@ test('a child that never answers is waited for until the deadline, or until call
   t.is(error?.cause, 'enough')
   // It is the caller's, still.
   t.is(calledOff.child.exitCode, null)
+})
+
+test('a child that is called off before it was started learns that at once', async (t) => {
+  const { child: started, channel } = spawn(process.execPath, script(TELL), {}, { signal: AbortSignal.abort() })
+  await t.throwsAsync(channel, { code: 'ERR_RINGFENCE_ABORTED' })
+  t.regex(await text(started.stdout!), /PEER_LOST/)
+  // By then the line is closed, and not once garbage is collected.
+  const partner = await Partner.start(t)
+  const left = await partner.run(async ({ ringfence, require }) => {
+    const { readdirSync: list } = require('node:fs') as typeof import('node:fs')
+    const call = async () => {
+      const spawned = ringfence.spawn('/bin/true', { stdio: 'ignore' }, { signal: AbortSignal.abort() })
+      await spawned.channel.catch(() => {})
+    }
+    // What is made once stays.
+    await call()
+    const before = list('/proc/self/fd').length
+    await call()
+    return list('/proc/self/fd').length - before
+  })
+  t.is(left, 0)
+})
+
+test.serial('a user who may have no process more is told NO_SPACE', async (t) => {
+  const { spawn: own } = childProcess
+  t.teardown(() => void (childProcess.spawn = own))
+  childProcess.spawn = (() => {
+    const none = new EventEmitter()
+    // As Node tells it, which root never sees.
+    setImmediate(() => none.emit('error', Object.assign(new Error('spawn EAGAIN'), { code: 'EAGAIN' })))
+    return none
+  }) as unknown as typeof own
+  await t.throwsAsync(spawn('/bin/true').channel, {
+    code: 'ERR_RINGFENCE_NO_SPACE',
+    message: /cannot be started: spawn EAGAIN/,
+  })
 })
 
 test('a child whose parent has called it off is told that its parent does not answer', async (t) => {

@@ -308,6 +308,15 @@ test.serial('a message that there is no memory for fails one call, and waits for
   Buffer.allocUnsafeSlow = real
   await fails
   t.is((await waits[1])![0], a)
+
+  // A look at one that had nothing finds such a message, too: it is next.
+  const [long, flood] = named('long', 'flood') as [Source, Source]
+  const other = mergeOf(long, flood.say(40))
+  await calm()
+  t.is(await order(other, 16), 'flood16')
+  long.ring.come(pattern(0, 200_000))
+  t.is((await withoutMemory(() => other.receive(), 20_000))![0], flood)
+  t.is(await order(other, 2), 'long1 flood1')
 })
 
 test.serial(

@@ -241,6 +241,11 @@ test.serial('end sends what was sent before, and then the end', async (t) => {
   await other.publisher.end()
   t.deepEqual(other.below.since(), ['end'])
   t.true(await isPending(other.publisher.closed))
+  // It is open, and its program has made a mistake: that is not silent.
+  const late = other.publisher.send('late')
+  const message = /has ended/
+  t.regex(((await new Promise((resolve) => process.once('unhandledRejection', resolve))) as Error).message, message)
+  await t.throwsAsync(late, { message })
   other.below.tell(FAILED)
   t.is(await other.publisher.closed, 'closed')
 
