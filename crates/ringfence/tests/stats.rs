@@ -5,8 +5,8 @@ mod support;
 use std::time::Duration;
 
 use ringfence::{
-    Address, Arrival, ChannelStats, Delivery, Error, Merge, Policy, PublisherEvent, connect, join, listen,
-    publish, subscribe,
+    Address, Arrival, ChannelStats, Delivery, Error, GoneReason, Merge, Policy, PublisherEvent, connect,
+    join, listen, publish, subscribe,
 };
 use support::{Actor, accepted, fresh_address, say, small, wait_for_test};
 
@@ -259,6 +259,11 @@ fn a_publisher_that_waits_for_one_that_never_reads_counts_the_wait_and_the_evict
     assert_eq!(full.ring_used, full.published * 208);
     assert!(full.ring_used > full.ring_capacity - 416, "{full:?}");
     publisher.send(&[7; 200]).unwrap();
+    // It has room before the publisher counts that one as gone.
+    assert!(matches!(
+        publisher.next().unwrap(),
+        PublisherEvent::Gone(_, GoneReason::Evicted)
+    ));
     let stats = publisher.stats();
     assert_eq!((stats.subscribers, stats.evicted, stats.waits), (0, 1, 1));
     assert!(stats.waited_micros > 0, "{stats:?}");
