@@ -34,7 +34,7 @@ async function holdings(partner: Partner): Promise<Holdings> {
     }
     const mappings = readFileSync('/proc/self/maps', 'utf8')
       .split('\n')
-      .filter((line) => /ringfence|memfd|\/dev\/shm|deleted/.test(line))
+      .filter((line) => /memfd|\/dev\/shm|deleted/.test(line))
       .filter((line) => !line.includes('.node'))
     const listeners = list('/proc/self/task').filter((task) => {
       try {
