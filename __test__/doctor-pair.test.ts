@@ -9,27 +9,9 @@ import test, { type ExecutionContext } from 'ava'
 import { clock, rested } from './support/clock.js'
 import { takeOutput } from './support/output.js'
 import { host, process as onPaper, read, see, written, type Paper } from './support/paper-proc.js'
-import { slow } from './support/slow.js'
+import { diagnosePair, explain, type Finding } from './support/slow.js'
 import { Handshakes, observable, type Figures } from './support/teller.js'
 import { soon, turns } from './support/until.js'
-
-interface Finding {
-  check: string
-  status: 'good' | 'slow' | 'unknown'
-  processes: number[]
-  found: string
-  meaning: string
-}
-
-interface Diagnosis {
-  processes: { pid: number }[]
-  pairs: { address: string | null; processes: number[]; findings: Finding[] }[]
-}
-
-const { diagnosePair, explain } = (await slow('main')) as {
-  diagnosePair(target: number | string, places?: { sys: string }): Promise<Diagnosis>
-  explain(target: number | string, json: boolean): Promise<void>
-}
 
 /** What /proc tells of a process that works for half of the time, on one core. */
 function activity(pid: number, core: number): Paper {

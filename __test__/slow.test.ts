@@ -9,26 +9,10 @@ import test, { type ExecutionContext } from 'ava'
 
 import { abstractAddress, temporaryDirectory } from './support/address.js'
 import { Partner, type PartnerSettings } from './support/partner.js'
+import { diagnosePair, type Diagnosis, type Finding } from './support/slow.js'
 import { until } from './support/until.js'
 
-interface Finding {
-  check: string
-  status: 'good' | 'slow' | 'unknown'
-  processes: number[]
-  found: string
-  meaning: string
-}
-
-interface Diagnosis {
-  processes: { pid: number }[]
-  pairs: { address: string | null; processes: number[]; findings: Finding[] }[]
-}
-
 const cli = fileURLToPath(new URL('../../dist/esm/cli.js', import.meta.url))
-const main = new URL('../../dist/esm/cli/slow/main.js', import.meta.url).href
-const { diagnosePair } = (await import(main)) as {
-  diagnosePair(target: number | string, places?: { sys: string }): Promise<Diagnosis>
-}
 
 /** Two processes with a channel; the one that sends lets itself be observed, and so does the one that reads. */
 async function twoOf(t: ExecutionContext, settings: PartnerSettings[] = [{}, {}], options = {}) {

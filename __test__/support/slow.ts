@@ -17,3 +17,23 @@ export interface Activity {
 }
 
 export const slow = (name: string) => import(new URL(`../../../dist/esm/cli/slow/${name}.js`, import.meta.url).href)
+
+/** What was found of the way from one process to another. */
+export interface Finding {
+  check: string
+  status: 'good' | 'slow' | 'unknown'
+  processes: number[]
+  found: string
+  meaning: string
+}
+
+/** What `ringfence doctor PID|ADDRESS` finds. */
+export interface Diagnosis {
+  processes: { pid: number }[]
+  pairs: { address: string | null; processes: number[]; findings: Finding[] }[]
+}
+
+export const { diagnosePair, explain } = (await slow('main')) as {
+  diagnosePair(target: number | string, places?: { sys: string }): Promise<Diagnosis>
+  explain(target: number | string, json: boolean): Promise<void>
+}

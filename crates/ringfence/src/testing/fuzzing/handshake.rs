@@ -15,7 +15,10 @@ use nix::sys::{
     socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, send, shutdown, socketpair},
 };
 
-use super::object::{Drawn, odd};
+use super::{
+    beside::judge,
+    object::{Drawn, odd},
+};
 use crate::{
     evidence::Record,
     handshake::broadcast::PublishedRing,
@@ -47,15 +50,7 @@ pub fn handshake(bytes: &[u8]) {
     let Ok(Some(child)) = Guest::take(&mut script, Meeting::Family, publishes) else {
         return;
     };
-    let backing = child.backing;
-    let options = Options::new().capacity(CAPACITY_MIN).backing(backing);
-    let options = if publishes {
-        options.checked_to_publish()
-    } else {
-        options.checked()
-    }
-    .expect("options");
-    let ring = publishes.then(|| Arc::new(published()));
+    let (options, ring) = what_a_host_has(publishes, child.backing);
     // Nothing waits for it: the child's ends are closed where it says no more.
     let deadline = Deadline::endless(Vec::new(), Duration::from_secs(600));
     let side = Side::new(&"@address", &options, &deadline, Meeting::Family).publishing(ring.as_ref());
@@ -71,21 +66,22 @@ pub fn handshake(bytes: &[u8]) {
         talk.join().expect("the child");
         (wrong, made)
     });
-    match (made, wrong) {
-        (Ok(()), None) => {}
-        (Ok(()), Some(wrong)) => panic!("a channel, though {wrong} was wrong"),
-        (Err(error), None) => panic!("{error}, though nothing was wrong"),
-        (Err(error), Some(_)) => {
-            let shown = error.to_string();
-            assert!(
-                !shown.chars().any(char::is_control),
-                "a terminal could be steered by {shown:?}"
-            );
-        }
-    }
+    judge(&made.map(Some), wrong, "a child");
 }
 
-pub(super) fn published() -> PublishedRing {
+/// The options of a parent, or of another host, and its ring where it publishes.
+pub(super) fn what_a_host_has(publishes: bool, backing: Backing) -> (Options, Option<Arc<PublishedRing>>) {
+    let options = Options::new().capacity(CAPACITY_MIN).backing(backing);
+    let options = if publishes {
+        options.checked_to_publish()
+    } else {
+        options.checked()
+    };
+    let ring = publishes.then(|| Arc::new(published()));
+    (options.expect("options"), ring)
+}
+
+fn published() -> PublishedRing {
     let object = memfd_create("fuzzed", MFdFlags::MFD_CLOEXEC).expect("a memfd");
     let readers = Readers::new(OwnRegion::private(CAPACITY_MIN), OwnRegion::private(0), 4);
     let kept = KeptDescriptor::keep(object).expect("a descriptor in flight");

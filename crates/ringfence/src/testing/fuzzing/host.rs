@@ -12,7 +12,7 @@ use nix::unistd::getppid;
 
 use super::{
     beside::{Begun, Beside, Play, judge},
-    handshake::{Guest, published},
+    handshake::{Guest, what_a_host_has},
     object::odd,
 };
 use crate::{
@@ -20,8 +20,6 @@ use crate::{
     evidence::Record,
     handshake::{Seats, frame::Meeting, side::Side},
     identity::Credentials,
-    memory::layout::CAPACITY_MIN,
-    options::Options,
     wait::deadline::Deadline,
 };
 
@@ -52,15 +50,7 @@ pub fn host(bytes: &[u8]) {
         return;
     };
     let meeting = MEETINGS[comes];
-    let publishes = meeting == Meeting::Broadcast;
-    let options = Options::new().capacity(CAPACITY_MIN).backing(backing);
-    let options = if publishes {
-        options.checked_to_publish()
-    } else {
-        options.checked()
-    }
-    .expect("options");
-    let ring = publishes.then(|| Arc::new(published()));
+    let (options, ring) = what_a_host_has(meeting == Meeting::Broadcast, backing);
     let shares: Vec<_> = (meeting == Meeting::Membership)
         .then(|| Arc::new(stream.try_clone().expect("a descriptor")))
         .into_iter()
