@@ -9,11 +9,7 @@
     reason = "the engine's strings come as values, which are read once"
 )]
 
-use std::{
-    sync::{Arc, Mutex, PoisonError, mpsc},
-    thread,
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use napi::{Env, bindgen_prelude::*, sys};
 use napi_derive::napi;
@@ -23,23 +19,37 @@ use crate::{
     broadcast::{publisher, subscription},
     channel,
     convert::Options,
-    membership, service, task,
+    membership, service,
+    task::{self, Going},
 };
 
-/// What calls a handshake off, as long as it is under way. JavaScript's garbage is collected some time; the
-/// descriptor in here must not wait for that.
-#[derive(Clone)]
-struct UnderWay(Arc<Mutex<Option<ringfence::CancelToken>>>);
+/// What is in here, until somebody takes it out. JavaScript's garbage is collected some time; a descriptor in here must not wait for that.
+struct Slot<T>(Arc<Mutex<Option<T>>>);
 
-impl UnderWay {
-    fn new(cancel_token: ringfence::CancelToken) -> Self {
-        Self(Arc::new(Mutex::new(Some(cancel_token))))
+impl<T> Clone for Slot<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Slot<T> {
+    fn new(content: Option<T>) -> Self {
+        Self(Arc::new(Mutex::new(content)))
     }
 
-    fn take(&self) -> Option<ringfence::CancelToken> {
+    fn put(&self, content: T) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(content);
+    }
+
+    fn take(&self) -> Option<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+}
 
+/// What calls a handshake off, as long as it is under way.
+type UnderWay = Slot<ringfence::CancelToken>;
+
+impl UnderWay {
     fn cancel(&self) {
         if let Some(cancel_token) = self.take() {
             cancel_token.cancel();
@@ -48,39 +58,23 @@ impl UnderWay {
 }
 
 /// What was made, until JavaScript gets it.
-type Undelivered<T> = Arc<Mutex<Option<ringfence::Result<T>>>>;
+type Undelivered<T> = Slot<ringfence::Result<T>>;
 
-/// Lets go of it, if JavaScript did not get it, and waits a moment for that: a partner that was stopped keeps this process no longer.
-fn discard<T: Send + 'static>(undelivered: &Undelivered<T>) {
-    let Some(Ok(made)) = taken(undelivered) else {
-        return;
-    };
-    let (going, gone) = mpsc::channel::<()>();
-    let let_go = move || {
-        drop(made);
-        drop(going);
-    };
-    // Without a thread it is let go of here.
-    let _ = thread::Builder::new()
-        .name("ringfence-leave".into())
-        .spawn(let_go);
-    // Nothing is ever sent: it ends, or it takes too long.
-    let _ = gone.recv_timeout(A_MOMENT);
+impl<T: Send + 'static> Undelivered<T> {
+    /// Lets go of it, if JavaScript did not get it, and waits a moment for that.
+    fn discard(&self) {
+        if let Some(Ok(made)) = self.take() {
+            task::wait_a_moment(&task::let_go(made));
+        }
+    }
 }
-
-fn taken<T>(undelivered: &Undelivered<T>) -> Option<ringfence::Result<T>> {
-    undelivered.lock().unwrap_or_else(PoisonError::into_inner).take()
-}
-
-/// How long the end of a process waits until a handshake that was called off has let go of its address.
-const A_MOMENT: Duration = Duration::from_secs(1);
 
 /// A handshake under way.
 #[napi]
 pub struct Joining {
     under_way: UnderWay,
     /// Disconnected once the thread has let go of everything that it does not deliver.
-    over: mpsc::Receiver<()>,
+    over: Going,
     /// Lets go of what was made, where JavaScript did not get it.
     discard: Box<dyn Fn() + Send>,
     questions: Option<Arc<Questions>>,
@@ -98,8 +92,7 @@ impl Joining {
     #[napi]
     pub fn vacate(&self) {
         self.under_way.cancel();
-        // Nothing is ever sent: it ends, or it takes too long.
-        let _ = self.over.recv_timeout(A_MOMENT);
+        task::wait_a_moment(&self.over);
         // What had been made before that stands at its address.
         (self.discard)();
     }
@@ -217,7 +210,7 @@ impl Given<'_> {
         } = self;
         let cancel_token =
             ringfence::CancelToken::new().map_err(|error| napi::Error::from_reason(error.to_string()))?;
-        let under_way = UnderWay::new(cancel_token.clone());
+        let under_way = UnderWay::new(Some(cancel_token.clone()));
         let authorize = match ask {
             // SAFETY: env is live, and the callback a value of it; what is no function is refused by the engine.
             Some(ask) => Some(unsafe { Authorize::new(env.raw(), ask.raw()) }?),
@@ -230,8 +223,8 @@ impl Given<'_> {
         };
         let use_libuv = options.use_libuv;
         let (busy, over) = mpsc::channel::<()>();
-        let undelivered = Undelivered::<T>::default();
-        let [made, waiting, left] = [(); 3].map(|()| Arc::clone(&undelivered));
+        let undelivered = Undelivered::<T>::new(None);
+        let [made, waiting, left] = [(); 3].map(|()| undelivered.clone());
         let (delivered, called_off) = (under_way.clone(), under_way.clone());
         // SAFETY: env is live, and the callback a value of it; what is no function is refused by the engine.
         unsafe {
@@ -242,25 +235,25 @@ impl Given<'_> {
                 move || {
                     let meet = || meet(&options.to_core(with_callback)?.cancel_token(cancel_token));
                     let outcome = meet();
-                    *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+                    made.put(outcome);
                     drop(busy);
                 },
                 move |env, ()| {
-                    let outcome = taken(&waiting).unwrap_or(Err(ringfence::Error::Aborted));
+                    let outcome = waiting.take().unwrap_or(Err(ringfence::Error::Aborted));
                     // Once there is an outcome, there is nothing to call off: a listener is closed instead.
                     drop(delivered.take());
                     task::outcome(env, outcome, |made| to_object(env, made, use_libuv))
                 },
                 move || {
                     called_off.cancel();
-                    discard(&left);
+                    left.discard();
                 },
             )
         }?;
         Ok(Joining {
             under_way,
             over,
-            discard: Box::new(move || discard(&undelivered)),
+            discard: Box::new(move || undelivered.discard()),
             questions,
         })
     }

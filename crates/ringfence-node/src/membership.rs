@@ -4,9 +4,6 @@
 use std::{
     ffi::CStr,
     os::fd::{AsFd, AsRawFd},
-    sync::mpsc,
-    thread,
-    time::Duration,
 };
 
 use napi::{bindgen_prelude::*, sys};
@@ -16,12 +13,8 @@ use crate::{
     channel,
     handle::{Handle, Object, failure, failure_of, keep_alive},
     raw::{Answer, Call, Function, State, add_functions, new_object, set_property},
-    task,
+    task::{self, Going},
 };
-
-/// How long the end of an environment waits until the place is left: it takes a moment, and a process that ends in that
-/// moment would leave its files behind. A partner that was stopped keeps this process no longer.
-const A_MOMENT: Duration = Duration::from_secs(1);
 
 struct Seat {
     /// `None` once it was left.
@@ -52,23 +45,14 @@ impl Seat {
 
     /// Leaves, and does not wait: a partner may take its time, and the event loop must not. What comes back ends once
     /// it is left.
-    fn let_go(&mut self) -> Option<mpsc::Receiver<()>> {
-        let membership = self.take()?;
-        let (leaving, left) = mpsc::channel();
-        let leave = move || {
-            membership.leave();
-            drop(leaving);
-        };
-        // Without a thread it is left here, by dropping it.
-        let _ = thread::Builder::new().name("ringfence-leave".into()).spawn(leave);
-        Some(left)
+    fn let_go(&mut self) -> Option<Going> {
+        self.take().map(task::let_go)
     }
 
     /// As `let_go`, and waits a moment until the place is left: the process or its environment ends.
     fn leave_at_once(&mut self) {
         if let Some(left) = self.let_go() {
-            // Nothing is ever sent: it ends, or it takes too long.
-            let _ = left.recv_timeout(A_MOMENT);
+            task::wait_a_moment(&left);
         }
     }
 }

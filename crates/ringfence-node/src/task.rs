@@ -1,6 +1,15 @@
-//! What blocks runs on a thread of its own, and a thread-safe function carries its outcome to JavaScript, once.
+//! What blocks runs on a thread of its own, and a thread-safe function carries its outcome to JavaScript, once. So does the end of what blocks
+//! as it ends.
 
-use std::{cell::Cell, ffi::c_void, marker::PhantomData, ptr, sync::Arc, thread};
+use std::{
+    cell::Cell,
+    ffi::c_void,
+    marker::PhantomData,
+    ptr,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
 
 use napi::{
     bindgen_prelude::{Null, ToNapiValue},
@@ -8,6 +17,30 @@ use napi::{
 };
 
 use crate::{convert::Failure, raw::check, threadsafe::Threadsafe};
+
+/// How long the end of a process or of an environment waits until what it has at an address is let go of: it takes a moment, and a process that
+/// ends in that moment would leave its files behind. A partner that was stopped keeps this process no longer.
+const A_MOMENT: Duration = Duration::from_secs(1);
+
+/// What is being let go of: disconnected once it is gone.
+pub(crate) type Going = mpsc::Receiver<()>;
+
+/// Lets go of something at an address, and does not wait: a partner may take its time, and the event loop must not.
+pub(crate) fn let_go(made: impl Send + 'static) -> Going {
+    let (going, gone) = mpsc::channel();
+    let leave = move || {
+        drop(made);
+        drop(going);
+    };
+    // Without a thread it is let go of here, as the closure is dropped.
+    let _ = thread::Builder::new().name("ringfence-leave".into()).spawn(leave);
+    gone
+}
+
+pub(crate) fn wait_a_moment(for_it: &Going) {
+    // Nothing is ever sent: it ends, or it takes too long.
+    let _ = for_it.recv_timeout(A_MOMENT);
+}
 
 /// Makes the arguments of the JavaScript callback from an outcome, on the environment's thread.
 type Convert<T> = Box<dyn FnOnce(sys::napi_env, T) -> napi::Result<[sys::napi_value; 2]>>;
