@@ -4,6 +4,7 @@
 use std::{
     ffi::CStr,
     os::fd::{AsFd, AsRawFd},
+    sync::mpsc,
 };
 
 use napi::{bindgen_prelude::*, sys};
@@ -19,6 +20,8 @@ use crate::{
 struct Seat {
     /// `None` once it was left.
     membership: Option<ringfence::Membership>,
+    /// It is being left, and may not be through.
+    going: Option<Going>,
     handle: Handle,
 }
 
@@ -43,16 +46,18 @@ impl Seat {
         self.membership.take()
     }
 
-    /// Leaves, and does not wait: a partner may take its time, and the event loop must not. What comes back ends once
-    /// it is left.
-    fn let_go(&mut self) -> Option<Going> {
-        self.take().map(task::let_go)
+    /// Leaves, and does not wait: a partner may take its time, and the event loop must not.
+    fn let_go(&mut self) {
+        if let Some(membership) = self.take() {
+            self.going = Some(task::let_go(membership));
+        }
     }
 
     /// As `let_go`, and waits a moment until the place is left: the process or its environment ends.
     fn leave_at_once(&mut self) {
-        if let Some(left) = self.let_go() {
-            task::wait_a_moment(&left);
+        self.let_go();
+        if let Some(going) = self.going.take() {
+            task::wait_a_moment(&going);
         }
     }
 }
@@ -110,13 +115,18 @@ fn leave(seat: &mut Seat, call: &mut Call) -> Answer {
     let Some(membership) = seat.take() else {
         return Answer::from(0);
     };
+    let (going, gone) = mpsc::channel();
+    seat.going = Some(gone);
     // SAFETY: this runs in a callback of the environment, whose argument the function is.
     let started = unsafe {
         task::run(
             call.env,
             call.value(0),
             "ringfence-leave",
-            move || membership.leave(),
+            move || {
+                membership.leave();
+                drop::<mpsc::Sender<()>>(going);
+            },
             |env, ()| task::nothing(env),
             || {},
         )
@@ -165,6 +175,7 @@ pub(crate) unsafe fn to_object(
     }
     let seat = Seat {
         membership: Some(membership),
+        going: None,
         handle: Handle::new(use_libuv),
     };
     // SAFETY: env and object are live.
