@@ -137,7 +137,7 @@ test('best-effort and latest do not hold the publisher up, and their count is ex
   const publisher = await publishHere(t, address)
   const kinds: Delivery[] = ['best-effort', 'latest']
   const readers = await Promise.all(kinds.map((delivery) => subscriber(t, address, { delivery })))
-  for (const reader of readers) reader.stop()
+  await Promise.all(readers.map((reader) => reader.stop()))
   // Ten rings: a subscriber for which it waited would be stopped for ever.
   await soon(send(publisher, 1, 5000), 'room')
   for (const reader of readers) reader.goOn()
@@ -219,7 +219,7 @@ test('one that is stopped is let go of once its stall is over, is told so, and c
   const [stopped, other] = await Promise.all([subscriber(t, address), subscriber(t, address)])
   const reading = readAll(other, 'drain')
   const gone = once(publisher, 'gone') as Promise<[Subscriber, GoneReason]>
-  stopped.stop()
+  await stopped.stop()
   await soon(send(publisher, 1, 3000), 'room')
   const [who, reason] = await gone
   t.deepEqual([who.peer.pid, reason, await who.closed], [stopped.pid, 'evicted', 'evicted'])

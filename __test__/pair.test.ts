@@ -174,7 +174,7 @@ for (const kind of kinds) {
     const silent = await Partner.start(t)
     void silent.join(address)
     await untilBound(address)
-    silent.stop()
+    await silent.stop()
     const error = await t.throwsAsync(join(address, { timeout: 100 }), {
       instanceOf: RingfenceError,
       code: 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT',

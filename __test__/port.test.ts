@@ -217,7 +217,7 @@ test.serial('a listener that throws keeps no other from being called, and no mes
 
 test.serial('a stalled peer: what waits is bounded, and close gives it up after a while', async (t) => {
   const { port, partner, channel } = await ports(t, { options: { maxMessageSize: 2 ** 30 } })
-  partner.stop()
+  await partner.stop()
   const chunk = new Uint8Array(32 * 1024 * 1024)
   const error = t.throws(
     () => {

@@ -66,7 +66,7 @@ test('a ring that is full, and a reader that sleeps, is stopped, or works all th
   t.regex(ring!.found, /^(9\d|100) % of 65\.54 kB full/)
   t.regex(ring!.meaning, new RegExp(`process ${to} reads more slowly than process ${from} sends`))
 
-  reader.stop()
+  await reader.stop()
   await untilFound(from, 'reader', [to], /SIGCONT/)
   reader.goOn()
   // It never comes back, and its end is the test's.

@@ -242,7 +242,7 @@ test('a publisher counts whom it has evicted, and the sends that had to wait', a
     kit.keep['subscription'] = await kit.ringfence.subscribe(where)
   }, publisher.address)
   await until(() => publisher.subscribers.length === 1, 'the subscriber is known')
-  partner.stop()
+  await partner.stop()
   while (publisher.trySend(Buffer.alloc(200)));
   const full = publisher.stats()
   t.like(full, { subscribers: 1, evicted: 0, waits: 0, waitedMicros: 0 })

@@ -198,7 +198,7 @@ test('a signal that is no token is counted, and no loop is told of it', async (t
 test('a full queue is NO_SPACE, and what was taken comes', async (t) => {
   const partner = await Partner.start(t, { through: ['prlimit', '--sigpending=200', '--'] })
   const { channel } = await pair(t, { partner })
-  partner.stop()
+  await partner.stop()
   let sent = 0
   const error = t.throws(
     () => {

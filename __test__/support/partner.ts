@@ -1,6 +1,7 @@
 // Another process: what it does is written in the test, as a function that is carried over as text.
 
 import { spawn, type ChildProcess } from 'node:child_process'
+import { readdirSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 
 import type { ExecutionContext } from 'ava'
@@ -9,6 +10,7 @@ import { join, listen, type Channel, type Listener, type Options } from 'ringfen
 import { abstractAddress } from './address.js'
 import { reachable } from './others.js'
 import type { Answer, Kit, Thrown } from './partner-process.js'
+import { until } from './until.js'
 
 /** What ended a process. */
 export interface Exit {
@@ -41,6 +43,18 @@ export class PartnerError extends Error {
     this.code = thrown.code
     this.thrown = thrown
   }
+}
+
+/** As proc_pid_stat(5) has them; a thread that ends meanwhile has none. */
+function statesOfThreads(pid: number): string[] {
+  const states: string[] = []
+  for (const thread of readdirSync(`/proc/${pid}/task`))
+    try {
+      states.push(/\) (\S)/.exec(readFileSync(`/proc/${pid}/task/${thread}/stat`, 'latin1'))![1]!)
+    } catch {
+      // It has ended.
+    }
+  return states
 }
 
 export class Partner {
@@ -151,9 +165,10 @@ export class Partner {
     return this.exited
   }
 
-  /** Has the kernel run it no more: it is there, and does nothing. */
-  stop(): void {
+  /** Has the kernel run it no more: it is there, and does nothing. Before all of its threads stand, the signal is only on its way. */
+  async stop(): Promise<void> {
     this.#child.kill('SIGSTOP')
+    await until(() => statesOfThreads(this.pid).every((state) => state === 'T'), 'each of its threads has stopped')
   }
 
   /** Has the kernel run it again. */

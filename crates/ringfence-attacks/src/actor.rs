@@ -8,6 +8,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
     os::unix::process::ExitStatusExt as _,
+    path::Path,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
@@ -172,7 +173,7 @@ impl Actor {
         let refused = |errno| Trouble::wrong(format!("{} could not be stopped: {errno}", self.name));
         kill(self.pid(), Signal::SIGSTOP).map_err(refused)?;
         let end = Instant::now() + TIME_LIMIT;
-        while state_of(self.pid()) != Some('T') {
+        while !is_stopped(self.pid()) {
             if Instant::now() > end {
                 return Err(Trouble::wrong(format!("{} did not stop", self.name)));
             }
@@ -203,8 +204,22 @@ impl Drop for Actor {
 
 /// A process's state letter in /proc/PID/stat.
 pub fn state_of(pid: Pid) -> Option<char> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    state_in(format!("/proc/{pid}/stat").as_ref())
+}
+
+fn state_in(stat: &Path) -> Option<char> {
+    let text = fs::read_to_string(stat).ok()?;
     text.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Whether each of its threads has stopped: until then the signal is on its way, and those that it has not reached go on.
+pub fn is_stopped(pid: Pid) -> bool {
+    fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|threads| {
+        threads.flatten().all(|thread| {
+            // A thread without a state has ended meanwhile.
+            state_in(&thread.path().join("stat")).is_none_or(|state| state == 'T')
+        })
+    })
 }
 
 /// How a process ended, as a reader of the table wants it.

@@ -485,7 +485,7 @@ fn a_stopped_subscriber_is_evicted_and_a_zombie_let_go_of_at_once() {
     let stopped = honest(&address);
     let zombie = honest(&address);
     let witness = honest(&address);
-    kill(nix::unistd::Pid::from_raw(stopped.pid()), Signal::SIGSTOP).unwrap();
+    stopped.stop();
     // Its parent does not wait for its end: it stays as a zombie.
     kill(nix::unistd::Pid::from_raw(zombie.pid()), Signal::SIGKILL).unwrap();
     // The publisher does nothing meanwhile.
@@ -495,7 +495,7 @@ fn a_stopped_subscriber_is_evicted_and_a_zombie_let_go_of_at_once() {
     assert_eq!(next_gone(&publisher), (stopped.pid(), GoneReason::Evicted));
     publisher.end();
     witness.expect(&format!("{count}, end, closed"));
-    kill(nix::unistd::Pid::from_raw(stopped.pid()), Signal::SIGCONT).unwrap();
+    stopped.resume();
     let told = stopped.hear();
     assert!(told.ends_with("EVICTED, evicted"), "{told}");
 }

@@ -29,10 +29,8 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         resource::{Resource, getrlimit, setrlimit},
-        signal::{Signal, kill},
         socket::{Shutdown, accept, getsockopt, setsockopt, shutdown, sockopt},
     },
-    unistd::Pid,
 };
 use ringfence::{
     Address, CancelToken, Change, Channel, CloseReason, Error, LEAVING, Options, Policy, Role, join, member,
@@ -740,10 +738,9 @@ fn a_host_does_not_wait_for_ever_for_a_guest_that_was_stopped() {
         guest.expect("guest");
         guest.hear();
         let _channel = own.partner(None).unwrap().unwrap();
-        let pid = Pid::from_raw(guest.pid());
-        kill(pid, Signal::SIGSTOP).unwrap();
+        guest.stop();
         own.leave();
-        kill(pid, Signal::SIGCONT).unwrap();
+        guest.resume();
         // It finds the place its own all the same.
         guest.expect("now host");
         let next = start("member", &address);

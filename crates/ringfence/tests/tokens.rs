@@ -19,7 +19,6 @@ use nix::{
     sys::{
         resource::{Resource, setrlimit},
         signal::{Signal, kill},
-        wait::{Id, WaitPidFlag, waitid},
     },
     unistd::Pid,
 };
@@ -376,7 +375,7 @@ fn what_was_sent_before_the_end_comes_though_the_queue_is_full() {
         let mut other = Actor::start("gather", &[&address.to_string()]);
         let channel = join(&address, &small()).unwrap();
         other.expect("joined");
-        stop(other.pid());
+        other.stop();
         let tokens = channel.tokens();
         for token in 0..50 {
             insist(&tokens, token);
@@ -397,18 +396,11 @@ fn what_was_sent_before_the_end_comes_though_the_queue_is_full() {
         assert_eq!(result, 0);
         assert_eq!(tokens.send(50).unwrap_err().code(), "NO_SPACE");
         channel.close();
-        kill(Pid::from_raw(other.pid()), Signal::SIGCONT).unwrap();
+        other.resume();
         other.expect(&format!("{:?}", (0..50).collect::<Vec<_>>()));
         other.go_on();
         other.finish();
     }
-}
-
-/// Stops a child of this process, and waits until it is.
-fn stop(process: i32) {
-    let process = Pid::from_raw(process);
-    kill(process, Signal::SIGSTOP).unwrap();
-    waitid(Id::Pid(process), WaitPidFlag::WSTOPPED).unwrap();
 }
 
 #[test]
@@ -469,7 +461,7 @@ fn a_full_queue_is_an_error_and_what_was_taken_comes() {
     let channel = join(&address, &small()).unwrap();
     other.expect("joined");
     let tokens = channel.tokens();
-    stop(other.pid());
+    other.stop();
     let mut sent = 0;
     let error = loop {
         match tokens.send(sent) {
@@ -483,7 +475,7 @@ fn a_full_queue_is_an_error_and_what_was_taken_comes() {
     // The channel is what it was.
     let (mut sender, _receiver) = channel.split();
     sender.send(b"there is room here").unwrap();
-    kill(Pid::from_raw(other.pid()), Signal::SIGCONT).unwrap();
+    other.resume();
     insist(&tokens, u64::MAX);
     other.expect(&format!("{sent} in order"));
     other.go_on();

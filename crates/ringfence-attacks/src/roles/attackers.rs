@@ -34,7 +34,7 @@ use nix::{
 
 use super::{hand, hand_fenced, number, serve};
 use crate::{
-    actor::{TIME_LIMIT, state_of},
+    actor::{TIME_LIMIT, is_stopped},
     mapping::Mapping,
     plain, post,
     protocol::{self, Frame},
@@ -364,7 +364,7 @@ fn connect_then_exec(address: &str, victim: &str, genuine: &str) -> Result<(), S
     post::wait_for_listener(address)?;
     let pid = Pid::from_raw(number(victim)?);
     kill(pid, Signal::SIGSTOP).map_err(said("SIGSTOP"))?;
-    until("the victim has stopped", || state_of(pid) == Some('T'))?;
+    until("the victim has stopped", || is_stopped(pid))?;
     let connection = post::connect_to(address).map_err(said("connect"))?;
     let inherited = leave_open(&connection)?;
     let own = env::current_exe().map_err(|error| error.to_string())?;
@@ -513,7 +513,7 @@ fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
     post::wait_for_listener(address)?;
     let pid = Pid::from_raw(number(victim)?);
     kill(pid, Signal::SIGSTOP).map_err(said("SIGSTOP"))?;
-    until("the victim has stopped", || state_of(pid) == Some('T'))?;
+    until("the victim has stopped", || is_stopped(pid))?;
     let socket = post::stream().map_err(said("socket"))?;
     let name = post::address(address).map_err(said("address"))?;
     // SAFETY: this process has one thread, and the child makes one system call and ends.

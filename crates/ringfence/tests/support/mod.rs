@@ -25,8 +25,11 @@ use std::{
 
 use nix::{
     libc,
-    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
-    unistd::geteuid,
+    sys::{
+        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction},
+        wait::{Id, WaitPidFlag, waitid},
+    },
+    unistd::{Pid, geteuid},
 };
 use ringfence::{Address, Arrival, Channel, Listener, Options, ParentLine, Refused, join, spawn};
 
@@ -208,6 +211,18 @@ impl Actor {
     pub fn kill(&mut self) {
         self.child.kill().expect("SIGKILL");
         self.child.wait().expect("its end");
+    }
+
+    /// Stops it. The signal alone is only on its way: until the thread that takes it runs, the others go on.
+    pub fn stop(&self) {
+        let pid = Pid::from_raw(self.pid());
+        kill(pid, Signal::SIGSTOP).expect("SIGSTOP");
+        waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED).expect("all of its threads to stop");
+    }
+
+    /// Ends the stop.
+    pub fn resume(&self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGCONT).expect("SIGCONT");
     }
 
     /// Waits until it has ended by itself, well.
