@@ -5,7 +5,9 @@ mod support;
 use std::{
     collections::BTreeMap,
     fmt,
+    fs::{self, DirEntry},
     sync::{Arc, Condvar, Mutex, Once, mpsc},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -13,7 +15,7 @@ use ringfence::{
     Address, Arrival, Audience, Channel, Channels, Error, GoneReason, Listener, Policy, PublisherEvent,
     connect, listen, member, publish, subscribe,
 };
-use support::{Actor, TIME_LIMIT, accepted, fresh_address, say, small, wait_for_test};
+use support::{Actor, TIME_LIMIT, accepted, fresh_address, say, small, wait_for_test, wire};
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
@@ -65,12 +67,51 @@ fn role() {
             let _membership = member(&address, &small()).unwrap();
             wait_for_test();
         }
+        "says nothing" => {
+            let _streams: Vec<_> = (0..30).map(|_| wire::connect(&arguments[0])).collect();
+            say("silent");
+            wait_for_test();
+        }
+        "is told slowly" => serve_and_be_told_slowly(&address),
         "never reads" => {
             let _subscription = subscribe(&address, &small()).unwrap();
             say("subscribed");
             wait_for_test();
         }
         other => panic!("no role {other}"),
+    }
+}
+
+/// Each time that its subscriber is told of one that has given way, all handshakes under way have come to their end meanwhile.
+fn serve_and_be_told_slowly(address: &Address) {
+    watch();
+    let gave_way: fn(&str, &Fields) -> bool =
+        |target, fields| target == "ringfence::refused" && fields["code"] == "HANDSHAKE_TIMEOUT";
+    let _told: Vec<_> = (0..300)
+        .map(|_| when(address, gave_way, wait_for_handshakes))
+        .collect();
+    let listener = listen(address, &small()).unwrap();
+    say("listens");
+    loop {
+        if let Arrival::Accepted(_channel) = listener.accept().unwrap() {
+            say("in");
+        }
+    }
+}
+
+fn wait_for_handshakes() {
+    let end = Instant::now() + TIME_LIMIT;
+    let is_handshake = |task: DirEntry| {
+        let name = fs::read_to_string(task.path().join("comm"));
+        name.is_ok_and(|name| name.trim() == "ringfence-host")
+    };
+    while fs::read_dir("/proc/self/task")
+        .unwrap()
+        .flatten()
+        .any(is_handshake)
+    {
+        assert!(Instant::now() < end, "a handshake does not end");
+        thread::yield_now();
     }
 }
 
@@ -448,7 +489,7 @@ fn a_subscriber_that_is_told_of_an_end_may_wait_for_tokens_and_let_go_of_the_cha
             (token, tokens_here.is_ended())
         },
     );
-    let waiting = std::thread::spawn(move || tokens.token());
+    let waiting = thread::spawn(move || tokens.token());
     agent.finish();
     let (token, _) = told.recv_timeout(TIME_LIMIT).expect("the wait ends");
     assert!(matches!(token, Ok(None)), "{token:?}");
@@ -483,4 +524,20 @@ fn one_that_was_evicted_has_that_reason_though_the_program_lets_go_of_it_meanwhi
         PublisherEvent::Gone(_, GoneReason::Evicted)
     ));
     assert_eq!(broadcaster.stats().evicted, 1);
+}
+
+/// However many silent ones a busy service finds at a time: as many give way as it takes.
+#[test]
+fn a_silent_crowd_holds_up_no_agent_of_a_service_that_is_told_slowly() {
+    let (address, _keep) = fresh_address(false);
+    let name = address.to_string();
+    let service = Actor::start("is told slowly", &[&name]);
+    service.expect("listens");
+    let silent: Vec<_> = (0..8).map(|_| Actor::start("says nothing", &[&name])).collect();
+    for silent in &silent {
+        silent.expect("silent");
+    }
+    let agent = Actor::start("connects", &[&name]);
+    agent.expect("connected");
+    service.expect("in");
 }

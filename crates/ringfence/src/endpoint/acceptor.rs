@@ -265,7 +265,8 @@ impl<H: Host> Accepting<'_, '_, H> {
         self.begin()?;
         self.accept(place)?;
         self.begin()?;
-        if self.queue.is_full()
+        // One look may have brought many of them: until there is room, nobody looks at who else has come.
+        while self.queue.is_full()
             && let Some(silent) = self.queue.most_silent()
         {
             let after = silent.deadline.elapsed();
