@@ -144,6 +144,7 @@ fn role() {
         "loops" => as_loops(arguments),
         "many" => as_many(arguments),
         "calls" => as_calls(arguments),
+        "keeps what it had" => as_keeps_what_it_had(arguments),
         "takes less" => {
             let address: Address = arguments[0].parse().unwrap();
             let error = subscribe(&address, &options().max_message_size(1000)).unwrap_err();
@@ -151,6 +152,29 @@ fn role() {
         }
         other => panic!("{other}"),
     }
+}
+
+/// Asks for the end in a way that never looks at the line.
+fn as_keeps_what_it_had(arguments: &[String]) {
+    let mut subscription = join(arguments);
+    assert!(mapped() > 0);
+    while !subscription.is_ended().unwrap() {
+        thread::yield_now();
+    }
+    let reason = subscription.close_reason().expect("an end");
+    say(format!(
+        "{reason}, {} mapped, {}",
+        mapped(),
+        subscription.is_cut()
+    ));
+}
+
+/// Shared objects that this process has in its memory.
+fn mapped() -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines()
+        .filter(|line| line.contains("memfd:ringfence"))
+        .count()
 }
 
 fn as_publishes(arguments: &[String]) {
@@ -647,4 +671,22 @@ fn a_subscriber_that_the_policy_lets_in_no_more_is_let_go_of_and_verify_tells_wh
     reader.kill();
     assert!(next_gone(&publisher).0.is(&seen));
     assert!(seen.verify().is_err());
+}
+
+/// A program may keep it for long, and call it no more.
+#[test]
+fn a_subscription_that_has_told_the_end_keeps_no_memory_of_it() {
+    for ends_first in [true, false] {
+        let (address, _keep) = fresh_address(false);
+        let mut publisher = publish(&address, &options()).unwrap();
+        let keeper = subscriber("keeps what it had", &address, "reliable", "now");
+        next_subscriber(&publisher);
+        if ends_first {
+            publisher.end();
+        } else {
+            drop(publisher);
+        }
+        keeper.expect("closed, 0 mapped, false");
+        keeper.finish();
+    }
 }

@@ -59,7 +59,11 @@ fn role() {
             assert_eq!(traces(), before);
             say(format!("{} {error}", error.code()));
         }
-        "wanderer" => wander(&address(), Path::new(&arguments[1])),
+        "wanderer" => wander(
+            &address(),
+            Path::new(&arguments[1]),
+            arguments[2].parse().unwrap(),
+        ),
         "joiner" => match join(&address(), &small()) {
             Ok(channel) => say(channel.role().to_string()),
             Err(error) => say(format!("{} {error}", error.code())),
@@ -973,8 +977,8 @@ fn now() -> u128 {
 }
 
 /// Inside a process that comes and goes: with each partner it exchanges messages, and each that it has sent it writes down
-/// where it survives this process.
-fn wander(address: &Address, notes: &Path) {
+/// where it survives this process. `own`: its name, which no other has; the kernel gives a process id again.
+fn wander(address: &Address, notes: &Path, own: u32) {
     let mut number = 0;
     let before = traces();
     loop {
@@ -996,7 +1000,9 @@ fn wander(address: &Address, notes: &Path) {
                         say(format!("channel {} {}", channel.role(), channel.peer().pid));
                         let (notes, quiet) = (notes.to_owned(), Arc::clone(&quiet));
                         number += 1;
-                        talks.push(thread::spawn(move || talk(channel, number, &notes, &quiet)));
+                        talks.push(thread::spawn(move || {
+                            talk(channel, (own, number), &notes, &quiet);
+                        }));
                     }
                     Change::Role(role) => say(format!("{role} {}", now())),
                     Change::Refused(_) => {}
@@ -1020,14 +1026,16 @@ fn wander(address: &Address, notes: &Path) {
     }
 }
 
-fn note(notes: &Path, process: u32, number: u32) -> PathBuf {
-    notes.join(format!("{process}-{number}"))
+/// Who talks: a wanderer, and on which of its channels.
+type Talker = (u32, u32);
+
+fn note(notes: &Path, (wanderer, number): Talker) -> PathBuf {
+    notes.join(format!("{wanderer}-{number}"))
 }
 
-fn talk(channel: Channel, number: u32, notes: &Path, quiet: &Mutex<bool>) {
+fn talk(channel: Channel, own: Talker, notes: &Path, quiet: &Mutex<bool>) {
     let (mut sender, mut receiver) = channel.split();
-    let own = std::process::id();
-    let note = File::create(note(notes, own, number)).unwrap();
+    let note = File::create_new(note(notes, own)).unwrap();
     let mut count = 0_u64;
     let mut send = || {
         // A message that is sent in the moment in which this process leaves would be on neither side.
@@ -1036,8 +1044,8 @@ fn talk(channel: Channel, number: u32, notes: &Path, quiet: &Mutex<bool>) {
             return;
         }
         let mut message = [0; 16];
-        message[..4].copy_from_slice(&own.to_le_bytes());
-        message[4..8].copy_from_slice(&number.to_le_bytes());
+        message[..4].copy_from_slice(&own.0.to_le_bytes());
+        message[4..8].copy_from_slice(&own.1.to_le_bytes());
         message[8..].copy_from_slice(&count.to_le_bytes());
         if sender.try_send(&message).unwrap_or(false) {
             count += 1;
@@ -1065,8 +1073,8 @@ fn talk(channel: Channel, number: u32, notes: &Path, quiet: &Mutex<bool>) {
         send();
     };
     // Where this side has left, nothing is promised to it.
-    if let (true, Some((process, number))) = (ended, whose) {
-        say(format!("received {process} {number} {read}"));
+    if let (true, Some((wanderer, number))) = (ended, whose) {
+        say(format!("received {wanderer} {number} {read}"));
     }
 }
 
@@ -1089,7 +1097,7 @@ struct Supervisor {
     said: Receiver<(usize, String)>,
     /// When each host began and ended.
     terms: Vec<(u128, u128)>,
-    received: Vec<(u32, u32, u64)>,
+    received: Vec<(Talker, u64)>,
     random: u64,
 }
 
@@ -1098,7 +1106,8 @@ impl Supervisor {
         let number = self.next;
         self.next += 1;
         let address = self.address.to_string();
-        let words = [&*address, self.notes.path().to_str().unwrap()];
+        let name = number.to_string();
+        let words = [&*address, self.notes.path().to_str().unwrap(), &name];
         let actor = Actor::start_among(number, self.says.clone(), "wanderer", &words);
         self.actors.insert(number, (actor, Known::default()));
     }
@@ -1117,10 +1126,9 @@ impl Supervisor {
         let (number, line) = heard.unwrap_or_else(|_| panic!("nothing happens: {:?}", self.known()));
         let words: Vec<_> = line.split(' ').collect();
         if words[0] == "received" {
-            let number = |at: usize| words[at].parse::<u64>().unwrap();
-            let (process, channel) = (u32::try_from(number(1)), u32::try_from(number(2)));
+            let name = |at: usize| words[at].parse().unwrap();
             self.received
-                .push((process.unwrap(), channel.unwrap(), number(3)));
+                .push(((name(1), name(2)), words[3].parse().unwrap()));
             return;
         }
         // Of one that was killed since, nothing matters any more.
@@ -1215,8 +1223,8 @@ impl Supervisor {
             longest = longest.max(began - ended);
         }
         let mut messages = 0;
-        for (process, number, received) in &self.received {
-            let sent = fs::read(note(self.notes.path(), *process, *number)).unwrap();
+        for (talker, received) in &self.received {
+            let sent = fs::read(note(self.notes.path(), *talker)).unwrap();
             // Nothing is written down yet of what was sent a moment ago.
             let sent = sent.try_into().map_or(0, u64::from_le_bytes);
             assert!(

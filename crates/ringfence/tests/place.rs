@@ -507,9 +507,10 @@ fn a_host_that_closes_each_connection_unanswered_is_given_up_at_the_deadline() {
 #[test]
 fn a_hang_up_long_ago_is_forgotten_once_another_had_the_place() {
     let (address, _keep) = fresh_address(false);
-    let moody = Actor::start("moody", &[&address.to_string(), "200"]);
+    // Long enough for a handshake on a busy machine.
+    let moody = Actor::start("moody", &[&address.to_string(), "1000"]);
     moody.expect("listening");
-    let options = small().timeout(Duration::from_millis(200)).wait(true);
+    let options = small().timeout(Duration::from_secs(1)).wait(true);
     let patient = join_later(&address, &options);
     moody.finish();
     // The one who waited has the place now, and waits for a partner.

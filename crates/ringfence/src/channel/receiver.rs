@@ -96,6 +96,9 @@ impl Receiver {
     fn check_ended(&mut self) -> Result<()> {
         if self.shared.peer_is_gone() {
             self.settle();
+            if self.shared.receiving_ended.load(Ordering::Acquire) {
+                self.let_go();
+            }
             return Ok(());
         }
         if self.shared.receiving_ended.load(Ordering::Acquire)
@@ -657,6 +660,11 @@ impl Receiver {
             Step::Open | Step::Exposed => {}
         }
         self.shared.finish_if_both_ended();
+        // A program may keep this half for long, and call it no more.
+        if !self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
+            self.settle();
+            self.let_go();
+        }
         Ok(true)
     }
 

@@ -195,6 +195,50 @@ fn the_last_word_of_the_peer_says_how_it_has_ended() {
     }
 }
 
+/// A program may keep what it had of a channel for long, and call it no more.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_receiver_that_has_told_the_end_keeps_no_memory_of_the_channel() {
+    let keeps = |receiver: &Receiver| !receiver.consumer.peer().is_nowhere();
+    let none = |receiver: &mut Receiver| {
+        assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
+    };
+    // The word of the end comes before the line's.
+    for (word, end, cut) in [
+        (2, ChannelState::ClosedByPeer, true),
+        (10, ChannelState::ClosedByPeer, false),
+        (4, ChannelState::LeftByPeer, true),
+    ] {
+        let mut side = Side::new(false);
+        assert!(keeps(side.channel.receiver()));
+        side.peer.store(layout::PHASE, word, Ordering::Release);
+        none(side.channel.receiver());
+        assert_eq!(side.state(), end);
+        let receiver = side.channel.receiver();
+        assert_eq!((keeps(receiver), receiver.is_cut()), (false, cut), "{word}");
+        none(receiver);
+    }
+    // The peer ends its direction, and the channel later.
+    let mut side = Side::new(false);
+    side.peer
+        .store(layout::PHASE, Phase::ENDED.word(), Ordering::Release);
+    none(side.channel.receiver());
+    assert!(keeps(side.channel.receiver()), "the other direction is open");
+    side.peer_ends(10);
+    let receiver = side.channel.receiver();
+    receiver.poll_line().unwrap();
+    assert_eq!((keeps(receiver), receiver.is_cut()), (false, false));
+    none(receiver);
+    // Both have ended.
+    let mut side = Side::new(false);
+    side.channel.sender().end();
+    side.peer
+        .store(layout::PHASE, Phase::ENDED.word(), Ordering::Release);
+    none(side.channel.receiver());
+    assert_eq!(side.state(), ChannelState::ClosedHere);
+    assert!(!keeps(side.channel.receiver()));
+}
+
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn what_is_found_in_a_ring_is_a_lie_unless_its_owner_has_wiped_it_or_the_channel_has_ended() {

@@ -613,6 +613,11 @@ impl Subscription {
             Step::Open | Step::Exposed | Step::Evicted => {}
         }
         self.shared.finish_if_both_ended();
+        // A program may keep this for long, and call it no more.
+        if !self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
+            self.settle();
+            self.let_go();
+        }
         Ok(true)
     }
 
