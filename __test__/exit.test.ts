@@ -125,6 +125,36 @@ test('a worker thread that exits leaves no files, and its process goes on', asyn
   t.deepEqual(readdirSync(dirname(address)), [])
 })
 
+for (const [what, call] of [
+  ['a join that waits', 'join(workerData)'],
+  ['a membership', 'member(workerData)'],
+  ['a listener', 'listen(workerData)'],
+  ['a publisher', 'publish(workerData)'],
+]) {
+  test(`${what} of a worker thread leaves no files where the process exits, though the worker has not heard of it`, async (t) => {
+    const address = namedAddress(t)
+    const partner = await Partner.start(t)
+    partner.mayFail()
+    void partner.run(
+      ({ require }, script, where) => {
+        const { Worker } = require('node:worker_threads') as typeof import('node:worker_threads')
+        const { existsSync } = require('node:fs') as typeof import('node:fs')
+        new Worker(script, { eval: true, workerData: where })
+        const look = () => (existsSync(where) ? process.exit(3) : setImmediate(look))
+        look()
+      },
+      `const { workerData } = require('node:worker_threads')
+       import('ringfence').then(({ join, listen, member, publish }) => {
+         void ${call}
+         Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0)
+       })`,
+      address,
+    )
+    t.deepEqual(await partner.exited, { code: 3, signal: null })
+    t.deepEqual(readdirSync(dirname(address)), [])
+  })
+}
+
 test('many channels are one listener of the exit, and none of a closed one stays', async (t) => {
   const address = namedAddress(t)
   const partner = await Partner.start(t)

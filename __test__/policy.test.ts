@@ -330,7 +330,7 @@ test.serial('authorize is not asked about a process that has failed before', asy
 test.serial(
   'authorize that never answers is HANDSHAKE_TIMEOUT for its peer, and others are served meanwhile',
   async (t) => {
-    const { joining } = await asked(t, () => new Promise(() => {}), { timeout: 200 })
+    const { joining } = await asked(t, () => new Promise(() => {}), { timeout: 1000 })
     const error = await t.throwsAsync(joining, { code: 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT' })
     t.regex(error?.message ?? '', /authorize/)
 

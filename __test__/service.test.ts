@@ -224,7 +224,7 @@ test.serial(
 
 test.serial('a process that connects and says nothing is refused at the deadline, and delays no other', async (t) => {
   const address = namedAddress(t)
-  const listener = await listenHere(t, address, { ...small, timeout: 300 })
+  const listener = await listenHere(t, address, { ...small, timeout: 2000 })
   const silent = await Partner.start(t)
   await silent.run((kit, where: string) => {
     const { connect: open } = kit.require('node:net') as typeof import('node:net')

@@ -4,6 +4,7 @@
 //     node scripts/test.mjs faults [OPTIONS]  each system call fails once; --quick, --seconds N, --cases N, --seed S, --only TEXT
 //     node scripts/test.mjs conformance [OPTION …]   an end that was written from docs/protocol.md alone, honest and lying; needs a build
 //     node scripts/test.mjs fuzz [SECONDS] [TARGET …]   or --coverage [TARGET …]: which lines that has reached so far
+//     node scripts/test.mjs load [ROUNDS] [--width N] [--seed S] [rust | node | NAME …]  many files of tests at a time, again and again; needs a build
 //     node scripts/test.mjs miri            the ring's unsafe code
 //     node scripts/test.mjs jobs            examples that take packages of their own: logs, broadcasts among workers, metrics; needs a build
 //     node scripts/test.mjs models          the models of the protocol in their large form
@@ -27,6 +28,7 @@ import { build, buildTests } from './build.mjs'
 import { checkVersions } from './check.mjs'
 import { testFaceMutants } from './lib/face-mutants.mjs'
 import { testFuzz } from './lib/fuzz.mjs'
+import { testLoad } from './lib/load.mjs'
 import { testSanitizers } from './lib/sanitizers.mjs'
 import {
   FETCH_LIMIT,
@@ -307,6 +309,7 @@ await subcommand({
   conformance: testConformance,
   fuzz: testFuzz,
   jobs: testJobs,
+  load: testLoad,
   miri: testMiri,
   models: testModels,
   mutants: testMutants,

@@ -222,7 +222,8 @@ impl Given<'_> {
             None => policy,
         };
         let use_libuv = options.use_libuv;
-        let (busy, over) = mpsc::channel::<()>();
+        // One is the process's end's to wait for, the other the environment's.
+        let [(busy, over), (busy_too, over_too)] = [(); 2].map(|()| mpsc::channel::<()>());
         let undelivered = Undelivered::<T>::new(None);
         let [made, waiting, left] = [(); 3].map(|()| undelivered.clone());
         let (delivered, called_off) = (under_way.clone(), under_way.clone());
@@ -236,7 +237,7 @@ impl Given<'_> {
                     let meet = || meet(&options.to_core(with_callback)?.cancel_token(cancel_token));
                     let outcome = meet();
                     made.put(outcome);
-                    drop(busy);
+                    drop((busy, busy_too));
                 },
                 move |env, ()| {
                     let outcome = waiting.take().unwrap_or(Err(ringfence::Error::Aborted));
@@ -246,6 +247,8 @@ impl Given<'_> {
                 },
                 move || {
                     called_off.cancel();
+                    // Where the outcome was delivered, the thread is through.
+                    task::wait_a_moment(&over_too);
                     left.discard();
                 },
             )

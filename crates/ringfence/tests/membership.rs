@@ -737,7 +737,7 @@ fn the_waiting_for_a_place_can_be_called_off() {
 fn a_host_does_not_wait_for_ever_for_a_guest_that_was_stopped() {
     for named in [true, false] {
         let (address, _keep) = fresh_address(named);
-        let own = member(&address, &small().timeout(Duration::from_millis(300))).unwrap();
+        let own = member(&address, &small().timeout(Duration::from_secs(1))).unwrap();
         let mut guest = start("member", &address);
         guest.expect("guest");
         guest.hear();

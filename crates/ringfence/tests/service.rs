@@ -523,7 +523,7 @@ fn a_process_with_too_many_connections_is_refused_the_next_and_told() {
 #[test]
 fn a_silent_one_is_refused_at_its_deadline() {
     let (address, _keep) = fresh_address(false);
-    let listener = listen(&address, &small().timeout(Duration::from_millis(200))).unwrap();
+    let listener = listen(&address, &small().timeout(Duration::from_secs(1))).unwrap();
     let mut stream = wire::connect(&address.to_string());
     // This process itself: refused at once, whatever it says.
     let Refused { error, .. } = refused(&listener);
