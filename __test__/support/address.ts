@@ -39,9 +39,12 @@ function socketsAt(address: string): string[] {
   return lines.filter((line) => line.endsWith(` ${address}`))
 }
 
-/** Whether the address is bound. */
+/**
+ * Whether the address is bound. At a path the file says so as well: of a socket that was closed, a process that is started just then has a
+ * copy until it executes its program.
+ */
 export function isBound(address: string): boolean {
-  return socketsAt(address).length > 0
+  return socketsAt(address).length > 0 && (address.startsWith('@') || existsSync(address))
 }
 
 /** Resolves once a process listens at the address, and its files are in place. Until they have their mode, no process is let in. */

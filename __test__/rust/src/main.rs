@@ -124,7 +124,8 @@ fn greet(channel: &mut Channel) -> ringfence::Result<bool> {
 
 /// Publishes a message of each size once there is a subscriber, and ends once that has read all.
 fn publish_all(address: &Address, options: &Options, sizes: &[usize]) -> Outcome {
-    let mut publisher = publish(address, options)?;
+    // On a busy machine a subscriber takes its time.
+    let mut publisher = publish(address, &options.clone().stall(Duration::from_secs(60)))?;
     let PublisherEvent::Subscriber(_) = publisher.next()? else {
         return Err("no subscriber has come".into());
     };
