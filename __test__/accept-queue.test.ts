@@ -1,5 +1,6 @@
 // Channels that wait for a loop, by themselves: who gets which, and when newcomers are to wait. service.test.ts has them with agents.
 
+import { insideOf } from './support/inside.js'
 import test from 'ava'
 import { RingfenceError, type Channel } from 'ringfence'
 
@@ -26,7 +27,7 @@ interface Insides {
 }
 
 /** What the package does not export. */
-const { AcceptQueue } = (await import(new URL('../../dist/esm/accept-queue.js', import.meta.url).href)) as Insides
+const { AcceptQueue } = await insideOf<Insides>('accept-queue.js')
 
 const over = { done: true, value: undefined }
 /** It looks into none: numbers will do. */

@@ -1,5 +1,6 @@
 // Memory for messages: Buffers of any engine's making, what there is no room for, and what several messages share.
 
+import { insideOf } from './support/inside.js'
 import test from 'ava'
 import type { RingfenceError } from 'ringfence'
 
@@ -15,8 +16,7 @@ interface Memory {
 }
 
 /** What the package does not export, as it is loaded where Buffers are made in that way. */
-const memoryOf = (way: string) =>
-  import(new URL(`../../dist/esm/memory.js?${way}`, import.meta.url).href) as Promise<Memory>
+const memoryOf = (way: string) => insideOf<Memory>(`memory.js?${way}`)
 const memory = await memoryOf('')
 
 /** What a class of Buffers makes of its arguments, in place of what was asked for. */

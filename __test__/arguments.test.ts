@@ -2,7 +2,9 @@
 
 import test from 'ava'
 
-const moduleAt = (name: string) => import(new URL(`../../dist/esm/cli/${name}.js`, import.meta.url).href)
+import { insideOf } from './support/inside.js'
+
+const moduleAt = (name: string) => insideOf(`cli/${name}.js`)
 const { ask } = (await moduleAt('arguments')) as { ask(words: string[]): Record<string, unknown> }
 const { UsageError } = (await moduleAt('exit')) as { UsageError: new () => Error }
 

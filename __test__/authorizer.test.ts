@@ -3,6 +3,8 @@
 import test, { type ExecutionContext } from 'ava'
 import type { Identity, Policy } from 'ringfence'
 
+import { insideOf } from './support/inside.js'
+
 interface Authorizer {
   answer: ((id: number, verdict: number, found: string) => void) | undefined
   ask(id: number, identity: Identity): void
@@ -14,7 +16,7 @@ interface Insides {
 }
 
 /** What the package does not export. */
-const { Authorizer } = (await import(new URL('../../dist/esm/authorize.js', import.meta.url).href)) as Insides
+const { Authorizer } = await insideOf<Insides>('authorize.js')
 
 const [NO, YES, FAILED] = [0, 1, 2]
 const identity = { pid: 1, uid: 2 } as unknown as Identity

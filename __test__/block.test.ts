@@ -2,6 +2,8 @@
 
 import test from 'ava'
 
+import { insideOf } from './support/inside.js'
+
 interface Block {
   readonly size: number
   readonly least: number
@@ -20,7 +22,7 @@ interface Insides {
 }
 
 /** What the package does not export. */
-const { Block, OWN, recordSize } = (await import(new URL('../../dist/esm/block.js', import.meta.url).href)) as Insides
+const { Block, OWN, recordSize } = await insideOf<Insides>('block.js')
 
 test('a record is as long as its head and its message, in steps of 8 bytes', (t) => {
   const head = recordSize(0)

@@ -9,9 +9,10 @@ import { fileURLToPath } from 'node:url'
 import test, { type ExecutionContext } from 'ava'
 
 import { abstractAddress } from './support/address.js'
+import { urlOf } from './support/inside.js'
 import { soon, until } from './support/until.js'
 
-const cli = fileURLToPath(new URL('../../dist/esm/cli.js', import.meta.url))
+const cli = fileURLToPath(urlOf('cli.js'))
 
 /** Whether this process may open what another one has mapped: root alone may. */
 const canOpenMaps = process.geteuid!() === 0

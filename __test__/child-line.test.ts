@@ -6,12 +6,10 @@ import test, { type ExecutionContext } from 'ava'
 import { RingfenceError } from 'ringfence'
 
 import { native } from './support/binding.js'
+import { insideOf } from './support/inside.js'
 import { codeOf } from './support/ring.js'
 
-const { spawn } = (await import(new URL('../../dist/esm/child.js', import.meta.url).href)) as Pick<
-  typeof import('ringfence'),
-  'spawn'
->
+const { spawn } = await insideOf<Pick<typeof import('ringfence'), 'spawn'>>('child.js')
 
 /** Has lines made so, until the test is over. */
 function linesAre(t: ExecutionContext, make: () => unknown): void {

@@ -10,6 +10,7 @@ import test, { type ExecutionContext } from 'ava'
 import { temporaryDirectory } from './support/address.js'
 import { beginsHere, Newcomer, Published, type Begun } from './support/binding.js'
 import { Binding, FAILED, REASONS } from './support/channel.js'
+import { insideOf } from './support/inside.js'
 import { takeOutput } from './support/output.js'
 import { see } from './support/paper-proc.js'
 import { codeOf } from './support/ring.js'
@@ -18,8 +19,7 @@ import { isPending, soon, turns, until } from './support/until.js'
 
 type Run = (how: object) => Promise<void>
 
-const commands = async (file: string) =>
-  (await import(new URL(`../../dist/esm/cli/${file}.js`, import.meta.url).href)) as Record<string, Run>
+const commands = async (file: string) => (await insideOf(`cli/${file}.js`)) as Record<string, Run>
 const { publish, subscribe } = (await commands('broadcast')) as { publish: Run; subscribe: Run }
 const { collect } = (await commands('collect')) as { collect: Run }
 const { send, receive } = (await commands('transfer')) as { send: Run; receive: Run }

@@ -28,11 +28,12 @@ import { fileURLToPath } from 'node:url'
 import test, { type ExecutionContext } from 'ava'
 
 import { abstractAddress, temporaryDirectory, untilBound } from './support/address.js'
+import { urlOf } from './support/inside.js'
 import { reachable } from './support/others.js'
 import { Partner } from './support/partner.js'
 import { soon, until } from './support/until.js'
 
-const cli = fileURLToPath(new URL('../../dist/esm/cli.js', import.meta.url))
+const cli = fileURLToPath(urlOf('cli.js'))
 
 function run(t: ExecutionContext, ...words: string[]) {
   return runBy(t, process.execPath, ...words)

@@ -5,6 +5,8 @@ import v8 from 'node:v8'
 import test from 'ava'
 import { json, RingfenceError, structured, type Codec } from 'ringfence'
 
+import { insideOf } from './support/inside.js'
+
 interface Insides {
   borrows(codec: object, options: { borrow?: boolean }): boolean
   encodeWith(codec: object, value: unknown): Uint8Array | string
@@ -13,9 +15,7 @@ interface Insides {
 }
 
 /** What the package does not export. */
-const { borrows, encodeWith, decodeWith, checkCodec } = (await import(
-  new URL('../../dist/esm/codec.js', import.meta.url).href
-)) as Insides
+const { borrows, encodeWith, decodeWith, checkCodec } = await insideOf<Insides>('codec.js')
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 const malformed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_MALFORMED' } as const

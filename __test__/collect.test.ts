@@ -9,10 +9,11 @@ import { fileURLToPath } from 'node:url'
 import test, { type ExecutionContext } from 'ava'
 
 import { namedAddress, untilBound } from './support/address.js'
+import { urlOf } from './support/inside.js'
 import { Partner } from './support/partner.js'
 import { soon, until } from './support/until.js'
 
-const cli = fileURLToPath(new URL('../../dist/esm/cli.js', import.meta.url))
+const cli = fileURLToPath(urlOf('cli.js'))
 
 function run(t: ExecutionContext, ...words: string[]) {
   const child = spawn(process.execPath, [cli, ...words], { stdio: ['pipe', 'pipe', 'pipe'] })

@@ -8,11 +8,12 @@ import test, { type ExecutionContext } from 'ava'
 
 import { abstractAddress, isBound, temporaryDirectory, untilBound } from './support/address.js'
 import { beginsHere, Published } from './support/binding.js'
+import { urlOf } from './support/inside.js'
 import { takeOutput, type Output } from './support/output.js'
 import { host, see } from './support/paper-proc.js'
 import { turns, until } from './support/until.js'
 
-const cli = new URL('../../dist/esm/cli.js', import.meta.url).href
+const cli = urlOf('cli.js')
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 
 let runs = 0

@@ -9,6 +9,7 @@ import test, { type ExecutionContext } from 'ava'
 import { publish, type Channel, type Identity, type Publisher, type RingfenceError, type Subscriber } from 'ringfence'
 
 import { abstractAddress, temporaryDirectory } from './support/address.js'
+import { urlOf } from './support/inside.js'
 import { listenHere, pair, Partner } from './support/partner.js'
 import { until } from './support/until.js'
 
@@ -67,9 +68,9 @@ test.serial('an eviction is told', async (t) => {
 })
 
 test('with NODE_DEBUG=ringfence the story of each handshake is printed, by the steps of its evidence', async (t) => {
-  const index = new URL('../../dist/esm/index.js', import.meta.url)
+  const index = urlOf('index.js')
   const script = `
-    import { spawn, fromParent } from ${JSON.stringify(index.href)}
+    import { spawn, fromParent } from ${JSON.stringify(index)}
     import { fileURLToPath } from 'node:url'
     if (process.argv[2] === 'child') await (await fromParent()).closed
     else {
@@ -97,7 +98,7 @@ test('with NODE_DEBUG=ringfence the story of each handshake is printed, by the s
 })
 
 test('refusals, evictions and subscriptions are part of it: who, and why, as far as that is known', async (t) => {
-  const inside = (file: string) => JSON.stringify(new URL(`../../dist/esm/${file}`, import.meta.url).href)
+  const inside = (file: string) => JSON.stringify(urlOf(file))
   const script = `
     import { tellEvicted, tellRefused, tellSubscribed } from ${inside('diagnostics.js')}
     import { RingfenceError } from ${inside('errors.js')}
@@ -140,7 +141,7 @@ test('what a peer has named itself moves no cursor in that story', async (t) => 
   } catch {
     copyFileSync(process.execPath, named)
   }
-  const index = new URL('../../dist/esm/index.js', import.meta.url).href
+  const index = urlOf('index.js')
   const script = `
     import { spawn, fromParent } from ${JSON.stringify(index)}
     const code = "const { fromParent } = await import(" + ${JSON.stringify(JSON.stringify(index))} + "); await (await fromParent()).closed"

@@ -1,13 +1,14 @@
 // `ringfence doctor`: all that was found is printed, and what it means, what is worst first.
 
+import { insideOf } from './support/inside.js'
 import test from 'ava'
 import { doctor } from 'ringfence'
 
 import { takeOutput } from './support/output.js'
 
-const { diagnose } = (await import(new URL('../../dist/esm/cli/doctor.js', import.meta.url).href)) as {
+const { diagnose } = await insideOf<{
   diagnose(json: boolean): void
-}
+}>('cli/doctor.js')
 
 test.serial('each thing that was looked at has a row, and its meaning below the status that it has', (t) => {
   const output = takeOutput(t, 'stdout', { columns: 10_000 })

@@ -1,5 +1,6 @@
 // The stream of a channel by itself: what it asks of its channel, and in which order. duplex.test.ts has one with a peer.
 
+import { insideOf } from './support/inside.js'
 import { once } from 'node:events'
 import type { Duplex } from 'node:stream'
 
@@ -81,7 +82,7 @@ interface Insides {
 }
 
 /** What the package does not export. */
-const { toDuplex } = (await import(new URL('../../dist/esm/duplex.js', import.meta.url).href)) as Insides
+const { toDuplex } = await insideOf<Insides>('duplex.js')
 
 function streamOf(settings: Settings = {}): { told: Told; stream: Duplex; asked: () => string[] } {
   const told = new Told(settings)

@@ -157,7 +157,7 @@ test.serial('sends that wait when this side closes reject with CLOSED, and so do
   for (const send of waiting) await t.throwsAsync(send, closed)
   await t.throwsAsync(writable, closed)
   await over
-  t.is(await partner.run((kit) => kit.channel.drain(() => {})), 4)
+  t.is(await partner.run((kit) => kit.channel.drain(() => {}, Infinity)), 4)
 })
 
 test.serial('close puts into the ring what was sent in the same tick and finds room', async (t) => {

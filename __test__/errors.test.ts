@@ -6,13 +6,15 @@ import { inspect } from 'node:util'
 import test from 'ava'
 import { RingfenceError } from 'ringfence'
 
+import { insideOf } from './support/inside.js'
+
 interface Insides {
   fromFailure(failure: object | null, thrown?: unknown): RingfenceError
   show(value: unknown): string
 }
 
 /** What the package does not export. */
-const { fromFailure, show } = (await import(new URL('../../dist/esm/errors.js', import.meta.url).href)) as Insides
+const { fromFailure, show } = await insideOf<Insides>('errors.js')
 
 const other = createRequire(import.meta.url)('ringfence') as typeof import('ringfence')
 

@@ -29,6 +29,7 @@ import { finished } from 'node:stream/promises'
 import test, { type ExecutionContext } from 'ava'
 
 import { temporaryDirectory } from './support/address.js'
+import { insideOf } from './support/inside.js'
 import { isPending, soon, turns, until } from './support/until.js'
 
 interface Target {
@@ -43,7 +44,7 @@ interface Source {
   close(): Promise<void>
 }
 
-const moduleAt = (name: string) => import(new URL(`../../dist/esm/cli/${name}.js`, import.meta.url).href)
+const moduleAt = (name: string) => insideOf(`cli/${name}.js`)
 const { openTarget } = (await moduleAt('target')) as {
   openTarget(path: string, signal?: AbortSignal): Promise<Target>
 }

@@ -4,13 +4,15 @@
 import test, { type ExecutionContext } from 'ava'
 import type { harden as Harden } from 'ringfence'
 
+import { insideOf } from './support/inside.js'
+
 interface Insides {
   harden: typeof Harden
   native: Record<string, unknown>
   builtin: object
 }
 
-const inside = (file: string) => import(new URL(`../../dist/esm/${file}`, import.meta.url).href) as Promise<Insides>
+const inside = insideOf<Insides>
 
 const [{ harden }, { native }, { builtin }] = await Promise.all([
   inside('harden.js'),

@@ -7,6 +7,7 @@ import test, { type ExecutionContext } from 'ava'
 import type { ListenOptions, PublishOptions, SubscribeOptions } from 'ringfence'
 
 import { abstractAddress, isBound, temporaryDirectory, untilBound } from './support/address.js'
+import { insideOf } from './support/inside.js'
 import { takeOutput } from './support/output.js'
 import { Partner } from './support/partner.js'
 import { isPending, soon, turns, until } from './support/until.js'
@@ -35,7 +36,7 @@ interface Collection {
   stop: AbortSignal
 }
 
-const moduleAt = (name: string) => import(new URL(`../../dist/esm/cli/${name}.js`, import.meta.url).href)
+const moduleAt = (name: string) => insideOf(`cli/${name}.js`)
 const { publish, subscribe } = (await moduleAt('broadcast')) as {
   publish(publishing: Publishing): Promise<void>
   subscribe(subscribing: Subscribing): Promise<void>

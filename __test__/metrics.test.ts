@@ -8,6 +8,7 @@ import { publish, RingfenceError, toMetrics } from 'ringfence'
 import prometheus from 'prom-client'
 
 import { abstractAddress } from './support/address.js'
+import { insideOf } from './support/inside.js'
 import { listenHere, pair } from './support/partner.js'
 
 interface Insides {
@@ -17,7 +18,7 @@ interface Insides {
   Listener: { prototype: object }
 }
 
-const inside = (file: string) => import(new URL(`../../dist/esm/${file}`, import.meta.url).href) as Promise<Insides>
+const inside = insideOf<Insides>
 
 const [{ toMetrics: metricsOf }, { nowOpen, openNow }, { Listener }] = await Promise.all([
   inside('metrics.js'),

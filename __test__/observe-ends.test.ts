@@ -7,19 +7,17 @@ import type { observe as Observe } from 'ringfence'
 
 import { beginsHere, FAILED, Newcomer, openNow, Published, REASONS, type Begun } from './support/binding.js'
 import { rested } from './support/clock.js'
+import { insideOf } from './support/inside.js'
 import { codeOf } from './support/ring.js'
 import { turn } from './support/until.js'
 
-const inside = <Inside>(file: string) =>
-  import(new URL(`../../dist/esm/${file}`, import.meta.url).href) as Promise<Inside>
-
-const { observe, observeIfAsked, observedAt, LONGEST } = await inside<{
+const { observe, observeIfAsked, observedAt, LONGEST } = await insideOf<{
   observe: typeof Observe
   observeIfAsked(): void
   observedAt(pid: number): string
   LONGEST: number
 }>('observe.js')
-const { builtin } = await inside<{ builtin: object }>('builtin.js')
+const { builtin } = await insideOf<{ builtin: object }>('builtin.js')
 
 interface Snapshot {
   pid: number

@@ -10,11 +10,12 @@ import test from 'ava'
 import { observe, type ChannelStats } from 'ringfence'
 
 import { abstractAddress, isBound, temporaryDirectory } from './support/address.js'
+import { urlOf } from './support/inside.js'
 import { listenHere, nextOf, pair, Partner } from './support/partner.js'
 import { until } from './support/until.js'
 
-const cli = fileURLToPath(new URL('../../dist/esm/cli.js', import.meta.url))
-const processesModule = new URL('../../dist/esm/processes.js', import.meta.url).href
+const cli = fileURLToPath(urlOf('cli.js'))
+const processesModule = urlOf('processes.js')
 
 interface Seen extends Partial<ChannelStats> {
   address: string | null
@@ -282,7 +283,7 @@ test('top asks none but the processes themselves: who takes their addresses does
 })
 
 test('RINGFENCE_OBSERVE=1 has a process observed from the start, and keeps it not alive', async (t) => {
-  const index = new URL('../../dist/esm/index.js', import.meta.url).href
+  const index = urlOf('index.js')
   const script = `
     import ${JSON.stringify(index)}
     import { readFileSync } from 'node:fs'

@@ -4,6 +4,7 @@
 import test, { type ExecutionContext } from 'ava'
 
 import { clock, rested } from './support/clock.js'
+import { insideOf } from './support/inside.js'
 import { fails, host, see, type Paper } from './support/paper-proc.js'
 import { Handshakes, LONGEST, observable, observedAt, type Figures } from './support/teller.js'
 import { isPending, soon, turns } from './support/until.js'
@@ -23,9 +24,9 @@ interface Sources {
   close(): Promise<void>
 }
 
-const { Sources } = (await import(new URL('../../dist/esm/cli/observed.js', import.meta.url).href)) as {
+const { Sources } = await insideOf<{
   Sources: new (patience: number) => Sources
-}
+}>('cli/observed.js')
 
 /** On a host with these processes, which can be observed. The patience is longer than a test. */
 async function watching(t: ExecutionContext, pids: number[], patience = 1e9) {

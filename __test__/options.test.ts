@@ -4,6 +4,8 @@
 import test from 'ava'
 import { RingfenceError, type Options } from 'ringfence'
 
+import { insideOf } from './support/inside.js'
+
 type Any = Record<string, unknown>
 
 interface Insides {
@@ -15,9 +17,7 @@ interface Insides {
 }
 
 /** What the package does not export. */
-const { checkOptions, channelSettings, checkDrain, lingerOf, readerSignal } = (await import(
-  new URL('../../dist/esm/options.js', import.meta.url).href
-)) as Insides
+const { checkOptions, channelSettings, checkDrain, lingerOf, readerSignal } = await insideOf<Insides>('options.js')
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 

@@ -5,6 +5,8 @@ import { execFileSync } from 'node:child_process'
 import test from 'ava'
 import type { Evidence, Identity, RingfenceError } from 'ringfence'
 
+import { insideOf, urlOf } from './support/inside.js'
+
 interface Verified {
   identity: Identity
   evidence: Evidence[]
@@ -18,12 +20,9 @@ interface PeerView {
   verify(over: () => RingfenceError | undefined, hear: () => void): Promise<Identity>
 }
 
-const inside = <Inside>(file: string) =>
-  import(new URL(`../../dist/esm/${file}`, import.meta.url).href) as Promise<Inside>
-
-const { PeerView } = await inside<{ PeerView: new (native: object) => PeerView }>('peer-view.js')
-const { FAILED } = await inside<{ FAILED: number }>('native.js')
-const { RingfenceError: Failed } = await inside<{ RingfenceError: typeof RingfenceError }>('errors.js')
+const { PeerView } = await insideOf<{ PeerView: new (native: object) => PeerView }>('peer-view.js')
+const { FAILED } = await insideOf<{ FAILED: number }>('native.js')
+const { RingfenceError: Failed } = await insideOf<{ RingfenceError: typeof RingfenceError }>('errors.js')
 
 const who = (pid: number) => ({ pid }) as Identity
 const check = (name: string) => ({ check: name }) as Evidence
@@ -99,7 +98,7 @@ test('a look that fails, or finds that all is over, changes nothing', async (t) 
 })
 
 test('what only a look tells of is not to be missed; of an end, closed tells as well', (t) => {
-  const url = (file: string) => JSON.stringify(new URL(`../../dist/esm/${file}`, import.meta.url).href)
+  const url = (file: string) => JSON.stringify(urlOf(file))
   const codes = ['PEER_REFUSED', 'NO_SPACE', 'HANDSHAKE_TIMEOUT', 'UNSUPPORTED', 'CLOSED', 'PEER_LOST', 'RING_CORRUPT']
   const script = `
     import { PeerView } from ${url('peer-view.js')}

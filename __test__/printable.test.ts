@@ -2,12 +2,14 @@
 
 import test from 'ava'
 
+import { insideOf } from './support/inside.js'
+
 interface Insides {
   printable(text: string): string
 }
 
 /** What the package does not export. */
-const { printable } = (await import(new URL('../../dist/esm/printable.js', import.meta.url).href)) as Insides
+const { printable } = await insideOf<Insides>('printable.js')
 
 test('what moves the cursor, turns the direction or begins a line is shown by its number, and every letter as it is', (t) => {
   for (const text of ['', '/usr/bin/node', 'grüße  日本語 🦀 e\u0301 \u00a0', '\\u{1b}', '@a-b_c.d~e'])

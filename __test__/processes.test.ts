@@ -1,6 +1,7 @@
 // Who has a channel with whom, as `ringfence ps` reads it of /proc: over one on paper, which shows what other users' processes, and other
 // moments, would have to be there for. observe.test.ts has real processes.
 
+import { insideOf } from './support/inside.js'
 import test from 'ava'
 
 import { fails, host, line, process, read, see, written, type Paper } from './support/paper-proc.js'
@@ -14,9 +15,9 @@ interface Seen {
 }
 
 /** What the package does not export. */
-const { seenProcesses } = (await import(new URL('../../dist/esm/processes.js', import.meta.url).href)) as {
+const { seenProcesses } = await insideOf<{
   seenProcesses(): Seen[]
-}
+}>('processes.js')
 
 /** What is told of such a /proc. */
 function seenIn(proc: Paper): Seen[] {

@@ -8,11 +8,12 @@ import { fileURLToPath } from 'node:url'
 import test, { type ExecutionContext } from 'ava'
 
 import { abstractAddress, temporaryDirectory } from './support/address.js'
+import { urlOf } from './support/inside.js'
 import { Partner, type PartnerSettings } from './support/partner.js'
 import { diagnosePair, type Diagnosis, type Finding } from './support/slow.js'
 import { until } from './support/until.js'
 
-const cli = fileURLToPath(new URL('../../dist/esm/cli.js', import.meta.url))
+const cli = fileURLToPath(urlOf('cli.js'))
 
 /** Two processes with a channel; the one that sends lets itself be observed, and so does the one that reads. */
 async function twoOf(t: ExecutionContext, settings: PartnerSettings[] = [{}, {}], options = {}) {

@@ -2,9 +2,11 @@
 
 import test from 'ava'
 
-const { snapshotIn } = (await import(new URL('../../dist/esm/cli/snapshot.js', import.meta.url).href)) as {
+import { insideOf } from './support/inside.js'
+
+const { snapshotIn } = await insideOf<{
   snapshotIn(message: Buffer, identity: object): Record<string, unknown>
-}
+}>('cli/snapshot.js')
 
 const identity = { pid: 7, uid: 1000, executable: { path: '/bin/real' } }
 const channel = { id: 1, address: '@x', peer: 2, role: 'host' }

@@ -8,6 +8,7 @@ import test from 'ava'
 import { RingfenceError } from 'ringfence'
 
 import { namedAddress } from './support/address.js'
+import { urlOf } from './support/inside.js'
 import { Partner } from './support/partner.js'
 
 interface Sockets {
@@ -18,7 +19,7 @@ interface Sockets {
 }
 
 /** What the package does not export. */
-const module = new URL('../../dist/esm/sockets.js', import.meta.url).href
+const module = urlOf('sockets.js')
 const { listeningIn, listeningSockets, addressesOf, failIfShort } = (await import(module)) as Sockets
 
 const HEADER = 'Num       RefCount Protocol Flags    Type St Inode Path\n'

@@ -4,9 +4,10 @@ import test from 'ava'
 import type { Evidence, RingfenceError } from 'ringfence'
 
 import { clock } from './support/clock.js'
+import { insideOf } from './support/inside.js'
 import { takeOutput } from './support/output.js'
 
-const moduleAt = (name: string) => import(new URL(`../../dist/esm/cli/${name}.js`, import.meta.url).href)
+const moduleAt = (name: string) => insideOf(`cli/${name}.js`)
 const { Lines } = (await moduleAt('lines')) as {
   Lines: new () => { size: number; add(bytes: Buffer): Buffer[]; rest(): Buffer }
 }
@@ -30,9 +31,9 @@ const { exitCode, UsageError } = (await moduleAt('exit')) as {
   exitCode(error: unknown): number
   UsageError: new (message: string) => Error
 }
-const errors = (await import(new URL('../../dist/esm/errors.js', import.meta.url).href)) as {
+const errors = await insideOf<{
   RingfenceError: new (name: string, message: string) => RingfenceError
-}
+}>('errors.js')
 
 /** Each way to cut a text into three pieces. */
 function* cuts(whole: string): Generator<Buffer[]> {

@@ -1,5 +1,6 @@
 // The loops over tokens, over a binding of the test's own: who gets which, and when it is watched for more.
 
+import { insideOf } from './support/inside.js'
 import test from 'ava'
 import type { RingfenceError } from 'ringfence'
 
@@ -12,14 +13,12 @@ interface Tokens {
   close(): void
 }
 
-const inside = async <Inside>(file: string): Promise<Inside> =>
-  (await import(new URL(`../../dist/esm/${file}`, import.meta.url).href)) as Inside
-const { Tokens, toToken } = await inside<{
+const { Tokens, toToken } = await insideOf<{
   Tokens: new (binding: Binding) => Tokens
   toToken(token: unknown): bigint
 }>('tokens.js')
-const { ENDED, FAILED } = await inside<{ ENDED: number; FAILED: number }>('native.js')
-const { fairness } = await inside<{
+const { ENDED, FAILED } = await insideOf<{ ENDED: number; FAILED: number }>('native.js')
+const { fairness } = await insideOf<{
   fairness: { look(): number; readonly due: Promise<void> | null; readonly dueWeakly: Promise<void> | null }
 }>('fairness.js')
 

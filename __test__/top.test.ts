@@ -5,15 +5,16 @@ import { EventEmitter } from 'node:events'
 import test, { type ExecutionContext } from 'ava'
 
 import { clock, rested } from './support/clock.js'
+import { insideOf } from './support/inside.js'
 import { takeOutput } from './support/output.js'
 import { fails, host, process as onPaper, read, see, written, type Paper } from './support/paper-proc.js'
 import { Handshakes, observable, type Figures, type Teller } from './support/teller.js'
 import { isPending, soon, turns } from './support/until.js'
 
-const { ps, top } = (await import(new URL('../../dist/esm/cli/top.js', import.meta.url).href)) as {
+const { ps, top } = await insideOf<{
   ps(json: boolean): void
   top(address: string | undefined, how: { once: boolean; json: boolean }): Promise<void>
-}
+}>('cli/top.js')
 
 const hereIs = (t: ExecutionContext, paper: Paper) => t.teardown(see(paper))
 

@@ -18,6 +18,7 @@ import test, { type ExecutionContext } from 'ava'
 import type { Options } from 'ringfence'
 
 import { abstractAddress, temporaryDirectory } from './support/address.js'
+import { urlOf } from './support/inside.js'
 import { takeOutput } from './support/output.js'
 import { Partner } from './support/partner.js'
 import { isPending, soon, turns, until } from './support/until.js'
@@ -29,7 +30,7 @@ interface Transfer {
   options?: Options
 }
 
-const module = new URL('../../dist/esm/cli/transfer.js', import.meta.url).href
+const module = urlOf('cli/transfer.js')
 const { send, receive } = (await import(module)) as Record<'send' | 'receive', (transfer: Transfer) => Promise<void>>
 
 /** A partner, and a transfer that has met it. */

@@ -3,8 +3,7 @@
 import test from 'ava'
 
 import { random } from './support/bytes.js'
-
-const inside = (file: string) => import(new URL(`../../dist/esm/${file}`, import.meta.url).href)
+import { insideOf } from './support/inside.js'
 
 interface Fairness {
   spend(isWeak?: boolean): void
@@ -74,12 +73,12 @@ interface Order {
   lookAround(count: number, hasSomething: (source: Source) => boolean): void
 }
 
-const { Place, Turns, TURN } = (await inside('turns.js')) as {
+const { Place, Turns, TURN } = await insideOf<{
   Place: new () => object
   Turns: new () => Order
   TURN: number
-}
-const { fairness: shared } = (await inside('fairness.js')) as { fairness: Fairness }
+}>('turns.js')
+const { fairness: shared } = await insideOf<{ fairness: Fairness }>('fairness.js')
 
 class Numbered extends Place implements Source {
   constructor(readonly name: number) {

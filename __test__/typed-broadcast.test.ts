@@ -11,11 +11,11 @@ import {
   type TypedSubscription,
 } from 'ringfence'
 
+import { insideOf } from './support/inside.js'
+
 type Class = new (...parts: unknown[]) => unknown
 
-const inside = async <Inside>(file: string): Promise<Inside> =>
-  (await import(new URL(`../../dist/esm/${file}`, import.meta.url).href)) as Inside
-const typed = await inside<{
+const typed = await insideOf<{
   typedPublisher<T>(publisher: Publisher, codec: Codec<T>): TypedPublisher<T>
   typedSubscription<T>(
     subscription: Subscription,
@@ -26,7 +26,7 @@ const typed = await inside<{
   TypedPublisher: Class
   TypedSubscription: Class
 }>('broadcast/typed.js')
-const { json } = await inside<{ json<T = unknown>(): Codec<T> }>('codec.js')
+const { json } = await insideOf<{ json<T = unknown>(): Codec<T> }>('codec.js')
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 

@@ -3,11 +3,11 @@
 import test from 'ava'
 import { RingfenceError, type Channel, type Codec, type CodecOptions, type TypedChannel as Typed } from 'ringfence'
 
+import { insideOf } from './support/inside.js'
+
 type Visit = (bytes: Uint8Array, offset: number, length: number) => void
 
-const inside = async <Inside>(file: string): Promise<Inside> =>
-  (await import(new URL(`../../dist/esm/${file}`, import.meta.url).href)) as Inside
-const { typedChannel, TypedChannel } = await inside<{
+const { typedChannel, TypedChannel } = await insideOf<{
   typedChannel<T>(
     channel: Channel,
     codec: Codec<T>,
@@ -16,7 +16,7 @@ const { typedChannel, TypedChannel } = await inside<{
   ): Typed<T>
   TypedChannel: new (...parts: unknown[]) => unknown
 }>('typed.js')
-const { json } = await inside<{ json<T = unknown>(): Codec<T> }>('codec.js')
+const { json } = await insideOf<{ json<T = unknown>(): Codec<T> }>('codec.js')
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 const malformed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_MALFORMED' } as const

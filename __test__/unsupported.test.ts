@@ -4,10 +4,12 @@
 import test, { type ExecutionContext } from 'ava'
 import { RingfenceError } from 'ringfence'
 
+import { insideOf } from './support/inside.js'
+
 /** What the package does not export. */
-const { unsupported } = (await import(new URL('../../dist/esm/unsupported.js', import.meta.url).href)) as {
+const { unsupported } = await insideOf<{
   unsupported(cause: unknown): Record<string, () => never>
-}
+}>('unsupported.js')
 
 /** A process has these, until the test is over. */
 function runningOn(t: ExecutionContext, parts: Partial<Record<'platform' | 'arch' | 'report', unknown>>): void {

@@ -1,5 +1,6 @@
 // What waits, and what it is told: the small parts of which every promise of this package is made.
 
+import { insideOf } from './support/inside.js'
 import { getEventListeners } from 'node:events'
 
 import test from 'ava'
@@ -36,18 +37,15 @@ interface Kept {
   reject(error: Error): void
 }
 
-const inside = async <Inside>(file: string): Promise<Inside> =>
-  (await import(new URL(`../../dist/esm/${file}`, import.meta.url).href)) as Inside
-
-const { Waiters } = await inside<{ Waiters: new () => List<string> }>('waiters.js')
-const { loop } = await inside<{
+const { Waiters } = await insideOf<{ Waiters: new () => List<string> }>('waiters.js')
+const { loop } = await insideOf<{
   loop(now: () => string | null | undefined, wait: () => Wait<string>): Required<AsyncIterator<string, undefined>>
 }>('loops.js')
-const { FlushPromise } = await inside<{ FlushPromise: new (flush: (of: Kept) => void) => Kept }>('flush-promise.js')
-const { within } = await inside<{
+const { FlushPromise } = await insideOf<{ FlushPromise: new (flush: (of: Kept) => void) => Kept }>('flush-promise.js')
+const { within } = await insideOf<{
   within(milliseconds: number, ...those: Promise<unknown>[]): Promise<void>
 }>('deferred.js')
-const { emit } = await inside<{ emit(emitter: unknown, name: string, ...what: unknown[]): void }>('emit.js')
+const { emit } = await insideOf<{ emit(emitter: unknown, name: string, ...what: unknown[]): void }>('emit.js')
 
 const over = { done: true, value: undefined }
 

@@ -3,6 +3,7 @@
 import type { ExecutionContext } from 'ava'
 
 import { rested } from './clock.js'
+import { insideOf } from './inside.js'
 import { Ring } from './ring.js'
 
 export interface Failure {
@@ -32,7 +33,7 @@ interface Insides {
   merge: typeof import('ringfence').merge
 }
 
-const inside = (file: string) => import(new URL(`../../../dist/esm/${file}`, import.meta.url).href) as Promise<Insides>
+const inside = insideOf<Insides>
 
 /** What the package does not export, and the calls beside it: those of the package's own file are another copy. */
 export const [{ native, FAILED, REASONS, REFUSED }, { openNow }, { subscribe }, { publish }, { merge }] =

@@ -1,12 +1,10 @@
 // A channel over a binding of the test's own: what it is answered, and all that it was asked.
 
+import { insideOf } from './inside.js'
 import type { Channel } from 'ringfence'
 
 import { Ring } from './paper-ring.js'
 import { HeldRing } from './ring.js'
-
-const inside = async <Inside>(file: string): Promise<Inside> =>
-  (await import(new URL(`../../../dist/esm/${file}`, import.meta.url).href)) as Inside
 
 export interface Raw {
   readonly role: string
@@ -29,13 +27,13 @@ interface Quiet {
 }
 
 /** What the package does not export. */
-export const { openChannel, openArrived, quietOf, depart } = await inside<{
+export const { openChannel, openArrived, quietOf, depart } = await insideOf<{
   openChannel(raw: Raw, settings: Settings, address: string | null): Channel
   openArrived(raw: Raw, settings: Settings, address: string): Channel | { code: string; message: string }
   quietOf(channel: Channel): Quiet
   depart(channel: Channel): () => void
 }>('channel.js')
-export const { ENDED, FAILED, REASONS, REFUSED, native } = await inside<{
+export const { ENDED, FAILED, REASONS, REFUSED, native } = await insideOf<{
   ENDED: number
   FAILED: number
   REASONS: (string | undefined)[]
@@ -43,7 +41,7 @@ export const { ENDED, FAILED, REASONS, REFUSED, native } = await inside<{
   native: { operations(): string[] }
 }>('native.js')
 const names = native.operations()
-export const { inletOf } = await inside<{
+export const { inletOf } = await insideOf<{
   inletOf(source: object): { readonly buffer: { readonly isWeak: boolean } } | undefined
 }>('sources.js')
 

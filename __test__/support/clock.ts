@@ -1,3 +1,4 @@
+import { insideOf } from './inside.js'
 // A clock that stands still: the event loop is due where a test says so, and never else. Tests that go by it run one by one, for it is one
 // for all of a process.
 
@@ -10,7 +11,7 @@ interface Insides {
 }
 
 /** What the package does not export. */
-export const { fairness } = (await import(new URL('../../../dist/esm/fairness.js', import.meta.url).href)) as Insides
+export const { fairness } = await insideOf<Insides>('fairness.js')
 
 /** The event loop has just turned, and the clock is looked at again after the next message. */
 export async function rested(): Promise<void> {

@@ -3,6 +3,7 @@
 import type { Reservation, RingfenceError } from 'ringfence'
 
 import { pattern } from './bytes.js'
+import { insideOf } from './inside.js'
 
 export type Fill = (bytes: Uint8Array, offset: number, length: number) => number
 
@@ -23,16 +24,11 @@ export interface Queue {
   shut(why: () => Error, over: boolean): void
 }
 
-/** What the package does not export. */
-async function insides<Inside>(file: string): Promise<Inside> {
-  return (await import(new URL(`../../../dist/esm/${file}`, import.meta.url).href)) as Inside
-}
-
-const { SendQueue } = await insides<{
+const { SendQueue } = await insideOf<{
   SendQueue: new (ring: Ring, eager: boolean, failed: (error: RingfenceError) => void) => Queue
 }>('send-queue.js')
 export const { FAILED, FLAGS, HEADER, WHOLE } =
-  await insides<Record<'FAILED' | 'FLAGS' | 'HEADER' | 'WHOLE', number>>('native.js')
+  await insideOf<Record<'FAILED' | 'FLAGS' | 'HEADER' | 'WHOLE', number>>('native.js')
 
 /** Bytes of a message in the ring. */
 export const recordOf = (length: number) => HEADER + Math.ceil(length / 8) * 8

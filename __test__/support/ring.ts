@@ -1,6 +1,7 @@
 // A ring by itself, as the binding lets JavaScript read it, and a receive buffer over it: what takes a peer, or luck, is made here by hand.
 
 import { pattern } from './bytes.js'
+import { insideOf } from './inside.js'
 
 /** Numbers by which the binding answers. */
 interface Answers {
@@ -65,12 +66,9 @@ interface Insides {
   ) => Buffered
 }
 
-const inside = <Inside>(file: string) =>
-  import(new URL(`../../../dist/esm/${file}`, import.meta.url).href) as Promise<Inside>
-
 /** What the package does not export. */
-export const answers = await inside<Answers>('native.js')
-const { ReceiveBuffer } = await inside<Insides>('receive-buffer.js')
+export const answers = await insideOf<Answers>('native.js')
+const { ReceiveBuffer } = await insideOf<Insides>('receive-buffer.js')
 const { FAILED, WHOLE, ENDED, OTHER, LARGE, FIRST, MORE, HEADER } = answers
 
 const recordSize = (length: number) => HEADER + ((length + 7) & ~7)

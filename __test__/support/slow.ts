@@ -1,3 +1,4 @@
+import { insideOf } from './inside.js'
 // What the modules behind `ringfence doctor PID|ADDRESS` give each other, as their tests see it.
 
 /** A limit, and what there is of it; `path` says whose. */
@@ -16,7 +17,7 @@ export interface Activity {
   sleepsPerSecond: number
 }
 
-export const slow = (name: string) => import(new URL(`../../../dist/esm/cli/slow/${name}.js`, import.meta.url).href)
+export const slow = (name: string) => insideOf(`cli/slow/${name}.js`)
 
 /** What was found of the way from one process to another. */
 export interface Finding {

@@ -4,6 +4,7 @@ import type { GoneReason, Merge } from 'ringfence'
 
 import { pattern } from './bytes.js'
 import { fairness, rested } from './clock.js'
+import { insideOf } from './inside.js'
 import { bufferOver, HeldRing } from './ring.js'
 
 /** What a merge reads, with nothing but a ring. */
@@ -47,7 +48,7 @@ interface Insides {
   native: { barrier(): object | null }
 }
 
-const inside = (file: string) => import(new URL(`../../../dist/esm/${file}`, import.meta.url).href) as Promise<Insides>
+const inside = insideOf<Insides>
 
 /** What the package does not export. */
 export const [{ registerSource }, { merge, makeHeld, letEnd }, { native }] = await Promise.all([

@@ -5,16 +5,14 @@ import type { ListenOptions, Listener, MemberOptions, Membership } from 'ringfen
 
 import { beginsHere, type Failure } from './binding.js'
 import { Binding, FAILED } from './channel.js'
-
-const inside = async <Inside>(file: string): Promise<Inside> =>
-  (await import(new URL(`../../../dist/esm/${file}`, import.meta.url).href)) as Inside
+import { insideOf } from './inside.js'
 
 /** What the package does not export, and the calls beside it. */
 export const [{ listen, connect }, { member }, { join }, { atExit }] = await Promise.all([
-  inside<Pick<typeof import('ringfence'), 'listen' | 'connect'>>('service.js'),
-  inside<Pick<typeof import('ringfence'), 'member'>>('membership.js'),
-  inside<Pick<typeof import('ringfence'), 'join'>>('pair.js'),
-  inside<{ atExit(address: string, vacate: () => void): () => void }>('exit.js'),
+  insideOf<Pick<typeof import('ringfence'), 'listen' | 'connect'>>('service.js'),
+  insideOf<Pick<typeof import('ringfence'), 'member'>>('membership.js'),
+  insideOf<Pick<typeof import('ringfence'), 'join'>>('pair.js'),
+  insideOf<{ atExit(address: string, vacate: () => void): () => void }>('exit.js'),
 ])
 
 /** What the process would call as it exits: it listens from the first time on that something is to be called. */

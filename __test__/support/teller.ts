@@ -3,16 +3,16 @@
 import type { ExecutionContext } from 'ava'
 
 import { beginsHere, REASONS, Subscribed, type Begun } from './binding.js'
+import { insideOf } from './inside.js'
 import { process as onPaper, type Paper } from './paper-proc.js'
 import { turns } from './until.js'
 
 export type Figures = Record<string, unknown>
 
-const inside = (file: string) => import(new URL(`../../../dist/esm/${file}`, import.meta.url).href)
-export const { observedAt, LONGEST } = (await inside('observe.js')) as {
+export const { observedAt, LONGEST } = await insideOf<{
   observedAt(pid: number): string
   LONGEST: number
-}
+}>('observe.js')
 
 /** A process of this user that can be observed, with these lines in its map. */
 export function observable(pid: number, lines: string[] = [], ...addresses: string[]): Paper {
