@@ -20,7 +20,7 @@ async function run(
   return { code, output, errors }
 }
 
-test('frames: a Node process reads every frame that a Rust process draws', async (t) => {
+test.serial('frames: a Node process reads every frame that a Rust process draws', async (t) => {
   const words = ['--frames', '12', '--size', '1920x1080', '--producer', framesProducer]
   const { code, output, errors } = await run('frames/main.mjs', words)
   t.is(errors, '')
@@ -28,7 +28,7 @@ test('frames: a Node process reads every frame that a Rust process draws', async
   t.regex(output, /^12 frames of 1920x1080 RGBA, every pixel summed up and checked: \d+ frames\/s, \d+\.\d\d GB\/s\n$/)
 })
 
-test('frames: three Node processes read every frame, which is drawn once', async (t) => {
+test.serial('frames: three Node processes read every frame, which is drawn once', async (t) => {
   const words = ['--frames', '12', '--size', '640x480', '--readers', '3', '--producer', framesProducer]
   const { code, output, errors } = await run('frames/main.mjs', words)
   t.is(errors, '')
@@ -39,42 +39,48 @@ test('frames: three Node processes read every frame, which is drawn once', async
   )
 })
 
-test('transfer: a file arrives whole, in both backings, and what is published reaches who reads on', async (t) => {
-  const { code, output, errors } = await run('transfer/main.mjs', [fileURLToPath(import.meta.url)])
-  t.is(errors, '')
-  t.is(code, 0)
-  for (const backing of ['memfd', 'shm']) t.regex(output, new RegExp(`━━ ${backing}: `))
-  t.is(output.match(/^They agree\.$/gm)?.length, 2)
-  // The example itself has compared what was read with what was published.
-  const [, published] = /^Process \d+ published ([\d,]+) messages of 1\.02 kB, each once: [\d,]+ a second\.$/m.exec(
-    output,
-  )!
-  t.regex(output, new RegExp(`^process \\d+, reading +${published} +[\\d,]+ +0 +no +closed$`, 'm'))
-  t.regex(output, /^process \d+, stopped +[\d,]+ +[\d,]+ +0 +yes +evicted +\d+ ms after SIGSTOP$/m)
-  t.regex(output, /^process \d+, killed +≥ [\d,]+ +[\d,]+ +0 +no +exited +\d+ ms after SIGKILL$/m)
-})
+test.serial(
+  'transfer: a file arrives whole, in both backings, and what is published reaches who reads on',
+  async (t) => {
+    const { code, output, errors } = await run('transfer/main.mjs', [fileURLToPath(import.meta.url)])
+    t.is(errors, '')
+    t.is(code, 0)
+    for (const backing of ['memfd', 'shm']) t.regex(output, new RegExp(`━━ ${backing}: `))
+    t.is(output.match(/^They agree\.$/gm)?.length, 2)
+    // The example itself has compared what was read with what was published.
+    const [, published] = /^Process \d+ published ([\d,]+) messages of 1\.02 kB, each once: [\d,]+ a second\.$/m.exec(
+      output,
+    )!
+    t.regex(output, new RegExp(`^process \\d+, reading +${published} +[\\d,]+ +0 +no +closed$`, 'm'))
+    t.regex(output, /^process \d+, stopped +[\d,]+ +[\d,]+ +0 +yes +evicted +\d+ ms after SIGSTOP$/m)
+    t.regex(output, /^process \d+, killed +≥ [\d,]+ +[\d,]+ +0 +no +exited +\d+ ms after SIGKILL$/m)
+  },
+)
 
-test('ticker: a Rust process publishes to eight Node processes, of which one is killed and one stopped', async (t) => {
-  const { code, output, errors } = await run('ticker/main.mjs', ['--seconds', '1', '--publisher', tickerPublisher])
-  t.is(errors, '')
-  t.is(code, 0)
-  const [first, , ...rows] = output.trimEnd().split('\n')
-  const [, ticks] = /^(\d+) ticks of 40 B in \d+\.\d\d s, each published once: \d+ a second$/.exec(first!)!
-  const found = rows.map((row) => row.split(/  +/))
-  t.deepEqual(
-    found.map(([, delivery, , , , , ended, meanwhile = '']) => [delivery, ended, meanwhile].join(' ').trimEnd()),
-    [
-      ...['reliable exited killed', 'reliable closed', 'reliable closed'],
-      ...['best-effort closed stopped, went on', 'best-effort closed', 'best-effort closed'],
-      ...['latest closed', 'latest closed'],
-    ],
-  )
-  for (const [, , read, , , lost] of found.slice(1)) t.is(Number(read) + Number(lost), Number(ticks))
-  for (const [, , , , , lost] of found.slice(1, 3)) t.is(lost, '0')
-  t.true(Number(found[3]![5]) > 0)
-})
+test.serial(
+  'ticker: a Rust process publishes to eight Node processes, of which one is killed and one stopped',
+  async (t) => {
+    const { code, output, errors } = await run('ticker/main.mjs', ['--seconds', '1', '--publisher', tickerPublisher])
+    t.is(errors, '')
+    t.is(code, 0)
+    const [first, , ...rows] = output.trimEnd().split('\n')
+    const [, ticks] = /^(\d+) ticks of 40 B in \d+\.\d\d s, each published once: \d+ a second$/.exec(first!)!
+    const found = rows.map((row) => row.split(/  +/))
+    t.deepEqual(
+      found.map(([, delivery, , , , , ended, meanwhile = '']) => [delivery, ended, meanwhile].join(' ').trimEnd()),
+      [
+        ...['reliable exited killed', 'reliable closed', 'reliable closed'],
+        ...['best-effort closed stopped, went on', 'best-effort closed', 'best-effort closed'],
+        ...['latest closed', 'latest closed'],
+      ],
+    )
+    for (const [, , read, , , lost] of found.slice(1)) t.is(Number(read) + Number(lost), Number(ticks))
+    for (const [, , , , , lost] of found.slice(1, 3)) t.is(lost, '0')
+    t.true(Number(found[3]![5]) > 0)
+  },
+)
 
-test('pair: a parent asks its child, and tells why it believes it', async (t) => {
+test.serial('pair: a parent asks its child, and tells why it believes it', async (t) => {
   const { code, output, errors } = await run('pair/pair.mjs')
   t.is(errors, '')
   t.is(code, 0)
@@ -84,7 +90,7 @@ test('pair: a parent asks its child, and tells why it believes it', async (t) =>
   t.regex(output, /the channel is closed, and the child has exited with 0\n$/)
 })
 
-test('counter: restarted a hundred times, and its client has lost nothing that was answered', async (t) => {
+test.serial('counter: restarted a hundred times, and its client has lost nothing that was answered', async (t) => {
   const { code, output, errors } = await run('counter/counter.mjs')
   t.is(errors, '')
   t.is(code, 0)
@@ -97,25 +103,28 @@ test('counter: restarted a hundred times, and its client has lost nothing that w
   t.true(Number(answered) >= 5000)
 })
 
-test('objects: values go to a child and come back, by three codecs, and what is no JSON fails one call', async (t) => {
-  const { code, output, errors } = await run('objects/objects.mjs')
-  t.is(errors, '')
-  t.is(code, 0)
-  t.is(
-    output,
-    [
-      "json: { id: 1, what: 'apples', count: 3, done: true }",
-      "structured: Map(1) { 'seen' => Set(2) { 1n, 2n } }",
-      'a codec of its own: 22.5 -2.2',
-      'ERR_RINGFENCE_MALFORMED: {"id": 2,',
-      'json: { id: 3, done: true }',
-      'the channel is closed, and the child has exited with 0',
-      '',
-    ].join('\n'),
-  )
-})
+test.serial(
+  'objects: values go to a child and come back, by three codecs, and what is no JSON fails one call',
+  async (t) => {
+    const { code, output, errors } = await run('objects/objects.mjs')
+    t.is(errors, '')
+    t.is(code, 0)
+    t.is(
+      output,
+      [
+        "json: { id: 1, what: 'apples', count: 3, done: true }",
+        "structured: Map(1) { 'seen' => Set(2) { 1n, 2n } }",
+        'a codec of its own: 22.5 -2.2',
+        'ERR_RINGFENCE_MALFORMED: {"id": 2,',
+        'json: { id: 3, done: true }',
+        'the channel is closed, and the child has exited with 0',
+        '',
+      ].join('\n'),
+    )
+  },
+)
 
-test('rpc: a hundred calls that wait for a child that is killed reject, in each library', async (t) => {
+test.serial('rpc: a hundred calls that wait for a child that is killed reject, in each library', async (t) => {
   const { code, output, errors } = await run('rpc/rpc.mjs')
   t.is(errors, '')
   t.is(code, 0)
