@@ -7,9 +7,10 @@ import type { Channel, ConnectOptions, Listener, RingfenceError } from 'ringfenc
 
 import { beginsHere } from './support/binding.js'
 import { FAILED } from './support/channel.js'
+import { clock } from './support/clock.js'
 import { codeOf } from './support/ring.js'
 import { comer, connect, exits, listen, listens, Standing } from './support/standing.js'
-import { isPending, turn } from './support/until.js'
+import { isPending, turn, until } from './support/until.js'
 
 const next = async (from: AsyncIterable<unknown>) => (await from[Symbol.asyncIterator]().next()) as { value: Channel }
 const toListeners = { ...codeOf('INVALID_ARGUMENT'), message: /listeners of 'connection'/ }
@@ -282,6 +283,21 @@ test.serial('newcomers wait at the address while sixteen wait for a loop', async
   t.is(listener.unref(), listener)
   t.is(listener.ref(), listener)
   t.deepEqual(standing.since(), ['keep alive 0', 'keep alive 1'])
+})
+
+test.serial('however fast newcomers are turned away, the event loop turns', async (t) => {
+  const { listener, standing } = await listens(t)
+  let told = 0
+  listener.on('refused', () => {
+    told += 1
+    clock.now += 1
+  })
+  const failure = { code: 'PEER_REFUSED', message: 'as the binding says', check: 'uid' }
+  standing.tell(...Array.from({ length: 200 }, () => failure))
+  t.is(told, 16, 'after 2 ms and more')
+  await turn()
+  t.true(told < 200)
+  await until(() => told === 200, 'the rest is told as well')
 })
 
 test.serial('what cannot be watched is closed, and is none', async (t) => {

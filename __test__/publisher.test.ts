@@ -6,8 +6,9 @@ import test, { type ExecutionContext } from 'ava'
 import { json, type Publisher, type PublishOptions, type RingfenceError, type Subscriber } from 'ringfence'
 
 import { beginsHere, FAILED, Newcomer, openNow, begun, publish, Published, REASONS } from './support/binding.js'
+import { clock } from './support/clock.js'
 import { codeOf } from './support/ring.js'
-import { isPending, turn } from './support/until.js'
+import { isPending, turn, until } from './support/until.js'
 
 /** A publisher, and what it tells in its order. */
 async function published(t: ExecutionContext, below = new Published(), options: PublishOptions = {}) {
@@ -364,4 +365,16 @@ test.serial('what a listener throws keeps no later event from being told', async
   t.deepEqual([thrown, told], [['of a listener'], ['gone: exited']])
   t.is(publisher.subscribers.length, 0)
   await (publisher satisfies Publisher).close()
+})
+
+test.serial('however fast subscribers are turned away, the event loop turns', async (t) => {
+  const { below, publisher, told } = await published(t)
+  publisher.on('refused', () => (clock.now += 1))
+  below.tell(
+    ...Array.from({ length: 200 }, () => ({ code: 'PEER_REFUSED', message: 'as the binding says', check: 'uid' })),
+  )
+  t.is(told.length, 16, 'after 2 ms and more')
+  await turn()
+  t.true(told.length < 200)
+  await until(() => told.length === 200, 'the rest is told as well')
 })

@@ -10,11 +10,16 @@ import { tellRefused } from './diagnostics.js'
 import { emit } from './emit.js'
 import { type RingfenceError, aborted, fromFailure, invalid } from './errors.js'
 import { atExit } from './exit.js'
+import { fairness } from './fairness.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
 import { FAILED, type Endpoints, type Failure, type NativeEndpoint, type RawChannel } from './native.js'
 import type { ChannelSettings } from './options.js'
 import { Sums, ofEnded, type ListenerStats } from './stats.js'
 import type { Options } from './types.js'
+import { afterWeakTurn } from './weak-turn.js'
+
+/** Events of the binding between two looks at the clock: each may have listeners of the program. */
+export const EVENTS = 16
 
 /** Only this package makes endpoints. */
 export const KEY = Symbol('ringfence')
@@ -172,7 +177,8 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
    * @internal
    */
   protected poll(): void {
-    while (!this.#over) {
+    const began = performance.now()
+    for (let count = 1; !this.#over; count += 1) {
       const event = this.next()
       if (event === FAILED) {
         const error = fromFailure(this.#native.failure())
@@ -183,6 +189,11 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
       if (typeof event === 'number') return
       if ('role' in event) this.#admit(event)
       else this.#refuse(event)
+      // Newcomers who come again as fast as they are turned away must not keep the event loop from turning.
+      if (count % EVENTS === 0 && fairness.isLong(began, performance.now())) {
+        afterWeakTurn(() => this.poll())
+        return
+      }
     }
   }
 

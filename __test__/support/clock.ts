@@ -1,6 +1,7 @@
-import { insideOf } from './inside.js'
 // A clock that stands still: the event loop is due where a test says so, and never else. Tests that go by it run one by one, for it is one
 // for all of a process.
+
+import { insideOf } from './inside.js'
 
 /** In whole milliseconds: what lies between two moments is exact. */
 export const clock = { now: Math.ceil(performance.now()) }

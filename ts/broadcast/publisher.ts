@@ -9,12 +9,15 @@ import { nowOpen, openNow, tellEvicted, tellRefused, tellSubscribed } from '../d
 import { emit } from '../emit.js'
 import { RingfenceError, aborted, fromFailure, invalid } from '../errors.js'
 import { atExit } from '../exit.js'
+import { EVENTS } from '../endpoint.js'
+import { fairness } from '../fairness.js'
 import { runHandshakeAt, type Opening } from '../handshake.js'
 import { FAILED, REASONS, type Failure, type NativePublisher } from '../native.js'
 import { lingerOf } from '../options.js'
 import { SendQueue } from '../send-queue.js'
 import type { PublisherStats } from '../stats.js'
 import type { BufferSource, GoneReason, PublishOptions, Reservation } from '../types.js'
+import { afterWeakTurn } from '../weak-turn.js'
 import { makeSubscriber, tellGone, type Subscriber } from './subscriber.js'
 // oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
 import { typedPublisher, type TypedPublisher } from './typed.js'
@@ -258,7 +261,8 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
 
   /** Handles the events of the binding. */
   #poll(): void {
-    while (!this.#over) {
+    const began = performance.now()
+    for (let count = 1; !this.#over; count += 1) {
       const event = this.#native.next()
       if (event === FAILED) {
         this.#ended(fromFailure(this.#native.failure()))
@@ -274,6 +278,11 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
         this.#gone(event.gone, REASONS[event.reason] ?? 'closed')
       } else {
         this.#refused(event)
+      }
+      // Newcomers who come again as fast as they are turned away must not keep the event loop from turning.
+      if (count % EVENTS === 0 && fairness.isLong(began, performance.now())) {
+        afterWeakTurn(() => this.#poll())
+        return
       }
     }
   }

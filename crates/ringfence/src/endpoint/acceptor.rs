@@ -41,6 +41,9 @@ pub use queue::Refused;
 use queue::{Newcomer, Queue, Stage};
 pub(crate) use queue::{OF_ONE_PROCESS, SIDE_BY_SIDE};
 
+/// Newcomers that one look takes from the kernel's backlog. One who comes again as soon as it was turned away fills that as fast as it is
+/// emptied, and meanwhile nobody would hear of outcomes, of who is late, and of the end.
+const AT_ONE_LOOK: usize = SIDE_BY_SIDE;
 /// How long a handshake's thread waits for the guest's first word. An honest guest speaks as soon as it has looked at the
 /// host.
 const GRACE: Duration = Duration::from_millis(50);
@@ -277,7 +280,10 @@ impl<H: Host> Accepting<'_, '_, H> {
 
     /// Takes newcomers from the kernel's backlog into the queue.
     fn accept(&mut self, place: &Place) -> ControlFlow<H::End> {
-        while !self.queue.is_full() && self.has_recovered() && self.host.may_begin(self.queue.under_way()) {
+        for _ in 0..AT_ONE_LOOK {
+            if self.queue.is_full() || !self.has_recovered() || !self.host.may_begin(self.queue.under_way()) {
+                break;
+            }
             match place.accept() {
                 Ok(Some(stream)) => match self.admit(stream) {
                     Ok(newcomer) => self.queue.waiting.push(newcomer),

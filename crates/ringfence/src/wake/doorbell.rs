@@ -370,8 +370,10 @@ impl Doorbell {
                 // A peer that has left bells unread resets the line, and a security module of this side's may forbid the read.
                 Err(_) => emptied.ended = self.has_ended(),
             }
-            break;
+            return emptied;
         }
+        // More lies there than an honest peer rings, and the end may be behind it.
+        emptied.ended = to_its_end && self.has_ended();
         emptied
     }
 

@@ -89,9 +89,10 @@ impl Endpoint for Member {
         shared.part(None);
     }
 
-    fn has_room(shared: &Shared<Self>, under_way: usize) -> bool {
+    fn has_room(shared: &Shared<Self>, _under_way: usize) -> bool {
         let counts = |change: &Change| matches!(change, Change::Channel(_));
-        shared.events.has_room(MOST_PENDING, under_way, counts)
+        // Not those under way: one of them may get the seat, and one process may have as many of them.
+        shared.events.has_room(MOST_PENDING, 0, counts)
     }
 
     fn ready(shared: &Arc<Shared<Self>>, parts: Parts, seat: Seat<Self>, options: &Options) {

@@ -712,3 +712,24 @@ fn a_bell_is_rung_once_and_counted() {
         assert_eq!(doorbell.rung().load(Ordering::Relaxed), count as u64);
     }
 }
+
+/// An event loop is told once of a line that was reset, which is one whose peer had left a bell unread. Before the end lies more than an
+/// honest peer has ever rung.
+#[test]
+fn the_end_behind_much_that_is_no_bell_is_found_by_one_look() {
+    for (pieces, reset) in [(1, false), (1, true), (40, false), (40, true)] {
+        let (doorbell, peer) = line();
+        if reset {
+            doorbell.ring();
+        }
+        for _ in 0..pieces {
+            assert_eq!(send(peer.as_raw_fd(), &[7; 512], MsgFlags::MSG_DONTWAIT), Ok(512));
+        }
+        assert!(doorbell.read_bells(), "it is there");
+        for _ in 0..pieces {
+            assert_eq!(send(peer.as_raw_fd(), &[7; 512], MsgFlags::MSG_DONTWAIT), Ok(512));
+        }
+        drop(peer);
+        assert!(!doorbell.read_bells(), "{pieces} pieces, reset: {reset}");
+    }
+}
