@@ -1,5 +1,6 @@
-import { insideOf } from './inside.js'
 // What the modules behind `ringfence doctor PID|ADDRESS` give each other, as their tests see it.
+
+import { insideOf } from './inside.js'
 
 /** A limit, and what there is of it; `path` says whose. */
 export interface Bounded {
