@@ -295,6 +295,8 @@ test.serial('however fast newcomers are turned away, the event loop turns', asyn
   const failure = { code: 'PEER_REFUSED', message: 'as the binding says', check: 'uid' }
   standing.tell(...Array.from({ length: 200 }, () => failure))
   t.is(told, 16, 'after 2 ms and more')
+  standing.bell()
+  t.is(told, 16, 'called again before the loop has turned')
   await turn()
   t.true(told < 200)
   await until(() => told === 200, 'the rest is told as well')

@@ -374,6 +374,8 @@ test.serial('however fast subscribers are turned away, the event loop turns', as
     ...Array.from({ length: 200 }, () => ({ code: 'PEER_REFUSED', message: 'as the binding says', check: 'uid' })),
   )
   t.is(told.length, 16, 'after 2 ms and more')
+  below.bell()
+  t.is(told.length, 16, 'called again before the loop has turned')
   await turn()
   t.true(told.length < 200)
   await until(() => told.length === 200, 'the rest is told as well')

@@ -55,6 +55,8 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
   readonly #settings: ChannelSettings
   readonly #acceptQueue: AcceptQueue
   #over = false
+  /** It has told so much in this turn of the event loop that the rest waits for the next. */
+  #rests = false
   /** What it hears by of other listeners: `removeAllListeners` is about those of the program. */
   readonly #hearing = new Map<'newListener' | 'removeListener', (name: unknown) => void>()
   readonly #open = new Set<Channel>()
@@ -177,6 +179,7 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
    * @internal
    */
   protected poll(): void {
+    if (this.#rests) return
     const began = performance.now()
     for (let count = 1; !this.#over; count += 1) {
       const event = this.next()
@@ -191,7 +194,12 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
       else this.#refuse(event)
       // Newcomers who come again as fast as they are turned away must not keep the event loop from turning.
       if (count % EVENTS === 0 && fairness.isLong(began, performance.now())) {
-        afterWeakTurn(() => this.poll())
+        // libuv calls for what is still there again and again, before anything else has its turn.
+        this.#rests = true
+        afterWeakTurn(() => {
+          this.#rests = false
+          this.poll()
+        })
         return
       }
     }

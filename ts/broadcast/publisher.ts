@@ -74,6 +74,8 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
   readonly #subscribers = new Map<number, Subscriber>()
   #resolveClosed!: (reason: 'closed' | 'exposed') => void
   #over = false
+  /** It has told so much in this turn of the event loop that the rest waits for the next. */
+  #rests = false
   #ending: Promise<void> | null = null
   #sealing: Promise<void> | null = null
   /** Takes back what is to be done as the process exits. */
@@ -261,6 +263,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
 
   /** Handles the events of the binding. */
   #poll(): void {
+    if (this.#rests) return
     const began = performance.now()
     for (let count = 1; !this.#over; count += 1) {
       const event = this.#native.next()
@@ -281,7 +284,12 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
       }
       // Newcomers who come again as fast as they are turned away must not keep the event loop from turning.
       if (count % EVENTS === 0 && fairness.isLong(began, performance.now())) {
-        afterWeakTurn(() => this.#poll())
+        // libuv calls for what is still there again and again, before anything else has its turn.
+        this.#rests = true
+        afterWeakTurn(() => {
+          this.#rests = false
+          this.#poll()
+        })
         return
       }
     }
