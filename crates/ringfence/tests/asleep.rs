@@ -64,8 +64,12 @@ fn role() {
                     assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)));
                 }
             }
-            // What the child has let go of was its own.
-            assert!(is_watched());
+            // What the child has let go of was its own. A thread has its name once it runs.
+            let end = Instant::now() + TIME_LIMIT;
+            while !is_watched() {
+                assert!(Instant::now() < end, "no thread keeps watch");
+                thread::yield_now();
+            }
             say("the child has ended");
             woken(waiting);
         }

@@ -17,7 +17,8 @@ use ringfence::{
     Address, CloseReason, Error, GoneReason, Options, Policy, Publisher, PublisherEvent, publish, subscribe,
 };
 use support::{
-    Actor, STRANGER, Strangers, TIME_LIMIT, fresh_address, say, wait_for_test, wire::MetPublisher,
+    Actor, STRANGER, Strangers, TIME_LIMIT, fresh_address, say, wait_for_test,
+    wire::{self, MetPublisher},
 };
 
 const CAPACITY: u64 = 16 << 10;
@@ -63,6 +64,12 @@ fn role() {
                 "{count}, {end}, {}",
                 subscription.close_reason().unwrap()
             ));
+        }
+        // Has as many connections as one process may, and comes again as soon as one more is turned away.
+        "floods" => {
+            let _kept: Vec<_> = (0..32).map(|_| wire::connect(&arguments[0])).collect();
+            say("floods");
+            while wire::try_connect(&arguments[0]).is_ok() {}
         }
         // Does by hand what it is told.
         "hand" => hand(&arguments[0]),
@@ -550,6 +557,21 @@ fn a_flood_of_admissions_disturbs_no_subscriber() {
     publisher.end();
     witness.expect("1000, end, closed");
     wait_until(|| publisher.close_reason().is_some());
+}
+
+/// It is turned away as fast as it comes, and so there is always one more.
+#[test]
+fn a_flood_of_connections_keeps_nobody_away_nor_the_publisher_from_its_end() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let flood = Actor::start("floods", &[&address.to_string()]);
+    flood.expect("floods");
+    let witness = honest(&address);
+    publisher.send(b"x").unwrap();
+    publisher.end();
+    // Its end is the flood's: nobody listens any more.
+    flood.finish();
+    witness.expect("1, end, closed");
 }
 
 fn wait_until(mut condition: impl FnMut() -> bool) {

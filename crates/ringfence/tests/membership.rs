@@ -36,8 +36,8 @@ use ringfence::{
     Address, CancelToken, Change, Channel, CloseReason, Error, LEAVING, Options, Policy, Role, join, member,
 };
 use support::{
-    Actor, STRANGER, Strangers, TIME_LIMIT, address_in, forbid, fresh_address, join_later, say, small,
-    wait_for_host, wait_for_test, wire,
+    Actor, STRANGER, Strangers, TIME_LIMIT, address_in, forbid, fresh_address, handshakes_of, join_later,
+    say, small, wait_for_host, wait_for_test, wire,
 };
 
 /// The other processes of these tests.
@@ -85,6 +85,16 @@ fn role() {
             obey(&address(), &small());
         }
         "false host" => as_false_host(&arguments),
+        // As many as one process may have side by side, each in the middle of its HELLO.
+        "dawdles" => {
+            let hello = wire::hello(&[0; 32]);
+            let streams: Vec<_> = (0..16).map(|_| wire::connect(&arguments[0])).collect();
+            for stream in &streams {
+                wire::send(stream, &hello[..16], None);
+            }
+            say("dawdles");
+            wait_for_test();
+        }
         "reads no line" => as_reader_of_no_line(&address()),
         other => unreachable!("{other}"),
     }
@@ -756,6 +766,21 @@ fn a_host_does_not_wait_for_ever_for_a_guest_that_was_stopped() {
         guest.expect("left");
         assert_free(&address);
     }
+}
+
+#[test]
+fn a_process_that_dawdles_keeps_no_other_from_being_a_member() {
+    let (address, _keep) = fresh_address(false);
+    let host = start("member", &address);
+    host.expect("host");
+    let dawdler = start("dawdles", &address);
+    dawdler.expect("dawdles");
+    let end = Instant::now() + TIME_LIMIT;
+    while handshakes_of(host.pid()) < 16 {
+        assert!(Instant::now() < end, "they do not begin");
+        thread::yield_now();
+    }
+    start("member", &address).expect("guest");
 }
 
 const THEFTS: usize = 2;

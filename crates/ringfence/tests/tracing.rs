@@ -5,7 +5,6 @@ mod support;
 use std::{
     collections::BTreeMap,
     fmt,
-    fs::{self, DirEntry},
     sync::{Arc, Condvar, Mutex, Once, mpsc},
     thread,
     time::{Duration, Instant},
@@ -15,7 +14,7 @@ use ringfence::{
     Address, Arrival, Audience, Channel, Channels, Error, GoneReason, Listener, Policy, PublisherEvent,
     connect, listen, member, publish, subscribe,
 };
-use support::{Actor, TIME_LIMIT, accepted, fresh_address, say, small, wait_for_test, wire};
+use support::{Actor, TIME_LIMIT, accepted, fresh_address, handshakes_of, say, small, wait_for_test, wire};
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
@@ -101,15 +100,7 @@ fn serve_and_be_told_slowly(address: &Address) {
 
 fn wait_for_handshakes() {
     let end = Instant::now() + TIME_LIMIT;
-    let is_handshake = |task: DirEntry| {
-        let name = fs::read_to_string(task.path().join("comm"));
-        name.is_ok_and(|name| name.trim() == "ringfence-host")
-    };
-    while fs::read_dir("/proc/self/task")
-        .unwrap()
-        .flatten()
-        .any(is_handshake)
-    {
+    while handshakes_of(std::process::id().cast_signed()) > 0 {
         assert!(Instant::now() < end, "a handshake does not end");
         thread::yield_now();
     }

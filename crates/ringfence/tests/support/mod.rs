@@ -369,6 +369,16 @@ pub fn join_later(address: &Address, options: &Options) -> thread::JoinHandle<ri
     thread::spawn(move || join(&address, &options))
 }
 
+/// Handshakes that are under way in a process, which is the host: each has a thread.
+pub fn handshakes_of(pid: i32) -> usize {
+    let is_handshake = |task: &std::fs::DirEntry| {
+        let name = std::fs::read_to_string(task.path().join("comm"));
+        name.is_ok_and(|name| name.trim() == "ringfence-host")
+    };
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    tasks.flatten().filter(is_handshake).count()
+}
+
 /// Waits until a process listens at the address, whichever it is.
 pub fn wait_for_host(address: &Address) {
     let end = Instant::now() + TIME_LIMIT;

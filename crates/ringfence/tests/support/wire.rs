@@ -112,9 +112,13 @@ pub fn receive(line: &mut UnixStream) -> std::io::Result<(u16, Vec<u8>)> {
 }
 
 pub fn connect(address: &str) -> UnixStream {
+    try_connect(address).expect("a process listens")
+}
+
+pub fn try_connect(address: &str) -> std::io::Result<UnixStream> {
     let name = address.strip_prefix('@').expect("an abstract address");
     let address = SocketAddr::from_abstract_name(name).expect("an address");
-    UnixStream::connect_addr(&address).expect("a process listens")
+    UnixStream::connect_addr(&address)
 }
 
 pub fn listen(address: &str) -> UnixListener {
