@@ -10,16 +10,12 @@ import { tellRefused } from './diagnostics.js'
 import { emit } from './emit.js'
 import { type RingfenceError, aborted, fromFailure, invalid } from './errors.js'
 import { atExit } from './exit.js'
-import { fairness } from './fairness.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
 import { FAILED, type Endpoints, type Failure, type NativeEndpoint, type RawChannel } from './native.js'
 import type { ChannelSettings } from './options.js'
+import { Pump } from './pump.js'
 import { Sums, ofEnded, type ListenerStats } from './stats.js'
 import type { Options } from './types.js'
-import { afterWeakTurn } from './weak-turn.js'
-
-/** Events of the binding between two looks at the clock: each may have listeners of the program. */
-export const EVENTS = 16
 
 /** Only this package makes endpoints. */
 export const KEY = Symbol('ringfence')
@@ -55,8 +51,6 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
   readonly #settings: ChannelSettings
   readonly #acceptQueue: AcceptQueue
   #over = false
-  /** It has told so much in this turn of the event loop that the rest waits for the next. */
-  #rests = false
   /** What it hears by of other listeners: `removeAllListeners` is about those of the program. */
   readonly #hearing = new Map<'newListener' | 'removeListener', (name: unknown) => void>()
   readonly #open = new Set<Channel>()
@@ -66,6 +60,12 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
   readonly #past = new Sums()
   /** Takes back what is to be done as the process exits. */
   readonly #stay: () => void
+  /**
+   * Handles the events of the binding.
+   *
+   * @internal
+   */
+  protected readonly poll = new Pump(() => this.#handle()).run
 
   /**
    * @param made - What is told where the key is not {@link KEY}.
@@ -84,7 +84,7 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
       this.#resolveClosed = resolve
     })
     this.#acceptQueue = new AcceptQueue(keepsAll, (paused) => native.pause(paused ? 1 : 0))
-    if (native.watch(() => this.poll()) === FAILED) {
+    if (native.watch(this.poll) === FAILED) {
       const error = fromFailure(native.failure())
       native.close()
       throw error
@@ -173,36 +173,20 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
     return this.#over
   }
 
-  /**
-   * Handles the events of the binding.
-   *
-   * @internal
-   */
-  protected poll(): void {
-    if (this.#rests) return
-    const began = performance.now()
-    for (let count = 1; !this.#over; count += 1) {
-      const event = this.next()
-      if (event === FAILED) {
-        const error = fromFailure(this.#native.failure())
-        this.#acceptQueue.fail(error)
-        this.failed(error)
-        return
-      }
-      if (typeof event === 'number') return
-      if ('role' in event) this.#admit(event)
-      else this.#refuse(event)
-      // Newcomers who come again as fast as they are turned away must not keep the event loop from turning.
-      if (count % EVENTS === 0 && fairness.isLong(began, performance.now())) {
-        // libuv calls for what is still there again and again, before anything else has its turn.
-        this.#rests = true
-        afterWeakTurn(() => {
-          this.#rests = false
-          this.poll()
-        })
-        return
-      }
+  /** Handles one event of the binding. */
+  #handle(): boolean {
+    if (this.#over) return false
+    const event = this.next()
+    if (event === FAILED) {
+      const error = fromFailure(this.#native.failure())
+      this.#acceptQueue.fail(error)
+      this.failed(error)
+      return false
     }
+    if (typeof event === 'number') return false
+    if ('role' in event) this.#admit(event)
+    else this.#refuse(event)
+    return true
   }
 
   #admit(raw: RawChannel): void {

@@ -9,15 +9,13 @@ import { nowOpen, openNow, tellEvicted, tellRefused, tellSubscribed } from '../d
 import { emit } from '../emit.js'
 import { RingfenceError, aborted, fromFailure, invalid } from '../errors.js'
 import { atExit } from '../exit.js'
-import { EVENTS } from '../endpoint.js'
-import { fairness } from '../fairness.js'
 import { runHandshakeAt, type Opening } from '../handshake.js'
 import { FAILED, REASONS, type Failure, type NativePublisher } from '../native.js'
 import { lingerOf } from '../options.js'
+import { Pump } from '../pump.js'
 import { SendQueue } from '../send-queue.js'
 import type { PublisherStats } from '../stats.js'
 import type { BufferSource, GoneReason, PublishOptions, Reservation } from '../types.js'
-import { afterWeakTurn } from '../weak-turn.js'
 import { makeSubscriber, tellGone, type Subscriber } from './subscriber.js'
 // oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
 import { typedPublisher, type TypedPublisher } from './typed.js'
@@ -74,8 +72,8 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
   readonly #subscribers = new Map<number, Subscriber>()
   #resolveClosed!: (reason: 'closed' | 'exposed') => void
   #over = false
-  /** It has told so much in this turn of the event loop that the rest waits for the next. */
-  #rests = false
+  /** Handles the events of the binding. */
+  readonly #poll = new Pump(() => this.#handle()).run
   #ending: Promise<void> | null = null
   #sealing: Promise<void> | null = null
   /** Takes back what is to be done as the process exits. */
@@ -100,7 +98,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
       this.#resolveClosed = resolve
     })
     this.#queue = new SendQueue(native, opening.settings.busyPoll > 0, (error) => this.#failed(error))
-    if (native.watch(() => this.#poll()) === FAILED || native.watchRoom(() => this.#hear()) === FAILED) {
+    if (native.watch(this.#poll) === FAILED || native.watchRoom(() => this.#hear()) === FAILED) {
       throw fromFailure(native.failure())
     }
     // The end of the process is no close: the subscribers find that it has exited.
@@ -261,38 +259,26 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
     this.#queue.awake()
   }
 
-  /** Handles the events of the binding. */
-  #poll(): void {
-    if (this.#rests) return
-    const began = performance.now()
-    for (let count = 1; !this.#over; count += 1) {
-      const event = this.#native.next()
-      if (event === FAILED) {
-        this.#ended(fromFailure(this.#native.failure()))
-        return
-      }
-      if (typeof event === 'number') return
-      if ('number' in event) {
-        const subscriber = makeSubscriber(event)
-        this.#subscribers.set(event.number, subscriber)
-        tellSubscribed(subscriber, this.address, `a subscriber (${subscriber.delivery})`)
-        this.#tell('subscriber', subscriber)
-      } else if ('gone' in event) {
-        this.#gone(event.gone, REASONS[event.reason] ?? 'closed')
-      } else {
-        this.#refused(event)
-      }
-      // Newcomers who come again as fast as they are turned away must not keep the event loop from turning.
-      if (count % EVENTS === 0 && fairness.isLong(began, performance.now())) {
-        // libuv calls for what is still there again and again, before anything else has its turn.
-        this.#rests = true
-        afterWeakTurn(() => {
-          this.#rests = false
-          this.#poll()
-        })
-        return
-      }
+  /** Handles one event of the binding. */
+  #handle(): boolean {
+    if (this.#over) return false
+    const event = this.#native.next()
+    if (event === FAILED) {
+      this.#ended(fromFailure(this.#native.failure()))
+      return false
     }
+    if (typeof event === 'number') return false
+    if ('number' in event) {
+      const subscriber = makeSubscriber(event)
+      this.#subscribers.set(event.number, subscriber)
+      tellSubscribed(subscriber, this.address, `a subscriber (${subscriber.delivery})`)
+      this.#tell('subscriber', subscriber)
+    } else if ('gone' in event) {
+      this.#gone(event.gone, REASONS[event.reason] ?? 'closed')
+    } else {
+      this.#refused(event)
+    }
+    return true
   }
 
   #gone(number: number, reason: GoneReason): void {
