@@ -45,7 +45,8 @@ impl<'a> Backoff<'a> {
         if *count >= MANY_HANG_UPS && since.elapsed() >= self.deadline.allowed {
             return Err(why.unwrap_or_else(|| {
                 Error::PeerLost(
-                    "the process that has the address closes each connection without an answer".into(),
+                    "the process that has the address lets go of each connection before a handshake begins: it closes, or more come than it lets wait"
+                        .into(),
                 )
             }));
         }
