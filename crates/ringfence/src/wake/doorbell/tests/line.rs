@@ -38,6 +38,15 @@ fn line() -> (Doorbell, OwnedFd) {
     (Doorbell::new(own, None), peer)
 }
 
+/// Closes the peer's end, and waits until the line has ended: a child that another test starts has a copy until it executes its program.
+fn close(peer: OwnedFd, doorbell: &Doorbell) {
+    drop(peer);
+    let line = doorbell.line.as_fd();
+    let limit = PollTimeout::try_from(FAR).unwrap();
+    // POLLHUP is told unasked.
+    assert_eq!(poll(&mut [PollFd::new(line, PollFlags::empty())], limit), Ok(1));
+}
+
 /// The process at the other end of a line: it does nothing, until it is killed.
 struct Peer(Child);
 
@@ -218,7 +227,7 @@ fn an_end_behind_a_bell_is_found_at_once_though_the_peer_has_left_bells_unread()
     let (doorbell, peer) = line();
     doorbell.ring();
     ring(&peer);
-    drop(peer);
+    close(peer, &doorbell);
     assert!(!doorbell.read_bells());
 }
 
@@ -226,7 +235,7 @@ fn an_end_behind_a_bell_is_found_at_once_though_the_peer_has_left_bells_unread()
 fn a_wait_beside_the_line_tells_of_an_end_that_another_thread_has_seen() {
     let (doorbell, peer) = line();
     let (silent, _kept) = nix::unistd::pipe().unwrap();
-    drop(peer);
+    close(peer, &doorbell);
     // As a thread that sends does, which may not have told anybody by now.
     doorbell.look();
     assert!(doorbell.is_gone());
@@ -729,7 +738,7 @@ fn the_end_behind_much_that_is_no_bell_is_found_by_one_look() {
         for _ in 0..pieces {
             assert_eq!(send(peer.as_raw_fd(), &[7; 512], MsgFlags::MSG_DONTWAIT), Ok(512));
         }
-        drop(peer);
+        close(peer, &doorbell);
         assert!(!doorbell.read_bells(), "{pieces} pieces, reset: {reset}");
     }
 }
