@@ -349,6 +349,10 @@ fn a_process_that_opens_the_ring_ends_it_for_all_and_finds_nothing() {
     let mut publisher = publish(&address, &options()).unwrap();
     let mut hand = Hand::ready(&address);
     let witness = honest(&address);
+    // They know that they are in a moment before the publisher does.
+    for _ in [&witness, &hand.0] {
+        assert!(matches!(publisher.next(), Ok(PublisherEvent::Subscriber(_))));
+    }
     publisher.send(b"the-secret").unwrap();
     hand.ask("sees the-secret", "seen");
     // The lease holds it back.
