@@ -69,14 +69,29 @@ impl<T: Send + 'static> Undelivered<T> {
     }
 }
 
+/// What is to be let go of as the process ends, or its environment: each has one, and either may come first.
+struct Rest<T> {
+    under_way: UnderWay,
+    /// Disconnected once the thread has let go of everything that it does not deliver.
+    over: Going,
+    undelivered: Undelivered<T>,
+}
+
+impl<T: Send + 'static> Rest<T> {
+    fn let_go(&self) {
+        self.under_way.cancel();
+        // Where the outcome was delivered, the thread is through.
+        task::wait_a_moment(&self.over);
+        // What had been made before that stands at its address.
+        self.undelivered.discard();
+    }
+}
+
 /// A handshake under way.
 #[napi]
 pub struct Joining {
     under_way: UnderWay,
-    /// Disconnected once the thread has let go of everything that it does not deliver.
-    over: Going,
-    /// Lets go of what was made, where JavaScript did not get it.
-    discard: Box<dyn Fn() + Send>,
+    vacate: Box<dyn Fn() + Send>,
     questions: Option<Arc<Questions>>,
 }
 
@@ -91,10 +106,7 @@ impl Joining {
     /// As `cancel`, and waits a moment until the address is free: the process ends, and delivers nothing any more.
     #[napi]
     pub fn vacate(&self) {
-        self.under_way.cancel();
-        task::wait_a_moment(&self.over);
-        // What had been made before that stands at its address.
-        (self.discard)();
+        (self.vacate)();
     }
 
     /// Answers question `id` of the policy's callback: see `Questions::answer`.
@@ -222,11 +234,19 @@ impl Given<'_> {
             None => policy,
         };
         let use_libuv = options.use_libuv;
-        // One is the process's end's to wait for, the other the environment's.
-        let [(busy, over), (busy_too, over_too)] = [(); 2].map(|()| mpsc::channel::<()>());
         let undelivered = Undelivered::<T>::new(None);
-        let [made, waiting, left] = [(); 3].map(|()| undelivered.clone());
-        let (delivered, called_off) = (under_way.clone(), under_way.clone());
+        let [made, waiting] = [(); 2].map(|()| undelivered.clone());
+        let delivered = under_way.clone();
+        let [(busy, at_exit), (busy_too, at_end)] = [(); 2].map(|()| {
+            let (busy, over) = mpsc::channel::<()>();
+            let (under_way, undelivered) = (under_way.clone(), undelivered.clone());
+            let rest = Rest {
+                under_way,
+                over,
+                undelivered,
+            };
+            (busy, rest)
+        });
         // SAFETY: env is live, and the callback a value of it; what is no function is refused by the engine.
         unsafe {
             task::run(
@@ -245,18 +265,12 @@ impl Given<'_> {
                     drop(delivered.take());
                     task::outcome(env, outcome, |made| to_object(env, made, use_libuv))
                 },
-                move || {
-                    called_off.cancel();
-                    // Where the outcome was delivered, the thread is through.
-                    task::wait_a_moment(&over_too);
-                    left.discard();
-                },
+                move || at_end.let_go(),
             )
         }?;
         Ok(Joining {
             under_way,
-            over,
-            discard: Box::new(move || undelivered.discard()),
+            vacate: Box::new(move || at_exit.let_go()),
             questions,
         })
     }
