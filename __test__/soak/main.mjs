@@ -18,6 +18,7 @@ import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { draws } from '../../scripts/lib/draws.mjs'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const NODE = process.execPath
@@ -57,19 +58,6 @@ const LIMIT = 180_000 * SLOW
 /** One whose processes have too little may get nowhere, which takes no longer to see. */
 const STARVED = 30_000 * SLOW
 const END_LIMIT = 90_000 * SLOW
-
-/** Draws that follow from the seed and the number of the play alone (mulberry32). */
-function draws(from) {
-  let state = from >>> 0
-  const next = () => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1)
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 4_294_967_296
-  }
-  const below = (most) => Math.floor(next() * most)
-  return { below, between: (low, high) => low + below(high - low + 1), pick: (list) => list[below(list.length)] }
-}
 
 /** A command with what is needed to run it; null where this machine does not let it. */
 const may = (command, ...words) => {

@@ -5,6 +5,7 @@ import { closeSync, mkdirSync, openSync, readFileSync, readdirSync, rmSync } fro
 import { cpus } from 'node:os'
 import { dirname, join } from 'node:path'
 import { buildTests } from '../build.mjs'
+import { draws } from './draws.mjs'
 import { fail, root, tool } from './run.mjs'
 
 const home = join(root, 'build', 'load')
@@ -96,12 +97,7 @@ function nodeTests() {
 
 /** These, in an order that their seed decides. */
 function drawn(jobs, seed) {
-  let state = seed
-  const below = (bound) => {
-    // Numerical Recipes' constants: any order will do, as long as a seed has the same one each time.
-    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0
-    return Math.floor((state / 2 ** 32) * bound)
-  }
+  const { below } = draws(seed)
   for (let left = jobs.length; left > 1; left -= 1) {
     const other = below(left)
     ;[jobs[left - 1], jobs[other]] = [jobs[other], jobs[left - 1]]
