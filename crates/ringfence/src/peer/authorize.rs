@@ -1,8 +1,8 @@
-//! The callback that a policy asks last.
+//! The policy's callback, which is called last.
 //!
-//! It is the program's code, and may panic, or never return. So it runs on a thread of its own, which a handshake never
-//! waits for: a handshake waits for the answer, up to its deadline. A panic is an answer. The threads are counted, and a
-//! peer for which no thread is left costs this process nothing more.
+//! The callback is the program's code: it may panic or never return. So each call runs on its own thread. A
+//! handshake waits for the answer until its deadline, and never for the thread. A panic counts as an answer.
+//! The number of threads is limited, and a peer beyond the limit costs this process nothing more.
 
 use std::{
     any::Any,
@@ -26,47 +26,48 @@ use crate::{
     wait::deadline::{Deadline, Woken},
 };
 
-/// It belongs to the step in which the peer has shown that the line is its own.
+/// The callback belongs to the step in which the peer has proved that it holds the private line.
 pub(crate) const STEP: &str = "hello";
 
-/// Calls of one policy's callback that have not returned, each with a thread.
+/// The maximum number of calls of one policy's callback that have not returned. Each has a thread.
 const AT_A_TIME: usize = 64;
-/// Of these, about one user's processes: the rest is for the others.
+/// The maximum for the processes of one user. The remainder is for other users.
 const ABOUT_ONE_USER: usize = 48;
-/// Of these, about one process.
+/// The maximum for one process.
 const ABOUT_ONE_PROCESS: usize = 16;
 
-/// What asks: gets the identity and the means to answer.
+/// Receives the identity and the object that answers.
 type Ask = dyn Fn(Identity, Decision) + Send + Sync;
 
 #[derive(Clone)]
 pub(crate) struct Authorize(Arc<Callback>);
 
-/// Shared by the clones of a policy.
+/// State shared by the clones of a policy.
 struct Callback {
     ask: Box<Ask>,
     calls: Mutex<Calls>,
-    /// In a child the calls are its parent's, and the lock may be held by a thread that is not there: they are not counted.
+    /// Where the callback was made. A forked child does not count calls: they belong to the parent, and a
+    /// thread that does not exist in the child may hold the lock.
     birth: Option<Birth>,
 }
 
-/// Written by handshakes that begin a call, and by the threads of those calls, under the lock.
+/// Written under the lock, by handshakes that start a call and by the threads of those calls.
 #[derive(Default)]
 struct Calls {
-    /// The peer that it is about: pid and uid.
+    /// The pid and uid of the peer in each running call.
     running: Vec<(i32, u32)>,
-    /// Rung when a call has returned.
+    /// Woken when a call returns.
     waiting: Vec<Weak<Question>>,
 }
 
-/// A call that is running. Dropped, it has returned.
+/// A call that is running. Dropping it records that the call has returned.
 struct Running {
     callback: Arc<Callback>,
     about: (i32, u32),
 }
 
 thread_local! {
-    /// Whether this thread runs a callback, and tells of its panic itself.
+    /// Whether this thread runs a callback and reports its panic itself.
     static CALLS_BACK: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -76,11 +77,11 @@ impl fmt::Debug for Authorize {
     }
 }
 
-/// The answer to one call of a policy's callback. Any thread may give it, at any time. Dropped without an answer, it refuses the
-/// peer.
+/// The answer to one call of a policy's callback. Any thread may give it, at any time. Dropping it without an
+/// answer refuses the peer.
 #[derive(Debug)]
 pub struct Decision {
-    /// Gone once the handshake no longer waits for the answer.
+    /// Dangling once the handshake no longer waits for the answer.
     question: Weak<Question>,
 }
 
@@ -90,18 +91,18 @@ struct Question {
     answered: Bell,
 }
 
-/// What has ended a wait for an answer.
+/// The reason why a wait for an answer ended.
 enum Waited {
-    /// The bell was rung.
+    /// The question's wakeup was signalled.
     Rung,
-    /// The connection has hung up.
+    /// The peer has closed the connection.
     Gone,
     Late,
 }
 
 impl Question {
     fn wait(&self, connection: BorrowedFd<'_>, deadline: &Deadline) -> Result<Waited> {
-        // Asked for nothing, poll tells the end of the connection alone.
+        // With no events requested, poll reports only a hang-up.
         let hung_up = (connection, PollFlags::empty());
         let answered = (self.answered.as_fd(), PollFlags::POLLIN);
         Ok(match deadline.wait(&[answered, hung_up])? {
@@ -123,39 +124,40 @@ enum Answer {
 }
 
 impl Decision {
-    /// The peer is let in.
+    /// Accepts the peer.
     pub fn allow(self) {
         self.answer(Answer::Yes);
     }
 
-    /// The peer is refused; `found` is what the refusal says was found.
+    /// Refuses the peer. `found` becomes the refusal's text.
     pub fn refuse(self, found: impl Into<String>) {
         let found = found.into();
         self.answer(Answer::No { found, cause: None });
     }
 
-    /// It could not be decided, so the peer is refused; the refusal carries the cause
-    /// ([`Error`]'s `source`).
+    /// Refuses the peer because no decision could be made. The refusal carries the cause ([`Error`]'s
+    /// `source`).
     pub fn fail(self, found: impl Into<String>, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) {
         let cause = Some(Cause::from(cause.into()));
         let found = found.into();
         self.answer(Answer::No { found, cause });
     }
 
-    /// Whether the handshake still waits for the answer: not after the handshake's deadline, nor when it was called off.
+    /// Whether the handshake still waits for the answer. It stops waiting at its deadline, and when it is
+    /// cancelled.
     pub fn is_awaited(&self) -> bool {
         self.question
             .upgrade()
             .is_some_and(|question| question.answered.is_here())
     }
 
-    /// Dropped without an answer, this one leaves the question open: another [`Decision`] answers it.
+    /// Consumes this decision without answering. Another [`Decision`] answers the question.
     fn leave(mut self) {
         self.question = Weak::new();
     }
 
     fn answer(&self, answer: Answer) {
-        // In a child no handshake waits for it, and the parent's answer is not the child's to give.
+        // In a forked child no handshake waits, and the child must not answer for its parent.
         let question = self.question.upgrade();
         if let Some(question) = question.filter(|question| question.answered.is_here()) {
             let mut given = question.answer.lock();
@@ -175,7 +177,7 @@ impl Drop for Decision {
     }
 }
 
-/// A callback's panic, as the cause of a refusal.
+/// The panic of a callback, as the cause of a refusal.
 #[derive(Debug)]
 struct Panicked(String);
 
@@ -194,7 +196,7 @@ impl Panicked {
             None => payload.downcast_ref::<String>().cloned(),
         };
         if text.is_none() {
-            // It is of the program's own type, whose drop may panic as well.
+            // The payload has a type of the program's own, whose drop may panic too.
             std::mem::forget(payload);
         }
         Self(text.unwrap_or_else(|| "it does not say why".into()))
@@ -248,7 +250,7 @@ impl Authorize {
         }))
     }
 
-    /// A callback that answers when it returns.
+    /// Makes a callback whose return value is the answer.
     pub(crate) fn now<E>(decide: impl Fn(&Identity) -> Result<bool, E> + Send + Sync + 'static) -> Self
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -263,8 +265,8 @@ impl Authorize {
         })
     }
 
-    /// Asks, and waits for the answer as long as the handshake may take, and as long as the peer is there
-    /// (`connection` has not hung up).
+    /// Calls the callback and waits for the answer. The wait ends at the handshake's deadline, or when the
+    /// peer closes `connection`.
     pub(crate) fn ask(
         &self,
         identity: &Identity,
@@ -287,7 +289,7 @@ impl Authorize {
                 }
                 Waited::Gone => break question.take(),
                 Waited::Rung => {
-                    // The bell also rings when a thread has become free.
+                    // A wakeup without an answer means that a thread has become free.
                     if let Some(answer) = question.take() {
                         break Some(answer);
                     }
@@ -309,8 +311,12 @@ impl Authorize {
         }
     }
 
-    /// Calls the callback on a thread, once there is one for it. If calls that do not return have all threads, that is
-    /// [`Error::HandshakeTimeout`] at the deadline, and says nothing of the peer.
+    /// Starts the call on a thread, as soon as the limits allow one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::HandshakeTimeout`] if calls that do not return occupy all threads until the deadline. That
+    /// says nothing about the peer.
     fn begin(
         &self,
         question: &Arc<Question>,
@@ -357,7 +363,7 @@ impl Authorize {
                 let outcome = catch_unwind(AssertUnwindSafe(|| (running.callback.ask)(identity, decision)));
                 CALLS_BACK.set(false);
                 match outcome {
-                    // The holder of the decision answers now.
+                    // The holder of the other decision answers.
                     Ok(()) => asked.leave(),
                     Err(payload) => {
                         let panicked = Panicked::with(payload);
@@ -389,7 +395,7 @@ mod tests {
         Identity::of(Credentials { pid, uid, gid: 7 })
     }
 
-    /// Far away: no test waits for it.
+    /// A deadline so far away that no test reaches it.
     fn time() -> Deadline {
         Deadline::endless(Vec::new(), Duration::ZERO).within(Duration::from_secs(60))
     }
@@ -398,13 +404,13 @@ mod tests {
         time().within(Duration::ZERO)
     }
 
-    /// Asks about a peer whose connection stays.
+    /// Asks about a peer that stays connected.
     fn ask(authorize: &Authorize, peer: &Identity, deadline: &Deadline) -> Result<()> {
         let (near, _far) = UnixStream::pair().unwrap();
         authorize.ask(peer, near.as_fd(), deadline, &mut Record::default())
     }
 
-    /// What a refusal says was found, and its cause.
+    /// Returns the finding of a refusal and its cause.
     fn refused(asked: Result<()>) -> (String, Option<String>) {
         let error = asked.unwrap_err();
         let refusal = error.refusal().unwrap_or_else(|| panic!("no refusal: {error}"));
@@ -417,7 +423,7 @@ mod tests {
         ask(&Authorize::later(answer), &peer(11, 12), &time())
     }
 
-    /// Calls whose decisions this test holds.
+    /// Makes a callback whose decisions are handed to the test.
     fn held() -> (Authorize, mpsc::Receiver<Decision>) {
         let (calls, decisions) = mpsc::channel();
         let authorize = Authorize::later(move |_, decision| calls.send(decision).unwrap());
@@ -440,7 +446,7 @@ mod tests {
         );
         let dropped = told("it was dropped without an answer", None);
         assert_eq!(refused(later(|_, decision| drop(decision))), dropped);
-        // By another thread's panic, which is none of the callback's.
+        // The panic of another thread counts as a dropped decision, not as the callback's panic.
         let elsewhere = later(|_, decision| {
             let panics = thread::spawn(move || {
                 let _decision = decision;
@@ -528,7 +534,7 @@ mod tests {
         let (begun, calls) = mpsc::channel();
         let (ends, told) = mpsc::channel::<()>();
         let told = Mutex::new(told);
-        // Each call about process 1 returns when it is told to.
+        // Each call about process 1 returns when the test tells it to.
         let authorize = Authorize::later(move |peer, decision| {
             decision.allow();
             begun.send(peer.pid).unwrap();
@@ -543,7 +549,7 @@ mod tests {
             }
         };
         thread::scope(|scope| {
-            // Whatever goes wrong, the calls end, and the threads of this test with them.
+            // If an assertion fails, dropping `ends` lets all calls return, so the scope can end.
             let ends = ends;
             for _ in 0..ABOUT_ONE_PROCESS {
                 ask(&authorize, &peer(1, 1), &time()).unwrap();
@@ -558,7 +564,8 @@ mod tests {
             drop(far);
             let gone = authorize.ask(&peer(1, 1), near.as_fd(), &time(), &mut Record::default());
             assert_eq!(gone.unwrap_err().code(), "PEER_LOST");
-            // Others are asked about meanwhile, and it is that call which is over then.
+            // Calls about other processes still run. The one that has returned here is the call about process
+            // 2.
             ask(&authorize, &peer(2, 1), &time()).unwrap();
             assert_eq!(calls.recv().unwrap(), 2);
             until(&|| authorize.0.calls().running == [(1, 1); ABOUT_ONE_PROCESS]);
@@ -567,7 +574,7 @@ mod tests {
             until(&|| waiting() == 1);
             let two = wait();
             until(&|| waiting() == 2);
-            // The next takes the places of those that wait no more.
+            // The next question replaces those whose handshakes have given up.
             assert!(ask(&authorize, &peer(1, 1), &no_time()).is_err());
             assert!(ask(&authorize, &peer(1, 1), &no_time()).is_err());
             assert_eq!(waiting(), 3);

@@ -1,4 +1,4 @@
-//! The number of a cgroup (version 2) that is known by its name.
+//! Looks up the number of a cgroup (version 2) by its name.
 
 use std::path::Path;
 
@@ -17,16 +17,17 @@ use crate::{
     sys::{self, uninterrupted},
 };
 
-/// The numbers of the cgroups that have a name below some mount of the cgroup filesystem (version 2): one or none.
+/// The numbers of the cgroups with a given name, found under the mounts of the cgroup filesystem (version 2).
+/// Usually at most one.
 pub(crate) enum Numbers {
     Told(Vec<u64>),
-    /// The filesystem is not mounted where this process sees it.
+    /// The filesystem is not mounted where this process can see it.
     NotMounted,
-    /// This could not be looked up, for this reason.
+    /// The lookup failed, for this reason.
     Untold(String),
 }
 
-/// Looks a cgroup up by its name. On 64 bits a cgroup's number is its directory's inode.
+/// Looks up a cgroup by its name. On 64-bit systems a cgroup's number is the inode number of its directory.
 pub(crate) fn numbers_of(name: &str) -> Result<Numbers> {
     const MOUNTS: &str = "/proc/self/mountinfo";
     let mounts = match answered(MOUNTS, sys::file::read_whole_text(MOUNTS))? {
@@ -49,7 +50,7 @@ pub(crate) fn numbers_of(name: &str) -> Result<Numbers> {
     })
 }
 
-/// proc(5), mountinfo: root and mount point of a cgroup filesystem.
+/// Returns the root and the mount point of a cgroup filesystem (proc(5), mountinfo).
 fn mount_in(line: &str) -> Option<(String, String)> {
     let (mount, kind) = line.split_once(" - ")?;
     let mut fields = mount.split(' ').skip(3).map(unescape);
@@ -57,7 +58,7 @@ fn mount_in(line: &str) -> Option<(String, String)> {
         .then_some((fields.next()?, fields.next()?))
 }
 
-/// mountinfo writes blanks and backslashes as three octal digits.
+/// Decodes blanks and backslashes, which mountinfo writes as three octal digits.
 fn unescape(text: &str) -> String {
     ["\\040", "\\011", "\\012", "\\134"]
         .iter()
@@ -83,11 +84,11 @@ fn numbers_below(
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let directory = match uninterrupted(|| open(&path, flags, Mode::empty())) {
             Ok(directory) => directory,
-            // There is no cgroup of that name.
+            // No cgroup has that name.
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG) => continue,
             Err(errno) => return Err(errno),
         };
-        // What was mounted over it is no cgroup.
+        // Another filesystem may be mounted over the cgroup's directory.
         if uninterrupted(|| fstatfs(&directory))?.filesystem_type() == CGROUP2_SUPER_MAGIC {
             found.push(uninterrupted(|| fstat(&directory))?.st_ino);
         }
@@ -106,10 +107,10 @@ mod tests {
         assert_eq!(mount_in(line), Some(("/a b".into(), "/mnt/c\\d".into())));
         assert_eq!(mount_in("29 23 0:26 / /mnt rw - cgroup cgroup rw"), None);
         let nowhere = || [("/a".to_owned(), "/nowhere/at/all".to_owned())].into_iter();
-        // Below this mount, were it there; and beside it.
+        // The first name is inside this mount, the second beside it.
         assert_eq!(numbers_below(nowhere(), "/a/b"), Ok(Some(vec![])));
         assert_eq!(numbers_below(nowhere(), "/ab"), Ok(None));
-        // What lies at a mount point and is no cgroup has no number.
+        // A directory at the mount point that is not a cgroup has no number.
         let elsewhere = [("/".to_owned(), "/".to_owned())].into_iter();
         assert_eq!(numbers_below(elsewhere, "/proc"), Ok(Some(vec![])));
     }

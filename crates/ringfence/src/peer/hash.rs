@@ -1,4 +1,4 @@
-//! The hash of an executable's content.
+//! Hashes the content of an executable.
 
 use std::{
     collections::HashMap,
@@ -28,7 +28,11 @@ use crate::{
 impl FromStr for Digest {
     type Err = Error;
 
-    /// Errors with [`Error::InvalidArgument`] for what is not 64 hexadecimal digits of either case.
+    /// Parses 64 hexadecimal digits, of either case.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for any other text.
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || Error::invalid(format!("a SHA-256 is 64 hexadecimal digits, not {text:?}"));
         let digits: Option<Vec<u8>> = text
@@ -47,16 +51,17 @@ impl FromStr for Digest {
     }
 }
 
-/// What tells one content of a file from another, without reading it. The file's owner can set any of these but ctime, which the
-/// kernel alone sets.
+/// Identifies one version of a file's content without reading it. The file's owner can set all of these
+/// except ctime, which only the kernel sets.
 type Version = (u64, u64, i64, i64, i64);
 
-/// A service looks at the same few executables again and again; a Node binary takes tenths of a second.
+/// Hashes that were computed before. A service checks the same few executables repeatedly, and hashing a Node
+/// binary takes tenths of a second.
 static KNOWN: PerProcess<Mutex<HashMap<Version, Digest>>> = PerProcess::new();
 const KNOWN_AT_MOST: usize = 256;
 
-/// Twice the coarsest tick of a filesystem's clock: a file that was changed no longer ago could change again, and look
-/// the same.
+/// Twice the coarsest timestamp granularity of a filesystem. A file that changed more recently could change
+/// again and keep the same ctime.
 const SETTLED: Duration = Duration::from_secs(2);
 
 fn version_of(stat: &FileStat) -> Option<Version> {
@@ -75,18 +80,19 @@ fn version_of(stat: &FileStat) -> Option<Version> {
     ))
 }
 
-/// What is waited for meanwhile.
+/// Names the step in errors about a slow read.
 pub(crate) const READING: &str = "the SHA-256 of the peer's executable";
 
-/// What was found out about a content.
+/// The result of reading an executable's content.
 #[derive(Debug)]
 pub(crate) enum Content {
     Hash(Digest),
-    /// It cannot be told, for this reason.
+    /// The hash is unknown, for this reason.
     Untold(String),
 }
 
-/// A content that the kernel does not let this process read. Errors where this process has run out of descriptors or memory.
+/// Reports a content that the kernel does not let this process read. Fails if this process has run out of
+/// descriptors or memory.
 pub(crate) fn unreadable(errno: Errno) -> Result<Content> {
     if error::is_shortage(errno) {
         return Err(Error::system("the content of the peer's executable", errno));
@@ -97,7 +103,7 @@ pub(crate) fn unreadable(errno: Errno) -> Result<Content> {
     )))
 }
 
-/// Reads the file to its end. Errors where the wait was cancelled, or the time is over.
+/// Hashes the file by reading it to its end. Fails if the wait was cancelled or the deadline has passed.
 pub(crate) fn of(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Result<Content> {
     match uninterrupted(|| fstatfs(file)).map(|found| found.filesystem_type()) {
         Ok(FUSE_SUPER_MAGIC) => {
@@ -120,7 +126,7 @@ pub(crate) fn of(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Result
         match deadline.look()? {
             Woken::Ready => {}
             Woken::Late => {
-                // This side's disk is slow, which says nothing of the peer.
+                // This side's disk is slow, which says nothing about the peer.
                 return Err(Error::HandshakeTimeout {
                     step: READING,
                     after: deadline.allowed,
@@ -146,7 +152,7 @@ pub(crate) fn of(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Result
     Ok(Content::Hash(digest))
 }
 
-/// `None` where there is no memory for it, and nothing is remembered.
+/// Returns `None` if there is no memory for the map. Then nothing is cached.
 fn with_known<T>(what: impl FnOnce(&mut HashMap<Version, Digest>) -> T) -> Option<T> {
     let mut known = KNOWN.get().ok()?.lock();
     Some(what(&mut known))
@@ -207,7 +213,7 @@ mod tests {
         let time = Duration::from_secs(60);
         std::fs::write(&path, "abc").unwrap();
         assert_eq!(of_path(&path, time).unwrap().to_string(), ABC);
-        // The same size, time of modification and file, a moment later.
+        // The same size, modification time and inode, with different content.
         let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
         let mut file = File::options().write(true).open(&path).unwrap();
         file.write_all(b"abd").unwrap();
@@ -264,14 +270,14 @@ mod tests {
             known.clear();
             let digest: Digest = ABC.parse().unwrap();
             known.extend((0..KNOWN_AT_MOST as u64).map(|inode| ((0, inode, 0, 0, 0), digest)));
-            // What is remembered is not read again.
+            // A cached hash is returned without reading the file, so a wrong one is returned too.
             known.insert(version("/bin/sh"), digest);
         });
         let again = of_path("/bin/sh".as_ref(), Duration::from_secs(60)).unwrap();
         assert_eq!(again.to_string(), ABC);
         of_path("/bin/cat".as_ref(), Duration::from_secs(60)).unwrap();
         assert!(with_known(|known| known.len()).unwrap() <= KNOWN_AT_MOST);
-        // Whatever else this process looks at is read anew.
+        // The wrong hash must not affect other tests of this process.
         with_known(HashMap::clear);
     }
 }

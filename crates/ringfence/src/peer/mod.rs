@@ -1,14 +1,14 @@
-//! The process at the other end: what the kernel says of it, and whether the policy lets it in.
+//! The process at the other end: what the kernel says about it, and whether the policy accepts it.
 //!
-//! `process` asks the kernel. `namespace` compares the process's namespaces with ours, `cgroup` finds a cgroup by its name,
-//! `hash` reads an executable's content, `proc` reads the process's files in /proc. `policy` compares what was found with what
-//! was asked for. `authorize` asks the program's own callback last. What was found is plain data, in `identity` beside this
-//! folder.
+//! `process` asks the kernel. `namespace` compares the peer's namespaces with ours, `cgroup` finds a cgroup
+//! by its name, `hash` reads an executable's content, and `proc` reads the peer's files in /proc. `policy`
+//! compares the findings with the requirements. `authorize` calls the program's own callback last. The
+//! findings are plain data, defined in `identity` next to this folder.
 //!
-//! Two rules hold in every file: what cannot be looked up is a refusal, and what this process lacks itself (descriptors,
-//! memory) is an error of its own, never the peer's fault.
+//! Two rules hold in every file. A failed lookup is a refusal. A local shortage (descriptors, memory) is a
+//! local error and never the peer's fault.
 //!
-//! May import `wait`, `sys` and what the whole crate shares. It never sends anything.
+//! May import `wait`, `sys` and the modules that the whole crate shares. It never sends anything.
 
 pub(crate) mod authorize;
 mod cgroup;

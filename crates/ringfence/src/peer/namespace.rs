@@ -1,10 +1,13 @@
-//! Whether a process lives in the namespaces that this one lives in.
+//! Whether the peer lives in the same namespaces as this process.
 //!
-//! A handshake believes the process number in the credentials of a message (unix(7), `SCM_CREDENTIALS`). The kernel lets a
-//! sender name another process there if it has `CAP_SYS_ADMIN` over the pid namespace in which *it* lives, and any user gets
-//! that with `unshare -Urp`, in a namespace below this process's. From there only processes of that namespace and of those
-//! below it can be named. So a process of this very namespace can be named by itself alone, and by one with `CAP_SYS_ADMIN` over
-//! the namespace. In the name of a process of a namespace below, every process of its user could speak.
+//! A handshake relies on the process number in the credentials of a message (unix(7), `SCM_CREDENTIALS`). The
+//! kernel lets a sender name another process there if the sender has `CAP_SYS_ADMIN` over its own pid
+//! namespace. Any user gets that with `unshare -Urp`, in a new namespace below this process's namespace. From
+//! there the sender can name only processes of that new namespace and of those below it.
+//!
+//! So only two kinds of sender can name a process of our own namespace: the process itself, and one with
+//! `CAP_SYS_ADMIN` over our namespace. A process in a namespace below ours can be impersonated by every
+//! process of its user.
 
 use std::{
     fmt,
@@ -24,14 +27,15 @@ use crate::{
     sys::{self, uninterrupted},
 };
 
-/// In which namespaces a peer may live ([`Policy::namespace`](crate::Policy::namespace)).
+/// The namespaces in which a peer may live ([`Policy::namespace`](crate::Policy::namespace)).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Namespace {
-    /// In this process's pid namespace, and in its user namespace as far as that can be seen.
+    /// The pid namespace of this process, and its user namespace as far as that is visible.
     #[default]
     Same,
-    /// In any, also where its processes cannot be seen from here. What the kernel says of the peer's process number then
-    /// proves nothing: every process of the same user in its pid namespace, or above it, can speak for it.
+    /// Any namespace, even one whose processes are not visible from here. The kernel's statement of the
+    /// peer's process number then proves nothing: every process of the same user in the peer's pid namespace,
+    /// or above it, can impersonate the peer.
     Any,
 }
 
@@ -58,12 +62,12 @@ impl FromStr for Namespace {
     }
 }
 
-/// Where a process stands, compared with this one.
+/// How a process's namespaces compare with those of this process.
 #[derive(Debug, Clone)]
 pub(crate) struct Standing {
-    /// All that could be seen is the same, and the pid namespace could be seen.
+    /// All visible namespaces are the same, and the pid namespace was visible.
     pub(crate) same: bool,
-    /// The pid namespace is the same: a number means the same process to both.
+    /// The pid namespace is the same, so a process number means the same process to both.
     pub(crate) same_numbers: bool,
     pub(crate) found: String,
 }
@@ -78,18 +82,19 @@ impl Standing {
     }
 }
 
-/// By which name the mounted /proc knows a process.
+/// The name of a process in the mounted /proc.
 pub(crate) enum InProc {
-    /// By this number.
+    /// /proc lists the process under this number.
     Number(i32),
-    /// By none: the process lives in no namespace that this /proc shows.
+    /// /proc does not list the process: no namespace that this /proc shows contains it.
     Absent,
-    /// Its name there cannot be told, for this reason.
+    /// The number is unknown, for this reason.
     Untold(String),
 }
 
-/// The numbers of a process, from the namespace that /proc was mounted in down to the process's own (proc(5), `NSpid`). The
-/// first is 0 where the process lives outside of the former, and below 0 where it has been reaped.
+/// Parses the numbers of a process (proc(5), `NSpid`). They run from the namespace in which /proc was mounted
+/// down to the process's own. The first is 0 if the process lives outside the namespace of /proc, and
+/// negative if the process was reaped.
 fn numbers(text: &str) -> Option<Vec<i32>> {
     let line = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     let numbers: Option<Vec<i32>> = line
@@ -99,7 +104,7 @@ fn numbers(text: &str) -> Option<Vec<i32>> {
     numbers.filter(|numbers| !numbers.is_empty())
 }
 
-/// What /proc tells of this process's own numbers.
+/// The numbers of this process, as /proc shows them.
 enum OwnNumbers {
     Told(Vec<i32>),
     Untold(String),
@@ -117,16 +122,17 @@ fn own_numbers() -> Result<OwnNumbers> {
     })
 }
 
-/// By its pidfd, which needs no permission, and no /proc that shows the process. `None`: before Linux 5.5, or where this
-/// process may not read its own fdinfo (before 5.14 not while it is not dumpable).
+/// Reads the numbers of a process from its pidfd. This needs no permission, and no /proc that shows the
+/// process. Returns `None` before Linux 5.5, and if this process may not read its own fdinfo (before 5.14,
+/// while it is not dumpable).
 fn numbers_by_pidfd(pidfd: &OwnedFd) -> Result<Option<Vec<i32>>> {
     let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
     let text = answered(&path, sys::file::read_whole_text(&path))?;
     Ok(text.ok().as_deref().and_then(numbers))
 }
 
-/// By which number the mounted /proc knows the process that has the number `pid` here. They differ where /proc was mounted in
-/// another pid namespace than this process's, and then /proc/`pid` is another process.
+/// Finds the number under which the mounted /proc lists the process that is `pid` here. The two differ if
+/// /proc was mounted in another pid namespace, and then /proc/`pid` is a different process.
 pub(crate) fn in_proc(pid: i32, pidfd: Option<&OwnedFd>) -> Result<InProc> {
     if let Some(found) = pidfd.map(numbers_by_pidfd).transpose()?.flatten() {
         return Ok(match found[0] {
@@ -137,7 +143,8 @@ pub(crate) fn in_proc(pid: i32, pidfd: Option<&OwnedFd>) -> Result<InProc> {
     Ok(by_own(pid, own_numbers()?))
 }
 
-/// What this process's own numbers tell of another's: they are the same to /proc where this process has one alone.
+/// Derives another process's number in /proc from our own numbers. If this process has only one number, /proc
+/// uses the numbers of our own namespace.
 fn by_own(pid: i32, own: OwnNumbers) -> InProc {
     match own {
         _ if pid <= 0 => InProc::Absent,
@@ -149,7 +156,8 @@ fn by_own(pid: i32, own: OwnNumbers) -> InProc {
     }
 }
 
-/// Where the process stands that has the number `pid` here. What is said of it counts if it is alive afterwards.
+/// Compares the namespaces of process `pid` with our own. The result counts only if the process is still
+/// alive afterwards.
 pub(crate) fn standing(pid: i32, pidfd: Option<&OwnedFd>, directory: Option<&OwnedFd>) -> Result<Standing> {
     let own = match own_numbers()? {
         OwnNumbers::Told(own) => own,
@@ -173,7 +181,8 @@ pub(crate) fn standing(pid: i32, pidfd: Option<&OwnedFd>, directory: Option<&Own
     };
     let shown: Vec<String> = found.iter().map(ToString::to_string).collect();
     let shown = shown.join(" ");
-    // A process that is seen from here lives in this namespace or below it: as deep down is as good as the same.
+    // A process that is visible from here lives in this namespace or below it, so equal depth means the same
+    // namespace.
     if found.len() != own.len() || found.last() != Some(&pid) {
         return Ok(Standing::other(format!(
             "a pid namespace below this process's (NSpid {shown}), in which its maker can speak for every process"
@@ -198,14 +207,15 @@ pub(crate) fn standing(pid: i32, pidfd: Option<&OwnedFd>, directory: Option<&Own
     })
 }
 
-/// What is said of a peer without a number here.
+/// The finding about a peer without a process number here.
 pub(crate) const UNSEEN: &str = "a pid namespace that cannot be seen from here (pid 0)";
 
 enum Link {
     Same,
-    /// The kernel has no such namespaces.
+    /// The kernel does not have this kind of namespace.
     None,
-    /// It cannot be seen: that takes the right to look into the process (ptrace(2)), and a /proc that shows it.
+    /// Not visible: reading the link needs permission to inspect the process (ptrace(2)), and a /proc that
+    /// shows it.
     Unseen,
     Other(String),
 }
@@ -271,13 +281,13 @@ mod tests {
         }
     }
 
-    /// A look that could not be made is no pass.
+    /// A lookup that failed does not count as a match.
     #[test]
     fn what_cannot_be_told_is_not_the_same() {
         assert!(!standing(getpid().as_raw(), None, None).unwrap().same);
         let pidfd = sys::process::pidfd_open(Pid::this()).unwrap();
         assert!(!standing(0, Some(&pidfd), None).unwrap().same);
-        // The number here is not the one that the process has in its own namespace.
+        // The number here differs from the number in the process's own namespace.
         assert!(!standing(getpid().as_raw() + 1, Some(&pidfd), None).unwrap().same);
     }
     #[test]
@@ -301,7 +311,7 @@ mod tests {
             assert!(matches!(told(unseen, vec![5]), InProc::Absent));
             assert!(matches!(in_proc(unseen, None), Ok(InProc::Absent)));
         }
-        // What was reaped has no number any more.
+        // A reaped process no longer has a number.
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pidfd = sys::process::pidfd_open(Pid::from_raw(child.id().cast_signed())).unwrap();
         child.wait().unwrap();

@@ -1,4 +1,4 @@
-//! What the peer must be, and the comparison with what it is.
+//! The requirements on the peer, and their comparison with the findings.
 
 use std::{
     cell::LazyCell,
@@ -22,7 +22,7 @@ use crate::{
     wait::deadline::Deadline,
 };
 
-/// Which users are let in.
+/// The users that the policy accepts.
 #[derive(Debug, Clone)]
 enum Users {
     /// The peer's uid equals this process's real and effective uid.
@@ -30,7 +30,7 @@ enum Users {
     OneOf(Vec<u32>),
 }
 
-/// An executable that a [`Policy`] lets in: this process's own, a file, a content, or a file with a content.
+/// An executable that a [`Policy`] accepts: this process's own, a file, a content, or a file with a content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
     file: Which,
@@ -45,7 +45,7 @@ enum Which {
 }
 
 impl Program {
-    /// The very file that this process executes (device and inode).
+    /// The same file that this process executes (device and inode).
     pub const fn same() -> Self {
         Self {
             file: Which::Same,
@@ -53,8 +53,8 @@ impl Program {
         }
     }
 
-    /// The file that has this path at the time of the check (device and inode). A path that is not absolute is
-    /// [`Error::InvalidArgument`] of the call that takes the policy.
+    /// The file that has this path at the time of the check (device and inode). The call that receives the
+    /// policy fails with [`Error::InvalidArgument`] if the path is relative.
     pub fn path(path: impl AsRef<Path>) -> Self {
         Self {
             file: Which::Path(path.as_ref().to_owned()),
@@ -62,8 +62,8 @@ impl Program {
         }
     }
 
-    /// Whatever file has this content, as it is read through /proc/PID/exe, which takes permission to read that file
-    /// as well. A file served by a process (FUSE) is refused.
+    /// Any file with this content. The content is read through /proc/PID/exe, which also needs read
+    /// permission for that file. A file served by a process (FUSE) is refused.
     pub const fn content(sha256: Digest) -> Self {
         Self {
             file: Which::Any,
@@ -71,15 +71,15 @@ impl Program {
         }
     }
 
-    /// The same file, and only with this content, read as [`Program::content`] says.
+    /// Requires this content in addition, read as in [`Program::content`].
     #[must_use]
     pub const fn with_content(mut self, sha256: Digest) -> Self {
         self.sha256 = Some(sha256);
         self
     }
 
-    /// Whether the peer's file is the one that is asked for. A path that does not exist allows no peer, and takes nothing
-    /// from the other programs. Errors where this process lacks what the look takes.
+    /// Compares the peer's file with the required one. A path that does not exist matches no peer, and the
+    /// policy's other programs still count. Fails if this process lacks the resources for the check.
     fn compare_file(&self, found: &Executable, own: &Own, deadline: &Deadline) -> Result<FileMatch> {
         let told = match &self.file {
             Which::Any => return Ok(FileMatch::Yes),
@@ -103,14 +103,15 @@ impl Program {
 enum FileMatch {
     Yes,
     No,
-    /// This process cannot look at its own executable, for this reason.
+    /// This process cannot inspect its own executable, for this reason.
     Untold(String),
 }
 
-/// What a failure to look at a file of the policy is about.
+/// Names the operation in errors about files that the policy names.
 const LOOKING: &str = "looking at the executables that the policy names";
 
-/// This process's own executable, looked at once, when a comparison asks for it first: what the evidence names is what was compared.
+/// This process's own executable. It is inspected once, at the first comparison that needs it, so the
+/// evidence names exactly the file that was compared.
 type Own = LazyCell<Told<Executable>>;
 
 fn own() -> Own {
@@ -123,7 +124,7 @@ impl fmt::Display for Program {
     }
 }
 
-/// A program as the evidence names it.
+/// Formats a program for the evidence.
 struct Named<'a>(&'a Program, &'a Own);
 
 impl fmt::Display for Named<'_> {
@@ -144,25 +145,27 @@ impl fmt::Display for Named<'_> {
     }
 }
 
-/// What an [`Identity`] must satisfy before anything is shared. All checks must hold; one that cannot be made is a
-/// refusal that says so, never a pass.
+/// The requirements that a peer's [`Identity`] must satisfy before anything is shared. All checks must pass.
+/// A check that cannot be made is a refusal that says so, never a pass.
 ///
-/// [`Policy::default`] asks for the same uid and the same executable. [`Policy::new`] asks for the same uid alone,
-/// and grows by what it is told: whatever it does not name is not looked at, and the evidence says so. The one exception is
-/// the namespace: every policy asks for the same one, until [`Policy::namespace`] says otherwise.
+/// [`Policy::default`] requires the same uid and the same executable. [`Policy::new`] requires the same uid
+/// only, and each method adds a requirement. A property without a requirement is not checked, and the
+/// evidence records that. The exception is the namespace: every policy requires the same one unless
+/// [`Policy::namespace`] changes that.
 ///
-/// Against another uid this is a boundary that the kernel keeps. Within one uid it is not: a process of the same
-/// user can be made to run the same executable with other code in it. See the crate's page for what helps.
+/// Between different uids the kernel enforces this boundary. Within one uid it does not: a process of the
+/// same user can be made to run the same executable with other code in it. The crate's front page lists what
+/// helps.
 ///
-/// | check | can be made of | else ask for |
+/// | check | works for | otherwise require |
 /// | --- | --- | --- |
 /// | uid | any process that connects | |
 /// | namespace | any process (Linux 5.5; before that, one that /proc shows) | |
-/// | gid | any process that connects; a supplementary group where /proc shows the process (not with `hidepid`) | |
+/// | gid | any process that connects; a supplementary group only if /proc shows the process (not with `hidepid`) | |
 /// | executable, content | a process of the same user, with no other groups and no more capabilities than this one has, that is dumpable (not hardened, not started setuid or setgid); with `CAP_SYS_PTRACE`, any process | uid, gid, cgroup, label |
 /// | cgroup | any process (Linux 6.13, and the cgroup filesystem mounted here); before that, one that /proc shows | uid, gid |
-/// | label | any process, where a security module labels sockets | uid, gid, cgroup |
-/// | authorize | a process that has passed the rest | |
+/// | label | any process, if a security module labels sockets | uid, gid, cgroup |
+/// | authorize | a process that has passed all other checks | |
 ///
 /// ```
 /// use ringfence::{Options, Policy};
@@ -192,7 +195,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The same uid and the same namespaces, and nothing else.
+    /// Requires the same uid and the same namespaces, and nothing else.
     pub fn new() -> Self {
         Self {
             users: Users::Same,
@@ -205,16 +208,17 @@ impl Policy {
         }
     }
 
-    /// The peer's effective uid must be one of these.
+    /// Requires the peer's effective uid to be one of these.
     #[must_use]
     pub fn uids(mut self, uids: impl Into<Vec<u32>>) -> Self {
         self.users = Users::OneOf(uids.into());
         self
     }
 
-    /// In which namespaces the peer may live ([`Namespace::Same`]: in this process's own). The kernel stamps each message of
-    /// a handshake with its sender's process number, which a process with `CAP_SYS_ADMIN` over the sender's pid namespace may make
-    /// up; any user has that in a namespace that it makes (`unshare -Urp`).
+    /// Sets the namespaces in which the peer may live. [`Namespace::Same`] means this process's own. The
+    /// kernel stamps each message of a handshake with the sender's process number. A process with
+    /// `CAP_SYS_ADMIN` over the sender's pid namespace can forge that number, and any user has that
+    /// capability in a namespace that the user creates (`unshare -Urp`).
     #[must_use]
     pub const fn namespace(mut self, namespace: Namespace) -> Self {
         self.namespace = namespace;
@@ -225,60 +229,62 @@ impl Policy {
         self.namespace
     }
 
-    /// One of these must be the peer's effective gid, or among its supplementary groups. Those count only where they can be
-    /// seen at each look.
+    /// Requires one of these to be the peer's effective gid or one of its supplementary groups. Supplementary
+    /// groups count only if they are visible at each check.
     #[must_use]
     pub fn gids(mut self, gids: impl Into<Vec<u32>>) -> Self {
         self.groups = Some(gids.into());
         self
     }
 
-    /// The peer must execute the very file that this process executes (device and inode).
+    /// Requires the peer to execute the same file that this process executes (device and inode).
     #[must_use]
     pub fn same_executable(self) -> Self {
         self.programs([Program::same()])
     }
 
-    /// The peer must execute one of these files, compared by device and inode at the time of the check. Their paths must be
-    /// absolute, as [`Program::path`] says.
+    /// Requires the peer to execute one of these files, compared by device and inode at the time of the
+    /// check. The paths must be absolute, as for [`Program::path`].
     #[must_use]
     pub fn executables<P: AsRef<Path>>(self, paths: impl IntoIterator<Item = P>) -> Self {
         self.programs(paths.into_iter().map(Program::path))
     }
 
-    /// The peer must execute one of these. Replaces what was asked of its executable before.
+    /// Requires the peer to execute one of these. Replaces the previous requirement on its executable.
     #[must_use]
     pub fn programs(mut self, programs: impl IntoIterator<Item = Program>) -> Self {
         self.executables = Some(programs.into_iter().collect());
         self
     }
 
-    /// The peer must be in this very cgroup (version 2, not one below it), named as /proc/PID/cgroup does:
-    /// `/system.slice/orders.service`.
+    /// Requires the peer to be in exactly this cgroup (version 2; a cgroup below it does not count). The name
+    /// is written as in /proc/PID/cgroup: `/system.slice/orders.service`.
     #[must_use]
     pub fn cgroup(mut self, path: impl Into<String>) -> Self {
         self.cgroup = Some(path.into());
         self
     }
 
-    /// The peer must have had this security label when it connected or listened (`SO_PEERSEC`).
+    /// Requires the peer to have had this security label when it connected or listened (`SO_PEERSEC`).
     #[must_use]
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = Some(label.into());
         self
     }
 
-    /// Asked last, about a peer that has passed everything else, and before anything is shared with it; both a host's
-    /// guest and a guest's host. `Ok(true)` lets it in. `Ok(false)` and an error refuse it, and so does a panic. The
-    /// refusal has the error as its `source`.
+    /// Adds a callback that decides last: the peer has passed all other checks, and nothing is shared with it
+    /// yet. Both sides call it, a host about its guest and a guest about its host. `Ok(true)` accepts the
+    /// peer. `Ok(false)`, an error and a panic refuse it. The refusal has the error as its `source`.
     ///
-    /// It runs on a thread of its own, once for each handshake, and has the handshake's deadline
-    /// ([`Options::timeout`](crate::Options::timeout)): later it is [`Error::HandshakeTimeout`], and the answer counts
-    /// no more. [`verify`](crate::Verifier::verify) does not ask it again.
+    /// The callback runs on its own thread, once per handshake. It must finish before the handshake's
+    /// deadline ([`Options::timeout`](crate::Options::timeout)). Otherwise the handshake fails with
+    /// [`Error::HandshakeTimeout`], and the answer is ignored. [`verify`](crate::Verifier::verify) does not
+    /// call it again.
     ///
-    /// A callback that never returns keeps its thread. At most 64 calls of a policy and its clones run at a time: 48 of them
-    /// about one user's processes, 16 about one process. A handshake beyond that waits for one to return, up to its deadline
-    /// ([`Error::HandshakeTimeout`]). Where the system gives no thread, that is [`Error::NoSpace`].
+    /// A callback that never returns keeps its thread. At most 64 calls of a policy and its clones run at the
+    /// same time: up to 48 about one user's processes, and up to 16 about one process. A handshake beyond
+    /// these limits waits until a call returns, or fails with [`Error::HandshakeTimeout`] at its deadline. If
+    /// the system cannot create a thread, the handshake fails with [`Error::NoSpace`].
     #[must_use]
     pub fn authorize<E>(
         mut self,
@@ -291,15 +297,15 @@ impl Policy {
         self
     }
 
-    /// As [`Policy::authorize`], for an answer that is given later, on any thread, by the [`Decision`]. `ask` may return
-    /// before that. A panic in it refuses the peer.
+    /// Adds a callback that answers later, from any thread, through the [`Decision`]. Otherwise this is
+    /// [`Policy::authorize`]. `ask` may return before the answer is given. A panic in `ask` refuses the peer.
     #[must_use]
     pub fn authorize_later(mut self, ask: impl Fn(Identity, Decision) + Send + Sync + 'static) -> Self {
         self.authorize = Some(Authorize::later(ask));
         self
     }
 
-    /// Whether all that it lets in are of one user.
+    /// Whether all accepted peers belong to one user.
     pub(crate) fn is_for_one_user(&self) -> bool {
         match &self.users {
             Users::Same => true,
@@ -307,8 +313,12 @@ impl Policy {
         }
     }
 
-    /// Errors with [`Error::InvalidArgument`] for an executable whose path is relative: which file that is would depend on the
-    /// working directory of each look.
+    /// Checks that the paths of all executables are absolute.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for a relative path, which would name a different file for each working
+    /// directory.
     pub(crate) fn check_paths(&self) -> Result<()> {
         for program in self.executables.iter().flatten() {
             if let Which::Path(path) = &program.file
@@ -323,7 +333,7 @@ impl Policy {
         Ok(())
     }
 
-    /// What can be looked at again at any time: everything but the callback.
+    /// Returns the checks that can be repeated at any time: everything except the callback.
     pub(crate) fn without_callback(&self) -> Self {
         Self {
             authorize: None,
@@ -331,8 +341,8 @@ impl Policy {
         }
     }
 
-    /// Looks at the peer and compares. Every finding goes into the record; the first that does not hold is the
-    /// refusal. Reading the content of the executable takes longest, and the deadline is for that.
+    /// Inspects the peer and compares. Every finding goes into the record. The first failed check is the
+    /// refusal. `deadline` bounds the reading of the executable's content, which takes longest.
     pub(crate) fn check(
         &self,
         peer: &Peer,
@@ -342,7 +352,8 @@ impl Policy {
     ) -> Result<Identity> {
         let mut look = peer.look(deadline)?;
         let mut compared = self.compare(&mut look, step, deadline, record);
-        // What was found counts only if the process still lives: then it was the one that was looked at.
+        // The findings count only if the process is still alive: then they describe the process that
+        // connected.
         peer.check_alive()?;
         if let Err(Error::PeerRefused(refusal)) = &mut compared {
             refusal.identity = Some(look.identity.clone());
@@ -352,7 +363,7 @@ impl Policy {
         Ok(look.identity)
     }
 
-    /// Asks the callback, which comes last. `connection` is the one to the peer.
+    /// Calls the callback, which comes last. `connection` leads to the peer.
     pub(crate) fn ask(
         &self,
         identity: &Identity,
@@ -367,7 +378,7 @@ impl Policy {
         authorize.ask(identity, connection, deadline, record)
     }
 
-    /// Compares what was found with what this policy asks for, one subject after the other.
+    /// Compares the findings with the requirements, one check after the other.
     fn compare(
         &self,
         look: &mut Look,
@@ -392,7 +403,7 @@ impl Policy {
         note(Check::Gid, self.compare_groups(look))?;
         note(Check::Cgroup, self.compare_cgroup(look)?)?;
         note(Check::Label, self.compare_label(look))?;
-        // The last, since a content takes long to read.
+        // Last, because reading a content takes long.
         note(Check::Executable, self.compare_executable(look, deadline)?)
     }
 
@@ -424,8 +435,9 @@ impl Policy {
         Finding::compared(wanted.iter().any(has), format!("one of {wanted:?}"), found)
     }
 
-    /// By the cgroup's number where the kernel tells the peer's and the cgroup filesystem is mounted here: a number names
-    /// one cgroup, also when others come and go under the same name. Else by the name that /proc shows.
+    /// Compares the cgroup by number if the kernel reports the peer's number and the cgroup filesystem is
+    /// mounted here. A number names one cgroup, even if cgroups are removed and created under the same name.
+    /// Otherwise compares the name that /proc shows.
     fn compare_cgroup(&self, look: &Look) -> Result<Finding> {
         let shown = look.cgroup_shown();
         let Some(wanted) = &self.cgroup else {
@@ -488,7 +500,7 @@ impl Policy {
                 }
             }
         }
-        // What is let in for its file needs no reading, and what has the wrong file is not read.
+        // Read the content only if it decides: not if a file already matched, and not for the wrong file.
         if passed || contents.is_empty() {
             return Ok(Finding::compared(passed, one_of(wanted, &own), shown));
         }
@@ -520,9 +532,9 @@ impl Users {
     }
 }
 
-/// What a comparison has found.
+/// The result of one comparison.
 enum Finding {
-    /// The policy does not ask for it.
+    /// The policy has no such requirement.
     NotAsked {
         found: String,
     },
@@ -574,7 +586,7 @@ mod tests {
         Deadline::endless(Vec::new(), Duration::ZERO).within(Duration::from_secs(60))
     }
 
-    /// This process, as the other end of a socket tells of it.
+    /// This process, as seen from the other end of a socket.
     fn myself() -> Peer {
         let (near, _far) = UnixStream::pair().unwrap();
         Peer::attest(&near, Namespace::Same, &mut Record::default()).unwrap()
@@ -591,7 +603,7 @@ mod tests {
         Ok(record.into_list())
     }
 
-    /// What was found, wanted, and whether it passed. `None`: it was not asked for.
+    /// Returns whether the check passed, the required value and the found one. `None` if it was not required.
     fn told(finding: Finding) -> (Option<bool>, String, String) {
         match finding {
             Finding::NotAsked { found } => (None, String::new(), found),
@@ -624,7 +636,7 @@ mod tests {
                 new().programs([Program::same().with_content(digest)]),
                 &["executable"],
             ),
-            // One that is let in for its file is not asked for its content.
+            // If the file alone is accepted, its content is not read.
             (
                 new().programs([Program::content(zeros), Program::path(&own)]),
                 &["executable"],
@@ -697,7 +709,7 @@ mod tests {
         assert!(found.contains(" with the SHA-256 "), "{found}");
     }
 
-    /// What this process lacks is an error, and what it may not see is no match.
+    /// A local shortage is an error, and a file that is not visible is not a match.
     #[test]
     fn an_own_executable_that_cannot_be_seen_lets_nobody_in() {
         let found = look().identity.executable.unwrap();
@@ -706,7 +718,7 @@ mod tests {
         };
         assert!(matches!(same(|| Err(Errno::EACCES)), Ok(FileMatch::Untold(_))));
         assert_eq!(same(|| Err(Errno::EMFILE)).err().unwrap().code(), "NO_SPACE");
-        // A socket can be looked at, though it cannot be opened for reading.
+        // A socket can be inspected, though it cannot be opened for reading.
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
@@ -762,7 +774,7 @@ mod tests {
         assert_eq!(told(policy.compare_cgroup(&look).unwrap()).0, Some(true));
         let other = Policy::new().cgroup("/there/is no");
         assert_eq!(told(other.compare_cgroup(&look).unwrap()).0, Some(false));
-        // A number that the kernel does not tell is no match, whatever the name is.
+        // If the kernel refuses to tell the number, there is no match, even if the name is right.
         look.cgroup_number = Err(Errno::EACCES);
         assert_eq!(told(policy.compare_cgroup(&look).unwrap()).0, Some(false));
         let not_asked = told(Policy::new().compare_cgroup(&look).unwrap());

@@ -1,4 +1,4 @@
-//! Reading what /proc shows of a process.
+//! Reads a process's files in /proc.
 
 use std::os::fd::OwnedFd;
 
@@ -9,11 +9,11 @@ use crate::{
     sys,
 };
 
-/// What the kernel tells of something, or the errno by which it refuses to tell.
+/// A value that the kernel returned, or the errno with which it refused.
 pub(crate) type Told<T> = Result<T, Errno>;
 
-/// What the kernel has answered, a refusal to tell included. Errors where this process has run out of descriptors or memory:
-/// then the kernel was not asked.
+/// Passes on the kernel's answer, including a refusal. Fails if this process has run out of descriptors or
+/// memory, because then the kernel was never asked.
 pub(crate) fn answered<T>(what: &str, found: Told<T>) -> Result<Told<T>> {
     match found {
         Err(errno) if error::is_shortage(errno) => Err(Error::system(what, errno)),
@@ -21,8 +21,8 @@ pub(crate) fn answered<T>(what: &str, found: Told<T>) -> Result<Told<T>> {
     }
 }
 
-/// Reads a whole file of a process's directory in /proc. The process may have put anything into its name: what is no UTF-8 there is
-/// replaced.
+/// Reads a whole file of a process's directory in /proc. Bytes that are not UTF-8 are replaced, because a
+/// process can put any bytes into its name.
 pub(crate) fn read_text(directory: &OwnedFd, name: &str) -> Told<String> {
     let bytes = sys::file::read_whole(directory, name)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())

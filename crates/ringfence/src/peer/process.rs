@@ -1,4 +1,4 @@
-//! The peer, as the kernel describes it.
+//! The peer process, as the kernel describes it.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -30,61 +30,67 @@ use crate::{
     wait::deadline::Deadline,
 };
 
-/// The peer. As long as this lives, what is looked up belongs to the process that connected (or listened), and not to a later
-/// one with the same pid.
+/// The peer process. While this value exists, every lookup refers to the process that connected (or
+/// listened), and never to a later process with the same pid.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) credentials: Credentials,
-    /// Names the process itself. From the socket since Linux 6.5, else from the pid.
+    /// A reference to the process itself. It comes from the socket since Linux 6.5, before that from the pid.
     pidfd: Option<Arc<OwnedFd>>,
-    /// The process's directory in /proc: opened once, it goes dead with the process and never names another. Held
-    /// where there is no pidfd, and during the handshake.
+    /// The process's directory in /proc. An open directory becomes invalid when the process ends, and never
+    /// refers to another process. Kept during the handshake, and afterwards only if there is no pidfd.
     directory: Option<Arc<OwnedFd>>,
     groups: Option<Vec<u32>>,
     label: Told<String>,
-    /// The executable as it was when it was first let in.
+    /// The executable that the policy first accepted.
     seen: OnceLock<Executable>,
-    /// It has said that it closes itself to others of its user, and with that its executable to a later look.
+    /// The peer has announced that it hardens itself: other processes of its user can no longer inspect it,
+    /// so a later check cannot see its executable.
+    /// [`Peer::keep`] sets this too.
     pub(crate) hardens: bool,
-    /// Whether it lives in this process's pid namespace, once that was looked at. A process stays where it is.
+    /// Whether the peer lives in this process's pid namespace; unset before the first inspection. A process
+    /// never changes its pid namespace.
     same_numbers: OnceLock<bool>,
 }
 
-/// One look at the peer: what could be read, and why the rest could not.
+/// The result of one inspection of the peer: the values that could be read, and the reasons for the others.
 #[derive(Debug)]
 pub(crate) struct Look {
     pub(crate) identity: Identity,
-    /// In which namespaces it lives.
+    /// The peer's namespaces, compared with ours.
     pub(crate) standing: Standing,
-    /// Why its supplementary groups are not known.
+    /// The reason why its supplementary groups are unknown.
     pub(crate) groups: Result<(), String>,
-    /// `None`: /proc does not show the process to this one (`hidepid`, proc(5)).
+    /// `None` if /proc does not show the process to this one (`hidepid`, proc(5)).
     directory: Option<Arc<OwnedFd>>,
     executable: Told<()>,
     cgroup: Told<()>,
-    /// The number of its cgroup by its pidfd: no name that could be read a moment too late. `None`: before Linux 6.13.
+    /// The number of the peer's cgroup, from its pidfd. Unlike a name it cannot be reused by another cgroup.
+    /// `None` before Linux 6.13.
     pub(crate) cgroup_number: Told<Option<u64>>,
     label: Told<()>,
 }
 
-/// What `namespace: 'same'` asks for.
+/// The requirement of `namespace: 'same'`, for the evidence.
 pub(crate) const SAME_NAMESPACE: &str = "this process's own pid and user namespace";
 
-/// What tells whether the process is a zombie.
+/// The file that shows whether the process is a zombie.
 const STAT: &str = "the peer's state (/proc/PID/stat)";
 
 fn refuse(check: Check, wanted: impl Into<String>, found: impl Into<String>) -> Error {
     Refusal::new(check, wanted, found).into()
 }
 
-/// A look that failed is a refusal, unless this process has run out of what the look takes: then the peer was not looked at.
+/// Makes a refusal from a failed lookup, or a local error if this process has run out of a resource. In the
+/// latter case the peer was not inspected.
 fn unless_short(check: Check, wanted: &str, errno: Errno) -> Error {
     Error::unless_short(format!("looking at the peer ({wanted})"), errno, |errno| {
         refuse(check, wanted, errno.desc())
     })
 }
 
-/// The credentials that the kernel has of the other end (`SO_PEERCRED`): of a process that has a number here, and a user.
+/// Returns the credentials that the kernel has stored for the other end (`SO_PEERCRED`). They must name a
+/// process with a number here, and a mapped user.
 fn credentials(socket: BorrowedFd<'_>, namespace: Namespace, record: &mut Record) -> Result<Credentials> {
     let credentials = uninterrupted(|| getsockopt(&socket, sockopt::PeerCredentials))
         .map(|c| Credentials {
@@ -124,7 +130,8 @@ fn credentials(socket: BorrowedFd<'_>, namespace: Namespace, record: &mut Record
     Ok(credentials)
 }
 
-/// A descriptor of the process at the other end, and how it was had. `None`: before Linux 5.3.
+/// Returns a descriptor of the process at the other end, and its source for the evidence. `None` before Linux
+/// 5.3.
 fn pidfd(socket: BorrowedFd<'_>, pid: i32) -> Result<(Option<OwnedFd>, &'static str)> {
     let ended = || Error::PeerLost(format!("process {pid} ended before it could be looked at"));
     match uninterrupted(|| getsockopt(&socket, sockopt::PeerPidfd)) {
@@ -134,8 +141,8 @@ fn pidfd(socket: BorrowedFd<'_>, pid: i32) -> Result<(Option<OwnedFd>, &'static 
             "SO_PEERPIDFD of a peer that has no process number here",
             "this kernel is older than 6.5",
         )),
-        // Before Linux 6.5. Another process could have the number by now. The credentials of each later message carry that
-        // number too, so that process would also have to be the one that sends them.
+        // Before Linux 6.5. Another process could have the number now. It would also have to send the later
+        // messages, because their credentials carry that number too.
         Err(Errno::ENOPROTOOPT) => match sys::process::pidfd_open(Pid::from_raw(pid)) {
             Ok(pidfd) => Ok((Some(pidfd), "pidfd_open")),
             Err(Errno::ENOSYS | Errno::EPERM) => Ok((None, "the pid alone")),
@@ -144,7 +151,7 @@ fn pidfd(socket: BorrowedFd<'_>, pid: i32) -> Result<(Option<OwnedFd>, &'static 
                 Err(Error::unless_short(what, errno, |_| ended()))
             }
         },
-        // What kernels answer for a process that has been reaped already: EINVAL from Linux 6.5 on, later ESRCH.
+        // The errors for a process that was already reaped: EINVAL since Linux 6.5, later ESRCH.
         Err(Errno::EINVAL | Errno::ESRCH | Errno::ENODATA) => Err(ended()),
         Err(errno) => Err(unless_short(Check::Pidfd, "SO_PEERPIDFD of the peer", errno)),
     }
@@ -167,7 +174,8 @@ impl Peer {
             same_numbers: OnceLock::new(),
         };
         peer.directory = peer.open_directory()?;
-        // The directory was opened after the pidfd: if the process still lives, the directory is its own.
+        // The directory was opened after the pidfd. If the process is still alive, the directory belongs to
+        // it.
         peer.check_alive()?;
         record.passed(
             "credentials",
@@ -178,7 +186,7 @@ impl Peer {
         Ok(peer)
     }
 
-    /// A peer without a pidfd and a directory, for tests and the fuzzer, which do not look at it.
+    /// A peer without a pidfd and a directory, for tests and the fuzzer, which do not inspect it.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn unknown(credentials: Credentials) -> Self {
         Self {
@@ -201,8 +209,9 @@ impl Peer {
         Error::PeerLost(format!("process {} has ended", self.credentials.pid))
     }
 
-    /// The process's directory in /proc. What is read there counts only if the process is alive afterwards. `None`:
-    /// /proc hides it from this process (`hidepid`, or a /proc of other namespaces), and its pidfd alone must tell.
+    /// Returns the process's directory in /proc. Values read there count only if the process is alive
+    /// afterwards. Returns `None` if /proc hides the process from this one (`hidepid`, or a /proc of other
+    /// namespaces). Then only its pidfd can tell.
     fn open_directory(&self) -> Result<Option<Arc<OwnedFd>>> {
         let directory = match &self.directory {
             Some(directory) => Arc::clone(directory),
@@ -211,7 +220,8 @@ impl Peer {
                 None => return Ok(None),
             },
         };
-        // With hidepid=1 and 2 the directory can be opened, but no file in it, even if its files could be opened earlier.
+        // With hidepid=1 and hidepid=2 the directory can be opened but no file in it, even if the files could
+        // be opened earlier.
         match answered(
             STAT,
             uninterrupted(|| fstatat(&directory, "stat", AtFlags::empty())),
@@ -254,7 +264,8 @@ impl Peer {
         }
     }
 
-    /// A pidfd polls readable once the process has ended, reaped or not. (Signal 0 succeeds on a zombie.)
+    /// Fails if the process has ended. A pidfd polls readable after the end, whether the process was reaped
+    /// or not. (Signal 0 succeeds on a zombie.)
     pub(crate) fn check_alive(&self) -> Result<()> {
         if let Some(pidfd) = &self.pidfd {
             let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
@@ -264,7 +275,7 @@ impl Peer {
                 Err(errno) => return Err(Error::poll("whether the peer is alive", errno)),
             }
         }
-        // A zombie's directory is still there, but its state letter says what it is.
+        // The directory of a zombie still exists, but its state letter identifies it.
         let Some(directory) = &self.directory else {
             return Ok(());
         };
@@ -281,16 +292,21 @@ impl Peer {
                     Ok(())
                 }
             }
-            // Hidden (`hidepid`), or reaped a moment ago: the pidfd has answered, and will.
+            // Hidden (`hidepid`), or reaped a moment ago. The pidfd has just answered, and will report the
+            // end at the next check.
             (Err(Errno::EACCES | Errno::EPERM | Errno::ENOENT | Errno::ESRCH), Some(_)) => Ok(()),
             (Err(Errno::ENOENT | Errno::ESRCH), None) => Err(self.gone()),
             (Err(errno), _) => Err(refuse(Check::Proc, "the peer's state in /proc", errno.desc())),
         }
     }
 
-    /// Everything about the process that can be read now. Errors with [`Error::PeerLost`] if it has ended, and refuses
-    /// a process whose user or group is another by now. A filesystem that does not answer is waited for as
-    /// long as `deadline` allows.
+    /// Reads everything about the process that is readable now. A filesystem that does not answer is waited
+    /// for until `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PeerLost`] if the process has ended. [`Error::PeerRefused`] if its user or group has changed
+    /// since it was attested.
     pub(crate) fn look(&self, deadline: &Deadline) -> Result<Look> {
         self.check_alive()?;
         let directory = self.open_directory()?;
@@ -304,8 +320,8 @@ impl Peer {
         let info = self.pidfd_info()?;
         let standing =
             namespace::standing(self.credentials.pid, self.pidfd.as_deref(), directory.as_deref())?;
-        // Where the pidfd tells its ids, and it was attested to have no supplementary group, nothing is asked of it. Then it is as if it
-        // could not be read.
+        // Skip the file if the pidfd reports the ids and the peer was attested without supplementary groups:
+        // then nothing in it is needed. Treat it as unreadable.
         let status = if matches!(info, Ok(Some(_))) && self.groups.as_ref().is_none_or(Vec::is_empty) {
             Err(Errno::ENODATA)
         } else {
@@ -316,13 +332,13 @@ impl Peer {
                 .find_map(|line| line.strip_prefix("0::").map(str::to_owned))
                 .ok_or(Errno::ENODATA)
         });
-        // What was read between two looks that found the process alive is of that process.
+        // Values read between two checks that found the process alive belong to that process.
         self.check_alive()?;
         let Credentials { pid, uid, gid } = self.credentials;
         self.same_numbers.get_or_init(|| standing.same_numbers);
         let now = match info {
             Ok(Some(info)) => Some((info.uid, info.gid)),
-            // Without an answer by the pidfd, /proc tells the same.
+            // If the pidfd gave no answer, /proc has the same values.
             Ok(None) | Err(_) => effective(&status, "Uid:").zip(effective(&status, "Gid:")),
         };
         let (groups, groups_known) = match self.groups_now(&status) {
@@ -356,7 +372,8 @@ impl Peer {
         Ok(look)
     }
 
-    /// What the peer executes now, or if that cannot be seen any more, what it executed before; and why it cannot be seen.
+    /// Returns the executable, and the reason if it cannot be read now. In that case the executable is the
+    /// one accepted earlier, if the peer still runs it.
     fn executable(
         &self,
         directory: Option<&Arc<OwnedFd>>,
@@ -367,10 +384,12 @@ impl Peer {
         };
         match executable_of(directory, deadline)? {
             Ok(executable) => Ok((Some(executable), Ok(()))),
-            // Its memory is gone: it is about to end, though neither the pidfd nor its state says so yet.
+            // Its memory is gone: the process is about to end, though neither the pidfd nor its state says so
+            // yet.
             Err(Errno::ENOENT | Errno::ESRCH) => Err(self.gone()),
-            // A process that executes another program is open again (unless it may not read that program, or its ids change).
-            // So as long as it is closed, it still executes what was seen before.
+            // Executing another program makes a process dumpable again, unless it may not read that program
+            // or its ids change. So while the peer is not dumpable, it still executes the program that was
+            // seen before.
             Err(errno) => {
                 let closed = self.hardens && self.is_dumpable(directory) == Ok(false);
                 Ok((self.seen.get().filter(|_| closed).cloned(), Err(errno)))
@@ -378,7 +397,7 @@ impl Peer {
         }
     }
 
-    /// What the pidfd tells. `Ok(Ok(None))`: before Linux 6.13, or of a process that has no number here.
+    /// Queries the pidfd. Returns `Ok(Ok(None))` before Linux 6.13, and for a process without a number here.
     fn pidfd_info(&self) -> Result<Told<Option<sys::process::PidfdInfo>>> {
         match self.pidfd.as_deref().map(sys::process::pidfd_info) {
             Some(Err(Errno::ESRCH | Errno::EREMOTE)) if self.credentials.pid == 0 => Ok(Ok(None)),
@@ -388,7 +407,7 @@ impl Peer {
         }
     }
 
-    /// Refuses a process whose effective user or group `now` is not the one that was attested at first.
+    /// Refuses a process whose effective user or group `now` differs from the attested one.
     fn check_ids(&self, now: Option<(u32, u32)>, identity: &Identity) -> Result<()> {
         let Credentials { pid, uid, gid } = self.credentials;
         for (check, then, now) in [
@@ -398,7 +417,7 @@ impl Peer {
             let found = match now {
                 Some(now) if now == then => continue,
                 Some(now) => format!("{now} now"),
-                // Let in though nothing can be looked up of it: the policy has said so (`Namespace::Any`).
+                // The policy accepts a peer about which nothing can be looked up (`Namespace::Any`).
                 None if pid == 0 => continue,
                 None => "what it is now cannot be read in /proc, and the kernel is older than 6.13".into(),
             };
@@ -409,7 +428,8 @@ impl Peer {
         Ok(())
     }
 
-    /// The supplementary groups that it had at first and has still. `Err`: why that cannot be told.
+    /// Returns the supplementary groups that the peer had when it was attested and still has, or the reason
+    /// why they are unknown.
     fn groups_now(&self, status: &Told<String>) -> Result<Vec<u32>, String> {
         let attested = self
             .groups
@@ -433,26 +453,27 @@ impl Peer {
             .collect())
     }
 
-    /// Whether a process number means the same to it as to this process. `false` before the first look.
+    /// Whether a process number means the same process to the peer and to this process. `false` before the
+    /// first inspection.
     pub(crate) fn shares_numbers(&self) -> bool {
         self.same_numbers.get() == Some(&true)
     }
 
-    /// Remembers the executable with which the policy has let the peer in: see [`Peer::look`].
+    /// Remembers the executable with which the policy accepted the peer; used by [`Peer::look`].
     pub(crate) fn remember(&self, identity: &Identity) {
         if let Some(executable) = &identity.executable {
             self.seen.get_or_init(|| executable.clone());
         }
     }
 
-    /// Whether others of its user may look into it: what is in its directory belongs to root if not (proc(5)). Of
-    /// root's own processes this cannot be told, and they count as open.
+    /// Whether other processes of its user may inspect the peer. If not, the files in its directory belong to
+    /// root (proc(5)). For root's own processes this is unknown, and they count as dumpable.
     fn is_dumpable(&self, directory: &OwnedFd) -> Told<bool> {
         let file = uninterrupted(|| fstatat(directory, "stat", AtFlags::empty()))?;
         Ok(file.st_uid == self.credentials.uid)
     }
 
-    /// What is known of its being closed to others, for the evidence.
+    /// Describes, for the evidence, whether the peer is hardened.
     pub(crate) fn openness(&self) -> String {
         let said = if self.hardens {
             "it says so, which proves nothing"
@@ -468,7 +489,8 @@ impl Peer {
             Some(Ok(true)) => "dumpable, as the owner of its files in /proc shows",
             Some(Err(_)) | None => "its files in /proc cannot be looked at",
         };
-        // Reading the link takes the same permission as following it, and asks no filesystem.
+        // Reading the link needs the same permission as following it, and does not access the executable's
+        // filesystem.
         let closed =
             directory.is_some_and(|directory| uninterrupted(|| readlinkat(directory, "exe")).is_err());
         let again = if closed && self.hardens && self.seen.get().is_some() {
@@ -479,24 +501,24 @@ impl Peer {
         format!("{said}; {shown}{again}")
     }
 
-    /// The pidfd, to wait for the peer's end.
+    /// Returns the pidfd, used to wait for the peer's end.
     pub(crate) fn pidfd(&self) -> Option<Arc<OwnedFd>> {
         self.pidfd.clone()
     }
 
-    /// For as long as a channel lives: a pidfd is enough to open the directory anew.
+    /// Reduces the peer to what an open channel keeps: with a pidfd the directory can be opened again.
     pub(crate) fn keep(mut self) -> Self {
         if self.pidfd.is_some() {
             self.directory = None;
         }
-        // The peer may close itself to others at any time from now on, without saying so: see `look`.
+        // From now on the peer may harden itself at any time without announcing it: see `executable`.
         self.hardens = true;
         self
     }
 }
 
 impl Look {
-    /// Why the executable is not known, and what to ask for instead.
+    /// Explains why the executable is unknown, and what to require instead.
     pub(crate) fn executable_unreadable(&self) -> String {
         let Identity { pid, uid, .. } = self.identity;
         match self.executable {
@@ -517,12 +539,13 @@ impl Look {
         }
     }
 
-    /// The SHA-256 of what the peer executes, read through /proc/PID/exe: the very file, whatever has its name now.
+    /// Returns the SHA-256 of the peer's executable. It is read through /proc/PID/exe, which is the executed
+    /// file even if its name now belongs to another file.
     pub(crate) fn content(&mut self, deadline: &Deadline) -> Result<Content> {
         let (Some(directory), Some(executable)) = (&self.directory, &mut self.identity.executable) else {
             return hash::unreadable(Errno::ENOENT);
         };
-        // The peer has closed itself since the content was read, and so it executes the same program still.
+        // The peer hardened itself after the content was read, so it still executes the same program.
         if let (Err(_), Some(digest)) = (self.executable, executable.sha256) {
             return Ok(Content::Hash(digest));
         }
@@ -536,7 +559,7 @@ impl Look {
         Ok(content)
     }
 
-    /// The cgroup, or why it is not known.
+    /// Returns the cgroup, or why it is unknown.
     pub(crate) fn cgroup_shown(&self) -> String {
         match (&self.identity.cgroup, self.cgroup) {
             (Some(cgroup), _) => cgroup.clone(),
@@ -546,7 +569,7 @@ impl Look {
         }
     }
 
-    /// The label, or why there is none.
+    /// Returns the label, or why there is none.
     pub(crate) fn label_shown(&self) -> String {
         match (&self.identity.label, self.label) {
             (Some(label), _) => label.clone(),
@@ -559,7 +582,8 @@ impl Look {
     }
 }
 
-/// The content of the file that the process of this directory in /proc executes, which must be the one that was `wanted`.
+/// Hashes the file that the process of this /proc directory executes. The file must be `wanted` (device and
+/// inode).
 fn content_of(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline) -> Result<Content> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
     let opened = uninterrupted(|| openat(directory, "exe", flags, Mode::empty()));
@@ -575,19 +599,20 @@ fn content_of(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline) -> R
     hash::of(&file, &found, deadline)
 }
 
-/// Looks at what is executed, for no longer than there is time: a file on a network mount whose server is gone may keep
-/// a process that follows a link to it.
+/// Inspects the executed file, with a time limit: following a link to a network mount whose server is gone
+/// can hang.
 ///
-/// The common case is a peer whose executable has the name of this process's own. It is looked at without a thread, which saves
-/// some 100 µs. The name may be a lie, but a lie cannot make the look hang: a filesystem that a user serves (FUSE) is not asked
-/// ([`sys::file::WITHOUT_SERVER`]), and it takes root, which can hang this process anyhow, to mount another.
+/// The common case is a peer whose executable has the same name as this process's own. It is inspected
+/// without a thread, which saves some 100 µs. The peer can forge that name, but it cannot make the call hang.
+/// The call skips filesystems that a user serves (FUSE; see [`sys::file::WITHOUT_SERVER`]). Mounting any
+/// other filesystem needs root, and root can hang this process anyway.
 fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Told<Executable>> {
     let named = match answered(
         "the peer's executable",
         uninterrupted(|| readlinkat(&**directory, "exe")),
     )? {
         Ok(path) => PathBuf::from(path),
-        // Longer than a page.
+        // The path is longer than a page.
         Err(Errno::ENAMETOOLONG) => PathBuf::from("(unnamed)"),
         Err(errno) => return Ok(Err(errno)),
     };
@@ -603,7 +628,8 @@ fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Told<E
     answered("the peer's executable", found)
 }
 
-/// proc(5): `exe` is followed by the kernel to the very file, renamed, replaced or unlinked as it may be.
+/// Inspects the file behind `exe`. The kernel follows this link to the executed file even if that was
+/// renamed, replaced or unlinked (proc(5)).
 fn executable_at(directory: &OwnedFd, path: PathBuf) -> Told<Executable> {
     let flags = AtFlags::from_bits_retain(sys::file::WITHOUT_SERVER);
     let file = uninterrupted(|| fstatat(directory, "exe", flags))?;
@@ -615,7 +641,7 @@ fn executable_at(directory: &OwnedFd, path: PathBuf) -> Told<Executable> {
     })
 }
 
-/// The numbers of a line of /proc/PID/status.
+/// Returns the numbers of a line of /proc/PID/status.
 fn numbers(status: &Told<String>, name: &str) -> Option<Vec<u32>> {
     let line = status
         .as_ref()
@@ -627,12 +653,13 @@ fn numbers(status: &Told<String>, name: &str) -> Option<Vec<u32>> {
         .collect()
 }
 
-/// Of real, effective, saved and filesystem id, the second.
+/// Returns the effective id: the second of real, effective, saved and filesystem id.
 fn effective(status: &Told<String>, name: &str) -> Option<u32> {
     numbers(status, name)?.get(1).copied()
 }
 
-/// This process's own executable, to compare with. On a mount whose server is gone this process is as good as gone itself.
+/// Returns this process's own executable, to compare with. It is read without a time limit: if this process
+/// runs from a mount whose server is gone, it cannot continue anyway.
 pub(crate) fn own_executable() -> Told<Executable> {
     let flags = AtFlags::from_bits_retain(sys::file::WITHOUT_SERVER);
     let file = uninterrupted(|| fstatat(AT_FDCWD, "/proc/self/exe", flags))?;
@@ -646,8 +673,8 @@ pub(crate) fn own_executable() -> Told<Executable> {
     })
 }
 
-/// The executable behind a path, as a policy names it. Waits as long as `deadline` allows: each directory on the way to it
-/// may lie on a mount whose server is gone.
+/// Returns the executable at a path that the policy names. Waits until `deadline`, because each directory of
+/// the path may lie on a mount whose server is gone.
 pub(crate) fn named_executable(path: &Path, deadline: &Deadline) -> Result<Told<Executable>> {
     let path = path.to_owned();
     aside::ask(
@@ -668,7 +695,7 @@ fn executable_behind(path: &Path) -> Told<Executable> {
     })
 }
 
-/// The uid that the kernel shows for users that are not mapped here (user_namespaces(7)).
+/// Returns the uid that the kernel shows for users that are not mapped here (user_namespaces(7)).
 fn overflow_uid() -> Result<u32> {
     const WHERE: &str = "/proc/sys/kernel/overflowuid";
     let text = answered(WHERE, sys::file::read_whole_text(WHERE))?;
@@ -699,18 +726,18 @@ mod tests {
         Deadline::endless(Vec::new(), Duration::ZERO).within(Duration::from_secs(60))
     }
 
-    /// This process, as the other end of a socket tells of it.
+    /// This process, as seen from the other end of a socket.
     fn myself() -> Peer {
         let (near, _far) = UnixStream::pair().unwrap();
         Peer::attest(&near, Namespace::Same, &mut Record::default()).unwrap()
     }
 
-    /// It lives until its standard input ends.
+    /// Starts a child that runs until its standard input ends.
     fn child() -> Child {
         Command::new("cat").stdin(Stdio::piped()).spawn().unwrap()
     }
 
-    /// A child, and what can be had of it.
+    /// Makes a peer from a child, with its pidfd and directory.
     fn peer_of(child: &Child) -> Peer {
         let Credentials { uid, gid, .. } = myself().credentials;
         let pid = child.id().cast_signed();
@@ -737,7 +764,7 @@ mod tests {
         let directory = me.directory.as_ref().unwrap();
         let flags = FdFlag::from_bits_retain(fcntl(directory, FcntlArg::F_GETFD).unwrap());
         assert!(flags.contains(FdFlag::FD_CLOEXEC));
-        // Nothing in it is opened, and nothing is asked of it.
+        // `O_PATH`: no file in it is open, and the filesystem is not accessed.
         let flags = OFlag::from_bits_retain(sys::file::open_flags(directory).unwrap());
         assert!(flags.contains(OFlag::O_PATH | OFlag::O_DIRECTORY), "{flags:?}");
         assert!(me.pidfd().is_some());
@@ -764,7 +791,7 @@ mod tests {
             assert!(look.identity.executable.is_some());
         }
         drop(cat.stdin.take());
-        // Not reaped: a zombie.
+        // Ended but not reaped: a zombie.
         let ended = nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT;
         let pid = Pid::from_raw(whole.credentials.pid);
         nix::sys::wait::waitid(nix::sys::wait::Id::Pid(pid), ended).unwrap();
@@ -777,7 +804,8 @@ mod tests {
         for peer in [&whole, &by_directory] {
             is_gone(peer.check_alive());
         }
-        // By its pidfd it is known that the number in /proc is not its own any more; without one, that it is gone.
+        // With a pidfd it is known that the number in /proc now belongs to another process. Without a pidfd,
+        // a missing entry means that the process is gone.
         assert!(whole.open_directory().unwrap().is_none());
         assert!(whole.find_directory().unwrap().is_none());
         is_gone(by_directory.open_directory());
@@ -786,7 +814,7 @@ mod tests {
         is_gone(by_number.find_directory());
         if sys::process::pidfd_info(myself().pidfd().unwrap()).is_ok() {
             is_gone(whole.pidfd_info());
-            // One that never had a number here is not asked for.
+            // A peer that never had a number here cannot be queried.
             let mut unseen = Peer::unknown(by_number.credentials);
             unseen.pidfd = whole.pidfd();
             assert!(matches!(unseen.pidfd_info().unwrap(), Ok(None)));
@@ -801,10 +829,10 @@ mod tests {
         let mut me = myself();
         let strange = tempfile::tempdir().unwrap();
         me.directory = Some(Arc::new(std::fs::File::open(strange.path()).unwrap().into()));
-        // Not there: the number is not its own any more, where nothing else says that it lives.
+        // The file is missing, and without a pidfd that means that the process is gone.
         let pidfd = me.pidfd.take();
         is_gone(me.check_alive());
-        // A directory cannot be read.
+        // Reading a directory fails with an errno that does not mean "gone".
         std::fs::create_dir(strange.path().join("stat")).unwrap();
         for pidfd in [None, pidfd] {
             me.pidfd = pidfd;
@@ -829,7 +857,7 @@ mod tests {
         ] {
             assert_eq!(checked(&peer, now), refused, "{now:?}");
         }
-        // One without a number here, of which nothing can be looked up.
+        // A peer without a number here, about which nothing can be looked up.
         let unseen = Peer::unknown(credentials(0));
         assert_eq!(checked(&unseen, None), None);
         assert_eq!(checked(&unseen, Some((9, 3))), Some(Check::Uid));
@@ -847,7 +875,7 @@ mod tests {
         }
         assert!(peer.groups_now(&Ok("Uid:\t1\n".into())).is_err());
         assert!(peer.groups_now(&Err(Errno::EACCES)).is_err());
-        // They are asked for where there is one, whatever the pidfd tells.
+        // Groups are read if the peer was attested with one, even if the pidfd reports the ids.
         peer.groups = Some(vec![u32::MAX - 1]);
         let look = peer.look(&time()).unwrap();
         assert_eq!((look.identity.groups, look.groups), (Some(vec![]), Ok(())));
@@ -928,7 +956,7 @@ mod tests {
             panic!("the content of this process's own executable");
         };
         assert_eq!(look.identity.executable.as_ref().unwrap().sha256, Some(digest));
-        // Closed by now, and so it executes the same.
+        // The peer is hardened now, so it still executes the same program.
         look.executable = Err(Errno::EACCES);
         look.directory = Some(Arc::new(std::fs::File::open("/").unwrap().into()));
         assert!(matches!(look.content(&time()), Ok(Content::Hash(found)) if found == digest));
@@ -942,7 +970,7 @@ mod tests {
         let own = me.credentials.uid;
         let seen = own_executable().unwrap();
         me.seen.set(seen.clone()).unwrap();
-        // No link: what it executes cannot be told.
+        // `exe` is a plain file and not a link, so the executable is unreadable.
         let unreadable = tempfile::tempdir().unwrap();
         for name in ["exe", "stat"] {
             std::fs::write(unreadable.path().join(name), "").unwrap();
@@ -978,7 +1006,7 @@ mod tests {
         };
         assert!(me.openness().contains(open), "{}", me.openness());
         assert!(me.openness().starts_with("it does not say so; "));
-        // Of another user than root it shows.
+        // For users other than root, the owner shows it.
         let directory_of_7 = tempfile::tempdir().unwrap();
         let stat = directory_of_7.path().join("stat");
         std::fs::write(&stat, "").unwrap();
@@ -992,7 +1020,7 @@ mod tests {
             assert!(shown.starts_with("it does not say so; dumpable, as"), "{shown}");
             me.directory = Some(Arc::clone(&directory));
         }
-        // As if its files belonged to another.
+        // Make the files look as if they belonged to another user.
         me.credentials.uid = uid + 1;
         assert_eq!(me.is_dumpable(&directory), Ok(false));
         assert!(me.openness().contains("not dumpable, as"), "{}", me.openness());
@@ -1003,7 +1031,7 @@ mod tests {
         me.directory = None;
         assert!(me.openness().contains("cannot be looked at"), "{}", me.openness());
         assert!(!me.openness().contains("what it was before"), "{}", me.openness());
-        // Where nothing is that can be read.
+        // A directory without any readable file of a process.
         me.directory = Some(Arc::new(std::fs::File::open("/").unwrap().into()));
         assert!(
             me.openness().ends_with("; its executable is what it was before"),
