@@ -138,7 +138,7 @@ fn callbacks_that_never_return_have_so_many_threads_and_others_go_on() {
     for _ in 0..CALLS {
         let error = refused(&listener).error;
         assert!(matches!(error, Error::HandshakeTimeout { .. }), "{error}");
-        without_a_thread += usize::from(error.to_string().contains("calls have that do not return"));
+        without_a_thread += usize::from(error.to_string().contains("calls that do not return"));
         crowd.expect("PEER_LOST");
     }
     assert_eq!(

@@ -172,7 +172,7 @@ impl Drop for Decision {
         if thread::panicking() && CALLS_BACK.get() {
             return;
         }
-        let found = "it was dropped without an answer".into();
+        let found = "the decision was dropped without an answer".into();
         self.answer(Answer::No { found, cause: None });
     }
 }
@@ -183,7 +183,7 @@ struct Panicked(String);
 
 impl fmt::Display for Panicked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "authorize has panicked: {}", self.0)
+        write!(f, "`authorize` panicked: {}", self.0)
     }
 }
 
@@ -199,7 +199,7 @@ impl Panicked {
             // The payload has a type of the program's own, whose drop may panic too.
             std::mem::forget(payload);
         }
-        Self(text.unwrap_or_else(|| "it does not say why".into()))
+        Self(text.unwrap_or_else(|| "no message".into()))
     }
 }
 
@@ -283,7 +283,7 @@ impl Authorize {
             match question.wait(connection, deadline)? {
                 Waited::Late => {
                     return Err(Error::HandshakeTimeout {
-                        step: "the answer of authorize",
+                        step: "the answer of `authorize`",
                         after: deadline.allowed,
                     });
                 }
@@ -339,7 +339,7 @@ impl Authorize {
                 Waited::Gone => return Err(left()),
                 Waited::Late => {
                     return Err(Error::HandshakeTimeout {
-                        step: "a thread to ask authorize on, all of which calls have that do not return",
+                        step: "a thread for `authorize`, which calls that do not return occupy",
                         after: deadline.allowed,
                     });
                 }
@@ -374,14 +374,14 @@ impl Authorize {
             })
             .map(drop)
             .map_err(|error| Error::NoSpace {
-                what: "a thread to ask authorize on".into(),
+                what: "a thread for `authorize`".into(),
                 reason: error.to_string(),
             })
     }
 }
 
 fn left() -> Error {
-    Error::PeerLost("it left while authorize was asked about it".into())
+    Error::PeerLost("it disconnected while `authorize` was deciding".into())
 }
 
 #[cfg(test)]
@@ -413,7 +413,9 @@ mod tests {
     /// Returns the finding of a refusal and its cause.
     fn refused(asked: Result<()>) -> (String, Option<String>) {
         let error = asked.unwrap_err();
-        let refusal = error.refusal().unwrap_or_else(|| panic!("no refusal: {error}"));
+        let refusal = error
+            .refusal()
+            .unwrap_or_else(|| panic!("not a refusal: {error}"));
         assert_eq!((&refusal.check, &*refusal.wanted), (&Check::Authorize, "true"));
         assert_eq!(refusal.identity.as_ref().unwrap().pid, 11);
         (refusal.found.clone(), refusal.source().map(ToString::to_string))
@@ -431,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_no_yes_is_a_refusal_that_tells_it() {
+    fn every_outcome_other_than_allow_is_a_refusal_with_its_reason() {
         later(|_, decision| decision.allow()).unwrap();
         let told = |found: &str, cause: Option<&str>| (found.to_owned(), cause.map(str::to_owned));
         assert_eq!(
@@ -444,7 +446,7 @@ mod tests {
             refused(later(|_, decision| decision.fail("it failed", "for this"))),
             told("it failed", Some("for this"))
         );
-        let dropped = told("it was dropped without an answer", None);
+        let dropped = told("the decision was dropped without an answer", None);
         assert_eq!(refused(later(|_, decision| drop(decision))), dropped);
         // The panic of another thread counts as a dropped decision, not as the callback's panic.
         let elsewhere = later(|_, decision| {
@@ -458,31 +460,28 @@ mod tests {
         for (panic, text) in [
             (later(|_, _decision| panic!("a text")), "a text"),
             (later(|_, _decision| panic!("{} text", 1)), "1 text"),
-            (
-                later(|_, _decision| std::panic::panic_any(1)),
-                "it does not say why",
-            ),
+            (later(|_, _decision| std::panic::panic_any(1)), "no message"),
         ] {
-            let cause = format!("authorize has panicked: {text}");
+            let cause = format!("`authorize` panicked: {text}");
             assert_eq!(refused(panic), told(&format!("a panic: {text}"), Some(&cause)));
         }
     }
 
     #[test]
-    fn a_callback_answers_when_it_returns() {
+    fn a_callback_answers_by_its_return_value() {
         let now = |answer: fn(&Identity) -> Result<bool, String>| {
             ask(&Authorize::now(answer), &peer(11, 12), &time())
         };
         now(|peer| Ok(peer.uid == 12)).unwrap();
         assert_eq!(refused(now(|peer| Ok(peer.uid == 13))), ("false".into(), None));
         assert_eq!(
-            refused(now(|_| Err("no look".into()))),
-            ("an error: no look".into(), Some("no look".into()))
+            refused(now(|_| Err("no answer".into()))),
+            ("an error: no answer".into(), Some("no answer".into()))
         );
     }
 
     #[test]
-    fn an_answer_is_awaited_until_the_deadline_and_as_long_as_the_peer_is_there() {
+    fn the_wait_for_an_answer_ends_at_the_deadline_or_when_the_peer_leaves() {
         let (authorize, decisions) = held();
         let (near, far) = UnixStream::pair().unwrap();
         thread::scope(|scope| {
@@ -499,7 +498,7 @@ mod tests {
             assert_eq!(evidence, [("hello", "authorize")]);
         });
         let error = ask(&authorize, &peer(11, 12), &no_time()).unwrap_err();
-        assert!(error.to_string().contains("the answer of authorize"), "{error}");
+        assert!(error.to_string().contains("the answer of `authorize`"), "{error}");
         let late = decisions.recv().unwrap();
         assert!(!late.is_awaited());
         late.allow();
@@ -510,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_calls_run_about_one_process_one_user_and_all() {
+    fn calls_are_limited_per_process_per_user_and_in_total() {
         let mut calls = Calls::default();
         for pid in 0..16 {
             assert!(calls.may_begin((1, 1)), "{pid}");
@@ -530,14 +529,14 @@ mod tests {
     }
 
     #[test]
-    fn who_finds_no_thread_waits_for_one_to_return() {
-        let (begun, calls) = mpsc::channel();
+    fn a_question_beyond_the_limit_waits_until_a_call_returns() {
+        let (started, calls) = mpsc::channel();
         let (ends, told) = mpsc::channel::<()>();
         let told = Mutex::new(told);
         // Each call about process 1 returns when the test tells it to.
         let authorize = Authorize::later(move |peer, decision| {
             decision.allow();
-            begun.send(peer.pid).unwrap();
+            started.send(peer.pid).unwrap();
             if peer.pid == 1 {
                 let _ = told.lock().recv();
             }
@@ -556,10 +555,7 @@ mod tests {
                 assert_eq!(calls.recv().unwrap(), 1);
             }
             let error = ask(&authorize, &peer(1, 1), &no_time()).unwrap_err();
-            assert!(
-                error.to_string().contains("calls have that do not return"),
-                "{error}"
-            );
+            assert!(error.to_string().contains("calls that do not return"), "{error}");
             let (near, far) = UnixStream::pair().unwrap();
             drop(far);
             let gone = authorize.ask(&peer(1, 1), near.as_fd(), &time(), &mut Record::default());

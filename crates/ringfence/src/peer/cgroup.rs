@@ -44,7 +44,7 @@ pub(crate) fn numbers_of(name: &str) -> Result<Numbers> {
         Ok(Some(numbers)) => Numbers::Told(numbers),
         Ok(None) => Numbers::NotMounted,
         Err(errno) => Numbers::Untold(format!(
-            "the cgroup that the policy names cannot be looked at: {}",
+            "the cgroup that the policy names cannot be inspected: {}",
             errno.desc()
         )),
     })
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(numbers_below(elsewhere, "/proc"), Ok(Some(vec![])));
     }
     #[test]
-    fn a_cgroup_is_a_directory_of_that_name_and_neither_a_file_nor_what_a_link_leads_to() {
+    fn a_cgroup_is_a_directory_and_not_a_file_or_a_symlink() {
         let mounts = sys::file::read_whole_text("/proc/self/mountinfo").unwrap();
         let mut mounts = mounts.lines().filter_map(mount_in);
         let Some((_, point)) = mounts.find(|(_, point)| Path::new(point).join("cgroup.procs").exists())

@@ -108,7 +108,7 @@ pub(crate) fn of(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Result
     match uninterrupted(|| fstatfs(file)).map(|found| found.filesystem_type()) {
         Ok(FUSE_SUPER_MAGIC) => {
             return Ok(Content::Untold(
-                "it lies on a filesystem that a process serves (FUSE), which may show each reader another content"
+                "it lies on a filesystem that a process serves (FUSE), which may show each reader different content"
                     .into(),
             ));
         }
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_content_that_changes_is_never_taken_for_the_one_before() {
+    fn a_changed_content_is_never_served_from_the_cache() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         let time = Duration::from_secs(60);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_end_is_given_up_at_the_deadline() {
+    fn hashing_a_huge_file_stops_at_the_deadline() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sparse");
         File::create(&path).unwrap().set_len(1 << 42).unwrap();
@@ -232,7 +232,7 @@ mod tests {
         assert!(started.elapsed() >= Duration::from_millis(50));
     }
     #[test]
-    fn a_content_is_known_by_its_version_once_the_file_has_settled() {
+    fn a_file_has_a_version_only_once_it_has_settled() {
         let mut stat = fstat(File::open("/proc/self/exe").unwrap()).unwrap();
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_is_remembered_and_no_more_than_so_many() {
+    fn hashes_are_cached_up_to_a_limit() {
         let version = |path: &str| version_of(&fstat(open(path.as_ref())).unwrap()).unwrap();
         let programs = ["/bin/sh", "/bin/cat"];
         for path in programs {

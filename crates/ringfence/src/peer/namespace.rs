@@ -116,7 +116,7 @@ fn own_numbers() -> Result<OwnNumbers> {
     Ok(match text.map(|text| numbers(&text)) {
         Ok(Some(numbers)) => OwnNumbers::Told(numbers),
         Ok(None) => OwnNumbers::Untold(format!(
-            "this kernel does not tell in which pid namespace a process lives ({WHERE}, NSpid)"
+            "this kernel does not show the pid namespace of a process ({WHERE}, NSpid)"
         )),
         Err(errno) => OwnNumbers::Untold(format!("{WHERE} cannot be read: {}", errno.desc())),
     })
@@ -176,7 +176,7 @@ pub(crate) fn standing(pid: i32, pidfd: Option<&OwnedFd>, directory: Option<&Own
     }
     let Some(found) = found else {
         return Ok(Standing::other(
-            "neither its pidfd (Linux 5.5) nor /proc tells in which pid namespace it lives",
+            "neither its pidfd (Linux 5.5) nor /proc shows its pid namespace",
         ));
     };
     let shown: Vec<String> = found.iter().map(ToString::to_string).collect();
@@ -185,7 +185,7 @@ pub(crate) fn standing(pid: i32, pidfd: Option<&OwnedFd>, directory: Option<&Own
     // namespace.
     if found.len() != own.len() || found.last() != Some(&pid) {
         return Ok(Standing::other(format!(
-            "a pid namespace below this process's (NSpid {shown}), in which its maker can speak for every process"
+            "a pid namespace below this process's (NSpid {shown}), whose creator can impersonate every process in it"
         )));
     }
     let (mut same, mut seen) = (true, vec![format!("the same pid namespace (NSpid {shown})")]);
@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_of_numbers_is_read_by_its_name() {
+    fn nspid_is_parsed_by_its_name() {
         assert_eq!(numbers("Pid:\t7\nNSpid:\t7\t1\n"), Some(vec![7, 1]));
         assert_eq!(numbers("Pid:\t-1\nNSpid:\t-1\n"), Some(vec![-1]));
         for none in ["Pid:\t7\n", "NSpid:\t\n", "NSpid:\t7\tx\n"] {
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_of_one_namespace_are_found_to_be() {
+    fn this_process_and_its_parent_share_a_namespace() {
         for pid in [getpid(), getppid()] {
             let pidfd = sys::process::pidfd_open(pid).unwrap();
             let standing = standing(pid.as_raw(), Some(&pidfd), None).unwrap();
@@ -283,7 +283,7 @@ mod tests {
 
     /// A lookup that failed does not count as a match.
     #[test]
-    fn what_cannot_be_told_is_not_the_same() {
+    fn an_unknown_namespace_is_not_the_same() {
         assert!(!standing(getpid().as_raw(), None, None).unwrap().same);
         let pidfd = sys::process::pidfd_open(Pid::this()).unwrap();
         assert!(!standing(0, Some(&pidfd), None).unwrap().same);
@@ -291,7 +291,7 @@ mod tests {
         assert!(!standing(getpid().as_raw() + 1, Some(&pidfd), None).unwrap().same);
     }
     #[test]
-    fn a_namespace_is_read_by_its_name() {
+    fn a_namespace_parses_from_its_display() {
         for namespace in [Namespace::Same, Namespace::Any] {
             assert_eq!(namespace.to_string().parse::<Namespace>().unwrap(), namespace);
         }
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_pidfd_a_number_is_proc_s_where_there_is_one_namespace_alone() {
+    fn without_a_pidfd_a_number_counts_only_in_a_single_namespace() {
         let told = |pid, own| by_own(pid, OwnNumbers::Told(own));
         assert!(matches!(told(7, vec![5]), InProc::Number(7)));
         assert!(matches!(told(7, vec![5, 1]), InProc::Untold(_)));
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_that_is_another_or_cannot_be_read_is_not_the_same() {
+    fn a_different_or_unreadable_namespace_is_not_the_same() {
         let open = |path: &std::path::Path| OwnedFd::from(std::fs::File::open(path).unwrap());
         let own = open(std::path::Path::new("/proc/self"));
         let place = tempfile::tempdir().unwrap();

@@ -83,14 +83,14 @@ impl Program {
     fn compare_file(&self, found: &Executable, own: &Own, deadline: &Deadline) -> Result<FileMatch> {
         let told = match &self.file {
             Which::Any => return Ok(FileMatch::Yes),
-            Which::Same => match answered(LOOKING, (**own).clone())? {
+            Which::Same => match answered(INSPECTING, (**own).clone())? {
                 Ok(own) => Ok(own),
                 Err(errno) => {
                     let why = format!("/proc/self/exe cannot be read: {}", errno.desc());
                     return Ok(FileMatch::Untold(why));
                 }
             },
-            Which::Path(path) => answered(LOOKING, process::named_executable(path, deadline)?)?,
+            Which::Path(path) => answered(INSPECTING, process::named_executable(path, deadline)?)?,
         };
         Ok(match told {
             Ok(file) if file.is_same_file(found) => FileMatch::Yes,
@@ -108,7 +108,7 @@ enum FileMatch {
 }
 
 /// Names the operation in errors about files that the policy names.
-const LOOKING: &str = "looking at the executables that the policy names";
+const INSPECTING: &str = "inspecting the executables that the policy names";
 
 /// This process's own executable. It is inspected once, at the first comparison that needs it, so the
 /// evidence names exactly the file that was compared.
@@ -447,7 +447,7 @@ impl Policy {
         let number = match look.cgroup_number {
             Ok(number) => number,
             Err(errno) => {
-                let why = format!("its pidfd does not tell its number: {}", errno.desc());
+                let why = format!("its pidfd does not report the cgroup's number: {}", errno.desc());
                 return Ok(unseen(why));
             }
         };
@@ -462,7 +462,7 @@ impl Policy {
         };
         let asked = match named.first() {
             Some(first) => format!("{wanted}, number {first}"),
-            None => format!("{wanted}, which there is not"),
+            None => format!("{wanted}, which does not exist"),
         };
         let found = format!("{shown}, number {number} by its pidfd");
         Ok(Finding::compared(named.contains(&number), asked, found))
@@ -613,7 +613,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_policy_asks_for_is_compared_and_what_it_does_not_ask_for_is_noted() {
+    fn required_properties_are_checked_and_others_are_recorded() {
         let Identity { uid, gid, .. } = look().identity;
         let own = std::env::current_exe().unwrap();
         let digest = Digest::from(<[u8; 32]>::from(Sha256::digest(std::fs::read(&own).unwrap())));
@@ -657,7 +657,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_policy_does_not_find_is_a_refusal_by_that_check() {
+    fn a_failed_check_is_a_refusal_that_names_it() {
         let Identity { uid, gid, groups, .. } = look().identity;
         let zeros = Digest::from(ZEROS);
         let other = (gid + 1..=gid + 1_000).find(|group| !groups.iter().flatten().any(|had| had == group));
@@ -689,7 +689,7 @@ mod tests {
     }
 
     #[test]
-    fn an_executable_is_named_and_only_what_has_the_right_file_is_read() {
+    fn only_the_content_of_a_matching_file_is_read() {
         let compared = |policy: Policy| told(policy.compare_executable(&mut look(), &time()).unwrap());
         let (passed, wanted, _) = compared(Policy::default());
         assert_eq!(passed, Some(true));
@@ -711,7 +711,7 @@ mod tests {
 
     /// A local shortage is an error, and a file that is not visible is not a match.
     #[test]
-    fn an_own_executable_that_cannot_be_seen_lets_nobody_in() {
+    fn an_unreadable_own_executable_accepts_no_peer() {
         let found = look().identity.executable.unwrap();
         let same = |errno: fn() -> Told<Executable>| {
             Program::same().compare_file(&found, &LazyCell::new(errno), &time())
@@ -735,7 +735,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_user_is_the_real_and_the_effective_one() {
+    fn the_same_user_has_our_real_and_effective_uid() {
         let same = |uid, real, effective| told(Users::Same.compare(uid, real, effective));
         let own = "7, this process's own".to_owned();
         assert_eq!(same(7, 7, 7), (Some(true), own.clone(), "7".into()));
@@ -749,7 +749,7 @@ mod tests {
     }
 
     #[test]
-    fn a_supplementary_group_counts_where_it_is_known() {
+    fn a_supplementary_group_counts_if_it_is_known() {
         let mut look = look();
         look.identity.gid = 7;
         let policy = Policy::new().gids([8, 9]);
@@ -766,7 +766,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_is_its_number_and_where_there_is_none_its_name() {
+    fn a_cgroup_is_compared_by_number_or_else_by_name() {
         let mut look = look();
         look.identity.cgroup = Some("/there/is no/such/cgroup".into());
         let policy = Policy::new().cgroup("/there/is no/such/cgroup");
@@ -835,7 +835,7 @@ mod tests {
     }
 
     #[test]
-    fn the_callback_is_asked_unless_it_is_left_out() {
+    fn the_callback_is_called_unless_it_was_removed() {
         let two = Policy::new().uids([1, 2]).authorize(|_| Ok::<_, Error>(true));
         assert!(!two.without_callback().is_for_one_user(), "the rest stays");
         let no = Policy::new().authorize(|_| Ok::<_, Error>(false));

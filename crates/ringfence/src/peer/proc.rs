@@ -33,15 +33,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_this_process_lacks_is_an_error_of_its_own_and_no_answer() {
-        assert_eq!(answered("a look", Ok(7)).unwrap(), Ok(7));
+    fn a_local_shortage_is_an_error_and_not_an_answer() {
+        assert_eq!(answered("a lookup", Ok(7)).unwrap(), Ok(7));
         assert_eq!(
-            answered::<()>("a look", Err(Errno::EACCES)).unwrap(),
+            answered::<()>("a lookup", Err(Errno::EACCES)).unwrap(),
             Err(Errno::EACCES)
         );
         for shortage in [Errno::EMFILE, Errno::ENOMEM] {
             assert_eq!(
-                answered::<()>("a look", Err(shortage)).unwrap_err().code(),
+                answered::<()>("a lookup", Err(shortage)).unwrap_err().code(),
                 "NO_SPACE"
             );
         }

@@ -84,7 +84,7 @@ fn refuse(check: Check, wanted: impl Into<String>, found: impl Into<String>) -> 
 /// Makes a refusal from a failed lookup, or a local error if this process has run out of a resource. In the
 /// latter case the peer was not inspected.
 fn unless_short(check: Check, wanted: &str, errno: Errno) -> Error {
-    Error::unless_short(format!("looking at the peer ({wanted})"), errno, |errno| {
+    Error::unless_short(format!("inspecting the peer ({wanted})"), errno, |errno| {
         refuse(check, wanted, errno.desc())
     })
 }
@@ -133,7 +133,7 @@ fn credentials(socket: BorrowedFd<'_>, namespace: Namespace, record: &mut Record
 /// Returns a descriptor of the process at the other end, and its source for the evidence. `None` before Linux
 /// 5.3.
 fn pidfd(socket: BorrowedFd<'_>, pid: i32) -> Result<(Option<OwnedFd>, &'static str)> {
-    let ended = || Error::PeerLost(format!("process {pid} ended before it could be looked at"));
+    let ended = || Error::PeerLost(format!("process {pid} ended before it could be inspected"));
     match uninterrupted(|| getsockopt(&socket, sockopt::PeerPidfd)) {
         Ok(pidfd) => Ok((Some(pidfd), "SO_PEERPIDFD")),
         Err(Errno::ENOPROTOOPT) if pid == 0 => Err(refuse(
@@ -403,7 +403,7 @@ impl Peer {
             Some(Err(Errno::ESRCH | Errno::EREMOTE)) if self.credentials.pid == 0 => Ok(Ok(None)),
             Some(Err(Errno::ESRCH)) => Err(self.gone()),
             None | Some(Err(Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP)) => Ok(Ok(None)),
-            Some(found) => Ok(answered("what the peer's pidfd tells", found)?.map(Some)),
+            Some(found) => Ok(answered("the peer's process information (PIDFD_GET_INFO)", found)?.map(Some)),
         }
     }
 
@@ -419,7 +419,7 @@ impl Peer {
                 Some(now) => format!("{now} now"),
                 // The policy accepts a peer about which nothing can be looked up (`Namespace::Any`).
                 None if pid == 0 => continue,
-                None => "what it is now cannot be read in /proc, and the kernel is older than 6.13".into(),
+                None => "its current id cannot be read in /proc, and the kernel is older than 6.13".into(),
             };
             let mut refusal = Refusal::new(check, format!("{then}, as it was attested at first"), found);
             refusal.identity = Some(identity.clone());
@@ -434,7 +434,7 @@ impl Peer {
         let attested = self
             .groups
             .as_ref()
-            .ok_or("the kernel does not tell the supplementary groups")?;
+            .ok_or("the kernel does not report the supplementary groups")?;
         if attested.is_empty() {
             return Ok(Vec::new());
         }
@@ -445,7 +445,7 @@ impl Peer {
             ));
         }
         let now =
-            numbers(status, "Groups:").ok_or("/proc does not tell which supplementary groups it has now")?;
+            numbers(status, "Groups:").ok_or("/proc does not show which supplementary groups it has now")?;
         Ok(attested
             .iter()
             .filter(|group| now.contains(group))
@@ -484,10 +484,10 @@ impl Peer {
         let shown = match directory.map(|directory| self.is_dumpable(directory)) {
             Some(Ok(false)) => "not dumpable, as the owner of its files in /proc shows",
             Some(Ok(true)) if self.credentials.uid == 0 => {
-                "whether it is dumpable does not show: it is root's"
+                "whether it is dumpable is not visible: it is root's"
             }
             Some(Ok(true)) => "dumpable, as the owner of its files in /proc shows",
-            Some(Err(_)) | None => "its files in /proc cannot be looked at",
+            Some(Err(_)) | None => "its files in /proc cannot be inspected",
         };
         // Reading the link needs the same permission as following it, and does not access the executable's
         // filesystem.
@@ -523,12 +523,12 @@ impl Look {
         let Identity { pid, uid, .. } = self.identity;
         match self.executable {
             Err(Errno::EACCES | Errno::EPERM) if uid != geteuid().as_raw() => format!(
-                "unreadable: process {pid} is another user's (uid {uid}), whose executable takes CAP_SYS_PTRACE to see; \
+                "unreadable: process {pid} is another user's (uid {uid}), whose executable is visible only with CAP_SYS_PTRACE; \
                  ask for uid, gid, cgroup or label instead"
             ),
             Err(Errno::EACCES | Errno::EPERM) => format!(
                 "unreadable: process {pid} is hardened (not dumpable), or has other groups or more capabilities than \
-                 this one, and then seeing its executable takes CAP_SYS_PTRACE; ask for uid, gid, cgroup or label instead"
+                 this one, so seeing its executable takes CAP_SYS_PTRACE; ask for uid, gid, cgroup or label instead"
             ),
             _ if self.directory.is_none() => format!(
                 "unreadable: /proc does not show process {pid} to this one (it is mounted with hidepid); ask for uid, \
@@ -593,7 +593,7 @@ fn content_of(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline) -> R
             Err(errno) => return hash::unreadable(errno),
         };
     if (found.st_dev, found.st_ino) != wanted {
-        let why = "it executed another file while it was looked at".into();
+        let why = "it executed another file during the check".into();
         return Ok(Content::Untold(why));
     }
     hash::of(&file, &found, deadline)
@@ -621,7 +621,7 @@ fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Told<E
         executable_at(directory, named)
     } else {
         let directory = Arc::clone(directory);
-        aside::ask("the look at the peer's executable", deadline, move || {
+        aside::ask("inspecting the peer's executable", deadline, move || {
             executable_at(&directory, named)
         })?
     };
@@ -678,7 +678,7 @@ pub(crate) fn own_executable() -> Told<Executable> {
 pub(crate) fn named_executable(path: &Path, deadline: &Deadline) -> Result<Told<Executable>> {
     let path = path.to_owned();
     aside::ask(
-        "the look at an executable that the policy names",
+        "inspecting an executable that the policy names",
         deadline,
         move || executable_behind(&path),
     )
@@ -705,7 +705,7 @@ fn overflow_uid() -> Result<u32> {
             refuse(
                 Check::Uid,
                 "a uid that is mapped in this user namespace",
-                format!("{WHERE} cannot be read, so it cannot be told"),
+                format!("{WHERE} cannot be read, so an unmapped uid cannot be recognized"),
             )
         })
 }
@@ -753,7 +753,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_held_by_its_directory_which_no_program_inherits() {
+    fn a_peer_keeps_its_proc_directory_close_on_exec() {
         let me = myself();
         assert!(me.is_self());
         let parent = Credentials {
@@ -778,7 +778,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_has_ended_is_gone_however_it_is_held() {
+    fn an_ended_process_is_reported_however_it_is_referenced() {
         let mut cat = child();
         let whole = peer_of(&cat);
         let mut by_directory = peer_of(&cat);
@@ -825,7 +825,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_cannot_be_read_is_a_refusal_and_no_end() {
+    fn an_unreadable_state_is_a_refusal_and_not_an_end() {
         let mut me = myself();
         let strange = tempfile::tempdir().unwrap();
         me.directory = Some(Arc::new(std::fs::File::open(strange.path()).unwrap().into()));
@@ -841,7 +841,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_that_have_changed_or_cannot_be_told_are_a_refusal() {
+    fn changed_or_unknown_ids_are_a_refusal() {
         let credentials = |pid| Credentials { pid, uid: 2, gid: 3 };
         let peer = Peer::unknown(credentials(1));
         let checked = |peer: &Peer, now| {
@@ -864,7 +864,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_those_that_it_had_at_first_and_has_still() {
+    fn only_groups_attested_and_still_held_count() {
         let mut peer = myself();
         let status: Told<String> = Ok("Groups:\t9 10 \n".into());
         peer.groups = None;
@@ -882,7 +882,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_without_text_is_none() {
+    fn an_empty_label_is_none() {
         let mut peer = myself();
         for (label, known) in [
             (Ok("a".to_owned()), Some("a")),
@@ -908,7 +908,7 @@ mod tests {
     }
 
     #[test]
-    fn why_something_is_not_known_is_said() {
+    fn findings_say_why_a_value_is_unknown() {
         let mut look = myself().look(&time()).unwrap();
         let own = look.identity.uid;
         look.identity.cgroup = Some("/a".into());
@@ -941,7 +941,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_of_an_executable_stays_and_a_content_is_that_of_the_same_file() {
+    fn a_seen_executable_stays_and_its_content_comes_from_the_same_file() {
         let me = myself();
         let mut look = me.look(&time()).unwrap();
         me.remember(&look.identity);
@@ -965,7 +965,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_counts_only_of_one_that_says_it_is_closed_and_is() {
+    fn a_seen_executable_counts_only_for_a_peer_that_announces_and_shows_hardening() {
         let mut me = myself();
         let own = me.credentials.uid;
         let seen = own_executable().unwrap();
@@ -993,7 +993,7 @@ mod tests {
     }
 
     #[test]
-    fn whether_it_is_closed_to_others_shows_by_the_owner_of_its_files() {
+    fn hardening_shows_in_the_owner_of_the_proc_files() {
         let mut me = myself();
         let Credentials { uid, .. } = me.credentials;
         let directory = me.directory.clone().unwrap();
@@ -1029,7 +1029,7 @@ mod tests {
         assert!(me.openness().starts_with("it says so, which proves nothing; "));
         assert!(!me.openness().contains("what it was before"), "it can be read");
         me.directory = None;
-        assert!(me.openness().contains("cannot be looked at"), "{}", me.openness());
+        assert!(me.openness().contains("cannot be inspected"), "{}", me.openness());
         assert!(!me.openness().contains("what it was before"), "{}", me.openness());
         // A directory without any readable file of a process.
         me.directory = Some(Arc::new(std::fs::File::open("/").unwrap().into()));
@@ -1046,13 +1046,13 @@ mod tests {
     }
 
     #[test]
-    fn users_that_are_not_mapped_are_known_by_the_number_that_this_kernel_gives_them() {
+    fn the_overflow_uid_is_the_one_of_this_kernel() {
         let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid").unwrap();
         assert_eq!(overflow_uid().unwrap().to_string(), text.trim());
     }
 
     #[test]
-    fn what_proc_says_of_ids_is_read_by_its_names() {
+    fn ids_in_proc_status_are_parsed_by_name() {
         let status: Told<String> =
             Ok("Name:\tUid: 7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nShdPnd:\t0\n".into());
         assert_eq!(
