@@ -1,4 +1,4 @@
-//! Where instances meet.
+//! The address at which processes meet.
 
 use std::{
     fmt,
@@ -11,17 +11,18 @@ use nix::{errno::Errno, sys::socket::UnixAddr};
 
 use crate::error::{self, Error, Result};
 
-/// `sun_path` holds 108 bytes (unix(7)): a path needs one of them for its terminating NUL, an abstract name for
-/// its leading one.
+/// `sun_path` has 108 bytes (unix(7)). A path needs one of them for its terminating NUL, an abstract name for
+/// its leading NUL.
 const LONGEST: usize = 107;
 
-/// Where instances meet: the path of a named Unix socket, or `@name` for an abstract one.
+/// The address at which processes meet: the path of a named Unix socket, or `@name` for an abstract one.
 ///
-/// A **path** has a mode and lies in a directory, and both decide who can come near it. An **abstract** name has
-/// neither: any process in the same network namespace may connect to it, or take it first. Abstract names are
-/// compared byte by byte, without padding: `@x` and `@x` followed by NULs are two addresses.
+/// A **path** has a mode and lies in a directory, and both control which processes can connect. An
+/// **abstract** name has neither: any process in the same network namespace can connect to it, or bind it
+/// first. Abstract names are compared byte by byte, without padding: `@x` and `@x` followed by NULs are two
+/// addresses.
 ///
-/// At most 107 bytes (the abstract name without its `@`), no NUL.
+/// The limit is 107 bytes (an abstract name without its `@`). NUL is not allowed.
 ///
 /// ```
 /// use ringfence::Address;
@@ -41,19 +42,19 @@ pub struct Address(Kind);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Kind {
     Path {
-        /// As people know it.
+        /// The path as the program wrote it, for messages.
         given: PathBuf,
-        /// Where it is looked for.
+        /// The path that system calls use.
         at: PathBuf,
     },
     Abstract(Vec<u8>),
 }
 
 impl Address {
-    /// The address of a named socket.
+    /// Makes the address of a named socket.
     ///
     /// # Errors
-    /// [`Error::AddressInvalid`].
+    /// [`Error::AddressInvalid`] if the path is empty, too long, or contains a NUL.
     pub fn path(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         check(path.as_os_str().as_bytes(), &path.display().to_string(), "a path")?;
@@ -63,10 +64,10 @@ impl Address {
         }))
     }
 
-    /// The address of an abstract socket, without the `@`.
+    /// Makes the address of an abstract socket. `name` has no `@`.
     ///
     /// # Errors
-    /// [`Error::AddressInvalid`].
+    /// [`Error::AddressInvalid`] if the name is empty, too long, or contains a NUL.
     pub fn abstract_name(name: impl AsRef<[u8]>) -> Result<Self> {
         let name = name.as_ref();
         check(
@@ -77,7 +78,7 @@ impl Address {
         Ok(Self(Kind::Abstract(name.to_owned())))
     }
 
-    /// The path, if the address has one, as it was given.
+    /// Returns the path as it was given, or `None` for an abstract name.
     pub fn as_path(&self) -> Option<&Path> {
         match &self.0 {
             Kind::Path { given, .. } => Some(given),
@@ -85,11 +86,12 @@ impl Address {
         }
     }
 
-    /// The same place, wherever this process goes meanwhile (chdir(2)); it is still shown as it was given.
+    /// Resolves a relative path now, so that a later chdir(2) does not change it. The address is still
+    /// displayed as it was given.
     ///
-    /// Every call that takes an address does this when it begins: a relative path is one in the directory in which the
-    /// process is then. A program that calls later can do it now. A path that would have more than 107 bytes stays relative; then the
-    /// process must not go elsewhere while it waits for the address.
+    /// Every call that takes an address resolves it when the call starts. A program that calls later can use
+    /// this method to resolve the path now. A path whose absolute form would have more than 107 bytes stays
+    /// relative. Then the process must not change its working directory while it waits for the address.
     #[must_use]
     pub fn absolute(&self) -> Self {
         match &self.0 {
@@ -105,7 +107,7 @@ impl Address {
         }
     }
 
-    /// Where a path is looked for.
+    /// Returns the path that system calls use.
     pub(crate) fn place(&self) -> Option<&Path> {
         match &self.0 {
             Kind::Path { at, .. } => Some(at),
@@ -121,8 +123,8 @@ impl Address {
         .map_err(|errno| self.invalid("the kernel does not take it", Some(errno)))
     }
 
-    /// What a failed call at this address means: that the address is of no use, or that this process has run out of
-    /// descriptors or memory ([`Error::NoSpace`]), which is not the address's fault.
+    /// Makes the error for a failed call at this address. A local shortage of descriptors or memory is
+    /// [`Error::NoSpace`]. Every other failure means that the address is unusable.
     pub(crate) fn invalid(&self, reason: impl Into<String>, errno: Option<Errno>) -> Error {
         let reason = reason.into();
         let address = self.to_string();
@@ -167,7 +169,8 @@ fn check(bytes: &[u8], shown: &str, kind: &str) -> Result<()> {
 impl FromStr for Address {
     type Err = Error;
 
-    /// `@name` is abstract, everything else a path. A path that begins with `@` is written `./@name`.
+    /// Parses `@name` as an abstract name and everything else as a path. A path that starts with `@` is
+    /// written `./@name`.
     fn from_str(text: &str) -> Result<Self> {
         match text.strip_prefix('@') {
             Some(name) => Self::abstract_name(name),

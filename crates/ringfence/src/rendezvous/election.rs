@@ -24,29 +24,30 @@ use crate::{
     wait::deadline::Deadline,
 };
 
-/// Between bind and listen, and between the lock and bind, a host is there but does not answer yet: a newcomer looks
-/// again this often before it believes that the host wants no more connections, each time a little later.
+/// The number of attempts before a client concludes that the host accepts no more connections. Between lock
+/// and bind, and between bind and listen, a host exists but does not answer yet. Each pause is a little
+/// longer than the previous one.
 const LOOKS: u32 = 12;
 
-/// What became of a process that came to an address.
+/// The result of meeting at an address.
 #[derive(Debug)]
 pub(crate) enum Met {
     Host(Place),
     Guest(OwnedFd),
 }
 
-/// What came of the try to bind an address.
+/// The result of trying to bind an address.
 enum Taken {
     Mine(Place),
-    /// Another process has it.
+    /// Another process has bound it.
     Busy,
-    /// Whether another process has it cannot be told from the lock: this process may not open it.
+    /// Unknown: this process may not open the lock file.
     Forbidden(Errno),
     /// The lock is free, yet a process answers at the socket.
     Answered(OwnedFd),
 }
 
-/// Goes to the address: binds it, or connects to the process that has.
+/// Binds the address, or connects to the process that has bound it.
 pub(crate) fn meet(
     address: &Address,
     access: Access,
@@ -71,10 +72,10 @@ pub(crate) fn meet(
         };
         match reach(address) {
             Ok(stream) => return Ok(Met::Guest(guest(stream, record))),
-            // Not listening yet, gone this moment, or not listening any more since it has its partner.
+            // The host does not listen yet, has just ended, or stopped listening because it has its partner.
             Err(Errno::ECONNREFUSED | Errno::ENOENT) if looks < LOOKS => {}
-            // The lock is held, and there is no socket yet, or no more. Its holder has a few calls to make there, and on a busy machine
-            // another's turn may come between them.
+            // The lock is held, and the socket does not exist yet or was removed. The holder needs a few more
+            // calls, and a busy machine may delay them.
             Err(Errno::ENOENT) if looks < LOOKS * 8 && forbidden.is_none() => {}
             Err(Errno::ECONNREFUSED) => return Err(address.occupied("its host takes no more connections")),
             Err(Errno::ENOENT) if forbidden.is_none() => {
@@ -85,7 +86,7 @@ pub(crate) fn meet(
                     "no process has it, and this one may not take it (its lock file cannot be opened)";
                 return Err(address.invalid(reason, forbidden));
             }
-            // The backlog is full: there is a host, which takes no connection from it.
+            // The backlog is full: a host exists but accepts no connection from it.
             Err(Errno::EAGAIN) if looks < LOOKS * 8 => {}
             Err(Errno::EAGAIN) => return Err(crowded(deadline)),
             Err(errno) => return Err(closed_to_us(address, errno)),
@@ -95,12 +96,12 @@ pub(crate) fn meet(
     }
 }
 
-/// Before the next look, of which there were so many: each time a little longer.
+/// Sleeps before the next attempt. The pause grows with the number of attempts.
 fn pause(looks: u32, deadline: &Deadline) -> Result<()> {
     deadline.pause(Duration::from_millis(u64::from(looks.min(LOOKS)) * 2))
 }
 
-/// Binds the address for a service, which never connects to another.
+/// Binds the address for a service, which never connects to another process.
 pub(crate) fn bind_alone(
     address: &Address,
     access: Access,
@@ -110,9 +111,10 @@ pub(crate) fn bind_alone(
     bind_within(LOOKS, address, access, deadline, record)
 }
 
-/// A name that is taken is tried again, up to so many times: while another thread of a process starts a program (posix_spawn(3)), the
-/// child has that process's listening sockets, until it executes. So a name may be free a moment after its host has let go of it.
-/// A path is free at once, since its lock is let go of for all who have it.
+/// Tries up to `most` times to bind a name that is taken. While another thread of a process starts a program
+/// (posix_spawn(3)), the child has that process's listening sockets until it executes. So a name may become
+/// free a moment after its host has closed it. A path is free immediately, because unlocking its lock file
+/// applies to all processes that have it.
 fn bind_within(
     most: u32,
     address: &Address,
@@ -146,16 +148,18 @@ fn bind_within(
     }
 }
 
-/// Connects to the process that listens at the address, and never binds it. `None`: no process does.
+/// Connects to the process that listens at the address, and never binds it. Returns `None` if no process
+/// listens.
 pub(crate) fn find(address: &Address, deadline: &Deadline, record: &mut Record) -> Result<Option<OwnedFd>> {
     let mut looks = 0;
     loop {
         match reach(address) {
             Ok(stream) => return Ok(Some(guest(stream, record))),
-            // A service that has bound, and has not set the mode or does not listen yet, takes no longer than this.
+            // A service that has just bound may not have set the mode yet, or may not listen yet. This number
+            // of attempts covers that.
             Err(Errno::ECONNREFUSED | Errno::EACCES) if looks < 3 => {}
             Err(Errno::ECONNREFUSED | Errno::ENOENT) => return may_come(address).map(|()| None),
-            // The backlog is full: there is a service, which may take connections from it in time.
+            // The backlog is full: a service exists and may accept more connections before the deadline.
             Err(Errno::EAGAIN) if deadline.is_left() => {}
             Err(Errno::EAGAIN) => return Err(crowded(deadline)),
             Err(errno) => return Err(closed_to_us(address, errno)),
@@ -165,8 +169,8 @@ pub(crate) fn find(address: &Address, deadline: &Deadline, record: &mut Record) 
     }
 }
 
-/// Whether a process can come to listen there. A file that is no socket stays what it is: to wait for a service there would be to wait
-/// for ever.
+/// Checks that a process could start to listen there later. A file that is not a socket prevents that, and
+/// waiting would never end.
 fn may_come(address: &Address) -> Result<()> {
     let found = address.place().map(|path| uninterrupted(|| stat(path)));
     match found {
@@ -213,7 +217,7 @@ fn new_socket() -> Result<OwnedFd, Errno> {
     socket(AddressFamily::Unix, SockType::Stream, flags, None)
 }
 
-/// A socket to listen at.
+/// Makes a socket for listening.
 fn new_listener() -> Result<OwnedFd> {
     new_socket().map_err(|errno| Error::system("a Unix socket", errno))
 }
@@ -249,15 +253,15 @@ fn take_path(address: &Address, path: &Path, access: Access, backlog: i32) -> Re
         Lock::Busy => return Ok(Taken::Busy),
         Lock::Forbidden(errno) => return Ok(Taken::Forbidden(errno)),
     };
-    // From here on, whatever goes wrong, nothing stays behind.
+    // From here on every failure removes what was made.
     let mut named = Named::locked(files, lock)?;
     let listener = new_listener()?;
-    // The bits that the socket's file will have from birth (sockfs gives bind its inode's mode), the owner's only for
-    // now: no other user can come near it before its group is right.
+    // The mode that the socket's file gets at bind: sockfs passes on the mode of the socket's inode. Only the
+    // owner's bits for now, so no other user can connect before the group is set.
     fchmod(&listener, mode_bits(access.mode & 0o700))
         .map_err(|errno| Error::system("setting the socket's mode", errno))?;
     let socket = address.to_socket()?;
-    // What is there before is not this socket's file.
+    // A file that already has the name is not this socket's file.
     let mut before = named.what_is_there(address)?;
     let bound = match bind(listener.as_raw_fd(), &socket) {
         Err(Errno::EADDRINUSE) => {
@@ -275,7 +279,8 @@ fn take_path(address: &Address, path: &Path, access: Access, backlog: i32) -> Re
     Place::open(listener, Some(named), backlog).map(Taken::Mine)
 }
 
-/// Removes the socket of a host that is no more, with the lock in hand. A program that knows nothing of the lock may listen there.
+/// Removes the socket of a host that has ended. The caller holds the lock. A program that ignores the lock
+/// may still listen there; then its connection is returned.
 fn clear_the_way(address: &Address, files: &Files) -> Result<Option<Taken>> {
     let found = files.look_at(&files.socket);
     if found.is_ok_and(|stat| !is_kind(&stat, SFlag::S_IFSOCK)) {
@@ -324,7 +329,7 @@ mod tests {
         Deadline::endless(Vec::new(), Duration::from_secs(60))
     }
 
-    /// What a child has, until it executes its program.
+    /// The descriptor that a child has until it executes its program.
     fn copy(place: &Place) -> OwnedFd {
         place.as_fd().try_clone_to_owned().unwrap()
     }
@@ -338,7 +343,7 @@ mod tests {
         assert!(find(&address, &deadline, record).unwrap().is_some());
         drop(place);
         assert!(find(&address, &deadline, record).unwrap().is_none());
-        // A socket of a plain program still does.
+        // For contrast: a copy of a plain program's socket still accepts connections.
         let name = format!("ringfence-test-plain-{}", std::process::id());
         let name = SocketAddr::from_abstract_name(name).unwrap();
         let listener = UnixListener::bind_addr(&name).unwrap();
@@ -356,7 +361,7 @@ mod tests {
         drop(place);
         let error = bind_within(2, &address, ACCESS, &deadline, record).unwrap_err();
         assert_eq!(error.code(), "ADDRESS_OCCUPIED");
-        // It does not give up before, unless it is told to.
+        // It keeps trying until it is cancelled.
         let token = CancelToken::new().unwrap();
         token.cancel();
         let called_off = Deadline::endless(vec![token], Duration::from_secs(60));

@@ -1,4 +1,4 @@
-//! The files of a named address: its directory, its socket, and the lock beside that.
+//! The files of a named address: its directory, its socket, and the lock file next to it.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -19,11 +19,12 @@ use crate::{
     sys::{self, uninterrupted},
 };
 
-/// A file, whatever its name is now: device and inode.
+/// The identity of a file, independent of its name: device and inode.
 pub(super) type Inode = (u64, u64);
 
-/// The directory of a named address, and the names in it. The directory is held by a descriptor: the path may lead to
-/// another one later, since this process changes its own, or the directory was renamed and there is a new one.
+/// The directory of a named address, and the file names in it. The directory is held as a descriptor, because
+/// its path may later lead to a different one: this process may change its working directory, or the
+/// directory may be renamed and replaced.
 #[derive(Debug)]
 pub(super) struct Files {
     pub(super) directory: OwnedFd,
@@ -31,18 +32,19 @@ pub(super) struct Files {
     pub(super) lock: OsString,
 }
 
-/// What became of the try to lock an address.
+/// The result of trying to lock an address.
 pub(super) enum Lock {
-    /// This process has the lock, in this open file.
+    /// This process has the lock, through this open file.
     Held(Files, OwnedFd),
-    /// Another process has it.
+    /// Another process has the lock.
     Busy,
-    /// Whether another process has it cannot be told: this process may not open the directory, or the lock file in it.
+    /// Unknown: this process may not open the directory, or the lock file in it.
     Forbidden(Errno),
 }
 
 impl Lock {
-    /// Tries to lock the file beside a path, which is made where there is none. Errors where a lock there has no meaning.
+    /// Tries to lock the file next to a path. Creates the file if it is missing. Fails if a lock on that file
+    /// would have no meaning.
     pub(super) fn take(address: &Address, path: &Path) -> Result<Self> {
         let files = match Files::of(path) {
             Ok(files) => files,
@@ -73,7 +75,8 @@ impl Lock {
             if !is_kind(&stat, SFlag::S_IFREG) {
                 return Err(address.invalid("its lock file is not a regular file", None));
             }
-            // Its last holder may have removed it between the open and the lock: then this is the lock of nothing.
+            // The previous holder may have removed the file between our open and our lock. Then this lock
+            // protects nothing.
             if files.which(&files.lock).map_err(unseen)? == Some(inode(&stat)) {
                 return Ok(Self::Held(files, file));
             }
@@ -81,7 +84,7 @@ impl Lock {
     }
 }
 
-/// What a failure to open the directory says of the address.
+/// Makes the error for a directory that cannot be opened.
 pub(super) fn cannot_open_directory(address: &Address, errno: Errno) -> Error {
     let reason = match errno {
         Errno::ENOENT | Errno::ENOTDIR => "its directory does not exist",
@@ -97,7 +100,8 @@ pub(super) fn cannot_open_directory(address: &Address, errno: Errno) -> Error {
 }
 
 impl Files {
-    /// Opens the directory. `EISDIR`: the path has no name in it. Else what open(2) says.
+    /// Opens the directory. Fails with `EISDIR` if the path has no file name, otherwise with the errno of
+    /// open(2).
     pub(super) fn of(path: &Path) -> Result<Self, Errno> {
         let bytes = path.as_os_str().as_bytes();
         let (directory, name) = match bytes.iter().rposition(|byte| *byte == b'/') {
@@ -129,12 +133,12 @@ impl Files {
         uninterrupted(|| fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW))
     }
 
-    /// Which file this is, where there is one. Errors where that cannot be told.
+    /// Returns the identity of the file with this name, or `None` if there is none. Fails if that is unknown.
     pub(super) fn which(&self, name: &OsStr) -> Result<Option<Inode>, Errno> {
         if_there(self.look_at(name))
     }
 
-    /// Removes this very file, if the name is still its own.
+    /// Removes the file if its name still leads to `which`.
     pub(super) fn remove(&self, name: &OsStr, which: Inode) -> Result<(), Errno> {
         if self.which(name)? != Some(which) {
             return Ok(());
@@ -150,7 +154,7 @@ pub(super) fn inode(stat: &FileStat) -> Inode {
     (stat.st_dev, stat.st_ino)
 }
 
-/// As [`Files::which`], by a path.
+/// Does the same as [`Files::which`], for a path.
 pub(super) fn which(path: &Path) -> Result<Option<Inode>, Errno> {
     if_there(uninterrupted(|| lstat(path)))
 }
@@ -187,7 +191,7 @@ mod tests {
         let long = "x".repeat(300);
         assert_eq!(files.which(OsStr::new(&long)), Err(Errno::ENAMETOOLONG));
         assert_eq!(which(&folder.path().join("circle/socket")), Err(Errno::ELOOP));
-        // Whose file it is cannot be told, so it is not removed, and that is no success.
+        // The file is unknown, so it must not be removed, and that is not a success.
         let removed = files.remove(OsStr::new(&long), there.unwrap());
         assert_eq!(removed, Err(Errno::ENAMETOOLONG));
     }

@@ -1,4 +1,4 @@
-//! What the guest among members holds of its host's place.
+//! The share of the host's place that the guest of a membership holds.
 
 use std::{
     os::fd::{AsRawFd, OwnedFd},
@@ -23,17 +23,18 @@ use crate::{
     sys::{self, uninterrupted},
 };
 
-/// What the guest among members holds of its host's place, so that it can go on there. Dropped, it changes nothing there.
+/// The share of the host's place that the guest of a membership holds, so that it can take over when the host
+/// ends. Dropping it changes nothing at the address.
 #[derive(Debug)]
 pub(crate) struct Inheritance(Place);
 
 impl Inheritance {
-    /// How many descriptors it takes.
+    /// The number of descriptors that the host passes for it.
     pub(crate) fn count(address: &Address) -> usize {
         if address.place().is_some() { 2 } else { 1 }
     }
 
-    /// Believes nothing of what the host has passed.
+    /// Accepts the descriptors that the host has passed, after checking each of them.
     pub(crate) fn accept(address: &Address, descriptors: Vec<OwnedFd>, record: &mut Record) -> Result<Self> {
         let mut descriptors = descriptors.into_iter();
         let (listener, lock) = (descriptors.next(), descriptors.next());
@@ -70,8 +71,9 @@ impl Inheritance {
         }))
     }
 
-    /// Goes on in the place of a host that is no more. From here on the kernel names this process to a guest that connects;
-    /// the connections that wait already are another matter ([`Place::send_away`]).
+    /// Takes over the place of a host that has ended. From now on the kernel reports this process to a
+    /// connecting guest. Connections that are already queued still refer to the old host: see
+    /// [`Place::send_away`].
     pub(crate) fn take_over(self) -> Result<Place> {
         let Self(mut place) = self;
         if let Some(named) = &place.named {
@@ -83,7 +85,8 @@ impl Inheritance {
     }
 }
 
-/// The lock that a host has passed must be the one beside the path, and held through this very open file.
+/// Checks the lock that the host has passed. It must be the file next to the path, and locked through this
+/// same open file.
 fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Record) -> Result<Named> {
     let files = Files::of(path).map_err(|errno| files::cannot_open_directory(address, errno))?;
     let wanted = "the locked file beside the socket";
@@ -100,7 +103,7 @@ fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Rec
         && match sys::file::lock_file(&lock) {
             Ok(()) => true,
             Err(Errno::EWOULDBLOCK) => false,
-            // As with a path alone (`O_PATH`), in which nothing can be locked.
+            // For example with an `O_PATH` descriptor, which cannot be locked.
             Err(errno) => return Err(unseen(errno)),
         };
     let found = format!("a regular file: {regular}, beside it: {beside}, locked: {held}");
@@ -111,8 +114,8 @@ fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Rec
     Named::shared(files, lock)
 }
 
-/// Whether a socket was bound beside a path, and is not there any more: so it cannot be told whether it was the one at the
-/// address, where that is another way to the same place.
+/// Whether a socket was bound at a path and its file has been removed. If the address leads to the same
+/// directory by another path, it is then unknown whether this was the socket of the address.
 fn is_left(bound: &UnixAddr) -> Result<bool, Errno> {
     match bound.path() {
         Some(bound) if bound.is_absolute() => Ok(files::which(bound)?.is_none()),
@@ -120,7 +123,8 @@ fn is_left(bound: &UnixAddr) -> Result<bool, Errno> {
     }
 }
 
-/// Whether a socket is bound where this process finds the address. Two ways to the same file are the same place.
+/// Whether a socket is bound at the address, as this process resolves it. Two paths to the same file count as
+/// the same place.
 fn is_at(bound: &UnixAddr, address: &Address) -> Result<bool, Errno> {
     let Some(path) = address.place() else {
         return Ok(address.to_socket().is_ok_and(|own| own == *bound));

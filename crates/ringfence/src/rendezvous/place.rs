@@ -1,4 +1,5 @@
-//! An address that this process has bound: the listening socket, and beside a path the socket's file and the lock.
+//! An address that this process has bound: the listening socket and, for a path, the socket's file and the
+//! lock.
 
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -25,35 +26,36 @@ use crate::{
     sys::{self, uninterrupted},
 };
 
-/// Connections that wait for the host. More than that, and a newcomer tries again a little later.
+/// The maximum number of connections that wait for a host. A further client retries a little later.
 pub(super) const BACKLOG_OF_A_PAIR: i32 = 64;
-/// As many as the kernel allows, since a thousand agents may come at once (listen(2), `net.core.somaxconn`: 4096 since
-/// Linux 5.4, 128 before).
+/// The kernel's maximum, because a thousand agents may connect at the same time (listen(2),
+/// `net.core.somaxconn`: 4096 since Linux 5.4, 128 before).
 pub(super) const BACKLOG_OF_A_SERVICE: i32 = -1;
 
-/// Which users may connect to a named address.
+/// The users that may connect to a named address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Access {
     /// Permission bits of the socket's file.
     pub(crate) mode: u32,
-    /// The group of the socket's file, where another than the process's own is wanted.
+    /// The group of the socket's file; `None` for the process's own group.
     pub(crate) group: Option<u32>,
 }
 
-/// An address that this process has bound. The address is free again once this is dropped, and nothing of it stays
-/// behind.
+/// An address that this process has bound. Dropping it frees the address and leaves nothing behind.
 #[derive(Debug)]
 pub(crate) struct Place {
-    /// Dropped first: as long as the socket is open, no other file gets its inode, also where its file was removed.
+    /// Dropped first: while the socket is open, no other file can get its inode, even if its file was
+    /// removed.
     pub(super) named: Option<Named>,
     pub(super) listener: Withheld,
-    /// Another process has the place, of which this one holds its share alone.
+    /// Another process owns the place, and this process holds only a share of it.
     pub(super) of_another: bool,
 }
 
 impl Drop for Place {
-    /// While another thread starts a program (posix_spawn(3), which runs no handlers of pthread_atfork(3)), the child has the
-    /// listening socket as well, until it executes that program. Its copy must take no connections: no process would ever accept them.
+    /// Shuts the listening socket. While another thread starts a program (posix_spawn(3), which runs no
+    /// pthread_atfork(3) handlers), the child has a copy of the socket until it executes that program. The
+    /// copy must not accept connections into its queue, because no process would ever accept them.
     fn drop(&mut self) {
         if !self.of_another && self.listener.is_here() {
             Self::shut(&self.listener);
@@ -65,14 +67,14 @@ impl Drop for Place {
 #[derive(Debug)]
 pub(super) struct Named {
     pub(super) files: Files,
-    /// The socket's file, so that no other file is ever removed.
+    /// The identity of the socket's file, so that no other file is ever removed.
     socket: Option<Inode>,
-    /// Held as long as the address is. A process that finds a socket at which no host answers learns from it whether there is
-    /// still a host.
+    /// Held while the address is bound. A process that finds a socket without an answering host learns from
+    /// the lock whether a host still exists.
     lock: Withheld,
-    /// As the place is.
+    /// The same as [`Place::of_another`].
     of_another: bool,
-    /// A child has nothing of it.
+    /// A forked child must not remove its parent's files.
     birth: Birth,
 }
 
@@ -81,8 +83,9 @@ impl Drop for Named {
         if self.of_another || !self.birth.is_here() {
             return;
         }
-        // While the lock is held. A file that cannot be removed (its directory has changed hands, say) is left to
-        // the next host, which finds it stale. A file that has taken the place of one of these is another instance's.
+        // Remove the files while the lock is held. A file that cannot be removed (for example because its
+        // directory has a new owner) stays: the next host finds it stale. A file that has replaced one of
+        // these belongs to another instance.
         let Files { socket, lock, .. } = &self.files;
         if let Some(inode) = self.socket {
             let _ = self.files.remove(socket, inode);
@@ -90,13 +93,14 @@ impl Drop for Named {
         if let Ok(stat) = fstat(&**self.lock) {
             let _ = self.files.remove(lock, inode(&stat));
         }
-        // A child that was forked past pthread_atfork(3) has the open file as well.
+        // A child that was forked without pthread_atfork(3) handlers has the open file as well, so closing it
+        // here would not unlock it.
         sys::file::unlock_file(&**self.lock);
     }
 }
 
 impl Named {
-    /// Nothing but the lock is there yet.
+    /// Makes the files of an address of which only the lock exists so far.
     pub(super) fn locked(files: Files, lock: OwnedFd) -> Result<Self> {
         Ok(Self {
             files,
@@ -107,7 +111,7 @@ impl Named {
         })
     }
 
-    /// What another process has bound and locked, and shares with this one.
+    /// Makes the share of files that another process has bound and locked.
     pub(super) fn shared(files: Files, lock: OwnedFd) -> Result<Self> {
         let mut named = Self::locked(files, lock)?;
         named.of_another = true;
@@ -119,8 +123,8 @@ impl Named {
         Ok(named)
     }
 
-    /// Errors where the socket and the lock of a host that has gone are not where they were, as far as can be told: nobody would find a
-    /// host here, and the next one that comes has files of its own.
+    /// Checks that the socket and the lock of a host that has ended are still at their path. If they are not,
+    /// no process would find a host here, and the next host would create its own files.
     pub(super) fn must_be_there(&self) -> Result<()> {
         let gone = |why: &str| {
             let what = format!(
@@ -142,14 +146,14 @@ impl Named {
         Err(gone("they were removed, or others have taken their place"))
     }
 
-    /// Which file has the socket's name.
+    /// Returns the identity of the file that has the socket's name.
     pub(super) fn what_is_there(&self, address: &Address) -> Result<Option<Inode>> {
         self.files.which(&self.files.socket).map_err(unseen(address))
     }
 
-    /// Learns which file the socket is that this process has just bound. By name, and without a descriptor, of which there may be
-    /// no more: so it is removed, whatever comes next. `before`: the file that had the name then. The path has led elsewhere, if it has
-    /// it still.
+    /// Records the file of the socket that this process has just bound, so that it is removed whatever fails
+    /// later. The lookup is by name, because no descriptor may be left. `before` is the file that had the
+    /// name before bind. If the name still leads to `before`, the path has led to another directory.
     pub(super) fn find_socket(
         &mut self,
         address: &Address,
@@ -173,12 +177,12 @@ impl Named {
         Err(gone())
     }
 
-    /// Gives the socket's file the group and the mode that were asked for. No process can connect before listen, so this leaves no
-    /// moment in which a stranger could.
+    /// Sets the group and the mode of the socket's file. No process can connect before listen, so there is no
+    /// moment in which an unauthorized process could.
     pub(super) fn admit(&self, address: &Address, access: Access) -> Result<()> {
         let refused = |what: &str, errno| address.invalid(what, Some(errno));
-        // Held by a descriptor: in a directory that others can write, the name could be another file's a moment later, and a
-        // change of mode must not follow it there.
+        // Open the file first: in a directory that others can write, the name could lead to another file a
+        // moment later, and the mode of that file must not change.
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let (directory, name) = (&self.files.directory, &*self.files.socket);
         let file = uninterrupted(|| openat(directory, name, flags, Mode::empty()))
@@ -195,8 +199,8 @@ impl Named {
             fchownat(&file, "", None::<Uid>, group, AtFlags::AT_EMPTY_PATH)
                 .map_err(|errno| refused("its group cannot be set", errno))?;
         }
-        // The umask has had its say at bind; what was asked for is what counts. chmod does not take a descriptor of this
-        // kind, but the kernel's link to it.
+        // bind applied the umask; the requested mode must win. chmod does not accept an `O_PATH` descriptor,
+        // but it accepts the kernel's link to it.
         let link = format!("/proc/self/fd/{}", file.as_raw_fd());
         let mode = mode_bits(access.mode);
         fchmodat(AT_FDCWD, link.as_str(), mode, FchmodatFlags::FollowSymlink)
@@ -214,15 +218,16 @@ impl AsFd for Place {
     }
 }
 
-/// What a look at the socket's file that has failed says of the address.
+/// Makes the error for a failed lookup of the socket's file.
 fn unseen(address: &Address) -> impl Fn(Errno) -> Error {
     |errno| address.invalid("its socket cannot be looked at", Some(errno))
 }
 
 impl Place {
-    /// Listens at a socket that this process has made and bound.
+    /// Starts listening at a socket that this process has made and bound.
     pub(super) fn open(listener: OwnedFd, named: Option<Named>, backlog: i32) -> Result<Self> {
-        // Accepted sockets inherit it, so that what a guest sends before it is accepted comes with its credentials.
+        // Accepted sockets inherit this option, so data that a guest sends before it is accepted carries its
+        // credentials.
         sys::socket::settle_new_line(&listener).map_err(|errno| Error::system("SO_PASSCRED", errno))?;
         let place = Self {
             named,
@@ -233,14 +238,14 @@ impl Place {
         Ok(place)
     }
 
-    /// From here on the kernel names this process to a guest that connects.
+    /// Starts listening. From now on the kernel reports this process to a connecting guest.
     pub(super) fn take_guests(&self, backlog: i32) -> Result<()> {
         let backlog = Backlog::new(backlog).map_err(|errno| Error::system("listening", errno))?;
         listen(&**self.listener, backlog).map_err(|errno| Error::system("listening", errno))
     }
 
-    /// The next connection, if one waits. Errors with [`Error::Closed`] where another process, which has the socket as well, has
-    /// shut it.
+    /// Accepts the next connection, if one waits. Fails with [`Error::Closed`] if another process that has
+    /// the socket has shut it.
     pub(crate) fn accept(&self) -> Result<Option<OwnedFd>> {
         match self.next() {
             Ok(stream) => Ok(Some(stream)),
@@ -252,29 +257,32 @@ impl Place {
         }
     }
 
-    /// accept(2) says EAGAIN both where no connection waits and where the socket was shut; poll(2) tells the two apart.
+    /// Whether the socket was shut. accept(2) fails with EAGAIN both if no connection waits and if the socket
+    /// was shut; poll(2) distinguishes the two.
     fn is_shut(&self) -> bool {
         let mut polled = [PollFd::new(self.listener.as_fd(), sys::socket::HUNG_UP)];
         poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     fn next(&self) -> Result<OwnedFd, Errno> {
-        // The mode belongs to the open socket, which among members the partner has as well.
+        // The mode belongs to the open socket, which the peer of a membership shares and can change.
         fcntl(&**self.listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         loop {
             match accept4(&**self.listener, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
                 Err(Errno::EINTR | Errno::ECONNABORTED) => {}
                 Err(errno) => return Err(errno),
-                // It has the listening socket's options, which among members the partner can set as well.
+                // The stream inherits the listening socket's options, which the peer of a membership can
+                // change as well.
                 Ok(stream) => return sys::socket::settle_line(&stream).map(|()| stream),
             }
         }
     }
 
-    /// Hangs up on the connections that wait already, which then come again: the kernel has named them a host that is no more,
-    /// and they would look for that one in vain.
+    /// Closes the connections that already wait, so that their clients reconnect. The kernel has reported the
+    /// old host to them, and their handshake would look for that process and fail.
     pub(crate) fn send_away(&self) {
-        // No more of them than the kernel lets wait. One that is left there finds out by itself.
+        // At most as many as the kernel lets wait. A client that is not closed here notices the mismatch
+        // itself.
         for _ in 0..=BACKLOG_OF_A_PAIR {
             if self.next().is_err() {
                 break;
@@ -282,20 +290,21 @@ impl Place {
         }
     }
 
-    /// Shuts the listening socket for good, for all processes that have it: an accept that hangs comes back.
+    /// Shuts the listening socket permanently, for all processes that have it. A blocked accept returns.
     pub(crate) fn shut(listener: &OwnedFd) {
-        // This fails only where it is shut already.
+        // This fails only if the socket is already shut.
         let _ = shutdown(listener.as_raw_fd(), Shutdown::Read);
     }
 
-    /// What a guest needs to go on in this process's place: the listening socket, and the lock beside a path.
+    /// Returns the descriptors with which a guest can take over: the listening socket and, for a path, the
+    /// lock.
     pub(crate) fn share(&self) -> Vec<Arc<OwnedFd>> {
         let lock = self.named.iter().map(|named| &named.lock);
         let withheld = std::iter::once(&self.listener).chain(lock);
         withheld.map(|withheld| Arc::clone(withheld)).collect()
     }
 
-    /// Lets go of it, and leaves everything there as it is: another process goes on with it.
+    /// Drops the place without changing the address: another process takes over.
     pub(crate) fn pass_on(mut self) {
         self.set_of_another(true);
     }
@@ -307,9 +316,9 @@ impl Place {
         }
     }
 
-    /// Takes no more connections, while the address stays bound. The kernel then turns newcomers away by itself (connect(2)
-    /// answers ECONNREFUSED for a listening socket that was shut down for reading), without a thread that waits for them.
-    /// `turn_away` gets those that wait already.
+    /// Stops accepting connections, while the address stays bound. From then on the kernel rejects clients
+    /// without a thread of ours: connect(2) fails with ECONNREFUSED on a listening socket that was shut down
+    /// for reading. `turn_away` receives the connections that already wait.
     pub(crate) fn close(&self, turn_away: impl Fn(OwnedFd)) -> Result<()> {
         shutdown(self.listener.as_raw_fd(), Shutdown::Read)
             .map_err(|errno| Error::system("closing the address to newcomers (shutdown)", errno))?;
@@ -329,7 +338,7 @@ mod tests {
 
     use super::*;
 
-    /// The path has led elsewhere, and now it cannot be told where it leads.
+    /// The path leads to another directory, and looking it up again fails.
     #[test]
     fn a_socket_that_was_there_before_is_not_the_one_that_was_bound() {
         let folder = tempfile::tempdir().unwrap();
