@@ -466,7 +466,7 @@ test.serial('connect says that no service listens, or waits for the service', as
     for (const call of [connect, subscribe])
       await t.throwsAsync(call(file, { wait: true, signal: AbortSignal.timeout(30_000) }), {
         code: 'ERR_RINGFENCE_ADDRESS_INVALID',
-        message: /something else than a socket/,
+        message: /not a socket/,
       })
   const agent = await Partner.start(t)
   const waiting = agent.connect(address, { ...small, wait: true })

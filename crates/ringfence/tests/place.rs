@@ -343,8 +343,8 @@ fn whatever_lies_in_the_way_is_named_and_left_as_it_is() {
     std::os::unix::fs::symlink(at("target"), at("linked.lock")).unwrap();
     std::fs::create_dir(at("locked.lock")).unwrap();
     for (name, reason) in [
-        ("file", "something else than a socket"),
-        ("folder", "something else than a socket"),
+        ("file", "not a socket"),
+        ("folder", "not a socket"),
         ("linked", "symbolic link"),
         ("locked", "lock file"),
         ("missing/socket", "directory"),

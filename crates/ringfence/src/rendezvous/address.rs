@@ -120,7 +120,7 @@ impl Address {
             Kind::Path { at, .. } => UnixAddr::new(at.as_path()),
             Kind::Abstract(name) => UnixAddr::new_abstract(name),
         }
-        .map_err(|errno| self.invalid("the kernel does not take it", Some(errno)))
+        .map_err(|errno| self.invalid("the kernel rejects it", Some(errno)))
     }
 
     /// Makes the error for a failed call at this address. A local shortage of descriptors or memory is
@@ -153,7 +153,7 @@ fn check(bytes: &[u8], shown: &str, kind: &str) -> Result<()> {
         format!("{kind} must not contain a NUL byte")
     } else if bytes.len() > LONGEST {
         format!(
-            "{kind} has {} bytes, and a Unix socket's address takes {LONGEST}",
+            "{kind} has {} bytes, but a Unix socket's address may have {LONGEST}",
             bytes.len()
         )
     } else {
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_address_is_refused_with_its_reason() {
+    fn an_invalid_address_is_refused_with_a_reason() {
         for (text, reason) in [
             ("", "empty"),
             ("@", "empty"),
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_addresses_pass_and_reach_the_kernel_unpadded() {
+    fn the_longest_addresses_are_valid_and_reach_the_kernel_unpadded() {
         let name = "x".repeat(107);
         assert!(name.parse::<Address>().unwrap().to_socket().is_ok());
         let socket = format!("@{name}")

@@ -77,13 +77,12 @@ pub(crate) fn meet(
             // The lock is held, and the socket does not exist yet or was removed. The holder needs a few more
             // calls, and a busy machine may delay them.
             Err(Errno::ENOENT) if looks < LOOKS * 8 && forbidden.is_none() => {}
-            Err(Errno::ECONNREFUSED) => return Err(address.occupied("its host takes no more connections")),
+            Err(Errno::ECONNREFUSED) => return Err(address.occupied("its host accepts no more connections")),
             Err(Errno::ENOENT) if forbidden.is_none() => {
                 return Err(address.occupied("its lock file is held, but there is no socket"));
             }
             Err(Errno::ENOENT) => {
-                let reason =
-                    "no process has it, and this one may not take it (its lock file cannot be opened)";
+                let reason = "no process has bound it, and this process may not bind it (its lock file cannot be opened)";
                 return Err(address.invalid(reason, forbidden));
             }
             // The backlog is full: a host exists but accepts no connection from it.
@@ -140,7 +139,7 @@ fn bind_within(
             Taken::Answered(_) => return Err(address.occupied("another process answers at its socket")),
             Taken::Forbidden(errno) => {
                 return Err(address.invalid(
-                    "this process may not take it (its lock file cannot be opened)",
+                    "this process may not bind it (its lock file cannot be opened)",
                     Some(errno),
                 ));
             }
@@ -175,7 +174,7 @@ fn may_come(address: &Address) -> Result<()> {
     let found = address.place().map(|path| uninterrupted(|| stat(path)));
     match found {
         Some(Ok(stat)) if !is_kind(&stat, SFlag::S_IFSOCK) => Err(no_socket(address)),
-        Some(Err(errno)) if is_shortage(errno) => Err(address.invalid("it cannot be looked at", Some(errno))),
+        Some(Err(errno)) if is_shortage(errno) => Err(address.invalid("it cannot be inspected", Some(errno))),
         _ => Ok(()),
     }
 }
@@ -192,12 +191,12 @@ fn closed_to_us(address: &Address, errno: Errno) -> Error {
 }
 
 fn no_socket(address: &Address) -> Error {
-    address.invalid("there is something else than a socket", Some(Errno::EEXIST))
+    address.invalid("a file that is not a socket has this path", Some(Errno::EEXIST))
 }
 
 fn crowded(deadline: &Deadline) -> Error {
     Error::HandshakeTimeout {
-        step: "the host does not take connections, and too many wait already",
+        step: "the host accepts no connections, and its queue is full",
         after: deadline.allowed,
     }
 }
@@ -206,7 +205,7 @@ fn guest(stream: OwnedFd, record: &mut Record) -> OwnedFd {
     record.passed(
         "rendezvous",
         "role",
-        "who finds the address bound is the guest",
+        "a process that finds the address bound is the guest",
         "guest: connected",
     );
     stream
@@ -335,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_of_the_listening_socket_takes_no_connections_once_the_host_has_let_go() {
+    fn a_copy_of_the_listening_socket_accepts_no_connections_once_the_host_has_closed_it() {
         let (address, deadline) = (address("copy"), deadline());
         let record = &mut Record::default();
         let place = bind_alone(&address, ACCESS, &deadline, record).unwrap();

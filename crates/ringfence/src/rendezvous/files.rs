@@ -70,7 +70,7 @@ impl Lock {
                 Err(Errno::EWOULDBLOCK) => return Ok(Self::Busy),
                 Err(errno) => return Err(address.invalid("its lock file cannot be locked", Some(errno))),
             }
-            let unseen = |errno| address.invalid("its lock file cannot be looked at", Some(errno));
+            let unseen = |errno| address.invalid("its lock file cannot be inspected", Some(errno));
             let stat = uninterrupted(|| fstat(&file)).map_err(unseen)?;
             if !is_kind(&stat, SFlag::S_IFREG) {
                 return Err(address.invalid("its lock file is not a regular file", None));
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_looked_at_is_not_taken_for_missing() {
+    fn a_file_that_cannot_be_inspected_does_not_count_as_missing() {
         let folder = tempfile::tempdir().unwrap();
         let files = Files::of(&folder.path().join("socket")).unwrap();
         std::fs::write(folder.path().join("socket"), "").unwrap();

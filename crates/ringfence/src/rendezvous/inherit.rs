@@ -41,7 +41,7 @@ impl Inheritance {
         let listener = listener.ok_or_else(|| Error::Protocol("READY without a listening socket".into()))?;
         let wanted = format!("the socket that listens at {address}");
         let unseen = |errno: Errno| {
-            Error::unless_short("looking at the host's socket", errno, |errno| {
+            Error::unless_short("inspecting the host's socket", errno, |errno| {
                 Refusal::new(Check::Address, wanted.clone(), errno.desc()).into()
             })
         };
@@ -62,7 +62,7 @@ impl Inheritance {
         let named = match (address.place(), lock) {
             (Some(path), Some(lock)) => Some(named_of_host(address, path, lock, record)?),
             (None, None) => None,
-            _ => return Err(Error::Protocol("READY with a lock too many or too few".into())),
+            _ => return Err(Error::Protocol("READY with a missing or unexpected lock".into())),
         };
         Ok(Self(Place {
             named,
@@ -91,7 +91,7 @@ fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Rec
     let files = Files::of(path).map_err(|errno| files::cannot_open_directory(address, errno))?;
     let wanted = "the locked file beside the socket";
     let unseen = |errno: Errno| {
-        Error::unless_short("looking at the host's lock", errno, |errno| {
+        Error::unless_short("inspecting the host's lock", errno, |errno| {
             Refusal::new(Check::Lock, wanted, errno.desc()).into()
         })
     };

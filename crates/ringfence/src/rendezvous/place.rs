@@ -116,7 +116,7 @@ impl Named {
         let mut named = Self::locked(files, lock)?;
         named.of_another = true;
         named.socket = named.files.which(&named.files.socket).map_err(|errno| {
-            Error::unless_short("looking at the host's socket", errno, |errno| {
+            Error::unless_short("inspecting the host's socket", errno, |errno| {
                 Refusal::new(Check::Address, "the host's socket beside its lock", errno.desc()).into()
             })
         })?;
@@ -127,13 +127,12 @@ impl Named {
     /// no process would find a host here, and the next host would create its own files.
     pub(super) fn must_be_there(&self) -> Result<()> {
         let gone = |why: &str| {
-            let what = format!(
-                "the host has gone, and its socket and its lock are not found beside the path: {why}"
-            );
+            let what =
+                format!("the host has ended, and its socket and its lock are no longer at the path: {why}");
             Error::PeerLost(what)
         };
         let unseen = |errno: Errno| {
-            Error::unless_short("looking for the files of the host", errno, |errno| {
+            Error::unless_short("looking up the files of the host", errno, |errno| {
                 gone(errno.desc())
             })
         };
@@ -143,7 +142,7 @@ impl Named {
         if socket.is_some() && socket == self.socket && lock == Some(inode(&held)) {
             return Ok(());
         }
-        Err(gone("they were removed, or others have taken their place"))
+        Err(gone("they were removed or replaced"))
     }
 
     /// Returns the identity of the file that has the socket's name.
@@ -161,7 +160,7 @@ impl Named {
         before: Option<Inode>,
     ) -> Result<()> {
         let gone = || {
-            let reason = "its socket was taken away, or its directory replaced";
+            let reason = "its socket was removed, or its directory replaced";
             address.invalid(reason, Some(Errno::ENOENT))
         };
         let found = match self.files.look_at(&self.files.socket) {
@@ -186,13 +185,10 @@ impl Named {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let (directory, name) = (&self.files.directory, &*self.files.socket);
         let file = uninterrupted(|| openat(directory, name, flags, Mode::empty()))
-            .map_err(|errno| refused("its socket was taken away", errno))?;
+            .map_err(|errno| refused("its socket was removed", errno))?;
         let stat = uninterrupted(|| fstat(&file)).map_err(unseen(address))?;
         if !is_kind(&stat, SFlag::S_IFSOCK) || Some(inode(&stat)) != self.socket {
-            return Err(refused(
-                "its socket was replaced by something else",
-                Errno::EEXIST,
-            ));
+            return Err(refused("its socket was replaced by another file", Errno::EEXIST));
         }
         if let Some(group) = access.group {
             let group = Some(Gid::from_raw(group));
@@ -220,7 +216,7 @@ impl AsFd for Place {
 
 /// Makes the error for a failed lookup of the socket's file.
 fn unseen(address: &Address) -> impl Fn(Errno) -> Error {
-    |errno| address.invalid("its socket cannot be looked at", Some(errno))
+    |errno| address.invalid("its socket cannot be inspected", Some(errno))
 }
 
 impl Place {
@@ -321,7 +317,7 @@ impl Place {
     /// for reading. `turn_away` receives the connections that already wait.
     pub(crate) fn close(&self, turn_away: impl Fn(OwnedFd)) -> Result<()> {
         shutdown(self.listener.as_raw_fd(), Shutdown::Read)
-            .map_err(|errno| Error::system("closing the address to newcomers (shutdown)", errno))?;
+            .map_err(|errno| Error::system("closing the address to new clients (shutdown)", errno))?;
         loop {
             match self.next() {
                 Ok(stream) => turn_away(stream),
@@ -340,7 +336,7 @@ mod tests {
 
     /// The path leads to another directory, and looking it up again fails.
     #[test]
-    fn a_socket_that_was_there_before_is_not_the_one_that_was_bound() {
+    fn a_file_that_existed_before_bind_is_not_our_socket() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("socket");
         let lock = tempfile::tempfile().unwrap().into();
@@ -352,13 +348,13 @@ mod tests {
         let before = named.what_is_there(&address).unwrap();
         assert!(before.is_some());
         let error = named.find_socket(&address, &path, before).unwrap_err();
-        assert!(error.to_string().contains("its socket was taken away"), "{error}");
+        assert!(error.to_string().contains("its socket was removed"), "{error}");
         drop(named);
         assert!(place.exists());
     }
 
     #[test]
-    fn a_host_s_socket_that_cannot_be_looked_at_is_no_place_to_share() {
+    fn a_host_s_socket_that_cannot_be_inspected_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let lock = || tempfile::tempfile().unwrap().into();
         let files = |name: &str| Files::of(&folder.path().join(name)).unwrap();
