@@ -354,7 +354,7 @@ fn what_is_not_this_protocol_is_refused_with_its_reason() {
         ("magic", "begins with"),
         ("version", "speaks version 1, and this is version 2"),
         ("kind", "unknown kind 9"),
-        ("early", "something else than a HELLO"),
+        ("early", "expected a HELLO"),
         ("long", "97 bytes"),
     ] {
         let stranger = Actor::start("say", &[&address.to_string(), what]);

@@ -94,7 +94,7 @@ fn both_close_themselves_once_they_have_looked_at_each_other() {
         let seen = evidence(actor);
         assert_eq!(
             seen[0],
-            "hardened: not dumpable, no core [this process, after it was looked at and before its object is made]"
+            "hardened: not dumpable, no core [this process, after its inspection and before it makes its object]"
         );
         // The default policy held, at the end as well.
         let last = seen.last().unwrap();

@@ -1,4 +1,4 @@
-//! What a handshake of a broadcast has beside that of two equals: the ring that all subscribers of a publisher read.
+//! The additions of a broadcast to a handshake: the ring that all subscribers of a publisher read.
 
 use std::{
     sync::{Arc, Weak},
@@ -21,33 +21,33 @@ use crate::{
     wake::parking::Barriers,
 };
 
-/// What the sending thread has of a subscriber, beside its control object.
+/// The sending thread's way to wake a subscriber.
 #[derive(Debug, Clone)]
 pub(crate) struct ReaderBell {
-    /// Its end is noticed elsewhere, and then nothing is rung.
+    /// Weak: the end of the subscriber is noticed elsewhere, and after that there is nothing to wake.
     pub(crate) doorbell: Weak<Doorbell>,
-    /// What its process and this one can do together.
+    /// The barriers that both processes support.
     pub(crate) barriers: Barriers,
 }
 
-/// The readers of a publisher's ring, each with what the sending thread rings for it.
+/// The readers of a publisher's ring, each with the means to wake it.
 pub(crate) type RingReaders = Readers<OwnRegion, PeerRegion, ReaderBell>;
 
-/// A pause between two tries to pass the ring on, where descriptors are short.
+/// The pause between two attempts to pass on the ring while descriptors are short.
 const SHORT_OF_DESCRIPTORS: Duration = Duration::from_millis(5);
 
-/// A publisher's ring, as its handshakes pass it on.
+/// A publisher's ring, as handshakes pass it on.
 #[derive(Debug)]
 pub(crate) struct PublishedRing {
     pub(crate) readers: Arc<RingReaders>,
-    /// `None` once no more subscribers are let in.
+    /// `None` once no more subscribers are accepted.
     kept: Mutex<Option<Arc<KeptDescriptor>>>,
-    /// In a child a thread that is not there may hold the lock of the readers.
+    /// In a forked child, a thread that does not exist there may hold the lock of the readers.
     birth: Birth,
 }
 
 impl PublishedRing {
-    /// Errors as [`Birth::now`].
+    /// Fails as [`Birth::now`] does.
     pub(crate) fn new(readers: Arc<RingReaders>, kept: KeptDescriptor) -> Result<Self> {
         Ok(Self {
             readers,
@@ -56,28 +56,31 @@ impl PublishedRing {
         })
     }
 
-    /// Lets go of the descriptor for good. Copies that handshakes have made go with those.
+    /// Releases the descriptor permanently. Copies that handshakes have made are closed by those handshakes.
     pub(crate) fn seal(&self) {
         let kept = self.kept.lock().take();
         drop(kept);
     }
 
-    /// Passes the ring on by `send`, as soon as there is a descriptor for it. A want of descriptors that does not end before the
-    /// deadline is [`Error::NoSpace`].
+    /// Calls `send` with a copy of the ring's descriptor, as soon as one is available.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSpace`] if descriptors are short until the deadline.
     pub(super) fn pass_on(&self, deadline: &Deadline, send: impl Fn(&Withheld) -> Result<()>) -> Result<()> {
         loop {
             let kept = self.kept.lock().clone();
             let kept = kept.ok_or(Error::Closed("the publisher lets no more subscribers in"))?;
             let result = kept.copy().and_then(Withheld::new).and_then(|copy| send(&copy));
             match result {
-                // Another thread may give one back, and the messages of others that hold some may be received.
+                // Another thread may close a descriptor, or a receiver may take some that are in flight.
                 Err(Error::NoSpace { .. }) if deadline.is_left() => deadline.pause(SHORT_OF_DESCRIPTORS)?,
                 other => return other,
             }
         }
     }
 
-    /// Keeps the place where a new subscriber begins, until the answer is dropped.
+    /// Reserves the starting position of a new subscriber until the result is dropped.
     pub(super) fn hold(self: &Arc<Self>, delivery: Delivery, from: StartFrom) -> Result<HeldStart> {
         Ok(HeldStart {
             held: self.readers.hold(delivery, from)?,
@@ -87,8 +90,8 @@ impl PublishedRing {
     }
 }
 
-/// Where a new subscriber begins. The ring is not overwritten from there on, as long as this lives; unless the subscriber, whose
-/// handshake dawdles, was let go of meanwhile.
+/// The starting position of a new subscriber. While this value exists, the ring is not overwritten from there
+/// on. The exception is a subscriber whose handshake takes too long and that was evicted in the meantime.
 #[derive(Debug)]
 pub(crate) struct HeldStart {
     pub(crate) held: Held,
@@ -105,18 +108,19 @@ impl HeldStart {
         }
     }
 
-    /// The subscriber is through: from now on its own word says how far it has read. `false`: it was let go of before.
+    /// Completes the subscriber's handshake: from now on its own word says how far it has read. Returns
+    /// `false` if it was already evicted.
     pub(crate) fn activate(&self, control: PeerRegion, bell: ReaderBell) -> bool {
         self.ring.readers.activate(self.held.number, control, bell)
     }
 
-    /// Whether the place is kept still.
+    /// Fails if the subscriber was evicted during its handshake.
     pub(super) fn check(&self) -> Result<()> {
         if self.ring.readers.has(self.held.number) {
             return Ok(());
         }
         Err(Error::Closed(
-            "the subscriber has held the publisher up for too long by its handshake",
+            "the subscriber's handshake has delayed the publisher for too long",
         ))
     }
 }
@@ -129,38 +133,38 @@ impl Drop for HeldStart {
     }
 }
 
-/// What comes of a handshake beside what two equals have.
+/// The ring of a broadcast, as part of a handshake's result.
 #[derive(Debug)]
 pub(crate) enum RingPart {
-    /// Each has a ring of its own.
+    /// No broadcast: each side has its own ring.
     Equal,
-    /// The place of the new subscriber.
+    /// The starting position of the new subscriber.
     Publisher(HeldStart),
-    /// The publisher's ring, and where this side begins.
+    /// The publisher's ring, and the starting position of this side.
     Subscriber(PeerRegion, Beginning),
 }
 
-/// Where a subscriber begins, as its publisher says. Not checked yet.
+/// The starting position of a subscriber, as reported by its publisher and not checked yet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Beginning {
     pub(crate) start: Start,
-    /// The publisher's tail before this side's READY. The publisher tells of a new subscriber after that, and what it sends from then
-    /// on must come.
+    /// The publisher's tail before this side's READY. The publisher announces a new subscriber after that,
+    /// and the subscriber must receive every message sent from then on.
     pub(crate) now: u64,
 }
 
-/// What a subscriber asks for.
+/// Decodes the requests of a subscriber.
 pub(super) fn asks(hello: &Hello) -> Result<(Delivery, StartFrom)> {
     let Hello { delivery, from, .. } = *hello;
     match (Delivery::from_number(delivery), StartFrom::from_number(from)) {
         (Some(delivery), Some(from)) => Ok((delivery, from)),
         _ => Err(Error::Protocol(format!(
-            "a subscriber that asks for the unknown delivery {delivery}, from {from}"
+            "a subscriber requests an unknown delivery or start ({delivery}, {from})"
         ))),
     }
 }
 
-/// A subscriber gets no delivery but one of these.
+/// Checks that the requested delivery is one of those offered.
 pub(super) fn check_delivery(hello: &Hello, offered: &[Delivery], speaker: Credentials) -> Result<Delivery> {
     let (wanted, _) = asks(hello)?;
     if offered.contains(&wanted) {
@@ -176,13 +180,14 @@ pub(super) fn names(offered: &[Delivery]) -> String {
     names.join(" or ")
 }
 
-/// Of the longest messages, which the publisher sends and the subscriber takes: neither would know what to do with a longer one.
+/// Checks the message limits of both sides. The subscriber could not receive a longer message than it has
+/// announced.
 pub(super) fn check_longest(sent: u64, taken: u64) -> Result<()> {
     if sent <= taken {
         return Ok(());
     }
     Err(Error::Protocol(format!(
-        "the publisher sends messages of up to {sent} bytes, and the subscriber takes {taken} (max_message_size)"
+        "the publisher sends messages of up to {sent} bytes, but the subscriber accepts {taken} (max_message_size)"
     )))
 }
 
@@ -207,13 +212,13 @@ mod tests {
     fn short() -> Error {
         Error::NoSpace {
             what: "a descriptor in flight".into(),
-            reason: "as many as may be".into(),
+            reason: "the limit is reached".into(),
         }
     }
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn a_want_of_descriptors_is_waited_out_and_no_longer_than_the_handshake_may_take() {
+    fn a_shortage_of_descriptors_is_retried_until_the_deadline() {
         let ring = ring();
         let tries = Cell::new(0);
         let passed = ring.pass_on(&deadline(Duration::from_secs(60)), |_| {
@@ -225,7 +230,7 @@ mod tests {
         let failed = ring.pass_on(&deadline(Duration::from_millis(20)), |_| Err(short()));
         assert_eq!(failed.unwrap_err().code(), "NO_SPACE");
         assert!(start.elapsed() >= Duration::from_millis(20));
-        // What is not for want of descriptors is told at once.
+        // Other errors are returned immediately.
         let failed = ring.pass_on(&deadline(Duration::from_secs(60)), |_| Err(Error::Evicted));
         assert_eq!(failed.unwrap_err().code(), "EVICTED");
         ring.seal();
@@ -248,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subscriber_gets_what_it_asks_for_where_that_is_offered_and_nothing_else() {
+    fn a_subscriber_gets_the_delivery_it_requests_if_it_is_offered() {
         let speaker = Credentials {
             pid: 1,
             uid: 2,
@@ -281,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_publisher_sends_no_longer_messages_than_its_subscriber_takes() {
+    fn a_publisher_sends_no_longer_messages_than_its_subscriber_accepts() {
         assert!(check_longest(9, 10).is_ok() && check_longest(10, 10).is_ok());
         assert_eq!(check_longest(11, 10).unwrap_err().code(), "PROTOCOL");
     }

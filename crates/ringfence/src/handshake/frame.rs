@@ -1,4 +1,5 @@
-//! What is said on the line while a channel is made: frames of a fixed head and a short body, little-endian.
+//! The frames that are exchanged on the line during a handshake: a fixed head and a short body,
+//! little-endian.
 //!
 //! ```text
 //! head, 16 bytes     0  magic     8 bytes  "ringfnce"
@@ -34,9 +35,12 @@
 //!                    2  three texts: check, wanted, found; each a u16 length and as many bytes of UTF-8
 //! ```
 //!
-//! Every frame carries the credentials of its sender (`SCM_CREDENTIALS`). Descriptors come with the guest's HELLO
-//! (one: its partner's end of the private line), with OFFER (one: the object; of a publisher two: the control object and the
-//! ring), among members with the host's READY (the listening socket, and for a path the lock beside it), and with no other frame.
+//! Every frame carries the credentials of its sender (`SCM_CREDENTIALS`). Three kinds of frame carry
+//! descriptors:
+//!
+//! - the guest's HELLO: the other end of the private line;
+//! - OFFER: the object; from a publisher the control object and the ring;
+//! - in a membership, the host's READY: the listening socket and, for a path, the lock next to it.
 
 use std::fmt;
 
@@ -46,7 +50,7 @@ use crate::{
 };
 
 const MAGIC: [u8; 8] = *b"ringfnce";
-/// The version of this protocol, and of the layout of memory. Both sides must speak the same.
+/// The version of this protocol and of the memory layout. Both sides must have the same version.
 pub(crate) const VERSION: u16 = 2;
 pub(super) const HEAD: usize = 16;
 const LONGEST_BODY: usize = 4096;
@@ -58,7 +62,7 @@ pub(super) fn check_echo(found: &Nonce, own: &Nonce) -> Result<()> {
         Ok(())
     } else {
         Err(Error::Protocol(
-            "a message that does not answer this side's nonce".into(),
+            "a frame with a wrong echo of this side's nonce".into(),
         ))
     }
 }
@@ -72,17 +76,18 @@ pub(crate) struct Hello {
     pub(crate) backing: u32,
     pub(crate) features: u32,
     pub(crate) meeting: u32,
-    /// Of a subscriber: the numbers of its delivery and of its beginning.
+    /// The numbers of a subscriber's delivery and starting point.
     pub(crate) delivery: u16,
     pub(crate) from: u16,
 }
 
 /// Bit 0 of a HELLO's features.
 pub(crate) const TAKES_BARRIERS: u32 = 1;
-/// Bit 1: the sender is closed to other processes of its user by the time of its OFFER.
+/// Bit 1: the sender is hardened against other processes of its user before it sends its OFFER.
 pub(crate) const HARDENS: u32 = 2;
 
-/// What two processes meet for. A process that has come for something else has the wrong address.
+/// The kind of connection that two processes want to make. A process that wants another kind has the wrong
+/// address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Meeting {
     /// `join`.
@@ -139,31 +144,31 @@ pub(crate) struct Offer {
     pub(crate) size: u64,
     pub(crate) capacity: u64,
     pub(crate) tokens: TokenAddress,
-    /// Of a publisher.
+    /// Set by a publisher.
     pub(crate) start: Start,
 }
 
-/// Where a subscriber begins in the ring of its publisher, and the number that it has there.
+/// The starting position of a subscriber in its publisher's ring, and its number there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Start {
     pub(crate) position: u64,
-    /// Messages that were sent before that.
+    /// The number of messages sent before that position.
     pub(crate) sequence: u64,
     pub(crate) slot: u32,
 }
 
-/// Why one side refuses the other.
+/// The reason for which one side refuses the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
-    /// Two share the address already.
+    /// Two processes share the address already.
     Occupied,
-    /// The policy does not hold.
+    /// The peer does not satisfy the policy.
     Peer,
-    /// What was said is not this protocol, or does not agree.
+    /// A frame violates the protocol, or the options of both sides differ.
     Protocol,
-    /// The object is not sound.
+    /// The object is not acceptable.
     Object,
-    /// The sender cannot go on, for reasons of its own.
+    /// The sender cannot continue, for a local reason.
     Unable,
 }
 
@@ -262,13 +267,13 @@ impl Frame {
         frame
     }
 
-    /// Kind and body length, from a frame's head.
+    /// Decodes the kind and the body's length from a frame's head.
     pub(super) fn head(head: &[u8; HEAD]) -> Result<(u16, usize)> {
         let mut fields = Fields(head);
         let magic: [u8; 8] = fields.take()?;
         if magic != MAGIC {
             return Err(Error::Protocol(format!(
-                "it begins with {magic:02x?} instead of {MAGIC:02x?}"
+                "a frame begins with {magic:02x?} instead of {MAGIC:02x?}"
             )));
         }
         let version = fields.u16()?;
@@ -362,7 +367,8 @@ impl Frame {
 
 #[cfg(any(test, fuzzing))]
 impl Frame {
-    /// The first frame in these bytes, as [`Line::expect`](crate::handshake::line::Line::expect) reads it, and what follows it.
+    /// Decodes the first frame, as [`Line::expect`](crate::handshake::line::Line::expect) reads it. Returns
+    /// the remaining bytes.
     pub(crate) fn decode(bytes: &[u8]) -> Result<(Self, &[u8])> {
         let short = || Error::Protocol("a frame ends early".into());
         let (head, rest) = bytes.split_first_chunk().ok_or_else(short)?;
@@ -372,7 +378,7 @@ impl Frame {
     }
 }
 
-/// Texts of a refusal are for people; a thousand bytes say enough.
+/// Shortens the text of a refusal. The text is for people, and a thousand bytes are enough.
 fn shorten(text: &str) -> &str {
     let mut end = text.len().min(1000);
     while !text.is_char_boundary(end) {
@@ -412,7 +418,7 @@ impl Fields<'_> {
             .split_at_checked(length)
             .ok_or_else(|| Error::Protocol("a text ends early".into()))?;
         self.0 = rest;
-        // For people, in a log or on a terminal: nothing in it may steer that terminal.
+        // The text may be shown on a terminal, so it must not contain control characters.
         Ok(String::from_utf8_lossy(text)
             .chars()
             .map(|c| if steers(c) { '\u{fffd}' } else { c })
@@ -420,7 +426,7 @@ impl Fields<'_> {
     }
 }
 
-/// What an error of ours is to the peer.
+/// Converts a local error into the refusal that the peer receives.
 impl From<&Error> for Refuse {
     fn from(error: &Error) -> Self {
         let text = error.to_string();
@@ -432,7 +438,7 @@ impl From<&Error> for Refuse {
         };
         match error {
             Error::PeerRefused(refusal) => {
-                // Another user is told what was looked at, and neither what would have passed nor what was seen.
+                // Another user learns which check failed, but neither the required nor the found value.
                 let own = refusal
                     .identity
                     .as_ref()
@@ -463,19 +469,19 @@ impl From<&Error> for Refuse {
                 wanted: wanted.clone(),
                 found: found.clone(),
             },
-            _ => plain(Code::Unable, "to go on"),
+            _ => plain(Code::Unable, "to continue"),
         }
     }
 }
 
 impl Refuse {
-    /// Whether the next try may succeed: the sender is about to go, or its time for this handshake was over. Any other trouble of
-    /// the sender is told to the caller.
+    /// Whether the next attempt may succeed: the sender is about to end, or its handshake timed out. The
+    /// caller gets all other errors.
     pub(crate) fn is_passing(&self) -> bool {
         self.code == Code::Unable && ["CLOSED", "HANDSHAKE_TIMEOUT"].contains(&&*self.check)
     }
 
-    /// The error that the peer's refusal is on this side.
+    /// Converts the peer's refusal into this side's error.
     pub(crate) fn into_error(self, address: &str) -> Error {
         match self.code {
             Code::Occupied => Error::AddressOccupied {
@@ -483,12 +489,12 @@ impl Refuse {
                 by: self.found,
             },
             Code::Peer => Refusal::by_peer(self.check, self.wanted, self.found).into(),
-            Code::Protocol => Error::Protocol(format!("as the peer says, {}", self.found)),
+            Code::Protocol => Error::Protocol(format!("the peer reports: {}", self.found)),
             Code::Object => Error::PeerLost(format!(
                 "it refused this side's object: its {} should be {} and is {}",
                 self.check, self.wanted, self.found
             )),
-            Code::Unable => Error::PeerLost(format!("it could not go on: {}", self.found)),
+            Code::Unable => Error::PeerLost(format!("it could not continue: {}", self.found)),
         }
     }
 }
@@ -542,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn every_frame_comes_back_as_it_was() {
+    fn every_frame_survives_encoding_and_decoding() {
         for frame in frames() {
             assert_eq!(decode(&frame.encode()).unwrap(), frame);
         }
@@ -565,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_whatever_make_it_panic() {
+    fn decoding_never_panics() {
         let mut state = 1_u64;
         for frame in frames() {
             let good = frame.encode();
@@ -598,7 +604,7 @@ mod tests {
     }
 
     #[test]
-    fn the_numbers_are_those_of_the_protocol_and_no_others_mean_anything() {
+    fn the_numbers_are_those_of_the_protocol_and_others_are_unknown() {
         let meetings = [
             Meeting::Pair,
             Meeting::Service,
@@ -628,7 +634,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_may_be_as_long_as_its_kind_says_and_has_nothing_behind_its_fields() {
+    fn a_body_has_the_length_of_its_kind_and_no_trailing_bytes() {
         for (kind, length, sound) in [
             (1, 96, true),
             (1, 95, false),
@@ -666,13 +672,13 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_answers_the_own_nonce_alone() {
+    fn an_echo_must_equal_our_nonce() {
         check_echo(&[7; 32], &[7; 32]).unwrap();
         assert_eq!(check_echo(&[7; 32], &[8; 32]).unwrap_err().code(), "PROTOCOL");
     }
 
     #[test]
-    fn a_text_of_the_peer_steers_no_terminal() {
+    fn control_characters_in_a_peer_s_text_are_replaced() {
         let Frame::Refuse(mut refuse) = frames().remove(3) else {
             panic!("a refusal")
         };
@@ -683,9 +689,9 @@ mod tests {
         assert_eq!(back.found, "a\u{fffd}[2J\u{fffd}b");
     }
 
-    /// What another user is told, which is not what its own user is.
+    /// A peer of another user learns less than one of our own user.
     #[test]
-    fn a_refused_peer_learns_what_was_looked_at_and_of_its_own_user_what_was_found() {
+    fn a_refused_peer_learns_the_check_and_if_it_has_our_uid_the_finding() {
         let refusal = |uid| {
             let who = crate::identity::Credentials { pid: 1, uid, gid: 0 };
             Error::from(Refusal::new(Check::Cgroup, "a", "b").about(who))
@@ -701,7 +707,7 @@ mod tests {
     }
 
     #[test]
-    fn each_refusal_is_an_error_of_its_own_on_the_other_side() {
+    fn each_refusal_becomes_its_own_error_on_the_other_side() {
         let unsound = Error::ObjectUnsound {
             check: "size",
             wanted: "1".into(),

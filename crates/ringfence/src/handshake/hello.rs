@@ -1,5 +1,5 @@
-//! Step 4 of a handshake: the HELLOs, which agree on everything but the objects, and the private line, over which all that
-//! follows is said.
+//! Step 4 of a handshake: the HELLOs, which agree on everything except the objects, and the private line,
+//! which carries all later frames.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -28,8 +28,9 @@ use crate::{
 };
 
 impl Side<'_> {
-    /// Step 4, the host's part: the guest's HELLO comes over the agreed socket with one end of a line, and the answer
-    /// goes there. Any process that knows the address can have the agreed socket: it is closed when this returns.
+    /// Runs step 4 as the host. The guest's HELLO arrives over the agreed socket with one end of a line, and
+    /// the answer is sent on that line. The agreed socket is closed when this returns, because any process
+    /// that knows the address can have it.
     pub(super) fn hello_of_guest(&self, caller: Caller, broken_off: impl Fn(Error) -> Error) -> Result<Talk> {
         let Caller {
             stream,
@@ -57,8 +58,8 @@ impl Side<'_> {
         }
     }
 
-    /// Step 4, the guest's part: one end of a fresh pair goes over the agreed socket, and the answer comes back on
-    /// the pair, from the process that the kernel named.
+    /// Runs step 4 as the guest. One end of a fresh socketpair is sent over the agreed socket. The answer
+    /// arrives on the pair, from the process that the kernel named.
     pub(super) fn hello_of_host(&self, caller: Caller) -> Result<Option<Talk>> {
         let Caller {
             stream,
@@ -70,7 +71,7 @@ impl Side<'_> {
         let (line, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)
             .map_err(|errno| Error::system("a private line", errno))?;
         settle_new_line(&line)?;
-        // A child has inherited this one.
+        // In a child, this is the inherited socket, which may have other options.
         settle_line(&stream)?;
         let own = nonce()?;
         let hello = Frame::Hello(self.hello(own, Nonce::default()));
@@ -86,7 +87,8 @@ impl Side<'_> {
         let frame = match self.line(&line, peer.credentials).expect("the host's HELLO") {
             Ok((frame, descriptors)) if descriptors.is_empty() => frame,
             Ok(_) => return Err(Error::Protocol("descriptors with the host's HELLO".into())),
-            // It has closed its end of the line, or never took it: if it said why, it did so on the agreed socket.
+            // The host has closed its end of the line, or never received it. If it gave a reason, the reason
+            // is on the agreed socket.
             Err(Error::PeerLost(_)) => return turned_away(&agreed),
             Err(error) => return Err(error),
         };
@@ -101,7 +103,7 @@ impl Side<'_> {
         }))
     }
 
-    /// The host's HELLO, over the line that came with the guest's.
+    /// Checks the guest's HELLO and sends the host's, over the line that the guest has passed.
     pub(super) fn answer(
         &self,
         line: &OwnedFd,
@@ -152,13 +154,15 @@ impl Side<'_> {
         }
     }
 
-    /// What the other side said of itself must be possible, and agree with this side.
+    /// Checks that the peer's HELLO is valid and agrees with this side's options.
     fn agree(&self, frame: &Frame, echo: Nonce, record: &mut Record) -> Result<Hello> {
         let Frame::Hello(hello) = frame else {
-            return Err(Error::Protocol("something else than a HELLO".into()));
+            return Err(Error::Protocol("expected a HELLO, received another frame".into()));
         };
         if hello.echo != echo {
-            return Err(Error::Protocol("a HELLO that does not answer this side's".into()));
+            return Err(Error::Protocol(
+                "a HELLO with a wrong echo of this side's nonce".into(),
+            ));
         }
         agree_on_meeting(self.meeting, hello.meeting)?;
         let own = self.options.backing;
@@ -180,8 +184,8 @@ impl Side<'_> {
         Ok(*hello)
     }
 
-    /// The sizes that the other side has named: they are its choice, and this side would pay for them. So this comes before anything
-    /// is made or mapped.
+    /// Checks the sizes that the peer has chosen. This side would pay for them, so the check comes before
+    /// anything is created or mapped.
     fn agree_on_ring(&self, hello: &Hello) -> Result<()> {
         let Hello {
             capacity, longest, ..
@@ -215,15 +219,15 @@ impl Side<'_> {
         Ok(())
     }
 
-    /// The end of the first look: what the policy's callback says to a peer that has passed everything else, and has shown
-    /// by its HELLO that the line is its own. Nothing was shared with it.
+    /// Ends the first inspection with the policy's callback. The peer has passed all other checks, and its
+    /// HELLO has proved that it holds the line. Nothing has been shared with it yet.
     pub(super) fn authorize(&self, talk: &mut Talk) -> Result<()> {
         let asked =
             self.options
                 .policy
                 .ask(&talk.identity, talk.line.as_fd(), self.deadline, &mut talk.record);
         match asked {
-            // It has gone meanwhile, and may have said why.
+            // The peer has disconnected in the meantime, and may have sent a reason.
             Err(error @ Error::PeerLost(_)) => {
                 let line = self.line(&talk.line, talk.peer.credentials);
                 Err(line.last_words().unwrap_or(error))
@@ -237,9 +241,9 @@ fn agree_on_meeting(own: Meeting, number: u32) -> Result<()> {
     match Meeting::from_number(number) {
         Some(meeting) if meeting == own => Ok(()),
         Some(meeting) => Err(Error::Protocol(format!(
-            "the one side is {own}, the other {meeting}"
+            "one side is {own}, the other is {meeting}"
         ))),
-        None => Err(Error::Protocol(format!("a meeting of the unknown kind {number}"))),
+        None => Err(Error::Protocol(format!("an unknown kind of meeting, {number}"))),
     }
 }
 
@@ -247,7 +251,7 @@ fn agree_on_backing(own: Backing, number: u32) -> Result<()> {
     match Backing::from_number(number) {
         Some(backing) if backing == own => Ok(()),
         Some(backing) => Err(Error::Protocol(format!(
-            "the backings differ: {own} on the one side, {backing} on the other"
+            "the backings differ: {own} on one side, {backing} on the other"
         ))),
         None => Err(Error::Protocol(format!(
             "a backing with the unknown number {number}"
@@ -255,13 +259,13 @@ fn agree_on_backing(own: Backing, number: u32) -> Result<()> {
     }
 }
 
-/// The host closed the connection without taking the line. If it said why, that is the answer. If it has gone, is about to go, or
-/// has waited too long for this side (`None`), the address is to be looked at again.
+/// Reads the reason why the host closed the connection without taking the line. Returns `None` if the host
+/// has ended, is about to end, or has waited too long for this side. Then the caller retries the address.
 fn turned_away(agreed: &Line<'_>) -> Result<Option<Talk>> {
     match agreed.receive("the host's answer", 1) {
         Ok((Frame::Refuse(refuse), _)) if refuse.is_passing() => Ok(None),
         Ok((Frame::Refuse(refuse), _)) => Err(refuse.into_error(agreed.address)),
-        Ok(_) => Err(Error::Protocol("an answer on the agreed socket".into())),
+        Ok(_) => Err(Error::Protocol("an unexpected frame on the agreed socket".into())),
         Err(Error::PeerLost(_)) => Ok(None),
         Err(error) => Err(error),
     }
@@ -271,13 +275,13 @@ pub(super) fn only_line(mut descriptors: Vec<OwnedFd>) -> Result<OwnedFd> {
     match (descriptors.pop(), descriptors.is_empty()) {
         (Some(line), true) => Ok(line),
         _ => Err(Error::Protocol(
-            "a HELLO with no line, or with more than one descriptor".into(),
+            "a HELLO without a line, or with more than one descriptor".into(),
         )),
     }
 }
 
-/// The process that speaks on an inherited socket must be the one that was started, where that is known. (Its own children
-/// inherit the socket as well, until it has taken it.)
+/// Checks that the process that sends on an inherited socket is the one that was started, if that is known.
+/// (The children of that process inherit the socket too, until it has taken the socket.)
 pub(super) fn check_child(speaker: Credentials, child: Option<i32>, record: &mut Record) -> Result<()> {
     let found = format!("pid {}", speaker.pid);
     let Some(pid) = child else {
@@ -292,7 +296,8 @@ pub(super) fn check_child(speaker: Credentials, child: Option<i32>, record: &mut
     Err(Refusal::new(Check::Child, wanted, found).about(speaker).into())
 }
 
-/// What the guest passed must be one end of a pair of connected stream sockets that it made itself.
+/// Checks that the guest has passed one end of a pair of connected stream sockets that the guest itself
+/// created.
 pub(super) fn check_line(line: &OwnedFd, speaker: Credentials) -> Result<()> {
     const LINE: &str = "the line that the peer has passed";
     let kind = answered(LINE, uninterrupted(|| getsockopt(line, sockopt::SockType)))?;
@@ -340,7 +345,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
-    fn a_line_is_a_connected_pair_of_unix_streams_of_the_process_that_speaks() {
+    fn a_line_is_a_connected_unix_stream_pair_made_by_the_sender() {
         let own = sys::ancillary::effective_credentials();
         let own = Credentials {
             pid: own.pid(),
@@ -355,7 +360,7 @@ mod tests {
         )
         .unwrap();
         check_line(&line, own).unwrap();
-        // It shows its maker as a connected one does, and leads to nobody.
+        // A listening socket reports its creator like a connected one, but has no other end.
         let listener = socket(
             AddressFamily::Unix,
             SockType::Stream,
@@ -393,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_names_sizes_that_a_ring_can_have_and_that_this_side_takes() {
+    fn a_peer_s_sizes_must_be_valid_and_within_this_side_s_limits() {
         const FAR: u64 = 1 << 62;
         let said = |capacity, longest| Hello {
             nonce: [1; 32],
@@ -450,7 +455,7 @@ mod tests {
         ] {
             assert_eq!(agreed(FAR, equal, 4096, longest), is_right, "{longest}");
         }
-        // Of a publisher, what this side takes.
+        // For the publisher's messages, this side's own limit counts.
         assert!(agreed(FAR, RingRole::Subscriber, 4096, 100));
         assert!(!agreed(FAR, RingRole::Subscriber, 4096, 101));
     }

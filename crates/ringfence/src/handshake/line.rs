@@ -1,5 +1,5 @@
-//! The sender of each frame: frames are exchanged with one process that is known, and the kernel must have stamped each part of
-//! each frame with its credentials.
+//! Proves the sender of each frame. Frames are exchanged with one identified process, and the kernel must
+//! have stamped each part of each frame with its credentials.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -21,22 +21,23 @@ use crate::{
     wait::deadline::{Deadline, Woken},
 };
 
-/// With any frame.
+/// The maximum for any frame.
 const MOST_DESCRIPTORS: usize = 2;
 
-/// A stream socket on which frames are exchanged with one known process, up to a deadline.
+/// A stream socket on which frames are exchanged with one identified process, until a deadline.
 #[derive(Debug)]
 pub(crate) struct Line<'a> {
     pub(crate) socket: BorrowedFd<'a>,
-    /// The process at the other end. Every part of every frame must be stamped with these credentials.
+    /// The process at the other end. Every part of every frame must carry these credentials.
     pub(crate) speaker: Credentials,
     pub(crate) deadline: &'a Deadline,
     /// The address, for errors.
     pub(crate) address: &'a str,
 }
 
-/// Sends a frame, with this process's credentials and some descriptors. Never blocks: a handshake's frames
-/// are far smaller than any socket's buffer, so one that is full is a peer that does not follow the protocol.
+/// Sends a frame with this process's credentials and some descriptors. Never blocks: the frames of a
+/// handshake are far smaller than any socket buffer, so a full buffer means that the peer violates the
+/// protocol.
 pub(crate) fn send(
     socket: BorrowedFd<'_>,
     frame: &Frame,
@@ -59,26 +60,26 @@ pub(crate) fn send(
     }
 }
 
-/// Tells the other side why, as far as it still listens.
+/// Sends the reason to the peer, if it still reads.
 pub(crate) fn refuse(socket: impl AsFd, error: Error) -> Error {
     let knows_already = match &error {
         Error::PeerLost(_) | Error::Aborted => true,
         error => error.refusal().is_some_and(|refusal| refusal.by_peer),
     };
     if !knows_already {
-        // A peer that does not read it learns it from the end of the line.
+        // A peer that does not read the reason notices the end of the line.
         let _ = send(socket.as_fd(), &Frame::Refuse(Refuse::from(&error)), &[]);
     }
     error
 }
 
-/// From here on the kernel stamps what arrives with its sender's credentials (unix(7), `SO_PASSCRED`), and adds nothing else.
-/// To be called before the first read.
+/// Makes the kernel stamp incoming data with its sender's credentials and nothing else (unix(7),
+/// `SO_PASSCRED`). Must be called before the first read.
 pub(crate) fn settle_line(socket: &OwnedFd) -> Result<()> {
     sys::socket::settle_line(socket).map_err(|errno| Error::system("SO_PASSCRED", errno))
 }
 
-/// The same for a socket that this process has just made, and that no other has had.
+/// Does the same for a socket that this process has just made and that no other process has had.
 pub(crate) fn settle_new_line(socket: &OwnedFd) -> Result<()> {
     sys::socket::settle_new_line(socket).map_err(|errno| Error::system("SO_PASSCRED", errno))
 }
@@ -86,22 +87,22 @@ pub(crate) fn settle_new_line(socket: &OwnedFd) -> Result<()> {
 impl Line<'_> {
     pub(crate) fn send(&self, frame: &Frame, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
         send(self.socket, frame, descriptors).map_err(|errno| match errno {
-            // It has closed its end. If it said why before that, that is the error.
+            // The peer has closed its end. If it sent a reason first, that is the error.
             Errno::EPIPE | Errno::ECONNRESET => self
                 .last_words()
                 .unwrap_or_else(|| Error::PeerLost(format!("it closed the line ({})", errno.desc()))),
-            Errno::EAGAIN => Error::PeerLost("it does not read what it is sent".into()),
-            // The line is what the peer passed: what is wrong with it is not this system's fault.
+            Errno::EAGAIN => Error::PeerLost("it does not read what this side sends".into()),
+            // The peer passed this line, so its defects are not the fault of this system.
             errno => Error::unless_short("writing to the peer's line", errno, |errno| {
                 Error::Protocol(format!("its line cannot be written to ({})", errno.desc()))
             }),
         })
     }
 
-    /// What a peer that has gone said before that, if it said why.
+    /// Returns the reason that a disconnected peer has sent, if it sent one.
     pub(crate) fn last_words(&self) -> Option<Error> {
         loop {
-            match self.receive("its last words", MOST_DESCRIPTORS) {
+            match self.receive("the peer's reason", MOST_DESCRIPTORS) {
                 Ok((Frame::Refuse(refuse), _)) => return Some(refuse.into_error(self.address)),
                 Ok(_) => {}
                 Err(_) => return None,
@@ -109,12 +110,12 @@ impl Line<'_> {
         }
     }
 
-    /// The next frame, and the descriptor that came with it, if one did. A refusal is an error already.
+    /// Receives the next frame, with at most one descriptor. A refusal is returned as an error.
     pub(crate) fn expect(&self, step: &'static str) -> Result<(Frame, Vec<OwnedFd>)> {
         self.expect_with(step, 1)
     }
 
-    /// The same, with so many descriptors at most.
+    /// Does the same with at most `most` descriptors.
     pub(crate) fn expect_with(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
         match self.receive(step, most)? {
             (Frame::Refuse(refuse), _) => Err(refuse.into_error(self.address)),
@@ -122,7 +123,7 @@ impl Line<'_> {
         }
     }
 
-    /// The next frame, a refusal included, and the descriptors that came with it, so many at most.
+    /// Receives the next frame, which may be a refusal, with at most `most` descriptors.
     pub(crate) fn receive(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
         let mut reader = Reader {
             socket: self.socket,
@@ -136,8 +137,8 @@ impl Line<'_> {
     }
 }
 
-/// The first frame on a socket that a child has inherited, and the process that sent it, which is not known before. The process
-/// that begins the frame must send all of it.
+/// Receives the first frame on a socket that a child has inherited. Its sender is not known in advance, and
+/// must send the whole frame.
 pub(crate) fn first(
     socket: BorrowedFd<'_>,
     deadline: &Deadline,
@@ -158,20 +159,20 @@ pub(crate) fn first(
     }
 }
 
-/// One frame on its way in.
+/// A frame that is being read.
 struct Reader<'a> {
     socket: BorrowedFd<'a>,
-    /// Each part must come from this process. `None` until the first part has come.
+    /// The sender of each part. `None` until the first part has arrived.
     speaker: Option<Credentials>,
     deadline: &'a Deadline,
-    /// What is awaited, for errors.
+    /// The awaited frame, for errors.
     step: &'static str,
-    /// Those that have come with the frame.
+    /// The descriptors that have arrived with the frame.
     descriptors: Vec<OwnedFd>,
 }
 
 impl Reader<'_> {
-    /// The frame, with so many descriptors at most.
+    /// Reads the frame, with at most `most` descriptors.
     fn frame(&mut self, most: usize) -> Result<Frame> {
         let mut head = [0_u8; HEAD];
         self.part(&mut head, most)?;
@@ -189,7 +190,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// A stream keeps no borders of messages: reads until the buffer is full, and never past it.
+    /// Reads until the buffer is full, and never beyond. A stream does not preserve message boundaries.
     fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {
         let mut filled = 0;
         while filled < buffer.len() {
@@ -205,7 +206,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// What comes next, once it is there.
+    /// Reads the next part as soon as it has arrived.
     fn read(&self, buffer: &mut [u8]) -> Result<Received> {
         loop {
             match sys::ancillary::receive(self.socket, buffer) {
@@ -230,10 +231,13 @@ impl Reader<'_> {
     }
 
     fn left(&self) -> Error {
-        Error::PeerLost(format!("it left while {} was awaited", self.step))
+        Error::PeerLost(format!(
+            "it disconnected while this side waited for {}",
+            self.step
+        ))
     }
 
-    /// What came beside the bytes must be credentials, and no more descriptors than any frame has.
+    /// Checks that the only control data are credentials, and no more descriptors than a frame may have.
     fn check_control(&self, control: &Control) -> Result<()> {
         let step = self.step;
         match control {
@@ -241,17 +245,18 @@ impl Reader<'_> {
             Control::Expected | Control::Truncated => Err(surplus(MOST_DESCRIPTORS)),
             Control::Short => Err(Error::NoSpace {
                 what: format!("a descriptor that came with {step}"),
-                reason: "this process has as many open as it may (RLIMIT_NOFILE), or a security module forbids it this one"
+                reason: "this process has reached its limit (RLIMIT_NOFILE), or a security module denies this descriptor"
                     .into(),
             }),
-            // It comes of an option of this side's own socket, which only a peer that holds the socket too can have set.
+            // It results from an option of this side's own socket. Only a peer that holds that socket too can
+            // have set the option.
             Control::Unexpected { level, kind } => Err(Error::Protocol(format!(
-                "a control message that was not asked for (level {level}, type {kind}) comes with {step}"
+                "an unexpected control message (level {level}, type {kind}) came with {step}"
             ))),
         }
     }
 
-    /// The process that sent the first part must have sent this one.
+    /// Checks that the same process has sent all parts.
     fn check_sender(&mut self, found: Option<Credentials>) -> Result<()> {
         match (found, self.speaker) {
             (Some(found), Some(wanted)) if found == wanted => Ok(()),
@@ -262,8 +267,8 @@ impl Reader<'_> {
             (found, wanted) => {
                 let who = |c: Credentials| format!("pid {}, uid {}, gid {}", c.pid, c.uid, c.gid);
                 let wanted = wanted.map_or_else(
-                    || "every message with the credentials of its sender".into(),
-                    |wanted| format!("every message from {}, which is who spoke first", who(wanted)),
+                    || "every message to carry its sender's credentials".into(),
+                    |wanted| format!("every message from {}, the sender of the first", who(wanted)),
                 );
                 let refusal = Refusal::new(Check::Line, wanted, found.map_or_else(|| "none".into(), who));
                 Err(found.into_iter().fold(refusal, Refusal::about).into())
@@ -329,7 +334,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no socket that passes descriptors")]
-    fn a_frame_arrives_with_its_descriptors_and_not_with_more_than_were_asked_for() {
+    fn a_frame_arrives_with_its_descriptors_up_to_the_limit() {
         let (own, peer) = ends();
         let deadline = within(FAR);
         let [here, there] = [&own, &peer].map(|end| line(end, this_process(), &deadline));
@@ -359,7 +364,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
-    fn each_part_of_a_frame_comes_from_the_process_that_spoke_first() {
+    fn each_part_of_a_frame_must_come_from_the_first_sender() {
         let deadline = within(FAR);
         let own = this_process();
         for other in [
@@ -389,7 +394,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
-    fn a_frame_comes_in_pieces_and_whoever_leaves_or_stops_within_one_is_told_of() {
+    fn a_frame_may_arrive_in_pieces_and_an_unfinished_one_is_an_error() {
         let bytes = FRAME.encode();
         for pieces in [1, 7, bytes.len()] {
             let (here, there) = ends();
@@ -428,7 +433,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
-    fn a_refusal_is_told_but_to_a_peer_that_has_refused_or_gone() {
+    fn a_refusal_is_sent_unless_the_peer_has_refused_or_disconnected() {
         let deadline = within(FAR);
         let (here, there) = ends();
         assert_eq!(refuse(&here, refusal()).code(), "PEER_REFUSED");
@@ -437,7 +442,7 @@ mod tests {
             .unwrap_err();
         assert_eq!(told.code(), "PEER_REFUSED");
         assert!(told.refusal().unwrap().by_peer);
-        // What it said is said back by nobody, and neither is that it has left.
+        // A refusal from the peer is not sent back, and neither is the fact that it has disconnected.
         for known in [told, Error::PeerLost("it left".into()), Error::Aborted] {
             refuse(&here, known);
             assert_eq!(sys::socket::unread(&there), Ok(0));
@@ -446,7 +451,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
-    fn a_peer_that_has_gone_is_found_when_it_is_written_to_and_so_are_its_last_words() {
+    fn writing_to_a_disconnected_peer_returns_its_reason() {
         let deadline = within(FAR);
         let (here, there) = ends();
         refuse(&there, refusal());
@@ -454,7 +459,7 @@ mod tests {
         let here = line(&here, this_process(), &deadline);
         assert_eq!(here.send(&FRAME, &[]).unwrap_err().code(), "PEER_REFUSED");
         assert_eq!(here.send(&FRAME, &[]).unwrap_err().code(), "PEER_LOST");
-        // A full line is no reason to wait.
+        // A full line fails immediately instead of blocking.
         let (here, _there) = ends();
         let full = loop {
             if let Err(error) = line(&here, this_process(), &deadline).send(&FRAME, &[]) {

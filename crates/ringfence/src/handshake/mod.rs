@@ -1,10 +1,12 @@
-//! One handshake, from a connection to the parts of a channel: the order of the steps. Each step is a few lines here;
-//! what it does is in the module that it names.
+//! One handshake, from a connection to the parts of a channel: the order of the steps. Each step is a few
+//! lines here and is implemented in the module that it names.
 //!
-//! `side` is what a side knows, `hello`, `objects` and `ready` are the steps, `frame` is the bytes, `line` proves the sender of each,
-//! `parts` is what comes of it; `broadcast` is the ring of a publisher, which comes third.
+//! `side` is the state of one side. `hello`, `objects` and `ready` are the steps. `frame` encodes the bytes,
+//! and `line` proves the sender of each frame. `parts` is the result. `broadcast` adds the ring of a
+//! publisher.
 //!
-//! May import `options`, `rendezvous`, `peer`, `memory`, `signal` and what stands below. It never binds an address and makes no channel.
+//! May import `options`, `rendezvous`, `peer`, `memory`, `signal` and the modules below them. It never binds
+//! an address and never makes a channel.
 
 pub(crate) mod broadcast;
 pub(crate) mod frame;
@@ -30,23 +32,24 @@ use crate::{
     trace,
 };
 
-/// Decides which guests get a channel, of those that are ready for one: a pair has one seat, a service has many.
+/// Decides which of the guests that are ready for a channel get one: a pair has one slot, a service has many.
 pub(crate) trait Seats {
-    /// What a guest holds as long as it has its seat. Dropped, the seat is free again.
+    /// Held by a guest while it has its slot. Dropping it frees the slot.
     type Seat;
 
-    /// Whether there would be a seat for this process now, so that a handshake is worth its while.
+    /// Checks whether a slot is free for this process now. If not, the handshake need not start.
     fn ask(&self, who: Credentials) -> Result<()>;
 
-    /// A seat for a guest that has passed everything, a moment before it is told READY.
+    /// Claims a slot for a guest that has passed all checks, just before READY is sent to it.
     fn take(&self, who: Credentials) -> Result<Self::Seat>;
 
-    /// What is told to a guest whose handshake breaks off because the host does not go on.
+    /// Returns the error to send to a guest whose handshake the host has cancelled.
     fn closed(&self) -> Error;
 }
 
 impl Side<'_> {
-    /// Steps 2 and 3: the process that the kernel names at the other end, and what the policy says to it. Waits for no peer.
+    /// Runs steps 2 and 3: asks the kernel for the process at the other end, and checks it against the
+    /// policy. Waits for no peer.
     pub(crate) fn look_at(&self, stream: OwnedFd, mut record: Record) -> Result<Caller> {
         let looked = (|| {
             let namespace = self.options.policy.allowed_namespace();
@@ -69,7 +72,7 @@ impl Side<'_> {
         }
     }
 
-    /// Steps 4 to 8, as the host.
+    /// Runs steps 4 to 8 as the host.
     pub(crate) fn host<S: Seats>(&self, caller: Caller, seats: &S) -> Result<(Parts, S::Seat)> {
         let broken_off = |error| match error {
             Error::Aborted => seats.closed(),
@@ -83,17 +86,17 @@ impl Side<'_> {
         self.agree_as_host(talk, || seats.take(who), broken_off)
     }
 
-    /// Steps 2 to 8, as the parent.
+    /// Runs steps 2 to 8 as the parent.
     pub(crate) fn parent(&self, stream: &OwnedFd, child: Option<i32>, record: Record) -> Result<Parts> {
         self.told("host", || self.parent_of(stream, child, record))
     }
 
-    /// Steps 2 to 8, as the guest. `None`: the host has gone without an answer.
+    /// Runs steps 2 to 8 as the guest. Returns `None` if the host has disconnected without an answer.
     pub(crate) fn guest(&self, stream: OwnedFd, record: Record) -> Result<Option<Parts>> {
         self.told("guest", || self.guest_at(stream, record))
     }
 
-    /// Tells those who watch the process of a handshake, and of a refusal. Those of a host's guests the acceptor tells of.
+    /// Traces a handshake and its refusal. The acceptor traces the handshakes of a host with its guests.
     fn told<T>(&self, role: &'static str, steps: impl FnOnce() -> Result<T>) -> Result<T> {
         trace::Handshake::begin(&self.address, role, None).within(|| {
             let result = steps();
@@ -104,8 +107,9 @@ impl Side<'_> {
         })
     }
 
-    /// The kernel names this process as the maker of both ends of the socket that the child
-    /// has inherited. So this side learns which process the child is from what it says, and from the line that it makes and sends.
+    /// The kernel reports this process as the creator of both ends of the socket that the child has
+    /// inherited. So this side identifies the child by the credentials of its message, and by the line that
+    /// the child creates and sends.
     fn parent_of(&self, stream: &OwnedFd, child: Option<i32>, mut record: Record) -> Result<Parts> {
         let result = (|| {
             let step = "the child's HELLO";
@@ -132,7 +136,7 @@ impl Side<'_> {
         Ok(parts)
     }
 
-    /// Steps 5 to 8, as the host.
+    /// Runs steps 5 to 8 as the host.
     fn agree_as_host<S>(
         &self,
         mut talk: Talk,
@@ -142,7 +146,7 @@ impl Side<'_> {
         let result = (|| {
             self.authorize(&mut talk)?;
             let objects = self.exchange(&mut talk)?;
-            // Before this side waits for the other to be ready, and once more after it has said so.
+            // The peer is checked twice: before this side waits for READY, and again after READY has arrived.
             self.look_finally(&mut talk)?;
             self.expect_ready(&mut talk, 0)?;
             let identity = self.look_finally(&mut talk)?;
@@ -164,7 +168,7 @@ impl Side<'_> {
     fn guest_at(&self, stream: OwnedFd, record: Record) -> Result<Option<Parts>> {
         let caller = match self.look_at(stream, record) {
             Ok(caller) => caller,
-            // The last host's socket, with the host gone since.
+            // The socket of the previous host, which has ended.
             Err(Error::PeerLost(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
@@ -174,7 +178,8 @@ impl Side<'_> {
         let result = (|| {
             self.authorize(&mut talk)?;
             let objects = self.exchange(&mut talk)?;
-            // Before this side says that it is ready, and once more after the other has said so.
+            // The peer is checked twice: before this side sends READY, and again after the host's READY has
+            // arrived.
             self.look_finally(&mut talk)?;
             self.send_ready(&mut talk)?;
             let inheritance = self.expect_inheritance(&mut talk)?;

@@ -1,4 +1,5 @@
-//! Steps 5 and 6 of a handshake: the OFFERs, each with an object of its sender's, and the checks of the other's.
+//! Steps 5 and 6 of a handshake: the OFFERs, which pass each side's object, and the checks of the peer's
+//! object.
 
 use std::{os::fd::AsFd, sync::atomic::Ordering};
 
@@ -21,22 +22,23 @@ use crate::{
     signal::inbox::{OpenInbox, TokenSender},
 };
 
-/// What both sides have shown each other.
+/// The objects that both sides have exchanged.
 pub(super) struct Objects {
     pub(super) own: SharedObject,
     pub(super) region: Unopened,
     pub(super) peer: PeerRegion,
     pub(super) ring: RingPart,
-    /// Where the peer's tokens arrive, and where this side's go.
+    /// The receiver of the peer's tokens, and the sender of this side's.
     pub(super) inbox: OpenInbox,
     pub(super) token_sender: TokenSender,
-    /// For the state of the channel that is to be: what cannot be had is told before this side is ready.
+    /// For the state of the future channel. It is allocated before this side is ready, so that a lack of
+    /// memory fails the handshake.
     pub(super) mark: Mark,
 }
 
 impl Side<'_> {
-    /// Steps 5 and 6: each makes its own object and passes it, and each looks at the other's. A publisher and its subscriber
-    /// have a control object each, and the publisher passes its ring beside.
+    /// Runs steps 5 and 6: each side makes and passes its own object, and checks the peer's. In a broadcast
+    /// both objects are control objects, and the publisher passes its ring in addition.
     pub(super) fn exchange(&self, talk: &mut Talk) -> Result<Objects> {
         let Talk {
             line,
@@ -79,7 +81,7 @@ impl Side<'_> {
         };
         let (region, ring) = self.accept_objects(&descriptors, agreed, &offer, record)?;
         if let RingPart::Subscriber(_, Beginning { start, .. }) = &ring {
-            // Before READY: from that on the publisher looks at it.
+            // Before READY, because the publisher reads it from then on.
             let at = head_of(as_offset(start.slot.into()));
             object.region.store(at, start.position, Ordering::Release);
         }
@@ -95,15 +97,16 @@ impl Side<'_> {
         })
     }
 
-    /// Both sides have looked at each other by now, since each speaks its HELLO after its look; and there is no memory
-    /// yet. So this is the moment to close this process to others of its user.
+    /// Hardens this process if the options ask for it. Both sides have inspected each other by this point,
+    /// because each sends its HELLO after its check. And no shared memory exists yet. So this is the moment
+    /// to close this process to others of its user.
     fn close_off(&self, record: &mut Record) -> Result<()> {
         if self.options.harden {
             harden::harden()?;
             record.passed(
                 "hello",
                 "hardened",
-                "this process, after it was looked at and before its object is made",
+                "this process, after its inspection and before it makes its object",
                 "not dumpable, no core",
             );
         } else if harden::is_hardened() {
@@ -114,7 +117,7 @@ impl Side<'_> {
         Ok(())
     }
 
-    /// Of a publisher: the place where the new subscriber begins.
+    /// Reserves the starting position of a new subscriber, if this side is a publisher.
     fn hold_start(&self, hello: &Hello) -> Result<Option<HeldStart>> {
         let RingRole::Publisher(ring) = self.role else {
             return Ok(None);
@@ -123,7 +126,7 @@ impl Side<'_> {
         ring.hold(delivery, from).map(Some)
     }
 
-    /// This side's OFFER, with its object; a publisher's with its ring as well.
+    /// Sends this side's OFFER with its object. A publisher passes its ring as well.
     fn send_offer(
         &self,
         line: &Line<'_>,
@@ -151,7 +154,8 @@ impl Side<'_> {
         Ok(())
     }
 
-    /// The other side's OFFER, and its object; behind it, a publisher's ring. No child gets a copy of them, until they are mapped.
+    /// Receives the peer's OFFER with its object and, from a publisher, the ring. Until they are mapped,
+    /// forked children do not inherit the descriptors.
     fn expect_offer(
         &self,
         line: &Line<'_>,
@@ -165,7 +169,9 @@ impl Side<'_> {
         };
         let (frame, descriptors) = line.expect_with("the peer's OFFER", wanted)?;
         let Frame::Offer(offer) = frame else {
-            return Err(Error::Protocol("something else than an OFFER".into()));
+            return Err(Error::Protocol(
+                "expected an OFFER, received another frame".into(),
+            ));
         };
         check_echo(&offer.echo, own)?;
         let found = descriptors.len();
@@ -195,7 +201,7 @@ impl Side<'_> {
         Ok((offer, descriptors))
     }
 
-    /// Checks and maps what came with an OFFER. `agreed` is about the ring, where the other side has one.
+    /// Checks and maps the objects of an OFFER. `agreed` describes the peer's ring, if it has one.
     fn accept_objects(
         &self,
         descriptors: &[Withheld],
@@ -226,7 +232,7 @@ impl Side<'_> {
 
 fn token_sender(peer: &Peer, offer: &Offer) -> Result<TokenSender> {
     let sender = TokenSender::new(peer.credentials.pid, offer.tokens)?;
-    // In another pid namespace, the number of the peer's thread is that of another thread here.
+    // In another pid namespace, the number of the peer's thread would name a different thread here.
     Ok(if peer.shares_numbers() {
         sender
     } else {

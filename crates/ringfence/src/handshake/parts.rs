@@ -1,4 +1,4 @@
-//! What comes of a handshake: everything that a channel is made of.
+//! The result of a handshake: everything that a channel is made of.
 
 use std::{fmt, os::fd::OwnedFd, sync::atomic::Ordering};
 
@@ -18,10 +18,10 @@ use crate::{
     trace::Tie,
 };
 
-/// Which part this process had at the rendezvous. Both have the same rights afterwards.
+/// The role of this process at the rendezvous. Both roles have the same rights afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// It bound the address, or has it from a host that left it.
+    /// It bound the address, or took it over from a host that left it.
     Host,
     /// It found the address bound, and connected.
     Guest,
@@ -36,7 +36,7 @@ impl fmt::Display for Role {
     }
 }
 
-/// What a handshake leaves behind.
+/// The result of a handshake.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) role: Role,
@@ -44,32 +44,34 @@ pub(crate) struct Parts {
     pub(crate) process: Peer,
     pub(crate) identity: Identity,
     pub(crate) evidence: Vec<Evidence>,
-    /// Where the channel will keep its state: memory that cannot be had must fail before this side is ready.
+    /// For the state of the future channel. It is allocated before this side is ready, so that a lack of
+    /// memory fails the handshake.
     pub(crate) mark: Mark,
     pub(crate) own: Unopened,
     pub(crate) peer: PeerRegion,
     pub(crate) own_capacity: u64,
     pub(crate) peer_capacity: u64,
-    /// The longest message that the peer takes.
+    /// The longest message that the peer receives.
     pub(crate) longest_out: u64,
-    /// The longest message that this side takes.
+    /// The longest message that this side receives.
     pub(crate) longest_in: u64,
-    /// Both processes take membarrier(2).
+    /// Both processes support membarrier(2).
     pub(crate) barriers: bool,
-    /// Where the peer's tokens arrive.
+    /// Receives the peer's tokens.
     pub(crate) inbox: OpenInbox,
-    /// Where this side's go.
+    /// Sends this side's tokens.
     pub(crate) token_sender: TokenSender,
-    /// What the guest of a membership holds of its host's place.
+    /// The share of the host's place, held by the guest of a membership.
     pub(crate) inheritance: Option<Inheritance>,
-    /// What a publisher or a subscriber has beside the control objects, which `own` and `peer` are then.
+    /// The ring of a broadcast. In a broadcast, `own` and `peer` are the control objects.
     pub(crate) ring: RingPart,
-    /// Where the two met, for those who watch the process.
+    /// The address and the peer, for tracing.
     pub(crate) tie: Tie,
 }
 
-/// This side's region, over which no channel was opened yet. Where none will be, it says so as it goes: once the other side was told
-/// READY it may have a channel, and would take this process for dead.
+/// This side's region while no channel is open over it. If none will be, dropping it marks the region as
+/// closed. Otherwise a peer that has received READY could have a channel already, and would take this process
+/// for dead.
 #[derive(Debug)]
 pub(crate) struct Unopened {
     region: OwnRegion,
@@ -84,7 +86,7 @@ impl Unopened {
         }
     }
 
-    /// For a channel, which says itself how it ends.
+    /// Returns the region to a channel, which marks its own end.
     pub(crate) fn open(mut self) -> OwnRegion {
         self.opened = true;
         self.region.clone()
@@ -109,7 +111,7 @@ mod tests {
     use crate::memory::access::Readable;
 
     #[test]
-    fn a_region_that_no_channel_was_opened_over_says_that_it_is_closed() {
+    fn a_region_without_a_channel_is_marked_as_closed() {
         for (opened, phase) in [(true, Phase::OPEN.word()), (false, 2)] {
             let region = OwnRegion::private(4096);
             let seen = region.seen_by_peer();

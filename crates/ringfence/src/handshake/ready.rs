@@ -1,4 +1,4 @@
-//! Steps 7 and 8 of a handshake: the last look, READY, and what a channel is then made of.
+//! Steps 7 and 8 of a handshake: the final check, READY, and the parts of a channel.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Side<'_> {
-    /// Step 7: the process is still there, and still who it was.
+    /// Runs step 7: checks that the process still exists and still satisfies the policy.
     pub(super) fn look_finally(&self, talk: &mut Talk) -> Result<Identity> {
         let Talk { peer, record, .. } = talk;
         let identity = self.options.policy.check(peer, "final", self.deadline, record)?;
@@ -22,7 +22,7 @@ impl Side<'_> {
         Ok(identity)
     }
 
-    /// Step 8.
+    /// Runs step 8.
     pub(super) fn send_ready(&self, talk: &mut Talk) -> Result<()> {
         let shares: Vec<_> = self.shares.iter().map(|share| share.as_fd()).collect();
         self.line(&talk.line, talk.peer.credentials)
@@ -40,7 +40,7 @@ impl Side<'_> {
         Ok(())
     }
 
-    /// Among members, the host's READY, and what comes with it of the place; else READY alone.
+    /// Waits for the host's READY. In a membership, READY carries the guest's share of the place.
     pub(super) fn expect_inheritance(&self, talk: &mut Talk) -> Result<Option<Inheritance>> {
         let Some(address) = self.inherits else {
             self.expect_ready(talk, 0)?;
@@ -55,7 +55,7 @@ impl Side<'_> {
             .line(&talk.line, talk.peer.credentials)
             .expect_with("the peer's READY", count)?;
         let Frame::Ready(echo) = frame else {
-            return Err(Error::Protocol("something else than READY".into()));
+            return Err(Error::Protocol("expected READY, received another frame".into()));
         };
         if descriptors.len() != count {
             return Err(Error::ObjectUnsound {
@@ -89,7 +89,7 @@ impl Side<'_> {
         record.passed(
             "ready",
             "descriptors",
-            "closed on this side: only the mappings are left",
+            "closed on this side; only the mappings remain",
             "closed",
         );
         Parts {

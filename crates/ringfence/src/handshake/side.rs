@@ -1,4 +1,4 @@
-//! One side of one handshake: what it knows before it begins, and what it learns of the other.
+//! One side of a handshake: its state at the start, and what it learns about the peer.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -19,18 +19,19 @@ use crate::{
     wait::deadline::Deadline,
 };
 
-/// One side of one handshake.
+/// One side of a handshake.
 pub(crate) struct Side<'a> {
     pub(super) options: &'a Options,
     pub(super) deadline: &'a Deadline,
     pub(super) meeting: Meeting,
     pub(super) address: String,
-    /// What a host among members passes its guest with READY.
+    /// The descriptors that the host of a membership passes with READY.
     pub(super) shares: &'a [Arc<OwnedFd>],
-    /// Where a guest among members gets that for.
+    /// The address for which the guest of a membership receives those descriptors.
     pub(super) inherits: Option<&'a Address>,
     pub(super) role: RingRole<'a>,
-    /// This process can issue membarrier(2) and receives it, so that its peer's sleep needs no fence in its sends.
+    /// This process can issue membarrier(2) and receives it, so a peer that goes to sleep costs no fence in
+    /// this side's sends.
     pub(super) takes_barriers: bool,
 }
 
@@ -39,13 +40,13 @@ pub(crate) struct Side<'a> {
 pub(super) enum RingRole<'a> {
     /// Each side has one, in its object.
     Equal,
-    /// This side's, which all its subscribers read.
+    /// This side has one, which all its subscribers read.
     Publisher(&'a Arc<PublishedRing>),
-    /// The other side's.
+    /// The other side has one.
     Subscriber,
 }
 
-/// The process at the other end of a connection, looked at and let in by the policy so far.
+/// The process at the other end of a connection, which has passed the policy's first check.
 pub(crate) struct Caller {
     pub(super) stream: OwnedFd,
     pub(super) peer: Peer,
@@ -53,14 +54,14 @@ pub(crate) struct Caller {
     pub(super) record: Record,
 }
 
-/// A talk on the private line, with a process that is known.
+/// A conversation on the private line with an identified process.
 pub(super) struct Talk {
     pub(super) line: OwnedFd,
     pub(super) peer: Peer,
-    /// The peer as it was when it was first looked at.
+    /// The peer at its first inspection.
     pub(super) identity: Identity,
     pub(super) own: Nonce,
-    /// What the other side said of itself.
+    /// The peer's HELLO.
     pub(super) hello: Hello,
     pub(super) record: Record,
 }
@@ -87,31 +88,31 @@ impl<'a> Side<'a> {
         }
     }
 
-    /// As a host among members: with what its guest gets of the place.
+    /// Makes this the host of a membership, which passes these descriptors to its guest.
     pub(crate) fn sharing(mut self, shares: &'a [Arc<OwnedFd>]) -> Self {
         self.shares = shares;
         self
     }
 
-    /// As a guest among members, at this address.
+    /// Makes this the guest of a membership at this address.
     pub(crate) fn inheriting(mut self, address: &'a Address) -> Self {
         self.inherits = Some(address);
         self
     }
 
-    /// As a publisher with this ring.
+    /// Makes this a publisher with this ring.
     pub(crate) fn publishing(mut self, ring: Option<&'a Arc<PublishedRing>>) -> Self {
         self.role = ring.map_or(self.role, RingRole::Publisher);
         self
     }
 
-    /// As a subscriber.
+    /// Makes this a subscriber.
     pub(crate) fn subscribing(mut self) -> Self {
         self.role = RingRole::Subscriber;
         self
     }
 
-    /// Bytes of the ring that this side writes; 0: it writes none.
+    /// Returns the capacity of the ring that this side writes, or 0 if it writes none.
     pub(super) fn own_ring(&self) -> u64 {
         match self.role {
             RingRole::Equal | RingRole::Publisher(_) => self.options.capacity,
@@ -137,7 +138,7 @@ impl<'a> Side<'a> {
 }
 
 impl AsFd for Caller {
-    /// The agreed socket: readable once the guest has said something, or has left.
+    /// The agreed socket. It is readable once the guest has sent something or has disconnected.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
