@@ -1,14 +1,15 @@
-//! Realtime signals for this crate alone: a number that nothing else in the process uses, and a thread that takes what
-//! is sent to it.
+//! Realtime signals for this crate alone: a number that nothing else in the process uses, and a thread that
+//! receives the signals sent to it.
 //!
-//! The thread blocks every signal and waits for its own (sigwaitinfo(2)), and what has something to say, the kernel or
-//! the peer of a channel, directs it at that very thread. So nothing is ever said to a handler and no other thread is
-//! interrupted, and a program that blocks signals everywhere, or on no thread, changes nothing. What comes after the thread
-//! has ended finds no thread, where a signal to the process would end that. The signal-hook crate was not taken: it never
-//! gives a disposition back, and it hears what is sent to the whole process.
+//! The thread blocks every signal and waits for its own (sigwaitinfo(2)). The kernel and the peers of
+//! channels direct their signals at this thread. So no handler runs and no other thread is interrupted, and
+//! it does not matter which signals the program blocks. A signal that is sent after the thread has ended
+//! finds no thread; a signal to the whole process would terminate it. The signal-hook crate does not fit: it
+//! never restores a disposition, and it receives signals sent to the whole process.
 //!
-//! The number's disposition is a handler that counts, as long as it is claimed, so that one which some process of
-//! the same user sends to the process is no death sentence (signal(7): the default of a realtime signal is to end it).
+//! While a number is claimed, its disposition is a handler that counts. Otherwise a signal sent to the
+//! process by any process of the same user would terminate it (signal(7): the default action of realtime
+//! signals).
 
 use std::{
     cell::Cell,
@@ -37,20 +38,22 @@ use crate::{
     wait::own::begin_own_thread,
 };
 
-/// Who is told what the thread of any number hears, on that thread: one of each kind in a process.
+/// A function that is called for received signals, on the thread that received them. A process has at most
+/// one of each kind.
 #[derive(Clone, Copy)]
 pub(crate) enum Handler {
-    /// Of what the kernel says: its codes are above 0, which no process can give to another (rt_sigqueueinfo(2)), but which it
-    /// can have the kernel say (`F_SETOWN_EX`). Also where SIGIO comes: the kernel sends it in the number's stead where the
-    /// queue of signals is full (fcntl(2), `F_SETSIG`). Answers after how long it wants to be called again, if at all.
+    /// Handles signals from the kernel. Their codes are above 0, which no process can set for another
+    /// (rt_sigqueueinfo(2)), although a process can make the kernel send such a signal (`F_SETOWN_EX`). Also
+    /// called for SIGIO, which the kernel sends instead if the signal queue is full (fcntl(2), `F_SETSIG`).
+    /// Returns the delay after which it wants to be called again, if at all.
     Alarm(Alarm),
-    /// Of what some process has said. Answers whether a channel of this process was to hear that.
+    /// Handles signals sent by processes. Returns whether the signal was for a channel of this process.
     Queued(fn(&SignalInfo) -> bool),
 }
 
 type Alarm = fn() -> Option<Duration>;
 
-/// What a process has of numbers, and whom it tells.
+/// The claimed numbers of a process, and the handlers of their signals.
 #[derive(Default)]
 struct Numbers {
     threads: Mutex<Vec<SignalThread>>,
@@ -61,24 +64,24 @@ struct Numbers {
 
 static NUMBERS: PerProcess<Numbers> = PerProcess::new();
 
-/// Has the alarm looked into. When to do so again, if that has not told enough.
+/// Calls the alarm handler. Returns the time at which it must be called again, if it needs another call.
 fn alarm() -> Option<Instant> {
     let alarm = NUMBERS.existing().and_then(|numbers| numbers.alarms.get())?;
     Some(Instant::now() + alarm()?)
 }
 
-/// A hold on a number. The last one gives the number back as it was.
+/// A claim on a number. Dropping the last one restores the number's disposition.
 #[derive(Debug)]
 pub(crate) struct Claim {
     pub(crate) number: c_int,
-    /// The thread's id, for a sender that directs a signal at it.
+    /// The id of the signal thread, at which senders direct their signals.
     pub(crate) thread: libc::pid_t,
-    /// Whether all that a process sends with a signal arrives with it here, as far as is known.
+    /// Whether all data of a queued signal arrive on this system; true if unknown.
     pub(crate) carries_all: bool,
-    /// That it does was seen.
+    /// Whether that was observed.
     hears_marks: bool,
     progress: Arc<Progress>,
-    /// A child has a copy of this, and no such thread.
+    /// A forked child has a copy of the claim but not the thread.
     birth: Birth,
 }
 
@@ -94,7 +97,7 @@ struct SignalThread {
 }
 
 thread_local! {
-    /// This is the thread of a number. Two of those that wait for each other would do so for ever.
+    /// Whether this is a signal thread. Two signal threads that waited for each other would deadlock.
     static HEARS: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -104,7 +107,7 @@ impl Numbers {
     }
 }
 
-/// Signals of each number that no channel was to hear, since this process began.
+/// The number of received signals that were for no channel, by signal number, since this process started.
 struct Strays([AtomicU64; 65]);
 
 impl Default for Strays {
@@ -119,36 +122,41 @@ impl Strays {
     }
 }
 
-/// How many signals of this number have come to this process that no channel was to hear.
+/// Returns the number of signals with this number that were for no channel of this process.
 pub(crate) fn strays(number: c_int) -> u64 {
     let count = NUMBERS.existing().and_then(|numbers| numbers.strays.of(number));
     count.map_or(0, |count| count.load(Ordering::Relaxed))
 }
 
-/// The handler: it may interrupt any thread in the middle of anything, so it adds to a counter and does nothing else
-/// (signal-safety(7)). What has something to say to this process does not say it to this.
+/// The signal handler. It may interrupt any thread at any point, so it only increments a counter
+/// (signal-safety(7)). Signals for channels and alarms never reach it, because they are directed at the
+/// signal thread.
 extern "C" fn count_stray(number: c_int) {
-    // What it looks through is there before the handler is, and stays.
+    // The data that this reads exists before the handler is installed, and is never freed.
     if let Some(count) = NUMBERS.existing().and_then(|numbers| numbers.strays.of(number)) {
         count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// The handler's address, as the kernel tells it.
+/// Returns the handler's address, as sigaction(2) reports it.
 fn own_handler() -> libc::sighandler_t {
     count_stray as extern "C" fn(c_int) as libc::sighandler_t
 }
 
-/// Of the realtime signals, one from the middle: C libraries take from the beginning, programs mostly from either end.
+/// A number from the middle of the range: C libraries use the first numbers, and programs mostly use either
+/// end.
 const USUAL: c_int = 50;
 
-/// The numbers to claim one of, where none is asked for; in the order in which they are tried.
+/// The numbers to try, in this order, if none is requested.
 fn candidates() -> impl Iterator<Item = c_int> {
     (USUAL..=libc::SIGRTMAX()).chain(libc::SIGRTMIN()..USUAL)
 }
 
-/// Whether a number may be claimed, or any where there is none. Errors with [`Error::InvalidArgument`] for one that is no
-/// realtime signal, or that the process uses itself.
+/// Checks that a number may be claimed, or that any may be claimed if `number` is `None`.
+///
+/// # Errors
+///
+/// [`Error::InvalidArgument`] for a number that is not a realtime signal, or that the program uses itself.
 pub(crate) fn check(number: Option<c_int>) -> Result<()> {
     let Some(number) = number else {
         return unused().map(drop);
@@ -157,7 +165,7 @@ pub(crate) fn check(number: Option<c_int>) -> Result<()> {
     check_claimable(&NUMBERS.get()?.threads(), number)
 }
 
-/// The number that a claim of any would get now.
+/// Returns the number that a claim without a requested number would get now.
 pub(crate) fn unused() -> Result<c_int> {
     let threads = NUMBERS.get()?.threads();
     candidates()
@@ -188,8 +196,9 @@ fn check_range(number: c_int) -> Result<()> {
 
 fn check_free(number: c_int) -> Result<()> {
     let found = sys::signal::disposition_of(number)
-        .map_err(|errno| Error::system("looking at a signal's handler (sigaction)", errno))?;
-    // Ours, and not claimed here: by the process that this one was forked from.
+        .map_err(|errno| Error::system("reading a signal's handler (sigaction)", errno))?;
+    // Our own handler on a number that is not claimed here was installed by the process from which this one
+    // was forked.
     if found.sa_sigaction == libc::SIG_DFL || found.sa_sigaction == own_handler() {
         return Ok(());
     }
@@ -199,21 +208,23 @@ fn check_free(number: c_int) -> Result<()> {
         "has a handler for it"
     };
     Err(Error::invalid(format!(
-        "signal {number} is in use: this process {how}; give another number (signalNumber, {} to {})",
+        "signal {number} is in use: this process {how}; choose another number (signalNumber, {} to {})",
         libc::SIGRTMIN(),
         libc::SIGRTMAX()
     )))
 }
 
 impl Claim {
-    /// Claims a number, or the first that the process does not use where none is asked for (another copy of this crate in
-    /// the same process has the usual one, say), and has the listener told from now on.
+    /// Claims a number, or the first unused one if `number` is `None`. (For example, another copy of this
+    /// crate in the same process may have the usual number.) From now on `listener` is called.
     ///
-    /// Errors with [`Error::InvalidArgument`] as [`check`], and with [`Error::NoSpace`] where there can be no thread.
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] as for [`check`]. [`Error::NoSpace`] if no thread can be created.
     pub(crate) fn new(number: Option<c_int>, listener: Handler) -> Result<Self> {
         let birth = Birth::now()?;
         let numbers = NUMBERS.get()?;
-        // The one that was first is of the same kind, and so the same.
+        // A listener that was registered before is of the same kind, and so the same function.
         let _ = match listener {
             Handler::Alarm(alarm) => numbers.alarms.set(alarm).is_ok(),
             Handler::Queued(hear) => numbers.queued.set(hear).is_ok(),
@@ -252,21 +263,23 @@ impl Claim {
         }
     }
 
-    /// Waits until the thread has heard everything that was directed at it before this call. On the thread of a number, which
-    /// waits for none, returns at once.
+    /// Waits until the thread has handled every signal that was directed at it before this call. Returns
+    /// immediately on a signal thread, because that must not wait for another one.
     pub(crate) fn catch_up(&self) {
         if HEARS.get() || !self.birth.is_here() {
             return;
         }
         let ticket = self.progress.ask();
-        // SIGIO takes no place in the queue, and carries nothing. Only a thread that has ended does not get it.
+        // SIGIO needs no room in the queue and carries no data. Sending it fails only if the thread has
+        // ended.
         if !self.queue_mark(ticket) && sys::signal::signal_thread(self.thread, libc::SIGIO).is_err() {
             return;
         }
         self.progress.wait_for(ticket);
     }
 
-    /// Whether the thread will hear a mark. One of which the half is lost on the way would be none, and be waited for for ever.
+    /// Queues a mark, and returns whether the thread will recognize it. If this system loses part of a
+    /// signal's data, a mark would be unrecognizable, and waiting for it would never end.
     fn queue_mark(&self, ticket: u64) -> bool {
         let mark = self.progress.mark(self.number, ticket);
         self.hears_marks && sys::signal::queue_signal(getpid().as_raw(), self.thread, &mark).is_ok()
@@ -289,7 +302,7 @@ impl SignalThread {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // In a child the number may be claimed anew.
+        // In a forked child, the number may have been claimed again.
         let Some(numbers) = NUMBERS.existing().filter(|_| self.birth.is_here()) else {
             return;
         };
@@ -303,32 +316,34 @@ impl Drop for Claim {
         }
         let thread = threads.swap_remove(index);
         thread.over.store(true, Ordering::Release);
-        // Not a realtime signal, for which there may be no room; and it can come to that thread alone.
+        // SIGIO is not a realtime signal, so it needs no room in the queue. It is sent to that thread only.
         let told = sys::signal::signal_thread(thread.thread, libc::SIGIO);
         give_back(self.number);
         drop(threads);
-        // What a thread hears may end the last claim, its own or another number's: then that one ends by itself.
+        // A handler that runs on a signal thread may drop the last claim of this or of another number. Then
+        // the thread ends without being joined.
         if told.is_ok() && !HEARS.get() {
-            // A panic of that thread has been told where it happened.
+            // The panic of that thread was reported when it happened.
             let _ = thread.join.join();
         }
     }
 }
 
-/// Puts the default back, unless the program has taken the number meanwhile.
+/// Restores the default action, unless the program has installed its own handler in the meantime.
 fn give_back(number: c_int) {
     if sys::signal::disposition_of(number).is_ok_and(|found| found.sa_sigaction == own_handler()) {
-        // What some process has sent, and no thread has taken yet, would end this one. To ignore a signal throws away what
-        // is pending (sigaction(2)). The number was good when it was claimed, so the kernel has no reason to refuse.
+        // A pending signal that no thread has taken yet would terminate the process. Ignoring the signal
+        // first discards pending ones (sigaction(2)). The number was valid when it was claimed, so the kernel
+        // has no reason to refuse.
         for handler in [libc::SIG_IGN, libc::SIG_DFL] {
             let _ = sys::signal::set_disposition(number, &sys::signal::disposition(handler));
         }
     }
 }
 
-/// How far the thread is in what is directed at it.
+/// The progress of a signal thread through the signals that are directed at it.
 struct Progress {
-    /// What a mark of this process's own carries, so that no other process's signal is taken for one.
+    /// The key in each mark of this process, so that a signal of another process is never taken for a mark.
     key: [u8; 16],
     state: Mutex<State>,
     changed: Condvar,
@@ -338,7 +353,7 @@ struct Progress {
 struct State {
     asked: u64,
     reached: u64,
-    /// The thread has ended, and reaches nothing more.
+    /// The thread has ended.
     over: bool,
 }
 
@@ -372,8 +387,8 @@ impl Progress {
         self.state().asked
     }
 
-    /// A signal that says no more than that the thread has come to it. Signals of one number reach a thread in the order
-    /// in which they were queued.
+    /// Makes a mark: a signal that only shows that the thread has reached it. A thread receives signals of
+    /// one number in the order in which they were queued.
     fn mark(&self, number: c_int, ticket: u64) -> SignalInfo {
         SignalInfo {
             signal: number,
@@ -384,14 +399,15 @@ impl Progress {
         }
     }
 
-    /// The number of a mark; `None` for what is none.
+    /// Returns the number of a mark, or `None` for any other signal.
     fn ticket(&self, heard: &SignalInfo) -> Option<u64> {
         (*heard == self.mark(heard.signal, heard.value)).then_some(heard.value)
     }
 
     fn reached(&self, ticket: u64) {
         let mut state = self.state();
-        // Marks may be queued in another order than they were asked for. A thread that asked before had asked for no more.
+        // Marks may be queued in another order than they were requested in. A caller with a smaller ticket is
+        // satisfied too.
         state.reached = state.reached.max(ticket);
         self.changed.notify_all();
     }
@@ -404,7 +420,7 @@ impl Progress {
     }
 }
 
-/// However the thread ends: no other waits for it then.
+/// Marks the end of the thread, even after a panic, so that no caller waits for it any longer.
 struct Ending(Arc<Progress>);
 
 impl Drop for Ending {
@@ -433,7 +449,7 @@ fn start(number: c_int) -> Result<SignalThread> {
             let begun = sys::signal::block_signals()
                 .map(|()| (gettid().as_raw(), arrives_whole(&progress.mark(number, 0))));
             let fine = begun.is_ok();
-            // Without a receiver, no caller waits for this thread any more.
+            // Without a receiver, the caller no longer waits for this thread.
             let _ = ready.send(begun);
             if fine {
                 listen(number, &told, progress);
@@ -448,7 +464,8 @@ fn start(number: c_int) -> Result<SignalThread> {
         number,
         claims: 0,
         thread,
-        // A full queue tells nothing. Where it was wrong to hope, what comes is not matched.
+        // A full queue leaves the question open. If the assumption is wrong, arriving signals do not match
+        // any secret.
         carries_all: whole.unwrap_or_else(|errno| errno == Errno::EAGAIN),
         hears_marks: whole == Ok(true),
         over,
@@ -457,15 +474,15 @@ fn start(number: c_int) -> Result<SignalThread> {
     })
 }
 
-/// Sends this thread, which is new and blocks all signals, this one, and looks at what has arrived of it: not everything
-/// that runs Linux programs hands on what lies behind the value.
+/// Sends a signal to this thread, which is new and blocks all signals, and compares what arrives. Some
+/// systems that run Linux programs lose the bytes behind the value.
 fn arrives_whole(sent: &SignalInfo) -> Result<bool, Errno> {
     sys::signal::queue_signal(getpid().as_raw(), gettid().as_raw(), sent)?;
-    // A thread's own signals come before those of its process.
+    // Signals directed at a thread are delivered before those directed at its process.
     Ok(sys::signal::take_signal(sent.signal) == Ok(*sent))
 }
 
-/// The same on a thread that is over when this returns, whatever the process does with the signal.
+/// Makes the same test on a temporary thread, whatever the process does with the signal.
 pub(crate) fn carry_all() -> Result<bool, Errno> {
     let sent = SignalInfo {
         signal: libc::SIGRTMAX(),
@@ -484,7 +501,7 @@ pub(crate) fn carry_all() -> Result<bool, Errno> {
 }
 
 fn listen(number: c_int, over: &AtomicBool, progress: &Progress) {
-    // When the alarm is looked into again. What comes meanwhile is heard as ever.
+    // The time of the next call of the alarm handler. Signals are handled in the meantime.
     let mut again: Option<Instant> = None;
     loop {
         let left = again.map(|at| at.saturating_duration_since(Instant::now()));
@@ -496,14 +513,15 @@ fn listen(number: c_int, over: &AtomicBool, progress: &Progress) {
             Ok(heard) if heard.signal == libc::SIGIO => {
                 let asked = progress.asked();
                 again = alarm();
-                // Of two signals the lower number comes first, so what was queued before may still be there.
+                // Of two pending signals the lower number is delivered first, so realtime signals that were
+                // queued earlier may still be pending.
                 empty(number, progress, &mut again);
                 progress.reached(asked);
                 forward_io();
             }
             Ok(heard) => hear(&heard, progress, &mut again),
             Err(Errno::EAGAIN) => again = alarm(),
-            // Interrupted, by a stop and a continuation for instance.
+            // Interrupted, for example by SIGSTOP and SIGCONT.
             Err(_) => {}
         }
     }
@@ -522,9 +540,10 @@ fn hear(heard: &SignalInfo, progress: &Progress, again: &mut Option<Instant>) {
     }
 }
 
-/// Hears what is queued now. A sender that goes on queuing more keeps no caller waiting.
+/// Handles the signals that are queued now. The limit keeps a sender that queues continuously from blocking
+/// callers.
 fn empty(number: c_int, progress: &Progress, again: &mut Option<Instant>) {
-    /// More than the kernel queues for a user by default, on most machines.
+    /// More than the kernel queues for one user by default, on most machines.
     const MOST: usize = 1 << 17;
     for _ in 0..MOST {
         match sys::signal::take_signal(number) {
@@ -535,12 +554,12 @@ fn empty(number: c_int, progress: &Progress, again: &mut Option<Instant>) {
     }
 }
 
-/// A SIGIO that was meant for the program may come here, if this thread begins to wait just then. It says no more than
-/// "look at your descriptors": once too often does no harm, once too few does.
+/// Passes on a SIGIO that was meant for the program. This thread may receive it if it starts to wait at that
+/// moment. SIGIO only means "check your descriptors", so an extra one is harmless and a lost one is not.
 fn forward_io() {
     let handler = sys::signal::disposition_of(libc::SIGIO).map(|found| found.sa_sigaction);
     if handler.is_ok_and(|handler| handler != libc::SIG_DFL && handler != libc::SIG_IGN) {
-        // To the process, of which this is one.
+        // Sent to the whole process, to which this thread belongs.
         let _ = kill(getpid(), Signal::SIGIO);
     }
 }
@@ -550,18 +569,18 @@ mod tests {
     use super::*;
     use crate::signal::inbox::OpenInbox;
 
-    /// No other test in this process claims the first, and none sends the second.
+    /// No other test in this process claims the first number, and none sends the second.
     const NUMBERS: [c_int; 2] = [62, 63];
 
     #[test]
-    fn where_half_of_a_signal_is_lost_on_the_way_a_thread_is_still_known_to_have_caught_up() {
+    fn catching_up_works_even_if_part_of_a_signal_is_lost() {
         let open = OpenInbox::open(Some(NUMBERS[0])).unwrap();
         let held = open.claim().unwrap();
         drop(open);
         let mut claim = Arc::into_inner(held).unwrap();
         assert!(claim.hears_marks && claim.carries_all);
         claim.hears_marks = false;
-        // What comes by another number is a mark that does not arrive as one.
+        // A mark that arrives under another number is not recognized as a mark.
         claim.number = NUMBERS[1];
         let (tell, told) = mpsc::channel();
         thread::spawn(move || {
@@ -570,6 +589,6 @@ mod tests {
             tell.send(claim)
         });
         told.recv_timeout(Duration::from_secs(60))
-            .expect("it has caught up");
+            .expect("catch_up returns");
     }
 }

@@ -1,8 +1,9 @@
-//! Tokens, 64 bits each, carried by realtime signals: where a channel's arrive, and how its peer is sent one.
+//! Tokens of 64 bits, carried by realtime signals: the inbox of a channel, and the sender to its peer.
 //!
-//! Every process that may send a process signals can make one up, its sender's pid and uid included. So each side gives its peer, on
-//! the private line, a secret that a signal must carry: what carries another is counted and dropped. The kernel does not
-//! look at the bytes that the secret lies in, and hands them on.
+//! Any process that may send signals to a process can forge one, including the sender's pid and uid. So each
+//! side gives its peer a secret over the private line, and every token's signal must carry it. A signal with
+//! another secret is counted and dropped. The kernel does not interpret the bytes that hold the secret, and
+//! passes them on.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -26,35 +27,35 @@ use crate::{
     wait::cancel::Bell,
 };
 
-/// Tokens that wait for a program that does not take them.
+/// The maximum number of tokens that wait for the program to take them.
 const MOST: usize = 65_536;
 
-/// Where the tokens of one channel arrive. Outlives the channel where a caller still takes them.
+/// The received tokens of one channel. It outlives the channel while a caller still takes tokens.
 #[derive(Debug)]
 pub(crate) struct TokenInbox {
     number: i32,
-    /// Its number in this process.
+    /// The inbox's number in this process.
     id: u32,
     secret: Secret,
     state: Mutex<State>,
-    /// How many came that found no room.
+    /// The number of tokens that were dropped because the inbox was full.
     dropped: AtomicU64,
-    /// Rung while there is something to take, or no more will come.
+    /// Readable while a token waits or the inbox is closed.
     bell: OnceLock<Bell>,
-    /// A child takes no tokens of its parent's.
+    /// A forked child must not take its parent's tokens.
     birth: Birth,
 }
 
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<u64>,
-    /// How many have come, those that found no room included.
+    /// The number of tokens that arrived, including those that were dropped.
     heard: u64,
-    /// No more will come.
+    /// No more tokens will arrive.
     over: bool,
 }
 
-/// all inboxes that are open, by number.
+/// All open inboxes of this process, by number.
 struct Open {
     boxes: BTreeMap<u32, Arc<TokenInbox>>,
     next: u32,
@@ -97,7 +98,7 @@ impl TokenInbox {
         }
     }
 
-    /// The next token that has come and was not taken yet.
+    /// Takes the oldest waiting token.
     pub(crate) fn take(&self) -> Option<u64> {
         if !self.birth.is_here() {
             return None;
@@ -110,7 +111,7 @@ impl TokenInbox {
         Some(token)
     }
 
-    /// No more will come, and all were taken.
+    /// Whether all tokens were taken and no more will arrive.
     pub(crate) fn is_over(&self) -> bool {
         if !self.birth.is_here() {
             return true;
@@ -119,10 +120,11 @@ impl TokenInbox {
         state.over && state.waiting.is_empty()
     }
 
-    /// Readable while there is something to take, or no more will come. Made when it is first asked for.
+    /// Returns a descriptor that is readable while a token waits or the inbox is closed. It is created at the
+    /// first call.
     pub(crate) fn bell(&self) -> Result<BorrowedFd<'_>> {
         self.birth.check()?;
-        // What comes meanwhile must not miss it.
+        // Keep the lock, so that no token arrives between the check and the creation.
         let state = self.state();
         let bell = if let Some(bell) = self.bell.get() {
             bell
@@ -137,17 +139,18 @@ impl TokenInbox {
         Ok(bell.as_fd())
     }
 
-    /// Errors with [`Error::Closed`] in a child of the process whose it is.
+    /// Fails with [`Error::Closed`] in a forked child of the process that opened the inbox.
     pub(crate) fn check(&self) -> Result<()> {
         self.birth.check()
     }
 
-    /// How many found no room.
+    /// Returns the number of tokens that were dropped because the inbox was full.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// How many signals of this one's number came to this process that were no token of any of its channels.
+    /// Returns the number of signals with this inbox's number that this process received and that were no
+    /// token of any of its channels.
     pub(crate) fn strays(&self) -> u64 {
         strays(self.number)
     }
@@ -161,7 +164,7 @@ impl Drop for TokenInbox {
     }
 }
 
-/// On the thread of a number: whether what it has heard is a token of a channel of this process.
+/// Delivers a token to its inbox, and returns whether the signal was one. Called on the signal thread.
 fn deliver(heard: &SignalInfo) -> bool {
     if heard.code != libc::SI_QUEUE {
         return false;
@@ -179,13 +182,13 @@ fn deliver(heard: &SignalInfo) -> bool {
     }
 }
 
-/// How a process is sent a token for one of its channels.
+/// The data with which a process is sent a token for one of its channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct TokenAddress {
-    /// Of the realtime signal; 0: it takes no tokens.
+    /// The number of the realtime signal. 0: this process receives no tokens.
     pub(crate) number: u32,
     pub(crate) thread: u32,
-    /// Its own number for the channel.
+    /// The receiver's own number for the channel.
     pub(crate) mailbox: u32,
     pub(crate) secret: Secret,
 }
@@ -195,7 +198,7 @@ pub(crate) struct TokenAddress {
 pub(crate) struct Secret(pub(crate) [u8; 16]);
 
 impl PartialEq for Secret {
-    /// Takes the same time wherever the first difference is.
+    /// Compares in constant time, independent of the position of the first difference.
     fn eq(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
@@ -207,7 +210,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A channel's hold on its inbox, which is closed when this goes.
+/// A channel's ownership of its inbox. Dropping it closes the inbox.
 #[derive(Debug)]
 pub(crate) struct OpenInbox {
     inbox: Arc<TokenInbox>,
@@ -215,19 +218,19 @@ pub(crate) struct OpenInbox {
 }
 
 impl OpenInbox {
-    /// Opens an inbox for what comes by signals of this number, or of one that is free. Errors as [`Claim::new`].
+    /// Opens an inbox for signals of this number, or of an unused one. Fails as [`Claim::new`] does.
     pub(crate) fn open(number: Option<i32>) -> Result<Self> {
         let claim = Claim::new(number, Handler::Queued(deliver))?;
         let secret = sys::random::bytes().map_err(|errno| Error::system("random bytes", errno))?;
         Self::register(claim.number, Secret(secret), Some(Arc::new(claim)))
     }
 
-    /// The number by which this process is told.
+    /// Returns the number of the signal that reaches this inbox.
     pub(crate) fn number(&self) -> i32 {
         self.inbox.number
     }
 
-    /// An inbox that no signal reaches, for what sends none.
+    /// Makes an inbox that no signal reaches, for tests that send none.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn unreachable() -> Self {
         Self::register(0, Secret([0; 16]), None).expect("memory")
@@ -259,10 +262,11 @@ impl OpenInbox {
         &self.inbox
     }
 
-    /// What the peer must know to send this side a token.
+    /// Returns the address that the peer needs to send tokens to this side.
     pub(crate) fn address(&self) -> TokenAddress {
         let TokenInbox { id, secret, .. } = &*self.inbox;
-        // A signal without the secret would be one that the peer does not believe.
+        // If signals lose the bytes of the secret on this system, the peer cannot send a valid token. Then
+        // announce no address.
         let claim = self.claim.as_ref().filter(|claim| claim.carries_all);
         claim.map_or_else(TokenAddress::default, |claim| TokenAddress {
             number: claim.number.cast_unsigned(),
@@ -272,13 +276,14 @@ impl OpenInbox {
         })
     }
 
-    /// What must catch up, where the peer says that it has sent another number of tokens than has come.
+    /// Returns the claim that must catch up if the peer reports a different number of sent tokens than have
+    /// arrived.
     pub(crate) fn lags_behind(&self, sent: u64) -> Option<Arc<Claim>> {
         let heard = self.inbox.state().heard;
         self.claim().filter(|_| heard != sent)
     }
 
-    /// What brings this inbox its tokens.
+    /// Returns the claim that delivers tokens to this inbox.
     pub(crate) fn claim(&self) -> Option<Arc<Claim>> {
         self.claim.clone()
     }
@@ -286,7 +291,7 @@ impl OpenInbox {
 
 impl Drop for OpenInbox {
     fn drop(&mut self) {
-        // In a child the number may be another inbox's.
+        // In a forked child, the number may belong to another inbox.
         if let Some(open) = OPEN.existing().filter(|_| self.inbox.birth.is_here()) {
             open.lock().boxes.remove(&self.inbox.id);
             self.inbox.end();
@@ -294,7 +299,7 @@ impl Drop for OpenInbox {
     }
 }
 
-/// The peer, as the senders of its tokens know it.
+/// The peer, as the destination of tokens.
 #[derive(Debug)]
 pub(crate) struct TokenSender {
     process: libc::pid_t,
@@ -303,13 +308,15 @@ pub(crate) struct TokenSender {
 }
 
 impl TokenSender {
-    /// `process` is the one that the kernel names at the other end, `address` what that says of itself.
+    /// Makes a sender. `process` is the peer's number as reported by the kernel, `address` is the peer's own
+    /// statement.
     pub(crate) fn new(process: libc::pid_t, address: TokenAddress) -> Result<Self> {
         let TokenAddress { number, thread, .. } = address;
-        // Every C library keeps some of the kernel's realtime signals, 32 to 64, for itself: which ones is the peer's affair.
+        // Each C library reserves some of the kernel's realtime signals, 32 to 64. Which ones is up to the
+        // peer, so the whole range is valid.
         if number != 0 && (!(32..=64).contains(&number) || thread == 0 || thread > i32::MAX.cast_unsigned()) {
             return Err(Error::Protocol(format!(
-                "tokens by signal {number} at thread {thread}"
+                "an invalid address for tokens: signal {number}, thread {thread}"
             )));
         }
         Ok(Self {
@@ -319,14 +326,14 @@ impl TokenSender {
         })
     }
 
-    /// One that cannot be sent tokens, whatever it says of itself.
+    /// Makes a sender whose peer cannot be reached, whatever address the peer has stated.
     pub(crate) fn out_of_reach(mut self) -> Self {
         self.address = TokenAddress::default();
         self
     }
 
-    /// Sends a token, and returns how many have been sent. `is_there` looks whether the peer has the channel still, and with
-    /// that the thread.
+    /// Sends a token, and returns the number of tokens sent so far. `is_there` checks whether the peer still
+    /// has the channel, and so the thread.
     pub(crate) fn send(&mut self, token: u64, is_there: impl Fn() -> bool) -> Result<u64> {
         let Self { process, address, .. } = *self;
         let TokenAddress {
@@ -338,7 +345,7 @@ impl TokenSender {
         if number == 0 {
             return Err(Error::Unsupported {
                 what: format!(
-                    "process {process} cannot be sent a token: its system does not hand on all that comes with a signal, or it \
+                    "process {process} cannot receive tokens: its system loses part of a signal's data, or it \
                      lives in another pid namespace; send a message instead"
                 ),
                 source: None,
@@ -354,15 +361,15 @@ impl TokenSender {
         queue(process, thread.cast_signed(), &info, is_there).map_err(|errno| match errno {
             Errno::EAGAIN => Error::NoSpace {
                 what: format!("a token to process {process}"),
-                reason: "as many signals are queued to processes of its user as its limit allows \
-                         (RLIMIT_SIGPENDING); there is room again once it takes some"
+                reason: "the limit of queued signals for its user is reached \
+                         (RLIMIT_SIGPENDING); send it again once the peer has taken some"
                     .into(),
             },
             Errno::ESRCH => Error::PeerLost("it is closing the channel, or has ended".into()),
             Errno::EPERM | Errno::EACCES => Error::Unsupported {
                 what: format!(
-                    "this process may not send process {process} a signal: that takes a process of the same user, or \
-                     CAP_KILL (kill(2)), and no security module that forbids it; send a message instead"
+                    "this process may not send process {process} a signal: that needs the same user or \
+                     CAP_KILL (kill(2)), and a security module may forbid it; send a message instead"
                 ),
                 source: Some(errno.into()),
             },
@@ -373,8 +380,9 @@ impl TokenSender {
     }
 }
 
-/// Queues a signal to the peer's thread and to no other. The thread lives as long as the peer has the channel: if it has
-/// that after a descriptor of the thread was had, the descriptor is the right thread's, and never names another.
+/// Queues a signal to the peer's thread and to no other. That thread lives as long as the peer has the
+/// channel. If the peer still has the channel after the thread was opened, then the descriptor refers to the
+/// right thread, and never to a later one.
 fn queue(
     process: libc::pid_t,
     thread: libc::pid_t,
@@ -390,8 +398,8 @@ fn queue(
             sys::signal::pidfd_queue_signal(&held, info)
         }
         Err(Errno::ESRCH) => Err(Errno::ESRCH),
-        // Before Linux 6.9, or no descriptor left. Both numbers would have to be another's by now, of one process, within the
-        // moment since the peer was looked at.
+        // Before Linux 6.9, or no descriptor is left. A wrong delivery would need both numbers to be reused
+        // by one process in the moment since the peer was checked.
         Err(_) => sys::signal::queue_signal(process, thread, info),
     }
 }
@@ -409,7 +417,7 @@ mod tests {
         TokenSender::new(nix::unistd::getpid().as_raw(), to)?.send(token, || true)
     }
 
-    /// What comes with the right secret is a token of the right channel, and nothing else is.
+    /// A signal is a token only if it carries the secret of its channel.
     #[test]
     fn a_signal_is_matched_by_inbox_and_secret() {
         let (one, other) = (
@@ -447,9 +455,10 @@ mod tests {
         assert!(inbox.is_over());
     }
 
-    /// Channels come and go on other threads, and what they do with the number is no use of the program's own.
+    /// Channels open and close on other threads, and their use of a number must not count as the program's
+    /// own use.
     #[test]
-    fn a_number_that_is_claimed_and_given_back_meanwhile_is_free() {
+    fn a_number_that_other_channels_claim_and_release_counts_as_free() {
         const OTHER: i32 = 61;
         let over = AtomicBool::new(false);
         let look = || {
@@ -475,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inbox_that_is_full_drops_what_comes_and_counts_it() {
+    fn a_full_inbox_drops_tokens_and_counts_them() {
         let open = OpenInbox::unreachable();
         let inbox = open.inbox();
         for token in 0..MOST as u64 + 3 {
@@ -491,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bell_is_readable_while_there_is_something_to_take_and_at_the_end() {
+    fn the_descriptor_is_readable_while_a_token_waits_and_at_the_end() {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         let open = OpenInbox::unreachable();
         let inbox = Arc::clone(open.inbox());
@@ -500,7 +509,7 @@ mod tests {
             poll(&mut polled, PollTimeout::ZERO).unwrap() == 1
         };
         inbox.put(1);
-        // Made when something is there already.
+        // The descriptor is created while a token already waits.
         assert!(readable());
         inbox.put(2);
         assert_eq!(inbox.take(), Some(1));
@@ -515,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_no_thread_can_have_is_a_violation() {
+    fn an_invalid_token_address_is_a_protocol_violation() {
         let good = TokenAddress {
             number: 34,
             thread: 1,

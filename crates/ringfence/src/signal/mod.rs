@@ -1,9 +1,10 @@
-//! Realtime signals, as the carrier of alarms and tokens.
+//! Realtime signals, which carry alarms and tokens.
 //!
-//! `claim` takes a signal number for this process, and runs the one thread that waits for it; `inbox` is where a
-//! channel's tokens arrive, and the address to which the peer's are sent.
+//! `claim` claims a signal number for this process and runs the only thread that waits for it. `inbox` holds
+//! the tokens that a channel has received, and the address to which the peer's tokens are sent.
 //!
-//! May import `wait` and `sys`. It never interrupts a thread of the program and replaces no handler of it.
+//! May import `wait` and `sys`. It never interrupts a thread of the program and never replaces a handler of
+//! the program.
 
 pub(crate) mod claim;
 pub(crate) mod inbox;
