@@ -1,4 +1,4 @@
-//! What one read of a socket brings beside its bytes: the sender's credentials, and descriptors.
+//! The control data of one read from a socket: the sender's credentials, and descriptors.
 
 use std::{
     io::IoSliceMut,
@@ -14,34 +14,35 @@ use nix::{
 
 use crate::{identity::Credentials, sys::uninterrupted};
 
-/// What one `recvmsg` brought.
+/// The result of one `recvmsg`.
 #[derive(Debug)]
 pub(crate) struct Received {
-    /// Bytes written into the buffer; 0 is the end of the stream.
+    /// The number of bytes written into the buffer. 0 is the end of the stream.
     pub(crate) bytes: usize,
     pub(crate) credentials: Option<Credentials>,
-    /// Every descriptor that the sender passed, wanted or not: dropping them closes them.
+    /// Every descriptor that the sender passed, expected or not. Dropping them closes them.
     pub(crate) descriptors: Vec<OwnedFd>,
     pub(crate) control: Control,
 }
 
-/// What came of the control messages.
+/// The kind of control messages that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Control {
-    /// Credentials and descriptors, or less.
+    /// At most credentials and descriptors.
     Expected,
-    /// One that this side has not asked for. What it installed is closed already.
+    /// A message that this side has not requested. Any descriptor that it installed is already closed.
     Unexpected { level: c_int, kind: c_int },
-    /// `MSG_CTRUNC`: the kernel could not hand over all of them.
+    /// `MSG_CTRUNC`: the kernel could not deliver all of them.
     Truncated,
-    /// The same, though there was room for one more descriptor: so it was this process that could not have it, for want of a
-    /// free number (net/core/scm.c, `scm_detach_fds`, sets the flag for either reason). That is no fault of the sender's. To
-    /// try to open something now would not tell: another thread may have closed a descriptor meanwhile.
+    /// `MSG_CTRUNC`, though the buffer had room for one more descriptor. So this process could not receive
+    /// it, because no descriptor number was free (net/core/scm.c: `scm_detach_fds` sets the flag for either
+    /// reason). That is not the sender's fault. Trying to open something now would not prove it: another
+    /// thread may have closed a descriptor in the meantime.
     Short,
 }
 
-/// What this process stamps its messages with: the effective ids, as `SO_PEERCRED` shows them. The kernel lets a
-/// process name its own pid and any of its real, effective and saved ids (unix(7)).
+/// Returns the credentials for this process's messages: the effective ids, as `SO_PEERCRED` shows them. The
+/// kernel lets a process name its own pid and any of its real, effective and saved ids (unix(7)).
 pub(crate) fn effective_credentials() -> UnixCredentials {
     UnixCredentials::from(libc::ucred {
         pid: nix::unistd::getpid().as_raw(),
@@ -50,37 +51,41 @@ pub(crate) fn effective_credentials() -> UnixCredentials {
     })
 }
 
-/// Room for credentials, for a few descriptors more than any frame has, and for what the peer may have asked for on a
-/// socket that it holds as well, so that this is seen for what it is. The kernel installs as many descriptors as fit.
+/// Room for credentials, for a few more descriptors than any frame has, and for messages that the peer may
+/// have enabled on a socket that it also holds, so that they are recognized. The kernel installs as many
+/// descriptors as fit.
 const CONTROL: usize = 256;
 
 #[repr(align(8))]
 struct ControlBuffer([u8; CONTROL]);
 
-/// The descriptors in a control message. The kernel has installed them by now, so they are owned here and nowhere later.
-/// One that it could not install has a negative number: nothing is there (`SCM_PIDFD`).
+/// Takes ownership of the descriptors in a control message. The kernel has already installed them, so nothing
+/// else owns them. A descriptor that the kernel could not install has a negative number (`SCM_PIDFD`) and is
+/// skipped.
 ///
 /// # Safety
 ///
-/// `data` has `size` bytes, which the kernel has just written there: numbers of descriptors that it has installed for this
-/// call.
+/// The kernel has just written `size` bytes at `data`: the numbers of descriptors that it has installed for
+/// this call.
 unsafe fn own_descriptors(data: *const u8, size: usize) -> impl Iterator<Item = OwnedFd> {
     (0..size / size_of::<c_int>()).filter_map(move |index| {
-        // SAFETY: as the caller promises, the number lies within the data; bytes need not be aligned.
+        // SAFETY: the caller guarantees that the number lies within the data. Bytes need no alignment.
         let number = unsafe { data.add(index * size_of::<c_int>()).cast::<[u8; 4]>().read() };
         let number = c_int::from_ne_bytes(number);
-        // SAFETY: as the caller promises, the descriptor was installed for this call, and nothing else knows of it.
+        // SAFETY: the caller guarantees that the descriptor was installed for this call, and nothing else
+        // owns it.
         (number >= 0).then(|| unsafe { OwnedFd::from_raw_fd(number) })
     })
 }
 
-/// Receives into `buffer` without blocking. nix's `recvmsg` returns an error where the ancillary data was
-/// truncated, and what descriptors came with it are then lost to the caller, but installed: hence this one.
+/// Receives into `buffer` without blocking. nix's `recvmsg` fails if the control data was truncated, and then
+/// the caller cannot close the descriptors that were installed. Hence this function.
 pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
     receive_with(socket, buffer, 0)
 }
 
-/// As [`receive`], and leaves everything where it is: what descriptors there are come as copies (`MSG_PEEK`, unix(7)).
+/// Does the same as [`receive`] without consuming the data: descriptors arrive as copies (`MSG_PEEK`,
+/// unix(7)).
 pub(crate) fn peek(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
     receive_with(socket, buffer, libc::MSG_PEEK)
 }
@@ -96,12 +101,12 @@ fn receive_with(socket: impl AsFd, buffer: &mut [u8], more: c_int) -> Result<Rec
     header.msg_controllen = CONTROL as _;
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_NOSIGNAL | more;
     let count = uninterrupted(|| {
-        // SAFETY: the header points at one iovec (IoSliceMut has its layout, as std promises) over a buffer
-        // borrowed mutably for this call, and at a control buffer of the length that it states.
+        // SAFETY: the header points at one iovec over a buffer that is mutably borrowed for this call (std
+        // guarantees that IoSliceMut has that layout), and at a control buffer of the stated length.
         Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, flags) })
     })?;
-    // A descriptor's number has 4 bytes.
-    // SAFETY: CMSG_SPACE is arithmetic.
+    // A descriptor number has 4 bytes.
+    // SAFETY: CMSG_SPACE only calculates.
     let one_more = unsafe { libc::CMSG_SPACE(4) } as usize;
     let mut received = Received {
         bytes: count.cast_unsigned(),
@@ -115,25 +120,28 @@ fn receive_with(socket: impl AsFd, buffer: &mut [u8], more: c_int) -> Result<Rec
             Control::Truncated
         },
     };
-    // SAFETY: the kernel has just filled the buffer that the header points at, and set msg_controllen to what it wrote there.
+    // SAFETY: the kernel has just filled the buffer that the header points at, and set msg_controllen to the
+    // number of bytes that it wrote.
     unsafe { take_control(&header, &mut received) };
     Ok(received)
 }
 
-/// Takes what the control messages of one `recvmsg` brought. What they installed has an owner when this returns.
+/// Processes the control messages of one `recvmsg`. Every descriptor that they installed has an owner when
+/// this returns.
 ///
 /// # Safety
 ///
-/// The header points at a control buffer, aligned for its messages, which `recvmsg` has just filled, and states how much it wrote
-/// there. This is called once for each call of it: what descriptors it installed are owned here.
+/// The header points at a control buffer, aligned for its messages, which `recvmsg` has just filled, and
+/// states the number of bytes written there. This is called once per `recvmsg`, because it takes ownership of
+/// the installed descriptors.
 unsafe fn take_control(header: &libc::msghdr, received: &mut Received) {
-    /// Linux 6.5, and the same number everywhere; libc does not name it everywhere.
+    /// Linux 6.5. The number is the same on every architecture; libc does not define it everywhere.
     const SCM_PIDFD: c_int = 4;
-    // SAFETY: as the caller promises, the kernel has filled the buffer and said how far.
+    // SAFETY: the caller guarantees that the kernel has filled the buffer and stated the length.
     let mut cursor = unsafe { libc::CMSG_FIRSTHDR(header) };
     while !cursor.is_null() {
-        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return null or a whole header inside the control buffer, which
-        // is aligned for it.
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return null or a pointer to a whole header inside the control
+        // buffer, which is aligned for it.
         let (level, kind, length) = unsafe {
             (
                 (*cursor).cmsg_level,
@@ -141,9 +149,9 @@ unsafe fn take_control(header: &libc::msghdr, received: &mut Received) {
                 (*cursor).cmsg_len as usize,
             )
         };
-        // SAFETY: as above; the data follow the header inside the buffer.
+        // SAFETY: as above; the data follows the header inside the buffer.
         let data = unsafe { libc::CMSG_DATA(cursor) };
-        // SAFETY: CMSG_LEN(0) is arithmetic.
+        // SAFETY: CMSG_LEN only calculates.
         let size = length.saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
         match (level, kind) {
             (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
@@ -163,14 +171,14 @@ unsafe fn take_control(header: &libc::msghdr, received: &mut Received) {
             }
             _ => {
                 if (level, kind) == (libc::SOL_SOCKET, SCM_PIDFD) {
-                    // The only other message that installs something. It is closed here.
+                    // The only other message that installs a descriptor, which is closed here.
                     // SAFETY: the kernel wrote the number of one descriptor at `data` in this call.
                     unsafe { own_descriptors(data, size) }.for_each(drop);
                 }
                 received.control = Control::Unexpected { level, kind };
             }
         }
-        // SAFETY: header and cursor are those of this buffer.
+        // SAFETY: header and cursor belong to this buffer.
         cursor = unsafe { libc::CMSG_NXTHDR(header, cursor) };
     }
 }

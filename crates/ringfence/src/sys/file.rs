@@ -1,4 +1,4 @@
-//! Open files: how they were opened, and who has them locked. And the files in which the kernel tells something, read whole.
+//! Open files: their flags and locks, and reading of the kernel's text files.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -12,11 +12,11 @@ use nix::{
 
 use crate::sys::uninterrupted;
 
-/// Reads a whole file in /proc or /sys, named from a directory.
+/// Reads a whole file in /proc or /sys, named relative to a directory.
 ///
-/// The standard library asks such a file for its size, which is 0, and then reads it in pieces that begin with 32 bytes. Nearly all
-/// that is read here fits the first piece. A read that brings less than there was room for is no end: the kernel may stop wherever
-/// one of its buffers ends. So only a read that brings nothing ends the file.
+/// The standard library asks such a file for its size, which is 0, and then reads it in small pieces,
+/// starting with 32 bytes. Here nearly every file fits the first read. A short read is not the end, because
+/// the kernel may stop wherever one of its buffers ends. Only a read that returns nothing ends the file.
 pub(crate) fn read_whole(directory: impl AsFd, name: &str) -> Result<Vec<u8>, Errno> {
     const FIRST: usize = 4096;
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
@@ -36,20 +36,20 @@ pub(crate) fn read_whole(directory: impl AsFd, name: &str) -> Result<Vec<u8>, Er
     Ok(bytes)
 }
 
-/// Reads a whole file in /proc or /sys, named by its path. What is no UTF-8 is no text (EINVAL).
+/// Reads a whole file in /proc or /sys, named by its path. Fails with EINVAL if the content is not UTF-8.
 pub(crate) fn read_whole_text(path: &str) -> Result<String, Errno> {
     String::from_utf8(read_whole(AT_FDCWD, path)?).map_err(|_| Errno::EINVAL)
 }
 
-/// Whether the descriptor was opened for reading and writing (`F_GETFL`).
+/// Returns the status flags of an open file (`F_GETFL`), which include its access mode.
 pub(crate) fn open_flags(file: impl AsFd) -> Result<c_int, Errno> {
     // SAFETY: F_GETFL takes no argument and touches no memory of ours.
     uninterrupted(|| Errno::result(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETFL) }))
 }
 
-/// Takes an exclusive lock on an open file (flock(2)), or finds that it has it already. Errors with EWOULDBLOCK where
-/// another open file has it. Not nix's guard: that gives the lock back when it is dropped, for every process that shares
-/// the open file, while closing a descriptor leaves it to the others.
+/// Takes an exclusive lock on an open file (flock(2)); succeeds if it already has the lock. Fails with
+/// EWOULDBLOCK if another open file has it. nix's guard does not fit: dropping it releases the lock for every
+/// process that shares the open file, while closing a descriptor leaves the lock to the others.
 pub(crate) fn lock_file(file: impl AsFd) -> Result<(), Errno> {
     uninterrupted(|| {
         // SAFETY: flock takes integers and touches no memory of ours.
@@ -58,15 +58,15 @@ pub(crate) fn lock_file(file: impl AsFd) -> Result<(), Errno> {
     })
 }
 
-/// Gives a lock back, for all processes that share the open file.
+/// Releases a lock, for all processes that share the open file.
 pub(crate) fn unlock_file(file: impl AsFd) {
-    // SAFETY: flock takes integers and touches no memory of ours. It has no reason to fail on a file that was locked.
+    // SAFETY: flock takes integers and touches no memory of ours.
     unsafe { libc::flock(file.as_fd().as_raw_fd(), libc::LOCK_UN) };
 }
 
-/// Has fstatat(2) answer from what this system knows of a file by now, without asking a server for it
-/// (`AT_STATX_DONT_SYNC`, which fstatat hands on as statx(2) does, Linux 4.11). Device and inode never change, so for them
-/// nothing is lost. The same number on every architecture.
+/// Makes fstatat(2) answer from the attributes that this system has cached, without asking a server
+/// (`AT_STATX_DONT_SYNC`, which fstatat passes on as statx(2) does, Linux 4.11). Device and inode never
+/// change, so cached values are correct. The number is the same on every architecture.
 pub(crate) const WITHOUT_SERVER: c_int = 0x4000;
 
 #[cfg(test)]
@@ -75,7 +75,7 @@ mod tests {
 
     use super::*;
 
-    /// A read of such a pipe brings one of the pieces, however much room there is.
+    /// Reads pieces from a packet-mode pipe, where each read returns one piece regardless of the buffer size.
     fn read_in_pieces(pieces: &[&[u8]]) -> Result<String, Errno> {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_DIRECT).unwrap();
         for piece in pieces {
@@ -86,8 +86,8 @@ mod tests {
     }
 
     #[test]
-    fn a_short_read_is_not_the_end_and_what_fills_the_room_is_not_either() {
-        // The second fills the room that there is at first, the third what there is then.
+    fn neither_a_short_read_nor_a_full_buffer_is_the_end() {
+        // The second piece ends at the initial buffer size, the third at the next one.
         let pieces = [
             vec![b'a'; 1000],
             vec![b'b'; 3096],
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_an_error() {
+    fn a_file_that_is_not_utf8_is_an_error() {
         assert_eq!(read_in_pieces(&[b"NSpid:", b"\xff"]), Err(Errno::EINVAL));
         assert_eq!(read_whole_text("/proc/self/no such file"), Err(Errno::ENOENT));
     }

@@ -1,8 +1,8 @@
-//! A lock without poison.
+//! A lock without poisoning.
 //!
-//! Every value that this crate guards is valid after each statement that changes it. A thread that panics while it holds a lock
-//! therefore leaves a valid value, and the threads that come next go on with it. That rule is why [`Mutex::lock`] ignores
-//! poisoning; a value that cannot keep the rule must not be put behind this lock.
+//! Every value that this crate guards is valid after each statement that changes it. So a thread that panics
+//! while it holds a lock leaves a valid value, and other threads continue with it. For that reason
+//! [`Mutex::lock`] ignores poisoning. A value that cannot keep this rule must not be guarded by this lock.
 
 use std::{
     sync::{PoisonError, TryLockError},
@@ -24,7 +24,7 @@ impl<T> Mutex<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `None` where another thread has the lock, or a guard exists that nothing will ever drop.
+    /// Returns `None` if another thread has the lock, or if a guard was leaked.
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         match self.0.try_lock() {
             Ok(guard) => Some(guard),
@@ -33,18 +33,19 @@ impl<T> Mutex<T> {
         }
     }
 
-    /// The value, without a lock: there is no other reference.
+    /// Returns the value without locking: `&mut self` proves that no other reference exists.
     pub(crate) fn get_mut(&mut self) -> &mut T {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a guard exists that nothing will ever drop: one that was leaked, or one of a thread that a fork has left behind.
+    /// Whether a guard was leaked: with `mem::forget`, or because the guard's thread does not exist in a
+    /// forked child.
     pub(crate) fn is_held(&mut self) -> bool {
         self.try_lock().is_none()
     }
 }
 
-/// [`std::sync::Condvar`], for that lock.
+/// [`std::sync::Condvar`] for [`Mutex`].
 #[derive(Debug, Default)]
 pub(crate) struct Condvar(std::sync::Condvar);
 
@@ -57,7 +58,7 @@ impl Condvar {
         self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits no longer than a time. The caller looks at its own condition and clock afterwards.
+    /// Waits at most for `time`. The caller checks its condition and its clock afterwards.
     pub(crate) fn wait_timeout<'a, T>(&self, guard: MutexGuard<'a, T>, time: Duration) -> MutexGuard<'a, T> {
         self.0
             .wait_timeout(guard, time)
@@ -82,7 +83,7 @@ mod tests {
                 .spawn(|| {
                     let mut value = guarded.lock();
                     *value = 2;
-                    panic!("as the test wants");
+                    panic!("expected by the test");
                 })
                 .join()
         });
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guard_that_was_leaked_is_noticed() {
+    fn a_leaked_guard_is_noticed() {
         let mut guarded = Mutex::new(1);
         assert!(!guarded.is_held());
         std::mem::forget(guarded.lock());

@@ -1,12 +1,14 @@
-//! The system calls that nix has no wrapper for, or one that hides what matters here. Each room has one family of them.
+//! System calls without a wrapper in nix, or whose wrapper hides something that matters here. Each module has
+//! one family of calls.
 //!
-//! `ancillary` is what comes with a message on a socket, `socket` its options; `file` has locks and flags of open files, and
-//! reads those in which the kernel tells something; `lease` has the leases that a tripwire is made of; `signal` sends and takes
-//! signals; `process` has pidfds; `barrier` has memory barriers of the whole system; `random` has random bytes. `lock` is no system
-//! call: it is the standard library's lock without its poison.
+//! `ancillary` reads the control messages of a socket, and `socket` sets its options. `file` has locks and
+//! flags of open files, and reads the kernel's text files. `lease` has the leases used by the tripwire.
+//! `signal` sends and receives signals. `process` has pidfds, `barrier` has system-wide memory barriers, and
+//! `random` has random bytes. `lock` is not a system call: it is the standard library's lock without
+//! poisoning.
 //!
-//! May import `identity` (credentials are plain data). Raw `libc` calls are made here and nowhere else. It decides nothing: an error
-//! is handed on as the kernel has told it.
+//! May import `identity` (credentials are plain data). Raw `libc` calls are made here and nowhere else. This
+//! module makes no decisions: it returns errors as the kernel reported them.
 
 use nix::errno::Errno;
 
@@ -20,7 +22,8 @@ pub(crate) mod random;
 pub(crate) mod signal;
 pub(crate) mod socket;
 
-/// Makes a call again that a signal has cut short (EINTR, signal(7)): it has told nothing of what it was about.
+/// Repeats a call that a signal has interrupted (EINTR, signal(7)), because an interrupted call has no
+/// result.
 pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     loop {
         match call() {

@@ -1,4 +1,4 @@
-//! Processes: descriptors of them, what those tell, and what is true of this one.
+//! Processes: pidfds, the information that they give, and properties of this process.
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
@@ -10,23 +10,24 @@ use nix::{
 
 use crate::sys::uninterrupted;
 
-/// Has this called in each child that is forked from now on, before the fork returns there (pthread_atfork(3)). Never undone.
+/// Registers a function that each child forked from now on calls before the fork returns in the child
+/// (pthread_atfork(3)). It cannot be removed.
 pub(crate) fn in_each_child(called: extern "C" fn()) -> Result<(), Errno> {
-    // SAFETY: it takes functions, of which `called` must do nothing that is not async-signal-safe.
+    // SAFETY: pthread_atfork takes functions. The caller guarantees that `called` is async-signal-safe.
     match unsafe { libc::pthread_atfork(None, None, Some(called)) } {
         0 => Ok(()),
         error => Err(Errno::from_raw(error)),
     }
 }
 
-/// pidfd_open(2), Linux 5.3.
+/// Opens a process (pidfd_open(2), Linux 5.3).
 pub(crate) fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
     pidfd_open_with(pid.as_raw(), 0)
 }
 
-/// A pidfd of one thread (`PIDFD_THREAD`, Linux 6.9; EINVAL before that).
+/// Opens one thread (`PIDFD_THREAD`, Linux 6.9; EINVAL before that).
 pub(crate) fn pidfd_open_thread(thread: libc::pid_t) -> Result<OwnedFd, Errno> {
-    // That is its value.
+    // `PIDFD_THREAD` has the value of `O_EXCL`.
     pidfd_open_with(thread, libc::O_EXCL)
 }
 
@@ -40,24 +41,25 @@ fn pidfd_open_with(id: libc::pid_t, flags: c_int) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Whether this process is dumpable (prctl(2), `PR_GET_DUMPABLE`): 0 no, 1 yes, 2 for root alone.
+/// Returns the dumpable attribute of this process (prctl(2), `PR_GET_DUMPABLE`): 0 no, 1 yes, 2 only for
+/// root.
 pub(crate) fn dumpable() -> Result<c_int, Errno> {
     // SAFETY: PR_GET_DUMPABLE takes no argument and touches no memory of ours.
     Errno::result(unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) })
 }
 
-/// What a pidfd says of its process by itself.
+/// The information that a pidfd gives about its process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PidfdInfo {
     pub(crate) pid: u32,
-    /// Effective, now, in this process's user namespace.
+    /// The current effective uid, in this process's user namespace.
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// The number of its cgroup (version 2), where the kernel has cgroups.
+    /// The number of its cgroup (version 2), if the kernel supports cgroups.
     pub(crate) cgroup: Option<u64>,
 }
 
-/// `PIDFD_GET_INFO`, Linux 6.13. Errors with ESRCH for a process that has been reaped.
+/// Queries a pidfd (`PIDFD_GET_INFO`, Linux 6.13). Fails with ESRCH for a process that was reaped.
 pub(crate) fn pidfd_info(pidfd: impl AsFd) -> Result<PidfdInfo, Errno> {
     /// _IOWR(0xff, 11, struct pidfd_info), whose first version has 64 bytes.
     #[cfg(not(target_env = "musl"))]
@@ -68,7 +70,8 @@ pub(crate) fn pidfd_info(pidfd: impl AsFd) -> Result<PidfdInfo, Errno> {
     const IDS: u64 = 0b11;
     /// `PIDFD_INFO_CGROUPID`.
     const CGROUP: u64 = 0b100;
-    /// mask and cgroup id, 8 bytes each; then pid, tgid, ppid, ruid, rgid, euid, egid and five more, 4 bytes each.
+    /// The mask and the cgroup id, 8 bytes each. Then pid, tgid, ppid, ruid, rgid, euid, egid and five more
+    /// words, 4 bytes each.
     #[repr(C, align(8))]
     struct Info {
         mask: u64,

@@ -1,4 +1,4 @@
-//! Signals: what a realtime signal carries, sending and taking one, and what else happens on one.
+//! Signals: the data of a realtime signal, sending and receiving, and dispositions.
 
 use std::{
     mem,
@@ -16,34 +16,34 @@ use nix::{
 pub(crate) fn block_signals() -> Result<(), Errno> {
     // SAFETY: all-zero bytes are a valid set of signals.
     let mut all: libc::sigset_t = unsafe { mem::zeroed() };
-    // SAFETY: fills the set, which is ours.
+    // SAFETY: sigfillset writes the set, a local variable.
     Errno::result(unsafe { libc::sigfillset(&raw mut all) })?;
-    // SAFETY: reads the set; the mask of this thread alone changes.
+    // SAFETY: pthread_sigmask reads the set. Only the mask of this thread changes.
     match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, ptr::null_mut()) } {
         0 => Ok(()),
         error => Err(Errno::from_raw(error)),
     }
 }
 
-/// What comes with a realtime signal.
+/// The data of a realtime signal.
 ///
-/// The kernel's own siginfo has 48 bytes. With a signal that a process queues (`SI_QUEUE`) they reach the other side as
-/// they were given, those behind the value too, which have no meaning there (kernel/signal.c, `copy_siginfo_from_user`
-/// and `copy_siginfo_to_user`).
+/// The kernel's own siginfo uses 48 bytes. If a process queues a signal (`SI_QUEUE`), all 48 bytes reach the
+/// receiver unchanged, including those behind the value, which have no meaning there (kernel/signal.c,
+/// `copy_siginfo_from_user` and `copy_siginfo_to_user`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SignalInfo {
     pub(crate) signal: c_int,
-    /// `si_errno`, of which the kernel makes nothing.
+    /// `si_errno`, which the kernel does not interpret.
     pub(crate) errno: c_int,
-    /// Above 0 it is the kernel's alone to give, for a process that sends to another (rt_sigqueueinfo(2)).
+    /// `si_code`. Only the kernel can send a code above 0 to another process (rt_sigqueueinfo(2)).
     pub(crate) code: c_int,
     pub(crate) value: u64,
-    /// What lies behind the value.
+    /// The bytes behind the value.
     pub(crate) rest: [u8; 16],
 }
 
-/// The part of a siginfo that depends on its code, for signals with a value. It begins at byte 16 wherever pointers have 64
-/// bits.
+/// The part of a siginfo that depends on its code, for signals with a value. It starts at byte 16 on every
+/// 64-bit architecture.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Queued {
@@ -57,7 +57,7 @@ const QUEUED_AT: usize = 16;
 const _: () = assert!(QUEUED_AT + size_of::<Queued>() == 48 && size_of::<libc::siginfo_t>() == 128);
 
 impl SignalInfo {
-    /// As a process says it of itself. Who it is, it could make up.
+    /// Encodes the signal for the kernel. The sender's ids are self-reported and can be forged.
     fn to_kernel(self) -> libc::siginfo_t {
         // SAFETY: all-zero bytes are a valid siginfo.
         let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
@@ -70,7 +70,8 @@ impl SignalInfo {
             value: self.value,
             rest: self.rest,
         };
-        // SAFETY: as asserted above, that many bytes of the siginfo are there, and they are plain integers.
+        // SAFETY: the assertion above proves that the siginfo has that many bytes, and they are plain
+        // integers.
         let place = unsafe { (&raw mut info).cast::<u8>().add(QUEUED_AT) };
         // SAFETY: as above.
         unsafe { place.cast::<Queued>().write_unaligned(queued) };
@@ -78,7 +79,7 @@ impl SignalInfo {
     }
 
     fn from_kernel(info: &libc::siginfo_t) -> Self {
-        // SAFETY: as asserted above, that many bytes of the siginfo are there.
+        // SAFETY: the assertion above proves that the siginfo has that many bytes.
         let place = unsafe { ptr::from_ref(info).cast::<u8>().add(QUEUED_AT) };
         // SAFETY: as above, and any bytes are valid integers.
         let queued = unsafe { place.cast::<Queued>().read_unaligned() };
@@ -96,13 +97,13 @@ fn set_of(signals: &[c_int]) -> Result<libc::sigset_t, Errno> {
     // SAFETY: all-zero bytes are a valid set of signals.
     let mut set: libc::sigset_t = unsafe { mem::zeroed() };
     for signal in signals {
-        // SAFETY: adds to the set, which is ours.
+        // SAFETY: sigaddset writes the set, a local variable.
         Errno::result(unsafe { libc::sigaddset(&raw mut set, *signal) })?;
     }
     Ok(set)
 }
 
-/// Waits for one of these signals, all of which this thread blocks (sigwaitinfo(2)).
+/// Waits for one of these signals, which this thread must block (sigwaitinfo(2)).
 pub(crate) fn wait_for_signal(signals: &[c_int], at_most: Option<Duration>) -> Result<SignalInfo, Errno> {
     let set = set_of(signals)?;
     // SAFETY: all-zero bytes are a valid siginfo.
@@ -112,12 +113,13 @@ pub(crate) fn wait_for_signal(signals: &[c_int], at_most: Option<Duration>) -> R
         tv_nsec: time.subsec_nanos().into(),
     });
     let limit = limit.as_ref().map_or(ptr::null(), ptr::from_ref);
-    // SAFETY: reads the set and the time, where there is one, and writes one siginfo.
+    // SAFETY: sigtimedwait reads the set and the time, if there is one, and writes one siginfo.
     Errno::result(unsafe { libc::sigtimedwait(&raw const set, &raw mut info, limit) })?;
     Ok(SignalInfo::from_kernel(&info))
 }
 
-/// Takes this signal, which this thread blocks, if there is one now; EAGAIN if not (sigtimedwait(2)).
+/// Takes a pending signal, which this thread must block. Fails with EAGAIN if none is pending
+/// (sigtimedwait(2)).
 pub(crate) fn take_signal(signal: c_int) -> Result<SignalInfo, Errno> {
     let set = set_of(&[signal])?;
     // SAFETY: all-zero bytes are a valid siginfo.
@@ -126,13 +128,13 @@ pub(crate) fn take_signal(signal: c_int) -> Result<SignalInfo, Errno> {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: reads the set and the time, and writes one siginfo.
+    // SAFETY: sigtimedwait reads the set and the time, and writes one siginfo.
     Errno::result(unsafe { libc::sigtimedwait(&raw const set, &raw mut info, &raw const at_once) })?;
     Ok(SignalInfo::from_kernel(&info))
 }
 
-/// Queues a signal to one thread of a process (rt_tgsigqueueinfo(2)). EAGAIN where the queue is full, ESRCH where the
-/// process has no such thread.
+/// Queues a signal to one thread of a process (rt_tgsigqueueinfo(2)). Fails with EAGAIN if the queue is full,
+/// and with ESRCH if the process has no such thread.
 pub(crate) fn queue_signal(
     process: libc::pid_t,
     thread: libc::pid_t,
@@ -152,16 +154,18 @@ pub(crate) fn queue_signal(
     Errno::result(result).map(drop)
 }
 
-/// The same to whatever a pidfd names: the thread, where `pidfd_open_thread` has made it (pidfd_send_signal(2)).
+/// Queues a signal to the target of a pidfd: one thread if `pidfd_open_thread` has opened it
+/// (pidfd_send_signal(2)).
 pub(crate) fn pidfd_queue_signal(pidfd: impl AsFd, info: &SignalInfo) -> Result<(), Errno> {
     let (number, raw) = (info.signal, info.to_kernel());
     let pidfd = pidfd.as_fd().as_raw_fd();
-    // SAFETY: the kernel reads one siginfo; no flags.
+    // SAFETY: the kernel reads one siginfo; the flags are 0.
     let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, number, &raw const raw, 0) };
     Errno::result(result).map(drop)
 }
 
-/// Whether this process could send a signal to that thread of that process now; sends none (tgkill(2), signal 0).
+/// Checks that this process may send a signal to that thread of that process. Sends none (tgkill(2), signal
+/// 0).
 pub(crate) fn may_signal(process: libc::pid_t, thread: libc::pid_t) -> Result<(), Errno> {
     // SAFETY: tgkill takes three integers.
     Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, process, thread, 0) }).map(drop)
@@ -174,15 +178,15 @@ pub(crate) fn signal_thread(thread: libc::pid_t, signal: c_int) -> Result<(), Er
     Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal) }).map(drop)
 }
 
-/// What happens on a signal (sigaction(2)).
+/// Returns the disposition of a signal (sigaction(2)).
 pub(crate) fn disposition_of(signal: c_int) -> Result<libc::sigaction, Errno> {
     let mut found = disposition(libc::SIG_DFL);
-    // SAFETY: the kernel writes one sigaction, and changes nothing without a new one.
+    // SAFETY: the kernel writes one sigaction. Without a new one it changes nothing.
     Errno::result(unsafe { libc::sigaction(signal, ptr::null(), &raw mut found) })?;
     Ok(found)
 }
 
-/// A disposition with this handler, which blocks no other signal and restarts what it interrupts.
+/// Makes a disposition with this handler. It blocks no other signal, and interrupted calls restart.
 pub(crate) fn disposition(handler: libc::sighandler_t) -> libc::sigaction {
     // SAFETY: all-zero bytes are a valid sigaction: no handler, an empty set of signals.
     let mut wanted: libc::sigaction = unsafe { mem::zeroed() };
@@ -191,9 +195,9 @@ pub(crate) fn disposition(handler: libc::sighandler_t) -> libc::sigaction {
     wanted
 }
 
-/// Sets what happens on a signal. A handler must do nothing that is not async-signal-safe (signal-safety(7)).
+/// Sets the disposition of a signal. A handler must be async-signal-safe (signal-safety(7)).
 pub(crate) fn set_disposition(signal: c_int, wanted: &libc::sigaction) -> Result<(), Errno> {
-    // SAFETY: the kernel reads one sigaction; its handler is SIG_DFL, SIG_IGN, one that this process had before, or
-    // one of ours that adds to a counter and does nothing else.
+    // SAFETY: the kernel reads one sigaction. Its handler is SIG_DFL, SIG_IGN, a previous handler of this
+    // process, or ours, which only increments a counter.
     Errno::result(unsafe { libc::sigaction(signal, wanted, ptr::null_mut()) }).map(drop)
 }

@@ -1,4 +1,4 @@
-//! A socket: its options, what its peer is, and what waits in it.
+//! Sockets: options, properties of the peer, and the number of unread bytes.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -8,41 +8,42 @@ use nix::{
     poll::PollFlags,
 };
 
-/// Puts a socket into the state in which frames are received from it: with the sender's credentials, and with no other
-/// control message than descriptors. Errors only where the credentials are not to be had.
+/// Prepares a socket for receiving frames: with the sender's credentials, and with no other control message
+/// except descriptors. Fails only if credentials cannot be enabled.
 ///
-/// The options belong to the socket and not to the descriptor. A line that a peer has passed may have any of them set, an
-/// accepted socket has those of the listening one, and a peer that kept a descriptor can set them again at any time. So this
-/// keeps them away from an honest channel, and `receive` is right without it.
+/// The options belong to the socket and not to the descriptor. A line that a peer has passed may have any of
+/// them set. An accepted socket inherits those of the listening socket. And a peer that kept a descriptor can
+/// set them again at any time. So this function only helps honest peers, and `receive` is correct without it.
 pub(crate) fn settle_line(socket: impl AsFd) -> Result<(), Errno> {
     settle_new_line(&socket)?;
     for (option, value) in AT_BIRTH {
-        // What a kernel does not know it does not do, and what stays on is found by `receive`.
+        // A kernel ignores an option that it does not know, and `receive` detects an option that stays on.
         let _ = set(&socket, option, value);
     }
     Ok(())
 }
 
-/// The same for a socket that this process has just made, and that no other has had: all but the credentials is so from birth.
+/// Does the same for a socket that this process has just made and that no other process has had. All options
+/// except the credentials have the right value from creation.
 pub(crate) fn settle_new_line(socket: impl AsFd) -> Result<(), Errno> {
     set(socket, libc::SO_PASSCRED, 1)
 }
 
-/// The same numbers on every architecture that we build for (asm-generic/socket.h); libc does not name them
-/// everywhere. Linux 6.16, 6.5, 6.17, 6.14, 5.19.
+/// The numbers are the same on every architecture that we build for (asm-generic/socket.h); libc does not
+/// define them everywhere. Linux 6.16, 6.5, 6.17, 6.14, 5.19.
 const SO_PASSRIGHTS: c_int = 83;
 const SO_PASSPIDFD: c_int = 76;
 const SO_INQ: c_int = 84;
 const SO_RCVPRIORITY: c_int = 82;
 const SO_RCVMARK: c_int = 75;
 
-/// What says which control messages come beside descriptors and credentials, and where a read begins, as a new socket has it.
+/// The options that add control messages or move the start of a read, with the values of a new socket.
 const AT_BIRTH: [(c_int, c_int); 11] = [
     (SO_PASSRIGHTS, 1),
     (SO_PASSPIDFD, 0),
     (libc::SO_PASSSEC, 0),
     (SO_INQ, 0),
-    // This one ends SO_TIMESTAMPNS as well.
+    // Turning this off turns off SO_TIMESTAMPNS too.
     (libc::SO_TIMESTAMP, 0),
     (libc::SO_TIMESTAMPING, 0),
     (libc::SO_RXQ_OVFL, 0),
@@ -67,11 +68,11 @@ fn set(socket: impl AsFd, option: c_int, value: c_int) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// Of poll(2): the other side has ended its direction, or the socket is shut for reading (`POLLRDHUP`). `POLLHUP`, the end
-/// of both, is told without being asked for.
+/// For poll(2): the peer has closed its sending direction, or the socket is shut for reading (`POLLRDHUP`).
+/// `POLLHUP`, the end of both directions, is reported without being requested.
 pub(crate) const HUNG_UP: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);
 
-/// Bytes of a socket that wait to be read (`FIONREAD`).
+/// Returns the number of bytes that wait in a socket (`FIONREAD`).
 pub(crate) fn unread(socket: impl AsFd) -> Result<usize, Errno> {
     let mut count: c_int = 0;
     // SAFETY: the kernel writes one int, to a local.
@@ -79,13 +80,13 @@ pub(crate) fn unread(socket: impl AsFd) -> Result<usize, Errno> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// A socket option that fills a buffer of unknown size: the peer's supplementary groups (`SO_PEERGROUPS`,
-/// Linux 4.13) and its security label (`SO_PEERSEC`).
+/// Reads a socket option of unknown size: the peer's supplementary groups (`SO_PEERGROUPS`, Linux 4.13) or
+/// its security label (`SO_PEERSEC`).
 fn variable_option(socket: impl AsFd, option: c_int) -> Result<Vec<u8>, Errno> {
     let mut buffer = vec![0_u8; 512];
     loop {
         let mut length = libc::socklen_t::try_from(buffer.len()).map_err(|_| Errno::ERANGE)?;
-        // SAFETY: the buffer is `length` bytes long, and the kernel writes no more than that.
+        // SAFETY: the buffer has `length` bytes, and the kernel writes no more.
         let result = unsafe {
             libc::getsockopt(
                 socket.as_fd().as_raw_fd(),
@@ -96,7 +97,7 @@ fn variable_option(socket: impl AsFd, option: c_int) -> Result<Vec<u8>, Errno> {
             )
         };
         match Errno::result(result) {
-            // The kernel states the length that it needs.
+            // The kernel returns the length that it needs.
             Err(Errno::ERANGE) if buffer.len() < length as usize => buffer.resize(length as usize, 0),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
@@ -108,9 +109,9 @@ fn variable_option(socket: impl AsFd, option: c_int) -> Result<Vec<u8>, Errno> {
     }
 }
 
-/// The supplementary groups that the peer had when it connected or listened (`SO_PEERGROUPS`).
+/// Returns the supplementary groups that the peer had when it connected or listened (`SO_PEERGROUPS`).
 pub(crate) fn peer_groups(socket: impl AsFd) -> Result<Vec<u32>, Errno> {
-    /// The same number on every architecture that we build for; libc does not name it everywhere.
+    /// The number is the same on every architecture that we build for; libc does not define it everywhere.
     const SO_PEERGROUPS: c_int = 59;
     let bytes = variable_option(socket, SO_PEERGROUPS)?;
     Ok(bytes
@@ -119,7 +120,7 @@ pub(crate) fn peer_groups(socket: impl AsFd) -> Result<Vec<u32>, Errno> {
         .collect())
 }
 
-/// The peer's security label (`SO_PEERSEC`), without its terminating NUL.
+/// Returns the peer's security label (`SO_PEERSEC`), without its terminating NUL.
 pub(crate) fn peer_label(socket: impl AsFd) -> Result<String, Errno> {
     let bytes = variable_option(socket, libc::SO_PEERSEC)?;
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
@@ -135,7 +136,7 @@ mod tests {
     fn get(socket: impl AsFd, option: c_int) -> Result<c_int, Errno> {
         let mut value: c_int = 0;
         let mut length = libc::socklen_t::try_from(size_of::<c_int>()).unwrap();
-        // SAFETY: the kernel writes one int at most, to a local.
+        // SAFETY: the kernel writes at most one int, to a local variable.
         let result = unsafe {
             libc::getsockopt(
                 socket.as_fd().as_raw_fd(),
@@ -148,9 +149,10 @@ mod tests {
         Errno::result(result).map(|_| value)
     }
 
-    /// What [`settle_new_line`] leaves alone. On a kernel where this fails, each socket must be settled in full.
+    /// The assumption of [`settle_new_line`]. On a kernel where this fails, each socket needs
+    /// [`settle_line`].
     #[test]
-    fn a_new_socket_has_what_a_settled_one_has_but_for_the_credentials() {
+    fn a_new_socket_has_the_options_of_a_settled_one_except_credentials() {
         let new = || {
             socket(
                 AddressFamily::Unix,
@@ -181,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_set_before_is_put_back() {
+    fn settling_a_line_resets_its_options() {
         let (line, _other) = socketpair(
             AddressFamily::Unix,
             SockType::Stream,
@@ -192,7 +194,7 @@ mod tests {
         let known: Vec<_> = AT_BIRTH
             .into_iter()
             .filter(|(option, value)| set(&line, *option, i32::from(*value == 0)).is_ok())
-            // Some can be set and not be asked for.
+            // Some options can be set but not read.
             .filter(|(option, value)| get(&line, *option).is_ok_and(|found| found != *value))
             .collect();
         assert!(known.len() >= 3, "{known:?}");
