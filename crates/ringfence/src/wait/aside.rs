@@ -1,8 +1,8 @@
-//! Calls that may not come back: those that ask a filesystem whose server may be gone.
+//! Calls that may hang, because they access a filesystem whose server may be gone.
 //!
-//! A thread that waits in such a call hears no signal but SIGKILL, and of some calls not even that. So the call is made on a
-//! thread of its own, and its caller waits for the answer no longer than its deadline allows. The thread ends once the
-//! filesystem answers, or with its process.
+//! A thread in such a call reacts to no signal except SIGKILL, and in some calls not even to that. So each
+//! call runs on its own thread, and the caller waits for the result only until its deadline. The thread ends
+//! when the filesystem answers, or with the process.
 
 use std::{
     os::fd::AsFd,
@@ -22,13 +22,15 @@ use crate::{
     wait::deadline::{Deadline, Woken},
 };
 
-/// Such calls under way at a time in this process. Each holds a thread and two descriptors, for as long as it hangs.
+/// The maximum number of such calls at the same time in this process. Each holds a thread and two descriptors
+/// while it hangs.
 const MOST: usize = 64;
 
-/// How many there are. Written by the thread that begins one, and by its thread when that ends.
+/// The number of calls that are running. Changed by the thread that starts a call, and by the call's own
+/// thread when it ends.
 static UNDER_WAY: PerProcess<AtomicUsize> = PerProcess::new();
 
-/// Counts a call as long as this lives, and tells its caller when it is over, by a panic as well.
+/// Counts a call while this value exists, and wakes the caller when the call has ended, even by a panic.
 struct Call {
     under_way: &'static AtomicUsize,
     answered: Bell,
@@ -41,31 +43,33 @@ impl Drop for Call {
     }
 }
 
-/// Makes a call on a thread of its own, and waits for what it answers. `what` is waited for, in the words of
-/// [`Error::HandshakeTimeout`].
+/// Runs `call` on a separate thread and waits for its result.
 ///
-/// Errors with that once the deadline has passed, with [`Error::Aborted`] when called off, and with [`Error::NoSpace`] where
-/// there is no descriptor or thread for it, or as many calls hang already as may.
+/// # Errors
+///
+/// [`Error::HandshakeTimeout`] after the deadline; it names `what` as the step. [`Error::Aborted`] if the
+/// wait was cancelled. [`Error::NoSpace`] if no descriptor or thread is available, or if too many calls hang
+/// already.
 pub(crate) fn ask<T: Send + 'static>(
     what: &'static str,
     deadline: &Deadline,
     call: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
     let no_space = |reason: String| Error::NoSpace {
-        what: format!("a thread that looks at a file ({what})"),
+        what: format!("a thread that inspects a file ({what})"),
         reason,
     };
     let answered = Bell::new()?;
     let under_way = UNDER_WAY.get()?;
     let before = under_way.fetch_add(1, Ordering::AcqRel);
-    // However this ends, it is counted no more then.
+    // Dropping this on any path decrements the counter.
     let call_under_way = Call {
         under_way,
         answered: answered.clone(),
     };
     if before >= MOST {
         return Err(no_space(format!(
-            "{MOST} of them wait for filesystems that do not answer"
+            "{MOST} such threads wait for filesystems that do not answer"
         )));
     }
     let (tell, told) = mpsc::channel();
@@ -73,13 +77,13 @@ pub(crate) fn ask<T: Send + 'static>(
         .name("ringfence-look".into())
         .spawn(move || {
             let _under_way = call_under_way;
-            // Without a receiver, its time was over.
+            // Without a receiver, the caller's deadline has passed.
             let _ = tell.send(call());
         })
         .map_err(|error| no_space(error.to_string()))?;
     match deadline.wait(&[(answered.as_fd(), PollFlags::POLLIN)])? {
         Woken::Ready => told.try_recv().map_err(|_| Error::Unsupported {
-            what: format!("{what}: the thread that looked has panicked"),
+            what: format!("{what}: its thread has panicked"),
             source: None,
         }),
         Woken::Late => Err(Error::HandshakeTimeout {

@@ -1,4 +1,4 @@
-//! What calls a wait off, from another thread: a descriptor that becomes readable (eventfd(2)).
+//! Cancels a wait from another thread: a descriptor that becomes readable (eventfd(2)).
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
@@ -15,11 +15,12 @@ use crate::{
     fork::Birth,
 };
 
-/// How often a write to a descriptor of this process's own is tried.
+/// The number of attempts to write to a descriptor of this process.
 const TRIES: u32 = 64;
 
-/// Calls off the waiting of a [`join`](crate::join) on another thread. Clones share one state, which stays called off. It holds
-/// one descriptor (eventfd(2)). In a forked child it calls nothing off, neither in the child nor in its parent.
+/// Cancels the waiting of a [`join`](crate::join) on another thread. Clones share one state, and a cancelled
+/// token stays cancelled. It holds one descriptor (eventfd(2)). In a forked child it cancels nothing, neither
+/// in the child nor in its parent.
 ///
 /// ```
 /// use ringfence::{Address, CancelToken, Error, Options, join};
@@ -40,22 +41,23 @@ pub struct CancelToken(Arc<Called>);
 #[derive(Debug)]
 struct Called {
     event: Event,
-    /// It was called off: for a wait that can look at no descriptor (poll(2) fails for want of memory, say).
+    /// Whether it was cancelled, for a wait that cannot poll its descriptors (poll(2) may fail for lack of
+    /// memory).
     off: AtomicBool,
 }
 
 #[derive(Debug)]
 pub(super) struct Event {
     pub(super) descriptor: EventFd,
-    /// A child has the descriptor as well, and what it leads to is its parent's.
+    /// A forked child has the descriptor too, but its event belongs to the parent.
     pub(super) birth: Birth,
 }
 
 impl CancelToken {
-    /// A cancel token that has not been used.
+    /// Makes a cancel token that is not cancelled.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] where descriptors have run out.
+    /// [`Error::NoSpace`] if no descriptor is available.
     pub fn new() -> Result<Self> {
         let birth = Birth::now()?;
         EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -64,13 +66,13 @@ impl CancelToken {
                 let off = AtomicBool::new(false);
                 Self(Arc::new(Called { event, off }))
             })
-            .map_err(|errno| Error::system("a descriptor to call off the waiting", errno))
+            .map_err(|errno| Error::system("a descriptor for cancelling a wait", errno))
     }
 
-    /// Calls off each wait with this cancel token, now or later. The wait ends with [`Error::Aborted`].
+    /// Cancels each wait with this token, now or later. The wait fails with [`Error::Aborted`].
     pub fn cancel(&self) {
-        // The kernel has no reason to refuse, but what filters system calls may have one, and a wait that is never called off
-        // lasts for ever.
+        // The kernel has no reason to refuse the write, but a system call filter may. A wait that is never
+        // cancelled would last forever, so retry.
         if !self.is_here() {
             return;
         }
@@ -81,7 +83,7 @@ impl CancelToken {
         }
     }
 
-    /// Whether it was used, as is known without a look at its descriptor.
+    /// Whether it was cancelled, without reading its descriptor.
     pub(super) fn is_used(&self) -> bool {
         self.0.off.load(Ordering::Acquire)
     }
@@ -95,7 +97,7 @@ impl CancelToken {
     }
 }
 
-/// The same descriptor as a bell inside this process: rung by [`Bell::ring`], heard by waiting for it to be readable.
+/// A wakeup between threads of this process, built on the same descriptor. [`Bell::ring`] makes it readable.
 #[derive(Debug, Clone)]
 pub(crate) struct Bell(CancelToken);
 
@@ -108,20 +110,20 @@ impl Bell {
         self.0.cancel();
     }
 
-    /// Forgets what was rung so far.
+    /// Clears the wakeup.
     pub(crate) fn hush(&self) {
         if self.is_here() {
-            // Nothing to read is what is wanted.
+            // The read fails if nothing was signalled, which is fine.
             let _ = self.0.0.event.descriptor.read();
         }
     }
 
-    /// Whether it was made in this process, and not in one that this was forked from.
+    /// Whether it was made in this process, and not in a process from which this one was forked.
     pub(crate) fn is_here(&self) -> bool {
         self.0.is_here()
     }
 
-    /// Whether it was rung, which is forgotten by that.
+    /// Whether it was signalled. Clears the wakeup.
     pub(crate) fn was_rung(&self) -> bool {
         self.is_here() && self.0.0.event.descriptor.read().is_ok()
     }

@@ -1,4 +1,4 @@
-//! How long something is waited for.
+//! A time limit for waiting.
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
@@ -15,39 +15,39 @@ use crate::{
     wait::cancel::CancelToken,
 };
 
-/// Waits until a descriptor (a channel's line, say) is readable or has ended: for bindings to event loops that have nothing of
-/// their own.
+/// Waits until a descriptor (a channel's line, for example) is readable or has ended. For bindings to event
+/// loops that lack such a call.
 ///
 /// # Errors
-/// [`Error::Aborted`] when called off.
+/// [`Error::Aborted`] if cancelled.
 pub fn wait_readable(descriptor: impl AsFd, cancel_token: &CancelToken) -> Result<()> {
     Deadline::endless(vec![cancel_token.clone()], Duration::ZERO)
         .wait(&[(descriptor.as_fd(), PollFlags::POLLIN)])
         .map(drop)
 }
 
-/// What ended a wait.
+/// The reason why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Woken {
-    /// One of the descriptors is ready (or has failed, which a read will tell).
+    /// One of the descriptors is ready, or has failed, which the next read reports.
     Ready,
     /// The deadline has passed.
     Late,
 }
 
-/// A deadline, and the tokens that call the waiting off.
+/// A deadline, and the tokens that cancel the wait.
 #[derive(Debug, Clone)]
 pub(crate) struct Deadline {
     moment: Option<Instant>,
-    /// The time that the deadline stands for.
+    /// The duration of the deadline, for errors.
     pub(crate) allowed: Duration,
     cancel_tokens: Vec<CancelToken>,
 }
 
 impl Deadline {
-    /// No deadline; errors state `allowed`.
+    /// Makes a deadline that never passes. Errors report `allowed`.
     pub(crate) fn endless(mut cancel_tokens: Vec<CancelToken>, allowed: Duration) -> Self {
-        // A parent that calls off what waits there does not mean its child's.
+        // The tokens of a parent do not apply in a forked child.
         cancel_tokens.retain(CancelToken::is_here);
         Self {
             moment: None,
@@ -56,7 +56,7 @@ impl Deadline {
         }
     }
 
-    /// The same cancel tokens, with a deadline from now.
+    /// Makes a deadline from now on with the same cancel tokens.
     pub(crate) fn within(&self, time: Duration) -> Self {
         Self {
             moment: Instant::now().checked_add(time),
@@ -65,7 +65,7 @@ impl Deadline {
         }
     }
 
-    /// The same deadline, with one more cancel token.
+    /// Adds a cancel token to the same deadline.
     pub(crate) fn or(&self, cancel_token: &CancelToken) -> Self {
         let mut more = self.clone();
         more.cancel_tokens.push(cancel_token.clone());
@@ -76,22 +76,22 @@ impl Deadline {
         self.moment
     }
 
-    /// As far as `moment`, if that is sooner.
+    /// Moves the deadline to `moment`, if that is earlier.
     pub(crate) fn until(&self, moment: Option<Instant>) -> Self {
         let mut sooner = self.clone();
         sooner.moment = self.moment.into_iter().chain(moment).min();
         sooner
     }
 
-    /// How much of the time that was allowed is over.
+    /// Returns how much of the allowed time has passed.
     pub(crate) fn elapsed(&self) -> Duration {
         let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
         self.allowed
             .saturating_sub(self.moment.map_or(self.allowed, left))
     }
 
-    /// Whether a descriptor is readable, or becomes so within a time. Also `true` where the waiting was called off:
-    /// the read that follows finds out.
+    /// Whether a descriptor becomes readable within a time. Also `true` if the wait was cancelled, because
+    /// the following read reports that.
     pub(crate) fn is_spoken_to(&self, descriptor: BorrowedFd<'_>, within: Duration) -> bool {
         let moment = Instant::now().checked_add(within);
         !matches!(
@@ -105,7 +105,7 @@ impl Deadline {
         self.moment.is_none_or(|deadline| Instant::now() < deadline)
     }
 
-    /// Waits until one of the descriptors is ready. Errors with [`Error::Aborted`] when called off.
+    /// Waits until one of the descriptors is ready. Fails with [`Error::Aborted`] if cancelled.
     pub(crate) fn wait(&self, descriptors: &[(BorrowedFd<'_>, PollFlags)]) -> Result<Woken> {
         loop {
             let mut polled: Vec<PollFd<'_>> = self
@@ -116,7 +116,7 @@ impl Deadline {
                 .collect();
             match poll(&mut polled, self.timeout()) {
                 Err(Errno::EINTR) => continue,
-                // Who tries again after a failed wait is called off all the same.
+                // A caller that retries after a failed wait must still be cancelled.
                 Err(_) if self.cancel_tokens.iter().any(CancelToken::is_used) => return Err(Error::Aborted),
                 Err(errno) => return Err(Error::poll("waiting for a descriptor", errno)),
                 Ok(0) if self.moment.is_some_and(|deadline| deadline <= Instant::now()) => {
@@ -136,7 +136,8 @@ impl Deadline {
         }
     }
 
-    /// For work that does not wait: whether the deadline has passed. Errors with [`Error::Aborted`] when called off.
+    /// Checks the deadline without waiting, for long computations. Fails with [`Error::Aborted`] if
+    /// cancelled.
     pub(crate) fn look(&self) -> Result<Woken> {
         if self.moment.is_some_and(|deadline| deadline <= Instant::now()) {
             return Ok(Woken::Late);
@@ -151,12 +152,12 @@ impl Deadline {
         now.wait(&[]).map(|_| Woken::Ready)
     }
 
-    /// Waits for a time, or for being called off.
+    /// Sleeps for a time, or until cancelled.
     pub(crate) fn pause(&self, time: Duration) -> Result<()> {
         self.within(time).wait(&[]).map(drop)
     }
 
-    /// poll(2) counts in milliseconds: rounded up, so that a wait never ends before its deadline.
+    /// poll(2) counts in milliseconds. Round up, so that a wait never ends before its deadline.
     fn timeout(&self) -> PollTimeout {
         let Some(deadline) = self.moment else {
             return PollTimeout::NONE;
@@ -166,10 +167,10 @@ impl Deadline {
     }
 }
 
-/// Which of the descriptors are readable now (or have ended).
+/// Returns which of the descriptors are readable now, or have ended.
 pub(crate) fn readable<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) -> Vec<bool> {
     let mut polled: Vec<_> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-    // A poll that fails has seen nothing; the next one will.
+    // A failed poll reports nothing. The next one will.
     let seen = poll(&mut polled, PollTimeout::ZERO).is_ok();
     polled.iter().map(|fd| seen && fd.any() == Some(true)).collect()
 }

@@ -1,10 +1,11 @@
-//! How long something is waited for, and what may call it off.
+//! Waiting with a deadline and with cancellation.
 //!
-//! `deadline` is the time, and the waiting itself; `cancel` is the token that calls a wait off; `backoff` has the pauses between
-//! tries, and `patience` says how often a call of this side's own may fail; `permits` bounds what threads do side by side; `aside` makes
-//! calls that may never come back on a thread of their own; `own` tells the threads of this crate's own, which do not wait for each other.
+//! `deadline` is the time limit and the wait itself. `cancel` is the token that cancels a wait. `backoff` has
+//! the pauses between attempts to reach a peer. `patience` limits how often a repeated call may fail.
+//! `permits` limits how many threads work in parallel. `aside` makes calls that may hang on a separate
+//! thread. `own` marks the threads of this crate, which must not wait for each other.
 //!
-//! May import `fork` and `sys`, and what the whole crate shares.
+//! May import `fork` and `sys`, and the modules that the whole crate shares.
 
 pub(crate) mod aside;
 pub(crate) mod backoff;

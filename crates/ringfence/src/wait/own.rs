@@ -1,7 +1,7 @@
-//! The threads of this crate's own that call the program: its subscriber, with the feature `tracing`.
+//! The threads of this crate that call the program: its subscriber, with the feature `tracing`.
 //!
-//! It may call back, and what it lets go of there may be what such a thread works for. So nothing waits for one of them on one of
-//! them: that would be itself, or one that waits for it.
+//! The program may call back into this crate, and may drop a value that such a thread works for. So these
+//! threads never wait for each other: a thread could end up waiting for itself.
 
 use std::cell::Cell;
 
@@ -9,12 +9,12 @@ thread_local! {
     static IS_OWN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// To be called first on a thread of this crate's own.
+/// Marks a thread of this crate. Must be called first on that thread.
 pub(crate) fn begin_own_thread() {
     IS_OWN.set(true);
 }
 
-/// Whether this is one of those.
+/// Whether this is a thread of this crate.
 pub(crate) fn is_own_thread() -> bool {
     IS_OWN.get()
 }

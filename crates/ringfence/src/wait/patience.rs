@@ -1,15 +1,16 @@
-//! How long a thread bears it that a call of its own fails, where nobody else does its work.
+//! Limits the failures of a repeated call, for a thread that is the only one to do its work.
 
 use std::{thread, time::Duration};
 
 use crate::error::Error;
 
-/// How long the kernel is left alone after a failure, where nothing else is asked for.
+/// The default pause after a failure.
 pub(crate) const RECOVERY: Duration = Duration::from_millis(100);
-/// How often in a row a call may fail.
+/// The maximum number of consecutive failures.
 const FAILURES: u32 = 100;
 
-/// Of a call that is made again and again, and that may fail for want of something that is there again in a moment.
+/// The retry budget of a call that is repeated, and that may fail from a lack of something that becomes
+/// available again in a moment.
 #[derive(Debug)]
 pub(crate) struct Patience {
     failures: u32,
@@ -27,18 +28,18 @@ impl Patience {
         Self { failures: 0, pause }
     }
 
-    /// The call went well.
+    /// Records a success.
     pub(crate) fn renew(&mut self) {
         self.failures = 0;
     }
 
-    /// Whether this error is borne once more. One that calls the work off never is.
+    /// Whether to retry after this error. A cancellation is never retried.
     pub(crate) fn bears(&mut self, error: &Error) -> bool {
         self.failures += 1;
         !matches!(error, Error::Aborted) && self.failures <= FAILURES
     }
 
-    /// To be called before the next try: what has failed may have taken no time.
+    /// Sleeps before the next attempt, because the failed one may have taken no time.
     pub(crate) fn pause(&self) {
         thread::sleep(self.pause);
     }

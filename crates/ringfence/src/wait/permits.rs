@@ -1,4 +1,4 @@
-//! A bound on what threads do side by side. The wait for a permit has a deadline and can be called off.
+//! A limit for threads that work in parallel. The wait for a permit has a deadline and can be cancelled.
 
 use std::os::fd::AsFd;
 
@@ -14,11 +14,11 @@ use crate::{
     wait::{cancel::Event, deadline::Deadline},
 };
 
-/// A number of permits, for which threads wait in no order. Holds one descriptor.
+/// A number of permits. Waiting threads have no order. Holds one descriptor.
 #[derive(Debug)]
 pub(crate) struct Permits(Event);
 
-/// Given back when dropped.
+/// A permit, returned when dropped.
 #[derive(Debug)]
 pub(crate) struct Permit<'a>(&'a Event);
 
@@ -48,7 +48,7 @@ impl Permits {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if self.0.birth.is_here() {
-            // There is room for what was taken out before.
+            // Cannot fail: acquiring the permit has decremented the counter.
             let _ = self.0.descriptor.write(1);
         }
     }
