@@ -1,4 +1,4 @@
-//! The list of checks made on the way to a channel, with what each found.
+//! The list of checks made before a channel was opened, with the result of each.
 
 use std::fmt;
 
@@ -9,29 +9,30 @@ use crate::trace;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Evidence {
     /// The step of the handshake that the check belongs to: `rendezvous`, `credentials`, `executable`,
-    /// `hello`, `offer`, `object`, `final`, `ready`; or `verify`, for a later look.
+    /// `hello`, `offer`, `object`, `final` or `ready`; or `verify`, for a later check.
     pub step: &'static str,
-    /// What was looked at.
+    /// The property that was checked.
     pub check: &'static str,
-    /// What it had to be.
+    /// The required value.
     pub wanted: String,
-    /// What it was.
+    /// The value found.
     pub found: String,
-    /// How the check came out.
+    /// The result of the check.
     pub outcome: Outcome,
 }
 
-/// How a check came out. There is no third outcome: a check that fails is an [`Error`](crate::Error), and there is no channel.
+/// The result of a check. There is no third outcome: a check that fails is an [`Error`](crate::Error), and
+/// then no channel exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// What was found is what was wanted.
+    /// The found value satisfies the requirement.
     Passed,
-    /// It was noted and not compared, since the policy or this kernel leaves it open.
+    /// The value was recorded but not compared, because the policy or this kernel leaves it open.
     NotAsked,
 }
 
 impl Outcome {
-    /// Its name, for logs and for programs: `passed` or `not-asked`.
+    /// Returns its name, for logs and for programs: `passed` or `not-asked`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Passed => "passed",
@@ -67,7 +68,8 @@ impl Record {
         });
     }
 
-    /// Notes what this kernel or policy leaves open, so that a reader does not take it for checked.
+    /// Records a value that this kernel or policy leaves open, so that a reader does not think it was
+    /// checked.
     pub(crate) fn not_asked(&mut self, step: &'static str, check: &'static str, found: impl Into<String>) {
         self.note(Evidence {
             step,

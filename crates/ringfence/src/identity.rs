@@ -1,4 +1,5 @@
-//! What is known of a process, as plain data. It imports nothing of this crate, so everything can carry it.
+//! The known properties of a process, as plain data. It imports nothing from this crate, so every module can
+//! use it.
 
 use std::{fmt, path::PathBuf};
 
@@ -10,21 +11,21 @@ pub(crate) struct Credentials {
     pub(crate) gid: u32,
 }
 
-/// A file that a process executes: what it is (device and inode), and what it is called.
+/// A file that a process executes: its identity (device and inode) and its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Executable {
-    /// The path by which the kernel knows it now. For people: names can be made to say anything.
+    /// The current path according to the kernel. For display only, because a path can be forged.
     pub path: PathBuf,
     /// The filesystem, `st_dev` of stat(2).
     pub device: u64,
     /// The file on it, `st_ino` of stat(2).
     pub inode: u64,
-    /// What its content hashes to, where the policy asked for that.
+    /// The hash of its content, if the policy asked for it.
     pub sha256: Option<Digest>,
 }
 
 impl Executable {
-    /// The very same file: names and contents may be equal elsewhere.
+    /// Whether both are the same file. Names and contents do not count.
     pub(crate) fn is_same_file(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
     }
@@ -46,30 +47,30 @@ impl fmt::Display for Executable {
     }
 }
 
-/// What the kernel attested of the peer when it was looked at.
+/// The properties of the peer that the kernel attested when it was checked.
 #[non_exhaustive]
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// Process id, in this process's pid namespace (`SO_PEERCRED`); 0 for a process that has none there, which only
-    /// [`Namespace::Any`](crate::Namespace::Any) lets in.
+    /// The process id in this process's pid namespace (`SO_PEERCRED`). 0 for a process that has none there;
+    /// only [`Namespace::Any`](crate::Namespace::Any) accepts such a peer.
     pub pid: i32,
-    /// Effective user id when it connected or listened, which must be its effective user id at each later look.
+    /// The effective user id when it connected or listened. It must be unchanged at each later check.
     pub uid: u32,
-    /// Effective group id, likewise.
+    /// The effective group id, likewise.
     pub gid: u32,
-    /// Supplementary groups when it connected or listened (`SO_PEERGROUPS`, Linux 4.13) that it still has; `None`
-    /// where the kernel does not tell, or where those that it has now cannot be seen.
+    /// The supplementary groups that it had when it connected or listened (`SO_PEERGROUPS`, Linux 4.13) and
+    /// still has. `None` if the kernel does not report them, or if its current groups are not visible.
     pub groups: Option<Vec<u32>>,
-    /// The executable; `None` where it cannot be read: another uid's process, or one that is not dumpable.
+    /// The executable. `None` if it is unreadable: for a process of another uid, or one that is not dumpable.
     pub executable: Option<Executable>,
-    /// The cgroup (version 2) path, as this process's cgroup namespace names it.
+    /// The path of its cgroup (version 2), as seen in this process's cgroup namespace.
     pub cgroup: Option<String>,
-    /// The security label when it connected or listened (`SO_PEERSEC`), where a security module gives one.
+    /// The security label when it connected or listened (`SO_PEERSEC`), if a security module sets one.
     pub label: Option<String>,
 }
 
 impl Identity {
-    /// As much as a connection tells by itself.
+    /// Makes an identity from the credentials of a connection only.
     pub(crate) fn of(credentials: Credentials) -> Self {
         let Credentials { pid, uid, gid } = credentials;
         Self {
