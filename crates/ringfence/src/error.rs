@@ -1,4 +1,4 @@
-//! What can go wrong, each with a code for programs and a sentence for people.
+//! Errors, each with a code for programs and a sentence for people.
 
 use std::{
     fmt::{self, Write as _},
@@ -11,116 +11,119 @@ use nix::errno::Errno;
 
 use crate::identity::{Credentials, Identity};
 
-/// The result of everything in this crate that can be refused.
+/// The result of every fallible operation in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why something was refused. [`Error::kind`] is what a program can switch on, and [`Error::code`] its stable name; `Display`
-/// gives a sentence that says what to do.
+/// The reason for a failure. A program can match on [`Error::kind`], and [`Error::code`] is its stable name.
+/// `Display` gives a sentence that says what to do.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An argument of the wrong type or range, or a call that the channel's state does not allow
-    /// (a second reservation, for instance).
+    /// An argument has the wrong type or range, or the channel's state does not allow the call (for example a
+    /// second reservation).
     #[error("{0}")]
     InvalidArgument(String),
-    /// The address cannot be used: empty, too long, with a NUL in it, in a directory that is missing or closed
-    /// to this process, or taken by something that is not a socket.
+    /// The address is unusable: it is empty, too long or contains a NUL. Or its directory is missing or not
+    /// accessible, or a file that is not a socket has this path.
     #[error("the address {address:?} cannot be used: {reason}")]
     AddressInvalid {
         /// The address as it was given.
         address: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
-        /// What the kernel said, where it was asked.
+        /// The kernel's error, if a system call failed.
         source: Option<io::Error>,
     },
-    /// Two processes already share this address (or this process itself holds it).
+    /// Two processes already share this address, or this process itself holds it.
     #[error("the address {address:?} is taken: {by}; wait for it with the `wait` option, or choose another")]
     AddressOccupied {
         /// The address as it was given.
         address: String,
-        /// Who has it, as far as is known.
+        /// The current user of the address, as far as it is known.
         by: String,
     },
-    /// The peer is not who the policy says it must be, or this could not be found out.
+    /// The peer does not satisfy the policy, or a check could not be made.
     #[error(transparent)]
     PeerRefused(Box<Refusal>),
-    /// The peer left (or died) before the channel was made, or a message can no longer reach it.
+    /// The peer disconnected or died before the channel was made, or a message can no longer reach it.
     #[error("the peer is gone: {0}")]
     PeerLost(String),
-    /// The partner came, but did not do its part of the handshake in time.
+    /// The peer connected, but did not complete its part of the handshake in time.
     #[error("the handshake was not finished within {} ms: {step}; a longer `timeout` waits longer", .after.as_millis())]
     HandshakeTimeout {
-        /// What was being waited for.
+        /// The step that did not complete.
         step: &'static str,
-        /// How long it was waited for.
+        /// The time allowed for the handshake.
         after: Duration,
     },
-    /// What the peer said is not this protocol, not this version of it, or does not agree with this side's options.
+    /// The peer speaks another protocol or another version, or its options do not agree with this side's
+    /// options.
     #[error("the peer does not speak this protocol as agreed: {0}")]
     Protocol(String),
-    /// Another process had the shared memory open, or tried to open it: what was in it is destroyed.
+    /// Another process had the shared memory open, or tried to open it. Its content was destroyed.
     #[error("the shared memory was exposed to another process: {0}")]
     ObjectExposed(String),
-    /// The shared object that the peer passed is not what was agreed, or could be changed behind our back.
+    /// The shared object that the peer passed differs from what was agreed, or could still be changed by
+    /// others.
     #[error("the peer's shared object was refused: its {check} should be {wanted} and is {found}")]
     ObjectUnsound {
-        /// Which property was looked at.
+        /// The property that was checked.
         check: &'static str,
-        /// What it must be.
+        /// The required value.
         wanted: String,
-        /// What it is.
+        /// The value found.
         found: String,
     },
-    /// The peer wrote something into its own region that an honest peer never writes. The channel is closed.
+    /// The peer wrote something into its own region that an honest peer never writes. The channel was closed.
     #[error("the peer's ring is corrupt, the channel was closed: {0}")]
     RingCorrupt(String),
-    /// The message is larger than the peer takes, or than this call can ever put into the ring at once.
+    /// The message is larger than the peer accepts, or than this call can put into the ring.
     #[error("a message of {size} bytes is too large: {limit} bytes at most here ({reason})")]
     MessageTooLarge {
-        /// Size of the message, in bytes.
+        /// The size of the message, in bytes.
         size: usize,
-        /// The largest size that would pass, in bytes.
+        /// The largest accepted size, in bytes.
         limit: u64,
-        /// Whose limit it is.
+        /// The origin of the limit.
         reason: &'static str,
     },
-    /// There is not enough memory, or there are not enough descriptors.
+    /// Memory or descriptors are exhausted.
     #[error("there is not enough room for {what}: {reason}")]
     NoSpace {
-        /// What was to be made.
+        /// The thing that was to be made.
         what: String,
-        /// What is missing.
+        /// The missing resource.
         reason: String,
     },
     /// This side has closed the channel, or ended its sending direction.
     #[error("{0}")]
     Closed(&'static str),
-    /// This subscriber has held its publisher up for longer than that allows, and was let go of. What it had not read by then
-    /// is lost to it.
+    /// The publisher evicted this subscriber, which had delayed it for too long. The subscriber has lost all
+    /// messages that it had not read.
     #[error(
         "the publisher has evicted this subscriber, which held it up for longer than its `stall` allows; subscribe again, read \
          faster, or ask for the delivery 'best-effort'"
     )]
     Evicted,
-    /// The waiting was called off by this process.
+    /// This process cancelled the wait.
     #[error("the waiting was called off")]
     Aborted,
-    /// The deadline of a call has passed. What was waited for may still come: nothing is lost, and the same call may be made again.
+    /// The deadline of a call has passed. The awaited event may still happen: nothing is lost, and the call
+    /// may be repeated.
     #[error("the deadline has passed")]
     TimedOut,
-    /// This kernel, sandbox or platform does not offer what is needed.
+    /// This kernel, sandbox or platform lacks a required feature.
     #[error("this system does not offer what is needed: {what}")]
     Unsupported {
-        /// The call or property that is missing.
+        /// The missing call or property.
         what: String,
-        /// What the kernel said.
+        /// The kernel's error, if a system call failed.
         source: Option<io::Error>,
     },
 }
 
 impl Error {
-    /// What kind of error this is, for a program that switches on it.
+    /// Returns the kind of this error, for a program that matches on it.
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::InvalidArgument(_) => ErrorKind::InvalidArgument,
@@ -143,12 +146,12 @@ impl Error {
         }
     }
 
-    /// The stable name of this kind of error: that of [`Error::kind`]. The Node face prefixes it with `ERR_RINGFENCE_`.
+    /// Returns the stable name of [`Error::kind`]. The Node package prefixes it with `ERR_RINGFENCE_`.
     pub const fn code(&self) -> &'static str {
         self.kind().as_str()
     }
 
-    /// The refusal behind [`Error::PeerRefused`].
+    /// Returns the refusal of an [`Error::PeerRefused`].
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
             Self::PeerRefused(refusal) => Some(refusal),
@@ -160,7 +163,7 @@ impl Error {
         Self::InvalidArgument(what.into())
     }
 
-    /// A system call that failed where no rule of the protocol gives the failure a name of its own: either the
+    /// Makes the error for a failed system call to which the protocol gives no meaning of its own. Either the
     /// process or the machine has run out of something, or the kernel or a sandbox does not allow the call.
     pub(crate) fn system(what: impl Into<String>, errno: Errno) -> Self {
         let what = what.into();
@@ -176,8 +179,8 @@ impl Error {
         }
     }
 
-    /// A poll(2) that failed. It refuses to look at more descriptors than the process may have now (EINVAL), which is a
-    /// shortage like any other.
+    /// Makes the error for a failed poll(2). EINVAL means more descriptors than the process may currently
+    /// have, which is a shortage.
     pub(crate) fn poll(what: &str, errno: Errno) -> Self {
         let errno = if errno == Errno::EINVAL {
             Errno::EMFILE
@@ -187,9 +190,9 @@ impl Error {
         Self::system(format!("{what} (poll)"), errno)
     }
 
-    /// A system call about the peer, or about an address, that failed. For want of descriptors or memory it has found
-    /// nothing out, and that is this side's own trouble ([`Error::NoSpace`]): it is never held against the peer. Every other
-    /// failure is what `otherwise` makes of it.
+    /// Makes the error for a failed system call about the peer or an address. A shortage of descriptors or
+    /// memory is a local error ([`Error::NoSpace`]): the call found out nothing, so the peer is not blamed.
+    /// `otherwise` converts every other errno.
     pub(crate) fn unless_short(
         what: impl Into<String>,
         errno: Errno,
@@ -203,7 +206,7 @@ impl Error {
     }
 }
 
-/// What kind of error an [`Error`] is, without its particulars.
+/// The kind of an [`Error`], without its details.
 ///
 /// ```
 /// use ringfence::{Error, ErrorKind};
@@ -214,44 +217,45 @@ impl Error {
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// An argument, an option or the moment of a call is wrong. [`Error::InvalidArgument`].
+    /// An argument or an option is wrong, or the call came at the wrong time. [`Error::InvalidArgument`].
     InvalidArgument,
-    /// The address cannot be used. [`Error::AddressInvalid`].
+    /// The address is unusable. [`Error::AddressInvalid`].
     AddressInvalid,
-    /// Two share the address already, or the service is full. [`Error::AddressOccupied`].
+    /// Two processes already share the address, or the service is full. [`Error::AddressOccupied`].
     AddressOccupied,
-    /// The policy does not hold, on either side. [`Error::PeerRefused`].
+    /// The policy is not satisfied, on either side. [`Error::PeerRefused`].
     PeerRefused,
-    /// No process is there, or the peer left or died. [`Error::PeerLost`].
+    /// No process listens, or the peer disconnected or died. [`Error::PeerLost`].
     PeerLost,
-    /// The peer came, and did not finish in time. [`Error::HandshakeTimeout`].
+    /// The peer connected but did not finish in time. [`Error::HandshakeTimeout`].
     HandshakeTimeout,
     /// The peer speaks another protocol, or its options do not agree. [`Error::Protocol`].
     Protocol,
     /// Another process opened the shared memory, or tried to. [`Error::ObjectExposed`].
     ObjectExposed,
-    /// The memory that the peer passed is not what was agreed. [`Error::ObjectUnsound`].
+    /// The memory that the peer passed differs from what was agreed. [`Error::ObjectUnsound`].
     ObjectUnsound,
-    /// The peer wrote what no honest peer writes. [`Error::RingCorrupt`].
+    /// The peer wrote data that no honest peer writes. [`Error::RingCorrupt`].
     RingCorrupt,
-    /// The message is longer than the peer takes, or than this call can take. [`Error::MessageTooLarge`].
+    /// The message is longer than the peer or this call accepts. [`Error::MessageTooLarge`].
     MessageTooLarge,
-    /// Memory or descriptors have run out. [`Error::NoSpace`].
+    /// Memory or descriptors are exhausted. [`Error::NoSpace`].
     NoSpace,
-    /// This side has closed the channel, or ended its sending. [`Error::Closed`].
+    /// This side has closed the channel, or ended its sending direction. [`Error::Closed`].
     Closed,
-    /// The publisher has let go of this subscriber. [`Error::Evicted`].
+    /// The publisher has evicted this subscriber. [`Error::Evicted`].
     Evicted,
-    /// This process has called off the waiting. [`Error::Aborted`].
+    /// This process has cancelled the wait. [`Error::Aborted`].
     Aborted,
     /// The deadline of a call has passed. [`Error::TimedOut`].
     TimedOut,
-    /// The kernel, a sandbox or the platform lacks what is needed. [`Error::Unsupported`].
+    /// The kernel, a sandbox or the platform lacks a required feature. [`Error::Unsupported`].
     Unsupported,
 }
 
 impl ErrorKind {
-    /// Its stable name, `PEER_REFUSED` for instance: what Node has as `code`, behind `ERR_RINGFENCE_`.
+    /// Returns the stable name, for example `PEER_REFUSED`. In Node this is `code`, after the prefix
+    /// `ERR_RINGFENCE_`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::InvalidArgument => "INVALID_ARGUMENT",
@@ -274,7 +278,7 @@ impl ErrorKind {
         }
     }
 
-    /// The nearest kind that the standard library has.
+    /// Returns the nearest kind of the standard library.
     const fn of_io(self) -> io::ErrorKind {
         match self {
             Self::InvalidArgument | Self::AddressInvalid | Self::MessageTooLarge => {
@@ -288,7 +292,7 @@ impl ErrorKind {
             Self::ObjectExposed | Self::Evicted => io::ErrorKind::ConnectionAborted,
             Self::NoSpace => io::ErrorKind::OutOfMemory,
             Self::Closed => io::ErrorKind::BrokenPipe,
-            // Not `Interrupted`: the standard library makes an interrupted call again.
+            // Not `Interrupted`, because the standard library repeats an interrupted call.
             Self::Aborted => io::ErrorKind::Other,
             Self::Unsupported => io::ErrorKind::Unsupported,
         }
@@ -302,8 +306,9 @@ impl fmt::Display for ErrorKind {
 }
 
 impl From<Error> for io::Error {
-    /// The error itself is behind [`io::Error::get_ref`] and [`io::Error::into_inner`]. The kind is the one that the kernel gave, where
-    /// an address could not be used for a reason of the kernel's, and else the nearest to [`Error::kind`].
+    /// Wraps the error, which is available through [`io::Error::get_ref`] and [`io::Error::into_inner`]. If
+    /// the kernel rejected an address, the kind is that of the kernel's error. Otherwise it is the nearest to
+    /// [`Error::kind`].
     ///
     /// ```
     /// use std::io;
@@ -329,8 +334,9 @@ impl From<Error> for io::Error {
     }
 }
 
-/// Whether a system call has failed for want of this process's own descriptors or memory, or the machine's. Such a call
-/// tells nothing of what it was about. (EINTR is not among these: an interrupted call is made again, see `sys::uninterrupted`.)
+/// Whether a system call failed because this process or the machine has run out of descriptors or memory.
+/// Such a failure says nothing about the object of the call. (EINTR is not included, because an interrupted
+/// call is repeated: see `sys::uninterrupted`.)
 pub(crate) const fn is_shortage(errno: Errno) -> bool {
     matches!(
         errno,
@@ -338,17 +344,19 @@ pub(crate) const fn is_shortage(errno: Errno) -> bool {
             | Errno::ENFILE
             | Errno::ENOMEM
             | Errno::ENOBUFS
-            // Too many descriptors of this user are in flight on sockets, as many as RLIMIT_NOFILE allows (unix(7)).
+            // Too many descriptors of this user are in flight on sockets; the limit is RLIMIT_NOFILE
+            // (unix(7)).
             | Errno::ETOOMANYREFS
     )
 }
 
-/// The errno behind an error of the standard library. What has none was refused before the kernel was asked.
+/// Returns the errno behind an error of the standard library. Errors without an errno were raised before the
+/// system call.
 pub(crate) fn errno(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
 }
 
-/// What was looked at when a peer was refused.
+/// The check that refused a peer.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Check {
@@ -366,23 +374,23 @@ pub enum Check {
     Label,
     /// The answer of the policy's callback.
     Authorize,
-    /// What the socket tells of the peer.
+    /// The credentials that the socket reports.
     Credentials,
-    /// The descriptor that names the peer's process.
+    /// The pidfd of the peer's process.
     Pidfd,
-    /// What /proc shows of the peer.
+    /// The peer's files in /proc.
     Proc,
     /// Whether the peer is the child that was started.
     Child,
-    /// Who made the private line, and who speaks on it.
+    /// The creator of the private line, and the sender of each message on it.
     Line,
-    /// The host's socket, which is passed on.
+    /// The host's socket, which the guest of a membership receives.
     Address,
-    /// The host's lock, which is passed on.
+    /// The host's lock, which the guest of a membership receives.
     Lock,
-    /// What a subscriber asks its publisher for.
+    /// The delivery that a subscriber requests from its publisher.
     Delivery,
-    /// Another one, in the words of a peer that refused this process.
+    /// An unknown check, reported by a peer that refused this process.
     Other(String),
 }
 
@@ -405,7 +413,7 @@ impl Check {
         Self::Delivery,
     ];
 
-    /// Its name, for logs and for programs: `uid`, `executable`, `authorize`…
+    /// Returns its name, for logs and for programs: `uid`, `executable`, `authorize`…
     pub fn as_str(&self) -> &str {
         match self {
             Self::Other(name) => name,
@@ -413,7 +421,7 @@ impl Check {
         }
     }
 
-    /// The name of a check of this side.
+    /// Returns the name of one of this side's checks.
     pub(crate) const fn name(&self) -> &'static str {
         match self {
             Self::Uid => "uid",
@@ -435,7 +443,7 @@ impl Check {
         }
     }
 
-    /// The check that a peer names.
+    /// Returns the check that a peer names.
     fn named(name: String) -> Self {
         let known = Self::KNOWN.into_iter().find(|known| known.name() == name);
         known.unwrap_or(Self::Other(name))
@@ -448,25 +456,25 @@ impl fmt::Display for Check {
     }
 }
 
-/// A peer that was refused: which check, what it wanted, what it found.
+/// The refusal of a peer: the check, the requirement and the finding.
 #[non_exhaustive]
 #[derive(Debug, Clone)]
 pub struct Refusal {
     /// The check that failed.
     pub check: Check,
-    /// What the check asked for.
+    /// The required value.
     pub wanted: String,
-    /// What it found, or why it could not look.
+    /// The value found, or why it could not be determined.
     pub found: String,
-    /// Whether the peer refused us (its words), rather than we it.
+    /// Whether the peer refused this process. Otherwise this process refused the peer.
     pub by_peer: bool,
-    /// As much as was learned about the refused peer.
+    /// The known properties of the refused peer.
     pub identity: Option<Identity>,
-    /// What the policy's callback failed with.
+    /// The error of the policy's callback.
     pub(crate) cause: Option<Cause>,
 }
 
-/// An error of the caller's own.
+/// An error of the program.
 pub(crate) type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
 impl std::error::Error for Refusal {
@@ -475,7 +483,7 @@ impl std::error::Error for Refusal {
     }
 }
 
-/// What another user is told in place of what was wanted and found.
+/// Replaces the required and the found value for a peer of another user.
 const UNTOLD: &str = "what it does not tell another user";
 
 impl Refusal {
@@ -490,13 +498,13 @@ impl Refusal {
         }
     }
 
-    /// Of whom no more is known than this.
+    /// Adds the credentials of the peer, if nothing more is known.
     pub(crate) fn about(mut self, who: Credentials) -> Self {
         self.identity = Some(Identity::of(who));
         self
     }
 
-    /// What the peer said. It tells another user the check alone.
+    /// Makes the refusal that a peer has sent. A peer of another user sends only the name of the check.
     pub(crate) fn by_peer(check: String, wanted: String, found: String) -> Self {
         let told = |text: String| if text.is_empty() { UNTOLD.to_owned() } else { text };
         Self {
@@ -539,7 +547,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Whether a character moves a terminal's cursor, begins a line, or turns the direction of what follows.
+/// Whether a character moves a terminal's cursor, starts a line, or changes the text direction.
 pub(crate) fn steers(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -548,8 +556,8 @@ pub(crate) fn steers(character: char) -> bool {
         )
 }
 
-/// A text as a sentence can have it: another process names its executable and its cgroup as it likes, and what is told of it goes to
-/// logs and terminals.
+/// A text that is safe to print. Another process can choose the names of its executable and cgroup freely,
+/// and they are written to logs and terminals.
 struct Shown<'a>(&'a str);
 
 impl fmt::Display for Shown<'_> {
@@ -574,7 +582,7 @@ impl From<Refusal> for Error {
 mod tests {
     use super::{Check, Refusal};
 
-    /// What is found stays as it is, for programs.
+    /// Only the sentence is escaped. Programs get the found value unchanged.
     #[test]
     fn a_sentence_steers_no_terminal() {
         let found = "/tmp/\u{1b}[2J\nall is well\u{202e}";

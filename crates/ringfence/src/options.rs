@@ -1,4 +1,4 @@
-//! What a process wants of a channel.
+//! The options of a process for a channel.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use crate::{
     wait::cancel::CancelToken,
 };
 
-/// The longest message that one header can describe is cut well below 4 GiB, so that no sum of lengths overflows
-/// anywhere: 2 GiB.
+/// The maximum message size, 2 GiB. It is well below the 4 GiB that one header can describe, so that no sum
+/// of lengths overflows.
 pub const MAX_MESSAGE_SIZE: u64 = 1 << 31;
 
-/// What a process wants of a channel: a builder, all of whose values have defaults.
+/// The options of a process for a channel: a builder in which every value has a default.
 ///
 /// ```
 /// use ringfence::{Backing, Options};
@@ -28,7 +28,7 @@ pub const MAX_MESSAGE_SIZE: u64 = 1 << 31;
 pub struct Options {
     pub(crate) backing: Backing,
     pub(crate) capacity: u64,
-    /// As it was asked for: see [`Options::longest`].
+    /// The requested value: see [`Options::longest`].
     pub(crate) max_message_size: Option<u64>,
     pub(crate) max_peer_capacity: u64,
     pub(crate) policy: Policy,
@@ -49,7 +49,7 @@ pub struct Options {
     pub(crate) from: StartFrom,
 }
 
-/// How many seats a service has, and for whom.
+/// The number of slots of a service: in total, per process and per user.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SeatLimits {
     pub(crate) all: usize,
@@ -68,7 +68,7 @@ impl SeatLimits {
     }
 }
 
-/// A group, as it was named.
+/// A group, as the program named it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Group {
     Id(u32),
@@ -103,118 +103,129 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The defaults, each named at its setter.
+    /// Makes options with the default values, which each setter documents.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// What the shared memory is made of ([`Backing::Memfd`]). Both sides must choose the same.
+    /// Sets the kind of the shared memory ([`Backing::Memfd`]). Both sides must choose the same.
     #[must_use]
     pub fn backing(mut self, backing: Backing) -> Self {
         self.backing = backing;
         self
     }
 
-    /// Bytes of the ring that this side writes (4 MiB), rounded up to a power of two of at least 4096. Each side
-    /// chooses its own. All of it is reserved when the channel is made.
+    /// Sets the size in bytes of the ring that this side writes (4 MiB). It is rounded up to a power of two
+    /// of at least 4096. Each side chooses its own. The memory is reserved when the channel is made.
     #[must_use]
     pub fn capacity(mut self, bytes: u64) -> Self {
         self.capacity = bytes;
         self
     }
 
-    /// Bytes of the longest message that this side will receive (64 MiB), at most [`MAX_MESSAGE_SIZE`]. The peer is
-    /// told, and its sends of longer ones fail there.
+    /// Sets the size in bytes of the longest message that this side accepts (64 MiB), at most
+    /// [`MAX_MESSAGE_SIZE`]. The peer learns the limit, and its sends of longer messages fail on its side.
     ///
-    /// Of a [`Publisher`](crate::Publisher): bytes of the longest message that it will send (an eighth of the ring, which is the
-    /// most as well). A subscriber that takes shorter ones alone is refused: [`Error::Protocol`], which names both numbers.
+    /// For a [`Publisher`](crate::Publisher) this is the longest message that it sends. The default is the
+    /// maximum, an eighth of the ring. A subscriber that accepts only shorter messages is refused with
+    /// [`Error::Protocol`], which names both numbers.
     #[must_use]
     pub fn max_message_size(mut self, bytes: u64) -> Self {
         self.max_message_size = Some(bytes);
         self
     }
 
-    /// Bytes of the largest ring that the peer may bring (1 GiB), at least [`CAPACITY_MIN`]. This side maps that ring, so the
-    /// peer's choice takes address space and page tables here. A peer whose ring is larger is refused before anything is
-    /// shared: [`Error::Protocol`], which names both numbers.
+    /// Sets the size in bytes of the largest ring that the peer may have (1 GiB), at least [`CAPACITY_MIN`].
+    /// This side maps that ring, so the peer's choice costs address space and page tables here. A peer with a
+    /// larger ring is refused before anything is shared: [`Error::Protocol`], which names both numbers.
     #[must_use]
     pub fn max_peer_capacity(mut self, bytes: u64) -> Self {
         self.max_peer_capacity = bytes;
         self
     }
 
-    /// Who the peer must be ([`Policy::default`]: the same uid and the same executable).
+    /// Sets the requirements on the peer ([`Policy::default`]: the same uid and the same executable).
     #[must_use]
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
     }
 
-    /// Permission bits of a named socket's file (0600), whatever the umask. Abstract addresses have none.
+    /// Sets the permission bits of a named socket's file (0600). The umask does not apply. Abstract addresses
+    /// have no mode.
     #[must_use]
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = mode;
         self
     }
 
-    /// The group of a named socket's file (the process's own).
+    /// Sets the group of a named socket's file (the process's own group).
     #[must_use]
     pub fn group(mut self, gid: u32) -> Self {
         self.group = Some(Group::Id(gid));
         self
     }
 
-    /// The same by name, looked up when the address is bound (getgrnam(3)).
+    /// Sets the group by name. The name is looked up when the address is bound (getgrnam(3)).
     #[must_use]
     pub fn group_name(mut self, name: impl Into<String>) -> Self {
         self.group = Some(Group::Name(name.into()));
         self
     }
 
-    /// How long one handshake may take with a partner that has come (5 s). Waiting for a partner to come has no end
-    /// but a [`CancelToken`]. [`Membership::leave`](crate::Membership::leave) waits as long for its partner's answer.
+    /// Sets the maximum duration of one handshake with a connected peer (5 s). Waiting for a peer to connect
+    /// has no limit except a [`CancelToken`]. [`Membership::leave`](crate::Membership::leave) waits up to
+    /// this time for its partner's answer.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Wait where two share the address already, or a service is full, instead of failing with
-    /// [`Error::AddressOccupied`]; and where no process listens, or the service ends in the middle of a handshake, for the
-    /// service to come (off). A peer that hangs up each time, for as long as [`Options::timeout`] says, is
-    /// [`Error::PeerLost`] all the same.
+    /// Makes the call wait instead of failing (off). It waits
+    ///
+    /// - if two processes already share the address, or the service is full (instead of
+    ///   [`Error::AddressOccupied`]);
+    /// - if no process listens, or the service ends during a handshake.
+    ///
+    /// The call still fails with [`Error::PeerLost`] if a peer hangs up on each attempt for
+    /// [`Options::timeout`].
     #[must_use]
     pub fn wait(mut self, wait: bool) -> Self {
         self.wait = wait;
         self
     }
 
-    /// Channels that a [`Listener`](crate::Listener) has open at a time (no limit). Further agents are refused with
-    /// [`Error::AddressOccupied`] until one leaves.
+    /// Sets the maximum number of channels that a [`Listener`](crate::Listener) has open at the same time (no
+    /// limit). Further agents are refused with [`Error::AddressOccupied`] until one disconnects.
     #[must_use]
     pub fn max_peers(mut self, count: usize) -> Self {
         self.max_peers = Some(count);
         self
     }
 
-    /// Of these, channels with one process (seven eighths of [`Options::max_peers`], rounded up: all where that is below 8; no
-    /// limit without it). So no agent can take all seats. Its next one is refused with [`Error::AddressOccupied`].
+    /// Sets how many of these channels one process may have, so that no agent can take all slots. The default
+    /// is seven eighths of [`Options::max_peers`], rounded up, so all of them if that is below 8; without
+    /// `max_peers` there is no limit. Further channels are refused with [`Error::AddressOccupied`].
     #[must_use]
     pub fn max_peers_per_process(mut self, count: usize) -> Self {
         self.max_peers_per_process = Some(count);
         self
     }
 
-    /// Of these, channels with the processes of one user, this process's own included. By default, all for this process's
-    /// own user, and for another user three quarters of [`Options::max_peers`], rounded up: all where that is below 4, or where
-    /// the policy lets in one user alone; no limit without it. The next one is refused with [`Error::AddressOccupied`].
+    /// Sets how many of these channels the processes of one user may have. This also applies to this
+    /// process's own user. Further channels are refused with [`Error::AddressOccupied`].
+    ///
+    /// The default is no limit for this process's own user, and three quarters of [`Options::max_peers`],
+    /// rounded up, for another user. Another user may have all of them if `max_peers` is below 4, or if the
+    /// policy accepts one user only. Without `max_peers` there is no limit.
     #[must_use]
     pub fn max_peers_per_user(mut self, count: usize) -> Self {
         self.max_peers_per_user = Some(count);
         self
     }
 
-    /// How many seats a service has, and for whom.
+    /// Returns the number of slots of a service: in total, per process and per user.
     pub(crate) fn seats(&self) -> SeatLimits {
         let all = self.max_peers.unwrap_or(usize::MAX);
         let (own_user, other_user) = match self.max_peers_per_user {
@@ -230,76 +241,85 @@ impl Options {
         }
     }
 
-    /// How long a wait on the channel may spin before it sleeps (0).
+    /// Sets how long a wait on the channel may spin before it sleeps (0).
     #[must_use]
     pub fn busy_poll(mut self, time: Duration) -> Self {
         self.busy_poll = time;
         self
     }
 
-    /// Close this process to others of its user (see [`harden`](crate::harden())) within the handshake: after both
-    /// sides have looked at each other's executable, before the shared memory is made (off). From then on it stays so,
-    /// whatever becomes of the handshake: a peer that comes later cannot look up this process's executable, and a policy
-    /// that asks for it refuses.
+    /// Makes the handshake close this process to other processes of its user (off; see
+    /// [`harden`](crate::harden())). That happens after both sides have checked each other's executable, and
+    /// before the shared memory is made. It is permanent, whatever the outcome of the handshake. A later peer
+    /// cannot look up this process's executable, and its policy refuses this process if it requires the
+    /// executable.
     #[must_use]
     pub fn harden(mut self, harden: bool) -> Self {
         self.harden = harden;
         self
     }
 
-    /// The realtime signal by which the kernel tells that another process tries to open this side's memory, and by which the peer's
-    /// [tokens](crate::Tokens) come (the first from 50 on that this process does not use); 34 to 64 with most C libraries. It
-    /// goes to a thread of this crate's own; no handler of the program's is touched. While there is a channel, the number is
-    /// taken; one that the process uses itself is [`Error::InvalidArgument`].
+    /// Sets the realtime signal that this process uses. The default is the first number from 50 on that this
+    /// process does not use. Most C libraries allow 34 to 64. The kernel sends the signal if another process
+    /// tries to open this side's memory, and the peer sends its [tokens](crate::Tokens) with it.
+    ///
+    /// The signal is directed at a thread of this crate, so no handler of the program is changed. The number
+    /// is in use while a channel exists. A number that the process uses itself is [`Error::InvalidArgument`].
     #[must_use]
     pub fn signal_number(mut self, number: i32) -> Self {
         self.signal_number = Some(number);
         self
     }
 
-    /// What can call the waiting for a channel off. The channel itself is no longer tied to it.
+    /// Sets the token that can cancel the wait for a channel. The open channel no longer depends on it.
     #[must_use]
     pub fn cancel_token(mut self, cancel_token: CancelToken) -> Self {
         self.cancel_token = Some(cancel_token);
         self
     }
 
-    /// How long one reliable subscriber may hold a [`Publisher`](crate::Publisher) up (5 s), in all, since it was last less than
-    /// half the ring behind; then it is evicted. Time counts while a message waits for room. [`Duration::MAX`]: never.
+    /// Sets how long one reliable subscriber may delay a [`Publisher`](crate::Publisher) (5 s) before it is
+    /// evicted. The delays are added up, and the sum is reset when the subscriber is less than half the ring
+    /// behind. Time counts while a message waits for space in the ring. [`Duration::MAX`]: never.
     #[must_use]
     pub fn stall(mut self, time: Duration) -> Self {
         self.stall = time;
         self
     }
 
-    /// What subscribers of a [`Publisher`](crate::Publisher) may ask for (all three). A subscriber that asks for another
-    /// [`Delivery`] is refused: [`Error::PeerRefused`], check `delivery`.
+    /// Sets the deliveries that subscribers of a [`Publisher`](crate::Publisher) may request (all three). A
+    /// subscriber that requests another [`Delivery`] is refused: [`Error::PeerRefused`], check `delivery`.
     #[must_use]
     pub fn deliveries(mut self, deliveries: impl IntoIterator<Item = Delivery>) -> Self {
         self.deliveries = deliveries.into_iter().collect();
         self
     }
 
-    /// How messages reach a subscriber ([`Delivery::Reliable`]).
+    /// Sets how messages reach a subscriber ([`Delivery::Reliable`]).
     #[must_use]
     pub fn delivery(mut self, delivery: Delivery) -> Self {
         self.delivery = delivery;
         self
     }
 
-    /// Where a subscriber begins ([`StartFrom::Now`]).
+    /// Sets the first message that a subscriber receives ([`StartFrom::Now`]).
     #[must_use]
     pub fn from(mut self, from: StartFrom) -> Self {
         self.from = from;
         self
     }
 
-    /// Bytes of the longest message that this side receives, or as a publisher sends.
+    /// Returns the size in bytes of the longest message that this side receives, or that it sends as a
+    /// publisher.
     pub(crate) fn longest(&self) -> u64 {
         self.max_message_size.unwrap_or(64 << 20)
     }
 
-    /// Who may connect to a named address. Errors with [`Error::InvalidArgument`] for a group that this system does not know.
+    /// Returns the mode and group of a named address.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for a group that does not exist on this system.
     pub(crate) fn access(&self) -> Result<Access> {
         let group = match &self.group {
             None => None,
@@ -320,7 +340,8 @@ impl Options {
         })
     }
 
-    /// Checks the ranges, and that the ring would find room now: better told before a partner comes than after.
+    /// Checks the ranges, and that memory for the ring is available now. Failing before a peer connects is
+    /// better than failing afterwards.
     pub(crate) fn checked(mut self) -> Result<Self> {
         let capacity = self.capacity;
         if capacity == 0 {
@@ -368,7 +389,7 @@ impl Options {
         Ok(self)
     }
 
-    /// As [`Options::checked`], for one that publishes: the longest message that it sends is known then.
+    /// Does the same as [`Options::checked`] for a publisher, and sets the longest message that it sends.
     pub(crate) fn checked_to_publish(self) -> Result<Self> {
         self.check_backing("a publisher's ring")?;
         if self.deliveries.is_empty() {
@@ -390,13 +411,13 @@ impl Options {
         Ok(options)
     }
 
-    /// As [`Options::checked`], for one that subscribes: it writes no ring.
+    /// Does the same as [`Options::checked`] for a subscriber, which writes no ring.
     pub(crate) fn checked_to_subscribe(self) -> Result<Self> {
         self.check_backing("a publisher's ring")?;
         self.capacity(CAPACITY_MIN).checked()
     }
 
-    /// An object that is read by many must be one that its readers cannot write.
+    /// Checks that the readers of a shared ring cannot write to it.
     fn check_backing(&self, what: &str) -> Result<()> {
         match self.backing {
             Backing::Memfd => Ok(()),
@@ -428,19 +449,19 @@ mod tests {
         ] {
             assert_eq!(of(several().max_peers(peers)), wanted, "{peers}");
         }
-        // No other user is let in, so that no seat need be kept.
+        // The policy accepts no other user, so no slot needs to be reserved.
         assert_eq!(of(Options::new().max_peers(1000)), (875, 1000, 1000));
         assert_eq!(
             of(several().max_peers(1000).policy(Policy::new().uids([own + 1]))).2,
             1000
         );
-        // What was asked for counts.
+        // Requested limits override the defaults.
         let asked = several()
             .max_peers(1000)
             .max_peers_per_process(1000)
             .max_peers_per_user(10);
         assert_eq!(of(asked), (1000, 10, 10));
-        // Without a limit there is nothing to keep.
+        // Without `max_peers` there is no limit.
         assert!(of(several()).0 > 1 << 60);
     }
 }
