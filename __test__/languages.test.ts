@@ -198,7 +198,7 @@ test('a process of the other language is refused where it is not named, from eit
   new RustPartner(t, { deed: 'echo', address: other, capacity: CAPACITY, longest: LONGEST, executable: '/bin/sh' })
   await untilBound(other)
   const error = await t.throwsAsync(joinHere(t, other, NODE), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
-  t.regex(error?.message ?? '', /the peer refused this process: its policy looks at executable/)
+  t.regex(error?.message ?? '', /the peer refused this process: its policy checks executable/)
 })
 
 test('a Rust process reads two Node agents and a Node publisher as one; each end is told, one of them of a killed process', async (t) => {

@@ -169,7 +169,7 @@ for (const kind of kinds) {
     await isRefused(t, await meet(t, undefined, undefined, settings()), 'uid', /^0$/)
     // Another user learns what was looked at, and neither what would have passed nor what was seen.
     const byHost = await meet(t, undefined, { uid: 0 }, settings())
-    await isRefused(t, byHost, 'uid', /does not tell another user/, /does not tell another user/)
+    await isRefused(t, byHost, 'uid', /hidden from other users/, /hidden from other users/)
   })
 
   withOthers(`users that name each other’s uid meet at ${kind} addresses, and know each other`, async (t) => {

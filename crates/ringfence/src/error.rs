@@ -49,7 +49,7 @@ pub enum Error {
     #[error("the peer is gone: {0}")]
     PeerLost(String),
     /// The peer connected, but did not complete its part of the handshake in time.
-    #[error("the handshake was not finished within {} ms: {step}; a longer `timeout` waits longer", .after.as_millis())]
+    #[error("the handshake did not finish within {} ms (last step: {step}); a longer `timeout` allows more time", .after.as_millis())]
     HandshakeTimeout {
         /// The step that did not complete.
         step: &'static str,
@@ -58,7 +58,7 @@ pub enum Error {
     },
     /// The peer speaks another protocol or another version, or its options do not agree with this side's
     /// options.
-    #[error("the peer does not speak this protocol as agreed: {0}")]
+    #[error("the peer's protocol or options do not match: {0}")]
     Protocol(String),
     /// Another process had the shared memory open, or tried to open it. Its content was destroyed.
     #[error("the shared memory was exposed to another process: {0}")]
@@ -78,7 +78,7 @@ pub enum Error {
     #[error("the peer's ring is corrupt, the channel was closed: {0}")]
     RingCorrupt(String),
     /// The message is larger than the peer accepts, or than this call can put into the ring.
-    #[error("a message of {size} bytes is too large: {limit} bytes at most here ({reason})")]
+    #[error("a message of {size} bytes is too large: the limit is {limit} bytes ({reason})")]
     MessageTooLarge {
         /// The size of the message, in bytes.
         size: usize,
@@ -101,12 +101,12 @@ pub enum Error {
     /// The publisher evicted this subscriber, which had delayed it for too long. The subscriber has lost all
     /// messages that it had not read.
     #[error(
-        "the publisher has evicted this subscriber, which held it up for longer than its `stall` allows; subscribe again, read \
-         faster, or ask for the delivery 'best-effort'"
+        "the publisher has evicted this subscriber, which delayed it for longer than its `stall` allows; subscribe again, read \
+         faster, or request the delivery 'best-effort'"
     )]
     Evicted,
     /// This process cancelled the wait.
-    #[error("the waiting was called off")]
+    #[error("the wait was cancelled")]
     Aborted,
     /// The deadline of a call has passed. The awaited event may still happen: nothing is lost, and the call
     /// may be repeated.
@@ -484,7 +484,7 @@ impl std::error::Error for Refusal {
 }
 
 /// Replaces the required and the found value for a peer of another user.
-const UNTOLD: &str = "what it does not tell another user";
+const UNTOLD: &str = "hidden from other users";
 
 impl Refusal {
     pub(crate) fn new(check: Check, wanted: impl Into<String>, found: impl Into<String>) -> Self {
@@ -530,12 +530,12 @@ impl fmt::Display for Refusal {
             return if wanted.0 == UNTOLD {
                 write!(
                     f,
-                    "its policy looks at {check}, and it does not tell another user more"
+                    "its policy checks {check}; the details are hidden from other users"
                 )
             } else {
                 write!(
                     f,
-                    "its policy looks at {check}, asks for {wanted} and found {found}"
+                    "its policy checks {check}, requires {wanted} and found {found}"
                 )
             };
         }
@@ -543,7 +543,7 @@ impl fmt::Display for Refusal {
             Some(peer) => write!(f, "process {} was refused", peer.pid)?,
             None => f.write_str("the peer was refused")?,
         }
-        write!(f, ": the policy asks for {check} {wanted} and found {found}")
+        write!(f, ": the policy requires {check} {wanted} and found {found}")
     }
 }
 
@@ -584,7 +584,7 @@ mod tests {
 
     /// Only the sentence is escaped. Programs get the found value unchanged.
     #[test]
-    fn a_sentence_steers_no_terminal() {
+    fn an_error_sentence_contains_no_control_characters() {
         let found = "/tmp/\u{1b}[2J\nall is well\u{202e}";
         for refusal in [
             Refusal::new(Check::Executable, "/usr/bin/orders", found),

@@ -403,7 +403,7 @@ impl Options {
         if longest > most {
             return Err(Error::invalid(format!(
                 "max_message_size of a publisher is at most an eighth of its ring of {} bytes: {most} bytes, not {longest}; a \
-                 larger capacity takes longer messages",
+                 larger capacity allows longer messages",
                 options.capacity
             )));
         }
@@ -422,7 +422,7 @@ impl Options {
         match self.backing {
             Backing::Memfd => Ok(()),
             Backing::Shm => Err(Error::invalid(format!(
-                "{what} must be a memfd: every subscriber could write a shm object, and so what the others read (backing 'memfd')"
+                "{what} must be a memfd (backing 'memfd'): every subscriber could write to a shm object that the others read"
             ))),
         }
     }
@@ -433,7 +433,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_small_service_has_all_its_seats_for_any_agent_and_a_large_one_some_for_others() {
+    fn a_small_service_offers_all_slots_to_any_agent_and_a_large_one_reserves_some() {
         let own = nix::unistd::geteuid().as_raw();
         let of = |options: Options| {
             let seats = options.seats();

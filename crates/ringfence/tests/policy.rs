@@ -212,7 +212,7 @@ fn an_executable_that_cannot_be_read_is_a_refusal_that_says_what_to_ask_for() {
     let answer = start("same executable", &address, me, me).hear();
     for words in [
         "PEER_REFUSED",
-        "the policy asks for executable",
+        "the policy requires executable",
         "hardened (not dumpable)",
         "ask for uid, gid, cgroup or label",
     ] {
@@ -264,7 +264,7 @@ fn another_user_is_told_the_check_alone() {
     wait_for_host(&address);
     let stranger = Actor::run(as_user(STRANGER, &copy), "stay", &[&address.to_string(), "0"]);
     stranger.expect(
-        "PEER_REFUSED the peer refused this process: its policy looks at uid, and it does not tell another user more",
+        "PEER_REFUSED the peer refused this process: its policy checks uid; the details are hidden from other users",
     );
     cancel_token.cancel();
     assert!(matches!(host.join().unwrap(), Err(Error::Aborted)));
