@@ -1,4 +1,4 @@
-//! An object that the peer made: looked at without believing anything, then mapped for reading.
+//! An object that the peer made: checked without trusting it, then mapped for reading.
 
 use std::os::fd::OwnedFd;
 
@@ -22,15 +22,15 @@ use crate::{
     sys::{self, uninterrupted},
 };
 
-/// What both sides have agreed on, and what the peer says of its object.
+/// The agreement of both sides, and the peer's statements about its object.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Agreed {
     pub(crate) backing: Backing,
-    /// Of the peer's ring, in bytes.
+    /// The capacity of the peer's ring in bytes.
     pub(crate) capacity: u64,
-    /// Bytes of the object, as the peer states them.
+    /// The size of the object in bytes, as the peer states it.
     pub(crate) stated: u64,
-    /// Uid of the peer.
+    /// The uid of the peer.
     pub(crate) owner: u32,
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn accept(descriptor: &OwnedFd, agreed: &Agreed, record: &mut Record)
     PeerRegion::map(descriptor, agreed.capacity)
 }
 
-/// The error of a check that could not be made.
+/// Makes the error for a check that could not be made.
 fn unsound(check: &'static str, wanted: &str, errno: Errno) -> Error {
     Error::unless_short("looking at the peer's shared object", errno, |errno| {
         Error::ObjectUnsound {
@@ -60,7 +60,7 @@ fn unsound(check: &'static str, wanted: &str, errno: Errno) -> Error {
     })
 }
 
-/// The checks, and where what they find is noted.
+/// The checks, and the record of their results.
 struct Checks<'a> {
     record: &'a mut Record,
 }
@@ -86,7 +86,7 @@ impl Checks<'_> {
             },
             kind == SFlag::S_IFREG,
         )?;
-        // Any other filesystem may answer a read of the mapping late, never, or with a signal.
+        // Any other filesystem may answer an access to the mapping late, never, or with a signal.
         let filesystem = uninterrupted(|| fstatfs(descriptor))
             .map_err(|errno| unsound("filesystem", "tmpfs", errno))?
             .filesystem_type();
@@ -107,7 +107,7 @@ impl Checks<'_> {
             format!("{size}, and {stated} stated"),
             size == wanted && stated == wanted,
         )?;
-        // Mapping the object would take memory of this process for what has none yet.
+        // Without reserved memory, mapping the object would allocate it at this process's expense.
         let reserved = stat.st_blocks.cast_unsigned() * 512;
         self.hold(
             "memory",
@@ -175,7 +175,7 @@ mod tests {
 
     const SIZE: u64 = region_size(4096);
 
-    /// With this many bytes of memory, which are its size too if it has none.
+    /// Sets the size of an object, with or without reserved memory.
     fn sized(object: impl AsFd, size: u64, reserved: bool) {
         let size = size.cast_signed();
         if reserved {
@@ -208,7 +208,7 @@ mod tests {
         }
     }
 
-    /// The checks that were passed, and the one that was not.
+    /// Returns the checks that passed, and the one that failed.
     fn looked_at(object: &OwnedFd, agreed: Agreed) -> (Vec<&'static str>, Option<&'static str>) {
         let mut record = Record::default();
         let failed = match accept(object, &agreed, &mut record) {

@@ -1,6 +1,6 @@
-//! How a region is read and written: what the ring and the doorbell ask of memory.
+//! The interface through which the ring and the doorbell read and write a region.
 //!
-//! The two views of a mapped object implement this, and so do the models that the tests run on.
+//! Both views of a mapped object implement it, and so do the models that the tests use.
 
 use std::{
     ops::Range,
@@ -14,13 +14,14 @@ use crate::{
     sys,
 };
 
-/// A region as the ring reads it. Offsets are in bytes from the region's start; those of words are multiples of
-/// eight. Implemented by the two views of a mapping, and by the models that the ring's tests run on.
+/// A region that the ring reads. Offsets are in bytes from the region's start. Offsets of words are multiples
+/// of eight. Implemented by both views of a mapping, and by the models that the ring's tests use.
 pub(crate) trait Readable {
     fn load(&self, at: usize, order: Ordering) -> u64;
     /// Copies `into.len()` bytes out. `at` is a multiple of eight.
     fn copy_out(&self, at: usize, into: &mut [u8]);
-    /// As [`Readable::copy_out`], for a reader that reads on behind the range; something is written up to `end`.
+    /// Copies like [`Readable::copy_out`], for a reader that will continue behind the range. Data is written
+    /// up to `end`, which limits the prefetching.
     #[expect(
         clippy::inline_always,
         reason = "of several callers the compiler would make a call of it: 1.8 ns of 14 for a message of 64 bytes"
@@ -32,7 +33,7 @@ pub(crate) trait Readable {
         }
         self.copy_out_blocks(at, into, end);
     }
-    /// As [`Readable::copy_out_ahead`], of what is not small.
+    /// Copies like [`Readable::copy_out_ahead`], for ranges that are not small.
     #[inline]
     fn copy_out_blocks(&self, at: usize, into: &mut [u8], end: usize) {
         for (index, block) in into.chunks_mut(BLOCK).enumerate() {
@@ -41,8 +42,8 @@ pub(crate) trait Readable {
             self.copy_out(at, block);
         }
     }
-    /// As [`Readable::copy_out_ahead`], to the beginning of memory that was not used lately: its lines are asked for as well, so that
-    /// the stores do not wait for each.
+    /// Copies like [`Readable::copy_out_ahead`] to the start of memory that was not used recently. Prefetches
+    /// the lines of the destination too, so that the stores do not wait for each of them.
     #[inline]
     fn copy_out_fresh(&self, range: Range<usize>, into: &mut [u8], end: usize) {
         let length = range.len();
@@ -59,12 +60,14 @@ pub(crate) trait Readable {
             self.copy_out(range.start + from, &mut into[from..to]);
         }
     }
-    /// The caller reads so many bytes at `at` now. Fetches as many that lie further on, as far as something is written, up to `end`.
+    /// Announces that the caller reads `length` bytes at `at` now. Prefetches the same number of bytes
+    /// further on, up to `end`.
     #[inline]
     fn will_read_on(&self, at: usize, length: usize, end: usize) {
         let from = at + AHEAD;
         if length == BLOCK && from + BLOCK <= end {
-            // A constant number, so that the compiler unrolls the loop: to count the lines took as long as to read the block.
+            // A constant count lets the compiler unroll the loop. A computed count made the loop as slow as
+            // reading the block.
             for line in 0..BLOCK / LINE {
                 self.will_read_later(from + line * LINE);
             }
@@ -74,47 +77,47 @@ pub(crate) trait Readable {
             self.will_read_later(line);
         }
     }
-    /// Fetches the cache line at `at` ahead of its reading.
+    /// Prefetches the cache line at `at` for reading.
     #[inline]
     fn will_read(&self, at: usize) {
         let _ = at;
     }
-    /// As [`Readable::will_read`], but to the second cache: much more will be read before.
+    /// Prefetches into the second-level cache, because much other data will be read first.
     #[inline]
     fn will_read_later(&self, at: usize) {
         let _ = at;
     }
-    /// A sequentially consistent fence. The models of memory have one of their own.
+    /// Makes a sequentially consistent fence. The memory models override it.
     fn full_fence(&self) {
         fence(Ordering::SeqCst);
     }
-    /// An acquire fence: what was loaded before it is loaded before what follows.
+    /// Makes an acquire fence: loads before it happen before loads after it.
     #[inline]
     fn acquire_fence(&self) {
         fence(Ordering::Acquire);
     }
-    /// The same on each processor that runs a process which has asked for it: membarrier(2).
+    /// Makes a full fence on every processor that runs a registered process (membarrier(2)).
     fn barrier_for_all(&self) -> std::result::Result<(), Errno> {
         sys::barrier::issue_barrier()
     }
 }
 
-/// A region as its owner writes it.
+/// A region that its owner writes.
 pub(crate) trait Writable: Readable {
     fn store(&self, at: usize, value: u64, order: Ordering);
     fn copy_in(&self, at: usize, from: &[u8]);
-    /// A release fence: what was stored before it is seen before what is stored after it.
+    /// Makes a release fence: stores before it become visible before stores after it.
     #[inline]
     fn release_fence(&self) {
         fence(Ordering::Release);
     }
-    /// Fetches the cache line at `at` ahead of its writing.
+    /// Prefetches the cache line at `at` for writing.
     #[inline]
     fn will_write(&self, at: usize) {
         let _ = at;
     }
-    /// As [`Writable::will_write`], of each line of a short record: the writer would wait for those that are passed over. Of three at
-    /// most, one by one: to count the lines takes longer than to ask for them.
+    /// Prefetches each line of a short record for writing. The writer would wait for any line that is left
+    /// out. It has at most three lines, listed one by one, because a loop takes longer than the prefetches.
     #[inline]
     fn will_write_all(&self, at: usize, bytes: u64) {
         debug_assert!(bytes <= 3 * LINE as u64, "a short record");

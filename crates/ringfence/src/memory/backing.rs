@@ -1,18 +1,19 @@
-//! What shared memory is made of: the choice that both sides of a channel make.
+//! The kind of shared memory, which both sides of a channel choose.
 
 use std::{fmt, str::FromStr};
 
 use crate::error::{Error, Result};
 
-/// What the shared memory is made of. Both sides of a channel must choose the same.
+/// The kind of shared memory. Both sides of a channel must choose the same.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backing {
-    /// memfd_create(2), sealed: no name at any time, and the peer can neither write, shrink nor grow it.
+    /// memfd_create(2), sealed. It never has a name, and the peer can neither write, shrink nor grow it.
     #[default]
     Memfd,
-    /// shm_open(3) with mode 0 under a random name that is unlinked at once: there is a moment in which a process
-    /// of the same user can get hold of it, and the peer could truncate it. The lease finds most processes that got in.
+    /// shm_open(3) with mode 0 under a random name that is unlinked immediately. For a moment a process of
+    /// the same user can open it, and the peer could truncate it. The lease detects most processes that
+    /// opened it.
     Shm,
 }
 

@@ -1,30 +1,33 @@
-//! How bytes are copied between a region and memory of this process, and how the processor's caches are asked for them.
+//! Copying bytes between a region and private memory, and prefetching them into the processor's caches.
 //!
-//! A peer's region may change while it is read, so no function here makes a reference to it: each loads through a raw pointer,
-//! by instructions that the compiler cannot see through, and yields the bytes that it finds.
+//! A peer's region may change while it is read, so no function here makes a reference to it. Each loads
+//! through a raw pointer, with instructions that are opaque to the compiler, and returns the bytes that it
+//! finds.
 
 use std::{mem, ptr};
 
 use nix::libc;
 
-/// Bytes of a cache line. Where lines are longer, some are asked for twice.
+/// The size of a cache line in bytes. With longer lines, some are prefetched twice.
 pub(crate) const LINE: usize = 64;
 
-/// Readers ask for what lies this far ahead. Only the end of one record tells where the next begins, so a reader would wait for
-/// the lines of each in turn; and the processor's own prefetching ends at each page.
+/// The distance at which readers prefetch. Only the end of one record shows where the next starts, so without
+/// prefetching a reader would wait for the lines of each record in turn. The processor's own prefetching
+/// stops at each page.
 pub(crate) const AHEAD: usize = 8192;
 
-/// What is written to memory that was not used lately is asked for this far ahead: memory is as far away as the ring, but lines
-/// that wait for their stores in the first cache are in the way of what is read just then.
+/// The distance at which lines that will be written are prefetched, if the memory was not used recently.
+/// Memory is as far away as the ring, but lines that wait for their stores in the first-level cache displace
+/// lines that are about to be read.
 pub(crate) const AHEAD_OF_STORES: usize = 1024;
 
-/// Bytes of one copy: few, so that the reader asks for lines at the pace at which they come.
+/// The size of one copy in bytes. It is small, so that prefetching keeps pace with the arriving lines.
 pub(crate) const BLOCK: usize = 512;
 
-/// Up to here a copy word by word is faster than a call.
+/// The largest size for which copying word by word is faster than a call.
 pub(crate) const SMALL: usize = 128;
 
-/// Bytes of four wide loads.
+/// The size of four wide loads in bytes.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 pub(crate) const ROW: usize = 4 * 32;
 
@@ -35,8 +38,8 @@ pub(crate) fn has_wide_loads() -> bool {
     std::arch::is_x86_feature_detected!("avx2")
 }
 
-/// Loads two words, which may have been stored by one wide store: a reader that loads both at once need not wait for that
-/// store to reach the cache.
+/// Loads two words that one wide store may have written. A reader that loads both together need not wait for
+/// that store to reach the cache.
 ///
 /// # Safety
 /// Sixteen bytes at `from` are readable.
@@ -44,17 +47,18 @@ pub(crate) fn has_wide_loads() -> bool {
 #[inline]
 pub(crate) unsafe fn load_pair(from: *const u8) -> [u8; 16] {
     let pair: std::arch::x86_64::__m128i;
-    // SAFETY: the caller promises the bytes; to the compiler this is foreign code that yields some sixteen bytes, whatever
-    // another process writes there meanwhile. Every x86-64 processor has the instruction.
+    // SAFETY: the caller guarantees that the bytes are readable. To the compiler this is foreign code that
+    // returns sixteen arbitrary bytes, even if another process writes there concurrently. Every x86-64
+    // processor has the instruction.
     unsafe {
         std::arch::asm!("movdqu {}, [{}]", out(xmm_reg) pair, in(reg) from, options(nostack, preserves_flags, readonly));
     }
-    // SAFETY: sixteen bytes either way, all of which are valid as either.
+    // SAFETY: both types have sixteen bytes, and all bytes are valid for both.
     unsafe { mem::transmute(pair) }
 }
 
-/// Loads words in a row by the widest loads that most processors have: a tenth of the instructions that it takes word by word,
-/// and no call in between, as a copy would take.
+/// Loads consecutive words with the widest loads that most processors have. This takes a tenth of the
+/// instructions of a copy word by word, and no call.
 ///
 /// # Safety
 /// [`ROW`] bytes at `from` are readable, and the processor has AVX2: see [`has_wide_loads`].
@@ -65,8 +69,9 @@ pub(crate) unsafe fn load_row(from: *const u8) -> [u64; ROW / 8] {
     use std::arch::{asm, x86_64::__m256i};
 
     let (a, b, c, d): (__m256i, __m256i, __m256i, __m256i);
-    // SAFETY: the caller promises that the bytes are there, and that the processor has the instruction; to the
-    // compiler this is foreign code that yields some bytes, whatever another process writes there meanwhile.
+    // SAFETY: the caller guarantees that the bytes are readable and that the processor has the instruction.
+    // To the compiler this is foreign code that returns arbitrary bytes, even if another process writes there
+    // concurrently.
     unsafe {
         asm!(
             "vmovdqu {a}, [{from}]",
@@ -81,7 +86,7 @@ pub(crate) unsafe fn load_row(from: *const u8) -> [u64; ROW / 8] {
             options(nostack, preserves_flags, readonly)
         );
     }
-    // SAFETY: as many bytes either way, all of which are valid as either.
+    // SAFETY: both types have the same size, and all bytes are valid for both.
     unsafe { mem::transmute::<[__m256i; 4], [u64; ROW / 8]>([a, b, c, d]) }
 }
 
@@ -91,13 +96,14 @@ pub(crate) enum Cache {
     Second,
 }
 
-/// Asks for a cache line before it is needed. A hint: it changes nothing, whatever the address.
+/// Prefetches a cache line. It is only a hint, and has no effect on the program for any address.
 #[inline]
 pub(crate) fn prefetch(at: *const u8, to: Cache) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a prefetch never faults and has no effect that a program could see; every x86-64 processor takes it.
+        // SAFETY: a prefetch never faults and has no effect that a program can observe. Every x86-64
+        // processor accepts it.
         unsafe {
             match to {
                 Cache::First => _mm_prefetch::<_MM_HINT_T0>(at.cast()),
@@ -109,12 +115,12 @@ pub(crate) fn prefetch(at: *const u8, to: Cache) {
     let _ = (at, to);
 }
 
-/// Asks for a cache line before it is written: as [`prefetch`], and no other processor has it then.
+/// Prefetches a cache line for writing: it is then exclusive to this processor.
 #[inline]
 pub(crate) fn prefetch_for_writing(at: *mut u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: as for `prefetch`; where the processor knows no such instruction, it does nothing (Intel's manual, volume
-    // 2, PREFETCHW).
+    // SAFETY: as for `prefetch`. A processor without the instruction does nothing (Intel's manual, volume 2,
+    // PREFETCHW).
     unsafe {
         std::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
     };
@@ -122,32 +128,34 @@ pub(crate) fn prefetch_for_writing(at: *mut u8) {
     let _ = at;
 }
 
-/// memset(3) through a pointer that the compiler cannot see through: it cannot remove the writes as useless, though
-/// the memory goes next. Where another thread of this process writes the same bytes at that moment, the machine decides what
-/// they become, as with another process's writes to shared memory, and the result is thrown away.
+/// Fills memory with zeros, by memset(3) through a pointer that is opaque to the compiler: it cannot remove
+/// the writes as useless, although the memory is about to be released. If another thread of this process
+/// writes the same bytes concurrently, the machine decides the result, as with another process's writes to
+/// shared memory. The result is discarded.
 ///
 /// # Safety
 /// `to` is writable for `length` bytes.
 pub(crate) unsafe fn opaque_wipe(to: *mut u8, length: usize) {
     type Fill = unsafe extern "C" fn(*mut libc::c_void, libc::c_int, usize) -> *mut libc::c_void;
     static FILL: Fill = libc::memset;
-    // SAFETY: a static that is never written.
+    // SAFETY: the static is never written.
     let fill = unsafe { ptr::read_volatile(&raw const FILL) };
-    // SAFETY: the caller promises the range.
+    // SAFETY: the caller guarantees the range.
     unsafe { fill(to.cast(), 0, length) };
 }
 
-/// memcpy(3) through a pointer that the compiler cannot see through: to it this is foreign code that fills the
-/// destination, with no promise about the source that a concurrent writer could break.
+/// Copies memory, by memcpy(3) through a pointer that is opaque to the compiler. To the compiler this is
+/// foreign code that fills the destination, without any assumption about the source that a concurrent writer
+/// could violate.
 ///
 /// # Safety
 /// `from` is readable and `to` writable for `length` bytes, and they do not overlap.
 pub(crate) unsafe fn opaque_copy(from: *const u8, to: *mut u8, length: usize) {
     type Copy = unsafe extern "C" fn(*mut libc::c_void, *const libc::c_void, usize) -> *mut libc::c_void;
     static COPY: Copy = libc::memcpy;
-    // SAFETY: a static that is never written.
+    // SAFETY: the static is never written.
     let copy = unsafe { ptr::read_volatile(&raw const COPY) };
-    // SAFETY: the caller promises both ranges.
+    // SAFETY: the caller guarantees both ranges.
     unsafe { copy(to.cast(), from.cast(), length) };
 }
 

@@ -1,4 +1,4 @@
-//! An object of this process's own: made so that no other process has it.
+//! An object of this process, made so that no other process has it.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -28,25 +28,25 @@ use crate::{
     wait::deadline::{Deadline, Woken},
 };
 
-/// How often an object is made, where another process gets into each.
+/// The number of attempts to make an object that no other process has opened.
 const TRIES: u32 = 8;
 
-/// What an object is to be.
+/// The properties of the object to be made.
 #[derive(Debug)]
 pub(crate) struct Wanted {
     pub(crate) backing: Backing,
-    /// Of the ring, in bytes.
+    /// The size of the ring in bytes.
     pub(crate) capacity: u64,
     /// The signal of the tripwire.
     pub(crate) signal: c_int,
-    /// Uid of the peer that will get the object.
+    /// The uid of the peer that will receive the object.
     pub(crate) peer: u32,
 }
 
-/// A shared object that this process has made, mapped, and not yet let go of.
+/// A shared object that this process has made and mapped, and whose descriptor is still open.
 #[derive(Debug)]
 pub(crate) struct SharedObject {
-    /// What is passed to the peer.
+    /// The descriptor that is passed to the peer.
     descriptor: Withheld,
     pub(crate) region: OwnRegion,
 }
@@ -58,8 +58,8 @@ impl AsFd for SharedObject {
 }
 
 impl SharedObject {
-    /// Makes an object and proves that no other process has it. To reserve the memory of a large one takes time, which
-    /// `deadline` bounds.
+    /// Makes an object and proves that no other process has it. Reserving the memory of a large object takes
+    /// time, which `deadline` limits.
     pub(crate) fn create(wanted: &Wanted, deadline: &Deadline, record: &mut Record) -> Result<Self> {
         let Wanted {
             backing,
@@ -70,8 +70,9 @@ impl SharedObject {
         check_room(region_size(capacity))?;
         until_unexposed(|| match backing {
             Backing::Memfd => Self::create_memfd(capacity, signal, deadline, record),
-            // The lease belongs to the very descriptor that the peer gets. With it the peer could have any other signal
-            // sent, also one that ends this process. A peer of the same user can do that anyhow.
+            // The lease belongs to the same open file that the peer receives. Through it the peer could make
+            // the kernel send any other signal, even one that terminates this process. A peer of the same
+            // user can do that anyway.
             Backing::Shm => {
                 let signal = (peer == geteuid().as_raw()).then_some(signal);
                 Self::create_shm(capacity, signal, deadline, record)
@@ -83,7 +84,8 @@ impl SharedObject {
         /// MFD_NOEXEC_SEAL, Linux 6.3: the object can never be executed.
         const NOEXEC_SEAL: u32 = 8;
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        // Names are for those who look at /proc/PID/maps alone, as `ringfence ps` does: a control object is as large as the smallest ring.
+        // The names only matter to readers of /proc/PID/maps, such as `ringfence ps`, because a control
+        // object has the size of the smallest ring.
         let name = if capacity == 0 {
             "ringfence-control"
         } else {
@@ -98,8 +100,9 @@ impl SharedObject {
             Err(errno) => return Err(Error::system("making a memfd", errno)),
         };
         let raw = Withheld::new(raw)?;
-        // The kernel does not count a raw memfd as open for writing, so it would refuse the lease. A reopened one
-        // behaves like any file. It stays with this process, and so does the lease: the peer gets the raw descriptor.
+        // The kernel does not count a raw memfd as open for writing, so it would refuse the lease. A reopened
+        // memfd behaves like any file. The reopened file and its lease stay with this process; the peer gets
+        // the raw descriptor.
         let path = format!("/proc/self/fd/{}", raw.as_raw_fd());
         let leased = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|errno| Error::system("reopening the memfd through /proc/self/fd", errno))?;
@@ -130,7 +133,8 @@ impl SharedObject {
         );
         region.guard(Tripwire::arm(&leased, signal)?);
         note_lease(Some(signal), record);
-        // From here on the mapping alone keeps the open file: no process can take its descriptor, and the lease with it.
+        // From here on only the mapping keeps the open file. So no process can take its descriptor and, with
+        // it, the lease.
         drop(leased);
         Ok(Self {
             descriptor: raw,
@@ -177,9 +181,9 @@ impl SharedObject {
         Ok(Self { descriptor, region })
     }
 
-    /// Takes every permission away. The descriptors that there are stay as they are; but a process of another user that has been
-    /// passed one cannot open the object anew through its own /proc, and so sets off no alarm. One of the same user could give
-    /// the permission back.
+    /// Removes all permissions. Existing descriptors stay valid. A process of another user that has received
+    /// one can no longer open the object again through its own /proc, and so cannot raise a false alarm. A
+    /// process of the same user could restore the permission.
     pub(crate) fn close_to_openers(&self, record: &mut Record) -> Result<()> {
         fchmod(&self.descriptor, Mode::empty())
             .map_err(|errno| Error::system("taking the permissions of the shared object away", errno))?;
@@ -187,7 +191,7 @@ impl SharedObject {
         Ok(())
     }
 
-    /// Errors with [`Error::ObjectExposed`] once another process has tried to open it.
+    /// Fails with [`Error::ObjectExposed`] if another process has tried to open the object.
     pub(crate) fn check(&self) -> Result<()> {
         if self.region.tripwire().is_some_and(Tripwire::is_tripped) {
             return Err(Error::ObjectExposed(
@@ -197,13 +201,13 @@ impl SharedObject {
         Ok(())
     }
 
-    /// Lets go of the descriptor: from here on the mapping is all there is.
+    /// Closes the descriptor and returns the region: from here on only the mapping exists.
     pub(crate) fn into_region(self) -> OwnRegion {
         self.region
     }
 }
 
-/// Makes a new object where another process got into the one before.
+/// Makes a new object each time that another process has opened the previous one, up to `TRIES` objects.
 fn until_unexposed<T>(mut make: impl FnMut() -> Result<T>) -> Result<T> {
     for _ in 1..TRIES {
         match make() {
@@ -249,7 +253,7 @@ fn count_links(descriptor: &OwnedFd) -> Result<u64> {
         .map_err(|errno| Error::system("looking at the shared object (fstat)", errno))
 }
 
-/// Whether there is time left to reserve memory.
+/// Fails if the time for reserving memory is over.
 fn has_time(deadline: &Deadline) -> Result<()> {
     match deadline.look()? {
         Woken::Ready => Ok(()),
@@ -330,14 +334,15 @@ mod tests {
             if backing == Backing::Memfd {
                 let seals = SealFlag::from_bits_retain(fcntl(&object, FcntlArg::F_GET_SEALS).unwrap());
                 assert!(seals.contains(seals::wanted()));
-                // The kernel sets this one from birth, where it knows it.
+                // Kernels that support this seal set it at creation.
                 let never_executable = seals.bits() & 0x20 != 0;
                 assert_eq!(evidence[0].1 == "memfd, never executable", never_executable);
                 object.close_to_openers(&mut Record::default()).unwrap();
                 assert_eq!(fstat(&object).unwrap().st_mode & 0o777, 0);
             }
         }
-        // Another user gets no descriptor with which it could have a signal sent here.
+        // A peer of another user must not get a descriptor with which it could make the kernel send a signal
+        // here.
         let (object, evidence) = created(Backing::Shm, 4096, own + 1);
         assert!(object.region.tripwire().is_none());
         assert!(evidence.last().unwrap().1.starts_with("none: "), "{evidence:?}");
@@ -348,7 +353,7 @@ mod tests {
     fn an_object_that_another_opens_is_exposed() {
         let (object, _) = created(Backing::Memfd, 4096, geteuid().as_raw());
         let path = format!("/proc/self/fd/{}", object.as_fd().as_raw_fd());
-        // It would wait for the lease.
+        // A blocking open would wait for the lease.
         let opened = std::fs::File::options()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
@@ -393,7 +398,7 @@ mod tests {
         assert_eq!(count_links(&descriptor).unwrap(), 0);
     }
 
-    /// The time of a whole handshake, and a cancel token, count here too.
+    /// The deadline and the cancel token of the handshake apply here too.
     #[test]
     fn a_deadline_and_a_cancel_token_end_the_reservation_of_memory() {
         let cancel_token = crate::wait::cancel::CancelToken::new().unwrap();

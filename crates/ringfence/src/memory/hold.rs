@@ -1,16 +1,18 @@
-//! The range that the producer has handed out as a slice, and whether the ring was wiped.
+//! The range that the producer has handed out as a slice, and the flag that says that the ring was wiped.
 //!
-//! A slice that changes under its holder would be undefined behaviour. So the wipe leaves that range out, and the producer wipes
-//! it when it lets go of it.
+//! A slice that changes while its holder uses it would be undefined behaviour. So the wipe skips that range,
+//! and the producer wipes it when it releases it.
 //!
-//! The producer alone writes the range, or the thread on which its reservation is dropped, while the producer writes nothing. The alarm
-//! alone writes the flag. Each stores its own word and then loads the other's, with a full barrier in between: at least one of the
-//! two sees the other. Where the kernel can, the alarm makes the producer's barrier as well (membarrier(2)), as a sleeper does for a
-//! publisher: then a reservation costs no fence.
+//! Only the producer writes the range word, or the thread that drops its reservation, while the producer
+//! writes nothing. Only the alarm writes the flag. Each side stores its own word and then loads the other's,
+//! with a full barrier in between, so at least one side sees the other's store. If the kernel supports it,
+//! the alarm makes the producer's barrier as well (membarrier(2)), as a sleeper does for a publisher. Then a
+//! reservation costs no fence.
 //!
-//! A range is one word, and the next one takes its place. For each message this is stored once or twice, behind stores to the ring
-//! that wait for a cache line which the reader has had: each more costs a nanosecond between near cores. What is replaced is
-//! gone, but the wipe may have left it out: so a producer that finds the flag wipes both.
+//! A range is a single word, and the next range replaces it. It is stored once or twice per message, behind
+//! stores to a cache line of the ring that the reader had. Each additional store costs a nanosecond between
+//! near cores. The replaced range is no longer stored, but the wipe may have skipped it. So a producer that
+//! finds the flag wipes both ranges.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence},
@@ -20,17 +22,19 @@ use std::{
 
 use crate::{memory::layout::as_offset, sys};
 
-/// Bits of the word that are the length of a short range.
+/// The number of bits for the length of a short range.
 const LENGTH: u32 = 20;
-/// In their place, the length of a range that is not short: it stands in a word of its own.
+/// The value of those bits for a longer range, whose length has a word of its own.
 const LONG: usize = (1 << LENGTH) - 1;
 
-/// See the head of this file. A range is its offset in the region, a multiple of eight, and its length in bytes.
+/// The range and the flag, as described above. A range is an offset in the region, a multiple of eight, and a
+/// length in bytes.
 #[derive(Debug, Default)]
 pub(super) struct Hold {
-    /// Eighths of the offset, above [`LENGTH`] bits of the length. 0: there is none, as no ring begins at offset 0.
+    /// The offset divided by eight, above [`LENGTH`] bits of the length. 0 means no range, because no ring
+    /// starts at offset 0.
     range: AtomicU64,
-    /// Of a range that is not short. Stored before it, while there is none.
+    /// The length of a long range. It is stored before the range, while there is no range.
     length: AtomicUsize,
     wiped: AtomicBool,
     /// The alarm can make the producer's barrier.
@@ -50,13 +54,13 @@ impl Hold {
     #[inline]
     fn store(&self, at: usize, length: usize) {
         debug_assert!(at.is_multiple_of(8) && at > 0, "where a record's bytes begin");
-        // Offsets have 47 bits: a ring has at most 2^46 bytes.
+        // Offsets have 47 bits, because a ring has at most 2^46 bytes.
         let word = ((at as u64) << (LENGTH - 3)) | length as u64;
         self.range.store(word, Ordering::Release);
         self.fence_of_producer();
     }
 
-    /// By the producer: a short range. Returns the one before, for [`Hold::read`].
+    /// Called by the producer: sets a short range. Returns the previous word, for [`Hold::read`].
     #[inline]
     pub(super) fn replace(&self, at: usize, length: usize) -> u64 {
         let before = self.range.load(Ordering::Relaxed);
@@ -64,13 +68,14 @@ impl Hold {
         before
     }
 
-    /// By the producer: one that is not short, where there is none.
+    /// Called by the producer: sets a long range. No range may be set.
     pub(super) fn set_long(&self, at: usize, length: usize) {
         self.length.store(length, Ordering::Relaxed);
         self.store(at, LONG);
     }
 
-    /// By the producer: there is none. Returns the one before, for [`Hold::read`]; 0 where nothing has changed.
+    /// Called by the producer: removes the range. Returns the previous word for [`Hold::read`], or 0 if there
+    /// was none.
     #[inline]
     pub(super) fn clear(&self) -> u64 {
         let before = self.range.load(Ordering::Relaxed);
@@ -81,13 +86,14 @@ impl Hold {
         before
     }
 
-    /// By the producer, after each change of the range.
+    /// Called by the producer after each change of the range: whether the ring was wiped.
     #[inline]
     pub(super) fn is_wiped(&self) -> bool {
         self.wiped.load(Ordering::Acquire)
     }
 
-    /// By the alarm: what of the ring it leaves out. The producer wipes that, and hands out nothing more.
+    /// Called by the alarm: sets the flag and returns the range that the wipe must skip. From then on the
+    /// producer hands out nothing more, and wipes the range itself.
     pub(super) fn alarm(&self) -> Option<(usize, usize)> {
         self.wiped.store(true, Ordering::Release);
         self.fence_of_alarm();
@@ -99,7 +105,7 @@ impl Hold {
         self.read(self.range.load(Ordering::Acquire))
     }
 
-    /// The range that such a word means. What it says of one that is not short is true until the next such range is set.
+    /// Decodes a range word. The length of a long range stays valid until the next long range is set.
     #[inline]
     pub(super) fn read(&self, word: u64) -> Option<(usize, usize)> {
         if word == 0 {
@@ -123,10 +129,11 @@ impl Hold {
     }
 
     fn fence_of_alarm(&self) {
-        /// A processor writes out its stores in far less time.
+        /// A processor completes its pending stores in far less time.
         const STORES_ARE_OUT: Duration = Duration::from_millis(100);
         fence(Ordering::SeqCst);
-        // The barrier fails where the kernel has no memory left for it, or where a filter of system calls came later.
+        // The barrier fails if the kernel has no memory for it, or if a system call filter was installed
+        // later.
         if self.has_barriers.load(Ordering::Relaxed) && sys::barrier::issue_barrier().is_err() {
             thread::sleep(STORES_ARE_OUT);
         }

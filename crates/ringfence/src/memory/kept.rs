@@ -1,11 +1,11 @@
-//! A descriptor that this process keeps where nothing can open it by a path: in flight, in a socket of its own.
+//! A descriptor that this process keeps where no path leads to it: in flight, in a socket of its own.
 //!
-//! A publisher passes its ring to each newcomer, for as long as it admits any. A descriptor in the table could be opened again
-//! through `/proc/PID/fd` by every process of the same user. One that has been sent on a socket and not received is in no table;
-//! and a socket cannot be opened through /proc.
+//! A publisher passes its ring to each new subscriber as long as it accepts any. If the descriptor were in
+//! the table, every process of the same user could open it again through `/proc/PID/fd`. A descriptor that
+//! was sent on a socket and not received is in no table, and a socket cannot be opened through /proc.
 //!
-//! recvmsg(2) with `MSG_PEEK` installs a copy and leaves the message where it is. To take it out and put it back would lose it
-//! where the number of descriptors is used up in between.
+//! recvmsg(2) with `MSG_PEEK` installs a copy and leaves the message in the queue. Receiving it and sending
+//! it back could lose it, if no descriptor is available in between.
 
 use std::{
     io::IoSlice,
@@ -23,16 +23,21 @@ use crate::{
     sys::{self, ancillary::Control, uninterrupted},
 };
 
-/// What is kept. Dropped, it is gone.
+/// The kept descriptor. Dropping it closes it.
 #[derive(Debug)]
 pub(crate) struct KeptDescriptor {
-    /// Its queue holds one message, which is never taken out. No other end is open. A child closes its copy.
+    /// Its queue holds one message, which is never received. No other end is open. A forked child closes its
+    /// copy.
     socket: Withheld,
 }
 
 impl KeptDescriptor {
-    /// Keeps a copy of a descriptor. It counts against the user's quota of descriptors in flight (unix(7)): errors with
-    /// [`Error::NoSpace`] where that is used up, or where there is no descriptor for the socket.
+    /// Keeps a copy of a descriptor, which counts against the user's limit of descriptors in flight
+    /// (unix(7)).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSpace`] if that limit is reached, or if no descriptor is available for the socket.
     pub(crate) fn keep(descriptor: impl AsFd) -> Result<Self> {
         const WHAT: &str = "keeping a descriptor for newcomers";
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -44,13 +49,13 @@ impl KeptDescriptor {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         uninterrupted(|| sendmsg::<()>(sending.as_raw_fd(), &[IoSlice::new(&[1])], &control, flags, None))
             .map_err(|errno| Error::system(WHAT, errno))?;
-        // A message that has arrived stays, though its sender is closed.
+        // The message stays in the queue although its sender is closed.
         drop(sending);
         Ok(Self { socket })
     }
 
-    /// A copy of it, which is in this process's table until it is dropped. Errors with [`Error::NoSpace`] where there is no number
-    /// for it now; the next call may have one.
+    /// Returns a copy, which is in this process's table until it is dropped. Fails with [`Error::NoSpace`] if
+    /// no descriptor is available now; a later call may succeed.
     pub(crate) fn copy(&self) -> Result<OwnedFd> {
         const WHAT: &str = "a copy of the descriptor that is kept for newcomers";
         let mut byte = [0];
@@ -60,7 +65,7 @@ impl KeptDescriptor {
         match (received.control, descriptors.pop()) {
             (Control::Expected, Some(copy)) => Ok(copy),
             (Control::Short, _) => Err(Error::system(WHAT, Errno::EMFILE)),
-            // Nothing else was ever sent there.
+            // No other message was ever sent there.
             _ => Err(Error::system(WHAT, Errno::EBADMSG)),
         }
     }
@@ -83,7 +88,7 @@ mod tests {
         memfd_create("ringfence-test", MFdFlags::MFD_CLOEXEC).unwrap()
     }
 
-    /// Whether a descriptor of this process leads to that file, by any number.
+    /// Whether any descriptor of this process refers to that file.
     fn is_open(inode: u64) -> bool {
         std::fs::read_dir("/proc/self/fd").unwrap().any(|entry| {
             let path = entry.unwrap().path();
@@ -106,12 +111,12 @@ mod tests {
             assert_eq!(fstat(&copy).unwrap().st_ino, inode);
             assert!(is_open(inode));
         }
-        // Two at a time.
+        // Two copies at the same time.
         let copies = [kept.copy().unwrap(), kept.copy().unwrap()];
         assert_ne!(copies[0].as_raw_fd(), copies[1].as_raw_fd());
     }
 
-    /// In a process of its own, since the limit is the process's: of the tests beside it as well.
+    /// In a separate process, because the limit applies to the whole process, including other tests.
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no fork")]
     fn it_outlives_the_want_of_a_number() {
@@ -120,7 +125,8 @@ mod tests {
             sys::wait::waitpid,
             unistd::{ForkResult, fork},
         };
-        // SAFETY: the child calls system calls and this crate's own code alone, and then ends without a return.
+        // SAFETY: the child makes only system calls and calls this crate's own code, and exits without
+        // returning.
         match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
                 let kept = KeptDescriptor::keep(object()).unwrap();
@@ -129,7 +135,7 @@ mod tests {
                 let short = kept.copy().is_err_and(|error| error.code() == "NO_SPACE");
                 setrlimit(Resource::RLIMIT_NOFILE, hard.min(1024), hard).unwrap();
                 let again = kept.copy().is_ok();
-                // SAFETY: it ends this process and nothing else.
+                // SAFETY: _exit only ends this process.
                 unsafe { nix::libc::_exit(i32::from(!(short && again))) }
             }
             ForkResult::Parent { child } => {

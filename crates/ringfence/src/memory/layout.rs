@@ -1,64 +1,71 @@
-//! Where things lie in a region, and how large it is.
+//! The offsets of words in a region, and the region's size.
 //!
-//! Both sides of a channel agree on this layout: to change it is to change the protocol, and the name in [`MAGIC`].
-//! Every word that one side writes and the other polls has 128 bytes to itself: processors fetch cache lines in pairs.
+//! Both sides of a channel must agree on this layout. A change of it is a change of the protocol, and needs a
+//! new name in [`MAGIC`]. Every word that one side writes and the other polls has 128 bytes of its own,
+//! because processors fetch cache lines in pairs.
 //!
-//! There is one table of words for three kinds of object. The object of a pair has the words of its owner's two halves, and a
-//! ring. The *ring object* of a publisher has a ring, what the publisher says of it, [`FLOOR`] and [`mark_of`]; all
-//! subscribers map it. A *control object* has no ring (its capacity is 0): one of the publisher's for each
-//! subscriber, and one of each subscriber, with [`head_of`] and [`reader_parked_of`].
+//! One table of words serves three kinds of object:
+//!
+//! - The object of a pair has the words of its owner's two halves, and a ring.
+//! - The *ring object* of a publisher has a ring, the publisher's words about it, [`FLOOR`] and [`mark_of`].
+//!   All subscribers map it.
+//! - A *control object* has no ring (its capacity is 0). The publisher has one for each subscriber, and each
+//!   subscriber has one, with [`head_of`] and [`reader_parked_of`].
 
 /// [`MAGIC`] as a little-endian word.
 pub(crate) const MAGIC_AT: usize = 0;
-/// Capacity of the ring, in bytes.
+/// The capacity of the ring, in bytes.
 pub(crate) const CAPACITY: usize = 8;
-/// How far this region's owner has written: the position after its last published record.
+/// The owner's write position: the position after its last published record.
 pub(crate) const TAIL: usize = 128;
-/// How far this region's owner has read in the peer's ring.
+/// The owner's read position in the peer's ring.
 pub(crate) const HEAD: usize = 256;
-/// Odd while the owner sleeps until there is something to read.
+/// Odd while the owner sleeps until data arrives.
 pub(crate) const READER_PARKED: usize = 384;
-/// Odd while the owner sleeps until there is room to write.
+/// Odd while the owner sleeps until the ring has space.
 pub(crate) const WRITER_PARKED: usize = 512;
-/// What the owner will still do: see [`Phase`](crate::memory::phase::Phase).
+/// The owner's state: see [`Phase`](crate::memory::phase::Phase).
 pub(crate) const PHASE: usize = 640;
-/// How many tokens the owner has sent.
+/// The number of tokens that the owner has sent.
 pub(crate) const TOKENS: usize = 768;
 /// 1 while the owner makes a full fence between each store of its tail and its load of the peer's
 /// [`READER_PARKED`].
 pub(crate) const TAIL_FENCED: usize = 896;
-/// The same for its head, and the peer's [`WRITER_PARKED`].
+/// The same for its head and the peer's [`WRITER_PARKED`].
 pub(crate) const HEAD_FENCED: usize = 1024;
-/// In a ring object: what lies before this position may be written over at any moment.
+/// In a ring object: data before this position may be overwritten at any time.
 pub(crate) const FLOOR: usize = 1152;
-/// How many marks a ring object has.
+/// The number of marks in a ring object.
 pub(crate) const MARKS: usize = 16;
 /// The ring itself.
 pub(crate) const DATA: usize = 4096;
-/// A record may run past the ring's end by so many bytes. So a message of exactly half the capacity always finds a place in
-/// an empty ring, whatever its header takes, and the gap before the next cache line.
+/// The number of bytes by which a record may extend beyond the ring's end. It lets a message of exactly half
+/// the capacity fit an empty ring, whatever its header and the padding to the next cache line take.
 pub(crate) const OVERHANG: usize = 64;
 
-/// The first word of every region: the name and the version of its layout.
+/// The first word of every region: the name and version of the layout.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"ringfnc2");
 
-/// A page: regions are whole pages. Larger pages divide it or are divided by it; only the size matters here.
+/// A page: regions consist of whole pages. Other page sizes divide it or are multiples of it, and only the
+/// size matters here.
 const PAGE: u64 = 4096;
 
-/// Where a mark lies in a ring object: the position of a record, and in the next word the number of messages before it.
+/// Returns the offset of a mark in a ring object. A mark is the position of a record, followed by a word with
+/// the number of messages before it.
 pub(crate) const fn mark_of(number: usize) -> usize {
     2048 + 16 * (number % MARKS)
 }
 
-/// Where a subscriber in this place says how far it has read: as [`HEAD`], in its control object.
+/// Returns the offset of a subscriber's read position, which is like [`HEAD`], in its control object.
 ///
-/// A publisher looks at this word of each subscriber, and the first cache keeps few lines with the same offset in their
-/// pages. So each place has an offset of its own, until the lines of a page are used up.
+/// A publisher reads this word of each subscriber, and the first-level cache holds few lines with the same
+/// page offset. So each slot has a different offset, until all lines of a page are in use.
 pub(crate) const fn head_of(slot: usize) -> usize {
     4096 + LINE_OF_SLOT * (slot % SLOTS_OF_PAGE)
 }
 
-/// Where a subscriber in this place says that it sleeps: as [`READER_PARKED`], in its control object. See [`head_of`].
+/// Returns the offset of a subscriber's parked word, which is like [`READER_PARKED`], in its control object.
+/// See [`head_of`].
 pub(crate) const fn reader_parked_of(slot: usize) -> usize {
     8192 + LINE_OF_SLOT * (slot % SLOTS_OF_PAGE)
 }
@@ -66,14 +73,14 @@ pub(crate) const fn reader_parked_of(slot: usize) -> usize {
 const LINE_OF_SLOT: usize = 64;
 const SLOTS_OF_PAGE: usize = 64;
 
-/// Bytes of a control object: the page of words, that of heads, and that of the parked words.
+/// The size of a control object in bytes: one page each for the words, the heads and the parked words.
 const CONTROL: u64 = 3 * PAGE;
 
 /// The smallest ring, in bytes.
 pub const CAPACITY_MIN: u64 = 4096;
 
-/// Rounds a wanted capacity up to what a ring can have: a power of two of at least [`CAPACITY_MIN`]. `None` for
-/// 0 and for what does not fit 63 bits.
+/// Rounds a requested capacity up to a valid one: a power of two of at least [`CAPACITY_MIN`]. Returns `None`
+/// for 0 and for values that do not fit 63 bits.
 pub(crate) fn round_capacity(wanted: u64) -> Option<u64> {
     if wanted == 0 || wanted > 1 << 62 {
         return None;
@@ -81,7 +88,7 @@ pub(crate) fn round_capacity(wanted: u64) -> Option<u64> {
     Some(wanted.next_power_of_two().max(CAPACITY_MIN))
 }
 
-/// Bytes that a region with this capacity takes; with 0, a control object.
+/// Returns the size in bytes of a region with this capacity. Capacity 0 means a control object.
 pub(crate) const fn region_size(capacity: u64) -> u64 {
     if capacity == 0 {
         CONTROL
@@ -90,7 +97,8 @@ pub(crate) const fn region_size(capacity: u64) -> u64 {
     }
 }
 
-/// A position inside a ring is less than the region's size, which was a usize when it was mapped.
+/// Converts a position to an offset. A position inside a ring is less than the region's size, which was a
+/// usize when it was mapped.
 #[inline]
 #[expect(
     clippy::cast_possible_truncation,
@@ -131,7 +139,7 @@ mod tests {
         words.sort_unstable();
         words.dedup();
         assert_eq!(words.len(), count);
-        // The sets of the first cache: no two of 64 subscribers share one.
+        // Cache sets: no two of 64 subscribers share one.
         let mut lines: Vec<_> = (0..64).map(|slot| reader_parked_of(slot) % 4096 / 64).collect();
         lines.sort_unstable();
         lines.dedup();
@@ -147,7 +155,7 @@ mod tests {
         assert_eq!(heads, [4096, 4160, 8128, 4096, 4224]);
         let parked = [0, 1, 63, 64, 130].map(reader_parked_of);
         assert_eq!(parked, [8192, 8256, 12224, 8192, 8320]);
-        // A page before the ring, and one behind it, into which a record may run.
+        // One page before the ring, and one after it for records that extend beyond the end.
         let sizes = [0, 4096, 1 << 20].map(region_size);
         assert_eq!(sizes, [3 * 4096, 3 * 4096, (1 << 20) + 2 * 4096]);
     }

@@ -1,4 +1,4 @@
-//! A shared object, mapped into this process.
+//! A shared object that is mapped into this process.
 
 use std::{
     mem::ManuallyDrop,
@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use crate::{error::errno, fork::Hole};
 
-/// A mapping of a shared object from its beginning; unmapped when this is dropped.
+/// A mapping of a shared object from its start. Dropping it unmaps the object.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     map: ManuallyDrop<MmapRaw>,
@@ -18,10 +18,10 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// Maps all of it now, so that no later page fault can fail.
+    /// Maps and populates the whole object, so that no later page fault can fail.
     ///
-    /// Only two processes may see the bytes. So a core dump does not hold them, and a forked child does not get them: madvise(2),
-    /// `MADV_DONTDUMP` and `MADV_DONTFORK`.
+    /// Only the two processes of the channel may see the bytes. So core dumps exclude them and forked
+    /// children do not inherit them: madvise(2), `MADV_DONTDUMP` and `MADV_DONTFORK`.
     pub(crate) fn new(object: impl AsFd, length: usize, writable: bool) -> Result<Self, Errno> {
         let descriptor = object.as_fd().as_raw_fd();
         let mut options = MmapOptions::new();
@@ -49,7 +49,7 @@ impl Mapping {
         self.map.len()
     }
 
-    /// Whether this process made the mapping. A forked child has no part in it.
+    /// Whether this process made the mapping. A forked child has no share in it.
     pub(crate) fn is_here(&self) -> bool {
         self.hole.birth.is_here()
     }
@@ -57,11 +57,11 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // In a forked child something else may be mapped there.
+        // In a forked child, something else may be mapped at this address.
         if self.is_here() {
-            // Before another mapping can take the place.
+            // Before another mapping can use the same address.
             self.hole.close();
-            // SAFETY: the mapping is not used any more, and this happens once.
+            // SAFETY: the mapping is no longer used, and it is dropped only here.
             unsafe { ManuallyDrop::drop(&mut self.map) }
         }
     }
@@ -92,7 +92,7 @@ mod tests {
             assert!(mapping.is_here());
             assert_eq!(mapping.len(), 8192);
             let flags = found().expect("the mapping");
-            // Of proc(5): written to, not dumped, not copied by a fork.
+            // From proc(5): writable, not dumped, not inherited by a fork.
             for (flag, wanted) in [("wr", writable), ("dd", true), ("dc", true)] {
                 assert_eq!(flags.iter().any(|has| has == flag), wanted, "{flag}: {flags:?}");
             }

@@ -1,14 +1,19 @@
-//! Memory that two processes share: how an object is made, looked at and mapped, and who may touch which word.
+//! Memory that two processes share: making, checking and mapping an object, and the rules for access to its
+//! words.
 //!
-//! `backing` is the choice of the kind, `seals` what a memfd is sealed with, `room` whether there is memory for it; `create` makes
-//! an object, and `accept` checks the one that the peer made. `mapping` places an object in this process; `layout` says where its
-//! words lie, and `phase` what one of them means. `own` is the region that this process writes, `peer` the one that it can only
-//! read; `access`, `copy` and `storage` are their means. `wipe` removes what was said, but for what `hold` says is being
-//! written, and `tripwire` tells when another process opens the object. `kept` holds a descriptor where no process can open it.
+//! `backing` is the kind of memory, `seals` are the seals of a memfd, and `room` checks whether memory is
+//! available. `create` makes an object, and `accept` checks an object that the peer made. `mapping` maps an
+//! object into this process. `layout` has the offsets of its words, and `phase` the meaning of one of them.
+//!
+//! `own` is the region that this process writes. `peer` is the region that it can only read. `access`, `copy`
+//! and `storage` are their tools. `wipe` erases the messages, except a range that `hold` marks as being
+//! written. `tripwire` detects that another process opens the object. `kept` keeps a descriptor where no
+//! process can open it.
 //!
 //! The numbered rules of hostile memory:
-//! 1. No reference points into a peer's region. Loads are volatile or atomic, copies go through raw pointers.
-//! 2. A shared word is read once, into a local, and the local is checked and used.
+//! 1. No reference points into a peer's region. Loads are volatile or atomic, and copies go through raw
+//!    pointers.
+//! 2. A shared word is read once into a local, and only the local is checked and used.
 //! 3. Each word has one writer: the owner of its region.
 //!
 //! May import `signal`, `wait`, `sys`. It knows nothing of messages.

@@ -1,4 +1,4 @@
-//! The region that this process owns: it alone writes there.
+//! The region that this process owns. Only this process writes to it.
 
 use std::{
     os::fd::AsFd,
@@ -19,17 +19,18 @@ use crate::{
     memory::wipe::OwnStorage,
 };
 
-/// The region that this process owns: mapped for reading and writing here, and nowhere else.
+/// The region that this process owns. It is mapped for reading and writing here and nowhere else.
 #[derive(Debug, Clone)]
 pub(crate) struct OwnRegion {
     pub(super) base: *mut u8,
     pub(super) keep: Arc<OwnStorage>,
 }
 
-// SAFETY: the pointer is to the mapping that `keep` holds, which is as good on one thread as on another; all access
-// is through atomics, or to parts of the ring that the one producer has claimed.
+// SAFETY: the pointer leads to the mapping that `keep` owns, which is valid on every thread. All access is
+// through atomics, or to parts of the ring that the single producer has claimed.
 unsafe impl Send for OwnRegion {}
-// SAFETY: as above; nothing is written through a shared reference but atomics and what the one producer claimed.
+// SAFETY: as above. Through a shared reference, only atomics and the range claimed by the single producer are
+// written.
 unsafe impl Sync for OwnRegion {}
 
 impl OwnRegion {
@@ -40,13 +41,13 @@ impl OwnRegion {
         }
     }
 
-    /// Maps a new object of `region_size(capacity)` bytes, prefaulted, and writes its head words.
+    /// Maps a new object of `region_size(capacity)` bytes, populates it, and writes its first words.
     pub(crate) fn map(object: impl AsFd, capacity: u64) -> Result<Self> {
         let map = map("mapping the shared object", object, capacity, true)?;
         Ok(Self::initialised(Storage::Mapped(map), capacity))
     }
 
-    /// Keeps the watch on this region's object for as long as it is mapped.
+    /// Keeps the watch on this region's object while it is mapped.
     pub(crate) fn guard(&self, tripwire: Tripwire) {
         self.keep.guard(tripwire);
     }
@@ -55,43 +56,46 @@ impl OwnRegion {
         self.keep.tripwire()
     }
 
-    /// The peer has the region now: when this mapping goes, all of the ring is wiped. `barriers`: this process receives and can
-    /// issue membarrier(2).
+    /// Records that the peer has the region. The whole ring is wiped when this mapping is dropped.
+    /// `barriers`: this process receives membarrier(2) and can issue it.
     pub(crate) fn in_use(&self, barriers: bool) {
         self.keep.in_use(barriers);
     }
 
-    /// The producer calls this before it hands out a range as a slice: no wipe touches the range until [`OwnRegion::let_go`], or until
-    /// the next range takes its place. It can have one at a time. `false`: the ring is being wiped, or was, and nothing may be
-    /// handed out.
+    /// Protects a range from being wiped. The producer calls this before it hands out the range as a slice.
+    /// The protection ends with [`OwnRegion::let_go`], or when the next range replaces this one. Only one
+    /// range is protected at a time. Returns `false` if the ring is being wiped or was wiped; then nothing
+    /// may be handed out.
     #[inline]
     pub(crate) fn hold(&self, at: usize, length: usize) -> bool {
         self.keep.hold(at, length)
     }
 
-    /// The slice of [`OwnRegion::hold`] is gone.
+    /// Ends the protection of [`OwnRegion::hold`], after the slice was dropped.
     #[inline]
     pub(crate) fn let_go(&self) {
         self.keep.let_go();
     }
 
-    /// The peer may still read what lies behind this position, its head: only the rest is wiped when this mapping goes.
+    /// Keeps the data from `head` on, because the peer may still read it. Only the rest is wiped when this
+    /// mapping is dropped.
     pub(crate) fn keep_from(&self, head: u64) {
         self.keep.keep_from(head);
     }
 
-    /// Wipes the ring now, also while the peer reads it, and once more when this mapping goes. What the producer has handed out
-    /// is wiped when the producer lets go of it.
+    /// Wipes the ring now, even while the peer reads it, and again when this mapping is dropped. The range
+    /// that the producer has handed out is wiped when the producer releases it.
     pub(crate) fn wipe(&self) {
         self.keep.wipe();
     }
 
-    /// The head words alone, in private memory: for a reader that tells no peer any more how far it has read.
+    /// Makes a region with only the header words, in private memory. For a reader that no longer reports its
+    /// position to a peer.
     pub(crate) fn nowhere() -> Self {
         Self::new(Storage::private(layout::DATA), 0)
     }
 
-    /// A region in private memory, for tests of the ring on plain memory (and under Miri).
+    /// Makes a region in private memory, for tests of the ring on plain memory (and under Miri).
     #[cfg(any(test, fuzzing))]
     pub(crate) fn private(capacity: u64) -> Self {
         let size = layout::as_offset(layout::region_size(capacity));
@@ -105,27 +109,28 @@ impl OwnRegion {
         region
     }
 
-    /// The bytes of a record that the producer has claimed and not yet published.
+    /// Returns the bytes of a record that the producer has claimed and not published yet.
     ///
     /// # Safety
-    /// The range lies in the ring (its overhang included), and the caller is its one producer, has claimed the
-    /// range, and hands out no second reference to it while this one lives.
+    /// The range lies in the ring, including its overhang. The caller is the single producer, has claimed the
+    /// range, and creates no second reference to it while this one exists.
     #[inline]
     pub(crate) unsafe fn claimed(&mut self, at: usize, length: usize) -> &mut [u8] {
         debug_assert!(at + length <= self.keep.size(), "the range lies in the region");
-        // SAFETY: the caller promises the range and that it is alone; no other process can write here, since this
-        // is the only writable mapping, and what another process reads is outside Rust's memory model.
+        // SAFETY: the caller guarantees the range and exclusive access to it. No other process can write
+        // here, because this is the only writable mapping. Reads by another process are outside Rust's memory
+        // model.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(at), length) }
     }
 
-    /// As [`OwnRegion::claimed`], for reading.
+    /// Returns the bytes like [`OwnRegion::claimed`], for reading.
     ///
     /// # Safety
-    /// As there, but other shared references may live meanwhile.
+    /// As for [`OwnRegion::claimed`], but other shared references may exist at the same time.
     #[inline]
     pub(crate) unsafe fn claimed_for_reading(&self, at: usize, length: usize) -> &[u8] {
         debug_assert!(at + length <= self.keep.size(), "the range lies in the region");
-        // SAFETY: the caller promises the range, and that it is not written while the reference lives.
+        // SAFETY: the caller guarantees the range, and that it is not written while the reference exists.
         unsafe { std::slice::from_raw_parts(self.base.add(at), length) }
     }
 
@@ -135,8 +140,8 @@ impl OwnRegion {
             at.is_multiple_of(8) && at + 8 <= self.keep.size(),
             "a word of the region"
         );
-        // SAFETY: in bounds and aligned (the base is a page, or a slice of u64); the word is only ever
-        // accessed atomically, or under `claimed`, whose caller is the only one to touch it then.
+        // SAFETY: in bounds and aligned (the base is a page, or a slice of u64). The word is only accessed
+        // atomically, or under `claimed`, whose caller then has exclusive access to it.
         unsafe { AtomicU64::from_ptr(self.base.add(at).cast()) }
     }
 }
@@ -152,7 +157,7 @@ impl Readable for OwnRegion {
             at + into.len() <= self.keep.size(),
             "the range lies in the region"
         );
-        // SAFETY: in bounds, and this process alone writes here.
+        // SAFETY: in bounds, and only this process writes here.
         unsafe { ptr::copy_nonoverlapping(self.base.add(at), into.as_mut_ptr(), into.len()) }
     }
 }
@@ -175,8 +180,9 @@ impl Writable for OwnRegion {
             "the range lies in the region"
         );
         if from.len() <= SMALL {
-            // Word by word, as most callers have just written it: a wider load of narrower stores waits until they have
-            // reached the cache. Atomically, or the compiler makes a call of it, which loads as widely as it can.
+            // Copy word by word, because most callers have just written the source: a load that is wider than
+            // the preceding stores waits until they have reached the cache. The stores are atomic, because
+            // otherwise the compiler emits a call, which loads as widely as it can.
             let (words, rest) = from.as_chunks::<8>();
             for (index, word) in words.iter().enumerate() {
                 self.store(at + index * 8, u64::from_ne_bytes(*word), Ordering::Relaxed);
@@ -188,8 +194,8 @@ impl Writable for OwnRegion {
             }
             return;
         }
-        // SAFETY: in bounds: the ring claims only ranges inside the region, and has claimed this one, so no other code
-        // of this process reads or writes it; no other process can write it.
+        // SAFETY: in bounds, because the ring claims only ranges inside the region. The ring has claimed this
+        // one, so no other code of this process reads or writes it. No other process can write it.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.base.add(at), from.len()) }
     }
 }

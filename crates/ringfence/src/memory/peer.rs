@@ -1,8 +1,9 @@
-//! The region that the peer owns: this process can only read it.
+//! The region that the peer owns. This process can only read it.
 //!
-//! Nothing here ever becomes a Rust reference to memory that the peer writes. The region is read through volatile accesses and
-//! opaque copies alone. It lies outside every Rust allocation, so such a read yields some bytes whatever the peer does
-//! meanwhile (see `ptr::read_volatile`), and the reader checks the bytes that it got.
+//! Nothing here becomes a Rust reference to memory that the peer writes. The region is read only through
+//! volatile accesses and opaque copies. It lies outside every Rust allocation, so such a read returns some
+//! bytes whatever the peer writes concurrently (see `ptr::read_volatile`). The reader checks the bytes that
+//! it got.
 
 use std::{
     os::fd::AsFd,
@@ -23,20 +24,21 @@ use crate::{
     memory::storage::{Storage, map},
 };
 
-/// The region that the peer owns: mapped for reading. Its contents may change at any moment, and may be lies.
+/// The region that the peer owns, mapped for reading. Its content may change at any time, and must not be
+/// trusted.
 #[derive(Debug, Clone)]
 pub(crate) struct PeerRegion {
     base: *const u8,
     keep: Arc<Storage>,
 }
 
-// SAFETY: as for OwnRegion; this one is never written through at all.
+// SAFETY: as for OwnRegion. This region is never written at all.
 unsafe impl Send for PeerRegion {}
 // SAFETY: as above.
 unsafe impl Sync for PeerRegion {}
 
 impl PeerRegion {
-    /// Maps what the peer passed, for reading, and checks that it is laid out as agreed.
+    /// Maps the peer's object for reading, and checks its header words.
     pub(crate) fn map(object: impl AsFd, capacity: u64) -> Result<Self> {
         let map = map("mapping the peer's object", object, capacity, false)?;
         let region = Self {
@@ -59,17 +61,17 @@ impl PeerRegion {
         Ok(region)
     }
 
-    /// An empty ring in private memory, for a half of a channel that reads nothing any more.
+    /// Makes an empty ring in private memory, for a half of a channel that no longer reads.
     pub(crate) fn nowhere() -> Self {
         Self::from(&OwnRegion::nowhere())
     }
 
-    /// Whether there is nothing to read here, nor will be: see [`PeerRegion::nowhere`].
+    /// Whether this is an empty ring: see [`PeerRegion::nowhere`].
     pub(crate) fn is_nowhere(&self) -> bool {
         self.keep.size() == layout::DATA
     }
 
-    /// Reads the word at a multiple of eight, also while the peer writes it. For payloads.
+    /// Reads the word at a multiple of eight, even while the peer writes it. For payloads.
     #[inline]
     #[expect(
         clippy::cast_ptr_alignment,
@@ -80,13 +82,13 @@ impl PeerRegion {
             at.is_multiple_of(8) && at + 8 <= self.keep.size(),
             "a word of the region"
         );
-        // SAFETY: in bounds and aligned; the memory is a mapping of another process's object, outside every Rust
-        // allocation (or private memory that is not written any more), so a volatile read is defined and yields
-        // some eight bytes.
+        // SAFETY: in bounds and aligned. The memory is a mapping of another process's object and lies outside
+        // every Rust allocation (or it is private memory that is no longer written). So a volatile read is
+        // defined and returns some eight bytes.
         unsafe { self.base.add(at).cast::<u64>().read_volatile() }
     }
 
-    /// As [`PeerRegion::peek`], for two words at once.
+    /// Reads two words like [`PeerRegion::peek`], in one access.
     #[inline]
     fn peek_pair(&self, at: usize) -> [u8; 16] {
         debug_assert!(
@@ -110,7 +112,7 @@ impl PeerRegion {
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 impl PeerRegion {
-    /// Words in a row, by wide loads.
+    /// Reads consecutive words with wide loads.
     ///
     /// # Safety
     /// The row lies in the region, and the processor has AVX2: see [`has_wide_loads`](crate::memory::copy::has_wide_loads).
@@ -118,23 +120,23 @@ impl PeerRegion {
     #[inline]
     pub(crate) unsafe fn peek_row(&self, at: usize) -> [u64; ROW / 8] {
         debug_assert!(at + ROW <= self.keep.size(), "a row of the region");
-        // SAFETY: the caller promises that the row is there, and AVX2.
+        // SAFETY: the caller guarantees the row and AVX2.
         unsafe { load_row(self.base.wrapping_add(at)) }
     }
 
-    /// As [`PeerRegion::peek_row`], for a block of them.
+    /// Reads a block like [`PeerRegion::peek_row`].
     ///
     /// # Safety
-    /// As there, of a whole block.
+    /// The block lies in the region, and the processor has AVX2.
     #[target_feature(enable = "avx2")]
     #[inline]
     pub(crate) unsafe fn peek_block(&self, at: usize) -> [u64; BLOCK / 8] {
         let mut rows = [[0; ROW / 8]; BLOCK / ROW];
         for (index, row) in rows.iter_mut().enumerate() {
-            // SAFETY: the caller promises the block, of which the row is a part, and AVX2.
+            // SAFETY: the caller guarantees the block, which includes the row, and AVX2.
             *row = unsafe { self.peek_row(at + index * ROW) };
         }
-        // SAFETY: an array of arrays lies as one array does.
+        // SAFETY: an array of arrays has the same layout as a flat array.
         unsafe { std::mem::transmute::<[[u64; ROW / 8]; BLOCK / ROW], [u64; BLOCK / 8]>(rows) }
     }
 }
@@ -156,14 +158,16 @@ impl Readable for PeerRegion {
             at.is_multiple_of(8) && at + 8 <= self.keep.size(),
             "a word of the region"
         );
-        // SAFETY: in bounds and aligned; the owner accesses these words only atomically, or breaks its own promise
-        // outside of Rust's memory, where an atomic load is a plain machine load of eight bytes.
+        // SAFETY: in bounds and aligned. The owner accesses these words only atomically. If it violates that,
+        // it does so outside Rust's memory model, where an atomic load is a plain machine load of eight
+        // bytes.
         let word = unsafe { AtomicU64::from_ptr(self.base.add(at).cast_mut().cast()) };
-        // ThreadSanitizer knows no fence. What it is shown is memory of this process, which can be written.
+        // ThreadSanitizer does not understand fences. Its tests use writable memory of this process.
         if cfg!(ringfence_tsan) {
             return word.load(order);
         }
-        // The mapping may be read-only, where only relaxed loads are promised to work (std::sync::atomic): hence the fence.
+        // The mapping may be read-only, and std::sync::atomic supports only relaxed loads there. Hence the
+        // fence.
         let value = word.load(Ordering::Relaxed);
         if !matches!(order, Ordering::Relaxed) {
             fence(Ordering::Acquire);
@@ -191,18 +195,18 @@ impl Readable for PeerRegion {
             }
             let rest = words.into_remainder();
             if !rest.is_empty() {
-                // The region is a multiple of eight long, so the last word is whole.
+                // The region's size is a multiple of eight, so the last word is complete.
                 let bytes = self.peek(from).to_ne_bytes();
                 rest.copy_from_slice(&bytes[..rest.len()]);
             }
         } else {
-            // SAFETY: in bounds on both sides, and the destination is ours alone.
+            // SAFETY: in bounds on both sides, and only this thread uses the destination.
             unsafe { opaque_copy(self.base.add(at), into.as_mut_ptr(), into.len()) }
         }
     }
 }
 
-/// The peer's view of a region: for one in private memory.
+/// The peer's view of a region in private memory.
 impl From<&OwnRegion> for PeerRegion {
     fn from(own: &OwnRegion) -> Self {
         Self {
@@ -214,7 +218,7 @@ impl From<&OwnRegion> for PeerRegion {
 
 #[cfg(test)]
 impl OwnRegion {
-    /// The peer's view of this region, for tests on plain memory.
+    /// Returns the peer's view of this region, for tests on plain memory.
     pub(crate) fn seen_by_peer(&self) -> PeerRegion {
         PeerRegion::from(self)
     }
@@ -242,7 +246,7 @@ mod tests {
                 peer.copy_out(layout::DATA + at, &mut out);
                 assert_eq!(out, bytes[at..at + length], "{at} {length}");
                 let from = layout::DATA + at;
-                // Whatever lies behind the range, and however much of it is written.
+                // The result does not depend on the bytes behind the range or on how far data is written.
                 for end in [from + length, layout::DATA + 4096] {
                     let mut ahead = vec![0xaa; length];
                     peer.copy_out_ahead(from, &mut ahead, end);
@@ -251,7 +255,7 @@ mod tests {
                     peer.copy_out_fresh(from..from + length, &mut fresh, end);
                     assert_eq!(fresh, [&*out, &[0xaa; 40]].concat(), "{at} {length}");
                 }
-                // And in again, to where nothing was: exactly as much.
+                // Copying in writes exactly the given bytes.
                 let other = OwnRegion::private(4096);
                 other.copy_in(from, &out);
                 let found: Vec<u8> = (0..at + length + 8)

@@ -1,42 +1,43 @@
-//! What the owner of a region says that it will still do, and which word may follow which.
+//! The state that the owner of a region announces, and the order in which it may change.
 //!
 //! This file knows nothing of memory, locks or processes, and imports nothing: the model of a channel's end
-//! (`crates/ringfence-model`) is built from this very text. Who may change the word, and under which lock, is said at
-//! `OwnPhase` in `shared.rs`.
+//! (`crates/ringfence-model`) includes this source file. `OwnPhase` in `channel/own_phase.rs` documents who
+//! may change the word, and under which lock.
 
-/// How far the owner of a region is on its way out.
+/// The step at which the owner of a region is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u64)]
 pub(crate) enum Step {
     /// It has the channel.
     Open = 0,
-    /// It has closed the channel on purpose.
+    /// It has closed the channel deliberately.
     Closed = 2,
-    /// Another process tried to open this region's object: it was wiped.
+    /// Another process tried to open this region's object, and the object was wiped.
     Exposed = 3,
-    /// It has left the address that both are members of, and lets go of it once the peer has answered.
+    /// It has left the address of the membership, and will release it when the peer has answered.
     Left = 4,
-    /// The answer: it has taken the place of a peer that has left, or has ended.
+    /// The answer: it has taken over from a peer that has left or ended.
     Succeeds = 5,
-    /// Of a publisher: the subscriber that reads this has held it up for too long, and is let go of.
+    /// Set by a publisher: the subscriber that reads this region has delayed it for too long and is evicted.
     Evicted = 6,
 }
 
-/// The phase of a region: one word, which its owner writes and its peer reads.
+/// The phase of a region: one word that its owner writes and its peer reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Phase {
     pub(crate) step: Step,
-    /// It has said that it sends no more: what lies before its tail is all that it wanted to send. Never unsaid; of an
-    /// exposed region, where nothing can be read any more, it is not told, and neither of one whose reader is evicted.
+    /// It has ended its sending: the data before its tail is complete. This is never revoked. An exposed
+    /// region does not report it, because nothing in it can be read, and neither does one whose reader is
+    /// evicted.
     pub(crate) ended: bool,
 }
 
-/// Beside the other steps: the owner had ended its sending before.
+/// Added to the other steps: the owner had already ended its sending.
 const ENDED_BEFORE: u64 = 8;
 
 impl Phase {
     pub(crate) const OPEN: Self = Self::new(Step::Open, false);
-    /// It sends no more, and still reads.
+    /// It has ended its sending, and still reads.
     pub(crate) const ENDED: Self = Self::new(Step::Open, true);
     pub(crate) const EXPOSED: Self = Self::new(Step::Exposed, false);
     pub(crate) const EVICTED: Self = Self::new(Step::Evicted, false);
@@ -45,7 +46,7 @@ impl Phase {
         Self { step, ended }
     }
 
-    /// As it stands in the region.
+    /// Returns the word that encodes this phase.
     pub(crate) const fn word(self) -> u64 {
         match (self.step, self.ended) {
             (Step::Open, ended) => ended as u64,
@@ -54,7 +55,7 @@ impl Phase {
         }
     }
 
-    /// `None` for what no owner that keeps to the protocol writes.
+    /// Decodes a word. Returns `None` for a word that no correct owner writes.
     pub(crate) fn from_word(word: u64) -> Option<Self> {
         use Step::{Closed, Evicted, Exposed, Left, Open, Succeeds};
         [Open, Closed, Exposed, Left, Succeeds, Evicted]
@@ -63,21 +64,22 @@ impl Phase {
             .find(|phase| phase.word() == word)
     }
 
-    /// More may come, as far as this word says.
+    /// Whether more data may follow, according to this word.
     pub(crate) fn is_open(self) -> bool {
         self == Self::OPEN
     }
 
-    /// The phase after this one, where the owner ends its sending now. `None`: it has, or nothing can follow.
+    /// Returns the phase after the owner ends its sending. `None` if it already has, or if no phase can
+    /// follow.
     pub(crate) fn ending(self) -> Option<Self> {
         (self == Self::OPEN).then_some(Self::ENDED)
     }
 
-    /// The phase after this one, where the owner takes this step. `None`: this step does not follow.
+    /// Returns the phase after the owner takes this step. `None` if the step may not follow.
     ///
-    /// What has been said of the sending stays said. A step is final, but for one: a host that has left the address and
-    /// waits for the answer still has its region, and wipes it when that is opened. That does not take the leaving back,
-    /// since the host stays silent and admits no other guest.
+    /// The end of sending stays announced. A step is final with one exception: a host that has left the
+    /// address and waits for the answer still has its region, and wipes it if the region is opened. That does
+    /// not revoke the leaving, because the host stays silent and admits no other guest.
     pub(crate) fn then(self, step: Step) -> Option<Self> {
         use Step::{Closed, Evicted, Exposed, Left, Open, Succeeds};
         match (self.step, step) {

@@ -1,15 +1,16 @@
-//! The seals of a memfd, and how the evidence names them.
+//! The seals of a memfd, and their names in the evidence.
 
 use nix::fcntl::SealFlag;
 
-/// The seals of an object: the owner's mapping stays writable, and no process makes another writable one.
+/// Returns the seals of an object: the owner's mapping stays writable, and no process can make another
+/// writable one.
 pub(crate) fn wanted() -> SealFlag {
     SealFlag::F_SEAL_FUTURE_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL
 }
 
-/// Seals, as fcntl(2) names them, for the evidence.
+/// Returns the names of seals, as in fcntl(2), for the evidence.
 pub(super) fn names(found: SealFlag) -> String {
-    /// F_SEAL_EXEC, which a memfd that can never be executed has from birth (Linux 6.3).
+    /// F_SEAL_EXEC, which the kernel sets when it creates a memfd that can never be executed (Linux 6.3).
     const EXEC: SealFlag = SealFlag::from_bits_retain(0x20);
     let known = [
         (SealFlag::F_SEAL_FUTURE_WRITE, "FUTURE_WRITE"),

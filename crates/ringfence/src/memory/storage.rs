@@ -1,4 +1,4 @@
-//! What holds the bytes of a region: a mapping, or private memory.
+//! The memory behind a region: a mapping or private memory.
 
 use std::{os::fd::AsFd, ptr::NonNull, sync::atomic::AtomicU64};
 
@@ -15,14 +15,14 @@ const _: () = assert!(
 
 #[derive(Debug)]
 pub(super) enum Storage {
-    /// Of an object: the peer's, or this process's own.
+    /// A mapping of an object, the peer's or this process's own.
     Mapped(Mapping),
-    /// Memory of this process alone, for a half of a channel that reads or writes nothing any more.
+    /// Private memory, for a half of a channel that no longer reads or writes.
     Private(PrivateWords),
 }
 
 impl Storage {
-    /// Private memory, all zeros.
+    /// Makes private memory, all zeros.
     pub(super) fn private(bytes: usize) -> Self {
         Self::Private(PrivateWords::zeroed(bytes))
     }
@@ -34,7 +34,8 @@ impl Storage {
         }
     }
 
-    /// Whether the memory is this process's: a mapping is not, in a child that was forked since.
+    /// Whether the memory belongs to this process. A mapping does not belong to a child that was forked
+    /// later.
     pub(super) fn is_here(&self) -> bool {
         match self {
             Self::Mapped(map) => map.is_here(),
@@ -50,8 +51,8 @@ impl Storage {
     }
 }
 
-/// Zeros that take no memory before they are touched. The owner holds a raw pointer, as a mapping does: a box would claim
-/// with each move or look that no other pointer leads there.
+/// Zeros that use no physical memory until they are touched. The owner holds a raw pointer, as a mapping
+/// does. A box would assert, with each move or access, that no other pointer to the memory exists.
 #[derive(Debug)]
 pub(super) struct PrivateWords(NonNull<[u64]>);
 
@@ -62,20 +63,21 @@ impl PrivateWords {
     }
 }
 
-// SAFETY: memory that the pointer owns, as good on one thread as on another; it is written only atomically, or by the
-// one producer, as a mapping is.
+// SAFETY: this value owns the memory behind the pointer, and the memory is valid on every thread. It is
+// written only atomically, or by the single producer, as a mapping is.
 unsafe impl Send for PrivateWords {}
 // SAFETY: as above.
 unsafe impl Sync for PrivateWords {}
 
 impl Drop for PrivateWords {
     fn drop(&mut self) {
-        // SAFETY: it was a box when it was made, and each region that points into it keeps it alive.
+        // SAFETY: the pointer came from a box, and every region that points into the memory keeps this value
+        // alive.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }
 
-/// Maps an object that holds a ring of this capacity. `what` names the deed in the error.
+/// Maps an object that holds a ring of this capacity. `what` names the operation in errors.
 pub(super) fn map(what: &str, object: impl AsFd, capacity: u64, writable: bool) -> Result<Mapping> {
     let size = region_size(capacity);
     let size = usize::try_from(size).map_err(|_| Error::NoSpace {

@@ -1,20 +1,22 @@
-//! An alarm that sounds when another process opens a shared object.
+//! An alarm that is raised when another process opens a shared object.
 //!
-//! The write lease on the object outlives its descriptor: it belongs to the open file, which lives as long as this
-//! process's mapping. The kernel holds back a process that opens the object for the lease-break time (45 s by default, see
-//! proc_sys_fs(5)), and the kernel sends the signal that the lease was taken with. Which of the objects is meant the signal does not
-//! say (its descriptor's number has another owner by then), but `/proc/locks` does: a lease that another process breaks is
-//! not an active write lease any more.
+//! The write lease on the object outlives its descriptor, because it belongs to the open file, which exists
+//! as long as this process's mapping. The kernel blocks a process that opens the object for the lease-break
+//! time (45 s by default, see proc_sys_fs(5)), and sends the signal that was set with the lease. The signal
+//! does not say which object was opened, because the descriptor number in it may belong to another file by
+//! the time it arrives. `/proc/locks` shows it: a lease that another process is breaking is no longer an
+//! active write lease.
 //!
-//! The signal itself is no evidence: every process of the same user can send SIGIO, and can have the kernel send this very
-//! thread the signal of some other lease (`F_SETOWN_EX`). So the table decides, and since what it decides is whether data is
-//! destroyed, it is read with care:
+//! The signal itself proves nothing. Every process of the same user can send SIGIO, and can make the kernel
+//! send this thread the signal of another lease (`F_SETOWN_EX`). So the table decides. Because the decision
+//! may destroy data, the table is read with care:
 //!
-//! - It is kept open from the first wire to the last: it can be read when no descriptor is left.
-//! - The kernel hands it out a page at a time, and other processes take and release locks between two pages. A line that is found
-//!   is true. A line that is missing may have moved to a page that was read before: it is looked for again, many times, and
-//!   meanwhile the lease itself is the time that there is (`/proc/sys/fs/lease-break-time`, a second at least, 45 by default).
-//!   Where the table fits one page, a missing line is missing.
+//! - It stays open from the first wire to the last, so that it can be read when no descriptor is available.
+//! - The kernel returns it one page at a time, and other processes take and release locks between two reads.
+//!   A line that is found is valid. A missing line may have moved to a page that was already read, so it is
+//!   searched for again many times. The time for that is the lease-break time
+//!   (`/proc/sys/fs/lease-break-time`, at least a second, 45 by default). If the table fits one page, a
+//!   missing line is really missing.
 
 use std::{
     fmt,
@@ -42,14 +44,15 @@ use crate::{
     sys::lock::{Mutex, MutexGuard},
 };
 
-/// What is done when the wire is tripped, once.
+/// The action when the wire is tripped, which runs once.
 type Alarm = Box<dyn FnOnce() -> Option<Aftermath> + Send>;
 
-/// What can wait until every wire that is tripped has been seen to: it may call code that is not ours.
+/// The part of an alarm that may run after every tripped wire was handled. It may call code outside this
+/// crate.
 pub(crate) type Aftermath = Box<dyn FnOnce() + Send>;
 
-/// A watch on one object of this process's own, as long as this lives. It must go before the mapping does, or the end
-/// of the lease would be taken for an alarm.
+/// A watch on one object of this process, while this value exists. It must be dropped before the mapping.
+/// Otherwise the end of the lease would be taken for an alarm.
 #[derive(Debug)]
 pub(crate) struct Tripwire {
     wire: Arc<Wire>,
@@ -57,7 +60,7 @@ pub(crate) struct Tripwire {
 }
 
 struct Wire {
-    /// The object as `/proc/locks` names it.
+    /// The object's identification in `/proc/locks`.
     place: String,
     armed: AtomicBool,
     tripped: AtomicBool,
@@ -65,12 +68,12 @@ struct Wire {
     alarm: Mutex<Option<Alarm>>,
 }
 
-/// Looks that could not tell, since the last one that could.
+/// The inconclusive checks since the last conclusive one.
 #[derive(Debug, Default)]
 struct Doubt {
-    /// In so many the line was missing, from a table that was not read in one piece.
+    /// The number of checks in which the line was missing from a table that was not read in one piece.
     missing: u32,
-    /// The first of them.
+    /// The time of the first such check.
     since: Option<Instant>,
 }
 
@@ -84,18 +87,18 @@ impl fmt::Debug for Wire {
     }
 }
 
-/// All wires of this process, and the table that tells of their leases.
+/// All wires of this process, and the table that shows their leases.
 #[derive(Debug, Default)]
 struct Watched {
     wires: Vec<Arc<Wire>>,
-    /// Open while there are wires. `None` where this system has no such table: then each alarm is believed.
+    /// Open while there are wires. `None` if this system has no such table. Then every alarm counts.
     table: Option<Table>,
 }
 
 static WATCHED: PerProcess<Mutex<Watched>> = PerProcess::new();
 
 impl Watched {
-    /// Errors with [`Error::NoSpace`] for want of a descriptor or of memory.
+    /// Fails with [`Error::NoSpace`] if no descriptor or memory is available.
     fn add(&mut self, wire: &Arc<Wire>, open: impl FnOnce() -> io::Result<Table>) -> Result<()> {
         if self.table.is_none() {
             self.table = match open() {
@@ -117,7 +120,7 @@ impl Watched {
         }
     }
 
-    /// Those whose object is being opened, and whether another look is needed to tell of the rest.
+    /// Returns the wires whose object is being opened, and whether the others need another check.
     fn weigh(&self, locks: Option<&io::Result<Locks>>, now: Instant) -> (Vec<Arc<Wire>>, bool) {
         let mut again = false;
         let tripped = self
@@ -144,17 +147,17 @@ impl Watched {
 #[derive(Debug)]
 struct Table(File);
 
-/// What it held when it was read.
+/// The content of the table at one time.
 struct Locks {
     text: String,
-    /// It was read in one piece, so that what is missing is missing.
+    /// The table was read in one piece, so a missing line is really missing.
     whole: bool,
 }
 
 impl Table {
     fn open() -> io::Result<Self> {
         let table = Self(File::open("/proc/locks")?);
-        // The kernel makes its buffer at the first read, and keeps it.
+        // The kernel allocates its buffer at the first read, and keeps it.
         table.read()?;
         Ok(table)
     }
@@ -164,7 +167,8 @@ impl Table {
     }
 
     fn read_pieces(mut read_at: impl FnMut(&mut [u8], u64) -> io::Result<usize>) -> io::Result<Locks> {
-        /// A piece that leaves so much of the smallest page is no full page: it ends where the table does. No line is longer.
+        /// A piece that leaves this many bytes of the smallest page free is not a full page, so it ends where
+        /// the table ends. No line is longer.
         const ROOM: usize = 512;
         let mut bytes = Vec::new();
         let mut piece = [0; 4096];
@@ -180,18 +184,21 @@ impl Table {
         }
         Ok(Locks {
             whole: pieces <= 1 && bytes.len() <= piece.len() - ROOM,
-            // Bytewise: what is no text is no line of a lease.
+            // Lossy: bytes that are not UTF-8 cannot belong to a lease's line.
             text: String::from_utf8_lossy(&bytes).into_owned(),
         })
     }
 }
 
 impl Tripwire {
-    /// Takes a write lease on the object, which the kernel grants only while no other process has it open, and watches it.
-    /// The descriptor may be closed then; a mapping that was made with it keeps the lease.
+    /// Takes a write lease on the object and watches it. The kernel grants the lease only while no other
+    /// process has the object open. Afterwards the descriptor may be closed: a mapping that was made with it
+    /// keeps the lease.
     ///
-    /// Errors with [`Error::ObjectExposed`] where another process has it open, with [`Error::InvalidArgument`] where this
-    /// process uses the signal itself, and with [`Error::Unsupported`].
+    /// # Errors
+    ///
+    /// [`Error::ObjectExposed`] if another process has the object open. [`Error::InvalidArgument`] if this
+    /// process uses the signal itself. [`Error::Unsupported`].
     pub(crate) fn arm(object: impl AsFd, signal: c_int) -> Result<Self> {
         let file =
             fstat(&object).map_err(|errno| Error::system("looking at the shared object (fstat)", errno))?;
@@ -213,9 +220,10 @@ impl Tripwire {
         let tripwire = Self { wire, claim };
         sys::lease::take_watched_lease(&object, tripwire.claim.thread, signal).map_err(refused)?;
         tripwire.wire.armed.store(true, Ordering::SeqCst);
-        // Who came between the lease and the wire was told of too early.
+        // Check again: a process may have opened the object between the lease and arming, and that alarm was
+        // ignored.
         if !sys::lease::has_write_lease(&object).map_err(refused)? {
-            // Without an alarm by now.
+            // No alarm action is set yet, so nothing is returned.
             drop(tripwire.wire.trip());
         }
         Ok(tripwire)
@@ -226,7 +234,8 @@ impl Tripwire {
         self.wire.is_tripped()
     }
 
-    /// What to do when another process tries to open the object. It is done at once if one has tried already.
+    /// Sets the action for when another process tries to open the object. It runs immediately if one has
+    /// already tried.
     pub(crate) fn on_alarm(&self, alarm: impl FnOnce() -> Option<Aftermath> + Send + 'static) {
         *self.wire.alarm() = Some(Box::new(alarm));
         if self.is_tripped()
@@ -239,7 +248,7 @@ impl Tripwire {
 
 impl Drop for Tripwire {
     fn drop(&mut self) {
-        // None of a child's is among those that were its parent's.
+        // A forked child's tripwires are never among its parent's wires.
         if let Some(watched) = WATCHED.existing() {
             watched.lock().remove(&self.wire);
         }
@@ -255,7 +264,7 @@ impl Wire {
         self.tripped.load(Ordering::SeqCst)
     }
 
-    /// Whether what was seen means that the object is being opened. `None`: that cannot be told yet.
+    /// Whether the observation means that the object is being opened. `None` if that is still unknown.
     fn weigh(&self, seen: Seen, now: Instant) -> Option<bool> {
         let mut doubt = self.doubt.lock();
         if let Seen::Held | Seen::Broken = seen {
@@ -265,20 +274,20 @@ impl Wire {
         let since = *doubt.since.get_or_insert(now);
         doubt.missing += u32::from(seen == Seen::Missing);
         let time = now.duration_since(since);
-        // A flood of signals makes looks that all find the same.
+        // A flood of signals causes checks that all see the same table, so the time counts too.
         let gone = doubt.missing >= LOOKS && time >= PAUSE * LOOKS / 2;
         (gone || time >= TIME_LIMIT).then_some(true)
     }
 
     fn trip(&self) -> Option<Aftermath> {
         self.tripped.store(true, Ordering::SeqCst);
-        // Not under the lock: the alarm may end the channel, and the wire with it.
+        // Not under the lock, because the alarm may end the channel and drop the wire.
         let alarm = self.alarm().take();
         alarm.and_then(|alarm| alarm())
     }
 }
 
-/// What a refused lease means.
+/// Makes the error for a refused lease.
 pub(crate) fn refused(errno: Errno) -> Error {
     match errno {
         Errno::EAGAIN => {
@@ -288,37 +297,39 @@ pub(crate) fn refused(errno: Errno) -> Error {
     }
 }
 
-/// Between two looks at a table that has not told.
+/// The pause between two checks of an inconclusive table.
 const PAUSE: Duration = Duration::from_millis(20);
-/// So many looks that miss a line, of a table in pieces, and it is gone: two seconds. By the side of a program that does nothing but
-/// take and release locks, each look missed it in two of three cases at worst; then this many do in one of 10^17 alarms.
+/// The number of checks that must miss a line before it counts as gone: two seconds. Next to a program that
+/// does nothing but take and release locks, a check missed the line in at most two of three cases. So all
+/// checks miss it in one of 10^17 alarms.
 const LOOKS: u32 = 100;
-/// So long the table may be unreadable; then the alarm is believed. An opener is held back for longer, by default.
+/// The time for which the table may be unreadable before the alarm counts. By default the kernel blocks an
+/// opener for longer.
 const TIME_LIMIT: Duration = Duration::from_secs(20);
 
-/// What one look tells of a lease.
+/// The observation of a lease in one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
-    /// It is as it was taken.
+    /// The lease is unchanged.
     Held,
-    /// Another process breaks it, or has broken it.
+    /// Another process is breaking the lease, or has broken it.
     Broken,
-    /// Its line was not there, which may be the table's fault.
+    /// The line was missing, which may be due to reading in pieces.
     Missing,
     /// The table could not be read.
     Unread,
 }
 
-/// On the signal's thread, once the kernel has said something, or another process in its stead. After how long to look again,
-/// where that has not told enough.
+/// Checks all wires, on the signal thread, after a signal from the kernel or from a process that imitates it.
+/// Returns the delay until the next check, if one is needed.
 fn look() -> Option<Duration> {
     let (tripped, again) = {
-        // Whose wire is here has its mapping still, and with it the lease that is looked for.
+        // A wire in the list still has its mapping, and so the lease.
         let watched = WATCHED.existing()?.lock();
         let locks = watched.table.as_ref().map(Table::read);
         watched.weigh(locks.as_ref(), Instant::now())
     };
-    // All are wiped before anything is told: who hears it may take his time.
+    // Wipe all regions before calling any other code, because callbacks may block.
     let aftermaths: Vec<_> = tripped.iter().filter_map(|wire| wire.trip()).collect();
     for aftermath in aftermaths {
         aftermath();
@@ -326,11 +337,12 @@ fn look() -> Option<Duration> {
     again.then_some(PAUSE)
 }
 
-/// What the table says of the lease at that place. Other locks of the same file are none of its affair.
+/// Searches the table for the lease of that object. Other kinds of locks on the same file are ignored.
 fn find(locks: &Locks, place: &str) -> Seen {
     let mut seen = if locks.whole { Seen::Broken } else { Seen::Missing };
     for line in locks.text.lines() {
-        // "3: LEASE  ACTIVE    WRITE 879 00:01:587017 0 EOF", and "3: -> LEASE  BREAKER …" of an opener that waits.
+        // "3: LEASE  ACTIVE    WRITE 879 00:01:587017 0 EOF", and "3: -> LEASE  BREAKER …" for an opener that
+        // is blocked.
         let mut fields = line.split_whitespace().skip(1).skip_while(|field| *field == "->");
         if fields.next() != Some("LEASE") || !fields.clone().any(|field| field == place) {
             continue;
@@ -367,7 +379,7 @@ mod tests {
         for (place, seen) in [
             // A process that has a descriptor may lock the same file in other ways.
             ("00:01:587017", Seen::Held),
-            // Being broken, worn down to a read lease, and waited for.
+            // Being broken, downgraded to a read lease, and waited for.
             ("00:01:587018", Seen::Broken),
             ("00:01:587019", Seen::Broken),
             ("00:01:587020", Seen::Broken),
@@ -375,7 +387,7 @@ mod tests {
             assert_eq!(find(&locks(TABLE, true), place), seen, "{place}");
             assert_eq!(find(&locks(TABLE, false), place), seen, "{place}, in pieces");
         }
-        // Not there at all.
+        // Missing lines.
         assert_eq!(find(&locks(TABLE, true), "00:01:58701"), Seen::Broken);
         assert_eq!(find(&locks(TABLE, false), "00:01:58701"), Seen::Missing);
         assert_eq!(find(&locks("", true), "00:01:587017"), Seen::Broken);
@@ -396,7 +408,7 @@ mod tests {
         let wire = wire("");
         let start = Instant::now();
         let later = start + PAUSE * LOOKS;
-        // Found again after many looks, and everything begins anew.
+        // Each time that the line is found again, counting restarts.
         for _ in 0..2 {
             for _ in 0..2 * LOOKS {
                 assert_eq!(wire.weigh(Seen::Missing, start), None, "all at once");
@@ -414,7 +426,7 @@ mod tests {
         );
         assert_eq!(wire.weigh(Seen::Missing, later), Some(true), "it is gone");
         assert_eq!(wire.weigh(Seen::Broken, start), Some(true), "seen to be broken");
-        // A table that cannot be read is believed in for as long as an opener is held back, and not for ever.
+        // An unreadable table is tolerated while an opener is still blocked, but not forever.
         assert_eq!(wire.weigh(Seen::Unread, start), None);
         assert_eq!(wire.weigh(Seen::Unread, start + TIME_LIMIT / 2), None);
         assert_eq!(wire.weigh(Seen::Unread, start + TIME_LIMIT), Some(true));
@@ -456,7 +468,7 @@ mod tests {
             read(vec![interrupted(), Ok(9), interrupted(), Ok(0)]).unwrap(),
             (9, true)
         );
-        // Between two pieces a lock may have moved, however short they are.
+        // Between two pieces a lock may have moved, even if the pieces are short.
         assert_eq!(read(vec![Ok(100), Ok(9), Ok(0)]).unwrap(), (109, false));
         let failed = read(vec![Ok(100), Err(io::ErrorKind::PermissionDenied.into())]);
         assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
@@ -483,11 +495,11 @@ mod tests {
                 .map(|one| wires.iter().position(|wire| Arc::ptr_eq(one, wire)).unwrap());
             (tripped.collect::<Vec<_>>(), again)
         };
-        // The last one is missing, which a table in pieces does not prove.
+        // The last one is missing, which a table read in pieces does not prove.
         assert_eq!(weighed(Some(Ok(locks(TABLE, false)))), (vec![1], true));
         assert_eq!(weighed(Some(Ok(locks(TABLE, true)))), (vec![1, 4], false));
         assert_eq!(weighed(Some(Err(io::ErrorKind::Other.into()))), (vec![], true));
-        // Where there is no table, the signal is believed.
+        // Without a table, the signal counts.
         assert_eq!(weighed(None), (vec![0, 1, 4], false));
         let held = Watched {
             wires: wires[..1].to_vec(),
@@ -504,7 +516,7 @@ mod tests {
         let mut watched = Watched::default();
         let short = watched.add(&one, failed(Errno::EMFILE)).unwrap_err();
         assert_eq!((short.code(), watched.wires.len()), ("NO_SPACE", 0));
-        // A system that has no such table.
+        // A system without such a table.
         watched.add(&one, failed(Errno::ENOENT)).unwrap();
         assert!(watched.table.is_none());
         watched.add(&two, open).unwrap();
@@ -545,7 +557,7 @@ mod tests {
         };
         tripwire.on_alarm(alarm(tell.clone()));
         assert!(told.try_recv().is_err());
-        // It would wait for the lease.
+        // A blocking open would wait for the lease.
         let opened = File::options()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)

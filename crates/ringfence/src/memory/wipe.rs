@@ -1,8 +1,8 @@
 //! When a ring is wiped, and which parts of it.
 //!
-//! A ring holds what two processes have told each other. So its owner writes zeros over it before the memory goes, and at once
-//! when another process opens its object. Two parts are left out: what the peer has not read yet, and what the producer
-//! has handed out as a slice.
+//! A ring contains the messages of two processes. So its owner fills it with zeros before the memory is
+//! released, and immediately if another process opens its object. Two parts are skipped: data that the peer
+//! has not read yet, and the range that the producer has handed out as a slice.
 
 use std::sync::{
     Arc, OnceLock,
@@ -17,20 +17,20 @@ use crate::{
     memory::tripwire::Tripwire,
 };
 
-/// No position of a record: those are multiples of eight.
+/// Not a valid position of a record, because those are multiples of eight.
 const NOTHING_KEPT: u64 = u64::MAX;
 
-/// The memory of a region that this process owns, wiped before it goes.
+/// The memory of a region that this process owns. It is wiped before it is released.
 #[derive(Debug)]
 pub(super) struct OwnStorage {
-    /// The first field, so that it is dropped first: the lease that it watches goes with the mapping.
+    /// The first field, so that it is dropped first: the lease that it watches ends with the mapping.
     tripwire: OnceLock<Tripwire>,
     storage: Arc<Storage>,
-    /// Of the ring. 0: there is none, and nothing to wipe.
+    /// The capacity of the ring. 0 means that there is no ring and nothing to wipe.
     capacity: u64,
-    /// The peer may still read the ring from this position on. [`NOTHING_KEPT`]: it reads no more.
+    /// The peer may still read the ring from this position on. [`NOTHING_KEPT`]: it no longer reads.
     kept_from: AtomicU64,
-    /// The peer has got the region, so there was something to read.
+    /// The peer has received the region, so the ring may contain data.
     used: AtomicBool,
     hold: Hold,
 }
@@ -59,9 +59,9 @@ impl OwnStorage {
         self.storage.size()
     }
 
-    /// Keeps the tripwire for as long as the object is mapped.
+    /// Keeps the tripwire while the object is mapped.
     pub(super) fn guard(&self, tripwire: Tripwire) {
-        // There is one object, and one lease on it.
+        // A region has one object, and one lease on it, so this is set once.
         let _ = self.tripwire.set(tripwire);
     }
 
@@ -69,19 +69,20 @@ impl OwnStorage {
         self.tripwire.get()
     }
 
-    /// The peer has the region from now on. `barriers`: this process receives and can issue membarrier(2).
+    /// Records that the peer has the region. `barriers`: this process receives membarrier(2) and can issue
+    /// it.
     pub(super) fn in_use(&self, barriers: bool) {
         self.hold.use_barriers(barriers);
         self.used.store(true, Ordering::Release);
     }
 
-    /// The peer may still read what lies behind this position, its head.
+    /// Keeps the data from this position on, the peer's head, because the peer may still read it.
     pub(super) fn keep_from(&self, head: u64) {
         self.kept_from.store(head, Ordering::Release);
     }
 
-    /// Keeps the wipe away from a range that the producer hands out as a slice, in place of the one before, which is written no
-    /// more. `false`: the ring is being wiped, or was.
+    /// Protects a range from being wiped, because the producer hands it out as a slice. It replaces the
+    /// previous range, which is no longer written. Returns `false` if the ring is being wiped or was wiped.
     #[inline]
     pub(super) fn hold(&self, at: usize, length: usize) -> bool {
         if !Hold::is_short(length) {
@@ -99,7 +100,8 @@ impl OwnStorage {
     #[cold]
     fn hold_long(&self, at: usize, length: usize) -> bool {
         self.let_go();
-        // Before the length is stored: an alarm that still reads the word of the last long range must read the length of that.
+        // Check before the length is stored: an alarm that still reads the word of the previous long range
+        // must read that range's length.
         if self.hold.is_wiped() {
             return false;
         }
@@ -111,7 +113,7 @@ impl OwnStorage {
         true
     }
 
-    /// The slice of [`OwnStorage::hold`] is gone.
+    /// Ends the protection of [`OwnStorage::hold`], after the slice was dropped.
     #[inline]
     pub(super) fn let_go(&self) {
         let before = self.hold.clear();
@@ -120,7 +122,7 @@ impl OwnStorage {
         }
     }
 
-    /// What the wipe may have left out: what such a word of [`Hold`] means.
+    /// Wipes the range of a [`Hold`] word, which the wipe may have skipped.
     #[cold]
     fn wipe_late(&self, word: u64) {
         if let Some((at, length)) = self.hold.read(word)
@@ -130,7 +132,7 @@ impl OwnStorage {
         }
     }
 
-    /// Wipes the ring now, also while the peer reads it.
+    /// Wipes the ring now, even while the peer reads it.
     pub(super) fn wipe(&self) {
         self.kept_from.store(NOTHING_KEPT, Ordering::Release);
         let held = self.hold.alarm();
@@ -146,7 +148,7 @@ impl OwnStorage {
     /// Writes zeros from one offset to another.
     fn fill(&self, from: usize, to: usize) {
         assert!(from <= to && to <= self.size(), "the range lies in the region");
-        // SAFETY: in bounds, and memory that this process may write.
+        // SAFETY: in bounds, and this process may write the memory.
         unsafe { opaque_wipe(self.base().add(from), to - from) }
     }
 }
@@ -155,10 +157,10 @@ impl Drop for OwnStorage {
     fn drop(&mut self) {
         let head = *self.kept_from.get_mut();
         if *self.used.get_mut() && self.capacity > 0 && self.storage.is_here() {
-            // SAFETY: a word of the mapping, to which no other reference of this process leads any more.
+            // SAFETY: a word of the mapping, to which no other reference in this process exists any longer.
             let tail = unsafe { AtomicU64::from_ptr(self.base().add(layout::TAIL).cast()) };
-            // With shm the peer may have written this word. Whatever it says, nothing but parts of the ring follow from it.
-            // The capacity, on which their ends depend, is not read there.
+            // With shm the peer may have written this word. Any value only selects parts of the ring. Their
+            // ends depend on the capacity, which is not read from the mapping.
             let tail = tail.load(Ordering::Acquire);
             for (from, to) in read_already(self.capacity, head, tail) {
                 self.fill(from, to);
@@ -167,8 +169,8 @@ impl Drop for OwnStorage {
     }
 }
 
-/// The parts of a ring, as offsets in its region, that are read no more once the peer has read up to `head`.
-/// All of it where `head` is no position that a peer can have.
+/// Returns the parts of a ring, as offsets in its region, that the peer no longer reads once it has read up
+/// to `head`. Returns the whole ring if `head` is not a valid position.
 fn read_already(capacity: u64, head: u64, tail: u64) -> Vec<(usize, usize)> {
     let end = capacity + layout::OVERHANG as u64;
     let unread = tail.wrapping_sub(head);
@@ -178,7 +180,7 @@ fn read_already(capacity: u64, head: u64, tail: u64) -> Vec<(usize, usize)> {
     } else if from < to {
         vec![(0, from), (to, end)]
     } else {
-        // The overhang holds the end of a record that begins before it.
+        // The overhang holds the end of a record that starts before it.
         vec![(to, from)]
     };
     parts
@@ -217,13 +219,13 @@ mod tests {
         let data = layout::DATA;
         let end = 4096 + layout::OVERHANG;
         for (head, tail, wiped) in [
-            // All was read; and a head that no peer has.
+            // All data was read; and positions that no peer can have.
             (64, 64, vec![(0, end)]),
             (128, 64, vec![(0, end)]),
             (0, 8192, vec![(0, end)]),
             (4, 64, vec![(0, end)]),
             (NOTHING_KEPT, 64, vec![(0, end)]),
-            // In the middle, over the end, to the very end, and a full ring.
+            // Data in the middle, across the end, up to the exact end, and a full ring.
             (8, 64, vec![(0, 8), (64, end)]),
             (4000, 4200, vec![(104, 4000)]),
             (4000, 4096, vec![(0, 4000)]),
@@ -249,12 +251,12 @@ mod tests {
             own.copy_out(layout::DATA, &mut bytes);
             bytes
         };
-        // One that was let go of counts no more.
+        // A range that was released no longer counts.
         assert!(own.hold(layout::DATA, 8));
         own.let_go();
         assert!(own.hold(AT, 100));
         let alarm = own.clone();
-        // SAFETY: a range of the ring, to which no other reference leads.
+        // SAFETY: the range lies in the ring, and no other reference to it exists.
         let slice = unsafe { own.claimed(AT, 100) };
         alarm.wipe();
         assert_eq!(slice, [7; 100]);
@@ -266,7 +268,7 @@ mod tests {
         assert_eq!(found(&own), [0; 4104]);
     }
 
-    /// A mapped ring full of sevens, and what is in it.
+    /// Makes a mapped ring filled with sevens, and a function that returns its content.
     fn full(capacity: u64) -> (OwnRegion, impl Fn(&OwnRegion) -> Vec<u8>) {
         let object = memfd_create("ringfence-test", MFdFlags::MFD_CLOEXEC).unwrap();
         ftruncate(&object, i64::try_from(region_size(capacity)).unwrap()).unwrap();
@@ -331,7 +333,7 @@ mod tests {
         }
     }
 
-    /// With shm, the peer holds a descriptor that can write this side's region.
+    /// With shm, the peer holds a descriptor that can write to this side's region.
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
     fn whatever_a_peer_writes_in_the_head_words_what_was_read_is_wiped() {
@@ -350,7 +352,7 @@ mod tests {
                     pread(&object, &mut left, i64::try_from(layout::DATA).unwrap()),
                     Ok(4104)
                 );
-                // The true capacity, and that tail.
+                // Computed with the true capacity and that tail.
                 let wiped = read_already(4096, 8, tail);
                 for (at, byte) in (layout::DATA..).zip(left) {
                     let is_wiped = wiped.iter().any(|(from, to)| (*from..*to).contains(&at));
@@ -369,7 +371,7 @@ mod tests {
             bytes
         };
         for (capacity, used, wiped) in [(4096, true, true), (4096, false, false), (0, true, false)] {
-            // A control object is as large.
+            // A control object has the same size.
             let object = object();
             let own = OwnRegion::map(&object, capacity).unwrap();
             own.copy_in(FROM, &[7; 64]);
