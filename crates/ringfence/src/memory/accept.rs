@@ -38,7 +38,7 @@ pub(crate) struct Agreed {
 pub(crate) fn accept(descriptor: &OwnedFd, agreed: &Agreed, record: &mut Record) -> Result<PeerRegion> {
     let mut checks = Checks { record };
     let stat = uninterrupted(|| fstat(descriptor))
-        .map_err(|errno| unsound("file", "a file that can be looked at", errno))?;
+        .map_err(|errno| unsound("file", "a file that can be inspected", errno))?;
     checks.kind(descriptor, &stat)?;
     checks.size(&stat, agreed)?;
     checks.owner(&stat, agreed.owner)?;
@@ -51,7 +51,7 @@ pub(crate) fn accept(descriptor: &OwnedFd, agreed: &Agreed, record: &mut Record)
 
 /// Makes the error for a check that could not be made.
 fn unsound(check: &'static str, wanted: &str, errno: Errno) -> Error {
-    Error::unless_short("looking at the peer's shared object", errno, |errno| {
+    Error::unless_short("inspecting the peer's shared object", errno, |errno| {
         Error::ObjectUnsound {
             check,
             wanted: wanted.to_owned(),
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sound_object_is_looked_at_in_every_way_and_what_lies_in_it_last() {
+    fn a_valid_object_passes_every_check_and_its_content_is_checked_last() {
         let of_each = ["kind", "filesystem", "size", "memory", "owner", "names"];
         let sealed = memfd(SIZE, true, seals::wanted());
         let passed = [&of_each[..], &["seals"]].concat();
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_an_object_is_named() {
+    fn the_failed_check_of_an_object_is_named() {
         let named = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
         sized(named.as_file(), SIZE, true);
         let (sound, other) = (agreed(Backing::Memfd), agreed(Backing::Shm));

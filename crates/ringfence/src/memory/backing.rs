@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_backing_has_a_number_and_a_name_of_its_own() {
+    fn each_backing_has_its_own_number_and_name() {
         let known = [(1, "memfd", Backing::Memfd), (2, "shm", Backing::Shm)];
         for (number, name, backing) in known {
             assert_eq!(backing.number(), number);

@@ -155,14 +155,14 @@ impl SharedObject {
             .map_err(|errno| Error::system("making a shared object in /dev/shm", errno))?;
         let descriptor = Withheld::new(descriptor)?;
         sys::uninterrupted(|| shm_unlink(name.as_str())).map_err(|errno| {
-            Error::unless_short("taking a shared object's name away", errno, |errno| {
-                Error::ObjectExposed(format!("its name could not be taken away: {}", errno.desc()))
+            Error::unless_short("unlinking a shared object", errno, |errno| {
+                Error::ObjectExposed(format!("its name could not be removed: {}", errno.desc()))
             })
         })?;
         let links = count_links(&descriptor)?;
         if links != 0 {
             return Err(Error::ObjectExposed(format!(
-                "it has {links} more names: another process made a link in the moment before it was unlinked"
+                "it still has {links} names: another process linked it before it was unlinked"
             )));
         }
         reserve(descriptor.as_fd(), region_size(capacity), || has_time(deadline))?;
@@ -186,7 +186,7 @@ impl SharedObject {
     /// process of the same user could restore the permission.
     pub(crate) fn close_to_openers(&self, record: &mut Record) -> Result<()> {
         fchmod(&self.descriptor, Mode::empty())
-            .map_err(|errno| Error::system("taking the permissions of the shared object away", errno))?;
+            .map_err(|errno| Error::system("removing the permissions of the shared object", errno))?;
         record.passed("object", "mode", "0: no process may open it", "0");
         Ok(())
     }
@@ -229,13 +229,13 @@ fn note_lease(signal: Option<c_int>, record: &mut Record) {
         Some(signal) => record.passed(
             "object",
             "tripwire",
-            "who opens it later sets off an alarm",
+            "any later open is detected",
             format!("by signal {signal}"),
         ),
         None => record.not_asked(
             "object",
             "tripwire",
-            "none: with shm and a peer of another user, that peer could have any signal sent",
+            "none: with shm, a peer of another user could make the kernel send any signal",
         ),
     }
 }
@@ -250,7 +250,7 @@ fn count_links(descriptor: &OwnedFd) -> Result<u64> {
     )]
     fstat(descriptor)
         .map(|stat| u64::from(stat.st_nlink))
-        .map_err(|errno| Error::system("looking at the shared object (fstat)", errno))
+        .map_err(|errno| Error::system("inspecting the shared object (fstat)", errno))
 }
 
 /// Fails if the time for reserving memory is over.
@@ -258,7 +258,7 @@ fn has_time(deadline: &Deadline) -> Result<()> {
     match deadline.look()? {
         Woken::Ready => Ok(()),
         Woken::Late => Err(Error::HandshakeTimeout {
-            step: "this side's memory was being reserved",
+            step: "reserving this side's memory",
             after: deadline.allowed,
         }),
     }
@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn an_object_is_sealed_or_has_no_name_and_no_program_inherits_it() {
+    fn an_object_is_sealed_or_unlinked_and_close_on_exec() {
         let own = geteuid().as_raw();
         for (backing, capacity, peer, checks, name) in [
             (
@@ -350,7 +350,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn an_object_that_another_opens_is_exposed() {
+    fn an_object_that_another_process_opens_is_exposed() {
         let (object, _) = created(Backing::Memfd, 4096, geteuid().as_raw());
         let path = format!("/proc/self/fd/{}", object.as_fd().as_raw_fd());
         // A blocking open would wait for the lease.
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_is_made_so_often_and_only_where_another_got_into_it() {
+    fn an_object_is_remade_only_if_exposed_and_only_a_few_times() {
         let tried = |answer: fn(u32) -> Result<u32>| {
             let mut tries = 0;
             let made = until_unexposed(|| {

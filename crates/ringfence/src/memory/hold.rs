@@ -53,7 +53,10 @@ impl Hold {
 
     #[inline]
     fn store(&self, at: usize, length: usize) {
-        debug_assert!(at.is_multiple_of(8) && at > 0, "where a record's bytes begin");
+        debug_assert!(
+            at.is_multiple_of(8) && at > 0,
+            "a valid start of a record's bytes"
+        );
         // Offsets have 47 bits, because a ring has at most 2^46 bytes.
         let word = ((at as u64) << (LENGTH - 3)) | length as u64;
         self.range.store(word, Ordering::Release);
@@ -146,7 +149,7 @@ mod tests {
     use crate::memory::layout;
 
     #[test]
-    fn a_range_is_read_as_it_was_stored() {
+    fn a_range_survives_encoding_and_decoding() {
         let hold = Hold::default();
         assert_eq!(hold.range(), None);
         for at in [8, layout::DATA + 8, (1 << 46) + layout::DATA + 56] {

@@ -39,7 +39,7 @@ impl KeptDescriptor {
     ///
     /// [`Error::NoSpace`] if that limit is reached, or if no descriptor is available for the socket.
     pub(crate) fn keep(descriptor: impl AsFd) -> Result<Self> {
-        const WHAT: &str = "keeping a descriptor for newcomers";
+        const WHAT: &str = "keeping a descriptor for new subscribers";
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (sending, receiving) = socketpair(AddressFamily::Unix, SockType::Datagram, None, flags)
             .map_err(|errno| Error::system(WHAT, errno))?;
@@ -57,7 +57,7 @@ impl KeptDescriptor {
     /// Returns a copy, which is in this process's table until it is dropped. Fails with [`Error::NoSpace`] if
     /// no descriptor is available now; a later call may succeed.
     pub(crate) fn copy(&self) -> Result<OwnedFd> {
-        const WHAT: &str = "a copy of the descriptor that is kept for newcomers";
+        const WHAT: &str = "a copy of the descriptor that is kept for new subscribers";
         let mut byte = [0];
         let received =
             sys::ancillary::peek(&*self.socket, &mut byte).map_err(|errno| Error::system(WHAT, errno))?;
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn it_is_in_no_table_and_can_be_had_again_and_again() {
+    fn a_kept_descriptor_is_in_no_table_and_can_be_copied_repeatedly() {
         let object = object();
         let inode = fstat(&object).unwrap().st_ino;
         let kept = KeptDescriptor::keep(&object).unwrap();
@@ -119,7 +119,7 @@ mod tests {
     /// In a separate process, because the limit applies to the whole process, including other tests.
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no fork")]
-    fn it_outlives_the_want_of_a_number() {
+    fn a_kept_descriptor_survives_a_shortage_of_descriptors() {
         use nix::{
             sys::wait::WaitStatus,
             sys::wait::waitpid,

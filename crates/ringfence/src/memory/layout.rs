@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_of_an_object_have_places_of_their_own() {
+    fn the_words_of_an_object_do_not_overlap() {
         let mut words = vec![MAGIC_AT, CAPACITY, TAIL, HEAD, READER_PARKED, WRITER_PARKED];
         words.extend([PHASE, TOKENS, TAIL_FENCED, HEAD_FENCED, FLOOR]);
         words.extend((0..MARKS).flat_map(|mark| [mark_of(mark), mark_of(mark) + 8]));
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn every_place_is_that_of_the_protocol() {
+    fn every_offset_is_that_of_the_protocol() {
         assert_eq!(MAGIC.to_le_bytes(), *b"ringfnc2");
         let marks = [0, 1, 15, 16, 33].map(mark_of);
         assert_eq!(marks, [2048, 2064, 2288, 2048, 2064]);

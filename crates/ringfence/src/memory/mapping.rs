@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn a_mapping_is_in_no_core_dump_and_in_no_child_and_ends_with_its_holder() {
+    fn a_mapping_is_excluded_from_core_dumps_and_forks_and_ends_when_dropped() {
         let object = memfd_create("ringfence-mapping-test", MFdFlags::MFD_CLOEXEC).unwrap();
         ftruncate(&object, 8192).unwrap();
         let found = || {

@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_is_read_as_its_owner_has_stored_it_and_nowhere_is_no_ring() {
+    fn the_peer_reads_the_words_of_the_owner_and_nowhere_is_no_ring() {
         let own = OwnRegion::private(4096);
         let peer = own.seen_by_peer();
         for value in [2, u64::MAX] {

@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_seal_is_named_and_those_that_are_wanted_leave_the_owners_mapping_alone() {
+    fn each_seal_is_named_and_the_wanted_ones_do_not_restrict_the_owner() {
         assert_eq!(names(SealFlag::empty()), "none");
         assert_eq!(names(SealFlag::from_bits_retain(0x20)), "EXEC");
         assert_eq!(

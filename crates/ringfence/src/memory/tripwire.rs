@@ -201,7 +201,7 @@ impl Tripwire {
     /// process uses the signal itself. [`Error::Unsupported`].
     pub(crate) fn arm(object: impl AsFd, signal: c_int) -> Result<Self> {
         let file =
-            fstat(&object).map_err(|errno| Error::system("looking at the shared object (fstat)", errno))?;
+            fstat(&object).map_err(|errno| Error::system("inspecting the shared object (fstat)", errno))?;
         let claim = Claim::new(Some(signal), Handler::Alarm(look))?;
         let watched = WATCHED.get()?;
         let wire = Arc::new(Wire {
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_locks_tells_what_is_held() {
+    fn the_table_of_locks_shows_which_leases_are_held() {
         for (place, seen) in [
             // A process that has a descriptor may lock the same file in other ways.
             ("00:01:587017", Seen::Held),
@@ -404,14 +404,14 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_missing_is_looked_for_again() {
+    fn a_missing_line_is_searched_for_repeatedly() {
         let wire = wire("");
         let start = Instant::now();
         let later = start + PAUSE * LOOKS;
         // Each time that the line is found again, counting restarts.
         for _ in 0..2 {
             for _ in 0..2 * LOOKS {
-                assert_eq!(wire.weigh(Seen::Missing, start), None, "all at once");
+                assert_eq!(wire.weigh(Seen::Missing, start), None, "no time has passed");
             }
             assert_eq!(wire.weigh(Seen::Held, later), Some(false));
         }
@@ -422,7 +422,7 @@ mod tests {
         assert_eq!(
             wire.weigh(Seen::Missing, soon),
             None,
-            "so many looks, one upon the other"
+            "that many checks within a short time"
         );
         assert_eq!(wire.weigh(Seen::Missing, later), Some(true), "it is gone");
         assert_eq!(wire.weigh(Seen::Broken, start), Some(true), "seen to be broken");
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_whole_only_where_its_end_was_seen_in_the_first_piece() {
+    fn a_table_is_whole_only_if_the_first_piece_contains_its_end() {
         use std::io::Write;
         for (bytes, whole) in [
             (0, true),
@@ -449,7 +449,7 @@ mod tests {
         }
     }
     #[test]
-    fn what_is_read_in_pieces_is_read_to_its_end_and_is_not_whole() {
+    fn a_table_read_in_pieces_is_complete_but_not_whole() {
         let read = |answers: Vec<io::Result<usize>>| {
             let mut answers = answers.into_iter();
             let mut read_up_to = 0;
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn those_are_tripped_that_are_armed_and_not_held_any_more() {
+    fn armed_wires_whose_lease_is_no_longer_held_are_tripped() {
         let places = ["587017", "587018", "587018", "587018", "1"];
         let wires: Vec<_> = places
             .iter()
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_open_as_long_as_there_are_wires() {
+    fn the_table_is_open_while_wires_exist() {
         let (one, two) = (wire("1"), wire("2"));
         let open = || Ok(Table(tempfile::tempfile().unwrap()));
         let failed = |kind: Errno| move || Err(io::Error::from(kind));
@@ -529,7 +529,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn an_alarm_is_raised_by_an_opener_or_at_once_where_there_was_one() {
+    fn an_alarm_is_raised_by_an_open_or_immediately_if_one_happened() {
         use std::os::{fd::AsRawFd, unix::fs::OpenOptionsExt};
         use std::sync::mpsc;
 
@@ -552,7 +552,7 @@ mod tests {
         let alarm = |tell: mpsc::Sender<&'static str>| {
             move || {
                 tell.send("wiped").unwrap();
-                Some(Box::new(move || tell.send("told").unwrap()) as Aftermath)
+                Some(Box::new(move || tell.send("reported").unwrap()) as Aftermath)
             }
         };
         tripwire.on_alarm(alarm(tell.clone()));
@@ -563,10 +563,10 @@ mod tests {
             .custom_flags(libc::O_NONBLOCK)
             .open(&path);
         assert_eq!(opened.unwrap_err().raw_os_error(), Some(libc::EWOULDBLOCK));
-        assert_eq!([told.recv(), told.recv()], [Ok("wiped"), Ok("told")]);
+        assert_eq!([told.recv(), told.recv()], [Ok("wiped"), Ok("reported")]);
         assert!(tripwire.is_tripped());
         tripwire.on_alarm(alarm(tell));
-        assert_eq!([told.try_recv(), told.try_recv()], [Ok("wiped"), Ok("told")]);
+        assert_eq!([told.try_recv(), told.try_recv()], [Ok("wiped"), Ok("reported")]);
         drop(tripwire);
         assert!(WATCHED.existing().is_none() || !is_watched(&wire));
     }

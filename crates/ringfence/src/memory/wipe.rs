@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_read_is_wiped() {
+    fn only_data_that_was_read_is_wiped() {
         let data = layout::DATA;
         let end = 4096 + layout::OVERHANG;
         for (head, tail, wiped) in [
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn a_wipe_leaves_out_what_the_producer_has_handed_out() {
+    fn a_wipe_skips_the_range_that_the_producer_has_handed_out() {
         const AT: usize = layout::DATA + 80;
         let mut own = OwnRegion::map(object(), 4096).unwrap();
         own.in_use(false);
@@ -263,7 +263,7 @@ mod tests {
         let mut wanted = vec![0; 4104];
         wanted[80..180].fill(7);
         assert_eq!(found(&own), wanted);
-        assert!(!own.hold(layout::DATA, 8), "nothing more is handed out");
+        assert!(!own.hold(layout::DATA, 8), "nothing is handed out after a wipe");
         own.let_go();
         assert_eq!(found(&own), [0; 4104]);
     }
@@ -286,25 +286,25 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn a_range_takes_the_place_of_the_one_before() {
+    fn a_range_replaces_the_previous_one() {
         let (own, found) = full(4096);
         assert!(own.hold(layout::DATA + 8, 100));
         assert!(own.hold(layout::DATA + 120, 16));
         own.wipe();
         let mut wanted = vec![0; 4096 + layout::OVERHANG];
         wanted[120..136].fill(7);
-        assert_eq!(found(&own), wanted, "the last one alone is left out");
+        assert_eq!(found(&own), wanted, "only the last range is skipped");
         assert!(!own.hold(layout::DATA + 144, 8));
         assert!(
             found(&own).iter().all(|byte| *byte == 0),
-            "what was replaced is wiped"
+            "the replaced range is wiped"
         );
         own.let_go();
     }
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn a_long_range_is_left_out_as_a_short_one_is() {
+    fn a_long_range_is_skipped_like_a_short_one() {
         const MIB: usize = 1 << 20;
         for (at, length) in [
             (8, MIB - 2),
@@ -314,7 +314,7 @@ mod tests {
             (8 * MIB - 64, 3 * MIB + 5),
         ] {
             let (own, found) = full(16 << 20);
-            assert!(own.hold(layout::DATA + 16, 3 * MIB), "a long one before");
+            assert!(own.hold(layout::DATA + 16, 3 * MIB), "a previous long range");
             assert!(own.hold(layout::DATA + at, length));
             own.wipe();
             let left = found(&own);
@@ -328,7 +328,7 @@ mod tests {
             assert!(found(&own).iter().all(|byte| *byte == 0), "{at} {length}");
             assert!(
                 !own.hold(layout::DATA + 16, 3 * MIB),
-                "nothing more is handed out"
+                "nothing is handed out after a wipe"
             );
         }
     }
@@ -336,7 +336,7 @@ mod tests {
     /// With shm, the peer holds a descriptor that can write to this side's region.
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn whatever_a_peer_writes_in_the_head_words_what_was_read_is_wiped() {
+    fn data_that_was_read_is_wiped_whatever_the_peer_writes_into_the_header() {
         for capacity in [0, 1, 8, 8192, 1 << 62, u64::MAX] {
             for tail in [0, 64, 4200, u64::MAX] {
                 let object = object();
@@ -363,7 +363,7 @@ mod tests {
     }
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn what_was_in_use_is_wiped_before_it_goes_and_nothing_else_is() {
+    fn a_region_in_use_is_wiped_before_release_and_no_other() {
         const FROM: usize = layout::DATA;
         let found = |object: &OwnedFd| {
             let mut bytes = [0; 64];
