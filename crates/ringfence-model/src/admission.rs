@@ -1,93 +1,97 @@
-//! A reader that comes while the publisher goes on.
+//! A reader that subscribes while the publisher continues.
 //!
-//! The publisher's sending thread takes no lock. It has a copy of the list of readers, and takes it again where the generation has moved. The
-//! thread that admits enters a position, moves the generation, makes a full fence, and looks at the *intent*; the sending thread stores its
-//! intent (where it will put the floor), makes a full fence, and looks at the generation. So one of the two sees the other.
+//! The publisher's sending thread takes no lock. It has a copy of the list of readers, and refreshes it when
+//! the generation has changed. The admitting thread enters a position, increments the generation, makes a
+//! full fence, and reads the *intent*. The sending thread stores its intent (the next position of the floor),
+//! makes a full fence, and reads the generation. So at least one of the two sees the other.
 //!
-//! The thread that admits and the newcomer hand over to each other by messages of the handshake, which carry all that was seen. So they
-//! are one thread here.
+//! The admitting thread and the new reader alternate by the messages of the handshake, which synchronize
+//! them. So they are one thread here.
 //!
-//! All messages are as long as a cell, so a position is a sequence number too, and each record has a mark.
+//! All messages have the size of one cell, so a position is also a sequence number, and each record has a
+//! mark.
 
 use stateright::{Model, Property};
 
 use crate::memory::{Membarrier, Memory, Order};
 
-/// The most that come.
+/// The maximum number of new readers.
 pub const NEWCOMERS: usize = 2;
 const SENDER: usize = 0;
-/// Cells of the ring.
+/// The number of cells of the ring.
 const CELLS: u8 = 2;
 
 /// A mistake that the checker must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// The thread that admits makes no fence between its entry and its look at the intent.
+    /// The admitting thread makes no fence between its entry and its check of the intent.
     EntersWithoutFence,
-    /// It looks at the intent before it has entered the position, and not after.
+    /// It checks the intent only before it has entered the position, and not after.
     LooksFirst,
-    /// It moves the generation before it has entered the position.
+    /// It increments the generation before it has entered the position.
     TellsFirst,
-    /// The sender makes no fence between its intent and its look at the generation.
+    /// The sender makes no fence between its intent and its check of the generation.
     IntendsWithoutFence,
-    /// The sender looks at the generation, and then stores its intent.
+    /// The sender checks the generation, and then stores its intent.
     IntendsLate,
-    /// The sender takes the list, and then notes the generation.
+    /// The sender copies the list, and then records the generation.
     TakesTheListFirst,
-    /// The newcomer is in the list with its own word before it has stored where it begins.
+    /// The new reader is listed as active before it has stored its starting position.
     ActiveBeforeItsHead,
-    /// The newcomer stores its head before it has copied.
+    /// The new reader stores its head before it has copied the message.
     LetsGoFirst,
-    /// 'Now' is the moment of the first look, and not that of the admission.
+    /// 'Now' means the time of the first check instead of the time of the admission.
     BeginsAtTheFirstLook,
-    /// What the sender has learnt of the list for its floor is not told to what rings.
+    /// The floor's copy of the list and the wakeups share one record of the generation.
     OneNoteOfTheGeneration,
-    /// The sender looks whether the list has changed, and makes its fence after that.
+    /// The sender checks for a changed list before its fence instead of after.
     ListBeforeTheFence,
-    /// The newcomer, which can issue no barrier, is admitted without the publisher's.
+    /// A new reader that cannot issue a barrier is admitted without the publisher's barrier.
     AdmitsWithoutBarrier,
-    /// A list with such a newcomer is looked at without a fence the first time.
+    /// The first check of a list with such a reader has no fence.
     FirstLookWithoutFence,
 }
 
-/// Where the newcomer begins.
+/// The starting point of the new reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum From {
-    /// With what is sent from now on.
+    /// The next message that is sent.
     Now,
-    /// With what the ring holds.
+    /// The oldest message in the ring.
     Oldest,
-    /// With the last message.
+    /// The last message.
     Latest,
 }
 
-/// Whether newcomers sleep, and who makes the fences then.
+/// Whether new readers sleep, and the side that makes the fences in that case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Bells {
-    /// They look again and again.
+    /// They poll.
     None,
     /// The publisher makes a fence after each publication.
     Fences,
-    /// The newcomer issues a membarrier.
+    /// The new reader issues a membarrier.
     Membarrier,
-    /// The newcomer can issue none, and the publisher could. So the publisher makes fences from the newcomer's admission on.
+    /// The new reader cannot issue one, though the publisher could. So the publisher makes fences from the
+    /// new reader's admission on.
     FencesFromNowOn,
 }
 
-/// What is checked.
+/// The configuration of the model.
 #[derive(Debug, Clone, Copy)]
 pub struct Admission {
-    /// How many come. The second one only changes the list: it enters at the ring's beginning, and leaves if that has gone.
+    /// The number of new readers. The second one only changes the list: it enters at the start of the ring,
+    /// and leaves if that was overwritten.
     pub newcomers: usize,
-    /// How many messages there are in the end.
+    /// The total number of messages.
     pub messages: u8,
-    /// How many of them the ring holds at the beginning.
+    /// The number of messages that the ring contains at the start.
     pub before: u8,
-    /// Where they begin.
+    /// The starting point of the new readers.
     pub from: From,
-    /// Whether they sleep.
+    /// Whether new readers sleep.
     pub bells: Bells,
-    /// What is done wrong.
+    /// The fault, if any.
     pub fault: Option<Fault>,
 }
 
@@ -101,7 +105,7 @@ mod word {
     pub(super) const fn cell(position: u8) -> usize {
         4 + (position % CELLS) as usize
     }
-    /// The newcomer's entry in the list: under the lock alone.
+    /// The new reader's entry in the list. Accessed under the lock only.
     pub(super) const fn entry(newcomer: usize) -> usize {
         4 + CELLS as usize + newcomer
     }
@@ -116,16 +120,16 @@ mod word {
 
 type Words = Memory<{ word::ALL }, { 1 + NEWCOMERS }>;
 
-/// An entry, as the word has it.
+/// An entry, decoded from its word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Entry {
-    /// There is none.
+    /// No entry.
     None,
-    /// One that keeps nothing yet.
+    /// An entry that keeps no position yet.
     Entered,
-    /// The floor stays below this.
+    /// The floor must not pass this position.
     Held(u8),
-    /// The same, and the reader's own word says how far it has read.
+    /// The same, and the reader's own word has its read position.
     Active(u8),
 }
 
@@ -149,7 +153,7 @@ impl Entry {
     }
 }
 
-/// The head of a reader that is not waited for.
+/// The head of a reader for which the sender does not wait.
 const NEVER: u8 = u8::MAX;
 
 /// A reader, as the sender knows it.
@@ -159,20 +163,20 @@ struct Seat {
     head: u8,
 }
 
-/// What the sender does next.
+/// The sender's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Sends {
-    /// Looks at the generation, before it moves the floor.
+    /// Reads the generation, before it moves the floor.
     Generation,
-    /// Takes the list.
+    /// Copies the list.
     List,
-    /// Notes the generation after that ([`Fault::TakesTheListFirst`]).
+    /// Records the generation after that ([`Fault::TakesTheListFirst`]).
     LateGeneration,
-    /// Looks at this reader's head.
+    /// Reads this reader's head.
     Head(u8),
     /// Stores its intent, and makes a fence.
     Intent,
-    /// Looks at the generation again.
+    /// Reads the generation again.
     Sure,
     /// Stores its intent after that ([`Fault::IntendsLate`]).
     LateIntent,
@@ -182,72 +186,72 @@ enum Sends {
     Write,
     /// Stores the tail.
     Tail,
-    /// Makes a fence, or does without.
+    /// Makes a fence, if it must.
     Fence,
-    /// Looks whether the list has changed.
+    /// Checks whether the list has changed.
     Changed,
-    /// Takes the list for what rings.
+    /// Copies the list for the wakeups.
     WakersList,
     /// Makes the fence for a list that needs one.
     ListFence,
-    /// Looks at this reader's word.
+    /// Reads this reader's parked word.
     Looks(u8),
-    /// Rings.
+    /// Wakes this reader.
     Rings(u8),
-    /// Has sent all.
+    /// Has sent all messages.
     Done,
 }
 
-/// What the newcomer, or the thread that admits it, does next.
+/// The next step of the new reader, or of the thread that admits it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Comes {
     /// Enters the list.
     Enters,
-    /// Looks at the floor,
+    /// Reads the floor,
     Floor,
-    /// at the tail,
+    /// the tail,
     Tail,
-    /// and at the intent, and chooses a position.
+    /// and the intent, and chooses a position.
     Intent,
-    /// Enters it.
+    /// Enters the position.
     Holds,
-    /// Moves the generation to this.
+    /// Sets the generation to this value.
     Tells(u8),
-    /// Looks at the intent again.
+    /// Reads the intent again.
     Sure,
-    /// Stores where it begins.
+    /// Stores its starting position as its head.
     Head,
-    /// Says that its word is there.
+    /// Marks its entry as active.
     Activates,
-    /// Moves the generation to this.
+    /// Sets the generation to this value.
     TellsActive(u8),
     /// Issues the publisher's barrier.
     AdmitBarrier,
     /// Is in membarrier(2), to be admitted.
     Admitting(Membarrier),
-    /// Looks at the tail, and goes to where it wants to begin.
+    /// Reads the tail, and moves to its starting point.
     Begins,
-    /// Tells its head.
+    /// Stores its head.
     BeginsHead,
-    /// Looks at the tail.
+    /// Reads the tail.
     Looks,
     /// Copies a message.
     Copies,
-    /// Tells its head.
+    /// Stores its head.
     LetsGo,
-    /// Says that it sleeps, and makes a fence.
+    /// Announces that it sleeps, and makes a fence.
     Parks,
-    /// Issues a barrier, or does without.
+    /// Issues a barrier, if it must.
     Barrier,
     /// Is in membarrier(2).
     Waits(Membarrier),
-    /// Looks at the tail once more.
+    /// Reads the tail once more.
     Again,
     /// Sleeps.
     Sleeps,
-    /// Says that it is awake.
+    /// Announces that it is awake.
     Unparks,
-    /// Has read all.
+    /// Has read all messages.
     Done,
 }
 
@@ -257,12 +261,12 @@ struct Sender {
     sent: u8,
     floor: u8,
     goal: u8,
-    /// The generation of the list that it has.
+    /// The generation of its copy of the list.
     generation: u8,
     seats: [Seat; NEWCOMERS],
-    /// The generation that what rings has been told of.
+    /// The generation up to which the wakeups know the list.
     told: u8,
-    /// Whom that looks at: one bit each.
+    /// The readers that may need a wakeup, one bit each.
     watched: u8,
     rung: [u8; NEWCOMERS],
     /// It makes a fence after each publication.
@@ -274,32 +278,32 @@ struct Newcomer {
     next: Comes,
     floor: u8,
     tail: u8,
-    /// Where it begins, and how far it has read.
+    /// Its starting position, and then its read position.
     head: u8,
     number: u8,
     bell: bool,
-    /// Messages whose sending had begun when it was admitted.
+    /// The number of messages whose sending had started when it was admitted.
     begun: Option<u8>,
 }
 
-/// What has gone wrong.
+/// The violation that was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Wrong {
-    /// A message was written over before it was read.
+    /// A message was overwritten before it was read.
     WrittenOver,
-    /// An honest reader was found to lie.
+    /// An honest reader was accused of a protocol violation.
     Accused,
     /// A message that was sent after the admission is missing.
     Missing,
 }
 
-/// The words, and where each thread stands.
+/// The words, and the state of each thread.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
     words: Words,
     sender: Sender,
     newcomers: [Newcomer; NEWCOMERS],
-    /// Changes of the list: under its lock.
+    /// The number of changes of the list. Accessed under its lock.
     changes: u8,
     wrong: Option<Wrong>,
 }
@@ -307,9 +311,9 @@ pub struct State {
 /// One step of one thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// The thread goes on. A load reads the oldest store that it may (0), or a newer one.
+    /// The thread takes its next step. A load reads the oldest store that it may (0), or a newer one.
     GoOn(usize, u8),
-    /// The newcomer's membarrier interrupts the sender.
+    /// The new reader's membarrier interrupts the sender.
     Interrupt(usize),
 }
 
@@ -318,7 +322,7 @@ impl Admission {
         self.fault == Some(fault)
     }
 
-    /// The word that the thread loads next, and how.
+    /// Returns the word that the thread loads next, and the load's ordering.
     fn loads(state: &State, thread: usize) -> Option<(usize, Order)> {
         use Order::{Relaxed, Synchronises};
         if thread == SENDER {
@@ -356,7 +360,7 @@ impl Admission {
 
 /// The sender's steps.
 impl Admission {
-    /// What comes first for the next message.
+    /// Returns the first step for the next message.
     fn begin(self, me: &mut Sender) -> Sends {
         if me.sent == self.messages {
             return Sends::Done;
@@ -371,7 +375,7 @@ impl Admission {
         }
     }
 
-    /// Where the list is known: the heads are looked at, where what is known of them does not suffice.
+    /// Returns the step after the list is known: reads the heads if the known ones leave no space.
     fn after_list(self, me: &Sender) -> Sends {
         if me.seats.iter().all(|seat| seat.head >= me.goal) {
             return self.intent();
@@ -383,7 +387,7 @@ impl Admission {
         }
     }
 
-    /// There is no room: it is looked for again.
+    /// Returns the step after no space was found: checks again.
     fn wait(self) -> Sends {
         if self.has(Fault::TakesTheListFirst) {
             Sends::List
@@ -487,7 +491,7 @@ impl Admission {
         }
     }
 
-    /// What follows a publication.
+    /// The steps after a publication.
     fn wake(self, state: &mut State, value: u8) {
         let State {
             words, sender: me, ..
@@ -530,7 +534,7 @@ impl Admission {
                 Self::take_list(words, me);
                 let active = |at: &usize| matches!(me.seats[*at].entry, Entry::Active(_));
                 me.watched = (0..NEWCOMERS).filter(active).map(|at| 1 << at).sum();
-                // Rung once more, rather than to know of each whether it is the one that was there before.
+                // Wake all of them once more instead of tracking whether each is the same reader as before.
                 me.rung = [0; NEWCOMERS];
                 let needs = self.bells == Bells::FencesFromNowOn && me.watched != 0;
                 if needs && !me.always {
@@ -585,7 +589,7 @@ impl Admission {
         }
     }
 
-    /// The next reader to look at; `Done` where all were.
+    /// Returns the step for the next reader to check, or `Done` after the last.
     fn look(me: &Sender, from: usize) -> Sends {
         let next = (from..NEWCOMERS).find(|at| me.watched & (1 << at) != 0);
         next.map_or(Sends::Done, |at| Sends::Looks(narrow(at)))
@@ -596,7 +600,7 @@ fn narrow(at: usize) -> u8 {
     u8::try_from(at).expect("a model has few readers")
 }
 
-/// Changes an entry of the list, under its lock, which is of all that change it. Returns what the generation will be.
+/// Changes an entry of the list under the lock that protects all changes. Returns the new generation.
 fn enter(words: &mut Words, changes: &mut u8, at: usize, entry: Entry) -> u8 {
     for other in 0..NEWCOMERS {
         words.load_newest(1 + at, word::entry(other));
@@ -606,7 +610,7 @@ fn enter(words: &mut Words, changes: &mut u8, at: usize, entry: Entry) -> u8 {
     *changes
 }
 
-/// The newcomer's steps.
+/// The new reader's steps.
 impl Admission {
     fn come(self, state: &mut State, at: usize, choice: u8) {
         let thread = 1 + at;
@@ -642,7 +646,7 @@ impl Admission {
                     From::Oldest => me.floor.max(value),
                     From::Now | From::Latest => me.tail,
                 };
-                // Or there is no mark that would do: it looks again.
+                // Otherwise no mark fits, and it checks again.
                 if place >= value && place >= me.floor && place <= me.tail {
                     me.head = place;
                     Comes::Holds
@@ -715,7 +719,7 @@ impl Admission {
         let me = &mut newcomers[at];
         me.next = match me.next {
             Comes::Begins => {
-                // What is being sent when it returns was begun before.
+                // A message that is being sent when the admission returns was started before.
                 let writing = matches!(sender.next, Sends::Write | Sends::Tail) || sender.goal > sender.floor;
                 me.begun = Some(sender.sent + u8::from(writing && sender.sent < self.messages));
                 me.tail = value;
@@ -735,7 +739,7 @@ impl Admission {
                 me.tail = value;
                 if self.has(Fault::BeginsAtTheFirstLook) && me.number == 0 && me.head < value {
                     me.head = value;
-                    // Once.
+                    // Only once.
                     me.number = 2;
                     if me.begun.is_some_and(|begun| value > begun) {
                         state.wrong = Some(Wrong::Missing);
@@ -887,7 +891,7 @@ impl Model for Admission {
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        // What comes after a mistake teaches nothing.
+        // States after a violation are not explored.
         if state.wrong.is_some() {
             return;
         }
@@ -987,11 +991,11 @@ impl Model for Admission {
     }
 }
 
-/// Of a reliable reader.
+/// For a reliable reader.
 pub const KEPT: &str = "what a reliable reader begins with is not written over before it has read it";
-/// Of one that begins now.
+/// For a reader that starts now.
 pub const COMPLETE: &str = "it gets each message whose sending began after it was admitted";
-/// What it says of itself is believed.
+/// The publisher accepts the position that the reader reports.
 pub const HONEST: &str = "a reader that keeps to the protocol is not found to lie";
-/// Of one that sleeps.
+/// For a reader that sleeps.
 pub const RUNG: &str = "a newcomer does not sleep before a message for which it was not rung";

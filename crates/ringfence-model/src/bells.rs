@@ -1,45 +1,49 @@
-//! One line as the bell of two halves of a channel, of which a program waits for one in an event loop and for the other in a thread.
+//! One line that wakes two halves of a channel: the program waits for one half in an event loop and for the
+//! other in a thread.
 //!
-//! A bell does not say for which half it is. So each is told to both: a thread beside a loop sleeps in an epoll that tells of each bell
-//! once, and leaves the loop one bell; the loop says what it has read. A thread that went to sleep before there was a loop sleeps in a read
-//! or a poll, and is woken by bells alone: the loop leaves them to it, and polls something else where it would take the loop's.
+//! A wakeup does not say for which half it is meant. So both halves learn about each one. A thread next to a
+//! loop sleeps in an edge-triggered epoll and leaves the loop one wakeup on the line. The loop passes on what
+//! it has read. A thread that went to sleep before the loop existed sleeps in a read or a poll, and only a
+//! wakeup on the line can wake it. So the loop leaves wakeups to that thread. If the thread would take the
+//! loop's wakeup, the loop polls another descriptor.
 //!
-//! What the doorbell does under its lock is one step here. The orderings of the words by which a half says that it sleeps are
-//! [`parking`](crate::parking)'s affair: here a store is seen at once.
+//! Everything that the doorbell does under its lock is a single step. The orderings of the parked words are covered by
+//! [`parking`](crate::parking). Here a store is visible immediately.
 
 use stateright::{Model, Property};
 
 /// A mistake that the checker must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// As it was: the thread polls the line beside the loop, and the loop reads it empty and tells the thread's next wait alone.
+    /// The former code: the thread polls the line next to the loop. The loop empties the line and notifies
+    /// only the thread's next wait.
     LoopTakesTheBell,
-    /// As it was: before it parks, the thread reads the line empty, the loop's bell with it.
+    /// The former code: before it parks, the thread empties the line, including the loop's wakeup.
     ThreadTakesTheBell,
-    /// The thread sleeps in a read though there is a loop.
+    /// The thread sleeps in a read although there is a loop.
     ReadsBesideALoop,
-    /// The loop polls the line though a thread sleeps in a read of it.
+    /// The loop polls the line although a thread sleeps in a read of it.
     PollsWhatIsRead,
-    /// The thread that has taken a bell in its read does not tell the loop.
+    /// The thread that has taken a wakeup in its read does not notify the loop.
     ReaderTellsNone,
-    /// The loop reads the line though a thread polls it that went to sleep before there was a loop.
+    /// The loop reads the line although a thread polls it that went to sleep before the loop existed.
     ReadsFromAPoller,
-    /// The loop tells of no bell of which threads have been told before, whatever has come after it.
+    /// The loop passes on no wakeup if threads were notified before, even if new ones have arrived since.
     TellsOfNothingKnown,
-    /// The loop arms its half, and reads what was left on the line after that.
+    /// The loop arms its half, and reads the leftovers of the line afterwards.
     ReadsAfterArming,
 }
 
-/// What is checked.
+/// The configuration of the model.
 #[derive(Debug, Clone, Copy)]
 pub struct Bells {
-    /// How much comes for each half.
+    /// The number of messages for each half.
     pub messages: u8,
-    /// The loop is told of each bell once (`EPOLLET`), and not as long as it lies there.
+    /// The loop is notified of each wakeup once (`EPOLLET`), and not for as long as it is on the line.
     pub edge: bool,
-    /// The loop may leave a bell on the line until it arms a half.
+    /// The loop may leave a wakeup on the line until it arms a half.
     pub later: bool,
-    /// What is done wrong.
+    /// The fault, if any.
     pub fault: Option<Fault>,
 }
 
@@ -48,7 +52,7 @@ const LOOP: usize = 0;
 /// The half that the thread waits for.
 const THREAD: usize = 1;
 
-/// How the thread watches the line.
+/// How the thread waits on the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Watch {
     Reads,
@@ -56,7 +60,7 @@ enum Watch {
     Beside,
 }
 
-/// What is on the line, as far as is known.
+/// The known leftovers on the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Left {
     Nothing,
@@ -64,78 +68,78 @@ enum Left {
     ForLoop,
 }
 
-/// What the loop was given to poll.
+/// The descriptor that the loop was given to poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Lent {
     Nothing,
     Line,
-    /// An epoll of the line and of what a reader says that it has taken.
+    /// An epoll of the line and of a descriptor with which a reader announces what it has taken.
     Apart,
 }
 
-/// What the doorbell's lock protects, and the descriptors.
+/// The state under the doorbell's lock, and the descriptors.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each may hold or not, whatever the others do: the checker tries them all"
 )]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Doorbell {
-    /// Bells on the line.
+    /// The number of wakeups on the line.
     line: u8,
     watch: Option<Watch>,
-    /// Something was heard since the thread has asked.
+    /// A wakeup arrived since the thread last asked.
     heard: bool,
     left: Left,
     looped: bool,
     lent: Lent,
-    /// A reader has taken a bell, and says so to the loop.
+    /// A reader has taken a wakeup, and notifies the loop.
     taken: bool,
-    /// The epoll that the thread has beside a loop, once it is made.
+    /// The thread's epoll for use next to a loop, once it exists.
     thread_poll: bool,
-    /// An event that it has not told of: of the line,
+    /// A pending event of that epoll: for the line,
     line_event: bool,
-    /// and of what the loop has said.
+    /// and for the loop's notification.
     told: bool,
-    /// An event that the loop's own epoll has not told of.
+    /// A pending event of the loop's own epoll.
     loop_event: bool,
 }
 
-/// What a half's waiter does next.
+/// The next step of a half's waiter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Waits {
-    /// Takes what there is.
+    /// Takes what is ready.
     Takes,
-    /// Reads what was left on the line.
+    /// Reads the leftovers of the line.
     CatchesUp,
-    /// Says that it sleeps.
+    /// Announces that it sleeps.
     Parks,
-    /// Looks once more.
+    /// Checks once more.
     Looks,
-    /// Reads what was left on the line ([`Fault::ReadsAfterArming`]).
+    /// Reads the leftovers of the line ([`Fault::ReadsAfterArming`]).
     CatchesUpLate,
     /// Chooses how to sleep.
     Chooses,
     /// Sleeps.
     Sleeps,
-    /// The thread has slept: it heard a bell, and has it left on the line, or not.
+    /// The thread was woken, by a wakeup on the line or not.
     Woken { rung: bool },
     /// The loop reads the line.
     Reads,
-    /// Says that it is awake.
+    /// Announces that it is awake.
     Unparks,
 }
 
-/// One half, and who waits for it.
+/// One half and its waiter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Half {
     next: Waits,
-    /// What has come for it.
+    /// The number of messages that are ready.
     ready: u8,
-    /// What will come.
+    /// The number of messages that are still to come.
     to_come: u8,
     parked: bool,
     rung: bool,
-    /// The peer has published, and has not looked whether it must ring.
+    /// The peer has published, and has not checked yet whether it must send a wakeup.
     peer_looks: bool,
 }
 
@@ -149,22 +153,22 @@ pub struct State {
 /// One step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// The peer publishes something for this half.
+    /// The peer publishes a message for this half.
     Publish(usize),
-    /// It looks whether that half sleeps, and rings.
+    /// The peer checks whether that half sleeps, and wakes it.
     Look(usize),
-    /// The loop goes on.
+    /// The loop takes its next step.
     Loop,
-    /// It leaves the bell on the line.
+    /// The loop leaves the wakeup on the line.
     LeaveBells,
-    /// The thread goes on.
+    /// The thread takes its next step.
     Thread,
-    /// It sleeps in a read, where it could poll.
+    /// The thread sleeps in a read instead of a poll.
     ThreadReads,
 }
 
 impl Doorbell {
-    /// Something was heard: the thread is told.
+    /// Records a wakeup and notifies the thread.
     fn note(&mut self) {
         self.heard = true;
         if self.watch == Some(Watch::Beside) {
@@ -186,7 +190,7 @@ impl Doorbell {
         }
     }
 
-    /// The thread that watches went to sleep as if there was no loop.
+    /// Whether the watching thread went to sleep when there was no loop.
     fn is_watched_alone(&self, fault: Option<Fault>) -> bool {
         match self.watch {
             Some(Watch::Reads) => true,
@@ -234,7 +238,7 @@ impl Doorbell {
         }
     }
 
-    /// The thread, before it parks.
+    /// The thread catches up before it parks.
     fn catch_up(&mut self, fault: Option<Fault>) {
         if self.left != Left::Bells || self.watch.is_some() {
             return;
@@ -289,7 +293,7 @@ impl Bells {
             Waits::CatchesUp => {
                 if at == THREAD {
                     bell.catch_up(self.fault);
-                    // And asks what was heard so far.
+                    // Forget the wakeups that arrived so far.
                     bell.heard = false;
                 } else if self.has(Fault::ReadsAfterArming) {
                     bell.looped = true;
@@ -437,7 +441,7 @@ impl Model for Bells {
             actions.push(Action::Thread);
         }
         if halves[THREAD].next == Waits::Chooses && self.sleeps_alone(bell) {
-            // Where a loop has asked for the line, its thread polled in the old way as well.
+            // In the former code, a thread polled as well once a loop had asked for the line.
             let polls = self.has(Fault::LoopTakesTheBell) && bell.looped;
             if !polls {
                 actions.push(Action::ThreadReads);
@@ -495,5 +499,5 @@ impl Model for Bells {
     }
 }
 
-/// Of a channel whose halves are waited for in two ways.
+/// For a channel whose halves are awaited in two ways.
 pub const NO_STANDSTILL: &str = "neither half sleeps before what has come for it, however each is waited for";

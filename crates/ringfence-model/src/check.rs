@@ -1,16 +1,17 @@
-//! What the tests ask of each model: that it holds, in every state that it can reach, and that a mistake in it is found.
+//! Checks for the tests of each model: that its properties hold in every reachable state, and that the
+//! checker finds each fault.
 //!
-//! Each prints a line of a table. `npm run test:models` shows all of them.
+//! Each check prints a line of a table. `npm run test:models` shows all of them.
 
 use std::{fmt::Debug, hash::Hash, time::Instant};
 
 use stateright::{Checker, HasDiscoveries, Model};
 
-/// Visits every state. What must hold does, and what must happen can.
+/// Visits every state and checks all properties.
 ///
 /// # Panics
 ///
-/// Where that is not so, with the shortest way to the state.
+/// If a property does not hold; the message contains the shortest path to the state.
 pub fn holds<M>(name: &str, form: &str, model: M)
 where
     M: Model + Send + Sync + 'static,
@@ -24,11 +25,11 @@ where
     assert!(checked.is_done(), "every state was visited");
 }
 
-/// Visits states until the one is found in which this property does not hold.
+/// Visits states until one violates this property.
 ///
 /// # Panics
 ///
-/// Where there is none.
+/// If no state violates it.
 pub fn finds<M>(name: &str, fault: &impl Debug, broken: &'static str, model: M)
 where
     M: Model + Send + Sync + 'static,

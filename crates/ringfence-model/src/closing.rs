@@ -1,7 +1,9 @@
-//! The end of sending and the close of a channel, from both sides at once, with messages on their way.
+//! The end of sending and the close of a channel, from both sides at the same time, with messages in the
+//! ring.
 //!
-//! Each side has a thread that sends, and then says that it sends no more, and a thread that reads until it is told the end. A side that has
-//! done both closes. Either side may also close before, or be killed.
+//! Each side has a thread that sends and then announces the end of its sending, and a thread that reads until
+//! it is notified of the end. A side that has done both closes. Either side may also close earlier, or be
+//! killed.
 
 use stateright::{Model, Property};
 
@@ -10,34 +12,34 @@ use crate::memory::{Memory, Order};
 /// A mistake that the checker must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// A reader that finds that the peer has ended does not look at the tail once more.
+    /// A reader that finds that the peer has ended does not read the tail once more.
     BelievesTheEmptyRing,
-    /// A sender says that it has ended, and publishes its last message after that.
+    /// A sender announces the end of its sending, and publishes its last message afterwards.
     EndsBeforeItPublishes,
     /// The phase is stored relaxed.
     EndsRelaxed,
     /// The phase is read relaxed.
     ReadsThePhaseRelaxed,
-    /// A sender that ends rings for no sleeper.
+    /// A sender that ends wakes no sleeper.
     EndsInSilence,
     /// A side that closes forgets that it had ended its sending.
     ClosesOverTheEnd,
-    /// A reader that finds its peer gone does not look at the tail for the last time.
+    /// A reader that finds its peer gone does not read the tail a last time.
     ForgetsTheLastLook,
 }
 
-/// What is checked.
+/// The configuration of the model.
 #[derive(Debug, Clone, Copy)]
 pub struct Closing {
-    /// What each side sends.
+    /// The number of messages that each side sends.
     pub messages: [u8; 2],
-    /// Readers sleep where there is nothing, and do not look again and again.
+    /// Readers sleep when nothing is there, instead of polling.
     pub sleeps: bool,
-    /// A side may close before it has sent or read all.
+    /// A side may close before it has sent or read everything.
     pub closes: bool,
     /// A side may be killed.
     pub kills: bool,
-    /// What is done wrong.
+    /// The fault, if any.
     pub fault: Option<Fault>,
 }
 
@@ -51,7 +53,7 @@ mod word {
     pub(super) const fn parked(side: usize) -> usize {
         4 * side + 2
     }
-    /// The line, which the kernel has: this side has hung up.
+    /// The line, which the kernel provides: this side has hung up.
     pub(super) const fn line(side: usize) -> usize {
         4 * side + 3
     }
@@ -60,7 +62,7 @@ mod word {
 
 type Words = Memory<{ word::ALL }, 4>;
 
-/// The phase: ended is 1, closed is 2.
+/// The phase: 1 is ended, 2 is closed.
 const ENDED: u8 = 1;
 const CLOSED: u8 = 2;
 
@@ -72,50 +74,50 @@ const fn reader(side: usize) -> usize {
     2 * side + 1
 }
 
-/// What a sending thread does next.
+/// The next step of a sending thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Sends {
     /// Publishes a message, or ends.
     Publishes,
-    /// Makes its fence and looks whether the peer sleeps.
+    /// Checks whether the peer sleeps.
     Looks,
-    /// Says that it has ended, under the lock.
+    /// Announces the end of its sending, under the lock.
     Ends,
-    /// Looks whether the peer sleeps.
+    /// Checks whether the peer sleeps.
     EndLooks,
-    /// Closes, if the other half is through as well.
+    /// Closes, if the other half has finished too.
     Through,
-    /// Closes: says so,
+    /// Closes: stores the phase,
     Closes,
     /// and hangs up.
     HangsUp,
     Done,
 }
 
-/// What a reading thread does next.
+/// The next step of a reading thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Reads {
-    /// Looks at the line.
+    /// Checks the line.
     Line,
-    /// Looks at the tail,
+    /// Reads the tail,
     Tail { parked: bool },
-    /// then at the phase,
+    /// then the phase,
     Phase { parked: bool },
-    /// and at the tail again.
+    /// and the tail again.
     Again { parked: bool, phase: u8 },
-    /// Says that it sleeps.
+    /// Announces that it sleeps.
     Parks,
     /// Sleeps.
     Sleeps,
-    /// Says that it is awake.
+    /// Announces that it is awake.
     Unparks,
-    /// The peer is gone: looks whether it had ended,
+    /// The peer is gone: reads whether it had ended,
     LastPhase,
-    /// and at its tail.
+    /// and its tail.
     LastTail { phase: u8 },
-    /// Was told the end.
+    /// Was notified of the end.
     Told { cut: bool },
-    /// Closes: says so,
+    /// Closes: stores the phase,
     Closes,
     /// and hangs up.
     HangsUp,
@@ -135,12 +137,12 @@ struct Side {
     read: u8,
     number: u8,
     bell: bool,
-    /// Both halves' atomics, by which the second to be through closes.
+    /// The flags of both halves, by which the second half to finish closes.
     sending_ended: bool,
     receiving_ended: bool,
-    /// It has said that it has sent all.
+    /// It has announced that it has sent everything.
     has_ended: bool,
-    /// It has closed before it was through.
+    /// It has closed before both halves had finished.
     has_closed: bool,
     lives: bool,
 }
@@ -150,20 +152,21 @@ struct Side {
 pub struct State {
     words: Words,
     sides: [Side; 2],
-    /// A reader was told the end before it had read all.
+    /// A reader was notified of the end before it had read everything.
     missed: bool,
-    /// A reader was told to be cut, though its peer had sent all; or the other way round.
+    /// A reader was notified of a cut although its peer had sent everything, or the other way round.
     mistold: bool,
 }
 
 /// One step of one thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// The sending thread of a side goes on. A load reads the oldest store that it may (0), or a newer one.
+    /// The sending thread of a side takes its next step. A load reads the oldest store that it may (0), or a
+    /// newer one.
     Send(usize, u8),
-    /// The reading thread of a side goes on.
+    /// The reading thread of a side takes its next step.
     Read(usize, u8),
-    /// A side closes before it is through.
+    /// A side closes before it has finished.
     Close(usize),
     /// A process is killed.
     Die(usize),
@@ -196,7 +199,7 @@ impl Closing {
         }
     }
 
-    /// Says something in the phase, under the lock of its side.
+    /// Adds a bit to the phase, under the lock of its side.
     fn say(self, words: &mut Words, thread: usize, side: usize, what: u8) {
         let now = words.load_newest(thread, word::phase(side));
         let order = if self.has(Fault::EndsRelaxed) {
@@ -364,13 +367,13 @@ impl Closing {
         }
     }
 
-    /// What the model knows, and the reader cannot.
+    /// Compares the result with facts that the reader cannot know.
     fn judge(self, state: &mut State, side: usize) {
         let Reads::Told { cut } = state.sides[side].reads else {
             return;
         };
         let (me, peer) = (state.sides[side], state.sides[1 - side]);
-        // What a peer that was stopped in the middle has not sent is not missed.
+        // Messages that a stopped peer had not sent yet are not missed.
         state.missed |= me.read < peer.sent || !cut && me.read < self.messages[1 - side];
         state.mistold |= cut && peer.has_ended || !cut && !peer.has_ended;
     }
@@ -399,7 +402,7 @@ impl Model for Closing {
             let both = 1 << word::phase(side) | 1 << word::line(side);
             if reads {
                 let of_peer = 1 << word::tail(peer) | 1 << word::phase(peer) | 1 << word::line(peer);
-                // Its own tail is heard of with the lock, by the thread that closes.
+                // The thread that closes sees its own side's tail with the lock.
                 both | of_peer | 1 << word::parked(side) | 1 << word::tail(side)
             } else {
                 both | 1 << word::tail(side) | 1 << word::parked(peer)
@@ -431,7 +434,8 @@ impl Model for Closing {
             if side.sends != Sends::Done {
                 actions.extend((0..choices(false)).map(|choice| Action::Send(at, choice)));
             }
-            // A hung-up line wakes as a bell does. The kernel tells that, so what is told is the newest.
+            // A closed line wakes a reader as a wakeup does. The kernel reports it, so the newest value
+            // counts.
             let gone = state.sides[1 - at].lives && {
                 let mut words = state.words.clone();
                 words.load_newest(reader(at), word::line(1 - at)) == 0
@@ -465,7 +469,7 @@ impl Model for Closing {
             Action::Die(side) => {
                 let me = &mut state.sides[side];
                 (me.lives, me.sends, me.reads) = (false, Sends::Done, Reads::Done);
-                // What was published is there, and the kernel hangs up.
+                // Published messages stay available, and the kernel closes the line.
                 state.words.store_by_kernel(word::line(side), 1);
                 state.words.retire(sender(side));
                 state.words.retire(reader(side));
@@ -519,10 +523,10 @@ impl Model for Closing {
     }
 }
 
-/// Of what was sent.
+/// For messages that were sent.
 pub const ALL_READ: &str =
     "what was published before an end, a close or a kill is read before the end is told";
-/// Of a stream.
+/// For a stream.
 pub const NOT_MISTOLD: &str = "a stream that was cut off is told from one that has ended";
-/// Of a reader that sleeps.
+/// For a reader that sleeps.
 pub const RUNG: &str = "no reader sleeps before an end for which it was not rung";

@@ -1,8 +1,8 @@
 //! The end of a channel between two members of an address, a host and its guest.
 //!
-//! Each side has a writing half that ends its sending, a reading half, any number of threads that close the channel, a verifier
-//! that refuses the peer, a tripwire, and a process that can die between any two steps. The host can also leave the address; the
-//! guest can take it over.
+//! Each side has a writing half that ends its sending, a reading half, any number of threads that close the
+//! channel, a verifier that refuses the peer, a tripwire, and a process that can die between any two steps.
+//! The host can also leave the address, and the guest can take it over.
 
 use stateright::{Model, Property};
 
@@ -15,40 +15,41 @@ mod phase;
 
 use phase::{Phase, Step};
 
-/// Which of the two.
+/// The index of the host.
 pub const HOST: usize = 0;
-/// The other one.
+/// The index of the guest.
 pub const GUEST: usize = 1;
 
 /// A mistake that the checker must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The writing half stores phase 1 without the channel's lock, and so over whatever is there.
+    /// The writing half stores phase 1 without the channel's lock, and so overwrites any phase.
     EndsWithoutLock,
-    /// The line is hung up before the phase is stored.
+    /// The line is closed before the phase is stored.
     HangsUpFirst,
-    /// What the peer has not read is wiped where the peer is refused.
+    /// Unread messages are wiped if the peer is refused.
     WipesWhatTheRefusedHasNotRead,
-    /// A region is wiped before its phase says so.
+    /// A region is wiped before its phase announces it.
     WipesBeforeItSaysSo,
-    /// A reader does not look again at how its own side stands after it has copied.
+    /// A reader does not check its own side's state again after it has copied.
     ForgetsItsOwnEnd,
-    /// It looks at the state, which is stored after the peer may have been told, and not at its own side's phase.
+    /// The reader checks the state instead of its own side's phase. The state is stored later, when the peer
+    /// may already know.
     LooksAtItsStateAlone,
-    /// A guest takes the place over on every end of its channel.
+    /// A guest takes over on every end of its channel.
     TakesOverWhateverTheEnd,
-    /// A host that leaves removes the address although it was not answered.
+    /// A leaving host removes the address although it got no answer.
     RemovesWithoutAnAnswer,
 }
 
-/// How a side's channel ends: the states of the code.
+/// The way in which a side's channel ends: the states of the code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum End {
-    /// This side closes it. A ring that is found corrupt ends it in the same way.
+    /// This side closes it. A corrupt ring ends it in the same way.
     Here,
     /// The verifier refuses the peer.
     Refused,
-    /// The tripwire has heard an alarm.
+    /// The tripwire has raised an alarm.
     Exposed,
     /// The peer has closed it.
     ByPeer,
@@ -56,12 +57,12 @@ pub enum End {
     Left,
     /// The peer's memory was exposed.
     ExposedAtPeer,
-    /// The peer's process has ended without a word.
+    /// The peer's process has ended without announcing it.
     Exited,
 }
 
 impl End {
-    /// What was not read stays for the peer.
+    /// Whether unread messages stay available to the peer.
     fn keeps(self, fault: Option<Fault>) -> bool {
         match self {
             Self::Here => true,
@@ -70,48 +71,48 @@ impl End {
         }
     }
 
-    /// What the peer has left is still read.
+    /// Whether messages from the peer may still be read.
     fn lets_read(self) -> bool {
         matches!(self, Self::ByPeer | Self::Left | Self::Exited)
     }
 }
 
-/// The line, from this side.
+/// The line, as this side has left it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Line {
-    /// Nothing was shut.
+    /// No direction was shut.
     Open,
-    /// This side has ended its half: the peer sees an end, and can still answer by its own.
+    /// This side has ended its direction: the peer sees an end, and can still answer by ending its own.
     Silent,
-    /// Both halves.
+    /// Both directions were shut.
     HungUp,
 }
 
-/// Who has the channel's lock, and how far that thread is.
+/// The holder of the channel's lock, and its next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lock {
     /// No thread.
     Free,
-    /// The one that ends the channel.
+    /// The thread that ends the channel.
     Ending(End, Stage),
-    /// The one that leaves, before it waits for the answer.
+    /// The thread that leaves, before it waits for the answer.
     Leaving(Stage),
     /// The alarm, at a side that has left.
     Wiping,
 }
 
-/// The steps of an end, of which the peer sees each.
+/// The steps of an end. The peer sees each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
-    /// What others may have is let go of; a guest takes the place over, if that is how it is.
+    /// Shared resources are released. A guest takes over, if the end calls for it.
     Place,
     /// The phase is stored.
     Phase,
     /// The ring is wiped.
     Wipe,
-    /// The state is stored, for the threads of this side.
+    /// The state is stored for the threads of this side.
     State,
-    /// The line is shut, and the lock free.
+    /// The line is shut and the lock released.
     Line,
 }
 
@@ -120,9 +121,10 @@ pub enum Stage {
 pub enum Writer {
     /// It may send more.
     Sends,
-    /// It has found the channel open, and is about to say that it sends no more ([`Fault::EndsWithoutLock`]).
+    /// It has found the channel open, and is about to announce the end of its sending
+    /// ([`Fault::EndsWithoutLock`]).
     Looked,
-    /// It has said so, or has found that there is no peer to tell.
+    /// It has announced that, or has found no peer to notify.
     Done,
 }
 
@@ -131,47 +133,47 @@ pub enum Writer {
 pub enum Reader {
     /// Between two messages.
     Awake,
-    /// It has made a copy of what is unread; of zeros, if `wiped`.
+    /// It has copied the unread messages; zeros if `wiped`.
     Copied {
-        /// Whether the copy is one of wiped memory.
+        /// Whether the copied memory was wiped.
         wiped: bool,
     },
 }
 
-/// One side, and what it has mapped.
+/// One side, and its region.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each may hold or not, whatever the others do: the checker tries them all"
 )]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Side {
-    /// Its process lives.
+    /// Its process is alive.
     pub alive: bool,
     /// The phase word of its region.
     pub word: u64,
-    /// It has said at some time that it sends no more, and has been heard.
+    /// It has announced the end of its sending, in a phase that the peer could see.
     pub has_ended: bool,
-    /// Its ring was wiped, what the peer has not read included.
+    /// Its ring was wiped, including unread messages.
     pub wiped: bool,
-    /// How it is connected.
+    /// The state of its end of the line.
     pub line: Line,
     /// The channel's lock.
     pub lock: Lock,
-    /// What is let go of at the end is still there.
+    /// The resources that are released at the end are still held.
     pub held: bool,
-    /// How the channel has ended, to the threads of this side.
+    /// The end of the channel, as the threads of this side see it.
     pub state: Option<End>,
-    /// What a thread has found out about the peer's end, and does next.
+    /// The end of the peer that a thread has noticed and will handle next.
     pub noticed: Option<End>,
     /// The writing half.
     pub writer: Writer,
     /// The reading half.
     pub reader: Reader,
-    /// What it has last seen in the peer's phase word.
+    /// The last value that it has seen in the peer's phase word.
     pub seen: u64,
-    /// It takes in those who come to the address.
+    /// It accepts clients at the address.
     pub accepts: bool,
-    /// It has told its threads that it leaves, and waits for the peer's answer.
+    /// It has announced to its threads that it leaves, and waits for the peer's answer.
     pub waits: bool,
 }
 
@@ -199,7 +201,7 @@ impl Side {
         Phase::from_word(self.word).expect("written here")
     }
 
-    /// Stores a phase that follows. `false`: it does not.
+    /// Stores the next phase. Returns `false` if there is none.
     fn become_(&mut self, next: Option<Phase>) -> bool {
         next.is_some_and(|next| {
             self.word = next.word();
@@ -211,7 +213,7 @@ impl Side {
         self.phase().step != Step::Open
     }
 
-    /// As its peer finds it.
+    /// Whether the peer finds this side gone.
     fn seems_gone(&self) -> bool {
         !self.alive || self.line != Line::Open
     }
@@ -221,7 +223,7 @@ impl Side {
     }
 }
 
-/// Both sides, and what must never be.
+/// Both sides, and violations.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each may hold or not, whatever the others do: the checker tries them all"
@@ -230,15 +232,15 @@ impl Side {
 pub struct State {
     /// The host and its guest.
     pub sides: [Side; 2],
-    /// What lies at the address was removed.
+    /// The files at the address were removed.
     pub removed: bool,
-    /// A reader was handed zeros.
+    /// A reader received zeros.
     pub handed_out_zeros: bool,
-    /// A reader saw a phase after one that it cannot follow.
+    /// A reader saw a phase that cannot follow the previous one.
     pub saw_a_phase_go_back: bool,
-    /// A host found its place taken over when it had left.
+    /// A host that had left found that its guest has taken over.
     pub handed_over: bool,
-    /// A copy of wiped memory was thrown away.
+    /// A copy of wiped memory was discarded.
     pub threw_away: bool,
 }
 
@@ -247,37 +249,37 @@ pub struct State {
 pub enum Action {
     /// Its process is killed, or executes another program.
     Die(usize),
-    /// The writing half ends its sending, or takes the first of two steps to that.
+    /// The writing half ends its sending, or takes the first of two steps.
     EndSending(usize),
-    /// A thread begins to end the channel.
+    /// A thread starts to end the channel.
     Begin(usize, End),
-    /// The thread with the lock goes on.
+    /// The thread that holds the lock takes its next step.
     GoOn(usize),
-    /// A thread looks at how the peer has ended.
+    /// A thread checks how the peer has ended.
     Notice(usize),
-    /// The thread that has looked tells its side of it.
+    /// The thread that has noticed it handles it.
     Tell(usize),
-    /// The reading half copies what is unread.
+    /// The reading half copies the unread messages.
     Copy(usize),
-    /// The reading half looks whether it may hand that out.
+    /// The reading half checks whether it may hand out the copy.
     Look(usize),
     /// The host leaves the address.
     Leave,
-    /// The host has an answer, or has waited for long enough.
+    /// The host has an answer, or stops waiting.
     Answered {
-        /// Whether the end of the line, or of the guest's process, has come.
+        /// Whether the line or the guest's process has ended.
         heard: bool,
     },
 }
 
-/// The model, with one fault or none.
+/// The model, with at most one fault.
 #[derive(Debug, Clone, Copy)]
 pub struct Ending {
-    /// What the code does wrong.
+    /// The fault, if any.
     pub fault: Option<Fault>,
 }
 
-/// Every phase that may come after this one, in however many steps.
+/// Whether one phase may follow another, in any number of steps.
 fn follows(from: u64, to: u64) -> bool {
     let Some(phase) = Phase::from_word(from) else {
         return false;
@@ -296,14 +298,15 @@ impl Ending {
         self.fault == Some(fault)
     }
 
-    /// A reader waits for no other thread of its side.
+    /// Whether a reader does not wait for other threads of its side.
     fn is_hasty(self) -> bool {
         self.has(Fault::ForgetsItsOwnEnd) || self.has(Fault::LooksAtItsStateAlone)
     }
 
     fn begin(side: &mut Side, end: End) {
         if side.is_past_the_sending() {
-            // Only the alarm has something to do: the rest is let go of by the thread that waits for the answer.
+            // Only the alarm still has work to do. The thread that waits for the answer releases everything
+            // else.
             side.lock = Lock::Wiping;
         } else {
             side.lock = Lock::Ending(end, Stage::Place);
@@ -354,7 +357,7 @@ impl Ending {
                 hang_up(side);
                 side.held = false;
                 side.lock = Lock::Free;
-                // The mapping goes, and is wiped.
+                // The mapping is dropped and wiped.
                 side.wiped |= !end.keeps(self.fault);
                 return;
             }
@@ -381,7 +384,7 @@ impl Ending {
                 side.lock = Lock::Free;
             }
             Lock::Wiping => {
-                // Says so, and wipes: two steps.
+                // Announces and wipes: two steps.
                 let next = side.phase().then(Step::Exposed);
                 if !side.become_(next) {
                     side.wiped |= side.phase().step == Step::Exposed;
@@ -441,7 +444,7 @@ impl Model for Ending {
             match side.reader {
                 Reader::Awake if side.may_read() => actions.push(Action::Copy(at)),
                 Reader::Awake => {}
-                // One that finds its own phase past the sending waits for the thread that ends the channel.
+                // A reader whose own phase is past open waits for the thread that ends the channel.
                 Reader::Copied { .. } if !free && side.is_past_the_sending() && !self.is_hasty() => {}
                 Reader::Copied { .. } => actions.push(Action::Look(at)),
             }
@@ -452,7 +455,7 @@ impl Model for Ending {
                 actions.push(Action::Answered {
                     heard: peer.seems_gone(),
                 });
-                // Or it is not waited for any longer.
+                // The host may also stop waiting.
                 actions.push(Action::Answered { heard: false });
             }
         }
@@ -465,7 +468,7 @@ impl Model for Ending {
                 let side = &mut state.sides[at];
                 side.alive = false;
                 side.line = Line::HungUp;
-                // Nothing of these matters any more.
+                // These no longer matter.
                 side.noticed = None;
                 side.reader = Reader::Awake;
             }
@@ -499,12 +502,12 @@ impl Model for Ending {
                 state.saw_a_phase_go_back |= !follows(side.seen, word);
                 side.seen = word;
                 side.noticed = match Phase::from_word(word).expect("written here").step {
-                    // Seen by the reading half before the line says it, where the ring is empty.
+                    // The reading half sees it before the line ends, if the ring is empty.
                     Step::Closed | Step::Succeeds => Some(End::ByPeer),
                     Step::Left => Some(End::Left),
                     Step::Exposed => Some(End::ExposedAtPeer),
                     Step::Open if gone => Some(End::Exited),
-                    // No member evicts the other.
+                    // Members never evict each other.
                     Step::Open | Step::Evicted => None,
                 };
             }

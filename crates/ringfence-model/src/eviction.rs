@@ -1,10 +1,10 @@
-//! A reliable reader that is let go of, since it is too slow or has died, and a newcomer in its place.
+//! A reliable reader that is evicted because it is too slow or has died, and a new reader in its slot.
 //!
-//! The old reader may be copying at that moment, and goes on to store its head. The publisher's three threads meet there: the one that sends
-//! and has a copy of the list, the one that watches, and the one that admits. A place (*slot*) is given again; each reader has a number of its
-//! own, and a control object of its own.
+//! The old reader may be copying at that moment, and may still store its head afterwards. Three threads of
+//! the publisher take part: the sender, which has a copy of the list, the watcher, and the admitting thread.
+//! A *slot* is reused. Each reader has its own number and its own control object.
 //!
-//! The newcomer and the thread that admits it are one thread here, as in [`admission`](crate::admission).
+//! The new reader and the thread that admits it are one thread here, as in [`admission`](crate::admission).
 
 use stateright::{Model, Property};
 
@@ -14,59 +14,60 @@ const SENDER: usize = 0;
 const WATCHER: usize = 1;
 const OLD: usize = 2;
 const NEW: usize = 3;
-/// Cells of the ring, all of which are full at the beginning.
+/// The number of cells of the ring, which is full at the start.
 const CELLS: u8 = 2;
 
 /// A mistake that the checker must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// The old reader does not look at the floor after it has copied.
+    /// The old reader does not check the floor after it has copied.
     HandsOutWithoutALook,
-    /// It makes no acquire fence before that look.
+    /// It makes no acquire fence before that check.
     LooksWithoutFence,
     /// The sender stores the floor after it has written.
     FloorAfterTheWrite,
-    /// Who is in the way is named by its slot alone.
+    /// A reader that blocks the sender is identified by its slot only.
     NamesTheSlot,
-    /// What the sender knows of a head belongs to the slot.
+    /// The sender's knowledge of a head belongs to the slot.
     HeadOfTheSlot,
-    /// The sender goes on to look at the old reader's control object.
+    /// The sender continues to read the old reader's control object.
     ObjectOfTheSlot,
-    /// The number last rung belongs to the slot.
+    /// The last woken number belongs to the slot.
     RungOfTheSlot,
-    /// A reader is let go of, and a sender that waits for its room is not woken.
+    /// A reader is evicted, and a sender that waits for its space is not woken.
     ReleasesWithoutWaking,
-    /// The sender is woken, and the reader is let go of after that.
+    /// The sender is woken before the reader is evicted.
     WakesFirst,
-    /// The sender is woken if it sleeps, and a sender that is about to sleep does not find that.
+    /// The sender is woken only if it sleeps already, and a sender that is about to sleep misses that.
     WakesOnlyASleeper,
-    /// One who watches compares positions, and takes a reader of which nothing is kept yet to be behind all that was sent.
+    /// An observer that compares positions treats a reader without a position as if it were behind all
+    /// messages.
     PositionOfNone,
 }
 
-/// What is looked at.
+/// The aspect that is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum About {
-    /// Places: the sender looks for room again and again.
+    /// Slots: the sender polls for space.
     Places,
-    /// The newcomer sleeps. The old reader has slept, and was rung.
+    /// Wakeups: the new reader sleeps. The old reader has slept, and was woken.
     Bells,
-    /// The sender sleeps until there is room.
+    /// Space: the sender sleeps until the ring has space.
     Room,
-    /// As places, and one who watches looks again and again how far the newcomer has got.
+    /// Slots, and an observer polls the position of the new reader.
     Looks,
 }
 
-/// What is checked.
+/// The configuration of the model.
 #[derive(Debug, Clone, Copy)]
 pub struct Eviction {
-    /// Messages in the end. Two lie in the ring at the beginning.
+    /// The total number of messages. Two are in the ring at the start.
     pub messages: u8,
-    /// How many the old reader reads.
+    /// The number of messages that the old reader reads.
     pub old_reads: u8,
-    /// What is looked at.
+    /// The aspect that is checked.
     pub about: About,
-    /// What is done wrong.
+    /// The fault, if any.
     pub fault: Option<Fault>,
 }
 
@@ -77,12 +78,12 @@ mod word {
     pub(super) const FLOOR: usize = 1;
     pub(super) const INTENT: usize = 2;
     pub(super) const GENERATION: usize = 3;
-    /// The slot's entry: under the lock alone.
+    /// The slot's entry. Accessed under the lock only.
     pub(super) const ENTRY: usize = 4;
     pub(super) const OLD_HEAD: usize = 5;
     pub(super) const NEW_HEAD: usize = 6;
     pub(super) const NEW_PARKED: usize = 7;
-    /// Written by the watcher to wake the sender: what both have of an eventfd.
+    /// Written by the watcher to wake the sender, like an eventfd.
     pub(super) const WOKEN: usize = 8;
     pub(super) const fn cell(position: u8) -> usize {
         9 + (position % CELLS) as usize
@@ -92,24 +93,24 @@ mod word {
 
 type Words = Memory<{ word::ALL }, 4>;
 
-/// Which reader.
+/// One of the two readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Who {
-    /// The one that is let go of.
+    /// The reader that is evicted.
     Old,
-    /// The one that comes.
+    /// The new reader.
     New,
 }
 
-/// The slot, as the list or the sender's copy has it.
+/// The slot, in the list or in the sender's copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Entry {
     Free,
-    /// The newcomer is in the list, and nothing is kept for it yet.
+    /// The new reader is in the list, but without a position.
     Entered,
-    /// This reader has it from here on, and its own word says how far it has read.
+    /// This reader has the slot from this position on, and its own word has its read position.
     Taken(Who, u8),
-    /// The newcomer is in its handshake.
+    /// The new reader is in its handshake.
     Held(u8),
 }
 
@@ -150,19 +151,19 @@ impl Entry {
     }
 }
 
-/// The head of a reader that is not waited for.
+/// The head of a reader for which the sender does not wait.
 const NEVER: u8 = u8::MAX;
 
-/// What the sender does next.
+/// The sender's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Sends {
-    /// Looks whether the list has changed, and takes it.
+    /// Checks whether the list has changed, and copies it.
     List,
-    /// Looks at the head, which is in the way.
+    /// Reads the head that leaves no space.
     Head,
     /// Stores its intent.
     Intent,
-    /// Looks at the generation again.
+    /// Reads the generation again.
     Sure,
     /// Stores the floor.
     Floor,
@@ -172,86 +173,86 @@ enum Sends {
     LateFloor,
     /// Stores the tail, makes a fence,
     Tail,
-    /// looks whether the list has changed, and takes it,
+    /// checks whether the list has changed, and copies it,
     Changed,
-    /// and looks at the newcomer's word.
+    /// and reads the new reader's parked word.
     Looks,
-    /// Is about to sleep: looks at the list once more.
+    /// Checks the list once more before it sleeps.
     Again,
-    /// Looks at the head once more.
+    /// Reads the head once more.
     AgainHead,
     /// Sleeps.
     Sleeps,
-    /// Has sent all.
+    /// Has sent all messages.
     Done,
 }
 
-/// What the thread that watches does next.
+/// The watcher's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Watches {
-    /// Waits until a reader is in the way, or the old one has died; or looks how far the newcomer has got.
+    /// Waits until a reader leaves no space or the old one has died, or reads the position of the new reader.
     Waits,
-    /// Lets go of the reader that the sender has named.
+    /// Evicts the reader that the sender has named.
     Evicts(Who),
-    /// Lets go of the old reader, which has died.
+    /// Removes the old reader, which has died.
     Buries,
-    /// Moves the generation to this.
+    /// Sets the generation to this value.
     Tells(u8),
     /// Wakes the sender.
     Wakes,
-    /// Wakes the sender, before it does this ([`Fault::WakesFirst`]).
+    /// Wakes the sender before it evicts this reader ([`Fault::WakesFirst`]).
     WakesBefore(Who),
 }
 
-/// What the old reader does next.
+/// The old reader's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Reads {
     /// Copies a message.
     Copies,
-    /// Looks at the floor.
+    /// Reads the floor.
     Checks { copied: u8 },
-    /// Tells its head.
+    /// Stores its head.
     LetsGo,
-    /// It has read what it wanted, was told that it was evicted, or has died.
+    /// It has read enough messages, has noticed its eviction, or has died.
     Done,
 }
 
-/// What the newcomer, or the thread that admits it, does next.
+/// The next step of the new reader, or of the thread that admits it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Comes {
-    /// Takes the slot, once it is free. That changes nothing for the sender, and it is not told.
+    /// Takes the slot once it is free. That changes nothing for the sender, so the generation stays.
     Enters,
-    /// Keeps what lies from the floor on.
+    /// Holds the position of the floor.
     Holds,
-    /// Moves the generation to this, and makes a fence.
+    /// Sets the generation to this value, and makes a fence.
     Tells(u8),
-    /// Looks at the intent again.
+    /// Reads the intent again.
     Sure,
-    /// Leaves the slot again, and tells that.
+    /// Leaves the slot, and announces that.
     Leaves,
-    /// Stores where it begins.
+    /// Stores its starting position as its head.
     Head,
-    /// Says that its word is there.
+    /// Marks its entry as active.
     Activates,
-    /// Moves the generation to this.
+    /// Sets the generation to this value.
     TellsActive(u8),
-    /// Looks at the tail.
+    /// Reads the tail.
     Looks,
     /// Copies a message.
     Copies,
-    /// Looks at the floor.
+    /// Reads the floor.
     Checks { copied: u8 },
-    /// Tells its head.
+    /// Stores its head.
     LetsGo,
-    /// Says that it sleeps, and makes a fence.
+    /// Announces that it sleeps, and makes a fence.
     Parks,
-    /// Looks at the tail once more.
+    /// Reads the tail once more.
     Again,
     /// Sleeps.
     Sleeps,
-    /// Says that it is awake.
+    /// Announces that it is awake.
     Unparks,
-    /// Has read all, or was told that it was evicted.
+    /// Has read all messages, or has noticed its eviction.
     Done,
 }
 
@@ -261,15 +262,15 @@ struct Sender {
     sent: u8,
     floor: u8,
     generation: u8,
-    /// The slot, as it knows it, the head, and the number last rung.
+    /// The slot as it knows it, the head, and the last woken number.
     entry: Entry,
     head: u8,
     rung: u8,
-    /// Whose control object it looks at.
+    /// The reader whose control object it reads.
     object: Who,
-    /// Whom it has told to be in the way.
+    /// The reader that it has reported as leaving no space.
     named: Option<Who>,
-    /// The watcher has woken it.
+    /// The watcher has sent it a wakeup.
     woken: bool,
 }
 
@@ -282,34 +283,34 @@ struct Newcomer {
     bell: bool,
 }
 
-/// What has gone wrong.
+/// The violation that was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Wrong {
-    /// A message was handed out that had been written over.
+    /// A message was handed out that had been overwritten.
     Torn,
-    /// A reader that was let go of by none is below the floor.
+    /// A reader that was not evicted is below the floor.
     Passed,
-    /// An honest reader was found to lie.
+    /// An honest reader was accused of a protocol violation.
     Accused,
-    /// A reader was evicted that had not been in the way.
+    /// A reader was evicted that had not blocked the sender.
     Mistaken,
 }
 
-/// The words, and where each thread stands.
+/// The words, and the state of each thread.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
     words: Words,
     sender: Sender,
     watcher: Watches,
-    /// How far the newcomer had got when the watcher last looked.
+    /// The position of the new reader at the watcher's last check.
     seen: Option<u8>,
     old: Reads,
     old_head: u8,
     old_lives: bool,
     new: Newcomer,
-    /// Changes of the list: under its lock.
+    /// The number of changes of the list. Accessed under its lock.
     changes: u8,
-    /// Who was let go of, one bit each: the old one, and the new one.
+    /// Whether the old and the new reader were evicted.
     let_go: [bool; 2],
     wrong: Option<Wrong>,
 }
@@ -317,15 +318,15 @@ pub struct State {
 /// One step of one thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// The thread goes on. A load reads the oldest store that it may (0), or a newer one.
+    /// The thread takes its next step. A load reads the oldest store that it may (0), or a newer one.
     GoOn(usize, u8),
     /// The old reader is killed.
     Die,
-    /// What the sender has named has been in the way for too long.
+    /// The reader that the sender has named has left no space for too long.
     Stall(Who),
-    /// The watcher hears that the old reader has died.
+    /// The watcher notices that the old reader has died.
     Hear,
-    /// The watcher looks at the newcomer. It reads the oldest head that it may (0), or a newer one.
+    /// The watcher reads the new reader's position: the oldest head that it may read (0), or a newer one.
     Look(u8),
 }
 
@@ -375,7 +376,7 @@ impl Eviction {
             WATCHER => state.watcher != Watches::Waits,
             OLD => state.old != Reads::Done,
             _ => match state.new.next {
-                // The slot is free once the old reader was let go of.
+                // The slot is free once the old reader was evicted.
                 Comes::Enters => state.let_go[0],
                 Comes::Sleeps => state.new.bell,
                 Comes::Done => false,
@@ -418,7 +419,7 @@ impl Eviction {
     fn take_list(self, words: &mut Words, me: &mut Sender) {
         let entry = Entry::from_word(words.load_newest(SENDER, word::ENTRY));
         let known = match entry.who() {
-            // No reader is in it, so nothing is known either.
+            // The slot has no reader, so nothing is known.
             None => false,
             _ if self.has(Fault::HeadOfTheSlot) => me.head != NEVER,
             who => who == me.entry.who() && entry.position() == me.entry.position(),
@@ -601,9 +602,10 @@ impl Eviction {
     }
 }
 
-/// What the watcher sees of the newcomer.
+/// The watcher's observation of the new reader.
 impl Eviction {
-    /// What one look at the newcomer may find: as many as there are heads that may be read.
+    /// Returns the number of results that one check of the new reader may have: one for each head that may be
+    /// read.
     fn looks(state: &State) -> u8 {
         let mut words = state.words.clone();
         match Entry::from_word(words.load_newest(WATCHER, word::ENTRY)) {
@@ -613,9 +615,10 @@ impl Eviction {
         }
     }
 
-    /// Compares how far the newcomer has got with the last look: one that goes back is a liar.
+    /// Compares the position of the new reader with the previous one. A position that decreases counts as a
+    /// violation.
     fn look(self, state: &mut State, choice: u8) {
-        // The lock orders what was stored before the entry.
+        // The lock orders all stores before the entry.
         let entry = Entry::from_word(state.words.load_newest(WATCHER, word::ENTRY));
         let position = match entry {
             Entry::Taken(Who::New, _) => {
@@ -635,7 +638,7 @@ impl Eviction {
 
 /// The readers' steps.
 impl Eviction {
-    /// The floor after a copy: what the fence before it has ordered. Returns whether the copy may be handed out.
+    /// Whether a copy may be handed out, given the floor after it. The preceding fence has ordered the two.
     fn may_hand_out(self, head: u8, floor: u8) -> bool {
         floor <= head || self.has(Fault::HandsOutWithoutALook)
     }
@@ -727,7 +730,7 @@ impl Eviction {
             Comes::Sure if value > me.head => Comes::Leaves,
             Comes::Sure => Comes::Head,
             Comes::Leaves => {
-                // As one whose handshake failed: the model has enough of the others.
+                // Behave like a failed handshake, because other models cover the retry.
                 Comes::TellsActive(enter(words, Entry::Free))
             }
             Comes::Head => {
@@ -869,7 +872,7 @@ impl Model for Eviction {
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        // What comes after a mistake teaches nothing.
+        // States after a violation are not explored.
         if state.wrong.is_some() {
             return;
         }
@@ -969,15 +972,15 @@ impl Model for Eviction {
     }
 }
 
-/// Of best-effort, latest and the evicted.
+/// For best-effort, latest and evicted readers.
 pub const WHOLE: &str = "a torn message is never handed out, also not to a reader that is evicted meanwhile";
-/// Of a reliable one.
+/// For a reliable reader.
 pub const KEPT: &str = "the floor never passes the head of a reliable reader that was not let go of";
-/// What another one in its place has said, and what none has said yet, is not its word.
+/// Words of another reader in the same slot do not count, and neither does a word that was not stored yet.
 pub const HONEST: &str = "a reader is not judged by what it has not said itself";
-/// Of a newcomer.
+/// For the new reader.
 pub const BY_NUMBER: &str = "a reader is not evicted for another one's stall";
-/// Of the publisher.
+/// For the publisher.
 pub const SENDER_WOKEN: &str = "a publisher does not wait for the room of a reader that was let go of";
-/// Of a newcomer that sleeps.
+/// For a new reader that sleeps.
 pub const RUNG: &str = "a newcomer does not sleep before a message, whatever the one before it was rung for";

@@ -1,11 +1,12 @@
 //! A reader that may be overtaken, and the publisher that overtakes it.
 //!
-//! The publisher stores the *floor*, makes a release fence, and only then writes over what lies below it. The reader copies, makes an
-//! acquire fence, looks at the floor, and throws away what lies below. Where it was overtaken it begins again at a *mark*: the position of a
-//! record and the number of messages before it, two words without a lock, of which each is stored once in a lap.
+//! The publisher stores the *floor*, makes a release fence, and only then overwrites the cells below it. The
+//! reader copies, makes an acquire fence, reads the floor, and discards copies from below the floor. An
+//! overtaken reader restarts at a *mark*: the position of a record and the number of messages before it. A
+//! mark consists of two words without a lock, and each is stored once per lap.
 //!
-//! A record is one cell or two. What is written into a cell says which message it is of, so the model sees what the reader cannot:
-//! that a message is torn, or another than the reader counts.
+//! A record has one or two cells. Each cell contains the number of its message. So the model sees what the
+//! reader cannot see: that a message is torn, or that it differs from the one that the reader counts.
 
 use stateright::{Model, Property};
 
@@ -14,11 +15,11 @@ use crate::memory::{Memory, Order};
 const PUBLISHER: usize = 0;
 const READER: usize = 1;
 
-/// Cells of the ring.
+/// The number of cells of the ring.
 const CELLS: u8 = 4;
-/// Marks: as many parts has the ring.
+/// The number of marks. The ring has as many parts.
 const MARKS: usize = 2;
-/// Marks lie so far apart at least.
+/// The minimum distance between marks.
 const PART: u8 = CELLS / 2;
 
 /// A mistake that the checker must find.
@@ -26,15 +27,15 @@ const PART: u8 = CELLS / 2;
 pub enum Fault {
     /// The publisher makes no release fence after it has stored the floor.
     WritesWithoutFence,
-    /// It writes, and stores the floor after that.
+    /// It writes before it stores the floor.
     WritesFirst,
-    /// The reader makes no acquire fence before it looks at the floor.
+    /// The reader makes no acquire fence before it reads the floor.
     LooksWithoutFence,
-    /// The reader looks at the floor before it copies, and not after.
+    /// The reader reads the floor only before it copies, and not after.
     LooksFirst,
-    /// The reader does not look whether a mark was written over meanwhile.
+    /// The reader does not check whether a mark was overwritten in the meantime.
     BelievesMarks,
-    /// The reader begins again at a mark that lies below the floor.
+    /// The reader restarts at a mark below the floor.
     TakesAnyMark,
     /// The publisher stores a mark's position before its number.
     MarksPositionFirst,
@@ -42,35 +43,35 @@ pub enum Fault {
     MarksRelaxed,
     /// The position of a mark is read relaxed.
     ReadsMarksRelaxed,
-    /// A mark is written before the floor has passed the one in its place.
+    /// A mark is written before the floor has passed the previous mark in the same place.
     MarksBeforeTheFloor,
-    /// The floor goes to the tail, and leaves the reader no mark.
+    /// The floor moves to the tail, and leaves the reader no mark.
     FloorPastTheMarks,
-    /// The reader judges a header before it has looked at the floor.
+    /// The reader judges a header before it has read the floor.
     JudgesFirst,
-    /// The reader looks at the floor before it looks at the tail.
+    /// The reader reads the floor before the tail.
     FloorBeforeTail,
-    /// The floor is stored relaxed: what a mark says above it need not be seen.
+    /// The floor is stored relaxed, so a mark above it may be invisible.
     FloorRelaxed,
 }
 
-/// What the reader wants.
+/// The messages that the reader wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Delivery {
-    /// Every message that it is in time for.
+    /// Every message that it can read in time.
     BestEffort,
-    /// The last one.
+    /// Only the last message.
     Latest,
 }
 
-/// What is checked.
+/// The configuration of the model.
 #[derive(Debug, Clone, Copy)]
 pub struct Floor {
     /// The sizes of the messages, in cells.
     pub sizes: &'static [u8],
-    /// What the reader wants.
+    /// The messages that the reader wants.
     pub delivery: Delivery,
-    /// What is done wrong.
+    /// The fault, if any.
     pub fault: Option<Fault>,
 }
 
@@ -93,10 +94,10 @@ mod word {
 
 type Words = Memory<{ word::ALL }, 2>;
 
-/// What the publisher does next, for the message that comes next.
+/// The publisher's next step for the current message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Publishes {
-    /// Stores the floor, where it must move.
+    /// Stores the floor, if it must move.
     Floor,
     /// Stores one word of a mark.
     Mark(MarkWord),
@@ -106,7 +107,7 @@ enum Publishes {
     LateFloor,
     /// Stores the tail.
     Tail,
-    /// Has published all, or was killed.
+    /// Has published all messages, or was killed.
     Done,
 }
 
@@ -116,51 +117,51 @@ enum MarkWord {
     Position,
 }
 
-/// A position, and the messages before it.
+/// A position, and the number of messages before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Mark {
     position: u8,
     number: u8,
 }
 
-/// What the reader does next.
+/// The reader's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Reads {
     /// Loads the tail.
     Tail,
-    /// Loads the floor, to see whether the tail can be.
+    /// Loads the floor, to check that the tail is plausible.
     Floor,
-    /// Loads the header at this position, `passed` messages behind the head, in a walk to the last one.
+    /// Loads the header at this position, `passed` messages behind the head, on the way to the last one.
     Walk { at: u8, passed: u8 },
-    /// Looks at the floor after a walk, of which the last record is here.
+    /// Reads the floor after reaching the last record at this position.
     Walked { last: u8, passed: u8 },
     /// Loads the header of the record at the head.
     Header,
     /// Loads the second cell.
     Second { first: u8 },
-    /// Looks at the floor, and hands out what was copied.
+    /// Reads the floor, and hands out the copy.
     Check { first: u8, second: u8 },
-    /// Looks at the floor after something that cannot be.
+    /// Reads the floor after an implausible value.
     Unsound,
-    /// Begins again: looks at the floor,
+    /// Restarts: reads the floor,
     AgainFloor,
-    /// at the tail,
+    /// the tail,
     AgainTail,
-    /// at this word of this mark,
+    /// this word of this mark,
     AgainMark(usize, MarkWord),
-    /// at the floor once more, and goes to a mark.
+    /// and the floor once more, and moves to a mark.
     AgainCheck,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Publisher {
     next: Publishes,
-    /// Messages that were published.
+    /// The number of messages that were published.
     sent: u8,
     tail: u8,
     floor: u8,
     marks: [Mark; MARKS],
-    /// Marks that were set.
+    /// The number of marks that were set.
     count: u8,
 }
 
@@ -168,34 +169,34 @@ struct Publisher {
 struct Reader {
     next: Reads,
     head: u8,
-    /// Messages before the head, as it counts.
+    /// The number of messages before the head, as it counts.
     passed: u8,
     tail: u8,
-    /// The floor, as a look has found it.
+    /// The floor as it last read it.
     floor: u8,
     marks: [Mark; MARKS],
-    /// How often it began again since all was settled.
+    /// The number of restarts since the settling.
     again: u8,
 }
 
-/// What has gone wrong.
+/// The violation that was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Wrong {
-    /// A message was handed out that is not the one that the reader counts, or not whole.
+    /// The reader handed out a torn message, or one other than the one that it counts.
     Torn,
-    /// It was told that the ring is corrupt.
+    /// It reported the ring as corrupt.
     Accused,
-    /// It counts other messages before its head than there are.
+    /// Its count of messages before its head is wrong.
     Miscounted,
 }
 
-/// The words, and where both stand.
+/// The words, and the state of both sides.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
     words: Words,
     publisher: Publisher,
     reader: Reader,
-    /// The publisher does nothing any more, and all it has done is seen.
+    /// The publisher has stopped, and all its stores are visible.
     settled: bool,
     wrong: Option<Wrong>,
     /// The last message was handed out.
@@ -205,22 +206,22 @@ pub struct State {
 /// One step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// The publisher goes on.
+    /// The publisher takes its next step.
     Publish,
-    /// It is killed.
+    /// The publisher is killed.
     Kill,
-    /// The reader goes on. A load reads the oldest store that it may (0), or a newer one.
+    /// The reader takes its next step. A load reads the oldest store that it may (0), or a newer one.
     Read(u8),
-    /// What a publisher did that does nothing any more is seen.
+    /// The stores of a stopped publisher become visible.
     Settle,
 }
 
-/// What is written into a record's cells: the message's number, its size, and which of its cells it is.
+/// Returns the content of a record's cell: the message's number, its size, and the index of the cell.
 const fn cell(number: u8, size: u8, nth: u8) -> u8 {
     number << 2 | (size - 1) << 1 | nth
 }
 
-/// The size that a header tells. `None`: it is none.
+/// Returns the size in a header, or `None` if it is no header.
 const fn size_in(header: u8) -> Option<u8> {
     if header < 4 || header & 1 == 1 {
         return None;
@@ -233,7 +234,7 @@ impl Floor {
         self.fault == Some(fault)
     }
 
-    /// Messages before a position at which a record begins.
+    /// Returns the number of messages before a position at which a record starts.
     fn number_at(self, position: u8) -> Option<u8> {
         let mut at = 0;
         for (number, size) in (0..).zip(self.sizes) {
@@ -248,7 +249,7 @@ impl Floor {
 
 /// The publisher's steps.
 impl Floor {
-    /// Where the floor must go for the next message, if it must.
+    /// Returns the new floor that the next message needs, if it must move.
     fn goal(self, me: &Publisher) -> Option<u8> {
         let end = me.tail + self.sizes[usize::from(me.sent)];
         let goal = end.saturating_sub(CELLS);
@@ -267,7 +268,7 @@ impl Floor {
         me.tail >= me.marks[usize::from(me.count - 1) % MARKS].position + PART
     }
 
-    /// What comes after the floor.
+    /// Returns the step after the floor.
     fn after_floor(self, me: &Publisher) -> Publishes {
         if !Self::needs_mark(me) {
             Publishes::Cell(0)
@@ -278,7 +279,7 @@ impl Floor {
         }
     }
 
-    /// What comes first for the next message.
+    /// Returns the first step for the next message.
     fn begin(self, me: &Publisher) -> Publishes {
         if usize::from(me.sent) == self.sizes.len() {
             Publishes::Done
@@ -384,7 +385,7 @@ impl Floor {
 
 /// The reader's steps.
 impl Floor {
-    /// The word that it loads next, and how.
+    /// Returns the word that it loads next, and the load's ordering.
     fn loads(self, me: &Reader) -> (usize, Order) {
         match me.next {
             Reads::Tail | Reads::AgainTail => (word::TAIL, Order::Synchronises),
@@ -403,7 +404,7 @@ impl Floor {
         }
     }
 
-    /// What was copied is judged after this look at the floor.
+    /// Whether this step reads the floor and then judges the copy.
     fn is_check(next: Reads) -> bool {
         matches!(
             next,
@@ -440,13 +441,14 @@ impl Floor {
             }
             _ => self.look_at_marks(state, value),
         }
-        // Made before the look that judges, and seen by no other thread: so it is no step of its own.
+        // The fence comes before the load that judges, and no other thread sees it. So it is not a separate
+        // step.
         if Self::is_check(state.reader.next) && !self.has(Fault::LooksWithoutFence) {
             state.words.acquire_fence(READER);
         }
     }
 
-    /// A tail that is more than a ring past the floor cannot be.
+    /// Judges the tail. One that is more than a ring above the floor is invalid.
     fn judge_tail(self, state: &mut State) {
         let me = &mut state.reader;
         if me.tail.saturating_sub(me.floor) > CELLS {
@@ -607,12 +609,12 @@ impl Floor {
             (me.head, me.passed) = (mark.position, mark.number);
             self.count(state);
         } else if me.floor == value && value > head {
-            // The floor stood still: an honest publisher has a mark above it.
+            // The floor did not move, so an honest publisher has a mark above it.
             state.wrong = Some(Wrong::Accused);
         }
         let me = &mut state.reader;
         me.next = self.first();
-        // What a look has found says nothing afterwards.
+        // Values of this attempt are not used later.
         me.floor = 0;
         me.marks = [Mark {
             position: 0,
@@ -636,7 +638,7 @@ impl Model for Floor {
             tail: 0,
             floor: 0,
             marks: [mark; MARKS],
-            // The first is that of the ring's beginning, which words of zeros say by themselves.
+            // The first is the mark of the ring's start, which words of zeros already represent.
             count: 1,
         };
         publisher.next = self.begin(&publisher);
@@ -660,7 +662,7 @@ impl Model for Floor {
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        // What comes after a mistake teaches nothing.
+        // States after a violation are not explored.
         if state.wrong.is_some() {
             return;
         }
@@ -712,11 +714,11 @@ impl Model for Floor {
     }
 }
 
-/// Of best-effort and latest.
+/// For best-effort and latest readers.
 pub const NEVER_TORN: &str = "a torn message is never handed out";
-/// Their count.
+/// For their count.
 pub const EXACT: &str = "handed out and lost are the sequence less where it began";
-/// An honest publisher is not called corrupt.
+/// For an honest publisher.
 pub const NEVER_ACCUSED: &str = "what an honest publisher writes is not judged corrupt";
-/// A reader is not kept from reading by what has happened before.
+/// Past events do not prevent a reader from reading.
 pub const PROGRESS: &str = "once the publisher does nothing more, a reader begins again once at most";

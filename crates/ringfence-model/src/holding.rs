@@ -1,87 +1,92 @@
-//! Who holds an address, while members come, leave, are killed, and are stopped for as long as it likes.
+//! The ownership of an address, while members join, leave, are killed, and are stopped for any time.
 //!
-//! Two hold it, a host and its guest. The guest has the listening socket and the open lock file from READY on, so it goes on where its host
-//! is gone. What the kernel knows is modelled as it is: files and their inodes, a lock that belongs to an open file and lasts as
-//! long as one process has that, a listening socket that names the process that called listen(2) last, and connections in its queue that have
-//! been told a name.
+//! Two members hold the address, a host and its guest. The guest has the listening socket and the open lock
+//! file from READY on, so it can continue when its host has gone. The state of the kernel is modelled in
+//! detail:
 //!
-//! How the end of a channel is told is [`ending`](crate::ending)'s affair: here it is one step.
+//! - files and their inodes;
+//! - a lock, which belongs to an open file and lasts while one process has that file open;
+//! - a listening socket, which names the last process that called listen(2);
+//! - the connections in its queue, each of which was given a name.
+//!
+//! The reporting of a channel's end is a single step here; [`ending`](crate::ending) covers it.
 
 use stateright::{Model, Property};
 
-/// The most members that a model has.
+/// The maximum number of members in a model.
 pub const MEMBERS: usize = 4;
 
 /// A mistake that the checker must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// A newcomer that has the lock does not look whether it is still the one beside the path.
+    /// A client that has locked the file does not check whether the file is still at its path.
     LocksWithoutALook,
-    /// The last one unlocks before it removes the files.
+    /// The last member unlocks before it removes the files.
     UnlocksFirst,
-    /// A host that leaves, and gets no answer, removes the files.
+    /// A host that leaves removes the files although it got no answer.
     RemovesWithoutAnAnswer,
     /// A host that leaves does not wait for an answer, and removes nothing.
     LeavesWithoutWaiting,
-    /// A host leaves while a guest has its READY, and does not know it as its guest yet.
+    /// A host leaves while a guest has READY but is not registered as its guest yet.
     LeavesBeforeItsWelcome,
-    /// A guest takes the place over on every end of its channel.
+    /// A guest takes over on every end of its channel.
     TakesOverOnEveryEnd,
-    /// A guest gets the listening socket, and not the lock.
+    /// A guest gets the listening socket but not the lock.
     PassesNoLock,
-    /// A guest goes on without calling listen(2).
+    /// A guest continues without calling listen(2).
     GoesOnUnnamed,
-    /// A newcomer believes the one that answers, and a guest that takes over keeps those that wait in the queue.
+    /// A client accepts an answer from any process, and a guest that takes over keeps the connections in the
+    /// queue.
     BelievesTheAnswer,
-    /// A host takes in a guest though it has one.
+    /// A host accepts a guest although it has one.
     LetsAThirdIn,
 }
 
-/// What is checked.
+/// The configuration of the model.
 #[derive(Debug, Clone, Copy)]
 pub struct Holding {
-    /// How many come.
+    /// The number of members that join.
     pub members: usize,
-    /// How many of them are killed at most.
+    /// The maximum number of members that are killed.
     pub deaths: u8,
-    /// What is done wrong.
+    /// The fault, if any.
     pub fault: Option<Fault>,
 }
 
-/// Where a member stands.
+/// The next step of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum At {
-    /// It has not come yet.
+    /// Has not joined yet.
     Out,
-    /// Opens the lock file, or makes one.
+    /// Opens the lock file, or creates it.
     Opens,
     /// Tries to lock it.
     Locks,
-    /// Looks whether it is still beside the path.
+    /// Checks whether the file is still at its path.
     Looks,
-    /// Has the lock: removes a socket at which none answers.
+    /// Has the lock: removes a socket at which no process answers.
     Clears,
     /// Binds.
     Binds,
     /// Listens.
     Listens,
-    /// Takes guests in.
+    /// Accepts guests.
     Host,
-    /// Has no lock: connects.
+    /// Did not get the lock: connects.
     Connects,
-    /// Waits in the queue of this socket, and was told this name.
+    /// Waits in the queue of this socket, and was given this name.
     Queued { socket: u8, named: u8 },
-    /// Has this host's READY, and looks at what came with it.
+    /// Has received this host's READY, and checks what came with it.
     Greeted { host: u8 },
-    /// Has a channel with this host. It may have been closed, which is not a departure.
+    /// Has a channel with this host. A closed channel does not mean that the host has left.
     Guest { host: u8, closed: bool },
-    /// Its host is gone: it calls listen(2),
+    /// Its host has gone: calls listen(2),
     TakesOver { host: u8 },
-    /// says so to its host,
+    /// answers its host,
     Answers { host: u8 },
-    /// and hangs up on those in the queue.
+    /// and closes the connections in the queue.
     SendsAway,
-    /// A host that takes no guests in any more, and waits for this guest's answer.
+    /// A host that accepts no more guests, and waits for this guest's answer.
     Leaves { guest: u8 },
     /// Removes the socket,
     RemovesSocket,
@@ -89,13 +94,13 @@ enum At {
     RemovesLock,
     /// and unlocks that.
     Unlocks,
-    /// Lets go of its descriptors.
+    /// Closes its descriptors.
     Closes,
-    /// It has left, or was killed.
+    /// Has left, or was killed.
     Gone,
 }
 
-/// What a host that leaves hears of its guest.
+/// What a leaving host has learned about its guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Answer {
     None,
@@ -106,49 +111,49 @@ enum Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Member {
     at: At,
-    /// The open lock file, by the member that has opened it.
+    /// The open lock file, identified by the member that has opened it.
     lock: Option<u8>,
-    /// The listening socket, by the member that has bound it.
+    /// The listening socket, identified by the member that has bound it.
     socket: Option<u8>,
-    /// What its guest has answered.
+    /// The answer of its guest.
     answer: Answer,
 }
 
-/// The members, and what the kernel knows.
+/// The members, and the state of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
     members: [Member; MEMBERS],
-    /// The inode of the lock file beside the path.
+    /// The inode of the lock file at its path.
     lock_file: Option<u8>,
-    /// Lock files that there ever were.
+    /// The number of lock files ever created.
     inodes: u8,
-    /// The listening socket that the file at the path is of.
+    /// The listening socket whose file is at the path.
     socket_file: Option<u8>,
-    /// Of each open lock file: its inode, and whether it is locked.
+    /// For each open lock file: its inode, and whether it is locked.
     locks: [(u8, bool); MEMBERS],
-    /// Of each listening socket: who has called listen(2) last.
+    /// For each listening socket: the last process that called listen(2).
     callers: [Option<u8>; MEMBERS],
     deaths: u8,
     /// A host has left without an answer.
     untold: bool,
-    /// A member has a channel with another than the kernel has named to it.
+    /// A member has a channel with a process other than the one that the kernel has named to it.
     mistaken: bool,
 }
 
 /// One step of one member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// The member comes.
+    /// The member joins.
     Come(usize),
-    /// It goes on with what it is about.
+    /// The member takes its next step.
     GoOn(usize),
-    /// A host takes this one from the queue.
+    /// A host accepts this member from the queue.
     Accept(usize, usize),
-    /// A host or guest leaves.
+    /// A host or a guest leaves.
     Leave(usize),
     /// A host closes its channel, and stays.
     CloseChannel(usize),
-    /// A host that leaves does not wait for an answer any longer.
+    /// A leaving host stops waiting for an answer.
     GiveUp(usize),
     /// The process is killed.
     Die(usize),
@@ -174,7 +179,7 @@ impl State {
         open && self.callers[usize::from(socket)].is_some()
     }
 
-    /// The guest that this member has, as host, if there is one that has not been told of its channel's end.
+    /// Returns the guest of this host, unless the guest knows that its channel was closed.
     fn guest_of(&self, host: usize) -> Option<usize> {
         let host = narrow(host);
         (0..MEMBERS).find(|at| match self.members[*at].at {
@@ -189,18 +194,18 @@ impl State {
         self.members.iter().any(|member| member.at == greeted)
     }
 
-    /// Lets go of all descriptors, and comes again.
+    /// Closes all descriptors, and starts over.
     fn come_again(&mut self, at: usize) {
         let me = &mut self.members[at];
         (me.lock, me.socket, me.at) = (None, None, At::Opens);
     }
 
-    /// The host hears what has become of its guest.
+    /// The host learns what its guest has done.
     fn tell(&mut self, host: u8, answer: Answer) {
         self.members[usize::from(host)].answer = answer;
     }
 
-    /// This host is dead, or has left.
+    /// Whether this host is dead or has left.
     fn has_gone(&self, host: u8) -> bool {
         use At::{Closes, Gone, Leaves};
         matches!(self.members[usize::from(host)].at, Gone | Leaves { .. } | Closes)
@@ -220,7 +225,7 @@ impl Holding {
         self.fault == Some(fault)
     }
 
-    /// The steps of a newcomer.
+    /// The steps of a joining member.
     fn arrive(self, state: &mut State, at: usize) {
         let own = narrow(at);
         let next = match state.members[at].at {
@@ -250,7 +255,7 @@ impl Holding {
             At::Looks if state.lock_file == Some(state.locks[at].0) => At::Clears,
             At::Looks => return state.come_again(at),
             At::Clears => match state.socket_file {
-                // A program that knows nothing of the lock, as far as can be told: it is asked.
+                // Possibly a program that ignores the lock, so connect to it.
                 Some(socket) if state.is_listening(socket) => {
                     state.lock_file = None;
                     state.members[at].lock = None;
@@ -277,14 +282,14 @@ impl Holding {
                 }
                 _ => At::Opens,
             },
-            // The socket was closed, and the kernel hangs up.
+            // The socket was closed, and the kernel closes the connection.
             At::Queued { .. } => At::Opens,
             other => other,
         };
         state.members[at].at = next;
     }
 
-    /// The steps of one that has a place.
+    /// The steps of a host or guest.
     fn hold(self, state: &mut State, at: usize) {
         let next = match state.members[at].at {
             At::Greeted { host } => {
@@ -328,7 +333,7 @@ impl Holding {
                         state.members[other].at = At::Opens;
                     }
                 }
-                // Its host's answer is not its guest's.
+                // The answer was given to its host, and its own guest has given none.
                 state.members[at].answer = Answer::None;
                 At::Host
             }
@@ -337,7 +342,7 @@ impl Holding {
         state.members[at].at = next;
     }
 
-    /// The steps of one that goes.
+    /// The steps of a leaving member.
     fn go(self, state: &mut State, at: usize) {
         let member = state.members[at];
         let inode = member.lock.map(|open| state.locks[usize::from(open)].0);
@@ -472,7 +477,7 @@ impl Model for Holding {
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        // They are alike: the first to come has the first number.
+        // The members are alike, so the first to join has the first number.
         let next = (0..self.members).find(|at| state.members[*at].at == At::Out);
         actions.extend(next.map(Action::Come));
         for at in 0..self.members {
@@ -602,14 +607,14 @@ impl Model for Holding {
     }
 }
 
-/// Of members.
+/// For members.
 pub const ONE_HOST: &str = "never two hosts at an address";
-/// Of members.
+/// For members.
 pub const NEVER_FREE: &str = "the address is never free while a member lives";
-/// Of a newcomer.
+/// For a new member.
 pub const NAMED: &str =
     "a newcomer has a channel with the one that the kernel has named, and that is the host";
-/// Of a third.
+/// For a third member.
 pub const TWO: &str = "a host has one guest at a time";
-/// Of the last.
+/// For the last member.
 pub const NOTHING_LEFT: &str = "the last to leave removes what is there";

@@ -1,41 +1,46 @@
-//! The small machines of ringfence's protocol, checked by exhaustion.
+//! Models of the small state machines in ringfence's protocol, checked exhaustively.
 //!
-//! A test tries some of the orders in which threads and processes can meet. A model tries all of them: it says what each
-//! side can do next, one indivisible step at a time, and [stateright](https://docs.rs/stateright) visits every state that
-//! such steps can lead to. What must hold is asked in each.
+//! A test tries some of the orders in which the steps of threads and processes can interleave. A model tries
+//! all of them: it defines what each side can do next, one indivisible step at a time.
+//! [stateright](https://docs.rs/stateright) then visits every reachable state and checks the properties in
+//! each.
 //!
 //! | module | what it checks |
 //! | --- | --- |
-//! | [`ending`] | the phases of a channel's two regions: who ends it, how the other is told, who has the address then, and what is wiped |
-//! | [`closing`] | the end of sending and the close of a channel, from both sides at once, with messages on their way |
-//! | [`parking`] | one publisher and its readers, each of which sleeps when it has nothing to do: the words by which they are rung, the fences, and the promise of fences that one word makes to all readers |
-//! | [`admission`] | a reader that comes while the publisher goes on: its place is kept, it misses nothing, and it is rung |
-//! | [`bells`] | one line as the bell of two halves, of which one is waited for by an event loop and the other by a thread |
-//! | [`eviction`] | a reader that is let go of while it reads, and a newcomer in its place: what was known of the one is not taken for the other |
-//! | [`floor`] | a reader that is overtaken: no torn message, an exact count, no honest publisher accused |
-//! | [`holding`] | who holds an address, while members come, leave, are killed and are stopped |
-//! | [`wiping`] | a ring that is wiped while slices of it are handed out: what is written in place is left alone, and nothing else stays |
+//! | [`ending`] | the phases of a channel's two regions: which side ends it, how the other side learns that, who owns the address afterwards, and what is wiped |
+//! | [`closing`] | the end of sending and the close of a channel, from both sides at the same time, with messages in the ring |
+//! | [`parking`] | one publisher and its readers, each of which sleeps when it has nothing to do: the parked words, the fences, and the single word that promises fences to all readers |
+//! | [`admission`] | a reader that subscribes while the publisher continues: its starting position is kept, it misses nothing, and it is woken |
+//! | [`bells`] | one line that wakes two halves, one waiting in an event loop and the other in a thread |
+//! | [`eviction`] | a reader that is evicted while it reads, and a new one in the same slot: knowledge about the first is never applied to the second |
+//! | [`floor`] | a reader that is overtaken: no torn message, an exact count, and no false accusation of an honest publisher |
+//! | [`holding`] | the ownership of an address while members join, leave, are killed and are stopped |
+//! | [`wiping`] | a ring that is wiped while slices of it are handed out: slices stay unchanged, and nothing else remains |
 //!
-//! `cargo test -p ringfence-model` checks all of them in some seconds, and `npm run test:models` more of each, in a minute or two. Each
-//! prints what it has found, and in how many states ([`check`]).
+//! `cargo test -p ringfence-model` checks all of them in a few seconds. `npm run test:models` checks larger
+//! forms, in a minute or two. Each prints its result and the number of states ([`check`]).
 //!
 //! # How to read a model
 //!
-//! - `State` is what there is: shared words, lines, locks, and where each thread stands. `Action` is one step of one thread. What
-//!   the code does under a lock still takes several steps here, since the other process sees each of them.
-//! - A property is a sentence. `always` must hold in each state; `sometimes` in one at least, so that a model in which nothing
-//!   can happen does not pass.
-//! - A `Fault` is a mistake that the code once made, or could make. With it in place the checker must find a property that
-//!   does not hold: a test asserts that for each of them. A model that no fault breaks proves nothing.
-//! - What decides in the code decides here as well, where that can be had: `ending` includes the file with the order of the
-//!   phases (`crates/ringfence/src/memory/phase.rs`) as it is.
+//! - `State` contains shared words, lines, locks, and the next step of each thread. `Action` is one step of
+//!   one thread. Code that runs under a lock still takes several steps here, because the other process sees
+//!   each of them.
+//! - A property is a sentence. `always` must hold in every state. `sometimes` must hold in at least one, so
+//!   that a model in which nothing can happen does not pass.
+//! - A `Fault` is a mistake that the code once contained, or could contain. With the fault enabled the
+//!   checker must find a violated property, and a test asserts that for each fault. A model that no fault
+//!   breaks proves nothing.
+//! - If possible, a model uses the code itself: `ending` includes the source file with the order of the
+//!   phases (`crates/ringfence/src/memory/phase.rs`).
 //!
-//! # What a model does not say
+//! # What a model does not show
 //!
-//! - [`ending`], [`bells`] and [`holding`] know no memory orderings: a store is seen by the next load. The others have the words of
-//!   [`memory`], where a thread may see old values as long as nothing that the code does forbids it.
-//! - A model is small: two or three readers, a ring of a few cells. A mistake that takes more is not found.
-//! - That the code does what a model does is not checked by the model. loom runs the code itself, with less of everything.
+//! - [`ending`], [`bells`] and [`holding`] do not model memory orderings: each load sees the latest store.
+//!   The others use the words of [`memory`], where a thread may see old values unless the code forbids it.
+//! - A model is small: two or three readers, and a ring of a few cells. It does not find a mistake that needs
+//!   more.
+//! - The model does not check that the code behaves like the model. loom runs the code itself, in smaller
+//!   configurations.
 
 pub mod admission;
 pub mod bells;

@@ -1,24 +1,25 @@
-//! Shared words as processors and compilers let several threads see them.
+//! Shared words as several threads see them through processors and compilers.
 //!
-//! A store is not seen by all threads at once. Each word has the list of what was stored in it, and each thread a *view*: for each
-//! word, the oldest store that it may still read. A load takes any store from there on, so a thread may see an old tail beside a new
-//! fence word. What narrows the choice is what the code writes down: a release store carries its thread's view, an acquire load takes it
-//! over, and a full fence exchanges views with every other full fence.
+//! A store does not become visible to all threads at the same time. Each word has the list of values that
+//! were stored in it. Each thread has a *view*: for each word, the oldest store that it may still read. A
+//! load takes any store from there on, so a thread may see an old tail together with a new fence word. The
+//! code narrows the choice: a release store carries its thread's view, an acquire load adopts it, and a full
+//! fence exchanges views with every other full fence.
 //!
-//! These are the rules of C11 as loom has them, without one thing: a load cannot see a store that its own thread makes possible later
-//! (out of thin air). They allow all that the store buffers of x86-64 allow, and what ARM allows beyond that: loads out of order, and
-//! stores of two words out of order.
+//! These are the rules of C11 as loom implements them, with one exception: a load cannot see a store that its
+//! own thread makes possible later (out of thin air). They allow everything that the store buffers of x86-64
+//! allow. They also allow what ARM adds to that: loads out of order, and stores of two words out of order.
 //!
-//! Each word has one writing thread at a time, as in the code. So a store is always the newest of its word.
+//! As in the code, only one thread at a time writes each word. So a store is always the newest of its word.
 
 use std::cmp::max;
 
-/// How a load or store orders what its thread does before and after it.
+/// The ordering of a load or store with its thread's other accesses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Order {
-    /// Not at all.
+    /// No ordering.
     Relaxed,
-    /// A load takes over the view that a release store carries; a store carries its thread's view.
+    /// A load adopts the view that a release store carries. A store carries its thread's view.
     Synchronises,
 }
 
@@ -44,31 +45,31 @@ struct Store<const WORDS: usize> {
     carries: View<WORDS>,
 }
 
-/// What one thread has seen.
+/// The view of one thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Seen<const WORDS: usize> {
-    /// Which words it reads or writes, one bit each. None, once it has ended. What it would hear of the others is left out: that
-    /// allows more, and makes fewer states.
+    /// The words that it reads or writes, one bit each. Zero once the thread has ended. Its knowledge of
+    /// other words is not tracked, which allows more behaviour with fewer states.
     uses: u32,
     now: View<WORDS>,
-    /// What it has read relaxed carried this: an acquire fence takes it over.
+    /// The views carried by stores that it has read relaxed. An acquire fence adopts them.
     after_fence: View<WORDS>,
-    /// Its view at its last release fence: what its relaxed stores carry.
+    /// Its view at its last release fence, which its relaxed stores carry.
     at_fence: View<WORDS>,
 }
 
-/// The words, and the views of so many threads.
+/// The words, and the views of `THREADS` threads.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Memory<const WORDS: usize, const THREADS: usize> {
     stores: Vec<Store<WORDS>>,
     threads: [Seen<WORDS>; THREADS],
-    /// What the full fences so far agree on.
+    /// The view that all full fences so far agree on.
     agreed: View<WORDS>,
 }
 
 impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
-    /// All words 0, which every thread has seen. `uses` says of each thread which words it reads or writes: one bit each. A thread
-    /// without any does not take part.
+    /// Makes words that are all 0, which every thread has seen. `uses` has the words that each thread reads
+    /// or writes, one bit each. A thread without any word does not take part.
     pub fn new(uses: [u32; THREADS]) -> Self {
         let stores = (0..WORDS).map(|word| Store {
             word: narrow(word),
@@ -108,12 +109,12 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
             .expect("one of the choices")
     }
 
-    /// How many stores of the word the thread may read: the choices of [`Memory::load`].
+    /// Returns the number of stores of the word that the thread may read: the choices of [`Memory::load`].
     pub fn choices(&self, thread: usize, word: usize) -> u8 {
         self.newest(word).at - self.threads[thread].now[word] + 1
     }
 
-    /// What a thread reads, which takes the oldest (0) or a newer one of the stores that it may read.
+    /// Loads a word. `choice` selects the oldest (0) or a newer one of the stores that the thread may read.
     pub fn load(&mut self, thread: usize, word: usize, choice: u8, order: Order) -> u8 {
         let at = self.threads[thread].now[word] + choice;
         let &Store { value, carries, .. } = self.find(word, at);
@@ -127,7 +128,7 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
         value
     }
 
-    /// What a thread reads of a word that it has under a lock, or by a system call: the newest.
+    /// Loads the newest value of a word, for a word that is protected by a lock or read by a system call.
     pub fn load_newest(&mut self, thread: usize, word: usize) -> u8 {
         let newest = self.choices(thread, word) - 1;
         self.load(thread, word, newest, Order::Synchronises)
@@ -151,7 +152,8 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
         });
     }
 
-    /// What the kernel says of a process that it has ended: seen with all that was stored before.
+    /// Stores a value on behalf of the kernel, which reports that a process has ended. A load also sees
+    /// everything that was stored before.
     pub fn store_by_kernel(&mut self, word: usize, value: u8) {
         let at = self.newest(word).at + 1;
         let mut carries = [0; WORDS];
@@ -173,21 +175,22 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
         self.forget();
     }
 
-    /// What was read before is older than what is read after.
+    /// Orders the loads before the fence with the loads after it.
     pub fn acquire_fence(&mut self, thread: usize) {
         let seen = &mut self.threads[thread];
         join(&mut seen.now, &seen.after_fence);
         self.forget();
     }
 
-    /// What is stored after this, and is seen, makes seen what was stored before.
+    /// Orders the stores before the fence with the stores after it: a thread that sees a later store sees the
+    /// earlier ones.
     pub fn release_fence(&mut self, thread: usize) {
         let seen = &mut self.threads[thread];
         seen.at_fence = seen.now;
         self.forget();
     }
 
-    /// Both, and of two threads' full fences one is before the other.
+    /// Does both, and full fences of different threads have a total order.
     pub fn full_fence(&mut self, thread: usize) {
         let seen = &mut self.threads[thread];
         let after_fence = seen.after_fence;
@@ -198,7 +201,7 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
         self.forget();
     }
 
-    /// The thread ends. No processor keeps back what it has stored, so a membarrier need not interrupt it.
+    /// Ends the thread. No processor holds back its stores any longer, so a membarrier need not interrupt it.
     pub fn retire(&mut self, thread: usize) {
         self.full_fence(thread);
         self.threads[thread] = Seen {
@@ -210,7 +213,7 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
         self.forget();
     }
 
-    /// Every store so far is seen by the thread: no processor keeps one back for ever.
+    /// Makes every store so far visible to the thread: no processor delays a store forever.
     pub fn settle(&mut self, thread: usize) {
         for word in 0..WORDS {
             let newest = self.newest(word).at;
@@ -219,8 +222,8 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
         self.forget();
     }
 
-    /// Lets go of what no thread can read or hear of, and counts from what is left: so states that differ in nothing that a
-    /// thread can see are one.
+    /// Drops everything that no thread can read or learn, and renumbers the rest. So states that no thread
+    /// can distinguish become equal.
     fn forget(&mut self) {
         let mut oldest = [u8::MAX; WORDS];
         let mut used_beside = [0; WORDS];
@@ -263,7 +266,8 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
         self.raise();
     }
 
-    /// What a store carries matters only where one that may read it has not seen as much.
+    /// Normalizes the carried views: they matter only if a thread that may read the store has not seen as
+    /// much.
     fn raise(&mut self) {
         for store in &mut self.stores {
             let word = usize::from(store.word);
@@ -281,22 +285,22 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
     }
 }
 
-/// The words of such a set.
+/// Returns the words of a bit set.
 fn words(set: u32, all: usize) -> impl Iterator<Item = usize> {
     (0..all).filter(move |word| set & (1 << word) != 0)
 }
 
-/// membarrier(2), as one thread issues it: a fence of its own, one of each other thread at a moment of that thread's, and one
-/// of its own in the end.
+/// membarrier(2) as one thread issues it: a fence of its own, then one in each other thread at any time, then
+/// another of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Membarrier {
-    /// The threads that have not made theirs: one bit each.
+    /// The threads that have not made their fence yet, one bit each.
     pub left: u8,
 }
 
 impl Membarrier {
-    /// Begins one, which interrupts these threads (one bit each) as far as they take part. The others' fences are left out: they
-    /// could only help.
+    /// Starts a call that interrupts these threads (one bit each), if they take part. The fences of other
+    /// threads are left out, because they could only help.
     pub fn begin<const WORDS: usize, const THREADS: usize>(
         memory: &mut Memory<WORDS, THREADS>,
         thread: usize,
@@ -309,7 +313,7 @@ impl Membarrier {
         }
     }
 
-    /// Another thread is interrupted. The last one ends the call.
+    /// Interrupts another thread. The last interruption ends the call.
     pub fn interrupt<const WORDS: usize, const THREADS: usize>(
         &mut self,
         memory: &mut Memory<WORDS, THREADS>,

@@ -1,94 +1,96 @@
 //! One publisher and the readers of its ring, each of which sleeps when it has nothing to do.
 //!
-//! A sleeper says so in a word of its own, looks once more, and sleeps. The other side looks at that word after each publication and
-//! rings. Between the two stores and the two looks lies a full fence on each side, or one membarrier(2) at the sleeper. The publisher says in
-//! *one* word for all readers whether it makes fences. A publisher without room sleeps for all readers that are in its way, with one
-//! membarrier.
+//! A sleeper announces that in a word of its own, checks once more, and sleeps. The other side reads that
+//! word after each publication and sends a wakeup. Between the store and the check there is a full fence on
+//! each side, or one membarrier(2) at the sleeper. The publisher announces in *one* word for all readers
+//! whether it makes fences. A publisher without space in the ring sleeps until all slow readers have read,
+//! with a single membarrier.
 
 use stateright::{Model, Property};
 
 use crate::memory::{Membarrier, Memory, Order};
 
-/// The most readers that a model has.
+/// The maximum number of readers in a model.
 pub const READERS: usize = 3;
-/// The publisher's thread. The readers are those after it.
+/// The publisher's thread. The readers are the threads after it.
 const PUBLISHER: usize = 0;
 
 /// A mistake that the checker must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// A reader makes no fence after it has said that it sleeps.
+    /// A reader makes no fence after it has announced that it sleeps.
     ReaderWithoutFence,
     /// A reader issues no membarrier, though the publisher makes no fences.
     ReaderWithoutMembarrier,
-    /// A reader sleeps without having looked once more.
+    /// A reader sleeps without checking once more.
     SleepsWithoutALook,
-    /// A reader reads its line empty between its look and its sleep.
+    /// A reader empties its line between its check and its sleep.
     EmptiesTheLineLate,
-    /// The publisher makes no fence, though its word says that it does.
+    /// The publisher makes no fence, though its word promises one.
     PublisherWithoutFence,
-    /// The publisher takes its promise of fences back after its last fence, and not before.
+    /// The publisher revokes its promise of fences after its last fence instead of before.
     TakesBackAfterTheFence,
-    /// The promise of fences is stored relaxed: what was published without a fence is not seen with it.
+    /// The promise of fences is stored relaxed, so messages published without a fence may be invisible to a
+    /// reader that sees the promise.
     PromisesRelaxed,
     /// The promise is read relaxed.
     ReadsThePromiseRelaxed,
-    /// The publisher looks at the sleepers before it stores its tail.
+    /// The publisher checks for sleepers before it stores its tail.
     LooksBeforeItPublishes,
-    /// The publisher has a count of fences for each reader, and one word for all.
+    /// The publisher counts fences per reader, but has one word for all.
     CountsForEachReader,
     /// The publisher remembers one number for all readers.
     RemembersOneNumber,
     /// A reader parks with the same number each time.
     ParksWithOneNumber,
-    /// A publisher that sleeps for room has taken one reader's fences for all readers'.
+    /// A publisher that sleeps for space takes one reader's promise of fences for the promise of all.
     AsksOneReader,
-    /// A publisher that sleeps for room looks once more at the first reader alone.
+    /// A publisher that sleeps for space checks only the first reader again.
     LooksAtOneReader,
-    /// A publisher that sleeps for room makes no fence.
+    /// A publisher that sleeps for space makes no fence.
     SleeperForRoomWithoutFence,
-    /// A reader makes no fence after it has made room, though its word says so.
+    /// A reader makes no fence after it has freed space, though its word promises one.
     RoomWithoutFence,
 }
 
-/// Who makes the fence between a publication and the look at the sleeper's word.
+/// The side that makes the fence between a publication and the check of the sleeper's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Barriers {
-    /// Each side its own.
+    /// Each side makes its own fence.
     Both,
-    /// The sleeper, for both, unless the publisher says that it makes its own.
+    /// The sleeper makes it for both sides, unless the publisher announces that it makes its own.
     Sleeper,
 }
 
-/// Who sleeps where there is nothing to do.
+/// The sides that sleep when they have nothing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Sleepers {
-    /// The readers, until something is published. There is room for all.
+    /// The readers, until a message is published. The ring has space for all messages.
     Readers,
-    /// The publisher, until there is room.
+    /// The publisher, until the ring has space.
     Publisher,
     /// Both.
     All,
 }
 
-/// What is checked.
+/// The configuration of the model.
 #[derive(Debug, Clone, Copy)]
 pub struct Parking {
-    /// How many read.
+    /// The number of readers.
     pub readers: usize,
-    /// How many messages are published.
+    /// The number of messages that are published.
     pub messages: u8,
-    /// How many the ring holds.
+    /// The number of messages that the ring holds.
     pub room: u8,
-    /// Which sides sleep. The other looks again and again.
+    /// The sides that sleep. The other side polls.
     pub sleepers: Sleepers,
-    /// Who makes fences.
+    /// The side that makes fences.
     pub barriers: Barriers,
-    /// Publications with a fence after a bell.
+    /// The number of publications with a fence after a wakeup.
     pub fences: u8,
-    /// Publications for which fences are promised at the start.
+    /// The number of publications for which fences are promised at the start.
     pub promised: u8,
-    /// What is done wrong.
+    /// The fault, if any.
     pub fault: Option<Fault>,
 }
 
@@ -98,7 +100,7 @@ mod word {
     pub(super) const TAIL: usize = 0;
     pub(super) const TAIL_FENCED: usize = 1;
     pub(super) const WRITER_PARKED: usize = 2;
-    /// The reader's words, one after the other.
+    /// The readers' words, one after the other.
     pub(super) const fn parked(reader: usize) -> usize {
         3 + reader
     }
@@ -113,88 +115,88 @@ mod word {
 
 type Words = Memory<{ word::ALL }, { 1 + READERS }>;
 
-/// A side that looks at the words of sleepers and rings.
+/// The state of a side that checks for sleepers and wakes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Waker {
-    /// Publications for which it will still make a fence; for each reader, with [`Fault::CountsForEachReader`].
+    /// The number of publications that still get a fence; per reader with [`Fault::CountsForEachReader`].
     fences: [u8; READERS],
-    /// The numbers last rung.
+    /// The parked numbers that were last woken.
     rung: [u8; READERS],
 }
 
-/// What the publisher does next.
+/// The publisher's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Publishes {
-    /// Looks whether there is room, and publishes or looks at a head.
+    /// Checks for space, and publishes or reads a head.
     Begins,
     /// Loads this reader's head.
     Heads(u8),
-    /// Takes its promise of fences back.
+    /// Revokes its promise of fences.
     TakesBack,
-    /// Makes a fence, or does without.
+    /// Makes a fence, if it must.
     Fences,
     /// Makes a fence for this reader ([`Fault::CountsForEachReader`]).
     FencesFor(u8),
-    /// Looks at this reader's word.
+    /// Reads this reader's parked word.
     Looks(u8),
-    /// Promises fences, and goes on with the reader after this one.
+    /// Promises fences, and continues with the reader after this one.
     Promises(u8),
-    /// Rings for those that it has found asleep.
+    /// Wakes the sleepers that it has found.
     Rings,
-    /// Stores the tail, after all that ([`Fault::LooksBeforeItPublishes`]).
+    /// Stores the tail after all that ([`Fault::LooksBeforeItPublishes`]).
     Late,
-    /// Says that it sleeps.
+    /// Announces that it sleeps.
     Parks,
     /// Makes its fence.
     ParkFence,
-    /// Looks whether this reader makes fences.
+    /// Reads whether this reader makes fences.
     Asks(u8),
     /// Is in membarrier(2).
     Barrier(Membarrier),
-    /// Looks at this reader's head once more.
+    /// Reads this reader's head once more.
     Again(u8),
     /// Sleeps.
     Sleeps,
-    /// Says that it is awake.
+    /// Announces that it is awake.
     Unparks,
-    /// Has published all.
+    /// Has published all messages.
     Done,
 }
 
-/// What a reader does next.
+/// A reader's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Reads {
     /// Loads the tail.
     Looks,
-    /// Says that it sleeps.
+    /// Announces that it sleeps.
     Parks,
     /// Makes its fence.
     ParkFence,
-    /// Looks whether the publisher makes fences.
+    /// Reads whether the publisher makes fences.
     Asks,
     /// Is in membarrier(2).
     Barrier(Membarrier),
-    /// Looks at the tail once more.
+    /// Reads the tail once more.
     Again,
-    /// Reads its line empty ([`Fault::EmptiesTheLineLate`]).
+    /// Empties its line ([`Fault::EmptiesTheLineLate`]).
     Empties,
     /// Sleeps.
     Sleeps,
-    /// Says that it is awake.
+    /// Announces that it is awake.
     Unparks,
     /// Stores its head.
     MakesRoom,
-    /// Takes its promise of fences back.
+    /// Revokes its promise of fences.
     TakesBack,
-    /// Makes a fence, or does without.
+    /// Makes a fence, if it must.
     Fences,
-    /// Looks at the publisher's word.
+    /// Reads the publisher's parked word.
     LooksAtWriter,
     /// Promises fences.
     Promises,
-    /// Rings.
+    /// Wakes the publisher.
     Rings,
-    /// Has read all.
+    /// Has read all messages.
     Done,
 }
 
@@ -203,30 +205,30 @@ struct Publisher {
     next: Publishes,
     sent: u8,
     waker: Waker,
-    /// Whom to ring: one bit each.
+    /// The readers to wake, one bit each.
     asleep: u8,
-    /// As it has seen them.
+    /// The heads as it last read them.
     heads: [u8; READERS],
     number: u8,
-    /// A reader has rung.
+    /// A reader has sent a wakeup.
     bell: bool,
-    /// One of those in the way makes no fences.
+    /// A slow reader makes no fences, so the publisher must issue a membarrier.
     must_issue: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Reader {
     next: Reads,
-    /// The tail, as it has seen it.
+    /// The tail as it last read it.
     tail: u8,
     read: u8,
     number: u8,
-    /// The publisher has rung.
+    /// The publisher has sent a wakeup.
     bell: bool,
     waker: Waker,
 }
 
-/// The words, and where each thread stands.
+/// The words, and the state of each thread.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
     words: Words,
@@ -237,9 +239,9 @@ pub struct State {
 /// One step of one thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// The thread goes on. A load reads the oldest store that it may (0), or a newer one.
+    /// The thread takes its next step. A load reads the oldest store that it may (0), or a newer one.
     GoOn(usize, u8),
-    /// The membarrier of the first interrupts the second.
+    /// The membarrier of the first thread interrupts the second.
     Interrupt(usize, usize),
 }
 
@@ -255,7 +257,7 @@ impl Waker {
         self.fences.iter().any(|&left| left > 0)
     }
 
-    /// The next fence is the last one that was promised.
+    /// Whether the next fence is the last one that was promised.
     fn is_last(self) -> bool {
         self.fences.iter().all(|&left| left <= 1) && self.makes_fence()
     }
@@ -266,7 +268,7 @@ impl Waker {
         }
     }
 
-    /// Whether a sleeper with this word must be rung, which is then remembered.
+    /// Whether a sleeper with this word must be woken. Remembers the number if so.
     fn must_ring(&mut self, at: usize, parked: u8) -> bool {
         let asleep = parked % 2 == 1 && parked != self.rung[at];
         if asleep {
@@ -289,14 +291,14 @@ impl Parking {
         publisher.sent - publisher.heads[at] >= self.room
     }
 
-    /// The first reader from here on that lacks room.
+    /// Returns the first reader from here on that leaves no space.
     fn in_the_way(self, publisher: &Publisher, from: usize) -> Option<u8> {
         (from..self.readers)
             .find(|&at| self.is_in_the_way(publisher, at))
             .map(narrow)
     }
 
-    /// The words that a thread reads or writes.
+    /// Returns the words that a thread reads or writes.
     fn uses(self, thread: usize) -> u32 {
         let of = |reader: usize| {
             1 << word::parked(reader) | 1 << word::head(reader) | 1 << word::head_fenced(reader)
@@ -309,7 +311,7 @@ impl Parking {
         }
     }
 
-    /// The word that the thread loads next, if it loads one.
+    /// Returns the word that the thread loads next, if it loads one.
     fn loads(state: &State, thread: usize) -> Option<usize> {
         if thread == PUBLISHER {
             return match state.publisher.next {
@@ -356,7 +358,8 @@ impl Parking {
         }
     }
 
-    /// The promise of fences that a sleeper asks for is read so that what was published before it is seen as well.
+    /// Returns the ordering of a sleeper's load of the promise. It acquires, so that earlier publications are
+    /// visible too.
     fn asks(self) -> Order {
         if self.has(Fault::ReadsThePromiseRelaxed) {
             Order::Relaxed
@@ -373,7 +376,7 @@ impl Parking {
         }
     }
 
-    /// What follows a publication: the promise is taken back before the last fence.
+    /// Whether the promise must be revoked now, before the last fence after a publication.
     fn after_publishing(self, waker: Waker) -> bool {
         self.barriers == Barriers::Sleeper
             && waker.is_last()
@@ -466,7 +469,7 @@ impl Parking {
         }
     }
 
-    /// This reader must be rung, and fences are made from now on.
+    /// Records that this reader must be woken and that fences are made from now on.
     fn found_asleep(self, me: &mut Publisher, at: u8) -> Publishes {
         me.asleep |= 1 << at;
         let counted = if self.has(Fault::CountsForEachReader) {
@@ -667,7 +670,7 @@ impl Parking {
         };
     }
 
-    /// One message is read. Its room is told where the publisher can lack it.
+    /// Reads one message. Announces the free space if the publisher can run out of it.
     fn consume(self, words: &mut Words, me: &mut Reader, thread: usize) -> Reads {
         me.read += 1;
         if self.sleepers == Sleepers::Readers {
@@ -741,7 +744,7 @@ impl Parking {
 }
 
 impl State {
-    /// The publisher has looked at every sleeper since it published, and has rung.
+    /// Whether the publisher has checked every sleeper since its last publication, and has sent all wakeups.
     fn owes_no_bell(&self) -> bool {
         use Publishes::{Again, Asks, Barrier, Begins, Done, Heads, ParkFence, Parks, Sleeps, Unparks};
         matches!(
@@ -750,7 +753,7 @@ impl State {
         )
     }
 
-    /// The reader has looked at the publisher's word since it made room, and has rung.
+    /// Whether the reader has checked the publisher's word since it freed space, and has sent its wakeup.
     fn owes_no_room(reader: &Reader) -> bool {
         use Reads::{Fences, LooksAtWriter, MakesRoom, Promises, Rings, TakesBack};
         !matches!(
@@ -897,7 +900,7 @@ impl Model for Parking {
     }
 }
 
-/// The promise of the page about promises: a sleeping peer is woken.
+/// The promise in docs/promises.md: a sleeping peer is woken.
 pub const NO_READER: &str = "no reader sleeps before a message for which it was not rung";
-/// The same of a publisher.
+/// The same promise for a publisher.
 pub const NO_PUBLISHER: &str = "no publisher sleeps before room for which it was not rung";

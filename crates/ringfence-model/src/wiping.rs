@@ -1,58 +1,61 @@
 //! A ring that is wiped while its producer has handed out a slice of it.
 //!
-//! The producer says in one word which range is handed out, and the next range takes its place; a long one says its length in a second
-//! word. The alarm says that it wipes, and leaves that range out. Each stores its own word and then looks at the other's. What the alarm
-//! may have left out, the producer wipes itself: as it lets go, and as it finds that it may hand out nothing more.
+//! The producer announces in one word which range is handed out, and the next range replaces it. A long range
+//! has its length in a second word. The alarm announces that it wipes, and skips that range. Each side stores
+//! its own word and then reads the other's. The producer itself wipes the parts that the alarm may have
+//! skipped: when it releases a slice, and when it finds that it may hand out nothing more.
 //!
-//! The ring is six pieces, all of which say something of old. A slice is one or two of them, and each begins where no other does.
+//! The ring consists of six pieces, all of which contain old data. A slice has one or two pieces, and no two
+//! slices start at the same piece.
 
 use stateright::{Model, Property};
 
 use crate::memory::{Membarrier, Memory, Order};
 
-/// A slice that is written is wiped by nobody.
+/// No thread wipes a slice that is being written.
 pub const NOT_TOUCHED: &str = "a slice is not wiped while it is handed out";
-/// What the alarm leaves out, the producer wipes.
+/// The producer wipes what the alarm skips.
 pub const ALL_WIPED: &str = "once an alarm is over, nothing is left in the ring but what is handed out";
 
-/// Who makes the barrier between a producer's word and its look at the alarm's.
+/// The side that makes the barrier between a producer's store and its check of the alarm's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Barriers {
-    /// Each its own.
+    /// Each side makes its own.
     Both,
-    /// The alarm, for both.
+    /// The alarm makes it for both sides.
     Alarm,
 }
 
 /// A mistake that the checker must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// The producer looks whether the ring is wiped before it says what it hands out.
+    /// The producer checks whether the ring was wiped before it announces the slice.
     LooksFirst,
-    /// The producer makes no fence of its own, where it must.
+    /// The producer makes no fence although it must.
     ProducerWithoutFence,
     /// The alarm makes no barrier for the producer.
     AlarmWithoutBarrier,
-    /// A producer that may hand out nothing more wipes what it would have handed out, and not what that has taken the place of.
+    /// A producer that may hand out nothing more wipes the new range, but not the one that it has replaced.
     ForgetsWhatWasReplaced,
-    /// A producer that lets go does not look whether the ring was wiped.
+    /// A producer that releases a slice does not check whether the ring was wiped.
     LetsGoWithoutALook,
-    /// A long slice takes the place of another one, and its length that of the other's.
+    /// A long slice replaces another long one directly, and overwrites its length.
     LongInPlaceOfLong,
-    /// A producer that finds, before it hands out a long slice, that the ring was wiped stores the length all the same.
+    /// A producer that finds, before it hands out a long slice, that the ring was wiped still stores the
+    /// length.
     GoesOnAfterALook,
-    /// The length of a long slice is stored behind the word that needs it.
+    /// The length of a long slice is stored after the word that refers to it.
     LengthLast,
 }
 
-/// What is checked.
+/// The configuration of the model.
 #[derive(Debug, Clone, Copy)]
 pub struct Wiping {
-    /// How many slices are handed out, at most three.
+    /// The number of slices that are handed out, at most three.
     pub slices: u8,
-    /// Who makes the barriers.
+    /// The side that makes the barriers.
     pub barriers: Barriers,
-    /// What is done wrong.
+    /// The fault, if any.
     pub fault: Option<Fault>,
 }
 
@@ -68,7 +71,7 @@ mod word {
 
 type Words = Memory<3, 2>;
 
-/// A slice, or what a word says of one.
+/// A slice, or the content of a range word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Slice {
     at: u8,
@@ -77,7 +80,7 @@ pub struct Slice {
 }
 
 impl Slice {
-    /// A bit for each of its pieces.
+    /// Returns a bit for each of its pieces.
     fn pieces(self) -> u8 {
         (0..self.length).map(|piece| 1 << (self.at + piece)).sum()
     }
@@ -88,24 +91,24 @@ impl Slice {
     }
 }
 
-/// The slice that such a word means. `None` for the length: it is in the other word.
+/// Decodes a range word. A length of `None` means that it is in the other word.
 fn read(word: u8) -> Option<(u8, Option<u8>)> {
     let at = (word >> 2).checked_sub(1)?;
     let length = word & 3;
     Some((at, (length < 3).then_some(length)))
 }
 
-/// What the producer does next.
+/// The producer's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Produces {
-    /// Is in no call. It may have handed out a slice.
+    /// No call is running. A slice may be handed out.
     Idle,
-    /// Lets go: before a long slice, for which it looks in any case, or for good.
+    /// Clears the range: before a long slice, or for good.
     Clears(Option<Slice>),
     ClearFences(Option<Slice>, Option<Slice>),
     LooksAfterClearing(Option<Slice>, Option<Slice>),
     StoresLength(Slice),
-    /// Stores the word of a slice, in place of another.
+    /// Stores the word of a slice, which replaces another.
     Stores(Slice, Option<Slice>),
     StoresLengthLate(Slice, Option<Slice>),
     Fences(Slice, Option<Slice>),
@@ -114,7 +117,7 @@ enum Produces {
     Done,
 }
 
-/// What the alarm does next.
+/// The alarm's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Alarm {
     Begins,
@@ -122,38 +125,38 @@ enum Alarm {
     Barrier(Membarrier),
     Looks,
     LooksAtLength(u8),
-    /// Wipes this piece, but for those that it leaves out: a bit each.
+    /// Wipes this piece, unless it is in the skipped ones (one bit each).
     Wipes(u8, u8),
     Done,
 }
 
-/// Words, pieces, and where both threads stand.
+/// The words, the pieces, and the state of both threads.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
     words: Words,
     producer: Produces,
     alarm: Alarm,
-    /// Slices that were handed out.
+    /// The number of slices that were handed out.
     count: u8,
-    /// What the producer's word says.
+    /// The content of the producer's word.
     held: Option<Slice>,
     /// The slice that may be written.
     out: Option<Slice>,
-    /// Pieces that say something.
+    /// The pieces that contain data.
     dirty: u8,
     touched: bool,
 }
 
-/// One step.
+/// One step of one thread or of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// The program asks for the next slice.
+    /// The program requests the next slice.
     Reserve(Slice),
     /// The program writes the slice.
     Write,
-    /// The program gives the slice back.
+    /// The program releases the slice.
     LetGo,
-    /// A thread goes on, and reads so many stores after the oldest that it may read.
+    /// A thread takes its next step. A load skips this many of the stores that it may read.
     GoOn(usize, u8),
     /// The alarm's barrier interrupts the producer.
     Interrupt,
@@ -164,7 +167,7 @@ impl Wiping {
         self.fault == Some(fault)
     }
 
-    /// The word that a thread loads next.
+    /// Returns the word that a thread loads next.
     fn loads(state: &State, thread: usize) -> Option<usize> {
         if thread == PRODUCER {
             use Produces::{Looks, LooksAfterClearing, LooksEarly};
@@ -181,7 +184,7 @@ impl Wiping {
         }
     }
 
-    /// Begins to say that a slice is handed out.
+    /// Returns the first step of announcing a slice.
     fn holds(self, state: &State, slice: Slice) -> Produces {
         match state.held {
             held if !slice.long || self.has(Fault::LongInPlaceOfLong) => {
@@ -200,7 +203,7 @@ impl Wiping {
         }
     }
 
-    /// The producer wipes what the alarm may have left out.
+    /// The producer wipes the slice that the alarm may have skipped.
     fn wipe_late(state: &mut State, slice: Option<Slice>) {
         state.dirty &= !slice.map_or(0, Slice::pieces);
     }
@@ -274,7 +277,7 @@ impl Wiping {
                 if !self.has(Fault::ForgetsWhatWasReplaced) {
                     Self::wipe_late(state, before);
                 }
-                // It lets go of the new one as of any other: it may have been left out.
+                // It releases the new range like any other, because the alarm may have skipped it.
                 state.count = u8::MAX;
                 Clears(None)
             }
@@ -397,7 +400,7 @@ impl Model for Wiping {
         let mut state = last.clone();
         match action {
             Action::Reserve(slice) => {
-                // The borrow of the one before has ended.
+                // The borrow of the previous slice has ended.
                 state.out = None;
                 state.count += 1;
                 state.producer = self.holds(&state, slice);

@@ -1,4 +1,5 @@
-//! A reader comes while the publisher goes on: nothing is written over, nothing is missing, and it is rung.
+//! A reader subscribes while the publisher continues: nothing is overwritten, nothing is missed, and the
+//! reader is woken.
 
 use ringfence_model::{
     admission::{Admission, Bells, COMPLETE, Fault, From, HONEST, KEPT, RUNG},

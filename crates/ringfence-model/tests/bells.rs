@@ -1,4 +1,4 @@
-//! One half of a channel is waited for by an event loop, the other by a thread.
+//! An event loop waits for one half of a channel, a thread for the other.
 
 use ringfence_model::{
     bells::{Bells, Fault, NO_STANDSTILL},

@@ -1,4 +1,4 @@
-//! Both sides end, close or are killed while messages are on their way.
+//! Both sides end, close or are killed while messages are in the ring.
 
 use ringfence_model::{
     check,

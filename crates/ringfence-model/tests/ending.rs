@@ -1,4 +1,4 @@
-//! The phases of a channel's two regions, in every order in which two processes and their threads can meet.
+//! The phases of a channel's two regions, in every interleaving of two processes and their threads.
 
 use ringfence_model::{
     check,

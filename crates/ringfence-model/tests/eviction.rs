@@ -1,4 +1,4 @@
-//! A reliable reader is let go of, and a newcomer takes its place.
+//! A reliable reader is evicted, and a new reader gets its slot.
 
 use ringfence_model::{
     check,

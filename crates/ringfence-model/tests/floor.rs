@@ -1,4 +1,4 @@
-//! No torn message, and an exact count: a reader that is overtaken, by a publisher that moves its floor.
+//! No torn message and an exact count: a reader that is overtaken by a publisher that moves its floor.
 
 use ringfence_model::{
     check,

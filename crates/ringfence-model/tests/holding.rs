@@ -1,4 +1,4 @@
-//! Members of an address come, leave and are killed; any of them may be stopped for as long as it likes.
+//! Members of an address join, leave and are killed. Each may be stopped for any time.
 
 use ringfence_model::{
     check,

@@ -1,11 +1,11 @@
-//! No side sleeps for ever: readers of one ring, and a publisher that waits for room of all of them.
+//! No side sleeps forever: the readers of one ring, and a publisher that waits for space from all of them.
 
 use ringfence_model::{
     check,
     parking::{Barriers, Fault, NO_PUBLISHER, NO_READER, Parking, Sleepers},
 };
 
-/// One reader and the ring of a pair: `messages` of which the ring holds all.
+/// `readers` readers of a ring that holds all `messages`.
 fn readers(readers: usize, messages: u8) -> Parking {
     Parking {
         readers,

@@ -1,4 +1,4 @@
-//! The page about promises names each property, so that it says what is modelled, and nothing that is not.
+//! The page about promises lists exactly the modelled properties.
 
 use std::{fs, path::Path};
 

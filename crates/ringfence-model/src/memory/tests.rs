@@ -1,4 +1,4 @@
-//! The memory of the models allows what C11 allows, and nothing else: the small programs by which such models are told apart.
+//! Litmus tests: the memory of the models allows what C11 allows, and nothing else.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ const Y: usize = 1;
 
 type Small = Memory<2, 2>;
 
-/// One step of a thread. A load puts its value behind those before it.
+/// One step of a thread. A load appends its value to the thread's results.
 #[derive(Debug, Clone, Copy)]
 enum Op {
     Store(usize, Order),
@@ -17,14 +17,14 @@ enum Op {
     Acquire,
     Release,
     Full,
-    /// Of both, in one call.
+    /// A membarrier, which makes a fence in both threads.
     All,
 }
 
 use Op::{Acquire, All, Full, Load, Release, Store};
 use Order::{Relaxed, Synchronises};
 
-/// All pairs of what the two threads can have loaded when both have ended.
+/// Returns all pairs of values that the two threads can have loaded when both have ended.
 fn outcomes(programs: [&[Op]; 2]) -> HashSet<[Vec<u8>; 2]> {
     let mut found = HashSet::new();
     let start = (Small::new([3, 3]), [0, 0], [Vec::new(), Vec::new()]);
