@@ -961,7 +961,7 @@ impl Model for Admission {
         ];
         if self.bells != Bells::None {
             properties.push(Property::sometimes(
-                "a newcomer that sleeps is rung",
+                "a sleeping new reader is woken",
                 |_, state: &State| {
                     let rung = |me: &Newcomer| me.next == Comes::Sleeps && me.bell;
                     state.newcomers.iter().any(rung)
@@ -970,7 +970,7 @@ impl Model for Admission {
         }
         if self.messages > CELLS {
             properties.push(Property::sometimes(
-                "a newcomer finds that the floor may have passed it",
+                "a new reader finds that the floor may have passed it",
                 |_, state: &State| {
                     let again = |at: usize| {
                         let me = &state.newcomers[at];
@@ -980,7 +980,7 @@ impl Model for Admission {
                 },
             ));
             properties.push(Property::sometimes(
-                "the sender finds a newcomer after it has told its intent",
+                "the sender finds a new reader after it has stored its intent",
                 |_, state: &State| {
                     let me = &state.sender;
                     me.next == Sends::List && me.goal > me.floor && state.changes > 0
@@ -992,10 +992,10 @@ impl Model for Admission {
 }
 
 /// For a reliable reader.
-pub const KEPT: &str = "what a reliable reader begins with is not written over before it has read it";
+pub const KEPT: &str = "the first message of a reliable reader is not overwritten before it is read";
 /// For a reader that starts now.
-pub const COMPLETE: &str = "it gets each message whose sending began after it was admitted";
+pub const COMPLETE: &str = "a new reader gets each message whose sending started after its admission";
 /// The publisher accepts the position that the reader reports.
-pub const HONEST: &str = "a reader that keeps to the protocol is not found to lie";
+pub const HONEST: &str = "a correct reader is never accused of a violation";
 /// For a reader that sleeps.
-pub const RUNG: &str = "a newcomer does not sleep before a message for which it was not rung";
+pub const RUNG: &str = "a new reader does not stay asleep when a message is published";

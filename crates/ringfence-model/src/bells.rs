@@ -80,7 +80,7 @@ enum Lent {
 /// The state under the doorbell's lock, and the descriptors.
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each may hold or not, whatever the others do: the checker tries them all"
+    reason = "the flags are independent, and the checker tries all combinations"
 )]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Doorbell {
@@ -483,21 +483,23 @@ impl Model for Bells {
                 let waits = halves.iter().any(|half| half.ready > 0);
                 !(rests && asleep && waits)
             }),
-            Property::sometimes("both have had all", |_, state: &State| {
+            Property::sometimes("both halves have received all messages", |_, state: &State| {
                 state
                     .halves
                     .iter()
                     .all(|half| half.ready == 0 && half.to_come == 0 && half.next == Waits::Sleeps)
             }),
-            Property::sometimes("the thread sleeps beside the loop", |_, state: &State| {
+            Property::sometimes("the thread sleeps next to the loop", |_, state: &State| {
                 state.bell.watch == Some(Watch::Beside)
             }),
-            Property::sometimes("the loop polls apart from a reader", |_, state: &State| {
-                state.bell.lent == Lent::Apart && state.bell.taken
-            }),
+            Property::sometimes(
+                "the loop polls apart from a thread that reads",
+                |_, state: &State| state.bell.lent == Lent::Apart && state.bell.taken,
+            ),
         ]
     }
 }
 
 /// For a channel whose halves are awaited in two ways.
-pub const NO_STANDSTILL: &str = "neither half sleeps before what has come for it, however each is waited for";
+pub const NO_STANDSTILL: &str =
+    "neither half stays asleep when a message arrives for it, whether a thread or an event loop waits";

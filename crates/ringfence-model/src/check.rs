@@ -22,7 +22,7 @@ where
     let checked = model.checker().spawn_bfs().join();
     tell(name, form, "holds", checked.unique_state_count(), started);
     checked.assert_properties();
-    assert!(checked.is_done(), "every state was visited");
+    assert!(checked.is_done(), "the checker visited every state");
 }
 
 /// Visits states until one violates this property.
@@ -43,7 +43,7 @@ where
     let path = found.discovery(broken);
     assert!(
         path.is_some(),
-        "{fault:?} breaks nothing of {broken:?} in {states} states"
+        "{fault:?} does not violate {broken:?} in {states} states"
     );
     tell(name, &format!("{fault:?}"), broken, states, started);
 }

@@ -127,7 +127,7 @@ enum Reads {
 
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each may hold or not, whatever the others do: the checker tries them all"
+    reason = "the flags are independent, and the checker tries all combinations"
 )]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Side {
@@ -436,11 +436,11 @@ impl Model for Closing {
             }
             // A closed line wakes a reader as a wakeup does. The kernel reports it, so the newest value
             // counts.
-            let gone = state.sides[1 - at].lives && {
+            let is_connected = state.sides[1 - at].lives && {
                 let mut words = state.words.clone();
                 words.load_newest(reader(at), word::line(1 - at)) == 0
             };
-            let sleeps = side.reads == Reads::Sleeps && !side.bell && gone;
+            let sleeps = side.reads == Reads::Sleeps && !side.bell && is_connected;
             if side.reads != Reads::Done && !sleeps {
                 actions.extend((0..choices(true)).map(|choice| Action::Read(at, choice)));
             }
@@ -493,7 +493,7 @@ impl Model for Closing {
                 })
             }),
             Property::sometimes(
-                "both have read all and were told the end",
+                "both have read all messages and were notified of the end",
                 |model: &Self, state: &State| {
                     [0, 1].into_iter().all(|at| {
                         state.sides[at].receiving_ended && state.sides[at].read == model.messages[1 - at]
@@ -503,7 +503,7 @@ impl Model for Closing {
         ];
         if self.sleeps {
             properties.push(Property::sometimes(
-                "a reader that sleeps is rung",
+                "a sleeping reader is woken",
                 |_, state: &State| {
                     let rung = |side: &Side| side.reads == Reads::Sleeps && side.bell;
                     state.sides.iter().any(rung)
@@ -512,7 +512,7 @@ impl Model for Closing {
         }
         if self.closes || self.kills {
             properties.push(Property::sometimes(
-                "a reader is told that it was cut off",
+                "a reader is notified that it was cut off",
                 |_, state: &State| {
                     let cut = |side: &Side| side.reads == Reads::Told { cut: true };
                     state.sides.iter().any(cut)
@@ -525,8 +525,8 @@ impl Model for Closing {
 
 /// For messages that were sent.
 pub const ALL_READ: &str =
-    "what was published before an end, a close or a kill is read before the end is told";
+    "every message published before an end, a close or a kill is read before the end is reported";
 /// For a stream.
-pub const NOT_MISTOLD: &str = "a stream that was cut off is told from one that has ended";
+pub const NOT_MISTOLD: &str = "a stream that was cut off is distinguished from one that has ended";
 /// For a reader that sleeps.
-pub const RUNG: &str = "no reader sleeps before an end for which it was not rung";
+pub const RUNG: &str = "no reader stays asleep when its peer ends the sending";

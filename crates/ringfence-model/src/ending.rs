@@ -9,7 +9,7 @@ use stateright::{Model, Property};
 #[path = "../../ringfence/src/memory/phase.rs"]
 #[cfg_attr(
     not(test),
-    expect(dead_code, reason = "the code itself, of which a model needs a part")
+    expect(dead_code, reason = "the model uses only a part of the included code")
 )]
 mod phase;
 
@@ -143,7 +143,7 @@ pub enum Reader {
 /// One side, and its region.
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each may hold or not, whatever the others do: the checker tries them all"
+    reason = "the flags are independent, and the checker tries all combinations"
 )]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Side {
@@ -198,7 +198,7 @@ impl Side {
     }
 
     fn phase(&self) -> Phase {
-        Phase::from_word(self.word).expect("written here")
+        Phase::from_word(self.word).expect("a valid phase")
     }
 
     /// Stores the next phase. Returns `false` if there is none.
@@ -226,7 +226,7 @@ impl Side {
 /// Both sides, and violations.
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each may hold or not, whatever the others do: the checker tries them all"
+    reason = "the flags are independent, and the checker tries all combinations"
 )]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
@@ -501,7 +501,7 @@ impl Model for Ending {
                 let side = &mut state.sides[at];
                 state.saw_a_phase_go_back |= !follows(side.seen, word);
                 side.seen = word;
-                side.noticed = match Phase::from_word(word).expect("written here").step {
+                side.noticed = match Phase::from_word(word).expect("a valid phase").step {
                     // The reading half sees it before the line ends, if the ring is empty.
                     Step::Closed | Step::Succeeds => Some(End::ByPeer),
                     Step::Left => Some(End::Left),
@@ -565,7 +565,7 @@ impl Model for Ending {
                 },
             ),
             Property::always(
-                "a process that lives is not told to have ended",
+                "a living process is never reported as ended",
                 |_, state: &State| {
                     [HOST, GUEST]
                         .into_iter()
@@ -575,11 +575,12 @@ impl Model for Ending {
             Property::always("wiped bytes are not handed out", |_, state: &State| {
                 !state.handed_out_zeros
             }),
-            Property::always("what has ended is not seen open again", |_, state: &State| {
-                !state.saw_a_phase_go_back
-            }),
             Property::always(
-                "a peer that had sent all is not told to be cut",
+                "a channel that has ended is not seen open again",
+                |_, state: &State| !state.saw_a_phase_go_back,
+            ),
+            Property::always(
+                "a peer that had sent everything is not reported as cut off",
                 |_, state: &State| {
                     [HOST, GUEST].into_iter().all(|at| {
                         let (side, peer) = (&state.sides[at], &state.sides[1 - at]);
@@ -595,13 +596,13 @@ impl Model for Ending {
             Property::sometimes("the last to leave removes the address", |_, state: &State| {
                 state.removed
             }),
-            Property::sometimes("a close is told", |_, state: &State| {
+            Property::sometimes("a close is reported", |_, state: &State| {
                 state.sides[HOST].state == Some(End::ByPeer)
             }),
-            Property::sometimes("an exposure is told", |_, state: &State| {
+            Property::sometimes("an exposure is reported", |_, state: &State| {
                 state.sides[HOST].state == Some(End::ExposedAtPeer)
             }),
-            Property::sometimes("a copy of zeros is thrown away", |_, state: &State| {
+            Property::sometimes("a copy of zeros is discarded", |_, state: &State| {
                 state.threw_away
             }),
             Property::sometimes("a side that has left is exposed", |_, state: &State| {

@@ -949,38 +949,40 @@ impl Model for Eviction {
                 let looks = matches!(state.sender.next, Sends::Changed | Sends::Looks);
                 !asleep || looks || state.let_go[1]
             }),
-            Property::sometimes("a reader that lives is evicted", |_, state: &State| {
+            Property::sometimes("a living reader is evicted", |_, state: &State| {
                 state.let_go[0] && state.old_lives && state.sender.floor > state.old_head
             }),
             Property::sometimes(
-                "a newcomer in the place reads the last message",
+                "the new reader in the slot reads the last message",
                 |model: &Self, state: &State| state.new.head == model.messages,
             ),
         ];
         if self.about == About::Looks {
             properties.push(Property::sometimes(
-                "the newcomer is seen on its way",
+                "the watcher sees the new reader's progress",
                 |_, state: &State| state.seen.is_some_and(|seen| seen > 0 && seen < NEVER),
             ));
         }
         if self.about == About::Bells {
-            properties.push(Property::sometimes("the newcomer is rung", |_, state: &State| {
-                state.new.next == Comes::Sleeps && state.new.bell
-            }));
+            properties.push(Property::sometimes(
+                "the new reader is woken",
+                |_, state: &State| state.new.next == Comes::Sleeps && state.new.bell,
+            ));
         }
         properties
     }
 }
 
 /// For best-effort, latest and evicted readers.
-pub const WHOLE: &str = "a torn message is never handed out, also not to a reader that is evicted meanwhile";
+pub const WHOLE: &str = "a torn message is never handed out, even to a reader that is being evicted";
 /// For a reliable reader.
-pub const KEPT: &str = "the floor never passes the head of a reliable reader that was not let go of";
+pub const KEPT: &str = "the floor never passes the head of a reliable reader that was not evicted";
 /// Words of another reader in the same slot do not count, and neither does a word that was not stored yet.
-pub const HONEST: &str = "a reader is not judged by what it has not said itself";
+pub const HONEST: &str = "a reader is judged only by its own words";
 /// For the new reader.
-pub const BY_NUMBER: &str = "a reader is not evicted for another one's stall";
+pub const BY_NUMBER: &str = "a reader is never evicted for another reader's stall";
 /// For the publisher.
-pub const SENDER_WOKEN: &str = "a publisher does not wait for the room of a reader that was let go of";
+pub const SENDER_WOKEN: &str = "a publisher does not wait for space from an evicted reader";
 /// For a new reader that sleeps.
-pub const RUNG: &str = "a newcomer does not sleep before a message, whatever the one before it was rung for";
+pub const RUNG: &str =
+    "a new reader does not stay asleep, whatever the previous reader in its slot was woken for";

@@ -261,7 +261,7 @@ impl Floor {
         }
         let marks = me.marks.iter().map(|mark| mark.position);
         let first = marks.filter(|at| (goal..=me.tail).contains(at)).min();
-        Some(first.expect("there is a mark in each part"))
+        Some(first.expect("each part has a mark"))
     }
 
     fn needs_mark(me: &Publisher) -> bool {
@@ -536,7 +536,7 @@ impl Floor {
 
     fn hand_out(self, state: &mut State, first: u8, second: u8) {
         let me = &mut state.reader;
-        let size = size_in(first).expect("looked at before");
+        let size = size_in(first).expect("checked before");
         let expected = me.passed + 1;
         if first != cell(expected, size, 0) || second != cell(expected, size, 1) {
             state.wrong = Some(Wrong::Torn);
@@ -700,13 +700,10 @@ impl Model for Floor {
                 state.wrong != Some(Wrong::Accused)
             }),
             Property::always(PROGRESS, |_, state: &State| state.reader.again <= 1),
-            Property::sometimes(
-                "a reader that was overtaken reads on",
-                |model: &Self, state: &State| {
-                    let from = model.sizes.iter().map(|size| i32::from(*size)).sum::<i32>() - 1;
-                    state.reader.next == Reads::AgainFloor && i32::from(state.publisher.tail) >= from
-                },
-            ),
+            Property::sometimes("an overtaken reader continues", |model: &Self, state: &State| {
+                let from = model.sizes.iter().map(|size| i32::from(*size)).sum::<i32>() - 1;
+                state.reader.next == Reads::AgainFloor && i32::from(state.publisher.tail) >= from
+            }),
             Property::sometimes("the last message is handed out", |_, state: &State| {
                 state.handed_out_last
             }),
@@ -717,8 +714,8 @@ impl Model for Floor {
 /// For best-effort and latest readers.
 pub const NEVER_TORN: &str = "a torn message is never handed out";
 /// For their count.
-pub const EXACT: &str = "handed out and lost are the sequence less where it began";
+pub const EXACT: &str = "messages received and lost add up to the sequence number minus the start";
 /// For an honest publisher.
-pub const NEVER_ACCUSED: &str = "what an honest publisher writes is not judged corrupt";
+pub const NEVER_ACCUSED: &str = "an honest publisher's ring is never reported as corrupt";
 /// Past events do not prevent a reader from reading.
-pub const PROGRESS: &str = "once the publisher does nothing more, a reader begins again once at most";
+pub const PROGRESS: &str = "once the publisher has stopped, a reader restarts at most once";

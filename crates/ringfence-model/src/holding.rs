@@ -591,7 +591,7 @@ impl Model for Holding {
                 state.deaths == 0 && state.members.iter().any(follows)
             }),
             Property::sometimes(
-                "a host that has taken over takes a guest in",
+                "a host that has taken over accepts a guest",
                 |_, state: &State| {
                     (0..MEMBERS).any(|at| {
                         let me = &state.members[at];
@@ -600,7 +600,7 @@ impl Model for Holding {
                     })
                 },
             ),
-            Property::sometimes("the last has removed what was there", |_, state: &State| {
+            Property::sometimes("the last member has removed the files", |_, state: &State| {
                 state.inodes > 0 && state.lock_file.is_none() && state.members[1].at == At::Gone
             }),
         ]
@@ -613,8 +613,8 @@ pub const ONE_HOST: &str = "never two hosts at an address";
 pub const NEVER_FREE: &str = "the address is never free while a member lives";
 /// For a new member.
 pub const NAMED: &str =
-    "a newcomer has a channel with the one that the kernel has named, and that is the host";
+    "a new member's channel leads to the process that the kernel has named, which is the host";
 /// For a third member.
 pub const TWO: &str = "a host has one guest at a time";
 /// For the last member.
-pub const NOTHING_LEFT: &str = "the last to leave removes what is there";
+pub const NOTHING_LEFT: &str = "the last member to leave removes the files";

@@ -100,13 +100,13 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
     }
 
     fn newest(&self, word: usize) -> &Store<WORDS> {
-        self.of(word).next_back().expect("one store at least is kept")
+        self.of(word).next_back().expect("at least one store is kept")
     }
 
     fn find(&self, word: usize, at: u8) -> &Store<WORDS> {
         self.of(word)
             .find(|store| store.at == at)
-            .expect("one of the choices")
+            .expect("a valid choice")
     }
 
     /// Returns the number of stores of the word that the thread may read: the choices of [`Memory::load`].

@@ -546,7 +546,7 @@ impl Parking {
     }
 
     fn park_for_room(self, words: &mut Words, me: &mut Publisher, next: Publishes, choice: u8) -> Publishes {
-        let first = self.in_the_way(me, 0).expect("it parks for room alone");
+        let first = self.in_the_way(me, 0).expect("it parks only without space");
         match next {
             Publishes::Parks => {
                 me.number += 1;
@@ -866,13 +866,13 @@ impl Model for Parking {
                 let told = readers.iter().all(State::owes_no_room);
                 !(publisher.next == Publishes::Sleeps && !publisher.bell && room && told)
             }),
-            Property::sometimes("all is read", |_, state: &State| {
+            Property::sometimes("all messages are read", |_, state: &State| {
                 state.readers.iter().all(|reader| reader.next == Reads::Done)
             }),
         ];
         if self.sleepers != Sleepers::Publisher {
             properties.push(Property::sometimes(
-                "a reader that sleeps is rung",
+                "a sleeping reader is woken",
                 |_, state: &State| {
                     let rung = |reader: &Reader| reader.next == Reads::Sleeps && reader.bell;
                     state.readers.iter().any(rung)
@@ -881,7 +881,7 @@ impl Model for Parking {
         }
         if self.sleepers != Sleepers::Readers {
             properties.push(Property::sometimes(
-                "a publisher that sleeps is rung",
+                "a sleeping publisher is woken",
                 |_, state: &State| state.publisher.next == Publishes::Sleeps && state.publisher.bell,
             ));
         }
@@ -889,7 +889,7 @@ impl Model for Parking {
         let promised = is_counted_out(self.promised) || self.fences > 0 && self.fences < self.messages;
         if self.barriers == Barriers::Sleeper && promised {
             properties.push(Property::sometimes(
-                "a promise of fences is taken back",
+                "a promise of fences is revoked",
                 |_, state: &State| {
                     let reader = |reader: &Reader| reader.next == Reads::TakesBack;
                     state.publisher.next == Publishes::TakesBack || state.readers.iter().any(reader)
@@ -901,6 +901,6 @@ impl Model for Parking {
 }
 
 /// The promise in docs/promises.md: a sleeping peer is woken.
-pub const NO_READER: &str = "no reader sleeps before a message for which it was not rung";
+pub const NO_READER: &str = "no reader stays asleep when a message is published";
 /// The same promise for a publisher.
-pub const NO_PUBLISHER: &str = "no publisher sleeps before room for which it was not rung";
+pub const NO_PUBLISHER: &str = "no publisher stays asleep when the ring has space";

@@ -15,7 +15,7 @@ use crate::memory::{Membarrier, Memory, Order};
 /// No thread wipes a slice that is being written.
 pub const NOT_TOUCHED: &str = "a slice is not wiped while it is handed out";
 /// The producer wipes what the alarm skips.
-pub const ALL_WIPED: &str = "once an alarm is over, nothing is left in the ring but what is handed out";
+pub const ALL_WIPED: &str = "once an alarm is over, the ring contains only slices that are handed out";
 
 /// The side that makes the barrier between a producer's store and its check of the alarm's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -435,7 +435,7 @@ impl Model for Wiping {
                 let writes = |slice: Slice| state.dirty & slice.pieces() == slice.pieces();
                 state.alarm == Alarm::Done && state.out.is_some_and(writes)
             }),
-            Property::sometimes("nothing more is handed out", |_, state: &State| {
+            Property::sometimes("the producer stops handing out slices", |_, state: &State| {
                 state.alarm == Alarm::Done && state.count == u8::MAX
             }),
         ]

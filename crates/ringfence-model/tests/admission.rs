@@ -33,14 +33,14 @@ fn holds(model: Admission) {
 }
 
 #[test]
-fn what_a_newcomer_begins_with_is_kept() {
+fn the_first_message_of_a_new_reader_is_kept() {
     for from in [From::Now, From::Oldest, From::Latest] {
         holds(one(from, 4));
     }
 }
 
 #[test]
-fn a_newcomer_that_sleeps_is_rung() {
+fn a_sleeping_new_reader_is_woken() {
     for bells in [Bells::Fences, Bells::Membarrier, Bells::FencesFromNowOn] {
         holds(sleeps(bells, 2));
     }
@@ -80,8 +80,8 @@ fn the_checker_finds_each_fault() {
 }
 
 #[test]
-#[ignore = "a minute: npm run test:models"]
-fn two_that_come_at_once() {
+#[ignore = "takes a minute: npm run test:models"]
+fn two_new_readers_at_the_same_time() {
     holds(Admission {
         newcomers: 2,
         before: 2,

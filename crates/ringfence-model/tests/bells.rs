@@ -26,7 +26,7 @@ fn holds(model: Bells) {
 }
 
 #[test]
-fn each_half_hears_what_has_come_for_it() {
+fn each_half_is_woken_for_its_messages() {
     holds(model(2));
     holds(Bells {
         edge: true,
@@ -59,7 +59,7 @@ fn the_checker_finds_each_fault() {
 }
 
 #[test]
-#[ignore = "a minute: npm run test:models"]
+#[ignore = "takes a minute: npm run test:models"]
 fn more_messages() {
     holds(Bells {
         later: true,

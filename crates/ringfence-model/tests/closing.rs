@@ -24,7 +24,7 @@ fn holds(model: Closing) {
 }
 
 #[test]
-fn what_was_sent_is_read_and_then_the_end_is_told() {
+fn every_sent_message_is_read_before_the_end_is_reported() {
     let asleep = Closing {
         sleeps: true,
         ..model([0, 0])
@@ -61,7 +61,7 @@ fn the_checker_finds_each_fault() {
 }
 
 #[test]
-fn what_was_sent_is_read_where_a_side_closes_or_is_killed() {
+fn every_sent_message_is_read_if_a_side_closes_or_is_killed() {
     holds(Closing {
         closes: true,
         ..model([1, 0])
@@ -73,8 +73,8 @@ fn what_was_sent_is_read_where_a_side_closes_or_is_killed() {
 }
 
 #[test]
-#[ignore = "a minute: npm run test:models"]
-fn readers_that_sleep_hear_of_messages_and_of_the_end() {
+#[ignore = "takes a minute: npm run test:models"]
+fn sleeping_readers_are_woken_for_messages_and_for_the_end() {
     holds(Closing {
         sleeps: true,
         ..model([1, 0])

@@ -6,7 +6,7 @@ use ringfence_model::{
 };
 
 #[test]
-fn every_end_is_told_as_what_it_was() {
+fn every_end_is_reported_correctly() {
     check::holds("ending", "a host and its guest", Ending { fault: None });
 }
 
@@ -15,19 +15,19 @@ fn the_checker_finds_each_fault() {
     for (fault, broken) in [
         (
             Fault::EndsWithoutLock,
-            "a process that lives is not told to have ended",
+            "a living process is never reported as ended",
         ),
         (Fault::EndsWithoutLock, "never two hosts"),
         (Fault::EndsWithoutLock, "wiped bytes are not handed out"),
-        (Fault::EndsWithoutLock, "what has ended is not seen open again"),
+        (
+            Fault::EndsWithoutLock,
+            "a channel that has ended is not seen open again",
+        ),
         (
             Fault::EndsWithoutLock,
             "the address of a living host is not removed",
         ),
-        (
-            Fault::HangsUpFirst,
-            "a process that lives is not told to have ended",
-        ),
+        (Fault::HangsUpFirst, "a living process is never reported as ended"),
         (
             Fault::WipesWhatTheRefusedHasNotRead,
             "wiped bytes are not handed out",

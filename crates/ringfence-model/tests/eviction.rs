@@ -20,7 +20,7 @@ fn holds(model: Eviction) {
 }
 
 #[test]
-fn a_reader_is_let_go_of_and_another_takes_its_place() {
+fn a_reader_is_evicted_and_another_gets_its_slot() {
     for about in [About::Places, About::Bells, About::Room, About::Looks] {
         holds(model(about, 3));
     }
@@ -62,7 +62,7 @@ fn the_checker_finds_each_fault() {
 }
 
 #[test]
-#[ignore = "a minute: npm run test:models"]
+#[ignore = "takes a minute: npm run test:models"]
 fn more_messages() {
     for about in [About::Places, About::Bells, About::Room, About::Looks] {
         holds(model(about, 4));

@@ -20,7 +20,7 @@ fn holds(sizes: &'static [u8]) {
 }
 
 #[test]
-fn a_reader_that_is_overtaken_hands_out_whole_messages_and_counts_the_others() {
+fn an_overtaken_reader_returns_whole_messages_and_counts_the_others() {
     holds(&[1, 2, 1, 2, 1, 1]);
     holds(&[2, 1, 1, 2, 1, 2, 1]);
 }
@@ -60,7 +60,7 @@ fn the_checker_finds_each_fault() {
 }
 
 #[test]
-#[ignore = "a minute: npm run test:models"]
+#[ignore = "takes a minute: npm run test:models"]
 fn more_messages() {
     holds(&[1, 2, 1, 2, 1, 1, 1, 1]);
     holds(&[2, 1, 1, 2, 1, 2, 1, 1, 2, 1]);

@@ -16,7 +16,7 @@ fn holds(members: usize, deaths: u8) {
 }
 
 #[test]
-fn the_address_is_always_of_one_of_its_members() {
+fn the_address_always_belongs_to_one_of_its_members() {
     holds(3, 1);
 }
 
@@ -44,7 +44,7 @@ fn the_checker_finds_each_fault() {
 }
 
 #[test]
-#[ignore = "a minute: npm run test:models"]
+#[ignore = "takes a minute: npm run test:models"]
 fn four_members() {
     holds(4, 1);
 }

@@ -45,7 +45,7 @@ fn finds(fault: Fault, broken: &'static str, model: Parking) {
 }
 
 #[test]
-fn readers_that_sleep_are_rung_for_each_message() {
+fn sleeping_readers_are_woken_for_each_message() {
     holds(readers(1, 3));
     for promised in [0, 1, 2] {
         holds(Parking {
@@ -62,7 +62,7 @@ fn readers_that_sleep_are_rung_for_each_message() {
 }
 
 #[test]
-fn a_publisher_that_sleeps_is_rung_once_all_readers_have_made_room() {
+fn a_sleeping_publisher_is_woken_once_all_readers_have_freed_space() {
     holds(publisher(2, 2));
     holds(Parking {
         barriers: Barriers::Both,
@@ -141,7 +141,7 @@ fn the_checker_finds_each_fault_of_the_publishers_sleep() {
 }
 
 #[test]
-#[ignore = "a minute: npm run test:models"]
+#[ignore = "takes a minute: npm run test:models"]
 fn more_readers_and_more_messages() {
     holds(readers(1, 5));
     holds(readers(2, 2));

@@ -8,7 +8,9 @@ use ringfence_model::{admission, bells, closing, eviction, floor, holding, parki
 fn each_property_is_a_sentence_of_the_page_about_promises() {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/promises.md");
     let page = fs::read_to_string(page).unwrap();
-    let (_, modelled) = page.split_once("## What is modelled").expect("the section");
+    let (_, modelled) = page
+        .split_once("## What is modelled")
+        .expect("the section about models");
     for property in [
         parking::NO_READER,
         parking::NO_PUBLISHER,

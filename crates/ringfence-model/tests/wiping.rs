@@ -19,7 +19,7 @@ fn holds(model: Wiping) {
 }
 
 #[test]
-fn what_is_handed_out_is_left_out_and_wiped_late() {
+fn slices_that_are_handed_out_are_skipped_and_wiped_later() {
     for barriers in [Barriers::Both, Barriers::Alarm] {
         for slices in [2, 3] {
             holds(Wiping {

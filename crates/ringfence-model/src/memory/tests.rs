@@ -70,7 +70,7 @@ fn allows(programs: [&[Op]; 2], loaded: [&[u8]; 2]) -> bool {
 }
 
 #[test]
-fn two_that_store_and_look_can_miss_each_other_without_fences_on_both_sides() {
+fn two_threads_that_store_and_load_can_miss_each_other_without_fences_on_both_sides() {
     let looks = |word| Load(word, Synchronises);
     let tells = |word| Store(word, Synchronises);
     let both_miss = [[0].as_slice(), [0].as_slice()];
@@ -90,7 +90,7 @@ fn two_that_store_and_look_can_miss_each_other_without_fences_on_both_sides() {
 }
 
 #[test]
-fn what_was_stored_before_a_flag_is_seen_with_it_where_both_sides_say_so() {
+fn data_stored_before_a_flag_is_visible_with_release_and_acquire() {
     for (release, acquire) in [
         (Relaxed, Relaxed),
         (Synchronises, Relaxed),
@@ -110,7 +110,7 @@ fn what_was_stored_before_a_flag_is_seen_with_it_where_both_sides_say_so() {
 }
 
 #[test]
-fn fences_order_relaxed_words_and_one_alone_does_not() {
+fn fences_on_both_sides_order_relaxed_words() {
     for (writer, reader) in [(false, false), (true, false), (false, true), (true, true)] {
         let mut stores = vec![Store(X, Relaxed), Store(Y, Relaxed)];
         let mut loads = vec![Load(Y, Relaxed), Load(X, Relaxed)];
@@ -126,7 +126,7 @@ fn fences_order_relaxed_words_and_one_alone_does_not() {
 }
 
 #[test]
-fn a_word_does_not_go_back() {
+fn loads_of_one_word_never_go_back() {
     let stores = [Store(X, Relaxed)];
     let loads = [Load(X, Relaxed), Load(X, Relaxed)];
     assert!(allows([&stores, &loads], [&[], &[0, 1]]));
