@@ -1,8 +1,8 @@
-//! A spawned process that is talked to in lines.
+//! A spawned process that communicates in lines.
 //!
-//! Every role of this executable takes its orders on standard input and answers on standard output, one line each,
-//! so that the rows order events by what they have heard and never by sleeping. Whatever happens, a process that
-//! was started here is killed and reaped here.
+//! Every role of this executable takes orders on standard input and answers on standard output, one line
+//! each. So the rows order events by what they have received and never by sleeping. A process started here is
+//! always killed and reaped here.
 
 use std::{
     fs,
@@ -26,17 +26,17 @@ use nix::{
 
 use crate::Trouble;
 
-/// How long an answer may take that must come. Generous: the machine may be busy with other things.
+/// The time limit for an answer that must come. It is generous, because the machine may be busy.
 pub const TIME_LIMIT: Duration = Duration::from_secs(30);
 
-/// What came back.
+/// The reaction of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard {
     /// One line of its standard output.
     Line(String),
-    /// It ended, in these words.
+    /// It ended. The text says how.
     Ended(String),
-    /// Nothing, in the time given.
+    /// Nothing, within the time limit.
     Silence,
 }
 
@@ -50,7 +50,7 @@ pub struct Actor {
 }
 
 impl Actor {
-    /// Starts `command` and calls it `name` in every complaint.
+    /// Starts `command`. `name` identifies it in error messages.
     pub fn start(name: &'static str, command: &mut Command) -> Result<Self, Trouble> {
         let mut child = command
             .stdin(Stdio::piped())
@@ -77,12 +77,12 @@ impl Actor {
         })
     }
 
-    /// Its process id.
+    /// Returns its process id.
     pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// Gives an order.
+    /// Sends an order.
     pub fn say(&mut self, order: &str) -> Result<(), Trouble> {
         let name = self.name;
         let orders = self
@@ -100,7 +100,7 @@ impl Actor {
         match self.lines.recv_timeout(within) {
             Ok(line) => Heard::Line(line),
             Err(RecvTimeoutError::Timeout) => Heard::Silence,
-            // Its output is closed, which most often means that it is just ending.
+            // Its output is closed, usually because the process is just ending.
             Err(RecvTimeoutError::Disconnected) => loop {
                 match self.child.try_wait() {
                     Ok(Some(status)) => break Heard::Ended(words(status)),
@@ -122,7 +122,7 @@ impl Actor {
         }
     }
 
-    /// Waits for a line that begins with `start`, and returns what follows it.
+    /// Waits for a line that starts with `start`, and returns the rest.
     pub fn expect(&mut self, start: &str) -> Result<String, Trouble> {
         let line = self.line()?;
         match line.strip_prefix(start) {
@@ -134,22 +134,22 @@ impl Actor {
         }
     }
 
-    /// An order and its answer.
+    /// Sends an order and returns the answer.
     pub fn ask(&mut self, order: &str) -> Result<String, Trouble> {
         self.say(order)?;
         self.line()
     }
 
-    /// An order, and its answer or its end or its silence.
+    /// Sends an order and returns the answer, the end of the process, or its silence.
     pub fn try_ask(&mut self, order: &str, within: Duration) -> Heard {
         if self.say(order).is_err() {
-            // A dead process cannot be told anything; how it died is what matters.
+            // A dead process cannot receive orders. Callers check how it died.
             return self.hear(within);
         }
         self.hear(within)
     }
 
-    /// Waits until the process is a zombie, and leaves it one.
+    /// Waits until the process is a zombie, and does not reap it.
     pub fn leave_as_zombie(&self) -> Result<(), Trouble> {
         let end = Instant::now() + TIME_LIMIT;
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
@@ -168,7 +168,7 @@ impl Actor {
         }
     }
 
-    /// Stops it where it is, as any process of the same user can.
+    /// Stops it with SIGSTOP, as any process of the same user can.
     pub fn freeze(&self) -> Result<(), Trouble> {
         let refused = |errno| Trouble::wrong(format!("{} could not be stopped: {errno}", self.name));
         kill(self.pid(), Signal::SIGSTOP).map_err(refused)?;
@@ -182,15 +182,15 @@ impl Actor {
         Ok(())
     }
 
-    /// Lets it go on.
+    /// Continues it.
     pub fn thaw(&self) -> Result<(), Trouble> {
         kill(self.pid(), Signal::SIGCONT)
             .map_err(|errno| Trouble::wrong(format!("{} could not be continued: {errno}", self.name)))
     }
 
-    /// Ends it without asking.
+    /// Kills it.
     pub fn kill(&mut self) {
-        // A process that has ended already is no error here.
+        // A process that has already ended is not an error here.
         drop(self.child.kill());
     }
 }
@@ -202,7 +202,7 @@ impl Drop for Actor {
     }
 }
 
-/// A process's state letter in /proc/PID/stat.
+/// Returns a process's state letter from /proc/PID/stat.
 pub fn state_of(pid: Pid) -> Option<char> {
     state_in(format!("/proc/{pid}/stat").as_ref())
 }
@@ -212,17 +212,17 @@ fn state_in(stat: &Path) -> Option<char> {
     text.rsplit_once(") ")?.1.chars().next()
 }
 
-/// Whether each of its threads has stopped: until then the signal is on its way, and those that it has not reached go on.
+/// Whether each of its threads has stopped. Until then the signal may not have reached some of them.
 pub fn is_stopped(pid: Pid) -> bool {
     fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|threads| {
         threads.flatten().all(|thread| {
-            // A thread without a state has ended meanwhile.
+            // A thread without a state has ended in the meantime.
             state_in(&thread.path().join("stat")).is_none_or(|state| state == 'T')
         })
     })
 }
 
-/// How a process ended, as a reader of the table wants it.
+/// Describes how a process ended, for a reader of the table.
 fn words(status: ExitStatus) -> String {
     match status.signal().and_then(|number| Signal::try_from(number).ok()) {
         Some(signal) => signal.as_str().to_owned(),

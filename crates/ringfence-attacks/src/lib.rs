@@ -1,9 +1,11 @@
-//! Attacks on shared-memory channels, carried out by real processes: first on a [plain program](plain) built as the
-//! well-known recipe says, where each must bite, then on ringfence, where it must fail with exactly the promised
-//! result. An attack that no longer bites the plain program proves nothing about ringfence, so that is a failure too.
+//! Attacks on shared-memory channels, carried out by real processes.
 //!
-//! One executable plays all parts (`role …`), because most attackers must run the very executable of the protected
-//! programs: that is what passes the check of `/proc/PID/exe`.
+//! Each attack first runs against a [plain program](plain) that follows the well-known recipe, and must harm it.
+//! Then it runs against ringfence, and must fail with exactly the promised result. An attack that no longer harms
+//! the plain program proves nothing about ringfence, so that is a failure too.
+//!
+//! One executable plays all parts (`role …`), because most attackers must run the same executable as the
+//! protected programs: that passes the check of `/proc/PID/exe`.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("these attacks are on Linux processes");
@@ -30,39 +32,39 @@ use stage::Stage;
 pub struct Row {
     /// Its number in the table.
     pub number: u8,
-    /// Who attacks: OU another user, SU the same user, MP a peer that passed the checks; NR the program itself runs out of
-    /// something.
+    /// The attacker: OU another user, SU the same user, MP a peer that passed the checks, NR no attacker, but
+    /// the program itself runs out of something.
     pub who: &'static str,
-    /// What is done.
+    /// A description of the attack.
     pub attack: &'static str,
-    /// Whether it must do harm to the plain program. (Some attacks are in the table because they must fail.)
+    /// Whether it must harm the plain program. (Some attacks are in the table because they must fail.)
     pub bites_plain: bool,
-    /// Carries it out, against both.
+    /// Carries out the attack on both programs.
     pub run: fn(&Stage) -> Result<Report, Trouble>,
 }
 
-/// What came of an attack.
+/// The outcome of an attack.
 #[derive(Debug)]
 pub struct Report {
     /// On the plain program.
     pub plain: Half,
     /// On ringfence.
     pub ringfence: Half,
-    /// What stopped it there.
+    /// The defence that stopped it in ringfence.
     pub stopped_by: &'static str,
 }
 
-/// What came of an attack on one of the two.
+/// The outcome of an attack on one of the two programs.
 #[derive(Debug)]
 pub struct Half {
     /// Whether it did harm.
     pub bit: bool,
-    /// What was seen.
+    /// The observation.
     pub seen: String,
 }
 
 impl Report {
-    /// An attack that did harm to ringfence.
+    /// Makes the report of an attack that harmed ringfence.
     fn bitten(plain: Half, seen: impl Into<String>) -> Self {
         Self {
             plain,
@@ -73,7 +75,7 @@ impl Report {
 }
 
 impl Half {
-    /// It did harm.
+    /// Makes an outcome with harm.
     pub fn bit(seen: impl Into<String>) -> Self {
         Self {
             bit: true,
@@ -81,7 +83,7 @@ impl Half {
         }
     }
 
-    /// It failed, in the way that was promised.
+    /// Makes an outcome without harm: the attack failed as promised.
     pub fn held(seen: impl Into<String>) -> Self {
         Self {
             bit: false,
@@ -90,21 +92,21 @@ impl Half {
     }
 }
 
-/// Why a row has no report.
+/// The reason why a row has no report.
 #[derive(Debug)]
 pub enum Trouble {
-    /// Something else happened than harm or the promised failure: the row fails.
+    /// Neither harm nor the promised failure happened, so the row fails.
     Wrong(String),
-    /// The row takes another user, whom only root can play.
+    /// The row needs another user, which only root can provide.
     NeedsRoot,
-    /// The row takes something that this system does not offer.
+    /// The row needs a feature that this system lacks.
     Skipped(String),
-    /// The row is about something that ringfence does not have yet.
+    /// The row concerns a feature that ringfence does not have yet.
     Later(&'static str),
 }
 
 impl Trouble {
-    /// Something unforeseen.
+    /// Makes the error for an unexpected result.
     pub fn wrong(what: impl Into<String>) -> Self {
         Self::Wrong(what.into())
     }
@@ -121,12 +123,12 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// Plays one row with copies of `executable`.
+/// Runs one row with copies of `executable`.
 pub fn play(row: &Row, executable: &Path) -> Result<Report, Trouble> {
     (row.run)(&Stage::new(executable)?)
 }
 
-/// Whether a row's outcome is the promised one. Rows that could not be played are no failure, and are shown.
+/// Whether a row's outcome is the promised one. Rows that could not run are shown, and are no failure.
 pub fn is_as_promised(row: &Row, outcome: &Result<Report, Trouble>) -> bool {
     match outcome {
         Ok(report) => report.plain.bit == row.bites_plain && !report.ringfence.bit,
@@ -134,8 +136,8 @@ pub fn is_as_promised(row: &Row, outcome: &Result<Report, Trouble>) -> bool {
     }
 }
 
-/// Plays the rows with these numbers (all, if none are given) and prints the table. Returns whether all went as
-/// promised.
+/// Runs the rows with these numbers (all, if none are given) and prints the table. Returns whether all
+/// outcomes were as promised.
 pub fn print_table(executable: &Path, numbers: &[u8]) -> bool {
     println!("| # | who | attack | plain program | ringfence | what stopped it |");
     println!("| --- | --- | --- | --- | --- | --- |");

@@ -1,7 +1,8 @@
-//! Plays the rows of the attack table with real processes, and prints what came of each.
+//! Runs the rows of the attack table with real processes, and prints the outcomes.
 //!
-//! Without arguments: all rows, as a table; the exit code is 1 if one attack did what it must not. With numbers:
-//! those rows. With `role …`: one of the processes that the rows are played with (not for people).
+//! Without arguments it runs all rows and prints a table; the exit code is 1 if an outcome was not as
+//! promised. With numbers it runs those rows. `role …` starts one of the processes that a row consists of
+//! (not for interactive use).
 
 use std::process::ExitCode;
 

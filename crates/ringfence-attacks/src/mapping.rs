@@ -1,5 +1,5 @@
-//! A mapping of another process's memory, for attackers: bounds-checked, and read and written word by word, since others do
-//! the same at the same time.
+//! A mapping of another process's memory, for attackers. Accesses are bounds-checked and atomic, because
+//! other processes access the memory at the same time.
 
 use std::{
     num::NonZeroUsize,
@@ -20,13 +20,13 @@ pub struct Mapping {
     size: usize,
 }
 
-// SAFETY: the address is as good on one thread as on another, and all access through it is atomic.
+// SAFETY: the address is valid on every thread, and all access through it is atomic.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; nothing is read or written here but atomically.
+// SAFETY: as above; all reads and writes are atomic.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the first `size` bytes for reading, and for writing if asked.
+    /// Maps the first `size` bytes for reading, and for writing if requested.
     pub fn new(object: impl AsFd, size: usize, writable: bool) -> Result<Self, Errno> {
         let length = NonZeroUsize::new(size).ok_or(Errno::EINVAL)?;
         let protection = if writable {
@@ -42,14 +42,14 @@ impl Mapping {
         })
     }
 
-    /// Bytes mapped.
+    /// Returns the size of the mapping in bytes.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// Makes a read-only mapping writable, if the kernel lets it.
+    /// Makes a read-only mapping writable, if the kernel allows it.
     pub fn make_writable(&self) -> Result<(), Errno> {
-        // SAFETY: the range is exactly this mapping; more rights invalidate nothing that was allowed before.
+        // SAFETY: the range is exactly this mapping, and additional rights invalidate no existing access.
         unsafe {
             mprotect(
                 self.base.cast(),
@@ -65,17 +65,18 @@ impl Mapping {
             "a word of the mapping: {at} of {}",
             self.size
         );
-        // SAFETY: in bounds, as just checked.
+        // SAFETY: in bounds, as checked above.
         let place = unsafe { self.base.add(at) };
-        // SAFETY: the word is aligned and lives as long as the mapping, and this process touches it only atomically.
+        // SAFETY: the word is aligned and valid as long as the mapping, and this process accesses it only
+        // atomically.
         unsafe { AtomicU64::from_ptr(place.as_ptr().cast()) }
     }
 
     fn byte(&self, at: usize) -> &AtomicU8 {
         assert!(at < self.size, "a byte of the mapping: {at} of {}", self.size);
-        // SAFETY: in bounds, as just checked.
+        // SAFETY: in bounds, as checked above.
         let place = unsafe { self.base.add(at) };
-        // SAFETY: the byte lives as long as the mapping, and this process touches it only atomically.
+        // SAFETY: the byte is valid as long as the mapping, and this process accesses it only atomically.
         unsafe { AtomicU8::from_ptr(place.as_ptr()) }
     }
 
@@ -103,7 +104,7 @@ impl Mapping {
             .collect()
     }
 
-    /// Where `needle` is in it.
+    /// Returns the offset of `needle`.
     pub fn find(&self, needle: &[u8]) -> Option<usize> {
         self.read(0, self.size)
             .windows(needle.len())
@@ -113,7 +114,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this one's own, and no reference into it outlives this borrow.
+        // SAFETY: this value owns the mapping, and no reference into it outlives this borrow.
         let _ = unsafe { munmap(self.base.cast(), self.size) };
     }
 }

@@ -1,9 +1,12 @@
-//! The plain program: shared memory between two processes, built as the well-known recipe says, and nothing more.
+//! The plain program: shared memory between two processes, as in the well-known recipe and nothing more.
 //!
-//! `shm_open` with `O_EXCL` and mode 0, `shm_unlink` at once, a lease to see that no other process got in; bind or connect
-//! at an agreed Unix socket; `SO_PEERCRED`, the uid, the inode of `/proc/PID/exe`; the object by `SCM_RIGHTS` with its
-//! size as data; mmap; everything closed. Then a ring each way in the one object that both may write, with words
-//! that either side takes at their value. It is written to be attacked, and leaves out nothing that the recipe names.
+//! The recipe: `shm_open` with `O_EXCL` and mode 0, `shm_unlink` immediately, a lease to check that no other
+//! process has the object open. Bind or connect at an agreed Unix socket. Check `SO_PEERCRED`, the uid and
+//! the inode of `/proc/PID/exe`. Pass the object by `SCM_RIGHTS`, with its size as data. Map it and close
+//! everything.
+//!
+//! Then there is a ring in each direction in the single object, which both sides may write, and each side
+//! trusts its words. The program is written to be attacked, and implements every point of the recipe.
 
 use std::{
     os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
@@ -29,63 +32,63 @@ use nix::{
 
 use crate::post;
 
-/// Bytes before the two rings: their tails and heads.
+/// The number of bytes before the two rings, for their tails and heads.
 const HEAD_WORDS: usize = 4096;
-/// Instead of a length: the rest of the ring is unused.
+/// A special length: the rest of the ring is unused.
 const SKIP: u32 = u32::MAX;
 
-/// A moment on the way, at which other threads of the program may be doing anything.
+/// A point during the start at which other threads of the program may do anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// It has become the host, its object is made, and it listens.
+    /// It has become the host, has made its object, and listens.
     Listening,
-    /// The guest has the object's descriptor, and has not yet mapped it.
+    /// The guest has received the object's descriptor, and has not mapped it yet.
     Received,
-    /// A peer was turned away.
+    /// A peer was refused.
     Refused,
 }
 
-/// What of the recipe can be read in two ways.
+/// Points that the recipe leaves open.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reading {
-    /// Keeps the lease that "to check" is taken, instead of giving it back.
+    /// Keeps the lease that is taken as a check, instead of releasing it.
     pub keep_lease: bool,
-    /// Where the two run as different users the executable cannot be looked at, and the uid is all there is.
+    /// If the two run as different users, the executable is unreadable, and only the uid is checked.
     pub uid_only: bool,
-    /// "The same inode", without "on the same filesystem".
+    /// Compares the inode without the filesystem.
     pub inode_only: bool,
-    /// A supplementary group that the peer must have, as the kernel said when it connected.
+    /// A supplementary group that the peer must have had when it connected.
     pub group: Option<u32>,
 }
 
-/// Shared memory with a peer.
+/// Memory shared with a peer.
 #[derive(Debug)]
 pub struct Plain {
     /// `host` or `guest`.
     pub role: &'static str,
-    /// The peer, as it was when it was checked.
+    /// The peer at the time of the check.
     pub peer: Pid,
     base: *mut u8,
     capacity: u64,
     sends: usize,
 }
 
-/// The word that one is about to exit, and that the other should bind and listen.
+/// The value that means: this process is about to exit, the other should bind and listen.
 pub const LEAVING: usize = 1;
 
-/// Tells the other, by a realtime signal that carries the word (sigqueue(3)).
+/// Sends that value to the other process by a realtime signal (sigqueue(3)).
 pub fn tell(process: Pid, signal: i32) -> Result<(), Errno> {
     let value = libc::sigval {
         sival_ptr: ptr::without_provenance_mut(LEAVING),
     };
-    // SAFETY: sigqueue takes integers and a word that is not followed.
+    // SAFETY: sigqueue takes integers and a word that is not dereferenced.
     Errno::result(unsafe { libc::sigqueue(process.as_raw(), signal, value) }).map(drop)
 }
 
-/// Blocks a realtime signal in this thread and those that it starts.
+/// Blocks a realtime signal in this thread and the threads that it starts.
 pub fn block(signal: i32) -> Result<(), String> {
     let set = set_of(signal);
-    // SAFETY: reads the set; the mask of this thread alone changes.
+    // SAFETY: pthread_sigmask reads the set; only the mask of this thread changes.
     match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) } {
         0 => Ok(()),
         error => Err(said("pthread_sigmask")(Errno::from_raw(error))),
@@ -95,23 +98,23 @@ pub fn block(signal: i32) -> Result<(), String> {
 fn set_of(signal: i32) -> libc::sigset_t {
     // SAFETY: all-zero bytes are a valid set of signals.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: adds to the set, which is ours.
+    // SAFETY: sigaddset writes the set, a local variable.
     unsafe { libc::sigaddset(&raw mut set, signal) };
     set
 }
 
-/// Waits for the peer to say that it is about to exit, and takes the address over: the recipe's last sentence.
+/// Waits until the peer announces its exit, and takes over the address: the last sentence of the recipe.
 pub fn inherit(address: &str, signal: i32, peer: Pid) -> Result<OwnedFd, String> {
     let set = set_of(signal);
     loop {
         // SAFETY: all-zero bytes are a valid siginfo.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        // SAFETY: reads the set, and writes one siginfo.
+        // SAFETY: sigwaitinfo reads the set, and writes one siginfo.
         let heard = unsafe { libc::sigwaitinfo(&raw const set, &raw mut info) };
         if heard != signal || info.si_code != libc::SI_QUEUE {
             continue;
         }
-        // SAFETY: a queued signal has both.
+        // SAFETY: a queued signal has both fields.
         let (sender, value) = unsafe { (info.si_pid(), info.si_value()) };
         if sender == peer.as_raw() && value.sival_ptr.addr() == LEAVING {
             return post::listen_at(address).map_err(said("listen"));
@@ -123,7 +126,7 @@ fn said(what: &'static str) -> impl Fn(Errno) -> String {
     move |errno| format!("{what}: {errno}")
 }
 
-/// Meets the other instance at `address`, with an object of `size` bytes if this one is the first.
+/// Meets the other instance at `address`. The first instance makes an object of `size` bytes.
 pub fn join(
     address: &str,
     size: usize,
@@ -171,7 +174,7 @@ pub fn join(
     }
 }
 
-/// Makes the object that no other process can open.
+/// Makes an object that no other process can open.
 fn create(size: usize, reading: Reading) -> Result<OwnedFd, String> {
     let name = format!("/plain-{}", getpid());
     let object = shm_open(
@@ -194,7 +197,7 @@ fn lease(object: &OwnedFd, kind: i32) -> Result<(), Errno> {
     Errno::result(unsafe { libc::fcntl(object.as_raw_fd(), libc::F_SETLEASE, kind) }).map(drop)
 }
 
-/// The recipe's checks: the uid is ours, and the executable is the very file that we execute.
+/// Makes the recipe's checks: the uid is ours, and the executable is the file that we execute.
 fn check(connection: &OwnedFd, reading: Reading) -> Result<Pid, String> {
     let peer = getsockopt(connection, sockopt::PeerCredentials).map_err(said("SO_PEERCRED"))?;
     if peer.uid() != getuid().as_raw() || peer.uid() != geteuid().as_raw() {
@@ -235,7 +238,7 @@ fn peer_groups(connection: &OwnedFd) -> Result<Vec<u32>, String> {
     Ok(groups[..length as usize / 4].to_vec())
 }
 
-/// Receives the object with its size, and goes on reading until the size is whole.
+/// Receives the object with its size, and continues to read until the size is complete.
 fn receive(line: &OwnedFd) -> Result<(Option<OwnedFd>, usize), String> {
     let mut data = [0; size_of::<usize>()];
     let mut control = cmsg_space!(RawFd);
@@ -252,8 +255,8 @@ fn receive(line: &OwnedFd) -> Result<(Option<OwnedFd>, usize), String> {
         if let Ok(items) = message.cmsgs() {
             for item in items {
                 if let ControlMessageOwned::ScmRights(numbers) = item {
-                    // SAFETY: the kernel has just installed this descriptor for us. (Any further ones are lost
-                    // sight of: the recipe speaks of one.)
+                    // SAFETY: the kernel has just installed this descriptor for this process. (Any further
+                    // descriptors leak, because the recipe mentions only one.)
                     object = numbers
                         .first()
                         .map(|number| unsafe { OwnedFd::from_raw_fd(*number) });
@@ -275,7 +278,7 @@ fn receive(line: &OwnedFd) -> Result<(Option<OwnedFd>, usize), String> {
 fn map(object: &OwnedFd, size: usize, role: &'static str, peer: Pid) -> Result<Plain, String> {
     let length = size.try_into().map_err(|_| "a size of 0")?;
     let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
+    // SAFETY: a new mapping at an address chosen by the kernel replaces nothing.
     let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, object.as_fd(), 0) }
         .map_err(said("mmap"))?;
     let capacity = (size.saturating_sub(HEAD_WORDS) / 2) as u64;
@@ -288,17 +291,17 @@ fn map(object: &OwnedFd, size: usize, role: &'static str, peer: Pid) -> Result<P
     })
 }
 
-/// Where a ring's words lie; 0 is the host's, 1 the guest's.
+/// Returns the offset of a ring's tail. Ring 0 is the host's, ring 1 the guest's.
 pub const fn tail_of(ring: usize) -> usize {
     ring * 128
 }
 
-/// See [`tail_of`].
+/// Returns the offset of a ring's head. See [`tail_of`].
 pub const fn head_of(ring: usize) -> usize {
     ring * 128 + 64
 }
 
-/// Where a ring's bytes begin, in an object of `size` bytes.
+/// Returns the offset of a ring's data, in an object of `size` bytes.
 pub const fn data_of(ring: usize, size: usize) -> usize {
     HEAD_WORDS + ring * ((size - HEAD_WORDS) / 2)
 }
@@ -310,13 +313,13 @@ const fn offset(position: u64) -> usize {
 
 impl Plain {
     fn word(&self, at: usize) -> &AtomicU64 {
-        // SAFETY: the words lie in the first page of the mapping, if the peer has told the truth about its size.
+        // SAFETY: the words lie in the first page of the mapping, if the peer has stated the true size.
         let place = unsafe { self.base.add(at) };
-        // SAFETY: aligned, since the mapping begins with a page; it is never unmapped.
+        // SAFETY: aligned, because the mapping starts at a page boundary; it is never unmapped.
         unsafe { AtomicU64::from_ptr(place.cast()) }
     }
 
-    /// Where a record's length is: positions are multiples of eight.
+    /// Returns the address of a record's length. Positions are multiples of eight.
     fn length_at(&self, ring: usize, position: u64) -> *mut u32 {
         let words: *mut u32 = self.base.cast();
         words.wrapping_add((HEAD_WORDS + offset(ring as u64 * self.capacity + position % self.capacity)) / 4)
@@ -327,7 +330,7 @@ impl Plain {
         self.base.wrapping_add(at)
     }
 
-    /// Puts a message into the ring, if there is room.
+    /// Puts a message into the ring, if there is space.
     pub fn send(&self, message: &[u8]) -> bool {
         let (tail, head) = (
             self.word(tail_of(self.sends)),
@@ -341,13 +344,13 @@ impl Plain {
             return false;
         }
         if skipped > 0 {
-            // SAFETY: positions are multiples of eight, so four bytes fit the ring's end.
+            // SAFETY: positions are multiples of eight, so four bytes fit before the ring's end.
             unsafe { self.length_at(self.sends, position).write_volatile(SKIP) };
             position += skipped;
         }
         let place = self.place(self.sends, position);
         let length = u32::try_from(message.len()).unwrap_or(SKIP - 1);
-        // SAFETY: there is room for the record, by the words that both sides keep.
+        // SAFETY: the words that both sides maintain say that there is space for the record.
         unsafe { self.length_at(self.sends, position).write_volatile(length) };
         // SAFETY: as above.
         unsafe { ptr::copy_nonoverlapping(message.as_ptr(), place.wrapping_add(4), message.len()) };
@@ -355,7 +358,7 @@ impl Plain {
         true
     }
 
-    /// The next message where it lies in the shared memory: no copy is the point of shared memory.
+    /// Returns the next message in place, without a copy, as is the point of shared memory.
     pub fn peek(&self) -> Option<(*const u8, usize)> {
         let ring = 1 - self.sends;
         loop {
@@ -365,7 +368,7 @@ impl Plain {
                 return None;
             }
             let place = self.place(ring, position);
-            // SAFETY: a record begins here, by the words that both sides keep.
+            // SAFETY: the words that both sides maintain say that a record starts here.
             let length = unsafe { self.length_at(ring, position).read_volatile() };
             if length != SKIP {
                 return Some((place.wrapping_add(4), length as usize));
@@ -375,30 +378,31 @@ impl Plain {
         }
     }
 
-    /// The bytes of a message that [`Plain::peek`] found, as they are now.
+    /// Returns the current bytes of a message that [`Plain::peek`] found.
     pub fn look(&self, (place, length): (*const u8, usize)) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(length);
-        // SAFETY: the record is as long as the ring says. A process that can write there can make this untrue, which is
-        // what the rows about lying rings show; the process then dies in this call.
+        // SAFETY: the record has the length that the ring states. A process that can write there can make
+        // this untrue, as the rows about hostile rings show; then the process dies in this call.
         unsafe { ptr::copy_nonoverlapping(place, bytes.as_mut_ptr(), length) };
-        // SAFETY: just filled.
+        // SAFETY: filled above.
         unsafe { bytes.set_len(length) };
         bytes
     }
 
-    /// Goes past the message that [`Plain::peek`] found.
+    /// Skips the message that [`Plain::peek`] found.
     pub fn advance(&self, length: usize) {
         let head = self.word(head_of(1 - self.sends));
         let needed = (length as u64 + 4).next_multiple_of(8);
         head.store(head.load(Ordering::Relaxed) + needed, Ordering::Release);
     }
 
-    /// As the recipe's check looks, and as a program would that looks again: what cannot be read in /proc is not there.
+    /// Whether /proc shows the peer. This repeats the recipe's check, as a simple program would: an
+    /// unreadable file counts as a missing process.
     pub fn peer_shows(&self) -> bool {
         std::fs::read(format!("/proc/{}/stat", self.peer)).is_ok()
     }
 
-    /// The only way to ask whether the peer is still there, once all descriptors are closed.
+    /// Whether the peer exists. After all descriptors are closed, this is the only way to ask.
     pub fn peer_is_alive(&self) -> bool {
         kill(self.peer, None).is_ok()
     }

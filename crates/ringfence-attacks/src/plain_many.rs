@@ -1,7 +1,8 @@
-//! A plain program for one to many: one object that all map to write, a tail, and a head for each subscriber in it.
+//! A plain one-to-many program: one object that all processes map writable, with a tail and a head for each
+//! subscriber.
 //!
-//! It is what comes of [`plain`](crate::plain) when a third and a fourth want to read: the publisher passes the same descriptor to
-//! each that the check lets in, and waits for the slowest head. Words are taken at their value.
+//! It extends [`plain`](crate::plain) to more readers in the obvious way: the publisher passes the same
+//! descriptor to each accepted subscriber, and waits for the slowest head. Words are trusted.
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
@@ -24,23 +25,23 @@ use nix::{
 
 use crate::{mapping::Mapping, post};
 
-/// Bytes of the object.
+/// The size of the object in bytes.
 pub const SIZE: usize = 64 * 1024;
-/// The most subscribers.
+/// The maximum number of subscribers.
 pub const SEATS: usize = 30;
-/// The publisher's tail.
+/// The offset of the publisher's tail.
 pub const TAIL: usize = 0;
-/// Every message takes as much.
+/// The size of every message in the ring.
 const RECORD: u64 = 1024;
 const DATA: usize = 4096;
 const CAPACITY: u64 = (SIZE - DATA) as u64 / RECORD * RECORD;
 
-/// Where a subscriber's head lies.
+/// Returns the offset of a subscriber's head.
 pub const fn head_of(seat: usize) -> usize {
     128 * (1 + seat)
 }
 
-/// Where the message after this many lies: its length, and its bytes.
+/// Returns the offset of a message's length and bytes, given the number of messages before it.
 pub const fn message_at(number: u64) -> usize {
     let offset = (number * RECORD % CAPACITY) as usize;
     DATA + offset
@@ -55,11 +56,12 @@ fn said(what: &'static str) -> impl Fn(Errno) -> String {
 pub struct Publisher {
     map: Mapping,
     seats: Arc<AtomicUsize>,
-    /// Kept, since another may come.
+    /// Kept open for further subscribers.
     _object: Arc<OwnedFd>,
 }
 
-/// Lets in all that come, on a thread of its own. `greeting`: each says a byte first, of what it wants.
+/// Accepts all subscribers, on a separate thread. With `greeting`, each must first send a byte with its
+/// request.
 pub fn publish(address: &str, greeting: bool) -> Result<Publisher, String> {
     let listener = post::listen_at(address).map_err(said("listen"))?;
     let object = memfd_create("plain-many", MFdFlags::MFD_CLOEXEC).map_err(said("memfd"))?;
@@ -74,7 +76,7 @@ pub fn publish(address: &str, greeting: bool) -> Result<Publisher, String> {
             let spoken = !greeting || post::receive(connection.as_fd(), 1).is_ok();
             if own && spoken && taken.load(Ordering::Acquire) < SEATS {
                 taken.fetch_add(1, Ordering::AcqRel);
-                // One that has gone meanwhile keeps its seat: nothing tells of it.
+                // A subscriber that has disconnected keeps its slot, because nothing reports that.
                 let _ = post::send(connection.as_fd(), &SIZE.to_ne_bytes(), &[passed.as_fd()], None);
             }
         }
@@ -87,12 +89,12 @@ pub fn publish(address: &str, greeting: bool) -> Result<Publisher, String> {
 }
 
 impl Publisher {
-    /// Subscribers that came.
+    /// Returns the number of subscribers that connected.
     pub fn subscribers(&self) -> usize {
         self.seats.load(Ordering::Acquire)
     }
 
-    /// Puts a message into the ring, if the slowest has made room.
+    /// Puts a message into the ring, if the slowest subscriber has left space.
     pub fn send(&self, message: &[u8]) -> bool {
         let tail = self.map.load(TAIL);
         let slowest = (0..self.subscribers()).map(|seat| self.map.load(head_of(seat)));
@@ -115,11 +117,11 @@ impl Publisher {
 pub struct Subscription {
     map: Mapping,
     seat: usize,
-    /// Messages read.
+    /// The number of messages read.
     count: u64,
 }
 
-/// Subscribes. Its seat is the one after those that came before.
+/// Subscribes. `seat` is the number of subscribers that connected before.
 pub fn subscribe(address: &str, seat: usize, greeting: bool) -> Result<Subscription, String> {
     let line = post::connect_to(address).map_err(said("connect"))?;
     if greeting {
@@ -134,7 +136,7 @@ pub fn subscribe(address: &str, seat: usize, greeting: bool) -> Result<Subscript
 }
 
 impl Subscription {
-    /// The next message, within so long.
+    /// Returns the next message, or `None` after a time.
     pub fn receive(&mut self, within: Duration) -> Option<Vec<u8>> {
         let end = Instant::now() + within;
         while self.map.load(TAIL) / RECORD <= self.count {

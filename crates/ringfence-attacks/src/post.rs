@@ -1,4 +1,4 @@
-//! Bytes, descriptors and credentials on a Unix socket, for those who take care and for those who do not.
+//! Sends and receives bytes, descriptors and credentials on a Unix socket, with and without precautions.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use nix::{
 
 use crate::actor::TIME_LIMIT;
 
-/// The socket address of `@name` or of a path.
+/// Returns the socket address of `@name` or of a path.
 pub fn address(text: &str) -> Result<UnixAddr, Errno> {
     match text.strip_prefix('@') {
         Some(name) => UnixAddr::new_abstract(name.as_bytes()),
@@ -27,7 +27,7 @@ pub fn address(text: &str) -> Result<UnixAddr, Errno> {
     }
 }
 
-/// A stream socket, close-on-exec.
+/// Makes a stream socket, close-on-exec.
 pub fn stream() -> Result<OwnedFd, Errno> {
     socket(
         AddressFamily::Unix,
@@ -37,7 +37,7 @@ pub fn stream() -> Result<OwnedFd, Errno> {
     )
 }
 
-/// A listening socket at `text`.
+/// Makes a listening socket at `text`.
 pub fn listen_at(text: &str) -> Result<OwnedFd, Errno> {
     let socket = stream()?;
     bind(socket.as_raw_fd(), &address(text)?)?;
@@ -45,7 +45,7 @@ pub fn listen_at(text: &str) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// Connects to `text`, as soon as a process listens there.
+/// Connects to `text` as soon as a process listens there.
 pub fn connect_to(text: &str) -> Result<OwnedFd, Errno> {
     let address = address(text)?;
     let end = Instant::now() + TIME_LIMIT;
@@ -61,11 +61,11 @@ pub fn connect_to(text: &str) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// Waits until a process listens at an abstract address, without disturbing who does.
+/// Waits until a process listens at an abstract address, without connecting to it.
 pub fn wait_for_listener(text: &str) -> Result<(), String> {
     let end = Instant::now() + TIME_LIMIT;
     while Instant::now() < end {
-        // The flags' bit 16: it listens.
+        // Bit 16 of the flags: the socket listens.
         let listens = |line: &str| line.ends_with(text) && line.contains(" 00010000 ");
         if fs::read_to_string("/proc/net/unix").is_ok_and(|sockets| sockets.lines().any(listens)) {
             return Ok(());
@@ -75,18 +75,18 @@ pub fn wait_for_listener(text: &str) -> Result<(), String> {
     Err(format!("no process listens at {text}"))
 }
 
-/// What one `recvmsg` brought.
+/// The result of one `recvmsg`.
 #[derive(Debug)]
 pub struct Parcel {
-    /// The bytes; none of them is the end.
+    /// The bytes. Empty at the end of the stream.
     pub bytes: Vec<u8>,
     /// The descriptors.
     pub descriptors: Vec<OwnedFd>,
-    /// Who sent it, where `SO_PASSCRED` is set.
+    /// The sender, if `SO_PASSCRED` is set.
     pub sender: Option<UnixCredentials>,
 }
 
-/// Receives up to `most` bytes and whatever comes with them.
+/// Receives up to `most` bytes, with descriptors and credentials.
 pub fn receive(socket: BorrowedFd<'_>, most: usize) -> Result<Parcel, Errno> {
     let mut bytes = vec![0; most];
     let mut control = cmsg_space!([RawFd; 16], UnixCredentials);
@@ -102,7 +102,8 @@ pub fn receive(socket: BorrowedFd<'_>, most: usize) -> Result<Parcel, Errno> {
         match item {
             ControlMessageOwned::ScmRights(numbers) => {
                 for number in numbers {
-                    // SAFETY: the kernel has just installed this descriptor for us, and nothing else knows of it.
+                    // SAFETY: the kernel has just installed this descriptor for this process, and nothing
+                    // else owns it.
                     descriptors.push(unsafe { OwnedFd::from_raw_fd(number) });
                 }
             }
@@ -138,8 +139,8 @@ pub fn receive_exactly(socket: BorrowedFd<'_>, size: usize) -> Result<Parcel, Er
     Ok(whole)
 }
 
-/// Sends bytes with any number of descriptors, and with credentials as claimed: the kernel decides whether the
-/// claim stands. Never blocks. Returns how many bytes went.
+/// Sends bytes with any descriptors and with the claimed credentials, which the kernel accepts or rejects.
+/// Never blocks. Returns the number of bytes sent.
 pub fn send(
     socket: BorrowedFd<'_>,
     bytes: &[u8],

@@ -1,4 +1,4 @@
-//! ringfence's frames, written from their description by one who need not follow it.
+//! ringfence's frames, implemented from their description for peers that may violate it.
 
 use std::{
     fmt,
@@ -12,74 +12,74 @@ use nix::{
 
 use crate::post;
 
-/// Where things lie in a region.
+/// The offsets of words in a region.
 pub mod layout {
-    /// How far the owner has written.
+    /// The owner's write position.
     pub const TAIL: usize = 128;
-    /// How far the owner has read in the other's ring.
+    /// The owner's read position in the other ring.
     pub const HEAD: usize = 256;
-    /// Odd while the owner sleeps until there is something to read.
+    /// Odd while the owner sleeps until data arrives.
     pub const READER_PARKED: usize = 384;
-    /// Odd while the owner sleeps until there is room.
+    /// Odd while the owner sleeps until the ring has space.
     pub const WRITER_PARKED: usize = 512;
-    /// 0: more may come, 1: it sends no more, 2: it has closed.
+    /// 0: more may follow, 1: it sends no more, 2: it has closed.
     pub const PHASE: usize = 640;
-    /// In a publisher's ring object: what lies before it may be written over.
+    /// In a publisher's ring object: data before this position may be overwritten.
     pub const FLOOR: usize = 1152;
-    /// Bytes of an object without a ring.
+    /// The size of an object without a ring in bytes.
     pub const CONTROL: u64 = 12_288;
     /// The ring.
     pub const DATA: usize = 4096;
-    /// Where a publisher's mark lies: a position, and the messages before it.
+    /// Returns the offset of a publisher's mark: a position, and the number of messages before it.
     pub const fn mark_of(number: usize) -> usize {
         2048 + 16 * (number % 16)
     }
-    /// Where a subscriber in this place says how far it has read.
+    /// Returns the offset of the read position of the subscriber in this slot.
     pub const fn head_of(slot: u32) -> usize {
         4096 + 64 * (slot as usize % 64)
     }
-    /// Pages after the ring.
+    /// The number of bytes after the ring.
     pub const AFTER: usize = 4096;
     /// The first word.
     pub const MAGIC: [u8; 8] = *b"ringfnc2";
-    /// A record is the beginning of a message.
+    /// The record is the start of a message.
     pub const FIRST: u32 = 1;
-    /// A record is the end of a message.
+    /// The record is the end of a message.
     pub const LAST: u32 = 2;
-    /// A record is no message.
+    /// The record is not a message.
     pub const PADDING: u32 = 4;
 }
 
-/// Thirty-two random bytes of one side.
+/// 32 random bytes from one side.
 pub type Nonce = [u8; 32];
 
-/// Where a subscriber begins, as its publisher says.
+/// The starting position of a subscriber, as its publisher states it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Start {
-    /// In the ring.
+    /// The position in the ring.
     pub position: u64,
-    /// Messages before that.
+    /// The number of messages before that position.
     pub sequence: u64,
-    /// Its place, which tells where its words lie.
+    /// The slot, which determines the offsets of its words.
     pub slot: u32,
 }
 
-/// What a frame says.
+/// A decoded frame, or another result of receiving one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
     /// Nonce, echo, capacity, longest message, backing, features.
     Hello(Nonce, Nonce, u64, u64, u32, u32),
-    /// Echo, size, capacity; where a subscriber begins.
+    /// Echo, size, capacity, and a subscriber's start.
     Offer(Nonce, u64, u64, Start),
     /// Echo.
     Ready(Nonce),
     /// Code, check, wanted, found.
     Refuse(u16, String, String, String),
-    /// The other end is closed.
+    /// The other end was closed.
     End,
-    /// Nothing came in time.
+    /// Nothing arrived in time.
     Silence,
-    /// Something that is no frame.
+    /// Bytes that are no frame.
     Garbage(Vec<u8>),
 }
 
@@ -101,7 +101,7 @@ impl fmt::Display for Frame {
     }
 }
 
-/// A frame's bytes, with any kind and body.
+/// Encodes a frame with any kind and body.
 pub fn frame(kind: u16, body: &[u8]) -> Vec<u8> {
     let mut bytes = b"ringfnce".to_vec();
     bytes.extend(2_u16.to_le_bytes());
@@ -111,17 +111,17 @@ pub fn frame(kind: u16, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// HELLO.
+/// Encodes a HELLO.
 pub fn hello(nonce: &Nonce, echo: &Nonce, capacity: u64, longest: u64, backing: u32) -> Vec<u8> {
     hello_to(0, nonce, echo, (capacity, longest), backing)
 }
 
-/// HELLO at a publisher, or of one: what a subscriber asks for, if any.
+/// Returns the fields of a HELLO in a broadcast: the kind of meeting, and the requests of a subscriber.
 pub const fn broadcast(delivery: u16, from: u16) -> u64 {
     4 | (delivery as u64) << 32 | (from as u64) << 48
 }
 
-/// HELLO of one that has come for something else than a pair.
+/// Encodes a HELLO for any kind of meeting.
 pub fn hello_to(
     meeting: u64,
     nonce: &Nonce,
@@ -134,18 +134,18 @@ pub fn hello_to(
     body.extend(capacity.to_le_bytes());
     body.extend(longest.to_le_bytes());
     body.extend(backing.to_le_bytes());
-    // No barriers: then every fence is the other side's.
+    // No barriers: then the other side makes every fence.
     body.extend(0_u32.to_le_bytes());
     body.extend(meeting.to_le_bytes());
     frame(1, &body)
 }
 
-/// OFFER.
+/// Encodes an OFFER.
 pub fn offer(echo: &Nonce, size: u64, capacity: u64, start: Start) -> Vec<u8> {
     let mut body = echo.to_vec();
     body.extend(size.to_le_bytes());
     body.extend(capacity.to_le_bytes());
-    // It takes no tokens.
+    // This side receives no tokens.
     body.extend([0; 32]);
     body.extend(start.position.to_le_bytes());
     body.extend(start.sequence.to_le_bytes());
@@ -154,7 +154,7 @@ pub fn offer(echo: &Nonce, size: u64, capacity: u64, start: Start) -> Vec<u8> {
     frame(2, &body)
 }
 
-/// READY.
+/// Encodes a READY.
 pub fn ready(echo: &Nonce) -> Vec<u8> {
     frame(3, echo)
 }
@@ -193,7 +193,7 @@ fn parse(kind: u16, body: &[u8]) -> Option<Frame> {
         ),
         2 => {
             let (echo, size, capacity) = (fields.take()?, fields.u64()?, fields.u64()?);
-            // Where its tokens go.
+            // The address of its tokens.
             let _: [u8; 32] = fields.take()?;
             let start = Start {
                 position: fields.u64()?,
@@ -224,12 +224,12 @@ pub fn readable(socket: BorrowedFd<'_>, milliseconds: u16) -> bool {
     }
 }
 
-/// The next frame, and the descriptors that came with it.
+/// Receives the next frame, with its descriptors.
 pub fn hear(socket: BorrowedFd<'_>, milliseconds: u16) -> (Frame, Vec<OwnedFd>) {
     hear_rest(socket, milliseconds, Vec::new())
 }
 
-/// A frame whose first bytes have been read already.
+/// Receives a frame whose first bytes were already read.
 pub fn hear_rest(socket: BorrowedFd<'_>, milliseconds: u16, mut bytes: Vec<u8>) -> (Frame, Vec<OwnedFd>) {
     let mut descriptors = Vec::new();
     let mut wanted = 16;

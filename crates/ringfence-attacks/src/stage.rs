@@ -1,4 +1,4 @@
-//! Where a row is played: copies of this executable, users, addresses, and a `/dev/shm` of its own where needed.
+//! The environment of a row: copies of this executable, users, addresses, and a private `/dev/shm` if needed.
 
 use std::{
     env, fs,
@@ -15,42 +15,42 @@ use nix::unistd::geteuid;
 
 use crate::{Trouble, actor::Actor};
 
-/// Whose process it is.
+/// The user of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
-    /// The user that the protected programs run as, and the attackers that the table calls SU and MP.
+    /// The user of the protected programs and of the attackers called SU and MP in the table.
     Agent,
     /// Another user: OU.
     Stranger,
 }
 
-/// Which executable it runs.
+/// The executable of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
-    /// The one that all protected programs run.
+    /// The executable of all protected programs.
     Genuine,
-    /// The same bytes under another inode: to the checks, another program.
+    /// The same bytes under another inode, which the checks treat as another program.
     Other,
 }
 
 /// A namespace that a process has for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Space {
-    /// Of users, none of whom is mapped.
+    /// A user namespace in which no user is mapped.
     UnmappedUsers,
-    /// Of process numbers.
+    /// A pid namespace.
     OwnPids,
-    /// Of mounts, with a /proc that hides the processes that it may not look into.
+    /// A mount namespace with a /proc that hides processes that it may not inspect.
     HiddenProc,
 }
 
-/// Users without any privilege, as far from those that a system has as possible. Only root can take them on.
+/// Unprivileged users, with numbers that a system is unlikely to use. Only root can switch to them.
 const AGENT: u32 = 64_201;
 const STRANGER: u32 = 64_202;
-/// A group that no process is in, but for those that start a program that is set to it.
+/// A group without members; only a setgid program gives it to a process.
 const LAUNCHER: u32 = 64_203;
 
-/// The stage of one row. Everything on it vanishes with it.
+/// The environment of one row. Dropping it removes everything.
 #[derive(Debug)]
 pub struct Stage {
     dir: PathBuf,
@@ -59,10 +59,10 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Sets the stage with copies of `executable`.
+    /// Creates the environment with copies of `executable`.
     ///
-    /// When root, all protected programs and all attackers run as users without privilege: root may do anything, so
-    /// that an attack by root would prove nothing.
+    /// If run by root, all protected programs and all attackers run as unprivileged users. Root may do
+    /// anything, so an attack by root would prove nothing.
     pub fn new(executable: &Path) -> Result<Self, Trouble> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!(
@@ -97,7 +97,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// The path of an executable.
+    /// Returns the path of an executable.
     pub fn program(&self, program: Program) -> PathBuf {
         self.dir.join(match program {
             Program::Genuine => "genuine",
@@ -105,32 +105,33 @@ impl Stage {
         })
     }
 
-    /// A directory that only the agent may enter.
+    /// Returns a directory that only the agent may enter.
     pub fn private(&self) -> PathBuf {
         self.dir.join("private")
     }
 
-    /// A directory that everybody may enter, and in which the agent may make files.
+    /// Returns a directory that everyone may enter, and in which the agent may create files.
     pub fn shared(&self) -> PathBuf {
         self.dir.join("shared")
     }
 
-    /// An abstract address that nothing else uses; `part` tells several of one row apart.
+    /// Returns an abstract address that nothing else uses. `part` distinguishes several addresses of one row.
     pub fn address(&self, part: &str) -> String {
         format!("@{}-{part}", self.name)
     }
 
-    /// Whether the rows that need root can be played.
+    /// Whether rows that need root can run.
     pub fn is_root(&self) -> bool {
         self.root
     }
 
-    /// The group of [`Stage::launcher`].
+    /// Returns the group of [`Stage::launcher`].
     pub fn launcher_group(&self) -> u32 {
         LAUNCHER
     }
 
-    /// Starts a process as root, which connects as the agent with the launcher's group, and then drops that.
+    /// Starts a process as root that connects as the agent with the launcher's group, and then drops that
+    /// group.
     pub fn spawn_leaver(&self, address: &str) -> Result<Actor, Trouble> {
         if !self.root {
             return Err(Trouble::NeedsRoot);
@@ -141,13 +142,12 @@ impl Stage {
         Actor::start("the leaver", command.current_dir("/"))
     }
 
-    /// A copy of the genuine executable that runs with another group (setgid). Only root can
-    /// make one.
+    /// Makes a setgid copy of the genuine executable, which runs with another group. Needs root.
     pub fn launcher(&self) -> Result<PathBuf, Trouble> {
         self.set_to_group(&self.program(Program::Genuine))
     }
 
-    /// The same with any program.
+    /// Makes a setgid copy of any program.
     pub fn set_to_group(&self, program: &Path) -> Result<PathBuf, Trouble> {
         if !self.root {
             return Err(Trouble::NeedsRoot);
@@ -162,7 +162,7 @@ impl Stage {
         Ok(path)
     }
 
-    /// The Node that is found first; a copy of it, where the agent cannot reach that.
+    /// Returns the first Node in `PATH`, or a copy of it if the agent cannot reach it.
     pub fn node(&self) -> Result<PathBuf, Trouble> {
         let found = env::split_paths(&env::var_os("PATH").unwrap_or_default())
             .map(|directory| directory.join("node"))
@@ -180,7 +180,8 @@ impl Stage {
         Ok(path)
     }
 
-    /// What a Node program imports: a copy of the package, which the agent can reach wherever this repository lies.
+    /// Returns the entry point of the npm package, in a copy that the agent can reach wherever this
+    /// repository is.
     pub fn package(&self) -> Result<PathBuf, Trouble> {
         let (own, path) = (
             Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")),
@@ -196,7 +197,7 @@ impl Stage {
                 for part in ["package.json", "dist", "binding"] {
                     run(Command::new("cp").arg("-r").arg(own.join(part)).arg(&path))?;
                 }
-                // Whatever the umask.
+                // Independent of the umask.
                 run(Command::new("chmod").args(["-R", "a+rX"]).arg(&path))
             };
             make().map_err(|error| Trouble::wrong(format!("{}: {error}", path.display())))?;
@@ -204,7 +205,8 @@ impl Stage {
         Ok(copied)
     }
 
-    /// Starts a program that is none of this crate's, as the agent, with more environment.
+    /// Starts a program that does not belong to this crate, as the agent, with additional environment
+    /// variables.
     pub fn spawn_other(
         &self,
         name: &'static str,
@@ -216,7 +218,7 @@ impl Stage {
         Actor::start(name, command.args(args).current_dir("/"))
     }
 
-    /// Starts another executable than the stage's two, as the agent, with more environment.
+    /// Starts an executable other than the stage's two, as the agent, with additional environment variables.
     pub fn spawn_at(
         &self,
         name: &'static str,
@@ -237,7 +239,7 @@ impl Stage {
         command
     }
 
-    /// Starts a process through a role that puts it into a namespace of its own.
+    /// Starts a process through a role that puts it into its own namespace.
     pub fn spawn_in(&self, name: &'static str, space: Space, args: &[&str]) -> Result<Actor, Trouble> {
         let genuine = self.program(Program::Genuine);
         let mut command = Command::new(&genuine);
@@ -271,7 +273,7 @@ impl Stage {
         let mut command = Command::new(self.program(program));
         command.arg("role").args(args);
         match (who, self.root) {
-            // The standard library drops all supplementary groups along with root.
+            // The standard library drops all supplementary groups together with root.
             (Who::Agent, true) => drop(command.uid(AGENT).gid(AGENT)),
             (Who::Stranger, true) => drop(command.uid(STRANGER).gid(STRANGER)),
             (Who::Agent, false) => {}
@@ -280,13 +282,14 @@ impl Stage {
         Ok(command)
     }
 
-    /// A `/dev/shm` that only the processes started through it see, of the given number of bytes: a full one must
-    /// not trouble another row, and what appears in it comes from this row.
+    /// Makes a `/dev/shm` of the given size that only processes started through it see. So a full one does
+    /// not disturb another row, and everything in it comes from this row.
     pub fn own_shm(&self, bytes: u64) -> Result<OwnShm<'_>, Trouble> {
         self.own_mounts(bytes, &[])
     }
 
-    /// The same, and a filesystem of its own with a copy of the executable, called `program`, at each of `places`.
+    /// Does the same, and mounts a filesystem with a copy of the executable, called `program`, at each of
+    /// `places`.
     pub fn own_mounts(&self, bytes: u64, places: &[&Path]) -> Result<OwnShm<'_>, Trouble> {
         let mut command = Command::new(self.program(Program::Genuine));
         command.args([
@@ -321,12 +324,12 @@ pub struct OwnShm<'stage> {
 }
 
 impl OwnShm<'_> {
-    /// Starts a process of the agent's that sees this `/dev/shm`.
+    /// Starts a process as the agent that sees this `/dev/shm`.
     pub fn spawn(&self, name: &'static str, program: Program, args: &[&str]) -> Result<Actor, Trouble> {
         self.spawn_at(name, &self.stage.program(program), args)
     }
 
-    /// The same, with any executable.
+    /// Does the same with any executable.
     pub fn spawn_at(&self, name: &'static str, program: &Path, args: &[&str]) -> Result<Actor, Trouble> {
         let mut command = Command::new(self.stage.program(Program::Genuine));
         command.args(["role", "within", &self.keeper.pid().to_string()]);
@@ -337,8 +340,8 @@ impl OwnShm<'_> {
     }
 }
 
-/// Copies a program, by another process: a child that a thread of this one forks meanwhile would hold the file open for
-/// writing, and it could not be executed then (ETXTBSY).
+/// Copies a program in another process. If this process copied it, a child that another thread forks
+/// concurrently would hold the file open for writing, and executing it would fail (ETXTBSY).
 fn copy(program: &Path, to: &Path) -> std::io::Result<()> {
     run(Command::new("cp").arg(program).arg(to))
 }
@@ -352,7 +355,7 @@ fn run(command: &mut Command) -> std::io::Result<()> {
     }
 }
 
-/// Whether every user may execute it, and pass through all that lies above it.
+/// Whether every user may execute it and enter all directories above it.
 fn is_open_to_all(program: &Path) -> bool {
     let may = |path: &Path, bits: u32| {
         fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & bits == bits)

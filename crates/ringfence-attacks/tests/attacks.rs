@@ -1,5 +1,5 @@
-//! One test for each row of the attack table: the attack does harm to the plain program (where the table says so),
-//! and fails against ringfence with what is promised there.
+//! One test for each row of the attack table. The attack succeeds against the plain program if the table says so, and
+//! fails against ringfence as the row promises.
 
 use std::{
     io::{Write as _, stderr},
@@ -23,7 +23,7 @@ fn row(number: u8) {
             assert!(!report.ringfence.bit, "ringfence: {}", report.ringfence.seen);
         }
         Err(Trouble::Wrong(what)) => panic!("{what}"),
-        // Not through the macros, whose output is shown for failures only: it should not be taken for played.
+        // Written to stderr directly: the output of the macros is shown for failures only, and a skipped row must be seen.
         Err(trouble) => writeln!(stderr(), "row {number}, {}: {trouble}", row.attack).expect("stderr"),
     }
 }

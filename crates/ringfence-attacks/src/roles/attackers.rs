@@ -1,4 +1,4 @@
-//! Attackers that are no peer: they watch, link, connect, or stand between.
+//! Attackers that are no peer: they watch objects, link them, connect, or sit between two peers.
 
 use std::{
     env, fs,
@@ -81,10 +81,10 @@ pub(super) fn run(args: &[&str]) -> Result<(), String> {
     }
 }
 
-/// Tells the victim, in another process's name, that this one leaves. The kernel lets a process say whatever it wants of
-/// where a signal comes from, as long as its code is no kernel's (rt_sigqueueinfo(2)).
+/// Sends the victim a leave notification in another process's name. A process may claim any sender in a
+/// signal, as long as its `si_code` is not one of the kernel's (rt_sigqueueinfo(2)).
 fn forge(victim: i32, pretended: i32, signal: i32, value: u64) -> Result<(), String> {
-    // siginfo_t: number, errno, code, padding; then pid, uid and the value, of eight bytes.
+    // siginfo_t: number, errno, code, padding; then the pid, the uid and the value of eight bytes.
     let mut info = [0_i32; 32];
     info[0] = signal;
     info[2] = libc::SI_QUEUE;
@@ -93,18 +93,19 @@ fn forge(victim: i32, pretended: i32, signal: i32, value: u64) -> Result<(), Str
     for (word, bytes) in info[6..].iter_mut().zip(value.to_ne_bytes().chunks_exact(4)) {
         *word = i32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     }
-    // SAFETY: the kernel reads one siginfo, of 128 bytes.
+    // SAFETY: the kernel reads one siginfo of 128 bytes.
     let result = unsafe { libc::syscall(libc::SYS_rt_sigqueueinfo, victim, signal, info.as_ptr()) };
     Errno::result(result).map_err(said("rt_sigqueueinfo"))?;
     println!("forged");
     Ok(())
 }
 
-/// Sends SIGIO to the thread of the victim that hears of alarms, or to its first, where it has none.
+/// Sends SIGIO to the victim's thread that handles alarms. If the victim has no such thread, sends it to the
+/// main thread.
 fn sigio(victim: i32) -> Result<(), String> {
     let tasks = fs::read_dir(format!("/proc/{victim}/task")).map_err(|error| error.to_string())?;
     let hears = tasks.flatten().find(|task| {
-        // The name of a thread has 15 bytes.
+        // The kernel cuts a thread's name to 15 bytes.
         fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "ringfence-signa")
     });
     let thread = hears.and_then(|task| task.file_name().to_str()?.parse().ok());
@@ -115,11 +116,11 @@ fn sigio(victim: i32) -> Result<(), String> {
     Ok(())
 }
 
-/// Takes all the room that there is for this user's signals, until it is told to end.
+/// Fills the user's quota of pending signals, and keeps it full until the row ends.
 fn flood() -> Result<(), String> {
     let (_, hard) = getrlimit(Resource::RLIMIT_SIGPENDING).map_err(said("getrlimit"))?;
     setrlimit(Resource::RLIMIT_SIGPENDING, hard, hard).map_err(said("setrlimit"))?;
-    // Realtime signals queue, however many there are of a number.
+    // Realtime signals of one number queue without a limit per number.
     let signal = libc::SIGRTMIN() + 1;
     plain::block(signal)?;
     let mut queued = 0_u64;
@@ -134,7 +135,7 @@ fn flood() -> Result<(), String> {
     serve(|_| Ok("still".into()))
 }
 
-/// Passes a line on which a reader gets a descriptor with each read, and says 64 bytes there, one at a time.
+/// Passes the victim a socket on which each read installs a descriptor, and sends 64 single bytes over it.
 fn pidfds(address: &str) -> Result<(), String> {
     let (line, theirs) = socketpair(
         AddressFamily::Unix,
@@ -153,13 +154,13 @@ fn pidfds(address: &str) -> Result<(), String> {
     serve(|_| Ok("still".into()))
 }
 
-/// Makes a user and a pid namespace, as any user may, and has its first process play the part of [`namesake_within`].
+/// Creates a user and a pid namespace, as any user may, and starts [`namesake_within`] as its first process.
 fn namesake(how: &str, address: &str, genuine: &str) -> Result<(), String> {
     let (uid, gid) = (getuid(), getgid());
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID).map_err(said("a namespace"))?;
     for (file, text) in [
         ("setgroups", "deny".to_owned()),
-        // As root there, it keeps its capabilities when it executes another program.
+        // As root in the namespace, the process keeps its capabilities when it executes another program.
         ("uid_map", format!("0 {uid} 1")),
         ("gid_map", format!("0 {gid} 1")),
     ] {
@@ -175,9 +176,10 @@ fn namesake(how: &str, address: &str, genuine: &str) -> Result<(), String> {
 /// Connects, leaves the connection to another process of this namespace, and becomes the genuine program.
 fn namesake_within(how: &str, address: &str, genuine: &str) -> Result<(), String> {
     let connection = post::connect_to(address).map_err(said("connect"))?;
-    // Ends when this process executes: the numbers in /proc are those of another namespace.
+    // Closes when this process executes. The executable in /proc cannot be checked: /proc shows the numbers
+    // of another namespace.
     let (gate, closes_at_exec) = pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?;
-    // Made here, since who has made a line is looked at.
+    // Created by this process, because the victim checks which process created the line.
     let (mine, theirs) = socketpair(
         AddressFamily::Unix,
         SockType::Stream,
@@ -215,7 +217,7 @@ pub(super) fn wait_for_exec(gate: &str) -> Result<(), String> {
     }
 }
 
-/// Connects with a supplementary group, drops it, and takes what comes.
+/// Connects with a supplementary group, drops the group, and reads what the victim sends.
 fn leaver(uid: u32, group: u32, address: &str) -> Result<(), String> {
     let (user, own_group) = (Uid::from_raw(uid), Gid::from_raw(uid));
     setgroups(&[Gid::from_raw(group)]).map_err(said("setgroups"))?;
@@ -229,7 +231,7 @@ fn leaver(uid: u32, group: u32, address: &str) -> Result<(), String> {
     take(&connection)
 }
 
-/// Waits until something is so that another process brings about.
+/// Waits until a condition holds that another process brings about.
 pub(super) fn until(what: &str, mut so: impl FnMut() -> bool) -> Result<(), String> {
     let end = Instant::now() + TIME_LIMIT;
     while !so() {
@@ -241,14 +243,15 @@ pub(super) fn until(what: &str, mut so: impl FnMut() -> bool) -> Result<(), Stri
     Ok(())
 }
 
-/// Puts the victims on one processor with this process and below it, as any process may do to those of the same
-/// user: then whatever a victim does that wakes this process is the last thing that it does for now.
+/// Puts the victims on this process's processor and below it in priority, as any process may do to others of
+/// the same user. When a victim then does something that wakes this process, this process runs before the
+/// victim continues.
 fn overshadow(victims: &[&str]) -> Result<(), String> {
     let mut one = CpuSet::new();
     one.set(0).map_err(said("CpuSet"))?;
     sched_setaffinity(Pid::from_raw(0), &one).map_err(said("sched_setaffinity"))?;
     for victim in victims {
-        // Every thread there is; those to come inherit it.
+        // All existing threads; new ones inherit the setting.
         let tasks = fs::read_dir(format!("/proc/{victim}/task")).map_err(|error| error.to_string())?;
         for task in tasks.filter_map(Result::ok) {
             let task: i32 = number(&task.file_name().to_string_lossy())?;
@@ -263,7 +266,7 @@ fn overshadow(victims: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
-/// Watches /dev/shm and does something with each object that appears, in the moment before its name is taken away.
+/// Watches /dev/shm, and calls `grab` with each object that appears, before its name is removed.
 fn watch<T: Send + 'static>(
     victims: &[&str],
     mut grab: impl FnMut(&Path, usize) -> Result<T, Errno> + Send + 'static,
@@ -292,7 +295,8 @@ fn watch<T: Send + 'static>(
     Ok(grabbed)
 }
 
-/// Opens what was grabbed, through a path that leads to it, and searches it. The owner of a file may change its mode.
+/// Opens a grabbed object through a path that leads to it, and searches it. The owner of a file may change
+/// its mode.
 fn search(path: &str, text: &str) -> Result<&'static str, Errno> {
     fchmodat(
         AT_FDCWD,
@@ -300,7 +304,7 @@ fn search(path: &str, text: &str) -> Result<&'static str, Errno> {
         Mode::S_IRUSR | Mode::S_IWUSR,
         FchmodatFlags::FollowSymlink,
     )?;
-    // Without O_NONBLOCK, this would wait until a lease is given back or taken away (fcntl(2)).
+    // Without O_NONBLOCK, open would wait until a lease is released or broken (fcntl(2)).
     let object = open(
         path,
         OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK,
@@ -311,7 +315,7 @@ fn search(path: &str, text: &str) -> Result<&'static str, Errno> {
     Ok(if found { "found" } else { "absent" })
 }
 
-/// What a search of everything that was grabbed came to: found, if it was anywhere; else the last answer.
+/// Searches everything that was grabbed. Returns "found" if any object has the text, else the last answer.
 fn search_all(paths: impl Iterator<Item = String>, text: &str) -> String {
     let mut answer = "absent".to_owned();
     for path in paths {
@@ -340,7 +344,7 @@ fn linker(victims: &[&str]) -> Result<(), String> {
     })
 }
 
-/// Takes an `O_PATH` descriptor of each object: that is no opening, so that no lease is in its way or notices it.
+/// Opens each object with `O_PATH`. No lease prevents or notices that, because it does not count as an open.
 fn watcher(victims: &[&str]) -> Result<(), String> {
     let kept = watch(victims, |found, _| {
         open(found, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
@@ -358,8 +362,9 @@ fn watcher(victims: &[&str]) -> Result<(), String> {
     })
 }
 
-/// Connects, leaves the connection to another process, and becomes the genuine program: from then on
-/// /proc/PID/exe of the process that connected is as it should be. The victim is stopped while this happens.
+/// Connects, leaves the connection to another process, and becomes the genuine program. From then on,
+/// /proc/PID/exe of the process that connected shows the genuine executable. The victim is stopped while this
+/// happens.
 fn connect_then_exec(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
     post::wait_for_listener(address)?;
     let pid = Pid::from_raw(number(victim)?);
@@ -376,7 +381,7 @@ fn connect_then_exec(address: &str, victim: &str, genuine: &str) -> Result<(), S
     Err(Command::new(genuine).args(["role", "still"]).exec().to_string())
 }
 
-/// Lets the next program have a descriptor, and returns its number.
+/// Keeps a descriptor open across `exec`, and returns its number.
 fn leave_open(descriptor: &OwnedFd) -> Result<String, String> {
     fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty())).map_err(said("FD_CLOEXEC"))?;
     Ok(descriptor.as_raw_fd().to_string())
@@ -384,16 +389,18 @@ fn leave_open(descriptor: &OwnedFd) -> Result<String, String> {
 
 pub(super) fn inherited(descriptor: &str) -> Result<OwnedFd, String> {
     let descriptor: RawFd = number(descriptor)?;
-    // SAFETY: the program that started this one has left this descriptor open for it, and it is taken here only.
+    // SAFETY: the program that started this one left this descriptor open for it, and only this call takes
+    // it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Waits until its parent looks genuine, lets the victim go on, and takes what comes over the connection.
+/// Waits until its parent looks genuine, lets the victim continue, and reads what the victim sends over the
+/// connection.
 fn thief(connection: &str, victim: &str, genuine: &str) -> Result<(), String> {
     let connection = inherited(connection)?;
     parent_looks(genuine)?;
     let parent = getppid();
-    // The plain program speaks first; ringfence waits for a HELLO, which any holder of the socket can send.
+    // The plain program speaks first. ringfence waits for a HELLO, which any holder of the socket can send.
     let (line, theirs) = socketpair(
         AddressFamily::Unix,
         SockType::Stream,
@@ -402,7 +409,8 @@ fn thief(connection: &str, victim: &str, genuine: &str) -> Result<(), String> {
     )
     .map_err(said("socketpair"))?;
     let hello = protocol::hello(&[0x5a; 32], &[0; 32], 64 * 1024, 1 << 20, 1);
-    // As the process that connected: the kernel lets no process claim to be another without CAP_SYS_ADMIN.
+    // In the name of the process that connected. Without CAP_SYS_ADMIN, the kernel rejects credentials of
+    // another process.
     let claim = UnixCredentials::from(libc::ucred {
         pid: parent.as_raw(),
         uid: getuid().as_raw(),
@@ -414,13 +422,13 @@ fn thief(connection: &str, victim: &str, genuine: &str) -> Result<(), String> {
     println!("forged {forged:?}, own {sent:?}");
     kill(Pid::from_raw(number(victim)?), Signal::SIGCONT).map_err(said("SIGCONT"))?;
     take(&connection)?;
-    // The line that came with the HELLO: has anything come over it?
+    // The line that was passed with the HELLO: does the victim send anything over it?
     let (frame, descriptors) = protocol::hear(line.as_fd(), 100);
     println!("{frame}, {} descriptors", descriptors.len());
     Ok(())
 }
 
-/// Takes what comes over a connection and, if it is an object, looks into it for a secret.
+/// Reads what the victim sends over a connection. If it is an object, maps it and obeys orders about it.
 fn take(connection: &OwnedFd) -> Result<(), String> {
     let mut parcel =
         post::receive_exactly(connection.as_fd(), size_of::<usize>()).map_err(said("receive"))?;
@@ -438,16 +446,17 @@ fn take(connection: &OwnedFd) -> Result<(), String> {
     hand::manipulate(&object, size)
 }
 
-/// Connects and takes what comes.
+/// Connects, and reads what the victim sends.
 fn knock(address: &str) -> Result<(), String> {
     let connection = post::connect_to(address).map_err(said("connect"))?;
     take(&connection)
 }
 
-/// Runs the genuine program, connects, passes every check, and becomes another program with the connection.
+/// Starts as the genuine program, connects, passes every check, and then becomes another program that keeps
+/// the connection.
 fn turncoat(address: &str, other: &str) -> Result<(), String> {
     let connection = post::connect_to(address).map_err(said("connect"))?;
-    // What comes was sent after the check.
+    // The victim sends its first bytes after the check.
     if !protocol::readable(connection.as_fd(), 30_000) {
         return Err("nothing came".into());
     }
@@ -458,8 +467,8 @@ fn turncoat(address: &str, other: &str) -> Result<(), String> {
         .to_string())
 }
 
-/// Listens, leaves the listening socket to another process, and becomes the genuine program: `SO_PEERCRED` of
-/// every client names the process that called listen.
+/// Listens, leaves the listening socket to another process, and becomes the genuine program. `SO_PEERCRED`
+/// names the process that called listen, to every client.
 fn listen_then_exec(address: &str, genuine: &str) -> Result<(), String> {
     let listener = post::listen_at(address).map_err(said("listen"))?;
     let inherited = leave_open(&listener)?;
@@ -472,8 +481,8 @@ fn listen_then_exec(address: &str, genuine: &str) -> Result<(), String> {
     Err(Command::new(genuine).args(["role", "still"]).exec().to_string())
 }
 
-/// Waits until its parent looks genuine, and passes an object of its own to each that comes: as the plain program
-/// does, or, to who speaks first, as ringfence does.
+/// Waits until its parent looks genuine, and passes an object of its own to the client. It acts as the plain
+/// program does, or as ringfence does if the client speaks first.
 fn false_host(listener: &str, genuine: &str) -> Result<(), String> {
     let listener = inherited(listener)?;
     parent_looks(genuine)?;
@@ -507,8 +516,8 @@ fn parent_looks(genuine: &str) -> Result<(), String> {
     })
 }
 
-/// Has a child connect and end, and then starts processes until the genuine program has that child's number. The
-/// victim is stopped meanwhile.
+/// Lets a child connect and exit, and starts processes until the genuine program has that child's pid. The
+/// victim is stopped during this.
 fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
     post::wait_for_listener(address)?;
     let pid = Pid::from_raw(number(victim)?);
@@ -516,11 +525,11 @@ fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
     until("the victim has stopped", || is_stopped(pid))?;
     let socket = post::stream().map_err(said("socket"))?;
     let name = post::address(address).map_err(said("address"))?;
-    // SAFETY: this process has one thread, and the child makes one system call and ends.
+    // SAFETY: this process has one thread, and the child makes one system call and exits.
     let wanted = match unsafe { fork() }.map_err(said("fork"))? {
         ForkResult::Child => {
             let failed = connect(socket.as_raw_fd(), &name).is_err();
-            // SAFETY: _exit ends the child without anything of the parent's being run.
+            // SAFETY: _exit ends the child without running any code of the parent, such as exit handlers.
             unsafe { libc::_exit(i32::from(failed)) }
         }
         ForkResult::Parent { child } => child,
@@ -532,7 +541,8 @@ fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
     let mut count = 0;
     loop {
         count += 1;
-        // SAFETY: this process has one thread, and the child makes a few system calls and ends or executes.
+        // SAFETY: this process has one thread, and the child makes a few system calls and then exits or
+        // executes.
         match unsafe { fork() }.map_err(said("fork"))? {
             ForkResult::Child if getpid() == wanted => {
                 let error = Command::new(genuine).args(["role", "still"]).exec();
@@ -556,7 +566,7 @@ fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
     result
 }
 
-/// Connects as often as it can, up to `count` times, and says nothing.
+/// Connects up to `count` times, or until the kernel refuses, and sends nothing.
 fn crowd(address: &str, count: usize) -> Result<(), String> {
     let name = post::address(address).map_err(said("address"))?;
     let mut connections = Vec::new();
@@ -576,7 +586,7 @@ fn crowd(address: &str, count: usize) -> Result<(), String> {
     serve(|_| Ok("still there".into()))
 }
 
-/// Takes every byte that /dev/shm has left.
+/// Allocates all free space of /dev/shm.
 fn filler() -> Result<(), String> {
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC;
     let file = open("/dev/shm/filler", flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(said("open"))?;

@@ -1,4 +1,5 @@
-//! Publishers and subscribers under orders: of the plain program for one to many, and of ringfence.
+//! Publishers and subscribers that obey orders: those of the plain one-to-many program, and those of
+//! ringfence.
 
 use std::time::{Duration, Instant};
 
@@ -9,12 +10,13 @@ use ringfence::{
 use super::{number, program, serve, victim_fenced};
 use crate::{actor::TIME_LIMIT, plain_many};
 
-/// Bytes of the messages that a publisher makes up.
+/// Length of the messages that a publisher generates, in bytes.
 const LENGTH: usize = 1000;
-/// The longest that this program takes.
+/// Longest message that these programs accept, in bytes.
 const LONGEST: usize = 8192;
 
-/// The message of this number, which shows when one of its bytes is another's.
+/// Returns the message with this number. Its number repeats throughout, so that a byte of another message
+/// shows.
 fn message(number: u64) -> Vec<u8> {
     number.to_le_bytes().repeat(LENGTH / 8)
 }
@@ -42,7 +44,7 @@ pub(super) fn plain_publisher() -> Result<(), String> {
                 }
                 format!("filled {}", sent - before)
             }
-            // Gives up when nothing has gone for a while.
+            // Gives up once nothing could be sent for a second.
             ["send-all", count] => {
                 let (goal, mut last) = (sent + number::<u64>(count)?, Instant::now());
                 while sent < goal && last.elapsed() < Duration::from_secs(1) {
@@ -82,7 +84,7 @@ pub(super) fn plain_subscriber() -> Result<(), String> {
     })
 }
 
-/// Of ringfence.
+/// Runs a publisher of ringfence.
 pub(super) fn publisher() -> Result<(), String> {
     let mut publisher: Option<Publisher> = None;
     let mut sent = 0;
@@ -105,10 +107,10 @@ pub(super) fn publisher() -> Result<(), String> {
                 Err(error) => victim_fenced::show(&error),
             },
             ["fill"] => fill(there(&mut publisher)?, &mut sent),
-            // Sleeps where it must.
+            // Blocks while the ring is full.
             ["send-all", count] => send_all(there(&mut publisher)?, &mut sent, number(count)?),
             ["subscribers"] => there(&mut publisher)?.subscribers().len().to_string(),
-            // The next that comes, goes, or is refused.
+            // The next subscriber that was accepted, has left, or was refused.
             ["event"] => event(there(&mut publisher)?),
             ["reason"] => there(&mut publisher)?
                 .close_reason()
@@ -126,7 +128,7 @@ pub(super) fn publisher() -> Result<(), String> {
     })
 }
 
-/// Until there is no room. `sent` counts.
+/// Sends until the ring is full, and counts in `sent`.
 fn fill(publisher: &mut Publisher, sent: &mut u64) -> String {
     let before = *sent;
     loop {
@@ -158,7 +160,7 @@ fn event(publisher: &Publisher) -> String {
     }
 }
 
-/// Of ringfence.
+/// Runs a subscriber of ringfence.
 pub(super) fn subscriber() -> Result<(), String> {
     let mut subscription: Option<Subscription> = None;
     let mut into = vec![0; LONGEST];
@@ -173,7 +175,7 @@ pub(super) fn subscriber() -> Result<(), String> {
                     Err(error) => victim_fenced::show(&error),
                 }
             }
-            // Comes and goes so often.
+            // Subscribes and leaves `count` times.
             ["come-and-go", address, count] => {
                 let mut last = String::from("no error");
                 for _ in 0..number::<usize>(count)? {
@@ -183,9 +185,9 @@ pub(super) fn subscriber() -> Result<(), String> {
                 }
                 last
             }
-            // In order, each whole.
+            // Reads messages and checks that they are whole and in order.
             ["read-all", count] => read_all(there(&mut subscription)?, &mut into, number(count)?),
-            // Whatever comes, for a time.
+            // Reads all messages, for a time.
             ["read", milliseconds] => {
                 let end = Instant::now() + Duration::from_millis(number(milliseconds)?);
                 read_until(there(&mut subscription)?, &mut into, end)

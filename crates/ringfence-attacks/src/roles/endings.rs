@@ -1,4 +1,5 @@
-//! A program that uses ringfence, and ends one channel after the other, at about the moment at which its peer does.
+//! A program that uses ringfence, and closes one channel after another at about the moment at which its peer
+//! does.
 
 use std::{
     hint::spin_loop,
@@ -7,15 +8,16 @@ use std::{
 
 use ringfence::{Address, CloseReason, Error, Options, Receiver, Role, join};
 
-/// No message of these programs is longer.
+/// Longest message of these programs, in bytes.
 const LONGEST: usize = 64;
-/// How long after the last agreed moment the guest ends its side, in microseconds.
+/// Time after the last agreed moment at which the guest ends its side, in microseconds.
 const GUEST: u64 = 50;
-/// The host does so up to twice as late: before the guest, with it, and after it.
+/// Upper bound of the host's time, which is up to twice as long: the host ends before the guest, with it, and
+/// after it.
 const HOST: u64 = 2 * GUEST + 1;
 
-/// Ends `count` channels at the address, in these ways by turns. Says so, or what was wrong with the first that was not told as
-/// promised.
+/// Ends `count` channels at the address, in turn in each of these ways. Returns "as promised", or describes
+/// the first channel whose end was reported wrongly.
 pub(super) fn run(address: &str, count: u32, ways: &str) -> Result<String, String> {
     let address = address.parse::<Address>().map_err(|error| error.to_string())?;
     let options = Options::new()
@@ -32,7 +34,7 @@ pub(super) fn run(address: &str, count: u32, ways: &str) -> Result<String, Strin
 
 fn one(address: &Address, options: &Options, way: &str, round: u64) -> Result<(), String> {
     let channel = join(address, options).map_err(told)?;
-    // Steps of a prime cover every moment within few rounds of each way.
+    // 37 is prime, so its multiples cover every moment within few rounds of each way.
     let pause = match channel.role() {
         Role::Host => round * 37 % HOST,
         Role::Guest => GUEST,
@@ -44,7 +46,7 @@ fn one(address: &Address, options: &Options, way: &str, round: u64) -> Result<()
         Some(length) if into[..length] == *b"here" => {}
         other => return Err(format!("{other:?} instead of the peer's first message")),
     }
-    // The last message says what end it is that the peer must see. A peer that has ended its side may be ahead.
+    // The last message names the end that the peer must report. The peer may have ended its side already.
     match sender.send(way.as_bytes()) {
         Ok(()) => {}
         Err(_) if sender.close_reason() == Some(CloseReason::Closed) => {}
@@ -78,7 +80,7 @@ fn one(address: &Address, options: &Options, way: &str, round: u64) -> Result<()
     }
 }
 
-/// Reads what the peer had sent, and waits for its end to be told.
+/// Reads what the peer had sent, and waits until the end is reported.
 fn read_to_the_end(receiver: &mut Receiver) -> Result<(), String> {
     let mut into = [0; LONGEST];
     let length = receiver
@@ -89,7 +91,7 @@ fn read_to_the_end(receiver: &mut Receiver) -> Result<(), String> {
     if let Some(more) = receiver.receive(&mut into).map_err(told)? {
         return Err(format!("{more} bytes more than the peer has sent"));
     }
-    // Where the end of the sending came first, the close is a second event.
+    // If the peer ended its sending first, the close is a second event.
     while receiver.close_reason().is_none() {
         receiver.poll_line().map_err(told)?;
     }

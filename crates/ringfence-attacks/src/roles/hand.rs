@@ -1,4 +1,4 @@
-//! A peer of the plain program that does everything by hand, and keeps what an honest one gives away.
+//! A malicious peer of the plain program. It follows no protocol, and keeps what an honest peer would close.
 
 use std::{
     fs::File,
@@ -21,7 +21,7 @@ fn said(what: &'static str) -> impl Fn(nix::Error) -> String {
     move |errno| format!("{what}: {errno}")
 }
 
-/// Connects, takes the object, and then does to it what it is told.
+/// Connects, receives the object, and then obeys orders about it.
 pub(super) fn guest(address: &str) -> Result<(), String> {
     let line = post::connect_to(address).map_err(said("connect"))?;
     let mut parcel = post::receive_exactly(line.as_fd(), size_of::<usize>()).map_err(said("receive"))?;
@@ -32,7 +32,7 @@ pub(super) fn guest(address: &str) -> Result<(), String> {
     manipulate(&object, size)
 }
 
-/// Does to an object what it is told.
+/// Maps an object and obeys orders about it.
 pub(super) fn manipulate(object: &OwnedFd, size: usize) -> Result<(), String> {
     let map = Mapping::new(object, size, true).map_err(said("mmap"))?;
     serve(|order| {
@@ -61,7 +61,7 @@ pub(super) fn manipulate(object: &OwnedFd, size: usize) -> Result<(), String> {
     })
 }
 
-/// Binds, and passes what `kind` names to each that comes.
+/// Listens, and passes what `kind` names to the client that connects.
 pub(super) fn host(address: &str, kind: &str) -> Result<(), String> {
     let listener = post::listen_at(address).map_err(said("listen"))?;
     println!("listening");

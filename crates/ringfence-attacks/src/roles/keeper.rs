@@ -1,4 +1,4 @@
-//! A mount namespace with a /dev/shm of its own, and programs in it.
+//! Mount namespaces with their own /dev/shm or /proc, and programs in them.
 
 use std::{
     fs,
@@ -16,8 +16,8 @@ use nix::{
     unistd::{Gid, Uid, getgid, getuid, setgid, setgroups, setuid},
 };
 
-/// Mounts a small tmpfs on /dev/shm in a mount namespace of its own, and one with a copy of this program at each of
-/// `places`, and keeps them until told to end.
+/// Mounts a small tmpfs on /dev/shm in its own mount namespace, and one with a copy of this program at each
+/// of `places`. Keeps them until it reads a line or its input is closed.
 pub(super) fn own_shm(bytes: &str, as_whom: &str, places: &[&str]) -> Result<(), String> {
     let (uid, gid) = (getuid(), getgid());
     let said = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
@@ -25,7 +25,7 @@ pub(super) fn own_shm(bytes: &str, as_whom: &str, places: &[&str]) -> Result<(),
         unshare(CloneFlags::CLONE_NEWNS).map_err(said("a mount namespace"))?;
     } else {
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(said("a user namespace"))?;
-        // Everybody stays who they are: the checks compare uids.
+        // All users keep their uids, because the checks compare uids.
         let write = |file: &str, text: String| {
             fs::write(format!("/proc/self/{file}"), text).map_err(|error| format!("{file}: {error}"))
         };
@@ -71,24 +71,25 @@ pub(super) fn own_shm(bytes: &str, as_whom: &str, places: &[&str]) -> Result<(),
     Ok(())
 }
 
-/// Executes a program in a user namespace in which no user is mapped, not even itself: every uid there reads as the
-/// overflow uid (user_namespaces(7)).
+/// Executes a program in a user namespace without any user mapping. Every uid there reads as the overflow uid
+/// (user_namespaces(7)).
 pub(super) fn unmapped(program: &str, args: &[&str]) -> Result<(), String> {
     unshare(CloneFlags::CLONE_NEWUSER).map_err(|errno| format!("a user namespace: {errno}"))?;
     Err(Command::new(program).args(args).exec().to_string())
 }
 
-/// Executes a program, as `uid`, as the first process of a pid namespace: a process outside of it has no number
+/// Executes a program, as `uid`, as the first process of a pid namespace. Processes outside of it have no pid
 /// there (pid_namespaces(7)).
 pub(super) fn own_pids(uid: &str, program: &str, args: &[&str]) -> Result<(), String> {
     unshare(CloneFlags::CLONE_NEWPID).map_err(|errno| format!("a pid namespace: {errno}"))?;
     let uid: u32 = super::number(uid)?;
-    // It inherits the streams, so that orders reach it past this process.
+    // The program inherits the streams, so that it receives the orders directly.
     let status = Command::new(program).args(args).uid(uid).gid(uid).status();
     status.map(drop).map_err(|error| error.to_string())
 }
 
-/// Executes a program, as `uid`, with a /proc that hides every process that it may not look into (`hidepid`, proc(5)).
+/// Executes a program, as `uid`, with a /proc that hides every process it may not inspect (`hidepid`,
+/// proc(5)).
 pub(super) fn hidden_proc(uid: &str, program: &str, args: &[&str]) -> Result<(), String> {
     let said = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
     unshare(CloneFlags::CLONE_NEWNS).map_err(said("a mount namespace"))?;
@@ -112,7 +113,7 @@ pub(super) fn hidden_proc(uid: &str, program: &str, args: &[&str]) -> Result<(),
         .to_string())
 }
 
-/// Enters the namespaces of `keeper`, becomes `uid` (0: stays who it is) and executes `program`.
+/// Enters the namespaces of `keeper`, switches to `uid` (0 keeps the user), and executes `program`.
 pub(super) fn within(keeper: &str, uid: &str, program: &str, args: &[&str]) -> Result<(), String> {
     let said = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
     let enter = |name: &str, kind| {

@@ -1,5 +1,5 @@
-//! Collectors under orders: they read what two publishers send, of which one floods, and say how much of the flood they had before
-//! the other was heard.
+//! Collectors that obey orders. They read from two publishers, one of which floods, and report how many flood
+//! messages arrived before the other publisher's message.
 
 use std::time::Duration;
 
@@ -8,10 +8,11 @@ use ringfence::{Address, Error, Merge, Merged, Options, Subscription, subscribe}
 use super::serve;
 use crate::plain_many;
 
-/// Of the flood, after which it gives up.
+/// Number of flood messages after which a collector gives up.
 const TOO_MUCH: usize = 100_000;
 
-/// Reads one after the other, each to its end, as loops over several descriptors are often written.
+/// Reads one source after the other, each until it is empty, as loops over several descriptors are often
+/// written.
 pub(super) fn plain() -> Result<(), String> {
     let mut both = None;
     serve(|order| {
@@ -38,7 +39,7 @@ pub(super) fn plain() -> Result<(), String> {
     })
 }
 
-/// Of ringfence.
+/// Runs a collector of ringfence.
 pub(super) fn fenced() -> Result<(), String> {
     let mut both = None;
     serve(|order| {

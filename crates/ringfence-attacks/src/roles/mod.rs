@@ -1,4 +1,4 @@
-//! The processes that the rows are played with. Each takes orders in lines and answers in lines.
+//! The processes that play the rows. Each reads orders as lines and answers in lines.
 
 mod attackers;
 mod broadcast;
@@ -20,13 +20,13 @@ use nix::{
     unistd::alarm,
 };
 
-/// No process of a row outlives this, whatever becomes of the one that started it.
+/// Longest lifetime of a row's process in seconds, even if its parent dies.
 const LIFETIME: u32 = 120;
 
-/// Plays the role named by `args`.
+/// Plays the role that `args` names.
 pub fn play(args: &[String]) -> ExitCode {
     alarm::set(LIFETIME);
-    // Best effort: the alarm is what counts.
+    // Best effort: the alarm is the actual limit.
     let _ = prctl::set_pdeathsig(Signal::SIGKILL);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match take_part(&args) {
@@ -67,7 +67,7 @@ fn take_part(args: &[&str]) -> Result<(), String> {
     }
 }
 
-/// Answers every order that comes, until there are no more.
+/// Answers every order until the input is closed.
 fn serve(mut answer: impl FnMut(&[&str]) -> Result<String, String>) -> Result<(), String> {
     for line in stdin().lines() {
         let line = line.map_err(|error| error.to_string())?;

@@ -1,4 +1,4 @@
-// A Node program under orders, with a secret in its memory.
+// A Node program that obeys orders and has a secret in its memory.
 
 import { once } from 'node:events'
 import { connect, createServer } from 'node:net'
@@ -8,32 +8,32 @@ import v8 from 'node:v8'
 
 const { harden, join, json, structured } = await import(pathToFileURL(process.env.RINGFENCE))
 const codecs = { json: json(), structured: structured() }
-// Made at run time, so that it is nowhere but in memory.
+// Built at run time, so that it exists only in memory.
 globalThis.secret = ['top', 'secret'].join('')
 let channel
 
-/** Bytes that no honest encoder makes, of each kind; the same in each run. Each must be refused, and none may do harm. */
+/** Generates messages that no honest encoder writes, the same in each run. A codec must refuse each, without harm. */
 function* madeUp(name) {
   const honest = { json: Buffer.from(JSON.stringify(VALUE)), structured: v8.serialize(VALUE) }[name]
   for (let length = 0; length < honest.length; length += 1) yield honest.subarray(0, length)
   let word = 1
   for (let number = 1; number < 300; number += 1) {
-    // A zero is no beginning of either, and makes the rest as good as any.
+    // No message of either codec starts with a zero, so the remaining bytes can be anything.
     const bytes = Buffer.alloc(number)
     for (let at = 1; at < number; at += 1) bytes[at] = (word = (word * 1_103_515_245 + 12_345) & 0x7fff_ffff) >> 16
     yield bytes
   }
   const begun = Buffer.from([0xff, 0x0f])
-  // Deep: arrays in arrays, so many that a decoder which calls itself has no stack left.
+  // Deep: so many nested arrays that a recursive decoder overflows its stack.
   yield name === 'json' ? Buffer.alloc(1_000_000, '[') : Buffer.concat([begun, Buffer.alloc(1_000_000, 'A\x01')])
-  // Huge: a length of 4 GiB, of a text, of memory and of an array.
+  // Huge: a string, a buffer and an array with a length of 4 GiB.
   const length = [0xff, 0xff, 0xff, 0xff, 0x0f]
   for (const kind of '"BA') yield Buffer.concat([begun, Buffer.from([kind.charCodeAt(0), ...length, 1, 2, 3])])
 }
 
 const VALUE = { order: 4, parts: ['a', 1.5, true, null], note: 'x'.repeat(40) }
 
-/** How many of so many messages the codec refuses, each in a call of its own. */
+/** Receives `count` messages, one per call, and returns how many of them the codec refuses. */
 async function refused(name, count) {
   const typed = channel.with(codecs[name])
   let malformed = 0
@@ -46,7 +46,7 @@ async function refused(name, count) {
   return malformed
 }
 
-/** As such programs are written: each line that comes is a value. */
+/** Listens like a typical plain program: each received line is parsed as a value. */
 async function listenPlain(path) {
   const server = createServer(async (socket) => {
     for await (const line of createInterface({ input: socket })) JSON.parse(line)

@@ -1,4 +1,4 @@
-//! What any program does beside its channel: being there, and starting others.
+//! Orders that every test program obeys, apart from those about its channel: for example, to start another program.
 
 use std::{
     env, fs,
@@ -17,7 +17,7 @@ use nix::{
     unistd::{ForkResult, alarm, fork, getpid, pause},
 };
 
-/// As [`super::serve`], for a program that can also be asked and told about itself.
+/// Like [`super::serve`], with additional orders about the program itself.
 pub(super) fn serve(mut answer: impl FnMut(&[&str]) -> Result<String, String>) -> Result<(), String> {
     super::serve(|order| match order {
         ["pid"] => Ok(getpid().to_string()),
@@ -32,9 +32,10 @@ pub(super) fn serve(mut answer: impl FnMut(&[&str]) -> Result<String, String>) -
     })
 }
 
-/// Closes what the tests' parent has left open, so that what is inherited later comes from here.
+/// Closes the descriptors that the test runner left open, so that later inventories show only this program's.
 pub(super) fn forget_inherited() -> Result<(), String> {
-    // SAFETY: called first of all: nothing in this process has a descriptor beyond the standard streams yet.
+    // SAFETY: this is the first call, so nothing in this process owns a descriptor beyond the standard
+    // streams yet.
     Errno::result(unsafe { libc::close_range(3, u32::MAX, 0) })
         .map(drop)
         .map_err(|errno| format!("close_range: {errno}"))
@@ -50,26 +51,26 @@ fn status(name: &str) -> Result<u64, String> {
     Ok(kilobytes * 1024)
 }
 
-/// Bytes of memory that are this process's own. What it shares with others is not among them.
+/// Returns the bytes of anonymous memory of this process. Shared memory does not count.
 fn own_memory() -> Result<String, String> {
     status("RssAnon").map(|bytes| bytes.to_string())
 }
 
-/// From here on this process gets no more than so many bytes of address space beyond what it has.
+/// Limits this process to `more` bytes of address space beyond what it has now.
 fn limit_memory(more: &str) -> Result<String, String> {
     let limit = status("VmSize")? + super::number::<u64>(more)?;
     setrlimit(Resource::RLIMIT_AS, limit, limit).map_err(|errno| format!("setrlimit: {errno}"))?;
     Ok("limited".into())
 }
 
-/// Does nothing, until it is killed.
+/// Does nothing until the process is killed.
 pub(super) fn still() -> ! {
     loop {
         pause();
     }
 }
 
-/// Becomes another program, as any program may, and takes no care of its descriptors.
+/// Becomes another program, as any program may, without closing any descriptors.
 fn exec_inventory(program: &str) -> Result<String, String> {
     Err(Command::new(program)
         .args(["role", "inventory"])
@@ -77,18 +78,18 @@ fn exec_inventory(program: &str) -> Result<String, String> {
         .to_string())
 }
 
-/// Does something while this process can have no descriptor more than it has.
+/// Calls `what` while this process cannot open any descriptor.
 pub(super) fn without_descriptors<T>(what: impl FnOnce() -> T) -> Result<T, String> {
     let failed = |errno: Errno| format!("RLIMIT_NOFILE: {errno}");
     let (before, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
-    // The standard streams alone have numbers below this.
+    // Only the standard streams have numbers below this.
     setrlimit(Resource::RLIMIT_NOFILE, 3, most).map_err(failed)?;
     let done = what();
     setrlimit(Resource::RLIMIT_NOFILE, before, most).map_err(failed)?;
     Ok(done)
 }
 
-/// What this process's descriptors refer to, as /proc/self/fd says. Sorted, one entry each.
+/// Returns what this process's descriptors refer to, as /proc/self/fd shows it. Sorted, one entry each.
 pub(super) fn inventory() -> Vec<String> {
     let Ok(entries) = fs::read_dir("/proc/self/fd") else {
         return Vec::new();
@@ -97,7 +98,7 @@ pub(super) fn inventory() -> Vec<String> {
         .filter_map(Result::ok)
         .filter_map(|entry| {
             let target = fs::read_link(entry.path()).ok()?;
-            // The directory that is being read is no descriptor of the program's.
+            // Leave out the descriptor of the directory that is being read.
             let own = format!("/proc/{}/fd", std::process::id());
             (target.to_string_lossy() != own)
                 .then(|| format!("{}={}", entry.file_name().to_string_lossy(), target.display()))
@@ -107,7 +108,7 @@ pub(super) fn inventory() -> Vec<String> {
     open
 }
 
-/// Prints what it has inherited beyond the three standard streams.
+/// Prints the inherited descriptors beyond the three standard streams.
 pub(super) fn print_inventory() {
     let beyond: Vec<String> = inventory()
         .into_iter()
@@ -120,7 +121,7 @@ pub(super) fn print_inventory() {
     println!("[{}]", beyond.join(" "));
 }
 
-/// Starts another program, as any thread of a program might at any time, and returns what that one inherited.
+/// Starts another program, as any thread may at any time, and returns which descriptors it inherited.
 pub(super) fn child_inherits() -> Result<String, String> {
     let own = env::current_exe().map_err(|error| error.to_string())?;
     let output = Command::new(own)
@@ -131,17 +132,17 @@ pub(super) fn child_inherits() -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Forks without exec, has the child do something and say what came of it, and returns how it ended.
+/// Forks without exec, calls `what` in the child, which prints the result, and returns how the child ended.
 pub(super) fn in_child(what: impl FnOnce() -> String) -> Result<String, String> {
-    /// Longer than anything takes that does not wait for a process that is not there.
+    /// Seconds after which a child counts as stuck; only waiting for a missing process takes that long.
     const LIMIT: u32 = 20;
-    // SAFETY: what the child may do in a copy of a process with several threads is what this is about.
+    // SAFETY: the row tests precisely what a child may do in a copy of a process with several threads.
     match unsafe { fork() }.map_err(|errno| errno.to_string())? {
         ForkResult::Child => {
             alarm::set(LIMIT);
             let said = catch_unwind(AssertUnwindSafe(what));
             println!("child {}", said.as_deref().unwrap_or("panicked"));
-            // SAFETY: ends the process, and nothing else: what its parent has registered for its end is not its own.
+            // SAFETY: _exit ends the process without running the exit handlers that its parent registered.
             unsafe { libc::_exit(0) }
         }
         ForkResult::Parent { child } => match waitpid(child, None).map_err(|errno| errno.to_string())? {
@@ -151,12 +152,12 @@ pub(super) fn in_child(what: impl FnOnce() -> String) -> Result<String, String> 
     }
 }
 
-/// Opens descriptors until there is none left.
+/// Opens descriptors until the limit is reached.
 pub(super) fn fill() -> Result<String, String> {
     setrlimit(Resource::RLIMIT_NOFILE, 256, 256).map_err(|errno| errno.to_string())?;
     loop {
         match fs::File::open("/dev/null") {
-            // For as long as the process lives.
+            // Keep it open for the lifetime of the process.
             Ok(file) => std::mem::forget(file),
             Err(error) if error.raw_os_error() == Some(Errno::EMFILE as i32) => return Ok("full".into()),
             Err(error) => return Err(error.to_string()),
@@ -166,14 +167,14 @@ pub(super) fn fill() -> Result<String, String> {
 
 /// Forks without exec, and returns which shared objects are mapped in the child.
 fn fork_maps() -> Result<String, String> {
-    // SAFETY: the child does nothing but wait for a signal, which is allowed after a fork of any process.
+    // SAFETY: the child only waits for a signal, which is allowed after a fork of any process.
     match unsafe { fork() }.map_err(|errno| errno.to_string())? {
         ForkResult::Child => loop {
             pause();
         },
         ForkResult::Parent { child } => {
             let maps = fs::read_to_string(format!("/proc/{child}/maps"));
-            // It is our own unreaped child, so the number is still its.
+            // The child is not reaped yet, so its pid still names it.
             let _ = kill(child, Signal::SIGKILL);
             let _ = waitpid(child, None);
             let maps = maps.map_err(|error| error.to_string())?;

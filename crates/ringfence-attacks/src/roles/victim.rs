@@ -1,4 +1,4 @@
-//! An instance of the plain program, under orders.
+//! A process of the plain program that obeys orders.
 
 use std::{
     os::fd::AsFd as _,
@@ -20,7 +20,7 @@ pub(super) fn run() -> Result<(), String> {
     program::serve(|order| {
         let connected = || channel.as_ref().ok_or("not joined");
         Ok(match order {
-            // In the child: goes on with what it has, and drops it.
+            // The child uses the inherited channel, and drops it.
             ["in-child"] => {
                 let channel = channel.as_ref();
                 program::in_child(|| {
@@ -38,7 +38,7 @@ pub(super) fn run() -> Result<(), String> {
                 "full"
             }
             .into(),
-            // Copies nothing: the program works on the message where it lies.
+            // Copies nothing: the program reads the message in place.
             ["receive", milliseconds] => match wait(connected()?, number(milliseconds)?) {
                 Some(message) => {
                     held = Some(message);
@@ -52,7 +52,7 @@ pub(super) fn run() -> Result<(), String> {
                 connected()?.advance(length);
                 "done".into()
             }
-            // As a producer does that has nothing else to do.
+            // Like a producer that has nothing else to do.
             ["send-all", count] => {
                 for _ in 0..number::<usize>(count)? {
                     while !connected()?.send(&[7; 1000]) {
@@ -61,7 +61,7 @@ pub(super) fn run() -> Result<(), String> {
                 }
                 "all sent".into()
             }
-            // Takes the address over once the peer says that it leaves, and says so.
+            // Takes the address over once the peer announces that it leaves, and prints it.
             ["successor", address, signal] => {
                 succeed(address, number(signal)?, connected()?.peer)?;
                 "waiting".into()
@@ -70,9 +70,10 @@ pub(super) fn run() -> Result<(), String> {
                 Ok(()) => "told".into(),
                 Err(errno) => format!("error {errno}"),
             },
-            // A line of the peer's making, on which it says 64 bytes: how many descriptors that has left behind.
+            // Receives a line that the peer created, and 64 single bytes over it. Reports how many
+            // descriptors are left open.
             ["take-line", address] => take_line(address)?,
-            // Lets go of a peer that it cannot look at.
+            // Disconnects from a peer that it cannot check.
             ["look-without-descriptors"] => {
                 let shows = program::without_descriptors(|| connected().map(Plain::peer_shows))??;
                 if shows {
@@ -95,7 +96,7 @@ pub(super) fn run() -> Result<(), String> {
     })
 }
 
-/// Takes over on a thread, so that orders are still taken; it says so when it is done.
+/// Waits on a thread, so that orders are still obeyed. The thread prints when it has taken over.
 fn succeed(address: &str, signal: i32, peer: Pid) -> Result<(), String> {
     let address = address.to_owned();
     plain::block(signal)?;
@@ -120,8 +121,8 @@ fn take_line(address: &str) -> Result<String, String> {
     Ok(format!("left {}", program::inventory().len() - before))
 }
 
-/// The second half of a look for something new, whose first half is the look at the ring. Who is not there has exited: no other end is
-/// known.
+/// Checks the peer after the ring was found empty. This program knows one reason for a missing peer: that it
+/// exited.
 fn look_at_peer(channel: &mut Option<Plain>) -> Result<String, String> {
     let looking = channel.as_ref().ok_or("not joined")?;
     if looking.peer_is_alive() {
@@ -132,7 +133,7 @@ fn look_at_peer(channel: &mut Option<Plain>) -> Result<String, String> {
     Ok(format!("exited, {unread} bytes unread"))
 }
 
-/// A message as the rows read it.
+/// Formats a message as the rows expect it.
 fn show(message: &[u8]) -> String {
     format!(
         "got {} {}",
@@ -154,7 +155,7 @@ fn join(address: &str, size: usize, options: &[&str]) -> Result<Plain, String> {
     plain::join(address, size, reading, &mut |moment| match moment {
         Moment::Listening if options.contains(&"listening") => println!("listening"),
         Moment::Refused if options.contains(&"tell") => println!("refused"),
-        // What a program does about it may take for ever.
+        // A program's callback may take forever.
         Moment::Refused if options.contains(&"hang") => {
             println!("refused");
             program::still();

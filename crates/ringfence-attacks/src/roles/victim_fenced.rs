@@ -1,4 +1,4 @@
-//! An instance of a program that uses ringfence, under orders: what a program can do with its public face.
+//! A process that uses ringfence's public API and obeys orders.
 
 use std::{
     os::unix::net::UnixListener,
@@ -18,12 +18,12 @@ use ringfence::{
 
 use super::{endings, number, program};
 
-/// The longest message that this program takes, and so the buffer that it receives into.
+/// Longest message that this program accepts, and so the size of its buffer.
 const LONGEST: usize = 1 << 20;
 
 type Halves = (Sender, Receiver);
 
-/// Looks at the peer of the channel that was joined last.
+/// Verifies the peer of the last joined channel.
 static VERIFIER: Mutex<Option<Verifier>> = Mutex::new(None);
 
 pub(super) fn run() -> Result<(), String> {
@@ -35,13 +35,14 @@ pub(super) fn run() -> Result<(), String> {
         Ok(match order {
             ["egid"] => getegid().to_string(),
             ["fill"] => program::fill()?,
-            // In the child: goes on with what it has, and drops it.
+            // The child uses the inherited channel, and drops it.
             ["in-child"] => in_child(&channel, &mut membership)?,
-            // What a host leaves behind that was killed.
+            // The socket that a killed host leaves behind.
             ["stale", path] => UnixListener::bind(path)
                 .map_err(|error| error.to_string())
                 .map(|_| "stale".into())?,
-            // On another thread, so that orders are still taken; it answers when it is done.
+            // On another thread, so that orders are still obeyed. The thread prints the answer when it is
+            // done.
             ["join-aside", address, options @ ..] => {
                 let (address, options, channel) =
                     ((*address).to_owned(), parse(options)?, Arc::clone(&channel));
@@ -49,7 +50,7 @@ pub(super) fn run() -> Result<(), String> {
                 "joining".into()
             }
             ["join", address, options @ ..] => joined(address, &parse(options)?, &channel),
-            // Each with a peer that ends it at about the same moment.
+            // The peer ends each channel at about the same moment.
             ["end-channels", address, count, ways] => endings::run(address, number(count)?, ways)?,
             ["look-without-descriptors"] => look_without_descriptors()?,
             ["member" | "role" | "change" | "leave", ..] => on_membership(order, &mut membership, &channel)?,
@@ -92,7 +93,7 @@ fn look_without_descriptors() -> Result<String, String> {
     })
 }
 
-/// The channel of a membership is the one that other orders are about.
+/// Obeys an order about the membership. Later orders about a channel mean the membership's newest channel.
 fn on_membership(
     order: &[&str],
     membership: &mut Option<Membership>,
@@ -128,7 +129,7 @@ fn on_membership(
     })
 }
 
-/// Those that it hosts, and the channels that it has as an agent of any.
+/// The services that this process hosts, and the channels that it has opened to any service.
 #[derive(Default)]
 struct Services {
     own: Vec<Arc<Listener>>,
@@ -152,7 +153,7 @@ impl Services {
         })
     }
 
-    /// A service whose agents stay until they go.
+    /// Opens a service that keeps its agents until they leave.
     fn listen(&mut self, address: &Address, options: &Options) -> String {
         let listener = match listen(address, options) {
             Ok(listener) => Arc::new(listener),
@@ -171,7 +172,7 @@ impl Services {
         "listening".into()
     }
 
-    /// Connects so often, one after the other, however many are refused.
+    /// Connects `count` times, one after another, even if some are refused.
     fn connect(&mut self, address: &Address, count: usize, options: &Options) -> String {
         let before = self.connected.len();
         let mut last = "no error".into();
@@ -185,7 +186,7 @@ impl Services {
     }
 }
 
-/// What the child of a fork gets, that sends on its parent's channel and drops all it has.
+/// Forks. The child sends on the inherited channel, and drops everything.
 fn in_child(channel: &Mutex<Option<Halves>>, membership: &mut Option<Membership>) -> Result<String, String> {
     program::in_child(move || {
         let sent = {
@@ -229,19 +230,19 @@ fn on_channel(
                 Err(error) => show(&error),
             }
         }
-        // Sends no more, and reads on.
+        // Ends sending, and still reads.
         ["end"] => {
             sender.end();
             "ended".into()
         }
         ["again"] => show_message(held),
-        // Everything that was handed over stays what it was.
+        // Messages that were already received stay unchanged.
         ["work", how, milliseconds] => {
             let (messages, end) = work(how, sender, receiver, number(milliseconds)?);
             format!("worked {messages} {end}")
         }
         ["stuck-close"] => stuck_close(sender, receiver),
-        // Fills the ring, and then waits for room that never comes.
+        // Fills the ring, and then waits for room that never becomes free.
         ["stuff", milliseconds] => {
             let deadline = Instant::now() + Duration::from_millis(number(milliseconds)?);
             loop {
@@ -264,7 +265,7 @@ fn on_channel(
     })
 }
 
-/// Closes the channel while another thread waits for room that never comes.
+/// Closes the channel while another thread waits for room that never becomes free.
 fn stuck_close(sender: &mut Sender, receiver: &mut Receiver) -> String {
     let sent = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -276,7 +277,7 @@ fn stuck_close(sender: &mut Sender, receiver: &mut Receiver) -> String {
                 };
             }
         });
-        // It is stuck once nothing has gone for a while.
+        // The sender is stuck once nothing was sent for a while.
         let mut before = usize::MAX;
         while sent.load(Ordering::Relaxed) != before {
             before = sent.load(Ordering::Relaxed);
@@ -294,7 +295,7 @@ fn stuck_close(sender: &mut Sender, receiver: &mut Receiver) -> String {
     })
 }
 
-/// An error as the rows read it: its code first.
+/// Formats an error as the rows expect it: its code first.
 pub(super) fn show(error: &Error) -> String {
     let check = error.refusal().map_or(String::new(), |refusal| {
         format!(" check={} by_peer={}", refusal.check, refusal.by_peer)
@@ -351,7 +352,7 @@ pub(super) fn parse(options: &[&str]) -> Result<Options, String> {
     Ok(parsed)
 }
 
-/// A callback that does not do what it should about the first process that it is asked about, and lets all others in.
+/// Returns a callback that misbehaves for the first process that it is asked about, and allows all others.
 fn misbehave(how: &str) -> Result<impl Fn(Identity, Decision) + Send + Sync + 'static, String> {
     let panics = match how {
         "panic" => true,
@@ -363,7 +364,7 @@ fn misbehave(how: &str) -> Result<impl Fn(Identity, Decision) + Send + Sync + 's
         if *first.get_or_init(|| peer.pid) != peer.pid {
             decision.allow();
         } else if panics {
-            // As a panic, without its report for people.
+            // A panic without the printed report.
             std::panic::resume_unwind(Box::new("as this row wants it"));
         } else {
             program::still();
@@ -371,13 +372,13 @@ fn misbehave(how: &str) -> Result<impl Fn(Identity, Decision) + Send + Sync + 's
     })
 }
 
-/// Sends and receives as fast as it can in one of the ways that there are, for a time or until an error. Returns how
-/// many messages came, and what ended it.
+/// Sends and receives as fast as it can, in the way that `how` names, for a time or until an error. Returns
+/// how many messages arrived, and what ended the work.
 fn work(how: &str, writing: &mut Sender, reading: &mut Receiver, milliseconds: u64) -> (usize, String) {
     let end = Instant::now() + Duration::from_millis(milliseconds);
     let mut buffer = vec![0; LONGEST + 8];
     let mut messages = 0;
-    // A message whose beginning has been read must be read on in the same way, into the same buffer.
+    // A message that was read in part must be continued in the same way, into the same buffer.
     let mut under_way = false;
     while Instant::now() < end {
         let received = match how {
@@ -401,7 +402,7 @@ fn work(how: &str, writing: &mut Sender, reading: &mut Receiver, milliseconds: u
             }),
             _ => reading.drain(
                 |message: Message<'_>| {
-                    // Every word once, and a copy.
+                    // Read every word once, and copy.
                     std::hint::black_box(message.words().fold(0, u64::wrapping_add));
                     std::hint::black_box(message.to_vec());
                 },
@@ -424,7 +425,7 @@ fn work(how: &str, writing: &mut Sender, reading: &mut Receiver, milliseconds: u
     (messages, "still open".into())
 }
 
-/// Reads on in a message. Returns how many have become whole, and notes whether one is under way.
+/// Continues a message. Returns 1 if it is complete now, and notes whether a message is under way.
 fn part(reading: &mut Receiver, buffer: &mut [u8], under_way: &mut bool) -> Result<usize, Error> {
     let progress = reading.receive_part(buffer)?;
     *under_way = matches!(progress, Progress::Part(bytes) if bytes > 0);

@@ -1,4 +1,5 @@
-//! One to many: what a subscriber can do to its publisher and to the others, and a publisher to its subscribers.
+//! One to many: attacks of a subscriber on its publisher and on other subscribers, and of a publisher on its
+//! subscribers.
 
 use std::{
     fs,
@@ -14,16 +15,16 @@ use crate::{
     stage::{Program, Stage, Who},
 };
 
-/// Bytes of the ring of each publisher of ringfence's here.
+/// The size of the ring of each ringfence publisher here, in bytes.
 const CAPACITY: u64 = 64 * 1024;
-/// More messages than a ring holds, by far.
+/// Far more messages than a ring holds.
 const MANY: &str = "500";
 
 fn actor(stage: &Stage, name: &'static str, role: &'static str, of: &str) -> Result<Actor, Trouble> {
     stage.spawn(name, Who::Agent, Program::Genuine, &[role, of])
 }
 
-/// A publisher of the plain program's.
+/// Starts a publisher of the plain program.
 fn plain_publisher(stage: &Stage, address: &str, options: &str) -> Result<Actor, Trouble> {
     let mut publisher = actor(stage, "the publisher", "publisher", "plain")?;
     must(
@@ -34,7 +35,7 @@ fn plain_publisher(stage: &Stage, address: &str, options: &str) -> Result<Actor,
     Ok(publisher)
 }
 
-/// Publisher, honest subscriber and hostile one of the plain program.
+/// Starts a publisher, an honest and a hostile subscriber of the plain program.
 fn plain_three(stage: &Stage) -> Result<[Actor; 3], Trouble> {
     let address = stage.address("plain");
     let publisher = plain_publisher(stage, &address, "")?;
@@ -46,7 +47,7 @@ fn plain_three(stage: &Stage) -> Result<[Actor; 3], Trouble> {
     Ok([publisher, honest, hostile])
 }
 
-/// What the publisher of the plain program can still send.
+/// Checks whether the publisher of the plain program can still send.
 fn plain_sends(publisher: &mut Actor) -> Result<Half, Trouble> {
     let answer = publisher.ask(&format!("send-all {MANY}"))?;
     Ok(if answer == "all sent" {
@@ -56,7 +57,7 @@ fn plain_sends(publisher: &mut Actor) -> Result<Half, Trouble> {
     })
 }
 
-/// A publisher of ringfence's, and an honest subscriber.
+/// Starts a ringfence publisher and an honest subscriber.
 fn fenced_two(stage: &Stage, address: &str, options: &str) -> Result<(Actor, Actor), Trouble> {
     let mut publisher = actor(stage, "the publisher", "publisher", "ringfence")?;
     must(
@@ -82,7 +83,7 @@ fn comes(publisher: &mut Actor, who: &Actor) -> Result<(), Trouble> {
     must(publisher, "event", &format!("came {}", who.pid()))
 }
 
-/// A hostile subscriber of ringfence's.
+/// Starts a hostile ringfence subscriber.
 fn hostile(stage: &Stage, publisher: &mut Actor, address: &str) -> Result<Actor, Trouble> {
     let mut hostile = hand(stage)?;
     must(&mut hostile, &format!("subscribe {address}"), "subscribed")?;
@@ -90,7 +91,8 @@ fn hostile(stage: &Stage, publisher: &mut Actor, address: &str) -> Result<Actor,
     Ok(hostile)
 }
 
-/// More than a ring is sent to the honest one, whatever the other does `meanwhile`. `Err`: it was not.
+/// Sends more than a ring to the honest subscriber while the other one does `meanwhile`. Returns an inner
+/// `Err` if that failed.
 fn goes_on(
     publisher: &mut Actor,
     honest: &mut Actor,
@@ -111,10 +113,10 @@ fn goes_on(
     Ok(Ok(()))
 }
 
-/// Row 46: a subscriber says of itself what cannot be, or one thing to the sender and another to the watcher.
+/// Row 46: a subscriber reports invalid positions, or different ones to the sender and to the watcher.
 ///
-/// What stops it: each subscriber's head is a word of its own object, compared with what it said before and with what is published. A
-/// lie ends that subscriber's channel.
+/// Defence: each subscriber's head is a word in its own object, compared with its earlier value and
+/// with what was published. A violation ends that subscriber's channel.
 pub(super) fn lying_head(stage: &Stage) -> Result<Report, Trouble> {
     let [mut publisher, honest, mut liar] = plain_three(stage)?;
     let lie = format!("store {} {}", plain_many::head_of(1), 1_u64 << 40);
@@ -135,12 +137,13 @@ pub(super) fn lying_head(stage: &Stage) -> Result<Report, Trouble> {
         if let Err(harm) = told {
             return Ok(Report::bitten(plain, format!("{lie}: {harm}")));
         }
-        // One that shows a higher position each time that the publisher looks is not found out, and has not held the publisher up.
+        // A subscriber that shows a higher position at each check is not detected, and has not delayed the
+        // publisher.
         if lie == "to-and-fro" {
             must(&mut publisher, "close", "closed")?;
             continue;
         }
-        // Where the sender does not look again in time, its stall is what it costs.
+        // If the sender does not check again in time, the subscriber is evicted for its stall instead.
         let event = publisher.ask("event")?;
         if ![format!("gone {pid} corrupt"), format!("gone {pid} evicted")].contains(&event) {
             return Err(Trouble::wrong(format!("{lie}: {event}")));
@@ -157,11 +160,12 @@ pub(super) fn lying_head(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 47: a subscriber that does not read, in every way: never, a message a moment, silently (it makes room and does not ring), stopped,
-/// dead and not reaped.
+/// Row 47: a subscriber that does not read, in every way: it never reads, reads a message now and then, frees
+/// space without a wakeup, is stopped, or is dead and not reaped.
 ///
-/// What stops it: the time for which it holds the publisher up is counted in all, up to the look that finds that it does no more; the
-/// watcher looks now and then whether the sender sleeps in vain. A dead one is noticed by its pidfd.
+/// Defence: the time for which it delays the publisher is added up, until a check finds that it no
+/// longer does. The watcher checks from time to time whether the sender sleeps although there is space. A
+/// dead subscriber is noticed through its pidfd.
 pub(super) fn slow(stage: &Stage) -> Result<Report, Trouble> {
     let [mut publisher, honest, hostile_one] = plain_three(stage)?;
     let plain = plain_sends(&mut publisher)?;
@@ -175,7 +179,7 @@ pub(super) fn slow(stage: &Stage) -> Result<Report, Trouble> {
         ("dead", "exited"),
     ] {
         let address = stage.address(&format!("ringfence-{how}"));
-        // A dead one must not have to be waited for.
+        // The publisher must not wait for a dead subscriber.
         let stall = if how == "dead" {
             "stall=100000"
         } else {
@@ -208,9 +212,9 @@ pub(super) fn slow(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 48: a subscriber writes into the ring that all read, cuts it, or takes its pages away.
+/// Row 48: a subscriber writes into the ring that all read, truncates it, or removes its pages.
 ///
-/// What stops it: the ring is a memfd that is sealed against new writers, and against changes of its size.
+/// Defence: the ring is a memfd that is sealed against new writers and against changes of its size.
 pub(super) fn writes_to_all(stage: &Stage) -> Result<Report, Trouble> {
     let [mut publisher, mut honest, mut forger] = plain_three(stage)?;
     must(&mut publisher, "send-all 1", "all sent")?;
@@ -257,10 +261,11 @@ fn insider(stage: &Stage, how: &str, victim: &Actor, name: &str) -> Result<Actor
     stage.spawn("the insider", Who::Agent, Program::Other, &args)
 }
 
-/// Row 49: another process of the same user opens the descriptor that a publisher needs for its next subscriber.
+/// Row 49: another process of the same user opens the descriptor that a publisher needs for its next
+/// subscriber.
 ///
-/// What stops it: it is in no table, but in flight to the publisher itself. What was passed on is under the lease of its owner: an
-/// opening ends all.
+/// Defence: the descriptor is in no table, but in flight to the publisher itself. Descriptors that were
+/// passed on are covered by the owner's lease: opening one ends all channels.
 pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, Trouble> {
     let [mut publisher, honest, hostile_one] = plain_three(stage)?;
     let mut attacker = insider(stage, "open", &publisher, "/memfd:plain-many")?;
@@ -283,7 +288,7 @@ pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut publisher, "send-all 10", "all sent")?;
     must(&mut publisher, "send topsecret", "sent")?;
     must(&mut opener, "find-theirs topsecret", "found")?;
-    // A subscriber that opens what it was passed, as its user may.
+    // A subscriber opens the descriptor that it was passed, as its user may.
     let answer = opener.ask("expose-theirs")?;
     if answer != "EAGAIN" {
         return Ok(Report::bitten(plain, format!("opened by a subscriber: {answer}")));
@@ -291,7 +296,7 @@ pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, Trouble> {
     for (actor, order) in [(&mut honest, "read 20000"), (&mut publisher, "send more")] {
         must_end_exposed(actor, order)?;
     }
-    // It is told before it is wiped, in the next moment.
+    // The channel is ended a moment before the ring is wiped.
     let end = Instant::now() + TIME_LIMIT;
     while opener.ask("find-theirs topsecret")? != "absent" {
         if Instant::now() > end {
@@ -315,7 +320,7 @@ pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Asks again until the alarm has come through.
+/// Asks again until the alarm has taken effect.
 fn must_end_exposed(actor: &mut Actor, order: &str) -> Result<(), Trouble> {
     let end = Instant::now() + TIME_LIMIT;
     loop {
@@ -329,9 +334,10 @@ fn must_end_exposed(actor: &mut Actor, order: &str) -> Result<(), Trouble> {
     }
 }
 
-/// Row 50: another user connects to the address without end, and says nothing.
+/// Row 50: another user connects to the address continuously, and sends nothing.
 ///
-/// What stops it: a stranger is refused before anything is waited for; the thread that admits is not the one that sends.
+/// Defence: another user is refused before anything is waited for. The thread that admits is not the
+/// one that sends.
 pub(super) fn stranger_floods(stage: &Stage) -> Result<Report, Trouble> {
     let crowd = |address: &str| {
         let args = ["attacker", "crowd", address, "40"];
@@ -379,12 +385,13 @@ pub(super) fn stranger_floods(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Subscriptions that row 51 makes and drops.
+/// The number of subscriptions that row 51 makes and drops.
 const VISITS: usize = 1000;
 
 /// Row 51: subscriptions are made and dropped one after the other.
 ///
-/// What stops it: each goes with all that the publisher has of it, and the list of subscribers is beside the sender's way.
+/// Defence: everything that the publisher keeps for a subscription is released with it, and the list of
+/// subscribers is separate from the sending path.
 pub(super) fn come_and_go(stage: &Stage) -> Result<Report, Trouble> {
     let address = stage.address("plain");
     let mut publisher = plain_publisher(stage, &address, "")?;
@@ -408,7 +415,7 @@ pub(super) fn come_and_go(stage: &Stage) -> Result<Report, Trouble> {
         }
     }
     drop(visitor);
-    // Each has come and gone.
+    // Each visitor causes two events.
     for _ in 0..2 * VISITS {
         publisher.ask("event")?;
     }
@@ -428,12 +435,12 @@ pub(super) fn come_and_go(stage: &Stage) -> Result<Report, Trouble> {
 
 const WHOLE: u32 = layout::FIRST | layout::LAST;
 
-/// A record's header.
+/// Makes a record's header.
 const fn header(length: u64, flags: u32) -> u64 {
     length | (flags as u64) << 32
 }
 
-/// Lies of a publisher in its ring: what is stored where, one after the other.
+/// Returns the violations of a publisher in its ring: values and where they are stored, in order.
 fn lies_of_a_publisher() -> Vec<(&'static str, Vec<(usize, u64)>)> {
     let (tail, floor, data) = (layout::TAIL, layout::FLOOR, layout::DATA);
     let record = |length, flags, published| vec![(data, header(length, flags)), (tail, published)];
@@ -466,19 +473,21 @@ fn lies_of_a_publisher() -> Vec<(&'static str, Vec<(usize, u64)>)> {
     ]
 }
 
-/// Lies in a publisher's OFFER.
+/// Violations in a publisher's OFFER.
 const OFFERS: [&str; 3] = [
     "position=12",
     "position=64 sequence=100",
     "position=9223372036854775808",
 ];
 
-/// Storms of lies, of each delivery some.
+/// The number of storms of violations, spread over the deliveries.
 const STORMS: u64 = 18;
 
-/// Row 52: a publisher lies to its subscriber in OFFER and in every word of its ring: at rest, and as fast as it can.
+/// Row 52: a publisher sends its subscriber invalid values in OFFER and in every word of its ring: at rest,
+/// and as fast as it can.
 ///
-/// What stops it: as with a pair (row 33), and what may have been overwritten is not judged before the floor says that it was whole.
+/// Defence: the same as for a pair (row 33). Data that may have been overwritten is not judged before
+/// the floor shows that it was complete.
 pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, Trouble> {
     let (mut host, mut guest) = super::ring::plain_and_hand(stage, &stage.address("plain"))?;
     let (data, tail) = (crate::plain::data_of(1, super::SIZE), crate::plain::tail_of(1));
@@ -549,7 +558,7 @@ fn must_be_in(answer: &str) -> Result<(), Trouble> {
     }
 }
 
-/// A publisher that lies, and one process that subscribes there time after time.
+/// A hostile publisher, and one process that subscribes to it repeatedly.
 struct FalsePublisher {
     peer: Actor,
     victim: Actor,
@@ -569,7 +578,7 @@ impl FalsePublisher {
         })
     }
 
-    /// One subscription: what becomes of the call.
+    /// Makes one subscription, and returns the result of the call.
     fn meet(&mut self, delivery: &str, offer: &str) -> Result<String, Trouble> {
         let order = format!("subscribe {} {delivery} now", self.address);
         self.victim.say(&order)?;

@@ -1,4 +1,4 @@
-//! Two that end their channel, or leave their place, at the same moment.
+//! Two processes that end their channel, or leave their place, at the same moment.
 
 use std::sync::PoisonError;
 
@@ -13,8 +13,8 @@ use crate::{
     stage::Stage,
 };
 
-/// How one ends a channel, and how the other does meanwhile. (Two that both end their sending and then wait for the other's
-/// close would wait for ever.)
+/// The ways in which one side ends a channel, each with what the other side does in the meantime. (If both
+/// ended their sending and then waited for the other's close, they would wait forever.)
 const WAYS: [(&str, &str); 11] = [
     ("closes", "closes"),
     ("closes", "ends"),
@@ -28,35 +28,36 @@ const WAYS: [(&str, &str); 11] = [
     ("drops", "ends"),
     ("ends", "drops"),
 ];
-/// Rounds of each, in a batch; so that no answer takes as long as a row waits.
+/// Rounds of each in one batch, so that no answer takes as long as the time limit.
 const ROUNDS: usize = 10;
 const BATCHES: usize = 6;
-/// How a call says that the peer's memory was opened, as far as it goes by what the peer claims.
+/// The error of a call when the peer claims that its memory was opened.
 const EXPOSED: &str = "error OBJECT_EXPOSED";
-/// Of each way to leave.
+/// The number of rounds of each way to leave.
 const LEAVES: usize = 15;
 
-/// What a peer that does everything by hand says of itself: each phase, with and without an end of its sending, and one that there is not.
+/// The phases that a manual peer announces: each with and without an end of its sending, and an invalid one.
 const CLAIMS: [u64; 9] = [1, 2, 3, 4, 5, 10, 12, 13, 77];
-/// What the victim does meanwhile, and what that is answered by.
+/// The actions of the victim in the meantime, with the expected answers.
 const DEEDS: [(&str, &str); 3] = [
     ("close", "closed"),
     ("end", "ended"),
     ("receive 10000", "got 4 last"),
 ];
 
-/// Row 45: A peer closes, half-closes or leaves at every moment of the other's close.
+/// Row 45: a peer closes, half-closes or leaves at every moment of the other side's close.
 ///
-/// The plain program has let go of its socket, as the recipe says, and knows two things about its peer: whether its process is
-/// there, and the word that it is about to exit. It looks at its ring, then at its peer. A peer that sends its last message and goes
-/// between these two is taken for dead, and its message is lost. A peer that says the word, which is the only one for any end, and
-/// stays is a second host.
+/// The plain program has closed its socket, as the recipe says, and knows two things about its peer: whether
+/// its process exists, and the announcement that it is about to exit. It checks its ring, then its peer. A
+/// peer that sends its last message and exits between these two checks is taken for dead, and the message is
+/// lost. A peer that sends the announcement, which is the only one for any kind of end, and stays is a second
+/// host.
 ///
-/// What stops it: each side's phase stands in its own memory, behind what it has sent, and is read before a line that has ended is
-/// believed; who leaves hands the address over.
+/// Defence: each side's phase is in its own memory, written after its messages, and is read before the
+/// end of the line counts. A member that leaves hands over the address.
 pub(super) fn at_every_moment(stage: &Stage) -> Result<Report, Trouble> {
     let plain = {
-        // It takes a signal, for which the queue needs room.
+        // It uses a signal, for which the queue needs space.
         let _turn = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
         plain_close(stage)?
     };
@@ -85,18 +86,18 @@ pub(super) fn at_every_moment(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// What a plain program makes of a peer that goes at the worst moment.
+/// Shows how a plain program handles a peer that exits at the worst moment.
 fn plain_close(stage: &Stage) -> Result<Half, Trouble> {
     let (mut host, mut guest) = plain_heir(stage, &stage.address("plain"))?;
-    // The first half of the guest's look.
+    // The first half of the guest's check.
     must(&mut guest, "receive 0", "nothing")?;
     must(&mut host, "send last", "sent")?;
     must(&mut host, &format!("farewell {}", NUMBERS.0), "told")?;
     guest.expect("took over")?;
-    // It is there still, and has its channel.
+    // It still exists, and has its channel.
     must(&mut host, "alive", "alive")?;
     host.say("exit")?;
-    // Reaped as well: a zombie would look alive.
+    // Reaped as well, because a zombie would look alive.
     match host.hear(TIME_LIMIT) {
         Heard::Ended(how) if how == "exit status: 0" => {}
         other => return Err(Trouble::wrong(format!("the host was to go, but: {other:?}"))),
@@ -112,21 +113,21 @@ fn plain_close(stage: &Stage) -> Result<Half, Trouble> {
     })
 }
 
-/// Both end a batch of channels. Returns what was told wrongly.
+/// Lets both end a batch of channels. Returns what was reported wrongly.
 fn ends(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<String>, Trouble> {
     let count = WAYS.len() * ROUNDS;
     let (ones, others): (Vec<&str>, Vec<&str>) = WAYS.into_iter().unzip();
     one.say(&format!("end-channels {address} {count} {}", ones.join(",")))?;
     other.say(&format!("end-channels {address} {count} {}", others.join(",")))?;
-    // One that sees what is wrong stops, and the other then waits for a peer: what each has said is told.
+    // A side that sees an error stops, and the other then waits for a peer. So report both outputs.
     let answers = [one.hear(TIME_LIMIT), other.hear(TIME_LIMIT)];
     let wanted = Heard::Line(format!("as promised {count}"));
     let wrong = answers.iter().any(|answer| *answer != wanted);
     Ok(wrong.then(|| format!("{answers:?}")))
 }
 
-/// A peer that does everything by hand sends a message, claims a phase and hangs up, at about the moment at which the host closes,
-/// half-closes or reads. The host then hosts again at the same address. Returns what was wrong.
+/// A manual peer sends a message, announces a phase and hangs up, at about the moment at which the host
+/// closes, half-closes or reads. The host then hosts again at the same address. Returns what was wrong.
 fn lies(stage: &Stage) -> Result<Option<String>, Trouble> {
     let address = stage.address("lies");
     let mut host = fenced(stage, "the host that is lied to")?;
@@ -137,7 +138,7 @@ fn lies(stage: &Stage) -> Result<Option<String>, Trouble> {
             must(&mut hand, &format!("channel {address}"), "channel")?;
             host.expect("joined host")?;
             must(&mut hand, "message last", "rung")?;
-            // None of them waits for another.
+            // The three orders do not wait for each other.
             hand.say(&format!("store {} {claim}", layout::PHASE))?;
             host.say(deed)?;
             hand.say("hang-up")?;
@@ -156,7 +157,8 @@ fn lies(stage: &Stage) -> Result<Option<String>, Trouble> {
                 last = host.ask("receive 10000")?;
             }
             let reason = host.ask("reason")?;
-            // To one that has ended its sending this side may still send: it need not have looked whether the peer is there.
+            // This side may still send to a peer that has ended its sending, so it need not have checked
+            // whether the peer exists.
             let ends: &[&str] = match claim {
                 1 => &["exited", "closed", "open"],
                 3 => &["exposed"],
@@ -179,7 +181,7 @@ fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<St
     must(one, &come, "member host")?;
     must(other, &come, "member guest")?;
     meet(one, other)?;
-    // The host leaves while the guest closes: the guest has the place, and who has left comes to it.
+    // The host leaves while the guest closes: the guest gets the place, and the member that left joins it.
     at_once(one, "leave", "left", other, "close", "closed")?;
     next(other, "role host")?;
     let again = one.ask(&come)?;
@@ -212,7 +214,7 @@ fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<St
     next(one, "role host")?;
     must(other, &come, "member guest")?;
     meet(one, other)?;
-    // Both leave: the place is free, and the next to come has it.
+    // Both leave: the place is free, and the next member gets it.
     at_once(one, "leave", "left", other, "leave", "left")?;
     let (first, second) = (one.ask(&come)?, other.ask(&come)?);
     if first != "member host" || second != "member guest" {
@@ -222,12 +224,13 @@ fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<St
     at_once(one, "leave", "left", other, "leave", "left").map(|()| None)
 }
 
-/// Two members get their channel.
+/// Gives two members their channel.
 fn meet(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
     for member in [&mut *host, &mut *guest] {
         loop {
             next(member, "channel")?;
-            // One that the leave has ended at once is an event still: a member that closes meets the other again.
+            // A channel that the leave has ended immediately is still an event. A member that closes then
+            // meets the other again.
             if member.ask("receive 0")? == "nothing" {
                 break;
             }
@@ -236,7 +239,7 @@ fn meet(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
     super::talks(host, guest)
 }
 
-/// Goes on to the event that begins so. What a leave cut short comes before it: a channel, or a handshake.
+/// Skips to the event that starts like this. Channels or handshakes that a leave cut short may precede it.
 fn next(member: &mut Actor, wanted: &str) -> Result<(), Trouble> {
     loop {
         let change = member.ask("change 10000")?;
@@ -249,7 +252,7 @@ fn next(member: &mut Actor, wanted: &str) -> Result<(), Trouble> {
     }
 }
 
-/// Two orders, of which neither waits for the other.
+/// Gives two orders that do not wait for each other.
 fn at_once(
     one: &mut Actor,
     order: &str,

@@ -1,5 +1,6 @@
-//! The genuine executable with something else in it. Within one user, no check of the executable can tell: what can
-//! be promised is that a policy which asks for more (here a group that only a setgid launcher gives) is not fooled.
+//! The genuine executable with foreign code in it. Within one user, no check of the executable can detect
+//! that. The promise is that a policy which requires more (here a group that only a setgid launcher gives) is
+//! not fooled.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -10,11 +11,11 @@ use crate::{
     stage::{Program, Stage, Who},
 };
 
-/// What the documentation says of the default policy, for these rows.
+/// The documented behaviour of the default policy, for these rows.
 pub(super) const DOCUMENTED: &str =
     "default policy: let in, as documented; with a setgid launcher's gid in it: PEER_REFUSED (gid)";
 
-/// A host that asks for the launcher's group, and the launcher itself.
+/// Starts a host that requires the launcher's group. Returns it with the launcher.
 fn guarded_host(stage: &Stage, address: &str) -> Result<(Actor, PathBuf), Trouble> {
     let launcher = stage.launcher()?;
     let mut probe = stage.spawn_at("the launched", &launcher, &["victim", "ringfence"], &[])?;
@@ -29,7 +30,7 @@ fn guarded_host(stage: &Stage, address: &str) -> Result<(Actor, PathBuf), Troubl
     Ok((host, launcher))
 }
 
-/// A process that the launcher has started gets in.
+/// Checks that a process started by the launcher is accepted.
 fn launched_gets_in(
     stage: &Stage,
     host: &mut Actor,
@@ -52,8 +53,8 @@ fn launched_gets_in(
 
 /// Row 9: the attacker starts the genuine program as its tracer (ptrace(2)), and can write anything into it.
 ///
-/// What is promised: the executable alone proves nothing within one user. With a setgid launcher, the group is the
-/// proof: the kernel does not give it to a program that is traced at its exec (execve(2)).
+/// Promise: the executable alone proves nothing within one user. With a setgid launcher, the group
+/// is the proof: the kernel does not give it to a program that is traced during its exec (execve(2)).
 pub(super) fn traced(stage: &Stage) -> Result<Report, Trouble> {
     let genuine = stage.program(Program::Genuine).display().to_string();
     let trace = |program: &str, kind: &str| {
@@ -92,7 +93,7 @@ pub(super) fn traced(stage: &Stage) -> Result<Report, Trouble> {
 
 /// Row 10: the loader puts the attacker's library into the genuine program before its main runs (ld.so(8)).
 ///
-/// What is promised: as in row 9. For a setgid program the loader ignores `LD_PRELOAD`.
+/// Promise: as in row 9. For a setgid program the loader ignores `LD_PRELOAD`.
 pub(super) fn preloaded(stage: &Stage) -> Result<Report, Trouble> {
     let library = injected_library(stage)?.display().to_string();
     let genuine = stage.program(Program::Genuine);
@@ -131,7 +132,7 @@ pub(super) fn preloaded(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// A library that says so when it is loaded.
+/// Compiles a library that prints a line when it is loaded.
 fn injected_library(stage: &Stage) -> Result<PathBuf, Trouble> {
     if cfg!(target_env = "musl") {
         return Err(Trouble::Skipped(
@@ -155,11 +156,12 @@ fn injected_library(stage: &Stage) -> Result<PathBuf, Trouble> {
     Err(Trouble::Skipped("needs a C compiler (cc)".into()))
 }
 
-/// Row 13: in a user namespace of its own, a process may say which file is its executable (`PR_SET_MM_MAP`,
-/// PR_SET_MM(2const)), once nothing of the old one is mapped any more: /proc/PID/exe then names the genuine one.
+/// Row 13: in its own user namespace, a process may choose the file that counts as its executable
+/// (`PR_SET_MM_MAP`, PR_SET_MM(2const)), once nothing of the old one is mapped. /proc/PID/exe then names the
+/// genuine program.
 ///
-/// What stops it: it can be done in a user namespace of its own alone, and a peer must live in this process's, where that can
-/// be seen; it can of every process whose executable can be seen.
+/// Defence: this is possible only in another user namespace, and a peer must live in this process's
+/// user namespace if that is visible. It is visible for every process whose executable is visible.
 pub(super) fn worn(stage: &Stage) -> Result<Report, Trouble> {
     let genuine = stage.program(Program::Genuine).display().to_string();
     let wear = |then: &[&str]| {
@@ -190,7 +192,7 @@ pub(super) fn worn(stage: &Stage) -> Result<Report, Trouble> {
             format!("with the default policy: {answer}"),
         ));
     }
-    // Where the policy lets other namespaces in, it is as in row 9.
+    // If the policy accepts other namespaces, the result is that of row 9.
     let address = stage.address("any");
     let mut host = fenced_host(stage, &address, "namespace=any")?;
     let mut thief = wear(&["hand", "ringfence"])?;
@@ -213,9 +215,10 @@ pub(super) fn worn(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 20: the same executable does other work: another script of the same interpreter, another role of this program.
+/// Row 20: the same executable does other work: another script of the same interpreter, another role of this
+/// program.
 ///
-/// What is promised: as in row 9.
+/// Promise: as in row 9.
 pub(super) fn other_script(stage: &Stage) -> Result<Report, Trouble> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;

@@ -1,12 +1,12 @@
-//! A child that is forked and executes nothing.
+//! A forked child that does not execute another program.
 
 use super::{SIZE, fenced, must, plain, plain_host, talks};
 use crate::{Half, Report, Trouble, stage::Stage};
 
-/// Row 56: A program forks, and the child goes on with its copy of what the parent has, and drops it, as a destructor does
-/// that its program does not think of. The child of the plain program speaks to the guest in its parent's place.
+/// Row 56: a program forks, and the child continues with its copy of the parent's state and drops it, as a
+/// forgotten destructor would. The child of the plain program talks to the guest in the parent's place.
 ///
-/// What stops it: whatever was made before the fork is the parent's, and does nothing in the child.
+/// Defence: everything made before the fork belongs to the parent, and does nothing in the child.
 pub(super) fn without_exec(stage: &Stage) -> Result<Report, Trouble> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
@@ -38,10 +38,10 @@ pub(super) fn without_exec(stage: &Stage) -> Result<Report, Trouble> {
         if ended != "ended well" {
             return Ok(Report::bitten(plain, ended));
         }
-        // Both go on as if nothing had been: what each hears first is the other's.
+        // Both continue as if nothing had happened: the first message that each receives is the other's.
         talks(&mut host, &mut guest)?;
     }
-    // The guest still has what it needs to follow its host.
+    // The guest still has what it needs to take over from its host.
     must(&mut host, "leave", "left")?;
     must(&mut guest, "change 10000", "role host")?;
     Ok(Report {

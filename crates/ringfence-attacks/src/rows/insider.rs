@@ -1,4 +1,4 @@
-//! Processes of the same user that look into another: /proc, descriptors, memory, cores.
+//! Processes of the same user that inspect another: /proc, descriptors, memory, cores.
 
 use super::{
     Heard, SIZE, fenced_host, hand, is_exposed, must,
@@ -15,7 +15,7 @@ use crate::{
 
 /// The plain program's object, as /proc names it.
 const PLAIN: &str = "/dev/shm/plain-";
-/// ringfence's.
+/// ringfence's object.
 const FENCED: &str = "/memfd:ringfence";
 
 fn insider(stage: &Stage, args: &[&str]) -> Result<Actor, Trouble> {
@@ -27,13 +27,13 @@ fn insider(stage: &Stage, args: &[&str]) -> Result<Actor, Trouble> {
     )
 }
 
-/// Something was opened that shows what the host sends.
+/// Requires that the attacker sees what the host sends.
 fn shows_secret(host: &mut Actor, attacker: &mut Actor) -> Result<(), Trouble> {
     must(host, "send secret", "sent")?;
     must(attacker, "find secret", "found")
 }
 
-/// A host of ringfence's in the middle of a handshake, with its object open, and the guest that keeps it waiting.
+/// Starts a ringfence host in the middle of a handshake, with its object open, and the guest that delays it.
 fn waiting_host(stage: &Stage, address: &str, options: &str) -> Result<(Actor, Actor), Trouble> {
     let host = fenced_host(stage, address, options)?;
     let mut guest = hand(stage)?;
@@ -44,7 +44,7 @@ fn waiting_host(stage: &Stage, address: &str, options: &str) -> Result<(Actor, A
     Ok((host, guest))
 }
 
-/// The guest that kept it waiting goes on, and the channel works.
+/// Lets the delaying guest continue, and checks that the channel works.
 fn goes_on(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
     must(guest, "offer sound", "said")?;
     must(guest, "ready", "said")?;
@@ -54,11 +54,11 @@ fn goes_on(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
     must(host, "receive 10000", "got 5 hello")
 }
 
-/// The guest that kept it waiting goes on, but another process has tried to open the host's object meanwhile: there is no
-/// channel, or not for long.
+/// Lets the delaying guest continue after another process has tried to open the host's object. Then no
+/// channel is made, or it ends soon.
 fn ends_exposed(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
     must(guest, "offer sound", "")?;
-    // The host may have hung up by now.
+    // The host may already have hung up.
     guest.ask("ready")?;
     let answer = host.line()?;
     if answer.starts_with("joined host") {
@@ -70,12 +70,13 @@ fn ends_exposed(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
     Err(Trouble::wrong(format!("the host was to notice, but: {answer}")))
 }
 
-/// Row 1: in the moment between `shm_open` and `shm_unlink`, another process of the same user takes an `O_PATH`
-/// descriptor of the object. That is no opening (open(2)): the lease neither notices it nor is in its way. Later, the
-/// file's owner changes its mode and opens it through /proc/self/fd.
+/// Row 1: between `shm_open` and `shm_unlink`, another process of the same user takes an `O_PATH` descriptor
+/// of the object. That does not count as opening it (open(2)), so the lease neither detects nor prevents it.
+/// Later, the file's owner changes the mode and opens it through /proc/self/fd.
 ///
-/// What stops it: a memfd has no such moment. With shm, the lease stays for as long as the object is mapped, and the
-/// kernel holds back the process that opens it (fcntl(2)); the owner is told, wipes it, and closes.
+/// Defence: a memfd has no such moment. With shm, the lease stays while the object is mapped, and the
+/// kernel blocks the process that opens it (fcntl(2)). The owner is notified, wipes the object, and closes
+/// the channel.
 pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, Trouble> {
     let shm = stage.own_shm(1 << 20)?;
     let plain = window_of_plain(stage, &shm, "watcher")?;
@@ -108,7 +109,7 @@ pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, Trouble> {
         other => return Ok(Report::bitten(plain, format!("shm: {other}"))),
     }
     is_exposed(&mut host)?;
-    // The peer has it mapped still, and so it can be looked for.
+    // The peer still has it mapped, so it can search it.
     match &*guest.ask("find-theirs secret")? {
         "absent" => {}
         other => return Ok(Report::bitten(plain, format!("shm: it was to be wiped: {other}"))),
@@ -123,8 +124,8 @@ pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, Trouble> {
 /// Row 3: while the host holds its object's descriptor, another process of the same user opens it through
 /// /proc/PID/fd.
 ///
-/// What stops it: once hardened, the directory is closed (EACCES, proc(5)). Before that, the lease holds the opening
-/// back, and is to warn the holder.
+/// Defence: hardening closes the directory (EACCES, proc(5)). Without it, the lease blocks the open and
+/// notifies the holder.
 pub(super) fn proc_fd(stage: &Stage) -> Result<Report, Trouble> {
     let plain = opened(stage, &["open"])?;
     let (host, _guest) = waiting_host(stage, &stage.address("hardened"), "harden")?;
@@ -145,10 +146,11 @@ pub(super) fn proc_fd(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 4: the descriptor itself is copied out of the process (pidfd_getfd(2)): the very open file, which no lease
-/// sees.
+/// Row 4: the descriptor itself is copied out of the process (pidfd_getfd(2)). It is the same open file,
+/// which no lease detects.
 ///
-/// What stops it: once hardened, EPERM, since it takes the right to trace the process.
+/// Defence: after hardening the call fails with EPERM, because it needs the permission to trace the
+/// process.
 pub(super) fn getfd(stage: &Stage) -> Result<Report, Trouble> {
     let plain = opened(stage, &["getfd"])?;
     let (mut host, mut guest) = waiting_host(stage, &stage.address("hardened"), "harden")?;
@@ -177,11 +179,12 @@ fn opened(stage: &Stage, how: &[&str]) -> Result<Half, Trouble> {
     Ok(Half::bit("the object is opened, and read, and may be written"))
 }
 
-/// Row 5: an `O_PATH` descriptor is taken through /proc/PID/fd during the handshake, and opened when both sides have
-/// long closed theirs.
+/// Row 5: an `O_PATH` descriptor is taken through /proc/PID/fd during the handshake, and opened long after
+/// both sides have closed theirs.
 ///
-/// What stops it: the lease belongs to the open file, and that lives as long as the mapping (mmap(2)); the owner is
-/// told, wipes it, and closes. Once hardened, no such descriptor is to be had.
+/// Defence: the lease belongs to the open file, which exists as long as the mapping (mmap(2)). The
+/// owner is notified, wipes the object, and closes the channel. After hardening, no such descriptor can be
+/// obtained.
 pub(super) fn kept_path(stage: &Stage) -> Result<Report, Trouble> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
@@ -205,7 +208,7 @@ pub(super) fn kept_path(stage: &Stage) -> Result<Report, Trouble> {
         other => return Ok(Report::bitten(plain, other)),
     }
     is_exposed(&mut host)?;
-    // The peer has it mapped still, and so it can be looked for.
+    // The peer still has it mapped, so it can search it.
     match &*guest.ask("find-theirs secret")? {
         "absent" => {}
         other => return Ok(Report::bitten(plain, format!("it was to be wiped: {other}"))),
@@ -222,10 +225,10 @@ pub(super) fn kept_path(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 6: a process that opens a leased file makes the kernel send SIGIO to the holder, which ends it unless it is handled
-/// (fcntl(2), signal(7)).
+/// Row 6: a process that opens a leased file makes the kernel send SIGIO to the holder. By default the signal
+/// terminates the holder (fcntl(2), signal(7)).
 ///
-/// What stops it: the signal of the lease is another, and goes to a thread that waits for it.
+/// Defence: the lease uses another signal, which goes to a thread that waits for it.
 pub(super) fn lease_break(stage: &Stage) -> Result<Report, Trouble> {
     let mut host = plain_host(stage, &stage.address("plain"), "keep-lease")?;
     let mut attacker = insider(stage, &["open", &host.pid().to_string(), PLAIN])?;
@@ -251,17 +254,17 @@ pub(super) fn lease_break(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 7: a process of the same user reads the memory of another that is dumpable, and attaches to it (proc(5),
-/// ptrace(2), process_vm_readv(2)).
+/// Row 7: a process of the same user reads the memory of another dumpable process, and attaches to it
+/// (proc(5), ptrace(2), process_vm_readv(2)).
 ///
-/// What stops it: once hardened, EACCES and EPERM.
+/// Defence: after hardening, EACCES and EPERM.
 pub(super) fn memory(stage: &Stage) -> Result<Report, Trouble> {
     let (mut host, _guest) = plain_pair(stage, &stage.address("plain"))?;
     let mut attacker = insider(stage, &["read-memory", &host.pid().to_string(), "secret"])?;
     attacker.expect("reading")?;
     must(&mut host, "send secret", "sent")?;
     attacker.expect("found")?;
-    // Who may look finds that nothing is mapped at the address.
+    // EFAULT means that access was allowed and nothing is mapped at the address.
     insider(stage, &["attach", &host.pid().to_string()])?.expect("attached Some(EFAULT)")?;
     let plain = Half::bit("the message is read in its memory, and it is attached to");
 
@@ -287,11 +290,11 @@ pub(super) fn memory(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 8: the limit of another process's core file is raised (prlimit(2)), it is made to abort, and the core is
-/// searched for a message that its peer has written. Shared memory without a name counts as anonymous there, and is
-/// dumped by default (core(5)).
+/// Row 8: the core limit of another process is raised (prlimit(2)), the process is aborted, and the core is
+/// searched for a message that its peer has written. Shared memory without a name counts as anonymous there,
+/// and is dumped by default (core(5)).
 ///
-/// What stops it: mappings are `MADV_DONTDUMP` (madvise(2)). Once hardened, there is no core.
+/// Defence: mappings are `MADV_DONTDUMP` (madvise(2)). After hardening, there is no core.
 pub(super) fn core_dump(stage: &Stage) -> Result<Report, Trouble> {
     let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
     let pattern = pattern.trim();
@@ -306,7 +309,7 @@ pub(super) fn core_dump(stage: &Stage) -> Result<Report, Trouble> {
         let mut attacker = insider(stage, &["dump", &victim.pid().to_string(), &cores, "topsecret"])?;
         attacker.line()
     };
-    // Messages that the guest has written: the victim itself has never had them in its own memory.
+    // Messages that the guest has written: the victim never had them in its own memory.
     let address = stage.address("plain");
     let mut host = stage.spawn_at("the host", &genuine, &["victim", "plain"], &[])?;
     host.say(&format!("join {address} {SIZE} listening"))?;

@@ -1,4 +1,4 @@
-//! What is said, or not said, on the line.
+//! Data on the line, and its absence.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,12 @@ use crate::{
     stage::{Program, Stage, Who},
 };
 
-/// Row 36: A peer that says half of what it must and then nothing; that changes the mode of the socket both hold, fills
-/// its buffers, and sends garbage, with and without descriptors.
+/// Row 36: a peer that sends half of a frame and then nothing. A peer that changes the mode of the shared
+/// socket, fills its buffers, and sends garbage, with and without descriptors.
 ///
-/// What stops it: every wait of a handshake has one deadline, and newcomers are served side by side. On a channel,
-/// every call on the line says for itself that it must not block (`MSG_DONTWAIT`), what comes over it is read and
-/// thrown away, and descriptors that come along are never installed (recv instead of recvmsg).
+/// Defence: all waits of a handshake share one deadline, and clients are served in parallel. On a
+/// channel, every call on the line is individually non-blocking (`MSG_DONTWAIT`). Received bytes are read and
+/// discarded, and descriptors are never installed (recv instead of recvmsg).
 pub(super) fn rude(stage: &Stage) -> Result<Report, Trouble> {
     let plain = half_a_struct(stage)?;
     silent_newcomers(stage)?;
@@ -31,7 +31,7 @@ pub(super) fn rude(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// What the plain guest of a host does that passes half of what it must.
+/// Runs a plain guest against a host that passes half of the required data.
 fn half_a_struct(stage: &Stage) -> Result<Half, Trouble> {
     let address = stage.address("plain");
     let mut host = stage.spawn(
@@ -50,7 +50,7 @@ fn half_a_struct(stage: &Stage) -> Result<Half, Trouble> {
     })
 }
 
-/// Silence, and half a HELLO: others are served meanwhile, and the deadline ends it.
+/// Tests silent clients and half a HELLO: others are served in the meantime, and the deadline ends both.
 fn silent_newcomers(stage: &Stage) -> Result<(), Trouble> {
     let address = stage.address("silent");
     let mut host = fenced_host(stage, &address, "timeout=700")?;
@@ -73,13 +73,13 @@ fn silent_newcomers(stage: &Stage) -> Result<(), Trouble> {
     honest_guest(stage, &mut host, &address, "").map(drop)
 }
 
-/// What harm is done on a channel, if any.
+/// Returns the harm done on a channel, if any.
 fn rude_on_a_channel(stage: &Stage) -> Result<Option<String>, Trouble> {
     let address = stage.address("rude");
     let (mut host, mut peer) = hostile_channel(stage, &address, "", "keep=1")?;
     let before = host.ask("descriptors")?;
     for round in 0..4 {
-        // To and fro: both modes are tried.
+        // Back and forth, so both modes are tried.
         must(
             &mut peer,
             "nonblock",
@@ -92,7 +92,7 @@ fn rude_on_a_channel(stage: &Stage) -> Result<Option<String>, Trouble> {
         must(&mut peer, "fill", "filled")?;
         must(&mut peer, "parcel", "EAGAIN")?;
         let start = Instant::now();
-        // Until the ring is full, which is not read here.
+        // Until the ring is full, because nothing reads it here.
         must(&mut host, "send more", if round == 0 { "sent" } else { "full" })?;
         must(&mut host, "receive 50", "nothing")?;
         must(&mut host, "stuff 50", "full")?;
@@ -115,7 +115,8 @@ fn rude_on_a_channel(stage: &Stage) -> Result<Option<String>, Trouble> {
 
 /// Row 38: the peer never reads.
 ///
-/// What stops it: a full ring is an answer (`false` of `try_send`) or a wait, and a wait ends with the channel.
+/// Defence: a full ring is a result (`false` of `try_send`) or a wait, and a wait ends with the
+/// channel.
 pub(super) fn never_reads(stage: &Stage) -> Result<Report, Trouble> {
     let (mut host, _guest) = plain_and_hand(stage, &stage.address("plain"))?;
     let plain = match host.try_ask("send-all 100", Duration::from_secs(1)) {
@@ -137,11 +138,11 @@ pub(super) fn never_reads(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 39: the peer passes a line on which the kernel installs a descriptor of the sender with each read (`SO_PASSPIDFD`,
-/// unix(7)), and says its frames byte by byte.
+/// Row 39: the peer passes a line on which the kernel installs a descriptor of the sender with each read
+/// (`SO_PASSPIDFD`, unix(7)), and sends its frames byte by byte.
 ///
-/// What stops it: the option is put back before the first read. A peer that sets it again is found out by the first control
-/// message that was not asked for: what came is closed, and the handshake is over.
+/// Defence: the option is reset before the first read. A peer that sets it again is detected by the
+/// first unexpected control message: the received descriptors are closed, and the handshake ends.
 pub(super) fn pidfds(stage: &Stage) -> Result<Report, Trouble> {
     let address = stage.address("plain");
     let mut victim = plain(stage, "the victim")?;
@@ -171,7 +172,7 @@ pub(super) fn pidfds(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut peer, "ready", "said")?;
     let answer = peer.ask("hear")?;
     must(&mut peer, "hang-up", "hung up")?;
-    // The host lets go of what it has of every guest a moment after it has told why.
+    // The host closes a guest's descriptors a moment after it has sent the reason.
     let end = Instant::now() + super::TIME_LIMIT;
     loop {
         let left = host.ask("descriptors")?;

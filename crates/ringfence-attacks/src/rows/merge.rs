@@ -1,4 +1,4 @@
-//! Many to one: what one source can do to the others.
+//! Many to one: the influence of one source on the others.
 
 use super::must;
 use crate::{
@@ -7,11 +7,12 @@ use crate::{
     stage::{Program, Stage, Who},
 };
 
-/// Bytes of the flooder's ring: many turns of a merge.
+/// The size of the flooder's ring in bytes: many turns of a merge.
 const RING: &str = "capacity=1048576";
 
-/// A publisher that floods, and has filled its ring already; one that has said one word; and what their reader has read of the
-/// flood before it heard that word. The flood goes on meanwhile. Also how many messages the full ring has.
+/// Starts a publisher that floods and has already filled its ring, and another one that sends one message.
+/// Returns the number of messages that the full ring holds, and the number of flood messages that their
+/// reader has read before that one message. The flood continues in the meantime.
 fn heard_after(stage: &Stage, of: &'static str, options: &str) -> Result<(usize, usize), Trouble> {
     let spawn = |name, role| stage.spawn(name, Who::Agent, Program::Genuine, &[role, of]);
     let [loud, quiet] = ["loud", "quiet"].map(|part| stage.address(&format!("{of}-{part}")));
@@ -38,9 +39,9 @@ fn filled(flooder: &mut Actor) -> Result<usize, Trouble> {
     count.parse().map_err(|_| Trouble::wrong(count))
 }
 
-/// Row 54: one source of a merge has more to read, at any time, than is read.
+/// Row 54: one source of a merge always has more messages than are read.
 ///
-/// What stops it: a turn is bounded by bytes, and one that was quiet has the next one.
+/// Defence: a turn is limited in bytes, and a quiet source gets the next turn.
 pub(super) fn floods_one_source(stage: &Stage) -> Result<Report, Trouble> {
     let (filled, before) = heard_after(stage, "plain", "")?;
     let seen = format!("another is heard after {before} messages, where the ring has {filled}");
@@ -51,7 +52,7 @@ pub(super) fn floods_one_source(stage: &Stage) -> Result<Report, Trouble> {
     };
     let (filled, before) = heard_after(stage, "ringfence", RING)?;
     let seen = format!("another is heard after {before} messages, where the ring has {filled}");
-    // Some turns of 16 KiB. Without turns it would be all.
+    // A few turns of 16 KiB. Without turns all messages would come first.
     if before > filled / 8 {
         return Ok(Report::bitten(plain, seen));
     }

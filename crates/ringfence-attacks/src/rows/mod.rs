@@ -1,5 +1,5 @@
-//! The rows of the table. Each is one function, which carries its attack out against the plain program and then
-//! against ringfence.
+//! The rows of the table. Each is one function that carries out its attack on the plain program and then on
+//! ringfence.
 
 use crate::{
     Row, Trouble,
@@ -22,7 +22,8 @@ mod ring;
 mod signals;
 mod space;
 
-/// The table, in its order, for whatever is to be made of the rows: the list of this crate, and a test for each.
+/// The table, in order. The macro `then` receives the rows: this crate makes a list of them, and the tests a
+/// test for each.
 #[macro_export]
 macro_rules! with_rows {
     ($then:ident) => {
@@ -90,7 +91,7 @@ macro_rules! with_rows {
 
 macro_rules! list {
     ($($number:literal $test:ident $who:literal $attack:literal $bites:literal $module:ident::$run:ident;)*) => {
-        /// All rows that can be played, in the order of the table.
+        /// All rows, in the order of the table.
         pub const ROWS: &[Row] = &[$(Row {
             number: $number,
             who: $who,
@@ -103,20 +104,20 @@ macro_rules! list {
 
 with_rows!(list);
 
-/// Bytes of the plain program's object.
+/// The size of the plain program's object in bytes.
 const SIZE: usize = 64 * 1024;
 
-/// An instance of the plain program.
+/// Starts an instance of the plain program.
 fn plain(stage: &Stage, name: &'static str) -> Result<Actor, Trouble> {
     stage.spawn(name, Who::Agent, Program::Genuine, &["victim", "plain"])
 }
 
-/// An instance of a program that uses ringfence.
+/// Starts an instance of a program that uses ringfence.
 fn fenced(stage: &Stage, name: &'static str) -> Result<Actor, Trouble> {
     stage.spawn(name, Who::Agent, Program::Genuine, &["victim", "ringfence"])
 }
 
-/// A peer of ringfence that does everything by hand.
+/// Starts a ringfence peer that performs each protocol step by hand.
 fn hand(stage: &Stage) -> Result<Actor, Trouble> {
     stage.spawn(
         "the hostile peer",
@@ -126,7 +127,7 @@ fn hand(stage: &Stage) -> Result<Actor, Trouble> {
     )
 }
 
-/// An order whose answer must be this one.
+/// Gives an order and requires an answer that starts with `wanted`.
 fn must(actor: &mut Actor, order: &str, wanted: &str) -> Result<(), Trouble> {
     let answer = actor.ask(order)?;
     if answer.starts_with(wanted) {
@@ -137,7 +138,7 @@ fn must(actor: &mut Actor, order: &str, wanted: &str) -> Result<(), Trouble> {
     )))
 }
 
-/// A pair of the plain program.
+/// Starts a pair of the plain program.
 fn plain_pair(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
     let (mut host, mut guest) = (plain(stage, "the host")?, plain(stage, "the guest")?);
     host.say(&format!("join {address} {SIZE} listening"))?;
@@ -147,7 +148,7 @@ fn plain_pair(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
     Ok((host, guest))
 }
 
-/// A host of the plain program that listens already.
+/// Starts a host of the plain program that already listens.
 fn plain_host(stage: &Stage, address: &str, options: &str) -> Result<Actor, Trouble> {
     let mut host = plain(stage, "the host")?;
     host.say(&format!("join {address} {SIZE} listening {options}"))?;
@@ -155,27 +156,28 @@ fn plain_host(stage: &Stage, address: &str, options: &str) -> Result<Actor, Trou
     Ok(host)
 }
 
-/// A host of ringfence's that already waits for its guest.
+/// Starts a ringfence host that already waits for its guest.
 fn fenced_host(stage: &Stage, address: &str, options: &str) -> Result<Actor, Trouble> {
     let mut host = fenced(stage, "the host")?;
     host_again(&mut host, address, options)?;
     Ok(host)
 }
 
-/// The same process becomes the host at another address.
+/// Makes the same process the host at another address.
 fn host_again(host: &mut Actor, address: &str, options: &str) -> Result<(), Trouble> {
     must(host, &format!("join-aside {address} {options}"), "joining")?;
     crate::post::wait_for_listener(address).map_err(Trouble::Wrong)
 }
 
-/// An honest pair of ringfence's.
+/// Starts an honest ringfence pair.
 fn fenced_pair(stage: &Stage, address: &str, options: &str) -> Result<(Actor, Actor), Trouble> {
     let mut host = fenced_host(stage, address, options)?;
     let guest = honest_guest(stage, &mut host, address, options)?;
     Ok((host, guest))
 }
 
-/// An honest guest comes to a host that waits (whatever happened to it before), and the channel works.
+/// Starts an honest guest at a waiting host (whatever happened to the host before), and checks that the
+/// channel works.
 fn honest_guest(stage: &Stage, host: &mut Actor, address: &str, options: &str) -> Result<Actor, Trouble> {
     let mut guest = fenced(stage, "the honest guest")?;
     must(&mut guest, &format!("join {address} {options}"), "joined guest")?;
@@ -189,7 +191,7 @@ fn honest_guest(stage: &Stage, host: &mut Actor, address: &str, options: &str) -
     Ok(guest)
 }
 
-/// A message goes each way.
+/// Sends a message in each direction.
 fn talks(one: &mut Actor, other: &mut Actor) -> Result<(), Trouble> {
     must(one, "send there", "sent")?;
     must(other, "receive 10000", "got 5 there")?;
@@ -197,13 +199,13 @@ fn talks(one: &mut Actor, other: &mut Actor) -> Result<(), Trouble> {
     must(one, "receive 10000", "got 4 back")
 }
 
-/// Another process has tried to open a process's memory: its channel has ended, and says why.
+/// Requires that the channel has ended because another process tried to open this side's memory.
 fn is_exposed(actor: &mut Actor) -> Result<(), Trouble> {
     must(actor, "receive 10000", "error OBJECT_EXPOSED")?;
     must(actor, "reason", "exposed")
 }
 
-/// A hostile guest that has a channel with a host, and the host.
+/// Starts a host, and a hostile guest that has a channel with it.
 fn hostile_channel(
     stage: &Stage,
     address: &str,
@@ -217,7 +219,7 @@ fn hostile_channel(
     Ok((host, hand))
 }
 
-/// What a process that should have died of the attack did.
+/// Gives an order to a process that the attack should have killed, and returns the result.
 fn died(actor: &mut Actor, order: &str) -> Heard {
     actor.try_ask(order, TIME_LIMIT)
 }

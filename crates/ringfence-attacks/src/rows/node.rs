@@ -1,4 +1,4 @@
-//! A Node program: its inspector, and what its environment makes it load.
+//! A Node program: its inspector, and modules that its environment makes it load.
 
 use std::{fs, net::TcpListener, path::Path};
 
@@ -9,7 +9,7 @@ use crate::{
     stage::{Program, Stage, Who},
 };
 
-/// The Node program, run by `node`.
+/// Starts the Node program with `node`.
 fn program(
     stage: &Stage,
     name: &'static str,
@@ -38,7 +38,7 @@ fn attacker(stage: &Stage, who: Who, args: &[&str]) -> Result<String, Trouble> {
         .line()
 }
 
-/// A port of the loopback interface that is free now.
+/// Returns a port of the loopback interface that is free now.
 fn free_port() -> Result<String, Trouble> {
     TcpListener::bind(("127.0.0.1", 0))
         .and_then(|listener| listener.local_addr())
@@ -46,15 +46,16 @@ fn free_port() -> Result<String, Trouble> {
         .map_err(|error| Trouble::wrong(error.to_string()))
 }
 
-/// Row 12: SIGUSR1 makes Node open its inspector on port 9229 of the loopback interface (here on another, which
-/// no other process has), dumpable or not. Every process that can connect there, of whatever user, reads everything.
+/// Row 12: SIGUSR1 makes Node open its inspector on port 9229 of the loopback interface, dumpable or not.
+/// (Here it is another port, which no other process uses.) Every process that can connect to it can read
+/// everything, whatever its user.
 ///
-/// What stops it: once hardened, SIGUSR1 is ignored.
+/// Defence: hardening ignores SIGUSR1.
 pub(super) fn inspector(stage: &Stage) -> Result<Report, Trouble> {
     let node = stage.node()?;
     let port = free_port()?;
     let flag = format!("--inspect-port={port}");
-    // The process that reads it need not be the one that sent the signal.
+    // The process that reads need not be the one that sent the signal.
     let reader = if stage.is_root() {
         Who::Stranger
     } else {
@@ -86,7 +87,7 @@ pub(super) fn inspector(stage: &Stage) -> Result<Report, Trouble> {
     if answer != "knocked" {
         return Err(Trouble::wrong(answer));
     }
-    // An ignored signal is thrown away when it is sent: what has not happened by now does not happen.
+    // An ignored signal is discarded when it is sent, so it has no later effect.
     must(&mut victim, "pid", &pid)?;
     let answer = attacker(stage, reader, &["inspector-read", &port, "globalThis.secret"])?;
     if answer != "ConnectionRefused" {
@@ -99,16 +100,17 @@ pub(super) fn inspector(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 11: `NODE_OPTIONS` makes Node load the attacker's module into the genuine program before its first line.
+/// Row 11: `NODE_OPTIONS` makes Node load the attacker's module into the genuine program before its first
+/// line.
 ///
-/// What is promised: as in row 9, the executable proves nothing within one user. Node does not listen to
-/// `NODE_OPTIONS` in a program that is set to another group (secure execution, getauxval(3) `AT_SECURE`).
+/// Promise: as in row 9, the executable proves nothing within one user. In a setgid program Node
+/// ignores `NODE_OPTIONS` (secure execution, getauxval(3) `AT_SECURE`).
 pub(super) fn injected(stage: &Stage) -> Result<Report, Trouble> {
     let node = stage.node()?;
     let module = stage.shared().join("injected.cjs");
     let text = "console.log('injected')\nsetTimeout(() => console.log('read ' + globalThis.secret), 0)\n";
     fs::write(&module, text).map_err(|error| Trouble::wrong(error.to_string()))?;
-    // In quotes, for a directory of temporary files with a blank in its name.
+    // Quoted, because the directory of temporary files may have a blank in its name.
     let options = format!("\"--require={}\"", module.display());
     let environment = [("NODE_OPTIONS", &*options)];
     let inject = || {
@@ -128,7 +130,7 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut guest, &format!("join {address}"), "joined guest")?;
     host.expect("joined host")?;
 
-    // The group that only a launcher gives: here a copy of Node that is set to it.
+    // The group that only a launcher gives: here a setgid copy of Node.
     let launcher = stage.set_to_group(&node)?;
     let policy = r#"{"uid":"same"}"#;
     let mut probe = program(stage, "the launched", &launcher, &[], &[])?;
@@ -153,10 +155,11 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 53: messages that no honest encoder makes: cut off at each byte, random, deep, with lengths that are not there.
+/// Row 53: messages that no correct encoder produces: truncated at each byte, random, deeply nested, with
+/// wrong lengths.
 ///
-/// What stops it: a decoder's exception is that call's error, with the bytes, and the next call goes on. No decoder is handed memory that
-/// the peer can still write.
+/// Defence: a decoder's exception becomes the error of that call, with the bytes attached, and the next
+/// call continues. No decoder gets memory that the peer can still write.
 pub(super) fn made_up(stage: &Stage) -> Result<Report, Trouble> {
     let node = stage.node()?;
     let path = stage.shared().join("plain.sock").display().to_string();

@@ -13,15 +13,16 @@ use crate::{
     stage::{OwnShm, Program, Stage, Who},
 };
 
-/// Tries that a race may take. Each is won most of the time.
+/// The maximum number of attempts to win a race. Most attempts succeed.
 const TRIES: u32 = 50;
 
-/// Row 2: In the moment between `shm_open` and `shm_unlink`, the object has a name. Another process of the same user
-/// watches the directory, and makes a hard link: the object then keeps a name whatever its maker unlinks, and its
-/// owner may change its mode. Neither `O_EXCL` nor the lease sees a link (the lease counts open files only).
+/// Row 2: between `shm_open` and `shm_unlink`, the object has a name. Another process of the same user
+/// watches the directory and makes a hard link. Then the object keeps a name after the unlink, and its owner
+/// may change its mode. Neither `O_EXCL` nor the lease detects a link (the lease counts open files only).
 ///
-/// What stops it: a memfd is never in a directory, and lies on a filesystem of the kernel's own, to which no link can
-/// be made (EXDEV). With shm, the link count must be 0 after the unlink: such an object is thrown away unused.
+/// Defence: a memfd is never in a directory, and lies on an internal filesystem to which no link can be
+/// made (EXDEV). With shm, the link count must be 0 after the unlink; otherwise the object is discarded
+/// unused.
 pub(super) fn hard_link(stage: &Stage) -> Result<Report, Trouble> {
     let shm = stage.own_shm(1 << 20)?;
     let plain = window_of_plain(stage, &shm, "linker")?;
@@ -57,7 +58,7 @@ pub(super) fn hard_link(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// An attacker that gets hold of what its victim makes in /dev/shm, in the moment in which it has a name.
+/// Starts an attacker that grabs whatever its victim creates in /dev/shm while it has a name.
 fn at_the_window(shm: &OwnShm<'_>, role: &str, victim: &Actor) -> Result<Actor, Trouble> {
     let args = ["attacker", role, &victim.pid().to_string()];
     let mut attacker = shm.spawn("the attacker", Program::Other, &args)?;
@@ -65,7 +66,7 @@ fn at_the_window(shm: &OwnShm<'_>, role: &str, victim: &Actor) -> Result<Actor, 
     Ok(attacker)
 }
 
-/// The attack on the plain program, until it succeeds.
+/// Repeats the attack on the plain program until it succeeds.
 pub(super) fn window_of_plain(stage: &Stage, shm: &OwnShm<'_>, role: &str) -> Result<Half, Trouble> {
     for attempt in 0..TRIES {
         let address = stage.address(&format!("plain-{attempt}"));
@@ -89,8 +90,8 @@ pub(super) fn window_of_plain(stage: &Stage, shm: &OwnShm<'_>, role: &str) -> Re
     Ok(Half::held(format!("not in {TRIES} tries")))
 }
 
-/// The attack on ringfence's shm backing. Returns the attacker, the host, its guest, and whether the host has
-/// noticed and given up.
+/// Repeats the attack on ringfence's shm backing. Returns the attacker, the host, its guest, and whether the
+/// host has noticed and given up.
 pub(super) fn window_of_shm(
     stage: &Stage,
     shm: &OwnShm<'_>,
@@ -102,13 +103,13 @@ pub(super) fn window_of_shm(
         must(&mut host, "pid", "")?;
         let mut attacker = at_the_window(shm, role, &host)?;
         super::host_again(&mut host, &address, "backing=shm")?;
-        // Its own object is no shm, so that what the attacker gets is the host's.
+        // The guest's own object is not shm, so the attacker can only get the host's.
         let mut guest = shm.spawn("the hostile peer", Program::Genuine, &["hand", "ringfence"])?;
         must(&mut guest, &format!("connect {address}"), "connected")?;
         must(&mut guest, "hello backing=2", "said")?;
         must(&mut guest, "hear", "hello")?;
         let exposed = !guest.ask("hear")?.starts_with("offer");
-        // Lost the race: the next object is another chance.
+        // The race was lost; the next object is another chance.
         if attacker.ask("count")? == "0" {
             continue;
         }
@@ -125,11 +126,11 @@ pub(super) fn window_of_shm(
     Err(Trouble::wrong("the attacker got hold of nothing"))
 }
 
-/// Row 30: The peer has the object's descriptor, and makes the object shorter: a process that touches a page beyond its end
-/// gets SIGBUS (mmap(2)).
+/// Row 30: the peer has the object's descriptor, and shrinks the object. A process that touches a page beyond
+/// the new end gets SIGBUS (mmap(2)).
 ///
-/// What stops it: the seals `F_SEAL_SHRINK`, `F_SEAL_GROW` and, for holes, `F_SEAL_FUTURE_WRITE` (fcntl(2)). An shm
-/// object cannot be sealed: with that backing, the pair must trust each other in this.
+/// Defence: the seals `F_SEAL_SHRINK`, `F_SEAL_GROW` and, for holes, `F_SEAL_FUTURE_WRITE` (fcntl(2)).
+/// An shm object cannot be sealed: with that backing, the two sides must trust each other in this respect.
 pub(super) fn truncate(stage: &Stage) -> Result<Report, Trouble> {
     let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
     must(&mut guest, "truncate", "truncated")?;
@@ -149,7 +150,7 @@ pub(super) fn truncate(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut guest, "message still-here", "rung")?;
     must(&mut host, "receive 10000", "got 10 still-here")?;
 
-    // What the documentation says of the shm backing is true.
+    // Check the documentation's statement about the shm backing.
     let (mut host, mut guest) = hostile_channel(
         stage,
         &stage.address("shm"),
@@ -168,11 +169,11 @@ pub(super) fn truncate(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 31: Another process takes all the room that /dev/shm has left. A page that was never written must still be found then,
-/// and the process that writes it gets SIGBUS.
+/// Row 31: another process uses up all space in /dev/shm. A page that was never written needs space then, and
+/// the process that writes to it gets SIGBUS.
 ///
-/// What stops it: fallocate(2) when the object is made. If there is no room, that is when it is said (`NO_SPACE`); if
-/// there was, it is taken. A memfd does not lie on that filesystem at all.
+/// Defence: fallocate(2) when the object is made. If there is no space, the error is reported then
+/// (`NO_SPACE`); otherwise the space is reserved. A memfd does not lie on that filesystem at all.
 pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, Trouble> {
     let shm = stage.own_shm(2 << 20)?;
     let fill = || {
@@ -208,7 +209,7 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, Trouble> {
         )));
     }
 
-    // One that fills up later changes nothing.
+    // A filesystem that fills up later changes nothing.
     filler.say("empty")?;
     filler.hear(super::TIME_LIMIT);
     let address = stage.address("later");
@@ -229,7 +230,7 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, Trouble> {
         must(actor, "work receive 100", "worked")?;
     }
 
-    // The default backing does not notice.
+    // The default backing is not affected.
     let address = stage.address("memfd");
     let (mut host, mut guest) = (
         victim("the host", "ringfence")?,
@@ -246,11 +247,12 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 32: The peer writes into the ring that it should only read.
+/// Row 32: the peer writes into the ring that it should only read.
 ///
-/// What stops it: each process writes a region of its own. The other's was sealed with `F_SEAL_FUTURE_WRITE` once its
-/// owner had mapped it (memfd_create(2), fcntl(2)): the kernel makes no other writable mapping of it, by this
-/// descriptor, by a new one, or by changing a mapping's protection.
+/// Defence: each process writes only its own region. The owner of a region seals it with
+/// `F_SEAL_FUTURE_WRITE` after mapping it (memfd_create(2), fcntl(2)). The kernel then allows no other
+/// writable mapping, whether through this descriptor, through a new one, or by changing a mapping's
+/// protection.
 pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, Trouble> {
     let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
     must(&mut host, "send first", "sent")?;
@@ -283,7 +285,8 @@ pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, Trouble> {
     }
     must(&mut guest, "find-theirs first", "found")?;
     must(&mut host, "stuff 100", "full")?;
-    // The lease keeps even a new open file away, and tells the owner; without it, the seal would keep it from writing.
+    // The lease blocks even a new open file and notifies the owner. Without the lease, the seal would prevent
+    // writing.
     let answer = guest.ask("reopen-theirs")?;
     if answer != "EAGAIN" {
         return Ok(Report::bitten(plain, format!("reopen-theirs: {answer}")));
@@ -297,11 +300,11 @@ pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 35: The peer passes something else than what was agreed.
+/// Row 35: the peer passes something other than what was agreed.
 ///
-/// What stops it: the receiver asks the kernel what it got, whatever the peer says of it: exactly one descriptor, a
-/// regular file on tmpfs, of the agreed size, of the peer's uid, without a name, sealed, and laid out as it
-/// should be. Descriptors too many are closed.
+/// Defence: the receiver asks the kernel what it received, whatever the peer states. It must be exactly
+/// one descriptor, a regular file on tmpfs, of the agreed size, owned by the peer's uid, without a name,
+/// sealed, and with the agreed layout. Surplus descriptors are closed.
 pub(super) fn unsound(stage: &Stage) -> Result<Report, Trouble> {
     let harm = unsound_for_plain(stage)?;
     let plain = if harm.is_empty() {
@@ -315,7 +318,7 @@ pub(super) fn unsound(stage: &Stage) -> Result<Report, Trouble> {
     let mut guest = hand(stage)?;
     let before = host.ask("descriptors")?;
     let (mut refused, mut holes) = unsound_objects(&mut guest, &address)?;
-    // What the last one may have left behind is over with its connection.
+    // Closing the connection removes what the last attempt may have left behind.
     must(&mut guest, "hang-up", "hung up")?;
     match unsound_lines(&mut host, &mut guest, &address)? {
         Ok(count) => refused += count,
@@ -325,7 +328,7 @@ pub(super) fn unsound(stage: &Stage) -> Result<Report, Trouble> {
         return Ok(Report::bitten(plain, holes.join("; ")));
     }
     must(&mut guest, "hang-up", "hung up")?;
-    // A newcomer that is turned away is told so a moment before the host lets go of what it had of it.
+    // A refused client is notified a moment before the host closes its descriptors.
     let end = Instant::now() + super::TIME_LIMIT;
     loop {
         let after = host.ask("descriptors")?;
@@ -349,7 +352,7 @@ pub(super) fn unsound(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// What harm each kind of object does to a guest of the plain program.
+/// Returns the harm that each kind of object does to a guest of the plain program.
 fn unsound_for_plain(stage: &Stage) -> Result<Vec<String>, Trouble> {
     let mut harm = Vec::new();
     for (kind, then) in [
@@ -380,7 +383,8 @@ fn unsound_for_plain(stage: &Stage) -> Result<Vec<String>, Trouble> {
     Ok(harm)
 }
 
-/// Objects that are not sound, and the check that must notice each. Returns how many were refused, and what was not.
+/// Tries invalid objects, with the check that must detect each. Returns the number of refused ones, and
+/// descriptions of those that were accepted.
 fn unsound_objects(guest: &mut Actor, address: &str) -> Result<(usize, Vec<String>), Trouble> {
     let (mut refused, mut holes) = (0, Vec::new());
     for (kind, check) in [
@@ -404,7 +408,7 @@ fn unsound_objects(guest: &mut Actor, address: &str) -> Result<(usize, Vec<Strin
         ("many", "descriptors"),
         ("sound size=4096", "size"),
         ("sound size=18446744073709551615", "size"),
-        // Last, since one that is accepted waits for a READY.
+        // Last, because after accepting an object the host waits for READY.
         ("sparse", ""),
     ] {
         must(guest, &format!("connect {address}"), "connected")?;
@@ -412,9 +416,9 @@ fn unsound_objects(guest: &mut Actor, address: &str) -> Result<(usize, Vec<Strin
         must(guest, "hear", "hello")?;
         must(guest, "hear", "offer")?;
         must(guest, &format!("offer {kind}"), "said")?;
-        // An object that is found sound is answered by nothing before READY.
+        // A valid object gets no answer before READY.
         let answer = guest.ask(if kind == "sparse" { "hear 300" } else { "hear" })?;
-        // Refused as an object (code 4), by the check that should notice it.
+        // Refused as an object (code 4) by the expected check.
         if answer.starts_with("refuse 4 ") && answer["refuse 4 ".len()..].starts_with(check) {
             refused += 1;
         } else if kind == "sparse" && answer == "silence" {
@@ -431,7 +435,8 @@ fn unsound_objects(guest: &mut Actor, address: &str) -> Result<(usize, Vec<Strin
     Ok((refused, holes))
 }
 
-/// Lines that are none. The host must turn each away, saying so, and go on: how many it did, or what it did instead.
+/// Tries invalid lines. The host must refuse each with a reason, and continue. Returns the number of refused
+/// ones, or the wrong behaviour.
 fn unsound_lines(
     host: &mut Actor,
     guest: &mut Actor,
@@ -459,7 +464,7 @@ fn unsound_lines(
                 "a line of the kind {kind:?} was answered by {answer:?}"
             )));
         }
-        // An answer to this order, and not the end of the joining.
+        // The host must answer this order; any other line would be the end of its `join`.
         let (answer, pid) = (host.ask("pid")?, host.pid().to_string());
         if answer != pid {
             return Ok(Err(format!(
@@ -470,11 +475,11 @@ fn unsound_lines(
     Ok(Ok(kinds.len()))
 }
 
-/// Row 37: A program starts another one at any moment: whatever descriptor is not close-on-exec from birth is the
-/// child's too. And a child that is forked keeps its parent's mappings.
+/// Row 37: a program starts another one at an arbitrary time. The child inherits every descriptor that is not
+/// close-on-exec from creation. And a forked child keeps its parent's mappings.
 ///
-/// What stops it: every descriptor is made close-on-exec by the call that makes it (`SOCK_CLOEXEC`, `MFD_CLOEXEC`,
-/// `MSG_CMSG_CLOEXEC`), and mappings are `MADV_DONTFORK` (madvise(2)).
+/// Defence: every descriptor is made close-on-exec by the call that creates it (`SOCK_CLOEXEC`,
+/// `MFD_CLOEXEC`, `MSG_CMSG_CLOEXEC`), and mappings are `MADV_DONTFORK` (madvise(2)).
 pub(super) fn inheritance(stage: &Stage) -> Result<Report, Trouble> {
     let address = stage.address("plain");
     let (mut host, mut guest) = (plain(stage, "the host")?, plain(stage, "the guest")?);
@@ -491,7 +496,7 @@ pub(super) fn inheritance(stage: &Stage) -> Result<Report, Trouble> {
         Half::bit(format!("the object's descriptor; mappings: {mapped}"))
     };
 
-    // Every step of a handshake at which the host waits, with a child at each.
+    // Start a child at every step of a handshake at which the host waits.
     let address = stage.address("ringfence");
     let mut host = fenced(stage, "the host")?;
     must(&mut host, "child", "[]")?;
@@ -523,7 +528,7 @@ pub(super) fn inheritance(stage: &Stage) -> Result<Report, Trouble> {
             format!("on the channel: {inherited} {mapped}"),
         ));
     }
-    // And a guest that is one of ours.
+    // The same for an honest guest.
     let (_host, mut guest) = fenced_pair(stage, &stage.address("pair"), "")?;
     let (inherited, mapped) = (guest.ask("child")?, guest.ask("fork")?);
     if (&*inherited, &*mapped) != ("[]", "[]") {

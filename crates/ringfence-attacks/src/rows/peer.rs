@@ -1,4 +1,4 @@
-//! Who the other one is.
+//! The identity of the peer.
 
 use super::{SIZE, fenced_host, fenced_pair, hand, honest_guest, must, plain, plain_pair};
 use crate::{
@@ -6,13 +6,15 @@ use crate::{
     stage::{Program, Stage, Who},
 };
 
-/// Row 14: Another process of the same user connects, leaves the socket to a helper, and executes the genuine program:
-/// `SO_PEERCRED` names the process that called connect, and `/proc/PID/exe` of that process is now as it should be,
-/// while the helper holds the other end. The victim is stopped meanwhile, which any process of the same user may do.
+/// Row 14: another process of the same user connects, leaves the socket to a helper, and executes the genuine
+/// program. `SO_PEERCRED` names the process that called connect, and `/proc/PID/exe` of that process is now
+/// correct, while the helper holds the other end. The victim is stopped in the meantime, which any process of
+/// the same user may do.
 ///
-/// What stops it: ringfence gives nothing to the agreed socket. The guest must speak first and pass a line of its
-/// own, and every message is stamped by the kernel with its sender (unix(7), `SCM_CREDENTIALS`), which must be the
-/// process that connected; to claim to be another takes CAP_SYS_ADMIN over the sender's pid namespace (row 40).
+/// Defence: ringfence sends nothing over the agreed socket. The guest must send first and pass a line
+/// of its own. The kernel stamps every message with its sender (unix(7), `SCM_CREDENTIALS`), which must be
+/// the process that connected. Claiming to be another process needs CAP_SYS_ADMIN over the sender's pid
+/// namespace (row 40).
 pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, Trouble> {
     let genuine = stage.program(Program::Genuine).display().to_string();
     let attacker = |address: &str, victim: &str| {
@@ -57,12 +59,13 @@ pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 17: A peer that has died and that its parent has not waited for. Its pid stays taken, and signal 0 succeeds on it
-/// (kill(2)), so a program that asks that way waits for the dead. Before the handshake it is seen at once by both,
-/// since `/proc/PID/exe` of a zombie cannot be followed; afterwards, the plain program has nothing else to ask.
+/// Row 17: a peer that has died and was not reaped by its parent. Its pid stays in use, and signal 0 succeeds
+/// on it (kill(2)), so a program that checks in that way waits for a dead process. Before the handshake both
+/// programs notice it immediately, because `/proc/PID/exe` of a zombie cannot be followed. Afterwards, the
+/// plain program has no other way to check.
 ///
-/// What stops it: a pidfd polls readable once its process has ended, reaped or not (pidfd_open(2)), and the line
-/// that only the two processes hold ends with either.
+/// Defence: a pidfd polls readable once its process has ended, reaped or not (pidfd_open(2)). And the
+/// line, which only the two processes hold, ends with either of them.
 pub(super) fn zombie(stage: &Stage) -> Result<Report, Trouble> {
     let (mut host, mut guest) = plain_pair(stage, &stage.address("plain"))?;
     guest.kill();
@@ -97,7 +100,7 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, Trouble> {
         return Ok(Report::bitten(plain, seen));
     }
 
-    // The same in the moment before the host looks at it.
+    // The same in the moment before the host inspects it.
     let address = stage.address("before");
     let mut host = fenced_host(stage, &address, "")?;
     host.freeze()?;
@@ -117,11 +120,12 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 18: A peer that passed the check executes another program, and leaves it the socket. The kernel's credentials
-/// of the connection stay what they were.
+/// Row 18: a peer that passed the check executes another program, which inherits the socket. The kernel's
+/// credentials of the connection do not change.
 ///
-/// What stops it: an honest peer's line is close-on-exec, so that its exec ends the channel. A hostile one can keep
-/// the line, but is looked at a second time after its object has come, and its executable is then another.
+/// Defence: an honest peer's line is close-on-exec, so an exec ends the channel. A hostile peer can
+/// keep the line, but it is checked again after its object has arrived, and then its executable is a
+/// different one.
 pub(super) fn turncoat(stage: &Stage) -> Result<Report, Trouble> {
     let other = stage.program(Program::Other).display().to_string();
     let address = stage.address("plain");
@@ -169,9 +173,9 @@ pub(super) fn turncoat(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 21: A process of another user connects to an abstract address, which has no permissions.
+/// Row 21: a process of another user connects to an abstract address, which has no permissions.
 ///
-/// What stops it: the uid that the kernel attests. The host goes on to the next newcomer.
+/// Defence: the uid that the kernel attests. The host continues with the next client.
 pub(super) fn stranger(stage: &Stage) -> Result<Report, Trouble> {
     let address = stage.address("plain");
     let mut host = plain(stage, "the host")?;
@@ -207,11 +211,11 @@ pub(super) fn stranger(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 15: the same with the listening socket: `SO_PEERCRED` of a client names the process that called listen
-/// (unix(7)), which has become the genuine program since, while the helper accepts.
+/// Row 15: the same with the listening socket. `SO_PEERCRED` of a client names the process that called listen
+/// (unix(7)), which has since become the genuine program, while the helper accepts.
 ///
-/// What stops it: the host's HELLO must come over the guest's own line, with the credentials of the process that
-/// listened. The guest passes nothing before that.
+/// Defence: the host's HELLO must arrive over the guest's own line, with the credentials of the process
+/// that listened. The guest passes nothing before that.
 pub(super) fn false_host(stage: &Stage) -> Result<Report, Trouble> {
     let genuine = stage.program(Program::Genuine).display().to_string();
     let squat = |address: &str| {
@@ -249,14 +253,15 @@ pub(super) fn false_host(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// The longest time that a whole round of process numbers may take here.
+/// The largest `pid_max` for which wrapping the process numbers is fast enough here.
 const LARGEST_PID_MAX: u64 = 70_000;
 
-/// Row 16: the process that connected ends, and processes are started until the genuine program has its number. The
-/// victim, stopped meanwhile, then looks at the wrong process.
+/// Row 16: the process that connected ends, and processes are started until the genuine program gets its
+/// number. The victim, stopped in the meantime, then inspects the wrong process.
 ///
-/// What stops it: a pidfd names the process, and not its number. The kernel gives it with the socket (`SO_PEERPIDFD`,
-/// Linux 6.5), and what is read of the process counts only between two looks that find it alive.
+/// Defence: a pidfd refers to the process, not to its number. The kernel provides it with the socket
+/// (`SO_PEERPIDFD`, Linux 6.5). Values read about the process count only between two checks that find it
+/// alive.
 pub(super) fn wrap(stage: &Stage) -> Result<Report, Trouble> {
     let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
     if text.trim().parse().is_ok_and(|most: u64| most > LARGEST_PID_MAX) {
@@ -270,7 +275,7 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, Trouble> {
         let args = ["attacker", "wrap", address, victim, &genuine];
         let mut attacker = stage.spawn("the attacker", Who::Agent, Program::Other, &args)?;
         attacker.expect("pid")?;
-        // It takes as long as it takes to start that many processes.
+        // The time depends on starting that many processes.
         match attacker.hear(super::TIME_LIMIT * 2) {
             crate::actor::Heard::Line(line) if line.starts_with("wrapped") => Ok(attacker),
             other => Err(Trouble::wrong(format!("no round of process numbers: {other:?}"))),
@@ -300,10 +305,10 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 44: no attack, but what an attacker may bring about who has a program run out of descriptors. The program looks at a
-/// healthy peer meanwhile.
+/// Row 44: not an attack, but a situation that an attacker can cause by making a program run out of
+/// descriptors. The program then checks a healthy peer.
 ///
-/// What stops it: a look for which there is no descriptor has found nothing out, and is an error of this side's own.
+/// Defence: a check for which no descriptor is available has found out nothing, and is a local error.
 pub(super) fn without_descriptors(stage: &Stage) -> Result<Report, Trouble> {
     const LOOK: &str = "look-without-descriptors";
     let address = stage.address("plain");

@@ -9,10 +9,12 @@ use crate::{
     stage::{Program, Stage, Who},
 };
 
-/// Row 24: another user binds the name before the program does. An abstract name belongs to the process that comes first.
+/// Row 24: another user binds the name before the program does. An abstract name belongs to the first process
+/// that binds it.
 ///
-/// What stops it: the guest looks at the host as well as the host at the guest, and says who is there. A path in a
-/// directory that only the user may enter cannot be taken by another (EACCES): that is the address to choose.
+/// Defence: the guest checks the host just as the host checks the guest, and reports the process that
+/// it found. In a directory that only the user may enter, another user cannot bind a path (EACCES); such an
+/// address is the one to choose.
 pub(super) fn squatter(stage: &Stage) -> Result<Report, Trouble> {
     let squat = |address: &str, who: Who| {
         stage.spawn(
@@ -64,11 +66,11 @@ pub(super) fn squatter(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 25: another user connects until the backlog is full (listen(2)), while the host is busy for a moment: then
-/// no other user gets in. (The host is stopped here, so that the moment is as long as it takes.)
+/// Row 25: another user connects until the backlog is full (listen(2)), while the host is busy for a moment.
+/// Then no other client can connect. (Here the host is stopped, so the moment lasts as long as needed.)
 ///
-/// What stops it: to connect takes write permission on the socket's file (unix(7)), which is the owner's alone from
-/// birth, whatever the umask. An abstract name has no such file.
+/// Defence: connecting needs write permission on the socket's file (unix(7)), which only the owner has
+/// from its creation, whatever the umask. An abstract name has no such file.
 pub(super) fn backlog(stage: &Stage) -> Result<Report, Trouble> {
     let crowd = |address: &str| {
         stage.spawn(
@@ -89,7 +91,7 @@ pub(super) fn backlog(stage: &Stage) -> Result<Report, Trouble> {
         other => Half::held(format!("{other:?}")),
     };
 
-    // In a directory that everybody may enter: what counts is the socket itself.
+    // In a directory that everyone may enter, so only the socket's mode counts.
     let path = stage.shared().join("named.sock").display().to_string();
     let mut host = fenced(stage, "the host")?;
     must(&mut host, &format!("join-aside {path}"), "joining")?;
@@ -109,11 +111,11 @@ pub(super) fn backlog(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 26: many processes that pass every check (same user, same executable) connect and say nothing. The plain
-/// program passes its object to the first of them and is then gone for everybody else.
+/// Row 26: many processes that pass every check (same user, same executable) connect and send nothing. The
+/// plain program passes its object to the first of them and is then unavailable to everyone else.
 ///
-/// What stops it: the place is taken by the guest that finishes a handshake first, and not by who comes first; handshakes
-/// run side by side, and each has a deadline.
+/// Defence: the first guest that completes a handshake gets the place, not the first that connects.
+/// Handshakes run in parallel, and each has a deadline.
 pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, Trouble> {
     let crowd = |address: &str, count: &str| {
         stage.spawn(
@@ -131,12 +133,13 @@ pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, Trouble> {
     let mut guest = plain(stage, "the guest")?;
     guest.say(&format!("join {address} {SIZE}"))?;
     let plain = match guest.hear(Duration::from_secs(1)) {
-        // It is the host of its own now, and waits for a guest that waits elsewhere.
+        // It is the host of its own address now, and waits for a guest that waits elsewhere.
         Heard::Silence => Half::bit("the silent one has the place; the honest one meets no peer"),
         other => Half::bit(format!("the silent one has the place; the honest one: {other:?}")),
     };
 
-    // A few: others are served at once. Then more than there are handshakes side by side: after their deadline.
+    // With a few silent clients, others are served immediately. With more than run in parallel, they are
+    // served after the deadline.
     for (count, timeout) in [("8", "20000"), ("40", "500")] {
         let address = stage.address(&format!("ringfence-{count}"));
         let mut host = fenced_host(stage, &address, &format!("timeout={timeout}"))?;
@@ -168,14 +171,14 @@ fn must_be(found: &str, wanted: &str) -> Result<(), Trouble> {
     }
 }
 
-/// How often two start at once.
+/// The number of simultaneous starts.
 const RACES: usize = 1000;
 
-/// Row 27: a host was killed and has left its socket's file; two start at the same moment. The plain program finds
-/// the name taken by a socket that does not answer, and gives up.
+/// Row 27: a host was killed and has left its socket's file, and two processes start at the same moment. The
+/// plain program finds the name taken by a socket that does not answer, and gives up.
 ///
-/// What stops it: a lock file beside the socket says whether its owner lives (flock(2) ends with its holder); the process that
-/// has the lock may remove what is stale, and no other.
+/// Defence: a lock file next to the socket shows whether its owner is alive (flock(2) ends with its
+/// holder). Only the process that has the lock may remove stale files.
 pub(super) fn stale_race(stage: &Stage) -> Result<Report, Trouble> {
     let path = stage.private().join("plain.sock").display().to_string();
     let (mut one, mut two) = (fenced(stage, "the first")?, fenced(stage, "the second")?);
@@ -225,13 +228,14 @@ pub(super) fn stale_race(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Seats of the service in row 42.
+/// The number of slots of the service in row 42.
 const SEATS: usize = 16;
 
-/// Row 42: one agent that passes every check connects until there is no seat left. The plain program has one seat, which is
-/// gone at once.
+/// Row 42: an agent that passes every check connects until no slot is left. The plain program has a single
+/// slot, which is taken immediately.
 ///
-/// What stops it: one process may have seven eighths of the seats (`maxPeersPerProcess`), so that others find one.
+/// Defence: one process may have seven eighths of the slots (`maxPeersPerProcess`), so that others find
+/// one.
 pub(super) fn greedy(stage: &Stage) -> Result<Report, Trouble> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
@@ -276,11 +280,11 @@ pub(super) fn greedy(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 57: what a program does about a peer that it is asked about never returns, or panics. The plain program does that where
-/// it waits for the next.
+/// Row 57: a program's callback about a peer never returns, or panics. The plain program runs it in the loop
+/// that accepts clients.
 ///
-/// What stops it: a callback has a thread of its own, of which there is a bound; a panic is a no, and silence ends at the
-/// deadline.
+/// Defence: a callback runs on its own thread, and the number of threads is limited. A panic counts as
+/// a refusal, and silence ends at the deadline.
 pub(super) fn bad_callback(stage: &Stage) -> Result<Report, Trouble> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "hang")?;

@@ -1,4 +1,4 @@
-//! What lies in the shared memory.
+//! The content of the shared memory.
 
 use super::{Heard, died, hand, hostile_channel, must, plain};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
 
 use super::SIZE;
 
-/// A host of the plain program and a guest that does everything by hand.
+/// Starts a host of the plain program and a guest that performs each step by hand.
 pub(super) fn plain_and_hand(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
     let mut host = plain(stage, "the host")?;
     host.say(&format!("join {address} {SIZE} listening"))?;
@@ -30,12 +30,12 @@ pub(super) fn plain_and_hand(stage: &Stage, address: &str) -> Result<(Actor, Act
 const CAPACITY: u64 = 64 * 1024;
 const WHOLE: u32 = layout::FIRST | layout::LAST;
 
-/// A record's header.
+/// Makes a record's header.
 const fn header(length: u64, flags: u32) -> u64 {
     length | (flags as u64) << 32
 }
 
-/// Lies about what the peer has written: what is stored where, one after the other.
+/// Returns violations by the writer of a ring: values and where they are stored, in order.
 fn lies_of_a_producer() -> Vec<(&'static str, Vec<(usize, u64)>)> {
     let (tail, data) = (layout::TAIL, layout::DATA);
     let record = |length, flags, published| vec![(data, header(length, flags)), (tail, published)];
@@ -104,7 +104,7 @@ fn lies_of_a_producer() -> Vec<(&'static str, Vec<(usize, u64)>)> {
     ]
 }
 
-/// Lies about what the peer has read.
+/// Returns violations by the reader of a ring.
 fn lies_of_a_consumer() -> Vec<(&'static str, Vec<(usize, u64)>)> {
     let head = layout::HEAD;
     vec![
@@ -115,11 +115,11 @@ fn lies_of_a_consumer() -> Vec<(&'static str, Vec<(usize, u64)>)> {
     ]
 }
 
-/// Row 33: a peer that passed every check lies in the words and headers that it writes: at rest, one lie after the
-/// other, and as fast as it can while they are read.
+/// Row 33: a peer that passed every check writes invalid words and headers: at rest, one after the other, and
+/// as fast as it can while they are read.
 ///
-/// What stops it: every word is read once into a local and checked against what this process knows by itself; a lie
-/// ends the channel (`RING_CORRUPT`), and the process goes on.
+/// Defence: every word is read once into a local and checked against facts that this process knows
+/// itself. A violation ends the channel (`RING_CORRUPT`), and the process continues.
 pub(super) fn lies(stage: &Stage) -> Result<Report, Trouble> {
     let address = stage.address("plain");
     let (mut host, mut guest) = plain_and_hand(stage, &address)?;
@@ -163,7 +163,7 @@ pub(super) fn lies(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// One process that makes one channel after the other with a peer that lies on each.
+/// A process that makes one channel after the other with a peer that violates the protocol on each.
 struct Liar<'stage> {
     stage: &'stage Stage,
     host: Actor,
@@ -178,7 +178,7 @@ impl Liar<'_> {
         self.host.expect("joined host").map(drop)
     }
 
-    /// What the host finds once the lie is there must be that.
+    /// Stores the values and requires that the host reports the violation.
     fn found(&mut self, lie: &str, stores: &[(usize, u64)], order: &str) -> Result<(), Trouble> {
         for (at, value) in stores {
             must(&mut self.peer, &format!("store {at} {value}"), "stored")?;
@@ -192,7 +192,7 @@ impl Liar<'_> {
         must(&mut self.host, "close", "closed")
     }
 
-    /// Every lie for itself. Returns how many there were.
+    /// Tries every violation separately. Returns their number.
     fn at_rest(&mut self) -> Result<usize, Trouble> {
         let mut count = 0;
         for (lies, order) in [
@@ -205,7 +205,7 @@ impl Liar<'_> {
                 self.found(lie, &stores, order)?;
             }
         }
-        // What goes back: a tail that was further already.
+        // A value that goes back: a tail that was already further.
         self.channel("backwards")?;
         must(&mut self.peer, "message honest", "rung")?;
         must(&mut self.host, "receive 10000", "got 6 honest")?;
@@ -213,10 +213,11 @@ impl Liar<'_> {
         Ok(count + 1)
     }
 
-    /// Lies under the reader's eyes, in one of the ways that there are to read. `Err`: what harm they did.
+    /// Changes words while the host reads, in one of the ways to read. Returns an inner `Err` with the harm,
+    /// if any.
     fn storm(&mut self, round: usize) -> Result<Result<(), String>, Trouble> {
         let (how, number, time) = if round < STORMS {
-            // No multiple of five: those are about sizes.
+            // Not a multiple of five: those are about sizes.
             (
                 ["receive", "packed", "part", "drain"][round % 4],
                 round * 35 + round % 4 + 1,
@@ -244,15 +245,16 @@ impl Liar<'_> {
     }
 }
 
-/// Channels with a peer that lies as fast as it can.
+/// The number of channels with a peer that changes any word as fast as it can.
 const STORMS: usize = 16;
-/// And with one that lies about the sizes of fragmented messages alone, at the beginning of a channel.
+/// The number of channels with a peer that changes only the sizes of fragmented messages, at the start of a
+/// channel.
 const SIZES: usize = 40;
 
-/// Row 34: A peer changes a message after the reader has checked it and before it uses it: a program that works on the
-/// shared memory itself reads twice, and gets two answers.
+/// Row 34: a peer changes a message after the reader has checked it and before the reader uses it. A program
+/// that works on the shared memory itself reads twice and gets two results.
 ///
-/// What stops it: what `receive` hands over is a copy in memory of the receiver's own.
+/// Defence: `receive` returns a copy in the receiver's private memory.
 pub(super) fn double_fetch(stage: &Stage) -> Result<Report, Trouble> {
     let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
     let data = data_of(1, SIZE);
@@ -290,13 +292,15 @@ pub(super) fn double_fetch(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Bytes that the victim of row 41 may still get: less than an eighth of the ring of a peer that goes.
+/// The number of bytes that the victim of row 41 may still allocate: less than an eighth of the dead peer's
+/// ring.
 const LITTLE: u64 = 32 << 20;
 
-/// Row 41: a peer names sizes for which the victim is to pay: of a message, of its ring, and of what it leaves when it goes.
+/// Row 41: a peer chooses sizes for which the victim would pay: of a message, of its ring, and of the data
+/// that it leaves behind.
 ///
-/// What stops it: a ring above `max_peer_capacity` is refused in HELLO, before anything is made or mapped; what a dead peer has
-/// left is read where it lies, without a copy.
+/// Defence: a ring above `max_peer_capacity` is refused in HELLO, before anything is made or mapped.
+/// The data of a dead peer is read in place, without a copy.
 pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
     let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
     must(&mut host, &format!("limit-memory {LITTLE}"), "limited")?;
@@ -337,7 +341,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
         .ok_or_else(|| Trouble::wrong(filled.clone()))?;
     let before = own_memory(&mut host)?;
     must(&mut host, &format!("limit-memory {LITTLE}"), "limited")?;
-    // It is killed.
+    // Dropping it kills it.
     drop(peer);
     for index in 0..count {
         match host.try_ask("receive 10000", super::TIME_LIMIT) {
@@ -349,7 +353,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
                 ));
             }
         }
-        // At the first, all of it lies there still.
+        // At the first message, all data is still in the ring.
         if index == 0 {
             let grown = own_memory(&mut host)?.saturating_sub(before);
             if grown >= LITTLE {

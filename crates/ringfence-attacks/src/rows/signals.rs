@@ -1,4 +1,4 @@
-//! The signal by which one tells the other that it is about to leave, and the place that is handed over.
+//! The signal by which one side announces that it is about to leave, and the handover of the address.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -13,11 +13,12 @@ use crate::{
     stage::{Program, Stage, Who},
 };
 
-/// The number that the plain program waits for; and the one that ringfence does, by default.
+/// The signal numbers that the plain program and ringfence wait for by default.
 pub(super) const NUMBERS: (i32, i32) = (40, 50);
-/// A user has one queue for all its processes: who fills it, and who needs it, take turns.
+/// A user has one signal queue for all its processes, so the tests that fill it and those that need it take
+/// turns.
 pub(super) static QUEUE: Mutex<()> = Mutex::new(());
-/// Longer than any of them takes to do what it must not.
+/// Longer than any of them needs for a wrong reaction.
 const WHILE: Duration = Duration::from_secs(1);
 
 fn attacker(stage: &Stage, words: &[&str]) -> Result<Actor, Trouble> {
@@ -25,7 +26,7 @@ fn attacker(stage: &Stage, words: &[&str]) -> Result<Actor, Trouble> {
     stage.spawn("the attacker", Who::Agent, Program::Genuine, &words)
 }
 
-/// A pair of the plain program, whose guest waits for the word to take the address over.
+/// Starts a pair of the plain program whose guest waits for the announcement to take over the address.
 pub(super) fn plain_heir(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
     let mut host = plain_host(stage, address, "")?;
     let mut guest = plain(stage, "the guest")?;
@@ -39,7 +40,7 @@ pub(super) fn plain_heir(stage: &Stage, address: &str) -> Result<(Actor, Actor),
     Ok((host, guest))
 }
 
-/// Two members, with a channel between them.
+/// Starts two members with a channel between them.
 fn members(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
     let (mut host, mut guest) = (fenced(stage, "the host")?, fenced(stage, "the guest")?);
     must(&mut host, &format!("member {address}"), "member host")?;
@@ -50,7 +51,7 @@ fn members(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
     Ok((host, guest))
 }
 
-/// The host leaves, and its guest has the place: a third one comes to it.
+/// Makes the host leave and its guest take over, and lets a third member join.
 fn hands_over(stage: &Stage, host: &mut Actor, guest: &mut Actor, address: &str) -> Result<(), Trouble> {
     must(host, "leave", "left")?;
     must(guest, "change 10000", "role host")?;
@@ -61,11 +62,12 @@ fn hands_over(stage: &Stage, host: &mut Actor, guest: &mut Actor, address: &str)
     super::talks(guest, &mut third)
 }
 
-/// Row 28: a process of the same user sends the guest the signal that says "I am leaving", in the host's name
-/// (rt_sigqueueinfo(2): whose number is in there is for the sender to say). The plain program takes the address over while
-/// its host is there, and from then on there are two.
+/// Row 28: a process of the same user sends the guest the signal that means "I am leaving", in the host's
+/// name (rt_sigqueueinfo(2): the sender chooses the number in it). The plain program takes over the address
+/// while its host still exists, and from then on there are two hosts.
 ///
-/// What stops it: a host that leaves says so in its own memory, which no other process can write, and ends the private line.
+/// Defence: a leaving host announces that in its own memory, which no other process can write, and ends
+/// the private line.
 pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, Trouble> {
     let _turn = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
     let address = stage.address("plain");
@@ -114,10 +116,11 @@ pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 29: a process of the same user fills the queue of signals, of which a user has so many (`RLIMIT_SIGPENDING`), with
-/// signals to itself. The plain program's host cannot tell its guest any more that it leaves: the address stays without an owner.
+/// Row 29: a process of the same user fills the signal queue, whose size is limited per user
+/// (`RLIMIT_SIGPENDING`), with signals to itself. The plain program's host can no longer announce to its
+/// guest that it leaves, so the address has no owner afterwards.
 ///
-/// What stops it: the line tells.
+/// Defence: the line reports it.
 pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, Trouble> {
     let _turn = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
     let address = stage.address("plain");
@@ -146,13 +149,13 @@ pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 55: a process of the same user sends the thread that hears of alarms SIGIO, which is what the kernel sends where the queue of
-/// signals is full (tgkill(2)). The program has no descriptor left to look with. The plain program, whose thread hears of nothing, is
-/// killed by it.
+/// Row 55: a process of the same user sends SIGIO to the thread that waits for alarms. The kernel sends that
+/// signal when the signal queue is full (tgkill(2)). The program has no descriptor left for a check. The
+/// plain program, which has no such thread, is terminated.
 ///
-/// What stops it: the table of locks, which is held open, shows that the lease is as it was.
+/// Defence: the table of locks, which is kept open, shows that the lease is unchanged.
 pub(super) fn false_alarm(stage: &Stage) -> Result<Report, Trouble> {
-    /// Of each a look.
+    /// The number of signals; each causes a check.
     const ALARMS: u32 = 20;
     let sigio = |victim: &Actor| {
         let words = ["sigio", &victim.pid().to_string()];
@@ -169,7 +172,7 @@ pub(super) fn false_alarm(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut host, "fill", "full")?;
     for alarm in 1..=ALARMS {
         sigio(&host)?;
-        // A signal that was sent is taken before the thread sleeps again; a wipe ends the channel.
+        // The thread takes the signal before it sleeps again, and a wipe would end the channel.
         let answer = guest.ask("receive 20")?;
         if answer != "nothing" {
             return Ok(Report::bitten(plain, format!("{answer}, after {alarm} signals")));

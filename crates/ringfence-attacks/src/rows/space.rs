@@ -6,10 +6,10 @@ use crate::{
     stage::{Program, Space, Stage, Who},
 };
 
-/// Row 19: inode numbers are unique within a filesystem only. Two fresh filesystems with one file each give both the
-/// same number.
+/// Row 19: inode numbers are unique only within a filesystem. Two fresh filesystems with one file each give
+/// both files the same number.
 ///
-/// What stops it: device and inode are compared (inode(7)).
+/// Defence: device and inode are compared (inode(7)).
 pub(super) fn same_inode(stage: &Stage) -> Result<Report, Trouble> {
     let (one, two) = (stage.private().join("one"), stage.private().join("two"));
     for place in [&one, &two] {
@@ -47,11 +47,11 @@ pub(super) fn same_inode(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 22: in a user namespace, everybody who is not mapped there has the overflow uid (user_namespaces(7)). A victim
-/// that is not mapped itself finds every stranger equal to it. (Where the executable can be read, it may still tell
-/// them apart; here it cannot, and the uid is all that is looked at.)
+/// Row 22: in a user namespace, every unmapped user has the overflow uid (user_namespaces(7)). To an unmapped
+/// victim, every stranger seems to have the victim's own uid. (If the executable is readable, it may still
+/// distinguish them. Here it is not, and only the uid is checked.)
 ///
-/// What stops it: the overflow uid is no user's, and is refused in any case.
+/// Defence: the overflow uid belongs to no user, and is always refused.
 pub(super) fn unmapped(stage: &Stage) -> Result<Report, Trouble> {
     let address = stage.address("plain");
     let mut host = stage.spawn_in("the host", Space::UnmappedUsers, &["victim", "plain"])?;
@@ -78,12 +78,12 @@ pub(super) fn unmapped(stage: &Stage) -> Result<Report, Trouble> {
     let mut host = stage.spawn_in("the host", Space::UnmappedUsers, &["victim", "ringfence"])?;
     super::host_again(&mut host, &address, "policy=uid")?;
     let answer = knock(&address)?.line()?;
-    // An unmapped process cannot even stamp a message, so nothing says why.
+    // An unmapped process cannot even stamp a message, so it cannot send a reason.
     if answer != "nothing" && !answer.starts_with("refuse 2 uid ") {
         return Ok(Report::bitten(plain, answer));
     }
     must(&mut host, "pid", "")?;
-    // The other way round, it can be heard.
+    // In the other direction, the reason is visible.
     let address = stage.address("guest");
     let args = ["hand", "plain", "host", &address, "unsealed"];
     let mut stranger = stage.spawn("the stranger", Who::Stranger, Program::Genuine, &args)?;
@@ -100,11 +100,11 @@ pub(super) fn unmapped(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 23: a process of another pid namespace that is not below the victim's has no number there: `SO_PEERCRED` says
-/// 0 (pid_namespaces(7)), which means oneself to some calls and one's process group to others. (The plain program
-/// is saved by there being no /proc/0.)
+/// Row 23: a process in another pid namespace that is not below the victim's has no number there.
+/// `SO_PEERCRED` says 0 (pid_namespaces(7)), which means the caller itself to some calls and its process
+/// group to others. (The plain program is saved because there is no /proc/0.)
 ///
-/// What stops it: such a peer is refused before anything is asked about it.
+/// Defence: such a peer is refused before anything else is checked.
 pub(super) fn pid_zero(stage: &Stage) -> Result<Report, Trouble> {
     let address = stage.address("plain");
     let mut host = stage.spawn_in("the host", Space::OwnPids, &["victim", "plain"])?;
@@ -138,11 +138,12 @@ pub(super) fn pid_zero(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 40: any user gets `CAP_SYS_ADMIN` over a pid namespace with `unshare -Urp`, and there a process may put the number of
-/// any other into the credentials of a message (unix(7)). As in row 14, one process connects and becomes the genuine program,
-/// and another speaks on the line, here in the name of the first.
+/// Row 40: any user gets `CAP_SYS_ADMIN` over a pid namespace with `unshare -Urp`. There a process may put
+/// the number of any other into the credentials of a message (unix(7)). As in row 14, one process connects
+/// and becomes the genuine program, and another sends on the line, here in the name of the first.
 ///
-/// What stops it: a peer must live in this process's own pid namespace, in whose name no process below can speak.
+/// Defence: a peer must live in this process's own pid namespace, whose processes cannot be
+/// impersonated from below.
 pub(super) fn namesake(stage: &Stage) -> Result<Report, Trouble> {
     let genuine = stage.program(Program::Genuine).display().to_string();
     let attacker = |how: &str, address: &str| {
@@ -191,9 +192,11 @@ pub(super) fn namesake(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-/// Row 43: a peer connects with the group that the policy asks for, drops it, and is looked at where /proc hides it.
+/// Row 43: a peer connects with the group that the policy requires, drops it, and is then checked while /proc
+/// hides it.
 ///
-/// What stops it: the group counts only where it was seen that the peer has it still; a look that cannot be made is a refusal.
+/// Defence: the group counts only if the check has seen that the peer still has it. A check that cannot
+/// be made is a refusal.
 pub(super) fn dropped_group(stage: &Stage) -> Result<Report, Trouble> {
     let group = stage.launcher_group();
     let address = stage.address("plain");

@@ -1,4 +1,4 @@
-//! What an honest peer does not do: orders to a hand that has a channel.
+//! Attacks on an open channel, as orders to a malicious peer.
 
 use std::{
     os::fd::{AsFd as _, AsRawFd as _},
@@ -26,7 +26,8 @@ use super::{
 use crate::{mapping::Mapping, post, protocol::layout};
 
 impl Hand {
-    /// What an honest peer does not do to a channel, its own memory and the other's.
+    /// Obeys an order to do something to the channel, to its own memory or to the peer's, that no honest peer
+    /// does.
     pub(super) fn harm(&mut self, order: &[&str]) -> Result<String, String> {
         let own = || self.own.as_ref().ok_or("no object of my own");
         let own_map = || self.own_map.as_ref().ok_or("no memory of my own");
@@ -41,12 +42,12 @@ impl Hand {
                 own_map()?.write(number(at)?, text.as_bytes());
                 "written".into()
             }
-            // One whole message at the ring's beginning.
+            // One whole message at the start of the ring.
             ["message", text] => {
                 write_first(own_map()?, text);
                 self.ring()
             }
-            // As many whole messages of so many bytes (a multiple of eight) as the ring holds.
+            // Fills the ring with whole messages of `length` bytes (a multiple of eight).
             ["fill", length] => fill(own_map()?, self.capacity, number(length)?)?,
             ["ring"] => self.ring(),
             ["store-control", at, value] => {
@@ -87,7 +88,7 @@ impl Hand {
         })
     }
 
-    /// A storm on a thread of its own, until it is told that it is over.
+    /// Runs a storm on its own thread, until it is ordered to stop.
     fn begin(&mut self, storm: impl FnOnce(&AtomicBool) + Send + 'static) -> String {
         let stop = Arc::new(AtomicBool::new(false));
         let over = Arc::clone(&stop);
@@ -95,7 +96,7 @@ impl Hand {
         "storming".into()
     }
 
-    /// To the memory that the other side owns.
+    /// Attacks the memory that the peer owns.
     fn harm_their_object(&self, order: &[&str]) -> Result<String, String> {
         let theirs = || self.theirs.as_ref().ok_or("no object of theirs");
         let their_size = usize::try_from(self.their_size).map_err(|error| error.to_string())?;
@@ -109,7 +110,8 @@ impl Hand {
             ["write-theirs"] => outcome(pwrite(theirs()?, &[0xff; 8], 0), "written"),
             ["map-theirs"] => outcome(Mapping::new(theirs()?, their_size, true), "mapped"),
             ["reopen-theirs"] => {
-                // A new open file of the same object, so that what the descriptor may do no longer matters.
+                // A new open file of the same object, so that the access mode of the passed descriptor does
+                // not matter.
                 let path = format!("/proc/self/fd/{}", theirs()?.as_raw_fd());
                 let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
                 match open(path.as_str(), flags, Mode::empty()) {
@@ -117,7 +119,7 @@ impl Hand {
                     Err(errno) => format!("{errno:?}"),
                 }
             }
-            // As its owner may, whatever its mode.
+            // The owner of an object may change its mode, whatever it is now.
             ["expose-theirs"] => {
                 let path = format!("/proc/self/fd/{}", theirs()?.as_raw_fd());
                 let opened = fchmod(theirs()?, Mode::S_IRUSR | Mode::S_IWUSR).and_then(|()| {
@@ -143,7 +145,7 @@ impl Hand {
                 }
                 .into()
             }
-            // A name for an object that has none.
+            // Gives the object a name, which it does not have.
             ["link-theirs", path] => {
                 let source = format!("/proc/self/fd/{}", theirs()?.as_raw_fd());
                 let result = linkat(
@@ -159,11 +161,11 @@ impl Hand {
         })
     }
 
-    /// To the line, both of whose ends a guest has made.
+    /// Attacks the line, of which a guest has created both ends.
     fn harm_line(&self, order: &[&str]) -> Result<String, String> {
         Ok(match order {
             ["nonblock"] => {
-                // The descriptor that the other side holds shares its flags with the one that was kept.
+                // The peer's descriptor shares its file status flags with the kept one.
                 let flags = OFlag::from_bits_retain(
                     fcntl(self.kept.as_ref().ok_or("nothing kept")?, FcntlArg::F_GETFL)
                         .map_err(said("F_GETFL"))?,
@@ -181,7 +183,8 @@ impl Hand {
                 }
                 .into()
             }
-            // Until the kernel takes no more: the other side's own end is written too, so that its buffer is full.
+            // Until both buffers are full. Writing to the peer's own end fills the buffer that the peer would
+            // write to.
             ["fill"] => {
                 let mut count = 0;
                 for socket in [self.line.as_ref(), self.kept.as_ref()].into_iter().flatten() {
@@ -207,7 +210,7 @@ impl Hand {
                     "sent",
                 )
             }
-            // Garbage that brings a descriptor: a careless reader keeps it.
+            // Garbage with descriptors, which a careless reader would keep open.
             ["parcel"] => {
                 let line = self.line.as_ref().ok_or("no line")?;
                 let pipe = pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?;

@@ -1,21 +1,25 @@
-//! Lies without end, written into a ring while the other side reads it: which, and when, is chance that begins with a seed.
+//! Malformed data, written without end into a ring while the peer reads it. A seed decides which data, and
+//! when.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{mapping::Mapping, protocol::layout};
 
-/// Lies at random, in places and with values that a reader would believe at first sight, as fast as it can. In
-/// between it tells the truth, so that the reader goes on, and keeps to the room that the reader makes: whole
-/// messages and fragmented ones, whose words change, and mostly change back, while they are there to be read.
+/// Writes random false values, as fast as it can, at places and with values that a reader would accept at
+/// first sight.
+///
+/// In between it writes correct data, so that the reader continues, and respects the room that the reader
+/// makes. It writes whole and fragmented messages whose words change while they can be read, and mostly
+/// change back.
 pub(super) fn storm(map: &Mapping, theirs: &Mapping, seed: u64, stop: &AtomicBool) {
     let mut liar = Liar::new(map, seed);
-    // One message in so many is lied about.
+    // One message in `rate` is falsified.
     let rate = [2, 16, 128, 1024][usize::try_from(seed % 4).unwrap_or(0)];
-    // Some storms are about sizes of fragmented messages alone, which are read twice: once to make room, and once
-    // to fill it.
+    // Some storms change only the sizes of fragmented messages. A reader reads a size twice: once to
+    // allocate, and once to fill.
     let sizes = seed.is_multiple_of(5);
     while !stop.load(Ordering::Relaxed) {
-        // At most 600 bytes follow, padding aside.
+        // The next messages take at most 600 bytes, without padding.
         if liar.tail + 1200 > theirs.load(layout::HEAD) + liar.capacity {
             continue;
         }
@@ -41,8 +45,8 @@ pub(super) fn storm(map: &Mapping, theirs: &Mapping, seed: u64, stop: &AtomicBoo
     }
 }
 
-/// Publishes as an honest publisher that waits for none would, and lies in between: in headers, tail, floor and marks, for a moment or
-/// for good.
+/// Publishes as an honest publisher that waits for no subscriber, and writes false values in between. It
+/// changes headers, tail, floor and marks, for a moment or permanently.
 pub(super) fn fan_storm(map: &Mapping, seed: u64, stop: &AtomicBool) {
     let mut liar = Liar::new(map, seed);
     let capacity = liar.capacity;
@@ -90,16 +94,16 @@ pub(super) fn fan_storm(map: &Mapping, seed: u64, stop: &AtomicBool) {
     }
 }
 
-/// A writer that follows the protocol, but for its lies.
+/// A writer that follows the protocol, except where it writes false values.
 struct Liar<'a> {
     map: &'a Mapping,
     capacity: u64,
     random: Random,
-    /// Where its next record begins.
+    /// Position of its next record.
     tail: u64,
 }
 
-/// A word of the ring, by its position, and what an honest writer would have there.
+/// The position of a word in the ring, and the word that an honest writer would store there.
 type Word = (u64, u64);
 
 impl<'a> Liar<'a> {
@@ -112,12 +116,12 @@ impl<'a> Liar<'a> {
         }
     }
 
-    /// Offset in the region of a position.
+    /// Offset of a position in the region.
     fn at(&self, position: u64) -> usize {
         layout::DATA + usize::try_from(position % self.capacity).unwrap_or(0)
     }
 
-    /// Passes over the ring's end where less than so much is left there. Returns how much was.
+    /// Pads to the end of the ring if fewer than `room` bytes remain there. Returns how many remained.
     fn pad(&mut self, room: u64) -> u64 {
         let rest = self.capacity - self.tail % self.capacity;
         if rest < room {
@@ -128,7 +132,7 @@ impl<'a> Liar<'a> {
         rest
     }
 
-    /// A message in one record: its header.
+    /// Writes a message in one record, and returns its header.
     fn write_whole(&mut self, length: u64) -> Word {
         let word = (self.tail, header(length, layout::FIRST | layout::LAST));
         self.map.store(self.at(word.0), word.1);
@@ -136,8 +140,8 @@ impl<'a> Liar<'a> {
         word
     }
 
-    /// A message of `one + two` bytes and one more, in two records: the header of the first, the message's size behind it, and the
-    /// header of the last.
+    /// Writes a message of `one + two + 1` bytes in two records. Returns the first header, the message's size
+    /// after it, and the last header.
     fn write_fragments(&mut self, one: u64, two: u64) -> [Word; 3] {
         let (first, last) = (self.tail, self.tail + record(9 + one));
         let words = [
@@ -149,14 +153,15 @@ impl<'a> Liar<'a> {
             self.map.store(self.at(position), word);
         }
         self.tail = last + record(two);
-        // Its reader may have to wait for the rest of it.
+        // The reader may have to wait for the second record.
         if self.random.below(2) == 0 {
             self.map.store(layout::TAIL, last);
         }
         words
     }
 
-    /// For a few moments, another header stands there, or another size. `rest` is what was left of the ring.
+    /// Replaces a header or a size by a false one for a few moments. `rest` is the room that remained at the
+    /// end of the ring.
     fn lie_about(&mut self, (position, truth): Word, is_size: bool, rest: u64) {
         let random = &mut self.random;
         let whole = layout::FIRST | layout::LAST;
@@ -177,7 +182,7 @@ impl<'a> Liar<'a> {
             3 => rest.saturating_sub(8),
             _ => random.below(600),
         };
-        // A message's size: a larger one that would still be taken.
+        // A larger message size that a reader would still accept.
         let lie = if is_size {
             random.below(1 << 20)
         } else {
@@ -187,7 +192,8 @@ impl<'a> Liar<'a> {
         self.flicker(self.at(position), lie, truth, times);
     }
 
-    /// A tail that comes and goes and a head, each once in so many times, and words of sleepers always.
+    /// Falsifies the tail for a moment and the head, each once in `seldom` calls, and the parking words in
+    /// every call.
     fn lie_in_control_words(&mut self, seldom: u64) {
         let Self {
             map, random, tail, ..
@@ -211,7 +217,7 @@ impl<'a> Liar<'a> {
     }
 }
 
-/// An xorshift: the same seed makes the same storm.
+/// A xorshift generator: the same seed makes the same storm.
 struct Random(u64);
 
 impl Random {
@@ -227,12 +233,12 @@ impl Random {
     }
 }
 
-/// A record's header.
+/// Returns the header of a record.
 pub(super) fn header(length: u64, flags: u32) -> u64 {
     length | u64::from(flags) << 32
 }
 
-/// Bytes that a record takes.
+/// Returns the bytes that a record takes.
 fn record(length: u64) -> u64 {
     8 + length.next_multiple_of(8)
 }
