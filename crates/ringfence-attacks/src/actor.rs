@@ -88,10 +88,10 @@ impl Actor {
         let orders = self
             .orders
             .as_mut()
-            .ok_or_else(|| Trouble::wrong(format!("{name} takes no more orders")))?;
+            .ok_or_else(|| Trouble::wrong(format!("{name} no longer accepts orders")))?;
         orders
             .write_all(format!("{order}\n").as_bytes())
-            .map_err(|error| Trouble::wrong(format!("{name} could not be told {order:?}: {error}")))
+            .map_err(|error| Trouble::wrong(format!("could not send {order:?} to {name}: {error}")))
     }
 
     /// Waits for a line, or for the end of the process.
@@ -116,7 +116,7 @@ impl Actor {
         match self.hear(TIME_LIMIT) {
             Heard::Line(line) => Ok(line),
             other => Err(Trouble::wrong(format!(
-                "{} was to answer, but: {other:?}",
+                "expected an answer from {}, got {other:?}",
                 self.name
             ))),
         }
@@ -128,7 +128,7 @@ impl Actor {
         match line.strip_prefix(start) {
             Some(rest) => Ok(rest.trim().to_owned()),
             None => Err(Trouble::wrong(format!(
-                "{} was to say {start:?}, but said {line:?}",
+                "expected {start:?} from {}, got {line:?}",
                 self.name
             ))),
         }

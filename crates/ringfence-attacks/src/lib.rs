@@ -8,7 +8,7 @@
 //! protected programs: that passes the check of `/proc/PID/exe`.
 
 #[cfg(not(target_os = "linux"))]
-compile_error!("these attacks are on Linux processes");
+compile_error!("ringfence-attacks runs on Linux only");
 
 pub mod actor;
 pub mod mapping;

@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     let executable = match std::env::current_exe() {
         Ok(path) => path,
         Err(error) => {
-            eprintln!("this executable cannot be found: {error}");
+            eprintln!("cannot find this executable: {error}");
             return ExitCode::from(2);
         }
     };

@@ -62,7 +62,7 @@ impl Mapping {
     fn word(&self, at: usize) -> &AtomicU64 {
         assert!(
             at.is_multiple_of(8) && at + 8 <= self.size,
-            "a word of the mapping: {at} of {}",
+            "word at {at} is outside of the mapping of {} bytes",
             self.size
         );
         // SAFETY: in bounds, as checked above.
@@ -73,7 +73,11 @@ impl Mapping {
     }
 
     fn byte(&self, at: usize) -> &AtomicU8 {
-        assert!(at < self.size, "a byte of the mapping: {at} of {}", self.size);
+        assert!(
+            at < self.size,
+            "byte at {at} is outside of the mapping of {} bytes",
+            self.size
+        );
         // SAFETY: in bounds, as checked above.
         let place = unsafe { self.base.add(at) };
         // SAFETY: the byte is valid as long as the mapping, and this process accesses it only atomically.

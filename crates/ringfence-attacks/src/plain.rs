@@ -168,7 +168,7 @@ pub fn join(
             let peer = check(&line, reading)?;
             let (object, size) = receive(&line)?;
             on(Moment::Received);
-            map(&object.ok_or("no descriptor came")?, size, "guest", peer)
+            map(&object.ok_or("no descriptor was passed")?, size, "guest", peer)
         }
         Err(errno) => Err(said("bind")(errno)),
     }

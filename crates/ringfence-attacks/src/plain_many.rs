@@ -128,7 +128,7 @@ pub fn subscribe(address: &str, seat: usize, greeting: bool) -> Result<Subscript
         post::send(line.as_fd(), b"r", &[], None).map_err(said("send"))?;
     }
     let parcel = post::receive_exactly(line.as_fd(), size_of::<usize>()).map_err(said("receive"))?;
-    let object = parcel.descriptors.first().ok_or("no descriptor came")?;
+    let object = parcel.descriptors.first().ok_or("no descriptor was passed")?;
     let map = Mapping::new(object, SIZE, true).map_err(said("mmap"))?;
     let count = map.load(TAIL) / RECORD;
     map.store(head_of(seat), count * RECORD);

@@ -189,7 +189,7 @@ impl Stage {
         );
         let (face, copied) = (own.join("dist/esm/index.js"), path.join("dist/esm/index.js"));
         if !face.exists() {
-            return Err(Trouble::Skipped("needs what `npm run build` makes".into()));
+            return Err(Trouble::Skipped("needs the output of `npm run build`".into()));
         }
         if !path.exists() {
             let make = || -> std::io::Result<()> {
@@ -303,7 +303,7 @@ impl Stage {
         let answer = keeper.line()?;
         if answer != "mounted" {
             return Err(Trouble::Skipped(format!(
-                "needs root, or user namespaces for everybody ({answer})"
+                "needs root or unprivileged user namespaces ({answer})"
             )));
         }
         Ok(OwnShm { stage: self, keeper })

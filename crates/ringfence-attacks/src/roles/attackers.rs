@@ -236,7 +236,7 @@ pub(super) fn until(what: &str, mut so: impl FnMut() -> bool) -> Result<(), Stri
     let end = Instant::now() + TIME_LIMIT;
     while !so() {
         if Instant::now() > end {
-            return Err(format!("in vain: {what}"));
+            return Err(format!("timed out waiting until {what}"));
         }
         thread::sleep(Duration::from_millis(1));
     }
@@ -458,7 +458,7 @@ fn turncoat(address: &str, other: &str) -> Result<(), String> {
     let connection = post::connect_to(address).map_err(said("connect"))?;
     // The victim sends its first bytes after the check.
     if !protocol::readable(connection.as_fd(), 30_000) {
-        return Err("nothing came".into());
+        return Err("nothing arrived".into());
     }
     let inherited = leave_open(&connection)?;
     Err(Command::new(other)

@@ -86,7 +86,7 @@ fn read_to_the_end(receiver: &mut Receiver) -> Result<(), String> {
     let length = receiver
         .receive(&mut into)
         .map_err(told)?
-        .ok_or("what the peer had sent before its end is lost")?;
+        .ok_or("what the peer had sent before its end was lost")?;
     let way = String::from_utf8_lossy(&into[..length]).into_owned();
     if let Some(more) = receiver.receive(&mut into).map_err(told)? {
         return Err(format!("{more} bytes more than the peer has sent"));
@@ -96,8 +96,8 @@ fn read_to_the_end(receiver: &mut Receiver) -> Result<(), String> {
         receiver.poll_line().map_err(told)?;
     }
     match (&*way, receiver.is_cut()) {
-        ("closes", false) => Err("a close without the end of the sending was told as the end".into()),
-        ("ends-and-closes", true) => Err("the end of the sending was told as a cut".into()),
+        ("closes", false) => Err("a close without an end of sending was reported as the end".into()),
+        ("ends-and-closes", true) => Err("an end of sending was reported as a cut".into()),
         _ => Ok(()),
     }
 }

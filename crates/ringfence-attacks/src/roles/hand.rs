@@ -25,9 +25,9 @@ fn said(what: &'static str) -> impl Fn(nix::Error) -> String {
 pub(super) fn guest(address: &str) -> Result<(), String> {
     let line = post::connect_to(address).map_err(said("connect"))?;
     let mut parcel = post::receive_exactly(line.as_fd(), size_of::<usize>()).map_err(said("receive"))?;
-    let size: [u8; 8] = parcel.bytes.try_into().map_err(|_| "no size came")?;
+    let size: [u8; 8] = parcel.bytes.try_into().map_err(|_| "no size was passed")?;
     let size = usize::from_ne_bytes(size);
-    let object = parcel.descriptors.pop().ok_or("no descriptor came")?;
+    let object = parcel.descriptors.pop().ok_or("no descriptor was passed")?;
     println!("holding {size}");
     manipulate(&object, size)
 }

@@ -410,7 +410,7 @@ impl Hand {
         ])?;
         self.own_map
             .as_ref()
-            .ok_or("no memory of my own")?
+            .ok_or("no own memory")?
             .store(layout::head_of(self.start.slot), self.start.position);
         self.steps(&[(&["ready"], "said"), (&["hear"], "ready")])?;
         Ok("subscribed".into())
@@ -443,9 +443,9 @@ impl Hand {
 
     /// Stores a head, honest or not, without ringing the doorbell.
     fn head(&self, how: &str) -> Result<String, String> {
-        let theirs = self.theirs.as_ref().ok_or("no ring of theirs")?;
+        let theirs = self.theirs.as_ref().ok_or("no ring of the peer")?;
         let words = Mapping::new(theirs, layout::DATA, false).map_err(said("mmap"))?;
-        let own = self.own_map.as_ref().ok_or("no memory of my own")?;
+        let own = self.own_map.as_ref().ok_or("no own memory")?;
         let at = layout::head_of(self.start.slot);
         let (head, tail) = (own.load(at), words.load(layout::TAIL));
         let new = match how {
@@ -477,9 +477,9 @@ impl Hand {
 
     /// Moves the head between its start and the published tail, without end.
     fn to_and_fro(&self) -> Result<String, String> {
-        let theirs = self.theirs.as_ref().ok_or("no ring of theirs")?;
+        let theirs = self.theirs.as_ref().ok_or("no ring of the peer")?;
         let words = Mapping::new(theirs, layout::DATA, false).map_err(said("mmap"))?;
-        let own = Arc::clone(self.own_map.as_ref().ok_or("no memory of my own")?);
+        let own = Arc::clone(self.own_map.as_ref().ok_or("no own memory")?);
         let at = layout::head_of(self.start.slot);
         let start = self.start.position;
         thread::spawn(move || {
@@ -493,9 +493,9 @@ impl Hand {
 
     /// Reads `bytes` at a time, each time `milliseconds` after the publisher has parked for room.
     fn drip(&self, bytes: &str, milliseconds: &str, rings: bool) -> Result<String, String> {
-        let theirs = self.theirs.as_ref().ok_or("no ring of theirs")?;
+        let theirs = self.theirs.as_ref().ok_or("no ring of the peer")?;
         let words = Mapping::new(theirs, layout::DATA, false).map_err(said("mmap"))?;
-        let own = Arc::clone(self.own_map.as_ref().ok_or("no memory of my own")?);
+        let own = Arc::clone(self.own_map.as_ref().ok_or("no own memory")?);
         let line = self.line.as_ref().ok_or("no line")?;
         let line = line.try_clone().map_err(|error| error.to_string())?;
         let at = layout::head_of(self.start.slot);

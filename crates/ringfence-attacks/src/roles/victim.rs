@@ -115,7 +115,7 @@ fn take_line(address: &str) -> Result<String, String> {
     println!("listening");
     let connection = accept(&listener).map_err(|errno| errno.to_string())?;
     let mut parcel = post::receive(connection.as_fd(), 1).map_err(|errno| errno.to_string())?;
-    let line = parcel.descriptors.pop().ok_or("no line came")?;
+    let line = parcel.descriptors.pop().ok_or("no line was passed")?;
     let before = program::inventory().len();
     post::receive_exactly(line.as_fd(), 64).map_err(|errno| errno.to_string())?;
     Ok(format!("left {}", program::inventory().len() - before))

@@ -53,7 +53,7 @@ fn plain_sends(publisher: &mut Actor) -> Result<Half, Trouble> {
     Ok(if answer == "all sent" {
         Half::held(answer)
     } else {
-        Half::bit(format!("it sends to none any more: {answer}"))
+        Half::bit(format!("it can no longer send to any subscriber: {answer}"))
     })
 }
 
@@ -107,7 +107,7 @@ fn goes_on(
     ] {
         match actor.hear(TIME_LIMIT) {
             Heard::Line(line) if line == wanted => {}
-            other => return Ok(Err(format!("{wanted:?} was to be said, but: {other:?}"))),
+            other => return Ok(Err(format!("expected {wanted:?}, got {other:?}"))),
         }
     }
     Ok(Ok(()))
@@ -153,10 +153,10 @@ pub(super) fn lying_head(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(format!(
-            "each of {} lies ends the liar alone, 'corrupt' or 'evicted', or is never seen; the honest one gets all",
+            "each of {} false heads removes only the liar ('corrupt' or 'evicted') or is never read; the honest subscriber gets all",
             lies.len()
         )),
-        stopped_by: "each head is an own object's, checked against what was seen and published",
+        stopped_by: "each subscriber has its own head object, checked against the last head and the tail",
     })
 }
 
@@ -206,9 +206,9 @@ pub(super) fn slow(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(
-            "evicted once its stall is over; a dead one is let go of; the honest one gets all",
+            "evicted after its stall; a dead one is removed; the honest subscriber gets all",
         ),
-        stopped_by: "the stall is counted in all; a watcher with the pidfd of each",
+        stopped_by: "the stall covers all waits together; a watcher polls each pidfd",
     })
 }
 
@@ -221,7 +221,7 @@ pub(super) fn writes_to_all(stage: &Stage) -> Result<Report, Trouble> {
     let at = plain_many::message_at(0) + 8;
     must(&mut forger, &format!("write {at} forged!!"), "written")?;
     let plain = match &*honest.ask("receive")? {
-        "got None" => Half::bit("another subscriber reads what it has written"),
+        "got None" => Half::bit("another subscriber reads what the attacker wrote"),
         other => Half::held(other),
     };
     drop((publisher, honest, forger));
@@ -251,7 +251,7 @@ pub(super) fn writes_to_all(stage: &Stage) -> Result<Report, Trouble> {
     }
     Ok(Report {
         plain,
-        ringfence: Half::held("EPERM and EACCES to all that it tries; the honest one gets all"),
+        ringfence: Half::held("EPERM or EACCES for each attempt; the honest subscriber gets all"),
         stopped_by: "F_SEAL_FUTURE_WRITE, F_SEAL_SHRINK, F_SEAL_GROW; mode 0",
     })
 }
@@ -271,7 +271,8 @@ pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, Trouble> {
     let mut attacker = insider(stage, "open", &publisher, "/memfd:plain-many")?;
     attacker.expect("opened")?;
     must(&mut publisher, "send-all 1", "all sent")?;
-    let plain = Half::bit("it is there as long as the publisher is: opened, and may be written");
+    let plain =
+        Half::bit("the descriptor stays open as long as the publisher lives, and can be opened for writing");
     drop((publisher, honest, hostile_one));
 
     let address = stage.address("ringfence");
@@ -300,7 +301,7 @@ pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, Trouble> {
     let end = Instant::now() + TIME_LIMIT;
     while opener.ask("find-theirs topsecret")? != "absent" {
         if Instant::now() > end {
-            return Ok(Report::bitten(plain, "it was to be wiped"));
+            return Ok(Report::bitten(plain, "the memory was not wiped"));
         }
     }
     let address = stage.address("hardened");
@@ -314,9 +315,9 @@ pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(
-            "no descriptor of it in the table; opened by a subscriber: EAGAIN, 'exposed' for all, wiped. Hardened: EACCES, EPERM",
+            "the publisher holds no descriptor; a subscriber's: EAGAIN, 'exposed' for all, wiped. Hardened: EACCES, EPERM",
         ),
-        stopped_by: "a descriptor that is kept in flight; the lease, and the tripwire on it; harden()",
+        stopped_by: "the descriptor is kept in flight in a socket; the lease and its tripwire; harden()",
     })
 }
 
@@ -351,7 +352,7 @@ pub(super) fn stranger_floods(stage: &Stage) -> Result<Report, Trouble> {
     let order = format!("subscribe {address} 0 greeting");
     let plain = match honest.try_ask(&order, Duration::from_secs(1)) {
         Heard::Line(line) => Half::held(line),
-        _ => Half::bit("it waits for the first stranger's greeting, and lets in none"),
+        _ => Half::bit("it waits for the first stranger's greeting, and admits no subscriber"),
     };
 
     let address = stage.address("ringfence");
@@ -379,9 +380,9 @@ pub(super) fn stranger_floods(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(format!(
-            "{refused} refused before a subscriber was let in among them; the others get all"
+            "{refused} connections refused before a subscriber was admitted among them; the subscribers get all"
         )),
-        stopped_by: "the kernel's word on who connects, before anything else; a thread for admission",
+        stopped_by: "the credentials from the kernel are checked first; admission has its own thread",
     })
 }
 
@@ -423,13 +424,15 @@ pub(super) fn come_and_go(stage: &Stage) -> Result<Report, Trouble> {
     if before != after || publisher.ask("subscribers")? != "1" {
         return Ok(Report::bitten(
             plain,
-            format!("{before} descriptors became {after}"),
+            format!("{before} descriptors before, {after} after"),
         ));
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(format!("{VISITS} leave nothing behind; the honest one gets all")),
-        stopped_by: "one way out for whatever the publisher has of a subscriber",
+        ringfence: Half::held(format!(
+            "{VISITS} visits leave nothing behind; the honest subscriber gets all"
+        )),
+        stopped_by: "one code path releases everything that the publisher holds for a subscriber",
     })
 }
 
@@ -453,7 +456,7 @@ fn lies_of_a_publisher() -> Vec<(&'static str, Vec<(usize, u64)>)> {
         ("a tail behind zero", vec![(tail, u64::MAX - 7)]),
         ("a tail half the number space ahead", vec![(tail, 1 << 63)]),
         (
-            "a floor and a tail beyond all",
+            "a floor and a tail at the end of the number space",
             vec![(floor, (1 << 62) + 8), (tail, (1 << 62) + 16)],
         ),
         ("a record longer than what is published", record(64, WHOLE, 16)),
@@ -494,9 +497,9 @@ pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut guest, &format!("store {data} {}", u32::MAX - 16), "stored")?;
     must(&mut guest, &format!("store {tail} 16"), "stored")?;
     let plain = match host.try_ask("receive 10000", TIME_LIMIT) {
-        Heard::Ended(how) => Half::bit(format!("a reader reads outside of its memory: {how}")),
+        Heard::Ended(how) => Half::bit(format!("a reader reads out of bounds: {how}")),
         Heard::Line(answer) if answer.starts_with("got 4294967279") => {
-            Half::bit("a reader reads outside of its memory")
+            Half::bit("a reader reads out of bounds")
         }
         other => Half::held(format!("{other:?}")),
     };
@@ -543,10 +546,10 @@ pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(format!(
-            "RING_CORRUPT to each of {} lies; {STORMS} storms, and the process lives",
+            "RING_CORRUPT for each of {} false values; the process survives {STORMS} storms",
             lies.len() + OFFERS.len()
         )),
-        stopped_by: "each shared word is read once and checked; the floor is looked at after each copy",
+        stopped_by: "each shared word is read once and checked; the floor is read again after each copy",
     })
 }
 

@@ -62,7 +62,10 @@ pub(super) fn at_every_moment(stage: &Stage) -> Result<Report, Trouble> {
         plain_close(stage)?
     };
     let address = stage.address("ringfence");
-    let (mut one, mut other) = (fenced(stage, "the one")?, fenced(stage, "the other")?);
+    let (mut one, mut other) = (
+        fenced(stage, "the first member")?,
+        fenced(stage, "the second member")?,
+    );
     for _ in 0..BATCHES {
         if let Some(wrong) = ends(&mut one, &mut other, &address)? {
             return Ok(Report::bitten(plain, wrong));
@@ -80,9 +83,9 @@ pub(super) fn at_every_moment(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(
-            "always the end that was, all that was sent before is read, and there is one host",
+            "the actual end is always reported, all messages before it are read, and there is one host",
         ),
-        stopped_by: "the phase in the memory of each, which is read before the end of the line is believed",
+        stopped_by: "the phase in each side's memory, which is read before the closed line counts as an end",
     })
 }
 
@@ -100,13 +103,17 @@ fn plain_close(stage: &Stage) -> Result<Half, Trouble> {
     // Reaped as well, because a zombie would look alive.
     match host.hear(TIME_LIMIT) {
         Heard::Ended(how) if how == "exit status: 0" => {}
-        other => return Err(Trouble::wrong(format!("the host was to go, but: {other:?}"))),
+        other => {
+            return Err(Trouble::wrong(format!(
+                "expected the host to exit, got {other:?}"
+            )));
+        }
     }
     // The second half.
     let answer = guest.ask("look-at-peer")?;
     Ok(if answer == "exited, 4 bytes unread" {
         Half::bit(
-            "an orderly end is told as 'exited', the last message is lost, and there were two hosts for a while",
+            "an orderly end is reported as 'exited', the last message is lost, and there are two hosts for a while",
         )
     } else {
         Half::held(answer)
@@ -130,7 +137,7 @@ fn ends(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<Stri
 /// closes, half-closes or reads. The host then hosts again at the same address. Returns what was wrong.
 fn lies(stage: &Stage) -> Result<Option<String>, Trouble> {
     let address = stage.address("lies");
-    let mut host = fenced(stage, "the host that is lied to")?;
+    let mut host = fenced(stage, "the host")?;
     for (deed, answer) in DEEDS {
         for claim in CLAIMS {
             host_again(&mut host, &address, "")?;
@@ -145,7 +152,7 @@ fn lies(stage: &Stage) -> Result<Option<String>, Trouble> {
             let told = host.hear(TIME_LIMIT);
             let exposed = claim == 3 && matches!(&told, Heard::Line(line) if line.starts_with(EXPOSED));
             if told != Heard::Line(answer.into()) && !exposed {
-                return Ok(Some(format!("{deed} beside the claim {claim}: {told:?}")));
+                return Ok(Some(format!("{deed} with the claim {claim}: {told:?}")));
             }
             hand.expect("stored")?;
             hand.expect("hung up")?;
@@ -166,7 +173,7 @@ fn lies(stage: &Stage) -> Result<Option<String>, Trouble> {
                 _ => &["closed"],
             };
             if last == "nothing" || !ends.contains(&&*reason) {
-                return Ok(Some(format!("{deed} beside the claim {claim}: {last}, {reason}")));
+                return Ok(Some(format!("{deed} with the claim {claim}: {last}, {reason}")));
             }
             must(&mut host, "close", "closed")?;
         }
@@ -187,7 +194,7 @@ fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<St
     let again = one.ask(&come)?;
     if again != "member guest" {
         return Ok(Some(format!(
-            "after the host has left, {again} beside its successor"
+            "after the host left, it came back as {again} next to its successor"
         )));
     }
     meet(other, one)?;
@@ -196,7 +203,7 @@ fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<St
     let (role, again) = (other.ask("role")?, one.ask(&come)?);
     if role != "host" || again != "member guest" {
         return Ok(Some(format!(
-            "after the guest has left, {again} beside the {role}"
+            "after the guest left, it came back as {again} next to the {role}"
         )));
     }
     meet(other, one)?;
@@ -209,7 +216,7 @@ fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<St
         one.ask("reason")?,
     ];
     if seen != ["got 4 last", "end", "closed"] {
-        return Ok(Some(format!("a host that left was told as {seen:?}")));
+        return Ok(Some(format!("a host that left was reported as {seen:?}")));
     }
     next(one, "role host")?;
     must(other, &come, "member guest")?;
@@ -218,7 +225,9 @@ fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<St
     at_once(one, "leave", "left", other, "leave", "left")?;
     let (first, second) = (one.ask(&come)?, other.ask(&come)?);
     if first != "member host" || second != "member guest" {
-        return Ok(Some(format!("after both have left, {first} and {second}")));
+        return Ok(Some(format!(
+            "after both left, they came back as {first} and {second}"
+        )));
     }
     meet(one, other)?;
     at_once(one, "leave", "left", other, "leave", "left").map(|()| None)
@@ -247,7 +256,7 @@ fn next(member: &mut Actor, wanted: &str) -> Result<(), Trouble> {
             return Ok(());
         }
         if !change.starts_with("channel") && !change.starts_with("refused PEER_LOST") {
-            return Err(Trouble::wrong(format!("{wanted:?} was to come, but: {change:?}")));
+            return Err(Trouble::wrong(format!("expected {wanted:?}, got {change:?}")));
         }
     }
 }

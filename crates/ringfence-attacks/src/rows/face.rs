@@ -13,7 +13,7 @@ use crate::{
 
 /// The documented behaviour of the default policy, for these rows.
 pub(super) const DOCUMENTED: &str =
-    "default policy: let in, as documented; with a setgid launcher's gid in it: PEER_REFUSED (gid)";
+    "default policy: admitted, as documented; with a setgid launcher's gid in the policy: PEER_REFUSED (gid)";
 
 /// Starts a host that requires the launcher's group. Returns it with the launcher.
 fn guarded_host(stage: &Stage, address: &str) -> Result<(Actor, PathBuf), Trouble> {
@@ -68,7 +68,7 @@ pub(super) fn traced(stage: &Stage) -> Result<Report, Trouble> {
     let mut guest = trace(&genuine, "plain")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     host.expect("joined host")?;
-    let plain = Half::bit("a traced program gets in");
+    let plain = Half::bit("a traced program is admitted");
 
     let address = stage.address("default");
     let mut host = fenced_host(stage, &address, "")?;
@@ -87,7 +87,7 @@ pub(super) fn traced(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(DOCUMENTED),
-        stopped_by: "no setgid for a program that is traced",
+        stopped_by: "the kernel ignores setgid for a traced program",
     })
 }
 
@@ -108,7 +108,7 @@ pub(super) fn preloaded(stage: &Stage) -> Result<Report, Trouble> {
     let mut guest = inject("plain")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     host.expect("joined host")?;
-    let plain = Half::bit("a program with foreign code in it gets in");
+    let plain = Half::bit("a program with injected code is admitted");
 
     let address = stage.address("default");
     let mut host = fenced_host(stage, &address, "")?;
@@ -128,7 +128,7 @@ pub(super) fn preloaded(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(DOCUMENTED),
-        stopped_by: "no preloading into a setgid program",
+        stopped_by: "the loader ignores LD_PRELOAD for a setgid program",
     })
 }
 
@@ -136,7 +136,7 @@ pub(super) fn preloaded(stage: &Stage) -> Result<Report, Trouble> {
 fn injected_library(stage: &Stage) -> Result<PathBuf, Trouble> {
     if cfg!(target_env = "musl") {
         return Err(Trouble::Skipped(
-            "this executable is linked statically: there is no loader".into(),
+            "this executable is linked statically and has no loader".into(),
         ));
     }
     let (source, library) = (
@@ -181,7 +181,7 @@ pub(super) fn worn(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
-    let plain = Half::bit("another program gets in, and reads what is sent");
+    let plain = Half::bit("another program is admitted and reads what is sent");
 
     let address = stage.address("default");
     let _host = fenced_host(stage, &address, "")?;
@@ -209,9 +209,9 @@ pub(super) fn worn(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(
-            "PEER_REFUSED (namespace); where the policy lets any in: let in, as documented",
+            "PEER_REFUSED (namespace); with a policy that allows any namespace: admitted, as documented",
         ),
-        stopped_by: "the user namespace in which alone it can be done is another",
+        stopped_by: "it needs a user namespace of its own, which the policy refuses",
     })
 }
 
@@ -228,7 +228,7 @@ pub(super) fn other_script(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut other, "find secret", "found")?;
-    let plain = Half::bit("it gets in, and reads what is sent");
+    let plain = Half::bit("it is admitted and reads what is sent");
 
     let address = stage.address("default");
     let mut host = fenced_host(stage, &address, "")?;
@@ -247,6 +247,6 @@ pub(super) fn other_script(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(DOCUMENTED),
-        stopped_by: "the group of a launcher that starts one script only",
+        stopped_by: "the group of a launcher that starts only one script",
     })
 }

@@ -46,7 +46,7 @@ pub(super) fn without_exec(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut guest, "change 10000", "role host")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("CLOSED in the child; the parent, its peer and the place go on"),
-        stopped_by: "every handle knows in which process it was made",
+        ringfence: Half::held("CLOSED in the child; the parent, its peer and the address are unaffected"),
+        stopped_by: "every handle knows the process that created it",
     })
 }

@@ -67,7 +67,9 @@ fn ends_exposed(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
     if answer.starts_with("error OBJECT_EXPOSED") {
         return Ok(());
     }
-    Err(Trouble::wrong(format!("the host was to notice, but: {answer}")))
+    Err(Trouble::wrong(format!(
+        "the host did not report the exposure: {answer}"
+    )))
 }
 
 /// Row 1: between `shm_open` and `shm_unlink`, another process of the same user takes an `O_PATH` descriptor
@@ -99,9 +101,7 @@ pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, Trouble> {
 
     let (mut attacker, mut host, mut guest, exposed) = window_of_shm(stage, &shm, "watcher")?;
     if exposed {
-        return Err(Trouble::wrong(
-            "an O_PATH descriptor is not to be seen by the lease",
-        ));
+        return Err(Trouble::wrong("the lease must not notice an O_PATH descriptor"));
     }
     must(&mut host, "send secret", "sent")?;
     match &*attacker.ask("find secret")? {
@@ -112,12 +112,17 @@ pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, Trouble> {
     // The peer still has it mapped, so it can search it.
     match &*guest.ask("find-theirs secret")? {
         "absent" => {}
-        other => return Ok(Report::bitten(plain, format!("shm: it was to be wiped: {other}"))),
+        other => {
+            return Ok(Report::bitten(
+                plain,
+                format!("shm: the memory was not wiped: {other}"),
+            ));
+        }
     }
     Ok(Report {
         plain,
         ringfence: Half::held("memfd: nothing appears; shm: EAGAIN, 'exposed', and the memory is wiped"),
-        stopped_by: "a memfd has no name; shm: the lease, and the tripwire on it",
+        stopped_by: "a memfd has no name; shm: the lease and its tripwire",
     })
 }
 
@@ -141,8 +146,8 @@ pub(super) fn proc_fd(stage: &Stage) -> Result<Report, Trouble> {
     ends_exposed(&mut host, &mut guest)?;
     Ok(Report {
         plain,
-        ringfence: Half::held("hardened: EACCES; otherwise EAGAIN, and the host sees 'exposed'"),
-        stopped_by: "harden(): /proc/PID/fd is closed; otherwise the lease, and the tripwire on it",
+        ringfence: Half::held("hardened: EACCES; otherwise EAGAIN, and the host reports 'exposed'"),
+        stopped_by: "harden(): /proc/PID/fd is inaccessible; otherwise the lease and its tripwire",
     })
 }
 
@@ -162,7 +167,7 @@ pub(super) fn getfd(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held("hardened: EPERM for every number (not hardened: as documented)"),
-        stopped_by: "harden(): not dumpable, so that no process of its user may trace it",
+        stopped_by: "harden(): not dumpable, so no process of the same user may trace it",
     })
 }
 
@@ -176,7 +181,7 @@ fn opened(stage: &Stage, how: &[&str]) -> Result<Half, Trouble> {
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     host.expect("joined host")?;
     shows_secret(&mut host, &mut attacker)?;
-    Ok(Half::bit("the object is opened, and read, and may be written"))
+    Ok(Half::bit("the object is opened and read, and can be written"))
 }
 
 /// Row 5: an `O_PATH` descriptor is taken through /proc/PID/fd during the handshake, and opened long after
@@ -195,7 +200,7 @@ pub(super) fn kept_path(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     must(&mut attacker, "reopen", "opened")?;
     shows_secret(&mut host, &mut attacker)?;
-    let plain = Half::bit("the object is opened, and read");
+    let plain = Half::bit("the object is opened and read");
 
     let (mut host, mut guest) = waiting_host(stage, &stage.address("ringfence"), "")?;
     let mut attacker = insider(stage, &["keep-path", &host.pid().to_string(), FENCED])?;
@@ -211,7 +216,12 @@ pub(super) fn kept_path(stage: &Stage) -> Result<Report, Trouble> {
     // The peer still has it mapped, so it can search it.
     match &*guest.ask("find-theirs secret")? {
         "absent" => {}
-        other => return Ok(Report::bitten(plain, format!("it was to be wiped: {other}"))),
+        other => {
+            return Ok(Report::bitten(
+                plain,
+                format!("the memory was not wiped: {other}"),
+            ));
+        }
     }
     let (host, _guest) = waiting_host(stage, &stage.address("hardened"), "harden")?;
     let answer = insider(stage, &["keep-path", &host.pid().to_string(), FENCED])?.line()?;
@@ -220,8 +230,10 @@ pub(super) fn kept_path(stage: &Stage) -> Result<Report, Trouble> {
     }
     Ok(Report {
         plain,
-        ringfence: Half::held("EAGAIN; the host sees 'exposed', and the memory is wiped. Hardened: EACCES"),
-        stopped_by: "the lease outlives the descriptor, and the tripwire on it",
+        ringfence: Half::held(
+            "EAGAIN; the host reports 'exposed', and the memory is wiped. Hardened: EACCES",
+        ),
+        stopped_by: "the lease and its tripwire outlive the descriptor",
     })
 }
 
@@ -249,8 +261,8 @@ pub(super) fn lease_break(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut host, "pid", &pid)?;
     Ok(Report {
         plain,
-        ringfence: Half::held("EAGAIN for the attacker; the host lives, and sees 'exposed'"),
-        stopped_by: "the lease's signal is taken by a thread that waits for it",
+        ringfence: Half::held("EAGAIN for the attacker; the host survives and reports 'exposed'"),
+        stopped_by: "a thread waits for the lease's signal, which therefore does not kill",
     })
 }
 
@@ -266,7 +278,7 @@ pub(super) fn memory(stage: &Stage) -> Result<Report, Trouble> {
     attacker.expect("found")?;
     // EFAULT means that access was allowed and nothing is mapped at the address.
     insider(stage, &["attach", &host.pid().to_string()])?.expect("attached Some(EFAULT)")?;
-    let plain = Half::bit("the message is read in its memory, and it is attached to");
+    let plain = Half::bit("the attacker reads the message in its memory, and attaches to it");
 
     let (mut host, mut guest) = super::fenced_pair(stage, &stage.address("ringfence"), "harden")?;
     must(&mut host, "send secret", "sent")?;

@@ -25,9 +25,9 @@ pub(super) fn rude(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(
-            "HANDSHAKE_TIMEOUT for the silent, others served meanwhile; a channel goes on as if nothing had been",
+            "HANDSHAKE_TIMEOUT for silent clients, others are served in the meantime; an open channel is unaffected",
         ),
-        stopped_by: "deadlines; MSG_DONTWAIT in every call; the line's bytes mean nothing",
+        stopped_by: "deadlines; MSG_DONTWAIT in every call; the line's bytes carry no information",
     })
 }
 
@@ -45,7 +45,7 @@ fn half_a_struct(stage: &Stage) -> Result<Half, Trouble> {
     guest.say(&format!("join {address} {SIZE}"))?;
     host.expect("passed")?;
     Ok(match guest.hear(Duration::from_secs(1)) {
-        Heard::Silence => Half::bit("waits for the rest of a struct for ever"),
+        Heard::Silence => Half::bit("waits forever for the rest of a struct"),
         other => Half::held(format!("{other:?}")),
     })
 }
@@ -65,7 +65,7 @@ fn silent_newcomers(stage: &Stage) -> Result<(), Trouble> {
     let told = |answer: &str| answer.starts_with("refuse 5 HANDSHAKE_TIMEOUT");
     if !(told(&answers.0) && told(&answers.1) && timely) {
         return Err(Trouble::wrong(format!(
-            "the silent were to be told HANDSHAKE_TIMEOUT in time: {answers:?} after {late:?}"
+            "expected HANDSHAKE_TIMEOUT in time for silent clients, got {answers:?} after {late:?}"
         )));
     }
     must(&mut silent, &format!("connect {address}"), "connected")?;
@@ -97,7 +97,7 @@ fn rude_on_a_channel(stage: &Stage) -> Result<Option<String>, Trouble> {
         must(&mut host, "receive 50", "nothing")?;
         must(&mut host, "stuff 50", "full")?;
         if start.elapsed() > Duration::from_secs(10) {
-            return Ok(Some("it was held up".into()));
+            return Ok(Some("the host was blocked".into()));
         }
         must(&mut peer, "garbage 3", "")?;
         must(&mut peer, "parcel", "")?;
@@ -105,7 +105,7 @@ fn rude_on_a_channel(stage: &Stage) -> Result<Option<String>, Trouble> {
     }
     let after = host.ask("descriptors")?;
     if before != after {
-        return Ok(Some(format!("{before} descriptors became {after}")));
+        return Ok(Some(format!("{before} descriptors before, {after} after")));
     }
     must(&mut peer, "message after-all", "")?;
     must(&mut host, "receive 10000", "got 9 after-all")?;
@@ -120,7 +120,7 @@ fn rude_on_a_channel(stage: &Stage) -> Result<Option<String>, Trouble> {
 pub(super) fn never_reads(stage: &Stage) -> Result<Report, Trouble> {
     let (mut host, _guest) = plain_and_hand(stage, &stage.address("plain"))?;
     let plain = match host.try_ask("send-all 100", Duration::from_secs(1)) {
-        Heard::Silence => Half::bit("the producer waits for ever"),
+        Heard::Silence => Half::bit("the producer waits forever"),
         other => Half::held(format!("{other:?}")),
     };
     let (mut host, _peer) = hostile_channel(stage, &stage.address("ringfence"), "", "")?;
@@ -131,9 +131,7 @@ pub(super) fn never_reads(stage: &Stage) -> Result<Report, Trouble> {
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(
-            "the ring is full; close() ends the waiting of another thread at once (CLOSED)",
-        ),
+        ringfence: Half::held("the ring is full; close() ends another thread's wait at once (CLOSED)"),
         stopped_by: "backpressure; waits end with the channel",
     })
 }
@@ -156,7 +154,7 @@ pub(super) fn pidfds(stage: &Stage) -> Result<Report, Trouble> {
     }
     let plain = match &*victim.line()? {
         "left 0" => Half::held("no descriptor is left"),
-        left => Half::bit(format!("of 64 bytes on a line, {left} descriptors")),
+        left => Half::bit(format!("64 bytes on a line leave {left} descriptors open")),
     };
 
     let address = stage.address("ringfence");
@@ -180,7 +178,7 @@ pub(super) fn pidfds(stage: &Stage) -> Result<Report, Trouble> {
             break;
         }
         if Instant::now() > end {
-            let seen = format!("{answer}; {left} descriptors, of {before} before");
+            let seen = format!("{answer}; {left} descriptors, {before} before");
             return Ok(Report::bitten(plain, seen));
         }
     }
@@ -190,7 +188,7 @@ pub(super) fn pidfds(stage: &Stage) -> Result<Report, Trouble> {
     honest_guest(stage, &mut host, &address, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PROTOCOL; no descriptor is left; the host goes on to the next"),
-        stopped_by: "every control message is owned as it is parsed, and an unexpected one ends the handshake",
+        ringfence: Half::held("PROTOCOL; no descriptor is left; the host accepts the next client"),
+        stopped_by: "every received descriptor is owned at once, and an unexpected one ends the handshake",
     })
 }

@@ -44,14 +44,14 @@ fn filled(flooder: &mut Actor) -> Result<usize, Trouble> {
 /// Defence: a turn is limited in bytes, and a quiet source gets the next turn.
 pub(super) fn floods_one_source(stage: &Stage) -> Result<Report, Trouble> {
     let (filled, before) = heard_after(stage, "plain", "")?;
-    let seen = format!("another is heard after {before} messages, where the ring has {filled}");
+    let seen = format!("the quiet source is read after {before} messages; the ring holds {filled}");
     let plain = if before < filled {
         Half::held(seen)
     } else {
         Half::bit(seen)
     };
     let (filled, before) = heard_after(stage, "ringfence", RING)?;
-    let seen = format!("another is heard after {before} messages, where the ring has {filled}");
+    let seen = format!("the quiet source is read after {before} messages; the ring holds {filled}");
     // A few turns of 16 KiB. Without turns all messages would come first.
     if before > filled / 8 {
         return Ok(Report::bitten(plain, seen));
@@ -59,6 +59,6 @@ pub(super) fn floods_one_source(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(seen),
-        stopped_by: "turns: of some 16 KiB, and the next one's is the quiet one's",
+        stopped_by: "sources take turns of about 16 KiB, and the quiet one is next",
     })
 }

@@ -74,7 +74,7 @@ pub(super) fn inspector(stage: &Stage) -> Result<Report, Trouble> {
     opener.expect("open")?;
     let answer = attacker(stage, reader, &["inspector-read", &port, "globalThis.secret"])?;
     let plain = if answer == "read topsecret" {
-        Half::bit("a variable of the program is read through its inspector")
+        Half::bit("the attacker reads a variable through the inspector")
     } else {
         Half::held(answer)
     };
@@ -120,7 +120,7 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, Trouble> {
         Ok::<_, Trouble>(guest)
     };
     inject()?;
-    let plain = Half::bit("foreign code runs in the genuine program");
+    let plain = Half::bit("injected code runs in the genuine program");
 
     let address = stage.address("default");
     let mut host = program(stage, "the host", &node, &[], &[])?;
@@ -151,7 +151,7 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(super::face::DOCUMENTED),
-        stopped_by: "no NODE_OPTIONS in a setgid program",
+        stopped_by: "Node ignores NODE_OPTIONS in a setgid program",
     })
 }
 
@@ -168,7 +168,7 @@ pub(super) fn made_up(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut victim, &format!("listen-plain {path}"), "listening")?;
     must(&mut hostile, &format!("send-plain {path}"), "sent")?;
     let plain = match victim.hear(TIME_LIMIT) {
-        Heard::Ended(how) => Half::bit(format!("one line that is no value ends the process ({how})")),
+        Heard::Ended(how) => Half::bit(format!("one malformed line ends the process ({how})")),
         other => Half::held(format!("{other:?}")),
     };
 
@@ -199,9 +199,9 @@ pub(super) fn made_up(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(format!(
-            "each is MALFORMED ({}), the next value is read",
+            "each is MALFORMED ({}), and the next value is read",
             seen.join(", ")
         )),
-        stopped_by: "a decoder's exception is an error of that call",
+        stopped_by: "a decoder's exception becomes an error of that call",
     })
 }

@@ -37,7 +37,7 @@ pub(super) fn hard_link(stage: &Stage) -> Result<Report, Trouble> {
         if attacker.ask("find secret")? != "absent" {
             return Ok(Report::bitten(plain, "shm: the link leads to the channel"));
         }
-        format!("shm: {count} linked objects thrown away, the channel has another")
+        format!("shm: {count} linked objects discarded, the channel has another")
     };
 
     // The memfd backing: a guest that has the object's descriptor tries to give it a name.
@@ -54,7 +54,7 @@ pub(super) fn hard_link(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(format!("memfd: EXDEV; {shm_half}")),
-        stopped_by: "a memfd has no name at any time; shm: st_nlink must be 0",
+        stopped_by: "a memfd never has a name; shm: st_nlink must be 0",
     })
 }
 
@@ -83,7 +83,7 @@ pub(super) fn window_of_plain(stage: &Stage, shm: &OwnShm<'_>, role: &str) -> Re
         host.expect("joined host")?;
         must(&mut host, "send secret", "sent")?;
         return Ok(match &*attacker.ask("find secret")? {
-            "found" => Half::bit("the object is opened later, and read, and may be written"),
+            "found" => Half::bit("the object is opened later and read, and can be written"),
             other => Half::held(other),
         });
     }
@@ -123,7 +123,7 @@ pub(super) fn window_of_shm(
         }
         return Ok((attacker, host, guest, exposed));
     }
-    Err(Trouble::wrong("the attacker got hold of nothing"))
+    Err(Trouble::wrong("the attacker got no object"))
 }
 
 /// Row 30: the peer has the object's descriptor, and shrinks the object. A process that touches a page beyond
@@ -205,7 +205,7 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, Trouble> {
     let answer = host.line()?;
     if !answer.starts_with("error NO_SPACE") || !told.starts_with("error ") {
         return Err(Trouble::wrong(format!(
-            "the host was to say NO_SPACE: {answer}; its guest: {told}"
+            "expected NO_SPACE from the host, got {answer}; its guest: {told}"
         )));
     }
 
@@ -242,7 +242,7 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, Trouble> {
     talks(&mut host, &mut guest)?;
     Ok(Report {
         plain,
-        ringfence: Half::held("shm: NO_SPACE when it is made, nothing later; memfd: not on that filesystem"),
+        ringfence: Half::held("shm: NO_SPACE on creation, never later; memfd: not on that filesystem"),
         stopped_by: "fallocate before anything is passed",
     })
 }
@@ -263,7 +263,7 @@ pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, Trouble> {
         "stored",
     )?;
     let plain = match &*host.ask("send second")? {
-        "full" => Half::bit("the host's own tail is overwritten: it can send no more"),
+        "full" => Half::bit("the host's own tail is overwritten: it can no longer send"),
         other => Half::held(other),
     };
 
@@ -292,7 +292,7 @@ pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, Trouble> {
         return Ok(Report::bitten(plain, format!("reopen-theirs: {answer}")));
     }
     super::is_exposed(&mut host)?;
-    seen.push("reopen-theirs EAGAIN and the end".into());
+    seen.push("reopen-theirs EAGAIN, and the channel ends".into());
     Ok(Report {
         plain,
         ringfence: Half::held(seen.join(", ")),
@@ -338,7 +338,7 @@ pub(super) fn unsound(stage: &Stage) -> Result<Report, Trouble> {
         if Instant::now() > end {
             return Ok(Report::bitten(
                 plain,
-                format!("{before} descriptors became {after}"),
+                format!("{before} descriptors before, {after} after"),
             ));
         }
     }
@@ -346,9 +346,9 @@ pub(super) fn unsound(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(format!(
-            "OBJECT_UNSOUND or PROTOCOL to each of {refused} kinds, no descriptor leaks"
+            "OBJECT_UNSOUND or PROTOCOL for each of {refused} kinds, and no descriptor leaks"
         )),
-        stopped_by: "the receiver asks the kernel what it got",
+        stopped_by: "the receiver asks the kernel for the object's type, size and seals",
     })
 }
 
@@ -428,7 +428,7 @@ fn unsound_objects(guest: &mut Actor, address: &str) -> Result<(usize, Vec<Strin
             ));
         } else {
             return Err(Trouble::wrong(format!(
-                "{kind} was to be refused for its {check}: {answer}"
+                "expected {kind} to be refused for its {check}, got {answer}"
             )));
         }
     }
@@ -461,14 +461,14 @@ fn unsound_lines(
             .any(|start| answer.starts_with(start))
         {
             return Ok(Err(format!(
-                "a line of the kind {kind:?} was answered by {answer:?}"
+                "a line of the kind {kind:?} got the answer {answer:?}"
             )));
         }
         // The host must answer this order; any other line would be the end of its `join`.
         let (answer, pid) = (host.ask("pid")?, host.pid().to_string());
         if answer != pid {
             return Ok(Err(format!(
-                "a line of the kind {kind:?} ends the host's joining: {answer}"
+                "a line of the kind {kind:?} made the host's join fail: {answer}"
             )));
         }
     }
@@ -540,6 +540,6 @@ pub(super) fn inheritance(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held("no descriptor and no mapping at any step"),
-        stopped_by: "close-on-exec from birth; MADV_DONTFORK",
+        stopped_by: "close-on-exec from creation on; MADV_DONTFORK",
     })
 }

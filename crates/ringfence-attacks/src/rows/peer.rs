@@ -32,16 +32,14 @@ pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
-    let plain = Half::bit("the object is passed to the helper, which reads what is sent");
+    let plain = Half::bit("the helper gets the object and reads what is sent");
 
     let address = stage.address("ringfence");
     let mut host = fenced_host(stage, &address, "")?;
     let mut thief = attacker(&address, &host.pid().to_string())?;
     let attempt = thief.expect("forged")?;
     if attempt != "Err(EPERM), own Ok(112)" {
-        return Err(Trouble::wrong(format!(
-            "the attack itself went otherwise: {attempt}"
-        )));
+        return Err(Trouble::wrong(format!("the attack itself failed: {attempt}")));
     }
     let got = thief.line()?;
     let over_line = thief.line()?;
@@ -54,8 +52,8 @@ pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, Trouble> {
     honest_guest(stage, &mut host, &address, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_REFUSED (line); the host goes on to the next"),
-        stopped_by: "every message carries its sender's credentials, which must be those of who connected",
+        ringfence: Half::held("PEER_REFUSED (line); the host accepts the next client"),
+        stopped_by: "every message carries its sender's credentials, which must match those of the connecting process",
     })
 }
 
@@ -72,7 +70,7 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, Trouble> {
     guest.leave_as_zombie()?;
     must(&mut host, "alive", "alive")?;
     must(&mut host, "receive 100", "nothing")?;
-    let plain = Half::bit("signal 0 says that it lives; the host waits on");
+    let plain = Half::bit("signal 0 reports it as alive; the host keeps waiting");
 
     let address = stage.address("ringfence");
     let (mut host, mut guest) = fenced_pair(stage, &address, "")?;
@@ -96,7 +94,7 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut host, "close", "closed")?;
     if (&*ended, &*reason) != ("end", "exited") {
         let seen =
-            format!("an accomplice that keeps ringing hides its death: receive: {ended}, reason: {reason}");
+            format!("an accomplice that keeps ringing hides the death: receive: {ended}, reason: {reason}");
         return Ok(Report::bitten(plain, seen));
     }
 
@@ -115,8 +113,8 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, Trouble> {
     honest_guest(stage, &mut host, &address, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_LOST, 'exited'; one that is dead on arrival is passed over"),
-        stopped_by: "the line ends, and the pidfd is polled; signal 0 is not asked",
+        ringfence: Half::held("PEER_LOST, 'exited'; a client that is already dead is skipped"),
+        stopped_by: "the line closes, and the pidfd is polled; signal 0 is not used",
     })
 }
 
@@ -138,7 +136,7 @@ pub(super) fn turncoat(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut turncoat, "find secret", "found")?;
-    let plain = Half::bit("another program receives the object and reads it");
+    let plain = Half::bit("another program gets the object and reads it");
 
     let address = stage.address("honest");
     let (mut host, mut guest) = fenced_pair(stage, &address, "")?;
@@ -169,7 +167,7 @@ pub(super) fn turncoat(stage: &Stage) -> Result<Report, Trouble> {
         ringfence: Half::held(
             "an honest peer's exec ends the channel; a hostile one's: PEER_REFUSED (executable)",
         ),
-        stopped_by: "the line is close-on-exec; the executable is looked at again at the end",
+        stopped_by: "the line is close-on-exec; the executable is checked again at the end",
     })
 }
 
@@ -206,7 +204,7 @@ pub(super) fn stranger(stage: &Stage) -> Result<Report, Trouble> {
     honest_guest(stage, &mut host, &address, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_REFUSED (uid); the host goes on to the next"),
+        ringfence: Half::held("PEER_REFUSED (uid); the host accepts the next client"),
         stopped_by: "the uid that the kernel attests (SO_PEERCRED)",
     })
 }
@@ -231,7 +229,7 @@ pub(super) fn false_host(stage: &Stage) -> Result<Report, Trouble> {
     thief.expect("passed")?;
     must(&mut guest, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
-    let plain = Half::bit("the guest maps the helper's object, and writes its messages there");
+    let plain = Half::bit("the guest maps the helper's object and writes its messages there");
 
     let address = stage.address("ringfence");
     let mut thief = squat(&address)?;
@@ -266,7 +264,7 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, Trouble> {
     let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
     if text.trim().parse().is_ok_and(|most: u64| most > LARGEST_PID_MAX) {
         return Err(Trouble::Skipped(format!(
-            "a round of {} process numbers takes too long",
+            "cycling through {} pids takes too long",
             text.trim()
         )));
     }
@@ -278,7 +276,9 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, Trouble> {
         // The time depends on starting that many processes.
         match attacker.hear(super::TIME_LIMIT * 2) {
             crate::actor::Heard::Line(line) if line.starts_with("wrapped") => Ok(attacker),
-            other => Err(Trouble::wrong(format!("no round of process numbers: {other:?}"))),
+            other => Err(Trouble::wrong(format!(
+                "could not cycle through the pids: {other:?}"
+            ))),
         }
     };
     let address = stage.address("plain");
@@ -288,7 +288,7 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
-    let plain = Half::bit("the object is passed to the holder of the socket of the dead process");
+    let plain = Half::bit("the process that holds the dead process's socket gets the object");
 
     let address = stage.address("ringfence");
     let mut host = fenced_host(stage, &address, "")?;
@@ -300,8 +300,10 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, Trouble> {
     honest_guest(stage, &mut host, &address, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_LOST: turned away with nothing; the host goes on to the next"),
-        stopped_by: "the pidfd that comes with the socket; alive before and after each look",
+        ringfence: Half::held(
+            "PEER_LOST: disconnected, and nothing was passed; the host accepts the next client",
+        ),
+        stopped_by: "the pidfd of the socket's peer; the peer must be alive before and after each check",
     })
 }
 
@@ -317,7 +319,7 @@ pub(super) fn without_descriptors(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     host.expect("joined host")?;
     let plain = match &*host.ask(LOOK)? {
-        "cut off" => Half::bit("the peer is taken for dead, and cut off"),
+        "cut off" => Half::bit("the peer is considered dead and is disconnected"),
         answer => Half::held(answer),
     };
 
@@ -333,7 +335,7 @@ pub(super) fn without_descriptors(stage: &Stage) -> Result<Report, Trouble> {
     super::talks(&mut host, &mut guest)?;
     Ok(Report {
         plain,
-        ringfence: Half::held("NO_SPACE of this side; the channel lives"),
-        stopped_by: "a shortage of our own is told from what a look has found",
+        ringfence: Half::held("NO_SPACE as a local error; the channel stays open"),
+        stopped_by: "a local error is not mistaken for a finding about the peer",
     })
 }

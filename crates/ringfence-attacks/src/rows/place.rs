@@ -29,9 +29,7 @@ pub(super) fn squatter(stage: &Stage) -> Result<Report, Trouble> {
     squatter.expect("listening")?;
     let mut client = plain(stage, "the client")?;
     let plain = match &*client.ask(&format!("join {address} {SIZE}"))? {
-        answer if answer.starts_with("error uid") => {
-            Half::bit("refused by the client; the service is denied")
-        }
+        answer if answer.starts_with("error uid") => Half::bit("the client refuses it, but has no service"),
         answer => Half::bit(answer),
     };
 
@@ -60,9 +58,9 @@ pub(super) fn squatter(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(
-            "abstract: PEER_REFUSED that names who holds it; a path: EACCES for the other user",
+            "abstract: PEER_REFUSED with the squatter's pid; a path: EACCES for the other user",
         ),
-        stopped_by: "both sides check; the directory's mode",
+        stopped_by: "both sides check each other; the directory's mode",
     })
 }
 
@@ -87,7 +85,7 @@ pub(super) fn backlog(stage: &Stage) -> Result<Report, Trouble> {
     let there = strangers.expect("crowd")?;
     let mut guest = plain(stage, "the guest")?;
     let plain = match guest.try_ask(&format!("join {address} {SIZE}"), Duration::from_secs(1)) {
-        Heard::Silence => Half::bit(format!("the guest cannot get in (crowd {there})")),
+        Heard::Silence => Half::bit(format!("the guest cannot connect (crowd: {there})")),
         other => Half::held(format!("{other:?}")),
     };
 
@@ -107,7 +105,7 @@ pub(super) fn backlog(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held("a path: EACCES for the other user"),
-        stopped_by: "the socket's file is 0600 from birth",
+        stopped_by: "the socket file has mode 0600 from creation on",
     })
 }
 
@@ -134,8 +132,10 @@ pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, Trouble> {
     guest.say(&format!("join {address} {SIZE}"))?;
     let plain = match guest.hear(Duration::from_secs(1)) {
         // It is the host of its own address now, and waits for a guest that waits elsewhere.
-        Heard::Silence => Half::bit("the silent one has the place; the honest one meets no peer"),
-        other => Half::bit(format!("the silent one has the place; the honest one: {other:?}")),
+        Heard::Silence => Half::bit("the silent client occupies the host; the honest one finds no peer"),
+        other => Half::bit(format!(
+            "the silent client occupies the host; the honest one: {other:?}"
+        )),
     };
 
     // With a few silent clients, others are served immediately. With more than run in parallel, they are
@@ -150,16 +150,16 @@ pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, Trouble> {
         if start.elapsed() > Duration::from_secs(10) {
             return Ok(Report::bitten(
                 plain,
-                format!("{count} silent ones hold it up for {:?}", start.elapsed()),
+                format!("{count} silent clients block it for {:?}", start.elapsed()),
             ));
         }
     }
     Ok(Report {
         plain,
         ringfence: Half::held(
-            "the honest one gets in beside 8 silent ones, and past 40 once their time is up",
+            "the honest client connects next to 8 silent ones, and after the timeout of 40",
         ),
-        stopped_by: "handshakes side by side, each with a deadline; the place is taken at READY",
+        stopped_by: "concurrent handshakes, each with a deadline; a client becomes the peer only at READY",
     })
 }
 
@@ -189,7 +189,7 @@ pub(super) fn stale_race(stage: &Stage) -> Result<Report, Trouble> {
         second.ask(&format!("join {path} {SIZE}"))?,
     );
     let plain = if answers.0.starts_with("error connect") && answers.1.starts_with("error connect") {
-        Half::bit("neither becomes the host: the stale file is in the way")
+        Half::bit("neither becomes the host because of the stale file")
     } else {
         Half::held(format!("{answers:?}"))
     };
@@ -221,10 +221,10 @@ pub(super) fn stale_race(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(format!(
-            "{RACES} races: one host, the other its guest ({} to {})",
+            "{RACES} races, each with one host and one guest ({} to {})",
             hosts[0], hosts[1]
         )),
-        stopped_by: "a lock file that dies with its holder",
+        stopped_by: "a lock that the kernel releases when its holder dies",
     })
 }
 
@@ -239,14 +239,14 @@ const SEATS: usize = 16;
 pub(super) fn greedy(stage: &Stage) -> Result<Report, Trouble> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
-    let mut greedy = plain(stage, "the greedy one")?;
+    let mut greedy = plain(stage, "the greedy client")?;
     must(&mut greedy, &format!("join {address} {SIZE}"), "joined guest")?;
     host.expect("joined host")?;
     let mut guest = plain(stage, "the guest")?;
     let plain = match guest.try_ask(&format!("join {address} {SIZE}"), Duration::from_secs(1)) {
-        Heard::Silence => Half::bit("the greedy one has the only seat; the honest one waits for ever"),
+        Heard::Silence => Half::bit("the greedy client has the only slot; the honest one waits forever"),
         other => Half::bit(format!(
-            "the greedy one has the only seat; the honest one: {other:?}"
+            "the greedy client has the only slot; the honest one: {other:?}"
         )),
     };
 
@@ -257,14 +257,14 @@ pub(super) fn greedy(stage: &Stage) -> Result<Report, Trouble> {
         &format!("listen {address} peers={SEATS}"),
         "listening",
     )?;
-    let mut greedy = fenced(stage, "the greedy one")?;
+    let mut greedy = fenced(stage, "the greedy client")?;
     let answer = greedy.ask(&format!("connect {address} {}", SEATS + 4))?;
     let mut agent = fenced(stage, "the honest agent")?;
     let honest = agent.ask(&format!("connect {address} 1"))?;
     if honest != "connected 1 no error" {
         return Ok(Report::bitten(
             plain,
-            format!("{answer}; the honest one: {honest}"),
+            format!("{answer}; the honest agent: {honest}"),
         ));
     }
     if !answer.starts_with("connected 14 error ADDRESS_OCCUPIED") || !answer.contains("one process may have")
@@ -274,9 +274,9 @@ pub(super) fn greedy(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(format!(
-            "14 of {SEATS} seats, then ADDRESS_OCCUPIED that names the limit; the honest one gets in"
+            "14 of {SEATS} slots, then ADDRESS_OCCUPIED with the limit; the honest agent connects"
         )),
-        stopped_by: "a limit of seats for each process and each user",
+        stopped_by: "a slot limit for each process and each user",
     })
 }
 
@@ -298,7 +298,7 @@ pub(super) fn bad_callback(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("refused")?;
     let mut guest = plain(stage, "the guest")?;
     let plain = match guest.try_ask(&format!("join {address} {SIZE}"), Duration::from_secs(1)) {
-        Heard::Silence => Half::bit("the host's callback does not return; the honest guest waits for ever"),
+        Heard::Silence => Half::bit("the host's callback does not return; the honest guest waits forever"),
         other => Half::held(format!("{other:?}")),
     };
 
@@ -310,7 +310,7 @@ pub(super) fn bad_callback(stage: &Stage) -> Result<Report, Trouble> {
         let mut service = fenced(stage, "the service")?;
         let order = format!("listen {address} authorize={how} timeout=300");
         must(&mut service, &order, "listening")?;
-        let mut bad = fenced(stage, "whom the callback is about")?;
+        let mut bad = fenced(stage, "the checked agent")?;
         let answer = bad.ask(&format!("connect {address} 20"))?;
         if !answer.starts_with(&format!("connected 0 {code}")) {
             return Ok(Report::bitten(plain, format!("{how}: {answer}")));
@@ -318,16 +318,19 @@ pub(super) fn bad_callback(stage: &Stage) -> Result<Report, Trouble> {
         let mut agent = fenced(stage, "the honest agent")?;
         let honest = agent.ask(&format!("connect {address} 1"))?;
         if honest != "connected 1 no error" {
-            return Ok(Report::bitten(plain, format!("{how}; the honest one: {honest}")));
+            return Ok(Report::bitten(
+                plain,
+                format!("{how}; the honest agent: {honest}"),
+            ));
         }
         must(&mut service, "close-services", "closed")?;
     }
     Ok(Report {
         plain,
         ringfence: Half::held(
-            "20 panics: PEER_REFUSED; 20 that never return: the deadline; the honest one gets in",
+            "20 panics: PEER_REFUSED; 20 hanging callbacks: the deadline; the honest agent connects",
         ),
-        stopped_by: "a callback's own thread, a bound of them, and the handshake's deadline",
+        stopped_by: "callbacks run on their own, limited threads, and the handshake has a deadline",
     })
 }
 

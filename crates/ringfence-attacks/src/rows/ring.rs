@@ -40,13 +40,13 @@ fn lies_of_a_producer() -> Vec<(&'static str, Vec<(usize, u64)>)> {
     let (tail, data) = (layout::TAIL, layout::DATA);
     let record = |length, flags, published| vec![(data, header(length, flags)), (tail, published)];
     vec![
-        ("a tail between two words", vec![(tail, 12)]),
+        ("an unaligned tail", vec![(tail, 12)]),
         ("a tail more than a ring ahead", vec![(tail, CAPACITY + 8)]),
         ("a tail behind zero", vec![(tail, u64::MAX - 7)]),
         ("a tail half the number space ahead", vec![(tail, 1 << 63)]),
         ("a record longer than what is published", record(64, WHOLE, 16)),
         (
-            "the longest record that there can be",
+            "the longest possible record",
             record(u64::from(u32::MAX), WHOLE, CAPACITY),
         ),
         (
@@ -65,15 +65,18 @@ fn lies_of_a_producer() -> Vec<(&'static str, Vec<(usize, u64)>)> {
         ("unknown flags", record(8, 16 | WHOLE, 16)),
         ("all flags", record(8, u32::MAX, 16)),
         ("no flags", record(8, 0, 16)),
-        ("an end without a beginning", record(8, layout::LAST, 16)),
+        ("a last fragment without a first", record(8, layout::LAST, 16)),
         ("padding in the middle", record(8, layout::PADDING, 64)),
-        ("a beginning too short for its size", record(8, layout::FIRST, 16)),
+        (
+            "a first fragment too short for its size",
+            record(8, layout::FIRST, 16),
+        ),
         (
             "a message longer than agreed",
             [vec![(data + 8, 1 << 40)], record(16, layout::FIRST, 24)].concat(),
         ),
         (
-            "a message shorter than its beginning",
+            "a message shorter than its first fragment",
             [vec![(data + 8, 4)], record(16, layout::FIRST, 24)].concat(),
         ),
         (
@@ -109,7 +112,7 @@ fn lies_of_a_consumer() -> Vec<(&'static str, Vec<(usize, u64)>)> {
     let head = layout::HEAD;
     vec![
         ("a head past what was published", vec![(head, CAPACITY * 2)]),
-        ("a head between two words", vec![(head, 12)]),
+        ("an unaligned head", vec![(head, 12)]),
         ("a head behind zero", vec![(head, u64::MAX - 7)]),
         ("a head half the number space ahead", vec![(head, 1 << 63)]),
     ]
@@ -131,10 +134,8 @@ pub(super) fn lies(stage: &Stage) -> Result<Report, Trouble> {
     )?;
     must(&mut guest, &format!("store {} 16", tail_of(1)), "stored")?;
     let plain = match died(&mut host, "receive 10000") {
-        Heard::Ended(how) => Half::bit(format!("reads outside of its memory: {how}")),
-        Heard::Line(answer) if answer.starts_with("got 4294967279") => {
-            Half::bit("reads outside of its memory")
-        }
+        Heard::Ended(how) => Half::bit(format!("reads out of bounds: {how}")),
+        Heard::Line(answer) if answer.starts_with("got 4294967279") => Half::bit("reads out of bounds"),
         other => Half::held(format!("{other:?}")),
     };
 
@@ -156,7 +157,7 @@ pub(super) fn lies(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(format!(
-            "RING_CORRUPT to each of {named} lies; {} storms, and the process lives",
+            "RING_CORRUPT for each of {named} false values; the process survives {} storms",
             STORMS + SIZES
         )),
         stopped_by: "each shared word is read once and checked against private state",
@@ -209,7 +210,7 @@ impl Liar<'_> {
         self.channel("backwards")?;
         must(&mut self.peer, "message honest", "rung")?;
         must(&mut self.host, "receive 10000", "got 6 honest")?;
-        self.found("a tail that goes back", &[(layout::TAIL, 0)], "receive 300")?;
+        self.found("a tail that moves backwards", &[(layout::TAIL, 0)], "receive 300")?;
         Ok(count + 1)
     }
 
@@ -238,7 +239,7 @@ impl Liar<'_> {
         let end = line.split_whitespace().skip(2).collect::<Vec<_>>().join(" ");
         if !(end.starts_with("error RING_CORRUPT") || end == "still open") {
             return Ok(Err(format!(
-                "a lie is blamed on the caller ({how}, storm {round}): {end}"
+                "a false value is reported as the caller's error ({how}, storm {round}): {end}"
             )));
         }
         must(&mut self.host, "close", "closed").map(Ok)
@@ -264,7 +265,7 @@ pub(super) fn double_fetch(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut host, "receive 10000", "got 8 allowed!")?;
     must(&mut guest, &format!("write {} deadly!!", data + 4), "written")?;
     let plain = match &*host.ask("again")? {
-        "got 8 deadly!!" => Half::bit("the message that was checked is another when it is used"),
+        "got 8 deadly!!" => Half::bit("the message changes between its check and its use"),
         other => Half::held(other),
     };
 
@@ -282,13 +283,13 @@ pub(super) fn double_fetch(stage: &Stage) -> Result<Report, Trouble> {
         "stored",
     )?;
     let ringfence = match &*host.ask("again")? {
-        "got 8 allowed!" => Half::held("the message stays what it was"),
+        "got 8 allowed!" => Half::held("the message does not change"),
         other => Half::bit(other),
     };
     Ok(Report {
         plain,
         ringfence,
-        stopped_by: "what is handed over is a private copy",
+        stopped_by: "the caller gets a private copy",
     })
 }
 
@@ -311,7 +312,9 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
     )?;
     must(&mut guest, &format!("store {} 16", tail_of(1)), "stored")?;
     let plain = match died(&mut host, "receive 10000") {
-        Heard::Ended(how) => Half::bit(format!("takes as much memory as it is told, and is ended: {how}")),
+        Heard::Ended(how) => Half::bit(format!(
+            "allocates as much memory as the peer claims, and is killed: {how}"
+        )),
         other => Half::held(format!("{other:?}")),
     };
 
@@ -323,7 +326,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
     let refused = peer.ask("hear-acceptor")?;
     for number in [1_u64 << 40, 1 << 30] {
         if !refused.starts_with("refuse 3") || !refused.contains(&number.to_string()) {
-            return Ok(Report::bitten(plain, format!("a ring of a terabyte: {refused}")));
+            return Ok(Report::bitten(plain, format!("a ring of 1 TiB: {refused}")));
         }
     }
     let ring = 256_u64 << 20;
@@ -366,9 +369,9 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held(format!(
-            "a ring of a terabyte: {refused}; {count} messages of a dead peer were read where they lie"
+            "a ring of 1 TiB: {refused}; {count} messages of a dead peer were read in place"
         )),
-        stopped_by: "max_peer_capacity; a mapping outlives its owner",
+        stopped_by: "max_peer_capacity; a mapping survives its owner's exit",
     })
 }
 

@@ -86,7 +86,7 @@ pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, Trouble> {
     let plain = match guest.hear(WHILE) {
         Heard::Line(line) if line == "took over" => {
             must(&mut host, "alive", "alive")?;
-            Half::bit("the guest takes the address over, and its host is there still")
+            Half::bit("the guest takes over the address while its host is still alive")
         }
         other => Half::held(format!("{other:?}")),
     };
@@ -103,7 +103,7 @@ pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, Trouble> {
         if change != "nothing" || now != role {
             return Ok(Report::bitten(
                 plain,
-                format!("{change}, and the {role} is the {now}"),
+                format!("{change}, and the role of the {role} is {now}"),
             ));
         }
     }
@@ -111,8 +111,8 @@ pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, Trouble> {
     hands_over(stage, &mut host, &mut guest, &address)?;
     Ok(Report {
         plain,
-        ringfence: Half::held("nothing happens; when the host leaves, its guest follows it"),
-        stopped_by: "that it leaves is said in the host's memory and on the private line",
+        ringfence: Half::held("nothing happens; when the host leaves, its guest takes over"),
+        stopped_by: "the host announces that it leaves in its memory and on the private line",
     })
 }
 
@@ -131,7 +131,7 @@ pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, Trouble> {
     host.kill();
     let plain = match guest.hear(WHILE) {
         Heard::Silence if told.starts_with("error EAGAIN") => {
-            Half::bit("the host cannot say that it leaves, and no process takes the address over")
+            Half::bit("the host cannot announce that it leaves, and no process takes over the address")
         }
         other => Half::held(format!("{told}, then {other:?}")),
     };
@@ -144,8 +144,8 @@ pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, Trouble> {
     hands_over(stage, &mut host, &mut guest, &address)?;
     Ok(Report {
         plain,
-        ringfence: Half::held("the guest follows its host as ever"),
-        stopped_by: "the private line tells, and no signal is needed",
+        ringfence: Half::held("the guest takes over from its host as usual"),
+        stopped_by: "the announcement uses the private line, not a signal",
     })
 }
 
@@ -181,7 +181,7 @@ pub(super) fn false_alarm(stage: &Stage) -> Result<Report, Trouble> {
     }
     Ok(Report {
         plain,
-        ringfence: Half::held("nothing happens, and the channel goes on"),
-        stopped_by: "the table of locks is held open, and decides",
+        ringfence: Half::held("nothing happens, and the channel stays open"),
+        stopped_by: "/proc/locks, which is held open, decides",
     })
 }

@@ -24,7 +24,7 @@ pub(super) fn same_inode(stage: &Stage) -> Result<Report, Trouble> {
     let mut thief = mounts.spawn_at("the other program", &other, &["attacker", "knock", &address])?;
     let plain = match &*thief.line()? {
         answer if answer.starts_with("holding") => {
-            Half::bit("the object is passed, if only st_ino is compared")
+            Half::bit("the object is passed if only st_ino is compared")
         }
         answer => Half::held(answer),
     };
@@ -42,7 +42,7 @@ pub(super) fn same_inode(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut guest, &format!("join {address}"), "joined guest")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_REFUSED (executable); the host goes on to the next"),
+        ringfence: Half::held("PEER_REFUSED (executable); the host accepts the next client"),
         stopped_by: "device and inode are compared",
     })
 }
@@ -96,7 +96,7 @@ pub(super) fn unmapped(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held("PEER_REFUSED (uid), whatever the policy"),
-        stopped_by: "the overflow uid is never let in",
+        stopped_by: "the overflow uid is never admitted",
     })
 }
 
@@ -119,7 +119,7 @@ pub(super) fn pid_zero(stage: &Stage) -> Result<Report, Trouble> {
         )
     };
     let plain = match &*knock(&address)?.line()? {
-        "nothing" => Half::held("refused, since there is no /proc/0"),
+        "nothing" => Half::held("refused, because there is no /proc/0"),
         answer => Half::bit(answer),
     };
 
@@ -133,7 +133,7 @@ pub(super) fn pid_zero(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut host, "pid", "1")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_REFUSED (namespace), unless the policy says otherwise"),
+        ringfence: Half::held("PEER_REFUSED (namespace), unless the policy allows it"),
         stopped_by: "a peer must live in the same pid namespace",
     })
 }
@@ -152,7 +152,7 @@ pub(super) fn namesake(stage: &Stage) -> Result<Report, Trouble> {
         match &*attacker.line()? {
             "genuine" => Ok(attacker),
             other => Err(Trouble::Skipped(format!(
-                "needs namespaces for everybody: {other}"
+                "needs unprivileged namespaces: {other}"
             ))),
         }
     };
@@ -165,7 +165,7 @@ pub(super) fn namesake(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
-    let plain = Half::bit("the object is passed to another process, which reads what is sent");
+    let plain = Half::bit("another process gets the object and reads what is sent");
 
     let address = stage.address("ringfence");
     let mut host = super::fenced_host(stage, &address, "")?;
@@ -187,7 +187,7 @@ pub(super) fn namesake(stage: &Stage) -> Result<Report, Trouble> {
     super::honest_guest(stage, &mut host, &address, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_REFUSED (namespace); the host goes on to the next"),
+        ringfence: Half::held("PEER_REFUSED (namespace); the host accepts the next client"),
         stopped_by: "a peer must live in the same pid namespace",
     })
 }
@@ -207,7 +207,7 @@ pub(super) fn dropped_group(stage: &Stage) -> Result<Report, Trouble> {
     host.thaw()?;
     let plain = match &*leaver.line()? {
         answer if answer.starts_with("holding") => {
-            Half::bit("the object is passed to a process that has the group no more")
+            Half::bit("a process that no longer has the group gets the object")
         }
         answer => Half::held(answer),
     };
@@ -229,6 +229,6 @@ pub(super) fn dropped_group(stage: &Stage) -> Result<Report, Trouble> {
     Ok(Report {
         plain,
         ringfence: Half::held("PEER_REFUSED (gid), also where /proc hides the peer"),
-        stopped_by: "a look that cannot be made is a refusal",
+        stopped_by: "a check that cannot be made is a refusal",
     })
 }

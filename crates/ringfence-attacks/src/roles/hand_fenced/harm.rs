@@ -29,9 +29,9 @@ impl Hand {
     /// Obeys an order to do something to the channel, to its own memory or to the peer's, that no honest peer
     /// does.
     pub(super) fn harm(&mut self, order: &[&str]) -> Result<String, String> {
-        let own = || self.own.as_ref().ok_or("no object of my own");
-        let own_map = || self.own_map.as_ref().ok_or("no memory of my own");
-        let theirs = || self.theirs.as_ref().ok_or("no object of theirs");
+        let own = || self.own.as_ref().ok_or("no own object");
+        let own_map = || self.own_map.as_ref().ok_or("no own memory");
+        let theirs = || self.theirs.as_ref().ok_or("no object of the peer");
         Ok(match order {
             ["store", at, value] => {
                 own_map()?.store(number(at)?, number(value)?);
@@ -51,7 +51,7 @@ impl Hand {
             ["fill", length] => fill(own_map()?, self.capacity, number(length)?)?,
             ["ring"] => self.ring(),
             ["store-control", at, value] => {
-                let control = self.control.as_ref().ok_or("no control object of my own")?;
+                let control = self.control.as_ref().ok_or("no own control object")?;
                 control.store(number(at)?, number(value)?);
                 "stored".into()
             }
@@ -98,7 +98,7 @@ impl Hand {
 
     /// Attacks the memory that the peer owns.
     fn harm_their_object(&self, order: &[&str]) -> Result<String, String> {
-        let theirs = || self.theirs.as_ref().ok_or("no object of theirs");
+        let theirs = || self.theirs.as_ref().ok_or("no object of the peer");
         let their_size = usize::try_from(self.their_size).map_err(|error| error.to_string())?;
         Ok(match order {
             ["shrink-theirs"] => outcome(ftruncate(theirs()?, 0), "shrunk"),
