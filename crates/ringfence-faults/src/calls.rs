@@ -1,18 +1,19 @@
-//! The system calls that can be made to fail, by the names of the table. A call that does several things has a row for each.
+//! System calls that can be made to fail, by their names in the table. A call that does several things has
+//! one row for each.
 
 use libc::{c_int, c_long};
 
 /// A row of the table.
 pub(crate) struct Call {
-    /// As the manual calls it, with what it was asked in brackets.
+    /// The call's name as in its manual page, with the operation in brackets.
     pub(crate) name: &'static str,
-    /// Its number on this processor.
+    /// Number of the call on this processor.
     pub(crate) number: c_long,
-    /// Which of the calls with this number belong to the row, by their arguments.
+    /// Returns whether a call with this number belongs to this row, by its arguments.
     pub(crate) covers: fn(&[u64; 6]) -> bool,
 }
 
-/// The first three descriptors are the harness's own way to say what it found.
+/// The harness reports its findings over the first three descriptors, so calls on them are left out.
 const fn speaks(arguments: &[u64; 6]) -> bool {
     arguments[0] > 2
 }
@@ -25,18 +26,19 @@ const fn is_file(arguments: &[u64; 6]) -> bool {
     arguments[3] & libc::MAP_ANONYMOUS as u64 == 0
 }
 
-/// Not the standard library's, which asks for what is at hand (`GRND_INSECURE`, `GRND_NONBLOCK`) and panics where it fails.
+/// The standard library's own calls are left out. They pass `GRND_INSECURE` or `GRND_NONBLOCK`, and a failure
+/// panics.
 const fn is_plain(arguments: &[u64; 6]) -> bool {
     arguments[2] == 0
 }
 
-/// A thread's stack as the C library makes it. The standard library's own for overflows is made as a thread begins, which ends
-/// the process where it fails.
+/// A thread's stack as the C library maps it. The standard library maps another stack, for overflows, when a
+/// thread starts; the process ends if that fails.
 const fn is_stack(arguments: &[u64; 6]) -> bool {
     arguments[3] & libc::MAP_STACK as u64 != 0 && arguments[2] == libc::PROT_NONE as u64
 }
 
-/// Not the guard of that stack for overflows.
+/// The guard page of that overflow stack is left out.
 const fn opens(arguments: &[u64; 6]) -> bool {
     arguments[2] != libc::PROT_NONE as u64
 }
@@ -53,19 +55,20 @@ const fn has_option<const OPTION: c_int>(arguments: &[u64; 6]) -> bool {
     arguments[2] as c_int == OPTION
 }
 
-/// The look at a file that the policy names. Directories are opened in the same way.
+/// The open of a file that the policy names. Directories are opened with the same flags and left out.
 const fn is_path(arguments: &[u64; 6]) -> bool {
     let asked = arguments[2] as c_int;
     asked & libc::O_PATH != 0 && asked & libc::O_DIRECTORY == 0
 }
 
-/// The look at a process's groups and ids in /proc, by its name there. What decides alone on a check is to fail alone.
+/// The open of a process's groups and ids in /proc, by the file name. A check rests on this file alone, so it
+/// fails alone.
 fn is_status(arguments: &[u64; 6]) -> bool {
     const NAME: &[u8] = b"status\0";
     let path = arguments[1] as *const u8;
     NAME.iter().enumerate().all(|(at, wanted)| {
-        // SAFETY: the caller is a thread of this process that waits here, and has passed a string that ends with a zero: each byte
-        // is looked at only where those before it were those of the name.
+        // SAFETY: the caller is a waiting thread of this process that passed a string with a final zero. Each
+        // byte is read only if all bytes before it matched the name, so the read stops at that zero.
         !path.is_null() && unsafe { path.add(at).read() } == *wanted
     })
 }
@@ -76,7 +79,7 @@ macro_rules! calls {
     };
 }
 
-/// Every call that the crate makes, itself or through the standard library.
+/// Every system call that the crate makes, itself or through the standard library.
 pub(crate) const CALLS: &[Call] = calls! {
     "accept4" SYS_accept4 any;
     "bind" SYS_bind any;
@@ -105,7 +108,7 @@ pub(crate) const CALLS: &[Call] = calls! {
     "fcntl(F_SETFD)" SYS_fcntl has::<{ libc::F_SETFD }>;
     "fcntl(F_SETFL)" SYS_fcntl has::<{ libc::F_SETFL }>;
     "fcntl(F_SETLEASE)" SYS_fcntl has::<{ libc::F_SETLEASE }>;
-    // Not in libc for every C library.
+    // libc does not define these for every C library.
     "fcntl(F_SETOWN_EX)" SYS_fcntl has::<15>;
     "fcntl(F_SETSIG)" SYS_fcntl has::<10>;
     "flock" SYS_flock any;
@@ -188,7 +191,7 @@ pub(crate) const CALLS: &[Call] = calls! {
     "unlink" SYS_unlink any;
 };
 
-/// Calls that are left alone, with the reason.
+/// Calls that are never made to fail, each with the reason.
 pub(crate) const LEFT_ALONE: &[(&str, c_long, &str)] = &[
     (
         "futex",
@@ -253,19 +256,20 @@ pub(crate) const LEFT_ALONE: &[(&str, c_long, &str)] = &[
     ),
 ];
 
-/// The row that a call of this process belongs to. It allocates nothing: the caller may hold the allocator's lock.
+/// Returns the row of a call of this process. It allocates nothing, because the caller may hold the
+/// allocator's lock.
 pub(crate) fn row_of(number: c_long, arguments: &[u64; 6]) -> Option<usize> {
     let found = |call: &Call| call.number == number && (call.covers)(arguments);
     CALLS.iter().position(found)
 }
 
-/// Whether the table says nothing of a call with this number: neither a row nor a reason.
+/// Returns whether the table has neither a row nor a reason for a call with this number.
 pub(crate) fn is_unknown(number: c_long) -> bool {
     let has_row = CALLS.iter().any(|call| call.number == number);
     !has_row && LEFT_ALONE.iter().all(|&(_, other, _)| other != number)
 }
 
-/// The errors of the table.
+/// Errors of the table.
 pub(crate) const ERRORS: &[(&str, c_int)] = &[
     ("EINTR", libc::EINTR),
     ("EMFILE", libc::EMFILE),

@@ -1,7 +1,8 @@
-//! Makes system calls of this process fail. A filter of seccomp(2) stops each call that is asked about, and a thread that began
-//! before the filter, and so has none, says what becomes of it: the kernel makes the call, or its caller gets an error.
+//! Makes system calls of this process fail. A seccomp(2) filter stops each call of interest. A thread that
+//! started before the filter, and so has none, decides: either the kernel makes the call, or the caller gets
+//! an error.
 //!
-//! The thread allocates nothing and takes no lock: the caller that waits for it may hold any.
+//! The thread allocates nothing and takes no lock, because the waiting caller may hold any lock.
 
 use std::{
     io, mem, ptr,
@@ -14,31 +15,31 @@ use libc::{c_int, c_long, c_uint, seccomp_data, seccomp_notif, seccomp_notif_res
 
 use crate::calls::{CALLS, row_of};
 
-/// What a process does to its own calls.
+/// The calls of a process that fail.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
-    /// The row of the table; without one, the calls are counted and all of them are made.
+    /// Row of the table. Without one, the calls are counted and none fails.
     pub(crate) row: Option<usize>,
-    /// What the caller gets; 0 for a call that is made late.
+    /// The errno that the caller gets, or 0 to delay the call.
     pub(crate) errno: c_int,
-    /// Which call of that row it begins with, from 1 on.
+    /// Number of the row's first call that fails, from 1 on.
     pub(crate) first: u32,
-    /// How many of them fail.
+    /// Number of calls that fail.
     pub(crate) times: u32,
 }
 
 const DELAY: Duration = Duration::from_millis(50);
 
-/// How often each row was called, and how often a call was answered in the kernel's place.
+/// Calls of each row, and calls that were answered in place of the kernel.
 static COUNTS: [AtomicU32; CALLS.len()] = [const { AtomicU32::new(0) }; CALLS.len()];
 static HITS: AtomicU32 = AtomicU32::new(0);
 /// Calls that no row covers, by number.
 static OTHERS: [AtomicU32; 512] = [const { AtomicU32::new(0) }; 512];
-/// Only calls between `arm` and `disarm` count: what the harness does besides is its own.
+/// Only calls between `arm` and `disarm` count, because the harness makes calls of its own.
 static ARMED: AtomicBool = AtomicBool::new(false);
 static OVER: AtomicBool = AtomicBool::new(false);
 static LISTENER: AtomicI32 = AtomicI32::new(-1);
-/// The answering thread has begun. As it begins it allocates, and then never again.
+/// Whether the answering thread has started. It allocates while it starts, and never again.
 static ANSWERS: AtomicBool = AtomicBool::new(false);
 
 pub(crate) fn arm() {
@@ -49,17 +50,17 @@ pub(crate) fn disarm() {
     ARMED.store(false, SeqCst);
 }
 
-/// What was planned is over, also where it has not happened yet.
+/// Ends the planned fault, even if it has not happened yet.
 pub(crate) fn forget() {
     OVER.store(true, SeqCst);
 }
 
-/// How many calls were answered in the kernel's place.
+/// Returns the number of calls that were answered in place of the kernel.
 pub(crate) fn hits() -> u32 {
     HITS.load(SeqCst)
 }
 
-/// Each row that was called, with how often.
+/// Returns each row that was called, with its number of calls.
 pub(crate) fn counts() -> impl Iterator<Item = (usize, u32)> {
     COUNTS
         .iter()
@@ -68,7 +69,7 @@ pub(crate) fn counts() -> impl Iterator<Item = (usize, u32)> {
         .filter(|&(_, count)| count > 0)
 }
 
-/// The numbers of calls that no row covers.
+/// Returns the numbers of the calls that no row covers.
 pub(crate) fn others() -> impl Iterator<Item = c_long> {
     let seen = |&(_, count): &(usize, &AtomicU32)| count.load(SeqCst) > 0;
     OTHERS
@@ -78,20 +79,22 @@ pub(crate) fn others() -> impl Iterator<Item = c_long> {
         .map(|(number, _)| number as c_long)
 }
 
-/// Begins. The filter stays for the life of the process, and its children have it too; their calls are always made.
+/// Installs the filter. It stays for the life of the process, and its children inherit it; their calls are
+/// always made.
 pub(crate) fn begin(plan: Plan) -> io::Result<()> {
-    // SAFETY: a set of signals is plain data, which sigfillset writes.
+    // SAFETY: a signal set is plain data, which sigfillset fills.
     let mut all = unsafe { mem::zeroed() };
-    // SAFETY: the set is this frame's.
+    // SAFETY: the set belongs to this frame.
     unsafe { libc::sigfillset(&raw mut all) };
-    // SAFETY: as above. What a signal would have this thread do must not depend on what it is waited for with.
+    // SAFETY: as above. All signals are blocked in the new thread, because a handler must not run while a
+    // caller waits for it.
     let mut before = unsafe { mem::zeroed() };
-    // SAFETY: both sets are this frame's.
+    // SAFETY: both sets belong to this frame.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
     thread::Builder::new()
         .name("injector".into())
         .spawn(move || answer(plan))?;
-    // SAFETY: the set that was in force.
+    // SAFETY: the set is the mask that was in force before.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
     while !ANSWERS.load(SeqCst) {
         thread::yield_now();
@@ -100,7 +103,7 @@ pub(crate) fn begin(plan: Plan) -> io::Result<()> {
     Ok(())
 }
 
-/// The filter: a call of this number, or every call but futex(2), waits for an answer.
+/// Installs the filter: a call with this number, or every call except futex(2), waits for an answer.
 fn install(number: Option<c_long>) -> io::Result<c_int> {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
@@ -124,7 +127,7 @@ fn install(number: Option<c_long>) -> io::Result<c_int> {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),
     };
-    // SAFETY: no pointers.
+    // SAFETY: prctl takes no pointers here.
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -144,7 +147,7 @@ fn install(number: Option<c_long>) -> io::Result<c_int> {
     }
 }
 
-/// The thread that answers, until the process ends.
+/// The body of the answering thread, which runs until the process ends.
 fn answer(plan: Plan) {
     ANSWERS.store(true, SeqCst);
     let listener = loop {
@@ -155,11 +158,11 @@ fn answer(plan: Plan) {
         thread::yield_now();
     };
     loop {
-        // SAFETY: plain data; the kernel asks for zeros.
+        // SAFETY: plain data; the kernel requires zeros.
         let mut call: seccomp_notif = unsafe { mem::zeroed() };
         // SAFETY: the kernel writes one notification there.
         if unsafe { libc::ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut call) } != 0 {
-            // A caller that was killed or interrupted meanwhile is not there any more.
+            // The caller was killed or interrupted in the meantime.
             continue;
         }
         let errno = decide(plan, &call);
@@ -173,12 +176,12 @@ fn answer(plan: Plan) {
                 0
             },
         };
-        // SAFETY: the kernel reads one answer there. A caller that has gone needs none.
+        // SAFETY: the kernel reads one response there. A caller that is gone needs none.
         unsafe { libc::ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut response) };
     }
 }
 
-/// What a caller gets in place of what the kernel would say; nothing where the kernel is to say it.
+/// Returns the errno that a caller gets in place of the kernel's answer, or `None` to let the kernel answer.
 fn decide(plan: Plan, call: &seccomp_notif) -> Option<c_int> {
     let number = c_long::from(call.data.nr);
     if !ARMED.load(SeqCst) || !is_own(call.pid) {
@@ -200,15 +203,15 @@ fn decide(plan: Plan, call: &seccomp_notif) -> Option<c_int> {
         return None;
     }
     if number == libc::SYS_close {
-        // As Linux does: whatever it says, the descriptor is closed.
-        // SAFETY: the caller closes this very number, and waits here.
+        // As Linux does: the descriptor is closed even if close(2) fails. SAFETY: the caller closes this very
+        // descriptor, and waits here.
         unsafe { libc::close(call.data.args[0] as c_int) };
     }
     Some(plan.errno)
 }
 
-/// Whether a thread is one of this process: a child has the filter too.
+/// Returns whether a thread belongs to this process: children inherit the filter.
 fn is_own(thread: u32) -> bool {
-    // SAFETY: signal 0 is none.
+    // SAFETY: signal 0 is not sent.
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread as c_int, 0) == 0 }
 }

@@ -1,12 +1,13 @@
-//! Lets each system call of ringfence fail, and looks at what comes of it.
+//! Makes each system call of ringfence fail in turn, and checks the consequences.
 //!
 //! ```text
-//! ringfence-faults [--seconds N] [--seed S] [--only TEXT]   as many cases as there is time for, drawn; all without N
-//! ringfence-faults case SCENARIO CALL NUMBER[+]|all[+] ERROR            one of them, with all that was said
+//! ringfence-faults [--seconds N] [--seed S] [--only TEXT]   random cases for N seconds; all cases without N
+//! ringfence-faults case SCENARIO CALL NUMBER[+]|all[+] ERROR            one case, with everything the processes reported
 //! ```
 //!
-//! A case is a scenario (a pair, a service with two agents, two members, a publisher with one or two subscribers, a parent, a child;
-//! and peers that do not meet the policy), a call of one of its processes, which of the calls, and an error.
+//! A case consists of a scenario, a call of one of its processes, which of those calls fails, and an error.
+//! Scenarios are a pair, a service with two agents, two members, a publisher with one or two subscribers, a
+//! parent and its child, and peers that do not meet the policy.
 
 use std::process::ExitCode;
 
@@ -103,7 +104,7 @@ fn play_partner(role: &str, address: &str) -> ExitCode {
     finish(&left)
 }
 
-/// Says what its child does not say by itself.
+/// Plays the parent of a child. The child reports for itself; this reports only what the child cannot.
 fn play_parent(plan: &[&str]) -> ExitCode {
     match partner::bring_up(plan) {
         Ok(()) => return ExitCode::SUCCESS,
@@ -121,7 +122,8 @@ fn finish(left: &Traces) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What is left beyond what may be: what the runner has seen where nothing fails. Without it, all that there is.
+/// Returns the leftovers beyond what the runner saw without a fault. Without such a list, returns all of
+/// them.
 fn left() -> Traces {
     let text = std::env::var("RINGFENCE_FAULTS_TRACES").unwrap_or_default();
     if text.is_empty() {

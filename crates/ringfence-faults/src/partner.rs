@@ -1,5 +1,5 @@
-//! The other process of a case, whose calls are left alone. It is there for as many conversations as the subject needs, and ends
-//! when its standard input does.
+//! The other process of a case, whose calls never fail. It holds as many conversations as the subject needs,
+//! and ends when its standard input is closed.
 
 use std::{
     io::{self, Read as _},
@@ -22,14 +22,15 @@ use crate::{
     talk::{Codes, Farewell, LIMIT, Outcome, Trouble, answer, publish_all, read_all, wrong},
 };
 
-/// When the subject has ended, and how many conversations it had to the end.
+/// Whether the subject has ended, and the number of complete conversations.
 struct Course {
     over: AtomicBool,
     whole: AtomicU32,
     cancel: CancelToken,
 }
 
-/// Plays until the standard input ends. How many conversations were whole, and the codes of the others.
+/// Plays until standard input is closed. Returns the number of complete conversations, and the codes of the
+/// others.
 pub(crate) fn run(role: &str, address: &Address) -> Outcome<(u32, Codes)> {
     if role == "child" {
         return Ok((
@@ -58,7 +59,7 @@ pub(crate) fn run(role: &str, address: &Address) -> Outcome<(u32, Codes)> {
             "shm" => join(address, &with(options().backing(Backing::Shm)))
                 .map_err(Trouble::from)
                 .and_then(|it| course.answers(it)),
-            // The other process must be the one that refuses.
+            // The subject must be the one that refuses.
             "agent of a namespace" => connect(address, &with(options().policy(of_any_namespace())))
                 .map_err(Trouble::from)
                 .and_then(|it| course.answers(it)),
@@ -69,7 +70,8 @@ pub(crate) fn run(role: &str, address: &Address) -> Outcome<(u32, Codes)> {
             "agent of a group" => {
                 connect_in_group(address, &with(options())).and_then(|it| course.answers(it))
             }
-            // A seat of a failed attempt that was kept would be missed by the next one.
+            // One slot only: if the subject kept the slot of a failed attempt, the next attempt would not get
+            // one.
             "service" => serve(address, &with(with_seats(options(), 1)), &course),
             "member" => stay(address, &with(options()), &course),
             "publisher" | "publisher of two" => {
@@ -87,7 +89,7 @@ pub(crate) fn run(role: &str, address: &Address) -> Outcome<(u32, Codes)> {
             Err(Trouble::Coded("ABORTED", _)) | Ok(()) => {}
             Err(Trouble::Coded(code, text)) => {
                 codes.0.push((code, text));
-                // A subject that refuses is not to be asked a thousand times before it has looked once.
+                // Do not send hundreds of requests to a subject that refuses, before it has checked one.
                 thread::sleep(Duration::from_millis(20));
             }
             Err(Trouble::Wrong(what)) => return wrong(what),
@@ -106,7 +108,8 @@ impl Course {
         Ok(())
     }
 
-    /// A moment in which to look whether it is over, for calls that no cancel token ends.
+    /// Returns the next time to check whether the subject has ended, for calls that no cancel token
+    /// interrupts.
     fn moment() -> Instant {
         Instant::now() + Duration::from_millis(20)
     }
@@ -116,8 +119,9 @@ fn of_any_namespace() -> Policy {
     Policy::new().namespace(Namespace::Any)
 }
 
-/// The kernel keeps groups for each thread, and tells those of the one that connects; /proc tells those of the first. To who looks, the
-/// process has dropped the group since.
+/// Connects from a thread that has an additional group. The kernel keeps groups per thread and reports those
+/// of the connecting thread, but /proc shows those of the first thread. To the checking process, the peer has
+/// dropped the group since.
 fn connect_in_group(address: &Address, options: &Options) -> Outcome<Channel> {
     let connecting = || {
         let groups = [DROPPED_GROUP];
@@ -183,7 +187,7 @@ fn publishes(mut publisher: Publisher, wanted: usize, course: &Course, codes: &m
         }
     }
     publish_all(&mut publisher, codes)?;
-    // The subject may have ended before its going is told.
+    // The subject may end before the end of its subscriber is reported.
     let end = Instant::now() + LIMIT;
     while Instant::now() < end {
         if let Some(PublisherEvent::Gone(..)) = publisher.audience().next_until(Some(Course::moment()))? {
@@ -209,8 +213,8 @@ fn subscribes(address: &Address, options: &Options, course: &Course) -> Outcome 
     }
 }
 
-/// The parent of a subject, which says itself what there is to say. A child whose conversation was not whole is followed by one whose
-/// calls are left alone, and that one must have a whole one.
+/// Plays the parent of a subject, which reports for itself. If a child's conversation was not complete, a
+/// second child follows whose calls never fail, and its conversation must be complete.
 pub(crate) fn bring_up(words: &[&str]) -> Outcome {
     let failing = [&["subject"], words].concat();
     let sound = ["subject", "child", "@none", "none", "0", "0", "0"];
@@ -228,7 +232,7 @@ pub(crate) fn bring_up(words: &[&str]) -> Outcome {
     wrong("no child has had a whole conversation")
 }
 
-/// Waits for the end of a child, which says of itself how that was.
+/// Waits for the exit of a child, which reports its outcome itself.
 fn reap(child: &mut Child) -> Outcome {
     let end = Instant::now() + 2 * LIMIT;
     while Instant::now() < end {

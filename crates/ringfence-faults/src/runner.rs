@@ -1,4 +1,4 @@
-//! Which cases are played, side by side, and what is said of them.
+//! Selects the cases, plays them concurrently, and reports the results.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,10 +17,11 @@ use crate::{
     table::Table,
 };
 
-/// Cases at a time for each core: nearly all of a case is waiting for the other process.
+/// Concurrent cases per core: a case spends nearly all of its time waiting for the other process.
 const SIDE_BY_SIDE: usize = 12;
 
-/// Runs without a fault that each scenario begins with: threads take turns, so not all calls are made each time.
+/// Runs without a fault at the start of each scenario. Threads interleave differently, so not every run makes
+/// all calls.
 const CONTROLS: usize = 3;
 
 struct Wish {
@@ -30,7 +31,7 @@ struct Wish {
     only: String,
 }
 
-/// A scenario, and what it does where nothing fails.
+/// A scenario, and its behavior without a fault.
 struct Known {
     scenario: &'static Scenario,
     counts: BTreeMap<usize, u32>,
@@ -115,7 +116,7 @@ impl Wish {
     }
 }
 
-/// Plays each scenario without a fault, and counts.
+/// Plays each scenario without a fault, and counts its calls.
 fn learn(own: &Path, only: &str, wrong: &mut Vec<String>) -> Vec<Known> {
     let mut known = Vec::new();
     for scenario in SCENARIOS.iter().filter(|it| it.name.contains(only)) {
@@ -145,12 +146,13 @@ fn learn(own: &Path, only: &str, wrong: &mut Vec<String>) -> Vec<Known> {
                 } else {
                     "well"
                 };
-            // Where the partner refuses first, the look that must not fail open is never made.
+            // If the partner refuses first, the check that must not fail open is never made.
             let refuses_first = |code: &String| code.contains("the peer refused this process");
             if scenario.must_refuse() && result.subject.codes.iter().any(refuses_first) {
                 wrong.push(format!("{}: the partner refuses first", scenario.name));
             }
-            // Without a security module there is no label, and asking for one is refused before a peer comes.
+            // Without a security module there are no labels, and a policy with a label is refused before a
+            // peer connects.
             let has_no_labels = scenario.subject.ends_with("label") && all.outcome == "UNSUPPORTED";
             if !(is_right || has_no_labels) {
                 wrong.push(format!(
@@ -182,8 +184,8 @@ impl Known {
     }
 }
 
-/// All cases in the order in which they are played: each call with each error first, then the same in another scenario or at
-/// another call of its kind, and so on.
+/// Returns all cases in the order of play. Each call with each error comes once first, then again in another
+/// scenario or at another call of its row, and so on.
 fn draw(known: &[Known], seed: u64) -> Vec<(usize, Fault)> {
     let mut all = Vec::new();
     for (at, known) in known.iter().enumerate() {
@@ -195,7 +197,7 @@ fn draw(known: &[Known], seed: u64) -> Vec<(usize, Fault)> {
                     first,
                     lasts: false,
                 });
-                // A delay of every call would be slowness, not a fault.
+                // Delays of all calls would be slowness, not a fault.
                 let lasting = (errno != 0).then_some(Fault {
                     row,
                     error,
@@ -206,8 +208,8 @@ fn draw(known: &[Known], seed: u64) -> Vec<(usize, Fault)> {
             }
         }
     }
-    // Threads take turns, so that a run counts a call more or less than another. Each case has a place of its own all the same: the
-    // order of the others does not hang on that one.
+    // One run may count a call more or less than another, because threads interleave differently. Each case
+    // is sorted by its own hash, so the order of the other cases does not depend on that call.
     all.sort_by_cached_key(|(at, fault)| {
         let mut hasher = DefaultHasher::new();
         (seed, known[*at].scenario.name, fault.to_string()).hash(&mut hasher);
@@ -226,13 +228,13 @@ fn draw(known: &[Known], seed: u64) -> Vec<(usize, Fault)> {
     ordered.into_iter().map(|(_, case)| case).collect()
 }
 
-/// What was found so far.
+/// Findings so far.
 #[derive(Default)]
 struct Finding {
     once: Mutex<Table>,
     lasting: Mutex<Table>,
     wrong: Mutex<Vec<String>>,
-    /// What the evidence of a channel said otherwise than without a fault, with the faults.
+    /// Differences between a channel's evidence and that without a fault, with the faults that caused them.
     evidence: Mutex<BTreeMap<String, BTreeSet<String>>>,
     played: Mutex<(usize, usize)>,
 }
@@ -315,14 +317,14 @@ impl Finding {
     }
 }
 
-/// The first of them, and how many there are.
+/// Formats the first code and the number of codes.
 fn brief(codes: &[String]) -> String {
     codes
         .first()
         .map_or("none".into(), |first| format!("{} × {first}", codes.len()))
 }
 
-/// Codes with which a process says that its peer has done wrong, or is another than it should be.
+/// Codes that blame the peer: it did something wrong, or is not the expected process.
 const BLAMES: &[&str] = &[
     "MALFORMED",
     "OBJECT_EXPOSED",
@@ -332,45 +334,49 @@ const BLAMES: &[&str] = &[
     "RING_CORRUPT",
 ];
 
-/// What a process lacks, or a signal to it has cut short, is its own trouble. Its peer meets the policy, and must not be said to have failed.
+/// Returns a report if a local error is blamed on the peer. A shortage or an interruption is a local error,
+/// and the peer of these scenarios meets the policy.
 fn held_against_the_peer(scenario: &Scenario, fault: Fault, result: &Result) -> Option<String> {
     let is_own = matches!(ERRORS[fault.error].0, "EINTR" | "EMFILE" | "ENOMEM");
     if !is_own || scenario.must_refuse() {
         return None;
     }
     let blame = |code: &&String| BLAMES.contains(&code.split(' ').next().unwrap_or_default());
-    // Some refusals are told to the peer alone.
+    // Some refusals are reported only to the peer.
     let told = |code: &&String| code.starts_with("PEER_REFUSED");
     let own = result.subject.codes.iter().find(blame);
     let code = own.or_else(|| result.partners.iter().flat_map(|it| &it.codes).find(told))?;
     Some(format!("its own trouble is held against the peer: {code}"))
 }
 
-/// What follows from what the kernel is made to say, and from nothing that the crate does.
+/// Returns whether a report follows from the forced answer of the kernel, and not from what the crate does.
 fn is_the_kernels_word(fault: Fault, what: &str, beside: &[String]) -> bool {
     let error = ERRORS[fault.error].0;
     match CALLS[fault.row].name {
-        // What could not be taken away stays.
+        // A mapping that could not be removed stays.
         "munmap" if what.contains("has left behind") => what.contains("× mapping"),
-        // Where the subject has seen that itself, it has gone no further.
+        // If the subject has detected that mapping itself, it stops there.
         "munmap" if what.contains("no whole conversation") => beside
             .iter()
             .any(|it| it.contains("who has ended has left behind") && it.contains("× mapping")),
-        // A file is removed only after a look at what it is, since another process may have put its own there; and a lock's file only
-        // by the one that holds the lock.
+        // A file is removed only after a check of what it is, since another process may have put its own
+        // there. A lock file is removed only by the process that holds the lock.
         "unlink" | "unlinkat" | "newfstatat" | "flock" => what.starts_with("a file is left"),
-        // The thread is told to end by a signal that needs no room. Where that fails, there is no such thread.
+        // The thread is ended by a signal that needs no memory. On a real kernel, that signal fails only if
+        // the thread is gone.
         "tgkill" => what.ends_with("thread ringfence-signa"),
-        // A full buffer holds bells that the peer has not heard. Where it is not full, the peer sleeps on.
+        // EAGAIN means a full buffer, which holds wakeups that the peer has not read. If the buffer is not
+        // full, the peer sleeps on.
         "sendto" if error == "EAGAIN" && what.starts_with("a file is left") => beside
             .iter()
             .any(|it| it.contains("ended before its end (signal: 9")),
-        // What it has taken stays its own then, and what was published meanwhile is not for it.
+        // The subject keeps what it holds in that case, and misses what was published in the meantime.
         "sendto" if error == "EAGAIN" && STILL.iter().any(|it| what.contains(it)) => {
             beside.iter().any(|it| sleeps_on(it))
         }
         "sendto" => error == "EAGAIN" && sleeps_on(what),
-        // The standard library panics where the pipe cannot be read on which its child says whether it has executed the program.
+        // The standard library panics if it cannot read the pipe that reports whether its child has executed
+        // the program.
         "recvfrom" | "read" => what.contains("the CLOEXEC pipe failed"),
         _ => false,
     }
@@ -390,7 +396,8 @@ const SLEEPS_ON: &[&str] = &[
     "could be taken within",
 ];
 
-/// One case, with all that was said; `all` for each of the calls of a kind, one after the other, until one goes wrong.
+/// Plays one case and prints everything that was reported. With `all`, plays each call of the row in turn,
+/// until one goes wrong.
 fn one(own: &Path, scenario: &str, call: &str, first: &str, error: &str) -> ExitCode {
     let found = (
         SCENARIOS.iter().find(|it| it.name == scenario),

@@ -1,4 +1,4 @@
-//! The cases: who is there, whose calls fail, and one run of it with real processes.
+//! The scenarios: their processes, the process whose calls fail, and one run with real processes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,14 +17,15 @@ use crate::{
     traces::Traces,
 };
 
-/// Processes, of which one has calls that fail.
+/// A set of processes, one of which has calls that fail.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) subject: &'static str,
-    /// The others, in the order in which they come. A parent and its child have none: each starts the other.
+    /// Roles of the other processes, in their starting order. A parent and its child have none: each starts
+    /// the other.
     pub(crate) partners: &'static [&'static str],
-    /// Whether the subject comes first, and so binds the address.
+    /// Whether the subject starts first, and so binds the address.
     pub(crate) is_first: bool,
 }
 
@@ -112,13 +113,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 ];
 
 impl Scenario {
-    /// Whether it is about a peer that does not meet the policy.
+    /// Returns whether the peer does not meet the policy in this scenario.
     pub(crate) fn must_refuse(&self) -> bool {
         self.subject.contains('-')
     }
 
-    /// Seconds that a handshake may take. The executable that is read for its content has tens of megabytes, and may not be built to
-    /// be fast.
+    /// Returns the handshake's timeout in seconds. Hashing an executable of tens of megabytes takes long, in
+    /// particular in an unoptimized build.
     fn timeout(&self) -> &'static str {
         if self.subject.ends_with("-content") {
             "60"
@@ -131,7 +132,7 @@ impl Scenario {
         self.subject.ends_with("-namespace")
     }
 
-    /// What keeps it from being played here.
+    /// Returns the reason why the scenario cannot be played on this machine.
     pub(crate) fn obstacle(&self) -> Option<&'static str> {
         let run = || {
             Command::new("unshare")
@@ -143,7 +144,7 @@ impl Scenario {
         if self.in_namespace() && !run().is_ok_and(|status| status.success()) {
             return Some("no namespace can be made here");
         }
-        // SAFETY: no pointers, and no errors.
+        // SAFETY: geteuid takes no pointers and has no errors.
         let is_root = unsafe { libc::geteuid() } == 0;
         (self.subject == "host-group" && !is_root).then_some("it takes root to have a group for a while")
     }
@@ -151,20 +152,21 @@ impl Scenario {
 
 const UNSHARE: [&str; 3] = ["-Urpf", "--kill-child", "--"];
 
-/// What fails.
+/// A fault to inject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Fault {
-    /// An index of `CALLS`.
+    /// Index into `CALLS`.
     pub(crate) row: usize,
-    /// An index of `ERRORS`.
+    /// Index into `ERRORS`.
     pub(crate) error: usize,
-    /// Which call of the row, from 1 on.
+    /// Number of the first failing call of the row, from 1 on.
     pub(crate) first: u32,
-    /// And those after it, for as long as `LASTING` says.
+    /// Whether the calls after it fail as well, up to `LASTING` calls.
     pub(crate) lasts: bool,
 }
 
-/// Calls that fail one after the other. Without an end, what is made again after EINTR would be made for ever.
+/// Number of consecutive calls that fail. Without a limit, a call that is retried after EINTR would be
+/// retried forever.
 pub(crate) const LASTING: u32 = 12;
 
 impl std::fmt::Display for Fault {
@@ -178,7 +180,7 @@ impl std::fmt::Display for Fault {
     }
 }
 
-/// What a process has said.
+/// Report of a process.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Said {
     pub(crate) codes: Vec<String>,
@@ -192,7 +194,7 @@ pub(crate) struct Said {
     is_done: bool,
 }
 
-/// What came of a case.
+/// Result of a case.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Result {
     pub(crate) subject: Said,
@@ -200,7 +202,7 @@ pub(crate) struct Result {
     pub(crate) wrong: Vec<String>,
 }
 
-/// How much of each kind a process may have left: what it has left where nothing fails.
+/// Leftovers that a process may have, by kind: what it leaves without a fault.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Allowed {
     pub(crate) subject: Traces,
@@ -221,7 +223,7 @@ impl Allowed {
     }
 }
 
-/// A process of a case that takes longer has failed.
+/// Time after which a process of a case has failed.
 const LIMIT: Duration = Duration::from_secs(60);
 
 struct Actor {
@@ -264,7 +266,7 @@ impl Actor {
         }
     }
 
-    /// Waits for its end, and tells what it has said.
+    /// Waits for the process to end, and returns its report.
     fn finish(mut self, who: &str, wrong: &mut Vec<String>) -> Said {
         drop(self.child.stdin.take());
         let text = self.output.recv_timeout(LIMIT).unwrap_or_else(|_| {
@@ -283,7 +285,7 @@ impl Actor {
                 complaint.join(" | ")
             ));
         }
-        // Of a run without a fault all is told, and none of it is wrong.
+        // A run without a fault reports everything that is left, and none of it is an error.
         for (kind, count) in said.left.iter().filter(|_| self.is_compared) {
             wrong.push(format!("{who} has left behind: {count} × {kind}"));
         }
@@ -297,7 +299,7 @@ fn read(mut stdout: ChildStdout) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// What the threads of a process wait for in the kernel.
+/// Returns the kernel functions and system calls in which the threads of a process wait.
 fn waits_of(pid: u32) -> String {
     let mut found = Vec::new();
     for entry in fs::read_dir(format!("/proc/{pid}/task"))
@@ -340,7 +342,7 @@ impl Said {
                         said.left.insert(kind, count as usize);
                     }
                 }
-                // Of a child there is a second one where the first had trouble.
+                // A parent reports for a second child too, if the first one had an error.
                 "hits" => said.hits += rest.parse().unwrap_or(0),
                 "whole" => said.whole = rest.parse().unwrap_or(0),
                 "wrong" => said.wrong.push(rest.to_owned()),
@@ -351,7 +353,7 @@ impl Said {
         said
     }
 
-    /// The first code of each attempt, or that it went well.
+    /// Returns the first code of all attempts, or "well".
     pub(crate) fn outcome(&self) -> String {
         self.codes.first().map_or("well".into(), |code| {
             code.split(' ').next().unwrap_or(code).to_owned()
@@ -371,7 +373,7 @@ fn command(own: &Path, arguments: &[&str], scenario: &Scenario, in_namespace: bo
     command
 }
 
-/// Plays a scenario once. Without a fault, the calls are counted.
+/// Plays a scenario once. Without a fault, counts the calls.
 pub(crate) fn play(own: &Path, scenario: &Scenario, fault: Option<Fault>, allowed: &Allowed) -> Result {
     let folder = tempfile::Builder::new()
         .prefix("ringfence-faults")
@@ -434,8 +436,8 @@ pub(crate) fn play(own: &Path, scenario: &Scenario, fault: Option<Fault>, allowe
     result
 }
 
-/// Until the first of them has bound the address, or has ended: who must refuse tries once. One whose first calls fail binds it in its
-/// second attempt.
+/// Waits until the first process has bound the address or has ended. A process that must refuse tries only
+/// once; one whose first calls fail binds the address in a later attempt.
 fn wait_for(address: &Path, first: &mut Actor) {
     let end = Instant::now() + Duration::from_secs(30);
     while !address.exists() && Instant::now() < end && matches!(first.child.try_wait(), Ok(None)) {

@@ -1,5 +1,5 @@
-//! The process whose calls fail. It tries until it has had one whole conversation: a fault is over once it has happened, and what
-//! came of it must be in the way of nothing that follows.
+//! The process whose calls fail. It retries until it has had one complete conversation. A fault happens once,
+//! and its consequences must not block anything that follows.
 
 use std::{
     process::{Command, Stdio},
@@ -18,7 +18,7 @@ use crate::{
     traces::{self, Traces},
 };
 
-/// What a subject has to tell.
+/// The report of a subject.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     pub(crate) codes: Codes,
@@ -26,7 +26,8 @@ pub(crate) struct Report {
     pub(crate) wrong: Option<String>,
 }
 
-/// One handshake has this time, on both sides. A fault that costs the whole of it is told as such.
+/// Returns the timeout of one handshake, on both sides. A fault that uses up all of it is reported as
+/// HANDSHAKE_TIMEOUT.
 fn timeout() -> Duration {
     let seconds = std::env::var(TIMEOUT_VARIABLE)
         .ok()
@@ -34,18 +35,18 @@ fn timeout() -> Duration {
     Duration::from_secs(seconds.unwrap_or(5))
 }
 
-/// Seconds for a handshake in which more is done than in others.
+/// Seconds for a handshake that takes longer than others.
 pub(crate) const TIMEOUT_VARIABLE: &str = "RINGFENCE_FAULTS_TIMEOUT";
 
 pub(crate) fn options() -> Options {
-    // The ring is smaller than what is sent.
+    // The ring is smaller than the data that is sent.
     Options::new()
         .capacity(4096)
         .max_message_size(20_000)
         .timeout(timeout())
 }
 
-/// Plays a role to its end, whatever happens to its calls while they are armed.
+/// Plays a role to its end. The calls that it makes while they are armed may fail.
 pub(crate) fn run(role: &str, address: &Address) -> Report {
     let mut report = Report::default();
     let end = Instant::now() + LIMIT;
@@ -59,11 +60,11 @@ pub(crate) fn run(role: &str, address: &Address) -> Report {
                 report.wrong = Some(what);
                 return report;
             }
-            // A child has one line to its parent, which starts another child.
+            // A child has one line to its parent. The parent starts another child.
             Err(Trouble::Coded(_, text)) if text.contains("has taken its line already") => return report,
             Err(Trouble::Coded(code, text)) => report.codes.0.push((code, text)),
         }
-        // Who must refuse has done so, or had trouble of its own.
+        // A subject that must refuse has refused, or had a local error.
         if role.contains('-') {
             return report;
         }
@@ -71,7 +72,7 @@ pub(crate) fn run(role: &str, address: &Address) -> Report {
             report.wrong = Some("it did not recover".into());
             return report;
         }
-        // A fault that lasts is over with the first attempt.
+        // A lasting fault ends with the first attempt.
         forget();
     }
 }
@@ -106,19 +107,21 @@ fn converse(channel: Channel, codes: &mut Codes, evidence: &mut Vec<Evidence>) -
     speak(channel, b"bye", codes)
 }
 
-/// Options with so many seats, of which one process may have one. A seat that is not given back is missed by whose it was.
+/// Sets the slots, with one slot per process. A process whose earlier slot was not released would not get
+/// another.
 pub(crate) fn with_seats(options: Options, count: usize) -> Options {
     options.max_peers(count).max_peers_per_process(1)
 }
 
-/// Has all seats taken at a time, and once more after those channels have ended: one that was kept would be missing.
+/// Fills all slots, and fills them again after those channels have ended. A slot that was not released would
+/// be missing.
 fn serve(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
     const SEATS: usize = 2;
     let listener = listen(address, &with_seats(options(), SEATS).wait(true))?;
     let channels = all_agents(&listener, SEATS, codes)?;
     let first = with_calls_left_alone(traces::settled);
     for channel in channels {
-        // Its seat must be free again in this case as well.
+        // The slot must be released in this case as well.
         if let Err(trouble) = converse(channel, codes, evidence) {
             let Trouble::Coded(code, text) = trouble else {
                 return Err(trouble);
@@ -137,7 +140,7 @@ fn serve(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> 
     Ok(())
 }
 
-/// Waits until there is an agent in each seat.
+/// Waits until every slot has an agent.
 fn all_agents(listener: &Listener, seats: usize, codes: &mut Codes) -> Outcome<Vec<Channel>> {
     let mut channels = Vec::new();
     let limit = Instant::now() + LIMIT;
@@ -162,8 +165,8 @@ fn with_calls_left_alone<T>(look: impl FnOnce() -> T) -> T {
     found
 }
 
-/// With all seats taken again there is no more than there was the first time: of what has ended, a service and a publisher keep nothing for
-/// as long as they live.
+/// Checks, with all slots filled again, that there are no more resources than the first time. A service and a
+/// publisher must keep nothing of an ended peer for the rest of their lives.
 fn nothing_more_than(first: &Traces) -> Outcome {
     match traces::beyond(first).first_key_value() {
         None => Ok(()),
@@ -178,7 +181,8 @@ fn not_all_seats<T>(taken: usize, seats: usize) -> Outcome<T> {
     ))
 }
 
-/// Has the other member leave and come again, and so becomes the host if it was not; then leaves the address to it.
+/// Makes the other member leave and join again, which makes this one the host if it was not. Then leaves the
+/// address to it.
 fn stay(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
     let membership = member(address, &options().wait(true))?;
     let mut words = [b"bye".as_slice(), b"leave"];
@@ -190,12 +194,12 @@ fn stay(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> O
                 *evidence = channel.evidence().to_vec();
                 match speak(channel, words[left - 1], codes) {
                     Ok(()) => left -= 1,
-                    // The partner comes anew as soon as a channel has ended, and leaves then.
+                    // The partner joins again as soon as a channel has ended, and leaves then.
                     Err(Trouble::Coded("ENDED" | "PEER_LOST", _)) if hits() == 0 => {}
                     Err(trouble) => return Err(trouble),
                 }
             }
-            // The partner comes anew as soon as a channel has ended, and leaves in the middle of that.
+            // The partner joins again as soon as a channel has ended, and leaves during that handshake.
             Some(Change::Refused(refused)) if refused.error.code() == "PEER_LOST" => {}
             Some(Change::Refused(refused)) => {
                 codes.0.push((refused.error.code(), refused.error.to_string()));
@@ -215,7 +219,7 @@ fn publishes(address: &Address, wanted: usize, codes: &mut Codes, evidence: &mut
     let mut here = 0;
     let first = all_subscribers(&publisher, wanted, &mut here, codes)?;
     *evidence = first.last().map_or_else(Vec::new, |it| it.evidence().to_vec());
-    // Their seats must be free again for the same processes.
+    // The slots must be free again for the same processes.
     let traces = with_calls_left_alone(traces::settled);
     for subscriber in &first {
         subscriber.disconnect();
@@ -236,8 +240,8 @@ fn publishes(address: &Address, wanted: usize, codes: &mut Codes, evidence: &mut
     Ok(())
 }
 
-/// Waits until there is a new subscriber in each seat. `here` counts those that have come and are not told as gone: of the last ones the
-/// ends are told first.
+/// Waits until every slot has a new subscriber. `here` counts the subscribers whose end was not reported yet.
+/// The ends of the previous subscribers are reported first.
 fn all_subscribers(
     publisher: &Publisher,
     seats: usize,
@@ -286,7 +290,7 @@ pub(crate) fn subscribing() -> Options {
         .timeout(timeout())
 }
 
-/// Starts a child of its own, which answers.
+/// Starts its own child, which answers.
 fn brings_up(codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
     let own = std::env::current_exe().map_err(|error| Trouble::Coded("HARNESS", error.to_string()))?;
     let mut command = Command::new(own);
@@ -307,10 +311,10 @@ fn brings_up(codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
     outcome
 }
 
-/// A supplementary group that the partner has when it connects, and nowhere else.
+/// Supplementary group that the partner has only while it connects.
 pub(crate) const DROPPED_GROUP: u32 = 4_000_000_003;
 
-/// A policy that does not hold for any peer of these cases. What the callback of `authorize` says is its own word.
+/// Returns a policy that no peer of these scenarios meets. For `authorize`, the callback refuses.
 fn unmet(check: &str) -> Outcome<Policy> {
     let policy = Policy::new();
     Ok(match check {
@@ -322,13 +326,13 @@ fn unmet(check: &str) -> Outcome<Policy> {
         "cgroup" => policy.cgroup("/no.such/cgroup"),
         "label" => policy.label("no such label"),
         "authorize" => policy.authorize(|_| Ok::<_, String>(false)),
-        // The partner lives in a namespace of its own.
+        // The partner runs in its own pid namespace.
         "namespace" => policy,
         other => return wrong(format!("no such check: {other}")),
     })
 }
 
-/// A service whose policy the agent does not meet must not have a channel, whatever fails.
+/// A peer that does not meet the policy must never get a channel, whatever fails.
 fn refuse_agents(address: &Address, check: &str) -> Outcome {
     let listener = listen(address, &options().wait(true).policy(unmet(check)?))?;
     match listener.accept()? {

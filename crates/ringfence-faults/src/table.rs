@@ -1,4 +1,4 @@
-//! Calls × errors × outcome.
+//! Table of calls × errors × outcomes.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use crate::{
     scenario::Fault,
 };
 
-/// How often each outcome came of a call that failed with an error.
+/// Number of cases with each outcome, for each failed call and error.
 #[derive(Debug, Default)]
 pub(crate) struct Table(BTreeMap<(usize, usize), BTreeMap<String, u32>>);
 
@@ -21,7 +21,7 @@ impl Table {
             .or_default() += 1;
     }
 
-    /// As Markdown, a row for each call.
+    /// Prints the table as Markdown, with one row for each call.
     pub(crate) fn print(&self) {
         let names: Vec<&str> = ERRORS.iter().map(|&(name, _)| name).collect();
         println!("| call | {} |", names.join(" | "));

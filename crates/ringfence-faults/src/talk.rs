@@ -1,23 +1,24 @@
-//! What the two processes of a case say to each other, so that each kind of call of a running channel is made: short messages, one
-//! longer than the ring, a token, another look, the end of both directions.
+//! The conversation between the two processes of a case, which makes every kind of call of an open channel.
+//! It has short messages, one longer than the ring, a token, another check of the peer, and the end of both
+//! directions.
 
 use std::time::{Duration, Instant};
 
 use ringfence::{Channel, Error, Publisher, Subscription};
 
-/// How long a case may wait for anything: a peer that does not come, a token, the end.
+/// Longest wait of a case for anything: a peer, a token, or the end.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
-/// Messages that a publisher sends; several times what its ring holds.
+/// Number of messages that a publisher sends; together several times the capacity of its ring.
 pub(crate) const MESSAGES: u32 = 64;
 pub(crate) const MESSAGE: usize = 480;
 
-/// Why an attempt failed.
+/// Reason why an attempt failed.
 #[derive(Debug)]
 pub(crate) enum Trouble {
-    /// As ringfence says it.
+    /// An error of ringfence.
     Coded(&'static str, String),
-    /// What must not be.
+    /// Behavior that must never occur.
     Wrong(String),
 }
 
@@ -36,12 +37,13 @@ pub(crate) fn wrong<T>(what: impl Into<String>) -> Outcome<T> {
     Err(Trouble::Wrong(what.into()))
 }
 
-/// The codes that the calls of a process gave, in order.
+/// Error codes of a process's calls, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Codes(pub(crate) Vec<(&'static str, String)>);
 
 impl Codes {
-    /// Makes a call, and again where it says that this side has no room: then the channel lives, and the call may be repeated.
+    /// Makes a call, and repeats it up to three times on `NoSpace`: the channel is still open then, and the
+    /// call may be repeated.
     pub(crate) fn patiently<T>(&mut self, mut call: impl FnMut() -> ringfence::Result<T>) -> Outcome<T> {
         for _ in 0..3 {
             match call() {
@@ -53,7 +55,7 @@ impl Codes {
     }
 }
 
-/// What the subject ends with: `bye`, or `leave` to a member that shall go and come again.
+/// Plays the subject's part. The last message is `bye`, or `leave` to ask a member to leave and join again.
 pub(crate) fn speak(mut channel: Channel, last: &[u8], codes: &mut Codes) -> Outcome {
     let mut room = vec![0; 20_000];
     let long: Vec<u8> = (0..10_000_u32).map(|it| (it * 7 % 251) as u8).collect();
@@ -105,16 +107,16 @@ fn hear(channel: &mut Channel, wanted: &[u8], room: &mut [u8], codes: &mut Codes
     }
 }
 
-/// How a conversation ended for the one who answers.
+/// The last message of a conversation, as the answering process saw it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Farewell {
-    /// The other one has gone before its last word.
+    /// The peer ended before its last message.
     None,
     Bye,
     Leave,
 }
 
-/// Sends everything back, until the other end has said its last word and ended.
+/// Echoes every message until the peer has sent its last message and ended.
 pub(crate) fn answer(mut channel: Channel) -> ringfence::Result<Farewell> {
     let tokens = channel.tokens();
     let mut farewell = Farewell::None;
@@ -142,7 +144,7 @@ fn numbered(number: u32) -> Vec<u8> {
     message
 }
 
-/// Publishes all messages. The subscribers sleep between, and the publisher sleeps while the ring is full.
+/// Publishes all messages. The subscribers sleep in between, and the publisher sleeps while the ring is full.
 pub(crate) fn publish_all(publisher: &mut Publisher, codes: &mut Codes) -> Outcome {
     for number in 0..MESSAGES {
         codes.patiently(|| publisher.send(&numbered(number)))?;
@@ -151,10 +153,11 @@ pub(crate) fn publish_all(publisher: &mut Publisher, codes: &mut Codes) -> Outco
     Ok(())
 }
 
-/// Reads all messages, one after the other, and the end.
+/// Reads all messages in order, and the end.
 ///
-/// Who `came_before` and failed may have been counted by the publisher, which did not wait for the next attempt: that is told, and only
-/// there the first message may be missing.
+/// A subscriber whose earlier attempt failed (`came_before`) may have been counted by the publisher, which
+/// then does not wait for the next attempt. Only in that case may the first message be missing, which is
+/// reported.
 pub(crate) fn read_all(subscription: &mut Subscription, codes: &mut Codes, came_before: bool) -> Outcome {
     let mut room = vec![0; MESSAGE];
     let mut next = 0;

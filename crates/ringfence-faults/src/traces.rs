@@ -1,4 +1,4 @@
-//! What a process has left of all that it had: descriptors, threads, mappings of shared memory.
+//! The resources that a process still holds: descriptors, threads, and mappings of shared memory.
 
 use std::{
     collections::BTreeMap,
@@ -6,14 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Each kind of thing, and how many there are. Numbers in names are left out, so that two processes can be compared.
+/// Number of resources of each kind. Digits in names are dropped, so that two processes can be compared.
 pub(crate) type Traces = BTreeMap<String, usize>;
 
 fn without_digits(name: &str) -> String {
     name.chars().filter(|it| !it.is_ascii_digit()).collect()
 }
 
-/// What there is now.
+/// Returns the resources that the process holds now.
 pub(crate) fn now() -> Traces {
     let mut found = Traces::new();
     let mut note = |kind: &str, name: &str| {
@@ -22,7 +22,7 @@ pub(crate) fn now() -> Traces {
             .or_default() += 1;
     };
     for entry in fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
-        // The one that is being read by is gone by now.
+        // The descriptor of the directory that is being read is closed by now.
         if let Ok(target) = fs::read_link(entry.path()) {
             let target = target.to_string_lossy();
             if !target.starts_with("/proc/") {
@@ -45,7 +45,8 @@ pub(crate) fn now() -> Traces {
     found
 }
 
-/// What there is beyond `most` once it is no more than that, or after ten seconds: threads that end take a moment for it.
+/// Returns the resources beyond `most`, once there are none or after ten seconds: ending threads need a
+/// moment.
 pub(crate) fn beyond(most: &Traces) -> Traces {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
@@ -61,7 +62,7 @@ pub(crate) fn beyond(most: &Traces) -> Traces {
     }
 }
 
-/// What there is once it has been the same for a while, where nothing is known of how much there may be.
+/// Returns the resources once they have not changed for a while, for a process without a known limit.
 pub(crate) fn settled() -> Traces {
     let (mut before, mut same) = (now(), 0);
     while same < 8 {
