@@ -60,7 +60,7 @@ fn main() -> ExitCode {
 fn play_subject(role: &str, address: &str, plan: Plan) -> ExitCode {
     let address: Address = address.parse().expect("an address");
     if let Err(error) = inject::begin(plan) {
-        println!("wrong no filter: {error}\ndone");
+        println!("wrong could not install the filter: {error}\ndone");
         return ExitCode::FAILURE;
     }
     let report = subject::run(role, &address);

@@ -127,7 +127,7 @@ fn connect_in_group(address: &Address, options: &Options) -> Outcome<Channel> {
         let groups = [DROPPED_GROUP];
         // SAFETY: the kernel reads as many groups as the array has.
         if unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) } != 0 {
-            return wrong(format!("no group: {}", io::Error::last_os_error()));
+            return wrong(format!("could not set the group: {}", io::Error::last_os_error()));
         }
         Ok(connect(address, options)?)
     };
@@ -198,7 +198,7 @@ fn publishes(mut publisher: Publisher, wanted: usize, course: &Course, codes: &m
             return Ok(());
         }
     }
-    wrong("nothing was told of a subscriber's end")
+    wrong("the end of a subscriber was not reported")
 }
 
 fn subscribes(address: &Address, options: &Options, course: &Course) -> Outcome {
@@ -229,7 +229,7 @@ pub(crate) fn bring_up(words: &[&str]) -> Outcome {
             return Ok(());
         }
     }
-    wrong("no child has had a whole conversation")
+    wrong("no child had a complete conversation")
 }
 
 /// Waits for the exit of a child, which reports its outcome itself.
@@ -238,7 +238,7 @@ fn reap(child: &mut Child) -> Outcome {
     while Instant::now() < end {
         match child.try_wait() {
             Ok(Some(status)) if status.success() => return Ok(()),
-            Ok(Some(status)) => return wrong(format!("the child ended before its end ({status})")),
+            Ok(Some(status)) => return wrong(format!("the child ended early ({status})")),
             _ => {}
         }
         thread::sleep(Duration::from_millis(2));

@@ -121,7 +121,7 @@ fn learn(own: &Path, only: &str, wrong: &mut Vec<String>) -> Vec<Known> {
     let mut known = Vec::new();
     for scenario in SCENARIOS.iter().filter(|it| it.name.contains(only)) {
         if let Some(obstacle) = scenario.obstacle() {
-            println!("left out: {} ({obstacle})", scenario.name);
+            println!("skipped: {} ({obstacle})", scenario.name);
             continue;
         }
         let mut all = Known {
@@ -287,22 +287,22 @@ impl Finding {
     }
 
     fn tell(self, cases: usize, took: Duration, mut wrong: Vec<String>) -> ExitCode {
-        println!("\nOne call fails:\n");
+        println!("\nOne failing call:\n");
         self.once.into_inner().expect("no panic").print();
-        println!("\nIt and those of its kind after it, {LASTING} in all:\n");
+        println!("\n{LASTING} consecutive failing calls:\n");
         self.lasting.into_inner().expect("no panic").print();
-        println!("\nWhere the channel was made, its evidence differed in this (+ more, - less):\n");
+        println!("\nDifferences in the evidence of channels that were opened (+ added, - missing):\n");
         for (line, faults) in self.evidence.into_inner().expect("no panic") {
             println!("{line}: {}", faults.into_iter().collect::<Vec<_>>().join(", "));
         }
-        println!("\nLeft alone:\n");
+        println!("\nCalls that were not made to fail:\n");
         for (name, _, reason) in LEFT_ALONE {
             println!("{name}: {reason}");
         }
         let (played, hit) = self.played.into_inner().expect("no panic");
         wrong.extend(self.wrong.into_inner().expect("no panic"));
         println!(
-            "\n{played} of {cases} cases in {} s; in {hit} the call was made. {} went wrong.",
+            "\n{played} of {cases} cases in {} s; in {hit} the call was made. {} failed.",
             took.as_secs(),
             wrong.len()
         );
@@ -346,7 +346,7 @@ fn held_against_the_peer(scenario: &Scenario, fault: Fault, result: &Result) -> 
     let told = |code: &&String| code.starts_with("PEER_REFUSED");
     let own = result.subject.codes.iter().find(blame);
     let code = own.or_else(|| result.partners.iter().flat_map(|it| &it.codes).find(told))?;
-    Some(format!("its own trouble is held against the peer: {code}"))
+    Some(format!("a local error was blamed on the peer: {code}"))
 }
 
 /// Returns whether a report follows from the forced answer of the kernel, and not from what the crate does.
@@ -354,22 +354,22 @@ fn is_the_kernels_word(fault: Fault, what: &str, beside: &[String]) -> bool {
     let error = ERRORS[fault.error].0;
     match CALLS[fault.row].name {
         // A mapping that could not be removed stays.
-        "munmap" if what.contains("has left behind") => what.contains("× mapping"),
+        "munmap" if what.contains("left behind") => what.contains("× mapping"),
         // If the subject has detected that mapping itself, it stops there.
-        "munmap" if what.contains("no whole conversation") => beside
+        "munmap" if what.contains("no complete conversation") => beside
             .iter()
-            .any(|it| it.contains("who has ended has left behind") && it.contains("× mapping")),
+            .any(|it| it.contains("ended peers left behind") && it.contains("× mapping")),
         // A file is removed only after a check of what it is, since another process may have put its own
         // there. A lock file is removed only by the process that holds the lock.
-        "unlink" | "unlinkat" | "newfstatat" | "flock" => what.starts_with("a file is left"),
+        "unlink" | "unlinkat" | "newfstatat" | "flock" => what.starts_with("a file was left"),
         // The thread is ended by a signal that needs no memory. On a real kernel, that signal fails only if
         // the thread is gone.
         "tgkill" => what.ends_with("thread ringfence-signa"),
         // EAGAIN means a full buffer, which holds wakeups that the peer has not read. If the buffer is not
         // full, the peer sleeps on.
-        "sendto" if error == "EAGAIN" && what.starts_with("a file is left") => beside
-            .iter()
-            .any(|it| it.contains("ended before its end (signal: 9")),
+        "sendto" if error == "EAGAIN" && what.starts_with("a file was left") => {
+            beside.iter().any(|it| it.contains("ended early (signal: 9"))
+        }
         // The subject keeps what it holds in that case, and misses what was published in the meantime.
         "sendto" if error == "EAGAIN" && STILL.iter().any(|it| what.contains(it)) => {
             beside.iter().any(|it| sleeps_on(it))
@@ -386,14 +386,14 @@ fn sleeps_on(what: &str) -> bool {
     SLEEPS_ON.iter().any(|it| what.contains(it))
 }
 
-const STILL: &[&str] = &["message 0 is another", "has left behind"];
+const STILL: &[&str] = &["message 0 has a wrong content", "left behind"];
 const SLEEPS_ON: &[&str] = &[
     "hangs",
-    "ended before its end (signal: 9",
+    "ended early (signal: 9",
     "did not recover",
     "was lost",
-    "no whole conversation",
-    "could be taken within",
+    "no complete conversation",
+    "could be filled within",
 ];
 
 /// Plays one case and prints everything that was reported. With `all`, plays each call of the row in turn,
@@ -406,7 +406,7 @@ fn one(own: &Path, scenario: &str, call: &str, first: &str, error: &str) -> Exit
         first.trim_end_matches('+').parse(),
     );
     let (Some(scenario), Some(row), Some(error), number) = found else {
-        eprintln!("there is no such case");
+        eprintln!("no such case");
         return ExitCode::from(2);
     };
     let control = play(own, scenario, None, &Allowed::default());
@@ -416,7 +416,7 @@ fn one(own: &Path, scenario: &str, call: &str, first: &str, error: &str) -> Exit
         (Ok(number), _) => number..=number,
         (Err(_), "all" | "all+") => 1..=control.subject.counts.get(&row).copied().unwrap_or(0),
         (Err(_), _) => {
-            eprintln!("{first} is no number of a call");
+            eprintln!("{first} is not the number of a call");
             return ExitCode::from(2);
         }
     };

@@ -142,11 +142,11 @@ impl Scenario {
                 .status()
         };
         if self.in_namespace() && !run().is_ok_and(|status| status.success()) {
-            return Some("no namespace can be made here");
+            return Some("cannot create a namespace");
         }
         // SAFETY: geteuid takes no pointers and has no errors.
         let is_root = unsafe { libc::geteuid() } == 0;
-        (self.subject == "host-group" && !is_root).then_some("it takes root to have a group for a while")
+        (self.subject == "host-group" && !is_root).then_some("needs root to set a group")
     }
 }
 
@@ -280,14 +280,11 @@ impl Actor {
         if !said.is_done {
             let end = status.map_or_else(|error| error.to_string(), |status| status.to_string());
             let complaint: Vec<&str> = text.lines().filter(|line| line.starts_with("stderr ")).collect();
-            wrong.push(format!(
-                "{who} ended before its end ({end}): {}",
-                complaint.join(" | ")
-            ));
+            wrong.push(format!("{who} ended early ({end}): {}", complaint.join(" | ")));
         }
         // A run without a fault reports everything that is left, and none of it is an error.
         for (kind, count) in said.left.iter().filter(|_| self.is_compared) {
-            wrong.push(format!("{who} has left behind: {count} × {kind}"));
+            wrong.push(format!("{who} left behind: {count} × {kind}"));
         }
         said
     }
@@ -424,14 +421,15 @@ pub(crate) fn play(own: &Path, scenario: &Scenario, fault: Option<Fault>, allowe
         if said.whole == 0 && !scenario.must_refuse() {
             result
                 .wrong
-                .push("the partner has had no whole conversation".into());
+                .push("the partner had no complete conversation".into());
         }
         result.partners.push(said);
     }
     for entry in fs::read_dir(folder.path()).into_iter().flatten().flatten() {
-        result
-            .wrong
-            .push(format!("a file is left: {}", entry.file_name().to_string_lossy()));
+        result.wrong.push(format!(
+            "a file was left: {}",
+            entry.file_name().to_string_lossy()
+        ));
     }
     result
 }

@@ -69,7 +69,7 @@ pub(crate) fn run(role: &str, address: &Address) -> Report {
             return report;
         }
         if Instant::now() > end {
-            report.wrong = Some("it did not recover".into());
+            report.wrong = Some("the subject did not recover".into());
             return report;
         }
         // A lasting fault ends with the first attempt.
@@ -170,13 +170,13 @@ fn with_calls_left_alone<T>(look: impl FnOnce() -> T) -> T {
 fn nothing_more_than(first: &Traces) -> Outcome {
     match traces::beyond(first).first_key_value() {
         None => Ok(()),
-        Some((kind, count)) => wrong(format!("who has ended has left behind: {count} × {kind}")),
+        Some((kind, count)) => wrong(format!("ended peers left behind: {count} × {kind}")),
     }
 }
 
 fn not_all_seats<T>(taken: usize, seats: usize) -> Outcome<T> {
     wrong(format!(
-        "a seat is not given back: {taken} of {seats} could be taken within {} s",
+        "a slot was not released: only {taken} of {seats} could be filled within {} s",
         LIMIT.as_secs()
     ))
 }
@@ -205,7 +205,7 @@ fn stay(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> O
                 codes.0.push((refused.error.code(), refused.error.to_string()));
             }
             Some(_) => {}
-            None => return wrong("no partner has come"),
+            None => return wrong("no partner has joined"),
         }
     }
     words.reverse();
@@ -338,7 +338,7 @@ fn refuse_agents(address: &Address, check: &str) -> Outcome {
     match listener.accept()? {
         Arrival::Accepted(channel) => let_in(&channel),
         Arrival::Refused(refused) => Err(refused.error.into()),
-        _ => wrong("an arrival of no known kind"),
+        _ => wrong("an unknown kind of arrival"),
     }
 }
 
@@ -348,7 +348,7 @@ fn refuse_service(address: &Address, check: &str) -> Outcome {
 
 fn let_in(channel: &Channel) -> Outcome {
     wrong(format!(
-        "FAIL OPEN: a peer that does not meet the policy was let in: {:?}",
+        "FAIL OPEN: admitted a peer that does not meet the policy: {:?}",
         channel.evidence()
     ))
 }

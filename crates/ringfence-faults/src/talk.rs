@@ -27,7 +27,10 @@ pub(crate) type Outcome<T = ()> = Result<T, Trouble>;
 impl From<Error> for Trouble {
     fn from(error: Error) -> Self {
         match error {
-            Error::TimedOut => Self::Wrong(format!("nothing came within {} s: it was lost", LIMIT.as_secs())),
+            Error::TimedOut => Self::Wrong(format!(
+                "nothing arrived within {} s: it was lost",
+                LIMIT.as_secs()
+            )),
             error => Self::Coded(error.code(), error.to_string()),
         }
     }
@@ -70,12 +73,12 @@ pub(crate) fn speak(mut channel: Channel, last: &[u8], codes: &mut Codes) -> Out
     let limit = Instant::now() + LIMIT;
     match codes.patiently(|| tokens.token_until(limit))? {
         Some(8) => {}
-        Some(other) => return wrong(format!("token {other} came in place of 8")),
+        Some(other) => return wrong(format!("expected token 8, got {other}")),
         None if Instant::now() >= limit => return wrong("a token was lost"),
         None => {
             return Err(Trouble::Coded(
                 "ENDED",
-                "the channel has ended before the token".into(),
+                "the channel ended before the token".into(),
             ));
         }
     }
@@ -89,8 +92,8 @@ pub(crate) fn speak(mut channel: Channel, last: &[u8], codes: &mut Codes) -> Out
             .receive_until(&mut room, Instant::now() + LIMIT)
     })? {
         None if channel.receiver().close_reason().is_some() => Ok(()),
-        None => wrong("the end was not told"),
-        Some(_) => wrong("a message came after the last"),
+        None => wrong("the end was not reported"),
+        Some(_) => wrong("a message arrived after the last"),
     }
 }
 
@@ -98,11 +101,11 @@ fn hear(channel: &mut Channel, wanted: &[u8], room: &mut [u8], codes: &mut Codes
     let limit = Instant::now() + LIMIT;
     match codes.patiently(|| channel.receiver().receive_until(room, limit))? {
         Some(length) if room[..length] == *wanted => Ok(()),
-        Some(length) => wrong(format!("{length} bytes that are not those that were sent")),
+        Some(length) => wrong(format!("{length} bytes differ from those that were sent")),
         None if Instant::now() >= limit => wrong("a message was lost"),
         None => Err(Trouble::Coded(
             "ENDED",
-            "the channel has ended before the answer".into(),
+            "the channel ended before the answer".into(),
         )),
     }
 }
@@ -165,17 +168,17 @@ pub(crate) fn read_all(subscription: &mut Subscription, codes: &mut Codes, came_
     while let Some(length) = codes.patiently(|| subscription.receive_until(&mut room, limit))? {
         if room[..length] != numbered(next) {
             if came_before && next == 0 {
-                return Err(Trouble::Coded("LATE", "the publisher had begun".into()));
+                return Err(Trouble::Coded("LATE", "the publisher had already started".into()));
             }
-            return wrong(format!("message {next} is another"));
+            return wrong(format!("message {next} has a wrong content"));
         }
         next += 1;
     }
     if subscription.close_reason().is_none() {
-        return wrong(format!("nothing more came after {next} messages"));
+        return wrong(format!("nothing arrived after {next} messages"));
     }
     if next < MESSAGES {
-        let text = format!("the publisher was gone after {next} messages");
+        let text = format!("the publisher ended after {next} messages");
         return Err(Trouble::Coded("ENDED", text));
     }
     Ok(())
