@@ -1,4 +1,4 @@
-//! The numbers that the binding and JavaScript exchange. They stand here, or in the core; JavaScript asks for them once.
+//! Numbers that the binding and JavaScript exchange. Rust defines all of them; JavaScript reads them once.
 
 #![expect(
     unreachable_pub,
@@ -8,32 +8,32 @@
 use napi_derive::napi;
 use ringfence::{CloseReason, GoneReason, Verifier, binding};
 
-/// `failure()` knows more.
+/// The call failed: `failure()` returns the error.
 pub(crate) const FAILED: i32 = -1;
-/// A message is through.
+/// A message is complete.
 pub(crate) const WHOLE: i32 = -2;
-/// No more will come, and everything was read.
+/// No more messages will arrive, and all were read.
 pub(crate) const ENDED: i32 = -3;
-/// Another message is next than the one that memory was made for.
+/// The next message is not the one that the memory was allocated for.
 pub(crate) const OTHER: i32 = -4;
-/// The size of a message that does not fit is told as `LARGE - size`.
+/// `LARGE - size` answers that a message of `size` bytes does not fit.
 pub(crate) const LARGE: i32 = -16;
-/// What `pull` is told of the call: another one of the same round, or the first of a round.
+/// Argument of `pull`: a further call of the same round, or the first call of a round.
 pub(crate) const MORE: u32 = 1;
 pub(crate) const FIRST: u32 = 2;
 
-/// Why a channel has ended, by number: its place in [`Ended::ALL`].
+/// Reason why a channel has ended, by number: its index in [`Ended::ALL`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Ended {
-    /// It has not.
+    /// The channel is open.
     No,
     Closed,
     Exited,
     Corrupt,
     Exposed,
-    /// This side has closed it: a later look at the peer has refused the peer.
+    /// This side has closed the channel, because a later check refused the peer.
     Refused,
-    /// A publisher has let go of a subscriber that held it up for too long.
+    /// The publisher evicted a slow subscriber.
     Evicted,
 }
 
@@ -48,7 +48,7 @@ impl Ended {
         Self::Evicted,
     ];
 
-    /// Of what can be looked at again.
+    /// Returns the reason of something that has a verifier.
     pub(crate) fn of(reason: Option<impl Into<Self>>, verifier: impl FnOnce() -> Verifier) -> Self {
         match reason {
             None => Self::No,
@@ -61,7 +61,7 @@ impl Ended {
         self as i32
     }
 
-    /// As JavaScript's `closed` tells it.
+    /// The name in JavaScript's `closed` promise.
     const fn name(self) -> Option<&'static str> {
         match self {
             Self::No => None,
@@ -97,7 +97,7 @@ impl From<GoneReason> for Ended {
     }
 }
 
-/// All of them, for JavaScript.
+/// All of these numbers, for JavaScript.
 #[napi(object, object_from_js = false)]
 pub struct Answers {
     pub failed: i32,
@@ -107,17 +107,17 @@ pub struct Answers {
     pub other: i32,
     pub more: u32,
     pub first: u32,
-    /// Bytes of a packed record's header.
+    /// Length of a packed record's header in bytes.
     pub header: u32,
     /// Flags of a packed record.
     pub flags: u32,
-    /// Why a channel has ended, each at its number; the first is that it has not.
+    /// Reasons why a channel has ended, by number; the first means that it is open.
     pub reasons: Vec<Option<&'static str>>,
-    /// The number of the end that this side has made, since a later look has refused the peer.
+    /// Number of the reason that a later check refused the peer.
     pub refused: i32,
 }
 
-/// The numbers by which the functions of a channel answer, and the layout of packed records.
+/// Returns the numbers with which a channel's functions answer, and the layout of packed records.
 #[napi]
 pub fn answers() -> Answers {
     Answers {

@@ -1,5 +1,5 @@
-//! A policy's callback in JavaScript: questions go over by a thread-safe function, and answers come back some time, or
-//! never.
+//! A policy's JavaScript callback. Questions reach JavaScript through a thread-safe function; answers arrive
+//! later, or never.
 
 use std::{
     collections::HashMap,
@@ -19,14 +19,14 @@ use crate::{
     threadsafe::Threadsafe,
 };
 
-/// What JavaScript was asked and has not answered.
+/// Questions that JavaScript has not answered yet.
 #[derive(Default)]
 pub(crate) struct Questions {
     open: Mutex<HashMap<u32, Decision>>,
     last: AtomicU32,
 }
 
-/// Asks JavaScript. Dropped with the last policy that it belongs to, and then JavaScript's function is let go of.
+/// Asks JavaScript. The last policy that uses it drops it, which releases the JavaScript function.
 pub(crate) struct Authorize {
     threadsafe: Arc<Threadsafe>,
     questions: Arc<Questions>,
@@ -40,13 +40,14 @@ impl Questions {
     fn add(&self, decision: Decision) -> u32 {
         let id = self.last.fetch_add(1, Ordering::Relaxed);
         let mut open = self.open();
-        // A promise that never settles leaves no trace once its peer's time is up.
+        // Removes questions whose peer has timed out, so that promises that never settle do not accumulate.
         open.retain(|_, decision| decision.is_awaited());
         open.insert(id, decision);
         id
     }
 
-    /// JavaScript's answer. `verdict`: 0 no, 1 yes, 2 an error of its own, which it keeps under this number.
+    /// Handles JavaScript's answer. `verdict` is 0 to refuse, 1 to allow, or 2 for an error, which JavaScript
+    /// keeps under this id.
     pub(crate) fn answer(&self, id: u32, verdict: u32, found: String) {
         let decision = self.open().remove(&id);
         match (decision, verdict) {
@@ -66,7 +67,8 @@ impl Questions {
 
 impl Authorize {
     /// # Safety
-    /// `env` is the environment that runs now, on this thread; `callback` a live function of it, which must not throw.
+    /// `env` is the environment that runs now, on this thread. `callback` is a live function of it and must
+    /// not throw.
     pub(crate) unsafe fn new(env: sys::napi_env, callback: sys::napi_value) -> napi::Result<Self> {
         let authorize = Self {
             threadsafe: Arc::default(),
@@ -76,7 +78,8 @@ impl Authorize {
             Arc::clone(&authorize.threadsafe),
             Arc::clone(&authorize.questions),
         )));
-        // SAFETY: passed on from the caller; `forget` frees the context, which is of its type.
+        // SAFETY: the caller guarantees env and callback. `forget` frees the context, which has the type it
+        // expects.
         let function = unsafe {
             task::create(
                 env,
@@ -90,12 +93,12 @@ impl Authorize {
         match function {
             Ok(function) => authorize.threadsafe.take_over(function),
             Err(error) => {
-                // SAFETY: there is no function that would free it.
+                // SAFETY: no function was created, so nothing else frees the context.
                 drop(unsafe { Box::from_raw(context) });
                 return Err(error);
             }
         }
-        // The call that waits for a channel keeps the event loop alive already.
+        // The call that waits for a channel already keeps the event loop alive.
         authorize.threadsafe.keep_alive(env, false);
         Ok(authorize)
     }
@@ -104,7 +107,7 @@ impl Authorize {
         Arc::clone(&self.questions)
     }
 
-    /// The policy with this as its callback.
+    /// Returns the policy with this callback.
     pub(crate) fn of(self, policy: ringfence::Policy) -> ringfence::Policy {
         policy.authorize_later(move |identity, decision| self.ask(&identity, decision))
     }
@@ -113,7 +116,7 @@ impl Authorize {
         let id = self.questions.add(decision);
         let question = Box::into_raw(Box::new((id, Identity::from(identity))));
         if !self.threadsafe.send(question.cast()) {
-            // SAFETY: it was not sent, so nothing else takes it back.
+            // SAFETY: the question was not sent, so nothing else owns the box.
             drop(unsafe { Box::from_raw(question) });
             self.questions
                 .answer(id, 0, "no callback to ask: its JavaScript is ending".into());
@@ -129,9 +132,9 @@ impl Drop for Authorize {
 
 type Context = (Arc<Threadsafe>, Arc<Questions>);
 
-/// The function is gone, or its environment ends: what is open will not be answered.
+/// Called when the function is freed or its environment ends: no open question will be answered.
 unsafe extern "C" fn forget(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
-    // SAFETY: the box of `new`; the engine calls this once.
+    // SAFETY: data is the box from `new`, and the engine calls this once.
     let (threadsafe, questions) = *unsafe { Box::from_raw(data.cast::<Context>()) };
     threadsafe.forget();
     questions.open().clear();
@@ -143,16 +146,17 @@ unsafe extern "C" fn deliver(
     _context: *mut c_void,
     data: *mut c_void,
 ) {
-    // SAFETY: the box of `ask`; the engine delivers it once, with a null env where it is ending.
+    // SAFETY: data is the box from `ask`, which the engine delivers once. If the environment is ending, env
+    // is null.
     let (id, identity) = *unsafe { Box::from_raw(data.cast::<(u32, Identity)>()) };
     if env.is_null() {
         return;
     }
-    // SAFETY: the engine calls on the environment's thread, inside a handle scope.
+    // SAFETY: the engine calls this on the environment's thread, inside a handle scope.
     unsafe {
         let arguments = ToNapiValue::to_napi_value(env, id)
             .and_then(|id| Ok([id, ToNapiValue::to_napi_value(env, identity)?]));
-        // JavaScript has run out of memory, or is ending.
+        // On an error, JavaScript has run out of memory or is ending.
         if let Ok(arguments) = arguments {
             task::call(env, callback, &arguments);
         }

@@ -1,4 +1,4 @@
-//! How each endpoint begins: what blocks in the core runs on a thread of its own.
+//! The start of each endpoint. The core's blocking calls run on their own threads.
 
 #![expect(
     unreachable_pub,
@@ -23,7 +23,8 @@ use crate::{
     task::{self, Going},
 };
 
-/// What is in here, until somebody takes it out. JavaScript's garbage is collected some time; a descriptor in here must not wait for that.
+/// A value that can be taken out once. JavaScript's garbage collector may run late; a descriptor in here must
+/// not wait for it.
 struct Slot<T>(Arc<Mutex<Option<T>>>);
 
 impl<T> Clone for Slot<T> {
@@ -46,7 +47,7 @@ impl<T> Slot<T> {
     }
 }
 
-/// What calls a handshake off, as long as it is under way.
+/// The token that cancels a handshake, while it is in progress.
 type UnderWay = Slot<ringfence::CancelToken>;
 
 impl UnderWay {
@@ -57,11 +58,11 @@ impl UnderWay {
     }
 }
 
-/// What was made, until JavaScript gets it.
+/// The result, until JavaScript receives it.
 type Undelivered<T> = Slot<ringfence::Result<T>>;
 
 impl<T: Send + 'static> Undelivered<T> {
-    /// Lets go of it, if JavaScript did not get it, and waits a moment for that.
+    /// Drops the result if JavaScript has not received it, and waits briefly for that.
     fn discard(&self) {
         if let Some(Ok(made)) = self.take() {
             task::wait_a_moment(&task::let_go(made));
@@ -69,10 +70,11 @@ impl<T: Send + 'static> Undelivered<T> {
     }
 }
 
-/// What is to be let go of as the process ends, or its environment: each has one, and either may come first.
+/// Releases a handshake when the process exits or its environment ends. Each of the two has one, and either
+/// may run first.
 struct Rest<T> {
     under_way: UnderWay,
-    /// Disconnected once the thread has let go of everything that it does not deliver.
+    /// Disconnected once the thread has stored its result.
     over: Going,
     undelivered: Undelivered<T>,
 }
@@ -80,14 +82,14 @@ struct Rest<T> {
 impl<T: Send + 'static> Rest<T> {
     fn let_go(&self) {
         self.under_way.cancel();
-        // Where the outcome was delivered, the thread is through.
+        // After a delivery, the thread has already finished.
         task::wait_a_moment(&self.over);
-        // What had been made before that stands at its address.
+        // A result that was created before that still occupies its address.
         self.undelivered.discard();
     }
 }
 
-/// A handshake under way.
+/// A handshake in progress.
 #[napi]
 pub struct Joining {
     under_way: UnderWay,
@@ -97,19 +99,21 @@ pub struct Joining {
 
 #[napi]
 impl Joining {
-    /// Calls it off: its callback gets `ABORTED`, unless it gets a channel just now.
+    /// Cancels the handshake. Its callback receives `ABORTED`, unless the handshake completes at the same
+    /// moment.
     #[napi]
     pub fn cancel(&self) {
         self.under_way.cancel();
     }
 
-    /// As `cancel`, and waits a moment until the address is free: the process ends, and delivers nothing any more.
+    /// Cancels the handshake, and waits briefly until the address is free. For an exiting process, which no
+    /// longer delivers results.
     #[napi]
     pub fn vacate(&self) {
         (self.vacate)();
     }
 
-    /// Answers question `id` of the policy's callback: see `Questions::answer`.
+    /// Answers question `id` of the policy's callback; see `Questions::answer`.
     #[napi]
     pub fn answer(&self, id: u32, verdict: u32, found: String) {
         if let Some(questions) = &self.questions {
@@ -118,12 +122,14 @@ impl Joining {
     }
 }
 
-/// Begins what takes its time at an address: `endpoint` is the name of the core's function. The callback gets a failure, or null
-/// and what was made (a channel, a listener, a membership, a publisher, a subscription); it is called once, later, and keeps the event loop alive until
-/// then. `ask` is the policy's callback, if it has one.
+/// Starts a blocking call at an address. `endpoint` names the function of the core, and `ask` is the policy's
+/// callback, if any.
+///
+/// The callback `done` receives a failure, or null and the result: a channel, listener, membership, publisher
+/// or subscription. It is called once, asynchronously, and keeps the event loop alive until then.
 ///
 /// # Errors
-/// Throws a plain `Error` where a thread or a function cannot be made.
+/// Throws a plain `Error` if a thread or a function cannot be created.
 #[napi(
     ts_args_type = "endpoint: string, address: string, options: Options, done: (failure: Failure | null, made: unknown) => void, ask?: (id: number, identity: Identity) => void"
 )]
@@ -171,17 +177,17 @@ pub fn begin(
     }
 }
 
-/// What waits at an address until it has what it is for.
+/// A function of the core that waits at an address until its endpoint is open.
 type Meet<T> = fn(&ringfence::Address, &ringfence::Options) -> ringfence::Result<T>;
 
-/// The name of a thread, what blocks on it, and what makes a JavaScript object of the outcome.
+/// Name of the thread, the blocking call, and the conversion of its result to a JavaScript object.
 type Way<M, T> = (
     &'static str,
     M,
     unsafe fn(sys::napi_env, T, bool) -> napi::Result<sys::napi_value>,
 );
 
-/// What JavaScript gives to everything that takes its time.
+/// Arguments that JavaScript passes to every asynchronous call.
 pub(crate) struct Given<'env> {
     pub(crate) env: Env,
     pub(crate) options: Options,
@@ -195,7 +201,8 @@ impl Given<'_> {
         address: &str,
         (name, meet, to_object): Way<Meet<T>, T>,
     ) -> napi::Result<Joining> {
-        // A relative path is one in the directory in which JavaScript has called, wherever the process is a moment later.
+        // Resolve a relative path against the current directory of this call, which may change before the
+        // thread runs.
         let address = address
             .parse::<ringfence::Address>()
             .map(|address| address.absolute());
@@ -206,7 +213,7 @@ impl Given<'_> {
         ))
     }
 
-    /// Runs what blocks on a thread of its own.
+    /// Runs the blocking call on its own thread.
     pub(crate) fn run<T: Send + 'static>(
         self,
         (name, meet, to_object): Way<
@@ -224,7 +231,8 @@ impl Given<'_> {
             ringfence::CancelToken::new().map_err(|error| napi::Error::from_reason(error.to_string()))?;
         let under_way = UnderWay::new(Some(cancel_token.clone()));
         let authorize = match ask {
-            // SAFETY: env is live, and the callback a value of it; what is no function is refused by the engine.
+            // SAFETY: env is live and the callback is a value of it; the engine refuses a value that is not a
+            // function.
             Some(ask) => Some(unsafe { Authorize::new(env.raw(), ask.raw()) }?),
             None => None,
         };
@@ -247,7 +255,8 @@ impl Given<'_> {
             };
             (busy, rest)
         });
-        // SAFETY: env is live, and the callback a value of it; what is no function is refused by the engine.
+        // SAFETY: env is live and the callback is a value of it; the engine refuses a value that is not a
+        // function.
         unsafe {
             task::run(
                 env.raw(),
@@ -261,7 +270,7 @@ impl Given<'_> {
                 },
                 move |env, ()| {
                     let outcome = waiting.take().unwrap_or(Err(ringfence::Error::Aborted));
-                    // Once there is an outcome, there is nothing to call off: a listener is closed instead.
+                    // Once there is a result, there is nothing to cancel: a listener is closed instead.
                     drop(delivered.take());
                     task::outcome(env, outcome, |made| to_object(env, made, use_libuv))
                 },

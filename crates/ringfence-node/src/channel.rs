@@ -1,5 +1,5 @@
-//! A channel as a plain JavaScript object of functions. Those on the hot path answer with numbers: what is negative
-//! is not a size, and `-1` says that `failure()` knows more.
+//! A channel as a plain JavaScript object of functions. Functions on the hot path answer with numbers. A
+//! negative number is not a size, and `-1` means that `failure()` returns the error.
 
 use std::{os::fd::AsRawFd, time::Duration};
 
@@ -27,24 +27,24 @@ use crate::{
 };
 
 struct Endpoint {
-    /// `None` once the channel is closed and everything is let go of, the line included.
+    /// `None` once the channel is closed and everything is released, including the line.
     halves: Option<Halves>,
-    /// What the peer has left when it was gone, until it was read.
+    /// Unread messages of a peer that has ended, until they are read.
     left: Option<Receiver>,
     handle: Handle,
-    /// `None` once all have been taken after the channel's end, or the rest is let go of.
+    /// `None` once all tokens were taken after the channel's end, or the rest was dropped.
     tokens: Option<Tokens>,
-    /// Of the bell of the tokens, which must not be closed while it is watched.
+    /// Watches the doorbell of the tokens, which must not be closed while it is watched.
     token_poll: Option<Poll>,
-    /// Strays and dropped tokens, once there are no tokens any more to ask.
+    /// Counts of stray and dropped tokens, once `tokens` is `None`.
     counted: (u64, u64),
     /// See [`Reads::evidence`].
     evidence: Vec<ringfence::Evidence>,
     reservation: Reservation,
     busy_poll: Duration,
-    /// What was sent, once there is no sender to ask.
+    /// Statistics of sending, once there is no sender.
     sent: ChannelStats,
-    /// The same of what was received.
+    /// Statistics of receiving, once there is no receiver.
     received: ChannelStats,
 }
 
@@ -111,7 +111,7 @@ impl Reads for Endpoint {
 }
 
 impl Endpoint {
-    /// Why the channel has ended: 0 while it has not.
+    /// Returns the reason why the channel has ended, or 0 while it is open.
     fn reason(&self) -> Answer {
         let ended = match &self.halves {
             None => Ended::Closed,
@@ -120,9 +120,9 @@ impl Endpoint {
         Answer::from(ended.number())
     }
 
-    /// Closes the channel, and lets go of the line as well.
+    /// Closes the channel and releases the line.
     fn let_go(&mut self) {
-        // First: a watched descriptor must not be closed.
+        // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
         if let Some(Halves {
             mut sender,
@@ -140,7 +140,7 @@ impl Endpoint {
         }
     }
 
-    /// As [`Endpoint::let_go`], but what the peer has left can be read still.
+    /// Like [`Endpoint::let_go`], but keeps the peer's unread messages readable.
     fn outlive(&mut self) {
         self.handle.stop();
         if let Some(Halves {
@@ -165,10 +165,10 @@ impl Endpoint {
     }
 }
 
-/// Arguments: memory, from where on, bytes of the shortest and of the longest message, and 1 where a message that comes alone is
-/// held as well.
+/// Arguments: memory, the offset in it, and the lengths of the shortest and the longest message. A fifth
+/// argument of 1 also holds a message that arrives alone.
 fn pull_held(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    // SAFETY: used within this call, and asked for once.
+    // SAFETY: the slice is used within this call only, and requested once.
     let block = unsafe { call.bytes(0) };
     let from = call.size(1).min(block.len());
     let lengths = call.size(2)..=call.size(3);
@@ -183,9 +183,9 @@ fn pull_held(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     told(endpoint, pulled)
 }
 
-/// Arguments: memory, and how many bytes of what was pulled last are not to be had again.
+/// Arguments: memory, and the number of bytes of the last pull that must not be returned again.
 fn pull_again(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    // SAFETY: used within this call, and asked for once.
+    // SAFETY: the slice is used within this call only, and requested once.
     let into = unsafe { call.bytes(0) };
     let passed = call.size(1);
     let pulled = endpoint
@@ -206,7 +206,7 @@ fn pull_held_busy(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
 }
 
 fn gather(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    // SAFETY: used within this call, and asked for once.
+    // SAFETY: the slice is used within this call only, and requested once.
     let into = unsafe { call.bytes(0) };
     match endpoint.reader().and_then(|receiver| receiver.receive_part(into)) {
         Ok(Progress::Whole) => Answer::from(WHOLE),
@@ -226,8 +226,8 @@ fn disarm(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-/// Reads the line, or sees to it that it is read later. 0 while the channel is open; the peer's messages may still be there
-/// to read when it is not.
+/// Reads the line, or arranges a later read. Answers 0 while the channel is open. Unread messages may remain
+/// after it has closed.
 fn listen(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     if endpoint.halves.is_some() {
         hear(endpoint);
@@ -238,8 +238,8 @@ fn listen(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     endpoint.reason()
 }
 
-/// Whether the peer is gone without having said that no more would come: 0 no, 1 its process has ended, 2 it has closed
-/// the channel.
+/// Answers whether the peer disconnected without ending its sending: 0 for no, 1 if its process has exited, 2
+/// if it has closed the channel.
 fn is_cut(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     let cut = endpoint.halves.as_ref().map_or(0, |Halves { receiver, .. }| {
         match (receiver.is_cut(), receiver.close_reason()) {
@@ -270,7 +270,7 @@ fn outlive(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-/// Frees the address, and lets the channel be: the process ends.
+/// Frees the address and leaves the channel as it is, because the process is exiting.
 fn vacate(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     if let Some(Halves { sender, .. }) = &endpoint.halves {
         sender.vacate();
@@ -284,7 +284,7 @@ fn send_token(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     endpoint.answer(sent.map(|()| 0_i32))
 }
 
-/// A token, as a bigint; 0: none now.
+/// Answers with a token as a bigint, or with 0 if there is none now.
 fn token(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     let Some(tokens) = &endpoint.tokens else {
         return Answer::from(ENDED);
@@ -299,14 +299,15 @@ fn token(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     Answer::bigint(call.env, token)
 }
 
-/// The callback is called while there is a token to take, or no more will come. It keeps no event loop alive: the
-/// channel does.
+/// Calls the callback while a token is available, or once no more will arrive. Does not keep the event loop
+/// alive, since the channel does.
 fn watch_tokens(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     let bell = match endpoint.tokens().and_then(Tokens::bell) {
         Ok(bell) => bell.as_raw_fd(),
         Err(error) => return endpoint.fail(error),
     };
-    // SAFETY: the bell lives as long as the tokens, whose poll handle is stopped before they go.
+    // SAFETY: the doorbell stays open as long as the tokens, whose poll handle is stopped before they are
+    // dropped.
     match unsafe { endpoint.handle.start(call, bell) } {
         Ok(poll) => {
             poll.keep_alive(call.env, false);
@@ -345,7 +346,7 @@ fn dropped_tokens(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     Answer::Number(count as f64)
 }
 
-/// What was done so far, in the order of the face's `Figures`.
+/// Answers with the statistics so far, in the order of TypeScript's `Figures`.
 fn stats(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     if let Some(Halves { sender, receiver, .. }) = &mut endpoint.halves {
         endpoint.received = receiver.stats();
@@ -359,7 +360,7 @@ fn stats(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
         sent.bytes_sent,
         received.messages_received,
         received.bytes_received,
-        // Both halves count these together.
+        // Both halves share these counters.
         received.bells_rung.max(sent.bells_rung),
         received.sleeps.max(sent.sleeps),
         sent.ring_used,
@@ -375,7 +376,8 @@ impl Drop for Endpoint {
     }
 }
 
-/// What a channel can do. One function of the channel's does it all: each function takes a KiB of JavaScript's memory.
+/// Operations of a channel. One JavaScript function calls all of them, because each function takes a KiB of
+/// memory.
 const OPERATIONS: [(&str, Function<Endpoint>); 40] = [
     ("flush", flush),
     ("send", send),
@@ -419,7 +421,7 @@ const OPERATIONS: [(&str, Function<Endpoint>); 40] = [
     ("failure", failure),
 ];
 
-/// The names of a channel's operations: each is asked for by its place here.
+/// Returns the names of a channel's operations. JavaScript calls each by its index.
 #[napi]
 pub(crate) fn operations() -> Vec<&'static str> {
     OPERATIONS.iter().map(|(name, _)| *name).collect()
@@ -434,7 +436,7 @@ fn operate(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     }
 }
 
-/// A channel as a JavaScript object.
+/// Creates the JavaScript object of a channel.
 ///
 /// # Safety
 /// `env` is the environment that runs now, on this thread, inside a handle scope.

@@ -1,4 +1,4 @@
-//! `spawn` and `fromParent`: Node starts the child itself, and leaves it a descriptor of the line.
+//! `spawn` and `fromParent`. Node starts the child itself, which inherits a descriptor of the line.
 
 #![expect(
     unreachable_pub,
@@ -17,7 +17,7 @@ use crate::{
     convert::{Failure, Options},
 };
 
-/// Both ends of a line, until each is where it belongs. What is left when this goes is closed.
+/// Both ends of a line, until each is passed on. Dropping it closes the ends that are still here.
 #[napi]
 pub struct PrivateLine {
     parent: Option<ParentLine>,
@@ -26,21 +26,21 @@ pub struct PrivateLine {
 
 #[napi]
 impl PrivateLine {
-    /// The descriptor of the child's end; -1 once it is closed.
+    /// Returns the descriptor of the child's end, or -1 once it is closed.
     #[napi(getter)]
     pub fn descriptor(&self) -> i32 {
         self.child.as_ref().map_or(-1, |child| child.as_fd().as_raw_fd())
     }
 
-    /// The environment variable by which the child finds its end at descriptor `number`: its name and its value.
+    /// Returns name and value of the environment variable that tells the child to use descriptor `number`.
     #[napi]
     pub fn variable(&self, number: i32) -> Option<Vec<String>> {
         let child = self.child.as_ref()?;
         Some(vec![ringfence::LINE_VARIABLE.to_owned(), child.value(number)])
     }
 
-    /// The child was started, with a descriptor of its own: this one is closed. To be called in the same turn of the
-    /// event loop, in which its end cannot have been waited for.
+    /// Closes this process's copy of the child's end, because the child was started with its own. Must be
+    /// called in the same turn of the event loop as the start: the child cannot have been reaped yet.
     #[napi]
     pub fn started(&mut self, pid: u32) -> Option<Failure> {
         self.child = None;
@@ -48,7 +48,7 @@ impl PrivateLine {
         named.err().as_ref().map(Failure::from)
     }
 
-    /// Closes what is left.
+    /// Closes the ends that are still here.
     #[napi]
     pub fn close(&mut self) {
         self.child = None;
@@ -56,8 +56,10 @@ impl PrivateLine {
     }
 }
 
+/// Creates a private line.
+///
 /// # Errors
-/// Throws a plain `Error` where descriptors have run out.
+/// Throws a plain `Error` if no descriptors are left.
 #[napi]
 pub fn private_line() -> napi::Result<PrivateLine> {
     let (parent, child) =
@@ -68,10 +70,10 @@ pub fn private_line() -> napi::Result<PrivateLine> {
     })
 }
 
-/// The channel with the child. Otherwise as `join`.
+/// Opens the channel with the child. Otherwise like `join`.
 ///
 /// # Errors
-/// As `join`, and where the line has been used already.
+/// As for `join`, and if the line was already used.
 #[napi(
     ts_args_type = "line: PrivateLine, options: Options, done: (failure: Failure | null, channel: unknown) => void, ask?: (id: number, identity: Identity) => void"
 )]
@@ -96,10 +98,10 @@ pub fn adopt(
     .run(("ringfence-adopt", meet, channel::to_object))
 }
 
-/// The channel with the parent. Otherwise as `join`.
+/// Opens the channel with the parent. Otherwise like `join`.
 ///
 /// # Errors
-/// As `join`.
+/// As for `join`.
 #[napi(
     ts_args_type = "options: Options, done: (failure: Failure | null, channel: unknown) => void, ask?: (id: number, identity: Identity) => void"
 )]

@@ -1,4 +1,4 @@
-//! From the core's types to plain JavaScript objects, and back.
+//! Conversions between the core's types and plain JavaScript objects.
 
 #![expect(
     unreachable_pub,
@@ -9,28 +9,28 @@ use std::fmt;
 
 use napi_derive::napi;
 
-/// An error: its code without prefix, its sentence, and for a refusal what was compared.
+/// An error: its code without prefix, its sentence, and the compared values if it is a refusal.
 #[napi(object)]
 pub struct Failure {
-    /// `PEER_REFUSED` and so on.
+    /// The code, such as `PEER_REFUSED`.
     pub code: String,
     /// One sentence for people.
     pub message: String,
-    /// The check that failed, for a refusal.
+    /// The failed check of a refusal.
     pub check: Option<String>,
-    /// What it asked for.
+    /// The value that the check required.
     pub wanted: Option<String>,
-    /// What it found.
+    /// The value that the check found.
     pub found: Option<String>,
-    /// The refused peer, as far as it is known.
+    /// Identity of the refused peer, as far as it is known.
     pub identity: Option<Identity>,
-    /// What the kernel said, where that is behind it.
+    /// The kernel's error, if one caused this error.
     pub cause: Option<String>,
-    /// The question to the policy's callback that JavaScript answered with an error of its own.
+    /// Number of the question that the policy's JavaScript callback answered with an error.
     pub question: Option<u32>,
 }
 
-/// JavaScript's own error, which stays there: this is the number of the question.
+/// An error of the policy's callback. The error itself stays in JavaScript, under the number of the question.
 #[derive(Debug)]
 pub(crate) struct Thrown {
     pub(crate) question: u32,
@@ -45,7 +45,8 @@ impl fmt::Display for Thrown {
 
 impl std::error::Error for Thrown {}
 
-/// A peer may make up another name each time, and programs count by them: the sentence alone has it.
+/// Returns the name of a check. A peer may invent names, and programs count refusals by name, so unknown ones
+/// become `other`. The error's sentence has the actual name.
 fn name_of(check: &ringfence::Check) -> &str {
     match check {
         ringfence::Check::Other(_) => "other",
@@ -85,20 +86,21 @@ impl From<&ringfence::Error> for Failure {
     }
 }
 
-/// A file that a process executes.
+/// An executable file of a process.
 #[napi(object)]
 pub struct Executable {
-    /// Its path, for people.
+    /// Its path, for display.
     pub path: String,
-    /// `st_dev`, in decimal: a number of JavaScript's does not hold it, and a bigint would make JSON of an identity fail.
+    /// `st_dev` in decimal. A JavaScript number cannot hold it, and a bigint would make `JSON.stringify` of
+    /// an identity fail.
     pub device: String,
     /// `st_ino`, likewise.
     pub inode: String,
-    /// What its content hashes to, where the policy asked for that.
+    /// SHA-256 of its content, if the policy requires one.
     pub sha256: Option<String>,
 }
 
-/// What the kernel attested of a peer.
+/// Identity of a peer, attested by the kernel.
 #[napi(object)]
 pub struct Identity {
     /// Process id.
@@ -109,11 +111,11 @@ pub struct Identity {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Option<Vec<u32>>,
-    /// The cgroup's path.
+    /// Path of the cgroup.
     pub cgroup: Option<String>,
-    /// The security label.
+    /// Security label.
     pub label: Option<String>,
-    /// The executable.
+    /// Executable of the process.
     pub executable: Option<Executable>,
 }
 
@@ -136,18 +138,18 @@ impl From<&ringfence::Identity> for Identity {
     }
 }
 
-/// One check that was made.
+/// A check that was made.
 #[napi(object)]
 pub struct Evidence {
-    /// The step of the handshake.
+    /// Step of the handshake.
     pub step: String,
-    /// What was looked at.
+    /// Name of the check.
     pub check: String,
-    /// What it had to be.
+    /// Required value.
     pub wanted: String,
-    /// What it was.
+    /// Found value.
     pub found: String,
-    /// How the check came out: `passed` or `not-asked`.
+    /// Result of the check: `passed` or `not-asked`.
     pub outcome: String,
 }
 
@@ -169,10 +171,10 @@ impl From<&ringfence::Evidence> for Evidence {
     }
 }
 
-/// What a later look at the peer has found.
+/// Result of a later check of the peer.
 #[napi(object)]
 pub struct Verified {
-    /// Who it is.
+    /// Identity of the peer.
     pub identity: Identity,
     /// The checks that were made.
     pub evidence: Vec<Evidence>,
@@ -187,35 +189,35 @@ impl From<&ringfence::Verified> for Verified {
     }
 }
 
-/// An executable that a policy lets in.
+/// An executable that a policy allows.
 #[napi(object)]
 pub struct Program {
-    /// This process's own.
+    /// Whether it is this process's own executable.
     pub same: bool,
-    /// Left out, and not this process's own: whatever file has the content.
+    /// Path. Without one, and if `same` is false, any file with the content is allowed.
     pub path: Option<String>,
-    /// 64 hexadecimal digits.
+    /// SHA-256 of the content, as 64 hexadecimal digits.
     pub sha256: Option<String>,
 }
 
-/// A policy, as TypeScript has checked it.
+/// A policy, validated by TypeScript.
 #[napi(object)]
 pub struct Policy {
-    /// The uids that pass; left out: this process's own.
+    /// Allowed uids. Default: this process's own.
     pub uids: Option<Vec<u32>>,
-    /// The gids that pass; left out: not looked at.
+    /// Allowed gids. Default: not checked.
     pub gids: Option<Vec<u32>>,
-    /// The executables that pass; left out: not looked at.
+    /// Allowed executables. Default: not checked.
     pub executables: Option<Vec<Program>>,
-    /// The cgroup.
+    /// Required cgroup.
     pub cgroup: Option<String>,
-    /// The security label.
+    /// Required security label.
     pub label: Option<String>,
-    /// `same` or `any`; left out: `same`.
+    /// `same` (the default) or `any`.
     pub namespace: Option<String>,
 }
 
-/// The options of a channel, as TypeScript has checked them.
+/// Options of an endpoint, validated by TypeScript.
 #[napi(object)]
 pub struct Options {
     /// `memfd` or `shm`.
@@ -226,39 +228,39 @@ pub struct Options {
     pub max_message_size: Option<f64>,
     /// Bytes.
     pub max_peer_capacity: Option<f64>,
-    /// Left out: the same uid and the same executable.
+    /// Default: the same uid and the same executable.
     pub policy: Option<Policy>,
     /// Permission bits.
     pub mode: Option<u32>,
     /// A gid.
     pub group: Option<u32>,
-    /// A group's name.
+    /// Name of a group.
     pub group_name: Option<String>,
     /// Milliseconds.
     pub timeout: Option<f64>,
-    /// Wait for the place.
+    /// Whether to wait for the address.
     pub wait: Option<bool>,
-    /// Channels of a service.
+    /// Number of channels of a service.
     pub max_peers: Option<f64>,
-    /// Of these, with one process.
+    /// Number of these channels with one process.
     pub max_peers_per_process: Option<f64>,
-    /// Of these, with one user.
+    /// Number of these channels with one user.
     pub max_peers_per_user: Option<f64>,
     /// Microseconds.
     pub busy_poll: Option<f64>,
-    /// Close this process to others of its user within the handshake.
+    /// Whether to make this process inaccessible to others of its user during the handshake.
     pub harden: Option<bool>,
-    /// The tripwire's realtime signal.
+    /// Realtime signal of the tripwire.
     pub signal_number: Option<i32>,
-    /// Milliseconds; Infinity: never.
+    /// Milliseconds; Infinity for never.
     pub stall: Option<f64>,
-    /// What subscribers may ask for.
+    /// Deliveries that subscribers may ask for.
     pub deliveries: Option<Vec<String>>,
-    /// What a subscriber asks for.
+    /// Delivery that a subscriber asks for.
     pub delivery: Option<String>,
-    /// Where a subscriber begins.
+    /// Position at which a subscriber starts.
     pub from: Option<String>,
-    /// Whether the event loop's own handles may be used to watch the line.
+    /// Whether poll handles of the event loop may be used to watch descriptors.
     pub use_libuv: bool,
 }
 
@@ -272,7 +274,8 @@ fn whole(number: f64) -> u64 {
 }
 
 impl Options {
-    /// The core's options; `with_callback` gives the policy its callback. Errors with what the core says to them.
+    /// Converts to the core's options. `with_callback` adds the callback to the policy. Fails if the core
+    /// rejects a value.
     pub(crate) fn to_core(
         &self,
         with_callback: impl FnOnce(ringfence::Policy) -> ringfence::Policy,
@@ -392,43 +395,43 @@ impl Program {
     }
 }
 
-/// One thing that was looked at.
+/// Result of one test of this system.
 #[napi(object)]
 pub struct Finding {
-    /// Its name for programs.
+    /// Name for programs.
     pub name: String,
-    /// Its name for people.
+    /// Name for people.
     pub title: String,
     /// `good`, `limited` or `missing`.
     pub status: String,
-    /// What was found.
+    /// Observed state.
     pub found: String,
-    /// What that means for the promises.
+    /// Consequence for the promises.
     pub meaning: String,
 }
 
-/// What this system offers.
+/// The abilities of this system.
 #[napi(object)]
 pub struct Diagnosis {
-    /// The kernel's name and version.
+    /// Name and version of the kernel.
     pub kernel: String,
-    /// One entry for each thing that the promises rest on.
+    /// One entry for each ability that the promises depend on.
     pub findings: Vec<Finding>,
 }
 
-/// Closes this process to others of its user. Returns what went wrong, or null.
+/// Makes this process inaccessible to others of its user. Returns the failure, or null.
 #[napi]
 pub fn harden() -> Option<Failure> {
     ringfence::harden().err().as_ref().map(Failure::from)
 }
 
-/// One memory barrier for all channels that were parked. Returns what went wrong, or null.
+/// Makes one memory barrier for all parked channels. Returns the failure, or null.
 #[napi]
 pub fn barrier() -> Option<Failure> {
     ringfence::binding::barrier().err().as_ref().map(Failure::from)
 }
 
-/// Keeps Node from opening its inspector on SIGUSR1. Returns what went wrong, or null.
+/// Prevents Node from opening its inspector on SIGUSR1. Returns the failure, or null.
 #[napi]
 pub fn ignore_sigusr1() -> Option<Failure> {
     ringfence::binding::ignore_sigusr1()
@@ -437,7 +440,7 @@ pub fn ignore_sigusr1() -> Option<Failure> {
         .map(Failure::from)
 }
 
-/// Tries what this system offers.
+/// Tests what this system supports.
 #[napi]
 pub fn doctor() -> Diagnosis {
     let diagnosis = ringfence::doctor();

@@ -1,4 +1,4 @@
-//! What the objects have in common that JavaScript sees: each watches a descriptor, and knows what went wrong last.
+//! Common parts of the objects that JavaScript sees: each watches a descriptor, and stores its last error.
 
 use std::os::fd::RawFd;
 
@@ -19,7 +19,7 @@ pub(crate) struct Handle {
     pub(crate) use_libuv: bool,
 }
 
-/// What an object of JavaScript's stands for.
+/// State behind a JavaScript object.
 pub(crate) trait Object: State {
     fn handle(&mut self) -> &mut Handle;
 
@@ -35,12 +35,12 @@ pub(crate) trait Object: State {
     }
 }
 
-/// What went wrong last, once.
+/// Returns the last error, once.
 pub(crate) fn failure<O: Object>(object: &mut O, call: &mut Call) -> Answer {
     object.handle().failure(call)
 }
 
-/// Argument: 1 where the event loop is kept alive, 0 where not.
+/// Argument: 1 to keep the event loop alive, 0 to not.
 pub(crate) fn keep_alive<O: Object>(object: &mut O, call: &mut Call) -> Answer {
     object.handle().keep_alive(call)
 }
@@ -59,7 +59,7 @@ impl Handle {
         Answer::from(FAILED)
     }
 
-    /// A call has panicked; `what` became of the object.
+    /// Stores an error after a panic in a call. `what` tells what was done to the object.
     pub(crate) fn panicked(&mut self, what: &str) {
         self.failure = Some(ringfence::Error::Unsupported {
             what: format!("a defect of ringfence itself, please report it ({what})"),
@@ -72,12 +72,12 @@ impl Handle {
         Answer::value(call.env, failure)
     }
 
-    /// Has the function that is the call's argument called whenever the descriptor is readable; 0 where that is so.
+    /// Calls the function in the call's argument whenever the descriptor is readable. Answers 0 on success.
     ///
     /// # Safety
     /// The descriptor stays open until [`Handle::stop`].
     pub(crate) unsafe fn watch(&mut self, call: &Call, descriptor: RawFd) -> Answer {
-        // SAFETY: the caller promises it.
+        // SAFETY: the caller guarantees it.
         match unsafe { self.start(call, descriptor) } {
             Ok(poll) => {
                 self.poll = Some(poll);
@@ -87,22 +87,24 @@ impl Handle {
         }
     }
 
-    /// As [`Handle::watch`], by a poll handle of the caller's own.
+    /// Like [`Handle::watch`], with a poll handle that the caller keeps.
     ///
     /// # Safety
     /// The descriptor stays open until the poll handle is dropped.
     pub(crate) unsafe fn start(&self, call: &Call, descriptor: RawFd) -> ringfence::Result<Poll> {
-        // SAFETY: a call is one in a callback of its environment; the caller promises the rest.
+        // SAFETY: a call exists only within a callback of its environment; the caller guarantees the rest.
         let started = unsafe { Poll::start(call.env, descriptor, call.value(0), self.use_libuv) };
-        // Memory, a thread or a watch of epoll's is what may be short; all else was there when the process began.
+        // Only memory, a thread or an epoll watch can be short; everything else existed when the process
+        // started.
         started.map_err(|error| ringfence::Error::NoSpace {
             what: "watching for events".into(),
             reason: error.reason.clone(),
         })
     }
 
-    /// Runs `work` on a thread, and has the function that is the call's argument called with what `convert` makes of its outcome; once,
-    /// later. 0 where that is so. The names are those of the thread, and of what there is no thread for.
+    /// Runs `work` on a thread, and then calls the function in the call's argument with what `convert`
+    /// returns, once. Answers 0 if the thread was started. The names are the thread's name and the text for
+    /// an error.
     pub(crate) fn later<T: Send + 'static>(
         &mut self,
         call: &Call,
@@ -110,7 +112,7 @@ impl Handle {
         work: impl FnOnce() -> T + Send + 'static,
         convert: impl FnOnce(sys::napi_env, T) -> napi::Result<[sys::napi_value; 2]> + 'static,
     ) -> Answer {
-        // SAFETY: a call is one in a callback of its environment, whose argument the function is.
+        // SAFETY: a call exists only within a callback of its environment, and the function is its argument.
         match unsafe { task::run(call.env, call.value(0), thread, work, convert, || {}) } {
             Ok(()) => Answer::from(0),
             Err(error) => self.fail(ringfence::Error::NoSpace {
@@ -120,7 +122,7 @@ impl Handle {
         }
     }
 
-    /// Whether the function was called for a bell that was not heard of since: see [`Poll::was_rung`].
+    /// Returns whether a wakeup has called the function since the last query: see [`Poll::was_rung`].
     pub(crate) fn was_rung(&self) -> bool {
         self.poll.as_ref().is_some_and(Poll::was_rung)
     }
@@ -136,11 +138,11 @@ impl Handle {
         self.poll = None;
     }
 
-    /// What was made for JavaScript, of whatever has come.
+    /// Answers with the JavaScript object that was created for an event.
     pub(crate) fn made(&mut self, made: napi::Result<sys::napi_value>, what: &str) -> Answer {
         match made {
             Ok(value) => Answer::Value(value),
-            // The engine is out of memory, or is ending; a channel was closed with its object.
+            // The engine is out of memory or is ending. A channel was closed with its object.
             Err(error) => self.fail(ringfence::Error::NoSpace {
                 what: format!("an object for {what}"),
                 reason: error.reason.clone(),
@@ -149,7 +151,7 @@ impl Handle {
     }
 }
 
-/// Whoever was refused, as JavaScript is told.
+/// Returns the failure of a refused peer, with its identity.
 pub(crate) fn failure_of(refused: &Refused) -> Failure {
     let mut failure = Failure::from(&refused.error);
     failure.identity = refused.identity.as_ref().map(Identity::from);

@@ -1,5 +1,5 @@
-//! The Node-API binding of ringfence: conversion only. What is decided is decided in the core; what a user sees is
-//! made in TypeScript.
+//! The Node-API binding of ringfence. It only converts values: the core makes all decisions, and TypeScript
+//! provides the public API.
 
 mod answers;
 mod authorize;

@@ -1,5 +1,5 @@
-//! A membership as a plain JavaScript object of functions, as a listener is one. The keeper's thread is the core's; what it
-//! has to tell makes a descriptor readable, which is watched like a channel's line.
+//! A membership as a plain JavaScript object of functions, like a listener. The core has its own thread for
+//! it. An event makes a descriptor readable, which is watched like a channel's line.
 
 use std::{
     ffi::CStr,
@@ -18,9 +18,9 @@ use crate::{
 };
 
 struct Seat {
-    /// `None` once it was left.
+    /// `None` once the address was left.
     membership: Option<ringfence::Membership>,
-    /// It is being left, and may not be through.
+    /// The leave in progress, which may not be finished.
     going: Option<Going>,
     handle: Handle,
 }
@@ -39,21 +39,22 @@ impl Object for Seat {
 }
 
 impl Seat {
-    /// Takes the membership out, which is not watched any more.
+    /// Takes the membership out and stops watching it.
     fn take(&mut self) -> Option<ringfence::Membership> {
-        // First: a watched descriptor must not be closed.
+        // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
         self.membership.take()
     }
 
-    /// Leaves, and does not wait: a partner may take its time, and the event loop must not.
+    /// Leaves without waiting: the partner may be slow, and the event loop must not block.
     fn let_go(&mut self) {
         if let Some(membership) = self.take() {
             self.going = Some(task::let_go(membership));
         }
     }
 
-    /// As `let_go`, and waits a moment until the place is left: the process or its environment ends.
+    /// Like `let_go`, and waits briefly until the address is left, because the process or its environment
+    /// ends.
     fn leave_at_once(&mut self) {
         self.let_go();
         if let Some(going) = self.going.take() {
@@ -68,7 +69,8 @@ impl Drop for Seat {
     }
 }
 
-/// The next change: a channel, a role, or the failure of one that was refused; 0 where there is none now.
+/// Answers with the next change: a channel, a role, or the failure of a refused client. Answers 0 if there is
+/// none now.
 fn next(seat: &mut Seat, call: &mut Call) -> Answer {
     let Some(membership) = &seat.membership else {
         return Answer::from(0);
@@ -95,11 +97,12 @@ fn watch(seat: &mut Seat, call: &mut Call) -> Answer {
         return Answer::from(0);
     };
     let events = membership.as_fd().as_raw_fd();
-    // SAFETY: the descriptor lives as long as the membership, and the poll handle is stopped before that goes.
+    // SAFETY: the descriptor lives as long as the membership, and the poll handle is stopped before that is
+    // dropped.
     unsafe { seat.handle.watch(call, events) }
 }
 
-/// 1: newcomers wait; 0: they are taken in.
+/// Argument: 1 to let new clients wait, 0 to accept them.
 fn pause(seat: &mut Seat, call: &mut Call) -> Answer {
     match &seat.membership {
         Some(membership) if call.size(0) != 0 => membership.pause(),
@@ -109,15 +112,15 @@ fn pause(seat: &mut Seat, call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-/// Leaves, on a thread, since the partner's answer is waited for. 1: the callback is called later, once; 0: it is done
-/// already.
+/// Leaves on a thread, because it waits for the partner's answer. Answers 1 if the callback will be called,
+/// later and once, and 0 if the address was already left.
 fn leave(seat: &mut Seat, call: &mut Call) -> Answer {
     let Some(membership) = seat.take() else {
         return Answer::from(0);
     };
     let (going, gone) = mpsc::channel();
     seat.going = Some(gone);
-    // SAFETY: this runs in a callback of the environment, whose argument the function is.
+    // SAFETY: this runs in a callback of the environment, and the function is its argument.
     let started = unsafe {
         task::run(
             call.env,
@@ -131,7 +134,7 @@ fn leave(seat: &mut Seat, call: &mut Call) -> Answer {
             || {},
         )
     };
-    // Where no thread was to be had, it was left by dropping it.
+    // If no thread could be started, the membership was dropped, which leaves the address.
     Answer::from(i32::from(started.is_ok()))
 }
 
@@ -145,7 +148,7 @@ fn vacate(seat: &mut Seat, _call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-/// The functions that JavaScript sees.
+/// Functions of the JavaScript object.
 const FUNCTIONS: [(&CStr, Function<Seat>); 8] = [
     (c"next", next),
     (c"watch", watch),
@@ -157,7 +160,7 @@ const FUNCTIONS: [(&CStr, Function<Seat>); 8] = [
     (c"failure", failure),
 ];
 
-/// A membership as a JavaScript object.
+/// Creates the JavaScript object of a membership.
 ///
 /// # Safety
 /// `env` is the environment that runs now, on this thread, inside a handle scope.

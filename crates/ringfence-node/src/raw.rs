@@ -1,5 +1,5 @@
-//! Functions called by JavaScript, without a class in between: a raw Node-API call costs a tenth of a generated
-//! method's, and on a channel's hot path that is the difference.
+//! Functions that JavaScript calls directly, without a class. A raw Node-API call costs a tenth of a
+//! generated method's call, which matters on a channel's hot path.
 
 use std::{
     cell::RefCell,
@@ -13,7 +13,7 @@ use napi::{bindgen_prelude::ToNapiValue, sys};
 
 use crate::answers::FAILED;
 
-/// An operation's number, and what it takes at most.
+/// Maximum number of arguments: an operation's number and its own arguments.
 const ARGUMENTS: usize = 6;
 
 /// One call from JavaScript: its environment and its arguments.
@@ -23,19 +23,20 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// Goes on to the arguments behind the first.
+    /// Removes the first argument.
     pub(crate) fn shift(&mut self) {
         self.arguments.rotate_left(1);
     }
 
-    /// The bytes of the typed array that is argument `index`; empty where it is none, or was detached.
+    /// Returns the bytes of the `Uint8Array` in argument `index`; empty if it is another value or was
+    /// detached.
     ///
     /// # Safety
-    /// The slice must not be used after the callback has returned, nor once JavaScript has run, and the same array
-    /// must not be asked for twice.
+    /// The slice must not be used after the callback has returned, nor after JavaScript has run. The same
+    /// array must not be requested twice.
     pub(crate) unsafe fn bytes<'a>(&mut self, index: usize) -> &'a mut [u8] {
         let (mut kind, mut length, mut data) = (0, 0, ptr::null_mut());
-        // SAFETY: the value is an argument of this call, and the out-pointers are to locals.
+        // SAFETY: the value is an argument of this call, and the out-pointers point to locals.
         let status = unsafe {
             sys::napi_get_typedarray_info(
                 self.env,
@@ -54,16 +55,16 @@ impl Call {
         {
             return &mut [];
         }
-        // SAFETY: the engine says that so many bytes are there; no JavaScript runs during the callback, so nothing
-        // detaches or writes them, and the caller keeps to what it promises.
+        // SAFETY: the engine reports that many valid bytes. No JavaScript runs during the callback, so
+        // nothing detaches or writes them. The caller guarantees the rest.
         unsafe { std::slice::from_raw_parts_mut(data.cast(), length) }
     }
 
-    /// The number that is argument `index`, as a size; 0 for what is none.
+    /// Returns the number in argument `index` as a size; 0 for another value.
     pub(crate) fn size(&self, index: usize) -> usize {
         let mut number = 0_f64;
-        // SAFETY: the value is an argument of this call, and the out-pointer is to a local. What is not a number
-        // leaves it alone.
+        // SAFETY: the value is an argument of this call, and the out-pointer points to a local, which stays
+        // unchanged if the value is not a number.
         unsafe { sys::napi_get_value_double(self.env, self.arguments[index], &raw mut number) };
         #[expect(
             clippy::cast_possible_truncation,
@@ -74,11 +75,11 @@ impl Call {
         size
     }
 
-    /// The bigint that is argument `index`, modulo 2^64; 0 for what is none.
+    /// Returns the bigint in argument `index`, modulo 2^64; 0 for another value.
     pub(crate) fn word(&self, index: usize) -> u64 {
         let (mut word, mut lossless) = (0, false);
-        // SAFETY: the value is an argument of this call, and the out-pointers are to locals. What is no bigint leaves them
-        // alone.
+        // SAFETY: the value is an argument of this call, and the out-pointers point to locals, which stay
+        // unchanged if the value is not a bigint.
         unsafe {
             sys::napi_get_value_bigint_uint64(
                 self.env,
@@ -95,7 +96,7 @@ impl Call {
     }
 }
 
-/// What a call gives back to JavaScript.
+/// Return value of a call.
 pub(crate) enum Answer {
     Number(f64),
     Value(sys::napi_value),
@@ -103,25 +104,25 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
-    /// A number of 64 bits, as a bigint.
+    /// Converts a 64-bit number to a bigint.
     pub(crate) fn bigint(env: sys::napi_env, number: u64) -> Self {
         let mut value = ptr::null_mut();
-        // SAFETY: the callers' env is that of their callback, and the out-pointer is to a local. On failure it stays null, which is
-        // undefined.
+        // SAFETY: the callers pass the env of their callback, and the out-pointer points to a local. On
+        // failure it stays null, which means undefined.
         unsafe { sys::napi_create_bigint_uint64(env, number, &raw mut value) };
         Self::Value(value)
     }
 
-    /// Numbers, as an array.
+    /// Converts numbers to an array.
     pub(crate) fn numbers(env: sys::napi_env, numbers: &[u64]) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "nobody counts to 2^53")]
         let numbers: Vec<f64> = numbers.iter().map(|number| *number as f64).collect();
         Self::value(env, numbers)
     }
 
-    /// `undefined` where JavaScript has run out of memory, or is ending.
+    /// Converts a value. The result is `undefined` if JavaScript has run out of memory or is ending.
     pub(crate) fn value(env: sys::napi_env, value: impl ToNapiValue) -> Self {
-        // SAFETY: the callers' env is that of their callback.
+        // SAFETY: the callers pass the env of their callback.
         match unsafe { ToNapiValue::to_napi_value(env, value) } {
             Ok(value) => Self::Value(value),
             Err(_) => Self::Nothing,
@@ -142,37 +143,38 @@ impl From<i32> for Answer {
     }
 }
 
-/// A function of `T`: gets the state that belongs to it, and the call.
+/// A function with the state of its object and the call.
 pub(crate) type Function<T> = fn(&mut T, &mut Call) -> Answer;
 
-/// What the functions of a JavaScript object share.
+/// State shared by the functions of a JavaScript object.
 pub(crate) trait State {
-    /// A call has panicked: lets go of all that JavaScript must not use any more, and remembers it.
+    /// Called after a panic in a call: releases everything that JavaScript must no longer use, and stores an
+    /// error.
     fn panicked(&mut self);
 }
 
-/// What a JavaScript function carries: the state shared by all functions of its object, and what to do.
+/// Data of a JavaScript function: the state of its object, and the Rust function to call.
 struct Bound<T> {
     state: Rc<RefCell<T>>,
     function: Function<T>,
 }
 
-/// An empty JavaScript object.
+/// Creates an empty JavaScript object.
 ///
 /// # Safety
 /// `env` is the environment that runs now, on this thread, inside a handle scope.
 pub(crate) unsafe fn new_object(env: sys::napi_env) -> napi::Result<sys::napi_value> {
     let mut object = ptr::null_mut();
-    // SAFETY: env is live, and the out-pointer is to a local.
+    // SAFETY: env is live, and the out-pointer points to a local.
     let status = unsafe { sys::napi_create_object(env, &raw mut object) };
     check(status, "an object")?;
     Ok(object)
 }
 
-/// Adds functions to a JavaScript object, which share a state.
+/// Adds functions that share a state to a JavaScript object.
 ///
 /// # Safety
-/// `env` is the environment that runs now, on this thread, and `object` a live object of it.
+/// `env` is the environment that runs now, on this thread, and `object` is a live object of it.
 pub(crate) unsafe fn add_functions<T: State + 'static>(
     env: sys::napi_env,
     object: sys::napi_value,
@@ -185,14 +187,16 @@ pub(crate) unsafe fn add_functions<T: State + 'static>(
             state: Rc::clone(&state),
             function: *function,
         };
-        // SAFETY: as the caller says.
+        // SAFETY: the caller guarantees env and object.
         unsafe { add_function(env, object, name, bound) }?;
     }
     Ok(())
 }
 
+/// Adds one function.
+///
 /// # Safety
-/// As [`add_functions`].
+/// As for [`add_functions`].
 unsafe fn add_function<T: State + 'static>(
     env: sys::napi_env,
     object: sys::napi_value,
@@ -201,8 +205,8 @@ unsafe fn add_function<T: State + 'static>(
 ) -> napi::Result<()> {
     let bound = Box::into_raw(Box::new(bound));
     let mut value = ptr::null_mut();
-    // SAFETY: env is live; the name is NUL-terminated; the data pointer stays valid until the finalizer below has
-    // run, which is when the function can no longer be called.
+    // SAFETY: env is live, and the name is NUL-terminated. The data pointer stays valid until the finalizer
+    // below runs, after which the function can no longer be called.
     let status = unsafe {
         sys::napi_create_function(
             env,
@@ -214,12 +218,12 @@ unsafe fn add_function<T: State + 'static>(
         )
     };
     if let Err(error) = check(status, "creating a function") {
-        // An environment that is ending makes none, and the state must not outlive it.
-        // SAFETY: there is no function that has the box.
+        // An ending environment creates no functions, and the state must not outlive it. SAFETY: no function
+        // was created, so nothing else owns the box.
         drop(unsafe { Box::from_raw(bound) });
         return Err(error);
     }
-    // SAFETY: value is the function just created, and `finalize` frees the very box that is handed over here.
+    // SAFETY: value is the function just created, and `finalize` frees exactly the box that is passed here.
     let status = unsafe {
         sys::napi_add_finalizer(
             env,
@@ -231,7 +235,7 @@ unsafe fn add_function<T: State + 'static>(
         )
     };
     if let Err(error) = check(status, "adding a finalizer") {
-        // SAFETY: the function is not part of any object, so it is never called, and nothing else frees the box.
+        // SAFETY: the function belongs to no object, so it is never called, and nothing else frees the box.
         drop(unsafe { Box::from_raw(bound) });
         return Err(error);
     }
@@ -243,7 +247,7 @@ unsafe fn add_function<T: State + 'static>(
 }
 
 unsafe extern "C" fn finalize<T>(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
-    // SAFETY: `add_function` made this box, and the engine calls a finalizer once.
+    // SAFETY: data is the box from `add_function`, and the engine calls a finalizer once.
     drop(unsafe { Box::from_raw(data.cast::<Bound<T>>()) });
 }
 
@@ -256,7 +260,7 @@ unsafe extern "C" fn trampoline<T: State>(
         arguments: [ptr::null_mut(); ARGUMENTS],
     };
     let (mut count, mut data) = (call.arguments.len(), ptr::null_mut());
-    // SAFETY: env and info are those of this very callback. Missing arguments are filled with undefined.
+    // SAFETY: env and info belong to this callback. The engine fills missing arguments with undefined.
     let status = unsafe {
         sys::napi_get_cb_info(
             env,
@@ -270,10 +274,11 @@ unsafe extern "C" fn trampoline<T: State>(
     if status != sys::Status::napi_ok || data.is_null() {
         return ptr::null_mut();
     }
-    // SAFETY: the data pointer is the box of `add_function`, alive as long as the function that is being called.
+    // SAFETY: the data pointer is the box from `add_function`, which lives as long as the function that is
+    // called.
     let bound = unsafe { &*data.cast::<Bound<T>>() };
-    // JavaScript never runs inside a call, so nothing else can hold the state; if something does, that is a defect
-    // that must not become a panic in Node.
+    // JavaScript never runs inside a call, so nothing else can borrow the state. If something does, that is a
+    // defect, which must not become a panic in Node.
     let Ok(mut state) = bound.state.try_borrow_mut() else {
         return ptr::null_mut();
     };
@@ -287,7 +292,8 @@ unsafe extern "C" fn trampoline<T: State>(
     match answer {
         Answer::Value(value) => return value,
         Answer::Nothing => {}
-        // SAFETY: env is live, and the out-pointer is to a local. On failure it stays null, which is undefined.
+        // SAFETY: env is live, and the out-pointer points to a local. On failure it stays null, which means
+        // undefined.
         Answer::Number(number) => unsafe {
             sys::napi_create_double(env, number, &raw mut value);
         },
@@ -295,7 +301,7 @@ unsafe extern "C" fn trampoline<T: State>(
     value
 }
 
-/// Turns a Node-API status into a result.
+/// Converts a Node-API status to a result.
 pub(crate) fn check(status: sys::napi_status, what: &str) -> napi::Result<()> {
     if status == sys::Status::napi_ok {
         return Ok(());
@@ -309,22 +315,22 @@ pub(crate) fn check(status: sys::napi_status, what: &str) -> napi::Result<()> {
 /// Sets a property of a JavaScript object.
 ///
 /// # Safety
-/// `env` is the environment that runs now, on this thread; object and value are live values of it.
+/// `env` is the environment that runs now, on this thread; `object` and `value` are live values of it.
 pub(crate) unsafe fn set_property(
     env: sys::napi_env,
     object: sys::napi_value,
     name: &CStr,
     value: sys::napi_value,
 ) -> napi::Result<()> {
-    // SAFETY: the caller promises both values; the name is NUL-terminated.
+    // SAFETY: the caller guarantees both values; the name is NUL-terminated.
     let status = unsafe { sys::napi_set_named_property(env, object, name.as_ptr(), value) };
     check(status, "a property")
 }
 
-/// As [`set_property`], for a number.
+/// Like [`set_property`], for a number.
 ///
 /// # Safety
-/// As there.
+/// As for [`set_property`].
 pub(crate) unsafe fn set_number(
     env: sys::napi_env,
     object: sys::napi_value,
@@ -332,9 +338,9 @@ pub(crate) unsafe fn set_number(
     number: f64,
 ) -> napi::Result<()> {
     let mut value = ptr::null_mut();
-    // SAFETY: env is live, and the out-pointer is to a local.
+    // SAFETY: env is live, and the out-pointer points to a local.
     let status = unsafe { sys::napi_create_double(env, number, &raw mut value) };
     check(status, "a number")?;
-    // SAFETY: the value was just made; the caller promises the rest.
+    // SAFETY: the value was just created; the caller guarantees the rest.
     unsafe { set_property(env, object, name, value) }
 }

@@ -1,5 +1,5 @@
-//! A listener as a plain JavaScript object of functions, as a channel is one. The acceptor's thread is the core's; what it has
-//! to tell makes a descriptor readable, which is watched like a channel's line.
+//! A listener as a plain JavaScript object of functions, like a channel. The core has its own thread that
+//! accepts. An event makes a descriptor readable, which is watched like a channel's line.
 
 use std::{
     ffi::CStr,
@@ -16,7 +16,7 @@ use crate::{
 };
 
 struct Reception {
-    /// `None` once it is closed.
+    /// `None` once the listener is closed.
     listener: Option<ringfence::Listener>,
     handle: Handle,
 }
@@ -36,10 +36,10 @@ impl Object for Reception {
 
 impl Reception {
     fn let_go(&mut self) {
-        // First: a watched descriptor must not be closed.
+        // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
         if let Some(listener) = self.listener.take() {
-            // Those that JavaScript has are closed there, if they are to be.
+            // TypeScript closes the channels that JavaScript has, if they are to be closed.
             listener.close(Channels::Keep);
         }
     }
@@ -51,7 +51,8 @@ impl Drop for Reception {
     }
 }
 
-/// The next event: a channel, or the failure of one that was refused; 0 where there are none now.
+/// Answers with the next event: a channel, or the failure of a refused client. Answers 0 if there is none
+/// now.
 fn accept(reception: &mut Reception, call: &mut Call) -> Answer {
     let Some(listener) = &reception.listener else {
         return Answer::from(0);
@@ -72,7 +73,7 @@ fn accept(reception: &mut Reception, call: &mut Call) -> Answer {
     reception.handle.made(made, "an agent")
 }
 
-/// 1: newcomers wait; 0: they are taken in.
+/// Argument: 1 to let new clients wait, 0 to accept them.
 fn pause(reception: &mut Reception, call: &mut Call) -> Answer {
     match &reception.listener {
         Some(listener) if call.size(0) != 0 => listener.pause(),
@@ -87,7 +88,8 @@ fn watch(reception: &mut Reception, call: &mut Call) -> Answer {
         return Answer::from(0);
     };
     let events = listener.as_fd().as_raw_fd();
-    // SAFETY: the descriptor lives as long as the listener, and the poll handle is stopped before that goes.
+    // SAFETY: the descriptor lives as long as the listener, and the poll handle is stopped before that is
+    // dropped.
     unsafe { reception.handle.watch(call, events) }
 }
 
@@ -96,7 +98,7 @@ fn close(reception: &mut Reception, _call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-/// The functions that JavaScript sees.
+/// Functions of the JavaScript object.
 const FUNCTIONS: [(&CStr, Function<Reception>); 6] = [
     (c"accept", accept),
     (c"pause", pause),
@@ -106,7 +108,7 @@ const FUNCTIONS: [(&CStr, Function<Reception>); 6] = [
     (c"failure", failure),
 ];
 
-/// A listener as a JavaScript object.
+/// Creates the JavaScript object of a listener.
 ///
 /// # Safety
 /// `env` is the environment that runs now, on this thread, inside a handle scope.

@@ -1,5 +1,5 @@
-//! What blocks runs on a thread of its own, and a thread-safe function carries its outcome to JavaScript, once. So does the end of what blocks
-//! as it ends.
+//! Blocking work on its own thread. A thread-safe function delivers its result to JavaScript, once. Dropping
+//! something that blocks runs on a thread as well.
 
 use std::{
     cell::Cell,
@@ -18,50 +18,54 @@ use napi::{
 
 use crate::{convert::Failure, raw::check, threadsafe::Threadsafe};
 
-/// How long the end of a process or of an environment waits until what it has at an address is let go of: it takes a moment, and a process that
-/// ends in that moment would leave its files behind. A partner that was stopped keeps this process no longer.
+/// Longest wait for the release of an address when a process or an environment ends. The release normally
+/// takes a moment; a process that exits earlier would leave its files behind. A stopped partner must not
+/// delay the exit any longer.
 const A_MOMENT: Duration = Duration::from_secs(1);
 
-/// What is being let go of: disconnected once it is gone.
+/// A release in progress; disconnected once it is complete.
 pub(crate) type Going = mpsc::Receiver<()>;
 
-/// Lets go of something at an address, and does not wait: a partner may take its time, and the event loop must not.
+/// Drops a value at an address on a thread, without waiting: the partner may be slow, and the event loop must
+/// not block.
 pub(crate) fn let_go(made: impl Send + 'static) -> Going {
     let (going, gone) = mpsc::channel();
     let leave = move || {
         drop(made);
         drop(going);
     };
-    // Without a thread it is let go of here, as the closure is dropped.
+    // If no thread can be started, dropping the closure releases the value here.
     let _ = thread::Builder::new().name("ringfence-leave".into()).spawn(leave);
     gone
 }
 
 pub(crate) fn wait_a_moment(for_it: &Going) {
-    // Nothing is ever sent: it ends, or it takes too long.
+    // Nothing is ever sent: the channel disconnects, or the wait times out.
     let _ = for_it.recv_timeout(A_MOMENT);
 }
 
-/// Makes the arguments of the JavaScript callback from an outcome, on the environment's thread.
+/// Creates the arguments of the JavaScript callback from a result, on the environment's thread.
 type Convert<T> = Box<dyn FnOnce(sys::napi_env, T) -> napi::Result<[sys::napi_value; 2]>>;
 
-/// What the function carries around.
+/// Context of the thread-safe function.
 struct Context<T> {
     threadsafe: Arc<Threadsafe>,
     convert: Cell<Option<Convert<T>>>,
     gone: Cell<Option<Box<dyn FnOnce()>>>,
 }
 
-/// The one hold on the function; given back also where there never was a thread, since a function that is not released
-/// keeps the event loop alive.
+/// The only reference to the function. It is released even if no thread was started, because an unreleased
+/// function keeps the event loop alive.
 struct Reply<T>(Arc<Threadsafe>, PhantomData<fn(T)>);
 
-/// Runs `work` on a thread of this name, and calls `callback` with what `convert` makes of it; later, and once, and the
-/// event loop is kept alive until then. `gone` runs when nothing waits for the thread any more: the outcome was
-/// delivered, or the environment ends.
+/// Runs `work` on a thread with this name, and then calls `callback` once with what `convert` returns,
+/// asynchronously.
+///
+/// The event loop is kept alive until then. `gone` runs when nothing waits for the thread any longer: the
+/// result was delivered, or the environment ends.
 ///
 /// # Safety
-/// `env` is the environment that runs now, on this thread; `callback` a live function of it.
+/// `env` is the environment that runs now, on this thread; `callback` is a live function of it.
 pub(crate) unsafe fn run<T: Send + 'static>(
     env: sys::napi_env,
     callback: sys::napi_value,
@@ -76,12 +80,13 @@ pub(crate) unsafe fn run<T: Send + 'static>(
         convert: Cell::new(Some(Box::new(convert))),
         gone: Cell::new(Some(Box::new(gone))),
     }));
-    // SAFETY: passed on from the caller; `forget` frees the context, which is of its type.
+    // SAFETY: the caller guarantees env and callback. `forget` frees the context, which has the type it
+    // expects.
     let function = unsafe { create(env, callback, name, context.cast(), forget::<T>, deliver::<T>) };
     match function {
         Ok(function) => reply.0.take_over(function),
         Err(error) => {
-            // SAFETY: there is no function that would free it.
+            // SAFETY: no function was created, so nothing else frees the context.
             drop(unsafe { Box::from_raw(context) });
             return Err(error);
         }
@@ -93,16 +98,16 @@ pub(crate) unsafe fn run<T: Send + 'static>(
         .map_err(|error| napi::Error::from_reason(format!("no thread ({name}): {error}")))
 }
 
-/// The arguments of a callback: a failure, or null and what `show` makes of what was found.
+/// Returns the arguments of a callback: a failure, or null and what `show` returns.
 ///
 /// # Errors
-/// Where JavaScript has run out of memory, or is ending.
+/// If JavaScript has run out of memory or is ending.
 pub(crate) fn outcome<T>(
     env: sys::napi_env,
     outcome: ringfence::Result<T>,
     show: impl FnOnce(T) -> napi::Result<sys::napi_value>,
 ) -> napi::Result<[sys::napi_value; 2]> {
-    // SAFETY: the environment is the one whose thread this is, and that is about to call back.
+    // SAFETY: env is the environment of this thread, which is about to call the callback.
     unsafe {
         let null = ToNapiValue::to_napi_value(env, Null)?;
         match outcome {
@@ -112,20 +117,21 @@ pub(crate) fn outcome<T>(
     }
 }
 
-/// The arguments of a callback that is told no more than that it is done.
+/// Returns the arguments of a callback that only reports completion.
 ///
 /// # Errors
-/// As [`outcome`].
+/// As for [`outcome`].
 pub(crate) fn nothing(env: sys::napi_env) -> napi::Result<[sys::napi_value; 2]> {
     // SAFETY: as in `outcome`.
     let null = unsafe { ToNapiValue::to_napi_value(env, Null) }?;
     Ok([null, null])
 }
 
-/// A thread-safe function without a limit to what waits for JavaScript.
+/// Creates a thread-safe function with an unlimited queue.
 ///
 /// # Safety
-/// As [`run`]; `finalize` gets the context as its data, once, when the function goes, and `deliver` gets it before that.
+/// As for [`run`]. `deliver` receives the context. `finalize` receives it as its data, once, when the
+/// function is freed.
 pub(crate) unsafe fn create(
     env: sys::napi_env,
     callback: sys::napi_value,
@@ -136,10 +142,10 @@ pub(crate) unsafe fn create(
 ) -> napi::Result<sys::napi_threadsafe_function> {
     let (mut label, mut function) = (ptr::null_mut(), ptr::null_mut());
     let length = isize::try_from(name.len()).unwrap_or(0);
-    // SAFETY: env is live, and the bytes are as many as stated.
+    // SAFETY: env is live, and the length is that of the bytes.
     let status = unsafe { sys::napi_create_string_utf8(env, name.as_ptr().cast(), length, &raw mut label) };
     check(status, "a string")?;
-    // SAFETY: env and the callback are live; the caller answers for the context.
+    // SAFETY: env and the callback are live; the caller guarantees the context.
     let status = unsafe {
         sys::napi_create_threadsafe_function(
             env,
@@ -162,10 +168,11 @@ pub(crate) unsafe fn create(
 /// Calls a JavaScript function. An exception stays pending, and the engine reports it as uncaught.
 ///
 /// # Safety
-/// On the environment's thread, inside a handle scope; the function and the arguments are live values of `env`.
+/// On the environment's thread, inside a handle scope; the function and the arguments are live values of
+/// `env`.
 pub(crate) unsafe fn call(env: sys::napi_env, function: sys::napi_value, arguments: &[sys::napi_value]) {
     let (mut receiver, mut result) = (ptr::null_mut(), ptr::null_mut());
-    // SAFETY: as the caller says.
+    // SAFETY: the caller guarantees the values.
     unsafe {
         sys::napi_get_global(env, &raw mut receiver);
         sys::napi_call_function(
@@ -183,7 +190,7 @@ impl<T> Reply<T> {
     fn send(self, outcome: T) {
         let data = Box::into_raw(Box::new(outcome));
         if !self.0.send(data.cast()) {
-            // SAFETY: it was not sent, so nothing else takes it back.
+            // SAFETY: the result was not sent, so nothing else owns the box.
             drop(unsafe { Box::from_raw(data) });
         }
     }
@@ -195,9 +202,9 @@ impl<T> Drop for Reply<T> {
     }
 }
 
-/// The function is gone, or its environment ends: nothing waits for the thread any more.
+/// Called when the function is freed or its environment ends: nothing waits for the thread any longer.
 unsafe extern "C" fn forget<T>(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
-    // SAFETY: the box of `run`; the engine calls this once.
+    // SAFETY: data is the box from `run`, and the engine calls this once.
     let context = unsafe { Box::from_raw(data.cast::<Context<T>>()) };
     context.threadsafe.forget();
     if let Some(gone) = context.gone.take() {
@@ -211,12 +218,13 @@ unsafe extern "C" fn deliver<T>(
     context: *mut c_void,
     data: *mut c_void,
 ) {
-    // SAFETY: the box of `Reply::send`; the engine delivers it once, with a null env where it is ending.
+    // SAFETY: data is the box from `Reply::send`, which the engine delivers once. If the environment is
+    // ending, env is null.
     let outcome = *unsafe { Box::from_raw(data.cast::<T>()) };
     if env.is_null() {
         return;
     }
-    // SAFETY: alive until `forget`, which comes after the last delivery.
+    // SAFETY: the context lives until `forget`, which the engine calls after the last delivery.
     let context = unsafe { &*context.cast_const().cast::<Context<T>>() };
     let Some(convert) = context.convert.take() else {
         return;
@@ -225,10 +233,10 @@ unsafe extern "C" fn deliver<T>(
     if let Some(gone) = context.gone.take() {
         gone();
     }
-    // JavaScript has run out of memory, or is ending.
+    // On an error, JavaScript has run out of memory or is ending.
     let Ok(arguments) = converted else {
         return;
     };
-    // SAFETY: the engine calls on the environment's thread, inside a handle scope.
+    // SAFETY: the engine calls this on the environment's thread, inside a handle scope.
     unsafe { call(env, callback, &arguments) };
 }

@@ -1,5 +1,5 @@
-//! One to many: `publisher` and `subscription` as plain JavaScript objects of functions, as a channel is one; `subscriber` is what a
-//! publisher knows of one that has come.
+//! Broadcasts: `publisher` and `subscription` as plain JavaScript objects of functions, like a channel.
+//! `subscriber` is the publisher's view of a subscriber.
 
 pub(crate) mod publisher;
 mod subscriber;

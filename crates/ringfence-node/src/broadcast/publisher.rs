@@ -1,5 +1,5 @@
-//! A publisher. Its threads are the core's; two descriptors are watched: one is readable where there are events, the other where a
-//! subscriber has made room for a sender that waits.
+//! A publisher. The core has its own threads for it. Two descriptors are watched: one is readable if there
+//! are events, the other if a subscriber has freed space for a waiting sender.
 
 use std::{
     ffi::CStr,
@@ -24,20 +24,20 @@ use crate::{
 };
 
 struct Publishing {
-    /// `None` once it is closed.
+    /// `None` once the publisher is closed.
     sender: Option<Broadcaster>,
     audience: Option<Arc<Audience>>,
-    /// Of the events.
+    /// Watches the events.
     handle: Handle,
-    /// Of the room for a sender that waits.
+    /// Watches for free space, for a waiting sender.
     room: Option<Poll>,
     reservation: Reservation,
-    /// Those that JavaScript has been told of, by the numbers that it knows them by.
+    /// Subscribers that JavaScript knows, with their numbers.
     told: Vec<(u32, Subscriber)>,
     last: u32,
-    /// Of messages, once there is no sender.
+    /// Number of the last message, once there is no sender.
     sequence: u64,
-    /// The same of the rest.
+    /// Statistics, once there is no sender.
     stats: PublisherStats,
 }
 
@@ -70,10 +70,10 @@ impl Object for Publishing {
 
 impl Publishing {
     fn let_go(&mut self) {
-        // First: a watched descriptor must not be closed.
+        // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
         self.room = None;
-        // Before the subscribers go.
+        // Read before the subscribers are disconnected.
         if let Some(sender) = &mut self.sender {
             self.stats = sender.stats();
         }
@@ -82,12 +82,12 @@ impl Publishing {
         }
         if let Some(mut sender) = self.sender.take() {
             self.sequence = sender.sequence();
-            // One that was evicted meanwhile counts.
+            // A subscriber that was evicted in the meantime counts.
             self.stats.evicted = sender.stats().evicted;
         }
     }
 
-    /// The number by which JavaScript knows a subscriber that it is not told of again.
+    /// Removes an ended subscriber, and returns the number by which JavaScript knows it.
     fn forget(&mut self, gone: &Subscriber) -> u32 {
         let place = self.told.iter().position(|(_, subscriber)| subscriber.is(gone));
         place.map_or(0, |place| self.told.swap_remove(place).0)
@@ -100,8 +100,8 @@ impl Drop for Publishing {
     }
 }
 
-/// The next event: a subscriber that has come; `{ gone, reason }`, its number and why; or the failure of a newcomer that was refused. 0
-/// where there are none now.
+/// Answers with the next event: a subscriber, `{ gone, reason }` with an ended subscriber's number, or the
+/// failure of a refused client. Answers 0 if there is none now.
 fn next(publishing: &mut Publishing, call: &mut Call) -> Answer {
     let Some(audience) = &publishing.audience else {
         return publishing.fail(CLOSED);
@@ -131,6 +131,8 @@ fn next(publishing: &mut Publishing, call: &mut Call) -> Answer {
     publishing.handle.made(made, "a subscriber")
 }
 
+/// Creates the `{ gone, reason }` object.
+///
 /// # Safety
 /// `env` is the environment that runs now, on this thread, inside a handle scope.
 unsafe fn gone(env: sys::napi_env, number: u32, reason: Ended) -> napi::Result<sys::napi_value> {
@@ -151,7 +153,7 @@ fn disarm(publishing: &mut Publishing, _call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-/// Takes what the subscribers have said, and looks at those that are gone. Answers as `reason`.
+/// Reads the subscribers' notifications, and checks for ended subscribers. Answers like `reason`.
 fn listen(publishing: &mut Publishing, call: &mut Call) -> Answer {
     if let Some(sender) = &mut publishing.sender {
         sender.poll_line();
@@ -159,7 +161,7 @@ fn listen(publishing: &mut Publishing, call: &mut Call) -> Answer {
     reason(publishing, call)
 }
 
-/// Why it has ended: 0 while it has not.
+/// Answers with the reason why the publisher has ended, or 0 while it is open.
 fn reason(publishing: &mut Publishing, _call: &mut Call) -> Answer {
     let ended = match &publishing.audience {
         None => Ended::Closed,
@@ -168,7 +170,7 @@ fn reason(publishing: &mut Publishing, _call: &mut Call) -> Answer {
     Answer::from(ended.number())
 }
 
-/// Messages published, as a bigint.
+/// Answers with the number of published messages, as a bigint.
 fn sequence(publishing: &mut Publishing, call: &mut Call) -> Answer {
     let sequence = publishing
         .sender
@@ -177,7 +179,7 @@ fn sequence(publishing: &mut Publishing, call: &mut Call) -> Answer {
     Answer::bigint(call.env, sequence)
 }
 
-/// What was done so far, in the order of the face's `Published`.
+/// Answers with the statistics so far, in the order of TypeScript's `Published`.
 fn stats(publishing: &mut Publishing, call: &mut Call) -> Answer {
     if let Some(sender) = &mut publishing.sender {
         publishing.stats = sender.stats();
@@ -200,7 +202,8 @@ fn end(publishing: &mut Publishing, call: &mut Call) -> Answer {
     reason(publishing, call)
 }
 
-/// On a thread, since handshakes that are under way are waited for. The callback gets two nulls, once, later.
+/// Seals on a thread, because it waits for handshakes in progress. The callback receives two nulls, once,
+/// asynchronously.
 fn seal(publishing: &mut Publishing, call: &mut Call) -> Answer {
     let Some(audience) = publishing.audience.clone() else {
         return publishing.fail(CLOSED);
@@ -213,7 +216,7 @@ fn seal(publishing: &mut Publishing, call: &mut Call) -> Answer {
     )
 }
 
-/// Frees the address, and lets the subscribers be: the process ends.
+/// Frees the address and leaves the subscribers as they are, because the process is exiting.
 fn vacate(publishing: &mut Publishing, _call: &mut Call) -> Answer {
     if let Some(audience) = &publishing.audience {
         audience.seal();
@@ -226,17 +229,19 @@ fn watch(publishing: &mut Publishing, call: &mut Call) -> Answer {
         return publishing.fail(CLOSED);
     };
     let events = audience.as_fd().as_raw_fd();
-    // SAFETY: the descriptor lives as long as the audience, and the poll handle is stopped before that goes.
+    // SAFETY: the descriptor lives as long as the audience, and the poll handle is stopped before that is
+    // dropped.
     unsafe { publishing.handle.watch(call, events) }
 }
 
-/// It keeps no event loop alive: the publisher does.
+/// Does not keep the event loop alive, since the publisher does.
 fn watch_room(publishing: &mut Publishing, call: &mut Call) -> Answer {
     let line = match publishing.sender() {
         Ok(sender) => sender.as_fd().as_raw_fd(),
         Err(error) => return publishing.fail(error),
     };
-    // SAFETY: the descriptor lives as long as the sender, and the poll handle is stopped before that goes.
+    // SAFETY: the descriptor lives as long as the sender, and the poll handle is stopped before that is
+    // dropped.
     match unsafe { publishing.handle.start(call, line) } {
         Ok(poll) => {
             poll.keep_alive(call.env, false);
@@ -253,7 +258,7 @@ fn close(publishing: &mut Publishing, call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-/// The functions that JavaScript sees.
+/// Functions of the JavaScript object.
 const FUNCTIONS: [(&CStr, Function<Publishing>); 23] = [
     (c"flush", flush),
     (c"send", send),
@@ -280,7 +285,7 @@ const FUNCTIONS: [(&CStr, Function<Publishing>); 23] = [
     (c"failure", failure),
 ];
 
-/// A publisher as a JavaScript object.
+/// Creates the JavaScript object of a publisher.
 ///
 /// # Safety
 /// `env` is the environment that runs now, on this thread, inside a handle scope.
@@ -295,7 +300,7 @@ pub(crate) unsafe fn to_object(
     let sizes = [
         (c"capacity", publisher.capacity() as f64),
         (c"maxMessageSize", publisher.max_message_size() as f64),
-        // A message goes in whole or not at all.
+        // A publisher never splits a message.
         (c"maxAtOnce", publisher.max_message_size() as f64),
     ];
     for (name, size) in sizes {

@@ -1,4 +1,4 @@
-//! A subscriber, as its publisher sees it.
+//! A publisher's view of a subscriber.
 
 use std::ffi::CStr;
 
@@ -38,8 +38,8 @@ fn evidence(known: &mut Known, call: &mut Call) -> Answer {
     Answer::value(call.env, Evidence::list(known.subscriber.evidence()))
 }
 
-/// Looks at it again, on a thread, since a content may take long to read. The callback gets a failure, or null and who it is; it is
-/// called once, later.
+/// Checks the subscriber again, on a thread, because hashing an executable may take long. The callback
+/// receives a failure, or null and the identity. It is called once, asynchronously.
 fn verify(known: &mut Known, call: &mut Call) -> Answer {
     let subscriber = known.subscriber.clone();
     known.handle.later(
@@ -47,7 +47,7 @@ fn verify(known: &mut Known, call: &mut Call) -> Answer {
         ("ringfence-verify", "looking at the subscriber"),
         move || subscriber.verify(),
         |env, found| {
-            // SAFETY: on the environment's thread, where the callback is about to be called.
+            // SAFETY: this runs on the environment's thread, which is about to call the callback.
             task::outcome(env, found, |found| unsafe {
                 ToNapiValue::to_napi_value(env, Identity::from(&found))
             })
@@ -60,7 +60,7 @@ fn disconnect(known: &mut Known, _call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-/// The functions that JavaScript sees.
+/// Functions of the JavaScript object.
 const FUNCTIONS: [(&CStr, Function<Known>); 5] = [
     (c"lag", lag),
     (c"evidence", evidence),
@@ -69,7 +69,7 @@ const FUNCTIONS: [(&CStr, Function<Known>); 5] = [
     (c"failure", failure),
 ];
 
-/// A subscriber as a JavaScript object, which knows it by this number.
+/// Creates the JavaScript object of a subscriber, with its number.
 ///
 /// # Safety
 /// `env` is the environment that runs now, on this thread, inside a handle scope.

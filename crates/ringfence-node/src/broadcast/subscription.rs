@@ -1,4 +1,4 @@
-//! A subscription: the operations by which a channel is read, over the ring of a publisher.
+//! A subscription: the reading operations of a channel, on a publisher's ring.
 
 use std::{ffi::CStr, time::Duration};
 
@@ -17,25 +17,25 @@ use crate::{
 };
 
 struct Reading {
-    /// `None` once it is closed.
+    /// `None` once the subscription is closed.
     subscription: Option<Subscription>,
     handle: Handle,
     evidence: Vec<ringfence::Evidence>,
     busy_poll: Duration,
-    /// Before the last messages were fetched.
+    /// Counts before the last messages were fetched.
     before: Counts,
-    /// With them.
+    /// Counts after that.
     now: Counts,
-    /// What was done, once there is no subscription to ask.
+    /// Statistics, once there is no subscription.
     stats: SubscriptionStats,
 }
 
-/// Of the messages that were fetched so far.
+/// Counts of the fetched messages.
 #[derive(Debug, Clone, Copy, Default)]
 struct Counts {
-    /// The number of the last one.
+    /// Number of the last fetched message.
     sequence: u64,
-    /// Those that will never be handed out.
+    /// Number of messages that were lost.
     lost: u64,
 }
 
@@ -76,7 +76,7 @@ impl Reads for Reading {
         self.busy_poll
     }
 
-    /// What was lost lies before the first of them.
+    /// Updates the counts. Lost messages precede the first of the fetched ones.
     fn fetched(&mut self) {
         if let Some(subscription) = &self.subscription {
             self.before = self.now;
@@ -89,7 +89,8 @@ impl Reads for Reading {
 }
 
 impl Reading {
-    /// What was handed out, where so many of the messages that were fetched last were not.
+    /// Returns the counts of delivered messages, if `unread` of the last fetched messages were not delivered
+    /// yet.
     fn counts(&self, unread: u64) -> Counts {
         let Counts { sequence, lost } = self.now;
         let fetched = (sequence - self.before.sequence) - (lost - self.before.lost);
@@ -111,7 +112,7 @@ impl Reading {
     }
 
     fn let_go(&mut self) {
-        // First: a watched descriptor must not be closed.
+        // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
         if let Some(mut subscription) = self.subscription.take() {
             self.stats = subscription.stats();
@@ -126,10 +127,11 @@ impl Drop for Reading {
     }
 }
 
-/// A message for which `pull` had no room, into memory of its size. Where it was overtaken meanwhile, another one is next: `OTHER` where
-/// that is longer, `LARGE - size` where it is here, and shorter.
+/// Reads a message that did not fit into `pull`'s memory, into memory of its size. The publisher may have
+/// overwritten it in the meantime. Then the next message has another size. The answer is `OTHER`, or `LARGE -
+/// size` if a shorter message was read.
 fn gather(reading: &mut Reading, call: &mut Call) -> Answer {
-    // SAFETY: used within this call, and asked for once.
+    // SAFETY: the slice is used within this call only, and requested once.
     let into = unsafe { call.bytes(0) };
     let size = reading.reader().and_then(Subscription::next_size);
     match size {
@@ -156,7 +158,7 @@ fn gather(reading: &mut Reading, call: &mut Call) -> Answer {
     }
 }
 
-/// Whether there is something to read now: 1, 0, or as `pull` answers where nothing is there.
+/// Answers 1 if there is a message now. Otherwise answers as `pull` does without a message.
 fn has_message(reading: &mut Reading, _call: &mut Call) -> Answer {
     match reading.reader().and_then(Subscription::has_message) {
         Ok(true) => Answer::from(1),
@@ -172,14 +174,14 @@ fn disarm(reading: &mut Reading, _call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-/// Reads the line, or sees to it that it is read later. 0 while the subscription is open; messages may still be there to read when it is
-/// not.
+/// Reads the line, or arranges a later read. Answers 0 while the subscription is open. Unread messages may
+/// remain after it has closed.
 fn listen(reading: &mut Reading, _call: &mut Call) -> Answer {
     hear(reading);
     reading.reason()
 }
 
-/// Argument: how many of the messages that were fetched last were not handed out.
+/// Argument: the number of messages of the last fetch that were not delivered yet.
 fn sequence(reading: &mut Reading, call: &mut Call) -> Answer {
     let counts = reading.counts(call.size(0) as u64);
     Answer::bigint(call.env, counts.sequence)
@@ -190,7 +192,8 @@ fn lost(reading: &mut Reading, call: &mut Call) -> Answer {
     Answer::bigint(call.env, counts.lost)
 }
 
-/// What was done so far, in the order of the face's `Subscribed`. Those that were fetched count, whether handed out or not.
+/// Answers with the statistics so far, in the order of TypeScript's `Subscribed`. Fetched messages count even
+/// if not delivered.
 fn stats(reading: &mut Reading, call: &mut Call) -> Answer {
     if let Some(subscription) = &reading.subscription {
         reading.stats = subscription.stats();
@@ -205,7 +208,7 @@ fn stats(reading: &mut Reading, call: &mut Call) -> Answer {
     Answer::numbers(call.env, &figures)
 }
 
-/// The line is watched no more: the publisher is gone, and what it has left is read without.
+/// Stops watching the line: the publisher has ended, and its remaining messages are read without it.
 fn outlive(reading: &mut Reading, _call: &mut Call) -> Answer {
     reading.handle.stop();
     Answer::Nothing
@@ -216,7 +219,7 @@ fn close(reading: &mut Reading, _call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-/// The functions that JavaScript sees.
+/// Functions of the JavaScript object.
 const FUNCTIONS: [(&CStr, Function<Reading>); 20] = [
     (c"pull", pull),
     (c"pullBusy", pull_busy),
@@ -240,7 +243,7 @@ const FUNCTIONS: [(&CStr, Function<Reading>); 20] = [
     (c"failure", failure),
 ];
 
-/// A subscription as a JavaScript object.
+/// Creates the JavaScript object of a subscription.
 ///
 /// # Safety
 /// `env` is the environment that runs now, on this thread, inside a handle scope.
