@@ -118,8 +118,11 @@ impl Authorize {
         if !self.threadsafe.send(question.cast()) {
             // SAFETY: the question was not sent, so nothing else owns the box.
             drop(unsafe { Box::from_raw(question) });
-            self.questions
-                .answer(id, 0, "no callback to ask: its JavaScript is ending".into());
+            self.questions.answer(
+                id,
+                0,
+                "the JavaScript environment of the callback is ending".into(),
+            );
         }
     }
 }

@@ -173,7 +173,7 @@ pub fn begin(
                 subscription::to_object,
             ),
         ),
-        other => Err(napi::Error::from_reason(format!("{other} is no endpoint"))),
+        other => Err(napi::Error::from_reason(format!("no such endpoint: {other}"))),
     }
 }
 

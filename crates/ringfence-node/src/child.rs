@@ -87,7 +87,7 @@ pub fn adopt(
     let parent = line
         .parent
         .take()
-        .ok_or_else(|| napi::Error::from_reason("the line has been used already"))?;
+        .ok_or_else(|| napi::Error::from_reason("the line was already used"))?;
     let meet = move |options: &ringfence::Options| parent.channel(options);
     Given {
         env,

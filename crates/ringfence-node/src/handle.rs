@@ -97,7 +97,7 @@ impl Handle {
         // Only memory, a thread or an epoll watch can be short; everything else existed when the process
         // started.
         started.map_err(|error| ringfence::Error::NoSpace {
-            what: "watching for events".into(),
+            what: "a watch for events".into(),
             reason: error.reason.clone(),
         })
     }

@@ -89,7 +89,7 @@ fn next(seat: &mut Seat, call: &mut Call) -> Answer {
             _ => return Answer::from(0),
         }
     };
-    seat.handle.made(made, "what has changed")
+    seat.handle.made(made, "a change")
 }
 
 fn watch(seat: &mut Seat, call: &mut Call) -> Answer {

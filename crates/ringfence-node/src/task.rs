@@ -95,7 +95,7 @@ pub(crate) unsafe fn run<T: Send + 'static>(
         .name(name.into())
         .spawn(move || reply.send(work()))
         .map(drop)
-        .map_err(|error| napi::Error::from_reason(format!("no thread ({name}): {error}")))
+        .map_err(|error| napi::Error::from_reason(format!("could not start thread {name}: {error}")))
 }
 
 /// Returns the arguments of a callback: a failure, or null and what `show` returns.

@@ -210,7 +210,7 @@ fn seal(publishing: &mut Publishing, call: &mut Call) -> Answer {
     };
     publishing.handle.later(
         call,
-        ("ringfence-seal", "a thread that seals"),
+        ("ringfence-seal", "the thread of seal()"),
         move || audience.seal(),
         |env, ()| task::nothing(env),
     )

@@ -19,7 +19,7 @@ struct Known {
 
 impl State for Known {
     fn panicked(&mut self) {
-        self.handle.panicked("the subscriber is left as it was");
+        self.handle.panicked("the subscriber is unchanged");
     }
 }
 
@@ -44,7 +44,7 @@ fn verify(known: &mut Known, call: &mut Call) -> Answer {
     let subscriber = known.subscriber.clone();
     known.handle.later(
         call,
-        ("ringfence-verify", "looking at the subscriber"),
+        ("ringfence-verify", "the thread of verify()"),
         move || subscriber.verify(),
         |env, found| {
             // SAFETY: this runs on the environment's thread, which is about to call the callback.
