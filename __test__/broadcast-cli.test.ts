@@ -3,7 +3,6 @@
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { closeSync, openSync, readFileSync, readdirSync, readlinkSync } from 'node:fs'
-import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 
 import test, { type ExecutionContext } from 'ava'
@@ -30,23 +29,23 @@ interface Run {
   child: ChildProcess
   /** What has come so far. */
   output(): string
+  complaints(): string
   done: Promise<{ code: number | null; output: string; complaints: string }>
 }
 
 function run(t: ExecutionContext, ...words: string[]): Run {
   const child = spawn(process.execPath, [cli, ...words], { stdio: ['pipe', 'pipe', 'pipe'] })
   t.teardown(() => child.kill('SIGKILL'))
-  let output = ''
+  let [output, complaints] = ['', '']
   child.stdout.setEncoding('utf8').on('data', (more: string) => {
     output += more
   })
+  child.stderr.setEncoding('utf8').on('data', (more: string) => {
+    complaints += more
+  })
   child.stdin.on('error', () => {})
-  const done = Promise.all([once(child, 'close'), text(child.stderr)]).then(([[code], complaints]) => ({
-    code: code as number | null,
-    output,
-    complaints,
-  }))
-  return { child, output: () => output, done }
+  const done = once(child, 'close').then(([code]) => ({ code: code as number | null, output, complaints }))
+  return { child, output: () => output, complaints: () => complaints, done }
 }
 
 const lines = (count: number) => Array.from({ length: count }, (_, number) => `line ${number}\n`).join('')
@@ -140,6 +139,58 @@ test('a late subscriber gets the last line at once with --from latest', async (t
   t.is((await soon(late.done, 'the last line')).output, 'line 9\n')
   publisher.child.stdin!.end()
   t.is((await publisher.done).code, 0)
+})
+
+/** A publisher whose subscribers are stopped before it publishes anything, but for the last one that comes. */
+async function publishToStopped(t: ExecutionContext, subscribers: string[][], ...how: string[]) {
+  const address = abstractAddress()
+  const publisher = run(t, 'publish', address, '--evidence', '--audience', String(subscribers.length + 1), ...how)
+  const stopped = subscribers.map((words) => run(t, 'subscribe', address, ...words))
+  for (const { child } of stopped) {
+    await until(() => publisher.complaints().includes(`subscriber is process ${child.pid}\n`), 'it has subscribed')
+    child.kill('SIGSTOP')
+  }
+  const other = run(t, 'subscribe', address)
+  const content = lines(10_000)
+  publisher.child.stdin!.end(content)
+  const { code, complaints } = await soon(publisher.done, 'the end of the publisher')
+  t.is(code, 0)
+  t.is((await soon(other.done, 'an end')).output, content)
+  for (const { child } of stopped) child.kill('SIGCONT')
+  const told = complaints.split('\n').filter((line) => line.startsWith('ringfence: '))
+  return { content, stopped, told }
+}
+
+test('a publisher ends after its input, though subscribers that it never waits for are stopped', async (t) => {
+  const deliveries = ['best-effort', 'latest'].map((delivery) => ['--delivery', delivery])
+  // It would wait for a reliable one for longer than this test may take.
+  const { content, stopped, told } = await publishToStopped(t, deliveries, '--stall', '1000')
+  t.deepEqual(told, [])
+  // What was published is there for them still.
+  const [all, last] = await soon(Promise.all(stopped.map(({ done }) => done)), 'their ends')
+  t.deepEqual(all, { code: 0, output: content, complaints: '' })
+  t.true(last!.output.endsWith('line 9999\n'))
+})
+
+test('a publisher waits for a reliable subscriber that is stopped for its stall, and what is left stays readable', async (t) => {
+  const { content, stopped, told } = await publishToStopped(t, [[]], '--stall', '0.3')
+  const notRead = `process ${stopped[0]!.child.pid} has not read everything after 0.3 s: what is left stays readable to it`
+  t.deepEqual(told, [`ringfence: ${notRead}`])
+  t.deepEqual(await soon(stopped[0]!.done, 'its end'), { code: 0, output: content, complaints: '' })
+})
+
+test('a publisher says so where nobody has subscribed', async (t) => {
+  const publisher = run(t, 'publish', abstractAddress())
+  publisher.child.stdin!.end(lines(3))
+  const { code, complaints } = await soon(publisher.done, 'its end')
+  t.is(code, 0)
+  t.regex(
+    complaints,
+    /^ringfence: no process has subscribed: no message \(of 3\) .*--audience 1 waits for a subscriber\n$/,
+  )
+  const empty = run(t, 'publish', abstractAddress())
+  empty.child.stdin!.end()
+  t.deepEqual(await soon(empty.done, 'its end'), { code: 0, output: '', complaints: '' })
 })
 
 test('what cannot be understood is a usage error', async (t) => {

@@ -78,9 +78,10 @@ test.serial('publish whose memory is opened says so: before its audience, before
   endBy(reading.below, 'exposed')
   await t.throwsAsync(soon(reading.over, 'its end'), exposed)
 
-  const ending = await publishing(t, { file: '/dev/null' })
-  await until(() => ending.below.asked.includes('end'), 'it ends')
+  const ending = await publishing(t, { file: '/dev/null', audience: 1 })
   ending.below.tell(new Newcomer(1))
+  await until(() => ending.below.asked.includes('end'), 'it ends')
+  t.true(await isPending(ending.over))
   endBy(ending.below, 'exposed')
   await t.throwsAsync(soon(ending.over, 'its end'), exposed)
 })

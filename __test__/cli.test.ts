@@ -393,3 +393,32 @@ test('a file that becomes shorter while it is sent is not taken for the whole', 
   t.is(code, 1)
   t.regex(complaints, /has become shorter while it was sent/)
 })
+
+test('a command whose output has lost its reader ends by SIGPIPE, without a word', async (t) => {
+  const address = abstractAddress()
+  const fifo = join(temporaryDirectory(t), 'fifo')
+  t.is(spawnSync('mkfifo', [fifo]).status, 0)
+  const reader = openSync(fifo, constants.O_RDONLY | constants.O_NONBLOCK)
+  const output = openSync(fifo, 'w')
+  closeSync(reader)
+  t.teardown(() => closeSync(output))
+  const endOf = async (...words: string[]) => {
+    const child = spawn(process.execPath, [cli, ...words], { stdio: ['ignore', output, 'pipe'] })
+    t.teardown(() => child.kill('SIGKILL'))
+    const complaints = text(child.stderr!)
+    const [code, signal] = (await soon(once(child, 'exit'), `the end of ${words[0]}`)) as [number | null, string | null]
+    return { code, signal, complaints: await complaints }
+  }
+  const { file } = scene(t)
+  for (const words of [['--help'], ['--version'], ['doctor'], ['doctor', '--json'], ['ps'], ['top'], ['top', '--once']])
+    t.deepEqual(await endOf(...words), { code: null, signal: 'SIGPIPE', complaints: '' }, words.join(' '))
+  for (const [reads, writes] of [
+    ['receive', ['send', address, file]],
+    ['subscribe', ['publish', address, file, '--audience', '1']],
+  ] as const) {
+    const writer = run(t, ...writes)
+    t.deepEqual(await endOf(reads, address), { code: null, signal: 'SIGPIPE', complaints: '' }, reads)
+    // What was not written, the sender knows of; a publisher waits for no acknowledgement.
+    t.is((await soon(writer.done, 'its end')).code, reads === 'receive' ? 5 : 0)
+  }
+})

@@ -158,7 +158,10 @@ test.serial('publish sends the file, and ends well', async (t) => {
   const below = new Published()
   call.done(null, below)
   await until(() => below.asked.includes('end'), 'it has ended')
-  t.deepEqual([below.sent, ends, complaints.text], [1, [], ''])
+  t.deepEqual([below.sent, ends], [1, []])
+  await until(() => below.asked.includes('close'), 'it has closed')
+  await turns(2)
+  t.regex(complaints.text, /^ringfence: no process has subscribed: .*\n$/)
 })
 
 test.serial(
@@ -190,11 +193,16 @@ test.serial(
   },
 )
 
-test.serial('a reader of the data that leaves is a failure, one of what is for people is none', async (t) => {
+test.serial('a reader of the data that leaves ends the command, one of what is for people does not', async (t) => {
   const { output, complaints, ends } = await run(t, '--version')
-  complaints.stream.emit('error', new Error('EPIPE: its reader has left'))
+  const left = Object.assign(new Error('its reader has left'), { code: 'EPIPE' })
+  complaints.stream.emit('error', left)
   t.deepEqual(ends, [])
-  output.stream.emit('error', new Error('EPIPE: its reader has left'))
+  output.stream.emit('error', left)
+  t.deepEqual(ends, ['on exit: 141, 141', 'itself: SIGPIPE', 'exit 141'])
+  t.is(complaints.text, '')
+  ends.length = 0
+  output.stream.emit('error', new Error('no room'))
   t.deepEqual(ends, ['exit 1'])
-  t.is(complaints.text, 'ringfence: EPIPE: its reader has left\n')
+  t.is(complaints.text, 'ringfence: no room\n')
 })

@@ -159,10 +159,13 @@ test('ps fails with a code where this process lacks descriptors: what it could n
 
 test('ps tells a publisher and those who read its ring', async (t) => {
   const publisher = await Partner.start(t)
-  const address = abstractAddress()
+  const address = join(temporaryDirectory(t), 'gr\u00fc\u00df \nb .sock')
   await publisher.run(async (kit, where) => {
+    await kit.ringfence.observe()
     kit.keep['publisher'] = await kit.ringfence.publish(where, { capacity: 65_536 })
   }, address)
+  const alone = (await ringfence('ps', '--json')).processes.find(({ pid }) => pid === publisher.pid)!
+  t.deepEqual(alone.channels, [{ address, peer: null, role: 'publisher', ringCapacity: 65_536, peerRingCapacity: 0 }])
   const subscribers = [await Partner.start(t), await Partner.start(t)]
   for (const one of subscribers)
     await one.run(async (kit, where) => {

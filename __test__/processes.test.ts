@@ -77,7 +77,7 @@ test('an object is known by its name, and one that is mapped in pieces is one', 
     3: [channel(null, null, [4096, 0])],
     4: [channel(null, null, [0, 4096])],
   })
-  t.deepEqual(channelsIn(host(process(3, [line('rw-', 9, 8192), read(8, 0)]))), { 3: [] })
+  t.deepEqual(channelsIn(host(process(3, [line('rw-', 9, 8192), read(8, 0)]))), {})
 })
 
 test('a file by whose name another object would be mapped is that file', (t) => {
@@ -112,20 +112,44 @@ test('of several channels each is told once, with its own peer', (t) => {
 })
 
 test('a publisher is told with each that reads its ring, and each of those with the publisher', (t) => {
-  const publisher = process(3, [written(1, 65_536)], '@a')
-  const ofPublisher = (peer: number) => channel('publisher', peer, [65_536, 0], '@a')
+  const [ring, reads] = [written(1, 65_536, '@a'), read(1, 65_536, '@a')]
+  // It listens at another address too: the name of the ring tells which one is the publisher's.
+  const publisher = process(3, [ring], '@a', '@b')
+  const ofPublisher = (peer: number | null) => channel('publisher', peer, [65_536, 0], '@a')
   const subscriber = channel('subscriber', 3, [0, 65_536], '@a')
-  t.deepEqual(channelsIn(host(publisher, process(4, [read(1, 65_536)]))), { 3: [ofPublisher(4)], 4: [subscriber] })
-  t.deepEqual(channelsIn(host(publisher, process(4, [read(1, 65_536)]), process(5, [read(1, 65_536)]))), {
+  t.deepEqual(channelsIn(host(publisher, process(4, [reads]))), { 3: [ofPublisher(4)], 4: [subscriber] })
+  t.deepEqual(channelsIn(host(publisher, process(4, [reads]), process(5, [reads]))), {
     3: [ofPublisher(4), ofPublisher(5)],
     4: [subscriber],
     5: [subscriber],
   })
-  t.deepEqual(channelsIn(host(publisher)), { 3: [channel(null, null, [65_536, 0])] }, 'nobody reads it who can be seen')
-  const [reading, other] = [process(3, [written(1, 65_536), read(2, 8192)]), process(4, [written(2, 8192)])]
+  t.deepEqual(channelsIn(host(publisher)), { 3: [ofPublisher(null)] }, 'without a subscriber that can be seen')
+  const [reading, other] = [process(3, [ring, read(2, 8192, '@c')], '@a'), process(4, [written(2, 8192, '@c')])]
   t.deepEqual(channelsIn(host(reading, other)), {
-    3: [channel(null, null, [65_536, 0]), channel('subscriber', 4, [0, 8192])],
+    3: [ofPublisher(null), channel('subscriber', 4, [0, 8192])],
     4: [channel('publisher', 3, [8192, 0])],
+  })
+  // The name is the publisher's own word: an address at which it does not listen is another's.
+  t.deepEqual(channelsIn(host(process(3, [ring]), process(4, [reads], '@a'))), {
+    3: [channel('publisher', 4, [65_536, 0])],
+    4: [channel('subscriber', 3, [0, 65_536])],
+  })
+  const path = '/run/a (deleted)\u{20ac}'
+  const named = process(3, [written(1, 4096, Buffer.from(path).toString('latin1'))], path)
+  t.deepEqual(channelsIn(host(named)), { 3: [channel('publisher', null, [4096, 0], path)] })
+})
+
+test('the ring that a process tells its figures in is no channel, neither its own nor an observer’s', (t) => {
+  const figures = [4_194_304, '@ringfence-observe-3'] as const
+  const [told, seen] = [written(1, ...figures), read(1, ...figures)]
+  const [one, other] = [
+    [written(2, 4096), read(3, 8192)],
+    [read(2, 4096), written(3, 8192)],
+  ] as const
+  t.deepEqual(seenIn(host(process(3, [told], '@ringfence-observe-3'), process(4, [seen]))), [])
+  t.deepEqual(channelsIn(host(process(3, [told, ...one]), process(4, [...other]), process(5, [seen]))), {
+    3: [channel(null, 4, [4096, 8192])],
+    4: [channel(null, 3, [8192, 4096])],
   })
 })
 
@@ -133,13 +157,13 @@ test('who reads a publisher and has a channel with it is told of both', (t) => {
   const [published, ofService] = [65_536, 4096]
   const agent = (pid: number, ...orders: [string, string]) => process(pid, [...orders, written(pid * 10, 8192)])
   for (const service of [
-    [written(1, published), written(4, ofService), written(5, ofService)],
-    [written(4, ofService), written(5, ofService), written(1, published)],
+    [written(1, published, '@p'), written(4, ofService), written(5, ofService)],
+    [written(4, ofService), written(5, ofService), written(1, published, '@p')],
   ]) {
     const hub = process(3, [...service, read(40, 8192), read(50, 8192)])
     const [one, other] = [
-      agent(4, read(1, published), read(4, ofService)),
-      agent(5, read(5, ofService), read(1, published)),
+      agent(4, read(1, published, '@p'), read(4, ofService)),
+      agent(5, read(5, ofService), read(1, published, '@p')),
     ]
     const all = channelsIn(host(hub, one, other))
     const ofHub = all[3] as { role: string | null }[]
@@ -156,24 +180,16 @@ test('who reads a publisher and has a channel with it is told of both', (t) => {
     for (const pid of [4, 5])
       t.deepEqual(all[pid], [channel(null, 3, [8192, ofService]), channel('subscriber', 3, [0, published])])
   }
-  // Where one alone does, nothing says which ring is which: what both are told is the same.
-  const hub = process(3, [written(4, ofService), written(1, published), read(40, 8192)])
-  t.deepEqual(channelsIn(host(hub, agent(4, read(1, published), read(4, ofService)))), {
-    3: [channel(null, 4, [ofService, 8192]), channel('publisher', 4, [published, 0])],
-    4: [channel(null, 3, [8192, ofService]), channel('subscriber', 3, [0, published])],
-  })
 })
 
 test('of another user’s process, whose map is closed, nothing is made up', (t) => {
   const closed = { ...process(4, []), '/proc/4/maps': fails('EACCES') }
   const one = process(3, [written(1, 4096), read(2, 8192)], '@a')
   t.deepEqual(channelsIn(host(one, closed)), { 3: [channel(null, null, [4096, 8192])] })
-  // Rings of others alone: one that two of this user's read is a publisher's.
+  // Rings of others alone.
   t.deepEqual(channelsIn(host(process(3, [read(2, 8192)]), closed)), { 3: [channel(null, null, [0, 8192])] })
-  const subscriber = channel('subscriber', null, [0, 8192])
-  t.deepEqual(channelsIn(host(process(3, [read(2, 8192)]), process(5, [read(2, 8192)]))), {
-    3: [subscriber],
-    5: [subscriber],
+  t.deepEqual(channelsIn(host(process(3, [read(2, 8192, '@p')]), closed)), {
+    3: [channel('subscriber', null, [0, 8192])],
   })
   // A channel with one that is seen is not taken for one with another that is not.
   const three = process(3, [written(1, 4096), read(9, 12_288), read(2, 8192)])

@@ -90,6 +90,42 @@ test('a sender that waits for room for much of the time', async (t) => {
   t.true(share > 10, ring.found)
 })
 
+test('of the subscribers of a publisher, only the one that reads nothing is slow', async (t) => {
+  const address = abstractAddress()
+  const [writer, slow, other] = await Promise.all([Partner.start(t), Partner.start(t), Partner.start(t)])
+  await writer.run(async (kit, where) => {
+    kit.keep['publisher'] = await kit.ringfence.publish(where, { capacity: 65_536 })
+    await kit.ringfence.observe()
+  }, address)
+  const subscribe = (partner: Partner) =>
+    partner.run(async (kit, where) => {
+      kit.keep['subscription'] = await kit.ringfence.subscribe(where, { delivery: 'best-effort' })
+    }, address)
+  await Promise.all([subscribe(slow), subscribe(other)])
+  await other.run((kit) => {
+    const subscription = kit.keep['subscription'] as AsyncIterable<Buffer>
+    void (async () => {
+      for await (const message of subscription) void message
+    })().catch(() => {})
+  })
+  await writer.run((kit) => {
+    const publisher = kit.keep['publisher'] as import('ringfence').Publisher
+    for (let sent = 0; sent < 60_000; sent += 1000 + 8) publisher.trySend(Buffer.alloc(1000))
+  })
+  let all: Finding[] = []
+  await until(async () => {
+    all = await findings(writer.pid)
+    return findingOf(all, 'reader', slow.pid).status === 'slow'
+  }, 'the subscriber that reads nothing is found').catch((error: Error) => {
+    throw new Error(`${error.message}\n${JSON.stringify(all)}`)
+  })
+  t.regex(findingOf(all, 'ring', writer.pid, slow.pid).found, /^9\d % of 65.54 kB full/)
+  const ring = findingOf(all, 'ring', writer.pid, other.pid)
+  t.is(ring.status, 'good', JSON.stringify(ring))
+  t.regex(ring.found, /^0 % of 65.54 kB full/)
+  t.is(findingOf(all, 'reader', other.pid).status, 'good')
+})
+
 test('messages that are small beside their header, or too large for the ring', async (t) => {
   const { writer, reader } = await twoOf(t)
   const [from, to] = [writer.pid, reader.pid]

@@ -58,6 +58,10 @@ test('who it is, the kernel has said; its figures are taken over, and nothing el
   t.is(told['executable'], 'x'.repeat(4096))
   const longest = { ...channel, address: 'x'.repeat(108), messagesSent: Number.MAX_SAFE_INTEGER, lag: 0 }
   t.deepEqual(read({ ...snapshot, channels: [longest] })['channels'], [longest])
+  const behind = Array.from({ length: 10 }, (_, number) => [number, 10 - number])
+  t.deepEqual(read({ ...snapshot, channels: [{ ...channel, behind }] })['channels'], [
+    { ...channel, behind: behind.slice(0, 8) },
+  ])
   const many = read({ ...snapshot, channels: Array.from({ length: 503 }, () => channel) })
   t.is((many['channels'] as object[]).length, 500)
   t.is(many['more'], 3)
@@ -77,6 +81,10 @@ test('what is none of that is refused as a whole', (t) => {
   for (const peer of wrong(undefined, -1, '1', {}, [])) channels.push({ ...channel, peer })
   for (const role of wrong(undefined, null, 'reader', { toString: 1 }, ['host'])) channels.push({ ...channel, role })
   for (const name of FIGURES) for (const figure of figures) channels.push({ ...channel, [name]: figure })
+  for (const behind of wrong(1, {}, 'text', null, [1], [[]], [[1]], [['1', 1]], [{}]))
+    channels.push({ ...channel, behind })
+  for (const figure of figures)
+    channels.push({ ...channel, behind: [[figure, 1]] }, { ...channel, behind: [[1, figure]] })
   for (const one of channels) told.push({ ...snapshot, channels: [channel, one] })
   for (const one of told) t.throws(() => read(one), { message: 'no figures' }, JSON.stringify(one))
   t.throws(() => snapshotIn(Buffer.from('{'), identity), { name: 'SyntaxError' })

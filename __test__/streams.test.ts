@@ -203,53 +203,103 @@ test('two channels of the same two processes have figures of their own', (t) => 
   )
 })
 
-test('a publisher tells of all its subscribers at once; the ring of its figures is no pair', (t) => {
-  const reads = (peer: number, capacity = 100) =>
-    side(peer, 'publisher', { ringCapacity: capacity, peerRingCapacity: 0 })
+const publishes = (peer: number, ringCapacity = 100) => side(peer, 'publisher', { ringCapacity, peerRingCapacity: 0 })
+const subscribed = (peer: number, peerRingCapacity = 100) =>
+  side(peer, 'subscriber', { ringCapacity: 0, peerRingCapacity })
+
+test('a publisher tells of all its subscribers at once, and of each of its rings', (t) => {
   const processes = [
-    seen(1, reads(2), reads(3), reads(4, 4_000_000)),
-    seen(2, side(1, 'subscriber', { ringCapacity: 0, peerRingCapacity: 100 })),
-    seen(4, side(1, 'subscriber', { ringCapacity: 0, peerRingCapacity: 4_000_000 })),
+    seen(1, publishes(2), publishes(3), publishes(4, 4000)),
+    seen(2, subscribed(1)),
+    seen(4, subscribed(1, 4000)),
   ]
+  const figures = { peer: null, role: 'publisher', published: 10, bytesPublished: 100 }
   const told: Told = new Map([
     [
       1,
       tells(
-        // A ring that is as large as that of its figures, and no publisher's.
-        [{ id: 5, peer: 9, role: 'host', address: '@h', ringCapacity: 4_000_000, messagesSent: 1 }, {}],
+        // A ring that is as large, and no publisher's.
+        [{ id: 5, peer: 9, role: 'host', address: '@h', ringCapacity: 100, messagesSent: 1 }, {}],
         [
-          {
-            id: 1,
-            peer: null,
-            role: 'publisher',
-            address: '@p',
-            ringCapacity: 100,
-            published: 10,
-            bytesPublished: 100,
-          },
+          { ...figures, id: 1, address: '@p', ringCapacity: 100 },
           { published: 2, bytesPublished: 8 },
+        ],
+        [
+          { ...figures, id: 2, address: '@q', ringCapacity: 4000 },
+          { published: 4, bytesPublished: 80 },
         ],
       ),
     ],
     [2, tells([{ id: 1, peer: 1, role: 'subscriber', address: '@p', sleeps: 1 }, { sleeps: 6 }])],
   ])
-  const flow = { messagesPerSecond: 1, size: 4 }
-  const stream = (reader: number, sleepsPerSecond: number | null) => ({
+  const stream = (reader: number, sleepsPerSecond: number | null, more: object = {}) => ({
     writer: 1,
     reader,
     capacity: 100,
     sent: { used: 0, usedBefore: 0, waiting: 0 },
-    flow,
+    flow: { messagesPerSecond: 1, size: 4 },
     sleepsPerSecond,
+    ...more,
   })
+  const other = stream(4, null, { capacity: 4000, flow: { messagesPerSecond: 2, size: 20 } })
   t.deepEqual(pairsOf(1, processes, told), [
     { pid: 1, peer: 2, address: '@p', streams: [stream(2, 3)] },
     { pid: 1, peer: 3, address: '@p', streams: [stream(3, null)] },
+    { pid: 1, peer: 4, address: '@q', streams: [other] },
   ])
-  // From the other side: the ring of figures is none of 4's either.
   t.deepEqual(pairsOf(2, processes, told), [{ pid: 2, peer: 1, address: '@p', streams: [stream(2, 3)] }])
-  t.deepEqual(pairsOf(4, processes, told), [])
+  t.deepEqual(pairsOf(4, processes, told), [{ pid: 4, peer: 1, address: '@q', streams: [other] }])
   // Of one that tells nothing it is not known.
   t.is(pairsOf(1, processes, none).length, 3)
   t.is(pairsOf(4, processes, none).length, 1)
+})
+
+test('of the subscribers of a publisher, those that lag have its ring full, and it waits for the slowest', (t) => {
+  const readers = [2, 3, 4, 5, 6]
+  const processes = [seen(1, ...readers.map((reader) => publishes(reader))), ...readers.map((pid) => seen(pid))]
+  const publisher = { id: 1, peer: null, role: 'publisher', address: '@p', ringCapacity: 100 }
+  const sentTo = (before: object, now: object, more: [number, ReturnType<typeof tells>][] = []) => {
+    const own = tells([{ ...publisher, ringUsed: 99, waitedMicros: 0 }, { waitedMicros: 1_000_000 }])
+    Object.assign(own.before.channels[0]!, before)
+    Object.assign(own.now.channels[0]!, now)
+    return pairsOf(1, processes, new Map([[1, own], ...more])).map(({ streams }) => {
+      const { used, usedBefore, waiting } = streams[0]!.sent as Record<string, number>
+      return [used, usedBefore, waiting]
+    })
+  }
+  const [none, waits] = [0, 0.5]
+  t.deepEqual(
+    sentTo(
+      {
+        behind: [
+          [2, 99],
+          [3, 60],
+          [4, 20],
+        ],
+      },
+      {
+        behind: [
+          [2, 98],
+          [4, 40],
+          [3, 30],
+        ],
+      },
+    ),
+    [
+      [98, 99, waits],
+      [30, 60, waits],
+      [40, 20, none],
+      [0, 0, none],
+      [0, 0, none],
+    ],
+  )
+  // It waited for a subscriber that has read meanwhile: which one cannot be told.
+  const lags = [0, 0, none]
+  t.deepEqual(sentTo({ behind: [] }, { behind: [] }), [lags, lags, lags, lags, lags])
+  // One that is not among the slowest has figures of its own.
+  const own = tells([{ id: 7, peer: 1, role: 'subscriber', address: '@p', lag: 50 }, { lag: 10 }])
+  const behind = [[2, 100]]
+  t.deepEqual(sentTo({ behind }, { behind }, [[6, own]]).slice(3), [lags, [60, 50, waits]])
+  // A publisher of an earlier version tells how full the ring is, and for no subscriber apart.
+  t.deepEqual(sentTo({}, {})[4], [99, 99, waits])
 })

@@ -25,11 +25,12 @@ const seen = () =>
     onPaper(3, [written(1, 65_536), read(2, 8192)], '@a'),
     { ...onPaper(4, [read(1, 65_536), written(2, 8192)]), '/proc/4/exe': '/tmp/\u001b[2J' },
     { ...onPaper(5, [written(9, 4096)]), '/proc/5/exe': fails('EACCES') },
-    // A mapping without a ring.
-    onPaper(6, [written(10, 0)]),
+    onPaper(6, [written(10, 4096, '@p')], '@p'),
+    // A mapping without a ring, and the ring of its figures.
+    onPaper(7, [written(11, 0), written(12, 4_194_304, '@ringfence-observe-7')]),
   )
 
-test.serial('ps has a row for each channel, and one for a process of which none can be told', (t) => {
+test.serial('ps has a row for each channel, and none for a process without one', (t) => {
   hereIs(t, seen())
   const output = takeOutput(t, 'stdout', { columns: 1000 })
   ps(false)
@@ -41,7 +42,7 @@ test.serial('ps has a row for each channel, and one for a process of which none 
     ['3', '1003', '/usr/bin/3', since, 'host', '4', '65.54 kB', '@a'],
     ['4', '1004', '/tmp/\\u{1b}[2J', since, 'guest', '3', '8.19 kB', '@a'],
     ['5', '1005', '?', since, '?', '?', '4.10 kB', '?'],
-    ['6', '1006', '/usr/bin/6', since, '?', '?', '?', '?'],
+    ['6', '1006', '/usr/bin/6', since, 'publisher', '-', '4.10 kB', '@p'],
   ])
   t.true(output.text.endsWith('\n'))
 })
@@ -66,7 +67,7 @@ test.serial('ps tells a program all that it has seen', (t) => {
       [3, 1],
       [4, 1],
       [5, 1],
-      [6, 0],
+      [6, 1],
     ],
   )
   t.deepEqual(processes[0]!.channels, [

@@ -10,7 +10,7 @@ import { collect } from './cli/collect.js'
 import { diagnose } from './cli/doctor.js'
 import { exitCode, UsageError } from './cli/exit.js'
 import { explain } from './cli/slow/main.js'
-import { output } from './cli/output.js'
+import { output, print } from './cli/output.js'
 import { tell } from './cli/text.js'
 import { ps, top } from './cli/top.js'
 import { receive, send } from './cli/transfer.js'
@@ -30,8 +30,10 @@ const HELP = `ringfence: shared memory between two processes, and no other
 ADDRESS is a path, or @name for an abstract address. Either side may come first; collect comes before its senders. The other
 side must run as the same user, from the same executable.
 
-A subscriber that stands still holds its publisher up, for --stall seconds at most; then it is let go of. With the delivery
-best-effort or latest it never does, and what it is too slow for is passed over.
+A subscriber that stops reading delays its publisher for --stall seconds at most; then the publisher evicts it. With the delivery
+best-effort or latest it never delays the publisher, and misses the messages that it is too slow for. publish exits after its input
+has ended, at the latest --stall seconds later: what it has published stays readable to its subscribers. If no process has
+subscribed, it says so on standard error and exits with 0.
 
 FILE is replaced once everything has come, by a file beside it (.FILE.….part until then); where the transfer fails it stays as it
 was. A device, a FIFO or what is open already (/dev/stdout) is written to as it is.
@@ -56,8 +58,8 @@ collect writes whole lines, of up to 64 MiB; a sender's last one gets its newlin
 
 Exit codes: 0 all went through; 1 another failure; 2 usage; 3 the address cannot be used or is taken; 4 the peer was
 refused, or refused us; 5 the peer was lost before everything had gone through; 6 no process came in time; 7 the peer does
-not keep to the protocol; 8 no room; 9 this system does not offer what is needed. A signal
-that ends it is what its end tells (a shell: 128 and the signal's number).
+not keep to the protocol; 8 no room; 9 this system does not offer what is needed. If a signal ends it, a shell reports 128
+plus the signal's number. If the reader of its output leaves (| head), it ends by SIGPIPE and prints nothing, as other tools do.
 
   tar c . | ringfence send @x                    ringfence receive @x | tar x
   tail -f log | ringfence publish @log           ringfence subscribe @log | grep error
@@ -68,11 +70,11 @@ async function main(): Promise<void> {
   const asked = ask(process.argv.slice(2))
   switch (asked.command) {
     case 'help':
-      process.stdout.write(HELP)
+      print(HELP)
       return
     case 'version': {
       const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
-      process.stdout.write(`${version}\n`)
+      print(`${version}\n`)
       return
     }
     case 'doctor':
@@ -122,7 +124,7 @@ function endAtOnceBy(...signals: EndingSignal[]): void {
   for (const signal of signals) process.once(signal, () => endBy(signal))
 }
 
-type EndingSignal = 'SIGINT' | 'SIGTERM' | 'SIGHUP'
+type EndingSignal = 'SIGINT' | 'SIGTERM' | 'SIGHUP' | 'SIGPIPE'
 
 /** The first signal ends the collecting in good order, the second at once. */
 function stopBySignal(): AbortSignal {
@@ -138,24 +140,35 @@ function stopBySignal(): AbortSignal {
 }
 
 /**
- * Ends the process by a signal that has come. `process.exit` would wait for a thread that reads from a device, say, for as long as
- * that likes. The signal itself, which has no listener any more, ends the process at once.
+ * Ends the process by a signal that no listener handles any longer. `process.exit` would wait for a thread that reads from a device,
+ * possibly for ever; the signal ends the process at once.
  */
 function endBy(signal: EndingSignal): void {
   const code = 128 + constants.signals[signal]
   process.exitCode = code
   process.emit('exit', code)
   process.kill(process.pid, signal)
-  // The first process of a container is not ended by it.
+  // The kernel does not end the first process of a container by a signal.
   process.exit(code)
 }
 
-// A reader that has left (`ringfence receive @x | head`) is a failure like any other, not a stack trace.
+/**
+ * The reader of the output has left (`ringfence receive @x | head`). Other tools die of SIGPIPE then, without a word. Node ignores that
+ * signal; adding and removing a listener restores its default action.
+ */
+function endByBrokenPipe(): void {
+  const listener = () => {}
+  process.on('SIGPIPE', listener).off('SIGPIPE', listener)
+  endBy('SIGPIPE')
+}
+
 for (const stream of new Set([process.stdout, output()])) stream.on('error', fail)
-// One that has left standard error misses what is for people: the data goes on.
+// Standard error is for people: the data goes on without it.
 process.stderr.on('error', () => {})
 
 function fail(error: unknown): void {
+  // Only a write to a pipe or a socket fails with EPIPE; a channel's errors have codes of their own.
+  if ((error as NodeJS.ErrnoException | null)?.code === 'EPIPE') return endByBrokenPipe()
   const message = error instanceof Error ? error.message : String(error)
   tell(message)
   if (error instanceof UsageError) process.stderr.write('Try ringfence --help.\n')

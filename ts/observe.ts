@@ -15,9 +15,17 @@ const CAPACITY = 4 * 1024 * 1024
 export const LONGEST = CAPACITY / 8
 /** Things in one message, each of less than 1 KiB, so that all of them fit. */
 const MOST = 500
+/** Subscribers that a publisher names as behind. */
+export const MOST_BEHIND = 8
 
 /** Where a process tells its figures. */
 export const observedAt = (pid: number): string => `@ringfence-observe-${pid}`
+
+/** The process that tells its figures at an address; null for any other address. */
+export function observedPid(address: string): number | null {
+  const pid = Number(/^@ringfence-observe-(\d+)$/.exec(address)?.[1])
+  return pid > 0 ? pid : null
+}
 
 /** A channel, a publisher or a subscription, with its figures. */
 export interface Observed extends Partial<ChannelStats & PublisherStats & SubscriptionStats> {
@@ -27,6 +35,8 @@ export interface Observed extends Partial<ChannelStats & PublisherStats & Subscr
   /** The process at the other end; null for a publisher, which has many. */
   peer: number | null
   role: 'host' | 'guest' | 'publisher' | 'subscriber'
+  /** Of a publisher: the subscribers that lag, the slowest first, at most {@link MOST_BEHIND}, with the bytes that they lag. */
+  behind?: [pid: number, lag: number][]
 }
 
 /** What a process tells of itself. */
@@ -59,17 +69,20 @@ function idOf(open: object): number {
 
 function observed([open, address]: [object, string | null]): Observed {
   const id = idOf(open)
-  const { peer, role, stats } = describe(open as Channel | Publisher | Subscription)
-  return { id, address, peer, role, ...stats }
+  return { id, address, ...describe(open as Channel | Publisher | Subscription) }
 }
 
-function describe(open: Channel | Publisher | Subscription) {
-  if ('role' in open) return { peer: open.peer.pid, role: open.role, stats: open.stats() }
+function describe(open: Channel | Publisher | Subscription): Omit<Observed, 'id' | 'address'> {
+  if ('role' in open) return { peer: open.peer.pid, role: open.role, ...open.stats() }
   if ('subscribers' in open) {
-    const lag = Math.max(0, ...open.subscribers.map((subscriber) => subscriber.lag))
-    return { peer: null, role: 'publisher' as const, stats: { ...open.stats(), lag } }
+    const behind = open.subscribers
+      .map(({ peer, lag }): [number, number] => [peer.pid, lag])
+      .filter(([, lag]) => lag > 0)
+      .sort(([, one], [, other]) => other - one)
+    const lag = behind[0]?.[1] ?? 0
+    return { peer: null, role: 'publisher', ...open.stats(), lag, behind: behind.slice(0, MOST_BEHIND) }
   }
-  return { peer: open.peer.pid, role: 'subscriber' as const, stats: open.stats() }
+  return { peer: open.peer.pid, role: 'subscriber', ...open.stats() }
 }
 
 function snapshot(): Snapshot {

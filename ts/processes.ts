@@ -4,16 +4,16 @@
 import { readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs'
 
 import { isShort } from './errors.js'
-import { observedAt } from './observe.js'
+import { observedAt, observedPid } from './observe.js'
 import { addressesOf, failIfShort, listeningSockets, type Listening } from './sockets.js'
 
 /** A channel of a process, as others see it. */
 export interface SeenChannel {
   /** Where it met its peer, where that can be told: as long as one of the two keeps one address alone. */
   address: string | null
-  /** The process that has the other end; null where that is another user's, which /proc does not show. */
+  /** The process that has the other end; null if it cannot be seen (/proc shows other users' to root alone), or for a publisher without subscribers. */
   peer: number | null
-  /** Its part: of a publisher's ring the writer, or one that reads it. */
+  /** The process's part; of a publisher's ring the writer, or one that reads it. */
   role: 'host' | 'guest' | 'publisher' | 'subscriber' | null
   /** Bytes of the ring that the process writes; 0 for a subscriber. */
   ringCapacity: number
@@ -21,7 +21,7 @@ export interface SeenChannel {
   peerRingCapacity: number
 }
 
-/** A process that has channels, or a ring that nobody reads yet. */
+/** A process that has channels. */
 export interface SeenProcess {
   pid: number
   uid: number
@@ -41,6 +41,8 @@ interface Mapped {
   capacity: number
   /** The owner alone writes. With the backing shm as well, as far as its mapping goes. */
   writes: boolean
+  /** Of a publisher's ring: the address, in the publisher's own words. */
+  publishedAt: string | null
 }
 
 interface Looked {
@@ -59,11 +61,11 @@ interface Host {
 }
 
 /**
- * A line of a process's map: from, to, rights, the device and the inode, the name. A control object, which holds no ring, has a name of its
- * own.
+ * A line of a process's map: from, to, rights, the device and the inode, the name. A control object, which holds no ring, has a name of
+ * its own, and a publisher's ring the address in its name.
  */
 const LINE =
-  /^([0-9a-f]+)-([0-9a-f]+) r([w-])\S+ \S+ (\S+ \d+) +(?:\/memfd:ringfence|\/dev\/shm\/ringfence\S*) \(deleted\)$/
+  /^([0-9a-f]+)-([0-9a-f]+) r([w-])\S+ \S+ (\S+ \d+) +(?:\/memfd:ringfence(?:-published:([^]+))?|\/dev\/shm\/ringfence\S*) \(deleted\)$/
 
 /**
  * The processes of this host that have channels, as far as this user may see.
@@ -105,7 +107,7 @@ function look(pid: number, listening: Listening): Looked | null {
   try {
     const mapped = mappedBy(readFileSync(`/proc/${pid}/maps`, 'latin1'))
     if (mapped.length === 0) return null
-    // Where it tells its figures no channel of the program's is met.
+    // The program meets no peer at the address of its figures.
     return { pid, mapped, addresses: addressesOf(pid, listening).filter((address) => address !== observedAt(pid)) }
   } catch (error) {
     failIfShort(error)
@@ -113,18 +115,22 @@ function look(pid: number, listening: Listening): Looked | null {
   }
 }
 
-/** The objects in a process's map. One that is mapped in several pieces is one. */
+/** The rings in a process's map. One that is mapped in several pieces is one. */
 function mappedBy(maps: string): Mapped[] {
-  const found = new Map<string, { size: number; writes: boolean }>()
-  // Of a file's name, which any user may choose, the kernel writes all but a new line as it is: what else begins a line is no end of one.
+  const found = new Map<string, Mapped>()
+  // The kernel escapes a new line in a file's name, which any user may choose, and nothing else: only a new line ends a line.
   for (const line of maps.split('\n')) {
-    const [, from, to, right, inode] = LINE.exec(line) ?? []
+    const [, from, to, right, inode, name] = LINE.exec(line) ?? []
     if (inode === undefined) continue
-    const before = found.get(inode) ?? { size: 0, writes: false }
-    const size = before.size + parseInt(to!, 16) - parseInt(from!, 16)
-    found.set(inode, { size, writes: before.writes || right === 'w' })
+    const publishedAt = name === undefined ? null : Buffer.from(name, 'latin1').toString().replaceAll('\\012', '\n')
+    // The figures that a process tells of itself are no channel of the program.
+    if (publishedAt !== null && observedPid(publishedAt) !== null) continue
+    const mapped = found.get(inode) ?? { inode, capacity: -BESIDE, writes: false, publishedAt }
+    mapped.capacity += parseInt(to!, 16) - parseInt(from!, 16)
+    mapped.writes ||= right === 'w'
+    found.set(inode, mapped)
   }
-  return [...found].map(([inode, { size, writes }]) => ({ inode, capacity: Math.max(0, size - BESIDE), writes }))
+  return [...found.values()].filter(({ capacity }) => capacity > 0)
 }
 
 function aboutProcess(pid: number): Omit<SeenProcess, 'channels'> | null {
@@ -156,56 +162,51 @@ function beganAt(pid: number): number {
   return (boot + ticks / TICKS) * 1000
 }
 
-/**
- * A channel is a ring of each of two that the other one reads. What is left over, or has several readers, is a publisher's. Where two
- * have a channel, and one reads the other's publisher as well, alone, it cannot be told which ring is which: what both are told is the same.
- */
+/** A channel is a ring of each of two processes that the other one reads. A publisher's ring has any number of readers. */
 function channelsOf(process: Looked, { owners, places, readers }: Host): SeenChannel[] {
   const readersOf = (inode: string) => readers.get(inode) ?? []
   const placeOf = ({ inode }: Mapped) => places.get(inode) ?? 0
-  const rings = process.mapped.filter(({ capacity }) => capacity > 0)
   /** Rings of others that this one reads, which are taken one by one: in their owners' order, as those pair them. */
-  const others = rings.filter(({ writes }) => !writes).sort((one, other) => placeOf(one) - placeOf(other))
+  const others = process.mapped.filter(({ writes }) => !writes).sort((one, other) => placeOf(one) - placeOf(other))
   const channels: SeenChannel[] = []
-  for (const { inode, capacity } of rings.filter(({ writes }) => writes)) {
+  for (const { inode, capacity: ringCapacity, publishedAt } of process.mapped.filter(({ writes }) => writes)) {
     const theirs = readersOf(inode)
-    const [peer, ...more] = theirs
-    const isPaired = (other: Mapped) => owners.get(other.inode) === peer && readersOf(other.inode).length === 1
-    const at = more.length > 0 ? -1 : others.findIndex(isPaired)
-    if (peer !== undefined && at < 0) {
-      for (const reader of theirs)
-        channels.push({
-          address: addressFor(process, reader),
-          peer: reader.pid,
-          role: 'publisher',
-          ringCapacity: capacity,
-          peerRingCapacity: 0,
-        })
+    if (publishedAt !== null) {
+      const of = {
+        address: ifBound(publishedAt, process),
+        role: 'publisher' as const,
+        ringCapacity,
+        peerRingCapacity: 0,
+      }
+      for (const pid of theirs.length > 0 ? theirs.map((reader) => reader.pid) : [null])
+        channels.push({ ...of, peer: pid })
       continue
     }
+    const [peer] = theirs
+    const at = others.findIndex((other) => other.publishedAt === null && owners.get(other.inode) === peer)
     const [other] = at < 0 ? [] : others.splice(at, 1)
     const address = peer === undefined ? null : addressFor(process, peer)
     const role = address === null ? null : process.addresses.includes(address) ? 'host' : 'guest'
-    channels.push({
-      address,
-      peer: peer?.pid ?? null,
-      role,
-      ringCapacity: capacity,
-      peerRingCapacity: other?.capacity ?? 0,
-    })
+    channels.push({ address, peer: peer?.pid ?? null, role, ringCapacity, peerRingCapacity: other?.capacity ?? 0 })
   }
-  for (const { inode, capacity } of others) {
+  for (const { inode, capacity, publishedAt } of others) {
     const owner = owners.get(inode)
+    const isPublished = publishedAt !== null
     channels.push({
-      address: owner === undefined ? null : addressFor(owner, process),
+      address: owner === undefined ? null : isPublished ? ifBound(publishedAt, owner) : addressFor(owner, process),
       peer: owner?.pid ?? null,
-      // What one alone reads of a process that cannot be seen may also be what a peer has left that is gone.
-      role: owner === undefined && readersOf(inode).length === 1 ? null : 'subscriber',
+      // Else it is what a peer has left that is gone, or whose own ring this process does not write any longer.
+      role: isPublished ? 'subscriber' : null,
       ringCapacity: 0,
       peerRingCapacity: capacity,
     })
   }
   return channels
+}
+
+/** An address in a publisher's own words, if the kernel says that it listens there. */
+function ifBound(address: string, { addresses }: Looked): string | null {
+  return addresses.includes(address) ? address : null
 }
 
 /** The address of two: that of the one that listens, if it is one alone. */

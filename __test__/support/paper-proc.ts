@@ -37,9 +37,11 @@ export function see(paper: Paper): () => void {
 /** A line of a map, of so many bytes. */
 export const line = (rights: string, inode: number | string, size: number, name = '/memfd:ringfence (deleted)') =>
   `7f0a00000000-${(0x7f0a00000000 + size).toString(16)} ${rights}p 00000000 00:01 ${inode}                    ${name}`
-/** Beside a ring lie the words and a page. */
-export const written = (inode: number, capacity: number) => line('rw-', inode, capacity + 8192)
-export const read = (inode: number, capacity: number) => line('r--', inode, capacity + 8192)
+const ring = (rights: string) => (inode: number, capacity: number, publishedAt?: string) =>
+  // Beside a ring lie the words and a page.
+  line(rights, inode, capacity + 8192, `/memfd:ringfence${publishedAt ? `-published:${publishedAt}` : ''} (deleted)`)
+/** A ring that the process writes, or reads; `publishedAt`: the address in the name of a publisher's. */
+export const [written, read] = [ring('rw-'), ring('r--')]
 
 const PEACE = [
   '00400000-00401000 r-xp 00000000 fe:00 77                    /usr/bin/one',

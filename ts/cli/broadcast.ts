@@ -4,6 +4,8 @@ import { once } from 'node:events'
 
 import { publish as bind, type Publisher } from '../broadcast/publisher.js'
 import { subscribe as connect } from '../broadcast/subscription.js'
+import type { Subscriber } from '../broadcast/subscriber.js'
+import { within } from '../deferred.js'
 import { RingfenceError } from '../errors.js'
 import type { PublishOptions, SubscribeOptions } from '../types.js'
 import { write, written } from './output.js'
@@ -36,17 +38,25 @@ export interface Subscribing {
 
 const NEWLINE = 0x0a
 
-/** Publishes each line, or chunk, and ends once every subscriber has read the last one. */
+/** The default of `stall`, in milliseconds. */
+const STALL = 5000
+
+/**
+ * Publishes each line, or chunk. Ends once every reliable subscriber has read the last one, or after `stall`. What is published by then
+ * stays readable to all subscribers after this process has exited, so nothing is lost to one that is slower.
+ */
 export async function publish({ address, file, raw, audience, evidence, options }: Publishing): Promise<void> {
   const source = await openSource(file)
   try {
     const publisher = await bind(address, options)
+    let [published, hasAudience] = [0, false]
     publisher.on('subscriber', (subscriber) => {
+      hasAudience = true
       if (evidence)
         process.stderr.write(`subscriber is process ${subscriber.peer.pid}\n${evidenceTable(subscriber.evidence)}\n`)
     })
     publisher.on('gone', ({ peer }, reason) => {
-      if (reason === 'evicted') tell(`process ${peer.pid} was too slow, and is let go of`)
+      if (reason === 'evicted') tell(`process ${peer.pid} was too slow, and was evicted`)
     })
     publisher.on('refused', (refusal) => tell(refusal.message))
     await hasCome(audience, publisher)
@@ -55,8 +65,15 @@ export async function publish({ address, file, raw, audience, evidence, options 
       publisher.closed.then((reason) => (reason === 'exposed' ? exposed() : undefined)),
     )
     const messages = raw === undefined ? lines(input, publisher.maxMessageSize) : chunks(input, raw)
-    for await (const message of messages) await publisher.send(message)
-    await finish(publisher)
+    for await (const message of messages) {
+      await publisher.send(message)
+      published += 1
+    }
+    await finish(publisher, options.stall ?? STALL)
+    if (published > 0 && !hasAudience)
+      tell(
+        `no process has subscribed: no message (of ${published}) reached anybody; --audience 1 waits for a subscriber`,
+      )
   } finally {
     await source.close()
   }
@@ -73,9 +90,22 @@ async function hasCome(audience: number, publisher: Publisher): Promise<void> {
   while (!isOver && publisher.subscribers.length < audience) await Promise.race([once(publisher, 'subscriber'), over])
 }
 
-async function finish(publisher: Publisher): Promise<void> {
+async function finish(publisher: Publisher, stall: number): Promise<void> {
   await publisher.end()
+  await within(stall, readByReliable(publisher))
+  for (const { peer } of reliableOf(publisher))
+    tell(`process ${peer.pid} has not read everything after ${stall / 1000} s: what is left stays readable to it`)
+  await publisher.close()
   mustNotBeExposed(await publisher.closed)
+}
+
+/** Resolves once each reliable subscriber has read everything, or has gone. */
+async function readByReliable(publisher: Publisher): Promise<void> {
+  while (reliableOf(publisher).length > 0) await once(publisher, 'gone')
+}
+
+function reliableOf(publisher: Publisher): Subscriber[] {
+  return publisher.subscribers.filter(({ delivery }) => delivery === 'reliable')
 }
 
 /** Also one whose memory was opened has an end that is told. */

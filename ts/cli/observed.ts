@@ -6,7 +6,7 @@ import { statSync } from 'node:fs'
 import { subscribe, type Subscription } from '../broadcast/subscription.js'
 import { within } from '../deferred.js'
 import { RingfenceError } from '../errors.js'
-import { LONGEST, observedAt, type Observed, type Snapshot } from '../observe.js'
+import { LONGEST, observedAt, observedPid, type Observed, type Snapshot } from '../observe.js'
 import { addressesOf, failIfShort, listeningSockets } from '../sockets.js'
 import { snapshotIn } from './snapshot.js'
 
@@ -131,10 +131,8 @@ function ratesOf(before: Observed | undefined, now: Observed, seconds: number): 
  */
 function observedPids(): number[] {
   const listening = listeningSockets()
-  const named = new Set(
-    [...listening.values()].map((address) => Number(/^@ringfence-observe-(\d+)$/.exec(address)?.[1])),
-  )
-  return [...named].filter((pid) => pid > 0 && pid !== process.pid && mayTell(pid))
+  const named = new Set([...listening.values()].map(observedPid))
+  return [...named].filter((pid) => pid !== null && pid !== process.pid && mayTell(pid)) as number[]
 
   function mayTell(pid: number): boolean {
     try {

@@ -1,22 +1,22 @@
-// Standard output: what has come is written there, and how far that is.
+// Standard output: every command writes there through this module alone.
 
 import { once } from 'node:events'
 import { fstatSync, writeSync } from 'node:fs'
 import { Writable } from 'node:stream'
 
-/** null: it is no file. */
+/** null: standard output is no file. */
 let file: Writable | null | undefined
 
 /**
- * Where what has come is written. Node's own stream of a standard output that is a file takes one write that had no room for all of it
- * (write(2): a disk that gets full, RLIMIT_FSIZE) for the whole. This one writes the rest, or is told why it cannot.
+ * The stream of standard output. If it is a file, Node's own stream takes a partial write (a disk that gets full, RLIMIT_FSIZE) for a
+ * whole one. This stream writes the remainder, or fails with the reason.
  */
 export function output(): Writable {
   if (file === undefined) file = fstatSync(1).isFile() ? new Writable({ write: writeToFile }) : null
   return file ?? process.stdout
 }
 
-/** At once, as Node does: a signal that ends this process loses nothing. */
+/** Writes at once, as Node does: a signal that ends this process loses nothing. */
 function writeToFile(bytes: Buffer, _encoding: unknown, done: (error?: Error) => void): void {
   try {
     for (let at = 0; at < bytes.length;) at += writeSync(1, bytes, at)
@@ -26,6 +26,11 @@ function writeToFile(bytes: Buffer, _encoding: unknown, done: (error?: Error) =>
   }
 }
 
+/** Writes text for people or programs. A write that fails ends the process: see ts/cli.ts. */
+export function print(text: string): void {
+  output().write(text)
+}
+
 /** Writes parts, all of them before it waits. Resolves once there is room for more. */
 export async function write(parts: Iterable<Uint8Array>): Promise<void> {
   let goesOn = true
@@ -33,7 +38,7 @@ export async function write(parts: Iterable<Uint8Array>): Promise<void> {
   if (!goesOn) await once(output(), 'drain')
 }
 
-/** Resolves once all is written. What waits for a slow reader would be lost where this process ended before. */
+/** Resolves once everything is written: an exit before that would lose what waits for a slow reader. */
 export function written(): Promise<void> {
   return new Promise((resolve, reject) => output().write('', (error) => (error ? reject(error) : resolve())))
 }

@@ -1,7 +1,7 @@
 // What a process tells of itself at its address for observers, as far as it can be believed: a process of the same user may publish
 // anything there. Who it is, the kernel has said; its figures are its own word, and are numbers.
 
-import type { Observed, Snapshot } from '../observe.js'
+import { MOST_BEHIND, type Observed, type Snapshot } from '../observe.js'
 import type { Identity } from '../types.js'
 
 /** Channels of one process that are looked at: as many as one tells. */
@@ -54,10 +54,11 @@ export function snapshotIn(message: Buffer, { pid, uid, executable }: Identity):
 /** Only what is known is taken over. */
 function observedIn(told: unknown): Observed {
   if (typeof told !== 'object' || told === null) throw new Error('no figures')
-  const { id, address, peer, role, ...rest } = told as Record<string, unknown>
+  const { id, address, peer, role, behind, ...rest } = told as Record<string, unknown>
   const isKnown = isFigure(id) && isNullOr(address, isAddress) && isNullOr(peer, isFigure) && ROLES.has(role)
   if (!isKnown) throw new Error('no figures')
   const observed = { id, address, peer, role } as Observed
+  if (behind !== undefined) observed.behind = behindIn(behind)
   for (const figure of FIGURES) {
     const value = rest[figure]
     if (value === undefined) continue
@@ -65,6 +66,15 @@ function observedIn(told: unknown): Observed {
     observed[figure] = value
   }
   return observed
+}
+
+function behindIn(told: unknown): [number, number][] {
+  if (!Array.isArray(told)) throw new Error('no figures')
+  return told.slice(0, MOST_BEHIND).map((one: unknown) => {
+    const [pid, lag] = Array.isArray(one) ? (one as unknown[]) : []
+    if (!isFigure(pid) || !isFigure(lag)) throw new Error('no figures')
+    return [pid, lag]
+  })
 }
 
 function isFigure(value: unknown): value is number {

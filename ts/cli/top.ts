@@ -3,29 +3,31 @@
 import { printable } from '../printable.js'
 import { seenProcesses } from '../processes.js'
 import { Sources, type Watched } from './observed.js'
+import { print } from './output.js'
 import { formatBytes, table } from './text.js'
 
 /** Prints the processes that have channels. */
 export function ps(json: boolean): void {
   const processes = seenProcesses()
   if (json) {
-    process.stdout.write(`${JSON.stringify({ processes }, null, 2)}\n`)
+    print(`${JSON.stringify({ processes }, null, 2)}\n`)
     return
   }
   const rows = processes.flatMap(({ pid, uid, executable, since, channels }) =>
-    (channels.length > 0 ? channels : [undefined]).map((channel) => [
+    channels.map(({ role, peer, ringCapacity, address }) => [
       String(pid),
       String(uid),
       executable ?? '?',
       new Date(since).toISOString().slice(0, 19),
-      channel?.role ?? '?',
-      channel?.peer === null || channel === undefined ? '?' : String(channel.peer),
-      channel === undefined ? '?' : formatBytes(channel.ringCapacity),
-      channel?.address ?? '?',
+      role ?? '?',
+      // A publisher without a subscriber has no peer; any other channel has one, which this user may not see.
+      String(peer ?? (role === 'publisher' ? '-' : '?')),
+      formatBytes(ringCapacity),
+      address ?? '?',
     ]),
   )
   const headings = ['pid', 'uid', 'executable', 'since', 'role', 'peer', 'ring', 'address']
-  process.stdout.write(`${shown(headings, rows)}\n`)
+  print(`${shown(headings, rows)}\n`)
 }
 
 /** Executables and addresses are named by others. */
@@ -104,8 +106,8 @@ export async function top(
   let order = 'm'
   const show = () => {
     const processes = sources.watched(address)
-    if (json) process.stdout.write(`${JSON.stringify({ processes }, null, once ? 2 : 0)}\n`)
-    else process.stdout.write(`${once ? '' : '\u001B[2J\u001B[H'}${screen(processes, order)}`)
+    if (json) print(`${JSON.stringify({ processes }, null, once ? 2 : 0)}\n`)
+    else print(`${once ? '' : '\u001B[2J\u001B[H'}${screen(processes, order)}`)
   }
   if (once) {
     show()
@@ -113,11 +115,15 @@ export async function top(
     return
   }
   const { stdin } = process
+  const isInteractive = stdin.isTTY && !json
+  const restore = () => void stdin.setRawMode(false)
   let fail!: (error: unknown) => void
   const over = new Promise<void>((resolve, reject) => {
     fail = reject
-    if (!stdin.isTTY || json) return
+    if (!isInteractive) return
     stdin.setRawMode(true).setEncoding('utf8')
+    // Also if a signal ends this process: ts/cli.ts emits 'exit' before that.
+    process.once('exit', restore)
     stdin.on('data', (keys: string) => {
       for (const key of keys) {
         // Control-C is a key here.
@@ -139,7 +145,10 @@ export async function top(
     await over
   } finally {
     clearInterval(timer)
-    if (stdin.isTTY && !json) stdin.setRawMode(false)
+    if (isInteractive) {
+      process.off('exit', restore)
+      restore()
+    }
     stdin.pause()
     await sources.close()
   }

@@ -25,7 +25,10 @@ export interface Stream {
   reader: number
   /** Bytes of the ring. */
   capacity: number
-  /** What the writer tells, if it lets itself be observed. */
+  /**
+   * The writer's figures, if it lets itself be observed: bytes that this reader has not read, and the share of the time for which the
+   * writer waited for this reader.
+   */
   sent: { used: number; usedBefore: number; waiting: number } | null
   /** By either side: messages a second, and bytes of one. null: neither lets itself be observed, or nothing went through. */
   flow: { messagesPerSecond: number; size: number } | null
@@ -79,7 +82,8 @@ export function judgeRing({ writer, reader, capacity, sent }: Stream): Ailment {
     const meaning = `process ${writer} tells no figures: start it with RINGFENCE_OBSERVE=1; if it was, it is stopped or busy`
     return { ...about, status: 'unknown', found: formatBytes(capacity), meaning }
   }
-  const fill = Math.min(sent.used, sent.usedBefore) / capacity
+  // A best-effort subscriber may lag by more than the ring holds.
+  const fill = Math.min(sent.used, sent.usedBefore, capacity) / capacity
   const held = `the sender waits for room for ${percent(sent.waiting)} of the time`
   const found = `${percent(fill)} of ${formatBytes(capacity)} full; ${held}`
   if (isFull({ capacity, sent })) {

@@ -3,6 +3,7 @@
 import { printable } from '../../printable.js'
 import { seenProcesses, type SeenProcess } from '../../processes.js'
 import { Sources } from '../observed.js'
+import { print } from '../output.js'
 import { table } from '../text.js'
 import { watchProcesses, type Activity } from './activity.js'
 import {
@@ -82,25 +83,25 @@ const MARKS = { good: 'good', slow: 'SLOW', unknown: '?' } as const
 export async function explain(target: number | string, json: boolean): Promise<void> {
   const diagnosis = await diagnosePair(target)
   if (json) {
-    process.stdout.write(`${JSON.stringify(diagnosis, null, 2)}\n`)
+    print(`${JSON.stringify(diagnosis, null, 2)}\n`)
     return
   }
   for (const { address, processes, findings } of diagnosis.pairs) {
     const where = address === null ? '' : ` at ${address}`
-    process.stdout.write(`processes ${processes.join(' and ')}${printable(where)}\n\n`)
+    print(`processes ${processes.join(' and ')}${printable(where)}\n\n`)
     const rows = findings.map(({ check, status, processes: whom, found }) => [
       MARKS[status],
       check,
       whom.join(' → '),
       printable(found),
     ])
-    process.stdout.write(`${table(['', 'what', 'process', 'found'], rows, process.stdout.columns ?? 160)}\n`)
+    print(`${table(['', 'what', 'process', 'found'], rows, process.stdout.columns ?? 160)}\n`)
     for (const status of ['slow', 'unknown'] as const) {
       const some = findings.filter((finding) => finding.status === status)
-      if (some.length > 0) process.stdout.write(`\n${MARKS[status]}\n`)
+      if (some.length > 0) print(`\n${MARKS[status]}\n`)
       for (const { check, processes: whom, meaning } of some)
-        process.stdout.write(`  ${check}, ${whom.join(' → ')}: ${printable(meaning)}\n`)
+        print(`  ${check}, ${whom.join(' → ')}: ${printable(meaning)}\n`)
     }
-    process.stdout.write('\n')
+    print('\n')
   }
 }

@@ -33,10 +33,11 @@ export function pairsOf(target: number | string, processes: SeenProcess[], told:
       if (peer === null) continue
       // Each channel is found twice, once at each side.
       if (typeof target === 'number' ? pid !== target : seen.has(peer) && !comesFirst(pid, peer, channel)) continue
-      if (isObservation(pid, channel, told)) continue
-      const own = figuresOf(pid, peer, told, channel.role === 'publisher' ? 'all' : taken)
-      const theirs = figuresOf(peer, pid, told, channel.role === 'subscriber' ? 'all' : taken)
-      // A pair has let go of its address; the processes themselves know where they met.
+      const { role, ringCapacity, peerRingCapacity } = channel
+      const own = role === 'publisher' ? publisherOf(pid, ringCapacity, told) : figuresOf(pid, peer, told, taken)
+      const theirs =
+        role === 'subscriber' ? publisherOf(peer, peerRingCapacity, told) : figuresOf(peer, pid, told, taken)
+      // A pair has released its address; the processes themselves know where they met.
       const address = channel.address ?? own?.now.address ?? theirs?.now.address ?? null
       if (typeof target === 'string' && address !== target) continue
       pairs.push({ pid, peer, address, streams: streamsOf(pid, peer, channel, [own, theirs]) })
@@ -45,29 +46,29 @@ export function pairsOf(target: number | string, processes: SeenProcess[], told:
   return pairs
 }
 
-/** A ring that a process publishes its figures in, of which it tells none. */
-function isObservation(pid: number, { role, peer, ringCapacity, peerRingCapacity }: SeenChannel, told: Told): boolean {
-  if (role !== 'publisher' && role !== 'subscriber') return false
-  const [publisher, capacity] = role === 'publisher' ? [pid, ringCapacity] : [peer!, peerRingCapacity]
-  const channels = told.get(publisher)?.now.channels
-  return channels?.every((one) => one.role !== 'publisher' || one.ringCapacity !== capacity) ?? false
-}
-
 function comesFirst(pid: number, peer: number, { role }: SeenChannel): boolean {
   if (role === null) return pid < peer
   return role === 'host' || role === 'publisher'
 }
 
-/** What a process tells of its channel with another, if not taken already. A publisher tells of all its subscribers at once. */
-function figuresOf(pid: number, peer: number, told: Told, taken: Set<Observed> | 'all'): Figures | null {
-  const both = told.get(pid)
-  if (both === undefined) return null
-  const { before, now } = both
-  const isIt = (one: Observed) => (taken === 'all' ? one.role === 'publisher' : one.peer === peer && !taken.has(one))
-  const found = now.channels.find(isIt)
+/** The figures of a process for its channel with another process, if they were not used for another channel. */
+function figuresOf(pid: number, peer: number, told: Told, taken: Set<Observed>): Figures | null {
+  const figures = bothOf(told.get(pid), (one) => one.peer === peer && !taken.has(one))
+  if (figures !== null) taken.add(figures.now)
+  return figures
+}
+
+/** The figures of a process for its publisher whose ring has this size. All subscribers share them. */
+function publisherOf(pid: number, capacity: number, told: Told): Figures | null {
+  return bothOf(told.get(pid), (one) => one.role === 'publisher' && one.ringCapacity === capacity)
+}
+
+function bothOf(two: { before: Snapshot; now: Snapshot } | undefined, is: (one: Observed) => boolean): Figures | null {
+  if (two === undefined) return null
+  const { before, now } = two
+  const found = now.channels.find(is)
   const earlier = before.channels.find(({ id }) => id === found?.id)
   if (found === undefined || earlier === undefined) return null
-  if (taken !== 'all') taken.add(found)
   return { before: earlier, now: found, seconds: (now.at - before.at) / 1000 }
 }
 
@@ -79,26 +80,38 @@ function streamsOf(
 ): Stream[] {
   const streams: Stream[] = []
   const add = (writer: number, reader: number, capacity: number, sides: [Figures | null, Figures | null]) => {
-    if (capacity > 0) streams.push({ writer, reader, capacity, ...toldOf(sides) })
+    if (capacity > 0) streams.push({ writer, reader, capacity, ...toldOf(reader, sides) })
   }
   add(pid, peer, ringCapacity, [own, theirs])
   add(peer, pid, peerRingCapacity, [theirs, own])
   return streams
 }
 
-function toldOf([sending, reading]: [Figures | null, Figures | null]): Omit<Stream, 'writer' | 'reader' | 'capacity'> {
-  const waited = sending === null ? 0 : grown(sending, 'waitedMicros') / 1e6
+function toldOf(
+  reader: number,
+  [sending, reading]: [Figures | null, Figures | null],
+): Omit<Stream, 'writer' | 'reader' | 'capacity'> {
   return {
-    sent: sending && {
-      used: sending.now.ringUsed ?? 0,
-      usedBefore: sending.before.ringUsed ?? 0,
-      waiting: waited / sending.seconds,
-    },
+    sent: sending && sentTo(reader, sending, reading),
     flow:
       flowOf(sending, ['messagesSent', 'published'], ['bytesSent', 'bytesPublished']) ??
       flowOf(reading, ['messagesReceived'], ['bytesReceived']),
     sleepsPerSecond: reading && grown(reading, 'sleeps') / reading.seconds,
   }
+}
+
+/** The bytes that one reader has not read, and the share of the time for which the sender waits for that reader. */
+function sentTo(reader: number, sending: Figures, reading: Figures | null): Stream['sent'] {
+  const waiting = grown(sending, 'waitedMicros') / 1e6 / sending.seconds
+  const usedIn = ({ ringUsed, behind }: Observed, lag: number | undefined) =>
+    behind === undefined ? (ringUsed ?? 0) : (behind.find(([pid]) => pid === reader)?.[1] ?? lag ?? 0)
+  const used = usedIn(sending.now, reading?.now.lag)
+  const usedBefore = usedIn(sending.before, reading?.before.lag)
+  if (sending.now.behind === undefined) return { used, usedBefore, waiting }
+  // A publisher waits for its slowest subscriber, and for those that are about as slow.
+  const most = Math.max(...[sending.now, sending.before].map(({ behind }) => behind?.[0]?.[1] ?? 0))
+  const isWaitedFor = Math.max(used, usedBefore) >= most / 2 && most > 0
+  return { used, usedBefore, waiting: isWaitedFor ? waiting : 0 }
 }
 
 type Figure = 'messagesSent' | 'published' | 'bytesSent' | 'bytesPublished' | 'messagesReceived' | 'bytesReceived'

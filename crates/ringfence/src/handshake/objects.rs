@@ -53,12 +53,15 @@ impl Side<'_> {
         peer.hardens = hello.features & HARDENS != 0;
         self.close_off(record)?;
         let inbox = OpenInbox::open(options.signal_number)?;
+        // A control object is as large as the smallest ring: its name tells them apart.
+        let (name, capacity): (&[u8], _) = match self.role {
+            RingRole::Equal => (b"ringfence", options.capacity),
+            RingRole::Publisher(_) | RingRole::Subscriber => (b"ringfence-control", 0),
+        };
         let wanted = Wanted {
             backing: options.backing,
-            capacity: match self.role {
-                RingRole::Equal => options.capacity,
-                RingRole::Publisher(_) | RingRole::Subscriber => 0,
-            },
+            name,
+            capacity,
             signal: inbox.number(),
             peer: peer.credentials.uid,
         };

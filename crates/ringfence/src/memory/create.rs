@@ -33,8 +33,11 @@ const TRIES: u32 = 8;
 
 /// The properties of the object to be made.
 #[derive(Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct Wanted<'a> {
     pub(crate) backing: Backing,
+    /// The name of a memfd in /proc/PID/maps: at most 249 bytes (memfd_create(2)). `ringfence ps` reads it there; no
+    /// peer does.
+    pub(crate) name: &'a [u8],
     /// The size of the ring in bytes.
     pub(crate) capacity: u64,
     /// The signal of the tripwire.
@@ -60,16 +63,17 @@ impl AsFd for SharedObject {
 impl SharedObject {
     /// Makes an object and proves that no other process has it. Reserving the memory of a large object takes
     /// time, which `deadline` limits.
-    pub(crate) fn create(wanted: &Wanted, deadline: &Deadline, record: &mut Record) -> Result<Self> {
+    pub(crate) fn create(wanted: &Wanted<'_>, deadline: &Deadline, record: &mut Record) -> Result<Self> {
         let Wanted {
             backing,
+            name,
             capacity,
             signal,
             peer,
         } = *wanted;
         check_room(region_size(capacity))?;
         until_unexposed(|| match backing {
-            Backing::Memfd => Self::create_memfd(capacity, signal, deadline, record),
+            Backing::Memfd => Self::create_memfd(name, capacity, signal, deadline, record),
             // The lease belongs to the same open file that the peer receives. Through it the peer could make
             // the kernel send any other signal, even one that terminates this process. A peer of the same
             // user can do that anyway.
@@ -80,17 +84,16 @@ impl SharedObject {
         })
     }
 
-    fn create_memfd(capacity: u64, signal: c_int, deadline: &Deadline, record: &mut Record) -> Result<Self> {
+    fn create_memfd(
+        name: &[u8],
+        capacity: u64,
+        signal: c_int,
+        deadline: &Deadline,
+        record: &mut Record,
+    ) -> Result<Self> {
         /// MFD_NOEXEC_SEAL, Linux 6.3: the object can never be executed.
         const NOEXEC_SEAL: u32 = 8;
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        // The names only matter to readers of /proc/PID/maps, such as `ringfence ps`, because a control
-        // object has the size of the smallest ring.
-        let name = if capacity == 0 {
-            "ringfence-control"
-        } else {
-            "ringfence"
-        };
         let (raw, noexec) = match memfd_create(name, flags | MFdFlags::from_bits_retain(NOEXEC_SEAL)) {
             Ok(raw) => (raw, true),
             Err(Errno::EINVAL) => (
@@ -282,6 +285,7 @@ mod tests {
     fn created(backing: Backing, capacity: u64, peer: u32) -> (SharedObject, Vec<(&'static str, String)>) {
         let wanted = Wanted {
             backing,
+            name: b"ringfence-test",
             capacity,
             signal: libc::SIGRTMIN() + 5,
             peer,
@@ -302,14 +306,14 @@ mod tests {
                 4096,
                 own,
                 &["created", "sealed", "lease", "tripwire"][..],
-                "/memfd:ringfence (deleted)",
+                "/memfd:ringfence-test (deleted)",
             ),
             (
                 Backing::Memfd,
                 0,
                 own + 1,
                 &["created", "sealed", "lease", "tripwire"],
-                "/memfd:ringfence-control (deleted)",
+                "/memfd:ringfence-test (deleted)",
             ),
             (
                 Backing::Shm,

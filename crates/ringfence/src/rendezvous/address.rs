@@ -115,6 +115,14 @@ impl Address {
         }
     }
 
+    /// The name of the bound socket, as /proc/net/unix shows it.
+    pub(crate) fn bound_name(&self) -> Vec<u8> {
+        match &self.0 {
+            Kind::Path { at, .. } => at.as_os_str().as_bytes().to_vec(),
+            Kind::Abstract(name) => [b"@", name.as_slice()].concat(),
+        }
+    }
+
     pub(crate) fn to_socket(&self) -> Result<UnixAddr> {
         match &self.0 {
             Kind::Path { at, .. } => UnixAddr::new(at.as_path()),

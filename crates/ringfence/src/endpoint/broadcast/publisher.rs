@@ -63,7 +63,7 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
     let options = options.clone().checked_to_publish()?;
     let (given, address) = (address, &address.absolute());
     let (mut standing, worker) = Standing::take(address, &options)?;
-    let own = broadcast(&options, worker, &mut standing)?;
+    let own = broadcast(&address, &options, worker, &mut standing)?;
     let shared = Shared::new(address.clone(), own)?;
     let weak = Arc::downgrade(&shared);
     if let Some(tripwire) = shared.region.tripwire() {
@@ -98,13 +98,21 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
 }
 
 /// The ring object, and what the threads of the publisher share beside it.
-fn broadcast(options: &Options, worker: Worker, standing: &mut Standing) -> Result<Broadcast> {
+fn broadcast(
+    address: &Address,
+    options: &Options,
+    worker: Worker,
+    standing: &mut Standing,
+) -> Result<Broadcast> {
     let Standing { record, deadline, .. } = standing;
     let takes_barriers = sys::barrier::accept_barriers()
         .and_then(|()| sys::barrier::issue_barrier())
         .is_ok();
+    // Without subscribers, nothing else in /proc tells a publisher's ring from that of a pair.
+    let name = [b"ringfence-published:".as_slice(), &address.bound_name()].concat();
     let wanted = Wanted {
         backing: options.backing,
+        name: &name,
         capacity: options.capacity,
         signal: match options.signal_number {
             Some(number) => number,
