@@ -145,6 +145,39 @@ test('a collector that does not read: a log call waits as long as it may, and th
   assert.match(text, /^(x{1000}\n){30,}$/)
 })
 
+test('behind a stage that makes text of each line: all lines arrive, also those that are not JSON', async () => {
+  const { address, file } = place()
+  const merging = await collector(address, file)
+  const stage = join(folder, 'stage.mjs')
+  // Pieces of a line may come apart: it waits for the whole.
+  writeFileSync(
+    stage,
+    `import { Transform } from 'node:stream'
+    export default () => {
+      let text = ''
+      return new Transform({
+        transform(chunk, encoding, done) {
+          text += chunk
+          const lines = text.split('\\n')
+          text = lines.pop()
+          for (const line of lines) this.push(\`[\${JSON.parse(line).msg}]\\nnull\\n7\\n{"a":1}\\n\\n\`)
+          done()
+        },
+      })
+    }`,
+  )
+  const target = here('transport.mjs')
+  const transport = pino.transport({ pipeline: [{ target: stage }, { target, options: { address } }] })
+  const log = pino(transport)
+  for (const word of ['one', 'two', 'three']) log.info(word)
+  const closed = once(transport, 'close')
+  transport.end()
+  await closed
+  await stop(merging)
+  const wanted = ['one', 'two', 'three'].map((word) => `[${word}]\nnull\n7\n{"a":1}\n\n`)
+  assert.equal(readFileSync(file, 'utf8'), wanted.join(''))
+})
+
 test("in pino's own thread: whole lines, all of them where the process ends by itself", async () => {
   const { address, file } = place()
   const merging = await collector(address, file)

@@ -23,6 +23,8 @@ export default async function transport(options) {
     ring.end()
     await once(ring, 'close')
   }
-  // What the thread hands over has no borders: it is cut into lines, so that each is one message.
-  return build(write, { parse: 'lines', close })
+  // The thread hands over bytes in pieces: they are cut into lines, so that each is one message. A stage before this one may write
+  // any text: a line that is not JSON would be dropped if it was parsed.
+  const asItIs = {}
+  return build(write, { parse: 'lines', parseLine: () => asItIs, close })
 }

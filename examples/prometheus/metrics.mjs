@@ -5,6 +5,7 @@
 //     const metrics = await collectMetrics({ directory: '/run/shop/metrics' })                 // where it is scraped
 //     http.createServer(async (_, response) => response.end(await metrics.scrape()))
 
+import { setMaxListeners } from 'node:events'
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 
@@ -96,6 +97,8 @@ class Collection {
   constructor(refused, options) {
     this.#refused = refused
     this.#options = options
+    // Each place without a worker listens to it.
+    setMaxListeners(0, this.#closing.signal)
   }
 
   /** Workers that are there. */

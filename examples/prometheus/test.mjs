@@ -67,6 +67,23 @@ test('a scrape adds up the newest of all workers, of one that comes later, and n
   await metrics.close()
 })
 
+test('any number of places is looked at, without a warning of too many listeners', async () => {
+  const warnings = []
+  const note = (warning) => warnings.push(warning)
+  process.on('warning', note)
+  const place = join(folder, 'many')
+  const [worker, other] = [await start(20, place), await start(20, place)]
+  const metrics = await collectMetrics({ directory: place, places: 64 })
+  assert.equal(metrics.size, 2)
+  worker.kill('SIGKILL')
+  await until(() => metrics.size === 1)
+  other.kill('SIGKILL')
+  await until(() => metrics.size === 0)
+  await metrics.close()
+  process.off('warning', note)
+  assert.deepEqual(warnings, [])
+})
+
 test('a worker publishes by itself, every so often', async () => {
   const place = join(folder, 'by itself')
   const worker = await start(20, place)
