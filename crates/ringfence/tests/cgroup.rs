@@ -1,7 +1,7 @@
-//! A process in a memory cgroup that asks for more than the cgroup may have: an error of its own, or its end by the kernel. Its peers are
-//! told, have all that it had sent, and keep nothing of it.
+//! A process in a memory cgroup that asks for more than the cgroup, or one above it, may have gets an error. Where others take the memory at
+//! the same time the kernel may end it: then its peers are told, have all that it had sent, and keep nothing of it.
 //!
-//! It takes a cgroup that can be made here; without one the tests say so and look at nothing.
+//! The tests are left out, with a line that says why, if no memory cgroup can be made here.
 
 mod support;
 
@@ -14,7 +14,7 @@ use std::{
 
 use nix::libc;
 use ringfence::{Address, Arrival, Channel, Channels, CloseReason, Listener, Options, connect, listen};
-use support::{Actor, TIME_LIMIT, accepted, fresh_address, message, refused, say, small, wait_for_test};
+use support::{Actor, TIME_LIMIT, accepted, fresh_address, message, say, small};
 
 /// What all processes of the cgroup may have.
 const LIMIT: u64 = 48 << 20;
@@ -26,8 +26,11 @@ const RING: u64 = 4 << 20;
 const TOO_MANY: usize = 24;
 const MESSAGE: usize = 1 << 20;
 
-/// A memory cgroup with that limit, of version 2 or 1.
-struct Cgroup(PathBuf);
+/// A memory cgroup with that limit, of version 2 or 1, and one below it without a limit of its own.
+struct Cgroup {
+    limited: PathBuf,
+    below: PathBuf,
+}
 
 impl Cgroup {
     /// `None`, and a line that says why, where none can be made.
@@ -47,26 +50,33 @@ impl Cgroup {
             let names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"];
             (root.join("memory"), names.map(|it| (it, LIMIT)))
         };
-        let made = Self(root.join(format!("ringfence-test-{}-{name}", process::id())));
-        fs::create_dir(&made.0).map_err(|error| format!("{}: {error}", made.0.display()))?;
+        let limited = root.join(format!("ringfence-test-{}-{name}", process::id()));
+        let below = limited.join("below");
+        let made = Self { limited, below };
+        for directory in [&made.limited, &made.below] {
+            fs::create_dir(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+        }
         let [(limit, bytes), (swap, of_swap)] = limits;
-        fs::write(made.0.join(limit), bytes.to_string()).map_err(|error| format!("{limit}: {error}"))?;
+        fs::write(made.limited.join(limit), bytes.to_string())
+            .map_err(|error| format!("{limit}: {error}"))?;
         // Not there without swap.
-        let _ = fs::write(made.0.join(swap), of_swap.to_string());
+        let _ = fs::write(made.limited.join(swap), of_swap.to_string());
         Ok(made)
     }
+}
 
-    fn text(&self) -> &str {
-        self.0.to_str().expect("a name of ASCII")
-    }
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a name of ASCII")
 }
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
         // Its last process may be a moment longer there than its parent has waited for it.
         let end = Instant::now() + TIME_LIMIT;
-        while fs::remove_dir(&self.0).is_err() && self.0.exists() && Instant::now() < end {
-            thread::yield_now();
+        for directory in [&self.below, &self.limited] {
+            while fs::remove_dir(directory).is_err() && directory.exists() && Instant::now() < end {
+                thread::yield_now();
+            }
         }
     }
 }
@@ -79,7 +89,7 @@ fn role() {
     };
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
-        "asks for too much" => asks_for_too_much(&address, &arguments[1].parse().unwrap(), &arguments[2]),
+        "asks for too much" => asks_for_too_much(&address, &arguments[1]),
         "asks too often" => asks_too_often(&address, &arguments[1]),
         "bystander" => bystander(&address),
         other => panic!("no such role: {other}"),
@@ -95,13 +105,11 @@ fn agent(capacity: u64) -> Options {
     small().capacity(capacity).max_message_size(MESSAGE as u64)
 }
 
-fn asks_for_too_much(address: &Address, other: &Address, cgroup: &str) {
+fn asks_for_too_much(address: &Address, cgroup: &str) {
     enter(cgroup);
     let mut channel = connect(address, &agent(RING)).unwrap();
     channel.sender().send(&message(0, MESSAGE)).unwrap();
-    say("met");
-    wait_for_test();
-    match connect(other, &agent(TOO_MUCH)) {
+    match connect(address, &agent(TOO_MUCH)) {
         Ok(_) => say("let in"),
         Err(error) => say(error.code()),
     }
@@ -121,6 +129,7 @@ fn asks_too_often(address: &Address, cgroup: &str) {
                 channels.push(channel);
             }
             Err(error) => {
+                say(channels.len().to_string());
                 say(error.code());
                 channels.into_iter().for_each(Channel::close);
                 return;
@@ -191,44 +200,33 @@ fn read_to_the_end(channel: &mut Channel, first: usize) -> (usize, CloseReason) 
     (count, channel.receiver().close_reason().expect("an end"))
 }
 
-/// How a process ended that asked for too much: by an error with this code, or by the kernel.
-fn outcome(actor: Actor) -> Option<String> {
-    let told = actor.last_word();
-    let signal = actor.signal();
-    match &told {
-        Some(code) => assert_eq!((code.as_str(), signal), ("NO_SPACE", None)),
-        None => assert_eq!(signal, Some(libc::SIGKILL)),
-    }
-    told
+#[test]
+fn a_ring_larger_than_the_cgroup_is_an_error() {
+    let Some(cgroup) = Cgroup::new("ring") else { return };
+    is_refused_in(&cgroup.limited);
 }
 
 #[test]
-fn a_ring_larger_than_the_cgroup_is_an_error_or_the_end_of_who_asks_for_it() {
-    let Some(cgroup) = Cgroup::new("ring") else { return };
+fn a_ring_larger_than_a_cgroup_above_is_an_error() {
+    let Some(cgroup) = Cgroup::new("above") else {
+        return;
+    };
+    is_refused_in(&cgroup.below);
+}
+
+fn is_refused_in(cgroup: &Path) {
     let (listener, address, _keep) = service();
-    let (other, other_address, _keep_other) = service();
     let beside = Actor::start("bystander", &[&address.to_string()]);
     let mut bystander = accepted(&listener);
     beside.expect("met");
     let before = traces();
 
-    let arguments = [&address.to_string(), &other_address.to_string(), cgroup.text()];
-    let mut actor = Actor::start("asks for too much", &arguments);
+    let actor = Actor::start("asks for too much", &[&address.to_string(), text(cgroup)]);
     let mut channel = accepted(&listener);
-    actor.expect("met");
-    actor.go_on();
-    // The one that it asks for a channel with is told, well before its deadline.
-    let refused = refused(&other).error;
-    assert!(
-        ["PEER_LOST", "NO_SPACE", "PEER_REFUSED"].contains(&refused.code()),
-        "{refused}"
-    );
-    let told = outcome(actor);
-    let wanted = match told {
-        Some(_) => (2, CloseReason::Closed),
-        None => (1, CloseReason::Exited),
-    };
-    assert_eq!(read_to_the_end(&mut channel, 0), wanted);
+    assert_eq!(actor.last_word().as_deref(), Some("NO_SPACE"));
+    assert_eq!(actor.signal(), None);
+    // What it has goes on.
+    assert_eq!(read_to_the_end(&mut channel, 0), (2, CloseReason::Closed));
     drop(channel);
     is_back_to(before);
     echoed(&mut bystander);
@@ -247,26 +245,30 @@ fn rings_that_fill_the_cgroup_end_in_an_error_or_with_who_asks_for_them() {
     beside.expect("met");
     let before = traces();
 
-    let actor = Actor::start("asks too often", &[&address.to_string(), cgroup.text()]);
+    let actor = Actor::start("asks too often", &[&address.to_string(), text(&cgroup.below)]);
     let mut channels = Vec::new();
-    let refused = loop {
-        match listener.accept_until(Instant::now() + TIME_LIMIT).unwrap() {
-            Arrival::Accepted(channel) => channels.push(channel),
-            Arrival::Refused(refused) => break refused.error,
-            other => panic!("{other:?}"),
-        }
-    };
-    assert!(
-        ["PEER_LOST", "NO_SPACE", "PEER_REFUSED"].contains(&refused.code()),
-        "{refused}"
-    );
-    let told = outcome(actor);
-    assert!(!channels.is_empty() && channels.len() < TOO_MANY);
-    let reason = if told.is_some() {
+    let reason = if let Some(count) = actor.last_word() {
+        assert_eq!(actor.last_word().as_deref(), Some("NO_SPACE"));
+        assert_eq!(actor.signal(), None);
+        channels.extend((0..count.parse().unwrap()).map(|_| accepted(&listener)));
         CloseReason::Closed
     } else {
+        // What the kernel has left was less than what it said a moment before. The handshake under way fails, well before its deadline.
+        assert_eq!(actor.signal(), Some(libc::SIGKILL));
+        let refused = loop {
+            match listener.accept_until(Instant::now() + TIME_LIMIT).unwrap() {
+                Arrival::Accepted(channel) => channels.push(channel),
+                Arrival::Refused(refused) => break refused.error,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(
+            ["PEER_LOST", "PEER_REFUSED"].contains(&refused.code()),
+            "{refused}"
+        );
         CloseReason::Exited
     };
+    assert!(!channels.is_empty() && channels.len() < TOO_MANY);
     // Reading what it had reserved is no signal, whatever has become of the cgroup.
     let last = channels.len() - 1;
     for (number, mut channel) in channels.into_iter().enumerate() {

@@ -2,8 +2,9 @@
 //! words.
 //!
 //! `backing` is the kind of memory, `seals` are the seals of a memfd, and `room` checks whether memory is
-//! available. `create` makes an object, and `accept` checks an object that the peer made. `mapping` maps an
-//! object into this process. `layout` has the offsets of its words, and `phase` the meaning of one of them.
+//! available (`cgroup` by the limits of cgroups). `create` makes an object, and `accept` checks an object that
+//! the peer made. `mapping` maps an object into this process. `layout` has the offsets of its words, and
+//! `phase` the meaning of one of them.
 //!
 //! `own` is the region that this process writes. `peer` is the region that it can only read. `access`, `copy`
 //! and `storage` are their tools. `wipe` erases the messages, except a range that `hold` marks as being
@@ -21,6 +22,7 @@
 pub(crate) mod accept;
 pub(crate) mod access;
 pub(crate) mod backing;
+mod cgroup;
 pub(crate) mod copy;
 pub(crate) mod create;
 mod hold;

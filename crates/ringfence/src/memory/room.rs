@@ -11,6 +11,7 @@ use nix::{
 
 use crate::{
     error::{Error, Result, is_shortage},
+    memory::cgroup,
     sys,
 };
 
@@ -43,8 +44,8 @@ fn compare(size: u64, limit: u64, available: Option<u64>) -> Result<()> {
     }
 }
 
-/// The memory that the machine and the cgroup of this process have left, whichever is less. `None` where neither tells. Errors
-/// where this process has run out of descriptors, so that it could not ask.
+/// The memory that the machine and the cgroups of this process have left, whichever is less. `None` if neither is known. Errors if this
+/// process lacks the descriptors or the memory to read it.
 pub(crate) fn available_memory() -> Result<Option<u64>, Errno> {
     least(sys::file::read_whole_text)
 }
@@ -62,25 +63,7 @@ fn least(read: impl Fn(&str) -> Result<String, Errno>) -> Result<Option<u64>, Er
             .ok()?
             .checked_mul(1024)
     });
-    Ok(machine.into_iter().chain(left_in_cgroup(read)).min())
-}
-
-fn left_in_cgroup(read: impl Fn(&str) -> Result<String, Errno>) -> Option<u64> {
-    let groups = read("/proc/self/cgroup").ok()?;
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let read = |name: &str| read(&format!("/sys/fs/cgroup{path}/{name}")).ok();
-    let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
-    // Without a limit it is "max", which is no number. Then the kernel need not add up the rest.
-    let most = number("memory.max")?;
-    // What is used includes the cache of files, most of which the kernel gives back when asked.
-    let stat = read("memory.stat")?;
-    let cache = stat
-        .lines()
-        .find_map(|line| line.strip_prefix("inactive_file "))?
-        .parse::<u64>()
-        .ok()?;
-    let used = number("memory.current")?.saturating_sub(cache);
-    Some(most.saturating_sub(used))
+    Ok(machine.into_iter().chain(cgroup::left(read)?).min())
 }
 
 /// How much is reserved at a time: at most, about a millisecond; at least, a page on every machine.
@@ -177,6 +160,7 @@ mod tests {
             "{refused}"
         );
     }
+
     #[test]
     fn an_object_finds_room_up_to_the_limit_of_files_and_the_memory_that_is_left() {
         for (size, limit, available, found) in [
@@ -194,35 +178,31 @@ mod tests {
     }
 
     #[test]
-    fn what_the_machine_or_the_cgroup_has_left_is_what_is_less() {
+    fn the_machine_or_the_cgroup_counts_whichever_has_less_left() {
         let machine = "MemTotal: 9 kB\nMemAvailable:   5 kB\n";
-        let files = |machine: Result<&'static str, Errno>, most: &'static str, used: &'static str| {
+        let files = |machine: Result<&'static str, Errno>, most: &'static str| {
             move |path: &str| {
                 let text = match path {
                     "/proc/meminfo" => machine?,
-                    "/proc/self/cgroup" => "1:cpu:/b\n0::/a\n",
+                    "/proc/self/cgroup" => "0::/a\n",
+                    "/proc/self/mountinfo" => "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
                     "/sys/fs/cgroup/a/memory.max" => most,
-                    "/sys/fs/cgroup/a/memory.stat" => "anon 7\ninactive_file 1000\n",
-                    "/sys/fs/cgroup/a/memory.current" => used,
+                    "/sys/fs/cgroup/a/memory.current" => "2000\n",
                     _ => return Err(Errno::ENOENT),
                 };
                 Ok(text.to_owned())
             }
         };
-        for (machine, most, used, left) in [
-            (Ok(machine), "max\n", "3000\n", Some(5120)),
-            (Ok(machine), "4000\n", "3000\n", Some(2000)),
-            (Ok(machine), "9000\n", "3000\n", Some(5120)),
-            (Ok(machine), "1000\n", "3000\n", Some(0)),
-            (Ok("no such line"), "4000\n", "3000\n", Some(2000)),
-            (Err(Errno::ENOENT), "max\n", "3000\n", None),
+        for (machine, most, left) in [
+            (Ok(machine), "max\n", Some(5120)),
+            (Ok(machine), "4000\n", Some(2000)),
+            (Ok(machine), "9000\n", Some(5120)),
+            (Ok("no such line"), "4000\n", Some(2000)),
+            (Err(Errno::ENOENT), "max\n", None),
         ] {
-            assert_eq!(least(files(machine, most, used)), Ok(left), "{machine:?} {most}");
+            assert_eq!(least(files(machine, most)), Ok(left), "{machine:?} {most}");
         }
         // This process could not ask.
-        assert_eq!(
-            least(files(Err(Errno::EMFILE), "4000", "3000")),
-            Err(Errno::EMFILE)
-        );
+        assert_eq!(least(files(Err(Errno::EMFILE), "4000")), Err(Errno::EMFILE));
     }
 }

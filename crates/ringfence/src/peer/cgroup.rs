@@ -14,7 +14,11 @@ use nix::{
 use crate::{
     error::Result,
     peer::proc::answered,
-    sys::{self, uninterrupted},
+    sys::{
+        self,
+        mounts::{MOUNTS, mounts_in},
+        uninterrupted,
+    },
 };
 
 /// The numbers of the cgroups with a given name, found under the mounts of the cgroup filesystem (version 2).
@@ -29,7 +33,6 @@ pub(crate) enum Numbers {
 
 /// Looks up a cgroup by its name. On 64-bit systems a cgroup's number is the inode number of its directory.
 pub(crate) fn numbers_of(name: &str) -> Result<Numbers> {
-    const MOUNTS: &str = "/proc/self/mountinfo";
     let mounts = match answered(MOUNTS, sys::file::read_whole_text(MOUNTS))? {
         Ok(mounts) => mounts,
         Err(errno) => {
@@ -39,7 +42,7 @@ pub(crate) fn numbers_of(name: &str) -> Result<Numbers> {
             )));
         }
     };
-    let found = numbers_below(mounts.lines().filter_map(mount_in), name);
+    let found = numbers_below(hierarchies_in(&mounts), name);
     Ok(match answered("the cgroup that the policy names", found)? {
         Ok(Some(numbers)) => Numbers::Told(numbers),
         Ok(None) => Numbers::NotMounted,
@@ -50,22 +53,10 @@ pub(crate) fn numbers_of(name: &str) -> Result<Numbers> {
     })
 }
 
-/// Returns the root and the mount point of a cgroup filesystem (proc(5), mountinfo).
-fn mount_in(line: &str) -> Option<(String, String)> {
-    let (mount, kind) = line.split_once(" - ")?;
-    let mut fields = mount.split(' ').skip(3).map(unescape);
-    kind.starts_with("cgroup2 ")
-        .then_some((fields.next()?, fields.next()?))
-}
-
-/// Decodes blanks and backslashes, which mountinfo writes as three octal digits.
-fn unescape(text: &str) -> String {
-    ["\\040", "\\011", "\\012", "\\134"]
-        .iter()
-        .zip([" ", "\t", "\n", "\\"])
-        .fold(text.to_owned(), |text, (code, character)| {
-            text.replace(code, character)
-        })
+/// Returns the root and the mount point of each mounted hierarchy of version 2.
+fn hierarchies_in(mounts: &str) -> impl Iterator<Item = (String, String)> {
+    let hierarchies = mounts_in(mounts).filter(|mount| mount.kind == "cgroup2");
+    hierarchies.map(|mount| (mount.root, mount.point))
 }
 
 fn numbers_below(
@@ -103,9 +94,9 @@ mod tests {
 
     #[test]
     fn a_cgroup_filesystem_is_found_wherever_it_is_mounted() {
-        let line = "29 23 0:26 /a\\040b /mnt/c\\134d rw,nosuid shared:4 - cgroup2 cgroup2 rw";
-        assert_eq!(mount_in(line), Some(("/a b".into(), "/mnt/c\\d".into())));
-        assert_eq!(mount_in("29 23 0:26 / /mnt rw - cgroup cgroup rw"), None);
+        let text =
+            "28 23 0:25 / /mnt rw - cgroup cgroup rw,memory\n29 23 0:26 /a /mnt/c rw - cgroup2 cgroup2 rw\n";
+        assert!(hierarchies_in(text).eq([("/a".to_owned(), "/mnt/c".to_owned())]));
         let nowhere = || [("/a".to_owned(), "/nowhere/at/all".to_owned())].into_iter();
         // The first name is inside this mount, the second beside it.
         assert_eq!(numbers_below(nowhere(), "/a/b"), Ok(Some(vec![])));
@@ -117,8 +108,8 @@ mod tests {
     #[test]
     fn a_cgroup_is_a_directory_and_not_a_file_or_a_symlink() {
         let mounts = sys::file::read_whole_text("/proc/self/mountinfo").unwrap();
-        let mut mounts = mounts.lines().filter_map(mount_in);
-        let Some((_, point)) = mounts.find(|(_, point)| Path::new(point).join("cgroup.procs").exists())
+        let Some((_, point)) =
+            hierarchies_in(&mounts).find(|(_, point)| Path::new(point).join("cgroup.procs").exists())
         else {
             eprintln!("skipped: no cgroup filesystem (version 2) is mounted here");
             return;

@@ -63,7 +63,7 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
     let options = options.clone().checked_to_publish()?;
     let (given, address) = (address, &address.absolute());
     let (mut standing, worker) = Standing::take(address, &options)?;
-    let own = broadcast(&address, &options, worker, &mut standing)?;
+    let own = broadcast(address, &options, worker, &mut standing)?;
     let shared = Shared::new(address.clone(), own)?;
     let weak = Arc::downgrade(&shared);
     if let Some(tripwire) = shared.region.tripwire() {
