@@ -28,7 +28,7 @@ use nix::{
 };
 use ringfence::{
     Address, Arrival, CancelToken, Change, Channel, Channels, Error, Options, PublisherEvent, Refused, Role,
-    connect, from_parent, join, listen, member, publish, spawn, subscribe,
+    Status, connect, doctor, from_parent, join, listen, member, publish, spawn, subscribe,
 };
 use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_for_test};
 
@@ -54,6 +54,7 @@ fn role() {
         "succeeds" => succeeds(&address),
         "ring" => ring(&address, arguments[1].parse().unwrap()),
         "interrupted" => interrupted(&address),
+        "small files" => small_files(&address, arguments[1].parse().unwrap()),
         "short" => short(&address, &arguments[1], arguments[2].parse().unwrap()),
         other => panic!("no such role: {other}"),
     }
@@ -756,6 +757,77 @@ fn a_bell_that_the_kernel_has_no_memory_for_is_rung_again() {
         actor.go_on();
         actor.expect("answered");
         drop(answering.join().unwrap());
+        actor.finish();
+    }
+}
+
+/// Makes an object of each call while files may have so many bytes: beyond that the kernel sends SIGXFSZ, which ends a process.
+fn small_files(address: &Address, limit: u64) {
+    let (_, most) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+    setrlimit(Resource::RLIMIT_FSIZE, limit, most).unwrap();
+    let seals = doctor()
+        .findings
+        .into_iter()
+        .find(|finding| finding.name == "memfd-seals")
+        .unwrap();
+    say(match seals.status {
+        Status::Good => "good",
+        _ => "missing",
+    });
+    if seals.status != Status::Good {
+        assert!(seals.found.contains("RLIMIT_FSIZE"), "{}", seals.found);
+    }
+    let options = small();
+    let code = |error: Option<Error>| error.map_or("made", |error| error.code());
+    for made in [
+        publish(address, &options).map(drop).err(),
+        listen(address, &options).map(drop).err(),
+        member(address, &options).map(drop).err(),
+    ] {
+        say(code(made));
+    }
+    // Without a peer these would wait for one: they are refused before that, or find none.
+    let brief = options.timeout(Duration::from_millis(1));
+    for refused in [
+        join(address, &brief.clone().cancel_token(cancelled()))
+            .map(drop)
+            .err(),
+        connect(address, &brief).map(drop).err(),
+        subscribe(address, &brief).map(drop).err(),
+        spawn(Command::new("true"))
+            .and_then(|(_, line)| line.channel(&brief))
+            .map(drop)
+            .err(),
+    ] {
+        say(code(refused));
+    }
+}
+
+fn cancelled() -> CancelToken {
+    let token = CancelToken::new().unwrap();
+    token.cancel();
+    token
+}
+
+/// The smallest ring takes an object of 12 KiB.
+#[test]
+fn a_limit_of_file_sizes_is_told_and_ends_no_process() {
+    for limit in [0, 4096, 8192, 12_287, 12_288, 20_000, 24_576] {
+        let (address, _keep) = fresh_address(false);
+        let actor = Actor::start("small files", &[&address.to_string(), &limit.to_string()]);
+        let fits = limit >= 12_288;
+        // The doctor tries to let an object grow as well.
+        actor.expect(if limit > 12_288 { "good" } else { "missing" });
+        for call in ["publish", "listen", "member"] {
+            assert_eq!(
+                actor.hear(),
+                if fits { "made" } else { "NO_SPACE" },
+                "{call}, {limit}"
+            );
+        }
+        for call in ["join", "connect", "subscribe", "spawn"] {
+            assert_eq!(actor.hear() == "NO_SPACE", !fits, "{call}, {limit}");
+        }
         actor.finish();
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     memory::mapping::Mapping,
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
+    memory::room::check_room,
     memory::seals,
 };
 
@@ -67,17 +68,19 @@ pub(super) fn memfd_seals() -> Finding {
         ),
         Err(why) => SEALS.missing(
             why,
-            "the memfd backing cannot be used here; it takes Linux 5.1, and a sandbox that allows memfd_create and \
-             /proc/self/fd",
+            "the memfd backing cannot be used here; it takes Linux 5.1, files of more than 12 KiB (ulimit -f), and a \
+             sandbox that allows memfd_create and /proc/self/fd",
         ),
     }
 }
 
-/// Seals a throw-away memfd as the channel does. Returns what can still be done to it that must not be.
+/// Seals a throw-away memfd as the channel does. Returns the operations that are still possible and must not be.
 fn sealed_against() -> Result<Vec<&'static str>, String> {
     let object = memfd()?;
     let size = region_size(CAPACITY_MIN);
     let length = libc::off_t::try_from(size).map_err(|error| error.to_string())?;
+    // The object is also grown, by a byte. Beyond the limit of file sizes the kernel would send SIGXFSZ, before it asks for the seals.
+    check_room(size + 1).map_err(|error| error.to_string())?;
     ftruncate(&object, length).map_err(failed("ftruncate"))?;
     let own = OwnRegion::map(&object, CAPACITY_MIN).map_err(|error| error.to_string())?;
     fcntl(&object, FcntlArg::F_ADD_SEALS(seals::wanted())).map_err(failed("F_ADD_SEALS"))?;
@@ -108,7 +111,7 @@ fn sealed_against() -> Result<Vec<&'static str>, String> {
         ("making a mapping writable", writable),
         ("writing", pwrite(&object, b"x", 0).is_ok()),
         ("shrinking", ftruncate(&object, 0).is_ok()),
-        ("growing", ftruncate(&object, length * 2).is_ok()),
+        ("growing", ftruncate(&object, length + 1).is_ok()),
         ("punching a hole", fallocate(&object, hole, 0, 4096).is_ok()),
         (
             "sealing further",
