@@ -112,6 +112,8 @@ export class SendQueue {
   #behind: Deferred | null = null
   /** In line before the arena. */
   #line: Parcel[] = []
+  /** Payload in the arena and the line that is not in the ring yet. */
+  #buffered = 0
   #spare: Uint8Array | null = null
   #asking: Asking[] = []
   #whenEmpty: (() => void)[] = []
@@ -165,10 +167,7 @@ export class SendQueue {
 
   /** Bytes of messages that are not in the ring yet. */
   get bufferedAmount(): number {
-    let sum = payloadOf(this.#arena, this.#from, this.#to)
-    for (const { bytes, packed, sent } of this.#line)
-      sum += packed ? payloadOf(bytes, sent, bytes.length) : bytes.length - sent
-    return sum
+    return this.#buffered
   }
 
   /** How many sends had to wait for room, those that wait now included. */
@@ -215,6 +214,7 @@ export class SendQueue {
         this.#words[(at >>> 2) + 1] = FLAGS
         put.call(this.#arena, message, at + HEADER)
         this.#to = next
+        this.#buffered += length
         return this.#shared === null ? this.#begin() : this.#shared.promise
       }
     }
@@ -227,6 +227,7 @@ export class SendQueue {
         this.#words[at >>> 2] = length
         this.#words[(at >>> 2) + 1] = FLAGS
         this.#to = at + HEADER + ((length + 7) & ~7)
+        this.#buffered += length
         return this.#shared === null ? this.#begin() : this.#shared.promise
       }
     }
@@ -289,6 +290,7 @@ export class SendQueue {
     this.#words[(at >>> 2) + 1] = FLAGS
     this.#arena.set(bytes, at + HEADER)
     this.#to = at + size
+    this.#buffered += length
     if (shared) return this.#shared === null ? this.#begin() : this.#shared.promise
     if (this.#single.length === 0) this.#sharedEnd = at
     this.#sure = 0
@@ -351,6 +353,7 @@ export class SendQueue {
       sent,
       told: [this.#toBeTold(bytes.length, told)],
     })
+    this.#buffered += bytes.length - sent
     this.pump()
     return told.promise
   }
@@ -416,6 +419,7 @@ export class SendQueue {
     this.#words[this.#to >>> 2] = length
     this.#words[(this.#to >>> 2) + 1] = FLAGS
     this.#to = start + ((length + 7) & ~7)
+    this.#buffered += length
     if (!this.#scheduled || exits) this.#flushSoon()
     return true
   }
@@ -588,6 +592,7 @@ export class SendQueue {
       const before = parcel.sent
       if (packed) parcel.sent += result
       else parcel.sent = result === WHOLE ? bytes.length : result
+      this.#buffered -= packed ? payloadOf(bytes, before, parcel.sent) : parcel.sent - before
       if (parcel.sent !== before) this.#turns = 0
       if (packed) this.#tellUpTo(parcel.told, parcel.sent)
       if (packed ? parcel.sent < bytes.length : result !== WHOLE) {
@@ -610,8 +615,12 @@ export class SendQueue {
       const taken = this.#native.flush(this.#arena, this.#from, this.#to)
       if (taken === FAILED) return this.#giveUp()
       if (taken !== 0) this.#turns = 0
+      const before = this.#from
       this.#from += taken
       this.#room -= taken
+      // The line is empty. What a flush takes is mostly all that waits, and need not be walked then.
+      if (this.#from === this.#to) this.#buffered = 0
+      else this.#buffered -= payloadOf(this.#arena, before, this.#from)
       this.#tellArena()
       if (this.#from < this.#to) {
         this.#sure = 0
@@ -752,6 +761,7 @@ export class SendQueue {
     if (this.#shared !== null) told.push(this.#shared)
     const waiting = [...told, ...this.#asking]
     this.#line = []
+    this.#buffered = 0
     this.#turning = false
     this.#spare = null
     this.#asking = []
