@@ -1,13 +1,21 @@
 // A port by itself: its listeners, its state and what it asks of its channel. port.test.ts has one with a peer.
 
-import { once } from 'node:events'
+import { getEventListeners, once } from 'node:events'
+
+import { MessageChannel } from 'node:worker_threads'
 
 import test from 'ava'
-import { Channel, json, RingfenceError, toPort, type MessagePortLike } from 'ringfence'
+import { json, RingfenceError, type Channel, type Codec, type MessagePortLike } from 'ringfence'
 
+import { insideOf } from './support/inside.js'
 import { isPending, soon, turn } from './support/until.js'
 
-type Next = IteratorResult<Buffer, undefined>
+type Next = IteratorResult<unknown, undefined>
+
+/** What the package does not export. */
+const { Port } = await insideOf<{
+  Port: new (channel: Channel, codec: Codec<unknown>, quiet: Told['quiet']) => MessagePortLike
+}>('port.js')
 
 /** What a port sees of a channel. */
 class Told {
@@ -38,13 +46,37 @@ class Told {
   #serve(): void {
     while (this.#calls.length > 0 && this.#messages.length > 0) {
       const { resolve, reject } = this.#calls.shift()!
-      const message = this.#messages.shift()!
-      if (message instanceof Error) reject(message)
-      else resolve(message === null ? { done: true, value: undefined } : { done: false, value: message })
+      const message = this.#messages[0]
+      // A message stays until it is taken.
+      if (Buffer.isBuffer(message)) resolve({ done: false, value: undefined })
+      else {
+        this.#messages.shift()
+        if (message instanceof Error) reject(message)
+        else resolve({ done: true, value: undefined })
+      }
     }
   }
 
-  /** A channel that says the same, for `toPort` takes no other. */
+  readonly quiet = {
+    told: () => void this.asked.push('told'),
+    arrivals: () => {
+      this.asked.push('loop')
+      return {
+        next: () =>
+          new Promise<Next>((resolve, reject) => {
+            this.#calls.push({ resolve, reject })
+            this.#serve()
+          }),
+        return: async () => {
+          this.asked.push('leave')
+          for (const { resolve } of this.#calls.splice(0)) resolve({ done: true, value: undefined })
+          return { done: true, value: undefined }
+        },
+      }
+    },
+  }
+
+  /** A channel that says the same. */
   get channel(): Channel {
     const note = (what: string) => void this.asked.push(what)
     const properties = {
@@ -66,36 +98,20 @@ class Told {
           this.end()
         },
       },
-      [Symbol.asyncIterator]: {
-        value: () => {
-          note('loop')
-          return {
-            next: () =>
-              new Promise<Next>((resolve, reject) => {
-                this.#calls.push({ resolve, reject })
-                this.#serve()
-              }),
-            return: async () => {
-              note('leave')
-              for (const { resolve } of this.#calls.splice(0)) resolve({ done: true, value: undefined })
-              return { done: true, value: undefined }
-            },
-          }
-        },
-      },
+      tryReceive: { value: () => this.#messages.shift() ?? null },
     }
-    return Object.create(Channel.prototype, properties) as Channel
+    return Object.create(null, properties) as Channel
   }
 }
 
 function portOf(): { told: Told; port: MessagePortLike; asked: () => string[] } {
   const told = new Told()
-  const port = toPort(told.channel, json())
+  const port = new Port(told.channel, json(), told.quiet)
   // What was asked since the last look.
   return { told, port, asked: () => told.asked.splice(0) }
 }
 
-const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
+const invalid = { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 
 test('it is started, and keeps the process alive, from the first listener of messages to the last', async (t) => {
   const { port, asked } = portOf()
@@ -163,25 +179,21 @@ test('the caller may add listeners before the first message is told', async (t) 
   ])
 })
 
-test('listeners are counted, and removed by the way that they came', (t) => {
+test('listeners are counted, each once', (t) => {
   const { port } = portOf()
   const counts = () => (['message', 'messageerror', 'close'] as const).map((event) => port.listenerCount(event))
   const listener = () => {}
   t.deepEqual(counts(), [0, 0, 0])
   t.is(port.addListener('message', listener), port)
+  port.addListener('message', listener)
+  port.once('message', listener)
   port.addEventListener('message', listener)
-  port.addEventListener('message', listener)
-  t.deepEqual(counts(), [2, 0, 0], 'an event listener once')
-  t.is(port.removeListener('message', listener), port)
-  t.deepEqual(counts(), [1, 0, 0], 'the event listener is left')
-  port.off('message', listener)
   t.deepEqual(counts(), [1, 0, 0])
+  t.is(port.removeListener('message', listener), port)
+  t.deepEqual(counts(), [0, 0, 0])
   port.on('message', listener)
-  port.removeEventListener('message', listener)
-  t.deepEqual(counts(), [1, 0, 0], 'the other one is left')
-  port.on('message', () => {})
-  port.off('message', listener)
-  t.deepEqual(counts(), [1, 0, 0], 'another listener is left')
+  port.off('message', () => {})
+  t.deepEqual(counts(), [1, 0, 0], 'another listener was removed')
   port.on('close', listener).on('messageerror', listener)
   t.is(port.removeAllListeners('message'), port)
   t.deepEqual(counts(), [0, 1, 1])
@@ -266,11 +278,10 @@ test('a handler that goes takes no other listener with it, and one that stays he
   told.come('3')
   await turn()
   t.deepEqual(found.splice(0), ['one', 'two'])
-  port.addEventListener('message', two)
   port.removeEventListener('message', one)
   told.come('4')
   await turn()
-  t.deepEqual(found, ['two', 'two'])
+  t.deepEqual(found, ['two'])
 })
 
 test('each listener is called as it asks to be', async (t) => {
@@ -308,21 +319,184 @@ test('each listener is called as it asks to be', async (t) => {
   t.is(events.size, 2, 'one event a message')
 })
 
-test('a listener that removes another, or adds one, changes nothing for the message that is being told', async (t) => {
+/** What a program does with a port, and what it finds: `post` sends a message, and resolves once all that were sent are told. */
+const habits: Record<
+  string,
+  (port: MessagePortLike, found: unknown[], post: (value: number) => Promise<void>) => unknown
+> = {
+  'a listener is added twice': async (port, found, post) => {
+    const listener = (value: unknown) => found.push(value)
+    port.on('message', listener)
+    port.on('message', listener)
+    await post(1)
+    found.push(port.listenerCount('message'))
+    port.off('message', listener)
+    found.push(port.listenerCount('message'), port.hasRef())
+  },
+  'a listener of values is added as one of events': async (port, found, post) => {
+    const listener = (value: unknown) => found.push(typeof value)
+    port.on('message', listener)
+    port.addEventListener('message', listener)
+    await post(1)
+    port.removeEventListener('message', listener)
+    found.push(port.listenerCount('message'))
+  },
+  'a listener of events is added as one of values': async (port, found, post) => {
+    const listener = (value: unknown) => found.push(typeof value)
+    port.addEventListener('message', listener)
+    port.on('message', listener)
+    await post(1)
+    port.off('message', listener)
+    found.push(port.listenerCount('message'))
+  },
+  'a listener is added once and for good': async (port, found, post) => {
+    const listener = (value: unknown) => found.push(value)
+    port.once('message', listener)
+    port.on('message', listener)
+    await post(1)
+    found.push(port.listenerCount('message'))
+    port.on('message', listener)
+    port.once('message', listener)
+    await post(2)
+    await post(3)
+    found.push(port.listenerCount('message'))
+  },
+  'a listener removes those behind it': async (port, found, post) => {
+    const second = (value: unknown) => found.push(['second', value])
+    port.on('message', (value) => {
+      found.push(['first', value])
+      port.off('message', second)
+    })
+    port.on('message', second)
+    port.on('message', (value) => found.push(['third', value]))
+    await post(1)
+  },
+  'the last listener adds one': async (port, found, post) => {
+    port.once('message', (value) => {
+      found.push(['first', value])
+      port.on('message', (later) => found.push(['second', later]))
+    })
+    await post(1)
+    await post(2)
+  },
+  'a listener for one message adds itself again': async (port, found, post) => {
+    const listener = (value: unknown) => {
+      found.push(value)
+      port.once('message', listener)
+    }
+    port.once('message', listener)
+    await post(1)
+    await post(2)
+  },
+  'a handler is replaced, and removed': async (port, found, post) => {
+    port.onmessage = () => found.push('handler')
+    port.on('message', () => found.push('listener'))
+    await post(1)
+    port.onmessage = () => found.push('another')
+    await post(2)
+    port.onmessage = null
+    await post(3)
+    found.push(port.listenerCount('message'))
+  },
+  'a handler replaces itself': async (port, found, post) => {
+    port.onmessage = () => {
+      found.push('first')
+      port.onmessage = () => found.push('second')
+    }
+    await post(1)
+    await post(2)
+  },
+  'a listener is removed a moment after it was called': async (port, found, post) => {
+    const listener = (value: unknown) => {
+      found.push(value)
+      queueMicrotask(() => port.off('message', listener))
+    }
+    port.on('message', listener)
+    for (const value of [1, 2]) void post(value)
+    await post(3)
+    port.on('message', (value) => found.push(['later', value]))
+    await post(4)
+  },
+  'a signal removes what was added with it, and not what was added again': async (port, found, post) => {
+    const controller = new AbortController()
+    port.addEventListener('message', () => found.push('event'), { signal: controller.signal })
+    port.on('message', () => found.push('value'))
+    await post(1)
+    controller.abort()
+    await post(2)
+    found.push(port.listenerCount('message'))
+  },
+}
+
+for (const [what, habit] of Object.entries(habits))
+  test(`as with Node’s own port: ${what}`, async (t) => {
+    const own: unknown[] = []
+    const { port, told } = portOf()
+    await habit(port, own, async (value) => {
+      told.come(String(value))
+      await turn()
+    })
+    const nodes: unknown[] = []
+    const { port1, port2 } = new MessageChannel()
+    await habit(port1 as unknown as MessagePortLike, nodes, async (value) => {
+      // A message of another port that was posted later is told later.
+      const { port1: here, port2: there } = new MessageChannel()
+      const arrived = once(here, 'message')
+      port2.postMessage(value)
+      there.postMessage(null)
+      await arrived
+      await turn()
+      there.close()
+    })
+    port2.close()
+    t.deepEqual(own, nodes)
+    t.true(own.length > 0)
+  })
+
+test('a listener that removes all is the last one called', async (t) => {
   const { port, told } = portOf()
   const found: string[] = []
-  const second = () => found.push('second')
-  port.once('message', () => {
-    port.off('message', second)
-    port.on('message', () => found.push('third'))
+  port.on('message', () => {
+    found.push('first')
+    port.removeAllListeners('message')
   })
-  port.on('message', second)
+  port.on('message', () => found.push('second'))
+  port.onmessage = () => found.push('third')
+  told.come('1')
+  await turn()
+  t.deepEqual(found, ['first'])
+  t.is(port.onmessage as unknown, null)
+})
+
+test('a listener that is added while a message is told gets the next one', async (t) => {
+  const { port, told } = portOf()
+  const found: string[] = []
+  port.once('message', () => port.on('message', () => found.push('third')))
+  port.on('message', () => found.push('second'))
   told.come('1')
   await turn()
   t.deepEqual(found, ['second'])
   told.come('2')
   await turn()
-  t.deepEqual(found, ['second', 'third'])
+  t.deepEqual(found, ['second', 'second', 'third'])
+})
+
+test('a signal is watched as long as its listener is there', async (t) => {
+  const { port, told } = portOf()
+  const { signal } = new AbortController()
+  const watching = () => getEventListeners(signal, 'abort').length
+  const first = new Promise((resolve) => port.addEventListener('message', resolve, { once: true, signal }))
+  t.is(watching(), 1)
+  told.come('1')
+  await first
+  t.is(watching(), 0)
+  const listener = () => {}
+  for (const remove of [() => port.removeEventListener('message', listener), () => port.removeAllListeners()]) {
+    port.addEventListener('message', listener, { signal })
+    t.is(watching(), 1)
+    remove()
+    t.is(watching(), 0)
+  }
 })
 
 test('a signal removes an event listener, and one that was aborted before adds none', (t) => {
@@ -352,18 +526,19 @@ test('what is posted is sent, with no list or an empty one', async (t) => {
 
 test('what is too long for the peer, and too much for the memory, is thrown at once', (t) => {
   const { told } = portOf()
-  const raw = toPort(told.channel, { encode: (value) => value as string | Uint8Array, decode: (bytes) => bytes })
+  const codec: Codec<unknown> = { encode: (value) => value as string | Uint8Array, decode: (bytes) => bytes }
+  const raw = new Port(told.channel, codec, told.quiet)
   for (const message of ['x'.repeat(1000), 'ü'.repeat(500), new Uint8Array(1000), new Float64Array(125)])
     raw.postMessage(message)
   t.is(told.sent.length, 4)
-  const tooLarge = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE', message: /100[0-9] bytes/ }
+  const tooLarge = { code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE', message: /100[0-9] bytes/ }
   for (const message of ['x'.repeat(1001), 'ü'.repeat(501), new Uint8Array(1001), new Float64Array(126)])
     t.throws(() => raw.postMessage(message), tooLarge)
   told.bufferedAmount = 256 * 1024 * 1024
   raw.postMessage('x')
   t.is(told.sent.length, 5)
   told.bufferedAmount += 1
-  t.throws(() => raw.postMessage('x'), { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_NO_SPACE' })
+  t.throws(() => raw.postMessage('x'), { code: 'ERR_RINGFENCE_NO_SPACE' })
   t.is(told.sent.length, 5)
 })
 
@@ -450,7 +625,7 @@ test('the end of what the peer sends closes the channel, and then comes close', 
   told.come('1')
   told.come(null)
   await turn()
-  t.deepEqual(asked()[0], 'close {"linger":5000}')
+  t.deepEqual(asked().slice(0, 2), ['told', 'close {"linger":5000}'])
   t.deepEqual(found, [1, 'close'])
   port.postMessage(1)
   t.deepEqual(told.sent, [])

@@ -1,6 +1,8 @@
 // A channel as a MessagePort: what Node's own does, this one does.
 
 import { once } from 'node:events'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import { MessageChannel } from 'node:worker_threads'
 
 import test, { type ExecutionContext } from 'ava'
@@ -195,6 +197,49 @@ test.serial('what is malformed is a messageerror, and the next message comes', a
   })
   await until(() => found.length === 4, 'all have come')
   t.deepEqual(found, [1, 'ERR_RINGFENCE_MALFORMED', '{', 2])
+})
+
+test.serial('a port that is read by one listener after another keeps nothing of those before', async (t) => {
+  const count = 20_000
+  const { port, partner } = await ports(t)
+  setFlagsFromString('--expose-gc')
+  const gc = runInNewContext('gc') as () => void
+  const there = partner.run(async (kit, most: number) => {
+    for (let number = 0; number < most; number += 1) {
+      ;(kit.keep['port'] as MessagePortLike).postMessage(number)
+      if (number % 100 === 0) await kit.until.turn()
+    }
+  }, count)
+  gc()
+  const before = process.memoryUsage().heapUsed
+  for (let number = 0; number < count; number += 1) {
+    const [value] = (await once(port as never, 'message')) as [number]
+    if (value !== number) t.fail(`${value} came in place of ${number}`)
+  }
+  await there
+  gc()
+  const each = (process.memoryUsage().heapUsed - before) / count
+  // It was 1060, for ever.
+  t.true(each < 300, `${each} bytes are kept of each`)
+})
+
+test.serial('a listener that is removed a moment after it was called costs no message', async (t) => {
+  const { channel, partner } = await pair(t)
+  const wanted = Array.from({ length: 30 }, (_, number) => number)
+  await partner.run(async (kit, numbers: number[]) => {
+    await Promise.all(numbers.map((value) => kit.channel.send(JSON.stringify(value))))
+  }, wanted)
+  const port = toPort(channel, json())
+  const found: number[] = []
+  const first = (value: number) => {
+    found.push(value)
+    if (value % 10 === 5) queueMicrotask(() => port.off('message', first))
+  }
+  while (found.length < wanted.length) {
+    port.on('message', first)
+    await until(() => port.listenerCount('message') === 0 || found.length === wanted.length, 'the next have come')
+  }
+  t.deepEqual(found, wanted)
 })
 
 test.serial('a listener that throws keeps no other from being called, and no message from coming', async (t) => {

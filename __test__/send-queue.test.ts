@@ -232,7 +232,7 @@ test('reading how much waits takes no longer with many messages than with one', 
     for (const message of small(count, 16)) void queue.send(message)
     const read = () => {
       const from = performance.now()
-      for (let times = 0; times < 100; times += 1) if (queue.bufferedAmount === 0) t.fail('nothing waits')
+      for (let reads = 0; reads < 100; reads += 1) if (queue.bufferedAmount === 0) t.fail('nothing waits')
       return performance.now() - from
     }
     return Math.min(...Array.from({ length: 50 }, read))

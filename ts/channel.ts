@@ -69,6 +69,8 @@ export let cutOff: (channel: Channel) => RingfenceError | undefined
 export interface Quiet {
   /** As {@link Channel.readable}, which tells nothing. */
   readable(): Promise<boolean>
+  /** A loop over the moments at which there is a message to take. It takes none, and ends once no more will come. */
+  arrivals(): AsyncIterator<unknown, undefined>
   /** What a reader is told at the end where the peer is gone before it had ended its sending. */
   cutOff(): RingfenceError | undefined
   /** The end of the peer's sending was told. */
@@ -129,6 +131,11 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
     quietOf = (channel) => ({
       readable: () => channel.#readable(),
+      arrivals: () =>
+        loop<unknown>(
+          () => channel.#arrivedNow(),
+          () => channel.#receiveBuffer.wait(false),
+        ),
       cutOff: () => channel.#cutOff(),
       told: () => channel.#endWithPeer(),
     })
@@ -350,6 +357,13 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     this.#sendQueue.pump()
     const readable = this.#receiveBuffer.isReadableNow()
     return readable ?? (await this.#receiveBuffer.wait(false, signal).promise) !== null
+  }
+
+  /** As {@link Channel.#readable} finds it, for a loop. */
+  #arrivedNow(): true | null | undefined {
+    if (!this.#sendQueue.isEmpty) this.#sendQueue.pump()
+    const arrived = this.#receiveBuffer.arrivedNow()
+    return arrived === false ? null : arrived
   }
 
   /** No more will come, and all was read. */

@@ -1,6 +1,6 @@
 // A channel as a MessagePort: for libraries that speak over one.
 
-import { Channel } from './channel.js'
+import { Channel, quietOf, type Quiet } from './channel.js'
 import { checkCodec, decodeWith, encodeWith, structured, type Codec } from './codec.js'
 import { throwLater } from './emit.js'
 import { RingfenceError, invalid, show, showSource } from './errors.js'
@@ -84,9 +84,12 @@ interface Entry {
   /** It takes an event, and not the value. */
   readonly takesEvent: boolean
   readonly once: boolean
+  /** The value of `onmessage` and its like. */
+  readonly isHandler: boolean
+  isRemoved: boolean
+  /** Stops watching the signal that the listener was added with. */
+  forget?: () => void
 }
-
-type Handler = 'onmessage' | 'onmessageerror' | 'onclose'
 
 /**
  * A channel as a MessagePort of Node's: for comlink, birpc, capnweb and others that speak over one. It reads the channel: nothing else may.
@@ -102,31 +105,37 @@ type Handler = 'onmessage' | 'onmessageerror' | 'onclose'
 export function toPort(channel: Channel, codec: Codec<unknown> = structured()): MessagePortLike {
   if (!(channel instanceof Channel)) throw invalid(`toPort takes a channel, not ${showSource(channel)}`)
   checkCodec(codec)
-  return new Port(channel, codec)
+  return new Port(channel, codec, quietOf(channel))
 }
 
-class Port implements MessagePortLike {
+/** Tests make one over a channel of their own; programs call {@link toPort}. */
+export class Port implements MessagePortLike {
   readonly channel: Channel
   readonly #codec: Codec<unknown>
-  /** Without what every object has: `toString` is no event. */
+  readonly #quiet: Quiet
+  /** No prototype: `toString` is no event. The lists are never changed in place, so that one can be dispatched while it changes. */
   readonly #entries = Object.assign(Object.create(null) as object, {
     message: [],
     messageerror: [],
     close: [],
-  }) as Record<PortEvent, Entry[]>
-  readonly #handlers: Record<Handler, PortListener | null> = { onmessage: null, onmessageerror: null, onclose: null }
-  /** The messages that come, while it is started. */
-  #messages: AsyncIterator<Buffer, undefined> | null = null
+  }) as Record<PortEvent, readonly Entry[]>
+  /** The loop that waits for messages, while the port is started. */
+  #loop: AsyncIterator<unknown, undefined> | null = null
+  /** The loop has ended, or has failed: it tells no further message. */
+  #isThrough = false
+  /** The channel has ended. */
+  #isOver = false
   #hasRef = false
   #state: 'open' | 'closing' | 'closed' = 'open'
 
-  constructor(channel: Channel, codec: Codec<unknown>) {
+  constructor(channel: Channel, codec: Codec<unknown>, quiet: Quiet) {
     this.channel = channel
     this.#codec = codec
+    this.#quiet = quiet
     channel.unref()
     void channel.closed.then(() => {
-      // What has come is told first: by a port that is started, or once it will be.
-      if (this.#messages === null && channel.readableEnded) this.#tellClose()
+      this.#isOver = true
+      this.#closeIfRead()
     })
   }
 
@@ -162,15 +171,17 @@ class Port implements MessagePortLike {
   }
 
   on(event: PortEvent, listener: PortListener): this {
-    return this.#add(event, { listener, takesEvent: false, once: false })
+    this.#add(event, listener, false, false)
+    return this
   }
 
   once(event: PortEvent, listener: PortListener): this {
-    return this.#add(event, { listener, takesEvent: false, once: true })
+    this.#add(event, listener, false, true)
+    return this
   }
 
   off(event: PortEvent, listener: PortListener): this {
-    this.#remove(event, (entry) => entry.listener === listener && !entry.takesEvent)
+    this.#removeListener(event, listener)
     return this
   }
 
@@ -199,72 +210,100 @@ class Port implements MessagePortLike {
   ): void {
     const { once = false, signal } = (options ?? {}) as { once?: boolean; signal?: AbortSignal }
     if (listener === null || signal?.aborted) return
-    const known = this.#entries[event as PortEvent]
-    if (known?.some((entry) => entry.listener === listener && entry.takesEvent)) return
-    this.#add(event as PortEvent, { listener, takesEvent: true, once })
-    signal?.addEventListener('abort', () => this.removeEventListener(event, listener), { once: true })
+    const entry = this.#add(event as PortEvent, listener, true, once)
+    if (entry === undefined || signal === undefined) return
+    const abort = () => this.#remove(event as PortEvent, (other) => other === entry)
+    signal.addEventListener('abort', abort, { once: true })
+    entry.forget = () => signal.removeEventListener('abort', abort)
   }
 
   removeEventListener(event: string, listener: PortEventListener | null): void {
-    this.#remove(event as PortEvent, (entry) => entry.listener === listener && entry.takesEvent)
+    this.#removeListener(event as PortEvent, listener)
   }
 
   get onmessage(): ((event: PortMessageEvent) => void) | null {
-    return this.#handlers.onmessage
+    return this.#handlerOf('message')
   }
 
   set onmessage(handler) {
-    this.#handle('onmessage', 'message', handler)
+    this.#handle('message', handler)
   }
 
   get onmessageerror(): ((event: PortMessageEvent) => void) | null {
-    return this.#handlers.onmessageerror
+    return this.#handlerOf('messageerror')
   }
 
   set onmessageerror(handler) {
-    this.#handle('onmessageerror', 'messageerror', handler)
+    this.#handle('messageerror', handler)
   }
 
   get onclose(): ((event: Event) => void) | null {
-    return this.#handlers.onclose
+    return this.#handlerOf('close')
   }
 
   set onclose(handler) {
-    this.#handle('onclose', 'close', handler)
+    this.#handle('close', handler)
   }
 
-  /** A handler is a listener, in the place of the one before. */
-  #handle(name: Handler, event: PortEvent, handler: PortListener | null): void {
-    const before = this.#handlers[name]
-    const next = typeof handler === 'function' ? handler : null
-    this.#handlers[name] = next
-    if (next !== null) this.#add(event, { listener: next, takesEvent: true, once: false })
-    this.#remove(event, (entry) => entry.listener === before && entry.takesEvent, 1)
+  #handlerOf(event: PortEvent): PortListener | null {
+    return (this.#entries[event].find(({ isHandler }) => isHandler)?.listener ?? null) as PortListener | null
   }
 
-  #add(event: PortEvent, entry: Entry): this {
-    const kind = entry.takesEvent ? 'object' : 'function'
-    if (typeof entry.listener !== 'function' && (kind === 'function' || typeof entry.listener !== 'object'))
-      throw invalid(`a listener must be a function, not ${show(entry.listener)}`)
-    const entries = this.#entries[event]
-    // As with any emitter, there are events that never come.
-    if (entries === undefined) return this
-    entries.push(entry)
-    if (event === 'message' && entries.length === 1) {
-      this.ref()
-      this.start()
+  /** A new handler takes the place of the one before among the listeners. */
+  #handle(event: PortEvent, handler: PortListener | null): void {
+    if (typeof handler !== 'function') {
+      this.#remove(event, ({ isHandler }) => isHandler)
+      return
     }
-    return this
+    const entry: Entry = { listener: handler, takesEvent: true, once: false, isHandler: true, isRemoved: false }
+    const entries = this.#entries[event]
+    const before = entries.find(({ isHandler }) => isHandler)
+    if (before === undefined) {
+      this.#append(event, entry)
+      return
+    }
+    before.isRemoved = true
+    this.#entries[event] = entries.map((each) => (each === before ? entry : each))
   }
 
-  #remove(event: PortEvent, which: (entry: Entry) => boolean, most = Infinity): void {
+  /** Adds a listener; `undefined`: it is one already, or there is no such event. Node's port takes each listener once as well. */
+  #add(
+    event: PortEvent,
+    listener: PortListener | PortEventListener,
+    takesEvent: boolean,
+    once: boolean,
+  ): Entry | undefined {
+    if (typeof listener !== 'function' && (!takesEvent || typeof listener !== 'object'))
+      throw invalid(`a listener must be a function, not ${show(listener)}`)
+    const entries = this.#entries[event]
+    // As with any emitter, a program may listen for an event that never comes.
+    if (entries === undefined || entries.some((entry) => !entry.isHandler && entry.listener === listener))
+      return undefined
+    const entry: Entry = { listener, takesEvent, once, isHandler: false, isRemoved: false }
+    this.#append(event, entry)
+    return entry
+  }
+
+  #append(event: PortEvent, entry: Entry): void {
+    const entries = [...this.#entries[event], entry]
+    this.#entries[event] = entries
+    if (event !== 'message' || entries.length > 1) return
+    this.ref()
+    this.start()
+  }
+
+  #removeListener(event: PortEvent, listener: PortListener | PortEventListener | null): void {
+    this.#remove(event, (entry) => !entry.isHandler && entry.listener === listener)
+  }
+
+  #remove(event: PortEvent, which: (entry: Entry) => boolean): void {
     const entries = this.#entries[event]
     if (entries === undefined || entries.length === 0) return
-    let left = most
     this.#entries[event] = entries.filter((entry) => {
-      const goes = left > 0 && which(entry)
-      if (goes) left -= 1
-      return !goes
+      if (!which(entry)) return true
+      entry.isRemoved = true
+      entry.forget?.()
+      return false
     })
     if (event !== 'message' || this.#entries.message.length > 0) return
     this.unref()
@@ -272,40 +311,44 @@ class Port implements MessagePortLike {
   }
 
   start(): void {
-    if (this.#messages !== null || this.#state !== 'open') return
-    const messages = this.channel[Symbol.asyncIterator]()
-    this.#messages = messages
+    if (this.#loop !== null || this.#state !== 'open') return
+    const messages = this.#quiet.arrivals()
+    this.#loop = messages
+    this.#isThrough = false
     // The caller may add listeners first.
     queueMicrotask(() => void this.#read(messages))
   }
 
   #stop(): void {
-    const messages = this.#messages
-    this.#messages = null
-    // What comes for it meanwhile stays in the channel.
+    const messages = this.#loop
+    this.#loop = null
     void messages?.return!()
   }
 
-  async #read(messages: AsyncIterator<Buffer, undefined>): Promise<void> {
-    while (this.#messages === messages) {
+  /** A message stays in the channel until it is told: the port may be stopped at any moment before. */
+  async #read(messages: AsyncIterator<unknown, undefined>): Promise<void> {
+    while (this.#loop === messages) {
       try {
-        const { done, value } = await messages.next()
+        const { done } = await messages.next()
+        if (this.#loop !== messages) return
         if (done) {
           // A port has no half that stays open.
-          if (this.#messages === messages) void this.channel.close({ linger: LINGER })
+          this.#quiet.told()
+          void this.channel.close({ linger: LINGER })
           break
         }
-        this.#tellMessage(value)
+        const message = this.channel.tryReceive()
+        if (message !== null) this.#tellMessage(message)
       } catch (error) {
         this.#emit('messageerror', error)
-        // Where there was no memory for a message, it is there still. Else another reader has the channel, or it has ended.
+        // Without memory for a message, it is still in the channel. Else another reader has the channel, or it has ended.
         if ((error as RingfenceError).code !== 'ERR_RINGFENCE_NO_SPACE') break
         await new Promise((resolve) => setTimeout(resolve, PAUSE))
       }
     }
-    await this.channel.closed
-    // Where it was stopped before the end, that is told once it is read.
-    if (this.#messages === messages) this.#tellClose()
+    if (this.#loop !== messages) return
+    this.#isThrough = true
+    this.#closeIfRead()
   }
 
   #tellMessage(bytes: Buffer): void {
@@ -323,8 +366,14 @@ class Port implements MessagePortLike {
     if (this.#state !== 'open') return
     this.#state = 'closing'
     this.#stop()
-    // The channel may have ended before, with messages that had not been told yet: its end was no end of the port then.
+    // The channel may have ended before with unread messages, which kept the port open.
     void this.channel.close({ linger: LINGER }).then(() => this.#tellClose())
+  }
+
+  /** The end of the channel is told after everything that came: by a port that is started, or once it will be. */
+  #closeIfRead(): void {
+    if (!this.#isOver) return
+    if (this.#loop === null ? this.channel.readableEnded : this.#isThrough) this.#tellClose()
   }
 
   #tellClose(): void {
@@ -348,9 +397,11 @@ class Port implements MessagePortLike {
     return this.#hasRef
   }
 
+  /** Calls the listeners that there are now, but for those that one of them removes. */
   #emit(name: PortEvent, value: unknown): void {
     let event: Event | undefined
-    for (const entry of [...this.#entries[name]]) {
+    for (const entry of this.#entries[name]) {
+      if (entry.isRemoved) continue
       if (entry.once) this.#remove(name, (other) => other === entry)
       throwLater(() => {
         if (entry.takesEvent) {

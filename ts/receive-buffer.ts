@@ -506,6 +506,11 @@ export class ReceiveBuffer {
     return null
   }
 
+  /** As {@link isReadableNow}, for a loop: it ends if this side has closed the channel. */
+  arrivedNow(): boolean | undefined {
+    return this.#closed ? false : this.isReadableNow()
+  }
+
   isReadableNow(): boolean | undefined {
     this.mustBeFree()
     fairness.spend(this.#isWeak)
