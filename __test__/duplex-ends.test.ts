@@ -11,15 +11,19 @@ import { turn } from './support/until.js'
 interface Settings {
   allowHalfOpen?: boolean
   maxMessageSize?: number
+  maxAtOnce?: number
 }
 
 /** What a stream sees of a channel. */
 class Told {
   readonly allowHalfOpen: boolean
   readonly maxMessageSize: number
+  readonly maxAtOnce: number
   readonly asked: string[] = []
   readonly sent: Uint8Array[] = []
-  bufferedAmount = 0
+  /** Messages that there is room for. */
+  room = Infinity
+  #wakeSenders: (() => void)[] = []
   due: Promise<void> | null = null
   failure: Error | undefined
   /** What the calls of this name reject with. */
@@ -29,9 +33,16 @@ class Told {
   waiting: (() => void)[] = []
   #over = false
 
-  constructor({ allowHalfOpen = false, maxMessageSize = 2 ** 20 }: Settings) {
+  constructor({ allowHalfOpen = false, maxMessageSize = 2 ** 30, maxAtOnce = 2 ** 29 }: Settings) {
     this.allowHalfOpen = allowHalfOpen
     this.maxMessageSize = maxMessageSize
+    this.maxAtOnce = maxAtOnce
+  }
+
+  /** The peer reads: there is room for so many messages more. */
+  makeRoom(count = Infinity): void {
+    this.room += count
+    for (const wake of this.#wakeSenders.splice(0)) wake()
   }
 
   come(...messages: string[]): void {
@@ -45,9 +56,17 @@ class Told {
     for (const wake of this.waiting.splice(0)) wake()
   }
 
-  async send(message: Uint8Array): Promise<void> {
+  trySend(message: Uint8Array): boolean {
     if (this.fails.send !== undefined) throw this.fails.send
+    if (message.length > Math.min(this.maxMessageSize, this.maxAtOnce)) throw new Error('the message is too long')
+    if (this.room === 0) return false
+    this.room -= 1
     this.sent.push(message)
+    return true
+  }
+
+  async send(message: Uint8Array): Promise<void> {
+    while (!this.trySend(message)) await new Promise<void>((resolve) => this.#wakeSenders.push(resolve))
   }
 
   tryReceive(): Buffer | null {
@@ -69,6 +88,8 @@ class Told {
   async close(): Promise<void> {
     this.asked.push('close')
     this.over()
+    this.fails.send ??= new Error('the channel is closed')
+    this.makeRoom(0)
     if (this.fails.close !== undefined) throw this.fails.close
   }
 
@@ -100,22 +121,151 @@ const written = (stream: Duplex, chunk: Uint8Array) =>
 
 test('a chunk is sent in pieces that the peer takes, and that are not too long to be read meanwhile', async (t) => {
   const piece = 256 * 1024
-  for (const [maxMessageSize, length, expected] of [
-    [10, 0, []],
-    [10, 9, [9]],
-    [10, 10, [10]],
-    [10, 11, [10, 1]],
-    [10, 30, [10, 10, 10]],
-    [2 ** 30, piece, [piece]],
-    [2 ** 30, piece + 1, [piece, 1]],
+  const large = 2 ** 30
+  for (const [maxMessageSize, maxAtOnce, length, expected] of [
+    [10, large, 0, []],
+    [10, large, 9, [9]],
+    [10, large, 10, [10]],
+    [10, large, 11, [10, 1]],
+    [10, large, 30, [10, 10, 10]],
+    [large, 10, 11, [10, 1]],
+    [large, large, piece, [piece]],
+    [large, large, piece + 1, [piece, 1]],
   ] as const) {
-    const { told, stream } = streamOf({ maxMessageSize })
-    const chunk = Buffer.from(Array.from({ length }, (_, index) => index & 0xff))
-    await written(stream, chunk)
+    for (const room of [Infinity, 0, 1]) {
+      const { told, stream } = streamOf({ maxMessageSize, maxAtOnce })
+      told.room = room
+      const chunk = Buffer.from(Array.from({ length }, (_, index) => index & 0xff))
+      const through = written(stream, chunk)
+      if (room === Infinity) t.deepEqual(sizes(told), [...expected], 'they are sent within the call')
+      await turn()
+      told.makeRoom()
+      await through
+      t.deepEqual(sizes(told), [...expected])
+      t.true(Buffer.concat(told.sent).equals(chunk))
+      stream.destroy()
+    }
+  }
+})
+
+test('writes that wait together are gathered, and cut where that is needed', async (t) => {
+  for (const [sent, expected] of [
+    [[1, 2, 3], [6]],
+    [
+      [5, 5, 1],
+      [10, 1],
+    ],
+    [
+      [5, 6, 1],
+      [5, 7],
+    ],
+    [
+      [3, 25, 3],
+      [3, 10, 10, 5, 3],
+    ],
+    [[0, 0], []],
+    [
+      [10, 10],
+      [10, 10],
+    ],
+  ] as const) {
+    const { told, stream } = streamOf({ maxMessageSize: 10 })
+    stream.cork()
+    const chunks = sent.map((length, number) => Buffer.alloc(length, number + 1))
+    const through = Promise.all(chunks.map((chunk) => written(stream, chunk)))
+    t.deepEqual(sizes(told), [])
+    stream.uncork()
     t.deepEqual(sizes(told), [...expected])
-    t.true(Buffer.concat(told.sent).equals(chunk))
+    t.true(Buffer.concat(told.sent).equals(Buffer.concat(chunks)))
+    await through
     stream.destroy()
   }
+})
+
+test('what was written before a destroy is sent, wherever it waits, and then comes the end', async (t) => {
+  const ways: Record<string, (stream: Duplex, told: Told) => unknown> = {
+    'there is room': (stream) => {
+      stream.write('a')
+      stream.write('b')
+    },
+    'there is room for one': (stream, told) => {
+      told.room = 1
+      for (const text of ['a', 'b']) stream.write(text)
+    },
+    'there is no room': (stream, told) => {
+      told.room = 0
+      for (const text of ['a', '', 'b']) stream.write(text)
+    },
+    'there is no room, and the first waits alone': (stream, told) => {
+      told.room = 0
+      stream.write('ab')
+    },
+    'it is corked': (stream) => {
+      stream.cork()
+      stream.cork()
+      for (const text of ['a', 'b']) stream.write(text)
+    },
+    'it is corked, and there is no room': (stream, told) => {
+      told.room = 0
+      stream.write('a')
+      stream.cork()
+      stream.write('b')
+    },
+    'it was ended': (stream, told) => {
+      told.room = 0
+      stream.write('a')
+      stream.end('b')
+    },
+  }
+  for (const [what, write] of Object.entries(ways)) {
+    const { told, stream, asked } = streamOf()
+    const text = () => Buffer.concat(told.sent).toString()
+    stream.on('error', (error) => t.fail(`${what}: ${error.message}`))
+    stream.on('drain', () => t.fail(`${what}: a destroyed stream asks for more`))
+    write(stream, told)
+    const closed = once(stream, 'close')
+    stream.destroy()
+    t.true(stream.destroyed)
+    stream.write('late')
+    for (let number = 0; number < 2; number += 1) {
+      await turn()
+      if (text() !== 'ab') t.deepEqual(asked(), [], `${what}: it waits for room`)
+      told.makeRoom(1)
+    }
+    await closed
+    t.is(text(), 'ab', what)
+    t.deepEqual(asked(), ['end', 'close'], what)
+  }
+})
+
+test('a write that cannot be sent after a destroy has its error', async (t) => {
+  const { told, stream, asked } = streamOf()
+  told.room = 0
+  const errors: (string | undefined)[] = []
+  for (const text of ['a', 'b', 'c']) stream.write(text, (error) => errors.push(error?.message))
+  stream.destroy()
+  told.fails.send = new Error('the peer is gone')
+  told.makeRoom()
+  await once(stream, 'close')
+  // The first was passed on as the stream was destroyed.
+  t.deepEqual(errors, [undefined, 'the peer is gone', 'the peer is gone'])
+  t.deepEqual(asked(), ['close'])
+  t.is(told.sent.length, 0)
+})
+
+test('a stream that is written without a pause lets the event loop turn', async (t) => {
+  const { stream } = streamOf()
+  let turned = 0
+  let over = false
+  void (async () => {
+    for (; !over; turned += 1) await turn()
+  })()
+  const end = performance.now() + 200
+  while (performance.now() < end) await written(stream, Buffer.alloc(10))
+  over = true
+  // Without it, the loop turns once.
+  t.true(turned > 2, `it turned ${turned} times`)
+  stream.destroy()
 })
 
 test('a write, and an end, that the channel refuses is the error of the stream', async (t) => {
@@ -255,16 +405,15 @@ test('an end says whether it is since the peer has ended', async (t) => {
   }
 })
 
-test('a stream that is destroyed ends its side first where it was read to its end, and nothing waits to be sent', async (t) => {
-  for (const [allowHalfOpen, isRead, bufferedAmount, error, expected] of [
-    [false, true, 0, null, ['end with the peer', 'close']],
-    [true, true, 0, null, ['close']],
-    [false, false, 0, null, ['close']],
-    [false, true, 1, null, ['close']],
-    [false, true, 0, new Error('enough'), ['close']],
+test('a stream that is destroyed ends its side, but with an error', async (t) => {
+  for (const [allowHalfOpen, isRead, error, expected] of [
+    [false, true, null, ['end with the peer', 'close']],
+    [true, true, null, ['end', 'close']],
+    [false, false, null, ['end', 'close']],
+    [false, true, new Error('enough'), ['close']],
+    [false, false, new Error('enough'), ['close']],
   ] as const) {
     const { told, stream, asked } = streamOf({ allowHalfOpen })
-    told.bufferedAmount = bufferedAmount
     // The stream must not have come to end its own side before.
     const closed = new Promise((resolve) => stream.once('close', resolve))
     stream.on('error', () => {})

@@ -1,4 +1,6 @@
 import { createHash } from 'node:crypto'
+import { once } from 'node:events'
+import { request, type IncomingMessage } from 'node:http'
 import { Readable, Writable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 
@@ -196,6 +198,160 @@ test.serial('a reader that does not read holds the peer back', async (t) => {
   t.is((await collect(stream)).length, 64 * 16_384 - 1)
 })
 
+test.serial(
+  'what was written before a destroy arrives, and then the end, also if there is no room for it yet',
+  async (t) => {
+    for (const [count, size] of [
+      [2, 10],
+      [2, 100_000],
+      [40, 10_000],
+      [1, 3_000_000],
+    ] as const) {
+      const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+      const stream = channel.duplex()
+      const chunks = Array.from({ length: count }, (_, number) => pattern(number, size))
+      for (const chunk of chunks) stream.write(chunk)
+      stream.destroy()
+      t.true(stream.destroyed)
+      const there = await partner.run(async (kit) => {
+        const found: Buffer[] = []
+        for await (const chunk of kit.channel.duplex() as AsyncIterable<Buffer>) found.push(chunk)
+        return { bytes: Buffer.concat(found), reason: await kit.channel.closed }
+      })
+      t.true(there.bytes.equals(Buffer.concat(chunks)), `${count} of ${size}`)
+      t.is(there.reason, 'closed')
+      t.is(await channel.closed, 'closed')
+    }
+  },
+)
+
+test.serial('a destroyed stream waits some seconds for a peer that does not read, which is cut off then', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  const stream = channel.duplex()
+  await partner.stop()
+  const errors: (Error | null | undefined)[] = []
+  for (const number of [1, 2]) stream.write(pattern(number, 50_000), (error) => errors.push(error))
+  stream.destroy()
+  await once(stream, 'close')
+  t.is((errors.at(-1) as RingfenceError).code, 'ERR_RINGFENCE_CLOSED')
+  t.is(channel.bufferedAmount, 0)
+  partner.goOn()
+  const there = partner.run(async (kit) => {
+    for await (const chunk of kit.channel.duplex() as AsyncIterable<Buffer>) void chunk
+  })
+  await t.throwsAsync(there, { code: 'ERR_RINGFENCE_PEER_LOST' } as object)
+})
+
+test.serial('an HTTP server that ends its answer and closes has sent it, however long it is', async (t) => {
+  // A server leaves the connection alone in the call that has its request, and destroys it in a later one.
+  for (const [size, later] of [10, 100_000, 5_000_000].flatMap(
+    (each) =>
+      [
+        [each, 'nextTick'],
+        [each, 'setImmediate'],
+      ] as const,
+  )) {
+    const { channel, partner } = await pair(t, { there: { capacity: 65_536 } })
+    await partner.run(
+      async (kit, length: number, when: typeof later) => {
+        const http = kit.require('node:http') as typeof import('node:http')
+        const server = http.createServer((_request, response) => {
+          response.end(kit.bytes.pattern(0, length))
+          const close = () => void server.close()
+          if (when === 'nextTick') process.nextTick(close)
+          else setImmediate(close)
+        })
+        // A server that does not listen knows of no connections when it closes.
+        await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+        server.emit('connection', kit.channel.duplex())
+      },
+      size,
+      later,
+    )
+    const stream = channel.duplex()
+    const asked = request({ createConnection: () => stream, path: '/' })
+    asked.end()
+    const [response] = (await once(asked, 'response')) as [IncomingMessage]
+    t.true((await collect(response)).equals(pattern(0, size)), `${size}, ${later}`)
+    t.is(await channel.closed, 'closed')
+  }
+})
+
+test.serial('what a listener throws is an uncaught exception, and the stream goes on', async (t) => {
+  const { channel, partner } = await pair(t, { there: { capacity: 4096 } })
+  const there = partner.run(async (kit) => {
+    const uncaught: string[] = []
+    process.on('uncaughtException', (error, origin) => uncaught.push(`${error.message}, ${origin}`))
+    const stream = kit.channel.duplex()
+    const fail = (what: string) => () => {
+      throw new Error(what)
+    }
+    const bytes: Buffer[] = []
+    stream.on('data', (chunk: Buffer) => {
+      bytes.push(chunk)
+      if (bytes.length < 3) throw new Error(`data ${bytes.length}`)
+    })
+    stream.on('close', fail('close'))
+    stream.on('error', (error) => bytes.push(Buffer.from(String(error))))
+    const closed = new Promise((resolve) => stream.prependListener('close', () => resolve(null)))
+    stream.write(kit.bytes.pattern(0, 100_000), fail('written'))
+    await closed
+    await kit.until.turns(2)
+    return { uncaught, bytes: Buffer.concat(bytes), reason: await kit.channel.closed }
+  })
+  const chunks = Array.from({ length: 5 }, (_, number) => pattern(number, 1000))
+  for (const chunk of chunks) await channel.send(chunk)
+  for (let got = 0; got < 100_000;) got += (await channel.receive())!.length
+  await channel.end()
+  t.is(await channel.receive(), null)
+  const { uncaught, bytes, reason } = await there
+  t.true(bytes.equals(Buffer.concat(chunks)))
+  t.is(reason, 'closed')
+  t.deepEqual(
+    new Set(uncaught),
+    new Set(['data 1', 'data 2', 'written', 'close'].map((what) => `${what}, uncaughtException`)),
+  )
+  t.is(uncaught.length, 4)
+})
+
+test.serial('what a listener of drain, end, finish or readable throws is an uncaught exception', async (t) => {
+  for (const event of ['drain', 'end', 'finish', 'readable']) {
+    const { channel, partner } = await pair(t, { there: { capacity: 4096 } })
+    const there = partner.run(async (kit, name: string) => {
+      const uncaught = new Promise((resolve) =>
+        process.on('uncaughtException', (error, origin) => resolve(`${error.message}, ${origin}`)),
+      )
+      const stream = kit.channel.duplex()
+      if (name !== 'readable') stream.resume()
+      stream.on(name, () => {
+        throw new Error(name)
+      })
+      stream.write(kit.bytes.pattern(0, 100_000))
+      return uncaught
+    }, event)
+    for (let got = 0; got < 100_000;) got += (await channel.receive())!.length
+    await channel.end()
+    t.is(await there, `${event}, uncaughtException`)
+  }
+})
+
+test.serial('a listener that throws ends a program that does not catch it, before it has another chunk', async (t) => {
+  const { channel, partner } = await pair(t)
+  partner.mayFail()
+  await partner.run((kit) => {
+    kit.channel.duplex().on('data', (chunk: Buffer) => {
+      kit.channel.trySend(chunk)
+      throw new Error('of the listener')
+    })
+  })
+  // The stream waits for them.
+  void channel.send('one')
+  void channel.send('two')
+  t.is((await partner.exited).code, 1)
+  t.is(String(await channel.receive()), 'one')
+  t.is(await channel.receive(), null)
+})
+
 test.serial('destroy closes the channel: the peer reads what was written, and then the end', async (t) => {
   const { channel, partner } = await pair(t)
   const stream = channel.duplex()
@@ -273,7 +429,6 @@ test.serial('writing to a peer that has gone is an error', async (t) => {
 /** How a partner goes without having ended its sending. */
 const cuts: Record<string, (kit: Kit) => unknown> = {
   'closes the channel': (kit) => kit.channel.close(),
-  'destroys its stream': (kit) => void kit.channel.duplex().destroy(),
   'destroys its stream with an error': (kit) =>
     void kit.channel
       .duplex()

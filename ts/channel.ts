@@ -506,24 +506,27 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   }
 
   /**
-   * The channel as a stream of bytes: borders of messages are not kept, empty messages are skipped, `end()` sends no
-   * more, and destroying it closes the channel. Its readable side fails with PEER_LOST, after everything that has come, where
-   * the peer is gone before it had ended its sending: its process has ended, or it has closed the channel, as `destroy()` of
-   * its stream does. What was read may lack its end then. Its `allowHalfOpen` is the channel's.
+   * The channel as a stream of bytes. Borders of messages are not kept, empty messages are skipped, and `end()` ends the sending.
+   *
+   * - `destroy()` sends what was written before, ends the sending and closes the channel, as `end()` and `destroy()` of a socket do. If
+   *   the peer does not read, that takes 5 s at most; then the rest is lost, and the peer's stream fails.
+   * - `destroy(error)` closes the channel at once. The peer's stream fails.
+   * - The readable side fails with PEER_LOST, after everything that has arrived, if the peer is gone before it ended its sending: its
+   *   process has ended, or it has closed the channel without an end. The end of what was read may be missing then.
+   * - What a listener throws is an uncaught exception.
+   * - `allowHalfOpen` is the channel's.
    */
   duplex(): Duplex {
     this.#receiveBuffer.mustBeFree()
-    const sendQueue = this.#sendQueue
     const receiveBuffer = this.#receiveBuffer
     return toDuplex({
       allowHalfOpen: this.#allowHalfOpen,
       maxMessageSize: this.maxMessageSize,
-      get bufferedAmount() {
-        return sendQueue.bufferedAmount
-      },
+      maxAtOnce: this.#native.maxAtOnce,
       get due() {
         return receiveBuffer.due
       },
+      trySend: (message) => this.trySend(message),
       send: (message) => this.send(message),
       tryReceive: () => this.tryReceive(),
       readable: () => this.#readable(),

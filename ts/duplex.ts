@@ -1,5 +1,12 @@
 import { Duplex } from 'node:stream'
 
+import { within } from './deferred.js'
+import { throwLater } from './emit.js'
+import { fairness } from './fairness.js'
+
+/** Milliseconds in which a destroyed stream, or a closed port, still sends what was written before, if the peer does not read. */
+export const LINGER = 5000
+
 /** A chunk larger than this is sent in pieces, so that the peer reads the first while the next is written. */
 const PIECE = 256 * 1024
 
@@ -7,9 +14,11 @@ const PIECE = 256 * 1024
 interface MessageChannel {
   readonly allowHalfOpen: boolean
   readonly maxMessageSize: number
-  readonly bufferedAmount: number
+  /** Bytes of the longest message that `trySend` takes. */
+  readonly maxAtOnce: number
   /** What is waited for before more is read; null: nothing. */
   readonly due: Promise<void> | null
+  trySend(message: Uint8Array): boolean
   send(message: Uint8Array): Promise<void>
   tryReceive(): Buffer | null
   readable(): Promise<boolean>
@@ -27,21 +36,35 @@ export function toDuplex(channel: MessageChannel): Duplex {
 
 type Done = (error?: Error | null) => void
 
+/**
+ * A stream calls listeners of the program from `push`, and from the callback of a write. What one of them throws must not become a
+ * failure of the channel, nor the rejection of a promise: it is an uncaught exception, as with a socket.
+ */
 class ChannelStream extends Duplex {
   readonly #channel: MessageChannel
+  readonly #piece: number
   #reading = false
+  /** Ends once what the ring had no room for is in the ring. */
+  #sending: Promise<void> | null = null
+  /** The callback of the write that waits for that, until it is called… */
+  #done: Done | null = null
+  /** …and the bytes of that write. */
+  #waiting = 0
   /** What the stream is destroyed with once everything that came before has been read. */
   #failure: Error | undefined
 
   constructor(channel: MessageChannel) {
     super({ allowHalfOpen: channel.allowHalfOpen })
     this.#channel = channel
+    this.#piece = Math.min(PIECE, channel.maxMessageSize, channel.maxAtOnce)
   }
 
   override read(size?: number): unknown {
-    const chunk: unknown = super.read(size)
-    if (this.#failure !== undefined) this.#failOnceRead(this.#failure)
-    return chunk
+    try {
+      return super.read(size)
+    } finally {
+      if (this.#failure !== undefined) this.#failOnceRead(this.#failure)
+    }
   }
 
   override _read(): void {
@@ -49,49 +72,114 @@ class ChannelStream extends Duplex {
   }
 
   override _write(chunk: Uint8Array, _encoding: BufferEncoding, done: Done): void {
-    this.#send(chunk).then(() => done(), done)
+    this.#write([chunk], done)
+  }
+
+  override _writev(chunks: { chunk: Uint8Array }[], done: Done): void {
+    this.#write(
+      chunks.map(({ chunk }) => chunk),
+      done,
+    )
   }
 
   override _final(done: Done): void {
-    this.#channel.end(this.readableEnded && !this.allowHalfOpen).then(() => done(), done)
+    callBack(this.#channel.end(this.readableEnded && !this.allowHalfOpen), done)
+  }
+
+  /** Node drops the writes that wait in a destroyed stream. They were written, so they are sent first. */
+  override destroy(error?: Error | null, callback?: (error: Error | null) => void): this {
+    if (!this.destroyed && (error === undefined || error === null)) this.#handOver()
+    // The callback is not among the types of Node.
+    return (super.destroy as (error?: Error | null, callback?: (error: Error | null) => void) => this)(error, callback)
   }
 
   override _destroy(error: Error | null, done: Done): void {
     this.#leave(error).then(
-      () => done(error),
-      (other: Error) => done(error ?? other),
+      () => process.nextTick(done, error),
+      (other: Error) => process.nextTick(done, error ?? other),
     )
   }
 
-  /**
-   * A stream that was read to its end ends its own side too, also where it is destroyed before it has come to that: a loop over it
-   * destroys it. The peer would take it for cut off.
-   */
+  /** Has the stream pass on all writes that it holds: it does so once the write before them is done. */
+  #handOver(): void {
+    while (this.writableCorked > 0) this.uncork()
+    const done = this.#done
+    if (done === null || this.writableLength === this.#waiting) return
+    this.#done = null
+    throwLater(done)
+  }
+
+  /** Without an error the peer reads all that was written, and then the end. */
   async #leave(error: Error | null): Promise<void> {
-    const { allowHalfOpen, bufferedAmount } = this.#channel
-    if (error === null && this.readableEnded && !allowHalfOpen && bufferedAmount === 0) await this.#channel.end(true)
+    if (error === null) await within(LINGER, this.#endWritten().catch(ignore))
     await this.#channel.close()
   }
 
-  async #send(chunk: Uint8Array): Promise<void> {
-    const piece = Math.min(PIECE, this.#channel.maxMessageSize)
-    for (let at = 0; at < chunk.length; at += piece) await this.#channel.send(chunk.subarray(at, at + piece))
+  async #endWritten(): Promise<void> {
+    await this.#sending
+    await this.#channel.end(this.readableEnded && !this.#channel.allowHalfOpen)
+  }
+
+  #write(chunks: readonly Uint8Array[], done: Done): void {
+    const pieces = gathered(chunks, this.#piece)
+    let next = 0
+    if (this.#sending === null) {
+      try {
+        for (; next < pieces.length && this.#channel.trySend(pieces[next]!); next += 1) fairness.spend()
+      } catch (error) {
+        done(error as Error)
+        return
+      }
+      if (next === pieces.length && fairness.due === null) {
+        done()
+        return
+      }
+    }
+    this.#sendLater(pieces, next, done)
+  }
+
+  /** There is no room for these pieces now, or the event loop is to have a turn before the stream writes more. */
+  #sendLater(pieces: readonly Uint8Array[], next: number, done: Done): void {
+    const sending = this.#sendAll(pieces, next, this.#sending ?? fairness.due)
+    this.#sending = sending
+    this.#done = done
+    this.#waiting = this.writableLength
+    const over = () => {
+      if (this.#sending === sending) this.#sending = null
+    }
+    sending.then(over, over)
+    callBack(sending, (error) => {
+      // A stream that is being destroyed has called it already.
+      if (this.#done !== done) return
+      this.#done = null
+      done(error)
+    })
+  }
+
+  async #sendAll(pieces: readonly Uint8Array[], next: number, before: Promise<void> | null): Promise<void> {
+    await before
+    for (let at = next; at < pieces.length; at += 1) await this.#channel.send(pieces[at]!)
   }
 
   /** Pushes messages until the stream has enough. */
   async #fetch(): Promise<void> {
     this.#reading = true
     try {
-      for (;;) {
+      while (!this.destroyed) {
         // The stream asks for more from microtasks, in which no other event is handled.
         const { due } = this.#channel
         if (due !== null) {
           await due
-          if (this.destroyed) return
+          continue
         }
         const message = this.#channel.tryReceive()
         // An empty chunk would say that nothing is there.
-        if (message !== null && message.length > 0 && !this.push(message)) return
+        if (message !== null && message.length > 0) {
+          const wantsMore = this.#pushed(message)
+          if (wantsMore === false) return
+          // The exception comes before the next chunk. A program that catches it reads on.
+          if (wantsMore === undefined) await new Promise<void>((resolve) => void setImmediate(resolve))
+        }
         if (message !== null || (await this.#channel.readable())) continue
         this.#end()
         return
@@ -103,10 +191,19 @@ class ChannelStream extends Duplex {
     }
   }
 
+  /** Whether the stream wants more; undefined: a listener has thrown. */
+  #pushed(chunk: Buffer | null): boolean | undefined {
+    let wantsMore: boolean | undefined
+    throwLater(() => {
+      wantsMore = this.push(chunk)
+    })
+    return wantsMore
+  }
+
   #end(): void {
     const failure = this.#channel.cutOff()
     if (failure === undefined) {
-      this.push(null)
+      this.#pushed(null)
       return
     }
     this.#failure = failure
@@ -118,4 +215,37 @@ class ChannelStream extends Duplex {
     // A read that is running must return first.
     if (this.readableLength === 0) process.nextTick(() => this.destroy(failure))
   }
+}
+
+function ignore(): void {}
+
+/** Calls back outside the promise: what a listener throws there is no rejection of it. */
+function callBack(promise: Promise<void>, done: Done): void {
+  promise.then(
+    () => process.nextTick(done),
+    (error: Error) => process.nextTick(done, error),
+  )
+}
+
+/** The chunks as messages of at most `most` bytes: short ones together, long ones in parts. */
+function gathered(chunks: readonly Uint8Array[], most: number): Uint8Array[] {
+  const pieces: Uint8Array[] = []
+  let short: Uint8Array[] = []
+  let size = 0
+  const gather = () => {
+    if (size > 0) pieces.push(short.length === 1 ? short[0]! : Buffer.concat(short, size))
+    short = []
+    size = 0
+  }
+  for (const chunk of chunks) {
+    if (size + chunk.length > most) gather()
+    if (chunk.length > most) {
+      for (let at = 0; at < chunk.length; at += most) pieces.push(chunk.subarray(at, at + most))
+    } else {
+      short.push(chunk)
+      size += chunk.length
+    }
+  }
+  gather()
+  return pieces
 }

@@ -2,11 +2,9 @@
 
 import { Channel, quietOf, type Quiet } from './channel.js'
 import { checkCodec, decodeWith, encodeWith, structured, type Codec } from './codec.js'
+import { LINGER } from './duplex.js'
 import { throwLater } from './emit.js'
 import { RingfenceError, invalid, show, showSource } from './errors.js'
-
-/** Milliseconds that a port that was closed has for what was posted before, where the peer does not read. */
-const LINGER = 5000
 
 /** Bytes that may wait for a peer that does not read: `postMessage` can make no caller wait, and memory must end somewhere. */
 const MOST_WAITING = 256 * 1024 * 1024
