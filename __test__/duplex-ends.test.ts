@@ -2,6 +2,7 @@
 
 import { insideOf } from './support/inside.js'
 import { once } from 'node:events'
+import type { Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 
 import test from 'ava'
@@ -95,6 +96,14 @@ class Told {
 
   cutOff(): Error | undefined {
     return this.failure
+  }
+
+  ref(): void {
+    this.asked.push('ref')
+  }
+
+  unref(): void {
+    this.asked.push('unref')
   }
 }
 
@@ -260,10 +269,9 @@ test('a stream that is written without a pause lets the event loop turn', async 
   void (async () => {
     for (; !over; turned += 1) await turn()
   })()
-  const end = performance.now() + 200
-  while (performance.now() < end) await written(stream, Buffer.alloc(10))
+  // Two milliseconds of writing are a turn.
+  for (let count = 0; turned < 3 && count < 300_000; count += 1) await written(stream, Buffer.alloc(10))
   over = true
-  // Without it, the loop turns once.
   t.true(turned > 2, `it turned ${turned} times`)
   stream.destroy()
 })
@@ -425,6 +433,45 @@ test('a stream that is destroyed ends its side, but with an error', async (t) =>
     await closed
     t.deepEqual(asked(), [...expected])
   }
+})
+
+test('an idle stream tells so, each time that it becomes idle', async (t) => {
+  const { told, stream } = streamOf()
+  let count = 0
+  const first = new Promise((resolve) => stream.once('timeout', resolve))
+  t.is(
+    (stream as unknown as Socket).setTimeout(20, () => (count += 1)),
+    stream as never,
+  )
+  await first
+  t.is(count, 1)
+  for (const act of [() => stream.write('x'), () => (stream.resume(), told.come('y'))]) {
+    const again = new Promise((resolve) => stream.once('timeout', resolve))
+    act()
+    await again
+  }
+  t.is(count, 1, 'the listener is for one time, as with a socket')
+  stream.on('timeout', () => t.fail('it has no timeout'))
+  const other = streamOf().stream as unknown as Socket
+  other.setTimeout(1)
+  ;(stream as unknown as Socket).setTimeout(0)
+  other.setTimeout(20)
+  await once(other, 'timeout')
+  stream.write('x')
+  ;(stream as unknown as Socket).setTimeout(1)
+  stream.destroy()
+  other.setTimeout(20)
+  await once(other, 'timeout')
+  other.destroy()
+})
+
+test('a stream has what agents call on a socket', (t) => {
+  const { told, stream, asked } = streamOf()
+  const socket = stream as unknown as Socket
+  t.is(socket.setKeepAlive(true, 1000).setNoDelay(true).ref().unref(), socket)
+  t.deepEqual(asked(), ['ref', 'unref'])
+  t.deepEqual(told.sent, [])
+  stream.destroy()
 })
 
 test('what closing the channel fails with is the error, unless there is one already', async (t) => {

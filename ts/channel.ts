@@ -511,9 +511,11 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * - `destroy()` sends what was written before, ends the sending and closes the channel, as `end()` and `destroy()` of a socket do. If
    *   the peer does not read, that takes 5 s at most; then the rest is lost, and the peer's stream fails.
    * - `destroy(error)` closes the channel at once. The peer's stream fails.
-   * - The readable side fails with PEER_LOST, after everything that has arrived, if the peer is gone before it ended its sending: its
-   *   process has ended, or it has closed the channel without an end. The end of what was read may be missing then.
+   * - The readable side fails with code 'ECONNRESET', after everything that has arrived, if the peer is gone before it ended its sending:
+   *   its process has ended, or it has closed the channel without an end. The end of what was read may be missing then. A write that the
+   *   peer can no longer read fails with 'EPIPE'. The `cause` of both is the PEER_LOST of the channel.
    * - What a listener throws is an uncaught exception.
+   * - It has what agents and servers call on a socket: `setTimeout`, `setKeepAlive`, `setNoDelay`, `ref` and `unref`.
    * - `allowHalfOpen` is the channel's.
    */
   duplex(): Duplex {
@@ -533,6 +535,8 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       end: (withPeer) => this.#endSending(withPeer ? endedWithPeer : endedHere),
       close: () => this.close(),
       cutOff: () => this.#cutOff(),
+      ref: () => this.ref(),
+      unref: () => this.unref(),
     })
   }
 

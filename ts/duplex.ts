@@ -27,6 +27,8 @@ interface MessageChannel {
   close(): Promise<void>
   /** What the readable side is destroyed with where the peer is gone before it had ended its sending. */
   cutOff(): Error | undefined
+  ref(): void
+  unref(): void
 }
 
 /** The channel as a stream of bytes. */
@@ -52,11 +54,47 @@ class ChannelStream extends Duplex {
   #waiting = 0
   /** What the stream is destroyed with once everything that came before has been read. */
   #failure: Error | undefined
+  /** Runs while nothing is read and nothing is written. */
+  #idle: NodeJS.Timeout | null = null
 
   constructor(channel: MessageChannel) {
     super({ allowHalfOpen: channel.allowHalfOpen })
     this.#channel = channel
     this.#piece = Math.min(PIECE, channel.maxMessageSize, channel.maxAtOnce)
+  }
+
+  // From here on: what agents and servers call on a socket.
+
+  /** As of a socket: emits 'timeout' after so many milliseconds in which nothing was read or written. 0: never. */
+  setTimeout(milliseconds: number, callback?: () => void): this {
+    if (this.#idle !== null) clearTimeout(this.#idle)
+    this.#idle = null
+    if (callback !== undefined) this.removeListener('timeout', callback)
+    if (milliseconds > 0 && !this.destroyed) {
+      this.#idle = setTimeout(() => this.emit('timeout'), milliseconds).unref()
+      if (callback !== undefined) this.once('timeout', callback)
+    }
+    return this
+  }
+
+  /** Does nothing: a write is in the ring at once. */
+  setNoDelay(): this {
+    return this
+  }
+
+  /** Does nothing: the kernel tells at once that the peer is gone. */
+  setKeepAlive(): this {
+    return this
+  }
+
+  ref(): this {
+    this.#channel.ref()
+    return this
+  }
+
+  unref(): this {
+    this.#channel.unref()
+    return this
   }
 
   override read(size?: number): unknown {
@@ -94,6 +132,7 @@ class ChannelStream extends Duplex {
   }
 
   override _destroy(error: Error | null, done: Done): void {
+    this.setTimeout(0)
     this.#leave(error).then(
       () => process.nextTick(done, error),
       (other: Error) => process.nextTick(done, error ?? other),
@@ -122,12 +161,13 @@ class ChannelStream extends Duplex {
 
   #write(chunks: readonly Uint8Array[], done: Done): void {
     const pieces = gathered(chunks, this.#piece)
+    this.#idle?.refresh()
     let next = 0
     if (this.#sending === null) {
       try {
         for (; next < pieces.length && this.#channel.trySend(pieces[next]!); next += 1) fairness.spend()
       } catch (error) {
-        done(error as Error)
+        done(asOfSocket(error as Error, 'write'))
         return
       }
       if (next === pieces.length && fairness.due === null) {
@@ -152,13 +192,16 @@ class ChannelStream extends Duplex {
       // A stream that is being destroyed has called it already.
       if (this.#done !== done) return
       this.#done = null
-      done(error)
+      done(error && asOfSocket(error, 'write'))
     })
   }
 
   async #sendAll(pieces: readonly Uint8Array[], next: number, before: Promise<void> | null): Promise<void> {
     await before
-    for (let at = next; at < pieces.length; at += 1) await this.#channel.send(pieces[at]!)
+    for (let at = next; at < pieces.length; at += 1) {
+      await this.#channel.send(pieces[at]!)
+      this.#idle?.refresh()
+    }
   }
 
   /** Pushes messages until the stream has enough. */
@@ -185,7 +228,7 @@ class ChannelStream extends Duplex {
         return
       }
     } catch (error) {
-      this.destroy(error as Error)
+      this.destroy(asOfSocket(error as Error, 'read'))
     } finally {
       this.#reading = false
     }
@@ -194,6 +237,7 @@ class ChannelStream extends Duplex {
   /** Whether the stream wants more; undefined: a listener has thrown. */
   #pushed(chunk: Buffer | null): boolean | undefined {
     let wantsMore: boolean | undefined
+    this.#idle?.refresh()
     throwLater(() => {
       wantsMore = this.push(chunk)
     })
@@ -206,8 +250,8 @@ class ChannelStream extends Duplex {
       this.#pushed(null)
       return
     }
-    this.#failure = failure
-    this.#failOnceRead(failure)
+    this.#failure = asOfSocket(failure, 'read')
+    this.#failOnceRead(this.#failure)
   }
 
   /** A destroyed stream drops what it has buffered, so it is destroyed only once that was read. */
@@ -218,6 +262,13 @@ class ChannelStream extends Duplex {
 }
 
 function ignore(): void {}
+
+/** Agents and servers know a peer that is gone by the code that a socket has for it. Another error stays as it is. */
+function asOfSocket(error: Error, syscall: 'read' | 'write'): Error {
+  if ((error as NodeJS.ErrnoException).code !== 'ERR_RINGFENCE_PEER_LOST') return error
+  const code = syscall === 'read' ? 'ECONNRESET' : 'EPIPE'
+  return Object.assign(new Error(`${syscall} ${code}: ${error.message}`, { cause: error }), { code, syscall })
+}
 
 /** Calls back outside the promise: what a listener throws there is no rejection of it. */
 function callBack(promise: Promise<void>, done: Done): void {
