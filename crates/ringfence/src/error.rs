@@ -151,6 +151,15 @@ impl Error {
         self.kind().as_str()
     }
 
+    /// Returns whether the cause is local and has ended nothing: the same call may succeed later.
+    #[cfg(feature = "tokio")]
+    pub(crate) const fn is_local(&self) -> bool {
+        matches!(
+            self,
+            Self::InvalidArgument(_) | Self::NoSpace { .. } | Self::Unsupported { .. }
+        )
+    }
+
     /// Returns the refusal of an [`Error::PeerRefused`].
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {

@@ -30,16 +30,11 @@ use crate::{
     options::Options,
     ring::message::{Message, Progress},
     ring::record::{HEADER, packed_size},
-    testing::parts::without_a_peer,
+    testing::parts::{self, without_a_peer},
 };
 
 const CAPACITY: u64 = 4096;
 const LONGEST: u64 = 20_000;
-
-fn end(line: OwnedFd, own: &OwnRegion, peer: &OwnRegion, longest: u64, options: &Options) -> Channel {
-    let parts = without_a_peer(line, own.clone(), peer.seen_by_peer(), CAPACITY, longest);
-    Channel::assemble(parts, None, options)
-}
 
 fn pair(options: &Options) -> (Channel, Channel) {
     pair_of(LONGEST, options)
@@ -47,13 +42,7 @@ fn pair(options: &Options) -> (Channel, Channel) {
 
 /// Neither takes a longer message.
 fn pair_of(longest: u64, options: &Options) -> (Channel, Channel) {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let (one, other) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
-    let regions = [OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY)];
-    (
-        end(one, &regions[0], &regions[1], longest, options),
-        end(other, &regions[1], &regions[0], longest, options),
-    )
+    parts::pair(CAPACITY, longest, options)
 }
 
 fn bytes(number: usize, length: usize) -> Vec<u8> {
@@ -702,7 +691,8 @@ mod traced {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (line, _peer) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
         let (own, peer) = (OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY));
-        let (mut sender, _receiver) = end(line, &own, &peer, LONGEST, &Options::new()).split();
+        let (mut sender, _receiver) =
+            parts::end(line, &own, &peer, (CAPACITY, LONGEST), &Options::new()).split();
         assert!(sender.try_send(&[7; 100]).unwrap());
         let left = move || {
             let mut ring = [7; 4096];

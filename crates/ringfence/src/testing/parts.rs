@@ -2,6 +2,11 @@
 
 use std::os::fd::OwnedFd;
 
+#[cfg(test)]
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+#[cfg(test)]
+use crate::{channel::Channel, options::Options};
 use crate::{
     fork::Mark,
     handshake::broadcast::RingPart,
@@ -47,4 +52,30 @@ pub(crate) fn without_a_peer(
         ring: RingPart::Equal,
         tie: Tie::with("none", &Identity::of(no_process)),
     }
+}
+
+/// Both ends of a channel in this process.
+#[cfg(test)]
+pub(crate) fn pair(capacity: u64, longest: u64, options: &Options) -> (Channel, Channel) {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (one, other) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
+    let regions = [OwnRegion::private(capacity), OwnRegion::private(capacity)];
+    let end = |line, own, peer| end(line, own, peer, (capacity, longest), options);
+    (
+        end(one, &regions[0], &regions[1]),
+        end(other, &regions[1], &regions[0]),
+    )
+}
+
+/// One end of a channel, whose other end has the second region.
+#[cfg(test)]
+pub(crate) fn end(
+    line: OwnedFd,
+    own: &OwnRegion,
+    peer: &OwnRegion,
+    (capacity, longest): (u64, u64),
+    options: &Options,
+) -> Channel {
+    let parts = without_a_peer(line, own.clone(), peer.seen_by_peer(), capacity, longest);
+    Channel::assemble(parts, None, options)
 }

@@ -83,25 +83,36 @@ impl Publisher {
     }
 }
 
-/// The half of a publisher that sends, waited for by a task.
+/// The sending half of a publisher, for tasks.
 ///
-/// It is a [`Sink`] of everything that is bytes, which takes a copy of a message for which there is no room.
+/// It is a [`Sink`] of everything that is bytes. The sink accepts a message (`feed` returns `Ok`) after every check has passed, and
+/// keeps a copy of it if the ring has no room. A refused message is not kept: its error is returned once, and the next call works.
+/// `send` and the calls of the sink first send the message that the sink keeps.
 ///
 /// Dropping it ends the publisher's sending.
+///
+/// # Cancel safety
+/// No message is ever under way: each is published whole. If `send` is cancelled, its message was not published. If `feed` is
+/// cancelled, its message was not accepted. If `flush` or `close` is cancelled, the sink keeps the message that it had. It also keeps
+/// it through local errors: [`Error::NoSpace`] and [`Error::Unsupported`], and [`Error::InvalidArgument`] while a reservation is open.
+/// If the publisher has ended, the next call that would send the kept message drops it and returns the error.
 #[derive(Debug)]
 pub struct Broadcaster {
     watched: Watched,
     inner: endpoint::broadcast::broadcaster::Broadcaster,
-    /// A message that the sink has taken, and that is not in the ring.
-    taken: Option<Vec<u8>>,
+    /// The message that the sink keeps. Set by `start_send` alone, after `inner` has accepted it; cleared by `poll_kept` alone.
+    kept: Option<Vec<u8>>,
 }
 
-/// A message that is not sent any more, once this is dropped, counts no time against the subscribers.
+/// When this is dropped, the message of a `send` no longer counts time against the subscribers. The message of the sink still does.
 struct Patience<'a>(&'a mut Broadcaster);
 
 impl Drop for Patience<'_> {
     fn drop(&mut self) {
-        self.0.inner.give_up();
+        self.0.inner.disarm();
+        if self.0.kept.is_none() {
+            self.0.inner.give_up();
+        }
     }
 }
 
@@ -117,19 +128,19 @@ impl Broadcaster {
         Ok(Self {
             watched: Watched::copy_of(&broadcaster)?,
             inner: broadcaster,
-            taken: None,
+            kept: None,
         })
     }
 
-    /// Puts a message into the ring, and waits while there is no room. Safe to cancel: one whose future was dropped was not sent, and
-    /// counts no time against the subscribers any more.
+    /// Puts a message into the ring, and waits while there is no room. Cancel safe: if the future is dropped before it is ready, the
+    /// message was not sent, and no longer counts time against the subscribers.
     ///
     /// # Errors
     /// As [`crate::Broadcaster::send`].
     pub async fn send(&mut self, message: &[u8]) -> Result<()> {
         let patience = Patience(self);
         poll_fn(|cx| {
-            ready!(patience.0.poll_taken(cx))?;
+            ready!(patience.0.poll_kept(cx))?;
             patience.0.poll_send(cx, message)
         })
         .await
@@ -138,7 +149,9 @@ impl Broadcaster {
     fn poll_send(&mut self, cx: &mut Context<'_>, message: &[u8]) -> Poll<Result<()>> {
         let turn = ready!(coop::poll_proceed(cx));
         let Self { watched, inner, .. } = self;
-        // A try each time: one that is refused has the stall of those run on that are in the way.
+        // This half is awake from here on. The poll before this one left it parked.
+        inner.disarm();
+        // A try each time: one that is refused charges the subscribers that are in the way.
         while !inner.try_send(message)? {
             if !inner.arm(message.len())? {
                 continue;
@@ -152,18 +165,21 @@ impl Broadcaster {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_taken(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        if let Some(message) = self.taken.take() {
-            let sent = self.poll_send(cx, &message);
-            if sent.is_pending() {
-                self.taken = Some(message);
-            }
-            return sent;
-        }
-        Poll::Ready(Ok(()))
+    fn poll_kept(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let Some(message) = self.kept.take() else {
+            return Poll::Ready(Ok(()));
+        };
+        let sent = self.poll_send(cx, &message);
+        let goes_on = match &sent {
+            Poll::Pending => true,
+            Poll::Ready(sent) => sent.as_ref().is_err_and(Error::is_local),
+        };
+        self.kept = goes_on.then_some(message);
+        sent
     }
 
-    /// Sends no more: see [`crate::Broadcaster::end`]. A message that the sink has taken, and that is not in the ring, is lost.
+    /// Ends the sending: see [`crate::Broadcaster::end`]. A message that the sink keeps is lost, and the next `flush` or `close` says so
+    /// with [`Error::Closed`]: use `close` of the [`Sink`] instead, which sends it first.
     pub fn end(&mut self) {
         self.inner.end();
     }
@@ -189,28 +205,28 @@ impl<T: AsRef<[u8]>> Sink<T> for Broadcaster {
     type Error = Error;
 
     fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.get_mut().poll_taken(cx)
+        self.get_mut().poll_kept(cx)
     }
 
     fn start_send(self: Pin<&mut Self>, item: T) -> Result<()> {
         let this = self.get_mut();
-        if this.taken.is_some() {
+        if this.kept.is_some() {
             return Err(Error::invalid("the sink was not ready (poll_ready)"));
         }
         let message = item.as_ref();
         if !this.inner.try_send(message)? {
-            this.taken = Some(copy_of(message)?);
+            this.kept = Some(copy_of(message)?);
         }
         Ok(())
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.get_mut().poll_taken(cx)
+        self.get_mut().poll_kept(cx)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_taken(cx))?;
+        ready!(this.poll_kept(cx))?;
         this.inner.end();
         Poll::Ready(Ok(()))
     }

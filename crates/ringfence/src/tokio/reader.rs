@@ -53,7 +53,9 @@ impl<R: Reading> Reader<R> {
             cx,
             Reading::try_receive_vec
         ));
-        self.failed = found.is_err() && self.inner.end_reason().is_some();
+        // After a local error the messages that the peer has left are still there.
+        self.failed =
+            found.as_ref().is_err_and(|error| !error.is_local()) && self.inner.end_reason().is_some();
         Poll::Ready(found.transpose())
     }
 }

@@ -19,18 +19,46 @@ use crate::{
     tokio::line::{Half, Line},
 };
 
-/// The writing half of a channel, waited for by a task.
+/// The writing half of a channel, for tasks.
 ///
-/// It is a [`Sink`] of everything that is bytes. The sink takes a copy of a message for which there is no room, and sends that first,
-/// whatever is called next.
+/// It is a [`Sink`] of everything that is bytes. The sink accepts a message (`feed` returns `Ok`) after every check has passed, and
+/// keeps a copy of it if the ring has no room. A refused message is not kept: its error is returned once, and the next call works.
+/// Every method that sends, and [`Sender::room`], first sends the message that the sink keeps.
 ///
-/// Dropping it ends the sending, as [`Sender::end`] does.
+/// Dropping a sender ends the sending, as [`Sender::end`] does.
+///
+/// # Cancel safety
+/// A future that is dropped before it is ready leaves this behind:
+///
+/// | call | what happens to its message |
+/// | --- | --- |
+/// | [`send`](Sender::send), up to [`max_at_once`](crate::Sender::max_at_once) bytes | nothing was sent |
+/// | [`send`](Sender::send) of a longer one | nothing was sent, or it is under way: see [`Sender::under_way`] |
+/// | [`send_rest`](Sender::send_rest) | as of `send`; one that was under way still is |
+/// | `feed` | it was not accepted |
+/// | `SinkExt::send` | it was not accepted, or the sink keeps it |
+/// | `flush`, `close`, [`room`](Sender::room) | the sink keeps the message that it had |
+///
+/// While a message of `send` is under way:
+///
+/// | call | result |
+/// | --- | --- |
+/// | [`send_rest`](Sender::send_rest) of the same message | finishes it |
+/// | `send`, `try_send` and `feed`, and `send_rest` of a message of another length | [`Error::InvalidArgument`]; nothing else changes |
+/// | `flush` | `Ok`: the sink keeps no message |
+/// | `close`, [`end`](Sender::end) | the sending ends; the peer never gets the message |
+///
+/// The sink keeps its message through local errors: [`Error::NoSpace`] and [`Error::Unsupported`], and [`Error::InvalidArgument`]
+/// while a reservation is open. If the sending has ended, or the channel has, the next call that would send the kept message drops it
+/// and returns the error.
 #[derive(Debug)]
 pub struct Sender {
     line: Arc<Line>,
     inner: channel::sender::Sender,
-    /// A message that the sink has taken, and how much of it is in the ring. `None`: all of them are.
-    taken: Option<(Vec<u8>, usize)>,
+    /// The message that the sink keeps, and how much of it is in the ring. Set by `start_send` alone, after `inner` has accepted the
+    /// message, so `inner` refuses no part of it later; only `poll_kept` and `try_kept` put more of it into the ring and clear this.
+    /// A message of `send` is never here, and is begun only while this is `None`.
+    kept: Option<(Vec<u8>, usize)>,
 }
 
 impl Sender {
@@ -38,85 +66,101 @@ impl Sender {
         Self {
             line,
             inner,
-            taken: None,
+            kept: None,
         }
     }
 
-    /// Puts a message into the ring, in fragments if it must, and waits while there is no room.
+    /// Puts a message into the ring, in fragments if necessary. Waits while there is no room.
     ///
     /// # Cancel safety
-    /// Where the future is dropped before it is ready, nothing of a message of at most [`Sender::max_at_once`](crate::Sender::max_at_once)
-    /// bytes was sent. A longer one may be under way: [`crate::Sender::under_way`] tells, [`Sender::send_rest`] goes on with it, and
-    /// every other message is refused before that, with [`Error::InvalidArgument`].
+    /// If the future is dropped before it is ready, nothing of a message of up to [`max_at_once`](crate::Sender::max_at_once) bytes was
+    /// sent. A longer message may be under way: [`Sender::under_way`] tells, and [`Sender::send_rest`] finishes it. Other messages are
+    /// refused until then.
     ///
     /// # Errors
     /// As [`crate::Sender::send`].
     pub async fn send(&mut self, message: &[u8]) -> Result<()> {
-        self.send_from(message, 0).await
+        self.send_kept().await?;
+        send_from(&self.line, &mut self.inner, message, 0).await
     }
 
-    /// Goes on with a message whose [`Sender::send`] was dropped: the same one. One of which nothing is in the ring is sent from its
-    /// beginning.
+    /// Finishes a message whose [`Sender::send`] was cancelled. Pass the same message. If none of it is in the ring, this sends all of
+    /// it.
+    ///
+    /// # Cancel safety
+    /// As [`Sender::send`]: call it again with the same message.
     ///
     /// # Errors
     /// As [`Sender::send`], and [`Error::InvalidArgument`] for a message of another length than the one under way.
     pub async fn send_rest(&mut self, message: &[u8]) -> Result<()> {
+        self.send_kept().await?;
+        // After the sink's own message, whose progress this would be.
         let written = self.inner.under_way().unwrap_or(0);
-        self.send_from(message, written).await
+        send_from(&self.line, &mut self.inner, message, written).await
     }
 
-    async fn send_from(&mut self, message: &[u8], mut written: usize) -> Result<()> {
-        poll_fn(|cx| {
-            ready!(self.poll_taken(cx))?;
-            poll_send(&self.line, &mut self.inner, cx, (message, &mut written))
-        })
-        .await
+    /// How many bytes are in the ring of a message whose [`Sender::send`] was cancelled. `None`: nothing of it was sent, or it is whole.
+    /// ([`crate::Sender::under_way`] counts the message that the sink keeps as well.)
+    pub fn under_way(&self) -> Option<usize> {
+        match self.kept {
+            Some(_) => None,
+            None => self.inner.under_way(),
+        }
     }
 
-    /// Puts a message into the ring. `false`: there is no room now, or a message of the sink's is not in the ring yet.
+    /// Puts a message into the ring. `false`: there is no room now, or none for the message that the sink keeps.
     ///
     /// # Errors
     /// As [`crate::Sender::try_send`].
     pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
-        Ok(self.try_taken()? && self.inner.try_send(message)?)
+        Ok(self.try_kept()? && self.inner.try_send(message)?)
     }
 
     /// Waits until a message of `size` bytes finds room, for a caller that writes it in place
-    /// ([`crate::Sender::reserve`], by [`Sender::get_mut`]) or in a batch. One that travels in fragments: until its next finds room.
-    /// Safe to cancel.
+    /// ([`crate::Sender::reserve`], by [`Sender::get_mut`]) or in a batch. For a message that travels in fragments, waits until the
+    /// next fragment finds room. Cancel safe.
     ///
     /// # Errors
     /// As [`Sender::send`].
     pub async fn room(&mut self, size: usize) -> Result<()> {
-        poll_fn(|cx| {
-            ready!(self.poll_taken(cx))?;
-            self.line.poll_ready(Half::Sender, &mut self.inner, cx, size)
-        })
-        .await
+        self.send_kept().await?;
+        poll_fn(|cx| self.line.poll_ready(Half::Sender, &mut self.inner, cx, size)).await
     }
 
-    /// Sends what the sink has taken. Whether all of it is in the ring.
-    fn try_taken(&mut self) -> Result<bool> {
-        while let Some((message, written)) = &mut self.taken {
-            match self.inner.send_part(message, *written)? {
-                Progress::Whole => self.taken = None,
-                Progress::Part(bytes) if bytes > *written => *written = bytes,
-                Progress::Part(_) => return Ok(false),
+    async fn send_kept(&mut self) -> Result<()> {
+        poll_fn(|cx| self.poll_kept(cx)).await
+    }
+
+    /// Sends the message that the sink keeps, as far as there is room. Whether all of it is in the ring.
+    fn try_kept(&mut self) -> Result<bool> {
+        while let Some((message, written)) = &mut self.kept {
+            match self.inner.send_part(message, *written) {
+                Ok(Progress::Part(bytes)) if bytes > *written => *written = bytes,
+                Ok(Progress::Part(_)) => return Ok(false),
+                sent => self.finish_kept(sent.map(drop))?,
             }
         }
         Ok(true)
     }
 
-    fn poll_taken(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        while let Some((message, written)) = &mut self.taken {
-            ready!(poll_send(&self.line, &mut self.inner, cx, (message, written)))?;
-            self.taken = None;
-        }
-        Poll::Ready(Ok(()))
+    fn poll_kept(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let Some((message, written)) = &mut self.kept else {
+            return Poll::Ready(Ok(()));
+        };
+        let sent = ready!(poll_send(&self.line, &mut self.inner, cx, (message, written)));
+        Poll::Ready(self.finish_kept(sent))
     }
 
-    /// Sends no more; the other direction goes on. See [`crate::Sender::end`]. A message that the sink has taken, and that is not in
-    /// the ring, is lost: [`Sink::poll_close`] sends it first.
+    /// After a local error the sink keeps its message: its first fragments may be in the ring.
+    fn finish_kept(&mut self, sent: Result<()>) -> Result<()> {
+        if !sent.as_ref().is_err_and(Error::is_local) {
+            self.kept = None;
+        }
+        sent
+    }
+
+    /// Ends the sending; the other direction goes on. See [`crate::Sender::end`]. A message that the sink keeps is lost, and the next
+    /// `flush` or `close` says so with [`Error::Closed`]: use `close` of the [`Sink`] instead, which sends it first.
     pub fn end(&mut self) {
         self.inner.end();
     }
@@ -131,17 +175,19 @@ impl Sender {
         self.inner.close_reason()
     }
 
-    /// The half itself.
+    /// The crate's own half.
     pub fn get_ref(&self) -> &channel::sender::Sender {
         &self.inner
     }
 
-    /// The half itself, for calls that do not wait: those that wait hold up the runtime's thread.
+    /// The crate's own half, for calls that do not wait: those that wait block the runtime's thread. A message that is sent through it
+    /// overtakes one that the sink keeps, or is refused if that is under way: `flush` first.
     pub fn get_mut(&mut self) -> &mut channel::sender::Sender {
         &mut self.inner
     }
 
-    /// The half, no longer waited for by the runtime. A message that the sink has taken and not sent is lost.
+    /// The crate's own half, which the runtime no longer watches. A message that the sink keeps is lost: `flush` first. If that message
+    /// is under way, the half refuses others until [`crate::Sender::send_part`] has finished it.
     pub fn into_inner(self) -> channel::sender::Sender {
         self.inner
     }
@@ -152,36 +198,41 @@ impl<T: AsRef<[u8]>> Sink<T> for Sender {
     type Error = Error;
 
     fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.get_mut().poll_taken(cx)
+        self.get_mut().poll_kept(cx)
     }
 
     fn start_send(self: Pin<&mut Self>, item: T) -> Result<()> {
         let this = self.get_mut();
-        if this.taken.is_some() {
+        if this.kept.is_some() {
             return Err(Error::invalid("the sink was not ready (poll_ready)"));
         }
         let message = item.as_ref();
-        if message.len() as u64 <= this.inner.max_at_once() && this.inner.try_send(message)? {
+        let at_once = message.len() as u64 <= this.inner.max_at_once();
+        if at_once && this.inner.try_send(message)? {
             return Ok(());
         }
-        // Before anything of it is in the ring: a message is taken or is not.
-        this.taken = Some((copy_of(message)?, 0));
-        this.try_taken().map(drop)
+        // A message that is too large is refused before it is copied, and none is in the ring before there is a copy of it.
+        this.inner.has_room(message.len())?;
+        let copy = copy_of(message)?;
+        if let Progress::Part(written) = this.inner.send_part(&copy, 0)? {
+            this.kept = Some((copy, written));
+        }
+        Ok(())
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.get_mut().poll_taken(cx)
+        self.get_mut().poll_kept(cx)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_taken(cx))?;
+        ready!(this.poll_kept(cx))?;
         this.inner.end();
         Poll::Ready(Ok(()))
     }
 }
 
-/// What a sink keeps of a message for which there is no room.
+/// The copy of a message that a sink keeps while there is no room.
 pub(super) fn copy_of(message: &[u8]) -> Result<Vec<u8>> {
     let mut copy = Vec::new();
     make_room(&mut copy, message.len())?;
@@ -189,7 +240,17 @@ pub(super) fn copy_of(message: &[u8]) -> Result<Vec<u8>> {
     Ok(copy)
 }
 
-/// Sends a message, of which so many bytes are in the ring.
+/// Sends a message from the byte `written` on: the first ones are in the ring.
+pub(super) async fn send_from(
+    line: &Line,
+    sender: &mut channel::sender::Sender,
+    message: &[u8],
+    mut written: usize,
+) -> Result<()> {
+    poll_fn(|cx| poll_send(line, sender, cx, (message, &mut written))).await
+}
+
+/// As [`send_from`], for a caller that keeps the message.
 pub(super) fn poll_send(
     line: &Line,
     sender: &mut channel::sender::Sender,
@@ -208,3 +269,6 @@ pub(super) fn poll_send(
         ready!(line.poll_ready(Half::Sender, sender, cx, message.len()))?;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,345 @@
+//! Each call of a sender, cancelled at each point, before and after each other call: what was accepted arrives once and in order,
+//! what was refused or cancelled does not, and whatever came before, the next call works.
+
+use std::task::Waker;
+
+use futures_util::SinkExt;
+use proptest::prelude::*;
+use tokio::runtime::{Builder, Runtime};
+
+use super::*;
+use crate::{
+    options::Options,
+    testing::{chance, parts},
+    tokio::Channel,
+};
+
+const CAPACITY: u64 = 4096;
+const LONGEST: u64 = 20_000;
+
+/// A message that goes into the ring at once.
+const SHORT: usize = 700;
+/// One that travels in fragments, and is longer than the ring.
+const LONG: usize = 9000;
+/// Another such one.
+const LONGER: usize = 13_000;
+/// One that the peer does not take.
+const REFUSED: usize = 20_001;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Send(usize),
+    /// Of the message whose `send` was cancelled; or where there is none, of a new one of this length.
+    SendRest(usize),
+    /// Of a message of another length than the one whose `send` was cancelled.
+    SendRestOfAnother,
+    TrySend(usize),
+    Feed(usize),
+    FeedAndFlush(usize),
+    Flush,
+    Room(usize),
+    Close,
+    /// Nothing at all, but the peer reads.
+    PeerReads,
+}
+
+const CALLS: [Call; 19] = [
+    Call::Send(SHORT),
+    Call::Send(LONG),
+    Call::Send(REFUSED),
+    Call::SendRest(SHORT),
+    Call::SendRest(LONGER),
+    Call::SendRest(REFUSED),
+    Call::SendRestOfAnother,
+    Call::TrySend(SHORT),
+    Call::TrySend(REFUSED),
+    Call::Feed(SHORT),
+    Call::Feed(LONG),
+    Call::Feed(REFUSED),
+    Call::FeedAndFlush(LONG),
+    Call::Flush,
+    Call::Room(SHORT),
+    Call::Room(LONG),
+    Call::Room(REFUSED),
+    Call::Close,
+    Call::PeerReads,
+];
+
+/// How often a call is polled before it is dropped. The peer reads in between.
+const POLLS: [usize; 3] = [0, 1, 2];
+
+/// A future that is ready at the latest after so many polls, where the peer reads in between.
+const READY: usize = 40;
+
+/// A sender, its peer, and what the peer must receive.
+struct Bench {
+    sender: Sender,
+    peer: channel::Channel,
+    /// The messages that were accepted, in their order.
+    accepted: Vec<Vec<u8>>,
+    received: Vec<Vec<u8>>,
+    /// A message whose `send` was cancelled after some of it was in the ring.
+    abandoned: Option<Vec<u8>>,
+    closed: bool,
+    count: usize,
+    _runtime: Runtime,
+}
+
+/// Reads what is there. Outside of the bench, so that a call may be under way.
+fn read(peer: &mut channel::Channel, received: &mut Vec<Vec<u8>>) {
+    while let Some(message) = peer.receiver().try_receive_vec().expect("an open channel") {
+        received.push(message);
+    }
+}
+
+fn poll_once<F: Future + ?Sized>(future: &mut Pin<&mut F>) -> Poll<F::Output> {
+    future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+}
+
+impl Bench {
+    fn new(full: bool) -> Self {
+        let runtime = Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .expect("a runtime");
+        let (sender, peer) = {
+            let _inside = runtime.enter();
+            let (own, peer) = parts::pair(CAPACITY, LONGEST, &Options::new());
+            let (sender, _receiver) = Channel::new(own).expect("descriptors").split();
+            (sender, peer)
+        };
+        let mut bench = Self {
+            sender,
+            peer,
+            accepted: Vec::new(),
+            received: Vec::new(),
+            abandoned: None,
+            closed: false,
+            count: 0,
+            _runtime: runtime,
+        };
+        while full {
+            let message = bench.message(SHORT);
+            if !bench.sender.try_send(&message).expect("an open channel") {
+                break;
+            }
+            bench.accepted.push(message);
+        }
+        bench
+    }
+
+    /// One that is like no other.
+    fn message(&mut self, length: usize) -> Vec<u8> {
+        self.count += 1;
+        let mut message = vec![self.count as u8; length];
+        message[..8].copy_from_slice(&self.count.to_le_bytes());
+        message
+    }
+
+    /// Polls a call so many times. `None`: it was dropped before it was ready.
+    fn poll<T>(
+        &mut self,
+        polls: usize,
+        call: impl AsyncFnOnce(&mut Sender) -> Result<T>,
+    ) -> Option<Result<T>> {
+        let mut future = std::pin::pin!(call(&mut self.sender));
+        for poll in 0..polls {
+            if poll > 0 {
+                read(&mut self.peer, &mut self.received);
+            }
+            if let Poll::Ready(result) = poll_once(&mut future.as_mut()) {
+                return Some(result);
+            }
+        }
+        None
+    }
+
+    /// What a call answers that would begin a message of that size. `None`: it was rightly refused.
+    fn judge<T: std::fmt::Debug>(&self, size: usize, result: Result<T>) -> Option<T> {
+        match result {
+            Err(Error::MessageTooLarge { .. }) if size as u64 > LONGEST => None,
+            Err(Error::InvalidArgument(_)) if self.abandoned.is_some() && !self.closed => None,
+            Err(Error::Closed(_)) if self.closed => None,
+            Ok(value) if size as u64 <= LONGEST && self.abandoned.is_none() && !self.closed => Some(value),
+            other => panic!(
+                "{other:?} of {size} bytes, abandoned {}",
+                self.abandoned.is_some()
+            ),
+        }
+    }
+
+    /// What became of a message of `send` or `send_rest`.
+    fn sent(&mut self, message: Vec<u8>, result: Option<Result<()>>) {
+        match result {
+            Some(result) => {
+                if self.judge(message.len(), result).is_some() {
+                    self.accepted.push(message);
+                }
+            }
+            None if self.abandoned.is_none() && self.sender.under_way().is_some() => {
+                assert!(message.len() as u64 > self.sender.get_ref().max_at_once());
+                self.abandoned = Some(message);
+            }
+            None => {}
+        }
+    }
+
+    fn call(&mut self, call: Call, polls: usize) {
+        match call {
+            Call::Send(size) => {
+                let message = self.message(size);
+                let sent = self.poll(polls, async |sender| sender.send(&message).await);
+                self.sent(message, sent);
+            }
+            Call::SendRest(size) => {
+                let message = self.abandoned.take().filter(|_| !self.closed);
+                let goes_on = message.is_some();
+                let message = message.unwrap_or_else(|| self.message(size));
+                let sent = self.poll(polls, async |sender| sender.send_rest(&message).await);
+                if goes_on && sent.is_none() {
+                    self.abandoned = Some(message);
+                } else {
+                    self.sent(message, sent);
+                }
+            }
+            Call::SendRestOfAnother => {
+                if self.abandoned.is_some() {
+                    let message = self.message(SHORT);
+                    let sent = self.poll(polls, async |sender| sender.send_rest(&message).await);
+                    self.sent(message, sent);
+                }
+            }
+            Call::TrySend(size) => {
+                let message = self.message(size);
+                let waits = self.sender.kept.is_some();
+                let sent = self.sender.try_send(&message);
+                if waits && matches!(sent, Ok(false)) {
+                    return;
+                }
+                if self.judge(size, sent) == Some(true) {
+                    self.accepted.push(message);
+                }
+            }
+            Call::Feed(size) => {
+                let message = self.message(size);
+                let fed = self.poll(polls, async |sender| sender.feed(&message).await);
+                if let Some(fed) = fed
+                    && self.judge(size, fed).is_some()
+                {
+                    self.accepted.push(message);
+                }
+            }
+            Call::FeedAndFlush(size) => {
+                let message = self.message(size);
+                let sent = self.poll(polls, async |sender| SinkExt::send(sender, &message).await);
+                let is_taken = self
+                    .sender
+                    .kept
+                    .as_ref()
+                    .is_some_and(|(taken, _)| *taken == message);
+                match sent {
+                    Some(sent) => {
+                        if self.judge(size, sent).is_some() {
+                            self.accepted.push(message);
+                        }
+                    }
+                    None if is_taken => self.accepted.push(message),
+                    None => {}
+                }
+            }
+            Call::Flush => {
+                let flushed = self.poll(polls, async |sender| SinkExt::<&[u8]>::flush(sender).await);
+                assert!(matches!(flushed, None | Some(Ok(()))), "{flushed:?}");
+            }
+            Call::Room(size) => {
+                let room = self.poll(polls, async |sender| sender.room(size).await);
+                // It takes nothing: also where a message is under way.
+                match room {
+                    None => {}
+                    Some(Ok(())) => assert!(size as u64 <= LONGEST && !self.closed),
+                    Some(Err(Error::MessageTooLarge { .. })) => assert!(size as u64 > LONGEST),
+                    Some(Err(Error::Closed(_))) => assert!(self.closed),
+                    other => panic!("{other:?}"),
+                }
+            }
+            Call::Close => {
+                let closed = self.poll(polls, async |sender| SinkExt::<&[u8]>::close(sender).await);
+                assert!(matches!(closed, None | Some(Ok(()))), "{closed:?}");
+                self.closed |= closed.is_some();
+            }
+            Call::PeerReads => read(&mut self.peer, &mut self.received),
+        }
+    }
+
+    /// Whatever was called, the sender goes on from there, and the peer gets what was accepted.
+    fn finish(mut self) {
+        if !self.closed {
+            if let Some(message) = self.abandoned.take() {
+                let sent = self.poll(READY, async |sender| sender.send_rest(&message).await);
+                sent.expect("an end").expect("the same message");
+                self.accepted.push(message);
+            }
+            for size in [SHORT, LONG] {
+                for feeds in [false, true] {
+                    let message = self.message(size);
+                    let sent = self.poll(READY, async |sender| {
+                        if feeds {
+                            SinkExt::send(sender, &message).await
+                        } else {
+                            sender.send(&message).await
+                        }
+                    });
+                    sent.expect("an end").expect("an open channel");
+                    self.accepted.push(message);
+                }
+            }
+            let closed = self.poll(READY, async |sender| SinkExt::<&[u8]>::close(sender).await);
+            closed.expect("an end").expect("an open channel");
+        }
+        read(&mut self.peer, &mut self.received);
+        assert!(self.peer.receiver().is_ended().expect("an open channel"));
+        assert!(!self.peer.receiver().is_cut());
+        let lengths = |messages: &[Vec<u8>]| messages.iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(lengths(&self.received), lengths(&self.accepted));
+        assert!(self.received == self.accepted, "each is itself");
+    }
+}
+
+fn run(full: bool, calls: &[(Call, usize)]) {
+    let ran = std::panic::catch_unwind(|| {
+        let mut bench = Bench::new(full);
+        for (call, polls) in calls {
+            bench.call(*call, *polls);
+        }
+        bench.finish();
+    });
+    assert!(ran.is_ok(), "ring full: {full}, calls and polls: {calls:?}");
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+fn each_call_works_after_each_other_one_wherever_that_was_cancelled() {
+    for full in [false, true] {
+        for first in CALLS {
+            for polls in POLLS {
+                for second in CALLS {
+                    run(full, &[(first, polls), (second, 1)]);
+                    run(full, &[(first, polls), (second, 1), (Call::SendRest(LONG), 2)]);
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(chance::cases(2, 1))]
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+    fn any_calls_in_any_order_leave_a_sender_that_works(
+        full: bool,
+        calls in prop::collection::vec((prop::sample::select(&CALLS[..]), 0..4_usize), 1..16),
+    ) {
+        run(full, &calls);
+    }
+}
