@@ -8,32 +8,24 @@ use std::sync::{
 };
 
 use futures_util::{FutureExt, SinkExt, StreamExt, stream};
+use nix::{
+    libc,
+    sys::wait::{WaitStatus, waitpid},
+    unistd::{ForkResult, alarm, fork},
+};
 use ringfence::{
-    Address, AnySource, Arrival, Change, Error, GoneReason, MergedVec, Options, PublisherEvent, listen,
-    publish,
+    Address, AnySource, Arrival, Change, Error, GoneReason, MergedVec, PublisherEvent, listen, publish,
     tokio::{
         Channel, Listener, Merge, Publisher, Receiver, Sender, Subscription, connect, join, member, subscribe,
     },
 };
-use support::{Actor, TIME_LIMIT, fresh_address, lively, message, say, small, wait_for_host, wait_for_test};
-use tokio::runtime::{Builder, Runtime};
+use support::{
+    Actor, TIME_LIMIT, fresh_address, lively, message, say, small,
+    tasks::{meet, options, run, runtimes},
+    wait_for_host, wait_for_test,
+};
 
 const MESSAGES: usize = 3_000;
-
-fn options() -> Options {
-    small().max_message_size(1 << 16)
-}
-
-/// Both kinds of runtime that Tokio has.
-fn runtimes() -> [Runtime; 2] {
-    [Builder::new_current_thread(), Builder::new_multi_thread()]
-        .map(|mut builder| builder.worker_threads(2).enable_all().build().unwrap())
-}
-
-fn run<T>(work: impl Future<Output = T>) -> T {
-    let [_, runtime] = runtimes();
-    runtime.block_on(async { tokio::time::timeout(TIME_LIMIT, work).await.expect("in time") })
-}
 
 /// The other processes of these tests.
 #[test]
@@ -104,25 +96,6 @@ fn role() {
             other => panic!("no role {other}"),
         }
     });
-}
-
-/// The other process in a role, and this end of the channel with it.
-async fn meet(role: &str) -> (Actor, Channel) {
-    let (address, _keep) = fresh_address(false);
-    let host = {
-        let address = address.clone();
-        tokio::spawn(async move { join(&address, &options()).await })
-    };
-    let name = address.to_string();
-    let started = tokio::task::spawn_blocking({
-        let role = role.to_owned();
-        move || {
-            wait_for_host(&address);
-            Actor::start(&role, &[&name])
-        }
-    });
-    let actor = started.await.unwrap();
-    (actor, host.await.unwrap().unwrap())
 }
 
 async fn talk(mut sender: Sender, mut receiver: Receiver) {
@@ -433,5 +406,71 @@ fn a_merge_waits_for_all_of_its_sources() {
             assert_eq!(end, Some(MergedVec::Ended { from, reason }));
         }
         assert!(merge.next().await.is_none());
+    });
+}
+
+/// Does something in a forked child. Whether that ended well: a child that hangs ends by a signal.
+fn in_child(what: impl FnOnce()) -> bool {
+    // SAFETY: the child calls the crate, whose locks are what these tests are about, and ends without running anything else.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Parent { child } => {
+            let ended = waitpid(child, None).unwrap();
+            println!("the child: {ended:?}");
+            matches!(ended, WaitStatus::Exited(_, 0))
+        }
+        ForkResult::Child => {
+            alarm::set(60);
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(what));
+            // SAFETY: ends the process, and nothing else.
+            unsafe { libc::_exit(i32::from(done.is_err())) }
+        }
+    }
+}
+
+#[test]
+fn a_child_is_told_at_once_whatever_another_thread_held_at_the_fork() {
+    let [runtime, _] = runtimes();
+    let (actor, channel) = runtime.block_on(meet("echo"));
+    let (mut sender, mut receiver) = channel.split();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let done = &done;
+        scope.spawn(move || {
+            // Most of this is spent with the lock of the line.
+            while !done.load(Ordering::Relaxed) {
+                receiver.get_mut().poll_line().unwrap();
+            }
+        });
+        let all_well = (0..50).all(|_| {
+            in_child(|| {
+                let room = sender.room(8).now_or_never();
+                assert!(matches!(room, Some(Err(Error::Closed(_)))), "{room:?}");
+            })
+        });
+        done.store(true, Ordering::Relaxed);
+        assert!(all_well);
+    });
+    drop(sender);
+    actor.finish();
+}
+
+#[test]
+fn a_child_that_drops_a_channel_leaves_its_parents_event_loop_alone() {
+    let [runtime, _] = runtimes();
+    runtime.block_on(async {
+        let (actor, channel) = meet("echo").await;
+        let mut inherited = Some(channel);
+        assert!(in_child(|| drop(inherited.take())));
+        let mut channel = inherited.unwrap();
+        for _ in 0..3 {
+            channel.send(b"there and back").await.unwrap();
+            let back = tokio::time::timeout(TIME_LIMIT, channel.receive_vec());
+            assert_eq!(
+                back.await.expect("the runtime hears").unwrap().unwrap(),
+                b"there and back"
+            );
+        }
+        drop(channel);
+        actor.finish();
     });
 }

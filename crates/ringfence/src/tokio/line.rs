@@ -101,7 +101,8 @@ impl Line {
         what: W::For,
     ) -> Poll<Result<()>> {
         loop {
-            let generation = waits.parking().shared.doorbell.generation();
+            // Errors in a forked child, before any lock: a thread of the parent may have held it at the fork.
+            let generation = waits.parking().shared.doorbell_here()?.generation();
             if !waits.arm_for(what)? {
                 return Poll::Ready(Ok(()));
             }

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    mem::ManuallyDrop,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     sync::Arc,
     task::{Context, Poll, ready},
@@ -15,6 +16,7 @@ use tokio::io::{
 use crate::{
     channel::shared::Shared,
     error::{Error, Result, errno},
+    fork::Birth,
     wait::deadline::readable,
 };
 
@@ -44,7 +46,20 @@ impl AsRawFd for Kept {
 
 /// A descriptor that the runtime watches.
 #[derive(Debug)]
-pub(super) struct Watched(AsyncFd<Kept>);
+pub(super) struct Watched {
+    registered: ManuallyDrop<AsyncFd<Kept>>,
+    birth: Birth,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // A forked child shares the event loop's epoll with its parent: what it takes out there, the parent no longer hears.
+        if self.birth.is_here() {
+            // SAFETY: nothing uses it after this.
+            unsafe { ManuallyDrop::drop(&mut self.registered) }
+        }
+    }
+}
 
 impl Watched {
     /// The line of a channel.
@@ -81,24 +96,29 @@ impl Watched {
     }
 
     fn new(kept: Kept) -> Result<Self> {
-        // SAFETY: the number is that of an open descriptor, and the keeper, which goes with the registration, keeps it open: a
+        let birth = Birth::now()?;
+        // SAFETY: the number is that of an open descriptor, and the keeper, which is dropped with the registration, keeps it open: a
         // channel has one line and one pidfd, and neither is closed nor replaced before the channel is dropped.
         let registered = unsafe { AsyncFd::register_with_interest(kept, Interest::READABLE) };
-        registered.map(Self).map_err(|error| {
+        let registered = registered.map_err(|error| {
             let (_kept, error) = error.into_parts();
             Error::system("the runtime's event loop", errno(&error))
+        })?;
+        Ok(Self {
+            registered: ManuallyDrop::new(registered),
+            birth,
         })
     }
 
-    /// Until it is readable. One task waits so at a time: the last one.
+    /// Polls until it is readable. Only the task that polled last is woken.
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<Readable<'_>>> {
-        let guard = ready!(self.0.poll_read_ready(cx));
+        let guard = ready!(self.registered.poll_read_ready(cx));
         Poll::Ready(guard.map(Readable).map_err(|error| is_over(&error)))
     }
 
-    /// Until it is readable, for any number of tasks.
+    /// Waits until it is readable, for any number of tasks.
     pub(super) async fn readable(&self) -> Result<Readable<'_>> {
-        let guard = self.0.readable().await;
+        let guard = self.registered.readable().await;
         guard.map(Readable).map_err(|error| is_over(&error))
     }
 }

@@ -7,6 +7,8 @@
     reason = "each test binary uses a part of it"
 )]
 
+#[cfg(feature = "tokio")]
+pub mod tasks;
 pub mod wire;
 
 use std::{
