@@ -295,22 +295,22 @@ impl Receiver {
         }
     }
 
-    fn gather_vec(&mut self) -> Result<Option<Vec<u8>>> {
-        let mut message = Vec::new();
+    fn gather_into(&mut self, into: &mut Vec<u8>) -> Result<bool> {
+        into.clear();
         let mut place = WithRoom {
             scratch: &mut self.scratch,
-            into: &mut message,
+            into,
         };
         let gathered = self.consumer.gather_in(&mut place);
         self.ring_if_published();
         let gathered = self.shared.judge(gathered)?;
         self.must_be_whole()?;
         let Gathered::Whole(length) = gathered else {
-            return Ok(None);
+            return Ok(false);
         };
-        message.extend_from_slice(self.scratch.bytes(length));
+        into.extend_from_slice(self.scratch.bytes(length));
         self.give_back(SCRATCH_KEPT);
-        Ok(Some(message))
+        Ok(true)
     }
 
     /// The size of the next message, in bytes, once its beginning is there. `None`: nothing is there now.
@@ -365,21 +365,27 @@ impl Receiver {
     /// # Errors
     /// As [`Receiver::try_receive`], and [`Error::NoSpace`] where there is no memory for it: the channel lives, and the message stays.
     pub fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
+        let mut message = Vec::new();
+        Ok(self.try_receive_into(&mut message)?.then_some(message))
+    }
+
+    /// As [`Receiver::try_receive_vec`], for a caller that uses the same memory again. After `false`, `into` has nothing of a message.
+    #[inline]
+    pub(crate) fn try_receive_into(&mut self, into: &mut Vec<u8>) -> Result<bool> {
         self.check()?;
         self.must_not_be_gathering()?;
         if self.consumer.is_gathering() {
-            return self.gather_vec();
+            return self.gather_into(into);
         }
         match self.consumer.next_record() {
             Ok(Some(record)) if record.flags == WHOLE => {
-                let mut message = Vec::new();
-                make_room(&mut message, record.length)?;
-                message.resize(record.length, 0);
-                self.take_whole(record, &mut message)?;
-                Ok(Some(message))
+                make_room(into, record.length)?;
+                into.resize(record.length, 0);
+                self.take_whole(record, into)?;
+                Ok(true)
             }
-            Ok(Some(_)) => self.gather_vec(),
-            other => self.not_received(other).map(|_| None),
+            Ok(Some(_)) => self.gather_into(into),
+            other => self.not_received(other).map(|_| false),
         }
     }
 

@@ -8,7 +8,8 @@ use crate::{
     tokio::line::Line,
     tokio::reader::poll_take_on,
     tokio::receiver::Receiver,
-    tokio::sender::{Sender, poll_send},
+    tokio::sender::{Sender, send_from},
+    tokio::stream::ByteStream,
 };
 
 /// Both directions between this process and its peer, waited for by tasks.
@@ -35,27 +36,40 @@ impl Channel {
         })
     }
 
-    /// Puts a message into the ring, and waits while there is no room. See [`Sender::send`], also for what is safe to cancel.
+    /// Puts a message into the ring, and waits while there is no room. See [`Sender::send`], also for what is safe to cancel:
+    /// [`Channel::send_rest`] finishes a message that was cancelled half way.
     pub async fn send(&mut self, message: &[u8]) -> Result<()> {
-        let mut written = 0;
-        let Self { line, inner } = self;
-        poll_fn(|cx| poll_send(line, inner.sender(), cx, (message, &mut written))).await
+        send_from(&self.line, self.inner.sender(), message, 0).await
     }
 
-    /// The next message, into the beginning of `into`: see [`Receiver::receive`].
+    /// Finishes a message whose [`Channel::send`] was cancelled: see [`Sender::send_rest`].
+    pub async fn send_rest(&mut self, message: &[u8]) -> Result<()> {
+        let sender = self.inner.sender();
+        let written = sender.under_way().unwrap_or(0);
+        send_from(&self.line, sender, message, written).await
+    }
+
+    /// Receives the next message into the beginning of `into`: see [`Receiver::receive`].
     pub async fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         let Self { line, inner } = self;
         poll_fn(|cx| poll_take_on(line, inner.receiver(), cx, |receiver| receiver.try_receive(into))).await
     }
 
-    /// The next message, in memory of its own size: see [`Receiver::receive_vec`].
+    /// Receives the next message in memory of its own size: see [`Receiver::receive_vec`].
     pub async fn receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
         let Self { line, inner } = self;
         let take = channel::receiver::Receiver::try_receive_vec;
         poll_fn(|cx| poll_take_on(line, inner.receiver(), cx, take)).await
     }
 
-    /// Both halves, to live on two tasks. The channel closes once both are dropped.
+    /// Turns the channel into a stream of bytes, for what takes a socket: `tokio::io::copy_bidirectional`, hyper, tonic, tarpc, TLS.
+    ///
+    /// A message that was cancelled half way ([`Channel::send`]) must be finished first: until then writes fail.
+    pub fn into_stream(self) -> ByteStream {
+        ByteStream::new(self.line, self.inner)
+    }
+
+    /// Splits the channel into its halves, to live on two tasks. The channel closes once both are dropped.
     pub fn split(self) -> (Sender, Receiver) {
         let (sender, receiver) = self.inner.split();
         (

@@ -57,6 +57,7 @@ mod merge;
 mod reader;
 mod receiver;
 mod sender;
+mod stream;
 mod watched;
 
 pub use broadcast::{Broadcaster, Publisher, Subscription};
@@ -66,3 +67,4 @@ pub use meet::{connect, join, member, subscribe};
 pub use merge::Merge;
 pub use receiver::Receiver;
 pub use sender::Sender;
+pub use stream::ByteStream;

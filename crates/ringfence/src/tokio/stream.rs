@@ -1,0 +1,223 @@
+//! A channel as a stream of bytes.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{
+    channel,
+    channel::receiver::Receiver,
+    error::{Error, Result},
+    memory::layout::as_offset,
+    tokio::line::Line,
+    tokio::reader::poll_take_on,
+    tokio::sender::poll_send,
+};
+
+/// Memory for a message that is longer than the reader's buffer is kept for the next one, up to so many bytes.
+const KEPT: usize = 1 << 20;
+
+/// A channel as a stream of bytes, made by [`Channel::into_stream`](crate::tokio::Channel::into_stream).
+///
+/// It is what hyper, tarpc, TLS libraries and the like take in place of a `TcpStream`. Message boundaries are not kept. The peer may be
+/// such a stream as well, or the duplex of a Node process, or it may send messages: a message is its bytes, and an empty one is skipped.
+///
+/// ```no_run
+/// use ringfence::{Options, tokio::join};
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+///
+/// # async fn run() -> std::io::Result<()> {
+/// let address = "/run/user/1000/orders.sock".parse()?;
+/// let mut stream = join(&address, &Options::new()).await?.into_stream();
+/// stream.write_all(b"hello").await?;
+/// stream.shutdown().await?; // no more will come: the peer reads the end of the stream
+/// let mut answer = Vec::new();
+/// stream.read_to_end(&mut answer).await?; // fails if the peer is lost before its own `shutdown`
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # The end, and a lost peer
+/// Reads first return everything that the peer has written. After that:
+///
+/// | the peer | a read returns | a write returns |
+/// | --- | --- | --- |
+/// | ended its sending (`shutdown`, [`Sender::end`](crate::Sender::end), a dropped [`Sender`](crate::Sender)), still open | end of file | bytes |
+/// | ended its sending, then closed the channel or exited | end of file | [`BrokenPipe`](io::ErrorKind::BrokenPipe) |
+/// | was killed, crashed or exited before that | [`ConnectionReset`](io::ErrorKind::ConnectionReset) | [`BrokenPipe`](io::ErrorKind::BrokenPipe) |
+/// | closed the channel before that, or dropped its stream | [`ConnectionReset`](io::ErrorKind::ConnectionReset) | [`BrokenPipe`](io::ErrorKind::BrokenPipe) |
+///
+/// So a peer that is killed never looks like one that has finished. The [`Error`] is behind [`io::Error::get_ref`]:
+/// [`Error::PeerLost`] for a lost peer. Other errors become an [`io::Error`] as `?` converts them.
+///
+/// `poll_shutdown` ends this direction. **A stream that is dropped without it is a lost peer to the other side**, also if its task
+/// panics or is aborted.
+///
+/// # Cancel safety
+/// Reads and writes lose nothing if they are cancelled, as those of a `TcpStream`: a write that was not ready has written nothing.
+///
+/// # Servers of tonic
+/// `tonic::transport::Server` asks for its own trait `Connected`, which no other crate can implement for this type. Wrap the stream in a
+/// type of your own, or serve tonic's `Routes` by hyper. A client takes the stream by `Endpoint::connect_with_connector`.
+#[derive(Debug)]
+pub struct ByteStream {
+    line: Arc<Line>,
+    inner: channel::Channel,
+    unread: Unread,
+    /// Bytes that a write puts into the ring at most.
+    piece: usize,
+}
+
+/// The rest of a message that was longer than the reader's buffer.
+#[derive(Debug, Default)]
+struct Unread {
+    message: Vec<u8>,
+    /// Bytes of it that were handed out.
+    read: usize,
+}
+
+impl Unread {
+    /// Whether there were any bytes to hand out.
+    fn hand_out(&mut self, into: &mut ReadBuf<'_>) -> bool {
+        let left = &self.message[self.read..];
+        let count = left.len().min(into.remaining());
+        into.put_slice(&left[..count]);
+        self.read += count;
+        if self.read == self.message.len() && self.message.capacity() > KEPT {
+            *self = Self::default();
+        }
+        count > 0
+    }
+
+    /// Moves the next message to the reader, or as much of it as fits. Returns how many bytes that were. `None`: no message is there.
+    fn hand_out_next(&mut self, receiver: &mut Receiver, into: &mut ReadBuf<'_>) -> Result<Option<usize>> {
+        let Some(size) = receiver.next_size()? else {
+            return Ok(None);
+        };
+        let before = into.filled().len();
+        if size <= into.remaining() {
+            let Some(length) = receiver.try_receive(into.initialize_unfilled_to(size))? else {
+                return Ok(None);
+            };
+            into.advance(length);
+        } else {
+            let received = receiver.try_receive_into(&mut self.message);
+            self.read = 0;
+            if !matches!(received, Ok(true)) {
+                self.message.clear();
+            }
+            if !received? {
+                return Ok(None);
+            }
+            self.hand_out(into);
+        }
+        Ok(Some(into.filled().len() - before))
+    }
+
+    /// Moves what is there and fits. `None`: nothing is there.
+    fn fill(&mut self, receiver: &mut Receiver, into: &mut ReadBuf<'_>) -> Result<Option<()>> {
+        let mut found = self.hand_out(into);
+        while into.remaining() > 0 {
+            match self.hand_out_next(receiver, into) {
+                Ok(Some(0)) => return Ok(Some(())),
+                Ok(Some(_)) => found = true,
+                Ok(None) => break,
+                // The reader gets these bytes first. The next call meets the error again.
+                Err(_) if found => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found.then_some(()))
+    }
+}
+
+impl ByteStream {
+    pub(super) fn new(line: Arc<Line>, mut inner: channel::Channel) -> Self {
+        let sender = inner.sender();
+        // As of a message in fragments: the peer reads one while the next is written.
+        let piece = as_offset((sender.capacity() / 8).min(sender.max_at_once()));
+        Self {
+            line,
+            inner,
+            unread: Unread::default(),
+            piece: piece.max(1),
+        }
+    }
+
+    /// The channel: the peer's identity, the evidence, tokens, why it has ended.
+    pub fn get_ref(&self) -> &channel::Channel {
+        &self.inner
+    }
+
+    /// The channel, for calls that do not wait: those that wait block the runtime's thread. What is read or sent through it is missing
+    /// from the stream, or in the middle of it.
+    pub fn get_mut(&mut self) -> &mut channel::Channel {
+        &mut self.inner
+    }
+
+    /// The end of the peer's bytes, or why they may not be all.
+    fn end(receiver: &Receiver) -> io::Result<()> {
+        if receiver.is_cut() {
+            receiver.shared.check()?;
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRead for ByteStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let (receiver, unread) = (this.inner.receiver(), &mut this.unread);
+        let before = into.filled().len();
+        // A message without bytes must not look like the end. Each round takes a turn of the runtime's.
+        while into.remaining() > 0 && into.filled().len() == before {
+            let fill = |receiver: &mut Receiver| unread.fill(receiver, into);
+            if ready!(poll_take_on(&this.line, receiver, cx, fill))?.is_none() {
+                return Poll::Ready(Self::end(receiver));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ByteStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let this = self.get_mut();
+        // It goes into the ring at once or not at all, so nothing is under way if this is not ready.
+        let piece = &bytes[..bytes.len().min(this.piece)];
+        let sent = ready!(poll_send(&this.line, this.inner.sender(), cx, (piece, &mut 0)));
+        Poll::Ready(sent.map(|()| piece.len()).map_err(|error| match error {
+            Error::PeerLost(_) => io::Error::new(io::ErrorKind::BrokenPipe, error),
+            other => other.into(),
+        }))
+    }
+
+    /// What was written is in the ring already.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends this direction. The other one goes on.
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().inner.sender().end();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for ByteStream {
+    fn drop(&mut self) {
+        // The channel's own drop would end the sending, as if all had been written.
+        let sender = self.inner.sender();
+        if !sender.shared.sending_ended.load(Ordering::Acquire) {
+            sender.close();
+        }
+    }
+}
