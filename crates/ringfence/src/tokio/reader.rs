@@ -88,3 +88,39 @@ pub(super) fn poll_take<R: Awaited, T>(
         ready!(poll_ready(reader, cx))?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, StreamExt};
+    use tokio::runtime::Builder;
+
+    use crate::{error::Error, options::Options, ring::message::Progress, testing::parts, tokio::Channel};
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+    fn a_stream_goes_on_after_a_local_error_though_the_peer_has_gone() {
+        let runtime = Builder::new_current_thread().enable_io().build().unwrap();
+        let _inside = runtime.enter();
+        let (own, peer) = parts::pair(4096, 20_000, &Options::new());
+        let (_sender, mut receiver) = Channel::new(own).unwrap().split();
+        let (mut sender, unread) = peer.split();
+        let (long, mut into, mut written) = ([7; 9000], [0; 9000], 0);
+        while let Progress::Part(bytes) = sender.send_part(&long, written).unwrap() {
+            written = bytes;
+            receiver.get_mut().receive_part(&mut into).unwrap();
+        }
+        assert!(sender.try_send(b"the next").unwrap());
+        drop((sender, unread));
+        receiver.get_mut().poll_line().unwrap();
+        assert!(receiver.close_reason().is_some());
+        let refused = receiver.next().now_or_never().unwrap().unwrap();
+        assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{refused:?}");
+        assert_eq!(
+            receiver.get_mut().receive_part(&mut into).unwrap(),
+            Progress::Whole
+        );
+        let next = receiver.next().now_or_never().unwrap().transpose().unwrap();
+        assert_eq!(next.as_deref(), Some(&b"the next"[..]));
+        assert!(receiver.next().now_or_never().unwrap().is_none());
+    }
+}

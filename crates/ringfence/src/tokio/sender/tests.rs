@@ -39,11 +39,12 @@ enum Call {
     Flush,
     Room(usize),
     Close,
+    End,
     /// Nothing at all, but the peer reads.
     PeerReads,
 }
 
-const CALLS: [Call; 19] = [
+const CALLS: [Call; 20] = [
     Call::Send(SHORT),
     Call::Send(LONG),
     Call::Send(REFUSED),
@@ -62,6 +63,7 @@ const CALLS: [Call; 19] = [
     Call::Room(LONG),
     Call::Room(REFUSED),
     Call::Close,
+    Call::End,
     Call::PeerReads,
 ];
 
@@ -81,6 +83,8 @@ struct Bench {
     /// A message whose `send` was cancelled after some of it was in the ring.
     abandoned: Option<Vec<u8>>,
     closed: bool,
+    /// The sending was ended with a message in the sink, and no call has said so yet.
+    lost: bool,
     count: usize,
     _runtime: Runtime,
 }
@@ -115,6 +119,7 @@ impl Bench {
             received: Vec::new(),
             abandoned: None,
             closed: false,
+            lost: false,
             count: 0,
             _runtime: runtime,
         };
@@ -176,7 +181,7 @@ impl Bench {
                     self.accepted.push(message);
                 }
             }
-            None if self.abandoned.is_none() && self.sender.under_way().is_some() => {
+            None if self.abandoned.is_none() && !self.closed && self.sender.under_way().is_some() => {
                 assert!(message.len() as u64 > self.sender.get_ref().max_at_once());
                 self.abandoned = Some(message);
             }
@@ -185,6 +190,7 @@ impl Bench {
     }
 
     fn call(&mut self, call: Call, polls: usize) {
+        let lost = self.lost;
         match call {
             Call::Send(size) => {
                 let message = self.message(size);
@@ -249,7 +255,7 @@ impl Bench {
             }
             Call::Flush => {
                 let flushed = self.poll(polls, async |sender| SinkExt::<&[u8]>::flush(sender).await);
-                assert!(matches!(flushed, None | Some(Ok(()))), "{flushed:?}");
+                self.flushed(lost, flushed);
             }
             Call::Room(size) => {
                 let room = self.poll(polls, async |sender| sender.room(size).await);
@@ -264,10 +270,29 @@ impl Bench {
             }
             Call::Close => {
                 let closed = self.poll(polls, async |sender| SinkExt::<&[u8]>::close(sender).await);
-                assert!(matches!(closed, None | Some(Ok(()))), "{closed:?}");
                 self.closed |= closed.is_some();
+                self.flushed(lost, closed);
+            }
+            Call::End => {
+                if self.sender.kept.is_some() && !self.closed {
+                    self.accepted.pop();
+                    self.lost = true;
+                }
+                self.closed = true;
+                self.sender.end();
             }
             Call::PeerReads => read(&mut self.peer, &mut self.received),
+        }
+        // The first call that would have sent it has said so.
+        self.lost &= self.sender.kept.is_some();
+    }
+
+    /// What `flush` and `close` say: whether a message was `lost`.
+    fn flushed(&self, lost: bool, result: Option<Result<()>>) {
+        match result {
+            None => {}
+            Some(Err(Error::Closed(_))) => assert!(lost),
+            Some(result) => assert!(result.is_ok() && !lost, "{result:?}, lost: {lost}"),
         }
     }
 
@@ -342,4 +367,28 @@ proptest! {
     ) {
         run(full, &calls);
     }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+fn a_reservation_that_is_open_holds_up_the_message_of_the_sink_and_loses_it_not() {
+    let mut bench = Bench::new(true);
+    let message = bench.message(SHORT);
+    let fed = bench.poll(1, async |sender| sender.feed(&message).await);
+    fed.expect("the sink was ready").expect("an open channel");
+    read(&mut bench.peer, &mut bench.received);
+    let reserved = bench.sender.get_mut().reserve_detached(SHORT);
+    let reserved = reserved.expect("an open channel").expect("room");
+    for _ in 0..2 {
+        let flushed = bench.poll(1, async |sender| SinkExt::<&[u8]>::flush(sender).await);
+        assert!(
+            matches!(flushed, Some(Err(Error::InvalidArgument(_)))),
+            "{flushed:?}"
+        );
+        let sent = bench.sender.try_send(b"another");
+        assert!(matches!(sent, Err(Error::InvalidArgument(_))), "{sent:?}");
+    }
+    drop(reserved);
+    bench.accepted.push(message);
+    bench.finish();
 }
