@@ -50,7 +50,7 @@ fn role() {
                 tokio::io::copy(&mut reading, &mut writing).await.unwrap();
                 writing.shutdown().await.unwrap();
             }
-            // Writes something, and ends as it is told.
+            // Writes something, and ends in the way that the test names.
             "ends" => {
                 let mut stream = channel.into_stream();
                 stream.write_all(b"a part").await.unwrap();
@@ -130,7 +130,7 @@ fn role() {
     });
 }
 
-/// Of the messages of a peer. One is empty, and one travels in fragments.
+/// The lengths of a peer's messages. Some are empty, and one travels in fragments.
 const LENGTHS: [usize; 7] = [0, 5, 2000, 0, 50_000, 7, 0];
 
 /// Sends the body back, or of another path, a body that has no end.
@@ -158,14 +158,14 @@ async fn meet_stream(role: &str) -> (Actor, ByteStream) {
     (actor, channel.into_stream())
 }
 
-/// That the peer is lost, as an error of this kind says.
+/// Asserts that this is the error of a lost peer, of this kind.
 fn is_lost(error: &io::Error, kind: ErrorKind) {
     assert_eq!(error.kind(), kind, "{error}");
     let own = error.get_ref().and_then(|error| error.downcast_ref::<Error>());
     assert!(matches!(own, Some(Error::PeerLost(_))), "{error:?}");
 }
 
-/// Writes until that fails: the end of a peer is not known at once.
+/// Writes until that fails: the peer's end may be noticed later.
 async fn write_until_refused(stream: &mut ByteStream) -> io::Error {
     loop {
         if let Err(error) = stream.write(b"more").await {
@@ -231,7 +231,7 @@ fn a_peer_that_ends_reads_as_an_end_and_one_that_is_lost_as_an_error() {
             if way == "kill" {
                 actor.kill();
             } else {
-                // Also where the read waits already.
+                // The way comes while the test reads.
                 let mut first = [0; 2];
                 stream.read_exact(&mut first).await.unwrap();
                 found.extend(first);
@@ -354,7 +354,7 @@ fn frames_end_where_the_peer_has_ended_and_fail_where_it_was_killed() {
     });
 }
 
-/// The error of a kind in what has caused another.
+/// Finds the I/O error that caused an error of hyper.
 fn find_io(error: &hyper::Error) -> Option<&io::Error> {
     let mut next = error.source();
     while let Some(error) = next {

@@ -84,6 +84,21 @@ fn role() {
                 }
                 say(format!("{count}, {:?}", subscription.get_ref().close_reason()));
             }
+            // Reads as many messages as it is told, and then all.
+            "late subscriber" => {
+                let mut subscription = subscribe(&address, &options()).await.unwrap();
+                say("in");
+                let count: usize = std::io::stdin().lines().next().unwrap().unwrap().parse().unwrap();
+                for _ in 0..count {
+                    subscription.receive_vec().await.unwrap().unwrap();
+                }
+                say("read");
+                let mut lengths = Vec::new();
+                while let Some(found) = subscription.receive_vec().await.unwrap() {
+                    lengths.push(found.len().to_string());
+                }
+                say(lengths.join(" "));
+            }
             "publisher" => {
                 let publisher = publish(&address, &small().capacity(16 << 10)).unwrap();
                 let mut publisher = Publisher::new(publisher).unwrap();
@@ -354,6 +369,48 @@ fn a_publisher_and_its_subscribers_wait_as_tasks() {
             gone += 1;
         }
         assert_eq!(gone, 3);
+    });
+}
+
+#[test]
+fn the_sink_of_a_publisher_keeps_what_it_has_accepted_and_nothing_else() {
+    let (address, _keep) = fresh_address(false);
+    run(async {
+        let options = small().capacity(16 << 10).stall(TIME_LIMIT);
+        let publisher = Publisher::new(publish(&address, &options).unwrap()).unwrap();
+        let mut actor = Actor::start("late subscriber", &[&address.to_string()]);
+        actor.expect("in");
+        publisher.next().await.unwrap();
+        let (mut sender, _audience) = publisher.split();
+        // A ring full, and one message more in the sink.
+        let mut count = 0;
+        while SinkExt::<&[u8]>::flush(&mut sender).now_or_never().is_some() {
+            sender.feed([0; 1000]).await.unwrap();
+            count += 1;
+        }
+        assert!(sender.send(b"cancelled").now_or_never().is_none());
+        assert!(sender.feed(b"cancelled").now_or_never().is_none());
+        actor.tell(&(count - 1).to_string());
+        actor.expect("read");
+        let reserved = loop {
+            if let Some(reserved) = sender.get_mut().reserve_detached(8).unwrap() {
+                break reserved;
+            }
+            tokio::task::yield_now().await;
+        };
+        let flushed = SinkExt::<&[u8]>::flush(&mut sender).await;
+        assert!(matches!(flushed, Err(Error::InvalidArgument(_))), "{flushed:?}");
+        drop(reserved);
+        let refused = sender.feed([0; 5000]).await;
+        assert!(
+            matches!(refused, Err(Error::MessageTooLarge { .. })),
+            "{refused:?}"
+        );
+        SinkExt::send(&mut sender, [0; 7]).await.unwrap();
+        sender.send(&[0; 8]).await.unwrap();
+        SinkExt::<&[u8]>::close(&mut sender).await.unwrap();
+        actor.expect("1000 7 8");
+        actor.finish();
     });
 }
 

@@ -232,10 +232,10 @@ impl<T: AsRef<[u8]>> Sink<T> for Broadcaster {
     }
 }
 
-/// What a subscriber has of its publisher, waited for by a task.
+/// The receiving half of a broadcast, for tasks.
 ///
-/// It is a [`Stream`] of messages in memory of their own, which ends where no more will come. An error that ends it is its last item.
-/// All of it is safe to cancel.
+/// It is a [`Stream`] of messages in memory of their own, which ends after the last message. An error that ends it is its last item;
+/// after a local error ([`Error::NoSpace`]) it goes on. Every method is cancel safe.
 #[derive(Debug)]
 pub struct Subscription(Reader<endpoint::broadcast::subscription::Subscription>);
 

@@ -1,9 +1,9 @@
-//! Tasks of [Tokio](https://docs.rs/tokio) that wait for channels, in place of threads: the feature `tokio`, which is off by default.
+//! Channels for tasks of [Tokio](https://docs.rs/tokio): the feature `tokio`, which is off by default.
 //!
-//! Each type here has one of the crate's within it, and waits for it on the runtime's own event loop: no thread waits for an open
-//! channel. [`join`], [`connect`], [`member`] and [`subscribe`] make one; what [`listen`](crate::listen) and
-//! [`publish`](crate::publish) return goes into [`Listener::new`] and [`Publisher::new`], and each accepted channel into
-//! [`Channel::new`]. What does not wait is the crate's own type's, behind `get_ref` and `get_mut`.
+//! Each type here wraps one of the crate's types, and waits for it on the runtime's own event loop: no thread waits for an open
+//! channel. [`join`], [`connect`], [`member`] and [`subscribe`] make one. [`Listener::new`] and [`Publisher::new`] take what
+//! [`listen`](crate::listen) and [`publish`](crate::publish) return, and [`Channel::new`] takes an accepted channel. Calls that do not
+//! wait are those of the crate's own type, behind `get_ref` and `get_mut`.
 //!
 //! ```no_run
 //! use futures_util::StreamExt;
@@ -24,12 +24,19 @@
 //! # }
 //! ```
 //!
-//! # What is safe to cancel
-//! A future that is dropped before it is ready, as `select!` and `timeout` do, loses nothing: a message was received or is there
-//! still, was sent or was not, and the next call goes on. With one exception, which each function names: a message longer than
-//! [`Sender::max_at_once`](crate::Sender::max_at_once) travels in fragments, and one whose `send` was dropped half way is under way.
-//! Its [`Sink`](futures_sink::Sink) keeps a message until it is whole, and has no such case. One of [`join`], [`connect`], [`member`]
-//! and [`subscribe`] that is dropped is called off.
+//! # Messages or bytes
+//! [`Receiver`] and [`Subscription`] are a `Stream` of messages, [`Sender`] and [`Broadcaster`] a `Sink`. For what takes a socket
+//! (`copy_bidirectional`, hyper, tonic, tarpc, TLS), [`Channel::into_stream`] returns a [`ByteStream`], which is `AsyncRead` and
+//! `AsyncWrite`. Use it rather than `tokio_util::io::StreamReader` over a [`Receiver`]: a `StreamReader` reads a peer that was killed
+//! as a clean end of file, because the stream of messages ends the same way in both cases ([`crate::Receiver::is_cut`] tells them
+//! apart). A `ByteStream` fails with `ConnectionReset`.
+//!
+//! # Cancel safety
+//! A future that is dropped before it is ready, as by `select!` and `timeout`, loses nothing: a message was received or is still
+//! there, was sent or was not, and the next call works. There is one exception, which each function names. A message longer than
+//! [`Sender::max_at_once`](crate::Sender::max_at_once) travels in fragments, and may be under way after its `send` was cancelled:
+//! [`Sender::send_rest`] finishes it. The sink has no such case: it keeps the message until it is whole. [`Sender`] has the whole table.
+//! If one of [`join`], [`connect`], [`member`] and [`subscribe`] is dropped, the call is cancelled.
 //!
 //! # Both halves
 //! The halves of a channel may be on two tasks. Both wait for one line, which is registered with the runtime in which the
@@ -45,8 +52,9 @@
 //! sockets do.
 //!
 //! # The parts
-//! `watched` is a descriptor in the runtime's event loop, `line` that of a channel, for both of its halves; `reader` takes what is there
-//! to read; `meet` makes channels; `channel`, `sender` and `receiver`, `broadcast`, `merge` and `events` are the types. May import everything; nothing imports it.
+//! `watched` is a descriptor in the runtime's event loop, `line` that of a channel, for both of its halves; `reader` reads messages for
+//! tasks; `meet` makes channels; `channel`, `sender` and `receiver`, `stream`, `broadcast`, `merge` and `events` are the types. May
+//! import everything; nothing imports it.
 
 mod broadcast;
 mod channel;

@@ -10,10 +10,14 @@ use futures_core::Stream;
 
 use crate::{channel, channel::reason::CloseReason, error::Result, tokio::line::Line, tokio::reader::Reader};
 
-/// The reading half of a channel, waited for by a task.
+/// The reading half of a channel, for tasks.
 ///
-/// It is a [`Stream`] of messages in memory of their own, which ends where no more will come. An error that ends the channel is its last
-/// item. All of it is safe to cancel.
+/// It is a [`Stream`] of messages in memory of their own, which ends after the last message. An error that ends the channel is its last
+/// item; after a local error ([`Error::NoSpace`](crate::Error::NoSpace)) it goes on. It ends the same way if the peer was killed:
+/// [`crate::Receiver::is_cut`] tells. For bytes, use [`Channel::into_stream`](crate::tokio::Channel::into_stream), which reports a
+/// killed peer as an error, rather than a `StreamReader` over this.
+///
+/// Every method is cancel safe.
 #[derive(Debug)]
 pub struct Receiver(Reader<channel::receiver::Receiver>);
 

@@ -99,7 +99,7 @@ impl Sender {
         send_from(&self.line, &mut self.inner, message, written).await
     }
 
-    /// How many bytes are in the ring of a message whose [`Sender::send`] was cancelled. `None`: nothing of it was sent, or it is whole.
+    /// Returns the number of bytes in the ring of a message whose [`Sender::send`] was cancelled, or `None` if nothing of it was sent.
     /// ([`crate::Sender::under_way`] counts the message that the sink keeps as well.)
     pub fn under_way(&self) -> Option<usize> {
         match self.kept {

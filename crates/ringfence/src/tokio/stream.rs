@@ -19,13 +19,13 @@ use crate::{
     tokio::sender::poll_send,
 };
 
-/// Memory for a message that is longer than the reader's buffer is kept for the next one, up to so many bytes.
+/// The most bytes of memory that are kept for the next message that is longer than the reader's buffer.
 const KEPT: usize = 1 << 20;
 
 /// A channel as a stream of bytes, made by [`Channel::into_stream`](crate::tokio::Channel::into_stream).
 ///
-/// It is what hyper, tarpc, TLS libraries and the like take in place of a `TcpStream`. Message boundaries are not kept. The peer may be
-/// such a stream as well, or the duplex of a Node process, or it may send messages: a message is its bytes, and an empty one is skipped.
+/// hyper, tarpc, TLS libraries and others accept it as they accept a `TcpStream`. Message boundaries are not kept. The peer may be such a
+/// stream as well, or the duplex of a Node process, or it may send messages: a message is its bytes, and an empty one is skipped.
 ///
 /// ```no_run
 /// use ringfence::{Options, tokio::join};
@@ -69,7 +69,7 @@ pub struct ByteStream {
     line: Arc<Line>,
     inner: channel::Channel,
     unread: Unread,
-    /// Bytes that a write puts into the ring at most.
+    /// The most bytes that one write puts into the ring.
     piece: usize,
 }
 
@@ -106,12 +106,12 @@ impl Unread {
             };
             into.advance(length);
         } else {
-            let received = receiver.try_receive_into(&mut self.message);
+            let filled = receiver.try_receive_into(&mut self.message);
             self.read = 0;
-            if !matches!(received, Ok(true)) {
+            if !matches!(filled, Ok(true)) {
                 self.message.clear();
             }
-            if !received? {
+            if !filled? {
                 return Ok(None);
             }
             self.hand_out(into);
@@ -200,7 +200,7 @@ impl AsyncWrite for ByteStream {
         }))
     }
 
-    /// What was written is in the ring already.
+    /// Does nothing: written bytes are in the ring already.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -1,4 +1,4 @@
-//! What the tests of tasks share.
+//! Helpers for the tests with Tokio.
 
 use ringfence::{
     Options,

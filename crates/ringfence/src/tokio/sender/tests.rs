@@ -1,5 +1,5 @@
-//! Each call of a sender, cancelled at each point, before and after each other call: what was accepted arrives once and in order,
-//! what was refused or cancelled does not, and whatever came before, the next call works.
+//! Each call of a sender, cancelled at each point, before and after each other call. Accepted messages arrive once and in order,
+//! refused and cancelled ones do not, and the next call works.
 
 use std::task::Waker;
 
@@ -29,9 +29,9 @@ const REFUSED: usize = 20_001;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Call {
     Send(usize),
-    /// Of the message whose `send` was cancelled; or where there is none, of a new one of this length.
+    /// Passes the message whose `send` was cancelled, or if there is none, a new one of this length.
     SendRest(usize),
-    /// Of a message of another length than the one whose `send` was cancelled.
+    /// Passes a message of another length than the one whose `send` was cancelled.
     SendRestOfAnother,
     TrySend(usize),
     Feed(usize),
@@ -40,7 +40,7 @@ enum Call {
     Room(usize),
     Close,
     End,
-    /// Nothing at all, but the peer reads.
+    /// No call: the peer reads.
     PeerReads,
 }
 
@@ -67,10 +67,10 @@ const CALLS: [Call; 20] = [
     Call::PeerReads,
 ];
 
-/// How often a call is polled before it is dropped. The peer reads in between.
+/// The polls of a call before it is dropped. The peer reads between two polls.
 const POLLS: [usize; 3] = [0, 1, 2];
 
-/// A future that is ready at the latest after so many polls, where the peer reads in between.
+/// The most polls that any call needs if the peer reads between them.
 const READY: usize = 40;
 
 /// A sender, its peer, and what the peer must receive.
@@ -89,7 +89,7 @@ struct Bench {
     _runtime: Runtime,
 }
 
-/// Reads what is there. Outside of the bench, so that a call may be under way.
+/// Reads all messages that are there. Not a method, since a call may borrow the sender.
 fn read(peer: &mut channel::Channel, received: &mut Vec<Vec<u8>>) {
     while let Some(message) = peer.receiver().try_receive_vec().expect("an open channel") {
         received.push(message);
@@ -98,6 +98,15 @@ fn read(peer: &mut channel::Channel, received: &mut Vec<Vec<u8>>) {
 
 fn poll_once<F: Future + ?Sized>(future: &mut Pin<&mut F>) -> Poll<F::Output> {
     future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// `flush` and `close` report a message that was `lost`, and nothing else.
+fn check_flushed(lost: bool, result: Option<Result<()>>) {
+    match result {
+        None => {}
+        Some(Err(Error::Closed(_))) => assert!(lost),
+        Some(result) => assert!(result.is_ok() && !lost, "{result:?}, lost: {lost}"),
+    }
 }
 
 impl Bench {
@@ -123,12 +132,13 @@ impl Bench {
             count: 0,
             _runtime: runtime,
         };
-        while full {
+        let mut has_room = full;
+        while has_room {
             let message = bench.message(SHORT);
-            if !bench.sender.try_send(&message).expect("an open channel") {
-                break;
+            has_room = bench.sender.try_send(&message).expect("an open channel");
+            if has_room {
+                bench.accepted.push(message);
             }
-            bench.accepted.push(message);
         }
         bench
     }
@@ -136,12 +146,12 @@ impl Bench {
     /// One that is like no other.
     fn message(&mut self, length: usize) -> Vec<u8> {
         self.count += 1;
-        let mut message = vec![self.count as u8; length];
+        let mut message = vec![0xaa; length];
         message[..8].copy_from_slice(&self.count.to_le_bytes());
         message
     }
 
-    /// Polls a call so many times. `None`: it was dropped before it was ready.
+    /// Polls a call, and drops it. `None`: it was not ready after the last poll.
     fn poll<T>(
         &mut self,
         polls: usize,
@@ -159,7 +169,7 @@ impl Bench {
         None
     }
 
-    /// What a call answers that would begin a message of that size. `None`: it was rightly refused.
+    /// Checks the result of a call that begins a message of this size. `None`: it was rightly refused.
     fn judge<T: std::fmt::Debug>(&self, size: usize, result: Result<T>) -> Option<T> {
         match result {
             Err(Error::MessageTooLarge { .. }) if size as u64 > LONGEST => None,
@@ -173,19 +183,15 @@ impl Bench {
         }
     }
 
-    /// What became of a message of `send` or `send_rest`.
+    /// Notes the result of `send` or `send_rest`.
     fn sent(&mut self, message: Vec<u8>, result: Option<Result<()>>) {
-        match result {
-            Some(result) => {
-                if self.judge(message.len(), result).is_some() {
-                    self.accepted.push(message);
-                }
+        if let Some(result) = result {
+            if self.judge(message.len(), result).is_some() {
+                self.accepted.push(message);
             }
-            None if self.abandoned.is_none() && !self.closed && self.sender.under_way().is_some() => {
-                assert!(message.len() as u64 > self.sender.get_ref().max_at_once());
-                self.abandoned = Some(message);
-            }
-            None => {}
+        } else if self.abandoned.is_none() && !self.closed && self.sender.under_way().is_some() {
+            assert!(message.len() as u64 > self.sender.get_ref().max_at_once());
+            self.abandoned = Some(message);
         }
     }
 
@@ -243,19 +249,13 @@ impl Bench {
                     .kept
                     .as_ref()
                     .is_some_and(|(taken, _)| *taken == message);
-                match sent {
-                    Some(sent) => {
-                        if self.judge(size, sent).is_some() {
-                            self.accepted.push(message);
-                        }
-                    }
-                    None if is_taken => self.accepted.push(message),
-                    None => {}
+                if sent.map_or(is_taken, |sent| self.judge(size, sent).is_some()) {
+                    self.accepted.push(message);
                 }
             }
             Call::Flush => {
                 let flushed = self.poll(polls, async |sender| SinkExt::<&[u8]>::flush(sender).await);
-                self.flushed(lost, flushed);
+                check_flushed(lost, flushed);
             }
             Call::Room(size) => {
                 let room = self.poll(polls, async |sender| sender.room(size).await);
@@ -271,7 +271,7 @@ impl Bench {
             Call::Close => {
                 let closed = self.poll(polls, async |sender| SinkExt::<&[u8]>::close(sender).await);
                 self.closed |= closed.is_some();
-                self.flushed(lost, closed);
+                check_flushed(lost, closed);
             }
             Call::End => {
                 if self.sender.kept.is_some() && !self.closed {
@@ -287,16 +287,7 @@ impl Bench {
         self.lost &= self.sender.kept.is_some();
     }
 
-    /// What `flush` and `close` say: whether a message was `lost`.
-    fn flushed(&self, lost: bool, result: Option<Result<()>>) {
-        match result {
-            None => {}
-            Some(Err(Error::Closed(_))) => assert!(lost),
-            Some(result) => assert!(result.is_ok() && !lost, "{result:?}, lost: {lost}"),
-        }
-    }
-
-    /// Whatever was called, the sender goes on from there, and the peer gets what was accepted.
+    /// The sender works after these calls, and the peer receives each accepted message.
     fn finish(mut self) {
         if !self.closed {
             if let Some(message) = self.abandoned.take() {
@@ -371,7 +362,7 @@ proptest! {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-fn a_reservation_that_is_open_holds_up_the_message_of_the_sink_and_loses_it_not() {
+fn an_open_reservation_delays_the_message_of_the_sink() {
     let mut bench = Bench::new(true);
     let message = bench.message(SHORT);
     let fed = bench.poll(1, async |sender| sender.feed(&message).await);
