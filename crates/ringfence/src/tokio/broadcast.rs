@@ -89,7 +89,7 @@ impl Publisher {
 /// keeps a copy of it if the ring has no room. A refused message is not kept: its error is returned once, and the next call works.
 /// `send` and the calls of the sink first send the message that the sink keeps.
 ///
-/// Dropping it ends the publisher's sending.
+/// Dropping it ends the publisher's sending. A message that the sink keeps is lost then: `flush` or `close` first.
 ///
 /// # Cancel safety
 /// No message is ever under way: each is published whole. If `send` is cancelled, its message was not published. If `feed` is

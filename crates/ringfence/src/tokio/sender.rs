@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
 };
 
@@ -14,6 +14,8 @@ use crate::{
     channel,
     channel::reason::CloseReason,
     channel::receiver::make_room,
+    channel::shared::Shared,
+    channel::state::ChannelState,
     error::{Error, Result},
     ring::message::Progress,
     tokio::line::{Half, Line},
@@ -25,7 +27,8 @@ use crate::{
 /// keeps a copy of it if the ring has no room. A refused message is not kept: its error is returned once, and the next call works.
 /// Every method that sends, and [`Sender::room`], first sends the message that the sink keeps.
 ///
-/// Dropping a sender ends the sending, as [`Sender::end`] does.
+/// Dropping a sender ends the sending, as [`Sender::end`] does. If the sink still keeps a message, dropping closes the channel instead:
+/// to the peer it must not look as if all had been sent. `flush` or `close` first.
 ///
 /// # Cancel safety
 /// A future that is dropped before it is ready leaves this behind:
@@ -54,19 +57,38 @@ use crate::{
 #[derive(Debug)]
 pub struct Sender {
     line: Arc<Line>,
+    /// Before `inner`, whose drop would end the sending.
+    kept: Kept,
     inner: channel::sender::Sender,
-    /// The message that the sink keeps, and how much of it is in the ring. Set by `start_send` alone, after `inner` has accepted the
-    /// message, so `inner` refuses no part of it later; only `poll_kept` and `try_kept` put more of it into the ring and clear this.
-    /// A message of `send` is never here, and is begun only while this is `None`.
-    kept: Option<(Vec<u8>, usize)>,
+}
+
+/// The message that the sink keeps. Set by `start_send` alone, after the crate's half has accepted the message, so that it refuses no
+/// part of it later. Only `poll_kept` and `try_kept` put more of it into the ring and clear this. A message of `send` is never here,
+/// and is begun only while there is none here.
+#[derive(Debug)]
+struct Kept {
+    /// Its bytes, and how many of them are in the ring.
+    message: Option<(Vec<u8>, usize)>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if self.message.is_some() && !self.shared.sending_ended.load(Ordering::Acquire) {
+            self.shared.finish(ChannelState::ClosedHere);
+        }
+    }
 }
 
 impl Sender {
     pub(super) fn new(line: Arc<Line>, inner: channel::sender::Sender) -> Self {
         Self {
             line,
+            kept: Kept {
+                message: None,
+                shared: Arc::clone(&inner.shared),
+            },
             inner,
-            kept: None,
         }
     }
 
@@ -102,7 +124,7 @@ impl Sender {
     /// Returns the number of bytes in the ring of a message whose [`Sender::send`] was cancelled, or `None` if nothing of it was sent.
     /// ([`crate::Sender::under_way`] counts the message that the sink keeps as well.)
     pub fn under_way(&self) -> Option<usize> {
-        match self.kept {
+        match self.kept.message {
             Some(_) => None,
             None => self.inner.under_way(),
         }
@@ -133,7 +155,7 @@ impl Sender {
 
     /// Sends the message that the sink keeps, as far as there is room. Whether all of it is in the ring.
     fn try_kept(&mut self) -> Result<bool> {
-        while let Some((message, written)) = &mut self.kept {
+        while let Some((message, written)) = &mut self.kept.message {
             match self.inner.send_part(message, *written) {
                 Ok(Progress::Part(bytes)) if bytes > *written => *written = bytes,
                 Ok(Progress::Part(_)) => return Ok(false),
@@ -144,7 +166,7 @@ impl Sender {
     }
 
     fn poll_kept(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        let Some((message, written)) = &mut self.kept else {
+        let Some((message, written)) = &mut self.kept.message else {
             return Poll::Ready(Ok(()));
         };
         let sent = ready!(poll_send(&self.line, &mut self.inner, cx, (message, written)));
@@ -154,7 +176,7 @@ impl Sender {
     /// After a local error the sink keeps its message: its first fragments may be in the ring.
     fn finish_kept(&mut self, sent: Result<()>) -> Result<()> {
         if !sent.as_ref().is_err_and(Error::is_local) {
-            self.kept = None;
+            self.kept.message = None;
         }
         sent
     }
@@ -188,7 +210,8 @@ impl Sender {
 
     /// The crate's own half, which the runtime no longer watches. A message that the sink keeps is lost: `flush` first. If that message
     /// is under way, the half refuses others until [`crate::Sender::send_part`] has finished it.
-    pub fn into_inner(self) -> channel::sender::Sender {
+    pub fn into_inner(mut self) -> channel::sender::Sender {
+        self.kept.message = None;
         self.inner
     }
 }
@@ -203,7 +226,7 @@ impl<T: AsRef<[u8]>> Sink<T> for Sender {
 
     fn start_send(self: Pin<&mut Self>, item: T) -> Result<()> {
         let this = self.get_mut();
-        if this.kept.is_some() {
+        if this.kept.message.is_some() {
             return Err(Error::invalid("the sink was not ready (poll_ready)"));
         }
         let message = item.as_ref();
@@ -215,7 +238,7 @@ impl<T: AsRef<[u8]>> Sink<T> for Sender {
         this.inner.has_room(message.len())?;
         let copy = copy_of(message)?;
         if let Progress::Part(written) = this.inner.send_part(&copy, 0)? {
-            this.kept = Some((copy, written));
+            this.kept.message = Some((copy, written));
         }
         Ok(())
     }

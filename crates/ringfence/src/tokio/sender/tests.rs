@@ -223,7 +223,7 @@ impl Bench {
             }
             Call::TrySend(size) => {
                 let message = self.message(size);
-                let waits = self.sender.kept.is_some();
+                let waits = self.sender.kept.message.is_some();
                 let sent = self.sender.try_send(&message);
                 if waits && matches!(sent, Ok(false)) {
                     return;
@@ -247,6 +247,7 @@ impl Bench {
                 let is_taken = self
                     .sender
                     .kept
+                    .message
                     .as_ref()
                     .is_some_and(|(taken, _)| *taken == message);
                 if sent.map_or(is_taken, |sent| self.judge(size, sent).is_some()) {
@@ -274,7 +275,7 @@ impl Bench {
                 check_flushed(lost, closed);
             }
             Call::End => {
-                if self.sender.kept.is_some() && !self.closed {
+                if self.sender.kept.message.is_some() && !self.closed {
                     self.accepted.pop();
                     self.lost = true;
                 }
@@ -284,7 +285,7 @@ impl Bench {
             Call::PeerReads => read(&mut self.peer, &mut self.received),
         }
         // The first call that would have sent it has said so.
-        self.lost &= self.sender.kept.is_some();
+        self.lost &= self.sender.kept.message.is_some();
     }
 
     /// The sender works after these calls, and the peer receives each accepted message.
@@ -382,4 +383,34 @@ fn an_open_reservation_delays_the_message_of_the_sink() {
     drop(reserved);
     bench.accepted.push(message);
     bench.finish();
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+fn a_message_that_is_dropped_with_its_sink_does_not_look_like_an_end() {
+    for (flushes, ends) in [(false, false), (true, false), (false, true)] {
+        let mut bench = Bench::new(true);
+        let message = bench.message(LONG);
+        let fed = bench.poll(1, async |sender| sender.feed(&message).await);
+        fed.expect("the sink was ready").expect("an open channel");
+        if flushes {
+            let flushed = bench.poll(READY, async |sender| SinkExt::<&[u8]>::flush(sender).await);
+            flushed.expect("an end").expect("an open channel");
+        }
+        if ends {
+            bench.sender.end();
+        }
+        let Bench {
+            sender,
+            mut peer,
+            mut received,
+            ..
+        } = bench;
+        drop(sender);
+        peer.receiver().poll_line().expect("no violation");
+        read(&mut peer, &mut received);
+        assert!(peer.receiver().is_ended().expect("no violation"));
+        assert_eq!(peer.receiver().is_cut(), !flushes && !ends);
+        assert_eq!(received.last() == Some(&message), flushes);
+    }
 }
