@@ -157,9 +157,14 @@ struct Locks {
 impl Table {
     fn open() -> io::Result<Self> {
         let table = Self(File::open("/proc/locks")?);
-        // The kernel allocates its buffer at the first read, and keeps it.
-        table.read()?;
-        Ok(table)
+        // The kernel allocates its buffer at the first read, and keeps it. One piece is enough: the table has a
+        // line for each lock on the system, which are thousands beside a publisher with thousands of subscribers.
+        loop {
+            match table.0.read_at(&mut [0; 4096], 0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => return read.map(|_| table),
+            }
+        }
     }
 
     fn read(&self) -> io::Result<Locks> {
