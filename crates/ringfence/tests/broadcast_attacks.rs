@@ -329,7 +329,7 @@ fn a_handshake_that_dawdles_holds_the_publisher_up_no_longer_than_a_subscriber_m
     // It is refused, and not let in at a place that is overwritten.
     let refused = publisher.next().unwrap();
     assert!(
-        matches!(&refused, PublisherEvent::Refused(refused) if refused.error.code() == "CLOSED"),
+        matches!(&refused, PublisherEvent::Refused(refused) if refused.error.code() == "EVICTED"),
         "{refused:?}"
     );
     // The place is free for the next.

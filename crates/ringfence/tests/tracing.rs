@@ -11,8 +11,8 @@ use std::{
 };
 
 use ringfence::{
-    Address, Arrival, Audience, Channel, Channels, Error, GoneReason, Listener, Policy, PublisherEvent,
-    connect, listen, member, publish, subscribe,
+    Address, Arrival, Audience, Broadcaster, Channel, Channels, Error, GoneReason, Listener, Policy,
+    PublisherEvent, connect, listen, member, publish, subscribe,
 };
 use support::{Actor, TIME_LIMIT, accepted, fresh_address, handshakes_of, say, small, wait_for_test, wire};
 use tracing::{
@@ -62,6 +62,18 @@ fn role() {
             });
             wait_for_test();
         }
+        "subscribes late" => {
+            watch();
+            // Before its READY.
+            let is_last_check: fn(&str, &Fields) -> bool =
+                |_, fields| fields.get("step").is_some_and(|step| step == "final");
+            let _resumed = when(&address, is_last_check, || {
+                say("late");
+                wait_for_test();
+            });
+            say(subscribe_and_read(&address));
+        }
+        "subscribes and reads" => say(subscribe_and_read(&address)),
         "is a member" => {
             let _membership = member(&address, &small()).unwrap();
             wait_for_test();
@@ -78,6 +90,21 @@ fn role() {
             wait_for_test();
         }
         other => panic!("no role {other}"),
+    }
+}
+
+/// The code of the error that ends it.
+fn subscribe_and_read(address: &Address) -> &'static str {
+    let mut subscription = match subscribe(address, &small()) {
+        Ok(subscription) => subscription,
+        Err(error) => return error.code(),
+    };
+    loop {
+        match subscription.receive(&mut [0; 4096]) {
+            Ok(Some(_)) => {}
+            Ok(None) => return "the end",
+            Err(error) => return error.code(),
+        }
     }
 }
 
@@ -515,6 +542,55 @@ fn one_that_was_evicted_has_that_reason_though_the_program_lets_go_of_it_meanwhi
         PublisherEvent::Gone(_, GoneReason::Evicted)
     ));
     assert_eq!(broadcaster.stats().evicted, 1);
+}
+
+/// Sends more than the ring takes, so that what has not been read by then was in the way.
+fn send_two_rings(sender: &mut Broadcaster) {
+    for _ in 0..80 {
+        sender.send(&[0; 100]).unwrap();
+    }
+}
+
+#[test]
+fn a_subscriber_that_is_evicted_before_it_is_ready_is_told_so() {
+    let (address, _kept) = fresh_address(false);
+    let options = small().stall(Duration::from_millis(50));
+    let (mut sender, audience) = publish(&address, &options).unwrap().split();
+    let mut subscriber = Actor::start("subscribes late", &[&address.to_string()]);
+    subscriber.expect("late");
+    send_two_rings(&mut sender);
+    subscriber.go_on();
+    subscriber.expect("EVICTED");
+    let refused = audience.next().unwrap();
+    assert!(
+        matches!(&refused, PublisherEvent::Refused(refused) if refused.error.code() == "EVICTED"),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_subscriber_that_is_evicted_after_the_last_check_is_told_so() {
+    watch();
+    let (address, _kept) = fresh_address(false);
+    let options = small().stall(Duration::from_millis(50));
+    let (mut sender, audience) = publish(&address, &options).unwrap().split();
+    let (open, opened) = mpsc::channel();
+    let (resume, resumed) = mpsc::channel();
+    // It has got READY, and is not in the list of subscribers yet.
+    let _told = when(&address, MOMENTS[2], move || {
+        open.send(()).unwrap();
+        resumed.recv_timeout(TIME_LIMIT)
+    });
+    let subscriber = Actor::start("subscribes and reads", &[&address.to_string()]);
+    opened.recv_timeout(TIME_LIMIT).expect("a handshake");
+    send_two_rings(&mut sender);
+    resume.send(()).unwrap();
+    subscriber.expect("EVICTED");
+    assert!(matches!(audience.next(), Ok(PublisherEvent::Subscriber(_))));
+    assert!(matches!(
+        audience.next(),
+        Ok(PublisherEvent::Gone(_, GoneReason::Evicted))
+    ));
 }
 
 /// However many silent ones a busy service finds at a time: as many give way as it takes.

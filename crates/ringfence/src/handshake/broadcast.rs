@@ -91,7 +91,7 @@ impl PublishedRing {
 }
 
 /// The starting position of a new subscriber. While this value exists, the ring is not overwritten from there
-/// on. The exception is a subscriber whose handshake takes too long and that was evicted in the meantime.
+/// on, unless the subscriber is evicted before its handshake is complete.
 #[derive(Debug)]
 pub(crate) struct HeldStart {
     pub(crate) held: Held,
@@ -114,14 +114,14 @@ impl HeldStart {
         self.ring.readers.activate(self.held.number, control, bell)
     }
 
-    /// Fails if the subscriber was evicted during its handshake.
+    /// Fails with [`Error::Evicted`] if the position is no longer kept because the handshake has delayed the
+    /// publisher for too long.
     pub(super) fn check(&self) -> Result<()> {
         if self.ring.readers.has(self.held.number) {
-            return Ok(());
+            Ok(())
+        } else {
+            Err(Error::Evicted)
         }
-        Err(Error::Closed(
-            "the subscriber's handshake has delayed the publisher for too long",
-        ))
     }
 }
 

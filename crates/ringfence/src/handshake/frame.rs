@@ -481,6 +481,11 @@ impl Refuse {
         self.code == Code::Unable && ["CLOSED", "HANDSHAKE_TIMEOUT"].contains(&&*self.check)
     }
 
+    /// Returns whether a publisher has evicted the subscriber that it refuses.
+    pub(super) fn is_eviction(&self) -> bool {
+        self.code == Code::Unable && self.check == Error::Evicted.code()
+    }
+
     /// Converts the peer's refusal into this side's error.
     pub(crate) fn into_error(self, address: &str) -> Error {
         match self.code {

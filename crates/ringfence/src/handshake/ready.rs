@@ -7,7 +7,7 @@ use crate::{
     handshake::frame::{Frame, TAKES_BARRIERS, check_echo},
     handshake::objects::Objects,
     handshake::parts::{Parts, Role},
-    handshake::side::{Side, Talk},
+    handshake::side::{RingRole, Side, Talk},
     identity::Identity,
     rendezvous::inherit::Inheritance,
     trace::Tie,
@@ -51,11 +51,16 @@ impl Side<'_> {
     }
 
     pub(super) fn expect_ready(&self, talk: &mut Talk, count: usize) -> Result<Vec<OwnedFd>> {
-        let (frame, descriptors) = self
-            .line(&talk.line, talk.peer.credentials)
-            .expect_with("the peer's READY", count)?;
-        let Frame::Ready(echo) = frame else {
-            return Err(Error::Protocol("expected READY, received another frame".into()));
+        let line = self.line(&talk.line, talk.peer.credentials);
+        let (frame, descriptors) = line.receive("the peer's READY", count)?;
+        let echo = match frame {
+            Frame::Ready(echo) => echo,
+            // Only a publisher can evict this side, so the word counts only for a subscriber.
+            Frame::Refuse(refuse) if matches!(self.role, RingRole::Subscriber) && refuse.is_eviction() => {
+                return Err(Error::Evicted);
+            }
+            Frame::Refuse(refuse) => return Err(refuse.into_error(line.address)),
+            _ => return Err(Error::Protocol("expected READY, received another frame".into())),
         };
         if descriptors.len() != count {
             return Err(Error::ObjectUnsound {
