@@ -315,13 +315,21 @@ impl Doorbell {
     }
 
     fn has_ended(&self) -> bool {
-        let ends = self.ends();
-        let mut polled: Vec<_> = ends
-            .watched()
-            .map(|(descriptor, flags)| PollFd::new(descriptor, flags))
-            .collect();
+        let mut polled = [
+            PollFd::new(self.line.as_fd(), sys::socket::HUNG_UP),
+            self.peers_process(),
+        ];
         // A poll that fails has seen nothing; the next one will.
         poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Ready once the peer's process has ended: the line ends with it, unless another process holds the peer's end of that open. Without a
+    /// pidfd, the line once more, since a list of a fixed length needs no allocation.
+    fn peers_process(&self) -> PollFd<'_> {
+        match &self.pidfd {
+            Some(pidfd) => PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
+            None => PollFd::new(self.line.as_fd(), PollFlags::empty()),
+        }
     }
 
     /// Leaves one bell, since a line that holds one is readable. The end of the line is found by the wait that follows.
@@ -527,22 +535,16 @@ impl Doorbell {
     }
 
     fn poll(&self, deadline: Option<Instant>) -> Result<Found> {
-        let mut polled = vec![PollFd::new(
-            self.line.as_fd(),
-            PollFlags::POLLIN | sys::socket::HUNG_UP,
-        )];
-        // The line ends with the peer, unless another process holds the peer's end of it open.
-        polled.extend(
-            self.pidfd
-                .as_ref()
-                .map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)),
-        );
+        let mut polled = [
+            PollFd::new(self.line.as_fd(), PollFlags::POLLIN | sys::socket::HUNG_UP),
+            self.peers_process(),
+        ];
         match poll(&mut polled, timeout(deadline)) {
             Ok(_) | Err(Errno::EINTR) => {
-                let found = |index: usize| match polled.get(index) {
-                    // nix does not know POLLRDHUP, and answers with nothing where it is among what was found.
-                    Some(fd) => fd.revents().unwrap_or(PollFlags::POLLIN | sys::socket::HUNG_UP),
-                    None => PollFlags::empty(),
+                // nix does not know POLLRDHUP, and returns `None` if it is set.
+                let found = |index: usize| {
+                    let found: Option<_> = polled[index].revents();
+                    found.unwrap_or(PollFlags::POLLIN | sys::socket::HUNG_UP)
                 };
                 let rung = found(0).contains(PollFlags::POLLIN);
                 Ok(Found {
@@ -560,12 +562,11 @@ impl Doorbell {
     /// is. Returns at once where the peer is gone, however that was found: the caller may not have been told.
     pub(crate) fn wait_beside(&self, other: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
         // POLLHUP is told without being asked for.
-        let mut polled = vec![
+        let mut polled = [
             PollFd::new(other, PollFlags::POLLIN),
             PollFd::new(self.line.as_fd(), PollFlags::empty()),
+            self.peers_process(),
         ];
-        let pidfd = self.pidfd.as_ref();
-        polled.extend(pidfd.map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)));
         if !poll_for_token(&mut polled, deadline)? {
             return Ok(false);
         }
