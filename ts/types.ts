@@ -189,8 +189,8 @@ export type Delivery = 'reliable' | 'best-effort' | 'latest'
 /** What {@link publish} takes. A subscriber has no ring of its own, so there is none to limit; nothing is received. */
 export interface PublishOptions extends Omit<ListenOptions, 'maxPeerCapacity' | 'allowHalfOpen'> {
   /**
-   * Milliseconds for which one reliable subscriber may hold the publisher up, in all, since it was last less than half the ring behind
-   * (5,000); then it is evicted. Infinity: never.
+   * Milliseconds for which one reliable subscriber may hold the publisher up, in all, until it has caught up (5,000); then it is
+   * evicted. It has caught up once it has read everything that was published when it last held the publisher up. Infinity: never.
    */
   stall?: number
   /** What subscribers may ask for (all three). */

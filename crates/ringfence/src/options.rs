@@ -278,9 +278,9 @@ impl Options {
         self
     }
 
-    /// Sets how long one reliable subscriber may delay a [`Publisher`](crate::Publisher) (5 s) before it is
-    /// evicted. The delays are added up, and the sum is reset when the subscriber is less than half the ring
-    /// behind. Time counts while a message waits for space in the ring. [`Duration::MAX`]: never.
+    /// Sets how long one reliable subscriber may delay a [`Publisher`](crate::Publisher) in total (5 s) before it is
+    /// evicted. Time counts while a message waits for space in the ring. The total is reset once the subscriber has
+    /// read everything that was published when it last delayed the publisher. [`Duration::MAX`]: never.
     #[must_use]
     pub fn stall(mut self, time: Duration) -> Self {
         self.stall = time;

@@ -16,6 +16,9 @@ use support::{Actor, TIME_LIMIT, fresh_address, say, wait_for_test};
 
 const CAPACITY: u64 = 64 << 10;
 
+/// Of a subscriber that pauses for a quarter of it.
+const STALL: Duration = Duration::from_secs(2);
+
 /// Messages of a long run.
 const COUNT: u64 = 20_000;
 
@@ -139,6 +142,7 @@ fn role() {
                 Err(error) => say(format!("{}: {error}", error.code())),
             }
         }
+        "in bursts" => as_in_bursts(arguments),
         "publishes" => as_publishes(arguments),
         "some" => as_some(arguments),
         "loops" => as_loops(arguments),
@@ -175,6 +179,23 @@ fn mapped() -> usize {
     maps.lines()
         .filter(|line| line.contains("memfd:ringfence"))
         .count()
+}
+
+/// Reads up to the message that the test names, says so, and pauses until the next name.
+fn as_in_bursts(arguments: &[String]) {
+    let mut subscription = join(arguments);
+    let mut into = [0; 2048];
+    let mut words = std::io::stdin().lines();
+    while let Some(Ok(word)) = words.next() {
+        let wanted: u64 = word.parse().unwrap();
+        while subscription.sequence() < wanted {
+            match subscription.receive(&mut into) {
+                Ok(Some(length)) => assert_eq!(number(&into[..length]), subscription.sequence()),
+                other => return say(format!("{other:?}")),
+            }
+        }
+        say("read");
+    }
 }
 
 fn as_publishes(arguments: &[String]) {
@@ -345,6 +366,51 @@ fn one_that_does_not_read_is_evicted_after_its_stall_and_is_told() {
     slow.finish();
     publisher.end();
     alive.expect(&format!("{count} from 1 to {count}, lost 0, closed"));
+}
+
+/// Has a subscriber pause with a full ring, for a part of its stall each time, and then read up to what `catches_up` makes of the last
+/// message. Returns what the subscriber says in the end, and the longest pause: a machine that stops for a whole stall proves nothing.
+fn pauses(rounds: u32, catches_up: impl Fn(u64) -> u64) -> (String, Duration) {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options().stall(STALL)).unwrap();
+    let mut reader = subscriber("in bursts", &address, "reliable", "now");
+    let (mut sent, mut longest) = (0, Duration::ZERO);
+    let mut word = String::new();
+    for _ in 0..rounds {
+        let since = Instant::now();
+        while publisher.try_send(&message(sent + 1, 1000)).unwrap() {
+            sent += 1;
+        }
+        thread::sleep(STALL / 4);
+        // There is room for a message before the subscriber has caught up.
+        for read in [sent - 48, catches_up(sent)] {
+            reader.tell(&read.to_string());
+            word = reader.hear();
+            longest = longest.max(since.elapsed());
+            if word != "read" {
+                return (word, longest);
+            }
+            sent += 1;
+            assert!(publisher.try_send(&message(sent, 1000)).unwrap());
+        }
+    }
+    (word, longest)
+}
+
+#[test]
+fn one_that_pauses_for_less_than_its_stall_and_catches_up_each_time_is_never_evicted() {
+    loop {
+        let (word, longest) = pauses(7, |sent| sent);
+        if longest < STALL {
+            break assert_eq!(word, "read");
+        }
+    }
+}
+
+#[test]
+fn one_that_pauses_as_long_and_never_catches_up_is_evicted() {
+    let (word, _) = pauses(60, |sent| sent - 17);
+    assert_eq!(word, "Err(Evicted)");
 }
 
 /// The program need not call again for that.

@@ -3,8 +3,8 @@
 //!
 //! `backing` is the kind of memory, `seals` are the seals of a memfd, and `room` checks whether memory is
 //! available (`cgroup` by the limits of cgroups). `create` makes an object, and `accept` checks an object that
-//! the peer made. `mapping` maps an object into this process. `layout` has the offsets of its words, and
-//! `phase` the meaning of one of them.
+//! the peer made. `mapping` maps an object into this process. `layout` has the offsets of its words, `phase`
+//! the meaning of one of them, and `by_slot` the state kept for each subscriber.
 //!
 //! `own` is the region that this process writes. `peer` is the region that it can only read. `access`, `copy`
 //! and `storage` are their tools. `wipe` erases the messages, except a range that `hold` marks as being
@@ -22,6 +22,7 @@
 pub(crate) mod accept;
 pub(crate) mod access;
 pub(crate) mod backing;
+pub(crate) mod by_slot;
 mod cgroup;
 pub(crate) mod copy;
 pub(crate) mod create;

@@ -9,7 +9,7 @@
 //! its own.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     mem,
     sync::{
         Arc, OnceLock, Weak,
@@ -26,7 +26,7 @@ use crate::{
     channel::state::{AtomicState, ChannelState},
     channel::verify::{Verified, Verifier, WeakVerifier},
     endpoint::acceptor::Refused,
-    endpoint::broadcast::stalls::{Position, Stalls},
+    endpoint::broadcast::stalls::Charging,
     endpoint::broadcast::watches::Watches,
     endpoint::events::End,
     endpoint::handle::Worker,
@@ -70,7 +70,7 @@ pub(crate) struct Broadcast {
     /// Newcomers are not let in any more, as the program wishes.
     pub(super) sealed: AtomicBool,
     pub(super) watches: Arc<Watches>,
-    pub(super) stalls: Mutex<Stalls>,
+    pub(super) charging: Mutex<Charging>,
     /// The thread that keeps the address.
     pub(super) worker: Worker,
     /// Subscribers that were too slow.
@@ -81,8 +81,8 @@ impl Drop for Broadcast {
     fn drop(&mut self) {
         if self.state.is(ChannelState::Inherited, Ordering::Relaxed) {
             // In a child: another thread of the parent may have been changing these at the moment of the fork.
-            let nothing = Stalls::new(Duration::MAX, self.capacity);
-            mem::forget(mem::replace(self.stalls.get_mut(), nothing));
+            let nothing = Charging::new(Duration::MAX);
+            mem::forget(mem::replace(self.charging.get_mut(), nothing));
             mem::forget(Arc::clone(&self.ring));
         }
     }
@@ -91,7 +91,8 @@ impl Drop for Broadcast {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     seats: TakenSeats,
-    list: Vec<Seated>,
+    /// By number.
+    list: BTreeMap<u64, Seated>,
     /// Subscribers that were listed, and whose end the program was not told yet.
     untold_ends: usize,
     /// The publisher has ended, and so have the channels with all that were listed then.
@@ -318,7 +319,7 @@ impl Shared<Broadcast> {
         };
         {
             let mut state = self.state();
-            state.list.push(seated);
+            state.list.insert(number, seated);
             state.untold_ends += 1;
         }
         self.tell(PublisherEvent::Subscriber(self.handle(&member)));
@@ -370,7 +371,7 @@ impl Shared<Broadcast> {
             return Vec::new();
         }
         let state = self.state();
-        let members = state.list.iter().map(|seated| &seated.member);
+        let members = state.list.values().map(|seated| &seated.member);
         members
             .filter(|member| member.gone.get().is_none())
             .map(|member| self.handle(member))
@@ -384,7 +385,7 @@ impl Shared<Broadcast> {
             return (0, evicted);
         }
         let state = self.state();
-        let members = state.list.iter().map(|seated| &seated.member);
+        let members = state.list.values().map(|seated| &seated.member);
         (
             members.filter(|member| member.gone.get().is_none()).count(),
             evicted,
@@ -393,14 +394,17 @@ impl Shared<Broadcast> {
 
     fn links(&self) -> Vec<Arc<channel::Shared>> {
         let state = self.state();
-        state.list.iter().map(|seated| Arc::clone(&seated.link)).collect()
+        state
+            .list
+            .values()
+            .map(|seated| Arc::clone(&seated.link))
+            .collect()
     }
 
     /// The channel of a subscriber, if that has not ended.
     pub(super) fn link(&self, number: u64) -> Option<Arc<channel::Shared>> {
         let state = self.state();
-        let seated = state.list.iter().find(|seated| seated.member.number == number)?;
-        Some(Arc::clone(&seated.link))
+        state.list.get(&number).map(|seated| Arc::clone(&seated.link))
     }
 
     /// Has a look whether a subscriber has gone. `rung`: takes its bells from the line.
@@ -440,7 +444,7 @@ impl Shared<Broadcast> {
             let state = self.state();
             state
                 .list
-                .iter()
+                .values()
                 .map(|seated| Arc::clone(&seated.member))
                 .collect()
         };
@@ -549,16 +553,9 @@ impl Shared<Broadcast> {
     }
 
     fn let_go(self: &Arc<Self>, member: &Arc<Member>, reason: GoneReason) {
-        let link = {
-            let mut state = self.state();
-            let at = state
-                .list
-                .iter()
-                .position(|seated| seated.member.number == member.number);
-            at.map(|at| state.list.swap_remove(at))
-        };
+        let seated = self.state().list.remove(&member.number);
         // Not under the lock.
-        drop(link);
+        drop(seated);
         self.gone(member, reason);
         self.end_events_once_told(|state| state.untold_ends -= 1);
         self.watches.wake_sender();
@@ -567,10 +564,11 @@ impl Shared<Broadcast> {
 
     /// A message waits until all have read up to the goal.
     pub(super) fn begin_stall(&self, goal: u64) {
-        let mut stalls = self.stalls.lock();
-        let (positions, tail) = self.positions();
-        let sooner = stalls.begin(goal, &positions, tail, Instant::now());
-        drop(stalls);
+        let mut guard = self.charging.lock();
+        let Charging { stalls, positions } = &mut *guard;
+        self.ring.readers.reliable(positions);
+        let sooner = stalls.begin(goal, positions, self.tail(), Instant::now());
+        drop(guard);
         if sooner {
             self.watches.wake_watcher();
         }
@@ -578,50 +576,51 @@ impl Shared<Broadcast> {
 
     /// It has found room, or is given up.
     pub(super) fn end_stall(&self) {
-        let mut stalls = self.stalls.lock();
-        let (positions, tail) = self.positions();
-        stalls.end(&positions, tail, Instant::now());
+        let Charging { stalls, positions } = &mut *self.charging.lock();
+        self.ring.readers.reliable(positions);
+        stalls.end(positions, Instant::now());
     }
 
-    /// How far the reliable subscribers have read, and the tail after that. To be read under the lock of the stalls: two looks at one
-    /// subscriber are told in the order in which they were made.
-    fn positions(&self) -> (Vec<Position>, u64) {
-        let positions = self.ring.readers.reliable();
-        (positions, self.tail())
-    }
-
-    /// Lets go of those that have held the publisher up for too long. When to look again.
+    /// Evicts the subscribers that have held the publisher up for too long. Returns when to check again.
     fn evict(&self) -> Option<Instant> {
-        let mut stalls = self.stalls.lock();
-        let (positions, tail) = self.positions();
-        let found = stalls.look(&positions, tail, Instant::now());
+        let mut guard = self.charging.lock();
+        let Charging { stalls, positions } = &mut *guard;
+        if stalls.is_idle() {
+            return None;
+        }
+        self.ring.readers.reliable(positions);
+        let found = stalls.look(positions, Instant::now());
         let stall = stalls.limit();
-        drop(stalls);
+        drop(guard);
         for link in found.liars.iter().filter_map(|number| self.link(*number)) {
             let what = "it has shown two positions, of which the later one is lower";
             // It is told how it ended.
             let _ = link.judge::<()>(Err(Error::RingCorrupt(what.into())));
         }
         for number in &found.over {
-            let number = *number;
-            match self.link(number) {
-                Some(link) => {
-                    link.finish(ChannelState::Evicted);
-                    // Another end may have come first.
-                    if link.state.get() == ChannelState::Evicted {
-                        let head = positions.iter().find(|(other, _)| *other == number);
-                        let lag = head.map_or(0, |(_, head)| tail.saturating_sub(*head));
-                        link.tie.evicted(lag, stall);
-                    }
-                }
-                // Its handshake dawdles.
-                None => self.ring.readers.release(number),
-            }
+            self.evict_one(*number, stall);
         }
         if found.may_go_on || !found.over.is_empty() || !found.liars.is_empty() {
             self.watches.wake_sender();
         }
         found.next
+    }
+
+    fn evict_one(&self, number: u64, stall: Duration) {
+        let readers = &self.ring.readers;
+        // A subscriber that is not listed is still in its handshake, which then fails. If the handshake ends at this moment, the reader is
+        // active, and the subscriber was listed before that.
+        let mut link = self.link(number);
+        if link.is_none() && !readers.release_inactive(number) {
+            link = self.link(number);
+        }
+        let Some(link) = link else { return };
+        let lag = readers.lag(number);
+        link.finish(ChannelState::Evicted);
+        // Another end may have come first.
+        if link.state.get() == ChannelState::Evicted {
+            link.tie.evicted(lag, stall);
+        }
     }
 }
 
@@ -632,8 +631,8 @@ pub(super) fn watch(watches: &Watches, publisher: &Weak<Shared<Broadcast>>) {
         let Some(publisher) = publisher.upgrade() else {
             return;
         };
-        for number in numbers {
-            publisher.look_at(number, false);
+        for number in numbers.iter() {
+            publisher.look_at(*number, false);
         }
         until = publisher.evict();
     }

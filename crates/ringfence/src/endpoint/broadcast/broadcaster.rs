@@ -7,7 +7,7 @@
 use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -26,6 +26,7 @@ use crate::{
     memory::own::OwnRegion,
     memory::peer::PeerRegion,
     ring::fan_out::writer::FanOut,
+    wake::doorbell::Doorbell,
     wake::parking::many::{FanWaker, RoomSleeper, Watched},
 };
 
@@ -57,7 +58,8 @@ const CHARGED_AGAIN: Duration = Duration::from_millis(5);
 /// The half of a [`Publisher`](crate::Publisher) that sends. It can live on another thread than the other half, the
 /// [`Audience`](crate::Audience), as newcomers are let in beside it.
 ///
-/// A message is written once, whatever the number of subscribers. Nothing here allocates.
+/// A message is written once, whatever the number of subscribers. Sending allocates nothing, unless the first message after a change of
+/// the list of subscribers needs room for a longer one.
 #[derive(Debug)]
 pub struct Broadcaster {
     pub(super) shared: Arc<Shared<Broadcast>>,
@@ -83,49 +85,49 @@ pub struct Broadcaster {
 #[derive(Debug)]
 pub(super) struct Writing {
     pub(super) ring: FanOut<OwnRegion, PeerRegion, ReaderBell>,
-    waker: FanWaker<OwnRegion, PeerRegion>,
+    waker: FanWaker<OwnRegion, PeerRegion, Weak<Doorbell>>,
     sleeper: RoomSleeper<OwnRegion>,
-    /// The list of readers that the waker has.
+    /// The generation of the list of readers that the waker has.
     known: u64,
 }
 
 impl Writing {
-    /// Wakes those that sleep, after a publication.
+    /// Wakes the readers that sleep, after a publication.
     #[inline]
     fn wake(&mut self, shared: &Shared<Broadcast>) {
         let Self {
             ring, waker, known, ..
         } = self;
-        let mut sleepers = Vec::new();
-        let changed = || {
+        let update = |waker: &mut FanWaker<_, _, _>| {
             let generation = shared.ring.readers.generation();
-            if generation == *known {
-                return None;
+            if generation != *known {
+                *known = generation;
+                update_waker(waker, ring);
             }
-            *known = generation;
-            ring.refresh();
-            let watched = ring.active().map(|(slot, control, bell)| Watched {
-                slot,
-                control: control.clone(),
-                barriers: bell.barriers,
-            });
-            Some(watched.collect())
         };
-        waker.wake(changed, |slot| sleepers.push(slot));
-        if !sleepers.is_empty() {
-            self.ring(&sleepers);
-        }
+        waker.wake(update, wake_reader);
     }
+}
 
-    #[cold]
-    fn ring(&self, slots: &[usize]) {
-        for (slot, _, bell) in self.ring.active() {
-            if slots.contains(&slot)
-                && let Some(doorbell) = bell.doorbell.upgrade()
-            {
-                doorbell.ring();
-            }
-        }
+#[cold]
+fn update_waker(
+    waker: &mut FanWaker<OwnRegion, PeerRegion, Weak<Doorbell>>,
+    ring: &mut FanOut<OwnRegion, PeerRegion, ReaderBell>,
+) {
+    for (slot, active) in ring.changes() {
+        let watched = active.map(|(control, bell)| Watched {
+            control,
+            barriers: bell.barriers,
+            bell: bell.doorbell,
+        });
+        waker.watch(slot, watched);
+    }
+}
+
+#[cold]
+fn wake_reader(doorbell: &Weak<Doorbell>) {
+    if let Some(doorbell) = doorbell.upgrade() {
+        doorbell.ring();
     }
 }
 
@@ -479,8 +481,7 @@ impl Broadcaster {
     pub fn arm(&mut self, size: usize) -> Result<bool> {
         let writing = self.writing()?;
         let Writing { ring, sleeper, .. } = writing;
-        ring.refresh();
-        sleeper.park(ring.active().map(|(_, control, _)| control))?;
+        sleeper.park(ring.reliable_controls())?;
         let room = self.has_room(size);
         if !matches!(room, Ok(false)) {
             self.disarm();

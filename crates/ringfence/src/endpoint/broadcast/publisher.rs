@@ -19,7 +19,7 @@ use crate::{
     endpoint::broadcast::batch::BroadcastBatch,
     endpoint::broadcast::broadcaster::{Broadcaster, PublisherStats},
     endpoint::broadcast::room::Room,
-    endpoint::broadcast::stalls::Stalls,
+    endpoint::broadcast::stalls::Charging,
     endpoint::broadcast::watches::Watches,
     endpoint::events::End,
     endpoint::handle::{Handle, Idle, Worker},
@@ -33,7 +33,7 @@ use crate::{
     memory::own::OwnRegion,
     options::Options,
     rendezvous::address::Address,
-    ring::fan_out::readers::Readers,
+    ring::fan_out::readers::{MOST_READERS, Readers},
     ring::items::ReservedItems,
     signal::claim,
     sys,
@@ -41,9 +41,6 @@ use crate::{
     wait::own::{begin_own_thread, is_own_thread},
     wake::parking::Barriers,
 };
-
-/// More subscribers than a process can have descriptors for.
-const MOST_SUBSCRIBERS: usize = 1 << 20;
 
 /// Binds an address to publish there. Any number of processes [`subscribe`](crate::subscribe), as many as
 /// [`Options::max_peers`] allows, and each is let in by the same handshake as an agent of a service.
@@ -132,11 +129,7 @@ fn broadcast(
     // From here on it is in no table.
     let region = object.into_region();
     region.in_use(takes_barriers);
-    let readers = Arc::new(Readers::new(
-        region.clone(),
-        OwnRegion::nowhere(),
-        MOST_SUBSCRIBERS,
-    ));
+    let readers = Arc::new(Readers::new(region.clone(), OwnRegion::nowhere(), MOST_READERS));
     Ok(Broadcast {
         limits: options.seats(),
         ring: Arc::new(PublishedRing::new(readers, kept)?),
@@ -151,7 +144,7 @@ fn broadcast(
         ended: false.into(),
         sealed: false.into(),
         watches: Arc::new(Watches::new()?),
-        stalls: Mutex::new(Stalls::new(options.stall, options.capacity)),
+        charging: Mutex::new(Charging::new(options.stall)),
         worker,
         evicted: 0.into(),
     })

@@ -1,88 +1,117 @@
-//! For how long each reliable subscriber has held its publisher up.
+//! The time for which each reliable subscriber has held its publisher up.
 //!
 //! Time counts while a message waits for room: from the call that was refused to the one that goes through. Every subscriber that
-//! has not read far enough is charged in full. The watcher looks every few milliseconds meanwhile, so that one that has read soon does
-//! not pay for another. What it was charged is forgotten once it is less than half the ring behind.
+//! has not read far enough is charged in full. The watcher checks every few milliseconds in the meantime, so that a subscriber that
+//! reads soon does not pay for another.
+//!
+//! A charge is forgotten once the subscriber has read everything that was published when it was last charged. A position only grows,
+//! so the next check finds this whenever it is made: no check has to fall between the catching up and the next full ring.
 //!
 //! A position is the subscriber's own word, and one that shows the sender another than the watcher would never be charged. So the highest
 //! that either has seen is kept: a lower one is a lie.
+//!
+//! A check costs a few steps for each reliable subscriber, and allocates nothing: the sender makes two for each message that waits.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-/// Between two looks: while a message waits, or a subscriber that was charged moves; and at most, where none of them does.
-const LOOKS: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
+use crate::ring::fan_out::readers::slot_of;
+
+/// The pause between two checks while a message waits.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A reliable subscriber: its number, and how far it has read.
 pub(super) type Position = (u64, u64);
 
-/// What the subscribers are charged. The sending thread says when a message waits; the watcher lets go of those whose time is up.
+/// The accounts, and the memory for the positions that a check compares them with: under one lock, so that two positions of one
+/// subscriber are compared in the order in which they were read.
+#[derive(Debug)]
+pub(super) struct Charging {
+    pub(super) stalls: Stalls,
+    pub(super) positions: Vec<Position>,
+}
+
+impl Charging {
+    /// `limit`: [`Duration::MAX`] is never.
+    pub(super) fn new(limit: Duration) -> Self {
+        Self {
+            stalls: Stalls::new(limit),
+            positions: Vec::new(),
+        }
+    }
+}
+
+/// The accounts of the reliable subscribers. The sending thread says when a message waits; the watcher evicts the subscribers whose time is
+/// up.
 #[derive(Debug)]
 pub(super) struct Stalls {
     limit: Duration,
-    half: u64,
     waiting: Option<Waiting>,
-    charged: HashMap<u64, Duration>,
-    /// The highest position that each has shown.
-    highest: HashMap<u64, u64>,
-    /// Those that have gone back, until the watcher has let go of them.
+    /// By slot.
+    accounts: Vec<Account>,
+    /// Subscribers whose position has gone back, until the watcher has closed their channels.
     liars: Vec<u64>,
-    /// What the last look has found, and the pause after it.
-    last: Vec<Position>,
-    pause: Duration,
-    /// When the watcher looks again by itself.
+    /// When the watcher checks again by itself.
     alarm: Option<Instant>,
 }
 
-/// What a look has found.
+/// The account of the last reliable subscriber that had a slot.
+#[derive(Debug, Clone, Copy, Default)]
+struct Account {
+    number: u64,
+    /// The highest position that it has shown.
+    highest: u64,
+    has_lied: bool,
+    /// It was in the way of the message that waits when it was last checked.
+    is_behind: bool,
+    /// The time for which it has held the publisher up since it last caught up.
+    charged: Duration,
+    /// The publisher's tail at the last charge: there it has caught up.
+    tail: u64,
+}
+
+impl Account {
+    fn charge(&mut self, time: Duration, tail: u64) {
+        self.charged = self.charged.saturating_add(time);
+        self.tail = tail;
+    }
+
+    fn forget_if_caught_up(&mut self) {
+        if self.highest >= self.tail {
+            self.charged = Duration::ZERO;
+        }
+    }
+}
+
+/// The result of a check.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Found {
     /// The subscribers whose time is up.
     pub(super) over: Vec<u64>,
     /// Those whose position has gone back.
     pub(super) liars: Vec<u64>,
-    /// A message waits, and no subscriber is in its way. A subscriber that has made room, and has not said so by its bell, would let the sender
-    /// sleep.
+    /// A message waits, and no subscriber is in its way. The sender must be woken: a subscriber that made room may not have rung.
     pub(super) may_go_on: bool,
-    /// When to look again.
+    /// When to check again.
     pub(super) next: Option<Instant>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Waiting {
-    /// Where every subscriber must have read to.
+    /// The position that every subscriber must have read up to.
     goal: u64,
-    /// Up to here it was charged.
+    /// The publisher's tail.
+    tail: u64,
+    /// Up to here the subscribers in its way were charged.
     since: Instant,
-    /// The subscribers that had not read that far then.
-    behind: Vec<u64>,
-}
-
-impl Waiting {
-    fn is_behind(&self, (_, head): &Position) -> bool {
-        *head < self.goal
-    }
-
-    fn all_behind(&self, positions: &[Position]) -> Vec<u64> {
-        let behind = positions.iter().filter(|position| self.is_behind(position));
-        behind.map(|(number, _)| *number).collect()
-    }
 }
 
 impl Stalls {
-    /// `limit`: [`Duration::MAX`] is never.
-    pub(super) fn new(limit: Duration, capacity: u64) -> Self {
+    fn new(limit: Duration) -> Self {
         Self {
             limit,
-            half: capacity / 2,
             waiting: None,
-            charged: HashMap::new(),
-            highest: HashMap::new(),
+            accounts: Vec::new(),
             liars: Vec::new(),
-            last: Vec::new(),
-            pause: LOOKS[0],
             alarm: None,
         }
     }
@@ -91,126 +120,114 @@ impl Stalls {
         self.limit
     }
 
-    /// A message waits until all have read up to the goal. Whether the watcher must be woken to look sooner than it would.
+    /// A message waits until all have read up to the goal. Returns whether the watcher must be woken to check sooner than it would.
     pub(super) fn begin(&mut self, goal: u64, positions: &[Position], tail: u64, now: Instant) -> bool {
         if self.limit == Duration::MAX {
             return false;
         }
-        self.note(positions);
-        self.charge(positions, now);
-        let mut waiting = Waiting {
+        let next = Waiting {
             goal,
+            tail,
             since: now,
-            behind: Vec::new(),
         };
-        waiting.behind = waiting.all_behind(positions);
-        self.waiting = Some(waiting);
-        self.forget(positions, tail);
         let before = self.alarm;
-        let after = self.arm(positions, now);
-        before.is_none_or(|before| after.is_some_and(|after| after < before))
+        self.check(positions, now, Some(next));
+        before.is_none_or(|before| self.alarm.is_some_and(|after| after < before))
     }
 
     /// The message has found room, or is given up.
-    pub(super) fn end(&mut self, positions: &[Position], tail: u64, now: Instant) {
-        if let Some(waiting) = self.waiting.take() {
-            // They were in its way, and one of them to the last.
-            let time = now.saturating_duration_since(waiting.since);
-            self.add(&waiting.behind, time);
+    pub(super) fn end(&mut self, positions: &[Position], now: Instant) {
+        if self.waiting.is_some() {
+            let alarm = self.alarm;
+            self.check(positions, now, None);
+            // The watcher is not woken: it still checks at that time.
+            self.alarm = alarm;
         }
-        self.forget(positions, tail);
     }
 
-    /// A look at all subscribers.
-    pub(super) fn look(&mut self, positions: &[Position], tail: u64, now: Instant) -> Found {
-        self.note(positions);
-        self.charge(positions, now);
-        self.forget(positions, tail);
-        self.pause = if self.last == positions {
-            (self.pause * 2).min(LOOKS[1])
-        } else {
-            LOOKS[0]
-        };
-        self.last = positions.to_vec();
-        let over: Vec<_> = self
-            .waiting
-            .iter()
-            .flat_map(|waiting| waiting.all_behind(positions))
-            .filter(|number| self.charged.get(number).is_some_and(|time| *time >= self.limit))
-            .collect();
-        for number in &over {
-            self.charged.remove(number);
+    /// Returns whether no check can find anything until the next message waits.
+    pub(super) fn is_idle(&mut self) -> bool {
+        let is_idle = self.waiting.is_none() && self.liars.is_empty();
+        if is_idle {
+            self.alarm = None;
+        }
+        is_idle
+    }
+
+    /// The watcher's check.
+    pub(super) fn look(&mut self, positions: &[Position], now: Instant) -> Found {
+        let next = self.waiting.map(|waiting| Waiting {
+            since: now,
+            ..waiting
+        });
+        let behind = self.check(positions, now, next);
+        let mut over = Vec::new();
+        for (number, _) in positions {
+            let account = &mut self.accounts[slot_of(*number)];
+            if account.is_behind && account.charged >= self.limit {
+                account.charged = Duration::ZERO;
+                over.push(*number);
+            }
         }
         Found {
             over,
             liars: std::mem::take(&mut self.liars),
-            may_go_on: self
-                .waiting
-                .as_ref()
-                .is_some_and(|waiting| waiting.all_behind(positions).is_empty()),
-            next: self.arm(positions, now),
+            may_go_on: self.waiting.is_some() && behind == 0,
+            next: self.alarm,
         }
     }
 
-    /// Keeps how far each has come. The positions were read under the lock of all this: one that was seen later is no older.
-    fn note(&mut self, positions: &[Position]) {
-        self.highest
-            .retain(|number, _| positions.iter().any(|(other, _)| other == number));
-        for (number, head) in positions {
-            let highest = self.highest.entry(*number).or_insert(*head);
-            if *head < *highest && !self.liars.contains(number) {
-                self.liars.push(*number);
+    /// Charges the subscribers that were in the way since the last check, and sets the alarm. Returns the number of subscribers that are in
+    /// the way of the `next` message.
+    fn check(&mut self, positions: &[Position], now: Instant, next: Option<Waiting>) -> usize {
+        let last = std::mem::replace(&mut self.waiting, next);
+        let (mut behind, mut left) = (0, PAUSE);
+        for position in positions {
+            let (_, head) = *position;
+            let limit = self.limit;
+            let account = self.account(*position);
+            account.forget_if_caught_up();
+            // A subscriber that has read far enough since was not in the way all the time. At the end all have, and one of them just now.
+            if let Some(last) = last
+                && account.is_behind
+                && (next.is_none() || head < last.goal)
+            {
+                account.charge(now.saturating_duration_since(last.since), last.tail);
+                account.forget_if_caught_up();
             }
-            *highest = (*highest).max(*head);
-        }
-    }
-
-    /// Charges those that are in the way of the message still: so they were all the time since the last look.
-    fn charge(&mut self, positions: &[Position], now: Instant) {
-        let Some(waiting) = &mut self.waiting else { return };
-        let time = now.saturating_duration_since(waiting.since);
-        waiting.since = now;
-        waiting.behind = waiting.all_behind(positions);
-        let behind = waiting.behind.clone();
-        self.add(&behind, time);
-    }
-
-    fn add(&mut self, numbers: &[u64], time: Duration) {
-        for number in numbers {
-            let charged = self.charged.entry(*number).or_default();
-            *charged = charged.saturating_add(time);
-        }
-    }
-
-    /// Those that are less than half the ring behind begin anew.
-    fn forget(&mut self, positions: &[Position], tail: u64) {
-        self.charged.retain(|number, _| {
-            let head = positions.iter().find(|(other, _)| other == number);
-            head.is_some_and(|(_, head)| tail.saturating_sub(*head) >= self.half)
-        });
-    }
-
-    /// When the watcher must look next.
-    fn arm(&mut self, positions: &[Position], now: Instant) -> Option<Instant> {
-        let left = |number: &u64| {
-            let charged = self.charged.get(number).copied().unwrap_or_default();
-            self.limit.saturating_sub(charged)
-        };
-        let time = match &self.waiting {
-            Some(waiting) => {
-                let behind = waiting.all_behind(positions);
-                behind.iter().map(left).min().map(|left| left.min(LOOKS[0]))
+            account.is_behind = next.is_some_and(|next| head < next.goal);
+            if account.is_behind {
+                behind += 1;
+                left = left.min(limit.saturating_sub(account.charged));
             }
-            None if self.charged.is_empty() => None,
-            None => Some(self.pause),
-        };
+        }
         let time = if self.liars.is_empty() {
-            time
+            (behind > 0).then_some(left)
         } else {
             Some(Duration::ZERO)
         };
         self.alarm = time.and_then(|time| now.checked_add(time));
-        self.alarm
+        behind
+    }
+
+    /// Returns the account of a subscriber that shows this position now.
+    fn account(&mut self, (number, head): Position) -> &mut Account {
+        let slot = slot_of(number);
+        if self.accounts.len() <= slot {
+            self.accounts.resize(slot + 1, Account::default());
+        }
+        let account = &mut self.accounts[slot];
+        if account.number != number {
+            *account = Account {
+                number,
+                ..Account::default()
+            };
+        }
+        if head < account.highest && !std::mem::replace(&mut account.has_lied, true) {
+            self.liars.push(number);
+        }
+        account.highest = account.highest.max(head);
+        account
     }
 }
 
@@ -221,7 +238,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn stalls() -> (Stalls, Instant) {
-        (Stalls::new(5 * SECOND, 1000), Instant::now())
+        (Stalls::new(5 * SECOND), Instant::now())
     }
 
     fn found(over: &[u64], next: Option<Instant>) -> Found {
@@ -233,6 +250,10 @@ mod tests {
         }
     }
 
+    fn charged(stalls: &Stalls, number: u64) -> Duration {
+        stalls.accounts[slot_of(number)].charged
+    }
+
     #[test]
     fn one_that_does_not_read_is_over_when_its_time_is() {
         let (mut stalls, start) = stalls();
@@ -241,32 +262,54 @@ mod tests {
             stalls.begin(100, &positions, 1000, start),
             "the watcher sleeps for ever"
         );
-        let look = stalls.look(&positions, 1000, start + 4 * SECOND);
-        assert_eq!(look, found(&[], Some(start + 4 * SECOND + LOOKS[0])));
-        let look = stalls.look(&positions, 1000, start + 5 * SECOND);
+        let look = stalls.look(&positions, start + 4 * SECOND);
+        assert_eq!(look, found(&[], Some(start + 4 * SECOND + PAUSE)));
+        let look = stalls.look(&positions, start + 5 * SECOND);
         assert_eq!(look.over, [1]);
     }
 
     #[test]
-    fn time_counts_in_all_until_it_is_less_than_half_the_ring_behind() {
+    fn time_counts_in_all_until_what_was_published_then_is_read() {
         let (mut stalls, start) = stalls();
         stalls.begin(100, &[(1, 0)], 1000, start);
-        stalls.end(&[(1, 100)], 1000, start + 3 * SECOND);
-        // No message waits: that time is not counted.
-        let look = stalls.look(&[(1, 100)], 1100, start + 60 * SECOND);
-        assert!(look.over.is_empty() && look.next.is_some() && !look.may_go_on);
+        stalls.end(&[(1, 100)], start + 3 * SECOND);
+        assert!(stalls.is_idle(), "no message waits: that time is not counted");
         stalls.begin(200, &[(1, 100)], 1100, start + 60 * SECOND);
-        let look = stalls.look(&[(1, 100)], 1100, start + 61 * SECOND);
-        assert_eq!(look, found(&[], Some(start + 61 * SECOND + LOOKS[0])));
-        // It has caught up, and begins anew.
-        assert_eq!(stalls.charged[&1], 4 * SECOND);
-        stalls.end(&[(1, 700)], 1100, start + 61 * SECOND);
-        let look = stalls.look(&[(1, 700)], 1100, start + 70 * SECOND);
-        assert_eq!(look, found(&[], None));
-        stalls.begin(800, &[(1, 700)], 1700, start + 80 * SECOND);
-        let look = stalls.look(&[(1, 700)], 1700, start + 84 * SECOND);
-        assert_eq!(look, found(&[], Some(start + 84 * SECOND + LOOKS[0])));
-        assert_eq!(stalls.charged[&1], 4 * SECOND);
+        let look = stalls.look(&[(1, 100)], start + 61 * SECOND);
+        assert_eq!(look, found(&[], Some(start + 61 * SECOND + PAUSE)));
+        stalls.end(&[(1, 1096)], start + 61 * SECOND);
+        assert_eq!(charged(&stalls, 1), 4 * SECOND, "one message is left");
+        stalls.begin(1200, &[(1, 1100)], 2100, start + 80 * SECOND);
+        assert_eq!(charged(&stalls, 1), Duration::ZERO);
+        let look = stalls.look(&[(1, 1100)], start + 84 * SECOND);
+        assert_eq!(look, found(&[], Some(start + 84 * SECOND + PAUSE)));
+        assert_eq!(charged(&stalls, 1), 4 * SECOND);
+    }
+
+    /// No check finds it with everything read: there is a full ring behind it again by the next one.
+    #[test]
+    fn one_that_pauses_and_catches_up_is_never_over_whenever_it_is_checked() {
+        let (mut stalls, start) = stalls();
+        for round in 0..9 {
+            let now = start + round * 10 * SECOND;
+            let head = 1000 * u64::from(round);
+            stalls.begin(head + 100, &[(1, head)], head + 1000, now);
+            let look = stalls.look(&[(1, head)], now + 4 * SECOND);
+            assert!(look.over.is_empty(), "{round}");
+            stalls.end(&[(1, head + 100)], now + 4 * SECOND);
+        }
+    }
+
+    /// The sender adds its message after that, and so is never found without one.
+    #[test]
+    fn one_that_reads_all_before_the_message_goes_through_has_caught_up() {
+        let (mut stalls, start) = stalls();
+        stalls.begin(100, &[(1, 0)], 1000, start);
+        stalls.look(&[(1, 0)], start + 4 * SECOND);
+        stalls.end(&[(1, 1000)], start + 4 * SECOND);
+        assert_eq!(charged(&stalls, 1), Duration::ZERO);
+        stalls.begin(1100, &[(1, 1000)], 2000, start + 5 * SECOND);
+        assert!(stalls.look(&[(1, 1000)], start + 9 * SECOND).over.is_empty());
     }
 
     /// One that reads a little each time, just so that the message goes through, is charged each time.
@@ -277,12 +320,12 @@ mod tests {
             let now = start + round * 10 * SECOND;
             let goal = 100 * u64::from(round + 1);
             stalls.begin(goal, &[(1, goal - 100), (2, 900 + goal)], 900 + goal, now);
-            stalls.look(&[(1, goal - 100)], 900 + goal, now);
-            stalls.end(&[(1, goal)], 900 + goal, now + SECOND);
+            stalls.look(&[(1, goal - 100)], now);
+            stalls.end(&[(1, goal)], now + SECOND);
         }
-        assert_eq!(stalls.charged[&1], 5 * SECOND);
+        assert_eq!(charged(&stalls, 1), 5 * SECOND);
         stalls.begin(600, &[(1, 500)], 1500, start + 60 * SECOND);
-        assert_eq!(stalls.look(&[(1, 500)], 1500, start + 60 * SECOND).over, [1]);
+        assert_eq!(stalls.look(&[(1, 500)], start + 60 * SECOND).over, [1]);
     }
 
     /// One that has read soon does not pay for another that has not.
@@ -290,36 +333,38 @@ mod tests {
     fn one_that_has_read_meanwhile_is_charged_no_more() {
         let (mut stalls, start) = stalls();
         stalls.begin(100, &[(1, 0), (2, 0)], 1000, start);
-        stalls.look(&[(1, 0), (2, 100)], 1000, start + SECOND);
-        stalls.end(&[(1, 100), (2, 100)], 1000, start + 3 * SECOND);
-        assert_eq!(stalls.charged.get(&1), Some(&(3 * SECOND)));
-        assert_eq!(stalls.charged.get(&2), None);
+        stalls.look(&[(1, 0), (2, 100)], start + SECOND);
+        stalls.end(&[(1, 100), (2, 100)], start + 3 * SECOND);
+        assert_eq!(charged(&stalls, 1), 3 * SECOND);
+        assert_eq!(charged(&stalls, 2), Duration::ZERO);
     }
 
     #[test]
-    fn two_are_charged_in_full_and_one_that_has_gone_is_forgotten() {
+    fn two_are_charged_in_full_and_one_in_the_slot_of_one_that_has_gone_is_not() {
         let (mut stalls, start) = stalls();
         stalls.begin(100, &[(1, 0), (2, 8)], 1000, start);
-        stalls.look(&[(1, 0), (2, 8)], 1000, start + 4 * SECOND);
-        let look = stalls.look(&[(2, 8)], 1000, start + 5 * SECOND);
+        stalls.look(&[(1, 0), (2, 8)], start + 4 * SECOND);
+        let in_its_slot = 1 + (1 << 20);
+        assert_eq!(slot_of(in_its_slot), slot_of(1));
+        let look = stalls.look(&[(in_its_slot, 0), (2, 8)], start + 5 * SECOND);
         assert_eq!(look.over, [2]);
-        assert!(stalls.charged.is_empty());
+        let look = stalls.look(&[(in_its_slot, 0)], start + 6 * SECOND);
+        assert!(look.over.is_empty() && look.liars.is_empty());
+        assert_eq!(charged(&stalls, in_its_slot), SECOND);
     }
 
     #[test]
     fn without_a_limit_nothing_is_ever_over() {
-        let mut stalls = Stalls::new(Duration::MAX, 1000);
-        let start = Instant::now();
-        assert!(!stalls.begin(100, &[(1, 0)], 1000, start));
-        let look = stalls.look(&[(1, 0)], 1000, start + 1_000_000 * SECOND);
-        assert_eq!(look, found(&[], None));
+        let mut stalls = Stalls::new(Duration::MAX);
+        assert!(!stalls.begin(100, &[(1, 0)], 1000, Instant::now()));
+        assert!(stalls.is_idle());
     }
 
     #[test]
     fn one_that_has_made_room_without_a_bell_keeps_the_sender_no_longer_than_its_time() {
         let (mut stalls, start) = stalls();
         stalls.begin(100, &[(1, 0)], 1000, start);
-        let look = stalls.look(&[(1, 100)], 1000, start + 5 * SECOND);
+        let look = stalls.look(&[(1, 100)], start + 5 * SECOND);
         assert!(look.over.is_empty() && look.may_go_on);
     }
 
@@ -328,22 +373,26 @@ mod tests {
     fn one_that_shows_two_positions_is_found_by_the_lower_one() {
         let (mut stalls, start) = stalls();
         stalls.begin(100, &[(1, 0), (2, 0)], 1000, start);
-        let look = stalls.look(&[(1, 100), (2, 0)], 1000, start + SECOND);
+        let look = stalls.look(&[(1, 100), (2, 0)], start + SECOND);
         assert!(look.liars.is_empty());
         assert!(
             stalls.begin(100, &[(1, 0), (2, 0)], 1000, start + SECOND),
             "the watcher is told at once"
         );
-        assert_eq!(stalls.look(&[(1, 100), (2, 0)], 1000, start + SECOND).liars, [1]);
-        assert!(stalls.look(&[(2, 0)], 1000, start + SECOND).liars.is_empty());
+        assert_eq!(stalls.look(&[(1, 100), (2, 0)], start + SECOND).liars, [1]);
+        assert!(stalls.look(&[(2, 0)], start + SECOND).liars.is_empty());
     }
 
     #[test]
     fn a_watcher_that_will_look_in_time_is_not_woken() {
         let (mut stalls, start) = stalls();
         assert!(stalls.begin(100, &[(1, 0)], 1000, start));
-        stalls.end(&[(1, 100)], 1000, start + SECOND / 100);
+        stalls.end(&[(1, 100)], start + SECOND / 100);
         // It has an alarm still, which comes sooner.
         assert!(!stalls.begin(200, &[(1, 100)], 1100, start + SECOND / 100));
+        stalls.end(&[(1, 200)], start + SECOND / 100);
+        // It has found nothing to do, and sleeps.
+        assert!(stalls.is_idle());
+        assert!(stalls.begin(300, &[(1, 200)], 1200, start + SECOND));
     }
 }

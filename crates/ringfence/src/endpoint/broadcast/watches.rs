@@ -4,6 +4,7 @@
 //! sender hears bells; a program's event loop can wait for it, since an epoll can be polled itself.
 
 use std::{
+    ops::Deref,
     os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -24,14 +25,29 @@ use crate::{
     wake::doorbell::Ends,
 };
 
-/// The key of the descriptor that this process rings itself. Those of subscribers begin at 1.
+/// The key of the descriptor that this process rings itself. No subscriber has this number.
 const OWN: u64 = 0;
-/// What one look takes at most.
+/// The largest number of events that one wait returns.
 const AT_ONCE: usize = 32;
 
 /// How often a subscriber is added and a bell rung, and how long the kernel is left alone after a failure.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// The numbers of the subscribers that a wait has found. An array, since a sender waits for each message that finds no room.
+#[derive(Debug, Default)]
+pub(super) struct Numbers {
+    list: [u64; AT_ONCE],
+    count: usize,
+}
+
+impl Deref for Numbers {
+    type Target = [u64];
+
+    fn deref(&self) -> &[u64] {
+        &self.list[..self.count]
+    }
+}
 
 /// One of the two.
 #[derive(Debug)]
@@ -58,8 +74,8 @@ impl Watch {
         }
     }
 
-    /// The numbers of the subscribers that are to be looked at. `None`: the moment has passed.
-    fn wait(&self, until: Option<Instant>) -> Result<Option<Vec<u64>>> {
+    /// Waits for events. Returns the numbers of their subscribers, or `None` if the deadline has passed.
+    fn wait(&self, until: Option<Instant>) -> Result<Option<Numbers>> {
         let mut events = [EpollEvent::empty(); AT_ONCE];
         let timeout = until.map_or(EpollTimeout::NONE, |until| {
             let left = until.saturating_duration_since(Instant::now());
@@ -73,13 +89,14 @@ impl Watch {
             Err(Errno::EINTR) => 0,
             Err(errno) => return Err(Error::poll("waiting for subscribers", errno)),
         };
-        let mut numbers = Vec::new();
+        let mut numbers = Numbers::default();
         for event in &events[..count] {
             if event.data() == OWN {
-                // Nothing to read is what is wanted.
+                // An error means that nothing is left to read.
                 let _ = self.bell.read();
             } else if !numbers.contains(&event.data()) {
-                numbers.push(event.data());
+                numbers.list[numbers.count] = event.data();
+                numbers.count += 1;
             }
         }
         Ok(Some(numbers))
@@ -151,7 +168,7 @@ impl Watches {
     }
 
     /// For the watcher: subscribers that may have gone. `None`: it has no more to do.
-    pub(super) fn wait_for_ends(&self, until: Option<Instant>) -> Option<Vec<u64>> {
+    pub(super) fn wait_for_ends(&self, until: Option<Instant>) -> Option<Numbers> {
         // A wait that fails has seen nothing, and without a watcher a publisher would never hear of an end again. One that goes
         // on failing does so because the program has closed what is not its own.
         let mut patience = Patience::pausing(PAUSE);
@@ -170,7 +187,7 @@ impl Watches {
     }
 
     /// For the sender: subscribers that have rung, or gone. `None`: the moment has passed.
-    pub(super) fn wait_for_room(&self, until: Option<Instant>) -> Result<Option<Vec<u64>>> {
+    pub(super) fn wait_for_room(&self, until: Option<Instant>) -> Result<Option<Numbers>> {
         self.room.wait(until)
     }
 

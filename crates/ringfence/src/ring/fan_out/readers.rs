@@ -1,6 +1,7 @@
 //! The list of the readers. The thread that admits changes it while another one sends.
 //!
-//! The sending thread has a copy. It takes the lock only after a look at the generation has said that the list has changed.
+//! The sending thread keeps what it needs of each reader. It takes the lock only after the generation has said that the list has changed,
+//! and copies only the slots that did: a change costs it the same, however many readers there are.
 //!
 //! A position that is handed out must not be written over from then on, though nothing stops the sender meanwhile. So each side stores
 //! its own word and then looks at the other's, with a full fence in between: the one who admits enters the position,
@@ -14,7 +15,7 @@ use crate::{
     error::{Error, Result},
     memory::{
         access::{Readable, Writable},
-        layout::{self, head_of},
+        layout::{self, as_offset, head_of},
     },
     ring::delivery::{Delivery, StartFrom},
     sys::lock::{Mutex, MutexGuard},
@@ -40,25 +41,70 @@ pub(crate) struct Held {
     pub(crate) sequence: u64,
 }
 
+/// The low bits of a reader's number are its slot, so that the number finds the entry without a search. The bits above count the
+/// readers that there ever were: a slot is reused, a number is not.
+const SLOT_BITS: u32 = 20;
+
+/// The largest number of readers that a list can have.
+pub(crate) const MOST_READERS: usize = 1 << SLOT_BITS;
+
+/// The slot of the reader with this number.
+#[inline]
+pub(crate) const fn slot_of(number: u64) -> usize {
+    as_offset(number) & (MOST_READERS - 1)
+}
+
+/// Slots that one turn of a walk reads: a walk over all of them must not keep the sending thread from the lock.
+const AT_ONCE: usize = 64;
+
 /// A reader, as the list has it.
 #[derive(Debug, Clone)]
 pub(super) struct Entry<P, T> {
-    /// Of this reader alone; a slot is used again.
     pub(super) number: u64,
-    pub(super) slot: usize,
     pub(super) delivery: Delivery,
-    /// Where it began. [`NOWHERE`] until that is found.
+    /// The position at which it began. [`NOWHERE`] until that is found.
     pub(super) position: u64,
     /// Its control object, and what the caller has attached; `None` during the handshake.
     pub(super) active: Option<(P, T)>,
 }
 
+impl<P: Readable, T> Entry<P, T> {
+    /// The position up to which the reader has read, as it says; during its handshake the position at which it will begin.
+    fn head(&self) -> u64 {
+        match &self.active {
+            Some((control, _)) => control.load(head_of(slot_of(self.number)), Ordering::Acquire),
+            None => self.position,
+        }
+    }
+}
+
+/// A slot that has changed, and the reader that has it now.
+pub(super) type Change<P, T> = (usize, Option<Entry<P, T>>);
+
+#[derive(Debug)]
+struct Slot<P, T> {
+    entry: Option<Entry<P, T>>,
+    /// The sending thread has yet to take the last change.
+    changed: bool,
+}
+
 #[derive(Debug)]
 struct List<P, T> {
-    entries: Vec<Entry<P, T>>,
+    slots: Vec<Slot<P, T>>,
+    /// The slots without a reader.
+    free: Vec<usize>,
+    /// The slots that have changed, each of them once, however long the sending thread takes none.
+    changed: Vec<usize>,
     /// Readers that there ever were.
     count: u64,
     changes: u64,
+}
+
+impl<P, T> List<P, T> {
+    fn entry(&self, number: u64) -> Option<&Entry<P, T>> {
+        let slot = self.slots.get(slot_of(number))?;
+        slot.entry.as_ref().filter(|entry| entry.number == number)
+    }
 }
 
 /// The readers of one ring. `O` is the publisher's view of it, `P` that of a reader's control object, and `T` is what the caller wants
@@ -69,19 +115,22 @@ pub(crate) struct Readers<O, P, T> {
     /// Memory of this process alone, for [`GENERATION`] and [`INTENT`].
     words: O,
     /// The largest number of readers.
-    slots: usize,
+    most: usize,
     list: Mutex<List<P, T>>,
 }
 
 impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
-    /// `words`: memory of this process alone that is all zeros, as long as the first page of a region.
-    pub(crate) fn new(ring: O, words: O, slots: usize) -> Self {
+    /// `words`: memory of this process alone that is all zeros, as long as the first page of a region. `most`: the largest number of
+    /// readers, at most [`MOST_READERS`].
+    pub(crate) fn new(ring: O, words: O, most: usize) -> Self {
         Self {
             ring,
             words,
-            slots,
+            most: most.min(MOST_READERS),
             list: Mutex::new(List {
-                entries: Vec::new(),
+                slots: Vec::new(),
+                free: Vec::new(),
+                changed: Vec::new(),
                 count: 0,
                 changes: 0,
             }),
@@ -92,15 +141,26 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         self.list.lock()
     }
 
-    /// Changes the list, and says so. A number that another thread's overtakes on the way is a change as well.
-    fn change<R>(&self, change: impl FnOnce(&mut List<P, T>) -> R) -> R {
-        let (result, generation) = {
-            let list = &mut *self.list();
-            list.changes += 1;
-            (change(list), list.changes)
-        };
+    /// Changes the entry of a reader, and moves the generation. `None`: the reader was released. Two threads may store their generations in
+    /// the wrong order: each store is a change to the sending thread.
+    fn change<R>(&self, number: u64, change: impl FnOnce(&mut Option<Entry<P, T>>) -> R) -> Option<R> {
+        let mut guard = self.list();
+        guard.entry(number)?;
+        let list = &mut *guard;
+        let slot = slot_of(number);
+        let Slot { entry, changed } = &mut list.slots[slot];
+        let result = change(entry);
+        if entry.is_none() {
+            list.free.push(slot);
+        }
+        if !std::mem::replace(changed, true) {
+            list.changed.push(slot);
+        }
+        list.changes += 1;
+        let generation = list.changes;
+        drop(guard);
         self.words.store(GENERATION, generation, Ordering::Release);
-        result
+        Some(result)
     }
 
     /// Gives a new reader a slot and a place to begin, which is kept from now on if the reader is a reliable one. `None` for the slot:
@@ -134,30 +194,40 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         }
     }
 
-    /// A new entry, which keeps nothing yet.
+    /// A new entry, which keeps nothing yet: the sending thread need not know of it.
     fn enter(&self, delivery: Delivery) -> Result<(u64, usize)> {
         let list = &mut *self.list();
-        let slot = (0..self.slots)
-            .find(|slot| list.entries.iter().all(|entry| entry.slot != *slot))
-            .ok_or_else(|| Error::NoSpace {
-                what: "a place for one more subscriber".into(),
-                reason: format!("all {} are taken", self.slots),
-            })?;
+        let slot = match list.free.pop() {
+            Some(slot) => slot,
+            None if list.slots.len() < self.most => {
+                list.slots.push(Slot {
+                    entry: None,
+                    changed: false,
+                });
+                list.slots.len() - 1
+            }
+            None => {
+                return Err(Error::NoSpace {
+                    what: "a place for one more subscriber".into(),
+                    reason: format!("all {} are taken", self.most),
+                });
+            }
+        };
         list.count += 1;
-        list.entries.push(Entry {
-            number: list.count,
-            slot,
+        let number = list.count << SLOT_BITS | slot as u64;
+        list.slots[slot].entry = Some(Entry {
+            number,
             delivery,
             position: NOWHERE,
             active: None,
         });
-        Ok((list.count, slot))
+        Ok((number, slot))
     }
 
     /// Enters the position. `false`: the floor may have passed it.
     fn keep(&self, number: u64, position: u64) -> bool {
-        self.change(|list| {
-            if let Some(entry) = list.entries.iter_mut().find(|entry| entry.number == number) {
+        self.change(number, |entry| {
+            if let Some(entry) = entry {
                 entry.position = position;
             }
         });
@@ -165,54 +235,60 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         self.words.load(INTENT, Ordering::Relaxed) <= position
     }
 
-    /// The handshake is through: from now on the reader's own word says how far it has read. `attached` is told to the
-    /// sending thread with it.
+    /// The handshake is through: from now on the reader's own word says how far it has read. `attached` is handed to the sending thread
+    /// with it.
     ///
     /// `false`: it was released before.
     pub(crate) fn activate(&self, number: u64, control: P, attached: T) -> bool {
-        self.change(|list| {
-            let entry = list.entries.iter_mut().find(|entry| entry.number == number);
-            entry
-                .map(|entry| entry.active = Some((control, attached)))
-                .is_some()
+        self.change(number, |entry| {
+            if let Some(entry) = entry {
+                entry.active = Some((control, attached));
+            }
         })
+        .is_some()
     }
 
     /// Whether the reader is in the list.
     pub(crate) fn has(&self, number: u64) -> bool {
-        self.list().entries.iter().any(|entry| entry.number == number)
+        self.list().entry(number).is_some()
     }
 
-    /// How far each reliable reader has read, as it says, or where it will begin: by number. One of which that is not known yet has no
-    /// position that a later one could be compared with.
-    pub(crate) fn reliable(&self) -> Vec<(u64, u64)> {
-        let list = self.list();
-        let reliable = list
-            .entries
-            .iter()
-            .filter(|entry| entry.delivery == Delivery::Reliable && entry.position != NOWHERE);
-        reliable
-            .map(|entry| {
-                let position = match &entry.active {
-                    Some((control, _)) => control.load(head_of(entry.slot), Ordering::Acquire),
-                    None => entry.position,
-                };
-                (entry.number, position)
-            })
-            .collect()
+    /// Replaces the content of `into` by the number and the position of each reliable reader. A reader whose place is not found yet is left
+    /// out: its later positions could not be compared with this one.
+    pub(crate) fn reliable(&self, into: &mut Vec<(u64, u64)>) {
+        into.clear();
+        let mut from = 0;
+        loop {
+            let list = self.list();
+            let Some(slots) = list.slots.get(from..) else {
+                return;
+            };
+            let entries = slots.iter().take(AT_ONCE).filter_map(|slot| slot.entry.as_ref());
+            into.extend(
+                entries
+                    .filter(|entry| entry.delivery == Delivery::Reliable && entry.position != NOWHERE)
+                    .map(|entry| (entry.number, entry.head())),
+            );
+            from += AT_ONCE;
+        }
     }
 
-    /// Nothing is kept for this reader any more, and its slot is free.
+    /// Nothing is kept for this reader any longer, and its slot is free.
     pub(crate) fn release(&self, number: u64) {
-        self.change(|list| list.entries.retain(|entry| entry.number != number));
+        self.change(number, Option::take);
     }
 
-    /// How far a reader has read, as it says: believed by nothing. `None`: it was released, or its handshake is not through.
+    /// As [`Readers::release`], for a reader whose handshake is not through. `false`: it is through, or the reader was released before.
+    pub(crate) fn release_inactive(&self, number: u64) -> bool {
+        let released = self.change(number, |entry| entry.take_if(|entry| entry.active.is_none()));
+        released.flatten().is_some()
+    }
+
+    /// The position up to which a reader has read, as it says: nothing relies on it. `None`: it was released, or its handshake is not through.
     pub(crate) fn position(&self, number: u64) -> Option<u64> {
         let list = self.list();
-        let entry = list.entries.iter().find(|entry| entry.number == number)?;
-        let (control, _) = entry.active.as_ref()?;
-        Some(control.load(head_of(entry.slot), Ordering::Acquire))
+        let entry = list.entry(number).filter(|entry| entry.active.is_some())?;
+        Some(entry.head())
     }
 
     /// Bytes that are published and that this reader has not read, as it says. 0 where it was released.
@@ -226,10 +302,8 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
     pub(crate) fn kept_from(&self) -> Option<u64> {
         let list = self.list();
         let floor = self.ring.load(layout::FLOOR, Ordering::Acquire);
-        let positions = list.entries.iter().map(|entry| match &entry.active {
-            Some((control, _)) => control.load(head_of(entry.slot), Ordering::Acquire),
-            None => entry.position,
-        });
+        let entries = list.slots.iter().filter_map(|slot| slot.entry.as_ref());
+        let positions = entries.map(Entry::head);
         // A liar's may be no position at all, and must cost the others nothing.
         positions.min().map(|position| position.max(floor) & !7)
     }
@@ -240,9 +314,14 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         self.words.load(GENERATION, Ordering::Acquire)
     }
 
-    /// The list as it is now. To be taken after a look at the generation, which then belongs to it or to one before it.
-    pub(super) fn snapshot(&self) -> Vec<Entry<P, T>> {
-        self.list().entries.clone()
+    /// Moves what has changed to the sending thread. To be called after it has read the generation, which then belongs to this state of
+    /// the list or to an earlier one.
+    pub(super) fn take_changes(&self, into: &mut Vec<Change<P, T>>) {
+        let List { slots, changed, .. } = &mut *self.list();
+        into.extend(changed.drain(..).map(|slot| {
+            slots[slot].changed = false;
+            (slot, slots[slot].entry.clone())
+        }));
     }
 
     /// The sender will put the floor here. Returns the generation, which says whether a reader has come meanwhile that this would
@@ -270,9 +349,46 @@ mod tests {
         let ring = OwnRegion::private(4096);
         let readers = Readers::<_, PeerRegion, ()>::new(ring, OwnRegion::nowhere(), 1);
         let (number, _) = readers.enter(Delivery::Reliable).unwrap();
-        assert_eq!(readers.reliable(), []);
+        let mut positions = Vec::new();
+        readers.reliable(&mut positions);
+        assert_eq!(positions, []);
         assert!(readers.keep(number, 64));
-        assert_eq!(readers.reliable(), [(number, 64)]);
+        readers.reliable(&mut positions);
+        assert_eq!(positions, [(number, 64)]);
+    }
+
+    /// An eviction that finds no channel releases the reader. A reader that became active in the meantime has a channel, which must end.
+    #[test]
+    fn an_active_reader_is_not_released_as_one_in_its_handshake() {
+        let ring = OwnRegion::private(4096);
+        let readers = Readers::new(ring, OwnRegion::nowhere(), 2);
+        let [early, late] = [(); 2].map(|()| {
+            let held = readers.hold(Delivery::Reliable, StartFrom::Now).unwrap();
+            held.number
+        });
+        let control = OwnRegion::private(0).seen_by_peer();
+        assert!(readers.activate(late, control.clone(), ()));
+        assert!(readers.release_inactive(early) && !readers.release_inactive(late));
+        assert!(!readers.release_inactive(early), "it is released already");
+        assert!(!readers.has(early) && readers.has(late));
+        assert!(!readers.activate(early, control, ()));
+    }
+
+    #[test]
+    fn a_slot_is_reused_and_a_number_is_not() {
+        let ring = OwnRegion::private(4096);
+        let readers = Readers::<_, PeerRegion, ()>::new(ring, OwnRegion::nowhere(), 2);
+        let enter = || readers.enter(Delivery::BestEffort);
+        let [(first, _), (second, _)] = [(); 2].map(|()| enter().unwrap());
+        assert_eq!([slot_of(first), slot_of(second)], [0, 1]);
+        assert_eq!(enter().unwrap_err().code(), "NO_SPACE");
+        readers.release(first);
+        let (third, slot) = enter().unwrap();
+        assert_eq!((slot, slot_of(third)), (0, 0));
+        assert!(third != first && !readers.has(first) && readers.has(third));
+        readers.release(first);
+        assert!(readers.has(third), "it was released before");
+        assert!(enter().is_err());
     }
 
     /// The writer may take the list while a reader looks for its place.
@@ -282,9 +398,9 @@ mod tests {
         let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::nowhere(), 1));
         let mut writer = FanOut::<_, PeerRegion, ()>::new(ring, Arc::clone(&readers), 4096);
         let (number, _) = readers.enter(Delivery::Reliable).unwrap();
-        assert!(writer.refresh());
+        assert_eq!(writer.changes().count(), 0);
         assert!(readers.keep(number, 0));
-        assert!(writer.refresh());
+        assert_eq!(writer.changes().count(), 1);
         let sent = (0..400).take_while(|_| writer.push_now(&[7; 24])).count();
         assert!(sent <= 128, "the ring has no more: {sent}");
         assert_eq!(writer.used(), sent as u64 * 32);

@@ -72,6 +72,12 @@ impl Hub {
         (held.number, reader)
     }
 
+    fn reliable(&self) -> Vec<(u64, u64)> {
+        let mut positions = Vec::new();
+        self.readers.reliable(&mut positions);
+        positions
+    }
+
     fn send(&mut self, message: &[u8]) -> bool {
         let pushed = self.writer.push(message);
         self.writer.publish();
@@ -135,7 +141,7 @@ fn a_reliable_reader_gets_every_message_and_holds_the_writer_up_when_it_does_not
                     sent += 1;
                 }
                 let awaited = hub.writer.awaited(length as u64).unwrap();
-                let [(found, position)] = hub.readers.reliable()[..] else {
+                let [(found, position)] = hub.reliable()[..] else {
                     panic!("there is one")
                 };
                 assert!(found == number && position < awaited, "{length}");

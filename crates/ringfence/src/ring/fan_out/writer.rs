@@ -5,12 +5,13 @@ use std::sync::{Arc, atomic::Ordering};
 use super::{
     largest_message,
     marks::{Mark, Table},
-    readers::{Entry, Readers},
+    readers::{Change, Entry, Readers, slot_of},
 };
 use crate::{
     error::{Error, Result},
     memory::{
         access::{Readable, Writable},
+        by_slot::BySlot,
         copy::LINE,
         layout::{self, as_offset, head_of},
     },
@@ -32,10 +33,10 @@ const SHORT_WRITE: u64 = 184;
 /// No position of a record: those are multiples of eight.
 const NOTHING: u64 = u64::MAX;
 
-/// No reader holds the writer up. Positions end far before this one.
+/// No reader holds the writer up. Positions end far before this one, which is also that of a reader whose place is not found yet.
 const NEVER: u64 = u64::MAX;
 
-/// A reader that has said of itself what cannot be. It counts no more.
+/// A reader whose head is impossible. The writer no longer waits for it.
 #[derive(Debug)]
 pub(crate) struct Lie {
     /// Its number in the list.
@@ -43,12 +44,16 @@ pub(crate) struct Lie {
     pub(crate) error: Error,
 }
 
-/// A reader, as the writer knows it.
+/// A reliable reader, as the writer knows it.
 #[derive(Debug)]
-struct Seat<P, T> {
-    entry: Entry<P, T>,
-    /// How far it has read, when its word was last looked at. [`NEVER`]: it does not hold the writer up.
+struct Reliable<P> {
+    number: u64,
+    /// The position at which it began.
+    position: u64,
+    /// Its position when its word was last read. [`NEVER`]: its place is not found yet.
     head: u64,
+    /// `None` during its handshake.
+    control: Option<P>,
 }
 
 /// The writing end, owned by the thread that sends.
@@ -77,10 +82,13 @@ pub(crate) struct FanOut<O, P, T> {
     until: u64,
     marks: Table,
     generation: u64,
-    /// The generation that the caller has been told of.
-    told: u64,
-    seats: Vec<Seat<P, T>>,
-    /// The smallest head of the reliable readers, when they were last looked at.
+    /// The reliable readers, which hold the writer up, without those that violated the protocol.
+    reliable: BySlot<Reliable<P>>,
+    /// The slots that have changed since the last call of [`FanOut::changes`], each with its reader if that is through its handshake.
+    untold: BySlot<Option<(P, T)>>,
+    /// Empty between two calls; kept for its memory.
+    changes: Vec<Change<P, T>>,
+    /// No head of a reliable reader is smaller. It may be too small: it is exact after [`FanOut::look_at_heads`].
     slowest: u64,
     lies: Vec<Lie>,
     /// The last look found no room: the next one waits a moment, to find more than one record's.
@@ -105,8 +113,9 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
             marks,
             // Not that of an empty list, so that the first look takes it.
             generation: u64::MAX,
-            told: u64::MAX,
-            seats: Vec::new(),
+            reliable: BySlot::default(),
+            untold: BySlot::default(),
+            changes: Vec::new(),
             slowest: NEVER,
             lies: Vec::new(),
             starved: false,
@@ -268,14 +277,11 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         }
     }
 
-    /// Takes the list of readers again, if it has changed. Returns whether it has since this was last called; other calls take
-    /// it as well.
-    #[inline]
-    pub(crate) fn refresh(&mut self) -> bool {
+    /// Takes what has changed in the list of readers: the slots that have since this was last called, each with its reader if that is
+    /// through its handshake.
+    pub(crate) fn changes(&mut self) -> impl Iterator<Item = (usize, Option<(P, T)>)> {
         self.take_list_if_changed();
-        let changed = self.told != self.generation;
-        self.told = self.generation;
-        changed
+        std::iter::from_fn(|| self.untold.pop())
     }
 
     #[inline]
@@ -288,59 +294,80 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
 
     #[cold]
     fn take_list(&mut self, generation: u64) {
-        let known = std::mem::take(&mut self.seats);
-        self.seats = self
-            .readers
-            .snapshot()
-            .into_iter()
-            .map(|entry| {
-                let seat = known.iter().find(|seat| seat.entry.number == entry.number);
-                let head = match seat {
-                    // What it has read since, or lied.
-                    Some(seat) if seat.entry.position == entry.position => seat.head,
-                    _ if entry.delivery == Delivery::Reliable => entry.position,
-                    _ => NEVER,
-                };
-                Seat { entry, head }
-            })
-            .collect();
-        self.generation = generation;
-        self.find_slowest();
-    }
-
-    fn find_slowest(&mut self) {
-        self.slowest = self.seats.iter().map(|seat| seat.head).min().unwrap_or(NEVER);
-    }
-
-    /// Looks how far each reliable reader has read. A head that goes backwards, or past what was published, is a lie.
-    fn look_at_heads(&mut self) {
-        let published = self.published();
-        for seat in &mut self.seats {
-            let Some((control, _)) = &seat.entry.active else {
-                continue;
-            };
-            if seat.head == NEVER {
-                continue;
-            }
-            let head = control.load(head_of(seat.entry.slot), Ordering::Acquire);
-            // In unsigned arithmetic both lies come out as a distance larger than what is unread.
-            if head.wrapping_sub(seat.head) > published - seat.head || !head.is_multiple_of(8) {
-                self.lies.push(Lie {
-                    number: seat.entry.number,
-                    error: corrupt(format!(
-                        "its head went from {} to {head}, and {published} was published",
-                        seat.head
-                    )),
-                });
-                seat.head = NEVER;
+        self.readers.take_changes(&mut self.changes);
+        while let Some((slot, entry)) = self.changes.pop() {
+            let active = if let Some(entry) = entry {
+                self.take_entry(slot, entry)
             } else {
-                seat.head = head;
+                self.reliable.remove(slot);
+                None
+            };
+            self.untold.insert(slot, active);
+        }
+        if self.reliable.is_empty() {
+            self.slowest = NEVER;
+        }
+        self.generation = generation;
+    }
+
+    fn take_entry(&mut self, slot: usize, entry: Entry<P, T>) -> Option<(P, T)> {
+        let Entry {
+            number,
+            delivery,
+            position,
+            active,
+        } = entry;
+        if delivery != Delivery::Reliable {
+            self.reliable.remove(slot);
+            return active;
+        }
+        let control = active.as_ref().map(|(control, _)| control.clone());
+        match self.reliable.get_mut(slot) {
+            // Its head stays: the reader may have read since.
+            Some(known) if (known.number, known.position) == (number, position) => known.control = control,
+            _ => {
+                let reader = Reliable {
+                    number,
+                    position,
+                    head: position,
+                    control,
+                };
+                self.reliable.insert(slot, reader);
+                self.slowest = self.slowest.min(position);
             }
         }
-        self.find_slowest();
+        active
     }
 
-    /// A reader that was found to lie, and whose slot the caller must let go of. It holds the writer up no more.
+    /// Reads the heads of the reliable readers. A head that goes backwards, or past the published tail, is a protocol violation.
+    fn look_at_heads(&mut self) {
+        let published = self.published();
+        let known = self.lies.len();
+        self.slowest = NEVER;
+        for (slot, reader) in self.reliable.iter_mut() {
+            if let Some(control) = &reader.control {
+                let head = control.load(head_of(slot), Ordering::Acquire);
+                // In unsigned arithmetic both lies come out as a distance larger than what is unread.
+                if head.wrapping_sub(reader.head) > published - reader.head || !head.is_multiple_of(8) {
+                    self.lies.push(Lie {
+                        number: reader.number,
+                        error: corrupt(format!(
+                            "its head went from {} to {head}, and {published} was published",
+                            reader.head
+                        )),
+                    });
+                    continue;
+                }
+                reader.head = head;
+            }
+            self.slowest = self.slowest.min(reader.head);
+        }
+        for lie in &self.lies[known..] {
+            self.reliable.remove(slot_of(lie.number));
+        }
+    }
+
+    /// A reader that has violated the protocol, and whose slot the caller must release. It no longer holds the writer up.
     #[inline]
     pub(crate) fn lie(&mut self) -> Option<Lie> {
         self.lies.pop()
@@ -359,12 +386,12 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOut<O, P, T> {
         (self.slowest < goal).then_some(goal)
     }
 
-    /// The readers whose handshake is through, as the list was when it was last looked at: slot, control object, and what is attached.
-    pub(crate) fn active(&self) -> impl Iterator<Item = (usize, &P, &T)> {
-        self.seats.iter().filter_map(|seat| {
-            let (control, attached) = seat.entry.active.as_ref()?;
-            Some((seat.entry.slot, control, attached))
-        })
+    /// The control objects of the readers that can make room, as the list is now.
+    pub(crate) fn reliable_controls(&mut self) -> impl Iterator<Item = &P> {
+        self.take_list_if_changed();
+        self.reliable
+            .iter()
+            .filter_map(|(_, reader)| reader.control.as_ref())
     }
 
     /// Writes a message without publishing it. `false`: there is no room now. Where no reader is in the way ([`FanOut::awaited`]),

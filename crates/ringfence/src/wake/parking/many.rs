@@ -1,5 +1,5 @@
-//! As `parking`, where one publisher has several readers: one word says that it makes fences, one barrier serves all of its readers, and a
-//! reader's word has a place of its own.
+//! The same as `parking`, for a publisher with several readers: one word says that it makes fences, one barrier serves all of its readers,
+//! and each reader's word has its own place.
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
@@ -7,6 +7,7 @@ use super::{Barriers, FENCED_AFTER_A_BELL, ParkingSpot};
 use crate::{
     error::{Error, Result},
     memory::access::{Readable, Writable},
+    memory::by_slot::BySlot,
     memory::layout,
 };
 
@@ -21,61 +22,61 @@ impl ParkingSpot {
 }
 
 /// One of several readers that may sleep, as their publisher knows it.
-#[derive(Debug, Clone)]
-pub(crate) struct Watched<P> {
-    pub(crate) slot: usize,
+#[derive(Debug)]
+pub(crate) struct Watched<P, B> {
     /// Its control object.
     pub(crate) control: P,
-    /// What its process and this one can do together.
+    /// The barriers that its process and this one can make together.
     pub(crate) barriers: Barriers,
+    /// Passed to the caller to wake the reader.
+    pub(crate) bell: B,
 }
 
 /// The publisher's side, where several readers may sleep: it makes one barrier for a publication, and one look at each reader.
 ///
-/// # A reader that comes
-/// The list of readers is asked for after the barrier, as their words are. So a publication that a new reader's last look did not
-/// find is followed by a look at the new list. A reader that issues the barrier itself brings this about. For one that does
-/// not, see [`admit`]; the look at the new list then has a fence before it.
+/// # New readers
+/// The list of readers is read after the barrier, as their words are. So if a new reader did not find a publication before it slept, the
+/// publisher reads the new list after that publication. The barrier that the reader issues ensures this. For a reader that issues none, see
+/// [`admit`]: then there is a fence before the new list is read.
 #[derive(Debug)]
-pub(crate) struct FanWaker<O, P> {
+pub(crate) struct FanWaker<O, P, B> {
     own: O,
-    /// What this process can do.
+    /// The barriers that this process can make.
     barriers: Barriers,
-    /// A fence after each publication, as long as this is so: one of the readers can issue no barrier.
+    /// A fence after each publication: this process can make no barrier, or one of the readers cannot.
     always: bool,
     /// Publications for which this side will still make a fence.
     fences: u32,
-    readers: Vec<Row<P>>,
+    /// The slots of the readers that can issue no barrier.
+    without_barriers: BySlot<()>,
+    readers: BySlot<Row<P, B>>,
 }
 
 #[derive(Debug)]
-struct Row<P> {
+struct Row<P, B> {
     control: P,
     parked: usize,
     rung: u64,
-    slot: usize,
+    bell: B,
 }
 
-impl<O: Writable, P: Readable> FanWaker<O, P> {
+impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
     /// `barriers`: [`Barriers::Sleeper`] where this process takes membarrier(2).
     pub(crate) fn new(own: O, barriers: Barriers) -> Self {
         Self {
             own,
             barriers,
+            without_barriers: BySlot::default(),
             always: barriers == Barriers::Both,
             fences: 0,
-            readers: Vec::new(),
+            readers: BySlot::default(),
         }
     }
 
-    /// Calls `ring` with the slot of each reader that sleeps and has not been rung for since it parked. To be called after a
-    /// publication. `changed` is asked once, and answers the list of readers if that is not the last one any more.
+    /// Calls `ring` with the bell of each reader that sleeps and has not been woken since it parked. To be called after a publication.
+    /// `update` is called once before that, and passes on the changes of the list of readers ([`FanWaker::watch`]).
     #[inline]
-    pub(crate) fn wake(
-        &mut self,
-        changed: impl FnOnce() -> Option<Vec<Watched<P>>>,
-        mut ring: impl FnMut(usize),
-    ) {
+    pub(crate) fn wake(&mut self, update: impl FnOnce(&mut Self), mut ring: impl FnMut(&B)) {
         if self.always {
             self.own.full_fence();
         } else if self.fences > 0 {
@@ -83,43 +84,42 @@ impl<O: Writable, P: Readable> FanWaker<O, P> {
         } else {
             compiler_fence(Ordering::SeqCst);
         }
-        if let Some(readers) = changed() {
-            self.watch(readers);
-        }
-        for index in 0..self.readers.len() {
-            let row = &mut self.readers[index];
+        update(self);
+        for (_, row) in self.readers.iter_mut() {
             let word = row.control.load(row.parked, Ordering::Relaxed);
-            if word.is_multiple_of(2) || word == row.rung {
-                continue;
+            if !word.is_multiple_of(2) && word != row.rung {
+                row.rung = word;
+                fence_for(&self.own, &mut self.fences, FENCED_AFTER_A_BELL);
+                ring(&row.bell);
             }
-            row.rung = word;
-            let slot = row.slot;
-            self.fence_for(FENCED_AFTER_A_BELL);
-            ring(slot);
         }
     }
 
+    /// The reader that has this slot from now on; `None`: no reader that is through its handshake.
     #[cold]
-    fn watch(&mut self, readers: Vec<Watched<P>>) {
-        self.always =
-            self.barriers == Barriers::Both || readers.iter().any(|reader| reader.barriers == Barriers::Both);
+    pub(crate) fn watch(&mut self, slot: usize, reader: Option<Watched<P, B>>) {
+        match &reader {
+            Some(reader) if reader.barriers == Barriers::Both => self.without_barriers.insert(slot, ()),
+            _ => self.without_barriers.remove(slot),
+        };
+        self.always = self.barriers == Barriers::Both || !self.without_barriers.is_empty();
+        let Some(Watched { control, bell, .. }) = reader else {
+            self.readers.remove(slot);
+            return;
+        };
         if self.always {
-            // For the publication that has brought this about: it was made without, and a new reader makes its own alone.
+            // For the publication before this call: it was made without, and a new reader makes its own alone.
             self.own.full_fence();
             // The others need not issue a barrier then.
-            self.fence_for(FENCED_AFTER_A_BELL);
+            fence_for(&self.own, &mut self.fences, FENCED_AFTER_A_BELL);
         }
-        // One that was rung for already is rung for once more. That is no error, and to know it would take more than its slot, which
-        // another reader may have by now.
-        self.readers = readers
-            .into_iter()
-            .map(|reader| Row {
-                control: reader.control,
-                parked: layout::reader_parked_of(reader.slot),
-                rung: 0,
-                slot: reader.slot,
-            })
-            .collect();
+        let row = Row {
+            control,
+            parked: layout::reader_parked_of(slot),
+            rung: 0,
+            bell,
+        };
+        self.readers.insert(slot, row);
     }
 
     fn make_fence(&mut self) {
@@ -130,14 +130,15 @@ impl<O: Writable, P: Readable> FanWaker<O, P> {
         }
         self.own.full_fence();
     }
+}
 
-    #[cold]
-    fn fence_for(&mut self, publications: u32) {
-        if self.fences == 0 {
-            self.own.store(layout::TAIL_FENCED, 1, Ordering::Release);
-        }
-        self.fences = publications;
+/// Makes a fence after each of this number of publications, and says so.
+#[cold]
+fn fence_for(own: &impl Writable, fences: &mut u32, publications: u32) {
+    if *fences == 0 {
+        own.store(layout::TAIL_FENCED, 1, Ordering::Release);
     }
+    *fences = publications;
 }
 
 /// A reader has been entered in the list of a [`FanWaker`], and is told so only after this. Where it cannot issue a barrier, this

@@ -160,7 +160,7 @@ impl Rig {
             assert_eq!(awaited, None);
             self.written.push(message.len());
         } else if let Some(awaited) = awaited {
-            let slow = self.hub.readers.reliable();
+            let slow = self.hub.reliable();
             assert!(slow.iter().any(|(_, position)| *position < awaited));
         } else {
             // What was not published is in the way, and nothing else.

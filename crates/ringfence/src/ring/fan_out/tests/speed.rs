@@ -5,7 +5,7 @@
 
 use std::{hint::black_box, sync::Arc, thread, time::Instant};
 
-use super::{Hub, Reader, View};
+use super::{Hub, Reader, View, Writer};
 use crate::{
     memory::access::Readable,
     memory::own::OwnRegion,
@@ -34,25 +34,34 @@ fn quickest(count: usize, mut round: impl FnMut()) -> f64 {
     times.fold(f64::INFINITY, f64::min)
 }
 
-fn waker(hub: &Hub) -> FanWaker<OwnRegion, PeerRegion> {
-    FanWaker::new(hub.ring.clone(), Barriers::Sleeper)
+/// A waker, and the generation of the list of readers that it has, as a publisher has them.
+type Waking = (FanWaker<OwnRegion, PeerRegion, ()>, u64);
+
+fn waker(hub: &Hub) -> Waking {
+    (FanWaker::new(hub.ring.clone(), Barriers::Sleeper), 0)
 }
 
-fn wake(hub: &mut Hub, waker: &mut FanWaker<OwnRegion, PeerRegion>) {
-    let writer = &mut hub.writer;
-    waker.wake(
-        || {
-            writer.refresh().then(|| {
-                let watched = writer.active().map(|(slot, control, ())| Watched {
-                    slot,
-                    control: control.clone(),
-                    barriers: Barriers::Sleeper,
-                });
-                watched.collect()
-            })
-        },
-        |_| unreachable!("no reader sleeps"),
-    );
+fn wake(hub: &mut Hub, (waker, known): &mut Waking) {
+    let update = |waker: &mut FanWaker<_, _, _>| {
+        let generation = hub.readers.generation();
+        if generation != *known {
+            *known = generation;
+            update(waker, &mut hub.writer);
+        }
+    };
+    waker.wake(update, |()| unreachable!("no reader sleeps"));
+}
+
+#[cold]
+fn update(waker: &mut FanWaker<OwnRegion, PeerRegion, ()>, writer: &mut Writer) {
+    for (slot, active) in writer.changes() {
+        let watched = active.map(|(control, bell)| Watched {
+            control,
+            barriers: Barriers::Sleeper,
+            bell,
+        });
+        waker.watch(slot, watched);
+    }
 }
 
 /// What a publication takes with so many readers that have room, on one thread.

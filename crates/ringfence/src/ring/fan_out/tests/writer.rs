@@ -1,11 +1,17 @@
 //! What a publisher counts, refuses and awaits, and what it makes of a list that changes.
 
-use std::sync::atomic::Ordering;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
-use super::{Hub, SMALLEST, bytes, receive};
+use super::{
+    super::{readers::Readers, writer::FanOut},
+    Hub, SMALLEST, bytes, receive,
+};
 use crate::{
     error::Error,
-    memory::access::Writable,
+    memory::access::{Readable, Writable},
     memory::layout::head_of,
     memory::own::OwnRegion,
     ring::delivery::{Delivery, StartFrom},
@@ -83,17 +89,29 @@ fn the_room_for_packed_records_leaves_out_what_one_at_the_ring_s_end_or_at_a_lin
 #[test]
 fn each_change_of_the_list_is_told_once() {
     let mut hub = Hub::new(SMALLEST);
-    hub.writer.refresh();
-    assert!(!hub.writer.refresh());
+    let told = |hub: &mut Hub| -> Vec<_> {
+        let changes = hub.writer.changes();
+        changes.map(|(slot, active)| (slot, active.is_some())).collect()
+    };
+    assert_eq!(told(&mut hub), []);
     let (number, _reader) = hub.join(Delivery::Reliable, StartFrom::Now);
-    assert_eq!(hub.writer.active().count(), 0, "it was not looked at");
-    assert!(hub.writer.refresh() && !hub.writer.refresh());
-    let slots: Vec<_> = hub.writer.active().map(|(slot, ..)| slot).collect();
-    assert_eq!(slots, [0]);
+    assert_eq!((told(&mut hub), told(&mut hub)), (vec![(0, true)], vec![]));
+    let held = hub.readers.hold(Delivery::Reliable, StartFrom::Now).unwrap();
+    assert_eq!(told(&mut hub), [(1, false)], "it is in its handshake");
     hub.readers.release(number);
-    // Another call takes it, and it is told of all the same.
+    hub.readers.release(held.number);
+    // Another call takes it, and it is told all the same.
     assert_eq!(hub.writer.used(), 0);
-    assert!(hub.writer.refresh() && !hub.writer.refresh());
+    let mut changes = told(&mut hub);
+    changes.sort_unstable();
+    assert_eq!(changes, [(0, false), (1, false)]);
+    // However often a slot has changed, it is told as it is now.
+    for _ in 0..3 {
+        let (number, _reader) = hub.join(Delivery::BestEffort, StartFrom::Now);
+        assert_eq!(hub.writer.used(), 0);
+        hub.readers.release(number);
+    }
+    assert_eq!((told(&mut hub).len(), told(&mut hub)), (1, vec![]));
 }
 
 #[test]
@@ -119,4 +137,54 @@ fn a_head_past_what_was_published_is_a_lie_and_stays_one_when_the_list_changes()
     hub.readers.release(held.number);
     assert_eq!(hub.writer.used(), 0);
     assert!(hub.readers.has(number));
+}
+
+/// A control object that counts how often it is copied or read.
+struct Counted(Arc<AtomicU64>);
+
+impl Clone for Counted {
+    fn clone(&self) -> Self {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl Readable for Counted {
+    fn load(&self, _: usize, _: Ordering) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        0
+    }
+
+    fn copy_out(&self, _: usize, _: &mut [u8]) {
+        unreachable!("nothing is copied out of a control object");
+    }
+}
+
+#[test]
+fn a_change_of_the_list_costs_the_writer_the_same_however_many_readers_there_are() {
+    let readers_there = if cfg!(miri) { 40 } else { 4000 };
+    for delivery in Delivery::ALL {
+        let ring = OwnRegion::private(SMALLEST);
+        let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::nowhere(), 1 << 20));
+        let mut writer = FanOut::new(ring, Arc::clone(&readers), SMALLEST);
+        let steps = Arc::new(AtomicU64::new(0));
+        let join = || {
+            let held = readers.hold(delivery, StartFrom::Now).unwrap();
+            assert!(readers.activate(held.number, Counted(Arc::clone(&steps)), ()));
+            held.number
+        };
+        for _ in 0..readers_there {
+            join();
+        }
+        assert_eq!(writer.changes().count(), readers_there);
+        steps.store(0, Ordering::Relaxed);
+        for _ in 0..10 {
+            let number = join();
+            assert_eq!(writer.changes().count(), 1);
+            readers.release(number);
+            assert_eq!(writer.changes().count(), 1);
+        }
+        // Two copies of the one that comes, and nothing of the others.
+        assert!(steps.load(Ordering::Relaxed) <= 20, "{steps:?}");
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use loom::thread;
 
-use super::{FanWaker, RoomSleeper, Watched, admit};
+use super::{FanWaker, RoomSleeper, Watched, admit, fence_for};
 use crate::{
     memory::access::{Readable, Writable},
     memory::layout::{self, head_of},
@@ -25,18 +25,18 @@ fn publication(ring: &Region, publisher: &Region, reader: impl Fn(&Region) -> Re
     let controls: Vec<_> = (0..READERS).map(Region::of_subscriber).collect();
     let lines: Vec<_> = (0..READERS).map(|_| Line::new()).collect();
     let mut waker = FanWaker::new(publisher.clone(), barriers);
-    waker.watch(
-        (0..READERS)
-            .map(|slot| Watched {
-                slot,
-                control: controls[slot].clone(),
-                barriers,
-            })
-            .collect(),
-    );
+    for slot in 0..READERS {
+        let reader = Watched {
+            control: controls[slot].clone(),
+            barriers,
+            bell: lines[slot].clone(),
+        };
+        waker.watch(slot, Some(reader));
+    }
     if fenced {
         // As after a bell, which the model has no way to tell from this.
-        waker.fence_for(2);
+        let FanWaker { own, fences, .. } = &mut waker;
+        fence_for(own, fences, 2);
     }
     let sleeps = |slot: usize| {
         let spot = ParkingSpot::reader_in(slot);
@@ -49,10 +49,10 @@ fn publication(ring: &Region, publisher: &Region, reader: impl Fn(&Region) -> Re
         }
     };
     let mut others: Vec<_> = (1..READERS).map(|slot| thread::spawn(sleeps(slot))).collect();
-    let (own, bells) = (ring.clone(), lines.clone());
+    let own = ring.clone();
     others.push(thread::spawn(move || {
         own.store(layout::TAIL, 8, Ordering::Release);
-        waker.wake(|| None, |slot| bells[slot].ring());
+        waker.wake(|_| (), Line::ring);
         own.is_over();
     }));
     sleeps(0)();
@@ -143,13 +143,16 @@ fn without_the_fences_of_its_readers_a_publisher_would_sleep_for_ever() {
     bounded().check(|| room(&Region::of_publisher(64, false), Region::without_fences));
 }
 
-fn watched(controls: &[Words], barriers: Barriers) -> Vec<Watched<Words>> {
-    let watched = |(slot, control): (usize, &Words)| Watched {
-        slot,
-        control: control.clone(),
-        barriers,
-    };
-    controls.iter().enumerate().map(watched).collect()
+/// A reader in each slot, whose bell is the slot's number.
+fn watch(waker: &mut FanWaker<Words, Words, usize>, controls: &[Words], barriers: Barriers) {
+    for (slot, control) in controls.iter().enumerate() {
+        let reader = Watched {
+            control: control.clone(),
+            barriers,
+            bell: slot,
+        };
+        waker.watch(slot, Some(reader));
+    }
 }
 
 #[test]
@@ -159,7 +162,7 @@ fn each_reader_is_rung_for_once_for_each_time_that_it_sleeps() {
         let controls = [Words::default(), Words::default()];
         let mut waker = FanWaker::new(ring.clone(), barriers);
         waker.wake(
-            || Some(watched(&controls, barriers)),
+            |waker| watch(waker, &controls, barriers),
             |slot| panic!("{slot} is awake"),
         );
         let mut sleepers = [0, 1].map(|slot| {
@@ -168,7 +171,7 @@ fn each_reader_is_rung_for_once_for_each_time_that_it_sleeps() {
         });
         let mut wake = || {
             let mut slots = Vec::new();
-            waker.wake(|| None, |slot| slots.push(slot));
+            waker.wake(|_| (), |slot| slots.push(*slot));
             slots
         };
         for _ in 0..3 {
@@ -189,31 +192,38 @@ fn each_reader_is_rung_for_once_for_each_time_that_it_sleeps() {
 fn a_publisher_makes_fences_always_where_one_of_its_readers_can_make_no_barrier() {
     let ring = Words::default();
     let controls = [Words::default(), Words::default()];
-    let fences = |waker: &mut FanWaker<Words, Words>| {
-        waker.wake(|| None, |_| ());
+    let fences = |waker: &mut FanWaker<Words, Words, usize>| {
+        waker.wake(|_| (), |_| ());
         ring.fences()
     };
     let mut both = FanWaker::new(ring.clone(), Barriers::Both);
     assert_eq!(fences(&mut both), 1, "this process makes none");
-    both.watch(watched(&controls, Barriers::Sleeper));
+    watch(&mut both, &controls, Barriers::Sleeper);
     ring.fences();
     assert!((0..=2 * FENCED_AFTER_A_BELL).all(|_| fences(&mut both) == 1));
     let mut waker = FanWaker::new(ring.clone(), Barriers::Sleeper);
-    waker.watch(watched(&controls, Barriers::Sleeper));
+    watch(&mut waker, &controls, Barriers::Sleeper);
     assert_eq!((ring.fences(), fences(&mut waker)), (0, 0));
-    let mut readers = watched(&controls, Barriers::Sleeper);
-    readers[1].barriers = Barriers::Both;
     ring.set(layout::TAIL_FENCED, 0);
-    waker.watch(readers);
+    watch(&mut waker, &controls[..1], Barriers::Both);
     assert_eq!(ring.fences(), 1, "for what was published before");
     assert_eq!(ring.get(layout::TAIL_FENCED), 1);
     assert!((0..=2 * FENCED_AFTER_A_BELL).all(|_| fences(&mut waker) == 1));
-    // It has gone.
-    waker.watch(watched(&controls[..1], Barriers::Sleeper));
+    // Another reader, which can make them, has its slot.
+    watch(&mut waker, &controls[..1], Barriers::Sleeper);
     assert_eq!(ring.get(layout::TAIL_FENCED), 1);
+    ring.fences();
     for _ in 0..FENCED_AFTER_A_BELL {
         assert_eq!(ring.get(layout::TAIL_FENCED), 1);
         assert_eq!(fences(&mut waker), 1, "as was said");
+    }
+    assert_eq!((ring.get(layout::TAIL_FENCED), fences(&mut waker)), (0, 0));
+    watch(&mut waker, &controls[..1], Barriers::Both);
+    assert!((0..=2 * FENCED_AFTER_A_BELL).all(|_| fences(&mut waker) > 0));
+    // It has gone.
+    waker.watch(0, None);
+    for _ in 0..FENCED_AFTER_A_BELL {
+        assert_eq!((ring.get(layout::TAIL_FENCED), fences(&mut waker)), (1, 1));
     }
     assert_eq!((ring.get(layout::TAIL_FENCED), fences(&mut waker)), (0, 0));
 }
