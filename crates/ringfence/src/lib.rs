@@ -26,9 +26,13 @@
 //! # What blocks, what allocates, what happens when it is full
 //! [`join`], [`connect`], [`member()`], [`Listener::accept`], [`Membership::next`], [`Membership::leave`], [`Sender::send`],
 //! [`Sender::wait`], [`Broadcaster::send`], [`Subscription::receive`], [`Receiver::receive`], [`Receiver::wait`], [`Merge::receive`], [`Merge::wait`] and [`Tokens::token`] block, and [`listen`] where it is to wait
-//! for the address. Everything else returns at once. Sending and receiving allocate nothing, but for messages above half the
-//! ring, which are put together in memory that grows with what has come; where there is none, that is [`Error::NoSpace`] of that
-//! call, and the message stays.
+//! for the address. Everything else returns at once.
+//!
+//! Sending and receiving allocate nothing per message. A channel makes what it needs to sleep and to visit messages once, when it is first
+//! needed, and a publisher makes room for its list of subscribers as that grows. Two kinds of call allocate each time: those that return a
+//! `Vec`, and those that receive a message above half the ring, which is put together in memory that grows with the bytes received. If
+//! there is no memory for a message, the call fails with [`Error::NoSpace`], and the message stays.
+//!
 //! A full ring makes `try_send` and `reserve` say so, and `send` wait.
 //!
 //! # After a fork
