@@ -2,7 +2,8 @@
 //! descriptors, and none of the threads.
 //!
 //! All of it is its parent's still. So every static here is one for each process ([`PerProcess`]), every handle knows where
-//! it was made ([`Birth`], or a [`Mark`] that calls look at anyhow), and in a child what was made before does nothing.
+//! it was made ([`Birth`], or a [`Mark`] that calls look at anyhow), a lock refuses a child ([`ProcessMutex`]), and in a child what
+//! was made before does nothing.
 //!
 //! A process is told from its children by a word that the kernel sets to zero in them (`MADV_WIPEONFORK`, Linux 4.14). Not
 //! by its number: a child in a new pid namespace may have the same, and so may a grandchild. Nor by pthread_atfork(3) alone,
@@ -30,7 +31,10 @@ use nix::{
 
 use crate::{
     error::{Error, Result},
-    sys::{self, lock::Mutex},
+    sys::{
+        self,
+        lock::{Mutex, MutexGuard},
+    },
 };
 
 /// What a call on something that was a parent's says.
@@ -204,6 +208,11 @@ impl Mark {
     /// What a new mark says.
     pub(crate) const FRESH: u8 = u8::MAX;
 
+    /// Where the marked object was made.
+    pub(crate) fn birth(&self) -> Birth {
+        self.birth
+    }
+
     /// Errors as [`Birth::now`].
     pub(crate) fn new() -> Result<Self> {
         let birth = Birth::now()?;
@@ -244,7 +253,45 @@ impl fmt::Debug for Mark {
     }
 }
 
-/// In a child: what another thread was changing at the moment of the fork is in no state to be dropped.
+/// A mutex that belongs to the process that made it.
+///
+/// A forked child may inherit it locked by a thread that the child does not have. So a child never waits for it:
+/// [`ProcessMutex::lock`] checks first. When it is dropped in a child, a value that some thread was changing is leaked.
+#[derive(Debug)]
+pub(crate) struct ProcessMutex<T: Default> {
+    mutex: Mutex<T>,
+    birth: Birth,
+}
+
+impl<T: Default> ProcessMutex<T> {
+    pub(crate) fn new(value: T, birth: Birth) -> Self {
+        Self {
+            mutex: Mutex::new(value),
+            birth,
+        }
+    }
+
+    /// Errors with [`Error::Closed`] in a child.
+    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, T>> {
+        self.birth.check()?;
+        Ok(self.mutex.lock())
+    }
+
+    /// Where it was made.
+    pub(crate) fn birth(&self) -> Birth {
+        self.birth
+    }
+}
+
+impl<T: Default> Drop for ProcessMutex<T> {
+    fn drop(&mut self) {
+        if !self.birth.is_here() {
+            leave_torn(&mut self.mutex);
+        }
+    }
+}
+
+/// In a child: leaks a value that another thread was changing at the moment of the fork.
 pub(crate) fn leave_torn<T: Default>(guarded: &mut Mutex<T>) {
     if guarded.is_held() {
         mem::forget(mem::take(guarded.get_mut()));

@@ -34,10 +34,11 @@ use nix::{
     unistd::{ForkResult, Pid, alarm, fork},
 };
 use ringfence::{
-    Address, Arrival, CancelToken, Change, Channel, Channels, CloseReason, Error, Listener, Membership,
-    Publisher, Receiver, Result, Role, Sender, Subscription,
+    Address, AnySource, Arrival, Audience, Broadcaster, CancelToken, Change, Channel, Channels, ChildLine,
+    CloseReason, Error, Key, Listener, Membership, Merge, ParentLine, Publisher, PublisherEvent, Receiver,
+    Result, Role, Sender, Subscriber, Subscription, Tokens, Verifier,
     binding::{self, Keep},
-    connect, join, listen, member, publish, subscribe,
+    connect, join, listen, member, private_line, publish, subscribe,
 };
 use support::{Actor, TIME_LIMIT, accepted, fresh_address, say, small, wait_for_host, wait_for_test};
 
@@ -86,77 +87,183 @@ fn is_inherited<T: std::fmt::Debug>(result: Result<T>) {
     }
 }
 
-/// Everything that a publisher can be asked, in a child.
-fn use_inherited_publisher(publisher: &mut Publisher) {
+/// Formats a handle as well: its `Debug` must take no lock of the parent's.
+fn shows<T: std::fmt::Debug>(handle: &T) {
+    assert!(!format!("{handle:?}").is_empty());
+}
+
+// Each of the following calls every method of one kind of handle, in a child. The test of the names below keeps them complete.
+
+fn use_publisher(publisher: &mut Publisher) {
+    shows(publisher);
+    let _ = (
+        publisher.address(),
+        publisher.capacity(),
+        publisher.max_message_size(),
+    );
+    let _ = (publisher.sequence(), publisher.stats());
     is_inherited(publisher.try_send(b"a child's"));
     is_inherited(publisher.send(b"a child's"));
+    is_inherited(publisher.send_until(b"a child's", Instant::now()));
     is_inherited(publisher.reserve(8).map(drop));
+    is_inherited(publisher.reserve_items::<u64>(1).map(drop));
     is_inherited(publisher.reserve_detached(8));
     is_inherited(publisher.batch().map(drop));
     is_inherited(publisher.wait(8, None));
-    is_inherited(publisher.sender().arm(8));
-    publisher.sender().poll_line();
-    publisher.sender().disarm();
-    publisher.sender().give_up();
+    use_broadcaster(publisher.sender());
+    use_audience(publisher.audience());
     is_inherited(publisher.next());
     is_inherited(publisher.try_next());
     assert!(publisher.subscribers().is_empty());
-    publisher.stats();
-    publisher.audience().pause();
-    publisher.audience().resume();
+    assert_eq!(publisher.close_reason(), Some(CloseReason::Closed));
     publisher.seal();
     publisher.end();
     publisher.close();
 }
 
-/// Everything that a subscription can be asked, in a child.
-fn use_inherited_subscription(subscription: &mut Subscription) {
+fn use_broadcaster(broadcaster: &mut Broadcaster) {
+    shows(broadcaster);
+    let _ = (broadcaster.capacity(), broadcaster.max_message_size());
+    let _ = (broadcaster.sequence(), broadcaster.stats());
+    is_inherited(broadcaster.try_send(b"a child's"));
+    is_inherited(broadcaster.try_send_packed(&[0; 8]));
+    is_inherited(broadcaster.send(b"a child's"));
+    is_inherited(broadcaster.send_until(b"a child's", Instant::now()));
+    is_inherited(broadcaster.has_room(8));
+    is_inherited(broadcaster.packed_room(8));
+    is_inherited(broadcaster.wait(8, None));
+    is_inherited(broadcaster.arm(8));
+    broadcaster.poll_line();
+    broadcaster.disarm();
+    broadcaster.give_up();
+    assert_eq!(broadcaster.close_reason(), Some(CloseReason::Closed));
+    assert!(broadcaster.as_fd().as_raw_fd() >= 0);
+    broadcaster.end();
+}
+
+fn use_audience(audience: &Audience) {
+    shows(audience);
+    let _ = audience.address();
+    is_inherited(audience.next());
+    is_inherited(audience.next_until(Some(Instant::now())));
+    is_inherited(audience.try_next());
+    assert!(audience.subscribers().is_empty());
+    assert!(audience.as_fd().as_raw_fd() >= 0);
+    audience.pause();
+    audience.resume();
+    assert_eq!(audience.close_reason(), Some(CloseReason::Closed));
+    audience.seal();
+    audience.close();
+}
+
+fn use_subscriber(subscriber: &Subscriber) {
+    shows(subscriber);
+    assert!(subscriber.peer().pid > 0);
+    assert!(!subscriber.evidence().is_empty());
+    let _ = subscriber.delivery();
+    assert_eq!(subscriber.lag(), 0);
+    assert_eq!(subscriber.gone(), None);
+    assert!(subscriber.is(subscriber));
+    is_inherited(subscriber.verify());
+    subscriber.disconnect();
+}
+
+fn use_subscription(subscription: &mut Subscription) {
     let mut room = [0; 64];
+    shows(subscription);
+    let _ = (
+        subscription.peer(),
+        subscription.evidence(),
+        subscription.delivery(),
+    );
+    let _ = (subscription.capacity(), subscription.max_message_size());
+    let _ = (
+        subscription.lost(),
+        subscription.sequence(),
+        subscription.busy_poll(),
+    );
+    assert_eq!(subscription.lag(), 0);
     subscription.stats();
     subscription.disarm();
     subscription.wake();
+    subscription.begin_round();
+    let _ = (subscription.is_round_over(), subscription.is_cut());
     is_inherited(subscription.poll_line());
     is_inherited(subscription.poll_line_later());
     is_inherited(subscription.try_receive(&mut room));
     is_inherited(subscription.receive(&mut room));
+    is_inherited(subscription.receive_until(&mut room, Instant::now()));
+    is_inherited(subscription.try_receive_vec());
+    is_inherited(subscription.receive_vec());
+    is_inherited(subscription.receive_vec_until(Instant::now()));
     is_inherited(subscription.try_receive_packed(&mut room));
+    is_inherited(subscription.try_receive_more_packed(&mut room));
     is_inherited(subscription.drain(|_| {}, 1));
     is_inherited(subscription.next_size());
     is_inherited(subscription.has_message());
+    is_inherited(subscription.is_ended());
     is_inherited(subscription.arm());
     is_inherited(subscription.wait(None));
     is_inherited(subscription.verify().map(drop));
+    use_verifier(&subscription.verifier());
+    assert!(subscription.close_reason().is_some());
+    assert!(subscription.as_fd().as_raw_fd() >= 0);
     subscription.close();
 }
 
-/// Everything that a channel can be asked, in a child.
-fn use_inherited(sender: &mut Sender, receiver: &mut Receiver, tokens: &ringfence::Tokens) {
-    let mut room = [0; 64];
+fn use_sender(sender: &mut Sender) {
+    shows(sender);
+    let _ = (sender.capacity(), sender.max_message_size(), sender.max_at_once());
     sender.stats();
-    receiver.stats();
     sender.disarm();
     sender.poll_line();
-    receiver.disarm();
-    receiver.wake();
-    is_inherited(receiver.poll_line());
-    is_inherited(receiver.poll_line_later());
+    sender.refresh();
+    sender.vacate();
+    assert_eq!(sender.under_way(), None);
     is_inherited(sender.try_send(b"a child's"));
     is_inherited(sender.send(b"a child's"));
+    is_inherited(sender.send_until(b"a child's", Instant::now()));
     is_inherited(sender.send_part(b"a child's", 0));
     is_inherited(sender.try_send_packed(&[0; 8]));
+    is_inherited(sender.has_room(8));
+    is_inherited(sender.packed_room(8));
     is_inherited(sender.reserve(8).map(drop));
+    is_inherited(sender.reserve_items::<u64>(1).map(drop));
     is_inherited(sender.reserve_detached(8));
     is_inherited(sender.batch().map(drop));
     is_inherited(sender.wait(8, None));
     is_inherited(sender.arm(8));
+    assert_eq!(sender.close_reason(), Some(CloseReason::Closed));
+    assert!(sender.as_fd().as_raw_fd() >= 0);
+    sender.end();
+    sender.close();
+}
+
+fn use_receiver(receiver: &mut Receiver) {
+    let mut room = [0; 64];
+    shows(receiver);
+    let _ = (receiver.peer(), receiver.max_message_size());
+    receiver.stats();
+    receiver.disarm();
+    receiver.wake();
+    receiver.begin_round();
+    let _ = receiver.is_round_over();
+    is_inherited(receiver.poll_line());
+    is_inherited(receiver.poll_line_later());
     is_inherited(receiver.try_receive(&mut room));
     is_inherited(receiver.receive(&mut room));
+    is_inherited(receiver.receive_until(&mut room, Instant::now()));
+    is_inherited(receiver.try_receive_vec());
+    is_inherited(receiver.receive_vec());
+    is_inherited(receiver.receive_vec_until(Instant::now()));
     is_inherited(receiver.receive_part(&mut room));
     is_inherited(receiver.try_receive_packed(&mut room));
     is_inherited(receiver.try_receive_more_packed(&mut room));
     is_inherited(binding::pull_held(receiver, &mut room, 0..=8, Keep::Each));
     is_inherited(binding::pull_again(receiver, &mut room, 0));
     binding::release(receiver);
+    is_inherited(binding::announce(receiver));
+    is_inherited(binding::look_parked(receiver));
     is_inherited(receiver.drain(|_| {}, 1));
     is_inherited(receiver.next_size());
     is_inherited(receiver.has_message());
@@ -165,15 +272,151 @@ fn use_inherited(sender: &mut Sender, receiver: &mut Receiver, tokens: &ringfenc
     is_inherited(receiver.arm());
     assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
     assert!(!receiver.is_cut());
+    assert!(receiver.as_fd().as_raw_fd() >= 0);
+    receiver.close();
+}
+
+fn use_channel(channel: &mut Channel) {
+    shows(channel);
+    let _ = (
+        channel.role(),
+        channel.peer(),
+        channel.evidence(),
+        channel.busy_poll(),
+    );
+    channel.stats();
+    is_inherited(channel.verify().map(drop));
+    use_verifier(&channel.verifier());
+    use_tokens(&channel.tokens());
+    assert!(channel.as_fd().as_raw_fd() >= 0);
+    use_sender(channel.sender());
+    use_receiver(channel.receiver());
+}
+
+fn use_tokens(tokens: &Tokens) {
+    shows(tokens);
     is_inherited(tokens.send(1));
     is_inherited(tokens.token());
+    is_inherited(tokens.token_until(Instant::now()));
     assert_eq!(tokens.try_token(), None);
     assert!(tokens.is_ended());
     is_inherited(tokens.bell().map(drop));
-    assert!(sender.as_fd().as_raw_fd() >= 0 && receiver.as_fd().as_raw_fd() >= 0);
-    sender.end();
-    sender.close();
-    receiver.close();
+    let _ = (tokens.dropped(), tokens.strays());
+}
+
+fn use_verifier(verifier: &Verifier) {
+    shows(verifier);
+    is_inherited(verifier.verify());
+    assert!(!verifier.has_refused());
+}
+
+fn use_merge(merge: &mut Merge<AnySource>, key: Key) {
+    let mut room = [0; 64];
+    shows(merge);
+    let _ = (merge.stats(), merge.len(), merge.is_empty(), merge.is_ended());
+    assert!(merge.source(key).is_some());
+    is_inherited(merge.try_receive(&mut room));
+    is_inherited(merge.try_receive_vec());
+    is_inherited(merge.receive(&mut room));
+    is_inherited(merge.receive_until(&mut room, Instant::now()));
+    is_inherited(merge.receive_vec());
+    is_inherited(merge.next_size());
+    is_inherited(merge.drain(|_, _| {}, 1));
+    is_inherited(merge.wait(None));
+    is_inherited(merge.arm());
+    is_inherited(merge.poll());
+    assert_eq!(merge.next_end(), None);
+    assert!(merge.as_fd().as_raw_fd() >= 0);
+    assert!(merge.remove(key).is_none());
+    if let Some(AnySource::Receiver(_)) = merge.source(key) {
+        // SAFETY: a copy of what the merge has still, in a process of which this is all that is left.
+        let source = unsafe { std::ptr::read(merge.source(key).unwrap()) };
+        is_inherited(merge.add(source).map_err(Error::from));
+    }
+}
+
+fn use_listener(listener: &Listener) {
+    shows(listener);
+    let _ = listener.address();
+    listener.stats();
+    is_inherited(listener.accept());
+    is_inherited(listener.accept_until(Instant::now()));
+    is_inherited(listener.try_accept());
+    assert_eq!(listener.size(), 0);
+    assert!(listener.as_fd().as_raw_fd() >= 0);
+    listener.pause();
+    listener.resume();
+    listener.close(Channels::Close);
+}
+
+fn use_membership(membership: &Membership) {
+    shows(membership);
+    let _ = membership.address();
+    membership.stats();
+    is_inherited(membership.next());
+    is_inherited(membership.next_until(Some(Instant::now())));
+    is_inherited(membership.try_next());
+    is_inherited(membership.partner(None));
+    assert_eq!(membership.role(), Role::Guest);
+    assert!(!membership.has_partner());
+    assert!(membership.as_fd().as_raw_fd() >= 0);
+    membership.pause();
+    membership.resume();
+}
+
+fn use_parent_line(line: &mut ParentLine, childs: &ChildLine) {
+    shows(line);
+    shows(childs);
+    is_inherited(line.started(std::process::id()));
+    assert!(childs.value(7).starts_with("7:"));
+}
+
+/// Files with the methods of handles, and which of the functions above call them.
+const HANDLES: [(&str, &[&str]); 13] = [
+    ("channel/mod.rs", &["channel"]),
+    ("channel/sender.rs", &["sender"]),
+    ("channel/receiver.rs", &["receiver"]),
+    ("channel/merge/mod.rs", &["merge"]),
+    ("channel/tokens.rs", &["tokens"]),
+    ("channel/verify.rs", &["verifier"]),
+    ("endpoint/service.rs", &["listener"]),
+    ("endpoint/membership/mod.rs", &["membership"]),
+    ("endpoint/child.rs", &["parent_line"]),
+    ("endpoint/broadcast/publisher.rs", &["publisher", "audience"]),
+    ("endpoint/broadcast/broadcaster.rs", &["broadcaster"]),
+    ("endpoint/broadcast/audience.rs", &["subscriber"]),
+    ("endpoint/broadcast/subscription.rs", &["subscription"]),
+];
+
+/// Those that borrow the handle. The tests call those that consume it on copies.
+#[test]
+fn every_method_of_each_handle_is_called_in_a_child() {
+    let own = include_str!("fork.rs");
+    let body = |handle: &&str| {
+        let (_, behind) = own.split_once(&format!("\nfn use_{handle}(")).unwrap();
+        behind.split_once("\n}\n").unwrap().0
+    };
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut count, mut missing) = (0, Vec::new());
+    for (file, handles) in HANDLES {
+        let calls: String = handles.iter().map(body).collect();
+        let text = std::fs::read_to_string(source.join(file)).unwrap();
+        let methods = text.split("\n    pub fn ").skip(1);
+        for (name, arguments) in methods.filter_map(|method| method.split_once('(')) {
+            let name = name.split('<').next().unwrap();
+            if arguments.starts_with("&self") || arguments.starts_with("&mut self") {
+                count += 1;
+                if ![format!(".{name}("), format!(".{name}::<")]
+                    .iter()
+                    .any(|call| calls.contains(call))
+                {
+                    missing.push(format!("{file}: {name}"));
+                }
+            }
+        }
+    }
+    assert!(count > 150, "the methods were found: {count}");
+    assert!(missing.is_empty(), "not called in a child: {missing:#?}");
 }
 
 /// Makes mappings of a child's own, which would come to lie where it has none of its parent's, and returns what looks
@@ -212,24 +455,31 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     let way = arguments.get(1).map_or("fork", String::as_str);
     match role.as_str() {
-        // Has a child that inherits its subscription.
+        // Has a child that inherits its subscription, and one that inherits it after the end.
         "subscriber" => {
-            let address: Address = arguments[0].parse().unwrap();
             let mut subscription = Some(subscribe(&address, &small()).unwrap());
-            let told = in_child(&arguments[1], || {
-                let mut subscription = subscription.take().unwrap();
-                use_inherited_subscription(&mut subscription);
-                drop(subscription);
-            });
-            say(told);
-            let subscription = subscription.as_mut().unwrap();
+            let use_it_in_child = |subscription: &mut Option<Subscription>| {
+                say(in_child(way, || {
+                    let mut subscription = subscription.take().unwrap();
+                    use_subscription(&mut subscription);
+                    drop(subscription);
+                }));
+            };
+            use_it_in_child(&mut subscription);
             let mut into = [0; 64];
-            let length = subscription.receive(&mut into).unwrap().unwrap();
+            let length = subscription
+                .as_mut()
+                .unwrap()
+                .receive(&mut into)
+                .unwrap()
+                .unwrap();
             say(String::from_utf8_lossy(&into[..length]));
             wait_for_test();
-            assert_eq!(subscription.receive(&mut into).unwrap(), None);
-            say(subscription.close_reason().unwrap().to_string());
+            assert_eq!(subscription.as_mut().unwrap().receive(&mut into).unwrap(), None);
+            use_it_in_child(&mut subscription);
+            say(subscription.unwrap().close_reason().unwrap().to_string());
         }
+        "merge" => merge(&address, way),
         "channel" => channel(&address, way),
         "service" => service(&address, way),
         "holder" => holder(&address, &arguments[1]),
@@ -244,16 +494,17 @@ fn role() {
 
 /// Has children that use what they inherit, and drop it; then goes on.
 fn channel(address: &Address, way: &str) {
-    let channel = join(address, &small()).unwrap();
-    let verifier = channel.verifier();
+    let mut channel = join(address, &small()).unwrap();
     let tokens = channel.tokens();
+    say(in_child(way, || use_channel(&mut channel)));
     let (mut sender, mut receiver) = channel.split();
     // A thread that has slept so often has one that watches for the death of the peer.
     echo(&mut sender, &mut receiver, SLEEPS);
     say(in_child(way, || {
         let whole = fill_memory();
-        is_inherited(verifier.verify());
-        use_inherited(&mut sender, &mut receiver, &tokens);
+        use_tokens(&tokens);
+        use_sender(&mut sender);
+        use_receiver(&mut receiver);
         // SAFETY: a copy of what the parent goes on to own, in a process of which this is all that is left.
         unsafe {
             drop(std::ptr::read(&raw const sender));
@@ -293,7 +544,9 @@ fn channel(address: &Address, way: &str) {
     let detached = sender.reserve_detached(5).unwrap().unwrap();
     let ended = in_child(way, || {
         // SAFETY: as above.
-        drop(unsafe { std::ptr::read(&raw const detached) });
+        let copy = || unsafe { std::ptr::read(&raw const detached) };
+        is_inherited(sender.commit(copy(), 5));
+        is_inherited(sender.cancel(copy()));
     });
     sender.cancel(detached).unwrap();
     say(ended);
@@ -301,8 +554,36 @@ fn channel(address: &Address, way: &str) {
     tokens.send(8).unwrap();
     say("token");
     echo(&mut sender, &mut receiver, usize::MAX);
+    // What has ended is the parent's as well.
+    say(in_child(way, || {
+        is_inherited(receiver.is_ended());
+        is_inherited(receiver.receive_vec());
+        is_inherited(receiver.wait(None));
+    }));
     drop((sender, receiver));
     say("ended");
+}
+
+/// Has children that use a merge: of an open channel, after the end of another.
+fn merge(address: &Address, way: &str) {
+    let mut merge: Merge<AnySource> = Merge::new().unwrap();
+    let (first, second) = (
+        connect(address, &small()).unwrap(),
+        connect(address, &small()).unwrap(),
+    );
+    let (_sender, receiver) = first.split();
+    let key = merge.add(receiver.into()).unwrap();
+    let (mut sender, receiver) = second.split();
+    let ended = merge.add(receiver.into()).unwrap();
+    sender.send(b"end").unwrap();
+    // An end that is not told yet.
+    while merge.source(ended).is_some() {
+        assert!(merge.wait(None).unwrap());
+        assert_eq!(merge.drain(|_, _| {}, 1).unwrap(), 0);
+    }
+    say(in_child(way, || use_merge(&mut merge, key)));
+    assert!(merge.next_end().is_some_and(|(key, _)| key == ended));
+    say("done");
 }
 
 /// Has children that use the listener, and drop it; then serves on.
@@ -311,12 +592,7 @@ fn service(address: &Address, way: &str) {
     let first = accepted(&listener);
     let (mut sender, mut receiver) = first.split();
     let ended = in_child(way, || {
-        is_inherited(listener.accept());
-        is_inherited(listener.try_accept());
-        assert_eq!(listener.size(), 0);
-        listener.pause();
-        listener.resume();
-        listener.close(Channels::Close);
+        use_listener(&listener);
         // SAFETY: copies of what the parent goes on to own, in a process of which this is all that is left.
         unsafe {
             drop(std::ptr::read(&raw const listener));
@@ -368,17 +644,12 @@ fn membership(address: &Address, way: &str) {
     let (mut sender, mut receiver) = channel.split();
     let role = membership.role();
     say(in_child(way, || {
-        is_inherited(membership.next());
-        is_inherited(membership.try_next());
-        assert_eq!(membership.role(), Role::Guest);
-        assert!(!membership.has_partner());
-        membership.pause();
-        membership.resume();
+        use_membership(&membership);
         // SAFETY: copies of what the parent goes on to own, in a process of which this is all that is left.
         unsafe {
             drop(std::ptr::read(&raw const sender));
             drop(std::ptr::read(&raw const receiver));
-            drop(std::ptr::read(&raw const membership));
+            std::ptr::read(&raw const membership).leave();
         }
     }));
     assert_eq!(membership.role(), role);
@@ -586,6 +857,7 @@ fn a_channel_outlives_a_child_that_uses_it_and_drops_it() {
             };
             let tokens = channel.tokens();
             let (mut sender, mut receiver) = channel.split();
+            actor.expect("well");
             for _ in 0..SLEEPS {
                 answers(&mut sender, &mut receiver, b"before");
             }
@@ -608,8 +880,9 @@ fn a_channel_outlives_a_child_that_uses_it_and_drops_it() {
                 answers(&mut sender, &mut receiver, b"after");
             }
             sender.end();
-            assert_eq!(receiver.receive(&mut word).unwrap(), None);
+            actor.expect("well");
             actor.expect("ended");
+            assert_eq!(receiver.receive(&mut word).unwrap(), None);
             actor.finish();
         }
     }
@@ -834,10 +1107,14 @@ fn a_publisher_and_a_subscription_that_a_child_inherits_do_nothing_there() {
         let mut publisher = publish(&address, &small()).unwrap();
         let mut subscriber = Actor::start("subscriber", &[&address.to_string(), way]);
         subscriber.expect("well");
+        let PublisherEvent::Subscriber(one) = publisher.next().unwrap() else {
+            panic!("the subscriber comes first");
+        };
         let mut inherited = Some(publisher);
         let told = in_child(way, || {
             let mut publisher = inherited.take().unwrap();
-            use_inherited_publisher(&mut publisher);
+            use_subscriber(&one);
+            use_publisher(&mut publisher);
             drop(publisher);
         });
         assert_eq!(told, "well", "{way}");
@@ -849,7 +1126,30 @@ fn a_publisher_and_a_subscription_that_a_child_inherits_do_nothing_there() {
         subscriber.expect("the parent's");
         publisher.end();
         subscriber.go_on();
+        subscriber.expect("well");
         subscriber.expect("closed");
         subscriber.finish();
+    }
+}
+
+#[test]
+fn a_merge_and_a_line_that_a_child_inherits_do_nothing_there() {
+    for way in WAYS {
+        let (address, _directory) = fresh_address(false);
+        let listener = listen(&address, &small()).unwrap();
+        let actor = Actor::start("merge", &[&address.to_string(), way]);
+        let (_first, mut second) = (accepted(&listener), accepted(&listener));
+        assert_eq!(second.receiver().receive(&mut [0; 8]).unwrap(), Some(3));
+        second.close();
+        actor.expect("well");
+        actor.expect("done");
+        actor.finish();
+        let (mut line, childs) = private_line().unwrap();
+        let told = in_child(way, || {
+            use_parent_line(&mut line, &childs);
+            // SAFETY: a copy of what the parent goes on to own, in a process of which this is all that is left.
+            is_inherited(unsafe { std::ptr::read(&raw const line) }.channel(&small()));
+        });
+        assert_eq!(told, "well", "{way}");
     }
 }

@@ -80,9 +80,6 @@ impl Shared {
     /// As [`Shared::finish`], before anybody in this process is told: where the ring is to be wiped or the peer to be cut off, it is
     /// when this returns. `None`: nothing is left to be told here.
     pub(crate) fn end(&self, end: ChannelState) -> Option<Untold> {
-        if self.is_inherited() {
-            return None;
-        }
         match end {
             // Not waited for: what the peer sends to a side that closes is lost in any case, and the thread that has heard
             // the alarm is the one that would be waited for.
@@ -100,7 +97,7 @@ impl Shared {
             // No end: see `ChannelState`.
             ChannelState::Open | ChannelState::Inherited => return None,
         }
-        let mut guard = self.held();
+        let mut guard = self.held().ok()?;
         if let Some(held) = guard.as_mut().filter(|held| held.has_left()) {
             // The thread that waits for the answer lets go of all else.
             if end == ChannelState::Exposed {
@@ -147,7 +144,9 @@ impl Shared {
     /// As [`Shared::finish`], for a member that leaves its place to its peer: says so, and waits for the answer, as long
     /// as `deadline` allows. A call that sends or reads here meanwhile is told that the channel is closed.
     pub(crate) fn leave(&self, deadline: &Deadline) -> Handover {
-        let mut guard = self.held();
+        let Ok(mut guard) = self.held() else {
+            return Handover::NoSuccessor;
+        };
         let Some(held) = guard.as_mut().filter(|held| !held.has_left()) else {
             return Handover::NoSuccessor;
         };
@@ -168,7 +167,7 @@ impl Shared {
         let phase = Phase::from_word(peer.load(layout::PHASE, Ordering::Acquire));
         self.doorbell.hang_up();
         // Until now for the alarm, which wipes.
-        let held = self.held().take();
+        let held = self.held().map(|mut held| held.take());
         self.tell_end();
         drop((held, on_end));
         match phase.map(|phase| phase.step) {
@@ -233,10 +232,7 @@ impl Shared {
     /// Waits until a thread that is about to end the channel has done so: the peer may have been told before the threads of this
     /// side are.
     pub(crate) fn wait_for_end(&self) {
-        // In a child no such thread is there to give the lock back.
-        if !self.is_inherited() {
-            drop(self.held());
-        }
+        drop(self.held());
     }
 
     pub(crate) fn peer_is_gone(&self) -> bool {
@@ -249,10 +245,9 @@ impl Shared {
     /// Of a publisher, to one subscriber: its reading ends at this position of the ring, whatever is sent to the others. To be said
     /// before the phase that tells the subscriber of the end.
     pub(crate) fn end_reading_at(&self, position: u64) {
-        if self.is_inherited() {
-            return;
-        }
-        if let Some(held) = self.held().as_ref() {
+        if let Ok(guard) = self.held()
+            && let Some(held) = guard.as_ref()
+        {
             // What was said first counts. Nothing else of this process writes the word.
             if held.own.load(layout::TAIL, Ordering::Relaxed) & END_TOLD == 0 {
                 held.own

@@ -16,7 +16,7 @@ use crate::{
     channel::shared::Shared,
     channel::state::ChannelState,
     channel::stats::ChannelStats,
-    channel::waiting::{Awaited, Parking, Waits},
+    channel::waiting::{Awaited, Parking, SpinThenPark, Waits},
     error::{Error, Result},
     identity::Identity,
     memory::access::Readable,
@@ -101,18 +101,13 @@ impl Receiver {
             }
             return Ok(());
         }
-        if self.shared.receiving_ended.load(Ordering::Acquire)
-            && self
-                .shared
-                .check()
-                .is_err_and(|error| matches!(error, Error::Closed(_)))
-        {
-            // Everything was read before the channel closed: that is an end, not an error.
-            self.let_go();
-            return Ok(());
-        }
+        let ended = self.shared.check();
         self.let_go();
-        self.shared.check()
+        match ended {
+            // Everything was read before the channel closed: that is an end, not an error.
+            Err(Error::Closed(_)) if self.shared.has_read_all() => Ok(()),
+            other => other,
+        }
     }
 
     /// Lets go of this side's region. The peer's stays mapped until what it left was read: this half is the last that has it.
@@ -637,7 +632,7 @@ impl Receiver {
     /// # Errors
     /// As [`Receiver::try_receive`].
     pub fn is_ended(&mut self) -> Result<bool> {
-        if self.shared.receiving_ended.load(Ordering::Acquire) {
+        if self.shared.has_read_all() {
             return Ok(true);
         }
         if self.has_message()? {
@@ -679,7 +674,7 @@ impl Receiver {
     /// # Errors
     /// As [`Receiver::try_receive`].
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        self.wait_for((), deadline)
+        self.wait_until((), deadline)
     }
 
     /// For event loops: says that this half sleeps until there is something to read. `true`: there is nothing now; wait for the
@@ -805,7 +800,7 @@ impl AsFd for Receiver {
     /// [`Sender::wait`](crate::Sender::wait)). Threads beside a loop cost the channel two descriptors, made when the first of
     /// them waits; where a thread slept in a call when the loop began, the loop gets an epoll of its own for the line (two more).
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.line()
+        self.shared.doorbell.line_alone()
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     channel::shared::Shared,
     channel::state::ChannelState,
     channel::stats::ChannelStats,
-    channel::waiting::{Parking, Waits},
+    channel::waiting::{Parking, SpinThenPark, Waits},
     error::{Error, Result},
     memory::layout::as_offset,
     memory::own::OwnRegion,
@@ -386,7 +386,7 @@ impl Sender {
     /// # Errors
     /// As [`Sender::send`].
     pub fn wait(&mut self, size: usize, deadline: Option<Instant>) -> Result<bool> {
-        self.wait_for(size, deadline)
+        self.wait_until(size, deadline)
     }
 
     /// For event loops: says that this half sleeps until a message of `size` bytes finds room. `true`: it does not now; wait
@@ -406,10 +406,8 @@ impl Sender {
 
     /// Reads whatever has come over the line, and notices a peer that is gone: see [`Sender::close_reason`].
     pub fn poll_line(&mut self) {
-        if !self.shared.is_inherited() {
-            self.shared.doorbell.read_bells();
-            self.shared.notice();
-        }
+        self.shared.doorbell.read_bells();
+        self.shared.notice();
         self.refresh();
     }
 
@@ -507,7 +505,7 @@ impl AsFd for Sender {
     /// [`Receiver::wait`](crate::Receiver::wait)). Threads beside a loop cost the channel two descriptors, made when the first of
     /// them waits; where a thread slept in a call when the loop began, the loop gets an epoll of its own for the line (two more).
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.line()
+        self.shared.doorbell.line_alone()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{BorrowedFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +16,7 @@ use crate::{
     channel::state::{AtomicState, ChannelState},
     channel::stats::Counters,
     error::Result,
-    fork::{Mark, inherited, leave_torn},
+    fork::{Mark, ProcessMutex},
     handshake::parts::Role,
     memory::access::Readable,
     memory::layout,
@@ -24,7 +24,7 @@ use crate::{
     memory::peer::PeerRegion,
     memory::phase::Phase,
     signal::inbox::{OpenInbox, TokenSender},
-    sys::lock::{Mutex, MutexGuard},
+    sys::lock::MutexGuard,
     trace::Tie,
     wake::doorbell::Doorbell,
 };
@@ -40,7 +40,7 @@ pub(crate) struct Shared {
     pub(crate) receiving_ended: AtomicBool,
     /// What is let go of when the channel ends. A thread that changes the phase of this side's region, or the number of its tokens,
     /// has this lock.
-    pub(crate) held: Mutex<Option<Held>>,
+    pub(crate) held: ProcessMutex<Option<Held>>,
     pub(crate) busy_poll: Duration,
     /// Also held by what sums the channels of an address up.
     pub(crate) counters: Arc<Counters>,
@@ -88,7 +88,8 @@ impl Shared {
     /// A channel whose peer has this side's object already. From now on the tripwire ends it.
     pub(crate) fn open(line: Line, mark: Mark, held: Held, busy_poll: Duration) -> Arc<Self> {
         let own = held.own.clone();
-        let doorbell = Arc::new(Doorbell::new(line.socket, line.pidfd));
+        let birth = mark.birth();
+        let doorbell = Arc::new(Doorbell::new(line.socket, line.pidfd, birth));
         let shared = Arc::new(Self {
             role: line.role,
             counters: Counters::new(doorbell.rung()),
@@ -96,7 +97,7 @@ impl Shared {
             state: AtomicState::open(mark),
             sending_ended: AtomicBool::new(false),
             receiving_ended: AtomicBool::new(false),
-            held: Mutex::new(Some(held)),
+            held: ProcessMutex::new(Some(held), birth),
             busy_poll,
             tie: line.tie,
         });
@@ -123,72 +124,64 @@ impl Shared {
         self.state.is(ChannelState::Inherited, Ordering::Relaxed)
     }
 
-    /// For a call that takes something from the line. Errors in a child: the line is its parent's.
-    pub(crate) fn doorbell_here(&self) -> Result<&Doorbell> {
-        if self.is_inherited() {
-            return Err(inherited());
-        }
-        Ok(&self.doorbell)
+    /// Whether no more will come, and everything was read. Never in a child: it has read nothing.
+    pub(crate) fn has_read_all(&self) -> bool {
+        self.receiving_ended.load(Ordering::Acquire) && !self.is_inherited()
     }
 
-    /// For an event loop of the program's.
+    /// For an event loop that watches the peer's process as well: see [`Doorbell::line`].
     pub(crate) fn line(&self) -> BorrowedFd<'_> {
-        // What a lock guards is looked at by no child: the thread that had it may be its parent's alone.
-        if self.is_inherited() {
-            return self.doorbell.line();
-        }
-        self.doorbell.as_fd()
+        self.doorbell.line()
     }
 
-    /// The channel has this until it ends. Where it has ended already, how it has is told at once.
+    /// The channel has this until it ends. If it has ended already, `on_end` is called at once.
     pub(crate) fn keep(&self, mut on_end: Box<dyn OnEnd>) {
-        let mut guard = self.held();
-        if let Some(held) = guard.as_mut() {
+        if let Ok(mut guard) = self.held()
+            && let Some(held) = guard.as_mut()
+        {
             held.on_end = Some(on_end);
             return;
         }
-        drop(guard);
         on_end.end(self.state.get());
     }
 
-    pub(super) fn held(&self) -> MutexGuard<'_, Option<Held>> {
+    /// What the channel has until it ends. Errors in a child, which has nothing of it.
+    pub(super) fn held(&self) -> Result<MutexGuard<'_, Option<Held>>> {
         self.held.lock()
     }
 
     /// Says that this side sends no more. `false`: the channel has ended already, and the peer was told of that.
     pub(crate) fn end_sending(&self) -> bool {
-        if self.is_inherited() {
-            return false;
-        }
-        let mut guard = self.held();
+        let Ok(mut guard) = self.held() else { return false };
         guard.as_mut().is_some_and(|held| held.phase.end_sending())
     }
 
-    /// Gives the address back, and nothing else: see [`Sender::vacate`](crate::Sender::vacate).
+    /// Frees the address, and nothing else: see [`Sender::vacate`](crate::Sender::vacate).
     pub(crate) fn vacate(&self) {
-        if self.is_inherited() {
-            return;
+        if let Ok(mut guard) = self.held() {
+            let on_end = guard.as_mut().and_then(|held| held.on_end.take());
+            // What is dropped may come back with this lock.
+            drop(guard);
+            drop(on_end);
         }
-        let on_end = self.held().as_mut().and_then(|held| held.on_end.take());
-        drop(on_end);
     }
 
     /// The phase of the peer's region, while this side has that.
     pub(super) fn phase_of_peer(&self) -> Option<Phase> {
-        let held = self.held();
+        let held = self.held().ok()?;
         Phase::from_word(held.as_ref()?.peer.load(layout::PHASE, Ordering::Acquire))
     }
 
     /// Before a thread parks: see [`Doorbell::catch_up`].
     pub(crate) fn catch_up(&self) {
-        if !self.is_inherited() && self.doorbell.catch_up() {
+        if self.doorbell.catch_up() {
             self.notice();
         }
     }
 
     /// Before an event loop waits: see [`Doorbell::arm`].
     pub(crate) fn arm(&self) -> Result<()> {
-        if !self.is_inherited() && self.doorbell.arm()? {
+        if self.doorbell.arm()? {
             self.notice();
         }
         Ok(())
@@ -206,9 +199,6 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        if self.is_inherited() {
-            leave_torn(&mut self.held);
-        }
         self.finish(ChannelState::ClosedHere);
     }
 }

@@ -153,7 +153,7 @@ impl Tokens {
 impl Shared {
     /// Sends the peer a token.
     pub(crate) fn send_token(&self, token: u64) -> Result<()> {
-        let doorbell = self.doorbell_here()?;
+        let doorbell = &self.doorbell;
         let is_there = || {
             doorbell.look();
             !doorbell.is_gone()
@@ -163,7 +163,7 @@ impl Shared {
         }
         self.check()?;
         // This side does not end meanwhile, so that the word of how many there are is there to be written.
-        let mut guard = self.held();
+        let mut guard = self.held()?;
         let Some(held) = guard.as_mut().filter(|held| !held.has_left()) else {
             drop(guard);
             return self.check();
@@ -196,10 +196,7 @@ impl Shared {
     }
 
     fn catch_up_with(&self, late: impl FnOnce(&Held) -> Option<Arc<Claim>>) {
-        if self.is_inherited() {
-            return;
-        }
-        let held = self.held();
+        let Ok(held) = self.held() else { return };
         let late = held.as_ref().and_then(late);
         // As in `finish`.
         drop(held);

@@ -1,8 +1,11 @@
 //! How a half of a channel, or a subscription, sleeps until there is something for it: a message, or room for one.
 //!
-//! Two orders must be kept. The look that finds nothing comes behind the word that says that this side sleeps, with a barrier between
-//! them (`wake::parking`). And what is heard on the line counts from before that look: a bell that another thread takes from the line
+//! Two orders must be kept. The check that finds nothing comes after the word that says that this side sleeps, with a barrier between
+//! them (`wake::parking`). And what is heard on the line counts from before that check: a bell that another thread takes from the line
 //! ends the sleep as well (`wake::doorbell`). Both are kept here, for threads; `tokio/line.rs` does it for tasks.
+//!
+//! Before it sleeps, a thread may spin ([`SpinThenPark`]), as a merge and a broadcaster do by the same code. Either way it notices its
+//! deadline, the end of what it waits for, and the death of its peer.
 
 use std::{
     sync::Arc,
@@ -39,31 +42,6 @@ pub trait Waits {
     #[inline]
     fn is_ready(&mut self, what: Self::For) -> Result<bool> {
         Ok(self.is_there(what)? || self.is_over()?)
-    }
-
-    /// Sleeps until it is ready. `false`: the deadline has passed.
-    fn wait_for(&mut self, what: Self::For, deadline: Option<Instant>) -> Result<bool> {
-        let time = self.busy_poll();
-        if spin(time, || self.is_there(what))? {
-            return Ok(true);
-        }
-        let shared = Arc::clone(self.parking().shared);
-        loop {
-            shared.catch_up();
-            let generation = shared.doorbell.generation();
-            if !self.park_for(what)? {
-                return Ok(true);
-            }
-            let woken = shared.doorbell.wait(generation, deadline);
-            self.unpark();
-            shared.notice();
-            if self.is_ready(what)? {
-                return Ok(true);
-            }
-            if !woken? {
-                return Ok(false);
-            }
-        }
     }
 
     /// Says that this side sleeps. `true`: it is not ready, and the peer will ring.
@@ -119,7 +97,7 @@ pub trait Waits {
     /// Reads whatever has come over the line, and notices a peer that is gone.
     fn read_line(&mut self) -> Result<()> {
         let shared = self.parking().shared;
-        shared.doorbell_here()?.read_bells();
+        shared.doorbell.read_bells();
         shared.notice();
         self.check()
     }
@@ -127,14 +105,9 @@ pub trait Waits {
     /// As [`Waits::read_line`], but the line is read when this side is armed next, or by the next call.
     fn leave_line(&mut self) -> Result<()> {
         let shared = self.parking().shared;
-        shared.doorbell_here()?.leave_bells();
+        shared.doorbell.leave_bells();
         shared.notice();
         self.check()
-    }
-
-    /// How long a wait spins before it sleeps.
-    fn busy_poll(&mut self) -> Duration {
-        self.parking().shared.busy_poll
     }
 }
 
@@ -181,27 +154,132 @@ impl<R: Waits<For = ()>> Awaited for R {
     }
 
     fn sleep_until(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        self.wait_for((), deadline)
+        self.wait_until((), deadline)
     }
 }
 
-/// Spins until `done`, for at most `time`.
-pub(crate) fn spin(time: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
-    if time.is_zero() {
-        return Ok(false);
+/// Checks between two reads of the clock, which costs as much as many of them.
+const CHECKS_PER_CLOCK: u32 = 64;
+/// How often a wait that spins asks the kernel whether the peer has died. The call costs a thousandth of that time.
+const GLANCE: Duration = Duration::from_millis(1);
+
+/// A wait that spins first and then sleeps. Each thread that waits on a ring does so by [`SpinThenPark::wait_until`].
+pub(crate) trait SpinThenPark {
+    /// See [`Waits::For`].
+    type For: Copy;
+
+    /// How long a wait spins before it sleeps.
+    fn spin_time(&mut self) -> Duration;
+
+    /// Whether it is there now. Asked without a pause, so it makes no system call.
+    fn is_found(&mut self, what: Self::For) -> Result<bool>;
+
+    /// Whether it never will be there, as far as the peer's memory says. Asked as often as the clock.
+    fn has_peer_ended(&mut self) -> Result<bool> {
+        Ok(false)
     }
-    // A time that the clock cannot count has no end.
-    let end = Instant::now().checked_add(time);
-    loop {
-        // The clock costs as much as many looks.
-        for _ in 0..64 {
-            if done()? {
-                return Ok(true);
-            }
-            std::hint::spin_loop();
+
+    /// Notices a peer that has died, or hung up. Asked once in [`GLANCE`].
+    fn glance(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Parks, checks once more, and sleeps until it is woken or the deadline has passed.
+    fn park_until(&mut self, what: Self::For, deadline: Option<Instant>) -> Result<Slept>;
+
+    /// Waits until it is there, or never will be. `false`: the deadline has passed.
+    fn wait_until(&mut self, what: Self::For, deadline: Option<Instant>) -> Result<bool> {
+        if self.spin_until(what, deadline)? {
+            return Ok(true);
         }
-        if end.is_some_and(|end| Instant::now() >= end) {
+        loop {
+            match self.park_until(what, deadline)? {
+                Slept::Ready => return Ok(true),
+                Slept::Woken => {}
+                Slept::Late => return Ok(false),
+            }
+        }
+    }
+
+    /// The first part of [`SpinThenPark::wait_until`]. `false`: the time for it is over.
+    fn spin_until(&mut self, what: Self::For, deadline: Option<Instant>) -> Result<bool> {
+        let time = self.spin_time();
+        if time.is_zero() {
             return Ok(false);
         }
+        let mut now = Instant::now();
+        // A time that the clock cannot count has no end.
+        let end = now.checked_add(time).into_iter().chain(deadline).min();
+        let mut glanced = now;
+        loop {
+            for _ in 0..CHECKS_PER_CLOCK {
+                if self.is_found(what)? {
+                    return Ok(true);
+                }
+                std::hint::spin_loop();
+            }
+            now = Instant::now();
+            if now.duration_since(glanced) >= GLANCE {
+                glanced = now;
+                self.glance()?;
+            }
+            if self.has_peer_ended()? {
+                return Ok(true);
+            }
+            if end.is_some_and(|end| now >= end) {
+                return Ok(false);
+            }
+        }
+    }
+}
+
+/// Why a wait does not sleep any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Slept {
+    /// It is there, or never will be.
+    Ready,
+    /// Something was heard. It may be there by now.
+    Woken,
+    /// The deadline has passed.
+    Late,
+}
+
+impl<W: Waits> SpinThenPark for W {
+    type For = W::For;
+
+    fn spin_time(&mut self) -> Duration {
+        self.parking().shared.busy_poll
+    }
+
+    #[inline]
+    fn is_found(&mut self, what: W::For) -> Result<bool> {
+        self.is_there(what)
+    }
+
+    fn has_peer_ended(&mut self) -> Result<bool> {
+        self.is_over()
+    }
+
+    fn glance(&mut self) -> Result<()> {
+        let shared = self.parking().shared;
+        shared.doorbell.look();
+        shared.notice();
+        Ok(())
+    }
+
+    fn park_until(&mut self, what: W::For, deadline: Option<Instant>) -> Result<Slept> {
+        let shared = Arc::clone(self.parking().shared);
+        shared.catch_up();
+        let generation = shared.doorbell.generation();
+        if !self.park_for(what)? {
+            return Ok(Slept::Ready);
+        }
+        let woken = shared.doorbell.wait(generation, deadline);
+        self.unpark();
+        shared.notice();
+        if self.is_ready(what)? {
+            return Ok(Slept::Ready);
+        }
+        Ok(if woken? { Slept::Woken } else { Slept::Late })
     }
 }

@@ -285,7 +285,7 @@ pub fn from_parent(options: &Options) -> Result<Channel> {
 /// The child's end, once.
 fn take() -> Result<OwnedFd> {
     /// The inode of the line that was taken. In a fork too: there it is its parent's, at the same number.
-    static TAKEN: Mutex<u64> = Mutex::new(0);
+    static TAKEN: Mutex<u64> = Mutex::for_try_lock(0);
     let invalid = |reason: String| Error::AddressInvalid {
         address: LINE_VARIABLE.into(),
         reason,

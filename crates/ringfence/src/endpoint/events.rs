@@ -10,15 +10,15 @@ use nix::poll::PollFlags;
 
 use crate::{
     error::{Error, Result},
-    fork::leave_torn,
-    sys::lock::{Mutex, MutexGuard},
+    fork::{Birth, ProcessMutex},
+    sys::lock::MutexGuard,
     wait::cancel::Bell,
     wait::deadline::{Deadline, Woken},
 };
 
 /// A queue of events. Threads of this crate add to it, and the program takes from it.
 pub(crate) struct Events<T> {
-    state: Mutex<State<T>>,
+    state: ProcessMutex<State<T>>,
     /// Readable while there is an event to take, or the end.
     bell: Bell,
     /// Rung when an event was taken after [`Events::has_room`] had found no room.
@@ -52,11 +52,10 @@ impl<T> Default for State<T> {
 }
 
 impl<T> fmt::Debug for Events<T> {
+    /// Takes no lock: a thread that formats a handle may hold one, and in a child there may be none to release it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state();
         f.debug_struct("Events")
-            .field("pending", &state.pending.len())
-            .field("end", &state.end)
+            .field("bell", &self.bell)
             .finish_non_exhaustive()
     }
 }
@@ -65,20 +64,21 @@ impl<T> Events<T> {
     /// `room` is the bell of the thread that adds events; `closed` is what a call says after the end.
     pub(crate) fn new(room: Bell, closed: &'static str) -> Result<Self> {
         Ok(Self {
-            state: Mutex::default(),
+            state: ProcessMutex::new(State::default(), Birth::now()?),
             bell: Bell::new()?,
             room,
             closed,
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State<T>> {
+    /// Errors in a child: the events are its parent's.
+    fn state(&self) -> Result<MutexGuard<'_, State<T>>> {
         self.state.lock()
     }
 
     /// The next event, if there is one now. After the last one, the end: [`Error::Closed`], or once the error that it was.
     pub(crate) fn try_next(&self) -> Result<Option<T>> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         let event = state.pending.pop_front();
         if event.is_some() {
             if std::mem::take(&mut state.is_room_wanted) {
@@ -129,7 +129,7 @@ impl<T> Events<T> {
         forget: impl FnOnce(&mut VecDeque<T>) -> D,
         wanted: impl FnOnce(&T) -> bool,
     ) {
-        let mut state = self.state();
+        let Ok(mut state) = self.state() else { return };
         let forgotten = (state.pending.len() >= most).then(|| forget(&mut state.pending));
         let unwanted = if state.end.is_none() && wanted(&event) {
             state.pending.push_back(event);
@@ -148,7 +148,7 @@ impl<T> Events<T> {
     /// Whether one more event may come, besides those that are `coming`, where at most `most` that count may be pending. If
     /// not, the bell `room` rings once an event was taken.
     pub(crate) fn has_room(&self, most: usize, coming: usize, counts: impl Fn(&T) -> bool) -> bool {
-        let mut state = self.state();
+        let Ok(mut state) = self.state() else { return false };
         let pending = state.pending.iter().filter(|event| counts(event)).count();
         state.is_room_wanted |= pending + coming >= most;
         pending + coming < most
@@ -156,23 +156,17 @@ impl<T> Events<T> {
 
     /// No more events will come. The first end counts.
     pub(crate) fn end(&self, end: End) {
-        self.state().end.get_or_insert(end);
+        let Ok(mut state) = self.state() else { return };
+        state.end.get_or_insert(end);
+        drop(state);
         self.bell.ring();
     }
 
     /// Drops the events that are pending: the program will not take them.
     pub(crate) fn discard(&self) {
-        let pending = std::mem::take(&mut self.state().pending);
+        let pending = self.state().map(|mut state| std::mem::take(&mut state.pending));
         // Not under the lock: a channel that is dropped here may come back to these events.
         drop(pending);
-    }
-}
-
-impl<T> Drop for Events<T> {
-    fn drop(&mut self) {
-        if !self.bell.is_here() {
-            leave_torn(&mut self.state);
-        }
     }
 }
 

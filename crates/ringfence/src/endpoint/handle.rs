@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    endpoint::ledger::EndpointStats,
     endpoint::shared::{Endpoint, Shared},
     error::{Error, Result},
     rendezvous::address::Address,
@@ -20,13 +21,14 @@ use crate::{
     wait::own::{begin_own_thread, is_own_thread},
 };
 
-/// What the program holds of an endpoint. The public types ([`Listener`](crate::Listener), say) are this with words of their
-/// own, and with what ends their threads.
+/// The program's handle of an endpoint. The public types ([`Listener`](crate::Listener), say) wrap it, and add what ends their
+/// threads.
 #[derive(Debug)]
 pub(crate) struct Handle<E: Endpoint> {
     /// As the program gave it.
     address: Address,
-    pub(crate) shared: Arc<Shared<E>>,
+    /// Reached through [`Handle::here`] alone: its locks are not for a child.
+    shared: Arc<Shared<E>>,
 }
 
 impl<E: Endpoint> Handle<E> {
@@ -41,11 +43,16 @@ impl<E: Endpoint> Handle<E> {
         &self.address
     }
 
+    /// Errors with [`Error::Closed`] in a child.
+    pub(crate) fn here(&self) -> Result<&Arc<Shared<E>>> {
+        self.shared.check()?;
+        Ok(&self.shared)
+    }
+
     /// Waits for the next event. `None`: the moment has passed. Errors in a child, and with what has ended the events.
     pub(crate) fn next_until(&self, moment: Option<Instant>) -> Result<Option<E::Event>> {
-        self.shared.check()?;
         let deadline = Deadline::endless(Vec::new(), Duration::ZERO).until(moment);
-        self.shared.events.wait(&deadline)
+        self.here()?.events.wait(&deadline)
     }
 
     /// Waits for the next event.
@@ -59,8 +66,20 @@ impl<E: Endpoint> Handle<E> {
 
     /// The next event, if there is one now.
     pub(crate) fn try_next(&self) -> Result<Option<E::Event>> {
-        self.shared.check()?;
-        self.shared.events.try_next()
+        self.here()?.events.try_next()
+    }
+
+    /// What was counted so far, if `open` channels are open now.
+    pub(crate) fn stats(&self, open: usize) -> EndpointStats {
+        self.here()
+            .map_or_else(|_| EndpointStats::default(), |shared| shared.stats(open))
+    }
+
+    /// Lets incoming connections wait in the kernel's backlog, or accepts them again.
+    pub(crate) fn set_paused(&self, paused: bool) {
+        if let Ok(shared) = self.here() {
+            shared.set_paused(paused);
+        }
     }
 }
 

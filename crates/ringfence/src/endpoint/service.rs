@@ -174,17 +174,13 @@ impl Listener {
     /// Channels that are open now, those that the program has not accepted yet included. A channel counts until it was closed, or
     /// a call on it has noticed that its peer is gone; a full listener looks for itself.
     pub fn size(&self) -> usize {
-        let shared = &self.handle.shared;
-        if shared.is_here() {
-            shared.state().seats.count()
-        } else {
-            0
-        }
+        let size = self.handle.here().map(|shared| shared.state().seats.count());
+        size.unwrap_or(0)
     }
 
     /// What has come so far, and what went through all of its channels.
     pub fn stats(&self) -> EndpointStats {
-        self.handle.shared.stats(self.size())
+        self.handle.stats(self.size())
     }
 
     /// Waits for the next arrival.
@@ -228,23 +224,20 @@ impl Listener {
 
     /// Lets newcomers wait in the kernel's backlog. Handshakes under way, 64 at most, go on.
     pub fn pause(&self) {
-        self.handle.shared.set_paused(true);
+        self.handle.set_paused(true);
     }
 
     /// Takes newcomers in again.
     pub fn resume(&self) {
-        self.handle.shared.set_paused(false);
+        self.handle.set_paused(false);
     }
 
     /// Listens no more: the address is free when this returns. Newcomers with a handshake under way, and agents that the program
     /// has not accepted yet, are told so, and their channels are closed.
     pub fn close(&self, channels: Channels) {
         let Self { handle, worker } = self;
-        let shared = &handle.shared;
         // In a child: the address is its parent's, and the worker that would say that it is free is not here.
-        if !shared.is_here() {
-            return;
-        }
+        let Ok(shared) = handle.here() else { return };
         shared.end(End::Closed);
         worker.stop().cancel();
         worker.wait();

@@ -115,10 +115,15 @@ impl<E: Endpoint> Shared<E> {
         }))
     }
 
-    /// To be called only where [`Shared::is_here`]: in a child, the thread that had the lock at the fork is not there to give it
-    /// back.
+    /// For the threads of the endpoint, which a child does not have, and for the program by [`Handle::here`](crate::endpoint::handle::Handle::here):
+    /// in a child, the thread that had the lock at the fork is not there to release it.
     pub(crate) fn state(&self) -> MutexGuard<'_, E::State> {
         self.state.lock()
+    }
+
+    /// Where it was made.
+    pub(crate) fn birth(&self) -> Birth {
+        self.birth
     }
 
     /// Whether this is the process that made it, and not a child of that.
@@ -143,24 +148,18 @@ impl<E: Endpoint> Shared<E> {
 
     /// What was counted so far, where so many channels are open.
     pub(super) fn stats(&self, open: usize) -> EndpointStats {
-        if self.is_here() {
-            self.ledger.lock().stats(open)
-        } else {
-            EndpointStats::default()
-        }
+        self.ledger.lock().stats(open)
     }
 
     pub(crate) fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Acquire)
     }
 
-    /// Lets newcomers wait in the kernel's backlog, or takes them in again.
+    /// Lets incoming connections wait in the kernel's backlog, or accepts them again.
     pub(crate) fn set_paused(&self, paused: bool) {
-        if self.is_here() {
-            self.paused.store(paused, Ordering::Release);
-            if !paused {
-                self.bell.ring();
-            }
+        self.paused.store(paused, Ordering::Release);
+        if !paused {
+            self.bell.ring();
         }
     }
 

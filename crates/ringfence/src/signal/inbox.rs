@@ -20,7 +20,7 @@ use subtle::ConstantTimeEq as _;
 
 use crate::{
     error::{Error, Result},
-    fork::{Birth, PerProcess, leave_torn},
+    fork::{Birth, PerProcess, ProcessMutex},
     signal::claim::{Claim, Handler, strays},
     sys::lock::{Mutex, MutexGuard},
     sys::{self, signal::SignalInfo},
@@ -37,13 +37,11 @@ pub(crate) struct TokenInbox {
     /// The inbox's number in this process.
     id: u32,
     secret: Secret,
-    state: Mutex<State>,
+    state: ProcessMutex<State>,
     /// The number of tokens that were dropped because the inbox was full.
     dropped: AtomicU64,
     /// Readable while a token waits or the inbox is closed.
     bell: OnceLock<Bell>,
-    /// A forked child must not take its parent's tokens.
-    birth: Birth,
 }
 
 #[derive(Debug, Default)]
@@ -73,12 +71,13 @@ impl Default for Open {
 static OPEN: PerProcess<Mutex<Open>> = PerProcess::new();
 
 impl TokenInbox {
-    fn state(&self) -> MutexGuard<'_, State> {
+    /// Errors in a child, which takes no tokens of its parent's.
+    fn state(&self) -> Result<MutexGuard<'_, State>> {
         self.state.lock()
     }
 
     fn put(&self, token: u64) {
-        let mut state = self.state();
+        let Ok(mut state) = self.state() else { return };
         state.heard += 1;
         if state.waiting.len() >= MOST {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -91,7 +90,7 @@ impl TokenInbox {
     }
 
     fn end(&self) {
-        let mut state = self.state();
+        let Ok(mut state) = self.state() else { return };
         state.over = true;
         if let Some(bell) = self.bell.get() {
             bell.ring();
@@ -100,10 +99,7 @@ impl TokenInbox {
 
     /// Takes the oldest waiting token.
     pub(crate) fn take(&self) -> Option<u64> {
-        if !self.birth.is_here() {
-            return None;
-        }
-        let mut state = self.state();
+        let mut state = self.state().ok()?;
         let token = state.waiting.pop_front()?;
         if let (true, false, Some(bell)) = (state.waiting.is_empty(), state.over, self.bell.get()) {
             bell.hush();
@@ -113,19 +109,15 @@ impl TokenInbox {
 
     /// Whether all tokens were taken and no more will arrive.
     pub(crate) fn is_over(&self) -> bool {
-        if !self.birth.is_here() {
-            return true;
-        }
-        let state = self.state();
-        state.over && state.waiting.is_empty()
+        self.state()
+            .map_or(true, |state| state.over && state.waiting.is_empty())
     }
 
     /// Returns a descriptor that is readable while a token waits or the inbox is closed. It is created at the
     /// first call.
     pub(crate) fn bell(&self) -> Result<BorrowedFd<'_>> {
-        self.birth.check()?;
         // Keep the lock, so that no token arrives between the check and the creation.
-        let state = self.state();
+        let state = self.state()?;
         let bell = if let Some(bell) = self.bell.get() {
             bell
         } else {
@@ -141,7 +133,11 @@ impl TokenInbox {
 
     /// Fails with [`Error::Closed`] in a forked child of the process that opened the inbox.
     pub(crate) fn check(&self) -> Result<()> {
-        self.birth.check()
+        self.birth().check()
+    }
+
+    fn birth(&self) -> Birth {
+        self.state.birth()
     }
 
     /// Returns the number of tokens that were dropped because the inbox was full.
@@ -153,14 +149,6 @@ impl TokenInbox {
     /// token of any of its channels.
     pub(crate) fn strays(&self) -> u64 {
         strays(self.number)
-    }
-}
-
-impl Drop for TokenInbox {
-    fn drop(&mut self) {
-        if !self.birth.is_here() {
-            leave_torn(&mut self.state);
-        }
     }
 }
 
@@ -247,10 +235,9 @@ impl OpenInbox {
             number,
             id,
             secret,
-            state: Mutex::default(),
+            state: ProcessMutex::new(State::default(), birth),
             dropped: AtomicU64::new(0),
             bell: OnceLock::new(),
-            birth,
         });
         open.boxes.insert(id, Arc::clone(&inbox));
         open.next = id.wrapping_add(1);
@@ -279,7 +266,7 @@ impl OpenInbox {
     /// Returns the claim that must catch up if the peer reports a different number of sent tokens than have
     /// arrived.
     pub(crate) fn lags_behind(&self, sent: u64) -> Option<Arc<Claim>> {
-        let heard = self.inbox.state().heard;
+        let heard = self.inbox.state().ok()?.heard;
         self.claim().filter(|_| heard != sent)
     }
 
@@ -292,7 +279,7 @@ impl OpenInbox {
 impl Drop for OpenInbox {
     fn drop(&mut self) {
         // In a forked child, the number may belong to another inbox.
-        if let Some(open) = OPEN.existing().filter(|_| self.inbox.birth.is_here()) {
+        if let Some(open) = OPEN.existing().filter(|_| self.inbox.birth().is_here()) {
             open.lock().boxes.remove(&self.inbox.id);
             self.inbox.end();
         }

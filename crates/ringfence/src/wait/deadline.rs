@@ -107,33 +107,29 @@ impl Deadline {
 
     /// Waits until one of the descriptors is ready. Fails with [`Error::Aborted`] if cancelled.
     pub(crate) fn wait(&self, descriptors: &[(BorrowedFd<'_>, PollFlags)]) -> Result<Woken> {
-        loop {
-            let mut polled: Vec<PollFd<'_>> = self
-                .cancel_tokens
-                .iter()
-                .map(|cancel_token| PollFd::new(cancel_token.as_fd(), PollFlags::POLLIN))
-                .chain(descriptors.iter().map(|(fd, events)| PollFd::new(*fd, *events)))
-                .collect();
-            match poll(&mut polled, self.timeout()) {
-                Err(Errno::EINTR) => continue,
-                // A caller that retries after a failed wait must still be cancelled.
-                Err(_) if self.cancel_tokens.iter().any(CancelToken::is_used) => return Err(Error::Aborted),
-                Err(errno) => return Err(Error::poll("waiting for a descriptor", errno)),
-                Ok(0) if self.moment.is_some_and(|deadline| deadline <= Instant::now()) => {
-                    return Ok(Woken::Late);
-                }
-                Ok(0) => continue,
-                Ok(_) => {}
-            }
-            if polled
-                .iter()
-                .take(self.cancel_tokens.len())
-                .any(|fd| fd.any() == Some(true))
-            {
-                return Err(Error::Aborted);
-            }
-            return Ok(Woken::Ready);
+        let mut polled: Vec<PollFd<'_>> = self
+            .cancel_tokens
+            .iter()
+            .map(|cancel_token| PollFd::new(cancel_token.as_fd(), PollFlags::POLLIN))
+            .chain(descriptors.iter().map(|(fd, events)| PollFd::new(*fd, *events)))
+            .collect();
+        match ready_by(self.moment, |timeout| {
+            poll(&mut polled, timeout).map(|ready| ready > 0)
+        }) {
+            // A caller that retries after a failed wait must still be cancelled.
+            Err(_) if self.cancel_tokens.iter().any(CancelToken::is_used) => return Err(Error::Aborted),
+            Err(errno) => return Err(Error::poll("waiting for a descriptor", errno)),
+            Ok(false) => return Ok(Woken::Late),
+            Ok(true) => {}
         }
+        if polled
+            .iter()
+            .take(self.cancel_tokens.len())
+            .any(|fd| fd.any() == Some(true))
+        {
+            return Err(Error::Aborted);
+        }
+        Ok(Woken::Ready)
     }
 
     /// Checks the deadline without waiting, for long computations. Fails with [`Error::Aborted`] if
@@ -156,15 +152,33 @@ impl Deadline {
     pub(crate) fn pause(&self, time: Duration) -> Result<()> {
         self.within(time).wait(&[]).map(drop)
     }
+}
 
-    /// poll(2) counts in milliseconds. Round up, so that a wait never ends before its deadline.
-    fn timeout(&self) -> PollTimeout {
-        let Some(deadline) = self.moment else {
-            return PollTimeout::NONE;
-        };
+/// Calls `wait`, which is poll(2) or epoll_wait(2), until something is ready. Returns `false` if the deadline has
+/// passed.
+///
+/// One call can wait for [`i32::MAX`] milliseconds, 25 days, and a signal may end it. Neither ends the wait.
+pub(crate) fn ready_by(
+    deadline: Option<Instant>,
+    mut wait: impl FnMut(PollTimeout) -> Result<bool, Errno>,
+) -> Result<bool, Errno> {
+    loop {
+        match wait(timeout(deadline)) {
+            Ok(false) | Err(Errno::EINTR) => {}
+            found => return found,
+        }
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Ok(false);
+        }
+    }
+}
+
+/// Milliseconds until the deadline, rounded up, so that a wait never ends before it.
+fn timeout(deadline: Option<Instant>) -> PollTimeout {
+    deadline.map_or(PollTimeout::NONE, |deadline| {
         let left = deadline.saturating_duration_since(Instant::now());
         PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
-    }
+    })
 }
 
 /// Returns which of the descriptors are readable now, or have ended.

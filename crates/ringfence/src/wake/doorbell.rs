@@ -22,8 +22,10 @@ use beside::{Heard, LoopPoll, ThreadPoll};
 
 use crate::{
     error::{Error, Result, is_shortage},
+    fork::{Birth, ProcessMutex},
     sys,
-    sys::lock::{Condvar, Mutex, MutexGuard},
+    sys::lock::{Condvar, MutexGuard},
+    wait::deadline::ready_by,
     wake::exit_watch::ExitWatch,
 };
 
@@ -35,16 +37,17 @@ const POLLS_BEFORE_A_READ: u32 = 32;
 ///
 /// A bell does not say for which half of the channel it is. So each bell is told to all: to threads by `generation`, to the
 /// loop by lying on the line until it has read it, or a half is armed next.
+///
+/// A forked child must neither read nor end its parent's line. There each method does nothing and reports that the peer is gone, or
+/// fails with [`Error::Closed`].
 #[derive(Debug)]
 pub(crate) struct Doorbell {
     line: Arc<OwnedFd>,
     bells: Arc<Bells>,
     pidfd: Option<Arc<OwnedFd>>,
     /// The line is read with this lock, but for a thread that sleeps in a read ([`Watch::Reads`]).
-    state: Mutex<State>,
+    state: ProcessMutex<State>,
     changed: Condvar,
-    /// What ends a read on the peer's death; or that this cannot be had.
-    exit_watch: OnceLock<Option<ExitWatch>>,
     /// What the loop polls. Set once, by the thread that has the lock of the state, since the loop keeps it.
     lent: OnceLock<Lent>,
     /// Where threads sleep from the moment at which there is a loop. Set once, in the same way.
@@ -70,6 +73,10 @@ struct State {
     sleep: Sleep,
     /// The program waits for a half in an event loop, or has done so. Written by the loop, never taken back.
     looped: bool,
+    /// That loop polls nothing but the line, so the peer's death must end it. Written as `looped`.
+    polled_alone: bool,
+    /// Ends the line on the peer's death, for a thread in a read and for a loop. Written by whichever needs it first.
+    exit_watch: Option<ExitWatch>,
 }
 
 /// How a thread watches the line.
@@ -118,10 +125,25 @@ impl Default for Sleep {
     }
 }
 
-impl AsFd for Doorbell {
-    /// For an event loop of the program's.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        let mut state = self.state();
+impl Doorbell {
+    pub(crate) fn new(line: OwnedFd, pidfd: Option<Arc<OwnedFd>>, birth: Birth) -> Self {
+        let line = Arc::new(line);
+        Self {
+            bells: Bells::new(&line, birth),
+            line,
+            pidfd,
+            state: ProcessMutex::new(State::default(), birth),
+            changed: Condvar::new(),
+            lent: OnceLock::new(),
+            thread_poll: OnceLock::new(),
+        }
+    }
+
+    /// The descriptor that an event loop polls, if it polls the [`Doorbell::pidfd`] as well.
+    pub(crate) fn line(&self) -> BorrowedFd<'_> {
+        let Ok(mut state) = self.state() else {
+            return self.line.as_fd();
+        };
         state.looped = true;
         // Where descriptors have run out, the read that is under way may take the loop's bell: `arm` errors until it has ended.
         self.lend(&state).unwrap_or_else(|_| {
@@ -129,35 +151,35 @@ impl AsFd for Doorbell {
             self.line.as_fd()
         })
     }
-}
 
-impl Doorbell {
-    pub(crate) fn new(line: OwnedFd, pidfd: Option<Arc<OwnedFd>>) -> Self {
-        let line = Arc::new(line);
-        Self {
-            bells: Bells::new(&line),
-            line,
-            pidfd,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-            exit_watch: OnceLock::new(),
-            lent: OnceLock::new(),
-            thread_poll: OnceLock::new(),
+    /// The descriptor that an event loop polls, if it polls nothing else: readable as well once the peer's process has ended.
+    pub(crate) fn line_alone(&self) -> BorrowedFd<'_> {
+        if let Ok(mut state) = self.state() {
+            state.polled_alone = true;
+            // Best effort: `arm` tries again, and reports what is missing.
+            let _ = self.end_line_on_exit(&mut state);
         }
+        self.line()
     }
 
-    /// The line, for a caller that takes nothing from it.
-    pub(crate) fn line(&self) -> BorrowedFd<'_> {
-        self.line.as_fd()
-    }
-
-    /// Readable once the peer's process has ended, where this system tells it so.
+    /// Readable once the peer's process has ended. `None` if this system has no pidfds.
     pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
         self.pidfd.as_ref().map(|pidfd| pidfd.as_fd())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> Result<MutexGuard<'_, State>> {
         self.state.lock()
+    }
+
+    /// Has the peer's death end the line, also if another process holds the peer's end of it open. `false`: this system has no
+    /// pidfds. Errors with [`Error::NoSpace`] if there is no descriptor or thread for that.
+    fn end_line_on_exit(&self, state: &mut State) -> Result<bool> {
+        if state.exit_watch.is_none()
+            && let Some(pidfd) = &self.pidfd
+        {
+            state.exit_watch = Some(ExitWatch::over(&self.line, pidfd)?);
+        }
+        Ok(state.exit_watch.is_some())
     }
 
     /// Wakes the threads that wait for what has changed.
@@ -212,10 +234,14 @@ impl Doorbell {
     /// For the loop, before it waits for a half: reads what was left on the line, since after the half has parked the line may
     /// hold the bell that is waited for. Whether anything was read.
     ///
-    /// Errors with [`Error::NoSpace`] where a thread would take that bell, and there is no descriptor to tell the loop with.
+    /// Errors with [`Error::NoSpace`] if a thread would take that bell and there is no descriptor to tell the loop with, or if the
+    /// loop would not be told of the peer's death.
     pub(crate) fn arm(&self) -> Result<bool> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         state.looped = true;
+        if state.polled_alone {
+            self.end_line_on_exit(&mut state)?;
+        }
         if state.watch == Some(Watch::Reads) {
             self.lend(&state)?;
             if self.apart().is_none() {
@@ -236,8 +262,8 @@ impl Doorbell {
     /// For the loop: reads whatever came over the line and returns whether the peer is still there. What the bytes say does
     /// not matter: they are bells.
     pub(crate) fn read_bells(&self) -> bool {
-        let mut state = self.state();
-        self.read_bells_with(&mut state)
+        self.state()
+            .is_ok_and(|mut state| self.read_bells_with(&mut state))
     }
 
     fn read_bells_with(&self, state: &mut State) -> bool {
@@ -269,7 +295,7 @@ impl Doorbell {
     /// As [`Doorbell::read_bells`], but leaves the bell on the line until a half is armed, so that an answer need not wait
     /// for that. Where one was left there before, it reads.
     pub(crate) fn leave_bells(&self) {
-        let mut state = self.state();
+        let Ok(mut state) = self.state() else { return };
         if state.left == Left::Bells {
             self.read_bells_with(&mut state);
             return;
@@ -284,7 +310,7 @@ impl Doorbell {
     /// For a thread, before it parks: reads what was left on the line, but for one bell where a loop may need that. Whether
     /// anything was done.
     pub(crate) fn catch_up(&self) -> bool {
-        let mut state = self.state();
+        let Ok(mut state) = self.state() else { return false };
         // The thread that watches the line does so with a bell of its own to wait for, and hears this one at once.
         if state.left != Left::Bells || state.watch.is_some() {
             return false;
@@ -308,7 +334,12 @@ impl Doorbell {
     /// Notices a peer that is gone, and leaves every bell where it is: a thread may be waiting for it.
     pub(crate) fn look(&self) {
         if self.has_ended() {
-            let mut state = self.state();
+            self.set_gone();
+        }
+    }
+
+    fn set_gone(&self) {
+        if let Ok(mut state) = self.state() {
             state.gone = true;
             self.wake(&state);
         }
@@ -386,12 +417,12 @@ impl Doorbell {
     }
 
     pub(crate) fn is_gone(&self) -> bool {
-        self.state().gone
+        self.state().map_or(true, |state| state.gone)
     }
 
     /// What has been heard so far: to be asked before parking, and given to [`Doorbell::wait`].
     pub(crate) fn generation(&self) -> u64 {
-        self.state().generation
+        self.state().map_or(0, |state| state.generation)
     }
 
     /// Waits until something is heard after `generation`, or the peer is gone, or the deadline has passed (`false`). Where it does
@@ -399,7 +430,7 @@ impl Doorbell {
     ///
     /// Errors with [`Error::NoSpace`] where there are not the descriptors to wait with.
     pub(crate) fn wait(&self, generation: u64, deadline: Option<Instant>) -> Result<bool> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         loop {
             if state.gone || state.generation != generation {
                 return Ok(true);
@@ -415,11 +446,11 @@ impl Doorbell {
             state.watch = Some(watch);
             drop(state);
             let found = match thread_poll {
-                Some(thread_poll) => thread_poll.sleep(timeout(deadline)).map(Found::from),
+                Some(thread_poll) => thread_poll.sleep(deadline).map(Found::from),
                 None if watch == Watch::Reads => Ok(self.read()),
                 None => self.poll(deadline),
             };
-            state = self.state();
+            state = self.state()?;
             state.watch = None;
             if let Ok(found) = &found {
                 state.gone |= found.gone;
@@ -490,22 +521,16 @@ impl Doorbell {
                 return false;
             }
         }
-        let exit_watch = self.exit_watch.get_or_init(|| self.watch_for_exit());
-        state.sleep = if exit_watch.is_some() {
-            Sleep::Reading
-        } else {
-            Sleep::Polling
-        };
-        exit_watch.is_some()
+        let reads = self.may_block().is_some() && matches!(self.end_line_on_exit(state), Ok(true));
+        state.sleep = if reads { Sleep::Reading } else { Sleep::Polling };
+        reads
     }
 
-    fn watch_for_exit(&self) -> Option<ExitWatch> {
-        let pidfd = self.pidfd.as_ref()?;
-        // Every other call on the line says for itself that it does not wait.
+    /// Lets a read of the line wait. Every other call on the line says for itself that it does not.
+    fn may_block(&self) -> Option<()> {
         let flags = fcntl(&*self.line, FcntlArg::F_GETFL).ok()?;
         let blocking = OFlag::from_bits_retain(flags) - OFlag::O_NONBLOCK;
-        fcntl(&*self.line, FcntlArg::F_SETFL(blocking)).ok()?;
-        ExitWatch::over(&self.line, pidfd)
+        fcntl(&*self.line, FcntlArg::F_SETFL(blocking)).ok().map(drop)
     }
 
     /// One system call where poll(2) takes two, and in the kernel the shorter way to sleep and to wake.
@@ -518,12 +543,12 @@ impl Doorbell {
             Err(errno) if errno == Errno::EAGAIN || is_shortage(errno) => {
                 // The guest, which made the line, may have kept what both share, and has changed its mode or given it a timeout. Or
                 // the kernel is short of memory, and says nothing of the peer.
-                self.state().sleep = Sleep::Polling;
+                self.read_no_more();
                 (false, false)
             }
             // As in `empty_line`.
             Err(_) => {
-                self.state().sleep = Sleep::Polling;
+                self.read_no_more();
                 (false, self.has_ended())
             }
         };
@@ -534,13 +559,22 @@ impl Doorbell {
         }
     }
 
+    /// From now on, threads that wait poll the line.
+    fn read_no_more(&self) {
+        if let Ok(mut state) = self.state() {
+            state.sleep = Sleep::Polling;
+        }
+    }
+
     fn poll(&self, deadline: Option<Instant>) -> Result<Found> {
         let mut polled = [
             PollFd::new(self.line.as_fd(), PollFlags::POLLIN | sys::socket::HUNG_UP),
             self.peers_process(),
         ];
-        match poll(&mut polled, timeout(deadline)) {
-            Ok(_) | Err(Errno::EINTR) => {
+        match ready_by(deadline, |timeout| {
+            poll(&mut polled, timeout).map(|ready| ready > 0)
+        }) {
+            Ok(_) => {
                 // nix does not know POLLRDHUP, and returns `None` if it is set.
                 let found = |index: usize| {
                     let found: Option<_> = polled[index].revents();
@@ -561,6 +595,7 @@ impl Doorbell {
     /// Waits until `other` is readable, or the peer is gone, or the deadline has passed (`false`). Leaves every bell where it
     /// is. Returns at once where the peer is gone, however that was found: the caller may not have been told.
     pub(crate) fn wait_beside(&self, other: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
+        self.state.birth().check()?;
         // POLLHUP is told without being asked for.
         let mut polled = [
             PollFd::new(other, PollFlags::POLLIN),
@@ -571,9 +606,7 @@ impl Doorbell {
             return Ok(false);
         }
         if polled[1..].iter().any(|fd| fd.any() == Some(true)) {
-            let mut state = self.state();
-            state.gone = true;
-            self.wake(&state);
+            self.set_gone();
         }
         Ok(true)
     }
@@ -589,11 +622,11 @@ impl Doorbell {
     }
 
     fn shut(&self, how: Shutdown) {
-        // A line that is not connected any more is hung up already.
-        let _ = shutdown(self.line.as_raw_fd(), how);
-        let mut state = self.state();
-        state.gone = true;
-        self.wake(&state);
+        if self.state.birth().is_here() {
+            // A line that is not connected any more is hung up already.
+            let _ = shutdown(self.line.as_raw_fd(), how);
+            self.set_gone();
+        }
     }
 }
 
@@ -603,20 +636,8 @@ pub(crate) fn wait_for(descriptor: BorrowedFd<'_>, deadline: Option<Instant>) ->
 }
 
 fn poll_for_token(polled: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<bool> {
-    match poll(polled, timeout(deadline)) {
-        Ok(ready) => Ok(ready > 0),
-        // A thread that waits looks again. What poll(2) says of each is not written then.
-        Err(Errno::EINTR) => Ok(true),
-        Err(errno) => Err(Error::poll("waiting for a token", errno)),
-    }
-}
-
-/// What is left until a deadline.
-fn timeout(deadline: Option<Instant>) -> PollTimeout {
-    deadline.map_or(PollTimeout::NONE, |deadline| {
-        let left = deadline.saturating_duration_since(Instant::now());
-        PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
-    })
+    let ready = ready_by(deadline, |timeout| poll(polled, timeout).map(|ready| ready > 0));
+    ready.map_err(|errno| Error::poll("waiting for a token", errno))
 }
 
 /// What was read of the line.

@@ -1,9 +1,9 @@
-//! The death of a peer, for a thread that sleeps in a plain read of the line: that sees the line alone, which another process may
-//! hold open at its other end.
+//! The death of a peer, for what watches nothing but the line: a thread that sleeps in a plain read of it, and an event loop
+//! that polls it. Another process may hold the peer's end of the line open, and then the line does not end with the peer.
 //!
-//! One thread of the process sleeps on the pidfds of all such peers. On the end of one it shuts the line for reading, which
-//! ends the read as the end of the line does; so it need not know which thread reads, or whether any does. It begins with the
-//! first line and has ended, joined, when the last is let go of.
+//! One thread of the process sleeps on the pidfds of all such peers. When one dies, the thread shuts its line for reading. That
+//! ends the read, and makes the line readable, as the end of the line does. So the thread need not know who waits. It starts with the
+//! first line, and is joined when the last one is dropped.
 
 use std::{
     collections::BTreeMap,
@@ -26,9 +26,13 @@ use nix::{
     },
 };
 
-use crate::{fork::PerProcess, sys::lock::Mutex};
+use crate::{
+    error::{Error, Result},
+    fork::PerProcess,
+    sys::lock::Mutex,
+};
 
-/// A line over which the thread keeps watch, until this is dropped.
+/// A line that ends with its peer, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct ExitWatch {
     key: u64,
@@ -56,14 +60,16 @@ const FAILURES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(10);
 
 impl ExitWatch {
-    /// From now on, and also where it has happened already, the end of that process ends the line. `None` where that
-    /// cannot be had: no descriptors are left, or no thread.
-    pub(crate) fn over(line: &Arc<OwnedFd>, pidfd: &Arc<OwnedFd>) -> Option<Self> {
-        let mut guard = WATCHER.get().ok()?.lock();
-        if guard.is_none() {
-            *guard = Some(Watcher::new().ok()?);
-        }
-        let watcher = guard.as_mut()?;
+    /// From now on, the end of that process ends the line; at once if the process has ended already. Errors with
+    /// [`Error::NoSpace`] if no descriptors are left, or no thread can be started.
+    pub(crate) fn over(line: &Arc<OwnedFd>, pidfd: &Arc<OwnedFd>) -> Result<Self> {
+        let failed = |errno| Error::system("watching for the end of the peer's process", errno);
+        let mut guard = WATCHER.get()?.lock();
+        let watcher = match guard.take() {
+            Some(watcher) => watcher,
+            None => Watcher::new().map_err(failed)?,
+        };
+        let watcher = guard.insert(watcher);
         let exit_watch = Self {
             key: KEYS.fetch_add(1, Ordering::Relaxed),
             pidfd: Arc::clone(pidfd),
@@ -73,10 +79,10 @@ impl ExitWatch {
         let added = watcher
             .epoll
             .add(&**pidfd, EpollEvent::new(flags, exit_watch.key));
-        // Also where that has failed: what is dropped with the lock free ends a thread that has nothing else to watch.
+        // Also if that has failed: dropping it, without the lock, ends a thread that has nothing else to watch.
         watcher.lines.insert(exit_watch.key, Arc::clone(line));
         drop(guard);
-        added.is_ok().then_some(exit_watch)
+        added.map(|()| exit_watch).map_err(failed)
     }
 }
 

@@ -16,18 +16,19 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
 };
 
 use crate::{
     channel::link::LOOKS_PER_GLANCE,
     channel::reason::GoneReason,
     channel::receiver::Receiver,
-    channel::waiting::{Awaited, Waits, spin},
+    channel::waiting::{Awaited, Slept, SpinThenPark},
     error::{Error, Result},
     fork::Birth,
     ring::message::Message,
     ring::record::packed_size,
+    wait::deadline::ready_by,
 };
 
 use source::{Reading, Source, Waited, barrier};
@@ -173,7 +174,7 @@ impl<S> From<Box<NotAdded<S>>> for Error {
 /// [`Merge::receive`] answers `None`; a merge that never had one waits. Dropping a merge drops its sources.
 ///
 /// # After a fork
-/// In a child each call errors with [`Error::Closed`], and dropping it does nothing to the parent.
+/// In a child each call that can fail fails with [`Error::Closed`], and dropping it does nothing to the parent.
 #[derive(Debug)]
 pub struct Merge<S = Receiver> {
     seats: Vec<Seat<S>>,
@@ -465,25 +466,15 @@ impl<S: Source> Merge<S> {
         Ok(count)
     }
 
-    /// The next end of a source that was not told yet, for a caller that reads with [`Merge::drain`].
+    /// The next end of a source that was not returned yet, for a caller that reads with [`Merge::drain`]. `None` in a child.
     pub fn next_end(&mut self) -> Option<(Key, GoneReason)> {
-        self.ends.pop_front()
+        self.ends.pop_front().filter(|_| self.birth.is_here())
     }
 
     /// Sleeps until there is something to read, or an end to be told, or no more will come. `false`: the deadline has passed. Errors
     /// with [`Error::NoSpace`] and [`Error::Unsupported`] where the kernel does not let it wait, and the trouble is this side's own.
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        let sources = self.seats.iter_mut().filter_map(|seat| seat.source.as_mut());
-        let time = sources.map(Waits::busy_poll).max().unwrap_or(Duration::ZERO);
-        if spin(time, || Ok(self.has_ready()? || self.look_at_all()?))? {
-            return Ok(true);
-        }
-        while self.arm()? {
-            if !self.sleep(deadline)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        self.wait_until((), deadline)
     }
 
     /// For event loops: has every source ring that has nothing. `true`: there is nothing now; wait for the descriptor ([`AsFd`]) to
@@ -521,35 +512,18 @@ impl<S: Source> Merge<S> {
     /// For event loops: hears what the sources' peers have said, if anything. Errors as [`Merge::wait`].
     pub fn poll(&mut self) -> Result<()> {
         self.birth.check()?;
-        self.hear(EpollTimeout::ZERO).map(drop)
+        self.hear(Some(Instant::now())).map(drop)
     }
 
-    /// Waits until a source has rung or gone. `false`: the deadline has passed.
-    fn sleep(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        loop {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if self.hear(timeout(left))? {
-                return Ok(true);
-            }
-            if left.is_some_and(|left| left.is_zero()) {
-                return Ok(false);
-            }
-        }
-    }
-
-    /// Takes events. Whether there were any.
-    fn hear(&mut self, timeout: EpollTimeout) -> Result<bool> {
+    /// Waits until a source has rung or gone, and takes the events. `false`: the deadline has passed.
+    fn hear(&mut self, deadline: Option<Instant>) -> Result<bool> {
         let mut events = [EpollEvent::empty(); EVENTS];
-        let count = match self.epoll.wait(&mut events, timeout) {
-            Ok(count) => count,
-            Err(Errno::EINTR) => 0,
-            Err(errno) => {
-                return Err(Error::system(
-                    "waiting for the sources of a merge (epoll_wait)",
-                    errno,
-                ));
-            }
-        };
+        let mut count = 0;
+        ready_by(deadline, |timeout| {
+            count = self.epoll.wait(&mut events, timeout)?;
+            Ok(count > 0)
+        })
+        .map_err(|errno| Error::system("waiting for the sources of a merge (epoll_wait)", errno))?;
         for event in &events[..count] {
             let key = Key(event.data() & !PROCESS);
             // It may have left for an event before this one.
@@ -643,7 +617,7 @@ impl<S: Source> Merge<S> {
         if glances {
             // A caller that only ever polls notices an end as well.
             self.fruitless = 0;
-            self.hear(EpollTimeout::ZERO)?;
+            self.hear(Some(Instant::now()))?;
         }
         for line in [Line::Resting, Line::Armed] {
             let mut next = self.turns.first(line);
@@ -660,6 +634,34 @@ impl<S: Source> Merge<S> {
     /// Whether a source that had nothing has a message, or has ended. What is wrong with it is told in its turn.
     fn looks_ready(&mut self, place: usize) -> bool {
         self.seated(place).is_ready(()).unwrap_or(true)
+    }
+}
+
+impl<S: Source> SpinThenPark for Merge<S> {
+    type For = ();
+
+    fn spin_time(&mut self) -> Duration {
+        let sources = self.seats.iter_mut().filter_map(|seat| seat.source.as_mut());
+        sources.map(S::spin_time).max().unwrap_or(Duration::ZERO)
+    }
+
+    fn is_found(&mut self, (): ()) -> Result<bool> {
+        Ok(self.has_ready()? || self.look_at_all()?)
+    }
+
+    fn glance(&mut self) -> Result<()> {
+        self.hear(Some(Instant::now())).map(drop)
+    }
+
+    fn park_until(&mut self, (): (), deadline: Option<Instant>) -> Result<Slept> {
+        if !self.arm()? {
+            return Ok(Slept::Ready);
+        }
+        Ok(if self.hear(deadline)? {
+            Slept::Woken
+        } else {
+            Slept::Late
+        })
     }
 }
 
@@ -704,11 +706,4 @@ fn since(before: (u64, u64), now: (u64, u64)) -> (u64, u64) {
 
 fn sum(one: (u64, u64), other: (u64, u64)) -> (u64, u64) {
     (one.0 + other.0, one.1 + other.1)
-}
-
-/// Rounded up, so that a wait never ends before its deadline.
-fn timeout(left: Option<Duration>) -> EpollTimeout {
-    left.map_or(EpollTimeout::NONE, |left| {
-        EpollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(EpollTimeout::MAX)
-    })
 }

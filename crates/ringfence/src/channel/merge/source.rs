@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use crate::{
     channel::reason::GoneReason,
     channel::receiver::Receiver,
-    channel::waiting::{Parking, Waits},
+    channel::waiting::{Parking, SpinThenPark, Waits},
     error::{Error, Result},
     ring::message::Message,
     sys,
@@ -86,6 +86,12 @@ impl Reading for Receiver {
     fn end_reason(&self) -> Option<GoneReason> {
         self.close_reason().map(GoneReason::from)
     }
+}
+
+/// For the binding, which sleeps in an event loop: spins as long as the options of the channel say. Whether there is something to
+/// read by now, or never will be.
+pub fn spin(source: &mut impl Source) -> Result<bool> {
+    source.spin_until((), None)
 }
 
 /// For the binding, whose sources stand in many objects: parks in two halves, with one barrier between those of all. Whether this

@@ -34,6 +34,7 @@ use crate::{
     endpoint::shared::{Endpoint, Seat, Shared},
     error::{Error, Result},
     evidence::Evidence,
+    fork::ProcessMutex,
     handshake::broadcast::{HeldStart, PublishedRing, ReaderBell, RingPart},
     handshake::frame::Meeting,
     handshake::parts::Parts,
@@ -114,7 +115,10 @@ struct Member {
     /// Of this subscriber and no other of the publisher's.
     number: u64,
     delivery: Delivery,
-    identity: Mutex<Identity>,
+    /// As it was in the handshake.
+    identity: Identity,
+    /// As the last [`Subscriber::verify`] found it.
+    verified: ProcessMutex<Option<Identity>>,
     evidence: Vec<Evidence>,
     verifier: WeakVerifier,
     link: Weak<channel::Shared>,
@@ -131,9 +135,12 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// Who it was when it was last looked at.
+    /// Its identity at the last check: at [`Subscriber::verify`], or in the handshake. In a forked child: in the handshake.
     pub fn peer(&self) -> Identity {
-        self.member.identity.lock().clone()
+        let verified = self.member.verified.lock().ok();
+        verified
+            .and_then(|verified| verified.clone())
+            .unwrap_or_else(|| self.member.identity.clone())
     }
 
     /// Every check of its handshake, in order.
@@ -173,7 +180,7 @@ impl Subscriber {
         let verifier = self.member.verifier.upgrade();
         let verifier = verifier.ok_or(Error::Closed("the subscriber has gone"))?;
         let Verified { identity, .. } = verifier.verify()?;
-        *self.member.identity.lock() = identity.clone();
+        *self.member.verified.lock()? = Some(identity.clone());
         Ok(identity)
     }
 
@@ -305,7 +312,8 @@ impl Shared<Broadcast> {
         let member = Arc::new(Member {
             number,
             delivery,
-            identity: Mutex::new(opened.identity),
+            identity: opened.identity,
+            verified: ProcessMutex::new(None, self.birth()),
             evidence: opened.evidence,
             verifier: opened.verifier.downgrade(),
             link: Arc::downgrade(&link),
@@ -367,9 +375,6 @@ impl Shared<Broadcast> {
 
     /// Those that have come and not gone.
     pub(super) fn subscribers(self: &Arc<Self>) -> Vec<Subscriber> {
-        if !self.is_here() {
-            return Vec::new();
-        }
         let state = self.state();
         let members = state.list.values().map(|seated| &seated.member);
         members
@@ -464,9 +469,6 @@ impl Shared<Broadcast> {
 
     /// Ends all, once.
     pub(super) fn close(&self) {
-        if !self.is_here() {
-            return;
-        }
         self.seal();
         self.finish(ChannelState::ClosedHere);
     }
@@ -675,17 +677,18 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{endpoint::events::Events, wait::cancel::Bell};
+    use crate::{endpoint::events::Events, fork::Birth, wait::cancel::Bell};
 
     fn subscriber(number: u64) -> Subscriber {
         let member = Member {
             number,
             delivery: Delivery::Reliable,
-            identity: Mutex::new(Identity::of(Credentials {
+            identity: Identity::of(Credentials {
                 pid: 1,
                 uid: 1,
                 gid: 1,
-            })),
+            }),
+            verified: ProcessMutex::new(None, Birth::now().unwrap()),
             evidence: Vec::new(),
             verifier: WeakVerifier::default(),
             link: Weak::new(),

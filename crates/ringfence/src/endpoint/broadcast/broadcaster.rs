@@ -16,7 +16,7 @@ use std::{
 use crate::{
     channel::reason::CloseReason,
     channel::state::ChannelState,
-    channel::waiting::spin,
+    channel::waiting::{Slept, SpinThenPark},
     endpoint::broadcast::audience::Broadcast,
     endpoint::shared::Shared,
     error::{Error, Result},
@@ -445,26 +445,7 @@ impl Broadcaster {
 
     /// Sleeps until [`Broadcaster::has_room`] of that size. `false`: the deadline has passed. Errors as [`Broadcaster::try_send`].
     pub fn wait(&mut self, size: usize, deadline: Option<Instant>) -> Result<bool> {
-        if spin(self.busy_poll, || self.has_room(size))? {
-            return Ok(true);
-        }
-        loop {
-            if !self.arm(size)? {
-                return Ok(true);
-            }
-            let found = self.shared.watches.wait_for_room(deadline);
-            self.disarm();
-            let woken = found.map(|found| self.look_at(found.as_deref()));
-            if self.has_room(size)? {
-                return Ok(true);
-            }
-            if let Some((goal, _)) = self.stalled {
-                self.charge(goal);
-            }
-            if !woken? {
-                return Ok(false);
-            }
-        }
+        self.wait_until(size, deadline)
     }
 
     /// Looks at the subscribers that have rung, or gone. Whether any was awaited.
@@ -525,6 +506,35 @@ impl Broadcaster {
     /// Why the publisher has ended; `None` while it has not.
     pub fn close_reason(&self) -> Option<CloseReason> {
         self.shared.state.get().close_reason()
+    }
+}
+
+/// The watcher notices subscribers that have died, and their room is free then: a thread that spins sees that in the ring.
+impl SpinThenPark for Broadcaster {
+    type For = usize;
+
+    fn spin_time(&mut self) -> Duration {
+        self.busy_poll
+    }
+
+    fn is_found(&mut self, size: usize) -> Result<bool> {
+        self.has_room(size)
+    }
+
+    fn park_until(&mut self, size: usize, deadline: Option<Instant>) -> Result<Slept> {
+        if !self.arm(size)? {
+            return Ok(Slept::Ready);
+        }
+        let found = self.shared.watches.wait_for_room(deadline);
+        self.disarm();
+        let woken = found.map(|found| self.look_at(found.as_deref()));
+        if self.has_room(size)? {
+            return Ok(Slept::Ready);
+        }
+        if let Some((goal, _)) = self.stalled {
+            self.charge(goal);
+        }
+        Ok(if woken? { Slept::Woken } else { Slept::Late })
     }
 }
 

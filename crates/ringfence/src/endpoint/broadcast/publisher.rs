@@ -328,7 +328,9 @@ impl Audience {
 
     /// Those that are subscribed now, in no order.
     pub fn subscribers(&self) -> Vec<Subscriber> {
-        self.handle.shared.subscribers()
+        self.handle
+            .here()
+            .map_or_else(|_| Vec::new(), Shared::subscribers)
     }
 
     /// Waits for the next event. Errors with [`Error::Closed`] once the publisher is closed, or has ended and the last subscriber
@@ -350,42 +352,45 @@ impl Audience {
 
     /// Lets newcomers wait in the kernel's backlog. Handshakes under way, 64 at most, go on.
     pub fn pause(&self) {
-        self.handle.shared.set_paused(true);
+        self.handle.set_paused(true);
     }
 
     /// Takes newcomers in again.
     pub fn resume(&self) {
-        self.handle.shared.set_paused(false);
+        self.handle.set_paused(false);
     }
 
     /// Lets no further subscriber in, for good: handshakes under way break off, and the address is free. No descriptor of the ring is left in
     /// this process when this returns. Those that are subscribed go on.
     pub fn seal(&self) {
-        if self.handle.shared.is_here() {
-            self.handle.shared.seal();
+        if let Ok(shared) = self.handle.here() {
+            shared.seal();
         }
     }
 
     /// Ends the publisher. What is in the ring stays readable to the subscribers, which then get their end. The address is free
     /// when this returns.
     pub fn close(&self) {
-        self.handle.shared.close();
+        if let Ok(shared) = self.handle.here() {
+            shared.close();
+        }
     }
 
     /// Why the publisher has ended; `None` while it has not. One that has sent its last is over once the last subscriber has read
     /// all of it, or has gone.
     pub fn close_reason(&self) -> Option<CloseReason> {
-        self.handle.shared.state.get().close_reason()
+        let shared = self.handle.here();
+        shared.map_or(Some(CloseReason::Closed), |shared| {
+            shared.state.get().close_reason()
+        })
     }
 }
 
 impl Drop for Audience {
     fn drop(&mut self) {
-        if !self.handle.shared.is_here() {
-            return;
-        }
-        self.close();
-        self.handle.shared.events.discard();
+        let Ok(shared) = self.handle.here() else { return };
+        shared.close();
+        shared.events.discard();
         if let Some(watcher) = self.watcher.take()
             && !is_own_thread()
         {
@@ -480,7 +485,7 @@ mod tests {
 
     impl Publisher {
         fn shared_state(&self) -> ChannelState {
-            self.audience.handle.shared.state.get()
+            self.audience.handle.here().unwrap().state.get()
         }
     }
 }

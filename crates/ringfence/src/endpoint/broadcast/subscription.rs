@@ -18,7 +18,7 @@ use crate::{
     channel::shared::Shared,
     channel::state::ChannelState,
     channel::verify::{Verified, Verifier},
-    channel::waiting::{Awaited, Parking, Waits},
+    channel::waiting::{Awaited, Parking, SpinThenPark, Waits},
     endpoint::calling::call,
     error::{Error, Result},
     evidence::Evidence,
@@ -294,7 +294,7 @@ impl Subscription {
         self.let_go();
         match ended {
             // Everything was read before it closed: that is an end, not an error.
-            Err(Error::Closed(_)) if self.shared.receiving_ended.load(Ordering::Acquire) => Ok(()),
+            Err(Error::Closed(_)) if self.shared.has_read_all() => Ok(()),
             other => other,
         }
     }
@@ -582,7 +582,7 @@ impl Subscription {
 
     /// Whether no more will come, and everything was read. Errors as [`Subscription::try_receive`].
     pub fn is_ended(&mut self) -> Result<bool> {
-        if self.shared.receiving_ended.load(Ordering::Acquire) {
+        if self.shared.has_read_all() {
             return Ok(true);
         }
         if self.has_message()? {
@@ -624,7 +624,7 @@ impl Subscription {
     /// Sleeps until there is something to read, or no more will come. `false`: the deadline has passed. Errors as
     /// [`Subscription::try_receive`].
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        self.wait_for((), deadline)
+        self.wait_until((), deadline)
     }
 
     /// For event loops: says that this side sleeps until there is something to read. `true`: there is nothing now; wait for the line
@@ -680,7 +680,7 @@ impl Subscription {
 impl AsFd for Subscription {
     /// The private line: readable when the publisher has rung, or has gone.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.line()
+        self.shared.doorbell.line_alone()
     }
 }
 

@@ -14,13 +14,14 @@ use std::{
 use nix::{
     errno::Errno,
     sys::{
-        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
         eventfd::{EfdFlags, EventFd},
     },
 };
 
 use crate::{
     error::{Error, Result},
+    wait::deadline::ready_by,
     wait::patience::Patience,
     wake::doorbell::Ends,
 };
@@ -77,18 +78,14 @@ impl Watch {
     /// Waits for events. Returns the numbers of their subscribers, or `None` if the deadline has passed.
     fn wait(&self, until: Option<Instant>) -> Result<Option<Numbers>> {
         let mut events = [EpollEvent::empty(); AT_ONCE];
-        let timeout = until.map_or(EpollTimeout::NONE, |until| {
-            let left = until.saturating_duration_since(Instant::now());
-            // Rounded up, so that it does not end before its time.
-            let left = u32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u32::MAX);
-            EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
+        let mut count = 0;
+        let ready = ready_by(until, |timeout| {
+            count = self.epoll.wait(&mut events, timeout)?;
+            Ok(count > 0)
         });
-        let count = match self.epoll.wait(&mut events, timeout) {
-            Ok(0) => return Ok(None),
-            Ok(count) => count,
-            Err(Errno::EINTR) => 0,
-            Err(errno) => return Err(Error::poll("waiting for subscribers", errno)),
-        };
+        if !ready.map_err(|errno| Error::poll("waiting for subscribers", errno))? {
+            return Ok(None);
+        }
         let mut numbers = Numbers::default();
         for event in &events[..count] {
             if event.data() == OWN {

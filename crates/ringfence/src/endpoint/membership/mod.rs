@@ -130,21 +130,19 @@ impl Membership {
 
     /// Which part this process has now.
     pub fn role(&self) -> Role {
-        let shared = &self.handle.shared;
-        let role = shared.is_here().then(|| shared.state().role);
-        role.flatten().unwrap_or(Role::Guest)
+        let role = self.handle.here().map(|shared| shared.state().role);
+        role.ok().flatten().unwrap_or(Role::Guest)
     }
 
     /// Whether there is a partner at present.
     pub fn has_partner(&self) -> bool {
-        let shared = &self.handle.shared;
-        shared.is_here() && shared.channel().is_some()
+        self.handle.here().is_ok_and(|shared| shared.channel().is_some())
     }
 
     /// What has come so far, and what went through the channels with all partners.
     pub fn stats(&self) -> EndpointStats {
         let open = usize::from(self.has_partner());
-        self.handle.shared.stats(open)
+        self.handle.stats(open)
     }
 
     /// Waits for the next change.
@@ -189,12 +187,12 @@ impl Membership {
 
     /// Lets newcomers wait in the kernel's backlog. Handshakes under way go on.
     pub fn pause(&self) {
-        self.handle.shared.set_paused(true);
+        self.handle.set_paused(true);
     }
 
     /// Takes newcomers in again.
     pub fn resume(&self) {
-        self.handle.shared.set_paused(false);
+        self.handle.set_paused(false);
     }
 
     /// Closes the channel, if there is a partner, and hands the address over to it: it is the host when this returns. The
@@ -210,11 +208,8 @@ impl Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         let Self { handle, worker, .. } = self;
-        let shared = &handle.shared;
         // In a child: the place is its parent's, and the worker is not here.
-        if !shared.is_here() {
-            return;
-        }
+        let Ok(shared) = handle.here() else { return };
         worker.stop().cancel();
         if !worker.wait_at_most(self.late) {
             // The mode of the listening socket is its partner's to change as well, who may hang this side's accept by it.

@@ -20,7 +20,11 @@ use nix::{
     sys::socket::{MsgFlags, send},
 };
 
-use crate::sys::lock::{Mutex, MutexGuard};
+use crate::{
+    error::Result,
+    fork::{Birth, ProcessMutex},
+    sys::lock::MutexGuard,
+};
 
 /// Tries of the call that rings, before a thread goes on.
 const TRIES: u32 = 16;
@@ -32,7 +36,7 @@ const PAUSES: [Duration; 2] = [Duration::from_micros(100), Duration::from_millis
 pub(super) struct Bells {
     line: Arc<OwnedFd>,
     /// Written by a call that could not ring, and by the thread that rings for it; each under this lock alone.
-    owed: Mutex<Owed>,
+    owed: ProcessMutex<Owed>,
     /// How often this side has rung.
     rung: Arc<AtomicU64>,
 }
@@ -55,17 +59,21 @@ enum Tried {
 }
 
 impl Bells {
-    pub(super) fn new(line: &Arc<OwnedFd>) -> Arc<Self> {
+    pub(super) fn new(line: &Arc<OwnedFd>, birth: Birth) -> Arc<Self> {
         Arc::new(Self {
             line: Arc::clone(line),
-            owed: Mutex::default(),
+            owed: ProcessMutex::new(Owed::default(), birth),
             rung: Arc::default(),
         })
     }
 
-    /// Wakes the peer. Does not wait for the peer, and not for memory either, unless no thread can be had to do that.
+    /// Wakes the peer. Does not wait for the peer, and waits for memory only if no thread can be started to do that. Does
+    /// nothing in a child: the peer is its parent's.
     #[cold]
     pub(super) fn ring(self: &Arc<Self>) {
+        if !self.owed.birth().is_here() {
+            return;
+        }
         self.rung.fetch_add(1, Ordering::Relaxed);
         for _ in 0..TRIES {
             if self.try_once() == Tried::Done {
@@ -73,7 +81,7 @@ impl Bells {
             }
             thread::yield_now();
         }
-        let mut owed = self.owed();
+        let Ok(mut owed) = self.owed() else { return };
         owed.failures += 1;
         if owed.carried {
             return;
@@ -91,21 +99,21 @@ impl Bells {
         &self.rung
     }
 
-    fn owed(&self) -> MutexGuard<'_, Owed> {
+    fn owed(&self) -> Result<MutexGuard<'_, Owed>> {
         self.owed.lock()
     }
 
     /// Sends what is owed. This ends: the kernel gets memory, or either side ends the line, which `close` does as well.
     fn carry(&self) {
         let [mut pause, longest] = PAUSES;
-        loop {
-            let failures = self.owed().failures;
+        // Never an error: a child does not have this thread.
+        while let Ok(failures) = self.owed().map(|owed| owed.failures) {
             if self.try_once() == Tried::Again {
                 thread::sleep(pause);
                 pause = (pause * 2).min(longest);
                 continue;
             }
-            let mut owed = self.owed();
+            let Ok(mut owed) = self.owed() else { return };
             // A call that has failed since may have published after this bell was heard.
             if owed.failures == failures {
                 owed.carried = false;

@@ -4,17 +4,23 @@
 //! loop may need, and must not spin on one that stays: it sleeps in an epoll that tells of each bell once. In turn it would
 //! sleep through a bell that the loop takes before this thread has a core: so the loop says what it has taken.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    time::Instant,
+};
 
 use nix::{
     errno::Errno,
     sys::{
-        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
         eventfd::{EfdFlags, EventFd},
     },
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    wait::deadline::ready_by,
+};
 
 /// What an event of an epoll is about.
 const LINE: u64 = 0;
@@ -58,13 +64,14 @@ impl ThreadPoll {
     }
 
     /// Sleeps until something happens that has not been heard yet, or the time is over.
-    pub(super) fn sleep(&self, timeout: EpollTimeout) -> Result<Heard> {
+    pub(super) fn sleep(&self, deadline: Option<Instant>) -> Result<Heard> {
         let mut events = [EpollEvent::empty(); 3];
-        let count = match self.epoll.wait(&mut events, timeout) {
-            Ok(count) => count,
-            Err(Errno::EINTR) => 0,
-            Err(errno) => return Err(Error::system("waiting on the line (epoll_wait)", errno)),
-        };
+        let mut count = 0;
+        ready_by(deadline, |timeout| {
+            count = self.epoll.wait(&mut events, timeout)?;
+            Ok(count > 0)
+        })
+        .map_err(|errno| Error::system("waiting on the line (epoll_wait)", errno))?;
         let mut heard = Heard::default();
         for event in &events[..count] {
             match event.data() {

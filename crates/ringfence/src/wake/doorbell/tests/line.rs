@@ -25,6 +25,7 @@ use nix::{
 };
 
 use crate::{
+    fork::Birth,
     sys,
     wake::doorbell::{Doorbell, POLLS_BEFORE_A_READ, Sleep},
 };
@@ -35,7 +36,7 @@ const FAR: Duration = Duration::from_secs(60);
 fn line() -> (Doorbell, OwnedFd) {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (own, peer) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
-    (Doorbell::new(own, None), peer)
+    (Doorbell::new(own, None, Birth::now().unwrap()), peer)
 }
 
 /// Closes the peer's end, and waits until the line has ended: a child that another test starts has a copy until it executes its program.
@@ -70,7 +71,7 @@ impl Peer {
     /// The same, where every wait without a deadline reads.
     fn line_to_read(&self) -> (Doorbell, OwnedFd) {
         let (doorbell, end) = self.line();
-        doorbell.state().sleep = Sleep::NotYet(0);
+        doorbell.state().unwrap().sleep = Sleep::NotYet(0);
         (doorbell, end)
     }
 
@@ -406,7 +407,7 @@ fn a_thread_that_waits_often_reads_the_bell_at_once() {
     let peer = Peer::new();
     let (doorbell, end) = peer.line();
     for _ in 0..POLLS_BEFORE_A_READ {
-        assert!(!matches!(doorbell.state().sleep, Sleep::Reading));
+        assert!(!matches!(doorbell.state().unwrap().sleep, Sleep::Reading));
         ring(&end);
         assert!(doorbell.wait(doorbell.generation(), None).unwrap());
         assert!(doorbell.catch_up());
@@ -534,7 +535,7 @@ fn a_peer_that_changes_the_mode_of_the_line_is_polled_for() {
 fn an_event_loop_finds_the_bell_on_the_line() {
     let peer = Peer::new();
     let (doorbell, end) = peer.line_to_read();
-    let _ = doorbell.as_fd();
+    let _ = doorbell.line();
     ring(&end);
     assert!(doorbell.wait(doorbell.generation(), None).unwrap());
     assert!(unread(&doorbell));
@@ -543,11 +544,11 @@ fn an_event_loop_finds_the_bell_on_the_line() {
 #[test]
 fn without_a_pidfd_no_wait_reads() {
     let (doorbell, end) = line();
-    doorbell.state().sleep = Sleep::NotYet(0);
+    doorbell.state().unwrap().sleep = Sleep::NotYet(0);
     ring(&end);
     assert!(doorbell.wait(doorbell.generation(), None).unwrap());
     assert!(unread(&doorbell));
-    assert!(matches!(doorbell.state().sleep, Sleep::Polling));
+    assert!(matches!(doorbell.state().unwrap().sleep, Sleep::Polling));
 }
 
 /// Whether an event loop is woken.
@@ -563,7 +564,7 @@ fn a_bell_that_a_loop_takes_wakes_the_thread_beside_it() {
     thread::scope(|scope| {
         let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
         // Rung and taken in one moment, as far as the thread can see: it has no core meanwhile, or finds the line empty.
-        let state = doorbell.state();
+        let state = doorbell.state().unwrap();
         ring(&peer);
         drop(state);
         assert!(doorbell.read_bells());
@@ -588,7 +589,7 @@ fn a_bell_that_a_loop_takes_wakes_the_thread_beside_it() {
 #[test]
 fn a_thread_leaves_a_loop_one_bell_and_hears_each_that_follows() {
     let (doorbell, peer) = line();
-    let polled = doorbell.as_fd();
+    let polled = doorbell.line();
     for _ in 0..3 {
         ring(&peer);
         assert!(doorbell.wait(doorbell.generation(), far()).unwrap());
@@ -633,7 +634,7 @@ fn a_loop_that_begins_beside_a_thread_that_sleeps_gets_its_bell_and_leaves_the_t
             if begins_with_arm {
                 assert!(!doorbell.arm().unwrap());
             }
-            let polled = doorbell.as_fd();
+            let polled = doorbell.line();
             assert_eq!(polled.as_raw_fd() != doorbell.line.as_raw_fd(), reads);
             assert!(!readable(polled));
             if !begins_with_arm {
@@ -651,7 +652,7 @@ fn a_loop_that_begins_beside_a_thread_that_sleeps_gets_its_bell_and_leaves_the_t
         thread::scope(|scope| {
             let sleeper = Sleeper::asleep(scope, &doorbell, call);
             assert!(!doorbell.arm().unwrap());
-            let state = doorbell.state();
+            let state = doorbell.state().unwrap();
             ring(&end);
             drop(state);
             assert!(doorbell.read_bells());
@@ -673,7 +674,7 @@ fn a_death_and_hanging_up_wake_a_thread_beside_a_loop() {
     let mut peer = Peer::new();
     // The end of the line is held by another process than the peer.
     let (doorbell, _end) = peer.line();
-    let _ = doorbell.as_fd();
+    let _ = doorbell.line();
     thread::scope(|scope| {
         let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
         peer.kill();
@@ -682,7 +683,7 @@ fn a_death_and_hanging_up_wake_a_thread_beside_a_loop() {
     assert!(doorbell.is_gone());
     for silently in [false, true] {
         let (doorbell, _peer) = line();
-        let _ = doorbell.as_fd();
+        let _ = doorbell.line();
         thread::scope(|scope| {
             let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
             if silently {
@@ -704,7 +705,7 @@ fn a_line_that_is_waited_for_in_one_way_has_no_descriptors_of_its_own() {
     let (looped, peer) = line();
     assert!(!looped.arm().unwrap());
     ring(&peer);
-    assert!(readable(looped.as_fd()));
+    assert!(readable(looped.line()));
     assert!(looped.read_bells());
     for doorbell in [threads, looped] {
         assert!(doorbell.apart().is_none());

@@ -1,0 +1,482 @@
+//! A wait ends at its deadline, at the peer's end and at its death: whether the thread spins or sleeps, whatever kind of channel it
+//! is, and although another process holds a copy of the dead peer's socket.
+
+mod support;
+
+use std::{
+    os::fd::AsFd,
+    sync::mpsc::channel,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::{Signal, kill},
+    unistd::{ForkResult, Pid, fork, pause},
+};
+use ringfence::{
+    Address, AnySource, Channel, CloseReason, Error, GoneReason, Listener, Membership, Merge, Merged,
+    Options, Publisher, PublisherEvent, Receiver, Sender, Subscription, connect, from_parent, join, listen,
+    member, publish, subscribe,
+};
+use support::{
+    Actor, TIME_LIMIT, accepted, forbid, fresh_address, join_later, say, small, wait_for_host, wait_for_test,
+};
+
+/// How this process waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Sleeps,
+    Spins,
+    /// In an event loop, which polls the descriptor and nothing else.
+    Polls,
+}
+
+const WAYS: [Way; 3] = [Way::Sleeps, Way::Spins, Way::Polls];
+
+/// A thread that spins does so without end, so that nothing but what is tested ends its wait.
+fn options(way: Way) -> Options {
+    small().busy_poll(if way == Way::Spins {
+        Duration::MAX
+    } else {
+        Duration::ZERO
+    })
+}
+
+/// Does what may wait forever. Panics if it does.
+fn in_time<T: Send + 'static>(what: &str, wait: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, waiting) = channel();
+    thread::spawn(move || done.send(wait()));
+    let found = waiting.recv_timeout(TIME_LIMIT);
+    found.unwrap_or_else(|_| panic!("{what}: the wait does not end"))
+}
+
+/// A process that holds a copy of a socket. Nothing else would end it.
+struct Holder(Pid);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // It may have ended with its parent.
+        let _ = kill(self.0, Signal::SIGKILL);
+    }
+}
+
+/// The kinds of channel, by what the other process is.
+const KINDS: [&str; 5] = ["guest", "agent", "member", "child", "publisher"];
+
+/// What this process has of it.
+enum Own {
+    Channel(Channel, Box<dyn std::any::Any + Send>),
+    Subscription(Subscription),
+}
+
+/// The other process of a kind, which has a child that holds copies of its sockets.
+fn meet(kind: &str, way: Way) -> (Actor, Own, Holder) {
+    let (address, _keep) = fresh_address(false);
+    let (name, options) = (address.to_string(), options(way));
+    let start = || Actor::start(kind, &[&name]);
+    let (actor, own) = match kind {
+        "guest" => {
+            let host = join_later(&address, &options);
+            wait_for_host(&address);
+            let actor = start();
+            (actor, Own::Channel(host.join().unwrap().unwrap(), Box::new(())))
+        }
+        "agent" => {
+            let listener: Listener = listen(&address, &options).unwrap();
+            let actor = start();
+            (actor, Own::Channel(accepted(&listener), Box::new(listener)))
+        }
+        "member" => {
+            let membership: Membership = member(&address, &options).unwrap();
+            let actor = start();
+            let channel = membership.partner(None).unwrap().unwrap();
+            (actor, Own::Channel(channel, Box::new(membership)))
+        }
+        "child" => {
+            let (actor, line) = Actor::spawn(kind, &[&name]);
+            (actor, Own::Channel(line.channel(&options).unwrap(), Box::new(())))
+        }
+        _ => {
+            let actor = start();
+            wait_for_host(&address);
+            (actor, Own::Subscription(subscribe(&address, &options).unwrap()))
+        }
+    };
+    let holder = Holder(Pid::from_raw(actor.hear().parse().unwrap()));
+    (actor, own, holder)
+}
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    match role.as_str() {
+        "guest" => hold(join(&address, &small()).unwrap()),
+        "agent" => hold(connect(&address, &small()).unwrap()),
+        "member" => {
+            let membership = member(&address, &small()).unwrap();
+            hold(membership.partner(None).unwrap().unwrap());
+        }
+        "child" => hold(from_parent(&small()).unwrap()),
+        "publisher" => {
+            let publisher = publish(&address, &small()).unwrap();
+            let PublisherEvent::Subscriber(_) = publisher.next().unwrap() else {
+                panic!("the subscriber comes first");
+            };
+            has_holder();
+            wait_for_test();
+        }
+        "subscriber" => {
+            let _subscription = subscribe(&address, &small()).unwrap();
+            has_holder();
+            wait_for_test();
+        }
+        other => unreachable!("{other}"),
+    }
+}
+
+/// At the test's word, this side ends its sending.
+fn hold(channel: Channel) {
+    let (mut sender, _receiver) = channel.split();
+    has_holder();
+    wait_for_test();
+    sender.end();
+    say("ended");
+    wait_for_test();
+}
+
+fn has_holder() {
+    // SAFETY: the child does nothing but sleep.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => loop {
+            pause();
+        },
+        ForkResult::Parent { child } => say(child.to_string()),
+    }
+}
+
+/// Until an event loop that polls nothing but this would be woken.
+fn polled(descriptor: &impl AsFd) {
+    let mut polled = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
+    let limit = PollTimeout::try_from(TIME_LIMIT).unwrap();
+    assert_eq!(poll(&mut polled, limit), Ok(1), "the descriptor is silent");
+}
+
+fn receive(mut receiver: Receiver, way: Way) -> (CloseReason, bool) {
+    if way == Way::Polls {
+        assert!(receiver.arm().unwrap());
+        polled(&receiver);
+        receiver.poll_line().unwrap();
+    }
+    assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
+    (receiver.close_reason().unwrap(), receiver.is_cut())
+}
+
+fn receive_from(mut subscription: Subscription, way: Way) -> (GoneReason, bool) {
+    if way == Way::Polls {
+        assert!(subscription.arm().unwrap());
+        polled(&subscription);
+        subscription.poll_line().unwrap();
+    }
+    assert_eq!(subscription.receive(&mut [0; 8]).unwrap(), None);
+    (subscription.close_reason().unwrap(), subscription.is_cut())
+}
+
+/// Fills the ring, and waits for room that there never is.
+fn send(mut sender: Sender, way: Way) -> Error {
+    while sender.try_send(&[1; 200]).unwrap() {}
+    if way == Way::Polls {
+        assert!(sender.arm(2000).unwrap());
+        polled(&sender);
+        sender.poll_line();
+    }
+    sender.send(&[1; 2000]).unwrap_err()
+}
+
+#[test]
+fn a_death_ends_the_wait_for_a_message_at_once() {
+    for kind in KINDS {
+        for way in WAYS {
+            let what = format!("{kind}, {way:?}");
+            let (mut actor, own, _holder) = meet(kind, way);
+            let (begun, begins) = channel();
+            let waiting = thread::spawn(move || {
+                begun.send(()).unwrap();
+                match own {
+                    Own::Channel(channel, kept) => {
+                        let (_sender, receiver) = channel.split();
+                        let ended = in_time(&what, move || receive(receiver, way));
+                        assert_eq!(ended, (CloseReason::Exited, true), "{what}");
+                        drop(kept);
+                    }
+                    Own::Subscription(subscription) => {
+                        let ended = in_time(&what, move || receive_from(subscription, way));
+                        assert_eq!(ended, (GoneReason::Exited, true), "{what}");
+                    }
+                }
+            });
+            begins.recv().unwrap();
+            actor.kill();
+            waiting.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_death_ends_the_wait_for_room_at_once() {
+    for way in WAYS {
+        let (mut actor, own, _holder) = meet("agent", way);
+        let Own::Channel(channel, _kept) = own else {
+            unreachable!()
+        };
+        let (sender, _receiver) = channel.split();
+        let waiting = thread::spawn(move || in_time("a sender", move || send(sender, way)));
+        actor.kill();
+        let error = waiting.join().unwrap();
+        assert!(matches!(error, Error::PeerLost(_)), "{way:?}: {error}");
+    }
+}
+
+#[test]
+fn the_death_of_a_subscriber_makes_room_at_once() {
+    for way in [Way::Sleeps, Way::Spins] {
+        let (address, _keep) = fresh_address(false);
+        let options = options(way).stall(TIME_LIMIT * 10).capacity(16 << 10);
+        let publisher: Publisher = publish(&address, &options).unwrap();
+        let mut actor = Actor::start("subscriber", &[&address.to_string()]);
+        let _holder = Holder(Pid::from_raw(actor.hear().parse().unwrap()));
+        let (mut sender, audience) = publisher.split();
+        while sender.try_send(&[1; 200]).unwrap() {}
+        let waiting = thread::spawn(move || in_time("a publisher", move || sender.send(&[1; 2000])));
+        actor.kill();
+        waiting.join().unwrap().unwrap();
+        let gone = loop {
+            match audience.next_until(Some(Instant::now() + TIME_LIMIT)).unwrap() {
+                Some(PublisherEvent::Gone(_, reason)) => break reason,
+                other => drop(other.expect("an event")),
+            }
+        };
+        assert_eq!(gone, GoneReason::Exited, "{way:?}");
+    }
+}
+
+#[test]
+fn a_death_ends_the_wait_of_a_merge_at_once() {
+    for way in WAYS {
+        let (mut actor, own, _holder) = meet("agent", way);
+        let (mut second, other, _second_holder) = meet("publisher", way);
+        let mut merge: Merge<AnySource> = Merge::new().unwrap();
+        let mut keep = Vec::<Box<dyn std::any::Any + Send>>::new();
+        for own in [own, other] {
+            match own {
+                Own::Channel(channel, kept) => {
+                    let (sender, receiver) = channel.split();
+                    merge.add(receiver.into()).unwrap();
+                    keep.push(Box::new((sender, kept)));
+                }
+                Own::Subscription(subscription) => _ = merge.add(subscription.into()).unwrap(),
+            }
+        }
+        for actor in [&mut actor, &mut second] {
+            let waiting = thread::spawn(move || {
+                in_time("a merge", move || {
+                    if way == Way::Polls && merge.arm().unwrap() {
+                        polled(&merge);
+                        merge.poll().unwrap();
+                    }
+                    let found = merge.receive(&mut [0; 8]).unwrap();
+                    (found, merge)
+                })
+            });
+            actor.kill();
+            let (found, rest) = waiting.join().unwrap();
+            let reason = GoneReason::Exited;
+            assert!(
+                matches!(found, Some(Merged::Ended { reason: found, .. }) if found == reason),
+                "{way:?}: {found:?}"
+            );
+            merge = rest;
+        }
+    }
+}
+
+#[cfg(feature = "tokio")]
+#[test]
+fn a_death_ends_the_wait_of_a_task_at_once() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    for kind in KINDS {
+        let (mut actor, own, _holder) = meet(kind, Way::Sleeps);
+        runtime.block_on(async {
+            let killer = tokio::task::spawn_blocking(move || actor.kill());
+            let waiting = async {
+                match own {
+                    Own::Channel(channel, _kept) => {
+                        let mut channel = ringfence::tokio::Channel::new(channel).unwrap();
+                        assert_eq!(channel.receive(&mut [0; 8]).await.unwrap(), None);
+                        channel.get_mut().receiver().close_reason().map(GoneReason::from)
+                    }
+                    Own::Subscription(subscription) => {
+                        let mut subscription = ringfence::tokio::Subscription::new(subscription).unwrap();
+                        assert_eq!(subscription.receive(&mut [0; 8]).await.unwrap(), None);
+                        subscription.get_ref().close_reason()
+                    }
+                }
+            };
+            let ended = tokio::time::timeout(TIME_LIMIT, waiting).await;
+            assert_eq!(ended.expect("it ends"), Some(GoneReason::Exited), "{kind}");
+            killer.await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_peer_that_ended_before_it_died_has_ended_cleanly() {
+    for way in WAYS {
+        let (mut actor, own, _holder) = meet("guest", way);
+        let Own::Channel(channel, _kept) = own else {
+            unreachable!()
+        };
+        let (mut sender, mut receiver) = channel.split();
+        actor.go_on();
+        actor.expect("ended");
+        // A thread that spins is not rung for: it sees this in memory.
+        let (mut receiver, found) = in_time("the peer's end", move || {
+            let found = receiver.receive(&mut [0; 8]).unwrap();
+            (receiver, found)
+        });
+        assert_eq!((found, receiver.close_reason()), (None, None), "{way:?}");
+        actor.kill();
+        let error = in_time("the peer's death", move || send_until_lost(&mut sender, way));
+        assert!(matches!(error, Error::PeerLost(_)), "{way:?}: {error}");
+        assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None, "{way:?}");
+        assert_eq!(receiver.close_reason(), Some(CloseReason::Exited), "{way:?}");
+        assert!(!receiver.is_cut(), "{way:?}");
+    }
+}
+
+fn send_until_lost(sender: &mut Sender, way: Way) -> Error {
+    loop {
+        if way == Way::Polls && sender.arm(2000).is_ok_and(|armed| armed) {
+            polled(sender);
+            sender.poll_line();
+        }
+        if let Err(error) = sender.send(&[1; 2000]) {
+            return error;
+        }
+    }
+}
+
+/// A deadline that passes, however loaded the machine is.
+fn soon() -> Instant {
+    Instant::now() + Duration::from_millis(20)
+}
+
+/// Each wait of a channel, a publisher, a subscription and a merge, up to a deadline.
+fn all_are_late(way: Way, until: fn() -> Instant) {
+    let in_time = |what: &str, wait: Box<dyn FnOnce() -> (Instant, ringfence::Result<()>) + Send>| {
+        let (deadline, found) = in_time(what, wait);
+        assert!(matches!(found, Err(Error::TimedOut)), "{what}: {found:?}");
+        assert!(Instant::now() >= deadline, "{what}: it has ended early");
+    };
+    let (_actor, own, _holder) = meet("agent", way);
+    let Own::Channel(channel, _kept) = own else {
+        unreachable!()
+    };
+    let tokens = channel.tokens();
+    let (mut sender, mut receiver) = channel.split();
+    while sender.try_send(&[1; 200]).unwrap() {}
+    in_time(
+        "a sender",
+        Box::new(move || {
+            let deadline = until();
+            (deadline, sender.send_until(&[1; 2000], deadline))
+        }),
+    );
+    in_time(
+        "tokens",
+        Box::new(move || {
+            let deadline = until();
+            (deadline, tokens.token_until(deadline).map(drop))
+        }),
+    );
+    in_time(
+        "a receiver and a merge",
+        Box::new(move || {
+            let late = receiver.receive_until(&mut [0; 8], until());
+            assert!(matches!(late, Err(Error::TimedOut)), "{late:?}");
+            let mut merge = Merge::new().unwrap();
+            merge.add(receiver).unwrap();
+            let deadline = until();
+            (deadline, merge.receive_until(&mut [0; 8], deadline).map(drop))
+        }),
+    );
+    let (_actor, own, _holder) = meet("publisher", way);
+    let Own::Subscription(mut subscription) = own else {
+        unreachable!()
+    };
+    in_time(
+        "a subscription",
+        Box::new(move || {
+            let deadline = until();
+            (
+                deadline,
+                subscription.receive_until(&mut [0; 8], deadline).map(drop),
+            )
+        }),
+    );
+    let (address, _keep) = fresh_address(false);
+    let publisher = publish(&address, &options(way).capacity(16 << 10).stall(TIME_LIMIT * 10)).unwrap();
+    let actor = Actor::start("subscriber", &[&address.to_string()]);
+    let _holder = Holder(Pid::from_raw(actor.hear().parse().unwrap()));
+    let (mut sender, audience) = publisher.split();
+    while sender.try_send(&[1; 200]).unwrap() {}
+    in_time(
+        "a publisher",
+        Box::new(move || {
+            let deadline = until();
+            (deadline, sender.send_until(&[1; 2000], deadline))
+        }),
+    );
+    while audience.try_next().unwrap().is_some() {}
+    in_time(
+        "an audience",
+        Box::new(move || {
+            let deadline = until();
+            let next = audience.next_until(Some(deadline));
+            (
+                deadline,
+                next.and_then(|event| event.ok_or(Error::TimedOut)).map(drop),
+            )
+        }),
+    );
+}
+
+#[test]
+fn a_thread_that_spins_has_its_deadline() {
+    all_are_late(Way::Spins, soon);
+}
+
+/// The longest wait of one system call is shorter than a deadline may be, and here it is over at once.
+#[test]
+fn a_wait_that_the_kernel_ends_early_goes_on_to_its_deadline() {
+    all_are_late(Way::Sleeps, || {
+        // On the thread that waits.
+        for call in [libc::SYS_epoll_pwait, libc::SYS_ppoll] {
+            forbid(call, None, 0);
+        }
+        #[cfg(target_arch = "x86_64")]
+        for call in [libc::SYS_epoll_wait, libc::SYS_poll] {
+            forbid(call, None, 0);
+        }
+        soon()
+    });
+}
