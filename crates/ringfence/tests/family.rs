@@ -4,7 +4,12 @@ mod support;
 
 use std::{
     collections::BTreeSet,
-    os::fd::AsRawFd,
+    io::{Read, Write},
+    net::TcpListener,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -13,6 +18,10 @@ use std::{
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     libc,
+    sys::{
+        socket::{setsockopt, sockopt},
+        stat::fstat,
+    },
 };
 use ringfence::{Channel, Check, CloseReason, LINE_VARIABLE, Policy, Role, from_parent, private_line, spawn};
 use support::{Actor, TIME_LIMIT, forbid, say, small, wait_for_test};
@@ -73,6 +82,7 @@ fn role() {
             }
             echo(first.join().unwrap());
         }
+        "owns" => owns(&arguments[0]),
         "leaves" => {}
         "says nothing" => {
             say("here");
@@ -105,6 +115,39 @@ fn role() {
         }
         other => unreachable!("{other}"),
     }
+}
+
+/// Sockets of its own, which the variable names, stay its own.
+fn owns(listening: &str) {
+    let (one, other) = UnixStream::pair().unwrap();
+    let (prepared, _end) = UnixStream::pair().unwrap();
+    setsockopt(&prepared, sockopt::PassCred, &true).unwrap();
+    let (_parent, child) = private_line().unwrap();
+    let connected = UnixStream::connect(listening).unwrap();
+    setsockopt(&connected, sockopt::PassCred, &true).unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let owned = [
+        one.as_fd(),
+        prepared.as_fd(),
+        child.as_fd(),
+        connected.as_fd(),
+        tcp.as_fd(),
+    ];
+    // The last one is inherited, and no line.
+    for socket in owned.into_iter().chain([std::io::stdin().as_fd()]) {
+        let line = format!("{}:{}", socket.as_raw_fd(), fstat(socket).unwrap().st_ino);
+        // SAFETY: this is the only thread that looks at the environment.
+        unsafe { std::env::set_var(LINE_VARIABLE, line) };
+        let error = from_parent(&small()).unwrap_err();
+        assert!(
+            error.to_string().contains("is not the line that was left"),
+            "{error}"
+        );
+        fcntl(socket, FcntlArg::F_GETFD).expect("it is open");
+    }
+    (&one).write_all(b"!").unwrap();
+    (&other).read_exact(&mut [0]).unwrap();
+    say("mine");
 }
 
 fn echo(channel: Channel) {
@@ -306,6 +349,21 @@ fn a_process_that_was_left_no_line_is_told_so() {
             "{value}: {told}"
         );
     }
+}
+
+#[test]
+fn a_socket_of_a_process_s_own_is_no_line_whatever_the_variable_says() {
+    if support::role().is_some() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let _socket = UnixListener::bind(&path).unwrap();
+    let (stdin, _end) = UnixStream::pair().unwrap();
+    let command = Command::new(std::env::current_exe().unwrap());
+    let child = Actor::run_with_input(command, OwnedFd::from(stdin), "owns", &[path.to_str().unwrap()]);
+    child.expect("mine");
+    child.finish();
 }
 
 #[test]

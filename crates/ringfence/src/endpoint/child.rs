@@ -19,10 +19,13 @@ use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     poll::PollFlags,
     sys::{
-        socket::{AddressFamily, SockFlag, SockType, socketpair},
+        socket::{
+            AddressFamily, SockFlag, SockType, UnixAddr, getpeername, getsockname, getsockopt, socketpair,
+            sockopt,
+        },
         stat::{SFlag, fstat},
     },
-    unistd::Pid,
+    unistd::{Pid, getpid},
 };
 
 use crate::{
@@ -244,10 +247,16 @@ fn deadline(options: &Options) -> Deadline {
 }
 
 /// The channel with the parent, in a process that was started by [`spawn`], or by Node's. This side is the guest. It
-/// works once in a process, and it is best called early: until then a process that this one starts inherits the line as
+/// works once in a process. Call it early: until then a process that this one starts inherits the line as
 /// well, and could answer in its place (which the parent would refuse).
 ///
 /// Blocks for [`Options::timeout`] at most.
+///
+/// # Ownership
+/// The call takes over the descriptor that [`LINE_VARIABLE`] names, and closes it. It does so only for an unnamed socket pair that another
+/// process has made, so a socket that this process opened, connected or accepted is refused. Two cases remain for the caller:
+/// do not use the inherited descriptor in another way, and do not call this in a forked child that executes no program while it still has
+/// its parent's [`ChildLine`]; leave the child a duplicate.
 ///
 /// ```no_run
 /// use ringfence::{Options, from_parent};
@@ -263,8 +272,8 @@ fn deadline(options: &Options) -> Deadline {
 /// ```
 ///
 /// # Errors
-/// As [`join`](crate::join). Also [`Error::AddressInvalid`] in a process that was not left a line, or has taken it already, and
-/// [`Error::PeerLost`] where the parent has gone, or has dropped its end.
+/// As [`join`](crate::join). Also [`Error::AddressInvalid`] in a process that was not left a line, or has taken it already, or whose
+/// variable names something else, and [`Error::PeerLost`] if the parent has gone, or has dropped its end.
 pub fn from_parent(options: &Options) -> Result<Channel> {
     let options = &options.clone().checked()?;
     let line = take()?;
@@ -325,16 +334,32 @@ fn parse(value: &str) -> Option<(RawFd, u64)> {
     Some((number, inode.parse().ok()?))
 }
 
-/// The descriptor of that number, where it is that socket. After an error it is as it was, and can be taken later.
+/// The descriptor of that number, if it is that socket, and a line of another process's. After an error it is as it was, and can be
+/// taken later.
 fn inherited(number: RawFd, inode: u64) -> Result<Option<OwnedFd>, Errno> {
-    // SAFETY: used in this function alone, and not once it is owned. Where nothing is open there, the first call answers EBADF.
+    // SAFETY: used in this function alone, and not once it is owned. If nothing is open there, the first call answers EBADF.
     let left = unsafe { BorrowedFd::borrow_raw(number) };
     let found = sys::uninterrupted(|| fstat(left))?;
     let socket = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFSOCK;
-    if !socket || found.st_ino != inode {
+    if !socket || found.st_ino != inode || !is_line_of_another(left)? {
         return Ok(None);
     }
     sys::uninterrupted(|| fcntl(left, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)))?;
-    // SAFETY: it is the very socket that the parent has left for this, and it is taken once: no other part of the process owns it.
+    // SAFETY: no part of this program has made it, as was just checked, so it was inherited; it is the very socket that the
+    // parent has left for this call, and the call takes it once.
     Ok(Some(unsafe { OwnedFd::from_raw_fd(number) }))
+}
+
+/// Whether this is an end of a line that another process has made: a pair of sockets without names, prepared as in [`private_line`].
+/// A socket that this process has connected, accepted or made has another part of it as its owner, whatever the variable says.
+fn is_line_of_another(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
+    // Of a pair, it names the process that made both ends.
+    let maker = getsockopt(&socket, sockopt::PeerCredentials)?.pid();
+    let names = [
+        getsockname::<UnixAddr>(socket.as_raw_fd())?,
+        getpeername(socket.as_raw_fd())?,
+    ];
+    Ok(maker != getpid().as_raw()
+        && getsockopt(&socket, sockopt::PassCred)?
+        && names.iter().all(UnixAddr::is_unnamed))
 }

@@ -13,7 +13,10 @@ pub mod wire;
 
 use std::{
     io::{BufRead, BufReader, Write},
-    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt, process::ExitStatusExt},
+    },
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{
@@ -101,6 +104,13 @@ impl Actor {
     /// `command` is this executable, however it is started.
     pub fn run(command: Command, role: &str, arguments: &[&str]) -> Self {
         let mut command = Self::prepare(command, role, arguments);
+        Self::hear_from(command.spawn().expect("a process"))
+    }
+
+    /// As [`Actor::run`], with an input of the test's own.
+    pub fn run_with_input(command: Command, input: OwnedFd, role: &str, arguments: &[&str]) -> Self {
+        let mut command = Self::prepare(command, role, arguments);
+        command.stdin(input);
         Self::hear_from(command.spawn().expect("a process"))
     }
 
