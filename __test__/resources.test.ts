@@ -47,12 +47,12 @@ async function holdings(partner: Partner): Promise<Holdings> {
   })
 }
 
-/** The thread that hears of alarms stays as long as there is a channel. */
+/** The threads that hear of alarms and of deaths stay as long as there is a channel. */
 function areThreadsGone(kit: Kit): boolean {
   const { readdirSync: list, readFileSync } = kit.require('node:fs') as typeof import('node:fs')
   return !list('/proc/self/task').some((task) => {
     try {
-      return /^ringfence-(?!signa)/.test(readFileSync(`/proc/self/task/${task}/comm`, 'utf8'))
+      return /^ringfence-(?!signa|exits)/.test(readFileSync(`/proc/self/task/${task}/comm`, 'utf8'))
     } catch {
       // It is gone since the list was read.
       return false

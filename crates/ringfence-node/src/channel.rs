@@ -1,7 +1,7 @@
 //! A channel as a plain JavaScript object of functions. Functions on the hot path answer with numbers. A
 //! negative number is not a size, and `-1` means that `failure()` returns the error.
 
-use std::{os::fd::AsRawFd, time::Duration};
+use std::os::fd::AsRawFd;
 
 use napi::{bindgen_prelude::*, sys};
 use napi_derive::napi;
@@ -41,7 +41,6 @@ struct Endpoint {
     /// See [`Reads::evidence`].
     evidence: Vec<ringfence::Evidence>,
     reservation: Reservation,
-    busy_poll: Duration,
     /// Statistics of sending, once there is no sender.
     sent: ChannelStats,
     /// Statistics of receiving, once there is no receiver.
@@ -103,10 +102,6 @@ impl Reads for Endpoint {
 
     fn evidence(&mut self) -> &mut Vec<ringfence::Evidence> {
         &mut self.evidence
-    }
-
-    fn busy_poll(&self) -> Duration {
-        self.busy_poll
     }
 }
 
@@ -450,7 +445,6 @@ pub(crate) unsafe fn to_object(
     let identity = Identity::from(channel.peer());
     let evidence = channel.evidence().to_vec();
     let role = channel.role().to_string();
-    let busy_poll = channel.busy_poll();
     let verifier = channel.verifier();
     let tokens = channel.tokens();
     let (sender, receiver) = channel.split();
@@ -481,7 +475,6 @@ pub(crate) unsafe fn to_object(
         evidence,
         left: None,
         reservation: Reservation::NONE,
-        busy_poll,
         sent: ChannelStats::default(),
         received: ChannelStats::default(),
     };

@@ -1,9 +1,6 @@
 //! What is read, of a channel or of a subscription: operations on the hot path, which answer with numbers.
 
-use std::{
-    os::fd::{AsFd, AsRawFd},
-    time::{Duration, Instant},
-};
+use std::os::fd::AsRawFd;
 
 use napi::bindgen_prelude::*;
 use ringfence::{Packed, Receiver, Source, Subscription, Verifier, binding};
@@ -17,13 +14,12 @@ use crate::{
 };
 
 /// What takes messages from a ring.
-pub(crate) trait Reader: AsFd + Source {
+pub(crate) trait Reader: Source {
     /// Messages as the ring has them. `goes_on`: the caller calls again at once, or wakes the peer.
     fn receive_packed(&mut self, into: &mut [u8], goes_on: bool) -> ringfence::Result<Packed>;
     fn begin_round(&mut self);
     fn is_round_over(&self) -> bool;
     fn wake(&mut self);
-    fn has_message(&mut self) -> ringfence::Result<bool>;
     fn is_ended(&mut self) -> ringfence::Result<bool>;
     fn arm(&mut self) -> ringfence::Result<bool>;
     fn poll_line(&mut self) -> ringfence::Result<()>;
@@ -48,9 +44,6 @@ macro_rules! reader {
             }
             fn wake(&mut self) {
                 <$reader>::wake(self);
-            }
-            fn has_message(&mut self) -> ringfence::Result<bool> {
-                <$reader>::has_message(self)
             }
             fn is_ended(&mut self) -> ringfence::Result<bool> {
                 <$reader>::is_ended(self)
@@ -90,8 +83,6 @@ pub(crate) trait Reads: Object {
 
     /// What was checked in the handshake, until it is asked for: in JavaScript it takes several times as much memory.
     fn evidence(&mut self) -> &mut Vec<ringfence::Evidence>;
-
-    fn busy_poll(&self) -> Duration;
 
     /// Messages have been fetched.
     #[inline]
@@ -147,25 +138,15 @@ pub(crate) fn pull_busy<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
     spin(reads, call, pull)
 }
 
-/// Where nothing is there, pulls again for as long as the option says.
+/// If nothing is there, pulls again once there is, or the time is over that the option `busyPoll` allows.
 pub(crate) fn spin<R: Reads>(reads: &mut R, call: &mut Call, pull: Function<R>) -> Answer {
-    let end = Instant::now().checked_add(reads.busy_poll());
-    loop {
-        match pull(reads, call) {
-            Answer::Number(0.0) => {}
-            answer => return answer,
-        }
-        // The clock costs as much as many looks.
-        for _ in 0..64 {
-            match reads.reader().and_then(Reader::has_message) {
-                Ok(false) => std::hint::spin_loop(),
-                Ok(true) => break,
-                Err(error) => return reads.fail(error),
-            }
-        }
-        if end.is_some_and(|end| Instant::now() >= end) {
-            return pull(reads, call);
-        }
+    match pull(reads, call) {
+        Answer::Number(0.0) => {}
+        answer => return answer,
+    }
+    match reads.reader().and_then(binding::spin) {
+        Ok(_) => pull(reads, call),
+        Err(error) => reads.fail(error),
     }
 }
 
@@ -207,8 +188,8 @@ pub(crate) fn hear<R: Reads>(reads: &mut R) {
 
 /// Argument: what is called whenever the line is readable.
 pub(crate) fn watch<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
-    let line = match reads.reader() {
-        Ok(reader) => reader.as_fd().as_raw_fd(),
+    let line = match reads.reader().and_then(binding::line) {
+        Ok(line) => line.as_raw_fd(),
         Err(error) => return reads.fail(error),
     };
     // SAFETY: the line lives as long as the reader, and who has it stops the poll handle before that goes.

@@ -208,7 +208,7 @@ impl Mark {
     /// What a new mark says.
     pub(crate) const FRESH: u8 = u8::MAX;
 
-    /// Where the marked object was made.
+    /// The process that made it.
     pub(crate) fn birth(&self) -> Birth {
         self.birth
     }
@@ -277,7 +277,7 @@ impl<T: Default> ProcessMutex<T> {
         Ok(self.mutex.lock())
     }
 
-    /// Where it was made.
+    /// The process that made it.
     pub(crate) fn birth(&self) -> Birth {
         self.birth
     }

@@ -54,7 +54,7 @@ compile_error!("ringfence is for 64-bit little-endian Linux");
 #[doc(hidden)]
 pub mod binding {
     pub use crate::channel::held::{Keep, pull_again, pull_held, release};
-    pub use crate::channel::merge::source::{announce, barrier, look_parked, spin};
+    pub use crate::channel::merge::source::{announce, barrier, line, look_parked, spin};
     pub use crate::channel::reserved::{Keeper, Reserved};
     pub use crate::harden::ignore_sigusr1;
     pub use crate::ring::record::{HEADER, WHOLE};

@@ -241,7 +241,8 @@ impl Options {
         }
     }
 
-    /// Sets how long a wait on the channel may spin before it sleeps (0).
+    /// Sets how long a wait on the channel may spin before it sleeps (0). Its deadline, the peer's end and the
+    /// peer's death end it sooner.
     #[must_use]
     pub fn busy_poll(mut self, time: Duration) -> Self {
         self.busy_poll = time;

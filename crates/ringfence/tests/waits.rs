@@ -67,6 +67,7 @@ impl Drop for Holder {
 const KINDS: [&str; 5] = ["guest", "agent", "member", "child", "publisher"];
 
 /// What this process has of it.
+#[expect(clippy::large_enum_variant, reason = "each is moved a few times, in a test")]
 enum Own {
     Channel(Channel, Box<dyn std::any::Any + Send>),
     Subscription(Subscription),
@@ -336,6 +337,26 @@ fn a_death_ends_the_wait_of_a_task_at_once() {
             killer.await.unwrap();
         });
     }
+}
+
+#[test]
+fn a_loop_that_would_not_be_told_of_a_death_is_told_what_is_missing() {
+    let (mut actor, own, _holder) = meet("agent", Way::Polls);
+    let Own::Channel(channel, _kept) = own else {
+        unreachable!()
+    };
+    let (_sender, mut receiver) = channel.split();
+    let short = thread::spawn(move || {
+        forbid(libc::SYS_epoll_ctl, None, libc::ENOMEM);
+        let _ = receiver.as_fd();
+        let armed = receiver.arm();
+        assert!(matches!(armed, Err(Error::NoSpace { .. })), "{armed:?}");
+        receiver
+    });
+    let mut receiver = short.join().unwrap();
+    assert!(receiver.arm().unwrap(), "it is tried again");
+    actor.kill();
+    polled(&receiver);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A subscription: the reading operations of a channel, on a publisher's ring.
 
-use std::{ffi::CStr, time::Duration};
+use std::ffi::CStr;
 
 use napi::{bindgen_prelude::*, sys};
 use ringfence::{Subscription, SubscriptionStats, Verifier};
@@ -21,7 +21,6 @@ struct Reading {
     subscription: Option<Subscription>,
     handle: Handle,
     evidence: Vec<ringfence::Evidence>,
-    busy_poll: Duration,
     /// Counts before the last messages were fetched.
     before: Counts,
     /// Counts after that.
@@ -70,10 +69,6 @@ impl Reads for Reading {
 
     fn evidence(&mut self) -> &mut Vec<ringfence::Evidence> {
         &mut self.evidence
-    }
-
-    fn busy_poll(&self) -> Duration {
-        self.busy_poll
     }
 
     /// Updates the counts. Lost messages precede the first of the fetched ones.
@@ -280,7 +275,6 @@ pub(crate) unsafe fn to_object(
     };
     let reading = Reading {
         evidence: subscription.evidence().to_vec(),
-        busy_poll: subscription.busy_poll(),
         subscription: Some(subscription),
         handle: Handle::new(use_libuv),
         before: counts,

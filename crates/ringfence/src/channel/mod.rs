@@ -219,7 +219,7 @@ impl Channel {
 }
 
 impl AsFd for Channel {
-    /// The private line: readable when the peer has rung, or has gone.
+    /// The private line: readable when the peer has rung, has gone, or has died. See [`Receiver`]'s.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.sender.as_fd()
     }

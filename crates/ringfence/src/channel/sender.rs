@@ -500,12 +500,15 @@ impl Waits for Sender {
 }
 
 impl AsFd for Sender {
-    /// For an event loop: readable when the peer has rung, or has gone. This is the private line, and both halves have the same:
+    /// For an event loop: readable when the peer has rung, has gone, or has died. For the last of these one thread of the process
+    /// watches, for all channels: another process may hold a copy of the dead peer's socket.
+    ///
+    /// This is the private line, and both halves have the same:
     /// one event loop waits for both, or for one of them while a thread waits for the other (such as in
     /// [`Receiver::wait`](crate::Receiver::wait)). Threads beside a loop cost the channel two descriptors, made when the first of
     /// them waits; where a thread slept in a call when the loop began, the loop gets an epoll of its own for the line (two more).
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.doorbell.line_alone()
+        self.shared.line_alone()
     }
 }
 

@@ -134,6 +134,13 @@ impl Shared {
         self.doorbell.line()
     }
 
+    /// For an event loop that watches nothing else.
+    pub(crate) fn line_alone(&self) -> BorrowedFd<'_> {
+        // What is missing for that, `arm` reports.
+        let _ = self.doorbell.poll_line_alone();
+        self.doorbell.line()
+    }
+
     /// The channel has this until it ends. If it has ended already, `on_end` is called at once.
     pub(crate) fn keep(&self, mut on_end: Box<dyn OnEnd>) {
         if let Ok(mut guard) = self.held()

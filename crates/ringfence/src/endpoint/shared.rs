@@ -121,7 +121,7 @@ impl<E: Endpoint> Shared<E> {
         self.state.lock()
     }
 
-    /// Where it was made.
+    /// The process that made it.
     pub(crate) fn birth(&self) -> Birth {
         self.birth
     }

@@ -152,14 +152,12 @@ impl Doorbell {
         })
     }
 
-    /// The descriptor that an event loop polls, if it polls nothing else: readable as well once the peer's process has ended.
-    pub(crate) fn line_alone(&self) -> BorrowedFd<'_> {
-        if let Ok(mut state) = self.state() {
-            state.polled_alone = true;
-            // Best effort: `arm` tries again, and reports what is missing.
-            let _ = self.end_line_on_exit(&mut state);
-        }
-        self.line()
+    /// From now on the [`Doorbell::line`] is readable as well once the peer's process has ended: for an event loop that polls nothing
+    /// else. Errors with [`Error::NoSpace`]; then [`Doorbell::arm`] tries again.
+    pub(crate) fn poll_line_alone(&self) -> Result<()> {
+        let mut state = self.state()?;
+        state.polled_alone = true;
+        self.end_line_on_exit(&mut state).map(drop)
     }
 
     /// Readable once the peer's process has ended. `None` if this system has no pidfds.

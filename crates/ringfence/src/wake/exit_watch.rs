@@ -2,8 +2,8 @@
 //! that polls it. Another process may hold the peer's end of the line open, and then the line does not end with the peer.
 //!
 //! One thread of the process sleeps on the pidfds of all such peers. When one dies, the thread shuts its line for reading. That
-//! ends the read, and makes the line readable, as the end of the line does. So the thread need not know who waits. It starts with the
-//! first line, and is joined when the last one is dropped.
+//! ends the read, and makes the line readable, as the end of the line does. So the thread does not need to know the waiters. It starts with
+//! the first line, and is joined when the last one is dropped.
 
 use std::{
     collections::BTreeMap,

@@ -88,6 +88,14 @@ impl Reading for Receiver {
     }
 }
 
+/// For the binding: the descriptor that its event loop polls. Readable once the peer has rung, or has gone, or has died. Errors with
+/// [`Error::NoSpace`] if there is no descriptor or thread for the last of these.
+pub fn line(source: &mut impl Source) -> Result<BorrowedFd<'_>> {
+    let shared = source.parking().shared;
+    shared.doorbell.poll_line_alone()?;
+    Ok(shared.line())
+}
+
 /// For the binding, which sleeps in an event loop: spins as long as the options of the channel say. Whether there is something to
 /// read by now, or never will be.
 pub fn spin(source: &mut impl Source) -> Result<bool> {

@@ -678,9 +678,9 @@ impl Subscription {
 }
 
 impl AsFd for Subscription {
-    /// The private line: readable when the publisher has rung, or has gone.
+    /// The private line: readable when the publisher has rung, has gone, or has died. See [`Receiver`](crate::Receiver)'s.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.doorbell.line_alone()
+        self.shared.line_alone()
     }
 }
 

@@ -1,0 +1,171 @@
+// A peer that is dead has ended each channel, although another process holds a copy of its socket.
+
+import { once } from 'node:events'
+
+import test, { type ExecutionContext } from 'ava'
+import { connect, member, publish, spawn, subscribe, type Channel, type Membership } from 'ringfence'
+
+import { abstractAddress } from './support/address.js'
+import { listenHere, nextOf, pair, Partner } from './support/partner.js'
+import { soon } from './support/until.js'
+
+/** Starts a process for each socket of the caller, to hold a copy of it; not for its standard streams, nor for the socket to the test. */
+function startHolders(require: NodeJS.Require): number[] {
+  const fs = require('node:fs') as typeof import('node:fs')
+  const children = require('node:child_process') as typeof import('node:child_process')
+  const fds = fs.readdirSync('/proc/self/fd').map(Number)
+  return fds.flatMap((fd) => {
+    try {
+      if (fd <= 3 || !fs.readlinkSync(`/proc/self/fd/${fd}`).startsWith('socket:')) return []
+      return [children.spawn('sleep', ['1000'], { stdio: ['ignore', 'ignore', 'ignore', fd] }).pid!]
+    } catch {
+      // It is closed by now, or no child gets it: one that listens, say.
+      return []
+    }
+  })
+}
+
+function endWithTest(t: ExecutionContext, holders: number[]): void {
+  t.true(holders.length > 0)
+  t.teardown(() => {
+    for (const holder of holders) process.kill(holder, 'SIGKILL')
+  })
+}
+
+/** Lets the partner start such processes. */
+async function hold(t: ExecutionContext, partner: Partner): Promise<void> {
+  const holders = await partner.run(
+    // oxlint-disable-next-line no-new-func
+    (kit, code: string) => (new Function(`return (${code})`)() as typeof startHolders)(kit.require),
+    startHolders.toString(),
+  )
+  endWithTest(t, holders)
+}
+
+const patient = { timeout: 60_000 }
+
+/** The reason for which the channel ends, and the result of a wait for a message. */
+async function endOf(channel: Channel): Promise<unknown[]> {
+  const waiting = channel.receive().then(
+    (message) => message,
+    (error: { code: string }) => error.code,
+  )
+  return soon(Promise.all([channel.closed, waiting]), 'the end of the channel')
+}
+
+test('of a pair', async (t) => {
+  const { channel, partner } = await pair(t, { options: patient })
+  await hold(t, partner)
+  const ended = endOf(channel)
+  await partner.kill()
+  t.deepEqual((await ended)[0], 'exited')
+})
+
+test('of a service', async (t) => {
+  const address = abstractAddress()
+  const listener = await listenHere(t, address, patient)
+  const partner = await Partner.start(t)
+  await partner.connect(address, patient)
+  const channel = await nextOf(listener)
+  await hold(t, partner)
+  const ended = endOf(channel)
+  await partner.kill()
+  t.deepEqual((await ended)[0], 'exited')
+})
+
+test('of an agent', async (t) => {
+  const address = abstractAddress()
+  const partner = await Partner.start(t)
+  await partner.run(
+    async (kit, where: string, options: object) => {
+      kit.keep['listener'] = await kit.ringfence.listen(where, options)
+    },
+    address,
+    patient,
+  )
+  const channel = await connect(address, patient)
+  await hold(t, partner)
+  const ended = endOf(channel)
+  await partner.kill()
+  t.deepEqual((await ended)[0], 'exited')
+})
+
+test('of a member', async (t) => {
+  const address = abstractAddress()
+  const membership: Membership = await member(address, patient)
+  t.teardown(() => membership.leave())
+  const partner = await Partner.start(t)
+  await partner.run(
+    async (kit, where: string, options: object) => {
+      kit.keep['membership'] = await kit.ringfence.member(where, options)
+    },
+    address,
+    patient,
+  )
+  const { value: channel } = await soon(membership[Symbol.asyncIterator]().next(), 'a partner')
+  await hold(t, partner)
+  const ended = endOf(channel!)
+  await partner.kill()
+  t.deepEqual((await ended)[0], 'exited')
+})
+
+test('of a parent', async (t) => {
+  const code = `
+    import { createRequire } from 'node:module'
+    import { fromParent } from 'ringfence'
+    const channel = await fromParent({ timeout: 60_000 })
+    const startHolders = ${startHolders.toString()}
+    await channel.send(JSON.stringify(startHolders(createRequire(process.cwd() + '/'))))
+    setInterval(() => {}, 1000)
+  `
+  const { child, channel } = spawn(
+    process.execPath,
+    ['--input-type=module', '--eval', code],
+    { stdio: ['ignore', 'ignore', 'inherit'] },
+    patient,
+  )
+  t.teardown(() => child.kill('SIGKILL'))
+  const open = await channel
+  endWithTest(t, JSON.parse(String(await open.receive())) as number[])
+  const ended = endOf(open)
+  child.kill('SIGKILL')
+  t.deepEqual((await ended)[0], 'exited')
+})
+
+test('of a subscription', async (t) => {
+  const address = abstractAddress()
+  const partner = await Partner.start(t)
+  await partner.run(async (kit, where: string) => {
+    kit.keep['publisher'] = await kit.ringfence.publish(where)
+  }, address)
+  const subscription = await subscribe(address, patient)
+  await hold(t, partner)
+  const ended = soon(Promise.all([subscription.closed, subscription.receive().catch(() => {})]), 'its end')
+  await partner.kill()
+  t.is((await ended)[0], 'exited')
+})
+
+test('of a publisher', async (t) => {
+  const address = abstractAddress()
+  const publisher = await publish(address, { stall: 60_000 })
+  t.teardown(() => publisher.close())
+  const partner = await Partner.start(t)
+  await partner.run(async (kit, where: string) => {
+    kit.keep['subscription'] = await kit.ringfence.subscribe(where)
+  }, address)
+  await hold(t, partner)
+  const gone = soon(once(publisher, 'gone'), 'its end')
+  await partner.kill()
+  t.is((await gone)[1], 'exited')
+})
+
+test('and one that has ended its sending before has ended cleanly', async (t) => {
+  const { channel, partner } = await pair(t, { options: { ...patient, allowHalfOpen: true } })
+  await partner.run((kit) => kit.channel.end())
+  t.is(await soon(channel.receive(), 'its end'), null)
+  await hold(t, partner)
+  const closed = soon(channel.closed, 'the end of the channel')
+  await partner.kill()
+  t.is(await closed, 'exited')
+  t.is(await channel.receive(), null)
+})
