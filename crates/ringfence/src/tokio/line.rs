@@ -101,8 +101,7 @@ impl Line {
         what: W::For,
     ) -> Poll<Result<()>> {
         loop {
-            // Errors in a forked child, before any lock: a thread of the parent may have held it at the fork.
-            let generation = waits.parking().shared.doorbell_here()?.generation();
+            let generation = waits.parking().shared.doorbell.generation();
             if !waits.arm_for(what)? {
                 return Poll::Ready(Ok(()));
             }
