@@ -18,6 +18,9 @@ const { observe, observeIfAsked, observedAt, LONGEST } = await insideOf<{
   LONGEST: number
 }>('observe.js')
 const { builtin } = await insideOf<{ builtin: object }>('builtin.js')
+const { timers: runtime } = await insideOf<{ timers: Pick<typeof globalThis, 'setInterval' | 'clearInterval'> }>(
+  'timers.js',
+)
 
 interface Snapshot {
   pid: number
@@ -46,18 +49,18 @@ interface Every {
 
 /** Those that are set while the test runs. */
 function timersHere(t: ExecutionContext): Every[] {
-  const { setInterval: begin, clearInterval: end } = globalThis
-  const timers: Every[] = []
-  globalThis.setInterval = ((call: () => void, milliseconds: number) => {
+  const { setInterval: begin, clearInterval: end } = runtime
+  const set: Every[] = []
+  runtime.setInterval = ((call: () => void, milliseconds: number) => {
     const timer = { call, milliseconds, keepsAlive: true, unref: () => Object.assign(timer, { keepsAlive: false }) }
-    timers.push(timer)
+    set.push(timer)
     return timer
   }) as never
-  globalThis.clearInterval = (timer) => {
-    if (timer !== undefined) timers.splice(timers.indexOf(timer as never), 1)
+  runtime.clearInterval = (timer) => {
+    if (timer !== undefined) set.splice(set.indexOf(timer as never), 1)
   }
-  t.teardown(() => Object.assign(globalThis, { setInterval: begin, clearInterval: end }))
-  return timers
+  t.teardown(() => Object.assign(runtime, { setInterval: begin, clearInterval: end }))
+  return set
 }
 
 /** Begins an observation. */

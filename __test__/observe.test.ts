@@ -329,24 +329,20 @@ test('a process that has loaded both builds is observed as one, and so are its f
 test('an observed process has a timer only while one looks', async (t) => {
   const partner = await Partner.start(t)
   await partner.run(async (kit) => {
-    const { setInterval: begin, clearInterval: end } = globalThis
-    const running = new Set<unknown>()
+    const { createHook } = kit.require('node:async_hooks') as typeof import('node:async_hooks')
+    const running = new Set<number>()
     kit.keep['running'] = running
     kit.keep['begun'] = 0
-    globalThis.setInterval = ((call: () => void, every: number) => {
-      const timer = begin(call, every)
-      running.add(timer)
+    const init = (id: number, type: string) => {
+      if (type !== 'Timeout') return
+      running.add(id)
       kit.keep['begun'] = (kit.keep['begun'] as number) + 1
-      return timer
-    }) as typeof setInterval
-    globalThis.clearInterval = (timer) => {
-      running.delete(timer)
-      end(timer)
     }
+    createHook({ init, destroy: (id) => void running.delete(id) }).enable()
     await kit.ringfence.observe()
   })
   // Another test may look as well, for a while.
-  const rests = () => partner.run((kit) => (kit.keep['running'] as Set<unknown>).size === 0)
+  const rests = () => partner.run((kit) => (kit.keep['running'] as Set<number>).size === 0)
   await until(rests, 'it rests')
   const { processes } = await ringfence('top', '--once', '--json')
   t.true(processes.some(({ pid }) => pid === partner.pid))

@@ -21,6 +21,7 @@ const { ENDED, FAILED } = await insideOf<{ ENDED: number; FAILED: number }>('nat
 const { fairness } = await insideOf<{
   fairness: { look(): number; readonly due: Promise<void> | null; readonly dueWeakly: Promise<void> | null }
 }>('fairness.js')
+const { timers } = await insideOf<{ timers: Pick<typeof globalThis, 'setImmediate'> }>('timers.js')
 
 /** What the binding does, and all that it was asked but for tokens. */
 class Binding {
@@ -234,16 +235,16 @@ test.serial('this side’s close drops what has not been taken', async (t) => {
 
 /** Whether what waits for a turn of the event loop keeps the process alive, of all that asks so meanwhile. */
 function strong(deed: () => void): boolean[] {
-  const real = globalThis.setImmediate
+  const real = timers.setImmediate
   const handles: NodeJS.Immediate[] = []
-  globalThis.setImmediate = ((call: () => void) => {
+  timers.setImmediate = ((call: () => void) => {
     handles.push(real(call))
     return handles.at(-1)
   }) as unknown as typeof setImmediate
   try {
     deed()
   } finally {
-    globalThis.setImmediate = real
+    timers.setImmediate = real
   }
   return handles.map((handle) => handle.hasRef())
 }

@@ -15,6 +15,10 @@ interface Fairness {
   readonly dueWeakly: Promise<void> | null
 }
 
+const { timers } = await insideOf<{
+  timers: Pick<typeof globalThis, 'setImmediate'> & { now(): number }
+}>('timers.js')
+
 /** What is called once the event loop has turned, and whether it keeps the process alive. */
 interface Immediate {
   call(): void
@@ -27,9 +31,9 @@ class World {
   readonly due: Immediate[] = []
 
   run<Result>(deed: () => Result): Result {
-    const real = { setImmediate, now: performance.now }
-    performance.now = () => this.now
-    globalThis.setImmediate = ((call: () => void) => {
+    const real = { ...timers }
+    timers.now = () => this.now
+    timers.setImmediate = ((call: () => void) => {
       const immediate: Immediate = { call, isStrong: true }
       this.due.push(immediate)
       const handle = {
@@ -41,8 +45,7 @@ class World {
     try {
       return deed()
     } finally {
-      globalThis.setImmediate = real.setImmediate
-      performance.now = real.now
+      Object.assign(timers, real)
     }
   }
 

@@ -45,6 +45,9 @@ const { FlushPromise } = await insideOf<{ FlushPromise: new (flush: (of: Kept) =
 const { within } = await insideOf<{
   within(milliseconds: number, ...those: Promise<unknown>[]): Promise<void>
 }>('deferred.js')
+const { timers } = await insideOf<{
+  timers: Pick<typeof globalThis, 'setTimeout' | 'clearTimeout'> & Pick<typeof process, 'nextTick'>
+}>('timers.js')
 const { emit } = await insideOf<{ emit(emitter: unknown, name: string, ...what: unknown[]): void }>('emit.js')
 
 const over = { done: true, value: undefined }
@@ -215,33 +218,33 @@ test('the promise of a flush is settled by it, or later, and says whether it was
 })
 
 test.serial('what is waited for within a time: the first of all, and no timer is left', async (t) => {
-  const real = { setTimeout, clearTimeout }
-  const timers: { call(): void; milliseconds: number }[] = []
+  const real = { ...timers }
+  const begun: { call(): void; milliseconds: number }[] = []
   const cleared: unknown[] = []
   const begin = (milliseconds: number, ...those: Promise<unknown>[]) => {
-    globalThis.setTimeout = ((call: () => void, after: number) => {
-      timers.push({ call, milliseconds: after })
-      return timers.at(-1)
+    timers.setTimeout = ((call: () => void, after: number) => {
+      begun.push({ call, milliseconds: after })
+      return begun.at(-1)
     }) as unknown as typeof setTimeout
-    const begun = within(milliseconds, ...those)
-    globalThis.setTimeout = real.setTimeout
-    return begun
+    const waiting = within(milliseconds, ...those)
+    timers.setTimeout = real.setTimeout
+    return waiting
   }
-  globalThis.clearTimeout = (timer) => void cleared.push(timer)
-  t.teardown(() => void (globalThis.clearTimeout = real.clearTimeout))
+  timers.clearTimeout = (timer) => void cleared.push(timer)
+  t.teardown(() => void Object.assign(timers, real))
   const never = new Promise<never>(() => {})
   const late = begin(5, never)
-  t.is(timers[0]!.milliseconds, 5)
+  t.is(begun[0]!.milliseconds, 5)
   t.true(await isPending(late))
-  timers[0]!.call()
+  begun[0]!.call()
   t.is(await late, undefined)
   await begin(5, never, Promise.resolve(1))
   // Longer than a timer may be.
   const long = begin(2 ** 40, never)
-  t.is(timers[2]!.milliseconds, 2 ** 31 - 1)
-  timers[2]!.call()
+  t.is(begun[2]!.milliseconds, 2 ** 31 - 1)
+  begun[2]!.call()
   await long
-  t.deepEqual(cleared, timers)
+  t.deepEqual(cleared, begun)
 })
 
 test.serial('what a listener throws is thrown later, and all that the event tells is told', (t) => {
@@ -254,13 +257,13 @@ test.serial('what a listener throws is thrown later, and all that the event tell
       if (what.includes('bad')) throw error
     },
   }
-  const { nextTick } = process
-  process.nextTick = (call: () => void) => void later.push(call)
+  const { nextTick } = timers
+  timers.nextTick = (call: () => void) => void later.push(call)
   try {
     emit(emitter, 'event', 1, 'two')
     emit(emitter, 'event', 'bad')
   } finally {
-    process.nextTick = nextTick
+    timers.nextTick = nextTick
   }
   t.deepEqual(told, ['event', 1, 'two', 'event', 'bad'])
   t.is(later.length, 1)

@@ -24,6 +24,7 @@ import type { ChannelStats, Received } from './stats.js'
 import { Tokens, toToken } from './tokens.js'
 // oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
 import { typedChannel, type TypedChannel } from './typed.js'
+import { timers } from './timers.js'
 import type { BufferSource, CloseReason, Evidence, Identity, Reservation } from './types.js'
 
 const lost = (reason: CloseReason) =>
@@ -476,7 +477,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     const tell = this.#whenRead
     this.#whenRead = null
     // The reader that takes the last message must have it first.
-    if (tell !== null) queueMicrotask(tell)
+    if (tell !== null) timers.queueMicrotask(tell)
   }
 
   /** A reader may come to the end before the event loop has heard of it. */
@@ -613,7 +614,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   #mayBeOver(): void {
     // The reader that has found the end must return first.
-    if (this.#ending !== null) queueMicrotask(() => this.#lookForEnd())
+    if (this.#ending !== null) timers.queueMicrotask(() => this.#lookForEnd())
   }
 
   /** Both sides may have ended. */

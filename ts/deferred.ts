@@ -1,3 +1,4 @@
+import { timers } from './timers.js'
 /** A promise that other code keeps, or breaks. */
 export interface Deferred {
   readonly promise: Promise<void>
@@ -18,8 +19,8 @@ export function defer(): Deferred {
 export async function within(milliseconds: number, ...those: Promise<unknown>[]): Promise<void> {
   let timer: NodeJS.Timeout | undefined
   const late = new Promise<void>((resolve) => {
-    timer = setTimeout(resolve, Math.min(milliseconds, 2 ** 31 - 1))
+    timer = timers.setTimeout(resolve, Math.min(milliseconds, 2 ** 31 - 1))
   })
   await Promise.race([...those, late])
-  clearTimeout(timer)
+  timers.clearTimeout(timer)
 }

@@ -1,4 +1,5 @@
 import { Duplex } from 'node:stream'
+import { timers } from './timers.js'
 
 import { within } from './deferred.js'
 import { throwLater } from './emit.js'
@@ -257,7 +258,7 @@ class ChannelStream extends Duplex {
   /** A destroyed stream drops what it has buffered, so it is destroyed only once that was read. */
   #failOnceRead(failure: Error): void {
     // A read that is running must return first.
-    if (this.readableLength === 0) process.nextTick(() => this.destroy(failure))
+    if (this.readableLength === 0) timers.nextTick(() => this.destroy(failure))
   }
 }
 

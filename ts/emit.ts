@@ -1,4 +1,5 @@
 import type { EventEmitter } from 'node:events'
+import { timers } from './timers.js'
 
 /** What a listener throws must not keep others from being told, nor later events: it becomes an uncaught exception. */
 export function emit(emitter: EventEmitter, name: string, ...what: unknown[]): void {
@@ -10,7 +11,7 @@ export function throwLater(call: () => void): void {
   try {
     call()
   } catch (error) {
-    process.nextTick(() => {
+    timers.nextTick(() => {
       throw error
     })
   }

@@ -15,6 +15,7 @@ import { FAILED, type Endpoints, type Failure, type NativeEndpoint, type RawChan
 import type { ChannelSettings } from './options.js'
 import { Pump } from './pump.js'
 import { Sums, ofEnded, type ListenerStats } from './stats.js'
+import { timers } from './timers.js'
 import type { Options } from './types.js'
 
 /** Only this package makes endpoints. */
@@ -269,7 +270,7 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
     this.#stay()
     this.#acceptQueue.end()
     this.#resolveClosed(reason)
-    queueMicrotask(() => this.#tellOwn('close', reason))
+    timers.queueMicrotask(() => this.#tellOwn('close', reason))
   }
 }
 

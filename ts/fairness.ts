@@ -1,4 +1,5 @@
 import { afterWeakTurn } from './weak-turn.js'
+import { timers } from './timers.js'
 
 /** Milliseconds that may pass in promises alone, before timers, signals and other sockets have their turn. */
 const BUDGET = 2
@@ -17,7 +18,7 @@ class Fairness {
   /** Messages until the next look at the clock. */
   #left = 1
   #stride = 1
-  #looked = performance.now()
+  #looked = timers.now()
   /** When the loop is known to have turned. It may have turned since: then one turn too many is waited for. */
   #since = this.#looked
   #due: Promise<void> | null = null
@@ -44,7 +45,7 @@ class Fairness {
   /** Looks at the clock, which is returned. `isWeak` as in {@link spend}. */
   look(isWeak = false): number {
     this.#looks += 1
-    const now = performance.now()
+    const now = timers.now()
     const took = now - this.#looked
     this.#looked = now
     if (took > SLICE) this.#stride = Math.max(1, Math.floor((this.#stride * SLICE) / took))
@@ -54,11 +55,11 @@ class Fairness {
       this.#due = new Promise((resolve) => {
         const turned = () => {
           this.#due = this.#weak = null
-          this.#since = this.#looked = performance.now()
+          this.#since = this.#looked = timers.now()
           resolve()
         }
         if (isWeak) this.#weak = afterWeakTurn(turned)
-        else setImmediate(turned)
+        else timers.setImmediate(turned)
       })
     }
     return now

@@ -1,5 +1,6 @@
 import { depart, type Channel } from './channel.js'
 import { Endpoint, KEY, openEndpoint, type EndpointParts } from './endpoint.js'
+import { timers } from './timers.js'
 import type { RingfenceError } from './errors.js'
 import type { Failure, NativeMembership, RawChannel } from './native.js'
 import type { MemberOptions } from './types.js'
@@ -73,7 +74,7 @@ export class Membership extends Endpoint<MembershipEvents> {
     })
     // A guest comes with its channel. The caller of `member` hears of that as well: it has its listeners a turn later.
     this.poll()
-    setImmediate(() => {
+    timers.setImmediate(() => {
       const untold = this.#untold!
       this.#untold = null
       for (const say of untold) say()

@@ -18,6 +18,7 @@ import { Place, TURN, Turns } from './turns.js'
 import { typedMerge, type TypedMerge } from './typed-merge.js'
 import type { CloseReason, GoneReason } from './types.js'
 import { Waiters, type Wait } from './waiters.js'
+import { timers } from './timers.js'
 
 /** What a {@link Merge} reads. */
 export type MergeSource = Channel | Subscription
@@ -204,7 +205,7 @@ export class Merge<Source extends MergeSource = MergeSource>
     const turns = this.#turns
     turns.wakeAll()
     const begun = new Set<Entry<Source>>()
-    const began = performance.now()
+    const began = timers.now()
     let count = 0
     for (let entry = turns.next; entry !== null && count < (max ?? Infinity); entry = turns.next) {
       const own = entry
@@ -217,7 +218,7 @@ export class Merge<Source extends MergeSource = MergeSource>
       const round = begun.has(own) ? MORE : FIRST
       begun.add(own)
       this.#visit(own, visitor, max === undefined ? undefined : max - count, round)
-      if (max === undefined && fairness.isLong(began, performance.now())) break
+      if (max === undefined && fairness.isLong(began, timers.now())) break
     }
     return count
   }
@@ -389,7 +390,7 @@ export class Merge<Source extends MergeSource = MergeSource>
   #schedule(): void {
     if (this.#scheduled) return
     this.#scheduled = true
-    queueMicrotask(() => {
+    timers.queueMicrotask(() => {
       this.#scheduled = false
       this.#attend()
     })

@@ -5,6 +5,7 @@ import type { Subscription } from './broadcast/subscription.js'
 import { builtin } from './builtin.js'
 import type { Channel } from './channel.js'
 import { openNow } from './diagnostics.js'
+import { timers } from './timers.js'
 import type { ChannelStats, PublisherStats, SubscriptionStats } from './stats.js'
 
 /** How often the figures are told while a process looks, in milliseconds. */
@@ -91,7 +92,7 @@ function snapshot(): Snapshot {
     pid: process.pid,
     uid: process.geteuid!(),
     executable: process.execPath,
-    at: performance.now(),
+    at: timers.now(),
     channels: all.slice(0, MOST).map(observed),
     more: Math.max(0, all.length - MOST),
   }
@@ -145,12 +146,12 @@ async function begin(over: () => void): Promise<Observation> {
   // Only while one looks: a process that is idle is not woken.
   let timer: NodeJS.Timeout | undefined
   const rest = () => {
-    clearInterval(timer)
+    timers.clearInterval(timer)
     timer = undefined
   }
   publisher.on('subscriber', () => {
     tell()
-    timer ??= setInterval(tell, INTERVAL).unref()
+    timer ??= timers.setInterval(tell, INTERVAL).unref()
   })
   publisher.on('gone', () => {
     if (publisher.subscribers.length === 0) rest()

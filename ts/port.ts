@@ -5,6 +5,7 @@ import { checkCodec, decodeWith, encodeWith, structured, type Codec } from './co
 import { LINGER } from './duplex.js'
 import { throwLater } from './emit.js'
 import { RingfenceError, invalid, show, showSource } from './errors.js'
+import { timers } from './timers.js'
 
 /** Bytes that may wait for a peer that does not read: `postMessage` can make no caller wait, and memory must end somewhere. */
 const MOST_WAITING = 256 * 1024 * 1024
@@ -314,7 +315,7 @@ export class Port implements MessagePortLike {
     this.#loop = messages
     this.#isThrough = false
     // The caller may add listeners first.
-    queueMicrotask(() => void this.#read(messages))
+    timers.queueMicrotask(() => void this.#read(messages))
   }
 
   #stop(): void {
@@ -341,7 +342,7 @@ export class Port implements MessagePortLike {
         this.#emit('messageerror', error)
         // Without memory for a message, it is still in the channel. Else another reader has the channel, or it has ended.
         if ((error as RingfenceError).code !== 'ERR_RINGFENCE_NO_SPACE') break
-        await new Promise((resolve) => setTimeout(resolve, PAUSE))
+        await new Promise((resolve) => timers.setTimeout(resolve, PAUSE))
       }
     }
     if (this.#loop !== messages) return

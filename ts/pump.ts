@@ -1,5 +1,6 @@
 import { fairness } from './fairness.js'
 import { afterWeakTurn } from './weak-turn.js'
+import { timers } from './timers.js'
 
 /** Events between two looks at the clock: each may have listeners of the program. */
 const EVENTS = 16
@@ -21,9 +22,9 @@ export class Pump {
   readonly run = (): void => {
     // libuv calls for what is still there again and again, before anything else has its turn.
     if (this.#rests) return
-    const began = performance.now()
+    const began = timers.now()
     for (let count = 1; this.#handle(); count += 1) {
-      if (count % EVENTS > 0 || !fairness.isLong(began, performance.now())) continue
+      if (count % EVENTS > 0 || !fairness.isLong(began, timers.now())) continue
       this.#rests = true
       afterWeakTurn(() => {
         this.#rests = false

@@ -15,6 +15,7 @@ import { ENDED, FAILED, FIRST, HEADER, LARGE, MORE, OTHER, WHOLE, type NativeRea
 import type { Received } from './stats.js'
 import { Waiters, type Wait } from './waiters.js'
 import { afterWeakTurn } from './weak-turn.js'
+import { timers } from './timers.js'
 
 /** Bytes of the chunk: what one call carries at most. */
 const CHUNK = 128 * 1024
@@ -678,7 +679,7 @@ export class ReceiveBuffer {
     this.#turns += 1
     this.#turning = true
     if (this.#isWeak) afterWeakTurn(this.#turn)
-    else setImmediate(this.#turn)
+    else timers.setImmediate(this.#turn)
     return true
   }
 

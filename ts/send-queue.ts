@@ -15,6 +15,7 @@ import { FlushPromise } from './flush-promise.js'
 import { allocate, allocateEmpty, allocateSharedEmpty } from './memory.js'
 import { FAILED, FLAGS, HEADER, WHOLE, type NativeSender } from './native.js'
 import { fairness } from './fairness.js'
+import { timers } from './timers.js'
 import type { BufferSource, Reservation } from './types.js'
 
 /** Bytes of the staging arena: what one call carries at most. */
@@ -177,7 +178,7 @@ export class SendQueue {
 
   /** For how long, in microseconds: where several waited at once, once. */
   get waitedMicros(): number {
-    const now = this.#fullSince === null ? 0 : performance.now() - this.#fullSince
+    const now = this.#fullSince === null ? 0 : timers.now() - this.#fullSince
     return Math.round((this.#waited + now) * 1000)
   }
 
@@ -188,14 +189,14 @@ export class SendQueue {
   /** What is in line waits for room. */
   #isFull(): void {
     if (this.#fullSince !== null) return
-    this.#fullSince = performance.now()
+    this.#fullSince = timers.now()
     this.#full += 1
   }
 
   /** Nothing is in line any more. */
   #isFullNoMore(): void {
     if (this.#fullSince === null) return
-    this.#waited += performance.now() - this.#fullSince
+    this.#waited += timers.now() - this.#fullSince
     this.#fullSince = null
   }
 
@@ -708,7 +709,7 @@ export class SendQueue {
     if (this.#turns < TURNS) {
       this.#wanted = size
       this.#turning = true
-      setImmediate(this.#turn)
+      timers.setImmediate(this.#turn)
       return true
     }
     this.#turns = 0
@@ -725,7 +726,7 @@ export class SendQueue {
     if (!this.#turning) return
     this.#turns += 1
     if (this.#turns < TURNS && this.#native.hasRoom(Math.max(this.#wanted, this.#worthwhile)) === 0) {
-      setImmediate(this.#turn)
+      timers.setImmediate(this.#turn)
       return
     }
     this.#turning = false

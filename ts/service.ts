@@ -5,6 +5,7 @@ import { runHandshakeAt } from './handshake.js'
 import { letEnd, makeHeld, type Merge } from './merge.js'
 import type { Failure, NativeListener, RawChannel } from './native.js'
 import { plainObject } from './options.js'
+import { timers } from './timers.js'
 import type { ConnectOptions, ListenOptions } from './types.js'
 
 let make: (parts: EndpointParts<NativeListener>) => Listener
@@ -62,7 +63,7 @@ export class Listener extends Endpoint<ListenerEvents> {
     // Told before the listener is there, which an error keeps it from.
     this.hearOf('newListener', (name) => {
       if (name === 'connection' && this.#merged !== null) throw invalid(toMessages())
-      if (name === 'connection') queueMicrotask(() => this.#divert())
+      if (name === 'connection') timers.queueMicrotask(() => this.#divert())
     })
     this.hearOf('removeListener', (name) => {
       if (name === 'connection' && this.listenerCount('connection') === 0) this.setTaker(null)

@@ -1,6 +1,7 @@
 // A turn of the event loop that is waited for and keeps no process alive.
 
 import { builtin } from './builtin.js'
+import { timers } from './timers.js'
 
 /** What is posted here wakes the event loop, as long as something else keeps it going. */
 let waker: { postMessage(nothing: null): void } | undefined
@@ -10,7 +11,7 @@ let waker: { postMessage(nothing: null): void } | undefined
  * alone is not enough: the loop would sleep before it, for as long as it has no other work.
  */
 export function afterWeakTurn(call: () => void): NodeJS.Immediate {
-  const immediate = setImmediate(call).unref()
+  const immediate = timers.setImmediate(call).unref()
   waker ??= newWaker()
   waker.postMessage(null)
   return immediate

@@ -5,6 +5,7 @@ import type { ReadableStream, WritableStream } from 'node:stream/web'
 import { builtin } from './builtin.js'
 import { Channel, quietOf } from './channel.js'
 import { invalid, showSource } from './errors.js'
+import { timers } from './timers.js'
 import type { BufferSource } from './types.js'
 
 /** Both directions of a channel as web streams. */
@@ -67,7 +68,7 @@ export function toWeb(channel: Channel): WebStreams {
     },
     async write(chunk) {
       await channel.send(chunk)
-      if (told) setImmediate(endIfFree)
+      if (told) timers.setImmediate(endIfFree)
     },
     close: () => channel.end(),
     abort: () => channel.close(),

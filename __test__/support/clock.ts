@@ -9,7 +9,11 @@ performance.now = () => clock.now
 
 interface Insides {
   fairness: { look(isWeak?: boolean): number; readonly looks: number; readonly due: Promise<void> | null }
+  timers: typeof globalThis & { nextTick: typeof process.nextTick; now(): number }
 }
+
+const { timers } = await insideOf<Insides>('timers.js')
+timers.now = () => clock.now
 
 /** What the package does not export. */
 export const { fairness } = await insideOf<Insides>('fairness.js')

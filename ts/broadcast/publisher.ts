@@ -19,6 +19,7 @@ import type { BufferSource, GoneReason, PublishOptions, Reservation } from '../t
 import { makeSubscriber, tellGone, type Subscriber } from './subscriber.js'
 // oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
 import { typedPublisher, type TypedPublisher } from './typed.js'
+import { timers } from '../timers.js'
 
 /** What a {@link Publisher} emits. */
 export interface PublisherEvents {
@@ -326,7 +327,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
     this.#queue.shut(unsendable, true)
     for (const number of [...this.#subscribers.keys()]) this.#gone(number, reason)
     this.#resolveClosed(reason)
-    queueMicrotask(() => this.#tell('close', reason))
+    timers.queueMicrotask(() => this.#tell('close', reason))
   }
 }
 

@@ -15,6 +15,7 @@ import type { Delivery, Evidence, GoneReason, Identity, SubscribeOptions } from 
 
 // oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
 import { typedSubscription, type TypedSubscription } from './typed.js'
+import { timers } from '../timers.js'
 
 /** Only {@link subscribe} makes subscriptions. */
 const KEY = Symbol('ringfence')
@@ -89,7 +90,7 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
       settings.busyPoll > 0,
       (error) => this.#failed(error),
       // The reader that has found the end must return first.
-      () => queueMicrotask(() => this.#hear()),
+      () => timers.queueMicrotask(() => this.#hear()),
       () => {},
     )
     if (native.watch(() => this.#hear()) === FAILED) throw fromFailure(native.failure())
