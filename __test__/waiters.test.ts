@@ -112,6 +112,32 @@ test('one that leaves is out of the line, and no other; an end and an error are 
   for (const [number, { promise }] of waits.entries()) await t.throwsAsync(promise, { message: `number ${number}` })
 })
 
+/** Microseconds of this process's time that each of so many takes. */
+function costOf(count: number, deed: (count: number) => void): number {
+  const before = process.cpuUsage()
+  deed(count)
+  const { user, system } = process.cpuUsage(before)
+  return (user + system) / count
+}
+
+test.serial('one wait among many costs as much as one among few, wherever it stands', (t) => {
+  const serve = (count: number) => {
+    const list = new Waiters()
+    for (let number = 0; number < count; number += 1) list.add()
+    while (!list.isEmpty) list.shift()!.found('one')
+  }
+  const leave = (count: number) => {
+    const list = new Waiters()
+    const waits = Array.from({ length: count }, () => list.add())
+    for (const wait of waits.reverse()) wait.leave()
+  }
+  for (const deed of [serve, leave]) {
+    costOf(5000, deed)
+    const [few, many] = [costOf(5000, deed), costOf(100_000, deed)]
+    t.true(many < 10 * Math.max(few, 2), `${deed.name}: ${few} µs each of few, ${many} of many`)
+  }
+})
+
 test('an abort ends its own wait; whatever ends a wait lets go of the signal', async (t) => {
   const control = new AbortController()
   const { signal } = control

@@ -505,7 +505,7 @@ function hasSomething(entry: Entry<unknown>): boolean {
 export function merge<Source extends MergeSource = MergeSource>(channels: Iterable<Source> = []): Merge<Source> {
   if (typeof channels !== 'object' || channels === null || !(Symbol.iterator in channels))
     throw invalid(`merge takes channels, as an array or another iterable, not ${show(channels)}`)
-  const merged = make(false) as Merge<Source>
+  const merged = make(false) as unknown as Merge<Source>
   try {
     for (const channel of channels) merged.add(channel)
   } catch (error) {

@@ -6,57 +6,14 @@
 // (as fq_codel does with the flows of a network).
 
 import { fairness } from './fairness.js'
+import { Line, type Place } from './line.js'
+
+export { Place } from './line.js'
 
 /** Bytes of a turn, about: a turn ends with the message that reaches it. */
 export const TURN = 16 * 1024
 /** Looks at the clock after which a turn ends as well: a handler that is slow makes few messages long. */
 const LOOKS = 2
-
-/** One source's place. */
-export class Place {
-  /** @internal */
-  line: Line<this> | null = null
-  /** @internal */
-  before: this | null = null
-  /** @internal */
-  behind: this | null = null
-}
-
-/** Places in a row. */
-export class Line<Kind extends Place> {
-  first: Kind | null = null
-  #last: Kind | null = null
-
-  /** To the end, from wherever it stood. */
-  push(place: Kind): void {
-    place.line?.remove(place)
-    place.line = this
-    place.before = this.#last
-    if (this.#last === null) this.first = place
-    else this.#last.behind = place
-    this.#last = place
-  }
-
-  remove(place: Kind): void {
-    if (place.line !== this) return
-    if (place.before === null) this.first = place.behind
-    else place.before.behind = place.behind
-    if (place.behind === null) this.#last = place.before
-    else place.behind.before = place.before
-    place.line = place.before = place.behind = null
-  }
-
-  get places(): Kind[] {
-    const places: Kind[] = []
-    for (let place = this.first; place !== null; place = place.behind) places.push(place)
-    return places
-  }
-
-  /** Moves all of them to the end of another line. */
-  moveTo(other: Line<Kind>): void {
-    for (let place = this.first; place !== null; place = this.first) other.push(place)
-  }
-}
 
 export class Turns<Kind extends Place> {
   readonly #fresh = new Line<Kind>()
